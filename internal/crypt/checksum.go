@@ -1,0 +1,84 @@
+package crypt
+
+import (
+	"fmt"
+	"io"
+)
+
+// ChecksumID names a checksum algorithm in sealed checksums.
+type ChecksumID byte
+
+// The algorithms of S3's x-amz-checksum-* headers.
+const (
+	CRC32     ChecksumID = 1
+	CRC32C    ChecksumID = 2
+	CRC64NVME ChecksumID = 3
+	SHA1      ChecksumID = 4
+	SHA256    ChecksumID = 5
+)
+
+// Size returns the digest's length in bytes, 0 for an unknown id.
+func (id ChecksumID) Size() int {
+	if int(id) < len(checksumSizes) {
+		return checksumSizes[id]
+	}
+	return 0
+}
+
+var checksumSizes = [...]int{CRC32: 4, CRC32C: 4, CRC64NVME: 8, SHA1: 20, SHA256: 32}
+
+// SealChecksums encrypts digests of the plaintext: the store must not be able to confirm guesses by them. It returns
+// nil for no digests.
+func SealChecksums(digests map[ChecksumID][]byte, dek []byte, random io.Reader) ([]byte, error) {
+	if len(digests) == 0 {
+		return nil, nil
+	}
+	var records []byte
+	for id := CRC32; id <= SHA256; id++ {
+		if digest, ok := digests[id]; ok {
+			if len(digest) != id.Size() {
+				return nil, fmt.Errorf("%w: checksum %d of %d bytes", ErrSize, id, len(digest))
+			}
+			records = append(append(records, byte(id)), digest...)
+		}
+	}
+	aead, err := derivedAEAD(dek, nil, infoChecksum)
+	if err != nil {
+		return nil, err
+	}
+	nonce := make([]byte, nonceSize, nonceSize+len(records)+TagSize)
+	if _, err := io.ReadFull(random, nonce); err != nil {
+		return nil, fmt.Errorf("crypt: drawing a nonce: %w", err)
+	}
+	return aead.Seal(nonce, nonce, records, nil), nil
+}
+
+// OpenChecksums is the inverse of SealChecksums. It returns ErrAuth or ErrEnvelope.
+func OpenChecksums(sealed, dek []byte) (map[ChecksumID][]byte, error) {
+	if len(sealed) == 0 {
+		return nil, nil
+	}
+	aead, err := derivedAEAD(dek, nil, infoChecksum)
+	if err != nil {
+		return nil, err
+	}
+	if len(sealed) < nonceSize+TagSize {
+		return nil, fmt.Errorf("%w: %s is too short", ErrEnvelope, nameSum)
+	}
+	records, err := aead.Open(nil, sealed[:nonceSize], sealed[nonceSize:], nil)
+	if err != nil {
+		return nil, fmt.Errorf("%w: the sealed checksums", ErrAuth)
+	}
+	digests := make(map[ChecksumID][]byte)
+	var previous ChecksumID
+	for len(records) > 0 {
+		id := ChecksumID(records[0])
+		n := id.Size()
+		if n == 0 || id <= previous || len(records) < 1+n {
+			return nil, fmt.Errorf("%w: the records of %s", ErrEnvelope, nameSum)
+		}
+		digests[id] = records[1 : 1+n]
+		records, previous = records[1+n:], id
+	}
+	return digests, nil
+}

@@ -1,0 +1,140 @@
+// Package crypt is the object format: the body, the envelope, and the arithmetic between plaintext and stored sizes.
+//
+// docs/format.md is its specification, exact to the byte; names here are the names there. The body is a Tink
+// AES256_GCM_HKDF stream, so that data can be read without this code. The package uses the standard library only, does
+// no I/O of its own, and takes randomness as an input.
+package crypt
+
+import (
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/hkdf"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+)
+
+// Sizes in bytes. A segment is what one GCM tag protects; segment 0 shares its place with the header.
+const (
+	DEKSize           = 32
+	HeaderSize        = 1 + saltSize + prefixSize
+	TagSize           = 16
+	SegmentSize       = 64 << 10              // plaintext of a full segment
+	StoredSegmentSize = SegmentSize + TagSize // the same, stored
+
+	saltSize   = 32
+	prefixSize = 7
+	nonceSize  = 12
+)
+
+// The info strings of HKDF keep the three keys of a DEK apart. Part of the format.
+const (
+	infoBody     = "cmekproxy v1 body"
+	infoMAC      = "cmekproxy v1 mac"
+	infoChecksum = "cmekproxy v1 checksum"
+)
+
+var (
+	// ErrAuth says that a tag or MAC did not verify: the data or the envelope was altered, cut, moved or swapped, or
+	// the DEK is another one.
+	ErrAuth = errors.New("crypt: authentication failed")
+	// ErrTruncated says that the stored body ended before its last segment.
+	ErrTruncated = errors.New("crypt: body is cut short")
+	// ErrTrailing says that bytes follow the last segment.
+	ErrTrailing = errors.New("crypt: bytes after the last segment")
+	// ErrSize says that a size cannot be: no plaintext gives this stored size, or the two disagree.
+	ErrSize = errors.New("crypt: impossible size")
+	// ErrDEK says that a DEK is not 32 bytes or is all zero, the mark of a key that was never set.
+	ErrDEK = errors.New("crypt: unusable data key")
+)
+
+// Header is the first 40 bytes of a body: its own length, the HKDF salt and the nonce prefix.
+type Header [HeaderSize]byte
+
+func (h *Header) salt() []byte   { return h[1 : 1+saltSize] }
+func (h *Header) prefix() []byte { return h[1+saltSize:] }
+
+// check refuses a header whose length byte is not its length.
+func (h *Header) check() error {
+	if h[0] != HeaderSize {
+		return fmt.Errorf("%w: header length is %d, not %d", ErrAuth, h[0], HeaderSize)
+	}
+	return nil
+}
+
+// stream seals or opens the segments of one body.
+type stream struct {
+	aead  cipher.AEAD
+	nonce [nonceSize]byte
+	last  int64 // index of the last segment
+}
+
+func newStream(dek []byte, h *Header, plaintext int64) (*stream, error) {
+	if err := h.check(); err != nil {
+		return nil, err
+	}
+	if plaintext < 0 || plaintext > MaxPlaintextSize {
+		return nil, fmt.Errorf("%w: %d bytes of plaintext", ErrSize, plaintext)
+	}
+	aead, err := derivedAEAD(dek, h.salt(), infoBody)
+	if err != nil {
+		return nil, err
+	}
+	s := &stream{aead: aead, last: lastSegment(plaintext)}
+	copy(s.nonce[:], h.prefix())
+	return s, nil
+}
+
+// at sets the nonce for segment i. The last flag in it is what makes a cut at a segment boundary fail.
+func (s *stream) at(i int64) []byte {
+	binary.BigEndian.PutUint32(s.nonce[prefixSize:], uint32(i)) //nolint:gosec // MaxPlaintextSize keeps i below 2^32
+	s.nonce[nonceSize-1] = 0
+	if i == s.last {
+		s.nonce[nonceSize-1] = 1
+	}
+	return s.nonce[:]
+}
+
+func derivedAEAD(dek, salt []byte, info string) (cipher.AEAD, error) {
+	key, err := derive(dek, salt, info)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(key)
+	block, err := aes.NewCipher(key)
+	if err != nil {
+		return nil, fmt.Errorf("crypt: %w", err)
+	}
+	aead, err := cipher.NewGCM(block)
+	if err != nil {
+		return nil, fmt.Errorf("crypt: %w", err)
+	}
+	return aead, nil
+}
+
+func derive(dek, salt []byte, info string) ([]byte, error) {
+	if err := CheckDEK(dek); err != nil {
+		return nil, err
+	}
+	key, err := hkdf.Key(sha256.New, dek, salt, info, DEKSize)
+	if err != nil {
+		return nil, fmt.Errorf("crypt: %w", err)
+	}
+	return key, nil
+}
+
+// CheckDEK refuses what cannot be a data key: another length than 32 bytes, or nothing but zeros.
+func CheckDEK(dek []byte) error {
+	if len(dek) != DEKSize {
+		return fmt.Errorf("%w: %d bytes long", ErrDEK, len(dek))
+	}
+	var or byte
+	for _, b := range dek {
+		or |= b
+	}
+	if or == 0 {
+		return fmt.Errorf("%w: all zero", ErrDEK)
+	}
+	return nil
+}

@@ -1,0 +1,224 @@
+package crypt
+
+import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// Version and Suite are the only ones this package writes and reads.
+const (
+	Version byte = 1
+	Suite   byte = 1
+)
+
+// Prefix starts the name of every metadata entry of an envelope. Names are without S3's own "x-amz-meta-".
+const Prefix = "cmek-"
+
+// Names of the envelope's metadata entries.
+const (
+	nameVersion = Prefix + "v"
+	nameSuite   = Prefix + "suite"
+	nameKey     = Prefix + "key"
+	nameDEK     = Prefix + "dek"
+	nameHeader  = Prefix + "header"
+	nameSize    = Prefix + "size"
+	nameSum     = Prefix + "sum"
+	nameMAC     = Prefix + "mac"
+)
+
+const (
+	maxKeyID      = 512
+	maxWrappedDEK = 1024
+	maxSum        = 1024
+	macSize       = sha256.Size
+)
+
+var (
+	// ErrNoEnvelope says that an object has no entry of an envelope at all: cmekproxy did not encrypt it, or all of
+	// the envelope was removed.
+	ErrNoEnvelope = errors.New("crypt: object has no envelope")
+	// ErrEnvelope says that an envelope is malformed: an entry is missing, unknown, or not in its one valid form.
+	ErrEnvelope = errors.New("crypt: malformed envelope")
+	// ErrVersion says that an envelope is of a version or suite that this package does not know.
+	ErrVersion = errors.New("crypt: unknown envelope version or suite")
+)
+
+// Object names what an envelope belongs to. Key is the raw key, after percent-decoding.
+type Object struct{ Bucket, Key string }
+
+// Envelope is what is stored beside a body.
+type Envelope struct {
+	KeyID      string // id of the KMS key, printable ASCII
+	WrappedDEK []byte
+	Header     Header
+	Size       int64  // of the plaintext, in bytes
+	Sum        []byte // sealed checksums, see SealChecksums; may be nil
+	mac        [macSize]byte
+}
+
+// Sign sets the MAC, for obj and under dek.
+func (e *Envelope) Sign(dek []byte, obj Object) error {
+	mac, err := e.sum(dek, obj)
+	if err != nil {
+		return err
+	}
+	e.mac = [macSize]byte(mac)
+	return nil
+}
+
+// Verify returns ErrAuth unless the MAC is the one for obj under dek. Until it has returned nil, only KeyID and
+// WrappedDEK may be used, and only to get the DEK.
+func (e *Envelope) Verify(dek []byte, obj Object) error {
+	mac, err := e.sum(dek, obj)
+	if err != nil {
+		return err
+	}
+	if !hmac.Equal(mac, e.mac[:]) {
+		return fmt.Errorf("%w: the envelope's MAC", ErrAuth)
+	}
+	return nil
+}
+
+func (e *Envelope) sum(dek []byte, obj Object) ([]byte, error) {
+	key, err := derive(dek, nil, infoMAC)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(key)
+	h := hmac.New(sha256.New, key)
+	var size [8]byte
+	binary.BigEndian.PutUint64(size[:], uint64(e.Size)) //nolint:gosec // never negative: Metadata and Parse see to it
+	for _, field := range [][]byte{
+		{Version},
+		{Suite},
+		[]byte(e.KeyID),
+		e.WrappedDEK,
+		e.Header[:],
+		size[:],
+		e.Sum,
+		[]byte("object"),
+		[]byte(obj.Bucket),
+		[]byte(obj.Key),
+	} {
+		var length [4]byte
+		binary.BigEndian.PutUint32(length[:], uint32(len(field))) //nolint:gosec // fields are short
+		h.Write(length[:])
+		h.Write(field)
+	}
+	return h.Sum(nil), nil
+}
+
+// Metadata returns the entries to be stored, or ErrEnvelope for an envelope that ParseEnvelope would refuse.
+func (e *Envelope) Metadata() (map[string]string, error) {
+	b64 := base64.StdEncoding.EncodeToString
+	m := map[string]string{
+		nameVersion: strconv.Itoa(int(Version)),
+		nameSuite:   strconv.Itoa(int(Suite)),
+		nameKey:     e.KeyID,
+		nameDEK:     b64(e.WrappedDEK),
+		nameHeader:  b64(e.Header[:]),
+		nameSize:    strconv.FormatInt(e.Size, 10),
+		nameMAC:     b64(e.mac[:]),
+	}
+	if len(e.Sum) > 0 {
+		m[nameSum] = b64(e.Sum)
+	}
+	if _, err := ParseEnvelope(m); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// ParseEnvelope reads an envelope out of an object's metadata, whose names are in lower case and without
+// "x-amz-meta-". Entries without Prefix are not looked at. It returns ErrNoEnvelope, ErrEnvelope or ErrVersion.
+func ParseEnvelope(metadata map[string]string) (*Envelope, error) {
+	p := parser{left: make(map[string]string)}
+	for name, value := range metadata {
+		if strings.HasPrefix(name, Prefix) {
+			p.left[name] = value
+		}
+	}
+	if len(p.left) == 0 {
+		return nil, ErrNoEnvelope
+	}
+	if v, suite := p.take(nameVersion), p.take(nameSuite); p.err == nil && (v != "1" || suite != "1") {
+		return nil, fmt.Errorf("%w: version %.20q, suite %.20q", ErrVersion, v, suite)
+	}
+	e := &Envelope{
+		KeyID:      p.keyID(),
+		WrappedDEK: p.base64(nameDEK, 1, maxWrappedDEK),
+		Size:       p.size(),
+	}
+	copy(e.Header[:], p.base64(nameHeader, HeaderSize, HeaderSize))
+	copy(e.mac[:], p.base64(nameMAC, macSize, macSize))
+	if _, ok := p.left[nameSum]; ok {
+		e.Sum = p.base64(nameSum, 1, maxSum)
+	}
+	for name := range p.left {
+		p.fail("unknown entry %.40q", name)
+	}
+	if p.err != nil {
+		return nil, p.err
+	}
+	return e, nil
+}
+
+// parser takes entries out of left and keeps the first error.
+type parser struct {
+	left map[string]string
+	err  error
+}
+
+func (p *parser) fail(format string, args ...any) {
+	if p.err == nil {
+		p.err = fmt.Errorf("%w: "+format, append([]any{ErrEnvelope}, args...)...)
+	}
+}
+
+func (p *parser) take(name string) string {
+	value, ok := p.left[name]
+	if !ok {
+		p.fail("no %s", name)
+	}
+	delete(p.left, name)
+	return value
+}
+
+func (p *parser) keyID() string {
+	id := p.take(nameKey)
+	if id == "" || len(id) > maxKeyID {
+		p.fail("%s is %d bytes long", nameKey, len(id))
+	}
+	for i := range len(id) {
+		if id[i] < 0x21 || id[i] > 0x7e {
+			p.fail("%s has a character that is not printable ASCII", nameKey)
+		}
+	}
+	return id
+}
+
+// base64 takes an entry of min to max decoded bytes. Re-encoding finds what a lenient decoder lets pass.
+func (p *parser) base64(name string, least, most int) []byte {
+	text := p.take(name)
+	data, err := base64.StdEncoding.Strict().DecodeString(text)
+	if err != nil || len(data) < least || len(data) > most || base64.StdEncoding.EncodeToString(data) != text {
+		p.fail("%s is not base64 of %d to %d bytes", name, least, most)
+		return nil
+	}
+	return data
+}
+
+func (p *parser) size() int64 {
+	text := p.take(nameSize)
+	n, err := strconv.ParseInt(text, 10, 64)
+	if err != nil || n < 0 || n > MaxPlaintextSize || strconv.FormatInt(n, 10) != text {
+		p.fail("%s is %.40q", nameSize, text)
+	}
+	return n
+}
