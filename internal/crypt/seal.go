@@ -20,7 +20,10 @@ var slotPool = sync.Pool{New: func() any { return new(slots) }}
 //
 // The last segment is sealed only after the source has returned io.EOF, so a source that verifies what it yields, and
 // fails instead of returning io.EOF, keeps the body from becoming whole.
+//
+// Close may be called while a Read is under way, as an HTTP transport does; other calls may not overlap.
 type Sealer struct {
+	mu      sync.Mutex // held by Read
 	src     io.Reader
 	stream  *stream
 	header  Header
@@ -52,6 +55,8 @@ func (s *Sealer) Header() Header { return s.header }
 // Read yields the stored body: StoredSize(size) bytes, then io.EOF. It fails with io.ErrUnexpectedEOF if the source is
 // shorter than the size, with ErrTrailing if it is longer, and otherwise with the source's error.
 func (s *Sealer) Read(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if len(s.out) == 0 && s.err == nil {
 		s.err = s.fill()
 	}
@@ -63,18 +68,22 @@ func (s *Sealer) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// Close gives the buffer back. The Sealer must not be used after it.
+// Close gives the buffer back, or leaves it to the garbage collector if a Read is still using it. Reads after it fail
+// with io.ErrClosedPipe.
 func (s *Sealer) Close() error {
-	if s.slots != nil {
-		slotPool.Put(s.slots)
-		s.slots, s.out, s.err = nil, nil, errors.New("crypt: sealer is closed")
+	if s.mu.TryLock() {
+		defer s.mu.Unlock()
+		if s.slots != nil {
+			slotPool.Put(s.slots)
+			s.slots, s.out, s.err = nil, nil, io.ErrClosedPipe
+		}
 	}
 	return nil
 }
 
 // fill seals the next batch in place. It returns an error only if there is nothing to hand out.
 func (s *Sealer) fill() error {
-	if s.next > s.stream.last || s.slots == nil {
+	if s.next > s.stream.last {
 		return io.EOF
 	}
 	end := 0

@@ -1,0 +1,79 @@
+# cmekproxy. `make help` lists the targets; `make check` is what CI runs.
+
+GO          ?= go
+CACHE       := $(CURDIR)/.cache
+BIN         := $(CACHE)/bin
+FUZZTIME    ?= 20s
+VERSITYGW   := v1.8.0
+GOLANGCI    := v2.15.0
+GOVULNCHECK := v1.1.4
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+.PHONY: build
+build: ## build bin/proxy, with the embedded store of `proxy dev`
+	$(GO) build -trimpath -o bin/proxy ./cmd/proxy
+
+.PHONY: test
+test: ## all unit and integration tests, with the race detector (fetches Go modules on a fresh machine)
+	@echo "go test: the first run downloads modules and compiles everything, a few minutes; later runs take seconds"
+	$(GO) test -race -shuffle=on ./...
+
+.PHONY: check
+check: fmt-check tidy-check test lint vuln ## what CI runs, but for e2e
+
+.PHONY: fmt
+fmt: $(BIN)/golangci-lint ## format the code
+	$(BIN)/golangci-lint fmt
+
+.PHONY: fmt-check
+fmt-check: $(BIN)/golangci-lint
+	$(BIN)/golangci-lint fmt --diff
+
+.PHONY: tidy-check
+tidy-check:
+	$(GO) mod tidy -diff
+
+.PHONY: lint
+lint: $(BIN)/golangci-lint ## golangci-lint with .golangci.yml
+	$(BIN)/golangci-lint run ./...
+
+.PHONY: vuln
+vuln: $(BIN)/govulncheck ## known vulnerabilities; without its database a printed warning, not a pass
+	@$(BIN)/govulncheck ./... || { s=$$?; if [ $$s -eq 3 ]; then exit 3; else \
+	  echo "WARNING: govulncheck could not run (is its database reachable?): vulnerabilities were NOT checked"; fi; }
+
+.PHONY: cover
+cover: ## test coverage by package
+	$(GO) test -shuffle=on -cover ./...
+
+.PHONY: fuzz
+fuzz: ## every fuzz target for FUZZTIME (20s)
+	@for pkg in $$($(GO) list ./...); do \
+	  for target in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz'); do \
+	    echo "== $$pkg $$target"; $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg || exit 1; \
+	  done; done
+
+.PHONY: bench
+bench: ## throughput, latency, CPU and memory, side by side with the bare store and a plain reverse proxy
+	bench/run.sh
+
+.PHONY: e2e
+e2e: ## real clients against proxy serve in front of a separate store (installs what it needs)
+	e2e/run.sh
+
+.PHONY: clean
+clean: ## remove what was built and fetched
+	rm -rf bin $(CACHE)
+
+$(BIN)/golangci-lint:
+	@echo "installing golangci-lint $(GOLANGCI) into .cache/bin"
+	GOBIN=$(BIN) $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI)
+
+$(BIN)/govulncheck:
+	@echo "installing govulncheck $(GOVULNCHECK) into .cache/bin"
+	GOBIN=$(BIN) $(GO) install golang.org/x/vuln/cmd/govulncheck@$(GOVULNCHECK)

@@ -1,0 +1,245 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/subtle"
+	"encoding/hex"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/cmekproxy/cmekproxy/internal/config"
+	"github.com/cmekproxy/cmekproxy/internal/kms"
+)
+
+// checkTimeout bounds each single check.
+const checkTimeout = 15 * time.Second
+
+// check tests everything that serve depends on, and prints a line for each thing.
+func check(ctx context.Context, args []string, stdout io.Writer) error {
+	flags := flag.NewFlagSet("check", flag.ContinueOnError)
+	path := flags.String("config", "", "path of the configuration `FILE`")
+	bucket := flags.String("bucket", "", "`BUCKET` in which the store may be tested with small objects, which are removed again")
+	if err := parse(flags, args, stdout); err != nil {
+		return err
+	}
+	cfg, err := loadConfig(*path)
+	if err != nil {
+		return err
+	}
+	c := &checker{out: stdout}
+	c.line(nil, "configuration %s", *path)
+	for _, key := range cfg.Keys {
+		c.run(ctx, "key "+key.Name+" ("+string(key.Provider)+")", func(ctx context.Context) (string, error) { return checkKey(ctx, key) })
+	}
+	if a, err := build(ctx, cfg, zap.NewNop(), ""); err != nil {
+		c.line(err, "wiring")
+	} else {
+		a.close()
+	}
+	store, err := buildOrigin(ctx, cfg, "")
+	if err != nil {
+		return err
+	}
+	probe := &storeProbe{store: store, bucket: *bucket, name: ".cmekproxy-check-" + rand.Text()}
+	c.run(ctx, "store "+cfg.Origin.Endpoint+": credentials", probe.list)
+	if *bucket == "" {
+		fmt.Fprintln(stdout, "skip  what the store can do: give --bucket to find out")
+	} else {
+		c.run(ctx, "store: put, 2 KB of metadata", probe.put)
+		c.run(ctx, "store: ranges", probe.ranges)
+		c.run(ctx, "store: If-None-Match: * on PUT", probe.ifNoneMatch)
+		c.run(ctx, "store: a body cut short is not kept", probe.cut)
+		c.run(ctx, "store: delete", probe.remove)
+	}
+	if c.failures > 0 {
+		return fmt.Errorf("%d of %d checks failed", c.failures, c.total)
+	}
+	return nil
+}
+
+// checker prints results and counts them.
+type checker struct {
+	out             io.Writer
+	total, failures int
+}
+
+func (c *checker) run(ctx context.Context, what string, test func(context.Context) (string, error)) {
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	detail, err := test(ctx)
+	if detail != "" {
+		what += ": " + detail
+	}
+	c.line(err, "%s", what)
+}
+
+func (c *checker) line(err error, format string, args ...any) {
+	c.total++
+	what := fmt.Sprintf(format, args...)
+	if err != nil {
+		c.failures++
+		fmt.Fprintf(c.out, "FAIL  %s: %v\n", what, err)
+		return
+	}
+	fmt.Fprintf(c.out, "ok    %s\n", what)
+}
+
+// checkKey wraps a fresh data key, unwraps it, and makes sure that it does not unwrap for another object.
+func checkKey(ctx context.Context, key config.Key) (string, error) {
+	wrapper, err := buildWrapper(ctx, key)
+	if err != nil {
+		return "", err
+	}
+	object := kms.EncryptionContext{"bucket": "cmekproxy-check", "key": "object"}
+	dek, wrapped, err := kms.Generate(ctx, wrapper, object)
+	if err != nil {
+		return wrapper.KeyID(), err
+	}
+	again, err := kms.Unwrap(ctx, wrapper, wrapped, object)
+	if err != nil {
+		return wrapper.KeyID(), err
+	}
+	if subtle.ConstantTimeCompare(dek, again) != 1 {
+		return wrapper.KeyID(), errors.New("the KMS unwrapped another data key than it had wrapped")
+	}
+	other := kms.EncryptionContext{"bucket": "cmekproxy-check", "key": "another object"}
+	if _, err := kms.Unwrap(ctx, wrapper, wrapped, other); err == nil {
+		return wrapper.KeyID(), errors.New("the KMS ignores the encryption context: a data key unwraps for any object")
+	}
+	return wrapper.KeyID(), nil
+}
+
+// storeProbe finds out what the store can do, with one small object.
+type storeProbe struct {
+	store  http.RoundTripper
+	bucket string
+	name   string
+}
+
+var probeText = []byte("written by proxy check, and to be removed by it")
+
+func (p *storeProbe) do(ctx context.Context, method, path string, header http.Header, body io.Reader, length int64) (*http.Response, []byte, error) {
+	r, err := http.NewRequestWithContext(ctx, method, (&url.URL{Scheme: "http", Host: "origin", Path: path}).String(), body)
+	if err != nil {
+		return nil, nil, err
+	}
+	if header != nil {
+		r.Header = header
+	}
+	r.ContentLength = length
+	resp, err := p.store.RoundTrip(r)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer resp.Body.Close()
+	var answer bytes.Buffer
+	if _, err := answer.ReadFrom(io.LimitReader(resp.Body, 64<<10)); err != nil {
+		return nil, nil, err
+	}
+	return resp, answer.Bytes(), nil
+}
+
+// expect sends a request for the probe's object and compares the status.
+func (p *storeProbe) expect(ctx context.Context, want int, method string, header http.Header, body []byte) (*http.Response, []byte, error) {
+	resp, answer, err := p.do(ctx, method, "/"+p.bucket+"/"+p.name, header, bytes.NewReader(body), int64(len(body)))
+	if err != nil {
+		return nil, nil, err
+	}
+	if resp.StatusCode != want {
+		return nil, nil, fmt.Errorf("%s answered %d, not %d: %.300s", method, resp.StatusCode, want, answer)
+	}
+	return resp, answer, nil
+}
+
+func (p *storeProbe) list(ctx context.Context) (string, error) {
+	path := "/"
+	if p.bucket != "" {
+		path = "/" + p.bucket
+	}
+	resp, answer, err := p.do(ctx, http.MethodGet, path, nil, nil, 0)
+	if err != nil {
+		return "", err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return "", fmt.Errorf("listing %s answered %d: %.300s", path, resp.StatusCode, answer)
+	}
+	return "", nil
+}
+
+func (p *storeProbe) put(ctx context.Context) (string, error) {
+	value := hex.EncodeToString(make([]byte, 1000))
+	resp, _, err := p.expect(ctx, http.StatusOK, http.MethodPut, http.Header{"X-Amz-Meta-Cmek-Check": {value}}, probeText)
+	if err != nil {
+		return "", err
+	}
+	head, _, err := p.expect(ctx, http.StatusOK, http.MethodHead, nil, nil)
+	if err != nil {
+		return "", err
+	}
+	if head.Header.Get("X-Amz-Meta-Cmek-Check") != value {
+		return "", errors.New("metadata comes back altered")
+	}
+	return "ETag " + resp.Header.Get("Etag"), nil
+}
+
+func (p *storeProbe) ranges(ctx context.Context) (string, error) {
+	for header, want := range map[string][]byte{"bytes=3-9": probeText[3:10], "bytes=-5": probeText[len(probeText)-5:]} {
+		_, got, err := p.expect(ctx, http.StatusPartialContent, http.MethodGet, http.Header{"Range": {header}}, nil)
+		if err != nil {
+			return "", err
+		}
+		if !bytes.Equal(got, want) {
+			return "", fmt.Errorf("range %s gave other bytes", header)
+		}
+	}
+	return "", nil
+}
+
+func (p *storeProbe) ifNoneMatch(ctx context.Context) (string, error) {
+	resp, _, err := p.do(ctx, http.MethodPut, "/"+p.bucket+"/"+p.name, http.Header{"If-None-Match": {"*"}}, bytes.NewReader(probeText), int64(len(probeText)))
+	switch {
+	case err != nil:
+		return "", err
+	case resp.StatusCode == http.StatusPreconditionFailed:
+		return "refused as it should be", nil
+	case resp.StatusCode == http.StatusOK:
+		return "IGNORED by this store: conditional writes do not protect anything here", nil
+	default:
+		return fmt.Sprintf("not supported (%d)", resp.StatusCode), nil
+	}
+}
+
+// cut makes sure of what the proxy's writes stand on: a body that ends before its Content-Length is not kept.
+func (p *storeProbe) cut(ctx context.Context) (string, error) {
+	path := "/" + p.bucket + "/" + p.name + "-cut"
+	short := io.MultiReader(bytes.NewReader(probeText[:10]), failingReader{})
+	if _, _, err := p.do(ctx, http.MethodPut, path, nil, short, int64(len(probeText))); err == nil {
+		return "", errors.New("the store answered before it had the whole body")
+	}
+	resp, _, err := p.do(ctx, http.MethodHead, path, nil, nil, 0)
+	if err != nil {
+		return "", err
+	}
+	if resp.StatusCode != http.StatusNotFound {
+		return "", fmt.Errorf("after a PUT that was cut short, HEAD answered %d, not 404: a failed upload leaves an object behind", resp.StatusCode)
+	}
+	return "", nil
+}
+
+type failingReader struct{}
+
+func (failingReader) Read([]byte) (int, error) { return 0, errors.New("cut on purpose") }
+
+func (p *storeProbe) remove(ctx context.Context) (string, error) {
+	_, _, err := p.expect(ctx, http.StatusNoContent, http.MethodDelete, nil, nil)
+	return "", err
+}

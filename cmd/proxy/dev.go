@@ -1,0 +1,133 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/cmekproxy/cmekproxy/internal/config"
+	"github.com/cmekproxy/cmekproxy/internal/kms"
+)
+
+// Credentials of `proxy dev`. They protect nothing: it listens on loopback only.
+const (
+	devAccessKey = "cmekproxydev"
+	devSecretKey = "cmekproxydevsecret"
+	devRegion    = "us-east-1"
+)
+
+// dev runs the proxy in front of a store in this process, with a key file of its own.
+func dev(ctx context.Context, args []string, stdout io.Writer) error {
+	flags := flag.NewFlagSet("dev", flag.ContinueOnError)
+	listen := flags.String("listen", "127.0.0.1:9000", "loopback `HOST:PORT` of the S3 endpoint")
+	adminListen := flags.String("admin-listen", "127.0.0.1:9001", "loopback `HOST:PORT` of /healthz, /readyz and /metrics")
+	data := flags.String("data", "./cmekproxy-dev", "`DIRECTORY` of the ciphertext and the key; kept between runs")
+	verbose := flags.Bool("v", false, "log every request")
+	if err := parse(flags, args, stdout); err != nil {
+		return err
+	}
+	for _, addr := range []string{*listen, *adminListen} {
+		if err := loopbackOnly(addr); err != nil {
+			return usageError{err}
+		}
+	}
+	dir, err := filepath.Abs(*data)
+	if err != nil {
+		return err
+	}
+	keyFile := filepath.Join(dir, "kms.key")
+	if err := prepareDev(dir, keyFile); err != nil {
+		return err
+	}
+	buckets := filepath.Join(dir, "buckets")
+	socket, stopStore, err := startDevStore(ctx, buckets)
+	if err != nil {
+		return fmt.Errorf("the embedded store: %w", err)
+	}
+	defer stopStore()
+
+	level := "warn"
+	if *verbose {
+		level = "info"
+	}
+	log, err := newLog(level)
+	if err != nil {
+		return err
+	}
+	a, err := build(ctx, devConfig(*listen, *adminListen, keyFile), log, socket)
+	if err != nil {
+		return err
+	}
+	defer a.close()
+	return a.serve(ctx, func(addr net.Addr) { greet(stdout, addr.String(), *adminListen, buckets, keyFile) })
+}
+
+// loopbackOnly refuses addresses that others could reach: the credentials are printed in the README.
+func loopbackOnly(addr string) error {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return err
+	}
+	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+		return fmt.Errorf("%s is not a loopback address; proxy dev has well-known credentials and listens on loopback only", addr)
+	}
+	return nil
+}
+
+func prepareDev(dir, keyFile string) error {
+	if err := os.MkdirAll(filepath.Join(dir, "buckets"), 0o700); err != nil {
+		return err
+	}
+	if err := kms.CreateLocalKeyFile(keyFile); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return nil
+}
+
+func devConfig(listen, adminListen, keyFile string) *config.Config {
+	return &config.Config{
+		Listen:      listen,
+		AdminListen: adminListen,
+		Origin: config.Origin{
+			Endpoint: "http://embedded-store", Region: devRegion,
+			AccessKey: devAccessKey, SecretKey: devSecretKey, PathStyle: true, ChecksumTrailer: true,
+		},
+		Clients: []config.Client{{
+			Name: "dev", AccessKey: devAccessKey, SecretKey: devSecretKey,
+			Allow: []config.Grant{{Buckets: []string{"*"}, Actions: []string{"read", "write", "delete", "list", "admin"}}},
+		}},
+		Keys:       []config.Key{{Name: "dev", Provider: config.Local, KeyFile: keyFile}},
+		Encryption: config.Encryption{Rules: []config.Rule{{Buckets: []string{"*"}, Key: "dev", PlaintextObjects: config.Deny}}},
+		DEKCache:   config.DEKCache{TTL: 30 * time.Second, MaxEntries: 10_000, RevocationProbe: 2 * time.Second},
+		Limits: config.Limits{
+			HeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute, MaxConcurrentRequests: 256, ShutdownGrace: 5 * time.Second,
+		},
+	}
+}
+
+func greet(w io.Writer, addr, admin, buckets, keyFile string) {
+	fmt.Fprintf(w, `cmekproxy dev is an S3 endpoint at http://%[1]s
+It encrypts with the key in %[4]s and keeps only ciphertext. Stop it with Ctrl-C; the data stays.
+
+Paste into another terminal:
+
+  export AWS_ACCESS_KEY_ID=%[5]s AWS_SECRET_ACCESS_KEY=%[6]s AWS_DEFAULT_REGION=%[7]s AWS_ENDPOINT_URL=http://%[1]s
+  aws s3 mb s3://demo; echo "top secret" > hello.txt
+  aws s3 cp hello.txt s3://demo/hello.txt
+  aws s3 ls s3://demo
+  aws s3 cp s3://demo/hello.txt -
+
+See what the store has of it:
+
+  xxd %[3]s/demo/hello.txt
+
+Metrics: http://%[2]s/metrics
+`, addr, admin, buckets, keyFile, devAccessKey, devSecretKey, devRegion)
+}

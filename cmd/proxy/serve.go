@@ -1,0 +1,138 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"go.uber.org/zap"
+
+	"github.com/cmekproxy/cmekproxy/internal/config"
+)
+
+func serve(ctx context.Context, args []string, stdout io.Writer) error {
+	flags := flag.NewFlagSet("serve", flag.ContinueOnError)
+	path := flags.String("config", "", "path of the configuration `FILE`, see config.example.yaml")
+	if err := parse(flags, args, stdout); err != nil {
+		return err
+	}
+	cfg, err := loadConfig(*path)
+	if err != nil {
+		return err
+	}
+	log, err := newLog(cfg.Log.Level)
+	if err != nil {
+		return err
+	}
+	a, err := build(ctx, cfg, log, "")
+	if err != nil {
+		return err
+	}
+	defer a.close()
+	return a.serve(ctx, nil)
+}
+
+func loadConfig(path string) (*config.Config, error) {
+	if path == "" {
+		return nil, usageError{errors.New("--config FILE is missing")}
+	}
+	return config.Load(path, os.LookupEnv) //nolint:forbidigo // the one place that hands the environment to internal/config
+}
+
+// serve answers requests until ctx ends, then lets running ones finish for limits.shutdown_grace. ready, if not nil, is
+// called with the S3 address once it listens.
+func (a *app) serve(ctx context.Context, ready func(net.Addr)) error {
+	s3, err := net.Listen("tcp", a.cfg.Listen)
+	if err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
+	defer s3.Close()
+	adminListener, err := net.Listen("tcp", a.cfg.AdminListen)
+	if err != nil {
+		return fmt.Errorf("admin_listen: %w", err)
+	}
+	health := &health{}
+	s3Server := a.server(a.s3)
+	s3Server.TLSConfig = a.tls
+	adminServer := a.server(a.admin(health))
+
+	running, stop := context.WithCancel(ctx)
+	defer stop()
+	go a.keys.Run(running)
+	go a.purgeOnSignal(running)
+	failed := make(chan error, 2)
+	go func() { failed <- serveHTTP(s3Server, s3) }()
+	go func() { failed <- serveHTTP(adminServer, adminListener) }()
+
+	health.ready.Store(true)
+	a.log.Info("serving", zap.Stringer("s3", s3.Addr()), zap.Stringer("admin", adminListener.Addr()), zap.Bool("tls", a.tls != nil),
+		zap.Duration("revocation_window", a.keys.Window()), zap.String("version", versionString()))
+	if ready != nil {
+		ready(s3.Addr())
+	}
+	select {
+	case err = <-failed:
+	case <-ctx.Done():
+	}
+	health.ready.Store(false)
+	return errors.Join(err, a.drain(s3Server), adminServer.Close())
+}
+
+// drain stops accepting and waits for running requests, for the grace time at most.
+func (a *app) drain(server *http.Server) error {
+	grace, cancel := context.WithTimeout(context.Background(), a.cfg.Limits.ShutdownGrace)
+	defer cancel()
+	a.log.Info("draining", zap.Duration("at_most", a.cfg.Limits.ShutdownGrace))
+	if err := server.Shutdown(grace); err != nil {
+		a.log.Warn("requests were still running and are cut off", zap.Error(err))
+		return server.Close()
+	}
+	a.log.Info("drained")
+	return nil
+}
+
+func (a *app) server(handler http.Handler) *http.Server {
+	return &http.Server{
+		Handler:                      handler,
+		ReadHeaderTimeout:            a.cfg.Limits.HeaderTimeout,
+		IdleTimeout:                  idleConnection,
+		MaxHeaderBytes:               maxHeaderBytes,
+		DisableGeneralOptionsHandler: true,
+		ErrorLog:                     zap.NewStdLog(a.log.WithOptions(zap.IncreaseLevel(zap.WarnLevel))),
+	}
+}
+
+func serveHTTP(server *http.Server, listener net.Listener) error {
+	var err error
+	if server.TLSConfig != nil {
+		err = server.ServeTLS(listener, "", "")
+	} else {
+		err = server.Serve(listener)
+	}
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return err
+}
+
+// purgeOnSignal forgets all data keys on SIGUSR1.
+func (a *app) purgeOnSignal(ctx context.Context) {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGUSR1)
+	defer signal.Stop(signals)
+	for {
+		select {
+		case <-signals:
+			a.log.Warn("data keys purged", zap.String("by", "SIGUSR1"), zap.Int("purged", a.keys.PurgeAll()))
+		case <-ctx.Done():
+			return
+		}
+	}
+}

@@ -1,0 +1,253 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"os"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	awsconfig "github.com/aws/aws-sdk-go-v2/config"
+	"github.com/aws/aws-sdk-go-v2/credentials"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"github.com/cmekproxy/cmekproxy/internal/access"
+	"github.com/cmekproxy/cmekproxy/internal/config"
+	"github.com/cmekproxy/cmekproxy/internal/dekcache"
+	"github.com/cmekproxy/cmekproxy/internal/keyring"
+	"github.com/cmekproxy/cmekproxy/internal/kms"
+	"github.com/cmekproxy/cmekproxy/internal/metrics"
+	"github.com/cmekproxy/cmekproxy/internal/origin"
+	"github.com/cmekproxy/cmekproxy/internal/s3api"
+)
+
+// Time limits that are nobody's business to tune.
+const (
+	dialTimeout    = 10 * time.Second
+	kmsTimeout     = 6 * time.Second
+	negativeTTL    = time.Second // how long a revoked key is not asked about again
+	maxHeaderBytes = 32 << 10    // S3 itself takes 8 KiB of headers
+	idleConnection = 2 * time.Minute
+)
+
+// app is the proxy, built from its configuration and not yet serving.
+type app struct {
+	cfg     *config.Config
+	log     *zap.Logger
+	metrics *metrics.Metrics
+	cache   *dekcache.Cache
+	keys    *keyring.Keyring
+	s3      http.Handler
+	tls     *tls.Config // nil for plain HTTP
+}
+
+// build wires the proxy. unixSocket, if not empty, is where the store listens in place of its endpoint's host.
+func build(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSocket string) (*app, error) {
+	a := &app{cfg: cfg, log: log, metrics: metrics.New()}
+	clients, err := buildClients(cfg.Clients)
+	if err != nil {
+		return nil, err
+	}
+	store, err := buildOrigin(ctx, cfg, unixSocket)
+	if err != nil {
+		return nil, err
+	}
+	if a.tls, err = buildTLS(cfg.TLS); err != nil {
+		return nil, err
+	}
+	if err := a.buildKeys(ctx); err != nil {
+		return nil, err
+	}
+	a.s3 = s3api.New(s3api.Config{
+		Origin:        store,
+		Keys:          a.keys,
+		Clients:       clients,
+		Domain:        cfg.Domain,
+		Log:           log,
+		Metrics:       a.metrics,
+		IdleTimeout:   cfg.Limits.IdleTimeout,
+		MaxConcurrent: cfg.Limits.MaxConcurrentRequests,
+		Now:           time.Now,
+		Random:        rand.Reader,
+	})
+	return a, nil
+}
+
+func (a *app) close() {
+	if a.cache != nil {
+		a.cache.Close()
+	}
+	_ = a.log.Sync() //nolint:errcheck // standard error cannot always be synced
+}
+
+func buildClients(list []config.Client) (*access.Directory, error) {
+	var clients []access.Client
+	for _, c := range list {
+		client := access.Client{Name: c.Name, AccessKey: c.AccessKey, Secret: c.SecretKey.Reveal()}
+		for _, grant := range c.Allow {
+			g := access.Grant{Buckets: grant.Buckets}
+			for _, action := range grant.Actions {
+				g.Actions = append(g.Actions, access.Action(action))
+			}
+			client.Allow = append(client.Allow, g)
+		}
+		clients = append(clients, client)
+	}
+	return access.New(clients)
+}
+
+func buildOrigin(ctx context.Context, cfg *config.Config, unixSocket string) (*origin.Origin, error) {
+	endpoint, err := url.Parse(cfg.Origin.Endpoint)
+	if err != nil {
+		return nil, fmt.Errorf("origin.endpoint: %w", err)
+	}
+	creds, err := originCredentials(ctx, cfg.Origin)
+	if err != nil {
+		return nil, err
+	}
+	return origin.New(origin.Config{
+		Endpoint:    endpoint,
+		Region:      cfg.Origin.Region,
+		Credentials: creds,
+		PathStyle:   cfg.Origin.PathStyle,
+		Trailers:    cfg.Origin.ChecksumTrailer,
+		Now:         time.Now,
+		Transport: origin.NewTransport(origin.TransportConfig{
+			DialTimeout:     dialTimeout,
+			ResponseTimeout: cfg.Limits.IdleTimeout,
+			MaxConns:        cfg.Limits.MaxConcurrentRequests,
+			UnixSocket:      unixSocket,
+		}),
+	}), nil
+}
+
+func originCredentials(ctx context.Context, cfg config.Origin) (aws.CredentialsProvider, error) {
+	if cfg.AccessKey != "" {
+		return credentials.NewStaticCredentialsProvider(cfg.AccessKey, cfg.SecretKey.Reveal(), ""), nil
+	}
+	chain, err := awsconfig.LoadDefaultConfig(ctx, awsconfig.WithRegion(cfg.Region))
+	if err != nil {
+		return nil, fmt.Errorf("the store's credentials from the AWS SDK's default chain: %w", err)
+	}
+	return chain.Credentials, nil
+}
+
+func buildTLS(cfg config.TLS) (*tls.Config, error) {
+	if cfg.CertFile == "" {
+		return nil, nil
+	}
+	cert, err := tls.LoadX509KeyPair(cfg.CertFile, cfg.KeyFile)
+	if err != nil {
+		return nil, fmt.Errorf("tls: %w", err)
+	}
+	// HTTP/1.1 only, as S3 itself: HTTP/2 costs CPU and brings an S3 client nothing.
+	out := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{cert}, NextProtos: []string{"http/1.1"}}
+	if cfg.ClientCAFile != "" {
+		pem, err := os.ReadFile(cfg.ClientCAFile)
+		if err != nil {
+			return nil, fmt.Errorf("tls.client_ca_file: %w", err)
+		}
+		out.ClientCAs = x509.NewCertPool()
+		if !out.ClientCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("tls.client_ca_file: no certificate in %s", cfg.ClientCAFile)
+		}
+		out.ClientAuth = tls.RequireAndVerifyClientCert
+	}
+	return out, nil
+}
+
+// buildKeys makes the cache and the keyring, and has both measured.
+func (a *app) buildKeys(ctx context.Context) error {
+	var keys []keyring.Key
+	for _, k := range a.cfg.Keys {
+		wrapper, err := buildWrapper(ctx, k)
+		if err != nil {
+			return fmt.Errorf("key %s: %w", k.Name, err)
+		}
+		keys = append(keys, keyring.Key{Name: k.Name, Wrapper: wrapper})
+	}
+	var rules []keyring.Rule
+	for _, r := range a.cfg.Encryption.Rules {
+		rules = append(rules, keyring.Rule{
+			Buckets: r.Buckets, Prefixes: r.Prefixes, Clients: r.Clients, Key: r.Key,
+			AllowPlaintext: r.PlaintextObjects == config.Allow,
+		})
+	}
+	ttl := a.cfg.DEKCache.TTL
+	a.cache = dekcache.New(dekcache.Config{
+		TTL: ttl, MaxEntries: a.cfg.DEKCache.MaxEntries, NegativeTTL: negativeTTL, Refusal: kms.IsRevoked, Now: time.Now,
+	})
+	var err error
+	a.keys, err = keyring.New(keyring.Config{
+		Keys: keys, Rules: rules, Cache: a.cache,
+		RevocationProbe: a.cfg.DEKCache.RevocationProbe,
+		Timeout:         min(kmsTimeout, ttl/2), // an answer that comes after the TTL is of no use
+		OnKMSCall:       a.onKMSCall,
+		OnRevoked: func(key string, err error, n int) {
+			a.log.Warn("key revoked: its data keys are purged", zap.String("kms_key_name", key), zap.Int("purged", n), zap.Error(err))
+		},
+	})
+	if err != nil {
+		return err
+	}
+	a.measureCache()
+	return nil
+}
+
+func buildWrapper(ctx context.Context, k config.Key) (kms.Wrapper, error) {
+	switch k.Provider {
+	case config.AWSKMS:
+		return kms.NewAWS(ctx, kms.AWSConfig{KeyID: k.KeyID, Region: k.Region, Endpoint: k.Endpoint, RoleARN: k.RoleARN})
+	case config.Local:
+		return kms.NewLocal(k.KeyFile)
+	default:
+		return nil, fmt.Errorf("unknown provider %q", k.Provider)
+	}
+}
+
+func (a *app) onKMSCall(ctx context.Context, key, op string, took time.Duration, err error) {
+	result := "ok"
+	if failure := (*kms.Error)(nil); errors.As(err, &failure) {
+		result = failure.Kind.String()
+	} else if err != nil {
+		result = "error"
+	}
+	s3api.RecordKMS(ctx, took)
+	a.metrics.KMS(key, op, result, took)
+	if err != nil {
+		a.log.Warn("kms request failed", zap.String("kms_key_name", key), zap.String("operation", op), zap.Duration("took", took), zap.Error(err))
+	}
+}
+
+func (a *app) measureCache() {
+	a.metrics.Counter("cmekproxy_dek_cache_hits_total", "Data keys found in the cache.", func() float64 { return float64(a.cache.Stats().Hits) })
+	a.metrics.Counter("cmekproxy_dek_cache_misses_total", "Data keys not found in the cache.", func() float64 { return float64(a.cache.Stats().Misses) })
+	a.metrics.Counter("cmekproxy_dek_cache_evictions_total", "Data keys dropped because the cache was full.", func() float64 { return float64(a.cache.Stats().Evictions) })
+	a.metrics.Gauge("cmekproxy_dek_cache_entries", "Data keys in the cache.", func() float64 { return float64(a.cache.Stats().Entries) })
+	a.metrics.Gauge("cmekproxy_dek_cache_oldest_seconds", "Age of the oldest data key in the cache.", func() float64 { return a.cache.Stats().OldestAge.Seconds() })
+	a.metrics.Gauge("cmekproxy_revocation_window_seconds", "Longest time from revoking a key to the last plaintext byte, while the KMS can be reached.", func() float64 { return a.keys.Window().Seconds() })
+}
+
+// newLog returns the JSON log on standard error. Times are RFC 3339, durations milliseconds.
+func newLog(level string) (*zap.Logger, error) {
+	parsed, err := zapcore.ParseLevel(level)
+	if err != nil {
+		return nil, err
+	}
+	cfg := zap.NewProductionConfig()
+	cfg.Level = zap.NewAtomicLevelAt(parsed)
+	cfg.Sampling = nil // an access log with holes is none
+	cfg.DisableCaller = true
+	cfg.DisableStacktrace = true
+	cfg.EncoderConfig.TimeKey = "time"
+	cfg.EncoderConfig.EncodeTime = zapcore.RFC3339NanoTimeEncoder
+	cfg.EncoderConfig.EncodeDuration = zapcore.MillisDurationEncoder
+	return cfg.Build()
+}

@@ -1,0 +1,226 @@
+package access_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/cmekproxy/cmekproxy/internal/access"
+)
+
+const secret = "s3cr3t-of-app"
+
+func client(grants ...access.Grant) access.Client {
+	return access.Client{Name: "app", AccessKey: "AKAPP", Secret: secret, Allow: grants}
+}
+
+func grant(bucket string, actions ...access.Action) access.Grant {
+	return access.Grant{Buckets: []string{bucket}, Actions: actions}
+}
+
+var allActions = []access.Action{access.Read, access.Write, access.Delete, access.List, access.Admin}
+
+func TestMay(t *testing.T) {
+	two := client(grant("logs", access.Read, access.List), grant("in-*", access.Write))
+	several := client(access.Grant{Buckets: []string{"a", "b*"}, Actions: []access.Action{access.Read}})
+	nothing, empty := client(), client(access.Grant{})
+	tests := []struct {
+		name   string
+		client access.Client
+		action access.Action
+		bucket string
+		want   bool
+	}{
+		{"granted", two, access.Read, "logs", true},
+		{"second action", two, access.List, "logs", true},
+		{"second grant", two, access.Write, "in-box", true},
+		{"second pattern", several, access.Read, "bee", true},
+		{"action of another grant", two, access.Write, "logs", false},
+		{"bucket of another grant", two, access.Read, "in-box", false},
+		{"action not granted", two, access.Delete, "logs", false},
+		{"admin is not implied", two, access.Admin, "logs", false},
+		{"admin implies nothing", client(grant("*", access.Admin)), access.Read, "logs", false},
+		{"bucket not granted", two, access.Read, "other", false},
+		{"unknown action", client(grant("*", allActions...)), "everything", "logs", false},
+		{"no action", client(grant("*", allActions...)), "", "logs", false},
+		{"service by *", client(grant("*", access.List)), access.List, "", true},
+		{"service by a pattern", client(grant("a*", access.List)), access.List, "", false},
+		{"service by a name", two, access.List, "", false},
+		{"no grants", nothing, access.Read, "logs", false},
+		{"grant of nothing", empty, access.Read, "logs", false},
+		{"grant of no buckets", client(access.Grant{Actions: allActions}), access.Read, "logs", false},
+		{"grant of no actions", client(access.Grant{Buckets: []string{"*"}}), access.Read, "logs", false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := tt.client.May(tt.action, tt.bucket); got != tt.want {
+				t.Errorf("May(%q, %q) = %v, want %v", tt.action, tt.bucket, got, tt.want)
+			}
+		})
+	}
+}
+
+var globs = []struct {
+	pattern, bucket string
+	want            bool
+}{
+	{"logs", "logs", true},
+	{"logs", "logs2", false},
+	{"logs", "log", false},
+	{"logs", "xlogs", false},
+	{"logs", "Logs", false},
+	{"logs", "", false},
+	{"*", "logs", true},
+	{"**", "logs", true},
+	{"hr-*", "hr-", true},
+	{"hr-*", "hr-pay", true},
+	{"hr-*", "hr", false},
+	{"hr-*", "hrx-pay", false},
+	{"hr-*", "xhr-pay", false},
+	{"hr-*", "shr-hr-", false},
+	{"*-archive", "x-archive", true},
+	{"*-archive", "-archive", true},
+	{"*-archive", "archive", false},
+	{"*-archive", "x-archive2", false},
+	{"a*c", "ac", true},
+	{"a*c", "abc", true},
+	{"a*c", "abcb", false},
+	{"a*a", "a", false}, // the two ends must not overlap
+	{"ab*ba", "aba", false},
+	{"ab*ba", "abba", true},
+	{"*a*b*", "xaxb", true},
+	{"*a*b*", "ab", true},
+	{"*a*b*", "ba", false},
+	{"a*b*c", "abbc", true},
+	{"a*b*c", "acbbc", true},
+	{"a*b*c", "acbb", false},
+	{"a*bc*bc", "abc", false},
+	{"a*bc*bc", "abcbc", true},
+	{"a.b", "axb", false},
+	{"a.b", "a.b", true},
+	{"a?c", "abc", false},
+	{"a?c", "a?c", true},
+	{"[ab]", "a", false},
+	{`\*`, "*", false},
+	{"a+", "aa", false},
+}
+
+func TestGlob(t *testing.T) {
+	for _, tt := range globs {
+		t.Run(tt.pattern+" on "+tt.bucket, func(t *testing.T) {
+			c := client(grant(tt.pattern, access.Read))
+			if got := c.May(access.Read, tt.bucket); got != tt.want {
+				t.Errorf("%q matches %q: %v, want %v", tt.pattern, tt.bucket, got, tt.want)
+			}
+		})
+	}
+}
+
+// FuzzGlob compares with a regular expression, the slow and obvious way.
+func FuzzGlob(f *testing.F) {
+	for _, tt := range globs {
+		f.Add(tt.pattern, tt.bucket)
+	}
+	f.Fuzz(func(t *testing.T, pattern, bucket string) {
+		if pattern == "" || len(pattern)+len(bucket) > 200 {
+			t.Skip()
+		}
+		re, err := regexp.Compile(`(?s)\A` + strings.ReplaceAll(regexp.QuoteMeta(pattern), `\*`, ".*") + `\z`)
+		if err != nil || strings.ContainsRune(bucket+pattern, '\ufffd') {
+			t.Skip() // not UTF-8, which regexp treats in its own way
+		}
+		c := client(grant(pattern, access.Read))
+		if got, want := c.May(access.Read, bucket), re.MatchString(bucket); got != want {
+			t.Errorf("%q matches %q: %v, want %v", pattern, bucket, got, want)
+		}
+	})
+}
+
+func TestDirectory(t *testing.T) {
+	given := []access.Client{
+		client(grant("logs", access.Read)),
+		{Name: "other", AccessKey: "akapp", Secret: "another secret"},
+	}
+	d, err := access.New(given)
+	if err != nil {
+		t.Fatal(err)
+	}
+	given[0].Allow[0].Buckets[0] = "*"
+	given[0].Allow[0].Actions[0] = access.Admin
+	given[0].Secret = "changed"
+
+	if got, ok := d.Secret("AKAPP"); got != secret || !ok {
+		t.Errorf("Secret of a client: %q, %v", got, ok)
+	}
+	if got, ok := d.Secret("akapp"); got != "another secret" || !ok {
+		t.Errorf("Secret of a client in lower case: %q, %v", got, ok)
+	}
+	for _, unknown := range []string{"", "AKAP", "AKAPPX", "app", "*"} {
+		if got, ok := d.Secret(unknown); got != "" || ok {
+			t.Errorf("Secret(%q) = %q, %v", unknown, got, ok)
+		}
+		if got, ok := d.Client(unknown); got != nil || ok {
+			t.Errorf("Client(%q) = %v, %v", unknown, got, ok)
+		}
+	}
+	c, ok := d.Client("AKAPP")
+	if !ok || c.Name != "app" {
+		t.Fatalf("Client: %v, %v", c, ok)
+	}
+	if !c.May(access.Read, "logs") || c.May(access.Admin, "logs") || c.May(access.Read, "x") {
+		t.Error("a grant changed with the caller's slice")
+	}
+}
+
+func TestNewRefuses(t *testing.T) {
+	with := func(change func(*access.Client)) []access.Client {
+		c := client(grant("logs", access.Read))
+		change(&c)
+		return []access.Client{c}
+	}
+	other := func(name, accessKey string) []access.Client {
+		return []access.Client{client(), {Name: name, AccessKey: accessKey, Secret: secret}}
+	}
+	tests := []struct {
+		name    string
+		clients []access.Client
+		want    string
+	}{
+		{"no name", with(func(c *access.Client) { c.Name = "" }), `access: client "": no name`},
+		{"no access key", with(func(c *access.Client) { c.AccessKey = "" }), `access: client "app": no access key`},
+		{"no secret", with(func(c *access.Client) { c.Secret = "" }), `access: client "app": no secret`},
+		{"empty pattern", with(func(c *access.Client) { c.Allow[0].Buckets[0] = "" }), `access: client "app": an empty bucket pattern`},
+		{"unknown action", with(func(c *access.Client) { c.Allow[0].Actions[0] = "reed" }), `access: client "app": unknown action "reed"`},
+		{"one name twice", other("app", "AK2"), `access: two clients are named "app"`},
+		{"one access key twice", other("app2", "AKAPP"), `access: clients "app" and "app2" have one access key`},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			d, err := access.New(tt.clients)
+			if err == nil || err.Error() != tt.want || d != nil {
+				t.Errorf("New: %v, %v, want %s", d, err, tt.want)
+			}
+		})
+	}
+	if _, err := access.New(nil); err != nil {
+		t.Errorf("New of nobody: %v", err)
+	}
+}
+
+func TestSecretIsNotPrinted(t *testing.T) {
+	c := client()
+	asJSON, err := json.Marshal(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []string{
+		fmt.Sprint(c), fmt.Sprint(&c), fmt.Sprintf("%+v", c), fmt.Sprintf("%#v", c), fmt.Sprintf("%#v", &c),
+		fmt.Sprintf("%v", []access.Client{c}), fmt.Sprintf("%q", c), fmt.Sprintf("%x", c), string(asJSON),
+	} {
+		if strings.Contains(s, secret) || strings.Contains(s, fmt.Sprintf("%x", secret)) {
+			t.Errorf("the secret is in %s", s)
+		}
+	}
+}

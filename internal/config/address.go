@@ -1,0 +1,84 @@
+package config
+
+import (
+	"net"
+	"net/netip"
+	"net/url"
+	"regexp"
+	"strconv"
+	"strings"
+)
+
+// checkListeners checks the two addresses, and that both can be listened on at once.
+func (d *decoder) checkListeners(c *Config) {
+	host, port, ok := d.listenAddress(&c.Listen, "listen")
+	adminHost, adminPort, adminOK := d.listenAddress(&c.AdminListen, "admin_listen")
+	// Port 0 is a free one, each time another.
+	if ok && adminOK && port == adminPort && port != 0 && overlap(host, adminHost) {
+		d.fail(&c.AdminListen, "admin_listen must be another address than listen")
+	}
+}
+
+func (d *decoder) listenAddress(field *string, name string) (host string, port uint64, ok bool) {
+	host, portText, err := net.SplitHostPort(*field)
+	if err == nil {
+		port, err = strconv.ParseUint(portText, 10, 16)
+	}
+	if err != nil {
+		d.fail(field, "%s must be HOST:PORT, such as 127.0.0.1:9000 or :9000", name)
+		return "", 0, false
+	}
+	return host, port, true
+}
+
+// overlap reports whether sockets on both hosts would be in each other's way.
+func overlap(a, b string) bool {
+	return a == b || wildcard(a) || wildcard(b) || loopback(a) && loopback(b) && (a == "localhost" || b == "localhost")
+}
+
+func wildcard(host string) bool {
+	addr, err := netip.ParseAddr(host)
+	return host == "" || err == nil && addr.IsUnspecified()
+}
+
+func loopback(host string) bool {
+	addr, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && addr.IsLoopback()
+}
+
+// checkEndpoint checks the URL of a server. An empty one is for the caller to judge.
+func (d *decoder) checkEndpoint(field *string, name string) {
+	if *field == "" {
+		return
+	}
+	u, err := url.Parse(*field)
+	switch {
+	case err != nil, u.Scheme != "http" && u.Scheme != "https", u.Hostname() == "", !portOK(u):
+		d.fail(field, "%s must be a URL such as https://s3.example.com or http://127.0.0.1:7070", name)
+	case u.User != nil:
+		d.fail(field, "%s must not hold credentials", name)
+	case u.Path != "" || strings.ContainsAny(*field, "?#"):
+		d.fail(field, "%s must end after the host and port, without a path or a slash", name)
+	}
+}
+
+func portOK(u *url.URL) bool {
+	if u.Port() == "" {
+		return !strings.HasSuffix(u.Host, ":")
+	}
+	port, err := strconv.ParseUint(u.Port(), 10, 16)
+	return err == nil && port > 0
+}
+
+var domainForm = regexp.MustCompile(`^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+
+func (d *decoder) checkDomain(domain *string) {
+	_, err := netip.ParseAddr(*domain)
+	switch {
+	case *domain == "":
+	case err == nil:
+		d.fail(domain, "domain must be a name, not an IP address")
+	case len(*domain) > 253 || !domainForm.MatchString(*domain):
+		d.fail(domain, "domain must be a host name in lower case, such as s3.example.com, without a port")
+	}
+}

@@ -1,0 +1,218 @@
+package config
+
+import (
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+)
+
+const (
+	maxTTL          = 24 * time.Hour
+	minSecretLength = 8
+)
+
+// check finds what each value for itself does not show. A field that could not be read has a problem already, and fail
+// leaves it at that.
+func (d *decoder) check(c *Config) {
+	d.checkListeners(c)
+	d.checkDomain(&c.Domain)
+	d.checkTLS(&c.TLS)
+	d.checkOrigin(&c.Origin)
+	d.checkClients(c.Clients)
+	d.checkKeys(c.Keys)
+	d.checkRules(c)
+	d.checkDEKCache(&c.DEKCache)
+	d.checkLimits(&c.Limits)
+}
+
+// empty reports whether a field has no value, and that is not because the value could not be read.
+func empty[T ~string](d *decoder, field *T) bool { return *field == "" && !d.failed[field] }
+
+func (d *decoder) checkTLS(t *TLS) {
+	switch {
+	case t.CertFile != "" && empty(d, &t.KeyFile):
+		d.fail(&t.CertFile, "tls.cert_file needs a tls.key_file")
+	case empty(d, &t.CertFile) && t.KeyFile != "":
+		d.fail(&t.KeyFile, "tls.key_file needs a tls.cert_file")
+	case empty(d, &t.CertFile) && t.ClientCAFile != "":
+		d.fail(&t.ClientCAFile, "tls.client_ca_file needs a tls.cert_file and a tls.key_file")
+	}
+}
+
+func (d *decoder) checkOrigin(o *Origin) {
+	const both = "; leave both out for the AWS SDK's default credential chain"
+	d.checkEndpoint(&o.Endpoint, "origin.endpoint")
+	switch {
+	case o.AccessKey != "" && empty(d, &o.SecretKey):
+		d.fail(&o.AccessKey, "origin.access_key needs an origin.secret_key%s", both)
+	case empty(d, &o.AccessKey) && o.SecretKey != "":
+		d.fail(&o.SecretKey, "origin.secret_key needs an origin.access_key%s", both)
+	}
+	d.checkAccessKey(&o.AccessKey, "origin.access_key")
+}
+
+func (d *decoder) checkClients(clients []Client) {
+	names, accessKeys := make(map[string]*string), make(map[string]*string)
+	for i := range clients {
+		c := &clients[i]
+		if d.failed[c] {
+			continue
+		}
+		d.checkUnique(&c.Name, names, "a client of this name")
+		d.checkUnique(&c.AccessKey, accessKeys, "a client with this access_key")
+		d.checkAccessKey(&c.AccessKey, "access_key")
+		if len(c.SecretKey) < minSecretLength {
+			d.fail(&c.SecretKey, "secret_key has fewer than %d characters", minSecretLength)
+		}
+		for j := range c.Allow {
+			d.checkPatterns(c.Allow[j].Buckets)
+		}
+	}
+}
+
+// checkUnique reports a value that an earlier field has. Values are not shown: they may be from the environment.
+func (d *decoder) checkUnique(field *string, earlier map[string]*string, what string) {
+	if *field == "" {
+		return
+	}
+	if first, ok := earlier[*field]; ok {
+		d.fail(field, "there is %s already, on line %d", what, d.places[first].line)
+		return
+	}
+	earlier[*field] = field
+}
+
+// An access key stands in a signature's credential scope, between slashes and commas.
+var accessKeyForm = regexp.MustCompile(`^[A-Za-z0-9._-]{1,128}$`)
+
+func (d *decoder) checkAccessKey(field *string, name string) {
+	switch {
+	case strings.HasPrefix(*field, "file:"):
+		d.fail(field, "%s cannot be read from a file; only secret_key can", name)
+	case *field != "" && !accessKeyForm.MatchString(*field):
+		d.fail(field, "%s may hold letters, digits, '.', '_' and '-' only, at most 128", name)
+	}
+}
+
+// Bucket names as S3 has them, older ones with capitals and underscores included, and *.
+var patternForm = regexp.MustCompile(`^[A-Za-z0-9._*-]{1,255}$`)
+
+func (d *decoder) checkPatterns(buckets []string) {
+	for i := range buckets {
+		if !patternForm.MatchString(buckets[i]) {
+			d.fail(&buckets[i], "not a bucket name; in one, * stands for any run of characters")
+		}
+	}
+}
+
+func (d *decoder) checkKeys(keys []Key) {
+	names := make(map[string]*string)
+	for i := range keys {
+		k := &keys[i]
+		d.checkUnique(&k.Name, names, "a key of this name")
+		switch k.Provider {
+		case AWSKMS:
+			d.checkNeeded(k, &k.KeyID, "key_id")
+			d.checkUnused(k, &k.KeyFile, "key_file")
+			d.checkEndpoint(&k.Endpoint, "endpoint")
+			if k.RoleARN != "" && !strings.HasPrefix(k.RoleARN, "arn:") {
+				d.fail(&k.RoleARN, "role_arn must begin with arn:")
+			}
+		case Local:
+			d.checkNeeded(k, &k.KeyFile, "key_file")
+			d.checkUnused(k, &k.KeyID, "key_id")
+			d.checkUnused(k, &k.RoleARN, "role_arn")
+			d.checkUnused(k, &k.Endpoint, "endpoint")
+			d.checkUnused(k, &k.Region, "region")
+		default: // has been reported
+		}
+	}
+}
+
+func (d *decoder) checkNeeded(k *Key, field *string, name string) {
+	if *field == "" {
+		d.fail(field, "provider %s needs a %s", k.Provider, name)
+	}
+}
+
+func (d *decoder) checkUnused(k *Key, field *string, name string) {
+	if *field != "" {
+		d.fail(field, "provider %s has no %s", k.Provider, name)
+	}
+}
+
+func (d *decoder) checkRules(c *Config) {
+	keys, clients := make([]string, len(c.Keys)), make([]string, len(c.Clients))
+	for i := range c.Keys {
+		keys[i] = c.Keys[i].Name
+	}
+	for i := range c.Clients {
+		clients[i] = c.Clients[i].Name
+	}
+	var catchAll *Rule
+	for i := range c.Encryption.Rules {
+		r := &c.Encryption.Rules[i]
+		if d.failed[r] {
+			continue
+		}
+		switch {
+		case catchAll != nil:
+			d.fail(r, "this rule is never reached: the one on line %d matches everything", d.places[catchAll].line)
+		case matchesAll(r):
+			catchAll = r
+		}
+		d.checkPatterns(r.Buckets)
+		d.checkName(&r.Key, keys, "key", &c.Keys)
+		for j := range r.Clients {
+			d.checkName(&r.Clients[j], clients, "client", &c.Clients)
+		}
+	}
+}
+
+func matchesAll(r *Rule) bool {
+	return slices.Contains(r.Buckets, "*") && len(r.Clients) == 0 && (len(r.Prefixes) == 0 || slices.Contains(r.Prefixes, ""))
+}
+
+// checkName reports a name that is not among the names of a list; unless the list itself could not be read.
+func (d *decoder) checkName(field *string, names []string, what string, list any) {
+	if !slices.Contains(names, *field) && !d.failed[list] {
+		d.fail(field, "there is no %s of this name%s", what, didYouMean(*field, names))
+	}
+}
+
+func (d *decoder) checkDEKCache(c *DEKCache) {
+	switch {
+	case c.TTL <= 0:
+		d.fail(&c.TTL, "dek_cache.ttl must be above 0")
+	case c.TTL > maxTTL:
+		d.fail(&c.TTL, "dek_cache.ttl must be at most 24h")
+	}
+	if c.MaxEntries < 1 {
+		d.fail(&c.MaxEntries, "dek_cache.max_entries must be 1 or more")
+	}
+	switch {
+	case c.RevocationProbe < 0:
+		d.fail(&c.RevocationProbe, "dek_cache.revocation_probe must not be negative; 0 switches it off")
+	case c.RevocationProbe < c.TTL || c.RevocationProbe == 0 || d.failed[&c.TTL]: // fine, or not to be told
+	case d.given[&c.RevocationProbe]:
+		d.fail(&c.RevocationProbe, "dek_cache.revocation_probe must be shorter than ttl (%v); 0 switches it off", c.TTL)
+	default:
+		c.RevocationProbe = 0
+	}
+}
+
+func (d *decoder) checkLimits(l *Limits) {
+	d.checkRange(&l.HeaderTimeout, "limits.header_timeout", 100*time.Millisecond, 10*time.Minute)
+	d.checkRange(&l.IdleTimeout, "limits.idle_timeout", time.Second, 24*time.Hour)
+	d.checkRange(&l.ShutdownGrace, "limits.shutdown_grace", 0, time.Hour)
+	if l.MaxConcurrentRequests < 1 || l.MaxConcurrentRequests > 1_000_000 {
+		d.fail(&l.MaxConcurrentRequests, "limits.max_concurrent_requests must be from 1 to 1000000")
+	}
+}
+
+func (d *decoder) checkRange(field *time.Duration, name string, least, most time.Duration) {
+	if *field < least || *field > most {
+		d.fail(field, "%s must be from %v to %v", name, least, most)
+	}
+}

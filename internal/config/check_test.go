@@ -1,0 +1,203 @@
+package config_test
+
+import "testing"
+
+func TestMissing(t *testing.T) {
+	runErrors(t, []errorCase{
+		{"listen", "listen: 127.0.0.1:9000\n", "", []string{`1:1: "listen" is missing in the file`}},
+		{"endpoint", "  endpoint: http://127.0.0.1:7070\n", "", []string{`3:3: "endpoint" is missing in origin`}},
+		{"client's secret", "    secret_key: in-the-clear\n", "", []string{`6:5: "secret_key" is missing in clients[0]`}},
+		{"client's grants", "    allow:\n      - {buckets: [\"*\"], actions: [read]}\n", "", []string{`6:5: "allow" is missing in clients[0]`}},
+		{"actions", `, actions: [read]`, "", []string{`10:9: "actions" is missing in clients[0].allow[0]`}},
+		{"rule's key", "      key: default\n", "", []string{`17:7: "key" is missing in encryption.rules[0]`}},
+		{"empty value", "region: us-east-1", `region: ""`, []string{`4:11: origin.region is empty`}},
+		{"no clients", "clients:\n  - name: app\n    access_key: AKAPP\n    secret_key: in-the-clear\n    allow:\n" +
+			"      - {buckets: [\"*\"], actions: [read]}\n", "clients: []\n", []string{`5:10: clients is empty`}},
+		{"no keys", "keys:\n  - name: default\n    provider: local\n    key_file: /k\n", "keys: []\n", []string{`11:7: keys is empty`}},
+		{"no rules", "  rules:\n    - buckets: [\"*\"]\n      key: default\n", "  rules: []\n", []string{`16:10: encryption.rules is empty`}},
+		{"no buckets", `    - buckets: ["*"]`, `    - buckets: []`, []string{`17:16: encryption.rules[0].buckets is empty`}},
+	})
+}
+
+func TestListenErrors(t *testing.T) {
+	const form = ` must be HOST:PORT, such as 127.0.0.1:9000 or :9000`
+	const same = `19:15: admin_listen must be another address than listen`
+	runErrors(t, []errorCase{
+		{"without port", "listen: 127.0.0.1:9000", "listen: 127.0.0.1", []string{`1:9: listen` + form}},
+		{"empty port", "listen: 127.0.0.1:9000", `listen: "127.0.0.1:"`, []string{`1:9: listen` + form}},
+		{"named port", "listen: 127.0.0.1:9000", `listen: 127.0.0.1:http`, []string{`1:9: listen` + form}},
+		{"port too large", "listen: 127.0.0.1:9000", `listen: 127.0.0.1:65536`, []string{`1:9: listen` + form}},
+		{"port alone", "", "admin_listen: 9001\n", []string{`19:15: admin_listen` + form}},
+		{"equal", "", "admin_listen: 127.0.0.1:9000\n", []string{same}},
+		{"equal by wildcard", "", "admin_listen: 0.0.0.0:9000\n", []string{same}},
+		{"equal by empty host", "", "admin_listen: :9000\n", []string{same}},
+		{"equal by localhost", "", "admin_listen: localhost:9000\n", []string{same}},
+		{"default of admin_listen", "127.0.0.1:9000", "127.0.0.1:9001", []string{
+			`1:1: admin_listen must be another address than listen`,
+		}},
+		{"certificate without key", "", "tls: {cert_file: /c}\n", []string{`19:18: tls.cert_file needs a tls.key_file`}},
+		{"key without certificate", "", "tls: {key_file: /c}\n", []string{`19:17: tls.key_file needs a tls.cert_file`}},
+		{"client CA alone", "", "tls: {client_ca_file: /c}\n", []string{
+			`19:23: tls.client_ca_file needs a tls.cert_file and a tls.key_file`,
+		}},
+		{"domain with port", "", "domain: s3.example.com:9000\n", []string{
+			`19:9: domain must be a host name in lower case, such as s3.example.com, without a port`,
+		}},
+		{"domain with wildcard", "", "domain: \"*.example\"\n", []string{
+			`19:9: domain must be a host name in lower case, such as s3.example.com, without a port`,
+		}},
+		{"domain is an address", "", "domain: 127.0.0.1\n", []string{`19:9: domain must be a name, not an IP address`}},
+	})
+}
+
+func TestEndpointErrors(t *testing.T) {
+	const form = `3:13: origin.endpoint must be a URL such as https://s3.example.com or http://127.0.0.1:7070`
+	const end = `3:13: origin.endpoint must end after the host and port, without a path or a slash`
+	for value, want := range map[string]string{
+		"127.0.0.1:7070":           form,
+		"s3.example.com":           form,
+		"ftp://s3.example.com":     form,
+		"https://":                 form,
+		"http://:80":               form,
+		`"http://h:"`:              form,
+		"http://h:99999":           form,
+		"http://h:0":               form,
+		"http://h:p":               form,
+		`"http://a b"`:             form,
+		"https://h/":               end,
+		"https://h/s3":             end,
+		"https://h?a=b":            end,
+		"https://h?":               end,
+		`"https://h#a"`:            end,
+		"https://user:pass@h":      `3:13: origin.endpoint must not hold credentials`,
+		"https://user:pass@h/":     `3:13: origin.endpoint must not hold credentials`,
+		`"https://user:p:ass@h:p"`: form,
+	} {
+		t.Run(value, func(t *testing.T) {
+			checkErrors(t, replace(t, "http://127.0.0.1:7070", value), []string{want})
+		})
+	}
+}
+
+func TestClientErrors(t *testing.T) {
+	second := func(name, accessKey string) string {
+		return "  - {name: " + name + ", access_key: " + accessKey +
+			", secret_key: another-one, allow: [{buckets: [a], actions: [read]}]}\nkeys:"
+	}
+	runErrors(t, []errorCase{
+		{"one access key twice", "keys:", second("b", "AKAPP"), []string{
+			`11:27: there is a client with this access_key already, on line 7`,
+		}},
+		{"one name twice", "keys:", second("app", "AKB"), []string{`11:12: there is a client of this name already, on line 6`}},
+		{"bad access key", "AKAPP", "AK/APP", []string{
+			`7:17: access_key may hold letters, digits, '.', '_' and '-' only, at most 128`,
+		}},
+		{"access key from a file", "AKAPP", "file:/a", []string{`7:17: access_key cannot be read from a file; only secret_key can`}},
+		{"bad bucket", `buckets: ["*"], a`, `buckets: [logs, "a?"], a`, []string{
+			`10:26: not a bucket name; in one, * stands for any run of characters`,
+		}},
+		{"empty bucket", `buckets: ["*"], a`, `buckets: [""], a`, []string{
+			`10:20: not a bucket name; in one, * stands for any run of characters`,
+		}},
+		{"origin without secret", "  region: us-east-1", "  region: us-east-1\n  access_key: AK", []string{
+			`5:15: origin.access_key needs an origin.secret_key; leave both out for the AWS SDK's default credential chain`,
+		}},
+		{"origin without access key", "  region: us-east-1", "  region: us-east-1\n  secret_key: SK", []string{
+			`5:15: origin.secret_key needs an origin.access_key; leave both out for the AWS SDK's default credential chain`,
+		}},
+	})
+}
+
+func TestKeyErrors(t *testing.T) {
+	const local = "    provider: local\n    key_file: /k\n"
+	runErrors(t, []errorCase{
+		{"one name twice", "encryption:", "  - {name: default, provider: local, key_file: /l}\nencryption:", []string{
+			`15:12: there is a key of this name already, on line 12`,
+		}},
+		{"aws-kms without key_id", local, "    provider: aws-kms\n", []string{`12:5: provider aws-kms needs a key_id`}},
+		{"aws-kms with key_file", local, "    provider: aws-kms\n    key_id: k\n    key_file: /k\n", []string{
+			`15:15: provider aws-kms has no key_file`,
+		}},
+		{"aws-kms with a bad endpoint", local, "    provider: aws-kms\n    key_id: k\n    endpoint: kms\n", []string{
+			`15:15: endpoint must be a URL such as https://s3.example.com or http://127.0.0.1:7070`,
+		}},
+		{"aws-kms with a bad role", local, "    provider: aws-kms\n    key_id: k\n    role_arn: me\n", []string{
+			`15:15: role_arn must begin with arn:`,
+		}},
+		{"local without key_file", local, "    provider: local\n", []string{`12:5: provider local needs a key_file`}},
+		{"local with the rest", local, local + "    key_id: a\n    role_arn: b\n    endpoint: c\n    region: d\n", []string{
+			`15:13: provider local has no key_id`,
+			`16:15: provider local has no role_arn`,
+			`17:15: provider local has no endpoint`,
+			`18:13: provider local has no region`,
+		}},
+	})
+}
+
+func TestRuleErrors(t *testing.T) {
+	runErrors(t, []errorCase{
+		{"unknown key", "key: default", "key: defualt", []string{`18:12: there is no key of this name (did you mean "default"?)`}},
+		{"unknown key, none near", "key: default", "key: hr", []string{`18:12: there is no key of this name (valid: default)`}},
+		{"unknown client", "", "      clients: [app, ap]\n", []string{`19:22: there is no client of this name (did you mean "app"?)`}},
+		{"bad bucket", `    - buckets: ["*"]`, `    - buckets: ["a/b"]`, []string{
+			`17:17: not a bucket name; in one, * stands for any run of characters`,
+		}},
+		{"never reached", "", "    - {buckets: [a], key: default}\n", []string{
+			`19:7: this rule is never reached: the one on line 17 matches everything`,
+		}},
+		{"keys that cannot be read make no more errors", "  - name: default\n    provider: local\n    key_file: /k\n", "  none\n", []string{
+			`12:3: keys must be a list, not a string`,
+		}},
+	})
+}
+
+func TestRangeErrors(t *testing.T) {
+	const probe = `dek_cache.revocation_probe must be shorter than ttl (5m0s); 0 switches it off`
+	runErrors(t, []errorCase{
+		{"ttl 0", "", "dek_cache: {ttl: 0}\n", []string{`19:18: dek_cache.ttl must be above 0`}},
+		{"ttl negative", "", "dek_cache: {ttl: -1s}\n", []string{`19:18: dek_cache.ttl must be above 0`}},
+		{"ttl above a day", "", "dek_cache: {ttl: 24h0m1s}\n", []string{`19:18: dek_cache.ttl must be at most 24h`}},
+		{"probe negative", "", "dek_cache: {revocation_probe: -1s}\n", []string{
+			`19:31: dek_cache.revocation_probe must not be negative; 0 switches it off`,
+		}},
+		{"probe equal to ttl", "", "dek_cache: {revocation_probe: 5m}\n", []string{`19:31: ` + probe}},
+		{"probe above ttl", "", "dek_cache: {revocation_probe: 6m, ttl: 5m}\n", []string{`19:31: ` + probe}},
+		{"probe of a bad ttl", "", "dek_cache: {revocation_probe: 6m, ttl: 0}\n", []string{`19:40: dek_cache.ttl must be above 0`}},
+		{"max_entries 0", "", "dek_cache: {max_entries: 0}\n", []string{`19:26: dek_cache.max_entries must be 1 or more`}},
+		{"limits too small", "", "limits:\n  header_timeout: 99ms\n  idle_timeout: 0\n  max_concurrent_requests: 0\n  shutdown_grace: -1s\n", []string{
+			`20:19: limits.header_timeout must be from 100ms to 10m0s`,
+			`21:17: limits.idle_timeout must be from 1s to 24h0m0s`,
+			`22:28: limits.max_concurrent_requests must be from 1 to 1000000`,
+			`23:19: limits.shutdown_grace must be from 0s to 1h0m0s`,
+		}},
+		{"limits too large", "", "limits:\n  header_timeout: 11m\n  idle_timeout: 25h\n  max_concurrent_requests: 1000001\n  shutdown_grace: 61m\n", []string{
+			`20:19: limits.header_timeout must be from 100ms to 10m0s`,
+			`21:17: limits.idle_timeout must be from 1s to 24h0m0s`,
+			`22:28: limits.max_concurrent_requests must be from 1 to 1000000`,
+			`23:19: limits.shutdown_grace must be from 0s to 1h0m0s`,
+		}},
+	})
+}
+
+func TestAllProblemsAtOnce(t *testing.T) {
+	checkErrors(t, `lisen: :9000
+origin: {endpoint: x, region: r, regoin: s}
+clients:
+  - {name: a, access_key: A, secret_key: short, allow: [{buckets: [b], actions: [reed]}]}
+keys:
+  - {name: k, provider: kms}
+encryption: {rules: [{buckets: ["*"], key: kk}]}
+dek_cache: {ttl: soon, ttl: 5m}
+`, []string{
+		`1:1: unknown key "lisen" in the file (did you mean "listen"?)`,
+		`1:1: "listen" is missing in the file`,
+		`2:20: origin.endpoint must be a URL such as https://s3.example.com or http://127.0.0.1:7070`,
+		`2:34: unknown key "regoin" in origin (did you mean "region"?)`,
+		`4:42: secret_key has fewer than 8 characters`,
+		`4:82: clients[0].allow[0].actions[0] must be one of read, write, delete, list, admin, not "reed" (did you mean "read"?)`,
+		`6:25: keys[0].provider must be one of aws-kms, local, not "kms"`,
+		`7:44: there is no key of this name (valid: k)`,
+		`8:18: dek_cache.ttl must be a duration such as 90s, 5m or 1h30m, not "soon"`,
+		`8:24: "ttl" is set twice; the first is on line 8`,
+	})
+}

@@ -1,0 +1,57 @@
+// Package config reads the YAML file that configures the proxy into a typed Config.
+//
+// It is strict: what it does not know is an error, and so is a value that could not work. All problems are reported at
+// once, each with its line and column and, where one is near, the name that was probably meant. config.example.yaml
+// at the root of the repository is the reference of all settings.
+//
+// In any value, ${NAME} is replaced by the environment variable NAME; $${ gives a literal ${. The text file:/PATH in
+// place of a secret reads it from that file. No secret, and nothing that came from the environment, is ever part of
+// an error.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+)
+
+// maxFileSize bounds a config file, in bytes. The largest sensible one is a hundredth of this.
+const maxFileSize = 1 << 20
+
+// Load reads the file at path. lookupEnv is os.LookupEnv or a stand-in for it.
+// What is wrong with the content is reported as *Error.
+func Load(path string, lookupEnv func(string) (string, bool)) (*Config, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("opening the config: %w", err)
+	}
+	data, err := io.ReadAll(io.LimitReader(f, maxFileSize+1)) //nolint:forbidigo // one byte more than may be
+	if err = errors.Join(err, f.Close()); err != nil {
+		return nil, fmt.Errorf("reading the config: %w", err)
+	}
+	return Parse(path, data, lookupEnv)
+}
+
+// Parse is Load for data in memory; name stands for the file in errors. It reads the files that secrets name.
+func Parse(name string, data []byte, lookupEnv func(string) (string, bool)) (*Config, error) {
+	d := newDecoder(name, lookupEnv)
+	c := defaults()
+	if root := d.document(data); root != nil && d.structure(root, c) {
+		d.check(c)
+	}
+	if err := d.err(); err != nil {
+		return nil, err
+	}
+	inherit(c)
+	return c, nil
+}
+
+// inherit fills in what one setting takes from another.
+func inherit(c *Config) {
+	for i := range c.Encryption.Rules {
+		if r := &c.Encryption.Rules[i]; r.PlaintextObjects == "" {
+			r.PlaintextObjects = c.Encryption.PlaintextObjects
+		}
+	}
+}

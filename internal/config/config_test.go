@@ -1,0 +1,162 @@
+package config_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cmekproxy/cmekproxy/internal/config"
+)
+
+// base is the smallest config. Tests change a line of it: the line numbers are part of what they expect.
+const base = `listen: 127.0.0.1:9000
+origin:
+  endpoint: http://127.0.0.1:7070
+  region: us-east-1
+clients:
+  - name: app
+    access_key: AKAPP
+    secret_key: in-the-clear
+    allow:
+      - {buckets: ["*"], actions: [read]}
+keys:
+  - name: default
+    provider: local
+    key_file: /k
+encryption:
+  rules:
+    - buckets: ["*"]
+      key: default
+`
+
+func environment(names map[string]string) func(string) (string, bool) {
+	return func(name string) (string, bool) {
+		value, ok := names[name]
+		return value, ok
+	}
+}
+
+func parse(t testing.TB, text string) *config.Config {
+	t.Helper()
+	c, err := config.Parse("c.yaml", []byte(text), environment(nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// replace fails the test if base has no old, so that a case cannot silently test nothing.
+func replace(t testing.TB, old, changed string) string {
+	t.Helper()
+	if strings.Count(base, old) != 1 {
+		t.Fatalf("%q occurs %d times in the base config", old, strings.Count(base, old))
+	}
+	return strings.Replace(base, old, changed, 1)
+}
+
+func TestDefaults(t *testing.T) {
+	want := &config.Config{
+		Listen:      "127.0.0.1:9000",
+		AdminListen: "127.0.0.1:9001",
+		Origin:      config.Origin{Endpoint: "http://127.0.0.1:7070", Region: "us-east-1", PathStyle: true, ChecksumTrailer: true},
+		Clients: []config.Client{{
+			Name: "app", AccessKey: "AKAPP", SecretKey: "in-the-clear",
+			Allow: []config.Grant{{Buckets: []string{"*"}, Actions: []string{"read"}}},
+		}},
+		Keys: []config.Key{{Name: "default", Provider: config.Local, KeyFile: "/k"}},
+		Encryption: config.Encryption{
+			Rules:            []config.Rule{{Buckets: []string{"*"}, Key: "default", PlaintextObjects: config.Deny}},
+			PlaintextObjects: config.Deny,
+		},
+		DEKCache: config.DEKCache{TTL: 5 * time.Minute, MaxEntries: 100000, RevocationProbe: 10 * time.Second},
+		Log:      config.Log{Level: "info"},
+		Limits: config.Limits{
+			HeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
+			MaxConcurrentRequests: 1024, ShutdownGrace: 30 * time.Second,
+		},
+	}
+	if got := parse(t, base); !reflect.DeepEqual(got, want) {
+		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+}
+
+func TestAccepted(t *testing.T) {
+	tests := []struct {
+		name, text string
+		holds      func(*config.Config) bool
+	}{
+		{"domain", base + "domain: s3.example.com\n", func(c *config.Config) bool { return c.Domain == "s3.example.com" }},
+		{"path_style off", replace(t, "  region: us-east-1", "  region: us-east-1\n  path_style: false"), func(c *config.Config) bool {
+			return !c.Origin.PathStyle
+		}},
+		{"probe off", base + "dek_cache: {revocation_probe: 0}\n", func(c *config.Config) bool {
+			return c.DEKCache.RevocationProbe == 0 && c.DEKCache.TTL == 5*time.Minute
+		}},
+		{"default probe with a short ttl", base + "dek_cache: {ttl: 10s}\n", func(c *config.Config) bool {
+			return c.DEKCache.RevocationProbe == 0
+		}},
+		{"longest ttl", base + "dek_cache: {ttl: 24h}\n", func(c *config.Config) bool {
+			return c.DEKCache.TTL == 24*time.Hour && c.DEKCache.RevocationProbe == 10*time.Second
+		}},
+		{"rule inherits", base + "  plaintext_objects: allow\n", func(c *config.Config) bool {
+			return c.Encryption.Rules[0].PlaintextObjects == config.Allow
+		}},
+		{"rule overrides", base + "      plaintext_objects: allow\n", func(c *config.Config) bool {
+			return c.Encryption.Rules[0].PlaintextObjects == config.Allow &&
+				c.Encryption.PlaintextObjects == config.Deny
+		}},
+		{"numbers as text", replace(t, "AKAPP", "0123"), func(c *config.Config) bool {
+			return c.Clients[0].AccessKey == "0123"
+		}},
+		{"empty text is as good as none", replace(t, "    key_file: /k", "    key_file: /k\n    role_arn: \"\""), func(c *config.Config) bool {
+			return c.Keys[0].RoleARN == ""
+		}},
+		{"free ports", replace(t, "9000", "0") + "admin_listen: 127.0.0.1:0\n", func(c *config.Config) bool {
+			return c.AdminListen == "127.0.0.1:0"
+		}},
+		{"one port on two addresses", base + "admin_listen: 127.0.0.2:9000\n", func(c *config.Config) bool {
+			return c.AdminListen == "127.0.0.2:9000"
+		}},
+		{"rules after a narrower one", replace(t, "    - buckets: [\"*\"]",
+			"    - {buckets: [\"*\"], prefixes: [x], key: default}\n    - buckets: [\"*\"]"), func(c *config.Config) bool {
+			return len(c.Encryption.Rules) == 2
+		}},
+		{"a document marker", "---\n" + base + "...\n", func(*config.Config) bool { return true }},
+		{"line ends of Windows", strings.ReplaceAll(base, "\n", "\r\n"), func(*config.Config) bool { return true }},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if c := parse(t, tt.text); !tt.holds(c) {
+				t.Errorf("not as expected: %+v", c)
+			}
+		})
+	}
+}
+
+func TestLoad(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "config.yaml")
+	if _, err := config.Load(path, environment(nil)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a file that is not there: %v", err)
+	}
+	if _, err := config.Load(dir, environment(nil)); err == nil {
+		t.Error("a directory was read")
+	}
+	if err := os.WriteFile(path, []byte(base), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := config.Load(path, environment(nil)); err != nil || c.Listen != "127.0.0.1:9000" {
+		t.Errorf("a good file: %v, %v", c, err)
+	}
+	if err := os.WriteFile(path, []byte(base+strings.Repeat("#", 1<<20)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err := config.Load(path, environment(nil))
+	if want := path + ":1:1: the file is larger than 1 MiB"; err == nil || err.Error() != want {
+		t.Errorf("a large file: %v", err)
+	}
+}

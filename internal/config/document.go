@@ -1,0 +1,91 @@
+package config
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"strings"
+	"unicode/utf8"
+
+	"go.yaml.in/yaml/v4"
+)
+
+// document parses the one YAML document in data. It returns nil after a problem that leaves nothing to walk.
+func (d *decoder) document(data []byte) *yaml.Node {
+	if len(data) > maxFileSize {
+		d.problem(place{1, 1}, "the file is larger than 1 MiB")
+		return nil
+	}
+	if at, ok := findNoText(data); ok {
+		d.problem(at, "a character that is no UTF-8 text")
+		return nil
+	}
+	// The walk finds duplicate keys itself: it knows a better position and words.
+	loader, err := yaml.NewLoader(bytes.NewReader(data), yaml.WithUniqueKeys(false))
+	if err != nil {
+		d.problem(place{1, 1}, "the YAML parser does not start")
+		return nil
+	}
+	var first, second yaml.Node
+	switch err := loader.Load(&first); {
+	case errors.Is(err, io.EOF):
+		d.problem(place{1, 1}, "the file is empty")
+		return nil
+	case err != nil:
+		d.syntax(err)
+		return nil
+	}
+	switch err := loader.Load(&second); {
+	case err == nil:
+		d.problem(place{second.Line, second.Column}, "a second YAML document; there can be only one")
+	case !errors.Is(err, io.EOF):
+		d.syntax(err)
+		return nil
+	}
+	return first.Content[0]
+}
+
+// syntax reports what the YAML parser could not read. Its words are kept unless they quote the file, where a secret
+// may stand.
+func (d *decoder) syntax(err error) {
+	at, text := place{1, 1}, "this is not YAML"
+	var e *yaml.LoadError
+	if errors.As(err, &e) {
+		if e.Mark.Line > 0 {
+			at = place{e.Mark.Line, max(e.Mark.Column, 1)}
+		}
+		switch {
+		case strings.HasPrefix(e.Message, "unknown anchor"):
+			text = "anchors (&) and aliases (*) are not allowed; quote a value that begins with one"
+		case strings.HasPrefix(e.Message, "found character '"):
+			text = "tags (!) are not allowed; quote a value that begins with one"
+		default:
+			text += ": " + e.Message
+		}
+		if inFlow(e.ContextMsg) {
+			text += "; within {} and [], a value such as ${NAME} needs quotes"
+		}
+	}
+	d.problem(at, "%s", text)
+}
+
+// inFlow reports whether a parser was within braces or brackets, by its own words for what it was doing.
+func inFlow(context string) bool { return strings.Contains(context, "flow") }
+
+// findNoText finds the first character that YAML does not allow, for which its parser gives no position.
+func findNoText(data []byte) (place, bool) {
+	at := place{1, 1}
+	for i := 0; i < len(data); {
+		r, n := utf8.DecodeRune(data[i:])
+		switch {
+		case r == utf8.RuneError && n == 1, r < ' ' && r != '\t' && r != '\n' && r != '\r', r == 0x7f:
+			return at, true
+		case r == '\n':
+			at = place{at.line + 1, 1}
+		case r != '\ufeff':
+			at.column++
+		}
+		i += n
+	}
+	return place{}, false
+}

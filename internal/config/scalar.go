@@ -1,0 +1,146 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"reflect"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v4"
+)
+
+var (
+	durationType = reflect.TypeFor[time.Duration]()
+	providerType = reflect.TypeFor[Provider]()
+)
+
+// scalar fills a field that is neither struct nor list.
+//
+// Errors show the text as it stands in the file: what the environment put in its place is not shown, nor is anything
+// of a secret.
+func (d *decoder) scalar(n *yaml.Node, v reflect.Value, path string, values []string) {
+	field := v.Addr().Interface()
+	if secret, ok := field.(*Secret); ok {
+		d.secret(n, secret, path)
+		return
+	}
+	if n.Kind != yaml.ScalarNode {
+		d.fail(field, "%s must be %s, not %s", path, wanted(v, values), describe(n))
+		return
+	}
+	text, err := d.expand(n.Value)
+	if err != nil {
+		d.fail(field, "%s: %v", path, err)
+		return
+	}
+	quoted := n.Style&(yaml.SingleQuotedStyle|yaml.DoubleQuotedStyle) != 0
+	if quoted && text == n.Value && (v.Kind() == reflect.Int || v.Kind() == reflect.Bool) {
+		d.fail(field, "%s must be %s, not a string", path, wanted(v, values))
+		return
+	}
+	if err := set(v, text, values); err != nil {
+		d.fail(field, "%s must be %s, not %q%s", path, wanted(v, values), clip(n.Value), suggestion(v, n.Value, values))
+	}
+}
+
+// set parses text into v.
+func set(v reflect.Value, text string, values []string) error {
+	switch {
+	case v.Type() == durationType:
+		duration, err := time.ParseDuration(text)
+		v.SetInt(int64(duration))
+		return err
+	case v.Kind() == reflect.Int:
+		number, err := strconv.Atoi(text)
+		v.SetInt(int64(number))
+		return err
+	case v.Kind() == reflect.Bool:
+		v.SetBool(text == "true")
+		if text != "true" && text != "false" {
+			return errors.New("neither true nor false")
+		}
+	case v.Kind() == reflect.String:
+		v.SetString(text)
+		if len(values) > 0 && !slices.Contains(values, text) {
+			return errors.New("not one of the values")
+		}
+	}
+	return nil
+}
+
+// wanted says in plain words what v can hold.
+func wanted(v reflect.Value, values []string) string {
+	switch {
+	case len(values) > 0:
+		return "one of " + strings.Join(values, ", ")
+	case v.Type() == durationType:
+		return "a duration such as 90s, 5m or 1h30m"
+	case v.Kind() == reflect.Int:
+		return "a whole number"
+	case v.Kind() == reflect.Bool:
+		return "true or false"
+	default:
+		return "a string"
+	}
+}
+
+// suggestion is the end of a sentence that has named all values, about one that is none of them.
+func suggestion(v reflect.Value, text string, values []string) string {
+	switch {
+	case v.Type() == providerType && slices.Contains(plannedProviders, text):
+		return " (not supported yet)"
+	case nearest(text, values) != "":
+		return didYouMean(text, values)
+	default:
+		return ""
+	}
+}
+
+// unsetError is an environment variable that is not set, or is empty: an empty one could switch a protection off.
+type unsetError struct{ name, state string }
+
+func (e *unsetError) Error() string {
+	return fmt.Sprintf("the environment variable %s is %s", e.name, e.state)
+}
+
+var (
+	variable     = regexp.MustCompile(`\$\$\{|\$\{[^}]*\}?`)
+	variableName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+)
+
+// expand replaces each ${NAME} by the environment variable NAME, and $${ by ${. What it puts in is not expanded again.
+func (d *decoder) expand(text string) (string, error) {
+	var failure error
+	expanded := variable.ReplaceAllStringFunc(text, func(match string) string {
+		if match == "$${" {
+			return "${"
+		}
+		value, err := d.lookup(match[len("${"):])
+		if failure == nil {
+			failure = err
+		}
+		return value
+	})
+	return expanded, failure
+}
+
+// lookup returns the environment variable whose name, with the closing brace, is rest.
+func (d *decoder) lookup(rest string) (string, error) {
+	name, closed := strings.CutSuffix(rest, "}")
+	if !closed || !variableName.MatchString(name) {
+		return "", errors.New("${ must be followed by the name of an environment variable and }; write $${ for a literal ${")
+	}
+	value, ok := d.lookupEnv(name)
+	switch {
+	case !ok:
+		return "", &unsetError{name, "not set"}
+	case value == "":
+		return "", &unsetError{name, "empty"}
+	default:
+		return value, nil
+	}
+}

@@ -1,0 +1,192 @@
+package config
+
+import "time"
+
+// Config is the whole file. A field's yaml tag is its key, and its values tag is all that it can be. One whose config tag
+// says "required" must be there and must not be empty; the others may be left out, and then have the value of defaults.
+type Config struct {
+	// Listen is the address of the S3 port, as HOST:PORT; an empty host is every interface.
+	Listen string `yaml:"listen" config:"required"`
+	// AdminListen is the address of /healthz, /readyz, /metrics and the admin API, as HOST:PORT. It has no
+	// authentication. Default 127.0.0.1:9001.
+	AdminListen string `yaml:"admin_listen"`
+	// Domain is the base domain of virtual-host-style requests: with s3.example.com, a request for
+	// photos.s3.example.com is for the bucket photos. Empty: path-style requests only.
+	Domain string `yaml:"domain"`
+	// TLS serves the S3 port over TLS. Left out: plain HTTP.
+	TLS TLS `yaml:"tls"`
+	// Origin is the store behind the proxy.
+	Origin Origin `yaml:"origin" config:"required"`
+	// Clients are those who may use the proxy. At least one.
+	Clients []Client `yaml:"clients" config:"required"`
+	// Keys are the KMS keys that rules can name. At least one.
+	Keys []Key `yaml:"keys" config:"required"`
+	// Encryption says which key protects which object.
+	Encryption Encryption `yaml:"encryption" config:"required"`
+	// DEKCache bounds how long an unwrapped data key (DEK) may be used.
+	DEKCache DEKCache `yaml:"dek_cache"`
+	// Log says what is logged.
+	Log Log `yaml:"log"`
+	// Limits protect the proxy from its clients.
+	Limits Limits `yaml:"limits"`
+}
+
+// TLS is the certificate of the S3 port. All paths empty: no TLS.
+type TLS struct {
+	// CertFile and KeyFile are PEM files. Both or none.
+	CertFile string `yaml:"cert_file"`
+	KeyFile  string `yaml:"key_file"`
+	// ClientCAFile is a PEM file of certificate authorities. Set: a client must show a certificate of one of them, on
+	// top of its signature.
+	ClientCAFile string `yaml:"client_ca_file"`
+}
+
+// Origin is the store behind the proxy.
+type Origin struct {
+	// Endpoint is the URL of the store: http or https, host and port, no path.
+	Endpoint string `yaml:"endpoint" config:"required"`
+	// Region is what requests to the store are signed for.
+	Region string `yaml:"region" config:"required"`
+	// AccessKey and SecretKey are the proxy's own credentials at the store. Both or none; none is the AWS SDK's
+	// default credential chain.
+	AccessKey string `yaml:"access_key"`
+	SecretKey Secret `yaml:"secret_key"`
+	// PathStyle puts the bucket in the path and not in the host name. Default true.
+	PathStyle bool `yaml:"path_style"`
+	// ChecksumTrailer sends uploads in aws-chunked framing with a CRC32 behind the body, by which the store finds bodies
+	// that were altered or cut on the way. Default true. False: for a store that does not know it.
+	ChecksumTrailer bool `yaml:"checksum_trailer"`
+}
+
+// Client is one who may use the proxy, with credentials that are the proxy's own.
+type Client struct {
+	// Name stands for the client in rules, the audit log and metrics. Unique.
+	Name string `yaml:"name" config:"required"`
+	// AccessKey and SecretKey are the client's credentials. The access key is unique; the secret has 8 characters or
+	// more.
+	AccessKey string `yaml:"access_key" config:"required"`
+	SecretKey Secret `yaml:"secret_key" config:"required"`
+	// Allow is all that the client may do.
+	Allow []Grant `yaml:"allow" config:"required"`
+}
+
+// Grant allows actions on buckets.
+type Grant struct {
+	// Buckets are names in which * stands for any run of characters.
+	Buckets []string `yaml:"buckets" config:"required"`
+	// Actions are what the client may do there:
+	//   read    object data and metadata
+	//   write   put, copy to, upload
+	//   delete  objects
+	//   list    buckets and what is in them
+	//   admin   create, delete and configure buckets
+	Actions []string `yaml:"actions" config:"required" values:"read write delete list admin"`
+}
+
+// Key is one key of a KMS.
+type Key struct {
+	// Name stands for the key in rules. Unique.
+	Name string `yaml:"name" config:"required"`
+	// Provider is the kind of KMS, and decides which of the other fields belong.
+	Provider Provider `yaml:"provider" config:"required" values:"aws-kms local"`
+	// KeyID is the key in the KMS: an ARN, an id, or an alias. Required for aws-kms.
+	KeyID string `yaml:"key_id"`
+	// RoleARN is a role to assume for calls to the KMS. Empty: the proxy's own identity. For aws-kms.
+	RoleARN string `yaml:"role_arn"`
+	// Endpoint is the URL of the KMS, such as a VPC endpoint. Empty: the public one of the region. For aws-kms.
+	Endpoint string `yaml:"endpoint"`
+	// Region is the region of the KMS. Empty: that of the key's ARN, else the SDK's default. For aws-kms.
+	Region string `yaml:"region"`
+	// KeyFile is the path of a file that holds the key. Required for local.
+	KeyFile string `yaml:"key_file"`
+}
+
+// Provider is a kind of KMS.
+type Provider string
+
+// The providers.
+const (
+	AWSKMS Provider = "aws-kms"
+	Local  Provider = "local"
+)
+
+// plannedProviders will come: an error tells them from a typing mistake.
+var plannedProviders = []string{"gcp-kms", "azure-keyvault", "vault-transit", "pkcs11"}
+
+// Encryption says which key protects which object.
+type Encryption struct {
+	// Rules are tried in order: the first that matches decides, and a request that none matches is refused.
+	Rules []Rule `yaml:"rules" config:"required"`
+	// PlaintextObjects is for rules that do not say. Deny or Allow, default Deny.
+	PlaintextObjects string `yaml:"plaintext_objects" values:"deny allow"`
+}
+
+// Rule names the key for some objects. Conditions that are left out match everything.
+type Rule struct {
+	// Buckets are names in which * stands for any run of characters.
+	Buckets []string `yaml:"buckets" config:"required"`
+	// Prefixes are beginnings of object keys, taken literally.
+	Prefixes []string `yaml:"prefixes"`
+	// Clients are names of clients.
+	Clients []string `yaml:"clients"`
+	// Key is the name of the key.
+	Key string `yaml:"key" config:"required"`
+	// PlaintextObjects overrides Encryption.PlaintextObjects. Never empty after Parse.
+	PlaintextObjects string `yaml:"plaintext_objects" values:"deny allow"`
+}
+
+// What a read of an object without envelope gives.
+const (
+	Deny  = "deny"  // an error
+	Allow = "allow" // the object, as it is; for buckets in migration
+)
+
+// DEKCache bounds how long an unwrapped data key (DEK) may be used.
+type DEKCache struct {
+	// TTL is the longest use of a DEK, counted from the moment the KMS was asked for it; the revocation window.
+	// Above 0, at most 24h. Default 5m.
+	TTL time.Duration `yaml:"ttl"`
+	// MaxEntries is how many DEKs are kept at most. Default 100000.
+	MaxEntries int `yaml:"max_entries"`
+	// RevocationProbe is how often the KMS is asked about each key in use, so that a revocation is noticed before the
+	// TTL. 0 is never; else shorter than TTL. Default 10s, or 0 when that is not shorter than TTL.
+	RevocationProbe time.Duration `yaml:"revocation_probe"`
+}
+
+// Log says what is logged.
+type Log struct {
+	// Level is the least severe level that is logged: debug, info, warn or error. Default info.
+	Level string `yaml:"level" values:"debug info warn error"`
+}
+
+// Limits protect the proxy from its clients. None can be switched off.
+type Limits struct {
+	// HeaderTimeout is how long a client may take to send a request's header. 100ms to 10m, default 10s.
+	HeaderTimeout time.Duration `yaml:"header_timeout"`
+	// IdleTimeout ends a connection on which no byte has moved in either direction for that long, within a request or
+	// between two. 1s to 24h, default 2m.
+	IdleTimeout time.Duration `yaml:"idle_timeout"`
+	// MaxConcurrentRequests is how many requests are served at once; those above it are told to slow down.
+	// 1 to 1000000, default 1024.
+	MaxConcurrentRequests int `yaml:"max_concurrent_requests"`
+	// ShutdownGrace is how long running requests may go on after a signal to stop. 0 cuts them at once; at most 1h,
+	// default 30s.
+	ShutdownGrace time.Duration `yaml:"shutdown_grace"`
+}
+
+// defaults is the Config of a file that says only what it must.
+func defaults() *Config {
+	return &Config{
+		AdminListen: "127.0.0.1:9001",
+		Origin:      Origin{PathStyle: true, ChecksumTrailer: true},
+		Encryption:  Encryption{PlaintextObjects: Deny},
+		DEKCache:    DEKCache{TTL: 5 * time.Minute, MaxEntries: 100_000, RevocationProbe: 10 * time.Second},
+		Log:         Log{Level: "info"},
+		Limits: Limits{
+			HeaderTimeout:         10 * time.Second,
+			IdleTimeout:           2 * time.Minute,
+			MaxConcurrentRequests: 1024,
+			ShutdownGrace:         30 * time.Second,
+		},
+	}
+}

@@ -1,0 +1,275 @@
+// Package dekcache keeps unwrapped data keys (DEKs) for a bounded time.
+//
+// The bound is the point of the package: a DEK is usable for Config.TTL from the moment before the request that
+// fetched it was sent, and no use makes it longer. What leaves the cache, for whatever reason, is overwritten with
+// zeros, at its time and not at the next access. A purge takes effect on DEKs in the cache, on those handed out (by
+// their Term), and on fetches under way.
+//
+// The package knows nothing of key management services: a fetch is a function, and a key id a string.
+package dekcache
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
+)
+
+// Defaults of Config.
+const (
+	DefaultTTL        = 5 * time.Minute
+	DefaultMaxEntries = 100_000
+)
+
+// maxRefusals bounds the remembered refusals. They are apart from the DEKs, so that a flood of requests for revoked
+// objects does not push out DEKs in use.
+const maxRefusals = 4096
+
+var (
+	// ErrClosed says that the cache was closed.
+	ErrClosed = errors.New("dekcache: closed")
+	// ErrTooLate says that a fetch took longer than the TTL, so that its answer is of no use.
+	ErrTooLate = errors.New("dekcache: the DEK came after the end of its time")
+	// ErrPurged says that the key was purged during each of several fetches in a row.
+	ErrPurged = errors.New("dekcache: purged while fetching")
+)
+
+// ID names a wrapped DEK: a hash over key id, wrapped DEK and encryption context, so that no two of them share one.
+type ID [32]byte
+
+// Config configures a Cache.
+type Config struct {
+	// TTL is how long a DEK may be used, from before the request that fetched it. 0: DefaultTTL.
+	TTL time.Duration
+	// MaxEntries is how many DEKs are kept; beyond, the least recently used one goes. 0: DefaultMaxEntries.
+	MaxEntries int
+	// NegativeTTL is how long a refusal is remembered. 0: not at all.
+	NegativeTTL time.Duration
+	// Refusal tells which errors of a fetch are remembered: those that say "no", not those that say "not now". It
+	// must not call the cache. Nil: none.
+	Refusal func(error) bool
+	// Now is the clock. Nil: time.Now.
+	Now func() time.Time
+}
+
+// Cache is safe for concurrent use. Make one with New, and Close it.
+type Cache struct {
+	cfg Config
+
+	mu       sync.Mutex
+	closed   bool
+	entries  *simplelru.LRU[ID, *entry]
+	byExpiry expiryHeap
+	timer    *time.Timer // at the expiry of byExpiry[0]; nil while there is none
+	keys     map[string]*key
+	flights  map[ID]*flight
+	refusals *simplelru.LRU[ID, refusal]
+	stats    Stats
+
+	running sync.WaitGroup // flights
+}
+
+// Entry is a DEK as handed out.
+type Entry struct {
+	DEK  []byte // the caller's own copy, to be wiped by the caller
+	Term        // how long it may be used
+	Hit  bool   // from the cache, without a fetch by anyone
+}
+
+// Stats is the cache's counters, since New, and its state.
+type Stats struct {
+	Hits         uint64        // answered from the cache
+	Misses       uint64        // fetches started
+	Shared       uint64        // answered by a fetch that another caller had started
+	NegativeHits uint64        // answered by a remembered refusal
+	Evictions    uint64        // DEKs that went for lack of room
+	Expirations  uint64        // DEKs that went because their time was over
+	Purges       uint64        // DEKs that were purged
+	Entries      int           // DEKs in the cache
+	OldestAge    time.Duration // since the request that fetched the oldest DEK in the cache was sent; 0 without any
+}
+
+// New returns an empty cache.
+func New(cfg Config) *Cache {
+	if cfg.TTL <= 0 {
+		cfg.TTL = DefaultTTL
+	}
+	if cfg.MaxEntries <= 0 {
+		cfg.MaxEntries = DefaultMaxEntries
+	}
+	if cfg.Refusal == nil {
+		cfg.Refusal = func(error) bool { return false }
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	c := &Cache{cfg: cfg, keys: make(map[string]*key), flights: make(map[ID]*flight)}
+	// NewLRU fails only for sizes below one.
+	c.entries, _ = simplelru.NewLRU(cfg.MaxEntries, c.forget)
+	c.refusals, _ = simplelru.NewLRU[ID, refusal](min(cfg.MaxEntries, maxRefusals), nil)
+	return c
+}
+
+// TTL is the time of a DEK, from before the request that fetched it.
+func (c *Cache) TTL() time.Duration { return c.cfg.TTL }
+
+// Get returns the DEK of id, which is of the KMS key keyID. If it is not in the cache, fetch is called, once at a time
+// for each id, whoever asks. fetch runs with the values of one caller's ctx but without its end, and should have a
+// timeout of its own; Close ends it. A caller whose ctx ends leaves with its error, and the fetch goes on for the
+// others. The cache takes over what fetch returns. An error of fetch goes to all who wait, as it is.
+func (c *Cache) Get(ctx context.Context, id ID, keyID string, fetch func(context.Context) ([]byte, error)) (Entry, error) {
+	for range 3 {
+		e, err := c.get(ctx, id, keyID, fetch)
+		if !errors.Is(err, errStale) {
+			return e, err
+		}
+	}
+	return Entry{}, ErrPurged
+}
+
+func (c *Cache) get(ctx context.Context, id ID, keyID string, fetch func(context.Context) ([]byte, error)) (Entry, error) {
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return Entry{}, ErrClosed
+	}
+	if e, ok := c.entries.Get(id); ok {
+		if e.InForce() {
+			c.stats.Hits++
+			out := Entry{DEK: bytes.Clone(e.dek), Term: e.Term, Hit: true}
+			c.mu.Unlock()
+			return out, nil
+		}
+		c.drop(e, &c.stats.Expirations)
+	}
+	if r, ok := c.refusals.Get(id); ok {
+		if c.cfg.Now().Before(r.until) {
+			c.stats.NegativeHits++
+			c.mu.Unlock()
+			return Entry{}, r.err
+		}
+		c.refusals.Remove(id)
+	}
+	f := c.flights[id]
+	if f == nil {
+		c.stats.Misses++
+		f = c.fly(ctx, id, keyID, fetch)
+	} else {
+		c.stats.Shared++
+	}
+	f.waiting++
+	c.mu.Unlock()
+	return c.wait(ctx, f)
+}
+
+// Mark is the moment before a request to a KMS that is not a fetch of Get's, such as one that makes a new DEK.
+type Mark struct{ term Term }
+
+// Mark marks the moment before a request for a DEK of the KMS key keyID.
+func (c *Cache) Mark(keyID string) Mark {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return Mark{c.term(keyID)}
+}
+
+// Put stores a copy of the DEK that the request after m answered with, unless the key was purged since, and returns
+// it as Get would.
+func (c *Cache) Put(id ID, m Mark, dek []byte) Entry {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.insert(id, m.term, bytes.Clone(dek))
+	return Entry{DEK: bytes.Clone(dek), Term: m.term}
+}
+
+// Purge forgets all DEKs and refusals of a KMS key, ends the Term of those handed out, and returns how many DEKs were
+// in the cache. Fetches under way are made again.
+func (c *Cache) Purge(keyID string) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.purge(func(k string) bool { return k == keyID })
+}
+
+// PurgeAll is Purge for every key.
+func (c *Cache) PurgeAll() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.purge(func(string) bool { return true })
+}
+
+// Entries returns how many DEKs of a KMS key are in the cache.
+func (c *Cache) Entries(keyID string) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if k := c.keys[keyID]; k != nil {
+		return k.entries
+	}
+	return 0
+}
+
+// Stats returns the counters.
+func (c *Cache) Stats() Stats {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := c.stats
+	s.Entries = c.entries.Len()
+	if len(c.byExpiry) > 0 {
+		s.OldestAge = c.cfg.Now().Sub(c.byExpiry[0].expires) + c.cfg.TTL
+	}
+	return s
+}
+
+// Close purges everything, ends the fetches under way and waits for them. Get then fails with ErrClosed.
+func (c *Cache) Close() {
+	c.mu.Lock()
+	c.closed = true
+	c.purge(func(string) bool { return true })
+	c.schedule()
+	c.mu.Unlock()
+	c.running.Wait()
+}
+
+// refusal is a remembered "no".
+type refusal struct {
+	keyID string
+	err   error
+	until time.Time
+}
+
+func (c *Cache) purge(match func(keyID string) bool) int {
+	before := c.stats.Purges
+	for name, k := range c.keys {
+		if match(name) {
+			k.generation.Add(1)
+		}
+	}
+	for id, f := range c.flights {
+		if match(f.term.keyID) {
+			delete(c.flights, id) // those who come now start another
+			if c.closed {
+				f.cancel()
+			}
+		}
+	}
+	for _, e := range c.entries.Values() {
+		if match(e.keyID) {
+			c.drop(e, &c.stats.Purges)
+		}
+	}
+	for _, id := range c.refusals.Keys() {
+		if r, ok := c.refusals.Peek(id); ok && match(r.keyID) {
+			c.refusals.Remove(id)
+		}
+	}
+	return int(c.stats.Purges - before) //nolint:gosec // at most MaxEntries
+}
+
+// errStale says that the key was purged after the request was sent: the answer may be from before a revocation.
+var errStale = errors.New("purged")
+
+// panicked is the error of a fetch that panicked. It must not end the process, as the panic of a goroutine does; what
+// it said is not kept, as it may hold a DEK.
+func panicked(v any) error { return fmt.Errorf("dekcache: fetch panicked (%T)", v) }

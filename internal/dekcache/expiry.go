@@ -1,0 +1,106 @@
+package dekcache
+
+import (
+	"container/heap"
+	"time"
+)
+
+// entry is a DEK in the cache.
+type entry struct {
+	Term
+	id    ID
+	dek   []byte
+	place int // in expiryHeap
+}
+
+// insert takes over dek. The caller holds c.mu.
+func (c *Cache) insert(id ID, t Term, dek []byte) {
+	if c.closed || !t.InForce() {
+		clear(dek)
+		return
+	}
+	if old, ok := c.entries.Peek(id); ok {
+		if !old.expires.Before(t.expires) {
+			clear(dek) // the one in the cache is from a later request
+			return
+		}
+		c.entries.Remove(id)
+	}
+	c.refusals.Remove(id)
+	e := &entry{Term: t, id: id, dek: dek}
+	c.keys[t.keyID].entries++
+	heap.Push(&c.byExpiry, e)
+	if c.entries.Add(id, e) {
+		c.stats.Evictions++
+	}
+	c.schedule()
+}
+
+// drop removes an entry and counts it. The caller holds c.mu.
+func (c *Cache) drop(e *entry, counter *uint64) {
+	*counter++
+	c.entries.Remove(e.id)
+	c.schedule()
+}
+
+// forget is what happens to each entry that leaves, by whatever way: the LRU calls it.
+func (c *Cache) forget(_ ID, e *entry) {
+	clear(e.dek)
+	heap.Remove(&c.byExpiry, e.place)
+	c.keys[e.keyID].entries--
+}
+
+// schedule sets the timer to the next expiry. The caller holds c.mu.
+func (c *Cache) schedule() {
+	if len(c.byExpiry) == 0 {
+		if c.timer != nil {
+			c.timer.Stop()
+			c.timer = nil
+		}
+		return
+	}
+	wait := c.byExpiry[0].expires.Sub(c.cfg.Now())
+	if c.timer == nil {
+		c.timer = time.AfterFunc(wait, c.expire)
+		return
+	}
+	c.timer.Reset(wait)
+}
+
+// expire wipes what is out of time, whether anybody asks for it or not.
+func (c *Cache) expire() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := c.cfg.Now()
+	for len(c.byExpiry) > 0 && c.byExpiry[0].over(now) {
+		c.stats.Expirations++
+		c.entries.Remove(c.byExpiry[0].id)
+	}
+	c.schedule()
+}
+
+// expiryHeap has the entry that expires first at the top.
+type expiryHeap []*entry
+
+func (h expiryHeap) Len() int           { return len(h) }
+func (h expiryHeap) Less(i, j int) bool { return h[i].expires.Before(h[j].expires) }
+func (h expiryHeap) Swap(i, j int) {
+	h[i], h[j] = h[j], h[i]
+	h[i].place, h[j].place = i, j
+}
+
+// Push implements heap.Interface.
+func (h *expiryHeap) Push(x any) {
+	e := x.(*entry)
+	e.place = len(*h)
+	*h = append(*h, e)
+}
+
+// Pop implements heap.Interface.
+func (h *expiryHeap) Pop() any {
+	old := *h
+	e := old[len(old)-1]
+	old[len(old)-1] = nil
+	*h = old[:len(old)-1]
+	return e
+}

@@ -1,0 +1,22 @@
+package dekcache
+
+// Held returns the cache's own bytes of a DEK, not a copy, so that tests can see them wiped.
+func (c *Cache) Held(id ID) []byte {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if e, ok := c.entries.Peek(id); ok {
+		return e.dek
+	}
+	return nil
+}
+
+// Bare reports whether nothing is left behind: no flight, no timer, no entry of any key.
+func (c *Cache) Bare() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	left := c.entries.Len() + len(c.byExpiry) + len(c.flights)
+	for _, k := range c.keys {
+		left += k.entries
+	}
+	return left == 0 && c.timer == nil
+}

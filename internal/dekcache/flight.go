@@ -1,0 +1,108 @@
+package dekcache
+
+import (
+	"bytes"
+	"context"
+)
+
+// flight is one fetch and all who wait for it.
+type flight struct {
+	term   Term
+	cancel context.CancelFunc
+	done   chan struct{}
+
+	waiting int    // under Cache.mu
+	dek     []byte // written before done is closed; wiped when nobody waits any more
+	err     error
+}
+
+// fly starts a fetch. The caller holds c.mu.
+func (c *Cache) fly(ctx context.Context, id ID, keyID string, fetch func(context.Context) ([]byte, error)) *flight {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	f := &flight{term: c.term(keyID), cancel: cancel, done: make(chan struct{})}
+	c.flights[id] = f
+	c.running.Go(func() {
+		defer cancel()
+		dek, err := run(ctx, fetch)
+		c.land(id, f, dek, err)
+	})
+	return f
+}
+
+func run(ctx context.Context, fetch func(context.Context) ([]byte, error)) (dek []byte, err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			dek, err = nil, panicked(v)
+		}
+	}()
+	return fetch(ctx)
+}
+
+// land stores the result of a fetch and gives it to those who wait.
+func (c *Cache) land(id ID, f *flight, dek []byte, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.flights[id] == f {
+		delete(c.flights, id)
+	}
+	switch {
+	case err != nil:
+		clear(dek)
+		f.err = err
+		if c.current(&f.term) && c.cfg.NegativeTTL > 0 && c.cfg.Refusal(err) {
+			c.refusals.Add(id, refusal{f.term.keyID, err, c.cfg.Now().Add(c.cfg.NegativeTTL)})
+		}
+	case !c.current(&f.term):
+		clear(dek)
+		f.err = errStale
+		if c.closed {
+			f.err = ErrClosed
+		}
+	case !f.term.InForce():
+		clear(dek)
+		f.err = ErrTooLate
+	default:
+		c.insert(id, f.term, bytes.Clone(dek))
+		f.dek = dek
+		if f.waiting == 0 {
+			clear(dek)
+		}
+	}
+	close(f.done)
+}
+
+// current reports whether the key was not purged since the request was sent.
+func (c *Cache) current(t *Term) bool { return !c.closed && t.current.Load() == t.generation }
+
+// wait waits for a flight that the caller was counted into.
+func (c *Cache) wait(ctx context.Context, f *flight) (Entry, error) {
+	var gone error
+	select {
+	case <-f.done:
+	case <-ctx.Done():
+		gone = context.Cause(ctx)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	f.waiting--
+	if gone == nil && f.err == nil {
+		e := Entry{DEK: bytes.Clone(f.dek), Term: f.term}
+		f.wipe()
+		if !c.current(&f.term) {
+			clear(e.DEK)
+			return Entry{}, errStale
+		}
+		return e, nil
+	}
+	f.wipe()
+	if gone != nil {
+		return Entry{}, gone
+	}
+	return Entry{}, f.err
+}
+
+func (f *flight) wipe() {
+	if f.waiting == 0 {
+		clear(f.dek)
+	}
+}

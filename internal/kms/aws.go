@@ -1,0 +1,259 @@
+package kms
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/aws/arn"
+	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
+	"github.com/aws/aws-sdk-go-v2/config"
+	"github.com/aws/aws-sdk-go-v2/credentials/stscreds"
+	awskms "github.com/aws/aws-sdk-go-v2/service/kms"
+	"github.com/aws/aws-sdk-go-v2/service/kms/types"
+	"github.com/aws/aws-sdk-go-v2/service/sts"
+)
+
+// Defaults of AWSConfig.
+const (
+	DefaultAWSTimeout     = 5 * time.Second
+	DefaultAWSMaxAttempts = 3
+)
+
+// awsDialTimeout leaves time for a second attempt within DefaultAWSTimeout when an address does not answer.
+const awsDialTimeout = 2 * time.Second
+
+// AWSConfig configures the provider "aws-kms".
+type AWSConfig struct {
+	// KeyID is a key ARN, a key id, an alias ARN, or "alias/name". Required. Give the key ARN in production: it alone
+	// needs no DescribeKey permission and no KMS at start.
+	KeyID string
+	// Region of the key, such as eu-central-1. Empty: the one in KeyID, else that of the environment.
+	Region string
+	// Endpoint is the URL of another server that speaks the AWS KMS API, or of a VPC endpoint. Empty: AWS.
+	Endpoint string
+	// RoleARN is a role to assume for every call. Empty: none.
+	RoleARN string
+	// ExternalID goes with RoleARN where the role's trust policy asks for one. Empty: none.
+	ExternalID string
+	// Credentials sign the calls, those of AssumeRole included. Nil: the SDK's default chain.
+	Credentials aws.CredentialsProvider
+	// HTTPClient sends the calls. Nil: one with HTTP keep-alive and proxy settings from the environment. A plain
+	// *http.Client makes the SDK fail where AWS_CA_BUNDLE is set; give it an awshttp.BuildableClient.
+	HTTPClient aws.HTTPClient
+	// Timeout bounds one Wrap, Unwrap or Generate with all its attempts. 0: DefaultAWSTimeout.
+	Timeout time.Duration
+	// MaxAttempts counts the first attempt too. 0: DefaultAWSMaxAttempts.
+	MaxAttempts int
+}
+
+// AWS is the provider "aws-kms": a symmetric key of AWS KMS.
+//
+// Its KeyID is always the key's ARN. An alias is resolved once, in NewAWS: an alias is a pointer that can be moved to
+// another key, and an object whose envelope named only the alias could then never be opened again, because a blob
+// unwraps with the key that wrapped it and no other. After an alias moved, a restarted proxy seals under the new key;
+// for the objects before that, configure the old key's ARN as one more key. AWS's own key rotation keeps the ARN and
+// needs none of this.
+type AWS struct {
+	client  *awskms.Client
+	keyARN  string
+	timeout time.Duration
+}
+
+// NewAWS returns the key that cfg names. It calls the KMS only if KeyID is not a key ARN.
+func NewAWS(ctx context.Context, cfg AWSConfig) (*AWS, error) {
+	region, isKeyARN, err := parseAWSKeyID(cfg.KeyID, cfg.Region)
+	if err != nil {
+		return nil, &Error{Kind: Invalid, Op: "open", KeyID: cfg.KeyID, Err: err}
+	}
+	sdk, err := loadAWS(ctx, cfg, region)
+	if err != nil {
+		return nil, &Error{Kind: Invalid, Op: "open", KeyID: cfg.KeyID, Err: err}
+	}
+	client := awskms.NewFromConfig(sdk, func(o *awskms.Options) {
+		if cfg.Endpoint != "" {
+			o.BaseEndpoint = &cfg.Endpoint
+		}
+	})
+	a := &AWS{client: client, keyARN: cfg.KeyID, timeout: cfg.Timeout}
+	if a.timeout <= 0 {
+		a.timeout = DefaultAWSTimeout
+	}
+	if isKeyARN {
+		return a, nil
+	}
+	key, err := a.describe(ctx, "open")
+	if err != nil {
+		return nil, err
+	}
+	a.keyARN = aws.ToString(key.Arn)
+	return a, nil
+}
+
+// KeyID is the key's ARN.
+func (a *AWS) KeyID() string { return a.keyARN }
+
+// Wrap implements Wrapper by https://docs.aws.amazon.com/kms/latest/APIReference/API_Encrypt.html.
+func (a *AWS) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]byte, error) {
+	if err := checkWrap(ctx, a.keyARN, dek, ec); err != nil {
+		return nil, err
+	}
+	call, cancel := context.WithTimeout(ctx, a.timeout)
+	defer cancel()
+	out, err := a.client.Encrypt(call, &awskms.EncryptInput{
+		KeyId: &a.keyARN, Plaintext: dek, EncryptionContext: ec,
+	})
+	if err != nil {
+		return nil, a.fail(ctx, "wrap", err)
+	}
+	if err := a.checkKey("wrap", out.KeyId); err != nil {
+		return nil, err
+	}
+	return out.CiphertextBlob, nil
+}
+
+// Unwrap implements Wrapper by https://docs.aws.amazon.com/kms/latest/APIReference/API_Decrypt.html. The key is
+// named in the request, so that AWS refuses a blob of any other key, though it could have opened it.
+func (a *AWS) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext) ([]byte, error) {
+	if err := checkCall(ctx, "unwrap", a.keyARN, ec); err != nil {
+		return nil, err
+	}
+	// The service model's limits on CiphertextBlob. What is outside them never came from this KMS.
+	if len(wrapped) < 1 || len(wrapped) > 6144 {
+		err := fmt.Errorf("a blob of %d bytes", len(wrapped))
+		return nil, &Error{Kind: InvalidCiphertext, Op: "unwrap", KeyID: a.keyARN, Err: err}
+	}
+	call, cancel := context.WithTimeout(ctx, a.timeout)
+	defer cancel()
+	out, err := a.client.Decrypt(call, &awskms.DecryptInput{
+		KeyId: &a.keyARN, CiphertextBlob: wrapped, EncryptionContext: ec,
+	})
+	if err != nil {
+		return nil, a.fail(ctx, "unwrap", err)
+	}
+	if err := a.checkKey("unwrap", out.KeyId); err != nil {
+		clear(out.Plaintext)
+		return nil, err
+	}
+	return out.Plaintext, nil
+}
+
+// Generate implements Generator by https://docs.aws.amazon.com/kms/latest/APIReference/API_GenerateDataKey.html.
+func (a *AWS) Generate(ctx context.Context, ec EncryptionContext) (dek, wrapped []byte, err error) {
+	if err := checkCall(ctx, "generate", a.keyARN, ec); err != nil {
+		return nil, nil, err
+	}
+	call, cancel := context.WithTimeout(ctx, a.timeout)
+	defer cancel()
+	out, err := a.client.GenerateDataKey(call, &awskms.GenerateDataKeyInput{
+		KeyId: &a.keyARN, KeySpec: types.DataKeySpecAes256, EncryptionContext: ec,
+	})
+	if err != nil {
+		return nil, nil, a.fail(ctx, "generate", err)
+	}
+	if err := a.checkKey("generate", out.KeyId); err != nil {
+		clear(out.Plaintext)
+		return nil, nil, err
+	}
+	return out.Plaintext, out.CiphertextBlob, nil
+}
+
+// checkKey makes sure that the answer is of the key that was asked.
+func (a *AWS) checkKey(op string, answered *string) error {
+	if aws.ToString(answered) == a.keyARN {
+		return nil
+	}
+	err := fmt.Errorf("the KMS answered for another key, %q", aws.ToString(answered))
+	return &Error{Kind: Internal, Op: op, KeyID: a.keyARN, Err: err}
+}
+
+func (a *AWS) describe(ctx context.Context, op string) (*types.KeyMetadata, error) {
+	call, cancel := context.WithTimeout(ctx, a.timeout)
+	defer cancel()
+	out, err := a.client.DescribeKey(call, &awskms.DescribeKeyInput{KeyId: &a.keyARN})
+	if err != nil {
+		return nil, a.fail(ctx, op, err)
+	}
+	if out.KeyMetadata == nil || aws.ToString(out.KeyMetadata.Arn) == "" {
+		return nil, &Error{Kind: Internal, Op: op, KeyID: a.keyARN, Err: errors.New("DescribeKey answered without an ARN")}
+	}
+	return out.KeyMetadata, nil
+}
+
+// parseAWSKeyID returns the key's region, "" if nothing names one, and whether id is the ARN of a key.
+func parseAWSKeyID(id, region string) (_ string, isKeyARN bool, _ error) {
+	if id == "" {
+		return "", false, errors.New("no key id")
+	}
+	for _, c := range []byte(id) {
+		if c <= ' ' || c > '~' {
+			return "", false, errors.New("the key id is not printable ASCII")
+		}
+	}
+	if !strings.HasPrefix(id, "arn:") {
+		return region, false, nil
+	}
+	a, err := arn.Parse(id)
+	if err != nil {
+		return "", false, err
+	}
+	isKeyARN = strings.HasPrefix(a.Resource, "key/")
+	if a.Service != "kms" || !isKeyARN && !strings.HasPrefix(a.Resource, "alias/") {
+		return "", false, errors.New("not the ARN of a KMS key or alias")
+	}
+	if region != "" && region != a.Region {
+		return "", false, fmt.Errorf("the key is in %s, the configured region is %s", a.Region, region)
+	}
+	return a.Region, isKeyARN, nil
+}
+
+func loadAWS(ctx context.Context, cfg AWSConfig, region string) (aws.Config, error) {
+	attempts := cfg.MaxAttempts
+	if attempts <= 0 {
+		attempts = DefaultAWSMaxAttempts
+	}
+	client := cfg.HTTPClient
+	if client == nil {
+		client = newAWSClient()
+	}
+	opts := []func(*config.LoadOptions) error{
+		config.WithHTTPClient(client),
+		config.WithRetryMode(aws.RetryModeStandard),
+		config.WithRetryMaxAttempts(attempts),
+	}
+	if region != "" {
+		opts = append(opts, config.WithRegion(region))
+	}
+	if cfg.Credentials != nil {
+		opts = append(opts, config.WithCredentialsProvider(cfg.Credentials))
+	}
+	sdk, err := config.LoadDefaultConfig(ctx, opts...)
+	if err != nil {
+		return aws.Config{}, fmt.Errorf("loading the AWS configuration: %w", err)
+	}
+	if sdk.Region == "" {
+		return aws.Config{}, errors.New("no region: give the key's ARN, or a region")
+	}
+	if cfg.RoleARN != "" {
+		role := stscreds.NewAssumeRoleProvider(sts.NewFromConfig(sdk), cfg.RoleARN, func(o *stscreds.AssumeRoleOptions) {
+			o.RoleSessionName = "cmekproxy"
+			if cfg.ExternalID != "" {
+				o.ExternalID = &cfg.ExternalID
+			}
+		})
+		sdk.Credentials = aws.NewCredentialsCache(role)
+	}
+	return sdk, nil
+}
+
+// newAWSClient keeps more idle connections than the SDK's 10 a host: each PUT is one call, and they come in bursts.
+func newAWSClient() *awshttp.BuildableClient {
+	return awshttp.NewBuildableClient().
+		WithDialerOptions(func(d *net.Dialer) { d.Timeout = awsDialTimeout }).
+		WithTransportOptions(func(t *http.Transport) { t.MaxIdleConnsPerHost = 64 })
+}

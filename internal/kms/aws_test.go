@@ -1,0 +1,410 @@
+package kms_test
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/credentials"
+	awskms "github.com/aws/aws-sdk-go-v2/service/kms"
+	"github.com/aws/smithy-go"
+
+	"github.com/cmekproxy/cmekproxy/internal/kms"
+	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
+)
+
+func TestAWSContract(t *testing.T) {
+	server := kmstest.StartTest(t)
+	kmstest.RunContract(t, func(t *testing.T) kms.Wrapper { return server.NewKey(t, nil) }, nil)
+}
+
+// A second opinion by an implementation that is not ours.
+func TestAWSContractOnMoto(t *testing.T) {
+	endpoint := startMoto(t)
+	static := credentials.NewStaticCredentialsProvider("AKIDEXAMPLE", "example", "")
+	client := awskms.New(awskms.Options{Region: "us-east-1", BaseEndpoint: &endpoint, Credentials: static})
+	newKey := func(t *testing.T) kms.Wrapper {
+		key, err := client.CreateKey(t.Context(), &awskms.CreateKeyInput{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w, err := kms.NewAWS(t.Context(), kms.AWSConfig{
+			KeyID: aws.ToString(key.KeyMetadata.Arn), Endpoint: endpoint, Credentials: static,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return w
+	}
+	kmstest.RunContract(t, newKey, motoGaps)
+
+	a, b := newKey(t), newKey(t)
+	blob, err := a.Wrap(t.Context(), kmstest.NewDEK(), nil)
+	must(t, err)
+	if _, err := b.Unwrap(t.Context(), blob, nil); err == nil {
+		t.Error("another key unwrapped it")
+	}
+	id := a.KeyID()[strings.LastIndexByte(a.KeyID(), '/')+1:] // moto fails on ARNs here
+	_, err = client.DisableKey(t.Context(), &awskms.DisableKeyInput{KeyId: &id})
+	must(t, err)
+	if _, err := a.Unwrap(t.Context(), blob, nil); err != nil && !kms.IsRevoked(err) {
+		t.Errorf("disabled: %v", err)
+	} else if err == nil {
+		t.Log("moto decrypts with a disabled key")
+	}
+}
+
+// motoGaps is where moto answers otherwise than AWS: AccessDeniedException where AWS has IncorrectKeyException or
+// InvalidCiphertextException. It does refuse.
+var motoGaps = map[string]string{
+	"wrong key":     "moto says AccessDeniedException; that it refuses is tested apart",
+	"foreign blobs": "moto says AccessDeniedException; that it refuses is tested apart",
+}
+
+func startMoto(t *testing.T) (endpoint string) {
+	t.Helper()
+	python, err := exec.LookPath("python3")
+	if err != nil {
+		t.Skip("no python3: the contract was not run against moto")
+	}
+	if exec.CommandContext(t.Context(), python, "-c", "import moto.server, moto.kms").Run() != nil {
+		t.Skip("python3 has no moto with server and kms: the contract was not run against moto")
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	addr := l.Addr().String()
+	must(t, l.Close())
+	_, port, _ := net.SplitHostPort(addr)
+	cmd := exec.Command(python, "-m", "moto.server", "-H", "127.0.0.1", "-p", port)
+	must(t, cmd.Start())
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+		if conn, err := net.Dial("tcp", addr); err == nil {
+			_ = conn.Close()
+			return "http://" + addr
+		}
+	}
+	t.Fatal("moto did not come up in 30 s")
+	return ""
+}
+
+func TestAWSErrorMap(t *testing.T) {
+	server := kmstest.StartTest(t)
+	w := server.NewKey(t, func(c *kms.AWSConfig) { c.MaxAttempts = 1 })
+	for name, want := range map[string]kms.Kind{
+		"DisabledException":             kms.Disabled,
+		"NotFoundException":             kms.NotFound,
+		"AccessDeniedException":         kms.Denied,
+		"AccessDenied":                  kms.Denied,
+		"NotAuthorized":                 kms.Denied,
+		"UnrecognizedClientException":   kms.Denied,
+		"InvalidClientTokenId":          kms.Denied,
+		"OptInRequired":                 kms.Denied,
+		"InvalidCiphertextException":    kms.InvalidCiphertext,
+		"IncorrectKeyException":         kms.InvalidCiphertext,
+		"KMSInvalidStateException":      kms.Unreachable, // DescribeKey says that the key is enabled
+		"ThrottlingException":           kms.Throttled,
+		"LimitExceededException":        kms.Throttled,
+		"RequestLimitExceeded":          kms.Throttled,
+		"TooManyRequestsException":      kms.Throttled,
+		"KeyUnavailableException":       kms.Unreachable,
+		"DependencyTimeoutException":    kms.Unreachable,
+		"KMSInternalException":          kms.Unreachable,
+		"ServiceUnavailable":            kms.Unreachable,
+		"ValidationException":           kms.Invalid,
+		"SerializationException":        kms.Invalid,
+		"InvalidKeyUsageException":      kms.Invalid,
+		"UnsupportedOperationException": kms.Invalid,
+		"ExpiredTokenException":         kms.Internal, // our credentials, or clock; nothing is said of the key
+		"InvalidSignatureException":     kms.Internal,
+		"SomethingNewException":         kms.Internal,
+	} {
+		server.SetFaults(kmstest.Faults{Fail: name})
+		_, unwrapErr := w.Unwrap(t.Context(), make([]byte, 184), nil)
+		_, wrapErr := w.Wrap(t.Context(), kmstest.NewDEK(), nil)
+		_, _, generateErr := kms.Generate(t.Context(), w, nil)
+		for _, err := range []error{unwrapErr, wrapErr, generateErr} {
+			e, ok := errors.AsType[*kms.Error](err)
+			if !ok || e.Kind != want || e.Reason != name || e.KeyID != w.KeyID() {
+				t.Errorf("%s: %v, want %v", name, err, want)
+			}
+		}
+	}
+}
+
+func TestAWSKeyStates(t *testing.T) {
+	server := kmstest.StartTest(t)
+	w := server.NewKey(t, nil)
+	id, ec := w.KeyID(), kmstest.Context("b", "k")
+	_, blob, err := kms.Generate(t.Context(), w, ec)
+	must(t, err)
+	if want := 184; len(blob) != want {
+		t.Errorf("a blob of %d bytes; those of AWS have %d", len(blob), want)
+	}
+	check := func(name string, want kms.Kind, reason string) {
+		t.Helper()
+		_, err := kms.Unwrap(t.Context(), w, blob, ec)
+		if e, ok := errors.AsType[*kms.Error](err); !ok || e.Kind != want || e.Reason != reason || !e.Revoked() {
+			t.Errorf("%s: %v, want %v by %s", name, err, want, reason)
+		}
+	}
+	must(t, server.DisableKey(id))
+	check("disabled", kms.Disabled, "DisabledException")
+	must(t, server.EnableKey(id))
+	if _, err := kms.Unwrap(t.Context(), w, blob, ec); err != nil {
+		t.Errorf("enabled again: %v", err)
+	}
+	must(t, server.ScheduleKeyDeletion(id))
+	check("scheduled for deletion", kms.PendingDeletion, "KMSInvalidStateException")
+	server.SetFaults(kmstest.Faults{Operations: []string{"DescribeKey"}, Deny: true})
+	check("scheduled, and DescribeKey denied", kms.PendingDeletion, "KMSInvalidStateException")
+	server.SetFaults(kmstest.Faults{})
+	must(t, server.CancelKeyDeletion(id))
+	check("canceled deletion", kms.Disabled, "DisabledException")
+	server.SetFaults(kmstest.Faults{Deny: true})
+	check("denied", kms.Denied, "AccessDeniedException")
+	server.SetFaults(kmstest.Faults{})
+	must(t, server.DestroyKey(id))
+	check("destroyed", kms.NotFound, "NotFoundException")
+}
+
+func TestAWSUnreachable(t *testing.T) {
+	server := kmstest.StartTest(t)
+	w := server.NewKey(t, func(c *kms.AWSConfig) { c.Timeout = 300 * time.Millisecond })
+	_, blob, err := kms.Generate(t.Context(), w, nil)
+	must(t, err)
+	check := func(name string) {
+		t.Helper()
+		start := time.Now()
+		_, err := w.Unwrap(t.Context(), blob, nil)
+		if !kms.IsUnreachable(err) {
+			t.Errorf("%s: %v, want unreachable", name, err)
+		}
+		if d := time.Since(start); d > time.Second {
+			t.Errorf("%s: it took %v, with a timeout of 300 ms", name, d)
+		}
+	}
+	server.SetFaults(kmstest.Faults{Hang: true})
+	check("hang")
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := w.Unwrap(ctx, blob, nil); !kms.IsUnreachable(err) {
+		t.Errorf("the caller's deadline: %v", err)
+	}
+	ctx, cancel = context.WithCancel(t.Context())
+	time.AfterFunc(50*time.Millisecond, cancel)
+	if _, err := w.Unwrap(ctx, blob, nil); !errors.Is(err, context.Canceled) || kms.IsUnreachable(err) {
+		t.Errorf("canceled in flight: %v", err)
+	}
+	server.SetFaults(kmstest.Faults{Drop: true})
+	check("dropped connection")
+	must(t, server.Close())
+	check("nobody listens")
+}
+
+func TestAWSRetries(t *testing.T) {
+	server := kmstest.StartTest(t)
+	w := server.NewKey(t, func(c *kms.AWSConfig) { c.MaxAttempts = 3; c.Timeout = 10 * time.Second })
+	server.SetFaults(kmstest.Faults{ThrottleNext: 2})
+	if _, _, err := kms.Generate(t.Context(), w, nil); err != nil {
+		t.Errorf("throttled twice, then served: %v", err)
+	}
+	if n := server.Calls()["GenerateDataKey"]; n != 3 {
+		t.Errorf("%d attempts, want 3", n)
+	}
+	server.SetFaults(kmstest.Faults{Deny: true})
+	_, _, err := kms.Generate(t.Context(), w, nil)
+	if n := server.Calls()["GenerateDataKey"]; !kms.IsRevoked(err) || n != 4 {
+		t.Errorf("a refusal was tried %d times: %v", n-3, err)
+	}
+}
+
+// With the key named in the request, a KMS that could open the blob refuses to.
+func TestAWSPinsTheKey(t *testing.T) {
+	server := kmstest.StartTest(t)
+	a, b := server.NewKey(t, nil), server.NewKey(t, nil)
+	_, blob, err := kms.Generate(t.Context(), a, nil)
+	must(t, err)
+	_, err = kms.Unwrap(t.Context(), b, blob, nil)
+	if e, ok := errors.AsType[*kms.Error](err); !ok || e.Reason != "IncorrectKeyException" {
+		t.Errorf("%v, want IncorrectKeyException", err)
+	}
+}
+
+func TestAWSAlias(t *testing.T) {
+	server := kmstest.StartTest(t)
+	oldKey, newKey := server.NewKey(t, nil).KeyID(), server.NewKey(t, nil).KeyID()
+	must(t, server.SetAlias("alias/app", oldKey))
+	before := server.OpenKey(t, "alias/app", nil)
+	if before.KeyID() != oldKey {
+		t.Fatalf("key id %q, want the key's ARN", before.KeyID())
+	}
+	_, blob, err := kms.Generate(t.Context(), before, nil)
+	must(t, err)
+	must(t, server.SetAlias("alias/app", newKey))
+	if _, err := kms.Unwrap(t.Context(), before, blob, nil); err != nil {
+		t.Errorf("the running proxy lost its key when the alias moved: %v", err)
+	}
+	if after := server.OpenKey(t, "alias/app", nil); after.KeyID() != newKey {
+		t.Errorf("after a restart: %q, want the new key", after.KeyID())
+	}
+	if _, err := kms.Unwrap(t.Context(), server.OpenKey(t, oldKey, nil), blob, nil); err != nil {
+		t.Errorf("the old key by its ARN: %v", err)
+	}
+	bare := oldKey[strings.LastIndexByte(oldKey, '/')+1:]
+	if w := server.OpenKey(t, bare, nil); w.KeyID() != oldKey {
+		t.Errorf("a bare key id gives %q, want the ARN", w.KeyID())
+	}
+}
+
+func TestAWSConfigsThatAreRefused(t *testing.T) {
+	arn := "arn:aws:kms:us-east-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+	t.Setenv("AWS_REGION", "")
+	t.Setenv("AWS_CONFIG_FILE", "/nonexistent")
+	for name, cfg := range map[string]kms.AWSConfig{
+		"no key":            {Region: "us-east-1"},
+		"region of another": {KeyID: arn, Region: "eu-central-1"},
+		"no region":         {KeyID: "alias/app"},
+		"another service":   {KeyID: "arn:aws:s3:::bucket"},
+		"a grant":           {KeyID: strings.Replace(arn, ":key/", ":grant/", 1)},
+		"half an ARN":       {KeyID: "arn:aws:kms"},
+		"not ASCII":         {KeyID: "alias/ü", Region: "us-east-1"},
+		"two lines":         {KeyID: arn + "\n"},
+	} {
+		_, err := kms.NewAWS(t.Context(), cfg)
+		if e, ok := errors.AsType[*kms.Error](err); !ok || e.Kind != kms.Invalid {
+			t.Errorf("%s: %v, want invalid request", name, err)
+		}
+	}
+	if w, err := kms.NewAWS(t.Context(), kms.AWSConfig{KeyID: arn}); err != nil || w.KeyID() != arn {
+		t.Errorf("a key ARN alone must do, with nothing listening: %v", err)
+	}
+}
+
+// A broken or hostile server that quotes requests and answers must not get a DEK into an error.
+func TestAWSErrorsHoldNoKeys(t *testing.T) {
+	dek := kmstest.NewDEK()
+	encoded := base64.StdEncoding.EncodeToString(dek)
+	bodies := map[string]string{
+		"message":       `{"__type":"ValidationException","message":"bad: ` + encoded + `"}`,
+		"broken answer": `{"Plaintext":"` + encoded + `","KeyId":`,
+		"wrong type":    `{"Plaintext":["` + encoded + `"]}`,
+		"other key":     `{"Plaintext":"` + encoded + `","KeyId":"other","CiphertextBlob":"AAAA"}`,
+	}
+	var body string
+	status := 400
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/x-amz-json-1.1")
+		w.WriteHeader(status)
+		fmt.Fprint(w, body)
+	}))
+	defer server.Close()
+	w, err := kms.NewAWS(t.Context(), kms.AWSConfig{
+		KeyID: "arn:aws:kms:us-east-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab", Endpoint: server.URL,
+		Credentials: credentials.NewStaticCredentialsProvider("AKIDEXAMPLE", "example", ""), MaxAttempts: 1,
+	})
+	must(t, err)
+	for name, b := range bodies {
+		body, status = b, 200
+		if name == "message" {
+			status = 400
+		}
+		_, wrapErr := w.Wrap(t.Context(), dek, nil)
+		errs := []error{wrapErr}
+		if name != "message" { // the server learns the DEK from Wrap only
+			_, unwrapErr := w.Unwrap(t.Context(), []byte("blob"), nil)
+			_, _, generateErr := kms.Generate(t.Context(), w, nil)
+			errs = append(errs, unwrapErr, generateErr)
+		}
+		for _, err := range errs {
+			if err == nil {
+				t.Errorf("%s: no error", name)
+				continue
+			}
+			if op, ok := errors.AsType[*smithy.OperationError](err); ok { // may hold the answer's bytes
+				t.Errorf("%s: the SDK's error was kept: %v", name, op)
+			}
+			deep, _ := json.Marshal(err)
+			if text := fmt.Sprintf("%v %+v %#v %s", err, err, err, deep); strings.Contains(text, encoded[:12]) {
+				t.Errorf("%s: the error holds the DEK", name)
+			}
+		}
+	}
+}
+
+func TestAWSAssumesARole(t *testing.T) {
+	server := kmstest.StartTest(t)
+	answer := `<AssumeRoleResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><AssumeRoleResult><Credentials>` +
+		`<AccessKeyId>ASIAEXAMPLE</AccessKeyId><SecretAccessKey>s</SecretAccessKey><SessionToken>t</SessionToken>` +
+		`<Expiration>2099-01-01T00:00:00Z</Expiration></Credentials></AssumeRoleResult></AssumeRoleResponse>`
+	status, got := http.StatusOK, ""
+	sts := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		got = r.FormValue("RoleArn") + " " + r.FormValue("ExternalId")
+		w.WriteHeader(status)
+		fmt.Fprint(w, answer)
+	}))
+	defer sts.Close()
+	t.Setenv("AWS_ENDPOINT_URL_STS", sts.URL)
+	role := func(c *kms.AWSConfig) {
+		c.RoleARN, c.ExternalID = "arn:aws:iam::111122223333:role/proxy", "customer-7"
+	}
+	if _, _, err := kms.Generate(t.Context(), server.NewKey(t, role), nil); err != nil {
+		t.Errorf("with a role: %v", err)
+	}
+	if want := "arn:aws:iam::111122223333:role/proxy customer-7"; got != want {
+		t.Errorf("STS was asked for %q, want %q", got, want)
+	}
+	status = http.StatusForbidden
+	answer = `<ErrorResponse><Error><Type>Sender</Type><Code>AccessDenied</Code><Message>no</Message></Error></ErrorResponse>`
+	if _, _, err := kms.Generate(t.Context(), server.NewKey(t, role), nil); !kms.IsRevoked(err) {
+		t.Errorf("a role that may no longer be assumed: %v, want revoked", err)
+	}
+	sts.Close()
+	if _, _, err := kms.Generate(t.Context(), server.NewKey(t, role), nil); !kms.IsUnreachable(err) {
+		t.Errorf("no STS: %v, want unreachable", err)
+	}
+}
+
+func TestAWSWithoutCredentials(t *testing.T) {
+	for _, name := range []string{"AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"} {
+		t.Setenv(name, "")
+	}
+	t.Setenv("AWS_CONFIG_FILE", "/nonexistent")
+	t.Setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+	t.Setenv("AWS_EC2_METADATA_DISABLED", "true")
+	server := kmstest.StartTest(t)
+	w := server.NewKey(t, func(c *kms.AWSConfig) { c.Credentials = nil })
+	_, _, err := kms.Generate(t.Context(), w, nil)
+	if e, ok := errors.AsType[*kms.Error](err); !ok || e.Kind != kms.Internal || !strings.Contains(err.Error(), "no credentials") {
+		t.Errorf("%v, want an internal error that tells of the credentials", err)
+	}
+}
+
+// Environments with a CA bundle of their own are common; the SDK then wants an HTTP client it can configure.
+func TestAWSWithCABundle(t *testing.T) {
+	bundle := t.TempDir() + "/ca.pem"
+	https := httptest.NewTLSServer(nil)
+	https.Close()
+	cert := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: https.Certificate().Raw})
+	must(t, os.WriteFile(bundle, cert, 0o600))
+	t.Setenv("AWS_CA_BUNDLE", bundle)
+	server := kmstest.StartTest(t)
+	if _, _, err := kms.Generate(t.Context(), server.NewKey(t, nil), nil); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,120 @@
+package kms
+
+import (
+	"context"
+	"errors"
+	"strings"
+)
+
+// Kind says what an error means for the caller, whatever the provider.
+type Kind int
+
+const (
+	// Internal is anything that has no kind of its own: a broken answer, bad credentials, a bug. It says nothing
+	// about the key.
+	Internal Kind = iota
+	// Invalid is a request that was never sent or that the KMS will not take: a DEK that cannot be one, a context
+	// that is not UTF-8, parameters the KMS does not know.
+	Invalid
+	// Canceled is a call whose caller gave up. It says nothing about the KMS.
+	Canceled
+	// InvalidCiphertext is a blob that does not unwrap: another context, another key, altered or cut.
+	InvalidCiphertext
+	// Disabled is a key that is switched off, or whose material was taken out of the KMS.
+	Disabled
+	// Denied is a KMS that refuses this caller: by key policy, grant, role, or because the caller no longer exists.
+	Denied
+	// PendingDeletion is a key that is scheduled for deletion.
+	PendingDeletion
+	// NotFound is a key that is not there, or no longer.
+	NotFound
+	// Throttled is a KMS that asks for fewer requests. Retry later.
+	Throttled
+	// Unreachable is a KMS that gave no answer in time, or says that it cannot answer now. Retry later.
+	Unreachable
+)
+
+var kindNames = [...]string{
+	Internal:          "internal error",
+	Invalid:           "invalid request",
+	Canceled:          "canceled",
+	InvalidCiphertext: "invalid ciphertext",
+	Disabled:          "key disabled",
+	Denied:            "access denied",
+	PendingDeletion:   "key pending deletion",
+	NotFound:          "key not found",
+	Throttled:         "throttled",
+	Unreachable:       "unreachable",
+}
+
+// String returns the kind in plain words.
+func (k Kind) String() string {
+	if k < 0 || int(k) >= len(kindNames) {
+		return "unknown kind"
+	}
+	return kindNames[k]
+}
+
+// Error is the error of every provider. It holds no key material, and no text of a KMS that could hold some.
+type Error struct {
+	Kind   Kind
+	Op     string // wrap, unwrap, generate, open
+	KeyID  string // as Wrapper.KeyID, or as configured where that is not known yet
+	Reason string // the KMS's own name for it, such as DisabledException; "" where there is none
+	Err    error  // the cause; may be nil
+}
+
+// Error reads "kms: unwrap with KEY: key disabled (DisabledException): cause".
+func (e *Error) Error() string {
+	var b strings.Builder
+	b.WriteString("kms: " + e.Op + " with " + e.KeyID + ": " + e.Kind.String())
+	if e.Reason != "" {
+		b.WriteString(" (" + e.Reason + ")")
+	}
+	if e.Err != nil {
+		b.WriteString(": " + e.Err.Error())
+	}
+	return b.String()
+}
+
+// Unwrap returns the cause.
+func (e *Error) Unwrap() error { return e.Err }
+
+// Revoked reports whether the KMS has answered, and the answer is that this key is not to be used by this caller.
+//
+// It speaks of the key only if the blob is known to be genuine: AWS and others answer the same to a blob that was
+// altered to name a key that does not exist. Whoever can write to the store must not be able to make a key look revoked.
+func (e *Error) Revoked() bool {
+	switch e.Kind {
+	case Disabled, Denied, PendingDeletion, NotFound:
+		return true
+	default:
+		return false
+	}
+}
+
+// IsRevoked reports whether err holds an *Error that is Revoked.
+func IsRevoked(err error) bool {
+	var e *Error
+	return errors.As(err, &e) && e.Revoked()
+}
+
+// IsThrottled reports whether err holds an *Error of kind Throttled.
+func IsThrottled(err error) bool { return is(err, Throttled) }
+
+// IsUnreachable reports whether err holds an *Error of kind Unreachable.
+func IsUnreachable(err error) bool { return is(err, Unreachable) }
+
+func is(err error, k Kind) bool {
+	var e *Error
+	return errors.As(err, &e) && e.Kind == k
+}
+
+// contextError is the error of a call whose context has ended: a deadline is the KMS's fault, a cancel the caller's.
+func contextError(ctx context.Context, op, keyID string) *Error {
+	e := &Error{Kind: Canceled, Op: op, KeyID: keyID, Err: ctx.Err()}
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		e.Kind = Unreachable
+	}
+	return e
+}

@@ -1,0 +1,141 @@
+// Package kms wraps data keys (DEKs) with a key that lives in a key management service.
+//
+// A Wrapper is one such key; there is one file per provider. Every provider binds what it wraps to an
+// EncryptionContext, refuses a DEK that cannot be one, and answers with a typed *Error, so that callers can tell
+// "the key was taken away" from "the KMS cannot be reached". Package kmstest holds the contract all providers pass.
+//
+// Neither an error nor a key id ever holds key material.
+package kms
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"unicode/utf8"
+)
+
+// DEKSize is the size of every DEK in bytes.
+const DEKSize = 32
+
+// EncryptionContext is what a wrapped DEK is bound to: a DEK wrapped with one context does not unwrap with another.
+// It is authenticated, not secret: a KMS may write it to its logs in clear (AWS CloudTrail does, see
+// https://docs.aws.amazon.com/kms/latest/developerguide/encrypt_context.html). Names and values are UTF-8, names are
+// not empty.
+type EncryptionContext map[string]string
+
+// Wrapper is one key of a KMS. Implementations are safe for concurrent use. All errors are of type *Error.
+type Wrapper interface {
+	// KeyID names the key, as stored in each object's envelope: printable ASCII, stable for the life of the key, and
+	// no secret.
+	KeyID() string
+	// Wrap encrypts a DEK. The result is opaque, holds at least the DEK's size in bytes, and differs at every call.
+	Wrap(ctx context.Context, dek []byte, ec EncryptionContext) (wrapped []byte, err error)
+	// Unwrap decrypts what Wrap or Generate returned, for the same key and the same context only. It asks the KMS
+	// each time: a provider never remembers DEKs.
+	Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext) (dek []byte, err error)
+}
+
+// Generator is a Wrapper whose KMS makes data keys itself, such as AWS GenerateDataKey.
+type Generator interface {
+	// Generate returns a new 32-byte DEK, and the same DEK wrapped as Wrap would have.
+	Generate(ctx context.Context, ec EncryptionContext) (dek, wrapped []byte, err error)
+}
+
+// Generate makes a new 32-byte DEK under w: by the KMS where it can, else from the system's random source followed by
+// a Wrap. It refuses the answer of a KMS whose DEK is not 32 bytes or is all zero.
+func Generate(ctx context.Context, w Wrapper, ec EncryptionContext) (dek, wrapped []byte, err error) {
+	if g, ok := w.(Generator); ok {
+		dek, wrapped, err = g.Generate(ctx, ec)
+	} else {
+		dek = make([]byte, DEKSize)
+		rand.Read(dek) // never fails: it ends the program instead
+		wrapped, err = Wrap(ctx, w, dek, ec)
+	}
+	if err == nil {
+		err = checkAnswer(w, "generate", dek, wrapped)
+	}
+	if err != nil {
+		clear(dek)
+		return nil, nil, err
+	}
+	return dek, wrapped, nil
+}
+
+// Wrap is w.Wrap, and refuses an empty answer: what is sealed with a DEK that nobody can unwrap is lost.
+func Wrap(ctx context.Context, w Wrapper, dek []byte, ec EncryptionContext) (wrapped []byte, err error) {
+	wrapped, err = w.Wrap(ctx, dek, ec)
+	if err != nil {
+		return nil, err
+	}
+	return wrapped, checkAnswer(w, "wrap", dek, wrapped)
+}
+
+// Unwrap is w.Unwrap, and refuses an answer that is not 32 bytes or is all zero, whatever the provider.
+func Unwrap(ctx context.Context, w Wrapper, wrapped []byte, ec EncryptionContext) (dek []byte, err error) {
+	dek, err = w.Unwrap(ctx, wrapped, ec)
+	if err == nil {
+		err = checkAnswer(w, "unwrap", dek, wrapped)
+	}
+	if err != nil {
+		clear(dek)
+		return nil, err
+	}
+	return dek, nil
+}
+
+func checkAnswer(w Wrapper, op string, dek, wrapped []byte) error {
+	if err := checkDEK(dek); err != nil {
+		return &Error{Kind: Internal, Op: op, KeyID: w.KeyID(), Err: fmt.Errorf("the KMS answered with %w", err)}
+	}
+	if len(wrapped) == 0 {
+		return &Error{Kind: Internal, Op: op, KeyID: w.KeyID(), Err: errors.New("the KMS answered with an empty blob")}
+	}
+	return nil
+}
+
+// checkDEK tells why a DEK cannot be one. A key of zeros is the mark of a key that was never set: everything would
+// still round-trip, and protect nothing.
+func checkDEK(dek []byte) error {
+	if len(dek) != DEKSize {
+		return fmt.Errorf("a data key of %d bytes, not %d", len(dek), DEKSize)
+	}
+	var or byte
+	for _, b := range dek {
+		or |= b
+	}
+	if or == 0 {
+		return errors.New("a data key of zeros")
+	}
+	return nil
+}
+
+// checkContext refuses what has no unambiguous form on the wire: JSON turns every invalid UTF-8 sequence into the same
+// replacement character, which would make two contexts one.
+func checkContext(ec EncryptionContext) error {
+	for name, value := range ec {
+		if name == "" || !utf8.ValidString(name) || !utf8.ValidString(value) {
+			return errors.New("an encryption context that is not UTF-8, or has an empty name")
+		}
+	}
+	return nil
+}
+
+// checkWrap is what every provider checks before it asks its KMS to wrap.
+func checkWrap(ctx context.Context, keyID string, dek []byte, ec EncryptionContext) error {
+	if err := checkDEK(dek); err != nil {
+		return &Error{Kind: Invalid, Op: "wrap", KeyID: keyID, Err: err}
+	}
+	return checkCall(ctx, "wrap", keyID, ec)
+}
+
+// checkCall is what every provider checks before any call.
+func checkCall(ctx context.Context, op, keyID string, ec EncryptionContext) error {
+	if err := checkContext(ec); err != nil {
+		return &Error{Kind: Invalid, Op: op, KeyID: keyID, Err: err}
+	}
+	if ctx.Err() != nil {
+		return contextError(ctx, op, keyID)
+	}
+	return nil
+}

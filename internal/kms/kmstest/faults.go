@@ -1,0 +1,154 @@
+package kmstest
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net"
+	"net/http"
+	"slices"
+	"time"
+)
+
+// controlPath serves the server's own controls, to loopback clients only: GET answers with the faults and the calls
+// so far, PUT sets the faults. The body of both is JSON, with the faults under "faults".
+const controlPath = "/_control"
+
+// Faults is how a server misbehaves. The zero value behaves. Several faults at once act in the order of the fields.
+type Faults struct {
+	// Operations has these faults. Empty: all that use a key, which are GenerateDataKey, Encrypt, Decrypt, ReEncrypt.
+	Operations []string `json:"operations,omitempty"`
+	// LatencyMS is how long to wait before each answer, in milliseconds.
+	LatencyMS int `json:"latency_ms,omitempty"`
+	// Hang never answers.
+	Hang bool `json:"hang,omitempty"`
+	// Drop closes the connection without an answer.
+	Drop bool `json:"drop,omitempty"`
+	// ThrottleNext answers so many requests with ThrottlingException.
+	ThrottleNext int `json:"throttle_next,omitempty"`
+	// MaxPerSecond answers what goes beyond it with ThrottlingException. 0: no limit.
+	MaxPerSecond int `json:"max_per_second,omitempty"`
+	// Deny answers with AccessDeniedException, as after a change of the key policy.
+	Deny bool `json:"deny,omitempty"`
+	// Fail answers with the error of this AWS name, such as KMSInternalException. Empty: none.
+	Fail string `json:"fail,omitempty"`
+	// FailNext limits Fail to so many requests. 0: no limit.
+	FailNext int `json:"fail_next,omitempty"`
+}
+
+// SetFaults replaces the faults.
+func (s *Server) SetFaults(f Faults) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.faults = f
+}
+
+// errDrop asks for the connection to be closed without an answer.
+var errDrop = errors.New("drop the connection")
+
+var keyOperations = []string{"GenerateDataKey", "Encrypt", "Decrypt", "ReEncrypt"}
+
+// misbehave does what the faults say, and returns the error to answer with, if any.
+func (s *Server) misbehave(ctx context.Context, operation string) error {
+	s.mu.Lock()
+	f := s.faults
+	affected := f.Operations
+	if len(affected) == 0 {
+		affected = keyOperations
+	}
+	if !slices.Contains(affected, operation) {
+		s.mu.Unlock()
+		return nil
+	}
+	err := s.decide(f)
+	s.mu.Unlock()
+
+	if f.Hang {
+		select {
+		case <-ctx.Done():
+		case <-s.closing:
+		}
+		return errDrop
+	}
+	if f.LatencyMS > 0 {
+		select {
+		case <-time.After(time.Duration(f.LatencyMS) * time.Millisecond):
+		case <-ctx.Done():
+			return errDrop
+		case <-s.closing:
+			return errDrop
+		}
+	}
+	return err
+}
+
+// decide counts this request against the limits. The caller holds s.mu.
+func (s *Server) decide(f Faults) error {
+	const slow = "You have exceeded the rate at which you may call KMS. Reduce the frequency of your calls."
+	if f.Drop {
+		return errDrop
+	}
+	if f.ThrottleNext > 0 {
+		s.faults.ThrottleNext--
+		return refuse("ThrottlingException", slow)
+	}
+	if f.MaxPerSecond > 0 {
+		if now := time.Now().Truncate(time.Second); !now.Equal(s.second) {
+			s.second, s.sent = now, 0
+		}
+		if s.sent++; s.sent > f.MaxPerSecond {
+			return refuse("ThrottlingException", slow)
+		}
+	}
+	if f.Deny {
+		return refuse("AccessDeniedException", "User: arn:aws:iam::%s:user/proxy is not authorized to perform this "+
+			"operation because no resource-based policy allows it", s.store.account)
+	}
+	if f.Fail != "" {
+		if f.FailNext > 0 {
+			if s.faults.FailNext--; s.faults.FailNext == 0 {
+				s.faults.Fail = ""
+			}
+		}
+		return refuse(f.Fail, "as asked for")
+	}
+	return nil
+}
+
+type control struct {
+	Faults Faults         `json:"faults"`
+	Calls  map[string]int `json:"calls,omitempty"`
+}
+
+func (s *Server) serveControl(w http.ResponseWriter, r *http.Request) {
+	host, _, err := net.SplitHostPort(r.RemoteAddr)
+	if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsLoopback() {
+		http.Error(w, "loopback clients only", http.StatusForbidden)
+		return
+	}
+	switch r.Method {
+	case http.MethodGet:
+	case http.MethodPut:
+		var c control
+		decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, 64<<10))
+		decoder.DisallowUnknownFields()
+		if err := decoder.Decode(&c); err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		s.SetFaults(c.Faults)
+	default:
+		http.Error(w, "GET or PUT", http.StatusMethodNotAllowed)
+		return
+	}
+	s.mu.Lock()
+	c := control{s.faults, s.calls}
+	body, err := json.Marshal(c)
+	s.mu.Unlock()
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_, _ = w.Write(append(body, '\n'))
+}

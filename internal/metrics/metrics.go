@@ -1,0 +1,88 @@
+// Package metrics counts what the proxy does, for Prometheus. Names and labels are documented in docs/operations.md.
+package metrics
+
+import (
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// Metrics are the proxy's counters. Buckets, keys and clients are in the access log, not here: their number has no bound.
+type Metrics struct {
+	InFlight prometheus.Gauge // requests being served
+
+	registry *prometheus.Registry
+	requests *prometheus.CounterVec
+	duration *prometheus.HistogramVec
+	bytes    *prometheus.CounterVec
+	origin   *prometheus.HistogramVec
+	kms      *prometheus.HistogramVec
+}
+
+// seconds are the upper bounds of the histograms: from a cached small GET to a large transfer.
+var seconds = []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60}
+
+// New returns Metrics with a registry of their own, which also tells of the Go runtime and the process.
+func New() *Metrics {
+	m := &Metrics{
+		registry: prometheus.NewRegistry(),
+		InFlight: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "cmekproxy_requests_in_flight", Help: "S3 requests being served.",
+		}),
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "cmekproxy_requests_total", Help: "S3 requests answered, by operation, HTTP status and S3 error code.",
+		}, []string{"operation", "status", "code"}),
+		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "cmekproxy_request_duration_seconds", Help: "Time from the header of a request to the end of its answer.", Buckets: seconds,
+		}, []string{"operation"}),
+		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "cmekproxy_bytes_total", Help: "Body bytes exchanged with clients: in or out.",
+		}, []string{"direction"}),
+		origin: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "cmekproxy_origin_duration_seconds", Help: "Time of requests to the store up to the header of its answer; status 0 is no answer.", Buckets: seconds,
+		}, []string{"operation", "status"}),
+		kms: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "cmekproxy_kms_duration_seconds", Help: "Time of requests to the KMS, by name of the key, operation and result.", Buckets: seconds,
+		}, []string{"key", "operation", "result"}),
+	}
+	m.registry.MustRegister(m.InFlight, m.requests, m.duration, m.bytes, m.origin, m.kms,
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return m
+}
+
+// Request counts an answered request. code is the S3 error code, empty for none.
+func (m *Metrics) Request(operation string, status int, code string, took time.Duration, in, out int64) {
+	m.requests.WithLabelValues(operation, strconv.Itoa(status), code).Inc()
+	m.duration.WithLabelValues(operation).Observe(took.Seconds())
+	m.bytes.WithLabelValues("in").Add(float64(in))
+	m.bytes.WithLabelValues("out").Add(float64(out))
+}
+
+// Origin counts a request to the store. status is 0 if there was no answer.
+func (m *Metrics) Origin(operation string, status int, took time.Duration) {
+	m.origin.WithLabelValues(operation, strconv.Itoa(status)).Observe(took.Seconds())
+}
+
+// KMS counts a request to the KMS. result is "ok" or a kind of error.
+func (m *Metrics) KMS(key, operation, result string, took time.Duration) {
+	m.kms.WithLabelValues(key, operation, result).Observe(took.Seconds())
+}
+
+// Gauge adds a value that is read when somebody asks.
+func (m *Metrics) Gauge(name, help string, value func() float64) {
+	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
+}
+
+// Counter adds a count that is read when somebody asks.
+func (m *Metrics) Counter(name, help string, value func() float64) {
+	m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, value))
+}
+
+// Handler serves /metrics.
+func (m *Metrics) Handler() http.Handler {
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{Registry: m.registry})
+}

@@ -1,0 +1,92 @@
+// Package embedded is a real S3 store in this process, for `proxy dev` and for tests: versitygw's posix backend, which
+// keeps objects as files below a directory.
+package embedded
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/versity/versitygw/backend"
+	"github.com/versity/versitygw/backend/meta"
+	"github.com/versity/versitygw/backend/posix"
+	"github.com/versity/versitygw/embedgw"
+)
+
+// Config says where the store keeps objects and whom it lets in.
+type Config struct {
+	Dir       string // must exist
+	AccessKey string
+	SecretKey string
+	Region    string
+}
+
+// Start runs the store on a Unix socket that only this user can open. One can run at a time in a process; it changes
+// the working directory of the process to Dir. stop ends it and waits.
+func Start(ctx context.Context, cfg Config) (socket string, stop func(), err error) {
+	store, err := newBackend(cfg.Dir)
+	if err != nil {
+		return "", nil, err
+	}
+	private, err := os.MkdirTemp("", "cmekproxy-") // short: the path of a Unix socket has 104 bytes at most
+	if err != nil {
+		return "", nil, err
+	}
+	socket = filepath.Join(private, "s3")
+	running, cancel := context.WithCancel(context.WithoutCancel(ctx)) // it must outlive the draining of the proxy
+	ended := make(chan error, 1)
+	go func() {
+		ended <- embedgw.RunVersityGW(running, store, &embedgw.Config{
+			RootUserAccess: cfg.AccessKey, RootUserSecret: cfg.SecretKey, Region: cfg.Region,
+			Ports: []string{socket}, SocketPerm: "0600", Quiet: true, KeepAlive: true,
+			MaxConnections: 4096, MaxRequests: 2048, MultipartMaxParts: 10_000,
+		})
+	}()
+	stop = func() {
+		cancel()
+		<-ended
+		_ = os.RemoveAll(private) //nolint:errcheck // a temporary directory
+	}
+	if err := waitFor(ctx, socket, ended); err != nil {
+		cancel()
+		return "", nil, errors.Join(err, os.RemoveAll(private))
+	}
+	return socket, stop, nil
+}
+
+// newBackend keeps metadata in extended attributes, and in files beside the buckets where the file system has none.
+func newBackend(dir string) (backend.Backend, error) {
+	if (meta.XattrMeta{}).Test(dir) == nil {
+		return posix.New(dir, meta.XattrMeta{}, posix.PosixOpts{NewDirPerm: 0o700})
+	}
+	beside := filepath.Join(filepath.Dir(dir), "metadata")
+	if err := os.MkdirAll(beside, 0o700); err != nil {
+		return nil, err
+	}
+	files, err := meta.NewSideCar(beside)
+	if err != nil {
+		return nil, fmt.Errorf("%s has no extended attributes, and no metadata files can be kept: %w", dir, err)
+	}
+	return posix.New(dir, files, posix.PosixOpts{SideCarDir: beside, NewDirPerm: 0o700})
+}
+
+func waitFor(ctx context.Context, socket string, ended chan error) error {
+	for {
+		conn, err := (&net.Dialer{}).DialContext(ctx, "unix", socket)
+		if err == nil {
+			return conn.Close()
+		}
+		select {
+		case err := <-ended:
+			ended <- err
+			return fmt.Errorf("it ended at once: %w", err)
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}

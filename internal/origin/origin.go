@@ -1,0 +1,134 @@
+// Package origin sends requests to the store behind the proxy.
+//
+// Origin is an http.RoundTripper: it takes a request for /bucket/key, addresses and signs it for the store with the
+// store's own credentials, and returns the store's answer untouched. It mirrors no S3 operation, so a header or query
+// parameter that it does not know survives.
+package origin
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
+)
+
+// UnsignedPayload is sent in place of the body's hash: hashing costs more CPU than encrypting, TLS protects the bytes on
+// the way, and whatever arrives altered is refused when it is read.
+const UnsignedPayload = "UNSIGNED-PAYLOAD"
+
+// Config says where the store is and how to speak to it.
+type Config struct {
+	Endpoint    *url.URL // scheme and host only
+	Region      string   // for the signature
+	Credentials aws.CredentialsProvider
+	PathStyle   bool              // bucket in the path; otherwise in the host name
+	Trailers    bool              // uploads carry a checksum in a trailer; false for stores that do not know aws-chunked
+	Transport   http.RoundTripper // NewTransport's, or another
+	Now         func() time.Time
+}
+
+// Origin signs and sends. It is safe for concurrent use.
+type Origin struct {
+	cfg    Config
+	signer *v4.Signer
+}
+
+// New returns an Origin.
+func New(cfg Config) *Origin {
+	return &Origin{cfg: cfg, signer: v4.NewSigner(func(o *v4.SignerOptions) {
+		o.DisableURIPathEscaping = true // S3 alone escapes a path once, not twice
+	})}
+}
+
+// ErrCredentials says that the proxy has no credentials for the store.
+var ErrCredentials = errors.New("origin: no credentials for the store")
+
+// RoundTrip sends r, whose URL holds nothing but /bucket/key (Path and RawPath) and the query. A body whose hash is in
+// X-Amz-Content-Sha256 is sent as it is; another one with a checksum in its trailer, or as UnsignedPayload. r is not
+// modified.
+func (o *Origin) RoundTrip(r *http.Request) (*http.Response, error) {
+	out := r.Clone(r.Context())
+	out.URL.Scheme = o.cfg.Endpoint.Scheme
+	out.URL.Host = o.cfg.Endpoint.Host
+	if !o.cfg.PathStyle {
+		moveBucketToHost(out.URL)
+	}
+	out.Host = out.URL.Host
+	switch hashed := out.Header.Get("X-Amz-Content-Sha256") != ""; {
+	case hashed:
+	case o.cfg.Trailers && out.Body != nil && out.ContentLength > 0:
+		frame(out)
+	default:
+		out.Header.Set("X-Amz-Content-Sha256", UnsignedPayload)
+	}
+	creds, err := o.cfg.Credentials.Retrieve(r.Context())
+	if err != nil {
+		closeBody(r)
+		return nil, fmt.Errorf("%w: %w", ErrCredentials, err)
+	}
+	hash := out.Header.Get("X-Amz-Content-Sha256")
+	if err := o.signer.SignHTTP(r.Context(), creds, out, hash, "s3", o.cfg.Region, o.cfg.Now()); err != nil {
+		closeBody(r)
+		return nil, fmt.Errorf("origin: signing: %w", err)
+	}
+	return o.cfg.Transport.RoundTrip(out)
+}
+
+// closeBody keeps the promise of http.RoundTripper to close the body also on errors.
+func closeBody(r *http.Request) {
+	if r.Body != nil {
+		_ = r.Body.Close() //nolint:errcheck // the request has failed already
+	}
+}
+
+func moveBucketToHost(u *url.URL) {
+	bucket, _, _ := strings.Cut(strings.TrimPrefix(u.Path, "/"), "/")
+	if bucket == "" {
+		return // ListBuckets
+	}
+	u.Host = bucket + "." + u.Host
+	u.RawPath = "/" + strings.TrimPrefix(strings.TrimPrefix(u.EscapedPath(), "/"+bucket), "/")
+	u.Path = "/" + strings.TrimPrefix(strings.TrimPrefix(u.Path, "/"+bucket), "/")
+}
+
+// TransportConfig is what NewTransport needs.
+type TransportConfig struct {
+	DialTimeout     time.Duration // to connect, and again for the TLS handshake
+	ResponseTimeout time.Duration // from the last byte of a request to the first of the answer
+	MaxConns        int           // idle connections kept
+	UnixSocket      string        // if set, every connection goes to this socket
+}
+
+// NewTransport returns the http.Transport for a store: HTTP/1.1 only, because HTTP/2 was measured at 1.8 times the CPU
+// and a quarter of the throughput; no compression, because ranges and sizes must stay those of the stored bytes.
+func NewTransport(cfg TransportConfig) *http.Transport {
+	dialer := &net.Dialer{Timeout: cfg.DialTimeout, KeepAlive: 30 * time.Second}
+	dial, proxy := dialer.DialContext, http.ProxyFromEnvironment
+	if cfg.UnixSocket != "" {
+		proxy = nil
+		dial = func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return dialer.DialContext(ctx, "unix", cfg.UnixSocket)
+		}
+	}
+	return &http.Transport{
+		Proxy:                  proxy,
+		DialContext:            dial,
+		TLSHandshakeTimeout:    cfg.DialTimeout,
+		TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12},
+		TLSNextProto:           map[string]func(string, *tls.Conn) http.RoundTripper{}, // no HTTP/2
+		ResponseHeaderTimeout:  cfg.ResponseTimeout,
+		MaxIdleConns:           cfg.MaxConns,
+		MaxIdleConnsPerHost:    cfg.MaxConns,
+		IdleConnTimeout:        15 * time.Second, // below the stores' own, so that a PUT does not meet a dying connection
+		DisableCompression:     true,
+		MaxResponseHeaderBytes: 64 << 10,
+	}
+}

@@ -1,0 +1,258 @@
+package s3api
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"regexp"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/cmekproxy/cmekproxy/internal/access"
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/sigv4"
+)
+
+// call is one S3 request while it is served. Its Request is the client's, untouched.
+type call struct {
+	*http.Request
+	w     *response
+	id    string
+	op    string // S3's name of the operation; "Unknown" until it is known
+	route *route
+	start time.Time
+	idle  *idle
+
+	bucket string
+	key    string // raw: decoded exactly once
+	query  url.Values
+
+	auth    *sigv4.Auth
+	client  *access.Client
+	payload io.Reader // the request body: framing removed, signature and checksums verified before io.EOF
+	checks  *checksums
+
+	keyID      string // KMS key that was used
+	originID   string // the store's own request id
+	in         atomic.Int64
+	kmsTime    atomic.Int64 // nanoseconds, as originTime
+	originTime atomic.Int64
+}
+
+func newCall(s *Server, w http.ResponseWriter, r *http.Request, cancel context.CancelCauseFunc) *call {
+	c := &call{Request: r, id: newRequestID(), op: "Unknown", start: s.Now()}
+	c.idle = newIdle(s.IdleTimeout, http.NewResponseController(w), cancel)
+	c.w = &response{ResponseWriter: w, idle: c.idle}
+	return c
+}
+
+func (c *call) object() crypt.Object { return crypt.Object{Bucket: c.bucket, Key: c.key} }
+
+func (c *call) clientName() string {
+	if c.client == nil {
+		return ""
+	}
+	return c.client.Name
+}
+
+// resource is what the request is about, for error answers.
+func (c *call) resource() string {
+	if c.key != "" {
+		return "/" + c.bucket + "/" + c.key
+	}
+	return "/" + c.bucket
+}
+
+// bucketName is S3's rule for general purpose buckets, less what only matters when one is created.
+var bucketName = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$`)
+
+const maxKeyLength = 1024
+
+// locate finds bucket and key: virtual-host-style if the host is below domain, else path-style.
+func (c *call) locate(domain string) error {
+	rawPath, rawQuery := sigv4.RequestTarget(c.Request)
+	path, err := sigv4.UnescapePath(rawPath)
+	if err != nil {
+		return err
+	}
+	if !strings.HasPrefix(path, "/") {
+		return badRequest("InvalidURI", "Couldn't parse the specified URI.")
+	}
+	if c.query, err = url.ParseQuery(rawQuery); err != nil {
+		return badRequest("InvalidURI", "Couldn't parse the query of the specified URI.")
+	}
+	path = path[1:]
+	if sub, ok := bucketOfHost(c.Host, domain); ok {
+		c.bucket, c.key = sub, path
+	} else {
+		c.bucket, c.key, _ = strings.Cut(path, "/")
+	}
+	if c.bucket == "" && c.key != "" || c.bucket != "" && (!bucketName.MatchString(c.bucket) || strings.Contains(c.bucket, "..")) {
+		bucket := c.bucket
+		c.bucket, c.key = "", ""
+		return &Error{Code: "InvalidBucketName", Message: "The specified bucket is not valid.", Details: [][2]string{{"BucketName", bucket}}}
+	}
+	if len(c.key) > maxKeyLength {
+		return badRequest("KeyTooLongError", "Your key is too long")
+	}
+	return nil
+}
+
+// bucketOfHost returns the bucket in a Host header like bucket.s3.example.com:9000.
+func bucketOfHost(host, domain string) (string, bool) {
+	if domain == "" {
+		return "", false
+	}
+	if name, _, err := net.SplitHostPort(host); err == nil {
+		host = name
+	}
+	return strings.CutSuffix(strings.ToLower(host), "."+strings.ToLower(domain))
+}
+
+// pathStyle returns the request as the routes expect it, whichever style the client used.
+func (c *call) pathStyle() *http.Request {
+	return &http.Request{Method: c.Method, Header: c.Header, URL: c.objectURL(c.query)}
+}
+
+// objectURL returns the URL of the call's bucket or object, to be completed by the origin.
+func (c *call) objectURL(query url.Values) *url.URL {
+	u := &url.URL{Path: c.resource(), RawQuery: encodeQuery(query)}
+	u.RawPath = sigv4.EscapePath(u.Path)
+	return u
+}
+
+// encodeQuery writes a query as AWS does: sorted, and a space is %20.
+func encodeQuery(query url.Values) string {
+	return strings.ReplaceAll(query.Encode(), "+", "%20")
+}
+
+// checkNames refuses query parameters and x-amz- headers that the operation does not know.
+func (c *call) checkNames() error {
+	for name, values := range c.query {
+		if !c.route.allowsQuery(name) {
+			return notImplemented("The query parameter " + name + " of " + c.op)
+		}
+		if len(values) > 1 {
+			return badRequest("InvalidArgument", "The query parameter "+name+" occurs more than once.")
+		}
+	}
+	for name := range c.Header {
+		name = strings.ToLower(name)
+		if strings.HasPrefix(name, "x-amz-") && !c.route.allowsHeader(name) {
+			return notImplemented("The header " + name + " of " + c.op)
+		}
+	}
+	return nil
+}
+
+// openBody sets payload. Nothing is read yet, so a client that waits for 100 Continue is not told to go on.
+func (c *call) openBody() error {
+	if c.route.method == http.MethodPut || c.route.method == http.MethodPost {
+		if c.auth.DecodedLength() < 0 {
+			return badRequest("MissingContentLength", "You must provide the Content-Length HTTP header.")
+		}
+	}
+	if c.auth.DecodedLength() > c.route.body {
+		if c.route.body == maxObject {
+			return badRequest("EntityTooLarge", "Your proposed upload exceeds the maximum allowed size")
+		}
+		return badRequest("MaxMessageLengthExceeded", "Your request was too big.")
+	}
+	var err error
+	if c.checks, err = newChecksums(c.Header); err != nil {
+		return err
+	}
+	body := c.auth.Body(&meter{src: c.Body, c: c})
+	c.payload = c.checks.reader(body, body.Trailer)
+	return nil
+}
+
+// meter counts what the client sends and keeps the idle clock from running out.
+type meter struct {
+	src io.Reader
+	c   *call
+}
+
+func (m *meter) Read(p []byte) (int, error) {
+	m.c.idle.moved()
+	n, err := m.src.Read(p)
+	m.c.in.Add(int64(n))
+	return n, err
+}
+
+// response remembers what was answered.
+type response struct {
+	http.ResponseWriter
+	idle   *idle
+	status int
+	bytes  int64
+}
+
+func (w *response) WriteHeader(status int) {
+	if status >= http.StatusOK {
+		w.status = status
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *response) Write(p []byte) (int, error) {
+	if w.status == 0 {
+		w.status = http.StatusOK
+	}
+	w.idle.moved()
+	n, err := w.ResponseWriter.Write(p)
+	w.bytes += int64(n)
+	if err != nil {
+		return n, errors.Join(errClient, err)
+	}
+	return n, nil
+}
+
+var errClient = errors.New("the client went away")
+
+// idle ends a transfer in which nothing moves: on the client's side by deadlines of its connection, on the store's by
+// cancelling the context. It is safe for concurrent use: the transport reads an upload in a goroutine of its own.
+type idle struct {
+	limit   time.Duration
+	client  *http.ResponseController
+	timer   *time.Timer
+	last    atomic.Int64 // Unix nanoseconds
+	stopped atomic.Bool
+}
+
+// granularity is how far apart two movements are told to the clock.
+const granularity = time.Second
+
+func newIdle(limit time.Duration, client *http.ResponseController, cancel context.CancelCauseFunc) *idle {
+	i := &idle{limit: limit, client: client}
+	i.timer = time.AfterFunc(limit, func() { cancel(errIdle) })
+	i.moved()
+	return i
+}
+
+// moved is called before each read and write.
+func (i *idle) moved() {
+	now := time.Now() //nolint:forbidigo // a connection's deadline is on the system's clock
+	if now.UnixNano()-i.last.Load() < int64(min(granularity, i.limit/4)) || i.stopped.Load() {
+		return
+	}
+	i.last.Store(now.UnixNano())
+	i.timer.Reset(i.limit)
+	i.extend(now.Add(i.limit))
+}
+
+func (i *idle) extend(deadline time.Time) {
+	_ = i.client.SetReadDeadline(deadline)  //nolint:errcheck // a connection that takes none has the timer
+	_ = i.client.SetWriteDeadline(deadline) //nolint:errcheck // likewise
+}
+
+// stop ends the watch. The client gets as much time again to take what is still to be said.
+func (i *idle) stop() {
+	i.stopped.Store(true)
+	i.timer.Stop()
+	i.extend(time.Now().Add(i.limit)) //nolint:forbidigo // as above
+}

@@ -1,0 +1,210 @@
+package s3api
+
+import (
+	"bytes"
+	"crypto/md5"  //nolint:gosec // Content-MD5 is S3's
+	"crypto/sha1" //nolint:gosec // x-amz-checksum-sha1 is S3's
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"hash"
+	"hash/crc32"
+	"io"
+	"net/http"
+	"strings"
+
+	"github.com/minio/crc64nvme"
+
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
+)
+
+const checksumPrefix = "X-Amz-Checksum-"
+
+// algorithm is one of S3's checksum algorithms.
+type algorithm struct {
+	id   crypt.ChecksumID
+	name string // as in x-amz-sdk-checksum-algorithm
+	new  func() hash.Hash
+}
+
+func (a *algorithm) header() string {
+	return checksumPrefix + http.CanonicalHeaderKey(strings.ToLower(a.name))
+}
+
+var algorithms = []algorithm{
+	{crypt.CRC32, "CRC32", func() hash.Hash { return crc32.NewIEEE() }},
+	{crypt.CRC32C, "CRC32C", func() hash.Hash { return crc32.New(crc32.MakeTable(crc32.Castagnoli)) }},
+	{crypt.CRC64NVME, "CRC64NVME", func() hash.Hash { return crc64nvme.New() }},
+	{crypt.SHA1, "SHA1", sha1.New},
+	{crypt.SHA256, "SHA256", sha256.New},
+}
+
+func algorithmOf(header string) *algorithm {
+	for i := range algorithms {
+		if strings.EqualFold(algorithms[i].header(), header) {
+			return &algorithms[i]
+		}
+	}
+	return nil
+}
+
+// checksums is what a client says about its payload besides the signature: Content-MD5, and one x-amz-checksum-*, in a
+// header or announced for the trailer. Only what is said is computed.
+type checksums struct {
+	md5       []byte // nil if not said
+	algorithm *algorithm
+	digest    []byte // nil while it is still to come in the trailer
+}
+
+// newChecksums reads the headers. S3's answers to bad ones are kept.
+func newChecksums(h http.Header) (*checksums, error) {
+	c := &checksums{}
+	if values := h.Values("Content-Md5"); len(values) > 0 {
+		sum, err := base64.StdEncoding.DecodeString(values[0])
+		if err != nil || len(sum) != md5.Size || len(values) > 1 {
+			return nil, badRequest("InvalidDigest", "The Content-MD5 you specified is not valid.")
+		}
+		c.md5 = sum
+	}
+	for name, values := range h {
+		if !strings.HasPrefix(name, checksumPrefix) || name == "X-Amz-Checksum-Mode" {
+			continue
+		}
+		a := algorithmOf(name)
+		if a == nil || len(values) > 1 || c.algorithm != nil {
+			return nil, badRequest("InvalidRequest", "Expecting a single x-amz-checksum- header")
+		}
+		var err error
+		if c.digest, err = a.decode(values[0]); err != nil {
+			return nil, err
+		}
+		c.algorithm = a
+	}
+	if err := c.announced(h); err != nil {
+		return nil, err
+	}
+	if want := h.Get("X-Amz-Sdk-Checksum-Algorithm"); want != "" && c.algorithm != nil && !strings.EqualFold(want, c.algorithm.name) {
+		return nil, badRequest("InvalidRequest", "Value for x-amz-sdk-checksum-algorithm header is invalid.")
+	}
+	return c, nil
+}
+
+// announced looks for a checksum in x-amz-trailer.
+func (c *checksums) announced(h http.Header) error {
+	for _, line := range h.Values("X-Amz-Trailer") {
+		for name := range strings.SplitSeq(line, ",") {
+			a := algorithmOf(strings.TrimSpace(name))
+			if a == nil {
+				return badRequest("InvalidRequest", "The value specified in the x-amz-trailer header is not supported")
+			}
+			if c.algorithm != nil {
+				return badRequest("InvalidRequest", "Expecting a single x-amz-checksum- header")
+			}
+			c.algorithm = a
+		}
+	}
+	return nil
+}
+
+func (a *algorithm) decode(text string) ([]byte, error) {
+	digest, err := base64.StdEncoding.DecodeString(text)
+	if err != nil || len(digest) != a.id.Size() {
+		return nil, badRequest("InvalidRequest", "Value for "+strings.ToLower(a.header())+" header is invalid.")
+	}
+	return digest, nil
+}
+
+// trailing reports whether the checksum comes after the body only.
+func (c *checksums) trailing() bool { return c.algorithm != nil && c.digest == nil }
+
+// known returns the digests to be kept with the object. Before the body has been read, they are what the client says.
+func (c *checksums) known() map[crypt.ChecksumID][]byte {
+	if c.digest == nil {
+		return nil
+	}
+	return map[crypt.ChecksumID][]byte{c.algorithm.id: c.digest}
+}
+
+// headers sets the checksum in an answer, as S3 does for an object that was put whole.
+func (c *checksums) headers(h http.Header) {
+	if c.digest != nil {
+		setChecksum(h, c.algorithm, c.digest)
+	}
+}
+
+func setChecksum(h http.Header, a *algorithm, digest []byte) {
+	h.Set(a.header(), base64.StdEncoding.EncodeToString(digest))
+	h.Set("X-Amz-Checksum-Type", "FULL_OBJECT")
+}
+
+// reader returns a reader of src that fails in place of io.EOF if a checksum is not the payload's. trailer is asked
+// after src has ended.
+func (c *checksums) reader(src io.Reader, trailer func() http.Header) io.Reader {
+	v := &verifier{src: src, said: c, trailer: trailer}
+	if c.md5 != nil {
+		v.md5 = md5.New() //nolint:gosec // Content-MD5 is S3's
+	}
+	if c.algorithm != nil {
+		v.sum = c.algorithm.new()
+	}
+	if v.md5 == nil && v.sum == nil {
+		return src
+	}
+	return v
+}
+
+type verifier struct {
+	src      io.Reader
+	said     *checksums
+	trailer  func() http.Header
+	md5, sum hash.Hash // nil if not wanted
+	end      error     // set once src has ended
+}
+
+func (v *verifier) Read(p []byte) (int, error) {
+	if v.end != nil {
+		return 0, v.end
+	}
+	n, err := v.src.Read(p)
+	if v.md5 != nil {
+		v.md5.Write(p[:n])
+	}
+	if v.sum != nil {
+		v.sum.Write(p[:n])
+	}
+	if err != nil {
+		v.end = err
+		if errors.Is(err, io.EOF) {
+			if mismatch := v.verify(); mismatch != nil {
+				v.end = mismatch
+			}
+		}
+	}
+	return n, v.end
+}
+
+func (v *verifier) verify() error {
+	if v.md5 != nil && !bytes.Equal(v.md5.Sum(nil), v.said.md5) {
+		return badRequest("BadDigest", "The Content-MD5 you specified did not match what we received.")
+	}
+	if v.sum == nil {
+		return nil
+	}
+	a := v.said.algorithm
+	want := v.said.digest
+	if want == nil {
+		values := v.trailer().Values(a.header())
+		if len(values) != 1 {
+			return badRequest("MalformedTrailerError", "The request contained trailing data that was not well-formed or did not conform to our published schema.")
+		}
+		var err error
+		if want, err = a.decode(values[0]); err != nil {
+			return err
+		}
+		v.said.digest = want
+	}
+	if !bytes.Equal(v.sum.Sum(nil), want) {
+		return badRequest("BadDigest", "The "+a.name+" you specified did not match the calculated checksum.")
+	}
+	return nil
+}

@@ -1,0 +1,214 @@
+package s3api
+
+import (
+	"context"
+	"encoding/xml"
+	"errors"
+	"io"
+	"net/http"
+	"strconv"
+
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/keyring"
+	"github.com/cmekproxy/cmekproxy/internal/kms"
+	"github.com/cmekproxy/cmekproxy/internal/origin"
+	"github.com/cmekproxy/cmekproxy/internal/sigv4"
+)
+
+// Error is an S3 error answer. Clients see Code, Message and Details; the log sees the cause.
+//
+// Codes are those of https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html, and two of our own:
+// ObjectIntegrityError and PlaintextObject.
+type Error struct {
+	Code       string
+	Message    string
+	Details    [][2]string // further elements: name, text
+	Header     http.Header // further response headers
+	RetryAfter int         // seconds; 0 for none
+
+	status int // of the store's answer, where Code is the store's
+	cause  error
+}
+
+func (e *Error) Error() string {
+	if e.cause != nil {
+		return e.Code + ": " + e.Message + ": " + e.cause.Error()
+	}
+	return e.Code + ": " + e.Message
+}
+
+func (e *Error) Unwrap() error { return e.cause }
+
+// statuses are the HTTP status codes of the S3 error codes that are answered here.
+var statuses = map[string]int{
+	"AccessDenied":                      http.StatusForbidden,
+	"AuthorizationHeaderMalformed":      http.StatusBadRequest,
+	"AuthorizationQueryParametersError": http.StatusBadRequest,
+	"BadDigest":                         http.StatusBadRequest,
+	"ClientClosedRequest":               499, // nobody reads it; for the log, as nginx has it
+	"EntityTooLarge":                    http.StatusBadRequest,
+	"IncompleteBody":                    http.StatusBadRequest,
+	"InternalError":                     http.StatusInternalServerError,
+	"InvalidAccessKeyId":                http.StatusForbidden,
+	"InvalidArgument":                   http.StatusBadRequest,
+	"InvalidBucketName":                 http.StatusBadRequest,
+	"InvalidChunkSizeError":             http.StatusBadRequest,
+	"InvalidDigest":                     http.StatusBadRequest,
+	"InvalidEncryptionAlgorithmError":   http.StatusBadRequest,
+	"InvalidRange":                      http.StatusRequestedRangeNotSatisfiable,
+	"InvalidRequest":                    http.StatusBadRequest,
+	"InvalidToken":                      http.StatusBadRequest,
+	"InvalidURI":                        http.StatusBadRequest,
+	"KeyTooLongError":                   http.StatusBadRequest,
+	"KMS.DisabledException":             http.StatusBadRequest,
+	"KMS.KMSInvalidStateException":      http.StatusBadRequest,
+	"KMS.NotFoundException":             http.StatusBadRequest,
+	"MalformedTrailerError":             http.StatusBadRequest,
+	"MalformedXML":                      http.StatusBadRequest,
+	"MaxMessageLengthExceeded":          http.StatusBadRequest,
+	"MetadataTooLarge":                  http.StatusBadRequest,
+	"MissingContentLength":              http.StatusLengthRequired,
+	"MissingSecurityHeader":             http.StatusBadRequest,
+	"NotImplemented":                    http.StatusNotImplemented,
+	"ObjectIntegrityError":              http.StatusUnprocessableEntity,
+	"PlaintextObject":                   http.StatusForbidden,
+	"RequestTimeTooSkewed":              http.StatusForbidden,
+	"RequestTimeout":                    http.StatusBadRequest,
+	"ServiceUnavailable":                http.StatusServiceUnavailable,
+	"SignatureDoesNotMatch":             http.StatusForbidden,
+	"SlowDown":                          http.StatusServiceUnavailable,
+	"XAmzContentSHA256Mismatch":         http.StatusBadRequest,
+}
+
+// Status returns the HTTP status code of the answer.
+func (e *Error) Status() int {
+	if e.status != 0 {
+		return e.status
+	}
+	if status, ok := statuses[e.Code]; ok {
+		return status
+	}
+	return http.StatusBadRequest // sigv4 may know codes that the table does not; all of them are the client's fault
+}
+
+// retryAfter is what a client is told to wait, in seconds, when the fault is a passing one.
+const retryAfter = 1
+
+var (
+	// errIdle is the cause of a context that ended because nothing moved for the idle timeout.
+	errIdle = errors.New("no byte moved within limits.idle_timeout")
+	// errIntegrity is wrapped by errors that say the store's data is not what was stored.
+	errIntegrity = errors.New("the stored object is not what was stored")
+)
+
+func badRequest(code, message string) *Error { return &Error{Code: code, Message: message} }
+
+func notImplemented(what string) *Error {
+	return &Error{Code: "NotImplemented", Message: what + " is not implemented by this proxy, and refused because it could change what the request means."}
+}
+
+// asError turns whatever a handler returned into the answer for the client.
+func asError(ctx context.Context, err error) *Error {
+	var own *Error
+	var signature *sigv4.Error
+	var key *kms.Error
+	var tooLong *http.MaxBytesError
+	switch {
+	case errors.As(err, &own):
+		return own
+	case errors.As(err, &signature):
+		return &Error{Code: signature.Code, Message: signature.Message, Details: signature.Details(), cause: err}
+	case errors.As(err, &key):
+		return kmsError(key, err)
+	case errors.Is(err, keyring.ErrNoRule):
+		return &Error{Code: "AccessDenied", Message: "No encryption rule of the proxy covers this object, so it cannot be stored or read.", cause: err}
+	case errors.Is(err, keyring.ErrUnknownKey):
+		return &Error{Code: "KMS.NotFoundException", Message: "The KMS key is not one of the keys configured in the proxy.", cause: err}
+	case errors.Is(err, errIntegrity), errors.Is(err, crypt.ErrAuth), errors.Is(err, crypt.ErrTruncated), errors.Is(err, crypt.ErrTrailing),
+		errors.Is(err, crypt.ErrEnvelope), errors.Is(err, crypt.ErrVersion), errors.Is(err, crypt.ErrSize), errors.Is(err, crypt.ErrDEK):
+		return &Error{Code: "ObjectIntegrityError", Message: "The stored object or its envelope was altered, cut or moved, and is refused. Restore it from a copy; see the proxy's log.", cause: err}
+	case errors.Is(err, errClient), errors.Is(context.Cause(ctx), context.Canceled):
+		return &Error{Code: "ClientClosedRequest", Message: "The client closed the connection.", cause: err}
+	case errors.As(err, &tooLong):
+		return &Error{Code: "MaxMessageLengthExceeded", Message: "Your request was too big.", cause: err}
+	case errors.Is(context.Cause(ctx), errIdle), isTimeout(err) && !errors.Is(err, errOrigin):
+		return &Error{Code: "RequestTimeout", Message: "Your socket connection to the server was not read from or written to within the timeout period.", cause: err}
+	case errors.Is(err, origin.ErrCredentials):
+		return &Error{Code: "InternalError", Message: "The proxy has no credentials for the store. Please tell its operator.", cause: err}
+	case errors.Is(err, errOrigin):
+		return &Error{Code: "ServiceUnavailable", Message: "The store behind the proxy cannot be reached. Please try again.", RetryAfter: retryAfter, cause: err}
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return &Error{Code: "IncompleteBody", Message: "You did not provide the number of bytes specified by the Content-Length HTTP header.", cause: err}
+	default:
+		return &Error{Code: "InternalError", Message: "We encountered an internal error. Please try again.", cause: err}
+	}
+}
+
+func isTimeout(err error) bool {
+	var timeout interface{ Timeout() bool }
+	return errors.As(err, &timeout) && timeout.Timeout()
+}
+
+// kmsError answers as S3 does for SSE-KMS: a key that was taken away is the client's 4xx, which no SDK retries; a KMS
+// that does not answer is a 503, which every SDK does.
+func kmsError(key *kms.Error, err error) *Error {
+	switch {
+	case key.Kind == kms.Disabled:
+		return &Error{Code: "KMS.DisabledException", Message: "The KMS key " + key.KeyID + " is disabled.", cause: err}
+	case key.Kind == kms.PendingDeletion:
+		return &Error{Code: "KMS.KMSInvalidStateException", Message: "The KMS key " + key.KeyID + " is pending deletion.", cause: err}
+	case key.Kind == kms.NotFound:
+		return &Error{Code: "KMS.NotFoundException", Message: "The KMS key " + key.KeyID + " does not exist.", cause: err}
+	case key.Revoked():
+		return &Error{Code: "AccessDenied", Message: "The proxy may not use the KMS key " + key.KeyID + ".", cause: err}
+	case key.Kind == kms.InvalidCiphertext:
+		return &Error{Code: "ObjectIntegrityError", Message: "The KMS key " + key.KeyID + " does not open the object's data key: the envelope was altered or belongs to another object.", cause: err}
+	case kms.IsThrottled(err):
+		return &Error{Code: "SlowDown", Message: "The KMS is throttling. Please reduce your request rate.", RetryAfter: retryAfter, cause: err}
+	case kms.IsUnreachable(err):
+		return &Error{Code: "ServiceUnavailable", Message: "The KMS cannot be reached. Please try again.", RetryAfter: retryAfter, cause: err}
+	default:
+		return &Error{Code: "InternalError", Message: "The KMS failed. Please tell the operator of the proxy.", cause: err}
+	}
+}
+
+// write answers with S3's XML. A HEAD gets the headers alone.
+func (e *Error) write(w http.ResponseWriter, r *http.Request, resource, requestID string) {
+	h := w.Header()
+	for name, values := range e.Header {
+		h[name] = values
+	}
+	if e.RetryAfter > 0 {
+		h.Set("Retry-After", strconv.Itoa(e.RetryAfter))
+	}
+	h.Set("Content-Type", "application/xml")
+	body := e.xml(resource, requestID)
+	h.Set("Content-Length", strconv.Itoa(len(body)))
+	w.WriteHeader(e.Status())
+	if r.Method != http.MethodHead {
+		_, _ = w.Write(body) //nolint:errcheck // the client is gone
+	}
+}
+
+func (e *Error) xml(resource, requestID string) []byte {
+	type element struct {
+		XMLName xml.Name
+		Text    string `xml:",chardata"`
+	}
+	doc := struct {
+		XMLName   xml.Name `xml:"Error"`
+		Code      string
+		Message   string
+		Details   []element
+		Resource  string
+		RequestID string `xml:"RequestId"`
+	}{Code: e.Code, Message: e.Message, Resource: resource, RequestID: requestID}
+	for _, detail := range e.Details {
+		doc.Details = append(doc.Details, element{xml.Name{Local: detail[0]}, detail[1]})
+	}
+	body, err := xml.Marshal(doc)
+	if err != nil {
+		body = []byte("<Error><Code>InternalError</Code></Error>")
+	}
+	return append([]byte(xml.Header), body...)
+}

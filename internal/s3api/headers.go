@@ -1,0 +1,148 @@
+package s3api
+
+import (
+	"net/http"
+	"strings"
+
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
+)
+
+const (
+	metaPrefix   = "X-Amz-Meta-"
+	maxMetadata  = 2048 // S3's limit for names and values of user metadata, in bytes
+	sseHeader    = "X-Amz-Server-Side-Encryption"
+	sseKeyHeader = "X-Amz-Server-Side-Encryption-Aws-Kms-Key-Id"
+)
+
+// forwardedHeaders are the request headers that reach the store, next to the x-amz- ones that the route names. Ranges and
+// conditions are translated on the way; see conditionHeaders.
+var forwardedHeaders = []string{
+	"Cache-Control", "Content-Disposition", "Content-Encoding", "Content-Language", "Content-Type", "Expires",
+	"If-Modified-Since", "If-Unmodified-Since",
+	"X-Amz-Expected-Bucket-Owner", "X-Amz-Request-Payer",
+}
+
+// conditionHeaders hold entity tags, which differ between client and store.
+var conditionHeaders = []string{"If-Match", "If-None-Match", "If-Range"}
+
+// requestHeader returns what of the client's header is meant for the store.
+func (c *call) requestHeader() http.Header {
+	h := make(http.Header)
+	for _, name := range forwardedHeaders {
+		if values := c.Header.Values(name); len(values) > 0 {
+			h[name] = values
+		}
+	}
+	for _, name := range conditionHeaders {
+		for _, value := range c.Header.Values(name) {
+			h.Add(name, storedETags(value))
+		}
+	}
+	for name, values := range c.Header {
+		lower := strings.ToLower(name)
+		if has(c.route.headers, lower) && !has(sseHeaders, lower) && lower != "x-amz-checksum-mode" {
+			h[name] = values
+		}
+	}
+	withoutAWSChunked(h)
+	return h
+}
+
+// withoutAWSChunked takes the framing of the client's own transfer out of Content-Encoding: it is not the content's.
+func withoutAWSChunked(h http.Header) {
+	values := h.Values("Content-Encoding")
+	if len(values) == 0 {
+		return
+	}
+	var kept []string
+	for _, value := range values {
+		for coding := range strings.SplitSeq(value, ",") {
+			if coding = strings.TrimSpace(coding); coding != "" && !strings.EqualFold(coding, "aws-chunked") {
+				kept = append(kept, coding)
+			}
+		}
+	}
+	h.Del("Content-Encoding")
+	if len(kept) > 0 {
+		h.Set("Content-Encoding", strings.Join(kept, ","))
+	}
+}
+
+// checkMetadata refuses user metadata that takes the envelope's names, or that leaves it no room.
+func checkMetadata(h http.Header, envelope map[string]string) error {
+	var total int
+	for name, value := range envelope {
+		total += len(name) + len(value)
+	}
+	for name, values := range h {
+		if own, ok := strings.CutPrefix(name, metaPrefix); ok {
+			if strings.HasPrefix(strings.ToLower(own), crypt.Prefix) {
+				return badRequest("InvalidArgument", "Metadata names that start with "+crypt.Prefix+" are reserved for the proxy.")
+			}
+			total += len(own) + len(strings.Join(values, ","))
+		}
+	}
+	if total > maxMetadata {
+		return badRequest("MetadataTooLarge", "Your metadata headers, with the proxy's own encryption envelope, exceed the maximum allowed metadata size.")
+	}
+	return nil
+}
+
+// checkEncryption looks at what the client asks of the store's server-side encryption. AES256 and aws:kms are both met:
+// everything is encrypted under a KMS key. It returns the key that the client wants, "" for the rules' own.
+func checkEncryption(h http.Header) (keyID string, err error) {
+	keyID = h.Get(sseKeyHeader)
+	switch want := h.Get(sseHeader); {
+	case want == "aws:kms":
+	case keyID != "":
+		return "", badRequest("InvalidArgument", "Server Side Encryption with AWS KMS managed key requires HTTP header x-amz-server-side-encryption : aws:kms")
+	case want == "" || want == "AES256":
+	default:
+		return "", badRequest("InvalidEncryptionAlgorithmError", "The encryption request you specified is not valid. Supported value: aws:kms.")
+	}
+	return keyID, nil
+}
+
+// envelopeOf reads the envelope out of the store's answer. S3's metadata names are case-insensitive, and a repeated one
+// is refused by its joined value.
+func envelopeOf(h http.Header) (*crypt.Envelope, error) {
+	metadata := make(map[string]string)
+	for name, values := range h {
+		if own, ok := strings.CutPrefix(name, metaPrefix); ok {
+			metadata[strings.ToLower(own)] = strings.Join(values, ",")
+		}
+	}
+	return crypt.ParseEnvelope(metadata)
+}
+
+// hiddenHeaders of the store are not the client's business: they describe the connection, the ciphertext or the store's
+// own encryption.
+var hiddenHeaders = []string{
+	"Connection", "Keep-Alive", "Transfer-Encoding", "Trailer", "Upgrade", "Date", "Server", "Content-Length",
+	"X-Amz-Id-2", "X-Amz-Bucket-Key-Enabled",
+}
+
+// copyHeader copies the store's answer to the client's, without what must not or need not be seen.
+func (c *call) copyHeader(from http.Header) {
+	to := c.w.Header()
+	for name, values := range from {
+		if !strings.HasPrefix(name, metaPrefix+"Cmek-") && !strings.HasPrefix(name, checksumPrefix) && !strings.HasPrefix(name, sseHeader) {
+			to[name] = values
+		}
+	}
+	for _, name := range hiddenHeaders {
+		to.Del(name)
+	}
+	to.Set("X-Amz-Request-Id", c.id)
+	if etag := from.Get("Etag"); etag != "" {
+		to.Set("Etag", showETag(etag))
+	}
+	withoutAWSChunked(to)
+}
+
+// sayEncrypted tells the client what protects the object, in S3's words.
+func (c *call) sayEncrypted(keyID string) {
+	c.keyID = keyID
+	c.w.Header().Set(sseHeader, "aws:kms")
+	c.w.Header().Set(sseKeyHeader, keyID)
+}

@@ -1,0 +1,172 @@
+package s3api
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"sync/atomic"
+
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/keyring"
+)
+
+// maxPeek is the longest body, in bytes, that is read whole before the envelope is written, so that a checksum that only
+// comes behind the body can be kept in it.
+const maxPeek = 1 << 20
+
+// putObject encrypts the payload on its way to the store.
+//
+// The envelope goes ahead of the body, as metadata. The last segment goes out only once signature, length and checksums
+// have all been verified; until then the store has a body shorter than its Content-Length, which it must not keep.
+func (s *Server) putObject(c *call) error {
+	wanted, err := checkEncryption(c.Header)
+	if err != nil {
+		return err
+	}
+	if err := checkMetadata(c.Header, nil); err != nil {
+		return err
+	}
+	lease, err := s.Keys.Create(c.Context(), keyring.Object(c.object()), c.client.Name, wanted)
+	if err != nil {
+		return err
+	}
+	defer lease.Release()
+	if err := c.peek(); err != nil {
+		return err
+	}
+	up, err := s.newUpload(c, lease.Lease)
+	if err != nil {
+		return err
+	}
+	header, err := s.putHeader(c, lease, up.sealer.Header())
+	if err != nil {
+		return errors.Join(err, up.Close())
+	}
+	resp, err := s.send(c, c.originRequest(http.MethodPut, header, up, crypt.StoredSize(c.auth.DecodedLength())))
+	if failure := up.failure(); failure != nil {
+		if err == nil {
+			closeBody(resp)
+		}
+		return failure // the client's fault, and why the store was left with half a body
+	}
+	if err != nil {
+		return err
+	}
+	defer closeBody(resp)
+	if !up.finished.Load() {
+		return fmt.Errorf("%w answered %d before it had the whole body", errOrigin, resp.StatusCode)
+	}
+	c.copyHeader(resp.Header)
+	c.sayEncrypted(lease.KeyID)
+	c.checks.headers(c.w.Header())
+	c.w.WriteHeader(http.StatusOK)
+	return nil
+}
+
+// peek reads a small body to its end if a checksum is in its trailer.
+func (c *call) peek() error {
+	if !c.checks.trailing() || c.auth.DecodedLength() > maxPeek {
+		return nil
+	}
+	text := make([]byte, c.auth.DecodedLength())
+	if _, err := io.ReadFull(c.payload, text); err != nil {
+		return bodyError(err)
+	}
+	var end [1]byte
+	if n, err := io.ReadFull(c.payload, end[:]); n > 0 || !errors.Is(err, io.EOF) {
+		return bodyError(err)
+	}
+	c.payload = bytes.NewReader(text)
+	return nil
+}
+
+// putHeader returns the header for the store, with the signed envelope in it.
+func (s *Server) putHeader(c *call, lease *keyring.Sealed, h crypt.Header) (http.Header, error) {
+	sum, err := crypt.SealChecksums(c.checks.known(), lease.DEK(), s.Random)
+	if err != nil {
+		return nil, err
+	}
+	envelope := crypt.Envelope{KeyID: lease.KeyID, WrappedDEK: lease.Wrapped, Header: h, Size: c.auth.DecodedLength(), Sum: sum}
+	if err := envelope.Sign(lease.DEK(), c.object()); err != nil {
+		return nil, err
+	}
+	metadata, err := envelope.Metadata()
+	if err != nil {
+		return nil, err
+	}
+	if err := checkMetadata(c.Header, metadata); err != nil {
+		return nil, err
+	}
+	header := c.requestHeader()
+	for name, value := range metadata {
+		header.Set(metaPrefix+name, value)
+	}
+	return header, nil
+}
+
+// upload is the body of the store's request. It remembers why it failed, which the transport may not hand on, and
+// whether it was read to the end.
+type upload struct {
+	sealer   *crypt.Sealer
+	c        *call
+	lease    *keyring.Lease
+	failed   atomic.Pointer[error]
+	finished atomic.Bool
+	sent     int64
+	size     int64 // stored size
+	checked  int64 // bytes sent when the lease was last checked
+}
+
+func (s *Server) newUpload(c *call, lease *keyring.Lease) (*upload, error) {
+	size := c.auth.DecodedLength()
+	sealer, err := crypt.NewSealer(c.payload, size, lease.DEK(), s.Random)
+	if err != nil {
+		return nil, err
+	}
+	return &upload{sealer: sealer, c: c, lease: lease, size: crypt.StoredSize(size)}, nil
+}
+
+// leaseInterval is how many bytes pass between two looks at the lease.
+const leaseInterval = 1 << 20
+
+func (u *upload) Read(p []byte) (int, error) {
+	if u.sent-u.checked >= leaseInterval {
+		u.checked = u.sent
+		if err := u.lease.Check(u.c.Context()); err != nil {
+			return 0, u.fail(err)
+		}
+	}
+	n, err := u.sealer.Read(p)
+	u.sent += int64(n)
+	if u.sent == u.size {
+		u.finished.Store(true)
+	}
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrClosedPipe) {
+		return n, u.fail(bodyError(err))
+	}
+	return n, err
+}
+
+func (u *upload) fail(err error) error {
+	u.failed.CompareAndSwap(nil, &err)
+	return err
+}
+
+func (u *upload) Close() error { return u.sealer.Close() }
+
+func (u *upload) failure() error {
+	if err := u.failed.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// bodyError names a payload that does not have its declared length. Other errors name themselves.
+func bodyError(err error) error {
+	if err == nil || errors.Is(err, crypt.ErrTrailing) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return &Error{Code: "IncompleteBody", Message: "You did not provide the number of bytes specified by the Content-Length HTTP header.", cause: err}
+	}
+	return err
+}

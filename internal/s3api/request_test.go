@@ -1,0 +1,265 @@
+package s3api_test
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+)
+
+func TestSignatures(t *testing.T) {
+	p := newProxy(t)
+	p.put("k", []byte("x"))
+	path := "/" + p.bucket + "/k"
+	for _, row := range []struct {
+		name   string
+		r      request
+		status int
+		code   string
+	}{
+		{"good", request{method: "GET", path: path}, 200, ""},
+		{"wrong secret", request{method: "GET", path: path, secret: "another"}, 403, "SignatureDoesNotMatch"},
+		{"replayed after 16 minutes", request{method: "GET", path: path, at: time.Now().Add(-16 * time.Minute)}, 403, "RequestTimeTooSkewed"},
+		{"from the future", request{method: "GET", path: path, at: time.Now().Add(16 * time.Minute)}, 403, "RequestTimeTooSkewed"},
+		{"good presigned", request{method: "GET", path: path + "?X-Amz-Expires=60", presign: true}, 200, ""},
+		{"presigned HEAD", request{method: "HEAD", path: path + "?X-Amz-Expires=60", presign: true}, 200, ""},
+		{"presigned PUT", request{method: "PUT", path: path + "-p?X-Amz-Expires=60", presign: true, body: []byte("y")}, 200, ""},
+		{"presigned DELETE", request{method: "DELETE", path: path + "-p?X-Amz-Expires=60", presign: true}, 204, ""},
+		{"presigned, expired", request{method: "GET", path: path + "?X-Amz-Expires=60", presign: true, at: time.Now().Add(-2 * time.Minute)}, 403, "AccessDenied"},
+		{"presigned for 8 days", request{method: "GET", path: path + "?X-Amz-Expires=691200", presign: true}, 400, "AuthorizationQueryParametersError"},
+	} {
+		if a := p.send(row.r); a.StatusCode != row.status || a.Code != row.code {
+			t.Errorf("%s: %d %s, want %d %s", row.name, a.StatusCode, a.Code, row.status, row.code)
+		}
+	}
+	if _, err := p.as("AKIANOBODY", "x").GetObject(t.Context(), &s3.GetObjectInput{Bucket: &p.bucket, Key: ptr("k")}); code(err) != "InvalidAccessKeyId" {
+		t.Errorf("unknown access key: %v", err)
+	}
+	resp, err := p.server.Client().Get(p.url + path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusForbidden {
+		t.Errorf("anonymous: %d", resp.StatusCode)
+	}
+}
+
+func TestPresignedBySDK(t *testing.T) {
+	p := newProxy(t)
+	presign := s3.NewPresignClient(p.client)
+	put, err := presign.PresignPutObject(t.Context(), &s3.PutObjectInput{Bucket: &p.bucket, Key: ptr("a b/ü+")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	get, err := presign.PresignGetObject(t.Context(), &s3.GetObjectInput{Bucket: &p.bucket, Key: ptr("a b/ü+"), ResponseContentType: ptr("text/x-asked")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	do := func(method, url string, header http.Header, body string) (int, string, http.Header) {
+		r, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, values := range header {
+			if name != "Host" && name != "Content-Length" {
+				r.Header[name] = values
+			}
+		}
+		resp, err := p.server.Client().Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		text, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp.StatusCode, string(text), resp.Header
+	}
+	if status, text, _ := do("PUT", put.URL, put.SignedHeader, "presigned"); status != 200 {
+		t.Fatalf("PUT: %d %s", status, text)
+	}
+	if status, text, h := do("GET", get.URL, get.SignedHeader, ""); status != 200 || text != "presigned" || h.Get("Content-Type") != "text/x-asked" {
+		t.Errorf("GET: %d %s %s", status, text, h.Get("Content-Type"))
+	}
+	if status, _, _ := do("DELETE", get.URL, nil, ""); status != http.StatusForbidden {
+		t.Errorf("a GET URL used for DELETE: %d", status)
+	}
+	if status, _, _ := do("GET", strings.Replace(get.URL, "text%2Fx-asked", "text%2Fhtml", 1), nil, ""); status != http.StatusForbidden {
+		t.Errorf("an altered override: %d", status)
+	}
+}
+
+func TestVirtualHostStyle(t *testing.T) {
+	p := newProxy(t)
+	p.put("dir/k", []byte("virtual"))
+	port := p.url[strings.LastIndex(p.url, ":"):]
+	r := &http.Request{Method: "GET", URL: &url.URL{Scheme: "http", Host: strings.TrimPrefix(p.url, "http://"), Path: "/dir/k"}, Host: p.bucket + ".s3.test" + port, Header: http.Header{"X-Amz-Content-Sha256": {"UNSIGNED-PAYLOAD"}}}
+	r = r.WithContext(t.Context())
+	creds := aws.Credentials{AccessKeyID: clientAccess, SecretAccessKey: clientSecret}
+	if err := v4.NewSigner().SignHTTP(t.Context(), creds, r, "UNSIGNED-PAYLOAD", "s3", region, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := p.server.Client().Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if text, err := io.ReadAll(resp.Body); err != nil || string(text) != "virtual" {
+		t.Errorf("%d %s %v", resp.StatusCode, text, err)
+	}
+}
+
+// Every operation and parameter that the table does not have is refused, and by name.
+func TestUnknownIsRefused(t *testing.T) {
+	p := newProxy(t)
+	p.put("k", []byte("x"))
+	b := "/" + p.bucket
+	for _, row := range []request{
+		{method: "GET", path: b + "/k?acl"}, {method: "PUT", path: b + "/k?acl"}, {method: "GET", path: b + "/k?tagging"},
+		{method: "GET", path: b + "?policy"}, {method: "PUT", path: b + "?policy", body: []byte("{}")}, {method: "GET", path: b + "?lifecycle"},
+		{method: "POST", path: b + "/k?uploads"}, {method: "PUT", path: b + "/k?partNumber=1&uploadId=u", body: []byte("x")},
+		{method: "POST", path: b + "/k?uploadId=u"}, {method: "DELETE", path: b + "/k?uploadId=u"}, {method: "GET", path: b + "/k?uploadId=u"},
+		{method: "GET", path: b + "?uploads"}, {method: "GET", path: b + "?versions"}, {method: "POST", path: b + "/k?select&select-type=2"},
+		{method: "POST", path: b + "/k?restore"}, {method: "GET", path: b + "/k?torrent"}, {method: "GET", path: b + "/k?attributes"},
+		{method: "GET", path: b + "/k?partNumber=1"}, {method: "GET", path: b + "/k?never-heard-of"}, {method: "PATCH", path: b + "/k"},
+		{method: "POST", path: b + "/k"}, {method: "OPTIONS", path: b + "/k"}, {method: "DELETE", path: b + "?lifecycle"}, {method: "POST", path: "/"},
+		{method: "PUT", path: b + "/k?renameObject"},
+	} {
+		if a := p.send(row); a.StatusCode != http.StatusNotImplemented || a.Code != "NotImplemented" {
+			t.Errorf("%s %s: %d %s", row.method, row.path, a.StatusCode, a.Code)
+		}
+	}
+	if !bytes.Equal(p.mustGet("k"), []byte("x")) {
+		t.Error("the object was changed")
+	}
+	for _, path := range []string{b + "/k?x-id=GetObject", b + "/k?x-my-tracking=5"} {
+		if a := p.send(request{method: "GET", path: path}); a.StatusCode != 200 {
+			t.Errorf("%s: %d %s", path, a.StatusCode, a.Code)
+		}
+	}
+}
+
+func TestMalformedRequests(t *testing.T) {
+	p := newProxy(t)
+	for _, row := range []struct {
+		r      request
+		status int
+		code   string
+	}{
+		{request{method: "GET", path: "/UPPER/k"}, 400, "InvalidBucketName"},
+		{request{method: "GET", path: "/a/k"}, 400, "InvalidBucketName"},
+		{request{method: "GET", path: "/../etc/passwd"}, 400, "InvalidBucketName"},
+		{request{method: "GET", path: "//k"}, 400, "InvalidBucketName"},
+		{request{method: "GET", path: "/" + p.bucket + "/" + strings.Repeat("k", 1025)}, 400, "KeyTooLongError"},
+		{request{method: "PUT", path: "/" + p.bucket + "?list-type=2"}, 501, "NotImplemented"},
+		{request{method: "POST", path: "/" + p.bucket + "?delete", body: bytes.Repeat([]byte("x"), 3<<20)}, 400, "MaxMessageLengthExceeded"},
+		{request{method: "GET", path: "/" + p.bucket + "/k?versionId=a&versionId=b"}, 400, "InvalidArgument"},
+		{request{method: "GET", path: "/" + p.bucket + "/k", body: []byte("a GET with a body")}, 400, "MaxMessageLengthExceeded"},
+	} {
+		if a := p.send(row.r); a.StatusCode != row.status || a.Code != row.code {
+			t.Errorf("%s %s: %d %s, want %d %s", row.r.method, row.r.path, a.StatusCode, a.Code, row.status, row.code)
+		}
+	}
+}
+
+// Requests that no client library would send. None may bring a 5xx, a panic or a hang.
+func TestRawNonsense(t *testing.T) {
+	p := newProxy(t)
+	addr := strings.TrimPrefix(p.url, "http://")
+	for _, raw := range []string{
+		"GET /%zz/k HTTP/1.1\r\nHost: h\r\n\r\n",
+		"GET /" + p.bucket + "/%00 HTTP/1.1\r\nHost: h\r\n\r\n",
+		"GET * HTTP/1.1\r\nHost: h\r\n\r\n",
+		"OPTIONS * HTTP/1.1\r\nHost: h\r\n\r\n",
+		"GET http://else.where/b/k HTTP/1.1\r\nHost: h\r\n\r\n",
+		"PUT /" + p.bucket + "/k HTTP/1.1\r\nHost: h\r\nContent-Length: -5\r\n\r\n",
+		"PUT /" + p.bucket + "/k HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef",
+		"PUT /" + p.bucket + "/k HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n5\r\nabcde\r\n0\r\n\r\n",
+		"GET / HTTP/1.1\r\nHost: h\r\nAuthorization: AWS4-HMAC-SHA256 \r\n\r\n",
+		"GET / HTTP/1.1\r\nHost: h\r\nAuthorization: AWS4-HMAC-SHA256 Credential=a/b/c/d/e,SignedHeaders=,Signature=\r\n\r\n",
+		"GET / HTTP/1.1\r\nHost: h\r\nAuthorization: Basic YTpi\r\n\r\n",
+		"GET /?X-Amz-Algorithm=x HTTP/1.1\r\nHost: h\r\n\r\n",
+		"GET /?a=%zz HTTP/1.1\r\nHost: h\r\n\r\n",
+		"BREW /pot HTTP/1.1\r\nHost: h\r\n\r\n",
+		"GET / HTTP/1.0\r\n\r\n",
+		"\x16\x03\x01\x02\x00\x01\x00\x01",
+	} {
+		conn, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := conn.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprint(conn, raw)
+		if len(raw) < 16 {
+			fmt.Fprint(conn, "\r\n\r\n")
+		}
+		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			t.Errorf("%q: %v", raw, err)
+		} else if resp.StatusCode < 400 || resp.StatusCode >= 500 {
+			t.Errorf("%q: %d", raw, resp.StatusCode)
+		}
+		conn.Close()
+	}
+	if strings.Contains(p.log.String(), "panic") {
+		t.Error("something panicked:\n", p.log.String())
+	}
+}
+
+// A client that waits for 100 Continue sends no body in vain: a request that is refused by its header is answered at once.
+func TestExpectContinue(t *testing.T) {
+	p := newProxy(t)
+	first := func(secret string) string {
+		r := p.sign(request{method: "PUT", path: "/" + p.bucket + "/k", body: []byte("body"), hash: "UNSIGNED-PAYLOAD", secret: secret})
+		conn, err := net.Dial("tcp", strings.TrimPrefix(p.url, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if err := conn.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(conn, "PUT /%s/k HTTP/1.1\r\nHost: %s\r\nContent-Length: 4\r\nExpect: 100-continue\r\n", p.bucket, r.Host)
+		if err := r.Header.Write(conn); err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprint(conn, "\r\n")
+		answers := bufio.NewReader(conn)
+		line, err := answers.ReadString('\n')
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(line, "100 Continue") {
+			fmt.Fprint(conn, "body")
+			if _, err := answers.ReadString('\n'); err != nil { // the empty line
+				t.Fatal(err)
+			}
+			next, err := answers.ReadString('\n')
+			if err != nil {
+				t.Fatal(err)
+			}
+			line += next
+		}
+		return line
+	}
+	if got := first(""); got != "HTTP/1.1 100 Continue\r\nHTTP/1.1 200 OK\r\n" {
+		t.Errorf("%q", got)
+	}
+	if got := first("wrong"); got != "HTTP/1.1 403 Forbidden\r\n" {
+		t.Errorf("with a bad signature: %q", got)
+	}
+}

@@ -1,0 +1,221 @@
+// Package s3api is the S3 face of the proxy.
+//
+// routes.go is the table of operations; serve.go is the one place that authenticates, authorizes, limits, recovers,
+// answers errors, logs and counts; put.go and get.go tell the path of an object's bytes. Handlers return errors.
+package s3api
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"runtime/debug"
+	"time"
+
+	"github.com/gorilla/mux"
+	"go.uber.org/zap"
+
+	"github.com/cmekproxy/cmekproxy/internal/access"
+	"github.com/cmekproxy/cmekproxy/internal/keyring"
+	"github.com/cmekproxy/cmekproxy/internal/metrics"
+	"github.com/cmekproxy/cmekproxy/internal/sigv4"
+)
+
+// Keys gives out data keys; *keyring.Keyring is one.
+type Keys interface {
+	Create(ctx context.Context, obj keyring.Object, client, requestedKeyID string) (*keyring.Sealed, error)
+	Open(ctx context.Context, obj keyring.Object, keyID string, wrapped []byte) (*keyring.Lease, error)
+	AllowPlaintext(obj keyring.Object, client string) bool
+}
+
+// Config is what a Server needs. All fields but Domain are required.
+type Config struct {
+	Origin        http.RoundTripper // the store
+	Keys          Keys
+	Clients       *access.Directory
+	Domain        string // base domain of virtual-host-style requests; empty for path-style only
+	Log           *zap.Logger
+	Metrics       *metrics.Metrics
+	IdleTimeout   time.Duration // a transfer in which no byte moves for this long is ended
+	MaxConcurrent int           // requests at a time; more get 503 SlowDown
+	Now           func() time.Time
+	Random        io.Reader // for salts and nonces
+}
+
+// Server is the http.Handler of the S3 port.
+type Server struct {
+	Config
+	matcher  *mux.Router
+	verifier *sigv4.Verifier
+	slots    chan struct{}
+}
+
+// New returns a Server.
+func New(cfg Config) *Server {
+	return &Server{
+		Config:   cfg,
+		matcher:  newMatcher(),
+		verifier: &sigv4.Verifier{Now: cfg.Now, Secret: cfg.Clients.Secret},
+		slots:    make(chan struct{}, cfg.MaxConcurrent),
+	}
+}
+
+// ServeHTTP answers one S3 request.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := context.WithCancelCause(r.Context())
+	defer cancel(nil)
+	c := newCall(s, w, r, cancel)
+	c.Request = r.WithContext(context.WithValue(ctx, callKey{}, c))
+	s.Metrics.InFlight.Inc()
+	defer s.Metrics.InFlight.Dec()
+	w.Header().Set("X-Amz-Request-Id", c.id)
+
+	err := s.recovering(c)
+	c.idle.stop()
+	s.conclude(c, err)
+}
+
+// recovering runs the call and turns a panic into an error.
+func (s *Server) recovering(c *call) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+		}
+	}()
+	return s.handle(c)
+}
+
+// handle does what every operation has in common, in the order in which it can be refused.
+func (s *Server) handle(c *call) error {
+	select {
+	case s.slots <- struct{}{}:
+		defer func() { <-s.slots }()
+	default:
+		return &Error{Code: "SlowDown", Message: "Please reduce your request rate.", RetryAfter: retryAfter}
+	}
+	if err := c.locate(s.Domain); err != nil {
+		return err
+	}
+	row := find(s.matcher, c.pathStyle())
+	if row != nil {
+		c.op = row.op
+	}
+	if err := s.authenticate(c); err != nil {
+		return err
+	}
+	if row == nil {
+		return notImplemented("The operation " + c.Method + " on " + c.resource())
+	}
+	c.route = row
+	if !c.client.May(row.action, c.bucket) {
+		return &Error{Code: "AccessDenied", Message: "Access Denied", cause: fmt.Errorf("client %q has no grant to %s in bucket %q", c.client.Name, row.action, c.bucket)}
+	}
+	if row.policy == refuse {
+		return notImplemented(row.op)
+	}
+	if err := c.checkNames(); err != nil {
+		return err
+	}
+	if err := c.openBody(); err != nil {
+		return err
+	}
+	return row.serve(s, c)
+}
+
+func (s *Server) authenticate(c *call) error {
+	auth, err := s.verifier.Verify(c.Request)
+	if err != nil {
+		return err
+	}
+	client, ok := s.Clients.Client(auth.AccessKey)
+	if !ok {
+		return badRequest("InvalidAccessKeyId", "The AWS Access Key Id you provided does not exist in our records.")
+	}
+	c.auth, c.client = auth, client
+	return nil
+}
+
+// conclude answers the error, if there is one, logs the request and counts it. An error after the answer has begun ends
+// the connection: the client must never take what it has for the whole.
+func (s *Server) conclude(c *call, err error) {
+	var answer *Error
+	abort := false
+	if err != nil {
+		answer = asError(c.Context(), err)
+		if c.w.status != 0 {
+			abort = true
+		} else {
+			answer.write(c.w, c.Request, c.resource(), c.id)
+		}
+	}
+	s.record(c, answer, abort)
+	if abort {
+		panic(http.ErrAbortHandler)
+	}
+}
+
+// record writes the access log and the metrics. The log never holds a secret: no header and no query is in it.
+func (s *Server) record(c *call, answer *Error, aborted bool) {
+	took := s.Now().Sub(c.start)
+	code := ""
+	fields := []zap.Field{
+		zap.String("request_id", c.id),
+		zap.String("operation", c.op),
+		zap.String("bucket", c.bucket),
+		zap.String("key", c.key),
+		zap.String("client", c.clientName()),
+		zap.String("remote", c.RemoteAddr),
+		zap.Int("status", c.w.status),
+		zap.Int64("bytes_in", c.in.Load()),
+		zap.Int64("bytes_out", c.w.bytes),
+		zap.Duration("total", took),
+		zap.Duration("kms", time.Duration(c.kmsTime.Load())),
+		zap.Duration("origin", time.Duration(c.originTime.Load())),
+	}
+	if c.keyID != "" {
+		fields = append(fields, zap.String("kms_key", c.keyID))
+	}
+	if c.originID != "" {
+		fields = append(fields, zap.String("origin_request_id", c.originID))
+	}
+	if aborted {
+		fields = append(fields, zap.Bool("aborted", true))
+	}
+	log := s.Log.Info
+	if answer != nil {
+		code = answer.Code
+		fields = append(fields, zap.String("code", code), zap.String("cause", cause(answer)))
+		if answer.Status() >= http.StatusInternalServerError || answer.Code == "ObjectIntegrityError" {
+			log = s.Log.Error
+		}
+	}
+	log("request", fields...)
+	s.Metrics.Request(c.op, c.w.status, code, took, c.in.Load(), c.w.bytes)
+}
+
+func cause(e *Error) string {
+	if e.cause != nil {
+		return e.cause.Error()
+	}
+	return e.Message
+}
+
+// RecordKMS adds the time of a KMS request to the log entry of the S3 request that ctx belongs to, if there is one.
+func RecordKMS(ctx context.Context, took time.Duration) {
+	if c, ok := ctx.Value(callKey{}).(*call); ok {
+		c.kmsTime.Add(int64(took))
+	}
+}
+
+type callKey struct{}
+
+func newRequestID() string {
+	var id [8]byte
+	rand.Read(id[:]) //nolint:errcheck // never fails, see crypto/rand
+	return hex.EncodeToString(id[:])
+}
+
+var errOrigin = errors.New("the store")

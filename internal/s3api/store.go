@@ -1,0 +1,125 @@
+package s3api
+
+import (
+	"encoding/xml"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+)
+
+// originQuery returns the query parameters of the operation itself, without the signature's.
+func (c *call) originQuery() url.Values {
+	query := make(url.Values)
+	for name, values := range c.query {
+		if c.route.allowsQuery(name) && !has(signatureQuery, name) && (len(name) < 2 || name[:2] != "x-") {
+			query[name] = values
+		}
+	}
+	return query
+}
+
+// originRequest returns the request for the store. length is that of body in bytes.
+func (c *call) originRequest(method string, header http.Header, body io.ReadCloser, length int64) *http.Request {
+	r := &http.Request{
+		Method: method, URL: c.objectURL(c.originQuery()), Header: header, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Body: body, ContentLength: length,
+	}
+	if length == 0 && body != nil {
+		r.Body = http.NoBody
+	}
+	return r.WithContext(c.Context())
+}
+
+// send returns the store's answer if it is a good one or 304 Not Modified, and an error otherwise.
+func (s *Server) send(c *call, r *http.Request) (*http.Response, error) {
+	start := s.Now()
+	resp, err := s.Origin.RoundTrip(r)
+	took := s.Now().Sub(start)
+	c.originTime.Add(int64(took))
+	if err != nil {
+		s.Metrics.Origin(c.op, 0, took)
+		return nil, fmt.Errorf("%w: %w", errOrigin, err)
+	}
+	s.Metrics.Origin(c.op, resp.StatusCode, took)
+	c.originID = resp.Header.Get("X-Amz-Request-Id")
+	if resp.StatusCode < 300 || resp.StatusCode == http.StatusNotModified {
+		return resp, nil
+	}
+	defer closeBody(resp)
+	return nil, originError(resp)
+}
+
+// maxErrorBody bounds what is read of the store's error answers.
+const maxErrorBody = 64 << 10
+
+// originFaults are the store's codes that speak of the proxy's own request: its credentials, its clock, its region. The
+// client can do nothing about them.
+var originFaults = map[string]bool{
+	"AuthorizationHeaderMalformed": true,
+	"ExpiredToken":                 true,
+	"InvalidAccessKeyId":           true,
+	"InvalidSecurity":              true,
+	"InvalidToken":                 true,
+	"NotSignedUp":                  true,
+	"PermanentRedirect":            true,
+	"RequestTimeTooSkewed":         true,
+	"SignatureDoesNotMatch":        true,
+	"TemporaryRedirect":            true,
+	"TokenRefreshRequired":         true,
+	"XAmzContentSHA256Mismatch":    true,
+}
+
+// originError turns the store's error answer into ours: its code and message, and nothing that tells of ciphertext.
+func originError(resp *http.Response) *Error {
+	var doc struct {
+		Code, Message, BucketName string
+	}
+	// An answer that is no XML, as to a HEAD, leaves the fields empty.
+	_ = xml.NewDecoder(io.LimitReader(resp.Body, maxErrorBody)).Decode(&doc) //nolint:errcheck // see above
+	cause := fmt.Errorf("%w answered %d %s: %s", errOrigin, resp.StatusCode, doc.Code, doc.Message)
+	if originFaults[doc.Code] || resp.StatusCode >= 300 && resp.StatusCode < 400 {
+		return &Error{Code: "InternalError", Message: "The store refuses the proxy's own request. Please tell the proxy's operator.", cause: cause}
+	}
+	e := &Error{Code: doc.Code, Message: doc.Message, Header: make(http.Header), status: resp.StatusCode, cause: cause}
+	if e.Code == "" {
+		e.Code = codeOfStatus(resp.StatusCode)
+	}
+	if doc.BucketName != "" {
+		e.Details = [][2]string{{"BucketName", doc.BucketName}}
+	}
+	for _, name := range []string{"X-Amz-Delete-Marker", "X-Amz-Version-Id", "X-Amz-Bucket-Region", "Allow", "Retry-After"} {
+		if values := resp.Header.Values(name); len(values) > 0 {
+			e.Header[name] = values
+		}
+	}
+	if resp.StatusCode == http.StatusServiceUnavailable && e.Header.Get("Retry-After") == "" {
+		e.RetryAfter = retryAfter
+	}
+	return e
+}
+
+// codeOfStatus stands in for the code of an answer without a body.
+func codeOfStatus(status int) string {
+	switch status {
+	case http.StatusForbidden:
+		return "AccessDenied"
+	case http.StatusNotFound:
+		return "NotFound"
+	case http.StatusPreconditionFailed:
+		return "PreconditionFailed"
+	case http.StatusRequestedRangeNotSatisfiable:
+		return "InvalidRange"
+	case http.StatusServiceUnavailable:
+		return "ServiceUnavailable"
+	default:
+		return "InternalError"
+	}
+}
+
+// closeBody ends a response. What is left of a short one is read, so that the connection can be used again.
+func closeBody(resp *http.Response) {
+	const worthReading = 16 << 10
+	_, _ = io.CopyN(io.Discard, resp.Body, worthReading) //nolint:errcheck // only for reuse
+	_ = resp.Body.Close()                                //nolint:errcheck // likewise
+}

@@ -1,0 +1,164 @@
+package sigv4
+
+import (
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// canonicalRequest is step 1 of
+// https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-header-based-auth.html#canonical-request.
+func canonicalRequest(r *http.Request, c *claim, rawPath string, query []parameter) (string, error) {
+	path, err := UnescapePath(rawPath)
+	if err != nil {
+		return "", err
+	}
+	var b strings.Builder
+	b.WriteString(r.Method + "\n" + EscapePath(path) + "\n")
+	b.WriteString(canonicalQuery(query) + "\n")
+	for _, name := range c.signed {
+		b.WriteString(name + ":" + canonicalHeader(r, name) + "\n")
+	}
+	b.WriteString("\n" + strings.Join(c.signed, ";") + "\n" + c.hash)
+	return b.String(), nil
+}
+
+// canonicalHeader joins the values of a header, each without spaces around it and with single ones inside. The server
+// keeps some headers outside r.Header.
+func canonicalHeader(r *http.Request, name string) string {
+	switch name {
+	case "host":
+		return collapse(r.Host)
+	case "content-length":
+		if len(r.Header.Values("Content-Length")) == 0 && r.ContentLength >= 0 {
+			return strconv.FormatInt(r.ContentLength, 10)
+		}
+	case "transfer-encoding":
+		return strings.Join(r.TransferEncoding, ",")
+	}
+	values := r.Header.Values(name)
+	out := make([]string, len(values))
+	for i, value := range values {
+		out[i] = collapse(value)
+	}
+	return strings.Join(out, ",")
+}
+
+func collapse(value string) string {
+	value = strings.Trim(value, " \t")
+	if !strings.Contains(value, "  ") {
+		return value
+	}
+	return strings.Join(strings.FieldsFunc(value, func(r rune) bool { return r == ' ' }), " ")
+}
+
+// parameter is a decoded query parameter.
+type parameter struct{ name, value string }
+
+// parseQuery decodes a raw query. A plus is a space here, as in every HTML form; AWS's own signers write %20.
+func parseQuery(raw string) ([]parameter, error) {
+	if raw == "" {
+		return nil, nil
+	}
+	var out []parameter
+	for pair := range strings.SplitSeq(raw, "&") {
+		if pair == "" {
+			continue
+		}
+		name, value, _ := strings.Cut(pair, "=")
+		n, okName := unescape(name, true)
+		v, okValue := unescape(value, true)
+		if !okName || !okValue {
+			return nil, fail("InvalidURI", "Couldn't parse the specified URI.")
+		}
+		out = append(out, parameter{n, v})
+	}
+	return out, nil
+}
+
+func has(query []parameter, name string) bool {
+	return slices.ContainsFunc(query, func(p parameter) bool { return p.name == name })
+}
+
+// canonicalQuery sorts by encoded name, then by encoded value; the signature itself is not part of it.
+func canonicalQuery(query []parameter) string {
+	pairs := make([]parameter, 0, len(query))
+	for _, p := range query {
+		if p.name != "X-Amz-Signature" {
+			pairs = append(pairs, parameter{escape(p.name, false), escape(p.value, false)})
+		}
+	}
+	slices.SortFunc(pairs, func(a, b parameter) int {
+		if n := strings.Compare(a.name, b.name); n != 0 {
+			return n
+		}
+		return strings.Compare(a.value, b.value)
+	})
+	out := make([]string, len(pairs))
+	for i, p := range pairs {
+		out[i] = p.name + "=" + p.value
+	}
+	return strings.Join(out, "&")
+}
+
+// EscapePath percent-encodes a raw path as AWS does: every byte but A-Z a-z 0-9 - . _ ~ and the slash.
+func EscapePath(path string) string {
+	if path == "" {
+		return "/"
+	}
+	return escape(path, true)
+}
+
+// UnescapePath decodes a path once. A plus stays a plus. It returns an *Error with code InvalidURI for a percent sign
+// without two hex digits.
+func UnescapePath(raw string) (string, error) {
+	path, ok := unescape(raw, false)
+	if !ok {
+		return "", fail("InvalidURI", "Couldn't parse the specified URI.")
+	}
+	return path, nil
+}
+
+const upperHex = "0123456789ABCDEF"
+
+func escape(text string, keepSlash bool) string {
+	var b strings.Builder
+	b.Grow(len(text))
+	for i := range len(text) {
+		c := text[i]
+		switch {
+		case 'A' <= c && c <= 'Z', 'a' <= c && c <= 'z', '0' <= c && c <= '9', strings.IndexByte("-._~", c) >= 0, c == '/' && keepSlash:
+			b.WriteByte(c)
+		default:
+			b.Write([]byte{'%', upperHex[c>>4], upperHex[c&15]})
+		}
+	}
+	return b.String()
+}
+
+func unescape(text string, plusIsSpace bool) (string, bool) {
+	if !strings.ContainsAny(text, "%+") {
+		return text, true
+	}
+	out := make([]byte, 0, len(text))
+	for i := 0; i < len(text); i++ {
+		switch c := text[i]; {
+		case c == '%':
+			if i+2 >= len(text) {
+				return "", false
+			}
+			n, err := strconv.ParseUint(text[i+1:i+3], 16, 8)
+			if err != nil || text[i+1] == '+' {
+				return "", false
+			}
+			out = append(out, byte(n))
+			i += 2
+		case c == '+' && plusIsSpace:
+			out = append(out, ' ')
+		default:
+			out = append(out, c)
+		}
+	}
+	return string(out), true
+}

@@ -1,0 +1,44 @@
+package sigv4
+
+import (
+	"strconv"
+	"time"
+)
+
+// Error is a failure in the words of S3, to be told to the client as it is: it holds nothing secret. Codes are those of
+// https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html.
+type Error struct {
+	Code    string
+	Message string
+	details [][2]string
+	cause   error
+}
+
+func (e *Error) Error() string {
+	if e.cause != nil {
+		return e.Code + ": " + e.Message + ": " + e.cause.Error()
+	}
+	return e.Code + ": " + e.Message
+}
+
+func (e *Error) Unwrap() error { return e.cause }
+
+// Details returns the further elements of S3's error document: names and texts.
+func (e *Error) Details() [][2]string { return e.details }
+
+// fail returns an Error; details are names and texts in turn.
+func fail(code, message string, details ...string) *Error {
+	e := &Error{Code: code, Message: message}
+	for i := 0; i+1 < len(details); i += 2 {
+		e.details = append(e.details, [2]string{details[i], details[i+1]})
+	}
+	return e
+}
+
+func errOldSignature() *Error {
+	return fail("InvalidRequest", "The authorization mechanism you have provided is not supported. Please use AWS4-HMAC-SHA256.")
+}
+
+func milliseconds(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) }
+
+func seconds(d time.Duration) string { return strconv.FormatInt(int64(d/time.Second), 10) }

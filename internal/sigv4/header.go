@@ -1,0 +1,111 @@
+package sigv4
+
+import (
+	"net/http"
+	"strings"
+	"time"
+)
+
+const contentSHA256 = "X-Amz-Content-Sha256"
+
+// headerClaim reads the Authorization header:
+// https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-auth-using-authorization-header.html.
+func headerClaim(r *http.Request, authorization string) (*claim, error) {
+	mechanism, rest, _ := strings.Cut(strings.TrimSpace(authorization), " ")
+	switch {
+	case mechanism == algorithm:
+	case strings.HasPrefix(mechanism, "AWS4-ECDSA"):
+		return nil, fail("NotImplemented", "Signature Version 4A is not implemented by this proxy.")
+	default:
+		return nil, errOldSignature()
+	}
+	c := &claim{}
+	parts, err := authorizationParts(rest)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.setCredential(parts["Credential"]); err != nil {
+		return nil, err
+	}
+	c.signed = strings.Split(parts["SignedHeaders"], ";")
+	c.signature = parts["Signature"]
+	if c.time, err = requestTime(r); err != nil {
+		return nil, err
+	}
+	if c.scope.date != c.time.Format(dateFormat) {
+		return nil, malformedClaim(c, "Invalid credential date \""+c.scope.date+"\". This date is not the same as X-Amz-Date: \""+c.time.Format(dateFormat)+"\".")
+	}
+	if r.Header.Get("X-Amz-Security-Token") != "" {
+		return nil, errToken()
+	}
+	hashes := r.Header.Values(contentSHA256)
+	if len(hashes) != 1 {
+		return nil, fail("InvalidRequest", "Missing required header for this request: x-amz-content-sha256")
+	}
+	c.hash = hashes[0]
+	return c, nil
+}
+
+// authorizationParts splits "Credential=…, SignedHeaders=…, Signature=…". Some clients leave the spaces out.
+func authorizationParts(text string) (map[string]string, error) {
+	parts := make(map[string]string, 3)
+	for field := range strings.SplitSeq(text, ",") {
+		name, value, ok := strings.Cut(strings.TrimSpace(field), "=")
+		if _, twice := parts[name]; !ok || twice {
+			return nil, fail("AuthorizationHeaderMalformed", "The authorization header is malformed; the authorization header requires three components: Credential, SignedHeaders, and Signature.")
+		}
+		parts[name] = value
+	}
+	for _, name := range []string{"Credential", "SignedHeaders", "Signature"} {
+		if parts[name] == "" {
+			return nil, fail("AuthorizationHeaderMalformed", "The authorization header is malformed; missing "+name+".")
+		}
+	}
+	if len(parts) != 3 {
+		return nil, fail("AuthorizationHeaderMalformed", "The authorization header is malformed; the authorization header requires three components: Credential, SignedHeaders, and Signature.")
+	}
+	return parts, nil
+}
+
+// setCredential reads ACCESSKEY/date/region/service/aws4_request. An access key may have slashes, the rest not.
+func (c *claim) setCredential(text string) error {
+	parts := strings.Split(text, "/")
+	n := len(parts) - 4
+	if n < 1 || parts[0] == "" {
+		return malformedClaim(c, "the Credential is mal-formed; expecting \"<YOUR-AKID>/YYYYMMDD/REGION/SERVICE/aws4_request\".")
+	}
+	c.accessKey = strings.Join(parts[:n], "/")
+	c.scope = scope{parts[n], parts[n+1], parts[n+2], parts[n+3]}
+	switch {
+	case c.scope.region == "":
+		return malformedClaim(c, "the region is empty.")
+	case c.scope.service != serviceS3:
+		return malformedClaim(c, "incorrect service \""+c.scope.service+"\". This endpoint belongs to \"s3\".")
+	case c.scope.terminator != terminator:
+		return malformedClaim(c, "incorrect terminal \""+c.scope.terminator+"\". This endpoint uses \"aws4_request\".")
+	}
+	if _, err := time.Parse(dateFormat, c.scope.date); err != nil {
+		return malformedClaim(c, "incorrect date format \""+c.scope.date+"\". This date in the credential must be in the format \"yyyyMMdd\".")
+	}
+	return nil
+}
+
+// requestTime reads X-Amz-Date, or Date where there is none.
+func requestTime(r *http.Request) (time.Time, error) {
+	if values := r.Header.Values("X-Amz-Date"); len(values) == 1 {
+		if t, err := time.Parse(timeFormat, values[0]); err == nil {
+			return t, nil
+		}
+	} else if date := r.Header.Get("Date"); len(values) == 0 && date != "" {
+		for _, format := range []string{http.TimeFormat, time.RFC1123Z, timeFormat} {
+			if t, err := time.Parse(format, date); err == nil {
+				return t.UTC(), nil
+			}
+		}
+	}
+	return time.Time{}, fail("AccessDenied", "AWS authentication requires a valid Date or x-amz-date header")
+}
+
+func errToken() *Error {
+	return fail("InvalidToken", "The provided token is malformed or otherwise invalid. This endpoint issues no session tokens.")
+}

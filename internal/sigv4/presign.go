@@ -1,0 +1,85 @@
+package sigv4
+
+import (
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// queryClaim reads the parameters of a presigned URL:
+// https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-query-string-auth.html.
+func queryClaim(r *http.Request, query []parameter) (*claim, error) {
+	values := make(map[string]string)
+	for _, p := range query {
+		if !strings.HasPrefix(p.name, "X-Amz-") {
+			continue
+		}
+		if _, twice := values[p.name]; twice {
+			return nil, fail("AuthorizationQueryParametersError", p.name+" occurs more than once")
+		}
+		values[p.name] = p.value
+	}
+	switch used := values["X-Amz-Algorithm"]; {
+	case strings.HasPrefix(used, "AWS4-ECDSA"):
+		return nil, fail("NotImplemented", "Signature Version 4A is not implemented by this proxy.")
+	case used != algorithm:
+		return nil, fail("AuthorizationQueryParametersError", "X-Amz-Algorithm only supports \"AWS4-HMAC-SHA256\"")
+	}
+	for _, name := range []string{"X-Amz-Credential", "X-Amz-Signature", "X-Amz-Date", "X-Amz-SignedHeaders", "X-Amz-Expires"} {
+		if values[name] == "" {
+			return nil, fail("AuthorizationQueryParametersError", "Query-string authentication version 4 requires the X-Amz-Algorithm, X-Amz-Credential, X-Amz-Signature, X-Amz-Date, X-Amz-SignedHeaders, and X-Amz-Expires parameters.")
+		}
+	}
+	c := &claim{presigned: true, signature: values["X-Amz-Signature"], signed: strings.Split(values["X-Amz-SignedHeaders"], ";")}
+	if err := c.setCredential(values["X-Amz-Credential"]); err != nil {
+		return nil, err
+	}
+	var err error
+	if c.time, err = time.Parse(timeFormat, values["X-Amz-Date"]); err != nil {
+		return nil, fail("AuthorizationQueryParametersError", "X-Amz-Date must be in the ISO8601 Long Format \"yyyyMMdd'T'HHmmss'Z'\"")
+	}
+	if c.scope.date != c.time.Format(dateFormat) {
+		return nil, fail("AuthorizationQueryParametersError", "Invalid credential date \""+c.scope.date+"\". This date is not the same as X-Amz-Date.")
+	}
+	if values["X-Amz-Security-Token"] != "" || r.Header.Get("X-Amz-Security-Token") != "" {
+		return nil, errToken()
+	}
+	c.hash, err = presignedHash(r, values)
+	return c, err
+}
+
+// presignedHash is UNSIGNED-PAYLOAD unless the signer bound the URL to a payload: by a parameter, as the Go SDK does, or
+// by a signed header.
+func presignedHash(r *http.Request, values map[string]string) (string, error) {
+	header, parameter := r.Header.Get(contentSHA256), values[contentSHA256]
+	switch {
+	case header != "" && parameter != "" && header != parameter:
+		return "", fail("XAmzContentSHA256Mismatch", "The x-amz-content-sha256 header and the X-Amz-Content-Sha256 parameter differ.")
+	case parameter != "":
+		return parameter, nil
+	case header != "":
+		return header, nil
+	default:
+		return unsignedPayload, nil
+	}
+}
+
+func expires(query []parameter) (time.Duration, error) {
+	for _, p := range query {
+		if p.name != "X-Amz-Expires" {
+			continue
+		}
+		n, err := strconv.ParseInt(p.value, 10, 64)
+		switch {
+		case err != nil:
+			return 0, fail("AuthorizationQueryParametersError", "X-Amz-Expires should be a number")
+		case n < 1:
+			return 0, fail("AuthorizationQueryParametersError", "X-Amz-Expires must be non-negative")
+		case n > int64(maxPresignedAge/time.Second):
+			return 0, fail("AuthorizationQueryParametersError", "X-Amz-Expires must be less than a week (in seconds); that is, the given X-Amz-Expires must be less than 604800 seconds")
+		}
+		return time.Duration(n) * time.Second, nil
+	}
+	return 0, fail("AuthorizationQueryParametersError", "X-Amz-Expires is missing")
+}
