@@ -127,10 +127,10 @@ type storeProbe struct {
 
 var probeText = []byte("written by proxy check, and to be removed by it")
 
-func (p *storeProbe) do(ctx context.Context, method, path string, header http.Header, body io.Reader, length int64) (*http.Response, []byte, error) {
+func (p *storeProbe) do(ctx context.Context, method, path string, header http.Header, body io.Reader, length int64) (reply, error) {
 	r, err := http.NewRequestWithContext(ctx, method, (&url.URL{Scheme: "http", Host: "origin", Path: path}).String(), body)
 	if err != nil {
-		return nil, nil, err
+		return reply{}, err
 	}
 	if header != nil {
 		r.Header = header
@@ -138,26 +138,33 @@ func (p *storeProbe) do(ctx context.Context, method, path string, header http.He
 	r.ContentLength = length
 	resp, err := p.store.RoundTrip(r)
 	if err != nil {
-		return nil, nil, err
+		return reply{}, err
 	}
 	defer resp.Body.Close()
 	var answer bytes.Buffer
 	if _, err := answer.ReadFrom(io.LimitReader(resp.Body, 64<<10)); err != nil {
-		return nil, nil, err
+		return reply{}, err
 	}
-	return resp, answer.Bytes(), nil
+	return reply{resp.StatusCode, resp.Header, answer.Bytes()}, nil
+}
+
+// reply is an answer of the store.
+type reply struct {
+	status int
+	header http.Header
+	body   []byte
 }
 
 // expect sends a request for the probe's object and compares the status.
-func (p *storeProbe) expect(ctx context.Context, want int, method string, header http.Header, body []byte) (*http.Response, []byte, error) {
-	resp, answer, err := p.do(ctx, method, "/"+p.bucket+"/"+p.name, header, bytes.NewReader(body), int64(len(body)))
+func (p *storeProbe) expect(ctx context.Context, want int, method string, header http.Header, body []byte) (reply, error) {
+	got, err := p.do(ctx, method, "/"+p.bucket+"/"+p.name, header, bytes.NewReader(body), int64(len(body)))
 	if err != nil {
-		return nil, nil, err
+		return reply{}, err
 	}
-	if resp.StatusCode != want {
-		return nil, nil, fmt.Errorf("%s answered %d, not %d: %.300s", method, resp.StatusCode, want, answer)
+	if got.status != want {
+		return reply{}, fmt.Errorf("%s answered %d, not %d: %.300s", method, got.status, want, got.body)
 	}
-	return resp, answer, nil
+	return got, nil
 }
 
 func (p *storeProbe) list(ctx context.Context) (string, error) {
@@ -165,39 +172,39 @@ func (p *storeProbe) list(ctx context.Context) (string, error) {
 	if p.bucket != "" {
 		path = "/" + p.bucket
 	}
-	resp, answer, err := p.do(ctx, http.MethodGet, path, nil, nil, 0)
+	got, err := p.do(ctx, http.MethodGet, path, nil, nil, 0)
 	if err != nil {
 		return "", err
 	}
-	if resp.StatusCode != http.StatusOK {
-		return "", fmt.Errorf("listing %s answered %d: %.300s", path, resp.StatusCode, answer)
+	if got.status != http.StatusOK {
+		return "", fmt.Errorf("listing %s answered %d: %.300s", path, got.status, got.body)
 	}
 	return "", nil
 }
 
 func (p *storeProbe) put(ctx context.Context) (string, error) {
 	value := hex.EncodeToString(make([]byte, 1000))
-	resp, _, err := p.expect(ctx, http.StatusOK, http.MethodPut, http.Header{"X-Amz-Meta-Cmek-Check": {value}}, probeText)
+	stored, err := p.expect(ctx, http.StatusOK, http.MethodPut, http.Header{"X-Amz-Meta-Cmek-Check": {value}}, probeText)
 	if err != nil {
 		return "", err
 	}
-	head, _, err := p.expect(ctx, http.StatusOK, http.MethodHead, nil, nil)
+	head, err := p.expect(ctx, http.StatusOK, http.MethodHead, nil, nil)
 	if err != nil {
 		return "", err
 	}
-	if head.Header.Get("X-Amz-Meta-Cmek-Check") != value {
+	if head.header.Get("X-Amz-Meta-Cmek-Check") != value {
 		return "", errors.New("metadata comes back altered")
 	}
-	return "ETag " + resp.Header.Get("Etag"), nil
+	return "ETag " + stored.header.Get("Etag"), nil
 }
 
 func (p *storeProbe) ranges(ctx context.Context) (string, error) {
 	for header, want := range map[string][]byte{"bytes=3-9": probeText[3:10], "bytes=-5": probeText[len(probeText)-5:]} {
-		_, got, err := p.expect(ctx, http.StatusPartialContent, http.MethodGet, http.Header{"Range": {header}}, nil)
+		got, err := p.expect(ctx, http.StatusPartialContent, http.MethodGet, http.Header{"Range": {header}}, nil)
 		if err != nil {
 			return "", err
 		}
-		if !bytes.Equal(got, want) {
+		if !bytes.Equal(got.body, want) {
 			return "", fmt.Errorf("range %s gave other bytes", header)
 		}
 	}
@@ -205,16 +212,16 @@ func (p *storeProbe) ranges(ctx context.Context) (string, error) {
 }
 
 func (p *storeProbe) ifNoneMatch(ctx context.Context) (string, error) {
-	resp, _, err := p.do(ctx, http.MethodPut, "/"+p.bucket+"/"+p.name, http.Header{"If-None-Match": {"*"}}, bytes.NewReader(probeText), int64(len(probeText)))
+	got, err := p.do(ctx, http.MethodPut, "/"+p.bucket+"/"+p.name, http.Header{"If-None-Match": {"*"}}, bytes.NewReader(probeText), int64(len(probeText)))
 	switch {
 	case err != nil:
 		return "", err
-	case resp.StatusCode == http.StatusPreconditionFailed:
+	case got.status == http.StatusPreconditionFailed:
 		return "refused as it should be", nil
-	case resp.StatusCode == http.StatusOK:
+	case got.status == http.StatusOK:
 		return "IGNORED by this store: conditional writes do not protect anything here", nil
 	default:
-		return fmt.Sprintf("not supported (%d)", resp.StatusCode), nil
+		return fmt.Sprintf("not supported (%d)", got.status), nil
 	}
 }
 
@@ -222,15 +229,15 @@ func (p *storeProbe) ifNoneMatch(ctx context.Context) (string, error) {
 func (p *storeProbe) cut(ctx context.Context) (string, error) {
 	path := "/" + p.bucket + "/" + p.name + "-cut"
 	short := io.MultiReader(bytes.NewReader(probeText[:10]), failingReader{})
-	if _, _, err := p.do(ctx, http.MethodPut, path, nil, short, int64(len(probeText))); err == nil {
+	if _, err := p.do(ctx, http.MethodPut, path, nil, short, int64(len(probeText))); err == nil {
 		return "", errors.New("the store answered before it had the whole body")
 	}
-	resp, _, err := p.do(ctx, http.MethodHead, path, nil, nil, 0)
+	got, err := p.do(ctx, http.MethodHead, path, nil, nil, 0)
 	if err != nil {
 		return "", err
 	}
-	if resp.StatusCode != http.StatusNotFound {
-		return "", fmt.Errorf("after a PUT that was cut short, HEAD answered %d, not 404: a failed upload leaves an object behind", resp.StatusCode)
+	if got.status != http.StatusNotFound {
+		return "", fmt.Errorf("after a PUT that was cut short, HEAD answered %d, not 404: a failed upload leaves an object behind", got.status)
 	}
 	return "", nil
 }
@@ -240,6 +247,6 @@ type failingReader struct{}
 func (failingReader) Read([]byte) (int, error) { return 0, errors.New("cut on purpose") }
 
 func (p *storeProbe) remove(ctx context.Context) (string, error) {
-	_, _, err := p.expect(ctx, http.StatusNoContent, http.MethodDelete, nil, nil)
+	_, err := p.expect(ctx, http.StatusNoContent, http.MethodDelete, nil, nil)
 	return "", err
 }

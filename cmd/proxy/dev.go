@@ -19,7 +19,7 @@ import (
 // Credentials of `proxy dev`. They protect nothing: it listens on loopback only.
 const (
 	devAccessKey = "cmekproxydev"
-	devSecretKey = "cmekproxydevsecret"
+	devSecretKey = "cmekproxydevsecret" //nolint:gosec // see above
 	devRegion    = "us-east-1"
 )
 

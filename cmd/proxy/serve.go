@@ -49,12 +49,12 @@ func loadConfig(path string) (*config.Config, error) {
 // serve answers requests until ctx ends, then lets running ones finish for limits.shutdown_grace. ready, if not nil, is
 // called with the S3 address once it listens.
 func (a *app) serve(ctx context.Context, ready func(net.Addr)) error {
-	s3, err := net.Listen("tcp", a.cfg.Listen)
+	s3, err := (&net.ListenConfig{}).Listen(ctx, "tcp", a.cfg.Listen)
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
 	defer s3.Close()
-	adminListener, err := net.Listen("tcp", a.cfg.AdminListen)
+	adminListener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", a.cfg.AdminListen)
 	if err != nil {
 		return fmt.Errorf("admin_listen: %w", err)
 	}
@@ -73,7 +73,7 @@ func (a *app) serve(ctx context.Context, ready func(net.Addr)) error {
 
 	health.ready.Store(true)
 	a.log.Info("serving", zap.Stringer("s3", s3.Addr()), zap.Stringer("admin", adminListener.Addr()), zap.Bool("tls", a.tls != nil),
-		zap.Duration("revocation_window", a.keys.Window()), zap.String("version", versionString()))
+		zap.Stringer("revocation_window", a.keys.Window()), zap.String("version", versionString()))
 	if ready != nil {
 		ready(s3.Addr())
 	}
@@ -89,7 +89,7 @@ func (a *app) serve(ctx context.Context, ready func(net.Addr)) error {
 func (a *app) drain(server *http.Server) error {
 	grace, cancel := context.WithTimeout(context.Background(), a.cfg.Limits.ShutdownGrace)
 	defer cancel()
-	a.log.Info("draining", zap.Duration("at_most", a.cfg.Limits.ShutdownGrace))
+	a.log.Info("draining", zap.Stringer("at_most", a.cfg.Limits.ShutdownGrace))
 	if err := server.Shutdown(grace); err != nil {
 		a.log.Warn("requests were still running and are cut off", zap.Error(err))
 		return server.Close()

@@ -84,7 +84,7 @@ func (a *app) close() {
 	if a.cache != nil {
 		a.cache.Close()
 	}
-	_ = a.log.Sync() //nolint:errcheck // standard error cannot always be synced
+	_ = a.log.Sync()
 }
 
 func buildClients(list []config.Client) (*access.Directory, error) {
@@ -222,7 +222,7 @@ func (a *app) onKMSCall(ctx context.Context, key, op string, took time.Duration,
 	s3api.RecordKMS(ctx, took)
 	a.metrics.KMS(key, op, result, took)
 	if err != nil {
-		a.log.Warn("kms request failed", zap.String("kms_key_name", key), zap.String("operation", op), zap.Duration("took", took), zap.Error(err))
+		a.log.Warn("kms request failed", zap.String("kms_key_name", key), zap.String("operation", op), zap.Stringer("took", took), zap.Error(err))
 	}
 }
 
@@ -235,7 +235,7 @@ func (a *app) measureCache() {
 	a.metrics.Gauge("cmekproxy_revocation_window_seconds", "Longest time from revoking a key to the last plaintext byte, while the KMS can be reached.", func() float64 { return a.keys.Window().Seconds() })
 }
 
-// newLog returns the JSON log on standard error. Times are RFC 3339, durations milliseconds.
+// newLog returns the JSON log on standard error. Times are RFC 3339.
 func newLog(level string) (*zap.Logger, error) {
 	parsed, err := zapcore.ParseLevel(level)
 	if err != nil {
@@ -248,6 +248,5 @@ func newLog(level string) (*zap.Logger, error) {
 	cfg.DisableStacktrace = true
 	cfg.EncoderConfig.TimeKey = "time"
 	cfg.EncoderConfig.EncodeTime = zapcore.RFC3339NanoTimeEncoder
-	cfg.EncoderConfig.EncodeDuration = zapcore.MillisDurationEncoder
 	return cfg.Build()
 }

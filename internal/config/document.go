@@ -49,8 +49,7 @@ func (d *decoder) document(data []byte) *yaml.Node {
 // may stand.
 func (d *decoder) syntax(err error) {
 	at, text := place{1, 1}, "this is not YAML"
-	var e *yaml.LoadError
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*yaml.LoadError](err); ok {
 		if e.Mark.Line > 0 {
 			at = place{e.Mark.Line, max(e.Mark.Column, 1)}
 		}

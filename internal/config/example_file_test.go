@@ -83,8 +83,7 @@ func pathsOfType(t *testing.T, typ reflect.Type, path string, paths map[string]b
 	if typ.Kind() != reflect.Struct {
 		return
 	}
-	for i := range typ.NumField() {
-		f := typ.Field(i)
+	for f := range typ.Fields() {
 		name := f.Tag.Get("yaml")
 		if name == "" || strings.Contains(name, ",") || !f.IsExported() {
 			t.Errorf("%s.%s has no key", typ, f.Name)

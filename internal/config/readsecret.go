@@ -48,7 +48,7 @@ func readSecret(path string) (string, error) {
 		return "", errors.New("file: needs an absolute path")
 	}
 	// Without O_NONBLOCK, opening a named pipe would wait for ever.
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) //nolint:gosec // the operator names the file
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return "", err
 	}

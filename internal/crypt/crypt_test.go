@@ -329,7 +329,7 @@ func TestCoverRefuses(t *testing.T) {
 
 func TestSizes(t *testing.T) {
 	valid := make(map[int64]int64)
-	for p := int64(0); p < 200_000; p++ {
+	for p := range int64(200_000) {
 		valid[crypt.StoredSize(p)] = p
 	}
 	if len(valid) != 200_000 {

@@ -37,7 +37,7 @@ func NewOpener(src io.Reader, w Window, dek []byte, h Header) (*Opener, error) {
 		src: src, stream: stream, header: h, window: w,
 		next: w.first, last: (w.End - 1) / StoredSegmentSize,
 		skip: w.skip(), remains: w.length,
-		slots: slotPool.Get().(*slots), plain: plainPool.Get().(*plain), //nolint:errcheck // the pools hold nothing else
+		slots: slotPool.Get().(*slots), plain: plainPool.Get().(*plain),
 	}, nil
 }
 

@@ -45,7 +45,7 @@ func NewSealer(src io.Reader, size int64, dek []byte, random io.Reader) (*Sealer
 	if s.stream, err = newStream(dek, &s.header, size); err != nil {
 		return nil, err
 	}
-	s.slots = slotPool.Get().(*slots) //nolint:errcheck // the pool holds nothing else
+	s.slots = slotPool.Get().(*slots)
 	return s, nil
 }
 

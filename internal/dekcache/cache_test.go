@@ -370,9 +370,9 @@ func TestPut(t *testing.T) {
 			t.Error("a DEK from before the purge was stored")
 		}
 
-		older, newer := c.Mark(keyID), dekcache.Mark{}
+		older := c.Mark(keyID)
 		time.Sleep(time.Second)
-		newer = c.Mark(keyID)
+		newer := c.Mark(keyID)
 		c.Put(id(3), newer, dekOf(3))
 		c.Put(id(3), older, dekOf(3))
 		if age := c.Stats().OldestAge; age != 0 {
@@ -426,8 +426,10 @@ func TestZeroTermIsOver(t *testing.T) {
 
 // Everything at once, for the race detector.
 func TestConcurrent(t *testing.T) {
-	c := newCache(t, dekcache.Config{TTL: 2 * time.Millisecond, MaxEntries: 20, NegativeTTL: time.Millisecond,
-		Refusal: func(error) bool { return true }})
+	c := newCache(t, dekcache.Config{
+		TTL: 2 * time.Millisecond, MaxEntries: 20, NegativeTTL: time.Millisecond,
+		Refusal: func(error) bool { return true },
+	})
 	var wg sync.WaitGroup
 	for g := range 8 {
 		wg.Go(func() {

@@ -59,7 +59,7 @@ func CreateLocalKeyFile(path string) (err error) {
 	}
 	defer func() {
 		if err != nil {
-			os.Remove(path)
+			_ = os.Remove(path)
 		}
 	}()
 	key := make([]byte, 32)

@@ -85,7 +85,7 @@ func (o *Origin) RoundTrip(r *http.Request) (*http.Response, error) {
 // closeBody keeps the promise of http.RoundTripper to close the body also on errors.
 func closeBody(r *http.Request) {
 	if r.Body != nil {
-		_ = r.Body.Close() //nolint:errcheck // the request has failed already
+		_ = r.Body.Close()
 	}
 }
 

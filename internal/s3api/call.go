@@ -36,6 +36,7 @@ type call struct {
 	payload io.Reader // the request body: framing removed, signature and checksums verified before io.EOF
 	checks  *checksums
 
+	aborted    bool   // the connection was cut, because the answer had begun
 	keyID      string // KMS key that was used
 	originID   string // the store's own request id
 	in         atomic.Int64
@@ -236,7 +237,7 @@ func newIdle(limit time.Duration, client *http.ResponseController, cancel contex
 
 // moved is called before each read and write.
 func (i *idle) moved() {
-	now := time.Now() //nolint:forbidigo // a connection's deadline is on the system's clock
+	now := time.Now()
 	if now.UnixNano()-i.last.Load() < int64(min(granularity, i.limit/4)) || i.stopped.Load() {
 		return
 	}
@@ -246,13 +247,13 @@ func (i *idle) moved() {
 }
 
 func (i *idle) extend(deadline time.Time) {
-	_ = i.client.SetReadDeadline(deadline)  //nolint:errcheck // a connection that takes none has the timer
-	_ = i.client.SetWriteDeadline(deadline) //nolint:errcheck // likewise
+	_ = i.client.SetReadDeadline(deadline)
+	_ = i.client.SetWriteDeadline(deadline)
 }
 
 // stop ends the watch. The client gets as much time again to take what is still to be said.
 func (i *idle) stop() {
 	i.stopped.Store(true)
 	i.timer.Stop()
-	i.extend(time.Now().Add(i.limit)) //nolint:forbidigo // as above
+	i.extend(time.Now().Add(i.limit))
 }

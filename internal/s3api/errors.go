@@ -5,13 +5,13 @@ import (
 	"encoding/xml"
 	"errors"
 	"io"
+	"maps"
 	"net/http"
 	"strconv"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/kms"
-	"github.com/cmekproxy/cmekproxy/internal/origin"
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 )
 
@@ -133,8 +133,6 @@ func asError(ctx context.Context, err error) *Error {
 		return &Error{Code: "MaxMessageLengthExceeded", Message: "Your request was too big.", cause: err}
 	case errors.Is(context.Cause(ctx), errIdle), isTimeout(err) && !errors.Is(err, errOrigin):
 		return &Error{Code: "RequestTimeout", Message: "Your socket connection to the server was not read from or written to within the timeout period.", cause: err}
-	case errors.Is(err, origin.ErrCredentials):
-		return &Error{Code: "InternalError", Message: "The proxy has no credentials for the store. Please tell its operator.", cause: err}
 	case errors.Is(err, errOrigin):
 		return &Error{Code: "ServiceUnavailable", Message: "The store behind the proxy cannot be reached. Please try again.", RetryAfter: retryAfter, cause: err}
 	case errors.Is(err, io.ErrUnexpectedEOF):
@@ -175,9 +173,7 @@ func kmsError(key *kms.Error, err error) *Error {
 // write answers with S3's XML. A HEAD gets the headers alone.
 func (e *Error) write(w http.ResponseWriter, r *http.Request, resource, requestID string) {
 	h := w.Header()
-	for name, values := range e.Header {
-		h[name] = values
-	}
+	maps.Copy(h, e.Header)
 	if e.RetryAfter > 0 {
 		h.Set("Retry-After", strconv.Itoa(e.RetryAfter))
 	}
@@ -186,7 +182,7 @@ func (e *Error) write(w http.ResponseWriter, r *http.Request, resource, requestI
 	h.Set("Content-Length", strconv.Itoa(len(body)))
 	w.WriteHeader(e.Status())
 	if r.Method != http.MethodHead {
-		_, _ = w.Write(body) //nolint:errcheck // the client is gone
+		_, _ = w.Write(body)
 	}
 }
 

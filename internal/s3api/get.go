@@ -17,13 +17,13 @@ import (
 // answer begins only when the first bytes have verified, so a small object that was tampered with gets a clean error; a
 // later failure ends the connection.
 func (s *Server) getObject(c *call) error {
-	wanted, ranged := parseRange(c.Header.Get("Range"))
+	wanted := parseRange(c.Header.Get("Range"))
 	header := c.requestHeader()
-	if ranged {
+	if wanted != nil {
 		header.Set("Range", wanted.stored())
 	}
 	resp, err := s.send(c, c.originRequest(http.MethodGet, header, nil, 0))
-	if outside := (*Error)(nil); ranged && errors.As(err, &outside) && outside.Status() == http.StatusRequestedRangeNotSatisfiable {
+	if outside := (*Error)(nil); wanted != nil && errors.As(err, &outside) && outside.Status() == http.StatusRequestedRangeNotSatisfiable {
 		return s.outOfRange(c)
 	}
 	if err != nil {
@@ -37,7 +37,7 @@ func (s *Server) getObject(c *call) error {
 	}
 	envelope, err := envelopeOf(resp.Header)
 	if errors.Is(err, crypt.ErrNoEnvelope) {
-		return s.getPlaintext(c, resp, ranged)
+		return s.getPlaintext(c, resp, wanted)
 	}
 	if err != nil {
 		return err
@@ -47,7 +47,7 @@ func (s *Server) getObject(c *call) error {
 		return err
 	}
 	defer lease.Release()
-	part, err := locatePart(resp, envelope.Size, wanted, ranged)
+	part, err := locatePart(resp, envelope.Size, wanted)
 	if err != nil {
 		return err
 	}
@@ -78,11 +78,11 @@ type part struct {
 }
 
 // locatePart compares what the store says of its body with the envelope's size, and both with the range.
-func locatePart(resp *http.Response, size int64, wanted byteRange, ranged bool) (part, error) {
+func locatePart(resp *http.Response, size int64, wanted *byteRange) (part, error) {
 	start, total := int64(0), resp.ContentLength
 	if resp.StatusCode == http.StatusPartialContent {
 		var ok bool
-		if start, total, ok = parseContentRange(resp.Header.Get("Content-Range")); !ok || !ranged {
+		if start, total, ok = parseContentRange(resp.Header.Get("Content-Range")); !ok || wanted == nil {
 			return part{}, fmt.Errorf("%w: Content-Range %q was not asked for", errOrigin, resp.Header.Get("Content-Range"))
 		}
 	}
@@ -180,7 +180,6 @@ func (c *call) sayChecksums(e *crypt.Envelope, lease *keyring.Lease) error {
 // headObject answers with the plaintext's size, which needs arithmetic and no key, unless checksums are asked for.
 // Without the key the envelope is not verified: a HEAD says what the store says.
 func (s *Server) headObject(c *call) error {
-	wanted, ranged := parseRange(c.Header.Get("Range"))
 	resp, err := s.send(c, c.originRequest(http.MethodHead, c.requestHeader(), nil, 0))
 	if err != nil {
 		return err
@@ -210,7 +209,7 @@ func (s *Server) headObject(c *call) error {
 			return err
 		}
 	}
-	return c.answerHead(size, wanted, ranged)
+	return c.answerHead(size)
 }
 
 func (s *Server) headChecksums(c *call, e *crypt.Envelope) error {
@@ -225,11 +224,11 @@ func (s *Server) headChecksums(c *call, e *crypt.Envelope) error {
 	return c.sayChecksums(e, lease)
 }
 
-func (c *call) answerHead(size int64, wanted byteRange, ranged bool) error {
+func (c *call) answerHead(size int64) error {
 	h := c.w.Header()
 	h.Set("Accept-Ranges", "bytes")
 	status, length := http.StatusOK, size
-	if ranged {
+	if wanted := parseRange(c.Header.Get("Range")); wanted != nil {
 		offset, n, ok := wanted.of(size)
 		if !ok {
 			return invalidRange(size)
@@ -253,11 +252,11 @@ func (s *Server) admitPlaintext(c *call) error {
 
 // getPlaintext passes an object through that was never encrypted. A range was asked for in ciphertext terms, so it is
 // asked for again, of the same object.
-func (s *Server) getPlaintext(c *call, resp *http.Response, ranged bool) error {
+func (s *Server) getPlaintext(c *call, resp *http.Response, wanted *byteRange) error {
 	if err := s.admitPlaintext(c); err != nil {
 		return err
 	}
-	if ranged {
+	if wanted != nil {
 		header := c.requestHeader()
 		header.Set("Range", c.Header.Get("Range"))
 		header.Set("If-Match", resp.Header.Get("Etag"))

@@ -23,8 +23,7 @@ import (
 )
 
 func code(err error) string {
-	var api smithy.APIError
-	if errors.As(err, &api) {
+	if api, ok := errors.AsType[smithy.APIError](err); ok {
 		return api.ErrorCode()
 	}
 	return fmt.Sprint(err)
@@ -433,14 +432,14 @@ func TestDelete(t *testing.T) {
 	for _, key := range []string{"a", "b b", "c&c", "d"} {
 		p.put(key, []byte("x"))
 	}
-	if _, err := p.client.DeleteObject(t.Context(), &s3.DeleteObjectInput{Bucket: &p.bucket, Key: ptr("a")}); err != nil {
+	if _, err := p.client.DeleteObject(t.Context(), &s3.DeleteObjectInput{Bucket: &p.bucket, Key: new("a")}); err != nil {
 		t.Error(err)
 	}
-	if _, err := p.client.DeleteObject(t.Context(), &s3.DeleteObjectInput{Bucket: &p.bucket, Key: ptr("never")}); err != nil {
+	if _, err := p.client.DeleteObject(t.Context(), &s3.DeleteObjectInput{Bucket: &p.bucket, Key: new("never")}); err != nil {
 		t.Error("deleting what is not there:", err)
 	}
 	out, err := p.client.DeleteObjects(t.Context(), &s3.DeleteObjectsInput{Bucket: &p.bucket, Delete: &types.Delete{
-		Objects: []types.ObjectIdentifier{{Key: ptr("b b")}, {Key: ptr("c&c")}, {Key: ptr("never")}},
+		Objects: []types.ObjectIdentifier{{Key: new("b b")}, {Key: new("c&c")}, {Key: new("never")}},
 	}})
 	if err != nil || len(out.Deleted) != 3 || len(out.Errors) != 0 {
 		t.Errorf("%+v, %v", out, err)
@@ -478,7 +477,7 @@ func TestListing(t *testing.T) {
 		p.put(key, randomText(size))
 	}
 	seen := make(map[string]int64)
-	pages := s3.NewListObjectsV2Paginator(p.client, &s3.ListObjectsV2Input{Bucket: &p.bucket, MaxKeys: ptr(int32(2)), FetchOwner: ptr(true)})
+	pages := s3.NewListObjectsV2Paginator(p.client, &s3.ListObjectsV2Input{Bucket: &p.bucket, MaxKeys: new(int32(2)), FetchOwner: new(true)})
 	for pages.HasMorePages() {
 		page, err := pages.NextPage(t.Context())
 		if err != nil {
@@ -494,12 +493,12 @@ func TestListing(t *testing.T) {
 		}
 	}
 	for _, encoding := range []types.EncodingType{"", types.EncodingTypeUrl} {
-		v1, err := p.client.ListObjects(t.Context(), &s3.ListObjectsInput{Bucket: &p.bucket, Delimiter: ptr("/"), EncodingType: encoding})
+		v1, err := p.client.ListObjects(t.Context(), &s3.ListObjectsInput{Bucket: &p.bucket, Delimiter: new("/"), EncodingType: encoding})
 		if err != nil || len(v1.CommonPrefixes) != 2 || len(v1.Contents) != 2 || *v1.Contents[0].Size != 200_000 {
 			t.Errorf("V1 with a delimiter: %+v, %v", v1, err)
 		}
 	}
-	v2, err := p.client.ListObjectsV2(t.Context(), &s3.ListObjectsV2Input{Bucket: &p.bucket, Prefix: ptr("b/"), StartAfter: ptr("b/1")})
+	v2, err := p.client.ListObjectsV2(t.Context(), &s3.ListObjectsV2Input{Bucket: &p.bucket, Prefix: new("b/"), StartAfter: new("b/1")})
 	if err != nil || len(v2.Contents) != 1 || *v2.Contents[0].Size != 65497 {
 		t.Errorf("V2 with prefix and start-after: %+v, %v", v2, err)
 	}
@@ -542,7 +541,7 @@ func TestBuckets(t *testing.T) {
 	if _, err := p.client.CreateBucket(t.Context(), &s3.CreateBucketInput{Bucket: &shared}); err == nil || code(err) == "InternalError" {
 		t.Errorf("creating a bucket twice: %v", err)
 	}
-	if _, _, err := p.get("none", func(in *s3.GetObjectInput) { in.Bucket = ptr("no-such-bucket-here") }); code(err) != "NoSuchBucket" {
+	if _, _, err := p.get("none", func(in *s3.GetObjectInput) { in.Bucket = new("no-such-bucket-here") }); code(err) != "NoSuchBucket" {
 		t.Errorf("no such bucket: %v", err)
 	}
 }
@@ -554,18 +553,18 @@ func TestAuthorization(t *testing.T) {
 	p.bucket, shared = shared, p.bucket
 	p.put("k", []byte("shared"))
 	reader := p.as(readerAccess, readerSecret)
-	if _, err := reader.GetObject(t.Context(), &s3.GetObjectInput{Bucket: &p.bucket, Key: ptr("k")}); err != nil {
+	if _, err := reader.GetObject(t.Context(), &s3.GetObjectInput{Bucket: &p.bucket, Key: new("k")}); err != nil {
 		t.Error(err)
 	}
-	_, err := reader.GetObject(t.Context(), &s3.GetObjectInput{Bucket: &shared, Key: ptr("k")})
+	_, err := reader.GetObject(t.Context(), &s3.GetObjectInput{Bucket: &shared, Key: new("k")})
 	if code(err) != "AccessDenied" {
 		t.Errorf("read outside the grant: %v", err)
 	}
-	_, err = reader.PutObject(t.Context(), &s3.PutObjectInput{Bucket: &p.bucket, Key: ptr("w"), Body: strings.NewReader("x")})
+	_, err = reader.PutObject(t.Context(), &s3.PutObjectInput{Bucket: &p.bucket, Key: new("w"), Body: strings.NewReader("x")})
 	if code(err) != "AccessDenied" || p.isStored("w") {
 		t.Errorf("write with a read grant: %v", err)
 	}
-	_, err = reader.DeleteObject(t.Context(), &s3.DeleteObjectInput{Bucket: &p.bucket, Key: ptr("k")})
+	_, err = reader.DeleteObject(t.Context(), &s3.DeleteObjectInput{Bucket: &p.bucket, Key: new("k")})
 	if code(err) != "AccessDenied" || !p.isStored("k") {
 		t.Errorf("delete with a read grant: %v", err)
 	}

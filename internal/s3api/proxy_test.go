@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"encoding/xml"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -281,7 +282,7 @@ func (p *proxy) send(r request) answer {
 		p.t.Fatal(err)
 	}
 	if resp.StatusCode >= 300 && len(a.body) > 0 {
-		var doc struct{ Code, RequestId string } //nolint:revive,staticcheck // S3's name
+		var doc struct{ Code, RequestId string }
 		if err := xml.Unmarshal(a.body, &doc); err != nil || doc.RequestId != resp.Header.Get("X-Amz-Request-Id") || doc.RequestId == "" {
 			p.t.Errorf("%s %s: the error is not S3's XML with the request id: %s", r.method, r.path, a.body)
 		}
@@ -303,9 +304,7 @@ func (p *proxy) sign(r request) *http.Request {
 	if r.body != nil {
 		req.Body = io.NopCloser(bytes.NewReader(r.body))
 	}
-	for name, values := range r.header {
-		req.Header[name] = values
-	}
+	maps.Copy(req.Header, r.header)
 	if r.hash == "" {
 		sum := sha256.Sum256(r.body)
 		r.hash = hex.EncodeToString(sum[:])
@@ -406,4 +405,4 @@ func randomText(n int) []byte {
 	return text
 }
 
-func ptr[T any](v T) *T { return &v }
+//go:fix inline

@@ -17,27 +17,29 @@ type byteRange struct {
 }
 
 // parseRange reads a Range header. Like S3 it takes one range only; a header that is malformed or has several is not
-// there, and the whole object is the answer.
-func parseRange(header string) (byteRange, bool) {
+// there: nil, and the whole object is the answer.
+func parseRange(header string) *byteRange {
 	spec, ok := strings.CutPrefix(header, "bytes=")
 	from, to, dash := strings.Cut(strings.TrimSpace(spec), "-")
 	if !ok || !dash {
-		return byteRange{}, false
+		return nil
 	}
-	r := byteRange{last: math.MaxInt64, suffix: -1}
+	r := &byteRange{last: math.MaxInt64, suffix: -1}
 	if from == "" {
-		r.suffix, ok = digits(to)
-		return r, ok
+		if r.suffix, ok = digits(to); !ok {
+			return nil
+		}
+		return r
 	}
 	if r.first, ok = digits(from); !ok {
-		return byteRange{}, false
+		return nil
 	}
 	if to != "" {
 		if r.last, ok = digits(to); !ok || r.last < r.first {
-			return byteRange{}, false
+			return nil
 		}
 	}
-	return r, true
+	return r
 }
 
 // digits reads a number; one that is too large is as good as the largest.
@@ -53,7 +55,7 @@ func digits(text string) (int64, bool) {
 }
 
 // of returns where the range lies in size bytes. ok is false if it lies outside.
-func (r byteRange) of(size int64) (offset, length int64, ok bool) {
+func (r *byteRange) of(size int64) (offset, length int64, ok bool) {
 	switch {
 	case r.suffix >= 0:
 		length = min(r.suffix, size)
@@ -66,7 +68,7 @@ func (r byteRange) of(size int64) (offset, length int64, ok bool) {
 }
 
 // stored returns the Range header that fetches the segments of the range, whatever the object's size.
-func (r byteRange) stored() string {
+func (r *byteRange) stored() string {
 	switch {
 	case r.suffix >= 0:
 		return fmt.Sprintf("bytes=-%d", crypt.StoredSuffix(r.suffix))

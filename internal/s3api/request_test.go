@@ -42,7 +42,7 @@ func TestSignatures(t *testing.T) {
 			t.Errorf("%s: %d %s, want %d %s", row.name, a.StatusCode, a.Code, row.status, row.code)
 		}
 	}
-	if _, err := p.as("AKIANOBODY", "x").GetObject(t.Context(), &s3.GetObjectInput{Bucket: &p.bucket, Key: ptr("k")}); code(err) != "InvalidAccessKeyId" {
+	if _, err := p.as("AKIANOBODY", "x").GetObject(t.Context(), &s3.GetObjectInput{Bucket: &p.bucket, Key: new("k")}); code(err) != "InvalidAccessKeyId" {
 		t.Errorf("unknown access key: %v", err)
 	}
 	resp, err := p.server.Client().Get(p.url + path)
@@ -58,11 +58,11 @@ func TestSignatures(t *testing.T) {
 func TestPresignedBySDK(t *testing.T) {
 	p := newProxy(t)
 	presign := s3.NewPresignClient(p.client)
-	put, err := presign.PresignPutObject(t.Context(), &s3.PutObjectInput{Bucket: &p.bucket, Key: ptr("a b/ü+")})
+	put, err := presign.PresignPutObject(t.Context(), &s3.PutObjectInput{Bucket: &p.bucket, Key: new("a b/ü+")})
 	if err != nil {
 		t.Fatal(err)
 	}
-	get, err := presign.PresignGetObject(t.Context(), &s3.GetObjectInput{Bucket: &p.bucket, Key: ptr("a b/ü+"), ResponseContentType: ptr("text/x-asked")})
+	get, err := presign.PresignGetObject(t.Context(), &s3.GetObjectInput{Bucket: &p.bucket, Key: new("a b/ü+"), ResponseContentType: new("text/x-asked")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -127,14 +127,30 @@ func TestUnknownIsRefused(t *testing.T) {
 	p.put("k", []byte("x"))
 	b := "/" + p.bucket
 	for _, row := range []request{
-		{method: "GET", path: b + "/k?acl"}, {method: "PUT", path: b + "/k?acl"}, {method: "GET", path: b + "/k?tagging"},
-		{method: "GET", path: b + "?policy"}, {method: "PUT", path: b + "?policy", body: []byte("{}")}, {method: "GET", path: b + "?lifecycle"},
-		{method: "POST", path: b + "/k?uploads"}, {method: "PUT", path: b + "/k?partNumber=1&uploadId=u", body: []byte("x")},
-		{method: "POST", path: b + "/k?uploadId=u"}, {method: "DELETE", path: b + "/k?uploadId=u"}, {method: "GET", path: b + "/k?uploadId=u"},
-		{method: "GET", path: b + "?uploads"}, {method: "GET", path: b + "?versions"}, {method: "POST", path: b + "/k?select&select-type=2"},
-		{method: "POST", path: b + "/k?restore"}, {method: "GET", path: b + "/k?torrent"}, {method: "GET", path: b + "/k?attributes"},
-		{method: "GET", path: b + "/k?partNumber=1"}, {method: "GET", path: b + "/k?never-heard-of"}, {method: "PATCH", path: b + "/k"},
-		{method: "POST", path: b + "/k"}, {method: "OPTIONS", path: b + "/k"}, {method: "DELETE", path: b + "?lifecycle"}, {method: "POST", path: "/"},
+		{method: "GET", path: b + "/k?acl"},
+		{method: "PUT", path: b + "/k?acl"},
+		{method: "GET", path: b + "/k?tagging"},
+		{method: "GET", path: b + "?policy"},
+		{method: "PUT", path: b + "?policy", body: []byte("{}")},
+		{method: "GET", path: b + "?lifecycle"},
+		{method: "POST", path: b + "/k?uploads"},
+		{method: "PUT", path: b + "/k?partNumber=1&uploadId=u", body: []byte("x")},
+		{method: "POST", path: b + "/k?uploadId=u"},
+		{method: "DELETE", path: b + "/k?uploadId=u"},
+		{method: "GET", path: b + "/k?uploadId=u"},
+		{method: "GET", path: b + "?uploads"},
+		{method: "GET", path: b + "?versions"},
+		{method: "POST", path: b + "/k?select&select-type=2"},
+		{method: "POST", path: b + "/k?restore"},
+		{method: "GET", path: b + "/k?torrent"},
+		{method: "GET", path: b + "/k?attributes"},
+		{method: "GET", path: b + "/k?partNumber=1"},
+		{method: "GET", path: b + "/k?never-heard-of"},
+		{method: "PATCH", path: b + "/k"},
+		{method: "POST", path: b + "/k"},
+		{method: "OPTIONS", path: b + "/k"},
+		{method: "DELETE", path: b + "?lifecycle"},
+		{method: "POST", path: "/"},
 		{method: "PUT", path: b + "/k?renameObject"},
 	} {
 		if a := p.send(row); a.StatusCode != http.StatusNotImplemented || a.Code != "NotImplemented" {

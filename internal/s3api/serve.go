@@ -142,23 +142,22 @@ func (s *Server) authenticate(c *call) error {
 // the connection: the client must never take what it has for the whole.
 func (s *Server) conclude(c *call, err error) {
 	var answer *Error
-	abort := false
 	if err != nil {
 		answer = asError(c.Context(), err)
 		if c.w.status != 0 {
-			abort = true
+			c.aborted = true
 		} else {
 			answer.write(c.w, c.Request, c.resource(), c.id)
 		}
 	}
-	s.record(c, answer, abort)
-	if abort {
+	s.record(c, answer)
+	if c.aborted {
 		panic(http.ErrAbortHandler)
 	}
 }
 
 // record writes the access log and the metrics. The log never holds a secret: no header and no query is in it.
-func (s *Server) record(c *call, answer *Error, aborted bool) {
+func (s *Server) record(c *call, answer *Error) {
 	took := s.Now().Sub(c.start)
 	code := ""
 	fields := []zap.Field{
@@ -171,9 +170,9 @@ func (s *Server) record(c *call, answer *Error, aborted bool) {
 		zap.Int("status", c.w.status),
 		zap.Int64("bytes_in", c.in.Load()),
 		zap.Int64("bytes_out", c.w.bytes),
-		zap.Duration("total", took),
-		zap.Duration("kms", time.Duration(c.kmsTime.Load())),
-		zap.Duration("origin", time.Duration(c.originTime.Load())),
+		milliseconds("total_ms", took),
+		milliseconds("kms_ms", time.Duration(c.kmsTime.Load())),
+		milliseconds("origin_ms", time.Duration(c.originTime.Load())), // up to the header of the store's answer
 	}
 	if c.keyID != "" {
 		fields = append(fields, zap.String("kms_key", c.keyID))
@@ -181,7 +180,7 @@ func (s *Server) record(c *call, answer *Error, aborted bool) {
 	if c.originID != "" {
 		fields = append(fields, zap.String("origin_request_id", c.originID))
 	}
-	if aborted {
+	if c.aborted {
 		fields = append(fields, zap.Bool("aborted", true))
 	}
 	log := s.Log.Info
@@ -194,6 +193,10 @@ func (s *Server) record(c *call, answer *Error, aborted bool) {
 	}
 	log("request", fields...)
 	s.Metrics.Request(c.op, c.w.status, code, took, c.in.Load(), c.w.bytes)
+}
+
+func milliseconds(name string, d time.Duration) zap.Field {
+	return zap.Float64(name, float64(d.Microseconds())/1000)
 }
 
 func cause(e *Error) string {
@@ -214,7 +217,7 @@ type callKey struct{}
 
 func newRequestID() string {
 	var id [8]byte
-	rand.Read(id[:]) //nolint:errcheck // never fails, see crypto/rand
+	rand.Read(id[:])
 	return hex.EncodeToString(id[:])
 }
 

@@ -76,7 +76,7 @@ func originError(resp *http.Response) *Error {
 		Code, Message, BucketName string
 	}
 	// An answer that is no XML, as to a HEAD, leaves the fields empty.
-	_ = xml.NewDecoder(io.LimitReader(resp.Body, maxErrorBody)).Decode(&doc) //nolint:errcheck // see above
+	_ = xml.NewDecoder(io.LimitReader(resp.Body, maxErrorBody)).Decode(&doc)
 	cause := fmt.Errorf("%w answered %d %s: %s", errOrigin, resp.StatusCode, doc.Code, doc.Message)
 	if originFaults[doc.Code] || resp.StatusCode >= 300 && resp.StatusCode < 400 {
 		return &Error{Code: "InternalError", Message: "The store refuses the proxy's own request. Please tell the proxy's operator.", cause: cause}
@@ -120,6 +120,6 @@ func codeOfStatus(status int) string {
 // closeBody ends a response. What is left of a short one is read, so that the connection can be used again.
 func closeBody(resp *http.Response) {
 	const worthReading = 16 << 10
-	_, _ = io.CopyN(io.Discard, resp.Body, worthReading) //nolint:errcheck // only for reuse
-	_ = resp.Body.Close()                                //nolint:errcheck // likewise
+	_, _ = io.CopyN(io.Discard, resp.Body, worthReading)
+	_ = resp.Body.Close()
 }

@@ -146,7 +146,7 @@ func (b *Body) nextChunk() error {
 		return fail("InvalidChunkSizeError", "Only the last chunk is allowed to have a size less than 8192 bytes", "BadChunkSize", strconv.FormatInt(b.chunkSize, 10))
 	}
 	b.started = true
-	b.chunk, b.chunkSize = int64(n), int64(n) //nolint:gosec // 63 bits
+	b.chunk, b.chunkSize = int64(n), int64(n)
 	if b.chunk > b.remains || b.chunk == 0 && b.remains > 0 {
 		return incomplete(nil) // more, or less, than x-amz-decoded-content-length
 	}

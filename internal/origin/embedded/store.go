@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/versity/versitygw/auth"
 	"github.com/versity/versitygw/backend"
 	"github.com/versity/versitygw/backend/meta"
 	"github.com/versity/versitygw/backend/posix"
@@ -42,14 +43,15 @@ func Start(ctx context.Context, cfg Config) (socket string, stop func(), err err
 	go func() {
 		ended <- embedgw.RunVersityGW(running, store, &embedgw.Config{
 			RootUserAccess: cfg.AccessKey, RootUserSecret: cfg.SecretKey, Region: cfg.Region,
-			Ports: []string{socket}, SocketPerm: "0600", Quiet: true, KeepAlive: true,
+			IAMService: auth.NewIAMServiceSingle(auth.Account{Access: cfg.AccessKey, Secret: cfg.SecretKey, Role: auth.RoleAdmin}),
+			Ports:      []string{socket}, SocketPerm: "0600", Quiet: true, KeepAlive: true,
 			MaxConnections: 4096, MaxRequests: 2048, MultipartMaxParts: 10_000,
 		})
 	}()
 	stop = func() {
 		cancel()
-		<-ended
-		_ = os.RemoveAll(private) //nolint:errcheck // a temporary directory
+		<-ended //nolint:errcheck // it was told to end
+		_ = os.RemoveAll(private)
 	}
 	if err := waitFor(ctx, socket, ended); err != nil {
 		cancel()
