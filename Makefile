@@ -6,7 +6,7 @@ BIN         := $(CACHE)/bin
 FUZZTIME    ?= 20s
 VERSITYGW   := v1.8.0
 GOLANGCI    := v2.15.0
-GOVULNCHECK := v1.1.4
+GOVULNCHECK := v1.9.0
 
 .DEFAULT_GOAL := help
 

@@ -19,7 +19,7 @@ const (
 	emptySHA256   = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 	maxLine       = 4 << 10 // of a chunk header or a trailer, in bytes
 	minChunk      = 8 << 10 // of every chunk with data but the last, S3's rule
-	bufferSize    = 4 << 10 // chunk data goes past it, straight into the caller's slice
+	bufferSize    = maxLine // chunk data goes past it, straight into the caller's slice
 	signatureName = "x-amz-trailer-signature"
 )
 
@@ -47,8 +47,13 @@ func newBody(a *Auth, src io.Reader) *Body {
 	return b
 }
 
-// Trailer returns the headers behind the payload, verified. It is complete once Read has returned io.EOF.
-func (b *Body) Trailer() http.Header { return b.trailer }
+// Trailer returns the headers behind the payload, verified: it is nil until Read has returned io.EOF.
+func (b *Body) Trailer() http.Header {
+	if b.err != io.EOF { //nolint:errorlint // Read's own, never wrapped
+		return nil
+	}
+	return b.trailer
+}
 
 // Read implements io.Reader.
 func (b *Body) Read(p []byte) (int, error) {
@@ -214,7 +219,7 @@ func (b *Body) readTrailer() error {
 	var signed strings.Builder
 	var signature string
 	for {
-		line, err := b.line()
+		line, err := b.trailerLine()
 		if err != nil {
 			return err
 		}
@@ -224,12 +229,12 @@ func (b *Body) readTrailer() error {
 		name, value, ok := strings.Cut(line, ":")
 		name, value = strings.ToLower(strings.TrimSpace(name)), strings.TrimSpace(value)
 		switch {
-		case !ok || signature != "" || len(b.trailer) == maxTrailers:
+		case !ok || signature != "":
 			return malformedTrailer(name)
 		case name == signatureName && b.auth.payload.signed:
 			signature = value
 			continue
-		case !slices.Contains(b.auth.trailers, name) || b.trailer.Get(name) != "":
+		case !slices.Contains(b.auth.trailers, name) || b.trailer.Values(name) != nil:
 			return malformedTrailer(name)
 		}
 		b.trailer.Set(name, value)
@@ -246,18 +251,33 @@ func (b *Body) readTrailer() error {
 
 // line reads up to CRLF.
 func (b *Body) line() (string, error) {
-	line, err := b.src.ReadSlice('\n')
+	line, ok, err := b.lineFeed()
+	if err == nil && !ok {
+		err = incompleteChunk("a line does not end in CRLF")
+	}
+	return line, err
+}
+
+// trailerLine reads up to CRLF, or up to LF CRLF: minio-go ends a header of the trailer so, and S3 takes it.
+func (b *Body) trailerLine() (string, error) {
+	line, ok, err := b.lineFeed()
+	if err == nil && !ok {
+		err = b.expect("\r\n")
+	}
+	return line, err
+}
+
+// lineFeed reads up to LF, and says whether a CR stood before it.
+func (b *Body) lineFeed() (line string, crlf bool, err error) {
+	raw, err := b.src.ReadSlice('\n')
 	switch {
 	case errors.Is(err, bufio.ErrBufferFull):
-		return "", incompleteChunk("a line is longer than " + strconv.Itoa(maxLine) + " bytes")
+		return "", false, incompleteChunk("a line is longer than " + strconv.Itoa(maxLine) + " bytes")
 	case err != nil:
-		return "", cut(err)
+		return "", false, cut(err)
 	}
-	line, ok := bytes.CutSuffix(line, []byte("\r\n"))
-	if !ok {
-		return "", incompleteChunk("a line does not end in CRLF")
-	}
-	return string(line), nil
+	raw, crlf = bytes.CutSuffix(raw[:len(raw)-1], []byte("\r"))
+	return string(raw), crlf, nil
 }
 
 func (b *Body) expect(text string) error {

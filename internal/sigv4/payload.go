@@ -2,6 +2,7 @@ package sigv4
 
 import (
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -56,18 +57,18 @@ func (a *Auth) describePayload(r *http.Request, hash string) error {
 	if len(decoded) != 1 {
 		return fail("MissingContentLength", "You must provide the Content-Length HTTP header.")
 	}
-	n, err := strconv.ParseInt(decoded[0], 10, 64)
-	if err != nil || n < 0 {
+	n, err := strconv.ParseUint(decoded[0], 10, 63) // takes no sign
+	if err != nil {
 		return fail("InvalidArgument", "x-amz-decoded-content-length is not a length.", "ArgumentName", "x-amz-decoded-content-length", "ArgumentValue", decoded[0])
 	}
-	a.length = n
+	a.length = int64(n) //nolint:gosec // 63 bits
 	return nil
 }
 
 func (a *Auth) announcedTrailers(h http.Header) error {
 	for _, line := range h.Values("X-Amz-Trailer") {
 		for name := range strings.SplitSeq(line, ",") {
-			if name = strings.ToLower(strings.TrimSpace(name)); name == "" || len(a.trailers) == maxTrailers {
+			if name = strings.ToLower(strings.TrimSpace(name)); name == "" || len(a.trailers) == maxTrailers || slices.Contains(a.trailers, name) {
 				return malformedTrailer("x-amz-trailer")
 			}
 			a.trailers = append(a.trailers, name)

@@ -36,7 +36,7 @@ func queryClaim(r *http.Request, query []parameter) (*claim, error) {
 		return nil, err
 	}
 	var err error
-	if c.time, err = time.Parse(timeFormat, values["X-Amz-Date"]); err != nil {
+	if c.time, err = parseTime(values["X-Amz-Date"]); err != nil {
 		return nil, fail("AuthorizationQueryParametersError", "X-Amz-Date must be in the ISO8601 Long Format \"yyyyMMdd'T'HHmmss'Z'\"")
 	}
 	if c.scope.date != c.time.Format(dateFormat) {
@@ -54,6 +54,8 @@ func queryClaim(r *http.Request, query []parameter) (*claim, error) {
 func presignedHash(r *http.Request, values map[string]string) (string, error) {
 	header, parameter := r.Header.Get(contentSHA256), values[contentSHA256]
 	switch {
+	case len(r.Header.Values(contentSHA256)) > 1:
+		return "", fail("InvalidRequest", "There is more than one x-amz-content-sha256 header.")
 	case header != "" && parameter != "" && header != parameter:
 		return "", fail("XAmzContentSHA256Mismatch", "The x-amz-content-sha256 header and the X-Amz-Content-Sha256 parameter differ.")
 	case parameter != "":

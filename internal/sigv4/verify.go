@@ -96,6 +96,7 @@ func (v *Verifier) Verify(r *http.Request) (*Auth, error) {
 		return nil, err
 	}
 	secret, known := v.Secret(c.accessKey)
+	known = known && secret != "" // anybody could sign with an empty one
 	key := signingKey(secret, c.scope)
 	toSign := stringToSign(c.time, c.scope, canonical)
 	want := hex.EncodeToString(hmacSHA256(key, toSign))
@@ -204,7 +205,8 @@ func checkSigned(r *http.Request, c *claim) error {
 	var missing []string
 	for name := range r.Header {
 		lower := strings.ToLower(name)
-		if strings.HasPrefix(lower, "x-amz-") && !signed[lower] {
+		covered := signed[lower] && name == http.CanonicalHeaderKey(name) // canonicalHeader sees canonical keys only
+		if strings.HasPrefix(lower, "x-amz-") && !covered {
 			missing = append(missing, lower)
 		}
 	}

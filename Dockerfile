@@ -1,0 +1,15 @@
+# A static binary without the embedded development store, no shell, no root, nothing to write to:
+#   docker build -t cmekproxy . && docker run --read-only -v $PWD/config.yaml:/config.yaml:ro -p 9000:9000 cmekproxy
+FROM golang:1.26-bookworm AS build
+WORKDIR /src
+COPY go.mod go.sum ./
+RUN go mod download
+COPY . .
+ARG RELEASE=
+RUN CGO_ENABLED=0 go build -tags nodev -trimpath -ldflags "-s -w -X main.release=${RELEASE}" -o /proxy ./cmd/proxy
+
+FROM gcr.io/distroless/static-debian12:nonroot
+COPY --from=build /proxy /proxy
+EXPOSE 9000
+ENTRYPOINT ["/proxy"]
+CMD ["serve", "--config", "/config.yaml"]
