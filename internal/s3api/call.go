@@ -8,9 +8,11 @@ import (
 	"net/http"
 	"net/url"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
+	"unicode/utf8"
 
 	"github.com/cmekproxy/cmekproxy/internal/access"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
@@ -97,8 +99,11 @@ func (c *call) locate(domain string) error {
 		c.bucket, c.key = "", ""
 		return &Error{Code: "InvalidBucketName", Message: "The specified bucket is not valid.", Details: [][2]string{{"BucketName", bucket}}}
 	}
-	if len(c.key) > maxKeyLength {
+	switch {
+	case len(c.key) > maxKeyLength:
 		return badRequest("KeyTooLongError", "Your key is too long")
+	case !utf8.ValidString(c.key): // S3 keys are UTF-8; no KMS takes anything else in an encryption context
+		return badRequest("InvalidURI", "Couldn't parse the specified URI: the key is not UTF-8.")
 	}
 	return nil
 }
@@ -147,6 +152,10 @@ func (c *call) checkNames() error {
 			return notImplemented("The header " + name + " of " + c.op)
 		}
 	}
+	// Any other canned ACL lets in somebody who has no credentials of the proxy, and so could read ciphertext only.
+	if acl := c.Header.Get("X-Amz-Acl"); acl != "" && acl != "private" && acl != "bucket-owner-full-control" {
+		return notImplemented("The canned ACL " + acl)
+	}
 	return nil
 }
 
@@ -158,8 +167,9 @@ func (c *call) openBody() error {
 		}
 	}
 	if c.auth.DecodedLength() > c.route.body {
-		if c.route.body == maxObject {
-			return badRequest("EntityTooLarge", "Your proposed upload exceeds the maximum allowed size")
+		if c.route.policy == seal {
+			return &Error{Code: "EntityTooLarge", Message: "Your proposed upload exceeds the maximum allowed size",
+				Details: [][2]string{{"ProposedSize", strconv.FormatInt(c.auth.DecodedLength(), 10)}, {"MaxSizeAllowed", strconv.Itoa(maxObject)}}}
 		}
 		return badRequest("MaxMessageLengthExceeded", "Your request was too big.")
 	}
@@ -243,17 +253,22 @@ func (i *idle) moved() {
 	}
 	i.last.Store(now.UnixNano())
 	i.timer.Reset(i.limit)
-	i.extend(now.Add(i.limit))
+	i.allow(now.Add(i.limit), now.Add(i.limit))
 }
 
-func (i *idle) extend(deadline time.Time) {
-	_ = i.client.SetReadDeadline(deadline)
-	_ = i.client.SetWriteDeadline(deadline)
+func (i *idle) allow(read, write time.Time) {
+	_ = i.client.SetReadDeadline(read)
+	_ = i.client.SetWriteDeadline(write)
 }
+
+// lingering is how long the server may wait for the rest of a body that nobody wants any more. It does so before it
+// writes the answer, which therefore needs more time than that.
+const lingering = 5 * time.Second
 
 // stop ends the watch. The client gets as much time again to take what is still to be said.
 func (i *idle) stop() {
 	i.stopped.Store(true)
 	i.timer.Stop()
-	i.extend(time.Now().Add(i.limit))
+	now := time.Now()
+	i.allow(now.Add(min(lingering, i.limit)), now.Add(2*i.limit+lingering))
 }

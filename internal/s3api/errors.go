@@ -127,12 +127,12 @@ func asError(ctx context.Context, err error) *Error {
 	case errors.Is(err, errIntegrity), errors.Is(err, crypt.ErrAuth), errors.Is(err, crypt.ErrTruncated), errors.Is(err, crypt.ErrTrailing),
 		errors.Is(err, crypt.ErrEnvelope), errors.Is(err, crypt.ErrVersion), errors.Is(err, crypt.ErrSize), errors.Is(err, crypt.ErrDEK):
 		return &Error{Code: "ObjectIntegrityError", Message: "The stored object or its envelope was altered, cut or moved, and is refused. Restore it from a copy; see the proxy's log.", cause: err}
+	case errors.Is(context.Cause(ctx), errIdle), isTimeout(err) && !errors.Is(err, errOrigin):
+		return &Error{Code: "RequestTimeout", Message: "Your socket connection to the server was not read from or written to within the timeout period.", cause: err}
 	case errors.Is(err, errClient), errors.Is(context.Cause(ctx), context.Canceled):
 		return &Error{Code: "ClientClosedRequest", Message: "The client closed the connection.", cause: err}
 	case errors.As(err, &tooLong):
 		return &Error{Code: "MaxMessageLengthExceeded", Message: "Your request was too big.", cause: err}
-	case errors.Is(context.Cause(ctx), errIdle), isTimeout(err) && !errors.Is(err, errOrigin):
-		return &Error{Code: "RequestTimeout", Message: "Your socket connection to the server was not read from or written to within the timeout period.", cause: err}
 	case errors.Is(err, errOrigin):
 		return &Error{Code: "ServiceUnavailable", Message: "The store behind the proxy cannot be reached. Please try again.", RetryAfter: retryAfter, cause: err}
 	case errors.Is(err, io.ErrUnexpectedEOF):

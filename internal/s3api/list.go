@@ -18,14 +18,17 @@ const maxListing = 8 << 20
 
 // listObjects answers ListObjects and ListObjectsV2. The plaintext's size follows from the stored size alone.
 func (s *Server) listObjects(c *call) error {
-	return s.rewriteXML(c, "Contents", func(entry []byte) []byte {
-		etag, _, _ := element(entry, "ETag")
-		// A part count in the ETag says that the object was not put whole; its size is not this arithmetic's.
-		if !strings.Contains(string(etag), "-") {
-			entry = replace(entry, "Size", plaintextSize)
-		}
-		return replace(entry, "ETag", showETagXML)
-	})
+	return s.rewriteXML(c, "Contents", plaintextEntry)
+}
+
+// plaintextEntry turns size and ETag of a <Contents> into those that clients see.
+func plaintextEntry(entry []byte) []byte {
+	etag, _, _ := element(entry, "ETag")
+	// A part count in the ETag says that the object was not put whole; its size is not this arithmetic's.
+	if !bytes.Contains(etag, []byte("-")) {
+		entry = replace(entry, "Size", plaintextSize)
+	}
+	return replace(entry, "ETag", showETagXML)
 }
 
 func plaintextSize(stored string) string {

@@ -3,6 +3,7 @@ package s3api_test
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -15,6 +16,9 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
+
+	"github.com/cmekproxy/cmekproxy/internal/keyring"
+	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
 func TestSignatures(t *testing.T) {
@@ -179,6 +183,7 @@ func TestMalformedRequests(t *testing.T) {
 		{request{method: "GET", path: "/../etc/passwd"}, 400, "InvalidBucketName"},
 		{request{method: "GET", path: "//k"}, 400, "InvalidBucketName"},
 		{request{method: "GET", path: "/" + p.bucket + "/" + strings.Repeat("k", 1025)}, 400, "KeyTooLongError"},
+		{request{method: "GET", path: "/" + p.bucket + "/%FF%FE"}, 400, "InvalidURI"},
 		{request{method: "PUT", path: "/" + p.bucket + "?list-type=2"}, 501, "NotImplemented"},
 		{request{method: "POST", path: "/" + p.bucket + "?delete", body: bytes.Repeat([]byte("x"), 3<<20)}, 400, "MaxMessageLengthExceeded"},
 		{request{method: "GET", path: "/" + p.bucket + "/k?versionId=a&versionId=b"}, 400, "InvalidArgument"},
@@ -234,6 +239,63 @@ func TestRawNonsense(t *testing.T) {
 	if strings.Contains(p.log.String(), "panic") {
 		t.Error("something panicked:\n", p.log.String())
 	}
+}
+
+// dial opens a connection on which the header of a signed PUT of length bytes has been sent.
+func (p *proxy) dialPut(length int) net.Conn {
+	p.t.Helper()
+	r := p.sign(request{method: "PUT", path: "/" + p.bucket + "/slow", body: make([]byte, length), hash: "UNSIGNED-PAYLOAD"})
+	conn, err := net.Dial("tcp", strings.TrimPrefix(p.url, "http://"))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	p.t.Cleanup(func() { conn.Close() })
+	if err := conn.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		p.t.Fatal(err)
+	}
+	fmt.Fprintf(conn, "PUT /%s/slow HTTP/1.1\r\nHost: %s\r\nContent-Length: %d\r\n", p.bucket, r.Host, length)
+	if err := r.Header.Write(conn); err != nil {
+		p.t.Fatal(err)
+	}
+	fmt.Fprint(conn, "\r\n")
+	return conn
+}
+
+func TestClientThatStalls(t *testing.T) {
+	p := newProxy(t, func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) { cfg.IdleTimeout = 400 * time.Millisecond })
+	conn := p.dialPut(1000)
+	fmt.Fprint(conn, "ten bytes.")
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		t.Fatal(err, p.log.String())
+	}
+	defer resp.Body.Close()
+	body, _ := io.ReadAll(resp.Body)
+	if resp.StatusCode != http.StatusBadRequest || !bytes.Contains(body, []byte("<Code>RequestTimeout<")) {
+		t.Errorf("%d %s", resp.StatusCode, body)
+	}
+	if p.isStored("slow") {
+		t.Error("stored all the same")
+	}
+}
+
+func TestTooManyRequests(t *testing.T) {
+	p := newProxy(t, func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) { cfg.MaxConcurrent = 1 })
+	reached, release := make(chan struct{}), make(chan struct{})
+	p.origin.set(func(*http.Request) (*http.Response, error) {
+		close(reached)
+		<-release
+		return nil, errors.New("released")
+	}, nil)
+	first := make(chan answer, 1)
+	go func() { first <- p.send(request{method: "GET", path: "/" + p.bucket + "/k"}) }()
+	<-reached
+	second := p.send(request{method: "GET", path: "/" + p.bucket + "/k"})
+	if second.StatusCode != http.StatusServiceUnavailable || second.Code != "SlowDown" || second.Header.Get("Retry-After") == "" {
+		t.Errorf("%d %s", second.StatusCode, second.Code)
+	}
+	close(release)
+	<-first
 }
 
 // A client that waits for 100 Continue sends no body in vain: a request that is refused by its header is answered at once.

@@ -44,9 +44,9 @@ type route struct {
 }
 
 const (
-	maxObject = 5 << 30  // S3's limit for a single PUT
-	maxXML    = 2 << 20  // S3's limit for DeleteObjects
-	maxConfig = 64 << 10 // a bucket's configuration
+	maxObject = 5_367_398_664 // the largest plaintext whose body stays within S3's 5 GiB for a single PUT
+	maxXML    = 2 << 20       // S3's limit for DeleteObjects
+	maxConfig = 64 << 10      // a bucket's configuration
 )
 
 const (
