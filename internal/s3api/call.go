@@ -168,8 +168,10 @@ func (c *call) openBody() error {
 	}
 	if c.auth.DecodedLength() > c.route.body {
 		if c.route.policy == seal {
-			return &Error{Code: "EntityTooLarge", Message: "Your proposed upload exceeds the maximum allowed size",
-				Details: [][2]string{{"ProposedSize", strconv.FormatInt(c.auth.DecodedLength(), 10)}, {"MaxSizeAllowed", strconv.Itoa(maxObject)}}}
+			return &Error{
+				Code: "EntityTooLarge", Message: "Your proposed upload exceeds the maximum allowed size",
+				Details: [][2]string{{"ProposedSize", strconv.FormatInt(c.auth.DecodedLength(), 10)}, {"MaxSizeAllowed", strconv.Itoa(maxObject)}},
+			}
 		}
 		return badRequest("MaxMessageLengthExceeded", "Your request was too big.")
 	}
