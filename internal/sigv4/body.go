@@ -85,10 +85,8 @@ func (b *Body) readPlain(p []byte) (int, error) {
 	switch {
 	case err == nil:
 		return n, nil
-	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF) && b.remains > 0:
-		return n, incomplete(err)
-	case !errors.Is(err, io.EOF):
-		return n, err
+	case err != io.EOF || b.remains > 0:
+		return n, cut(err)
 	}
 	if want := b.auth.payload.sha256; want != "" {
 		if got := hex.EncodeToString(b.hash.Sum(nil)); subtle.ConstantTimeCompare([]byte(got), []byte(want)) != 1 {
@@ -207,11 +205,10 @@ func (b *Body) finish() error {
 	switch _, err := b.src.ReadByte(); {
 	case err == nil:
 		return incompleteChunk("bytes follow the payload")
-	case errors.Is(err, io.EOF):
-		return nil
-	default:
+	case err != io.EOF:
 		return cut(err)
 	}
+	return nil
 }
 
 // readTrailer reads header lines up to an empty line. The signature covers "name:value\n" of each.
@@ -293,10 +290,10 @@ func (b *Body) expect(text string) error {
 	return nil
 }
 
-// cut names the end of the body in a place where it must not end.
+// cut names the end of the body in a place where it must not end. Nothing that it returns is io.EOF to errors.Is.
 func cut(err error) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return incomplete(err)
+		return incomplete(io.ErrUnexpectedEOF)
 	}
 	return err
 }

@@ -11,6 +11,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -162,6 +163,9 @@ func wantCode(tb testing.TB, err error, code string) *sigv4.Error {
 	if e.Code != code {
 		tb.Fatalf("got error %v, want %s", err, code)
 	}
+	if errors.Is(err, io.EOF) {
+		tb.Fatalf("%v passes for the end of the body", err)
+	}
 	if strings.Contains(fmt.Sprint(e, e.Details()), secretKey) {
 		tb.Fatal("the error holds the secret key")
 	}
@@ -208,7 +212,7 @@ func (u upload) verify(tb testing.TB) (auth *sigv4.Auth, seed string) {
 func (u upload) pieces(seed string) []string {
 	var out []string
 	previous, signed := seed, u.mode != unsignedTrailer
-	for _, data := range append(u.chunks[:len(u.chunks):len(u.chunks)], "") {
+	for _, data := range append(slices.Clip(u.chunks), "") {
 		head := strconv.FormatInt(int64(len(data)), 16)
 		if signed {
 			previous = hexMAC(exampleKey(), "AWS4-HMAC-SHA256-PAYLOAD\n"+exampleDate+"\n"+scope+"\n"+previous+"\n"+emptyHash+"\n"+hexSum(data))

@@ -61,7 +61,7 @@ func (a *Auth) describePayload(r *http.Request, hash string) error {
 	if err != nil {
 		return fail("InvalidArgument", "x-amz-decoded-content-length is not a length.", "ArgumentName", "x-amz-decoded-content-length", "ArgumentValue", decoded[0])
 	}
-	a.length = int64(n) //nolint:gosec // 63 bits
+	a.length = int64(n)
 	return nil
 }
 
