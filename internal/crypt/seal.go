@@ -126,10 +126,10 @@ func (s *Sealer) readSegment(text []byte) error {
 // expectEOF returns nil if r is at its end, more if it is not, and r's own error otherwise.
 func expectEOF(r io.Reader, more error) error {
 	var one [1]byte
-	switch _, err := io.ReadFull(r, one[:]); {
-	case err == nil:
+	switch _, err := io.ReadFull(r, one[:]); err {
+	case nil:
 		return more
-	case errors.Is(err, io.EOF):
+	case io.EOF: // bare: an error that wraps io.EOF is a failure, and must not pass for the end
 		return nil
 	default:
 		return err

@@ -146,10 +146,14 @@ func (c *call) checkNames() error {
 			return badRequest("InvalidArgument", "The query parameter "+name+" occurs more than once.")
 		}
 	}
-	for name := range c.Header {
+	for name, values := range c.Header {
 		name = strings.ToLower(name)
 		if strings.HasPrefix(name, "x-amz-") && !c.route.allowsHeader(name) {
 			return notImplemented("The header " + name + " of " + c.op)
+		}
+		// A signature does not tell two headers from one with a comma, so it must not matter which one is looked at.
+		if len(values) > 1 && !repeatable(name) {
+			return badRequest("InvalidArgument", "The header "+name+" occurs more than once.")
 		}
 	}
 	// Any other canned ACL lets in somebody who has no credentials of the proxy, and so could read ciphertext only.
@@ -157,6 +161,16 @@ func (c *call) checkNames() error {
 		return notImplemented("The canned ACL " + acl)
 	}
 	return nil
+}
+
+// repeatable reports whether all values of a header, given in lower case, are looked at wherever it is used.
+func repeatable(name string) bool {
+	switch name {
+	case "range", "if-modified-since", "if-unmodified-since", "content-type", "content-md5", "expires":
+		return false
+	default:
+		return !strings.HasPrefix(name, "x-amz-") || strings.HasPrefix(name, "x-amz-meta-") || name == "x-amz-trailer"
+	}
 }
 
 // openBody sets payload. Nothing is read yet, so a client that waits for 100 Continue is not told to go on.

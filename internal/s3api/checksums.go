@@ -6,7 +6,6 @@ import (
 	"crypto/sha1" //nolint:gosec // x-amz-checksum-sha1 is S3's
 	"crypto/sha256"
 	"encoding/base64"
-	"errors"
 	"hash"
 	"hash/crc32"
 	"io"
@@ -174,7 +173,7 @@ func (v *verifier) Read(p []byte) (int, error) {
 	}
 	if err != nil {
 		v.end = err
-		if errors.Is(err, io.EOF) {
+		if err == io.EOF { // bare: an error that wraps it is a failure
 			if mismatch := v.verify(); mismatch != nil {
 				v.end = mismatch
 			}

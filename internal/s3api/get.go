@@ -118,7 +118,7 @@ func (s *Server) decrypt(c *call, resp *http.Response, e *crypt.Envelope, lease 
 	}
 	defer opener.Close()
 	text, err := opener.Next()
-	if err != nil && !errors.Is(err, io.EOF) {
+	if err != nil && err != io.EOF { //nolint:errorlint // bare: Next says so
 		return err
 	}
 	if err := c.answer(resp, e, lease, p); err != nil {
@@ -133,7 +133,7 @@ func (s *Server) decrypt(c *call, resp *http.Response, e *crypt.Envelope, lease 
 		}
 		text, err = opener.Next()
 	}
-	if !errors.Is(err, io.EOF) {
+	if err != io.EOF { //nolint:errorlint // bare: Next says so
 		return err
 	}
 	return nil
@@ -322,7 +322,7 @@ type storeBody struct {
 func (b *storeBody) Read(p []byte) (int, error) {
 	b.idle.moved()
 	n, err := b.src.Read(p)
-	if err != nil && !errors.Is(err, io.EOF) {
+	if err != nil && err != io.EOF { //nolint:errorlint // bare, as every io.Reader must say it
 		err = fmt.Errorf("%w: reading: %w", errOrigin, err)
 	}
 	return n, err

@@ -75,7 +75,7 @@ func (c *call) peek() error {
 		return bodyError(err)
 	}
 	var end [1]byte
-	if n, err := io.ReadFull(c.payload, end[:]); n > 0 || !errors.Is(err, io.EOF) {
+	if n, err := io.ReadFull(c.payload, end[:]); n > 0 || err != io.EOF {
 		return bodyError(err)
 	}
 	c.payload = bytes.NewReader(text)
@@ -143,7 +143,7 @@ func (u *upload) Read(p []byte) (int, error) {
 	if u.sent == u.size {
 		u.finished.Store(true)
 	}
-	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrClosedPipe) {
+	if err != nil && err != io.EOF && !errors.Is(err, io.ErrClosedPipe) { //nolint:errorlint // bare, as above
 		return n, u.fail(bodyError(err))
 	}
 	return n, err

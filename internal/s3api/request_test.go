@@ -298,6 +298,45 @@ func TestTooManyRequests(t *testing.T) {
 	<-first
 }
 
+// A chunked payload whose last chunk was altered must not be stored, wherever the body then ends: not even where all its
+// data is there and only the framing behind it, and with it the look at the signature, is missing.
+func TestForgedChunkIsNotStored(t *testing.T) {
+	p := newProxy(t)
+	const text, forged = "the text that was signed", "the text that was forged"
+	chunk := func(data, signature string) string {
+		return fmt.Sprintf("%x;chunk-signature=%s\r\n%s", len(data), signature, data)
+	}
+	for _, tail := range []string{"", "\r", "\r\n", "\r\n0;chunk-signature=" + strings.Repeat("0", 64) + "\r\n\r\n"} {
+		const hash = "STREAMING-AWS4-HMAC-SHA256-PAYLOAD"
+		r := p.sign(request{method: "PUT", path: "/" + p.bucket + "/k", hash: hash, header: http.Header{
+			"X-Amz-Decoded-Content-Length": {fmt.Sprint(len(text))}, "Content-Encoding": {"aws-chunked"},
+		}})
+		body := chunk(forged, strings.Repeat("a", 64)) + tail
+		r.Body, r.ContentLength = io.NopCloser(strings.NewReader(body)), int64(len(body))
+		resp, err := p.server.Client().Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode < 400 || resp.StatusCode >= 500 {
+			t.Errorf("ending in %q: %d", tail, resp.StatusCode)
+		}
+		if p.isStored("k") {
+			t.Errorf("ending in %q: stored", tail)
+		}
+	}
+}
+
+func TestRepeatedHeadersAreRefused(t *testing.T) {
+	p := newProxy(t)
+	for _, name := range []string{"Range", "X-Amz-Storage-Class", "X-Amz-Server-Side-Encryption"} {
+		a := p.send(request{method: "PUT", path: "/" + p.bucket + "/k", header: http.Header{name: {"bytes=0-1", "bytes=5-6"}}, body: []byte("x")})
+		if a.Code != "InvalidArgument" {
+			t.Errorf("%s: %d %s", name, a.StatusCode, a.Code)
+		}
+	}
+}
+
 // A client that waits for 100 Continue sends no body in vain: a request that is refused by its header is answered at once.
 func TestExpectContinue(t *testing.T) {
 	p := newProxy(t)
