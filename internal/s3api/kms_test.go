@@ -1,0 +1,133 @@
+package s3api_test
+
+import (
+	"bytes"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/cmekproxy/cmekproxy/internal/keyring"
+	"github.com/cmekproxy/cmekproxy/internal/kms"
+	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
+	"github.com/cmekproxy/cmekproxy/internal/s3api"
+)
+
+// withKMS has the proxy's key in a KMS that speaks AWS's API.
+func withKMS(server *kmstest.Server, arn string) option {
+	return func(p *proxy, _ *s3api.Config, cfg *keyring.Config) {
+		cfg.Keys[0].Wrapper = server.OpenKey(p.t, arn, func(c *kms.AWSConfig) { c.Timeout = 500 * time.Millisecond })
+	}
+}
+
+// What a KMS answers reaches the client in S3's words: its own 4xx where the key was taken away, a 503 that SDKs retry
+// where the KMS cannot answer, and in no case a stored object or a byte of plaintext.
+func TestKMSFaults(t *testing.T) {
+	server := kmstest.StartTest(t)
+	arn, err := server.CreateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := newProxy(t, withKMS(server, arn))
+	text := randomText(1000)
+	p.put("k", text)
+	fault := func(f kmstest.Faults) func() error { return func() error { server.SetFaults(f); return nil } }
+	for _, row := range []struct {
+		name       string
+		take, give func() error
+		status     int
+		code       string
+	}{
+		{"disabled", func() error { return server.DisableKey(arn) }, func() error { return server.EnableKey(arn) }, 400, "KMS.DisabledException"},
+		{"denied", fault(kmstest.Faults{Deny: true}), fault(kmstest.Faults{}), 403, "AccessDenied"},
+		{"throttled", fault(kmstest.Faults{ThrottleNext: 100}), fault(kmstest.Faults{}), 503, "SlowDown"},
+		{"hanging", fault(kmstest.Faults{Hang: true}), fault(kmstest.Faults{}), 503, "ServiceUnavailable"},
+		{"dropping connections", fault(kmstest.Faults{Drop: true}), fault(kmstest.Faults{}), 503, "ServiceUnavailable"},
+		{"failing", fault(kmstest.Faults{Fail: "KMSInternalException"}), fault(kmstest.Faults{}), 503, "ServiceUnavailable"},
+		{"pending deletion", func() error { return server.ScheduleKeyDeletion(arn) }, func() error {
+			if err := server.CancelKeyDeletion(arn); err != nil {
+				return err
+			}
+			return server.EnableKey(arn)
+		}, 400, "KMS.KMSInvalidStateException"},
+		{"destroyed", func() error { return server.DestroyKey(arn) }, nil, 400, "KMS.NotFoundException"},
+	} {
+		if err := row.take(); err != nil {
+			t.Fatal(row.name, err)
+		}
+		p.keys.PurgeAll()
+		get := p.send(request{method: "GET", path: "/" + p.bucket + "/k"})
+		put := p.send(request{method: "PUT", path: "/" + p.bucket + "/new", body: text})
+		for _, a := range []answer{get, put} {
+			if a.StatusCode != row.status || a.Code != row.code || bytes.Contains(a.body, text[:16]) {
+				t.Errorf("%s: %s answered %d %s, want %d %s", row.name, a.Request.Method, a.StatusCode, a.Code, row.status, row.code)
+			}
+			if (a.StatusCode == http.StatusServiceUnavailable) != (a.Header.Get("Retry-After") != "") {
+				t.Errorf("%s: Retry-After %q with %d", row.name, a.Header.Get("Retry-After"), a.StatusCode)
+			}
+		}
+		if p.isStored("new") {
+			t.Errorf("%s: stored all the same", row.name)
+		}
+		if row.give == nil {
+			continue
+		}
+		if err := row.give(); err != nil {
+			t.Fatal(row.name, err)
+		}
+		if got := p.mustGet("k"); !bytes.Equal(got, text) {
+			t.Errorf("%s: does not recover", row.name)
+		}
+	}
+}
+
+// Another key of the same KMS opens nothing: the proxy that has it alone does not even ask.
+func TestAnotherKMSKeyOpensNothing(t *testing.T) {
+	server := kmstest.StartTest(t)
+	mine, err := server.CreateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := server.CreateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := newProxy(t, withKMS(server, mine))
+	p.put("k", randomText(100))
+	body, meta := p.stored("k")
+
+	q := newProxy(t, withKMS(server, other))
+	q.bucket = p.bucket
+	mustRefuse(t, q, "another key", "k", nil, "KMS.NotFoundException")
+	meta.Set("X-Amz-Meta-Cmek-Key", other) // and an envelope that claims to be under it
+	q.store("k", body, meta)
+	mustRefuse(t, q, "an envelope that names another key", "k", nil, "ObjectIntegrityError")
+}
+
+// A GET after a PUT, and further GETs, cost no KMS request; HEAD and listings never do.
+func TestKMSRequests(t *testing.T) {
+	server := kmstest.StartTest(t)
+	arn, err := server.CreateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := newProxy(t, withKMS(server, arn))
+	p.put("k", randomText(100))
+	for range 3 {
+		p.mustGet("k")
+		p.send(request{method: "HEAD", path: "/" + p.bucket + "/k"})
+		p.send(request{method: "GET", path: "/" + p.bucket + "?list-type=2"})
+	}
+	if calls := server.Calls(); calls["GenerateDataKey"] != 1 || calls["Decrypt"] != 0 {
+		t.Errorf("%v", calls)
+	}
+	p.keys.PurgeAll()
+	p.send(request{method: "HEAD", path: "/" + p.bucket + "/k"})
+	if n := server.Calls()["Decrypt"]; n != 0 {
+		t.Errorf("a HEAD cost %d Decrypt", n)
+	}
+	p.mustGet("k")
+	p.mustGet("k")
+	if n := server.Calls()["Decrypt"]; n != 1 {
+		t.Errorf("two GETs cost %d Decrypt", n)
+	}
+}
