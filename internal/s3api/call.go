@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -134,6 +135,26 @@ func (c *call) objectURL(query url.Values) *url.URL {
 // encodeQuery writes a query as AWS does: sorted, and a space is %20.
 func encodeQuery(query url.Values) string {
 	return strings.ReplaceAll(query.Encode(), "+", "%20")
+}
+
+// takeHoisted turns x-amz- parameters of a presigned URL into the headers that they stand for: some signers move them
+// into the query, where the signature covers them alike.
+func (c *call) takeHoisted() error {
+	if !c.auth.Presigned {
+		return nil
+	}
+	c.Header = c.Header.Clone()
+	for name, values := range c.query {
+		if has(signatureQuery, name) || !c.route.allowsHeader(strings.ToLower(name)) {
+			continue
+		}
+		if len(c.Header.Values(name)) > 0 && !slices.Equal(c.Header.Values(name), values) {
+			return badRequest("InvalidArgument", "The header "+name+" and the query parameter of its name differ.")
+		}
+		c.Header[http.CanonicalHeaderKey(name)] = values
+		delete(c.query, name)
+	}
+	return nil
 }
 
 // checkNames refuses query parameters and x-amz- headers that the operation does not know.

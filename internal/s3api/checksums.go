@@ -17,7 +17,10 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-const checksumPrefix = "X-Amz-Checksum-"
+const (
+	checksumPrefix = "X-Amz-Checksum-"
+	fullObject     = "FULL_OBJECT" // the checksum type of an object that was put whole
+)
 
 // algorithm is one of S3's checksum algorithms.
 type algorithm struct {
@@ -66,7 +69,11 @@ func newChecksums(h http.Header) (*checksums, error) {
 		c.md5 = sum
 	}
 	for name, values := range h {
-		if !strings.HasPrefix(name, checksumPrefix) || name == "X-Amz-Checksum-Mode" {
+		switch name {
+		case checksumPrefix + "Mode", checksumPrefix + "Algorithm", checksumPrefix + "Type":
+			continue
+		}
+		if !strings.HasPrefix(name, checksumPrefix) {
 			continue
 		}
 		a := algorithmOf(name)
@@ -82,8 +89,13 @@ func newChecksums(h http.Header) (*checksums, error) {
 	if err := c.announced(h); err != nil {
 		return nil, err
 	}
-	if want := h.Get("X-Amz-Sdk-Checksum-Algorithm"); want != "" && c.algorithm != nil && !strings.EqualFold(want, c.algorithm.name) {
-		return nil, badRequest("InvalidRequest", "Value for x-amz-sdk-checksum-algorithm header is invalid.")
+	for _, name := range []string{"X-Amz-Sdk-Checksum-Algorithm", checksumPrefix + "Algorithm"} {
+		if want := h.Get(name); want != "" && c.algorithm != nil && !strings.EqualFold(want, c.algorithm.name) {
+			return nil, badRequest("InvalidRequest", "Value for "+strings.ToLower(name)+" header is invalid.")
+		}
+	}
+	if kind := h.Get(checksumPrefix + "Type"); kind != "" && kind != fullObject {
+		return nil, badRequest("InvalidRequest", "Value for x-amz-checksum-type header is invalid.")
 	}
 	return c, nil
 }
@@ -133,7 +145,7 @@ func (c *checksums) headers(h http.Header) {
 
 func setChecksum(h http.Header, a *algorithm, digest []byte) {
 	h.Set(a.header(), base64.StdEncoding.EncodeToString(digest))
-	h.Set("X-Amz-Checksum-Type", "FULL_OBJECT")
+	h.Set(checksumPrefix+"Type", fullObject)
 }
 
 // reader returns a reader of src that fails in place of io.EOF if a checksum is not the payload's. trailer is asked

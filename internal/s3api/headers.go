@@ -119,14 +119,18 @@ func envelopeOf(h http.Header) (*crypt.Envelope, error) {
 // own encryption.
 var hiddenHeaders = []string{
 	"Connection", "Keep-Alive", "Transfer-Encoding", "Trailer", "Upgrade", "Date", "Server", "Content-Length",
-	"X-Amz-Id-2", "X-Amz-Bucket-Key-Enabled",
+	"X-Amz-Id-2", "X-Amz-Bucket-Key-Enabled", "X-Amz-Object-Size",
 }
 
 // copyHeader copies the store's answer to the client's, without what must not or need not be seen.
 func (c *call) copyHeader(from http.Header) {
 	to := c.w.Header()
 	for name, values := range from {
-		if !strings.HasPrefix(name, metaPrefix+"Cmek-") && !strings.HasPrefix(name, checksumPrefix) && !strings.HasPrefix(name, sseHeader) {
+		switch {
+		case strings.HasPrefix(name, metaPrefix+"Cmek-"), strings.HasPrefix(name, checksumPrefix), strings.HasPrefix(name, sseHeader):
+		case strings.HasPrefix(name, metaPrefix):
+			to[strings.ToLower(name)] = values // as S3 sends it: clients take the name as it comes
+		default:
 			to[name] = values
 		}
 	}

@@ -15,7 +15,7 @@ import (
 // withKMS has the proxy's key in a KMS that speaks AWS's API.
 func withKMS(server *kmstest.Server, arn string) option {
 	return func(p *proxy, _ *s3api.Config, cfg *keyring.Config) {
-		cfg.Keys[0].Wrapper = server.OpenKey(p.t, arn, func(c *kms.AWSConfig) { c.Timeout = 500 * time.Millisecond })
+		cfg.Keys[0].Wrapper = server.OpenKey(p.t, arn, func(c *kms.AWSConfig) { c.Timeout = 2 * time.Second })
 	}
 }
 

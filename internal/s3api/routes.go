@@ -89,7 +89,7 @@ var routes = []route{
 // commonHeaders may come with any operation. The signature, the payload's form and its checksums are dealt with here and
 // never forwarded; see forwardedHeaders for what is.
 const commonHeaders = "x-amz-date x-amz-content-sha256 x-amz-user-agent x-amz-decoded-content-length x-amz-trailer " +
-	"x-amz-sdk-checksum-algorithm x-amz-checksum-crc32 x-amz-checksum-crc32c x-amz-checksum-crc64nvme x-amz-checksum-sha1 " +
+	"x-amz-sdk-checksum-algorithm x-amz-checksum-algorithm x-amz-checksum-type x-amz-checksum-crc32 x-amz-checksum-crc32c x-amz-checksum-crc64nvme x-amz-checksum-sha1 " +
 	"x-amz-checksum-sha256 x-amz-expected-bucket-owner x-amz-request-payer"
 
 // signatureQuery are the parameters of a presigned URL. x-id is the SDKs' name of the operation.

@@ -116,6 +116,9 @@ func (s *Server) handle(c *call) error {
 	if row.policy == refuse {
 		return notImplemented(row.op)
 	}
+	if err := c.takeHoisted(); err != nil {
+		return err
+	}
 	if err := c.checkNames(); err != nil {
 		return err
 	}

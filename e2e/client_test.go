@@ -1,0 +1,150 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"regexp"
+	"strings"
+	"time"
+)
+
+// client is what every client can do. Errors of the S3 protocol are *apiError.
+type client interface {
+	createBucket(bucket string) error
+	put(bucket, key string, data []byte) error
+	get(bucket, key string) ([]byte, error)
+	// list returns keys and sizes of all objects with a prefix, at any depth.
+	list(bucket, prefix string) (map[string]int64, error)
+	remove(bucket, key string) error
+	// as is the same client with other credentials.
+	as(credentials) client
+}
+
+// What some clients can do besides. A check that needs more than a client can do does not apply to it.
+type (
+	header interface {
+		head(bucket, key string) (attributes, error)
+	}
+	ranger interface {
+		// getRange takes a range as in the Range header, without "bytes=".
+		getRange(bucket, key, spec string) ([]byte, error)
+	}
+	pager interface {
+		// page lists in pages of some keys until the end, and returns keys with sizes, and common prefixes.
+		page(bucket, prefix, delimiter string, pageSize int) (map[string]int64, []string, error)
+	}
+	syncer interface {
+		// sync copies what is new in a directory to bucket/prefix, or back, and returns how many files it copied.
+		sync(dir, bucket, prefix string) (copied int, err error)
+		syncBack(bucket, prefix, dir string) (copied int, err error)
+	}
+	presigner interface {
+		presign(method, bucket, key string, valid time.Duration) (string, error)
+	}
+	metadataPutter interface {
+		putWith(bucket, key string, data []byte, a attributes) error
+	}
+	conditioner interface {
+		getIf(bucket, key string, c condition) ([]byte, error)
+		putIf(bucket, key string, data []byte, c condition) error
+	}
+	checksummer interface {
+		// putMD5 sends a Content-MD5, in base64.
+		putMD5(bucket, key string, data []byte, md5 string) error
+		// putChecksum has the client compute a checksum, such as SHA256; or sends value, in base64, where it is not empty.
+		putChecksum(bucket, key string, data []byte, algorithm, value string) error
+		// getVerified reads with checksums, and returns those that the server gave, in base64, by algorithm.
+		getVerified(bucket, key string) ([]byte, map[string]string, error)
+		algorithms() []string
+	}
+	manyRemover interface {
+		removeMany(bucket string, keys []string) error
+	}
+	bucketRemover interface {
+		removeBucket(bucket string) error
+	}
+)
+
+// errNoPresign says that a client presigns other methods only.
+var errNoPresign = errors.New("the client does not presign this method")
+
+// errUnknownOption says that this version of a client cannot do it.
+var errUnknownOption = errors.New("unknown option")
+
+// condition is a condition of a request; empty fields are not sent.
+type condition struct{ ifMatch, ifNoneMatch string }
+
+// attributes are what an object has besides its content.
+type attributes struct {
+	size                                                                     int64
+	etag                                                                     string
+	contentType, cacheControl, disposition, contentEncoding, contentLanguage string
+	metadata                                                                 map[string]string // names in lower case
+}
+
+// apiError is an error of the S3 protocol. Code is "" where a client does not tell.
+type apiError struct {
+	code   string
+	status int // 0 where a client does not tell
+	text   string
+}
+
+func (e *apiError) Error() string {
+	return fmt.Sprintf("%s (%d): %s", e.code, e.status, e.text)
+}
+
+// refusedAs reports whether err is an API error with a status and one of codes. What a client does not tell is not
+// held against it. A HEAD has no body, and so no code.
+func refusedAs(err error, status int, codes ...string) bool {
+	var e *apiError
+	if !errors.As(err, &e) {
+		return false
+	}
+	if e.status != 0 && e.status != status {
+		return false
+	}
+	for _, code := range codes {
+		if e.code == code {
+			return true
+		}
+	}
+	return e.status == status && (e.code == "" || e.code == http.StatusText(status) || e.code == fmt.Sprint(status) ||
+		e.code == strings.ReplaceAll(http.StatusText(status), " ", "") || e.code == fmt.Sprint(status, " ", http.StatusText(status)))
+}
+
+// code is the code of an API error, for messages.
+func code(err error) string {
+	var e *apiError
+	if errors.As(err, &e) {
+		return e.code
+	}
+	return ""
+}
+
+// The ways in which command-line clients print an S3 error.
+var (
+	errorCode   = regexp.MustCompile(`(?:An error occurred \(|S3 error: \d{3} \(|error [A-Za-z ]*: |failed to [a-z ]+: )([A-Z][A-Za-z0-9.]+|\d{3})(?:\)|:)`)
+	errorStatus = regexp.MustCompile(`(?:S3 error: |[Ss]tatus code: |An error occurred \()(\d{3})\b`)
+)
+
+// toolError turns what a command-line client has printed into an *apiError, if it looks like one.
+func toolError(err error) error {
+	if err == nil {
+		return nil
+	}
+	e := &apiError{text: err.Error()}
+	if strings.Contains(e.text, "Unknown options") {
+		return errUnknownOption
+	}
+	if m := errorStatus.FindStringSubmatch(e.text); m != nil {
+		_, _ = fmt.Sscan(m[1], &e.status)
+	}
+	if m := errorCode.FindStringSubmatch(e.text); m != nil {
+		e.code = m[1]
+	}
+	if e.code == "" && e.status == 0 {
+		return err
+	}
+	return e
+}

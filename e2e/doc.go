@@ -1,0 +1,14 @@
+// Package e2e proves the proxy with real clients: aws-cli, boto3, the Go and JavaScript SDKs of AWS, rclone, s3cmd and
+// minio-go, each with its default settings apart from endpoint, credentials and path style, over plain HTTP and TLS.
+//
+// run.sh installs and builds what is needed and runs the tests, which start a store (versitygw) and a KMS (kmsd) as
+// processes of their own, and two proxies in front of them. At the end, everything the store has written to disk is
+// searched for what the clients had sent.
+//
+//	stack_test.go     the processes
+//	fixture_test.go   the bodies and keys that clients store
+//	client_test.go    what a client can be asked to do; one file per client beside it, js/ and py/ for the scripts
+//	checks_test.go    what is asked, and what must come of it
+//	scan_test.go      the search for plaintext at rest
+//	report_test.go    the table at the end
+package e2e

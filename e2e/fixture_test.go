@@ -1,0 +1,150 @@
+package e2e
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// sizes are in bytes. 65496 is what the first segment of a stored body holds beside its header, 65536 what the others
+// hold: at their edges, arithmetic goes wrong first. All are below every client's threshold for multipart uploads.
+var sizes = []int{0, 1, 65495, 65496, 65497, 64<<10 - 1, 64 << 10, 64<<10 + 1, 1 << 20, 5 << 20}
+
+// smallText is the body of objects that are about something other than their content.
+const smallText = "Small object of the end-to-end tests. If the store can read this line, the proxy has failed.\n"
+
+// body is something to store.
+type body struct {
+	Name   string `json:"name"`
+	File   string `json:"file"` // path
+	Size   int    `json:"size"`
+	SHA256 string `json:"sha256"`
+	data   []byte
+}
+
+// fixture is what all clients store, and where.
+type fixture struct {
+	Bodies    []body   `json:"bodies"`
+	Keys      []string `json:"keys"` // odd ones, all of which the store takes
+	SmallText string   `json:"small_text"`
+	Dir       string   `json:"-"`
+}
+
+func newFixture(t *testing.T) *fixture {
+	t.Helper()
+	f := &fixture{SmallText: smallText, Dir: t.TempDir()}
+	random := rand.NewChaCha8([32]byte{'e', '2', 'e'})
+	for _, size := range sizes {
+		data := make([]byte, size)
+		_, _ = random.Read(data)
+		f.add(t, fmt.Sprintf("random-%d", size), data)
+	}
+	for _, size := range []int{65497, 1 << 20} {
+		f.add(t, fmt.Sprintf("text-%d", size), prose(random, size))
+		f.add(t, fmt.Sprintf("zeros-%d", size), make([]byte, size))
+	}
+	return f
+}
+
+func (f *fixture) add(t *testing.T, name string, data []byte) {
+	t.Helper()
+	sum := sha256.Sum256(data)
+	b := body{Name: name, File: filepath.Join(f.Dir, name), Size: len(data), SHA256: hex.EncodeToString(sum[:]), data: data}
+	if err := os.WriteFile(b.File, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f.Bodies = append(f.Bodies, b)
+}
+
+func (f *fixture) body(t *testing.T, name string) body {
+	t.Helper()
+	for _, b := range f.Bodies {
+		if b.Name == name {
+			return b
+		}
+	}
+	t.Fatalf("no body %s", name)
+	return body{}
+}
+
+// plaintexts are all that clients store, for the search at the end.
+func (f *fixture) plaintexts() [][]byte {
+	all := [][]byte{[]byte(smallText)}
+	for _, b := range f.Bodies {
+		all = append(all, b.data)
+	}
+	return all
+}
+
+// manifest is what a script is told, as JSON in a file. Credentials are in its environment.
+type manifest struct {
+	*fixture
+	Endpoint string `json:"endpoint"`
+	Region   string `json:"region"`
+	Bucket   string `json:"bucket"`
+	Proxied  bool   `json:"proxied"` // false: the endpoint is the store itself
+}
+
+func (m *manifest) write(t *testing.T) string {
+	t.Helper()
+	data, err := json.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "manifest.json")
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// prose is text of which every line differs.
+func prose(random *rand.ChaCha8, size int) []byte {
+	words := strings.Fields("the key of a lock is kept by its owner and not by who keeps the house since what is " +
+		"locked away must open for the one and stay shut for all others even while they carry it about")
+	var b strings.Builder
+	for line := 1; b.Len() < size; line++ {
+		fmt.Fprintf(&b, "line %d:", line)
+		for range 12 {
+			b.WriteString(" " + words[random.Uint64()%uint64(len(words))])
+		}
+		b.WriteString(".\n")
+	}
+	return []byte(b.String()[:size])
+}
+
+// oddKeys are keys that some client, proxy or store gets wrong. A file system as the store does not take them all.
+var oddKeys = []string{
+	"odd/with space",
+	"odd/two  spaces",
+	"odd/plus+plus",
+	"odd/percent%",
+	"odd/percent%20twenty",
+	"odd/encoded%2Fslash",
+	"odd/umlaut-ü",
+	"odd/日本語/キー",
+	"odd/emoji-🔑",
+	"odd/and&equals=",
+	"odd/question?mark",
+	"odd/hash#mark",
+	"odd/quote'single",
+	`odd/quote"double`,
+	"odd/xml<&>entity&amp;",
+	"odd/semi;colon:comma,",
+	"odd/paren()[]{}",
+	"odd/star*tilde~bang!",
+	"odd/dollar$at@",
+	`odd/back\slash`,
+	"odd/trailing.dots..",
+	"odd/..leading.dots",
+	"odd/double//slash",
+	"odd/dot/./segment",
+	"odd/dots/../segment",
+	"odd/trailing/slash/",
+}

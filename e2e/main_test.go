@@ -1,0 +1,232 @@
+package e2e
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+// table is filled by TestClients and printed at the end.
+var table = &report{}
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	table.print(os.Stdout)
+	os.Exit(code)
+}
+
+// clients are the clients that are driven from here. E2E_CLIENTS, a space-separated list, selects some of these and of
+// the scripts.
+var clients = []struct {
+	name string
+	make func(e endpoint, dir string) client
+}{
+	{"aws-cli", func(e endpoint, dir string) client { return newAWSCLI(e, dir) }},
+	{"rclone", func(e endpoint, dir string) client { return newRclone(e, dir) }},
+	{"s3cmd", func(e endpoint, dir string) client { return newS3cmd(e, dir) }},
+	{"go-sdk", func(e endpoint, _ string) client { return newGoSDK(e) }},
+	{"minio-go", func(e endpoint, _ string) client { return newMinioGo(e) }},
+}
+
+// scripts are the clients in other languages. Each is given a manifest, makes the same checks, and prints a line of JSON
+// for each.
+var scripts = []struct {
+	name    string
+	command func(manifest string) []string
+}{
+	{"boto3", func(manifest string) []string { return []string{pythonCommand(), "py/client.py", manifest} }},
+	{"js-sdk", func(manifest string) []string { return []string{"node", "js/client.mjs", manifest} }},
+}
+
+func TestClients(t *testing.T) {
+	s := startStack(t)
+	f := newFixture(t)
+	f.Keys = storableKeys(t, s)
+	for _, check := range checks {
+		table.rows = append(table.rows, check.name)
+	}
+	for _, e := range s.endpoints {
+		for _, c := range clients {
+			if selected(c.name) {
+				table.addColumn(c.name + " " + e.name)
+			}
+		}
+		for _, c := range scripts {
+			if selected(c.name) {
+				table.addColumn(c.name + " " + e.name)
+			}
+		}
+	}
+	t.Run("client", func(t *testing.T) {
+		for _, e := range s.endpoints {
+			for _, c := range clients {
+				if selected(c.name) {
+					t.Run(c.name+" "+e.name, func(t *testing.T) {
+						t.Parallel()
+						defer progress(t)
+						runChecks(t, &session{
+							fixture: f, client: c.make(e, t.TempDir()), endpoint: e, judge: newGoSDK(e),
+							bucket: "e2e-" + c.name + "-" + e.name, proxied: s.proxied, column: c.name + " " + e.name,
+						})
+					})
+				}
+			}
+			for _, c := range scripts {
+				if selected(c.name) {
+					t.Run(c.name+" "+e.name, func(t *testing.T) {
+						t.Parallel()
+						m := &manifest{
+							fixture: f, Endpoint: e.url, Region: region, Bucket: "e2e-" + c.name + "-" + e.name, Proxied: s.proxied,
+						}
+						defer progress(t)
+						runScript(t, e, c.name+" "+e.name, c.command(m.write(t)))
+					})
+				}
+			}
+		}
+	})
+	t.Run("store", func(t *testing.T) { checkStore(t, s, f) })
+}
+
+// progress tells whoever waits.
+func progress(t *testing.T) {
+	result := "ok"
+	if t.Failed() {
+		result = "FAILED"
+	}
+	fmt.Printf("%-24s %s\n", strings.TrimPrefix(t.Name(), "TestClients/client/"), result)
+}
+
+func selected(name string) bool {
+	list := strings.Fields(os.Getenv("E2E_CLIENTS"))
+	for _, one := range list {
+		if one == name {
+			return true
+		}
+	}
+	return len(list) == 0
+}
+
+func pythonCommand() string {
+	if python := os.Getenv("E2E_PYTHON"); python != "" {
+		return python
+	}
+	return "python3"
+}
+
+// runScript turns each line that a script prints into a subtest.
+func runScript(t *testing.T, e endpoint, column string, command []string) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), command[0], command[1:]...)
+	cmd.Env = environment("AWS_ACCESS_KEY_ID="+e.accessKey, "AWS_SECRET_ACCESS_KEY="+e.secret, "AWS_EC2_METADATA_DISABLED=true",
+		"AWS_CONFIG_FILE=/nonexistent", "AWS_SHARED_CREDENTIALS_FILE=/nonexistent")
+	if e.ca != "" {
+		cmd.Env = append(cmd.Env, "AWS_CA_BUNDLE="+e.ca, "NODE_EXTRA_CA_CERTS="+e.ca, "SSL_CERT_FILE="+e.ca)
+	}
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := 0
+	for scanner := bufio.NewScanner(stdout); scanner.Scan(); lines++ {
+		var result struct{ Check, Status, Detail string }
+		if err := json.Unmarshal(scanner.Bytes(), &result); err != nil {
+			t.Errorf("the script printed %q", scanner.Text())
+			continue
+		}
+		table.run(t, column, result.Check, func(t *testing.T) {
+			switch result.Status {
+			case "ok":
+			case "skip":
+				t.Skip(result.Detail)
+			default:
+				t.Error(result.Detail)
+			}
+		})
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("the script ended with %v: %s", err, stderr.String())
+	}
+	if lines == 0 {
+		t.Errorf("the script checked nothing: %s", stderr.String())
+	}
+}
+
+// storableKeys asks the store itself which of the odd keys it takes, and gives back as they were.
+func storableKeys(t *testing.T, s *stack) []string {
+	t.Helper()
+	const bucket = "e2e-keys"
+	c := newGoSDK(s.store)
+	if err := c.createBucket(bucket); err != nil {
+		t.Fatal(err)
+	}
+	var keys []string
+	for _, key := range oddKeys {
+		if why := storable(c, bucket, key); why != nil {
+			table.note("the store itself does not keep the key %q: %v", key, why)
+			continue
+		}
+		keys = append(keys, key)
+	}
+	if len(keys) < len(oddKeys)/2 {
+		t.Errorf("the store takes %d of %d keys", len(keys), len(oddKeys))
+	}
+	return keys
+}
+
+func storable(c *goSDK, bucket, key string) error {
+	if err := c.put(bucket, key, []byte(smallText)); err != nil {
+		return errors.New(code(err))
+	}
+	if got, err := c.get(bucket, key); err != nil || string(got) != smallText {
+		return fmt.Errorf("reading it back: %s", code(err))
+	}
+	sizes, err := c.list(bucket, "")
+	if err != nil {
+		return fmt.Errorf("listing it: %s", code(err))
+	}
+	if _, ok := sizes[key]; !ok || len(sizes) != 1 {
+		_ = c.remove(bucket, key)
+		return errors.New("it is listed under another name")
+	}
+	return c.remove(bucket, key)
+}
+
+// checkStore searches what the store has on disk. With no proxy in between it must find plaintext: that is what shows
+// that the search works.
+func checkStore(t *testing.T, s *stack, f *fixture) {
+	files, size, found, err := searchStore(s.dir, f.plaintexts())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if least := int64(10 << 20); size < least {
+		t.Errorf("the store holds %d bytes: less than any client has stored", size)
+	}
+	if !s.proxied {
+		if len(found) < len(f.Bodies)/2 {
+			t.Errorf("plaintext was found in %d of %d files only", len(found), files)
+		}
+		table.note("no proxy: plaintext found in %d of %d stored files, as it must be", len(found), files)
+		return
+	}
+	for i, name := range found {
+		if i < 20 {
+			t.Errorf("plaintext in the store: %s", name)
+		}
+	}
+	if len(found) == 0 {
+		table.note("no plaintext in %d stored files of %d bytes", files, size)
+	} else {
+		table.note("PLAINTEXT in %d of %d stored files", len(found), files)
+	}
+}

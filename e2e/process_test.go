@@ -1,0 +1,180 @@
+package e2e
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// startTimeout bounds the start and the end of each process.
+const startTimeout = 30 * time.Second
+
+// environment is that of all children: the tests' own, without what would change a client's default settings or lead
+// it elsewhere, and with extra.
+func environment(extra ...string) []string {
+	var env []string
+	for _, entry := range os.Environ() {
+		name, _, _ := strings.Cut(entry, "=")
+		if !meddles(strings.ToUpper(name)) {
+			env = append(env, entry)
+		}
+	}
+	return append(append(env, "LC_ALL=C.UTF-8"), extra...)
+}
+
+func meddles(name string) bool {
+	return slices.Contains([]string{
+		"SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS", "NODE_OPTIONS",
+		"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "ROOT_ACCESS_KEY", "ROOT_SECRET_KEY",
+	}, name) || strings.HasPrefix(name, "AWS_") || strings.HasPrefix(name, "RCLONE_") || strings.HasPrefix(name, "VGW_")
+}
+
+// process is a server that runs until the test ends. Its output goes to a file, whose end is printed if the test fails.
+type process struct {
+	name string
+	cmd  *exec.Cmd
+	log  string // path
+	done chan struct{}
+}
+
+func start(t *testing.T, name string, env []string, command string, args ...string) *process {
+	t.Helper()
+	p := &process{name: name, log: filepath.Join(logDir(t), name+".log"), done: make(chan struct{})}
+	out, err := os.Create(p.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.cmd = exec.CommandContext(context.Background(), command, args...)
+	p.cmd.Env, p.cmd.Stdout, p.cmd.Stderr = env, out, out
+	// A group of its own: Ctrl-C ends the clients first, and what they were talking to at the end.
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	if err := p.cmd.Start(); err != nil {
+		t.Fatalf("starting %s: %v", name, err)
+	}
+	go func() {
+		_ = p.cmd.Wait()
+		_ = out.Close()
+		close(p.done)
+	}()
+	t.Cleanup(func() { p.stop(t) })
+	return p
+}
+
+func (p *process) stop(t *testing.T) {
+	_ = p.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-p.done:
+	case <-time.After(startTimeout):
+		t.Errorf("%s did not stop", p.name)
+		_ = p.cmd.Process.Kill()
+		<-p.done
+	}
+	if t.Failed() {
+		t.Logf("the end of the log of %s:\n%s", p.name, tail(p.log, 40))
+	}
+}
+
+// waitFor waits until a URL answers with a status below 500.
+func (p *process) waitFor(t *testing.T, url string) {
+	t.Helper()
+	for deadline := time.Now().Add(startTimeout); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+		select {
+		case <-p.done:
+			t.Fatalf("%s has ended", p.name)
+		default:
+		}
+		resp, err := http.Get(url) //nolint:noctx // a probe
+		if err != nil {
+			continue
+		}
+		_ = resp.Body.Close()
+		if resp.StatusCode < 500 {
+			return
+		}
+	}
+	t.Fatalf("%s does not answer", p.name)
+}
+
+// firstLine waits for the first line that a process prints.
+func (p *process) firstLine(t *testing.T) string {
+	t.Helper()
+	for deadline := time.Now().Add(startTimeout); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+		data, err := os.ReadFile(p.log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if line, _, ok := strings.Cut(string(data), "\n"); ok {
+			return line
+		}
+	}
+	t.Fatalf("%s prints nothing", p.name)
+	return ""
+}
+
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // gone at once
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// logDir is where logs are kept when tests fail.
+func logDir(t *testing.T) string {
+	t.Helper()
+	dir := os.Getenv("E2E_LOGS")
+	if dir == "" {
+		return t.TempDir()
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func tail(path string, lines int) string {
+	f, err := os.Open(path)
+	if err != nil {
+		return err.Error()
+	}
+	defer f.Close()
+	var last []string
+	scanner := bufio.NewScanner(f)
+	scanner.Buffer(nil, 1<<20)
+	for scanner.Scan() {
+		if last = append(last, scanner.Text()); len(last) > lines {
+			last = last[1:]
+		}
+	}
+	return strings.Join(last, "\n")
+}
+
+// runTool runs a client to its end and returns its standard output. Its error holds the standard error.
+func runTool(env []string, stdin []byte, command string, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, command, args...)
+	cmd.Env = env
+	var stdout, stderr strings.Builder
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if stdin != nil {
+		cmd.Stdin = strings.NewReader(string(stdin))
+	}
+	if err := cmd.Run(); err != nil {
+		return stdout.String(), fmt.Errorf("%s %s: %w: %s", filepath.Base(command), strings.Join(args, " "), err,
+			strings.TrimSpace(stderr.String()))
+	}
+	return stdout.String(), nil
+}

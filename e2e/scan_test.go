@@ -1,0 +1,136 @@
+package e2e
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+// runLength is how many bytes of plaintext in a row give it away.
+const runLength = 16
+
+// searcher finds runs of plaintext in other data, wherever they begin in either.
+//
+// Any run of 16 bytes holds a whole 8-byte block of the plaintext, counted from its start. So the blocks are indexed,
+// each offset of the data is looked up, and a hit is extended in both directions.
+type searcher struct {
+	plaintexts [][]byte
+	blocks     map[uint64][]position
+	filter     []uint64 // a bit for the slot of a block: most look-ups end here
+}
+
+type position struct{ text, offset int }
+
+const (
+	blockLength = runLength / 2
+	filterBits  = 26
+	// A block that occurs more often than this, in a plaintext that repeats itself, is known well enough.
+	maxPositions = 8
+)
+
+func newSearcher(plaintexts [][]byte) *searcher {
+	s := &searcher{plaintexts: plaintexts, blocks: make(map[uint64][]position), filter: make([]uint64, 1<<(filterBits-6))}
+	for text, data := range plaintexts {
+		for offset := 0; offset+blockLength <= len(data); offset += blockLength {
+			block := binary.LittleEndian.Uint64(data[offset:])
+			if block == 0 || len(s.blocks[block]) >= maxPositions {
+				continue // zeros are looked for in their own way
+			}
+			s.blocks[block] = append(s.blocks[block], position{text, offset})
+			s.filter[slot(block)>>6] |= 1 << (slot(block) & 63)
+		}
+	}
+	return s
+}
+
+func slot(block uint64) uint64 { return block * 0x9E3779B97F4A7C15 >> (64 - filterBits) }
+
+// find returns the offset in data of a run of plaintext, or of zeros.
+func (s *searcher) find(data []byte) (offset int, found bool) {
+	if i := bytes.Index(data, make([]byte, runLength)); i >= 0 {
+		return i, true
+	}
+	for i := 0; i+blockLength <= len(data); i++ {
+		block := binary.LittleEndian.Uint64(data[i:])
+		if h := slot(block); s.filter[h>>6]&(1<<(h&63)) == 0 {
+			continue
+		}
+		for _, at := range s.blocks[block] {
+			if common(data, i, s.plaintexts[at.text], at.offset) >= runLength {
+				return i, true
+			}
+		}
+	}
+	return 0, false
+}
+
+// common is the length of the run around a[i] and b[j] that is the same in both.
+func common(a []byte, i int, b []byte, j int) int {
+	before, after := 0, 0
+	for i-before > 0 && j-before > 0 && a[i-before-1] == b[j-before-1] {
+		before++
+	}
+	for i+after < len(a) && j+after < len(b) && a[i+after] == b[j+after] {
+		after++
+	}
+	return before + after
+}
+
+// searchStore searches every file that the store has written. It returns how many files and bytes that were, and those
+// in which plaintext was found.
+func searchStore(dir string, plaintexts [][]byte) (files int, size int64, found []string, err error) {
+	s := newSearcher(plaintexts)
+	err = filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || !entry.Type().IsRegular() {
+			return err
+		}
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		files++
+		size += int64(len(data))
+		if offset, ok := s.find(data); ok {
+			name, _ := filepath.Rel(dir, path)
+			found = append(found, fmt.Sprintf("%s at byte %d", name, offset))
+		}
+		return nil
+	})
+	return files, size, found, err
+}
+
+// TestSearcher plants a run in noise, at all alignments: a search that finds nothing must mean something.
+func TestSearcher(t *testing.T) {
+	random := rand.NewChaCha8([32]byte{'s'})
+	noise, plaintext := make([]byte, 4096), make([]byte, 1000)
+	_, _ = random.Read(noise)
+	_, _ = random.Read(plaintext)
+	s := newSearcher([][]byte{plaintext, make([]byte, 100)})
+	if offset, ok := s.find(noise); ok {
+		t.Fatalf("found at %d in noise", offset)
+	}
+	for from := range 40 {
+		for to := range 20 {
+			data := bytes.Clone(noise)
+			copy(data[2000+to:], plaintext[from:from+runLength])
+			if _, ok := s.find(data); !ok {
+				t.Fatalf("bytes %d to %d of the plaintext are not found at %d", from, from+runLength, 2000+to)
+			}
+			data = bytes.Clone(noise)
+			copy(data[2000+to:], plaintext[from:from+runLength-2])
+			if offset, ok := s.find(data); ok {
+				t.Fatalf("a run of %d bytes is found at %d", runLength-2, offset)
+			}
+		}
+	}
+	data := bytes.Clone(noise)
+	clear(data[100 : 100+runLength])
+	if _, ok := s.find(data); !ok {
+		t.Error("zeros are not found")
+	}
+}

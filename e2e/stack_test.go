@@ -1,0 +1,210 @@
+package e2e
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+const region = "eu-central-1"
+
+// credentials are made afresh for each run, and never printed.
+type credentials struct{ accessKey, secret string }
+
+func newCredentials() credentials {
+	return credentials{"AK" + rand.Text()[:18], rand.Text() + rand.Text()[:14]}
+}
+
+// endpoint is where clients are pointed at.
+type endpoint struct {
+	name string // http or https
+	url  string
+	ca   string // path of the certificate to trust; empty for http
+	credentials
+}
+
+func (e endpoint) host() string { return e.url[strings.Index(e.url, "://")+3:] }
+
+// stack is the system under test.
+type stack struct {
+	endpoints []endpoint // of the proxies, or of the store
+	store     endpoint   // the store itself, past the proxies
+	dir       string     // where the store keeps everything
+	proxied   bool
+}
+
+// startStack starts everything. With E2E_TARGET=store clients talk to the store itself: what fails there too is not the
+// proxy's doing.
+func startStack(t *testing.T) *stack {
+	t.Helper()
+	s := &stack{dir: storeDir(t), proxied: os.Getenv("E2E_TARGET") != "store"}
+	cert, key := newCertificate(t)
+	storeCredentials := newCredentials()
+	s.store = s.startStore(t, "http", storeCredentials, "", "")
+	if !s.proxied {
+		s.endpoints = []endpoint{s.store, s.startStore(t, "https", storeCredentials, cert, key)}
+		return s
+	}
+	env, keyConfig := startKMS(t)
+	client := newCredentials()
+	env = append(env, "ORIGIN_ACCESS_KEY="+s.store.accessKey, "ORIGIN_SECRET_KEY="+s.store.secret,
+		"APP_ACCESS_KEY="+client.accessKey, "APP_SECRET_KEY="+client.secret)
+	// Two proxies in front of one store, which share nothing but their configuration.
+	s.endpoints = []endpoint{
+		s.startProxy(t, "http", client, env, keyConfig, "", ""),
+		s.startProxy(t, "https", client, env, keyConfig, cert, key),
+	}
+	return s
+}
+
+// storeDir is on a file system with extended attributes, which a temporary directory in memory may not be.
+func storeDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp(os.Getenv("E2E_CACHE"), "store-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
+func (s *stack) startStore(t *testing.T, scheme string, c credentials, cert, key string) endpoint {
+	t.Helper()
+	e := endpoint{name: scheme, credentials: c}
+	address := freeAddress(t)
+	args := []string{"--port", address, "--region", region}
+	if cert != "" {
+		args = append(args, "--cert", cert, "--key", key)
+		e.ca = cert
+	}
+	env := environment("ROOT_ACCESS_KEY="+c.accessKey, "ROOT_SECRET_KEY="+c.secret)
+	p := start(t, "store-"+scheme, env, tool(t, "versitygw"), append(args, "posix", s.dir)...)
+	e.url = scheme + "://" + address
+	p.waitForPort(t, address)
+	return e
+}
+
+// startKMS returns what a proxy needs to use it: environment, and the entry in its configuration.
+func startKMS(t *testing.T) (env []string, keyConfig string) {
+	t.Helper()
+	p := start(t, "kms", environment(), tool(t, "kmsd"), "-create-key", "1", "-region", region)
+	var ready struct {
+		Endpoint string
+		Keys     []string
+	}
+	if err := json.Unmarshal([]byte(p.firstLine(t)), &ready); err != nil || len(ready.Keys) != 1 {
+		t.Fatalf("kmsd: %v, %v", ready, err)
+	}
+	env = environment("AWS_ACCESS_KEY_ID=AKIDEXAMPLE", "AWS_SECRET_ACCESS_KEY=example", "AWS_EC2_METADATA_DISABLED=true")
+	return env, fmt.Sprintf("{name: default, provider: aws-kms, key_id: %q, endpoint: %q}", ready.Keys[0], ready.Endpoint)
+}
+
+func (s *stack) startProxy(t *testing.T, scheme string, c credentials, env []string, keyConfig, cert, key string) endpoint {
+	t.Helper()
+	address, admin := freeAddress(t), freeAddress(t)
+	path := filepath.Join(t.TempDir(), scheme+".yaml")
+	text := fmt.Sprintf(`listen: %q
+admin_listen: %q
+tls: {cert_file: %q, key_file: %q}
+origin:
+  endpoint: %q
+  region: %s
+  access_key: ${ORIGIN_ACCESS_KEY}
+  secret_key: ${ORIGIN_SECRET_KEY}
+clients:
+  - name: app
+    access_key: ${APP_ACCESS_KEY}
+    secret_key: ${APP_SECRET_KEY}
+    allow:
+      - {buckets: ["*"], actions: [read, write, delete, list, admin]}
+keys:
+  - %s
+encryption:
+  rules:
+    - {buckets: ["*"], key: default}
+`, address, admin, cert, key, s.store.url, region, keyConfig)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := start(t, "proxy-"+scheme, env, tool(t, "proxy"), "serve", "--config", path)
+	p.waitFor(t, "http://"+admin+"/readyz")
+	return endpoint{name: scheme, url: scheme + "://" + address, ca: cert, credentials: c}
+}
+
+// waitForPort waits until something listens.
+func (p *process) waitForPort(t *testing.T, address string) {
+	t.Helper()
+	for deadline := time.Now().Add(startTimeout); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+		select {
+		case <-p.done:
+			t.Fatalf("%s has ended", p.name)
+		default:
+		}
+		if conn, err := net.DialTimeout("tcp", address, time.Second); err == nil {
+			_ = conn.Close()
+			return
+		}
+	}
+	t.Fatalf("%s does not listen", p.name)
+}
+
+// tool is the path of a program that run.sh has built.
+func tool(t *testing.T, name string) string {
+	t.Helper()
+	dir := os.Getenv("E2E_BIN")
+	if dir == "" {
+		t.Skip("E2E_BIN is not set: these tests are started by run.sh")
+	}
+	return filepath.Join(dir, name)
+}
+
+// newCertificate makes a self-signed certificate for 127.0.0.1, and returns the paths of it and its key.
+func newCertificate(t *testing.T) (cert, key string) {
+	t.Helper()
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber:          big.NewInt(1),
+		Subject:               pkix.Name{CommonName: "cmekproxy end-to-end tests"},
+		NotBefore:             time.Now().Add(-time.Hour),
+		NotAfter:              time.Now().Add(24 * time.Hour),
+		KeyUsage:              x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		BasicConstraintsValid: true,
+		IsCA:                  true,
+		IPAddresses:           []net.IP{net.IPv4(127, 0, 0, 1)},
+	}
+	certDER, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyDER, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	cert, key = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
+	for path, block := range map[string]*pem.Block{
+		cert: {Type: "CERTIFICATE", Bytes: certDER},
+		key:  {Type: "PRIVATE KEY", Bytes: keyDER},
+	} {
+		if err := os.WriteFile(path, pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return cert, key
+}
