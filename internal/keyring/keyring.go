@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/dekcache"
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
@@ -71,7 +72,7 @@ type Key struct {
 }
 
 // Object is the name of an object, which its DEK is bound to.
-type Object struct{ Bucket, Key string }
+type Object = crypt.Object
 
 // Keyring is safe for concurrent use.
 type Keyring struct {

@@ -13,10 +13,12 @@ import (
 	"errors"
 	"fmt"
 	"unicode/utf8"
+
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
 // DEKSize is the size of every DEK in bytes.
-const DEKSize = 32
+const DEKSize = crypt.DEKSize
 
 // EncryptionContext is what a wrapped DEK is bound to: a DEK wrapped with one context does not unwrap with another.
 // It is authenticated, not secret: a KMS may write it to its logs in clear (AWS CloudTrail does, see
@@ -85,27 +87,11 @@ func Unwrap(ctx context.Context, w Wrapper, wrapped []byte, ec EncryptionContext
 }
 
 func checkAnswer(w Wrapper, op string, dek, wrapped []byte) error {
-	if err := checkDEK(dek); err != nil {
+	if err := crypt.CheckDEK(dek); err != nil {
 		return &Error{Kind: Internal, Op: op, KeyID: w.KeyID(), Err: fmt.Errorf("the KMS answered with %w", err)}
 	}
 	if len(wrapped) == 0 {
 		return &Error{Kind: Internal, Op: op, KeyID: w.KeyID(), Err: errors.New("the KMS answered with an empty blob")}
-	}
-	return nil
-}
-
-// checkDEK tells why a DEK cannot be one. A key of zeros is the mark of a key that was never set: everything would
-// still round-trip, and protect nothing.
-func checkDEK(dek []byte) error {
-	if len(dek) != DEKSize {
-		return fmt.Errorf("a data key of %d bytes, not %d", len(dek), DEKSize)
-	}
-	var or byte
-	for _, b := range dek {
-		or |= b
-	}
-	if or == 0 {
-		return errors.New("a data key of zeros")
 	}
 	return nil
 }
@@ -123,7 +109,7 @@ func checkContext(ec EncryptionContext) error {
 
 // checkWrap is what every provider checks before it asks its KMS to wrap.
 func checkWrap(ctx context.Context, keyID string, dek []byte, ec EncryptionContext) error {
-	if err := checkDEK(dek); err != nil {
+	if err := crypt.CheckDEK(dek); err != nil {
 		return &Error{Kind: Invalid, Op: "wrap", KeyID: keyID, Err: err}
 	}
 	return checkCall(ctx, "wrap", keyID, ec)

@@ -19,6 +19,8 @@ import (
 	"path/filepath"
 	"slices"
 	"syscall"
+
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
 // The key file is one line: a prefix that names its format, and 32 bytes in standard base64 with padding.
@@ -218,7 +220,7 @@ func parseLocalKey(line []byte) ([]byte, error) {
 		return nil, errors.New("not a local key: not 32 bytes in base64")
 	}
 	key = key[:n]
-	if err := checkDEK(key); err != nil { // a KEK has the size of a DEK, and is no more zero than one
+	if err := crypt.CheckDEK(key); err != nil { // a KEK has the size of a DEK, and is no more zero than one
 		return nil, errors.New("not a local key: all zero")
 	}
 	return key, nil

@@ -57,7 +57,7 @@ func (s *Server) getObject(c *call) error {
 // unlock gets the DEK and makes sure that the envelope is this object's.
 func (s *Server) unlock(c *call, e *crypt.Envelope) (*keyring.Lease, error) {
 	c.keyID = e.KeyID
-	lease, err := s.Keys.Open(c.Context(), keyring.Object(c.object()), e.KeyID, e.WrappedDEK)
+	lease, err := s.Keys.Open(c.Context(), c.object(), e.KeyID, e.WrappedDEK)
 	if err != nil {
 		return nil, err
 	}
@@ -244,7 +244,7 @@ func (c *call) answerHead(size int64) error {
 // admitPlaintext refuses an object without an envelope, unless the rules allow it: stripping the envelope off an object
 // must not turn into a read.
 func (s *Server) admitPlaintext(c *call) error {
-	if s.Keys.AllowPlaintext(keyring.Object(c.object()), c.client.Name) {
+	if s.Keys.AllowPlaintext(c.object(), c.client.Name) {
 		return nil
 	}
 	return &Error{Code: "PlaintextObject", Message: "The object has no encryption envelope: it was stored past the proxy, or its envelope was removed. The proxy is configured not to read such objects (plaintext_objects: deny)."}

@@ -28,7 +28,7 @@ func (s *Server) putObject(c *call) error {
 	if err := checkMetadata(c.Header, nil); err != nil {
 		return err
 	}
-	lease, err := s.Keys.Create(c.Context(), keyring.Object(c.object()), c.client.Name, wanted)
+	lease, err := s.Keys.Create(c.Context(), c.object(), c.client.Name, wanted)
 	if err != nil {
 		return err
 	}

@@ -19,6 +19,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/cmekproxy/cmekproxy/internal/access"
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/metrics"
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
@@ -26,9 +27,9 @@ import (
 
 // Keys gives out data keys; *keyring.Keyring is one.
 type Keys interface {
-	Create(ctx context.Context, obj keyring.Object, client, requestedKeyID string) (*keyring.Sealed, error)
-	Open(ctx context.Context, obj keyring.Object, keyID string, wrapped []byte) (*keyring.Lease, error)
-	AllowPlaintext(obj keyring.Object, client string) bool
+	Create(ctx context.Context, obj crypt.Object, client, requestedKeyID string) (*keyring.Sealed, error)
+	Open(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (*keyring.Lease, error)
+	AllowPlaintext(obj crypt.Object, client string) bool
 }
 
 // Config is what a Server needs. All fields but Domain are required.
