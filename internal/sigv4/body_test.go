@@ -302,7 +302,7 @@ func TestSmallChunkInTheMiddle(t *testing.T) {
 		auth, encoded := upload{mode: mode, chunks: []string{strings.Repeat("a", 8191), "b"}}.encode(t)
 		_, _, err := decode(auth, encoded)
 		e := wantCode(t, err, "InvalidChunkSizeError")
-		if got := fmt.Sprint(e.Details()); got != "[[BadChunkSize 8191]]" {
+		if got := fmt.Sprint(e.Details()); got != "[[Chunk 2] [BadChunkSize 8191]]" {
 			t.Errorf("details %s", got)
 		}
 	}
@@ -423,6 +423,7 @@ func TestTrailerSignature(t *testing.T) {
 		"another":            {head + "x-amz-trailer-signature:" + emptyHash + "\r\n\r\n", "SignatureDoesNotMatch"},
 		"in upper case":      {head + "x-amz-trailer-signature:" + strings.ToUpper(signature) + "\r\n\r\n", "SignatureDoesNotMatch"},
 		"twice":              {head + strings.Repeat("x-amz-trailer-signature:"+signature+"\r\n", 2) + "\r\n", "MalformedTrailerError"},
+		"after an empty one": {head + "x-amz-trailer-signature: \r\nX-Amz-Trailer-Signature:" + signature + "\r\n\r\n", "MalformedTrailerError"},
 		"before the trailer": {strings.Replace(encoded, "x-amz-checksum", "x-amz-trailer-signature:"+signature+"\r\nx-amz-checksum", 1), "MalformedTrailerError"},
 		"value altered":      {strings.Replace(encoded, "sOO8", "sOO9", 1), "SignatureDoesNotMatch"},
 		"trailer dropped":    {strings.Replace(encoded, "x-amz-checksum-crc32c:sOO8/Q==\r\n", "", 1), "MalformedTrailerError"},

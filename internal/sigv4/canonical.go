@@ -36,6 +36,10 @@ func canonicalHeader(r *http.Request, name string) string {
 		}
 	case "transfer-encoding":
 		return strings.Join(r.TransferEncoding, ",")
+	case "expect": // taken out for HTTP/2, where it can have had this value only
+		if r.ProtoMajor == 2 && len(r.Header.Values("Expect")) == 0 {
+			return "100-continue"
+		}
 	}
 	values := r.Header.Values(name)
 	out := make([]string, len(values))

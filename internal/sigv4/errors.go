@@ -35,6 +35,14 @@ func fail(code, message string, details ...string) *Error {
 	return e
 }
 
+func badAuthorization(message, authorization string) *Error {
+	return fail("InvalidArgument", message, "ArgumentName", "Authorization", "ArgumentValue", authorization)
+}
+
+func errAsymmetric() *Error {
+	return fail("NotImplemented", "Signature Version 4A is not implemented by this proxy.")
+}
+
 func errOldSignature() *Error {
 	return fail("InvalidRequest", "The authorization mechanism you have provided is not supported. Please use AWS4-HMAC-SHA256.")
 }

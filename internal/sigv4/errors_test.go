@@ -67,8 +67,10 @@ var alteredRequests = []struct {
 	{"two Authorization headers", addHeader("Authorization", "AWS4-HMAC-SHA256 Credential=a"), "InvalidArgument"},
 	{"session token", setHeader("X-Amz-Security-Token", "token"), "InvalidToken"},
 	{"SigV2", setHeader("Authorization", "AWS "+accessKey+":frJIUN8DYpKDtOLCwo//yllqDzg="), "InvalidRequest"},
-	{"basic", setHeader("Authorization", "Basic YTpi"), "InvalidRequest"},
-	{"empty Authorization", setHeader("Authorization", ""), "InvalidRequest"},
+	{"basic", setHeader("Authorization", "Basic YTpi"), "InvalidArgument"},
+	{"empty Authorization", setHeader("Authorization", ""), "InvalidArgument"},
+	{"mechanism alone", setHeader("Authorization", "AWS4-HMAC-SHA256"), "InvalidArgument"},
+	{"another hash", inAuthorization("AWS4-HMAC-SHA256", "AWS4-HMAC-SHA512"), "InvalidArgument"},
 	{"SigV4A", inAuthorization("AWS4-HMAC-SHA256", "AWS4-ECDSA-P256-SHA256"), "NotImplemented"},
 	{"SigV2 query", func(r *http.Request) {
 		r.Header.Del("Authorization")
@@ -119,6 +121,16 @@ func TestAlteredRequests(t *testing.T) {
 				t.Errorf("the error reads %q", e)
 			}
 		})
+	}
+}
+
+// net/http refuses such a path itself; Verify does not count on it.
+func TestPathNotEncoded(t *testing.T) {
+	for _, build := range []func(*testing.T) *http.Request{exampleSigned, examplePresigned} {
+		r := received(t, build(t))
+		r.RequestURI = strings.Replace(r.RequestURI, "/key", "/%zz", 1)
+		_, err := verifierAt(exampleTime).Verify(r)
+		wantCode(t, err, "InvalidURI")
 	}
 }
 
@@ -180,17 +192,19 @@ func TestPayloadDescriptions(t *testing.T) {
 	}{
 		"malformed hash":             {hash: "abc", code: "InvalidArgument"},
 		"hash in upper case":         {hash: strings.ToUpper(emptyHash), code: "InvalidArgument"},
+		"hash too long":              {hash: emptyHash + "0", code: "InvalidArgument"},
+		"hash too short":             {hash: emptyHash[1:], code: "InvalidArgument"},
 		"hash not hex":               {hash: emptyHash[:63] + "g", code: "InvalidArgument"},
 		"unknown streaming mode":     {hash: "STREAMING-UNSIGNED-PAYLOAD", decoded: "1", code: "InvalidArgument"},
 		"SigV4A chunks":              {hash: "STREAMING-AWS4-ECDSA-P256-SHA256-PAYLOAD", decoded: "1", code: "NotImplemented"},
 		"no length, signed":          {hash: signedChunks, code: "MissingContentLength"},
 		"no length, trailer":         {hash: signedTrailer, trailer: "a", code: "MissingContentLength"},
 		"no length, unsigned":        {hash: unsignedTrailer, trailer: "a", code: "MissingContentLength"},
-		"negative length":            {hash: signedChunks, decoded: "-1", code: "InvalidArgument"},
-		"length with a sign":         {hash: signedChunks, decoded: "+1", code: "InvalidArgument"},
-		"length too large":           {hash: signedChunks, decoded: "9223372036854775808", code: "InvalidArgument"},
-		"length with a fraction":     {hash: signedChunks, decoded: "1.0", code: "InvalidArgument"},
-		"length in hex":              {hash: signedChunks, decoded: "0x1", code: "InvalidArgument"},
+		"negative length":            {hash: signedChunks, decoded: "-1", code: "MissingContentLength"},
+		"length with a sign":         {hash: signedChunks, decoded: "+1", code: "MissingContentLength"},
+		"length too large":           {hash: signedChunks, decoded: "9223372036854775808", code: "MissingContentLength"},
+		"length with a fraction":     {hash: signedChunks, decoded: "1.0", code: "MissingContentLength"},
+		"length in hex":              {hash: signedChunks, decoded: "0x1", code: "MissingContentLength"},
 		"length of a hashed payload": {hash: emptyHash, decoded: "0", code: "InvalidRequest"},
 		"trailer without the mode":   {hash: signedChunks, decoded: "0", trailer: "a", code: "InvalidRequest"},
 		"trailer announced twice":    {hash: signedTrailer, decoded: "0", trailer: "a,A", code: "MalformedTrailerError"},

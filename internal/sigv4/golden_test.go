@@ -132,6 +132,7 @@ func TestEscapePath(t *testing.T) {
 		{"/test$file.text", "/test%24file.text"},
 		{"/a b+c%2F~-_.", "/a%20b%2Bc%252F~-_."},
 		{"/ü/\x00\xff", "/%C3%BC/%00%FF"},
+		{"/!\"#$&'()*,/:;<=>?@[]^`{|}", "/%21%22%23%24%26%27%28%29%2A%2C/%3A%3B%3C%3D%3E%3F%40%5B%5D%5E%60%7B%7C%7D"},
 	} {
 		if got := sigv4.EscapePath(row.path); got != row.want {
 			t.Errorf("EscapePath(%q) = %q, want %q", row.path, got, row.want)

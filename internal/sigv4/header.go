@@ -12,13 +12,17 @@ const contentSHA256 = "X-Amz-Content-Sha256"
 // headerClaim reads the Authorization header:
 // https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-auth-using-authorization-header.html.
 func headerClaim(r *http.Request, authorization string) (*claim, error) {
-	mechanism, rest, _ := strings.Cut(strings.TrimSpace(authorization), " ")
+	mechanism, rest, ok := strings.Cut(authorization, " ")
 	switch {
+	case !ok:
+		return nil, badAuthorization("Authorization header is invalid -- one and only one ' ' (space) required", authorization)
 	case mechanism == algorithm:
 	case strings.HasPrefix(mechanism, "AWS4-ECDSA"):
-		return nil, fail("NotImplemented", "Signature Version 4A is not implemented by this proxy.")
-	default:
+		return nil, errAsymmetric()
+	case mechanism == "AWS":
 		return nil, errOldSignature()
+	default:
+		return nil, badAuthorization("Unsupported Authorization Type", authorization)
 	}
 	c := &claim{}
 	parts, err := authorizationParts(rest)
@@ -34,7 +38,7 @@ func headerClaim(r *http.Request, authorization string) (*claim, error) {
 		return nil, err
 	}
 	if c.scope.date != c.time.Format(dateFormat) {
-		return nil, malformedClaim(c, "Invalid credential date \""+c.scope.date+"\". This date is not the same as X-Amz-Date: \""+c.time.Format(dateFormat)+"\".")
+		return nil, malformedClaim(c, "Invalid credential date. Date is not the same as X-Amz-Date.")
 	}
 	if r.Header.Get("X-Amz-Security-Token") != "" {
 		return nil, errToken()
@@ -73,22 +77,29 @@ func (c *claim) setCredential(text string) error {
 	parts := strings.Split(text, "/")
 	n := len(parts) - 4
 	if n < 1 || parts[0] == "" {
-		return malformedClaim(c, "the Credential is mal-formed; expecting \"<YOUR-AKID>/YYYYMMDD/REGION/SERVICE/aws4_request\".")
+		return malformedCredential(c, "the Credential is mal-formed; expecting \"<YOUR-AKID>/YYYYMMDD/REGION/SERVICE/aws4_request\".")
 	}
 	c.accessKey = strings.Join(parts[:n], "/")
 	c.scope = scope{parts[n], parts[n+1], parts[n+2], parts[n+3]}
 	switch {
 	case c.scope.region == "":
-		return malformedClaim(c, "the region is empty.")
+		return malformedCredential(c, "a non-empty region must be provided in the credential.")
 	case c.scope.service != serviceS3:
-		return malformedClaim(c, "incorrect service \""+c.scope.service+"\". This endpoint belongs to \"s3\".")
+		return malformedCredential(c, "incorrect service \""+c.scope.service+"\". This endpoint belongs to \"s3\".")
 	case c.scope.terminator != terminator:
-		return malformedClaim(c, "incorrect terminal \""+c.scope.terminator+"\". This endpoint uses \"aws4_request\".")
+		return malformedCredential(c, "incorrect terminal \""+c.scope.terminator+"\". This endpoint uses \"aws4_request\".")
 	}
 	if _, err := time.Parse(dateFormat, c.scope.date); err != nil {
-		return malformedClaim(c, "incorrect date format \""+c.scope.date+"\". This date in the credential must be in the format \"yyyyMMdd\".")
+		return malformedCredential(c, "incorrect date format \""+c.scope.date+"\". This date in the credential must be in the format \"yyyyMMdd\".")
 	}
 	return nil
+}
+
+func malformedCredential(c *claim, message string) *Error {
+	if c.presigned {
+		message = "Error parsing the X-Amz-Credential parameter; " + message
+	}
+	return malformedClaim(c, message)
 }
 
 // requestTime reads X-Amz-Date, or Date where there is none.

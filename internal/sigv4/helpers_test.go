@@ -19,6 +19,7 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
+	"github.com/aws/smithy-go/encoding/httpbinding"
 
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 )
@@ -52,14 +53,14 @@ func verifierAt(now time.Time) *sigv4.Verifier {
 	}
 }
 
-// newRequest returns a client's request with path encoded as AWS does.
+// newRequest returns a client's request, its path encoded by AWS's own code.
 func newRequest(tb testing.TB, method, base, path, query, body string) *http.Request {
 	tb.Helper()
 	r, err := http.NewRequestWithContext(tb.Context(), method, base, nil)
 	if err != nil {
 		tb.Fatal(err)
 	}
-	r.URL.Path, r.URL.RawPath, r.URL.RawQuery = path, sigv4.EscapePath(path), query
+	r.URL.Path, r.URL.RawPath, r.URL.RawQuery = path, httpbinding.EscapePath(path, false), query
 	if body != "" {
 		r.Body, r.ContentLength = io.NopCloser(strings.NewReader(body)), int64(len(body))
 	}
@@ -181,8 +182,8 @@ type upload struct {
 	announce string // x-amz-trailer; "" means the names of trailers
 }
 
-// verify returns the verified request and the seed of its chunk signatures.
-func (u upload) verify(tb testing.TB) (auth *sigv4.Auth, seed string) {
+// request returns the signed request, without its body.
+func (u upload) request(tb testing.TB) *http.Request {
 	tb.Helper()
 	r := newRequest(tb, http.MethodPut, bucketURL, "/key", "", "")
 	length := strconv.Itoa(len(strings.Join(u.chunks, "")))
@@ -200,6 +201,13 @@ func (u upload) verify(tb testing.TB) (auth *sigv4.Auth, seed string) {
 		r.Header.Set("X-Amz-Trailer", names)
 	}
 	sign(tb, r, u.mode, exampleTime)
+	return r
+}
+
+// verify returns the verified request and the seed of its chunk signatures.
+func (u upload) verify(tb testing.TB) (auth *sigv4.Auth, seed string) {
+	tb.Helper()
+	r := u.request(tb)
 	auth, err := verifierAt(exampleTime).Verify(received(tb, r))
 	if err != nil {
 		tb.Fatal(err)

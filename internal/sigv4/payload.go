@@ -2,7 +2,6 @@ package sigv4
 
 import (
 	"net/http"
-	"slices"
 	"strconv"
 	"strings"
 )
@@ -26,9 +25,6 @@ var payloads = map[string]payload{
 	"STREAMING-UNSIGNED-PAYLOAD-TRAILER":         {chunked: true, trailer: true},
 }
 
-// maxTrailers bounds the headers that a trailer may have. S3 has checksums only, one at a time.
-const maxTrailers = 8
-
 // describePayload reads all that the header says about the payload.
 func (a *Auth) describePayload(r *http.Request, hash string) error {
 	known, ok := payloads[hash]
@@ -38,7 +34,7 @@ func (a *Auth) describePayload(r *http.Request, hash string) error {
 	case isHexSHA256(hash):
 		a.payload = payload{sha256: hash}
 	case strings.HasPrefix(hash, "STREAMING-AWS4-ECDSA"):
-		return fail("NotImplemented", "Signature Version 4A is not implemented by this proxy.")
+		return errAsymmetric()
 	default:
 		return fail("InvalidArgument", "x-amz-content-sha256 must be UNSIGNED-PAYLOAD, STREAMING-UNSIGNED-PAYLOAD-TRAILER, STREAMING-AWS4-HMAC-SHA256-PAYLOAD, STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER, or a valid sha256 value.",
 			"ArgumentName", "x-amz-content-sha256", "ArgumentValue", hash)
@@ -46,44 +42,43 @@ func (a *Auth) describePayload(r *http.Request, hash string) error {
 	if err := a.announcedTrailers(r.Header); err != nil {
 		return err
 	}
-	decoded := r.Header.Values("X-Amz-Decoded-Content-Length")
 	if !a.payload.chunked {
-		if len(decoded) > 0 {
-			return fail("InvalidRequest", "x-amz-decoded-content-length is for aws-chunked payloads only.")
-		}
 		a.length = r.ContentLength
-		return nil
+		return a.refuseFraming(r.Header)
 	}
+	decoded := r.Header.Values("X-Amz-Decoded-Content-Length")
 	if len(decoded) != 1 {
-		return fail("MissingContentLength", "You must provide the Content-Length HTTP header.")
+		return errNoLength()
 	}
 	n, err := strconv.ParseUint(decoded[0], 10, 63) // takes no sign
 	if err != nil {
-		return fail("InvalidArgument", "x-amz-decoded-content-length is not a length.", "ArgumentName", "x-amz-decoded-content-length", "ArgumentValue", decoded[0])
+		return errNoLength() // as S3, which tells no difference
 	}
 	a.length = int64(n)
 	return nil
 }
 
-func (a *Auth) announcedTrailers(h http.Header) error {
-	for _, line := range h.Values("X-Amz-Trailer") {
-		for name := range strings.SplitSeq(line, ",") {
-			if name = strings.ToLower(strings.TrimSpace(name)); name == "" || len(a.trailers) == maxTrailers || slices.Contains(a.trailers, name) {
-				return malformedTrailer("x-amz-trailer")
-			}
-			a.trailers = append(a.trailers, name)
-		}
+// refuseFraming refuses a plain payload that says elsewhere that it is framed: its framing would be stored as data.
+// S3 takes the Content-Encoding if the payload is hashed, and stores it as it stores any other.
+func (a *Auth) refuseFraming(h http.Header) error {
+	if len(h.Values("X-Amz-Decoded-Content-Length")) > 0 {
+		return fail("InvalidRequest", "x-amz-decoded-content-length is for aws-chunked payloads only.")
 	}
-	if len(a.trailers) > 0 && !a.payload.trailer {
-		return fail("InvalidRequest", "x-amz-trailer needs a payload with a trailer in x-amz-content-sha256.")
+	for _, line := range h.Values("Content-Encoding") {
+		for encoding := range strings.SplitSeq(line, ",") {
+			if a.payload.sha256 == "" && strings.EqualFold(strings.TrimSpace(encoding), "aws-chunked") {
+				return fail("InvalidArgument", "aws-chunked encoding is not supported when x-amz-content-sha256 UNSIGNED-PAYLOAD is supplied",
+					"ArgumentName", "Content-Encoding", "ArgumentValue", line)
+			}
+		}
 	}
 	return nil
 }
 
-func isHexSHA256(text string) bool {
-	return len(text) == 64 && strings.Trim(text, "0123456789abcdef") == ""
+func errNoLength() *Error {
+	return fail("MissingContentLength", "You must provide the Content-Length HTTP header.")
 }
 
-func malformedTrailer(what string) *Error {
-	return fail("MalformedTrailerError", "The request contained trailing data that was not well-formed or did not conform to our published schema.", "Trailer", what)
+func isHexSHA256(text string) bool {
+	return len(text) == 64 && strings.Trim(text, "0123456789abcdef") == ""
 }

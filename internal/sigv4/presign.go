@@ -22,7 +22,7 @@ func queryClaim(r *http.Request, query []parameter) (*claim, error) {
 	}
 	switch used := values["X-Amz-Algorithm"]; {
 	case strings.HasPrefix(used, "AWS4-ECDSA"):
-		return nil, fail("NotImplemented", "Signature Version 4A is not implemented by this proxy.")
+		return nil, errAsymmetric()
 	case used != algorithm:
 		return nil, fail("AuthorizationQueryParametersError", "X-Amz-Algorithm only supports \"AWS4-HMAC-SHA256\"")
 	}
@@ -36,11 +36,14 @@ func queryClaim(r *http.Request, query []parameter) (*claim, error) {
 		return nil, err
 	}
 	var err error
+	if c.lifetime, err = parseLifetime(values["X-Amz-Expires"]); err != nil {
+		return nil, err
+	}
 	if c.time, err = parseTime(values["X-Amz-Date"]); err != nil {
 		return nil, fail("AuthorizationQueryParametersError", "X-Amz-Date must be in the ISO8601 Long Format \"yyyyMMdd'T'HHmmss'Z'\"")
 	}
 	if c.scope.date != c.time.Format(dateFormat) {
-		return nil, fail("AuthorizationQueryParametersError", "Invalid credential date \""+c.scope.date+"\". This date is not the same as X-Amz-Date.")
+		return nil, fail("AuthorizationQueryParametersError", "Invalid credential date \""+c.scope.date+"\". This date is not the same as X-Amz-Date: \""+c.time.Format(dateFormat)+"\".")
 	}
 	if values["X-Amz-Security-Token"] != "" || r.Header.Get("X-Amz-Security-Token") != "" {
 		return nil, errToken()
@@ -67,21 +70,18 @@ func presignedHash(r *http.Request, values map[string]string) (string, error) {
 	}
 }
 
-func expires(query []parameter) (time.Duration, error) {
-	for _, p := range query {
-		if p.name != "X-Amz-Expires" {
-			continue
-		}
-		n, err := strconv.ParseInt(p.value, 10, 64)
-		switch {
-		case err != nil:
-			return 0, fail("AuthorizationQueryParametersError", "X-Amz-Expires should be a number")
-		case n < 1:
-			return 0, fail("AuthorizationQueryParametersError", "X-Amz-Expires must be non-negative")
-		case n > int64(maxPresignedAge/time.Second):
-			return 0, fail("AuthorizationQueryParametersError", "X-Amz-Expires must be less than a week (in seconds); that is, the given X-Amz-Expires must be less than 604800 seconds")
-		}
-		return time.Duration(n) * time.Second, nil
+// parseLifetime reads X-Amz-Expires, which is in seconds.
+func parseLifetime(text string) (time.Duration, error) {
+	n, err := strconv.ParseInt(text, 10, 64)
+	switch {
+	case err != nil:
+		return 0, fail("AuthorizationQueryParametersError", "X-Amz-Expires should be a number")
+	case n < 0:
+		return 0, fail("AuthorizationQueryParametersError", "X-Amz-Expires must be non-negative")
+	case n == 0: // S3 takes it, and then answers that the request has expired, but for a signer whose clock is ahead
+		return 0, fail("AuthorizationQueryParametersError", "X-Amz-Expires must be at least one second")
+	case n > int64(maxPresignedAge/time.Second):
+		return 0, fail("AuthorizationQueryParametersError", "X-Amz-Expires must be less than a week (in seconds); that is, the given X-Amz-Expires must be less than 604800 seconds")
 	}
-	return 0, fail("AuthorizationQueryParametersError", "X-Amz-Expires is missing")
+	return time.Duration(n) * time.Second, nil
 }

@@ -1,7 +1,10 @@
 package sigv4_test
 
 import (
+	"bytes"
+	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -29,7 +32,12 @@ func startServer(t *testing.T) string {
 
 func send(t *testing.T, r *http.Request) {
 	t.Helper()
-	resp, err := http.DefaultTransport.RoundTrip(r)
+	sendBy(t, http.DefaultTransport, r)
+}
+
+func sendBy(t *testing.T, transport http.RoundTripper, r *http.Request) {
+	t.Helper()
+	resp, err := transport.RoundTrip(r)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -107,20 +115,124 @@ func TestRoundTripHeaders(t *testing.T) {
 // What clients other than AWS's own do: the signature is the same.
 func TestRoundTripOddClients(t *testing.T) {
 	for name, change := range map[string]func(*http.Request){
-		"encodes more": func(r *http.Request) { r.URL.RawPath = "/buck%65t/%7ekey%2a" },
-		"encodes less": func(r *http.Request) { r.URL.RawPath = "/bucket/~key*" },
+		"encodes more":    func(r *http.Request) { r.URL.RawPath = "/buck%65t/%7ekey%2a" },
+		"encodes less":    func(r *http.Request) { r.URL.RawPath = "/bucket/~key*" },
+		"unsorted values": func(r *http.Request) { r.URL.RawQuery = "c=2&c=1%2a&b=~1&c=&a" },
+		"literal star":    func(r *http.Request) { r.URL.RawQuery = "a=&b=~1&c&c=1*&c=2" },
 		"no spaces in Authorization": func(r *http.Request) {
 			r.Header.Set("Authorization", strings.ReplaceAll(r.Header.Get("Authorization"), ", ", ","))
 		},
-		"unsorted query": func(r *http.Request) { r.URL.RawQuery = "b=%7e1&&a=" },
-		"plus for space": func(r *http.Request) { r.URL.RawQuery = "a&b=~1" },
+		"unsorted query":                  func(r *http.Request) { r.URL.RawQuery = "b=%7e1&&c=&a=&c=2&c=1%2A" },
+		"tabs and spaces around a header": func(r *http.Request) { r.Header["X-Amz-Acl"] = []string{" \tprivate  acl\t "} },
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := newRequest(t, http.MethodGet, startServer(t), "/bucket/~key*", "a=&b=~1", "")
+			r := newRequest(t, http.MethodGet, startServer(t), "/bucket/~key*", "a=&b=~1&c=&c=1%2A&c=2", "")
+			r.Header.Set("X-Amz-Acl", "private acl")
 			sign(t, r, emptyHash, exampleTime)
 			change(r)
 			send(t, r)
 		})
+	}
+}
+
+// Over HTTP/2 the host is a pseudo-header, and the server keeps a few headers to itself.
+func TestRoundTripHTTP2(t *testing.T) {
+	verifier := verifierAt(exampleTime)
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		auth, err := verifier.Verify(r)
+		if err == nil {
+			_, err = io.Copy(io.Discard, auth.Body(r.Body))
+		}
+		if err != nil || r.ProtoMajor != 2 {
+			http.Error(w, fmt.Sprint(r.Proto, err), http.StatusForbidden)
+		}
+	}))
+	server.EnableHTTP2 = true
+	server.StartTLS()
+	t.Cleanup(server.Close)
+	r := newRequest(t, http.MethodPut, server.URL, "/bucket/a b", "partNumber=1", "payload")
+	r.Header.Set("Expect", "100-continue")
+	r.Header.Set("X-Amz-Content-Sha256", hexSum("payload"))
+	r.Header.Set("X-Amz-Date", exampleDate)
+	names := "content-length;expect;host;x-amz-content-sha256;x-amz-date"
+	canonical := "PUT\n/bucket/a%20b\npartNumber=1\ncontent-length:7\nexpect:100-continue\nhost:" + r.URL.Host + "\nx-amz-content-sha256:" +
+		hexSum("payload") + "\nx-amz-date:" + exampleDate + "\n\n" + names + "\n" + hexSum("payload")
+	r.Header.Set("Authorization", authorization(canonical, names))
+	sendBy(t, server.Client().Transport, r)
+	r = newRequest(t, http.MethodGet, server.URL, "/bucket/a+b", "", "")
+	sendBy(t, server.Client().Transport, presign(t, r, unsignedPayload, exampleTime, "60"))
+}
+
+// TestRoundTripStreaming sends framed uploads, with their length and without, and cuts the connection in others.
+func TestRoundTripStreaming(t *testing.T) {
+	outcome := make(chan error, 1)
+	verifier := verifierAt(exampleTime)
+	server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		auth, err := verifier.Verify(r)
+		if err == nil {
+			_, err = io.Copy(io.Discard, auth.Body(r.Body))
+		}
+		outcome <- err
+	}))
+	t.Cleanup(server.Close)
+	for name, u := range small() {
+		_, encoded := u.encode(t)
+		for _, row := range []struct{ length, body, code string }{
+			{fmt.Sprint("Content-Length: ", len(encoded)), encoded, ""},
+			{"Transfer-Encoding: chunked", fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", len(encoded), encoded), ""},
+			{fmt.Sprint("Content-Length: ", len(encoded)), encoded[:len(encoded)-1], "IncompleteBody"},
+			{fmt.Sprint("Content-Length: ", len(encoded)), encoded[:20], "IncompleteBody"},
+			{fmt.Sprint("Content-Length: ", len(encoded)), "", "IncompleteBody"},
+			{"Transfer-Encoding: chunked", fmt.Sprintf("%x\r\n%s\r\n0", len(encoded), encoded), "IncompleteBody"},
+		} {
+			t.Run(name+" "+row.code, func(t *testing.T) {
+				sendRaw(t, server.Listener.Addr().String(), u.request(t), row.length, row.body)
+				if err := <-outcome; row.code != "" {
+					wantCode(t, err, row.code)
+				} else if err != nil {
+					t.Error(err)
+				}
+			})
+		}
+	}
+}
+
+// sendRaw sends the header of r, and body as it is, and then sends no more.
+func sendRaw(t *testing.T, address string, r *http.Request, length, body string) {
+	t.Helper()
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	var head bytes.Buffer
+	fmt.Fprintf(&head, "PUT /key HTTP/1.1\r\nHost: %s\r\n%s\r\n", r.Host, length)
+	if err := r.Header.Write(&head); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(conn, head.String()+"\r\n"+body); err != nil {
+		t.Fatal(err)
+	}
+	if err := conn.(*net.TCPConn).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	_, _ = io.Copy(io.Discard, conn)
+}
+
+// A plus in a query is a space, to clients that encode forms; in a path it is a plus.
+func TestPlus(t *testing.T) {
+	r := newRequest(t, http.MethodGet, startServer(t), "/bucket/a+b", "prefix=a%20b%2Bc", "")
+	sign(t, r, emptyHash, exampleTime)
+	r.URL.RawPath, r.URL.RawQuery = "/bucket/a+b", "prefix=a+b%2Bc"
+	send(t, r)
+}
+
+// Verify does not count on the server to have trimmed the values of headers.
+func TestSpacesAroundHeaders(t *testing.T) {
+	r := exampleSigned(t)
+	r.Header.Set("X-Amz-Acl", "\t private ")
+	if _, err := verifierAt(exampleTime).Verify(r); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -14,6 +14,8 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -60,7 +62,8 @@ type claim struct {
 	signature string
 	time      time.Time
 	presigned bool
-	hash      string // payload hash of the canonical request
+	lifetime  time.Duration // of a presigned URL
+	hash      string        // payload hash of the canonical request
 }
 
 // scope is the credential scope.
@@ -85,7 +88,7 @@ func (v *Verifier) Verify(r *http.Request) (*Auth, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := v.checkTime(c, query); err != nil {
+	if err := v.checkTime(c); err != nil {
 		return nil, err
 	}
 	if err := checkSigned(r, c); err != nil {
@@ -148,9 +151,9 @@ func claimOf(r *http.Request, query []parameter) (*claim, error) {
 	inQuery := has(query, "X-Amz-Algorithm") || has(query, "X-Amz-Signature") || has(query, "X-Amz-Credential")
 	switch {
 	case len(authorization) > 0 && inQuery:
-		return nil, fail("InvalidArgument", "Only one auth mechanism allowed; only the X-Amz-Algorithm query parameter, Signature query string parameter or the Authorization header should be specified")
+		return nil, badAuthorization("Only one auth mechanism allowed; only the X-Amz-Algorithm query parameter, Signature query string parameter or the Authorization header should be specified", authorization[0])
 	case len(authorization) > 1:
-		return nil, fail("InvalidArgument", "Authorization header is invalid -- there is more than one")
+		return nil, badAuthorization("Authorization header is invalid -- there is more than one", authorization[0])
 	case len(authorization) == 1:
 		return headerClaim(r, authorization[0])
 	case inQuery:
@@ -162,7 +165,7 @@ func claimOf(r *http.Request, query []parameter) (*claim, error) {
 	}
 }
 
-func (v *Verifier) checkTime(c *claim, query []parameter) error {
+func (v *Verifier) checkTime(c *claim) error {
 	now, skew := v.Now(), v.MaxSkew
 	if skew == 0 {
 		skew = defaultSkew
@@ -175,15 +178,13 @@ func (v *Verifier) checkTime(c *claim, query []parameter) error {
 		}
 		return nil
 	}
-	lifetime, err := expires(query)
-	if err != nil {
-		return err
-	}
-	if c.time.Sub(now) > skew {
-		return fail("AccessDenied", "Request is not valid yet", "ServerTime", now.UTC().Format(time.RFC3339))
-	}
-	if end := c.time.Add(lifetime); now.After(end) {
-		return fail("AccessDenied", "Request has expired", "X-Amz-Expires", seconds(lifetime),
+	end := c.time.Add(c.lifetime)
+	switch {
+	case c.time.Sub(now) > skew: // S3 does print this one date in milliseconds
+		return fail("AccessDenied", "Request is not yet valid", "X-Amz-Date", strconv.FormatInt(c.time.UnixMilli(), 10),
+			"Expires", end.Format(time.RFC3339), "ServerTime", now.UTC().Format(time.RFC3339))
+	case now.After(end):
+		return fail("AccessDenied", "Request has expired", "X-Amz-Expires", seconds(c.lifetime),
 			"Expires", end.Format(time.RFC3339), "ServerTime", now.UTC().Format(time.RFC3339))
 	}
 	return nil
@@ -211,6 +212,7 @@ func checkSigned(r *http.Request, c *claim) error {
 		}
 	}
 	if len(missing) > 0 {
+		slices.Sort(missing)
 		return fail("AccessDenied", "There were headers present in the request which were not signed", "HeadersNotSigned", strings.Join(missing, ", "))
 	}
 	return nil

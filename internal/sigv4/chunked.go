@@ -1,0 +1,170 @@
+package sigv4
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/hex"
+	"errors"
+	"hash"
+	"io"
+	"strconv"
+	"strings"
+)
+
+// minChunk is what every chunk with data but the last must have, in bytes:
+// https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-streaming.html.
+const minChunk = 8 << 10
+
+// chunk is the chunk of an aws-chunked payload that is being read.
+type chunk struct {
+	number  int // from 1; 0 before the first
+	size    int64
+	remains int64 // of its data
+
+	claimed  string    // its signature, as sent
+	previous string    // the signature before it, verified
+	mac      hash.Hash // HMAC with the signing key
+}
+
+// readChunked reads "size[;chunk-signature=hex]\r\n data \r\n" until a chunk of size 0, and what follows it.
+func (b *Body) readChunked(p []byte) (int, error) {
+	if b.chunk.remains == 0 {
+		if err := b.nextChunk(); err != nil {
+			return 0, err
+		}
+		if b.chunk.size == 0 {
+			if err := b.finish(); err != nil {
+				return 0, err
+			}
+			return 0, io.EOF
+		}
+	}
+	n, err := b.src.Read(p[:min(int64(len(p)), b.chunk.remains)])
+	if b.hash != nil {
+		b.hash.Write(p[:n])
+	}
+	b.chunk.remains -= int64(n)
+	b.remains -= int64(n)
+	if err != nil {
+		return n, cut(err)
+	}
+	if b.chunk.remains == 0 {
+		return n, b.endChunk()
+	}
+	return n, nil
+}
+
+// nextChunk reads a chunk header, and verifies the signature of an empty chunk.
+func (b *Body) nextChunk() error {
+	line, err := b.line()
+	if err != nil {
+		return err
+	}
+	size, extension, signed := strings.Cut(line, ";")
+	if signed != b.auth.payload.signed {
+		return malformed("a chunk header has a signature where none belongs, or lacks one")
+	}
+	if signed {
+		var ok bool
+		if b.chunk.claimed, ok = strings.CutPrefix(extension, "chunk-signature="); !ok || len(b.chunk.claimed) != sha256.Size*2 {
+			return malformed("a chunk header has no chunk-signature")
+		}
+	}
+	n, err := strconv.ParseUint(size, 16, 63)
+	if err != nil || len(size) > 16 {
+		return malformed("a chunk size is not a hexadecimal number")
+	}
+	b.chunk.number++
+	if b.chunk.number > 1 && n > 0 && b.chunk.size < minChunk {
+		return fail("InvalidChunkSizeError", "Only the last chunk is allowed to have a size less than 8192 bytes",
+			"Chunk", strconv.Itoa(b.chunk.number), "BadChunkSize", strconv.FormatInt(b.chunk.size, 10))
+	}
+	b.chunk.size, b.chunk.remains = int64(n), int64(n)
+	switch {
+	case b.chunk.size > b.remains, b.chunk.size == 0 && b.remains > 0:
+		return wrongLength(nil) // more, or less, than x-amz-decoded-content-length
+	case b.chunk.size == 0 && signed:
+		return b.verifyChunk()
+	}
+	return nil
+}
+
+// endChunk verifies a chunk whose data has been read.
+func (b *Body) endChunk() error {
+	if err := b.expect("\r\n"); err != nil {
+		return err
+	}
+	if b.auth.payload.signed {
+		return b.verifyChunk()
+	}
+	return nil
+}
+
+// verifyChunk compares the chunk's signature:
+// https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-streaming.html#sigv4-chunked-body-definition.
+func (b *Body) verifyChunk() error {
+	var sum [sha256.Size]byte
+	hashed := hex.EncodeToString(b.hash.Sum(sum[:0]))
+	toSign := "AWS4-HMAC-SHA256-PAYLOAD\n" + b.auth.date + "\n" + b.auth.scope + "\n" + b.chunk.previous + "\n" + emptySHA256 + "\n" + hashed
+	if err := b.compare(toSign, b.chunk.claimed); err != nil {
+		return err
+	}
+	b.chunk.previous = b.chunk.claimed
+	b.hash.Reset()
+	return nil
+}
+
+// compare compares the signature that a chunk or a trailer claims with the one that it should have.
+func (b *Body) compare(toSign, claimed string) error {
+	var sum [sha256.Size]byte
+	var want [sha256.Size * 2]byte
+	b.chunk.mac.Reset()
+	_, _ = io.WriteString(b.chunk.mac, toSign) // a hash never fails
+	hex.Encode(want[:], b.chunk.mac.Sum(sum[:0]))
+	if subtle.ConstantTimeCompare(want[:], []byte(claimed)) != 1 {
+		return fail("SignatureDoesNotMatch", "The request signature we calculated does not match the signature you provided. Check your key and signing method.",
+			"AWSAccessKeyId", b.auth.AccessKey, "StringToSign", toSign, "SignatureProvided", claimed)
+	}
+	return nil
+}
+
+// line reads up to CRLF.
+func (b *Body) line() (string, error) {
+	line, ok, err := b.lineFeed()
+	if err == nil && !ok {
+		err = malformed("a line does not end in CRLF")
+	}
+	return line, err
+}
+
+// lineFeed reads up to LF, and says whether a CR stood before it.
+func (b *Body) lineFeed() (line string, crlf bool, err error) {
+	raw, err := b.src.ReadSlice('\n')
+	switch {
+	case errors.Is(err, bufio.ErrBufferFull):
+		return "", false, malformed("a line is longer than " + strconv.Itoa(bufferSize) + " bytes")
+	case err != nil:
+		return "", false, cut(err)
+	}
+	raw, crlf = bytes.CutSuffix(raw[:len(raw)-1], []byte("\r"))
+	return string(raw), crlf, nil
+}
+
+// expect reads text, and fails if anything else stands there.
+func (b *Body) expect(text string) error {
+	for i := range len(text) {
+		c, err := b.src.ReadByte()
+		if err != nil {
+			return cut(err)
+		}
+		if c != text[i] {
+			return malformed("a chunk is not followed by CRLF")
+		}
+	}
+	return nil
+}
+
+// malformed is a fault of the framing. S3 does not tell the client which; the log does.
+func malformed(what string) *Error { return incomplete(errors.New(what)) }
