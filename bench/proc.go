@@ -1,0 +1,81 @@
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// clockTick is the unit of CPU times in /proc: USER_HZ, 100 on every Linux.
+const clockTick = 10 * time.Millisecond
+
+// cpu is the CPU time of the target's processes so far, user and system.
+func (t *target) cpu() time.Duration {
+	if t.pids == nil {
+		return 0
+	}
+	var total time.Duration
+	for _, pid := range t.pids() {
+		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil {
+			continue
+		}
+		_, rest, _ := strings.Cut(string(data), ") ") // the name may have spaces in it
+		fields := strings.Fields(rest)
+		for _, field := range fields[11:13] { // utime and stime, see proc(5)
+			n, _ := strconv.ParseInt(field, 10, 64)
+			total += time.Duration(n) * clockTick
+		}
+	}
+	return total
+}
+
+// peakRSS is the most memory that the target's processes have ever had in RAM, in bytes.
+func (t *target) peakRSS() int64 {
+	var total int64
+	for _, pid := range t.pids() {
+		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		if err != nil {
+			continue
+		}
+		for line := range strings.Lines(string(data)) {
+			if text, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+				n, _ := strconv.ParseInt(strings.Fields(text)[0], 10, 64)
+				total += n << 10
+			}
+		}
+	}
+	return total
+}
+
+// children returns pid and the processes it has started.
+func children(pid int) []int {
+	out := []int{pid}
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
+	if err != nil {
+		return out
+	}
+	for field := range strings.FieldsSeq(string(data)) {
+		if n, err := strconv.Atoi(field); err == nil {
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
+func cpuModel() string {
+	f, err := os.Open("/proc/cpuinfo")
+	if err != nil {
+		return "unknown CPU"
+	}
+	defer f.Close()
+	for scanner := bufio.NewScanner(f); scanner.Scan(); {
+		if name, value, ok := strings.Cut(scanner.Text(), ":"); ok && strings.TrimSpace(name) == "model name" {
+			return strings.TrimSpace(value)
+		}
+	}
+	return "unknown CPU"
+}
