@@ -10,11 +10,10 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"net/http/httputil"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -31,22 +30,23 @@ type target struct {
 	access, secret string
 	pids           func() []int
 	client         *http.Client
-	prepared       map[string]bool
+	prepared       map[int64]bool // sizes of which there are objects to read
 }
 
 // lab holds the processes of a run.
 type lab struct {
-	dir       string
-	storeDir  string
-	bin       string
-	store     string // URL
-	targets   []*target
-	processes []*exec.Cmd
-	servers   []*httptest.Server
+	o            options
+	dir          string
+	storeDir     string
+	store        string // URL
+	plainVersion string
+	targets      []*target // the store, the plain reverse proxy, cmekproxy
+	processes    []*exec.Cmd
+	servers      []*httptest.Server
 }
 
-func newLab(ctx context.Context, bin string) (*lab, error) {
-	l := &lab{bin: bin}
+func newLab(ctx context.Context, o options) (*lab, error) {
+	l := &lab{o: o}
 	var err error
 	if l.dir, err = os.MkdirTemp("", "bench-"); err != nil {
 		return nil, err
@@ -80,53 +80,91 @@ func (l *lab) start(ctx context.Context) error {
 
 func newTarget(name, url, access, secret string, pids func() []int) *target {
 	return &target{
-		name: name, url: url, access: access, secret: secret, pids: pids, prepared: make(map[string]bool),
+		name: name, url: url, access: access, secret: secret, pids: pids, prepared: make(map[int64]bool),
 		client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 128, DisableCompression: true, WriteBufferSize: 64 << 10}},
 	}
 }
 
-// startStore keeps objects in memory where that has extended attributes, so that no disk is measured.
+// startStore keeps objects in memory where that is large enough and has extended attributes, so that no disk is measured.
 func (l *lab) startStore(ctx context.Context) error {
-	var err error
+	var failures []error
 	for _, parent := range []string{"/dev/shm", l.dir} {
-		if l.storeDir, err = os.MkdirTemp(parent, "bench-store-"); err != nil {
-			continue
-		}
-		addr := freeAddress()
-		cmd := exec.CommandContext(ctx, filepath.Join(l.bin, "versitygw"), "--port", addr, "--region", region, "--quiet", "posix", l.storeDir)
-		cmd.Env = append(os.Environ(), "ROOT_ACCESS_KEY="+storeAccess, "ROOT_SECRET_KEY="+storeSecret)
-		if err = l.launch(cmd, addr); err == nil {
-			l.store = "http://" + addr
+		err := l.startStoreIn(ctx, parent)
+		if err == nil {
 			return nil
 		}
-		_ = os.RemoveAll(l.storeDir)
+		failures = append(failures, fmt.Errorf("in %s: %w", parent, err))
 	}
-	return fmt.Errorf("the store: %w", err)
+	return fmt.Errorf("starting the store: %w", errors.Join(failures...))
 }
 
-// startPlain is nginx, or Go's own reverse proxy where there is none. Host passes unchanged: it is signed.
+func (l *lab) startStoreIn(ctx context.Context, parent string) error {
+	free, err := room(parent)
+	if err != nil {
+		return err
+	}
+	if need := l.o.space(); free < need {
+		return fmt.Errorf("%d MiB are free, %d MiB are needed; smaller -sizes or fewer -clients need less", free>>20, need>>20)
+	}
+	dir, err := os.MkdirTemp(parent, "bench-store-")
+	if err != nil {
+		return err
+	}
+	addr := freeAddress()
+	cmd := exec.CommandContext(ctx, filepath.Join(l.o.bin, "versitygw"), "--port", addr, "--region", region, "--quiet", "posix", dir)
+	cmd.Env = append(os.Environ(), "ROOT_ACCESS_KEY="+storeAccess, "ROOT_SECRET_KEY="+storeSecret)
+	if err := l.launch(cmd, "store", addr); err != nil {
+		return errors.Join(err, os.RemoveAll(dir))
+	}
+	l.store, l.storeDir = "http://"+addr, dir
+	return nil
+}
+
+// space is how many bytes the store may have to keep at once: objects to read for each of three targets, those that one
+// target's clients upload, twice because the old one stays until the new one is complete, and the one of 1 GiB.
+func (o options) space() int64 {
+	total := int64(0)
+	if o.memory > 0 || o.full {
+		total += transferred
+	}
+	if len(o.clients) == 0 || len(o.sizes) == 0 {
+		return total
+	}
+	for _, size := range o.sizes {
+		total += 3 * objects * size
+	}
+	return total + 2*slices.Max(o.clients)*slices.Max(o.sizes)
+}
+
 func (l *lab) startPlain(ctx context.Context) (*target, error) {
 	nginx, err := exec.LookPath("nginx")
-	if err != nil {
-		u, err := url.Parse(l.store)
-		if err != nil {
-			return nil, err
-		}
-		server := httptest.NewServer(&httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
-			r.SetURL(u)
-			r.Out.Host = r.In.Host
-		}})
-		l.servers = append(l.servers, server)
-		return newTarget("httputil", server.URL, storeAccess, storeSecret, func() []int { return []int{os.Getpid()} }), nil
+	switch {
+	case l.o.plain == "nginx" && err != nil:
+		return nil, err
+	case l.o.plain == "nginx", l.o.plain == "auto" && err == nil:
+		return l.startNginx(ctx, nginx)
+	case l.o.plain == "go", l.o.plain == "auto":
+		return l.startReverseProxy(ctx)
+	default:
+		return nil, fmt.Errorf("-plain %s is none of auto, nginx, go", l.o.plain)
 	}
+}
+
+// startNginx passes Host unchanged, because it is signed. It writes no access log, unlike cmekproxy.
+func (l *lab) startNginx(ctx context.Context, nginx string) (*target, error) {
+	version, err := exec.CommandContext(ctx, nginx, "-v").CombinedOutput()
+	if err != nil {
+		return nil, err
+	}
+	l.plainVersion = strings.TrimSpace(string(version))
 	addr := freeAddress()
 	conf := filepath.Join(l.dir, "nginx.conf")
 	text := fmt.Sprintf(`daemon off; worker_processes auto; error_log %[1]s/nginx.log warn; pid %[1]s/nginx.pid;
 events { worker_connections 1024; }
 http {
   access_log off; client_max_body_size 0; client_body_temp_path %[1]s/body; proxy_temp_path %[1]s/proxy;
-  fastcgi_temp_path %[1]s/f; uwsgi_temp_path %[1]s/u; scgi_temp_path %[1]s/s;
-  upstream store { server %[2]s; keepalive 128; }
+  fastcgi_temp_path %[1]s/f; uwsgi_temp_path %[1]s/u; scgi_temp_path %[1]s/s; keepalive_requests 1000000;
+  upstream store { server %[2]s; keepalive 128; keepalive_requests 1000000; }
   server {
     listen %[3]s;
     location / {
@@ -139,10 +177,25 @@ http {
 		return nil, err
 	}
 	cmd := exec.CommandContext(ctx, nginx, "-c", conf, "-p", l.dir)
-	if err := l.launch(cmd, addr); err != nil {
-		return nil, fmt.Errorf("nginx: %w", err)
+	if err := l.launch(cmd, "nginx", addr); err != nil {
+		return nil, err
 	}
 	return newTarget("nginx", "http://"+addr, storeAccess, storeSecret, func() []int { return children(cmd.Process.Pid) }), nil
+}
+
+// startReverseProxy is Go's own, in a process of its own, so that its CPU and memory can be told from ours.
+func (l *lab) startReverseProxy(ctx context.Context) (*target, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	l.plainVersion = "httputil.ReverseProxy of Go"
+	addr := freeAddress()
+	cmd := exec.CommandContext(ctx, self, reverseProxyCommand, addr, l.store)
+	if err := l.launch(cmd, "httputil", addr); err != nil {
+		return nil, err
+	}
+	return newTarget("httputil", "http://"+addr, storeAccess, storeSecret, func() []int { return []int{cmd.Process.Pid} }), nil
 }
 
 func (l *lab) startProxy(ctx context.Context, name, store string) (*target, error) {
@@ -163,24 +216,24 @@ encryption: {rules: [{buckets: ["*"], key: bench}]}
 	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
 		return nil, err
 	}
-	cmd := exec.CommandContext(ctx, filepath.Join(l.bin, "proxy"), "serve", "--config", conf)
-	if err := l.launch(cmd, addr); err != nil {
-		return nil, fmt.Errorf("cmekproxy: %w", err)
+	cmd := exec.CommandContext(ctx, filepath.Join(l.o.bin, "proxy"), "serve", "--config", conf)
+	if err := l.launch(cmd, name, addr); err != nil {
+		return nil, err
 	}
 	return newTarget(name, "http://"+addr, clientAccess, clientSecret, func() []int { return []int{cmd.Process.Pid} }), nil
 }
 
 // launch starts a process and waits until it listens.
-func (l *lab) launch(cmd *exec.Cmd, addr string) error {
-	log, err := os.Create(filepath.Join(l.dir, filepath.Base(cmd.Path)+".log"))
+func (l *lab) launch(cmd *exec.Cmd, name, addr string) error {
+	log, err := os.Create(filepath.Join(l.dir, name+".log"))
 	if err != nil {
 		return err
 	}
 	defer log.Close()
-	cmd.Stdout, cmd.Stderr = log, log // access logs are written, as in real life
+	cmd.Stdout, cmd.Stderr = log, log // cmekproxy's access log is written, as in real life
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	if err := cmd.Start(); err != nil {
-		return err
+		return fmt.Errorf("starting %s: %w", name, err)
 	}
 	l.processes = append(l.processes, cmd)
 	for range 200 {
@@ -190,7 +243,7 @@ func (l *lab) launch(cmd *exec.Cmd, addr string) error {
 		time.Sleep(50 * time.Millisecond)
 	}
 	text, err := os.ReadFile(log.Name())
-	return errors.Join(fmt.Errorf("%s does not listen: %.500s", cmd.Path, text), err)
+	return errors.Join(fmt.Errorf("%s does not listen: %.500s", name, text), err)
 }
 
 func (l *lab) close() {
@@ -203,8 +256,11 @@ func (l *lab) close() {
 	for _, server := range l.servers {
 		server.Close()
 	}
-	_ = os.RemoveAll(l.storeDir)
-	_ = os.RemoveAll(l.dir)
+	for _, dir := range []string{l.storeDir, l.dir} {
+		if dir != "" {
+			_ = os.RemoveAll(dir)
+		}
+	}
 }
 
 func freeAddress() string {

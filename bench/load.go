@@ -16,9 +16,10 @@ import (
 )
 
 const (
-	region  = "us-east-1"
-	bucket  = "bench"
-	objects = 4 // of each size
+	region     = "us-east-1"
+	bucket     = "bench"
+	objects    = 4 // of each size
+	warmUpSize = 1 << 20
 )
 
 // cell is one line of the table.
@@ -28,22 +29,28 @@ type cell struct {
 	clients int
 }
 
-// result is what was measured of a cell, over all rounds.
+// result is what was measured of a cell at a target, over all rounds.
 type result struct {
 	took      time.Duration
 	cpu       time.Duration // of the target's processes
+	peakRSS   int64         // of the target's processes, in bytes
 	bytes     int64
 	latencies []time.Duration
+	err       error // what makes all else worthless
 }
 
 func (r *result) add(other result) {
 	r.took += other.took
 	r.cpu += other.cpu
+	r.peakRSS = max(r.peakRSS, other.peakRSS)
 	r.bytes += other.bytes
 	r.latencies = append(r.latencies, other.latencies...)
+	r.err = errors.Join(r.err, other.err)
 }
 
 func (r *result) throughput() float64 { return float64(r.bytes) / (1 << 20) / r.took.Seconds() }
+
+func (r *result) requests() float64 { return float64(len(r.latencies)) / r.took.Seconds() }
 
 func (r *result) cpuPerGiB() float64 { return r.cpu.Seconds() / (float64(r.bytes) / (1 << 30)) }
 
@@ -57,24 +64,40 @@ func (r *result) percentiles() (p50, p99 time.Duration) {
 	return r.latencies[n/2], r.latencies[n*99/100]
 }
 
-// measure keeps the cell's clients busy for a time. Each finishes the request it is at, and what all have done counts
-// until then.
-func (c cell) measure(ctx context.Context, t *target, length time.Duration) (result, error) {
-	if err := c.prepare(ctx, t); err != nil {
-		return result{}, err
+// measure loads the target for a time, after a warm-up with as many clients that opens their connections. What was
+// uploaded is removed again, at the store.
+func (c cell) measure(ctx context.Context, t, store *target, length time.Duration) result {
+	warm := c
+	warm.size = min(c.size, warmUpSize)
+	if err := errors.Join(c.prepare(ctx, t), warm.prepare(ctx, t)); err != nil {
+		return result{err: err}
 	}
+	r := warm.load(ctx, t, length/4)
+	if r.err == nil {
+		t.resetPeakRSS()
+		before := t.cpu()
+		r = c.load(ctx, t, length)
+		r.cpu, r.peakRSS = t.cpu()-before, t.peakRSS()
+	}
+	if c.method == http.MethodPut {
+		r.err = errors.Join(r.err, c.remove(ctx, t, store), warm.remove(ctx, t, store))
+	}
+	return r
+}
+
+// load keeps the cell's clients busy for a time. Each finishes the request it is at, and what all have done counts
+// until then. A client stops at its first error.
+func (c cell) load(ctx context.Context, t *target, length time.Duration) result {
 	var total result
 	var mu sync.Mutex
 	var wg sync.WaitGroup
-	var failure error
-	before, start := t.cpu(), time.Now()
+	start := time.Now()
 	for n := range c.clients {
 		wg.Go(func() {
 			var own result
-			var err error
-			for err == nil && time.Since(start) < length {
+			for own.err == nil && (len(own.latencies) == 0 || time.Since(start) < length) {
 				begin := time.Now()
-				if err = c.request(ctx, t, n, c.method); err == nil {
+				if own.err = c.request(ctx, t, n, c.method); own.err == nil {
 					own.latencies = append(own.latencies, time.Since(begin))
 					own.bytes += c.size
 				}
@@ -82,38 +105,51 @@ func (c cell) measure(ctx context.Context, t *target, length time.Duration) (res
 			mu.Lock()
 			defer mu.Unlock()
 			total.add(own)
-			failure = errors.Join(failure, err)
 		})
 	}
 	wg.Wait()
-	total.took, total.cpu = time.Since(start), t.cpu()-before
-	return total, failure
+	total.took = time.Since(start)
+	return total
 }
 
-// prepare stores what is read, through the target itself, and warms up its connections.
+// prepare stores what is read, through the target itself.
 func (c cell) prepare(ctx context.Context, t *target) error {
-	key := fmt.Sprint(c.method, c.size)
-	if !t.prepared[key] {
-		for n := range objects {
-			if err := c.request(ctx, t, n, http.MethodPut); err != nil {
-				return err
-			}
-		}
-		t.prepared[key] = true
+	if c.method != http.MethodGet || t.prepared[c.size] {
+		return nil
 	}
-	return c.request(ctx, t, 0, c.method)
+	for n := range objects {
+		if err := c.request(ctx, t, n, http.MethodPut); err != nil {
+			return err
+		}
+	}
+	t.prepared[c.size] = true
+	return nil
+}
+
+// remove deletes what the cell's clients have uploaded: memory is what the store keeps it in.
+func (c cell) remove(ctx context.Context, t, store *target) error {
+	var errs []error
+	for n := range c.clients {
+		_, err := store.do(ctx, http.MethodDelete, c.path(t, n), nil, 0)
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// path is where client n of the cell uploads to, or downloads from.
+func (c cell) path(t *target, n int) string {
+	if c.method == http.MethodPut {
+		return fmt.Sprintf("/%s/%s-put-%d-%d", bucket, t.name, c.size, n)
+	}
+	return fmt.Sprintf("/%s/%s-%d-%d", bucket, t.name, c.size, n%objects)
 }
 
 func (c cell) request(ctx context.Context, t *target, n int, method string) error {
-	key := fmt.Sprintf("%s-%d-%d", t.name, c.size, n%objects)
-	if c.method == http.MethodPut {
-		key = fmt.Sprintf("%s-put-%d-%d", t.name, c.size, n)
-	}
 	var body io.Reader
 	if method == http.MethodPut {
 		body = &endless{left: c.size}
 	}
-	got, err := t.do(ctx, method, "/"+bucket+"/"+key, body, c.size)
+	got, err := t.do(ctx, method, c.path(t, n), body, c.size)
 	if err == nil && method == http.MethodGet && got != c.size {
 		return fmt.Errorf("%d bytes came, not %d", got, c.size)
 	}
@@ -122,9 +158,19 @@ func (c cell) request(ctx context.Context, t *target, n int, method string) erro
 
 // do sends a signed request and reads the answer to its end. It returns the length of the answer's body.
 func (t *target) do(ctx context.Context, method, path string, body io.Reader, length int64) (int64, error) {
-	r, err := http.NewRequestWithContext(ctx, method, t.url+path, body)
+	resp, err := t.send(ctx, method, path, body, length)
 	if err != nil {
 		return 0, err
+	}
+	defer resp.Body.Close()
+	return discard(resp.Body)
+}
+
+// send sends a signed request and returns the answer if it is one of success.
+func (t *target) send(ctx context.Context, method, path string, body io.Reader, length int64) (*http.Response, error) {
+	r, err := http.NewRequestWithContext(ctx, method, t.url+path, body)
+	if err != nil {
+		return nil, err
 	}
 	if body != nil {
 		r.ContentLength = length
@@ -132,20 +178,29 @@ func (t *target) do(ctx context.Context, method, path string, body io.Reader, le
 	r.Header.Set("X-Amz-Content-Sha256", "UNSIGNED-PAYLOAD")
 	creds := aws.Credentials{AccessKeyID: t.access, SecretAccessKey: t.secret}
 	if err := signer.SignHTTP(ctx, creds, r, "UNSIGNED-PAYLOAD", "s3", region, time.Now()); err != nil {
-		return 0, err
+		return nil, err
 	}
 	resp, err := t.client.Do(r)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	defer resp.Body.Close()
 	if resp.StatusCode >= 300 {
+		defer resp.Body.Close()
 		text := make([]byte, 300)
 		n, _ := io.ReadFull(resp.Body, text)
-		return 0, fmt.Errorf("answered %s: %s", resp.Status, text[:n])
+		return nil, fmt.Errorf("answered %s: %s", resp.Status, text[:n])
 	}
-	return io.CopyBuffer(struct{ io.Writer }{io.Discard}, resp.Body, make([]byte, 256<<10))
+	return resp, nil
 }
+
+// discard reads to the end, in large pieces.
+func discard(r io.Reader) (int64, error) {
+	buf := buffers.Get().(*[256 << 10]byte)
+	defer buffers.Put(buf)
+	return io.CopyBuffer(struct{ io.Writer }{io.Discard}, r, buf[:])
+}
+
+var buffers = sync.Pool{New: func() any { return new([256 << 10]byte) }}
 
 var signer = v4.NewSigner(func(o *v4.SignerOptions) { o.DisableURIPathEscaping = true })
 

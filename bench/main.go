@@ -4,101 +4,123 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"os/signal"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
 type options struct {
 	bin     string
+	plain   string
 	cell    time.Duration
 	rounds  int
-	clients string
-	sizes   string
+	clients []int64
+	sizes   []int64
 	memory  time.Duration
 	full    bool
+	rate    int64
 }
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	defer stop()
-	var o options
-	flag.StringVar(&o.bin, "bin", ".cache/bin", "`DIRECTORY` of proxy and versitygw")
-	flag.DurationVar(&o.cell, "time", 2*time.Second, "time of a cell in a round")
-	flag.IntVar(&o.rounds, "rounds", 2, "rounds")
-	flag.StringVar(&o.clients, "clients", "1,8,32", "numbers of concurrent clients; empty for no comparison")
-	flag.StringVar(&o.sizes, "sizes", "4KiB,1MiB,64MiB", "object sizes")
-	flag.DurationVar(&o.memory, "memory", 20*time.Second, "time for which 64 transfers of 1 GiB each way run, to see the memory they take; 0 for none")
-	flag.BoolVar(&o.full, "full", false, "run the 64 transfers of 1 GiB to their end, whatever time it takes")
-	flag.Parse()
-	if err := run(ctx, o); err != nil {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := run(ctx, os.Args[1:])
+	stop()
+	if err != nil && !errors.Is(err, flag.ErrHelp) {
 		fmt.Fprintln(os.Stderr, "bench:", err)
-		stop()
-		os.Exit(1) //nolint:gocritic // stop has been called
+		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, o options) error {
-	lab, err := newLab(ctx, o.bin)
+func run(ctx context.Context, args []string) error {
+	if len(args) == 3 && args[0] == reverseProxyCommand {
+		return serveReverseProxy(ctx, args[1], args[2])
+	}
+	o, err := parse(args)
+	if err != nil {
+		return err
+	}
+	lab, err := newLab(ctx, o)
 	if err != nil {
 		return err
 	}
 	defer lab.close()
-	fmt.Printf("%s, %d cores, %s, %s\n\n", cpuModel(), runtime.NumCPU(), runtime.Version(), time.Now().UTC().Format("2006-01-02"))
-	if o.clients != "" {
-		if err := compare(ctx, lab, o); err != nil {
-			return err
-		}
+	fmt.Printf("%s, %d cores, %s, %s, load average %s\n", cpuModel(), runtime.NumCPU(), runtime.Version(), time.Now().UTC().Format("2006-01-02"), loadAverage())
+	fmt.Printf("%s; the store keeps its objects in %s\n\n", lab.plainVersion, lab.storeDir)
+	if len(o.clients) > 0 {
+		err = compare(ctx, lab, o)
 	}
-	if o.memory > 0 || o.full {
-		return memory(ctx, lab, o)
+	if ctx.Err() == nil && (o.memory > 0 || o.full) {
+		err = errors.Join(err, memory(ctx, lab, o))
 	}
-	return nil
+	return err
 }
 
-// compare measures every cell against every target and prints the table.
-func compare(ctx context.Context, lab *lab, o options) error {
-	var sizes, clients []int64
-	for text := range strings.SplitSeq(o.sizes, ",") {
-		n, err := parseSize(text)
-		if err != nil {
-			return err
-		}
-		sizes = append(sizes, n)
+// parse reads the flags. Those that are given win over what -short means.
+func parse(args []string) (options, error) {
+	var o options
+	var clients, sizes string
+	var short bool
+	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
+	flags.BoolVar(&short, "short", false, "a look of less than a minute: -time 200ms -clients 1,8 -sizes 4KiB,1MiB,16MiB -memory 5s")
+	flags.StringVar(&o.bin, "bin", ".cache/bin", "`DIRECTORY` of proxy and versitygw")
+	flags.StringVar(&o.plain, "plain", "auto", "the plain reverse proxy: nginx, go (net/http/httputil), or auto, nginx if there is one")
+	flags.DurationVar(&o.cell, "time", 2*time.Second, "time of a cell in a round, after a warm-up of a quarter of it")
+	flags.IntVar(&o.rounds, "rounds", 2, "rounds")
+	flags.StringVar(&clients, "clients", "1,8,32", "numbers of concurrent clients; empty for no comparison")
+	flags.StringVar(&sizes, "sizes", "4KiB,1MiB,64MiB", "object sizes")
+	flags.DurationVar(&o.memory, "memory", 20*time.Second, "time for which 64 transfers of 1 GiB each way run, to see the memory they take; 0 for none")
+	flags.BoolVar(&o.full, "full", false, "run the 64 transfers of 1 GiB to their end, whatever time it takes")
+	flags.Int64Var(&o.rate, "rate", 16, "MiB/s of each of the 64 transfers at most, so that none is done before the others")
+	if err := flags.Parse(args); err != nil {
+		return o, err
 	}
-	for text := range strings.SplitSeq(o.clients, ",") {
-		n, err := strconv.ParseInt(text, 10, 64)
-		if err != nil {
-			return err
-		}
-		clients = append(clients, n)
-	}
-	printHead(lab.targets)
-	for _, method := range []string{"GET", "PUT"} {
-		for _, size := range sizes {
-			for _, n := range clients {
-				c := cell{method: method, size: size, clients: int(n)}
-				results := make([]result, len(lab.targets))
-				for range o.rounds {
-					for i, target := range lab.targets {
-						r, err := c.measure(ctx, target, o.cell)
-						if err != nil {
-							return fmt.Errorf("%s %s with %d clients at %s: %w", method, formatSize(size), n, target.name, err)
-						}
-						results[i].add(r)
-					}
-				}
-				printRow(c, results)
+	if short {
+		given := make(map[string]bool)
+		flags.Visit(func(f *flag.Flag) { given[f.Name] = true })
+		for name, value := range map[string]string{"time": "200ms", "clients": "1,8", "sizes": "4KiB,1MiB,16MiB", "memory": "5s"} {
+			if given[name] {
+				continue
+			}
+			if err := flags.Set(name, value); err != nil {
+				return o, err
 			}
 		}
 	}
-	fmt.Println()
-	return nil
+	if flags.NArg() > 0 || o.rounds < 1 || o.rate < 1 {
+		return o, errors.New("wrong arguments; see -h")
+	}
+	var err error
+	if o.clients, err = parseList(clients, func(s string) (int64, error) { return strconv.ParseInt(s, 10, 64) }); err != nil {
+		return o, err
+	}
+	o.sizes, err = parseList(sizes, parseSize)
+	return o, err
+}
+
+func parseList(text string, one func(string) (int64, error)) ([]int64, error) {
+	var list []int64
+	if text == "" {
+		return nil, nil
+	}
+	for item := range strings.SplitSeq(text, ",") {
+		n, err := one(item)
+		if err != nil {
+			return nil, err
+		}
+		if n < 1 {
+			return nil, fmt.Errorf("%s is too small", item)
+		}
+		list = append(list, n)
+	}
+	return list, nil
 }
 
 func parseSize(text string) (int64, error) {
@@ -111,41 +133,44 @@ func parseSize(text string) (int64, error) {
 	return 0, fmt.Errorf("size %q has no unit", text)
 }
 
-func formatSize(n int64) string {
-	switch {
-	case n >= 1<<30:
-		return fmt.Sprintf("%d GiB", n>>30)
-	case n >= 1<<20:
-		return fmt.Sprintf("%d MiB", n>>20)
-	default:
-		return fmt.Sprintf("%d KiB", n>>10)
+// compare measures every cell against every target and prints the table. A cell that fails does not keep the others
+// from being measured.
+func compare(ctx context.Context, lab *lab, o options) error {
+	printHead(lab.targets)
+	var failures []error
+	for _, method := range []string{"GET", "PUT"} {
+		for _, size := range o.sizes {
+			for _, n := range o.clients {
+				c := cell{method: method, size: size, clients: int(n)}
+				results := c.compare(ctx, lab.targets, o)
+				if ctx.Err() != nil {
+					return ctx.Err()
+				}
+				printRow(c, results)
+				for i, r := range results {
+					if r.err != nil {
+						failures = append(failures, fmt.Errorf("%s %s with %d clients at %s: %w", method, formatSize(size), n, lab.targets[i].name, r.err))
+					}
+				}
+			}
+		}
 	}
+	fmt.Println()
+	return errors.Join(failures...)
 }
 
-func printHead(targets []*target) {
-	fmt.Print("| | clients |")
-	for _, t := range targets {
-		fmt.Printf(" %s MiB/s | p50 / p99 ms |", t.name)
+// compare measures the cell against all targets, forwards and backwards in turn.
+func (c cell) compare(ctx context.Context, targets []*target, o options) []result {
+	results := make([]result, len(targets))
+	order := make([]int, len(targets))
+	for i := range order {
+		order[i] = i
 	}
-	for _, t := range targets[1:] {
-		fmt.Printf(" %s CPU s/GiB | us/request |", t.name)
+	for range o.rounds {
+		for _, i := range order {
+			results[i].add(c.measure(ctx, targets[i], targets[0], o.cell))
+		}
+		slices.Reverse(order)
 	}
-	fmt.Print(" throughput | CPU |\n|---|---|")
-	fmt.Print(strings.Repeat("---|", 2*len(targets)+2*len(targets[1:])+2), "\n")
+	return results
 }
-
-// printRow ends with the ratios of the last target to the one before: cmekproxy to the plain reverse proxy.
-func printRow(c cell, results []result) {
-	fmt.Printf("| %s %s | %d |", c.method, formatSize(c.size), c.clients)
-	for _, r := range results {
-		p50, p99 := r.percentiles()
-		fmt.Printf(" %.0f | %s / %s |", r.throughput(), ms(p50), ms(p99))
-	}
-	for _, r := range results[1:] {
-		fmt.Printf(" %.2f | %.0f |", r.cpuPerGiB(), r.cpuPerRequest())
-	}
-	plain, ours := results[len(results)-2], results[len(results)-1]
-	fmt.Printf(" %.2f | %.2f |\n", ours.throughput()/plain.throughput(), ours.cpuPerRequest()/plain.cpuPerRequest())
-}
-
-func ms(d time.Duration) string { return strconv.FormatFloat(d.Seconds()*1000, 'f', 1, 64) }

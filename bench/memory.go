@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -23,50 +25,133 @@ func memory(ctx context.Context, l *lab, o options) error {
 		return err
 	}
 	if _, err := down.do(ctx, http.MethodPut, "/"+bucket+"/1GiB", &endless{left: transferred}, transferred); err != nil {
-		return err
+		return fmt.Errorf("storing the object to read: %w", err)
 	}
 	up, err := l.startProxy(ctx, "memory-put", l.newSink())
 	if err != nil {
 		return err
 	}
-	return errors.Join(
-		transfer(ctx, down, o, "GET", func(ctx context.Context, _ int) error {
-			_, err := down.do(ctx, http.MethodGet, "/"+bucket+"/1GiB", nil, 0)
-			return err
-		}),
-		transfer(ctx, up, o, "PUT", func(ctx context.Context, n int) error {
-			_, err := up.do(ctx, http.MethodPut, fmt.Sprintf("/%s/%d", bucket, n), &endless{left: transferred}, transferred)
-			return err
-		}),
-	)
+	get := crowd{method: http.MethodGet, target: down, options: o, one: download}
+	put := crowd{method: http.MethodPut, target: up, options: o, one: upload}
+	return errors.Join(get.run(ctx), put.run(ctx))
 }
 
-func transfer(ctx context.Context, t *target, o options, method string, one func(context.Context, int) error) error {
-	if !o.full {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, o.memory)
-		defer cancel()
+func download(ctx context.Context, t *target, _ int, p *pace) error {
+	resp, err := t.send(ctx, http.MethodGet, "/"+bucket+"/1GiB", nil, 0)
+	if err != nil {
+		return err
 	}
+	defer resp.Body.Close()
+	p.src = resp.Body
+	n, err := discard(p)
+	if err == nil && n != transferred {
+		err = fmt.Errorf("%d bytes came, not %d", n, transferred)
+	}
+	return err
+}
+
+func upload(ctx context.Context, t *target, n int, p *pace) error {
+	p.src = &endless{left: transferred}
+	_, err := t.do(ctx, http.MethodPut, fmt.Sprintf("/%s/%d", bucket, n), p, transferred)
+	return err
+}
+
+// crowd is transfers that run at the same time.
+type crowd struct {
+	method  string
+	target  *target
+	options options
+	one     func(ctx context.Context, t *target, n int, p *pace) error
+	paces   [transfers]pace
+}
+
+// run fails if a transfer does, if they were never all under way at once, or if the proxy took too much memory.
+func (c *crowd) run(ctx context.Context) error {
+	cut, cancel := ctx, context.CancelFunc(func() {})
+	how := "to their end"
+	if !c.options.full {
+		cut, cancel = context.WithTimeout(ctx, c.options.memory)
+		how = fmt.Sprintf("cut after %v", c.options.memory)
+	}
+	defer cancel()
 	var wg sync.WaitGroup
 	errs := make([]error, transfers)
 	start := time.Now()
 	for n := range transfers {
-		wg.Go(func() { errs[n] = one(ctx, n) })
+		p := &c.paces[n]
+		p.start, p.rate = start, c.options.rate<<20
+		wg.Go(func() {
+			errs[n] = c.one(cut, c.target, n, p)
+			p.done.Store(true)
+		})
 	}
-	wg.Wait()
-	how := "to their end"
-	if !o.full {
-		how = fmt.Sprintf("for %v", o.memory)
-		for i := range errs {
-			if errors.Is(errs[i], context.DeadlineExceeded) {
-				errs[i] = nil
-			}
+	most := c.watch(&wg)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	var moved int64
+	for n := range c.paces {
+		moved += c.paces[n].moved.Load()
+		if !c.options.full && errors.Is(errs[n], context.DeadlineExceeded) {
+			errs[n] = nil
 		}
 	}
-	peak := t.peakRSS()
-	fmt.Printf("%d concurrent %s of 1 GiB, %s (%.0f s): peak RSS of cmekproxy %.1f MiB\n", transfers, method, how, time.Since(start).Seconds(), float64(peak)/(1<<20))
+	peak := c.target.peakRSS()
+	fmt.Printf("%d %s of 1 GiB, %s: %d under way at once, %.1f GiB in %.0f s, peak RSS of cmekproxy %.1f MiB (limit %d)\n", transfers, c.method, how, most,
+		float64(moved)/(1<<30), time.Since(start).Seconds(), float64(peak)/(1<<20), memoryLimit>>20)
+	if most < transfers {
+		errs = append(errs, fmt.Errorf("%s: only %d of %d transfers were ever under way at once, which proves nothing", c.method, most, transfers))
+	}
 	if peak > memoryLimit {
-		errs = append(errs, fmt.Errorf("%s: more than %d MiB", method, memoryLimit>>20))
+		errs = append(errs, fmt.Errorf("%s: more than %d MiB", c.method, memoryLimit>>20))
 	}
 	return errors.Join(errs...)
+}
+
+// watch waits for the transfers and returns the most of them that it saw under way at once.
+func (c *crowd) watch(wg *sync.WaitGroup) (most int) {
+	finished := make(chan struct{})
+	go func() {
+		wg.Wait()
+		close(finished)
+	}()
+	ticker := time.NewTicker(50 * time.Millisecond)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-finished:
+			return most
+		case <-ticker.C:
+		}
+		moving := 0
+		for n := range c.paces {
+			if c.paces[n].underWay() {
+				moving++
+			}
+		}
+		most = max(most, moving)
+	}
+}
+
+// pace is a reader that holds back what would go faster than rate, and counts.
+type pace struct {
+	src   io.Reader
+	start time.Time
+	rate  int64 // bytes/s
+	moved atomic.Int64
+	done  atomic.Bool
+}
+
+// underWay reports whether more has moved than any buffers on the way could hold, and not all.
+func (p *pace) underWay() bool {
+	n := p.moved.Load()
+	return n >= 8<<20 && n < transferred && !p.done.Load()
+}
+
+func (p *pace) Read(b []byte) (int, error) {
+	due := time.Duration(float64(p.moved.Load()) / float64(p.rate) * float64(time.Second))
+	time.Sleep(due - time.Since(p.start))
+	n, err := p.src.Read(b)
+	p.moved.Add(int64(n))
+	return n, err
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -33,8 +34,21 @@ func (t *target) cpu() time.Duration {
 	return total
 }
 
-// peakRSS is the most memory that the target's processes have ever had in RAM, in bytes.
+// resetPeakRSS has peakRSS count from now on, see clear_refs in proc(5).
+func (t *target) resetPeakRSS() {
+	if t.pids == nil {
+		return
+	}
+	for _, pid := range t.pids() {
+		_ = os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", pid), []byte("5"), 0) // without it the peak is that of the run so far
+	}
+}
+
+// peakRSS is the most memory that the target's processes have had in RAM, in bytes: the sum of their peaks.
 func (t *target) peakRSS() int64 {
+	if t.pids == nil {
+		return 0
+	}
 	var total int64
 	for _, pid := range t.pids() {
 		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
@@ -64,6 +78,39 @@ func children(pid int) []int {
 		}
 	}
 	return out
+}
+
+// loadAverage tells whether the machine had anything else to do: of the last minute, five, and fifteen.
+func loadAverage() string {
+	data, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return "unknown"
+	}
+	return strings.Join(strings.Fields(string(data))[:3], " ")
+}
+
+// room is how many bytes may be written to a directory, of the disk and, as it may be one in memory, of that.
+func room(dir string) (int64, error) {
+	var fs syscall.Statfs_t
+	if err := syscall.Statfs(dir, &fs); err != nil {
+		return 0, err
+	}
+	free := int64(fs.Bavail) * fs.Bsize
+	const tmpfs = 0x01021994
+	if fs.Type != tmpfs {
+		return free, nil
+	}
+	data, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(data)) {
+		if text, ok := strings.CutPrefix(line, "MemAvailable:"); ok {
+			n, err := strconv.ParseInt(strings.Fields(text)[0], 10, 64)
+			return min(free, n<<10/2), err // the other half is for everything else
+		}
+	}
+	return free, nil
 }
 
 func cpuModel() string {

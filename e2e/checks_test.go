@@ -466,7 +466,12 @@ func checkChecksums(t *testing.T, s *session) {
 		same(t, name+" as stored by default", got, err, body.data)
 		for _, algorithm := range c.algorithms() {
 			key := "checksums/" + algorithm + "-" + name
-			if err := c.putChecksum(s.bucket, key, body.data, algorithm, ""); err != nil {
+			err := c.putChecksum(s.bucket, key, body.data, algorithm, "")
+			if !s.proxied && strings.HasPrefix(s.column, "minio-go") && refusedAs(err, http.StatusBadRequest, "BadDigest") {
+				table.note("the store itself takes no checksum in the trailer of a signed stream, as %s sends it", s.column)
+				return
+			}
+			if err != nil {
 				t.Errorf("%s of %s: %v", algorithm, name, err)
 				continue
 			}
@@ -555,7 +560,7 @@ func checkConditions(t *testing.T, s *session) {
 	if err := c.putIf(s.bucket, key, []byte("replaced"), condition{ifNoneMatch: "*"}); errors.Is(err, errUnknownOption) {
 		table.note("this version of %s has no conditions for writes", s.column)
 		return
-	} else if !refusedAs(err, http.StatusPreconditionFailed, "PreconditionFailed") {
+	} else if !refusedAs(err, http.StatusPreconditionFailed, "PreconditionFailed") && !s.hungUp(err) {
 		t.Errorf("a PUT with If-None-Match *, of an object that is there: %v", err)
 	}
 	if err := c.putIf(s.bucket, key+"-new", []byte(smallText), condition{ifNoneMatch: "*"}); err != nil {
@@ -564,7 +569,7 @@ func checkConditions(t *testing.T, s *session) {
 	if err := c.putIf(s.bucket, key, []byte("replaced"), condition{ifMatch: other}); errors.Is(err, errUnknownOption) {
 		table.note("this version of %s has no If-Match for writes", s.column)
 		return
-	} else if !refusedAs(err, http.StatusPreconditionFailed, "PreconditionFailed") {
+	} else if !refusedAs(err, http.StatusPreconditionFailed, "PreconditionFailed") && !s.hungUp(err) {
 		t.Errorf("a PUT with If-Match another ETag: %v", err)
 	}
 	got, err = s.client.get(s.bucket, key)
@@ -574,6 +579,15 @@ func checkConditions(t *testing.T, s *session) {
 	}
 	got, err = s.client.get(s.bucket, key)
 	same(t, "after a PUT with If-Match", got, err, []byte("replaced"))
+}
+
+// hungUp reports whether it was the store itself that closed a TLS connection on a refused PUT, without an answer.
+func (s *session) hungUp(err error) bool {
+	if s.proxied || err == nil || !strings.Contains(err.Error(), "EOF occurred in violation of protocol") {
+		return false
+	}
+	table.note("over TLS, the store itself may close the connection on a PUT that it refuses, without an answer")
+	return true
 }
 
 func checkDelete(t *testing.T, s *session) {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -91,6 +92,25 @@ func TestClients(t *testing.T) {
 		}
 	})
 	t.Run("store", func(t *testing.T) { checkStore(t, s, f) })
+	t.Run("logs", func(t *testing.T) { checkLogs(t, s) })
+}
+
+// checkLogs makes sure that no secret is in a log.
+func checkLogs(t *testing.T, s *stack) {
+	if len(s.logs) == 0 {
+		t.Fatal("no logs")
+	}
+	for _, path := range s.logs {
+		log, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range append(s.endpoints, s.store) {
+			if strings.Contains(string(log), e.secret) {
+				t.Errorf("a secret access key is in %s", filepath.Base(path))
+			}
+		}
+	}
 }
 
 // progress tells whoever waits.

@@ -42,6 +42,7 @@ type stack struct {
 	endpoints []endpoint // of the proxies, or of the store
 	store     endpoint   // the store itself, past the proxies
 	dir       string     // where the store keeps everything
+	logs      []string   // of the store and the proxies
 	proxied   bool
 }
 
@@ -92,6 +93,7 @@ func (s *stack) startStore(t *testing.T, scheme string, c credentials, cert, key
 	env := environment("ROOT_ACCESS_KEY="+c.accessKey, "ROOT_SECRET_KEY="+c.secret)
 	p := start(t, "store-"+scheme, env, tool(t, "versitygw"), append(args, "posix", s.dir)...)
 	e.url = scheme + "://" + address
+	s.logs = append(s.logs, p.log)
 	p.waitForPort(t, address)
 	return e
 }
@@ -139,6 +141,7 @@ encryption:
 		t.Fatal(err)
 	}
 	p := start(t, "proxy-"+scheme, env, tool(t, "proxy"), "serve", "--config", path)
+	s.logs = append(s.logs, p.log)
 	p.waitFor(t, "http://"+admin+"/readyz")
 	return endpoint{name: scheme, url: scheme + "://" + address, ca: cert, credentials: c}
 }

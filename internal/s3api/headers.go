@@ -139,7 +139,8 @@ func (c *call) copyHeader(from http.Header) {
 	}
 	to.Set("X-Amz-Request-Id", c.id)
 	if etag := from.Get("Etag"); etag != "" {
-		to.Set("Etag", showETag(etag))
+		to.Del("Etag")
+		to["ETag"] = []string{showETag(etag)} // as S3 spells it, for clients that do not know better
 	}
 	withoutAWSChunked(to)
 }

@@ -340,8 +340,8 @@ func TestRepeatedHeadersAreRefused(t *testing.T) {
 // A client that waits for 100 Continue sends no body in vain: a request that is refused by its header is answered at once.
 func TestExpectContinue(t *testing.T) {
 	p := newProxy(t)
-	first := func(secret string) string {
-		r := p.sign(request{method: "PUT", path: "/" + p.bucket + "/k", body: []byte("body"), hash: "UNSIGNED-PAYLOAD", secret: secret})
+	first := func(secret, body string) string {
+		r := p.sign(request{method: "PUT", path: "/" + p.bucket + "/k", body: []byte(body), hash: "UNSIGNED-PAYLOAD", secret: secret})
 		conn, err := net.Dial("tcp", strings.TrimPrefix(p.url, "http://"))
 		if err != nil {
 			t.Fatal(err)
@@ -350,7 +350,7 @@ func TestExpectContinue(t *testing.T) {
 		if err := conn.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
 			t.Fatal(err)
 		}
-		fmt.Fprintf(conn, "PUT /%s/k HTTP/1.1\r\nHost: %s\r\nContent-Length: 4\r\nExpect: 100-continue\r\n", p.bucket, r.Host)
+		fmt.Fprintf(conn, "PUT /%s/k HTTP/1.1\r\nHost: %s\r\nContent-Length: %d\r\nExpect: 100-continue\r\n", p.bucket, r.Host, len(body))
 		if err := r.Header.Write(conn); err != nil {
 			t.Fatal(err)
 		}
@@ -361,7 +361,7 @@ func TestExpectContinue(t *testing.T) {
 			t.Fatal(err)
 		}
 		if strings.Contains(line, "100 Continue") {
-			fmt.Fprint(conn, "body")
+			fmt.Fprint(conn, body)
 			if _, err := answers.ReadString('\n'); err != nil { // the empty line
 				t.Fatal(err)
 			}
@@ -373,10 +373,13 @@ func TestExpectContinue(t *testing.T) {
 		}
 		return line
 	}
-	if got := first(""); got != "HTTP/1.1 100 Continue\r\nHTTP/1.1 200 OK\r\n" {
+	if got := first("", ""); got != "HTTP/1.1 100 Continue\r\nHTTP/1.1 200 OK\r\n" {
+		t.Errorf("with an empty body: %q", got)
+	}
+	if got := first("", "body"); got != "HTTP/1.1 100 Continue\r\nHTTP/1.1 200 OK\r\n" {
 		t.Errorf("%q", got)
 	}
-	if got := first("wrong"); got != "HTTP/1.1 403 Forbidden\r\n" {
+	if got := first("wrong", "body"); got != "HTTP/1.1 403 Forbidden\r\n" {
 		t.Errorf("with a bad signature: %q", got)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"io"
 	"net/http"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"github.com/gorilla/mux"
@@ -72,6 +73,11 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c.Request = r.WithContext(context.WithValue(ctx, callKey{}, c))
 	s.Metrics.InFlight.Inc()
 	defer s.Metrics.InFlight.Dec()
+	// net/http says 100 Continue when a body is first read, and never for an empty one. botocore asks for it with empty
+	// bodies too, and takes the status it gets in its place for that of its next request.
+	if r.ContentLength == 0 && strings.EqualFold(r.Header.Get("Expect"), "100-continue") {
+		w.WriteHeader(http.StatusContinue)
+	}
 	w.Header().Set("X-Amz-Request-Id", c.id)
 
 	err := s.recovering(c)
