@@ -81,7 +81,9 @@ func (l *lab) start(ctx context.Context) error {
 func newTarget(name, url, access, secret string, pids func() []int) *target {
 	return &target{
 		name: name, url: url, access: access, secret: secret, pids: pids, prepared: make(map[int64]bool),
-		client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 128, DisableCompression: true, WriteBufferSize: 64 << 10}},
+		client: &http.Client{Transport: &http.Transport{
+			MaxIdleConnsPerHost: 128, DisableCompression: true, WriteBufferSize: 64 << 10, ResponseHeaderTimeout: 2 * time.Minute,
+		}},
 	}
 }
 
@@ -111,7 +113,8 @@ func (l *lab) startStoreIn(ctx context.Context, parent string) error {
 		return err
 	}
 	addr := freeAddress()
-	cmd := exec.CommandContext(ctx, filepath.Join(l.o.bin, "versitygw"), "--port", addr, "--region", region, "--quiet", "posix", dir)
+	// It closes a connection after each answer unless told otherwise, and then TCP handshakes are what is measured.
+	cmd := exec.CommandContext(ctx, filepath.Join(l.o.bin, "versitygw"), "--port", addr, "--region", region, "--quiet", "--keep-alive", "posix", dir)
 	cmd.Env = append(os.Environ(), "ROOT_ACCESS_KEY="+storeAccess, "ROOT_SECRET_KEY="+storeSecret)
 	if err := l.launch(cmd, "store", addr); err != nil {
 		return errors.Join(err, os.RemoveAll(dir))

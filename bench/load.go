@@ -36,7 +36,7 @@ type result struct {
 	peakRSS   int64         // of the target's processes, in bytes
 	bytes     int64
 	latencies []time.Duration
-	err       error // what makes all else worthless
+	err       error // the first, which makes all else worthless
 }
 
 func (r *result) add(other result) {
@@ -45,7 +45,9 @@ func (r *result) add(other result) {
 	r.peakRSS = max(r.peakRSS, other.peakRSS)
 	r.bytes += other.bytes
 	r.latencies = append(r.latencies, other.latencies...)
-	r.err = errors.Join(r.err, other.err)
+	if r.err == nil {
+		r.err = other.err
+	}
 }
 
 func (r *result) throughput() float64 { return float64(r.bytes) / (1 << 20) / r.took.Seconds() }
@@ -128,12 +130,12 @@ func (c cell) prepare(ctx context.Context, t *target) error {
 
 // remove deletes what the cell's clients have uploaded: memory is what the store keeps it in.
 func (c cell) remove(ctx context.Context, t, store *target) error {
-	var errs []error
 	for n := range c.clients {
-		_, err := store.do(ctx, http.MethodDelete, c.path(t, n), nil, 0)
-		errs = append(errs, err)
+		if _, err := store.do(ctx, http.MethodDelete, c.path(t, n), nil, 0); err != nil {
+			return err
+		}
 	}
-	return errors.Join(errs...)
+	return nil
 }
 
 // path is where client n of the cell uploads to, or downloads from.

@@ -31,21 +31,24 @@ type options struct {
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx, os.Args[1:])
+	err := run(ctx)
 	stop()
-	if err != nil && !errors.Is(err, flag.ErrHelp) {
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, args []string) error {
-	if len(args) == 3 && args[0] == reverseProxyCommand {
-		return serveReverseProxy(ctx, args[1], args[2])
-	}
-	o, err := parse(args)
+func run(ctx context.Context) error {
+	o, err := parse()
 	if err != nil {
 		return err
+	}
+	if flag.NArg() == 3 && flag.Arg(0) == reverseProxyCommand {
+		return serveReverseProxy(ctx, flag.Arg(1), flag.Arg(2))
+	}
+	if flag.NArg() > 0 {
+		return errors.New("there are flags only; see -h")
 	}
 	lab, err := newLab(ctx, o)
 	if err != nil {
@@ -64,38 +67,35 @@ func run(ctx context.Context, args []string) error {
 }
 
 // parse reads the flags. Those that are given win over what -short means.
-func parse(args []string) (options, error) {
+func parse() (options, error) {
 	var o options
 	var clients, sizes string
 	var short bool
-	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
-	flags.BoolVar(&short, "short", false, "a look of less than a minute: -time 200ms -clients 1,8 -sizes 4KiB,1MiB,16MiB -memory 5s")
-	flags.StringVar(&o.bin, "bin", ".cache/bin", "`DIRECTORY` of proxy and versitygw")
-	flags.StringVar(&o.plain, "plain", "auto", "the plain reverse proxy: nginx, go (net/http/httputil), or auto, nginx if there is one")
-	flags.DurationVar(&o.cell, "time", 2*time.Second, "time of a cell in a round, after a warm-up of a quarter of it")
-	flags.IntVar(&o.rounds, "rounds", 2, "rounds")
-	flags.StringVar(&clients, "clients", "1,8,32", "numbers of concurrent clients; empty for no comparison")
-	flags.StringVar(&sizes, "sizes", "4KiB,1MiB,64MiB", "object sizes")
-	flags.DurationVar(&o.memory, "memory", 20*time.Second, "time for which 64 transfers of 1 GiB each way run, to see the memory they take; 0 for none")
-	flags.BoolVar(&o.full, "full", false, "run the 64 transfers of 1 GiB to their end, whatever time it takes")
-	flags.Int64Var(&o.rate, "rate", 16, "MiB/s of each of the 64 transfers at most, so that none is done before the others")
-	if err := flags.Parse(args); err != nil {
-		return o, err
-	}
+	flag.BoolVar(&short, "short", false, "a look of less than a minute: -time 200ms -clients 1,8 -sizes 4KiB,1MiB,16MiB -memory 5s")
+	flag.StringVar(&o.bin, "bin", ".cache/bin", "`DIRECTORY` of proxy and versitygw")
+	flag.StringVar(&o.plain, "plain", "auto", "the plain reverse proxy: nginx, go (net/http/httputil), or auto, nginx if there is one")
+	flag.DurationVar(&o.cell, "time", 2*time.Second, "time of a cell in a round, after a warm-up of a quarter of it")
+	flag.IntVar(&o.rounds, "rounds", 2, "rounds")
+	flag.StringVar(&clients, "clients", "1,8,32", "numbers of concurrent clients; empty for no comparison")
+	flag.StringVar(&sizes, "sizes", "4KiB,1MiB,64MiB", "object sizes")
+	flag.DurationVar(&o.memory, "memory", 20*time.Second, "time for which 64 transfers of 1 GiB each way run, to see the memory they take; 0 for none")
+	flag.BoolVar(&o.full, "full", false, "run the 64 transfers of 1 GiB to their end, whatever time it takes")
+	flag.Int64Var(&o.rate, "rate", 16, "MiB/s of each of the 64 transfers at most, so that none is done before the others")
+	flag.Parse()
 	if short {
 		given := make(map[string]bool)
-		flags.Visit(func(f *flag.Flag) { given[f.Name] = true })
+		flag.Visit(func(f *flag.Flag) { given[f.Name] = true })
 		for name, value := range map[string]string{"time": "200ms", "clients": "1,8", "sizes": "4KiB,1MiB,16MiB", "memory": "5s"} {
 			if given[name] {
 				continue
 			}
-			if err := flags.Set(name, value); err != nil {
+			if err := flag.Set(name, value); err != nil {
 				return o, err
 			}
 		}
 	}
-	if flags.NArg() > 0 || o.rounds < 1 || o.rate < 1 {
-		return o, errors.New("wrong arguments; see -h")
+	if o.rounds < 1 || o.rate < 1 {
+		return o, errors.New("-rounds and -rate are 1 or more")
 	}
 	var err error
 	if o.clients, err = parseList(clients, func(s string) (int64, error) { return strconv.ParseInt(s, 10, 64) }); err != nil {
