@@ -180,7 +180,10 @@ func TestDevListensOnLoopbackOnly(t *testing.T) {
 		for _, flag := range []string{"--listen", "--admin-listen"} {
 			var out bytes.Buffer
 			dir := filepath.Join(t.TempDir(), "data")
-			if code := run(t.Context(), []string{"dev", "--data", dir, flag, addr}, &out, &out); code != 2 {
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second) // should it serve after all
+			code := run(ctx, []string{"dev", "--data", dir, flag, addr}, &out, &out)
+			cancel()
+			if code != 2 {
 				t.Errorf("%s %s: exit code %d:\n%s", flag, addr, code, out.String())
 			}
 			if _, err := os.Stat(dir); err == nil {
