@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+
+	"github.com/cmekproxy/cmekproxy/internal/glob"
 )
 
 // Action is something that a client does.
@@ -41,11 +43,15 @@ type Client struct {
 // of all buckets; of all patterns only those made of nothing but * match it.
 func (c *Client) May(action Action, bucket string) bool {
 	for _, g := range c.Allow {
-		if slices.Contains(g.Actions, action) && matchAny(g.Buckets, bucket) {
+		if slices.Contains(g.Actions, action) && g.covers(bucket) {
 			return true
 		}
 	}
 	return false
+}
+
+func (g *Grant) covers(bucket string) bool {
+	return slices.ContainsFunc(g.Buckets, func(pattern string) bool { return glob.Match(pattern, bucket) })
 }
 
 // String is the client's name and access key.

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/cmekproxy/cmekproxy/internal/glob"
 )
 
 // Rule chooses the key for objects. An empty list matches everything.
@@ -56,34 +58,11 @@ func (k *Keyring) keyFor(obj Object, client, requestedKeyID string) (*key, error
 }
 
 func (r *Rule) matches(obj Object, client string) bool {
-	return matchAny(r.Buckets, func(pattern string) bool { return matchGlob(pattern, obj.Bucket) }) &&
+	return matchAny(r.Buckets, func(pattern string) bool { return glob.Match(pattern, obj.Bucket) }) &&
 		matchAny(r.Prefixes, func(prefix string) bool { return strings.HasPrefix(obj.Key, prefix) }) &&
 		matchAny(r.Clients, func(name string) bool { return name == client })
 }
 
 func matchAny(list []string, match func(string) bool) bool {
 	return len(list) == 0 || slices.ContainsFunc(list, match)
-}
-
-// matchGlob matches s with a pattern in which '*' stands for any run of characters. The parts between the stars must
-// follow each other; taking the first place for each leaves the most room for the rest.
-func matchGlob(pattern, s string) bool {
-	head, rest, star := strings.Cut(pattern, "*")
-	if !star {
-		return pattern == s
-	}
-	s, ok := strings.CutPrefix(s, head)
-	if !ok {
-		return false
-	}
-	parts := strings.Split(rest, "*")
-	tail := parts[len(parts)-1]
-	for _, part := range parts[:len(parts)-1] {
-		_, after, found := strings.Cut(s, part)
-		if !found {
-			return false
-		}
-		s = after
-	}
-	return strings.HasSuffix(s, tail)
 }
