@@ -3,6 +3,7 @@ package s3api
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -14,6 +15,8 @@ import (
 	"sync/atomic"
 	"time"
 	"unicode/utf8"
+
+	"golang.org/x/net/http/httpguts"
 
 	"github.com/cmekproxy/cmekproxy/internal/access"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
@@ -147,6 +150,9 @@ func (c *call) takeHoisted() error {
 	for name, values := range c.query {
 		if has(signatureQuery, name) || !c.route.allowsHeader(strings.ToLower(name)) {
 			continue
+		}
+		if !httpguts.ValidHeaderFieldName(name) || slices.ContainsFunc(values, func(v string) bool { return !httpguts.ValidHeaderFieldValue(v) }) {
+			return badRequest("InvalidArgument", fmt.Sprintf("The query parameter %q stands for a header, and cannot be one.", name))
 		}
 		if len(c.Header.Values(name)) > 0 && !slices.Equal(c.Header.Values(name), values) {
 			return badRequest("InvalidArgument", "The header "+name+" and the query parameter of its name differ.")

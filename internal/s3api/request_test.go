@@ -327,6 +327,20 @@ func TestForgedChunkIsNotStored(t *testing.T) {
 	}
 }
 
+// A parameter that stands for a header must be able to be one.
+func TestHoistedNonsenseIsTheClientsFault(t *testing.T) {
+	p := newProxy(t)
+	for _, parameter := range []string{"x-amz-meta-a%20b=1", "x-amz-meta-a=1%0Ab", "x-amz-meta-a=%00", "x-amz-meta-%C3%BC=1", "x-amz-meta-a%0D%0Ax=1", "x-amz-meta-cmek%20v=1"} {
+		a := p.send(request{method: "PUT", path: "/" + p.bucket + "/k?X-Amz-Expires=60&" + parameter, presign: true, body: []byte("x")})
+		if a.StatusCode != http.StatusBadRequest || a.Code != "InvalidArgument" {
+			t.Errorf("%s: %d %s", parameter, a.StatusCode, a.Code)
+		}
+		if p.isStored("k") {
+			t.Fatalf("%s: stored", parameter)
+		}
+	}
+}
+
 func TestRepeatedHeadersAreRefused(t *testing.T) {
 	p := newProxy(t)
 	for _, name := range []string{"Range", "X-Amz-Storage-Class", "X-Amz-Server-Side-Encryption"} {
