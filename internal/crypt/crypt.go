@@ -67,10 +67,11 @@ func (h *Header) check() error {
 type stream struct {
 	aead  cipher.AEAD
 	nonce [nonceSize]byte
+	shape shape
 	last  int64 // index of the last segment
 }
 
-func newStream(dek []byte, h *Header, plaintext int64) (*stream, error) {
+func newStream(dek []byte, h *Header, plaintext int64, s shape) (*stream, error) {
 	if err := h.check(); err != nil {
 		return nil, err
 	}
@@ -81,9 +82,9 @@ func newStream(dek []byte, h *Header, plaintext int64) (*stream, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &stream{aead: aead, last: lastSegment(plaintext)}
-	copy(s.nonce[:], h.prefix())
-	return s, nil
+	out := &stream{aead: aead, shape: s, last: s.lastSegment(plaintext)}
+	copy(out.nonce[:], h.prefix())
+	return out, nil
 }
 
 // at sets the nonce for segment i. The last flag in it is what makes a cut at a segment boundary fail.

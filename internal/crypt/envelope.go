@@ -30,6 +30,7 @@ const (
 	nameSize    = Prefix + "size"
 	nameSum     = Prefix + "sum"
 	nameMAC     = Prefix + "mac"
+	nameType    = Prefix + "type" // of a multipart object only
 )
 
 const (
@@ -45,6 +46,8 @@ var (
 	ErrNoEnvelope = errors.New("crypt: object has no envelope")
 	// ErrEnvelope says that an envelope is malformed: an entry is missing, unknown, or not in its one valid form.
 	ErrEnvelope = errors.New("crypt: malformed envelope")
+	// ErrMultipart says that an object was uploaded in parts, each of which has a header of its own; see ParseMark.
+	ErrMultipart = errors.New("crypt: a multipart object")
 	// ErrVersion says that an envelope is of a version or suite that this package does not know.
 	ErrVersion = errors.New("crypt: unknown envelope version or suite")
 )
@@ -86,26 +89,34 @@ func (e *Envelope) Verify(dek []byte, obj Object) error {
 }
 
 func (e *Envelope) sum(dek []byte, obj Object) ([]byte, error) {
+	return macOf(dek, macFields(e.KeyID, e.WrappedDEK, &e.Header, e.Size, e.Sum, "object", obj))
+}
+
+// macFields are the fields that the MACs of envelopes and part headers begin with. extra is sealed checksums or a record.
+func macFields(keyID string, wrappedDEK []byte, h *Header, size int64, extra []byte, purpose string, obj Object) [][]byte {
+	return [][]byte{
+		{Version},
+		{Suite},
+		[]byte(keyID),
+		wrappedDEK,
+		h[:],
+		binary.BigEndian.AppendUint64(nil, uint64(size)), //nolint:gosec // never negative: both parsers see to it
+		extra,
+		[]byte(purpose),
+		[]byte(obj.Bucket),
+		[]byte(obj.Key),
+	}
+}
+
+// macOf is the MAC of the fields, each after its length.
+func macOf(dek []byte, fields [][]byte) ([]byte, error) {
 	key, err := derive(dek, nil, infoMAC)
 	if err != nil {
 		return nil, err
 	}
 	defer clear(key)
 	h := hmac.New(sha256.New, key)
-	var size [8]byte
-	binary.BigEndian.PutUint64(size[:], uint64(e.Size)) //nolint:gosec // never negative: Metadata and Parse see to it
-	for _, field := range [][]byte{
-		{Version},
-		{Suite},
-		[]byte(e.KeyID),
-		e.WrappedDEK,
-		e.Header[:],
-		size[:],
-		e.Sum,
-		[]byte("object"),
-		[]byte(obj.Bucket),
-		[]byte(obj.Key),
-	} {
+	for _, field := range fields {
 		var length [4]byte
 		binary.BigEndian.PutUint32(length[:], uint32(len(field))) //nolint:gosec // fields are short
 		h.Write(length[:])
@@ -136,19 +147,15 @@ func (e *Envelope) Metadata() (map[string]string, error) {
 }
 
 // ParseEnvelope reads an envelope out of an object's metadata, whose names are in lower case and without
-// "x-amz-meta-". Entries without Prefix are not looked at. It returns ErrNoEnvelope, ErrEnvelope or ErrVersion.
+// "x-amz-meta-". Entries without Prefix are not looked at. It returns ErrNoEnvelope, ErrEnvelope, ErrVersion, or
+// ErrMultipart, in which case ParseMark reads the rest.
 func ParseEnvelope(metadata map[string]string) (*Envelope, error) {
-	p := parser{left: make(map[string]string)}
-	for name, value := range metadata {
-		if strings.HasPrefix(name, Prefix) {
-			p.left[name] = value
-		}
+	p, err := newParser(metadata)
+	if err != nil {
+		return nil, err
 	}
-	if len(p.left) == 0 {
-		return nil, ErrNoEnvelope
-	}
-	if v, suite := p.take(nameVersion), p.take(nameSuite); p.err == nil && (v != "1" || suite != "1") {
-		return nil, fmt.Errorf("%w: version %.20q, suite %.20q", ErrVersion, v, suite)
+	if _, ok := p.left[nameType]; ok {
+		return nil, ErrMultipart
 	}
 	e := &Envelope{
 		KeyID:      p.keyID(),
@@ -160,19 +167,76 @@ func ParseEnvelope(metadata map[string]string) (*Envelope, error) {
 	if _, ok := p.left[nameSum]; ok {
 		e.Sum = p.base64(nameSum, 1, maxSum)
 	}
-	for name := range p.left {
-		p.fail("unknown entry %.40q", name)
-	}
-	if p.err != nil {
-		return nil, p.err
+	if err := p.end(); err != nil {
+		return nil, err
 	}
 	return e, nil
+}
+
+// Mark is the metadata of a multipart object. It is not authenticated.
+type Mark struct {
+	KeyID string // of the KMS key that was in force when the upload was created
+}
+
+// typeMultipart is the value of the entry that tells a Mark from an Envelope.
+const typeMultipart = "multipart"
+
+// Metadata returns the entries to be stored, or ErrEnvelope.
+func (m Mark) Metadata() (map[string]string, error) {
+	out := map[string]string{
+		nameVersion: strconv.Itoa(int(Version)),
+		nameSuite:   strconv.Itoa(int(Suite)),
+		nameType:    typeMultipart,
+		nameKey:     m.KeyID,
+	}
+	if _, err := ParseMark(out); err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// ParseMark reads a Mark, as ParseEnvelope does an Envelope.
+func ParseMark(metadata map[string]string) (Mark, error) {
+	p, err := newParser(metadata)
+	if err != nil {
+		return Mark{}, err
+	}
+	if kind := p.take(nameType); kind != typeMultipart {
+		p.fail("%s is %.40q", nameType, kind)
+	}
+	m := Mark{KeyID: p.keyID()}
+	return m, p.end()
 }
 
 // parser takes entries out of left and keeps the first error.
 type parser struct {
 	left map[string]string
 	err  error
+}
+
+// newParser takes the entries that start with Prefix, and checks version and suite.
+func newParser(metadata map[string]string) (*parser, error) {
+	p := &parser{left: make(map[string]string)}
+	for name, value := range metadata {
+		if strings.HasPrefix(name, Prefix) {
+			p.left[name] = value
+		}
+	}
+	if len(p.left) == 0 {
+		return nil, ErrNoEnvelope
+	}
+	if v, suite := p.take(nameVersion), p.take(nameSuite); p.err == nil && (v != "1" || suite != "1") {
+		return nil, fmt.Errorf("%w: version %.20q, suite %.20q", ErrVersion, v, suite)
+	}
+	return p, nil
+}
+
+// end refuses what is left.
+func (p *parser) end() error {
+	for name := range p.left {
+		p.fail("unknown entry %.40q", name)
+	}
+	return p.err
 }
 
 func (p *parser) fail(format string, args ...any) {
@@ -192,15 +256,15 @@ func (p *parser) take(name string) string {
 
 func (p *parser) keyID() string {
 	id := p.take(nameKey)
-	if id == "" || len(id) > maxKeyID {
-		p.fail("%s is %d bytes long", nameKey, len(id))
-	}
-	for i := range len(id) {
-		if id[i] < 0x21 || id[i] > 0x7e {
-			p.fail("%s has a character that is not printable ASCII", nameKey)
-		}
+	if len(id) > maxKeyID || !printable(id) {
+		p.fail("%s is %d bytes long, or not printable ASCII", nameKey, len(id))
 	}
 	return id
+}
+
+// printable reports whether a key id is printable ASCII, and not empty.
+func printable(id string) bool {
+	return id != "" && strings.IndexFunc(id, func(r rune) bool { return r < 0x21 || r > 0x7e }) < 0
 }
 
 // base64 takes an entry of min to max decoded bytes. Re-encoding finds what a lenient decoder lets pass.

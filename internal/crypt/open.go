@@ -4,13 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"sync"
 )
-
-// plain holds the plaintext of one batch.
-type plain [batch * SegmentSize]byte
-
-var plainPool = sync.Pool{New: func() any { return new(plain) }}
 
 // Opener decrypts a window of a body, a batch of verified segments at a time.
 type Opener struct {
@@ -22,34 +16,39 @@ type Opener struct {
 	last    int64 // last segment of the window
 	skip    int   // plaintext bytes to drop before the next one wanted
 	remains int64 // plaintext bytes still wanted
-	slots   *slots
-	plain   *plain
+	buffer  *buffer
+	plain   *plain // nil if a batch is one segment, which is opened in place
 }
 
 // NewOpener returns an Opener of the window w, whose stored bytes src yields from w.Start to w.End, under dek and the
 // header h of the envelope.
 func NewOpener(src io.Reader, w Window, dek []byte, h Header) (*Opener, error) {
-	stream, err := newStream(dek, &h, w.size)
+	stream, err := newStream(dek, &h, w.size, w.shape)
 	if err != nil {
 		return nil, err
 	}
-	return &Opener{
+	o := &Opener{
 		src: src, stream: stream, header: h, window: w,
-		next: w.first, last: (w.End - 1) / StoredSegmentSize,
+		next: w.first, last: (w.End - 1) / w.shape.storedSegment(),
 		skip: w.skip(), remains: w.length,
-		slots: slotPool.Get().(*slots), plain: plainPool.Get().(*plain),
-	}, nil
+		buffer: newBuffer(w.shape),
+	}
+	if o.buffer.batch(w.shape) > 1 {
+		o.plain = plainPool.Get().(*plain)
+	}
+	return o, nil
 }
 
-// Next returns the next plaintext bytes, 256 KiB at most, every one of them verified; they are valid until the next
+// Next returns the next plaintext bytes, 256 KiB or one segment at most, every one of them verified; they are valid until the next
 // call. At the end it returns io.EOF, after making sure that src ends there too. On any other error, which is ErrAuth,
 // ErrTruncated, ErrTrailing or src's own, no further byte may be used.
 func (o *Opener) Next() ([]byte, error) {
-	if o.plain == nil || o.done() {
+	if o.buffer == nil || o.done() {
 		return nil, io.EOF
 	}
-	length := int(min(o.window.End-o.next*StoredSegmentSize, int64(len(o.slots))))
-	stored := o.slots[:length]
+	segment := o.window.shape.storedSegment()
+	length := min(o.window.End-o.next*segment, segment*int64(o.buffer.batch(o.window.shape)))
+	stored := o.buffer.bytes[:length]
 	if _, err := io.ReadFull(o.src, stored); err != nil {
 		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 			return nil, fmt.Errorf("%w in segment %d of %d", ErrTruncated, o.next, o.stream.last+1)
@@ -71,24 +70,32 @@ func (o *Opener) Next() ([]byte, error) {
 // Close gives the buffers back. The Opener, and what Next returned, must not be used after it.
 func (o *Opener) Close() {
 	if o.plain != nil {
-		slotPool.Put(o.slots)
 		plainPool.Put(o.plain)
-		o.slots, o.plain = nil, nil
 	}
+	if o.buffer != nil {
+		o.buffer.free()
+	}
+	o.buffer, o.plain = nil, nil
 }
 
 func (o *Opener) done() bool { return o.next > o.last }
 
 func (o *Opener) openBatch(stored []byte) ([]byte, error) {
-	text := o.plain[:0]
+	text := stored[:0] // in place
+	if o.plain != nil {
+		text = o.plain[:0]
+	}
 	for len(stored) > 0 {
-		segment := stored[:min(len(stored), StoredSegmentSize)]
+		segment := stored[:min(len(stored), int(o.window.shape.storedSegment()))]
 		stored = stored[len(segment):]
 		if o.next == 0 {
 			if Header(segment[:HeaderSize]) != o.header {
 				return nil, fmt.Errorf("%w: the header is not the envelope's", ErrAuth)
 			}
 			segment = segment[HeaderSize:]
+			if o.plain == nil {
+				text = segment[:0]
+			}
 		}
 		var err error
 		if text, err = o.stream.aead.Open(text, o.stream.at(o.next), segment, nil); err != nil {

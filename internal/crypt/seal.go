@@ -7,15 +7,6 @@ import (
 	"sync"
 )
 
-// batch is the number of segments that are read, sealed or opened at a time. 256 KiB reads and writes cost a quarter
-// less CPU than 64 KiB ones.
-const batch = 4
-
-// slots holds the stored form of one batch: segment i of the batch starts at i*StoredSegmentSize.
-type slots [batch * StoredSegmentSize]byte
-
-var slotPool = sync.Pool{New: func() any { return new(slots) }}
-
 // Sealer encrypts a plaintext of known size as it is read.
 //
 // The last segment is sealed only after the source has returned io.EOF, so a source that verifies what it yields, and
@@ -29,23 +20,27 @@ type Sealer struct {
 	header  Header
 	remains int64 // plaintext not read yet
 	next    int64 // index of the segment to seal next
-	slots   *slots
+	buffer  *buffer
 	out     []byte // sealed and not yet handed out
 	err     error
 }
 
 // NewSealer returns a Sealer of the size bytes of src under dek. Salt and nonce prefix come from random.
 func NewSealer(src io.Reader, size int64, dek []byte, random io.Reader) (*Sealer, error) {
+	return newSealer(src, size, whole, dek, random)
+}
+
+func newSealer(src io.Reader, size int64, shape shape, dek []byte, random io.Reader) (*Sealer, error) {
 	s := &Sealer{src: src, remains: size}
 	s.header[0] = HeaderSize
 	if _, err := io.ReadFull(random, s.header[1:]); err != nil {
 		return nil, fmt.Errorf("crypt: drawing a salt: %w", err)
 	}
 	var err error
-	if s.stream, err = newStream(dek, &s.header, size); err != nil {
+	if s.stream, err = newStream(dek, &s.header, size, shape); err != nil {
 		return nil, err
 	}
-	s.slots = slotPool.Get().(*slots)
+	s.buffer = newBuffer(shape)
 	return s, nil
 }
 
@@ -73,9 +68,9 @@ func (s *Sealer) Read(p []byte) (int, error) {
 func (s *Sealer) Close() error {
 	if s.mu.TryLock() {
 		defer s.mu.Unlock()
-		if s.slots != nil {
-			slotPool.Put(s.slots)
-			s.slots, s.out, s.err = nil, nil, io.ErrClosedPipe
+		if s.buffer != nil {
+			s.buffer.free()
+			s.buffer, s.out, s.err = nil, nil, io.ErrClosedPipe
 		}
 	}
 	return nil
@@ -87,13 +82,14 @@ func (s *Sealer) fill() error {
 		return io.EOF
 	}
 	end := 0
-	for range batch {
-		slot := s.slots[end : end+StoredSegmentSize]
+	shape := s.stream.shape
+	for range s.buffer.batch(shape) {
+		slot := s.buffer.bytes[end : end+int(shape.storedSegment())]
 		used := 0
 		if s.next == 0 {
 			used = copy(slot, s.header[:])
 		}
-		n := int(min(s.remains, int64(SegmentSize-used)))
+		n := int(min(s.remains, int64(shape)-int64(used)))
 		text := slot[used : used+n]
 		if err := s.readSegment(text); err != nil {
 			return err
@@ -106,7 +102,7 @@ func (s *Sealer) fill() error {
 			break
 		}
 	}
-	s.out = s.slots[:end]
+	s.out = s.buffer.bytes[:end]
 	return nil
 }
 

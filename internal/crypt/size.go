@@ -8,10 +8,27 @@ import (
 // MaxPlaintextSize is the longest plaintext of one body in bytes: 2^32 segments less the header.
 const MaxPlaintextSize = int64(SegmentSize)*(math.MaxUint32+1) - HeaderSize
 
+// shape is the plaintext of a full segment in bytes. The stream header counts as plaintext in all its arithmetic: it
+// takes the first bytes of segment 0's place.
+type shape int64
+
+// whole is the shape of an object that was put whole, and of parts up to 32 MiB.
+const whole shape = SegmentSize
+
+// storedSegment is the size of a full segment with its tag.
+func (s shape) storedSegment() int64 { return int64(s) + TagSize }
+
+// segmentOf returns the index of the segment that holds plaintext byte p.
+func (s shape) segmentOf(p int64) int64 { return (p + HeaderSize) / int64(s) }
+
+// lastSegment returns the index of the last segment of a plaintext of p bytes.
+func (s shape) lastSegment(p int64) int64 { return s.segmentOf(max(p-1, 0)) }
+
+// storedSize returns the size of the stream of a plaintext of p bytes.
+func (s shape) storedSize(p int64) int64 { return p + HeaderSize + TagSize*(s.lastSegment(p)+1) }
+
 // StoredSize returns the size in bytes of the body of a plaintext of p bytes, 0 <= p <= MaxPlaintextSize.
-func StoredSize(p int64) int64 {
-	return p + HeaderSize + TagSize*(lastSegment(p)+1)
-}
+func StoredSize(p int64) int64 { return whole.storedSize(p) }
 
 // PlaintextSize is the inverse of StoredSize. It returns ErrSize if no plaintext gives a body of s bytes.
 func PlaintextSize(s int64) (int64, error) {
@@ -23,42 +40,37 @@ func PlaintextSize(s int64) (int64, error) {
 	return p, nil
 }
 
-// lastSegment returns the index of the last segment of a plaintext of p bytes.
-func lastSegment(p int64) int64 {
-	return segmentOf(max(p-1, 0))
-}
-
-// segmentOf returns the index of the segment that holds plaintext byte p. The header counts as plaintext here: it takes
-// the first bytes of segment 0's place.
-func segmentOf(p int64) int64 {
-	return (p + HeaderSize) / SegmentSize
-}
-
 // Window is the stretch of a body that has to be fetched to read some bytes of the plaintext: whole segments.
 type Window struct {
-	Start, End int64 // stored offsets, End exclusive
+	Start, End int64 // offsets in the body, End exclusive
 
-	size   int64 // plaintext size of the whole object
+	shape  shape
+	size   int64 // plaintext size of the whole body
 	offset int64 // first plaintext byte wanted
 	length int64 // number of plaintext bytes wanted
 	first  int64 // index of the segment at Start
 }
 
 // Whole is the window of a whole body with p bytes of plaintext.
-func Whole(p int64) Window {
-	return Window{End: StoredSize(p), size: p, length: p}
-}
+func Whole(p int64) Window { return whole.all(p) }
 
 // Cover is the window for length bytes from offset, of a plaintext of p bytes. It returns ErrSize unless
 // 0 <= offset, 0 < length and offset+length <= p.
-func Cover(p, offset, length int64) (Window, error) {
+func Cover(p, offset, length int64) (Window, error) { return whole.cover(p, offset, length) }
+
+func (s shape) all(p int64) Window {
+	return Window{End: s.storedSize(p), shape: s, size: p, length: p}
+}
+
+func (s shape) cover(p, offset, length int64) (Window, error) {
 	if offset < 0 || length <= 0 || length > p-offset {
 		return Window{}, fmt.Errorf("%w: bytes %d+%d of %d", ErrSize, offset, length, p)
 	}
-	first, last := segmentOf(offset), segmentOf(offset+length-1)
+	first, last := s.segmentOf(offset), s.segmentOf(offset+length-1)
 	return Window{
-		Start:  first * StoredSegmentSize,
-		End:    min(StoredSize(p), (last+1)*StoredSegmentSize),
+		Start:  first * s.storedSegment(),
+		End:    min(s.storedSize(p), (last+1)*s.storedSegment()),
+		shape:  s,
 		size:   p,
 		offset: offset,
 		length: length,
@@ -71,22 +83,23 @@ func (w Window) skip() int {
 	if w.first == 0 {
 		return int(w.offset)
 	}
-	return int(w.offset + HeaderSize - w.first*SegmentSize)
+	return int(w.offset + HeaderSize - w.first*int64(w.shape))
 }
 
 // StoredFrom returns the stored offset of the segment that holds plaintext byte p, whatever the object's size.
 func StoredFrom(p int64) int64 {
-	return segmentOf(p) * StoredSegmentSize
+	return whole.segmentOf(p) * StoredSegmentSize
 }
 
 // StoredTo returns the stored offset behind the segment that holds plaintext byte p, if that segment is a full one.
 func StoredTo(p int64) int64 {
-	return (segmentOf(p) + 1) * StoredSegmentSize
+	return (whole.segmentOf(p) + 1) * StoredSegmentSize
 }
 
-// StoredSuffix returns a number of stored bytes, counted from the end of a body of unknown size, that is sure to hold
-// the segments of the last n bytes of its plaintext.
+// StoredSuffix returns a number of stored bytes, counted from the end of an object of unknown size, that is sure to hold
+// the segments of the last n bytes of its plaintext: of one that was put whole, and of one in parts if the bytes lie in
+// its last part of plaintext and that part has segments of SegmentSize.
 func StoredSuffix(n int64) int64 {
 	n = min(n, MaxPlaintextSize)
-	return n + TagSize*(n/SegmentSize+2) + StoredSegmentSize
+	return n + TagSize*(n/SegmentSize+2) + StoredSegmentSize + 2*PartOverhead
 }
