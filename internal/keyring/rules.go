@@ -38,6 +38,15 @@ func (k *Keyring) AllowPlaintext(obj Object, client string) bool {
 	return err == nil && r.AllowPlaintext
 }
 
+// KeyID returns the id of the KMS key that Create would seal obj with. Errors: ErrNoRule, ErrUnknownKey.
+func (k *Keyring) KeyID(obj Object, client, requestedKeyID string) (string, error) {
+	key, err := k.keyFor(obj, client, requestedKeyID)
+	if err != nil {
+		return "", err
+	}
+	return key.id, nil
+}
+
 // keyFor returns the key to seal obj with. A client can ask for another key than the rule's, but not write where no
 // rule lets it.
 func (k *Keyring) keyFor(obj Object, client, requestedKeyID string) (*key, error) {

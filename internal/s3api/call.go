@@ -44,10 +44,10 @@ type call struct {
 
 	aborted    bool   // the connection was cut, because the answer had begun
 	keyID      string // KMS key that was used
-	originID   string // the store's own request id
 	in         atomic.Int64
 	kmsTime    atomic.Int64 // nanoseconds, as originTime
 	originTime atomic.Int64
+	originID   atomic.Pointer[string] // the store's own request id, of its last answer
 }
 
 func newCall(s *Server, w http.ResponseWriter, r *http.Request, cancel context.CancelCauseFunc) *call {
@@ -196,7 +196,7 @@ func repeatable(name string) bool {
 	case "range", "if-modified-since", "if-unmodified-since", "content-type", "content-md5", "expires":
 		return false
 	default:
-		return !strings.HasPrefix(name, "x-amz-") || strings.HasPrefix(name, "x-amz-meta-") || name == "x-amz-trailer"
+		return !strings.HasPrefix(name, "x-amz-") || strings.HasPrefix(name, "x-amz-meta-") || name == "x-amz-trailer" || name == "x-amz-object-attributes"
 	}
 }
 
@@ -211,13 +211,13 @@ func (c *call) openBody() error {
 		if c.route.policy == seal {
 			return &Error{
 				Code: "EntityTooLarge", Message: "Your proposed upload exceeds the maximum allowed size",
-				Details: [][2]string{{"ProposedSize", strconv.FormatInt(c.auth.DecodedLength(), 10)}, {"MaxSizeAllowed", strconv.Itoa(maxObject)}},
+				Details: [][2]string{{"ProposedSize", strconv.FormatInt(c.auth.DecodedLength(), 10)}, {"MaxSizeAllowed", strconv.FormatInt(c.route.body, 10)}},
 			}
 		}
 		return badRequest("MaxMessageLengthExceeded", "Your request was too big.")
 	}
 	var err error
-	if c.checks, err = newChecksums(c.Header); err != nil {
+	if c.checks, err = newChecksums(c.route.payloadHeader(c.Header)); err != nil {
 		return err
 	}
 	body := c.auth.Body(&meter{src: c.Body, c: c})

@@ -10,6 +10,7 @@ import (
 	"hash/crc32"
 	"io"
 	"net/http"
+	"strconv"
 	"strings"
 
 	"github.com/minio/crc64nvme"
@@ -20,13 +21,15 @@ import (
 const (
 	checksumPrefix = "X-Amz-Checksum-"
 	fullObject     = "FULL_OBJECT" // the checksum type of an object that was put whole
+	composite      = "COMPOSITE"   // of the checksums of the parts
 )
 
 // algorithm is one of S3's checksum algorithms.
 type algorithm struct {
-	id   crypt.ChecksumID
-	name string // as in x-amz-sdk-checksum-algorithm
-	new  func() hash.Hash
+	id         crypt.ChecksumID
+	name       string // as in x-amz-sdk-checksum-algorithm
+	new        func() hash.Hash
+	polynomial uint64 // of a CRC, reflected; 0 for a hash
 }
 
 func (a *algorithm) header() string {
@@ -34,11 +37,11 @@ func (a *algorithm) header() string {
 }
 
 var algorithms = []algorithm{
-	{crypt.CRC32, "CRC32", func() hash.Hash { return crc32.NewIEEE() }},
-	{crypt.CRC32C, "CRC32C", func() hash.Hash { return crc32.New(crc32.MakeTable(crc32.Castagnoli)) }},
-	{crypt.CRC64NVME, "CRC64NVME", func() hash.Hash { return crc64nvme.New() }},
-	{crypt.SHA1, "SHA1", sha1.New},
-	{crypt.SHA256, "SHA256", sha256.New},
+	{crypt.CRC32, "CRC32", func() hash.Hash { return crc32.NewIEEE() }, crc32.IEEE},
+	{crypt.CRC32C, "CRC32C", func() hash.Hash { return crc32.New(crc32.MakeTable(crc32.Castagnoli)) }, crc32.Castagnoli},
+	{crypt.CRC64NVME, "CRC64NVME", func() hash.Hash { return crc64nvme.New() }, 0x9a6c9329ac4bc9b5},
+	{crypt.SHA1, "SHA1", sha1.New, 0},
+	{crypt.SHA256, "SHA256", sha256.New, 0},
 }
 
 func algorithmOf(header string) *algorithm {
@@ -143,9 +146,28 @@ func (c *checksums) headers(h http.Header) {
 	}
 }
 
+// partHeader sets the checksum in the answer to a part.
+func (c *checksums) partHeader(h http.Header) {
+	if c.digest != nil {
+		h.Set(c.algorithm.header(), base64.StdEncoding.EncodeToString(c.digest))
+	}
+}
+
 func setChecksum(h http.Header, a *algorithm, digest []byte) {
 	h.Set(a.header(), base64.StdEncoding.EncodeToString(digest))
 	h.Set(checksumPrefix+"Type", fullObject)
+}
+
+// checksumTypes are the values of x-amz-checksum-type.
+var checksumTypes = map[crypt.ChecksumType]string{crypt.FullObject: fullObject, crypt.Composite: composite}
+
+// checksumText is a checksum as S3 writes it: a composite one has the number of parts at its end.
+func checksumText(digest []byte, kind crypt.ChecksumType, parts int) string {
+	text := base64.StdEncoding.EncodeToString(digest)
+	if kind == crypt.Composite {
+		text += "-" + strconv.Itoa(parts)
+	}
+	return text
 }
 
 // reader returns a reader of src that fails in place of io.EOF if a checksum is not the payload's. trailer is asked

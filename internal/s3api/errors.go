@@ -13,6 +13,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
+	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
 // Error is an S3 error answer. Clients see Code, Message and Details; the log sees the cause.
@@ -47,6 +48,7 @@ var statuses = map[string]int{
 	"BadDigest":                         http.StatusBadRequest,
 	"ClientClosedRequest":               499, // nobody reads it; for the log, as nginx has it
 	"EntityTooLarge":                    http.StatusBadRequest,
+	"EntityTooSmall":                    http.StatusBadRequest,
 	"IncompleteBody":                    http.StatusBadRequest,
 	"InternalError":                     http.StatusInternalServerError,
 	"InvalidAccessKeyId":                http.StatusForbidden,
@@ -55,6 +57,9 @@ var statuses = map[string]int{
 	"InvalidChunkSizeError":             http.StatusBadRequest,
 	"InvalidDigest":                     http.StatusBadRequest,
 	"InvalidEncryptionAlgorithmError":   http.StatusBadRequest,
+	"InvalidPart":                       http.StatusBadRequest,
+	"InvalidPartNumber":                 http.StatusRequestedRangeNotSatisfiable,
+	"InvalidPartOrder":                  http.StatusBadRequest,
 	"InvalidRange":                      http.StatusRequestedRangeNotSatisfiable,
 	"InvalidRequest":                    http.StatusBadRequest,
 	"InvalidToken":                      http.StatusBadRequest,
@@ -97,8 +102,6 @@ const retryAfter = 1
 var (
 	// errIdle is the cause of a context that ended because nothing moved for the idle timeout.
 	errIdle = errors.New("no byte moved within limits.idle_timeout")
-	// errIntegrity is wrapped by errors that say the store's data is not what was stored.
-	errIntegrity = errors.New("the stored object is not what was stored")
 )
 
 func badRequest(code, message string) *Error { return &Error{Code: code, Message: message} }
@@ -113,6 +116,9 @@ func asError(ctx context.Context, err error) *Error {
 	var signature *sigv4.Error
 	var key *kms.Error
 	var tooLong *http.MaxBytesError
+	if answer, ok := readError(err); ok {
+		return answer
+	}
 	switch {
 	case errors.As(err, &own):
 		return own
@@ -124,7 +130,7 @@ func asError(ctx context.Context, err error) *Error {
 		return &Error{Code: "AccessDenied", Message: "No encryption rule of the proxy covers this object, so it cannot be stored or read.", cause: err}
 	case errors.Is(err, keyring.ErrUnknownKey):
 		return &Error{Code: "KMS.NotFoundException", Message: "The KMS key is not one of the keys configured in the proxy.", cause: err}
-	case errors.Is(err, errIntegrity), errors.Is(err, crypt.ErrAuth), errors.Is(err, crypt.ErrTruncated), errors.Is(err, crypt.ErrTrailing),
+	case errors.Is(err, stored.ErrIntegrity), errors.Is(err, crypt.ErrAuth), errors.Is(err, crypt.ErrTruncated), errors.Is(err, crypt.ErrTrailing),
 		errors.Is(err, crypt.ErrEnvelope), errors.Is(err, crypt.ErrVersion), errors.Is(err, crypt.ErrSize), errors.Is(err, crypt.ErrDEK):
 		return &Error{Code: "ObjectIntegrityError", Message: "The stored object or its envelope was altered, cut or moved, and is refused. Restore it from a copy; see the proxy's log.", cause: err}
 	case errors.Is(context.Cause(ctx), errIdle), isTimeout(err) && !errors.Is(err, errOrigin):
@@ -133,7 +139,7 @@ func asError(ctx context.Context, err error) *Error {
 		return &Error{Code: "ClientClosedRequest", Message: "The client closed the connection.", cause: err}
 	case errors.As(err, &tooLong):
 		return &Error{Code: "MaxMessageLengthExceeded", Message: "Your request was too big.", cause: err}
-	case errors.Is(err, errOrigin):
+	case errors.Is(err, errOrigin), errors.Is(err, stored.ErrStore):
 		return &Error{Code: "ServiceUnavailable", Message: "The store behind the proxy cannot be reached. Please try again.", RetryAfter: retryAfter, cause: err}
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		return &Error{Code: "IncompleteBody", Message: "You did not provide the number of bytes specified by the Content-Length HTTP header.", cause: err}

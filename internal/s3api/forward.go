@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"io"
 	"net/http"
+	"strconv"
 )
 
 // forward sends a request on that has nothing of an object's content in it.
@@ -31,8 +32,7 @@ func (c *call) readBody() ([]byte, error) {
 
 func (s *Server) forwardBody(c *call, body []byte) error {
 	header := c.requestHeader()
-	sum := sha256.Sum256(body)
-	header.Set("X-Amz-Content-Sha256", hex.EncodeToString(sum[:]))
+	header.Set("X-Amz-Content-Sha256", sha256Of(body))
 	if len(body) > 0 {
 		header.Set("Content-Md5", md5Of(body)) // S3 demands it of some operations
 	}
@@ -46,3 +46,22 @@ func (s *Server) forwardBody(c *call, body []byte) error {
 	}
 	return c.pass(resp)
 }
+
+func sha256Of(body []byte) string {
+	sum := sha256.Sum256(body)
+	return hex.EncodeToString(sum[:])
+}
+
+// pass copies the store's answer to the client unchanged.
+func (c *call) pass(resp *http.Response) error {
+	c.copyHeader(resp.Header)
+	if resp.ContentLength >= 0 {
+		c.w.Header().Set("Content-Length", strconv.FormatInt(resp.ContentLength, 10))
+	}
+	c.w.WriteHeader(resp.StatusCode)
+	_, err := io.Copy(onlyWriter{c.w}, resp.Body)
+	return err
+}
+
+// onlyWriter keeps io.Copy from going around response.Write.
+type onlyWriter struct{ io.Writer }

@@ -5,10 +5,11 @@ import (
 	"strings"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
 const (
-	metaPrefix   = "X-Amz-Meta-"
+	metaPrefix   = stored.MetaPrefix
 	maxMetadata  = 2048 // S3's limit for names and values of user metadata, in bytes
 	sseHeader    = "X-Amz-Server-Side-Encryption"
 	sseKeyHeader = "X-Amz-Server-Side-Encryption-Aws-Kms-Key-Id"
@@ -103,23 +104,11 @@ func checkEncryption(h http.Header) (keyID string, err error) {
 	return keyID, nil
 }
 
-// envelopeOf reads the envelope out of the store's answer. S3's metadata names are case-insensitive, and a repeated one
-// is refused by its joined value.
-func envelopeOf(h http.Header) (*crypt.Envelope, error) {
-	metadata := make(map[string]string)
-	for name, values := range h {
-		if own, ok := strings.CutPrefix(name, metaPrefix); ok {
-			metadata[strings.ToLower(own)] = strings.Join(values, ",")
-		}
-	}
-	return crypt.ParseEnvelope(metadata)
-}
-
 // hiddenHeaders of the store are not the client's business: they describe the connection, the ciphertext or the store's
 // own encryption.
 var hiddenHeaders = []string{
 	"Connection", "Keep-Alive", "Transfer-Encoding", "Trailer", "Upgrade", "Date", "Server", "Content-Length",
-	"X-Amz-Id-2", "X-Amz-Bucket-Key-Enabled", "X-Amz-Object-Size",
+	"X-Amz-Id-2", "X-Amz-Bucket-Key-Enabled", "X-Amz-Object-Size", "X-Amz-Mp-Parts-Count",
 }
 
 // copyHeader copies the store's answer to the client's, without what must not or need not be seen.

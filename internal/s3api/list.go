@@ -10,6 +10,7 @@ import (
 
 	"github.com/cmekproxy/cmekproxy/internal/access"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
 // maxListing bounds a listing's XML in bytes: 1,000 keys of 1,024 bytes, each percent-encoded, with their owners, twice
@@ -23,24 +24,29 @@ func (s *Server) listObjects(c *call) error {
 
 // plaintextEntry turns size and ETag of a <Contents> into those that clients see.
 func plaintextEntry(entry []byte) []byte {
+	entry = withoutChecksums(entry)
 	etag, _, _ := element(entry, "ETag")
-	// A part count in the ETag says that the object was not put whole; its size is not this arithmetic's.
-	if !bytes.Contains(etag, []byte("-")) {
-		entry = replace(entry, "Size", plaintextSize)
-	}
+	entry = replace(entry, "Size", func(size string) string { return plaintextSize(unquote(string(etag)), size) })
 	return replace(entry, "ETag", showETagXML)
 }
 
-func plaintextSize(stored string) string {
-	n, err := strconv.ParseInt(stored, 10, 64)
+// plaintextSize turns a size as the store has it. A part count in the ETag says that the object was uploaded in parts.
+// A size that no object of ours has stays as it is.
+func plaintextSize(etag, size string) string {
+	n, err := strconv.ParseInt(size, 10, 64)
 	if err != nil {
-		return stored
+		return size
 	}
-	size, err := crypt.PlaintextSize(n)
-	if err != nil {
-		return stored // no body of ours has this size
+	plain := int64(-1)
+	if parts, ok := stored.MultipartETag(etag); ok {
+		plain = stored.MultipartSize(n, parts)
+	} else if plain, err = crypt.PlaintextSize(n); err != nil {
+		return size
 	}
-	return strconv.FormatInt(size, 10)
+	if plain < 0 {
+		return size
+	}
+	return strconv.FormatInt(plain, 10)
 }
 
 // showETagXML is showETag for an ETag in XML, whose quotes may be written out.
@@ -76,7 +82,7 @@ func (s *Server) rewriteXML(c *call, name string, change func([]byte) []byte) er
 	}
 	defer closeBody(resp)
 	var doc bytes.Buffer
-	if _, err := doc.ReadFrom(io.LimitReader(&storeBody{src: resp.Body, idle: c.idle}, maxListing+1)); err != nil {
+	if _, err := doc.ReadFrom(io.LimitReader(resp.Body, maxListing+1)); err != nil {
 		return err
 	}
 	if doc.Len() > maxListing {
@@ -130,4 +136,24 @@ func replace(entry []byte, name string, change func(string) string) []byte {
 		return entry
 	}
 	return bytes.Join([][]byte{entry[:start], []byte(change(string(text))), entry[end:]}, nil)
+}
+
+// withoutChecksums takes out what the store says of checksums: they are of ciphertext.
+func withoutChecksums(entry []byte) []byte {
+	for _, name := range []string{"ChecksumType", "ChecksumAlgorithm"} {
+		entry = remove(entry, name)
+	}
+	for i := range algorithms {
+		entry = remove(entry, "Checksum"+algorithms[i].name)
+	}
+	return entry
+}
+
+// remove takes the first <name> out of entry.
+func remove(entry []byte, name string) []byte {
+	_, start, end := element(entry, name)
+	if start < 0 {
+		return entry
+	}
+	return bytes.Join([][]byte{entry[:start-len(name)-2], entry[end+len(name)+3:]}, nil)
 }

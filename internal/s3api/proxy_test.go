@@ -76,17 +76,18 @@ func newTransport(timeout time.Duration) *http.Transport {
 
 // proxy is a running proxy in front of the store.
 type proxy struct {
-	t       testing.TB
-	url     string
-	server  *httptest.Server
-	origin  *tap
-	keys    *keyring.Keyring
-	cache   *dekcache.Cache
-	keyFile string
-	log     *logBuffer
-	clock   atomic.Int64 // nanoseconds that the proxy's clock is ahead
-	client  *s3.Client
-	bucket  string
+	t        testing.TB
+	url      string
+	server   *httptest.Server
+	origin   *tap
+	keys     *keyring.Keyring
+	cache    *dekcache.Cache
+	keyFile  string
+	ringKeys []keyring.Key
+	log      *logBuffer
+	clock    atomic.Int64 // nanoseconds that the proxy's clock is ahead
+	client   *s3.Client
+	bucket   string
 }
 
 type option func(*proxy, *s3api.Config, *keyring.Config)
@@ -129,6 +130,7 @@ func newProxy(t testing.TB, options ...option) *proxy {
 	for _, o := range options {
 		o(p, &cfg, &ringConfig)
 	}
+	p.ringKeys = ringConfig.Keys
 	if p.keys, err = keyring.New(ringConfig); err != nil {
 		t.Fatal(err)
 	}
@@ -137,6 +139,13 @@ func newProxy(t testing.TB, options ...option) *proxy {
 	p.server.Config.DisableGeneralOptionsHandler = true
 	p.server.Start()
 	t.Cleanup(p.server.Close)
+	t.Cleanup(func() {
+		for line := range strings.Lines(p.log.String()) {
+			if t.Failed() && strings.Contains(line, `"level":"error"`) {
+				t.Log(line)
+			}
+		}
+	})
 	p.url = p.server.URL
 	p.client = p.as(clientAccess, clientSecret)
 	p.bucket = p.newBucket("test-")
@@ -338,10 +347,11 @@ func (p *proxy) sign(r request) *http.Request {
 type tap struct {
 	next http.RoundTripper
 
-	mu       sync.Mutex
-	requests []string
-	fault    func(*http.Request) (*http.Response, error) // answers in place of the store where it is not nil and returns something
-	alter    func(*http.Response)
+	mu        sync.Mutex
+	requests  []string
+	fault     func(*http.Request) (*http.Response, error) // answers in place of the store where it is not nil and returns something
+	alter     func(*http.Response)
+	condition func(*http.Request) // changes what is asked; of a clone
 }
 
 func (t *tap) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -356,6 +366,10 @@ func (t *tap) RoundTrip(r *http.Request) (*http.Response, error) {
 			}
 			return resp, err
 		}
+	}
+	if t.condition != nil {
+		r = r.Clone(r.Context())
+		t.condition(r)
 	}
 	resp, err := t.next.RoundTrip(r)
 	if err == nil && alter != nil {

@@ -36,33 +36,44 @@ func (s *Server) putObject(c *call) error {
 	if err := c.peek(); err != nil {
 		return err
 	}
-	up, err := s.newUpload(c, lease.Lease)
+	size := c.auth.DecodedLength()
+	sealer, err := crypt.NewSealer(c.payload, size, lease.DEK(), s.Random)
 	if err != nil {
 		return err
 	}
-	header, err := s.putHeader(c, lease, up.sealer.Header())
+	header, err := s.putHeader(c, lease, sealer.Header())
 	if err != nil {
-		return errors.Join(err, up.Close())
+		return errors.Join(err, sealer.Close())
 	}
-	resp, err := s.send(c, c.originRequest(http.MethodPut, header, up, crypt.StoredSize(c.auth.DecodedLength())))
-	if failure := up.failure(); failure != nil {
-		if err == nil {
-			closeBody(resp)
-		}
-		return failure // the client's fault, and why the store was left with half a body
-	}
+	resp, err := s.sendSealed(c, header, &upload{sealer: sealer, c: c, lease: lease.Lease, size: crypt.StoredSize(size)})
 	if err != nil {
 		return err
 	}
 	defer closeBody(resp)
-	if !up.finished.Load() {
-		return fmt.Errorf("%w answered %d before it had the whole body", errOrigin, resp.StatusCode)
-	}
 	c.copyHeader(resp.Header)
 	c.sayEncrypted(lease.KeyID)
 	c.checks.headers(c.w.Header())
 	c.w.WriteHeader(http.StatusOK)
 	return nil
+}
+
+// sendSealed sends an upload to the store, and returns the store's answer if it is a good one to the whole of it.
+func (s *Server) sendSealed(c *call, header http.Header, up *upload) (*http.Response, error) {
+	resp, err := s.send(c, c.originRequest(http.MethodPut, header, up, up.size))
+	if failure := up.failure(); failure != nil {
+		if err == nil {
+			closeBody(resp)
+		}
+		return nil, failure // the client's fault, and why the store was left with half a body
+	}
+	if err != nil {
+		return nil, err
+	}
+	if !up.finished.Load() {
+		closeBody(resp)
+		return nil, fmt.Errorf("%w answered %d before it had the whole body", errOrigin, resp.StatusCode)
+	}
+	return resp, nil
 }
 
 // peek reads a small body to its end if a checksum is in its trailer.
@@ -109,23 +120,14 @@ func (s *Server) putHeader(c *call, lease *keyring.Sealed, h crypt.Header) (http
 // upload is the body of the store's request. It remembers why it failed, which the transport may not hand on, and
 // whether it was read to the end.
 type upload struct {
-	sealer   *crypt.Sealer
+	sealer   io.ReadCloser
 	c        *call
 	lease    *keyring.Lease
+	size     int64 // stored size
 	failed   atomic.Pointer[error]
 	finished atomic.Bool
 	sent     int64
-	size     int64 // stored size
 	checked  int64 // bytes sent when the lease was last checked
-}
-
-func (s *Server) newUpload(c *call, lease *keyring.Lease) (*upload, error) {
-	size := c.auth.DecodedLength()
-	sealer, err := crypt.NewSealer(c.payload, size, lease.DEK(), s.Random)
-	if err != nil {
-		return nil, err
-	}
-	return &upload{sealer: sealer, c: c, lease: lease, size: crypt.StoredSize(size)}, nil
 }
 
 // leaseInterval is how many bytes pass between two looks at the lease.
@@ -165,6 +167,9 @@ func (u *upload) failure() error {
 
 // bodyError names a payload that does not have its declared length. Other errors name themselves.
 func bodyError(err error) error {
+	if errors.Is(err, errOrigin) { // the payload is an object that is copied
+		return err
+	}
 	if err == nil || errors.Is(err, crypt.ErrTrailing) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return &Error{Code: "IncompleteBody", Message: "You did not provide the number of bytes specified by the Content-Length HTTP header.", cause: err}
 	}

@@ -2,11 +2,7 @@ package s3api
 
 import (
 	"bytes"
-	"math"
-	"strings"
 	"testing"
-
-	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
 func TestETags(t *testing.T) {
@@ -34,7 +30,7 @@ func TestListingIsCopiedByteForByte(t *testing.T) {
 	const before = "<?xml version=\"1.0\"?>\n<ListBucketResult xmlns=\"ns\"><Name>b</Name><Size>1</Size>\n <Contents><Key>a&#x1;&lt;Size&gt;9</Key><ETag>&quot;e1&quot;</ETag><Size>66</Size><New><Thing/></New></Contents>" +
 		"<Contents><Size>15728640</Size><ETag>\"e2-3\"</ETag></Contents><Contents><Size>5</Size><ETag>e3</ETag></Contents><CommonPrefixes/></ListBucketResult>"
 	const after = "<?xml version=\"1.0\"?>\n<ListBucketResult xmlns=\"ns\"><Name>b</Name><Size>1</Size>\n <Contents><Key>a&#x1;&lt;Size&gt;9</Key><ETag>&quot;e1-0&quot;</ETag><Size>10</Size><New><Thing/></New></Contents>" +
-		"<Contents><Size>15728640</Size><ETag>\"e2-3\"</ETag></Contents><Contents><Size>5</Size><ETag>e3-0</ETag></Contents><CommonPrefixes/></ListBucketResult>"
+		"<Contents><Size>15700992</Size><ETag>\"e2-3\"</ETag></Contents><Contents><Size>5</Size><ETag>e3-0</ETag></Contents><CommonPrefixes/></ListBucketResult>"
 	if got := changeElements([]byte(before), "Contents", plaintextEntry); string(got) != after {
 		t.Errorf("got  %s\nwant %s", got, after)
 	}
@@ -49,40 +45,6 @@ func FuzzListing(f *testing.F) {
 			t.Fatal("changing nothing changes something")
 		}
 		changeElements(doc, "Contents", plaintextEntry)
-	})
-}
-
-func FuzzRangeHeader(f *testing.F) {
-	for _, header := range []string{"bytes=0-1", "bytes=-5", "bytes=7-", "bytes=9-2", "bytes=99999999999999999999-", "bytes=--1", "x"} {
-		f.Add(header, int64(100))
-	}
-	f.Fuzz(func(t *testing.T, header string, size int64) {
-		r := parseRange(header)
-		if r == nil || size < 0 || size > crypt.MaxPlaintextSize {
-			return
-		}
-		if !strings.HasPrefix(r.stored(), "bytes=") {
-			t.Fatal("no range for the store")
-		}
-		offset, length, ok := r.of(size)
-		if !ok {
-			return
-		}
-		if offset < 0 || length <= 0 || length > size-offset {
-			t.Fatalf("%s of %d is %d+%d", header, size, offset, length)
-		}
-		w, err := crypt.Cover(size, offset, length)
-		if err != nil {
-			t.Fatal(err)
-		}
-		stored := parseRange(r.stored())
-		if stored == nil {
-			t.Fatalf("%s asks the store for %s", header, r.stored())
-		}
-		from, n, ok := stored.of(crypt.StoredSize(size))
-		if !ok || from > w.Start || from+n < w.End {
-			t.Fatalf("%s of %d asks the store for %s, which lacks part of %d to %d", header, size, r.stored(), w.Start, w.End)
-		}
 	})
 }
 
@@ -102,14 +64,4 @@ func FuzzDeleteDocument(f *testing.F) {
 			t.Fatal("keys come or go")
 		}
 	})
-}
-
-func TestHugeRangesDoNotOverflow(t *testing.T) {
-	r := parseRange("bytes=9223372036854775807-9223372036854775807")
-	if r == nil || r.first != math.MaxInt64 || !strings.HasPrefix(r.stored(), "bytes=") || strings.Contains(r.stored(), "=-") {
-		t.Errorf("%+v asks for %s", r, r.stored())
-	}
-	if r := parseRange("bytes=-9223372036854775807"); strings.Contains(r.stored(), "--") {
-		t.Errorf("asks for %s", r.stored())
-	}
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/gorilla/mux"
 
 	"github.com/cmekproxy/cmekproxy/internal/access"
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
 // policy says what an operation does to the bytes that pass.
@@ -34,7 +35,7 @@ type route struct {
 	op      string
 	method  string
 	path    string
-	match   string // query parameter, or name=value, or "header:" and a name, that makes it this operation; "" for none
+	match   string // query parameters, some as name=value, or "header:" and a name, that make it this operation, space-separated
 	policy  policy
 	action  access.Action
 	body    int64  // longest request body in bytes
@@ -46,6 +47,7 @@ type route struct {
 const (
 	maxObject = 5_367_398_664 // the largest plaintext whose body stays within S3's 5 GiB for a single PUT
 	maxXML    = 2 << 20       // S3's limit for DeleteObjects
+	maxList   = 4 << 20       // 10,000 parts, each with its ETag and its checksum
 	maxConfig = 64 << 10      // a bucket's configuration
 )
 
@@ -55,6 +57,7 @@ const (
 	overrides   = "response-cache-control response-content-disposition response-content-encoding response-content-language response-content-type response-expires"
 	listQuery   = "prefix delimiter max-keys encoding-type"
 	listHeaders = "x-amz-optional-object-attributes"
+	copyHeaders = "x-amz-copy-source x-amz-copy-source-range x-amz-copy-source-if-match x-amz-copy-source-if-none-match x-amz-copy-source-if-modified-since x-amz-copy-source-if-unmodified-since"
 	lockHeaders = "x-amz-mfa x-amz-bypass-governance-retention"
 )
 
@@ -64,7 +67,7 @@ var routes = []route{
 
 	{"GetBucketLocation", "GET", bucket, "location", forward, access.List, 0, "", "", (*Server).forward},
 	{"ListObjectsV2", "GET", bucket, "list-type=2", rewrite, access.List, 0, listQuery + " continuation-token start-after fetch-owner", listHeaders, (*Server).listObjects},
-	{"ListMultipartUploads", "GET", bucket, "uploads", refuse, access.List, 0, "", "", nil},
+	{"ListMultipartUploads", "GET", bucket, "uploads", forward, access.List, 0, "prefix delimiter max-uploads encoding-type key-marker upload-id-marker", "", (*Server).forward},
 	{"ListObjectVersions", "GET", bucket, "versions", refuse, access.List, 0, "", "", nil},
 	{"DeleteObjects", "POST", bucket, "delete", rewrite, access.Delete, maxXML, "", lockHeaders, (*Server).deleteObjects},
 	{"ListObjects", "GET", bucket, "", rewrite, access.List, 0, listQuery + " marker", listHeaders, (*Server).listObjects},
@@ -72,17 +75,18 @@ var routes = []route{
 	{"CreateBucket", "PUT", bucket, "", forward, access.Admin, maxConfig, "", "x-amz-acl x-amz-object-ownership", (*Server).forward},
 	{"DeleteBucket", "DELETE", bucket, "", forward, access.Admin, 0, "", "", (*Server).forward},
 
-	{"CreateMultipartUpload", "POST", object, "uploads", refuse, access.Write, 0, "", "", nil},
-	{"CompleteMultipartUpload", "POST", object, "uploadId", refuse, access.Write, 0, "", "", nil},
-	{"UploadPart", "PUT", object, "uploadId", refuse, access.Write, 0, "", "", nil},
-	{"AbortMultipartUpload", "DELETE", object, "uploadId", refuse, access.Write, 0, "", "", nil},
-	{"ListParts", "GET", object, "uploadId", refuse, access.Read, 0, "", "", nil},
-	{"GetObjectAttributes", "GET", object, "attributes", refuse, access.Read, 0, "", "", nil},
+	{"CreateMultipartUpload", "POST", object, "uploads", forward, access.Write, 0, "", putHeaders, (*Server).createMultipartUpload},
+	{"CompleteMultipartUpload", "POST", object, "uploadId", rewrite, access.Write, maxList, "", "x-amz-mp-object-size", (*Server).completeMultipartUpload},
+	{"UploadPartCopy", "PUT", object, "uploadId header:x-amz-copy-source", seal, access.Write, 0, "partNumber", copyHeaders, (*Server).uploadPartCopy},
+	{"UploadPart", "PUT", object, "uploadId", seal, access.Write, crypt.MaxPartSize, "partNumber", "", (*Server).uploadPart},
+	{"AbortMultipartUpload", "DELETE", object, "uploadId", forward, access.Write, 0, "", "x-amz-if-match-initiated-time", (*Server).abortMultipartUpload},
+	{"ListParts", "GET", object, "uploadId", rewrite, access.Write, 0, "max-parts part-number-marker", "", (*Server).listParts},
+	{"GetObjectAttributes", "GET", object, "attributes", rewrite, access.Read, 0, "versionId", "x-amz-object-attributes x-amz-max-parts x-amz-part-number-marker", (*Server).getObjectAttributes},
 	{"SelectObjectContent", "POST", object, "select", refuse, access.Read, 0, "", "", nil},
 	{"CopyObject", "PUT", object, "header:x-amz-copy-source", refuse, access.Write, 0, "", "", nil},
 	{"PutObject", "PUT", object, "", seal, access.Write, maxObject, "", putHeaders, (*Server).putObject},
-	{"GetObject", "GET", object, "", open, access.Read, 0, "versionId " + overrides, "x-amz-checksum-mode", (*Server).getObject},
-	{"HeadObject", "HEAD", object, "", open, access.Read, 0, "versionId " + overrides, "x-amz-checksum-mode", (*Server).headObject},
+	{"GetObject", "GET", object, "", open, access.Read, 0, "versionId partNumber " + overrides, "x-amz-checksum-mode", (*Server).getObject},
+	{"HeadObject", "HEAD", object, "", open, access.Read, 0, "versionId partNumber " + overrides, "x-amz-checksum-mode", (*Server).headObject},
 	{"DeleteObject", "DELETE", object, "", forward, access.Delete, 0, "versionId", lockHeaders, (*Server).forward},
 }
 
@@ -103,12 +107,12 @@ func newMatcher() *mux.Router {
 	for i := range routes {
 		row := &routes[i]
 		r := m.Methods(row.method).Path(row.path).Name(row.op)
-		switch name, isHeader := strings.CutPrefix(row.match, "header:"); {
-		case row.match == "":
-		case isHeader:
-			r.Headers(name, "")
-		default:
-			name, value, _ := strings.Cut(row.match, "=")
+		for match := range strings.FieldsSeq(row.match) {
+			if name, isHeader := strings.CutPrefix(match, "header:"); isHeader {
+				r.Headers(name, "")
+				continue
+			}
+			name, value, _ := strings.Cut(match, "=")
 			r.Queries(name, value)
 		}
 	}
@@ -131,14 +135,29 @@ func find(m *mux.Router, r *http.Request) *route {
 // allowsQuery reports whether the operation knows the query parameter. S3 ignores parameters that start with x-, which
 // people put into presigned URLs for their access logs; so do we.
 func (row *route) allowsQuery(name string) bool {
-	own, _, _ := strings.Cut(row.match, "=")
-	return name == own || has(row.query, name) || has(signatureQuery, name) ||
+	own := func(match string) bool { before, _, _ := strings.Cut(match, "="); return before == name }
+	return slices.ContainsFunc(strings.Fields(row.match), own) || has(row.query, name) || has(signatureQuery, name) ||
 		strings.HasPrefix(name, "x-") && !strings.HasPrefix(name, "x-amz-")
 }
 
 // allowsHeader reports whether the operation knows the header, which is an x-amz- one in lower case.
 func (row *route) allowsHeader(name string) bool {
 	return has(commonHeaders, name) || has(row.headers, name)
+}
+
+// payloadHeader returns the header that says what the payload is. In some operations x-amz-checksum- headers speak of the
+// object and not of the payload.
+func (row *route) payloadHeader(h http.Header) http.Header {
+	if row.op != "CreateMultipartUpload" && row.op != "CompleteMultipartUpload" {
+		return h
+	}
+	h = h.Clone()
+	for name := range h {
+		if strings.HasPrefix(name, checksumPrefix) {
+			h.Del(name)
+		}
+	}
+	return h
 }
 
 // has reports whether a space-separated list names name, or a prefix of it that ends in "-".

@@ -24,12 +24,14 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/metrics"
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
+	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
 // Keys gives out data keys; *keyring.Keyring is one.
 type Keys interface {
 	Create(ctx context.Context, obj crypt.Object, client, requestedKeyID string) (*keyring.Sealed, error)
 	Open(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (*keyring.Lease, error)
+	KeyID(obj crypt.Object, client, requestedKeyID string) (string, error)
 	AllowPlaintext(obj crypt.Object, client string) bool
 }
 
@@ -52,17 +54,28 @@ type Server struct {
 	Config
 	matcher  *mux.Router
 	verifier *sigv4.Verifier
+	objects  *stored.Store
+	uploads  *uploadKeys
 	slots    chan struct{}
 }
 
 // New returns a Server.
 func New(cfg Config) *Server {
-	return &Server{
+	s := &Server{
 		Config:   cfg,
 		matcher:  newMatcher(),
 		verifier: &sigv4.Verifier{Now: cfg.Now, Secret: cfg.Clients.Secret},
+		uploads:  newUploadKeys(),
 		slots:    make(chan struct{}, cfg.MaxConcurrent),
 	}
+	s.objects = &stored.Store{
+		Send: func(r *http.Request) (*http.Response, error) { return s.send(requestCall(r.Context()), r) },
+		Open: func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
+			return cfg.Keys.Open(ctx, obj, keyID, wrapped)
+		},
+		Cache: stored.NewCache(),
+	}
+	return s
 }
 
 // ServeHTTP answers one S3 request.
@@ -187,8 +200,8 @@ func (s *Server) record(c *call, answer *Error) {
 	if c.keyID != "" {
 		fields = append(fields, zap.String("kms_key", c.keyID))
 	}
-	if c.originID != "" {
-		fields = append(fields, zap.String("origin_request_id", c.originID))
+	if id := c.originID.Load(); id != nil {
+		fields = append(fields, zap.String("origin_request_id", *id))
 	}
 	if c.aborted {
 		fields = append(fields, zap.Bool("aborted", true))

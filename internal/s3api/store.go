@@ -21,8 +21,13 @@ func (c *call) originQuery() url.Values {
 
 // originRequest returns the request for the store. length is that of body in bytes.
 func (c *call) originRequest(method string, header http.Header, body io.ReadCloser, length int64) *http.Request {
+	return c.originRequestTo(method, c.originQuery(), header, body, length)
+}
+
+// originRequestTo is originRequest with another query.
+func (c *call) originRequestTo(method string, query url.Values, header http.Header, body io.ReadCloser, length int64) *http.Request {
 	r := &http.Request{
-		Method: method, URL: c.objectURL(c.originQuery()), Header: header, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Method: method, URL: c.objectURL(query), Header: header, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 		Body: body, ContentLength: length,
 	}
 	if length == 0 && body != nil {
@@ -42,8 +47,11 @@ func (s *Server) send(c *call, r *http.Request) (*http.Response, error) {
 		return nil, fmt.Errorf("%w: %w", errOrigin, err)
 	}
 	s.Metrics.Origin(c.op, resp.StatusCode, took)
-	c.originID = resp.Header.Get("X-Amz-Request-Id")
+	if id := resp.Header.Get("X-Amz-Request-Id"); id != "" {
+		c.originID.Store(&id)
+	}
 	if resp.StatusCode < 300 || resp.StatusCode == http.StatusNotModified {
+		resp.Body = &storeBody{src: resp.Body, idle: c.idle}
 		return resp, nil
 	}
 	defer closeBody(resp)
@@ -116,6 +124,23 @@ func codeOfStatus(status int) string {
 		return "InternalError"
 	}
 }
+
+// storeBody reads the store's body. Its errors are the store's, and each read restarts the idle clock.
+type storeBody struct {
+	src  io.ReadCloser
+	idle *idle
+}
+
+func (b *storeBody) Read(p []byte) (int, error) {
+	b.idle.moved()
+	n, err := b.src.Read(p)
+	if err != nil && err != io.EOF { //nolint:errorlint // bare, as every io.Reader must say it
+		err = fmt.Errorf("%w: reading: %w", errOrigin, err)
+	}
+	return n, err
+}
+
+func (b *storeBody) Close() error { return b.src.Close() }
 
 // closeBody ends a response. What is left of a short one is read, so that the connection can be used again.
 func closeBody(resp *http.Response) {

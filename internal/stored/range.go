@@ -1,4 +1,4 @@
-package s3api
+package stored
 
 import (
 	"fmt"
@@ -9,22 +9,22 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-// byteRange is one range of a Range header (RFC 9110, section 14.1.2), of the plaintext.
-type byteRange struct {
+// Range is one range of a Range header (RFC 9110, section 14.1.2), of the plaintext.
+type Range struct {
 	first  int64
 	last   int64 // math.MaxInt64 for "first-"
 	suffix int64 // number of bytes at the end, for "-suffix"; -1 otherwise
 }
 
-// parseRange reads a Range header. Like S3 it takes one range only; a header that is malformed or has several is not
+// ParseRange reads a Range header. Like S3 it takes one range only; a header that is malformed or has several is not
 // there: nil, and the whole object is the answer.
-func parseRange(header string) *byteRange {
+func ParseRange(header string) *Range {
 	spec, ok := strings.CutPrefix(header, "bytes=")
 	from, to, dash := strings.Cut(strings.TrimSpace(spec), "-")
 	if !ok || !dash {
 		return nil
 	}
-	r := &byteRange{last: math.MaxInt64, suffix: -1}
+	r := &Range{last: math.MaxInt64, suffix: -1}
 	if from == "" {
 		if r.suffix, ok = digits(to); !ok {
 			return nil
@@ -42,6 +42,19 @@ func parseRange(header string) *byteRange {
 	return r
 }
 
+// Bytes is the range of length bytes from offset.
+func Bytes(offset, length int64) *Range {
+	return &Range{first: offset, last: offset + length - 1, suffix: -1}
+}
+
+// Closed reports whether the range names its first byte and its last.
+func (r *Range) Closed() bool { return r.suffix < 0 && r.last < math.MaxInt64 }
+
+// Is reports whether the range is exactly length bytes from offset: whether no byte of it lies outside the object.
+func (r *Range) Is(offset, length int64) bool {
+	return r.first == offset && r.last == offset+length-1
+}
+
 // digits reads a number; one that is too large is as good as the largest.
 func digits(text string) (int64, bool) {
 	if text == "" || strings.Trim(text, "0123456789") != "" {
@@ -54,8 +67,20 @@ func digits(text string) (int64, bool) {
 	return n, true
 }
 
-// of returns where the range lies in size bytes. ok is false if it lies outside.
-func (r *byteRange) of(size int64) (offset, length int64, ok bool) {
+// String is the range as a Range header.
+func (r *Range) String() string {
+	switch {
+	case r.suffix >= 0:
+		return fmt.Sprintf("bytes=-%d", r.suffix)
+	case r.last == math.MaxInt64:
+		return fmt.Sprintf("bytes=%d-", r.first)
+	default:
+		return fmt.Sprintf("bytes=%d-%d", r.first, r.last)
+	}
+}
+
+// Of returns where the range lies in size bytes. ok is false if it lies outside.
+func (r *Range) Of(size int64) (offset, length int64, ok bool) {
 	switch {
 	case r.suffix >= 0:
 		length = min(r.suffix, size)
@@ -67,20 +92,21 @@ func (r *byteRange) of(size int64) (offset, length int64, ok bool) {
 	}
 }
 
-// stored returns the Range header that fetches the segments of the range, whatever the object's size.
-func (r *byteRange) stored() string {
+// stored returns the Range header that fetches the segments of the range in an object that was put whole, whatever its
+// size, and pad bytes more.
+func (r *Range) stored(pad int64) string {
 	switch {
 	case r.suffix >= 0:
 		return fmt.Sprintf("bytes=-%d", crypt.StoredSuffix(r.suffix))
 	case r.last >= crypt.MaxPlaintextSize:
 		return fmt.Sprintf("bytes=%d-", crypt.StoredFrom(min(r.first, crypt.MaxPlaintextSize)))
 	default:
-		return fmt.Sprintf("bytes=%d-%d", crypt.StoredFrom(r.first), crypt.StoredTo(r.last)-1)
+		return fmt.Sprintf("bytes=%d-%d", crypt.StoredFrom(r.first), crypt.StoredTo(r.last)-1+pad)
 	}
 }
 
-// contentRange is the header that says where length bytes from offset lie.
-func contentRange(offset, length, size int64) string {
+// ContentRange is the header that says where length bytes from offset lie.
+func ContentRange(offset, length, size int64) string {
 	return fmt.Sprintf("bytes %d-%d/%d", offset, offset+length-1, size)
 }
 

@@ -1,0 +1,165 @@
+package s3api
+
+import (
+	"encoding/xml"
+	"net/http"
+	"strconv"
+	"strings"
+
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/stored"
+)
+
+// getObjectAttributes answers from a HEAD, as the store's own attributes are those of ciphertext.
+// https://docs.aws.amazon.com/AmazonS3/latest/API/API_GetObjectAttributes.html
+func (s *Server) getObjectAttributes(c *call) error {
+	wanted, err := attributeNames(c.Header)
+	if err != nil {
+		return err
+	}
+	q := stored.Request{Object: c.object(), Version: c.query.Get("versionId"), Header: c.requestHeader(), Plaintext: s.admitPlaintext(c, c.object())}
+	for _, name := range []string{"X-Amz-Object-Attributes", "X-Amz-Max-Parts", "X-Amz-Part-Number-Marker"} {
+		q.Header.Del(name)
+	}
+	o, err := s.objects.Head(c.Context(), q)
+	if err != nil {
+		return err
+	}
+	out := attributes{}
+	if wanted["ETag"] {
+		out.ETag = strings.Trim(showETag(o.Header.Get("Etag")), `"`)
+	}
+	if wanted["ObjectSize"] {
+		out.ObjectSize = &o.Size
+	}
+	if wanted["StorageClass"] {
+		if out.StorageClass = o.Header.Get("X-Amz-Storage-Class"); out.StorageClass == "" {
+			out.StorageClass = "STANDARD"
+		}
+	}
+	if wanted["ObjectParts"] {
+		layout, err := s.objects.Layout(c.Context(), q, o)
+		if err != nil {
+			return err
+		}
+		if out.ObjectParts, err = objectParts(c.Header, layout); err != nil {
+			return err
+		}
+	}
+	if wanted["Checksum"] && !o.Plaintext {
+		if err := s.objects.Survey(c.Context(), q, o); err != nil { // the checksum is in the record
+			return err
+		}
+		sum, err := o.Checksum(c.Context())
+		if err != nil {
+			return err
+		}
+		out.Checksum = checksumAttributes(sum)
+	}
+	doc, err := xml.Marshal(out)
+	if err != nil {
+		return err
+	}
+	for _, name := range []string{"Last-Modified", "X-Amz-Version-Id", "X-Amz-Delete-Marker"} {
+		if value := o.Header.Get(name); value != "" {
+			c.w.Header().Set(name, value)
+		}
+	}
+	return c.answerXML(append([]byte(xml.Header), doc...))
+}
+
+// attributes is the GetObjectAttributesResponse document.
+type attributes struct {
+	XMLName      xml.Name           `xml:"http://s3.amazonaws.com/doc/2006-03-01/ GetObjectAttributesResponse"`
+	ETag         string             `xml:",omitempty"`
+	Checksum     *checksumAttribute `xml:",omitempty"`
+	ObjectParts  *partAttributes    `xml:",omitempty"`
+	StorageClass string             `xml:",omitempty"`
+	ObjectSize   *int64             `xml:",omitempty"`
+}
+
+type checksumAttribute struct {
+	Values []xmlText
+	Type   string `xml:"ChecksumType"`
+}
+
+type xmlText struct {
+	XMLName xml.Name
+	Text    string `xml:",chardata"`
+}
+
+type partAttributes struct {
+	PartsCount           int
+	PartNumberMarker     int
+	NextPartNumberMarker int `xml:",omitempty"`
+	MaxParts             int
+	IsTruncated          bool
+	Parts                []partAttribute `xml:"Part"`
+}
+
+type partAttribute struct {
+	PartNumber int
+	Size       int64
+}
+
+// attributeNames reads x-amz-object-attributes.
+func attributeNames(h http.Header) (map[string]bool, error) {
+	wanted := make(map[string]bool)
+	for name := range strings.SplitSeq(strings.Join(h.Values("X-Amz-Object-Attributes"), ","), ",") {
+		switch name = strings.TrimSpace(name); name {
+		case "ETag", "Checksum", "ObjectParts", "StorageClass", "ObjectSize":
+			wanted[name] = true
+		default:
+			return nil, badRequest("InvalidArgument", "Invalid attribute name specified.")
+		}
+	}
+	return wanted, nil
+}
+
+const maxPartAttributes = 1000
+
+// objectParts is a page of the parts; nil for an object that was put whole.
+func objectParts(h http.Header, layout crypt.Layout) (*partAttributes, error) {
+	if layout == nil {
+		return nil, nil
+	}
+	out := &partAttributes{PartsCount: layout.Parts(), MaxParts: maxPartAttributes}
+	for name, value := range map[string]*int{"X-Amz-Max-Parts": &out.MaxParts, "X-Amz-Part-Number-Marker": &out.PartNumberMarker} {
+		text := h.Get(name)
+		if text == "" {
+			continue
+		}
+		n, err := strconv.Atoi(text)
+		if err != nil || n < 0 {
+			return nil, badRequest("InvalidArgument", "The header "+strings.ToLower(name)+" is not a number.")
+		}
+		*value = min(n, crypt.MaxPartNumber)
+	}
+	out.MaxParts = min(out.MaxParts, maxPartAttributes)
+	for i := range layout.Parts() {
+		at, _ := layout.At(i)
+		if at.Number <= out.PartNumberMarker {
+			continue
+		}
+		if len(out.Parts) == out.MaxParts {
+			out.IsTruncated = true
+			break
+		}
+		out.Parts = append(out.Parts, partAttribute{at.Number, at.Size})
+		out.NextPartNumberMarker = at.Number
+	}
+	return out, nil
+}
+
+func checksumAttributes(sum stored.Checksum) *checksumAttribute {
+	if len(sum.Digests) == 0 {
+		return nil
+	}
+	out := &checksumAttribute{Type: checksumTypes[sum.Type]}
+	for _, a := range algorithms {
+		if digest, ok := sum.Digests[a.id]; ok {
+			out.Values = append(out.Values, xmlText{xml.Name{Local: "Checksum" + a.name}, checksumText(digest, sum.Type, sum.Parts)})
+		}
+	}
+	return out
+}

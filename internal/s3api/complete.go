@@ -1,0 +1,286 @@
+package s3api
+
+import (
+	"bytes"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"html"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/stored"
+)
+
+// completeMultipartUpload makes an object of the parts that the client lists.
+//
+// The store says which parts there are. If the last one that is listed is not one that can only be the last, an empty
+// part is appended that says so and names the parts ahead of it: a reader finds any that is missing.
+func (s *Server) completeMultipartUpload(c *call) error {
+	body, err := c.readBody()
+	if err != nil {
+		return err
+	}
+	list, err := parseCompletion(body)
+	if err != nil {
+		return err
+	}
+	have, err := s.storedParts(c)
+	if gone := (*Error)(nil); errors.As(err, &gone) && gone.Code == "NoSuchUpload" {
+		return s.completedBefore(c, list, gone)
+	}
+	if err != nil {
+		return err
+	}
+	layout, err := list.match(have)
+	if err != nil {
+		return err
+	}
+	if err := checkObjectSize(c.Header, layout.Size()); err != nil {
+		return err
+	}
+	sum, err := list.checksum(c.Header, layout)
+	if err != nil {
+		return err
+	}
+	if err := s.end(c, list, layout, have, sum); err != nil {
+		return err
+	}
+	return s.commit(c, list, sum)
+}
+
+// completion is the CompleteMultipartUpload document. Elements that are not here could make it conditional, so they are
+// refused.
+type completion struct {
+	XMLName xml.Name         `xml:"CompleteMultipartUpload"`
+	Xmlns   string           `xml:"xmlns,attr,omitempty"`
+	Parts   []completionPart `xml:"Part"`
+	Unknown []unknownElement `xml:",any"`
+}
+
+type completionPart struct {
+	PartNumber int              `xml:"PartNumber"`
+	ETag       string           `xml:"ETag"`
+	CRC32      string           `xml:"ChecksumCRC32,omitempty"`
+	CRC32C     string           `xml:"ChecksumCRC32C,omitempty"`
+	CRC64NVME  string           `xml:"ChecksumCRC64NVME,omitempty"`
+	SHA1       string           `xml:"ChecksumSHA1,omitempty"`
+	SHA256     string           `xml:"ChecksumSHA256,omitempty"`
+	Unknown    []unknownElement `xml:",any"`
+}
+
+func parseCompletion(body []byte) (*completion, error) {
+	malformed := badRequest("MalformedXML", "The XML you provided was not well-formed or did not validate against our published schema")
+	var list completion
+	if err := xml.Unmarshal(body, &list); err != nil || len(list.Parts) == 0 || len(list.Parts) > crypt.MaxPartNumber {
+		return nil, malformed
+	}
+	for i, p := range list.Parts {
+		switch {
+		case len(list.Unknown) > 0:
+			return nil, notImplemented("The element " + list.Unknown[0].XMLName.Local + " of CompleteMultipartUpload")
+		case len(p.Unknown) > 0:
+			return nil, notImplemented("The element " + p.Unknown[0].XMLName.Local + " of CompleteMultipartUpload")
+		case p.ETag == "":
+			return nil, malformed
+		case p.PartNumber < 1 || p.PartNumber > crypt.MaxPartNumber:
+			_, err := partNumber(strconv.Itoa(p.PartNumber))
+			return nil, err
+		case i > 0 && p.PartNumber <= list.Parts[i-1].PartNumber:
+			return nil, badRequest("InvalidPartOrder", "The list of parts was not in ascending order. Parts must be ordered by part number.")
+		}
+	}
+	return &list, nil
+}
+
+// match compares the list with what the store has.
+func (list *completion) match(have map[int]listedPart) (crypt.Layout, error) {
+	var layout crypt.Layout
+	for i := range list.Parts {
+		p := &list.Parts[i]
+		stored, ok := have[p.PartNumber]
+		if !ok || unquote(storedETags(p.ETag)) != stored.etag || stored.size < 0 {
+			return nil, &Error{
+				Code: "InvalidPart", Message: "One or more of the specified parts could not be found.  The part may not have been uploaded, or the specified entity tag may not match the part's entity tag.",
+				Details: [][2]string{{"PartNumber", strconv.Itoa(p.PartNumber)}, {"ETag", p.ETag}},
+			}
+		}
+		if stored.size < crypt.MinPartSize && i < len(list.Parts)-1 {
+			return nil, &Error{
+				Code: "EntityTooSmall", Message: "Your proposed upload is smaller than the minimum allowed size",
+				Details: [][2]string{
+					{"ProposedSize", strconv.FormatInt(stored.size, 10)}, {"MinSizeAllowed", strconv.Itoa(crypt.MinPartSize)},
+					{"PartNumber", strconv.Itoa(p.PartNumber)}, {"ETag", p.ETag},
+				},
+			}
+		}
+		p.ETag = stored.etag
+		layout = layout.Add(p.PartNumber, stored.size)
+	}
+	return layout, nil
+}
+
+// checkObjectSize compares x-amz-mp-object-size with the parts.
+func checkObjectSize(h http.Header, size int64) error {
+	said := h.Get("X-Amz-Mp-Object-Size")
+	if said == "" {
+		return nil
+	}
+	if n, err := strconv.ParseInt(said, 10, 64); err != nil || n != size {
+		return badRequest("InvalidRequest", fmt.Sprintf("The provided 'x-amz-mp-object-size' header value %.20q does not match what was computed: %d", said, size))
+	}
+	return nil
+}
+
+// end makes sure that the object's end will be recognised as such, and adds the part that is appended for that to the
+// list.
+func (s *Server) end(c *call, list *completion, layout crypt.Layout, have map[int]listedPart, sum objectChecksum) error {
+	last := have[list.Parts[len(list.Parts)-1].PartNumber]
+	if crypt.IsFinal(last.number, last.size) {
+		if layout.Contiguous() {
+			return nil
+		}
+		return badRequest("InvalidRequest", "The part numbers have gaps, and the last part is shorter than 5 MiB or has number 10000. The proxy could not tell such an object from one of which a part was removed: number the parts 1, 2, 3 and so on, or end with a part of 5 MiB or more.")
+	}
+	number := last.number + 1
+	for number < crypt.MaxPartNumber && have[number].number != 0 && !have[number].appended() {
+		number++ // a part that the client has sent and does not list
+	}
+	lease, err := s.partKey(c)
+	if err != nil {
+		return err
+	}
+	defer lease.Release()
+	sealed, err := crypt.SealChecksums(sum.digests(), lease.DEK(), s.Random)
+	if err != nil {
+		return err
+	}
+	part := crypt.Part{
+		Number: number, Final: true, Upload: crypt.UploadOf(c.query.Get("uploadId")), KeyID: lease.KeyID, WrappedDEK: lease.Wrapped,
+		Record: crypt.NewRecord(layout, sum.kind, sealed),
+	}
+	sealer, err := crypt.NewPartSealer(http.NoBody, &part, c.object(), lease.DEK(), s.Random)
+	if err != nil {
+		return partError(err)
+	}
+	query := c.uploadQuery("partNumber", strconv.Itoa(number))
+	resp, err := s.send(c, c.originRequestTo(http.MethodPut, query, make(http.Header), sealer, crypt.PartOverhead))
+	if err != nil {
+		return err
+	}
+	closeBody(resp)
+	list.Parts = append(list.Parts, completionPart{PartNumber: number, ETag: unquote(resp.Header.Get("Etag"))})
+	return nil
+}
+
+// commit has the store complete the upload.
+func (s *Server) commit(c *call, list *completion, sum objectChecksum) error {
+	out := completion{Xmlns: "http://s3.amazonaws.com/doc/2006-03-01/"}
+	for _, p := range list.Parts {
+		out.Parts = append(out.Parts, completionPart{PartNumber: p.PartNumber, ETag: `"` + p.ETag + `"`})
+	}
+	doc, err := xml.Marshal(out)
+	if err != nil {
+		return err
+	}
+	header := c.requestHeader()
+	header.Del("X-Amz-Mp-Object-Size")
+	header.Set("Content-Type", "application/xml")
+	header.Set("X-Amz-Content-Sha256", sha256Of(doc))
+	resp, err := s.send(c, c.originRequest(http.MethodPost, header, io.NopCloser(bytes.NewReader(doc)), int64(len(doc))))
+	if err != nil {
+		return err
+	}
+	defer closeBody(resp)
+	body, err := readAnswer(resp)
+	if err != nil {
+		return err
+	}
+	// S3 begins to answer before it is done, so a failure may come with status 200.
+	if code, _, _ := element(body, "Code"); bytes.Contains(body, []byte("<Error>")) || !bytes.Contains(body, []byte("CompleteMultipartUploadResult")) {
+		message, _, _ := element(body, "Message")
+		status, ok := statuses[string(code)]
+		if !ok {
+			status = http.StatusInternalServerError
+		}
+		return &Error{Code: string(code), Message: html.UnescapeString(string(message)), status: status, cause: fmt.Errorf("%w answered 200 with an error", errOrigin)}
+	}
+	s.uploads.entries.Remove(c.uploadID(c.query.Get("uploadId")))
+	keyID, err := s.Keys.KeyID(c.object(), c.client.Name, "")
+	if err != nil {
+		return err
+	}
+	return c.answerCompleted(resp.Header, body, sum, keyID)
+}
+
+// answerCompleted answers with the store's document, in the client's terms.
+func (c *call) answerCompleted(header http.Header, body []byte, sum objectChecksum, keyID string) error {
+	body = replace(withoutChecksums(body), "Location", func(string) string { return escapeXML(c.ownURL()) })
+	body = replace(body, "ETag", showETagXML)
+	if end := bytes.LastIndex(body, []byte("</CompleteMultipartUploadResult>")); end >= 0 {
+		body = bytes.Join([][]byte{body[:end], sum.xml(), body[end:]}, nil)
+	}
+	c.copyHeader(header)
+	c.sayEncrypted(keyID)
+	return c.answerXML(body)
+}
+
+// completedBefore answers a Complete that was sent again after it had succeeded, when the upload is gone. The object
+// itself says which upload it came from.
+func (s *Server) completedBefore(c *call, list *completion, gone *Error) error {
+	q := stored.Request{Object: c.object(), Plaintext: func() error { return gone }}
+	o, err := s.objects.Head(c.Context(), q)
+	if err != nil {
+		return gone
+	}
+	var numbers []int
+	for _, p := range list.Parts {
+		numbers = append(numbers, p.PartNumber)
+	}
+	if err := s.objects.Survey(c.Context(), q, o); err != nil || !o.MadeBy(c.query.Get("uploadId"), numbers) {
+		return gone
+	}
+	doc, err := xml.Marshal(struct {
+		XMLName                     xml.Name `xml:"http://s3.amazonaws.com/doc/2006-03-01/ CompleteMultipartUploadResult"`
+		Location, Bucket, Key, ETag string
+	}{Bucket: c.bucket, Key: c.key, ETag: o.Header.Get("Etag")})
+	if err != nil {
+		return err
+	}
+	header := make(http.Header)
+	if version := o.Header.Get("X-Amz-Version-Id"); version != "" {
+		header.Set("X-Amz-Version-Id", version)
+	}
+	return c.answerCompleted(header, append([]byte(xml.Header), doc...), objectChecksum{}, o.KeyID)
+}
+
+// ownURL is the object's address at the proxy.
+func (c *call) ownURL() string {
+	scheme := "http"
+	if c.TLS != nil {
+		scheme = "https"
+	}
+	return scheme + "://" + c.Host + c.objectURL(nil).EscapedPath()
+}
+
+// uploadQuery is a query for the call's upload, with further names and values.
+func (c *call) uploadQuery(more ...string) url.Values {
+	query := url.Values{"uploadId": {c.query.Get("uploadId")}}
+	for i := 0; i < len(more); i += 2 {
+		query.Set(more[i], more[i+1])
+	}
+	return query
+}
+
+// unquote takes the quotes off an ETag, in whatever way they are written.
+func unquote(etag string) string { return strings.Trim(html.UnescapeString(etag), `"`) }
+
+func escapeXML(text string) string {
+	var b strings.Builder
+	_ = xml.EscapeText(&b, []byte(text)) // to memory
+	return b.String()
+}

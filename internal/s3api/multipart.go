@@ -1,0 +1,235 @@
+package s3api
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
+)
+
+// A multipart upload leaves nothing with the proxy. Each part carries its own header, so that any replica can seal it
+// and any replica can read it; what the parts are is asked of the store when the upload is completed.
+
+// createMultipartUpload marks the object as one that will have parts. Its metadata is fixed with that.
+func (s *Server) createMultipartUpload(c *call) error {
+	wanted, err := checkEncryption(c.Header)
+	if err != nil {
+		return err
+	}
+	kind, err := uploadChecksum(c.Header)
+	if err != nil {
+		return err
+	}
+	if err := s.checkUploadKey(c, wanted); err != nil {
+		return err
+	}
+	// A key that cannot be used is found out now, and not when the first part has come.
+	sealed, err := s.Keys.Create(c.Context(), c.object(), c.client.Name, "")
+	if err != nil {
+		return err
+	}
+	defer sealed.Release()
+	metadata, err := crypt.Mark{KeyID: sealed.KeyID}.Metadata()
+	if err != nil {
+		return err
+	}
+	if err := checkMetadata(c.Header, metadata); err != nil {
+		return err
+	}
+	header := c.requestHeader()
+	for name, value := range metadata {
+		header.Set(metaPrefix+name, value)
+	}
+	resp, err := s.send(c, c.originRequest(http.MethodPost, header, nil, 0))
+	if err != nil {
+		return err
+	}
+	defer closeBody(resp)
+	body, err := readAnswer(resp)
+	if err != nil {
+		return err
+	}
+	upload, _, _ := element(body, "UploadId")
+	s.uploads.put(c.uploadID(string(upload)), sealed)
+	c.copyHeader(resp.Header)
+	c.sayEncrypted(sealed.KeyID)
+	kind.headers(c.w.Header())
+	return c.answerXML(body)
+}
+
+// checkUploadKey refuses a KMS key that is not the rules' own: the replicas that seal the parts know the rules only.
+func (s *Server) checkUploadKey(c *call, wanted string) error {
+	if wanted == "" {
+		return nil
+	}
+	asked, err := s.Keys.KeyID(c.object(), c.client.Name, wanted)
+	if err != nil {
+		return err
+	}
+	own, err := s.Keys.KeyID(c.object(), c.client.Name, "")
+	if err != nil {
+		return err
+	}
+	if asked != own {
+		return notImplemented("A KMS key for a multipart upload that is not the one of the proxy's rules for this object, which is " + own + ",")
+	}
+	return nil
+}
+
+// uploadPart encrypts a part on its way to the store.
+func (s *Server) uploadPart(c *call) error {
+	resp, err := s.sealPart(c, c.auth.DecodedLength())
+	if err != nil {
+		return err
+	}
+	defer closeBody(resp)
+	c.checks.partHeader(c.w.Header())
+	c.w.WriteHeader(http.StatusOK)
+	return nil
+}
+
+// sealPart sends the payload, of that size, as the part that the query names, and sets the answer's header.
+func (s *Server) sealPart(c *call, size int64) (*http.Response, error) {
+	number, err := partNumber(c.query.Get("partNumber"))
+	if err != nil {
+		return nil, err
+	}
+	lease, err := s.partKey(c)
+	if err != nil {
+		return nil, err
+	}
+	defer lease.Release()
+	part := crypt.Part{
+		Number: number, Size: size, Final: crypt.IsFinal(number, size), Upload: crypt.UploadOf(c.query.Get("uploadId")),
+		KeyID: lease.KeyID, WrappedDEK: lease.Wrapped,
+	}
+	sealer, err := crypt.NewPartSealer(c.payload, &part, c.object(), lease.DEK(), s.Random)
+	if err != nil {
+		return nil, partError(err)
+	}
+	resp, err := s.sendSealed(c, make(http.Header), &upload{sealer: sealer, c: c, lease: lease.Lease, size: size + crypt.PartOverhead})
+	if err != nil {
+		return nil, err
+	}
+	c.copyHeader(resp.Header)
+	c.sayEncrypted(lease.KeyID)
+	return resp, nil
+}
+
+// partError names what keeps a part from being written: it is the key's, not the stored data's.
+func partError(err error) error {
+	if errors.Is(err, crypt.ErrEnvelope) {
+		return &Error{Code: "InternalError", Message: "The KMS key's id and the data key that it wrapped do not fit into a part header. Please tell the operator of the proxy.", cause: err}
+	}
+	return err
+}
+
+func partNumber(text string) (int, error) {
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 || n > crypt.MaxPartNumber {
+		return 0, &Error{
+			Code: "InvalidArgument", Message: "Part number must be an integer between 1 and 10000, inclusive",
+			Details: [][2]string{{"ArgumentName", "partNumber"}, {"ArgumentValue", text}},
+		}
+	}
+	return n, nil
+}
+
+func (s *Server) abortMultipartUpload(c *call) error {
+	s.uploads.entries.Remove(c.uploadID(c.query.Get("uploadId")))
+	return s.forward(c)
+}
+
+// listParts shows the parts with the sizes of their plaintexts.
+func (s *Server) listParts(c *call) error {
+	return s.rewriteXML(c, "Part", func(entry []byte) []byte {
+		p, err := parsePart(entry)
+		if err != nil || p.appended() {
+			return nil
+		}
+		entry = replace(entry, "Size", func(string) string { return strconv.FormatInt(p.size, 10) })
+		return replace(withoutChecksums(entry), "ETag", showETagXML)
+	})
+}
+
+// listedPart is a part of an upload as the store lists it.
+type listedPart struct {
+	number int
+	etag   string // the store's, without quotes
+	size   int64  // of the plaintext; negative for what the proxy cannot have sent
+}
+
+// parsePart reads a <Part> of a listing.
+func parsePart(entry []byte) (listedPart, error) {
+	number, _, _ := element(entry, "PartNumber")
+	etag, _, _ := element(entry, "ETag")
+	size, _, _ := element(entry, "Size")
+	n, err := strconv.Atoi(string(number))
+	if err != nil {
+		return listedPart{}, fmt.Errorf("%w: a part number in a listing: %w", errOrigin, err)
+	}
+	stored, err := strconv.ParseInt(string(size), 10, 64)
+	if err != nil {
+		return listedPart{}, fmt.Errorf("%w: a part's size in a listing: %w", errOrigin, err)
+	}
+	return listedPart{n, unquote(string(etag)), stored - crypt.PartOverhead}, nil
+}
+
+// appended reports whether a part may be the one that the proxy appends when an upload is completed. It is left over
+// when that failed. A client that lists its parts to go on must not see it; one that has sent an empty part itself may
+// complete the upload with it all the same.
+func (p listedPart) appended() bool { return p.size == 0 && p.number > 1 }
+
+// storedParts asks the store for the parts of the upload, by number.
+func (s *Server) storedParts(c *call) (map[int]listedPart, error) {
+	parts := make(map[int]listedPart)
+	marker := "0"
+	for {
+		query := c.uploadQuery("part-number-marker", marker, "max-parts", "1000")
+		resp, err := s.send(c, c.originRequestTo(http.MethodGet, query, make(http.Header), nil, 0))
+		if err != nil {
+			return nil, err
+		}
+		body, err := readAnswer(resp)
+		closeBody(resp)
+		if err != nil {
+			return nil, err
+		}
+		changeElements(body, "Part", func(entry []byte) []byte {
+			p, failure := parsePart(entry)
+			if failure != nil {
+				err = failure
+			}
+			parts[p.number] = p
+			return nil
+		})
+		truncated, _, _ := element(body, "IsTruncated")
+		next, _, _ := element(body, "NextPartNumberMarker")
+		if err != nil || string(truncated) != "true" || string(next) == marker {
+			return parts, err
+		}
+		marker = string(next)
+	}
+}
+
+// maxAnswer bounds what is read of the store's XML for an upload: 1,000 parts.
+const maxAnswer = 2 << 20
+
+func readAnswer(resp *http.Response) ([]byte, error) {
+	var body bytes.Buffer
+	_, err := body.ReadFrom(io.LimitReader(resp.Body, maxAnswer))
+	return body.Bytes(), err
+}
+
+// answerXML writes a body of XML.
+func (c *call) answerXML(body []byte) error {
+	c.w.Header().Set("Content-Type", "application/xml")
+	c.w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	c.w.WriteHeader(http.StatusOK)
+	_, err := c.w.Write(body)
+	return err
+}

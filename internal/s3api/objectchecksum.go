@@ -1,0 +1,209 @@
+package s3api
+
+import (
+	"bytes"
+	"encoding/base64"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
+)
+
+// objectChecksum is the checksum of a multipart object. The zero value is none.
+type objectChecksum struct {
+	algorithm *algorithm
+	kind      crypt.ChecksumType
+	digest    []byte // nil in an upload that is only created
+	parts     int
+}
+
+// headers says which checksum an upload was created with.
+func (o objectChecksum) headers(h http.Header) {
+	if o.algorithm != nil {
+		h.Set(checksumPrefix+"Algorithm", o.algorithm.name)
+		h.Set(checksumPrefix+"Type", checksumTypes[o.kind])
+	}
+}
+
+// digests is what is kept with the object.
+func (o objectChecksum) digests() map[crypt.ChecksumID][]byte {
+	if o.digest == nil {
+		return nil
+	}
+	return map[crypt.ChecksumID][]byte{o.algorithm.id: o.digest}
+}
+
+func (o objectChecksum) text() string { return checksumText(o.digest, o.kind, o.parts) }
+
+// xml is what S3 says of it in the answer to CompleteMultipartUpload.
+func (o objectChecksum) xml() []byte {
+	if o.digest == nil {
+		return nil
+	}
+	name := o.algorithm.name
+	return fmt.Appendf(nil, "<Checksum%s>%s</Checksum%s><ChecksumType>%s</ChecksumType>", name, o.text(), name, checksumTypes[o.kind])
+}
+
+// uploadChecksum reads what CreateMultipartUpload says of checksums. Nothing keeps it: the parts and the list that
+// completes the upload say it again.
+func uploadChecksum(h http.Header) (objectChecksum, error) {
+	name, kind := h.Get(checksumPrefix+"Algorithm"), h.Get(checksumPrefix+"Type")
+	if name == "" {
+		if kind != "" {
+			return objectChecksum{}, badRequest("InvalidRequest", "The x-amz-checksum-type header can only be used with the x-amz-checksum-algorithm header.")
+		}
+		return objectChecksum{}, nil
+	}
+	a := algorithmOf(checksumPrefix + name)
+	if a == nil {
+		return objectChecksum{}, badRequest("InvalidRequest", "Checksum algorithm provided is unsupported. Please try again with any of the valid types: [CRC32, CRC32C, CRC64NVME, SHA1, SHA256]")
+	}
+	return objectChecksumOf(a, kind)
+}
+
+// objectChecksumOf checks that the algorithm can be of the type; "" stands for its default.
+func objectChecksumOf(a *algorithm, kind string) (objectChecksum, error) {
+	o := objectChecksum{algorithm: a}
+	switch {
+	case kind == composite && a.id != crypt.CRC64NVME, kind == "" && a.id != crypt.CRC64NVME:
+		o.kind = crypt.Composite
+	case kind == fullObject && a.polynomial != 0, kind == "":
+		o.kind = crypt.FullObject
+	default:
+		return o, badRequest("InvalidRequest", fmt.Sprintf("The %s checksum type cannot be used with the %s checksum algorithm.", kind, strings.ToLower(a.name)))
+	}
+	return o, nil
+}
+
+// checksum computes the object's checksum from those of the parts, which were each verified when the part came, and
+// compares it with what the client says of the whole.
+func (list *completion) checksum(h http.Header, layout crypt.Layout) (objectChecksum, error) {
+	said, a, err := saidOfObject(h)
+	if err != nil {
+		return objectChecksum{}, err
+	}
+	digests, of, err := list.digests()
+	if err != nil {
+		return objectChecksum{}, err
+	}
+	switch {
+	case of == nil && a == nil:
+		return objectChecksum{}, nil
+	case of == nil:
+		return objectChecksum{}, badRequest("InvalidRequest", "The complete request must include the checksum for each part: without them the proxy cannot verify the "+strings.ToLower(a.name)+" of the object.")
+	case a != nil && a != of:
+		return objectChecksum{}, badRequest("InvalidRequest", "The checksums of the parts and of the object are of different algorithms.")
+	}
+	kind := h.Get(checksumPrefix + "Type")
+	if kind == "" && said != "" && of.polynomial != 0 && !strings.Contains(said, "-") {
+		kind = fullObject
+	}
+	o, err := objectChecksumOf(of, kind)
+	if err != nil {
+		return o, err
+	}
+	o.parts = len(digests)
+	if o.kind == crypt.Composite {
+		sum := of.new()
+		sum.Write(bytes.Join(digests, nil))
+		o.digest = sum.Sum(nil)
+	} else {
+		o.digest = of.combine(digests, layout)
+	}
+	if said != "" && said != o.text() && said+"-"+strconv.Itoa(o.parts) != o.text() {
+		return o, badRequest("BadDigest", "The "+strings.ToLower(of.name)+" you specified did not match the calculated checksum.")
+	}
+	return o, nil
+}
+
+// saidOfObject is the x-amz-checksum-* header of CompleteMultipartUpload.
+func saidOfObject(h http.Header) (said string, a *algorithm, err error) {
+	for i := range algorithms {
+		value := h.Get(algorithms[i].header())
+		if value == "" {
+			continue
+		}
+		if a != nil {
+			return "", nil, badRequest("InvalidRequest", "Expecting a single x-amz-checksum- header")
+		}
+		said, a = value, &algorithms[i]
+	}
+	return said, a, nil
+}
+
+// digests are the checksums of the parts, all of one algorithm; nil if there are none.
+func (list *completion) digests() ([][]byte, *algorithm, error) {
+	var out [][]byte
+	var of *algorithm
+	for i := range list.Parts {
+		p := &list.Parts[i]
+		for j, text := range []string{p.CRC32, p.CRC32C, p.CRC64NVME, p.SHA1, p.SHA256} {
+			if text == "" {
+				continue
+			}
+			digest, err := base64.StdEncoding.DecodeString(text)
+			if a := &algorithms[j]; err != nil || len(digest) != a.id.Size() || of != nil && of != a {
+				return nil, nil, badRequest("InvalidPart", "The checksum of part "+strconv.Itoa(p.PartNumber)+" is not valid, or of another algorithm than that of the parts before.")
+			}
+			out, of = append(out, digest), &algorithms[j]
+		}
+		if of != nil && len(out) != i+1 {
+			return nil, nil, badRequest("InvalidRequest", fmt.Sprintf("The upload was created using a %s checksum. The complete request must include the checksum for each part. It was missing for part %d in the request.", strings.ToLower(of.name), p.PartNumber))
+		}
+	}
+	return out, of, nil
+}
+
+// combine computes the CRC of the whole from those of the parts.
+func (a *algorithm) combine(digests [][]byte, layout crypt.Layout) []byte {
+	width := 8 * a.id.Size()
+	var sum uint64
+	for i, digest := range digests {
+		at, _ := layout.At(i)
+		var crc uint64
+		for _, b := range digest {
+			crc = crc<<8 | uint64(b)
+		}
+		sum = appendCRC(sum, crc, at.Size, a.polynomial, width)
+	}
+	out := make([]byte, a.id.Size())
+	for i := range out {
+		out[i] = byte(sum >> (width - 8*(i+1)))
+	}
+	return out
+}
+
+// appendCRC returns the CRC of A followed by B, from theirs and B's length in bytes. Appending a zero bit multiplies a
+// CRC by x modulo the polynomial, so appending n bytes multiplies it by x^(8n): the exponent is taken bit by bit.
+// CRCs and polynomial are reflected: the highest power is the lowest bit.
+func appendCRC(a, b uint64, length int64, polynomial uint64, width int) uint64 {
+	square := uint64(1) << (width - 2) // x
+	for range 3 {
+		square = multiplyCRC(square, square, polynomial, width) // x^8
+	}
+	for ; length > 0; length >>= 1 {
+		if length&1 != 0 {
+			a = multiplyCRC(a, square, polynomial, width)
+		}
+		square = multiplyCRC(square, square, polynomial, width)
+	}
+	return a ^ b
+}
+
+// multiplyCRC multiplies two polynomials modulo the CRC's.
+func multiplyCRC(a, b, polynomial uint64, width int) uint64 {
+	var product uint64
+	for bit := uint64(1) << (width - 1); bit != 0; bit >>= 1 {
+		if a&bit != 0 {
+			product ^= b
+		}
+		if b&1 != 0 {
+			b = b>>1 ^ polynomial
+		} else {
+			b >>= 1
+		}
+	}
+	return product
+}

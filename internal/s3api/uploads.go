@@ -1,0 +1,83 @@
+package s3api
+
+import (
+	"context"
+	"errors"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+
+	"github.com/cmekproxy/cmekproxy/internal/keyring"
+)
+
+// maxUploads bounds how many uploads are remembered, of about 1 KiB each.
+const maxUploads = 4096
+
+// uploadKeys remembers the wrapped DEK that this process uses for the parts of an upload, so that a part costs no KMS
+// request. Nothing depends on it: another replica, or this one after a restart, makes a DEK of its own. It holds no key;
+// unwrapped DEKs are the cache's, and age there.
+type uploadKeys struct {
+	entries *lru.Cache[uploadID, *uploadKey]
+}
+
+type uploadID struct{ bucket, key, upload, client string }
+
+// uploadKey is empty until somebody who holds the turn has filled it.
+type uploadKey struct {
+	turn    chan struct{}
+	keyID   string
+	wrapped []byte
+}
+
+func newUploadKeys() *uploadKeys {
+	entries, err := lru.New[uploadID, *uploadKey](maxUploads)
+	if err != nil {
+		panic(err) // only for sizes below 1
+	}
+	return &uploadKeys{entries}
+}
+
+func (c *call) uploadID(upload string) uploadID {
+	return uploadID{c.bucket, c.key, upload, c.client.Name}
+}
+
+// put remembers the DEK of a new upload.
+func (u *uploadKeys) put(id uploadID, sealed *keyring.Sealed) {
+	u.entries.Add(id, &uploadKey{make(chan struct{}, 1), sealed.KeyID, sealed.Wrapped})
+}
+
+func (u *uploadKeys) entry(id uploadID) *uploadKey {
+	fresh := &uploadKey{turn: make(chan struct{}, 1)}
+	if old, ok, _ := u.entries.PeekOrAdd(id, fresh); ok {
+		u.entries.Get(id) // it is in use
+		return old
+	}
+	return fresh
+}
+
+// partKey returns the DEK for a part of the call's upload. Parts that come at the same time wait for the one that asks
+// the KMS first.
+func (s *Server) partKey(c *call) (*keyring.Sealed, error) {
+	ctx := c.Context()
+	entry := s.uploads.entry(c.uploadID(c.query.Get("uploadId")))
+	select {
+	case entry.turn <- struct{}{}:
+		defer func() { <-entry.turn }()
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	if entry.wrapped != nil {
+		lease, err := s.Keys.Open(ctx, c.object(), entry.keyID, entry.wrapped)
+		if !errors.Is(err, keyring.ErrUnknownKey) {
+			if err != nil {
+				return nil, err
+			}
+			return &keyring.Sealed{Lease: lease, KeyID: entry.keyID, Wrapped: entry.wrapped}, nil
+		}
+	}
+	sealed, err := s.Keys.Create(ctx, c.object(), c.client.Name, "")
+	if err != nil {
+		return nil, err
+	}
+	entry.keyID, entry.wrapped = sealed.KeyID, sealed.Wrapped
+	return sealed, nil
+}

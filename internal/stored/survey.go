@@ -1,0 +1,286 @@
+package stored
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
+)
+
+// errOdd says that the parts are not all of one length, as was supposed.
+var errOdd = errors.New("parts of several lengths")
+
+// survey finds out the layout of a multipart object: from the first part and the last one if all but the last have one
+// length, from the record if there is one, else from one part after the other.
+func (s *Store) survey(ctx context.Context, q Request, k *known) (*known, error) {
+	if k.layout != nil {
+		return k, nil
+	}
+	var found *known
+	g, err := s.guess(ctx, q, k, chunk{})
+	if err == nil {
+		found, err = s.confirm(ctx, q, g, chunk{})
+	}
+	if errors.Is(err, errOdd) {
+		found, err = s.walk(ctx, q, k)
+	}
+	if err != nil {
+		return nil, err
+	}
+	s.Cache.put(q, found)
+	return found, nil
+}
+
+// withPart is survey, and makes sure that the part that the request names is where the layout has it.
+func (s *Store) withPart(ctx context.Context, q Request, k *known) (*known, error) {
+	k, err := s.survey(ctx, q, k)
+	if err != nil || k.proven || q.Part == 0 {
+		return k, err
+	}
+	if at, ok := k.layout.Part(q.Part); ok {
+		if err := s.matches(ctx, q, k, at); err == nil || !k.wrong(err) {
+			return k, err
+		}
+	}
+	return s.walk(ctx, q, k)
+}
+
+// matches looks at the header of the part at a place of the layout.
+func (s *Store) matches(ctx context.Context, q Request, k *known, at crypt.Place) error {
+	part, err := s.partOf(ctx, q, k, chunk{}, at)
+	if err != nil {
+		return err
+	}
+	if part.Number != at.Number || part.Size != at.Size {
+		return fmt.Errorf("%w: part %d of %d bytes, not part %d of %d", crypt.ErrAuth, part.Number, part.Size, at.Number, at.Size)
+	}
+	return nil
+}
+
+// provers is how many headers are asked for at a time.
+const provers = 16
+
+// prove looks at every part that is not in a record.
+func (s *Store) prove(ctx context.Context, q Request, k *known) (*known, error) {
+	if k.proven || k.kind != multipart {
+		return k, nil
+	}
+	turns := make(chan struct{}, provers)
+	tasks := make([]task, k.layout.Parts())
+	for i := range tasks {
+		at, _ := k.layout.At(i)
+		turns <- struct{}{}
+		tasks[i] = start(func() error {
+			defer func() { <-turns }()
+			return s.matches(ctx, q, k, at)
+		})
+	}
+	var failure error
+	for _, t := range tasks {
+		if err := t.wait(); err != nil {
+			failure = err
+		}
+	}
+	if failure != nil {
+		if k.wrong(failure) {
+			return s.walk(ctx, q, k)
+		}
+		return nil, failure
+	}
+	out := *k
+	out.proven = true
+	s.Cache.put(q, &out)
+	return &out, nil
+}
+
+// guess is a layout of parts of one length, which has still to be confirmed at its end.
+type guess struct {
+	*known
+	end    int64 // stored offset of the last part
+	length int64 // what it takes to verify the last part
+}
+
+// guess supposes that all parts but the last are as long as the first.
+func (s *Store) guess(ctx context.Context, q Request, k *known, have chunk) (guess, error) {
+	first, err := s.partAt(ctx, q, k, have, 0, crypt.PartPrefixSize)
+	if err != nil {
+		return guess{}, err
+	}
+	g := guess{known: &known{facts: k.facts, upload: first.Upload}}
+	size, err := k.plaintextSize()
+	if err != nil {
+		return guess{}, err
+	}
+	ahead := int64(k.parts-1) * first.Size
+	rest := size - ahead
+	switch {
+	case k.parts < 1, first.Number != 1, rest < 0, rest > first.Size, k.parts > 1 && first.Size == 0:
+		return guess{}, errOdd
+	case rest == 0 && k.parts > 1: // appended, or an empty one of the client's
+		g.layout = crypt.Layout{{Number: 1, Count: k.parts - 1, Size: first.Size}}
+		g.end, g.length = k.size-crypt.PartOverhead, crypt.PartOverhead
+	default:
+		if k.parts > 1 {
+			g.layout = crypt.Layout{{Number: 1, Count: k.parts - 1, Size: first.Size}}
+		}
+		g.layout = g.layout.Add(k.parts, rest)
+		g.end, g.length = k.size-rest-crypt.PartOverhead, crypt.PartPrefixSize
+	}
+	return g, nil
+}
+
+// confirm looks at the last part. errOdd: there is none where the guess has it.
+func (s *Store) confirm(ctx context.Context, q Request, g guess, have chunk) (*known, error) {
+	last, err := s.partAt(ctx, q, g.known, have, g.end, g.length)
+	if errors.Is(err, crypt.ErrEnvelope) || errors.Is(err, crypt.ErrVersion) {
+		return nil, errOdd
+	}
+	if err != nil {
+		return nil, err
+	}
+	out := *g.known
+	switch {
+	case last.Upload != g.upload:
+		return nil, fmt.Errorf("%w: the last part is of another upload than the first", ErrIntegrity)
+	case !last.Final:
+		return nil, fmt.Errorf("%w: %w: the last part is missing: part %d is not final", ErrIntegrity, crypt.ErrTruncated, last.Number)
+	case last.HasRecord():
+		return out.withRecord(last)
+	case last.Number != g.parts || g.end+last.Size+crypt.PartOverhead != g.size:
+		return nil, errOdd
+	case last.Size == 0 && g.parts > 1:
+		out.layout = out.layout.Add(last.Number, 0)
+	}
+	return &out, nil
+}
+
+// withRecord takes the layout from the record, which knows best. errOdd: the record does not hold it.
+func (k known) withRecord(sealer *crypt.Part) (*known, error) {
+	record, err := crypt.ParseRecord(sealer.Record)
+	if err != nil {
+		return nil, err
+	}
+	if record.Layout != nil {
+		k.layout = record.Layout
+	}
+	if k.layout == nil || !record.Matches(k.layout) {
+		return nil, errOdd
+	}
+	if stored := k.layout.Size() + int64(k.layout.Parts()+1)*crypt.PartOverhead; stored != k.size {
+		return nil, fmt.Errorf("%w: %d stored bytes, where the record's parts have %d", ErrIntegrity, k.size, stored)
+	}
+	k.record, k.sealer, k.upload, k.proven = record, sealer, sealer.Upload, true
+	return &k, nil
+}
+
+// walk reads the record at the end or, where there is none that helps, the header of each part after the other.
+func (s *Store) walk(ctx context.Context, q Request, k *known) (*known, error) {
+	out := known{facts: k.facts}
+	last, err := s.partAt(ctx, q, k, chunk{}, k.size-crypt.PartOverhead, crypt.PartOverhead)
+	switch {
+	case err == nil && last.HasRecord():
+		found, err := out.withRecord(last)
+		if !errors.Is(err, errOdd) {
+			if err == nil {
+				s.Cache.put(q, found)
+			}
+			return found, err
+		}
+	case err != nil && !errors.Is(err, crypt.ErrEnvelope) && !errors.Is(err, crypt.ErrVersion):
+		return nil, err
+	}
+	for at := int64(0); at < k.size; {
+		length := int64(crypt.PartPrefixSize)
+		if at+crypt.PartOverhead == k.size {
+			length = crypt.PartOverhead // an empty part, which may have a record
+		}
+		part, err := s.partAt(ctx, q, k, chunk{}, at, length)
+		if err != nil {
+			return nil, err
+		}
+		at += part.Size + crypt.PartOverhead
+		if err := out.follow(part, at == k.size); err != nil {
+			return nil, err
+		}
+	}
+	out.proven = true
+	s.Cache.put(q, &out)
+	return &out, nil
+}
+
+// follow adds a part to the layout, as the whole object would be read.
+func (k *known) follow(part *crypt.Part, last bool) error {
+	if k.layout == nil {
+		k.upload = part.Upload
+	}
+	switch {
+	case part.Upload != k.upload:
+		return fmt.Errorf("%w: part %d is of another upload than the first", ErrIntegrity, part.Number)
+	case part.Final != last:
+		return fmt.Errorf("%w: part %d is final: %t, where the object's end is: %t", ErrIntegrity, part.Number, part.Final, last)
+	case part.HasRecord():
+		record, err := crypt.ParseRecord(part.Record)
+		if err != nil {
+			return err
+		}
+		if !record.Matches(k.layout) {
+			return fmt.Errorf("%w: the parts are not those of the record", ErrIntegrity)
+		}
+		k.record, k.sealer = record, part
+		return nil
+	}
+	k.layout = k.layout.Add(part.Number, part.Size)
+	if last && !k.layout.Contiguous() {
+		return fmt.Errorf("%w: a part is missing: the numbers have gaps", ErrIntegrity)
+	}
+	return nil
+}
+
+// partOf returns the header of the part at a place of the layout, from the cache or the store.
+func (s *Store) partOf(ctx context.Context, q Request, k *known, have chunk, at crypt.Place) (*crypt.Part, error) {
+	id := partID{cacheID(q), k.etag, at.Stored}
+	if p, ok := s.Cache.parts.Get(id); ok {
+		return p, nil
+	}
+	part, err := s.partAt(ctx, q, k, have, at.Stored, crypt.PartPrefixSize)
+	if err != nil {
+		return nil, err
+	}
+	if part.Upload != k.upload {
+		return nil, fmt.Errorf("%w: part %d is of another upload than the first", crypt.ErrAuth, part.Number)
+	}
+	return part, nil
+}
+
+// partAt reads and verifies the header of the part at a stored offset, with its record if length covers it.
+func (s *Store) partAt(ctx context.Context, q Request, k *known, have chunk, at, length int64) (*crypt.Part, error) {
+	id := partID{cacheID(q), k.etag, at}
+	if p, ok := s.Cache.parts.Get(id); ok && (!p.HasRecord() || p.Record != nil) {
+		return p, nil
+	}
+	if at < 0 || at+length > k.size {
+		return nil, fmt.Errorf("%w: no room for a part at %d of %d", crypt.ErrEnvelope, at, k.size)
+	}
+	b := have.slice(at, at+length)
+	if b == nil {
+		var err error
+		if b, err = s.fetch(ctx, q, k.etag, at, at+length); err != nil {
+			return nil, err
+		}
+	}
+	part, err := crypt.ParsePart(b)
+	if err != nil {
+		return nil, err
+	}
+	lease, err := s.Open(ctx, q.Object, part.KeyID, part.WrappedDEK)
+	if err != nil {
+		return nil, err
+	}
+	defer lease.Release()
+	if err := part.Verify(lease.DEK(), q.Object); err != nil {
+		return nil, err
+	}
+	s.Cache.parts.Add(id, part)
+	return part, nil
+}
