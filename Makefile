@@ -58,6 +58,10 @@ fuzz: ## every fuzz target for FUZZTIME (20s; 5000x is a number of inputs)
 	    echo "== $$pkg $$target"; $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg || exit 1; \
 	  done; done
 
+.PHONY: model
+model: ## the model of multipart uploads for MODEL_TIME (10m), against a real store
+	MODEL_TIME=$${MODEL_TIME:-10m} $(GO) test -count=1 -timeout 0 -run TestMultipartModel -v ./internal/s3api
+
 .PHONY: bench
 bench: ## throughput, latency, CPU and memory, side by side with the bare store and a plain reverse proxy
 	bench/run.sh

@@ -144,10 +144,10 @@ func (p *Part) header() ([]byte, error) {
 	b := make([]byte, 0, PartHeaderSize)
 	b = append(b, partMagic...)
 	b = append(b, Version, Suite, p.flags(), 0)
-	b = binary.BigEndian.AppendUint16(b, uint16(p.Number)) //nolint:gosec // checked, as the lengths below
-	b = binary.BigEndian.AppendUint16(b, uint16(p.record)) //nolint:gosec // as above
-	b = binary.BigEndian.AppendUint64(b, uint64(p.Size))   //nolint:gosec // as above
-	b = binary.BigEndian.AppendUint32(b, uint32(p.shape()))
+	b = binary.BigEndian.AppendUint16(b, uint16(p.Number))          //nolint:gosec // checked, as the lengths below
+	b = binary.BigEndian.AppendUint16(b, uint16(p.record))          //nolint:gosec // as above
+	b = binary.BigEndian.AppendUint64(b, uint64(p.Size))            //nolint:gosec // as above
+	b = binary.BigEndian.AppendUint32(b, uint32(p.shape()))         //nolint:gosec // 10 MiB at most
 	b = binary.BigEndian.AppendUint16(b, uint16(len(p.KeyID)))      //nolint:gosec // as above
 	b = binary.BigEndian.AppendUint16(b, uint16(len(p.WrappedDEK))) //nolint:gosec // as above
 	b = append(b, p.Upload[:]...)

@@ -111,7 +111,7 @@ func (r *PartsReader) Layout() Layout { return r.seen }
 func (r *PartsReader) begin() error {
 	prefix := r.buf[:PartPrefixSize]
 	switch n, err := io.ReadFull(r.src, prefix); {
-	case n == 0 && err == io.EOF: //nolint:errorlint // bare, as every io.Reader must say it
+	case n == 0 && err == io.EOF: // bare, as every io.Reader must say it
 		return r.end()
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		return fmt.Errorf("%w in a part header", ErrTruncated)

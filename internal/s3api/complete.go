@@ -113,8 +113,10 @@ func (list *completion) match(have map[int]listedPart) (crypt.Layout, error) {
 			return nil, &Error{
 				Code: "EntityTooSmall", Message: "Your proposed upload is smaller than the minimum allowed size",
 				Details: [][2]string{
-					{"ProposedSize", strconv.FormatInt(stored.size, 10)}, {"MinSizeAllowed", strconv.Itoa(crypt.MinPartSize)},
-					{"PartNumber", strconv.Itoa(p.PartNumber)}, {"ETag", p.ETag},
+					{"ProposedSize", strconv.FormatInt(stored.size, 10)},
+					{"MinSizeAllowed", strconv.Itoa(crypt.MinPartSize)},
+					{"PartNumber", strconv.Itoa(p.PartNumber)},
+					{"ETag", p.ETag},
 				},
 			}
 		}
@@ -167,7 +169,7 @@ func (s *Server) end(c *call, list *completion, layout crypt.Layout, have map[in
 	if err != nil {
 		return partError(err)
 	}
-	query := c.uploadQuery("partNumber", strconv.Itoa(number))
+	query := c.uploadQuery(url.Values{"partNumber": {strconv.Itoa(number)}})
 	resp, err := s.send(c, c.originRequestTo(http.MethodPut, query, make(http.Header), sealer, crypt.PartOverhead))
 	if err != nil {
 		return err
@@ -267,13 +269,10 @@ func (c *call) ownURL() string {
 	return scheme + "://" + c.Host + c.objectURL(nil).EscapedPath()
 }
 
-// uploadQuery is a query for the call's upload, with further names and values.
-func (c *call) uploadQuery(more ...string) url.Values {
-	query := url.Values{"uploadId": {c.query.Get("uploadId")}}
-	for i := 0; i < len(more); i += 2 {
-		query.Set(more[i], more[i+1])
-	}
-	return query
+// uploadQuery is a query for the call's upload, with further parameters.
+func (c *call) uploadQuery(more url.Values) url.Values {
+	more.Set("uploadId", c.query.Get("uploadId"))
+	return more
 }
 
 // unquote takes the quotes off an ETag, in whatever way they are written.

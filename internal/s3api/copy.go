@@ -48,13 +48,12 @@ func (s *Server) uploadPartCopy(c *call) error {
 	if version := source.Header.Get("X-Amz-Version-Id"); version != "" {
 		c.w.Header().Set("X-Amz-Copy-Source-Version-Id", version)
 	}
-	etag := c.w.Header()["ETag"]
 	delete(c.w.Header(), "ETag") // it is in the document
 	doc, err := xml.Marshal(struct {
 		XMLName      xml.Name `xml:"http://s3.amazonaws.com/doc/2006-03-01/ CopyPartResult"`
 		LastModified string
 		ETag         string
-	}{LastModified: s.Now().UTC().Format(time.RFC3339), ETag: strings.Join(etag, "")})
+	}{LastModified: s.Now().UTC().Format(time.RFC3339), ETag: showETag(resp.Header.Get("Etag"))})
 	if err != nil {
 		return err
 	}

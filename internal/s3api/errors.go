@@ -99,10 +99,8 @@ func (e *Error) Status() int {
 // retryAfter is what a client is told to wait, in seconds, when the fault is a passing one.
 const retryAfter = 1
 
-var (
-	// errIdle is the cause of a context that ended because nothing moved for the idle timeout.
-	errIdle = errors.New("no byte moved within limits.idle_timeout")
-)
+// errIdle is the cause of a context that ended because nothing moved for the idle timeout.
+var errIdle = errors.New("no byte moved within limits.idle_timeout")
 
 func badRequest(code, message string) *Error { return &Error{Code: code, Message: message} }
 

@@ -37,13 +37,11 @@ func plaintextSize(etag, size string) string {
 	if err != nil {
 		return size
 	}
-	plain := int64(-1)
+	plain, err := crypt.PlaintextSize(n)
 	if parts, ok := stored.MultipartETag(etag); ok {
-		plain = stored.MultipartSize(n, parts)
-	} else if plain, err = crypt.PlaintextSize(n); err != nil {
-		return size
+		plain, err = stored.MultipartSize(n, parts)
 	}
-	if plain < 0 {
+	if err != nil {
 		return size
 	}
 	return strconv.FormatInt(plain, 10)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"strconv"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
@@ -189,7 +190,7 @@ func (s *Server) storedParts(c *call) (map[int]listedPart, error) {
 	parts := make(map[int]listedPart)
 	marker := "0"
 	for {
-		query := c.uploadQuery("part-number-marker", marker, "max-parts", "1000")
+		query := c.uploadQuery(url.Values{"part-number-marker": {marker}, "max-parts": {"1000"}})
 		resp, err := s.send(c, c.originRequestTo(http.MethodGet, query, make(http.Header), nil, 0))
 		if err != nil {
 			return nil, err

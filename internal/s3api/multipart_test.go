@@ -3,6 +3,7 @@ package s3api_test
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -13,12 +14,10 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
-
-	"crypto/sha256"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
@@ -550,7 +549,7 @@ func TestMultipartChecksums(t *testing.T) {
 				digests = h.Sum(digests)
 			}
 			h := newHash()
-			want := ""
+			var want string
 			if kind == types.ChecksumTypeComposite {
 				h.Write(digests)
 				want = base64.StdEncoding.EncodeToString(h.Sum(nil)) + "-3"
@@ -790,17 +789,18 @@ func TestETagsWithoutPartCount(t *testing.T) {
 }
 
 // Property: any mix of layouts, parts that are sent again, copies, overwrites, ranges and listings behaves like a map in
-// memory, through several replicas. MULTIPART_MODEL_STEPS sets the number of steps.
+// memory, through several replicas. MODEL_TIME=10m lets it run for that long (make model).
 func TestMultipartModel(t *testing.T) {
-	steps := 25
-	if n, err := strconv.Atoi(os.Getenv("MULTIPART_MODEL_STEPS")); err == nil {
-		steps = n
-	}
+	long, _ := time.ParseDuration(os.Getenv("MODEL_TIME")) // 0 if there is none
+	start := time.Now()
 	p := newProxy(t)
 	replicas := []*proxy{p, p.replica(), p.replica()}
 	r := rand.New(rand.NewPCG(11, rand.Uint64()))
 	model := make(map[string][]byte)
-	for step := range steps {
+	for step := 0; step < 25 || time.Since(start) < long; step++ {
+		if step%1000 == 999 {
+			t.Logf("%d steps in %v", step+1, time.Since(start).Round(time.Second))
+		}
 		at := replicas[r.IntN(len(replicas))]
 		key := fmt.Sprintf("dir%d/key %d", r.IntN(2), r.IntN(4))
 		text, exists := model[key]

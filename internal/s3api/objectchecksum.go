@@ -170,7 +170,7 @@ func (a *algorithm) combine(digests [][]byte, layout crypt.Layout) []byte {
 	}
 	out := make([]byte, a.id.Size())
 	for i := range out {
-		out[i] = byte(sum >> (width - 8*(i+1)))
+		out[i] = byte(sum >> (width - 8*(i+1))) //nolint:gosec // the low byte is what is meant
 	}
 	return out
 }

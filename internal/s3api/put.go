@@ -145,7 +145,7 @@ func (u *upload) Read(p []byte) (int, error) {
 	if u.sent == u.size {
 		u.finished.Store(true)
 	}
-	if err != nil && err != io.EOF && !errors.Is(err, io.ErrClosedPipe) { //nolint:errorlint // bare, as above
+	if err != nil && err != io.EOF && !errors.Is(err, io.ErrClosedPipe) { // bare, as above
 		return n, u.fail(bodyError(err))
 	}
 	return n, err

@@ -237,7 +237,7 @@ func (s *Store) plain(q Request, resp *http.Response) (*Object, error) {
 		if remains -= int64(n); n > 0 {
 			return buffer[:n], nil
 		}
-		if err == io.EOF { //nolint:errorlint // bare, as every io.Reader must say it
+		if err == io.EOF { // bare, as every io.Reader must say it
 			return nil, fmt.Errorf("%w: the body is cut short", ErrStore)
 		}
 		return nil, err

@@ -131,15 +131,18 @@ func (f facts) plaintextSize() (int64, error) {
 	if f.parts < 0 {
 		return -1, nil
 	}
-	size := MultipartSize(f.size, f.parts)
+	return MultipartSize(f.size, f.parts)
+}
+
+// MultipartSize is the plaintext size of a multipart object, or ErrIntegrity if no object is of that size and number of
+// parts.
+func MultipartSize(stored int64, parts int) (int64, error) {
+	size := stored - int64(parts)*crypt.PartOverhead
 	if size < 0 {
-		return 0, fmt.Errorf("%w: %d stored bytes in %d parts", ErrIntegrity, f.size, f.parts)
+		return 0, fmt.Errorf("%w: %d stored bytes in %d parts", ErrIntegrity, stored, parts)
 	}
 	return size, nil
 }
-
-// MultipartSize is the plaintext size of a multipart object. It is negative if the two cannot be.
-func MultipartSize(stored int64, parts int) int64 { return stored - int64(parts)*crypt.PartOverhead }
 
 // MultipartETag returns the number of parts that an ETag of the store names; ok is false if it is no multipart one.
 func MultipartETag(etag string) (parts int, ok bool) {

@@ -199,10 +199,16 @@ func (s *Store) walk(ctx context.Context, q Request, k *known) (*known, error) {
 		if err != nil {
 			return nil, err
 		}
-		at += part.Size + crypt.PartOverhead
-		if err := out.follow(part, at == k.size); err != nil {
+		if err := out.follow(part); err != nil {
 			return nil, err
 		}
+		at += part.Size + crypt.PartOverhead
+		if part.Final != (at == k.size) {
+			return nil, fmt.Errorf("%w: part %d ends at byte %d of %d, and is final: %t", ErrIntegrity, part.Number, at, k.size, part.Final)
+		}
+	}
+	if out.record == nil && !out.layout.Contiguous() {
+		return nil, fmt.Errorf("%w: a part is missing: the numbers have gaps", ErrIntegrity)
 	}
 	out.proven = true
 	s.Cache.put(q, &out)
@@ -210,30 +216,25 @@ func (s *Store) walk(ctx context.Context, q Request, k *known) (*known, error) {
 }
 
 // follow adds a part to the layout, as the whole object would be read.
-func (k *known) follow(part *crypt.Part, last bool) error {
+func (k *known) follow(part *crypt.Part) error {
 	if k.layout == nil {
 		k.upload = part.Upload
 	}
-	switch {
-	case part.Upload != k.upload:
+	if part.Upload != k.upload {
 		return fmt.Errorf("%w: part %d is of another upload than the first", ErrIntegrity, part.Number)
-	case part.Final != last:
-		return fmt.Errorf("%w: part %d is final: %t, where the object's end is: %t", ErrIntegrity, part.Number, part.Final, last)
-	case part.HasRecord():
-		record, err := crypt.ParseRecord(part.Record)
-		if err != nil {
-			return err
-		}
-		if !record.Matches(k.layout) {
-			return fmt.Errorf("%w: the parts are not those of the record", ErrIntegrity)
-		}
-		k.record, k.sealer = record, part
+	}
+	if !part.HasRecord() {
+		k.layout = k.layout.Add(part.Number, part.Size)
 		return nil
 	}
-	k.layout = k.layout.Add(part.Number, part.Size)
-	if last && !k.layout.Contiguous() {
-		return fmt.Errorf("%w: a part is missing: the numbers have gaps", ErrIntegrity)
+	record, err := crypt.ParseRecord(part.Record)
+	if err != nil {
+		return err
 	}
+	if !record.Matches(k.layout) {
+		return fmt.Errorf("%w: the parts are not those of the record", ErrIntegrity)
+	}
+	k.record, k.sealer = record, part
 	return nil
 }
 
