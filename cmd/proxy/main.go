@@ -30,6 +30,7 @@ var commands = []command{
 	{"dev", "a whole S3 endpoint on this machine, with its own store and key, to try things out", dev},
 	{"serve", "the proxy, in front of a store", serve},
 	{"check", "test the configuration, the store and every key; exit 1 on any failure", check},
+	{"decrypt", "read one object straight from the store, without a proxy running", decrypt},
 	{"version", "print the version", version},
 }
 

@@ -193,6 +193,30 @@ func TestMultipart(t *testing.T) {
 	}
 }
 
+// What a replica remembers of an object must not outlive it.
+func TestRangeAfterAnOverwrite(t *testing.T) {
+	p := newProxy(t)
+	r := p.replica()
+	random := rand.New(rand.NewPCG(9, 9))
+	for _, sizes := range [][]int{{5 * mib, 100}, {5 * mib, 5 * mib, 5 * mib}, {100}, {6 * mib, 6 * mib}, nil, {5 * mib, 7}} {
+		var text []byte
+		if sizes == nil {
+			text = randomText(7 * mib)
+			p.put("k", text)
+		} else {
+			text = p.upload("k", sizes).text()
+		}
+		for _, spec := range []string{"bytes=-1", fmt.Sprintf("bytes=%d-", len(text)-1), fmt.Sprintf("bytes=%d-", len(text)), "bytes=0-0"} {
+			status, want, _ := reference(text, spec)
+			got, _, err := r.getRange("k", spec)
+			if status == http.StatusPartialContent && (err != nil || !bytes.Equal(got, want)) || status != http.StatusPartialContent && code(err) != "InvalidRange" {
+				t.Errorf("%v, %s: %d bytes, %v", sizes, spec, len(got), err)
+			}
+		}
+		checkRandomRange(t, r, "k", text, random)
+	}
+}
+
 func checkParts(t *testing.T, p *proxy, m *multipart) {
 	t.Helper()
 	for _, part := range m.parts {

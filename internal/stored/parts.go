@@ -91,12 +91,16 @@ func (s *Store) getRange(ctx context.Context, q Request) (*Object, error) {
 	return o, err
 }
 
-// outside answers a range that lies behind the stored body, with the size that the plaintext has.
+// outside answers a range that seems to lie behind the object, with the size that the store says it has now.
 func (s *Store) outside(ctx context.Context, q Request) error {
+	wanted := q.Range
 	q.Range = nil
 	o, err := s.Head(ctx, q)
 	if err != nil {
 		return err
+	}
+	if _, _, ok := wanted.Of(o.Size); ok {
+		return errChanged
 	}
 	return &RangeError{o.Size}
 }
@@ -254,7 +258,7 @@ func (g guess) begins(r *Range) bool {
 func (s *Store) openStretch(ctx context.Context, q Request, k *known, have chunk) (*Object, error) {
 	offset, length, ok := q.Range.Of(k.layout.Size())
 	if !ok {
-		return nil, &RangeError{k.layout.Size()}
+		return nil, s.outside(ctx, q)
 	}
 	o, err := s.stretch(ctx, q, k, have, offset, length)
 	if err != nil && k.wrong(err) {

@@ -1,0 +1,227 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/xml"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/schollz/progressbar/v3"
+	"go.uber.org/zap"
+
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/stored"
+)
+
+// decrypt reads one object straight from the store, without a proxy. It writes to a file that is not whole yet under
+// another name, so that what has the object's own name is the object; called again, it goes on where it ended.
+func decrypt(ctx context.Context, args []string, stdout io.Writer) error {
+	flags := flag.NewFlagSet("decrypt", flag.ContinueOnError)
+	config := flags.String("config", "", "path of the configuration `FILE`")
+	output := flags.String("o", "", "the `FILE` to be written; - for standard output (default: the last part of the key)")
+	version := flags.String("version-id", "", "`ID` of the version to read (default: the current one)")
+	target, err := parseTarget(flags, args, stdout)
+	if err != nil {
+		return err
+	}
+	cfg, err := loadConfig(*config)
+	if err != nil {
+		return err
+	}
+	a, err := build(ctx, cfg, zap.NewNop(), "")
+	if err != nil {
+		return err
+	}
+	defer a.close()
+	store, err := buildOrigin(ctx, cfg, "")
+	if err != nil {
+		return err
+	}
+	q := stored.Request{Object: target, Version: *version, Plaintext: func() error {
+		return errors.New("it has no encryption envelope: cmekproxy did not store it, or its envelope was removed")
+	}}
+	d := decryption{
+		request: q, progress: os.Stderr,
+		reader: &stored.Store{
+			Send: func(r *http.Request) (*http.Response, error) { return sendDirect(store, r) },
+			Open: func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
+				return a.keys.Open(ctx, obj, keyID, wrapped)
+			},
+			Cache: stored.NewCache(),
+		},
+	}
+	if *output == "-" {
+		err = d.toStream(ctx, stdout)
+	} else {
+		if *output == "" {
+			*output = path.Base(target.Key)
+		}
+		err = d.toFile(ctx, *output)
+	}
+	if err != nil {
+		return fmt.Errorf("s3://%s/%s: %w", target.Bucket, target.Key, err)
+	}
+	return nil
+}
+
+// parseTarget reads flags and the one s3:// argument, in any order.
+func parseTarget(flags *flag.FlagSet, args []string, stdout io.Writer) (crypt.Object, error) {
+	flags.SetOutput(stdout)
+	var targets []string
+	for {
+		if err := flags.Parse(args); err != nil {
+			if errors.Is(err, flag.ErrHelp) {
+				return crypt.Object{}, err
+			}
+			return crypt.Object{}, usageError{err}
+		}
+		if flags.NArg() == 0 {
+			break
+		}
+		targets, args = append(targets, flags.Arg(0)), flags.Args()[1:]
+	}
+	if len(targets) != 1 {
+		return crypt.Object{}, usageError{fmt.Errorf("one s3://bucket/key is wanted, not %d", len(targets))}
+	}
+	rest, ok := strings.CutPrefix(targets[0], "s3://")
+	bucket, key, _ := strings.Cut(rest, "/")
+	if !ok || bucket == "" || key == "" {
+		return crypt.Object{}, usageError{fmt.Errorf("%q is not of the form s3://bucket/key", targets[0])}
+	}
+	return crypt.Object{Bucket: bucket, Key: key}, nil
+}
+
+// decryption is one object on its way out of the store.
+type decryption struct {
+	reader   *stored.Store
+	request  stored.Request
+	progress io.Writer
+}
+
+func (d *decryption) toStream(ctx context.Context, w io.Writer) error {
+	o, err := d.reader.Get(ctx, d.request)
+	if err != nil {
+		return err
+	}
+	defer o.Close()
+	return d.copy(ctx, w, o)
+}
+
+// toFile writes the object to a file of that name. Until it is whole it is called name.HASH.part, where the hash is of
+// the object's ETag: what is there of another object, or of an older one, is not gone on with.
+func (d *decryption) toFile(ctx context.Context, name string) error {
+	head, err := d.reader.Head(ctx, d.request)
+	if err != nil {
+		return err
+	}
+	state := sha256.Sum256([]byte(d.request.Object.Bucket + "/" + d.request.Object.Key + "\n" + head.Header.Get("Etag")))
+	part := name + "." + hex.EncodeToString(state[:4]) + ".part"
+	f, err := os.OpenFile(part, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if info.Size() > head.Size {
+		return fmt.Errorf("%s is longer than the object: remove it", part)
+	}
+	if err := d.goOn(ctx, f, info.Size(), head); err != nil {
+		return fmt.Errorf("%w\nwhat was read and verified so far is in %s; the same command goes on from there", err, part)
+	}
+	if err := errors.Join(f.Sync(), f.Close(), os.Rename(part, name)); err != nil {
+		return err
+	}
+	fmt.Fprintf(d.progress, "%s: %d bytes, every one verified\n", filepath.Base(name), head.Size)
+	return nil
+}
+
+// goOn appends what is missing to a file that has the first done bytes.
+func (d *decryption) goOn(ctx context.Context, f *os.File, done int64, head *stored.Object) error {
+	q := d.request
+	q.Header = http.Header{"If-Match": {head.Header.Get("Etag")}}
+	switch {
+	case done > 0 && done == head.Size:
+		return nil
+	case done > 0:
+		q.Range = stored.Bytes(done, head.Size-done)
+		fmt.Fprintf(d.progress, "going on at byte %d of %d\n", done, head.Size)
+	}
+	o, err := d.reader.Get(ctx, q)
+	if err != nil {
+		return err
+	}
+	defer o.Close()
+	return d.copy(ctx, f, o)
+}
+
+func (d *decryption) copy(ctx context.Context, w io.Writer, o *stored.Object) error {
+	bar := progressbar.NewOptions64(o.Size,
+		progressbar.OptionSetWriter(d.progress), progressbar.OptionShowBytes(true), progressbar.OptionShowCount(),
+		progressbar.OptionThrottle(200*time.Millisecond), progressbar.OptionSetVisibility(isTerminal(d.progress)),
+		progressbar.OptionSetPredictTime(true), progressbar.OptionClearOnFinish())
+	_ = bar.Set64(o.Offset)
+	for {
+		text, err := o.Next(ctx)
+		if err == io.EOF { //nolint:errorlint // bare: Next says so
+			return bar.Finish()
+		}
+		if err != nil {
+			return err
+		}
+		if _, err := w.Write(text); err != nil {
+			return err
+		}
+		_ = bar.Add(len(text))
+	}
+}
+
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
+}
+
+// storeError is an error answer of the store.
+type storeError struct {
+	status  int
+	code    string
+	message string
+}
+
+func (e *storeError) Error() string {
+	return fmt.Sprintf("the store answered %d %s %s", e.status, e.code, e.message)
+}
+
+// Status is that of the answer; package stored looks at it.
+func (e *storeError) Status() int { return e.status }
+
+// sendDirect sends a request to the store. An answer that is no good one is an error.
+func sendDirect(store http.RoundTripper, r *http.Request) (*http.Response, error) {
+	resp, err := store.RoundTrip(r)
+	if err != nil || resp.StatusCode < 300 {
+		return resp, err
+	}
+	defer resp.Body.Close()
+	var doc struct{ Code, Message string }
+	_ = xml.NewDecoder(io.LimitReader(resp.Body, 64<<10)).Decode(&doc) // a HEAD has none
+	if doc.Code == "" {
+		doc.Code = http.StatusText(resp.StatusCode)
+	}
+	return nil, &storeError{resp.StatusCode, doc.Code, doc.Message}
+}
