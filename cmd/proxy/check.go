@@ -12,6 +12,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -57,6 +58,9 @@ func check(ctx context.Context, args []string, stdout io.Writer) error {
 		c.run(ctx, "store: put, 2 KB of metadata", probe.put)
 		c.run(ctx, "store: ranges", probe.ranges)
 		c.run(ctx, "store: If-None-Match: * on PUT", probe.ifNoneMatch)
+		c.run(ctx, "store: multipart uploads", func(ctx context.Context) (string, error) {
+			return probe.multipart(ctx, cfg.Origin.ETagPartCount)
+		})
 		c.run(ctx, "store: a body cut short is not kept", probe.cut)
 		c.run(ctx, "store: delete", probe.remove)
 	}
@@ -128,7 +132,8 @@ type storeProbe struct {
 var probeText = []byte("written by proxy check, and to be removed by it")
 
 func (p *storeProbe) do(ctx context.Context, method, path string, header http.Header, body io.Reader, length int64) (reply, error) {
-	r, err := http.NewRequestWithContext(ctx, method, (&url.URL{Scheme: "http", Host: "origin", Path: path}).String(), body)
+	path, query, _ := strings.Cut(path, "?")
+	r, err := http.NewRequestWithContext(ctx, method, (&url.URL{Scheme: "http", Host: "origin", Path: path, RawQuery: query}).String(), body)
 	if err != nil {
 		return reply{}, err
 	}

@@ -70,6 +70,7 @@ func build(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSocket 
 		Keys:          a.keys,
 		Clients:       clients,
 		Domain:        cfg.Domain,
+		ETagPartCount: cfg.Origin.ETagPartCount,
 		Log:           log,
 		Metrics:       a.metrics,
 		IdleTimeout:   cfg.Limits.IdleTimeout,

@@ -56,6 +56,9 @@ type Origin struct {
 	// ChecksumTrailer sends uploads in aws-chunked framing with a CRC32 behind the body, by which the store finds bodies
 	// that were altered or cut on the way. Default true. False: for a store that does not know it.
 	ChecksumTrailer bool `yaml:"checksum_trailer"`
+	// ETagPartCount says that the store's ETags of multipart objects end in "-" and the number of parts, so that sizes in
+	// listings need no request of their own. Default true.
+	ETagPartCount bool `yaml:"etag_part_count"`
 }
 
 // Client is one who may use the proxy, with credentials that are the proxy's own.
@@ -178,7 +181,7 @@ type Limits struct {
 func defaults() *Config {
 	return &Config{
 		AdminListen: "127.0.0.1:9001",
-		Origin:      Origin{PathStyle: true, ChecksumTrailer: true},
+		Origin:      Origin{PathStyle: true, ChecksumTrailer: true, ETagPartCount: true},
 		Encryption:  Encryption{PlaintextObjects: Deny},
 		DEKCache:    DEKCache{TTL: 5 * time.Minute, MaxEntries: 100_000, RevocationProbe: 10 * time.Second},
 		Log:         Log{Level: "info"},

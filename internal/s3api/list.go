@@ -19,6 +19,9 @@ const maxListing = 8 << 20
 
 // listObjects answers ListObjects and ListObjectsV2. The plaintext's size follows from the stored size alone.
 func (s *Server) listObjects(c *call) error {
+	if !s.ETagPartCount {
+		return s.rewriteDocument(c, s.listWithSizes)
+	}
 	return s.rewriteXML(c, "Contents", plaintextEntry)
 }
 
@@ -74,6 +77,10 @@ func (s *Server) listBuckets(c *call) error {
 // the store wrote it, byte for byte: it may hold elements that we do not know, and keys with characters that an XML
 // parser refuses.
 func (s *Server) rewriteXML(c *call, name string, change func([]byte) []byte) error {
+	return s.rewriteDocument(c, func(_ *call, doc []byte) ([]byte, error) { return changeElements(doc, name, change), nil })
+}
+
+func (s *Server) rewriteDocument(c *call, change func(*call, []byte) ([]byte, error)) error {
 	resp, err := s.send(c, c.originRequest(c.Method, c.requestHeader(), nil, 0))
 	if err != nil {
 		return err
@@ -86,7 +93,10 @@ func (s *Server) rewriteXML(c *call, name string, change func([]byte) []byte) er
 	if doc.Len() > maxListing {
 		return fmt.Errorf("%w sent a listing of more than %d bytes", errOrigin, maxListing)
 	}
-	out := changeElements(doc.Bytes(), name, change)
+	out, err := change(c, doc.Bytes())
+	if err != nil {
+		return err
+	}
 	c.copyHeader(resp.Header)
 	c.w.Header().Set("Content-Length", strconv.Itoa(len(out)))
 	c.w.WriteHeader(http.StatusOK)

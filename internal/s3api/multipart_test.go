@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -791,8 +792,13 @@ func TestETagsWithoutPartCount(t *testing.T) {
 	p := newProxy(t)
 	for name, row := range layouts {
 		m := p.upload(name, row.sizes, row.numbers...)
-		r := p.replica()
+		r := p.replica(func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) { cfg.ETagPartCount = false })
 		r.origin.set(nil, func(resp *http.Response) {
+			if resp.Header.Get("Content-Type") == "application/xml" {
+				body, _ := io.ReadAll(resp.Body)
+				body = regexp.MustCompile(`-\d+(&#34;|&quot;|")?</ETag>`).ReplaceAll(body, []byte("$1</ETag>"))
+				resp.Body, resp.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+			}
 			if etag := resp.Header.Get("Etag"); strings.Contains(etag, "-") {
 				resp.Header.Set("Etag", `"`+strings.Trim(etag[:strings.Index(etag, "-")], `"`)+`"`)
 			}
@@ -808,6 +814,13 @@ func TestETagsWithoutPartCount(t *testing.T) {
 		}
 		for range 5 {
 			checkRandomRange(t, r, name, m.text(), rand.New(rand.NewPCG(5, 6)))
+		}
+		if n := r.listed(name); n != int64(len(m.text())) {
+			t.Errorf("%s: listed with %d bytes, has %d", name, n, len(m.text()))
+		}
+		r.origin.take()
+		if r.listed(name); len(r.origin.take()) != 1 {
+			t.Errorf("%s: a listing asks again for what is known", name)
 		}
 	}
 }

@@ -123,7 +123,7 @@ func newProxy(t testing.TB, options ...option) *proxy {
 		t.Fatal(err)
 	}
 	cfg := s3api.Config{
-		Origin: p.origin, Clients: clients, Domain: "s3.test", Metrics: metrics.New(), IdleTimeout: 20 * time.Second,
+		Origin: p.origin, Clients: clients, Domain: "s3.test", ETagPartCount: true, Metrics: metrics.New(), IdleTimeout: 20 * time.Second,
 		MaxConcurrent: 64, Now: now, Random: rand.Reader,
 		Log: zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig()), p.log, zap.DebugLevel)),
 	}

@@ -35,12 +35,13 @@ type Keys interface {
 	AllowPlaintext(obj crypt.Object, client string) bool
 }
 
-// Config is what a Server needs. All fields but Domain are required.
+// Config is what a Server needs. All fields but Domain and ETagPartCount are required.
 type Config struct {
 	Origin        http.RoundTripper // the store
 	Keys          Keys
 	Clients       *access.Directory
 	Domain        string // base domain of virtual-host-style requests; empty for path-style only
+	ETagPartCount bool   // the store's multipart ETags end in the number of parts; false: listings ask for each size
 	Log           *zap.Logger
 	Metrics       *metrics.Metrics
 	IdleTimeout   time.Duration // a transfer in which no byte moves for this long is ended

@@ -404,6 +404,27 @@ func (o *Object) place(number int) (crypt.Place, error) {
 	return place, nil
 }
 
+// Size returns the plaintext size of an object that a listing has with this ETag and stored size: from memory, or from
+// the store. q.Plaintext is not asked.
+func (s *Store) Size(ctx context.Context, q Request, etag string, size int64) (int64, error) {
+	q.Plaintext = func() error { return nil }
+	if k := s.Cache.look(q); k != nil && k.etag == etag && k.size == size {
+		switch {
+		case k.kind == plaintext:
+			return size, nil
+		case k.kind == single:
+			return crypt.PlaintextSize(size)
+		case k.layout != nil:
+			return k.layout.Size(), nil
+		}
+	}
+	o, err := s.Head(ctx, q)
+	if err != nil {
+		return 0, err
+	}
+	return o.Size, nil
+}
+
 // Survey finds out what is known of a multipart object's parts, by a few requests: their number, the checksum, and the
 // layout if nothing odd is about it. It does nothing for an object that was put whole.
 func (s *Store) Survey(ctx context.Context, q Request, o *Object) error {
