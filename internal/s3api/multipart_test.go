@@ -10,6 +10,7 @@ import (
 	"hash"
 	"hash/crc32"
 	"io"
+	"io/fs"
 	"math/rand/v2"
 	"net/http"
 	"os"
@@ -106,6 +107,19 @@ func (m *multipart) mustComplete(more ...func(*s3.CompleteMultipartUploadInput))
 		m.p.t.Fatal(err)
 	}
 	return out
+}
+
+func partOf(number int, etag *string) types.CompletedPart {
+	return types.CompletedPart{PartNumber: new(int32(number)), ETag: etag}
+}
+
+// document is the body of CompleteMultipartUpload, without checksums.
+func (m *multipart) document() []byte {
+	doc := "<CompleteMultipartUpload>"
+	for _, p := range m.parts {
+		doc += fmt.Sprintf("<Part><PartNumber>%d</PartNumber><ETag>%s</ETag></Part>", *p.PartNumber, *p.ETag)
+	}
+	return []byte(doc + "</CompleteMultipartUpload>")
 }
 
 // text is the plaintext of the parts as they are listed.
@@ -675,6 +689,21 @@ func (p *proxy) storeTo(bucket, key string, text []byte) {
 	p.bucket = bucket
 	p.store(key, text, nil)
 	p.bucket = old
+}
+
+func filesBelow(t *testing.T, dir string) []string {
+	t.Helper()
+	var out []string
+	err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+		if err == nil && entry.Type().IsRegular() {
+			out = append(out, path)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
 }
 
 // file is an object as the embedded store keeps it.
