@@ -202,7 +202,7 @@ func TestMultipart(t *testing.T) {
 		}
 		checkParts(t, p, m)
 		checkAttributes(t, p, m)
-		for range 12 {
+		for range 8 {
 			checkRandomRange(t, p, key, text, random)
 		}
 	}
@@ -784,6 +784,46 @@ func TestMultipartTampering(t *testing.T) {
 	_ = other
 }
 
+// A range in the middle of an object is not answered when the end of the object is not its own, even if the store makes
+// size and part count fit.
+func TestRangeOfAnObjectWithoutItsEnd(t *testing.T) {
+	p := newProxy(t)
+	const stored = 5*mib + crypt.PartOverhead
+	m := p.upload("k", []int{5 * mib, 5 * mib, 5 * mib, 1000})
+	old, err := os.ReadFile(p.file("k"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m = p.upload("k", []int{5 * mib, 5 * mib, 5 * mib, 1000})
+	refuses := func(name string, r *proxy) {
+		t.Helper()
+		for _, spec := range []string{"bytes=6000000-6000100", "bytes=100-200", "bytes=-10"} {
+			if got, _, err := r.getRange("k", spec); code(err) != integrity {
+				t.Errorf("%s: %s: %d bytes, %v", name, spec, len(got), err)
+			}
+		}
+	}
+	p.rewriteFile("k", func(b []byte) []byte { return append(b[:3*stored:3*stored], old[3*stored:]...) })
+	refuses("the last part of an earlier upload of the key", p.replica())
+	mustRefuse(t, p, "the last part of an earlier upload of the key", "k", m.text())
+
+	end := p.upload("k", []int{5 * mib, 5 * mib, 5 * mib})
+	p.rewriteFile("k", func(b []byte) []byte { return b[:3*stored] })
+	fooled := func() *proxy { // by a store that counts three parts
+		r := p.replica()
+		r.origin.set(nil, func(resp *http.Response) {
+			resp.Header.Set("Etag", strings.Replace(resp.Header.Get("Etag"), "-4", "-3", 1))
+		})
+		r.origin.condition = func(r *http.Request) { r.Header.Del("If-Match") }
+		return r
+	}
+	refuses("without its appended part", fooled())
+	mustRefuse(t, fooled(), "without its appended part", "k", end.text())
+	p.rewriteFile("k", func(b []byte) []byte { b[2*stored+10] = 1; return b })
+	refuses("with a forged final mark", fooled())
+	mustRefuse(t, fooled(), "with a forged final mark", "k", end.text())
+}
+
 // An object that is overwritten between two requests of one read gives the one or the other, or an error, but no mix.
 func TestOverwrittenWhileRead(t *testing.T) {
 	p := newProxy(t)
@@ -841,7 +881,7 @@ func TestETagsWithoutPartCount(t *testing.T) {
 		if got := r.mustGet(name); !bytes.Equal(got, m.text()) {
 			t.Errorf("%s: another text", name)
 		}
-		for range 5 {
+		for range 3 {
 			checkRandomRange(t, r, name, m.text(), rand.New(rand.NewPCG(5, 6)))
 		}
 		if n := r.listed(name); n != int64(len(m.text())) {
