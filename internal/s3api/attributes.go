@@ -105,6 +105,9 @@ type partAttribute struct {
 // attributeNames reads x-amz-object-attributes.
 func attributeNames(h http.Header) (map[string]bool, error) {
 	wanted := make(map[string]bool)
+	if h.Get("X-Amz-Object-Attributes") == "" {
+		return nil, badRequest("InvalidRequest", "The x-amz-object-attributes header specifying the attributes to be retrieved is either missing or empty")
+	}
 	for name := range strings.SplitSeq(strings.Join(h.Values("X-Amz-Object-Attributes"), ","), ",") {
 		switch name = strings.TrimSpace(name); name {
 		case "ETag", "Checksum", "ObjectParts", "StorageClass", "ObjectSize":

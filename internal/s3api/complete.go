@@ -43,7 +43,9 @@ func (s *Server) completeMultipartUpload(c *call) error {
 	if err := checkObjectSize(c.Header, layout.Size()); err != nil {
 		return err
 	}
-	sum, err := list.checksum(c.Header, layout)
+	sum, err := list.checksum(c.Header, layout, func(etag string, a *algorithm, digest []byte) bool {
+		return s.uploads.differs(c.query.Get("uploadId"), etag, a, digest)
+	})
 	if err != nil {
 		return err
 	}
@@ -97,6 +99,13 @@ func parseCompletion(body []byte) (*completion, error) {
 	return &list, nil
 }
 
+func (p *completionPart) invalid() *Error {
+	return &Error{
+		Code: "InvalidPart", Message: "One or more of the specified parts could not be found.  The part may not have been uploaded, or the specified entity tag may not match the part's entity tag.",
+		Details: [][2]string{{"PartNumber", strconv.Itoa(p.PartNumber)}, {"ETag", p.ETag}},
+	}
+}
+
 // match compares the list with what the store has.
 func (list *completion) match(have map[int]listedPart) (crypt.Layout, error) {
 	var layout crypt.Layout
@@ -104,10 +113,7 @@ func (list *completion) match(have map[int]listedPart) (crypt.Layout, error) {
 		p := &list.Parts[i]
 		stored, ok := have[p.PartNumber]
 		if !ok || unquote(storedETags(p.ETag)) != stored.etag || stored.size < 0 {
-			return nil, &Error{
-				Code: "InvalidPart", Message: "One or more of the specified parts could not be found.  The part may not have been uploaded, or the specified entity tag may not match the part's entity tag.",
-				Details: [][2]string{{"PartNumber", strconv.Itoa(p.PartNumber)}, {"ETag", p.ETag}},
-			}
+			return nil, p.invalid()
 		}
 		if stored.size < crypt.MinPartSize && i < len(list.Parts)-1 {
 			return nil, &Error{

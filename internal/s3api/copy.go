@@ -19,6 +19,9 @@ import (
 // uploadPartCopy reads an object, or a range of it, and encrypts it anew as a part: every part has a key stream of its
 // own, so no ciphertext can be taken over.
 func (s *Server) uploadPartCopy(c *call) error {
+	if _, err := partNumber(c.query.Get("partNumber")); err != nil {
+		return err
+	}
 	q, err := s.copySource(c)
 	if err != nil {
 		return err
@@ -97,6 +100,9 @@ func copyConditions(h http.Header) http.Header {
 		if value := h.Get("X-Amz-Copy-Source-" + name); value != "" {
 			out.Set(name, value)
 		}
+	}
+	if owner := h.Get("X-Amz-Source-Expected-Bucket-Owner"); owner != "" {
+		out.Set("X-Amz-Expected-Bucket-Owner", owner)
 	}
 	for _, name := range []string{"If-Match", "If-None-Match"} {
 		if value := out.Get(name); value != "" {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"net/url"
 	"strconv"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
@@ -144,6 +145,21 @@ func asError(ctx context.Context, err error) *Error {
 	default:
 		return &Error{Code: "InternalError", Message: "We encountered an internal error. Please try again.", cause: err}
 	}
+}
+
+// named gives an error its name that came as the answer to a HEAD, which has none, where the client has not sent a HEAD.
+func (s *Server) named(c *call, err error) error {
+	answer := (*Error)(nil)
+	if c.Method == http.MethodHead || !errors.As(err, &answer) || answer.Code != notFound {
+		return err
+	}
+	path := url.URL{Path: "/" + c.bucket}
+	resp, failure := s.send(c, (&http.Request{Method: http.MethodHead, URL: &path, Header: make(http.Header)}).WithContext(c.Context()))
+	if failure == nil {
+		closeBody(resp)
+		return &Error{Code: "NoSuchKey", Message: "The specified key does not exist.", Details: [][2]string{{"Key", c.key}}, Header: answer.Header, status: answer.status, cause: err}
+	}
+	return &Error{Code: "NoSuchBucket", Message: "The specified bucket does not exist", Details: [][2]string{{"BucketName", c.bucket}}, status: http.StatusNotFound, cause: err}
 }
 
 func isTimeout(err error) bool {

@@ -88,6 +88,7 @@ func (s *Server) uploadPart(c *call) error {
 		return err
 	}
 	defer closeBody(resp)
+	s.uploads.keepSum(c.query.Get("uploadId"), resp.Header.Get("Etag"), c.checks)
 	c.checks.partHeader(c.w.Header())
 	c.w.WriteHeader(http.StatusOK)
 	return nil

@@ -2,7 +2,6 @@ package s3api
 
 import (
 	"bytes"
-	"encoding/base64"
 	"fmt"
 	"net/http"
 	"strconv"
@@ -66,7 +65,10 @@ func uploadChecksum(h http.Header) (objectChecksum, error) {
 // objectChecksumOf checks that the algorithm can be of the type; "" stands for its default.
 func objectChecksumOf(a *algorithm, kind string) (objectChecksum, error) {
 	o := objectChecksum{algorithm: a}
+	kind = strings.ToUpper(kind)
 	switch {
+	case kind != "" && kind != composite && kind != fullObject:
+		return o, badRequest("InvalidRequest", "Value for x-amz-checksum-type header is invalid.")
 	case kind == composite && a.id != crypt.CRC64NVME, kind == "" && a.id != crypt.CRC64NVME:
 		o.kind = crypt.Composite
 	case kind == fullObject && a.polynomial != 0, kind == "":
@@ -78,8 +80,8 @@ func objectChecksumOf(a *algorithm, kind string) (objectChecksum, error) {
 }
 
 // checksum computes the object's checksum from those of the parts, which were each verified when the part came, and
-// compares it with what the client says of the whole.
-func (list *completion) checksum(h http.Header, layout crypt.Layout) (objectChecksum, error) {
+// compares it with what the client says of the whole. differs reports whether a part is known to have another one.
+func (list *completion) checksum(h http.Header, layout crypt.Layout, differs func(etag string, a *algorithm, digest []byte) bool) (objectChecksum, error) {
 	said, a, err := saidOfObject(h)
 	if err != nil {
 		return objectChecksum{}, err
@@ -96,7 +98,17 @@ func (list *completion) checksum(h http.Header, layout crypt.Layout) (objectChec
 	case a != nil && a != of:
 		return objectChecksum{}, badRequest("InvalidRequest", "The checksums of the parts and of the object are of different algorithms.")
 	}
+	for i, digest := range digests {
+		if p := &list.Parts[i]; differs(p.ETag, of, digest) {
+			return objectChecksum{}, p.invalid()
+		}
+	}
 	kind := h.Get(checksumPrefix + "Type")
+	if a != nil {
+		if _, err := a.decode(strings.TrimSuffix(said, "-"+strconv.Itoa(len(digests)))); err != nil {
+			return objectChecksum{}, err
+		}
+	}
 	if kind == "" && said != "" && of.polynomial != 0 && !strings.Contains(said, "-") {
 		kind = fullObject
 	}
@@ -113,7 +125,7 @@ func (list *completion) checksum(h http.Header, layout crypt.Layout) (objectChec
 		o.digest = of.combine(digests, layout)
 	}
 	if said != "" && said != o.text() && said+"-"+strconv.Itoa(o.parts) != o.text() {
-		return o, badRequest("BadDigest", "The "+strings.ToLower(of.name)+" you specified did not match the calculated checksum.")
+		return o, badRequest("BadDigest", "The "+of.name+" you specified did not match the calculated checksum.")
 	}
 	return o, nil
 }
@@ -143,9 +155,12 @@ func (list *completion) digests() ([][]byte, *algorithm, error) {
 			if text == "" {
 				continue
 			}
-			digest, err := base64.StdEncoding.DecodeString(text)
-			if a := &algorithms[j]; err != nil || len(digest) != a.id.Size() || of != nil && of != a {
-				return nil, nil, badRequest("InvalidPart", "The checksum of part "+strconv.Itoa(p.PartNumber)+" is not valid, or of another algorithm than that of the parts before.")
+			digest, err := algorithms[j].decode(text)
+			if err != nil || len(out) > i {
+				return nil, nil, badRequest("InvalidArgument", "The checksum of part "+strconv.Itoa(p.PartNumber)+" is not valid, or there are several of it.")
+			}
+			if of != nil && of != &algorithms[j] {
+				return nil, nil, badRequest("BadDigest", "The checksum of part "+strconv.Itoa(p.PartNumber)+" is of another algorithm than that of the parts before it.")
 			}
 			out, of = append(out, digest), &algorithms[j]
 		}

@@ -57,7 +57,7 @@ const (
 	overrides   = "response-cache-control response-content-disposition response-content-encoding response-content-language response-content-type response-expires"
 	listQuery   = "prefix delimiter max-keys encoding-type"
 	listHeaders = "x-amz-optional-object-attributes"
-	copyHeaders = "x-amz-copy-source x-amz-copy-source-range x-amz-copy-source-if-match x-amz-copy-source-if-none-match x-amz-copy-source-if-modified-since x-amz-copy-source-if-unmodified-since"
+	copyHeaders = "x-amz-copy-source x-amz-copy-source-range x-amz-copy-source-if-match x-amz-copy-source-if-none-match x-amz-copy-source-if-modified-since x-amz-copy-source-if-unmodified-since x-amz-source-expected-bucket-owner"
 	lockHeaders = "x-amz-mfa x-amz-bypass-governance-retention"
 )
 
@@ -72,7 +72,7 @@ var routes = []route{
 	{"DeleteObjects", "POST", bucket, "delete", rewrite, access.Delete, maxXML, "", lockHeaders, (*Server).deleteObjects},
 	{"ListObjects", "GET", bucket, "", rewrite, access.List, 0, listQuery + " marker", listHeaders, (*Server).listObjects},
 	{"HeadBucket", "HEAD", bucket, "", forward, access.List, 0, "", "", (*Server).forward},
-	{"CreateBucket", "PUT", bucket, "", forward, access.Admin, maxConfig, "", "x-amz-acl x-amz-object-ownership", (*Server).forward},
+	{"CreateBucket", "PUT", bucket, "", forward, access.Admin, maxConfig, "", "x-amz-acl x-amz-object-ownership x-amz-bucket-object-lock-enabled", (*Server).forward},
 	{"DeleteBucket", "DELETE", bucket, "", forward, access.Admin, 0, "", "", (*Server).forward},
 
 	{"CreateMultipartUpload", "POST", object, "uploads", forward, access.Write, 0, "", putHeaders, (*Server).createMultipartUpload},

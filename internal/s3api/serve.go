@@ -167,7 +167,7 @@ func (s *Server) authenticate(c *call) error {
 func (s *Server) conclude(c *call, err error) {
 	var answer *Error
 	if err != nil {
-		answer = asError(c.Context(), err)
+		answer = asError(c.Context(), s.named(c, err))
 		if c.w.status != 0 {
 			c.aborted = true
 		} else {

@@ -107,13 +107,16 @@ func originError(resp *http.Response) *Error {
 	return e
 }
 
+// notFound is the code of a 404 to a HEAD: whether key or bucket is missing is not said.
+const notFound = "NotFound"
+
 // codeOfStatus stands in for the code of an answer without a body.
 func codeOfStatus(status int) string {
 	switch status {
 	case http.StatusForbidden:
 		return "AccessDenied"
 	case http.StatusNotFound:
-		return "NotFound"
+		return notFound
 	case http.StatusPreconditionFailed:
 		return "PreconditionFailed"
 	case http.StatusRequestedRangeNotSatisfiable:

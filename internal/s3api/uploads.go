@@ -17,7 +17,17 @@ const maxUploads = 4096
 // unwrapped DEKs are the cache's, and age there.
 type uploadKeys struct {
 	entries *lru.Cache[uploadID, *uploadKey]
+	sums    *lru.Cache[string, partSum] // by upload id and the store's ETag of the part
 }
+
+// partSum is the checksum that a part came with.
+type partSum struct {
+	algorithm *algorithm
+	digest    string
+}
+
+// maxSums bounds how many checksums of parts are remembered, of about 200 bytes each.
+const maxSums = 65_536
 
 type uploadID struct{ bucket, key, upload, client string }
 
@@ -33,7 +43,25 @@ func newUploadKeys() *uploadKeys {
 	if err != nil {
 		panic(err) // only for sizes below 1
 	}
-	return &uploadKeys{entries}
+	sums, err := lru.New[string, partSum](maxSums)
+	if err != nil {
+		panic(err) // as above
+	}
+	return &uploadKeys{entries, sums}
+}
+
+// keepSum remembers the checksum of a part, to find a list that has another one. A list that another replica is given
+// is not looked at like this.
+func (u *uploadKeys) keepSum(upload, etag string, sums *checksums) {
+	if sums.digest != nil {
+		u.sums.Add(upload+" "+unquote(etag), partSum{sums.algorithm, string(sums.digest)})
+	}
+}
+
+// differs reports whether a part is known to have come with another checksum.
+func (u *uploadKeys) differs(upload, etag string, a *algorithm, digest []byte) bool {
+	sum, ok := u.sums.Get(upload + " " + etag)
+	return ok && (sum.algorithm != a || sum.digest != string(digest))
 }
 
 func (c *call) uploadID(upload string) uploadID {

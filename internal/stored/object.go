@@ -161,12 +161,21 @@ const tries = 4
 
 // Get begins to read an object.
 func (s *Store) Get(ctx context.Context, q Request) (*Object, error) {
+	return s.insist(ctx, q, s.try)
+}
+
+// insist starts over as long as the object changes, and without the range where that is what S3 does.
+func (s *Store) insist(ctx context.Context, q Request, attempt func(context.Context, Request) (*Object, error)) (*Object, error) {
 	for range tries {
-		o, err := s.try(ctx, q)
-		if !errors.Is(err, errChanged) {
+		o, err := attempt(ctx, q)
+		switch outside := (*RangeError)(nil); {
+		case errors.Is(err, errChanged):
+			s.Cache.forget(q)
+		case errors.As(err, &outside) && outside.Size == 0 && q.Range != nil && q.Range.suffix > 0:
+			q.Range = nil // the last bytes of an empty object are the whole of it
+		default:
 			return o, err
 		}
-		s.Cache.forget(q)
 	}
 	return nil, ErrOverwritten
 }
@@ -319,14 +328,7 @@ func (o *Object) locate(resp *http.Response, wanted *Range) (w crypt.Window, ski
 
 // Head asks for an object without its body. Without the key nothing is verified: it says what the store says.
 func (s *Store) Head(ctx context.Context, q Request) (*Object, error) {
-	for range tries {
-		o, err := s.tryHead(ctx, q)
-		if !errors.Is(err, errChanged) {
-			return o, err
-		}
-		s.Cache.forget(q)
-	}
-	return nil, ErrOverwritten
+	return s.insist(ctx, q, s.tryHead)
 }
 
 func (s *Store) tryHead(ctx context.Context, q Request) (*Object, error) {

@@ -20,7 +20,7 @@ type Range struct {
 // there: nil, and the whole object is the answer.
 func ParseRange(header string) *Range {
 	spec, ok := strings.CutPrefix(header, "bytes=")
-	from, to, dash := strings.Cut(strings.TrimSpace(spec), "-")
+	from, to, dash := strings.Cut(spec, "-")
 	if !ok || !dash {
 		return nil
 	}
