@@ -9,6 +9,10 @@
 //	fixture_test.go   the bodies and keys that clients store
 //	client_test.go    what a client can be asked to do; one file per client beside it, js/ and py/ for the scripts
 //	checks_test.go    what is asked, and what must come of it
+//	replicas_test.go  uploads in parts through two replicas behind a balancer, of which one is killed
+//	layouts_test.go   objects of parts of many sizes
+//	registry_test.go  the container registry's S3 driver
+//	tools_test.go     aws s3 sync, rclone check, restic
 //	scan_test.go      the search for plaintext at rest
 //	report_test.go    the table at the end
 package e2e

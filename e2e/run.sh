@@ -37,6 +37,7 @@ install_packages() {
   if wanted boto3 && ! find_python; then missing+=(python3 python3-boto3); fi
   if wanted rclone && ! has rclone; then missing+=(rclone); fi
   if wanted s3cmd && ! has s3cmd; then missing+=(s3cmd); fi
+  if wanted restic && ! has restic; then missing+=(restic); fi
   if wanted js-sdk && ! has node; then missing+=(nodejs); fi
   if wanted js-sdk && ! has npm; then missing+=(npm); fi
   if ((${#missing[@]} == 0)); then return 0; fi

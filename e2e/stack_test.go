@@ -42,7 +42,7 @@ type stack struct {
 	endpoints []endpoint // of the proxies, or of the store
 	store     endpoint   // the store itself, past the proxies
 	dir       string     // where the store keeps everything
-	logs      []string   // of the store and the proxies
+	logs      []string   // of the store and the proxies; a replica that is started again has another one
 	proxied   bool
 }
 
@@ -116,7 +116,16 @@ func startKMS(t *testing.T) (env []string, keyConfig string) {
 func (s *stack) startProxy(t *testing.T, scheme string, c credentials, env []string, keyConfig, cert, key string) endpoint {
 	t.Helper()
 	address, admin := freeAddress(t), freeAddress(t)
-	path := filepath.Join(t.TempDir(), scheme+".yaml")
+	p := start(t, "proxy-"+scheme, env, tool(t, "proxy"), "serve", "--config", s.writeConfig(t, scheme, address, admin, keyConfig, cert, key))
+	s.logs = append(s.logs, p.log)
+	p.waitFor(t, "http://"+admin+"/readyz")
+	return endpoint{name: scheme, url: scheme + "://" + address, ca: cert, credentials: c}
+}
+
+// writeConfig returns the path of a proxy's configuration.
+func (s *stack) writeConfig(t *testing.T, name, address, admin, keyConfig, cert, key string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name+".yaml")
 	text := fmt.Sprintf(`listen: %q
 admin_listen: %q
 tls: {cert_file: %q, key_file: %q}
@@ -140,10 +149,7 @@ encryption:
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	p := start(t, "proxy-"+scheme, env, tool(t, "proxy"), "serve", "--config", path)
-	s.logs = append(s.logs, p.log)
-	p.waitFor(t, "http://"+admin+"/readyz")
-	return endpoint{name: scheme, url: scheme + "://" + address, ca: cert, credentials: c}
+	return path
 }
 
 // waitForPort waits until something listens.

@@ -62,17 +62,7 @@ func (l Layout) Find(p int64) (Place, bool) {
 	return l.find(func(run Run, at Place) int { return int(min((p-at.Offset)/max(run.Size, 1), int64(run.Count))) })
 }
 
-// Part returns the part of that number.
-func (l Layout) Part(number int) (Place, bool) {
-	return l.find(func(run Run, _ Place) int {
-		if number < run.Number || number >= run.Number+run.Count {
-			return run.Count
-		}
-		return number - run.Number
-	})
-}
-
-// At returns the part of that index.
+// At returns the part of that index, counted from 0.
 func (l Layout) At(index int) (Place, bool) {
 	return l.find(func(run Run, at Place) int { return min(index-at.Index, run.Count) })
 }

@@ -141,15 +141,16 @@ func objectParts(h http.Header, layout crypt.Layout) (*partAttributes, error) {
 	out.MaxParts = min(out.MaxParts, maxPartAttributes)
 	for i := range layout.Parts() {
 		at, _ := layout.At(i)
-		if at.Number <= out.PartNumberMarker {
+		number := i + 1 // S3 counts the parts of an object anew
+		if number <= out.PartNumberMarker {
 			continue
 		}
 		if len(out.Parts) == out.MaxParts {
 			out.IsTruncated = true
 			break
 		}
-		out.Parts = append(out.Parts, partAttribute{at.Number, at.Size})
-		out.NextPartNumberMarker = at.Number
+		out.Parts = append(out.Parts, partAttribute{number, at.Size})
+		out.NextPartNumberMarker = number
 	}
 	return out, nil
 }

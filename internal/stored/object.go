@@ -398,7 +398,7 @@ func (o *Object) place(number int) (crypt.Place, error) {
 		}
 		return crypt.Place{Number: 1, Size: o.Size}, nil
 	}
-	place, ok := o.known.layout.Part(number)
+	place, ok := o.known.layout.At(number - 1)
 	if !ok {
 		return place, ErrPartNumber
 	}

@@ -411,7 +411,7 @@ func (s *Store) getPart(ctx context.Context, q Request) (*Object, error) {
 		return nil, err
 	}
 	o.Parts = head.Parts
-	if place, ok := o.known.layout.Part(number); !ok || place.Offset != o.Offset || place.Size != o.Length {
+	if place, ok := o.known.layout.At(number - 1); !ok || place.Offset != o.Offset || place.Size != o.Length {
 		o.Close()
 		return nil, errChanged
 	}

@@ -66,7 +66,7 @@ type Request struct {
 	Query   url.Values  // further parameters for the store
 	Header  http.Header // for the store: conditions and so on, in the store's terms. No Range
 	Range   *Range      // nil for the whole object
-	Part    int         // part number, in place of a range; 0 for none
+	Part    int         // in place of a range, a part by its place among the object's, from 1, as S3 counts; 0 for none
 	// Plaintext is asked when the object was never encrypted; an error refuses it.
 	Plaintext func() error
 }

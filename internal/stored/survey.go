@@ -38,7 +38,7 @@ func (s *Store) withPart(ctx context.Context, q Request, k *known) (*known, erro
 	if err != nil || k.proven || q.Part == 0 {
 		return k, err
 	}
-	if at, ok := k.layout.Part(q.Part); ok {
+	if at, ok := k.layout.At(q.Part - 1); ok {
 		if err := s.matches(ctx, q, k, at); err == nil || !k.wrong(err) {
 			return k, err
 		}
