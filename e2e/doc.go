@@ -11,6 +11,7 @@
 //	checks_test.go    what is asked, and what must come of it
 //	replicas_test.go  uploads in parts through two replicas behind a balancer, of which one is killed
 //	layouts_test.go   objects of parts of many sizes
+//	decrypt_test.go   live objects by proxy decrypt and by contrib/decrypt
 //	registry_test.go  the container registry's S3 driver
 //	tools_test.go     aws s3 sync, rclone check, restic
 //	scan_test.go      the search for plaintext at rest

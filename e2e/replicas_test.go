@@ -37,6 +37,9 @@ type cluster struct {
 	balancer *balancer
 	replicas []*replica
 	store    *stack
+	kms      string   // its URL
+	config   string   // path of a replica's configuration
+	env      []string // of the replicas
 }
 
 // replica is a proxy that can be killed and started again.
@@ -65,7 +68,7 @@ func startCluster(t *testing.T) *cluster {
 		c.endpoint = endpoint{name: "http", url: c.balancer.serve(t), credentials: s.store.credentials}
 		return c
 	}
-	env, keyConfig := startKMS(t)
+	env, keyConfig, kms := startKMS(t)
 	client := newCredentials()
 	env = append(env, "ORIGIN_ACCESS_KEY="+s.store.accessKey, "ORIGIN_SECRET_KEY="+s.store.secret,
 		"APP_ACCESS_KEY="+client.accessKey, "APP_SECRET_KEY="+client.secret)
@@ -74,6 +77,7 @@ func startCluster(t *testing.T) *cluster {
 		r := &replica{name: fmt.Sprintf("replica-%d", i+1), address: freeAddress(t)}
 		admin := freeAddress(t)
 		config := s.writeConfig(t, r.name, r.address, admin, keyConfig, "", "")
+		c.config, c.env, c.kms = config, env, kms
 		starts := 0
 		r.start = func() *process {
 			starts++
@@ -228,6 +232,7 @@ func TestReplicas(t *testing.T) {
 	}
 	t.Run("resumed", func(t *testing.T) { resumeAfterRestart(t, c, bucket, text[:62*mib]) })
 	t.Run("layouts", func(t *testing.T) { checkLayouts(t, judge, bucket, text) })
+	t.Run("decrypted", func(t *testing.T) { checkDecrypted(t, c, bucket, text) })
 	t.Run("at rest", func(t *testing.T) { checkAtRest(t, c, text) })
 	checkLogs(t, c.store)
 }

@@ -31,6 +31,17 @@ find_python() {
   return 1
 }
 
+# Sets E2E_DECRYPT_PYTHON to a Python that has what contrib/decrypt needs.
+find_decrypt_python() {
+  for python in python3 /usr/bin/python3; do
+    if has "$python" && "$python" -c 'import boto3, cryptography' >/dev/null 2>&1; then
+      export E2E_DECRYPT_PYTHON=$python
+      return 0
+    fi
+  done
+  return 1
+}
+
 install_packages() {
   local missing=()
   if wanted aws-cli && ! has aws; then missing+=(awscli); fi
@@ -40,6 +51,7 @@ install_packages() {
   if wanted restic && ! has restic; then missing+=(restic); fi
   if wanted js-sdk && ! has node; then missing+=(nodejs); fi
   if wanted js-sdk && ! has npm; then missing+=(npm); fi
+  if ! find_decrypt_python; then missing+=(python3 python3-boto3 python3-cryptography); fi
   if ((${#missing[@]} == 0)); then return 0; fi
   say "installing Debian packages: ${missing[*]}"
   local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -qq)
@@ -47,6 +59,7 @@ install_packages() {
   "${apt[@]}" update
   "${apt[@]}" install -y --no-install-recommends "${missing[@]}" >/dev/null
   if wanted boto3; then find_python; fi
+  find_decrypt_python
 }
 
 install_node_modules() {

@@ -58,7 +58,7 @@ func startStack(t *testing.T) *stack {
 		s.endpoints = []endpoint{s.store, s.startStore(t, "https", storeCredentials, cert, key)}
 		return s
 	}
-	env, keyConfig := startKMS(t)
+	env, keyConfig, _ := startKMS(t)
 	client := newCredentials()
 	env = append(env, "ORIGIN_ACCESS_KEY="+s.store.accessKey, "ORIGIN_SECRET_KEY="+s.store.secret,
 		"APP_ACCESS_KEY="+client.accessKey, "APP_SECRET_KEY="+client.secret)
@@ -98,8 +98,8 @@ func (s *stack) startStore(t *testing.T, scheme string, c credentials, cert, key
 	return e
 }
 
-// startKMS returns what a proxy needs to use it: environment, and the entry in its configuration.
-func startKMS(t *testing.T) (env []string, keyConfig string) {
+// startKMS returns what a proxy needs to use it: environment, and the entry in its configuration; and its URL.
+func startKMS(t *testing.T) (env []string, keyConfig, url string) {
 	t.Helper()
 	p := start(t, "kms", environment(), tool(t, "kmsd"), "-create-key", "1", "-region", region)
 	var ready struct {
@@ -110,7 +110,7 @@ func startKMS(t *testing.T) (env []string, keyConfig string) {
 		t.Fatalf("kmsd: %v, %v", ready, err)
 	}
 	env = environment("AWS_ACCESS_KEY_ID=AKIDEXAMPLE", "AWS_SECRET_ACCESS_KEY=example", "AWS_EC2_METADATA_DISABLED=true")
-	return env, fmt.Sprintf("{name: default, provider: aws-kms, key_id: %q, endpoint: %q}", ready.Keys[0], ready.Endpoint)
+	return env, fmt.Sprintf("{name: default, provider: aws-kms, key_id: %q, endpoint: %q}", ready.Keys[0], ready.Endpoint), ready.Endpoint
 }
 
 func (s *stack) startProxy(t *testing.T, scheme string, c credentials, env []string, keyConfig, cert, key string) endpoint {

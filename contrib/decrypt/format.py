@@ -1,0 +1,384 @@
+"""The object format of cmekproxy, for reading: bytes and data keys in, plaintext out.
+
+Written from docs/format.md, whose sections the comments name. It does no I/O but reading from the stream that it is
+given, and hands out no byte that has not been authenticated.
+"""
+
+import base64
+import binascii
+import hashlib
+import hmac
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+HEADER = 40
+TAG = 16
+SEGMENT = 65536
+PART_HEADER = 984
+PART_PREFIX = PART_HEADER + HEADER
+OVERHEAD = 9216
+TAG_SPACE = 8192
+MAX_PART = 5 * 2**30 - OVERHEAD
+CHECKSUMS = {1: ("CRC32", 4), 2: ("CRC32C", 4), 3: ("CRC64NVME", 8), 4: ("SHA1", 20), 5: ("SHA256", 32)}
+
+
+class FormatError(Exception):
+    """The object is not what was stored, or not of this format."""
+
+
+class NoEnvelope(FormatError):
+    """The object has no entry of an envelope at all."""
+
+
+Unwrap = Callable[[str, bytes], bytes]  # KMS key id, wrapped DEK -> DEK
+
+
+# Section 1: derived keys.
+
+
+def derive(dek: bytes, salt: bytes | None, info: bytes) -> bytes:
+    if len(dek) != 32 or not any(dek):
+        raise FormatError("unusable data key")
+    return HKDF(SHA256(), 32, salt, info).derive(dek)
+
+
+# Section 2: streams. The segment size is 65,536 but in large parts (section 8.3).
+
+
+def segments(size: int, segment: int) -> int:
+    return max(1, -(-(size + HEADER) // segment))
+
+
+def stream_size(size: int, segment: int = SEGMENT) -> int:
+    return size + HEADER + TAG * segments(size, segment)
+
+
+def read_exactly(src: BinaryIO, n: int) -> bytes:
+    pieces, left = [], n
+    while left:
+        piece = src.read(left)
+        if not piece:
+            raise FormatError("the body is cut short")
+        pieces.append(piece)
+        left -= len(piece)
+    return b"".join(pieces)
+
+
+def open_stream(src: BinaryIO, dek: bytes, header: bytes, size: int, segment: int = SEGMENT) -> Iterator[bytes]:
+    """Yields the plaintext of a stream whose header has been read from src already."""
+    if header[0] != HEADER:
+        raise FormatError("the stream header's length byte")
+    gcm = AESGCM(derive(dek, header[1:33], b"cmekproxy v1 body"))
+    last = segments(size, segment) - 1
+    left = size
+    for i in range(last + 1):
+        room = segment - HEADER if i == 0 else segment
+        text = min(left, room)
+        nonce = header[33:40] + struct.pack(">IB", i, 1 if i == last else 0)
+        try:
+            yield gcm.decrypt(nonce, read_exactly(src, text + TAG), None)
+        except InvalidTag:
+            raise FormatError(f"segment {i} of {last + 1} does not verify") from None
+        left -= text
+
+
+# Section 3: the envelope.
+
+
+def mac(dek: bytes, fields: list[bytes]) -> bytes:
+    h = hmac.new(derive(dek, None, b"cmekproxy v1 mac"), digestmod=hashlib.sha256)
+    for field in fields:
+        h.update(struct.pack(">I", len(field)) + field)
+    return h.digest()
+
+
+def check_mac(dek: bytes, fields: list[bytes], want: bytes) -> None:
+    if not hmac.compare_digest(mac(dek, fields), want):
+        raise FormatError("the MAC does not verify")
+
+
+@dataclass
+class Envelope:
+    key_id: str
+    wrapped_dek: bytes
+    header: bytes
+    size: int
+    sealed_sum: bytes
+    mac: bytes
+
+    def verify(self, dek: bytes, bucket: str, key: bytes) -> None:
+        fields = [b"\x01", b"\x01", self.key_id.encode(), self.wrapped_dek, self.header, struct.pack(">Q", self.size), self.sealed_sum]
+        check_mac(dek, [*fields, b"object", bucket.encode(), key], self.mac)
+
+
+def own_entries(metadata: dict[str, str]) -> dict[str, str]:
+    """The entries of an envelope, of a version and suite that is known."""
+    own = {name: value for name, value in metadata.items() if name.startswith("cmek-")}
+    if not own:
+        raise NoEnvelope("the object has no envelope")
+    if own.get("cmek-v") != "1" or own.get("cmek-suite") != "1":
+        raise FormatError("unknown version or suite")
+    return own
+
+
+def is_multipart(metadata: dict[str, str]) -> bool:
+    own = own_entries(metadata)
+    if "cmek-type" not in own:
+        return False
+    if set(own) != {"cmek-v", "cmek-suite", "cmek-type", "cmek-key"} or own["cmek-type"] != "multipart":
+        raise FormatError("malformed metadata of a multipart object")
+    check_key_id(own["cmek-key"])
+    return True
+
+
+def check_key_id(key_id: str) -> str:
+    if not 1 <= len(key_id) <= 512 or any(not 0x21 <= ord(c) <= 0x7E for c in key_id):
+        raise FormatError("malformed KMS key id")
+    return key_id
+
+
+def canonical(own: dict[str, str], name: str, least: int, most: int) -> bytes:
+    text = own[name]
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise FormatError(f"{name} is not base64") from None
+    if not least <= len(data) <= most or base64.b64encode(data).decode() != text:
+        raise FormatError(f"{name} is not canonical base64 of {least} to {most} bytes")
+    return data
+
+
+def parse_envelope(metadata: dict[str, str]) -> Envelope:
+    own = own_entries(metadata)
+    needed = {"cmek-v", "cmek-suite", "cmek-key", "cmek-dek", "cmek-header", "cmek-size", "cmek-mac"}
+    if set(own) - {"cmek-sum"} != needed:
+        raise FormatError("entries of the envelope are missing or unknown")
+    size = own["cmek-size"]
+    if not size.isascii() or not size.isdigit() or str(int(size)) != size:
+        raise FormatError("malformed cmek-size")
+    return Envelope(
+        key_id=check_key_id(own["cmek-key"]),
+        wrapped_dek=canonical(own, "cmek-dek", 1, 1024),
+        header=canonical(own, "cmek-header", 40, 40),
+        size=int(size),
+        sealed_sum=canonical(own, "cmek-sum", 1, 1024) if "cmek-sum" in own else b"",
+        mac=canonical(own, "cmek-mac", 32, 32),
+    )
+
+
+def open_single(src: BinaryIO, metadata: dict[str, str], bucket: str, key: bytes, unwrap: Unwrap) -> Iterator[bytes]:
+    """Yields the plaintext of an object that was put whole."""
+    e = parse_envelope(metadata)
+    dek = unwrap(e.key_id, e.wrapped_dek)
+    e.verify(dek, bucket, key)
+    if read_exactly(src, HEADER) != e.header:
+        raise FormatError("the body's header is not the envelope's")
+    yield from withholding_last(open_stream(src, dek, e.header, e.size), src)
+
+
+def withholding_last(pieces: Iterator[bytes], src: BinaryIO) -> Iterator[bytes]:
+    """The pieces, the last of them only after src has turned out to end there."""
+    held = None
+    for piece in pieces:
+        if held is not None:
+            yield held
+        held = piece
+    if src.read(1):
+        raise FormatError("bytes after the last segment")
+    if held is not None:
+        yield held
+
+
+# Section 4: sealed checksums.
+
+
+def open_checksums(sealed: bytes, dek: bytes) -> dict[int, bytes]:
+    if not sealed:
+        return {}
+    try:
+        records = AESGCM(derive(dek, None, b"cmekproxy v1 checksum")).decrypt(sealed[:12], sealed[12:], None)
+    except (InvalidTag, ValueError):
+        raise FormatError("the sealed checksums do not verify") from None
+    out: dict[int, bytes] = {}
+    while records:
+        kind = records[0]
+        if kind not in CHECKSUMS or any(kind <= other for other in out) or len(records) < 1 + CHECKSUMS[kind][1]:
+            raise FormatError("malformed checksums")
+        out[kind], records = records[1 : 1 + CHECKSUMS[kind][1]], records[1 + CHECKSUMS[kind][1] :]
+    return out
+
+
+# Section 8: multipart objects.
+
+
+@dataclass
+class Record:
+    parts: int
+    kind: int
+    sealed_sum: bytes
+    digest: bytes
+    runs: list[tuple[int, int, int]]  # first number, count, length
+
+
+@dataclass
+class Part:
+    number: int
+    size: int
+    final: bool
+    segment: int
+    upload: bytes
+    key_id: str
+    wrapped_dek: bytes
+    header: bytes
+    record: bytes
+    mac: bytes
+
+    @property
+    def stream(self) -> int:
+        return stream_size(self.size, self.segment)
+
+    def verify(self, dek: bytes, bucket: str, key: bytes) -> None:
+        flags = b"\x01" if self.final else b"\x00"
+        check_mac(
+            dek,
+            [
+                *[b"\x01", b"\x01", self.key_id.encode(), self.wrapped_dek, self.header, struct.pack(">Q", self.size), self.record],
+                *[b"part", bucket.encode(), key, flags, struct.pack(">H", self.number), struct.pack(">I", self.segment), self.upload],
+            ],
+            self.mac,
+        )
+
+
+def part_segment(size: int) -> int:
+    return SEGMENT * max(1, -(-(size + HEADER) // (512 * SEGMENT)))
+
+
+def parse_part(prefix: bytes, src: BinaryIO) -> tuple[Part, bytes]:
+    """Reads a part header from the first 1,024 bytes of a part. If it has a record, the rest of the part is read from
+    src, and returned."""
+    magic, version, suite, flags, zero, number, record, size, segment, k, w, upload, mac_ = struct.unpack(">8sBBBBHHQIHH32s32s", prefix[:96])
+    if magic != b"cmekpart":
+        raise FormatError("no part header")
+    if version != 1 or suite != 1:
+        raise FormatError("unknown version or suite")
+    names = prefix[96:PART_HEADER]
+    if flags > 1 or zero or not 1 <= number <= 10000 or size > MAX_PART or not 1 <= k <= 512 or not 1 <= w <= 888 - k or any(names[k + w :]):
+        raise FormatError("malformed part header")
+    if segment != part_segment(size):
+        raise FormatError("the segment size is not that of the part's length")
+    rest = b""
+    if record:
+        if size or not flags or record > TAG_SPACE - TAG:
+            raise FormatError("a record where none may be")
+        rest = read_exactly(src, OVERHEAD - PART_PREFIX)
+    key_id = check_key_id(names[:k].decode("latin-1"))
+    return Part(number, size, flags == 1, segment, upload, key_id, names[k : k + w], prefix[PART_HEADER:], rest[TAG : TAG + record], mac_), rest
+
+
+def parse_record(b: bytes) -> Record:
+    if len(b) < 36 or len(b) < 36 + b[3] or (len(b) - 36 - b[3]) % 12:
+        raise FormatError("malformed record")
+    parts, kind, c, digest = struct.unpack(">HBB32s", b[:36])
+    if kind > 2 or (kind == 0) != (c == 0) or not 1 <= parts <= 9999:
+        raise FormatError("malformed record")
+    runs = [struct.unpack(">HHQ", b[i : i + 12]) for i in range(36 + c, len(b), 12)]
+    return Record(parts, kind, b[36 : 36 + c], digest, runs)
+
+
+def check_record(record: Record, parts: list[tuple[int, int]]) -> None:
+    """parts: number and length of each part ahead, in order."""
+    digest = hashlib.sha256(b"".join(struct.pack(">HQ", *p) for p in parts)).digest()
+    if record.parts != len(parts) or record.digest != digest:
+        raise FormatError("the parts are not those of the record")
+    if record.runs:
+        named = [(first + i, length) for first, count, length in record.runs for i in range(count)]
+        if named != parts:
+            raise FormatError("the parts are not those of the record's runs")
+
+
+@dataclass
+class Multipart:
+    """Reads a multipart object from its first byte to its last."""
+
+    src: BinaryIO
+    bucket: str
+    key: bytes
+    unwrap: Unwrap
+    # Returns the object's last 9,216 bytes, for part numbers with gaps: whether they were there from the start is in the
+    # record. None: gaps are taken for missing parts.
+    tail: Callable[[], bytes] | None = None
+    checksum: tuple[int, dict[int, bytes]] | None = None  # type of section 8.4, digests by id; once all is read
+
+    def __iter__(self) -> Iterator[bytes]:
+        upload, final, ahead = None, False, []
+        numbers: list[int] | None = None  # of the record, where the numbers have gaps
+        while prefix := self.next_prefix():
+            if final:
+                raise FormatError("a part follows the final part")
+            part, rest = parse_part(prefix, self.src)
+            dek = self.unwrap(part.key_id, part.wrapped_dek)
+            part.verify(dek, self.bucket, self.key)
+            if upload not in (None, part.upload):
+                raise FormatError(f"part {part.number} is of another upload")
+            upload, final = part.upload, part.final
+            if part.record:
+                self.end(part, dek, rest, ahead)
+                continue
+            if part.number != len(ahead) + 1:
+                numbers = numbers or self.recorded_numbers()
+                if numbers and (len(ahead) >= len(numbers) or numbers[len(ahead)] != part.number):
+                    raise FormatError(f"a part is missing before part {part.number}")
+            ahead.append((part.number, part.size))
+            yield from open_stream(self.src, dek, part.header, part.size, part.segment)
+            if any(read_exactly(self.src, OVERHEAD + part.size - PART_HEADER - part.stream)):
+                raise FormatError(f"the fill of part {part.number} is not zero")
+        if not final:
+            raise FormatError("the last part is missing")
+        if self.checksum is None and [n for n, _ in ahead] != list(range(1, len(ahead) + 1)):
+            raise FormatError("gaps in the part numbers of an object without a record")
+
+    def next_prefix(self) -> bytes:
+        first = self.src.read(1)
+        return first + read_exactly(self.src, PART_PREFIX - 1) if first else b""
+
+    def end(self, part: Part, dek: bytes, rest: bytes, ahead: list[tuple[int, int]]) -> None:
+        """Checks the part that was appended when the upload was completed."""
+        for _ in open_stream(Bytes(rest), dek, part.header, 0):
+            pass
+        if any(rest[TAG + len(part.record) :]):
+            raise FormatError("the fill behind the record is not zero")
+        record = parse_record(part.record)
+        check_record(record, ahead)
+        if ahead and part.number <= ahead[-1][0]:
+            raise FormatError("the number of the appended part")
+        self.checksum = (record.kind, open_checksums(record.sealed_sum, dek))
+
+    def recorded_numbers(self) -> list[int]:
+        """The part numbers that the record at the end of the object has; empty if it has their digest only."""
+        tail = self.tail() if self.tail else b""
+        if len(tail) != OVERHEAD or tail[:8] != b"cmekpart":
+            raise FormatError("a part is missing, and there is no record of gaps")
+        part, _ = parse_part(tail[:PART_PREFIX], Bytes(tail[PART_PREFIX:]))
+        if not part.record:
+            raise FormatError("a part is missing, and there is no record of gaps")
+        part.verify(self.unwrap(part.key_id, part.wrapped_dek), self.bucket, self.key)
+        return [first + i for first, count, _ in parse_record(part.record).runs for i in range(count)]
+
+
+class Bytes:
+    """A stream of bytes in memory."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.at = data, 0
+
+    def read(self, n: int = -1) -> bytes:
+        end = len(self.data) if n < 0 else self.at + n
+        piece, self.at = self.data[self.at : end], min(end, len(self.data))
+        return piece

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# The independent decryptor against the vectors of the format. Installs python3-cryptography where no Python has it.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+
+find_python() {
+  for python in python3 /usr/bin/python3; do
+    if command -v "$python" >/dev/null 2>&1 && "$python" -c 'import cryptography' >/dev/null 2>&1; then
+      echo "$python"
+      return 0
+    fi
+  done
+  return 1
+}
+
+if ! find_python >/dev/null; then
+  echo "decrypt: installing Debian packages: python3 python3-cryptography"
+  apt=(env DEBIAN_FRONTEND=noninteractive apt-get -qq)
+  if (($(id -u) != 0)); then apt=(sudo "${apt[@]}"); fi
+  "${apt[@]}" update
+  "${apt[@]}" install -y --no-install-recommends python3 python3-cryptography >/dev/null
+fi
+exec "$(find_python)" "$here/test_vectors.py" "$@"
