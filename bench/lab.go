@@ -130,6 +130,7 @@ func (o options) space() int64 {
 	if o.memory > 0 || o.full {
 		total += transferred
 	}
+	total += 5 * o.large // one for each target, and twice while it is put together
 	if len(o.clients) == 0 || len(o.sizes) == 0 {
 		return total
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"slices"
 	"sync"
@@ -28,6 +29,8 @@ type cell struct {
 	size    int64
 	clients int
 }
+
+func (c cell) label() (string, int) { return c.method + " " + formatSize(c.size), c.clients }
 
 // result is what was measured of a cell at a target, over all rounds.
 type result struct {
@@ -160,7 +163,7 @@ func (c cell) request(ctx context.Context, t *target, n int, method string) erro
 
 // do sends a signed request and reads the answer to its end. It returns the length of the answer's body.
 func (t *target) do(ctx context.Context, method, path string, body io.Reader, length int64) (int64, error) {
-	resp, err := t.send(ctx, method, path, body, length)
+	resp, err := t.send(ctx, method, path, nil, body, length)
 	if err != nil {
 		return 0, err
 	}
@@ -169,11 +172,12 @@ func (t *target) do(ctx context.Context, method, path string, body io.Reader, le
 }
 
 // send sends a signed request and returns the answer if it is one of success.
-func (t *target) send(ctx context.Context, method, path string, body io.Reader, length int64) (*http.Response, error) {
+func (t *target) send(ctx context.Context, method, path string, header http.Header, body io.Reader, length int64) (*http.Response, error) {
 	r, err := http.NewRequestWithContext(ctx, method, t.url+path, body)
 	if err != nil {
 		return nil, err
 	}
+	maps.Copy(r.Header, header)
 	if body != nil {
 		r.ContentLength = length
 	}

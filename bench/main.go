@@ -24,6 +24,7 @@ type options struct {
 	rounds  int
 	clients []int64
 	sizes   []int64
+	large   int64
 	memory  time.Duration
 	full    bool
 	rate    int64
@@ -57,7 +58,7 @@ func run(ctx context.Context) error {
 	defer lab.close()
 	fmt.Printf("%s, %d cores, %s, %s, load average %s\n", cpuModel(), runtime.NumCPU(), runtime.Version(), time.Now().UTC().Format("2006-01-02"), loadAverage())
 	fmt.Printf("%s; the store keeps its objects in %s\n\n", lab.plainVersion, lab.storeDir)
-	if len(o.clients) > 0 {
+	if len(o.clients) > 0 || o.large > 0 {
 		err = compare(ctx, lab, o)
 	}
 	if ctx.Err() == nil && (o.memory > 0 || o.full) {
@@ -69,15 +70,16 @@ func run(ctx context.Context) error {
 // parse reads the flags. Those that are given win over what -short means.
 func parse() (options, error) {
 	var o options
-	var clients, sizes string
+	var clients, sizes, large string
 	var short bool
-	flag.BoolVar(&short, "short", false, "a look of less than a minute: -time 200ms -clients 1,8 -sizes 4KiB,1MiB,16MiB -memory 5s")
+	flag.BoolVar(&short, "short", false, "a look of less than a minute: -time 200ms -clients 1,8 -sizes 4KiB,1MiB,16MiB -multipart 128MiB -memory 5s")
 	flag.StringVar(&o.bin, "bin", ".cache/bin", "`DIRECTORY` of proxy and versitygw")
 	flag.StringVar(&o.plain, "plain", "auto", "the plain reverse proxy: nginx, go (net/http/httputil), or auto, nginx if there is one")
 	flag.DurationVar(&o.cell, "time", 2*time.Second, "time of a cell in a round, after a warm-up of a quarter of it")
 	flag.IntVar(&o.rounds, "rounds", 2, "rounds")
 	flag.StringVar(&clients, "clients", "1,8,32", "numbers of concurrent clients; empty for no comparison")
 	flag.StringVar(&sizes, "sizes", "4KiB,1MiB,64MiB", "object sizes")
+	flag.StringVar(&large, "multipart", "1GiB", "size of an object that is uploaded and read in parts of 8 MiB, 8 at a time; empty for none")
 	flag.DurationVar(&o.memory, "memory", 20*time.Second, "time for which 64 transfers of 1 GiB each way run, to see the memory they take; 0 for none")
 	flag.BoolVar(&o.full, "full", false, "run the 64 transfers of 1 GiB to their end, whatever time it takes")
 	flag.Int64Var(&o.rate, "rate", 16, "MiB/s of each of the 64 transfers at most, so that none is done before the others")
@@ -85,7 +87,7 @@ func parse() (options, error) {
 	if short {
 		given := make(map[string]bool)
 		flag.Visit(func(f *flag.Flag) { given[f.Name] = true })
-		for name, value := range map[string]string{"time": "200ms", "clients": "1,8", "sizes": "4KiB,1MiB,16MiB", "memory": "5s"} {
+		for name, value := range map[string]string{"time": "200ms", "clients": "1,8", "sizes": "4KiB,1MiB,16MiB", "multipart": "128MiB", "memory": "5s"} {
 			if given[name] {
 				continue
 			}
@@ -100,6 +102,11 @@ func parse() (options, error) {
 	var err error
 	if o.clients, err = parseList(clients, func(s string) (int64, error) { return strconv.ParseInt(s, 10, 64) }); err != nil {
 		return o, err
+	}
+	if large != "" {
+		if o.large, err = parseSize(large); err != nil {
+			return o, err
+		}
 	}
 	o.sizes, err = parseList(sizes, parseSize)
 	return o, err
@@ -138,20 +145,16 @@ func parseSize(text string) (int64, error) {
 func compare(ctx context.Context, lab *lab, o options) error {
 	printHead(lab.targets)
 	var failures []error
-	for _, method := range []string{"GET", "PUT"} {
-		for _, size := range o.sizes {
-			for _, n := range o.clients {
-				c := cell{method: method, size: size, clients: int(n)}
-				results := c.compare(ctx, lab.targets, o)
-				if ctx.Err() != nil {
-					return ctx.Err()
-				}
-				printRow(c, results)
-				for i, r := range results {
-					if r.err != nil {
-						failures = append(failures, fmt.Errorf("%s %s with %d clients at %s: %w", method, formatSize(size), n, lab.targets[i].name, r.err))
-					}
-				}
+	for _, row := range rows(o) {
+		results := compareRow(ctx, row, lab.targets, o)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		name, clients := row.label()
+		printRow(name, clients, results)
+		for i, r := range results {
+			if r.err != nil {
+				failures = append(failures, fmt.Errorf("%s with %d clients at %s: %w", name, clients, lab.targets[i].name, r.err))
 			}
 		}
 	}
@@ -159,8 +162,30 @@ func compare(ctx context.Context, lab *lab, o options) error {
 	return errors.Join(failures...)
 }
 
-// compare measures the cell against all targets, forwards and backwards in turn.
-func (c cell) compare(ctx context.Context, targets []*target, o options) []result {
+// row is a line of the table.
+type row interface {
+	label() (name string, clients int)
+	// measure loads a target for a time, or with one piece of work. store is the bare store.
+	measure(ctx context.Context, t, store *target, length time.Duration) result
+}
+
+func rows(o options) []row {
+	var all []row
+	for _, method := range []string{"GET", "PUT"} {
+		for _, size := range o.sizes {
+			for _, n := range o.clients {
+				all = append(all, cell{method: method, size: size, clients: int(n)})
+			}
+		}
+	}
+	if o.large > 0 {
+		all = append(all, partsUpload{o.large}, partsDownload{o.large}, randomReads{o.large, 4 << 10}, randomReads{o.large, 1 << 20})
+	}
+	return all
+}
+
+// compareRow measures the row against all targets, forwards and backwards in turn.
+func compareRow(ctx context.Context, c row, targets []*target, o options) []result {
 	results := make([]result, len(targets))
 	order := make([]int, len(targets))
 	for i := range order {

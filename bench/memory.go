@@ -33,11 +33,11 @@ func memory(ctx context.Context, l *lab, o options) error {
 	}
 	get := crowd{method: http.MethodGet, target: down, options: o, one: download}
 	put := crowd{method: http.MethodPut, target: up, options: o, one: upload}
-	return errors.Join(get.run(ctx), put.run(ctx))
+	return errors.Join(get.run(ctx), put.run(ctx), partsMemory(ctx, l, o))
 }
 
 func download(ctx context.Context, t *target, _ int, p *pace) error {
-	resp, err := t.send(ctx, http.MethodGet, "/"+bucket+"/1GiB", nil, 0)
+	resp, err := t.send(ctx, http.MethodGet, "/"+bucket+"/1GiB", nil, nil, 0)
 	if err != nil {
 		return err
 	}
