@@ -3,11 +3,12 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
+	"encoding/binary"
 	"encoding/xml"
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net/http"
 	"sync"
 	"time"
@@ -36,12 +37,12 @@ func (u partsUpload) measure(ctx context.Context, t, store *target, _ time.Durat
 	before, start := t.cpu(), time.Now()
 	r, err := u.upload(ctx, t)
 	r.took, r.cpu, r.peakRSS = time.Since(start), t.cpu()-before, t.peakRSS()
-	r.err = errors.Join(r.err, err)
+	r.err = err
 	return r
 }
 
 func (u partsUpload) upload(ctx context.Context, t *target) (result, error) {
-	var created struct{ UploadId string } //nolint:revive,staticcheck // the element's name
+	var created struct{ UploadId string }
 	if err := t.exchange(ctx, u.path(t)+"?uploads=", nil, &created); err != nil {
 		return result{}, err
 	}
@@ -57,7 +58,7 @@ func (u partsUpload) upload(ctx context.Context, t *target) (result, error) {
 		return length, resp.Body.Close()
 	})
 	if r.err != nil {
-		return r, nil
+		return r, r.err
 	}
 	list := bytes.NewBufferString("<CompleteMultipartUpload>")
 	for i, etag := range etags {
@@ -149,14 +150,14 @@ func (c randomReads) measure(ctx context.Context, t, _ *target, length time.Dura
 	var r result
 	var mu sync.Mutex
 	var all sync.WaitGroup
-	for n := range partClients {
+	for range partClients {
 		all.Go(func() {
-			random := rand.New(rand.NewPCG(uint64(n), 1)) //nolint:gosec // the same offsets for each target
 			var own result
 			for own.err == nil && time.Since(start) < length {
-				begin := time.Now()
 				var moved int64
-				moved, own.err = t.read(ctx, partsUpload{c.size}.path(t), random.Int64N(c.size-c.length), c.length)
+				from := randomBelow(c.size - c.length)
+				begin := time.Now()
+				moved, own.err = t.read(ctx, partsUpload{c.size}.path(t), from, c.length)
 				own.bytes += moved
 				own.latencies = append(own.latencies, time.Since(begin))
 			}
@@ -168,6 +169,12 @@ func (c randomReads) measure(ctx context.Context, t, _ *target, length time.Dura
 	all.Wait()
 	r.took, r.cpu, r.peakRSS = time.Since(start), t.cpu()-before, t.peakRSS()
 	return r
+}
+
+func randomBelow(n int64) int64 {
+	var b [8]byte
+	rand.Read(b[:])
+	return int64(binary.LittleEndian.Uint64(b[:]) % uint64(n))
 }
 
 // Parts in the memory measurement.

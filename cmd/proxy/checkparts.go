@@ -46,7 +46,7 @@ func (p *storeProbe) putParts(ctx context.Context, path string, sizes ...int) (s
 	if err != nil {
 		return "", err
 	}
-	var created struct{ UploadId string } //nolint:revive,staticcheck // the element's name
+	var created struct{ UploadId string }
 	if err := xml.Unmarshal(got.body, &created); err != nil || created.UploadId == "" {
 		return "", fmt.Errorf("CreateMultipartUpload answered %d: %.300s", got.status, got.body)
 	}

@@ -33,7 +33,7 @@ func (s *Server) listWithSizes(c *call, doc []byte) ([]byte, error) {
 		turns <- struct{}{}
 		all.Go(func() {
 			defer func() { <-turns }()
-			sizes[i], failures[i] = s.sizeOf(c, entry, string(encoding) == "url")
+			sizes[i], failures[i] = s.sizeOf(c, entry, string(encoding))
 		})
 	}
 	all.Wait()
@@ -50,12 +50,12 @@ func (s *Server) listWithSizes(c *call, doc []byte) ([]byte, error) {
 
 // sizeOf returns the size of a listed object's plaintext. One that was deleted since, or that no read would take, is
 // listed as the store has it.
-func (s *Server) sizeOf(c *call, entry []byte, encoded bool) (string, error) {
+func (s *Server) sizeOf(c *call, entry []byte, encoding string) (string, error) {
 	name, _, _ := element(entry, "Key")
 	etag, _, _ := element(entry, "ETag")
 	listed, _, _ := element(entry, "Size")
 	key := html.UnescapeString(string(name))
-	if encoded {
+	if encoding == "url" {
 		var err error
 		if key, err = url.QueryUnescape(key); err != nil {
 			return "", err
