@@ -209,13 +209,8 @@ func (s *Server) commit(c *call, list *completion, sum objectChecksum) error {
 		return err
 	}
 	// S3 begins to answer before it is done, so a failure may come with status 200.
-	if code, _, _ := element(body, "Code"); bytes.Contains(body, []byte("<Error>")) || !bytes.Contains(body, []byte("CompleteMultipartUploadResult")) {
-		message, _, _ := element(body, "Message")
-		status, ok := statuses[string(code)]
-		if !ok {
-			status = http.StatusInternalServerError
-		}
-		return &Error{Code: string(code), Message: html.UnescapeString(string(message)), status: status, cause: fmt.Errorf("%w answered 200 with an error", errOrigin)}
+	if bytes.Contains(body, []byte("<Error>")) || !bytes.Contains(body, []byte("CompleteMultipartUploadResult")) {
+		return lateError(body)
 	}
 	s.uploads.entries.Remove(c.uploadID(c.query.Get("uploadId")))
 	keyID, err := s.Keys.KeyID(c.object(), c.client.Name, "")
@@ -223,6 +218,20 @@ func (s *Server) commit(c *call, list *completion, sum objectChecksum) error {
 		return err
 	}
 	return c.answerCompleted(resp.Header, body, sum, keyID)
+}
+
+// lateError reads an error that came with status 200.
+func lateError(body []byte) *Error {
+	code, _, _ := element(body, "Code")
+	message, _, _ := element(body, "Message")
+	e := &Error{Code: string(code), Message: html.UnescapeString(string(message)), cause: fmt.Errorf("%w answered 200 with %.300q", errOrigin, body)}
+	if _, ok := statuses[e.Code]; !ok {
+		e.status = http.StatusInternalServerError
+	}
+	if e.Code == "" {
+		e.Code, e.Message = "InternalError", "The store has not completed the upload. Please try again."
+	}
+	return e
 }
 
 // answerCompleted answers with the store's document, in the client's terms.

@@ -17,21 +17,8 @@ import (
 // over.
 const maxListing = 8 << 20
 
-// listObjects answers ListObjects and ListObjectsV2. The plaintext's size follows from the stored size alone.
-func (s *Server) listObjects(c *call) error {
-	if !s.ETagPartCount {
-		return s.rewriteDocument(c, s.listWithSizes)
-	}
-	return s.rewriteXML(c, "Contents", plaintextEntry)
-}
-
-// plaintextEntry turns size and ETag of a <Contents> into those that clients see.
-func plaintextEntry(entry []byte) []byte {
-	entry = withoutChecksums(entry)
-	etag, _, _ := element(entry, "ETag")
-	entry = replace(entry, "Size", func(size string) string { return plaintextSize(unquote(string(etag)), size) })
-	return replace(entry, "ETag", showETagXML)
-}
+// listObjects answers ListObjects and ListObjectsV2. The plaintext's size follows from stored size and ETag alone.
+func (s *Server) listObjects(c *call) error { return s.rewriteDocument(c, s.listWithSizes) }
 
 // plaintextSize turns a size as the store has it. A part count in the ETag says that the object was uploaded in parts.
 // A size that no object of ours has stays as it is.

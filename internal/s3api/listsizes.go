@@ -1,13 +1,12 @@
 package s3api
 
 import (
-	"bytes"
 	"errors"
+	"fmt"
 	"html"
 	"net/http"
 	"net/url"
 	"strconv"
-	"strings"
 	"sync"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
@@ -17,27 +16,25 @@ import (
 // sizeRequests is how many objects of a listing are asked about at a time.
 const sizeRequests = 16
 
-// listWithSizes rewrites a listing of a store whose ETags do not tell which objects have parts, and how many: each
-// object that is not remembered is asked about.
+// listWithSizes rewrites a listing. Where the stored size and the ETag do not tell the plaintext's size, the store is
+// asked about the object, unless it is remembered.
 func (s *Server) listWithSizes(c *call, doc []byte) ([]byte, error) {
 	encoding, _, _ := element(doc, "EncodingType")
-	var entries [][]byte
+	var sizes []string
+	var asked []func() error
 	changeElements(doc, "Contents", func(entry []byte) []byte {
-		entries = append(entries, entry)
+		e := listedObject(c.bucket, entry, string(encoding))
+		i := len(sizes)
+		sizes = append(sizes, plaintextSize(e.etag, e.size))
+		if s.mustAsk(c, e) {
+			asked = append(asked, func() (err error) {
+				sizes[i], err = s.sizeOf(c, e)
+				return err
+			})
+		}
 		return entry
 	})
-	sizes, failures := make([]string, len(entries)), make([]error, len(entries))
-	turns := make(chan struct{}, sizeRequests)
-	var all sync.WaitGroup
-	for i, entry := range entries {
-		turns <- struct{}{}
-		all.Go(func() {
-			defer func() { <-turns }()
-			sizes[i], failures[i] = s.sizeOf(c, entry, string(encoding))
-		})
-	}
-	all.Wait()
-	if err := errors.Join(failures...); err != nil {
+	if err := atATime(sizeRequests, asked); err != nil {
 		return nil, err
 	}
 	i := -1
@@ -48,30 +45,65 @@ func (s *Server) listWithSizes(c *call, doc []byte) ([]byte, error) {
 	}), nil
 }
 
-// sizeOf returns the size of a listed object's plaintext. One that was deleted since, or that no read would take, is
-// listed as the store has it.
-func (s *Server) sizeOf(c *call, entry []byte, encoding string) (string, error) {
+// listed is an object in a listing.
+type listed struct {
+	object     crypt.Object
+	etag, size string // the store's; the ETag without quotes
+}
+
+func listedObject(bucket string, entry []byte, encoding string) listed {
 	name, _, _ := element(entry, "Key")
 	etag, _, _ := element(entry, "ETag")
-	listed, _, _ := element(entry, "Size")
+	size, _, _ := element(entry, "Size")
 	key := html.UnescapeString(string(name))
 	if encoding == "url" {
-		var err error
-		if key, err = url.QueryUnescape(key); err != nil {
-			return "", err
+		if decoded, err := url.QueryUnescape(key); err == nil {
+			key = decoded
 		}
 	}
-	n, err := strconv.ParseInt(string(bytes.TrimSpace(listed)), 10, 64)
-	if err != nil || strings.HasSuffix(key, "/") && n == 0 {
-		return string(listed), nil //nolint:nilerr // what has no size is shown as it came
+	return listed{crypt.Object{Bucket: bucket, Key: key}, unquote(string(etag)), string(size)}
+}
+
+// mustAsk reports whether arithmetic does not tell the size: the store's ETags do not name the number of parts, or the
+// object may be one that was never encrypted.
+func (s *Server) mustAsk(c *call, e listed) bool {
+	return e.size != "" && e.size != "0" && (!s.ETagPartCount || s.Keys.AllowPlaintext(e.object, c.client.Name))
+}
+
+// sizeOf returns the size of a listed object's plaintext. One that was deleted since, or that no read would take, is
+// listed as the store has it.
+func (s *Server) sizeOf(c *call, e listed) (string, error) {
+	n, err := strconv.ParseInt(e.size, 10, 64)
+	if err != nil {
+		return e.size, nil //nolint:nilerr // what has no size is shown as it came
 	}
-	q := stored.Request{Object: crypt.Object{Bucket: c.bucket, Key: key}}
-	size, err := s.objects.Size(c.Context(), q, `"`+unquote(string(etag))+`"`, n)
+	size, err := s.objects.Size(c.Context(), stored.Request{Object: e.object}, `"`+e.etag+`"`, n)
 	if err != nil {
 		if answer := asError(c.Context(), err); answer.Status() == http.StatusNotFound || answer.Code == "ObjectIntegrityError" {
-			return string(listed), nil
+			return e.size, nil
 		}
 		return "", err
 	}
 	return strconv.FormatInt(size, 10), nil
+}
+
+// atATime does things, so many at a time, and returns their errors.
+func atATime(n int, things []func() error) error {
+	failures := make([]error, len(things))
+	turns := make(chan struct{}, n)
+	var all sync.WaitGroup
+	for i, do := range things {
+		turns <- struct{}{}
+		all.Go(func() {
+			defer func() {
+				if p := recover(); p != nil { // it must not end the process, as it would not in the request's own goroutine
+					failures[i] = fmt.Errorf("panic: %v", p)
+				}
+				<-turns
+			}()
+			failures[i] = do()
+		})
+	}
+	all.Wait()
+	return errors.Join(failures...)
 }

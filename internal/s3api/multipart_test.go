@@ -21,6 +21,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/credentials"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 	"github.com/minio/crc64nvme"
@@ -511,6 +512,100 @@ func TestCompleteErrors(t *testing.T) {
 	}
 	if _, err := n.complete(); code(err) != "NoSuchUpload" {
 		t.Errorf("Complete after Abort: %v", err)
+	}
+}
+
+// S3 begins to answer a Complete before it is done, and may say in the middle of it that it has failed.
+func TestCompleteFailsWithStatus200(t *testing.T) {
+	p := newProxy(t)
+	m := p.create("k")
+	m.send(1, []byte("x"))
+	for body, want := range map[string]string{
+		"<?xml version=\"1.0\"?>\n   <Error><Code>InternalError</Code><Message>failed</Message></Error>": "InternalError",
+		"   <Error><Code>SlowDown</Code><Message>slow</Message></Error>":                                 "SlowDown",
+		"   ": "InternalError",
+	} {
+		p.origin.set(func(r *http.Request) (*http.Response, error) {
+			if r.Method != http.MethodPost || !strings.Contains(r.URL.RawQuery, "uploadId") {
+				return nil, nil
+			}
+			return &http.Response{StatusCode: 200, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(body))}, nil
+		}, nil)
+		a := p.send(request{method: "POST", path: "/" + p.bucket + "/k?uploadId=" + m.id, body: m.document()})
+		if a.Code != want || a.StatusCode < 500 {
+			t.Errorf("%q is answered with %d %s", body, a.StatusCode, a.Code)
+		}
+	}
+	p.origin.set(nil, nil)
+	m.mustComplete()
+}
+
+// Whatever request of an upload the store fails, the client hears of it, and nothing comes of it that can be read.
+func TestUploadFaults(t *testing.T) {
+	p := newProxy(t)
+	for at := range 6 { // CreateMultipartUpload, two UploadParts, ListParts, the appended part, CompleteMultipartUpload
+		count := 0
+		p.origin.set(func(r *http.Request) (*http.Response, error) {
+			if count++; count != at+1 {
+				return nil, nil
+			}
+			if at%2 == 0 {
+				return nil, errors.New("cut")
+			}
+			if r.Body != nil {
+				_, _ = io.CopyN(io.Discard, r.Body, 2*mib)
+			}
+			return &http.Response{StatusCode: 503, Header: http.Header{}, Body: io.NopCloser(strings.NewReader("<Error><Code>SlowDown</Code></Error>"))}, nil
+		}, nil)
+		failed := false
+		key := fmt.Sprint("k", at)
+		created, err := p.client.CreateMultipartUpload(t.Context(), &s3.CreateMultipartUploadInput{Bucket: &p.bucket, Key: &key})
+		if failed = err != nil; !failed {
+			m := &multipart{p: p, key: key, id: *created.UploadId, texts: make(map[int32][]byte)}
+			for number := int32(1); number <= 2 && !failed; number++ {
+				text := randomText(5 * mib)
+				out, err := p.client.UploadPart(t.Context(), &s3.UploadPartInput{Bucket: &p.bucket, Key: &key, UploadId: &m.id, PartNumber: &number, Body: bytes.NewReader(text)})
+				if failed = err != nil; !failed {
+					m.keep(partOf(int(number), out.ETag), text)
+				}
+			}
+			if !failed {
+				_, err := m.complete()
+				failed = err != nil
+			}
+		}
+		p.origin.set(nil, nil)
+		if !failed || p.isStored(key) {
+			t.Errorf("request %d fails: the client hears of it: %t; an object is there: %t", at+1, failed, p.isStored(key))
+		}
+	}
+}
+
+// In a bucket in migration, sizes of objects that were never encrypted are told from those of objects that were.
+func TestListingOfABucketInMigration(t *testing.T) {
+	p := newProxy(t)
+	p.bucket = p.newBucket("plain-")
+	direct := &proxy{t: t, bucket: p.bucket} // the same harness, at the store itself
+	direct.client = s3.New(s3.Options{
+		BaseEndpoint: new("http://store"), Region: region, UsePathStyle: true, HTTPClient: &http.Client{Transport: store.transport},
+		Credentials: credentials.NewStaticCredentialsProvider(storeAccess, storeSecret, ""),
+	})
+	want := map[string]int64{"encrypted": 1000, "parts": 5*mib + 7, "plain": 1000, "plain parts": 5*mib + 9, "empty": 0}
+	p.put("encrypted", randomText(1000))
+	p.put("empty", nil)
+	p.upload("parts", []int{5 * mib, 7})
+	direct.put("plain", randomText(1000))
+	direct.upload("plain parts", []int{5 * mib, 9})
+	for range 2 {
+		out, err := p.client.ListObjectsV2(t.Context(), &s3.ListObjectsV2Input{Bucket: &p.bucket})
+		if err != nil || len(out.Contents) != len(want) {
+			t.Fatal(out, err)
+		}
+		for _, o := range out.Contents {
+			if *o.Size != want[*o.Key] {
+				t.Errorf("%s is listed with %d bytes, has %d", *o.Key, *o.Size, want[*o.Key])
+			}
+		}
 	}
 }
 
