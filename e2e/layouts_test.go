@@ -4,10 +4,8 @@ import (
 	"bytes"
 	"fmt"
 	"io"
-	"io/fs"
 	"math/rand/v2"
 	"os"
-	"path/filepath"
 	"testing"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -107,27 +105,4 @@ func putLayout(t *testing.T, judge *goSDK, bucket, key string, text []byte, size
 		t.Fatal(err)
 	}
 	return total
-}
-
-// searchFor looks for pieces in all files below a directory.
-func searchFor(dir string, pieces [][]byte) (files int, size int64, found []string, err error) {
-	err = filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
-		if err != nil || !entry.Type().IsRegular() {
-			return err
-		}
-		data, err := os.ReadFile(path)
-		if err != nil {
-			return err
-		}
-		files++
-		size += int64(len(data))
-		for _, piece := range pieces {
-			if bytes.Contains(data, piece) {
-				found = append(found, filepath.Base(path))
-				break
-			}
-		}
-		return nil
-	})
-	return files, size, found, err
 }

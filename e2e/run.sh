@@ -20,22 +20,12 @@ wanted() { [[ -z ${E2E_CLIENTS:-} || " $E2E_CLIENTS " == *" $1 "* ]]; }
 
 has() { command -v "$1" >/dev/null 2>&1; }
 
-# Sets E2E_PYTHON to a Python that has boto3. Debian's own is asked too, as the first in the path may be another.
-find_python() {
+# Prints a Python that has these modules. Debian's own is asked too, as the first in the path may be another.
+python_with() {
+  local python
   for python in python3 /usr/bin/python3; do
-    if has "$python" && "$python" -c 'import boto3' >/dev/null 2>&1; then
-      export E2E_PYTHON=$python
-      return 0
-    fi
-  done
-  return 1
-}
-
-# Sets E2E_DECRYPT_PYTHON to a Python that has what contrib/decrypt needs.
-find_decrypt_python() {
-  for python in python3 /usr/bin/python3; do
-    if has "$python" && "$python" -c 'import boto3, cryptography' >/dev/null 2>&1; then
-      export E2E_DECRYPT_PYTHON=$python
+    if has "$python" && "$python" -c "import $1" >/dev/null 2>&1; then
+      echo "$python"
       return 0
     fi
   done
@@ -45,21 +35,19 @@ find_decrypt_python() {
 install_packages() {
   local missing=()
   if wanted aws-cli && ! has aws; then missing+=(awscli); fi
-  if wanted boto3 && ! find_python; then missing+=(python3 python3-boto3); fi
+  if wanted boto3 && ! python_with boto3 >/dev/null; then missing+=(python3 python3-boto3); fi
   if wanted rclone && ! has rclone; then missing+=(rclone); fi
   if wanted s3cmd && ! has s3cmd; then missing+=(s3cmd); fi
   if wanted restic && ! has restic; then missing+=(restic); fi
   if wanted js-sdk && ! has node; then missing+=(nodejs); fi
   if wanted js-sdk && ! has npm; then missing+=(npm); fi
-  if ! find_decrypt_python; then missing+=(python3 python3-boto3 python3-cryptography); fi
+  if ! python_with 'boto3, cryptography' >/dev/null; then missing+=(python3 python3-boto3 python3-cryptography); fi
   if ((${#missing[@]} == 0)); then return 0; fi
   say "installing Debian packages: ${missing[*]}"
   local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -qq)
   if (($(id -u) != 0)); then apt=(sudo "${apt[@]}"); fi
   "${apt[@]}" update
   "${apt[@]}" install -y --no-install-recommends "${missing[@]}" >/dev/null
-  if wanted boto3; then find_python; fi
-  find_decrypt_python
 }
 
 install_node_modules() {
@@ -87,6 +75,9 @@ if [[ ${E2E_TARGET:-proxy} != store ]]; then
   (cd "$root" && go build -tags nodev -o "$bin/proxy" ./cmd/proxy && go build -o "$bin/kmsd" ./internal/kms/kmstest/kmsd)
 fi
 
+E2E_PYTHON=$(python_with boto3 || echo python3)
+E2E_DECRYPT_PYTHON=$(python_with 'boto3, cryptography')
+export E2E_PYTHON E2E_DECRYPT_PYTHON
 export E2E_BIN=$bin E2E_CACHE=$cache/e2e E2E_LOGS=$cache/e2e/logs
 rm -rf "$E2E_LOGS"
 cd "$root/e2e"

@@ -84,7 +84,11 @@ func common(a []byte, i int, b []byte, j int) int {
 // searchStore searches every file that the store has written. It returns how many files and bytes that were, and those
 // in which plaintext was found.
 func searchStore(dir string, plaintexts [][]byte) (files int, size int64, found []string, err error) {
-	s := newSearcher(plaintexts)
+	return searchFiles(dir, newSearcher(plaintexts).find)
+}
+
+// searchFiles searches every file below a directory.
+func searchFiles(dir string, find func([]byte) (offset int, found bool)) (files int, size int64, found []string, err error) {
 	err = filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
 		if err != nil || !entry.Type().IsRegular() {
 			return err
@@ -95,7 +99,7 @@ func searchStore(dir string, plaintexts [][]byte) (files int, size int64, found 
 		}
 		files++
 		size += int64(len(data))
-		if offset, ok := s.find(data); ok {
+		if offset, ok := find(data); ok {
 			name, _ := filepath.Rel(dir, path)
 			found = append(found, fmt.Sprintf("%s at byte %d", name, offset))
 		}

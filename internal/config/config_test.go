@@ -62,7 +62,7 @@ func TestDefaults(t *testing.T) {
 	want := &config.Config{
 		Listen:      "127.0.0.1:9000",
 		AdminListen: "127.0.0.1:9001",
-		Origin:      config.Origin{Endpoint: "http://127.0.0.1:7070", Region: "us-east-1", PathStyle: true, ChecksumTrailer: true},
+		Origin:      config.Origin{Endpoint: "http://127.0.0.1:7070", Region: "us-east-1", PathStyle: true, ChecksumTrailer: true, ETagPartCount: true},
 		Clients: []config.Client{{
 			Name: "app", AccessKey: "AKAPP", SecretKey: "in-the-clear",
 			Allow: []config.Grant{{Buckets: []string{"*"}, Actions: []string{"read"}}},
