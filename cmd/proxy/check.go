@@ -59,7 +59,7 @@ func check(ctx context.Context, args []string, stdout io.Writer) error {
 		c.run(ctx, "store: ranges", probe.ranges)
 		c.run(ctx, "store: If-None-Match: * on PUT", probe.ifNoneMatch)
 		c.run(ctx, "store: multipart uploads", func(ctx context.Context) (string, error) {
-			return probe.multipart(ctx, cfg.Origin.ETagPartCount)
+			return probe.multipart(ctx, cfg.Origin)
 		})
 		c.run(ctx, "store: a body cut short is not kept", probe.cut)
 		c.run(ctx, "store: delete", probe.remove)

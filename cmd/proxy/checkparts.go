@@ -13,15 +13,21 @@ import (
 	"regexp"
 	"strconv"
 
+	"github.com/cmekproxy/cmekproxy/internal/config"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
 // multipart makes a small multipart object as the proxy would: two parts of different lengths and the part that the
 // proxy appends. It finds out whether the ETag names the number of parts, which sizes in listings follow from, and
 // whether the setting says so.
-func (p *storeProbe) multipart(ctx context.Context, counted bool) (string, error) {
-	path := "/" + p.bucket + "/" + p.name + "-parts"
-	etag, err := p.putParts(ctx, path, crypt.MinPartSize+crypt.PartOverhead, crypt.MinPartSize+crypt.PartOverhead-1, crypt.PartOverhead)
+func (p *storeProbe) multipart(ctx context.Context, origin config.Origin) (string, error) {
+	const size = crypt.MinPartSize + crypt.PartOverhead
+	path, counted := "/"+p.bucket+"/"+p.name+"-parts", origin.ETagPartCount
+	lengths := []int{size + 1, size, crypt.PartOverhead}
+	if origin.UniformParts {
+		lengths[0] = size
+	}
+	etag, err := p.putParts(ctx, path, lengths...)
 	if err != nil {
 		return "", err
 	}
@@ -81,7 +87,7 @@ func (p *storeProbe) completeParts(ctx context.Context, path, upload string, siz
 	}
 	var done struct{ ETag string }
 	if err := xml.Unmarshal(got.body, &done); err != nil || got.status != http.StatusOK || done.ETag == "" {
-		return "", fmt.Errorf("the store does not take parts of different lengths with a small one at the end, which the proxy appends: CompleteMultipartUpload answered %d: %.300s", got.status, got.body)
+		return "", fmt.Errorf("the store does not take parts of different lengths with a small one at the end, which the proxy appends (would it with origin.uniform_parts: true?): CompleteMultipartUpload answered %d: %.300s", got.status, got.body)
 	}
 	return done.ETag, nil
 }

@@ -57,7 +57,8 @@ func decrypt(ctx context.Context, args []string, stdout io.Writer) error {
 			Open: func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
 				return a.keys.Open(ctx, obj, keyID, wrapped)
 			},
-			Cache: stored.NewCache(),
+			Cache:   stored.NewCache(),
+			OpenEnd: cfg.Origin.UniformParts,
 		},
 	}
 	if *output == "-" {

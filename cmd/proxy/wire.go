@@ -71,6 +71,7 @@ func build(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSocket 
 		Clients:       clients,
 		Domain:        cfg.Domain,
 		ETagPartCount: cfg.Origin.ETagPartCount,
+		UniformParts:  cfg.Origin.UniformParts,
 		Log:           log,
 		Metrics:       a.metrics,
 		IdleTimeout:   cfg.Limits.IdleTimeout,

@@ -59,6 +59,9 @@ type Origin struct {
 	// ETagPartCount says that the store's ETags of multipart objects end in "-" and the number of parts, so that sizes in
 	// listings need no request of their own. Default true.
 	ETagPartCount bool `yaml:"etag_part_count"`
+	// UniformParts says that the store wants all parts of an upload but the last to be of one length, and so does not take
+	// the part that would end an object whose last part is shorter than the others. Default false.
+	UniformParts bool `yaml:"uniform_parts"`
 }
 
 // Client is one who may use the proxy, with credentials that are the proxy's own.

@@ -11,6 +11,8 @@ import (
 type PartsConfig struct {
 	Object Object
 	Size   int64 // of the object's plaintext, as the store's part count gives it; -1 if that is not known
+	// OpenEnd accepts a last part that is not final: whether parts were cut off behind it cannot be told then.
+	OpenEnd bool
 	// Unlock returns the DEK of a part, which has not been verified yet. It stays valid until the next call.
 	Unlock func(*Part) ([]byte, error)
 	// Record returns the record of the object's last part, verified, or nil if it has none. It is asked only when a
@@ -279,7 +281,7 @@ func (r *PartsReader) end() error {
 	switch {
 	case r.part == nil:
 		return fmt.Errorf("%w: no part at all", ErrTruncated)
-	case !r.part.Final:
+	case !r.part.Final && !r.cfg.OpenEnd:
 		return fmt.Errorf("%w: the last part is missing: part %d is not final", ErrTruncated, r.part.Number)
 	case r.wanted > 0:
 		return fmt.Errorf("%w: %d bytes short", ErrTruncated, r.wanted)

@@ -13,7 +13,8 @@ import (
 
 // Metrics are the proxy's counters. Buckets, keys and clients are in the access log, not here: their number has no bound.
 type Metrics struct {
-	InFlight prometheus.Gauge // requests being served
+	InFlight prometheus.Gauge   // requests being served
+	OpenEnds prometheus.Counter // multipart objects whose end is not authenticated
 
 	registry *prometheus.Registry
 	requests *prometheus.CounterVec
@@ -33,6 +34,9 @@ func New() *Metrics {
 		InFlight: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "cmekproxy_requests_in_flight", Help: "S3 requests being served.",
 		}),
+		OpenEnds: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "cmekproxy_open_ends_total", Help: "Multipart objects written without an authenticated end, because the store takes parts of one length only.",
+		}),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "cmekproxy_requests_total", Help: "S3 requests answered, by operation, HTTP status and S3 error code.",
 		}, []string{"operation", "status", "code"}),
@@ -49,7 +53,7 @@ func New() *Metrics {
 			Name: "cmekproxy_kms_duration_seconds", Help: "Time of requests to the KMS, by name of the key, operation and result.", Buckets: seconds,
 		}, []string{"key", "operation", "result"}),
 	}
-	m.registry.MustRegister(m.InFlight, m.requests, m.duration, m.bytes, m.origin, m.kms,
+	m.registry.MustRegister(m.InFlight, m.OpenEnds, m.requests, m.duration, m.bytes, m.origin, m.kms,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }

@@ -154,6 +154,10 @@ func (s *Server) end(c *call, list *completion, layout crypt.Layout, have map[in
 		}
 		return badRequest("InvalidRequest", "The part numbers have gaps, and the last part is shorter than 5 MiB or has number 10000. The proxy could not tell such an object from one of which a part was removed: number the parts 1, 2, 3 and so on, or end with a part of 5 MiB or more.")
 	}
+	if first, _ := layout.At(0); s.UniformParts && last.size != first.Size {
+		s.Metrics.OpenEnds.Inc() // a part behind this one would be refused
+		return nil
+	}
 	number := last.number + 1
 	for number < crypt.MaxPartNumber && have[number].number != 0 && !have[number].appended() {
 		number++ // a part that the client has sent and does not list

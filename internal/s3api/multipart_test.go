@@ -951,6 +951,47 @@ func TestOverwrittenWhileRead(t *testing.T) {
 	}
 }
 
+// A store that wants parts of one length takes no part behind a shorter one. What is stored there can be read back where
+// the setting says so, and nowhere else.
+func TestUniformParts(t *testing.T) {
+	strict := newProxy(t)
+	uniform := strict.replica(func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) { cfg.UniformParts = true })
+	for name, row := range map[string]struct {
+		sizes []int
+		open  bool
+	}{
+		"shorter last": {[]int{6 * mib, 6 * mib, 5 * mib}, true},
+		"equal":        {[]int{5 * mib, 5 * mib}, false},
+		"small last":   {[]int{5 * mib, 5 * mib, 7}, false},
+	} {
+		uniform.origin.take()
+		m := uniform.upload(name, row.sizes)
+		puts := 0
+		for _, r := range uniform.origin.take() {
+			if strings.HasPrefix(r, "PUT") {
+				puts++
+			}
+		}
+		if appended := puts > len(row.sizes); appended != (name == "equal") {
+			t.Errorf("%s: %d parts were sent for %d", name, puts, len(row.sizes))
+		}
+		if got := uniform.mustGet(name); !bytes.Equal(got, m.text()) {
+			t.Errorf("%s: another text", name)
+		}
+		got, _, err := uniform.getRange(name, "bytes=6000000-6000100")
+		if err != nil || !bytes.Equal(got, m.text()[6_000_000:6_000_101]) {
+			t.Errorf("%s: a range: %v", name, err)
+		}
+		got, _, err = strict.get(name)
+		if row.open != (err != nil) || !bytes.HasPrefix(m.text(), got) {
+			t.Errorf("%s: a proxy without the setting: %d bytes, %v", name, len(got), err)
+		}
+		if _, _, err := strict.getRange(name, "bytes=6000000-6000100"); row.open != (err != nil) {
+			t.Errorf("%s: a range at a proxy without the setting: %v", name, err)
+		}
+	}
+}
+
 // A store whose multipart ETags do not tell the number of parts: sizes come from the parts themselves.
 func TestETagsWithoutPartCount(t *testing.T) {
 	p := newProxy(t)

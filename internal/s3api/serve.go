@@ -35,13 +35,14 @@ type Keys interface {
 	AllowPlaintext(obj crypt.Object, client string) bool
 }
 
-// Config is what a Server needs. All fields but Domain and ETagPartCount are required.
+// Config is what a Server needs. All fields but Domain and the two that speak of the store are required.
 type Config struct {
 	Origin        http.RoundTripper // the store
 	Keys          Keys
 	Clients       *access.Directory
 	Domain        string // base domain of virtual-host-style requests; empty for path-style only
 	ETagPartCount bool   // the store's multipart ETags end in the number of parts; false: listings ask for each size
+	UniformParts  bool   // the store takes no small part behind one that is shorter than the others; see end
 	Log           *zap.Logger
 	Metrics       *metrics.Metrics
 	IdleTimeout   time.Duration // a transfer in which no byte moves for this long is ended
@@ -74,7 +75,8 @@ func New(cfg Config) *Server {
 		Open: func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
 			return cfg.Keys.Open(ctx, obj, keyID, wrapped)
 		},
-		Cache: stored.NewCache(),
+		Cache:   stored.NewCache(),
+		OpenEnd: cfg.UniformParts,
 	}
 	return s
 }

@@ -43,7 +43,7 @@ func (s *Store) multipartObject(q Request, k *known, resp *http.Response) *Objec
 
 func (s *Store) config(ctx context.Context, q Request, o *Object, k *known) crypt.PartsConfig {
 	return crypt.PartsConfig{
-		Object: q.Object, Size: -1,
+		Object: q.Object, Size: -1, OpenEnd: s.OpenEnd,
 		Unlock: func(p *crypt.Part) ([]byte, error) {
 			o.KeyID = p.KeyID
 			return o.keys.open(ctx, p.KeyID, p.WrappedDEK)

@@ -55,6 +55,8 @@ type Store struct {
 	Send func(*http.Request) (*http.Response, error)
 	// Open returns the DEK of an object or part.
 	Open func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (Lease, error)
+	// OpenEnd accepts objects whose last part is not marked as such; see the setting origin.uniform_parts.
+	OpenEnd bool
 	// Cache remembers what is known of objects. It holds no key.
 	Cache *Cache
 }

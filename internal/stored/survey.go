@@ -143,7 +143,7 @@ func (s *Store) confirm(ctx context.Context, q Request, g guess, have chunk) (*k
 	switch {
 	case last.Upload != g.upload:
 		return nil, fmt.Errorf("%w: the last part is of another upload than the first", ErrIntegrity)
-	case !last.Final:
+	case !last.Final && !s.OpenEnd:
 		return nil, fmt.Errorf("%w: %w: the last part is missing: part %d is not final", ErrIntegrity, crypt.ErrTruncated, last.Number)
 	case last.HasRecord():
 		return out.withRecord(last)
@@ -203,7 +203,7 @@ func (s *Store) walk(ctx context.Context, q Request, k *known) (*known, error) {
 			return nil, err
 		}
 		at += part.Size + crypt.PartOverhead
-		if part.Final != (at == k.size) {
+		if end := at == k.size; part.Final != end && !(end && s.OpenEnd) {
 			return nil, fmt.Errorf("%w: part %d ends at byte %d of %d, and is final: %t", ErrIntegrity, part.Number, at, k.size, part.Final)
 		}
 	}
