@@ -557,10 +557,10 @@ func TestUploadFaults(t *testing.T) {
 			}
 			return &http.Response{StatusCode: 503, Header: http.Header{}, Body: io.NopCloser(strings.NewReader("<Error><Code>SlowDown</Code></Error>"))}, nil
 		}, nil)
-		failed := false
 		key := fmt.Sprint("k", at)
 		created, err := p.client.CreateMultipartUpload(t.Context(), &s3.CreateMultipartUploadInput{Bucket: &p.bucket, Key: &key})
-		if failed = err != nil; !failed {
+		failed := err != nil
+		if !failed {
 			m := &multipart{p: p, key: key, id: *created.UploadId, texts: make(map[int32][]byte)}
 			for number := int32(1); number <= 2 && !failed; number++ {
 				text := randomText(5 * mib)
