@@ -203,7 +203,7 @@ func (s *Store) walk(ctx context.Context, q Request, k *known) (*known, error) {
 			return nil, err
 		}
 		at += part.Size + crypt.PartOverhead
-		if end := at == k.size; part.Final != end && !(end && s.OpenEnd) {
+		if end := at == k.size; part.Final != end && (!end || !s.OpenEnd) {
 			return nil, fmt.Errorf("%w: part %d ends at byte %d of %d, and is final: %t", ErrIntegrity, part.Number, at, k.size, part.Final)
 		}
 	}
