@@ -169,11 +169,10 @@ func (d *decryption) goOn(ctx context.Context, f *os.File, done int64, head *sto
 }
 
 func (d *decryption) copy(ctx context.Context, w io.Writer, o *stored.Object) error {
-	bar := progressbar.NewOptions64(o.Size,
+	bar := progressbar.NewOptions64(o.Length, // what is still to be read
 		progressbar.OptionSetWriter(d.progress), progressbar.OptionShowBytes(true), progressbar.OptionShowCount(),
 		progressbar.OptionThrottle(200*time.Millisecond), progressbar.OptionSetVisibility(isTerminal(d.progress)),
 		progressbar.OptionSetPredictTime(true), progressbar.OptionClearOnFinish())
-	_ = bar.Set64(o.Offset)
 	for {
 		text, err := o.Next(ctx)
 		if err == io.EOF { //nolint:errorlint // bare: Next says so
