@@ -695,6 +695,13 @@ func TestMultipartChecksums(t *testing.T) {
 			if *said(out) != want || out.ChecksumType != kind {
 				t.Errorf("%s: %s %s, want %s", name, *said(out), out.ChecksumType, want)
 			}
+			head, err := p.client.HeadObject(t.Context(), &s3.HeadObjectInput{Bucket: &p.bucket, Key: &name, ChecksumMode: types.ChecksumModeEnabled})
+			if err != nil || head.ChecksumType != kind {
+				t.Errorf("%s: HEAD: %+v, %v", name, head, err)
+			}
+			if got := p.mustGet(name); !bytes.Equal(got, m.text()) { // the SDK verifies a full checksum
+				t.Errorf("%s: another text", name)
+			}
 			attributes, err := p.client.GetObjectAttributes(t.Context(), &s3.GetObjectAttributesInput{
 				Bucket: &p.bucket, Key: &name, ObjectAttributes: []types.ObjectAttributes{types.ObjectAttributesChecksum},
 			})
