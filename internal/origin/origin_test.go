@@ -74,7 +74,7 @@ func newRequest(t *testing.T, method, path string, body io.Reader, length int64)
 }
 
 func TestUploadsAreFramedWithAChecksum(t *testing.T) {
-	for _, size := range []int{1, 56, 65552, 300_000} {
+	for _, size := range []int{1, 56, 65552, 300_000, 1 << 20, 1<<20 + 1, 3<<20 + 5} {
 		o, received := newStore(t, nil)
 		text := bytes.Repeat([]byte("c"), size)
 		resp, err := o.RoundTrip(newRequest(t, http.MethodPut, "/bucket/a b/ü//+", iotest.HalfReader(bytes.NewReader(text)), int64(size)))
@@ -113,6 +113,24 @@ func TestAFailingBodyIsNeverWhole(t *testing.T) {
 			received.server.Close() // waits for the handler
 			if received.host != "" && received.bodyErr == nil {
 				t.Errorf("trailers %v, %v: the store took %d bytes for the whole", trailers, fail, len(received.body))
+			}
+		}
+	}
+}
+
+// A body that fails where it should end has all its bytes, and is not whole all the same; nor is one that goes on.
+func TestABodyIsWholeOnlyIfItSaysSo(t *testing.T) {
+	for _, size := range []int{1000, 1 << 20, 1<<20 + 7} {
+		for _, end := range []io.Reader{iotest.ErrReader(errors.New("bad checksum")), iotest.ErrReader(errors.Join(io.EOF)), strings.NewReader("x")} {
+			o, received := newStore(t, nil)
+			body := io.MultiReader(strings.NewReader(strings.Repeat("c", size)), end)
+			if resp, err := o.RoundTrip(newRequest(t, http.MethodPut, "/bucket/key", body, int64(size))); err == nil {
+				resp.Body.Close()
+				t.Errorf("%d bytes: the store answered %d", size, resp.StatusCode)
+			}
+			received.server.Close() // waits for the handler
+			if received.host != "" && received.bodyErr == nil {
+				t.Errorf("%d bytes: the store took %d for the whole", size, len(received.body))
 			}
 		}
 	}

@@ -2,7 +2,8 @@ package origin
 
 import (
 	"encoding/base64"
-	"fmt"
+	"encoding/binary"
+	"errors"
 	"hash"
 	"hash/crc32"
 	"io"
@@ -11,15 +12,18 @@ import (
 	"strings"
 )
 
-// An upload goes to the store in aws-chunked framing, as one chunk with the CRC32 of the bytes in a trailer: what every
-// AWS SDK sends by default since 2025. It buys two things at a tenth of a CPU-second per GiB. The store refuses bytes
-// that were altered on the way to it; and a body that breaks off can never be taken for whole, even by a server that
-// takes the end of the connection for the end of the body.
+// An upload goes to the store in aws-chunked framing, with the CRC32 of the bytes in a trailer: what every AWS SDK sends
+// by default since 2025. It buys two things at a tenth of a CPU-second per GiB. The store refuses bytes that were altered
+// on the way to it; and a body that breaks off can never be taken for whole, even by a server that takes the end of the
+// connection for the end of the body.
 //
 // https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-streaming-trailers.html
 const (
 	streamingTrailer = "STREAMING-UNSIGNED-PAYLOAD-TRAILER"
 	checksumTrailer  = "x-amz-checksum-crc32"
+
+	// MinIO takes chunks of 16 MiB at most.
+	chunkSize = 1 << 20
 )
 
 // frame turns the body of r, whose length is known, into such an upload.
@@ -29,42 +33,91 @@ func frame(r *http.Request) {
 	h.Set("X-Amz-Trailer", checksumTrailer)
 	h.Set("X-Amz-Decoded-Content-Length", strconv.FormatInt(r.ContentLength, 10))
 	h.Set("Content-Encoding", strings.TrimSuffix("aws-chunked,"+h.Get("Content-Encoding"), ","))
-	f := &framed{body: r.Body, sum: crc32.NewIEEE()}
-	head := fmt.Sprintf("%x\r\n", r.ContentLength)
-	f.out = []byte(head)
-	r.ContentLength += int64(len(head) + len(f.tail()))
+	f := &framed{body: r.Body, sum: crc32.NewIEEE(), left: r.ContentLength}
+	r.ContentLength = framedSize(r.ContentLength)
 	r.Body = f
+}
+
+// framedSize is the size of a framed body of n bytes, 1 or more.
+func framedSize(n int64) int64 {
+	full, rest := n/chunkSize, n%chunkSize
+	size := n + full*int64(len(chunkHead(chunkSize))+len(chunkEnd))
+	if rest > 0 {
+		size += int64(len(chunkHead(rest)) + len(chunkEnd))
+	}
+	return size + int64(len(trailer(0)))
+}
+
+const chunkEnd = "\r\n"
+
+func chunkHead(n int64) string { return strconv.FormatInt(n, 16) + "\r\n" }
+
+// trailer is the last chunk, which is empty, and what follows it.
+func trailer(sum uint32) string {
+	digest := binary.BigEndian.AppendUint32(nil, sum)
+	return "0\r\n" + checksumTrailer + ":" + base64.StdEncoding.EncodeToString(digest) + "\r\n\r\n"
 }
 
 // framed is the framed body while it is read.
 type framed struct {
-	body io.ReadCloser
-	sum  hash.Hash32
-	out  []byte // framing to be handed out before more of the body
-	done bool   // the body has ended, and out is the trailer
-}
-
-// tail is what follows the data: the end of its chunk, the last chunk and the trailer.
-func (f *framed) tail() string {
-	return "\r\n0\r\n" + checksumTrailer + ":" + base64.StdEncoding.EncodeToString(f.sum.Sum(nil)) + "\r\n\r\n"
+	body  io.ReadCloser
+	sum   hash.Hash32
+	out   string // framing to be handed out before more of the body
+	left  int64  // of the body
+	chunk int64  // of the chunk
+	begun bool
+	done  bool // out is the trailer
 }
 
 func (f *framed) Read(p []byte) (int, error) {
-	if len(f.out) > 0 {
-		n := copy(p, f.out)
-		f.out = f.out[n:]
+	if f.out == "" && f.chunk == 0 && !f.done {
+		if err := f.next(); err != nil {
+			return 0, err
+		}
+	}
+	n := copy(p, f.out)
+	f.out = f.out[n:]
+	switch {
+	case f.out != "" || n == len(p):
+		return n, nil
+	case f.done && n == 0:
+		return 0, io.EOF
+	case f.done:
 		return n, nil
 	}
-	if f.done {
-		return 0, io.EOF
-	}
-	n, err := f.body.Read(p)
-	f.sum.Write(p[:n])
+	m, err := f.body.Read(p[n:][:min(int64(len(p)-n), f.chunk)])
+	f.sum.Write(p[n : n+m])
+	f.chunk -= int64(m)
+	f.left -= int64(m)
 	if err == io.EOF { // bare, as every io.Reader must say it: an error that wraps it is a failure
-		f.done, f.out = true, []byte(f.tail())
-		err = nil
+		if err = nil; f.left > 0 {
+			err = io.ErrUnexpectedEOF
+		}
 	}
-	return n, err
+	return n + m, err
+}
+
+// next begins the next chunk. The trailer, which makes the body a whole one, comes only after the body has said that it
+// is: with the bare io.EOF.
+func (f *framed) next() error {
+	if f.begun {
+		f.out = chunkEnd
+	}
+	f.begun = true
+	if f.chunk = min(f.left, chunkSize); f.chunk > 0 {
+		f.out += chunkHead(f.chunk)
+		return nil
+	}
+	var one [1]byte
+	switch n, err := io.ReadFull(f.body, one[:]); {
+	case n > 0:
+		return errors.New("origin: the body is longer than its length")
+	case err != io.EOF: // bare, as above
+		return err
+	}
+	f.out += trailer(f.sum.Sum32())
+	f.done = true
+	return nil
 }
 
 func (f *framed) Close() error { return f.body.Close() }
