@@ -2,6 +2,15 @@
 //
 // It knows which stored bytes a stretch of the plaintext needs, gets them, and hands out nothing that has not verified.
 // It speaks to the store and to the keys through two functions, so the proxy and `proxy decrypt` read alike.
+//
+//	store.go   what it needs, and what an answer's header tells of an object
+//	get.go     objects from their first byte to their last; those that were put whole
+//	parts.go   those in parts
+//	ranges.go  ranges, of which it takes the layout to know where they lie
+//	survey.go  finding out the layout
+//	head.go    all but the body
+//	object.go  what is handed out
+//	cache.go   what is remembered
 package stored
 
 import (

@@ -1,0 +1,181 @@
+package stored
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
+)
+
+// tries bounds how often a reading starts over because the object was overwritten in the middle of it.
+const tries = 4
+
+// Get begins to read an object.
+func (s *Store) Get(ctx context.Context, q Request) (*Object, error) {
+	return s.insist(ctx, q, s.try)
+}
+
+// insist starts over as long as the object changes, and without the range where that is what S3 does.
+func (s *Store) insist(ctx context.Context, q Request, attempt func(context.Context, Request) (*Object, error)) (*Object, error) {
+	for range tries {
+		o, err := attempt(ctx, q)
+		switch outside := (*RangeError)(nil); {
+		case errors.Is(err, errChanged):
+			s.Cache.forget(q)
+		case errors.As(err, &outside) && outside.Size == 0 && q.Range != nil && q.Range.suffix > 0:
+			q.Range = nil // the last bytes of an empty object are the whole of it
+		default:
+			return o, err
+		}
+	}
+	return nil, ErrOverwritten
+}
+
+func (s *Store) try(ctx context.Context, q Request) (*Object, error) {
+	switch {
+	case q.Part > 0:
+		return s.getPart(ctx, q)
+	case q.Range != nil:
+		return s.getRange(ctx, q)
+	}
+	resp, err := s.get(ctx, q, "")
+	if err != nil {
+		return nil, err
+	}
+	return s.whole(ctx, q, resp)
+}
+
+// whole reads an object from the answer to a request without a range.
+func (s *Store) whole(ctx context.Context, q Request, resp *http.Response) (*Object, error) {
+	o, err := s.openWhole(ctx, q, resp)
+	if err != nil {
+		_ = resp.Body.Close()
+	}
+	return o, err
+}
+
+func (s *Store) openWhole(ctx context.Context, q Request, resp *http.Response) (*Object, error) {
+	if resp.StatusCode == http.StatusNotModified {
+		closeBody(resp)
+		return &Object{Header: resp.Header, NotModified: true}, nil
+	}
+	f, err := factsOf(resp.Header, resp.ContentLength)
+	if err != nil {
+		return nil, err
+	}
+	s.Cache.note(q, f)
+	switch f.kind {
+	case plaintext:
+		return s.plain(q, resp)
+	case single:
+		return s.openSingle(ctx, q, resp, f.envelope, nil)
+	default:
+		return s.openParts(ctx, q, resp, f)
+	}
+}
+
+// plain passes an object through that was never encrypted.
+func (s *Store) plain(q Request, resp *http.Response) (*Object, error) {
+	if err := q.Plaintext(); err != nil {
+		return nil, err
+	}
+	o := &Object{Header: resp.Header, Plaintext: true, Size: resp.ContentLength, Length: resp.ContentLength, body: resp.Body}
+	if resp.StatusCode == http.StatusPartialContent {
+		var ok bool
+		if o.Offset, o.Size, ok = parseContentRange(resp.Header.Get("Content-Range")); !ok {
+			return nil, fmt.Errorf("%w sent Content-Range %q", ErrStore, resp.Header.Get("Content-Range"))
+		}
+		o.Partial = true
+	}
+	remains := o.Length
+	buffer := make([]byte, 64<<10)
+	o.next = func() ([]byte, error) {
+		if remains == 0 {
+			return nil, io.EOF
+		}
+		n, err := resp.Body.Read(buffer[:min(int64(len(buffer)), remains)])
+		if remains -= int64(n); n > 0 {
+			return buffer[:n], nil
+		}
+		if err == io.EOF { // bare, as every io.Reader must say it
+			return nil, fmt.Errorf("%w: the body is cut short", ErrStore)
+		}
+		return nil, err
+	}
+	return o, nil
+}
+
+// openSingle reads an object that was put whole, or a range of it, from the answer.
+func (s *Store) openSingle(ctx context.Context, q Request, resp *http.Response, e *crypt.Envelope, wanted *Range) (*Object, error) {
+	o := &Object{Header: resp.Header, KeyID: e.KeyID, Size: e.Size, store: s, object: q.Object, envelope: e, body: resp.Body}
+	o.keys = &keys{store: s, object: q.Object}
+	opened := false
+	defer func() {
+		if !opened {
+			o.keys.release()
+		}
+	}()
+	dek, err := o.keys.open(ctx, e.KeyID, e.WrappedDEK)
+	if err != nil {
+		return nil, err
+	}
+	if err := e.Verify(dek, q.Object); err != nil {
+		return nil, err
+	}
+	window, skip, err := o.locate(resp, wanted)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := io.CopyN(io.Discard, resp.Body, skip); err != nil {
+		return nil, err
+	}
+	opener, err := crypt.NewOpener(io.LimitReader(resp.Body, o.limit(resp, window)), window, dek, e.Header)
+	if err != nil {
+		return nil, err
+	}
+	opened, o.next, o.close = true, opener.Next, opener.Close
+	return o, nil
+}
+
+// limit is how much of an answer is looked at: of one to a range no more than the window, as more was asked for; of a
+// whole one all, so that what follows the last segment is found.
+func (o *Object) limit(resp *http.Response, w crypt.Window) int64 {
+	if o.Partial {
+		return w.End - w.Start
+	}
+	return resp.ContentLength
+}
+
+// locate compares what the store says of its body with the envelope's size, and both with the range. The store sends
+// skip bytes ahead of the window.
+func (o *Object) locate(resp *http.Response, wanted *Range) (w crypt.Window, skip int64, err error) {
+	start, total := int64(0), resp.ContentLength
+	if resp.StatusCode == http.StatusPartialContent {
+		var ok bool
+		if start, total, ok = parseContentRange(resp.Header.Get("Content-Range")); !ok || wanted == nil {
+			return w, 0, fmt.Errorf("%w: Content-Range %q was not asked for", ErrStore, resp.Header.Get("Content-Range"))
+		}
+	}
+	if total != crypt.StoredSize(o.Size) {
+		return w, 0, fmt.Errorf("%w: %d stored bytes for a plaintext of %d", ErrIntegrity, total, o.Size)
+	}
+	if resp.StatusCode != http.StatusPartialContent {
+		o.Length = o.Size // no range, or the store found If-Range not to hold
+		return crypt.Whole(o.Size), 0, nil
+	}
+	var ok bool
+	if o.Offset, o.Length, ok = wanted.Of(o.Size); !ok {
+		return w, 0, &RangeError{o.Size}
+	}
+	if w, err = crypt.Cover(o.Size, o.Offset, o.Length); err != nil {
+		return w, 0, err
+	}
+	if w.Start < start {
+		return w, 0, fmt.Errorf("%w sent bytes from %d, not from %d", ErrStore, start, w.Start)
+	}
+	o.Partial = true
+	return w, w.Start - start, nil
+}

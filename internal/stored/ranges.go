@@ -1,0 +1,310 @@
+package stored
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
+)
+
+// getRange reads a range. If nothing is known of the object, the first request finds out what it is: of one that was put
+// whole it brings what is wanted. Bytes that only a large object can have are more likely in one that has parts, and
+// then the request is for the header of the first part.
+func (s *Store) getRange(ctx context.Context, q Request) (*Object, error) {
+	k := s.Cache.look(q)
+	if k != nil && k.kind == multipart && k.parts > 0 {
+		return s.openRange(ctx, q, k, chunk{})
+	}
+	probe := k == nil && q.Range.suffix < 0 && q.Range.first >= crypt.MinPartSize
+	spec := q.Range.stored(0)
+	switch {
+	case probe:
+		spec = fmt.Sprintf("bytes=0-%d", crypt.PartPrefixSize-1)
+	case k == nil:
+		spec = q.Range.stored(crypt.PartOverhead)
+	}
+	resp, err := s.get(ctx, q, spec)
+	if status(err) == http.StatusRequestedRangeNotSatisfiable {
+		return nil, s.outside(ctx, q)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode != http.StatusPartialContent { // 304, or the store found If-Range not to hold
+		return s.whole(ctx, q, resp)
+	}
+	o, err := s.goOn(ctx, q, resp, probe)
+	if err != nil {
+		_ = resp.Body.Close()
+	}
+	return o, err
+}
+
+// outside answers a range that seems to lie behind the object, with the size that the store says it has now.
+func (s *Store) outside(ctx context.Context, q Request) error {
+	wanted := q.Range
+	q.Range = nil
+	o, err := s.Head(ctx, q)
+	if err != nil {
+		return err
+	}
+	if _, _, ok := wanted.Of(o.Size); ok {
+		return errChanged
+	}
+	return &RangeError{o.Size}
+}
+
+// goOn reads a range from the first answer, or asks again in the terms of what the object has turned out to be.
+func (s *Store) goOn(ctx context.Context, q Request, resp *http.Response, probe bool) (*Object, error) {
+	f, err := rangeFacts(resp)
+	if err != nil {
+		return nil, err
+	}
+	k := s.Cache.note(q, f)
+	switch {
+	case f.kind == multipart:
+		have, err := readChunk(resp)
+		if err != nil {
+			return nil, err
+		}
+		return s.openRange(ctx, q, k, have)
+	case f.kind == single && !probe:
+		return s.openSingle(ctx, q, resp, f.envelope, q.Range)
+	}
+	closeBody(resp)
+	spec := q.Range.stored(0)
+	if f.kind == plaintext {
+		if err := q.Plaintext(); err != nil {
+			return nil, err
+		}
+		spec = q.Range.String()
+	}
+	again, err := s.get(ctx, q, spec)
+	if status(err) == http.StatusRequestedRangeNotSatisfiable {
+		return nil, s.outside(ctx, q)
+	}
+	if err != nil {
+		return nil, err
+	}
+	o, err := s.openAgain(ctx, q, again, f)
+	if err != nil {
+		_ = again.Body.Close()
+	}
+	return o, err
+}
+
+func (s *Store) openAgain(ctx context.Context, q Request, resp *http.Response, f facts) (*Object, error) {
+	now, err := rangeFacts(resp)
+	if err != nil {
+		return nil, err
+	}
+	if now.etag != f.etag || now.kind != f.kind {
+		return nil, errChanged
+	}
+	if f.kind == plaintext {
+		return s.plain(q, resp)
+	}
+	return s.openSingle(ctx, q, resp, now.envelope, q.Range)
+}
+
+func rangeFacts(resp *http.Response) (facts, error) {
+	_, total, ok := parseContentRange(resp.Header.Get("Content-Range"))
+	if !ok || resp.StatusCode != http.StatusPartialContent {
+		return facts{}, fmt.Errorf("%w answered %d, Content-Range %q", ErrStore, resp.StatusCode, resp.Header.Get("Content-Range"))
+	}
+	return factsOf(resp.Header, total)
+}
+
+// openRange reads a range of a multipart object. have is what the first request has already brought.
+//
+// If the layout is not known yet, it is guessed from the first part; then the end of the object, the header of the part
+// and the bytes themselves are asked for at once. All must have come, and have verified, before a byte is handed out.
+func (s *Store) openRange(ctx context.Context, q Request, k *known, have chunk) (*Object, error) {
+	if k.layout != nil {
+		return s.openStretch(ctx, q, k, have)
+	}
+	g, err := s.guess(ctx, q, k, have)
+	if errors.Is(err, errOdd) {
+		if k, err = s.walk(ctx, q, k); err != nil {
+			return nil, err
+		}
+		return s.openStretch(ctx, q, k, have)
+	}
+	if err != nil {
+		return nil, err
+	}
+	var confirmed *known
+	confirm := func() (err error) {
+		confirmed, err = s.confirm(ctx, q, g, have)
+		return err
+	}
+	end := start(confirm)
+	if g.begins(q.Range) { // the header of the last part is wanted for the bytes themselves, and once is enough
+		end = done(end.wait())
+	}
+	o, err := s.openStretch(ctx, q, g.known, have)
+	if failure := end.wait(); failure != nil {
+		if o != nil {
+			o.Close()
+		}
+		if !errors.Is(failure, errOdd) {
+			return nil, failure
+		}
+		if k, err = s.walk(ctx, q, k); err != nil {
+			return nil, err
+		}
+		return s.openStretch(ctx, q, k, have)
+	}
+	s.Cache.put(q, confirmed)
+	if !slices.Equal(confirmed.layout, g.layout) || err != nil && confirmed.proven { // the record has set the guess right
+		if o != nil {
+			o.Close()
+		}
+		return s.openStretch(ctx, q, confirmed, have)
+	}
+	if o != nil {
+		o.known = confirmed
+	}
+	return o, err
+}
+
+// begins reports whether a range begins in the last part.
+func (g guess) begins(r *Range) bool {
+	offset, _, ok := r.Of(g.layout.Size())
+	at, found := g.layout.Find(offset)
+	return ok && found && at.Stored == g.end
+}
+
+// openStretch reads a range of an object with the layout of k. If that was guessed and turns out to be wrong, it is
+// found out by walking along the parts.
+func (s *Store) openStretch(ctx context.Context, q Request, k *known, have chunk) (*Object, error) {
+	offset, length, ok := q.Range.Of(k.layout.Size())
+	if !ok {
+		return nil, s.outside(ctx, q)
+	}
+	o, err := s.stretch(ctx, q, k, have, offset, length)
+	if err != nil && k.wrong(err) {
+		if k, err = s.walk(ctx, q, k); err != nil {
+			return nil, err
+		}
+		if offset, length, ok = q.Range.Of(k.layout.Size()); !ok {
+			return nil, &RangeError{k.layout.Size()}
+		}
+		o, err = s.stretch(ctx, q, k, have, offset, length)
+	}
+	if err != nil {
+		return nil, err
+	}
+	o.Size, o.Offset, o.Length, o.Partial = k.layout.Size(), offset, length, true
+	s.heal(ctx, q, o, k)
+	return o, nil
+}
+
+// wrong reports whether an error may come from a layout that was guessed.
+func (k *known) wrong(err error) bool {
+	return !k.proven && (errors.Is(err, crypt.ErrAuth) || errors.Is(err, crypt.ErrEnvelope) || errors.Is(err, crypt.ErrVersion) || errors.Is(err, crypt.ErrSize))
+}
+
+// heal has the object go on by itself, where a guessed layout turns out to be wrong behind the first part.
+func (s *Store) heal(ctx context.Context, q Request, o *Object, k *known) {
+	var done int64
+	next := o.next
+	o.next = func() ([]byte, error) {
+		text, err := next()
+		if err != nil && err != io.EOF && k.wrong(err) { //nolint:errorlint // bare: Next says so
+			if k, err = s.walk(ctx, q, k); err != nil {
+				return nil, err
+			}
+			rest, err := s.stretch(ctx, q, k, chunk{}, o.Offset+done, o.Length-done)
+			if err != nil {
+				return nil, err
+			}
+			o.Close()
+			o.body, o.keys, o.close, next = rest.body, rest.keys, rest.close, rest.next
+			text, err = next()
+			done += int64(len(text))
+			return text, err
+		}
+		done += int64(len(text))
+		return text, err
+	}
+}
+
+// stretch asks for the stored bytes of a range and, at the same time, for the header of the part in which it begins.
+func (s *Store) stretch(ctx context.Context, q Request, k *known, have chunk, offset, length int64) (*Object, error) {
+	first, _ := k.layout.Find(offset)
+	last, ok := k.layout.Find(offset + length - 1)
+	if !ok {
+		return nil, fmt.Errorf("%w: bytes %d+%d of %d", crypt.ErrSize, offset, length, k.layout.Size())
+	}
+	toEnd := offset+length == k.layout.Size()
+	from, to, err := storedStretch(first, last, offset, length)
+	if err != nil {
+		return nil, err
+	}
+	if toEnd {
+		to = k.size
+	}
+	var part *crypt.Part
+	header := start(func() (err error) {
+		part, err = s.partOf(ctx, q, k, have, first)
+		return err
+	})
+	resp, err := s.stretchBody(ctx, q, k, have, from, to)
+	if failure := header.wait(); failure != nil || err != nil {
+		if err == nil {
+			_ = resp.Body.Close()
+			err = failure
+		}
+		return nil, err
+	}
+	o := s.multipartObject(q, k, resp)
+	r, err := crypt.NewStretchReader(resp.Body, crypt.Stretch{
+		Layout: k.layout, Place: first, Part: part, Offset: offset - first.Offset, Length: length, ToEnd: toEnd,
+	}, s.config(ctx, q, o, k))
+	if err != nil {
+		o.Close()
+		return nil, err
+	}
+	o.next, o.close = r.Next, r.Close
+	return o, nil
+}
+
+// storedStretch returns the stored offsets that a stretch needs, from a part to the same or a later one.
+func storedStretch(first, last crypt.Place, offset, length int64) (from, to int64, err error) {
+	begin, end := crypt.Part{Size: first.Size}, crypt.Part{Size: last.Size}
+	head, err := begin.Cover(offset-first.Offset, 1)
+	if err != nil {
+		return 0, 0, err
+	}
+	tail, err := end.Cover(offset+length-1-last.Offset, 1)
+	if err != nil {
+		return 0, 0, err
+	}
+	return first.Stored + crypt.PartHeaderSize + head.Start, last.Stored + crypt.PartHeaderSize + tail.End, nil
+}
+
+// stretchBody returns the stored bytes from what there is already, or from the store.
+func (s *Store) stretchBody(ctx context.Context, q Request, k *known, have chunk, from, to int64) (*http.Response, error) {
+	if b := have.slice(from, to); b != nil {
+		return &http.Response{Header: have.header, Body: io.NopCloser(bytes.NewReader(b))}, nil
+	}
+	resp, err := s.get(ctx, q, fmt.Sprintf("bytes=%d-%d", from, to-1))
+	if status(err) == http.StatusRequestedRangeNotSatisfiable {
+		return nil, errChanged
+	}
+	if err != nil {
+		return nil, err
+	}
+	start, total, ok := parseContentRange(resp.Header.Get("Content-Range"))
+	if resp.StatusCode != http.StatusPartialContent || !ok || total != k.size || start != from || resp.Header.Get("Etag") != k.etag {
+		_ = resp.Body.Close()
+		return nil, errChanged // or a 304, or an If-Range that does not hold: a request that supposes nothing will tell
+	}
+	return resp, nil
+}
