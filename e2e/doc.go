@@ -13,6 +13,7 @@
 //	layouts_test.go   objects of parts of many sizes
 //	decrypt_test.go   live objects by proxy decrypt and by contrib/decrypt
 //	registry_test.go  the container registry's S3 driver
+//	versions_test.go  versions of objects
 //	tools_test.go     aws s3 sync, rclone check, restic
 //	scan_test.go      the search for plaintext at rest
 //	report_test.go    the table at the end

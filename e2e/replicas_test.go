@@ -60,7 +60,7 @@ func (r *replica) kill(t *testing.T) {
 
 func startCluster(t *testing.T) *cluster {
 	t.Helper()
-	s := &stack{dir: storeDir(t), proxied: os.Getenv("E2E_TARGET") != "store"}
+	s := &stack{dir: storeDir(t), versions: storeDir(t), proxied: os.Getenv("E2E_TARGET") != "store"}
 	s.store = s.startStore(t, "http", newCredentials(), "", "")
 	c := &cluster{store: s}
 	if !s.proxied {

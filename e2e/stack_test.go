@@ -42,6 +42,7 @@ type stack struct {
 	endpoints []endpoint // of the proxies, or of the store
 	store     endpoint   // the store itself, past the proxies
 	dir       string     // where the store keeps everything
+	versions  string     // where it keeps old versions; empty for none
 	logs      []string   // of the store and the proxies; a replica that is started again has another one
 	proxied   bool
 }
@@ -91,7 +92,11 @@ func (s *stack) startStore(t *testing.T, scheme string, c credentials, cert, key
 		e.ca = cert
 	}
 	env := environment("ROOT_ACCESS_KEY="+c.accessKey, "ROOT_SECRET_KEY="+c.secret)
-	p := start(t, "store-"+scheme, env, tool(t, "versitygw"), append(args, "posix", s.dir)...)
+	args = append(args, "posix")
+	if s.versions != "" {
+		args = append(args, "--versioning-dir", s.versions)
+	}
+	p := start(t, "store-"+scheme, env, tool(t, "versitygw"), append(args, s.dir)...)
 	e.url = scheme + "://" + address
 	s.logs = append(s.logs, p.log)
 	p.waitForPort(t, address)
