@@ -886,6 +886,29 @@ func TestMultipartTampering(t *testing.T) {
 	_ = other
 }
 
+// Parts of 6, 5, 7 and 1 MiB begin and end where parts of one length would: that they are not is found out in the middle
+// of a reading, which goes on all the same.
+func TestRangeThatBeginsWithAWrongGuess(t *testing.T) {
+	p := newProxy(t)
+	m := p.upload("k", []int{6 * mib, 5 * mib, 7 * mib, mib})
+	for _, spec := range []string{"bytes=1000-17000000", "bytes=5-", "bytes=6291455-6291456", "bytes=11534335-11534337", "bytes=12000000-13000000", "bytes=18000000-18874370"} {
+		fresh := p.replica()
+		_, want, _ := reference(m.text(), spec)
+		for read := range 2 {
+			got, _, err := fresh.getRange("k", spec)
+			if err != nil || !bytes.Equal(got, want) {
+				t.Errorf("%s, read %d: %d of %d bytes, %v", spec, read+1, len(got), len(want), err)
+			}
+		}
+	}
+	p.rewriteFile("k", func(b []byte) []byte { b[8*mib] ^= 1; return b }) // behind the wrong guess, and altered besides
+	fresh := p.replica()
+	got, _, err := fresh.getRange("k", "bytes=1000-17000000")
+	if err == nil || !bytes.HasPrefix(m.text()[1000:], got) {
+		t.Errorf("altered: %d bytes, %v", len(got), err)
+	}
+}
+
 // A range in the middle of an object is not answered when the end of the object is not its own, even if the store makes
 // size and part count fit.
 func TestRangeOfAnObjectWithoutItsEnd(t *testing.T) {
@@ -956,6 +979,56 @@ func TestOverwrittenWhileRead(t *testing.T) {
 			}
 		}
 	}
+}
+
+// Readers through two replicas that meet overwrites in parts get one object or the other, never a mix.
+func TestConcurrentMultipartOverwrites(t *testing.T) {
+	p := newProxy(t)
+	replicas := []*proxy{p, p.replica()}
+	texts := [][]byte{p.upload("k", []int{5 * mib, 5 * mib, 100}).text()}
+	var mu sync.Mutex
+	one := func(got []byte, spec string) bool {
+		mu.Lock()
+		defer mu.Unlock()
+		for _, text := range texts {
+			if _, want, _ := reference(text, spec); bytes.Equal(got, want) {
+				return true
+			}
+		}
+		return false
+	}
+	writing := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		defer close(writing)
+		for i, sizes := range [][]int{{6 * mib, 5 * mib}, {11*mib + 1}, {5 * mib, 5 * mib, 100}, {6 * mib, 6 * mib, 3}} {
+			m := replicas[i%2].create("k")
+			for n, size := range sizes {
+				m.send(int32(n+1), randomText(size))
+			}
+			mu.Lock()
+			texts = append(texts, m.text())
+			mu.Unlock()
+			m.mustComplete()
+		}
+	})
+	for i := range 3 {
+		wg.Go(func() {
+			for read := 0; ; read++ {
+				spec := []string{"bytes=0-", "bytes=4000000-7000000", "bytes=-1000"}[(i+read)%3]
+				got, _, err := replicas[read%2].getRange("k", spec)
+				if err == nil && !one(got, spec) {
+					t.Errorf("%s: %d bytes that are a mix of two objects", spec, len(got))
+				}
+				select {
+				case <-writing:
+					return
+				default:
+				}
+			}
+		})
+	}
+	wg.Wait()
 }
 
 // A store that wants parts of one length takes no part behind a shorter one. What is stored there can be read back where
