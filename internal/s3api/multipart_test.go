@@ -407,6 +407,30 @@ func TestPartsSentAgain(t *testing.T) {
 	}
 }
 
+// Complete asks for all pages of the list of parts, however short the store makes them.
+func TestCompleteReadsAllPages(t *testing.T) {
+	p := newProxy(t)
+	m := p.create("k")
+	for number := range 5 {
+		m.send(int32(number+1), randomText(5*mib))
+	}
+	pages := 0
+	p.origin.condition = func(r *http.Request) {
+		if query := r.URL.Query(); query.Has("part-number-marker") {
+			pages++
+			query.Set("max-parts", "2")
+			r.URL.RawQuery = query.Encode()
+		}
+	}
+	m.mustComplete()
+	if pages != 3 {
+		t.Errorf("%d pages were asked for", pages)
+	}
+	if got := p.mustGet("k"); !bytes.Equal(got, m.text()) {
+		t.Error("another text")
+	}
+}
+
 // A Complete that failed leaves its appended part behind: nobody sees it, and the next Complete takes its place.
 func TestCompleteAfterAFailure(t *testing.T) {
 	p := newProxy(t)
