@@ -1,0 +1,222 @@
+package advisor
+
+import (
+	"math"
+	"slices"
+	"time"
+)
+
+// maxBlobs bounds the sample: about half a megabyte.
+const maxBlobs = 4096
+
+// ladder is the list of TTLs that are always simulated. A TTL of 0 needs no simulation.
+var ladder = [...]time.Duration{
+	10 * time.Second, 30 * time.Second, time.Minute, 5 * time.Minute, 15 * time.Minute, time.Hour,
+}
+
+// The simulated caches: one for each TTL of the ladder, and one for the TTL in force if it is not on it.
+const (
+	own   = len(ladder)
+	slots = own + 1
+)
+
+// sample is the simulated caches, for the blobs whose hashes are of the level tracked or more: one in 2^tracked of all
+// blobs. When there are too many of them, the level is raised. When there are few, it is lowered again, so that a day
+// with millions of blobs does not leave a useless sample behind for ever; but the blobs that come in then have a past
+// that nobody has seen, and are not counted until the longest TTL has passed.
+type sample struct {
+	ttls    [slots]time.Duration // 0: this cache is not simulated
+	blobs   map[uint64]*blob     // by hash
+	tracked int32
+	counted int32         // the level from which blobs are counted; never below tracked
+	lowered time.Duration // when tracked was last lowered
+	asked   [slots]asked  // counted, and scaled up to all blobs
+}
+
+// blob is what the simulated caches know of a wrapped DEK. Times are since the Recorder's start.
+type blob struct {
+	last    [slots]time.Duration // when the KMS was last asked for the DEK
+	level   int32
+	streams int32 // under way
+}
+
+// asked is how often a simulated cache would have asked the KMS.
+type asked struct {
+	misses   uint64 // for a stream that began
+	renewals uint64 // for one under way when the TTL was over
+}
+
+// never is longer ago than any TTL.
+const never = time.Duration(math.MinInt64 / 2)
+
+func newSample() sample {
+	s := sample{blobs: make(map[uint64]*blob)}
+	copy(s.ttls[:], ladder[:])
+	return s
+}
+
+// open begins a stream that reads.
+func (s *sample) open(h uint64, now time.Duration) {
+	b := s.admit(h, now)
+	if b == nil {
+		return
+	}
+	weight := s.weight(b)
+	for i, ttl := range s.ttls {
+		if ttl > 0 && now-b.last[i] >= ttl {
+			b.last[i] = now
+			s.asked[i].misses += weight
+		}
+	}
+	b.streams++
+}
+
+// create begins a stream that writes with a DEK that has just come from the KMS.
+func (s *sample) create(h uint64, now time.Duration) {
+	b := s.admit(h, now)
+	if b == nil {
+		return
+	}
+	for i := range b.last {
+		b.last[i] = now
+	}
+	b.streams++
+}
+
+// release ends a stream. One that began before its blob came into the sample was not counted.
+func (s *sample) release(h uint64, now time.Duration) {
+	if b := s.blobs[h]; b != nil && b.streams > 0 {
+		s.renew(b, now)
+		b.streams--
+	}
+}
+
+// admit returns the blob of a hash, its streams simulated up to now, or nil if it is not in the sample.
+func (s *sample) admit(h uint64, now time.Duration) *blob {
+	if b := s.blobs[h]; b != nil {
+		s.renew(b, now)
+		return b
+	}
+	for len(s.blobs) >= maxBlobs && level(h) >= s.tracked {
+		s.thin(now)
+	}
+	if level(h) < s.tracked {
+		return nil
+	}
+	b := &blob{level: level(h)}
+	for i := range b.last {
+		b.last[i] = never
+	}
+	s.blobs[h] = b
+	return b
+}
+
+// renew simulates streams under way up to and including now: they use the DEK without a pause, so that each cache asks
+// for it as soon as its time is over.
+func (s *sample) renew(b *blob, now time.Duration) {
+	if b.streams == 0 {
+		return
+	}
+	weight := s.weight(b)
+	for i, ttl := range s.ttls {
+		age := now - b.last[i]
+		if ttl == 0 || age < ttl {
+			continue
+		}
+		b.last[i] = now - age%ttl
+		s.asked[i].renewals += weight * uint64(age/ttl) //nolint:gosec // at least 1
+	}
+}
+
+// weight is how many blobs a blob stands for.
+func (s *sample) weight(b *blob) uint64 {
+	if b.level < s.counted {
+		return 0
+	}
+	return 1 << s.counted
+}
+
+// thin raises the level, and drops the blobs below it: half of them, more or less.
+func (s *sample) thin(now time.Duration) {
+	s.tracked++
+	for h, b := range s.blobs {
+		if b.level < s.tracked {
+			s.renew(b, now)
+			delete(s.blobs, h)
+		}
+	}
+	s.counted = max(s.counted, s.tracked)
+}
+
+// tidy simulates all streams up to now, forgets the blobs that every cache has forgotten, and lowers the level if that
+// leaves room. It is called from time to time.
+func (s *sample) tidy(now time.Duration) {
+	for h, b := range s.blobs {
+		s.renew(b, now)
+		if b.streams == 0 && !s.held(b, now) {
+			delete(s.blobs, h)
+		}
+	}
+	if s.counted > s.tracked && now-s.lowered >= slices.Max(s.ttls[:]) {
+		s.counted = s.tracked
+	}
+	if s.counted > s.tracked {
+		return // one step after the other
+	}
+	for n := len(s.blobs); s.tracked > 0 && n < maxBlobs/4; n = max(2*n, 1) {
+		s.tracked--
+		s.lowered = now
+	}
+}
+
+// hold simulates all streams up to now, and returns how many DEKs each cache holds.
+func (s *sample) hold(now time.Duration) (held [slots]float64) {
+	for _, b := range s.blobs {
+		s.renew(b, now)
+		weight := s.weight(b)
+		for i, ttl := range s.ttls {
+			if now-b.last[i] < ttl {
+				held[i] += float64(weight)
+			}
+		}
+	}
+	return held
+}
+
+// size returns how many blobs are counted, and which part of all blobs they are.
+func (s *sample) size() (n int, rate float64) {
+	for _, b := range s.blobs {
+		if b.level >= s.counted {
+			n++
+		}
+	}
+	return n, 1 / float64(uint64(1)<<s.counted)
+}
+
+// held reports whether any cache holds the DEK.
+func (s *sample) held(b *blob, now time.Duration) bool {
+	for i, ttl := range s.ttls {
+		if now-b.last[i] < ttl {
+			return true
+		}
+	}
+	return false
+}
+
+// choose sets the TTL of the cache for the TTL in force, and reports whether its simulation began afresh.
+func (s *sample) choose(ttl, now time.Duration) bool {
+	if slices.Contains(ladder[:], ttl) {
+		ttl = 0
+	}
+	if ttl == s.ttls[own] {
+		return false
+	}
+	s.ttls[own], s.asked[own] = ttl, asked{}
+	for _, b := range s.blobs {
+		b.last[own] = never
+		if b.streams > 0 {
+			b.last[own] = now // a stream under way has its DEK
+		}
+	}
+	return true
+}
