@@ -1,0 +1,244 @@
+package advisor
+
+import (
+	_ "embed"
+	"fmt"
+	"html/template"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+//go:embed page.html
+var pageText string
+
+var pageTemplate = template.Must(template.New("page").Parse(pageText))
+
+// view is a Report in words, as page.html shows it.
+type view struct {
+	Empty    string // why there is nothing to show, if there is not
+	Observed string
+	Currency string
+	Figures  []named // of the TTL in force
+	Steps    []named // what the next shorter and the next longer TTL would change
+	Plot     plot
+	Rows     []viewRow
+	Warming  bool // some row is
+	Notes    []string
+}
+
+type named struct{ Name, Value string }
+
+type viewRow struct {
+	TTL, Calls, Cost, HitRatio, Window, Held string
+	Current, WarmingUp                       bool
+}
+
+func newView(rep Report) view {
+	v := view{Observed: inWords(rep.Observed), Currency: rep.Currency}
+	// Streams that began before the time observed may still renew, with the shortest TTL most often.
+	if rep.AccessesPerSecond == 0 && rep.CreatesPerSecond == 0 && rep.Rows[1].CallsPerSecond <= rep.ProbesPerSecond {
+		v.Empty = "No object was read or written in the last " + v.Observed + ", as long as the proxy looks back. " +
+			"Come back when there has been some traffic."
+		return v
+	}
+	for i, row := range rep.Rows {
+		v.Rows = append(v.Rows, newViewRow(rep, row))
+		if row.Current {
+			v.Figures = figures(rep, v.Rows[i])
+			v.Steps = steps(rep, i)
+		}
+	}
+	v.Warming = slices.ContainsFunc(rep.Rows, warmingUp)
+	v.Plot = newPlot(rep.Rows, v.Rows)
+	v.Notes = notes(rep)
+	return v
+}
+
+func warmingUp(row Row) bool { return row.WarmingUp }
+
+func newViewRow(rep Report, row Row) viewRow {
+	v := viewRow{
+		TTL:       inWords(row.TTL),
+		Calls:     figure(row.CallsPerSecond),
+		Cost:      money(row.MonthlyCost),
+		HitRatio:  percent(row.HitRatio),
+		Window:    inWords(row.RevocationWindow),
+		Held:      grouped(int64(math.Round(row.DEKsHeld))),
+		Current:   row.Current,
+		WarmingUp: row.WarmingUp,
+	}
+	if row.TTL == 0 {
+		v.TTL = "no cache"
+		v.Window = "–" // a stream that has asked once is not asked again
+	}
+	if row.WarmingUp {
+		v.Calls, v.Cost, v.HitRatio = atMost(v.Calls), atMost(v.Cost), "≥ "+v.HitRatio
+	}
+	if rep.AccessesPerSecond == 0 {
+		v.HitRatio = "–"
+	}
+	return v
+}
+
+func atMost(number string) string {
+	if strings.HasPrefix(number, "<") {
+		return number
+	}
+	return "≤ " + number
+}
+
+func figures(rep Report, current viewRow) []named {
+	return []named{
+		{"TTL in force", current.TTL},
+		{"dark after a revocation, within", current.Window},
+		{"KMS calls per second", current.Calls},
+		{rep.Currency + " per month", current.Cost},
+		{"accesses that cost no KMS call", current.HitRatio},
+	}
+}
+
+// steps compares the row in force with its neighbours. With no cache there is nothing to choose, and what is still
+// warming up cannot be compared.
+func steps(rep Report, current int) []named {
+	var list []named
+	for _, i := range []int{current - 1, current + 1} {
+		if i < 1 || i >= len(rep.Rows) || rep.Rows[i].WarmingUp || rep.Rows[current].WarmingUp {
+			continue
+		}
+		row, now := rep.Rows[i], rep.Rows[current]
+		text := "the same cost"
+		if d := row.MonthlyCost - now.MonthlyCost; d >= 0.005 {
+			text = rep.Currency + " " + money(d) + " a month more"
+		} else if d <= -0.005 {
+			text = rep.Currency + " " + money(-d) + " a month less"
+		}
+		if now.CallsPerSecond > 0 {
+			text += ", " + compared(row.CallsPerSecond/now.CallsPerSecond) + " KMS calls"
+		}
+		if row.RevocationWindow == now.RevocationWindow {
+			text += "; dark within " + inWords(now.RevocationWindow) + " as before."
+		} else {
+			text += "; dark within " + inWords(row.RevocationWindow) + " instead of " + inWords(now.RevocationWindow) + "."
+		}
+		name := "Shorter, "
+		if i > current {
+			name = "Longer, "
+		}
+		list = append(list, named{name + inWords(row.TTL), text})
+	}
+	return list
+}
+
+// compared puts a ratio in words.
+func compared(ratio float64) string {
+	change := math.Round(100 * (ratio - 1))
+	switch {
+	case change == 0:
+		return "as many"
+	case change < 0:
+		return fmt.Sprintf("%.0f %% fewer", -change)
+	case change < 100:
+		return fmt.Sprintf("%.0f %% more", change)
+	default:
+		return fmt.Sprintf("%.1f times the", ratio)
+	}
+}
+
+func notes(rep Report) []string {
+	list := []string{
+		fmt.Sprintf("Seen per second: %s reads, and %s new data keys, each of which is one KMS call whatever the TTL.",
+			figure(rep.AccessesPerSecond), figure(rep.CreatesPerSecond)),
+	}
+	if rep.ProbesPerSecond > 0 {
+		list[0] = fmt.Sprintf("Seen per second: %s reads. Whatever the TTL, KMS calls are made for %s new data keys and %s probes, "+
+			"which find out about revocations.", figure(rep.AccessesPerSecond), figure(rep.CreatesPerSecond), figure(rep.ProbesPerSecond))
+	}
+	list = append(list, fmt.Sprintf("A month is 30 days. 10,000 KMS calls are taken to cost %s %s; calls that are free, and what "+
+		"the keys themselves cost, are left out.", rep.Currency, strconv.FormatFloat(rep.PricePer10000, 'f', -1, 64)))
+	if slices.ContainsFunc(rep.Rows, func(row Row) bool { return row.RevocationWindow < row.TTL }) {
+		list = append(list, "Where data goes dark sooner than the TTL is over, it is because probes find a revocation first. "+
+			"While a probe gets no answer, the TTL is the bound.")
+	}
+	if slices.ContainsFunc(rep.Rows, warmingUp) {
+		list = append(list, "Warming up: this TTL was observed for less than itself, so that the first access of everything "+
+			"is in its figures. They are an upper bound.")
+	}
+	if rep.SampleRate < 1 {
+		list = append(list, fmt.Sprintf("Estimated from a sample of one data key in %s, now %s of them; errors of some per cent "+
+			"are to be expected.", grouped(int64(math.Round(1/rep.SampleRate))), grouped(int64(rep.SampledBlobs))))
+	} else {
+		list = append(list, "Every data key was followed, none left out.")
+	}
+	return append(list,
+		"“No cache” is there to compare with: a KMS call at the beginning of each access, and none in its course.",
+		"Evictions are not simulated: dek_cache.max_entries must have room for the data keys in memory.",
+		"The figures are of this process. Each replica asks for itself.")
+}
+
+// inWords writes a duration: below a minute to the millisecond, above an hour to the minute.
+func inWords(d time.Duration) string {
+	if d <= 0 {
+		return "0 s"
+	}
+	if d < time.Minute && d%time.Second != 0 {
+		return strconv.FormatFloat(d.Round(time.Millisecond).Seconds(), 'f', -1, 64) + " s"
+	}
+	d = d.Round(time.Second)
+	if d > time.Hour {
+		d = d.Round(time.Minute)
+	}
+	var words []string
+	for _, unit := range []struct {
+		size time.Duration
+		name string
+	}{{24 * time.Hour, "d"}, {time.Hour, "h"}, {time.Minute, "min"}, {time.Second, "s"}} {
+		if n := d / unit.size; n > 0 {
+			words = append(words, strconv.FormatInt(int64(n), 10)+" "+unit.name)
+			d %= unit.size
+		}
+	}
+	return strings.Join(words, " ")
+}
+
+// figure writes a number of any size with three digits, or all before the point.
+func figure(x float64) string {
+	switch {
+	case x == 0:
+		return "0"
+	case x < 0.001:
+		return "< 0.001"
+	case x >= 99.95:
+		return grouped(int64(math.Round(x)))
+	case x >= 9.995:
+		return strconv.FormatFloat(x, 'f', 1, 64)
+	case x >= 0.9995:
+		return strconv.FormatFloat(x, 'f', 2, 64)
+	default:
+		return strconv.FormatFloat(x, 'f', 3, 64)
+	}
+}
+
+func money(x float64) string {
+	cents := int64(math.Round(x * 100))
+	if cents == 0 && x > 0 {
+		return "< 0.01"
+	}
+	return fmt.Sprintf("%s.%02d", grouped(cents/100), cents%100)
+}
+
+// percent rounds down, as 100 % is to mean all.
+func percent(x float64) string {
+	return strconv.FormatFloat(math.Floor(x*1000+1e-9)/10, 'f', 1, 64) + " %"
+}
+
+// grouped writes n, which is not negative, with commas between the thousands.
+func grouped(n int64) string {
+	s := strconv.FormatInt(n, 10)
+	for i := len(s) - 3; i > 0; i -= 3 {
+		s = s[:i] + "," + s[i:]
+	}
+	return s
+}
