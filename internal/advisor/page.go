@@ -167,8 +167,8 @@ func notes(rep Report) []string {
 			"is in its figures. They are an upper bound.")
 	}
 	if rep.SampleRate < 1 {
-		list = append(list, fmt.Sprintf("Estimated from a sample of one data key in %s, now %s of them; errors of some per cent "+
-			"are to be expected.", grouped(int64(math.Round(1/rep.SampleRate))), grouped(int64(rep.SampledBlobs))))
+		list = append(list, fmt.Sprintf("Estimated from a sample of one data key in %s, now %s of them. Errors of a few per cent "+
+			"are to be expected, and of ten or so for the shortest TTLs, where few objects make most of the calls.", grouped(int64(math.Round(1/rep.SampleRate))), grouped(int64(rep.SampledBlobs))))
 	} else {
 		list = append(list, "Every data key was followed, none left out.")
 	}
