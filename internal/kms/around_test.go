@@ -1,0 +1,121 @@
+package kms_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"sync/atomic"
+	"testing"
+
+	"github.com/cmekproxy/cmekproxy/internal/kms"
+	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
+)
+
+// around is each decorator.
+var around = map[string]func(kms.Wrapper) kms.Wrapper{
+	"limit": withLimit,
+}
+
+func withLimit(w kms.Wrapper) kms.Wrapper {
+	return kms.Limit(w, kms.LimitConfig{MaxConcurrent: 3, PerSecond: 10000})
+}
+
+func TestContractAroundALocalKey(t *testing.T) {
+	for name, wrap := range around {
+		t.Run(name, func(t *testing.T) {
+			kmstest.RunContract(t, func(t *testing.T) kms.Wrapper {
+				w, _ := newLocal(t)
+				return wrap(w)
+			}, nil)
+		})
+	}
+}
+
+func TestContractAroundAnAWSKey(t *testing.T) {
+	for name, wrap := range around {
+		t.Run(name, func(t *testing.T) {
+			server := kmstest.StartTest(t)
+			kmstest.RunContract(t, func(t *testing.T) kms.Wrapper { return wrap(server.NewKey(t, nil)) }, nil)
+			w := wrap(server.NewKey(t, nil))
+			before := server.Calls()
+			_, _, err := kms.Generate(t.Context(), w, nil)
+			must(t, err)
+			after := server.Calls()
+			if after["GenerateDataKey"] != before["GenerateDataKey"]+1 || after["Encrypt"] != before["Encrypt"] {
+				t.Errorf("Generate did not use the KMS's own: %v, then %v", before, after)
+			}
+		})
+	}
+}
+
+func TestKeyIDPassesThrough(t *testing.T) {
+	inner, _ := newLocal(t)
+	for name, wrap := range around {
+		if got := wrap(inner).KeyID(); got != inner.KeyID() {
+			t.Errorf("%s: key id %q, want %q", name, got, inner.KeyID())
+		}
+	}
+}
+
+// Each call must reach the KMS: a decorator that remembered a DEK would outlive the key.
+func TestNoDecoratorRemembersADEK(t *testing.T) {
+	for name, wrap := range around {
+		server := kmstest.StartTest(t)
+		w := wrap(server.NewKey(t, nil))
+		dek, blob, err := kms.Generate(t.Context(), w, nil)
+		must(t, err)
+		if got, err := kms.Unwrap(t.Context(), w, blob, nil); err != nil || !bytes.Equal(got, dek) {
+			t.Errorf("%s: %v", name, err)
+		}
+		must(t, server.DisableKey(w.KeyID()))
+		if got, err := kms.Unwrap(t.Context(), w, blob, nil); got != nil || !kms.IsRevoked(err) {
+			t.Errorf("%s: after the key was disabled: %v, want revoked", name, err)
+		}
+	}
+}
+
+// fakeKMS answers the nth call, counted from 1, with answer(n); nil answers well.
+type fakeKMS struct {
+	calls  atomic.Int64
+	answer func(ctx context.Context, n int64) error
+}
+
+var fakeDEK = bytes.Repeat([]byte{7}, kms.DEKSize)
+
+func (f *fakeKMS) KeyID() string { return "fake" }
+
+func (f *fakeKMS) next(ctx context.Context) error {
+	n := f.calls.Add(1)
+	if f.answer == nil {
+		return nil
+	}
+	return f.answer(ctx, n)
+}
+
+func (f *fakeKMS) Wrap(ctx context.Context, _ []byte, _ kms.EncryptionContext) ([]byte, error) {
+	if err := f.next(ctx); err != nil {
+		return nil, err
+	}
+	return []byte("blob"), nil
+}
+
+func (f *fakeKMS) Unwrap(ctx context.Context, _ []byte, _ kms.EncryptionContext) ([]byte, error) {
+	if err := f.next(ctx); err != nil {
+		return nil, err
+	}
+	return bytes.Clone(fakeDEK), nil
+}
+
+func unwrapOnce(ctx context.Context, w kms.Wrapper) error {
+	_, err := w.Unwrap(ctx, []byte("blob"), nil)
+	return err
+}
+
+// wantError checks kind, reason and cause; cause may be nil.
+func wantError(t *testing.T, err error, kind kms.Kind, reason string, cause error) {
+	t.Helper()
+	e, ok := errors.AsType[*kms.Error](err)
+	if !ok || e.Kind != kind || e.Reason != reason || cause != nil && !errors.Is(err, cause) {
+		t.Errorf("got %v, want %v (%s): %v", err, kind, reason, cause)
+	}
+}
