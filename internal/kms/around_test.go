@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"sync/atomic"
 	"testing"
 
@@ -11,14 +12,16 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
 )
 
-// around is each decorator.
+// around is each decorator on its own, and all of them in the order that a proxy has them.
 var around = map[string]func(kms.Wrapper) kms.Wrapper{
-	"limit": withLimit,
+	"limit":   withLimit,
+	"breaker": withBreaker,
 }
 
 func withLimit(w kms.Wrapper) kms.Wrapper {
 	return kms.Limit(w, kms.LimitConfig{MaxConcurrent: 3, PerSecond: 10000})
 }
+func withBreaker(w kms.Wrapper) kms.Wrapper { return kms.Breaker(w, kms.BreakerConfig{}) }
 
 func TestContractAroundALocalKey(t *testing.T) {
 	for name, wrap := range around {
@@ -104,6 +107,16 @@ func (f *fakeKMS) Unwrap(ctx context.Context, _ []byte, _ kms.EncryptionContext)
 		return nil, err
 	}
 	return bytes.Clone(fakeDEK), nil
+}
+
+// always is a KMS with one answer.
+func always(kind kms.Kind) *fakeKMS {
+	return &fakeKMS{answer: func(context.Context, int64) error { return failure(kind) }}
+}
+
+// failure is an answer of a KMS, with a name as AWS gives one.
+func failure(kind kms.Kind) error {
+	return &kms.Error{Kind: kind, Op: "unwrap", KeyID: "fake", Reason: fmt.Sprintf("Kind%d", kind)}
 }
 
 func unwrapOnce(ctx context.Context, w kms.Wrapper) error {
