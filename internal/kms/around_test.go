@@ -15,12 +15,15 @@ import (
 // around is each decorator on its own, and all of them in the order that a proxy has them.
 var around = map[string]func(kms.Wrapper) kms.Wrapper{
 	"limit":   withLimit,
+	"retry":   withRetry,
 	"breaker": withBreaker,
+	"all":     func(w kms.Wrapper) kms.Wrapper { return withRetry(withBreaker(withLimit(w))) },
 }
 
 func withLimit(w kms.Wrapper) kms.Wrapper {
 	return kms.Limit(w, kms.LimitConfig{MaxConcurrent: 3, PerSecond: 10000})
 }
+func withRetry(w kms.Wrapper) kms.Wrapper   { return kms.Retry(w, kms.RetryConfig{MaxAttempts: 3}) }
 func withBreaker(w kms.Wrapper) kms.Wrapper { return kms.Breaker(w, kms.BreakerConfig{}) }
 
 func TestContractAroundALocalKey(t *testing.T) {

@@ -46,9 +46,10 @@ type AWSConfig struct {
 	// HTTPClient sends the calls. Nil: one with HTTP keep-alive and proxy settings from the environment. A plain
 	// *http.Client makes the SDK fail where AWS_CA_BUNDLE is set; give it an awshttp.BuildableClient.
 	HTTPClient aws.HTTPClient
-	// Timeout bounds one Wrap, Unwrap or Generate with all its attempts. 0: DefaultAWSTimeout.
+	// Timeout bounds one Wrap, Unwrap or Generate with all its attempts and the waits between them. With MaxAttempts 1
+	// it bounds each attempt, as Retry around this Wrapper needs it. 0: DefaultAWSTimeout.
 	Timeout time.Duration
-	// MaxAttempts counts the first attempt too. 0: DefaultAWSMaxAttempts.
+	// MaxAttempts counts the first attempt too. 1 within Retry, where more would multiply. 0: DefaultAWSMaxAttempts.
 	MaxAttempts int
 }
 
