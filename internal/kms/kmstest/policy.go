@@ -1,0 +1,278 @@
+package kmstest
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// policy is a key policy
+// (https://docs.aws.amazon.com/kms/latest/developerguide/key-policy-overview.html). It knows a part of the language
+// only, and refuses the rest: a condition that was ignored would make a test pass for the wrong reason.
+type policy struct {
+	Version   string
+	ID        string `json:"Id"`
+	Statement []statement
+}
+
+type statement struct {
+	Sid              string
+	Effect           string
+	Principal        principals
+	Action, Resource texts
+	// Condition is by operator and then by key, such as StringEquals and kms:EncryptionContext:bucket.
+	Condition map[string]map[string]texts
+}
+
+const (
+	effectAllow = "Allow"
+	effectDeny  = "Deny"
+)
+
+// access is what a caller asks of a key. An action that takes no encryption context has none.
+type access struct {
+	caller  string // an ARN
+	action  string // such as kms:Decrypt
+	context map[string]string
+}
+
+// decide returns the effect of the statements that speak of a: effectDeny if any of them denies, else effectAllow if
+// any allows, else "".
+func (p *policy) decide(a access) string {
+	effect := ""
+	for _, s := range p.Statement {
+		if !s.speaksOf(a) {
+			continue
+		}
+		if s.Effect == effectDeny {
+			return effectDeny
+		}
+		effect = effectAllow
+	}
+	return effect
+}
+
+func (s *statement) speaksOf(a access) bool {
+	action := func(pattern string) bool { return like(strings.ToLower(pattern), strings.ToLower(a.action)) }
+	principal := func(p string) bool { return p == "*" || isPrincipal(p, a.caller) }
+	if !slices.ContainsFunc(s.Principal, principal) || !slices.ContainsFunc(s.Action, action) {
+		return false
+	}
+	for operator, keys := range s.Condition {
+		for key, values := range keys {
+			if !holds(operator, values, contextValues(key, a.context)) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// isPrincipal reports whether an ARN or account id in a policy or grant means the caller. The account's root stands for
+// all its users: AWS then asks their IAM policies, which here allow everything.
+func isPrincipal(name, caller string) bool {
+	account := strings.Split(caller, ":")[4]
+	return name == caller || name == account || name == "arn:aws:iam::"+account+":root"
+}
+
+// contextValues returns the values that a condition key has in a request: one at most, but that names of an encryption
+// context are compared without case
+// (https://docs.aws.amazon.com/kms/latest/developerguide/conditions-kms.html#conditions-kms-encryption-context).
+func contextValues(key string, context map[string]string) (values []string) {
+	for name, value := range context {
+		if strings.EqualFold(key[len(contextKey):], name) {
+			values = append(values, value)
+		}
+	}
+	return values
+}
+
+// holds evaluates one line of a condition. What is not in the request equals nothing, and so is not equal either.
+func holds(operator string, wanted, got []string) bool {
+	some := func(matches func(want, got string) bool) bool {
+		return slices.ContainsFunc(got, func(g string) bool {
+			return slices.ContainsFunc(wanted, func(w string) bool { return matches(w, g) })
+		})
+	}
+	equal := func(want, got string) bool { return want == got }
+	switch operator {
+	case "StringEquals":
+		return some(equal)
+	case "StringNotEquals":
+		return !some(equal)
+	default: // parsePolicy knows of no other
+		return some(like)
+	}
+}
+
+// like reports whether s has the form of a pattern with * for any run of characters and ? for one.
+func like(pattern, s string) bool {
+	form := regexp.QuoteMeta(pattern)
+	form = strings.ReplaceAll(strings.ReplaceAll(form, `\*`, `.*`), `\?`, `.`)
+	return regexp.MustCompile(`(?s)^` + form + `$`).MatchString(s)
+}
+
+const (
+	policyLimit = 32 << 10 // bytes
+	contextKey  = "kms:EncryptionContext:"
+)
+
+var (
+	principalForm = regexp.MustCompile(`^arn:aws:iam::\d{12}:(root|(user|role)/[\w+=,.@/-]+)$`)
+	accountForm   = regexp.MustCompile(`^\d{12}$`)
+	actionForm    = regexp.MustCompile(`^(\*|kms:[A-Za-z*?]+)$`)
+)
+
+// parsePolicy reads a policy document. Its error is an *apiError.
+func parsePolicy(document string) (*policy, error) {
+	if len(document) > policyLimit {
+		return nil, refuse("LimitExceededException", "The policy is longer than %d bytes.", policyLimit)
+	}
+	var p policy
+	decoder := json.NewDecoder(strings.NewReader(document))
+	err := decoder.Decode(&p)
+	if err == nil {
+		if _, end := decoder.Token(); !errors.Is(end, io.EOF) {
+			err = errors.New("text after the policy")
+		}
+	}
+	if err == nil {
+		err = p.check()
+	}
+	if err != nil {
+		return nil, refuse("MalformedPolicyDocumentException", "The policy is not valid: %v.", err)
+	}
+	return &p, nil
+}
+
+func (p *policy) check() error {
+	if p.Version != "2012-10-17" && p.Version != "2008-10-17" {
+		return fmt.Errorf("no version %q", p.Version)
+	}
+	if len(p.Statement) == 0 {
+		return errors.New("no statement")
+	}
+	for i, s := range p.Statement {
+		if err := s.check(); err != nil {
+			return fmt.Errorf("statement %d: %w", i+1, err)
+		}
+	}
+	return nil
+}
+
+func (s *statement) check() error {
+	switch {
+	case s.Effect != effectAllow && s.Effect != effectDeny:
+		return fmt.Errorf("no effect %q", s.Effect)
+	case len(s.Principal) == 0 || len(s.Action) == 0 || len(s.Resource) == 0:
+		return errors.New("no principal, no action, or no resource")
+	}
+	for _, p := range s.Principal {
+		if p != "*" && !accountForm.MatchString(p) && !principalForm.MatchString(p) {
+			return fmt.Errorf("no principal %q", p)
+		}
+	}
+	for _, a := range s.Action {
+		if !actionForm.MatchString(a) {
+			return fmt.Errorf("no action %q", a)
+		}
+	}
+	for _, r := range s.Resource {
+		if r != "*" {
+			return fmt.Errorf("resource %q: in a key policy it is *, which is this key", r)
+		}
+	}
+	for operator, keys := range s.Condition {
+		if err := checkCondition(operator, keys); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func checkCondition(operator string, keys map[string]texts) error {
+	if !slices.Contains([]string{"StringEquals", "StringNotEquals", "StringLike"}, operator) {
+		return fmt.Errorf("no condition operator %q", operator)
+	}
+	if len(keys) == 0 {
+		return errors.New("a condition without a key")
+	}
+	for key, values := range keys {
+		if len(key) <= len(contextKey) || !strings.EqualFold(key[:len(contextKey)], contextKey) {
+			return fmt.Errorf("no condition key %q", key)
+		}
+		if len(values) == 0 {
+			return fmt.Errorf("no value for %q", key)
+		}
+		for _, v := range values {
+			if strings.Contains(v, "${") {
+				return fmt.Errorf("no policy variables, as in %q", v)
+			}
+		}
+	}
+	return nil
+}
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (p *policy) UnmarshalJSON(data []byte) error {
+	type plain policy
+	return readExactly(data, (*plain)(p), "Version", "Id", "Statement")
+}
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (s *statement) UnmarshalJSON(data []byte) error {
+	type plain statement
+	return readExactly(data, (*plain)(s), "Sid", "Effect", "Principal", "Action", "Resource", "Condition")
+}
+
+// readExactly reads an object that has these names and no others. Package json would take them in any case, and AWS
+// does not.
+func readExactly(data []byte, to any, names ...string) error {
+	var got map[string]json.RawMessage
+	if err := json.Unmarshal(data, &got); err != nil {
+		return err
+	}
+	for name := range got {
+		if !slices.Contains(names, name) {
+			return fmt.Errorf("no element %q", name)
+		}
+	}
+	return json.Unmarshal(data, to)
+}
+
+// texts is a string or a list of strings.
+type texts []string
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (t *texts) UnmarshalJSON(data []byte) error {
+	if string(data) == "null" {
+		return errors.New("null for a string")
+	}
+	var one string
+	if json.Unmarshal(data, &one) == nil {
+		*t = texts{one}
+		return nil
+	}
+	return json.Unmarshal(data, (*[]string)(t))
+}
+
+// principals is "*" or {"AWS": texts}.
+type principals []string
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (p *principals) UnmarshalJSON(data []byte) error {
+	if string(data) == `"*"` {
+		*p = principals{"*"}
+		return nil
+	}
+	var in struct{ AWS texts }
+	if err := readExactly(data, &in, "AWS"); err != nil {
+		return err
+	}
+	*p = principals(in.AWS)
+	return nil
+}
