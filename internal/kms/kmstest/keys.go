@@ -13,7 +13,7 @@ import (
 func (s *Server) CreateKey() (arn string, err error) {
 	s.store.mu.Lock()
 	defer s.store.mu.Unlock()
-	k, err := s.store.add()
+	k, err := s.store.add("")
 	if err != nil {
 		return "", err
 	}
@@ -55,6 +55,40 @@ func (s *Server) SetAlias(alias, key string) error {
 	}, key)
 }
 
+// UserARN is the principal, for policies and grants, that signs with an access key.
+func (s *Server) UserARN(accessKeyID string) string { return s.store.user(accessKeyID) }
+
+// PutKeyPolicy is the operation of that name, with a policy document in JSON.
+func (s *Server) PutKeyPolicy(key, document string) error {
+	return s.do(func(st *store, in keyIn) (any, error) {
+		return st.putKeyPolicy(policyIn{KeyID: in.KeyID, Policy: document})
+	}, key)
+}
+
+// CreateGrant is the operation of that name. The grant is in force when it returns.
+func (s *Server) CreateGrant(key string, g Grant) (id string, err error) {
+	err = s.do(func(st *store, in keyIn) (any, error) {
+		out, err := st.createGrant(createGrantIn{Grant: g, KeyID: in.KeyID})
+		if err == nil {
+			id, _ = out.(object)["GrantId"].(string)
+		}
+		return nil, err
+	}, key)
+	return id, err
+}
+
+// RevokeGrant is the operation of that name.
+func (s *Server) RevokeGrant(key, id string) error {
+	return s.do(func(st *store, in keyIn) (any, error) { return st.revokeGrant(grantIn{in.KeyID, id}) }, key)
+}
+
+// RetireGrant is the operation of that name, which here does as RevokeGrant does.
+func (s *Server) RetireGrant(key, id string) error {
+	return s.do(func(st *store, in keyIn) (any, error) {
+		return st.retireGrant(retireGrantIn{KeyID: in.KeyID, GrantID: id})
+	}, key)
+}
+
 func (s *Server) do(run func(*store, keyIn) (any, error), key string) error {
 	s.store.mu.Lock()
 	defer s.store.mu.Unlock()
@@ -72,6 +106,9 @@ func StartTest(t testing.TB) *Server {
 	t.Cleanup(func() { _ = s.Close() })
 	return s
 }
+
+// AccessKeyID is what NewKey and OpenKey sign with.
+const AccessKeyID = "AKIDEXAMPLE"
 
 // NewKey makes a new key and returns it through the provider aws-kms. change, if not nil, edits its configuration,
 // which has two attempts and a timeout of 2 seconds.
@@ -91,7 +128,7 @@ func (s *Server) OpenKey(t testing.TB, id string, change func(*kms.AWSConfig)) *
 		KeyID:       id,
 		Region:      s.Region(),
 		Endpoint:    s.URL(),
-		Credentials: credentials.NewStaticCredentialsProvider("AKIDEXAMPLE", "example", ""),
+		Credentials: credentials.NewStaticCredentialsProvider(AccessKeyID, "example", ""),
 		Timeout:     2 * time.Second,
 		MaxAttempts: 2,
 	}

@@ -10,25 +10,39 @@ import (
 	"unicode/utf8"
 )
 
-// operations is all that the server can do. What is not here is UnknownOperationException.
-var operations = map[string]func(*store, *json.Decoder) (any, error){
+// operation runs with the ARN of its caller and the body of its request.
+type operation func(s *store, caller string, body *json.Decoder) (any, error)
+
+// operations is all that the server can do. What is not here is UnknownOperationException. Those by opAs are allowed by
+// key policy or grant; those by op to everyone, see (*store).authorize.
+var operations = map[string]operation{
+	"DescribeKey":         opAs((*store).describeKey),
+	"GenerateDataKey":     opAs((*store).generateDataKey),
+	"Encrypt":             opAs((*store).encrypt),
+	"Decrypt":             opAs((*store).decrypt),
+	"ReEncrypt":           opAs((*store).reEncrypt),
 	"CreateKey":           op((*store).createKey),
-	"DescribeKey":         op((*store).describeKey),
 	"CreateAlias":         op((*store).createAlias),
 	"UpdateAlias":         op((*store).updateAlias),
-	"GenerateDataKey":     op((*store).generateDataKey),
-	"Encrypt":             op((*store).encrypt),
-	"Decrypt":             op((*store).decrypt),
-	"ReEncrypt":           op((*store).reEncrypt),
 	"EnableKey":           op((*store).enableKey),
 	"DisableKey":          op((*store).disableKey),
 	"ScheduleKeyDeletion": op((*store).scheduleKeyDeletion),
 	"CancelKeyDeletion":   op((*store).cancelKeyDeletion),
+	"PutKeyPolicy":        op((*store).putKeyPolicy),
+	"GetKeyPolicy":        op((*store).getKeyPolicy),
+	"CreateGrant":         op((*store).createGrant),
+	"ListGrants":          op((*store).listGrants),
+	"RevokeGrant":         op((*store).revokeGrant),
+	"RetireGrant":         op((*store).retireGrant),
 }
 
-// op reads the parameters that an operation has, and refuses any other.
-func op[In any](run func(*store, In) (any, error)) func(*store, *json.Decoder) (any, error) {
-	return func(s *store, decoder *json.Decoder) (any, error) {
+func op[In any](run func(*store, In) (any, error)) operation {
+	return opAs(func(s *store, _ string, in In) (any, error) { return run(s, in) })
+}
+
+// opAs reads the parameters that an operation has, and refuses any other.
+func opAs[In any](run func(*store, string, In) (any, error)) operation {
+	return func(s *store, caller string, decoder *json.Decoder) (any, error) {
 		var in In
 		if err := decoder.Decode(&in); err != nil {
 			if name, ok := strings.CutPrefix(err.Error(), "json: unknown field "); ok {
@@ -41,15 +55,15 @@ func op[In any](run func(*store, In) (any, error)) func(*store, *json.Decoder) (
 		}
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		return run(s, in)
+		return run(s, caller, in)
 	}
 }
 
 type (
 	createKeyIn struct {
-		Description, KeySpec, KeyUsage, Origin string
-		MultiRegion                            bool
-		Tags                                   []struct{ TagKey, TagValue string }
+		Description, KeySpec, KeyUsage, Origin, Policy string
+		MultiRegion, BypassPolicyLockoutSafetyCheck    bool
+		Tags                                           []struct{ TagKey, TagValue string }
 	}
 	keyIn struct {
 		KeyID       string `json:"KeyId"`
@@ -102,15 +116,18 @@ func (s *store) createKey(in createKeyIn) (any, error) {
 		in.Origin != "" && in.Origin != "AWS_KMS" || in.MultiRegion {
 		return nil, refuse("UnsupportedOperationException", "Only symmetric keys of one region.")
 	}
-	k, err := s.add()
+	k, err := s.add(in.Policy)
 	if err != nil {
 		return nil, err
 	}
 	return object{"KeyMetadata": s.metadata(k)}, nil
 }
 
-func (s *store) describeKey(in keyIn) (any, error) {
+func (s *store) describeKey(caller string, in keyIn) (any, error) {
 	k, err := s.find(in.KeyID)
+	if err == nil {
+		err = s.authorize(k, access{caller, "kms:DescribeKey", nil})
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -160,7 +177,7 @@ func (s *store) setAlias(in aliasIn) (any, error) {
 	return nil, s.save()
 }
 
-func (s *store) generateDataKey(in generateIn) (any, error) {
+func (s *store) generateDataKey(caller string, in generateIn) (any, error) {
 	size := in.NumberOfBytes
 	switch {
 	case (in.KeySpec == "") == (size == 0):
@@ -172,7 +189,7 @@ func (s *store) generateDataKey(in generateIn) (any, error) {
 	case in.KeySpec != "" || size < 1 || size > 1024:
 		return nil, refuse("ValidationException", "KeySpec must be AES_256 or AES_128, NumberOfBytes 1 to 1024.")
 	}
-	k, err := s.usable(in.KeyID, in.EncryptionContext, "")
+	k, err := s.usable(access{caller, "kms:GenerateDataKey", in.EncryptionContext}, in.KeyID, "")
 	if err != nil {
 		return nil, err
 	}
@@ -180,12 +197,12 @@ func (s *store) generateDataKey(in generateIn) (any, error) {
 	return object{"KeyId": s.arn(k), "Plaintext": plaintext, "CiphertextBlob": k.seal(plaintext, in.EncryptionContext)}, nil
 }
 
-func (s *store) encrypt(in encryptIn) (any, error) {
+func (s *store) encrypt(caller string, in encryptIn) (any, error) {
 	if n := len(in.Plaintext); n < 1 || n > 4096 {
 		return nil, refuse("ValidationException", "1 validation error detected: Value at 'plaintext' failed to satisfy "+
 			"constraint: Member must have length between 1 and 4096")
 	}
-	k, err := s.usable(in.KeyID, in.EncryptionContext, in.EncryptionAlgorithm)
+	k, err := s.usable(access{caller, "kms:Encrypt", in.EncryptionContext}, in.KeyID, in.EncryptionAlgorithm)
 	if err != nil {
 		return nil, err
 	}
@@ -194,23 +211,25 @@ func (s *store) encrypt(in encryptIn) (any, error) {
 	}, nil
 }
 
-func (s *store) decrypt(in decryptIn) (any, error) {
-	k, plaintext, err := s.open(in)
+func (s *store) decrypt(caller string, in decryptIn) (any, error) {
+	k, plaintext, err := s.open(access{caller, "kms:Decrypt", in.EncryptionContext}, in)
 	if err != nil {
 		return nil, err
 	}
 	return object{"KeyId": s.arn(k), "Plaintext": plaintext, "EncryptionAlgorithm": algorithm}, nil
 }
 
-func (s *store) reEncrypt(in reEncryptIn) (any, error) {
-	source, plaintext, err := s.open(decryptIn{
+func (s *store) reEncrypt(caller string, in reEncryptIn) (any, error) {
+	from := access{caller, "kms:ReEncryptFrom", in.SourceEncryptionContext}
+	source, plaintext, err := s.open(from, decryptIn{
 		KeyID: in.SourceKeyID, CiphertextBlob: in.CiphertextBlob, EncryptionContext: in.SourceEncryptionContext,
 		EncryptionAlgorithm: in.SourceEncryptionAlgorithm,
 	})
 	if err != nil {
 		return nil, err
 	}
-	k, err := s.usable(in.DestinationKeyID, in.DestinationEncryptionContext, in.DestinationEncryptionAlgorithm)
+	k, err := s.usable(access{caller, "kms:ReEncryptTo", in.DestinationEncryptionContext}, in.DestinationKeyID,
+		in.DestinationEncryptionAlgorithm)
 	if err != nil {
 		return nil, err
 	}
@@ -221,7 +240,7 @@ func (s *store) reEncrypt(in reEncryptIn) (any, error) {
 }
 
 // open decrypts. AWS goes by the key in the blob; a KeyId in the request must name the same key.
-func (s *store) open(in decryptIn) (*key, []byte, error) {
+func (s *store) open(a access, in decryptIn) (*key, []byte, error) {
 	if n := len(in.CiphertextBlob); n < 1 || n > 6144 {
 		return nil, nil, refuse("ValidationException", "1 validation error detected: Value at 'ciphertextBlob' failed to "+
 			"satisfy constraint: Member must have length between 1 and 6144")
@@ -236,6 +255,9 @@ func (s *store) open(in decryptIn) (*key, []byte, error) {
 	k := s.Keys[id]
 	if in.KeyID != "" {
 		named, err := s.find(in.KeyID)
+		if err == nil {
+			err = s.authorize(named, a)
+		}
 		if err != nil {
 			return nil, nil, err
 		}
@@ -248,6 +270,9 @@ func (s *store) open(in decryptIn) (*key, []byte, error) {
 		return nil, nil, refuse("AccessDeniedException", "The ciphertext refers to a customer master key that does not "+
 			"exist, does not exist in this region, or you are not allowed to access.")
 	}
+	if err := s.authorize(k, a); err != nil {
+		return nil, nil, err
+	}
 	if err := s.checkEnabled(k); err != nil {
 		return nil, nil, err
 	}
@@ -258,13 +283,16 @@ func (s *store) open(in decryptIn) (*key, []byte, error) {
 	return k, plaintext, nil
 }
 
-// usable finds a key that is to encrypt.
-func (s *store) usable(id string, context map[string]string, algorithm string) (*key, error) {
-	if err := checkParameters(context, algorithm); err != nil {
+// usable finds a key that is to encrypt. A caller without rights does not learn the key's state.
+func (s *store) usable(a access, id, algorithm string) (*key, error) {
+	if err := checkParameters(a.context, algorithm); err != nil {
 		return nil, err
 	}
 	k, err := s.find(id)
 	if err != nil {
+		return nil, err
+	}
+	if err := s.authorize(k, a); err != nil {
 		return nil, err
 	}
 	return k, s.checkEnabled(k)

@@ -22,7 +22,7 @@ type Config struct {
 	Listen string
 	// Region and AccountID stand in every ARN. Empty: us-east-1 and 111122223333.
 	Region, AccountID string
-	// StateFile keeps keys and aliases across restarts. It holds key material in clear, with mode 0600. Empty: none.
+	// StateFile keeps keys, their policies and grants, and aliases across restarts. It holds key material in clear, with mode 0600. Empty: none.
 	StateFile string
 	// Now is the clock that deletion dates go by. Nil: time.Now.
 	Now func() time.Time
@@ -30,7 +30,8 @@ type Config struct {
 
 // Server speaks the AWS KMS JSON 1.1 API (https://docs.aws.amazon.com/kms/latest/APIReference/Welcome.html) for
 // symmetric keys, and is stricter than AWS where a client's mistake should show: unknown parameters are refused. It
-// checks that requests are signed, not by whom.
+// checks that requests are signed, not that the signature is right: a caller is who has the access key id that is named
+// in it, and the user UserARN by key policies and grants.
 type Server struct {
 	listener net.Listener
 	http     *http.Server
@@ -131,7 +132,8 @@ func (s *Server) serve(r *http.Request) (any, error) {
 	s.mu.Lock()
 	s.calls[name]++
 	s.mu.Unlock()
-	if err := checkSigned(r, s.store.region); err != nil {
+	accessKeyID, err := checkSigned(r, s.store.region)
+	if err != nil {
 		return nil, err
 	}
 	if r.Header.Get("Content-Type") != "application/x-amz-json-1.1" {
@@ -142,7 +144,7 @@ func (s *Server) serve(r *http.Request) (any, error) {
 	if err := s.misbehave(r.Context(), name); err != nil {
 		return nil, err
 	}
-	return run(s.store, decoder)
+	return run(s.store, s.store.user(accessKeyID), decoder)
 }
 
 func reply(w http.ResponseWriter, status int, body any) {
@@ -175,27 +177,27 @@ func (e *apiError) status() int {
 	}
 }
 
-var signedForm = regexp.MustCompile(`^AWS4-HMAC-SHA256 Credential=[^/ ,]+/(\d{8})/([a-z0-9-]+)/([a-z0-9-]+)/aws4_request, ?` +
+var signedForm = regexp.MustCompile(`^AWS4-HMAC-SHA256 Credential=([^/ ,]+)/(\d{8})/([a-z0-9-]+)/([a-z0-9-]+)/aws4_request, ?` +
 	`SignedHeaders=([a-z0-9;-]+), ?Signature=[0-9a-f]{64}$`)
 
-// checkSigned checks the form of the signature, not the signature.
-func checkSigned(r *http.Request, region string) error {
+// checkSigned checks the form of the signature, not the signature, and returns whose it claims to be.
+func checkSigned(r *http.Request, region string) (accessKeyID string, err error) {
 	auth := r.Header.Get("Authorization")
 	if auth == "" {
-		return refuse("MissingAuthenticationTokenException", "Missing Authentication Token")
+		return "", refuse("MissingAuthenticationTokenException", "Missing Authentication Token")
 	}
 	form := signedForm.FindStringSubmatch(auth)
 	if form == nil {
-		return refuse("IncompleteSignatureException", "Authorization header is not of the form of Signature Version 4.")
+		return "", refuse("IncompleteSignatureException", "Authorization header is not of the form of Signature Version 4.")
 	}
-	date, scope, service, headers := form[1], form[2], form[3], ";"+form[4]+";"
+	date, scope, service, headers := form[2], form[3], form[4], ";"+form[5]+";"
 	if service != "kms" || scope != region {
-		return refuse("InvalidSignatureException", "Credential should be scoped to a valid region and to service 'kms'.")
+		return "", refuse("InvalidSignatureException", "Credential should be scoped to a valid region and to service 'kms'.")
 	}
 	signed := strings.Contains(headers, ";host;") && strings.Contains(headers, ";x-amz-date;") &&
 		strings.Contains(headers, ";x-amz-target;")
 	if when := r.Header.Get("X-Amz-Date"); !signed || len(when) != len("20060102T150405Z") || when[:8] != date {
-		return refuse("InvalidSignatureException", "host, x-amz-date and x-amz-target must be signed.")
+		return "", refuse("InvalidSignatureException", "host, x-amz-date and x-amz-target must be signed.")
 	}
-	return nil
+	return form[1], nil
 }

@@ -25,7 +25,7 @@ const (
 	statePendingDeletion = "PendingDeletion"
 )
 
-// store is the keys and aliases of a server. Fields with capitals are what the state file holds.
+// store is the keys and aliases of a server, with their policies and grants. Fields with capitals are what the state file holds.
 type store struct {
 	account, region, file string
 	now                   func() time.Time
@@ -41,6 +41,10 @@ type key struct {
 	State    string    `json:"state"`
 	Created  time.Time `json:"created"`
 	Deletion time.Time `json:"deletion,omitzero"`
+	Policy   string    `json:"policy,omitempty"` // "" in a file of before there were policies
+	Grants   []*grant  `json:"grants,omitempty"`
+
+	rules *policy // Policy, read
 }
 
 func openStore(cfg Config) (*store, error) {
@@ -67,6 +71,9 @@ func openStore(cfg Config) (*store, error) {
 	if err == nil {
 		err = json.Unmarshal(data, s)
 	}
+	for _, k := range s.Keys {
+		err = errors.Join(err, s.setPolicy(k, k.Policy))
+	}
 	if err != nil {
 		return nil, fmt.Errorf("kmstest: reading the state: %w", err)
 	}
@@ -88,8 +95,8 @@ func (s *store) save() error {
 	return os.Rename(s.file+".new", s.file)
 }
 
-// add makes a new key. The caller holds s.mu.
-func (s *store) add() (*key, error) {
+// add makes a new key with a policy, the default one for "". The caller holds s.mu.
+func (s *store) add(policy string) (*key, error) {
 	id := random(16)
 	id[6], id[8] = id[6]&0x0f|0x40, id[8]&0x3f|0x80 // a random UUID, RFC 9562, section 5.4
 	h := hex.EncodeToString(id)
@@ -98,6 +105,9 @@ func (s *store) add() (*key, error) {
 		Material: random(32),
 		State:    stateEnabled,
 		Created:  s.now(),
+	}
+	if err := s.setPolicy(k, policy); err != nil {
+		return nil, err
 	}
 	s.Keys[k.ID] = k
 	return k, s.save()
