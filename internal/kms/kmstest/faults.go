@@ -16,7 +16,8 @@ const controlPath = "/_control"
 
 // Faults is how a server misbehaves. The zero value behaves. Several faults at once act in the order of the fields.
 type Faults struct {
-	// Operations has these faults. Empty: all that use a key, which are GenerateDataKey, Encrypt, Decrypt, ReEncrypt.
+	// Operations has these faults, by their AWS names: with ["Decrypt"], a KMS that still makes new keys but opens none.
+	// Empty: all that use a key, which are GenerateDataKey, Encrypt, Decrypt, ReEncrypt.
 	Operations []string `json:"operations,omitempty"`
 	// LatencyMS is how long to wait before each answer, in milliseconds.
 	LatencyMS int `json:"latency_ms,omitempty"`
@@ -134,6 +135,11 @@ func (s *Server) serveControl(w http.ResponseWriter, r *http.Request) {
 		decoder.DisallowUnknownFields()
 		if err := decoder.Decode(&c); err != nil {
 			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		unknown := func(name string) bool { return operations[name] == nil }
+		if i := slices.IndexFunc(c.Faults.Operations, unknown); i >= 0 { // it would never misbehave
+			http.Error(w, "no operation "+c.Faults.Operations[i], http.StatusBadRequest)
 			return
 		}
 		s.SetFaults(c.Faults)

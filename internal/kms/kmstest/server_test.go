@@ -3,6 +3,7 @@ package kmstest_test
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"io"
 	"net/http"
 	"path/filepath"
@@ -212,6 +213,9 @@ func TestControl(t *testing.T) {
 	if status := control(`{"faults":{"colour":"red"}}`); status != http.StatusBadRequest {
 		t.Errorf("an unknown fault: status %d", status)
 	}
+	if status := control(`{"faults":{"hang":true,"operations":["decrypt"]}}`); status != http.StatusBadRequest {
+		t.Errorf("a fault of an unknown operation: status %d", status)
+	}
 	control(`{"faults":{"max_per_second":1}}`)
 	throttled := 0
 	for range 5 {
@@ -237,6 +241,33 @@ func TestControl(t *testing.T) {
 	must(t, json.NewDecoder(resp.Body).Decode(&state))
 	if state.Calls["GenerateDataKey"] != 9 {
 		t.Errorf("calls %v", state.Calls)
+	}
+}
+
+func TestFaultsOfDecryptAlone(t *testing.T) {
+	server := kmstest.StartTest(t)
+	w := server.NewKey(t, func(c *kms.AWSConfig) { c.MaxAttempts = 1 })
+	_, blob, err := kms.Generate(t.Context(), w, nil)
+	must(t, err)
+	only := []string{"Decrypt"}
+	for name, c := range map[string]struct {
+		faults kmstest.Faults
+		want   kms.Kind
+	}{
+		"hang":     {kmstest.Faults{Operations: only, Hang: true}, kms.Unreachable},
+		"drop":     {kmstest.Faults{Operations: only, Drop: true}, kms.Unreachable},
+		"throttle": {kmstest.Faults{Operations: only, ThrottleNext: 1}, kms.Throttled},
+		"deny":     {kmstest.Faults{Operations: only, Deny: true}, kms.Denied},
+		"fail":     {kmstest.Faults{Operations: only, Fail: "KMSInternalException"}, kms.Unreachable},
+	} {
+		server.SetFaults(c.faults)
+		if _, _, err := kms.Generate(t.Context(), w, nil); err != nil {
+			t.Errorf("%s: GenerateDataKey: %v", name, err)
+		}
+		_, err := w.Unwrap(t.Context(), blob, nil)
+		if e, ok := errors.AsType[*kms.Error](err); !ok || e.Kind != c.want {
+			t.Errorf("%s: Decrypt: %v, want %v", name, err, c.want)
+		}
 	}
 }
 
