@@ -1,19 +1,21 @@
 // Package dekcache keeps unwrapped data keys (DEKs) for a bounded time.
 //
-// The bound is the point of the package: a DEK is usable for Config.TTL from the moment before the request that
+// The bound is the point of the package: a DEK is usable for at most the TTL from the moment before the request that
 // fetched it was sent, and no use makes it longer. What leaves the cache, for whatever reason, is overwritten with
-// zeros, at its time and not at the next access. A purge takes effect on DEKs in the cache, on those handed out (by
-// their Term), and on fetches under way.
+// zeros, at its time and not at the next access. A purge, and a TTL that is made shorter, take effect on DEKs in the
+// cache, on those handed out (by their Term), and on fetches under way.
 //
 // The package knows nothing of key management services: a fetch is a function, and a key id a string.
 package dekcache
 
 import (
 	"bytes"
+	"container/heap"
 	"context"
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
@@ -25,9 +27,9 @@ const (
 	DefaultMaxEntries = 100_000
 )
 
-// maxRefusals bounds the remembered refusals. They are apart from the DEKs, so that a flood of requests for revoked
+// maxFailures bounds the remembered failures. They are apart from the DEKs, so that a flood of requests for revoked
 // objects does not push out DEKs in use.
-const maxRefusals = 4096
+const maxFailures = 4096
 
 var (
 	// ErrClosed says that the cache was closed.
@@ -38,27 +40,31 @@ var (
 	ErrPurged = errors.New("dekcache: purged while fetching")
 )
 
-// ID names a wrapped DEK: a hash over key id, wrapped DEK and encryption context, so that no two of them share one.
+// ID names a wrapped DEK: a hash over provider, key id, encryption context and wrapped DEK, so that no two of them share
+// one.
 type ID [32]byte
 
 // Config configures a Cache.
 type Config struct {
-	// TTL is how long a DEK may be used, from before the request that fetched it. 0: DefaultTTL.
+	// TTL is how long a DEK may be used, from before the request that fetched it. 0: DefaultTTL. See SetTTL.
 	TTL time.Duration
 	// MaxEntries is how many DEKs are kept; beyond, the least recently used one goes. 0: DefaultMaxEntries.
 	MaxEntries int
-	// NegativeTTL is how long a refusal is remembered. 0: not at all.
-	NegativeTTL time.Duration
-	// Refusal tells which errors of a fetch are remembered: those that say "no", not those that say "not now". It
-	// must not call the cache. Nil: none.
-	Refusal func(error) bool
+	// Jitter returns by how much shorter than the TTL the life of one DEK is to be, so that DEKs that were fetched
+	// together are not fetched together again; it must be less than the TTL, and not negative. Nil: by nothing.
+	Jitter func(ttl time.Duration) time.Duration
+	// Remember returns how long the error of a fetch stands as the answer to whoever asks for the same DEK, without
+	// another fetch. It must not call the cache. Nil: not at all.
+	Remember func(error) time.Duration
 	// Now is the clock. Nil: time.Now.
 	Now func() time.Time
 }
 
 // Cache is safe for concurrent use. Make one with New, and Close it.
 type Cache struct {
-	cfg Config
+	cfg    Config
+	ttl    atomic.Int64            // nanoseconds
+	limits atomic.Pointer[[]limit] // from changes of the TTL; nil for none
 
 	mu       sync.Mutex
 	closed   bool
@@ -67,7 +73,7 @@ type Cache struct {
 	timer    *time.Timer // at the expiry of byExpiry[0]; nil while there is none
 	keys     map[string]*key
 	flights  map[ID]*flight
-	refusals *simplelru.LRU[ID, refusal]
+	failures *simplelru.LRU[ID, failure]
 	stats    Stats
 
 	running sync.WaitGroup // flights
@@ -85,12 +91,18 @@ type Stats struct {
 	Hits         uint64        // answered from the cache
 	Misses       uint64        // fetches started
 	Shared       uint64        // answered by a fetch that another caller had started
-	NegativeHits uint64        // answered by a remembered refusal
+	NegativeHits uint64        // answered by a remembered failure
 	Evictions    uint64        // DEKs that went for lack of room
 	Expirations  uint64        // DEKs that went because their time was over
 	Purges       uint64        // DEKs that were purged
 	Entries      int           // DEKs in the cache
 	OldestAge    time.Duration // since the request that fetched the oldest DEK in the cache was sent; 0 without any
+}
+
+// Holding is the DEKs of one KMS key in the cache.
+type Holding struct {
+	Entries   int
+	OldestAge time.Duration // as in Stats
 }
 
 // New returns an empty cache.
@@ -101,21 +113,62 @@ func New(cfg Config) *Cache {
 	if cfg.MaxEntries <= 0 {
 		cfg.MaxEntries = DefaultMaxEntries
 	}
-	if cfg.Refusal == nil {
-		cfg.Refusal = func(error) bool { return false }
+	if cfg.Jitter == nil {
+		cfg.Jitter = func(time.Duration) time.Duration { return 0 }
+	}
+	if cfg.Remember == nil {
+		cfg.Remember = func(error) time.Duration { return 0 }
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
 	c := &Cache{cfg: cfg, keys: make(map[string]*key), flights: make(map[ID]*flight)}
+	c.ttl.Store(int64(cfg.TTL))
 	// NewLRU fails only for sizes below one.
 	c.entries, _ = simplelru.NewLRU(cfg.MaxEntries, c.forget)
-	c.refusals, _ = simplelru.NewLRU[ID, refusal](min(cfg.MaxEntries, maxRefusals), nil)
+	c.failures, _ = simplelru.NewLRU[ID, failure](min(cfg.MaxEntries, maxFailures), nil)
 	return c
 }
 
-// TTL is the time of a DEK, from before the request that fetched it.
-func (c *Cache) TTL() time.Duration { return c.cfg.TTL }
+// Now is the time by the cache's clock.
+func (c *Cache) Now() time.Time { return c.cfg.Now() }
+
+// TTL is the longest time of a DEK, from before the request that fetched it.
+func (c *Cache) TTL() time.Duration { return time.Duration(c.ttl.Load()) }
+
+// SetTTL changes the TTL. A shorter one holds for all DEKs at once, those handed out included; a longer one only for
+// those that are fetched from now on.
+func (c *Cache) SetTTL(ttl time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now, before := c.cfg.Now(), c.TTL()
+	if ttl == before {
+		return
+	}
+	limits := []limit{{now, min(ttl, before)}}
+	if old := c.limits.Load(); old != nil {
+		for _, l := range *old {
+			if now.Sub(l.before) < l.ttl { // else every DEK that it holds for is over
+				limits = append(limits, l)
+			}
+		}
+	}
+	c.limits.Store(&limits)
+	c.ttl.Store(int64(ttl))
+	heap.Init(&c.byExpiry) // a limit can change the order of DEKs
+	c.expireBy(now)
+	for _, k := range c.keys {
+		k.wake()
+	}
+}
+
+// Resize changes how many DEKs are kept.
+func (c *Cache) Resize(maxEntries int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.stats.Evictions += uint64(c.entries.Resize(maxEntries)) //nolint:gosec // a number of DEKs
+	c.schedule()
+}
 
 // Get returns the DEK of id, which is of the KMS key keyID. If it is not in the cache, fetch is called, once at a time
 // for each id, whoever asks. fetch runs with the values of one caller's ctx but without its end, and should have a
@@ -146,13 +199,13 @@ func (c *Cache) get(ctx context.Context, id ID, keyID string, fetch func(context
 		}
 		c.drop(e, &c.stats.Expirations)
 	}
-	if r, ok := c.refusals.Get(id); ok {
-		if c.cfg.Now().Before(r.until) {
+	if f, ok := c.failures.Get(id); ok {
+		if c.cfg.Now().Before(f.until) {
 			c.stats.NegativeHits++
 			c.mu.Unlock()
-			return Entry{}, r.err
+			return Entry{}, f.err
 		}
-		c.refusals.Remove(id)
+		c.failures.Remove(id)
 	}
 	f := c.flights[id]
 	if f == nil {
@@ -185,7 +238,7 @@ func (c *Cache) Put(id ID, m Mark, dek []byte) Entry {
 	return Entry{DEK: bytes.Clone(dek), Term: m.term}
 }
 
-// Purge forgets all DEKs and refusals of a KMS key, ends the Term of those handed out, and returns how many DEKs were
+// Purge forgets all DEKs and failures of a KMS key, ends the Term of those handed out, and returns how many DEKs were
 // in the cache. Fetches under way are made again.
 func (c *Cache) Purge(keyID string) int {
 	c.mu.Lock()
@@ -210,14 +263,28 @@ func (c *Cache) Entries(keyID string) int {
 	return 0
 }
 
+// Holdings returns what the cache has of each KMS key, by its id. It looks at every DEK.
+func (c *Cache) Holdings() map[string]Holding {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := c.cfg.Now()
+	out := make(map[string]Holding)
+	for _, e := range c.byExpiry {
+		h := out[e.keyID]
+		out[e.keyID] = Holding{h.Entries + 1, max(h.OldestAge, now.Sub(e.sent))}
+	}
+	return out
+}
+
 // Stats returns the counters.
 func (c *Cache) Stats() Stats {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s := c.stats
 	s.Entries = c.entries.Len()
-	if len(c.byExpiry) > 0 {
-		s.OldestAge = c.cfg.Now().Sub(c.byExpiry[0].expires) + c.cfg.TTL
+	now := c.cfg.Now()
+	for _, e := range c.byExpiry { // not the first alone: with jitter it need not be the oldest
+		s.OldestAge = max(s.OldestAge, now.Sub(e.sent))
 	}
 	return s
 }
@@ -232,8 +299,8 @@ func (c *Cache) Close() {
 	c.running.Wait()
 }
 
-// refusal is a remembered "no".
-type refusal struct {
+// failure is the remembered error of a fetch.
+type failure struct {
 	keyID string
 	err   error
 	until time.Time
@@ -244,6 +311,7 @@ func (c *Cache) purge(match func(keyID string) bool) int {
 	for name, k := range c.keys {
 		if match(name) {
 			k.generation.Add(1)
+			k.wake()
 		}
 	}
 	for id, f := range c.flights {
@@ -259,9 +327,9 @@ func (c *Cache) purge(match func(keyID string) bool) int {
 			c.drop(e, &c.stats.Purges)
 		}
 	}
-	for _, id := range c.refusals.Keys() {
-		if r, ok := c.refusals.Peek(id); ok && match(r.keyID) {
-			c.refusals.Remove(id)
+	for _, id := range c.failures.Keys() {
+		if f, ok := c.failures.Peek(id); ok && match(f.keyID) {
+			c.failures.Remove(id)
 		}
 	}
 	return int(c.stats.Purges - before) //nolint:gosec // at most MaxEntries

@@ -21,7 +21,10 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const keyID = "key"
 
-var errNo = errors.New("no")
+var (
+	errNo   = errors.New("no")
+	errDown = errors.New("down")
+)
 
 func id(n int) dekcache.ID { return dekcache.ID{byte(n), byte(n >> 8), byte(n >> 16)} }
 
@@ -223,7 +226,7 @@ func TestWaiterLeavesAndTheFlightGoesOn(t *testing.T) {
 }
 
 func TestErrorsAreSharedButNotKept(t *testing.T) {
-	c, s := newCache(t, dekcache.Config{NegativeTTL: time.Hour}), &source{err: errNo}
+	c, s := newCache(t, dekcache.Config{}), &source{err: errNo}
 	for want := int64(1); want <= 3; want++ {
 		if _, err := c.Get(t.Context(), id(1), keyID, s.fetch(1)); !errors.Is(err, errNo) {
 			t.Errorf("%v", err)
@@ -232,38 +235,48 @@ func TestErrorsAreSharedButNotKept(t *testing.T) {
 	}
 }
 
-func TestRefusalsAreRemembered(t *testing.T) {
+func TestFailuresAreRemembered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newCache(t, dekcache.Config{
-			NegativeTTL: time.Second, MaxEntries: 3, Refusal: func(err error) bool { return errors.Is(err, errNo) },
-		})
-		s := &source{err: fmt.Errorf("wrapped: %w", errNo)}
-		ask := func(n int) {
+		c := newCache(t, dekcache.Config{MaxEntries: 3, Remember: func(err error) time.Duration {
+			if errors.Is(err, errNo) {
+				return time.Second
+			}
+			return 100 * time.Millisecond
+		}})
+		no, down := &source{err: fmt.Errorf("wrapped: %w", errNo)}, &source{err: errDown}
+		ask := func(n int, s *source) {
 			t.Helper()
-			if _, err := c.Get(t.Context(), id(n), keyID, s.fetch(n)); !errors.Is(err, errNo) {
-				t.Errorf("%v", err)
+			if _, err := c.Get(t.Context(), id(n), keyID, s.fetch(n)); !errors.Is(err, s.err) {
+				t.Errorf("%v, want %v", err, s.err)
 			}
 		}
 		get(t, c, 100, &source{})
 		for range 5 {
-			ask(1)
+			ask(1, no)
+			ask(2, down)
 		}
-		wantCalls(t, s, 1)
-		if n := c.Stats().NegativeHits; n != 4 {
-			t.Errorf("%d negative hits, want 4", n)
+		wantCalls(t, no, 1)
+		wantCalls(t, down, 1)
+		if n := c.Stats().NegativeHits; n != 8 {
+			t.Errorf("%d negative hits, want 8", n)
 		}
-		time.Sleep(time.Second)
-		ask(1)
-		wantCalls(t, s, 2)
+		time.Sleep(100 * time.Millisecond) // each has a time of its own
+		ask(1, no)
+		ask(2, down)
+		wantCalls(t, no, 1)
+		wantCalls(t, down, 2)
+		time.Sleep(900 * time.Millisecond)
+		ask(1, no)
+		wantCalls(t, no, 2)
 		c.Purge(keyID)
-		ask(1)
-		wantCalls(t, s, 3)
+		ask(1, no)
+		wantCalls(t, no, 3)
 		get(t, c, 101, &source{})
-		for n := range 50 { // refusals push out refusals only
-			ask(n)
+		for n := range 50 { // failures push out failures only
+			ask(n, no)
 		}
 		if c.Held(id(101)) == nil {
-			t.Error("refusals pushed out a DEK")
+			t.Error("failures pushed out a DEK")
 		}
 	})
 }
@@ -427,8 +440,7 @@ func TestZeroTermIsOver(t *testing.T) {
 // Everything at once, for the race detector.
 func TestConcurrent(t *testing.T) {
 	c := newCache(t, dekcache.Config{
-		TTL: 2 * time.Millisecond, MaxEntries: 20, NegativeTTL: time.Millisecond,
-		Refusal: func(error) bool { return true },
+		TTL: 2 * time.Millisecond, MaxEntries: 20, Remember: func(error) time.Duration { return time.Millisecond },
 	})
 	var wg sync.WaitGroup
 	for g := range 8 {

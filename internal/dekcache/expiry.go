@@ -20,13 +20,13 @@ func (c *Cache) insert(id ID, t Term, dek []byte) {
 		return
 	}
 	if old, ok := c.entries.Peek(id); ok {
-		if !old.expires.Before(t.expires) {
-			clear(dek) // the one in the cache is from a later request
+		if !old.Expires().Before(t.Expires()) {
+			clear(dek) // the one in the cache lasts longer
 			return
 		}
 		c.entries.Remove(id)
 	}
-	c.refusals.Remove(id)
+	c.failures.Remove(id)
 	e := &entry{Term: t, id: id, dek: dek}
 	c.keys[t.keyID].entries++
 	heap.Push(&c.byExpiry, e)
@@ -59,7 +59,7 @@ func (c *Cache) schedule() {
 		}
 		return
 	}
-	wait := c.byExpiry[0].expires.Sub(c.cfg.Now())
+	wait := c.byExpiry[0].Expires().Sub(c.cfg.Now())
 	if c.timer == nil {
 		c.timer = time.AfterFunc(wait, c.expire)
 		return
@@ -71,7 +71,11 @@ func (c *Cache) schedule() {
 func (c *Cache) expire() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	now := c.cfg.Now()
+	c.expireBy(c.cfg.Now())
+}
+
+// expireBy wipes what is out of time, and sets the timer. The caller holds c.mu.
+func (c *Cache) expireBy(now time.Time) {
 	for len(c.byExpiry) > 0 && c.byExpiry[0].over(now) {
 		c.stats.Expirations++
 		c.entries.Remove(c.byExpiry[0].id)
@@ -83,7 +87,7 @@ func (c *Cache) expire() {
 type expiryHeap []*entry
 
 func (h expiryHeap) Len() int           { return len(h) }
-func (h expiryHeap) Less(i, j int) bool { return h[i].expires.Before(h[j].expires) }
+func (h expiryHeap) Less(i, j int) bool { return h[i].Expires().Before(h[j].Expires()) }
 func (h expiryHeap) Swap(i, j int) {
 	h[i], h[j] = h[j], h[i]
 	h[i].place, h[j].place = i, j

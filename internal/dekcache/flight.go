@@ -49,8 +49,8 @@ func (c *Cache) land(id ID, f *flight, dek []byte, err error) {
 	case err != nil:
 		clear(dek)
 		f.err = err
-		if c.current(&f.term) && c.cfg.NegativeTTL > 0 && c.cfg.Refusal(err) {
-			c.refusals.Add(id, refusal{f.term.keyID, err, c.cfg.Now().Add(c.cfg.NegativeTTL)})
+		if life := c.cfg.Remember(err); life > 0 && c.current(&f.term) {
+			c.failures.Add(id, failure{f.term.keyID, err, c.cfg.Now().Add(life)})
 		}
 	case !c.current(&f.term):
 		clear(dek)
@@ -72,7 +72,7 @@ func (c *Cache) land(id ID, f *flight, dek []byte, err error) {
 }
 
 // current reports whether the key was not purged since the request was sent.
-func (c *Cache) current(t *Term) bool { return !c.closed && t.current.Load() == t.generation }
+func (c *Cache) current(t *Term) bool { return !c.closed && t.current() }
 
 // wait waits for a flight that the caller was counted into.
 func (c *Cache) wait(ctx context.Context, f *flight) (Entry, error) {
