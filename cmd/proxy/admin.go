@@ -1,11 +1,17 @@
 package main
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"sync/atomic"
+	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/cmekproxy/cmekproxy/internal/keyring"
+	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
 // health is what /readyz tells.
@@ -25,10 +31,95 @@ func (a *app) admin(h *health) http.Handler {
 		fmt.Fprintln(w, "ready")
 	})
 	mux.Handle("GET /metrics", a.metrics.Handler())
-	mux.HandleFunc("POST /purge", func(w http.ResponseWriter, r *http.Request) {
-		n := a.keys.PurgeAll()
-		a.log.Warn("data keys purged", zap.String("by", r.RemoteAddr), zap.Int("purged", n))
-		fmt.Fprintf(w, "%d data keys purged\n", n)
-	})
-	return mux
+	mux.HandleFunc("POST /admin/purge", a.servePurge)
+	mux.HandleFunc("GET /admin/keys", a.serveKeys)
+	mux.Handle("GET /admin/ttl-advisor", a.advisor.Handler())
+	return sameSite(mux)
+}
+
+// sameSite refuses what a web page of another site has an operator's browser send: there is no authentication that such
+// a page would lack.
+func sameSite(next http.Handler) http.Handler { return http.NewCrossOriginProtection().Handler(next) }
+
+// servePurge forgets the data keys of the key that the query names, or all.
+func (a *app) servePurge(w http.ResponseWriter, r *http.Request) {
+	for name := range r.URL.Query() {
+		if name != "key" {
+			http.Error(w, fmt.Sprintf("unknown parameter %q; there is key=NAME, and without it all keys are purged", name), http.StatusBadRequest)
+			return
+		}
+	}
+	n, err := a.purge(r.URL.Query().Get("key"), r.URL.Query().Has("key"), r.RemoteAddr)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusNotFound)
+		return
+	}
+	answerJSON(w, map[string]int{"purged": n})
+}
+
+// purge forgets the data keys of one key, or all, and says so in the audit log.
+func (a *app) purge(key string, one bool, by string) (n int, err error) { //nolint:revive // one tells "" from no name
+	if one {
+		n, err = a.keys.Purge(key)
+	} else {
+		key, n = "*", a.keys.PurgeAll()
+	}
+	if err != nil {
+		return 0, err
+	}
+	a.log.Named("audit").Warn("data keys purged", zap.String("kms_key_name", key), zap.String("by", by), zap.Int("purged", n))
+	return n, nil
+}
+
+// keyStatus is a key in the answer to /admin/keys.
+type keyStatus struct {
+	Name              string     `json:"name"`
+	Provider          string     `json:"provider"`
+	ID                string     `json:"id,omitempty"`
+	State             string     `json:"state"`
+	LastAnswer        *time.Time `json:"last_answer,omitempty"` // of the KMS
+	Answer            string     `json:"answer,omitempty"`      // ok, or a kind of error
+	Error             string     `json:"error,omitempty"`
+	DEKs              int        `json:"deks"`
+	OldestSeconds     float64    `json:"oldest_seconds"`
+	Leases            int        `json:"leases"`
+	RevocationSeconds float64    `json:"revocation_window_seconds"`
+	RevokedSince      *time.Time `json:"revoked_since,omitempty"`
+	LastByteSeconds   float64    `json:"last_byte_seconds,omitempty"` // after RevokedSince
+}
+
+func (a *app) serveKeys(w http.ResponseWriter, _ *http.Request) {
+	list := []keyStatus{}
+	for _, s := range a.keys.Status() {
+		list = append(list, describeKey(s))
+	}
+	answerJSON(w, map[string]any{"keys": list})
+}
+
+func describeKey(s keyring.Status) keyStatus {
+	out := keyStatus{
+		Name: s.Name, Provider: s.Provider, ID: s.ID, State: string(s.State), DEKs: s.DEKs, OldestSeconds: s.OldestAge.Seconds(),
+		Leases: s.Leases, RevocationSeconds: s.Window.Seconds(), LastByteSeconds: s.LastUse.Seconds(),
+	}
+	if !s.Answered.IsZero() {
+		out.LastAnswer, out.Answer = &s.Answered, "ok"
+	}
+	if !s.RevokedSince.IsZero() {
+		out.RevokedSince = &s.RevokedSince
+	}
+	if s.Outcome != nil {
+		out.Answer, out.Error = "error", s.Outcome.Error()
+		if failure := (*kms.Error)(nil); errors.As(s.Outcome, &failure) {
+			out.Answer = failure.Kind.String()
+		}
+	}
+	return out
+}
+
+func answerJSON(w http.ResponseWriter, body any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	encoder := json.NewEncoder(w)
+	encoder.SetIndent("", "  ")
+	_ = encoder.Encode(body) // the client is gone
 }

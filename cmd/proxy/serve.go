@@ -9,12 +9,11 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/signal"
-	"syscall"
 
 	"go.uber.org/zap"
 
 	"github.com/cmekproxy/cmekproxy/internal/config"
+	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
 func serve(ctx context.Context, args []string, stdout io.Writer) error {
@@ -36,6 +35,7 @@ func serve(ctx context.Context, args []string, stdout io.Writer) error {
 		return err
 	}
 	defer a.close()
+	a.path = *path
 	return a.serve(ctx, nil)
 }
 
@@ -60,20 +60,22 @@ func (a *app) serve(ctx context.Context, ready func(net.Addr)) error {
 	}
 	health := &health{}
 	s3Server := a.server(a.s3)
+	s3Server.ConnContext = s3api.ConnContext
 	s3Server.TLSConfig = a.tls
 	adminServer := a.server(a.admin(health))
 
 	running, stop := context.WithCancel(ctx)
 	defer stop()
 	go a.keys.Run(running)
-	go a.purgeOnSignal(running)
+	a.tryKeys(running)
+	go a.onSignals(running)
 	failed := make(chan error, 2)
 	go func() { failed <- serveHTTP(s3Server, s3) }()
 	go func() { failed <- serveHTTP(adminServer, adminListener) }()
 
 	health.ready.Store(true)
 	a.log.Info("serving", zap.Stringer("s3", s3.Addr()), zap.Stringer("admin", adminListener.Addr()), zap.Bool("tls", a.tls != nil),
-		zap.Stringer("revocation_window", a.keys.Window()), zap.String("version", versionString()))
+		zap.Stringer("revocation_window", a.keys.Window(a.cache.TTL())), zap.String("version", versionString()))
 	if ready != nil {
 		ready(s3.Addr())
 	}
@@ -120,19 +122,4 @@ func serveHTTP(server *http.Server, listener net.Listener) error {
 		return nil
 	}
 	return err
-}
-
-// purgeOnSignal forgets all data keys on SIGUSR1.
-func (a *app) purgeOnSignal(ctx context.Context) {
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGUSR1)
-	defer signal.Stop(signals)
-	for {
-		select {
-		case <-signals:
-			a.log.Warn("data keys purged", zap.String("by", "SIGUSR1"), zap.Int("purged", a.keys.PurgeAll()))
-		case <-ctx.Done():
-			return
-		}
-	}
 }

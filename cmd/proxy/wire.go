@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -19,10 +18,10 @@ import (
 	"go.uber.org/zap/zapcore"
 
 	"github.com/cmekproxy/cmekproxy/internal/access"
+	"github.com/cmekproxy/cmekproxy/internal/advisor"
 	"github.com/cmekproxy/cmekproxy/internal/config"
 	"github.com/cmekproxy/cmekproxy/internal/dekcache"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
-	"github.com/cmekproxy/cmekproxy/internal/kms"
 	"github.com/cmekproxy/cmekproxy/internal/metrics"
 	"github.com/cmekproxy/cmekproxy/internal/origin"
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
@@ -31,19 +30,19 @@ import (
 // Time limits that are nobody's business to tune.
 const (
 	dialTimeout    = 10 * time.Second
-	kmsTimeout     = 6 * time.Second
-	negativeTTL    = time.Second // how long a revoked key is not asked about again
-	maxHeaderBytes = 32 << 10    // S3 itself takes 8 KiB of headers
+	maxHeaderBytes = 32 << 10 // S3 itself takes 8 KiB of headers
 	idleConnection = 2 * time.Minute
 )
 
 // app is the proxy, built from its configuration and not yet serving.
 type app struct {
 	cfg     *config.Config
+	path    string // of the file that cfg was read from, to be read anew; "" for none
 	log     *zap.Logger
 	metrics *metrics.Metrics
 	cache   *dekcache.Cache
 	keys    *keyring.Keyring
+	advisor *advisor.Recorder
 	s3      http.Handler
 	tls     *tls.Config // nil for plain HTTP
 }
@@ -163,78 +162,6 @@ func buildTLS(cfg config.TLS) (*tls.Config, error) {
 		out.ClientAuth = tls.RequireAndVerifyClientCert
 	}
 	return out, nil
-}
-
-// buildKeys makes the cache and the keyring, and has both measured.
-func (a *app) buildKeys(ctx context.Context) error {
-	var keys []keyring.Key
-	for _, k := range a.cfg.Keys {
-		wrapper, err := buildWrapper(ctx, k)
-		if err != nil {
-			return fmt.Errorf("key %s: %w", k.Name, err)
-		}
-		keys = append(keys, keyring.Key{Name: k.Name, Wrapper: wrapper})
-	}
-	var rules []keyring.Rule
-	for _, r := range a.cfg.Encryption.Rules {
-		rules = append(rules, keyring.Rule{
-			Buckets: r.Buckets, Prefixes: r.Prefixes, Clients: r.Clients, Key: r.Key,
-			AllowPlaintext: r.PlaintextObjects == config.Allow,
-		})
-	}
-	ttl := a.cfg.DEKCache.TTL
-	a.cache = dekcache.New(dekcache.Config{
-		TTL: ttl, MaxEntries: a.cfg.DEKCache.MaxEntries, NegativeTTL: negativeTTL, Refusal: kms.IsRevoked, Now: time.Now,
-	})
-	var err error
-	a.keys, err = keyring.New(keyring.Config{
-		Keys: keys, Rules: rules, Cache: a.cache,
-		RevocationProbe: a.cfg.DEKCache.RevocationProbe,
-		Timeout:         min(kmsTimeout, ttl/2), // an answer that comes after the TTL is of no use
-		OnKMSCall:       a.onKMSCall,
-		OnRevoked: func(key string, err error, n int) {
-			a.log.Warn("key revoked: its data keys are purged", zap.String("kms_key_name", key), zap.Int("purged", n), zap.Error(err))
-		},
-	})
-	if err != nil {
-		return err
-	}
-	a.measureCache()
-	return nil
-}
-
-func buildWrapper(ctx context.Context, k config.Key) (kms.Wrapper, error) {
-	switch k.Provider {
-	case config.AWSKMS:
-		return kms.NewAWS(ctx, kms.AWSConfig{KeyID: k.KeyID, Region: k.Region, Endpoint: k.Endpoint, RoleARN: k.RoleARN})
-	case config.Local:
-		return kms.NewLocal(k.KeyFile)
-	default:
-		return nil, fmt.Errorf("unknown provider %q", k.Provider)
-	}
-}
-
-func (a *app) onKMSCall(ctx context.Context, key, op string, took time.Duration, err error) {
-	result := "ok"
-	if failure := (*kms.Error)(nil); errors.As(err, &failure) {
-		result = failure.Kind.String()
-	} else if err != nil {
-		result = "error"
-	}
-	s3api.RecordKMS(ctx, took)
-	a.metrics.KMS(key, op, result, took)
-	if err != nil {
-		a.log.Warn("kms request failed", zap.String("kms_key_name", key), zap.String("operation", op), zap.Stringer("took", took), zap.Error(err))
-	}
-}
-
-func (a *app) measureCache() {
-	a.metrics.Counter("cmekproxy_dek_cache_hits_total", "Data keys found in the cache.", func() float64 { return float64(a.cache.Stats().Hits) })
-	a.metrics.Counter("cmekproxy_dek_cache_misses_total", "Data keys not found in the cache.", func() float64 { return float64(a.cache.Stats().Misses) })
-	a.metrics.Counter("cmekproxy_dek_cache_evictions_total", "Data keys dropped because the cache was full.", func() float64 { return float64(a.cache.Stats().Evictions) })
-	a.metrics.Gauge("cmekproxy_dek_cache_entries", "Data keys in the cache.", func() float64 { return float64(a.cache.Stats().Entries) })
-	a.metrics.Gauge("cmekproxy_dek_cache_oldest_seconds", "Age of the oldest data key in the cache.", func() float64 { return a.cache.Stats().OldestAge.Seconds() })
-	a.metrics.Gauge("cmekproxy_revocation_window_seconds", "Longest time from revoking a key to the last plaintext byte, while the KMS can be reached.", func() float64 { return a.keys.Window().Seconds() })
 }
 
 // newLog returns the JSON log on standard error. Times are RFC 3339.

@@ -3,8 +3,8 @@
 // A longer TTL asks the key management service (KMS) less often; a shorter one makes a revocation bite sooner. What a
 // TTL costs depends on how often which object is read, which nobody knows by heart. So the package runs, beside the
 // real cache, one simulated cache for each TTL of a short list, and counts how often each would have asked the KMS.
-// All of them follow the rule of the real one: a DEK may be used for the TTL, counted from when the KMS was asked, and
-// no use makes it longer; a stream that lasts longer asks again. They have room for everything and the KMS answers at
+// All of them follow the rule of the real one: a DEK may be used for the TTL (or Config.Life of it), counted from when the
+// KMS was asked, and no use makes it longer; a stream that lasts longer asks again. They have room for everything and the KMS answers at
 // once, so evictions, purges and refusals are not simulated.
 //
 // The simulation runs for a sample of the blobs (a blob is a wrapped DEK), chosen by a hash of their ids as in SHARDS
@@ -35,6 +35,9 @@ const (
 type Config struct {
 	// TTL is the TTL in force. 0: no cache.
 	TTL time.Duration
+	// Life tells how long a DEK lives under a TTL, on average, where a cache spreads its lives below the TTL; 0 of 0, else
+	// above 0. Nil: the TTL.
+	Life func(ttl time.Duration) time.Duration
 	// Window tells how long a revocation takes to bite with a TTL. It is called with each TTL of the report, also with
 	// 0. Nil: as long as the TTL.
 	Window func(ttl time.Duration) time.Duration
@@ -76,6 +79,9 @@ func New(cfg Config) *Recorder {
 	if cfg.Window == nil {
 		cfg.Window = func(ttl time.Duration) time.Duration { return ttl }
 	}
+	if cfg.Life == nil {
+		cfg.Life = func(ttl time.Duration) time.Duration { return ttl }
+	}
 	if cfg.ProbesPerSecond == nil {
 		cfg.ProbesPerSecond = func() float64 { return 0 }
 	}
@@ -96,7 +102,7 @@ func New(cfg Config) *Recorder {
 		cfg:    cfg,
 		start:  cfg.Now(),
 		hash:   func(id [32]byte) uint64 { return maphash.Comparable(seed, id) },
-		sample: newSample(),
+		sample: newSample(cfg.Life),
 	}
 	r.SetTTL(cfg.TTL)
 	return r

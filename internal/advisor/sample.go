@@ -26,6 +26,8 @@ const (
 // that nobody has seen, and are not counted until the longest TTL has passed.
 type sample struct {
 	ttls    [slots]time.Duration // 0: this cache is not simulated
+	lives   [slots]time.Duration // of a DEK under each TTL; 0 like it
+	life    func(ttl time.Duration) time.Duration
 	blobs   map[uint64]*blob     // by hash
 	tracked int32
 	counted int32         // the level from which blobs are counted; never below tracked
@@ -49,9 +51,12 @@ type asked struct {
 // never is longer ago than any TTL.
 const never = time.Duration(math.MinInt64 / 2)
 
-func newSample() sample {
-	s := sample{blobs: make(map[uint64]*blob)}
+func newSample(life func(ttl time.Duration) time.Duration) sample {
+	s := sample{blobs: make(map[uint64]*blob), life: life}
 	copy(s.ttls[:], ladder[:])
+	for i, ttl := range ladder {
+		s.lives[i] = life(ttl)
+	}
 	return s
 }
 
@@ -62,8 +67,8 @@ func (s *sample) open(h uint64, now time.Duration) {
 		return
 	}
 	weight := s.weight(b)
-	for i, ttl := range s.ttls {
-		if ttl > 0 && now-b.last[i] >= ttl {
+	for i, life := range s.lives {
+		if life > 0 && now-b.last[i] >= life {
 			b.last[i] = now
 			s.asked[i].misses += weight
 		}
@@ -118,13 +123,13 @@ func (s *sample) renew(b *blob, now time.Duration) {
 		return
 	}
 	weight := s.weight(b)
-	for i, ttl := range s.ttls {
+	for i, life := range s.lives {
 		age := now - b.last[i]
-		if ttl == 0 || age < ttl {
+		if life == 0 || age < life {
 			continue
 		}
-		b.last[i] = now - age%ttl
-		s.asked[i].renewals += weight * uint64(age/ttl) //nolint:gosec // at least 1
+		b.last[i] = now - age%life
+		s.asked[i].renewals += weight * uint64(age/life) //nolint:gosec // at least 1
 	}
 }
 
@@ -174,8 +179,8 @@ func (s *sample) hold(now time.Duration) (held [slots]float64) {
 	for _, b := range s.blobs {
 		s.renew(b, now)
 		weight := s.weight(b)
-		for i, ttl := range s.ttls {
-			if now-b.last[i] < ttl {
+		for i, life := range s.lives {
+			if now-b.last[i] < life {
 				held[i] += float64(weight)
 			}
 		}
@@ -195,8 +200,8 @@ func (s *sample) size() (n int, rate float64) {
 
 // held reports whether any cache holds the DEK.
 func (s *sample) held(b *blob, now time.Duration) bool {
-	for i, ttl := range s.ttls {
-		if now-b.last[i] < ttl {
+	for i, life := range s.lives {
+		if now-b.last[i] < life {
 			return true
 		}
 	}
@@ -211,7 +216,7 @@ func (s *sample) choose(ttl, now time.Duration) bool {
 	if ttl == s.ttls[own] {
 		return false
 	}
-	s.ttls[own], s.asked[own] = ttl, asked{}
+	s.ttls[own], s.lives[own], s.asked[own] = ttl, s.life(ttl), asked{}
 	for _, b := range s.blobs {
 		b.last[own] = never
 		if b.streams > 0 {

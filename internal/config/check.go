@@ -23,6 +23,8 @@ func (d *decoder) check(c *Config) {
 	d.checkKeys(c.Keys)
 	d.checkRules(c)
 	d.checkDEKCache(&c.DEKCache)
+	d.checkOutageWait(c)
+	d.checkKMS(&c.KMS)
 	d.checkLimits(&c.Limits)
 }
 
@@ -201,6 +203,37 @@ func (d *decoder) checkDEKCache(c *DEKCache) {
 		c.RevocationProbe = 0
 	}
 }
+
+// checkOutageWait: a transfer that waits moves no byte, and is not to be ended for that.
+func (d *decoder) checkOutageWait(c *Config) {
+	wait, idle := &c.DEKCache.OutageWait, c.Limits.IdleTimeout
+	switch {
+	case *wait < 0:
+		d.fail(wait, "dek_cache.outage_wait must not be negative; 0 switches it off")
+	case *wait < idle || *wait == 0 || d.failed[&c.Limits.IdleTimeout]: // fine, or not to be told
+	case d.given[wait]:
+		d.fail(wait, "dek_cache.outage_wait must be shorter than limits.idle_timeout (%v)", idle)
+	default:
+		*wait = idle / 2
+	}
+}
+
+func (d *decoder) checkKMS(k *KMS) {
+	if k.MaxConcurrent < 1 || k.MaxConcurrent > 10_000 {
+		d.fail(&k.MaxConcurrent, "kms.max_concurrent must be from 1 to 10000")
+	}
+	if k.MaxPerSecond < 1 || k.MaxPerSecond > 100_000 {
+		d.fail(&k.MaxPerSecond, "kms.max_per_second must be from 1 to 100000")
+	}
+	if !(k.PricePer10000 >= 0 && k.PricePer10000 <= 1e6) { // NaN is neither
+		d.fail(&k.PricePer10000, "kms.price_per_10000 must be from 0 to 1000000")
+	}
+	if !currencyForm.MatchString(k.Currency) {
+		d.fail(&k.Currency, "kms.currency must be 1 to 8 letters or signs, such as USD")
+	}
+}
+
+var currencyForm = regexp.MustCompile(`^[\p{L}\p{Sc}]{1,8}$`)
 
 func (d *decoder) checkLimits(l *Limits) {
 	d.checkRange(&l.HeaderTimeout, "limits.header_timeout", 100*time.Millisecond, 10*time.Minute)

@@ -163,6 +163,20 @@ func TestRangeErrors(t *testing.T) {
 		{"probe equal to ttl", "", "dek_cache: {revocation_probe: 5m}\n", []string{`19:31: ` + probe}},
 		{"probe above ttl", "", "dek_cache: {revocation_probe: 6m, ttl: 5m}\n", []string{`19:31: ` + probe}},
 		{"probe of a bad ttl", "", "dek_cache: {revocation_probe: 6m, ttl: 0}\n", []string{`19:40: dek_cache.ttl must be above 0`}},
+		{"outage_wait negative", "", "dek_cache: {outage_wait: -1s}\n", []string{
+			`19:26: dek_cache.outage_wait must not be negative; 0 switches it off`,
+		}},
+		{"outage_wait above idle_timeout", "", "dek_cache: {outage_wait: 2m}\n", []string{
+			`19:26: dek_cache.outage_wait must be shorter than limits.idle_timeout (2m0s)`,
+		}},
+		{"KMS limits", "", "kms: {max_concurrent: 0, max_per_second: 0, price_per_10000: -1, currency: \"\"}\n", []string{
+			`19:23: kms.max_concurrent must be from 1 to 10000`,
+			`19:42: kms.max_per_second must be from 1 to 100000`,
+			`19:62: kms.price_per_10000 must be from 0 to 1000000`,
+			`19:76: kms.currency must be 1 to 8 letters or signs, such as USD`,
+		}},
+		{"a price that is none", "", "kms: {price_per_10000: much}\n", []string{`19:24: kms.price_per_10000 must be a number, not "much"`}},
+		{"NaN", "", "kms: {price_per_10000: NaN}\n", []string{`19:24: kms.price_per_10000 must be from 0 to 1000000`}},
 		{"max_entries 0", "", "dek_cache: {max_entries: 0}\n", []string{`19:26: dek_cache.max_entries must be 1 or more`}},
 		{"limits too small", "", "limits:\n  header_timeout: 99ms\n  idle_timeout: 0\n  max_concurrent_requests: 0\n  shutdown_grace: -1s\n", []string{
 			`20:19: limits.header_timeout must be from 100ms to 10m0s`,

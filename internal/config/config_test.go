@@ -72,7 +72,8 @@ func TestDefaults(t *testing.T) {
 			Rules:            []config.Rule{{Buckets: []string{"*"}, Key: "default", PlaintextObjects: config.Deny}},
 			PlaintextObjects: config.Deny,
 		},
-		DEKCache: config.DEKCache{TTL: 5 * time.Minute, MaxEntries: 100000, RevocationProbe: 10 * time.Second},
+		DEKCache: config.DEKCache{TTL: 5 * time.Minute, MaxEntries: 100000, RevocationProbe: 10 * time.Second, OutageWait: 30 * time.Second},
+		KMS:      config.KMS{MaxConcurrent: 64, MaxPerSecond: 1000, PricePer10000: 0.03, Currency: "USD"},
 		Log:      config.Log{Level: "info"},
 		Limits: config.Limits{
 			HeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
@@ -101,6 +102,13 @@ func TestAccepted(t *testing.T) {
 		}},
 		{"longest ttl", base + "dek_cache: {ttl: 24h}\n", func(c *config.Config) bool {
 			return c.DEKCache.TTL == 24*time.Hour && c.DEKCache.RevocationProbe == 10*time.Second
+		}},
+		{"outage_wait off", base + "dek_cache: {outage_wait: 0}\n", func(c *config.Config) bool { return c.DEKCache.OutageWait == 0 }},
+		{"default outage_wait with a short idle_timeout", base + "limits: {idle_timeout: 10s}\n", func(c *config.Config) bool {
+			return c.DEKCache.OutageWait == 5*time.Second
+		}},
+		{"price", base + "kms: {price_per_10000: 0.15, currency: €}\n", func(c *config.Config) bool {
+			return c.KMS.PricePer10000 == 0.15 && c.KMS.Currency == "€"
 		}},
 		{"rule inherits", base + "  plaintext_objects: allow\n", func(c *config.Config) bool {
 			return c.Encryption.Rules[0].PlaintextObjects == config.Allow

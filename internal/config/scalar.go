@@ -38,7 +38,7 @@ func (d *decoder) scalar(n *yaml.Node, v reflect.Value, path string, values []st
 		return
 	}
 	quoted := n.Style&(yaml.SingleQuotedStyle|yaml.DoubleQuotedStyle) != 0
-	if quoted && text == n.Value && (v.Kind() == reflect.Int || v.Kind() == reflect.Bool) {
+	if quoted && text == n.Value && (v.Kind() == reflect.Int || v.Kind() == reflect.Float64 || v.Kind() == reflect.Bool) {
 		d.fail(field, "%s must be %s, not a string", path, wanted(v, values))
 		return
 	}
@@ -57,6 +57,10 @@ func set(v reflect.Value, text string, values []string) error {
 	case v.Kind() == reflect.Int:
 		number, err := strconv.Atoi(text)
 		v.SetInt(int64(number))
+		return err
+	case v.Kind() == reflect.Float64:
+		number, err := strconv.ParseFloat(text, 64)
+		v.SetFloat(number)
 		return err
 	case v.Kind() == reflect.Bool:
 		v.SetBool(text == "true")
@@ -81,6 +85,8 @@ func wanted(v reflect.Value, values []string) string {
 		return "a duration such as 90s, 5m or 1h30m"
 	case v.Kind() == reflect.Int:
 		return "a whole number"
+	case v.Kind() == reflect.Float64:
+		return "a number"
 	case v.Kind() == reflect.Bool:
 		return "true or false"
 	default:

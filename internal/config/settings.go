@@ -25,6 +25,8 @@ type Config struct {
 	Encryption Encryption `yaml:"encryption" config:"required"`
 	// DEKCache bounds how long an unwrapped data key (DEK) may be used.
 	DEKCache DEKCache `yaml:"dek_cache"`
+	// KMS bounds what is asked of a KMS.
+	KMS KMS `yaml:"kms"`
 	// Log says what is logged.
 	Log Log `yaml:"log"`
 	// Limits protect the proxy from its clients.
@@ -157,6 +159,20 @@ type DEKCache struct {
 	// RevocationProbe is how often the KMS is asked about each key in use, so that a revocation is noticed before the
 	// TTL. 0 is never; else shorter than TTL. Default 10s, or 0 when that is not shorter than TTL.
 	RevocationProbe time.Duration `yaml:"revocation_probe"`
+	// OutageWait is how long a running transfer waits for a KMS that cannot be reached, when the TTL of its DEK has ended.
+	// No byte passes meanwhile. 0 is not at all; else shorter than Limits.IdleTimeout. Default 30s.
+	OutageWait time.Duration `yaml:"outage_wait"`
+}
+
+// KMS bounds what is asked of a KMS, for each key by itself, and says what it costs.
+type KMS struct {
+	// MaxConcurrent is how many calls run at a time. 1 to 10000, default 64.
+	MaxConcurrent int `yaml:"max_concurrent"`
+	// MaxPerSecond is how many calls are made in a second, in the long run. 1 to 100000, default 1000.
+	MaxPerSecond int `yaml:"max_per_second"`
+	// PricePer10000 is what 10,000 calls cost, in Currency, for the TTL advisor. Default 0.03 and USD, as AWS KMS has it.
+	PricePer10000 float64 `yaml:"price_per_10000"`
+	Currency      string  `yaml:"currency"`
 }
 
 // Log says what is logged.
@@ -186,7 +202,8 @@ func defaults() *Config {
 		AdminListen: "127.0.0.1:9001",
 		Origin:      Origin{PathStyle: true, ChecksumTrailer: true, ETagPartCount: true},
 		Encryption:  Encryption{PlaintextObjects: Deny},
-		DEKCache:    DEKCache{TTL: 5 * time.Minute, MaxEntries: 100_000, RevocationProbe: 10 * time.Second},
+		DEKCache:    DEKCache{TTL: 5 * time.Minute, MaxEntries: 100_000, RevocationProbe: 10 * time.Second, OutageWait: 30 * time.Second},
+		KMS:         KMS{MaxConcurrent: 64, MaxPerSecond: 1000, PricePer10000: 0.03, Currency: "USD"},
 		Log:         Log{Level: "info"},
 		Limits: Limits{
 			HeaderTimeout:         10 * time.Second,

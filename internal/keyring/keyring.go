@@ -2,9 +2,10 @@
 //
 // Every DEK that leaves this package does so in a Lease, and a Lease is in force for a bounded time: until the TTL of
 // the cache is over, counted from before the KMS was asked, or until its key is purged. A stream checks its lease as
-// it goes; when the lease is over, the check asks the KMS again, and fails if the KMS says no or cannot be reached.
-// So the time from revoking a key to the last byte of plaintext is bounded by Keyring.Window, for running transfers
-// too.
+// it goes, and has it watched, so that a stream that is stuck does not outlive it either; when the lease is over, the KMS
+// is asked again. If it says no, the stream is cut; if it cannot be reached, the stream waits for a while, and no byte
+// passes. So the time from revoking a key to the last byte of plaintext is bounded, for running transfers too: see
+// Status.Window.
 package keyring
 
 import (
@@ -14,6 +15,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -25,11 +28,12 @@ import (
 // DefaultTimeout bounds a KMS call where Config names no timeout. It leaves room for the provider's own.
 const DefaultTimeout = 6 * time.Second
 
-// The operations that OnKMSCall reports.
+// The operations that Observer.KMSCall is told of.
 const (
 	OpGenerate = "generate" // a new DEK
 	OpWrap     = "wrap"     // a DEK of an object that is copied
-	OpUnwrap   = "unwrap"   // a DEK of a stored object, or the renewal of a lease
+	OpUnwrap   = "unwrap"   // a DEK of a stored object
+	OpRenew    = "renew"    // the same, for a lease that has run out
 	OpProbe    = "probe"    // whether the key is still ours to use
 )
 
@@ -48,27 +52,56 @@ var (
 type Config struct {
 	// Keys are the KMS keys. Names and ids must be unique.
 	Keys []Key
-	// Rules choose the key of a new object; the first that matches wins. What no rule matches is refused.
+	// Rules choose the key of a new object; the first that matches wins. What no rule matches is refused. See SetRules.
 	Rules []Rule
-	// Cache keeps the DEKs. Required. Its TTL must be longer than Timeout, or answers would come too late to be used.
-	// Its clock is the keyring's.
+	// Cache keeps the DEKs. Required. Its clock is the keyring's.
 	Cache *dekcache.Cache
 	// RevocationProbe is how often Run asks the KMS about each key in use. 0: never; only the TTL bounds a revocation.
+	// See SetProbe.
 	RevocationProbe time.Duration
-	// Timeout bounds each KMS call. 0: DefaultTimeout.
+	// Timeout bounds each KMS call; so does half the TTL, as an answer that comes late is of little use. 0: DefaultTimeout.
 	Timeout time.Duration
-	// OnKMSCall, if not nil, is told of every KMS call: the name of the key, one of the Op constants, how long it
-	// took, and its error. ctx has the values of the request that caused the call. It must not block.
-	OnKMSCall func(ctx context.Context, key, op string, d time.Duration, err error)
-	// OnRevoked, if not nil, is told when a probe found a key revoked and purged n DEKs of it; once, until a probe
-	// finds the key usable again. It must not block.
-	OnRevoked func(key string, err error, n int)
+	// OutageWait is how long a stream whose lease has run out waits for a KMS that cannot be reached or throttles. No
+	// byte of it passes meanwhile. 0: it is cut at the first such answer. See SetOutageWait.
+	OutageWait time.Duration
+	// Observer, if not nil, is told what happens.
+	Observer Observer
 }
+
+// Observer is told what happens to keys. Its methods must not block.
+type Observer interface {
+	// KMSCall tells of a call to the KMS: the name of the key, one of the Op constants, how long it took, and its error.
+	// ctx has the values of the request that caused it.
+	KMSCall(ctx context.Context, key, op string, took time.Duration, err error)
+	// Revoked tells that a probe found a key revoked, and that n DEKs of it were purged; once, until a probe finds the
+	// key usable again.
+	Revoked(key string, err error, n int)
+	// Used tells of an event in the life of a DEK, which id stands for.
+	Used(key string, id [32]byte, use Use)
+}
+
+// Use is an event in the life of a DEK. Each Created and each Opened is followed by one Released.
+type Use int
+
+// The events.
+const (
+	Created  Use = iota // a new DEK was made, for a stream
+	Opened              // the DEK of a stored object was given to a stream
+	Renewed             // its lease ran out, and the KMS allowed it to go on
+	Cut                 // its lease ran out, and the stream was cut
+	Released            // the stream has ended
+)
 
 // Key is a KMS key under the name that the rules use.
 type Key struct {
-	Name    string
-	Wrapper kms.Wrapper
+	Name string
+	// Provider is the kind of KMS. Ids of different providers may be alike.
+	Provider string
+	// Wrapper is the key. Nil: it could not be opened yet, and what needs it fails with Unavailable; see Provide.
+	Wrapper     kms.Wrapper
+	Unavailable error
+	// Probe is the same key for the probes, past whatever makes calls through Wrapper wait in a queue. Nil: Wrapper.
+	Probe kms.Wrapper
 }
 
 // Object is the name of an object, which its DEK is bound to.
@@ -79,23 +112,13 @@ type Keyring struct {
 	cfg    Config
 	keys   []*key
 	byName map[string]*key
-	byID   map[string]*key
-}
+	byID   atomic.Pointer[map[string]*key] // replaced as a whole
+	rules  atomic.Pointer[[]Rule]
 
-// key is a Key and what is known of its use.
-type key struct {
-	Key
-	id     string
-	leases atomic.Int64
-	recent atomic.Pointer[sample]
+	probe      atomic.Int64 // the interval in nanoseconds
+	outageWait atomic.Int64 // nanoseconds
 
-	refused bool // by the last probe that had an answer; of the probing goroutine
-}
-
-// sample is a blob that the KMS itself made or unwrapped, so that a refusal of it is about the key.
-type sample struct {
-	wrapped []byte
-	ec      kms.EncryptionContext
+	providing sync.Mutex
 }
 
 // New checks cfg and returns its keyring.
@@ -106,41 +129,79 @@ func New(cfg Config) (*Keyring, error) {
 	if cfg.Cache == nil {
 		return nil, errors.New("keyring: no cache")
 	}
-	if cfg.Cache.TTL() <= cfg.Timeout {
-		return nil, fmt.Errorf("keyring: the TTL of DEKs, %v, must be longer than the KMS timeout, %v",
-			cfg.Cache.TTL(), cfg.Timeout)
+	if cfg.Observer == nil {
+		cfg.Observer = noObserver{}
 	}
-	k := &Keyring{cfg: cfg, byName: make(map[string]*key), byID: make(map[string]*key)}
+	k := &Keyring{cfg: cfg, byName: make(map[string]*key)}
+	k.byID.Store(new(map[string]*key))
+	k.probe.Store(int64(cfg.RevocationProbe))
+	k.outageWait.Store(int64(cfg.OutageWait))
 	for _, c := range cfg.Keys {
 		if err := k.add(c); err != nil {
 			return nil, err
 		}
 	}
-	for i, r := range cfg.Rules {
-		if k.byName[r.Key] == nil {
-			return nil, fmt.Errorf("keyring: rule %d: %w %q", i+1, ErrUnknownKey, r.Key)
-		}
+	if err := k.SetRules(cfg.Rules); err != nil {
+		return nil, err
 	}
 	return k, nil
 }
 
 func (k *Keyring) add(c Key) error {
-	if c.Name == "" || c.Wrapper == nil {
+	if c.Name == "" || c.Wrapper == nil && c.Unavailable == nil {
 		return errors.New("keyring: a key without name or KMS")
-	}
-	added := &key{Key: c, id: c.Wrapper.KeyID()}
-	if added.id == "" {
-		return fmt.Errorf("keyring: key %q has no id", c.Name)
 	}
 	if k.byName[c.Name] != nil {
 		return fmt.Errorf("keyring: two keys are named %q", c.Name)
 	}
-	if other := k.byID[added.id]; other != nil {
-		return fmt.Errorf("keyring: keys %q and %q are one key, %s", other.Name, c.Name, added.id)
-	}
-	k.byName[c.Name], k.byID[added.id] = added, added
+	added := newKey(c)
+	k.byName[c.Name] = added
 	k.keys = append(k.keys, added)
+	if c.Wrapper == nil {
+		return nil
+	}
+	return k.Provide(c.Name, c.Wrapper, c.Probe)
+}
+
+// Provide opens a key that was unavailable. probe may be nil, as Key.Probe.
+func (k *Keyring) Provide(name string, w, probe kms.Wrapper) error {
+	k.providing.Lock()
+	defer k.providing.Unlock()
+	opened := k.byName[name]
+	if opened == nil {
+		return fmt.Errorf("%w %q", ErrUnknownKey, name)
+	}
+	id := w.KeyID()
+	if id == "" {
+		return fmt.Errorf("keyring: key %q has no id", name)
+	}
+	if probe == nil {
+		probe = w
+	}
+	byID := maps.Clone(*k.byID.Load())
+	if byID == nil {
+		byID = make(map[string]*key)
+	}
+	if other := byID[id]; other != nil {
+		return fmt.Errorf("keyring: keys %q and %q are one key, %s", other.Name, name, id)
+	}
+	byID[id] = opened
+	opened.kms.Store(&service{id: id, wrapper: w, probe: probe})
+	k.byID.Store(&byID)
 	return nil
+}
+
+// find returns the key whose id an envelope names.
+func (k *Keyring) find(id string) (*key, error) {
+	if key := (*k.byID.Load())[id]; key != nil {
+		return key, nil
+	}
+	for _, key := range k.keys { // it may be one that could not be opened yet
+		if key.kms.Load() == nil && passing(key.Unavailable) {
+			return nil, fmt.Errorf("key %q is not open: %w", key.Name, key.Unavailable)
+		}
+	}
+	return nil, fmt.Errorf("%w %q", ErrUnknownKey, id)
 }
 
 // Sealed is a new DEK: leased, and wrapped to be stored with its object.
@@ -153,94 +214,112 @@ type Sealed struct {
 // Create makes a new DEK for obj, which client writes. requestedKeyID is what the client asks for: the id or the name
 // of a configured key, or "" for the key of the rule. Errors: ErrNoRule, ErrUnknownKey, and those of package kms.
 func (k *Keyring) Create(ctx context.Context, obj Object, client, requestedKeyID string) (*Sealed, error) {
-	key, err := k.keyFor(obj, client, requestedKeyID)
+	key, service, err := k.keyFor(obj, client, requestedKeyID)
 	if err != nil {
 		return nil, err
 	}
-	mark := k.cfg.Cache.Mark(key.id)
+	mark := k.cfg.Cache.Mark(service.id)
 	var dek, wrapped []byte
 	err = k.call(ctx, key, OpGenerate, func(ctx context.Context) (err error) {
-		dek, wrapped, err = kms.Generate(ctx, key.Wrapper, encryptionContext(obj))
+		dek, wrapped, err = kms.Generate(ctx, service.wrapper, encryptionContext(obj))
 		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("making a data key: %w", err)
 	}
 	defer clear(dek)
-	return k.seal(key, obj, mark, dek, wrapped), nil
+	return k.seal(key, service, obj, mark, dek, wrapped), nil
 }
 
 // Rewrap wraps the DEK of a lease for another object, dst, so that a stored body can be copied as it is. All else is
 // as with Create.
 func (k *Keyring) Rewrap(ctx context.Context, l *Lease, dst Object, client, requestedKeyID string) (*Sealed, error) {
-	key, err := k.keyFor(dst, client, requestedKeyID)
+	key, service, err := k.keyFor(dst, client, requestedKeyID)
 	if err != nil {
 		return nil, err
 	}
 	if err := l.Check(ctx); err != nil {
 		return nil, err
 	}
-	mark := k.cfg.Cache.Mark(key.id)
+	mark := k.cfg.Cache.Mark(service.id)
 	var wrapped []byte
 	err = k.call(ctx, key, OpWrap, func(ctx context.Context) (err error) {
-		wrapped, err = kms.Wrap(ctx, key.Wrapper, l.DEK(), encryptionContext(dst))
+		wrapped, err = kms.Wrap(ctx, service.wrapper, l.DEK(), encryptionContext(dst))
 		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("wrapping a data key: %w", err)
 	}
-	return k.seal(key, dst, mark, l.DEK(), wrapped), nil
+	return k.seal(key, service, dst, mark, l.DEK(), wrapped), nil
 }
 
-func (k *Keyring) seal(key *key, obj Object, mark dekcache.Mark, dek, wrapped []byte) *Sealed {
-	entry := k.cfg.Cache.Put(cacheID(obj, key.id, wrapped), mark, dek)
+func (k *Keyring) seal(key *key, service *service, obj Object, mark dekcache.Mark, dek, wrapped []byte) *Sealed {
+	id := cacheID(key, service, obj, wrapped)
+	entry := k.cfg.Cache.Put(id, mark, dek)
 	kept := bytes.Clone(wrapped)
 	key.recent.Store(&sample{kept, encryptionContext(obj)})
-	return &Sealed{Lease: k.lease(key, obj, kept, entry), KeyID: key.id, Wrapped: wrapped}
+	k.cfg.Observer.Used(key.Name, id, Created)
+	lease := k.lease(&Lease{key: key, service: service, id: id, obj: obj, wrapped: kept}, entry)
+	return &Sealed{Lease: lease, KeyID: service.id, Wrapped: wrapped}
 }
 
 // Open returns the DEK of a stored object, from the cache or by the KMS. keyID and wrapped are those of its envelope.
 // Errors: ErrUnknownKey if no configured key has that id, and those of packages kms and dekcache.
 func (k *Keyring) Open(ctx context.Context, obj Object, keyID string, wrapped []byte) (*Lease, error) {
-	key := k.byID[keyID]
-	if key == nil {
-		return nil, fmt.Errorf("%w %q", ErrUnknownKey, keyID)
+	key, err := k.find(keyID)
+	if err != nil {
+		return nil, err
 	}
+	service := key.kms.Load()
 	wrapped = bytes.Clone(wrapped) // the lease outlives the caller's buffer
-	entry, err := k.fetch(ctx, key, obj, wrapped)
+	l := &Lease{key: key, service: service, id: cacheID(key, service, obj, wrapped), obj: obj, wrapped: wrapped}
+	entry, err := k.fetch(ctx, l, OpUnwrap)
 	if err != nil {
 		return nil, fmt.Errorf("opening a data key: %w", err)
 	}
-	return k.lease(key, obj, wrapped, entry), nil
+	k.cfg.Observer.Used(key.Name, l.id, Opened)
+	return k.lease(l, entry), nil
 }
 
-// fetch gets a DEK through the cache.
-func (k *Keyring) fetch(ctx context.Context, key *key, obj Object, wrapped []byte) (dekcache.Entry, error) {
+// fetch gets the DEK of a lease through the cache.
+func (k *Keyring) fetch(ctx context.Context, l *Lease, op string) (dekcache.Entry, error) {
 	unwrap := func(ctx context.Context) (dek []byte, err error) {
-		ec := encryptionContext(obj)
-		err = k.call(ctx, key, OpUnwrap, func(ctx context.Context) (err error) {
-			dek, err = kms.Unwrap(ctx, key.Wrapper, wrapped, ec)
+		ec := encryptionContext(l.obj)
+		err = k.call(ctx, l.key, op, func(ctx context.Context) (err error) {
+			dek, err = kms.Unwrap(ctx, l.service.wrapper, l.wrapped, ec)
 			return err
 		})
 		if err == nil {
-			key.recent.Store(&sample{wrapped, ec})
+			l.key.recent.Store(&sample{l.wrapped, ec})
 		}
 		return dek, err
 	}
-	return k.cfg.Cache.Get(ctx, cacheID(obj, key.id, wrapped), key.id, unwrap)
+	return k.cfg.Cache.Get(ctx, l.id, l.service.id, unwrap)
 }
 
-// call makes a KMS call with the timeout, and reports it.
+// call makes a KMS call with the timeout, and reports it. A key that the probe has found to be gone is not asked again
+// until the probe has.
 func (k *Keyring) call(ctx context.Context, key *key, op string, run func(context.Context) error) error {
-	bounded, cancel := context.WithTimeout(ctx, k.cfg.Timeout)
-	defer cancel()
-	start := time.Now()
-	err := run(bounded)
-	if k.cfg.OnKMSCall != nil {
-		k.cfg.OnKMSCall(ctx, key.Name, op, time.Since(start), err)
+	if err := key.refusal(k.now()); err != nil {
+		return err
 	}
+	return k.ask(ctx, key, op, k.timeout(), run)
+}
+
+func (k *Keyring) ask(ctx context.Context, key *key, op string, timeout time.Duration, run func(context.Context) error) error {
+	bounded, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	start := k.now()
+	err := run(bounded)
+	now := k.now()
+	key.answered(now, op, err)
+	k.cfg.Observer.KMSCall(ctx, key.Name, op, now.Sub(start), err)
 	return err
 }
+
+func (k *Keyring) timeout() time.Duration { return min(k.cfg.Timeout, k.cfg.Cache.TTL()/2) }
+
+func (k *Keyring) now() time.Time { return k.cfg.Cache.Now() }
 
 // Purge forgets all DEKs of the key of that name and ends its leases, which ask the KMS again at their next check. It
 // returns how many DEKs were cached. Error: ErrUnknownKey.
@@ -249,7 +328,11 @@ func (k *Keyring) Purge(keyName string) (int, error) {
 	if key == nil {
 		return 0, fmt.Errorf("%w %q", ErrUnknownKey, keyName)
 	}
-	return k.cfg.Cache.Purge(key.id), nil
+	service := key.kms.Load()
+	if service == nil {
+		return 0, nil
+	}
+	return k.cfg.Cache.Purge(service.id), nil
 }
 
 // PurgeAll is Purge for every key.
@@ -261,11 +344,18 @@ func encryptionContext(obj Object) kms.EncryptionContext {
 }
 
 // cacheID hashes all that decides what a blob unwraps to, each part after its length.
-func cacheID(obj Object, keyID string, wrapped []byte) dekcache.ID {
+func cacheID(key *key, service *service, obj Object, wrapped []byte) dekcache.ID {
 	b := make([]byte, 0, 1536) // on the stack; enough for the longest object key and the blobs of all providers
-	for _, s := range [...]string{keyID, obj.Bucket, obj.Key} {
+	for _, s := range [...]string{key.Provider, service.id, obj.Bucket, obj.Key} {
 		b = binary.BigEndian.AppendUint64(b, uint64(len(s)))
 		b = append(b, s...)
 	}
 	return sha256.Sum256(append(b, wrapped...))
 }
+
+// noObserver is nobody.
+type noObserver struct{}
+
+func (noObserver) KMSCall(context.Context, string, string, time.Duration, error) {}
+func (noObserver) Revoked(string, error, int)                                    {}
+func (noObserver) Used(string, [32]byte, Use)                                    {}

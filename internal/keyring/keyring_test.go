@@ -6,6 +6,8 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -62,7 +64,12 @@ func newLocal(t testing.TB) (w *kms.Local, path string) {
 
 func newCache(t testing.TB, ttl time.Duration) *dekcache.Cache {
 	t.Helper()
-	c := dekcache.New(dekcache.Config{TTL: ttl, NegativeTTL: time.Second, Refusal: kms.IsRevoked})
+	c := dekcache.New(dekcache.Config{TTL: ttl, Remember: func(err error) time.Duration {
+		if kms.IsRevoked(err) {
+			return time.Second
+		}
+		return 0
+	}})
 	t.Cleanup(c.Close)
 	return c
 }
@@ -79,6 +86,64 @@ func newRing(t testing.TB, w kms.Wrapper, ttl time.Duration, change func(*keyrin
 	k, err := keyring.New(cfg)
 	must(t, err)
 	return k
+}
+
+// seen is an observer that remembers.
+type seen struct {
+	mu      sync.Mutex
+	calls   []string // "key op result"
+	revoked []int
+	used    map[keyring.Use]int
+}
+
+func (s *seen) KMSCall(_ context.Context, key, op string, _ time.Duration, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	result := "ok"
+	if e, failed := errors.AsType[*kms.Error](err); failed {
+		result = e.Kind.String()
+	}
+	s.calls = append(s.calls, key+" "+op+" "+result)
+}
+
+func (s *seen) Revoked(_ string, _ error, n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.revoked = append(s.revoked, n)
+}
+
+func (s *seen) Used(_ string, _ [32]byte, use keyring.Use) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.used == nil {
+		s.used = make(map[keyring.Use]int)
+	}
+	s.used[use]++
+}
+
+func (s *seen) count(op string) (n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, call := range s.calls {
+		if strings.Contains(call, " "+op+" ") {
+			n++
+		}
+	}
+	return n
+}
+
+func (s *seen) uses(kind keyring.Use) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.used[kind]
+}
+
+// run has the probes made until the test ends, or until the returned function is called.
+func run(t testing.TB, k *keyring.Keyring) (stop func()) {
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); k.Run(ctx) }()
+	return func() { cancel(); <-done }
 }
 
 func create(t testing.TB, k *keyring.Keyring) *keyring.Sealed {
@@ -98,15 +163,8 @@ func must(t testing.TB, err error) {
 func TestCreateAndOpen(t *testing.T) {
 	w, _ := newLocal(t)
 	counted := &slow{Wrapper: w}
-	var calls []string
-	k := newRing(t, counted, time.Minute, func(c *keyring.Config) {
-		c.OnKMSCall = func(_ context.Context, key, op string, _ time.Duration, err error) {
-			if err != nil || key != "k" {
-				t.Errorf("%s %s: %v", key, op, err)
-			}
-			calls = append(calls, op)
-		}
-	})
+	events := &seen{}
+	k := newRing(t, counted, time.Minute, func(c *keyring.Config) { c.Observer = events })
 	sealed := create(t, k)
 	defer sealed.Release()
 	if sealed.KeyID != w.KeyID() || len(sealed.DEK()) != 32 {
@@ -140,8 +198,11 @@ func TestCreateAndOpen(t *testing.T) {
 	must(t, err)
 	defer again.Release()
 	counted.wantUnwraps(t, 1)
-	if want := []string{"generate", "generate", "unwrap"}; len(calls) != 3 || calls[0] != want[0] || calls[2] != want[2] {
-		t.Errorf("reported calls %v, want %v", calls, want)
+	if want := []string{"k generate ok", "k generate ok", "k unwrap ok"}; !slices.Equal(events.calls, want) {
+		t.Errorf("reported calls %v, want %v", events.calls, want)
+	}
+	if events.uses(keyring.Created) != 2 || events.uses(keyring.Opened) != 2 || events.uses(keyring.Released) != 1 {
+		t.Errorf("reported uses %v", events.used)
 	}
 }
 
@@ -325,26 +386,15 @@ func TestRenewalMustGiveTheSameDEK(t *testing.T) {
 func TestProbe(t *testing.T) {
 	w, _ := newLocal(t)
 	synctest.Test(t, func(t *testing.T) {
-		s := &slow{Wrapper: w}
-		var revoked []int
-		var probes atomic.Int64
+		s, events := &slow{Wrapper: w}, &seen{}
 		k := newRing(t, s, 2*time.Minute, func(c *keyring.Config) {
-			c.RevocationProbe = 10 * time.Second
-			c.OnRevoked = func(_ string, _ error, n int) { revoked = append(revoked, n) }
-			c.OnKMSCall = func(_ context.Context, _, op string, _ time.Duration, _ error) {
-				if op == keyring.OpProbe {
-					probes.Add(1)
-				}
-			}
+			c.RevocationProbe, c.Observer = 10*time.Second, events
 		})
-		if want := 16 * time.Second; k.Window() != want {
-			t.Errorf("window %v, want %v", k.Window(), want)
+		window := k.Window(2 * time.Minute)
+		if want := 12 * time.Second; window != want {
+			t.Errorf("window %v, want %v", window, want)
 		}
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan struct{})
-		go func() { defer close(done); k.Run(ctx) }()
-		defer func() { cancel(); <-done }()
-
+		defer run(t, k)()
 		time.Sleep(time.Minute)
 		s.wantUnwraps(t, 0) // nothing is in use: nothing is asked
 		sealed := create(t, k)
@@ -357,30 +407,31 @@ func TestProbe(t *testing.T) {
 				t.Errorf("a probe answered by %v ended a lease: %v", kind, err)
 			}
 		}
-		if probes.Load() < 4 {
-			t.Errorf("%d probes in 48 s", probes.Load())
+		if n := events.count("probe"); n < 4 || n > 5 {
+			t.Errorf("%d probes in 48 s", n)
 		}
 		s.fail.Store(&kms.Error{Kind: kms.Disabled})
 		at := time.Now()
 		for sealed.Check(t.Context()) == nil {
 			time.Sleep(100 * time.Millisecond)
 		}
-		if d := time.Since(at); d > k.Window()+time.Second { // the failing Check takes a second itself
-			t.Errorf("dark after %v, beyond the window of %v", d, k.Window())
+		if d := time.Since(at); d > window {
+			t.Errorf("dark after %v, beyond the window of %v", d, window)
 		}
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		if len(revoked) != 1 || revoked[0] != 1 {
-			t.Errorf("reported as revoked: %v, want once with one DEK", revoked)
+		if len(events.revoked) != 1 || events.revoked[0] != 1 {
+			t.Errorf("reported as revoked: %v, want once with one DEK", events.revoked)
 		}
 		s.fail.Store(nil)
-		must(t, sealed.Check(t.Context()))
+		time.Sleep(window)
+		must(t, sealed.Check(t.Context())) // back within a probe
 		sealed.Release()
 		k.PurgeAll()
 		time.Sleep(20 * time.Second)
-		before := probes.Load()
+		before := events.count("probe")
 		time.Sleep(time.Minute)
-		if probes.Load() != before {
+		if events.count("probe") != before {
 			t.Error("probes go on though nothing is in use")
 		}
 	})
@@ -393,10 +444,7 @@ func TestProbeExtendsNothing(t *testing.T) {
 		s := &slow{Wrapper: w}
 		cache := newCache(t, time.Minute)
 		k := newRing(t, s, 0, func(c *keyring.Config) { c.RevocationProbe, c.Cache = 10*time.Second, cache })
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan struct{})
-		go func() { defer close(done); k.Run(ctx) }()
-		defer func() { cancel(); <-done }()
+		defer run(t, k)()
 		sealed := create(t, k)
 		defer sealed.Release()
 		time.Sleep(time.Minute + time.Nanosecond)
@@ -413,10 +461,7 @@ func TestRevocationOnTheNetwork(t *testing.T) {
 	k := newRing(t, w, time.Minute, func(c *keyring.Config) {
 		c.RevocationProbe, c.Timeout = 50*time.Millisecond, 500*time.Millisecond
 	})
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan struct{})
-	go func() { defer close(done); k.Run(ctx) }()
-	defer func() { cancel(); <-done }()
+	defer run(t, k)()
 
 	sealed := create(t, k)
 	defer sealed.Release()
@@ -428,12 +473,12 @@ func TestRevocationOnTheNetwork(t *testing.T) {
 	must(t, server.DisableKey(w.KeyID()))
 	at := time.Now()
 	for err = nil; err == nil; err = lease.Check(t.Context()) {
-		if time.Since(at) > k.Window()+time.Second {
+		if time.Since(at) > k.Window(time.Minute)+time.Second {
 			t.Fatal("the stream runs on")
 		}
 		time.Sleep(time.Millisecond)
 	}
-	t.Logf("dark %v after DisableKey, window %v", time.Since(at), k.Window())
+	t.Logf("dark %v after DisableKey, window %v", time.Since(at), k.Window(time.Minute))
 	if !isKind(err, kms.Disabled) {
 		t.Errorf("%v, want disabled", err)
 	}
@@ -452,10 +497,7 @@ func TestOutageOnTheNetwork(t *testing.T) {
 	k := newRing(t, w, ttl, func(c *keyring.Config) {
 		c.RevocationProbe, c.Timeout = 20*time.Millisecond, 200*time.Millisecond
 	})
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan struct{})
-	go func() { defer close(done); k.Run(ctx) }()
-	defer func() { cancel(); <-done }()
+	defer run(t, k)()
 	start := time.Now()
 	sealed := create(t, k)
 	defer sealed.Release()

@@ -3,29 +3,45 @@ package keyring
 import (
 	"context"
 	"crypto/subtle"
+	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/cmekproxy/cmekproxy/internal/dekcache"
+	"github.com/cmekproxy/cmekproxy/internal/kms"
+)
+
+// How long a stream pauses before it asks a KMS again that it could not reach.
+const (
+	firstPause = 100 * time.Millisecond
+	longPause  = 2 * time.Second
 )
 
 // Lease is the right to use one DEK for a bounded time. It belongs to one stream: Check may be called while another
 // goroutine reads DEK, but Release ends both.
 type Lease struct {
-	ring     *Keyring
-	key      *key
-	obj      Object
-	wrapped  []byte
-	dek      []byte
-	term     atomic.Pointer[dekcache.Term]
+	ring    *Keyring
+	key     *key
+	service *service
+	id      dekcache.ID
+	obj     Object
+	wrapped []byte
+	dek     []byte
+	term    atomic.Pointer[dekcache.Term]
+	stopped atomic.Pointer[time.Time] // since when it is not in force; nil while it is
+
+	mu       sync.Mutex // held while the stream is cut, so that none is cut after its Release
 	released atomic.Bool
+	unwatch  context.CancelFunc
 }
 
 // lease takes over the DEK of entry.
-func (k *Keyring) lease(key *key, obj Object, wrapped []byte, entry dekcache.Entry) *Lease {
-	l := &Lease{ring: k, key: key, obj: obj, wrapped: wrapped, dek: entry.DEK}
+func (k *Keyring) lease(l *Lease, entry dekcache.Entry) *Lease {
+	l.ring, l.dek = k, entry.DEK
 	l.term.Store(&entry.Term)
-	key.leases.Add(1)
+	l.key.leases.Add(1)
 	return l
 }
 
@@ -33,9 +49,10 @@ func (k *Keyring) lease(key *key, obj Object, wrapped []byte, entry dekcache.Ent
 func (l *Lease) DEK() []byte { return l.dek }
 
 // Check returns nil while the lease is in force. It is cheap then, and meant to be called once for every piece of a
-// stream, before the piece goes out. When the TTL has run out or the key was purged, it asks the KMS again, once for
-// all leases of the DEK; ctx ends the waiting. An error means that the DEK must not be used any more: the KMS said no,
-// could not be reached, or answered with another DEK (ErrChanged).
+// stream, before the piece goes out. When the lease has run out or the key was purged, it asks the KMS again, once for
+// all leases of the DEK, and waits for one that cannot be reached, for Config.OutageWait at most; ctx ends the waiting
+// too. An error means that the DEK must not be used any more: the KMS said no, was out of reach for too long, or answered
+// with another DEK (ErrChanged).
 func (l *Lease) Check(ctx context.Context) error {
 	if l.released.Load() {
 		return ErrReleased
@@ -47,23 +64,116 @@ func (l *Lease) Check(ctx context.Context) error {
 }
 
 func (l *Lease) renew(ctx context.Context) error {
-	entry, err := l.ring.fetch(ctx, l.key, l.obj, l.wrapped)
+	start, patience := l.ring.now(), time.Duration(l.ring.outageWait.Load())
+	l.stopped.CompareAndSwap(nil, &start)
+	for pause := firstPause; ; pause = min(2*pause, longPause) {
+		err := l.askAgain(ctx)
+		if err == nil {
+			l.stopped.Store(nil)
+			return nil
+		}
+		err = fmt.Errorf("renewing a data key: %w", err)
+		if !passing(err) || l.ring.now().Add(pause).Sub(start) > patience {
+			return err
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return errors.Join(context.Cause(ctx), err)
+		}
+	}
+}
+
+func (l *Lease) askAgain(ctx context.Context) error {
+	entry, err := l.ring.fetch(ctx, l, OpRenew)
 	if err != nil {
-		return fmt.Errorf("renewing a data key: %w", err)
+		return err
 	}
 	defer clear(entry.DEK)
 	if subtle.ConstantTimeCompare(entry.DEK, l.dek) != 1 {
 		return ErrChanged
 	}
 	l.term.Store(&entry.Term)
+	l.ring.cfg.Observer.Used(l.key.Name, l.id, Renewed)
 	return nil
+}
+
+// Watch looks after a stream that may be stuck, in a client that does not take what was sent or sends nothing more: when
+// the lease cannot be renewed, it calls cut, once, and never after Release. cut must end the stream at once and drop
+// what is on its way; it must not call the lease.
+//
+// What a stream has handed out may still be on its way when the lease runs out. drained reports whether all of it has
+// arrived; if it has not at the end of the TTL, and the KMS has not renewed the lease by then, the stream is cut too.
+func (l *Lease) Watch(cut func(error), drained func() bool) {
+	ctx, cancel := context.WithCancel(context.Background())
+	l.unwatch = cancel
+	go l.watch(ctx, cut, drained)
+}
+
+func (l *Lease) watch(ctx context.Context, cut func(error), drained func() bool) {
+	for {
+		term := l.term.Load()
+		if term.Wait(ctx) != nil {
+			return
+		}
+		stop := l.atLimit(term, cut, drained)
+		err := l.Check(ctx)
+		stop()
+		if err != nil {
+			l.cut(cut, err)
+			return
+		}
+	}
+}
+
+// errUndrained is why a stream was cut that could have waited.
+var errUndrained = errors.New("the TTL has ended before the client took what was sent, and the KMS has not answered")
+
+// atLimit cuts the stream at the end of the TTL if it has something on its way. Where there is no time between the end of
+// a term and its limit, there was none to drain.
+func (l *Lease) atLimit(term *dekcache.Term, cut func(error), drained func() bool) (stop func()) {
+	limit := term.Limit()
+	if !limit.After(term.Expires()) {
+		return func() {}
+	}
+	timer := time.AfterFunc(limit.Sub(l.ring.now()), func() {
+		if !l.term.Load().InForce() && !drained() {
+			l.cut(cut, &kms.Error{Kind: kms.Unreachable, Op: OpRenew, KeyID: l.service.id, Err: errUndrained})
+		}
+	})
+	return func() { timer.Stop() }
+}
+
+func (l *Lease) cut(cut func(error), err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.released.Load() || l.unwatch == nil {
+		return
+	}
+	l.unwatch()
+	l.unwatch = nil
+	cut(err)
+	l.key.ended(l.ring.now())
+	l.ring.cfg.Observer.Used(l.key.Name, l.id, Cut)
 }
 
 // Release wipes the DEK. A second Release does nothing.
 func (l *Lease) Release() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	if l.released.Swap(true) {
 		return
 	}
+	if l.unwatch != nil {
+		l.unwatch()
+	}
+	now := l.ring.now()
+	last := now
+	if stopped := l.stopped.Load(); stopped != nil {
+		last = *stopped
+	}
+	l.key.ended(last)
 	l.key.leases.Add(-1)
 	clear(l.dek)
+	l.ring.cfg.Observer.Used(l.key.Name, l.id, Released)
 }

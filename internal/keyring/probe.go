@@ -2,22 +2,46 @@ package keyring
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-// Run asks the KMS about each key in use, every RevocationProbe, until ctx ends. In use is a key that has DEKs in the
-// cache or leases out. It asks by unwrapping a blob that unwrapped before; an answer that the key is revoked purges all
-// its DEKs, so that leases ask again at their next check. No other answer has an effect: an unreachable KMS is not a
-// revoked key, and keeps nothing alive past its TTL either.
-//
-// Run must not run twice at a time. It returns when its last probe has. Without a RevocationProbe it returns at once.
-func (k *Keyring) Run(ctx context.Context) {
-	if k.cfg.RevocationProbe <= 0 {
-		return
+const (
+	// probeTimeout bounds the answer to a probe: what comes later counts as none.
+	probeTimeout = 2 * time.Second
+	// probeRest is the least time between two probes of a key, however often they are asked for.
+	probeRest = time.Second
+)
+
+// SetProbe changes how often the KMS is asked about each key in use; 0 is never.
+func (k *Keyring) SetProbe(interval time.Duration) {
+	k.probe.Store(int64(interval))
+	for _, key := range k.keys {
+		key.askProbe()
 	}
+}
+
+// SetOutageWait changes Config.OutageWait, for leases that run out from now on.
+func (k *Keyring) SetOutageWait(d time.Duration) { k.outageWait.Store(int64(d)) }
+
+func (k *key) askProbe() {
+	select {
+	case k.nudge <- struct{}{}:
+	default:
+	}
+}
+
+// Run asks the KMS about each key in use, every RevocationProbe, until ctx ends; and at once when a KMS has called a key
+// revoked. In use is a key that has DEKs in the cache or leases out. It asks by unwrapping a blob that unwrapped before,
+// the only question that grants and policies have a say in; an answer that the key is revoked purges all its DEKs, so
+// that leases ask again. No other answer has an effect: an unreachable KMS is not a revoked key, and keeps nothing alive
+// past its TTL either.
+//
+// Run must not run twice at a time. It returns when its last probe has.
+func (k *Keyring) Run(ctx context.Context) {
 	var wg sync.WaitGroup
 	for _, key := range k.keys { // apart from each other: one KMS that hangs must not delay the probes of another
 		wg.Go(func() { k.probeAtIntervals(ctx, key) })
@@ -25,50 +49,103 @@ func (k *Keyring) Run(ctx context.Context) {
 	wg.Wait()
 }
 
-// Window returns the longest time from the moment at which the KMS begins to refuse, to the last moment at which a
-// Check returns nil, provided that Run runs and the KMS answers its probes. If it does not, it is the TTL. A KMS itself
-// may take a while to begin: AWS calls its key states eventually consistent. What a change of a key policy revokes for
-// some encryption contexts only, a probe of another context does not see, and again it is the TTL.
-func (k *Keyring) Window() time.Duration {
-	ttl := k.cfg.Cache.TTL()
-	if k.cfg.RevocationProbe <= 0 {
-		return ttl
-	}
-	return min(ttl, max(k.cfg.RevocationProbe, k.cfg.Timeout)+k.cfg.Timeout)
-}
-
 func (k *Keyring) probeAtIntervals(ctx context.Context, key *key) {
-	ticker := time.NewTicker(k.cfg.RevocationProbe)
-	defer ticker.Stop()
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	last := k.now()
 	for {
+		wait := time.Hour // there is always a next look, which without an interval asks nothing
+		interval := time.Duration(k.probe.Load())
+		if interval > 0 {
+			wait = last.Add(interval).Sub(k.now())
+		}
+		timer.Reset(wait)
+		asked := false
 		select {
 		case <-ctx.Done():
 			return
-		case <-ticker.C:
-			k.probe(ctx, key)
+		case <-key.nudge:
+			asked = true
+			if !rest(ctx, last.Add(pause(interval)).Sub(k.now())) {
+				return
+			}
+		case <-timer.C:
+		}
+		if asked || interval > 0 {
+			last = k.now()
+			k.probeKey(ctx, key)
 		}
 	}
 }
 
-func (k *Keyring) probe(ctx context.Context, key *key) {
-	recent := key.recent.Load()
-	if recent == nil || key.leases.Load() == 0 && k.cfg.Cache.Entries(key.id) == 0 {
+func pause(interval time.Duration) time.Duration {
+	if interval > 0 {
+		return min(probeRest, interval)
+	}
+	return probeRest
+}
+
+// rest sleeps, and reports whether ctx goes on.
+func rest(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
+	}
+}
+
+func (k *Keyring) probeKey(ctx context.Context, key *key) {
+	service, recent := key.kms.Load(), key.recent.Load()
+	if service == nil || recent == nil {
 		return
 	}
-	err := k.call(ctx, key, OpProbe, func(ctx context.Context) error {
-		dek, err := kms.Unwrap(ctx, key.Wrapper, recent.wrapped, recent.ec)
+	wanted := key.wanted.Swap(false)
+	if !wanted && key.leases.Load() == 0 && k.cfg.Cache.Entries(service.id) == 0 {
+		return
+	}
+	timeout := k.probeTimeout()
+	err := k.ask(ctx, key, OpProbe, timeout, func(ctx context.Context) error {
+		dek, err := kms.Unwrap(ctx, service.probe, recent.wrapped, recent.ec)
 		clear(dek)
 		return err
 	})
-	if err == nil {
-		key.refused = false
+	if ctx.Err() != nil {
+		return
 	}
+	first := key.judge(err, k.now().Add(time.Duration(k.probe.Load())+2*timeout))
 	if !kms.IsRevoked(err) {
 		return
 	}
-	n := k.cfg.Cache.Purge(key.id)
-	if !key.refused && k.cfg.OnRevoked != nil {
-		k.cfg.OnRevoked(key.Name, err, n)
+	if n := k.cfg.Cache.Purge(service.id); first {
+		k.cfg.Observer.Revoked(key.Name, err, n)
 	}
-	key.refused = true
+}
+
+// probeTimeout bounds a probe, so that the next one is never late.
+func (k *Keyring) probeTimeout() time.Duration {
+	timeout := min(probeTimeout, k.timeout())
+	if interval := time.Duration(k.probe.Load()); interval > 0 {
+		timeout = min(timeout, interval)
+	}
+	return timeout
+}
+
+// judge notes what a probe has found, and reports whether it is the first that found the key revoked. A key that is
+// disabled or gone is so for all objects, until another probe finds otherwise or until comes; a caller who is denied may
+// be so for some of them, as a policy can speak of the encryption context, and each is asked about.
+func (k *key) judge(err error, until time.Time) (first bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	var failure *kms.Error
+	if k.silent = err != nil && (!errors.As(err, &failure) || passing(err)); k.silent {
+		return false
+	}
+	first = kms.IsRevoked(err) && !k.refused
+	k.refused = kms.IsRevoked(err)
+	k.gone = nil
+	if k.refused && failure.Kind != kms.Denied {
+		k.gone, k.goneUntil = err, until
+	}
+	return first
 }

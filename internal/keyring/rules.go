@@ -1,6 +1,7 @@
 package keyring
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -24,9 +25,9 @@ type Rule struct {
 
 // Rule returns the first rule that matches, or ErrNoRule.
 func (k *Keyring) Rule(obj Object, client string) (Rule, error) {
-	for i := range k.cfg.Rules {
-		if k.cfg.Rules[i].matches(obj, client) {
-			return k.cfg.Rules[i], nil
+	for _, r := range *k.rules.Load() {
+		if r.matches(obj, client) {
+			return r, nil
 		}
 	}
 	return Rule{}, fmt.Errorf("%w: bucket %q, client %q", ErrNoRule, obj.Bucket, client)
@@ -38,32 +39,47 @@ func (k *Keyring) AllowPlaintext(obj Object, client string) bool {
 	return err == nil && r.AllowPlaintext
 }
 
-// KeyID returns the id of the KMS key that Create would seal obj with. Errors: ErrNoRule, ErrUnknownKey.
+// SetRules replaces the rules, for requests from now on. Error: ErrUnknownKey.
+func (k *Keyring) SetRules(rules []Rule) error {
+	for i, r := range rules {
+		if k.byName[r.Key] == nil {
+			return fmt.Errorf("keyring: rule %d: %w %q", i+1, ErrUnknownKey, r.Key)
+		}
+	}
+	rules = slices.Clone(rules)
+	k.rules.Store(&rules)
+	return nil
+}
+
+// KeyID returns the id of the KMS key that Create would seal obj with. Errors: ErrNoRule, ErrUnknownKey, and that of a
+// key that is unavailable.
 func (k *Keyring) KeyID(obj Object, client, requestedKeyID string) (string, error) {
-	key, err := k.keyFor(obj, client, requestedKeyID)
+	_, service, err := k.keyFor(obj, client, requestedKeyID)
 	if err != nil {
 		return "", err
 	}
-	return key.id, nil
+	return service.id, nil
 }
 
 // keyFor returns the key to seal obj with. A client can ask for another key than the rule's, but not write where no
 // rule lets it.
-func (k *Keyring) keyFor(obj Object, client, requestedKeyID string) (*key, error) {
+func (k *Keyring) keyFor(obj Object, client, requestedKeyID string) (*key, *service, error) {
 	r, err := k.Rule(obj, client)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	if requestedKeyID == "" {
-		return k.byName[r.Key], nil
+	key := k.byName[cmp.Or(requestedKeyID, r.Key)]
+	if key == nil {
+		key = (*k.byID.Load())[requestedKeyID]
 	}
-	if key := k.byID[requestedKeyID]; key != nil {
-		return key, nil
+	if key == nil {
+		return nil, nil, fmt.Errorf("%w %q", ErrUnknownKey, requestedKeyID)
 	}
-	if key := k.byName[requestedKeyID]; key != nil {
-		return key, nil
+	service := key.kms.Load()
+	if service == nil {
+		return nil, nil, fmt.Errorf("key %q is not open: %w", key.Name, key.Unavailable)
 	}
-	return nil, fmt.Errorf("%w %q", ErrUnknownKey, requestedKeyID)
+	return key, service, nil
 }
 
 func (r *Rule) matches(obj Object, client string) bool {

@@ -94,7 +94,6 @@ func TestConfigsThatAreRefused(t *testing.T) {
 	b, _ := newLocal(t)
 	for want, change := range map[string]func(*keyring.Config){
 		"no cache":       func(c *keyring.Config) { c.Cache = nil },
-		"must be longer": func(c *keyring.Config) { c.Timeout = time.Minute },
 		"unknown key":    func(c *keyring.Config) { c.Rules = []keyring.Rule{{Key: "x"}} },
 		`unknown key ""`: func(c *keyring.Config) { c.Rules = []keyring.Rule{{}} },
 		"two keys":       func(c *keyring.Config) { c.Keys = append(c.Keys, keyring.Key{Name: "a", Wrapper: b}) },

@@ -10,6 +10,7 @@ package kms
 import (
 	"context"
 	"crypto/rand"
+	"crypto/subtle"
 	"errors"
 	"fmt"
 	"unicode/utf8"
@@ -84,6 +85,34 @@ func Unwrap(ctx context.Context, w Wrapper, wrapped []byte, ec EncryptionContext
 		return nil, err
 	}
 	return dek, nil
+}
+
+// RoundTrip makes a DEK, unwraps it, and makes sure that it does not unwrap with another context. It returns the wrapped
+// DEK, whose plaintext nobody has any more, and its context.
+func RoundTrip(ctx context.Context, w Wrapper) (wrapped []byte, ec EncryptionContext, err error) {
+	fault := func(text string) error {
+		return &Error{Kind: Internal, Op: "round trip", KeyID: w.KeyID(), Err: errors.New(text)}
+	}
+	ec = EncryptionContext{"bucket": "cmekproxy-check", "key": "object"}
+	dek, wrapped, err := Generate(ctx, w, ec)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer clear(dek)
+	again, err := Unwrap(ctx, w, wrapped, ec)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer clear(again)
+	if subtle.ConstantTimeCompare(dek, again) != 1 {
+		return nil, nil, fault("the KMS unwrapped another data key than it had wrapped")
+	}
+	other, err := Unwrap(ctx, w, wrapped, EncryptionContext{"bucket": "cmekproxy-check", "key": "another object"})
+	clear(other)
+	if err == nil {
+		return nil, nil, fault("the KMS ignores the encryption context: a data key unwraps for any object")
+	}
+	return wrapped, ec, nil
 }
 
 func checkAnswer(w Wrapper, op string, dek, wrapped []byte) error {

@@ -22,6 +22,8 @@ type Metrics struct {
 	bytes    *prometheus.CounterVec
 	origin   *prometheus.HistogramVec
 	kms      *prometheus.HistogramVec
+	leases   *prometheus.CounterVec
+	breakers *prometheus.GaugeVec
 }
 
 // seconds are the upper bounds of the histograms: from a cached small GET to a large transfer.
@@ -52,8 +54,14 @@ func New() *Metrics {
 		kms: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "cmekproxy_kms_duration_seconds", Help: "Time of requests to the KMS, by name of the key, operation and result.", Buckets: seconds,
 		}, []string{"key", "operation", "result"}),
+		leases: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "cmekproxy_dek_leases_total", Help: "Leases of running transfers that ran out, by name of the key: renewed by the KMS, or cut with the transfer.",
+		}, []string{"key", "event"}),
+		breakers: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "cmekproxy_kms_breaker_open", Help: "1 while a KMS that does not answer is left alone, by id of the key.",
+		}, []string{"kms_key"}),
 	}
-	m.registry.MustRegister(m.InFlight, m.OpenEnds, m.requests, m.duration, m.bytes, m.origin, m.kms,
+	m.registry.MustRegister(m.InFlight, m.OpenEnds, m.requests, m.duration, m.bytes, m.origin, m.kms, m.leases, m.breakers,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -74,6 +82,38 @@ func (m *Metrics) Origin(operation string, status int, took time.Duration) {
 // KMS counts a request to the KMS. result is "ok" or a kind of error.
 func (m *Metrics) KMS(key, operation, result string, took time.Duration) {
 	m.kms.WithLabelValues(key, operation, result).Observe(took.Seconds())
+}
+
+// Lease counts what became of a lease that ran out: renewed or cut.
+func (m *Metrics) Lease(key, event string) { m.leases.WithLabelValues(key, event).Inc() }
+
+// Breaker tells whether a KMS is left alone.
+func (m *Metrics) Breaker(kmsKey string, open bool) {
+	value := 0.0
+	if open {
+		value = 1
+	}
+	m.breakers.WithLabelValues(kmsKey).Set(value)
+}
+
+// ByKey adds a value of each key, read when somebody asks. each calls its function with the name of every key.
+func (m *Metrics) ByKey(name, help string, each func(func(key string, value float64))) {
+	m.registry.MustRegister(byKey{prometheus.NewDesc(name, help, []string{"key"}, nil), each})
+}
+
+type byKey struct {
+	desc *prometheus.Desc
+	each func(func(key string, value float64))
+}
+
+// Describe implements prometheus.Collector.
+func (b byKey) Describe(ch chan<- *prometheus.Desc) { ch <- b.desc }
+
+// Collect implements prometheus.Collector.
+func (b byKey) Collect(ch chan<- prometheus.Metric) {
+	b.each(func(key string, value float64) {
+		ch <- prometheus.MustNewConstMetric(b.desc, prometheus.GaugeValue, value, key)
+	})
 }
 
 // Gauge adds a value that is read when somebody asks.

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 	"unicode/utf8"
@@ -26,12 +27,13 @@ import (
 // call is one S3 request while it is served. Its Request is the client's, untouched.
 type call struct {
 	*http.Request
-	w     *response
-	id    string
-	op    string // S3's name of the operation; "Unknown" until it is known
-	route *route
-	start time.Time
-	idle  *idle
+	w      *response
+	id     string
+	op     string // S3's name of the operation; "Unknown" until it is known
+	route  *route
+	start  time.Time
+	idle   *idle
+	cancel context.CancelCauseFunc // of the call's context
 
 	bucket string
 	key    string // raw: decoded exactly once
@@ -51,7 +53,7 @@ type call struct {
 }
 
 func newCall(s *Server, w http.ResponseWriter, r *http.Request, cancel context.CancelCauseFunc) *call {
-	c := &call{Request: r, id: newRequestID(), op: "Unknown", start: s.Now()}
+	c := &call{Request: r, id: newRequestID(), op: "Unknown", start: s.Now(), cancel: cancel}
 	c.idle = newIdle(s.IdleTimeout, http.NewResponseController(w), cancel)
 	c.w = &response{ResponseWriter: w, idle: c.idle}
 	return c
@@ -241,12 +243,21 @@ func (m *meter) Read(p []byte) (int, error) {
 // response remembers what was answered.
 type response struct {
 	http.ResponseWriter
-	idle   *idle
+	idle  *idle
+	bytes int64
+
+	mu     sync.Mutex
 	status int
-	bytes  int64
+	ended  error // why it was cut off; nil if it was not
 }
 
+// WriteHeader does nothing once the response is cut off.
 func (w *response) WriteHeader(status int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.ended != nil {
+		return
+	}
 	if status >= http.StatusOK {
 		w.status = status
 	}
@@ -254,8 +265,8 @@ func (w *response) WriteHeader(status int) {
 }
 
 func (w *response) Write(p []byte) (int, error) {
-	if w.status == 0 {
-		w.status = http.StatusOK
+	if err := w.permit(); err != nil {
+		return 0, err
 	}
 	w.idle.moved()
 	n, err := w.ResponseWriter.Write(p)
@@ -264,6 +275,15 @@ func (w *response) Write(p []byte) (int, error) {
 		return n, errors.Join(errClient, err)
 	}
 	return n, nil
+}
+
+func (w *response) permit() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.ended == nil && w.status == 0 {
+		w.status = http.StatusOK
+	}
+	return w.ended
 }
 
 var errClient = errors.New("the client went away")
@@ -276,6 +296,8 @@ type idle struct {
 	timer   *time.Timer
 	last    atomic.Int64 // Unix nanoseconds
 	stopped atomic.Bool
+
+	mu sync.Mutex // held while deadlines are set
 }
 
 // granularity is how far apart two movements are told to the clock.
@@ -295,11 +317,22 @@ func (i *idle) moved() {
 		return
 	}
 	i.last.Store(now.UnixNano())
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.stopped.Load() {
+		return
+	}
 	i.timer.Reset(i.limit)
-	i.allow(now.Add(i.limit), now.Add(i.limit))
+	i.deadlines(now.Add(i.limit), now.Add(i.limit))
 }
 
 func (i *idle) allow(read, write time.Time) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.deadlines(read, write)
+}
+
+func (i *idle) deadlines(read, write time.Time) {
 	_ = i.client.SetReadDeadline(read)
 	_ = i.client.SetWriteDeadline(write)
 }

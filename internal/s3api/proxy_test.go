@@ -108,7 +108,7 @@ func newProxy(t testing.TB, options ...option) *proxy {
 		Endpoint: &url.URL{Scheme: "http", Host: "store"}, Region: region, PathStyle: true, Trailers: true, Now: time.Now, Transport: store.transport,
 		Credentials: credentials.NewStaticCredentialsProvider(storeAccess, storeSecret, ""),
 	})}
-	p.cache = dekcache.New(dekcache.Config{TTL: time.Minute, MaxEntries: 1000, Now: now, Refusal: kms.IsRevoked})
+	p.cache = dekcache.New(dekcache.Config{TTL: time.Minute, MaxEntries: 1000, Now: now})
 	t.Cleanup(p.cache.Close)
 	ringConfig := keyring.Config{
 		Keys:  []keyring.Key{{Name: "main", Wrapper: key}},
@@ -137,6 +137,7 @@ func newProxy(t testing.TB, options ...option) *proxy {
 	cfg.Keys = p.keys
 	p.server = httptest.NewUnstartedServer(s3api.New(cfg))
 	p.server.Config.DisableGeneralOptionsHandler = true
+	p.server.Config.ConnContext = s3api.ConnContext
 	p.server.Start()
 	t.Cleanup(p.server.Close)
 	t.Cleanup(func() {

@@ -33,6 +33,7 @@ func (s *Server) putObject(c *call) error {
 		return err
 	}
 	defer lease.Release()
+	c.watch(lease.Lease)
 	if err := c.peek(); err != nil {
 		return err
 	}
@@ -127,20 +128,17 @@ type upload struct {
 	failed   atomic.Pointer[error]
 	finished atomic.Bool
 	sent     int64
-	checked  int64 // bytes sent when the lease was last checked
 }
 
-// leaseInterval is how many bytes pass between two looks at the lease.
-const leaseInterval = 1 << 20
-
+// Read hands out what was sealed only under a lease in force. The look at it comes last, as the client may have taken its
+// time with the plaintext.
 func (u *upload) Read(p []byte) (int, error) {
-	if u.sent-u.checked >= leaseInterval {
-		u.checked = u.sent
+	n, err := u.sealer.Read(p)
+	if n > 0 {
 		if err := u.lease.Check(u.c.Context()); err != nil {
 			return 0, u.fail(err)
 		}
 	}
-	n, err := u.sealer.Read(p)
 	u.sent += int64(n)
 	if u.sent == u.size {
 		u.finished.Store(true)

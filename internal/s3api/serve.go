@@ -73,7 +73,12 @@ func New(cfg Config) *Server {
 	s.objects = &stored.Store{
 		Send: func(r *http.Request) (*http.Response, error) { return s.send(requestCall(r.Context()), r) },
 		Open: func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
-			return cfg.Keys.Open(ctx, obj, keyID, wrapped)
+			lease, err := cfg.Keys.Open(ctx, obj, keyID, wrapped)
+			if err != nil {
+				return nil, err
+			}
+			requestCall(ctx).watch(lease)
+			return lease, nil
 		},
 		Cache:   stored.NewCache(),
 		OpenEnd: cfg.UniformParts,
@@ -98,6 +103,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 	err := s.recovering(c)
 	c.idle.stop()
+	if cut := c.w.reopen(); cut != nil {
+		err = cut
+	}
 	s.conclude(c, err)
 }
 

@@ -82,9 +82,19 @@ func (u *uploadKeys) entry(id uploadID) *uploadKey {
 	return fresh
 }
 
-// partKey returns the DEK for a part of the call's upload. Parts that come at the same time wait for the one that asks
-// the KMS first.
+// partKey returns the DEK for a part of the call's upload. The call ends when the DEK may not be used any more.
 func (s *Server) partKey(c *call) (*keyring.Sealed, error) {
+	sealed, err := s.uploadKey(c)
+	if err != nil {
+		return nil, err
+	}
+	c.watch(sealed.Lease)
+	return sealed, nil
+}
+
+// uploadKey returns the DEK for a part of the call's upload. Parts that come at the same time wait for the one that asks
+// the KMS first.
+func (s *Server) uploadKey(c *call) (*keyring.Sealed, error) {
 	ctx := c.Context()
 	entry := s.uploads.entry(c.uploadID(c.query.Get("uploadId")))
 	select {

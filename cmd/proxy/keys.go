@@ -1,0 +1,255 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/cmekproxy/cmekproxy/internal/advisor"
+	"github.com/cmekproxy/cmekproxy/internal/config"
+	"github.com/cmekproxy/cmekproxy/internal/dekcache"
+	"github.com/cmekproxy/cmekproxy/internal/keyring"
+	"github.com/cmekproxy/cmekproxy/internal/kms"
+	"github.com/cmekproxy/cmekproxy/internal/metrics"
+	"github.com/cmekproxy/cmekproxy/internal/s3api"
+)
+
+// Time limits of key management that are nobody's business to tune.
+const (
+	kmsTimeout       = 6 * time.Second        // of a call with all its attempts
+	kmsAttempt       = 2 * time.Second        // of one attempt
+	rememberRevoked  = time.Second            // how long a DEK that was refused is not asked for again
+	rememberOutage   = 250 * time.Millisecond // the same, of one that the KMS did not answer for
+	reopenEvery      = 10 * time.Second       // how often a key that could not be opened is tried again
+	breakerFailures  = 8                      // calls without an answer, after which a KMS is left alone
+	breakerOpen      = 2 * time.Second        // and for how long
+	jitterLeast      = 5                      // percent of the TTL, by which a DEK's life is shorter: what is on its way to
+	jitterMost       = 15                     // a slow client has that time to arrive
+	jitterDifference = jitterMost - jitterLeast
+)
+
+// jitter draws by how much shorter than the TTL the life of a DEK is.
+func jitter(ttl time.Duration) time.Duration {
+	var random [4]byte
+	rand.Read(random[:])
+	thousandths := jitterLeast*10 + int64(binary.BigEndian.Uint32(random[:])%(jitterDifference*10+1))
+	return time.Duration(int64(ttl) / 1000 * thousandths)
+}
+
+// remember is for how long the error of a KMS stands without asking again.
+func remember(err error) time.Duration {
+	switch {
+	case kms.IsRevoked(err):
+		return rememberRevoked
+	case kms.IsUnreachable(err), kms.IsThrottled(err):
+		return rememberOutage
+	default:
+		return 0
+	}
+}
+
+// buildKeys makes the cache and the keyring, and has both measured. A key that cannot be opened now does not keep the
+// others from working: openLater goes on trying.
+func (a *app) buildKeys(ctx context.Context) error {
+	var keys []keyring.Key
+	for _, k := range a.cfg.Keys {
+		key := keyring.Key{Name: k.Name, Provider: string(k.Provider)}
+		wrapper, err := buildWrapper(ctx, k)
+		switch failure := (*kms.Error)(nil); {
+		case err == nil:
+			key.Wrapper, key.Probe = a.weathered(wrapper), wrapper
+		case errors.As(err, &failure) && failure.Kind != kms.Invalid:
+			key.Unavailable = err
+		default:
+			return fmt.Errorf("key %s: %w", k.Name, err)
+		}
+		keys = append(keys, key)
+	}
+	dek := a.cfg.DEKCache
+	a.cache = dekcache.New(dekcache.Config{
+		TTL: dek.TTL, MaxEntries: dek.MaxEntries, Jitter: jitter, Remember: remember, Now: time.Now,
+	})
+	a.advisor = advisor.New(advisor.Config{
+		TTL:             dek.TTL,
+		Life:            func(ttl time.Duration) time.Duration { return ttl - ttl*(jitterLeast+jitterMost)/2/100 },
+		Window:          func(ttl time.Duration) time.Duration { return a.keys.Window(ttl) },
+		ProbesPerSecond: func() float64 { return a.keys.ProbesPerSecond() },
+		PricePer10000:   price(a.cfg.KMS.PricePer10000),
+		Currency:        a.cfg.KMS.Currency,
+		Now:             time.Now,
+	})
+	var err error
+	a.keys, err = keyring.New(keyring.Config{
+		Keys: keys, Rules: buildRules(a.cfg.Encryption.Rules), Cache: a.cache,
+		RevocationProbe: dek.RevocationProbe, Timeout: kmsTimeout, OutageWait: dek.OutageWait,
+		Observer: &keyObserver{log: a.log, metrics: a.metrics, advisor: a.advisor},
+	})
+	if err != nil {
+		return err
+	}
+	a.measureKeys()
+	return nil
+}
+
+// price is as the advisor takes it, to whom 0 is no price named.
+func price(configured float64) float64 {
+	if configured == 0 {
+		return -1
+	}
+	return configured
+}
+
+func buildRules(list []config.Rule) []keyring.Rule {
+	rules := make([]keyring.Rule, 0, len(list))
+	for _, r := range list {
+		rules = append(rules, keyring.Rule{
+			Buckets: r.Buckets, Prefixes: r.Prefixes, Clients: r.Clients, Key: r.Key,
+			AllowPlaintext: r.PlaintextObjects == config.Allow,
+		})
+	}
+	return rules
+}
+
+func buildWrapper(ctx context.Context, k config.Key) (kms.Wrapper, error) {
+	switch k.Provider {
+	case config.AWSKMS:
+		return kms.NewAWS(ctx, kms.AWSConfig{
+			KeyID: k.KeyID, Region: k.Region, Endpoint: k.Endpoint, RoleARN: k.RoleARN,
+			Timeout: kmsAttempt, MaxAttempts: 1, // kms.Retry makes the others
+		})
+	case config.Local:
+		return kms.NewLocal(k.KeyFile)
+	default:
+		return nil, fmt.Errorf("unknown provider %q", k.Provider)
+	}
+}
+
+// weathered bounds what is asked of a KMS, and asks again what it could not answer.
+func (a *app) weathered(w kms.Wrapper) kms.Wrapper {
+	limited := kms.Limit(w, kms.LimitConfig{
+		MaxConcurrent: a.cfg.KMS.MaxConcurrent, PerSecond: float64(a.cfg.KMS.MaxPerSecond), Burst: a.cfg.KMS.MaxPerSecond,
+	})
+	broken := kms.Breaker(limited, kms.BreakerConfig{
+		Failures: breakerFailures, OpenFor: breakerOpen,
+		OnChange: func(open bool) {
+			a.metrics.Breaker(w.KeyID(), open)
+			a.log.Warn("kms circuit breaker", zap.String("kms_key", w.KeyID()), zap.Bool("open", open))
+		},
+	})
+	return kms.Retry(broken, kms.RetryConfig{})
+}
+
+// tryKeys says at once which keys do not work.
+func (a *app) tryKeys(ctx context.Context) {
+	for _, k := range a.cfg.Keys {
+		go func() {
+			if err := a.keys.Try(ctx, k.Name); err != nil {
+				a.log.Error("this key does not work; the others are served", zap.String("kms_key_name", k.Name),
+					zap.String("provider", string(k.Provider)), zap.Error(err))
+				a.openLater(ctx, k)
+				return
+			}
+			a.log.Info("this key works", zap.String("kms_key_name", k.Name), zap.String("provider", string(k.Provider)))
+		}()
+	}
+}
+
+// openLater tries again to open a key that could not be opened at the start.
+func (a *app) openLater(ctx context.Context, k config.Key) {
+	for a.keys.Unopened(k.Name) {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(reopenEvery):
+		}
+		wrapper, err := buildWrapper(ctx, k)
+		if err == nil {
+			err = a.keys.Provide(k.Name, a.weathered(wrapper), wrapper)
+		}
+		if err != nil {
+			a.log.Warn("this key cannot be opened yet", zap.String("kms_key_name", k.Name), zap.Error(err))
+			continue
+		}
+		a.log.Info("this key is open now", zap.String("kms_key_name", k.Name))
+	}
+}
+
+// keyObserver counts and logs what happens to keys.
+type keyObserver struct {
+	log     *zap.Logger
+	metrics *metrics.Metrics
+	advisor *advisor.Recorder
+}
+
+// KMSCall implements keyring.Observer.
+func (o *keyObserver) KMSCall(ctx context.Context, key, op string, took time.Duration, err error) {
+	result := "ok"
+	if failure := (*kms.Error)(nil); errors.As(err, &failure) {
+		result = failure.Kind.String()
+	} else if err != nil {
+		result = "error"
+	}
+	s3api.RecordKMS(ctx, took)
+	o.metrics.KMS(key, op, result, took)
+	if err != nil {
+		o.log.Warn("kms request failed", zap.String("kms_key_name", key), zap.String("operation", op), zap.Stringer("took", took), zap.Error(err))
+	}
+}
+
+// Revoked implements keyring.Observer.
+func (o *keyObserver) Revoked(key string, err error, n int) {
+	o.log.Warn("key revoked: its data keys are purged", zap.String("kms_key_name", key), zap.Int("purged", n), zap.Error(err))
+}
+
+// Used implements keyring.Observer.
+func (o *keyObserver) Used(key string, id [32]byte, use keyring.Use) {
+	switch use {
+	case keyring.Created:
+		o.advisor.Created(id)
+	case keyring.Opened:
+		o.advisor.Opened(id)
+	case keyring.Released:
+		o.advisor.Released(id)
+	case keyring.Renewed:
+		o.metrics.Lease(key, "renewed")
+	case keyring.Cut:
+		o.metrics.Lease(key, "cut")
+	}
+}
+
+func (a *app) measureKeys() {
+	count := func(name, help string, of func(dekcache.Stats) uint64) {
+		a.metrics.Counter(name, help, func() float64 { return float64(of(a.cache.Stats())) })
+	}
+	count("cmekproxy_dek_cache_hits_total", "Data keys found in the cache.", func(s dekcache.Stats) uint64 { return s.Hits })
+	count("cmekproxy_dek_cache_misses_total", "Data keys not found in the cache, and asked of the KMS.", func(s dekcache.Stats) uint64 { return s.Misses })
+	count("cmekproxy_dek_cache_joins_total", "Data keys that somebody else was asking the KMS for already.", func(s dekcache.Stats) uint64 { return s.Shared })
+	count("cmekproxy_dek_cache_negative_hits_total", "Data keys that the KMS had refused, or not answered for, a moment before.", func(s dekcache.Stats) uint64 { return s.NegativeHits })
+	count("cmekproxy_dek_cache_evictions_total", "Data keys dropped because the cache was full.", func(s dekcache.Stats) uint64 { return s.Evictions })
+	a.metrics.ByKey("cmekproxy_dek_cache_entries", "Data keys in the cache.", a.ofEachKey(func(s keyring.Status) float64 { return float64(s.DEKs) }))
+	a.metrics.ByKey("cmekproxy_dek_cache_oldest_seconds", "Age of the oldest data key in the cache.", a.ofEachKey(func(s keyring.Status) float64 { return s.OldestAge.Seconds() }))
+	a.metrics.ByKey("cmekproxy_dek_leases", "Transfers that use a data key.", a.ofEachKey(func(s keyring.Status) float64 { return float64(s.Leases) }))
+	a.metrics.ByKey("cmekproxy_revocation_window_seconds", "Longest time from the moment at which the KMS begins to refuse the key, to the last byte: now.",
+		a.ofEachKey(func(s keyring.Status) float64 { return s.Window.Seconds() }))
+	a.metrics.ByKey("cmekproxy_revocation_last_byte_seconds", "Time from the KMS's first answer that the key is revoked, to the last byte under it; 0 while it is not.",
+		a.ofEachKey(func(s keyring.Status) float64 { return s.LastUse.Seconds() }))
+	a.metrics.ByKey("cmekproxy_key_revoked", "1 while the KMS calls the key revoked.", a.ofEachKey(func(s keyring.Status) float64 {
+		if s.State == keyring.Revoked {
+			return 1
+		}
+		return 0
+	}))
+}
+
+func (a *app) ofEachKey(value func(keyring.Status) float64) func(yield func(string, float64)) {
+	return func(yield func(string, float64)) {
+		for _, s := range a.keys.Status() {
+			yield(s.Name, value(s))
+		}
+	}
+}

@@ -1,0 +1,74 @@
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"reflect"
+	"strings"
+	"syscall"
+
+	"go.uber.org/zap"
+
+	"github.com/cmekproxy/cmekproxy/internal/config"
+)
+
+// onSignals forgets all data keys on SIGUSR1, and reads the configuration anew on SIGHUP, until ctx ends.
+func (a *app) onSignals(ctx context.Context) {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGUSR1, syscall.SIGHUP)
+	defer signal.Stop(signals)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case s := <-signals:
+			if s == syscall.SIGUSR1 {
+				_, _ = a.purge("", false, "SIGUSR1") // it fails for unknown names only
+				continue
+			}
+			a.reload()
+		}
+	}
+}
+
+// reload applies what may change while the proxy runs: dek_cache, and encryption.rules. Of anything else that has changed
+// it says that a restart is needed. A configuration with an error changes nothing.
+func (a *app) reload() {
+	if a.path == "" {
+		a.log.Warn("there is no configuration file to read anew")
+		return
+	}
+	next, err := loadConfig(a.path)
+	if err == nil {
+		err = a.keys.SetRules(buildRules(next.Encryption.Rules))
+	}
+	if err != nil {
+		a.log.Error("the configuration was not read anew, and the old one stays in force", zap.Error(err))
+		return
+	}
+	a.cache.SetTTL(next.DEKCache.TTL)
+	a.cache.Resize(next.DEKCache.MaxEntries)
+	a.keys.SetProbe(next.DEKCache.RevocationProbe)
+	a.keys.SetOutageWait(next.DEKCache.OutageWait)
+	a.advisor.SetTTL(next.DEKCache.TTL)
+	a.log.Named("audit").Info("configuration read anew", zap.Stringer("dek_cache.ttl", next.DEKCache.TTL),
+		zap.Stringer("dek_cache.revocation_probe", next.DEKCache.RevocationProbe), zap.Int("encryption.rules", len(next.Encryption.Rules)))
+	if rest := needsRestart(a.cfg, next); len(rest) > 0 {
+		a.log.Warn("these changes take a restart", zap.Strings("settings", rest))
+	}
+}
+
+// needsRestart names the sections that differ and were not applied.
+func needsRestart(old, next *config.Config) (names []string) {
+	a, b := *old, *next
+	b.DEKCache, b.Encryption.Rules = a.DEKCache, a.Encryption.Rules
+	left, right := reflect.ValueOf(a), reflect.ValueOf(b)
+	for i := range left.NumField() {
+		if !reflect.DeepEqual(left.Field(i).Interface(), right.Field(i).Interface()) {
+			name, _, _ := strings.Cut(left.Type().Field(i).Tag.Get("yaml"), ",")
+			names = append(names, name)
+		}
+	}
+	return names
+}

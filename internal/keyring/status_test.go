@@ -1,0 +1,166 @@
+package keyring_test
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/cmekproxy/cmekproxy/internal/keyring"
+	"github.com/cmekproxy/cmekproxy/internal/kms"
+)
+
+func TestStatus(t *testing.T) {
+	w, _ := newLocal(t)
+	synctest.Test(t, func(t *testing.T) {
+		s := &slow{Wrapper: w}
+		k := newRing(t, s, time.Minute, func(c *keyring.Config) { c.RevocationProbe, c.Keys[0].Provider = 10*time.Second, "local" })
+		defer run(t, k)()
+		status := func() keyring.Status { return k.Status()[0] }
+		if st := status(); st.State != keyring.Unused || st.ID != w.KeyID() || st.Name != "k" || st.Provider != "local" || st.Window != 12*time.Second {
+			t.Errorf("at first: %+v", st)
+		}
+		sealed := create(t, k)
+		defer sealed.Release()
+		time.Sleep(time.Second)
+		if st := status(); st.State != keyring.Usable || st.DEKs != 1 || st.OldestAge != time.Second || st.Leases != 1 || st.Outcome != nil ||
+			time.Since(st.Answered) != time.Second {
+			t.Errorf("in use: %+v", st)
+		}
+		s.fail.Store(&kms.Error{Kind: kms.Unreachable})
+		time.Sleep(11 * time.Second)
+		if st := status(); st.State != keyring.Unreachable || st.Window != time.Minute || st.DEKs != 1 {
+			t.Errorf("unreachable: %+v", st)
+		}
+		s.fail.Store(&kms.Error{Kind: kms.PendingDeletion})
+		time.Sleep(11 * time.Second)
+		if st := status(); st.State != keyring.Revoked || !kms.IsRevoked(st.Outcome) || st.DEKs != 0 || st.Window != 12*time.Second ||
+			time.Since(st.RevokedSince) > 11*time.Second {
+			t.Errorf("revoked: %+v", st)
+		}
+		s.fail.Store(nil)
+		_, err := k.Create(t.Context(), obj, "", "")
+		if !isKind(err, kms.PendingDeletion) {
+			t.Errorf("%v: the key is not asked again before the probe", err)
+		}
+		time.Sleep(12 * time.Second)
+		if st := status(); st.State != keyring.Usable || !st.RevokedSince.IsZero() {
+			t.Errorf("given back: %+v", st)
+		}
+		k.SetProbe(0)
+		if st := status(); st.Window != time.Minute {
+			t.Errorf("without a probe: %+v", st)
+		}
+	})
+}
+
+func TestProbeAtOnceWhenAKeyIsCalledRevoked(t *testing.T) {
+	w, _ := newLocal(t)
+	synctest.Test(t, func(t *testing.T) {
+		s, events := &slow{Wrapper: w}, &seen{}
+		k := newRing(t, s, 10*time.Minute, func(c *keyring.Config) { c.Observer = events }) // no probes of its own accord
+		defer run(t, k)()
+		sealed := create(t, k)
+		defer sealed.Release()
+		st := &stream{}
+		st.watch(sealed.Lease)
+		time.Sleep(5 * time.Minute)
+		if n := events.count("probe"); n != 0 {
+			t.Fatalf("%d probes, want none", n)
+		}
+		s.fail.Store(&kms.Error{Kind: kms.Disabled})
+		for range 20 { // a KMS that says no to one object is asked about the key
+			_, err := k.Open(t.Context(), keyring.Object{Bucket: "b", Key: "other"}, sealed.KeyID, sealed.Wrapped)
+			if !isKind(err, kms.Disabled) {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(3 * time.Second)
+		if err := st.wasCut(); !isKind(err, kms.Disabled) {
+			t.Errorf("%v, want disabled", err)
+		}
+	})
+}
+
+func TestABlobThatIsRefusedAloneRevokesNothing(t *testing.T) {
+	w, _ := newLocal(t)
+	synctest.Test(t, func(t *testing.T) {
+		s := &choosy{Wrapper: w}
+		k := newRing(t, s, 10*time.Minute, func(c *keyring.Config) { c.RevocationProbe = 10 * time.Second })
+		defer run(t, k)()
+		sealed := create(t, k)
+		defer sealed.Release()
+		s.denied.Store("forged") // as AWS answers to a blob that was altered to name another key
+		for range 5 {
+			if _, err := k.Open(t.Context(), keyring.Object{Bucket: "forged"}, sealed.KeyID, sealed.Wrapped); !isKind(err, kms.Denied) {
+				t.Fatal(err)
+			}
+			time.Sleep(5 * time.Second)
+		}
+		if st := k.Status()[0]; st.State != keyring.Usable || st.DEKs != 1 {
+			t.Errorf("%+v", st)
+		}
+	})
+}
+
+func TestUnopenedKeys(t *testing.T) {
+	a, _ := newLocal(t)
+	b, _ := newLocal(t)
+	down := &kms.Error{Kind: kms.Unreachable, Op: "open", KeyID: "alias/b"}
+	k := newRing(t, a, time.Minute, func(c *keyring.Config) {
+		c.Keys = append(c.Keys, keyring.Key{Name: "late", Unavailable: down})
+		c.Rules = []keyring.Rule{{Buckets: []string{"late"}, Key: "late"}, {Key: "k"}}
+	})
+	late := keyring.Object{Bucket: "late", Key: "x"}
+	create(t, k).Release() // the others work
+	for name, err := range map[string]error{
+		"a new object": func() error { _, err := k.Create(t.Context(), late, "", ""); return err }(),
+		"a stored one": func() error { _, err := k.Open(t.Context(), late, b.KeyID(), make([]byte, 60)); return err }(),
+		"a trial":      k.Try(t.Context(), "late"),
+	} {
+		if !kms.IsUnreachable(err) {
+			t.Errorf("%s: %v, want unreachable: a client should come again", name, err)
+		}
+	}
+	if n, err := k.Purge("late"); n != 0 || err != nil {
+		t.Errorf("%d, %v", n, err)
+	}
+	if st := k.Status()[1]; st.State != keyring.Unopened || !errors.Is(st.Outcome, error(down)) || st.ID != "" {
+		t.Errorf("%+v", st)
+	}
+	if err := k.Provide("late", a, nil); err == nil || !strings.Contains(err.Error(), "are one key") {
+		t.Errorf("the same key twice: %v", err)
+	}
+	must(t, k.Provide("late", b, nil))
+	must(t, k.Try(t.Context(), "late"))
+	sealed, err := k.Create(t.Context(), late, "", "")
+	must(t, err)
+	defer sealed.Release()
+	if sealed.KeyID != b.KeyID() {
+		t.Errorf("sealed with %s", sealed.KeyID)
+	}
+	if _, err := k.Open(t.Context(), late, "unknown", nil); !errors.Is(err, keyring.ErrUnknownKey) {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestSetRules(t *testing.T) {
+	a, _ := newLocal(t)
+	b, _ := newLocal(t)
+	k := newRing(t, a, time.Minute, func(c *keyring.Config) { c.Keys = append(c.Keys, keyring.Key{Name: "b", Wrapper: b}) })
+	if err := k.SetRules([]keyring.Rule{{Key: "b"}, {Key: "x"}}); !errors.Is(err, keyring.ErrUnknownKey) {
+		t.Errorf("%v", err)
+	}
+	sealed := create(t, k)
+	sealed.Release()
+	if sealed.KeyID != a.KeyID() {
+		t.Error("rules that were refused are in force")
+	}
+	must(t, k.SetRules([]keyring.Rule{{Key: "b"}}))
+	sealed = create(t, k)
+	sealed.Release()
+	if sealed.KeyID != b.KeyID() {
+		t.Error("the new rules are not in force")
+	}
+}

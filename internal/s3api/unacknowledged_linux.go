@@ -1,0 +1,28 @@
+package s3api
+
+import (
+	"net"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// unacknowledged returns how many bytes the kernel holds that the peer has not acknowledged, or 1 if that cannot be known.
+// See SIOCOUTQ in https://man7.org/linux/man-pages/man7/tcp.7.html.
+func unacknowledged(conn net.Conn) int {
+	socket, ok := conn.(syscall.Conn)
+	if !ok {
+		return 1
+	}
+	raw, err := socket.SyscallConn()
+	if err != nil {
+		return 1
+	}
+	n := 1
+	_ = raw.Control(func(fd uintptr) {
+		if held, err := unix.IoctlGetInt(int(fd), unix.SIOCOUTQ); err == nil { //nolint:gosec // a file descriptor
+			n = held
+		}
+	})
+	return n
+}
