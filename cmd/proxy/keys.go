@@ -131,13 +131,14 @@ func buildWrapper(ctx context.Context, k config.Key) (kms.Wrapper, error) {
 
 // weathered bounds what is asked of a KMS, and asks again what it could not answer.
 func (a *app) weathered(w kms.Wrapper) kms.Wrapper {
+	left := a.metrics.Breaker(w.KeyID())
 	limited := kms.Limit(w, kms.LimitConfig{
 		MaxConcurrent: a.cfg.KMS.MaxConcurrent, PerSecond: float64(a.cfg.KMS.MaxPerSecond), Burst: a.cfg.KMS.MaxPerSecond,
 	})
 	broken := kms.Breaker(limited, kms.BreakerConfig{
 		Failures: breakerFailures, OpenFor: breakerOpen,
 		OnChange: func(open bool) {
-			a.metrics.Breaker(w.KeyID(), open)
+			left.Set(map[bool]float64{true: 1}[open])
 			a.log.Warn("kms circuit breaker", zap.String("kms_key", w.KeyID()), zap.Bool("open", open))
 		},
 	})

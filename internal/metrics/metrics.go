@@ -87,14 +87,8 @@ func (m *Metrics) KMS(key, operation, result string, took time.Duration) {
 // Lease counts what became of a lease that ran out: renewed or cut.
 func (m *Metrics) Lease(key, event string) { m.leases.WithLabelValues(key, event).Inc() }
 
-// Breaker tells whether a KMS is left alone.
-func (m *Metrics) Breaker(kmsKey string, open bool) {
-	value := 0.0
-	if open {
-		value = 1
-	}
-	m.breakers.WithLabelValues(kmsKey).Set(value)
-}
+// Breaker returns the gauge that is 1 while the KMS of a key is left alone.
+func (m *Metrics) Breaker(kmsKey string) prometheus.Gauge { return m.breakers.WithLabelValues(kmsKey) }
 
 // ByKey adds a value of each key, read when somebody asks. each calls its function with the name of every key.
 func (m *Metrics) ByKey(name, help string, each func(func(key string, value float64))) {

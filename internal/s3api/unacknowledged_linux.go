@@ -20,7 +20,7 @@ func unacknowledged(conn net.Conn) int {
 	}
 	n := 1
 	_ = raw.Control(func(fd uintptr) {
-		if held, err := unix.IoctlGetInt(int(fd), unix.SIOCOUTQ); err == nil { //nolint:gosec // a file descriptor
+		if held, err := unix.IoctlGetInt(int(fd), unix.SIOCOUTQ); err == nil {
 			n = held
 		}
 	})

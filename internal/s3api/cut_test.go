@@ -1,0 +1,189 @@
+package s3api_test
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/cmekproxy/cmekproxy/internal/keyring"
+	"github.com/cmekproxy/cmekproxy/internal/s3api"
+)
+
+// revoke takes the key away and has every lease ask for it.
+func (p *proxy) revoke() {
+	p.t.Helper()
+	if err := os.Rename(p.keyFile, p.keyFile+".gone"); err != nil {
+		p.t.Fatal(err)
+	}
+	p.keys.PurgeAll()
+}
+
+// dialSlow connects with a receive buffer of a few KiB, so that what was sent and not taken stays with the sender.
+func (p *proxy) dialSlow(address string) net.Conn {
+	p.t.Helper()
+	dialer := net.Dialer{Control: func(_, _ string, raw syscall.RawConn) error {
+		var failure error
+		err := raw.Control(func(fd uintptr) {
+			failure = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, 16<<10)
+		})
+		return errors.Join(err, failure)
+	}}
+	conn, err := dialer.DialContext(p.t.Context(), "tcp", address)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	p.t.Cleanup(func() { conn.Close() })
+	if err := conn.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
+		p.t.Fatal(err)
+	}
+	return conn
+}
+
+// A client that takes nothing more of a download has the proxy stuck in a write, and the kernel full of plaintext. When
+// the key goes, neither may reach it any more, whatever it then does.
+func TestStuckDownloadIsCut(t *testing.T) {
+	const size, taken, slack = 16 << 20, 1 << 20, 256 << 10
+	for _, scheme := range []string{"http", "https"} {
+		t.Run(scheme, func(t *testing.T) {
+			p := newProxy(t)
+			p.put("big", randomText(size))
+			if scheme == "https" {
+				p.server = httptest.NewUnstartedServer(p.server.Config.Handler)
+				p.server.Config.ConnContext = s3api.ConnContext
+				p.server.StartTLS()
+				t.Cleanup(p.server.Close)
+				p.url = p.server.URL
+			}
+			r := p.sign(request{method: "GET", path: "/" + p.bucket + "/big"})
+			conn := p.dialSlow(r.Host)
+			if scheme == "https" {
+				conn = tls.Client(conn, &tls.Config{InsecureSkipVerify: true})
+			}
+			r.URL.Scheme, r.URL.Opaque, r.URL.Path = "", "", "/"+p.bucket+"/big"
+			if err := r.Write(conn); err != nil {
+				t.Fatal(err)
+			}
+			resp, err := http.ReadResponse(bufio.NewReaderSize(conn, 4096), r)
+			if err != nil || resp.StatusCode != http.StatusOK {
+				t.Fatal(resp, err)
+			}
+			defer resp.Body.Close()
+			if _, err := io.CopyN(io.Discard, resp.Body, taken); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(300 * time.Millisecond) // the kernel's buffers fill up
+			p.revoke()
+			p.waitForLog(`"aborted":true`, func() bool { return strings.Contains(p.log.String(), `"code":"KMS.NotFoundException"`) })
+			rest, err := io.Copy(io.Discard, resp.Body)
+			if err == nil {
+				t.Errorf("a clean end after %d bytes", taken+rest)
+			}
+			if rest > slack {
+				t.Errorf("%d bytes arrived after the cut", rest)
+			}
+			if scheme == "http" && !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("%v, want a reset", err)
+			}
+		})
+	}
+}
+
+// waitForLog waits until the log holds a text and a condition.
+func (p *proxy) waitForLog(text string, also func() bool) {
+	p.t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		if strings.Contains(p.log.String(), text) && also() {
+			return
+		}
+	}
+	p.t.Fatalf("the log has no %s", text)
+}
+
+// An upload whose client sends nothing more is answered at once when the key goes, with what happened.
+func TestStalledUploadIsCut(t *testing.T) {
+	for _, size := range []int{100, 3 << 20} {
+		p := newProxy(t)
+		conn := p.dialPut(size)
+		if _, err := conn.Write(bytes.Repeat([]byte("x"), size-1)); err != nil {
+			t.Fatal(err)
+		}
+		for p.keys.Status()[0].Leases == 0 {
+			time.Sleep(time.Millisecond)
+		}
+		time.Sleep(50 * time.Millisecond)
+		p.revoke()
+		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusBadRequest || !bytes.Contains(body, []byte("<Code>KMS.NotFoundException<")) {
+			t.Errorf("%d %s", resp.StatusCode, body)
+		}
+		if p.isStored("slow") {
+			t.Error("stored all the same")
+		}
+	}
+}
+
+// The last byte of an upload that comes after the end of the DEK's time is of no use without the KMS.
+func TestUploadThatEndsAfterTheTTL(t *testing.T) {
+	p := newProxy(t)
+	conn := p.dialPut(100)
+	fmt.Fprint(conn, strings.Repeat("x", 99))
+	for p.keys.Status()[0].Leases == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	time.Sleep(50 * time.Millisecond) // whoever watches the lease is asleep until its end, and sees nothing of the clock's jump
+	if err := os.Rename(p.keyFile, p.keyFile+".gone"); err != nil {
+		t.Fatal(err)
+	}
+	p.clock.Add(int64(2 * time.Minute))
+	fmt.Fprint(conn, "x")
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if body, _ := io.ReadAll(resp.Body); resp.StatusCode != http.StatusBadRequest || !bytes.Contains(body, []byte("KMS.NotFoundException")) {
+		t.Errorf("%d %s", resp.StatusCode, body)
+	}
+	if p.isStored("slow") {
+		t.Error("stored all the same")
+	}
+}
+
+// A purge by hand asks the KMS again, and does no harm where the key is good.
+func TestPurgeInMidTransfer(t *testing.T) {
+	p := newProxy(t, func(_ *proxy, _ *s3api.Config, cfg *keyring.Config) { cfg.OutageWait = time.Second })
+	text := randomText(8 << 20)
+	p.put("big", text)
+	r := p.sign(request{method: "GET", path: "/" + p.bucket + "/big"})
+	resp, err := p.server.Client().Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	var got bytes.Buffer
+	for range 8 {
+		if _, err := io.CopyN(&got, resp.Body, 1<<20); err != nil {
+			t.Fatal(err)
+		}
+		p.keys.PurgeAll()
+	}
+	if !bytes.Equal(got.Bytes(), text) {
+		t.Error("another text")
+	}
+}
