@@ -253,6 +253,13 @@ func (c *Cache) PurgeAll() int {
 	return c.purge(func(string) bool { return true })
 }
 
+// Forgive forgets the failures of a KMS key.
+func (c *Cache) Forgive(keyID string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.forgive(func(k string) bool { return k == keyID })
+}
+
 // Entries returns how many DEKs of a KMS key are in the cache.
 func (c *Cache) Entries(keyID string) int {
 	c.mu.Lock()
@@ -327,12 +334,16 @@ func (c *Cache) purge(match func(keyID string) bool) int {
 			c.drop(e, &c.stats.Purges)
 		}
 	}
+	c.forgive(match)
+	return int(c.stats.Purges - before) //nolint:gosec // at most MaxEntries
+}
+
+func (c *Cache) forgive(match func(keyID string) bool) {
 	for _, id := range c.failures.Keys() {
 		if f, ok := c.failures.Peek(id); ok && match(f.keyID) {
 			c.failures.Remove(id)
 		}
 	}
-	return int(c.stats.Purges - before) //nolint:gosec // at most MaxEntries
 }
 
 // errStale says that the key was purged after the request was sent: the answer may be from before a revocation.

@@ -113,12 +113,14 @@ func (k *Keyring) probeKey(ctx context.Context, key *key) {
 	if ctx.Err() != nil {
 		return
 	}
-	first := key.judge(err, k.now().Add(time.Duration(k.probe.Load())+2*timeout))
-	if !kms.IsRevoked(err) {
-		return
-	}
-	if n := k.cfg.Cache.Purge(service.id); first {
-		k.cfg.Observer.Revoked(key.Name, err, n)
+	changed := key.judge(err, k.now().Add(time.Duration(k.probe.Load())+2*timeout))
+	switch {
+	case kms.IsRevoked(err):
+		if n := k.cfg.Cache.Purge(service.id); changed {
+			k.cfg.Observer.Revoked(key.Name, err, n)
+		}
+	case changed:
+		k.cfg.Cache.Forgive(service.id) // the key was given back, and is to work at once
 	}
 }
 
@@ -131,21 +133,21 @@ func (k *Keyring) probeTimeout() time.Duration {
 	return timeout
 }
 
-// judge notes what a probe has found, and reports whether it is the first that found the key revoked. A key that is
-// disabled or gone is so for all objects, until another probe finds otherwise or until comes; a caller who is denied may
+// judge notes what a probe has found, and reports whether the one before had found the opposite: that the key is revoked,
+// or that it is not. A key that is disabled or gone is so for all objects, until another probe finds otherwise or until comes; a caller who is denied may
 // be so for some of them, as a policy can speak of the encryption context, and each is asked about.
-func (k *key) judge(err error, until time.Time) (first bool) {
+func (k *key) judge(err error, until time.Time) (changed bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	var failure *kms.Error
 	if k.silent = err != nil && (!errors.As(err, &failure) || passing(err)); k.silent {
 		return false
 	}
-	first = kms.IsRevoked(err) && !k.refused
+	changed = kms.IsRevoked(err) != k.refused
 	k.refused = kms.IsRevoked(err)
 	k.gone = nil
 	if k.refused && failure.Kind != kms.Denied {
 		k.gone, k.goneUntil = err, until
 	}
-	return first
+	return changed
 }

@@ -67,13 +67,19 @@ func (w *response) begun() bool {
 	return w.status != 0
 }
 
-// reopen lets the error be answered that the call was cut for, if its answer has not begun. It returns that error.
+// reopen lets the error be answered that the call was cut for, if its answer has not begun. It returns that error. The
+// connection ends with that: net/http may have met the deadline that interrupt has set, and would have the next request
+// canceled.
 func (w *response) reopen() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	err := w.ended
-	if w.status == 0 {
+	if err != nil && w.status == 0 {
 		w.ended = nil
+		id := w.Header().Get("X-Amz-Request-Id")
+		clear(w.Header()) // what was meant for a good answer
+		w.Header().Set("X-Amz-Request-Id", id)
+		w.Header().Set("Connection", "close")
 	}
 	return err
 }

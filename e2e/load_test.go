@@ -1,0 +1,316 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/smithy-go"
+)
+
+const (
+	readers      = 50
+	downloads    = 4
+	uploads      = 4
+	downloadRate = 2 * mib // bytes a second
+	uploadRate   = mib / 2
+)
+
+// load is what goes on while a key is taken away.
+type load struct {
+	stage  *stage
+	cancel context.CancelFunc
+	ctx    context.Context //nolint:containedctx // of all that goes on
+	all    sync.WaitGroup
+
+	lastByte atomic.Int64 // when a client last read plaintext, in Unix nanoseconds
+	reads    atomic.Int64
+	codes    sync.Map // S3's error codes that readers got, to true
+
+	mu       sync.Mutex
+	finished []string // transfers that ended well, which none should
+	failed   int      // transfers that did not
+	uploaded atomic.Int64
+	round    string
+}
+
+var rounds atomic.Int64
+
+func (s *stage) startLoad(t *testing.T) *load {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	l := &load{stage: s, ctx: ctx, cancel: cancel, round: fmt.Sprint("round-", rounds.Add(1), "-")}
+	t.Cleanup(cancel)
+	shared := s.api(&http.Transport{MaxIdleConnsPerHost: readers})
+	for i := range readers {
+		l.all.Go(func() { l.read(shared, i) })
+	}
+	slow := s.api(&http.Transport{DialContext: narrow.DialContext, DisableKeepAlives: true, ReadBufferSize: 4096})
+	for range downloads {
+		l.all.Go(func() { l.download(slow) })
+	}
+	for i := range uploads {
+		l.all.Go(func() { l.upload(fmt.Sprint(l.round, i)) })
+	}
+	return l
+}
+
+// narrow has a receive buffer so small that what was sent and not read is with the sender.
+var narrow = &net.Dialer{Control: func(_, _ string, raw syscall.RawConn) error {
+	var failure error
+	err := raw.Control(func(fd uintptr) { failure = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, 32<<10) })
+	return errors.Join(err, failure)
+}}
+
+// read reads small objects again and again.
+func (l *load) read(api *s3.Client, i int) {
+	for n := i; l.ctx.Err() == nil; n++ {
+		out, err := api.GetObject(l.ctx, &s3.GetObjectInput{Bucket: &l.stage.bucket, Key: aws.String(fmt.Sprint("small-", n%smallObjects))})
+		if err == nil {
+			_, err = io.Copy(io.Discard, &seen{out.Body, l})
+			_ = out.Body.Close()
+			l.reads.Add(1)
+		}
+		var answer smithy.APIError
+		if errors.As(err, &answer) {
+			l.codes.Store(answer.ErrorCode(), true)
+		}
+		pause(l.ctx, 100*time.Millisecond)
+	}
+}
+
+// download reads the big object slowly, until it breaks.
+func (l *load) download(api *s3.Client) {
+	out, err := api.GetObject(l.ctx, &s3.GetObjectInput{Bucket: &l.stage.bucket, Key: aws.String("big")})
+	if err == nil {
+		_, err = io.Copy(io.Discard, &paced{r: &seen{out.Body, l}, rate: downloadRate, ctx: l.ctx})
+		_ = out.Body.Close()
+	}
+	l.end("a download", err)
+}
+
+// upload sends an object slowly, until it breaks.
+func (l *load) upload(key string) {
+	size := l.stage.big
+	signed, err := s3.NewPresignClient(l.stage.api(nil)).PresignPutObject(l.ctx, &s3.PutObjectInput{Bucket: &l.stage.bucket, Key: &key, ContentLength: &size})
+	if err != nil {
+		l.end("an upload", nil)
+		return
+	}
+	body := &paced{r: &counting{&pattern{size: size}, &l.uploaded}, rate: uploadRate, ctx: l.ctx}
+	r, err := http.NewRequestWithContext(l.ctx, http.MethodPut, signed.URL, io.NopCloser(body))
+	if err != nil {
+		l.end("an upload", nil)
+		return
+	}
+	r.ContentLength, r.Header = size, signed.SignedHeader
+	resp, err := (&http.Transport{DisableKeepAlives: true}).RoundTrip(r)
+	if err == nil {
+		_ = resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			err = errors.New(resp.Status)
+		}
+	}
+	l.end("an upload", err)
+}
+
+func (l *load) end(what string, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err == nil {
+		l.finished = append(l.finished, what)
+		return
+	}
+	l.failed++
+}
+
+// mustRun makes sure that everything is going on.
+func (l *load) mustRun(t *testing.T) {
+	t.Helper()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.reads.Load() < readers || l.uploaded.Load() == 0 || l.failed > 0 || len(l.finished) > 0 {
+		t.Fatalf("%d reads, %d bytes uploaded, %d transfers broken, %v finished", l.reads.Load(), l.uploaded.Load(), l.failed, l.finished)
+	}
+}
+
+func (l *load) last() time.Time { return time.Unix(0, l.lastByte.Load()) }
+
+// stop ends what still goes on, and looks at what became of it: no transfer has ended well, each had ended before it was
+// told to, nothing is stored, and readers were told what it was.
+func (l *load) stop(t *testing.T, a act) {
+	t.Helper()
+	l.mu.Lock()
+	if l.failed != downloads+uploads || len(l.finished) > 0 {
+		t.Errorf("%d of %d transfers broken off, %v", l.failed, downloads+uploads, l.finished)
+	}
+	l.mu.Unlock()
+	l.cancel()
+	l.all.Wait()
+	var codes []string
+	l.codes.Range(func(code, _ any) bool { codes = append(codes, code.(string)); return true })
+	if _, ok := l.codes.Load(a.code); !ok || len(codes) != 1 && !a.away {
+		t.Errorf("readers were answered %v, want %s", codes, a.code)
+	}
+	past := newGoSDK(l.stage.store.store)
+	kept, err := past.list(l.stage.bucket, l.round)
+	if err != nil || len(kept) > 0 {
+		t.Errorf("uploads that were broken off are stored: %v, %v", kept, err)
+	}
+}
+
+// seen notes when plaintext arrives.
+type seen struct {
+	io.Reader
+	l *load
+}
+
+func (s *seen) Read(p []byte) (int, error) {
+	n, err := s.Reader.Read(p)
+	if n > 0 {
+		s.l.lastByte.Store(time.Now().UnixNano()) // by one of many readers, a moment sooner or later
+	}
+	return n, err
+}
+
+// counting counts bytes.
+type counting struct {
+	io.Reader
+	n *atomic.Int64
+}
+
+func (c *counting) Read(p []byte) (int, error) {
+	n, err := c.Reader.Read(p)
+	c.n.Add(int64(n))
+	return n, err
+}
+
+// paced reads so many bytes a second.
+type paced struct {
+	r     io.Reader
+	rate  int
+	ctx   context.Context //nolint:containedctx // ends a pause
+	start time.Time
+	read  int64
+}
+
+func (p *paced) Read(b []byte) (int, error) {
+	if p.start.IsZero() {
+		p.start = time.Now()
+	}
+	pause(p.ctx, time.Until(p.start.Add(time.Duration(p.read)*time.Second/time.Duration(p.rate))))
+	if p.ctx.Err() != nil {
+		return 0, p.ctx.Err()
+	}
+	n, err := p.r.Read(b[:min(len(b), 16<<10)])
+	p.read += int64(n)
+	return n, err
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	if d <= 0 {
+		return
+	}
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
+// TestStampede has a thousand clients ask for one object at once, of which the proxy knows nothing.
+func TestStampede(t *testing.T) {
+	if !selected("go-sdk") {
+		t.Skip("not selected")
+	}
+	s := newStage(t)
+	s.configure(setting{time.Minute, 0})
+	calls := func() int { return s.customer.calls("Decrypt") }
+	s.awaitService(t)
+	purge(t, s)
+	before := calls()
+	api := s.api(&http.Transport{MaxIdleConnsPerHost: 1000})
+	var all sync.WaitGroup
+	begin := make(chan struct{})
+	for range 1000 {
+		all.Go(func() {
+			<-begin
+			out, err := api.GetObject(t.Context(), &s3.GetObjectInput{Bucket: &s.bucket, Key: aws.String("small-3")})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer out.Body.Close()
+			if n, err := io.Copy(io.Discard, out.Body); n != 64<<10 || err != nil {
+				t.Errorf("%d bytes, %v", n, err)
+			}
+		})
+	}
+	close(begin)
+	all.Wait()
+	if n := calls() - before; n != 1 {
+		t.Errorf("%d KMS calls for 1,000 clients of one object, want 1", n)
+	}
+	t.Log("1,000 parallel GETs of one object: 1 KMS call")
+	hotObjects(t, s)
+}
+
+func purge(t *testing.T, s *stage) {
+	t.Helper()
+	resp, err := http.Post(s.admin+"/admin/purge", "", strings.NewReader("")) //nolint:noctx // loopback
+	if err != nil || resp.StatusCode != http.StatusOK {
+		t.Fatal(resp, err)
+	}
+	_ = resp.Body.Close()
+}
+
+// hotObjects reads a set of objects over and over within the TTL.
+func hotObjects(t *testing.T, s *stage) {
+	objects, gets := 100, 10_000
+	if s.full {
+		objects, gets = 1000, 100_000
+	}
+	set := setting{time.Minute, 10 * time.Second}
+	s.configure(set)
+	api := s.api(&http.Transport{MaxIdleConnsPerHost: 32})
+	for i := range objects {
+		s.put(api, fmt.Sprint("hot-", i), 1<<10)
+	}
+	purge(t, s)
+	before := s.customer.calls("Decrypt")
+	start := time.Now()
+	var next atomic.Int64
+	var all sync.WaitGroup
+	for range 32 {
+		all.Go(func() {
+			for n := next.Add(1); n <= int64(gets); n = next.Add(1) {
+				out, err := api.GetObject(t.Context(), &s3.GetObjectInput{Bucket: &s.bucket, Key: aws.String(fmt.Sprint("hot-", n%int64(objects)))})
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				_, _ = io.Copy(io.Discard, out.Body)
+				_ = out.Body.Close()
+			}
+		})
+	}
+	all.Wait()
+	took := time.Since(start)
+	calls := s.customer.calls("Decrypt") - before
+	// A DEK lives for 85 to 95 % of the TTL, and a probe of the one key is made every 10 s.
+	lives, probes := int(took/(set.ttl*85/100))+1, int(took/set.probe)+1
+	if calls > objects*lives+probes {
+		t.Errorf("%d KMS calls for %d GETs of %d objects in %v, want at most %d", calls, gets, objects, took, objects*lives+probes)
+	}
+	t.Logf("%d GETs of %d objects in %.1f s at ttl %v: %d KMS calls (%d probes at most)", gets, objects, took.Seconds(), set.ttl, calls, probes)
+}

@@ -1,0 +1,327 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+)
+
+// TestRevocation measures what the product promises: how long after the customer has taken the key away the last byte of
+// plaintext arrives at a client, while readers, slow downloads and uploads are running. It must not exceed the window that
+// /metrics states. E2E_PROOF=full is the whole of it; without, the times are shortened.
+func TestRevocation(t *testing.T) {
+	if !selected("go-sdk") {
+		t.Skip("not selected")
+	}
+	stage := newStage(t)
+	t.Cleanup(func() { t.Log("\n" + stage.table()) })
+	for _, s := range settings(stage.full) {
+		stage.configure(s)
+		for _, a := range stage.acts(s) {
+			t.Run(fmt.Sprintf("ttl=%v probe=%v %s", s.ttl, s.probe, a.name), func(t *testing.T) { stage.play(t, s, a) })
+		}
+	}
+}
+
+// setting is what an operator chooses.
+type setting struct{ ttl, probe time.Duration }
+
+func settings(full bool) []setting {
+	if full {
+		return []setting{
+			{2 * time.Second, 0}, {2 * time.Second, 500 * time.Millisecond}, {10 * time.Second, 0}, {10 * time.Second, time.Second},
+			{time.Minute, 5 * time.Second},
+		}
+	}
+	return []setting{{2 * time.Second, 0}, {10 * time.Second, time.Second}}
+}
+
+// act is a way in which a key goes, and comes back.
+type act struct {
+	name       string
+	take, give func()
+	away       bool // the KMS is, and has not said no: the TTL alone is the bound
+	code       string
+}
+
+func (s *stage) acts(set setting) []act {
+	c := s.customer
+	retire := func() {}
+	acts := []act{
+		{"DisableKey", c.disable, c.enable, false, "KMS.DisabledException"},
+		{"KMS stopped (SIGSTOP)", func() { c.signal(syscall.SIGSTOP) }, func() { c.signal(syscall.SIGCONT) }, true, "ServiceUnavailable"},
+	}
+	more := []act{
+		{"ScheduleKeyDeletion", c.scheduleDeletion, c.cancelDeletion, false, "KMS.KMSInvalidStateException"},
+		{"denied by policy", func() { c.policy(allowAccount, denyProxy) }, func() { c.policy(allowAccount) }, false, "AccessDenied"},
+		{"grant retired", func() { retire() }, func() { c.policy(allowAccount) }, false, "AccessDenied"},
+		{"connection refused", c.relay.refuse, func() { c.must(nil, c.relay.open()) }, true, "ServiceUnavailable"},
+		{"black hole", func() { c.must(nil, c.relay.swallow()) }, func() { c.must(nil, c.relay.open()) }, true, "ServiceUnavailable"},
+		{"throttled", func() { c.faults(`{"throttle_next":1000000000}`) }, func() { c.faults("{}") }, true, "SlowDown"},
+	}
+	if s.full && set.ttl < time.Minute || set.ttl == 2*time.Second {
+		acts = append(acts, more...)
+	} else if !s.full {
+		acts = append(acts[:1], more[1:3]...) // what a probe sees, and each kind of answer
+	}
+	for i := range acts {
+		if acts[i].name == "grant retired" {
+			take := acts[i].take
+			acts[i].take = func() { take() }
+			s.before["grant retired"] = func() { retire = c.grant() }
+		}
+	}
+	return acts
+}
+
+// play runs one act.
+func (s *stage) play(t *testing.T, set setting, a act) {
+	defer progress(t)
+	if before := s.before[a.name]; before != nil {
+		before()
+	}
+	s.awaitService(t)
+	load := s.startLoad(t)
+	time.Sleep(set.ttl + set.ttl/5) // so that leases are renewed, each at its own time
+	load.mustRun(t)
+	window := s.window(t)
+	if a.away {
+		window = set.ttl
+	}
+	a.take()
+	taken := time.Now() // the KMS has said that it is so
+	time.Sleep(time.Until(taken.Add(window + time.Second)))
+	stated := s.window(t)
+	time.Sleep(time.Until(taken.Add(set.ttl + time.Second + outageWait)))
+	last := load.last().Sub(taken)
+	load.stop(t, a)
+	if last > window+readLag {
+		t.Errorf("the last byte came after %v, the window is %v", last, window)
+	}
+	if stated != window {
+		t.Errorf("/metrics states a window of %v, in force is %v", stated, window)
+	}
+	if after := s.metric(t, "cmekproxy_revocation_last_byte_seconds"); after > window.Seconds() {
+		t.Errorf("/metrics has the last byte %v s after the first answer, the window is %v", after, window)
+	}
+	given := time.Now()
+	a.give()
+	s.awaitService(t)
+	back := time.Since(given)
+	if !a.away && set.probe > 0 && back > set.probe+probeAnswer {
+		t.Errorf("back after %v, a probe is every %v", back, set.probe)
+	}
+	s.rows = append(s.rows, fmt.Sprintf("| %v | %s | %s | %v | %.2f s | %.2f s |", set.ttl, orOff(set.probe), a.name, window, last.Seconds(), back.Seconds()))
+}
+
+const (
+	outageWait  = 3 * time.Second
+	probeAnswer = time.Second // for the answer to the probe, and for a busy machine to send it
+	// readLag is for what is in a client's own buffers when it is read at downloadRate: it has left the proxy.
+	readLag = 100 * time.Millisecond
+)
+
+func orOff(d time.Duration) string {
+	if d == 0 {
+		return "off"
+	}
+	return d.String()
+}
+
+// stage is the proxy between a store and the customer's KMS.
+type stage struct {
+	t        *testing.T
+	full     bool
+	customer *customer
+	store    *stack
+	proxy    *process
+	endpoint endpoint
+	admin    string
+	config   string
+	keyLine  string
+	bucket   string
+	big      int64
+	before   map[string]func() // by name of an act: what has to be so for it
+	rows     []string
+}
+
+func newStage(t *testing.T) *stage {
+	t.Helper()
+	s := &stage{t: t, full: os.Getenv("E2E_PROOF") == "full", bucket: "revocation", big: 128 * mib, before: make(map[string]func())}
+	if s.full {
+		s.big = 1024 * mib
+	}
+	s.store = &stack{dir: storeDir(t), proxied: true}
+	s.store.store = s.store.startStore(t, "http", newCredentials(), "", "")
+	s.customer = startCustomer(t)
+	client := newCredentials()
+	env := environment("AWS_ACCESS_KEY_ID="+kmsAccessKey, "AWS_SECRET_ACCESS_KEY=example", "AWS_EC2_METADATA_DISABLED=true",
+		"ORIGIN_ACCESS_KEY="+s.store.store.accessKey, "ORIGIN_SECRET_KEY="+s.store.store.secret,
+		"APP_ACCESS_KEY="+client.accessKey, "APP_SECRET_KEY="+client.secret)
+	address := freeAddress(t)
+	s.admin = "http://" + freeAddress(t)
+	s.keyLine = fmt.Sprintf("{name: default, provider: aws-kms, key_id: %q, endpoint: %q}", s.customer.key, "http://"+s.customer.relay.address)
+	s.config = s.store.writeConfig(t, "revocation", address, strings.TrimPrefix(s.admin, "http://"), s.keyLine, "", "")
+	s.proxy = start(t, "proxy-revocation", env, tool(t, "proxy"), "serve", "--config", s.config)
+	s.store.logs = append(s.store.logs, s.proxy.log)
+	s.proxy.waitFor(t, s.admin+"/readyz")
+	s.endpoint = endpoint{name: "http", url: "http://" + address, credentials: client}
+	s.fill()
+	return s
+}
+
+const smallObjects = 20
+
+// fill stores what will be read.
+func (s *stage) fill() {
+	api := newGoSDK(s.endpoint).s3
+	if err := newGoSDK(s.endpoint).createBucket(s.bucket); err != nil {
+		s.t.Fatal(err)
+	}
+	for i := range smallObjects {
+		s.put(api, "small-"+strconv.Itoa(i), 64<<10)
+	}
+	s.put(api, "big", s.big)
+}
+
+func (s *stage) put(api *s3.Client, key string, size int64) {
+	s.t.Helper()
+	body := &pattern{size: size}
+	if _, err := api.PutObject(context.Background(), &s3.PutObjectInput{Bucket: &s.bucket, Key: aws.String(key), Body: body, ContentLength: &size}); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// pattern is a body of some size that needs no memory.
+type pattern struct{ size, at int64 }
+
+func (p *pattern) Read(b []byte) (int, error) {
+	if p.at >= p.size {
+		return 0, io.EOF
+	}
+	n := int(min(int64(len(b)), p.size-p.at))
+	for i := range b[:n] {
+		b[i] = byte((p.at + int64(i)) >> 8)
+	}
+	p.at += int64(n)
+	return n, nil
+}
+
+func (p *pattern) Seek(offset int64, whence int) (int64, error) {
+	switch whence {
+	case io.SeekStart:
+		p.at = offset
+	case io.SeekCurrent:
+		p.at += offset
+	case io.SeekEnd:
+		p.at = p.size + offset
+	}
+	return p.at, nil
+}
+
+// configure has the running proxy read a new setting.
+func (s *stage) configure(set setting) {
+	s.t.Helper()
+	text, err := os.ReadFile(s.config)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	plain, _, _ := strings.Cut(string(text), "dek_cache:")
+	plain += fmt.Sprintf("dek_cache: {ttl: %v, revocation_probe: %v, outage_wait: %v}\n", set.ttl, set.probe, outageWait)
+	if err := os.WriteFile(s.config, []byte(plain), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+	if err := s.proxy.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+		s.t.Fatal(err)
+	}
+	want := set.ttl
+	if set.probe > 0 {
+		want = min(set.ttl, set.probe+min(2*time.Second, set.ttl/2, set.probe))
+	}
+	for deadline := time.Now().Add(startTimeout); s.window(s.t) != want; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			s.t.Fatalf("after SIGHUP the window is %v, want %v", s.window(s.t), want)
+		}
+	}
+}
+
+// awaitService waits until every small object can be read again.
+func (s *stage) awaitService(t *testing.T) {
+	t.Helper()
+	api := s.api(nil)
+	deadline := time.Now().Add(startTimeout)
+	for i := range smallObjects {
+		for err := s.readSmall(api, i); err != nil; err = s.readSmall(api, i) {
+			if time.Now().After(deadline) {
+				t.Fatalf("no service: %v", err)
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
+}
+
+func (s *stage) readSmall(api *s3.Client, i int) error {
+	out, err := api.GetObject(context.Background(), &s3.GetObjectInput{Bucket: &s.bucket, Key: aws.String("small-" + strconv.Itoa(i))})
+	if err != nil {
+		return err
+	}
+	defer out.Body.Close()
+	_, err = io.Copy(io.Discard, out.Body)
+	return err
+}
+
+func (s *stage) window(t *testing.T) time.Duration {
+	t.Helper()
+	return time.Duration(s.metric(t, "cmekproxy_revocation_window_seconds") * float64(time.Second))
+}
+
+// metric returns the value of a metric, summed up over its labels; 0 if it is not there.
+func (s *stage) metric(t *testing.T, name string, labels ...string) (sum float64) {
+	t.Helper()
+	for line := range strings.Lines(string(pull(t, s.admin+"/metrics"))) {
+		series, value, _ := strings.Cut(strings.TrimSpace(line), "} ")
+		metric, rest, _ := strings.Cut(series, "{")
+		if metric != name || !containsAll(rest, labels) {
+			continue
+		}
+		v, err := strconv.ParseFloat(value, 64)
+		if err != nil {
+			t.Fatal(line, err)
+		}
+		sum += v
+	}
+	return sum
+}
+
+func containsAll(text string, parts []string) bool {
+	for _, part := range parts {
+		if !strings.Contains(text, part) {
+			return false
+		}
+	}
+	return true
+}
+
+func (s *stage) table() string {
+	return "| ttl | probe | what happens | window | last byte after | service back after |\n|---|---|---|---|---|---|\n" + strings.Join(s.rows, "\n") + "\n"
+}
+
+// api is a client that tries once only.
+func (s *stage) api(transport http.RoundTripper) *s3.Client {
+	return s3.New(newGoSDK(s.endpoint).s3.Options(), func(o *s3.Options) {
+		o.RetryMaxAttempts = 1
+		if transport != nil {
+			o.HTTPClient = &http.Client{Transport: transport}
+		}
+	})
+}
