@@ -70,6 +70,10 @@ bench: ## throughput, latency, CPU and memory, side by side with the bare store 
 e2e: ## real clients against proxy serve in front of a separate store (installs what it needs)
 	e2e/run.sh
 
+.PHONY: proof
+proof: ## the revocation window at full length (20 minutes); prints the table of docs/operations.md
+	E2E_PROOF=full e2e/run.sh -run 'TestRevocation|TestStampede' -v -timeout 60m
+
 .PHONY: clean
 clean: ## remove what was built and fetched
 	rm -rf bin $(CACHE)

@@ -14,6 +14,9 @@
 //	decrypt_test.go   live objects by proxy decrypt and by contrib/decrypt
 //	registry_test.go  the container registry's S3 driver
 //	versions_test.go  versions of objects
+//	revocation_test.go  how long after a key has gone the last byte comes; load_test.go is what goes on meanwhile, and
+//	                  kmsprocess_test.go the customer who takes the key away, and the network that fails
+//	kmserrors_test.go what clients make of the KMS's errors
 //	tools_test.go     aws s3 sync, rclone check, restic
 //	scan_test.go      the search for plaintext at rest
 //	report_test.go    the table at the end

@@ -69,7 +69,9 @@ func (s *stage) startLoad(t *testing.T) *load {
 // narrow has a receive buffer so small that what was sent and not read is with the sender.
 var narrow = &net.Dialer{Control: func(_, _ string, raw syscall.RawConn) error {
 	var failure error
-	err := raw.Control(func(fd uintptr) { failure = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, 32<<10) })
+	err := raw.Control(func(fd uintptr) {
+		failure = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, 32<<10)
+	})
 	return errors.Join(err, failure)
 }}
 

@@ -43,7 +43,7 @@ func settings(full bool) []setting {
 			{time.Minute, 5 * time.Second},
 		}
 	}
-	return []setting{{2 * time.Second, 0}, {10 * time.Second, time.Second}}
+	return []setting{{2 * time.Second, 0}, {5 * time.Second, time.Second}}
 }
 
 // act is a way in which a key goes, and comes back.

@@ -83,4 +83,4 @@ rm -rf "$E2E_LOGS"
 cd "$root/e2e"
 say "running the clients (a few minutes); logs are in .cache/e2e/logs"
 # Without a package, go test prints what the tests print as they go. Four clients at a time: most of them wait a lot.
-exec go test -count=1 -parallel 4 -timeout 15m "$@"
+exec go test -count=1 -parallel 4 -timeout 20m "$@"
