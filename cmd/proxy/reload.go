@@ -13,22 +13,29 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/config"
 )
 
-// onSignals forgets all data keys on SIGUSR1, and reads the configuration anew on SIGHUP, until ctx ends.
+// onSignals has all data keys forgotten on SIGUSR1, and the configuration read anew on SIGHUP, from now until ctx ends.
 func (a *app) onSignals(ctx context.Context) {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGUSR1, syscall.SIGHUP)
-	defer signal.Stop(signals)
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case s := <-signals:
-			if s == syscall.SIGUSR1 {
-				_, _ = a.purge("", false, "SIGUSR1") // it fails for unknown names only
-				continue
+	go func() {
+		defer signal.Stop(signals)
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case s := <-signals:
+				a.obey(s)
 			}
-			a.reload()
 		}
+	}()
+}
+
+func (a *app) obey(s os.Signal) {
+	switch s {
+	case syscall.SIGUSR1:
+		_, _ = a.purge("", false, "SIGUSR1") // it fails for unknown names only
+	case syscall.SIGHUP:
+		a.reload()
 	}
 }
 

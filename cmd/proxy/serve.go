@@ -68,7 +68,7 @@ func (a *app) serve(ctx context.Context, ready func(net.Addr)) error {
 	defer stop()
 	go a.keys.Run(running)
 	a.tryKeys(running)
-	go a.onSignals(running)
+	a.onSignals(running)
 	failed := make(chan error, 2)
 	go func() { failed <- serveHTTP(s3Server, s3) }()
 	go func() { failed <- serveHTTP(adminServer, adminListener) }()

@@ -1,0 +1,171 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+
+	"github.com/cmekproxy/cmekproxy/internal/kms"
+)
+
+// adminDo sends a request to the admin port and returns status and body.
+func adminDo(t *testing.T, method, url string, header http.Header) (int, []byte) {
+	t.Helper()
+	r, err := http.NewRequestWithContext(t.Context(), method, url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if header != nil {
+		r.Header = header
+	}
+	resp, err := http.DefaultClient.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, body
+}
+
+func keysOf(t *testing.T, admin string) []keyStatus {
+	t.Helper()
+	status, body := adminDo(t, "GET", "http://"+admin+"/admin/keys", nil)
+	var out struct{ Keys []keyStatus }
+	if err := json.Unmarshal(body, &out); err != nil || status != http.StatusOK {
+		t.Fatal(status, string(body), err)
+	}
+	return out.Keys
+}
+
+func TestAdmin(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "data")
+	listen, admin := freePort(t), freePort(t)
+	s := start(t, "dev", "--listen", listen, "--admin-listen", admin, "--data", dir)
+	waitStatus(t, "http://"+admin+"/readyz", http.StatusOK)
+	c := client(listen, devAccessKey, devSecretKey)
+	bucket, key := "demo", "k"
+	if _, err := c.CreateBucket(t.Context(), &s3.CreateBucketInput{Bucket: &bucket}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.PutObject(t.Context(), &s3.PutObjectInput{Bucket: &bucket, Key: &key, Body: strings.NewReader("x")}); err != nil {
+		t.Fatal(err)
+	}
+	keys := keysOf(t, admin)
+	if len(keys) != 1 || keys[0].Name != "dev" || keys[0].State != "usable" || keys[0].DEKs != 1 || keys[0].RevocationSeconds != 4 || keys[0].Answer != "ok" {
+		t.Errorf("%+v", keys)
+	}
+	url := "http://" + admin + "/admin/purge"
+	for _, row := range []struct {
+		method, url string
+		header      http.Header
+		status      int
+		body        string
+	}{
+		{"GET", url, nil, http.StatusMethodNotAllowed, ""},
+		{"POST", url + "?key=other", nil, http.StatusNotFound, `unknown key "other"`},
+		{"POST", url + "?keys=dev", nil, http.StatusBadRequest, `unknown parameter "keys"`},
+		{"POST", url, http.Header{"Sec-Fetch-Site": {"cross-site"}}, http.StatusForbidden, ""}, // from a page of another site
+		{"POST", url + "?key=dev", nil, http.StatusOK, `"purged": 1`},
+		{"POST", url, nil, http.StatusOK, `"purged": 0`},
+		{"GET", "http://" + admin + "/admin/ttl-advisor", nil, http.StatusOK, "<svg"},
+		{"GET", "http://" + admin + "/admin/ttl-advisor?format=json", nil, http.StatusOK, `"revocation_window_seconds"`},
+	} {
+		status, body := adminDo(t, row.method, row.url, row.header)
+		if status != row.status || !bytes.Contains(body, []byte(row.body)) {
+			t.Errorf("%s %s: %d %.300s, want %d %s", row.method, row.url, status, body, row.status, row.body)
+		}
+	}
+	if keys := keysOf(t, admin); keys[0].DEKs != 0 {
+		t.Errorf("after the purge: %+v", keys)
+	}
+	if err := os.Rename(filepath.Join(dir, "kms.key"), filepath.Join(dir, "gone")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.PutObject(t.Context(), &s3.PutObjectInput{Bucket: &bucket, Key: &key, Body: strings.NewReader("x")}); err == nil {
+		t.Error("stored without a key")
+	}
+	if keys := keysOf(t, admin); keys[0].State != "revoked" || keys[0].Answer != "key not found" || keys[0].RevokedSince == nil {
+		t.Errorf("without the key file: %+v", keys)
+	}
+	s.end(t)
+}
+
+// A key that does not work is named at once, and the others are served; it is opened when it can be.
+func TestServeWithABrokenKey(t *testing.T) {
+	listen, admin := freePort(t), freePort(t)
+	dir := t.TempDir()
+	late := filepath.Join(dir, "late.key")
+	path := writeConfig(t, sink(t).URL, listen, admin, "rules: [", "rules: [{buckets: [late], key: late}, ",
+		"keys: [", "keys: [{name: late, provider: local, key_file: "+late+"}, ")
+	s := start(t, "serve", "--config", path)
+	waitStatus(t, "http://"+admin+"/readyz", http.StatusOK)
+	c := client(listen, "appkey", "appsecretappsecret")
+	put := func(bucket string) error {
+		key := "k"
+		_, err := c.PutObject(t.Context(), &s3.PutObjectInput{Bucket: &bucket, Key: &key, Body: strings.NewReader("x")})
+		return err
+	}
+	if err := put("other"); err != nil {
+		t.Errorf("the key that works: %v", err)
+	}
+	if err := put("late"); err == nil || !strings.Contains(err.Error(), "KMS.NotFoundException") {
+		t.Errorf("the key that does not: %v", err)
+	}
+	states := map[string]string{}
+	for _, k := range keysOf(t, admin) {
+		states[k.Name] = k.State
+	}
+	if states["late"] != "unopened" || states["main"] != "usable" {
+		t.Errorf("%v", states)
+	}
+	if err := kms.CreateLocalKeyFile(late); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(time.Minute); put("late") != nil; time.Sleep(200 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the key is not opened when it is there")
+		}
+	}
+	s.end(t)
+}
+
+func TestReload(t *testing.T) {
+	listen, admin := freePort(t), freePort(t)
+	path := writeConfig(t, sink(t).URL, listen, admin)
+	s := start(t, "serve", "--config", path)
+	waitStatus(t, "http://"+admin+"/readyz", http.StatusOK)
+	metrics := "http://" + admin + "/metrics"
+	const window = `cmekproxy_revocation_window_seconds{key="main"} `
+	waitMetric(t, metrics, window+"12\n")
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rewrite := func(more string) {
+		t.Helper()
+		if err := os.WriteFile(path, append(bytes.Clone(text), more...), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil { // the proxy runs in this process
+			t.Fatal(err)
+		}
+	}
+	rewrite("dek_cache: {ttl: 20s, revocation_probe: 0}\n")
+	waitMetric(t, metrics, window+"20\n")
+	rewrite("dek_cache: {ttl: nonsense}\n")
+	rewrite("dek_cache: {ttl: 30s, revocation_probe: 4s}\nlog: {level: debug}\n")
+	waitMetric(t, metrics, window+"6\n")
+	s.end(t)
+}
