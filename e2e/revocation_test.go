@@ -39,7 +39,10 @@ type setting struct{ ttl, probe time.Duration }
 func settings(full bool) []setting {
 	if full {
 		return []setting{
-			{2 * time.Second, 0}, {2 * time.Second, 500 * time.Millisecond}, {10 * time.Second, 0}, {10 * time.Second, time.Second},
+			{2 * time.Second, 0},
+			{2 * time.Second, 500 * time.Millisecond},
+			{10 * time.Second, 0},
+			{10 * time.Second, time.Second},
 			{time.Minute, 5 * time.Second},
 		}
 	}

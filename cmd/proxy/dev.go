@@ -129,6 +129,6 @@ See what the store has of it:
 
   xxd %[3]s/demo/hello.txt
 
-Metrics: http://%[2]s/metrics
+Keys:    http://%[2]s/admin/keys   Metrics: http://%[2]s/metrics   What another cache time would cost: http://%[2]s/admin/ttl-advisor
 `, addr, admin, buckets, keyFile, devAccessKey, devSecretKey, devRegion)
 }

@@ -28,7 +28,7 @@ type sample struct {
 	ttls    [slots]time.Duration // 0: this cache is not simulated
 	lives   [slots]time.Duration // of a DEK under each TTL; 0 like it
 	life    func(ttl time.Duration) time.Duration
-	blobs   map[uint64]*blob     // by hash
+	blobs   map[uint64]*blob // by hash
 	tracked int32
 	counted int32         // the level from which blobs are counted; never below tracked
 	lowered time.Duration // when tracked was last lowered
