@@ -17,8 +17,8 @@ type Trouble struct {
 	ThrottleNext int
 	// Deny refuses the caller, as after a change of policy.
 	Deny bool
-	// Fail answers with this HTTP status, or gRPC code for Google, and FailText, or FailCode where the vendor has
-	// names of errors. 0: it does not.
+	// Fail answers with this HTTP status, or gRPC code for Google, and FailText. FailCode is the vendor's name of the
+	// error, for Google the type of a violated precondition. 0: it does not.
 	Fail     int
 	FailCode string
 	FailText string
