@@ -46,8 +46,8 @@ type GCPConfig struct {
 // GCP is the provider "gcp-kms": a symmetric key of Google Cloud KMS, of any protection level.
 //
 // Its KeyID is the name of the CryptoKey and not of a version: Encrypt uses the primary version, Decrypt finds the
-// version in the ciphertext, and so rotation needs nothing. A name is never used twice by Google: keys cannot be deleted,
-// only their versions destroyed.
+// version in the ciphertext, and so rotation needs nothing. A name is never used twice, not even that of a key that was
+// deleted (https://docs.cloud.google.com/kms/docs/delete-kms-resources).
 //
 // Google Cloud KMS makes no data keys: they are made here.
 type GCP struct {

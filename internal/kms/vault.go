@@ -149,24 +149,19 @@ func (v *Vault) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext
 // call sends one request. A token that Vault refuses may only have expired, so the first refusal leads to one login
 // and one more request; then the answer stands.
 func (v *Vault) call(ctx context.Context, op, verb string, in vaultFields) (*vaultFields, error) {
-	body, err := json.Marshal(in)
-	if err != nil {
-		return nil, &Error{Kind: Internal, Op: op, KeyID: v.keyID, Err: errors.New("the request cannot be written")}
-	}
-	defer clear(body)
 	call, cancel := context.WithTimeout(ctx, v.timeout)
 	defer cancel()
 	s, err := v.login.session(call, nil)
 	if err != nil {
 		return nil, v.failLogin(ctx, op, err)
 	}
-	out, err := v.send(call, s, verb, body)
+	out, err := v.send(call, s, verb, in)
 	if isVaultForbidden(err) && !v.login.isUseless() {
 		again, loginErr := v.login.session(call, s)
 		if loginErr != nil {
 			return nil, v.failLogin(ctx, op, loginErr)
 		}
-		out, err = v.send(call, again, verb, body)
+		out, err = v.send(call, again, verb, in)
 		if isVaultForbidden(err) {
 			v.login.useless()
 		}
@@ -183,9 +178,14 @@ const vaultMaxAnswer = 64 << 10
 // errVaultAnswer says that an answer is not what it should be. The parser's own error could quote it.
 var errVaultAnswer = errors.New("the answer cannot be read")
 
-// send goes below api.Secret, whose strings cannot be wiped.
-func (v *Vault) send(ctx context.Context, s *vaultSession, verb string, body []byte) (*vaultFields, error) {
-	resp, err := s.client.Logical().WriteRawWithContext(ctx, v.mount+"/"+verb+"/"+v.key, body)
+// send goes below api.Secret, whose strings cannot be wiped. The client's methods for raw bodies would do, but send
+// "null" for the body when a standby server redirects them (api 1.23.0).
+func (v *Vault) send(ctx context.Context, s *vaultSession, verb string, in vaultFields) (*vaultFields, error) {
+	r := s.client.NewRequest(http.MethodPut, "/v1/"+v.mount+"/"+verb+"/"+v.key)
+	if err := r.SetJSONBody(in); err != nil {
+		return nil, errors.New("the request cannot be written")
+	}
+	resp, err := s.client.RawRequestWithContext(ctx, r) //nolint:staticcheck // see above
 	if resp != nil {
 		defer resp.Body.Close()
 	}

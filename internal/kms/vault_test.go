@@ -9,6 +9,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -514,4 +515,27 @@ func TestVaultTLS(t *testing.T) {
 	w = plain.NewKey(t, func(c *kms.VaultConfig) { c.Address = secure.URL })
 	_, _, err := kms.Generate(t.Context(), w, nil)
 	wantKind(t, "an unknown certificate", err, kms.Unreachable)
+}
+
+// A standby server that does not forward requests redirects them, once.
+func TestVaultRedirects(t *testing.T) {
+	server := kmstest.StartVault(t)
+	standby := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, server.URL()+r.URL.Path, http.StatusTemporaryRedirect)
+	}))
+	defer standby.Close()
+	w := server.NewKey(t, func(c *kms.VaultConfig) { c.Address = standby.URL })
+	dek, blob, err := kms.Generate(t.Context(), w, nil)
+	must(t, err)
+	wantDEK(t, "through a standby server", w, blob, nil, dek)
+
+	// A token does not go from https to http.
+	secure := httptest.NewTLSServer(standby.Config.Handler)
+	defer secure.Close()
+	w = server.NewKey(t, func(c *kms.VaultConfig) { c.Address, c.Transport = secure.URL, secure.Client().Transport })
+	before := server.Calls()
+	_, _, err = kms.Generate(t.Context(), w, nil)
+	if err == nil || !maps.Equal(before, server.Calls()) {
+		t.Errorf("a redirect from https to http was followed: %v", err)
+	}
 }
