@@ -320,6 +320,10 @@ func TestAzureErrorsHoldNoKeys(t *testing.T) {
 	server.SetTrouble(kmstest.Trouble{Answer: `{"value":"` + encoded + `","kid":"` + kid + `"}`})
 	_, err = w.Unwrap(t.Context(), blob, nil)
 	wantKind(t, "another key-encryption key", err, kms.InvalidCiphertext)
+	kid = server.URL() + "/keys/key-1/" + strings.Repeat("0", 32)
+	server.SetTrouble(kmstest.Trouble{Answer: `{"value":"` + encoded + `","kid":"` + kid + `"}`})
+	_, err = w.Unwrap(t.Context(), blob, nil)
+	wantKind(t, "an answer of another version", err, kms.Internal)
 }
 
 // recorder keeps the bodies of requests.

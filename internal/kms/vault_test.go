@@ -145,12 +145,19 @@ func TestVaultNamespace(t *testing.T) {
 	if _, _, err := kms.Generate(t.Context(), server.NewKey(t, nil), nil); err != nil {
 		t.Errorf("the environment was looked at: %v", err)
 	}
+	server.AddAppRole("role", "secret", kmstest.VaultToken{})
+	byRole := server.NewKey(t, func(c *kms.VaultConfig) {
+		c.Login.AppRole = &kms.VaultAppRole{RoleID: "role", SecretID: "secret"}
+	})
+	if _, _, err := kms.Generate(t.Context(), byRole, nil); err != nil {
+		t.Errorf("the environment's token was sent with a login: %v", err)
+	}
 	server.SetNamespace("team/app")
 	in := server.NewKey(t, func(c *kms.VaultConfig) { c.Namespace = "/team/app/" })
 	if _, _, err := kms.Generate(t.Context(), in, nil); err != nil {
 		t.Error(err)
 	}
-	if want := "vault:team/app/transit/key-2"; in.KeyID() != want {
+	if want := "vault:team/app/transit/key-3"; in.KeyID() != want {
 		t.Errorf("key id %q, want %q", in.KeyID(), want)
 	}
 	_, _, err := kms.Generate(t.Context(), server.NewKey(t, nil), nil)
