@@ -115,6 +115,7 @@ func TestAzureKeyStates(t *testing.T) {
 
 // A disabled RSA key may wrap all the same. What can no longer be unwrapped is not to be sealed.
 func TestAzureWrapIsProven(t *testing.T) {
+	t.Parallel()
 	server := kmstest.StartAzure(t)
 	w := server.NewKey(t, "RSA-2048", nil)
 	_, blob, err := kms.Generate(t.Context(), w, nil)

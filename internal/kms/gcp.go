@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"log/slog"
 	"regexp"
 	"slices"
 	"strings"
@@ -76,11 +77,15 @@ func NewGCP(ctx context.Context, cfg GCPConfig) (*GCP, error) {
 	if err := checkKeyID(g.name, gcpLeastBlob); err != nil {
 		return nil, &Error{Kind: Invalid, Op: "open", KeyID: printable(g.name, maxKeyID), Err: err}
 	}
+	// With GOOGLE_SDK_GO_LOGGING_LEVEL=debug in the environment, the client would write every request and answer to
+	// standard error, data keys and access tokens included.
+	silent := slog.New(slog.DiscardHandler)
 	options := cfg.Options
 	if options == nil {
 		var err error
 		g.creds, err = credentials.DetectDefault(&credentials.DetectOptions{
 			Scopes: gcpkms.DefaultAuthScopes(), UseSelfSignedJWT: true, // as the client itself would
+			Logger: silent,
 		})
 		if err != nil {
 			err := messageError("no credentials: " + printable(err.Error(), 300))
@@ -88,8 +93,9 @@ func NewGCP(ctx context.Context, cfg GCPConfig) (*GCP, error) {
 		}
 		options = []option.ClientOption{option.WithAuthCredentials(g.creds)}
 	}
+	options = append(slices.Clip(options), option.WithLogger(silent))
 	if cfg.Endpoint != "" {
-		options = append(slices.Clip(options), option.WithEndpoint(cfg.Endpoint))
+		options = append(options, option.WithEndpoint(cfg.Endpoint))
 	}
 	client, err := gcpkms.NewKeyManagementClient(ctx, options...)
 	if err != nil {

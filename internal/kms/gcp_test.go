@@ -287,3 +287,25 @@ func TestGCPErrorsHoldNoKeys(t *testing.T) {
 	_, err = w.Unwrap(t.Context(), blob, nil)
 	wantNoKey(t, "damaged answer", err, dek)
 }
+
+// The client's debugging would print data keys.
+func TestGCPLogsNothing(t *testing.T) {
+	t.Setenv("GOOGLE_SDK_GO_LOGGING_LEVEL", "debug")
+	log, err := os.Create(filepath.Join(t.TempDir(), "stderr"))
+	must(t, err)
+	defer log.Close()
+	stderr := os.Stderr
+	os.Stderr = log
+	defer func() { os.Stderr = stderr }()
+	server := kmstest.StartGCP(t)
+	w := server.NewKey(t, nil)
+	dek, blob, err := kms.Generate(t.Context(), w, nil)
+	must(t, err)
+	wantDEK(t, "as ever", w, blob, nil, dek)
+	written, err := os.ReadFile(log.Name())
+	must(t, err)
+	if len(written) > 0 {
+		t.Errorf("%d bytes on standard error, the DEK among them: %v", len(written),
+			strings.Contains(string(written), base64.StdEncoding.EncodeToString(dek)))
+	}
+}
