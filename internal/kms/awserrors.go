@@ -2,12 +2,8 @@ package kms
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
-	"io"
-	"net"
 	"net/http"
-	"strings"
 
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/service/kms/types"
@@ -122,27 +118,18 @@ func (a *AWS) stateKind(ctx context.Context) Kind {
 	}
 }
 
-// transportKind is for a call that got no answer, or none that can be read. Only texts that cannot quote an answer are
-// kept: those of package net hold addresses, those of the credential chain were there before the request was.
+// transportKind is for a call that got no answer, or none that can be read.
 func (a *AWS) transportKind(ctx context.Context, err error) (Kind, error) {
 	var (
 		decode *smithy.DeserializationError
-		op     *net.OpError
-		dns    *net.DNSError
-		cert   *tls.CertificateVerificationError
 		send   interface{ ConnectionError() bool }
 	)
+	if cause := networkError(err); cause != nil {
+		return Unreachable, cause
+	}
 	switch {
-	case errors.Is(err, context.DeadlineExceeded):
-		return Unreachable, context.DeadlineExceeded
-	case errors.As(err, &dns):
-		return Unreachable, dns
-	case errors.As(err, &op):
-		return Unreachable, op
-	case errors.As(err, &cert):
-		return Unreachable, cert
-	case errors.As(err, &send), errors.Is(err, io.ErrUnexpectedEOF):
-		return Unreachable, errors.New("the connection was lost")
+	case errors.As(err, &send):
+		return Unreachable, errLost
 	case errors.As(err, &decode):
 		return Internal, errors.New("the answer cannot be read")
 	}
@@ -150,19 +137,4 @@ func (a *AWS) transportKind(ctx context.Context, err error) (Kind, error) {
 		return Internal, messageError("no credentials: " + printable(err.Error(), 300))
 	}
 	return Internal, errors.New("the request was not sent")
-}
-
-type messageError string
-
-func (m messageError) Error() string { return string(m) }
-
-// printable makes foreign text fit for a log line.
-func printable(s string, limit int) string {
-	clean := strings.Map(func(r rune) rune {
-		if r < ' ' || r > '~' {
-			return '?'
-		}
-		return r
-	}, s)
-	return clean[:min(len(clean), limit)]
 }

@@ -2,7 +2,10 @@ package kms
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
+	"io"
+	"net"
 	"strings"
 )
 
@@ -117,4 +120,47 @@ func contextError(ctx context.Context, op, keyID string) *Error {
 		e.Kind = Unreachable
 	}
 	return e
+}
+
+// errLost is the cause of a call whose connection ended before an answer.
+var errLost = errors.New("the connection was lost")
+
+// networkError returns what may be kept of an error of the network, or nil if err is none. Errors of a client are not
+// kept whole, as they can quote an answer: those of package net hold addresses only.
+func networkError(err error) error {
+	var (
+		op   *net.OpError
+		dns  *net.DNSError
+		cert *tls.CertificateVerificationError
+	)
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		return context.DeadlineExceeded
+	case errors.As(err, &dns):
+		return dns
+	case errors.As(err, &op):
+		return op
+	case errors.As(err, &cert):
+		return cert
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return errLost
+	default:
+		return nil
+	}
+}
+
+// messageError is foreign text.
+type messageError string
+
+func (m messageError) Error() string { return string(m) }
+
+// printable makes foreign text fit for a log line.
+func printable(s string, limit int) string {
+	clean := strings.Map(func(r rune) rune {
+		if r < ' ' || r > '~' {
+			return '?'
+		}
+		return r
+	}, s)
+	return clean[:min(len(clean), limit)]
 }

@@ -154,3 +154,27 @@ func checkCall(ctx context.Context, op, keyID string, ec EncryptionContext) erro
 	}
 	return nil
 }
+
+// Limits of the format on a key id, and on key id and blob together: what a part header has room for, which is less
+// than an envelope has. docs/format.md, sections 3 and 8.
+const (
+	maxKeyID  = 512
+	maxFields = 888
+)
+
+// checkKeyID refuses an id that envelopes cannot hold, alone or with a blob of blobSize bytes.
+func checkKeyID(id string, blobSize int) error {
+	for _, c := range []byte(id) {
+		if c <= ' ' || c > '~' {
+			return errors.New("the key id is not printable ASCII")
+		}
+	}
+	switch {
+	case id == "":
+		return errors.New("no key id")
+	case len(id) > maxKeyID, len(id)+blobSize > maxFields:
+		return fmt.Errorf("a key id of %d bytes, with wrapped keys of up to %d bytes, is more than an envelope holds (%d)",
+			len(id), blobSize, maxFields)
+	}
+	return nil
+}

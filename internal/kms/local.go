@@ -8,16 +8,13 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
-	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
-	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"syscall"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
@@ -150,22 +147,10 @@ func (l *Local) aead(op string) (cipher.AEAD, error) {
 	return aead, nil
 }
 
-// aad encodes the key id and the context so that no two of them give the same bytes: every string goes after its
-// length, names in order.
+// aad encodes the key id and the context.
 func (l *Local) aad(ec EncryptionContext) []byte {
 	aad := append([]byte(localLabelAAD), localVersion)
-	aad = appendString(aad, l.keyID)
-	aad = binary.BigEndian.AppendUint32(aad, uint32(len(ec))) //nolint:gosec // an object has two entries
-	for _, name := range slices.Sorted(maps.Keys(ec)) {
-		aad = appendString(aad, name)
-		aad = appendString(aad, ec[name])
-	}
-	return aad
-}
-
-func appendString(b []byte, s string) []byte {
-	b = binary.BigEndian.AppendUint64(b, uint64(len(s)))
-	return append(b, s...)
+	return appendContext(appendString(aad, l.keyID), ec)
 }
 
 // localKeyID derives a name that says nothing about the key.

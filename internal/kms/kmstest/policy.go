@@ -10,10 +10,10 @@ import (
 	"strings"
 )
 
-// policy is a key policy
+// keyPolicy is a key policy
 // (https://docs.aws.amazon.com/kms/latest/developerguide/key-policy-overview.html). It knows a part of the language
 // only, and refuses the rest: a condition that was ignored would make a test pass for the wrong reason.
-type policy struct {
+type keyPolicy struct {
 	Version   string
 	ID        string `json:"Id"`
 	Statement []statement
@@ -42,7 +42,7 @@ type access struct {
 
 // decide returns the effect of the statements that speak of a: effectDeny if any of them denies, else effectAllow if
 // any allows, else "".
-func (p *policy) decide(a access) string {
+func (p *keyPolicy) decide(a access) string {
 	effect := ""
 	for _, s := range p.Statement {
 		if !s.speaksOf(a) {
@@ -128,11 +128,11 @@ var (
 )
 
 // parsePolicy reads a policy document. Its error is an *apiError.
-func parsePolicy(document string) (*policy, error) {
+func parsePolicy(document string) (*keyPolicy, error) {
 	if len(document) > policyLimit {
 		return nil, refuse("LimitExceededException", "The policy is longer than %d bytes.", policyLimit)
 	}
-	var p policy
+	var p keyPolicy
 	decoder := json.NewDecoder(strings.NewReader(document))
 	err := decoder.Decode(&p)
 	if err == nil {
@@ -149,7 +149,7 @@ func parsePolicy(document string) (*policy, error) {
 	return &p, nil
 }
 
-func (p *policy) check() error {
+func (p *keyPolicy) check() error {
 	if p.Version != "2012-10-17" && p.Version != "2008-10-17" {
 		return fmt.Errorf("no version %q", p.Version)
 	}
@@ -218,8 +218,8 @@ func checkCondition(operator string, keys map[string]texts) error {
 }
 
 // UnmarshalJSON implements json.Unmarshaler.
-func (p *policy) UnmarshalJSON(data []byte) error {
-	type plain policy
+func (p *keyPolicy) UnmarshalJSON(data []byte) error {
+	type plain keyPolicy
 	return readExactly(data, (*plain)(p), "Version", "Id", "Statement")
 }
 

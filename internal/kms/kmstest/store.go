@@ -44,7 +44,7 @@ type key struct {
 	Policy   string    `json:"policy,omitempty"` // "" in a file of before there were policies
 	Grants   []*grant  `json:"grants,omitempty"`
 
-	rules *policy // Policy, read
+	rules *keyPolicy // Policy, read
 }
 
 func openStore(cfg Config) (*store, error) {

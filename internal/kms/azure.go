@@ -1,0 +1,294 @@
+package kms
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
+	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
+	"github.com/Azure/azure-sdk-for-go/sdk/security/keyvault/azkeys"
+)
+
+// Defaults of AzureConfig.
+const (
+	DefaultAzureTimeout     = 5 * time.Second
+	DefaultAzureMaxAttempts = 3
+)
+
+// Algorithms of AzureConfig.
+const (
+	AzureRSAOAEP256 = "RSA-OAEP-256" // RSA keys of 2048, 3072 or 4096 bits, of a vault or a Managed HSM
+	AzureA256KW     = "A256KW"       // 256-bit symmetric keys of a Managed HSM
+)
+
+// azureProof is how long an unwrap proves that the key is in force; see (*Azure).prove.
+const azureProof = 5 * time.Second
+
+// AzureConfig configures the provider "azure-keyvault".
+type AzureConfig struct {
+	// KeyID is the identifier of a key without its version, "https://NAME.vault.azure.net/keys/KEY", or of a Managed HSM,
+	// "https://NAME.managedhsm.azure.net/keys/KEY". Required.
+	KeyID string
+	// Algorithm is AzureRSAOAEP256 or AzureA256KW, as the key is. Empty: AzureRSAOAEP256.
+	Algorithm string
+	// EnvelopeID is the key's id in the envelopes of objects, printable ASCII. Empty: KeyID in lower case. Give the old
+	// one where a key was restored into another vault, which keeps its versions; never change it otherwise.
+	EnvelopeID string
+	// Credential gets the tokens. Nil: azidentity's DefaultAzureCredential.
+	Credential azcore.TokenCredential
+	// Transport sends the calls. Nil: an HTTP client with keep-alive and proxy settings from the environment.
+	Transport policy.Transporter
+	// AnyChallenge sends tokens also to a server whose name does not end as the resource in its challenge does. For
+	// servers that are not Azure's only: it is what keeps tokens from a server that is not the vault.
+	AnyChallenge bool
+	// Timeout bounds one Wrap or Unwrap with all its attempts. 0: DefaultAzureTimeout.
+	Timeout time.Duration
+	// MaxAttempts counts the first attempt too. 0: DefaultAzureMaxAttempts.
+	MaxAttempts int
+}
+
+// Azure is the provider "azure-keyvault": a key of Azure Key Vault or of a Managed HSM.
+//
+// The operations wrapKey and unwrapKey take no associated data. So the key in Azure wraps a random key-encryption key
+// made for this one blob, and that one encrypts the DEK, with AES-256-GCM and the encryption context as associated data.
+// The binding to the context is therefore ours and not the KMS's: Azure's logs know nothing of buckets and keys, and
+// no policy there can depend on them. It costs no further call.
+//
+// The version of the key is kept in the blob, because unwrapKey has to be told: after a rotation, new blobs are of the
+// new version and old ones still open while their version is enabled.
+type Azure struct {
+	client    *azkeys.Client
+	keyID     string
+	vault     string // URL without a path
+	name      string
+	algorithm azkeys.EncryptionAlgorithm
+	timeout   time.Duration
+	provenAt  atomic.Pointer[time.Time]
+}
+
+var azureNameForm = regexp.MustCompile(`^[0-9a-zA-Z-]{1,127}$`)
+
+// NewAzure returns the key that cfg names. It calls nobody. It refuses a key whose blobs envelopes could not hold.
+func NewAzure(cfg AzureConfig) (*Azure, error) {
+	a := &Azure{keyID: cfg.EnvelopeID, timeout: cfg.Timeout}
+	if a.timeout <= 0 {
+		a.timeout = DefaultAzureTimeout
+	}
+	if err := a.open(cfg); err != nil {
+		id := printable(a.keyID, maxKeyID)
+		if id == "" {
+			id = printable(cfg.KeyID, maxKeyID)
+		}
+		return nil, &Error{Kind: Invalid, Op: "open", KeyID: id, Err: err}
+	}
+	return a, nil
+}
+
+func (a *Azure) open(cfg AzureConfig) error {
+	var err error
+	if a.vault, a.name, err = parseAzureKeyID(cfg.KeyID); err != nil {
+		return err
+	}
+	if a.keyID == "" {
+		a.keyID = a.vault + "/keys/" + a.name
+	}
+	var longest int
+	switch cfg.Algorithm {
+	case "", AzureRSAOAEP256:
+		a.algorithm, longest = azkeys.EncryptionAlgorithmRSAOAEP256, slices.Max(azureRSASizes)
+	case AzureA256KW:
+		a.algorithm, longest = azkeys.EncryptionAlgorithmA256KW, azureKWSize
+	default:
+		return fmt.Errorf("the algorithm is neither %s nor %s", AzureRSAOAEP256, AzureA256KW)
+	}
+	if err := checkKeyID(a.keyID, azureBlobSize(longest)); err != nil {
+		return err
+	}
+	credential := cfg.Credential
+	if credential == nil {
+		if credential, err = azidentity.NewDefaultAzureCredential(nil); err != nil {
+			return errors.New("no credentials: " + printable(err.Error(), 300))
+		}
+	}
+	a.client, err = azkeys.NewClient(a.vault, credential, azureOptions(cfg))
+	return err
+}
+
+func azureOptions(cfg AzureConfig) *azkeys.ClientOptions {
+	retries := int32(DefaultAzureMaxAttempts - 1)
+	if cfg.MaxAttempts > 0 {
+		retries = int32(min(cfg.MaxAttempts, 100) - 1)
+	}
+	if retries == 0 {
+		retries = -1 // the client takes 0 for its default
+	}
+	transport := cfg.Transport
+	if transport == nil {
+		transport = newAzureTransport()
+	}
+	return &azkeys.ClientOptions{
+		ClientOptions: azcore.ClientOptions{
+			Transport: transport,
+			Retry:     policy.RetryOptions{MaxRetries: retries, RetryDelay: 100 * time.Millisecond, MaxRetryDelay: time.Second},
+		},
+		DisableChallengeResourceVerification: cfg.AnyChallenge,
+	}
+}
+
+// newAzureTransport keeps more idle connections than the 2 a host of net/http: each PUT is one call, and they come in
+// bursts.
+func newAzureTransport() *http.Client {
+	return &http.Client{Transport: &http.Transport{
+		Proxy:               http.ProxyFromEnvironment,
+		DialContext:         (&net.Dialer{Timeout: 2 * time.Second}).DialContext,
+		TLSHandshakeTimeout: 4 * time.Second,
+		MaxIdleConnsPerHost: 64,
+		IdleConnTimeout:     90 * time.Second,
+		ForceAttemptHTTP2:   true,
+	}}
+}
+
+// parseAzureKeyID returns URL and name in lower case: Azure does not tell the cases apart, but an envelope does.
+func parseAzureKeyID(id string) (vault, name string, err error) {
+	u, err := url.Parse(id)
+	if err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+		return "", "", errors.New("the key id is not of the form https://NAME.vault.azure.net/keys/KEY")
+	}
+	name, ok := strings.CutPrefix(u.Path, "/keys/")
+	if ok && strings.Count(name, "/") == 1 {
+		return "", "", errors.New("the key id has a version: give it without, or rotation would have no effect")
+	}
+	if !ok || !azureNameForm.MatchString(name) {
+		return "", "", errors.New("the key id is not of the form https://NAME.vault.azure.net/keys/KEY")
+	}
+	return "https://" + strings.ToLower(u.Host), strings.ToLower(name), nil
+}
+
+// KeyID is AzureConfig.EnvelopeID, or the key's identifier without version, in lower case.
+func (a *Azure) KeyID() string { return a.keyID }
+
+// Wrap implements Wrapper by https://learn.microsoft.com/en-us/rest/api/keyvault/keys/wrap-key/wrap-key.
+func (a *Azure) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]byte, error) {
+	if err := checkWrap(ctx, a.keyID, dek, ec); err != nil {
+		return nil, err
+	}
+	kek := make([]byte, azureKEKSize)
+	defer clear(kek)
+	rand.Read(kek)
+	call, cancel := context.WithTimeout(ctx, a.timeout)
+	defer cancel()
+	out, err := a.client.WrapKey(call, a.name, "", azkeys.KeyOperationParameters{Algorithm: &a.algorithm, Value: kek}, nil)
+	if err != nil {
+		return nil, a.fail(ctx, "wrap", err)
+	}
+	version, err := a.answeredVersion(out.KeyOperationResult)
+	if err != nil {
+		return nil, &Error{Kind: Internal, Op: "wrap", KeyID: a.keyID, Err: err}
+	}
+	blob := azureBlob{algorithm: azureAlgorithms[a.algorithm], key: azureTag(a.keyID), version: version, wrapped: out.Result}
+	if err := blob.check(); err != nil {
+		return nil, &Error{Kind: Internal, Op: "wrap", KeyID: a.keyID, Err: err}
+	}
+	if err := a.prove(ctx, call, &blob, kek); err != nil {
+		return nil, err
+	}
+	sealed, err := blob.seal(kek, dek, ec)
+	if err != nil {
+		return nil, &Error{Kind: Internal, Op: "wrap", KeyID: a.keyID, Err: err}
+	}
+	return sealed, nil
+}
+
+// prove unwraps what was just wrapped, unless an unwrap has succeeded within the last azureProof. wrapKey needs no more
+// of an RSA key than its public half, and Azure has been seen to do it with a key that is disabled
+// (https://github.com/Azure/azure-sdk-for-python/issues/45342): without the proof, a proxy would go on sealing objects
+// under a key that was taken away, and nobody could open them.
+func (a *Azure) prove(ctx, call context.Context, blob *azureBlob, kek []byte) error {
+	if at := a.provenAt.Load(); at != nil && time.Since(*at) < azureProof {
+		return nil
+	}
+	got, err := a.unwrapKEK(ctx, call, "wrap", blob)
+	if err != nil {
+		return err
+	}
+	defer clear(got)
+	if !slices.Equal(got, kek) {
+		err := errors.New("the KMS unwraps to another key than it wrapped")
+		return &Error{Kind: Internal, Op: "wrap", KeyID: a.keyID, Err: err}
+	}
+	return nil
+}
+
+// Unwrap implements Wrapper by https://learn.microsoft.com/en-us/rest/api/keyvault/keys/unwrap-key/unwrap-key.
+func (a *Azure) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext) ([]byte, error) {
+	if err := checkCall(ctx, "unwrap", a.keyID, ec); err != nil {
+		return nil, err
+	}
+	blob, sealed, err := parseAzureBlob(wrapped)
+	if err != nil {
+		return nil, &Error{Kind: InvalidCiphertext, Op: "unwrap", KeyID: a.keyID, Err: err}
+	}
+	if blob.algorithm != azureAlgorithms[a.algorithm] || blob.key != azureTag(a.keyID) {
+		err := errors.New("a blob of another key or algorithm than the configured one")
+		return nil, &Error{Kind: InvalidCiphertext, Op: "unwrap", KeyID: a.keyID, Err: err}
+	}
+	call, cancel := context.WithTimeout(ctx, a.timeout)
+	defer cancel()
+	kek, err := a.unwrapKEK(ctx, call, "unwrap", blob)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(kek)
+	dek, err := blob.open(kek, sealed, ec)
+	if err != nil {
+		return nil, &Error{Kind: InvalidCiphertext, Op: "unwrap", KeyID: a.keyID, Err: err}
+	}
+	return dek, nil
+}
+
+func (a *Azure) unwrapKEK(ctx, call context.Context, op string, blob *azureBlob) ([]byte, error) {
+	start := time.Now()
+	out, err := a.client.UnwrapKey(call, a.name, hex.EncodeToString(blob.version[:]),
+		azkeys.KeyOperationParameters{Algorithm: &a.algorithm, Value: blob.wrapped}, nil)
+	if err != nil {
+		return nil, a.fail(ctx, op, err)
+	}
+	version, err := a.answeredVersion(out.KeyOperationResult)
+	switch {
+	case err != nil:
+	case version != blob.version:
+		err = errors.New("the KMS answered for another version of the key")
+	case len(out.Result) != azureKEKSize:
+		err = fmt.Errorf("the KMS answered with a key of %d bytes", len(out.Result))
+	default:
+		a.provenAt.Store(&start)
+		return out.Result, nil
+	}
+	clear(out.Result)
+	return nil, &Error{Kind: Internal, Op: op, KeyID: a.keyID, Err: err}
+}
+
+// answeredVersion makes sure that an answer is of the key that was asked, and returns the version.
+func (a *Azure) answeredVersion(out azkeys.KeyOperationResult) (version [azureVersion]byte, _ error) {
+	if out.KID == nil {
+		return version, errors.New("the KMS answered without a key id")
+	}
+	name, ok := strings.CutPrefix(strings.ToLower(string(*out.KID)), a.vault+"/keys/"+a.name+"/")
+	if n, err := hex.Decode(version[:], []byte(name[:min(len(name), 2*azureVersion)])); !ok || err != nil ||
+		n != azureVersion || len(name) != 2*azureVersion {
+		return version, fmt.Errorf("the KMS answered for another key, %q", printable(string(*out.KID), 300))
+	}
+	return version, nil
+}

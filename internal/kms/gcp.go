@@ -1,0 +1,258 @@
+package kms
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"log/slog"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"cloud.google.com/go/auth"
+	"cloud.google.com/go/auth/credentials"
+	gcpkms "cloud.google.com/go/kms/apiv1"
+	"cloud.google.com/go/kms/apiv1/kmspb"
+	"github.com/googleapis/gax-go/v2"
+	"google.golang.org/api/option"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+)
+
+// Defaults of GCPConfig.
+const (
+	DefaultGCPTimeout     = 5 * time.Second
+	DefaultGCPMaxAttempts = 3
+)
+
+// GCPConfig configures the provider "gcp-kms".
+type GCPConfig struct {
+	// KeyID is the resource name of a symmetric key, "projects/P/locations/L/keyRings/R/cryptoKeys/K", without a version.
+	// Required.
+	KeyID string
+	// Endpoint is the host and port of another endpoint, such as a regional or private one. Empty: that of Google.
+	Endpoint string
+	// Options are for the client, in place of the application default credentials: other credentials, or a connection.
+	// Nil: the default credentials.
+	Options []option.ClientOption
+	// Timeout bounds one Wrap or Unwrap with all its attempts. 0: DefaultGCPTimeout.
+	Timeout time.Duration
+	// MaxAttempts counts the first attempt too. 0: DefaultGCPMaxAttempts.
+	MaxAttempts int
+}
+
+// GCP is the provider "gcp-kms": a symmetric key of Google Cloud KMS, of any protection level.
+//
+// Its KeyID is the name of the CryptoKey and not of a version: Encrypt uses the primary version, Decrypt finds the
+// version in the ciphertext, and so rotation needs nothing. A name is never used twice, not even that of a key that was
+// deleted (https://docs.cloud.google.com/kms/docs/delete-kms-resources).
+//
+// Google Cloud KMS makes no data keys: they are made here.
+type GCP struct {
+	client   *gcpkms.KeyManagementClient
+	creds    *auth.Credentials // nil if Options were given
+	name     string
+	timeout  time.Duration
+	attempts int
+}
+
+var gcpKeyForm = regexp.MustCompile(`^projects/[a-z0-9.:-]+/locations/[a-z0-9-]+/keyRings/[a-zA-Z0-9_-]{1,63}/cryptoKeys/[a-zA-Z0-9_-]{1,63}$`)
+
+// NewGCP returns the key that cfg names. It looks for credentials, and does not call the KMS.
+func NewGCP(ctx context.Context, cfg GCPConfig) (*GCP, error) {
+	g := &GCP{name: cfg.KeyID, timeout: cfg.Timeout, attempts: cfg.MaxAttempts}
+	if g.timeout <= 0 {
+		g.timeout = DefaultGCPTimeout
+	}
+	if g.attempts <= 0 {
+		g.attempts = DefaultGCPMaxAttempts
+	}
+	if !gcpKeyForm.MatchString(g.name) {
+		err := errors.New("not of the form projects/P/locations/L/keyRings/R/cryptoKeys/K")
+		return nil, &Error{Kind: Invalid, Op: "open", KeyID: printable(g.name, maxKeyID), Err: err}
+	}
+	if err := checkKeyID(g.name, gcpLeastBlob); err != nil {
+		return nil, &Error{Kind: Invalid, Op: "open", KeyID: printable(g.name, maxKeyID), Err: err}
+	}
+	// With GOOGLE_SDK_GO_LOGGING_LEVEL=debug in the environment, the client would write every request and answer to
+	// standard error, data keys and access tokens included.
+	silent := slog.New(slog.DiscardHandler)
+	options := cfg.Options
+	if options == nil {
+		var err error
+		g.creds, err = credentials.DetectDefault(&credentials.DetectOptions{
+			Scopes: gcpkms.DefaultAuthScopes(), UseSelfSignedJWT: true, // as the client itself would
+			Logger: silent,
+		})
+		if err != nil {
+			err := messageError("no credentials: " + printable(err.Error(), 300))
+			return nil, &Error{Kind: Internal, Op: "open", KeyID: g.name, Err: err}
+		}
+		options = []option.ClientOption{option.WithAuthCredentials(g.creds)}
+	}
+	options = append(slices.Clip(options), option.WithLogger(silent))
+	if cfg.Endpoint != "" {
+		options = append(options, option.WithEndpoint(cfg.Endpoint))
+	}
+	client, err := gcpkms.NewKeyManagementClient(ctx, options...)
+	if err != nil {
+		err := messageError(printable(err.Error(), 300))
+		return nil, &Error{Kind: Invalid, Op: "open", KeyID: g.name, Err: err}
+	}
+	g.client = client
+	return g, nil
+}
+
+// KeyID is the name of the CryptoKey.
+func (g *GCP) KeyID() string { return g.name }
+
+// Close ends the connection to the KMS.
+func (g *GCP) Close() error { return g.client.Close() }
+
+// gcpLeastBlob is the least length of a ciphertext of 32 bytes: nonce and tag, besides Google's own.
+const gcpLeastBlob = 12 + DEKSize + 16
+
+// gcpMaxCiphertext is what of a blob is sent at most. Google takes 64 KiB of plaintext and what it adds.
+const gcpMaxCiphertext = 64 << 10
+
+// Wrap implements Wrapper by
+// https://cloud.google.com/kms/docs/reference/rpc/google.cloud.kms.v1#encryptrequest.
+func (g *GCP) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]byte, error) {
+	if err := checkWrap(ctx, g.name, dek, ec); err != nil {
+		return nil, err
+	}
+	aad := associatedData(ec)
+	req := &kmspb.EncryptRequest{
+		Name: g.name, Plaintext: dek, PlaintextCrc32C: crc32c(dek),
+		AdditionalAuthenticatedData: aad, AdditionalAuthenticatedDataCrc32C: crc32c(aad),
+	}
+	var blob []byte
+	err := g.call(ctx, "wrap", func(call context.Context) error {
+		resp, err := g.client.Encrypt(call, req, g.retry())
+		if err != nil {
+			return err
+		}
+		intact := resp.GetVerifiedPlaintextCrc32C() && resp.GetVerifiedAdditionalAuthenticatedDataCrc32C()
+		if !intact || !isCRC32C(resp.GetCiphertext(), resp.GetCiphertextCrc32C()) {
+			return errGCPDamaged
+		}
+		if !isVersionOf(resp.GetName(), g.name) {
+			return errGCPOtherKey
+		}
+		blob = resp.GetCiphertext()
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := checkKeyID(g.name, len(blob)); err != nil { // the blobs of external keys are as long as their manager makes them
+		return nil, &Error{Kind: Invalid, Op: "wrap", KeyID: g.name, Err: err}
+	}
+	return blob, nil
+}
+
+// Unwrap implements Wrapper by
+// https://cloud.google.com/kms/docs/reference/rpc/google.cloud.kms.v1#decryptrequest.
+func (g *GCP) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext) ([]byte, error) {
+	if err := checkCall(ctx, "unwrap", g.name, ec); err != nil {
+		return nil, err
+	}
+	if len(wrapped) < gcpLeastBlob || len(wrapped) > gcpMaxCiphertext {
+		err := fmt.Errorf("a blob of %d bytes", len(wrapped))
+		return nil, &Error{Kind: InvalidCiphertext, Op: "unwrap", KeyID: g.name, Err: err}
+	}
+	aad := associatedData(ec)
+	req := &kmspb.DecryptRequest{
+		Name: g.name, Ciphertext: wrapped, CiphertextCrc32C: crc32c(wrapped),
+		AdditionalAuthenticatedData: aad, AdditionalAuthenticatedDataCrc32C: crc32c(aad),
+	}
+	var dek []byte
+	err := g.call(ctx, "unwrap", func(call context.Context) error {
+		resp, err := g.client.Decrypt(call, req, g.retry())
+		if err != nil {
+			return err
+		}
+		if !isCRC32C(resp.GetPlaintext(), resp.GetPlaintextCrc32C()) {
+			clear(resp.GetPlaintext())
+			return errGCPDamaged
+		}
+		dek = resp.GetPlaintext()
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return dek, nil
+}
+
+var (
+	errGCPDamaged  = errors.New("request or answer was damaged on its way: the checksums differ")
+	errGCPOtherKey = errors.New("the KMS answered for another key")
+)
+
+// call makes a call again when it was damaged on its way, as
+// https://cloud.google.com/kms/docs/data-integrity-guidelines asks for. Damage that the KMS finds out has the code
+// INVALID_ARGUMENT, which a blob that is not genuine has too, so that one gets a second try.
+func (g *GCP) call(ctx context.Context, op string, run func(context.Context) error) error {
+	call, cancel := context.WithTimeout(ctx, g.timeout)
+	defer cancel()
+	var err error
+	for attempt := 1; ; attempt++ {
+		err = run(call)
+		last := attempt >= g.attempts || call.Err() != nil
+		again := errors.Is(err, errGCPDamaged) || status.Code(err) == codes.InvalidArgument && attempt == 1
+		if last || !again {
+			break
+		}
+	}
+	if err == nil {
+		return nil
+	}
+	return g.fail(ctx, op, err)
+}
+
+// retry bounds the attempts of a call that did not come through, which the client by itself makes until the deadline.
+func (g *GCP) retry() gax.CallOption {
+	return gax.WithRetry(func() gax.Retryer {
+		again := gax.OnCodes([]codes.Code{codes.Unavailable, codes.ResourceExhausted, codes.Internal}, gax.Backoff{
+			Initial: 100 * time.Millisecond, Max: time.Second, Multiplier: 2,
+		})
+		return &boundedRetryer{again, g.attempts - 1}
+	})
+}
+
+type boundedRetryer struct {
+	gax.Retryer
+	left int
+}
+
+// Retry implements gax.Retryer.
+func (r *boundedRetryer) Retry(err error) (time.Duration, bool) {
+	if r.left <= 0 {
+		return 0, false
+	}
+	r.left--
+	return r.Retryer.Retry(err)
+}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+func crc32c(b []byte) *wrapperspb.Int64Value {
+	return wrapperspb.Int64(int64(crc32.Checksum(b, castagnoli)))
+}
+
+// isCRC32C reports whether sum is there, and is that of b.
+func isCRC32C(b []byte, sum *wrapperspb.Int64Value) bool {
+	return sum != nil && sum.GetValue() == crc32c(b).GetValue()
+}
+
+// isVersionOf reports whether version is one of key. The names may differ in the project, which has a number as well.
+func isVersionOf(version, key string) bool {
+	_, from, _ := strings.Cut(version, "/locations/")
+	_, of, _ := strings.Cut(key, "/locations/")
+	number, ok := strings.CutPrefix(from, of+"/cryptoKeyVersions/")
+	return ok && number != "" && !strings.Contains(number, "/")
+}

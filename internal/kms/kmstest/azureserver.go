@@ -1,0 +1,292 @@
+package kmstest
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
+
+	"github.com/cmekproxy/cmekproxy/internal/kms"
+)
+
+// AzureServer is A TEST SERVER, NOT MICROSOFT'S. It speaks wrapKey and unwrapKey of Azure Key Vault and of a Managed HSM
+// (https://learn.microsoft.com/en-us/rest/api/keyvault/keys/operation-groups), with real keys and versions, over TLS on
+// loopback and behind the challenge that Key Vault sends. Statuses and bodies of errors are Azure's. It is stricter where
+// a client's mistake should show: unknown parameters are refused. It keeps keys in memory, in clear.
+type AzureServer struct {
+	*troubles
+	http *httptest.Server
+
+	lock    sync.Mutex
+	keys    map[string]*azureKey
+	tokens  map[string]bool
+	login   error // what the credential answers with
+	logins  int
+	created int
+}
+
+// azureError is an error answer.
+type azureError struct {
+	status               int
+	code, inner, message string
+}
+
+func (e *azureError) Error() string { return e.code + ": " + e.message }
+
+func azureRefuse(status int, code, inner, format string, args ...any) error {
+	return &azureError{status, code, inner, fmt.Sprintf(format, args...)}
+}
+
+// StartAzure starts a server for the time of a test.
+func StartAzure(t testing.TB) *AzureServer {
+	t.Helper()
+	s := &AzureServer{troubles: newTroubles(), keys: make(map[string]*azureKey), tokens: make(map[string]bool)}
+	s.http = httptest.NewTLSServer(s)
+	t.Cleanup(s.Close)
+	return s
+}
+
+// URL is that of the vault.
+func (s *AzureServer) URL() string { return s.http.URL }
+
+// Client trusts the server's certificate.
+func (s *AzureServer) Client() *http.Client { return s.http.Client() }
+
+// Close ends the server and all its connections.
+func (s *AzureServer) Close() {
+	s.release()
+	s.http.CloseClientConnections()
+	s.http.Close()
+}
+
+// Credential gets tokens that the server takes.
+func (s *AzureServer) Credential() azcore.TokenCredential { return azureCredential{s} }
+
+type azureCredential struct{ *AzureServer }
+
+// GetToken implements azcore.TokenCredential.
+func (c azureCredential) GetToken(_ context.Context, o policy.TokenRequestOptions) (azcore.AccessToken, error) {
+	c.lock.Lock()
+	defer c.lock.Unlock()
+	if c.login != nil {
+		return azcore.AccessToken{}, c.login
+	}
+	if len(o.Scopes) != 1 || o.Scopes[0] != "https://vault.azure.net/.default" || o.TenantID != azureTenant {
+		return azcore.AccessToken{}, fmt.Errorf("kmstest: scopes %q, tenant %q", o.Scopes, o.TenantID)
+	}
+	c.logins++
+	token := hex.EncodeToString(random(16))
+	c.tokens[token] = true
+	return azcore.AccessToken{Token: token, ExpiresOn: time.Now().Add(time.Hour)}, nil
+}
+
+// SetLogin makes the credential fail. Nil: it works.
+func (s *AzureServer) SetLogin(err error) {
+	s.lock.Lock()
+	defer s.lock.Unlock()
+	s.login = err
+}
+
+// Logins is how many tokens were got.
+func (s *AzureServer) Logins() int {
+	s.lock.Lock()
+	defer s.lock.Unlock()
+	return s.logins
+}
+
+// RevokeTokens ends all tokens, as at the end of their life.
+func (s *AzureServer) RevokeTokens() {
+	s.lock.Lock()
+	defer s.lock.Unlock()
+	clear(s.tokens)
+}
+
+// NewKey makes a new key of a kind of CreateKey and returns it through the provider azure-keyvault. change, if not nil,
+// edits its configuration, which has one attempt and a timeout of 5 seconds: RSA is slow under the race detector.
+func (s *AzureServer) NewKey(t testing.TB, kind string, change func(*kms.AzureConfig)) *kms.Azure {
+	t.Helper()
+	s.lock.Lock()
+	s.created++
+	name := fmt.Sprintf("key-%d", s.created)
+	s.lock.Unlock()
+	s.CreateKey(t, name, kind)
+	return s.OpenKey(t, name, func(c *kms.AzureConfig) {
+		if kind == "oct-HSM" {
+			c.Algorithm = kms.AzureA256KW
+		}
+		if change != nil {
+			change(c)
+		}
+	})
+}
+
+// OpenKey is NewKey for a key that exists, or not.
+func (s *AzureServer) OpenKey(t testing.TB, name string, change func(*kms.AzureConfig)) *kms.Azure {
+	t.Helper()
+	cfg := kms.AzureConfig{
+		KeyID: s.URL() + "/keys/" + name, Credential: s.Credential(), Transport: s.Client(), AnyChallenge: true,
+		Timeout: 5 * time.Second, MaxAttempts: 1,
+	}
+	if change != nil {
+		change(&cfg)
+	}
+	w, err := kms.NewAzure(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+const azureTenant = "72f988bf-0000-0000-0000-2d7cd011db47"
+
+// ServeHTTP implements http.Handler.
+func (s *AzureServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	out, err := s.serve(r)
+	var refusal *azureError
+	switch {
+	case errors.Is(err, errDrop):
+		panic(http.ErrAbortHandler)
+	case errors.As(err, &refusal):
+		if refusal.status == http.StatusUnauthorized {
+			w.Header().Set("WWW-Authenticate", `Bearer authorization="https://login.microsoftonline.com/`+azureTenant+
+				`", resource="https://vault.azure.net"`)
+		}
+		body := map[string]any{"code": refusal.code, "message": refusal.message}
+		if refusal.inner != "" {
+			body["innererror"] = map[string]string{"code": refusal.inner}
+		}
+		azureReply(w, refusal.status, map[string]any{"error": body})
+	case err != nil:
+		azureReply(w, http.StatusInternalServerError, map[string]any{"error": map[string]string{"code": "InternalServerError"}})
+	default:
+		azureReply(w, http.StatusOK, out)
+	}
+}
+
+func azureReply(w http.ResponseWriter, status int, body any) {
+	w.Header().Set("Content-Type", "application/json; charset=utf-8")
+	w.WriteHeader(status)
+	if text, ok := body.(string); ok {
+		_, _ = io.WriteString(w, text)
+		return
+	}
+	_ = json.NewEncoder(w).Encode(body)
+}
+
+func (s *AzureServer) serve(r *http.Request) (any, error) {
+	trouble := s.next(r.Context())
+	if trouble.Hang || trouble.Drop {
+		return nil, errDrop
+	}
+	token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	s.lock.Lock()
+	known := s.tokens[token]
+	s.lock.Unlock()
+	switch {
+	case !ok:
+		return nil, azureRefuse(http.StatusUnauthorized, "Unauthorized", "", "AKV10000: Request is missing a Bearer or PoP token.")
+	case !known:
+		return nil, azureRefuse(http.StatusUnauthorized, "Unauthorized", "", "[TokenExpired] Error validating token: IDX10223")
+	}
+	parts := strings.Split(r.URL.Path, "/") // "", keys, NAME, VERSION, operation
+	if len(parts) == 4 {
+		parts = slices.Insert(parts, 3, "") // the current version
+	}
+	if r.Method != http.MethodPost || len(parts) != 5 || parts[1] != "keys" || r.URL.Query().Get("api-version") == "" {
+		return nil, azureRefuse(http.StatusNotFound, "NotFound", "", "no such operation")
+	}
+	operation := parts[4]
+	s.count(operation)
+	switch {
+	case trouble.Answer != "":
+		return trouble.Answer, nil
+	case s.throttle():
+		return nil, azureRefuse(http.StatusTooManyRequests, "Throttled", "",
+			"Request was not processed because too many requests were received. Reason: VaultRequestTypeLimitReached")
+	case trouble.Deny:
+		return nil, azureRefuse(http.StatusForbidden, "Forbidden", "ForbiddenByRbac", "Caller is not authorized to perform "+
+			"action on resource.\r\nAction: 'Microsoft.KeyVault/vaults/keys/%s/action'", operation)
+	case trouble.Fail != 0:
+		return nil, azureRefuse(trouble.Fail, "Forbidden", trouble.FailCode, "%s", trouble.FailText)
+	}
+	in, err := decodeAzure(r)
+	if err != nil {
+		return nil, err
+	}
+	s.lock.Lock()
+	defer s.lock.Unlock()
+	return s.operate(operation, parts[2], parts[3], in)
+}
+
+type azureIn struct {
+	Alg   string `json:"alg"`
+	Value string `json:"value"`
+}
+
+func decodeAzure(r *http.Request) (*azureIn, error) {
+	body, err := io.ReadAll(http.MaxBytesReader(nil, r.Body, 64<<10)) //nolint:forbidigo // bounded
+	if err != nil {
+		return nil, azureRefuse(http.StatusBadRequest, "BadParameter", "", "body")
+	}
+	decoder := json.NewDecoder(bytes.NewReader(body))
+	decoder.DisallowUnknownFields()
+	in := new(azureIn)
+	if err := decoder.Decode(in); err != nil || decoder.More() || r.Header.Get("Content-Type") != "application/json" {
+		return nil, azureRefuse(http.StatusBadRequest, "BadParameter", "", "The body is not the JSON of this operation.")
+	}
+	return in, nil
+}
+
+// operate is wrapKey and unwrapKey. The caller holds s.lock.
+func (s *AzureServer) operate(operation, name, version string, in *azureIn) (any, error) {
+	value, err := base64.RawURLEncoding.DecodeString(in.Value)
+	if err != nil || len(value) == 0 {
+		return nil, azureRefuse(http.StatusBadRequest, "BadParameter", "", "Content of 'value' is not base64url.")
+	}
+	k := s.keys[name]
+	v := k.find(version)
+	if v == nil || k.deleted {
+		return nil, azureRefuse(http.StatusNotFound, "KeyNotFound", "", "A key with (name/id) %s/%s was not found in this key "+
+			"vault. If you recently deleted this key you may be able to recover it using the correct recovery command.", name, version)
+	}
+	if in.Alg != v.algorithm() {
+		return nil, azureRefuse(http.StatusBadRequest, "BadParameter", "", "Property 'alg' has an invalid value.")
+	}
+	disabled := azureRefuse(http.StatusForbidden, "Forbidden", "KeyDisabled",
+		"Operation %s is not allowed on a disabled key.", operation)
+	var out []byte
+	switch operation {
+	case "wrapkey":
+		if v.disabled && !v.isRSA() { // an RSA key has been seen to wrap all the same
+			return nil, disabled
+		}
+		out, err = v.wrap(value)
+	case "unwrapkey":
+		if v.disabled {
+			return nil, disabled
+		}
+		out, err = v.unwrap(value)
+	default:
+		return nil, azureRefuse(http.StatusNotFound, "NotFound", "", "no such operation")
+	}
+	if err != nil {
+		return nil, azureRefuse(http.StatusBadRequest, "BadParameter", "", "%v", err)
+	}
+	return map[string]string{
+		"kid": s.URL() + "/keys/" + name + "/" + v.id, "value": base64.RawURLEncoding.EncodeToString(out),
+	}, nil
+}

@@ -1,0 +1,409 @@
+package kmstest
+
+import (
+	"bytes"
+	"context"
+	"crypto/aes"
+	"crypto/cipher"
+	"encoding/binary"
+	"fmt"
+	"hash/crc32"
+	"net"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"cloud.google.com/go/kms/apiv1/kmspb"
+	"google.golang.org/api/option"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/cmekproxy/cmekproxy/internal/kms"
+)
+
+// GCPServer is A TEST SERVER, NOT GOOGLE'S. It speaks Encrypt and Decrypt of the gRPC service
+// google.cloud.kms.v1.KeyManagementService (https://cloud.google.com/kms/docs/reference/rpc/google.cloud.kms.v1), with
+// real keys and versions, over unencrypted loopback connections without authentication. Codes and details of errors are
+// Google's. It is stricter where a client's mistake should show: a request without its checksums is refused. It keeps
+// keys in memory, in clear.
+type GCPServer struct {
+	kmspb.UnimplementedKeyManagementServiceServer
+	*troubles
+	grpc     *grpc.Server
+	listener *droppingListener
+
+	lock    sync.Mutex
+	keys    map[string]*gcpKey // by resource name
+	created int
+	damage  GCPDamage
+}
+
+// GCPDamage is what happens to messages on their way.
+type GCPDamage struct {
+	// Unverified leaves the verified flags of an answer false, as if the checksums of the request had been lost.
+	Unverified bool
+	// Request is a bit flipped in what was sent: the checksum does not match.
+	Request bool
+	// Answer is a bit flipped in the answer after its checksum was made.
+	Answer bool
+	// NoSum takes the checksum out of the answer.
+	NoSum bool
+	// OtherKey names another key in the answer to Encrypt.
+	OtherKey bool
+	// Next bounds all that to so many requests. 0: no bound.
+	Next int
+}
+
+type gcpKey struct {
+	versions []*gcpVersion // from version 1
+	primary  int
+}
+
+type gcpVersion struct {
+	material []byte
+	state    kmspb.CryptoKeyVersion_CryptoKeyVersionState
+}
+
+// StartGCP starts a server for the time of a test.
+func StartGCP(t testing.TB) *GCPServer {
+	t.Helper()
+	var lc net.ListenConfig
+	l, err := lc.Listen(context.Background(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &GCPServer{
+		troubles: newTroubles(), keys: make(map[string]*gcpKey), grpc: grpc.NewServer(),
+		listener: &droppingListener{Listener: l},
+	}
+	kmspb.RegisterKeyManagementServiceServer(s.grpc, s)
+	go func() { _ = s.grpc.Serve(s.listener) }()
+	t.Cleanup(s.Close)
+	return s
+}
+
+// Close ends the server and all its connections.
+func (s *GCPServer) Close() {
+	s.release()
+	s.grpc.Stop()
+}
+
+// Endpoint is the address of the server.
+func (s *GCPServer) Endpoint() string { return s.listener.Addr().String() }
+
+// SetDamage replaces the damage.
+func (s *GCPServer) SetDamage(d GCPDamage) {
+	s.lock.Lock()
+	defer s.lock.Unlock()
+	s.damage = d
+}
+
+// NewKey makes a new key and returns it through the provider gcp-kms. change, if not nil, edits its configuration,
+// which has two attempts and a timeout of 2 seconds.
+func (s *GCPServer) NewKey(t testing.TB, change func(*kms.GCPConfig)) *kms.GCP {
+	t.Helper()
+	s.lock.Lock()
+	s.created++
+	name := fmt.Sprintf("projects/test/locations/europe-west3/keyRings/ring/cryptoKeys/key-%d", s.created)
+	s.keys[name] = &gcpKey{}
+	s.keys[name].rotate()
+	s.lock.Unlock()
+	return s.OpenKey(t, name, change)
+}
+
+// OpenKey is NewKey for a key that exists, or not.
+func (s *GCPServer) OpenKey(t testing.TB, name string, change func(*kms.GCPConfig)) *kms.GCP {
+	t.Helper()
+	conn, err := grpc.NewClient(s.Endpoint(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := kms.GCPConfig{
+		KeyID: name, Timeout: 2 * time.Second, MaxAttempts: 2,
+		Options: []option.ClientOption{option.WithGRPCConn(conn), option.WithoutAuthentication()},
+	}
+	if change != nil {
+		change(&cfg)
+	}
+	w, err := kms.NewGCP(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = w.Close() })
+	return w
+}
+
+// RotateKey adds a version and makes it the primary one.
+func (s *GCPServer) RotateKey(name string) {
+	s.lock.Lock()
+	defer s.lock.Unlock()
+	s.keys[name].rotate()
+}
+
+// SetState sets the state of a version. A version that is DESTROYED loses its material.
+func (s *GCPServer) SetState(name string, version int, state kmspb.CryptoKeyVersion_CryptoKeyVersionState) {
+	s.lock.Lock()
+	defer s.lock.Unlock()
+	v := s.keys[name].versions[version-1]
+	if v.state = state; state == kmspb.CryptoKeyVersion_DESTROYED {
+		clear(v.material)
+	}
+}
+
+func (k *gcpKey) rotate() {
+	k.versions = append(k.versions, &gcpVersion{random(32), kmspb.CryptoKeyVersion_ENABLED})
+	k.primary = len(k.versions)
+}
+
+var gcpName = regexp.MustCompile(`^projects/[^/]+/locations/[^/]+/keyRings/[^/]+/cryptoKeys/[^/]+$`)
+
+// misbehave does what the trouble says, and checks that the client routes its requests.
+func (s *GCPServer) misbehave(ctx context.Context, operation, name string) error {
+	s.count(operation)
+	md, _ := metadata.FromIncomingContext(ctx)
+	if routing := md.Get("x-goog-request-params"); len(routing) != 1 || !strings.HasPrefix(routing[0], "name=projects%2F") {
+		return status.Error(codes.InvalidArgument, "no routing header")
+	}
+	if s.throttle() {
+		return status.Error(codes.ResourceExhausted, "Quota exceeded for quota metric 'Cryptographic requests' and "+
+			"limit 'Cryptographic requests per minute' of service 'cloudkms.googleapis.com' for consumer 'project_number:1'.")
+	}
+	trouble := s.next(ctx)
+	switch {
+	case trouble.Hang:
+		return status.Error(codes.Unavailable, "hung up")
+	case trouble.Drop:
+		s.listener.drop()
+		return status.Error(codes.Unavailable, "dropped")
+	case trouble.Deny:
+		return status.Errorf(codes.PermissionDenied, "Permission 'cloudkms.cryptoKeyVersions.useTo%s' denied on resource "+
+			"'%s' (or it may not exist).", operation, name)
+	case trouble.Fail != 0 && trouble.FailCode != "":
+		refusal, err := status.New(codes.Code(trouble.Fail), trouble.FailText). //nolint:gosec // a test's own number
+											WithDetails(&errdetails.PreconditionFailure{Violations: []*errdetails.PreconditionFailure_Violation{
+				{Type: trouble.FailCode, Subject: name},
+			}})
+		if err != nil {
+			return err
+		}
+		return refusal.Err()
+	case trouble.Fail != 0:
+		return status.Error(codes.Code(trouble.Fail), trouble.FailText) //nolint:gosec // a test's own number
+	}
+	return nil
+}
+
+// find returns a key if the sums of a request are as given. The caller holds s.lock.
+func (s *GCPServer) find(name string, sums ...[2]string) (*gcpKey, error) {
+	if !gcpName.MatchString(name) {
+		return nil, status.Errorf(codes.InvalidArgument, "%s is not a valid resource type for this request.", name)
+	}
+	for _, pair := range sums {
+		if pair[0] != pair[1] || s.damage.Request {
+			s.spend()
+			return nil, status.Error(codes.InvalidArgument, "The checksum in the request did not match the data.")
+		}
+	}
+	k := s.keys[name]
+	if k == nil {
+		return nil, status.Errorf(codes.NotFound, "CryptoKey %s not found.", name)
+	}
+	return k, nil
+}
+
+// usable refuses a version that is not enabled, with the details that Google sends.
+func (k *gcpKey) usable(name string, version int) (*gcpVersion, error) {
+	v := k.versions[version-1]
+	if v.state == kmspb.CryptoKeyVersion_ENABLED {
+		return v, nil
+	}
+	subject := fmt.Sprintf("%s/cryptoKeyVersions/%d", name, version)
+	refusal, err := status.Newf(codes.FailedPrecondition, "%s is not enabled, current state is: %s.", subject, v.state).
+		WithDetails(&errdetails.PreconditionFailure{Violations: []*errdetails.PreconditionFailure_Violation{
+			{Type: "KEY_" + v.state.String(), Subject: subject},
+		}})
+	if err != nil {
+		return nil, err
+	}
+	return nil, refusal.Err()
+}
+
+// Encrypt implements kmspb.KeyManagementServiceServer.
+func (s *GCPServer) Encrypt(ctx context.Context, in *kmspb.EncryptRequest) (*kmspb.EncryptResponse, error) {
+	if err := s.misbehave(ctx, "Encrypt", in.GetName()); err != nil {
+		return nil, err
+	}
+	s.lock.Lock()
+	defer s.lock.Unlock()
+	aad := in.GetAdditionalAuthenticatedData()
+	k, err := s.find(in.GetName(), [2]string{sum(in.GetPlaintext()), given(in.GetPlaintextCrc32C())},
+		[2]string{sum(aad), given(in.GetAdditionalAuthenticatedDataCrc32C())})
+	if err != nil {
+		return nil, err
+	}
+	if len(in.GetPlaintext()) > 64<<10 || len(in.GetPlaintext())+len(aad) > 8<<10 { // the limit of HSM keys
+		return nil, status.Error(codes.InvalidArgument, "The plaintext and additional authenticated data are too long.")
+	}
+	v, err := k.usable(in.GetName(), k.primary)
+	if err != nil {
+		return nil, err
+	}
+	blob := v.seal(in.GetName(), k.primary, in.GetPlaintext(), aad)
+	out := &kmspb.EncryptResponse{
+		Name: fmt.Sprintf("%s/cryptoKeyVersions/%d", in.GetName(), k.primary), Ciphertext: blob,
+		CiphertextCrc32C: number(blob), VerifiedPlaintextCrc32C: true, VerifiedAdditionalAuthenticatedDataCrc32C: true,
+		ProtectionLevel: kmspb.ProtectionLevel_SOFTWARE,
+	}
+	d := s.damage
+	if d.Unverified {
+		out.VerifiedPlaintextCrc32C, out.VerifiedAdditionalAuthenticatedDataCrc32C = false, false
+	}
+	if d.OtherKey {
+		out.Name = strings.Replace(out.GetName(), "/cryptoKeys/", "/cryptoKeys/not-", 1)
+	}
+	if d.NoSum {
+		out.CiphertextCrc32C = nil
+	}
+	if d.Answer {
+		out.Ciphertext[len(blob)-1] ^= 1
+	}
+	s.spend()
+	return out, nil
+}
+
+// Decrypt implements kmspb.KeyManagementServiceServer.
+func (s *GCPServer) Decrypt(ctx context.Context, in *kmspb.DecryptRequest) (*kmspb.DecryptResponse, error) {
+	if err := s.misbehave(ctx, "Decrypt", in.GetName()); err != nil {
+		return nil, err
+	}
+	s.lock.Lock()
+	defer s.lock.Unlock()
+	aad := in.GetAdditionalAuthenticatedData()
+	k, err := s.find(in.GetName(), [2]string{sum(in.GetCiphertext()), given(in.GetCiphertextCrc32C())},
+		[2]string{sum(aad), given(in.GetAdditionalAuthenticatedDataCrc32C())})
+	if err != nil {
+		return nil, err
+	}
+	const wrongKey = "Decryption failed: verify that 'name' refers to the correct CryptoKey."
+	version, ok := gcpBlobVersion(in.GetName(), in.GetCiphertext())
+	if !ok || version < 1 || version > len(k.versions) {
+		return nil, status.Error(codes.InvalidArgument, wrongKey)
+	}
+	v, err := k.usable(in.GetName(), version)
+	if err != nil {
+		return nil, err
+	}
+	plaintext, err := v.open(in.GetCiphertext(), aad)
+	if err != nil {
+		return nil, status.Error(codes.InvalidArgument, "Decryption failed: the ciphertext is invalid.")
+	}
+	out := &kmspb.DecryptResponse{
+		Plaintext: plaintext, PlaintextCrc32C: number(plaintext), UsedPrimary: version == k.primary,
+		ProtectionLevel: kmspb.ProtectionLevel_SOFTWARE,
+	}
+	if s.damage.NoSum {
+		out.PlaintextCrc32C = nil
+	}
+	if s.damage.Answer {
+		out.Plaintext[0] ^= 1
+	}
+	s.spend()
+	return out, nil
+}
+
+// spend counts one request of GCPDamage.Next. The caller holds s.lock.
+func (s *GCPServer) spend() {
+	if s.damage.Next > 0 {
+		if s.damage.Next--; s.damage.Next == 0 {
+			s.damage = GCPDamage{}
+		}
+	}
+}
+
+// A blob is a byte, a hash of the key's name, the number of the version, nonce, encrypted data and tag; all but the last
+// three are authenticated with the data. Google's are as opaque, and name the version too.
+const gcpBlobHeader = 1 + 4 + 2
+
+func gcpHeader(name string, version int) []byte {
+	header := binary.BigEndian.AppendUint32([]byte{0x0a}, crc32.ChecksumIEEE([]byte(name)))
+	return binary.BigEndian.AppendUint16(header, uint16(version)) //nolint:gosec // a test has a few
+}
+
+func gcpBlobVersion(name string, blob []byte) (int, bool) {
+	if len(blob) < gcpBlobHeader+12+16 {
+		return 0, false
+	}
+	version := int(binary.BigEndian.Uint16(blob[5:]))
+	return version, bytes.Equal(gcpHeader(name, version), blob[:gcpBlobHeader])
+}
+
+func (v *gcpVersion) seal(name string, version int, plaintext, aad []byte) []byte {
+	header := gcpHeader(name, version)
+	return v.aead().Seal(header, nil, plaintext, append(gcpHeader(name, version), aad...))
+}
+
+func (v *gcpVersion) open(blob, aad []byte) ([]byte, error) {
+	header := bytes.Clone(blob[:gcpBlobHeader])
+	return v.aead().Open(nil, nil, blob[gcpBlobHeader:], append(header, aad...))
+}
+
+func (v *gcpVersion) aead() cipher.AEAD {
+	block, err := aes.NewCipher(v.material)
+	if err != nil {
+		panic(err)
+	}
+	aead, err := cipher.NewGCMWithRandomNonce(block)
+	if err != nil {
+		panic(err)
+	}
+	return aead
+}
+
+func number(b []byte) *wrapperspb.Int64Value {
+	return wrapperspb.Int64(int64(crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli))))
+}
+
+// sum and given are a checksum as it should be and as it came; one that did not come is nobody's.
+func sum(b []byte) string { return given(number(b)) }
+
+func given(n *wrapperspb.Int64Value) string {
+	if n == nil {
+		return "none"
+	}
+	return strconv.FormatInt(n.GetValue(), 10)
+}
+
+// droppingListener can close all its connections at once.
+type droppingListener struct {
+	net.Listener
+	mu    sync.Mutex
+	conns []net.Conn
+}
+
+// Accept implements net.Listener.
+func (l *droppingListener) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if err == nil {
+		l.mu.Lock()
+		l.conns = append(l.conns, conn)
+		l.mu.Unlock()
+	}
+	return conn, err
+}
+
+func (l *droppingListener) drop() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, conn := range l.conns {
+		_ = conn.Close()
+	}
+	l.conns = nil
+}

@@ -1,0 +1,88 @@
+package kmstest
+
+import (
+	"context"
+	"maps"
+	"sync"
+)
+
+// Trouble is how the servers of Vault, Google and Azure misbehave at operations with a key. The zero value behaves.
+// The first field that applies wins.
+type Trouble struct {
+	// Hang never answers.
+	Hang bool
+	// Drop closes the connection without an answer.
+	Drop bool
+	// ThrottleNext answers so many requests as the vendor does to too many. -1: all.
+	ThrottleNext int
+	// Deny refuses the caller, as after a change of policy.
+	Deny bool
+	// Fail answers with this HTTP status, or gRPC code for Google, and FailText. FailCode is the vendor's name of the
+	// error, for Google the type of a violated precondition. 0: it does not.
+	Fail     int
+	FailCode string
+	FailText string
+	// Answer is sent in place of the answer, with status 200. Not for Google. Empty: the real one.
+	Answer string
+}
+
+// troubles is the Trouble of a server and its count of calls.
+type troubles struct {
+	mu      sync.Mutex
+	now     Trouble
+	calls   map[string]int
+	closing chan struct{}
+	close   sync.Once
+}
+
+func newTroubles() *troubles {
+	return &troubles{calls: make(map[string]int), closing: make(chan struct{})}
+}
+
+// SetTrouble replaces the trouble.
+func (t *troubles) SetTrouble(now Trouble) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.now = now
+}
+
+// Calls returns how many requests each operation had, those that failed included.
+func (t *troubles) Calls() map[string]int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return maps.Clone(t.calls)
+}
+
+func (t *troubles) count(operation string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.calls[operation]++
+}
+
+// next returns what is to happen to one request. It returns after a hang has ended.
+func (t *troubles) next(ctx context.Context) Trouble {
+	t.mu.Lock()
+	now := t.now
+	t.mu.Unlock()
+	if now.Hang {
+		select {
+		case <-ctx.Done():
+		case <-t.closing:
+		}
+	}
+	return now
+}
+
+// throttle reports whether to throttle one request.
+func (t *troubles) throttle() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	left := t.now.ThrottleNext
+	if left > 0 {
+		t.now.ThrottleNext--
+	}
+	return left != 0
+}
+
+// release ends all hangs.
+func (t *troubles) release() { t.close.Do(func() { close(t.closing) }) }

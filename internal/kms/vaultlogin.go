@@ -1,0 +1,340 @@
+package kms
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/vault/api"
+)
+
+// VaultLogin is how to get a token: exactly one of Token, TokenFile, AppRole and Kubernetes.
+type VaultLogin struct {
+	// Token is used as it is, and renewed where Vault lets it be.
+	Token string
+	// TokenFile holds a token, such as the sink of a Vault Agent. It is read again when the token no longer works.
+	TokenFile string
+	// AppRole logs in at auth/approle.
+	AppRole *VaultAppRole
+	// Kubernetes logs in at auth/kubernetes with a service account.
+	Kubernetes *VaultKubernetes
+}
+
+// VaultAppRole is a login by role id and secret id.
+type VaultAppRole struct {
+	// RoleID is required.
+	RoleID string
+	// SecretID, or SecretIDFile, which is read again at each login. Both empty: a role without bind_secret_id.
+	SecretID, SecretIDFile string
+	// Mount is the path of the auth method below auth/. Empty: approle.
+	Mount string
+}
+
+// VaultKubernetes is a login by the token of a Kubernetes service account.
+type VaultKubernetes struct {
+	// Role is the name of a role of the auth method. Required.
+	Role string
+	// TokenFile holds the service account's token, which Kubernetes replaces: it is read again at each login. Empty:
+	// where Kubernetes mounts it.
+	TokenFile string
+	// Mount is the path of the auth method below auth/. Empty: kubernetes.
+	Mount string
+}
+
+const kubernetesTokenFile = "/var/run/secrets/kubernetes.io/serviceaccount/token" //nolint:gosec // a path
+
+// How often a renewal or login that fails is tried again.
+const vaultRetry = 5 * time.Second
+
+// vaultLogin keeps a token that works.
+type vaultLogin struct {
+	config    *api.Config
+	namespace string
+	how       VaultLogin
+	turn      chan struct{} // who has a place in it may log in
+	current   atomic.Pointer[vaultSession]
+	uselessAt atomic.Pointer[time.Time]
+}
+
+// vaultSession is a token. A session never changes; a renewal makes another one of the same token.
+type vaultSession struct {
+	client    *api.Client // with the token
+	renewable bool
+	since     time.Time
+	ttl       time.Duration // from since; 0: it does not expire, or nobody knows when
+	granted   time.Duration // ttl at the login
+	retry     time.Time     // no renewal before that, because one has just failed
+}
+
+// works reports whether s can be used still.
+func (s *vaultSession) works(refused *vaultSession) bool {
+	return s != nil && s != refused && (s.ttl == 0 || time.Since(s.since) < s.ttl)
+}
+
+// due reports whether it is time for a renewal: two thirds of the token's life are over.
+func (s *vaultSession) due() bool {
+	return s.ttl > 0 && time.Since(s.since) >= s.ttl*2/3 && !time.Now().Before(s.retry)
+}
+
+func newVaultLogin(cfg VaultConfig, namespace string) (*vaultLogin, error) {
+	l := &vaultLogin{namespace: namespace, how: cfg.Login, turn: make(chan struct{}, 1)}
+	if err := l.how.check(); err != nil {
+		return nil, err
+	}
+	var err error
+	if l.config, err = newVaultConfig(cfg); err != nil {
+		return nil, err
+	}
+	_, err = l.client("") // once now, so that a configuration that the client refuses shows at start
+	return l, err
+}
+
+func (h *VaultLogin) check() error {
+	ways := 0
+	for _, given := range []bool{h.Token != "", h.TokenFile != "", h.AppRole != nil, h.Kubernetes != nil} {
+		if given {
+			ways++
+		}
+	}
+	switch {
+	case ways != 1:
+		return errors.New("give exactly one of token, token file, AppRole and Kubernetes")
+	case h.AppRole != nil && h.AppRole.RoleID == "":
+		return errors.New("no role id for AppRole")
+	case h.AppRole != nil && h.AppRole.SecretID != "" && h.AppRole.SecretIDFile != "":
+		return errors.New("a secret id and a file of it: give one")
+	case h.Kubernetes != nil && h.Kubernetes.Role == "":
+		return errors.New("no role for Kubernetes")
+	}
+	return checkVaultPaths(h.mount(), "", "any")
+}
+
+// mount is the path of the auth method, "" for tokens.
+func (h *VaultLogin) mount() string {
+	mount, standard := "", ""
+	switch {
+	case h.AppRole != nil:
+		mount, standard = h.AppRole.Mount, "approle"
+	case h.Kubernetes != nil:
+		mount, standard = h.Kubernetes.Mount, "kubernetes"
+	}
+	if mount = strings.Trim(mount, "/"); mount == "" {
+		return standard
+	}
+	return mount
+}
+
+// client returns a client of its own for a token. The environment's token and namespace do not count.
+func (l *vaultLogin) client(token string) (*api.Client, error) {
+	config := &api.Config{
+		Address:      l.config.Address,
+		HttpClient:   l.config.HttpClient,
+		MaxRetries:   l.config.MaxRetries,
+		MinRetryWait: l.config.MinRetryWait,
+		MaxRetryWait: l.config.MaxRetryWait,
+	}
+	c, err := api.NewClient(config)
+	if err != nil {
+		return nil, err
+	}
+	c.SetToken(token)
+	c.ClearNamespace()
+	if l.namespace != "" {
+		c.SetNamespace(l.namespace)
+	}
+	return c, nil
+}
+
+// session returns a token that should work: the current one, renewed when that is due, or that of a new login. refused,
+// if not nil, is the session that Vault has just refused.
+func (l *vaultLogin) session(ctx context.Context, refused *vaultSession) (*vaultSession, error) {
+	if s := l.current.Load(); s.works(refused) {
+		if !s.due() {
+			return s, nil
+		}
+		select {
+		case l.turn <- struct{}{}:
+		default:
+			return s, nil // somebody is renewing it
+		}
+	} else {
+		select {
+		case l.turn <- struct{}{}:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	defer func() { <-l.turn }()
+	s := l.current.Load()
+	if s.works(refused) && !s.due() {
+		return s, nil // another call was faster
+	}
+	next, err := l.next(ctx, s, refused)
+	if err != nil {
+		if !s.works(refused) {
+			return nil, err
+		}
+		kept := *s
+		kept.retry = time.Now().Add(vaultRetry)
+		next = &kept
+	}
+	l.current.Store(next)
+	return next, nil
+}
+
+func (l *vaultLogin) next(ctx context.Context, s, refused *vaultSession) (*vaultSession, error) {
+	if s.works(refused) && s.renewable {
+		// A token can be renewed up to its max_ttl only. As that comes near, log in before it is too late.
+		renewed, err := l.renew(ctx, s)
+		if err == nil && (renewed.ttl >= s.granted/2 || l.how.mount() == "") {
+			return renewed, nil
+		}
+	}
+	return l.logIn(ctx)
+}
+
+func (l *vaultLogin) renew(ctx context.Context, s *vaultSession) (*vaultSession, error) {
+	start := time.Now()
+	secret, err := s.client.Auth().Token().RenewSelfWithContext(ctx, 0)
+	if err != nil {
+		return nil, err
+	}
+	renewed, err := newVaultSession(s.client, secret, start)
+	if err != nil {
+		return nil, err
+	}
+	if renewed.ttl == 0 { // less than a second, and not for ever
+		return nil, errors.New("the token is at its end")
+	}
+	renewed.granted = s.granted
+	return renewed, nil
+}
+
+func (l *vaultLogin) logIn(ctx context.Context) (*vaultSession, error) {
+	params := make(map[string]any)
+	switch h := l.how; {
+	case h.AppRole != nil:
+		secretID, err := fileOr(h.AppRole.SecretIDFile, h.AppRole.SecretID)
+		if err != nil {
+			return nil, err
+		}
+		params["role_id"] = h.AppRole.RoleID
+		if secretID != "" {
+			params["secret_id"] = secretID
+		}
+	case h.Kubernetes != nil:
+		file := h.Kubernetes.TokenFile
+		if file == "" {
+			file = kubernetesTokenFile
+		}
+		jwt, err := fileOr(file, "")
+		if err != nil {
+			return nil, err
+		}
+		params["role"], params["jwt"] = h.Kubernetes.Role, jwt
+	default:
+		token, err := fileOr(h.TokenFile, h.Token)
+		if err != nil {
+			return nil, err
+		}
+		return l.lookUp(ctx, token)
+	}
+	c, err := l.client("")
+	if err != nil {
+		return nil, err
+	}
+	start := time.Now()
+	secret, err := c.Logical().WriteWithContext(ctx, "auth/"+l.how.mount()+"/login", params)
+	if err != nil {
+		return nil, err
+	}
+	if secret == nil || secret.Auth == nil || secret.Auth.ClientToken == "" {
+		return nil, errors.New("the answer to the login holds no token")
+	}
+	if c, err = l.client(secret.Auth.ClientToken); err != nil {
+		return nil, err
+	}
+	return newVaultSession(c, secret, start)
+}
+
+// lookUp asks how long a token lives. A token may not be allowed to ask: then it is used for as long as it works.
+func (l *vaultLogin) lookUp(ctx context.Context, token string) (*vaultSession, error) {
+	c, err := l.client(token)
+	if err != nil {
+		return nil, err
+	}
+	start := time.Now()
+	secret, err := c.Auth().Token().LookupSelfWithContext(ctx)
+	if isVaultForbidden(err) {
+		return &vaultSession{client: c, since: start}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return newVaultSession(c, secret, start)
+}
+
+func newVaultSession(c *api.Client, secret *api.Secret, start time.Time) (*vaultSession, error) {
+	ttl, err := secret.TokenTTL()
+	if err != nil {
+		return nil, errors.New("the answer holds no time to live of the token")
+	}
+	renewable, err := secret.TokenIsRenewable()
+	if err != nil {
+		return nil, errors.New("the answer does not say whether the token is renewable")
+	}
+	return &vaultSession{client: c, renewable: renewable, since: start, ttl: ttl, granted: ttl}, nil
+}
+
+// fileOr returns what is in the file, without space around it, or value if no file is named.
+func fileOr(file, value string) (string, error) {
+	if file == "" {
+		return value, nil
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return "", fmt.Errorf("logging in: %w", err)
+	}
+	if value = strings.TrimSpace(string(text)); value == "" {
+		return "", fmt.Errorf("logging in: %s is empty", file)
+	}
+	return value, nil
+}
+
+// useless notes that a new token was refused as the old one was: the trouble is not the token.
+func (l *vaultLogin) useless() {
+	now := time.Now()
+	l.uselessAt.Store(&now)
+}
+
+// isUseless reports whether that was just now. A key that is denied, and asked for all the time, must not become a
+// storm of logins.
+func (l *vaultLogin) isUseless() bool {
+	at := l.uselessAt.Load()
+	return at != nil && time.Since(*at) < vaultRetry
+}
+
+// Run keeps the token alive while nobody calls, until ctx ends. Without it a token is renewed at calls only, which is
+// enough where Vault can be logged in to again; a token that was given, and expires, needs Run.
+func (v *Vault) Run(ctx context.Context) {
+	for {
+		call, cancel := context.WithTimeout(ctx, v.timeout)
+		s, err := v.login.session(call, nil)
+		cancel()
+		wait := vaultRetry
+		if err == nil && s.ttl > 0 {
+			wait = max(s.ttl*2/3-time.Since(s.since), time.Until(s.retry), 100*time.Millisecond)
+		} else if err == nil {
+			wait = time.Hour
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
+}
