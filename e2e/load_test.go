@@ -34,7 +34,7 @@ type load struct {
 	ctx    context.Context //nolint:containedctx // of all that goes on
 	all    sync.WaitGroup
 
-	lastByte atomic.Int64 // when a client last read plaintext, in Unix nanoseconds
+	lastByte atomic.Pointer[arrival]
 	reads    atomic.Int64
 	codes    sync.Map // S3's error codes that readers got, to true
 
@@ -80,7 +80,7 @@ func (l *load) read(api *s3.Client, i int) {
 	for n := i; l.ctx.Err() == nil; n++ {
 		out, err := api.GetObject(l.ctx, &s3.GetObjectInput{Bucket: &l.stage.bucket, Key: aws.String(fmt.Sprint("small-", n%smallObjects))})
 		if err == nil {
-			_, err = io.Copy(io.Discard, &seen{out.Body, l})
+			_, err = io.Copy(io.Discard, &seen{out.Body, l, "a small object"})
 			_ = out.Body.Close()
 			l.reads.Add(1)
 		}
@@ -96,7 +96,7 @@ func (l *load) read(api *s3.Client, i int) {
 func (l *load) download(api *s3.Client) {
 	out, err := api.GetObject(l.ctx, &s3.GetObjectInput{Bucket: &l.stage.bucket, Key: aws.String("big")})
 	if err == nil {
-		_, err = io.Copy(io.Discard, &paced{r: &seen{out.Body, l}, rate: downloadRate, ctx: l.ctx})
+		_, err = io.Copy(io.Discard, &paced{r: &seen{out.Body, l, "a download"}, rate: downloadRate, ctx: l.ctx})
 		_ = out.Body.Close()
 	}
 	l.end("a download", err)
@@ -147,7 +147,13 @@ func (l *load) mustRun(t *testing.T) {
 	}
 }
 
-func (l *load) last() time.Time { return time.Unix(0, l.lastByte.Load()) }
+// arrival is when a client last read plaintext, and of what.
+type arrival struct {
+	at time.Time
+	of string
+}
+
+func (l *load) last() arrival { return *l.lastByte.Load() }
 
 // stop ends what still goes on, and looks at what became of it: no transfer has ended well, each had ended before it was
 // told to, nothing is stored, and readers were told what it was.
@@ -175,13 +181,14 @@ func (l *load) stop(t *testing.T, a act) {
 // seen notes when plaintext arrives.
 type seen struct {
 	io.Reader
-	l *load
+	l  *load
+	of string
 }
 
 func (s *seen) Read(p []byte) (int, error) {
 	n, err := s.Reader.Read(p)
 	if n > 0 {
-		s.l.lastByte.Store(time.Now().UnixNano()) // by one of many readers, a moment sooner or later
+		s.l.lastByte.Store(&arrival{time.Now(), s.of}) // by one of many readers, a moment sooner or later
 	}
 	return n, err
 }

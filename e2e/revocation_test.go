@@ -106,10 +106,11 @@ func (s *stage) play(t *testing.T, set setting, a act) {
 	time.Sleep(time.Until(taken.Add(window + time.Second)))
 	stated := s.window(t)
 	time.Sleep(time.Until(taken.Add(set.ttl + time.Second + outageWait)))
-	last := load.last().Sub(taken)
+	arrived := load.last()
+	last := arrived.at.Sub(taken)
 	load.stop(t, a)
 	if last > window+readLag {
-		t.Errorf("the last byte came after %v, the window is %v", last, window)
+		t.Errorf("the last byte, of %s, came after %v, at %v; the window is %v", arrived.of, last, arrived.at.UTC(), window)
 	}
 	if stated != window {
 		t.Errorf("/metrics states a window of %v, in force is %v", stated, window)

@@ -28,14 +28,22 @@ func (c *call) watch(l *keyring.Lease) { l.Watch(c.cut, c.drained) }
 func (c *call) cut(err error) {
 	begun := c.w.cutOff(err)
 	c.cancel(err)
-	if conn := c.conn(); begun && conn != nil {
-		if tcp, ok := conn.(*net.TCPConn); ok {
-			_ = tcp.SetLinger(0)
-		}
-		_ = conn.Close()
-		return
+	if !begun || !c.reset() {
+		c.idle.interrupt()
 	}
-	c.idle.interrupt()
+}
+
+// reset ends the connection, and has the kernel forget what it holds of the answer. It reports whether it could.
+func (c *call) reset() bool {
+	conn := c.conn()
+	if conn == nil {
+		return false
+	}
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		_ = tcp.SetLinger(0)
+	}
+	_ = conn.Close()
+	return true
 }
 
 // drained reports whether the client's machine has all that was written to it.

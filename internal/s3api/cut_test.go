@@ -99,6 +99,27 @@ func TestStuckDownloadIsCut(t *testing.T) {
 	}
 }
 
+// The same where the proxy finds out by itself, between two pieces, that it must not go on.
+func TestAnAbortedDownloadIsReset(t *testing.T) {
+	const size, slack = 3 << 20, 256 << 10
+	p := newProxy(t)
+	p.put("big", randomText(size))
+	body, header := p.stored("big")
+	body[len(body)-1] ^= 1
+	p.store("big", body, header)
+	r := p.sign(request{method: "GET", path: "/" + p.bucket + "/big"})
+	conn := p.dialSlow(r.Host)
+	r.URL.Scheme, r.URL.Opaque, r.URL.Path = "", "", "/"+p.bucket+"/big"
+	if err := r.Write(conn); err != nil {
+		t.Fatal(err)
+	}
+	p.waitForLog(`"aborted":true`, func() bool { return true }) // all but the last piece is in the kernel by now
+	got, err := io.Copy(io.Discard, conn)
+	if !errors.Is(err, syscall.ECONNRESET) || got > slack {
+		t.Errorf("%d bytes, %v; want a reset", got, err)
+	}
+}
+
 // waitForLog waits until the log holds a text and a condition.
 func (p *proxy) waitForLog(text string, also func() bool) {
 	p.t.Helper()

@@ -186,6 +186,7 @@ func (s *Server) conclude(c *call, err error) {
 	}
 	s.record(c, answer)
 	if c.aborted {
+		c.reset() // the call may have found out by itself that its key is gone, before whoever watches it did
 		panic(http.ErrAbortHandler)
 	}
 }

@@ -84,7 +84,7 @@ func want(t *testing.T, what string, err error, name string) {
 const denied = "AccessDeniedException"
 
 // policy puts statements into a policy document.
-func policy(statements ...string) string {
+func policyOf(statements ...string) string {
 	return `{"Version":"2012-10-17","Id":"x","Statement":[` + strings.Join(statements, ",") + `]}`
 }
 
@@ -112,34 +112,34 @@ func TestKeyPolicies(t *testing.T) {
 	must(t, err)
 
 	root := statement("Allow", rootPrincipal, allActions, "")
-	allowIf := func(condition string) string { return policy(statement("Allow", appPrincipal, allActions, condition)) }
+	allowIf := func(condition string) string { return policyOf(statement("Allow", appPrincipal, allActions, condition)) }
 	denyIf := func(condition string) string {
-		return policy(root, statement("Deny", `"*"`, `"kms:Decrypt"`, condition))
+		return policyOf(root, statement("Deny", `"*"`, `"kms:Decrypt"`, condition))
 	}
 	const bucket = `"kms:EncryptionContext:bucket"`
 	for _, c := range []struct {
 		name, policy string
 		want         string // of GenerateDataKey, Decrypt, DescribeKey: Y or n for each
 	}{
-		{"root", policy(root), "YYY"},
-		{"everyone", policy(statement("Allow", `"*"`, allActions, "")), "YYY"},
-		{"everyone as AWS", policy(statement("Allow", `{"AWS":"*"}`, allActions, "")), "YYY"},
-		{"account id", policy(statement("Allow", `{"AWS":"111122223333"}`, allActions, "")), "YYY"},
-		{"the user", policy(statement("Allow", appPrincipal, allActions, "")), "YYY"},
-		{"another user", policy(statement("Allow", `{"AWS":"arn:aws:iam::111122223333:user/APP2"}`, allActions, "")), "nnn"},
-		{"a role", policy(statement("Allow", `{"AWS":"arn:aws:iam::111122223333:role/APP"}`, allActions, "")), "nnn"},
-		{"another account", policy(statement("Allow", `{"AWS":"arn:aws:iam::444455556666:root"}`, allActions, "")), "nnn"},
-		{"one action", policy(statement("Allow", appPrincipal, `"kms:Decrypt"`, "")), "nYn"},
-		{"in any case", policy(statement("Allow", appPrincipal, `"kms:decrypt"`, "")), "nYn"},
-		{"two actions", policy(statement("Allow", appPrincipal, `["kms:Decrypt","kms:DescribeKey"]`, "")), "nYY"},
-		{"wildcard", policy(statement("Allow", appPrincipal, `"kms:De*"`, "")), "nYY"},
-		{"question mark", policy(statement("Allow", appPrincipal, `"kms:D?crypt"`, "")), "nYn"},
-		{"all services", policy(statement("Allow", appPrincipal, `"*"`, "")), "YYY"},
-		{"part of a name", policy(statement("Allow", appPrincipal, `["kms:Decryp","kms:ecrypt","kms:Decrypts"]`, "")), "nnn"},
-		{"deny wins", policy(statement("Deny", appPrincipal, `"kms:Decrypt"`, ""), root), "YnY"},
-		{"deny wins last", policy(root, statement("Deny", appPrincipal, `"kms:Decrypt"`, "")), "YnY"},
-		{"deny another", policy(root, statement("Deny", `{"AWS":"arn:aws:iam::111122223333:user/X"}`, allActions, "")), "YYY"},
-		{"deny the account", policy(root, statement("Deny", rootPrincipal, allActions, "")), "nnn"},
+		{"root", policyOf(root), "YYY"},
+		{"everyone", policyOf(statement("Allow", `"*"`, allActions, "")), "YYY"},
+		{"everyone as AWS", policyOf(statement("Allow", `{"AWS":"*"}`, allActions, "")), "YYY"},
+		{"account id", policyOf(statement("Allow", `{"AWS":"111122223333"}`, allActions, "")), "YYY"},
+		{"the user", policyOf(statement("Allow", appPrincipal, allActions, "")), "YYY"},
+		{"another user", policyOf(statement("Allow", `{"AWS":"arn:aws:iam::111122223333:user/APP2"}`, allActions, "")), "nnn"},
+		{"a role", policyOf(statement("Allow", `{"AWS":"arn:aws:iam::111122223333:role/APP"}`, allActions, "")), "nnn"},
+		{"another account", policyOf(statement("Allow", `{"AWS":"arn:aws:iam::444455556666:root"}`, allActions, "")), "nnn"},
+		{"one action", policyOf(statement("Allow", appPrincipal, `"kms:Decrypt"`, "")), "nYn"},
+		{"in any case", policyOf(statement("Allow", appPrincipal, `"kms:decrypt"`, "")), "nYn"},
+		{"two actions", policyOf(statement("Allow", appPrincipal, `["kms:Decrypt","kms:DescribeKey"]`, "")), "nYY"},
+		{"wildcard", policyOf(statement("Allow", appPrincipal, `"kms:De*"`, "")), "nYY"},
+		{"question mark", policyOf(statement("Allow", appPrincipal, `"kms:D?crypt"`, "")), "nYn"},
+		{"all services", policyOf(statement("Allow", appPrincipal, `"*"`, "")), "YYY"},
+		{"part of a name", policyOf(statement("Allow", appPrincipal, `["kms:Decryp","kms:ecrypt","kms:Decrypts"]`, "")), "nnn"},
+		{"deny wins", policyOf(statement("Deny", appPrincipal, `"kms:Decrypt"`, ""), root), "YnY"},
+		{"deny wins last", policyOf(root, statement("Deny", appPrincipal, `"kms:Decrypt"`, "")), "YnY"},
+		{"deny another", policyOf(root, statement("Deny", `{"AWS":"arn:aws:iam::111122223333:user/X"}`, allActions, "")), "YYY"},
+		{"deny the account", policyOf(root, statement("Deny", rootPrincipal, allActions, "")), "nnn"},
 
 		{"equal", allowIf(`{"StringEquals":{` + bucket + `:"b"}}`), "YYn"}, // DescribeKey has no context
 		{"not equal", allowIf(`{"StringEquals":{` + bucket + `:"B"}}`), "nnn"},
@@ -195,9 +195,9 @@ func TestRefusalsAreInTheWordsOfAWS(t *testing.T) {
 		}
 	}
 	who := "User: " + server.UserARN(kmstest.AccessKeyID) + " is not authorized to perform: kms:GenerateDataKey on resource: "
-	check(policy(statement("Allow", appPrincipal, allActions, "")),
+	check(policyOf(statement("Allow", appPrincipal, allActions, "")),
 		who+w.KeyID()+" because no resource-based policy allows the kms:GenerateDataKey action")
-	check(policy(statement("Deny", `"*"`, allActions, "")), who+w.KeyID()+" with an explicit deny in a resource-based policy")
+	check(policyOf(statement("Deny", `"*"`, allActions, "")), who+w.KeyID()+" with an explicit deny in a resource-based policy")
 }
 
 // Whoever has no rights to a key does not learn whether it is enabled, nor what a blob is.
@@ -213,10 +213,10 @@ func TestPolicyBeforeState(t *testing.T) {
 	want(t, "another key's blob", app.decrypt(blob, nil), "IncorrectKeyException")
 	must(t, server.DisableKey(arn))
 	want(t, "disabled", app.encrypt(nil), "DisabledException")
-	must(t, server.PutKeyPolicy(arn, policy(statement("Deny", `"*"`, allActions, ""))))
+	must(t, server.PutKeyPolicy(arn, policyOf(statement("Deny", `"*"`, allActions, ""))))
 	want(t, "disabled and denied", app.encrypt(nil), denied)
 	want(t, "another key's blob, denied", app.decrypt(blob, nil), denied)
-	must(t, server.PutKeyPolicy(other, policy(statement("Deny", `"*"`, allActions, ""))))
+	must(t, server.PutKeyPolicy(other, policyOf(statement("Deny", `"*"`, allActions, ""))))
 	app.key = nil // the blob names the key
 	want(t, "no key named, denied", app.decrypt(blob, nil), denied)
 }
@@ -239,7 +239,7 @@ func TestReEncryptNeedsBothKeys(t *testing.T) {
 		return err
 	}
 	only := func(action, value string) string {
-		return policy(statement("Allow", appPrincipal, action, `{"StringEquals":{"kms:EncryptionContext:a":"`+value+`"}}`))
+		return policyOf(statement("Allow", appPrincipal, action, `{"StringEquals":{"kms:EncryptionContext:a":"`+value+`"}}`))
 	}
 	for _, c := range []struct{ name, from, to, want string }{
 		{"both", only(`"kms:ReEncryptFrom"`, "1"), only(`"kms:ReEncryptTo"`, "2"), ""},
@@ -259,10 +259,10 @@ func TestPoliciesThatAreRefused(t *testing.T) {
 	arn, err := server.CreateKey()
 	must(t, err)
 	admin := newOfficial(t, server, "ADMIN", arn)
-	good := policy(statement("Deny", `"*"`, `"kms:Encrypt"`, ""))
+	good := policyOf(statement("Deny", `"*"`, `"kms:Encrypt"`, ""))
 	must(t, admin.putPolicy(good))
 	swap := func(before, after string) string { return strings.Replace(good, before, after, 1) }
-	condition := func(c string) string { return policy(statement("Allow", `"*"`, allActions, c)) }
+	condition := func(c string) string { return policyOf(statement("Allow", `"*"`, allActions, c)) }
 	for name, document := range map[string]string{
 		"not JSON":               "x",
 		"cut":                    good[:len(good)-1],
@@ -273,7 +273,7 @@ func TestPoliciesThatAreRefused(t *testing.T) {
 		"unknown version":        swap("2012-10-17", "2012-10-18"),
 		"unknown element":        swap(`"Id"`, `"Colour"`),
 		"element in lower case":  swap(`"Version"`, `"version"`),
-		"no statement":           policy(),
+		"no statement":           policyOf(),
 		"one statement, no list": `{"Version":"2012-10-17","Statement":` + statement("Allow", `"*"`, allActions, "") + `}`,
 		"unknown effect":         swap("Deny", "deny"),
 		"no effect":              swap(`"Effect":"Deny",`, ""),
@@ -333,7 +333,7 @@ func TestCreateKeyWithAPolicy(t *testing.T) {
 	if !strings.Contains(aws.ToString(out.Policy), "arn:aws:iam::111122223333:root") {
 		t.Errorf("the default policy does not allow the account: %s", aws.ToString(out.Policy))
 	}
-	admin.key = create(aws.String(policy(statement("Allow", appPrincipal, allActions, ""))))
+	admin.key = create(aws.String(policyOf(statement("Allow", appPrincipal, allActions, ""))))
 	want(t, "of another's policy", admin.encrypt(nil), denied)
 }
 
@@ -343,13 +343,13 @@ func TestNobodyIsLockedOut(t *testing.T) {
 	arn, err := server.CreateKey()
 	must(t, err)
 	admin := newOfficial(t, server, "ADMIN", arn)
-	must(t, admin.putPolicy(policy(statement("Deny", `"*"`, `"*"`, ""))))
+	must(t, admin.putPolicy(policyOf(statement("Deny", `"*"`, `"*"`, ""))))
 	want(t, "denied to all", admin.encrypt(nil), denied)
 	_, err = admin.DisableKey(t.Context(), &awskms.DisableKeyInput{KeyId: &arn})
 	must(t, err)
 	_, err = admin.EnableKey(t.Context(), &awskms.EnableKeyInput{KeyId: &arn})
 	must(t, err)
-	must(t, admin.putPolicy(policy(statement("Allow", rootPrincipal, allActions, ""))))
+	must(t, admin.putPolicy(policyOf(statement("Allow", rootPrincipal, allActions, ""))))
 	want(t, "allowed again", admin.encrypt(nil), "")
 }
 
@@ -359,7 +359,7 @@ func TestPoliciesAndGrantsSurviveARestart(t *testing.T) {
 	must(t, err)
 	arn, err := first.CreateKey()
 	must(t, err)
-	must(t, first.PutKeyPolicy(arn, policy(statement("Allow", appPrincipal, allActions, ""))))
+	must(t, first.PutKeyPolicy(arn, policyOf(statement("Allow", appPrincipal, allActions, ""))))
 	_, err = first.CreateGrant(arn, kmstest.Grant{
 		GranteePrincipal: first.UserARN("GRANTEE"), Operations: []string{"Encrypt"},
 		Constraints: kmstest.GrantConstraints{EncryptionContextSubset: map[string]string{"bucket": "b"}},

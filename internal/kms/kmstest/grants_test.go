@@ -20,7 +20,7 @@ func newGranted(t *testing.T) (server *kmstest.Server, admin, app *official) {
 	arn, err := server.CreateKey()
 	must(t, err)
 	adminOnly := statement("Allow", `{"AWS":"`+server.UserARN("ADMIN")+`"}`, allActions, "")
-	must(t, server.PutKeyPolicy(arn, policy(adminOnly)))
+	must(t, server.PutKeyPolicy(arn, policyOf(adminOnly)))
 	return server, newOfficial(t, server, "ADMIN", arn), newOfficial(t, server, "APP", arn)
 }
 
@@ -48,9 +48,9 @@ func TestGrants(t *testing.T) {
 	want(t, "granted to another", newOfficial(t, server, "APP2", *app.key).decrypt(blob, ec), denied)
 
 	adminOnly := statement("Allow", `{"AWS":"`+server.UserARN("ADMIN")+`"}`, allActions, "")
-	must(t, admin.putPolicy(policy(adminOnly, statement("Deny", appPrincipal, `"kms:Decrypt"`, ""))))
+	must(t, admin.putPolicy(policyOf(adminOnly, statement("Deny", appPrincipal, `"kms:Decrypt"`, ""))))
 	want(t, "granted and denied", app.decrypt(blob, ec), denied)
-	must(t, admin.putPolicy(policy(adminOnly)))
+	must(t, admin.putPolicy(policyOf(adminOnly)))
 	want(t, "no longer denied", app.decrypt(blob, ec), "")
 
 	_, err = admin.RevokeGrant(t.Context(), &awskms.RevokeGrantInput{KeyId: admin.key, GrantId: out.GrantId})
