@@ -112,7 +112,9 @@ func TestKeyPolicies(t *testing.T) {
 	must(t, err)
 
 	root := statement("Allow", rootPrincipal, allActions, "")
-	allowIf := func(condition string) string { return policyOf(statement("Allow", appPrincipal, allActions, condition)) }
+	allowIf := func(condition string) string {
+		return policyOf(statement("Allow", appPrincipal, allActions, condition))
+	}
 	denyIf := func(condition string) string {
 		return policyOf(root, statement("Deny", `"*"`, `"kms:Decrypt"`, condition))
 	}
