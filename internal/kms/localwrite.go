@@ -9,8 +9,6 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
-
-	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
 // CreateLocalKeyFile writes a new random key to a new file of mode 0600, and makes sure that it is on disk: what was
@@ -24,8 +22,11 @@ func CreateLocalKeyFile(path string) error {
 
 // ImportLocalKeyFile is CreateLocalKeyFile with a key of the caller's, 32 bytes that are not all alike.
 func ImportLocalKeyFile(path string, key []byte) (err error) {
-	if crypt.CheckDEK(key) != nil || allAlike(key) {
-		return errors.New("creating a local key: not 32 bytes, or all of them alike")
+	if len(key) != 32 {
+		return fmt.Errorf("creating a local key: %d bytes, and a key has 32", len(key))
+	}
+	if allAlike(key) {
+		return errors.New("creating a local key: all bytes are alike, which no random key's are")
 	}
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
