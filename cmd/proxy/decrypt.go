@@ -77,19 +77,9 @@ func decrypt(ctx context.Context, args []string, stdout io.Writer) error {
 
 // parseTarget reads flags and the one s3:// argument, in any order.
 func parseTarget(flags *flag.FlagSet, args []string, stdout io.Writer) (crypt.Object, error) {
-	flags.SetOutput(stdout)
-	var targets []string
-	for {
-		if err := flags.Parse(args); err != nil {
-			if errors.Is(err, flag.ErrHelp) {
-				return crypt.Object{}, err
-			}
-			return crypt.Object{}, usageError{err}
-		}
-		if flags.NArg() == 0 {
-			break
-		}
-		targets, args = append(targets, flags.Arg(0)), flags.Args()[1:]
+	targets, err := parseArguments(flags, args, stdout)
+	if err != nil {
+		return crypt.Object{}, err
 	}
 	if len(targets) != 1 {
 		return crypt.Object{}, usageError{fmt.Errorf("one s3://bucket/key is wanted, not %d", len(targets))}

@@ -30,6 +30,7 @@ var commands = []command{
 	{"dev", "a whole S3 endpoint on this machine, with its own store and key, to try things out", dev},
 	{"serve", "the proxy, in front of a store", serve},
 	{"check", "test the configuration, the store and every key; exit 1 on any failure", check},
+	{"keys", "make, rotate, disable and list local keys (provider local)", keys},
 	{"decrypt", "read one object straight from the store, without a proxy running", decrypt},
 	{"version", "print the version", version},
 }
@@ -73,15 +74,29 @@ type usageError struct{ error }
 
 // parse reads the flags of a subcommand, which takes no other arguments.
 func parse(flags *flag.FlagSet, args []string, stdout io.Writer) error {
-	flags.SetOutput(stdout)
-	if err := flags.Parse(args); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			return err
-		}
-		return usageError{err}
+	rest, err := parseArguments(flags, args, stdout)
+	if err != nil {
+		return err
 	}
-	if flags.NArg() > 0 {
-		return usageError{fmt.Errorf("unexpected argument %q", flags.Arg(0))}
+	if len(rest) > 0 {
+		return usageError{fmt.Errorf("unexpected argument %q", rest[0])}
 	}
 	return nil
+}
+
+// parseArguments reads flags and other arguments, in any order, and returns the others.
+func parseArguments(flags *flag.FlagSet, args []string, stdout io.Writer) (others []string, err error) {
+	flags.SetOutput(stdout)
+	for {
+		if err := flags.Parse(args); err != nil {
+			if errors.Is(err, flag.ErrHelp) {
+				return nil, err
+			}
+			return nil, usageError{err}
+		}
+		if flags.NArg() == 0 {
+			return others, nil
+		}
+		others, args = append(others, flags.Arg(0)), flags.Args()[1:]
+	}
 }

@@ -93,27 +93,43 @@ def kms_unwrapper(args: argparse.Namespace, bucket: str, key: str) -> Unwrap:
 
 def local_unwrapper(path: str, bucket: str, key: str) -> Unwrap:
     """Section 5 of docs/format.md."""
-    with open(path, encoding="ascii") as f:
-        line = f.read()
-    prefix = "cmekproxy-local-key-v1:"
-    if not line.startswith(prefix) or not line.endswith("\n"):
-        raise SystemExit(f"decrypt.py: {path} is not a key file of provider local")
-    secret = base64.b64decode(line[len(prefix) : -1], validate=True)
-    own_id = "local:" + hashlib.sha256(b"cmekproxy local key id v1" + secret).hexdigest()[:16]
+    own_id, versions = local_keys(path)
 
     def unwrap(key_id: str, wrapped: bytes) -> bytes:
         if key_id != own_id:
             raise FormatError(f"the object is under the key {key_id}, and the file has {own_id}")
-        if len(wrapped) != 61 or wrapped[0] != 1:
+        if len(wrapped) == 61 and wrapped[0] == 1:
+            prefix, version = wrapped[:1], 1
+        elif len(wrapped) == 65 and wrapped[0] == 2:
+            prefix, version = wrapped[:5], struct.unpack(">I", wrapped[1:5])[0]
+        else:
             raise FormatError("malformed wrapped data key")
+        if version not in versions:
+            raise FormatError(f"the object is under version {version} of the key, which the file does not have")
+        sealed = wrapped[len(prefix) :]
         names = ["bucket", bucket, "key", key]
-        aad = b"cmekproxy local wrap v1\x01" + string(own_id) + struct.pack(">I", 2) + b"".join(map(string, names))
+        aad = b"cmekproxy local wrap v1" + prefix + string(own_id) + struct.pack(">I", 2) + b"".join(map(string, names))
         try:
-            return AESGCM(secret).decrypt(wrapped[1:13], wrapped[13:], aad)
+            return AESGCM(versions[version]).decrypt(sealed[:12], sealed[12:], aad)
         except InvalidTag:
             raise FormatError("the data key does not unwrap for this object") from None
 
     return unwrap
+
+
+def local_keys(path: str) -> tuple[str, dict[int, bytes]]:
+    """The id of the key in a file, and its versions that are not destroyed. States are for the proxy to heed."""
+    with open(path, encoding="ascii", newline="") as f:
+        text = f.read()
+    older, newer = "cmekproxy-local-key-v1:", "cmekproxy-local-key-v2\n"
+    if text.startswith(older) and text.endswith("\n"):
+        secret = base64.b64decode(text[len(older) : -1], validate=True)
+        return "local:" + hashlib.sha256(b"cmekproxy local key id v1" + secret).hexdigest()[:16], {1: secret}
+    body, _, checksum = text.rpartition("checksum ")
+    if not text.startswith(newer) or checksum != hashlib.sha256(body.encode()).hexdigest() + "\n":
+        raise SystemExit(f"decrypt.py: {path} is not a whole key file of provider local")
+    lines = [line.split(" ") for line in body.splitlines()]
+    return lines[1][1], {int(line[1]): base64.b64decode(line[4], validate=True) for line in lines[3:] if line[4] != "-"}
 
 
 def string(text: str) -> bytes:

@@ -1,96 +1,61 @@
 package kms
 
 import (
-	"bytes"
 	"context"
 	"crypto/aes"
 	"crypto/cipher"
-	"crypto/rand"
-	"crypto/sha256"
-	"encoding/base64"
-	"encoding/hex"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"syscall"
-
-	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-// The key file is one line: a prefix that names its format, and 32 bytes in standard base64 with padding.
+// A wrapped DEK begins with a byte that names its form, and ends with a random 12-byte nonce, the encrypted DEK, and a
+// 16-byte tag. Form 2 has the number of the key's version in between, in 4 bytes; form 1 is from before keys had
+// versions, and always of version 1. All of it is authenticated.
 const (
-	localPrefix     = "cmekproxy-local-key-v1:"
-	localFileLength = len(localPrefix) + 44 + 1 // with the line feed
+	localForm1  = 1
+	localForm2  = 2
+	localSealed = 12 + DEKSize + 16
 )
 
-// A wrapped DEK is a version byte, a random 12-byte nonce, the encrypted DEK, and a 16-byte tag. The version byte is
-// authenticated too.
-const (
-	localVersion    = 1
-	localBlobLength = 1 + 12 + DEKSize + 16
-)
+// localLabelAAD keeps what is wrapped here apart from other uses of a key.
+const localLabelAAD = "cmekproxy local wrap v1"
 
-// Labels keep apart the uses of hash and key.
-const (
-	localLabelID  = "cmekproxy local key id v1"
-	localLabelAAD = "cmekproxy local wrap v1"
-)
-
-// Local is the provider "local": an AES-256-GCM key in a file.
+// Local is the provider "local": an AES-256-GCM key in a file, of which there can be several versions. The newest one
+// that is enabled wraps; a blob names its version, so that older ones go on to unwrap what they wrapped.
 //
 // The key is read from the file at every use and not kept in memory, so that moving the file away revokes the key as a
-// KMS would: NotFound. So does a file that holds another key; one that others may read is Denied. Random nonces limit
-// one key to 2^32 wraps (NIST SP 800-38D, section 8.3).
+// KMS would: NotFound. So does a file that holds another key; one that others may read is Denied. What
+// ChangeLocalKeyFile does to the file is in force with the next use.
+//
+// A key that is disabled, or has only versions that are, is Disabled; one whose versions are all destroyed is NotFound.
+// A blob of a version that is not enabled, while another one is, is Denied: Disabled and NotFound speak of the key as a
+// whole, and would have a caller give up all of it, the versions in force too.
+//
+// Random nonces limit one version to 2^32 wraps (NIST SP 800-38D, section 8.3).
 type Local struct {
 	path  string
 	keyID string
 }
 
-// CreateLocalKeyFile writes a new random key to a new file of mode 0600, and makes sure that it is on disk: what was
-// sealed under a lost key is lost. It never overwrites: an existing file is an error that is fs.ErrExist.
-func CreateLocalKeyFile(path string) (err error) {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return fmt.Errorf("creating a local key: %w", err)
-	}
-	defer func() {
-		if err != nil {
-			_ = os.Remove(path)
-		}
-	}()
-	key := make([]byte, 32)
-	defer clear(key)
-	rand.Read(key)
-	line := base64.StdEncoding.AppendEncode([]byte(localPrefix), key)
-	line = append(line, '\n')
-	defer clear(line)
-	_, err = f.Write(line)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return fmt.Errorf("creating a local key: %w", err)
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-// NewLocal opens the key in the file at path. It refuses a file that group or others may access in any way, that is
-// not of the form CreateLocalKeyFile writes, or whose key is all zero.
+// NewLocal opens the key in the file at path. It refuses a file that group or others may access in any way, or that
+// ParseLocalKeyFile refuses. A key that is disabled can be opened.
 func NewLocal(path string) (*Local, error) {
 	l := &Local{path: path, keyID: "local:" + path} // until the real one is known
-	key, err := l.read("open")
+	file, err := l.read("open")
 	if err != nil {
 		return nil, err
 	}
-	defer clear(key)
-	l.keyID = localKeyID(key)
+	defer file.Wipe()
+	l.keyID = file.ID
 	return l, nil
 }
 
-// KeyID is "local:" and 16 hexadecimal digits of a one-way hash of the key.
+// KeyID is "local:" and 16 hexadecimal digits of a one-way hash of the key's first version.
 func (l *Local) KeyID() string { return l.keyID }
 
 // Wrap implements Wrapper.
@@ -98,13 +63,26 @@ func (l *Local) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]b
 	if err := checkWrap(ctx, l.keyID, dek, ec); err != nil {
 		return nil, err
 	}
-	aead, err := l.aead("wrap")
+	file, err := l.open("wrap")
 	if err != nil {
 		return nil, err
 	}
-	blob := make([]byte, 1, localBlobLength)
-	blob[0] = localVersion
-	return aead.Seal(blob, nil, dek, l.aad(ec)), nil
+	defer file.Wipe()
+	version := file.Current()
+	if version == 0 {
+		return nil, l.noVersion("wrap", file)
+	}
+	aead, err := newGCM(file.Versions[version-1].key)
+	if err != nil {
+		return nil, l.fail(Internal, "wrap", "", err)
+	}
+	blob := make([]byte, 1, 1+4+localSealed)
+	blob[0] = localForm1 // a file of one line may still be read by a proxy that knows no other form
+	if !file.single {
+		blob[0] = localForm2
+		blob = binary.BigEndian.AppendUint32(blob, uint32(version)) //nolint:gosec // at most maxLocalVersions
+	}
+	return aead.Seal(blob, nil, dek, l.aad(blob, ec)), nil
 }
 
 // Unwrap implements Wrapper.
@@ -112,129 +90,162 @@ func (l *Local) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext
 	if err := checkCall(ctx, "unwrap", l.keyID, ec); err != nil {
 		return nil, err
 	}
-	aead, err := l.aead("unwrap")
+	file, err := l.open("unwrap")
 	if err != nil {
 		return nil, err
 	}
-	if len(wrapped) != localBlobLength || wrapped[0] != localVersion {
+	defer file.Wipe()
+	version, prefix := localBlob(wrapped)
+	if version == 0 {
 		return nil, l.fail(InvalidCiphertext, "unwrap", "", errors.New("not a blob of a local key"))
 	}
-	dek, err := aead.Open(nil, nil, wrapped[1:], l.aad(ec))
+	if err := l.usable(file, version); err != nil {
+		return nil, err
+	}
+	aead, err := newGCM(file.Versions[version-1].key)
+	if err != nil {
+		return nil, l.fail(Internal, "unwrap", "", err)
+	}
+	dek, err := aead.Open(nil, nil, wrapped[prefix:], l.aad(wrapped[:prefix], ec))
 	if err != nil {
 		return nil, l.fail(InvalidCiphertext, "unwrap", "", errors.New("authentication failed"))
 	}
 	return dek, nil
 }
 
-// aead reads the key afresh and makes sure that it is still the one this Local was opened with.
-func (l *Local) aead(op string) (cipher.AEAD, error) {
-	key, err := l.read(op)
+// localBlob returns the version that a blob names, 0 for what is no blob, and the length of what is before the nonce.
+func localBlob(wrapped []byte) (version uint32, prefix int) {
+	switch {
+	case len(wrapped) == 1+localSealed && wrapped[0] == localForm1:
+		return 1, 1
+	case len(wrapped) == 1+4+localSealed && wrapped[0] == localForm2:
+		return binary.BigEndian.Uint32(wrapped[1:]), 1 + 4
+	default:
+		return 0, 0
+	}
+}
+
+// open reads the file afresh, and makes sure that it has the key that this Local was opened with, and that it is not
+// disabled.
+func (l *Local) open(op string) (*LocalKeyFile, error) {
+	file, err := l.read(op)
 	if err != nil {
 		return nil, err
 	}
-	defer clear(key)
-	if localKeyID(key) != l.keyID {
-		return nil, l.fail(NotFound, op, "KeyReplaced", errors.New("the file holds another key now"))
+	switch {
+	case file.ID != l.keyID:
+		err = l.fail(NotFound, op, "KeyReplaced", errors.New("the file holds another key now"))
+	case file.Disabled:
+		err = l.fail(Disabled, op, "KeyDisabled", nil)
+	default:
+		return file, nil
 	}
-	block, err := aes.NewCipher(key)
-	if err != nil {
-		return nil, l.fail(Internal, op, "", err)
-	}
-	aead, err := cipher.NewGCMWithRandomNonce(block)
-	if err != nil {
-		return nil, l.fail(Internal, op, "", err)
-	}
-	return aead, nil
+	file.Wipe()
+	return nil, err
 }
 
-// aad encodes the key id and the context.
-func (l *Local) aad(ec EncryptionContext) []byte {
-	aad := append([]byte(localLabelAAD), localVersion)
+// usable says what is against the use of a version that a blob names. The blob may be forged, as anybody can write a
+// number; a number that the key never had is therefore the blob's fault.
+func (l *Local) usable(file *LocalKeyFile, version uint32) error {
+	if int64(version) > int64(len(file.Versions)) {
+		return l.fail(InvalidCiphertext, "unwrap", "UnknownVersion", fmt.Errorf("the key has no version %d", version))
+	}
+	state := file.Versions[version-1].State
+	if state == LocalKeyEnabled {
+		return nil
+	}
+	if file.Current() == 0 {
+		return l.noVersion("unwrap", file)
+	}
+	reason := "VersionDisabled"
+	if state == LocalKeyDestroyed {
+		reason = "VersionDestroyed"
+	}
+	return l.fail(Denied, "unwrap", reason, fmt.Errorf("version %d of the key is %s", version, state))
+}
+
+// noVersion is the error of a key that has no enabled version. One disabled version can be enabled again, and so can the
+// key.
+func (l *Local) noVersion(op string, file *LocalKeyFile) *Error {
+	for _, v := range file.Versions {
+		if v.State == LocalKeyDisabled {
+			return l.fail(Disabled, op, "VersionDisabled", errors.New("the key has no version that is enabled"))
+		}
+	}
+	return l.fail(NotFound, op, "VersionDestroyed", errors.New("all versions of the key are destroyed"))
+}
+
+func newGCM(key []byte) (cipher.AEAD, error) {
+	block, err := aes.NewCipher(key)
+	if err != nil {
+		return nil, err
+	}
+	return cipher.NewGCMWithRandomNonce(block)
+}
+
+// aad encodes what is before the nonce, the key id and the context so that no two of them give the same bytes.
+func (l *Local) aad(prefix []byte, ec EncryptionContext) []byte {
+	aad := append([]byte(localLabelAAD), prefix...) // the first byte says how long it is
 	return appendContext(appendString(aad, l.keyID), ec)
 }
 
-// localKeyID derives a name that says nothing about the key.
-func localKeyID(key []byte) string {
-	h := sha256.New()
-	h.Write([]byte(localLabelID))
-	h.Write(key)
-	return "local:" + hex.EncodeToString(h.Sum(nil)[:8])
-}
-
-// read returns the key in the file. What it checks, it checks on the open file: a path can change in between.
-func (l *Local) read(op string) ([]byte, error) {
-	f, err := os.Open(l.path)
-	if err != nil {
-		return nil, l.fileError(op, err)
+func (l *Local) read(op string) (*LocalKeyFile, error) {
+	file, failure := readLocal(l.path)
+	if failure != nil {
+		failure.Op, failure.KeyID = op, l.keyID
+		return nil, failure
 	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, l.fileError(op, err)
-	}
-	if !info.Mode().IsRegular() {
-		return nil, l.fail(NotFound, op, "NotAFile", fmt.Errorf("%s is not a regular file", l.path))
-	}
-	if mode := info.Mode().Perm(); mode&0o077 != 0 {
-		return nil, l.fail(Denied, op, "FileMode",
-			fmt.Errorf("%s has mode %04o: group and others must have no access (chmod 600)", l.path, mode))
-	}
-	line := make([]byte, localFileLength+1) // one more, to see a longer file
-	defer clear(line)
-	n, err := io.ReadFull(f, line)
-	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
-		return nil, l.fileError(op, err)
-	}
-	key, err := parseLocalKey(line[:n])
-	if err != nil {
-		return nil, l.fail(NotFound, op, "NoKeyInFile", fmt.Errorf("%s: %w", l.path, err))
-	}
-	return key, nil
-}
-
-// parseLocalKey reads the line of a key file. The final line feed may be missing.
-func parseLocalKey(line []byte) ([]byte, error) {
-	encoded, ok := bytes.CutPrefix(bytes.TrimSuffix(line, []byte("\n")), []byte(localPrefix))
-	if !ok {
-		return nil, fmt.Errorf("not a local key: it does not begin with %q", localPrefix)
-	}
-	key := make([]byte, base64.StdEncoding.DecodedLen(len(encoded)))
-	n, err := base64.StdEncoding.Strict().Decode(key, encoded)
-	if err != nil || n != 32 || len(encoded) != 44 {
-		clear(key)
-		return nil, errors.New("not a local key: not 32 bytes in base64")
-	}
-	key = key[:n]
-	if err := crypt.CheckDEK(key); err != nil { // a KEK has the size of a DEK, and is no more zero than one
-		return nil, errors.New("not a local key: all zero")
-	}
-	return key, nil
-}
-
-// fileError tells a file that is gone from one that cannot be read just now, such as with too many files open.
-func (l *Local) fileError(op string, err error) *Error {
-	switch {
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR):
-		return l.fail(NotFound, op, "NoKeyFile", err)
-	case errors.Is(err, fs.ErrPermission):
-		return l.fail(Denied, op, "FileMode", err)
-	default:
-		return l.fail(Unreachable, op, "", err)
-	}
+	return file, nil
 }
 
 func (l *Local) fail(kind Kind, op, reason string, err error) *Error {
 	return &Error{Kind: kind, Op: op, KeyID: l.keyID, Reason: reason, Err: err}
 }
 
-// syncDir puts a new file's name on disk.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
+// readLocal reads a key file. The error lacks operation and key id.
+func readLocal(path string) (*LocalKeyFile, *Error) {
+	f, err := os.Open(path)
 	if err != nil {
-		return fmt.Errorf("creating a local key: %w", err)
+		return nil, localFileError(err)
 	}
-	if err := errors.Join(d.Sync(), d.Close()); err != nil {
-		return fmt.Errorf("creating a local key: %w", err)
+	defer f.Close()
+	return readOpenLocal(f)
+}
+
+// readOpenLocal is readLocal of an open file. What it checks, it checks on that: a path can change in between.
+func readOpenLocal(f *os.File) (*LocalKeyFile, *Error) {
+	info, err := f.Stat()
+	if err != nil {
+		return nil, localFileError(err)
 	}
-	return nil
+	if !info.Mode().IsRegular() {
+		return nil, &Error{Kind: NotFound, Reason: "NotAFile", Err: fmt.Errorf("%s is not a regular file", f.Name())}
+	}
+	if mode := info.Mode().Perm(); mode&0o077 != 0 {
+		return nil, &Error{Kind: Denied, Reason: "FileMode", Err: fmt.Errorf(
+			"%s has mode %04o: group and others must have no access (chmod 600)", f.Name(), mode)}
+	}
+	text := make([]byte, min(info.Size(), maxLocalFile)+1) // one more, to see a longer file
+	defer clear(text)
+	n, err := io.ReadFull(f, text)
+	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
+		return nil, localFileError(err)
+	}
+	file, err := ParseLocalKeyFile(text[:n])
+	if err != nil {
+		return nil, &Error{Kind: NotFound, Reason: "NoKeyInFile", Err: fmt.Errorf("%s: %w", f.Name(), err)}
+	}
+	return file, nil
+}
+
+// localFileError tells a file that is gone from one that cannot be read just now, such as with too many files open.
+func localFileError(err error) *Error {
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR):
+		return &Error{Kind: NotFound, Reason: "NoKeyFile", Err: err}
+	case errors.Is(err, fs.ErrPermission):
+		return &Error{Kind: Denied, Reason: "FileMode", Err: err}
+	default:
+		return &Error{Kind: Unreachable, Err: err}
+	}
 }

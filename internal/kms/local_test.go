@@ -47,8 +47,13 @@ func TestCreateLocalKeyFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !regexp.MustCompile(`^cmekproxy-local-key-v1:[A-Za-z0-9+/]{43}=\n$`).Match(before) {
-		t.Error("the file is not one line of the documented form")
+	if !regexp.MustCompile(`^cmekproxy-local-key-v2
+id local:[0-9a-f]{16}
+state enabled
+version 1 enabled 20[0-9T:-]{17}Z [A-Za-z0-9+/]{43}=
+checksum [0-9a-f]{64}
+$`).Match(before) {
+		t.Error("the file is not of the documented form")
 	}
 	if !regexp.MustCompile(`^local:[0-9a-f]{16}$`).MatchString(w.KeyID()) {
 		t.Errorf("key id %q", w.KeyID())
@@ -159,8 +164,8 @@ func TestLocalBlobForm(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(blob) != 61 || blob[0] != 1 {
-		t.Errorf("%d bytes, version %d; want 61 and 1", len(blob), blob[0])
+	if len(blob) != 65 || !bytes.HasPrefix(blob, []byte{2, 0, 0, 0, 1}) {
+		t.Errorf("%d bytes that begin with %x; want 65, and 0200000001", len(blob), blob[:5])
 	}
 }
 

@@ -1,0 +1,291 @@
+package kms
+
+import (
+	"bytes"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
+)
+
+// A key file is lines of text, of the form that docs/format.md gives. Older ones are a single line: localPrefix1, and 32
+// bytes in standard base64 with padding. They hold one version.
+const (
+	localPrefix1     = "cmekproxy-local-key-v1:"
+	localHeader      = "cmekproxy-local-key-v2\n"
+	localLabelID     = "cmekproxy local key id v1"
+	maxLocalVersions = 1000
+	maxLocalFile     = 128 << 10 // bytes, more than maxLocalVersions take
+)
+
+// LocalKeyState is the state of one version of a local key.
+type LocalKeyState string
+
+// The states. A version that is destroyed leaves its number behind, which is never used again.
+const (
+	LocalKeyEnabled   LocalKeyState = "enabled"
+	LocalKeyDisabled  LocalKeyState = "disabled"
+	LocalKeyDestroyed LocalKeyState = "destroyed"
+)
+
+// LocalKeyFile is what a key file of provider local holds.
+type LocalKeyFile struct {
+	// ID is as Local.KeyID. It comes from the first version, and stays when that is destroyed.
+	ID string
+	// Disabled is whether the key is, whatever its versions are.
+	Disabled bool
+	// Versions are in order: version n is at n-1. There is at least one.
+	Versions []LocalKeyVersion
+
+	single bool // as read, it was of the older form
+}
+
+// LocalKeyVersion is one version of a local key.
+type LocalKeyVersion struct {
+	State   LocalKeyState
+	Created time.Time // to the second; zero where the file does not tell
+
+	key []byte // nil once it is destroyed
+}
+
+// newLocalKeyFile is a key of one version.
+func newLocalKeyFile(key []byte, created time.Time) *LocalKeyFile {
+	return &LocalKeyFile{
+		ID:       localKeyID(key),
+		Versions: []LocalKeyVersion{{State: LocalKeyEnabled, Created: toSecond(created), key: bytes.Clone(key)}},
+	}
+}
+
+// localKeyID derives a name that says nothing about the key.
+func localKeyID(key []byte) string {
+	h := sha256.New()
+	h.Write([]byte(localLabelID))
+	h.Write(key)
+	return "local:" + hex.EncodeToString(h.Sum(nil)[:8])
+}
+
+func toSecond(t time.Time) time.Time { return t.UTC().Truncate(time.Second) }
+
+// Current returns the number of the version that wraps, the newest that is enabled; 0 if none is.
+func (f *LocalKeyFile) Current() int {
+	for i, v := range slices.Backward(f.Versions) {
+		if v.State == LocalKeyEnabled {
+			return i + 1
+		}
+	}
+	return 0
+}
+
+// Rotate adds a version with a new random key, and returns its number.
+func (f *LocalKeyFile) Rotate(now time.Time) (version int, err error) {
+	if len(f.Versions) >= maxLocalVersions {
+		return 0, fmt.Errorf("a key has at most %d versions", maxLocalVersions)
+	}
+	key := make([]byte, 32)
+	rand.Read(key)
+	f.Versions = append(f.Versions, LocalKeyVersion{State: LocalKeyEnabled, Created: toSecond(now), key: key})
+	return len(f.Versions), nil
+}
+
+// SetState changes the state of a version. Destroying wipes its key; nothing brings a destroyed version back.
+func (f *LocalKeyFile) SetState(version int, state LocalKeyState) error {
+	if version < 1 || version > len(f.Versions) {
+		return fmt.Errorf("there is no version %d: the newest is %d", version, len(f.Versions))
+	}
+	v := &f.Versions[version-1]
+	switch state {
+	case LocalKeyEnabled, LocalKeyDisabled:
+		if v.State == LocalKeyDestroyed {
+			return fmt.Errorf("version %d is destroyed, and its key is gone", version)
+		}
+	case LocalKeyDestroyed:
+		clear(v.key)
+		v.key = nil
+	default:
+		return fmt.Errorf("unknown state %q", state)
+	}
+	v.State = state
+	return nil
+}
+
+// Wipe clears the keys, after which f can be looked at, but not written or used.
+func (f *LocalKeyFile) Wipe() {
+	for _, v := range f.Versions {
+		clear(v.key)
+	}
+}
+
+// Append writes the text of the file behind b, always in the newer form.
+func (f *LocalKeyFile) Append(b []byte) []byte {
+	start := len(b)
+	b = append(b, localHeader...)
+	b = append(b, "id "+f.ID+"\nstate "...)
+	if f.Disabled {
+		b = append(b, LocalKeyDisabled+"\n"...)
+	} else {
+		b = append(b, LocalKeyEnabled+"\n"...)
+	}
+	for i, v := range f.Versions {
+		b = append(b, "version "...)
+		b = strconv.AppendInt(b, int64(i+1), 10)
+		b = append(b, " "+string(v.State)+" "...)
+		if v.Created.IsZero() {
+			b = append(b, '-')
+		} else {
+			b = v.Created.AppendFormat(b, time.RFC3339)
+		}
+		b = append(b, ' ')
+		if v.State == LocalKeyDestroyed {
+			b = append(b, '-')
+		} else {
+			b = base64.StdEncoding.AppendEncode(b, v.key)
+		}
+		b = append(b, '\n')
+	}
+	return appendChecksum(b, start)
+}
+
+func appendChecksum(b []byte, start int) []byte {
+	sum := sha256.Sum256(b[start:])
+	b = append(b, localChecksum...)
+	b = hex.AppendEncode(b, sum[:])
+	return append(b, '\n')
+}
+
+const localChecksum = "checksum "
+
+// ParseLocalKeyFile reads the text of a key file, of either form, and keeps no part of it. It takes exactly what Append
+// writes; of the older form the final line feed may be missing. Its errors quote no key.
+func ParseLocalKeyFile(text []byte) (*LocalKeyFile, error) {
+	switch {
+	case bytes.HasPrefix(text, []byte(localPrefix1)):
+		key, err := parseLocalSecret(bytes.TrimSuffix(text[len(localPrefix1):], []byte("\n")))
+		if err != nil {
+			return nil, fmt.Errorf("not a local key: %w", err)
+		}
+		defer clear(key)
+		file := newLocalKeyFile(key, time.Time{})
+		file.single = true
+		return file, nil
+	case bytes.HasPrefix(text, []byte(localHeader)):
+		if len(text) > maxLocalFile {
+			return nil, fmt.Errorf("the key file is longer than %d bytes", maxLocalFile)
+		}
+		return parseLocalVersions(text)
+	default:
+		return nil, fmt.Errorf("not a local key: it does not begin with %q", localHeader[:len(localHeader)-1])
+	}
+}
+
+// parseLocalVersions looks at the checksum first: what else is wrong with a file that was cut, damaged or edited would
+// only mislead.
+func parseLocalVersions(text []byte) (_ *LocalKeyFile, err error) {
+	body := len(text) - len(localChecksum) - 2*sha256.Size - 1
+	if body < len(localHeader) || text[body-1] != '\n' || !bytes.HasPrefix(text[body:], []byte(localChecksum)) {
+		return nil, errors.New("the key file does not end with its checksum: it was cut or added to")
+	}
+	want := appendChecksum(bytes.Clone(text[:body]), 0)
+	defer clear(want)
+	if !bytes.Equal(want, text) {
+		return nil, errors.New("the key file does not match its checksum: it was damaged, or edited by hand")
+	}
+	lines := bytes.Split(bytes.TrimSuffix(text[len(localHeader):body], []byte("\n")), []byte("\n"))
+	if len(lines) < 3 {
+		return nil, errors.New("the key file lacks its id, its state, or any version")
+	}
+	if len(lines)-2 > maxLocalVersions {
+		return nil, fmt.Errorf("the key file has more than %d versions", maxLocalVersions)
+	}
+	file := &LocalKeyFile{Versions: make([]LocalKeyVersion, 0, len(lines)-2)}
+	defer func() {
+		if err != nil {
+			file.Wipe()
+		}
+	}()
+	if file.ID, err = parseLocalID(lines[0]); err != nil {
+		return nil, err
+	}
+	switch string(lines[1]) {
+	case "state enabled":
+	case "state disabled":
+		file.Disabled = true
+	default:
+		return nil, errors.New("line 3 of the key file: neither \"state enabled\" nor \"state disabled\"")
+	}
+	for i, line := range lines[2:] {
+		v, err := parseLocalVersion(line, i+1)
+		if err != nil {
+			return nil, fmt.Errorf("line %d of the key file: %w", i+4, err)
+		}
+		file.Versions = append(file.Versions, v)
+	}
+	if first := file.Versions[0]; first.State != LocalKeyDestroyed && localKeyID(first.key) != file.ID {
+		return nil, errors.New("line 2 of the key file: the id is not that of version 1")
+	}
+	return file, nil
+}
+
+var localIDForm = regexp.MustCompile(`^local:[0-9a-f]{16}$`)
+
+func parseLocalID(line []byte) (string, error) {
+	id, ok := bytes.CutPrefix(line, []byte("id "))
+	if !ok || !localIDForm.Match(id) {
+		return "", errors.New("line 2 of the key file: not \"id local:\" and 16 hexadecimal digits")
+	}
+	return string(id), nil
+}
+
+// parseLocalVersion reads "version NUMBER STATE CREATED KEY".
+func parseLocalVersion(line []byte, number int) (v LocalKeyVersion, err error) {
+	fields := bytes.Split(line, []byte(" "))
+	if len(fields) != 5 || string(fields[0]) != "version" {
+		return v, errors.New("not of the form \"version NUMBER STATE CREATED KEY\"")
+	}
+	if string(fields[1]) != strconv.Itoa(number) {
+		return v, fmt.Errorf("version %d is missing, or not in its place", number)
+	}
+	v.State = LocalKeyState(fields[2])
+	if created := string(fields[3]); created != "-" {
+		v.Created, err = time.Parse(time.RFC3339, created)
+		if err != nil || v.Created.IsZero() || v.Created.UTC().Format(time.RFC3339) != created {
+			return v, fmt.Errorf("version %d has no creation time of the form 2006-01-02T15:04:05Z", number)
+		}
+		v.Created = v.Created.UTC()
+	}
+	switch v.State {
+	case LocalKeyEnabled, LocalKeyDisabled:
+		if v.key, err = parseLocalSecret(fields[4]); err != nil {
+			return v, fmt.Errorf("version %d: %w", number, err)
+		}
+	case LocalKeyDestroyed:
+		if string(fields[4]) != "-" {
+			return v, fmt.Errorf("version %d is destroyed, and yet has a key", number)
+		}
+	default:
+		return v, fmt.Errorf("version %d is none of enabled, disabled, destroyed", number)
+	}
+	return v, nil
+}
+
+// parseLocalSecret reads 32 bytes in standard base64 with padding.
+func parseLocalSecret(encoded []byte) ([]byte, error) {
+	key := make([]byte, base64.StdEncoding.DecodedLen(len(encoded)))
+	n, err := base64.StdEncoding.Strict().Decode(key, encoded)
+	if err != nil || n != 32 || len(encoded) != 44 {
+		clear(key)
+		return nil, errors.New("not 32 bytes in base64")
+	}
+	key = key[:n]
+	if err := crypt.CheckDEK(key); err != nil { // a KEK has the size of a DEK, and is no more zero than one
+		return nil, errors.New("all zero")
+	}
+	return key, nil
+}

@@ -1,0 +1,126 @@
+//go:build pkcs11 && cgo
+
+package kms
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/miekg/pkcs11"
+)
+
+// Return values of PKCS #11 v3.0 that the bindings do not know.
+const (
+	ckrAEADDecryptFailed = 0x42
+	ckrTokenExceeded     = 0x201
+)
+
+// hsmKinds maps return values (PKCS #11 Base v2.40, section 5.1; http://docs.oasis-open.org/pkcs11/pkcs11-base/v2.40/).
+// What is not here is Internal.
+var hsmKinds = map[uint]Kind{
+	// 5.1.6: the key is gone. Handles that ended otherwise, with a logout, were replaced before it comes to this.
+	pkcs11.CKR_KEY_HANDLE_INVALID:    NotFound,
+	pkcs11.CKR_OBJECT_HANDLE_INVALID: NotFound,
+	// CKA_ENCRYPT or CKA_DECRYPT was set to false, or the key is out of its dates.
+	pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED: Disabled,
+
+	// 5.1.6: this user may not, or no longer.
+	pkcs11.CKR_PIN_INCORRECT:            Denied,
+	pkcs11.CKR_PIN_INVALID:              Denied,
+	pkcs11.CKR_PIN_LEN_RANGE:            Denied,
+	pkcs11.CKR_PIN_EXPIRED:              Denied,
+	pkcs11.CKR_PIN_LOCKED:               Denied,
+	pkcs11.CKR_USER_PIN_NOT_INITIALIZED: Denied,
+	pkcs11.CKR_USER_TYPE_INVALID:        Denied,
+
+	// 5.1.6, and v3.0, section 5.1.6.
+	pkcs11.CKR_ENCRYPTED_DATA_INVALID:   InvalidCiphertext,
+	pkcs11.CKR_ENCRYPTED_DATA_LEN_RANGE: InvalidCiphertext,
+	ckrAEADDecryptFailed:                InvalidCiphertext,
+
+	pkcs11.CKR_SESSION_COUNT: Throttled,
+	ckrTokenExceeded:         Throttled,
+
+	// 5.1.1 to 5.1.3: the library, the session and the token fail, whatever the key is.
+	pkcs11.CKR_GENERAL_ERROR:                  Unreachable,
+	pkcs11.CKR_HOST_MEMORY:                    Unreachable,
+	pkcs11.CKR_FUNCTION_FAILED:                Unreachable,
+	pkcs11.CKR_FUNCTION_CANCELED:              Unreachable,
+	pkcs11.CKR_SESSION_HANDLE_INVALID:         Unreachable,
+	pkcs11.CKR_SESSION_CLOSED:                 Unreachable,
+	pkcs11.CKR_DEVICE_ERROR:                   Unreachable,
+	pkcs11.CKR_DEVICE_MEMORY:                  Unreachable,
+	pkcs11.CKR_DEVICE_REMOVED:                 Unreachable,
+	pkcs11.CKR_TOKEN_NOT_PRESENT:              Unreachable,
+	pkcs11.CKR_TOKEN_NOT_RECOGNIZED:           Unreachable,
+	pkcs11.CKR_SLOT_ID_INVALID:                Unreachable,
+	pkcs11.CKR_OPERATION_ACTIVE:               Unreachable,
+	pkcs11.CKR_OPERATION_NOT_INITIALIZED:      Unreachable,
+	pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED:       Unreachable,
+	pkcs11.CKR_USER_NOT_LOGGED_IN:             Unreachable, // even after a login: somebody else logs out
+	pkcs11.CKR_USER_ANOTHER_ALREADY_LOGGED_IN: Unreachable, // the security officer, who will be done some time
+
+	// A key or a token that cannot do AES-256-GCM.
+	pkcs11.CKR_MECHANISM_INVALID:       Invalid,
+	pkcs11.CKR_MECHANISM_PARAM_INVALID: Invalid,
+	pkcs11.CKR_KEY_TYPE_INCONSISTENT:   Invalid,
+	pkcs11.CKR_KEY_SIZE_RANGE:          Invalid,
+	pkcs11.CKR_FUNCTION_NOT_SUPPORTED:  Invalid,
+}
+
+// Errors of our own.
+var (
+	errHSMBlob     = &Error{Kind: InvalidCiphertext, Err: errors.New("the key is intact, and does not open this blob")}
+	errHSMReplaced = &Error{Kind: NotFound, Reason: "KeyReplaced", Err: errors.New("the token has another key of this label and id now")}
+	errHSMUntested = errors.New("the key has not been tested yet")
+)
+
+// hsmFailure turns what went wrong in a call into an *Error. The bindings' errors hold a number, and never data.
+func hsmFailure(err error, op, keyID string) *Error {
+	if e := (*Error)(nil); errors.As(err, &e) {
+		return &Error{Kind: e.Kind, Op: op, KeyID: keyID, Reason: e.Reason, Err: e.Err}
+	}
+	var code pkcs11.Error
+	if !errors.As(err, &code) {
+		return &Error{Kind: Internal, Op: op, KeyID: keyID, Err: err}
+	}
+	kind, ok := hsmKinds[uint(code)]
+	if !ok {
+		kind = Internal
+	}
+	return &Error{Kind: kind, Op: op, KeyID: keyID, Reason: ckrName(code)}
+}
+
+// ckrName is the name of a return value, else its number. The bindings' text is "pkcs11: 0x30: CKR_DEVICE_ERROR".
+func ckrName(code pkcs11.Error) string {
+	text := code.Error()
+	if name := text[strings.LastIndex(text, " ")+1:]; strings.HasPrefix(name, "CKR_") {
+		return name
+	}
+	return fmt.Sprintf("CKR 0x%X", uint(code))
+}
+
+// is11 reports whether err is one of these return values.
+func is11(err error, codes ...uint) bool {
+	var code pkcs11.Error
+	return errors.As(err, &code) && slices.Contains(codes, uint(code))
+}
+
+// lost reports whether a new session may do better.
+func lost(err error) bool {
+	return is11(err, pkcs11.CKR_SESSION_HANDLE_INVALID, pkcs11.CKR_SESSION_CLOSED, pkcs11.CKR_USER_NOT_LOGGED_IN,
+		pkcs11.CKR_DEVICE_REMOVED, pkcs11.CKR_TOKEN_NOT_PRESENT, pkcs11.CKR_KEY_HANDLE_INVALID, pkcs11.CKR_OBJECT_HANDLE_INVALID,
+		pkcs11.CKR_OPERATION_ACTIVE, pkcs11.CKR_OPERATION_NOT_INITIALIZED)
+}
+
+// badBlob reports whether err is that of a blob, after which the session is as good as before (section 5.9, C_Decrypt).
+func badBlob(err error) bool {
+	return is11(err, pkcs11.CKR_ENCRYPTED_DATA_INVALID, pkcs11.CKR_ENCRYPTED_DATA_LEN_RANGE, ckrAEADDecryptFailed)
+}
+
+// vague reports whether err may be about the blob, as some modules have no better answer to one that does not unwrap.
+func vague(err error) bool {
+	return is11(err, pkcs11.CKR_GENERAL_ERROR, pkcs11.CKR_FUNCTION_FAILED, pkcs11.CKR_DATA_INVALID, pkcs11.CKR_DEVICE_ERROR)
+}

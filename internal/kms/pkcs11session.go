@@ -1,0 +1,245 @@
+//go:build pkcs11 && cgo
+
+package kms
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/miekg/pkcs11"
+)
+
+// maxModuleCalls bounds the calls into one module at a time, those that hang included, and the sessions of one key.
+const maxModuleCalls = 16
+
+// hsmModule is the library of an HSM. The specification makes it one for the whole process: C_Initialize may be called
+// once, and who is logged in to a token is so in all sessions (PKCS #11 Base v2.40, sections 5.4 and 5.6).
+type hsmModule struct {
+	path  string
+	calls chan struct{}
+
+	mu      sync.Mutex // over loading and logging in
+	ctx     *pkcs11.Ctx
+	refused map[[sha256.Size]byte]bool // hashes of token and PIN
+}
+
+var hsmModules = struct {
+	sync.Mutex
+	byPath map[string]*hsmModule
+}{byPath: map[string]*hsmModule{}}
+
+func moduleAt(path string) *hsmModule {
+	hsmModules.Lock()
+	defer hsmModules.Unlock()
+	m := hsmModules.byPath[path]
+	if m == nil {
+		m = &hsmModule{path: path, calls: make(chan struct{}, maxModuleCalls), refused: map[[sha256.Size]byte]bool{}}
+		hsmModules.byPath[path] = m
+	}
+	return m
+}
+
+// load loads and initializes the library, if that has not been done. It is never unloaded: a module may have threads.
+func (m *hsmModule) load() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.ctx != nil {
+		return nil
+	}
+	ctx := pkcs11.New(m.path)
+	if ctx == nil {
+		return &Error{Kind: Invalid, Err: fmt.Errorf("%s is not a PKCS#11 library, or lacks another one that it needs", m.path)}
+	}
+	if err := ctx.Initialize(); err != nil && !is11(err, pkcs11.CKR_CRYPTOKI_ALREADY_INITIALIZED) {
+		return err
+	}
+	m.ctx = ctx
+	return nil
+}
+
+// login logs this process in to the token of a session, unless it is already. A PIN that was refused is not tried again:
+// a few more attempts, such as those of a key that is opened every ten seconds, and the token locks itself.
+func (m *hsmModule) login(s pkcs11.SessionHandle, token pkcs11.TokenInfo, pin string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	attempt := sha256.Sum256(fmt.Appendf(nil, "%q %q %q", token.Label, token.SerialNumber, pin))
+	if m.refused[attempt] {
+		return &Error{Kind: Denied, Reason: "CKR_PIN_INCORRECT", Err: errors.New(
+			"the token has refused this PIN before, and is not asked again until the proxy is started anew, lest it locks itself")}
+	}
+	err := m.ctx.Login(s, pkcs11.CKU_USER, pin)
+	if is11(err, pkcs11.CKR_USER_ALREADY_LOGGED_IN) {
+		return nil
+	}
+	if is11(err, pkcs11.CKR_PIN_INCORRECT) {
+		m.refused[attempt] = true
+	}
+	return err
+}
+
+// hsmSession is a session that is logged in, and the key as it is called there.
+type hsmSession struct {
+	handle pkcs11.SessionHandle
+	key    pkcs11.ObjectHandle
+}
+
+// withSession makes use of a session. One that has been lost, with the login or the handle of the key that went with it,
+// is replaced by a new one in which the key is looked for anew: handles end with a logout, and with the key. The new one
+// may be lost in its turn, if somebody logs out just then.
+func (h *hsm) withSession(use func(*hsmSession) ([]byte, error)) ([]byte, error) {
+	for attempt := 1; ; attempt++ {
+		out, err := h.useOne(use)
+		if err == nil || !lost(err) || attempt == 3 {
+			return out, err
+		}
+		h.closeIdle()
+	}
+}
+
+func (h *hsm) useOne(use func(*hsmSession) ([]byte, error)) ([]byte, error) {
+	var s *hsmSession
+	select {
+	case s = <-h.idle:
+	default:
+		var err error
+		if s, err = h.newSession(); err != nil {
+			return nil, err
+		}
+	}
+	out, err := use(s)
+	if err == nil || errors.Is(err, errHSMBlob) || badBlob(err) {
+		select {
+		case h.idle <- s:
+			return out, err
+		default:
+		}
+	}
+	_ = h.module.ctx.CloseSession(s.handle) // after an error an operation may still be active in it
+	return out, err
+}
+
+// closeIdle closes the sessions that nobody uses.
+func (h *hsm) closeIdle() {
+	for {
+		select {
+		case s := <-h.idle:
+			_ = h.module.ctx.CloseSession(s.handle)
+		default:
+			return
+		}
+	}
+}
+
+func (h *hsm) newSession() (*hsmSession, error) {
+	slot, token, err := h.findToken()
+	if err != nil {
+		return nil, err
+	}
+	handle, err := h.module.ctx.OpenSession(slot, pkcs11.CKF_SERIAL_SESSION)
+	if err != nil {
+		return nil, err
+	}
+	s := &hsmSession{handle: handle}
+	if h.cfg.PIN != "" {
+		err = h.module.login(handle, token, h.cfg.PIN)
+	}
+	if err == nil {
+		s.key, err = h.findKey(handle)
+	}
+	if err == nil && h.canary != nil {
+		err = h.intact(s)
+	}
+	if err != nil {
+		_ = h.module.ctx.CloseSession(handle)
+		return nil, err
+	}
+	return s, nil
+}
+
+// findToken returns the slot of the token now. It is Unreachable where there is none: a token that is not plugged in says
+// nothing of its keys.
+func (h *hsm) findToken() (slot uint, info pkcs11.TokenInfo, err error) {
+	if h.cfg.TokenLabel == "" {
+		info, err = h.module.ctx.GetTokenInfo(h.cfg.Slot)
+		if err == nil && h.token != "" && info.Label != h.token {
+			err = &Error{Kind: Unreachable, Reason: "TokenReplaced", Err: fmt.Errorf("slot %d has the token %q, not %q", h.cfg.Slot, info.Label, h.token)}
+		}
+		return h.cfg.Slot, info, err
+	}
+	slots, err := h.module.ctx.GetSlotList(true)
+	if err != nil {
+		return 0, info, err
+	}
+	found := 0
+	for _, id := range slots {
+		if i, err := h.module.ctx.GetTokenInfo(id); err == nil && i.Label == h.cfg.TokenLabel {
+			slot, info = id, i
+			found++
+		}
+	}
+	switch found {
+	case 1:
+		return slot, info, nil
+	case 0:
+		return 0, info, &Error{Kind: Unreachable, Reason: "NoToken", Err: fmt.Errorf("no slot has a token of the label %q", h.cfg.TokenLabel)}
+	default:
+		return 0, info, &Error{Kind: Internal, Reason: "TokensAlike", Err: fmt.Errorf("%d tokens have the label %q", found, h.cfg.TokenLabel)}
+	}
+}
+
+// findKey looks for the key. None is NotFound only if the session is still logged in by then: to others, the token shows
+// no private objects.
+func (h *hsm) findKey(s pkcs11.SessionHandle) (pkcs11.ObjectHandle, error) {
+	template := []*pkcs11.Attribute{
+		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
+		pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_AES),
+	}
+	if h.cfg.KeyLabel != "" {
+		template = append(template, pkcs11.NewAttribute(pkcs11.CKA_LABEL, h.cfg.KeyLabel))
+	}
+	if len(h.cfg.KeyID) > 0 {
+		template = append(template, pkcs11.NewAttribute(pkcs11.CKA_ID, h.cfg.KeyID))
+	}
+	if err := h.module.ctx.FindObjectsInit(s, template); err != nil {
+		return 0, err
+	}
+	keys, _, err := h.module.ctx.FindObjects(s, 2)
+	if err := errors.Join(err, h.module.ctx.FindObjectsFinal(s)); err != nil {
+		return 0, err
+	}
+	switch len(keys) {
+	case 1:
+		return keys[0], h.checkSize(s, keys[0])
+	case 0:
+		return 0, h.noKey(s)
+	default:
+		return 0, &Error{Kind: Internal, Reason: "KeysAlike", Err: errors.New("several keys of the token match; configure label and id")}
+	}
+}
+
+func (h *hsm) noKey(s pkcs11.SessionHandle) error {
+	info, err := h.module.ctx.GetSessionInfo(s)
+	if err != nil {
+		return err
+	}
+	if h.cfg.PIN != "" && info.State != pkcs11.CKS_RO_USER_FUNCTIONS && info.State != pkcs11.CKS_RW_USER_FUNCTIONS {
+		return pkcs11.Error(pkcs11.CKR_USER_NOT_LOGGED_IN)
+	}
+	return &Error{Kind: NotFound, Reason: "NoKey", Err: errors.New("the token has no AES key of this label and id")}
+}
+
+// checkSize refuses AES with shorter keys. A token that does not tell is believed.
+func (h *hsm) checkSize(s pkcs11.SessionHandle, key pkcs11.ObjectHandle) error {
+	attributes, err := h.module.ctx.GetAttributeValue(s, key, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_VALUE_LEN, nil)})
+	if err != nil || len(attributes) != 1 {
+		return nil //nolint:nilerr // see above; a key that is gone will show in its use
+	}
+	want := pkcs11.NewAttribute(pkcs11.CKA_VALUE_LEN, 32) // a CK_ULONG, whose form is the machine's
+	if got := attributes[0].Value; len(got) == len(want.Value) && !bytes.Equal(got, want.Value) {
+		return &Error{Kind: Invalid, Reason: "KeySize", Err: errors.New("an AES key that is not of 32 bytes")}
+	}
+	return nil
+}
