@@ -316,7 +316,7 @@ func hotObjects(t *testing.T, s *stage) {
 	all.Wait()
 	took := time.Since(start)
 	calls := s.customer.calls("Decrypt") - before
-	// A DEK lives for 85 to 95 % of the TTL, and a probe of the one key is made every 10 s.
+	// A DEK lives for 85 % of the TTL or more, and a probe of the one key is made every 10 s.
 	lives, probes := int(took/(set.ttl*85/100))+1, int(took/set.probe)+1
 	if calls > objects*lives+probes {
 		t.Errorf("%d KMS calls for %d GETs of %d objects in %v, want at most %d", calls, gets, objects, took, objects*lives+probes)

@@ -21,24 +21,34 @@ import (
 
 // Time limits of key management that are nobody's business to tune.
 const (
-	kmsTimeout       = 6 * time.Second        // of a call with all its attempts
-	kmsAttempt       = 2 * time.Second        // of one attempt
-	rememberRevoked  = time.Second            // how long a DEK that was refused is not asked for again
-	rememberOutage   = 250 * time.Millisecond // the same, of one that the KMS did not answer for
-	reopenEvery      = 10 * time.Second       // how often a key that could not be opened is tried again
-	breakerFailures  = 8                      // calls without an answer, after which a KMS is left alone
-	breakerOpen      = 2 * time.Second        // and for how long
-	jitterLeast      = 5                      // percent of the TTL, by which a DEK's life is shorter: what is on its way to
-	jitterMost       = 15                     // a slow client has that time to arrive
-	jitterDifference = jitterMost - jitterLeast
+	kmsTimeout      = 6 * time.Second        // of a call with all its attempts
+	kmsAttempt      = 2 * time.Second        // of one attempt
+	rememberRevoked = time.Second            // how long a DEK that was refused is not asked for again
+	rememberOutage  = 250 * time.Millisecond // the same, of one that the KMS did not answer for
+	reopenEvery     = 10 * time.Second       // how often a key that could not be opened is tried again
+	breakerFailures = 8                      // calls without an answer, after which a KMS is left alone
+	breakerOpen     = 2 * time.Second        // and for how long
 )
+
+// A DEK lives for less than the TTL: by something, so that the KMS can be asked again, and what is on its way to a slow
+// client can arrive, before the TTL is over; and by something more that is drawn, so that DEKs that were fetched together
+// are not fetched together again.
+const (
+	leastShorter  = 5                      // percent of the TTL,
+	shorterMoment = 500 * time.Millisecond // and at least so long, or a quarter of the TTL
+	drawnShorter  = 10                     // percent of the TTL, at most
+)
+
+func leastJitter(ttl time.Duration) time.Duration {
+	return max(ttl*leastShorter/100, min(shorterMoment, ttl/4))
+}
 
 // jitter draws by how much shorter than the TTL the life of a DEK is.
 func jitter(ttl time.Duration) time.Duration {
 	var random [4]byte
 	rand.Read(random[:])
-	thousandths := jitterLeast*10 + int64(binary.BigEndian.Uint32(random[:])%(jitterDifference*10+1))
-	return time.Duration(int64(ttl) / 1000 * thousandths)
+	thousandths := time.Duration(binary.BigEndian.Uint32(random[:]) % 1001)
+	return leastJitter(ttl) + ttl/1000*thousandths*drawnShorter/100
 }
 
 // remember is for how long the error of a KMS stands without asking again.
@@ -76,7 +86,7 @@ func (a *app) buildKeys(ctx context.Context) error {
 	})
 	a.advisor = advisor.New(advisor.Config{
 		TTL:             dek.TTL,
-		Life:            func(ttl time.Duration) time.Duration { return ttl - ttl*(jitterLeast+jitterMost)/2/100 },
+		Life:            func(ttl time.Duration) time.Duration { return ttl - leastJitter(ttl) - ttl*drawnShorter/2/100 },
 		Window:          func(ttl time.Duration) time.Duration { return a.keys.Window(ttl) },
 		ProbesPerSecond: func() float64 { return a.keys.ProbesPerSecond() },
 		PricePer10000:   price(a.cfg.KMS.PricePer10000),
