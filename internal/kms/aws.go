@@ -11,12 +11,14 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/aws/arn"
+	awsmiddleware "github.com/aws/aws-sdk-go-v2/aws/middleware"
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/credentials/stscreds"
 	awskms "github.com/aws/aws-sdk-go-v2/service/kms"
 	"github.com/aws/aws-sdk-go-v2/service/kms/types"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
+	"github.com/aws/smithy-go/middleware"
 )
 
 // Defaults of AWSConfig.
@@ -112,6 +114,7 @@ func (a *AWS) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]byt
 	if err != nil {
 		return nil, a.fail(ctx, "wrap", err)
 	}
+	traceAWS(ctx, out.ResultMetadata)
 	if err := a.checkKey("wrap", out.KeyId); err != nil {
 		return nil, err
 	}
@@ -137,6 +140,7 @@ func (a *AWS) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext) 
 	if err != nil {
 		return nil, a.fail(ctx, "unwrap", err)
 	}
+	traceAWS(ctx, out.ResultMetadata)
 	if err := a.checkKey("unwrap", out.KeyId); err != nil {
 		clear(out.Plaintext)
 		return nil, err
@@ -157,11 +161,18 @@ func (a *AWS) Generate(ctx context.Context, ec EncryptionContext) (dek, wrapped 
 	if err != nil {
 		return nil, nil, a.fail(ctx, "generate", err)
 	}
+	traceAWS(ctx, out.ResultMetadata)
 	if err := a.checkKey("generate", out.KeyId); err != nil {
 		clear(out.Plaintext)
 		return nil, nil, err
 	}
 	return out.Plaintext, out.CiphertextBlob, nil
+}
+
+// traceAWS reports the request id of an answer, which is the requestID of CloudTrail.
+func traceAWS(ctx context.Context, answer middleware.Metadata) {
+	id, _ := awsmiddleware.GetRequestIDMetadata(answer)
+	traceRequest(ctx, id)
 }
 
 // checkKey makes sure that the answer is of the key that was asked.

@@ -60,6 +60,9 @@ var awsKinds = map[string]Kind{
 func (a *AWS) fail(ctx context.Context, op string, err error) *Error {
 	e := &Error{Op: op, KeyID: a.keyARN}
 	var api smithy.APIError
+	if resp := (*awshttp.ResponseError)(nil); errors.As(err, &resp) {
+		traceRequest(ctx, resp.ServiceRequestID())
+	}
 	switch {
 	case errors.Is(ctx.Err(), context.Canceled):
 		e.Kind, e.Err = Canceled, context.Canceled

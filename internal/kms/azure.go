@@ -140,11 +140,24 @@ func azureOptions(cfg AzureConfig) *azkeys.ClientOptions {
 	}
 	return &azkeys.ClientOptions{
 		ClientOptions: azcore.ClientOptions{
-			Transport: transport,
-			Retry:     policy.RetryOptions{MaxRetries: retries, RetryDelay: 100 * time.Millisecond, MaxRetryDelay: time.Second},
+			Transport:        transport,
+			PerRetryPolicies: []policy.Policy{azureTrace{}},
+			Retry:            policy.RetryOptions{MaxRetries: retries, RetryDelay: 100 * time.Millisecond, MaxRetryDelay: time.Second},
 		},
 		DisableChallengeResourceVerification: cfg.AnyChallenge,
 	}
+}
+
+// azureTrace reports the request id of each answer, which is the requestId of Key Vault's log.
+type azureTrace struct{}
+
+// Do implements policy.Policy.
+func (azureTrace) Do(r *policy.Request) (*http.Response, error) {
+	resp, err := r.Next()
+	if err == nil {
+		traceRequest(r.Raw().Context(), resp.Header.Get("X-Ms-Request-Id"))
+	}
+	return resp, err
 }
 
 // newAzureTransport keeps more idle connections than the 2 a host of net/http: each PUT is one call, and they come in
@@ -178,6 +191,15 @@ func parseAzureKeyID(id string) (vault, name string, err error) {
 
 // KeyID is AzureConfig.EnvelopeID, or the key's identifier without version, in lower case.
 func (a *Azure) KeyID() string { return a.keyID }
+
+// KeyVersion implements Versioned: Azure's name of the version.
+func (a *Azure) KeyVersion(wrapped []byte) string {
+	blob, _, err := parseAzureBlob(wrapped)
+	if err != nil {
+		return ""
+	}
+	return hex.EncodeToString(blob.version[:])
+}
 
 // Wrap implements Wrapper by https://learn.microsoft.com/en-us/rest/api/keyvault/keys/wrap-key/wrap-key.
 func (a *Azure) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]byte, error) {

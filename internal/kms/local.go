@@ -10,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"strconv"
 	"syscall"
 )
 
@@ -57,6 +58,15 @@ func NewLocal(path string) (*Local, error) {
 
 // KeyID is "local:" and 16 hexadecimal digits of a one-way hash of the key's first version.
 func (l *Local) KeyID() string { return l.keyID }
+
+// KeyVersion implements Versioned: the number of the version.
+func (l *Local) KeyVersion(wrapped []byte) string {
+	version, _ := localBlob(wrapped)
+	if version == 0 {
+		return ""
+	}
+	return strconv.FormatUint(uint64(version), 10)
+}
 
 // Wrap implements Wrapper.
 func (l *Local) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]byte, error) {

@@ -112,6 +112,15 @@ type vaultFields struct {
 	AssociatedData []byte `json:"associated_data,omitempty"`
 }
 
+// KeyVersion implements Versioned: the 3 of "vault:v3:...".
+func (v *Vault) KeyVersion(wrapped []byte) string {
+	if !isVaultBlob(string(wrapped)) {
+		return ""
+	}
+	version, _, _ := strings.Cut(strings.TrimPrefix(string(wrapped), "vault:v"), ":")
+	return version
+}
+
 // Wrap implements Wrapper.
 func (v *Vault) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]byte, error) {
 	if err := checkWrap(ctx, v.keyID, dek, ec); err != nil {
@@ -197,11 +206,15 @@ func (v *Vault) send(ctx context.Context, s *vaultSession, verb string, in vault
 	if err != nil {
 		return nil, err
 	}
-	var out struct{ Data vaultFields }
+	var out struct {
+		RequestID string `json:"request_id"`
+		Data      vaultFields
+	}
 	if err := json.Unmarshal(answer, &out); err != nil {
 		clear(out.Data.Plaintext)
 		return nil, errVaultAnswer
 	}
+	traceRequest(ctx, out.RequestID)
 	return &out.Data, nil
 }
 

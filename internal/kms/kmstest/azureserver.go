@@ -155,6 +155,7 @@ const azureTenant = "72f988bf-0000-0000-0000-2d7cd011db47"
 
 // ServeHTTP implements http.Handler.
 func (s *AzureServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("X-Ms-Request-Id", hex.EncodeToString(random(16)))
 	out, err := s.serve(r)
 	var refusal *azureError
 	switch {
