@@ -83,7 +83,7 @@ type Cache struct {
 type Entry struct {
 	DEK  []byte // the caller's own copy, to be wiped by the caller
 	Term        // how long it may be used
-	Hit  bool   // from the cache, without a fetch by anyone
+	Hit  bool   // from the cache, without a fetch by anyone; true with an error that is remembered too
 }
 
 // Stats is the cache's counters, since New, and its state.
@@ -203,7 +203,7 @@ func (c *Cache) get(ctx context.Context, id ID, keyID string, fetch func(context
 		if c.cfg.Now().Before(f.until) {
 			c.stats.NegativeHits++
 			c.mu.Unlock()
-			return Entry{}, f.err
+			return Entry{Hit: true}, f.err
 		}
 		c.failures.Remove(id)
 	}

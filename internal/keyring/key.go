@@ -46,9 +46,10 @@ type sample struct {
 
 func newKey(c Key) *key { return &key{Key: c, nudge: make(chan struct{}, 1)} }
 
-// passing reports whether err says "not now", and not "no".
+// passing reports whether err says "not now", and not "no". A full disk is no "no" either.
 func passing(err error) bool {
-	return kms.IsUnreachable(err) || kms.IsThrottled(err) || errors.Is(err, dekcache.ErrTooLate) || errors.Is(err, dekcache.ErrPurged)
+	return kms.IsUnreachable(err) || kms.IsThrottled(err) || errors.Is(err, dekcache.ErrTooLate) || errors.Is(err, dekcache.ErrPurged) ||
+		errors.Is(err, ErrAudit)
 }
 
 // answered notes the result of a KMS call. A revoked key of one object's blob may be the blob's fault, so it only has

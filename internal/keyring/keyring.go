@@ -66,6 +66,9 @@ type Config struct {
 	OutageWait time.Duration
 	// Observer, if not nil, is told what happens.
 	Observer Observer
+	// Auditor, if not nil, writes down each use of a key, and keeps from being done what it cannot write down. A renewal
+	// that cannot be written down counts as one that the KMS did not answer.
+	Auditor Auditor
 }
 
 // Observer is told what happens to keys. Its methods must not block.
@@ -212,23 +215,23 @@ type Sealed struct {
 }
 
 // Create makes a new DEK for obj, which client writes. requestedKeyID is what the client asks for: the id or the name
-// of a configured key, or "" for the key of the rule. Errors: ErrNoRule, ErrUnknownKey, and those of package kms.
+// of a configured key, or "" for the key of the rule. Errors: ErrNoRule, ErrUnknownKey, ErrAudit, and those of package kms.
 func (k *Keyring) Create(ctx context.Context, obj Object, client, requestedKeyID string) (*Sealed, error) {
 	key, service, err := k.keyFor(obj, client, requestedKeyID)
 	if err != nil {
 		return nil, err
 	}
-	mark := k.cfg.Cache.Mark(service.id)
-	var dek, wrapped []byte
-	err = k.call(ctx, key, OpGenerate, func(ctx context.Context) (err error) {
-		dek, wrapped, err = kms.Generate(ctx, service.wrapper, encryptionContext(obj))
+	l, mark, a := &Lease{key: key, service: service, obj: obj}, k.cfg.Cache.Mark(service.id), &asked{}
+	var dek []byte
+	err = k.call(ctx, key, OpGenerate, a, func(ctx context.Context) (err error) {
+		dek, l.wrapped, err = kms.Generate(ctx, service.wrapper, encryptionContext(obj))
 		return err
 	})
-	if err != nil {
+	defer clear(dek)
+	if err := k.audit(ctx, l, ActionCreate, a, err); err != nil {
 		return nil, fmt.Errorf("making a data key: %w", err)
 	}
-	defer clear(dek)
-	return k.seal(key, service, obj, mark, dek, wrapped), nil
+	return k.seal(l, mark, dek), nil
 }
 
 // Rewrap wraps the DEK of a lease for another object, dst, so that a stored body can be copied as it is. All else is
@@ -241,30 +244,30 @@ func (k *Keyring) Rewrap(ctx context.Context, l *Lease, dst Object, client, requ
 	if err := l.Check(ctx); err != nil {
 		return nil, err
 	}
-	mark := k.cfg.Cache.Mark(service.id)
-	var wrapped []byte
-	err = k.call(ctx, key, OpWrap, func(ctx context.Context) (err error) {
-		wrapped, err = kms.Wrap(ctx, service.wrapper, l.DEK(), encryptionContext(dst))
+	copied, mark, a := &Lease{key: key, service: service, obj: dst}, k.cfg.Cache.Mark(service.id), &asked{}
+	err = k.call(ctx, key, OpWrap, a, func(ctx context.Context) (err error) {
+		copied.wrapped, err = kms.Wrap(ctx, service.wrapper, l.DEK(), encryptionContext(dst))
 		return err
 	})
-	if err != nil {
+	if err := k.audit(ctx, copied, ActionCreate, a, err); err != nil {
 		return nil, fmt.Errorf("wrapping a data key: %w", err)
 	}
-	return k.seal(key, service, dst, mark, l.DEK(), wrapped), nil
+	return k.seal(copied, mark, l.DEK()), nil
 }
 
-func (k *Keyring) seal(key *key, service *service, obj Object, mark dekcache.Mark, dek, wrapped []byte) *Sealed {
-	id := cacheID(key, service, obj, wrapped)
-	entry := k.cfg.Cache.Put(id, mark, dek)
-	kept := bytes.Clone(wrapped)
-	key.recent.Store(&sample{kept, encryptionContext(obj)})
-	k.cfg.Observer.Used(key.Name, id, Created)
-	lease := k.lease(&Lease{key: key, service: service, id: id, obj: obj, wrapped: kept}, entry)
-	return &Sealed{Lease: lease, KeyID: service.id, Wrapped: wrapped}
+// seal begins the lease of a DEK that was wrapped just now.
+func (k *Keyring) seal(l *Lease, mark dekcache.Mark, dek []byte) *Sealed {
+	given := l.wrapped
+	l.wrapped = bytes.Clone(given) // the caller may do with his as he likes
+	l.id = cacheID(l.key, l.service, l.obj, l.wrapped)
+	entry := k.cfg.Cache.Put(l.id, mark, dek)
+	l.key.recent.Store(&sample{l.wrapped, encryptionContext(l.obj)})
+	k.cfg.Observer.Used(l.key.Name, l.id, Created)
+	return &Sealed{Lease: k.lease(l, entry), KeyID: l.service.id, Wrapped: given}
 }
 
 // Open returns the DEK of a stored object, from the cache or by the KMS. keyID and wrapped are those of its envelope.
-// Errors: ErrUnknownKey if no configured key has that id, and those of packages kms and dekcache.
+// Errors: ErrUnknownKey if no configured key has that id, ErrAudit, and those of packages kms and dekcache.
 func (k *Keyring) Open(ctx context.Context, obj Object, keyID string, wrapped []byte) (*Lease, error) {
 	key, err := k.find(keyID)
 	if err != nil {
@@ -273,8 +276,9 @@ func (k *Keyring) Open(ctx context.Context, obj Object, keyID string, wrapped []
 	service := key.kms.Load()
 	wrapped = bytes.Clone(wrapped) // the lease outlives the caller's buffer
 	l := &Lease{key: key, service: service, id: cacheID(key, service, obj, wrapped), obj: obj, wrapped: wrapped}
-	entry, err := k.fetch(ctx, l, OpUnwrap)
-	if err != nil {
+	entry, a, err := k.fetch(ctx, l, OpUnwrap)
+	if err := k.audit(ctx, l, ActionOpen, a, err); err != nil {
+		clear(entry.DEK)
 		return nil, fmt.Errorf("opening a data key: %w", err)
 	}
 	k.cfg.Observer.Used(key.Name, l.id, Opened)
@@ -282,10 +286,11 @@ func (k *Keyring) Open(ctx context.Context, obj Object, keyID string, wrapped []
 }
 
 // fetch gets the DEK of a lease through the cache.
-func (k *Keyring) fetch(ctx context.Context, l *Lease, op string) (dekcache.Entry, error) {
+func (k *Keyring) fetch(ctx context.Context, l *Lease, op string) (dekcache.Entry, *asked, error) {
+	a := &asked{}
 	unwrap := func(ctx context.Context) (dek []byte, err error) {
 		ec := encryptionContext(l.obj)
-		err = k.call(ctx, l.key, op, func(ctx context.Context) (err error) {
+		err = k.call(ctx, l.key, op, a, func(ctx context.Context) (err error) {
 			dek, err = kms.Unwrap(ctx, l.service.wrapper, l.wrapped, ec)
 			return err
 		})
@@ -294,16 +299,22 @@ func (k *Keyring) fetch(ctx context.Context, l *Lease, op string) (dekcache.Entr
 		}
 		return dek, err
 	}
-	return k.cfg.Cache.Get(ctx, l.id, l.service.id, unwrap)
+	entry, err := k.cfg.Cache.Get(ctx, l.id, l.service.id, unwrap)
+	if entry.Hit {
+		a.cached.Store(true)
+	}
+	return entry, a, err
 }
 
 // call makes a KMS call with the timeout, and reports it. A key that the probe has found to be gone is not asked again
 // until the probe has.
-func (k *Keyring) call(ctx context.Context, key *key, op string, run func(context.Context) error) error {
+func (k *Keyring) call(ctx context.Context, key *key, op string, a *asked, run func(context.Context) error) error {
 	if err := key.refusal(k.now()); err != nil {
+		a.cached.Store(true)
 		return err
 	}
-	return k.ask(ctx, key, op, k.timeout(), run)
+	a.kms.Store(true)
+	return k.ask(kms.WithTrace(ctx, &a.Trace), key, op, k.timeout(), run)
 }
 
 func (k *Keyring) ask(ctx context.Context, key *key, op string, timeout time.Duration, run func(context.Context) error) error {

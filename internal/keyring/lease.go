@@ -32,6 +32,9 @@ type Lease struct {
 	term    atomic.Pointer[dekcache.Term]
 	stopped atomic.Pointer[time.Time] // since when it is not in force; nil while it is
 
+	renewal sync.Mutex  // held while a renewal is written down
+	ended   atomic.Bool // it was written down that it was not renewed
+
 	mu       sync.Mutex // held while the stream is cut, so that none is cut after its Release
 	released atomic.Bool
 	unwatch  context.CancelFunc
@@ -52,50 +55,72 @@ func (l *Lease) DEK() []byte { return l.dek }
 // stream, before the piece goes out. When the lease has run out or the key was purged, it asks the KMS again, once for
 // all leases of the DEK, and waits for one that cannot be reached, for Config.OutageWait at most; ctx ends the waiting
 // too. An error means that the DEK must not be used any more: the KMS said no, was out of reach for too long, or answered
-// with another DEK (ErrChanged).
+// with another DEK (ErrChanged). A renewal that cannot be audited (ErrAudit) is waited for like a KMS that is out of
+// reach: no byte passes meanwhile, and a log that cannot be written for a moment is no reason to end all transfers.
 func (l *Lease) Check(ctx context.Context) error {
+	a, err := l.check(ctx)
+	if err != nil && a != nil && ctx.Err() == nil { // else the stream has ended by itself
+		l.auditCut(ctx, a, err)
+	}
+	return err
+}
+
+func (l *Lease) check(ctx context.Context) (*asked, error) {
 	if l.released.Load() {
-		return ErrReleased
+		return nil, ErrReleased
 	}
 	if l.term.Load().InForce() {
-		return nil
+		return nil, nil
 	}
 	return l.renew(ctx)
 }
 
-func (l *Lease) renew(ctx context.Context) error {
+func (l *Lease) renew(ctx context.Context) (*asked, error) {
 	start, patience := l.ring.now(), time.Duration(l.ring.outageWait.Load())
 	l.stopped.CompareAndSwap(nil, &start)
 	for pause := firstPause; ; pause = min(2*pause, longPause) {
-		err := l.askAgain(ctx)
+		a, err := l.askAgain(ctx)
 		if err == nil {
 			l.stopped.Store(nil)
-			return nil
+			return a, nil
 		}
 		err = fmt.Errorf("renewing a data key: %w", err)
 		if !passing(err) || l.ring.now().Add(pause).Sub(start) > patience {
-			return err
+			return a, err
 		}
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
-			return errors.Join(context.Cause(ctx), err)
+			return a, errors.Join(context.Cause(ctx), err)
 		}
 	}
 }
 
-func (l *Lease) askAgain(ctx context.Context) error {
-	entry, err := l.ring.fetch(ctx, l, OpRenew)
+// askAgain makes one attempt at a renewal. Attempts that fail are not written down: there are many while a KMS is out of
+// reach, and none is a use.
+func (l *Lease) askAgain(ctx context.Context) (*asked, error) {
+	entry, a, err := l.ring.fetch(ctx, l, OpRenew)
 	if err != nil {
-		return err
+		return a, err
 	}
 	defer clear(entry.DEK)
 	if subtle.ConstantTimeCompare(entry.DEK, l.dek) != 1 {
-		return ErrChanged
+		return a, ErrChanged
+	}
+	l.renewal.Lock()
+	defer l.renewal.Unlock()
+	if l.term.Load().InForce() { // the stream and who watches it have asked at the same time
+		return a, nil
+	}
+	if err := l.ring.audit(ctx, l, ActionRenew, a, nil); err != nil {
+		return a, err
+	}
+	if !entry.InForce() { // it took so long to write
+		return a, dekcache.ErrTooLate
 	}
 	l.term.Store(&entry.Term)
 	l.ring.cfg.Observer.Used(l.key.Name, l.id, Renewed)
-	return nil
+	return a, nil
 }
 
 // Watch looks after a stream that may be stuck, in a client that does not take what was sent or sends nothing more: when
@@ -104,8 +129,10 @@ func (l *Lease) askAgain(ctx context.Context) error {
 //
 // What a stream has handed out may still be on its way when the lease runs out. drained reports whether all of it has
 // arrived; if it has not at the end of the TTL, and the KMS has not renewed the lease by then, the stream is cut too.
-func (l *Lease) Watch(cut func(error), drained func() bool) {
-	ctx, cancel := context.WithCancel(context.Background())
+//
+// ctx gives the values of the request that the stream is for. Its end means nothing here.
+func (l *Lease) Watch(ctx context.Context, cut func(error), drained func() bool) {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	l.unwatch = cancel
 	go l.watch(ctx, cut, drained)
 }
@@ -116,45 +143,54 @@ func (l *Lease) watch(ctx context.Context, cut func(error), drained func() bool)
 		if term.Wait(ctx) != nil {
 			return
 		}
-		stop := l.atLimit(term, cut, drained)
-		err := l.Check(ctx)
+		stop := l.atLimit(ctx, term, cut, drained)
+		a, err := l.check(ctx)
 		stop()
 		if err != nil {
-			l.cut(cut, err)
+			l.cut(ctx, cut, a, err)
 			return
 		}
 	}
 }
 
 // errUndrained is why a stream was cut that could have waited.
-var errUndrained = errors.New("the TTL has ended before the client took what was sent, and the KMS has not answered")
+var errUndrained = errors.New("the TTL has ended before the client took what was sent, and the lease was not renewed")
 
 // atLimit cuts the stream at the end of the TTL if it has something on its way. Where there is no time between the end of
 // a term and its limit, there was none to drain.
-func (l *Lease) atLimit(term *dekcache.Term, cut func(error), drained func() bool) (stop func()) {
+func (l *Lease) atLimit(ctx context.Context, term *dekcache.Term, cut func(error), drained func() bool) (stop func()) {
 	limit := term.Limit()
 	if !limit.After(term.Expires()) {
 		return func() {}
 	}
 	timer := time.AfterFunc(limit.Sub(l.ring.now()), func() {
 		if !l.term.Load().InForce() && !drained() {
-			l.cut(cut, &kms.Error{Kind: kms.Unreachable, Op: OpRenew, KeyID: l.service.id, Err: errUndrained})
+			l.cut(ctx, cut, nil, &kms.Error{Kind: kms.Unreachable, Op: OpRenew, KeyID: l.service.id, Err: errUndrained})
 		}
 	})
 	return func() { timer.Stop() }
 }
 
-func (l *Lease) cut(cut func(error), err error) {
+// cut ends the stream, and writes it down only then: a log that hangs must not keep it going.
+func (l *Lease) cut(ctx context.Context, cut func(error), a *asked, err error) {
+	if l.endStream(cut, err) {
+		l.auditCut(ctx, a, err)
+	}
+}
+
+// endStream reports whether there was a stream to end.
+func (l *Lease) endStream(cut func(error), err error) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.released.Load() || l.unwatch == nil {
-		return
+		return false
 	}
 	l.unwatch()
 	l.unwatch = nil
 	cut(err)
 	l.key.ended(l.ring.now())
 	l.ring.cfg.Observer.Used(l.key.Name, l.id, Cut)
+	return true
 }
 
 // Release wipes the DEK. A second Release does nothing.

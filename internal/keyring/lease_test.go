@@ -71,7 +71,7 @@ type stream struct {
 }
 
 func (s *stream) watch(l *keyring.Lease) {
-	l.Watch(func(err error) {
+	l.Watch(context.Background(), func(err error) {
 		s.at = time.Now()
 		if s.cut.Swap(&err) != nil {
 			panic("cut twice")
@@ -209,7 +209,7 @@ func TestNobodyIsCutAfterRelease(t *testing.T) {
 	for range 200 {
 		sealed := create(t, k)
 		var released atomic.Bool
-		sealed.Watch(func(error) {
+		sealed.Watch(t.Context(), func(error) {
 			if released.Load() {
 				t.Error("cut after Release")
 			}

@@ -104,8 +104,9 @@ func (k *Keyring) probeKey(ctx context.Context, key *key) {
 	if !wanted && key.leases.Load() == 0 && k.cfg.Cache.Entries(service.id) == 0 {
 		return
 	}
-	timeout := k.probeTimeout()
-	err := k.ask(ctx, key, OpProbe, timeout, func(ctx context.Context) error {
+	timeout, a := k.probeTimeout(), &asked{}
+	a.kms.Store(true)
+	err := k.ask(kms.WithTrace(ctx, &a.Trace), key, OpProbe, timeout, func(ctx context.Context) error {
 		dek, err := kms.Unwrap(ctx, service.probe, recent.wrapped, recent.ec)
 		clear(dek)
 		return err
@@ -118,6 +119,7 @@ func (k *Keyring) probeKey(ctx context.Context, key *key) {
 	case kms.IsRevoked(err):
 		if n := k.cfg.Cache.Purge(service.id); changed {
 			k.cfg.Observer.Revoked(key.Name, err, n)
+			k.auditRevoked(ctx, key, a, err, n)
 		}
 	case changed:
 		k.cfg.Cache.Forgive(service.id) // the key was given back, and is to work at once

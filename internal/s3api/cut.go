@@ -22,7 +22,7 @@ func ConnContext(ctx context.Context, conn net.Conn) context.Context {
 type connKey struct{}
 
 // watch has the lease end the call when its time is over.
-func (c *call) watch(l *keyring.Lease) { l.Watch(c.cut, c.drained) }
+func (c *call) watch(l *keyring.Lease) { l.Watch(c.Context(), c.cut, c.drained) }
 
 // cut ends the call. It is called from outside of the call's goroutine.
 func (c *call) cut(err error) {
