@@ -164,7 +164,7 @@ func TestTornLines(t *testing.T) {
 			}
 			out.room = 1 << 20
 			write(t, l, "after")
-			write(t, l, "after that")
+			write(t, l, "later")
 			got, others := keysIn(out.String())
 			fragments := 1
 			if cut == 0 {
@@ -174,7 +174,7 @@ func TestTornLines(t *testing.T) {
 				if len(got) != 4 {
 					t.Errorf("cut at %d: %v", cut, got)
 				}
-			} else if fmt.Sprint(got) != "[before after after that]" || others != fragments {
+			} else if fmt.Sprint(got) != "[before after later]" || others != fragments {
 				t.Errorf("cut at %d: %v and %d other lines", cut, got, others)
 			}
 		}

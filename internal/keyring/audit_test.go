@@ -61,6 +61,12 @@ func (a *trail) take() (out []string) {
 	return out
 }
 
+func (a *trail) event(i int) keyring.Event {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.events[i]
+}
+
 func (a *trail) want(t *testing.T, want ...string) {
 	t.Helper()
 	if got := a.take(); !slices.Equal(got, want) {
@@ -84,7 +90,7 @@ func TestEachUseIsAudited(t *testing.T) {
 	sealed, err := k.Create(ctx, obj, "app", "")
 	must(t, err)
 	defer sealed.Release()
-	e := audit.events[0]
+	e := audit.event(0)
 	if e.KeyName != "k" || e.KeyID != w.KeyID() || e.Object != obj || e.Err != nil || len(e.KMSRequestID) != 32 {
 		t.Errorf("%+v", e)
 	}
@@ -98,12 +104,12 @@ func TestEachUseIsAudited(t *testing.T) {
 		}
 	}
 	open()
-	if e := audit.events[0]; e.KMSRequestID != "" {
+	if e := audit.event(0); e.KMSRequestID != "" {
 		t.Errorf("from the cache, with the KMS's request id %q", e.KMSRequestID)
 	}
 	k.PurgeAll()
 	open()
-	if e := audit.events[1]; len(e.KMSRequestID) != 32 {
+	if e := audit.event(1); len(e.KMSRequestID) != 32 {
 		t.Errorf("from the KMS, with its request id %q", e.KMSRequestID)
 	}
 	audit.want(t, "open cache", "open kms")
@@ -111,7 +117,7 @@ func TestEachUseIsAudited(t *testing.T) {
 	k.PurgeAll()
 	server.SetFaults(kmstest.Faults{Deny: true})
 	open()
-	if e := audit.events[0]; len(e.KMSRequestID) != 32 {
+	if e := audit.event(0); len(e.KMSRequestID) != 32 {
 		t.Errorf("refused by the KMS, with its request id %q", e.KMSRequestID)
 	}
 	open() // the refusal is remembered for a second
@@ -132,7 +138,7 @@ func TestCopiesAndVersionsAreAudited(t *testing.T) {
 	copied, err := k.Rewrap(ctx, sealed.Lease, to, "app", "")
 	must(t, err)
 	copied.Release()
-	if e := audit.events[1]; e.Object != to || e.KeyVersion != "1" {
+	if e := audit.event(1); e.Object != to || e.KeyVersion != "1" {
 		t.Errorf("%+v", e)
 	}
 	audit.want(t, "create kms", "create kms")
@@ -343,7 +349,7 @@ func TestProbeThatFindsARevokedKeyIsAudited(t *testing.T) {
 		audit.want(t, "create kms") // probes that find nothing are no uses
 		s.fail.Store(&kms.Error{Kind: kms.Disabled})
 		time.Sleep(30 * time.Second)
-		if e := audit.events[0]; e.Purged != 1 || e.KeyName != "k" || e.KeyID != w.KeyID() {
+		if e := audit.event(0); e.Purged != 1 || e.KeyName != "k" || e.KeyID != w.KeyID() {
 			t.Errorf("%+v", e)
 		}
 		audit.want(t, "probe-revoked kms key disabled")

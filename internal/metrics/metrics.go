@@ -13,8 +13,9 @@ import (
 
 // Metrics are the proxy's counters. Buckets, keys and clients are in the access log, not here: their number has no bound.
 type Metrics struct {
-	InFlight prometheus.Gauge   // requests being served
-	OpenEnds prometheus.Counter // multipart objects whose end is not authenticated
+	InFlight  prometheus.Gauge   // requests being served
+	OpenEnds  prometheus.Counter // multipart objects whose end is not authenticated
+	Unaudited prometheus.Counter // records that could not be written to the audit log
 
 	registry *prometheus.Registry
 	requests *prometheus.CounterVec
@@ -39,6 +40,9 @@ func New() *Metrics {
 		OpenEnds: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "cmekproxy_open_ends_total", Help: "Multipart objects written without an authenticated end, because the store takes parts of one length only.",
 		}),
+		Unaudited: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "cmekproxy_audit_failures_total", Help: "Records that could not be written to the audit log. What they tell of was refused.",
+		}),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "cmekproxy_requests_total", Help: "S3 requests answered, by operation, HTTP status and S3 error code.",
 		}, []string{"operation", "status", "code"}),
@@ -61,7 +65,7 @@ func New() *Metrics {
 			Name: "cmekproxy_kms_breaker_open", Help: "1 while a KMS that does not answer is left alone, by id of the key.",
 		}, []string{"kms_key"}),
 	}
-	m.registry.MustRegister(m.InFlight, m.OpenEnds, m.requests, m.duration, m.bytes, m.origin, m.kms, m.leases, m.breakers,
+	m.registry.MustRegister(m.InFlight, m.OpenEnds, m.Unaudited, m.requests, m.duration, m.bytes, m.origin, m.kms, m.leases, m.breakers,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }

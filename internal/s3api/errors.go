@@ -125,6 +125,8 @@ func asError(ctx context.Context, err error) *Error {
 		return &Error{Code: signature.Code, Message: signature.Message, Details: signature.Details(), cause: err}
 	case errors.As(err, &key):
 		return kmsError(key, err)
+	case errors.Is(err, keyring.ErrAudit):
+		return &Error{Code: "ServiceUnavailable", Message: "The proxy cannot write its audit log, and uses no key without. Please try again.", RetryAfter: retryAfter, cause: err}
 	case errors.Is(err, keyring.ErrNoRule):
 		return &Error{Code: "AccessDenied", Message: "No encryption rule of the proxy covers this object, so it cannot be stored or read.", cause: err}
 	case errors.Is(err, keyring.ErrUnknownKey):

@@ -1,0 +1,50 @@
+package s3api
+
+import (
+	"context"
+	"errors"
+
+	"github.com/cmekproxy/cmekproxy/internal/audit"
+	"github.com/cmekproxy/cmekproxy/internal/keyring"
+	"github.com/cmekproxy/cmekproxy/internal/kms"
+)
+
+// Trail makes a record of each use of a key and of the S3 request that it was for, and has it written. It is a
+// keyring.Auditor.
+type Trail func(audit.Record) error
+
+// Audit implements keyring.Auditor.
+func (write Trail) Audit(ctx context.Context, e keyring.Event) error {
+	r := audit.Record{
+		Event: string(e.Action), Result: Outcome(e.Err),
+		KMSKeyName: e.KeyName, KMSKey: e.KeyID, KMSKeyVersion: e.KeyVersion, Source: string(e.Source), KMSRequestID: e.KMSRequestID,
+		Bucket: e.Object.Bucket, Key: e.Object.Key,
+	}
+	if e.Action == keyring.ActionProbeRevoked {
+		r.Purged = &e.Purged
+	}
+	if c, ok := ctx.Value(callKey{}).(*call); ok {
+		r.Client, r.Remote, r.RequestID, r.Operation = c.clientName(), c.RemoteAddr, c.id, c.op
+	}
+	return write(r)
+}
+
+// Outcome says in a few words, which are always the same, what became of the use of a key: audit.OK, the kind of a KMS's
+// error, or what else was against it.
+func Outcome(err error) string {
+	var failure *kms.Error
+	switch {
+	case err == nil:
+		return audit.OK
+	case errors.As(err, &failure):
+		return failure.Kind.String()
+	case errors.Is(err, keyring.ErrAudit):
+		return "not audited"
+	case errors.Is(err, keyring.ErrChanged):
+		return "another data key"
+	case errors.Is(err, context.Canceled), errors.Is(err, errClient), errors.Is(err, errIdle):
+		return kms.Canceled.String()
+	default:
+		return kms.Internal.String()
+	}
+}

@@ -1,0 +1,218 @@
+package s3api_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+
+	"github.com/cmekproxy/cmekproxy/internal/audit"
+	"github.com/cmekproxy/cmekproxy/internal/keyring"
+	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
+	"github.com/cmekproxy/cmekproxy/internal/s3api"
+)
+
+// auditLog is the audit log of a proxy, in a file. full has it fail.
+type auditLog struct {
+	t    testing.TB
+	path string
+	full atomic.Bool
+
+	mu   sync.Mutex
+	read int // bytes of it
+}
+
+func newAuditLog(t testing.TB) *auditLog {
+	return &auditLog{t: t, path: filepath.Join(t.TempDir(), "audit.log")}
+}
+
+// option has a proxy write the log.
+func (a *auditLog) option(_ *proxy, _ *s3api.Config, cfg *keyring.Config) {
+	log, err := audit.New(audit.Config{File: a.path, Now: time.Now})
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	a.t.Cleanup(func() { log.Close() })
+	cfg.Auditor = s3api.Trail(func(r audit.Record) error {
+		if a.full.Load() {
+			return errors.New("no space left on device")
+		}
+		return log.Write(r)
+	})
+}
+
+func (a *auditLog) text() string {
+	a.t.Helper()
+	text, err := os.ReadFile(a.path)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return string(text)
+}
+
+// take returns the records since the last take.
+func (a *auditLog) take() (records []audit.Record) {
+	a.t.Helper()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	text := a.text()[a.read:]
+	a.read += len(text)
+	for line := range strings.Lines(text) {
+		var r audit.Record
+		d := json.NewDecoder(strings.NewReader(line))
+		d.DisallowUnknownFields()
+		if err := d.Decode(&r); err != nil {
+			a.t.Fatalf("%v: %s", err, line)
+		}
+		records = append(records, r)
+	}
+	return records
+}
+
+// want compares the records since the last take, each as "event operation source result".
+func (a *auditLog) want(name string, want ...string) []audit.Record {
+	a.t.Helper()
+	records := a.take()
+	var got []string
+	for _, r := range records {
+		got = append(got, r.Event+" "+r.Operation+" "+r.Source+" "+r.Result)
+	}
+	if !slices.Equal(got, want) {
+		a.t.Errorf("%s: %q, want %q", name, got, want)
+	}
+	return records
+}
+
+func TestEachUseOfAKeyIsAudited(t *testing.T) {
+	server := kmstest.StartTest(t)
+	arn, err := server.CreateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := newAuditLog(t)
+	p := newProxy(t, withKMS(server, arn), log.option)
+	before := time.Now()
+	path := "/" + p.bucket + "/a%20b"
+	put := p.send(request{method: "PUT", path: path, body: []byte("x")})
+	r := log.want("PUT", "create PutObject kms ok")[0]
+	if r.Time.Before(before.Add(-time.Second)) || r.Time.After(time.Now()) || r.KMSKeyName != "main" || r.KMSKey != arn || len(r.KMSRequestID) != 32 || r.Client != "app" ||
+		!strings.HasPrefix(r.Remote, "127.0.0.1:") || r.RequestID == "" || r.RequestID != put.Header.Get("X-Amz-Request-Id") || r.Bucket != p.bucket || r.Key != "a b" {
+		t.Errorf("%+v, answered to request %s", r, put.Header.Get("X-Amz-Request-Id"))
+	}
+	p.send(request{method: "GET", path: path})
+	log.want("GET", "open GetObject cache ok")
+	p.keys.PurgeAll()
+	p.send(request{method: "GET", path: path + "?X-Amz-Expires=60", presign: true})
+	log.want("presigned GET", "open GetObject kms ok")
+	p.send(request{method: "HEAD", path: path})
+	p.send(request{method: "GET", path: path, secret: "another"})
+	p.send(request{method: "GET", path: path + "-none"})
+	p.send(request{method: "DELETE", path: path + "-none"})
+	log.want("what uses no key")
+
+	server.SetFaults(kmstest.Faults{Deny: true})
+	p.keys.PurgeAll()
+	p.send(request{method: "GET", path: path})
+	p.send(request{method: "PUT", path: path + "-new", body: []byte("x")})
+	if r := log.want("refused", "open GetObject kms access denied", "create PutObject kms access denied"); len(r) == 2 && len(r[0].KMSRequestID) != 32 {
+		t.Errorf("%+v", r[0])
+	}
+}
+
+func TestMultipartIsAudited(t *testing.T) {
+	log := newAuditLog(t)
+	p := newProxy(t, log.option)
+	p.upload("m", []int{5 * mib, 10})
+	for _, r := range log.take() {
+		if r.Result != audit.OK || r.Bucket != p.bucket || r.Key != "m" || r.RequestID == "" || r.KMSKeyVersion != "1" ||
+			!slices.Contains([]string{"CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload"}, r.Operation) {
+			t.Errorf("%+v", r)
+		}
+	}
+	p.mustGet("m")
+	if records := log.take(); len(records) == 0 || records[0].Operation != "GetObject" || records[0].Event != "open" {
+		t.Errorf("%+v", records)
+	}
+}
+
+// No byte goes out and none is stored while the log cannot be written; after that all is as before.
+func TestNoUseWithoutAudit(t *testing.T) {
+	log := newAuditLog(t)
+	p := newProxy(t, log.option)
+	text := []byte("a text that must not get out")
+	p.put("k", text)
+	for _, purge := range []bool{false, true} {
+		if purge {
+			p.keys.PurgeAll()
+		}
+		log.full.Store(true)
+		for _, r := range []request{
+			{method: "GET", path: "/" + p.bucket + "/k"},
+			{method: "PUT", path: "/" + p.bucket + "/new", body: text},
+			{method: "POST", path: "/" + p.bucket + "/new?uploads="},
+		} {
+			a := p.send(r)
+			if a.StatusCode != http.StatusServiceUnavailable || a.Code != "ServiceUnavailable" || a.Header.Get("Retry-After") == "" || bytes.Contains(a.body, text) {
+				t.Errorf("%s %s: %d %s", r.method, r.path, a.StatusCode, a.body)
+			}
+			if !bytes.Contains(a.body, []byte("audit log")) || bytes.Contains(a.body, []byte("no space")) {
+				t.Errorf("%s %s: the client is told %s", r.method, r.path, a.body)
+			}
+		}
+		if !strings.Contains(p.log.String(), "no space left on device") {
+			t.Error("the reason is not in the log")
+		}
+		if p.isStored("new") {
+			t.Error("stored without audit")
+		}
+		if uploads, err := p.client.ListMultipartUploads(t.Context(), &s3.ListMultipartUploadsInput{Bucket: &p.bucket}); err != nil || len(uploads.Uploads) != 0 {
+			t.Errorf("uploads were begun: %+v, %v", uploads, err)
+		}
+		log.full.Store(false)
+		if got := p.mustGet("k"); !bytes.Equal(got, text) {
+			t.Errorf("%q", got)
+		}
+	}
+}
+
+// A transfer that runs does not go on when its renewal cannot be audited.
+func TestUnauditedRenewalEndsADownload(t *testing.T) {
+	log := newAuditLog(t)
+	p := newProxy(t, log.option)
+	text := randomText(20 << 20)
+	p.put("k", text)
+	out, err := p.client.GetObject(t.Context(), &s3.GetObjectInput{Bucket: &p.bucket, Key: new("k")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Body.Close()
+	log.full.Store(true)
+	p.keys.PurgeAll() // ends the lease
+	got := &bytes.Buffer{}
+	if _, err := got.ReadFrom(out.Body); err == nil || got.Len() == len(text) {
+		t.Errorf("%d bytes, %v: not cut", got.Len(), err)
+	}
+}
+
+func BenchmarkAuditedGet(b *testing.B) {
+	for name, options := range map[string][]option{"without": nil, "with": {newAuditLog(b).option}} {
+		b.Run(name, func(b *testing.B) {
+			p := newProxy(b, options...)
+			p.put("k", randomText(4096))
+			b.ReportAllocs()
+			for b.Loop() {
+				p.mustGet("k")
+			}
+		})
+	}
+}
