@@ -47,8 +47,8 @@ func leastJitter(ttl time.Duration) time.Duration {
 func jitter(ttl time.Duration) time.Duration {
 	var random [4]byte
 	rand.Read(random[:])
-	thousandths := time.Duration(binary.BigEndian.Uint32(random[:]) % 1001)
-	return leastJitter(ttl) + ttl/1000*thousandths*drawnShorter/100
+	thousandths := int64(binary.BigEndian.Uint32(random[:]) % 1001)
+	return leastJitter(ttl) + time.Duration(int64(ttl)/1000*thousandths*drawnShorter/100)
 }
 
 // remember is for how long the error of a KMS stands without asking again.

@@ -113,13 +113,15 @@ func (k *Keyring) probeKey(ctx context.Context, key *key) {
 	if ctx.Err() != nil {
 		return
 	}
-	onlyVersion := kms.IsRevoked(err) && !isDenied(err) && !key.isRefused() && k.wrapsStill(ctx, key, service)
+	purged, onlyVersion := 0, false
+	if kms.IsRevoked(err) {
+		purged = k.cfg.Cache.Purge(service.id) // before anything else is asked
+		onlyVersion = !isDenied(err) && !key.isRefused() && k.wrapsStill(ctx, key, service)
+	}
 	changed := key.judge(err, !isDenied(err) && !onlyVersion, k.now().Add(time.Duration(k.probe.Load())+2*timeout))
 	switch {
-	case kms.IsRevoked(err):
-		if n := k.cfg.Cache.Purge(service.id); changed {
-			k.cfg.Observer.Revoked(key.Name, err, n)
-		}
+	case changed && kms.IsRevoked(err):
+		k.cfg.Observer.Revoked(key.Name, err, purged)
 	case changed:
 		k.cfg.Cache.Forgive(service.id) // the key was given back, and is to work at once
 	}
