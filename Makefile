@@ -74,6 +74,10 @@ e2e: ## real clients against proxy serve in front of a separate store (installs 
 proof: ## the revocation window at full length (20 minutes); prints the table of docs/operations.md
 	E2E_PROOF=full e2e/run.sh -run 'TestRevocation|TestStampede' -v -timeout 60m
 
+.PHONY: kms-live
+kms-live: ## the contract of the KMS providers against real accounts; internal/kms/live_test.go says which variables name keys
+	$(GO) test -count=1 -tags live -run TestLive -v ./internal/kms
+
 .PHONY: clean
 clean: ## remove what was built and fetched
 	rm -rf bin $(CACHE)

@@ -47,8 +47,8 @@ func leastJitter(ttl time.Duration) time.Duration {
 func jitter(ttl time.Duration) time.Duration {
 	var random [4]byte
 	rand.Read(random[:])
-	thousandths := time.Duration(binary.BigEndian.Uint32(random[:]) % 1001)
-	return leastJitter(ttl) + ttl/1000*thousandths*drawnShorter/100
+	thousandths := int64(binary.BigEndian.Uint32(random[:]) % 1001)
+	return leastJitter(ttl) + time.Duration(int64(ttl)/1000*thousandths*drawnShorter/100)
 }
 
 // remember is for how long the error of a KMS stands without asking again.
@@ -73,6 +73,7 @@ func (a *app) buildKeys(ctx context.Context) error {
 		switch failure := (*kms.Error)(nil); {
 		case err == nil:
 			key.Wrapper, key.Probe = a.weathered(wrapper), wrapper
+			a.opened = append(a.opened, wrapper)
 		case errors.As(err, &failure) && failure.Kind != kms.Invalid:
 			key.Unavailable = err
 		default:
@@ -125,20 +126,6 @@ func buildRules(list []config.Rule) []keyring.Rule {
 	return rules
 }
 
-func buildWrapper(ctx context.Context, k config.Key) (kms.Wrapper, error) {
-	switch k.Provider {
-	case config.AWSKMS:
-		return kms.NewAWS(ctx, kms.AWSConfig{
-			KeyID: k.KeyID, Region: k.Region, Endpoint: k.Endpoint, RoleARN: k.RoleARN,
-			Timeout: kmsAttempt, MaxAttempts: 1, // kms.Retry makes the others
-		})
-	case config.Local:
-		return kms.NewLocal(k.KeyFile)
-	default:
-		return nil, fmt.Errorf("unknown provider %q", k.Provider)
-	}
-}
-
 // weathered bounds what is asked of a KMS, and asks again what it could not answer.
 func (a *app) weathered(w kms.Wrapper) kms.Wrapper {
 	left := a.metrics.Breaker(w.KeyID())
@@ -155,8 +142,18 @@ func (a *app) weathered(w kms.Wrapper) kms.Wrapper {
 	return kms.Retry(broken, kms.RetryConfig{})
 }
 
+// tend does what a provider has to do while it is not asked, such as to keep a token alive.
+func tend(ctx context.Context, w kms.Wrapper) {
+	if t, ok := w.(interface{ Run(ctx context.Context) }); ok {
+		go t.Run(ctx)
+	}
+}
+
 // tryKeys says at once which keys do not work.
 func (a *app) tryKeys(ctx context.Context) {
+	for _, w := range a.opened {
+		tend(ctx, w)
+	}
 	for _, k := range a.cfg.Keys {
 		go func() {
 			if err := a.keys.Try(ctx, k.Name); err != nil {
@@ -186,6 +183,7 @@ func (a *app) openLater(ctx context.Context, k config.Key) {
 			a.log.Warn("this key cannot be opened yet", zap.String("kms_key_name", k.Name), zap.Error(err))
 			continue
 		}
+		tend(ctx, wrapper)
 		a.log.Info("this key is open now", zap.String("kms_key_name", k.Name))
 	}
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/config"
 	"github.com/cmekproxy/cmekproxy/internal/dekcache"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
+	"github.com/cmekproxy/cmekproxy/internal/kms"
 	"github.com/cmekproxy/cmekproxy/internal/metrics"
 	"github.com/cmekproxy/cmekproxy/internal/origin"
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
@@ -43,6 +44,7 @@ type app struct {
 	cache   *dekcache.Cache
 	keys    *keyring.Keyring
 	advisor *advisor.Recorder
+	opened  []kms.Wrapper // the keys that could be opened at the start
 	s3      http.Handler
 	tls     *tls.Config // nil for plain HTTP
 }

@@ -1,6 +1,8 @@
 package config
 
 import (
+	"encoding/hex"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -113,34 +115,63 @@ func (d *decoder) checkKeys(keys []Key) {
 	for i := range keys {
 		k := &keys[i]
 		d.checkUnique(&k.Name, names, "a key of this name")
+		if _, ok := providerSettings[k.Provider]; !ok {
+			continue // has been reported
+		}
+		d.checkSettings(k)
 		switch k.Provider {
 		case AWSKMS:
-			d.checkNeeded(k, &k.KeyID, "key_id")
-			d.checkUnused(k, &k.KeyFile, "key_file")
 			d.checkEndpoint(&k.Endpoint, "endpoint")
 			if k.RoleARN != "" && !strings.HasPrefix(k.RoleARN, "arn:") {
 				d.fail(&k.RoleARN, "role_arn must begin with arn:")
 			}
-		case Local:
-			d.checkNeeded(k, &k.KeyFile, "key_file")
-			d.checkUnused(k, &k.KeyID, "key_id")
-			d.checkUnused(k, &k.RoleARN, "role_arn")
-			d.checkUnused(k, &k.Endpoint, "endpoint")
-			d.checkUnused(k, &k.Region, "region")
-		default: // has been reported
+			if k.ExternalID != "" && k.RoleARN == "" {
+				d.fail(&k.ExternalID, "external_id needs a role_arn")
+			}
+		case VaultTransit:
+			d.checkEndpoint(&k.Address, "address")
+			d.checkLogin(&k.Login)
+		case PKCS11:
+			if _, err := hex.DecodeString(k.KeyID); err != nil {
+				d.fail(&k.KeyID, "key_id of a pkcs11 key must be its CKA_ID in hexadecimal")
+			}
+		default: // nothing besides
 		}
 	}
 }
 
-func (d *decoder) checkNeeded(k *Key, field *string, name string) {
-	if *field == "" {
-		d.fail(field, "provider %s needs a %s", k.Provider, name)
+// checkSettings compares the settings of a key with those that its provider has.
+func (d *decoder) checkSettings(k *Key) {
+	settings := providerSettings[k.Provider]
+	v := reflect.ValueOf(k).Elem()
+	for i, f := range fieldsOf(v.Type()) {
+		field := v.Field(i)
+		switch needed := slices.Contains(settings.needs, f.name); {
+		case f.required:
+		case needed && field.IsZero():
+			d.fail(field.Addr().Interface(), "provider %s needs a %s", k.Provider, f.name)
+		case !needed && !field.IsZero() && !slices.Contains(settings.takes, f.name):
+			d.fail(field.Addr().Interface(), "provider %s has no %s", k.Provider, f.name)
+		}
 	}
 }
 
-func (d *decoder) checkUnused(k *Key, field *string, name string) {
-	if *field != "" {
-		d.fail(field, "provider %s has no %s", k.Provider, name)
+func (d *decoder) checkLogin(l *Login) {
+	ways := 0
+	for _, given := range []bool{l.Token != "", l.TokenFile != "", l.AppRole != AppRole{}, l.Kubernetes != Kubernetes{}} {
+		if given {
+			ways++
+		}
+	}
+	switch {
+	case ways > 1:
+		d.fail(l, "login has %d of token, token_file, approle and kubernetes; one is wanted", ways)
+	case l.AppRole != AppRole{} && l.AppRole.RoleID == "":
+		d.fail(&l.AppRole, "login.approle needs a role_id")
+	case l.AppRole.SecretID != "" && l.AppRole.SecretIDFile != "":
+		d.fail(&l.AppRole, "login.approle has a secret_id and a secret_id_file; one is wanted")
+	case l.Kubernetes != Kubernetes{} && l.Kubernetes.Role == "":
+		d.fail(&l.Kubernetes, "login.kubernetes needs a role")
 	}
 }
 

@@ -124,6 +124,32 @@ func TestKeyErrors(t *testing.T) {
 		{"aws-kms with a bad role", local, "    provider: aws-kms\n    key_id: k\n    role_arn: me\n", []string{
 			`15:15: role_arn must begin with arn:`,
 		}},
+		{"external_id without a role", local, "    provider: aws-kms\n    key_id: k\n    external_id: x\n", []string{
+			`15:18: external_id needs a role_arn`,
+		}},
+		{"vault-transit without all it needs", local, "    provider: vault-transit\n", []string{
+			`12:5: provider vault-transit needs a key_id`,
+			`12:5: provider vault-transit needs a address`,
+			`12:5: provider vault-transit needs a login`,
+		}},
+		{"two logins", local, "    provider: vault-transit\n    key_id: k\n    address: https://v:8200\n    login: {token: t, token_file: /f}\n", []string{
+			`16:12: login has 2 of token, token_file, approle and kubernetes; one is wanted`,
+		}},
+		{"approle without a role_id", local, "    provider: vault-transit\n    key_id: k\n    address: https://v:8200\n    login: {approle: {secret_id: s}}\n", []string{
+			`16:22: login.approle needs a role_id`,
+		}},
+		{"kubernetes without a role", local, "    provider: vault-transit\n    key_id: k\n    address: https://v:8200\n    login: {kubernetes: {mount: m}}\n", []string{
+			`16:25: login.kubernetes needs a role`,
+		}},
+		{"gcp-kms with what is AWS's", local, "    provider: gcp-kms\n    key_id: k\n    region: r\n    fips: true\n", []string{
+			`15:13: provider gcp-kms has no region`, `16:11: provider gcp-kms has no fips`,
+		}},
+		{"an algorithm that Azure does not have", local, "    provider: azure-keyvault\n    key_id: k\n    algorithm: RSA1_5\n", []string{
+			`15:16: keys[0].algorithm must be one of RSA-OAEP-256, A256KW, not "RSA1_5"`,
+		}},
+		{"pkcs11 with an id that is not hexadecimal", local, "    provider: pkcs11\n    module: /m\n    token: t\n    key_label: l\n    key_id: xy\n", []string{
+			`17:13: key_id of a pkcs11 key must be its CKA_ID in hexadecimal`,
+		}},
 		{"local without key_file", local, "    provider: local\n", []string{`12:5: provider local needs a key_file`}},
 		{"local with the rest", local, local + "    key_id: a\n    role_arn: b\n    endpoint: c\n    region: d\n", []string{
 			`15:13: provider local has no key_id`,
@@ -209,7 +235,7 @@ dek_cache: {ttl: soon, ttl: 5m}
 		`2:34: unknown key "regoin" in origin (did you mean "region"?)`,
 		`4:42: secret_key has fewer than 8 characters`,
 		`4:82: clients[0].allow[0].actions[0] must be one of read, write, delete, list, admin, not "reed" (did you mean "read"?)`,
-		`6:25: keys[0].provider must be one of aws-kms, local, not "kms"`,
+		`6:25: keys[0].provider must be one of aws-kms, vault-transit, gcp-kms, azure-keyvault, pkcs11, local, not "kms"`,
 		`7:44: there is no key of this name (valid: k)`,
 		`8:18: dek_cache.ttl must be a duration such as 90s, 5m or 1h30m, not "soon"`,
 		`8:24: "ttl" is set twice; the first is on line 8`,

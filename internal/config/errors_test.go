@@ -193,10 +193,7 @@ func TestTypeErrors(t *testing.T) {
 			`19:22: encryption.plaintext_objects must be one of deny, allow, not "no"`,
 		}},
 		{"unknown provider", "provider: local", "provider: awskms", []string{
-			`13:15: keys[0].provider must be one of aws-kms, local, not "awskms" (did you mean "aws-kms"?)`,
-		}},
-		{"planned provider", "provider: local", "provider: vault-transit", []string{
-			`13:15: keys[0].provider must be one of aws-kms, local, not "vault-transit" (not supported yet)`,
+			`13:15: keys[0].provider must be one of aws-kms, vault-transit, gcp-kms, azure-keyvault, pkcs11, local, not "awskms" (did you mean "aws-kms"?)`,
 		}},
 	})
 }
@@ -213,12 +210,4 @@ func TestItemsThatAreNoMappings(t *testing.T) {
 		`5:22: encryption.rules[0] must be a mapping of keys to values, not a number`,
 		`5:25: anchors (&) and aliases (*) are not allowed; quote a value that begins with one`,
 	})
-}
-
-func TestProvidersThatAreNotThereYet(t *testing.T) {
-	for _, name := range []string{"vault-transit", "gcp-kms", "azure-keyvault", "pkcs11"} {
-		checkErrors(t, replace(t, "provider: local", "provider: "+name), []string{
-			`13:15: keys[0].provider must be one of aws-kms, local, not "` + name + `" (not supported yet)`,
-		})
-	}
 }

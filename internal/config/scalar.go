@@ -13,10 +13,7 @@ import (
 	"go.yaml.in/yaml/v4"
 )
 
-var (
-	durationType = reflect.TypeFor[time.Duration]()
-	providerType = reflect.TypeFor[Provider]()
-)
+var durationType = reflect.TypeFor[time.Duration]()
 
 // scalar fills a field that is neither struct nor list.
 //
@@ -43,7 +40,7 @@ func (d *decoder) scalar(n *yaml.Node, v reflect.Value, path string, values []st
 		return
 	}
 	if err := set(v, text, values); err != nil {
-		d.fail(field, "%s must be %s, not %q%s", path, wanted(v, values), clip(n.Value), suggestion(v, n.Value, values))
+		d.fail(field, "%s must be %s, not %q%s", path, wanted(v, values), clip(n.Value), suggestion(n.Value, values))
 	}
 }
 
@@ -95,15 +92,11 @@ func wanted(v reflect.Value, values []string) string {
 }
 
 // suggestion is the end of a sentence that has named all values, about one that is none of them.
-func suggestion(v reflect.Value, text string, values []string) string {
-	switch {
-	case v.Type() == providerType && slices.Contains(plannedProviders, text):
-		return " (not supported yet)"
-	case nearest(text, values) != "":
-		return didYouMean(text, values)
-	default:
+func suggestion(text string, values []string) string {
+	if nearest(text, values) == "" {
 		return ""
 	}
+	return didYouMean(text, values)
 }
 
 // unsetError is an environment variable that is not set, or is empty: an empty one could switch a protection off.

@@ -91,22 +91,78 @@ type Grant struct {
 	Actions []string `yaml:"actions" config:"required" values:"read write delete list admin"`
 }
 
-// Key is one key of a KMS.
+// Key is one key of a KMS. Which fields belong to which provider is in providerSettings.
 type Key struct {
 	// Name stands for the key in rules. Unique.
 	Name string `yaml:"name" config:"required"`
 	// Provider is the kind of KMS, and decides which of the other fields belong.
-	Provider Provider `yaml:"provider" config:"required" values:"aws-kms local"`
-	// KeyID is the key in the KMS: an ARN, an id, or an alias. Required for aws-kms.
+	Provider Provider `yaml:"provider" config:"required" values:"aws-kms vault-transit gcp-kms azure-keyvault pkcs11 local"`
+	// KeyID is the key in the KMS, in the KMS's own way. For pkcs11, the CKA_ID in hexadecimal.
 	KeyID string `yaml:"key_id"`
-	// RoleARN is a role to assume for calls to the KMS. Empty: the proxy's own identity. For aws-kms.
+	// RoleARN is a role to assume for calls to the KMS. Empty: the proxy's own identity.
 	RoleARN string `yaml:"role_arn"`
-	// Endpoint is the URL of the KMS, such as a VPC endpoint. Empty: the public one of the region. For aws-kms.
+	// ExternalID goes with RoleARN, where the role's trust policy asks for one.
+	ExternalID string `yaml:"external_id"`
+	// Endpoint is that of the KMS: a URL for aws-kms, such as a VPC endpoint; host and port for gcp-kms. Empty: the public one.
 	Endpoint string `yaml:"endpoint"`
-	// Region is the region of the KMS. Empty: that of the key's ARN, else the SDK's default. For aws-kms.
+	// Region is the region of the KMS. Empty: that of the key's ARN, else the SDK's default.
 	Region string `yaml:"region"`
-	// KeyFile is the path of a file that holds the key. Required for local.
+	// FIPS uses the region's FIPS endpoint.
+	FIPS bool `yaml:"fips"`
+	// Address is the URL of a Vault or OpenBao server.
+	Address string `yaml:"address"`
+	// Namespace is that of mount and login. Empty: the root namespace.
+	Namespace string `yaml:"namespace"`
+	// Mount is the path of the transit engine. Empty: transit.
+	Mount string `yaml:"mount"`
+	// Login is how the proxy gets a Vault token.
+	Login Login `yaml:"login"`
+	// CAFile is a PEM file of the authorities that sign the server's certificate. Empty: those of the system.
+	CAFile string `yaml:"ca_file"`
+	// EnvelopeID is the key's id in the envelopes of objects. Empty: made of the other settings, see docs/kms.md.
+	EnvelopeID string `yaml:"envelope_id"`
+	// Algorithm is how an Azure key wraps. Empty: RSA-OAEP-256.
+	Algorithm string `yaml:"algorithm" values:"RSA-OAEP-256 A256KW"`
+	// Module is the path of the HSM vendor's PKCS#11 library.
+	Module string `yaml:"module"`
+	// Token is the label of the HSM's token, KeyLabel that of the key in it (CKA_LABEL).
+	Token    string `yaml:"token"`
+	KeyLabel string `yaml:"key_label"`
+	// PIN is that of the token's user. Empty: no login.
+	PIN Secret `yaml:"pin"`
+	// KeyFile is the path of a file that holds the key.
 	KeyFile string `yaml:"key_file"`
+}
+
+// Login is how the proxy gets a Vault token. Exactly one of the four.
+type Login struct {
+	// Token is a token.
+	Token Secret `yaml:"token"`
+	// TokenFile holds one, such as a Vault Agent's sink. It is read again at each login.
+	TokenFile string `yaml:"token_file"`
+	// AppRole logs in with a role id and a secret id.
+	AppRole AppRole `yaml:"approle"`
+	// Kubernetes logs in with the pod's service account.
+	Kubernetes Kubernetes `yaml:"kubernetes"`
+}
+
+// AppRole is a login by Vault's auth method of that name.
+type AppRole struct {
+	RoleID string `yaml:"role_id"`
+	// SecretID, or a file that holds it. One of them, or none where the role has no secret.
+	SecretID     Secret `yaml:"secret_id"`
+	SecretIDFile string `yaml:"secret_id_file"`
+	// Mount is the path of the auth method. Empty: approle.
+	Mount string `yaml:"mount"`
+}
+
+// Kubernetes is a login by Vault's auth method of that name.
+type Kubernetes struct {
+	Role string `yaml:"role"`
+	// TokenFile is the service account's token. Empty: where Kubernetes puts it.
+	TokenFile string `yaml:"token_file"`
+	// Mount is the path of the auth method. Empty: kubernetes.
+	Mount string `yaml:"mount"`
 }
 
 // Provider is a kind of KMS.
@@ -114,12 +170,23 @@ type Provider string
 
 // The providers.
 const (
-	AWSKMS Provider = "aws-kms"
-	Local  Provider = "local"
+	AWSKMS        Provider = "aws-kms"
+	VaultTransit  Provider = "vault-transit"
+	GCPKMS        Provider = "gcp-kms"
+	AzureKeyVault Provider = "azure-keyvault"
+	PKCS11        Provider = "pkcs11"
+	Local         Provider = "local"
 )
 
-// plannedProviders will come: an error tells them from a typing mistake.
-var plannedProviders = []string{"gcp-kms", "azure-keyvault", "vault-transit", "pkcs11"}
+// providerSettings are the settings that a key of each provider needs, and those that it may have besides.
+var providerSettings = map[Provider]struct{ needs, takes []string }{
+	AWSKMS:        {[]string{"key_id"}, []string{"role_arn", "external_id", "endpoint", "region", "fips"}},
+	VaultTransit:  {[]string{"address", "key_id", "login"}, []string{"namespace", "mount", "ca_file", "envelope_id"}},
+	GCPKMS:        {[]string{"key_id"}, []string{"endpoint"}},
+	AzureKeyVault: {[]string{"key_id"}, []string{"algorithm", "envelope_id"}},
+	PKCS11:        {[]string{"module", "token", "key_label"}, []string{"key_id", "pin"}},
+	Local:         {[]string{"key_file"}, nil},
+}
 
 // Encryption says which key protects which object.
 type Encryption struct {

@@ -114,13 +114,16 @@ func (k *Keyring) probeKey(ctx context.Context, key *key) {
 	if ctx.Err() != nil {
 		return
 	}
-	changed := key.judge(err, k.now().Add(time.Duration(k.probe.Load())+2*timeout))
+	purged, onlyVersion := 0, false
+	if kms.IsRevoked(err) {
+		purged = k.cfg.Cache.Purge(service.id) // before anything else is asked
+		onlyVersion = !isDenied(err) && !key.isRefused() && k.wrapsStill(ctx, key, service)
+	}
+	changed := key.judge(err, !isDenied(err) && !onlyVersion, k.now().Add(time.Duration(k.probe.Load())+2*timeout))
 	switch {
-	case kms.IsRevoked(err):
-		if n := k.cfg.Cache.Purge(service.id); changed {
-			k.cfg.Observer.Revoked(key.Name, err, n)
-			k.auditRevoked(ctx, key, a, err, n)
-		}
+	case changed && kms.IsRevoked(err):
+		k.cfg.Observer.Revoked(key.Name, err, purged)
+		k.auditRevoked(ctx, key, a, err, purged)
 	case changed:
 		k.cfg.Cache.Forgive(service.id) // the key was given back, and is to work at once
 	}
@@ -135,10 +138,29 @@ func (k *Keyring) probeTimeout() time.Duration {
 	return timeout
 }
 
+// wrapsStill reports whether a key makes new DEKs though it does not unwrap an old one: then only the version is gone that
+// the old one is under, and probes ask about the new one from now on.
+func (k *Keyring) wrapsStill(ctx context.Context, key *key, service *service) bool {
+	err := k.ask(ctx, key, OpProbe, k.probeTimeout(), func(ctx context.Context) error {
+		wrapped, ec, err := kms.RoundTrip(ctx, service.probe)
+		if err == nil {
+			key.recent.Store(&sample{wrapped, ec})
+		}
+		return err
+	})
+	return err == nil
+}
+
+func isDenied(err error) bool {
+	var failure *kms.Error
+	return errors.As(err, &failure) && failure.Kind == kms.Denied
+}
+
 // judge notes what a probe has found, and reports whether the one before had found the opposite: that the key is revoked,
-// or that it is not. A key that is disabled or gone is so for all objects, until another probe finds otherwise or until comes; a caller who is denied may
-// be so for some of them, as a policy can speak of the encryption context, and each is asked about.
-func (k *key) judge(err error, until time.Time) (changed bool) {
+// or that it is not. A key that is gone as a whole is so for all objects, until another probe finds otherwise or until
+// comes. A caller who is denied may be so for some of them, as a policy can speak of the encryption context; so may a key be
+// disabled in one of its versions. Then each is asked about.
+func (k *key) judge(err error, whole bool, until time.Time) (changed bool) { //nolint:revive // what was found, not what to do
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	var failure *kms.Error
@@ -148,8 +170,14 @@ func (k *key) judge(err error, until time.Time) (changed bool) {
 	changed = kms.IsRevoked(err) != k.refused
 	k.refused = kms.IsRevoked(err)
 	k.gone = nil
-	if k.refused && failure.Kind != kms.Denied {
+	if k.refused && whole {
 		k.gone, k.goneUntil = err, until
 	}
 	return changed
+}
+
+func (k *key) isRefused() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.refused
 }

@@ -1,8 +1,10 @@
 package keyring_test
 
 import (
+	"context"
 	"errors"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -99,6 +101,69 @@ func TestABlobThatIsRefusedAloneRevokesNothing(t *testing.T) {
 			time.Sleep(5 * time.Second)
 		}
 		if st := k.Status()[0]; st.State != keyring.Usable || st.DEKs != 1 {
+			t.Errorf("%+v", st)
+		}
+	})
+}
+
+// versioned is a key of which one version can be disabled: it goes by the blobs that were made before.
+type versioned struct {
+	kms.Wrapper
+	mu       sync.Mutex
+	made     [][]byte
+	disabled map[string]bool
+}
+
+func (v *versioned) Wrap(ctx context.Context, dek []byte, ec kms.EncryptionContext) ([]byte, error) {
+	blob, err := v.Wrapper.Wrap(ctx, dek, ec)
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.made = append(v.made, blob)
+	return blob, err
+}
+
+func (v *versioned) Unwrap(ctx context.Context, wrapped []byte, ec kms.EncryptionContext) ([]byte, error) {
+	v.mu.Lock()
+	gone := v.disabled[string(wrapped)]
+	v.mu.Unlock()
+	if gone {
+		return nil, &kms.Error{Kind: kms.Disabled}
+	}
+	return v.Wrapper.Unwrap(ctx, wrapped, ec)
+}
+
+func (v *versioned) rotateAndDisable() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.disabled = make(map[string]bool)
+	for _, blob := range v.made {
+		v.disabled[string(blob)] = true
+	}
+}
+
+// A version that is disabled takes its objects with it and no others, though the probe was asking about one of its own.
+func TestADisabledVersionIsNotTheKey(t *testing.T) {
+	w, _ := newLocal(t)
+	synctest.Test(t, func(t *testing.T) {
+		v := &versioned{Wrapper: w}
+		k := newRing(t, v, time.Hour, func(c *keyring.Config) { c.RevocationProbe = 10 * time.Second })
+		defer run(t, k)()
+		old := create(t, k)
+		defer old.Release()
+		v.rotateAndDisable()
+		time.Sleep(12 * time.Second)
+		if err := old.Check(t.Context()); !isKind(err, kms.Disabled) {
+			t.Errorf("an object under the version that is gone: %v", err)
+		}
+		sealed := create(t, k)
+		defer sealed.Release()
+		for range 10 {
+			time.Sleep(11 * time.Second)
+			lease, err := k.Open(t.Context(), obj, sealed.KeyID, sealed.Wrapped)
+			must(t, err)
+			lease.Release()
+		}
+		if st := k.Status()[0]; st.State != keyring.Usable {
 			t.Errorf("%+v", st)
 		}
 	})

@@ -43,6 +43,8 @@ type AWSConfig struct {
 	RoleARN string
 	// ExternalID goes with RoleARN where the role's trust policy asks for one. Empty: none.
 	ExternalID string
+	// FIPS uses the FIPS endpoint of the region. It goes with no Endpoint.
+	FIPS bool
 	// Credentials sign the calls, those of AssumeRole included. Nil: the SDK's default chain.
 	Credentials aws.CredentialsProvider
 	// HTTPClient sends the calls. Nil: one with HTTP keep-alive and proxy settings from the environment. A plain
@@ -240,6 +242,9 @@ func loadAWS(ctx context.Context, cfg AWSConfig, region string) (aws.Config, err
 	}
 	if region != "" {
 		opts = append(opts, config.WithRegion(region))
+	}
+	if cfg.FIPS {
+		opts = append(opts, config.WithUseFIPSEndpoint(aws.FIPSEndpointStateEnabled))
 	}
 	if cfg.Credentials != nil {
 		opts = append(opts, config.WithCredentialsProvider(cfg.Credentials))

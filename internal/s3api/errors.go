@@ -80,10 +80,11 @@ var statuses = map[string]int{
 	"PlaintextObject":                   http.StatusForbidden,
 	"RequestTimeTooSkewed":              http.StatusForbidden,
 	"RequestTimeout":                    http.StatusBadRequest,
-	"ServiceUnavailable":                http.StatusServiceUnavailable,
-	"SignatureDoesNotMatch":             http.StatusForbidden,
-	"SlowDown":                          http.StatusServiceUnavailable,
-	"XAmzContentSHA256Mismatch":         http.StatusBadRequest,
+	"ServerSideEncryptionConfigurationNotFoundError": http.StatusNotFound,
+	"ServiceUnavailable":                             http.StatusServiceUnavailable,
+	"SignatureDoesNotMatch":                          http.StatusForbidden,
+	"SlowDown":                                       http.StatusServiceUnavailable,
+	"XAmzContentSHA256Mismatch":                      http.StatusBadRequest,
 }
 
 // Status returns the HTTP status code of the answer.
@@ -161,7 +162,7 @@ func (s *Server) named(c *call, err error) error {
 		closeBody(resp)
 		return &Error{Code: "NoSuchKey", Message: "The specified key does not exist.", Details: [][2]string{{"Key", c.key}}, Header: answer.Header, status: answer.status, cause: err}
 	}
-	return &Error{Code: "NoSuchBucket", Message: "The specified bucket does not exist", Details: [][2]string{{"BucketName", c.bucket}}, status: http.StatusNotFound, cause: err}
+	return noSuchBucket(c, err)
 }
 
 func isTimeout(err error) bool {

@@ -66,6 +66,9 @@ var routes = []route{
 	{"ListBuckets", "GET", service, "", rewrite, access.List, 0, "max-buckets continuation-token prefix bucket-region", "", (*Server).listBuckets},
 
 	{"GetBucketLocation", "GET", bucket, "location", forward, access.List, 0, "", "", (*Server).forward},
+	{"GetBucketEncryption", "GET", bucket, "encryption", rewrite, access.List, 0, "", "", (*Server).getBucketEncryption},
+	{"PutBucketEncryption", "PUT", bucket, "encryption", refuse, access.Admin, maxConfig, "", "", nil}, // the proxy's rules decide
+	{"DeleteBucketEncryption", "DELETE", bucket, "encryption", refuse, access.Admin, 0, "", "", nil},
 	{"ListObjectsV2", "GET", bucket, "list-type=2", rewrite, access.List, 0, listQuery + " continuation-token start-after fetch-owner", listHeaders, (*Server).listObjects},
 	{"ListMultipartUploads", "GET", bucket, "uploads", forward, access.List, 0, "prefix delimiter max-uploads encoding-type key-marker upload-id-marker", "", (*Server).forward},
 	{"ListObjectVersions", "GET", bucket, "versions", refuse, access.List, 0, "", "", nil},
