@@ -10,6 +10,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/cmekproxy/cmekproxy/internal/audit"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
@@ -49,16 +50,20 @@ func (a *app) servePurge(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	n, err := a.purge(r.URL.Query().Get("key"), r.URL.Query().Has("key"), r.RemoteAddr)
-	if err != nil {
+	n, err := a.purge(r.URL.Query().Get("key"), r.URL.Query().Has("key"), "POST /admin/purge", r.RemoteAddr)
+	switch {
+	case errors.Is(err, keyring.ErrUnknownKey):
 		http.Error(w, err.Error(), http.StatusNotFound)
-		return
+	case err != nil:
+		http.Error(w, fmt.Sprintf("%d data keys were purged, but that is not in the audit log: %v", n, err), http.StatusInternalServerError)
+	default:
+		answerJSON(w, map[string]int{"purged": n})
 	}
-	answerJSON(w, map[string]int{"purged": n})
 }
 
-// purge forgets the data keys of one key, or all, and says so in the audit log.
-func (a *app) purge(key string, one bool, by string) (n int, err error) { //nolint:revive // one tells "" from no name
+// purge forgets the data keys of one key, or all, and says so in the audit log. It only takes away, so that it is done
+// even if it cannot be written down. by is what asked for it, and remote its address, if it has one.
+func (a *app) purge(key string, one bool, by, remote string) (n int, err error) { //nolint:revive // one tells "" from no name
 	if one {
 		n, err = a.keys.Purge(key)
 	} else {
@@ -67,8 +72,10 @@ func (a *app) purge(key string, one bool, by string) (n int, err error) { //noli
 	if err != nil {
 		return 0, err
 	}
-	a.log.Named("audit").Warn("data keys purged", zap.String("kms_key_name", key), zap.String("by", by), zap.Int("purged", n))
-	return n, nil
+	a.log.Warn("data keys purged", zap.String("kms_key_name", key), zap.String("by", by), zap.Int("purged", n))
+	return n, a.record(audit.Record{
+		Event: "purge", Result: audit.OK, KMSKeyName: key, Operation: by, Remote: remote, Purged: &n,
+	})
 }
 
 // keyStatus is a key in the answer to /admin/keys.

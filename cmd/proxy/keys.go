@@ -94,11 +94,15 @@ func (a *app) buildKeys(ctx context.Context) error {
 		Currency:        a.cfg.KMS.Currency,
 		Now:             time.Now,
 	})
+	var auditor keyring.Auditor
+	if a.audit != nil {
+		auditor = s3api.Trail(a.record)
+	}
 	var err error
 	a.keys, err = keyring.New(keyring.Config{
 		Keys: keys, Rules: buildRules(a.cfg.Encryption.Rules), Cache: a.cache,
 		RevocationProbe: dek.RevocationProbe, Timeout: kmsTimeout, OutageWait: dek.OutageWait,
-		Observer: &keyObserver{log: a.log, metrics: a.metrics, advisor: a.advisor},
+		Observer: &keyObserver{log: a.log, metrics: a.metrics, advisor: a.advisor}, Auditor: auditor,
 	})
 	if err != nil {
 		return err

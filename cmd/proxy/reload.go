@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/signal"
 	"reflect"
@@ -10,6 +11,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/cmekproxy/cmekproxy/internal/audit"
 	"github.com/cmekproxy/cmekproxy/internal/config"
 )
 
@@ -33,8 +35,9 @@ func (a *app) onSignals(ctx context.Context) {
 func (a *app) obey(s os.Signal) {
 	switch s {
 	case syscall.SIGUSR1:
-		_, _ = a.purge("", false, "SIGUSR1") // it fails for unknown names only
+		_, _ = a.purge("", false, "SIGUSR1", "") // the log has it
 	case syscall.SIGHUP:
+		a.reopenAudit()
 		a.reload()
 	}
 }
@@ -48,7 +51,7 @@ func (a *app) reload() {
 	}
 	next, err := loadConfig(a.path)
 	if err == nil {
-		err = a.keys.SetRules(buildRules(next.Encryption.Rules))
+		err = a.applyRules(next)
 	}
 	if err != nil {
 		a.log.Error("the configuration was not read anew, and the old one stays in force", zap.Error(err))
@@ -59,11 +62,29 @@ func (a *app) reload() {
 	a.keys.SetProbe(next.DEKCache.RevocationProbe)
 	a.keys.SetOutageWait(next.DEKCache.OutageWait)
 	a.advisor.SetTTL(next.DEKCache.TTL)
-	a.log.Named("audit").Info("configuration read anew", zap.Stringer("dek_cache.ttl", next.DEKCache.TTL),
+	a.log.Info("configuration read anew", zap.Stringer("dek_cache.ttl", next.DEKCache.TTL),
 		zap.Stringer("dek_cache.revocation_probe", next.DEKCache.RevocationProbe), zap.Int("encryption.rules", len(next.Encryption.Rules)))
 	if rest := needsRestart(a.cfg, next); len(rest) > 0 {
 		a.log.Warn("these changes take a restart", zap.Strings("settings", rest))
 	}
+}
+
+// applyRules puts the rules in force. That a configuration was read anew is in the audit log before it is, with what it
+// decides about keys; or it stays as it was.
+func (a *app) applyRules(next *config.Config) error {
+	rules := buildRules(next.Encryption.Rules)
+	if err := a.keys.CheckRules(rules); err != nil {
+		return err
+	}
+	dek := next.DEKCache
+	err := a.record(audit.Record{
+		Event: "reload", Result: audit.OK, Operation: "SIGHUP",
+		Detail: fmt.Sprintf("dek_cache.ttl=%v dek_cache.revocation_probe=%v encryption.rules=%d", dek.TTL, dek.RevocationProbe, len(rules)),
+	})
+	if err != nil {
+		return err
+	}
+	return a.keys.SetRules(rules)
 }
 
 // needsRestart names the sections that differ and were not applied.

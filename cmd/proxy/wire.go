@@ -19,6 +19,7 @@ import (
 
 	"github.com/cmekproxy/cmekproxy/internal/access"
 	"github.com/cmekproxy/cmekproxy/internal/advisor"
+	"github.com/cmekproxy/cmekproxy/internal/audit"
 	"github.com/cmekproxy/cmekproxy/internal/config"
 	"github.com/cmekproxy/cmekproxy/internal/dekcache"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
@@ -40,6 +41,7 @@ type app struct {
 	cfg     *config.Config
 	path    string // of the file that cfg was read from, to be read anew; "" for none
 	log     *zap.Logger
+	audit   *audit.Log // nil for none
 	metrics *metrics.Metrics
 	cache   *dekcache.Cache
 	keys    *keyring.Keyring
@@ -61,6 +63,9 @@ func build(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSocket 
 		return nil, err
 	}
 	if a.tls, err = buildTLS(cfg.TLS); err != nil {
+		return nil, err
+	}
+	if err := a.buildAudit(cfg.Audit); err != nil {
 		return nil, err
 	}
 	if err := a.buildKeys(ctx); err != nil {
@@ -86,6 +91,9 @@ func build(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSocket 
 func (a *app) close() {
 	if a.cache != nil {
 		a.cache.Close()
+	}
+	if a.audit != nil {
+		_ = a.audit.Close() // each record has been written, or its writer was told
 	}
 	_ = a.log.Sync()
 }

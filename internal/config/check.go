@@ -27,6 +27,7 @@ func (d *decoder) check(c *Config) {
 	d.checkDEKCache(&c.DEKCache)
 	d.checkOutageWait(c)
 	d.checkKMS(&c.KMS)
+	d.checkAudit(&c.Audit)
 	d.checkLimits(&c.Limits)
 }
 
@@ -265,6 +266,21 @@ func (d *decoder) checkKMS(k *KMS) {
 }
 
 var currencyForm = regexp.MustCompile(`^[\p{L}\p{Sc}]{1,8}$`)
+
+func (d *decoder) checkAudit(a *Audit) {
+	if a.File != "" && a.Stdout {
+		d.fail(&a.Stdout, "audit.stdout and audit.file: one of them")
+	}
+	if a.MaxSizeMB < 0 || a.MaxSizeMB > 1_000_000 {
+		d.fail(&a.MaxSizeMB, "audit.max_size_mb must be from 0 to 1000000; 0 is no bound")
+	}
+	if a.MaxAgeDays < 0 || a.MaxAgeDays > 36_500 {
+		d.fail(&a.MaxAgeDays, "audit.max_age_days must be from 0 to 36500; 0 is for ever")
+	}
+	if a.MaxFiles < 0 || a.MaxFiles > 100_000 {
+		d.fail(&a.MaxFiles, "audit.max_files must be from 0 to 100000; 0 is all of them")
+	}
+}
 
 func (d *decoder) checkLimits(l *Limits) {
 	d.checkRange(&l.HeaderTimeout, "limits.header_timeout", 100*time.Millisecond, 10*time.Minute)

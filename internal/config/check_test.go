@@ -201,6 +201,13 @@ func TestRangeErrors(t *testing.T) {
 			`19:62: kms.price_per_10000 must be from 0 to 1000000`,
 			`19:76: kms.currency must be 1 to 8 letters or signs, such as USD`,
 		}},
+		{"audit log", "", "audit: {file: /a, stdout: true, max_size_mb: -1, max_age_days: 40000, max_files: -1}\n", []string{
+			`19:27: audit.stdout and audit.file: one of them`,
+			`19:46: audit.max_size_mb must be from 0 to 1000000; 0 is no bound`,
+			`19:64: audit.max_age_days must be from 0 to 36500; 0 is for ever`,
+			`19:82: audit.max_files must be from 0 to 100000; 0 is all of them`,
+		}},
+		{"an audit log that is no path", "", "audit: {file: [a]}\n", []string{`19:15: audit.file must be a string, not a list`}},
 		{"a price that is none", "", "kms: {price_per_10000: much}\n", []string{`19:24: kms.price_per_10000 must be a number, not "much"`}},
 		{"NaN", "", "kms: {price_per_10000: NaN}\n", []string{`19:24: kms.price_per_10000 must be from 0 to 1000000`}},
 		{"max_entries 0", "", "dek_cache: {max_entries: 0}\n", []string{`19:26: dek_cache.max_entries must be 1 or more`}},

@@ -74,6 +74,7 @@ func TestDefaults(t *testing.T) {
 		},
 		DEKCache: config.DEKCache{TTL: 5 * time.Minute, MaxEntries: 100000, RevocationProbe: 10 * time.Second, OutageWait: 30 * time.Second},
 		KMS:      config.KMS{MaxConcurrent: 64, MaxPerSecond: 1000, PricePer10000: 0.03, Currency: "USD"},
+		Audit:    config.Audit{MaxSizeMB: 100},
 		Log:      config.Log{Level: "info"},
 		Limits: config.Limits{
 			HeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,

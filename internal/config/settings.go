@@ -29,6 +29,8 @@ type Config struct {
 	KMS KMS `yaml:"kms"`
 	// Log says what is logged.
 	Log Log `yaml:"log"`
+	// Audit is where each use of a key is written down. Left out: nowhere.
+	Audit Audit `yaml:"audit"`
 	// Limits protect the proxy from its clients.
 	Limits Limits `yaml:"limits"`
 }
@@ -248,6 +250,22 @@ type Log struct {
 	Level string `yaml:"level" values:"debug info warn error"`
 }
 
+// Audit is where each use of a key is written down: to a file, to standard output, or nowhere. A use that cannot be
+// written down is refused.
+type Audit struct {
+	// File is the path of the audit log. Empty: none.
+	File string `yaml:"file"`
+	// Stdout writes it to standard output. It goes with no File. Default false.
+	Stdout bool `yaml:"stdout"`
+	// MaxSizeMB is the size of a file in MiB, beyond which it is renamed and another one begun. 0 is no bound, for files
+	// that somebody else renames; at most 1000000, default 100.
+	MaxSizeMB int `yaml:"max_size_mb"`
+	// MaxAgeDays is for how many days a renamed file is kept. 0, the default, is for ever; at most 36500.
+	MaxAgeDays int `yaml:"max_age_days"`
+	// MaxFiles is how many renamed files are kept. 0, the default, is all of them; at most 100000.
+	MaxFiles int `yaml:"max_files"`
+}
+
 // Limits protect the proxy from its clients. None can be switched off.
 type Limits struct {
 	// HeaderTimeout is how long a client may take to send a request's header. 100ms to 10m, default 10s.
@@ -272,6 +290,7 @@ func defaults() *Config {
 		DEKCache:    DEKCache{TTL: 5 * time.Minute, MaxEntries: 100_000, RevocationProbe: 10 * time.Second, OutageWait: 30 * time.Second},
 		KMS:         KMS{MaxConcurrent: 64, MaxPerSecond: 1000, PricePer10000: 0.03, Currency: "USD"},
 		Log:         Log{Level: "info"},
+		Audit:       Audit{MaxSizeMB: 100},
 		Limits: Limits{
 			HeaderTimeout:         10 * time.Second,
 			IdleTimeout:           2 * time.Minute,

@@ -39,12 +39,20 @@ func (k *Keyring) AllowPlaintext(obj Object, client string) bool {
 	return err == nil && r.AllowPlaintext
 }
 
-// SetRules replaces the rules, for requests from now on. Error: ErrUnknownKey.
-func (k *Keyring) SetRules(rules []Rule) error {
+// CheckRules returns the error that SetRules would return.
+func (k *Keyring) CheckRules(rules []Rule) error {
 	for i, r := range rules {
 		if k.byName[r.Key] == nil {
 			return fmt.Errorf("keyring: rule %d: %w %q", i+1, ErrUnknownKey, r.Key)
 		}
+	}
+	return nil
+}
+
+// SetRules replaces the rules, for requests from now on. Error: ErrUnknownKey.
+func (k *Keyring) SetRules(rules []Rule) error {
+	if err := k.CheckRules(rules); err != nil {
+		return err
 	}
 	rules = slices.Clone(rules)
 	k.rules.Store(&rules)
