@@ -37,7 +37,7 @@ func openDirect(ctx context.Context, cfg *config.Config, target crypt.Object, pr
 		return nil, err
 	}
 	d := &direct{app: a, bucket: target.Bucket, prefix: target.Key, progress: progress}
-	d.send = patient(func(r *http.Request) (*http.Response, error) { return sendDirect(store, r) })
+	d.send = patient(func(r *http.Request) (*http.Response, error) { return sendDirect(store, r) }) //nolint:bodyclose // it is the caller's
 	return d, nil
 }
 

@@ -170,14 +170,14 @@ func (r *relocation) keepsVersions(ctx context.Context) (bool, error) {
 func (r *relocation) report(result rewrap.Result) {
 	_ = r.bar.Add(1)
 	r.counts[result.Outcome]++
-	switch result.Outcome {
-	case rewrap.Moved:
+	if result.Outcome == rewrap.Failed {
+		fmt.Fprintf(r.out, "FAILED  %s: %v\n", visible(result.Key), result.Err)
+	}
+	if result.Outcome == rewrap.Moved {
 		r.bytes += max(result.Size, 0)
 		if result.Parts != 0 {
 			r.parts++
 		}
-	case rewrap.Failed:
-		fmt.Fprintf(r.out, "FAILED  %s: %v\n", visible(result.Key), result.Err)
 	}
 }
 

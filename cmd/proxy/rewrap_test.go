@@ -34,6 +34,7 @@ import (
 
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 	"github.com/cmekproxy/cmekproxy/internal/origin"
+	"github.com/cmekproxy/cmekproxy/internal/origin/embedded"
 	"github.com/cmekproxy/cmekproxy/internal/rewrap"
 )
 
@@ -66,8 +67,13 @@ type move struct {
 
 func newMove(t *testing.T) *move {
 	t.Helper()
+	return newMoveIn(t, embedded.Config{Dir: t.TempDir()})
+}
+
+func newMoveIn(t *testing.T, store embedded.Config) *move {
+	t.Helper()
 	m := &move{
-		t: t, store: realStore(t), dir: t.TempDir(), bucket: "bucket",
+		t: t, store: startStore(t, store), dir: t.TempDir(), bucket: "bucket",
 		keys: make(map[string]string), texts: make(map[string][sha256.Size]byte), plain: make(map[string]bool),
 	}
 	for _, name := range []string{"old", "new"} {
@@ -125,7 +131,7 @@ func (m *move) serve(config string) (*s3.Client, func()) {
 func text(seed uint64, n int) []byte {
 	b := make([]byte, n)
 	source := rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8), byte(seed >> 16)})
-	source.Read(b) //nolint:errcheck // never fails
+	source.Read(b)
 	return b
 }
 

@@ -106,7 +106,7 @@ func (m *Mover) reupload(ctx context.Context, src *source, sealed *keyring.Seale
 		}
 	}
 	// The object's end is verified behind its last byte.
-	if n, err := io.ReadFull(text, make([]byte, 1)); n > 0 || err != io.EOF { //nolint:errorlint // bare: Reader says so
+	if n, err := io.ReadFull(text, make([]byte, 1)); n > 0 || err != io.EOF { // bare: Reader says so
 		return errors.Join(fmt.Errorf("%w: it does not end with its last part", stored.ErrIntegrity), err)
 	}
 	if src.appended {
@@ -123,11 +123,9 @@ func (m *Mover) reupload(ctx context.Context, src *source, sealed *keyring.Seale
 		if err := m.unchanged(ctx, up.obj, src.seen.ETag); err != nil {
 			return err
 		}
-		_, err = up.complete(ctx, "")
-		return err
+		return up.complete(ctx, "")
 	}
-	_, err = up.complete(ctx, src.seen.ETag)
-	return err
+	return up.complete(ctx, src.seen.ETag)
 }
 
 // faulty remembers why a source failed, which a transport may not hand on.
@@ -138,7 +136,7 @@ type faulty struct {
 
 func (f *faulty) Read(p []byte) (int, error) {
 	n, err := f.r.Read(p)
-	if err != nil && err != io.EOF { //nolint:errorlint // bare, as every io.Reader must say it
+	if err != nil && err != io.EOF { // bare, as every io.Reader must say it
 		f.err = err
 	}
 	return n, err
@@ -153,7 +151,7 @@ func (m *Mover) sendPart(ctx context.Context, up *upload, part crypt.Part, text 
 	if err != nil {
 		return err
 	}
-	defer sealer.Close()
+	defer func() { _ = sealer.Close() }() // it only gives a buffer back
 	if err := up.send(ctx, part.Number, &payload{sealer, part.Size + crypt.PartOverhead}); err != nil {
 		return fmt.Errorf("part %d: %w", part.Number, err)
 	}
@@ -215,7 +213,7 @@ func (m *Mover) create(ctx context.Context, obj crypt.Object, header http.Header
 		return nil, err
 	}
 	var doc struct {
-		UploadId string //nolint:revive // S3's name
+		UploadId string
 	}
 	if err := xml.Unmarshal(body, &doc); err != nil || doc.UploadId == "" {
 		return nil, fmt.Errorf("%w answered without an upload id: %.200q", stored.ErrStore, body)
@@ -236,13 +234,13 @@ func (u *upload) send(ctx context.Context, number int, p *payload) error {
 }
 
 // complete makes the object, if the one that is there has the ETag; "" for whatever is there.
-func (u *upload) complete(ctx context.Context, etag string) (string, error) {
+func (u *upload) complete(ctx context.Context, etag string) error {
 	doc, err := xml.Marshal(struct {
 		XMLName xml.Name        `xml:"http://s3.amazonaws.com/doc/2006-03-01/ CompleteMultipartUpload"`
 		Part    []completedPart `xml:"Part"`
 	}{Part: u.parts})
 	if err != nil {
-		return "", err
+		return err
 	}
 	header := http.Header{"Content-Type": {"application/xml"}, "X-Amz-Content-Sha256": {sha256Of(doc)}} // in place of the framing of uploads
 	if etag != "" {
@@ -250,10 +248,10 @@ func (u *upload) complete(ctx context.Context, etag string) (string, error) {
 	}
 	body, err := u.m.ask(ctx, http.MethodPost, u.obj, u.query(0), header, &payload{bytes.NewReader(doc), int64(len(doc))})
 	if err != nil {
-		return "", err
+		return err
 	}
 	u.etag, err = etagOf(body)
-	return u.etag, err
+	return err
 }
 
 // abort removes the parts. It is tried also when the work was canceled; what is left after all is the lifecycle rule's.

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
@@ -53,12 +55,24 @@ const neverAnETag = `"00000000000000000000000000000000"`
 
 // Probe finds out what the store can do, with a small object in the bucket, below prefix, that it removes again.
 func Probe(ctx context.Context, send func(*http.Request) (*http.Response, error), bucket, prefix string) (Abilities, error) {
-	m := New(Config{Send: send})
+	var versions []string // in a bucket that keeps them
+	m := New(Config{Send: func(r *http.Request) (*http.Response, error) {
+		resp, err := send(r)
+		if err == nil && resp.Header.Get("X-Amz-Version-Id") != "" {
+			versions = append(versions, resp.Header.Get("X-Amz-Version-Id"))
+		}
+		return resp, err
+	}})
 	obj := crypt.Object{Bucket: bucket, Key: prefix + ".cmekproxy-rewrap-" + rand.Text()}
 	a, err := m.probe(ctx, obj)
-	_, removal := m.ask(context.WithoutCancel(ctx), http.MethodDelete, obj, "", nil, nil)
+	ctx = context.WithoutCancel(ctx)
+	_, removal := m.ask(ctx, http.MethodDelete, obj, "", nil, nil)
 	if removal != nil {
 		removal = fmt.Errorf("removing %s: %w", obj.Key, removal)
+	}
+	slices.Sort(versions)
+	for _, version := range slices.Compact(versions) {
+		_, _ = m.ask(ctx, http.MethodDelete, obj, url.Values{"versionId": {version}}.Encode(), nil, nil) // as far as it is allowed
 	}
 	return a, errors.Join(err, removal)
 }
@@ -91,8 +105,7 @@ func (m *Mover) probe(ctx context.Context, obj crypt.Object) (a Abilities, err e
 	if err := up.send(ctx, 1, &payload{strings.NewReader(text), int64(len(text))}); err != nil {
 		return a, err
 	}
-	_, err = up.complete(ctx, neverAnETag)
-	a.CompleteIfMatch, err = refused(err)
+	a.CompleteIfMatch, err = refused(up.complete(ctx, neverAnETag))
 	return a, err
 }
 

@@ -41,7 +41,7 @@ func (s *Store) List(ctx context.Context, l Listing) iter.Seq2[Entry, error] {
 				yield(Entry{}, err)
 				return
 			}
-			for _, e := range page.entries(l.Versions) {
+			for _, e := range page.entries() {
 				if !yield(e, nil) {
 					return
 				}
@@ -49,7 +49,7 @@ func (s *Store) List(ctx context.Context, l Listing) iter.Seq2[Entry, error] {
 			if !page.IsTruncated {
 				return
 			}
-			if !page.next(query, l.Versions) {
+			if !page.next(query) {
 				yield(Entry{}, fmt.Errorf("%w does not say where its listing goes on", ErrStore))
 				return
 			}
@@ -80,14 +80,14 @@ type listingPage struct {
 	EncodingType          string
 	NextContinuationToken string
 	NextKeyMarker         string
-	NextVersionIdMarker   string //nolint:revive // S3's name
+	NextVersionIdMarker   string
 	Contents              []listedObject
 	Version               []listedObject
 }
 
 type listedObject struct {
 	Key       string
-	VersionId string //nolint:revive // S3's name
+	VersionId string
 	IsLatest  bool
 	Size      int64
 }
@@ -128,14 +128,14 @@ func (p *listingPage) decode() error {
 	return nil
 }
 
-func (p *listingPage) entries(versions bool) []Entry {
-	listed := p.Contents
-	if versions {
-		listed = p.Version
+// entries are the objects of a page: Contents are all current versions, and a page has them or Version.
+func (p *listingPage) entries() []Entry {
+	out := make([]Entry, 0, len(p.Contents)+len(p.Version))
+	for _, o := range p.Contents {
+		out = append(out, Entry{Key: o.Key, Latest: true, Size: o.Size})
 	}
-	out := make([]Entry, 0, len(listed))
-	for _, o := range listed {
-		e := Entry{Key: o.Key, Version: o.VersionId, Latest: o.IsLatest || !versions, Size: o.Size}
+	for _, o := range p.Version {
+		e := Entry{Key: o.Key, Version: o.VersionId, Latest: o.IsLatest, Size: o.Size}
 		if e.Latest && e.Version == "null" {
 			e.Version = "" // of a bucket without versions, whose store may not know the id
 		}
@@ -145,8 +145,8 @@ func (p *listingPage) entries(versions bool) []Entry {
 }
 
 // next turns the query into the one for the next page.
-func (p *listingPage) next(query url.Values, versions bool) bool {
-	if !versions {
+func (p *listingPage) next(query url.Values) bool {
+	if !query.Has("versions") {
 		query.Set("continuation-token", p.NextContinuationToken)
 		return p.NextContinuationToken != ""
 	}
