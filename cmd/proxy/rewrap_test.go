@@ -546,6 +546,51 @@ func TestRewrapNeverRollsBack(t *testing.T) {
 	}
 }
 
+// Clients write all the time. What they were told is stored is what is there in the end.
+func TestRewrapWhileClientsWrite(t *testing.T) {
+	m := newMove(t)
+	const writers, keys = 4, 10
+	for i := range writers * keys {
+		m.put(fmt.Sprintf("k%02d", i), text(uint64(i), 20_000))
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	var written atomic.Int64
+	for w := range writers {
+		wg.Go(func() {
+			for n := uint64(0); ctx.Err() == nil; n++ {
+				key, body := fmt.Sprintf("k%02d", w*keys+int(n%keys)), text(n*31+uint64(w), int(n*997%70_000))
+				if _, err := m.app.PutObject(t.Context(), &s3.PutObjectInput{Bucket: &m.bucket, Key: &key, Body: bytes.NewReader(body)}); err != nil {
+					t.Error(err)
+					return
+				}
+				written.Add(1)
+				mu.Lock()
+				m.texts[key] = sha256.Sum256(body)
+				mu.Unlock()
+			}
+		})
+	}
+	for i := range 6 {
+		var out output
+		to := []string{"new", "old"}[i%2]
+		// An object that is overwritten at each of the tries fails, which is as it should be.
+		if code := run(t.Context(), []string{"rewrap", "--config", m.both, "s3://bucket", "--to", to}, &out, &out); code != 0 && !strings.Contains(out.String(), "changed") && !strings.Contains(out.String(), "412") {
+			t.Errorf("exit code %d:\n%s", code, out.String())
+		}
+	}
+	stop()
+	wg.Wait()
+	if written.Load() < 50 {
+		t.Errorf("only %d writes", written.Load())
+	}
+	m.readable(m.app)
+	m.command(0, "rewrap", "--config", m.both, "s3://bucket", "--to", "new")
+	m.under("new")
+	m.readable(m.app)
+}
+
 // A store that ignores If-Match is not written to, unless the operator says so.
 func TestRewrapWithAStoreWithoutConditions(t *testing.T) {
 	m := newMove(t)

@@ -246,7 +246,9 @@ type oneWay struct {
 	answer func() ([]byte, error)
 }
 
-func (o oneWay) Unwrap(context.Context, []byte, kms.EncryptionContext) ([]byte, error) { return o.answer() }
+func (o oneWay) Unwrap(context.Context, []byte, kms.EncryptionContext) ([]byte, error) {
+	return o.answer()
+}
 
 func TestThreeKMSCallsAnObject(t *testing.T) {
 	l := newLab(t, localKey(t))
@@ -289,14 +291,17 @@ func TestWhatDoesNotVerifyIsNotTouched(t *testing.T) {
 		return func(m map[string]string) { m[name] = value }
 	}
 	for name, change := range map[string]func(map[string]string){
-		"a MAC of zeros":    other("cmek-mac", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="),
-		"another size":      other("cmek-size", "99999"),
-		"an unknown key":    other("cmek-key", "local:0000000000000000"),
-		"an unknown entry":  other("cmek-more", "x"),
-		"no MAC":            func(m map[string]string) { delete(m, "cmek-mac") },
-		"an unknown suite":  other("cmek-suite", "9"),
-		"a blob of nobody":  other("cmek-dek", "AAAA"),
-		"the mark of parts": func(m map[string]string) { clear(m); m["cmek-v"], m["cmek-suite"], m["cmek-type"], m["cmek-key"] = "1", "1", "multipart", "x" },
+		"a MAC of zeros":   other("cmek-mac", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="),
+		"another size":     other("cmek-size", "99999"),
+		"an unknown key":   other("cmek-key", "local:0000000000000000"),
+		"an unknown entry": other("cmek-more", "x"),
+		"no MAC":           func(m map[string]string) { delete(m, "cmek-mac") },
+		"an unknown suite": other("cmek-suite", "9"),
+		"a blob of nobody": other("cmek-dek", "AAAA"),
+		"the mark of parts": func(m map[string]string) {
+			clear(m)
+			m["cmek-v"], m["cmek-suite"], m["cmek-type"], m["cmek-key"] = "1", "1", "multipart", "x"
+		},
 	} {
 		l := newLab(t, localKey(t))
 		l.put(change)
@@ -313,8 +318,8 @@ func TestWhatDoesNotVerifyIsNotTouched(t *testing.T) {
 	}
 }
 
-// asCopy is a store whose CopyObject holds to If-Match, as that of S3 does. before runs once, ahead of the look at the
-// ETag; behind runs between that and the copy, which is then as if the store looked too early.
+// asCopy is a store whose CopyObject holds to If-Match, as that of S3 does. before runs once, after the store has looked at
+// the source and before it looks at what it overwrites; behind runs after the copy.
 func asCopy(before, behind func()) func(*http.Request) (*http.Response, error) {
 	once := func(f func()) {
 		if f != nil {
@@ -325,6 +330,7 @@ func asCopy(before, behind func()) func(*http.Request) (*http.Response, error) {
 		if r.Header.Get("X-Amz-Copy-Source") == "" {
 			return send(r)
 		}
+		r.Header.Del("X-Amz-Copy-Source-If-Match") // it has looked at the source before
 		once(before)
 		before = nil
 		if etag := r.Header.Get("If-Match"); etag != "" {
@@ -502,5 +508,92 @@ func TestProbe(t *testing.T) {
 	}
 	if _, err := rewrap.Probe(t.Context(), send, "no-such-bucket", ""); err == nil {
 		t.Error("a bucket that is not there can do something")
+	}
+}
+
+// What an object has beside its body is sent along, whatever the way; what the transfer and the envelope put there is not.
+func TestCarriedHeaders(t *testing.T) {
+	have := map[string]string{
+		"X-Amz-Storage-Class": "STANDARD_IA", "X-Amz-Object-Lock-Mode": "COMPLIANCE", "X-Amz-Object-Lock-Retain-Until-Date": "2030-01-01T00:00:00Z",
+		"X-Amz-Object-Lock-Legal-Hold": "ON", "X-Amz-Website-Redirect-Location": "/there", "Cache-Control": "no-cache", "Expires": "Wed, 02 Jan 2030 03:04:05 GMT",
+	}
+	for _, method := range []rewrap.Method{rewrap.Put, rewrap.Copy} {
+		l := newLab(t, localKey(t))
+		l.cfg.Method = method
+		var written http.Header
+		l.cfg.Send = func(r *http.Request) (*http.Response, error) {
+			if r.Method == http.MethodPut {
+				written = r.Header.Clone()
+				return nil, &answerError{http.StatusForbidden, "AccessDenied"}
+			}
+			resp, err := send(r)
+			if err == nil && r.Method == http.MethodHead {
+				for name, value := range have {
+					resp.Header.Set(name, value)
+				}
+				resp.Header.Set("Content-Encoding", "aws-chunked, gzip")
+				resp.Header.Set("X-Amz-Server-Side-Encryption", "AES256")
+				resp.Header.Set("X-Amz-Checksum-Crc32", "AAAAAA==")
+			}
+			return resp, err
+		}
+		if r := rewrap.New(l.cfg).Move(t.Context(), l.obj); r.Outcome != rewrap.Failed || written == nil {
+			t.Fatalf("%v: %+v", method, r)
+		}
+		for name, value := range have {
+			if written.Get(name) != value {
+				t.Errorf("%v: %s is %q", method, name, written.Get(name))
+			}
+		}
+		if written.Get("Content-Encoding") != "gzip" || written.Get("X-Amz-Meta-Own") != "value" || written.Get("X-Amz-Meta-Cmek-Key") != l.id("new") {
+			t.Errorf("%v: %v", method, written)
+		}
+		for name := range written {
+			if strings.HasPrefix(name, "X-Amz-Server-Side-Encryption") || strings.HasPrefix(name, "X-Amz-Checksum") || name == "Content-Md5" {
+				t.Errorf("%v: %s is sent along", method, name)
+			}
+		}
+	}
+}
+
+func TestMetadataThatIsNotShownIsNotLost(t *testing.T) {
+	l := newLab(t, localKey(t))
+	l.cfg.Send = func(r *http.Request) (*http.Response, error) {
+		resp, err := send(r)
+		if err == nil {
+			resp.Header.Set("X-Amz-Missing-Meta", "1")
+		}
+		return resp, err
+	}
+	if r := rewrap.New(l.cfg).Move(t.Context(), l.obj); r.Outcome != rewrap.Failed || r.Err == nil {
+		t.Errorf("%+v", r)
+	}
+	if id := l.read(); id != l.id("old") {
+		t.Errorf("under %s", id)
+	}
+}
+
+// --all moves what is under the key, but not what is under the newest version of it.
+func TestAllKnowsVersions(t *testing.T) {
+	l := newLab(t, localKey(t))
+	l.cfg.All, l.cfg.To = true, "old"
+	for _, row := range []struct {
+		version func(string, []byte) string
+		want    rewrap.Outcome
+	}{
+		{func(string, []byte) string { return "" }, rewrap.Moved},
+		{func(string, []byte) string { return "3" }, rewrap.Current},
+		{func() func(string, []byte) string {
+			n := 1 // what is stored was wrapped by another version than what is wrapped now
+			return func(string, []byte) string { n++; return fmt.Sprint(n) }
+		}(), rewrap.Moved},
+	} {
+		l.cfg.Version = row.version
+		before := l.calls.wrap
+		r := rewrap.New(l.cfg).Move(t.Context(), l.obj)
+		if r.Outcome != row.want || r.Err != nil || row.want == rewrap.Moved && l.calls.wrap == before {
+			t.Errorf("%+v, not %v", r, row.want)
+		}
+		l.read()
 	}
 }
