@@ -279,7 +279,22 @@ func (m *Mover) send(r *http.Request) (*http.Response, error) {
 	if err != nil && status(err) == 0 {
 		return nil, fmt.Errorf("%w: %w", errUnanswered, err)
 	}
+	if err == nil {
+		resp.Body = &answer{resp.Body}
+	}
 	return resp, err
+}
+
+// answer is a body that tells a connection that broke from a stored object that is too short. The cause is not wrapped:
+// an unexpected EOF is what readers take for the latter.
+type answer struct{ io.ReadCloser }
+
+func (a *answer) Read(p []byte) (int, error) {
+	n, err := a.ReadCloser.Read(p)
+	if err != nil && err != io.EOF { // bare, as every io.Reader must say it
+		err = fmt.Errorf("%w: it broke off: %s", errUnanswered, err.Error())
+	}
+	return n, err
 }
 
 // status is the store's answer, 0 if there is none.

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/credentials"
@@ -452,6 +453,26 @@ func TestADamagedBodyIsNotSentBack(t *testing.T) {
 		if id := l.read(); id != l.id("old") {
 			t.Errorf("byte %d: under %s", at, id)
 		}
+	}
+}
+
+// A connection that breaks is no damage to the object, and it is tried again.
+func TestABrokenConnection(t *testing.T) {
+	l := newLab(t, localKey(t))
+	broken := 0
+	l.cfg.Send = func(r *http.Request) (*http.Response, error) {
+		resp, err := send(r)
+		if err == nil && r.Method == http.MethodGet && r.URL.RawQuery == "" && broken < 2 {
+			broken++
+			resp.Body = io.NopCloser(io.MultiReader(io.LimitReader(resp.Body, 50_000), iotest.ErrReader(io.ErrUnexpectedEOF)))
+		}
+		return resp, err
+	}
+	if r := rewrap.New(l.cfg).Move(t.Context(), l.obj); r.Outcome != rewrap.Moved || broken != 2 {
+		t.Errorf("%+v after %d breaks", r, broken)
+	}
+	if id := l.read(); id != l.id("new") {
+		t.Errorf("under %s", id)
 	}
 }
 
