@@ -572,7 +572,7 @@ func TestRewrapWhileClientsWrite(t *testing.T) {
 			}
 		})
 	}
-	for i := range 6 {
+	for i := range 3 {
 		var out output
 		to := []string{"new", "old"}[i%2]
 		// An object that is overwritten at each of the tries fails, which is as it should be.
@@ -582,7 +582,7 @@ func TestRewrapWhileClientsWrite(t *testing.T) {
 	}
 	stop()
 	wg.Wait()
-	if written.Load() < 50 {
+	if written.Load() < 30 {
 		t.Errorf("only %d writes", written.Load())
 	}
 	m.readable(m.app)
@@ -668,7 +668,7 @@ func TestRewrapKilledAndResumed(t *testing.T) {
 		t.Fatal("no state is left:", err)
 	}
 	var state rewrap.State
-	if err := json.Unmarshal(written, &state); err != nil || state.After < "k010" || state.After > "k095" {
+	if err := json.Unmarshal(written, &state); err != nil || state.After < "k010" || state.After >= "k149" {
 		t.Errorf("%v: %s", err, written)
 	}
 	keys, _ := m.keysOf(m.both, 0)
@@ -689,8 +689,14 @@ func TestRewrapKilledAndResumed(t *testing.T) {
 		t.Errorf("the state of another run:\n%s", out)
 	}
 	m.command(0, "rewrap", "--config", config, "s3://bucket", "--to", "new", "--state", file)
-	if n := heads.Load(); n > 140 || n < 60 {
-		t.Errorf("the run that goes on looks at %d objects", n)
+	left := int64(0)
+	for key := range keys {
+		if key > state.After {
+			left++
+		}
+	}
+	if n := heads.Load(); n < left || n > left+10 { // the one in parts is looked at more than once
+		t.Errorf("the run that goes on asks %d times for the %d objects that are left", n, left)
 	}
 	if _, err := os.Stat(file); err == nil {
 		t.Error("the state is still there")

@@ -291,7 +291,7 @@ type answer struct{ io.ReadCloser }
 
 func (a *answer) Read(p []byte) (int, error) {
 	n, err := a.ReadCloser.Read(p)
-	if err != nil && err != io.EOF { // bare, as every io.Reader must say it
+	if err != nil && err != io.EOF { //nolint:errorlint // bare, as every io.Reader must say it
 		err = fmt.Errorf("%w: it broke off: %s", errUnanswered, err.Error())
 	}
 	return n, err
