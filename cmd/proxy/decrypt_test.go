@@ -25,7 +25,13 @@ import (
 // realStore starts a store, and returns its URL.
 func realStore(t *testing.T) string {
 	t.Helper()
-	socket, stop, err := embedded.Start(context.Background(), embedded.Config{Dir: t.TempDir(), AccessKey: "storekey", SecretKey: "storesecretstoresecret", Region: "us-east-1"})
+	return startStore(t, embedded.Config{Dir: t.TempDir()})
+}
+
+func startStore(t *testing.T, cfg embedded.Config) string {
+	t.Helper()
+	cfg.AccessKey, cfg.SecretKey, cfg.Region = "storekey", "storesecretstoresecret", "us-east-1"
+	socket, stop, err := embedded.Start(context.Background(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

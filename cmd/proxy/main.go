@@ -32,6 +32,8 @@ var commands = []command{
 	{"check", "test the configuration, the store and every key; exit 1 on any failure", check},
 	{"keys", "make, rotate, disable and list local keys (provider local)", keys},
 	{"decrypt", "read one object straight from the store, without a proxy running", decrypt},
+	{"inventory", "which KMS key protects which object of a bucket", inventory},
+	{"rewrap", "move the objects of a bucket to another KMS key", rewrapCommand},
 	{"version", "print the version", version},
 }
 
@@ -65,7 +67,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 func usage(w io.Writer) {
 	fmt.Fprint(w, "cmekproxy, an encrypting S3 proxy\n\nUsage: proxy COMMAND [flags]      (proxy COMMAND -h lists the flags)\n\n")
 	for _, c := range commands {
-		fmt.Fprintf(w, "  %-8s  %s\n", c.name, c.summary)
+		fmt.Fprintf(w, "  %-9s  %s\n", c.name, c.summary)
 	}
 }
 

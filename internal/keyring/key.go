@@ -18,6 +18,7 @@ type key struct {
 	wanted atomic.Bool // somebody was refused since the last probe
 	recent atomic.Pointer[sample]
 	nudge  chan struct{} // asks for a probe before its time
+	rearm  chan struct{} // says that the interval of probes has changed
 
 	mu           sync.Mutex
 	answer       time.Time // of the KMS, the last one, whatever it was
@@ -44,7 +45,9 @@ type sample struct {
 	ec      kms.EncryptionContext
 }
 
-func newKey(c Key) *key { return &key{Key: c, nudge: make(chan struct{}, 1)} }
+func newKey(c Key) *key {
+	return &key{Key: c, nudge: make(chan struct{}, 1), rearm: make(chan struct{}, 1)}
+}
 
 // passing reports whether err says "not now", and not "no". A full disk is no "no" either.
 func passing(err error) bool {

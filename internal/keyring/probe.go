@@ -20,19 +20,15 @@ const (
 func (k *Keyring) SetProbe(interval time.Duration) {
 	k.probe.Store(int64(interval))
 	for _, key := range k.keys {
-		key.askProbe()
+		select {
+		case key.rearm <- struct{}{}:
+		default:
+		}
 	}
 }
 
 // SetOutageWait changes Config.OutageWait, for leases that run out from now on.
 func (k *Keyring) SetOutageWait(d time.Duration) { k.outageWait.Store(int64(d)) }
-
-func (k *key) askProbe() {
-	select {
-	case k.nudge <- struct{}{}:
-	default:
-	}
-}
 
 // Run asks the KMS about each key in use, every RevocationProbe, until ctx ends; and at once when a KMS has called a key
 // revoked. In use is a key that has DEKs in the cache or leases out. It asks by unwrapping a blob that unwrapped before,
@@ -64,6 +60,7 @@ func (k *Keyring) probeAtIntervals(ctx context.Context, key *key) {
 		select {
 		case <-ctx.Done():
 			return
+		case <-key.rearm: // another interval
 		case <-key.nudge:
 			asked = true
 			if !rest(ctx, last.Add(pause(interval)).Sub(k.now())) {
@@ -71,7 +68,7 @@ func (k *Keyring) probeAtIntervals(ctx context.Context, key *key) {
 			}
 		case <-timer.C:
 		}
-		if asked || interval > 0 {
+		if asked || interval > 0 && !k.now().Before(last.Add(interval)) {
 			last = k.now()
 			k.probeKey(ctx, key)
 		}

@@ -85,6 +85,29 @@ func TestProbeAtOnceWhenAKeyIsCalledRevoked(t *testing.T) {
 	})
 }
 
+func TestSetProbe(t *testing.T) {
+	w, _ := newLocal(t)
+	synctest.Test(t, func(t *testing.T) {
+		events := &seen{}
+		k := newRing(t, w, time.Hour, func(c *keyring.Config) { c.Observer = events })
+		defer run(t, k)()
+		sealed := create(t, k)
+		defer sealed.Release()
+		for _, row := range []struct {
+			interval time.Duration
+			probes   int // in the next minute
+		}{{0, 0}, {10 * time.Second, 6}, {30 * time.Second, 2}, {5 * time.Second, 12}, {0, 0}} {
+			k.SetProbe(row.interval)
+			before := events.count("probe")
+			time.Sleep(time.Minute + time.Millisecond)
+			synctest.Wait()
+			if n := events.count("probe") - before; n < row.probes-1 || n > row.probes+1 || row.probes == 0 && n > 0 {
+				t.Errorf("%d probes in a minute with an interval of %v", n, row.interval)
+			}
+		}
+	})
+}
+
 func TestABlobThatIsRefusedAloneRevokesNothing(t *testing.T) {
 	w, _ := newLocal(t)
 	synctest.Test(t, func(t *testing.T) {

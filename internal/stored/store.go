@@ -10,6 +10,8 @@
 //	survey.go  finding out the layout
 //	head.go    all but the body
 //	object.go  what is handed out
+//	look.go    what the store says of an object, to those who have no key
+//	list.go    which objects there are
 //	cache.go   what is remembered
 package stored
 

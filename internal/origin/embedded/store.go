@@ -24,12 +24,13 @@ type Config struct {
 	AccessKey string
 	SecretKey string
 	Region    string
+	Versions  string // directory for old versions of objects; must exist. "": buckets cannot keep any
 }
 
 // Start runs the store on a Unix socket that only this user can open. One can run at a time in a process; it changes
 // the working directory of the process to Dir. stop ends it and waits.
 func Start(ctx context.Context, cfg Config) (socket string, stop func(), err error) {
-	store, err := newBackend(cfg.Dir)
+	store, err := newBackend(cfg.Dir, cfg.Versions)
 	if err != nil {
 		return "", nil, err
 	}
@@ -60,10 +61,14 @@ func Start(ctx context.Context, cfg Config) (socket string, stop func(), err err
 	return socket, stop, nil
 }
 
+// maxCopy is the longest object that CopyObject takes, in bytes: that of S3.
+const maxCopy = 5 << 30
+
 // newBackend keeps metadata in extended attributes, and in files beside the buckets where the file system has none.
-func newBackend(dir string) (backend.Backend, error) {
+func newBackend(dir, versions string) (backend.Backend, error) {
+	opts := posix.PosixOpts{NewDirPerm: 0o700, VersioningDir: versions, CopyObjectThreshold: maxCopy}
 	if (meta.XattrMeta{}).Test(dir) == nil {
-		return posix.New(dir, meta.XattrMeta{}, posix.PosixOpts{NewDirPerm: 0o700})
+		return posix.New(dir, meta.XattrMeta{}, opts)
 	}
 	beside := filepath.Join(filepath.Dir(dir), "metadata")
 	if err := os.MkdirAll(beside, 0o700); err != nil {
@@ -73,7 +78,8 @@ func newBackend(dir string) (backend.Backend, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s has no extended attributes, and no metadata files can be kept: %w", dir, err)
 	}
-	return posix.New(dir, files, posix.PosixOpts{SideCarDir: beside, NewDirPerm: 0o700})
+	opts.SideCarDir = beside
+	return posix.New(dir, files, opts)
 }
 
 func waitFor(ctx context.Context, socket string, ended chan error) error {

@@ -1,0 +1,221 @@
+package main
+
+import (
+	"cmp"
+	"encoding/csv"
+	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode"
+)
+
+// inventoryWriter writes an inventory in one of its formats.
+type inventoryWriter interface {
+	row(p protection) error
+	end(t *inventoryTotals) error
+}
+
+// newInventoryWriter returns the writer for a format. What a format has no place for goes to aside.
+func newInventoryWriter(format string, w, aside io.Writer) (inventoryWriter, error) {
+	switch format {
+	case "table":
+		return &tableInventory{w: w}, nil
+	case "csv":
+		c := csv.NewWriter(w)
+		c.UseCRLF = true
+		return &csvInventory{w: c, aside: aside}, nil
+	case "json":
+		e := json.NewEncoder(w)
+		e.SetEscapeHTML(false)
+		return &jsonInventory{e}, nil
+	}
+	return nil, usageError{fmt.Errorf("--format is %q, and must be table, csv or json", format)}
+}
+
+// inventoryTotals is the summary.
+type inventoryTotals struct {
+	keys   map[kmsKey]*keyTotal
+	broken int64
+}
+
+// keyTotal is what is under a version of a KMS key. An object under several keys counts for each.
+type keyTotal struct {
+	Type string `json:"type"` // summary
+	kmsKey
+	Objects int64 `json:"objects"`
+	Bytes   int64 `json:"bytes"` // of plaintext
+}
+
+func newInventoryTotals() *inventoryTotals {
+	return &inventoryTotals{keys: make(map[kmsKey]*keyTotal)}
+}
+
+// noKey stands for what no key protects.
+var noKey = kmsKey{ID: kindPlaintext, Name: "-", Version: "-"}
+
+func (t *inventoryTotals) add(p protection) {
+	if p.Kind == kindBroken {
+		t.broken++
+		return
+	}
+	keys := p.Keys
+	if p.Kind == kindPlaintext {
+		keys = []kmsKey{noKey}
+	}
+	for _, k := range keys {
+		total := t.keys[k]
+		if total == nil {
+			total = &keyTotal{Type: "summary", kmsKey: k}
+			t.keys[k] = total
+		}
+		total.Objects++
+		total.Bytes += max(p.Size, 0)
+	}
+}
+
+// sorted is the summary in an order that is the same each time.
+func (t *inventoryTotals) sorted() []*keyTotal {
+	var out []*keyTotal
+	for _, total := range t.keys {
+		out = append(out, total)
+	}
+	slices.SortFunc(out, func(a, b *keyTotal) int { return cmp.Or(cmp.Compare(a.ID, b.ID), cmp.Compare(a.Version, b.Version)) })
+	return out
+}
+
+func (t *inventoryTotals) print(w io.Writer) error {
+	if _, err := fmt.Fprintf(w, "%10s  %16s  %-12s  %-8s  %s\n", "OBJECTS", "BYTES", "NAME", "VERSION", "KMS KEY"); err != nil {
+		return err
+	}
+	for _, k := range t.sorted() {
+		if _, err := fmt.Fprintf(w, "%10d  %16d  %-12s  %-8s  %s\n", k.Objects, k.Bytes, k.Name, k.Version, k.ID); err != nil {
+			return err
+		}
+	}
+	if t.broken > 0 {
+		_, err := fmt.Fprintf(w, "%10d  objects with an error\n", t.broken)
+		return err
+	}
+	return nil
+}
+
+// tableInventory is for people.
+type tableInventory struct {
+	w     io.Writer
+	begun bool
+}
+
+func (t *tableInventory) row(p protection) error {
+	if !t.begun {
+		t.begun = true
+		if _, err := fmt.Fprintf(t.w, "%16s  %-16s  %-24s  %s\n", "SIZE", "KIND", "KMS KEY", "OBJECT"); err != nil {
+			return err
+		}
+	}
+	size, kind, object := "-", p.Kind, visible(p.Key)
+	if p.Size >= 0 {
+		size = strconv.FormatInt(p.Size, 10)
+	}
+	if p.Kind == kindMultipart {
+		kind = fmt.Sprintf("%s, %d", p.Kind, p.Parts)
+	}
+	var keys []string
+	for _, k := range p.Keys {
+		name := k.Name
+		if name == "-" {
+			name = k.ID
+		}
+		if k.Version != "-" {
+			name += " v" + k.Version
+		}
+		keys = append(keys, name)
+	}
+	if p.Version != "" {
+		object += "  version " + p.Version
+	}
+	if p.Error != "" {
+		object += "  " + p.Error
+	}
+	_, err := fmt.Fprintf(t.w, "%16s  %-16s  %-24s  %s\n", size, kind, cmp.Or(strings.Join(keys, ", "), "-"), object)
+	return err
+}
+
+// visible is a key that cannot pass for a line of its own, or play with the terminal.
+func visible(key string) string {
+	if strings.IndexFunc(key, func(r rune) bool { return !unicode.IsPrint(r) || r == unicode.ReplacementChar }) >= 0 {
+		return strconv.Quote(key)
+	}
+	return key
+}
+
+func (t *tableInventory) end(totals *inventoryTotals) error {
+	fmt.Fprintln(t.w)
+	return totals.print(t.w)
+}
+
+// csvInventory has the summary beside it, as all its records are alike.
+type csvInventory struct {
+	w     *csv.Writer
+	aside io.Writer
+	begun bool
+}
+
+// csvHeader names the columns. An object under several keys has them in one field each, with a space in between.
+var csvHeader = []string{"key", "version_id", "latest", "size", "kind", "parts", "kms_key_ids", "kms_key_names", "kms_key_versions", "error"}
+
+func (c *csvInventory) header() error {
+	if c.begun {
+		return nil
+	}
+	c.begun = true
+	return c.w.Write(csvHeader)
+}
+
+func (c *csvInventory) row(p protection) error {
+	if err := c.header(); err != nil {
+		return err
+	}
+	var ids, names, versions []string
+	for _, k := range p.Keys {
+		ids, names, versions = append(ids, k.ID), append(names, k.Name), append(versions, k.Version)
+	}
+	size, parts := "", ""
+	if p.Size >= 0 {
+		size = strconv.FormatInt(p.Size, 10)
+	}
+	if p.Kind == kindMultipart {
+		parts = strconv.Itoa(p.Parts)
+	}
+	return c.w.Write([]string{
+		p.Key, p.Version, strconv.FormatBool(p.Latest), size, p.Kind, parts,
+		strings.Join(ids, " "), strings.Join(names, " "), strings.Join(versions, " "), p.Error,
+	})
+}
+
+func (c *csvInventory) end(totals *inventoryTotals) error {
+	if err := c.header(); err != nil {
+		return err
+	}
+	c.w.Flush()
+	if err := c.w.Error(); err != nil {
+		return err
+	}
+	return totals.print(c.aside)
+}
+
+// jsonInventory ends with a line for each key, of type summary.
+type jsonInventory struct{ e *json.Encoder }
+
+func (j *jsonInventory) row(p protection) error { return j.e.Encode(p) }
+
+func (j *jsonInventory) end(totals *inventoryTotals) error {
+	for _, k := range totals.sorted() {
+		if err := j.e.Encode(k); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,620 @@
+package rewrap_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"testing/iotest"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/credentials"
+
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/dekcache"
+	"github.com/cmekproxy/cmekproxy/internal/keyring"
+	"github.com/cmekproxy/cmekproxy/internal/kms"
+	"github.com/cmekproxy/cmekproxy/internal/origin"
+	"github.com/cmekproxy/cmekproxy/internal/origin/embedded"
+	"github.com/cmekproxy/cmekproxy/internal/rewrap"
+	"github.com/cmekproxy/cmekproxy/internal/stored"
+)
+
+// store is the one real store of this test process.
+var store *origin.Origin
+
+const bucket = "bucket"
+
+func TestMain(m *testing.M) { os.Exit(run(m)) }
+
+func run(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "rewrap-test-")
+	if err != nil {
+		panic(err)
+	}
+	defer os.RemoveAll(dir)
+	socket, stop, err := embedded.Start(context.Background(), embedded.Config{Dir: dir, AccessKey: "storeaccess", SecretKey: "storesecretstoresecret", Region: "us-east-1"})
+	if err != nil {
+		panic(err)
+	}
+	defer stop()
+	store = origin.New(origin.Config{
+		Endpoint: &url.URL{Scheme: "http", Host: "store"}, Region: "us-east-1", PathStyle: true, Trailers: true, Now: time.Now,
+		Transport:   origin.NewTransport(origin.TransportConfig{DialTimeout: time.Second, ResponseTimeout: 10 * time.Second, MaxConns: 16, UnixSocket: socket}),
+		Credentials: credentials.NewStaticCredentialsProvider("storeaccess", "storesecretstoresecret", ""),
+	})
+	if err := ask(http.MethodPut, "/"+bucket, nil, nil); err != nil {
+		panic(err)
+	}
+	return m.Run()
+}
+
+// answerError is an answer that is no good one.
+type answerError struct {
+	status int
+	body   string
+}
+
+func (e *answerError) Error() string { return fmt.Sprintf("answered %d: %.300s", e.status, e.body) }
+func (e *answerError) Status() int   { return e.status }
+
+func send(r *http.Request) (*http.Response, error) {
+	resp, err := store.RoundTrip(r)
+	if err != nil || resp.StatusCode < 300 {
+		return resp, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return nil, err
+	}
+	return nil, &answerError{resp.StatusCode, string(body)}
+}
+
+func ask(method, path string, header http.Header, body []byte) error {
+	r := &http.Request{Method: method, URL: &url.URL{Path: path}, Header: header, Body: io.NopCloser(bytes.NewReader(body)), ContentLength: int64(len(body))}
+	if header == nil {
+		r.Header = make(http.Header)
+	}
+	resp, err := send(r.WithContext(context.Background()))
+	if err == nil {
+		resp.Body.Close()
+	}
+	return err
+}
+
+// ring is a keyring with the keys old and new. The rules say old.
+func ring(t *testing.T, old, fresh kms.Wrapper) *keyring.Keyring {
+	t.Helper()
+	cache := dekcache.New(dekcache.Config{TTL: time.Minute, MaxEntries: 1000, Now: time.Now})
+	t.Cleanup(cache.Close)
+	k, err := keyring.New(keyring.Config{
+		Keys: []keyring.Key{{Name: "old", Wrapper: old}, {Name: "new", Wrapper: fresh}}, Rules: []keyring.Rule{{Key: "old"}}, Cache: cache,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+func localKey(t *testing.T) kms.Wrapper {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "key")
+	if err := kms.CreateLocalKeyFile(path); err != nil {
+		t.Fatal(err)
+	}
+	key, err := kms.NewLocal(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+// lab is a store with one object, and a Mover's configuration.
+type lab struct {
+	*testing.T
+	obj   crypt.Object
+	text  []byte
+	keys  *keyring.Keyring // has seen everything; the Mover has others
+	cfg   rewrap.Config
+	calls *calls
+}
+
+// newLab stores an object under key old. fresh is key new.
+func newLab(t *testing.T, fresh kms.Wrapper) *lab {
+	t.Helper()
+	old := &counting{Wrapper: localKey(t), calls: &calls{}}
+	counted := &counting{Wrapper: fresh, calls: old.calls}
+	l := &lab{T: t, obj: crypt.Object{Bucket: bucket, Key: "dir/" + t.Name()}, text: make([]byte, 100_000), calls: old.calls}
+	rand.Read(l.text)
+	l.keys = ring(t, old, counted)
+	again := ring(t, old, counted)
+	l.cfg = rewrap.Config{
+		Send: send, Keys: ring(t, old, counted), To: "new", Method: rewrap.Put, Abilities: rewrap.Abilities{PutIfMatch: true, CompleteIfMatch: true},
+		Version: func(string, []byte) string { return "" }, Random: rand.Reader,
+		Check: func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
+			return again.Open(ctx, obj, keyID, wrapped)
+		},
+	}
+	l.put(nil)
+	*l.calls = calls{}
+	return l
+}
+
+// put stores the object, after a change to its envelope's entries.
+func (l *lab) put(change func(map[string]string)) {
+	l.Helper()
+	sealed, err := l.keys.Create(l.Context(), l.obj, "", "old")
+	if err != nil {
+		l.Fatal(err)
+	}
+	defer sealed.Release()
+	sealer, err := crypt.NewSealer(bytes.NewReader(l.text), int64(len(l.text)), sealed.DEK(), rand.Reader)
+	if err != nil {
+		l.Fatal(err)
+	}
+	body, err := io.ReadAll(sealer)
+	if err != nil {
+		l.Fatal(err)
+	}
+	e := crypt.Envelope{KeyID: sealed.KeyID, WrappedDEK: sealed.Wrapped, Header: sealer.Header(), Size: int64(len(l.text))}
+	if err := e.Sign(sealed.DEK(), l.obj); err != nil {
+		l.Fatal(err)
+	}
+	metadata, err := e.Metadata()
+	if err != nil {
+		l.Fatal(err)
+	}
+	if change != nil {
+		change(metadata)
+	}
+	header := http.Header{"X-Amz-Meta-Own": {"value"}}
+	for name, value := range metadata {
+		header.Set(stored.MetaPrefix+name, value)
+	}
+	if err := ask(http.MethodPut, "/"+bucket+"/"+l.obj.Key, header, body); err != nil {
+		l.Fatal(err)
+	}
+}
+
+// read reads the object through both keys, and returns the id of the one that it is under.
+func (l *lab) read() string {
+	l.Helper()
+	s := &stored.Store{Send: send, Cache: stored.NewCache(), Open: func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
+		return l.keys.Open(ctx, obj, keyID, wrapped)
+	}}
+	o, err := s.Get(l.Context(), stored.Request{Object: l.obj, Plaintext: func() error { return errors.New("plaintext") }})
+	if err != nil {
+		l.Error(err)
+		return ""
+	}
+	defer o.Close()
+	got, err := io.ReadAll(o.Reader(l.Context()))
+	if err != nil || !bytes.Equal(got, l.text) || o.Header.Get("X-Amz-Meta-Own") != "value" {
+		l.Errorf("%d of %d bytes, metadata %q, %v", len(got), len(l.text), o.Header.Get("X-Amz-Meta-Own"), err)
+	}
+	return o.KeyID
+}
+
+func (l *lab) id(name string) string {
+	l.Helper()
+	id, err := l.keys.KeyID(l.obj, "", name)
+	if err != nil {
+		l.Fatal(err)
+	}
+	return id
+}
+
+// calls counts what the KMS is asked.
+type calls struct {
+	mu           sync.Mutex
+	wrap, unwrap int
+}
+
+// counting counts the calls to a key.
+type counting struct {
+	kms.Wrapper
+	calls *calls
+}
+
+func (c *counting) Wrap(ctx context.Context, dek []byte, ec kms.EncryptionContext) ([]byte, error) {
+	c.calls.mu.Lock()
+	c.calls.wrap++
+	c.calls.mu.Unlock()
+	return c.Wrapper.Wrap(ctx, dek, ec)
+}
+
+func (c *counting) Unwrap(ctx context.Context, wrapped []byte, ec kms.EncryptionContext) ([]byte, error) {
+	c.calls.mu.Lock()
+	c.calls.unwrap++
+	c.calls.mu.Unlock()
+	return c.Wrapper.Unwrap(ctx, wrapped, ec)
+}
+
+// oneWay is a key that wraps, and does not unwrap what it has wrapped, or unwraps it to something else.
+type oneWay struct {
+	kms.Wrapper
+	answer func() ([]byte, error)
+}
+
+func (o oneWay) Unwrap(context.Context, []byte, kms.EncryptionContext) ([]byte, error) {
+	return o.answer()
+}
+
+func TestThreeKMSCallsAnObject(t *testing.T) {
+	l := newLab(t, localKey(t))
+	if r := rewrap.New(l.cfg).Move(t.Context(), l.obj); r.Outcome != rewrap.Moved || r.Err != nil || r.Size != int64(len(l.text)) {
+		t.Fatalf("%+v", r)
+	}
+	if l.calls.wrap != 1 || l.calls.unwrap != 2 {
+		t.Errorf("%d wraps and %d unwraps", l.calls.wrap, l.calls.unwrap)
+	}
+	if id := l.read(); id != l.id("new") {
+		t.Errorf("under %s", id)
+	}
+	if r := rewrap.New(l.cfg).Move(t.Context(), l.obj); r.Outcome != rewrap.Current || l.calls.wrap != 1 {
+		t.Errorf("a second time: %+v, %d wraps", r, l.calls.wrap)
+	}
+}
+
+// The envelope that is there is the only way to the object. It is not given up for one that nobody can open.
+func TestAKeyThatOnlyWrapsGetsNothing(t *testing.T) {
+	for name, answer := range map[string]func() ([]byte, error){
+		"denied":           func() ([]byte, error) { return nil, &kms.Error{Kind: kms.Denied, Op: "unwrap", Err: errors.New("no")} },
+		"another data key": func() ([]byte, error) { return bytes.Repeat([]byte{7}, kms.DEKSize), nil },
+		"a short answer":   func() ([]byte, error) { return []byte{1}, nil },
+	} {
+		l := newLab(t, oneWay{localKey(t), answer})
+		for _, method := range []rewrap.Method{rewrap.Put, rewrap.Copy} {
+			l.cfg.Method = method
+			if r := rewrap.New(l.cfg).Move(t.Context(), l.obj); r.Outcome != rewrap.Failed || r.Err == nil {
+				t.Errorf("%s: %+v", name, r)
+			}
+			if id := l.read(); id != l.id("old") {
+				t.Errorf("%s: under %s", name, id)
+			}
+		}
+	}
+}
+
+func TestWhatDoesNotVerifyIsNotTouched(t *testing.T) {
+	other := func(name, value string) func(map[string]string) {
+		return func(m map[string]string) { m[name] = value }
+	}
+	for name, change := range map[string]func(map[string]string){
+		"a MAC of zeros":   other("cmek-mac", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="),
+		"another size":     other("cmek-size", "99999"),
+		"an unknown key":   other("cmek-key", "local:0000000000000000"),
+		"an unknown entry": other("cmek-more", "x"),
+		"no MAC":           func(m map[string]string) { delete(m, "cmek-mac") },
+		"an unknown suite": other("cmek-suite", "9"),
+		"a blob of nobody": other("cmek-dek", "AAAA"),
+		"the mark of parts": func(m map[string]string) {
+			clear(m)
+			m["cmek-v"], m["cmek-suite"], m["cmek-type"], m["cmek-key"] = "1", "1", "multipart", "x"
+		},
+	} {
+		l := newLab(t, localKey(t))
+		l.put(change)
+		writes := 0
+		l.cfg.Send = func(r *http.Request) (*http.Response, error) {
+			if r.Method != http.MethodGet && r.Method != http.MethodHead {
+				writes++
+			}
+			return send(r)
+		}
+		if r := rewrap.New(l.cfg).Move(t.Context(), l.obj); r.Outcome != rewrap.Failed || r.Err == nil || writes > 0 {
+			t.Errorf("%s: %+v, %d writes", name, r, writes)
+		}
+	}
+}
+
+// asCopy is a store whose CopyObject holds to If-Match, as that of S3 does. before runs once, after the store has looked at
+// the source and before it looks at what it overwrites; behind runs after the copy.
+func asCopy(before, behind func()) func(*http.Request) (*http.Response, error) {
+	once := func(f func()) {
+		if f != nil {
+			f()
+		}
+	}
+	return func(r *http.Request) (*http.Response, error) {
+		if r.Header.Get("X-Amz-Copy-Source") == "" {
+			return send(r)
+		}
+		r.Header.Del("X-Amz-Copy-Source-If-Match") // it has looked at the source before
+		once(before)
+		before = nil
+		if etag := r.Header.Get("If-Match"); etag != "" {
+			head := (&http.Request{Method: http.MethodHead, URL: r.URL, Header: make(http.Header)}).WithContext(r.Context())
+			resp, err := send(head)
+			if err != nil {
+				return nil, err
+			}
+			resp.Body.Close()
+			if resp.Header.Get("Etag") != etag {
+				return nil, &answerError{http.StatusPreconditionFailed, "PreconditionFailed"}
+			}
+		}
+		resp, err := send(r)
+		once(behind)
+		behind = nil
+		return resp, err
+	}
+}
+
+func TestCopyMovesNoBody(t *testing.T) {
+	l := newLab(t, localKey(t))
+	to := asCopy(nil, nil)
+	sent := int64(0)
+	l.cfg.Send = func(r *http.Request) (*http.Response, error) {
+		sent += r.ContentLength
+		if r.Method == http.MethodGet && r.Header.Get("Range") == "" {
+			t.Error("the body is read")
+		}
+		return to(r)
+	}
+	l.cfg.Method, l.cfg.Abilities.CopyIfMatch = rewrap.Copy, true
+	if r := rewrap.New(l.cfg).Move(t.Context(), l.obj); r.Outcome != rewrap.Moved {
+		t.Fatalf("%+v", r)
+	}
+	if id := l.read(); id != l.id("new") || sent != 0 {
+		t.Errorf("under %s, %d bytes were sent", id, sent)
+	}
+}
+
+func TestCopyOfWhatWasOverwritten(t *testing.T) {
+	l := newLab(t, localKey(t))
+	l.cfg.Send = asCopy(func() {
+		rand.Read(l.text)
+		l.put(nil)
+	}, nil)
+	l.cfg.Method, l.cfg.Abilities.CopyIfMatch = rewrap.Copy, true
+	if r := rewrap.New(l.cfg).Move(t.Context(), l.obj); r.Outcome != rewrap.Moved {
+		t.Fatalf("%+v", r)
+	}
+	if id := l.read(); id != l.id("new") {
+		t.Errorf("under %s", id)
+	}
+}
+
+// A store that edits metadata in place can put the old object's envelope on a new body. It cannot be undone, and must be said.
+func TestAnEnvelopeOnTheWrongBodyIsNoticed(t *testing.T) {
+	l := newLab(t, localKey(t))
+	l.cfg.Method = rewrap.Copy
+	l.cfg.Send = asCopy(nil, func() {
+		r := (&http.Request{Method: http.MethodHead, URL: &url.URL{Path: "/" + bucket + "/" + l.obj.Key}, Header: make(http.Header)}).WithContext(t.Context())
+		resp, err := send(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		header := make(http.Header)
+		for name, values := range resp.Header {
+			if strings.HasPrefix(name, stored.MetaPrefix) {
+				header[name] = values
+			}
+		}
+		body := make([]byte, resp.ContentLength)
+		rand.Read(body)
+		if err := ask(http.MethodPut, r.URL.Path, header, body); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if r := rewrap.New(l.cfg).Move(t.Context(), l.obj); r.Outcome != rewrap.Failed || !errors.Is(r.Err, rewrap.ErrLost) {
+		t.Errorf("%+v", r)
+	}
+}
+
+// What the store has done although its answer never came is not done again, or undone.
+func TestAnAnswerThatIsLost(t *testing.T) {
+	l := newLab(t, localKey(t))
+	lost := 0
+	l.cfg.Send = func(r *http.Request) (*http.Response, error) {
+		resp, err := send(r)
+		if r.Method == http.MethodPut && err == nil && lost < 1 {
+			lost++
+			resp.Body.Close()
+			return nil, io.ErrUnexpectedEOF
+		}
+		return resp, err
+	}
+	if r := rewrap.New(l.cfg).Move(t.Context(), l.obj); r.Outcome != rewrap.Current || r.Err != nil || lost != 1 {
+		t.Errorf("%+v", r)
+	}
+	if id := l.read(); id != l.id("new") || l.calls.wrap != 1 {
+		t.Errorf("under %s after %d wraps", id, l.calls.wrap)
+	}
+}
+
+// A body that is damaged on its way out of the store does not take the place of the good one.
+func TestADamagedBodyIsNotSentBack(t *testing.T) {
+	for _, at := range []int64{0, 39, 40, 65_552, 100_000} {
+		l := newLab(t, localKey(t))
+		l.cfg.Send = func(r *http.Request) (*http.Response, error) {
+			resp, err := send(r)
+			if err == nil && r.Method == http.MethodGet && r.URL.RawQuery == "" {
+				resp.Body = &flipped{resp.Body, at}
+			}
+			return resp, err
+		}
+		if r := rewrap.New(l.cfg).Move(t.Context(), l.obj); r.Outcome != rewrap.Failed || !errors.Is(r.Err, crypt.ErrAuth) {
+			t.Errorf("byte %d: %+v", at, r)
+		}
+		if id := l.read(); id != l.id("old") {
+			t.Errorf("byte %d: under %s", at, id)
+		}
+	}
+}
+
+// A connection that breaks is no damage to the object, and it is tried again.
+func TestABrokenConnection(t *testing.T) {
+	l := newLab(t, localKey(t))
+	broken := 0
+	l.cfg.Send = func(r *http.Request) (*http.Response, error) {
+		resp, err := send(r)
+		if err == nil && r.Method == http.MethodGet && r.URL.RawQuery == "" && broken < 2 {
+			broken++
+			resp.Body = io.NopCloser(io.MultiReader(io.LimitReader(resp.Body, 50_000), iotest.ErrReader(io.ErrUnexpectedEOF)))
+		}
+		return resp, err
+	}
+	if r := rewrap.New(l.cfg).Move(t.Context(), l.obj); r.Outcome != rewrap.Moved || broken != 2 {
+		t.Errorf("%+v after %d breaks", r, broken)
+	}
+	if id := l.read(); id != l.id("new") {
+		t.Errorf("under %s", id)
+	}
+}
+
+// flipped has one byte changed.
+type flipped struct {
+	io.ReadCloser
+	at int64
+}
+
+func (f *flipped) Read(p []byte) (int, error) {
+	n, err := f.ReadCloser.Read(p)
+	if f.at >= 0 && f.at < int64(n) {
+		p[f.at] ^= 1
+	}
+	f.at -= int64(n)
+	return n, err
+}
+
+func TestProbe(t *testing.T) {
+	without := func(what func(*http.Request) bool) func(*http.Request) (*http.Response, error) {
+		return func(r *http.Request) (*http.Response, error) {
+			if what(r) {
+				r.Header.Del("If-Match")
+			}
+			return send(r)
+		}
+	}
+	for name, row := range map[string]struct {
+		send func(*http.Request) (*http.Response, error)
+		want rewrap.Abilities
+		safe rewrap.Method
+	}{
+		"versitygw":     {send, rewrap.Abilities{PutIfMatch: true, CompleteIfMatch: true}, rewrap.Put},
+		"as S3":         {asCopy(nil, nil), rewrap.Abilities{CopyIfMatch: true, PutIfMatch: true, CompleteIfMatch: true}, rewrap.Copy},
+		"no conditions": {without(func(*http.Request) bool { return true }), rewrap.Abilities{}, rewrap.NoMethod},
+		"not on Complete": {
+			without(func(r *http.Request) bool { return r.Method == http.MethodPost }), rewrap.Abilities{PutIfMatch: true}, rewrap.Put,
+		},
+	} {
+		got, err := rewrap.Probe(t.Context(), row.send, bucket, "probe/")
+		if err != nil || got != row.want || got.Safest() != row.safe {
+			t.Errorf("%s: %+v, %v, %v", name, got, got.Safest(), err)
+		}
+	}
+	var list struct{ Contents []struct{ Key string } }
+	r := (&http.Request{Method: http.MethodGet, URL: &url.URL{Path: "/" + bucket, RawQuery: "list-type=2&prefix=probe%2F"}, Header: make(http.Header)}).WithContext(t.Context())
+	resp, err := send(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if err := xml.NewDecoder(resp.Body).Decode(&list); err != nil || len(list.Contents) > 0 {
+		t.Errorf("left over: %v, %v", list, err)
+	}
+	if _, err := rewrap.Probe(t.Context(), send, "no-such-bucket", ""); err == nil {
+		t.Error("a bucket that is not there can do something")
+	}
+}
+
+// What an object has beside its body is sent along, whatever the way; what the transfer and the envelope put there is not.
+func TestCarriedHeaders(t *testing.T) {
+	have := map[string]string{
+		"X-Amz-Storage-Class": "STANDARD_IA", "X-Amz-Object-Lock-Mode": "COMPLIANCE", "X-Amz-Object-Lock-Retain-Until-Date": "2030-01-01T00:00:00Z",
+		"X-Amz-Object-Lock-Legal-Hold": "ON", "X-Amz-Website-Redirect-Location": "/there", "Cache-Control": "no-cache", "Expires": "Wed, 02 Jan 2030 03:04:05 GMT",
+	}
+	for _, method := range []rewrap.Method{rewrap.Put, rewrap.Copy} {
+		l := newLab(t, localKey(t))
+		l.cfg.Method = method
+		var written http.Header
+		l.cfg.Send = func(r *http.Request) (*http.Response, error) {
+			if r.Method == http.MethodPut {
+				written = r.Header.Clone()
+				return nil, &answerError{http.StatusForbidden, "AccessDenied"}
+			}
+			resp, err := send(r)
+			if err == nil && r.Method == http.MethodHead {
+				for name, value := range have {
+					resp.Header.Set(name, value)
+				}
+				resp.Header.Set("Content-Encoding", "aws-chunked, gzip")
+				resp.Header.Set("X-Amz-Server-Side-Encryption", "AES256")
+				resp.Header.Set("X-Amz-Checksum-Crc32", "AAAAAA==")
+			}
+			return resp, err
+		}
+		if r := rewrap.New(l.cfg).Move(t.Context(), l.obj); r.Outcome != rewrap.Failed || written == nil {
+			t.Fatalf("%v: %+v", method, r)
+		}
+		for name, value := range have {
+			if written.Get(name) != value {
+				t.Errorf("%v: %s is %q", method, name, written.Get(name))
+			}
+		}
+		if written.Get("Content-Encoding") != "gzip" || written.Get("X-Amz-Meta-Own") != "value" || written.Get("X-Amz-Meta-Cmek-Key") != l.id("new") {
+			t.Errorf("%v: %v", method, written)
+		}
+		for name := range written {
+			if strings.HasPrefix(name, "X-Amz-Server-Side-Encryption") || strings.HasPrefix(name, "X-Amz-Checksum") || name == "Content-Md5" {
+				t.Errorf("%v: %s is sent along", method, name)
+			}
+		}
+	}
+}
+
+func TestMetadataThatIsNotShownIsNotLost(t *testing.T) {
+	l := newLab(t, localKey(t))
+	l.cfg.Send = func(r *http.Request) (*http.Response, error) {
+		resp, err := send(r)
+		if err == nil {
+			resp.Header.Set("X-Amz-Missing-Meta", "1")
+		}
+		return resp, err
+	}
+	if r := rewrap.New(l.cfg).Move(t.Context(), l.obj); r.Outcome != rewrap.Failed || r.Err == nil {
+		t.Errorf("%+v", r)
+	}
+	if id := l.read(); id != l.id("old") {
+		t.Errorf("under %s", id)
+	}
+}
+
+// --all moves what is under the key, but not what is under the newest version of it.
+func TestAllKnowsVersions(t *testing.T) {
+	l := newLab(t, localKey(t))
+	l.cfg.All, l.cfg.To = true, "old"
+	for _, row := range []struct {
+		version func(string, []byte) string
+		want    rewrap.Outcome
+	}{
+		{func(string, []byte) string { return "" }, rewrap.Moved},
+		{func(string, []byte) string { return "3" }, rewrap.Current},
+		{func() func(string, []byte) string {
+			n := 1 // what is stored was wrapped by another version than what is wrapped now
+			return func(string, []byte) string { n++; return fmt.Sprint(n) }
+		}(), rewrap.Moved},
+	} {
+		l.cfg.Version = row.version
+		before := l.calls.wrap
+		r := rewrap.New(l.cfg).Move(t.Context(), l.obj)
+		if r.Outcome != row.want || r.Err != nil || row.want == rewrap.Moved && l.calls.wrap == before {
+			t.Errorf("%+v, not %v", r, row.want)
+		}
+		l.read()
+	}
+}

@@ -1,0 +1,188 @@
+package rewrap
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/keyring"
+	"github.com/cmekproxy/cmekproxy/internal/sigv4"
+	"github.com/cmekproxy/cmekproxy/internal/stored"
+)
+
+// maxCopy is the longest object that one CopyObject or PutObject takes, in bytes.
+const maxCopy = 5 << 30
+
+// ErrLost says that the store has put an envelope on an object that it does not belong to.
+var ErrLost = errors.New("THE OBJECT CAN NO LONGER BE READ")
+
+// moveSingle gives an object that was put whole an envelope under the new key.
+func (m *Mover) moveSingle(ctx context.Context, obj crypt.Object, seen *stored.Seen) error {
+	if seen.Stored > maxCopy {
+		return fmt.Errorf("its %d stored bytes are more than one request can copy (5 GiB): download it and upload it again, in parts", seen.Stored)
+	}
+	old, err := m.cfg.Keys.Open(ctx, obj, seen.Envelope.KeyID, seen.Envelope.WrappedDEK)
+	if err != nil {
+		return err
+	}
+	defer old.Release()
+	if err := seen.Envelope.Verify(old.DEK(), obj); err != nil {
+		return err
+	}
+	fresh, err := m.rewrapped(ctx, obj, seen.Envelope, old)
+	if err != nil {
+		return err
+	}
+	metadata, err := fresh.Metadata()
+	if err != nil {
+		return err
+	}
+	header, err := carry(seen.Header, metadata)
+	if err != nil {
+		return err
+	}
+	if m.cfg.Method == Copy {
+		err = m.copy(ctx, obj, seen, header)
+	} else {
+		err = m.put(ctx, obj, seen, header, old)
+	}
+	if err != nil {
+		return err
+	}
+	return m.confirm(ctx, obj, fresh)
+}
+
+// rewrapped is the envelope under the new key, which has proved that it unwraps it.
+func (m *Mover) rewrapped(ctx context.Context, obj crypt.Object, have *crypt.Envelope, old *keyring.Lease) (*crypt.Envelope, error) {
+	sealed, err := m.cfg.Keys.Rewrap(ctx, old, obj, m.cfg.Client, m.cfg.To)
+	if err != nil {
+		return nil, err
+	}
+	defer sealed.Release()
+	if err := m.proves(ctx, obj, sealed); err != nil {
+		return nil, err
+	}
+	fresh := *have
+	fresh.KeyID, fresh.WrappedDEK = sealed.KeyID, sealed.Wrapped
+	return &fresh, fresh.Sign(old.DEK(), obj)
+}
+
+// copy has the store copy the object onto itself. The source is the current version and not one by its id: the condition
+// is then one on what is there.
+func (m *Mover) copy(ctx context.Context, obj crypt.Object, seen *stored.Seen, header http.Header) error {
+	header.Set("X-Amz-Copy-Source", sigv4.EscapePath("/"+obj.Bucket+"/"+obj.Key))
+	header.Set("X-Amz-Copy-Source-If-Match", seen.ETag)
+	header.Set("X-Amz-Metadata-Directive", "REPLACE")
+	header.Set("X-Amz-Tagging-Directive", "COPY")
+	if m.cfg.Abilities.CopyIfMatch {
+		header.Set("If-Match", seen.ETag)
+	}
+	body, err := m.ask(ctx, http.MethodPut, obj, "", header, nil)
+	if err != nil {
+		return err
+	}
+	_, err = etagOf(body)
+	return err
+}
+
+// put sends the stored body back to the store, with the new envelope. It is verified on the way, so that a body that was
+// damaged meanwhile does not take the place of a good one.
+func (m *Mover) put(ctx context.Context, obj crypt.Object, seen *stored.Seen, header http.Header, dek *keyring.Lease) error {
+	if err := m.carryTags(ctx, obj, header); err != nil {
+		return err
+	}
+	resp, err := m.send(newRequest(ctx, http.MethodGet, obj, "", http.Header{"If-Match": {seen.ETag}}, nil))
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.Header.Get("Etag") != seen.ETag || resp.ContentLength != seen.Stored {
+		return errChanged
+	}
+	body := &verified{ctx: ctx, lease: dek}
+	if body.opener, err = crypt.NewOpener(io.TeeReader(resp.Body, &body.passed), crypt.Whole(seen.Envelope.Size), dek.DEK(), seen.Envelope.Header); err != nil {
+		return err
+	}
+	defer body.opener.Close()
+	if m.cfg.Abilities.PutIfMatch {
+		header.Set("If-Match", seen.ETag)
+	} else if err := m.unchanged(ctx, obj, seen.ETag); err != nil {
+		return err
+	}
+	_, err = m.ask(ctx, http.MethodPut, obj, "", header, &payload{body, seen.Stored})
+	if body.err != nil {
+		return body.err // and why the store was left with half a body
+	}
+	return err
+}
+
+// unchanged looks at the object right before it is overwritten, where the store knows no condition. What a client writes
+// in between is overwritten too.
+func (m *Mover) unchanged(ctx context.Context, obj crypt.Object, etag string) error {
+	now, err := m.reader.Look(ctx, request(obj))
+	if err == nil && now.ETag != etag {
+		err = errChanged
+	}
+	return err
+}
+
+// verified hands stored bytes on, each after its segment has verified. The end comes only if all have.
+type verified struct {
+	ctx    context.Context //nolint:containedctx // of the one request that reads it
+	opener *crypt.Opener
+	lease  *keyring.Lease
+	passed bytes.Buffer // what the opener has read
+	err    error
+}
+
+func (v *verified) Read(p []byte) (int, error) {
+	for v.passed.Len() == 0 {
+		_, err := v.opener.Next()
+		if err == io.EOF { //nolint:errorlint // bare: Next says so
+			return 0, io.EOF
+		}
+		if err == nil {
+			err = v.lease.Check(v.ctx)
+		}
+		if err != nil {
+			v.err = err
+			return 0, err
+		}
+	}
+	return v.passed.Read(p)
+}
+
+// confirm looks at what is stored now. The header of the envelope is that of the body, which is drawn for each one that
+// is written: so the envelope and the body are seen to belong together.
+func (m *Mover) confirm(ctx context.Context, obj crypt.Object, fresh *crypt.Envelope) error {
+	seen, err := m.check.Peek(ctx, request(obj), crypt.HeaderSize)
+	switch status(err) {
+	case http.StatusNotFound:
+		return nil // deleted since
+	case http.StatusRequestedRangeNotSatisfiable:
+		return errChanged // for something empty
+	}
+	if err != nil {
+		return fmt.Errorf("it was moved, and could not be looked at after: %w", err)
+	}
+	have := seen.Envelope
+	if have == nil || have.KeyID != fresh.KeyID || !bytes.Equal(have.WrappedDEK, fresh.WrappedDEK) {
+		return errChanged // overwritten since: what is there now is looked at in its turn
+	}
+	if !bytes.Equal(seen.First, fresh.Header[:]) {
+		return fmt.Errorf("%w: it was overwritten while the store copied it, and the store put the old object's envelope on the new body", ErrLost)
+	}
+	lease, err := m.cfg.Check(ctx, obj, have.KeyID, have.WrappedDEK)
+	if err != nil {
+		return fmt.Errorf("it was moved, and could not be opened after: %w", err)
+	}
+	defer lease.Release()
+	if err := have.Verify(lease.DEK(), obj); err != nil {
+		return fmt.Errorf("it was moved, and does not verify after: %w", err)
+	}
+	return nil
+}

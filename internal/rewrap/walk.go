@@ -1,0 +1,184 @@
+package rewrap
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"iter"
+	"os"
+	"path/filepath"
+	"time"
+	"unicode/utf8"
+
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/ordered"
+	"github.com/cmekproxy/cmekproxy/internal/stored"
+)
+
+const (
+	// maxFailed is how many failed keys a State holds. When there are more, its position stands still, and the next run
+	// looks at all that comes after it.
+	maxFailed = 1000
+	// window is how many objects may be done while an earlier one, such as a large one in parts, is not.
+	window = 2000
+	// inARow is how many failures in a row end a walk: the fault is then with a key or the store, and not with the objects.
+	inARow = 200
+	// saveEvery is how often the state is written.
+	saveEvery = time.Second
+)
+
+// ErrInARow says that a walk was ended because nothing succeeded any more.
+var ErrInARow = fmt.Errorf("the last %d objects have all failed", inARow)
+
+// Walk moves all objects of a listing.
+type Walk struct {
+	Mover    *Mover
+	List     func(ctx context.Context, l stored.Listing) iter.Seq2[stored.Entry, error]
+	Parallel int // objects at a time
+	// File is the path of the state, by which a walk that was ended goes on; "" for none.
+	File string
+	// KeepGoing does not end the walk for failures in a row.
+	KeepGoing bool
+	// Report is told of each object, in the order of the listing.
+	Report func(Result)
+	// Now is the clock.
+	Now func() time.Time
+}
+
+// State is how far a walk has come. It is written now and then, and lags behind what is done, never ahead of it.
+type State struct {
+	Bucket string    `json:"bucket"`
+	Prefix string    `json:"prefix"`
+	To     string    `json:"to"` // Config.To
+	All    bool      `json:"all"`
+	After  string    `json:"after"`  // all keys up to this one are done, in the order of the listing, but for:
+	Failed []string  `json:"failed"` // they are tried again first
+	Saved  time.Time `json:"saved"`
+}
+
+// Run walks over what of bucket has the prefix. It returns an error if it did not come to the end; that objects failed is
+// none, and told to Report only.
+func (w *Walk) Run(ctx context.Context, bucket, prefix string) error {
+	fresh := State{Bucket: bucket, Prefix: prefix, To: w.Mover.cfg.To, All: w.Mover.cfg.All}
+	state, err := w.load(fresh)
+	if err != nil {
+		return err
+	}
+	todo, before := w.todo(ctx, state), state.Failed
+	state.Failed = nil
+	walkErr := w.run(ctx, &state, before, todo)
+	switch {
+	case w.File == "" || w.Mover.cfg.DryRun:
+		return walkErr
+	case walkErr == nil && len(state.Failed) == 0:
+		if err := os.Remove(w.File); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		return nil
+	default:
+		return errors.Join(walkErr, w.save(state))
+	}
+}
+
+// todo lists what failed before, and then what has not been looked at yet.
+func (w *Walk) todo(ctx context.Context, state State) iter.Seq2[stored.Entry, error] {
+	return func(yield func(stored.Entry, error) bool) {
+		for _, key := range state.Failed {
+			if !yield(stored.Entry{Key: key}, nil) {
+				return
+			}
+		}
+		for e, err := range w.List(ctx, stored.Listing{Bucket: state.Bucket, Prefix: state.Prefix, After: state.After}) {
+			if !yield(e, err) {
+				return
+			}
+		}
+	}
+}
+
+// run moves what is to be done, which begins with what failed before, and notes it in state.
+func (w *Walk) run(ctx context.Context, state *State, before []string, todo iter.Seq2[stored.Entry, error]) error {
+	saved, row, seen, frozen := w.Now(), 0, 0, false
+	defer func() {
+		if seen < len(before) {
+			state.Failed = append(state.Failed, before[seen:]...) // it did not even come to these
+		}
+	}()
+	move := func(ctx context.Context, e stored.Entry) Result {
+		return w.Mover.Move(ctx, crypt.Object{Bucket: state.Bucket, Key: e.Key})
+	}
+	for r, err := range ordered.Map(ctx, todo, w.Parallel, window, move) {
+		if err != nil {
+			return err
+		}
+		if ctx.Err() != nil && r.Outcome == Failed {
+			return ctx.Err() // it has not failed by itself
+		}
+		seen++
+		w.Report(r)
+		row++
+		if r.Outcome != Failed {
+			row = 0
+		} else if frozen = frozen || len(state.Failed) == maxFailed; !frozen {
+			state.Failed = append(state.Failed, r.Key)
+		}
+		if seen > len(before) && !frozen && utf8.ValidString(r.Key) {
+			state.After = r.Key
+		}
+		if row == inARow && !w.KeepGoing {
+			return ErrInARow
+		}
+		if now := w.Now(); now.Sub(saved) >= saveEvery && seen >= len(before) && w.File != "" && !w.Mover.cfg.DryRun {
+			if err := w.save(*state); err != nil {
+				return err
+			}
+			saved = now
+		}
+	}
+	return nil
+}
+
+// load reads the state, or begins with a fresh one.
+func (w *Walk) load(fresh State) (State, error) {
+	if w.File == "" {
+		return fresh, nil
+	}
+	text, err := os.ReadFile(w.File)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fresh, nil
+	}
+	if err != nil {
+		return fresh, err
+	}
+	var s State
+	if err := json.Unmarshal(text, &s); err != nil {
+		return fresh, fmt.Errorf("%s: %w", w.File, err)
+	}
+	if s.Bucket != fresh.Bucket || s.Prefix != fresh.Prefix || s.To != fresh.To || s.All != fresh.All {
+		return fresh, fmt.Errorf("%s is of another run, of s3://%s/%s to %q: go on with that one, or remove the file", w.File, s.Bucket, s.Prefix, s.To)
+	}
+	return s, nil
+}
+
+// save replaces the file as a whole.
+func (w *Walk) save(s State) error {
+	s.Saved = w.Now().UTC()
+	text, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(filepath.Dir(w.File), filepath.Base(w.File)+".*")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(append(text, '\n'))
+	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
+		err = os.Rename(f.Name(), w.File)
+	}
+	if err != nil {
+		_ = os.Remove(f.Name())
+	}
+	return err
+}

@@ -1,0 +1,119 @@
+package stored
+
+import (
+	"context"
+	"fmt"
+	"iter"
+	"net/http"
+
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
+)
+
+// Seen is what the store says of an object. It takes no key to find it out, so nothing of it is authenticated.
+type Seen struct {
+	Header    http.Header // the store's
+	ETag      string      // the store's
+	Stored    int64       // size in the store, in bytes
+	Plaintext bool        // it has no envelope
+	Envelope  *crypt.Envelope
+	Mark      *crypt.Mark // of a multipart object; Envelope is nil
+	Parts     int         // of a multipart object, one that was appended included; -1 if its ETag does not say
+	First     []byte      // its first bytes, if they were asked for
+}
+
+// Size is the size of the plaintext in bytes, -1 if it takes the part headers to tell. It is ErrIntegrity that the sizes
+// cannot be true.
+func (s *Seen) Size() (int64, error) {
+	switch {
+	case s.Plaintext:
+		return s.Stored, nil
+	case s.Envelope != nil:
+		if s.Stored != crypt.StoredSize(s.Envelope.Size) {
+			return 0, fmt.Errorf("%w: %d stored bytes for a plaintext of %d", ErrIntegrity, s.Stored, s.Envelope.Size)
+		}
+		return s.Envelope.Size, nil
+	case s.Parts < 0:
+		return -1, nil
+	default:
+		return MultipartSize(s.Stored, s.Parts)
+	}
+}
+
+// Look asks what the store says of an object.
+func (s *Store) Look(ctx context.Context, q Request) (*Seen, error) {
+	resp, err := s.request(ctx, http.MethodHead, q, q.Header)
+	if err != nil {
+		return nil, err
+	}
+	defer closeBody(resp)
+	return seenOf(resp.Header, resp.ContentLength)
+}
+
+// Peek is Look for an object that is not empty in the store, with its first n bytes or all of a shorter one.
+func (s *Store) Peek(ctx context.Context, q Request, n int64) (*Seen, error) {
+	resp, err := s.get(ctx, q, fmt.Sprintf("bytes=0-%d", n-1))
+	if err != nil {
+		return nil, err
+	}
+	_, total, ok := parseContentRange(resp.Header.Get("Content-Range"))
+	if !ok {
+		closeBody(resp)
+		return nil, fmt.Errorf("%w answered %d to a range", ErrStore, resp.StatusCode)
+	}
+	seen, err := seenOf(resp.Header, total)
+	if err != nil {
+		closeBody(resp)
+		return nil, err
+	}
+	have, err := readChunk(resp)
+	seen.First = have.bytes
+	return seen, err
+}
+
+func seenOf(h http.Header, size int64) (*Seen, error) {
+	f, err := factsOf(h, size)
+	if err != nil {
+		return nil, err
+	}
+	s := &Seen{Header: h, ETag: f.etag, Stored: size, Plaintext: f.kind == plaintext, Envelope: f.envelope, Parts: f.parts}
+	if f.kind == multipart {
+		s.Mark = &f.mark
+	}
+	return s, nil
+}
+
+// PartHeaders reads the header of each part of a multipart object, one after the other, as each says where the next one
+// is. They are not verified. An error is the last that it yields; ErrOverwritten if the object is no longer the one seen.
+func (s *Store) PartHeaders(ctx context.Context, q Request, seen *Seen) iter.Seq2[*crypt.Part, error] {
+	return func(yield func(*crypt.Part, error) bool) {
+		for at := int64(0); at < seen.Stored; {
+			part, err := s.partHeader(ctx, q, seen, at)
+			if err != nil {
+				yield(nil, err)
+				return
+			}
+			if !yield(part, nil) {
+				return
+			}
+			at += part.Size + crypt.PartOverhead
+		}
+	}
+}
+
+func (s *Store) partHeader(ctx context.Context, q Request, seen *Seen, at int64) (*crypt.Part, error) {
+	if at+crypt.PartOverhead > seen.Stored {
+		return nil, fmt.Errorf("%w: no room for a part at %d of %d", ErrIntegrity, at, seen.Stored)
+	}
+	b, err := s.fetch(ctx, q, seen.ETag, at, at+crypt.PartPrefixSize)
+	if err == errChanged { //nolint:errorlint // as fetch says it
+		return nil, ErrOverwritten
+	}
+	if err != nil {
+		return nil, err
+	}
+	part, err := crypt.ParsePart(b)
+	if err == nil && at+part.Size+crypt.PartOverhead > seen.Stored {
+		err = fmt.Errorf("%w: part %d is longer than what is left of the object", ErrIntegrity, part.Number)
+	}
+	return part, err
+}
