@@ -14,8 +14,9 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/config"
 )
 
-// buildAudit opens the audit log, if there is to be one.
-func (a *app) buildAudit(cfg config.Audit) (err error) {
+// openAudit opens the audit log, if there is to be one. It is that of the proxy that serves: a command that another user
+// runs would leave behind a file that the proxy may not write to.
+func (a *app) openAudit(cfg config.Audit) (err error) {
 	out := audit.Config{
 		File: cfg.File, MaxSize: int64(cfg.MaxSizeMB) << 20, MaxAge: time.Duration(cfg.MaxAgeDays) * 24 * time.Hour, MaxFiles: cfg.MaxFiles,
 		Now:     time.Now,

@@ -41,7 +41,6 @@ func check(ctx context.Context, args []string, stdout io.Writer) error {
 		c.run(ctx, "key "+key.Name+" ("+string(key.Provider)+")", func(ctx context.Context) (string, error) { return checkKey(ctx, key) })
 	}
 	c.line(checkAudit(cfg.Audit), "audit log")
-	cfg.Audit = config.Audit{} // it is the proxy's: a file that is made here may not be one that the proxy can write
 	if a, err := build(ctx, cfg, zap.NewNop(), ""); err != nil {
 		c.line(err, "wiring")
 	} else {

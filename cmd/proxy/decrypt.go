@@ -38,7 +38,6 @@ func decrypt(ctx context.Context, args []string, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
-	cfg.Audit.File, cfg.Audit.Stdout = "", false // the trail of the proxy, on whose machine this need not be
 	a, err := build(ctx, cfg, zap.NewNop(), "")
 	if err != nil {
 		return err

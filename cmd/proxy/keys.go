@@ -95,7 +95,7 @@ func (a *app) buildKeys(ctx context.Context) error {
 		Now:             time.Now,
 	})
 	var auditor keyring.Auditor
-	if a.audit != nil {
+	if a.cfg.Audit.File != "" || a.cfg.Audit.Stdout {
 		auditor = s3api.Trail(a.record)
 	}
 	var err error

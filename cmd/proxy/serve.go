@@ -49,6 +49,9 @@ func loadConfig(path string) (*config.Config, error) {
 // serve answers requests until ctx ends, then lets running ones finish for limits.shutdown_grace. ready, if not nil, is
 // called with the S3 address once it listens.
 func (a *app) serve(ctx context.Context, ready func(net.Addr)) error {
+	if err := a.openAudit(a.cfg.Audit); err != nil {
+		return err
+	}
 	s3, err := (&net.ListenConfig{}).Listen(ctx, "tcp", a.cfg.Listen)
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)

@@ -41,7 +41,7 @@ type app struct {
 	cfg     *config.Config
 	path    string // of the file that cfg was read from, to be read anew; "" for none
 	log     *zap.Logger
-	audit   *audit.Log // nil for none
+	audit   *audit.Log // nil for none, and before serve
 	metrics *metrics.Metrics
 	cache   *dekcache.Cache
 	keys    *keyring.Keyring
@@ -63,9 +63,6 @@ func build(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSocket 
 		return nil, err
 	}
 	if a.tls, err = buildTLS(cfg.TLS); err != nil {
-		return nil, err
-	}
-	if err := a.buildAudit(cfg.Audit); err != nil {
 		return nil, err
 	}
 	if err := a.buildKeys(ctx); err != nil {
