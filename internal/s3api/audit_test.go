@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"io"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -182,6 +183,35 @@ func TestNoUseWithoutAudit(t *testing.T) {
 		if got := p.mustGet("k"); !bytes.Equal(got, text) {
 			t.Errorf("%q", got)
 		}
+	}
+}
+
+// Who watches a stream that is stuck writes for the same request as the stream itself.
+func TestRenewalsAreAuditedForTheirRequest(t *testing.T) {
+	log := newAuditLog(t)
+	p := newProxy(t, log.option)
+	p.put("k", randomText(20<<20))
+	log.take()
+	out, err := p.client.GetObject(t.Context(), &s3.GetObjectInput{Bucket: &p.bucket, Key: new("k")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Body.Close()
+	opened := log.want("GET", "open GetObject cache ok")[0]
+	p.keys.PurgeAll()
+	var records []audit.Record
+	for deadline := time.Now().Add(20 * time.Second); len(records) == 0; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("not renewed, though nobody reads")
+		}
+		records = log.take()
+	}
+	r := records[0]
+	if len(records) != 1 || r.Event != "renew" || r.Result != audit.OK || r.RequestID != opened.RequestID || r.Operation != "GetObject" || r.Client != "app" || r.Key != "k" {
+		t.Errorf("%+v", records)
+	}
+	if _, err := io.Copy(io.Discard, out.Body); err != nil {
+		t.Error(err)
 	}
 }
 
