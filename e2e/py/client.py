@@ -11,6 +11,7 @@ import os
 import secrets
 import ssl
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -123,10 +124,12 @@ def round_trip(c):
         c.same(b["name"], get(key), data(b))
         # The transfer manager, which is what most programs use, reads a file and writes a file.
         s3.upload_file(b["file"], BUCKET, "transfer/" + b["name"])
-        s3.download_file(BUCKET, "transfer/" + b["name"], b["file"] + ".boto3-" + BUCKET)
-        with open(b["file"] + ".boto3-" + BUCKET, "rb") as f:
+        # Not beside the bodies: another client may be uploading all that is in their folder.
+        back = os.path.join(tempfile.gettempdir(), "boto3-" + BUCKET + "-" + secrets.token_hex(8))
+        s3.download_file(BUCKET, "transfer/" + b["name"], back)
+        with open(back, "rb") as f:
             c.same(b["name"] + " by transfer manager", f.read(), data(b))
-        os.remove(b["file"] + ".boto3-" + BUCKET)
+        os.remove(back)
 
 
 def sizes(c):
