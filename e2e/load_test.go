@@ -248,6 +248,10 @@ func TestStampede(t *testing.T) {
 	s.awaitService(t)
 	purge(t, s)
 	before := calls()
+	unwraps := func(what string) float64 {
+		return s.metric(t, "cmekproxy_kms_duration_seconds_"+what, `operation="unwrap"`)
+	}
+	asked, waited := unwraps("count"), unwraps("sum")
 	api := s.api(&http.Transport{MaxIdleConnsPerHost: 1000})
 	var all sync.WaitGroup
 	begin := make(chan struct{})
@@ -267,10 +271,11 @@ func TestStampede(t *testing.T) {
 	}
 	close(begin)
 	all.Wait()
-	if n := calls() - before; n != 1 {
-		t.Errorf("%d KMS calls for 1,000 clients of one object, want 1", n)
+	n, took := calls()-before, unwraps("sum")-waited
+	if unwraps("count")-asked != 1 || n != 1 && took < 2 { // an attempt that has no answer within 2 s is made again
+		t.Errorf("%v unwraps by %d KMS calls in %.1f s for 1,000 clients of one object, want 1", unwraps("count")-asked, n, took)
 	}
-	t.Log("1,000 parallel GETs of one object: 1 KMS call")
+	t.Logf("1,000 parallel GETs of one object: %d KMS call in %.3f s", n, took)
 	hotObjects(t, s)
 }
 
