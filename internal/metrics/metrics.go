@@ -114,11 +114,6 @@ func (b byKey) Collect(ch chan<- prometheus.Metric) {
 	})
 }
 
-// Gauge adds a value that is read when somebody asks.
-func (m *Metrics) Gauge(name, help string, value func() float64) {
-	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
-}
-
 // Counter adds a count that is read when somebody asks.
 func (m *Metrics) Counter(name, help string, value func() float64) {
 	m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, value))

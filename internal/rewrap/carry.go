@@ -38,7 +38,7 @@ func carry(have http.Header, envelope map[string]string) (http.Header, error) {
 			h[name] = values
 		}
 	}
-	withoutFraming(h)
+	stored.WithoutFraming(h)
 	for name, values := range have {
 		if strings.HasPrefix(name, stored.MetaPrefix) && !strings.HasPrefix(name, envelopePrefix) {
 			h[name] = values
@@ -48,20 +48,6 @@ func carry(have http.Header, envelope map[string]string) (http.Header, error) {
 		h.Set(stored.MetaPrefix+name, value)
 	}
 	return h, nil
-}
-
-// withoutFraming takes out of Content-Encoding what some stores leave there of the transfer's own framing.
-func withoutFraming(h http.Header) {
-	var kept []string
-	for coding := range strings.SplitSeq(strings.Join(h.Values("Content-Encoding"), ","), ",") {
-		if coding = strings.TrimSpace(coding); coding != "" && !strings.EqualFold(coding, "aws-chunked") {
-			kept = append(kept, coding)
-		}
-	}
-	h.Del("Content-Encoding")
-	if len(kept) > 0 {
-		h.Set("Content-Encoding", strings.Join(kept, ","))
-	}
 }
 
 // carryTags adds the object's tags, which a server-side copy takes along by itself.

@@ -45,28 +45,8 @@ func (c *call) requestHeader() http.Header {
 			h[name] = values
 		}
 	}
-	withoutAWSChunked(h)
+	stored.WithoutFraming(h)
 	return h
-}
-
-// withoutAWSChunked takes the framing of the client's own transfer out of Content-Encoding: it is not the content's.
-func withoutAWSChunked(h http.Header) {
-	values := h.Values("Content-Encoding")
-	if len(values) == 0 {
-		return
-	}
-	var kept []string
-	for _, value := range values {
-		for coding := range strings.SplitSeq(value, ",") {
-			if coding = strings.TrimSpace(coding); coding != "" && !strings.EqualFold(coding, "aws-chunked") {
-				kept = append(kept, coding)
-			}
-		}
-	}
-	h.Del("Content-Encoding")
-	if len(kept) > 0 {
-		h.Set("Content-Encoding", strings.Join(kept, ","))
-	}
 }
 
 // checkMetadata refuses user metadata that takes the envelope's names, or that leaves it no room.
@@ -131,7 +111,7 @@ func (c *call) copyHeader(from http.Header) {
 		to.Del("Etag")
 		to["ETag"] = []string{showETag(etag)} // as S3 spells it, for clients that do not know better
 	}
-	withoutAWSChunked(to)
+	stored.WithoutFraming(to)
 }
 
 // sayEncrypted tells the client what protects the object, in S3's words.
