@@ -32,6 +32,7 @@ var clients = []struct {
 	{"s3cmd", func(e endpoint, dir string) client { return newS3cmd(e, dir) }},
 	{"go-sdk", func(e endpoint, _ string) client { return newGoSDK(e) }},
 	{"minio-go", func(e endpoint, _ string) client { return newMinioGo(e) }},
+	{"mc", func(e endpoint, dir string) client { return newMC(e, dir) }},
 }
 
 // scripts are the clients in other languages. Each is given a manifest, makes the same checks, and prints a line of JSON
@@ -42,6 +43,7 @@ var scripts = []struct {
 }{
 	{"boto3", func(manifest string) []string { return []string{pythonCommand(), "py/client.py", manifest} }},
 	{"js-sdk", func(manifest string) []string { return []string{"node", "js/client.mjs", manifest} }},
+	{"minio-js", func(manifest string) []string { return []string{"node", "js/minio.mjs", manifest} }},
 }
 
 func TestClients(t *testing.T) {
@@ -174,7 +176,7 @@ func runScript(t *testing.T, e endpoint, column string, command []string) {
 			}
 		})
 	}
-	if err := cmd.Wait(); err != nil {
+	if err := errors.Join(cmd.Wait(), complaint(stderr.String())); err != nil {
 		t.Errorf("the script ended with %v: %s", err, stderr.String())
 	}
 	if lines == 0 {

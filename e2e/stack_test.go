@@ -41,8 +41,10 @@ func (e endpoint) host() string { return e.url[strings.Index(e.url, "://")+3:] }
 type stack struct {
 	endpoints []endpoint // of the proxies, or of the store
 	store     endpoint   // the store itself, past the proxies
+	name      string     // before the names of the logs, where several are up at once
 	dir       string     // where the store keeps everything
 	versions  string     // where it keeps old versions; empty for none
+	iam       string     // where it keeps its own users; empty for none
 	logs      []string   // of the store and the proxies; a replica that is started again has another one
 	proxied   bool
 }
@@ -91,12 +93,15 @@ func (s *stack) startStore(t *testing.T, scheme string, c credentials, cert, key
 		args = append(args, "--cert", cert, "--key", key)
 		e.ca = cert
 	}
+	if s.iam != "" {
+		args = append(args, "--iam-dir", s.iam)
+	}
 	env := environment("ROOT_ACCESS_KEY="+c.accessKey, "ROOT_SECRET_KEY="+c.secret)
 	args = append(args, "posix")
 	if s.versions != "" {
 		args = append(args, "--versioning-dir", s.versions)
 	}
-	p := start(t, "store-"+scheme, env, tool(t, "versitygw"), append(args, s.dir)...)
+	p := start(t, s.name+"store-"+scheme, env, tool(t, "versitygw"), append(args, s.dir)...)
 	e.url = scheme + "://" + address
 	s.logs = append(s.logs, p.log)
 	p.waitForPort(t, address)
@@ -121,7 +126,7 @@ func startKMS(t *testing.T) (env []string, keyConfig, url string) {
 func (s *stack) startProxy(t *testing.T, scheme string, c credentials, env []string, keyConfig, cert, key string) endpoint {
 	t.Helper()
 	address, admin := freeAddress(t), freeAddress(t)
-	p := start(t, "proxy-"+scheme, env, tool(t, "proxy"), "serve", "--config", s.writeConfig(t, scheme, address, admin, keyConfig, cert, key))
+	p := start(t, s.name+"proxy-"+scheme, env, tool(t, "proxy"), "serve", "--config", s.writeConfig(t, scheme, address, admin, keyConfig, cert, key))
 	s.logs = append(s.logs, p.log)
 	p.waitFor(t, "http://"+admin+"/readyz")
 	return endpoint{name: scheme, url: scheme + "://" + address, ca: cert, credentials: c}

@@ -1,0 +1,245 @@
+package e2e
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// The store brings its own suite of conformance tests, which can be pointed at any endpoint. Each case is run at the
+// store and through the proxy; those that pass at the store only are the proxy's doing, and conformance.txt must name
+// each, with a reason. See conformance.sh.
+const (
+	suite          = "github.com/versity/versitygw"
+	suiteExpected  = "conformance.txt"
+	suiteWorkers   = 4
+	suiteCaseLimit = 2 * time.Minute
+)
+
+// verdict is what became of a case; empty where it has passed.
+type verdict struct{ direct, proxied string }
+
+func TestConformance(t *testing.T) {
+	if os.Getenv("E2E_CONFORMANCE") == "" {
+		t.Skip("run by make conformance")
+	}
+	verdicts := runSuite(t, suiteCases(t))
+	expected := readExpected(t)
+	for _, name := range slices.Sorted(maps.Keys(verdicts)) {
+		v := verdicts[name]
+		reason, listed := expected.reasons[name]
+		switch {
+		case v.direct == "" && v.proxied != "" && !listed:
+			t.Errorf("%s passes at the store only: %s", name, v.proxied)
+		case listed && v.direct == "" && v.proxied == "":
+			t.Errorf("%s passes, and %s has a reason why it does not: %s", name, suiteExpected, reason)
+		}
+	}
+	for name := range expected.reasons {
+		if _, ok := verdicts[name]; !ok {
+			t.Errorf("%s names %s, which the suite does not have", suiteExpected, name)
+		}
+	}
+	checkSection(t, "conformance", conformanceSection(verdicts, expected))
+}
+
+// suiteCase is a case by its name. Some need a store that keeps versions.
+type suiteCase struct {
+	name      string
+	versioned bool
+}
+
+// suiteCases has the suite say what it would run: without an endpoint, each case is named before it fails.
+func suiteCases(t *testing.T) []suiteCase {
+	t.Helper()
+	var cases []suiteCase
+	seen := make(map[string]bool)
+	for _, flags := range [][]string{nil, {"--versioning-enabled"}} {
+		out, _ := runSuiteCommand(t, endpoint{url: "http://" + freeAddress(t), credentials: newCredentials()}, append([]string{"full-flow"}, flags...)...)
+		for _, line := range regexp.MustCompile(`(?m)^RUN +(\S+)`).FindAllStringSubmatch(out, -1) {
+			if name := line[1]; !seen[name] {
+				seen[name] = true
+				cases = append(cases, suiteCase{name, flags != nil})
+			}
+		}
+	}
+	if len(cases) < 600 {
+		t.Fatalf("the suite has %d cases", len(cases))
+	}
+	return cases
+}
+
+// runSuite runs all cases, each in a process of its own, as one that crashes would take the others with it.
+func runSuite(t *testing.T, cases []suiteCase) map[string]verdict {
+	t.Helper()
+	queue := make(chan suiteCase)
+	verdicts := make(map[string]verdict)
+	var mu sync.Mutex
+	var workers sync.WaitGroup
+	env, keyConfig, _ := startKMS(t)
+	for i := range suiteWorkers {
+		plain, versioned := newLane(t, fmt.Sprintf("lane-%d", i), env, keyConfig, false), newLane(t, fmt.Sprintf("versions-%d", i), env, keyConfig, true)
+		workers.Go(func() {
+			for c := range queue {
+				lane := plain
+				if c.versioned {
+					lane = versioned
+				}
+				v := lane.judge(t, c)
+				mu.Lock()
+				verdicts[c.name] = v
+				mu.Unlock()
+			}
+		})
+	}
+	for i, c := range cases {
+		queue <- c
+		if i%100 == 99 {
+			fmt.Printf("conformance: %d of %d cases\n", i+1, len(cases))
+		}
+	}
+	close(queue)
+	workers.Wait()
+	return verdicts
+}
+
+// lane is a store and a proxy in front of it, for one case at a time: all cases name their buckets alike.
+type lane struct {
+	store   *stack
+	proxied endpoint
+}
+
+func newLane(t *testing.T, name string, env []string, keyConfig string, versioned bool) *lane {
+	t.Helper()
+	s := &stack{name: name + "-", dir: storeDir(t), iam: storeDir(t)}
+	if versioned {
+		s.versions = storeDir(t)
+	}
+	s.store = s.startStore(t, "http", newCredentials(), "", "")
+	client := newCredentials()
+	env = append(slices.Clone(env), "ORIGIN_ACCESS_KEY="+s.store.accessKey, "ORIGIN_SECRET_KEY="+s.store.secret,
+		"APP_ACCESS_KEY="+client.accessKey, "APP_SECRET_KEY="+client.secret)
+	return &lane{s, s.startProxy(t, "http", client, env, keyConfig, "", "")}
+}
+
+// judge runs a case at both, and one that the proxy fails once more: it may have been the clock.
+func (l *lane) judge(t *testing.T, c suiteCase) verdict {
+	v := verdict{direct: l.run(t, l.store.store, c), proxied: l.run(t, l.proxied, c)}
+	if v.direct == "" && v.proxied != "" {
+		v.proxied = l.run(t, l.proxied, c)
+	}
+	return v
+}
+
+// run returns why a case fails, or "". What it leaves behind is removed.
+func (l *lane) run(t *testing.T, e endpoint, c suiteCase) string {
+	args := []string{c.name}
+	if c.versioned {
+		args = append(args, "--versioning-enabled")
+	}
+	out, err := runSuiteCommand(t, e, args...)
+	for _, dir := range []string{l.store.dir, l.store.versions} {
+		left, _ := filepath.Glob(filepath.Join(dir, "*"))
+		for _, path := range left {
+			if dir != "" {
+				_ = os.RemoveAll(path)
+			}
+		}
+	}
+	if err == nil {
+		return ""
+	}
+	if failure := regexp.MustCompile(`(?m)^FAIL +[^:]+: (.*)`).FindStringSubmatch(out); failure != nil {
+		return failure[1]
+	}
+	if strings.Contains(out, "panic:") {
+		return "the case crashes on the answer"
+	}
+	return cmp.Or(strings.TrimSpace(out), err.Error())
+}
+
+var colors = regexp.MustCompile("\x1b\\[[0-9]*m")
+
+// runSuiteCommand runs where the store's own program is: the suite makes users of the store with it.
+func runSuiteCommand(t *testing.T, e endpoint, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(t.Context(), suiteCaseLimit)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, tool(t, "versitygw"), append([]string{"--region", region, "test", "-a", e.accessKey, "-s", e.secret, "-e", e.url}, args...)...)
+	cmd.Dir, cmd.Env = os.Getenv("E2E_BIN"), environment()
+	out, err := cmd.CombinedOutput()
+	return colors.ReplaceAllString(string(out), ""), errors.Join(err, ctx.Err())
+}
+
+// expectations are the cases of conformance.txt: reasons in their order, and the reason of each case.
+type expectations struct {
+	order   []string
+	reasons map[string]string
+}
+
+// readExpected reads lines of "# reason", and below each the cases that it is the reason of.
+func readExpected(t *testing.T) expectations {
+	t.Helper()
+	text, err := os.ReadFile(suiteExpected)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := expectations{reasons: make(map[string]string)}
+	for line := range strings.Lines(string(text)) {
+		line = strings.TrimSpace(line)
+		reason, isReason := strings.CutPrefix(line, "# ")
+		switch {
+		case line == "":
+		case isReason:
+			e.order = append(e.order, reason)
+		case len(e.order) == 0:
+			t.Fatalf("%s: %s has no reason", suiteExpected, line)
+		case e.reasons[line] != "":
+			t.Errorf("%s: %s is there twice", suiteExpected, line)
+		default:
+			e.reasons[line] = e.order[len(e.order)-1]
+		}
+	}
+	return e
+}
+
+// conformanceSection is what the documentation says of the run.
+func conformanceSection(verdicts map[string]verdict, e expectations) string {
+	both, store, gained := 0, 0, 0
+	byReason := make(map[string][]string)
+	for _, name := range slices.Sorted(maps.Keys(verdicts)) {
+		switch v := verdicts[name]; {
+		case v.direct != "" && v.proxied == "":
+			gained++
+		case v.direct != "":
+		case v.proxied == "":
+			store++
+			both++
+		default:
+			store++
+			byReason[e.reasons[name]] = append(byReason[e.reasons[name]], "`"+name+"`")
+		}
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "The suite of %s %s has %d cases: %d pass at the store, and %d of these through the proxy.", suite, moduleVersion(suite), len(verdicts), store, both)
+	if gained > 0 {
+		fmt.Fprintf(&b, " %d pass through the proxy only.", gained)
+	}
+	b.WriteString(" The others, and why:\n")
+	for _, reason := range e.order {
+		if names := byReason[reason]; len(names) > 0 {
+			fmt.Fprintf(&b, "\n- **%s** (%d): %s\n", reason, len(names), strings.Join(names, ", "))
+		}
+	}
+	return b.String()
+}
