@@ -71,6 +71,8 @@ type Config struct {
 	OutageWait time.Duration
 	// Observer, if not nil, is told what happens.
 	Observer Observer
+	// Defaults, if not nil, are keys that were chosen for buckets, and take the place of the rules' keys.
+	Defaults *Defaults
 	// Auditor, if not nil, writes down each use of a key, and keeps from being done what it cannot write down. A renewal
 	// that cannot be written down counts as one that the KMS did not answer.
 	Auditor Auditor

@@ -173,6 +173,9 @@ func (s *sharedKey) drop(blob []byte) {
 	}
 }
 
+// Shared reports whether the DEK comes from a bucket key.
+func (l *Lease) Shared() bool { return l.wrapped.Salt != nil }
+
 // Wrote counts n bytes of plaintext that are written under the lease, for Reuse.MaxBytes.
 func (l *Lease) Wrote(n int64) {
 	if l.wrapped.Salt == nil {

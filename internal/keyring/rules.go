@@ -75,12 +75,37 @@ func (k *Keyring) KeyID(obj Object, client, requestedKeyID string) (string, erro
 	return service.id, nil
 }
 
+// SetDefault chooses the key for new objects in a bucket, by its id or name; "" takes the choice back. It must be one that the
+// client could ask for with each object. Errors: as KeyID, and ErrDefaults, also where there is no file for it.
+func (k *Keyring) SetDefault(bucket, client, requestedKeyID string) error {
+	if k.cfg.Defaults == nil {
+		return fmt.Errorf("%w: none is configured", ErrDefaults)
+	}
+	name := ""
+	if requestedKeyID != "" {
+		_, key, _, err := k.keyFor(Object{Bucket: bucket}, client, requestedKeyID)
+		if err != nil {
+			return err
+		}
+		name = key.Name
+	}
+	return k.cfg.Defaults.Set(bucket, name)
+}
+
+// HasDefaults reports whether SetDefault has a file to write to.
+func (k *Keyring) HasDefaults() bool { return k.cfg.Defaults != nil }
+
 // keyFor returns the key to seal obj with. A client can ask for another key than the rule's, but not write where no
 // rule lets it.
 func (k *Keyring) keyFor(obj Object, client, requested string) (Rule, *key, *service, error) {
 	r, err := k.Rule(obj, client)
 	if err != nil {
 		return r, nil, nil, err
+	}
+	if requested == "" {
+		if requested, err = k.cfg.Defaults.Key(obj.Bucket); err != nil {
+			return r, nil, nil, err
+		}
 	}
 	key := k.byName[cmp.Or(requested, r.Key)]
 	if key == nil {

@@ -41,7 +41,7 @@ func (m *Mover) moveSingle(ctx context.Context, obj crypt.Object, seen *stored.S
 	if err != nil {
 		return err
 	}
-	header, err := carry(seen.Header, metadata)
+	header, err := stored.Carry(seen.Header, metadata)
 	if err != nil {
 		return err
 	}
