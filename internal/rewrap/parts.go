@@ -27,7 +27,7 @@ func (m *Mover) moveParts(ctx context.Context, obj crypt.Object, seen *stored.Se
 	if err != nil {
 		return nil, err
 	}
-	sealed, err := m.cfg.Keys.Create(ctx, obj, m.cfg.Client, m.cfg.To)
+	sealed, err := m.cfg.Keys.Create(ctx, obj, m.cfg.Client, keyring.Choice{KeyID: m.cfg.To})
 	if err != nil {
 		return nil, err
 	}
@@ -39,7 +39,7 @@ func (m *Mover) moveParts(ctx context.Context, obj crypt.Object, seen *stored.Se
 	if err != nil {
 		return nil, err
 	}
-	header, err := carry(seen.Header, mark)
+	header, err := stored.Carry(seen.Header, mark)
 	if err != nil {
 		return nil, err
 	}

@@ -239,7 +239,7 @@ func (m *Mover) newestVersion(ctx context.Context, obj crypt.Object, target stri
 	if version, ok := m.newest[target]; ok {
 		return version, nil
 	}
-	sealed, err := m.cfg.Keys.Create(ctx, obj, m.cfg.Client, target)
+	sealed, err := m.cfg.Keys.Create(ctx, obj, m.cfg.Client, keyring.Choice{KeyID: target})
 	if err != nil {
 		return "", err
 	}

@@ -154,7 +154,7 @@ func newLab(t *testing.T, fresh kms.Wrapper) *lab {
 // put stores the object, after a change to its envelope's entries.
 func (l *lab) put(change func(map[string]string)) {
 	l.Helper()
-	sealed, err := l.keys.Create(l.Context(), l.obj, "", "old")
+	sealed, err := l.keys.Create(l.Context(), l.obj, "", keyring.Choice{KeyID: "old"})
 	if err != nil {
 		l.Fatal(err)
 	}

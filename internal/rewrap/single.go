@@ -41,7 +41,7 @@ func (m *Mover) moveSingle(ctx context.Context, obj crypt.Object, seen *stored.S
 	if err != nil {
 		return err
 	}
-	header, err := carry(seen.Header, metadata)
+	header, err := stored.Carry(seen.Header, metadata)
 	if err != nil {
 		return err
 	}
@@ -58,7 +58,11 @@ func (m *Mover) moveSingle(ctx context.Context, obj crypt.Object, seen *stored.S
 
 // rewrapped is the envelope under the new key, which has proved that it unwraps it.
 func (m *Mover) rewrapped(ctx context.Context, obj crypt.Object, have *crypt.Envelope, old *keyring.Lease) (*crypt.Envelope, error) {
-	sealed, err := m.cfg.Keys.Rewrap(ctx, old, obj, m.cfg.Client, m.cfg.To)
+	wrapped, err := crypt.ParseWrappedKey(have.WrappedDEK)
+	if err != nil {
+		return nil, err
+	}
+	sealed, err := m.cfg.Keys.Rewrap(ctx, old, obj, m.cfg.Client, keyring.Choice{KeyID: m.cfg.To, Context: wrapped.Context})
 	if err != nil {
 		return nil, err
 	}

@@ -236,12 +236,12 @@ func TestMetadataRefusals(t *testing.T) {
 		{"X-Amz-Meta-Big", strings.Repeat("x", 1900), "MetadataTooLarge"}, // fits S3, but not beside the envelope
 		{"X-Amz-Server-Side-Encryption", "rot13", "InvalidEncryptionAlgorithmError"},
 		{"X-Amz-Server-Side-Encryption-Aws-Kms-Key-Id", "main", "InvalidArgument"},
-		{"X-Amz-Server-Side-Encryption-Customer-Algorithm", "AES256", "NotImplemented"},
+		{"X-Amz-Server-Side-Encryption-Customer-Algorithm", "AES256", "InvalidArgument"},
 		{"X-Amz-Object-Lock-Mode", "GOVERNANCE", "NotImplemented"},
 		{"X-Amz-Write-Offset-Bytes", "3", "NotImplemented"},
 		{"X-Amz-Acl", "public-read", "NotImplemented"},
 		{"X-Amz-Never-Heard-Of", "3", "NotImplemented"},
-		{"X-Amz-Copy-Source", "/a/b", "NotImplemented"},
+		{"X-Amz-Copy-Source", "/a/b", "MaxMessageLengthExceeded"},
 	} {
 		a := p.send(request{method: "PUT", path: path, header: http.Header{row.name: {row.value}}, body: []byte("x")})
 		if a.Code != row.code {
