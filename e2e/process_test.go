@@ -181,7 +181,7 @@ func runTool(env []string, stdin []byte, command string, args ...string) (string
 	return stdout.String(), complaint(stderr.String())
 }
 
-var complaints = regexp.MustCompile(`(?im)^.*\b(?:e-?tags?|md5|checksums?|hash(?:es)?|corrupt(?:ed)?|mismatch(?:es)?)\b.*$`)
+var complaints = regexp.MustCompile(`(?im)^.*\b(?:e-?tags?|md5|checksums?|hash(?:es)? differ|corrupt(?:ed)?|mismatch(?:es)?)\b.*$`)
 
 // complaint is what a client that has succeeded says on its standard error about the integrity of what it has copied.
 func complaint(stderr string) error {
