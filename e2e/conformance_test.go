@@ -27,8 +27,14 @@ const (
 	suiteCaseLimit = 2 * time.Minute
 )
 
+// unexplained is the reason of new differences in conformance.txt after E2E_UPDATE=1: there for a better one to be written.
+const unexplained = "no reason yet"
+
 // verdict is what became of a case; empty where it has passed.
 type verdict struct{ direct, proxied string }
+
+// lost reports whether it is the proxy's doing that a case fails.
+func (v verdict) lost() bool { return v.direct == "" && v.proxied != "" }
 
 func TestConformance(t *testing.T) {
 	if os.Getenv("E2E_CONFORMANCE") == "" {
@@ -37,19 +43,23 @@ func TestConformance(t *testing.T) {
 	verdicts := runSuite(t, suiteCases(t))
 	expected := readExpected(t)
 	for _, name := range slices.Sorted(maps.Keys(verdicts)) {
-		v := verdicts[name]
 		reason, listed := expected.reasons[name]
-		switch {
-		case v.direct == "" && v.proxied != "" && !listed:
+		switch v := verdicts[name]; {
+		case v.lost() && (!listed || reason == unexplained):
 			t.Errorf("%s passes at the store only: %s", name, v.proxied)
-		case listed && v.direct == "" && v.proxied == "":
-			t.Errorf("%s passes, and %s has a reason why it does not: %s", name, suiteExpected, reason)
+			expected.add(name, unexplained)
+		case listed && !v.lost():
+			t.Errorf("%s does not pass at the store only, but %s has a reason for it: %s", name, suiteExpected, reason)
+			delete(expected.reasons, name)
 		}
 	}
 	for name := range expected.reasons {
 		if _, ok := verdicts[name]; !ok {
 			t.Errorf("%s names %s, which the suite does not have", suiteExpected, name)
 		}
+	}
+	if os.Getenv("E2E_UPDATE") != "" {
+		expected.write(t)
 	}
 	checkSection(t, "conformance", conformanceSection(verdicts, expected))
 }
@@ -136,7 +146,7 @@ func newLane(t *testing.T, name string, env []string, keyConfig string, versione
 // judge runs a case at both, and one that the proxy fails once more: it may have been the clock.
 func (l *lane) judge(t *testing.T, c suiteCase) verdict {
 	v := verdict{direct: l.run(t, l.store.store, c), proxied: l.run(t, l.proxied, c)}
-	if v.direct == "" && v.proxied != "" {
+	if v.lost() {
 		v.proxied = l.run(t, l.proxied, c)
 	}
 	return v
@@ -211,6 +221,27 @@ func readExpected(t *testing.T) expectations {
 		}
 	}
 	return e
+}
+
+func (e *expectations) add(name, reason string) {
+	e.reasons[name] = reason
+	if !slices.Contains(e.order, reason) {
+		e.order = append(e.order, reason)
+	}
+}
+
+func (e *expectations) write(t *testing.T) {
+	t.Helper()
+	var b strings.Builder
+	for _, reason := range e.order {
+		names := slices.DeleteFunc(slices.Sorted(maps.Keys(e.reasons)), func(name string) bool { return e.reasons[name] != reason })
+		if len(names) > 0 {
+			fmt.Fprintf(&b, "# %s\n%s\n\n", reason, strings.Join(names, "\n"))
+		}
+	}
+	if err := os.WriteFile(suiteExpected, []byte(strings.TrimSuffix(b.String(), "\n")), 0o600); err != nil {
+		t.Error(err)
+	}
 }
 
 // conformanceSection is what the documentation says of the run.

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -19,6 +20,12 @@ var table = &report{}
 func TestMain(m *testing.M) {
 	code := m.Run()
 	table.print(os.Stdout)
+	if code == 0 && whole(flag.Lookup("test.run").Value.String()) {
+		if err := table.updateMatrix(); err != nil {
+			fmt.Println(err)
+			code = 1
+		}
+	}
 	os.Exit(code)
 }
 

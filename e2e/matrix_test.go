@@ -1,0 +1,170 @@
+package e2e
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// operations are the columns of the matrix in the documentation, in their order, by the rows of the table.
+var operations = []struct{ row, title string }{
+	{"bucket", "buckets"},
+	{"round trip", "put, get"},
+	{"multipart", "multipart"},
+	{"ranges", "ranges"},
+	{"sizes", "head, sizes"},
+	{"listing", "list"},
+	{"copy", "copy"},
+	{"sync", "sync twice"},
+	{"verify", "verify"},
+	{"delete", "delete"},
+	{"metadata", "metadata"},
+	{"tags", "tags"},
+	{"checksums", "checksums"},
+	{"content-md5", "Content-MD5"},
+	{"conditions", "conditions"},
+	{"presigned", "presigned"},
+	{"odd keys", "odd keys"},
+	{"credentials", "wrong keys"},
+}
+
+// versions are how to ask for the version of each client, in the order of the matrix.
+var versions = []struct {
+	client, title string
+	version       func() string
+}{
+	{"aws-cli", "aws-cli", printed("aws", "--version")},
+	{"boto3", "boto3 and its transfer manager", printed(pythonCommand(), "-c", "import boto3; print(boto3.__version__)")},
+	{"go-sdk", "aws-sdk-go-v2, feature/s3/manager and transfermanager", module("github.com/aws/aws-sdk-go-v2/service/s3")},
+	{"js-sdk", "@aws-sdk/client-s3 and lib-storage", nodeModule("@aws-sdk/client-s3")},
+	{"minio-go", "minio-go", module("github.com/minio/minio-go/v7")},
+	{"minio-js", "minio-js", nodeModule("minio")},
+	{"mc", "mc", module("github.com/minio/mc")},
+	{"rclone", "rclone, rclone mount", printed("rclone", "version")},
+	{"s3cmd", "s3cmd", printed("s3cmd", "--version")},
+	{"restic", "restic", printed("restic", "version")},
+	{"duplicity", "duplicity", printed("duplicity", "--version")},
+	{"litestream", "litestream", module("github.com/benbjohnson/litestream")},
+	{"s3fs", "s3fs", printed("s3fs", "--version")},
+	{"registry", "distribution (container registry), its S3 driver", module("github.com/distribution/distribution/v3")},
+	{"thanos", "Thanos objstore, its acceptance tests", module("github.com/thanos-io/objstore")},
+	{"parquet-go", "parquet-go over ranged reads", module("github.com/parquet-go/parquet-go")},
+}
+
+// printed is the first word with a digit in it of what a program prints.
+func printed(command string, args ...string) func() string {
+	return func() string {
+		out, _ := exec.Command(command, args...).CombinedOutput() //nolint:noctx // a moment
+		for word := range strings.FieldsSeq(string(out)) {
+			if _, after, ok := strings.Cut(word, "/"); ok {
+				word = after
+			}
+			if word = strings.TrimPrefix(strings.TrimPrefix(word, "v"), "V"); word != "" && word[0] >= '0' && word[0] <= '9' {
+				return word
+			}
+		}
+		return "?"
+	}
+}
+
+func module(path string) func() string { return func() string { return moduleVersion(path) } }
+
+func nodeModule(name string) func() string {
+	return printed("node", "-p", fmt.Sprintf("JSON.parse(fs.readFileSync('js/node_modules/%s/package.json')).version", name))
+}
+
+// cell is what a client has to show for a row: "FAIL" beats "ok", which beats "-".
+func (r *report) cell(client, row string) string {
+	result := "-"
+	for at, one := range r.cells {
+		if name, _, _ := strings.Cut(at[1], " "); name != client || at[0] != row || one == "-" || result == "FAIL" {
+			continue
+		}
+		result = one
+	}
+	return result
+}
+
+// matrix is a line for each client that has run, by client.
+func (r *report) matrix() map[string]string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	lines := make(map[string]string)
+	for _, v := range versions {
+		cells, ran := "", false
+		for _, operation := range operations {
+			result := r.cell(v.client, operation.row)
+			ran = ran || result != "-"
+			cells += " " + map[string]string{"ok": "✓", "-": ""}[result] + " |"
+		}
+		if ran {
+			lines[v.client] = fmt.Sprintf("| %s | %s |%s\n", v.title, v.version(), cells)
+		}
+	}
+	return lines
+}
+
+// updateMatrix writes the lines of the clients that have run into the documentation, with E2E_UPDATE=1, or compares them,
+// but for versions.
+func (r *report) updateMatrix() error {
+	text, err := os.ReadFile(compatibility)
+	if err != nil {
+		return err
+	}
+	opening, closing := []byte("<!-- clients: begin -->\n"), []byte("<!-- clients: end -->")
+	before, rest, ok := bytes.Cut(text, opening)
+	old, after, ok2 := bytes.Cut(rest, closing)
+	if !ok || !ok2 {
+		return errors.New(compatibility + " has no section clients")
+	}
+	section := mergeMatrix(string(old), r.matrix())
+	if withoutVersions(section) == withoutVersions(string(old)) && os.Getenv("E2E_UPDATE") == "" {
+		return nil
+	}
+	if os.Getenv("E2E_UPDATE") == "" {
+		return fmt.Errorf("the matrix in %s is not what this run says; E2E_UPDATE=1 writes:\n%s", compatibility, section)
+	}
+	return os.WriteFile(compatibility, slices.Concat(before, opening, []byte(section), closing, after), 0o600)
+}
+
+// mergeMatrix keeps the old lines of clients that have not run.
+func mergeMatrix(old string, lines map[string]string) string {
+	head, rule := "| client | version |", "| --- | --- |"
+	for _, operation := range operations {
+		head, rule = head+" "+operation.title+" |", rule+" :-: |"
+	}
+	section := head + "\n" + rule + "\n"
+	for _, v := range versions {
+		kept := ""
+		for line := range strings.Lines(old) {
+			if strings.HasPrefix(line, "| "+v.title+" | ") {
+				kept = line
+			}
+		}
+		section += cmp.Or(lines[v.client], kept)
+	}
+	return section
+}
+
+func withoutVersions(section string) string {
+	var b strings.Builder
+	for line := range strings.Lines(section) {
+		if cells := strings.Split(line, "|"); len(cells) > 3 {
+			line = strings.Join(append(cells[:2:2], cells[3:]...), "|")
+		}
+		b.WriteString(line)
+	}
+	return b.String()
+}
+
+// whole reports whether a run was of all that is in the matrix.
+func whole(pattern string) bool {
+	return pattern == "" && os.Getenv("E2E_CLIENTS") == "" && os.Getenv("E2E_TARGET") != "store" && os.Getenv("STORE") == "" &&
+		filepath.IsAbs(os.Getenv("E2E_BIN"))
+}
