@@ -47,7 +47,7 @@ func (s *Server) copyObject(c *call) error {
 	if version := seen.Header.Get("X-Amz-Version-Id"); version != "" {
 		c.w.Header().Set("X-Amz-Copy-Source-Version-Id", version)
 	}
-	if seen.Envelope != nil {
+	if seen.Envelope != nil && seen.Stored > 0 { // there are stores that do not copy what stands for a directory
 		return s.copyWhole(c, q, seen, choice)
 	}
 	return s.copyAnew(c, q, choice)

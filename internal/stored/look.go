@@ -30,7 +30,7 @@ func (s *Seen) Size() (int64, error) {
 	case s.Plaintext:
 		return s.Stored, nil
 	case s.Envelope != nil:
-		if s.Stored != crypt.StoredSize(s.Envelope.Size) {
+		if !crypt.Fits(s.Envelope.Size, s.Stored) {
 			return 0, fmt.Errorf("%w: %d stored bytes for a plaintext of %d", ErrIntegrity, s.Stored, s.Envelope.Size)
 		}
 		return s.Envelope.Size, nil
