@@ -26,7 +26,7 @@ PART_PREFIX = PART_HEADER + HEADER
 OVERHEAD = 9216
 TAG_SPACE = 8192
 MAX_PART = 5 * 2**30 - OVERHEAD
-CHECKSUMS = {1: ("CRC32", 4), 2: ("CRC32C", 4), 3: ("CRC64NVME", 8), 4: ("SHA1", 20), 5: ("SHA256", 32)}
+CHECKSUMS = {1: ("CRC32", 4), 2: ("CRC32C", 4), 3: ("CRC64NVME", 8), 4: ("SHA1", 20), 5: ("SHA256", 32), 6: ("SHA512", 64), 7: ("MD5", 16), 8: ("XXHASH64", 8), 9: ("XXHASH3", 8), 10: ("XXHASH128", 16)}
 
 
 class FormatError(Exception):
