@@ -18,7 +18,10 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/cmekproxy/cmekproxy/internal/config"
+	"github.com/cmekproxy/cmekproxy/internal/inplace"
 	"github.com/cmekproxy/cmekproxy/internal/rewrap"
+	"github.com/cmekproxy/cmekproxy/internal/stored"
+	"github.com/cmekproxy/cmekproxy/internal/walk"
 )
 
 // rewrapCommand moves the objects of a bucket to another KMS key, without a proxy and beside those that run.
@@ -78,7 +81,7 @@ type relocation struct {
 	out io.Writer
 	bar *progressbar.ProgressBar
 
-	counts [rewrap.Failed + 1]int64
+	counts walk.Counts
 	parts  int64 // objects in parts among those moved
 	bytes  int64
 }
@@ -107,13 +110,15 @@ func (r *relocation) run(ctx context.Context, cfg *config.Config) error {
 		return err
 	}
 	r.bar = counter(r.progress, "looked at")
-	walk := rewrap.Walk{
-		Mover: rewrap.New(c), List: r.reader().List, Parallel: r.parallel, File: r.state, KeepGoing: r.keepGoing, Report: r.report, Now: time.Now,
+	mover := rewrap.New(c)
+	w := walk.Walk{
+		Do:   func(ctx context.Context, e stored.Entry) walk.Result { return mover.Move(ctx, r.bucket, e) },
+		List: r.reader().List, Parallel: r.parallel, File: r.state, DryRun: r.dryRun, KeepGoing: r.keepGoing, Report: r.report, Now: time.Now,
 	}
-	err = walk.Run(ctx, r.bucket, r.prefix)
+	err = w.Run(ctx, walk.State{Command: "rewrap", Bucket: r.bucket, Prefix: r.prefix, To: r.to, All: r.all})
 	_ = r.bar.Finish()
 	r.summary()
-	if failed := r.counts[rewrap.Failed]; failed > 0 {
+	if failed := r.counts[walk.Failed]; failed > 0 {
 		err = errors.Join(err, fmt.Errorf("%d objects have failed", failed))
 	}
 	return err
@@ -130,10 +135,10 @@ func (r *relocation) prepare(ctx context.Context, c *rewrap.Config) error {
 		return nil
 	}
 	var err error
-	if c.Abilities, err = rewrap.Probe(ctx, r.send, r.bucket, r.prefix); err != nil {
+	if c.Abilities, err = inplace.Probe(ctx, r.send, r.bucket, r.prefix); err != nil {
 		return fmt.Errorf("finding out what the store can do: %w", err)
 	}
-	c.Method = map[string]rewrap.Method{"auto": c.Abilities.Safest(), "copy": rewrap.Copy, "put": rewrap.Put}[r.method]
+	c.Method = map[string]rewrap.Method{"auto": rewrap.Safest(c.Abilities), "copy": rewrap.Copy, "put": rewrap.Put}[r.method]
 	safe := c.Method == rewrap.Copy && c.Abilities.CopyIfMatch || c.Method == rewrap.Put && c.Abilities.PutIfMatch
 	switch {
 	case c.Method == rewrap.NoMethod:
@@ -167,13 +172,13 @@ func (r *relocation) keepsVersions(ctx context.Context) (bool, error) {
 }
 
 // report counts an object, and names one that failed.
-func (r *relocation) report(result rewrap.Result) {
+func (r *relocation) report(result walk.Result) {
 	_ = r.bar.Add(1)
 	r.counts[result.Outcome]++
-	if result.Outcome == rewrap.Failed {
+	if result.Outcome == walk.Failed {
 		fmt.Fprintf(r.out, "FAILED  %s: %v\n", visible(result.Key), result.Err)
 	}
-	if result.Outcome == rewrap.Moved {
+	if result.Outcome == walk.Done {
 		r.bytes += max(result.Size, 0)
 		if result.Parts != 0 {
 			r.parts++
@@ -186,8 +191,8 @@ func (r *relocation) summary() {
 	if r.dryRun {
 		verb = "to rewrap"
 	}
-	fmt.Fprintf(r.out, "%s  %d objects, %d bytes; %d of them in parts\n", verb, r.counts[rewrap.Moved], r.bytes, r.parts)
+	fmt.Fprintf(r.out, "%s  %d objects, %d bytes; %d of them in parts\n", verb, r.counts[walk.Done], r.bytes, r.parts)
 	fmt.Fprintf(r.out, "skipped    %d under the right key already, %d plaintext, %d deleted meanwhile\n",
-		r.counts[rewrap.Current], r.counts[rewrap.Plaintext], r.counts[rewrap.Gone])
-	fmt.Fprintf(r.out, "failed     %d\n", r.counts[rewrap.Failed])
+		r.counts[walk.Current], r.counts[walk.Plaintext], r.counts[walk.Gone])
+	fmt.Fprintf(r.out, "failed     %d\n", r.counts[walk.Failed])
 }

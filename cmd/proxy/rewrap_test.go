@@ -35,7 +35,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 	"github.com/cmekproxy/cmekproxy/internal/origin"
 	"github.com/cmekproxy/cmekproxy/internal/origin/embedded"
-	"github.com/cmekproxy/cmekproxy/internal/rewrap"
+	"github.com/cmekproxy/cmekproxy/internal/walk"
 )
 
 // commandEnv has the arguments for TestMainCommand, one a line: the test binary is then the program.
@@ -510,7 +510,7 @@ func TestRewrapNeverRollsBack(t *testing.T) {
 		writes := r.Method == http.MethodPut && r.URL.RawQuery == "" || r.Method == http.MethodPost && strings.Contains(r.URL.RawQuery, "uploadId")
 		mu.Lock()
 		defer mu.Unlock()
-		if !ok || !writes || overwritten[key] || strings.Contains(key, "cmekproxy-rewrap") {
+		if !ok || !writes || overwritten[key] || strings.Contains(key, "cmekproxy-probe") {
 			return
 		}
 		overwritten[key] = true
@@ -667,7 +667,7 @@ func TestRewrapKilledAndResumed(t *testing.T) {
 	if err != nil {
 		t.Fatal("no state is left:", err)
 	}
-	var state rewrap.State
+	var state walk.State
 	if err := json.Unmarshal(written, &state); err != nil || state.After < "k010" || state.After >= "k149" {
 		t.Errorf("%v: %s", err, written)
 	}
