@@ -103,7 +103,7 @@ func (m *move) config(name, store, rule string, keys ...string) string {
 admin_listen: %s
 origin: {endpoint: "%s", region: us-east-1, access_key: storekey, secret_key: storesecretstoresecret}
 clients:
-  - {name: app, access_key: appkey, secret_key: appsecretappsecret, allow: [{buckets: ["*"], actions: [read, write, delete]}]}
+  - {name: app, access_key: appkey, secret_key: appsecretappsecret, allow: [{buckets: ["*"], actions: [read, write, delete, list]}]}
 keys:
 %sencryption: {rules: [{buckets: ["*"], key: %s, plaintext_objects: allow}]}
 `, freePort(m.t), freePort(m.t), store, list.String(), rule)
@@ -620,8 +620,8 @@ func TestRewrapWithAStoreWithoutConditions(t *testing.T) {
 	}
 }
 
-// killed starts the command as a process, kills it once it has moved some objects, and returns how many it has moved.
-func (m *move) killed(after int64, args ...string) {
+// killed starts the command as a process, kills it once it has written some objects.
+func (m *move) killed(after int64, command string, args ...string) {
 	m.t.Helper()
 	var writes atomic.Int64
 	hooked := m.hook(func(r *http.Request) {
@@ -631,7 +631,7 @@ func (m *move) killed(after int64, args ...string) {
 	})
 	config := m.config("killed.yaml", hooked, "old", "old", "new")
 	cmd := exec.Command(os.Args[0], "-test.run=^TestMainCommand$")
-	cmd.Env = append(os.Environ(), commandEnv+"="+strings.Join(append([]string{"rewrap", "--config", config, "s3://bucket", "--to", "new"}, args...), "\n"))
+	cmd.Env = append(os.Environ(), commandEnv+"="+strings.Join(append([]string{command, "--config", config, "s3://bucket"}, args...), "\n"))
 	var out output
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Start(); err != nil {
@@ -661,7 +661,7 @@ func TestRewrapKilledAndResumed(t *testing.T) {
 	}
 	m.upload("parts/a", []int32{1, 2}, 5<<20, 6<<20)
 	file := filepath.Join(m.dir, "state")
-	m.killed(90, "--state", file, "--parallel", "4", "--rate", "50")
+	m.killed(90, "rewrap", "--to", "new", "--state", file, "--parallel", "4", "--rate", "50")
 	m.readable(m.app) // in whatever state it was left
 	written, err := os.ReadFile(file)
 	if err != nil {
@@ -786,7 +786,7 @@ func TestRewrapLong(t *testing.T) {
 	t.Logf("stored in %v", time.Since(began))
 	file := filepath.Join(m.dir, "state")
 	began = time.Now()
-	m.killed(n/2, "--state", file)
+	m.killed(n/2, "rewrap", "--to", "new", "--state", file)
 	t.Logf("killed after %v", time.Since(began))
 	began = time.Now()
 	t.Log(m.command(0, "rewrap", "--config", m.both, "s3://bucket", "--to", "new", "--state", file))
