@@ -72,7 +72,7 @@ func (e *encryption) run(ctx context.Context, cfg *config.Config) error {
 	do := func(ctx context.Context, entry stored.Entry) walk.Result {
 		return encrypter.Encrypt(ctx, e.bucket, entry)
 	}
-	err = e.walk(ctx, walk.State{Command: "encrypt"}, do, e.name)
+	err = e.walk(ctx, walk.State{Command: "encrypt"}, e.reader().List, do, e.name)
 	e.summary()
 	if kept && !e.dryRun && e.counts[walk.Done] > 0 {
 		fmt.Fprintf(e.out, "versions   %d older ones in plaintext are left behind by this run\n", e.counts[walk.Done])

@@ -89,7 +89,7 @@ func (r *relocation) run(ctx context.Context, cfg *config.Config) error {
 	}
 	mover := rewrap.New(c)
 	move := func(ctx context.Context, e stored.Entry) walk.Result { return mover.Move(ctx, r.bucket, e) }
-	err = r.walk(ctx, walk.State{Command: "rewrap", To: r.to, All: r.all}, move, r.name)
+	err = r.walk(ctx, walk.State{Command: "rewrap", To: r.to, All: r.all}, r.reader().List, move, r.name)
 	r.summary()
 	return errors.Join(err, r.failures())
 }

@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"iter"
 	"net/http"
 	"net/url"
 	"time"
@@ -61,13 +62,16 @@ func (o *sweepOptions) wait() func(context.Context) error {
 	return rate.NewLimiter(rate.Limit(o.rate), 1).Wait
 }
 
+// lister lists objects, as stored.Store.List.
+type lister = func(ctx context.Context, l stored.Listing) iter.Seq2[stored.Entry, error]
+
 // walk does something with each object, and is told of each in the order of the listing. That some have failed is an error
 // at the end.
-func (s *sweep) walk(ctx context.Context, state walk.State, do func(context.Context, stored.Entry) walk.Result, report func(walk.Result)) error {
+func (s *sweep) walk(ctx context.Context, state walk.State, list lister, do func(context.Context, stored.Entry) walk.Result, report func(walk.Result)) error {
 	s.bar = counter(s.progress, "looked at")
 	state.Bucket, state.Prefix = s.bucket, s.prefix
 	w := walk.Walk{
-		Do: do, List: s.reader().List, Parallel: s.parallel, File: s.state, DryRun: s.dryRun, KeepGoing: s.keepGoing, Now: time.Now,
+		Do: do, List: list, Parallel: s.parallel, File: s.state, DryRun: s.dryRun, KeepGoing: s.keepGoing, Now: time.Now,
 		Report: func(r walk.Result) {
 			_ = s.bar.Add(1)
 			s.count(r)
