@@ -187,7 +187,7 @@ type outgoing struct {
 
 func (o *outgoing) Read(p []byte) (int, error) {
 	n, err := o.Reader.Read(p)
-	if err == io.EOF { //nolint:errorlint // bare, as every io.Reader must say it
+	if err == io.EOF { // bare, as every io.Reader must say it
 		o.ended.Store(true)
 	}
 	return n, err
