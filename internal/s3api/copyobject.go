@@ -99,13 +99,7 @@ func (s *Server) lookAtSource(c *call, q stored.Request) (*stored.Seen, error) {
 	if seen.Plaintext {
 		return seen, q.Plaintext()
 	}
-	keyID := ""
-	if seen.Envelope != nil {
-		keyID = seen.Envelope.KeyID
-	} else {
-		keyID = seen.Mark.KeyID
-	}
-	return seen, c.checkCustomerKey(&stored.Object{CustomerKey: keyID == crypt.CustomerKeyID})
+	return seen, c.checkCustomerKey(&stored.Object{CustomerKey: seen.KeyID() == crypt.CustomerKeyID})
 }
 
 // maxCopy is S3's limit for the source of a copy, in bytes.

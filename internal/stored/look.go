@@ -41,6 +41,18 @@ func (s *Seen) Size() (int64, error) {
 	}
 }
 
+// KeyID is that of the KMS key that the object is under, as it says itself; "" for plaintext.
+func (s *Seen) KeyID() string {
+	switch {
+	case s.Envelope != nil:
+		return s.Envelope.KeyID
+	case s.Mark != nil:
+		return s.Mark.KeyID
+	default:
+		return ""
+	}
+}
+
 // Look asks what the store says of an object.
 func (s *Store) Look(ctx context.Context, q Request) (*Seen, error) {
 	resp, err := s.request(ctx, http.MethodHead, q, q.Header)
