@@ -72,6 +72,11 @@ type completionPart struct {
 	CRC64NVME  string           `xml:"ChecksumCRC64NVME,omitempty"`
 	SHA1       string           `xml:"ChecksumSHA1,omitempty"`
 	SHA256     string           `xml:"ChecksumSHA256,omitempty"`
+	SHA512     string           `xml:"ChecksumSHA512,omitempty"`
+	MD5        string           `xml:"ChecksumMD5,omitempty"`
+	XXHash64   string           `xml:"ChecksumXXHASH64,omitempty"`
+	XXHash3    string           `xml:"ChecksumXXHASH3,omitempty"`
+	XXHash128  string           `xml:"ChecksumXXHASH128,omitempty"`
 	Unknown    []unknownElement `xml:",any"`
 }
 

@@ -47,7 +47,7 @@ func (s *Server) copyObject(c *call) error {
 	if version := seen.Header.Get("X-Amz-Version-Id"); version != "" {
 		c.w.Header().Set("X-Amz-Copy-Source-Version-Id", version)
 	}
-	if seen.Envelope != nil {
+	if seen.Envelope != nil && seen.Stored > 0 { // there are stores that do not copy what stands for a directory
 		return s.copyWhole(c, q, seen, choice)
 	}
 	return s.copyAnew(c, q, choice)
@@ -99,13 +99,7 @@ func (s *Server) lookAtSource(c *call, q stored.Request) (*stored.Seen, error) {
 	if seen.Plaintext {
 		return seen, q.Plaintext()
 	}
-	keyID := ""
-	if seen.Envelope != nil {
-		keyID = seen.Envelope.KeyID
-	} else {
-		keyID = seen.Mark.KeyID
-	}
-	return seen, c.checkCustomerKey(&stored.Object{CustomerKey: keyID == crypt.CustomerKeyID})
+	return seen, c.checkCustomerKey(&stored.Object{CustomerKey: seen.KeyID() == crypt.CustomerKeyID})
 }
 
 // maxCopy is S3's limit for the source of a copy, in bytes.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"sync/atomic"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
@@ -61,7 +62,15 @@ func (s *Server) putObject(c *call) error {
 
 // sendSealed sends an upload to the store, and returns the store's answer if it is a good one to the whole of it.
 func (s *Server) sendSealed(c *call, header http.Header, up *upload) (*http.Response, error) {
-	resp, err := s.send(c, c.originRequest(http.MethodPut, header, up, up.size))
+	body, length := io.ReadCloser(up), up.size
+	if length == crypt.StoredSize(0) && strings.HasSuffix(c.key, "/") {
+		// What stands for a directory. There are stores that take no body for it; the client's is read all the same, as its
+		// end is verified.
+		if _, err := io.Copy(io.Discard, up); err == nil {
+			body, length = nil, 0
+		}
+	}
+	resp, err := s.send(c, c.originRequest(http.MethodPut, header, body, length))
 	if failure := up.failure(); failure != nil {
 		if err == nil {
 			closeBody(resp)

@@ -100,7 +100,7 @@ var routes = []route{
 // never forwarded; see forwardedHeaders for what is.
 const commonHeaders = "x-amz-date x-amz-content-sha256 x-amz-user-agent x-amz-decoded-content-length x-amz-trailer " +
 	"x-amz-sdk-checksum-algorithm x-amz-checksum-algorithm x-amz-checksum-type x-amz-checksum-crc32 x-amz-checksum-crc32c x-amz-checksum-crc64nvme x-amz-checksum-sha1 " +
-	"x-amz-checksum-sha256 x-amz-expected-bucket-owner x-amz-request-payer"
+	"x-amz-checksum-sha256 x-amz-checksum-sha512 x-amz-checksum-md5 x-amz-checksum-xxhash64 x-amz-checksum-xxhash3 x-amz-checksum-xxhash128 x-amz-expected-bucket-owner x-amz-request-payer"
 
 // signatureQuery are the parameters of a presigned URL. x-id is the SDKs' name of the operation.
 const signatureQuery = "X-Amz-Algorithm X-Amz-Credential X-Amz-Date X-Amz-Expires X-Amz-SignedHeaders X-Amz-Signature " +

@@ -36,7 +36,7 @@ func (s *Store) tryHead(ctx context.Context, q Request) (*Object, error) {
 		err = q.Plaintext()
 	case single:
 		o.under(f.envelope)
-		if f.size != crypt.StoredSize(o.Size) {
+		if !crypt.Fits(o.Size, f.size) {
 			err = fmt.Errorf("%w: %d stored bytes for a plaintext of %d", ErrIntegrity, f.size, o.Size)
 		}
 	default:

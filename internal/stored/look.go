@@ -30,7 +30,7 @@ func (s *Seen) Size() (int64, error) {
 	case s.Plaintext:
 		return s.Stored, nil
 	case s.Envelope != nil:
-		if s.Stored != crypt.StoredSize(s.Envelope.Size) {
+		if !crypt.Fits(s.Envelope.Size, s.Stored) {
 			return 0, fmt.Errorf("%w: %d stored bytes for a plaintext of %d", ErrIntegrity, s.Stored, s.Envelope.Size)
 		}
 		return s.Envelope.Size, nil
@@ -38,6 +38,18 @@ func (s *Seen) Size() (int64, error) {
 		return -1, nil
 	default:
 		return MultipartSize(s.Stored, s.Parts)
+	}
+}
+
+// KeyID is that of the KMS key that the object is under, as it says itself; "" for plaintext.
+func (s *Seen) KeyID() string {
+	switch {
+	case s.Envelope != nil:
+		return s.Envelope.KeyID
+	case s.Mark != nil:
+		return s.Mark.KeyID
+	default:
+		return ""
 	}
 }
 
