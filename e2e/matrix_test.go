@@ -79,6 +79,29 @@ func nodeModule(name string) func() string {
 	return printed("node", "-p", fmt.Sprintf("JSON.parse(fs.readFileSync('js/node_modules/%s/package.json')).version", name))
 }
 
+// matrixNotes are below the matrix.
+const matrixNotes = `
+✓: the client does this with its default settings, apart from endpoint, credentials and path style, and every byte, size and answer
+is right; nothing that it prints is about ETags, MD5 or checksums. Blank: it has no such operation, or the tests do not ask for it. The clients of the first eight
+or so lines run over HTTP and over TLS; backups, mounts and libraries run at two replicas behind a balancer.
+
+- **multipart**: a file that is too large for one request, up and down, as the client does it by itself. **copy**: by the server, of
+  objects that were put whole and in parts; also renames, and copies in parts. **sync twice**: the second run copies nothing, either way.
+- **verify**: the client's own comparison of all content: ''rclone check --download'', ''restic check --read-data'', ''duplicity verify --compare-data''.
+- **wrong keys**: a wrong secret and an unknown access key are refused, with the code that S3 has for each.
+
+''rclone check'' without ''--download'' compares sizes of objects that were put in one request, and says of these that
+their hashes could not be checked: rclone takes the ETag for an MD5 where it looks like one, and the proxy's never does. It is the same with
+SSE-KMS at AWS. Objects that rclone puts in parts carry their MD5 in metadata, and are compared by it.
+
+''make e2e'' runs all but mc and litestream, which take minutes to build: ''make e2e-full'' runs these too. ''STORE=minio'' has MinIO as the store
+in place of versitygw.
+
+Not run, as the tests install from Debian, npm and the Go module proxy only: aws-cli version 2 as AWS packages it (its default checksums are those
+of boto3 and the Go SDK here), and DuckDB and Arrow (DuckDB's npm package fetches its S3 reader from a server of its own; parquet-go reads
+Parquet by ranges in their place).
+`
+
 // cell is what a client has to show for a row: "FAIL" beats "ok", which beats "-".
 func (r *report) cell(client, row string) string {
 	result := "-"
@@ -149,7 +172,7 @@ func mergeMatrix(old string, lines map[string]string) string {
 		}
 		section += cmp.Or(lines[v.client], kept)
 	}
-	return section
+	return section + strings.ReplaceAll(matrixNotes, "''", "`")
 }
 
 func withoutVersions(section string) string {
