@@ -3,6 +3,7 @@ package e2e
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -41,6 +42,7 @@ func TestConformance(t *testing.T) {
 		t.Skip("run by make conformance")
 	}
 	verdicts := runSuite(t, suiteCases(t))
+	maps.Copy(verdicts, runFunctional(t))
 	expected := readExpected(t)
 	for _, name := range slices.Sorted(maps.Keys(verdicts)) {
 		reason, listed := expected.reasons[name]
@@ -122,6 +124,56 @@ func runSuite(t *testing.T, cases []suiteCase) map[string]verdict {
 	close(queue)
 	workers.Wait()
 	return verdicts
+}
+
+// runFunctional runs the functional tests that minio-go brings, which carry on after a failure, once at the store and
+// once through the proxy. The case is a test of theirs, and has failed if any of its steps has.
+func runFunctional(t *testing.T) map[string]verdict {
+	t.Helper()
+	env, keyConfig, _ := startKMS(t)
+	l := newLane(t, "functional", env, keyConfig, false)
+	direct, proxied := runFunctionalAt(t, l.store.store), runFunctionalAt(t, l.proxied)
+	verdicts := make(map[string]verdict)
+	for name, failure := range direct {
+		got, ran := proxied[name]
+		if !ran {
+			got = "it has not run"
+		}
+		verdicts[name] = verdict{failure, got}
+	}
+	if len(verdicts) < 50 {
+		t.Errorf("%d functional tests have run", len(verdicts))
+	}
+	return verdicts
+}
+
+// runFunctionalAt returns why each test fails, or "".
+func runFunctionalAt(t *testing.T, e endpoint) map[string]string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, tool(t, "minio-go-functional"))
+	cmd.Dir, cmd.Env = t.TempDir(), environment("SERVER_ENDPOINT="+e.host(), "ACCESS_KEY="+e.accessKey, "SECRET_KEY="+e.secret,
+		"ENABLE_HTTPS=0", "MINT_MODE=full", "RUN_ON_FAIL=1")
+	out, err := cmd.CombinedOutput()
+	results := make(map[string]string)
+	for line := range strings.Lines(string(out)) {
+		var step struct{ Name, Status, Message, Alert, Error string }
+		if json.Unmarshal([]byte(line), &step) != nil || step.Name == "" {
+			continue
+		}
+		name := strings.ReplaceAll(step.Name, ": ", "/")
+		switch {
+		case step.Status == "PASS" && results[name] == "":
+			results[name] = ""
+		case step.Status != "PASS" && results[name] == "":
+			results[name] = cmp.Or(step.Message+" "+step.Error, step.Alert)
+		}
+	}
+	if err != nil && len(results) == 0 {
+		t.Errorf("minio-go's functional tests: %v: %.2000s", err, out)
+	}
+	return results
 }
 
 // lane is a store and a proxy in front of it, for one case at a time: all cases name their buckets alike.

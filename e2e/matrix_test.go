@@ -124,7 +124,7 @@ func (r *report) matrix() map[string]string {
 		for _, operation := range operations {
 			result := r.cell(v.client, operation.row)
 			ran = ran || result != "-"
-			cells += " " + map[string]string{"ok": "✓", "-": ""}[result] + " |"
+			cells += " " + map[string]string{"ok": "✓", "FAIL": "fails"}[result] + " |"
 		}
 		if ran {
 			lines[v.client] = fmt.Sprintf("| %s | %s |%s\n", v.title, v.version(), cells)

@@ -97,6 +97,13 @@ if wanted mc; then install_go mc github.com/minio/mc github.com/minio/mc "$mc" "
 if wanted litestream; then
   install_go litestream github.com/benbjohnson/litestream github.com/benbjohnson/litestream/cmd/litestream "$litestream" "four minutes"
 fi
+if [[ -n ${E2E_CONFORMANCE:-} ]]; then
+  # A program that only builds without the tag of its own file: with it, it lies in the folder of the library.
+  say "building minio-go's functional tests"
+  mkdir -p "$cache/e2e/functional"
+  sed '/^\/\/go:build mint$/d' "$(cd "$root/e2e" && go list -m -f '{{.Dir}}' github.com/minio/minio-go/v7)/functional_tests.go" >"$cache/e2e/functional/main.go"
+  (cd "$root/e2e" && go build -o "$bin/minio-go-functional" "$cache/e2e/functional/main.go")
+fi
 if [[ ${E2E_TARGET:-proxy} != store ]]; then
   say "building the proxy, without the store of proxy dev, and the KMS"
   (cd "$root" && go build -tags nodev -o "$bin/proxy" ./cmd/proxy && go build -o "$bin/kmsd" ./internal/kms/kmstest/kmsd)
