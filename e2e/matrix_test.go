@@ -94,6 +94,9 @@ or so lines run over HTTP and over TLS; backups, mounts and libraries run at two
 their hashes could not be checked: rclone takes the ETag for an MD5 where it looks like one, and the proxy's never does. It is the same with
 SSE-KMS at AWS. Objects that rclone puts in parts carry their MD5 in metadata, and are compared by it.
 
+With minio-js, ''putObject'' of a stream whose length is not told must be of 5 MiB or more, or be given the length: without it, minio-js sends
+parts, begins to number them at 2, and the proxy refuses an upload with a gap whose last part is too short to be followed by another.
+
 ''make e2e'' runs all but mc and litestream, which take minutes to build: ''make e2e-full'' runs these too. ''STORE=minio'' has MinIO as the store
 in place of versitygw.
 
