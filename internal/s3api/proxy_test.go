@@ -60,7 +60,12 @@ func run(m *testing.M) int {
 		panic(err)
 	}
 	defer os.RemoveAll(dir)
-	socket, stop, err := embedded.Start(context.Background(), embedded.Config{Dir: dir, AccessKey: storeAccess, SecretKey: storeSecret, Region: region})
+	versions, err := os.MkdirTemp("", "s3api-test-versions-")
+	if err != nil {
+		panic(err)
+	}
+	defer os.RemoveAll(versions)
+	socket, stop, err := embedded.Start(context.Background(), embedded.Config{Dir: dir, Versions: versions, AccessKey: storeAccess, SecretKey: storeSecret, Region: region})
 	if err != nil {
 		panic(err)
 	}
