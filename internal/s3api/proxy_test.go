@@ -274,7 +274,8 @@ type request struct {
 	header       http.Header
 	body         []byte
 	hash         string // x-amz-content-sha256; "" for the body's
-	secret       string // "" for the client's own
+	accessKey    string // "" for the client's own, as secret
+	secret       string
 	at           time.Time
 	presign      bool
 }
@@ -328,6 +329,9 @@ func (p *proxy) sign(r request) *http.Request {
 		r.at = time.Now()
 	}
 	creds := aws.Credentials{AccessKeyID: clientAccess, SecretAccessKey: clientSecret}
+	if r.accessKey != "" {
+		creds.AccessKeyID = r.accessKey
+	}
 	if r.secret != "" {
 		creds.SecretAccessKey = r.secret
 	}
