@@ -313,6 +313,9 @@ func TestSessionCredentials(t *testing.T) {
 			t.Errorf("%q is in the log", secret)
 		}
 	}
+	if !strings.Contains(p.log.String(), `"session":"ASIATEAM"`) || strings.Contains(p.log.String(), `"session":"`+clientAccess) {
+		t.Error("the log does not tell who came with temporary credentials")
+	}
 	if err := directory.Replace([]access.Client{{Name: "app", AccessKey: clientAccess, Secret: clientSecret}}); err != nil {
 		t.Fatal(err)
 	}
