@@ -219,17 +219,40 @@ func newMatcher() matcher {
 		if router == nil {
 			router = m[bucket]
 		}
-		r := router.Methods(row.method).Path(row.path).Name(row.op)
-		for match := range strings.FieldsSeq(row.match) {
-			if name, isHeader := strings.CutPrefix(match, "header:"); isHeader {
-				r.Headers(name, "")
-				continue
-			}
-			name, value, _ := strings.Cut(match, "=")
-			r.Queries(name, value)
-		}
+		router.MatcherFunc(row.matches).Path(row.path).Name(row.op)
 	}
 	return m
+}
+
+// matches reports whether method, query and header make a request this operation. It is asked before the path is held
+// against a regular expression, as most rows are told apart by it.
+func (row *route) matches(r *http.Request, _ *mux.RouteMatch) bool {
+	if r.Method != row.method {
+		return false
+	}
+	for match := range strings.FieldsSeq(row.match) {
+		if name, isHeader := strings.CutPrefix(match, "header:"); isHeader {
+			if len(r.Header.Values(name)) == 0 {
+				return false
+			}
+			continue
+		}
+		if !hasParameter(r.URL.RawQuery, match) {
+			return false
+		}
+	}
+	return true
+}
+
+// hasParameter looks for a parameter, given by its name alone or as name=value, in an encoded query.
+func hasParameter(query, match string) bool {
+	for parameter := range strings.SplitSeq(query, "&") {
+		name, _, _ := strings.Cut(parameter, "=")
+		if parameter == match || name == match {
+			return true
+		}
+	}
+	return false
 }
 
 // find returns the operation that the call is, or nil.
