@@ -26,7 +26,7 @@ const (
 // conditions are translated on the way; see conditionHeaders.
 var forwardedHeaders = []string{
 	"Cache-Control", "Content-Disposition", "Content-Encoding", "Content-Language", "Content-Type", "Expires",
-	"If-Modified-Since", "If-Unmodified-Since",
+	"If-Modified-Since", "If-Unmodified-Since", "Origin",
 	"X-Amz-Expected-Bucket-Owner", "X-Amz-Request-Payer",
 }
 
