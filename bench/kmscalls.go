@@ -23,10 +23,11 @@ func kmsCalls(ctx context.Context, l *lab) error {
 		{"kms-each", "a data key for each (default)", plainRule},
 		{"kms-reuse", "`dek_reuse: {max_objects: 1000}`", reuseRule},
 	} {
-		t, admin, err := l.startProxyWith(ctx, row.name, l.store, row.rule)
+		t, address, err := l.startProxyWith(ctx, row.name, l.store, row.rule)
 		if err != nil {
 			return err
 		}
+		admin := newTarget(row.name+"-admin", "http://"+address, clientAccess, clientSecret, nil) // it looks at no signature
 		written, err := l.countCalls(ctx, admin, func(n int) error {
 			_, err := t.do(ctx, http.MethodPut, fmt.Sprintf("/%s/%s-%d", bucket, row.name, n), &endless{left: 4 << 10}, 4<<10)
 			return err
@@ -34,7 +35,7 @@ func kmsCalls(ctx context.Context, l *lab) error {
 		if err != nil {
 			return err
 		}
-		if err := purge(ctx, admin); err != nil {
+		if _, err := admin.do(ctx, http.MethodPost, "/admin/purge", nil, 0); err != nil {
 			return err
 		}
 		read, err := l.countCalls(ctx, admin, func(n int) error {
@@ -50,7 +51,7 @@ func kmsCalls(ctx context.Context, l *lab) error {
 }
 
 // countCalls does something with each object, and returns how often the KMS was asked meanwhile.
-func (l *lab) countCalls(ctx context.Context, admin string, do func(n int) error) (int64, error) {
+func (l *lab) countCalls(ctx context.Context, admin *target, do func(n int) error) (int64, error) {
 	before, err := calls(ctx, admin)
 	if err != nil {
 		return 0, err
@@ -72,12 +73,8 @@ func (l *lab) countCalls(ctx context.Context, admin string, do func(n int) error
 }
 
 // calls is how often the KMS was asked so far, probes aside, as the proxy's metrics have it.
-func calls(ctx context.Context, admin string) (sum int64, err error) {
-	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+admin+"/metrics", nil)
-	if err != nil {
-		return 0, err
-	}
-	resp, err := http.DefaultClient.Do(r)
+func calls(ctx context.Context, admin *target) (sum int64, err error) {
+	resp, err := admin.send(ctx, http.MethodGet, "/metrics", nil, nil, 0)
 	if err != nil {
 		return 0, err
 	}
@@ -94,20 +91,4 @@ func calls(ctx context.Context, admin string) (sum int64, err error) {
 		}
 	}
 	return sum, lines.Err()
-}
-
-func purge(ctx context.Context, admin string) error {
-	r, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+admin+"/admin/purge", nil)
-	if err != nil {
-		return err
-	}
-	resp, err := http.DefaultClient.Do(r)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("purging: %s", resp.Status)
-	}
-	return nil
 }

@@ -34,7 +34,7 @@ func readSection(t *testing.T, name string) (text string, begin int, section str
 		t.Fatal(err)
 	}
 	text = string(data)
-	opening, closing := "<!-- "+name+": begin -->\n", "<!-- "+name+": end -->"
+	opening, closing := "<!-- "+name+" -->\n", "<!-- /"+name+" -->"
 	begin, end = strings.Index(text, opening)+len(opening), strings.Index(text, closing)
 	if begin < len(opening) || end < begin {
 		t.Fatalf("%s has no section %s", compatibility, name)

@@ -143,7 +143,7 @@ func (r *report) updateMatrix() error {
 	if err != nil {
 		return err
 	}
-	opening, closing := []byte("<!-- clients: begin -->\n"), []byte("<!-- clients: end -->")
+	opening, closing := []byte("<!-- clients -->\n"), []byte("<!-- /clients -->")
 	before, rest, ok := bytes.Cut(text, opening)
 	old, after, ok2 := bytes.Cut(rest, closing)
 	if !ok || !ok2 {

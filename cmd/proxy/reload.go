@@ -11,6 +11,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/cmekproxy/cmekproxy/internal/access"
 	"github.com/cmekproxy/cmekproxy/internal/audit"
 	"github.com/cmekproxy/cmekproxy/internal/config"
 )
@@ -42,7 +43,7 @@ func (a *app) obey(s os.Signal) {
 	}
 }
 
-// reload applies what may change while the proxy runs: dek_cache, and encryption.rules. Of anything else that has changed
+// reload applies what may change while the proxy runs: dek_cache, encryption.rules, and clients. Of anything else that has changed
 // it says that a restart is needed. A configuration with an error changes nothing.
 func (a *app) reload() {
 	if a.path == "" {
@@ -51,7 +52,7 @@ func (a *app) reload() {
 	}
 	next, err := loadConfig(a.path)
 	if err == nil {
-		err = a.applyRules(next)
+		err = a.apply(next)
 	}
 	if err != nil {
 		a.log.Error("the configuration was not read anew, and the old one stays in force", zap.Error(err))
@@ -63,34 +64,41 @@ func (a *app) reload() {
 	a.keys.SetOutageWait(next.DEKCache.OutageWait)
 	a.advisor.SetTTL(next.DEKCache.TTL)
 	a.log.Info("configuration read anew", zap.Stringer("dek_cache.ttl", next.DEKCache.TTL),
-		zap.Stringer("dek_cache.revocation_probe", next.DEKCache.RevocationProbe), zap.Int("encryption.rules", len(next.Encryption.Rules)))
+		zap.Stringer("dek_cache.revocation_probe", next.DEKCache.RevocationProbe), zap.Int("encryption.rules", len(next.Encryption.Rules)),
+		zap.Int("clients", len(next.Clients)))
 	if rest := needsRestart(a.cfg, next); len(rest) > 0 {
 		a.log.Warn("these changes take a restart", zap.Strings("settings", rest))
 	}
 }
 
-// applyRules puts the rules in force. That a configuration was read anew is in the audit log before it is, with what it
+// apply puts rules and clients in force. That a configuration was read anew is in the audit log before it is, with what it
 // decides about keys; or it stays as it was.
-func (a *app) applyRules(next *config.Config) error {
-	rules := buildRules(next.Encryption.Rules)
+func (a *app) apply(next *config.Config) error {
+	rules, clients := buildRules(next.Encryption.Rules), accessClients(next.Clients)
 	if err := a.keys.CheckRules(rules); err != nil {
+		return err
+	}
+	if _, err := access.New(clients); err != nil {
 		return err
 	}
 	dek := next.DEKCache
 	err := a.record(audit.Record{
 		Event: "reload", Result: audit.OK, Operation: "SIGHUP",
-		Detail: fmt.Sprintf("dek_cache.ttl=%v dek_cache.revocation_probe=%v encryption.rules=%d", dek.TTL, dek.RevocationProbe, len(rules)),
+		Detail: fmt.Sprintf("dek_cache.ttl=%v dek_cache.revocation_probe=%v encryption.rules=%d clients=%d", dek.TTL, dek.RevocationProbe, len(rules), len(clients)),
 	})
 	if err != nil {
 		return err
 	}
-	return a.keys.SetRules(rules)
+	if err := a.keys.SetRules(rules); err != nil {
+		return err
+	}
+	return a.clients.Replace(clients)
 }
 
 // needsRestart names the sections that differ and were not applied.
 func needsRestart(old, next *config.Config) (names []string) {
 	a, b := *old, *next
-	b.DEKCache, b.Encryption.Rules = a.DEKCache, a.Encryption.Rules
+	b.DEKCache, b.Encryption.Rules, b.Clients = a.DEKCache, a.Encryption.Rules, a.Clients
 	left, right := reflect.ValueOf(a), reflect.ValueOf(b)
 	for i := range left.NumField() {
 		if !reflect.DeepEqual(left.Field(i).Interface(), right.Field(i).Interface()) {

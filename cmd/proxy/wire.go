@@ -45,6 +45,7 @@ type app struct {
 	metrics *metrics.Metrics
 	cache   *dekcache.Cache
 	keys    *keyring.Keyring
+	clients *access.Directory
 	advisor *advisor.Recorder
 	opened  []kms.Wrapper // the keys that could be opened at the start
 	s3      http.Handler
@@ -54,8 +55,8 @@ type app struct {
 // build wires the proxy. unixSocket, if not empty, is where the store listens in place of its endpoint's host.
 func build(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSocket string) (*app, error) {
 	a := &app{cfg: cfg, log: log, metrics: metrics.New()}
-	clients, err := buildClients(cfg.Clients)
-	if err != nil {
+	var err error
+	if a.clients, err = buildClients(cfg, log); err != nil {
 		return nil, err
 	}
 	store, err := buildOrigin(ctx, cfg, unixSocket)
@@ -71,7 +72,7 @@ func build(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSocket 
 	a.s3 = s3api.New(s3api.Config{
 		Origin:        store,
 		Keys:          a.keys,
-		Clients:       clients,
+		Clients:       a.clients,
 		Domain:        cfg.Domain,
 		ETagPartCount: cfg.Origin.ETagPartCount,
 		UniformParts:  cfg.Origin.UniformParts,
@@ -95,12 +96,30 @@ func (a *app) close() {
 	_ = a.log.Sync()
 }
 
-func buildClients(list []config.Client) (*access.Directory, error) {
-	var clients []access.Client
+func buildClients(cfg *config.Config, log *zap.Logger) (*access.Directory, error) {
+	clients, err := access.New(accessClients(cfg.Clients))
+	if err != nil || cfg.SessionCredentialsFile == "" {
+		return clients, err
+	}
+	sessions, err := access.OpenSessions(cfg.SessionCredentialsFile, time.Now, func(err error, sessions int) {
+		if err != nil {
+			log.Error("the temporary credentials were not read again, and the old ones stay in force", zap.Error(err))
+			return
+		}
+		log.Info("temporary credentials read again", zap.Int("sessions", sessions))
+	})
+	if err != nil {
+		return nil, fmt.Errorf("session_credentials_file: %w", err)
+	}
+	clients.UseSessions(sessions)
+	return clients, nil
+}
+
+func accessClients(list []config.Client) (clients []access.Client) {
 	for _, c := range list {
-		client := access.Client{Name: c.Name, AccessKey: c.AccessKey, Secret: c.SecretKey.Reveal()}
+		client := access.Client{Name: c.Name, AccessKey: c.AccessKey, Secret: c.SecretKey.Reveal(), Anonymous: c.Anonymous}
 		for _, grant := range c.Allow {
-			g := access.Grant{Buckets: grant.Buckets}
+			g := access.Grant{Buckets: grant.Buckets, Prefixes: grant.Prefixes}
 			for _, action := range grant.Actions {
 				g.Actions = append(g.Actions, access.Action(action))
 			}
@@ -108,7 +127,7 @@ func buildClients(list []config.Client) (*access.Directory, error) {
 		}
 		clients = append(clients, client)
 	}
-	return access.New(clients)
+	return clients
 }
 
 func buildOrigin(ctx context.Context, cfg *config.Config, unixSocket string) (*origin.Origin, error) {

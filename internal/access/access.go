@@ -1,13 +1,18 @@
 // Package access holds the identities of the proxy's clients and what each may do.
 //
 // What no grant allows is denied. The package knows nothing of requests: it maps an access key to a client, and answers
-// whether that client may do one action on one bucket.
+// whether that client may do one action on one bucket or object.
+//
+//	access.go     clients and their grants
+//	directory.go  who there is at a moment, replaced as a whole
+//	sessions.go   temporary credentials, from a file that is read again when it changes
 package access
 
 import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/cmekproxy/cmekproxy/internal/glob"
 )
@@ -24,11 +29,16 @@ const (
 	Admin  Action = "admin"  // create, delete and configure buckets
 )
 
-// Grant allows each of its actions on each bucket that one of its patterns matches.
+var actions = []Action{Read, Write, Delete, List, Admin}
+
+// Grant allows each of its actions on each bucket that one of its patterns matches, or on some objects in it.
 type Grant struct {
 	// Buckets are names in which * stands for any run of characters, an empty one too. Nothing else is special.
 	Buckets []string
-	Actions []Action
+	// Prefixes are beginnings of object keys, taken literally. None, or one that is empty: every object, and the bucket
+	// itself.
+	Prefixes []string
+	Actions  []Action
 }
 
 // Client is an identity. It prints its name and access key, never its secret.
@@ -36,22 +46,53 @@ type Client struct {
 	Name      string // for logs; unique
 	AccessKey string // what a request names; unique
 	Secret    string `json:"-"` // what a request is signed with
+	Anonymous bool   // those who sign nothing; there are no AccessKey and Secret then
 	Allow     []Grant
 }
 
-// May reports whether the client may do action on bucket. The bucket "" stands for the service itself, as in a listing
-// of all buckets; of all patterns only those made of nothing but * match it.
+// May reports whether the client may do action on a bucket as a whole, for which it takes a grant without prefixes. The
+// bucket "" stands for the service itself, as in a listing of all buckets; of all patterns only those made of nothing
+// but * match it.
 func (c *Client) May(action Action, bucket string) bool {
-	for _, g := range c.Allow {
-		if slices.Contains(g.Actions, action) && g.covers(bucket) {
-			return true
-		}
-	}
-	return false
+	return c.any(action, bucket, (*Grant).whole)
 }
 
-func (g *Grant) covers(bucket string) bool {
-	return slices.ContainsFunc(g.Buckets, func(pattern string) bool { return glob.Match(pattern, bucket) })
+// MayObject reports whether the client may do action on an object.
+func (c *Client) MayObject(action Action, bucket, key string) bool {
+	return c.any(action, bucket, func(g *Grant) bool { return g.whole() || g.begins(key) })
+}
+
+// MayList reports whether the client may list all keys that begin with prefix.
+func (c *Client) MayList(bucket, prefix string) bool { return c.MayObject(List, bucket, prefix) }
+
+// MaySome reports whether the client may do action on the bucket or on some objects in it.
+func (c *Client) MaySome(action Action, bucket string) bool {
+	return c.any(action, bucket, func(*Grant) bool { return true })
+}
+
+// Sees reports whether the client may do anything at all in the bucket.
+func (c *Client) Sees(bucket string) bool {
+	return slices.ContainsFunc(actions, func(a Action) bool { return c.MaySome(a, bucket) })
+}
+
+func (c *Client) any(action Action, bucket string, covers func(*Grant) bool) bool {
+	return slices.ContainsFunc(c.Allow, func(g Grant) bool {
+		return slices.Contains(g.Actions, action) && covers(&g) &&
+			slices.ContainsFunc(g.Buckets, func(pattern string) bool { return glob.Match(pattern, bucket) })
+	})
+}
+
+func (g *Grant) whole() bool { return len(g.Prefixes) == 0 || slices.Contains(g.Prefixes, "") }
+
+// begins reports whether a key begins with one of the prefixes. One with a segment . or .. never does: stores that keep
+// objects as files may take a/../b for b.
+func (g *Grant) begins(key string) bool {
+	for segment := range strings.SplitSeq(key, "/") {
+		if segment == "." || segment == ".." {
+			return false
+		}
+	}
+	return slices.ContainsFunc(g.Prefixes, func(prefix string) bool { return strings.HasPrefix(key, prefix) })
 }
 
 // String is the client's name and access key.
@@ -60,51 +101,13 @@ func (c Client) String() string { return c.Name + " (" + c.AccessKey + ")" }
 // GoString is String: %#v must not show the secret either.
 func (c Client) GoString() string { return c.String() }
 
-// Directory is a fixed set of clients. It is safe for concurrent use.
-type Directory struct {
-	byAccessKey map[string]*Client
-}
-
-// New returns a Directory of copies of clients. It refuses one without name, access key or secret, two of one name or
-// access key, an empty bucket pattern, and an unknown action. Errors name clients, and hold no secret.
-func New(clients []Client) (*Directory, error) {
-	d := &Directory{byAccessKey: make(map[string]*Client, len(clients))}
-	names := make(map[string]bool, len(clients))
-	for _, c := range clients {
-		if err := c.check(); err != nil {
-			return nil, fmt.Errorf("access: client %q: %w", c.Name, err)
-		}
-		if names[c.Name] {
-			return nil, fmt.Errorf("access: two clients are named %q", c.Name)
-		}
-		if other := d.byAccessKey[c.AccessKey]; other != nil {
-			return nil, fmt.Errorf("access: clients %q and %q have one access key", other.Name, c.Name)
-		}
-		names[c.Name] = true
-		d.byAccessKey[c.AccessKey] = c.clone()
-	}
-	return d, nil
-}
-
-// Client returns the client of an access key; the caller must not change it.
-func (d *Directory) Client(accessKey string) (*Client, bool) {
-	c, ok := d.byAccessKey[accessKey]
-	return c, ok
-}
-
-// Secret returns the secret of an access key.
-func (d *Directory) Secret(accessKey string) (string, bool) {
-	c, ok := d.byAccessKey[accessKey]
-	if !ok {
-		return "", false
-	}
-	return c.Secret, true
-}
-
 func (c *Client) check() error {
 	switch {
 	case c.Name == "":
 		return errors.New("no name")
+	case c.Anonymous && (c.AccessKey != "" || c.Secret != ""):
+		return errors.New("anonymous, and with an access key or a secret")
+	case c.Anonymous:
 	case c.AccessKey == "":
 		return errors.New("no access key")
 	case c.Secret == "":
@@ -115,8 +118,11 @@ func (c *Client) check() error {
 			return errors.New("an empty bucket pattern")
 		}
 		for _, a := range g.Actions {
-			if !slices.Contains([]Action{Read, Write, Delete, List, Admin}, a) {
+			if !slices.Contains(actions, a) {
 				return fmt.Errorf("unknown action %q", a)
+			}
+			if c.Anonymous && a == Admin {
+				return errors.New("anonymous, and with the action admin")
 			}
 		}
 	}
@@ -128,7 +134,7 @@ func (c *Client) clone() *Client {
 	clone := *c
 	clone.Allow = make([]Grant, len(c.Allow))
 	for i, g := range c.Allow {
-		clone.Allow[i] = Grant{Buckets: slices.Clone(g.Buckets), Actions: slices.Clone(g.Actions)}
+		clone.Allow[i] = Grant{Buckets: slices.Clone(g.Buckets), Prefixes: slices.Clone(g.Prefixes), Actions: slices.Clone(g.Actions)}
 	}
 	return &clone
 }

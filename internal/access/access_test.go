@@ -51,6 +51,8 @@ func TestMay(t *testing.T) {
 		{"no grants", nothing, access.Read, "logs", false},
 		{"grant of nothing", empty, access.Read, "logs", false},
 		{"grant of no buckets", client(access.Grant{Actions: allActions}), access.Read, "logs", false},
+		{"grant for a prefix", client(access.Grant{Buckets: []string{"logs"}, Prefixes: []string{"a/"}, Actions: allActions}), access.List, "logs", false},
+		{"grant for a prefix and for all", client(access.Grant{Buckets: []string{"logs"}, Prefixes: []string{"a/", ""}, Actions: allActions}), access.List, "logs", true},
 		{"grant of no actions", client(access.Grant{Buckets: []string{"*"}}), access.Read, "logs", false},
 	}
 	for _, tt := range tests {
@@ -59,6 +61,60 @@ func TestMay(t *testing.T) {
 				t.Errorf("May(%q, %q) = %v, want %v", tt.action, tt.bucket, got, tt.want)
 			}
 		})
+	}
+}
+
+func TestMayObject(t *testing.T) {
+	prefixed := client(
+		access.Grant{Buckets: []string{"logs"}, Prefixes: []string{"a/", "b"}, Actions: []access.Action{access.Read, access.List}},
+		access.Grant{Buckets: []string{"logs"}, Prefixes: []string{"up/"}, Actions: []access.Action{access.Write}},
+		access.Grant{Buckets: []string{"all"}, Actions: []access.Action{access.Read}},
+		access.Grant{Buckets: []string{"every"}, Prefixes: []string{"x", ""}, Actions: []access.Action{access.Read}},
+	)
+	for _, tt := range []struct {
+		name   string
+		action access.Action
+		bucket string
+		key    string
+		want   bool
+	}{
+		{"within", access.Read, "logs", "a/1", true},
+		{"the prefix itself", access.Read, "logs", "a/", true},
+		{"second prefix, which is no folder", access.Read, "logs", "bee", true},
+		{"short of the prefix", access.Read, "logs", "a", false},
+		{"outside", access.Read, "logs", "c/1", false},
+		{"in the middle", access.Read, "logs", "c/a/1", false},
+		{"other case", access.Read, "logs", "A/1", false},
+		{"no key", access.Read, "logs", "", false},
+		{"another bucket", access.Read, "logs2", "a/1", false},
+		{"another action", access.Write, "logs", "a/1", false},
+		{"another grant", access.Write, "logs", "up/1", true},
+		{"prefix of another grant", access.Read, "logs", "up/1", false},
+		{"out by ..", access.Read, "logs", "a/../c", false},
+		{".. at the end", access.Read, "logs", "a/..", false},
+		{". as a segment", access.Read, "logs", "a/./1", false},
+		{"dots in a name", access.Read, "logs", "a/..1/...", true},
+		{".. where all keys are granted", access.Read, "all", "a/../c", true},
+		{"an empty prefix", access.Read, "every", "a/../c", true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := prefixed.MayObject(tt.action, tt.bucket, tt.key); got != tt.want {
+				t.Errorf("MayObject(%q, %q, %q) = %v, want %v", tt.action, tt.bucket, tt.key, got, tt.want)
+			}
+		})
+	}
+	for prefix, want := range map[string]bool{"": false, "a": false, "a/": true, "a/b/": true, "b": true, "up/": false, "a/../": false} {
+		if got := prefixed.MayList("logs", prefix); got != want {
+			t.Errorf("MayList(%q) = %v, want %v", prefix, got, want)
+		}
+	}
+	for bucket, want := range map[string]bool{"logs": true, "all": true, "other": false, "": false} {
+		if got := prefixed.Sees(bucket); got != want {
+			t.Errorf("Sees(%q) = %v, want %v", bucket, got, want)
+		}
+	}
+	if !prefixed.MaySome(access.Write, "logs") || prefixed.MaySome(access.Delete, "logs") || prefixed.MaySome(access.Write, "all") {
+		t.Error("MaySome of an action that is granted in part, not at all, elsewhere")
 	}
 }
 
@@ -151,21 +207,22 @@ func TestDirectory(t *testing.T) {
 	given[0].Allow[0].Actions[0] = access.Admin
 	given[0].Secret = "changed"
 
-	if got, ok := d.Secret("AKAPP"); got != secret || !ok {
+	v := d.Now()
+	if got, ok := v.Secret("AKAPP"); got != secret || !ok {
 		t.Errorf("Secret of a client: %q, %v", got, ok)
 	}
-	if got, ok := d.Secret("akapp"); got != "another secret" || !ok {
+	if got, ok := v.Secret("akapp"); got != "another secret" || !ok {
 		t.Errorf("Secret of a client in lower case: %q, %v", got, ok)
 	}
 	for _, unknown := range []string{"", "AKAP", "AKAPPX", "app", "*"} {
-		if got, ok := d.Secret(unknown); got != "" || ok {
+		if got, ok := v.Secret(unknown); got != "" || ok {
 			t.Errorf("Secret(%q) = %q, %v", unknown, got, ok)
 		}
-		if got, ok := d.Client(unknown); got != nil || ok {
+		if got, ok := v.Client(unknown); got != nil || ok {
 			t.Errorf("Client(%q) = %v, %v", unknown, got, ok)
 		}
 	}
-	c, ok := d.Client("AKAPP")
+	c, ok := v.Client("AKAPP")
 	if !ok || c.Name != "app" {
 		t.Fatalf("Client: %v, %v", c, ok)
 	}
@@ -193,6 +250,9 @@ func TestNewRefuses(t *testing.T) {
 		{"no secret", with(func(c *access.Client) { c.Secret = "" }), `access: client "app": no secret`},
 		{"empty pattern", with(func(c *access.Client) { c.Allow[0].Buckets[0] = "" }), `access: client "app": an empty bucket pattern`},
 		{"unknown action", with(func(c *access.Client) { c.Allow[0].Actions[0] = "reed" }), `access: client "app": unknown action "reed"`},
+		{"anonymous with a key", with(func(c *access.Client) { c.Anonymous = true }), `access: client "app": anonymous, and with an access key or a secret`},
+		{"anonymous admin", []access.Client{{Name: "all", Anonymous: true, Allow: []access.Grant{grant("logs", access.Admin)}}}, `access: client "all": anonymous, and with the action admin`},
+		{"two anonymous", []access.Client{{Name: "all", Anonymous: true}, {Name: "more", Anonymous: true}}, `access: clients "all" and "more" are both anonymous`},
 		{"one name twice", other("app", "AK2"), `access: two clients are named "app"`},
 		{"one access key twice", other("app2", "AKAPP"), `access: clients "app" and "app2" have one access key`},
 	}

@@ -2,6 +2,7 @@ package config
 
 import (
 	"encoding/hex"
+	"fmt"
 	"reflect"
 	"regexp"
 	"slices"
@@ -61,19 +62,59 @@ func (d *decoder) checkOrigin(o *Origin) {
 
 func (d *decoder) checkClients(clients []Client) {
 	names, accessKeys := make(map[string]*string), make(map[string]*string)
+	var anonymous *Client
 	for i := range clients {
 		c := &clients[i]
 		if d.failed[c] {
 			continue
 		}
 		d.checkUnique(&c.Name, names, "a client of this name")
-		d.checkUnique(&c.AccessKey, accessKeys, "a client with this access_key")
-		d.checkAccessKey(&c.AccessKey, "access_key")
-		if len(c.SecretKey) < minSecretLength {
-			d.fail(&c.SecretKey, "secret_key has fewer than %d characters", minSecretLength)
-		}
 		for j := range c.Allow {
 			d.checkPatterns(c.Allow[j].Buckets)
+		}
+		switch {
+		case !c.Anonymous:
+			d.checkUnique(&c.AccessKey, accessKeys, "a client with this access_key")
+			d.checkCredentials(c, fmt.Sprintf("clients[%d]", i))
+		case anonymous != nil:
+			d.fail(&c.Anonymous, "there is an anonymous client already, on line %d", d.places[&anonymous.Anonymous].line)
+		default:
+			anonymous = c
+			d.checkAnonymous(c)
+		}
+	}
+}
+
+func (d *decoder) checkCredentials(c *Client, path string) {
+	switch {
+	case c.AccessKey != "":
+	case d.given[&c.AccessKey]:
+		d.fail(&c.AccessKey, "%s.access_key is empty", path)
+	default:
+		d.fail(&c.AccessKey, "%q is missing in %s", "access_key", path)
+	}
+	d.checkAccessKey(&c.AccessKey, "access_key")
+	switch {
+	case c.SecretKey == "" && !d.given[&c.SecretKey]:
+		d.fail(&c.SecretKey, "%q is missing in %s", "secret_key", path)
+	case len(c.SecretKey) < minSecretLength:
+		d.fail(&c.SecretKey, "secret_key has fewer than %d characters", minSecretLength)
+	}
+}
+
+// checkAnonymous: anybody at all may do what this client may.
+func (d *decoder) checkAnonymous(c *Client) {
+	if d.given[&c.AccessKey] {
+		d.fail(&c.AccessKey, "an anonymous client has no access_key")
+	}
+	if d.given[&c.SecretKey] {
+		d.fail(&c.SecretKey, "an anonymous client has no secret_key")
+	}
+	for i := range c.Allow {
+		for j := range c.Allow[i].Actions {
+			if action := &c.Allow[i].Actions[j]; *action == "admin" {
+				d.fail(action, "an anonymous client cannot be allowed admin")
+			}
 		}
 	}
 }

@@ -99,6 +99,19 @@ func TestClientErrors(t *testing.T) {
 		{"empty bucket", `buckets: ["*"], a`, `buckets: [""], a`, []string{
 			`10:20: not a bucket name; in one, * stands for any run of characters`,
 		}},
+		{"no access key", "    access_key: AKAPP\n", "", []string{`6:5: "access_key" is missing in clients[0]`}},
+		{"empty access key", "AKAPP", `""`, []string{`7:17: clients[0].access_key is empty`}},
+		{"anonymous with credentials", "    allow:", "    anonymous: true\n    allow:", []string{
+			`7:17: an anonymous client has no access_key`, `8:17: an anonymous client has no secret_key`,
+		}},
+		{"anonymous admin", "keys:", "  - {name: all, anonymous: true, allow: [{buckets: [a], actions: [read, admin]}]}\nkeys:", []string{
+			`11:73: an anonymous client cannot be allowed admin`,
+		}},
+		{"two anonymous", "keys:", "  - {name: all, anonymous: true, allow: [{buckets: [a], actions: [read]}]}\n" +
+			"  - {name: more, anonymous: true, allow: [{buckets: [a], actions: [read]}]}\nkeys:", []string{
+			`12:29: there is an anonymous client already, on line 11`,
+		}},
+		{"no prefixes in the list", "actions: [read]", "actions: [read], prefixes: []", []string{`10:53: clients[0].allow[0].prefixes is empty`}},
 		{"origin without secret", "  region: us-east-1", "  region: us-east-1\n  access_key: AK", []string{
 			`5:15: origin.access_key needs an origin.secret_key; leave both out for the AWS SDK's default credential chain`,
 		}},
@@ -224,6 +237,16 @@ func TestRangeErrors(t *testing.T) {
 			`23:19: limits.shutdown_grace must be from 0s to 1h0m0s`,
 		}},
 	})
+}
+
+func TestClients(t *testing.T) {
+	c := parse(t, replace(t, "keys:", "  - {name: all, anonymous: true, allow: [{buckets: [a], prefixes: [\"\", p/], actions: [read]}]}\nsession_credentials_file: /s.json\nkeys:"))
+	if len(c.Clients) != 2 || c.Clients[0].Anonymous || !c.Clients[1].Anonymous || c.SessionCredentialsFile != "/s.json" {
+		t.Errorf("%+v, %q", c.Clients, c.SessionCredentialsFile)
+	}
+	if got := c.Clients[1].Allow[0].Prefixes; len(got) != 2 || got[0] != "" || got[1] != "p/" {
+		t.Errorf("prefixes %q", got)
+	}
 }
 
 func TestAllProblemsAtOnce(t *testing.T) {

@@ -19,6 +19,9 @@ type Config struct {
 	Origin Origin `yaml:"origin" config:"required"`
 	// Clients are those who may use the proxy. At least one.
 	Clients []Client `yaml:"clients" config:"required"`
+	// SessionCredentialsFile is a JSON file of temporary credentials, each of which stands for one of Clients. It is read
+	// again when it changes. Empty: there are none.
+	SessionCredentialsFile string `yaml:"session_credentials_file"`
 	// Keys are the KMS keys that rules can name. At least one.
 	Keys []Key `yaml:"keys" config:"required"`
 	// Encryption says which key protects which object.
@@ -73,9 +76,12 @@ type Client struct {
 	// Name stands for the client in rules, the audit log and metrics. Unique.
 	Name string `yaml:"name" config:"required"`
 	// AccessKey and SecretKey are the client's credentials. The access key is unique; the secret has 8 characters or
-	// more.
-	AccessKey string `yaml:"access_key" config:"required"`
-	SecretKey Secret `yaml:"secret_key" config:"required"`
+	// more. Both are required, but for the anonymous client, who has none.
+	AccessKey string `yaml:"access_key"`
+	SecretKey Secret `yaml:"secret_key"`
+	// Anonymous is the client for all requests that are not signed. One at most. Default false; with no such client,
+	// these are refused.
+	Anonymous bool `yaml:"anonymous"`
 	// Allow is all that the client may do.
 	Allow []Grant `yaml:"allow" config:"required"`
 }
@@ -84,6 +90,9 @@ type Client struct {
 type Grant struct {
 	// Buckets are names in which * stands for any run of characters.
 	Buckets []string `yaml:"buckets" config:"required"`
+	// Prefixes are beginnings of object keys, taken literally. Left out, or with an empty one: all objects, and the bucket
+	// itself.
+	Prefixes []string `yaml:"prefixes"`
 	// Actions are what the client may do there:
 	//   read    object data and metadata
 	//   write   put, copy to, upload

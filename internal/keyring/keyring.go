@@ -300,7 +300,7 @@ func (k *Keyring) sealed(l *Lease, entry dekcache.Entry, use Use) (*Sealed, erro
 		clear(entry.DEK)
 		return nil, err
 	}
-	if _, err := k.lease(l, entry); err != nil {
+	if err := k.lease(l, entry); err != nil {
 		return nil, err
 	}
 	k.cfg.Observer.Used(l.key.Name, l.id, use)
@@ -326,7 +326,7 @@ func (k *Keyring) Open(ctx context.Context, obj Object, keyID string, wrapped []
 		clear(entry.DEK)
 		return nil, fmt.Errorf("opening a data key: %w", err)
 	}
-	if _, err := k.lease(l, entry); err != nil {
+	if err := k.lease(l, entry); err != nil {
 		return nil, err
 	}
 	k.cfg.Observer.Used(key.Name, l.id, Opened)

@@ -42,15 +42,15 @@ type Lease struct {
 }
 
 // lease takes over what the KMS gave, and makes the DEK of it.
-func (k *Keyring) lease(l *Lease, entry dekcache.Entry) (*Lease, error) {
+func (k *Keyring) lease(l *Lease, entry dekcache.Entry) error {
 	dek, err := l.dekOf(entry.DEK)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	l.ring, l.dek = k, dek
 	l.term.Store(&entry.Term)
 	l.key.leases.Add(1)
-	return l, nil
+	return nil
 }
 
 // dekOf takes over what the KMS gave, which is the DEK or the bucket key that the DEK is derived from.

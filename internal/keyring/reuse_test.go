@@ -301,4 +301,3 @@ func TestCustomerLease(t *testing.T) {
 		t.Errorf("audited: %s", got)
 	}
 }
-

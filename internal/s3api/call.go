@@ -52,7 +52,8 @@ type call struct {
 	in         atomic.Int64
 	kmsTime    atomic.Int64 // nanoseconds, as originTime
 	originTime atomic.Int64
-	originID   atomic.Pointer[string] // the store's own request id, of its last answer
+	originID   atomic.Pointer[string]      // the store's own request id, of its last answer
+	cors       atomic.Pointer[http.Header] // what the store has said to the call's Origin; nil if it was not asked
 }
 
 func newCall(s *Server, w http.ResponseWriter, r *http.Request, cancel context.CancelCauseFunc) *call {
@@ -82,6 +83,11 @@ func (c *call) resource() string {
 // bucketName is S3's rule for general purpose buckets, less what only matters when one is created.
 var bucketName = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$`)
 
+// validBucket also takes the one path of S3 that looks like a bucket and is none, so that its row can refuse it.
+func validBucket(name string) bool {
+	return "/"+name == objectLambda || bucketName.MatchString(name) && !strings.Contains(name, "..")
+}
+
 const maxKeyLength = 1024
 
 // locate finds bucket and key: virtual-host-style if the host is below domain, else path-style.
@@ -103,7 +109,7 @@ func (c *call) locate(domain string) error {
 	} else {
 		c.bucket, c.key, _ = strings.Cut(path, "/")
 	}
-	if c.bucket == "" && c.key != "" || c.bucket != "" && (!bucketName.MatchString(c.bucket) || strings.Contains(c.bucket, "..")) {
+	if c.bucket == "" && c.key != "" || c.bucket != "" && (!validBucket(c.bucket)) {
 		bucket := c.bucket
 		c.bucket, c.key = "", ""
 		return &Error{Code: "InvalidBucketName", Message: "The specified bucket is not valid.", Details: [][2]string{{"BucketName", bucket}}}
@@ -248,6 +254,7 @@ type response struct {
 	http.ResponseWriter
 	idle  *idle
 	bytes int64
+	last  func() // called before the header goes out; nil for nothing to do
 
 	mu     sync.Mutex
 	status int
@@ -256,6 +263,10 @@ type response struct {
 
 // WriteHeader does nothing once the response is cut off.
 func (w *response) WriteHeader(status int) {
+	if last := w.last; last != nil && status >= http.StatusOK {
+		w.last = nil
+		last()
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.ended != nil {

@@ -55,7 +55,7 @@ var algorithms = []algorithm{
 // xxh128 is the variant of XXH3 with a digest of 128 bits.
 type xxh128 struct{ *xxh3.Hasher }
 
-func (h xxh128) Size() int { return len(h.Sum128().Bytes()) }
+func (h xxh128) Size() int { return crypt.XXHash128.Size() }
 
 func (h xxh128) Sum(b []byte) []byte {
 	sum := h.Sum128().Bytes()

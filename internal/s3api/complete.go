@@ -208,7 +208,7 @@ func (s *Server) commit(c *call, list *completion, sum objectChecksum) error {
 	header.Del("X-Amz-Mp-Object-Size")
 	header.Set("Content-Type", "application/xml")
 	header.Set("X-Amz-Content-Sha256", sha256Of(doc))
-	resp, body, err := s.sendCompletion(c, header, doc)
+	answer, body, err := s.sendCompletion(c, header, doc)
 	if err != nil {
 		return err
 	}
@@ -223,10 +223,10 @@ func (s *Server) commit(c *call, list *completion, sum objectChecksum) error {
 		}
 	}
 	s.uploads.entries.Remove(c.uploadID(c.query.Get("uploadId")))
-	return c.answerCompleted(resp.Header, body, sum, keyID)
+	return c.answerCompleted(answer, body, sum, keyID)
 }
 
-func (s *Server) sendCompletion(c *call, header http.Header, doc []byte) (*http.Response, []byte, error) {
+func (s *Server) sendCompletion(c *call, header http.Header, doc []byte) (http.Header, []byte, error) {
 	defer s.keepAlive(c)()
 	resp, err := s.send(c, c.originRequest(http.MethodPost, header, io.NopCloser(bytes.NewReader(doc)), int64(len(doc))))
 	if err != nil {
@@ -234,7 +234,7 @@ func (s *Server) sendCompletion(c *call, header http.Header, doc []byte) (*http.
 	}
 	defer closeBody(resp)
 	body, err := readAnswer(resp)
-	return resp, body, err
+	return resp.Header, body, err
 }
 
 // lateError reads an error that came with status 200.

@@ -73,8 +73,8 @@ func (s *Server) copySource(c *call) (stored.Request, error) {
 	if err != nil || len(parameters) > 1 || len(parameters) == 1 && !parameters.Has("versionId") {
 		return stored.Request{}, invalid
 	}
-	if !c.client.May(access.Read, src.Bucket) {
-		return stored.Request{}, &Error{Code: "AccessDenied", Message: "Access Denied", cause: fmt.Errorf("client %q has no grant to read in bucket %q", c.client.Name, src.Bucket)}
+	if !c.client.MayObject(access.Read, src.Bucket, src.Key) {
+		return stored.Request{}, accessDenied(fmt.Errorf("client %q has no grant to read %q", c.client.Name, "/"+src.Bucket+"/"+src.Key))
 	}
 	q := stored.Request{Object: src, Version: parameters.Get("versionId"), Header: copyConditions(c.Header), Plaintext: s.admitPlaintext(c, src)}
 	if text := c.Header.Get("X-Amz-Copy-Source-Range"); text != "" {

@@ -142,18 +142,18 @@ func (s *Server) copyWhole(c *call, q stored.Request, seen *stored.Seen, choice 
 	}
 	c.saySealed(sealed)
 	stop := s.keepAlive(c)
-	resp, body, err := s.sendCopy(c, header)
+	answer, body, err := s.sendCopy(c, header)
 	stop()
 	if err != nil {
 		return err
 	}
 	etag, _, _ := element(body, "ETag")
 	modified, _, _ := element(body, "LastModified")
-	return s.answerCopied(c, resp.Header, string(etag), string(modified))
+	return s.answerCopied(c, answer, string(etag), string(modified))
 }
 
-// sendCopy has the store copy, and returns its answer and the document in it.
-func (s *Server) sendCopy(c *call, header http.Header) (*http.Response, []byte, error) {
+// sendCopy has the store copy, and returns its answer: header and document.
+func (s *Server) sendCopy(c *call, header http.Header) (http.Header, []byte, error) {
 	resp, err := s.send(c, c.originRequest(http.MethodPut, header, nil, 0))
 	if err != nil {
 		return nil, nil, err
@@ -167,7 +167,7 @@ func (s *Server) sendCopy(c *call, header http.Header) (*http.Response, []byte, 
 	if start < 0 { // S3 begins to answer before it is done, so a failure may come with status 200
 		return nil, nil, lateError(body)
 	}
-	return resp, body, nil
+	return resp.Header, body, nil
 }
 
 // copyAnew reads the source, and encrypts it as an object that is put whole.

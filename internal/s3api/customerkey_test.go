@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/md5"
 	"encoding/base64"
+	"maps"
 	"net/http"
 	"strconv"
 	"strings"
@@ -99,9 +100,7 @@ func TestCustomerKey(t *testing.T) {
 func merge(a, b http.Header) http.Header {
 	out := http.Header{}
 	for _, h := range []http.Header{a, b} {
-		for name, values := range h {
-			out[name] = values
-		}
+		maps.Copy(out, h)
 	}
 	return out
 }

@@ -5,22 +5,71 @@ import (
 	"crypto/md5" //nolint:gosec // Content-MD5 is S3's
 	"encoding/base64"
 	"encoding/xml"
+	"fmt"
+	"io"
 )
 
 // maxDeletes is S3's limit on the keys of one DeleteObjects.
 const maxDeletes = 1000
 
-// deleteObjects forwards a list of keys to be deleted, with the store's ETags in place of ours.
+// deleteObjects forwards a list of keys to be deleted, with the store's ETags in place of ours. Keys that the client may
+// not delete are left out, and have an error of their own in the answer, as in S3's.
 func (s *Server) deleteObjects(c *call) error {
 	body, err := c.readBody()
 	if err != nil {
 		return err
 	}
-	if body, err = translateDelete(body); err != nil {
+	doc, err := parseDeletion(body)
+	if err != nil {
 		return err
 	}
-	return s.forwardBody(c, body)
+	denied := doc.split(func(key string) bool { return c.client.MayObject(c.route.action, c.bucket, key) })
+	if len(doc.Objects) == 0 {
+		return c.answerXML(withErrors(nil, denied))
+	}
+	if body, err = doc.encode(); err != nil {
+		return err
+	}
+	if len(denied) == 0 {
+		return s.forwardBody(c, body)
+	}
+	resp, err := s.sendBody(c, body)
+	if err != nil {
+		return err
+	}
+	defer closeBody(resp)
+	var answer bytes.Buffer
+	if _, err := answer.ReadFrom(io.LimitReader(resp.Body, maxListing+1)); err != nil {
+		return err
+	}
+	if answer.Len() > maxListing {
+		return fmt.Errorf("%w sent a result of more than %d bytes", errOrigin, maxListing)
+	}
+	c.copyHeader(resp.Header)
+	return c.answerXML(withErrors(answer.Bytes(), denied))
 }
+
+// withErrors adds to a DeleteResult document that the objects were not deleted. An empty one is made.
+func withErrors(doc []byte, denied []deletionObject) []byte {
+	const end = "</DeleteResult>"
+	head, _, ok := bytes.Cut(doc, []byte(end))
+	if !ok { // nothing was to be told: <DeleteResult/>, or nothing at all
+		head = []byte(xml.Header + `<DeleteResult xmlns="` + namespace + `">`)
+	}
+	var out bytes.Buffer
+	out.Write(head)
+	for _, o := range denied {
+		out.WriteString("<Error><Key>" + escapeXML(o.Key) + "</Key>")
+		if o.VersionID != "" {
+			out.WriteString("<VersionId>" + escapeXML(o.VersionID) + "</VersionId>")
+		}
+		out.WriteString("<Code>AccessDenied</Code><Message>Access Denied</Message></Error>")
+	}
+	out.WriteString(end)
+	return out.Bytes()
+}
+
+const namespace = "http://s3.amazonaws.com/doc/2006-03-01/"
 
 // deletion is the Delete document. Fields that are not here could make a deletion conditional, so they are refused.
 type deletion struct {
@@ -40,7 +89,8 @@ type deletionObject struct {
 
 type unknownElement struct{ XMLName xml.Name }
 
-func translateDelete(body []byte) ([]byte, error) {
+// parseDeletion reads the list, and turns its ETags into the store's.
+func parseDeletion(body []byte) (*deletion, error) {
 	malformed := badRequest("MalformedXML", "The XML you provided was not well-formed or did not validate against our published schema")
 	var doc deletion
 	if err := xml.Unmarshal(body, &doc); err != nil || len(doc.Objects) == 0 || len(doc.Objects) > maxDeletes {
@@ -59,7 +109,26 @@ func translateDelete(body []byte) ([]byte, error) {
 		}
 		o.ETag = storedETags(o.ETag)
 	}
-	doc.XMLName.Space, doc.Xmlns = "", "http://s3.amazonaws.com/doc/2006-03-01/"
+	return &doc, nil
+}
+
+// split takes out the objects that may not be deleted, and returns them.
+func (d *deletion) split(may func(key string) bool) (denied []deletionObject) {
+	allowed := d.Objects[:0]
+	for _, o := range d.Objects {
+		if may(o.Key) {
+			allowed = append(allowed, o)
+		} else {
+			denied = append(denied, o)
+		}
+	}
+	d.Objects = allowed
+	return denied
+}
+
+func (d *deletion) encode() ([]byte, error) {
+	doc := *d
+	doc.XMLName.Space, doc.Xmlns = "", namespace
 	var out bytes.Buffer
 	out.WriteString(xml.Header)
 	if err := xml.NewEncoder(&out).Encode(doc); err != nil {

@@ -31,12 +31,7 @@ func (c *call) readBody() ([]byte, error) {
 }
 
 func (s *Server) forwardBody(c *call, body []byte) error {
-	header := c.requestHeader()
-	header.Set("X-Amz-Content-Sha256", sha256Of(body))
-	if len(body) > 0 {
-		header.Set("Content-Md5", md5Of(body)) // S3 demands it of some operations
-	}
-	resp, err := s.send(c, c.originRequest(c.Method, header, io.NopCloser(bytes.NewReader(body)), int64(len(body))))
+	resp, err := s.sendBody(c, body)
 	if err != nil {
 		return err
 	}
@@ -45,6 +40,15 @@ func (s *Server) forwardBody(c *call, body []byte) error {
 		resp.ContentLength = -1
 	}
 	return c.pass(resp)
+}
+
+func (s *Server) sendBody(c *call, body []byte) (*http.Response, error) {
+	header := c.requestHeader()
+	header.Set("X-Amz-Content-Sha256", sha256Of(body))
+	if len(body) > 0 {
+		header.Set("Content-Md5", md5Of(body)) // S3 demands it of some operations
+	}
+	return s.send(c, c.originRequest(c.Method, header, io.NopCloser(bytes.NewReader(body)), int64(len(body))))
 }
 
 func sha256Of(body []byte) string {

@@ -125,7 +125,9 @@ func (s *Server) answer(c *call, o *stored.Object) error {
 	h := c.w.Header()
 	if !o.Plaintext {
 		c.sayEncrypted(o.KeyID)
-		c.sayBucketKey(o.BucketKey)
+		if o.BucketKey {
+			c.sayBucketKey()
+		}
 	}
 	h.Set("Content-Length", strconv.FormatInt(o.Length, 10))
 	h.Set("Accept-Ranges", "bytes")

@@ -26,7 +26,7 @@ const (
 // conditions are translated on the way; see conditionHeaders.
 var forwardedHeaders = []string{
 	"Cache-Control", "Content-Disposition", "Content-Encoding", "Content-Language", "Content-Type", "Expires",
-	"If-Modified-Since", "If-Unmodified-Since",
+	"If-Modified-Since", "If-Unmodified-Since", "Origin",
 	"X-Amz-Expected-Bucket-Owner", "X-Amz-Request-Payer",
 }
 
@@ -182,15 +182,13 @@ func (c *call) unsayEncrypted() {
 // saySealed is sayEncrypted for a new object.
 func (c *call) saySealed(sealed *keyring.Sealed) {
 	c.sayEncrypted(sealed.KeyID)
-	c.sayBucketKey(sealed.Shared())
+	if sealed.Shared() {
+		c.sayBucketKey()
+	}
 	if context := c.Header.Get(sseContextHeader); context != "" {
 		c.w.Header().Set(sseContextHeader, context)
 	}
 }
 
-// sayBucketKey tells whether the object's data key comes from one that many objects share.
-func (c *call) sayBucketKey(shared bool) {
-	if shared {
-		c.w.Header().Set(sseBucketKeyHeader, "true")
-	}
-}
+// sayBucketKey tells that the object's data key comes from one that many objects share.
+func (c *call) sayBucketKey() { c.w.Header().Set(sseBucketKeyHeader, "true") }

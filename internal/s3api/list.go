@@ -8,7 +8,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/cmekproxy/cmekproxy/internal/access"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
@@ -18,7 +17,14 @@ import (
 const maxListing = 8 << 20
 
 // listObjects answers ListObjects and ListObjectsV2. The plaintext's size follows from stored size and ETag alone.
-func (s *Server) listObjects(c *call) error { return s.rewriteDocument(c, s.listWithSizes) }
+func (s *Server) listObjects(c *call) error {
+	return s.rewriteDocument(c, func(c *call, doc []byte) ([]byte, error) { return s.listWithSizes(c, doc, "Contents") })
+}
+
+// listObjectVersions does the same with versions. Delete markers have no size and no ETag.
+func (s *Server) listObjectVersions(c *call) error {
+	return s.rewriteDocument(c, func(c *call, doc []byte) ([]byte, error) { return s.listWithSizes(c, doc, "Version") })
+}
 
 // plaintextSize turns a size as the store has it. A part count in the ETag says that the object was uploaded in parts.
 // A size that no object of ours has stays as it is.
@@ -50,11 +56,8 @@ func showETagXML(stored string) string {
 // listBuckets shows a client the buckets in which it may do anything at all.
 func (s *Server) listBuckets(c *call) error {
 	return s.rewriteXML(c, "Bucket", func(entry []byte) []byte {
-		name, _, _ := element(entry, "Name")
-		for _, action := range []access.Action{access.List, access.Read, access.Write, access.Delete, access.Admin} {
-			if c.client.May(action, string(name)) {
-				return entry
-			}
+		if name, _, _ := element(entry, "Name"); c.client.Sees(string(name)) {
+			return entry
 		}
 		return nil
 	})

@@ -16,13 +16,13 @@ import (
 // sizeRequests is how many objects of a listing are asked about at a time.
 const sizeRequests = 16
 
-// listWithSizes rewrites a listing. Where the stored size and the ETag do not tell the plaintext's size, the store is
+// listWithSizes rewrites the elements of a listing that have this name. Where the stored size and the ETag do not tell the plaintext's size, the store is
 // asked about the object, unless it is remembered.
-func (s *Server) listWithSizes(c *call, doc []byte) ([]byte, error) {
+func (s *Server) listWithSizes(c *call, doc []byte, name string) ([]byte, error) {
 	encoding, _, _ := element(doc, "EncodingType")
 	var sizes []string
 	var asked []func() error
-	changeElements(doc, "Contents", func(entry []byte) []byte {
+	changeElements(doc, name, func(entry []byte) []byte {
 		e := listedObject(c.bucket, entry, string(encoding))
 		i := len(sizes)
 		sizes = append(sizes, plaintextSize(e.etag, e.size))
@@ -38,7 +38,7 @@ func (s *Server) listWithSizes(c *call, doc []byte) ([]byte, error) {
 		return nil, err
 	}
 	i := -1
-	return changeElements(doc, "Contents", func(entry []byte) []byte {
+	return changeElements(doc, name, func(entry []byte) []byte {
 		i++
 		entry = replace(withoutChecksums(entry), "Size", func(string) string { return sizes[i] })
 		return replace(entry, "ETag", showETagXML)
@@ -48,6 +48,7 @@ func (s *Server) listWithSizes(c *call, doc []byte) ([]byte, error) {
 // listed is an object in a listing.
 type listed struct {
 	object     crypt.Object
+	version    string // "" for the current one
 	etag, size string // the store's; the ETag without quotes
 }
 
@@ -61,7 +62,11 @@ func listedObject(bucket string, entry []byte, encoding string) listed {
 			key = decoded
 		}
 	}
-	return listed{crypt.Object{Bucket: bucket, Key: key}, unquote(string(etag)), string(size)}
+	version, _, _ := element(entry, "VersionId")
+	if latest, _, _ := element(entry, "IsLatest"); string(version) == "null" && string(latest) == "true" {
+		version = nil // of a bucket without versions, whose store may not know the id
+	}
+	return listed{crypt.Object{Bucket: bucket, Key: key}, string(version), unquote(string(etag)), string(size)}
 }
 
 // mustAsk reports whether arithmetic does not tell the size: the store's ETags do not name the number of parts, or the
@@ -77,7 +82,7 @@ func (s *Server) sizeOf(c *call, e listed) (string, error) {
 	if err != nil {
 		return e.size, nil //nolint:nilerr // what has no size is shown as it came
 	}
-	size, err := s.objects.Size(c.Context(), stored.Request{Object: e.object}, `"`+e.etag+`"`, n)
+	size, err := s.objects.Size(c.Context(), stored.Request{Object: e.object, Version: e.version}, `"`+e.etag+`"`, n)
 	if err != nil {
 		if answer := asError(c.Context(), err); answer.Status() == http.StatusNotFound || answer.Code == "ObjectIntegrityError" {
 			return e.size, nil

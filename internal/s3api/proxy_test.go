@@ -60,7 +60,12 @@ func run(m *testing.M) int {
 		panic(err)
 	}
 	defer os.RemoveAll(dir)
-	socket, stop, err := embedded.Start(context.Background(), embedded.Config{Dir: dir, AccessKey: storeAccess, SecretKey: storeSecret, Region: region})
+	versions, err := os.MkdirTemp("", "s3api-test-versions-")
+	if err != nil {
+		panic(err)
+	}
+	defer os.RemoveAll(versions)
+	socket, stop, err := embedded.Start(context.Background(), embedded.Config{Dir: dir, Versions: versions, AccessKey: storeAccess, SecretKey: storeSecret, Region: region})
 	if err != nil {
 		panic(err)
 	}
@@ -269,7 +274,8 @@ type request struct {
 	header       http.Header
 	body         []byte
 	hash         string // x-amz-content-sha256; "" for the body's
-	secret       string // "" for the client's own
+	accessKey    string // "" for the client's own, as secret
+	secret       string
 	at           time.Time
 	presign      bool
 }
@@ -323,6 +329,9 @@ func (p *proxy) sign(r request) *http.Request {
 		r.at = time.Now()
 	}
 	creds := aws.Credentials{AccessKeyID: clientAccess, SecretAccessKey: clientSecret}
+	if r.accessKey != "" {
+		creds.AccessKeyID = r.accessKey
+	}
 	if r.secret != "" {
 		creds.SecretAccessKey = r.secret
 	}

@@ -131,23 +131,24 @@ func TestUnknownIsRefused(t *testing.T) {
 	p.put("k", []byte("x"))
 	b := "/" + p.bucket
 	for _, row := range []request{
-		{method: "GET", path: b + "/k?acl"},
-		{method: "PUT", path: b + "/k?acl"},
-		{method: "GET", path: b + "/k?tagging"},
-		{method: "GET", path: b + "?policy"},
-		{method: "PUT", path: b + "?policy", body: []byte("{}")},
-		{method: "GET", path: b + "?lifecycle"},
-		{method: "GET", path: b + "?versions"},
 		{method: "POST", path: b + "/k?select&select-type=2"},
-		{method: "POST", path: b + "/k?restore"},
 		{method: "GET", path: b + "/k?torrent"},
 		{method: "GET", path: b + "/k?never-heard-of"},
 		{method: "PATCH", path: b + "/k"},
 		{method: "POST", path: b + "/k"},
-		{method: "OPTIONS", path: b + "/k"},
-		{method: "DELETE", path: b + "?lifecycle"},
 		{method: "POST", path: "/"},
 		{method: "PUT", path: b + "/k?renameObject"},
+		{method: "POST", path: "/WriteGetObjectResponse"},
+		{method: "GET", path: b + "?session"},
+		{method: "GET", path: "/?x-id=ListDirectoryBuckets"},
+		{method: "PUT", path: b + "/k?annotation&annotationName=a", body: []byte("in clear")},
+		{method: "PUT", path: b + "/k?encryption", body: []byte("<ObjectEncryption/>")},
+		{method: "POST", path: b + "?metadataConfiguration", body: []byte("<MetadataConfiguration/>")},
+		{method: "PUT", path: b + "/k", header: http.Header{"X-Amz-Write-Offset-Bytes": {"1"}}, body: []byte("more")},
+		{method: "PUT", path: b + "/k", header: http.Header{"X-Amz-Acl": {"public-read"}}, body: []byte("more")},
+		{method: "PUT", path: b + "/k", header: http.Header{"X-Amz-Grant-Read": {"uri=http://acs.amazonaws.com/groups/global/AllUsers"}}, body: []byte("more")},
+		{method: "PUT", path: b + "?acl", header: http.Header{"X-Amz-Acl": {"public-read-write"}}},
+		{method: "OPTIONS", path: "/"},
 	} {
 		if a := p.send(row); a.StatusCode != http.StatusNotImplemented || a.Code != "NotImplemented" {
 			t.Errorf("%s %s: %d %s", row.method, row.path, a.StatusCode, a.Code)

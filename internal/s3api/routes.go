@@ -19,7 +19,7 @@ const (
 	open    policy = "open"    // the body is decrypted on its way to the client
 	rewrite policy = "rewrite" // sizes and ETags in the answer are turned into the plaintext's
 	forward policy = "forward" // nothing of an object's content is in it
-	refuse  policy = "refuse"  // 501 NotImplemented
+	refuse  policy = "refuse"  // 501 NotImplemented; notes says why
 )
 
 // What a path names.
@@ -27,7 +27,12 @@ const (
 	service = "/"
 	bucket  = "/{bucket}"
 	object  = "/{bucket}/{key:.+}"
+
+	objectLambda = "/WriteGetObjectResponse" // the answer of an Object Lambda function
 )
+
+// anyone may do it, without a signature.
+const anyone access.Action = ""
 
 // route is one S3 operation. What no route matches, and any query parameter or x-amz- header that its route does not
 // name, is refused with NotImplemented: it could change the meaning of the request.
@@ -48,12 +53,17 @@ const (
 	maxObject = 5_367_398_664 // the largest plaintext whose body stays within S3's 5 GiB for a single PUT
 	maxXML    = 2 << 20       // S3's limit for DeleteObjects
 	maxList   = 4 << 20       // 10,000 parts, each with its ETag and its checksum
-	maxConfig = 64 << 10      // a bucket's configuration
+	maxConfig = 64 << 10      // a bucket's configuration; S3's limit for CORS
+	maxPolicy = 20 << 10      // S3's limit for bucket policies
+	maxTags   = 128 << 10     // 50 tags of 128 and 256 characters
+	maxSite   = 128 << 10     // S3's limit for website configurations
+	maxRules  = 2 << 20       // S3's limit for replication; lifecycle has as many rules
 )
 
 const (
 	sseHeaders            = "x-amz-server-side-encryption x-amz-server-side-encryption-aws-kms-key-id x-amz-server-side-encryption-context x-amz-server-side-encryption-bucket-key-enabled"
-	putHeaders            = sseHeaders + " " + customerHeaders + " x-amz-meta- x-amz-storage-class x-amz-tagging x-amz-website-redirect-location x-amz-acl"
+	putHeaders            = sseHeaders + " " + customerHeaders + " x-amz-meta- x-amz-storage-class x-amz-tagging x-amz-website-redirect-location x-amz-acl" + holdHeaders
+	holdHeaders           = " x-amz-object-lock-mode x-amz-object-lock-retain-until-date x-amz-object-lock-legal-hold"
 	readHeaders           = customerHeaders + " x-amz-checksum-mode"
 	overrides             = "response-cache-control response-content-disposition response-content-encoding response-content-language response-content-type response-expires"
 	listQuery             = "prefix delimiter max-keys encoding-type"
@@ -66,15 +76,86 @@ const (
 
 // routes is the whole surface. The first row that matches wins, so rows with a match come before the bare ones.
 var routes = []route{
+	{"ListDirectoryBuckets", "GET", service, "x-id=ListDirectoryBuckets", refuse, access.List, 0, "", "", nil},
 	{"ListBuckets", "GET", service, "", rewrite, access.List, 0, "max-buckets continuation-token prefix bucket-region", "", (*Server).listBuckets},
+	{"WriteGetObjectResponse", "POST", objectLambda, "", refuse, access.Write, 0, "", "", nil},
 
-	{"GetBucketLocation", "GET", bucket, "location", forward, access.List, 0, "", "", (*Server).forward},
+	{"OptionsBucket", "OPTIONS", bucket, "", forward, anyone, 0, "", "", (*Server).preflight},
+	{"CreateSession", "GET", bucket, "session", refuse, access.List, 0, "", "", nil},
+	{"GetBucketAbac", "GET", bucket, "abac", forward, access.Admin, 0, "", "", (*Server).forward},
+	{"PutBucketAbac", "PUT", bucket, "abac", forward, access.Admin, maxConfig, "", "", (*Server).forward},
+	{"GetBucketAccelerateConfiguration", "GET", bucket, "accelerate", forward, access.Admin, 0, "", "", (*Server).forward},
+	{"PutBucketAccelerateConfiguration", "PUT", bucket, "accelerate", forward, access.Admin, maxConfig, "", "", (*Server).forward},
+	{"GetBucketAcl", "GET", bucket, "acl", forward, access.Admin, 0, "", "", (*Server).forward},
+	{"PutBucketAcl", "PUT", bucket, "acl", forward, access.Admin, maxConfig, "", "x-amz-acl", (*Server).putACL},
+	{"GetBucketAnalyticsConfiguration", "GET", bucket, "analytics id", forward, access.Admin, 0, "", "", (*Server).forward},
+	{"ListBucketAnalyticsConfigurations", "GET", bucket, "analytics", forward, access.Admin, 0, "continuation-token", "", (*Server).forward},
+	{"PutBucketAnalyticsConfiguration", "PUT", bucket, "analytics", forward, access.Admin, maxConfig, "id", "", (*Server).forward},
+	{"DeleteBucketAnalyticsConfiguration", "DELETE", bucket, "analytics", forward, access.Admin, 0, "id", "", (*Server).forward},
+	{"GetBucketCors", "GET", bucket, "cors", forward, access.Admin, 0, "", "", (*Server).forward},
+	{"PutBucketCors", "PUT", bucket, "cors", forward, access.Admin, maxConfig, "", "", (*Server).forward},
+	{"DeleteBucketCors", "DELETE", bucket, "cors", forward, access.Admin, 0, "", "", (*Server).forward},
 	{"GetBucketEncryption", "GET", bucket, "encryption", rewrite, access.List, 0, "", "", (*Server).getBucketEncryption},
 	{"PutBucketEncryption", "PUT", bucket, "encryption", rewrite, access.Admin, maxConfig, "", "", (*Server).putBucketEncryption},
 	{"DeleteBucketEncryption", "DELETE", bucket, "encryption", rewrite, access.Admin, 0, "", "", (*Server).deleteBucketEncryption},
+	{"GetBucketIntelligentTieringConfiguration", "GET", bucket, "intelligent-tiering id", forward, access.Admin, 0, "", "", (*Server).forward},
+	{"ListBucketIntelligentTieringConfigurations", "GET", bucket, "intelligent-tiering", forward, access.Admin, 0, "continuation-token", "", (*Server).forward},
+	{"PutBucketIntelligentTieringConfiguration", "PUT", bucket, "intelligent-tiering", forward, access.Admin, maxConfig, "id", "", (*Server).forward},
+	{"DeleteBucketIntelligentTieringConfiguration", "DELETE", bucket, "intelligent-tiering", forward, access.Admin, 0, "id", "", (*Server).forward},
+	{"GetBucketInventoryConfiguration", "GET", bucket, "inventory id", forward, access.Admin, 0, "", "", (*Server).forward},
+	{"ListBucketInventoryConfigurations", "GET", bucket, "inventory", forward, access.Admin, 0, "continuation-token", "", (*Server).forward},
+	{"PutBucketInventoryConfiguration", "PUT", bucket, "inventory", forward, access.Admin, maxConfig, "id", "", (*Server).forward},
+	{"DeleteBucketInventoryConfiguration", "DELETE", bucket, "inventory", forward, access.Admin, 0, "id", "", (*Server).forward},
+	{"GetBucketLifecycleConfiguration", "GET", bucket, "lifecycle", forward, access.Admin, 0, "", "", (*Server).forward},
+	{"PutBucketLifecycleConfiguration", "PUT", bucket, "lifecycle", forward, access.Admin, maxRules, "", "x-amz-transition-default-minimum-object-size", (*Server).forward},
+	{"DeleteBucketLifecycle", "DELETE", bucket, "lifecycle", forward, access.Admin, 0, "", "", (*Server).forward},
+	{"GetBucketLocation", "GET", bucket, "location", forward, access.List, 0, "", "", (*Server).forward},
+	{"GetBucketLogging", "GET", bucket, "logging", forward, access.Admin, 0, "", "", (*Server).forward},
+	{"PutBucketLogging", "PUT", bucket, "logging", forward, access.Admin, maxConfig, "", "", (*Server).forward},
+	{"CreateBucketMetadataConfiguration", "POST", bucket, "metadataConfiguration", refuse, access.Admin, 0, "", "", nil},
+	{"GetBucketMetadataConfiguration", "GET", bucket, "metadataConfiguration", refuse, access.Admin, 0, "", "", nil},
+	{"DeleteBucketMetadataConfiguration", "DELETE", bucket, "metadataConfiguration", refuse, access.Admin, 0, "", "", nil},
+	{"CreateBucketMetadataTableConfiguration", "POST", bucket, "metadataTable", refuse, access.Admin, 0, "", "", nil},
+	{"GetBucketMetadataTableConfiguration", "GET", bucket, "metadataTable", refuse, access.Admin, 0, "", "", nil},
+	{"DeleteBucketMetadataTableConfiguration", "DELETE", bucket, "metadataTable", refuse, access.Admin, 0, "", "", nil},
+	{"UpdateBucketMetadataAnnotationTableConfiguration", "PUT", bucket, "metadataAnnotationTable", refuse, access.Admin, 0, "", "", nil},
+	{"UpdateBucketMetadataInventoryTableConfiguration", "PUT", bucket, "metadataInventoryTable", refuse, access.Admin, 0, "", "", nil},
+	{"UpdateBucketMetadataJournalTableConfiguration", "PUT", bucket, "metadataJournalTable", refuse, access.Admin, 0, "", "", nil},
+	{"GetBucketMetricsConfiguration", "GET", bucket, "metrics id", forward, access.Admin, 0, "", "", (*Server).forward},
+	{"ListBucketMetricsConfigurations", "GET", bucket, "metrics", forward, access.Admin, 0, "continuation-token", "", (*Server).forward},
+	{"PutBucketMetricsConfiguration", "PUT", bucket, "metrics", forward, access.Admin, maxConfig, "id", "", (*Server).forward},
+	{"DeleteBucketMetricsConfiguration", "DELETE", bucket, "metrics", forward, access.Admin, 0, "id", "", (*Server).forward},
+	{"GetBucketNotificationConfiguration", "GET", bucket, "notification", forward, access.Admin, 0, "", "", (*Server).forward},
+	{"PutBucketNotificationConfiguration", "PUT", bucket, "notification", forward, access.Admin, maxRules, "", "x-amz-skip-destination-validation", (*Server).forward},
+	{"GetObjectLockConfiguration", "GET", bucket, "object-lock", forward, access.List, 0, "", "", (*Server).forward},
+	{"PutObjectLockConfiguration", "PUT", bucket, "object-lock", forward, access.Admin, maxConfig, "", "x-amz-bucket-object-lock-token", (*Server).forward},
+	{"GetBucketOwnershipControls", "GET", bucket, "ownershipControls", forward, access.Admin, 0, "", "", (*Server).forward},
+	{"PutBucketOwnershipControls", "PUT", bucket, "ownershipControls", forward, access.Admin, maxConfig, "", "", (*Server).forward},
+	{"DeleteBucketOwnershipControls", "DELETE", bucket, "ownershipControls", forward, access.Admin, 0, "", "", (*Server).forward},
+	{"GetBucketPolicy", "GET", bucket, "policy", forward, access.Admin, 0, "", "", (*Server).forward},
+	{"PutBucketPolicy", "PUT", bucket, "policy", forward, access.Admin, maxPolicy, "", "x-amz-confirm-remove-self-bucket-access", (*Server).forward},
+	{"DeleteBucketPolicy", "DELETE", bucket, "policy", forward, access.Admin, 0, "", "", (*Server).forward},
+	{"GetBucketPolicyStatus", "GET", bucket, "policyStatus", forward, access.Admin, 0, "", "", (*Server).forward},
+	{"GetPublicAccessBlock", "GET", bucket, "publicAccessBlock", forward, access.Admin, 0, "", "", (*Server).forward},
+	{"PutPublicAccessBlock", "PUT", bucket, "publicAccessBlock", forward, access.Admin, maxConfig, "", "", (*Server).forward},
+	{"DeletePublicAccessBlock", "DELETE", bucket, "publicAccessBlock", forward, access.Admin, 0, "", "", (*Server).forward},
+	{"GetBucketReplication", "GET", bucket, "replication", forward, access.Admin, 0, "", "", (*Server).forward},
+	{"PutBucketReplication", "PUT", bucket, "replication", forward, access.Admin, maxRules, "", "x-amz-bucket-object-lock-token", (*Server).forward},
+	{"DeleteBucketReplication", "DELETE", bucket, "replication", forward, access.Admin, 0, "", "", (*Server).forward},
+	{"GetBucketRequestPayment", "GET", bucket, "requestPayment", forward, access.Admin, 0, "", "", (*Server).forward},
+	{"PutBucketRequestPayment", "PUT", bucket, "requestPayment", forward, access.Admin, maxConfig, "", "", (*Server).forward},
+	{"GetBucketTagging", "GET", bucket, "tagging", forward, access.Admin, 0, "", "", (*Server).forward},
+	{"PutBucketTagging", "PUT", bucket, "tagging", forward, access.Admin, maxTags, "", "", (*Server).forward},
+	{"DeleteBucketTagging", "DELETE", bucket, "tagging", forward, access.Admin, 0, "", "", (*Server).forward},
+	{"GetBucketVersioning", "GET", bucket, "versioning", forward, access.List, 0, "", "", (*Server).forward},
+	{"PutBucketVersioning", "PUT", bucket, "versioning", forward, access.Admin, maxConfig, "", "x-amz-mfa", (*Server).forward},
+	{"GetBucketWebsite", "GET", bucket, "website", forward, access.Admin, 0, "", "", (*Server).forward},
+	{"PutBucketWebsite", "PUT", bucket, "website", forward, access.Admin, maxSite, "", "", (*Server).forward},
+	{"DeleteBucketWebsite", "DELETE", bucket, "website", forward, access.Admin, 0, "", "", (*Server).forward},
+
 	{"ListObjectsV2", "GET", bucket, "list-type=2", rewrite, access.List, 0, listQuery + " continuation-token start-after fetch-owner", listHeaders, (*Server).listObjects},
 	{"ListMultipartUploads", "GET", bucket, "uploads", forward, access.List, 0, "prefix delimiter max-uploads encoding-type key-marker upload-id-marker", "", (*Server).forward},
-	{"ListObjectVersions", "GET", bucket, "versions", refuse, access.List, 0, "", "", nil},
+	{"ListObjectVersions", "GET", bucket, "versions", rewrite, access.List, 0, listQuery + " key-marker version-id-marker", listHeaders, (*Server).listObjectVersions},
 	{"DeleteObjects", "POST", bucket, "delete", rewrite, access.Delete, maxXML, "", lockHeaders, (*Server).deleteObjects},
 	{"ListObjects", "GET", bucket, "", rewrite, access.List, 0, listQuery + " marker", listHeaders, (*Server).listObjects},
 	{"HeadBucket", "HEAD", bucket, "", forward, access.List, 0, "", "", (*Server).forward},
@@ -88,6 +169,24 @@ var routes = []route{
 	{"AbortMultipartUpload", "DELETE", object, "uploadId", forward, access.Write, 0, "", "x-amz-if-match-initiated-time", (*Server).abortMultipartUpload},
 	{"ListParts", "GET", object, "uploadId", rewrite, access.Write, 0, "max-parts part-number-marker", customerHeaders, (*Server).listParts},
 	{"GetObjectAttributes", "GET", object, "attributes", rewrite, access.Read, 0, "versionId", customerHeaders + " x-amz-object-attributes x-amz-max-parts x-amz-part-number-marker", (*Server).getObjectAttributes},
+	{"OptionsObject", "OPTIONS", object, "", forward, anyone, 0, "", "", (*Server).preflight},
+	{"GetObjectAcl", "GET", object, "acl", forward, access.Read, 0, "versionId", "", (*Server).forward},
+	{"PutObjectAcl", "PUT", object, "acl", forward, access.Write, maxConfig, "versionId", "x-amz-acl", (*Server).putACL},
+	{"GetObjectAnnotation", "GET", object, "annotation annotationName", refuse, access.Read, 0, "", "", nil},
+	{"ListObjectAnnotations", "GET", object, "annotation", refuse, access.Read, 0, "", "", nil},
+	{"PutObjectAnnotation", "PUT", object, "annotation", refuse, access.Write, 0, "", "", nil},
+	{"DeleteObjectAnnotation", "DELETE", object, "annotation", refuse, access.Write, 0, "", "", nil},
+	{"UpdateObjectEncryption", "PUT", object, "encryption", refuse, access.Write, 0, "", "", nil},
+	{"GetObjectLegalHold", "GET", object, "legal-hold", forward, access.Read, 0, "versionId", "", (*Server).forward},
+	{"PutObjectLegalHold", "PUT", object, "legal-hold", forward, access.Admin, maxConfig, "versionId", "", (*Server).forward},
+	{"GetObjectRetention", "GET", object, "retention", forward, access.Read, 0, "versionId", "", (*Server).forward},
+	{"PutObjectRetention", "PUT", object, "retention", forward, access.Write, maxConfig, "versionId", "x-amz-bypass-governance-retention", (*Server).forward},
+	{"GetObjectTagging", "GET", object, "tagging", forward, access.Read, 0, "versionId", "", (*Server).forward},
+	{"PutObjectTagging", "PUT", object, "tagging", forward, access.Write, maxTags, "versionId", "", (*Server).forward},
+	{"DeleteObjectTagging", "DELETE", object, "tagging", forward, access.Write, 0, "versionId", "", (*Server).forward},
+	{"GetObjectTorrent", "GET", object, "torrent", refuse, access.Read, 0, "", "", nil},
+	{"RenameObject", "PUT", object, "renameObject", refuse, access.Write, 0, "", "", nil},
+	{"RestoreObject", "POST", object, "restore", forward, access.Write, maxConfig, "versionId", "", (*Server).restoreObject},
 	{"SelectObjectContent", "POST", object, "select", refuse, access.Read, 0, "", "", nil},
 	{"CopyObject", "PUT", object, "header:x-amz-copy-source", seal, access.Write, 0, "", putHeaders + " " + copyHeaders + " x-amz-metadata-directive x-amz-tagging-directive", (*Server).copyObject},
 	{"PutObject", "PUT", object, "", seal, access.Write, maxObject, "", putHeaders, (*Server).putObject},
@@ -98,7 +197,7 @@ var routes = []route{
 
 // commonHeaders may come with any operation. The signature, the payload's form and its checksums are dealt with here and
 // never forwarded; see forwardedHeaders for what is.
-const commonHeaders = "x-amz-date x-amz-content-sha256 x-amz-user-agent x-amz-decoded-content-length x-amz-trailer " +
+const commonHeaders = "x-amz-date x-amz-content-sha256 x-amz-security-token x-amz-user-agent x-amz-decoded-content-length x-amz-trailer " +
 	"x-amz-sdk-checksum-algorithm x-amz-checksum-algorithm x-amz-checksum-type x-amz-checksum-crc32 x-amz-checksum-crc32c x-amz-checksum-crc64nvme x-amz-checksum-sha1 " +
 	"x-amz-checksum-sha256 x-amz-checksum-sha512 x-amz-checksum-md5 x-amz-checksum-xxhash64 x-amz-checksum-xxhash3 x-amz-checksum-xxhash128 x-amz-expected-bucket-owner x-amz-request-payer"
 
@@ -106,29 +205,70 @@ const commonHeaders = "x-amz-date x-amz-content-sha256 x-amz-user-agent x-amz-de
 const signatureQuery = "X-Amz-Algorithm X-Amz-Credential X-Amz-Date X-Amz-Expires X-Amz-SignedHeaders X-Amz-Signature " +
 	"X-Amz-Content-Sha256 X-Amz-Security-Token x-id"
 
-// newMatcher builds the router. Paths are matched as they were encoded and never cleaned: "a//b", ".." and %2F are all
+// matcher finds the row of a request: a router for each kind of thing that a path names, so that a request for an object
+// is not held against the many rows of buckets.
+type matcher map[string]*mux.Router
+
+// newMatcher builds the routers. Paths are matched as they were encoded and never cleaned: "a//b", ".." and %2F are all
 // part of a key.
-func newMatcher() *mux.Router {
-	m := mux.NewRouter().SkipClean(true).UseEncodedPath()
+func newMatcher() matcher {
+	m := make(matcher)
+	for _, named := range []string{service, bucket, object} {
+		m[named] = mux.NewRouter().SkipClean(true).UseEncodedPath()
+	}
 	for i := range routes {
 		row := &routes[i]
-		r := m.Methods(row.method).Path(row.path).Name(row.op)
-		for match := range strings.FieldsSeq(row.match) {
-			if name, isHeader := strings.CutPrefix(match, "header:"); isHeader {
-				r.Headers(name, "")
-				continue
-			}
-			name, value, _ := strings.Cut(match, "=")
-			r.Queries(name, value)
+		router := m[row.path]
+		if router == nil {
+			router = m[bucket]
 		}
+		router.MatcherFunc(row.matches).Path(row.path).Name(row.op)
 	}
 	return m
 }
 
-// find returns the operation that r is, or nil.
-func find(m *mux.Router, r *http.Request) *route {
+// matches reports whether method, query and header make a request this operation. It is asked before the path is held
+// against a regular expression, as most rows are told apart by it.
+func (row *route) matches(r *http.Request, _ *mux.RouteMatch) bool {
+	if r.Method != row.method {
+		return false
+	}
+	for match := range strings.FieldsSeq(row.match) {
+		if name, isHeader := strings.CutPrefix(match, "header:"); isHeader {
+			if len(r.Header.Values(name)) == 0 {
+				return false
+			}
+			continue
+		}
+		if !hasParameter(r.URL.RawQuery, match) {
+			return false
+		}
+	}
+	return true
+}
+
+// hasParameter looks for a parameter, given by its name alone or as name=value, in an encoded query.
+func hasParameter(query, match string) bool {
+	for parameter := range strings.SplitSeq(query, "&") {
+		name, _, _ := strings.Cut(parameter, "=")
+		if parameter == match || name == match {
+			return true
+		}
+	}
+	return false
+}
+
+// find returns the operation that the call is, or nil.
+func (m matcher) find(c *call) *route {
+	named := object
+	switch {
+	case c.bucket == "":
+		named = service
+	case c.key == "":
+		named = bucket
+	}
 	var match mux.RouteMatch
-	if !m.Match(r, &match) || match.Route == nil {
+	if !m[named].Match(c.pathStyle(), &match) || match.Route == nil {
 		return nil
 	}
 	i := slices.IndexFunc(routes, func(row route) bool { return row.op == match.Route.GetName() })

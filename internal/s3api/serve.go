@@ -16,14 +16,12 @@ import (
 	"strings"
 	"time"
 
-	"github.com/gorilla/mux"
 	"go.uber.org/zap"
 
 	"github.com/cmekproxy/cmekproxy/internal/access"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/metrics"
-	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
@@ -47,21 +45,19 @@ type Config struct {
 // Server is the http.Handler of the S3 port.
 type Server struct {
 	Config
-	matcher  *mux.Router
-	verifier *sigv4.Verifier
-	objects  *stored.Store
-	uploads  *uploadKeys
-	slots    chan struct{}
+	matcher matcher
+	objects *stored.Store
+	uploads *uploadKeys
+	slots   chan struct{}
 }
 
 // New returns a Server.
 func New(cfg Config) *Server {
 	s := &Server{
-		Config:   cfg,
-		matcher:  newMatcher(),
-		verifier: &sigv4.Verifier{Now: cfg.Now, Secret: cfg.Clients.Secret},
-		uploads:  newUploadKeys(),
-		slots:    make(chan struct{}, cfg.MaxConcurrent),
+		Config:  cfg,
+		matcher: newMatcher(),
+		uploads: newUploadKeys(),
+		slots:   make(chan struct{}, cfg.MaxConcurrent),
 	}
 	s.objects = &stored.Store{
 		Send: func(r *http.Request) (*http.Response, error) { return s.send(requestCall(r.Context()), r) },
@@ -123,9 +119,13 @@ func (s *Server) handle(c *call) error {
 	if err := c.locate(s.Domain); err != nil {
 		return err
 	}
-	row := find(s.matcher, c.pathStyle())
+	s.answerOrigins(c)
+	row := s.matcher.find(c)
 	if row != nil {
-		c.op = row.op
+		c.op, c.route = row.op, row
+	}
+	if row != nil && row.action == anyone {
+		return row.serve(s, c)
 	}
 	if err := s.authenticate(c); err != nil {
 		return err
@@ -133,15 +133,14 @@ func (s *Server) handle(c *call) error {
 	if row == nil {
 		return notImplemented("The operation " + c.Method + " on " + c.resource())
 	}
-	c.route = row
-	if row.path != service && !c.client.May(row.action, c.bucket) { // ListBuckets shows each client its own buckets
-		return &Error{Code: "AccessDenied", Message: "Access Denied", cause: fmt.Errorf("client %q has no grant to %s in bucket %q", c.client.Name, row.action, c.bucket)}
+	if err := c.takeHoisted(); err != nil { // before it is judged: a header may ask for more than the operation
+		return err
+	}
+	if err := c.authorize(); err != nil {
+		return err
 	}
 	if row.policy == refuse {
-		return notImplemented(row.op)
-	}
-	if err := c.takeHoisted(); err != nil {
-		return err
+		return &Error{Code: "NotImplemented", Message: row.op + " is not implemented by this proxy: " + notes[row.op]}
 	}
 	if err := c.checkNames(); err != nil {
 		return err
@@ -153,19 +152,6 @@ func (s *Server) handle(c *call) error {
 		return err
 	}
 	return row.serve(s, c)
-}
-
-func (s *Server) authenticate(c *call) error {
-	auth, err := s.verifier.Verify(c.Request)
-	if err != nil {
-		return err
-	}
-	client, ok := s.Clients.Client(auth.AccessKey)
-	if !ok {
-		return badRequest("InvalidAccessKeyId", "The AWS Access Key Id you provided does not exist in our records.")
-	}
-	c.auth, c.client = auth, client
-	return nil
 }
 
 // conclude answers the error, if there is one, logs the request and counts it. An error after the answer has begun ends
@@ -205,6 +191,9 @@ func (s *Server) record(c *call, answer *Error) {
 		milliseconds("total_ms", took),
 		milliseconds("kms_ms", time.Duration(c.kmsTime.Load())),
 		milliseconds("origin_ms", time.Duration(c.originTime.Load())), // up to the header of the store's answer
+	}
+	if c.client != nil && c.auth.AccessKey != c.client.AccessKey { // temporary credentials of the client's
+		fields = append(fields, zap.String("session", c.auth.AccessKey))
 	}
 	if c.keyID != "" {
 		fields = append(fields, zap.String("kms_key", c.keyID))

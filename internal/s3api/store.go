@@ -50,6 +50,7 @@ func (s *Server) send(c *call, r *http.Request) (*http.Response, error) {
 	if id := resp.Header.Get("X-Amz-Request-Id"); id != "" {
 		c.originID.Store(&id)
 	}
+	c.noteOrigin(r, resp)
 	if resp.StatusCode < 300 || resp.StatusCode == http.StatusNotModified {
 		resp.Body = &storeBody{src: resp.Body, idle: c.idle}
 		return resp, nil
@@ -81,7 +82,7 @@ var originFaults = map[string]bool{
 // originError turns the store's error answer into ours: its code and message, and nothing that tells of ciphertext.
 func originError(resp *http.Response) *Error {
 	var doc struct {
-		Code, Message, BucketName string
+		Code, Message, BucketName, Condition, Method, ResourceType string
 	}
 	// An answer that is no XML, as to a HEAD, leaves the fields empty.
 	_ = xml.NewDecoder(io.LimitReader(resp.Body, maxErrorBody)).Decode(&doc)
@@ -93,8 +94,10 @@ func originError(resp *http.Response) *Error {
 	if e.Code == "" {
 		e.Code = codeOfStatus(resp.StatusCode)
 	}
-	if doc.BucketName != "" {
-		e.Details = [][2]string{{"BucketName", doc.BucketName}}
+	for _, detail := range [][2]string{{"BucketName", doc.BucketName}, {"Condition", doc.Condition}, {"Method", doc.Method}, {"ResourceType", doc.ResourceType}} {
+		if detail[1] != "" {
+			e.Details = append(e.Details, detail)
+		}
 	}
 	for _, name := range []string{"X-Amz-Delete-Marker", "X-Amz-Version-Id", "X-Amz-Bucket-Region", "Allow", "Retry-After"} {
 		if values := resp.Header.Values(name); len(values) > 0 {

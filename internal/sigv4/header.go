@@ -40,8 +40,8 @@ func headerClaim(r *http.Request, authorization string) (*claim, error) {
 	if c.scope.date != c.time.Format(dateFormat) {
 		return nil, malformedClaim(c, "Invalid credential date. Date is not the same as X-Amz-Date.")
 	}
-	if r.Header.Get("X-Amz-Security-Token") != "" {
-		return nil, errToken()
+	if c.token, err = tokenHeader(r); err != nil {
+		return nil, err
 	}
 	hashes := r.Header.Values(contentSHA256)
 	if len(hashes) != 1 {
@@ -126,6 +126,21 @@ func parseTime(text string) (time.Time, error) {
 	return time.Parse(timeFormat, text)
 }
 
+const securityToken = "X-Amz-Security-Token"
+
+// tokenHeader returns the session token, "" for none. checkSigned sees to it that the header is signed.
+func tokenHeader(r *http.Request) (string, error) {
+	values := r.Header.Values(securityToken)
+	switch {
+	case len(values) == 0:
+		return "", nil
+	case len(values) > 1 || values[0] == "":
+		return "", errToken()
+	default:
+		return values[0], nil
+	}
+}
+
 func errToken() *Error {
-	return fail("InvalidToken", "The provided token is malformed or otherwise invalid. This endpoint issues no session tokens.")
+	return fail("InvalidToken", "The provided token is malformed or otherwise invalid.")
 }

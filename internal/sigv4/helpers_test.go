@@ -91,12 +91,17 @@ func signWith(tb testing.TB, r *http.Request, key, secret, hash string, at time.
 // presign returns r as AWS's own signer presigns it, with the headers that were signed and no others.
 func presign(tb testing.TB, r *http.Request, hash string, at time.Time, lifetime string) *http.Request {
 	tb.Helper()
+	return presignWith(tb, r, accessKey, secretKey, hash, at, lifetime)
+}
+
+func presignWith(tb testing.TB, r *http.Request, key, secret, hash string, at time.Time, lifetime string) *http.Request {
+	tb.Helper()
 	query := r.URL.Query()
 	if lifetime != "" {
 		query.Set("X-Amz-Expires", lifetime)
 	}
 	r.URL.RawQuery = query.Encode()
-	keys := aws.Credentials{AccessKeyID: accessKey, SecretAccessKey: secretKey}
+	keys := aws.Credentials{AccessKeyID: key, SecretAccessKey: secret}
 	signed, header, err := sdkSigner().PresignHTTP(tb.Context(), keys, r, hash, "s3", "us-east-1", at)
 	if err != nil {
 		tb.Fatal(err)

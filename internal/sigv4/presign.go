@@ -45,11 +45,27 @@ func queryClaim(r *http.Request, query []parameter) (*claim, error) {
 	if c.scope.date != c.time.Format(dateFormat) {
 		return nil, fail("AuthorizationQueryParametersError", "Invalid credential date \""+c.scope.date+"\". This date is not the same as X-Amz-Date: \""+c.time.Format(dateFormat)+"\".")
 	}
-	if values["X-Amz-Security-Token"] != "" || r.Header.Get("X-Amz-Security-Token") != "" {
-		return nil, errToken()
+	if c.token, err = presignedToken(r, values); err != nil {
+		return nil, err
 	}
 	c.hash, err = presignedHash(r, values)
 	return c, err
+}
+
+// presignedToken is the session token: a parameter, or a signed header, or both alike.
+func presignedToken(r *http.Request, values map[string]string) (string, error) {
+	token, err := tokenHeader(r)
+	parameter, inQuery := values[securityToken]
+	switch {
+	case err != nil:
+		return "", err
+	case !inQuery:
+		return token, nil
+	case parameter == "" || token != "" && token != parameter:
+		return "", errToken()
+	default:
+		return parameter, nil
+	}
 }
 
 // presignedHash is UNSIGNED-PAYLOAD unless the signer bound the URL to a payload: by a parameter, as the Go SDK does, or

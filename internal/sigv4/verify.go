@@ -36,6 +36,9 @@ type Verifier struct {
 	Now func() time.Time
 	// Secret returns the secret key of an access key.
 	Secret func(accessKey string) (secret string, ok bool)
+	// Session returns the token that must come with an access key of temporary credentials, and when they expire. ok is
+	// false for an access key with which no token must come. nil: for all of them.
+	Session func(accessKey string) (token string, expires time.Time, ok bool)
 	// MaxSkew is how far a request's time may be from Now, either way. 0 means 15 minutes, as S3.
 	MaxSkew time.Duration
 }
@@ -64,6 +67,7 @@ type claim struct {
 	presigned bool
 	lifetime  time.Duration // of a presigned URL
 	hash      string        // payload hash of the canonical request
+	token     string        // session token; "" for none
 }
 
 // scope is the credential scope.
@@ -110,6 +114,9 @@ func (v *Verifier) Verify(r *http.Request) (*Auth, error) {
 	if !genuine {
 		return nil, fail("SignatureDoesNotMatch", "The request signature we calculated does not match the signature you provided. Check your key and signing method.",
 			"AWSAccessKeyId", c.accessKey, "StringToSign", toSign, "SignatureProvided", c.signature, "CanonicalRequest", canonical)
+	}
+	if err := v.checkToken(c); err != nil {
+		return nil, err
 	}
 	a := &Auth{
 		AccessKey: c.accessKey, Presigned: c.presigned,
@@ -216,6 +223,26 @@ func checkSigned(r *http.Request, c *claim) error {
 		return fail("AccessDenied", "There were headers present in the request which were not signed", "HeadersNotSigned", strings.Join(missing, ", "))
 	}
 	return nil
+}
+
+// checkToken compares the session token of a genuine request. As a header or parameter it is part of what was signed.
+func (v *Verifier) checkToken(c *claim) error {
+	want, expires, temporary := "", time.Time{}, false
+	if v.Session != nil {
+		want, expires, temporary = v.Session(c.accessKey)
+	}
+	switch {
+	case !temporary && c.token == "":
+		return nil
+	case temporary && c.token == "": // as S3, which knows such an access key only together with its token
+		return fail("InvalidAccessKeyId", "The AWS Access Key Id you provided does not exist in our records.", "AWSAccessKeyId", c.accessKey)
+	case !temporary || want == "" || subtle.ConstantTimeCompare([]byte(want), []byte(c.token)) != 1:
+		return errToken()
+	case !v.Now().Before(expires):
+		return fail("ExpiredToken", "The provided token has expired.")
+	default:
+		return nil
+	}
 }
 
 func malformedClaim(c *claim, message string) *Error {

@@ -1,0 +1,101 @@
+package s3api
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/cmekproxy/cmekproxy/internal/access"
+	"github.com/cmekproxy/cmekproxy/internal/sigv4"
+)
+
+// authenticate finds out who the client is. A request without a signature is that of the anonymous client, if there is
+// one.
+func (s *Server) authenticate(c *call) error {
+	known := s.Clients.Now()
+	if sigv4.IsAnonymous(c.Request) {
+		client, ok := known.Anonymous()
+		if !ok {
+			return accessDenied(errors.New("the request is not signed, and no client is anonymous"))
+		}
+		auth, err := sigv4.Anonymous(c.Request)
+		if err != nil {
+			return err
+		}
+		c.auth, c.client = auth, client
+		return nil
+	}
+	auth, err := s.verifier(known).Verify(c.Request)
+	if err != nil {
+		return err
+	}
+	client, ok := known.Client(auth.AccessKey)
+	if !ok {
+		return badRequest("InvalidAccessKeyId", "The AWS Access Key Id you provided does not exist in our records.")
+	}
+	c.auth, c.client = auth, client
+	return nil
+}
+
+func (s *Server) verifier(known access.View) *sigv4.Verifier {
+	return &sigv4.Verifier{Now: s.Now, Secret: known.Secret, Session: known.Session}
+}
+
+// authorize asks whether the client may do what it wants to.
+func (c *call) authorize() error {
+	switch {
+	case !c.mayDo():
+		return accessDenied(fmt.Errorf("client %q has no grant to %s %q", c.client.Name, c.route.action, c.resource()))
+	case strings.EqualFold(c.Header.Get(bypassHeader), "true") && !c.mayBypass():
+		return accessDenied(fmt.Errorf("client %q has no grant to %s %q, and wants to bypass a retention", c.client.Name, access.Admin, c.resource()))
+	case c.client.Anonymous && c.overridesHeaders(): // as S3: a link that anybody can make must not choose what a browser does with the answer
+		return badRequest("InvalidRequest", "Request specific response headers cannot be used for anonymous GET requests.")
+	default:
+		return nil
+	}
+}
+
+// onlyThere are the operations that tell no more of a bucket than that it is there, which ListBuckets tells too.
+const onlyThere = "HeadBucket GetBucketLocation"
+
+// mayDo judges by the object where there is one, by the prefix in a listing, and else by the bucket as a whole.
+func (c *call) mayDo() bool {
+	row, client := c.route, c.client
+	switch {
+	case row.path == service:
+		return !client.Anonymous // ListBuckets shows each client its own buckets
+	case row.path == object:
+		return client.MayObject(row.action, c.bucket, c.key)
+	case has(row.query, "prefix"):
+		return client.MayList(c.bucket, c.query.Get("prefix"))
+	case row.op == "DeleteObjects": // judges each key
+		return client.MaySome(row.action, c.bucket)
+	case has(onlyThere, row.op):
+		return client.MaySome(row.action, c.bucket)
+	default:
+		return client.May(row.action, c.bucket)
+	}
+}
+
+// bypassHeader deletes or changes what is under a retention in governance mode, for which S3 has a permission of its own.
+const bypassHeader = "X-Amz-Bypass-Governance-Retention"
+
+func (c *call) mayBypass() bool {
+	if c.key == "" {
+		return c.client.May(access.Admin, c.bucket)
+	}
+	return c.client.MayObject(access.Admin, c.bucket, c.key)
+}
+
+func (c *call) overridesHeaders() bool {
+	for name := range c.query {
+		if has(overrides, name) {
+			return true
+		}
+	}
+	return false
+}
+
+func accessDenied(cause error) *Error {
+	return &Error{Code: "AccessDenied", Message: "Access Denied", cause: cause}
+}

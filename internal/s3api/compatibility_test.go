@@ -1,0 +1,118 @@
+package s3api
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+)
+
+// compatibilityDoc is found before the store of the other tests changes the working directory.
+var compatibilityDoc, _ = filepath.Abs("../../docs/s3-compatibility.md")
+
+var update = flag.Bool("update", false, "write the table of operations into docs/s3-compatibility.md")
+
+// The page has the table of operations from the routes themselves.
+func TestCompatibilityDoc(t *testing.T) {
+	const begin, end = "<!-- operations -->\n", "<!-- /operations -->"
+	page, err := os.ReadFile(compatibilityDoc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, rest, ok := strings.Cut(string(page), begin)
+	table, after, ok2 := strings.Cut(rest, end)
+	if !ok || !ok2 {
+		t.Fatalf("%s has no %s … %s", compatibilityDoc, begin, end)
+	}
+	want := operationsTable()
+	if table == want {
+		return
+	}
+	if !*update {
+		t.Fatalf("%s does not have the operations of routes.go; update it:\ngo test ./internal/s3api -run TestCompatibilityDoc -update", compatibilityDoc)
+	}
+	if err := os.WriteFile(compatibilityDoc, []byte(before+begin+want+end+after), 0o644); err != nil { //nolint:gosec // a page of the documentation
+		t.Fatal(err)
+	}
+}
+
+func operationsTable() string {
+	var b strings.Builder
+	b.WriteString("| operation | policy | needs | |\n|---|---|---|---|\n")
+	for _, row := range routes {
+		action := string(row.action)
+		switch {
+		case row.policy == refuse:
+			action = ""
+		case row.path == service:
+			action = "any"
+		case row.action == anyone:
+			action = "nothing"
+		}
+		fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", row.op, row.policy, action, notes[row.op])
+	}
+	return b.String()
+}
+
+// Every operation that AWS's SDK knows has a row: what S3 learns shows up here with an update of the SDK.
+func TestEveryOperationHasARow(t *testing.T) {
+	rows := make(map[string]bool)
+	for _, row := range routes {
+		if rows[row.op] {
+			t.Errorf("%s has two rows; they are found by name", row.op)
+		}
+		rows[row.op] = true
+	}
+	client, known := reflect.TypeFor[*s3.Client](), 0
+	for i := range client.NumMethod() {
+		m := client.Method(i)
+		if m.Type.NumIn() != 4 || m.Type.In(1) != reflect.TypeFor[context.Context]() {
+			continue // Options
+		}
+		known++
+		if !rows[m.Name] {
+			t.Errorf("%s has no row", m.Name)
+		}
+	}
+	if known < 100 {
+		t.Errorf("only %d operations found in the SDK", known)
+	}
+}
+
+func TestRefusedHaveAReason(t *testing.T) {
+	refused := 0
+	for _, row := range routes {
+		if (row.policy == refuse) != (row.serve == nil) {
+			t.Errorf("%s is %s, and has a handler: %v", row.op, row.policy, row.serve != nil)
+		}
+		if row.policy == refuse {
+			refused++
+			if notes[row.op] == "" {
+				t.Errorf("%s is refused without a reason", row.op)
+			}
+		}
+	}
+	if refused < 20 {
+		t.Errorf("only %d operations are refused", refused)
+	}
+	for op := range notes {
+		if !hasRow(op) {
+			t.Errorf("a note is about %s, which has no row", op)
+		}
+	}
+}
+
+func hasRow(op string) bool {
+	for _, row := range routes {
+		if row.op == op {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,342 @@
+package s3api_test
+
+import (
+	"bytes"
+	"crypto/md5" //nolint:gosec // Content-MD5 is S3's
+	"encoding/base64"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/credentials"
+
+	"github.com/cmekproxy/cmekproxy/internal/keyring"
+	"github.com/cmekproxy/cmekproxy/internal/origin"
+	"github.com/cmekproxy/cmekproxy/internal/s3api"
+	"github.com/cmekproxy/cmekproxy/internal/sigv4"
+)
+
+// witness is a store that keeps what it is asked, and answers what it is told to. It believes only requests that are
+// signed with the store's credentials.
+type witness struct {
+	mu     sync.Mutex
+	asked  []recorded
+	answer func(http.ResponseWriter, *http.Request)
+}
+
+type recorded struct {
+	*http.Request
+	body []byte
+}
+
+func (s *witness) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	verifier := &sigv4.Verifier{Now: time.Now, Secret: func(accessKey string) (string, bool) { return storeSecret, accessKey == storeAccess }}
+	auth, err := verifier.Verify(r)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusForbidden)
+		return
+	}
+	body, err := io.ReadAll(auth.Body(r.Body))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	s.mu.Lock()
+	s.asked = append(s.asked, recorded{r, body})
+	answer := s.answer
+	s.mu.Unlock()
+	if answer != nil {
+		answer(w, r)
+	}
+}
+
+// take returns what was asked since the last call.
+func (s *witness) take() []recorded {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := s.asked
+	s.asked = nil
+	return out
+}
+
+func (s *witness) set(answer func(http.ResponseWriter, *http.Request)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.answer = answer
+}
+
+// newRecorded starts a proxy in front of a witness.
+func newRecorded(t *testing.T) (*proxy, *witness) {
+	t.Helper()
+	store := &witness{}
+	server := httptest.NewServer(store)
+	t.Cleanup(server.Close)
+	endpoint, err := url.Parse(server.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := newProxy(t, func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) {
+		cfg.Origin = origin.New(origin.Config{
+			Endpoint: endpoint, Region: region, PathStyle: true, Trailers: true, Now: time.Now, Transport: server.Client().Transport,
+			Credentials: credentials.NewStaticCredentialsProvider(storeAccess, storeSecret, ""),
+		})
+	})
+	store.take()
+	return p, store
+}
+
+// forwarded are requests that reach the store as they are. Those of the bucket have a query alone.
+var forwarded = []struct {
+	method, query, body string
+	headers             []string // further x-amz- ones, that reach the store too
+}{
+	{"GET", "?abac", "", nil},
+	{"PUT", "?abac", "<AbacStatus><Status>Enabled</Status></AbacStatus>", nil},
+	{"GET", "?accelerate", "", nil},
+	{"PUT", "?accelerate", "<AccelerateConfiguration><Status>Enabled</Status></AccelerateConfiguration>", nil},
+	{"GET", "?acl", "", nil},
+	{"PUT", "?acl", "", []string{"X-Amz-Acl: private"}},
+	{"GET", "?analytics&id=a", "", nil},
+	{"GET", "?analytics", "", nil},
+	{"GET", "?analytics&continuation-token=t", "", nil},
+	{"PUT", "?analytics&id=a", "<AnalyticsConfiguration/>", nil},
+	{"DELETE", "?analytics&id=a", "", nil},
+	{"GET", "?cors", "", nil},
+	{"PUT", "?cors", "<CORSConfiguration/>", nil},
+	{"DELETE", "?cors", "", nil},
+	{"GET", "?id=a&intelligent-tiering", "", nil},
+	{"GET", "?intelligent-tiering", "", nil},
+	{"PUT", "?id=a&intelligent-tiering", "<IntelligentTieringConfiguration/>", nil},
+	{"DELETE", "?id=a&intelligent-tiering", "", nil},
+	{"GET", "?id=a&inventory", "", nil},
+	{"GET", "?inventory", "", nil},
+	{"PUT", "?id=a&inventory", "<InventoryConfiguration/>", nil},
+	{"DELETE", "?id=a&inventory", "", nil},
+	{"GET", "?lifecycle", "", nil},
+	{"PUT", "?lifecycle", "<LifecycleConfiguration/>", []string{"X-Amz-Transition-Default-Minimum-Object-Size: varies_by_storage_class"}},
+	{"DELETE", "?lifecycle", "", nil},
+	{"GET", "?location", "", nil},
+	{"GET", "?logging", "", nil},
+	{"PUT", "?logging", "<BucketLoggingStatus/>", nil},
+	{"GET", "?id=a&metrics", "", nil},
+	{"GET", "?metrics", "", nil},
+	{"PUT", "?id=a&metrics", "<MetricsConfiguration/>", nil},
+	{"DELETE", "?id=a&metrics", "", nil},
+	{"GET", "?notification", "", nil},
+	{"PUT", "?notification", "<NotificationConfiguration/>", []string{"X-Amz-Skip-Destination-Validation: true"}},
+	{"GET", "?object-lock", "", nil},
+	{"PUT", "?object-lock", "<ObjectLockConfiguration/>", []string{"X-Amz-Bucket-Object-Lock-Token: t"}},
+	{"GET", "?ownershipControls", "", nil},
+	{"PUT", "?ownershipControls", "<OwnershipControls/>", nil},
+	{"DELETE", "?ownershipControls", "", nil},
+	{"GET", "?policy", "", nil},
+	{"PUT", "?policy", "{}", []string{"X-Amz-Confirm-Remove-Self-Bucket-Access: true"}},
+	{"DELETE", "?policy", "", nil},
+	{"GET", "?policyStatus", "", nil},
+	{"GET", "?publicAccessBlock", "", nil},
+	{"PUT", "?publicAccessBlock", "<PublicAccessBlockConfiguration/>", nil},
+	{"DELETE", "?publicAccessBlock", "", nil},
+	{"GET", "?replication", "", nil},
+	{"PUT", "?replication", "<ReplicationConfiguration/>", []string{"X-Amz-Bucket-Object-Lock-Token: t"}},
+	{"DELETE", "?replication", "", nil},
+	{"GET", "?requestPayment", "", nil},
+	{"PUT", "?requestPayment", "<RequestPaymentConfiguration/>", nil},
+	{"GET", "?tagging", "", nil},
+	{"PUT", "?tagging", "<Tagging/>", nil},
+	{"DELETE", "?tagging", "", nil},
+	{"GET", "?versioning", "", nil},
+	{"PUT", "?versioning", "<VersioningConfiguration/>", []string{"X-Amz-Mfa: serial 123456"}},
+	{"GET", "?website", "", nil},
+	{"PUT", "?website", "<WebsiteConfiguration/>", nil},
+	{"DELETE", "?website", "", nil},
+
+	{"GET", "/a%20b/%C3%BC?acl&versionId=v", "", nil},
+	{"PUT", "/a%20b/%C3%BC?acl&versionId=v", "", []string{"X-Amz-Acl: bucket-owner-full-control"}},
+	{"GET", "/a%20b/%C3%BC?legal-hold&versionId=v", "", nil},
+	{"PUT", "/a%20b/%C3%BC?legal-hold&versionId=v", "<LegalHold><Status>ON</Status></LegalHold>", nil},
+	{"GET", "/a%20b/%C3%BC?retention&versionId=v", "", nil},
+	{"PUT", "/a%20b/%C3%BC?retention&versionId=v", "<Retention/>", []string{"X-Amz-Bypass-Governance-Retention: true"}},
+	{"GET", "/a%20b/%C3%BC?tagging&versionId=v", "", nil},
+	{"PUT", "/a%20b/%C3%BC?tagging&versionId=v", "<Tagging/>", []string{"X-Amz-Expected-Bucket-Owner: 111122223333"}},
+	{"DELETE", "/a%20b/%C3%BC?tagging&versionId=v", "", []string{"X-Amz-Request-Payer: requester"}},
+	{"POST", "/a%20b/%C3%BC?restore&versionId=v", "<RestoreRequest><Days>1</Days><GlacierJobParameters><Tier>Bulk</Tier></GlacierJobParameters></RestoreRequest>", nil},
+	{"POST", "/k?restore", "", nil},
+}
+
+func TestForwarded(t *testing.T) {
+	p, store := newRecorded(t)
+	const said = "<Answer><ETag>as it is</ETag></Answer>"
+	store.set(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("X-Amz-Version-Id", "v1")
+		w.Header().Set("X-Amz-Request-Charged", "requester")
+		w.Header().Set("Server", "Store")
+		io.WriteString(w, said)
+	})
+	for _, row := range forwarded {
+		t.Run(row.method+" "+row.query, func(t *testing.T) {
+			path := "/" + p.bucket + row.query
+			header := http.Header{}
+			for _, h := range row.headers {
+				name, value, _ := strings.Cut(h, ": ")
+				header.Set(name, value)
+			}
+			a := p.send(request{method: row.method, path: path, header: header, body: bodyOf(row.body)})
+			if a.StatusCode != http.StatusOK || string(a.body) != said || a.Header.Get("X-Amz-Version-Id") != "v1" || a.Header.Get("X-Amz-Request-Charged") != "requester" || a.Header.Get("Server") != "" {
+				t.Errorf("answered %d %v %s", a.StatusCode, a.Header, a.body)
+			}
+			asked := store.take()
+			if len(asked) != 1 {
+				t.Fatalf("the store was asked %d times", len(asked))
+			}
+			wantForwarded(t, asked[0], row.method, path, row.body, row.headers)
+		})
+	}
+}
+
+// bodyOf is nil for "": an empty body would have no length.
+func bodyOf(text string) []byte {
+	if text == "" {
+		return nil
+	}
+	return []byte(text)
+}
+
+func wantForwarded(t *testing.T, got recorded, method, path, body string, headers []string) {
+	t.Helper()
+	if uri := strings.ReplaceAll(got.RequestURI, "=&", "&"); got.Method != method || strings.TrimSuffix(uri, "=") != path {
+		t.Errorf("%s %s", got.Method, got.RequestURI)
+	}
+	if string(got.body) != body {
+		t.Errorf("body %q", got.body)
+	}
+	if sum := md5.Sum(got.body); body != "" && got.Header.Get("Content-Md5") != base64.StdEncoding.EncodeToString(sum[:]) { //nolint:gosec // Content-MD5 is S3's
+		t.Errorf("Content-MD5 %q", got.Header.Get("Content-Md5"))
+	}
+	var further []string
+	for name, values := range got.Header {
+		if strings.HasPrefix(name, "X-Amz-") && name != "X-Amz-Date" && name != "X-Amz-Content-Sha256" {
+			further = append(further, name+": "+strings.Join(values, ","))
+		}
+	}
+	slices.Sort(further)
+	if !slices.Equal(further, headers) {
+		t.Errorf("headers %q, want %q", further, headers)
+	}
+}
+
+// What the store does not have is said in its own words, with its status.
+func TestForwardedErrors(t *testing.T) {
+	p, store := newRecorded(t)
+	for _, row := range []struct {
+		status int
+		code   string
+	}{
+		{501, "NotImplemented"}, {404, "NoSuchTagSet"}, {404, "NoSuchLifecycleConfiguration"}, {400, "MalformedXML"}, {405, "MethodNotAllowed"}, {409, "OperationAborted"}, {403, "AccessDenied"},
+	} {
+		store.set(func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(row.status)
+			io.WriteString(w, "<Error><Code>"+row.code+"</Code><Message>in its own words</Message><Method>GET</Method><HostId>h</HostId></Error>")
+		})
+		a := p.send(request{method: "GET", path: "/" + p.bucket + "?lifecycle"})
+		if a.StatusCode != row.status || a.Code != row.code || !bytes.Contains(a.body, []byte("in its own words")) || !bytes.Contains(a.body, []byte("<Method>GET</Method>")) || bytes.Contains(a.body, []byte("HostId")) {
+			t.Errorf("%d %s: %d %s", row.status, row.code, a.StatusCode, a.body)
+		}
+	}
+}
+
+// Bodies are bounded as S3 bounds them, and the store sees none that is too long.
+func TestForwardedLimits(t *testing.T) {
+	p, store := newRecorded(t)
+	for query, limit := range map[string]int{
+		"?policy": 20 << 10, "?cors": 64 << 10, "?website": 128 << 10, "?tagging": 128 << 10, "?lifecycle": 2 << 20, "?replication": 2 << 20, "/k?tagging": 128 << 10, "/k?retention": 64 << 10,
+	} {
+		body := bytes.Repeat([]byte(" "), limit)
+		if a := p.send(request{method: "PUT", path: "/" + p.bucket + query, body: body}); a.StatusCode != http.StatusOK || len(store.take()) != 1 {
+			t.Errorf("%s of %d bytes: %d %s", query, limit, a.StatusCode, a.Code)
+		}
+		if a := p.send(request{method: "PUT", path: "/" + p.bucket + query, body: append(body, ' ')}); a.Code != "MaxMessageLengthExceeded" || len(store.take()) != 0 {
+			t.Errorf("%s of %d bytes: %d %s", query, limit+1, a.StatusCode, a.Code)
+		}
+		if a := p.send(request{method: "PUT", path: "/" + p.bucket + query, body: body, hash: strings.Repeat("0", 64)}); a.Code != "XAmzContentSHA256Mismatch" || len(store.take()) != 0 {
+			t.Errorf("%s whose hash is another's: %d %s", query, a.StatusCode, a.Code)
+		}
+	}
+}
+
+func TestACLs(t *testing.T) {
+	p, store := newRecorded(t)
+	const group = "http://acs.amazonaws.com/groups/global/AllUsers"
+	policy := func(grants ...string) string {
+		return `<AccessControlPolicy xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Owner><ID>owner</ID></Owner><AccessControlList>` + strings.Join(grants, "") + `</AccessControlList></AccessControlPolicy>`
+	}
+	grant := func(grantee, permission string) string {
+		return `<Grant><Grantee xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" xsi:type="CanonicalUser">` + grantee + `</Grantee><Permission>` + permission + `</Permission></Grant>`
+	}
+	own := grant("<ID>owner</ID><DisplayName>me</DisplayName>", "FULL_CONTROL")
+	for _, row := range []struct {
+		name, header, body, code string
+	}{
+		{"canned private", "X-Amz-Acl: private", "", ""},
+		{"the owner alone", "", policy(own), ""},
+		{"the owner twice", "", policy(own, own), ""},
+		{"canned and body", "X-Amz-Acl: private", policy(own), "UnexpectedContent"},
+		{"neither", "", "", "MissingSecurityHeader"},
+		{"canned public", "X-Amz-Acl: public-read", "", "NotImplemented"},
+		{"granted in a header", "X-Amz-Grant-Read: uri=" + group, "", "NotImplemented"},
+		{"no XML", "", "private", "MalformedACLError"},
+		{"another document", "", "<Tagging/>", "MalformedACLError"},
+		{"nobody", "", policy(), "NotImplemented"},
+		{"no owner", "", strings.Replace(policy(grant("", "FULL_CONTROL")), "<ID>owner</ID>", "", 1), "NotImplemented"},
+		{"somebody else", "", policy(own, grant("<ID>other</ID>", "READ")), "NotImplemented"},
+		{"everybody", "", policy(own, grant("<URI>"+group+"</URI>", "READ")), "NotImplemented"},
+		{"everybody, with the owner's ID", "", policy(grant("<ID>owner</ID><URI>"+group+"</URI>", "FULL_CONTROL")), "NotImplemented"},
+		{"somebody by mail", "", policy(own, grant("<EmailAddress>a@b</EmailAddress>", "READ")), "NotImplemented"},
+		{"the owner, who may only read", "", policy(grant("<ID>owner</ID>", "READ")), "NotImplemented"},
+	} {
+		for _, path := range []string{"?acl", "/k?acl"} {
+			header := http.Header{}
+			if name, value, ok := strings.Cut(row.header, ": "); ok {
+				header.Set(name, value)
+			}
+			a := p.send(request{method: "PUT", path: "/" + p.bucket + path, header: header, body: bodyOf(row.body)})
+			asked := store.take()
+			if a.Code != row.code {
+				t.Errorf("%s, %s: %d %s, want %s", row.name, path, a.StatusCode, a.Code, row.code)
+			}
+			switch {
+			case row.code != "" && len(asked) != 0:
+				t.Errorf("%s, %s: the store was asked", row.name, path)
+			case row.code == "" && (len(asked) != 1 || asked[0].Header.Get("X-Amz-Acl") != "private" || len(asked[0].body) != 0):
+				t.Errorf("%s, %s: the store was not asked for a private ACL", row.name, path)
+			}
+		}
+	}
+}
+
+func TestRestoreObject(t *testing.T) {
+	p, store := newRecorded(t)
+	store.set(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusAccepted) })
+	for _, row := range []struct {
+		body, code string
+		status     int
+	}{
+		{"<RestoreRequest><Days>2</Days></RestoreRequest>", "", 202},
+		{"<RestoreRequest><Type>SELECT</Type></RestoreRequest>", "NotImplemented", 501},
+		{"<RestoreRequest><Days>2</Days><SelectParameters/></RestoreRequest>", "NotImplemented", 501},
+		{"<RestoreRequest><OutputLocation/></RestoreRequest>", "NotImplemented", 501},
+		{"<RestoreRequest><NewThing/></RestoreRequest>", "NotImplemented", 501},
+		{"<Restore/>", "MalformedXML", 400},
+		{"nonsense", "MalformedXML", 400},
+	} {
+		a := p.send(request{method: "POST", path: "/" + p.bucket + "/k?restore", body: []byte(row.body)})
+		if asked := len(store.take()); a.StatusCode != row.status || a.Code != row.code || (asked == 1) != (row.code == "") {
+			t.Errorf("%s: %d %s, asked %d times", row.body, a.StatusCode, a.Code, asked)
+		}
+	}
+}

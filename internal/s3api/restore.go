@@ -1,0 +1,27 @@
+package s3api
+
+import "encoding/xml"
+
+// restoreObject forwards the wish to have an archived object back, in which S3 once took queries on its content.
+// https://docs.aws.amazon.com/AmazonS3/latest/API/API_RestoreObject.html
+func (s *Server) restoreObject(c *call) error {
+	body, err := c.readBody()
+	if err != nil {
+		return err
+	}
+	var doc struct {
+		XMLName  xml.Name         `xml:"RestoreRequest"`
+		Elements []unknownElement `xml:",any"`
+	}
+	if len(body) > 0 && xml.Unmarshal(body, &doc) != nil {
+		return badRequest("MalformedXML", "The XML you provided was not well-formed or did not validate against our published schema")
+	}
+	for _, element := range doc.Elements {
+		switch element.XMLName.Local {
+		case "Days", "GlacierJobParameters", "Tier":
+		default:
+			return notImplemented("The element " + element.XMLName.Local + " of RestoreObject")
+		}
+	}
+	return s.forwardBody(c, body)
+}

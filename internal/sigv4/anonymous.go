@@ -1,0 +1,40 @@
+package sigv4
+
+import "net/http"
+
+// IsAnonymous reports whether a request claims no identity at all: there is nothing in it to verify.
+func IsAnonymous(r *http.Request) bool {
+	_, rawQuery := RequestTarget(r)
+	query, err := parseQuery(rawQuery)
+	if err != nil || len(r.Header.Values("Authorization")) > 0 {
+		return false
+	}
+	for _, name := range []string{"X-Amz-Algorithm", "X-Amz-Signature", "X-Amz-Credential", "Signature", "AWSAccessKeyId"} {
+		if has(query, name) {
+			return false
+		}
+	}
+	return true
+}
+
+// Anonymous describes the payload of a request that is anonymous. Every error is an *Error.
+func Anonymous(r *http.Request) (*Auth, error) {
+	hash := unsignedPayload
+	switch values := r.Header.Values(contentSHA256); {
+	case len(values) > 1:
+		return nil, fail("InvalidRequest", "There is more than one x-amz-content-sha256 header.")
+	case len(values) == 1:
+		hash = values[0]
+	}
+	switch {
+	case len(r.Header.Values(securityToken)) > 0:
+		return nil, errToken()
+	case payloads[hash].signed:
+		return nil, fail("AccessDenied", "A request that is not signed cannot have signed chunks.")
+	}
+	a := &Auth{}
+	if err := a.describePayload(r, hash); err != nil {
+		return nil, err
+	}
+	return a, nil
+}

@@ -1,0 +1,161 @@
+package sigv4_test
+
+import (
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cmekproxy/cmekproxy/internal/sigv4"
+)
+
+const (
+	sessionKey    = "ASIAIOSFODNN7EXAMPLE"
+	sessionSecret = "secret-of-the-session"
+	sessionToken  = "FQoGZXIvYXdzEXAMPLE//token+with=signs"
+)
+
+// sessionVerifier knows the credentials of the examples, and temporary ones that last for an hour from then.
+func sessionVerifier(now time.Time) *sigv4.Verifier {
+	v := verifierAt(now)
+	own := v.Secret
+	v.Secret = func(key string) (string, bool) {
+		if key == sessionKey {
+			return sessionSecret, true
+		}
+		return own(key)
+	}
+	v.Session = func(key string) (string, time.Time, bool) {
+		return sessionToken, exampleTime.Add(time.Hour), key == sessionKey
+	}
+	return v
+}
+
+func TestSessionToken(t *testing.T) {
+	type credentials struct{ key, secret string }
+	temporary, own := credentials{sessionKey, sessionSecret}, credentials{accessKey, secretKey}
+	for _, row := range []struct {
+		name   string
+		by     credentials
+		tokens []string
+		at     time.Duration // after the signature's time
+		code   string        // "" for a good one
+	}{
+		{"good", temporary, []string{sessionToken}, 0, ""},
+		{"a moment before it expires", temporary, []string{sessionToken}, time.Hour - time.Second, ""},
+		{"when it expires", temporary, []string{sessionToken}, time.Hour, "ExpiredToken"},
+		{"expired", temporary, []string{sessionToken}, 2 * time.Hour, "ExpiredToken"},
+		{"missing", temporary, nil, 0, "InvalidAccessKeyId"},
+		{"empty", temporary, []string{""}, 0, "InvalidToken"},
+		{"another", temporary, []string{"another"}, 0, "InvalidToken"},
+		{"a piece", temporary, []string{sessionToken[:20]}, 0, "InvalidToken"},
+		{"longer", temporary, []string{sessionToken + "x"}, 0, "InvalidToken"},
+		{"twice", temporary, []string{sessionToken, sessionToken}, 0, "InvalidToken"},
+		{"with a client's own key", own, []string{sessionToken}, 0, "InvalidToken"},
+		{"another secret", credentials{sessionKey, secretKey}, []string{sessionToken}, 0, "SignatureDoesNotMatch"},
+		{"another secret, and expired", credentials{sessionKey, secretKey}, []string{sessionToken}, 2 * time.Hour, "SignatureDoesNotMatch"},
+		{"none with a client's own key", own, nil, 0, ""},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			signedAt := exampleTime.Add(row.at)
+			r := newRequest(t, http.MethodGet, bucketURL, "/key", "", "")
+			r.Header["X-Amz-Security-Token"] = row.tokens
+			if row.tokens == nil {
+				delete(r.Header, "X-Amz-Security-Token")
+			}
+			r.Header.Set("X-Amz-Content-Sha256", emptyHash)
+			signWith(t, r, row.by.key, row.by.secret, emptyHash, signedAt)
+			_, err := sessionVerifier(signedAt).Verify(received(t, r))
+			switch {
+			case row.code == "" && err != nil:
+				t.Error(err)
+			case row.code != "":
+				wantCode(t, err, row.code)
+			}
+		})
+	}
+}
+
+func TestSessionTokenOfURL(t *testing.T) {
+	token := strings.NewReplacer("/", "%2F", "+", "%2B", "=", "%3D").Replace(sessionToken)
+	for _, row := range []struct{ name, query, header, code string }{
+		{"good", "X-Amz-Security-Token=" + token, "", ""},
+		{"in a signed header", "", sessionToken, ""},
+		{"both", "X-Amz-Security-Token=" + token, sessionToken, ""},
+		{"two that differ", "X-Amz-Security-Token=" + token, "another", "InvalidToken"},
+		{"another", "X-Amz-Security-Token=another", "", "InvalidToken"},
+		{"empty", "X-Amz-Security-Token=", "", "InvalidToken"},
+		{"missing", "", "", "InvalidAccessKeyId"},
+		{"twice", "X-Amz-Security-Token=" + token + "&X-Amz-Security-Token=" + token, "", "AuthorizationQueryParametersError"},
+		{"in lower case", "x-amz-security-token=" + token, "", "InvalidAccessKeyId"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			r := newRequest(t, http.MethodGet, bucketURL, "/key", row.query, "")
+			if row.header != "" {
+				r.Header.Set("X-Amz-Security-Token", row.header)
+			}
+			r = presignWith(t, r, sessionKey, sessionSecret, unsignedPayload, exampleTime, "60")
+			_, err := sessionVerifier(exampleTime).Verify(received(t, r))
+			switch {
+			case row.code == "" && err != nil:
+				t.Error(err)
+			case row.code != "":
+				wantCode(t, err, row.code)
+			}
+		})
+	}
+}
+
+func TestIsAnonymous(t *testing.T) {
+	for _, row := range []struct {
+		name  string
+		query string
+		want  bool
+	}{
+		{"nothing", "", true},
+		{"a parameter", "versionId=1", true},
+		{"a signature", "X-Amz-Signature=a", false},
+		{"a credential", "X-Amz-Credential=a", false},
+		{"an algorithm", "X-Amz-Algorithm=a", false},
+		{"SigV2", "AWSAccessKeyId=a", false},
+		{"half of SigV2", "Signature=a", false},
+		{"no query at all", "a=%zz", false},
+	} {
+		r := newRequest(t, http.MethodGet, bucketURL, "/key", row.query, "")
+		if got := sigv4.IsAnonymous(r); got != row.want {
+			t.Errorf("%s: %v", row.name, got)
+		}
+		r.Header.Set("Authorization", "")
+		if sigv4.IsAnonymous(r) {
+			t.Errorf("%s, with an empty Authorization header: anonymous", row.name)
+		}
+	}
+}
+
+func TestAnonymousPayload(t *testing.T) {
+	for _, row := range []struct {
+		name   string
+		header http.Header
+		code   string
+	}{
+		{"nothing said", nil, ""},
+		{"hashed", http.Header{"X-Amz-Content-Sha256": {hexSum("body")}}, ""},
+		{"signed chunks", http.Header{"X-Amz-Content-Sha256": {signedChunks}, "X-Amz-Decoded-Content-Length": {"4"}}, "AccessDenied"},
+		{"a signed trailer", http.Header{"X-Amz-Content-Sha256": {signedTrailer}, "X-Amz-Decoded-Content-Length": {"4"}}, "AccessDenied"},
+		{"two hashes", http.Header{"X-Amz-Content-Sha256": {hexSum("body"), hexSum("body")}}, "InvalidRequest"},
+		{"a session token", http.Header{"X-Amz-Security-Token": {"token"}}, "InvalidToken"},
+		{"no hash", http.Header{"X-Amz-Content-Sha256": {"nonsense"}}, "InvalidArgument"},
+	} {
+		r := newRequest(t, http.MethodPut, bucketURL, "/key", "", "body")
+		for name, values := range row.header {
+			r.Header[name] = values
+		}
+		auth, err := sigv4.Anonymous(r)
+		switch {
+		case row.code != "":
+			wantCode(t, err, row.code)
+		case err != nil || auth.DecodedLength() != 4 || auth.AccessKey != "":
+			t.Errorf("%s: %+v, %v", row.name, auth, err)
+		}
+	}
+}
