@@ -189,8 +189,12 @@ func withoutVersions(section string) string {
 	return b.String()
 }
 
+// matrixTests are all tests that the matrix is made of: E2E_FULL=1 E2E_UPDATE=1 e2e/run.sh -run 'TestClients|TestTools|TestRegistry'
+// writes it.
+const matrixTests = "TestClients|TestTools|TestRegistry"
+
 // whole reports whether a run was of all that is in the matrix.
 func whole(pattern string) bool {
-	return pattern == "" && os.Getenv("E2E_CLIENTS") == "" && os.Getenv("E2E_TARGET") != "store" && os.Getenv("STORE") == "" &&
+	return (pattern == "" || pattern == matrixTests) && os.Getenv("E2E_CLIENTS") == "" && os.Getenv("E2E_TARGET") != "store" && os.Getenv("STORE") == "" &&
 		filepath.IsAbs(os.Getenv("E2E_BIN"))
 }
