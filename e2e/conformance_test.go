@@ -66,6 +66,24 @@ func TestConformance(t *testing.T) {
 	checkSection(t, "conformance", conformanceSection(verdicts, expected))
 }
 
+// TestConformanceListed makes sure that the documentation names the cases of conformance.txt, without running any.
+func TestConformanceListed(t *testing.T) {
+	_, _, section, _ := readSection(t, "conformance")
+	listed := make(map[string]bool)
+	for _, name := range regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch(section, -1) {
+		listed[name[1]] = true
+	}
+	e := readExpected(t)
+	for name, reason := range e.reasons {
+		if !listed[name] || !strings.Contains(section, "**"+reason+"**") || reason == unexplained {
+			t.Errorf("%s: %s: not so in %s; make conformance with E2E_UPDATE=1 writes it", name, reason, compatibility)
+		}
+	}
+	if len(listed) != len(e.reasons) {
+		t.Errorf("%s names %d cases, %s %d", compatibility, len(listed), suiteExpected, len(e.reasons))
+	}
+}
+
 // suiteCase is a case by its name. Some need a store that keeps versions.
 type suiteCase struct {
 	name      string

@@ -132,13 +132,15 @@ func freeAddress(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// logDir is where logs are kept when tests fail.
+// logDir is where the logs of a test are kept.
 func logDir(t *testing.T) string {
 	t.Helper()
 	dir := os.Getenv("E2E_LOGS")
 	if dir == "" {
 		return t.TempDir()
 	}
+	test, _, _ := strings.Cut(t.Name(), "/")
+	dir = filepath.Join(dir, test)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
