@@ -104,6 +104,7 @@ func TestPrefixes(t *testing.T) {
 		{"delete the bucket", request{method: "DELETE", path: b}, 403},
 		{"a legal hold, which is an administrator's", request{method: "PUT", path: b + "/team/a?legal-hold", body: []byte("<LegalHold/>")}, 403},
 		{"a bypass, which is an administrator's", request{method: "DELETE", path: b + "/team/a", header: http.Header{"X-Amz-Bypass-Governance-Retention": {"true"}}}, 403},
+		{"a bypass in other words", request{method: "DELETE", path: b + "/team/a", header: http.Header{"X-Amz-Bypass-Governance-Retention": {"1"}}}, 403},
 		{"a bypass in a URL", request{method: "DELETE", path: b + "/team/a?X-Amz-Bypass-Governance-Retention=True&X-Amz-Expires=60", presign: true}, 403},
 		{"a bypass in a URL, in lower case", request{method: "DELETE", path: b + "/team/a?x-amz-bypass-governance-retention=true&X-Amz-Expires=60", presign: true}, 403},
 	} {

@@ -1,6 +1,7 @@
 package sigv4_test
 
 import (
+	"maps"
 	"net/http"
 	"strings"
 	"testing"
@@ -147,9 +148,7 @@ func TestAnonymousPayload(t *testing.T) {
 		{"no hash", http.Header{"X-Amz-Content-Sha256": {"nonsense"}}, "InvalidArgument"},
 	} {
 		r := newRequest(t, http.MethodPut, bucketURL, "/key", "", "body")
-		for name, values := range row.header {
-			r.Header[name] = values
-		}
+		maps.Copy(r.Header, row.header)
 		auth, err := sigv4.Anonymous(r)
 		switch {
 		case row.code != "":
