@@ -202,29 +202,39 @@ func (l *lab) startReverseProxy(ctx context.Context) (*target, error) {
 	return newTarget("httputil", "http://"+addr, storeAccess, storeSecret, func() []int { return []int{cmd.Process.Pid} }), nil
 }
 
+// plainRule is the encryption rule of the proxies that are measured.
+const plainRule = `{buckets: ["*"], key: bench}`
+
 func (l *lab) startProxy(ctx context.Context, name, store string) (*target, error) {
+	t, _, err := l.startProxyWith(ctx, name, store, plainRule)
+	return t, err
+}
+
+// startProxyWith starts a proxy with an encryption rule, and returns the address of its admin port too.
+func (l *lab) startProxyWith(ctx context.Context, name, store, rule string) (t *target, admin string, err error) {
 	key := make([]byte, 32)
 	rand.Read(key)
-	addr, admin := freeAddress(), freeAddress()
+	addr := freeAddress()
+	admin = freeAddress()
 	keyFile, conf := filepath.Join(l.dir, name+".key"), filepath.Join(l.dir, name+".yaml")
 	if err := os.WriteFile(keyFile, []byte("cmekproxy-local-key-v1:"+base64.StdEncoding.EncodeToString(key)+"\n"), 0o600); err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	text := fmt.Sprintf(`listen: %s
 admin_listen: %s
 origin: {endpoint: "%s", region: %s, access_key: %s, secret_key: %s}
 clients: [{name: bench, access_key: %s, secret_key: %s, allow: [{buckets: ["*"], actions: [read, write]}]}]
 keys: [{name: bench, provider: local, key_file: %s}]
-encryption: {rules: [{buckets: ["*"], key: bench}]}
-`, addr, admin, store, region, storeAccess, storeSecret, clientAccess, clientSecret, keyFile)
+encryption: {rules: [%s]}
+`, addr, admin, store, region, storeAccess, storeSecret, clientAccess, clientSecret, keyFile, rule)
 	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	cmd := exec.CommandContext(ctx, filepath.Join(l.o.bin, "proxy"), "serve", "--config", conf)
 	if err := l.launch(cmd, name, addr); err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	return newTarget(name, "http://"+addr, clientAccess, clientSecret, func() []int { return []int{cmd.Process.Pid} }), nil
+	return newTarget(name, "http://"+addr, clientAccess, clientSecret, func() []int { return []int{cmd.Process.Pid} }), admin, nil
 }
 
 // launch starts a process and waits until it listens.

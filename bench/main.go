@@ -64,6 +64,9 @@ func run(ctx context.Context) error {
 	if ctx.Err() == nil && (o.memory > 0 || o.full) {
 		err = errors.Join(err, memory(ctx, lab, o))
 	}
+	if ctx.Err() == nil {
+		err = errors.Join(err, kmsCalls(ctx, lab))
+	}
 	return err
 }
 

@@ -29,6 +29,7 @@ func decrypt(ctx context.Context, args []string, stdout io.Writer) error {
 	flags := flag.NewFlagSet("decrypt", flag.ContinueOnError)
 	config := flags.String("config", "", "path of the configuration `FILE`")
 	output := flags.String("o", "", "the `FILE` to be written; - for standard output (default: the last part of the key)")
+	customer := flags.String("sse-customer-key", "", "`FILE` with the key that the client brought for the object (SSE-C): raw, hex, base64 or PEM")
 	version := flags.String("version-id", "", "`ID` of the version to read (default: the current one)")
 	target, err := parseTarget(flags, args, stdout)
 	if err != nil {
@@ -38,6 +39,11 @@ func decrypt(ctx context.Context, args []string, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
+	customerKey, err := readCustomerKey(*customer)
+	if err != nil {
+		return err
+	}
+	defer clear(customerKey)
 	a, err := build(ctx, cfg, zap.NewNop(), "")
 	if err != nil {
 		return err
@@ -55,6 +61,9 @@ func decrypt(ctx context.Context, args []string, stdout io.Writer) error {
 		reader: &stored.Store{
 			Send: func(r *http.Request) (*http.Response, error) { return sendDirect(store, r) },
 			Open: func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
+				if keyID == crypt.CustomerKeyID {
+					return a.openForCustomer(ctx, obj, wrapped, customerKey)
+				}
 				return a.keys.Open(ctx, obj, keyID, wrapped)
 			},
 			Cache:   stored.NewCache(),
@@ -73,6 +82,30 @@ func decrypt(ctx context.Context, args []string, stdout io.Writer) error {
 		return fmt.Errorf("s3://%s/%s: %w", target.Bucket, target.Key, err)
 	}
 	return nil
+}
+
+// readCustomerKey reads a key from a file; nil for no file.
+func readCustomerKey(path string) ([]byte, error) {
+	if path == "" {
+		return nil, nil
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(text)
+	key, err := parseKey(text)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return key, nil
+}
+
+func (a *app) openForCustomer(ctx context.Context, obj crypt.Object, wrapped, customerKey []byte) (stored.Lease, error) {
+	if customerKey == nil {
+		return nil, errors.New("it is under a key that the client brought (SSE-C): say --sse-customer-key FILE")
+	}
+	return a.keys.OpenForCustomer(ctx, obj, wrapped, customerKey)
 }
 
 // parseTarget reads flags and the one s3:// argument, in any order.

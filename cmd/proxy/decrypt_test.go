@@ -5,7 +5,9 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/md5"
 	"crypto/rand"
+	"encoding/base64"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -119,6 +121,66 @@ func TestDecrypt(t *testing.T) {
 	}
 	resumed(t, config, dir, text)
 	refused(t, config, store, dir)
+}
+
+// Data keys that are more than what the KMS gave, and keys that clients bring.
+func TestDecryptOtherDataKeys(t *testing.T) {
+	store := realStore(t)
+	listen, admin := freePort(t), freePort(t)
+	config := writeConfig(t, store, listen, admin, `buckets: ["*"], key: main`, `buckets: ["*"], key: main, dek_reuse: {max_age: 1h}`)
+	s := start(t, "serve", "--config", config)
+	waitStatus(t, "http://"+admin+"/readyz", http.StatusOK)
+	bucket := "bucket"
+	direct := client(strings.TrimPrefix(store, "http://"), "storekey", "storesecretstoresecret")
+	if _, err := direct.CreateBucket(t.Context(), &s3.CreateBucketInput{Bucket: &bucket}); err != nil {
+		t.Fatal(err)
+	}
+	app := client(listen, "appkey", "appsecretappsecret")
+	key := bytes.Repeat([]byte{0x80}, 32)
+	sum := md5.Sum(key)
+	put := func(name string, change func(*s3.PutObjectInput)) {
+		t.Helper()
+		in := &s3.PutObjectInput{Bucket: &bucket, Key: &name, Body: strings.NewReader("text of " + name)}
+		change(in)
+		if _, err := app.PutObject(t.Context(), in); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("shared", func(*s3.PutObjectInput) {})
+	put("context", func(in *s3.PutObjectInput) {
+		in.ServerSideEncryption, in.SSEKMSEncryptionContext = types.ServerSideEncryptionAwsKms, new(base64.StdEncoding.EncodeToString([]byte(`{"tenant":"acme"}`)))
+	})
+	put("customer", func(in *s3.PutObjectInput) {
+		in.SSECustomerAlgorithm, in.SSECustomerKey, in.SSECustomerKeyMD5 = new("AES256"), new(base64.StdEncoding.EncodeToString(key)), new(base64.StdEncoding.EncodeToString(sum[:]))
+	})
+	s.stop()
+	s.end(t)
+	dir := t.TempDir()
+	for name, k := range map[string][]byte{"good": key, "bad": bytes.Repeat([]byte{0x81}, 32)} {
+		if err := os.WriteFile(filepath.Join(dir, name), k, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, row := range []struct {
+		object, key string
+		code        int
+		want        string
+	}{
+		{"shared", "", 0, "text of shared"},
+		{"context", "", 0, "text of context"},
+		{"customer", "good", 0, "text of customer"},
+		{"customer", "", 1, "--sse-customer-key"},
+		{"customer", "bad", 1, "another customer key"},
+	} {
+		args := []string{"decrypt", "s3://bucket/" + row.object, "--config", config, "-o", "-"}
+		if row.key != "" {
+			args = append(args, "--sse-customer-key", filepath.Join(dir, row.key))
+		}
+		var out bytes.Buffer
+		if code := run(t.Context(), args, &out, &out); code != row.code || !strings.Contains(out.String(), row.want) {
+			t.Errorf("%v: exit code %d: %s", args, code, out.String())
+		}
+	}
 }
 
 // resumed cuts a reading off in the middle, as by a store that breaks down, and has it go on.

@@ -124,8 +124,9 @@ func TestInventoryCommandLines(t *testing.T) {
 	}
 }
 
-// Old versions stay under the old key, are said to, and are counted.
-func TestVersions(t *testing.T) {
+// newVersioned is newMove with a bucket that keeps old versions.
+func newVersioned(t *testing.T) *move {
+	t.Helper()
 	dir := t.TempDir()
 	for _, name := range []string{"objects", "versions"} {
 		if err := os.Mkdir(filepath.Join(dir, name), 0o700); err != nil {
@@ -138,6 +139,12 @@ func TestVersions(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
+	return m
+}
+
+// Old versions stay under the old key, are said to, and are counted.
+func TestVersions(t *testing.T) {
+	m := newVersioned(t)
 	for i := range 3 {
 		m.put("k", text(uint64(i), 1000+i))
 	}

@@ -99,10 +99,16 @@ func (a *app) buildKeys(ctx context.Context) error {
 		auditor = s3api.Trail(a.record)
 	}
 	var err error
+	var defaults *keyring.Defaults
+	if path := a.cfg.Encryption.BucketDefaultsFile; path != "" {
+		if defaults, err = keyring.OpenDefaults(path, time.Now); err != nil {
+			return err
+		}
+	}
 	a.keys, err = keyring.New(keyring.Config{
 		Keys: keys, Rules: buildRules(a.cfg.Encryption.Rules), Cache: a.cache,
 		RevocationProbe: dek.RevocationProbe, Timeout: kmsTimeout, OutageWait: dek.OutageWait,
-		Observer: &keyObserver{log: a.log, metrics: a.metrics, advisor: a.advisor}, Auditor: auditor,
+		Observer: &keyObserver{log: a.log, metrics: a.metrics, advisor: a.advisor}, Auditor: auditor, Defaults: defaults,
 	})
 	if err != nil {
 		return err
@@ -124,10 +130,18 @@ func buildRules(list []config.Rule) []keyring.Rule {
 	for _, r := range list {
 		rules = append(rules, keyring.Rule{
 			Buckets: r.Buckets, Prefixes: r.Prefixes, Clients: r.Clients, Key: r.Key,
-			AllowPlaintext: r.PlaintextObjects == config.Allow,
+			AllowPlaintext: r.PlaintextObjects == config.Allow, AskedKeys: r.AllowedKeys, RefuseCustomerKeys: r.CustomerKeys == config.Deny,
+			Reuse: buildReuse(r.DEKReuse),
 		})
 	}
 	return rules
+}
+
+func buildReuse(r config.DEKReuse) *keyring.Reuse {
+	if r == (config.DEKReuse{}) {
+		return nil
+	}
+	return &keyring.Reuse{MaxAge: r.MaxAge, MaxObjects: int64(r.MaxObjects), MaxBytes: int64(r.MaxBytes)}
 }
 
 // weathered bounds what is asked of a KMS, and asks again what it could not answer.

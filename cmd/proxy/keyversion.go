@@ -5,6 +5,8 @@ import (
 	"encoding/hex"
 	"strconv"
 	"strings"
+
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
 // keyVersion names the version of the KMS key that wrapped a data key, "" where the blob does not tell: those of AWS KMS
@@ -14,6 +16,9 @@ func keyVersion(keyID string, wrapped []byte) string {
 		localForm1, localForm2 = 1 + 12 + 32 + 16, 1 + 4 + 12 + 32 + 16 // lengths
 		azureName, azureAt     = 16, 2 + 8 + 1                          // of the version's name
 	)
+	if parsed, err := crypt.ParseWrappedKey(wrapped); err == nil {
+		wrapped = parsed.Blob
+	}
 	switch {
 	case strings.HasPrefix(keyID, "local:") && len(wrapped) == localForm1 && wrapped[0] == 1:
 		return "1"

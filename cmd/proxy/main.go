@@ -34,6 +34,8 @@ var commands = []command{
 	{"decrypt", "read one object straight from the store, without a proxy running", decrypt},
 	{"inventory", "which KMS key protects which object of a bucket", inventory},
 	{"rewrap", "move the objects of a bucket to another KMS key", rewrapCommand},
+	{"encrypt", "encrypt in place what a bucket holds in plaintext", encryptCommand},
+	{"verify", "read all objects of a bucket to their last byte; exit 1 if any does not verify", verifyCommand},
 	{"version", "print the version", version},
 }
 

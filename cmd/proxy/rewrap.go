@@ -3,22 +3,19 @@ package main
 import (
 	"context"
 	"crypto/rand"
-	"encoding/xml"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
-	"net/http"
-	"net/url"
 	"os"
-	"time"
 
-	"github.com/schollz/progressbar/v3"
 	"go.uber.org/zap"
-	"golang.org/x/time/rate"
 
 	"github.com/cmekproxy/cmekproxy/internal/config"
+	"github.com/cmekproxy/cmekproxy/internal/inplace"
 	"github.com/cmekproxy/cmekproxy/internal/rewrap"
+	"github.com/cmekproxy/cmekproxy/internal/stored"
+	"github.com/cmekproxy/cmekproxy/internal/walk"
 )
 
 // rewrapCommand moves the objects of a bucket to another KMS key, without a proxy and beside those that run.
@@ -27,14 +24,10 @@ func rewrapCommand(ctx context.Context, args []string, stdout io.Writer) error {
 	flags := flag.NewFlagSet("rewrap", flag.ContinueOnError)
 	path := flags.String("config", "", "path of the configuration `FILE`")
 	flags.StringVar(&o.to, "to", "", "`NAME` of the key to move to (default: for each object the key of the rules)")
-	flags.StringVar(&o.client, "client", "", "`NAME` of the client in whose name the rules are asked (default: one that no rule names)")
 	flags.BoolVar(&o.all, "all", false, "also what is under the key already, for a new version of it; where the version can be told, not what is under the newest")
 	flags.BoolVar(&o.dryRun, "dry-run", false, "write nothing, and say what would be moved")
-	flags.IntVar(&o.parallel, "parallel", 8, "`N` objects at a time")
-	flags.Float64Var(&o.rate, "rate", 0, "move no more than `N` objects in a second (default: as many as can be)")
-	flags.StringVar(&o.state, "state", "", "`FILE` that keeps the position: with it a run that was ended goes on where it was")
 	flags.StringVar(&o.method, "method", "auto", "how an object that was put whole gets its new envelope: copy by the store, put back by this command, or auto for the way that loses no concurrent write")
-	flags.BoolVar(&o.keepGoing, "keep-going", false, "do not end when many objects in a row have failed")
+	o.declare(flags, "move")
 	target, err := parseBucket(flags, args, stdout)
 	if err != nil {
 		return err
@@ -46,41 +39,35 @@ func rewrapCommand(ctx context.Context, args []string, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
+	for i := range cfg.Encryption.Rules {
+		cfg.Encryption.Rules[i].AllowedKeys = nil // what clients may ask for does not bind who runs this
+	}
 	d, err := openDirect(ctx, cfg, target, os.Stderr)
 	if err != nil {
 		return err
 	}
 	defer d.close()
-	return (&relocation{direct: d, rewrapOptions: o, out: stdout}).run(ctx, cfg)
+	return (&relocation{sweep{direct: d, sweepOptions: o.sweepOptions, out: stdout}, o.to, o.method, o.all}).run(ctx, cfg)
 }
 
 type rewrapOptions struct {
-	to, client, state, method string
-	all, dryRun, keepGoing    bool
-	parallel                  int
-	rate                      float64
+	sweepOptions
+	to, method string
+	all        bool
 }
 
-func (o rewrapOptions) check() error {
-	switch {
-	case o.rate < 0:
-		return usageError{errors.New("--rate is negative")}
-	case o.method != "auto" && o.method != "copy" && o.method != "put":
+func (o *rewrapOptions) check() error {
+	if o.method != "auto" && o.method != "copy" && o.method != "put" {
 		return usageError{fmt.Errorf("--method is %q, and must be auto, copy or put", o.method)}
 	}
-	return checkParallel(o.parallel)
+	return o.sweepOptions.check()
 }
 
 // relocation is one run of the command.
 type relocation struct {
-	*direct
-	rewrapOptions
-	out io.Writer
-	bar *progressbar.ProgressBar
-
-	counts [rewrap.Failed + 1]int64
-	parts  int64 // objects in parts among those moved
-	bytes  int64
+	sweep
+	to, method string
+	all        bool
 }
 
 func (r *relocation) run(ctx context.Context, cfg *config.Config) error {
@@ -98,42 +85,29 @@ func (r *relocation) run(ctx context.Context, cfg *config.Config) error {
 	c := rewrap.Config{
 		Send: r.send, Keys: r.keys, Check: (&direct{app: again}).open,
 		Client: r.client, To: r.to, All: r.all, Version: keyVersion, OpenEnd: cfg.Origin.UniformParts,
-		DryRun: r.dryRun, Random: rand.Reader,
-	}
-	if r.rate > 0 {
-		c.Wait = rate.NewLimiter(rate.Limit(r.rate), 1).Wait
+		DryRun: r.dryRun, Wait: r.wait(), Random: rand.Reader,
 	}
 	if err := r.prepare(ctx, &c); err != nil {
 		return err
 	}
-	r.bar = counter(r.progress, "looked at")
-	walk := rewrap.Walk{
-		Mover: rewrap.New(c), List: r.reader().List, Parallel: r.parallel, File: r.state, KeepGoing: r.keepGoing, Report: r.report, Now: time.Now,
-	}
-	err = walk.Run(ctx, r.bucket, r.prefix)
-	_ = r.bar.Finish()
+	mover := rewrap.New(c)
+	move := func(ctx context.Context, e stored.Entry) walk.Result { return mover.Move(ctx, r.bucket, e) }
+	err = r.walk(ctx, walk.State{Command: "rewrap", To: r.to, All: r.all}, r.reader().List, move, r.name)
 	r.summary()
-	if failed := r.counts[rewrap.Failed]; failed > 0 {
-		err = errors.Join(err, fmt.Errorf("%d objects have failed", failed))
-	}
-	return err
+	return errors.Join(err, r.failures())
 }
 
 // prepare finds out what the store can do, and says what follows from it.
 func (r *relocation) prepare(ctx context.Context, c *rewrap.Config) error {
-	if kept, err := r.keepsVersions(ctx); err != nil {
-		fmt.Fprintf(r.out, "note: whether the bucket keeps old versions could not be found out: %v\n", err)
-	} else if kept {
-		fmt.Fprintln(r.out, "note: the bucket keeps old versions. They stay under their keys; proxy inventory --versions counts them")
-	}
+	r.versions(ctx, "They stay under their keys; proxy inventory --versions counts them")
 	if c.DryRun {
 		return nil
 	}
 	var err error
-	if c.Abilities, err = rewrap.Probe(ctx, r.send, r.bucket, r.prefix); err != nil {
+	if c.Abilities, err = inplace.Probe(ctx, r.send, r.bucket, r.prefix); err != nil {
 		return fmt.Errorf("finding out what the store can do: %w", err)
 	}
-	c.Method = map[string]rewrap.Method{"auto": c.Abilities.Safest(), "copy": rewrap.Copy, "put": rewrap.Put}[r.method]
+	c.Method = map[string]rewrap.Method{"auto": rewrap.Safest(c.Abilities), "copy": rewrap.Copy, "put": rewrap.Put}[r.method]
 	safe := c.Method == rewrap.Copy && c.Abilities.CopyIfMatch || c.Method == rewrap.Put && c.Abilities.PutIfMatch
 	switch {
 	case c.Method == rewrap.NoMethod:
@@ -150,44 +124,13 @@ func (r *relocation) prepare(ctx context.Context, c *rewrap.Config) error {
 	return nil
 }
 
-// keepsVersions asks whether the bucket has, or had, versioning.
-func (r *relocation) keepsVersions(ctx context.Context) (bool, error) {
-	req := &http.Request{Method: http.MethodGet, URL: &url.URL{Path: "/" + r.bucket, RawQuery: "versioning="}, Header: make(http.Header)}
-	resp, err := r.send(req.WithContext(ctx))
-	if answer := (*storeError)(nil); errors.As(err, &answer) && answer.status == http.StatusNotImplemented {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	defer resp.Body.Close()
-	var doc struct{ Status string }
-	err = xml.NewDecoder(io.LimitReader(resp.Body, 64<<10)).Decode(&doc)
-	return doc.Status != "", err
-}
-
-// report counts an object, and names one that failed.
-func (r *relocation) report(result rewrap.Result) {
-	_ = r.bar.Add(1)
-	r.counts[result.Outcome]++
-	if result.Outcome == rewrap.Failed {
-		fmt.Fprintf(r.out, "FAILED  %s: %v\n", visible(result.Key), result.Err)
-	}
-	if result.Outcome == rewrap.Moved {
-		r.bytes += max(result.Size, 0)
-		if result.Parts != 0 {
-			r.parts++
-		}
-	}
-}
-
 func (r *relocation) summary() {
 	verb := "rewrapped"
 	if r.dryRun {
 		verb = "to rewrap"
 	}
-	fmt.Fprintf(r.out, "%s  %d objects, %d bytes; %d of them in parts\n", verb, r.counts[rewrap.Moved], r.bytes, r.parts)
-	fmt.Fprintf(r.out, "skipped    %d under the right key already, %d plaintext, %d deleted meanwhile\n",
-		r.counts[rewrap.Current], r.counts[rewrap.Plaintext], r.counts[rewrap.Gone])
-	fmt.Fprintf(r.out, "failed     %d\n", r.counts[rewrap.Failed])
+	fmt.Fprintf(r.out, "%s  %d objects, %d bytes; %d of them in parts\n", verb, r.counts[walk.Done], r.bytes, r.parts)
+	fmt.Fprintf(r.out, "skipped    %d under the right key already, %d plaintext, %d deleted meanwhile, %d under keys that clients bring (SSE-C)\n",
+		r.counts[walk.Current], r.counts[walk.Plaintext], r.counts[walk.Gone], r.counts[walk.Customer])
+	fmt.Fprintf(r.out, "failed     %d\n", r.counts[walk.Failed])
 }

@@ -5,7 +5,9 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/md5"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -35,7 +37,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 	"github.com/cmekproxy/cmekproxy/internal/origin"
 	"github.com/cmekproxy/cmekproxy/internal/origin/embedded"
-	"github.com/cmekproxy/cmekproxy/internal/rewrap"
+	"github.com/cmekproxy/cmekproxy/internal/walk"
 )
 
 // commandEnv has the arguments for TestMainCommand, one a line: the test binary is then the program.
@@ -103,7 +105,7 @@ func (m *move) config(name, store, rule string, keys ...string) string {
 admin_listen: %s
 origin: {endpoint: "%s", region: us-east-1, access_key: storekey, secret_key: storesecretstoresecret}
 clients:
-  - {name: app, access_key: appkey, secret_key: appsecretappsecret, allow: [{buckets: ["*"], actions: [read, write, delete]}]}
+  - {name: app, access_key: appkey, secret_key: appsecretappsecret, allow: [{buckets: ["*"], actions: [read, write, delete, list]}]}
 keys:
 %sencryption: {rules: [{buckets: ["*"], key: %s, plaintext_objects: allow}]}
 `, freePort(m.t), freePort(m.t), store, list.String(), rule)
@@ -427,6 +429,23 @@ func TestRewrap(t *testing.T) {
 }
 
 // Back to the key of the rules, without --to; and to a key that is already the right one, with --all.
+// What is under a client's own key is nobody else's to move or to verify, and no failure.
+func TestCommandsPassCustomerKeysBy(t *testing.T) {
+	m := newMove(t)
+	m.put("kms", []byte("text"))
+	key := bytes.Repeat([]byte{7}, 32)
+	sum := md5.Sum(key)
+	m.put("customer", []byte("text"), func(in *s3.PutObjectInput) {
+		in.SSECustomerAlgorithm, in.SSECustomerKey, in.SSECustomerKeyMD5 = new("AES256"), new(base64.StdEncoding.EncodeToString(key)), new(base64.StdEncoding.EncodeToString(sum[:]))
+	})
+	if out := m.command(0, "rewrap", "--config", m.both, "--to", "new", "s3://bucket"); !strings.Contains(out, "rewrapped  1 objects") || !strings.Contains(out, "1 under keys that clients bring") {
+		t.Errorf("rewrap: %s", out)
+	}
+	if out := m.command(0, "verify", "--config", m.both, "s3://bucket"); !strings.Contains(out, "verified   1 objects") || !strings.Contains(out, "1 under keys that clients bring") {
+		t.Errorf("verify: %s", out)
+	}
+}
+
 func TestRewrapToTheKeyOfTheRules(t *testing.T) {
 	m := newMove(t)
 	for i := range 5 {
@@ -510,7 +529,7 @@ func TestRewrapNeverRollsBack(t *testing.T) {
 		writes := r.Method == http.MethodPut && r.URL.RawQuery == "" || r.Method == http.MethodPost && strings.Contains(r.URL.RawQuery, "uploadId")
 		mu.Lock()
 		defer mu.Unlock()
-		if !ok || !writes || overwritten[key] || strings.Contains(key, "cmekproxy-rewrap") {
+		if !ok || !writes || overwritten[key] || strings.Contains(key, "cmekproxy-probe") {
 			return
 		}
 		overwritten[key] = true
@@ -620,8 +639,8 @@ func TestRewrapWithAStoreWithoutConditions(t *testing.T) {
 	}
 }
 
-// killed starts the command as a process, kills it once it has moved some objects, and returns how many it has moved.
-func (m *move) killed(after int64, args ...string) {
+// killed starts the command as a process, kills it once it has written some objects.
+func (m *move) killed(after int64, command string, args ...string) {
 	m.t.Helper()
 	var writes atomic.Int64
 	hooked := m.hook(func(r *http.Request) {
@@ -631,7 +650,7 @@ func (m *move) killed(after int64, args ...string) {
 	})
 	config := m.config("killed.yaml", hooked, "old", "old", "new")
 	cmd := exec.Command(os.Args[0], "-test.run=^TestMainCommand$")
-	cmd.Env = append(os.Environ(), commandEnv+"="+strings.Join(append([]string{"rewrap", "--config", config, "s3://bucket", "--to", "new"}, args...), "\n"))
+	cmd.Env = append(os.Environ(), commandEnv+"="+strings.Join(append([]string{command, "--config", config, "s3://bucket"}, args...), "\n"))
 	var out output
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Start(); err != nil {
@@ -661,13 +680,13 @@ func TestRewrapKilledAndResumed(t *testing.T) {
 	}
 	m.upload("parts/a", []int32{1, 2}, 5<<20, 6<<20)
 	file := filepath.Join(m.dir, "state")
-	m.killed(90, "--state", file, "--parallel", "4", "--rate", "50")
+	m.killed(90, "rewrap", "--to", "new", "--state", file, "--parallel", "4", "--rate", "50")
 	m.readable(m.app) // in whatever state it was left
 	written, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal("no state is left:", err)
 	}
-	var state rewrap.State
+	var state walk.State
 	if err := json.Unmarshal(written, &state); err != nil || state.After < "k010" || state.After >= "k149" {
 		t.Errorf("%v: %s", err, written)
 	}
@@ -786,7 +805,7 @@ func TestRewrapLong(t *testing.T) {
 	t.Logf("stored in %v", time.Since(began))
 	file := filepath.Join(m.dir, "state")
 	began = time.Now()
-	m.killed(n/2, "--state", file)
+	m.killed(n/2, "rewrap", "--to", "new", "--state", file)
 	t.Logf("killed after %v", time.Since(began))
 	began = time.Now()
 	t.Log(m.command(0, "rewrap", "--config", m.both, "s3://bucket", "--to", "new", "--state", file))

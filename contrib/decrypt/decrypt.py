@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Decrypts an object of cmekproxy, straight from the store, without any code of the proxy's.
 
-    decrypt.py [--endpoint-url URL] [--region REGION] [--kms-endpoint-url URL | --local-key-file FILE] s3://bucket/key [-o FILE]
+    decrypt.py [--endpoint-url URL] [--region REGION] [--kms-endpoint-url URL | --local-key-file FILE] [--sse-customer-key FILE] s3://bucket/key [-o FILE]
 
 Credentials are boto3's own. The output has its name only once every byte of it has verified.
 """
@@ -19,7 +19,7 @@ from botocore.client import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from format import OVERHEAD, FormatError, Multipart, Unwrap, is_multipart, open_single
+from format import OVERHEAD, Ask, FormatError, Multipart, Unwrap, is_multipart, open_single, unwrapper
 
 
 def main() -> int:
@@ -30,6 +30,7 @@ def main() -> int:
     parser.add_argument("--region")
     parser.add_argument("--kms-endpoint-url", help="of AWS KMS, if it is not AWS's own")
     parser.add_argument("--local-key-file", help="the key file of provider local")
+    parser.add_argument("--sse-customer-key", metavar="FILE", help="the customer's key (SSE-C), 32 bytes")
     args = parser.parse_args()
     if not args.object.startswith("s3://") or "/" not in args.object[5:]:
         parser.error(f"{args.object} is not of the form s3://bucket/key")
@@ -38,7 +39,12 @@ def main() -> int:
         store = boto3.client("s3", endpoint_url=args.endpoint_url, region_name=args.region, config=Config(response_checksum_validation="when_required"))
     except TypeError:  # botocore before 1.36 has no such setting, and validates nothing
         store = boto3.client("s3", endpoint_url=args.endpoint_url, region_name=args.region)
-    unwrap = cached(local_unwrapper(args.local_key_file, bucket, key) if args.local_key_file else kms_unwrapper(args, bucket, key))
+    customer_key = None
+    if args.sse_customer_key:
+        with open(args.sse_customer_key, "rb") as f:
+            customer_key = f.read()
+    ask = local_key(args.local_key_file) if args.local_key_file else aws_kms(args)
+    unwrap = cached(unwrapper(ask, bucket, key.encode(), customer_key))
     output = args.output or os.path.basename(key)
     try:
         write(plaintext(store, bucket, key, unwrap), output)
@@ -82,20 +88,20 @@ def cached(unwrap: Unwrap) -> Unwrap:
     return look
 
 
-def kms_unwrapper(args: argparse.Namespace, bucket: str, key: str) -> Unwrap:
+def aws_kms(args: argparse.Namespace) -> Ask:
     kms = boto3.client("kms", endpoint_url=args.kms_endpoint_url, region_name=args.region)
 
-    def unwrap(key_id: str, wrapped: bytes) -> bytes:
-        return kms.decrypt(CiphertextBlob=wrapped, KeyId=key_id, EncryptionContext={"bucket": bucket, "key": key})["Plaintext"]
+    def ask(key_id: str, wrapped: bytes, context: dict[str, str]) -> bytes:
+        return kms.decrypt(CiphertextBlob=wrapped, KeyId=key_id, EncryptionContext=context)["Plaintext"]
 
-    return unwrap
+    return ask
 
 
-def local_unwrapper(path: str, bucket: str, key: str) -> Unwrap:
+def local_key(path: str) -> Ask:
     """Section 5 of docs/format.md."""
     own_id, versions = local_keys(path)
 
-    def unwrap(key_id: str, wrapped: bytes) -> bytes:
+    def ask(key_id: str, wrapped: bytes, context: dict[str, str]) -> bytes:
         if key_id != own_id:
             raise FormatError(f"the object is under the key {key_id}, and the file has {own_id}")
         if len(wrapped) == 61 and wrapped[0] == 1:
@@ -107,14 +113,14 @@ def local_unwrapper(path: str, bucket: str, key: str) -> Unwrap:
         if version not in versions:
             raise FormatError(f"the object is under version {version} of the key, which the file does not have")
         sealed = wrapped[len(prefix) :]
-        names = ["bucket", bucket, "key", key]
-        aad = b"cmekproxy local wrap v1" + prefix + string(own_id) + struct.pack(">I", 2) + b"".join(map(string, names))
+        entries = b"".join(string(name) + string(value) for name, value in sorted(context.items(), key=lambda e: e[0].encode()))
+        aad = b"cmekproxy local wrap v1" + prefix + string(own_id) + struct.pack(">I", len(context)) + entries
         try:
             return AESGCM(versions[version]).decrypt(sealed[:12], sealed[12:], aad)
         except InvalidTag:
             raise FormatError("the data key does not unwrap for this object") from None
 
-    return unwrap
+    return ask
 
 
 def local_keys(path: str) -> tuple[str, dict[int, bytes]]:

@@ -13,11 +13,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from format import HEADER, OVERHEAD, Bytes, FormatError, Multipart, NoEnvelope, derive, is_multipart, open_checksums, open_single, part_segment, parse_envelope, segments
+from format import HEADER, OVERHEAD, Bytes, FormatError, Multipart, NoEnvelope, derive, is_multipart, open_checksums, open_single, parse_envelope, parse_wrapped, part_segment, segments, unwrapper
 
 TESTDATA = Path(__file__).parents[2] / "internal" / "crypt" / "testdata"
 SINGLE = json.loads((TESTDATA / "vectors.json").read_text())["objects"]
 PARTS = json.loads((TESTDATA / "part-vectors.json").read_text())
+KEYS = json.loads((TESTDATA / "key-vectors.json").read_text())
 
 
 def pattern(n: int) -> bytes:
@@ -33,6 +34,37 @@ def sealed(dek: bytes, header: bytes, text: bytes, segment: int = 65536) -> byte
         out.append(gcm.encrypt(header[33:40] + struct.pack(">IB", i, i == last), text[at : at + room], None))
         at += room
     return b"".join(out)
+
+
+class Keys(unittest.TestCase):
+    def test_wrapped(self) -> None:
+        for v in KEYS["wrapped"]:
+            with self.subTest(v["name"]):
+                w = parse_wrapped(bytes.fromhex(v["wrapped"]))
+                self.assertEqual(((w.salt or b"").hex(), w.context, w.blob.hex()), (v.get("salt", ""), v.get("context", {}), v["blob"]))
+                if w.salt:
+                    asked = []
+                    ask = lambda key_id, blob, context: asked.append((blob.hex(), context)) or bytes.fromhex(v["bucket_key"])
+                    dek = unwrapper(ask, v["bucket"], bytes.fromhex(v["key"]))("a key", bytes.fromhex(v["wrapped"]))
+                    self.assertEqual(dek.hex(), v["dek"])
+                    self.assertEqual(asked, [(v["blob"], {"bucket": v["bucket"]} | v.get("context", {}))])
+
+    def test_customer(self) -> None:
+        for v in KEYS["customer"]:
+            key, wrapped = bytes.fromhex(v["customer_key"]), bytes.fromhex(v["wrapped"])
+            unwrap = lambda k, w, name=bytes.fromhex(v["key"]): unwrapper(None, v["bucket"], name, k)("sse-c", w)
+            self.assertEqual(unwrap(key, wrapped).hex(), v["dek"])
+            for bad in (lambda: unwrap(os.urandom(32), wrapped), lambda: unwrap(None, wrapped), lambda: unwrap(bytes(32), wrapped), lambda: unwrap(key, wrapped[:-1]),
+                        lambda: unwrap(key, b"\2" + wrapped[1:]), lambda: unwrap(key, wrapped, b"other")):
+                with self.assertRaises(FormatError):
+                    bad()
+
+    def test_refusals(self) -> None:
+        salt = b"s" * 32
+        for bad in (b"", b"\1", b"\1\0blob", b"\1\5" + salt + b"blob", b"\2\1" + salt + b"blob", b"\1\1" + salt, b"\1\2\0\0blob", b"\1\2\0\1\0\0\0\1bblob",
+                    b"\1\2\0\2\0\1b\0\0\0\1a\0\0blob", b"\1\2\0\1\0\3key\0\0blob", b"\1\2\0\1\0\1\xff\0\0blob"):
+            with self.subTest(bad), self.assertRaises(FormatError):
+                parse_wrapped(b"cmekwrap" + bad)
 
 
 class Single(unittest.TestCase):

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/cmekproxy/cmekproxy/internal/glob"
 )
 
 const (
@@ -239,9 +241,36 @@ func (d *decoder) checkRules(c *Config) {
 		}
 		d.checkPatterns(r.Buckets)
 		d.checkName(&r.Key, keys, "key", &c.Keys)
+		d.checkAllowedKeys(r, keys)
+		d.checkReuse(&r.DEKReuse)
 		for j := range r.Clients {
 			d.checkName(&r.Clients[j], clients, "client", &c.Clients)
 		}
+	}
+}
+
+// checkAllowedKeys finds a pattern that no key matches, which is a slip of the pen.
+func (d *decoder) checkAllowedKeys(r *Rule, keys []string) {
+	for i := range r.AllowedKeys {
+		pattern := r.AllowedKeys[i]
+		if !slices.ContainsFunc(keys, func(name string) bool { return glob.Match(pattern, name) }) {
+			d.fail(&r.AllowedKeys[i], "there is no key of this name%s", didYouMean(pattern, keys))
+		}
+	}
+}
+
+func (d *decoder) checkReuse(r *DEKReuse) {
+	if *r == (DEKReuse{}) && !d.given[&r.MaxAge] {
+		return
+	}
+	if r.MaxAge <= 0 || r.MaxAge > maxTTL {
+		d.fail(&r.MaxAge, "dek_reuse.max_age must be above 0 and at most 24h")
+	}
+	if r.MaxObjects < 0 || r.MaxObjects == 0 && d.given[&r.MaxObjects] {
+		d.fail(&r.MaxObjects, "dek_reuse.max_objects must be 1 or more")
+	}
+	if r.MaxBytes < 0 || r.MaxBytes == 0 && d.given[&r.MaxBytes] {
+		d.fail(&r.MaxBytes, "dek_reuse.max_bytes must be 1 or more")
 	}
 }
 

@@ -10,6 +10,7 @@
 package config
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -47,11 +48,21 @@ func Parse(name string, data []byte, lookupEnv func(string) (string, bool)) (*Co
 	return c, nil
 }
 
+// The defaults of DEKReuse.
+const (
+	defaultReuseObjects = 100_000
+	defaultReuseBytes   = 1 << 40
+)
+
 // inherit fills in what one setting takes from another.
 func inherit(c *Config) {
 	for i := range c.Encryption.Rules {
-		if r := &c.Encryption.Rules[i]; r.PlaintextObjects == "" {
-			r.PlaintextObjects = c.Encryption.PlaintextObjects
+		r := &c.Encryption.Rules[i]
+		r.PlaintextObjects = cmp.Or(r.PlaintextObjects, c.Encryption.PlaintextObjects)
+		r.CustomerKeys = cmp.Or(r.CustomerKeys, c.Encryption.CustomerKeys)
+		if reuse := &r.DEKReuse; *reuse != (DEKReuse{}) {
+			reuse.MaxObjects = cmp.Or(reuse.MaxObjects, defaultReuseObjects)
+			reuse.MaxBytes = cmp.Or(reuse.MaxBytes, defaultReuseBytes)
 		}
 	}
 }

@@ -69,8 +69,8 @@ func TestDefaults(t *testing.T) {
 		}},
 		Keys: []config.Key{{Name: "default", Provider: config.Local, KeyFile: "/k"}},
 		Encryption: config.Encryption{
-			Rules:            []config.Rule{{Buckets: []string{"*"}, Key: "default", PlaintextObjects: config.Deny}},
-			PlaintextObjects: config.Deny,
+			Rules:            []config.Rule{{Buckets: []string{"*"}, Key: "default", PlaintextObjects: config.Deny, CustomerKeys: config.Allow}},
+			PlaintextObjects: config.Deny, CustomerKeys: config.Allow,
 		},
 		DEKCache: config.DEKCache{TTL: 5 * time.Minute, MaxEntries: 100000, RevocationProbe: 10 * time.Second, OutageWait: 30 * time.Second},
 		KMS:      config.KMS{MaxConcurrent: 64, MaxPerSecond: 1000, PricePer10000: 0.03, Currency: "USD"},

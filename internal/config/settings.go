@@ -205,6 +205,10 @@ type Encryption struct {
 	Rules []Rule `yaml:"rules" config:"required"`
 	// PlaintextObjects is for rules that do not say. Deny or Allow, default Deny.
 	PlaintextObjects string `yaml:"plaintext_objects" values:"deny allow"`
+	// CustomerKeys is for rules that do not say. Deny or Allow, default Allow.
+	CustomerKeys string `yaml:"customer_keys" values:"deny allow"`
+	// BucketDefaultsFile is the path of a file that keeps the keys which clients choose for buckets. Empty: they cannot.
+	BucketDefaultsFile string `yaml:"bucket_defaults_file"`
 }
 
 // Rule names the key for some objects. Conditions that are left out match everything.
@@ -219,12 +223,29 @@ type Rule struct {
 	Key string `yaml:"key" config:"required"`
 	// PlaintextObjects overrides Encryption.PlaintextObjects. Never empty after Parse.
 	PlaintextObjects string `yaml:"plaintext_objects" values:"deny allow"`
+	// AllowedKeys are names of keys, in which * stands for any run of characters, that clients may ask for in place of Key.
+	// Empty: all.
+	AllowedKeys []string `yaml:"allowed_keys"`
+	// CustomerKeys overrides Encryption.CustomerKeys. Never empty after Parse.
+	CustomerKeys string `yaml:"customer_keys" values:"deny allow"`
+	// DEKReuse has objects share data keys. The zero value: each has one of its own.
+	DEKReuse DEKReuse `yaml:"dek_reuse"`
 }
 
-// What a read of an object without envelope gives.
+// DEKReuse bounds how long new objects are put under one data key of the KMS. After Parse, all are set or none.
+type DEKReuse struct {
+	// MaxAge is above 0 and at most 24h. There is no default.
+	MaxAge time.Duration `yaml:"max_age"`
+	// MaxObjects is 1 or more, default 100000.
+	MaxObjects int `yaml:"max_objects"`
+	// MaxBytes of plaintext is 1 or more, default 1 TiB.
+	MaxBytes int `yaml:"max_bytes"`
+}
+
+// The values of PlaintextObjects and CustomerKeys.
 const (
-	Deny  = "deny"  // an error
-	Allow = "allow" // the object, as it is; for buckets in migration
+	Deny  = "deny"
+	Allow = "allow"
 )
 
 // DEKCache bounds how long an unwrapped data key (DEK) may be used.
@@ -295,7 +316,7 @@ func defaults() *Config {
 	return &Config{
 		AdminListen: "127.0.0.1:9001",
 		Origin:      Origin{PathStyle: true, ChecksumTrailer: true, ETagPartCount: true},
-		Encryption:  Encryption{PlaintextObjects: Deny},
+		Encryption:  Encryption{PlaintextObjects: Deny, CustomerKeys: Allow},
 		DEKCache:    DEKCache{TTL: 5 * time.Minute, MaxEntries: 100_000, RevocationProbe: 10 * time.Second, OutageWait: 30 * time.Second},
 		KMS:         KMS{MaxConcurrent: 64, MaxPerSecond: 1000, PricePer10000: 0.03, Currency: "USD"},
 		Log:         Log{Level: "info"},

@@ -15,6 +15,11 @@ const (
 	CRC64NVME ChecksumID = 3
 	SHA1      ChecksumID = 4
 	SHA256    ChecksumID = 5
+	SHA512    ChecksumID = 6
+	MD5       ChecksumID = 7
+	XXHash64  ChecksumID = 8
+	XXHash3   ChecksumID = 9
+	XXHash128 ChecksumID = 10
 )
 
 // Size returns the digest's length in bytes, 0 for an unknown id.
@@ -25,7 +30,7 @@ func (id ChecksumID) Size() int {
 	return 0
 }
 
-var checksumSizes = [...]int{CRC32: 4, CRC32C: 4, CRC64NVME: 8, SHA1: 20, SHA256: 32}
+var checksumSizes = [...]int{CRC32: 4, CRC32C: 4, CRC64NVME: 8, SHA1: 20, SHA256: 32, SHA512: 64, MD5: 16, XXHash64: 8, XXHash3: 8, XXHash128: 16}
 
 // SealChecksums encrypts digests of the plaintext: the store must not be able to confirm guesses by them. It returns
 // nil for no digests.
@@ -34,7 +39,7 @@ func SealChecksums(digests map[ChecksumID][]byte, dek []byte, random io.Reader) 
 		return nil, nil
 	}
 	var records []byte
-	for id := CRC32; id <= SHA256; id++ {
+	for id := CRC32; id <= XXHash128; id++ {
 		if digest, ok := digests[id]; ok {
 			if len(digest) != id.Size() {
 				return nil, fmt.Errorf("%w: checksum %d of %d bytes", ErrSize, id, len(digest))

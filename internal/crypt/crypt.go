@@ -33,6 +33,9 @@ const (
 	infoBody     = "cmekproxy v1 body"
 	infoMAC      = "cmekproxy v1 mac"
 	infoChecksum = "cmekproxy v1 checksum"
+
+	infoBucketKey = "cmekproxy v1 bucket key" // of a bucket key, with the object's name behind it
+	infoCustomer  = "cmekproxy v1 sse-c"      // of a customer's key, likewise
 )
 
 var (

@@ -40,6 +40,10 @@ func PlaintextSize(s int64) (int64, error) {
 	return p, nil
 }
 
+// Fits reports whether an object that was put whole can have so many stored bytes for a plaintext of p bytes. An empty one
+// may have no body at all; then its envelope, whose MAC covers the size, is all there is to verify.
+func Fits(p, stored int64) bool { return stored == StoredSize(p) || p == 0 && stored == 0 }
+
 // Window is the stretch of a body that has to be fetched to read some bytes of the plaintext: whole segments.
 type Window struct {
 	Start, End int64 // offsets in the body, End exclusive

@@ -52,9 +52,10 @@ type Source string
 
 // The sources.
 const (
-	FromCache Source = "cache"  // or from a refusal that is remembered
-	FromKMS   Source = "kms"    // for this use
-	Joined    Source = "joined" // from the KMS, which somebody else was asking already
+	FromCache Source = "cache"    // or from a refusal that is remembered
+	FromKMS   Source = "kms"      // for this use
+	Joined    Source = "joined"   // from the KMS, which somebody else was asking already
+	Customer  Source = "customer" // from the key that the client brought
 )
 
 // asked is what is known of where the answer to a use came from; nil if nobody was asked. It is safe for concurrent use: a call goes on when the
@@ -65,10 +66,15 @@ type asked struct {
 	cached atomic.Bool // there was no need
 }
 
+// byCustomer is where an answer came from that took no KMS.
+var byCustomer = &asked{}
+
 func (a *asked) source() Source {
 	switch {
 	case a == nil:
 		return ""
+	case a == byCustomer:
+		return Customer
 	case a.kms.Load():
 		return FromKMS
 	case a.cached.Load():
@@ -92,7 +98,7 @@ func (k *Keyring) audit(ctx context.Context, l *Lease, action Action, a *asked, 
 		return err
 	}
 	failure := k.cfg.Auditor.Audit(ctx, Event{
-		Action: action, KeyName: l.key.Name, KeyID: l.service.id, KeyVersion: kms.KeyVersion(l.service.wrapper, l.wrapped),
+		Action: action, KeyName: l.key.Name, KeyID: l.service.id, KeyVersion: kms.KeyVersion(l.service.wrapper, l.wrapped.Blob),
 		Object: l.obj, Source: a.source(), KMSRequestID: a.requestID(), Err: err,
 	})
 	switch {

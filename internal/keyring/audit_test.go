@@ -87,7 +87,7 @@ func TestEachUseIsAudited(t *testing.T) {
 	server := kmstest.StartTest(t)
 	w, audit, ctx := server.NewKey(t, nil), &trail{}, asRequest(t)
 	k := newRing(t, w, time.Minute, withTrail(audit))
-	sealed, err := k.Create(ctx, obj, "app", "")
+	sealed, err := k.Create(ctx, obj, "app", keyring.Choice{})
 	must(t, err)
 	defer sealed.Release()
 	e := audit.event(0)
@@ -121,7 +121,7 @@ func TestEachUseIsAudited(t *testing.T) {
 		t.Errorf("refused by the KMS, with its request id %q", e.KMSRequestID)
 	}
 	open() // the refusal is remembered for a second
-	if _, err := k.Create(ctx, obj, "app", ""); !isKind(err, kms.Denied) {
+	if _, err := k.Create(ctx, obj, "app", keyring.Choice{}); !isKind(err, kms.Denied) {
 		t.Errorf("created: %v", err)
 	}
 	audit.want(t, "open kms access denied", "open cache access denied", "create kms access denied")
@@ -131,11 +131,11 @@ func TestCopiesAndVersionsAreAudited(t *testing.T) {
 	w, _ := newLocal(t)
 	audit, ctx := &trail{}, asRequest(t)
 	k := newRing(t, w, time.Minute, withTrail(audit))
-	sealed, err := k.Create(ctx, obj, "app", "")
+	sealed, err := k.Create(ctx, obj, "app", keyring.Choice{})
 	must(t, err)
 	defer sealed.Release()
 	to := keyring.Object{Bucket: "other", Key: "copy"}
-	copied, err := k.Rewrap(ctx, sealed.Lease, to, "app", "")
+	copied, err := k.Rewrap(ctx, sealed.Lease, to, "app", keyring.Choice{})
 	must(t, err)
 	copied.Release()
 	if e := audit.event(1); e.Object != to || e.KeyVersion != "1" {
@@ -143,7 +143,7 @@ func TestCopiesAndVersionsAreAudited(t *testing.T) {
 	}
 	audit.want(t, "create kms", "create kms")
 	audit.full.Store(true)
-	if _, err := k.Rewrap(ctx, sealed.Lease, to, "app", ""); !errors.Is(err, keyring.ErrAudit) {
+	if _, err := k.Rewrap(ctx, sealed.Lease, to, "app", keyring.Choice{}); !errors.Is(err, keyring.ErrAudit) {
 		t.Errorf("rewrapped: %v", err)
 	}
 }
@@ -153,7 +153,7 @@ func TestJoinedUsesAreAudited(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		audit, ctx := &trail{}, asRequest(t)
 		k := newRing(t, &slow{Wrapper: w}, time.Minute, withTrail(audit))
-		sealed, err := k.Create(ctx, obj, "app", "")
+		sealed, err := k.Create(ctx, obj, "app", keyring.Choice{})
 		must(t, err)
 		sealed.Release()
 		k.PurgeAll()
@@ -183,12 +183,12 @@ func TestNoDEKWithoutAudit(t *testing.T) {
 	audit, events, ctx := &trail{}, &seen{}, asRequest(t)
 	s := &slow{Wrapper: w}
 	k := newRing(t, s, time.Minute, func(c *keyring.Config) { c.Auditor, c.Observer = audit, events })
-	sealed, err := k.Create(ctx, obj, "app", "")
+	sealed, err := k.Create(ctx, obj, "app", keyring.Choice{})
 	must(t, err)
 	defer sealed.Release()
 	uses := events.uses(keyring.Created) + events.uses(keyring.Opened)
 	audit.full.Store(true)
-	if got, err := k.Create(ctx, obj, "app", ""); got != nil || !errors.Is(err, keyring.ErrAudit) || !errors.Is(err, errFull) {
+	if got, err := k.Create(ctx, obj, "app", keyring.Choice{}); got != nil || !errors.Is(err, keyring.ErrAudit) || !errors.Is(err, errFull) {
 		t.Errorf("created %v, %v", got, err)
 	}
 	for _, purge := range []bool{false, true} {
@@ -216,7 +216,7 @@ func TestRenewalsAreAudited(t *testing.T) {
 		k := newRing(t, s, time.Minute, func(c *keyring.Config) { c.Auditor, c.OutageWait = audit, 30*time.Second })
 		ctx := asRequest(t)
 		open := func() (*keyring.Sealed, *stream) {
-			sealed, err := k.Create(ctx, obj, "app", "")
+			sealed, err := k.Create(ctx, obj, "app", keyring.Choice{})
 			must(t, err)
 			st := &stream{}
 			st.drained.Store(true)
@@ -283,7 +283,7 @@ func TestCutsAreAudited(t *testing.T) {
 			watched, checked bool
 		}{{true, true}, {true, false}, {false, true}} {
 			s.fail.Store(nil)
-			sealed, err := k.Create(ctx, obj, "app", "")
+			sealed, err := k.Create(ctx, obj, "app", keyring.Choice{})
 			must(t, err)
 			if row.watched {
 				sealed.Watch(ctx, func(error) {}, func() bool { return true })
@@ -303,7 +303,7 @@ func TestCutsAreAudited(t *testing.T) {
 		}
 
 		s.fail.Store(nil)
-		sealed, err := k.Create(ctx, obj, "app", "")
+		sealed, err := k.Create(ctx, obj, "app", keyring.Choice{})
 		must(t, err)
 		defer sealed.Release()
 		audit.take()
@@ -325,7 +325,7 @@ func TestSlowAuditExtendsNothing(t *testing.T) {
 		audit := &trail{}
 		k := newRing(t, w, 10*time.Second, func(c *keyring.Config) { c.Auditor, c.OutageWait = audit, time.Minute })
 		ctx := asRequest(t)
-		sealed, err := k.Create(ctx, obj, "app", "")
+		sealed, err := k.Create(ctx, obj, "app", keyring.Choice{})
 		must(t, err)
 		defer sealed.Release()
 		audit.takes = 11 * time.Second
@@ -342,7 +342,7 @@ func TestProbeThatFindsARevokedKeyIsAudited(t *testing.T) {
 		s, audit := &slow{Wrapper: w}, &trail{}
 		k := newRing(t, s, time.Hour, func(c *keyring.Config) { c.Auditor, c.RevocationProbe = audit, 10*time.Second })
 		defer run(t, k)()
-		sealed, err := k.Create(asRequest(t), obj, "app", "")
+		sealed, err := k.Create(asRequest(t), obj, "app", keyring.Choice{})
 		must(t, err)
 		defer sealed.Release()
 		time.Sleep(25 * time.Second)
@@ -363,7 +363,7 @@ func TestDEKsThatAreNotAuditedAreWiped(t *testing.T) {
 	audit.full.Store(true)
 	leaky := &keeping{Wrapper: w}
 	k := newRing(t, leaky, time.Minute, withTrail(audit))
-	if _, err := k.Create(asRequest(t), obj, "app", ""); !errors.Is(err, keyring.ErrAudit) {
+	if _, err := k.Create(asRequest(t), obj, "app", keyring.Choice{}); !errors.Is(err, keyring.ErrAudit) {
 		t.Fatal(err)
 	}
 	if len(leaky.deks) != 1 || !bytes.Equal(leaky.deks[0], make([]byte, kms.DEKSize)) {

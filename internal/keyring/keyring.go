@@ -16,9 +16,12 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/dekcache"
@@ -42,6 +45,8 @@ var (
 	ErrUnknownKey = errors.New("keyring: unknown key")
 	// ErrNoRule says that no rule covers the object and client. It is refused.
 	ErrNoRule = errors.New("keyring: no rule covers this object")
+	// ErrNotAllowed says that the rule for the object does not allow what the client asks for.
+	ErrNotAllowed = errors.New("keyring: not allowed by the rule for this object")
 	// ErrReleased says that a lease was used after its Release.
 	ErrReleased = errors.New("keyring: lease was released")
 	// ErrChanged says that the KMS unwrapped the same blob to another DEK than before.
@@ -66,6 +71,8 @@ type Config struct {
 	OutageWait time.Duration
 	// Observer, if not nil, is told what happens.
 	Observer Observer
+	// Defaults, if not nil, are keys that were chosen for buckets, and take the place of the rules' keys.
+	Defaults *Defaults
 	// Auditor, if not nil, writes down each use of a key, and keeps from being done what it cannot write down. A renewal
 	// that cannot be written down counts as one that the KMS did not answer.
 	Auditor Auditor
@@ -121,6 +128,9 @@ type Keyring struct {
 	probe      atomic.Int64 // the interval in nanoseconds
 	outageWait atomic.Int64 // nanoseconds
 
+	shared   *lru.Cache[sharedName, *sharedKey] // bucket keys in use
+	customer *key                               // stands for all keys that clients bring
+
 	providing sync.Mutex
 }
 
@@ -135,7 +145,7 @@ func New(cfg Config) (*Keyring, error) {
 	if cfg.Observer == nil {
 		cfg.Observer = noObserver{}
 	}
-	k := &Keyring{cfg: cfg, byName: make(map[string]*key)}
+	k := &Keyring{cfg: cfg, byName: make(map[string]*key), shared: newShared(), customer: newCustomer()}
 	k.byID.Store(new(map[string]*key))
 	k.probe.Store(int64(cfg.RevocationProbe))
 	k.outageWait.Store(int64(cfg.OutageWait))
@@ -207,6 +217,16 @@ func (k *Keyring) find(id string) (*key, error) {
 	return nil, fmt.Errorf("%w %q", ErrUnknownKey, id)
 }
 
+// Choice is what a client asks for in place of what the rules say. The zero Choice asks for nothing.
+type Choice struct {
+	// KeyID is the id or the name of a configured key; "" for the one of the rule.
+	KeyID string
+	// Context is added to the encryption context.
+	Context map[string]string
+	// CustomerKey, 32 bytes, takes the place of a KMS key. It is used here and now, and kept nowhere.
+	CustomerKey []byte
+}
+
 // Sealed is a new DEK: leased, and wrapped to be stored with its object.
 type Sealed struct {
 	*Lease
@@ -214,88 +234,116 @@ type Sealed struct {
 	Wrapped []byte
 }
 
-// Create makes a new DEK for obj, which client writes. requestedKeyID is what the client asks for: the id or the name
-// of a configured key, or "" for the key of the rule. Errors: ErrNoRule, ErrUnknownKey, ErrAudit, and those of package kms.
-func (k *Keyring) Create(ctx context.Context, obj Object, client, requestedKeyID string) (*Sealed, error) {
-	key, service, err := k.keyFor(obj, client, requestedKeyID)
+// Create makes a new DEK for obj, which client writes. Errors: ErrNoRule, ErrUnknownKey, ErrNotAllowed, ErrAudit, and those
+// of packages kms and crypt.
+func (k *Keyring) Create(ctx context.Context, obj Object, client string, want Choice) (*Sealed, error) {
+	if want.CustomerKey != nil {
+		return k.createForCustomer(ctx, obj, client, want.CustomerKey)
+	}
+	rule, key, service, err := k.keyFor(obj, client, want.KeyID)
 	if err != nil {
 		return nil, err
 	}
-	l, mark, a := &Lease{key: key, service: service, obj: obj}, k.cfg.Cache.Mark(service.id), &asked{}
+	l := &Lease{key: key, service: service, obj: obj, wrapped: crypt.WrappedKey{Context: want.Context}}
+	if rule.Reuse != nil && len(want.Context) == 0 {
+		return k.createShared(ctx, l, *rule.Reuse)
+	}
+	mark, a := k.cfg.Cache.Mark(service.id), &asked{}
 	var dek []byte
 	err = k.call(ctx, key, OpGenerate, a, func(ctx context.Context) (err error) {
-		dek, l.wrapped, err = kms.Generate(ctx, service.wrapper, encryptionContext(obj))
+		dek, l.wrapped.Blob, err = kms.Generate(ctx, service.wrapper, encryptionContext(obj, l.wrapped))
 		return err
 	})
 	defer clear(dek)
 	if err := k.audit(ctx, l, ActionCreate, a, err); err != nil {
 		return nil, fmt.Errorf("making a data key: %w", err)
 	}
-	return k.seal(l, mark, dek), nil
+	return k.seal(l, mark, dek)
 }
 
 // Rewrap wraps the DEK of a lease for another object, dst, so that a stored body can be copied as it is. All else is
 // as with Create.
-func (k *Keyring) Rewrap(ctx context.Context, l *Lease, dst Object, client, requestedKeyID string) (*Sealed, error) {
-	key, service, err := k.keyFor(dst, client, requestedKeyID)
-	if err != nil {
-		return nil, err
-	}
+func (k *Keyring) Rewrap(ctx context.Context, l *Lease, dst Object, client string, want Choice) (*Sealed, error) {
 	if err := l.Check(ctx); err != nil {
 		return nil, err
 	}
-	copied, mark, a := &Lease{key: key, service: service, obj: dst}, k.cfg.Cache.Mark(service.id), &asked{}
+	if want.CustomerKey != nil {
+		return k.sealForCustomer(ctx, dst, client, want.CustomerKey, l.DEK())
+	}
+	_, key, service, err := k.keyFor(dst, client, want.KeyID)
+	if err != nil {
+		return nil, err
+	}
+	copied, mark, a := &Lease{key: key, service: service, obj: dst, wrapped: crypt.WrappedKey{Context: want.Context}}, k.cfg.Cache.Mark(service.id), &asked{}
 	err = k.call(ctx, key, OpWrap, a, func(ctx context.Context) (err error) {
-		copied.wrapped, err = kms.Wrap(ctx, service.wrapper, l.DEK(), encryptionContext(dst))
+		copied.wrapped.Blob, err = kms.Wrap(ctx, service.wrapper, l.DEK(), encryptionContext(dst, copied.wrapped))
 		return err
 	})
 	if err := k.audit(ctx, copied, ActionCreate, a, err); err != nil {
 		return nil, fmt.Errorf("wrapping a data key: %w", err)
 	}
-	return k.seal(copied, mark, l.DEK()), nil
+	return k.seal(copied, mark, l.DEK())
 }
 
 // seal begins the lease of a DEK that was wrapped just now.
-func (k *Keyring) seal(l *Lease, mark dekcache.Mark, dek []byte) *Sealed {
-	given := l.wrapped
-	l.wrapped = bytes.Clone(given) // the caller may do with his as he likes
-	l.id = cacheID(l.key, l.service, l.obj, l.wrapped)
+func (k *Keyring) seal(l *Lease, mark dekcache.Mark, dek []byte) (*Sealed, error) {
+	l.id = cacheID(l)
 	entry := k.cfg.Cache.Put(l.id, mark, dek)
-	l.key.recent.Store(&sample{l.wrapped, encryptionContext(l.obj)})
-	k.cfg.Observer.Used(l.key.Name, l.id, Created)
-	return &Sealed{Lease: k.lease(l, entry), KeyID: l.service.id, Wrapped: given}
+	l.key.recent.Store(&sample{l.wrapped.Blob, encryptionContext(l.obj, l.wrapped)})
+	return k.sealed(l, entry, Created)
+}
+
+// sealed is the wrapped DEK of a lease that begins with what the KMS gave.
+func (k *Keyring) sealed(l *Lease, entry dekcache.Entry, use Use) (*Sealed, error) {
+	given, err := l.wrapped.Bytes()
+	if err != nil {
+		clear(entry.DEK)
+		return nil, err
+	}
+	if _, err := k.lease(l, entry); err != nil {
+		return nil, err
+	}
+	k.cfg.Observer.Used(l.key.Name, l.id, use)
+	return &Sealed{Lease: l, KeyID: l.service.id, Wrapped: bytes.Clone(given)}, nil // the caller may do with it as he likes
 }
 
 // Open returns the DEK of a stored object, from the cache or by the KMS. keyID and wrapped are those of its envelope.
-// Errors: ErrUnknownKey if no configured key has that id, ErrAudit, and those of packages kms and dekcache.
+// Errors: ErrUnknownKey if no configured key has that id, ErrAudit, and those of packages kms, dekcache and crypt. What is
+// under a customer's key is for OpenForCustomer.
 func (k *Keyring) Open(ctx context.Context, obj Object, keyID string, wrapped []byte) (*Lease, error) {
 	key, err := k.find(keyID)
 	if err != nil {
 		return nil, err
 	}
-	service := key.kms.Load()
-	wrapped = bytes.Clone(wrapped) // the lease outlives the caller's buffer
-	l := &Lease{key: key, service: service, id: cacheID(key, service, obj, wrapped), obj: obj, wrapped: wrapped}
+	parsed, err := crypt.ParseWrappedKey(bytes.Clone(wrapped)) // the lease outlives the caller's buffer
+	if err != nil {
+		return nil, err
+	}
+	l := &Lease{key: key, service: key.kms.Load(), obj: obj, wrapped: parsed}
+	l.id = cacheID(l)
 	entry, a, err := k.fetch(ctx, l, OpUnwrap)
 	if err := k.audit(ctx, l, ActionOpen, a, err); err != nil {
 		clear(entry.DEK)
 		return nil, fmt.Errorf("opening a data key: %w", err)
 	}
+	if _, err := k.lease(l, entry); err != nil {
+		return nil, err
+	}
 	k.cfg.Observer.Used(key.Name, l.id, Opened)
-	return k.lease(l, entry), nil
+	return l, nil
 }
 
 // fetch gets the DEK of a lease through the cache.
 func (k *Keyring) fetch(ctx context.Context, l *Lease, op string) (dekcache.Entry, *asked, error) {
 	a := &asked{}
 	unwrap := func(ctx context.Context) (dek []byte, err error) {
-		ec := encryptionContext(l.obj)
+		ec := encryptionContext(l.obj, l.wrapped)
 		err = k.call(ctx, l.key, op, a, func(ctx context.Context) (err error) {
-			dek, err = kms.Unwrap(ctx, l.service.wrapper, l.wrapped, ec)
+			dek, err = kms.Unwrap(ctx, l.service.wrapper, l.wrapped.Blob, ec)
 			return err
 		})
 		if err == nil {
-			l.key.recent.Store(&sample{l.wrapped, ec})
+			l.key.recent.Store(&sample{l.wrapped.Blob, ec})
 		}
 		return dek, err
 	}
@@ -349,19 +397,38 @@ func (k *Keyring) Purge(keyName string) (int, error) {
 // PurgeAll is Purge for every key.
 func (k *Keyring) PurgeAll() int { return k.cfg.Cache.PurgeAll() }
 
-// encryptionContext is what a DEK is bound to. It is part of the format.
-func encryptionContext(obj Object) kms.EncryptionContext {
-	return kms.EncryptionContext{"bucket": obj.Bucket, "key": obj.Key}
+// encryptionContext is what the KMS binds a data key to. It is part of the format.
+func encryptionContext(obj Object, w crypt.WrappedKey) kms.EncryptionContext {
+	ec := kms.EncryptionContext{"bucket": obj.Bucket}
+	if w.Salt == nil {
+		ec["key"] = obj.Key
+	}
+	maps.Copy(ec, w.Context)
+	return ec
 }
 
 // cacheID hashes all that decides what a blob unwraps to, each part after its length.
-func cacheID(key *key, service *service, obj Object, wrapped []byte) dekcache.ID {
+func cacheID(l *Lease) dekcache.ID {
 	b := make([]byte, 0, 1536) // on the stack; enough for the longest object key and the blobs of all providers
-	for _, s := range [...]string{key.Provider, service.id, obj.Bucket, obj.Key} {
-		b = binary.BigEndian.AppendUint64(b, uint64(len(s)))
-		b = append(b, s...)
+	key := l.obj.Key
+	if l.wrapped.Salt != nil {
+		key = "" // a bucket key is one for all of the bucket
 	}
-	return sha256.Sum256(append(b, wrapped...))
+	for _, s := range [...]string{l.key.Provider, l.service.id, l.obj.Bucket, key} {
+		b = appendPart(b, s)
+	}
+	b = binary.BigEndian.AppendUint64(b, uint64(len(l.wrapped.Context)))
+	if len(l.wrapped.Context) > 0 {
+		for _, name := range slices.Sorted(maps.Keys(l.wrapped.Context)) {
+			b = appendPart(appendPart(b, name), l.wrapped.Context[name])
+		}
+	}
+	return sha256.Sum256(append(b, l.wrapped.Blob...))
+}
+
+func appendPart(b []byte, s string) []byte {
+	b = binary.BigEndian.AppendUint64(b, uint64(len(s)))
+	return append(b, s...)
 }
 
 // noObserver is nobody.

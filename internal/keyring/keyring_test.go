@@ -148,7 +148,7 @@ func run(t testing.TB, k *keyring.Keyring) (stop func()) {
 
 func create(t testing.TB, k *keyring.Keyring) *keyring.Sealed {
 	t.Helper()
-	s, err := k.Create(t.Context(), obj, "app", "")
+	s, err := k.Create(t.Context(), obj, "app", keyring.Choice{})
 	must(t, err)
 	return s
 }
@@ -259,7 +259,7 @@ func (zeroKMS) Unwrap(context.Context, []byte, kms.EncryptionContext) ([]byte, e
 func TestZeroKeys(t *testing.T) {
 	w, _ := newLocal(t)
 	k := newRing(t, zeroKMS{w}, time.Minute, nil)
-	if _, err := k.Create(t.Context(), obj, "", ""); err == nil {
+	if _, err := k.Create(t.Context(), obj, "", keyring.Choice{}); err == nil {
 		t.Error("created with a DEK of zeros")
 	}
 	if _, err := k.Open(t.Context(), obj, w.KeyID(), []byte("blob")); err == nil {
@@ -485,7 +485,7 @@ func TestRevocationOnTheNetwork(t *testing.T) {
 	if _, err := k.Open(t.Context(), obj, sealed.KeyID, sealed.Wrapped); !isKind(err, kms.Disabled) {
 		t.Errorf("a new GET: %v", err)
 	}
-	if _, err := k.Create(t.Context(), obj, "", ""); !isKind(err, kms.Disabled) {
+	if _, err := k.Create(t.Context(), obj, "", keyring.Choice{}); !isKind(err, kms.Disabled) {
 		t.Errorf("a new PUT: %v", err)
 	}
 }
@@ -535,7 +535,7 @@ func TestRewrap(t *testing.T) {
 	source := create(t, k)
 	defer source.Release()
 	dst := keyring.Object{Bucket: "other", Key: "copy"}
-	copied, err := k.Rewrap(t.Context(), source.Lease, dst, "app", "b")
+	copied, err := k.Rewrap(t.Context(), source.Lease, dst, "app", keyring.Choice{KeyID: "b"})
 	must(t, err)
 	defer copied.Release()
 	if copied.KeyID != b.KeyID() || !bytes.Equal(copied.DEK(), source.DEK()) {
@@ -552,7 +552,7 @@ func TestRewrap(t *testing.T) {
 		t.Errorf("the copy's blob opened under the source's name: %v", err)
 	}
 	source.Release()
-	if _, err := k.Rewrap(t.Context(), source.Lease, dst, "app", ""); !errors.Is(err, keyring.ErrReleased) {
+	if _, err := k.Rewrap(t.Context(), source.Lease, dst, "app", keyring.Choice{}); !errors.Is(err, keyring.ErrReleased) {
 		t.Errorf("a released lease was rewrapped: %v", err)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/dekcache"
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
@@ -27,10 +28,10 @@ type Lease struct {
 	service *service
 	id      dekcache.ID
 	obj     Object
-	wrapped []byte
+	wrapped crypt.WrappedKey
 	dek     []byte
-	term    atomic.Pointer[dekcache.Term]
-	stopped atomic.Pointer[time.Time] // since when it is not in force; nil while it is
+	term    atomic.Pointer[dekcache.Term] // nil under a customer's key, which is there for as long as the request
+	stopped atomic.Pointer[time.Time]     // since when it is not in force; nil while it is
 
 	renewal sync.Mutex  // held while a renewal is written down
 	ended   atomic.Bool // it was written down that it was not renewed
@@ -40,12 +41,25 @@ type Lease struct {
 	unwatch  context.CancelFunc
 }
 
-// lease takes over the DEK of entry.
-func (k *Keyring) lease(l *Lease, entry dekcache.Entry) *Lease {
-	l.ring, l.dek = k, entry.DEK
+// lease takes over what the KMS gave, and makes the DEK of it.
+func (k *Keyring) lease(l *Lease, entry dekcache.Entry) (*Lease, error) {
+	dek, err := l.dekOf(entry.DEK)
+	if err != nil {
+		return nil, err
+	}
+	l.ring, l.dek = k, dek
 	l.term.Store(&entry.Term)
 	l.key.leases.Add(1)
-	return l
+	return l, nil
+}
+
+// dekOf takes over what the KMS gave, which is the DEK or the bucket key that the DEK is derived from.
+func (l *Lease) dekOf(unwrapped []byte) ([]byte, error) {
+	if l.wrapped.Salt == nil {
+		return unwrapped, nil
+	}
+	defer clear(unwrapped)
+	return crypt.DeriveDEK(unwrapped, l.wrapped.Salt, l.obj)
 }
 
 // DEK returns the 32 bytes of the DEK, which belong to the lease: they are zeros after Release.
@@ -69,7 +83,7 @@ func (l *Lease) check(ctx context.Context) (*asked, error) {
 	if l.released.Load() {
 		return nil, ErrReleased
 	}
-	if l.term.Load().InForce() {
+	if term := l.term.Load(); term == nil || term.InForce() {
 		return nil, nil
 	}
 	return l.renew(ctx)
@@ -103,8 +117,12 @@ func (l *Lease) askAgain(ctx context.Context) (*asked, error) {
 	if err != nil {
 		return a, err
 	}
-	defer clear(entry.DEK)
-	if subtle.ConstantTimeCompare(entry.DEK, l.dek) != 1 {
+	dek, err := l.dekOf(entry.DEK)
+	if err != nil {
+		return a, err
+	}
+	defer clear(dek)
+	if subtle.ConstantTimeCompare(dek, l.dek) != 1 {
 		return a, ErrChanged
 	}
 	l.renewal.Lock()
@@ -132,6 +150,9 @@ func (l *Lease) askAgain(ctx context.Context) (*asked, error) {
 //
 // ctx gives the values of the request that the stream is for. Its end means nothing here.
 func (l *Lease) Watch(ctx context.Context, cut func(error), drained func() bool) {
+	if l.term.Load() == nil {
+		return
+	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	l.unwatch = cancel
 	go l.watch(ctx, cut, drained)
@@ -200,6 +221,10 @@ func (l *Lease) Release() {
 	if l.released.Swap(true) {
 		return
 	}
+	clear(l.dek)
+	if l.term.Load() == nil {
+		return
+	}
 	if l.unwatch != nil {
 		l.unwatch()
 	}
@@ -210,6 +235,5 @@ func (l *Lease) Release() {
 	}
 	l.key.ended(last)
 	l.key.leases.Add(-1)
-	clear(l.dek)
 	l.ring.cfg.Observer.Used(l.key.Name, l.id, Released)
 }

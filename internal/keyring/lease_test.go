@@ -126,7 +126,7 @@ func TestDeniedForSomeObjects(t *testing.T) {
 		k := newRing(t, s, time.Hour, func(c *keyring.Config) { c.RevocationProbe = 10 * time.Second })
 		defer run(t, k)()
 		open := func(bucket string) (*keyring.Sealed, *stream) {
-			sealed, err := k.Create(t.Context(), keyring.Object{Bucket: bucket, Key: "k"}, "", "")
+			sealed, err := k.Create(t.Context(), keyring.Object{Bucket: bucket, Key: "k"}, "", keyring.Choice{})
 			must(t, err)
 			st := &stream{}
 			st.watch(sealed.Lease)

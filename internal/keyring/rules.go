@@ -19,6 +19,12 @@ type Rule struct {
 	Clients []string
 	// Key is the name of the key that new objects are sealed with. Required.
 	Key string
+	// AskedKeys are the names of the keys that clients may ask for in place of Key; '*' stands for any run of characters.
+	AskedKeys []string
+	// RefuseCustomerKeys keeps clients from storing objects under keys of their own (SSE-C). What is stored can be read.
+	RefuseCustomerKeys bool
+	// Reuse, if not nil, lets objects share what the KMS is asked for.
+	Reuse *Reuse
 	// AllowPlaintext lets objects be read that were never sealed, for buckets in migration.
 	AllowPlaintext bool
 }
@@ -59,35 +65,63 @@ func (k *Keyring) SetRules(rules []Rule) error {
 	return nil
 }
 
-// KeyID returns the id of the KMS key that Create would seal obj with. Errors: ErrNoRule, ErrUnknownKey, and that of a
-// key that is unavailable.
+// KeyID returns the id of the KMS key that Create would seal obj with. Errors: ErrNoRule, ErrUnknownKey, ErrNotAllowed, and
+// that of a key that is unavailable.
 func (k *Keyring) KeyID(obj Object, client, requestedKeyID string) (string, error) {
-	_, service, err := k.keyFor(obj, client, requestedKeyID)
+	_, _, service, err := k.keyFor(obj, client, requestedKeyID)
 	if err != nil {
 		return "", err
 	}
 	return service.id, nil
 }
 
+// SetDefault chooses the key for new objects in a bucket, by its id or name; "" takes the choice back. It must be one that the
+// client could ask for with each object. Errors: as KeyID, and ErrDefaults, also where there is no file for it.
+func (k *Keyring) SetDefault(bucket, client, requestedKeyID string) error {
+	if k.cfg.Defaults == nil {
+		return fmt.Errorf("%w: none is configured", ErrDefaults)
+	}
+	name := ""
+	if requestedKeyID != "" {
+		_, key, _, err := k.keyFor(Object{Bucket: bucket}, client, requestedKeyID)
+		if err != nil {
+			return err
+		}
+		name = key.Name
+	}
+	return k.cfg.Defaults.Set(bucket, name)
+}
+
+// HasDefaults reports whether SetDefault has a file to write to.
+func (k *Keyring) HasDefaults() bool { return k.cfg.Defaults != nil }
+
 // keyFor returns the key to seal obj with. A client can ask for another key than the rule's, but not write where no
 // rule lets it.
-func (k *Keyring) keyFor(obj Object, client, requestedKeyID string) (*key, *service, error) {
+func (k *Keyring) keyFor(obj Object, client, requested string) (Rule, *key, *service, error) {
 	r, err := k.Rule(obj, client)
 	if err != nil {
-		return nil, nil, err
+		return r, nil, nil, err
 	}
-	key := k.byName[cmp.Or(requestedKeyID, r.Key)]
+	if requested == "" {
+		if requested, err = k.cfg.Defaults.Key(obj.Bucket); err != nil {
+			return r, nil, nil, err
+		}
+	}
+	key := k.byName[cmp.Or(requested, r.Key)]
 	if key == nil {
-		key = (*k.byID.Load())[requestedKeyID]
+		key = (*k.byID.Load())[requested]
 	}
 	if key == nil {
-		return nil, nil, fmt.Errorf("%w %q", ErrUnknownKey, requestedKeyID)
+		return r, nil, nil, fmt.Errorf("%w %q", ErrUnknownKey, requested)
+	}
+	if key.Name != r.Key && !matchAny(r.AskedKeys, func(pattern string) bool { return glob.Match(pattern, key.Name) }) {
+		return r, nil, nil, fmt.Errorf("%w: key %q in place of %q", ErrNotAllowed, key.Name, r.Key)
 	}
 	service := key.kms.Load()
 	if service == nil {
-		return nil, nil, fmt.Errorf("key %q is not open: %w", key.Name, key.Unavailable)
+		return r, nil, nil, fmt.Errorf("key %q is not open: %w", key.Name, key.Unavailable)
 	}
-	return key, service, nil
+	return r, key, service, nil
 }
 
 func (r *Rule) matches(obj Object, client string) bool {

@@ -51,7 +51,7 @@ func TestRules(t *testing.T) {
 		if k.AllowPlaintext(obj, c.client) != c.plaintext {
 			t.Errorf("%+v: plaintext is %v", c, !c.plaintext)
 		}
-		sealed, err := k.Create(t.Context(), obj, c.client, "")
+		sealed, err := k.Create(t.Context(), obj, c.client, keyring.Choice{})
 		if (err == nil) != (c.key != "") {
 			t.Errorf("%+v: create: %v", c, err)
 		}
@@ -74,17 +74,17 @@ func TestRequestedKeys(t *testing.T) {
 	})
 	must(t, err)
 	for requested, want := range map[string]string{"": a.KeyID(), "b": b.KeyID(), b.KeyID(): b.KeyID(), "a": a.KeyID()} {
-		sealed, err := k.Create(t.Context(), obj, "", requested)
+		sealed, err := k.Create(t.Context(), obj, "", keyring.Choice{KeyID: requested})
 		if err != nil || sealed.KeyID != want {
 			t.Errorf("requested %q: %v", requested, err)
 			continue
 		}
 		sealed.Release()
 	}
-	if _, err := k.Create(t.Context(), obj, "", "c"); !errors.Is(err, keyring.ErrUnknownKey) {
+	if _, err := k.Create(t.Context(), obj, "", keyring.Choice{KeyID: "c"}); !errors.Is(err, keyring.ErrUnknownKey) {
 		t.Errorf("an unknown key: %v", err)
 	}
-	if _, err := k.Create(t.Context(), keyring.Object{Bucket: "x", Key: "y"}, "", "b"); !errors.Is(err, keyring.ErrNoRule) {
+	if _, err := k.Create(t.Context(), keyring.Object{Bucket: "x", Key: "y"}, "", keyring.Choice{KeyID: "b"}); !errors.Is(err, keyring.ErrNoRule) {
 		t.Errorf("a requested key where no rule applies: %v", err)
 	}
 }

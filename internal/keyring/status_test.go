@@ -42,7 +42,7 @@ func TestStatus(t *testing.T) {
 			t.Errorf("revoked: %+v", st)
 		}
 		s.fail.Store(nil)
-		_, err := k.Create(t.Context(), obj, "", "")
+		_, err := k.Create(t.Context(), obj, "", keyring.Choice{})
 		if !isKind(err, kms.PendingDeletion) {
 			t.Errorf("%v: the key is not asked again before the probe", err)
 		}
@@ -203,7 +203,7 @@ func TestUnopenedKeys(t *testing.T) {
 	late := keyring.Object{Bucket: "late", Key: "x"}
 	create(t, k).Release() // the others work
 	for name, err := range map[string]error{
-		"a new object": func() error { _, err := k.Create(t.Context(), late, "", ""); return err }(),
+		"a new object": func() error { _, err := k.Create(t.Context(), late, "", keyring.Choice{}); return err }(),
 		"a stored one": func() error { _, err := k.Open(t.Context(), late, b.KeyID(), make([]byte, 60)); return err }(),
 		"a trial":      k.Try(t.Context(), "late"),
 	} {
@@ -222,7 +222,7 @@ func TestUnopenedKeys(t *testing.T) {
 	}
 	must(t, k.Provide("late", b, nil))
 	must(t, k.Try(t.Context(), "late"))
-	sealed, err := k.Create(t.Context(), late, "", "")
+	sealed, err := k.Create(t.Context(), late, "", keyring.Choice{})
 	must(t, err)
 	defer sealed.Release()
 	if sealed.KeyID != b.KeyID() {

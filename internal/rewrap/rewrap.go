@@ -5,31 +5,25 @@
 // verified and uploaded anew with the same parts.
 //
 // An envelope is the only way to its object. So a new one is written only after the KMS has unwrapped it again, and only
-// over the very object that it was made for: by a condition that the store holds to, see Abilities. What a client stores
-// meanwhile stays.
+// over the very object that it was made for: by a condition that the store holds to, see inplace.Abilities. What a client
+// stores meanwhile stays.
 //
 //	rewrap.go  one object, and what is to be done with it
 //	single.go  those that were put whole
 //	parts.go   those in parts
-//	carry.go   what of an object is carried over beside its body
-//	probe.go   what the store can do
-//	walk.go    all objects of a listing, and how far it has come
 package rewrap
 
 import (
 	"context"
-	"crypto/subtle"
-	"errors"
-	"fmt"
 	"io"
 	"net/http"
-	"strings"
 	"sync"
-	"time"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/inplace"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
+	"github.com/cmekproxy/cmekproxy/internal/walk"
 )
 
 // Config is what a Mover works with.
@@ -40,7 +34,7 @@ type Config struct {
 	Keys *keyring.Keyring
 	// Check unwraps what was wrapped anew, before it is written and after. It must ask the KMS, and not remember what Keys
 	// has just wrapped.
-	Check func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error)
+	Check inplace.Open
 	// Client is in whose name the rules are asked; "" is a client that no rule names.
 	Client string
 	// To is the name or id of the key to move to; "" for the one of the rules.
@@ -54,7 +48,7 @@ type Config struct {
 	// Method is how an object that was put whole gets its envelope. It must be set, unless DryRun is.
 	Method Method
 	// Abilities is what the store can do.
-	Abilities Abilities
+	Abilities inplace.Abilities
 	// DryRun finds out what would be moved, and writes nothing.
 	DryRun bool
 	// Wait, if not nil, is called before an object is moved, and holds it up.
@@ -63,30 +57,37 @@ type Config struct {
 	Random io.Reader
 }
 
-// Outcome is what became of an object.
-type Outcome int
+// Method is how an object that was put whole gets its new envelope.
+type Method int
 
-// The outcomes.
+// The methods.
 const (
-	Moved     Outcome = iota // or would be, in a dry run
-	Current                  // it is where it should be already
-	Plaintext                // it was never encrypted
-	Gone                     // it was deleted since it was listed
-	Failed                   // it is as it was, unless the error says otherwise
+	NoMethod Method = iota
+	Copy            // the store copies the object onto itself; the body does not leave it
+	Put             // the stored body is read and sent back
 )
 
-// Result is what became of an object, and why.
-type Result struct {
-	Key     string
-	Outcome Outcome
-	Size    int64 // of the plaintext, in bytes, of one that was moved
-	Parts   int   // of a multipart one that was moved
-	Err     error // of one that failed
+func (m Method) String() string {
+	return [...]string{"none", "copy", "put"}[m]
+}
+
+// Safest is the method by which nothing is lost that clients write meanwhile, the cheaper one of two. NoMethod if there is
+// none.
+func Safest(a inplace.Abilities) Method {
+	switch {
+	case a.CopyIfMatch:
+		return Copy
+	case a.PutIfMatch:
+		return Put
+	default:
+		return NoMethod
+	}
 }
 
 // Mover moves objects. It is safe for concurrent use.
 type Mover struct {
 	cfg    Config
+	store  *inplace.Store
 	reader *stored.Store
 	check  *stored.Store // the same through Config.Check
 
@@ -97,89 +98,49 @@ type Mover struct {
 // New returns a Mover.
 func New(cfg Config) *Mover {
 	m := &Mover{cfg: cfg, newest: make(map[string]string)}
+	m.store = &inplace.Store{Send: cfg.Send, ETagIsMD5: cfg.Abilities.ETagIsMD5}
 	m.reader = &stored.Store{
-		Send: m.send, OpenEnd: cfg.OpenEnd, Cache: stored.NewCache(),
+		Send: m.store.Do, OpenEnd: cfg.OpenEnd, Cache: stored.NewCache(),
 		Open: func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
 			return cfg.Keys.Open(ctx, obj, keyID, wrapped)
 		},
 	}
-	m.check = &stored.Store{Send: m.send, OpenEnd: cfg.OpenEnd, Cache: stored.NewCache(), Open: cfg.Check}
+	m.check = &stored.Store{Send: m.store.Do, OpenEnd: cfg.OpenEnd, Cache: stored.NewCache(), Open: cfg.Check}
 	return m
 }
 
-var (
-	// errChanged says that the object is another one than a moment ago.
-	errChanged = errors.New("the object has changed")
-	// errUnanswered says that the store could not be reached or broke off.
-	errUnanswered = errors.New("the store does not answer")
-)
-
-// tries is how often an object is tried that changes meanwhile or whose store falters; pause is the first one between.
-const (
-	tries = 4
-	pause = 250 * time.Millisecond
-)
-
-// Move moves one object.
-func (m *Mover) Move(ctx context.Context, obj crypt.Object) Result {
-	var r Result
-	var err error
-	for i := range tries {
-		if r, err = m.move(ctx, obj); r.Outcome == Gone || !again(err) || ctx.Err() != nil {
-			break
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(pause << i):
-		}
-	}
-	r.Key = obj.Key
-	if status(err) == http.StatusNotFound && r.Outcome == Gone {
-		err = nil
-		if strings.ContainsRune(obj.Key, '\uFFFD') {
-			err = errors.New("not found by the name that the listing gives, which has characters that XML cannot hold")
-		}
-	}
-	if err != nil {
-		r = Result{Key: obj.Key, Outcome: Failed, Err: err}
-	}
-	return r
-}
-
-// again reports whether an error may pass, or the object be another one now. Not found, but for the first look at it, is
-// what was deleted meanwhile.
-func again(err error) bool {
-	switch status(err) {
-	case http.StatusNotFound, http.StatusPreconditionFailed, http.StatusConflict, http.StatusTooManyRequests, http.StatusInternalServerError,
-		http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
-		return true
-	}
-	return errors.Is(err, errChanged) || errors.Is(err, stored.ErrOverwritten) || errors.Is(err, errUnanswered)
+// Move moves the object of a listing's entry.
+func (m *Mover) Move(ctx context.Context, bucket string, e stored.Entry) walk.Result {
+	obj := crypt.Object{Bucket: bucket, Key: e.Key}
+	return inplace.Insist(ctx, e, func(ctx context.Context) (walk.Result, error) { return m.move(ctx, obj) })
 }
 
 // move looks at an object and does with it what it takes. All that it supposes of the object is a condition of what it
 // writes, so that it can be called again whatever has happened.
-func (m *Mover) move(ctx context.Context, obj crypt.Object) (Result, error) {
+func (m *Mover) move(ctx context.Context, obj crypt.Object) (walk.Result, error) {
 	q := request(obj)
 	seen, err := m.reader.Look(ctx, q)
-	if status(err) == http.StatusNotFound {
-		return Result{Outcome: Gone}, err
+	if inplace.Status(err) == http.StatusNotFound {
+		return walk.Result{Outcome: walk.Gone}, err
 	}
 	if err != nil {
-		return Result{}, err
+		return walk.Result{}, err
 	}
 	if seen.Plaintext {
-		return Result{Outcome: Plaintext}, nil
+		return walk.Result{Outcome: walk.Plaintext}, nil
+	}
+	if seen.KeyID() == crypt.CustomerKeyID {
+		return walk.Result{Outcome: walk.Customer}, nil
 	}
 	current, err := m.current(ctx, q, seen)
 	if current || err != nil {
-		return Result{Outcome: Current}, err
+		return walk.Result{Outcome: walk.Current}, err
 	}
 	size, err := seen.Size()
 	if err != nil {
-		return Result{}, err
+		return walk.Result{}, err
 	}
-	r := Result{Outcome: Moved, Size: size}
+	r := walk.Result{Outcome: walk.Done, Size: size}
 	if seen.Envelope == nil {
 		r.Parts = seen.Parts
 	}
@@ -239,7 +200,7 @@ func (m *Mover) newestVersion(ctx context.Context, obj crypt.Object, target stri
 	if version, ok := m.newest[target]; ok {
 		return version, nil
 	}
-	sealed, err := m.cfg.Keys.Create(ctx, obj, m.cfg.Client, target)
+	sealed, err := m.cfg.Keys.Create(ctx, obj, m.cfg.Client, keyring.Choice{KeyID: target})
 	if err != nil {
 		return "", err
 	}
@@ -248,22 +209,9 @@ func (m *Mover) newestVersion(ctx context.Context, obj crypt.Object, target stri
 	return m.newest[target], nil
 }
 
-// proves has the KMS unwrap what it has just wrapped, and compares.
-func (m *Mover) proves(ctx context.Context, obj crypt.Object, sealed *keyring.Sealed) error {
-	lease, err := m.cfg.Check(ctx, obj, sealed.KeyID, sealed.Wrapped)
-	if err != nil {
-		return fmt.Errorf("the new key wraps and does not unwrap: %w", err)
-	}
-	defer lease.Release()
-	if subtle.ConstantTimeCompare(lease.DEK(), sealed.DEK()) != 1 {
-		return errors.New("the new key unwraps another data key than it has wrapped")
-	}
-	return nil
-}
-
 // request is one for all of an object, which must be encrypted.
 func request(obj crypt.Object) stored.Request {
-	return stored.Request{Object: obj, Plaintext: func() error { return errChanged }}
+	return stored.Request{Object: obj, Plaintext: func() error { return inplace.ErrChanged }}
 }
 
 // onlyIf is a request that fails if the object is no longer the one with that ETag.
@@ -271,37 +219,4 @@ func onlyIf(obj crypt.Object, etag string) stored.Request {
 	q := request(obj)
 	q.Header = http.Header{"If-Match": {etag}}
 	return q
-}
-
-// send tells a store that has not answered from one that has said no.
-func (m *Mover) send(r *http.Request) (*http.Response, error) {
-	resp, err := m.cfg.Send(r)
-	if err != nil && status(err) == 0 {
-		return nil, fmt.Errorf("%w: %w", errUnanswered, err)
-	}
-	if err == nil {
-		resp.Body = &answer{resp.Body}
-	}
-	return resp, err
-}
-
-// answer is a body that tells a connection that broke from a stored object that is too short. The cause is not wrapped:
-// an unexpected EOF is what readers take for the latter.
-type answer struct{ io.ReadCloser }
-
-func (a *answer) Read(p []byte) (int, error) {
-	n, err := a.ReadCloser.Read(p)
-	if err != nil && err != io.EOF { //nolint:errorlint // bare, as every io.Reader must say it
-		err = fmt.Errorf("%w: it broke off: %s", errUnanswered, err.Error())
-	}
-	return n, err
-}
-
-// status is the store's answer, 0 if there is none.
-func status(err error) int {
-	var answered interface{ Status() int }
-	if errors.As(err, &answered) {
-		return answered.Status()
-	}
-	return 0
 }

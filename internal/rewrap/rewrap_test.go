@@ -22,12 +22,14 @@ import (
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/dekcache"
+	"github.com/cmekproxy/cmekproxy/internal/inplace"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 	"github.com/cmekproxy/cmekproxy/internal/origin"
 	"github.com/cmekproxy/cmekproxy/internal/origin/embedded"
 	"github.com/cmekproxy/cmekproxy/internal/rewrap"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
+	"github.com/cmekproxy/cmekproxy/internal/walk"
 )
 
 // store is the one real store of this test process.
@@ -140,7 +142,7 @@ func newLab(t *testing.T, fresh kms.Wrapper) *lab {
 	l.keys = ring(t, old, counted)
 	again := ring(t, old, counted)
 	l.cfg = rewrap.Config{
-		Send: send, Keys: ring(t, old, counted), To: "new", Method: rewrap.Put, Abilities: rewrap.Abilities{PutIfMatch: true, CompleteIfMatch: true},
+		Send: send, Keys: ring(t, old, counted), To: "new", Method: rewrap.Put, Abilities: inplace.Abilities{PutIfMatch: true, CompleteIfMatch: true},
 		Version: func(string, []byte) string { return "" }, Random: rand.Reader,
 		Check: func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
 			return again.Open(ctx, obj, keyID, wrapped)
@@ -154,7 +156,7 @@ func newLab(t *testing.T, fresh kms.Wrapper) *lab {
 // put stores the object, after a change to its envelope's entries.
 func (l *lab) put(change func(map[string]string)) {
 	l.Helper()
-	sealed, err := l.keys.Create(l.Context(), l.obj, "", "old")
+	sealed, err := l.keys.Create(l.Context(), l.obj, "", keyring.Choice{KeyID: "old"})
 	if err != nil {
 		l.Fatal(err)
 	}
@@ -253,7 +255,7 @@ func (o oneWay) Unwrap(context.Context, []byte, kms.EncryptionContext) ([]byte, 
 
 func TestThreeKMSCallsAnObject(t *testing.T) {
 	l := newLab(t, localKey(t))
-	if r := rewrap.New(l.cfg).Move(t.Context(), l.obj); r.Outcome != rewrap.Moved || r.Err != nil || r.Size != int64(len(l.text)) {
+	if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Done || r.Err != nil || r.Size != int64(len(l.text)) {
 		t.Fatalf("%+v", r)
 	}
 	if l.calls.wrap != 1 || l.calls.unwrap != 2 {
@@ -262,7 +264,7 @@ func TestThreeKMSCallsAnObject(t *testing.T) {
 	if id := l.read(); id != l.id("new") {
 		t.Errorf("under %s", id)
 	}
-	if r := rewrap.New(l.cfg).Move(t.Context(), l.obj); r.Outcome != rewrap.Current || l.calls.wrap != 1 {
+	if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Current || l.calls.wrap != 1 {
 		t.Errorf("a second time: %+v, %d wraps", r, l.calls.wrap)
 	}
 }
@@ -277,7 +279,7 @@ func TestAKeyThatOnlyWrapsGetsNothing(t *testing.T) {
 		l := newLab(t, oneWay{localKey(t), answer})
 		for _, method := range []rewrap.Method{rewrap.Put, rewrap.Copy} {
 			l.cfg.Method = method
-			if r := rewrap.New(l.cfg).Move(t.Context(), l.obj); r.Outcome != rewrap.Failed || r.Err == nil {
+			if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Failed || r.Err == nil {
 				t.Errorf("%s: %+v", name, r)
 			}
 			if id := l.read(); id != l.id("old") {
@@ -313,7 +315,7 @@ func TestWhatDoesNotVerifyIsNotTouched(t *testing.T) {
 			}
 			return send(r)
 		}
-		if r := rewrap.New(l.cfg).Move(t.Context(), l.obj); r.Outcome != rewrap.Failed || r.Err == nil || writes > 0 {
+		if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Failed || r.Err == nil || writes > 0 {
 			t.Errorf("%s: %+v, %d writes", name, r, writes)
 		}
 	}
@@ -364,7 +366,7 @@ func TestCopyMovesNoBody(t *testing.T) {
 		return to(r)
 	}
 	l.cfg.Method, l.cfg.Abilities.CopyIfMatch = rewrap.Copy, true
-	if r := rewrap.New(l.cfg).Move(t.Context(), l.obj); r.Outcome != rewrap.Moved {
+	if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Done {
 		t.Fatalf("%+v", r)
 	}
 	if id := l.read(); id != l.id("new") || sent != 0 {
@@ -379,7 +381,7 @@ func TestCopyOfWhatWasOverwritten(t *testing.T) {
 		l.put(nil)
 	}, nil)
 	l.cfg.Method, l.cfg.Abilities.CopyIfMatch = rewrap.Copy, true
-	if r := rewrap.New(l.cfg).Move(t.Context(), l.obj); r.Outcome != rewrap.Moved {
+	if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Done {
 		t.Fatalf("%+v", r)
 	}
 	if id := l.read(); id != l.id("new") {
@@ -410,7 +412,7 @@ func TestAnEnvelopeOnTheWrongBodyIsNoticed(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
-	if r := rewrap.New(l.cfg).Move(t.Context(), l.obj); r.Outcome != rewrap.Failed || !errors.Is(r.Err, rewrap.ErrLost) {
+	if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Failed || !errors.Is(r.Err, rewrap.ErrLost) {
 		t.Errorf("%+v", r)
 	}
 }
@@ -428,7 +430,7 @@ func TestAnAnswerThatIsLost(t *testing.T) {
 		}
 		return resp, err
 	}
-	if r := rewrap.New(l.cfg).Move(t.Context(), l.obj); r.Outcome != rewrap.Current || r.Err != nil || lost != 1 {
+	if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Current || r.Err != nil || lost != 1 {
 		t.Errorf("%+v", r)
 	}
 	if id := l.read(); id != l.id("new") || l.calls.wrap != 1 {
@@ -447,7 +449,7 @@ func TestADamagedBodyIsNotSentBack(t *testing.T) {
 			}
 			return resp, err
 		}
-		if r := rewrap.New(l.cfg).Move(t.Context(), l.obj); r.Outcome != rewrap.Failed || !errors.Is(r.Err, crypt.ErrAuth) {
+		if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Failed || !errors.Is(r.Err, crypt.ErrAuth) {
 			t.Errorf("byte %d: %+v", at, r)
 		}
 		if id := l.read(); id != l.id("old") {
@@ -468,7 +470,7 @@ func TestABrokenConnection(t *testing.T) {
 		}
 		return resp, err
 	}
-	if r := rewrap.New(l.cfg).Move(t.Context(), l.obj); r.Outcome != rewrap.Moved || broken != 2 {
+	if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Done || broken != 2 {
 		t.Errorf("%+v after %d breaks", r, broken)
 	}
 	if id := l.read(); id != l.id("new") {
@@ -502,19 +504,19 @@ func TestProbe(t *testing.T) {
 	}
 	for name, row := range map[string]struct {
 		send func(*http.Request) (*http.Response, error)
-		want rewrap.Abilities
+		want inplace.Abilities
 		safe rewrap.Method
 	}{
-		"versitygw":     {send, rewrap.Abilities{PutIfMatch: true, CompleteIfMatch: true}, rewrap.Put},
-		"as S3":         {asCopy(nil, nil), rewrap.Abilities{CopyIfMatch: true, PutIfMatch: true, CompleteIfMatch: true}, rewrap.Copy},
-		"no conditions": {without(func(*http.Request) bool { return true }), rewrap.Abilities{}, rewrap.NoMethod},
+		"versitygw":     {send, inplace.Abilities{PutIfMatch: true, CompleteIfMatch: true, ETagIsMD5: true}, rewrap.Put},
+		"as S3":         {asCopy(nil, nil), inplace.Abilities{CopyIfMatch: true, PutIfMatch: true, CompleteIfMatch: true, ETagIsMD5: true}, rewrap.Copy},
+		"no conditions": {without(func(*http.Request) bool { return true }), inplace.Abilities{ETagIsMD5: true}, rewrap.NoMethod},
 		"not on Complete": {
-			without(func(r *http.Request) bool { return r.Method == http.MethodPost }), rewrap.Abilities{PutIfMatch: true}, rewrap.Put,
+			without(func(r *http.Request) bool { return r.Method == http.MethodPost }), inplace.Abilities{PutIfMatch: true, ETagIsMD5: true}, rewrap.Put,
 		},
 	} {
-		got, err := rewrap.Probe(t.Context(), row.send, bucket, "probe/")
-		if err != nil || got != row.want || got.Safest() != row.safe {
-			t.Errorf("%s: %+v, %v, %v", name, got, got.Safest(), err)
+		got, err := inplace.Probe(t.Context(), row.send, bucket, "probe/")
+		if err != nil || got != row.want || rewrap.Safest(got) != row.safe {
+			t.Errorf("%s: %+v, %v, %v", name, got, rewrap.Safest(got), err)
 		}
 	}
 	var list struct{ Contents []struct{ Key string } }
@@ -527,7 +529,7 @@ func TestProbe(t *testing.T) {
 	if err := xml.NewDecoder(resp.Body).Decode(&list); err != nil || len(list.Contents) > 0 {
 		t.Errorf("left over: %v, %v", list, err)
 	}
-	if _, err := rewrap.Probe(t.Context(), send, "no-such-bucket", ""); err == nil {
+	if _, err := inplace.Probe(t.Context(), send, "no-such-bucket", ""); err == nil {
 		t.Error("a bucket that is not there can do something")
 	}
 }
@@ -545,6 +547,9 @@ func TestCarriedHeaders(t *testing.T) {
 		l.cfg.Send = func(r *http.Request) (*http.Response, error) {
 			if r.Method == http.MethodPut {
 				written = r.Header.Clone()
+				if r.Body != nil {
+					r.Body.Close()
+				}
 				return nil, &answerError{http.StatusForbidden, "AccessDenied"}
 			}
 			resp, err := send(r)
@@ -558,7 +563,7 @@ func TestCarriedHeaders(t *testing.T) {
 			}
 			return resp, err
 		}
-		if r := rewrap.New(l.cfg).Move(t.Context(), l.obj); r.Outcome != rewrap.Failed || written == nil {
+		if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Failed || written == nil {
 			t.Fatalf("%v: %+v", method, r)
 		}
 		for name, value := range have {
@@ -586,7 +591,7 @@ func TestMetadataThatIsNotShownIsNotLost(t *testing.T) {
 		}
 		return resp, err
 	}
-	if r := rewrap.New(l.cfg).Move(t.Context(), l.obj); r.Outcome != rewrap.Failed || r.Err == nil {
+	if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Failed || r.Err == nil {
 		t.Errorf("%+v", r)
 	}
 	if id := l.read(); id != l.id("old") {
@@ -600,19 +605,19 @@ func TestAllKnowsVersions(t *testing.T) {
 	l.cfg.All, l.cfg.To = true, "old"
 	for _, row := range []struct {
 		version func(string, []byte) string
-		want    rewrap.Outcome
+		want    walk.Outcome
 	}{
-		{func(string, []byte) string { return "" }, rewrap.Moved},
-		{func(string, []byte) string { return "3" }, rewrap.Current},
+		{func(string, []byte) string { return "" }, walk.Done},
+		{func(string, []byte) string { return "3" }, walk.Current},
 		{func() func(string, []byte) string {
 			n := 1 // what is stored was wrapped by another version than what is wrapped now
 			return func(string, []byte) string { n++; return fmt.Sprint(n) }
-		}(), rewrap.Moved},
+		}(), walk.Done},
 	} {
 		l.cfg.Version = row.version
 		before := l.calls.wrap
-		r := rewrap.New(l.cfg).Move(t.Context(), l.obj)
-		if r.Outcome != row.want || r.Err != nil || row.want == rewrap.Moved && l.calls.wrap == before {
+		r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key})
+		if r.Outcome != row.want || r.Err != nil || row.want == walk.Done && l.calls.wrap == before {
 			t.Errorf("%+v, not %v", r, row.want)
 		}
 		l.read()

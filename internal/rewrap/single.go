@@ -5,10 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/inplace"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
@@ -41,7 +41,7 @@ func (m *Mover) moveSingle(ctx context.Context, obj crypt.Object, seen *stored.S
 	if err != nil {
 		return err
 	}
-	header, err := carry(seen.Header, metadata)
+	header, err := stored.Carry(seen.Header, metadata)
 	if err != nil {
 		return err
 	}
@@ -58,14 +58,20 @@ func (m *Mover) moveSingle(ctx context.Context, obj crypt.Object, seen *stored.S
 
 // rewrapped is the envelope under the new key, which has proved that it unwraps it.
 func (m *Mover) rewrapped(ctx context.Context, obj crypt.Object, have *crypt.Envelope, old *keyring.Lease) (*crypt.Envelope, error) {
-	sealed, err := m.cfg.Keys.Rewrap(ctx, old, obj, m.cfg.Client, m.cfg.To)
+	wrapped, err := crypt.ParseWrappedKey(have.WrappedDEK)
+	if err != nil {
+		return nil, err
+	}
+	sealed, err := m.cfg.Keys.Rewrap(ctx, old, obj, m.cfg.Client, keyring.Choice{KeyID: m.cfg.To, Context: wrapped.Context})
 	if err != nil {
 		return nil, err
 	}
 	defer sealed.Release()
-	if err := m.proves(ctx, obj, sealed); err != nil {
+	proof, err := inplace.Prove(ctx, m.cfg.Check, obj, sealed)
+	if err != nil {
 		return nil, err
 	}
+	proof.Release()
 	fresh := *have
 	fresh.KeyID, fresh.WrappedDEK = sealed.KeyID, sealed.Wrapped
 	return &fresh, fresh.Sign(old.DEK(), obj)
@@ -81,97 +87,61 @@ func (m *Mover) copy(ctx context.Context, obj crypt.Object, seen *stored.Seen, h
 	if m.cfg.Abilities.CopyIfMatch {
 		header.Set("If-Match", seen.ETag)
 	}
-	body, err := m.ask(ctx, http.MethodPut, obj, "", header, nil)
+	body, err := m.store.Ask(ctx, http.MethodPut, obj, "", header, nil)
 	if err != nil {
 		return err
 	}
-	_, err = etagOf(body)
+	_, err = inplace.ETagOf(body)
 	return err
 }
 
 // put sends the stored body back to the store, with the new envelope. It is verified on the way, so that a body that was
 // damaged meanwhile does not take the place of a good one.
 func (m *Mover) put(ctx context.Context, obj crypt.Object, seen *stored.Seen, header http.Header, dek *keyring.Lease) error {
-	if err := m.carryTags(ctx, obj, header); err != nil {
+	if err := m.store.CarryTags(ctx, obj, header); err != nil {
 		return err
 	}
-	resp, err := m.send(newRequest(ctx, http.MethodGet, obj, "", http.Header{"If-Match": {seen.ETag}}, nil))
+	resp, err := m.store.Do(inplace.NewRequest(ctx, http.MethodGet, obj, "", http.Header{"If-Match": {seen.ETag}}, nil))
 	if err != nil {
 		return err
 	}
 	defer resp.Body.Close()
 	if resp.Header.Get("Etag") != seen.ETag || resp.ContentLength != seen.Stored {
-		return errChanged
+		return inplace.ErrChanged
 	}
-	body := &verified{ctx: ctx, lease: dek}
-	if body.opener, err = crypt.NewOpener(io.TeeReader(resp.Body, &body.passed), crypt.Whole(seen.Envelope.Size), dek.DEK(), seen.Envelope.Header); err != nil {
+	body, err := inplace.CheckBody(ctx, resp.Body, seen.Envelope.Size, seen.Envelope.Header, dek)
+	if err != nil {
 		return err
 	}
-	defer body.opener.Close()
+	defer body.Close()
 	if m.cfg.Abilities.PutIfMatch {
 		header.Set("If-Match", seen.ETag)
-	} else if err := m.unchanged(ctx, obj, seen.ETag); err != nil {
+	} else if err := m.store.Unchanged(ctx, obj, seen.ETag); err != nil {
 		return err
 	}
-	_, err = m.ask(ctx, http.MethodPut, obj, "", header, &payload{body, seen.Stored})
-	if body.err != nil {
-		return body.err // and why the store was left with half a body
+	_, err = m.store.Ask(ctx, http.MethodPut, obj, "", header, &inplace.Payload{Body: body, Length: seen.Stored})
+	if body.Err != nil {
+		return body.Err // and why the store was left with half a body
 	}
 	return err
-}
-
-// unchanged looks at the object right before it is overwritten, where the store knows no condition. What a client writes
-// in between is overwritten too.
-func (m *Mover) unchanged(ctx context.Context, obj crypt.Object, etag string) error {
-	now, err := m.reader.Look(ctx, request(obj))
-	if err == nil && now.ETag != etag {
-		err = errChanged
-	}
-	return err
-}
-
-// verified hands stored bytes on, each after its segment has verified. The end comes only if all have.
-type verified struct {
-	ctx    context.Context //nolint:containedctx // of the one request that reads it
-	opener *crypt.Opener
-	lease  *keyring.Lease
-	passed bytes.Buffer // what the opener has read
-	err    error
-}
-
-func (v *verified) Read(p []byte) (int, error) {
-	for v.passed.Len() == 0 {
-		_, err := v.opener.Next()
-		if err == io.EOF { //nolint:errorlint // bare: Next says so
-			return 0, io.EOF
-		}
-		if err == nil {
-			err = v.lease.Check(v.ctx)
-		}
-		if err != nil {
-			v.err = err
-			return 0, err
-		}
-	}
-	return v.passed.Read(p)
 }
 
 // confirm looks at what is stored now. The header of the envelope is that of the body, which is drawn for each one that
 // is written: so the envelope and the body are seen to belong together.
 func (m *Mover) confirm(ctx context.Context, obj crypt.Object, fresh *crypt.Envelope) error {
 	seen, err := m.check.Peek(ctx, request(obj), crypt.HeaderSize)
-	switch status(err) {
+	switch inplace.Status(err) {
 	case http.StatusNotFound:
 		return nil // deleted since
 	case http.StatusRequestedRangeNotSatisfiable:
-		return errChanged // for something empty
+		return inplace.ErrChanged // for something empty
 	}
 	if err != nil {
 		return fmt.Errorf("it was moved, and could not be looked at after: %w", err)
 	}
 	have := seen.Envelope
 	if have == nil || have.KeyID != fresh.KeyID || !bytes.Equal(have.WrappedDEK, fresh.WrappedDEK) {
-		return errChanged // overwritten since: what is there now is looked at in its turn
+		return inplace.ErrChanged // overwritten since: what is there now is looked at in its turn
 	}
 	if !bytes.Equal(seen.First, fresh.Header[:]) {
 		return fmt.Errorf("%w: it was overwritten while the store copied it, and the store put the old object's envelope on the new body", ErrLost)

@@ -17,11 +17,12 @@ import (
 
 	"github.com/cmekproxy/cmekproxy/internal/rewrap"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
+	"github.com/cmekproxy/cmekproxy/internal/walk"
 )
 
 // walking is a Walk over keys that are all plaintext, or refused by the store where fails says so.
 type walking struct {
-	rewrap.Walk
+	walk.Walk
 	fails func(key string) bool
 
 	mu     sync.Mutex
@@ -44,9 +45,10 @@ func newWalking(t *testing.T, keys ...string) *walking {
 		}
 		return &http.Response{StatusCode: http.StatusOK, Header: http.Header{"Etag": {`"e"`}}, Body: http.NoBody}, nil
 	}
-	w.Walk = rewrap.Walk{
-		Mover: rewrap.New(l.cfg), Parallel: 3, File: filepath.Join(t.TempDir(), "state"), Now: time.Now,
-		Report: func(r rewrap.Result) { w.told = append(w.told, fmt.Sprint(r.Key, " ", r.Outcome)) },
+	mover := rewrap.New(l.cfg)
+	w.Walk = walk.Walk{
+		Do: func(ctx context.Context, e stored.Entry) walk.Result { return mover.Move(ctx, bucket, e) }, Parallel: 3, File: filepath.Join(t.TempDir(), "state"), Now: time.Now,
+		Report: func(r walk.Result) { w.told = append(w.told, fmt.Sprint(r.Key, " ", r.Outcome)) },
 		List: func(_ context.Context, l stored.Listing) iter.Seq2[stored.Entry, error] {
 			return func(yield func(stored.Entry, error) bool) {
 				for _, key := range keys {
@@ -63,13 +65,13 @@ func newWalking(t *testing.T, keys ...string) *walking {
 	return w
 }
 
-func (w *walking) state(t *testing.T) rewrap.State {
+func (w *walking) state(t *testing.T) walk.State {
 	t.Helper()
 	text, err := os.ReadFile(w.File)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var s rewrap.State
+	var s walk.State
 	if err := json.Unmarshal(text, &s); err != nil {
 		t.Fatal(err)
 	}
@@ -81,7 +83,7 @@ func TestWalkGoesOnWhereItEnded(t *testing.T) {
 	failure := errors.New("the listing broke off")
 	w.end = failure
 	w.fails = func(key string) bool { return key == "b" || key == "c" }
-	if err := w.Run(t.Context(), bucket, ""); !errors.Is(err, failure) {
+	if err := w.Run(t.Context(), walk.State{Command: "rewrap", Bucket: bucket}); !errors.Is(err, failure) {
 		t.Fatal(err)
 	}
 	if s := w.state(t); s.After != "d" || !slices.Equal(s.Failed, []string{"b", "c"}) {
@@ -89,7 +91,7 @@ func TestWalkGoesOnWhereItEnded(t *testing.T) {
 	}
 	w.looked, w.end = nil, nil
 	w.fails = func(key string) bool { return key == "c" }
-	if err := w.Run(t.Context(), bucket, ""); err != nil {
+	if err := w.Run(t.Context(), walk.State{Command: "rewrap", Bucket: bucket}); err != nil {
 		t.Fatal(err)
 	}
 	slices.Sort(w.looked)
@@ -97,7 +99,7 @@ func TestWalkGoesOnWhereItEnded(t *testing.T) {
 		t.Fatalf("%+v after looking at %v", s, w.looked)
 	}
 	w.fails = func(string) bool { return false }
-	if err := w.Run(t.Context(), bucket, ""); err != nil {
+	if err := w.Run(t.Context(), walk.State{Command: "rewrap", Bucket: bucket}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(w.File); err == nil {
@@ -109,7 +111,7 @@ func TestWalkGoesOnWhereItEnded(t *testing.T) {
 func TestWalkEndedInTheMiddleOfWhatFailed(t *testing.T) {
 	w := newWalking(t, "a", "b", "c", "d", "e")
 	w.fails = func(string) bool { return true }
-	if err := w.Run(t.Context(), bucket, ""); err != nil {
+	if err := w.Run(t.Context(), walk.State{Command: "rewrap", Bucket: bucket}); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -120,7 +122,7 @@ func TestWalkEndedInTheMiddleOfWhatFailed(t *testing.T) {
 		}
 		return key == "b"
 	}
-	if err := w.Run(ctx, bucket, ""); !errors.Is(err, context.Canceled) {
+	if err := w.Run(ctx, walk.State{Command: "rewrap", Bucket: bucket}); !errors.Is(err, context.Canceled) {
 		t.Fatal(err)
 	}
 	s := w.state(t)
@@ -138,7 +140,7 @@ func TestWalkEndsWhenNothingSucceeds(t *testing.T) {
 	}
 	w := newWalking(t, keys...)
 	w.fails = func(key string) bool { return key > "k00009" }
-	if err := w.Run(t.Context(), bucket, ""); !errors.Is(err, rewrap.ErrInARow) || len(w.told) != 210 {
+	if err := w.Run(t.Context(), walk.State{Command: "rewrap", Bucket: bucket}); !errors.Is(err, walk.ErrInARow) || len(w.told) != 210 {
 		t.Errorf("%v after %d", err, len(w.told))
 	}
 	if s := w.state(t); s.After != "k00209" || len(s.Failed) != 200 {
@@ -146,7 +148,7 @@ func TestWalkEndsWhenNothingSucceeds(t *testing.T) {
 	}
 	w.KeepGoing = true
 	w.told = nil
-	if err := w.Run(t.Context(), bucket, ""); err != nil || len(w.told) != 2990 {
+	if err := w.Run(t.Context(), walk.State{Command: "rewrap", Bucket: bucket}); err != nil || len(w.told) != 2990 {
 		t.Errorf("kept going: %v after %d", err, len(w.told))
 	}
 	// More have failed than a state holds: those that it does not hold lie behind its position.
@@ -155,7 +157,7 @@ func TestWalkEndsWhenNothingSucceeds(t *testing.T) {
 		t.Errorf("at %s, %d failed", s.After, len(s.Failed))
 	}
 	w.fails, w.looked = func(string) bool { return false }, nil
-	if err := w.Run(t.Context(), bucket, ""); err != nil || len(w.looked) != 2990 {
+	if err := w.Run(t.Context(), walk.State{Command: "rewrap", Bucket: bucket}); err != nil || len(w.looked) != 2990 {
 		t.Errorf("%v after looking at %d", err, len(w.looked))
 	}
 }
@@ -163,16 +165,16 @@ func TestWalkEndsWhenNothingSucceeds(t *testing.T) {
 func TestWalkRefusesTheStateOfAnother(t *testing.T) {
 	w := newWalking(t, "a")
 	w.fails = func(string) bool { return true }
-	if err := w.Run(t.Context(), bucket, "p"); err != nil {
+	if err := w.Run(t.Context(), walk.State{Command: "rewrap", Bucket: bucket, Prefix: "p"}); err != nil {
 		t.Fatal(err)
 	}
-	if err := w.Run(t.Context(), bucket, ""); err == nil {
+	if err := w.Run(t.Context(), walk.State{Command: "rewrap", Bucket: bucket}); err == nil {
 		t.Error("the state of another prefix is taken")
 	}
 	if err := os.WriteFile(w.File, []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := w.Run(t.Context(), bucket, ""); err == nil {
+	if err := w.Run(t.Context(), walk.State{Command: "rewrap", Bucket: bucket}); err == nil {
 		t.Error("half a state is taken")
 	}
 }

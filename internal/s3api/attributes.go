@@ -25,6 +25,9 @@ func (s *Server) getObjectAttributes(c *call) error {
 	if err != nil {
 		return err
 	}
+	if err := s.proveCustomerKey(c, q, o); err != nil {
+		return err
+	}
 	out := attributes{}
 	if wanted["ETag"] {
 		out.ETag = strings.Trim(showETag(o.Header.Get("Etag")), `"`)

@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"github.com/cmekproxy/cmekproxy/internal/audit"
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
@@ -40,6 +41,8 @@ func Outcome(err error) string {
 		return failure.Kind.String()
 	case errors.Is(err, keyring.ErrAudit):
 		return "not audited"
+	case errors.Is(err, crypt.ErrCustomerKey):
+		return "another customer key"
 	case errors.Is(err, keyring.ErrChanged):
 		return "another data key"
 	case errors.Is(err, context.Canceled), errors.Is(err, errClient), errors.Is(err, errIdle):

@@ -44,6 +44,9 @@ type call struct {
 	payload io.Reader // the request body: framing removed, signature and checksums verified before io.EOF
 	checks  *checksums
 
+	customerKey []byte // that the client brings for the object; nil for none
+	sourceKey   []byte // and for the source of a copy
+
 	aborted    bool   // the connection was cut, because the answer had begun
 	keyID      string // KMS key that was used
 	in         atomic.Int64
@@ -156,7 +159,7 @@ func (c *call) takeHoisted() error {
 	}
 	c.Header = c.Header.Clone()
 	for name, values := range c.query {
-		if has(signatureQuery, name) || !c.route.allowsHeader(strings.ToLower(name)) {
+		if has(signatureQuery, name) || !c.route.allowsHeader(strings.ToLower(name)) || has(customerHeaders, strings.ToLower(name)) { // no key in a URL
 			continue
 		}
 		if !httpguts.ValidHeaderFieldName(name) || slices.ContainsFunc(values, func(v string) bool { return !httpguts.ValidHeaderFieldValue(v) }) {
@@ -216,7 +219,7 @@ func (c *call) openBody() error {
 		}
 	}
 	if c.auth.DecodedLength() > c.route.body {
-		if c.route.policy == seal {
+		if c.route.policy == seal && c.route.body > 0 {
 			return &Error{
 				Code: "EntityTooLarge", Message: "Your proposed upload exceeds the maximum allowed size",
 				Details: [][2]string{{"ProposedSize", strconv.FormatInt(c.auth.DecodedLength(), 10)}, {"MaxSizeAllowed", strconv.FormatInt(c.route.body, 10)}},

@@ -5,6 +5,7 @@ import (
 	"crypto/md5"  //nolint:gosec // Content-MD5 is S3's
 	"crypto/sha1" //nolint:gosec // x-amz-checksum-sha1 is S3's
 	"crypto/sha256"
+	"crypto/sha512"
 	"encoding/base64"
 	"hash"
 	"hash/crc32"
@@ -13,7 +14,9 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/cespare/xxhash/v2"
 	"github.com/minio/crc64nvme"
+	"github.com/zeebo/xxh3"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
@@ -42,6 +45,30 @@ var algorithms = []algorithm{
 	{crypt.CRC64NVME, "CRC64NVME", func() hash.Hash { return crc64nvme.New() }, 0x9a6c9329ac4bc9b5},
 	{crypt.SHA1, "SHA1", sha1.New, 0},
 	{crypt.SHA256, "SHA256", sha256.New, 0},
+	{crypt.SHA512, "SHA512", sha512.New, 0},
+	{crypt.MD5, "MD5", md5.New, 0},
+	{crypt.XXHash64, "XXHASH64", func() hash.Hash { return xxhash.New() }, 0},
+	{crypt.XXHash3, "XXHASH3", func() hash.Hash { return xxh3.New() }, 0},
+	{crypt.XXHash128, "XXHASH128", func() hash.Hash { return xxh128{xxh3.New()} }, 0},
+}
+
+// xxh128 is the variant of XXH3 with a digest of 128 bits.
+type xxh128 struct{ *xxh3.Hasher }
+
+func (h xxh128) Size() int { return len(h.Sum128().Bytes()) }
+
+func (h xxh128) Sum(b []byte) []byte {
+	sum := h.Sum128().Bytes()
+	return append(b, sum[:]...)
+}
+
+// supported are the names of the algorithms, for messages.
+func supported() string {
+	var names []string
+	for i := range algorithms {
+		names = append(names, algorithms[i].name)
+	}
+	return strings.Join(names, ", ")
 }
 
 func algorithmOf(header string) *algorithm {

@@ -72,6 +72,11 @@ type completionPart struct {
 	CRC64NVME  string           `xml:"ChecksumCRC64NVME,omitempty"`
 	SHA1       string           `xml:"ChecksumSHA1,omitempty"`
 	SHA256     string           `xml:"ChecksumSHA256,omitempty"`
+	SHA512     string           `xml:"ChecksumSHA512,omitempty"`
+	MD5        string           `xml:"ChecksumMD5,omitempty"`
+	XXHash64   string           `xml:"ChecksumXXHASH64,omitempty"`
+	XXHash3    string           `xml:"ChecksumXXHASH3,omitempty"`
+	XXHash128  string           `xml:"ChecksumXXHASH128,omitempty"`
 	Unknown    []unknownElement `xml:",any"`
 }
 
@@ -162,7 +167,7 @@ func (s *Server) end(c *call, list *completion, layout crypt.Layout, have map[in
 	for number < crypt.MaxPartNumber && have[number].number != 0 && !have[number].appended() {
 		number++ // a part that the client has sent and does not list
 	}
-	lease, err := s.partKey(c)
+	lease, err := s.endKey(c)
 	if err != nil {
 		return err
 	}
@@ -203,12 +208,7 @@ func (s *Server) commit(c *call, list *completion, sum objectChecksum) error {
 	header.Del("X-Amz-Mp-Object-Size")
 	header.Set("Content-Type", "application/xml")
 	header.Set("X-Amz-Content-Sha256", sha256Of(doc))
-	resp, err := s.send(c, c.originRequest(http.MethodPost, header, io.NopCloser(bytes.NewReader(doc)), int64(len(doc))))
-	if err != nil {
-		return err
-	}
-	defer closeBody(resp)
-	body, err := readAnswer(resp)
+	resp, body, err := s.sendCompletion(c, header, doc)
 	if err != nil {
 		return err
 	}
@@ -216,12 +216,25 @@ func (s *Server) commit(c *call, list *completion, sum objectChecksum) error {
 	if bytes.Contains(body, []byte("<Error>")) || !bytes.Contains(body, []byte("CompleteMultipartUploadResult")) {
 		return lateError(body)
 	}
-	s.uploads.entries.Remove(c.uploadID(c.query.Get("uploadId")))
-	keyID, err := s.Keys.KeyID(c.object(), c.client.Name, "")
-	if err != nil {
-		return err
+	keyID := crypt.CustomerKeyID
+	if !s.uploads.forCustomer(c) {
+		if keyID, err = s.Keys.KeyID(c.object(), c.client.Name, ""); err != nil {
+			return err
+		}
 	}
+	s.uploads.entries.Remove(c.uploadID(c.query.Get("uploadId")))
 	return c.answerCompleted(resp.Header, body, sum, keyID)
+}
+
+func (s *Server) sendCompletion(c *call, header http.Header, doc []byte) (*http.Response, []byte, error) {
+	defer s.keepAlive(c)()
+	resp, err := s.send(c, c.originRequest(http.MethodPost, header, io.NopCloser(bytes.NewReader(doc)), int64(len(doc))))
+	if err != nil {
+		return nil, nil, err
+	}
+	defer closeBody(resp)
+	body, err := readAnswer(resp)
+	return resp, body, err
 }
 
 // lateError reads an error that came with status 200.

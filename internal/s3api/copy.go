@@ -1,14 +1,12 @@
 package s3api
 
 import (
-	"encoding/xml"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/cmekproxy/cmekproxy/internal/access"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
@@ -34,6 +32,9 @@ func (s *Server) uploadPartCopy(c *call) error {
 		return err
 	}
 	defer source.Close()
+	if err := c.checkCustomerKey(source); err != nil {
+		return err
+	}
 	switch {
 	case source.NotModified: // what is a 304 to a GET fails a copy
 		return &Error{Code: "PreconditionFailed", Message: "At least one of the pre-conditions you specified did not hold"}
@@ -52,15 +53,7 @@ func (s *Server) uploadPartCopy(c *call) error {
 		c.w.Header().Set("X-Amz-Copy-Source-Version-Id", version)
 	}
 	delete(c.w.Header(), "ETag") // it is in the document
-	doc, err := xml.Marshal(struct {
-		XMLName      xml.Name `xml:"http://s3.amazonaws.com/doc/2006-03-01/ CopyPartResult"`
-		LastModified string
-		ETag         string
-	}{LastModified: s.Now().UTC().Format(time.RFC3339), ETag: showETag(resp.Header.Get("Etag"))})
-	if err != nil {
-		return err
-	}
-	return c.answerXML(append([]byte(xml.Header), doc...))
+	return c.answerResult("CopyPartResult", resp.Header.Get("Etag"), "")
 }
 
 // copySource reads x-amz-copy-source and what belongs to it.

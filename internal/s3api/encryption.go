@@ -13,13 +13,14 @@ import (
 // getBucketEncryption tells which KMS key the proxy's rules have for new objects in the bucket. Rules for prefixes only are
 // not in it: S3's answer has room for one key. What the store itself does to ciphertext is not the client's business.
 func (s *Server) getBucketEncryption(c *call) error {
-	path := url.URL{Path: "/" + c.bucket}
-	resp, err := s.send(c, (&http.Request{Method: http.MethodHead, URL: &path, Header: make(http.Header)}).WithContext(c.Context()))
-	if err != nil {
-		return noSuchBucket(c, err)
+	if err := s.findBucket(c); err != nil {
+		return err
 	}
-	closeBody(resp)
-	keyID, err := s.Keys.KeyID(crypt.Object{Bucket: c.bucket}, c.client.Name, "")
+	chosen, err := s.Keys.Rule(crypt.Object{Bucket: c.bucket}, c.client.Name)
+	keyID := ""
+	if err == nil {
+		keyID, err = s.Keys.KeyID(crypt.Object{Bucket: c.bucket}, c.client.Name, "")
+	}
 	if errors.Is(err, keyring.ErrNoRule) {
 		return &Error{
 			Code: "ServerSideEncryptionConfigurationNotFoundError", Message: "The server side encryption configuration was not found",
@@ -37,11 +38,72 @@ func (s *Server) getBucketEncryption(c *call) error {
 	doc, err := xml.Marshal(struct {
 		XMLName xml.Name `xml:"http://s3.amazonaws.com/doc/2006-03-01/ ServerSideEncryptionConfiguration"`
 		Rule    rule
-	}{Rule: rule{Default: byDefault{"aws:kms", keyID}}})
+	}{Rule: rule{Default: byDefault{"aws:kms", keyID}, BucketKeyEnabled: chosen.Reuse != nil}})
 	if err != nil {
 		return err
 	}
 	return c.answerXML(append([]byte(xml.Header), doc...))
+}
+
+// putBucketEncryption chooses the KMS key for new objects in the bucket, where the configuration has room for that. Whatever
+// would be less than a KMS key is refused.
+func (s *Server) putBucketEncryption(c *call) error {
+	body, err := c.readBody()
+	if err != nil {
+		return err
+	}
+	var doc struct {
+		Rules []struct {
+			Default struct{ SSEAlgorithm, KMSMasterKeyID string } `xml:"ApplyServerSideEncryptionByDefault"`
+			Unknown []unknownElement                              `xml:",any"`
+		} `xml:"Rule"`
+	}
+	if err := xml.Unmarshal(body, &doc); err != nil || len(doc.Rules) != 1 {
+		return badRequest("MalformedXML", "The XML you provided was not well-formed or did not validate against our published schema")
+	}
+	for _, e := range doc.Rules[0].Unknown {
+		if e.XMLName.Local != "BucketKeyEnabled" { // the rule's dek_reuse decides, and GetBucketEncryption tells
+			return notImplemented("The element " + e.XMLName.Local + " of PutBucketEncryption")
+		}
+	}
+	wanted := doc.Rules[0].Default
+	if wanted.SSEAlgorithm != "aws:kms" {
+		return badRequest("InvalidArgument", "The proxy encrypts with KMS keys: SSEAlgorithm must be aws:kms.")
+	}
+	if err := s.findBucket(c); err != nil {
+		return err
+	}
+	return s.setDefault(c, wanted.KMSMasterKeyID, http.StatusOK)
+}
+
+// deleteBucketEncryption has the rules decide again.
+func (s *Server) deleteBucketEncryption(c *call) error {
+	if err := s.findBucket(c); err != nil {
+		return err
+	}
+	return s.setDefault(c, "", http.StatusNoContent)
+}
+
+func (s *Server) setDefault(c *call, keyID string, status int) error {
+	if !s.Keys.HasDefaults() {
+		return notImplemented("Choosing a bucket's KMS key, which is for the proxy's configuration (encryption.rules, or encryption.bucket_defaults_file),")
+	}
+	if err := s.Keys.SetDefault(c.bucket, c.client.Name, keyID); err != nil {
+		return err
+	}
+	c.w.WriteHeader(status)
+	return nil
+}
+
+// findBucket makes sure that there is such a bucket.
+func (s *Server) findBucket(c *call) error {
+	path := url.URL{Path: "/" + c.bucket}
+	resp, err := s.send(c, (&http.Request{Method: http.MethodHead, URL: &path, Header: make(http.Header)}).WithContext(c.Context()))
+	if err != nil {
+		return noSuchBucket(c, err)
+	}
+	closeBody(resp)
+	return nil
 }
 
 // noSuchBucket names the store's 404 to a HEAD of a bucket.

@@ -130,6 +130,12 @@ func asError(ctx context.Context, err error) *Error {
 		return &Error{Code: "ServiceUnavailable", Message: "The proxy cannot write its audit log, and uses no key without. Please try again.", RetryAfter: retryAfter, cause: err}
 	case errors.Is(err, keyring.ErrNoRule):
 		return &Error{Code: "AccessDenied", Message: "No encryption rule of the proxy covers this object, so it cannot be stored or read.", cause: err}
+	case errors.Is(err, keyring.ErrNotAllowed):
+		return &Error{Code: "AccessDenied", Message: "The proxy's encryption rule for this object does not allow the key that was asked for.", cause: err}
+	case errors.Is(err, crypt.ErrCustomerKey):
+		return &Error{Code: "AccessDenied", Message: "Access Denied", cause: err} // in S3's words
+	case errors.Is(err, keyring.ErrDefaults):
+		return &Error{Code: "ServiceUnavailable", Message: "The proxy cannot read or write the buckets' default keys. Please try again, and tell its operator.", RetryAfter: retryAfter, cause: err}
 	case errors.Is(err, keyring.ErrUnknownKey):
 		return &Error{Code: "KMS.NotFoundException", Message: "The KMS key is not one of the keys configured in the proxy.", cause: err}
 	case errors.Is(err, stored.ErrIntegrity), errors.Is(err, crypt.ErrAuth), errors.Is(err, crypt.ErrTruncated), errors.Is(err, crypt.ErrTrailing),

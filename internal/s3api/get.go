@@ -29,6 +29,9 @@ func (s *Server) getObject(c *call) error {
 	if o.NotModified {
 		return c.notModified(o)
 	}
+	if err := c.checkCustomerKey(o); err != nil {
+		return err
+	}
 	text, err := o.Next(c.Context())
 	if err != nil && err != io.EOF { //nolint:errorlint // bare: Next says so
 		return err
@@ -61,6 +64,9 @@ func (s *Server) headObject(c *call) error {
 	}
 	if o.NotModified {
 		return c.notModified(o)
+	}
+	if err := s.proveCustomerKey(c, q, o); err != nil {
+		return err
 	}
 	if c.wantsChecksum() {
 		// The checksum of an object in parts is in its record. A GET does not look for it: every SDK asks for checksums
@@ -119,6 +125,7 @@ func (s *Server) answer(c *call, o *stored.Object) error {
 	h := c.w.Header()
 	if !o.Plaintext {
 		c.sayEncrypted(o.KeyID)
+		c.sayBucketKey(o.BucketKey)
 	}
 	h.Set("Content-Length", strconv.FormatInt(o.Length, 10))
 	h.Set("Accept-Ranges", "bytes")

@@ -1,10 +1,14 @@
 package s3api
 
 import (
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
 	"net/http"
 	"strings"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
@@ -13,6 +17,9 @@ const (
 	maxMetadata  = 2048 // S3's limit for names and values of user metadata, in bytes
 	sseHeader    = "X-Amz-Server-Side-Encryption"
 	sseKeyHeader = "X-Amz-Server-Side-Encryption-Aws-Kms-Key-Id"
+
+	sseContextHeader   = "X-Amz-Server-Side-Encryption-Context"
+	sseBucketKeyHeader = "X-Amz-Server-Side-Encryption-Bucket-Key-Enabled"
 )
 
 // forwardedHeaders are the request headers that reach the store, next to the x-amz- ones that the route names. Ranges and
@@ -22,6 +29,9 @@ var forwardedHeaders = []string{
 	"If-Modified-Since", "If-Unmodified-Since", "Origin",
 	"X-Amz-Expected-Bucket-Owner", "X-Amz-Request-Payer",
 }
+
+// ownHeaders are those that the proxy answers to itself.
+const ownHeaders = sseHeaders + " " + customerHeaders + " " + copyHeaders + " x-amz-checksum-mode x-amz-metadata-directive x-amz-tagging-directive"
 
 // conditionHeaders hold entity tags, which differ between client and store.
 var conditionHeaders = []string{"If-Match", "If-None-Match", "If-Range"}
@@ -41,7 +51,7 @@ func (c *call) requestHeader() http.Header {
 	}
 	for name, values := range c.Header {
 		lower := strings.ToLower(name)
-		if has(c.route.headers, lower) && !has(sseHeaders, lower) && lower != "x-amz-checksum-mode" {
+		if has(c.route.headers, lower) && !has(ownHeaders, lower) {
 			h[name] = values
 		}
 	}
@@ -69,19 +79,53 @@ func checkMetadata(h http.Header, envelope map[string]string) error {
 	return nil
 }
 
-// checkEncryption looks at what the client asks of the store's server-side encryption. AES256 and aws:kms are both met:
-// everything is encrypted under a KMS key. It returns the key that the client wants, "" for the rules' own.
-func checkEncryption(h http.Header) (keyID string, err error) {
-	keyID = h.Get(sseKeyHeader)
+// encryption reads what the client asks of server-side encryption. AES256 and aws:kms are both met: everything is
+// encrypted under a KMS key, unless the client brings its own.
+func (c *call) encryption() (keyring.Choice, error) {
+	h, choice := c.Header, keyring.Choice{CustomerKey: c.customerKey, KeyID: c.Header.Get(sseKeyHeader)}
+	const onlyKMS = "Server Side Encryption with AWS KMS managed key requires HTTP header x-amz-server-side-encryption : aws:kms"
 	switch want := h.Get(sseHeader); {
+	case c.customerKey != nil && (want != "" || choice.KeyID != "" || h.Get(sseContextHeader) != ""):
+		return choice, badRequest("InvalidArgument", "Server Side Encryption with Customer provided key is incompatible with the encryption method specified")
 	case want == "aws:kms":
-	case keyID != "":
-		return "", badRequest("InvalidArgument", "Server Side Encryption with AWS KMS managed key requires HTTP header x-amz-server-side-encryption : aws:kms")
+	case choice.KeyID != "" || h.Get(sseContextHeader) != "":
+		return choice, badRequest("InvalidArgument", onlyKMS)
 	case want == "" || want == "AES256":
 	default:
-		return "", badRequest("InvalidEncryptionAlgorithmError", "The encryption request you specified is not valid. Supported value: aws:kms.")
+		return choice, badRequest("InvalidEncryptionAlgorithmError", "The encryption request you specified is not valid. Supported value: aws:kms.")
 	}
-	return keyID, nil
+	// S3 Bucket Keys are what the rule's dek_reuse says, and the answer tells.
+	if asked := h.Get(sseBucketKeyHeader); asked != "" && asked != "true" && asked != "false" {
+		return choice, badRequest("InvalidArgument", "The value of the header x-amz-server-side-encryption-bucket-key-enabled must be true or false.")
+	}
+	var err error
+	choice.Context, err = encryptionContext(h.Get(sseContextHeader))
+	return choice, err
+}
+
+// maxContext is the longest JSON of an encryption context, in bytes: it is stored beside the wrapped data key.
+const maxContext = 400
+
+// encryptionContext reads x-amz-server-side-encryption-context: a JSON object with string values, in base64.
+func encryptionContext(text string) (map[string]string, error) {
+	if text == "" {
+		return nil, nil
+	}
+	var context map[string]string
+	doc, err := base64.StdEncoding.DecodeString(text)
+	if err == nil {
+		err = json.Unmarshal(doc, &context)
+	}
+	if err == nil {
+		err = crypt.CheckContext(context)
+	}
+	if err == nil && len(doc) > maxContext {
+		return nil, badRequest("InvalidArgument", fmt.Sprintf("The encryption context is longer than %d bytes, which is what the proxy has room for.", maxContext))
+	}
+	if err != nil || context == nil {
+		return nil, &Error{Code: "InvalidArgument", Message: "The header 'x-amz-server-side-encryption-context' must be the base64 of a JSON object whose values are strings, and whose names are neither bucket nor key.", cause: err}
+	}
+	return context, nil
 }
 
 // hiddenHeaders of the store are not the client's business: they describe the connection, the ciphertext or the store's
@@ -116,7 +160,37 @@ func (c *call) copyHeader(from http.Header) {
 
 // sayEncrypted tells the client what protects the object, in S3's words.
 func (c *call) sayEncrypted(keyID string) {
+	if keyID == crypt.CustomerKeyID {
+		c.sayCustomerKey()
+		return
+	}
 	c.keyID = keyID
 	c.w.Header().Set(sseHeader, "aws:kms")
 	c.w.Header().Set(sseKeyHeader, keyID)
+}
+
+// unsayEncrypted takes back what was said of an object that is not there after all.
+func (c *call) unsayEncrypted() {
+	h := c.w.Header()
+	for name := range h {
+		if strings.HasPrefix(name, sseHeader) {
+			h.Del(name)
+		}
+	}
+}
+
+// saySealed is sayEncrypted for a new object.
+func (c *call) saySealed(sealed *keyring.Sealed) {
+	c.sayEncrypted(sealed.KeyID)
+	c.sayBucketKey(sealed.Shared())
+	if context := c.Header.Get(sseContextHeader); context != "" {
+		c.w.Header().Set(sseContextHeader, context)
+	}
+}
+
+// sayBucketKey tells whether the object's data key comes from one that many objects share.
+func (c *call) sayBucketKey(shared bool) {
+	if shared {
+		c.w.Header().Set(sseBucketKeyHeader, "true")
+	}
 }

@@ -2,6 +2,7 @@ package s3api
 
 import (
 	"bytes"
+	"encoding/xml"
 	"errors"
 	"fmt"
 	"io"
@@ -10,6 +11,7 @@ import (
 	"strconv"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/keyring"
 )
 
 // A multipart upload leaves nothing with the proxy. Each part carries its own header, so that any replica can seal it
@@ -17,7 +19,7 @@ import (
 
 // createMultipartUpload marks the object as one that will have parts. Its metadata is fixed with that.
 func (s *Server) createMultipartUpload(c *call) error {
-	wanted, err := checkEncryption(c.Header)
+	wanted, err := c.encryption()
 	if err != nil {
 		return err
 	}
@@ -29,7 +31,7 @@ func (s *Server) createMultipartUpload(c *call) error {
 		return err
 	}
 	// A key that cannot be used is found out now, and not when the first part has come.
-	sealed, err := s.Keys.Create(c.Context(), c.object(), c.client.Name, "")
+	sealed, err := s.Keys.Create(c.Context(), c.object(), c.client.Name, keyring.Choice{CustomerKey: c.customerKey})
 	if err != nil {
 		return err
 	}
@@ -57,17 +59,20 @@ func (s *Server) createMultipartUpload(c *call) error {
 	upload, _, _ := element(body, "UploadId")
 	s.uploads.put(c.uploadID(string(upload)), sealed)
 	c.copyHeader(resp.Header)
-	c.sayEncrypted(sealed.KeyID)
+	c.saySealed(sealed)
 	kind.headers(c.w.Header())
 	return c.answerXML(body)
 }
 
 // checkUploadKey refuses a KMS key that is not the rules' own: the replicas that seal the parts know the rules only.
-func (s *Server) checkUploadKey(c *call, wanted string) error {
-	if wanted == "" {
+func (s *Server) checkUploadKey(c *call, wanted keyring.Choice) error {
+	if len(wanted.Context) > 0 {
+		return notImplemented("An encryption context for a multipart upload")
+	}
+	if wanted.KeyID == "" {
 		return nil
 	}
-	asked, err := s.Keys.KeyID(c.object(), c.client.Name, wanted)
+	asked, err := s.Keys.KeyID(c.object(), c.client.Name, wanted.KeyID)
 	if err != nil {
 		return err
 	}
@@ -105,6 +110,7 @@ func (s *Server) sealPart(c *call, size int64) (*http.Response, error) {
 		return nil, err
 	}
 	defer lease.Release()
+	lease.Wrote(size)
 	part := crypt.Part{
 		Number: number, Size: size, Final: crypt.IsFinal(number, size), Upload: crypt.UploadOf(c.query.Get("uploadId")),
 		KeyID: lease.KeyID, WrappedDEK: lease.Wrapped,
@@ -227,8 +233,12 @@ func readAnswer(resp *http.Response) ([]byte, error) {
 	return body.Bytes(), err
 }
 
-// answerXML writes a body of XML.
+// answerXML writes a body of XML, or the rest of it if the answer has begun.
 func (c *call) answerXML(body []byte) error {
+	if c.w.begun() {
+		_, err := c.w.Write(bytes.TrimPrefix(body, []byte(xml.Header)))
+		return err
+	}
 	c.w.Header().Set("Content-Type", "application/xml")
 	c.w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	c.w.WriteHeader(http.StatusOK)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/md5"
 	"encoding/base64"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -236,13 +237,13 @@ func TestMetadataRefusals(t *testing.T) {
 		{"X-Amz-Meta-Big", strings.Repeat("x", 1900), "MetadataTooLarge"}, // fits S3, but not beside the envelope
 		{"X-Amz-Server-Side-Encryption", "rot13", "InvalidEncryptionAlgorithmError"},
 		{"X-Amz-Server-Side-Encryption-Aws-Kms-Key-Id", "main", "InvalidArgument"},
-		{"X-Amz-Server-Side-Encryption-Customer-Algorithm", "AES256", "NotImplemented"},
+		{"X-Amz-Server-Side-Encryption-Customer-Algorithm", "AES256", "InvalidArgument"},
 		{"X-Amz-Object-Lock-Mode", "GOVERNANCE", "InvalidArgument"}, // the store wants a date with it
 		{"X-Amz-Object-Lock-Event-Hold", "ON", "NotImplemented"},
 		{"X-Amz-Write-Offset-Bytes", "3", "NotImplemented"},
 		{"X-Amz-Acl", "public-read", "NotImplemented"},
 		{"X-Amz-Never-Heard-Of", "3", "NotImplemented"},
-		{"X-Amz-Copy-Source", "/a/b", "NotImplemented"},
+		{"X-Amz-Copy-Source", "/a/b", "MaxMessageLengthExceeded"},
 	} {
 		a := p.send(request{method: "PUT", path: path, header: http.Header{row.name: {row.value}}, body: []byte("x")})
 		if a.Code != row.code {
@@ -302,6 +303,33 @@ func TestChecksums(t *testing.T) {
 					t.Errorf("%s: the store can read the plaintext's checksum in %s", key, name)
 				}
 			}
+		}
+	}
+}
+
+// The digests of "abc" are those of the algorithms' own test vectors.
+func TestChecksumAlgorithms(t *testing.T) {
+	p := newProxy(t)
+	for name, digest := range map[string]string{
+		"Crc32": "352441c2", "Crc32c": "364b3fb7", "Md5": "900150983cd24fb0d6963f7d28e17f72", "Sha1": "a9993e364706816aba3e25717850c26c9cd0d89d",
+		"Sha256":   "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
+		"Sha512":   "ddaf35a193617abacc417349ae20413112e6fa4e89a97ea20a9eeee64b55d39a2192992a274fc1a836ba3c23a3feebbd454d4423643ce80e2a9ac94fa54ca49f",
+		"Xxhash64": "44bc2cf5ad770999", "Xxhash3": "78af5f94892f3950", "Xxhash128": "06b05ab6733a618578af5f94892f3950",
+	} {
+		sum, err := hex.DecodeString(digest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, header := base64.StdEncoding.EncodeToString(sum), "X-Amz-Checksum-"+name
+		path := "/" + p.bucket + "/" + name
+		if a := p.send(request{method: "PUT", path: path, header: http.Header{header: {text}}, body: []byte("abd")}); a.Code != "BadDigest" || p.isStored(name) {
+			t.Errorf("%s of another text: %d %s", name, a.StatusCode, a.Code)
+		}
+		if a := p.send(request{method: "PUT", path: path, header: http.Header{header: {text}}, body: []byte("abc")}); a.StatusCode != 200 || a.Header.Get(header) != text {
+			t.Errorf("%s: %d %s", name, a.StatusCode, a.body)
+		}
+		if a := p.send(request{method: "HEAD", path: path, header: http.Header{"X-Amz-Checksum-Mode": {"ENABLED"}}}); a.Header.Get(header) != text || a.Header.Get("X-Amz-Checksum-Type") != "FULL_OBJECT" {
+			t.Errorf("%s: HEAD %v", name, a.Header)
 		}
 	}
 }

@@ -57,7 +57,7 @@ func uploadChecksum(h http.Header) (objectChecksum, error) {
 	}
 	a := algorithmOf(checksumPrefix + name)
 	if a == nil {
-		return objectChecksum{}, badRequest("InvalidRequest", "Checksum algorithm provided is unsupported. Please try again with any of the valid types: [CRC32, CRC32C, CRC64NVME, SHA1, SHA256]")
+		return objectChecksum{}, badRequest("InvalidRequest", "Checksum algorithm provided is unsupported. Please try again with any of the valid types: ["+supported()+"]")
 	}
 	return objectChecksumOf(a, kind)
 }
@@ -151,7 +151,7 @@ func (list *completion) digests() ([][]byte, *algorithm, error) {
 	var of *algorithm
 	for i := range list.Parts {
 		p := &list.Parts[i]
-		for j, text := range []string{p.CRC32, p.CRC32C, p.CRC64NVME, p.SHA1, p.SHA256} {
+		for j, text := range p.checksums() {
 			if text == "" {
 				continue
 			}
@@ -169,6 +169,11 @@ func (list *completion) digests() ([][]byte, *algorithm, error) {
 		}
 	}
 	return out, of, nil
+}
+
+// checksums are the values by algorithm, as algorithms has them.
+func (p *completionPart) checksums() []string {
+	return []string{p.CRC32, p.CRC32C, p.CRC64NVME, p.SHA1, p.SHA256, p.SHA512, p.MD5, p.XXHash64, p.XXHash3, p.XXHash128}
 }
 
 // combine computes the CRC of the whole from those of the parts.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"sync/atomic"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
@@ -21,7 +22,7 @@ const maxPeek = 1 << 20
 // The envelope goes ahead of the body, as metadata. The last segment goes out only once signature, length and checksums
 // have all been verified; until then the store has a body shorter than its Content-Length, which it must not keep.
 func (s *Server) putObject(c *call) error {
-	wanted, err := checkEncryption(c.Header)
+	wanted, err := c.encryption()
 	if err != nil {
 		return err
 	}
@@ -34,6 +35,7 @@ func (s *Server) putObject(c *call) error {
 	}
 	defer lease.Release()
 	c.watch(lease.Lease)
+	lease.Wrote(c.auth.DecodedLength())
 	if err := c.peek(); err != nil {
 		return err
 	}
@@ -52,7 +54,7 @@ func (s *Server) putObject(c *call) error {
 	}
 	defer closeBody(resp)
 	c.copyHeader(resp.Header)
-	c.sayEncrypted(lease.KeyID)
+	c.saySealed(lease)
 	c.checks.headers(c.w.Header())
 	c.w.WriteHeader(http.StatusOK)
 	return nil
@@ -60,7 +62,15 @@ func (s *Server) putObject(c *call) error {
 
 // sendSealed sends an upload to the store, and returns the store's answer if it is a good one to the whole of it.
 func (s *Server) sendSealed(c *call, header http.Header, up *upload) (*http.Response, error) {
-	resp, err := s.send(c, c.originRequest(http.MethodPut, header, up, up.size))
+	body, length := io.ReadCloser(up), up.size
+	if length == crypt.StoredSize(0) && strings.HasSuffix(c.key, "/") {
+		// What stands for a directory. There are stores that take no body for it; the client's is read all the same, as its
+		// end is verified.
+		if _, err := io.Copy(io.Discard, up); err == nil {
+			body, length = nil, 0
+		}
+	}
+	resp, err := s.send(c, c.originRequest(http.MethodPut, header, body, length))
 	if failure := up.failure(); failure != nil {
 		if err == nil {
 			closeBody(resp)
@@ -96,22 +106,31 @@ func (c *call) peek() error {
 
 // putHeader returns the header for the store, with the signed envelope in it.
 func (s *Server) putHeader(c *call, lease *keyring.Sealed, h crypt.Header) (http.Header, error) {
-	sum, err := crypt.SealChecksums(c.checks.known(), lease.DEK(), s.Random)
+	envelope := crypt.Envelope{Header: h, Size: c.auth.DecodedLength()}
+	if err := s.sign(c, &envelope, lease, c.checks.known()); err != nil {
+		return nil, err
+	}
+	return withEnvelope(c.requestHeader(), c.Header, &envelope)
+}
+
+// sign completes the envelope of the call's object, which is to have these checksums.
+func (s *Server) sign(c *call, e *crypt.Envelope, lease *keyring.Sealed, sums map[crypt.ChecksumID][]byte) (err error) {
+	e.KeyID, e.WrappedDEK = lease.KeyID, lease.Wrapped
+	if e.Sum, err = crypt.SealChecksums(sums, lease.DEK(), s.Random); err != nil {
+		return err
+	}
+	return e.Sign(lease.DEK(), c.object())
+}
+
+// withEnvelope adds the envelope to a header for the store. own is what has the client's user metadata.
+func withEnvelope(header, own http.Header, e *crypt.Envelope) (http.Header, error) {
+	metadata, err := e.Metadata()
 	if err != nil {
 		return nil, err
 	}
-	envelope := crypt.Envelope{KeyID: lease.KeyID, WrappedDEK: lease.Wrapped, Header: h, Size: c.auth.DecodedLength(), Sum: sum}
-	if err := envelope.Sign(lease.DEK(), c.object()); err != nil {
+	if err := checkMetadata(own, metadata); err != nil {
 		return nil, err
 	}
-	metadata, err := envelope.Metadata()
-	if err != nil {
-		return nil, err
-	}
-	if err := checkMetadata(c.Header, metadata); err != nil {
-		return nil, err
-	}
-	header := c.requestHeader()
 	for name, value := range metadata {
 		header.Set(metaPrefix+name, value)
 	}

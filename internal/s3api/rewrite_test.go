@@ -5,9 +5,12 @@ import (
 	"encoding/xml"
 	"net/http"
 	"testing"
+	"time"
 
 	"github.com/cmekproxy/cmekproxy/internal/access"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/dekcache"
+	"github.com/cmekproxy/cmekproxy/internal/keyring"
 )
 
 func TestETags(t *testing.T) {
@@ -44,14 +47,15 @@ func TestListingIsCopiedByteForByte(t *testing.T) {
 
 // listing rewrites a listing of objects that need not be asked about.
 func listing(doc []byte) ([]byte, error) {
-	s := &Server{Config: Config{ETagPartCount: true, Keys: encrypted{}}}
+	cache := dekcache.New(dekcache.Config{TTL: time.Minute, MaxEntries: 1, Now: time.Now})
+	defer cache.Close()
+	keys, err := keyring.New(keyring.Config{Cache: cache}) // without a rule, nothing may be plaintext
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{Config: Config{ETagPartCount: true, Keys: keys}}
 	return s.listWithSizes(&call{Request: &http.Request{}, bucket: "b", client: &access.Client{}}, doc, "Contents")
 }
-
-// encrypted is the keys where every object must be encrypted.
-type encrypted struct{ Keys }
-
-func (encrypted) AllowPlaintext(crypt.Object, string) bool { return false }
 
 func FuzzListing(f *testing.F) {
 	f.Add([]byte("<Contents><Size>66</Size><ETag>e</ETag></Contents>"))

@@ -61,14 +61,17 @@ const (
 )
 
 const (
-	sseHeaders  = "x-amz-server-side-encryption x-amz-server-side-encryption-aws-kms-key-id"
-	putHeaders  = sseHeaders + " x-amz-meta- x-amz-storage-class x-amz-tagging x-amz-website-redirect-location x-amz-acl" + holdHeaders
-	holdHeaders = " x-amz-object-lock-mode x-amz-object-lock-retain-until-date x-amz-object-lock-legal-hold"
-	overrides   = "response-cache-control response-content-disposition response-content-encoding response-content-language response-content-type response-expires"
-	listQuery   = "prefix delimiter max-keys encoding-type"
-	listHeaders = "x-amz-optional-object-attributes"
-	copyHeaders = "x-amz-copy-source x-amz-copy-source-range x-amz-copy-source-if-match x-amz-copy-source-if-none-match x-amz-copy-source-if-modified-since x-amz-copy-source-if-unmodified-since x-amz-source-expected-bucket-owner"
-	lockHeaders = "x-amz-mfa x-amz-bypass-governance-retention"
+	sseHeaders            = "x-amz-server-side-encryption x-amz-server-side-encryption-aws-kms-key-id x-amz-server-side-encryption-context x-amz-server-side-encryption-bucket-key-enabled"
+	putHeaders            = sseHeaders + " " + customerHeaders + " x-amz-meta- x-amz-storage-class x-amz-tagging x-amz-website-redirect-location x-amz-acl" + holdHeaders
+	holdHeaders           = " x-amz-object-lock-mode x-amz-object-lock-retain-until-date x-amz-object-lock-legal-hold"
+	readHeaders           = customerHeaders + " x-amz-checksum-mode"
+	overrides             = "response-cache-control response-content-disposition response-content-encoding response-content-language response-content-type response-expires"
+	listQuery             = "prefix delimiter max-keys encoding-type"
+	listHeaders           = "x-amz-optional-object-attributes"
+	copyHeaders           = sourceCustomerHeaders + " x-amz-copy-source x-amz-copy-source-range x-amz-copy-source-if-match x-amz-copy-source-if-none-match x-amz-copy-source-if-modified-since x-amz-copy-source-if-unmodified-since x-amz-source-expected-bucket-owner"
+	customerHeaders       = "x-amz-server-side-encryption-customer-algorithm x-amz-server-side-encryption-customer-key x-amz-server-side-encryption-customer-key-md5"
+	sourceCustomerHeaders = "x-amz-copy-source-server-side-encryption-customer-algorithm x-amz-copy-source-server-side-encryption-customer-key x-amz-copy-source-server-side-encryption-customer-key-md5"
+	lockHeaders           = "x-amz-mfa x-amz-bypass-governance-retention"
 )
 
 // routes is the whole surface. The first row that matches wins, so rows with a match come before the bare ones.
@@ -93,8 +96,8 @@ var routes = []route{
 	{"PutBucketCors", "PUT", bucket, "cors", forward, access.Admin, maxConfig, "", "", (*Server).forward},
 	{"DeleteBucketCors", "DELETE", bucket, "cors", forward, access.Admin, 0, "", "", (*Server).forward},
 	{"GetBucketEncryption", "GET", bucket, "encryption", rewrite, access.List, 0, "", "", (*Server).getBucketEncryption},
-	{"PutBucketEncryption", "PUT", bucket, "encryption", refuse, access.Admin, maxConfig, "", "", nil}, // the proxy's rules decide
-	{"DeleteBucketEncryption", "DELETE", bucket, "encryption", refuse, access.Admin, 0, "", "", nil},
+	{"PutBucketEncryption", "PUT", bucket, "encryption", rewrite, access.Admin, maxConfig, "", "", (*Server).putBucketEncryption},
+	{"DeleteBucketEncryption", "DELETE", bucket, "encryption", rewrite, access.Admin, 0, "", "", (*Server).deleteBucketEncryption},
 	{"GetBucketIntelligentTieringConfiguration", "GET", bucket, "intelligent-tiering id", forward, access.Admin, 0, "", "", (*Server).forward},
 	{"ListBucketIntelligentTieringConfigurations", "GET", bucket, "intelligent-tiering", forward, access.Admin, 0, "continuation-token", "", (*Server).forward},
 	{"PutBucketIntelligentTieringConfiguration", "PUT", bucket, "intelligent-tiering", forward, access.Admin, maxConfig, "id", "", (*Server).forward},
@@ -160,12 +163,12 @@ var routes = []route{
 	{"DeleteBucket", "DELETE", bucket, "", forward, access.Admin, 0, "", "", (*Server).forward},
 
 	{"CreateMultipartUpload", "POST", object, "uploads", forward, access.Write, 0, "", putHeaders, (*Server).createMultipartUpload},
-	{"CompleteMultipartUpload", "POST", object, "uploadId", rewrite, access.Write, maxList, "", "x-amz-mp-object-size", (*Server).completeMultipartUpload},
-	{"UploadPartCopy", "PUT", object, "uploadId header:x-amz-copy-source", seal, access.Write, 0, "partNumber", copyHeaders, (*Server).uploadPartCopy},
-	{"UploadPart", "PUT", object, "uploadId", seal, access.Write, crypt.MaxPartSize, "partNumber", "", (*Server).uploadPart},
+	{"CompleteMultipartUpload", "POST", object, "uploadId", rewrite, access.Write, maxList, "", customerHeaders + " x-amz-mp-object-size", (*Server).completeMultipartUpload},
+	{"UploadPartCopy", "PUT", object, "uploadId header:x-amz-copy-source", seal, access.Write, 0, "partNumber", copyHeaders + " " + customerHeaders, (*Server).uploadPartCopy},
+	{"UploadPart", "PUT", object, "uploadId", seal, access.Write, crypt.MaxPartSize, "partNumber", customerHeaders, (*Server).uploadPart},
 	{"AbortMultipartUpload", "DELETE", object, "uploadId", forward, access.Write, 0, "", "x-amz-if-match-initiated-time", (*Server).abortMultipartUpload},
-	{"ListParts", "GET", object, "uploadId", rewrite, access.Write, 0, "max-parts part-number-marker", "", (*Server).listParts},
-	{"GetObjectAttributes", "GET", object, "attributes", rewrite, access.Read, 0, "versionId", "x-amz-object-attributes x-amz-max-parts x-amz-part-number-marker", (*Server).getObjectAttributes},
+	{"ListParts", "GET", object, "uploadId", rewrite, access.Write, 0, "max-parts part-number-marker", customerHeaders, (*Server).listParts},
+	{"GetObjectAttributes", "GET", object, "attributes", rewrite, access.Read, 0, "versionId", customerHeaders + " x-amz-object-attributes x-amz-max-parts x-amz-part-number-marker", (*Server).getObjectAttributes},
 	{"OptionsObject", "OPTIONS", object, "", forward, anyone, 0, "", "", (*Server).preflight},
 	{"GetObjectAcl", "GET", object, "acl", forward, access.Read, 0, "versionId", "", (*Server).forward},
 	{"PutObjectAcl", "PUT", object, "acl", forward, access.Write, maxConfig, "versionId", "x-amz-acl", (*Server).putACL},
@@ -185,10 +188,10 @@ var routes = []route{
 	{"RenameObject", "PUT", object, "renameObject", refuse, access.Write, 0, "", "", nil},
 	{"RestoreObject", "POST", object, "restore", forward, access.Write, maxConfig, "versionId", "", (*Server).restoreObject},
 	{"SelectObjectContent", "POST", object, "select", refuse, access.Read, 0, "", "", nil},
-	{"CopyObject", "PUT", object, "header:x-amz-copy-source", refuse, access.Write, 0, "", "", nil},
+	{"CopyObject", "PUT", object, "header:x-amz-copy-source", seal, access.Write, 0, "", putHeaders + " " + copyHeaders + " x-amz-metadata-directive x-amz-tagging-directive", (*Server).copyObject},
 	{"PutObject", "PUT", object, "", seal, access.Write, maxObject, "", putHeaders, (*Server).putObject},
-	{"GetObject", "GET", object, "", open, access.Read, 0, "versionId partNumber " + overrides, "x-amz-checksum-mode", (*Server).getObject},
-	{"HeadObject", "HEAD", object, "", open, access.Read, 0, "versionId partNumber " + overrides, "x-amz-checksum-mode", (*Server).headObject},
+	{"GetObject", "GET", object, "", open, access.Read, 0, "versionId partNumber " + overrides, readHeaders, (*Server).getObject},
+	{"HeadObject", "HEAD", object, "", open, access.Read, 0, "versionId partNumber " + overrides, readHeaders, (*Server).headObject},
 	{"DeleteObject", "DELETE", object, "", forward, access.Delete, 0, "versionId", lockHeaders, (*Server).forward},
 }
 
@@ -196,7 +199,7 @@ var routes = []route{
 // never forwarded; see forwardedHeaders for what is.
 const commonHeaders = "x-amz-date x-amz-content-sha256 x-amz-security-token x-amz-user-agent x-amz-decoded-content-length x-amz-trailer " +
 	"x-amz-sdk-checksum-algorithm x-amz-checksum-algorithm x-amz-checksum-type x-amz-checksum-crc32 x-amz-checksum-crc32c x-amz-checksum-crc64nvme x-amz-checksum-sha1 " +
-	"x-amz-checksum-sha256 x-amz-expected-bucket-owner x-amz-request-payer"
+	"x-amz-checksum-sha256 x-amz-checksum-sha512 x-amz-checksum-md5 x-amz-checksum-xxhash64 x-amz-checksum-xxhash3 x-amz-checksum-xxhash128 x-amz-expected-bucket-owner x-amz-request-payer"
 
 // signatureQuery are the parameters of a presigned URL. x-id is the SDKs' name of the operation.
 const signatureQuery = "X-Amz-Algorithm X-Amz-Credential X-Amz-Date X-Amz-Expires X-Amz-SignedHeaders X-Amz-Signature " +

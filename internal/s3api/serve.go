@@ -25,18 +25,10 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// Keys gives out data keys; *keyring.Keyring is one.
-type Keys interface {
-	Create(ctx context.Context, obj crypt.Object, client, requestedKeyID string) (*keyring.Sealed, error)
-	Open(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (*keyring.Lease, error)
-	KeyID(obj crypt.Object, client, requestedKeyID string) (string, error)
-	AllowPlaintext(obj crypt.Object, client string) bool
-}
-
 // Config is what a Server needs. All fields but Domain and the two that speak of the store are required.
 type Config struct {
 	Origin        http.RoundTripper // the store
-	Keys          Keys
+	Keys          *keyring.Keyring
 	Clients       *access.Directory
 	Domain        string // base domain of virtual-host-style requests; empty for path-style only
 	ETagPartCount bool   // the store's multipart ETags end in the number of parts; false: listings ask for each size
@@ -44,6 +36,7 @@ type Config struct {
 	Log           *zap.Logger
 	Metrics       *metrics.Metrics
 	IdleTimeout   time.Duration // a transfer in which no byte moves for this long is ended
+	KeepAlive     time.Duration // what takes longer, such as a copy, is told to be under way as often; 0: 10 s
 	MaxConcurrent int           // requests at a time; more get 503 SlowDown
 	Now           func() time.Time
 	Random        io.Reader // for salts and nonces
@@ -69,11 +62,10 @@ func New(cfg Config) *Server {
 	s.objects = &stored.Store{
 		Send: func(r *http.Request) (*http.Response, error) { return s.send(requestCall(r.Context()), r) },
 		Open: func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
-			lease, err := cfg.Keys.Open(ctx, obj, keyID, wrapped)
+			lease, err := s.openKey(ctx, requestCall(ctx), obj, keyID, wrapped)
 			if err != nil {
-				return nil, err
+				return nil, err // and not a nil *Lease in an interface
 			}
-			requestCall(ctx).watch(lease)
 			return lease, nil
 		},
 		Cache:   stored.NewCache(),
@@ -98,6 +90,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("X-Amz-Request-Id", c.id)
 
 	err := s.recovering(c)
+	c.wipeCustomerKeys()
 	c.idle.stop()
 	if cut := c.w.reopen(); cut != nil {
 		err = cut
@@ -152,6 +145,9 @@ func (s *Server) handle(c *call) error {
 	if err := c.checkNames(); err != nil {
 		return err
 	}
+	if err := c.takeCustomerKeys(); err != nil {
+		return err
+	}
 	if err := c.openBody(); err != nil {
 		return err
 	}
@@ -167,6 +163,7 @@ func (s *Server) conclude(c *call, err error) {
 		if c.w.status != 0 {
 			c.aborted = true
 		} else {
+			c.unsayEncrypted()
 			answer.write(c.w, c.Request, c.resource(), c.id)
 		}
 	}

@@ -116,10 +116,14 @@ const notFound = "NotFound"
 // codeOfStatus stands in for the code of an answer without a body.
 func codeOfStatus(status int) string {
 	switch status {
+	case http.StatusBadRequest:
+		return "InvalidRequest"
 	case http.StatusForbidden:
 		return "AccessDenied"
 	case http.StatusNotFound:
 		return notFound
+	case http.StatusMethodNotAllowed:
+		return "MethodNotAllowed"
 	case http.StatusPreconditionFailed:
 		return "PreconditionFailed"
 	case http.StatusRequestedRangeNotSatisfiable:

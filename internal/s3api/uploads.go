@@ -6,6 +6,7 @@ import (
 
 	lru "github.com/hashicorp/golang-lru/v2"
 
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 )
 
@@ -104,7 +105,7 @@ func (s *Server) uploadKey(c *call) (*keyring.Sealed, error) {
 		return nil, context.Cause(ctx)
 	}
 	if entry.wrapped != nil {
-		lease, err := s.Keys.Open(ctx, c.object(), entry.keyID, entry.wrapped)
+		lease, err := s.openUploadKey(c, entry)
 		if !errors.Is(err, keyring.ErrUnknownKey) {
 			if err != nil {
 				return nil, err
@@ -112,10 +113,57 @@ func (s *Server) uploadKey(c *call) (*keyring.Sealed, error) {
 			return &keyring.Sealed{Lease: lease, KeyID: entry.keyID, Wrapped: entry.wrapped}, nil
 		}
 	}
-	sealed, err := s.Keys.Create(ctx, c.object(), c.client.Name, "")
+	sealed, err := s.Keys.Create(ctx, c.object(), c.client.Name, keyring.Choice{CustomerKey: c.customerKey})
 	if err != nil {
 		return nil, err
 	}
 	entry.keyID, entry.wrapped = sealed.KeyID, sealed.Wrapped
 	return sealed, nil
+}
+
+// openUploadKey opens the DEK of an upload, as far as it is known here. The keys that clients bring must be those of the
+// parts before, as with S3; what another replica was sent it does not know.
+func (s *Server) openUploadKey(c *call, entry *uploadKey) (*keyring.Lease, error) {
+	switch underCustomer := entry.keyID == crypt.CustomerKeyID; {
+	case underCustomer && c.customerKey == nil:
+		return nil, badRequest("InvalidRequest", "The multipart upload initiate requested encryption. Subsequent part requests must include the appropriate encryption parameters.")
+	case !underCustomer && c.customerKey != nil:
+		return nil, badRequest("InvalidRequest", "The encryption parameters are not applicable to this object.")
+	case !underCustomer:
+		return s.Keys.Open(c.Context(), c.object(), entry.keyID, entry.wrapped)
+	}
+	lease, err := s.Keys.OpenForCustomer(c.Context(), c.object(), entry.wrapped, c.customerKey)
+	if errors.Is(err, crypt.ErrCustomerKey) {
+		return nil, &Error{Code: "InvalidRequest", Message: "The provided encryption parameters did not match the ones used originally.", cause: err}
+	}
+	return lease, err
+}
+
+// endKey returns the DEK for the part that is appended. It is a KMS key's where the request does not bring the customer's
+// key: S3 does not ask for it when an upload is completed.
+func (s *Server) endKey(c *call) (*keyring.Sealed, error) {
+	if c.customerKey != nil || !s.uploads.forCustomer(c) {
+		return s.partKey(c)
+	}
+	sealed, err := s.Keys.Create(c.Context(), c.object(), c.client.Name, keyring.Choice{})
+	if err != nil {
+		return nil, err
+	}
+	c.watch(sealed.Lease)
+	return sealed, nil
+}
+
+// forCustomer reports whether the call's upload is known to be under a customer's key.
+func (u *uploadKeys) forCustomer(c *call) bool {
+	entry, ok := u.entries.Peek(c.uploadID(c.query.Get("uploadId")))
+	if !ok {
+		return false
+	}
+	select {
+	case entry.turn <- struct{}{}:
+		defer func() { <-entry.turn }()
+		return entry.keyID == crypt.CustomerKeyID
+	case <-c.Context().Done():
+		return false
+	}
 }

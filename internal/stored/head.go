@@ -35,12 +35,12 @@ func (s *Store) tryHead(ctx context.Context, q Request) (*Object, error) {
 		o.Plaintext, o.Size = true, f.size
 		err = q.Plaintext()
 	case single:
-		o.envelope, o.KeyID, o.Size = f.envelope, f.envelope.KeyID, f.envelope.Size
-		if f.size != crypt.StoredSize(o.Size) {
+		o.under(f.envelope)
+		if !crypt.Fits(o.Size, f.size) {
 			err = fmt.Errorf("%w: %d stored bytes for a plaintext of %d", ErrIntegrity, f.size, o.Size)
 		}
 	default:
-		o.KeyID = f.mark.KeyID
+		o.KeyID, o.CustomerKey = f.mark.KeyID, f.mark.KeyID == crypt.CustomerKeyID
 		if o.Size, err = f.plaintextSize(); err == nil && (o.Size < 0 || q.Part > 0) {
 			if o.known, err = s.withPart(ctx, q, o.known); err == nil {
 				o.Size = o.known.layout.Size()

@@ -11,14 +11,16 @@ import (
 
 // Seen is what the store says of an object. It takes no key to find it out, so nothing of it is authenticated.
 type Seen struct {
-	Header    http.Header // the store's
-	ETag      string      // the store's
-	Stored    int64       // size in the store, in bytes
-	Plaintext bool        // it has no envelope
-	Envelope  *crypt.Envelope
-	Mark      *crypt.Mark // of a multipart object; Envelope is nil
-	Parts     int         // of a multipart object, one that was appended included; -1 if its ETag does not say
-	First     []byte      // its first bytes, if they were asked for
+	Header http.Header // the store's
+	// NotModified: 304, a condition did not hold; all below is empty.
+	NotModified bool
+	ETag        string // the store's
+	Stored      int64  // size in the store, in bytes
+	Plaintext   bool   // it has no envelope
+	Envelope    *crypt.Envelope
+	Mark        *crypt.Mark // of a multipart object; Envelope is nil
+	Parts       int         // of a multipart object, one that was appended included; -1 if its ETag does not say
+	First       []byte      // its first bytes, if they were asked for
 }
 
 // Size is the size of the plaintext in bytes, -1 if it takes the part headers to tell. It is ErrIntegrity that the sizes
@@ -28,7 +30,7 @@ func (s *Seen) Size() (int64, error) {
 	case s.Plaintext:
 		return s.Stored, nil
 	case s.Envelope != nil:
-		if s.Stored != crypt.StoredSize(s.Envelope.Size) {
+		if !crypt.Fits(s.Envelope.Size, s.Stored) {
 			return 0, fmt.Errorf("%w: %d stored bytes for a plaintext of %d", ErrIntegrity, s.Stored, s.Envelope.Size)
 		}
 		return s.Envelope.Size, nil
@@ -39,6 +41,18 @@ func (s *Seen) Size() (int64, error) {
 	}
 }
 
+// KeyID is that of the KMS key that the object is under, as it says itself; "" for plaintext.
+func (s *Seen) KeyID() string {
+	switch {
+	case s.Envelope != nil:
+		return s.Envelope.KeyID
+	case s.Mark != nil:
+		return s.Mark.KeyID
+	default:
+		return ""
+	}
+}
+
 // Look asks what the store says of an object.
 func (s *Store) Look(ctx context.Context, q Request) (*Seen, error) {
 	resp, err := s.request(ctx, http.MethodHead, q, q.Header)
@@ -46,6 +60,9 @@ func (s *Store) Look(ctx context.Context, q Request) (*Seen, error) {
 		return nil, err
 	}
 	defer closeBody(resp)
+	if resp.StatusCode == http.StatusNotModified {
+		return &Seen{Header: resp.Header, NotModified: true}, nil
+	}
 	return seenOf(resp.Header, resp.ContentLength)
 }
 

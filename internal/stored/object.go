@@ -18,6 +18,8 @@ type Object struct {
 	Offset      int64       // of the range
 	Length      int64
 	KeyID       string // of the KMS key; "" for plaintext
+	CustomerKey bool   // it is under a key that the client brings, and in no KMS
+	BucketKey   bool   // its data key comes from one that many objects share; known of one that was put whole only
 	Parts       int    // of a multipart object that was asked for by part number; else 0
 
 	store    *Store
@@ -116,6 +118,35 @@ func (o *Object) Checksum(ctx context.Context) (Checksum, error) {
 	}
 	out.Digests, err = crypt.OpenChecksums(sum, lease.DEK())
 	return out, err
+}
+
+// Prove makes sure that the key of an object, as Head returns it, can be had.
+func (s *Store) Prove(ctx context.Context, q Request, o *Object) error {
+	k := &keys{store: s, object: q.Object}
+	defer k.release()
+	switch {
+	case o.Plaintext || o.NotModified:
+		return nil
+	case o.envelope != nil:
+		dek, err := k.open(ctx, o.envelope.KeyID, o.envelope.WrappedDEK)
+		if err != nil {
+			return err
+		}
+		return o.envelope.Verify(dek, q.Object)
+	default:
+		first, err := s.partAt(ctx, q, o.known, chunk{}, 0, crypt.PartPrefixSize)
+		if err == nil { // it may have been remembered
+			_, err = k.open(ctx, first.KeyID, first.WrappedDEK)
+		}
+		return err
+	}
+}
+
+// under says what an object is under, by its envelope.
+func (o *Object) under(e *crypt.Envelope) {
+	o.envelope, o.KeyID, o.Size, o.CustomerKey = e, e.KeyID, e.Size, e.KeyID == crypt.CustomerKeyID
+	wrapped, err := crypt.ParseWrappedKey(e.WrappedDEK)
+	o.BucketKey = err == nil && wrapped.Salt != nil
 }
 
 // keys holds the lease of the DEK in use. Parts of one upload mostly share one.

@@ -32,7 +32,7 @@ func (s *Store) openParts(ctx context.Context, q Request, resp *http.Response, f
 
 func (s *Store) multipartObject(q Request, k *known, resp *http.Response) *Object {
 	return &Object{
-		Header: resp.Header, KeyID: k.mark.KeyID, store: s, object: q.Object, known: k, body: resp.Body,
+		Header: resp.Header, KeyID: k.mark.KeyID, CustomerKey: k.mark.KeyID == crypt.CustomerKeyID, store: s, object: q.Object, known: k, body: resp.Body,
 		keys: &keys{store: s, object: q.Object},
 	}
 }

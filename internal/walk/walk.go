@@ -1,4 +1,5 @@
-package rewrap
+// Package walk looks at all objects of a listing, several at a time and in its order, and can go on where it was ended.
+package walk
 
 import (
 	"context"
@@ -12,7 +13,6 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/ordered"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
@@ -32,13 +32,50 @@ const (
 // ErrInARow says that a walk was ended because nothing succeeded any more.
 var ErrInARow = fmt.Errorf("the last %d objects have all failed", inARow)
 
-// Walk moves all objects of a listing.
+// ErrStop is in the error of a result after which nothing more is to be done.
+var ErrStop = errors.New("the run is ended")
+
+// Outcome is what became of an object.
+type Outcome int
+
+// The outcomes.
+const (
+	Done      Outcome = iota // or would be, in a dry run
+	Current                  // it is as it should be already
+	Plaintext                // it was never encrypted, and is to be left so
+	Gone                     // it was deleted since it was listed
+	Customer                 // it is under a key that its client brings (SSE-C), and nobody else has
+	Failed                   // it is as it was, unless the error says otherwise
+
+	outcomes
+)
+
+// Counts are numbers of objects, by outcome.
+type Counts [outcomes]int64
+
+// Result is what became of an object, and why.
+type Result struct {
+	Key     string
+	Version string // id, where versions were asked for
+	Outcome Outcome
+	Size    int64    // of the plaintext, in bytes, of one that is done
+	Parts   int      // of a multipart one that is done
+	KeyIDs  []string // of the KMS keys that it is under, as far as that was looked at
+	Err     error    // of one that failed
+	// Own says that the fault is the object's own, and tells nothing of those that come after it.
+	Own bool
+}
+
+// Walk does something with all objects of a listing.
 type Walk struct {
-	Mover    *Mover
+	// Do does it with one. It is called concurrently.
+	Do       func(ctx context.Context, e stored.Entry) Result
 	List     func(ctx context.Context, l stored.Listing) iter.Seq2[stored.Entry, error]
 	Parallel int // objects at a time
 	// File is the path of the state, by which a walk that was ended goes on; "" for none.
 	File string
+	// DryRun reads the state, and does not write it.
+	DryRun bool
 	// KeepGoing does not end the walk for failures in a row.
 	KeepGoing bool
 	// Report is told of each object, in the order of the listing.
@@ -49,19 +86,20 @@ type Walk struct {
 
 // State is how far a walk has come. It is written now and then, and lags behind what is done, never ahead of it.
 type State struct {
-	Bucket string    `json:"bucket"`
-	Prefix string    `json:"prefix"`
-	To     string    `json:"to"` // Config.To
-	All    bool      `json:"all"`
+	Command string `json:"command"`
+	Bucket  string `json:"bucket"`
+	Prefix  string `json:"prefix"`
+	To      string `json:"to"` // Config.To
+	All     bool   `json:"all"`
+
 	After  string    `json:"after"`  // all keys up to this one are done, in the order of the listing, but for:
 	Failed []string  `json:"failed"` // they are tried again first
 	Saved  time.Time `json:"saved"`
 }
 
-// Run walks over what of bucket has the prefix. It returns an error if it did not come to the end; that objects failed is
-// none, and told to Report only.
-func (w *Walk) Run(ctx context.Context, bucket, prefix string) error {
-	fresh := State{Bucket: bucket, Prefix: prefix, To: w.Mover.cfg.To, All: w.Mover.cfg.All}
+// Run walks over what of fresh.Bucket has the prefix. What fresh says of itself must be what a state says that is gone on
+// with. It returns an error if it did not come to the end; that objects failed is none, and told to Report only.
+func (w *Walk) Run(ctx context.Context, fresh State) error {
 	state, err := w.load(fresh)
 	if err != nil {
 		return err
@@ -70,7 +108,7 @@ func (w *Walk) Run(ctx context.Context, bucket, prefix string) error {
 	state.Failed = nil
 	walkErr := w.run(ctx, &state, before, todo)
 	switch {
-	case w.File == "" || w.Mover.cfg.DryRun:
+	case w.File == "" || w.DryRun:
 		return walkErr
 	case walkErr == nil && len(state.Failed) == 0:
 		if err := os.Remove(w.File); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -98,7 +136,7 @@ func (w *Walk) todo(ctx context.Context, state State) iter.Seq2[stored.Entry, er
 	}
 }
 
-// run moves what is to be done, which begins with what failed before, and notes it in state.
+// run does what is to be done, which begins with what failed before, and notes it in state.
 func (w *Walk) run(ctx context.Context, state *State, before []string, todo iter.Seq2[stored.Entry, error]) error {
 	saved, row, seen, frozen := w.Now(), 0, 0, false
 	defer func() {
@@ -106,10 +144,7 @@ func (w *Walk) run(ctx context.Context, state *State, before []string, todo iter
 			state.Failed = append(state.Failed, before[seen:]...) // it did not even come to these
 		}
 	}()
-	move := func(ctx context.Context, e stored.Entry) Result {
-		return w.Mover.Move(ctx, crypt.Object{Bucket: state.Bucket, Key: e.Key})
-	}
-	for r, err := range ordered.Map(ctx, todo, w.Parallel, window, move) {
+	for r, err := range ordered.Map(ctx, todo, w.Parallel, window, w.Do) {
 		if err != nil {
 			return err
 		}
@@ -119,18 +154,24 @@ func (w *Walk) run(ctx context.Context, state *State, before []string, todo iter
 		seen++
 		w.Report(r)
 		row++
-		if r.Outcome != Failed {
+		if r.Outcome != Failed || r.Own {
 			row = 0
-		} else if frozen = frozen || len(state.Failed) == maxFailed; !frozen {
-			state.Failed = append(state.Failed, r.Key)
+		}
+		if r.Outcome == Failed {
+			if frozen = frozen || len(state.Failed) == maxFailed; !frozen {
+				state.Failed = append(state.Failed, r.Key)
+			}
 		}
 		if seen > len(before) && !frozen && utf8.ValidString(r.Key) {
 			state.After = r.Key
 		}
+		if errors.Is(r.Err, ErrStop) {
+			return r.Err
+		}
 		if row == inARow && !w.KeepGoing {
 			return ErrInARow
 		}
-		if now := w.Now(); now.Sub(saved) >= saveEvery && seen >= len(before) && w.File != "" && !w.Mover.cfg.DryRun {
+		if now := w.Now(); now.Sub(saved) >= saveEvery && seen >= len(before) && w.File != "" && !w.DryRun {
 			if err := w.save(*state); err != nil {
 				return err
 			}
@@ -156,8 +197,8 @@ func (w *Walk) load(fresh State) (State, error) {
 	if err := json.Unmarshal(text, &s); err != nil {
 		return fresh, fmt.Errorf("%s: %w", w.File, err)
 	}
-	if s.Bucket != fresh.Bucket || s.Prefix != fresh.Prefix || s.To != fresh.To || s.All != fresh.All {
-		return fresh, fmt.Errorf("%s is of another run, of s3://%s/%s to %q: go on with that one, or remove the file", w.File, s.Bucket, s.Prefix, s.To)
+	if s.Command != fresh.Command || s.Bucket != fresh.Bucket || s.Prefix != fresh.Prefix || s.To != fresh.To || s.All != fresh.All {
+		return fresh, fmt.Errorf("%s is of another run, of %s s3://%s/%s to %q: go on with that one, or remove the file", w.File, s.Command, s.Bucket, s.Prefix, s.To)
 	}
 	return s, nil
 }

@@ -1,0 +1,116 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+
+	"go.uber.org/zap"
+
+	"github.com/cmekproxy/cmekproxy/internal/config"
+	"github.com/cmekproxy/cmekproxy/internal/encrypt"
+	"github.com/cmekproxy/cmekproxy/internal/inplace"
+	"github.com/cmekproxy/cmekproxy/internal/stored"
+	"github.com/cmekproxy/cmekproxy/internal/walk"
+)
+
+// encryptCommand encrypts what a bucket holds in plaintext, without a proxy and beside those that run.
+func encryptCommand(ctx context.Context, args []string, stdout io.Writer) error {
+	e := &encryption{}
+	flags := flag.NewFlagSet("encrypt", flag.ContinueOnError)
+	path := flags.String("config", "", "path of the configuration `FILE`")
+	flags.BoolVar(&e.dryRun, "dry-run", false, "write nothing, and say what would be encrypted")
+	flags.BoolVar(&e.unconditional, "unconditional", false, "write also where the store does not hold to If-Match; only when nothing else writes to the bucket")
+	e.declare(flags, "encrypt")
+	target, err := parseBucket(flags, args, stdout)
+	if err != nil {
+		return err
+	}
+	if err := e.check(); err != nil {
+		return err
+	}
+	cfg, err := loadConfig(*path)
+	if err != nil {
+		return err
+	}
+	if e.direct, err = openDirect(ctx, cfg, target, os.Stderr); err != nil {
+		return err
+	}
+	defer e.close()
+	e.out = stdout
+	return e.run(ctx, cfg)
+}
+
+// encryption is one run of the command.
+type encryption struct {
+	sweep
+	unconditional bool
+}
+
+func (e *encryption) run(ctx context.Context, cfg *config.Config) error {
+	// A second set of keys, whose cache knows nothing of what the first one has just wrapped: it asks the KMS.
+	again, err := build(ctx, cfg, zap.NewNop(), "")
+	if err != nil {
+		return err
+	}
+	defer again.close()
+	c := encrypt.Config{
+		Send: e.send, Keys: e.keys, Check: (&direct{app: again}).open, Client: e.client, OpenEnd: cfg.Origin.UniformParts,
+		Unconditional: e.unconditional, DryRun: e.dryRun, Wait: e.wait(), Random: rand.Reader,
+	}
+	kept := e.versions(ctx, "What is encrypted stays there in plaintext as an older version, until that is deleted; proxy inventory --versions counts them")
+	if !e.dryRun {
+		if c.Abilities, err = e.abilities(ctx); err != nil {
+			return err
+		}
+	}
+	encrypter := encrypt.New(c)
+	do := func(ctx context.Context, entry stored.Entry) walk.Result {
+		return encrypter.Encrypt(ctx, e.bucket, entry)
+	}
+	err = e.walk(ctx, walk.State{Command: "encrypt"}, e.reader().List, do, e.name)
+	e.summary()
+	if kept && !e.dryRun && e.counts[walk.Done] > 0 {
+		fmt.Fprintf(e.out, "versions   %d older ones in plaintext are left behind by this run\n", e.counts[walk.Done])
+	}
+	return errors.Join(err, e.failures())
+}
+
+// abilities finds out what the store can do, and refuses to go on where a client's write could be lost.
+func (e *encryption) abilities(ctx context.Context) (inplace.Abilities, error) {
+	a, err := inplace.Probe(ctx, e.send, e.bucket, e.prefix)
+	if err != nil {
+		return a, fmt.Errorf("finding out what the store can do: %w", err)
+	}
+	for _, write := range []struct {
+		name string
+		held bool
+	}{{"PutObject", a.PutIfMatch}, {"CompleteMultipartUpload", a.CompleteIfMatch}} {
+		switch {
+		case write.held:
+		case !e.unconditional:
+			return a, fmt.Errorf("the store does not refuse %s by If-Match, so what a client writes in the same moment could be lost. "+
+				"Stop all that writes to the bucket, and say --unconditional", write.name)
+		default:
+			fmt.Fprintf(e.out, "WARNING: the store does not hold to If-Match with %s. The object is looked at right before; what a client writes in between is lost\n", write.name)
+		}
+	}
+	if !a.ETagIsMD5 {
+		fmt.Fprintln(e.out, "note: ETags of this store are no MD5s, so that what is read and written is compared with them nowhere")
+	}
+	return a, nil
+}
+
+func (e *encryption) summary() {
+	verb := "encrypted"
+	if e.dryRun {
+		verb = "to encrypt"
+	}
+	fmt.Fprintf(e.out, "%s  %d objects, %d bytes; %d of them in parts\n", verb, e.counts[walk.Done], e.bytes, e.parts)
+	fmt.Fprintf(e.out, "skipped    %d encrypted already, %d deleted meanwhile\n", e.counts[walk.Current], e.counts[walk.Gone])
+	fmt.Fprintf(e.out, "failed     %d\n", e.counts[walk.Failed])
+}

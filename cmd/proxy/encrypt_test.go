@@ -1,0 +1,351 @@
+//go:build !nodev
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"maps"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/aws-sdk-go-v2/service/s3/types"
+)
+
+// past the proxy, what m.put and m.upload do stores plaintext.
+func (m *move) past(f func()) {
+	app := m.app
+	m.app = m.direct
+	defer func() { m.app = app }()
+	f()
+}
+
+// plaintext stores objects of all kinds past the proxy.
+func (m *move) plaintext() {
+	const mib = 1 << 20
+	m.past(func() {
+		for i, size := range []int{0, 1, 55, 56, 57, 65_495, 65_496, 65_497, 131_033, 3*mib + 7} {
+			m.put(fmt.Sprintf("plain/%02d", i), text(uint64(i), size), func(in *s3.PutObjectInput) {
+				in.Metadata = map[string]string{"number": strconv.Itoa(i), "mixed-Case": "a  b = c", "empty": ""}
+				in.Tagging = aws.String("team=a%2Bb%20c&empty=")
+				in.ContentType, in.CacheControl, in.ContentEncoding = aws.String("text/plain; charset=utf-8"), aws.String("no-cache, max-age=0"), aws.String("x-none")
+				in.Expires = aws.Time(time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC))
+				in.ChecksumAlgorithm = types.ChecksumAlgorithm("").Values()[i%4]
+			})
+		}
+		for i, key := range oddKeys {
+			m.put("odd/"+strings.ReplaceAll(key, "//", "/"), text(uint64(i), 1000+i))
+		}
+		m.upload("parts/uniform", []int32{1, 2, 3}, 5*mib, 5*mib, 5*mib)
+		m.upload("parts/short end", []int32{1, 2, 3}, 5*mib, 5*mib, 1000)
+		m.upload("parts/odd", []int32{1, 2, 3}, 5*mib, 6*mib, 5*mib+1)
+		m.upload("parts/gaps", []int32{2, 5, 9}, 5*mib, 5*mib+3, 5*mib)
+		m.upload("parts/one", []int32{1}, 6*mib)
+		m.upload("parts/tiny", []int32{1}, 10)
+	})
+}
+
+// sizes are what a client sees of the sizes, in listings and by HEAD.
+func (m *move) sizes(c *s3.Client) map[string]int64 {
+	m.t.Helper()
+	out := make(map[string]int64)
+	pages := s3.NewListObjectsV2Paginator(c, &s3.ListObjectsV2Input{Bucket: &m.bucket})
+	for pages.HasMorePages() {
+		page, err := pages.NextPage(m.t.Context())
+		if err != nil {
+			m.t.Fatal(err)
+		}
+		for _, o := range page.Contents {
+			head, err := c.HeadObject(m.t.Context(), &s3.HeadObjectInput{Bucket: &m.bucket, Key: o.Key})
+			if err != nil {
+				m.t.Fatalf("%q: %v", *o.Key, err)
+			}
+			if *head.ContentLength != *o.Size {
+				m.t.Errorf("%q: %d bytes in the listing, and %d by HEAD", *o.Key, *o.Size, *head.ContentLength)
+			}
+			out[*o.Key] = *o.Size
+		}
+	}
+	return out
+}
+
+// denying is a configuration by which plaintext cannot be read.
+func (m *move) denying() string {
+	m.t.Helper()
+	config := m.config("deny.yaml", m.store, "old", "old", "new")
+	written, err := os.ReadFile(config)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	if err := os.WriteFile(config, bytes.Replace(written, []byte(", plaintext_objects: allow"), nil, 1), 0o600); err != nil {
+		m.t.Fatal(err)
+	}
+	return config
+}
+
+func TestEncrypt(t *testing.T) {
+	m := newMove(t)
+	m.plaintext()
+	all := len(m.texts)
+	for i := range 5 {
+		m.put(fmt.Sprintf("sealed/%d", i), text(uint64(100+i), 1000*i))
+	}
+	m.upload("sealed/parts", []int32{1, 2}, 5<<20, 6<<20)
+	shown, sizes := make(map[string]string), m.sizes(m.app)
+	for key := range m.texts {
+		shown[key] = m.shown(m.direct, key) // with its checksums, which the proxy does not show of plaintext
+		if strings.HasPrefix(key, "sealed/") != strings.Contains(m.encryption(key), "aws:kms") {
+			t.Fatalf("%s is encrypted: %q", key, m.encryption(key))
+		}
+	}
+	before := m.state()
+
+	out := m.command(0, "encrypt", "--config", m.both, "s3://bucket", "--dry-run")
+	if want := fmt.Sprintf("to encrypt  %d objects", all); !strings.Contains(out, want) || !strings.Contains(out, "6 of them in parts") || !strings.Contains(out, "6 encrypted already") {
+		t.Errorf("the dry run does not say %q:\n%s", want, out)
+	}
+	if !maps.Equal(before, m.state()) {
+		t.Error("the dry run has changed the store")
+	}
+	out = m.command(0, "encrypt", "--config", m.both, "s3://bucket")
+	if want := fmt.Sprintf("encrypted  %d objects", all); !strings.Contains(out, want) || !strings.Contains(out, "6 of them in parts") || !strings.Contains(out, "failed     0") || strings.Contains(out, "WARNING") {
+		t.Errorf("it does not say %q:\n%s", want, out)
+	}
+	again := m.state()
+	for key, was := range before {
+		if strings.HasPrefix(key, "sealed/") != (again[key] == was) {
+			t.Errorf("%q: %s, and before %s", key, again[key], was)
+		}
+	}
+	if out := m.command(0, "encrypt", "--config", m.both, "s3://bucket"); !strings.Contains(out, "encrypted  0 objects") || !maps.Equal(again, m.state()) {
+		t.Errorf("a second time:\n%s", out)
+	}
+	if got := m.sizes(m.app); !maps.Equal(got, sizes) {
+		t.Errorf("sizes are %v, and were %v", got, sizes)
+	}
+	m.readable(m.app) // the proxy that served all the time
+	reader, _ := m.serve(m.denying())
+	m.readable(reader)
+	for key := range m.texts {
+		if strings.HasPrefix(key, "sealed/") {
+			continue
+		}
+		if got := m.shown(reader, key); withoutPart(got) != withoutPart(shown[key]) {
+			t.Errorf("%q:\n%sbefore:\n%s", key, got, shown[key])
+		}
+	}
+	if uploads, err := m.direct.ListMultipartUploads(t.Context(), &s3.ListMultipartUploadsInput{Bucket: &m.bucket}); err != nil || len(uploads.Uploads) > 0 {
+		t.Errorf("uploads are left over: %v, %v", uploads, err)
+	}
+}
+
+// withoutPart takes out of what is shown the ETag, which has a part more where one is appended, and a composite checksum,
+// which is not kept.
+func withoutPart(shown string) string {
+	first, rest, _ := strings.Cut(shown, "\n")
+	var kept []string
+	for _, field := range strings.Fields(first)[1:] {
+		if field != "COMPOSITE" && !strings.Contains(field, "==-") {
+			kept = append(kept, field)
+		}
+	}
+	return strings.Join(kept, " ") + "\n" + rest
+}
+
+// encryption is what a client is told.
+func (m *move) encryption(key string) string {
+	m.t.Helper()
+	head, err := m.app.HeadObject(m.t.Context(), &s3.HeadObjectInput{Bucket: &m.bucket, Key: &key})
+	if err != nil {
+		m.t.Fatalf("%s: %v", key, err)
+	}
+	return string(head.ServerSideEncryption)
+}
+
+// What is stored is compared with what was read, and what is broken is left alone.
+func TestEncryptLeavesAloneWhatItCannotDo(t *testing.T) {
+	m := newMove(t)
+	m.past(func() { m.put("good", text(1, 1000)) })
+	for key, metadata := range map[string]map[string]string{
+		"half an envelope": {"cmek-v": "1"}, "a mark of nothing": {"cmek-v": "1", "cmek-suite": "1", "cmek-type": "other", "cmek-key": "x"},
+	} {
+		m.past(func() { m.put(key, text(2, 1000), func(in *s3.PutObjectInput) { in.Metadata = metadata }) })
+		delete(m.texts, key)
+	}
+	before := m.state()
+	out := m.command(1, "encrypt", "--config", m.both, "s3://bucket")
+	if strings.Count(out, "FAILED") != 2 || !strings.Contains(out, "encrypted  1 objects") || !strings.Contains(out, "malformed envelope") {
+		t.Error(out)
+	}
+	after := m.state()
+	for key := range before {
+		if (key == "good") == (before[key] == after[key]) {
+			t.Errorf("%s: %s, and before %s", key, after[key], before[key])
+		}
+	}
+	m.readable(m.app)
+}
+
+// A key that is gone leaves everything as it is.
+func TestEncryptWithoutAKey(t *testing.T) {
+	m := newMove(t)
+	m.plaintext()
+	before := m.state()
+	if err := os.Remove(m.keys["old"]); err != nil {
+		t.Fatal(err)
+	}
+	out := m.command(1, "encrypt", "--config", m.both, "s3://bucket")
+	if strings.Count(out, "FAILED") != len(m.texts) || !strings.Contains(out, "encrypted  0 objects") {
+		t.Error(out)
+	}
+	if !maps.Equal(before, m.state()) {
+		t.Error("the store has changed")
+	}
+	m.readable(m.direct)
+}
+
+// What a client stores in the last moment before the store gets the ciphertext, or the completed upload, stays: by the proxy
+// or past it.
+func TestEncryptNeverRollsBack(t *testing.T) {
+	m := newMove(t)
+	m.past(func() {
+		for i := range 10 {
+			m.put(fmt.Sprintf("k%02d", i), text(uint64(i), 70_000))
+		}
+		m.upload("parts/a", []int32{1, 2}, 5<<20, 6<<20)
+		m.upload("parts/b", []int32{1, 2}, 5<<20, 7)
+	})
+	overwritten := make(map[string]bool)
+	var mu sync.Mutex
+	hooked := m.hook(func(r *http.Request) {
+		key, ok := strings.CutPrefix(r.URL.Path, "/bucket/")
+		writes := r.Method == http.MethodPut && r.URL.RawQuery == "" || r.Method == http.MethodPost && strings.Contains(r.URL.RawQuery, "uploadId")
+		mu.Lock()
+		defer mu.Unlock()
+		if !ok || !writes || overwritten[key] || strings.Contains(key, "cmekproxy-probe") {
+			return
+		}
+		overwritten[key] = true
+		if key == "k07" {
+			if _, err := m.direct.DeleteObject(context.Background(), &s3.DeleteObjectInput{Bucket: &m.bucket, Key: &key}); err != nil {
+				t.Error(err)
+			}
+			return
+		}
+		client := m.app
+		if len(overwritten)%2 == 0 {
+			client = m.direct
+		}
+		fresh := text(uint64(777+len(overwritten)), 12_345)
+		if _, err := client.PutObject(context.Background(), &s3.PutObjectInput{Bucket: &m.bucket, Key: &key, Body: bytes.NewReader(fresh)}); err != nil {
+			t.Error(err)
+		}
+		m.texts[key] = sha256.Sum256(fresh)
+	})
+	out := m.command(0, "encrypt", "--config", m.config("hooked.yaml", hooked, "old", "old"), "s3://bucket", "--parallel", "1")
+	if len(overwritten) != 12 || !strings.Contains(out, "1 deleted meanwhile") || !strings.Contains(out, "failed     0") {
+		t.Errorf("%d overwritten:\n%s", len(overwritten), out)
+	}
+	delete(m.texts, "k07")
+	if _, err := m.direct.HeadObject(t.Context(), &s3.HeadObjectInput{Bucket: &m.bucket, Key: aws.String("k07")}); err == nil {
+		t.Error("what was deleted is there again")
+	}
+	reader, _ := m.serve(m.denying())
+	m.readable(reader)
+	if uploads, err := m.direct.ListMultipartUploads(t.Context(), &s3.ListMultipartUploadsInput{Bucket: &m.bucket}); err != nil || len(uploads.Uploads) > 0 {
+		t.Errorf("uploads are left over: %v, %v", uploads, err)
+	}
+}
+
+// A store that ignores If-Match is not written to, unless the operator says so.
+func TestEncryptWithAStoreWithoutConditions(t *testing.T) {
+	m := newMove(t)
+	m.past(func() {
+		m.put("k", text(1, 70_000))
+		m.upload("parts/a", []int32{1, 2}, 5<<20, 6<<20)
+	})
+	before := m.state()
+	hooked := m.hook(func(r *http.Request) {
+		if r.Method == http.MethodPut || r.Method == http.MethodPost {
+			r.Header.Del("If-Match")
+		}
+	})
+	config := m.config("hooked.yaml", hooked, "old", "old")
+	if out := m.command(1, "encrypt", "--config", config, "s3://bucket"); !strings.Contains(out, "does not refuse PutObject") || !maps.Equal(before, m.state()) {
+		t.Errorf("it does not refuse:\n%s", out)
+	}
+	if out := m.command(0, "encrypt", "--config", config, "s3://bucket", "--unconditional"); strings.Count(out, "WARNING") != 2 || !strings.Contains(out, "encrypted  2 objects") {
+		t.Error(out)
+	}
+	m.readable(m.app)
+}
+
+func TestEncryptKilledAndResumed(t *testing.T) {
+	m := newMove(t)
+	m.past(func() {
+		for i := range 120 {
+			m.put(fmt.Sprintf("k%03d", i), text(uint64(i), 3000))
+		}
+		m.upload("parts/a", []int32{1, 2}, 5<<20, 6<<20)
+	})
+	sizes := m.sizes(m.app)
+	file := filepath.Join(m.dir, "state")
+	m.killed(70, "encrypt", "--state", file, "--parallel", "4", "--rate", "50")
+	m.readable(m.app) // in whatever state it was left
+	if got := m.sizes(m.app); !maps.Equal(got, sizes) {
+		t.Errorf("half encrypted, sizes are %v, and were %v", got, sizes)
+	}
+	keys, _ := m.keysOf(m.both, 0)
+	done := 0
+	for _, kind := range keys {
+		if kind == "single old" {
+			done++
+		}
+	}
+	if done < 40 || done > 119 {
+		t.Errorf("%d are encrypted", done)
+	}
+	if out := m.command(1, "rewrap", "--config", m.both, "s3://bucket", "--state", file); !strings.Contains(out, "is of another run") {
+		t.Errorf("the state of another command:\n%s", out)
+	}
+	out := m.command(0, "encrypt", "--config", m.both, "s3://bucket", "--state", file)
+	if want := fmt.Sprintf("encrypted  %d objects", 121-done); !strings.Contains(out, want) {
+		t.Errorf("it does not say %q:\n%s", want, out)
+	}
+	if _, err := os.Stat(file); err == nil {
+		t.Error("the state is still there")
+	}
+	m.readable(m.app)
+	if got := m.sizes(m.app); !maps.Equal(got, sizes) {
+		t.Errorf("sizes are %v, and were %v", got, sizes)
+	}
+}
+
+// On a bucket with versions the plaintext is still there, and it is said.
+func TestEncryptTellsOfVersions(t *testing.T) {
+	m := newVersioned(t)
+	m.past(func() {
+		for i := range 3 {
+			m.put(fmt.Sprintf("k%d", i), text(uint64(i), 100))
+		}
+	})
+	out := m.command(0, "encrypt", "--config", m.both, "s3://bucket")
+	if !strings.Contains(out, "keeps old versions") || !strings.Contains(out, "versions   3 older ones in plaintext") {
+		t.Error(out)
+	}
+	list, err := m.direct.ListObjectVersions(t.Context(), &s3.ListObjectVersionsInput{Bucket: &m.bucket, Prefix: aws.String("k")})
+	if err != nil || len(list.Versions) != 6 {
+		t.Fatalf("%d versions, %v", len(list.Versions), err)
+	}
+	m.readable(m.app)
+}

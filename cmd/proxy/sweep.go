@@ -1,0 +1,137 @@
+package main
+
+import (
+	"context"
+	"encoding/xml"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"iter"
+	"net/http"
+	"net/url"
+	"time"
+
+	"github.com/schollz/progressbar/v3"
+	"golang.org/x/time/rate"
+
+	"github.com/cmekproxy/cmekproxy/internal/stored"
+	"github.com/cmekproxy/cmekproxy/internal/walk"
+)
+
+// sweep is a run over all objects of a bucket: what the commands have in common that can take hours.
+type sweep struct {
+	*direct
+	sweepOptions
+	out io.Writer // for people
+	bar *progressbar.ProgressBar
+
+	counts walk.Counts
+	parts  int64 // objects in parts among those done
+	bytes  int64 // of those done
+}
+
+type sweepOptions struct {
+	client, state     string
+	dryRun, keepGoing bool
+	parallel          int
+	rate              float64
+}
+
+// declare adds the flags. verb is what the command does with an object.
+func (o *sweepOptions) declare(flags *flag.FlagSet, verb string) {
+	flags.StringVar(&o.client, "client", "", "`NAME` of the client in whose name the rules are asked (default: one that no rule names)")
+	flags.IntVar(&o.parallel, "parallel", 8, "`N` objects at a time")
+	flags.Float64Var(&o.rate, "rate", 0, verb+" no more than `N` objects in a second (default: as many as can be)")
+	flags.StringVar(&o.state, "state", "", "`FILE` that keeps the position: with it a run that was ended goes on where it was")
+	flags.BoolVar(&o.keepGoing, "keep-going", false, "do not end when many objects in a row have failed")
+}
+
+func (o *sweepOptions) check() error {
+	if o.rate < 0 {
+		return usageError{errors.New("--rate is negative")}
+	}
+	return checkParallel(o.parallel)
+}
+
+// wait holds up what comes too fast. It is nil for no limit.
+func (o *sweepOptions) wait() func(context.Context) error {
+	if o.rate == 0 {
+		return nil
+	}
+	return rate.NewLimiter(rate.Limit(o.rate), 1).Wait
+}
+
+// lister lists objects, as stored.Store.List.
+type lister = func(ctx context.Context, l stored.Listing) iter.Seq2[stored.Entry, error]
+
+// walk does something with each object, and is told of each in the order of the listing. That some have failed is an error
+// at the end.
+func (s *sweep) walk(ctx context.Context, state walk.State, list lister, do func(context.Context, stored.Entry) walk.Result, report func(walk.Result)) error {
+	s.bar = counter(s.progress, "looked at")
+	state.Bucket, state.Prefix = s.bucket, s.prefix
+	w := walk.Walk{
+		Do: do, List: list, Parallel: s.parallel, File: s.state, DryRun: s.dryRun, KeepGoing: s.keepGoing, Now: time.Now,
+		Report: func(r walk.Result) {
+			_ = s.bar.Add(1)
+			s.count(r)
+			report(r)
+		},
+	}
+	err := w.Run(ctx, state)
+	_ = s.bar.Finish()
+	return err
+}
+
+func (s *sweep) count(r walk.Result) {
+	s.counts[r.Outcome]++
+	if r.Outcome == walk.Done {
+		s.bytes += max(r.Size, 0)
+		if r.Parts != 0 {
+			s.parts++
+		}
+	}
+}
+
+// name names an object that failed.
+func (s *sweep) name(r walk.Result) {
+	if r.Outcome == walk.Failed {
+		fmt.Fprintf(s.out, "FAILED  %s: %v\n", visible(r.Key), r.Err)
+	}
+}
+
+// failures is the error of a run in which objects have failed.
+func (s *sweep) failures() error {
+	if failed := s.counts[walk.Failed]; failed > 0 {
+		return fmt.Errorf("%d objects have failed", failed)
+	}
+	return nil
+}
+
+// versions says whether the bucket keeps old versions.
+func (s *sweep) versions(ctx context.Context, note string) bool {
+	kept, err := s.keepsVersions(ctx)
+	switch {
+	case err != nil:
+		fmt.Fprintf(s.out, "note: whether the bucket keeps old versions could not be found out: %v\n", err)
+	case kept:
+		fmt.Fprintln(s.out, "note: the bucket keeps old versions. "+note)
+	}
+	return kept
+}
+
+// keepsVersions asks whether the bucket has, or had, versioning.
+func (s *sweep) keepsVersions(ctx context.Context) (bool, error) {
+	req := &http.Request{Method: http.MethodGet, URL: &url.URL{Path: "/" + s.bucket, RawQuery: "versioning="}, Header: make(http.Header)}
+	resp, err := s.send(req.WithContext(ctx))
+	if answer := (*storeError)(nil); errors.As(err, &answer) && answer.status == http.StatusNotImplemented {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer resp.Body.Close()
+	var doc struct{ Status string }
+	err = xml.NewDecoder(io.LimitReader(resp.Body, 64<<10)).Decode(&doc)
+	return doc.Status != "", err
+}

@@ -1,0 +1,89 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"iter"
+	"os"
+
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/stored"
+	"github.com/cmekproxy/cmekproxy/internal/verify"
+	"github.com/cmekproxy/cmekproxy/internal/walk"
+)
+
+// verifyCommand reads all objects of a bucket to their last byte, and names those that do not verify.
+func verifyCommand(ctx context.Context, args []string, stdout io.Writer) error {
+	v := &verification{}
+	flags := flag.NewFlagSet("verify", flag.ContinueOnError)
+	path := flags.String("config", "", "path of the configuration `FILE`")
+	format := flags.String("format", "table", "table, csv (RFC 4180), or json (an object a line)")
+	flags.BoolVar(&v.old, "versions", false, "all versions of the objects, and not the current ones only; cannot be used with --state")
+	v.declare(flags, "read")
+	target, err := parseBucket(flags, args, stdout)
+	if err != nil {
+		return err
+	}
+	if err := v.check(); err != nil {
+		return err
+	}
+	cfg, err := loadConfig(*path)
+	if err != nil {
+		return err
+	}
+	if v.direct, err = openDirect(ctx, cfg, target, os.Stderr); err != nil {
+		return err
+	}
+	defer v.close()
+	v.out = v.progress
+	if v.faults, err = newFaultWriter(*format, stdout, v.progress); err != nil {
+		return err
+	}
+	return v.run(ctx)
+}
+
+// verification is one run of the command.
+type verification struct {
+	sweep
+	old    bool // versions
+	faults faultWriter
+}
+
+func (v *verification) check() error {
+	if v.old && v.state != "" {
+		return usageError{errors.New("--state keeps a position among keys, and not among their versions: it cannot be used with --versions")}
+	}
+	return v.sweepOptions.check()
+}
+
+func (v *verification) run(ctx context.Context) error {
+	verifier := verify.New(verify.Config{
+		Send: v.send, Open: v.open, OpenEnd: v.cfg.Origin.UniformParts, Wait: v.wait(),
+		AllowPlaintext: func(obj crypt.Object) bool { return v.keys.AllowPlaintext(obj, v.client) },
+	})
+	names, totals := v.keyNames(), newFaultTotals()
+	var written error
+	do := func(ctx context.Context, e stored.Entry) walk.Result { return verifier.Verify(ctx, v.bucket, e) }
+	err := v.walk(ctx, walk.State{Command: "verify"}, v.list, do, func(r walk.Result) {
+		totals.add(r)
+		if r.Outcome == walk.Failed {
+			written = errors.Join(written, v.faults.row(faultOf(r, names)))
+		}
+	})
+	if err := errors.Join(err, written, v.faults.end(totals)); err != nil {
+		return err
+	}
+	if failed := v.counts[walk.Failed]; failed > 0 {
+		return fmt.Errorf("%d objects do not verify", failed)
+	}
+	return nil
+}
+
+// list lists what is to be read.
+func (v *verification) list(ctx context.Context, l stored.Listing) iter.Seq2[stored.Entry, error] {
+	l.Versions = v.old
+	return v.reader().List(ctx, l)
+}

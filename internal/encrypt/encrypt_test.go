@@ -1,0 +1,485 @@
+package encrypt_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/credentials"
+
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/dekcache"
+	"github.com/cmekproxy/cmekproxy/internal/encrypt"
+	"github.com/cmekproxy/cmekproxy/internal/inplace"
+	"github.com/cmekproxy/cmekproxy/internal/keyring"
+	"github.com/cmekproxy/cmekproxy/internal/kms"
+	"github.com/cmekproxy/cmekproxy/internal/origin"
+	"github.com/cmekproxy/cmekproxy/internal/origin/embedded"
+	"github.com/cmekproxy/cmekproxy/internal/stored"
+	"github.com/cmekproxy/cmekproxy/internal/walk"
+)
+
+// store is the one real store of this test process.
+var store *origin.Origin
+
+const bucket = "bucket"
+
+func TestMain(m *testing.M) { os.Exit(run(m)) }
+
+func run(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "encrypt-test-")
+	if err != nil {
+		panic(err)
+	}
+	defer os.RemoveAll(dir)
+	socket, stop, err := embedded.Start(context.Background(), embedded.Config{Dir: dir, AccessKey: "storeaccess", SecretKey: "storesecretstoresecret", Region: "us-east-1"})
+	if err != nil {
+		panic(err)
+	}
+	defer stop()
+	store = origin.New(origin.Config{
+		Endpoint: &url.URL{Scheme: "http", Host: "store"}, Region: "us-east-1", PathStyle: true, Trailers: true, Now: time.Now,
+		Transport:   origin.NewTransport(origin.TransportConfig{DialTimeout: time.Second, ResponseTimeout: 10 * time.Second, MaxConns: 16, UnixSocket: socket}),
+		Credentials: credentials.NewStaticCredentialsProvider("storeaccess", "storesecretstoresecret", ""),
+	})
+	if _, err := ask(http.MethodPut, "", nil); err != nil {
+		panic(err)
+	}
+	return m.Run()
+}
+
+// answerError is an answer that is no good one.
+type answerError struct {
+	status int
+	body   string
+}
+
+func (e *answerError) Error() string { return fmt.Sprintf("answered %d: %.300s", e.status, e.body) }
+func (e *answerError) Status() int   { return e.status }
+
+func send(r *http.Request) (*http.Response, error) {
+	resp, err := store.RoundTrip(r)
+	if err != nil || resp.StatusCode < 300 {
+		return resp, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return nil, err
+	}
+	return nil, &answerError{resp.StatusCode, string(body)}
+}
+
+func ask(method, key string, body []byte) ([]byte, error) {
+	p := &inplace.Payload{Body: bytes.NewReader(body), Length: int64(len(body))}
+	path, query, _ := strings.Cut(key, "?")
+	return (&inplace.Store{Send: send}).Ask(context.Background(), method, crypt.Object{Bucket: bucket, Key: path}, query, nil, p)
+}
+
+// lab is a store with one object in plaintext, and an Encrypter's configuration.
+type lab struct {
+	*testing.T
+	key  string
+	text []byte
+	cfg  encrypt.Config
+}
+
+func newLab(t *testing.T, key kms.Wrapper, sizes ...int) *lab {
+	t.Helper()
+	ring := func() *keyring.Keyring {
+		cache := dekcache.New(dekcache.Config{TTL: time.Minute, MaxEntries: 1000, Now: time.Now})
+		t.Cleanup(cache.Close)
+		k, err := keyring.New(keyring.Config{Keys: []keyring.Key{{Name: "key", Wrapper: key}}, Rules: []keyring.Rule{{Key: "key"}}, Cache: cache})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return k
+	}
+	again := ring()
+	l := &lab{T: t, key: "dir/" + t.Name()}
+	l.cfg = encrypt.Config{
+		Send: send, Keys: ring(), Random: rand.Reader, Abilities: inplace.Abilities{PutIfMatch: true, CompleteIfMatch: true, ETagIsMD5: true},
+		Check: func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
+			return again.Open(ctx, obj, keyID, wrapped)
+		},
+	}
+	l.store(sizes...)
+	return l
+}
+
+// store stores the object: whole, or in several parts.
+func (l *lab) store(sizes ...int) {
+	l.Helper()
+	up := &inplace.Upload{}
+	var err error
+	if len(sizes) > 1 {
+		if up, err = (&inplace.Store{Send: send}).Create(l.Context(), crypt.Object{Bucket: bucket, Key: l.key}, make(http.Header)); err != nil {
+			l.Fatal(err)
+		}
+	}
+	l.text = nil
+	for i, size := range sizes {
+		text := make([]byte, size)
+		rand.Read(text)
+		l.text = append(l.text, text...)
+		if len(sizes) == 1 {
+			_, err = ask(http.MethodPut, l.key, text)
+		} else {
+			err = up.Send(l.Context(), i+1, &inplace.Payload{Body: bytes.NewReader(text), Length: int64(size)})
+		}
+		if err != nil {
+			l.Fatal(err)
+		}
+	}
+	if len(sizes) > 1 {
+		if err := up.Complete(l.Context(), ""); err != nil {
+			l.Fatal(err)
+		}
+	}
+}
+
+func (l *lab) encrypt() walk.Result {
+	return encrypt.New(l.cfg).Encrypt(l.Context(), bucket, stored.Entry{Key: l.key})
+}
+
+// is compares the object with its text, and whether it is encrypted.
+func (l *lab) is(encrypted bool) {
+	l.Helper()
+	s := &stored.Store{Send: send, Cache: stored.NewCache(), Open: l.cfg.Check}
+	o, err := s.Get(l.Context(), stored.Request{Object: crypt.Object{Bucket: bucket, Key: l.key}, Plaintext: func() error { return nil }})
+	if err != nil {
+		l.Fatal(err)
+	}
+	defer o.Close()
+	got, err := io.ReadAll(o.Reader(l.Context()))
+	if err != nil || !bytes.Equal(got, l.text) || o.Plaintext == encrypted {
+		l.Errorf("%d of %d bytes, plaintext: %t, %v", len(got), len(l.text), o.Plaintext, err)
+	}
+}
+
+func localKey(t *testing.T) kms.Wrapper {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "key")
+	if err := kms.CreateLocalKeyFile(path); err != nil {
+		t.Fatal(err)
+	}
+	key, err := kms.NewLocal(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+const mib = 1 << 20
+
+// sizes are an object that is put whole, and one in parts.
+var sizes = map[string][]int{"whole": {300_000}, "in parts": {5 * mib, 5 * mib, 100}}
+
+// isBody reports whether a request carries ciphertext.
+func isBody(r *http.Request) bool { return r.Method == http.MethodPut && r.ContentLength > 0 }
+
+// isPlain reports whether a request is for the bytes that are to be encrypted.
+func isPlain(r *http.Request) bool {
+	return r.Method == http.MethodGet && r.URL.RawQuery == "" && r.Header.Get("X-Amz-Checksum-Mode") == ""
+}
+
+// cut is a body that breaks off.
+type cut struct {
+	io.ReadCloser
+	left int64
+}
+
+func (c *cut) Read(p []byte) (int, error) {
+	if c.left <= 0 {
+		return 0, io.ErrUnexpectedEOF
+	}
+	n, err := c.ReadCloser.Read(p[:min(int64(len(p)), c.left)])
+	c.left -= int64(n)
+	return n, err
+}
+
+// A store that fails in the middle of an upload, or of the object that is read, leaves the old object as it was.
+func TestAStoreThatFails(t *testing.T) {
+	for name, sizes := range sizes {
+		for what, fault := range map[string]func(r *http.Request) (*http.Response, error){
+			"in mid-PUT": func(r *http.Request) (*http.Response, error) {
+				if isBody(r) {
+					r.Body = &cut{r.Body, 200_000}
+				}
+				return send(r)
+			},
+			"in mid-GET": func(r *http.Request) (*http.Response, error) {
+				resp, err := send(r)
+				if err == nil && isPlain(r) {
+					resp.Body = &cut{resp.Body, 200_000}
+				}
+				return resp, err
+			},
+			"with 503": func(r *http.Request) (*http.Response, error) {
+				if isBody(r) {
+					io.CopyN(io.Discard, r.Body, 1000)
+					r.Body.Close()
+					return nil, &answerError{http.StatusServiceUnavailable, "SlowDown"}
+				}
+				return send(r)
+			},
+			"at the end of the upload": func(r *http.Request) (*http.Response, error) {
+				if isBody(r) && r.URL.RawQuery == "" || r.Method == http.MethodPost && strings.HasPrefix(r.URL.RawQuery, "uploadId") {
+					io.Copy(io.Discard, r.Body)
+					r.Body.Close()
+					return nil, &answerError{http.StatusInternalServerError, "InternalError"}
+				}
+				return send(r)
+			},
+		} {
+			t.Run(name+" "+what, func(t *testing.T) {
+				t.Parallel()
+				l := newLab(t, localKey(t), sizes...)
+				l.cfg.Send = fault
+				if r := l.encrypt(); r.Outcome != walk.Failed || r.Err == nil || errors.Is(r.Err, encrypt.ErrLost) {
+					t.Errorf("%+v", r)
+				}
+				l.is(false)
+			})
+		}
+	}
+}
+
+// A fault that passes costs another attempt, and not the object.
+func TestAFaultThatPasses(t *testing.T) {
+	for name, sizes := range sizes {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l := newLab(t, localKey(t), sizes...)
+			var faults atomic.Int64
+			l.cfg.Send = func(r *http.Request) (*http.Response, error) {
+				if isBody(r) && faults.Add(1) == 2 {
+					r.Body = &cut{r.Body, 200_000}
+				}
+				resp, err := send(r)
+				if err == nil && isPlain(r) && faults.Add(1) == 1 {
+					resp.Body = &cut{resp.Body, 200_000}
+				}
+				return resp, err
+			}
+			if r := l.encrypt(); r.Outcome != walk.Done || r.Err != nil || r.Size != int64(len(l.text)) {
+				t.Errorf("%+v", r)
+			}
+			l.is(true)
+		})
+	}
+}
+
+// What comes out of the store otherwise than it went in is not sealed.
+func TestADamagedSource(t *testing.T) {
+	for name, sizes := range sizes {
+		l := newLab(t, localKey(t), sizes...)
+		header := "X-Amz-Checksum-Crc32"
+		l.cfg.Send = func(r *http.Request) (*http.Response, error) {
+			resp, err := send(r)
+			if err == nil && isPlain(r) {
+				resp.Body = &flipped{resp.Body, 77}
+			}
+			if err == nil && r.Method == http.MethodHead && len(sizes) > 1 {
+				resp.Header.Set(header, "AAAAAA==")
+				resp.Header.Set("X-Amz-Checksum-Type", "FULL_OBJECT")
+			}
+			return resp, err
+		}
+		if r := l.encrypt(); r.Outcome != walk.Failed || !errors.Is(r.Err, encrypt.ErrSource) {
+			t.Errorf("%s: %+v", name, r)
+		}
+		l.is(false)
+	}
+}
+
+// flipped has one byte changed.
+type flipped struct {
+	io.ReadCloser
+	at int64
+}
+
+func (f *flipped) Read(p []byte) (int, error) {
+	n, err := f.ReadCloser.Read(p)
+	if f.at >= 0 && f.at < int64(n) {
+		p[f.at] ^= 1
+	}
+	f.at -= int64(n)
+	return n, err
+}
+
+// A store that has other bytes than it was sent is found out: of a part before the old object goes, and of an object that was
+// put whole right after. Then nothing more is written.
+func TestAStoreThatAltersWhatItGets(t *testing.T) {
+	for name, sizes := range sizes {
+		l := newLab(t, localKey(t), sizes...)
+		altered := 0
+		l.cfg.Send = func(r *http.Request) (*http.Response, error) {
+			if isBody(r) {
+				altered++
+				r.Body = &flipped{r.Body, 50_000}
+			}
+			return send(r)
+		}
+		e := encrypt.New(l.cfg)
+		r := e.Encrypt(t.Context(), bucket, stored.Entry{Key: l.key})
+		if len(sizes) > 1 {
+			if r.Outcome != walk.Failed || errors.Is(r.Err, encrypt.ErrLost) {
+				t.Errorf("%s: %+v", name, r)
+			}
+			l.is(false)
+			continue
+		}
+		if r.Outcome != walk.Failed || !errors.Is(r.Err, encrypt.ErrLost) || !errors.Is(r.Err, walk.ErrStop) || altered != 1 {
+			t.Errorf("%s: %+v", name, r)
+		}
+		l.key += "-next"
+		l.store(sizes...)
+		if r := e.Encrypt(t.Context(), bucket, stored.Entry{Key: l.key}); r.Outcome != walk.Failed || altered != 1 {
+			t.Errorf("%s: it goes on: %+v", name, r)
+		}
+		l.is(false)
+	}
+}
+
+// oneWay is a key that wraps, and does not unwrap what it has wrapped, or unwraps it to something else.
+type oneWay struct {
+	kms.Wrapper
+	answer func() ([]byte, error)
+}
+
+func (o oneWay) Unwrap(context.Context, []byte, kms.EncryptionContext) ([]byte, error) {
+	return o.answer()
+}
+
+func TestAKeyThatOnlyWrapsGetsNothing(t *testing.T) {
+	for what, answer := range map[string]func() ([]byte, error){
+		"denied":           func() ([]byte, error) { return nil, &kms.Error{Kind: kms.Denied, Op: "unwrap", Err: errors.New("no")} },
+		"another data key": func() ([]byte, error) { return bytes.Repeat([]byte{7}, kms.DEKSize), nil },
+	} {
+		for name, sizes := range sizes {
+			l := newLab(t, oneWay{localKey(t), answer}, sizes...)
+			writes := 0
+			l.cfg.Send = func(r *http.Request) (*http.Response, error) {
+				if r.Method == http.MethodPut || r.Method == http.MethodPost {
+					writes++
+				}
+				return send(r)
+			}
+			if r := l.encrypt(); r.Outcome != walk.Failed || r.Err == nil || writes > 0 {
+				t.Errorf("%s, %s: %+v, %d writes", what, name, r, writes)
+			}
+		}
+	}
+}
+
+// What the store has done although its answer never came is read back all the same.
+func TestAnAnswerThatIsLost(t *testing.T) {
+	for name, sizes := range sizes {
+		l := newLab(t, localKey(t), sizes...)
+		lost, back := 0, 0
+		l.cfg.Send = func(r *http.Request) (*http.Response, error) {
+			last := r.Method == http.MethodPut && r.URL.RawQuery == "" || r.Method == http.MethodPost && strings.HasPrefix(r.URL.RawQuery, "uploadId")
+			resp, err := send(r)
+			if err == nil && last && lost == 0 {
+				lost++
+				resp.Body.Close()
+				return nil, io.ErrUnexpectedEOF
+			}
+			if err == nil && lost > 0 && isPlain(r) {
+				back += int(resp.ContentLength)
+			}
+			return resp, err
+		}
+		if r := l.encrypt(); r.Outcome != walk.Done || r.Err != nil || lost != 1 || back < len(l.text) {
+			t.Errorf("%s: %+v, %d bytes were read back", name, r, back)
+		}
+		l.is(true)
+	}
+}
+
+// A store that does not tell the parts of an object gets as many of one length.
+func TestAStoreThatDoesNotTellParts(t *testing.T) {
+	l := newLab(t, localKey(t), 5*mib, 6*mib, 3)
+	l.cfg.Send = func(r *http.Request) (*http.Response, error) {
+		if strings.HasPrefix(r.URL.RawQuery, "partNumber=") && r.Method == http.MethodHead {
+			return nil, &answerError{http.StatusNotImplemented, "NotImplemented"}
+		}
+		return send(r)
+	}
+	if r := l.encrypt(); r.Outcome != walk.Done || r.Parts != 2 { // three of one length would be too short
+		t.Errorf("%+v", r)
+	}
+	l.is(true)
+}
+
+// Without a condition the object is looked at when all has been read, and before the last of it is written.
+func TestUnconditional(t *testing.T) {
+	for name, sizes := range sizes {
+		l := newLab(t, localKey(t), sizes...)
+		l.cfg.Abilities.PutIfMatch, l.cfg.Abilities.CompleteIfMatch = false, false
+		if r := l.encrypt(); r.Outcome != walk.Failed || !errors.Is(r.Err, encrypt.ErrUnconditional) {
+			t.Errorf("%s: %+v", name, r)
+		}
+		l.is(false)
+		l.cfg.Unconditional = true
+		overwritten := false
+		l.cfg.Send = func(r *http.Request) (*http.Response, error) {
+			if r.Header.Get("If-Match") != "" && (isBody(r) || r.Method == http.MethodPost) {
+				t.Errorf("%s: a condition that the store does not hold to", name)
+			}
+			resp, err := send(r)
+			if err == nil && isPlain(r) && !overwritten {
+				overwritten = true
+				body := resp.Body
+				text, _ := io.ReadAll(body)
+				body.Close()
+				resp.Body = io.NopCloser(bytes.NewReader(text))
+				l.store(20_000)
+			}
+			return resp, err
+		}
+		if r := l.encrypt(); r.Outcome != walk.Done || !overwritten || r.Size != 20_000 {
+			t.Errorf("%s: %+v", name, r)
+		}
+		l.is(true)
+	}
+}
+
+func TestEqual(t *testing.T) {
+	const gib = 1 << 30
+	for _, row := range []struct {
+		size   int64
+		parts  int
+		count  int
+		length int64
+	}{
+		{0, 1, 1, 0},
+		{10, 1, 1, 10},
+		{20 * mib, 3, 3, 7 * mib},
+		{15 * mib, 3, 3, 5 * mib},
+		{10 * mib, 4, 2, 8 * mib},                     // four would be too short
+		{5*10_000*mib + 1, 10_000, 10_000, 5_242_881}, // of no whole number of MiB
+		{6 * gib, 0, 768, 8 * mib},
+		{5 * 1024 * gib, 0, 9987, 525 * mib},
+		{6 * gib, 1, 768, 8 * mib}, // one would be too long
+	} {
+		l := encrypt.Equal(row.size, row.parts)
+		first, _ := l.At(0)
+		last, ok := l.At(l.Parts() - 1)
+		if l.Size() != row.size || l.Parts() != row.count || first.Size != row.length || !ok || last.Size > first.Size || !l.Contiguous() {
+			t.Errorf("%d in %d: %v of %d bytes", row.size, row.parts, l, l.Size())
+		}
+	}
+}

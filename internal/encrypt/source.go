@@ -1,0 +1,199 @@
+package encrypt
+
+import (
+	"bytes"
+	"context"
+	"crypto/md5"  //nolint:gosec // what stores take for an ETag
+	"crypto/sha1" //nolint:gosec // x-amz-checksum-sha1 is S3's
+	"crypto/sha256"
+	"encoding"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"hash/crc32"
+	"io"
+	"net/http"
+	"strings"
+
+	"github.com/minio/crc64nvme"
+
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/inplace"
+	"github.com/cmekproxy/cmekproxy/internal/stored"
+)
+
+// original is an object that was never encrypted.
+type original struct {
+	obj    crypt.Object
+	have   http.Header // the store's
+	stored string      // its ETag
+	size   int64
+	sums   *sums
+}
+
+func newOriginal(obj crypt.Object, seen *stored.Seen, etagIsMD5 bool) *original { //nolint:revive // what the store can do, and no mode of this
+	o := &original{obj: obj, have: seen.Header, stored: seen.ETag, size: seen.Stored, sums: &sums{whole: sha256.New()}}
+	kind := seen.Header.Get("X-Amz-Checksum-Type")
+	if kind == "FULL_OBJECT" || kind == "" && seen.Parts < 0 {
+		for id, algorithm := range algorithms {
+			want, err := base64.StdEncoding.DecodeString(seen.Header.Get("X-Amz-Checksum-" + algorithm.name))
+			if err == nil && len(want) > 0 {
+				o.sums.said = append(o.sums.said, said{algorithm.name, id, algorithm.new(), want})
+			}
+		}
+	}
+	// Under the store's own SSE-KMS an ETag is no MD5.
+	sse := seen.Header.Get("X-Amz-Server-Side-Encryption")
+	md5OfETag, err := hex.DecodeString(strings.Trim(seen.ETag, `"`))
+	if etagIsMD5 && (sse == "" || sse == "AES256") && err == nil && len(md5OfETag) == md5.Size {
+		o.sums.said = append(o.sums.said, said{"ETag", 0, md5.New(), md5OfETag}) //nolint:gosec // as above
+	}
+	return o
+}
+
+// algorithms are S3's, by the names in headers.
+var algorithms = map[crypt.ChecksumID]struct {
+	name string
+	new  func() hash.Hash
+}{
+	crypt.CRC32:     {"Crc32", func() hash.Hash { return crc32.NewIEEE() }},
+	crypt.CRC32C:    {"Crc32c", func() hash.Hash { return crc32.New(crc32.MakeTable(crc32.Castagnoli)) }},
+	crypt.CRC64NVME: {"Crc64nvme", func() hash.Hash { return crc64nvme.New() }},
+	crypt.SHA1:      {"Sha1", sha1.New},
+	crypt.SHA256:    {"Sha256", sha256.New},
+}
+
+// checksum is what is kept with an object in parts.
+func (o *original) checksum() stored.Checksum {
+	out := stored.Checksum{Digests: o.sums.digests()}
+	if len(out.Digests) > 0 {
+		out.Type = crypt.FullObject
+	}
+	return out
+}
+
+// read asks for some of the object's bytes.
+func (e *Encrypter) read(ctx context.Context, o *original, offset, length int64) (io.ReadCloser, error) {
+	header := http.Header{"If-Match": {o.stored}}
+	if length < o.size {
+		header.Set("Range", stored.Bytes(offset, length).String())
+	}
+	resp, err := e.store.Do(inplace.NewRequest(ctx, http.MethodGet, o.obj, "", header, nil))
+	if err != nil {
+		return nil, err
+	}
+	partial := resp.StatusCode == http.StatusPartialContent && resp.Header.Get("Content-Range") == stored.ContentRange(offset, length, o.size)
+	if resp.Header.Get("Etag") != o.stored || resp.ContentLength != length || length < o.size && !partial {
+		_ = resp.Body.Close()
+		return nil, inplace.ErrChanged
+	}
+	return resp.Body, nil
+}
+
+// sums are of the bytes that were read.
+type sums struct {
+	whole hash.Hash // SHA-256, by which what is read back is compared
+	said  []said
+}
+
+// said is what the store says of the bytes.
+type said struct {
+	name string
+	id   crypt.ChecksumID // 0 for what no client asks for
+	hash hash.Hash
+	want []byte
+}
+
+func (s *sums) write(p []byte) {
+	s.whole.Write(p)
+	for _, one := range s.said {
+		one.hash.Write(p)
+	}
+}
+
+func (s *sums) check() error {
+	for _, one := range s.said {
+		if !bytes.Equal(one.hash.Sum(nil), one.want) {
+			return fmt.Errorf("%w (%s)", ErrSource, one.name)
+		}
+	}
+	return nil
+}
+
+func (s *sums) digests() map[crypt.ChecksumID][]byte {
+	out := make(map[crypt.ChecksumID][]byte)
+	for _, one := range s.said {
+		if one.id != 0 {
+			out[one.id] = one.want
+		}
+	}
+	return out
+}
+
+// mark remembers how far the sums are, and back returns there. All the hashes can do it.
+func (s *sums) mark() [][]byte {
+	var out [][]byte
+	for _, h := range s.all() {
+		state, err := h.(encoding.BinaryMarshaler).MarshalBinary()
+		if err != nil {
+			panic(err)
+		}
+		out = append(out, state)
+	}
+	return out
+}
+
+func (s *sums) back(mark [][]byte) {
+	for i, h := range s.all() {
+		if err := h.(encoding.BinaryUnmarshaler).UnmarshalBinary(mark[i]); err != nil {
+			panic(err)
+		}
+	}
+}
+
+func (s *sums) all() []hash.Hash {
+	out := []hash.Hash{s.whole}
+	for _, one := range s.said {
+		out = append(out, one.hash)
+	}
+	return out
+}
+
+// source is plaintext that is being read. end, if not nil, is asked before it says that it is at its end.
+type source struct {
+	r    io.Reader
+	sums *sums
+	end  func() error
+}
+
+func (s *source) Read(p []byte) (int, error) {
+	n, err := s.r.Read(p)
+	s.sums.write(p[:n])
+	if err == io.EOF && s.end != nil { // bare, as every io.Reader must say it
+		if refused := s.end(); refused != nil {
+			return n, refused
+		}
+	}
+	return n, err
+}
+
+// twin compares what is decrypted again with what was read.
+type twin struct {
+	src  io.Reader
+	read bytes.Buffer // and not compared yet: no more than is sealed at a time
+}
+
+func (t *twin) Read(p []byte) (int, error) {
+	n, err := t.src.Read(p)
+	t.read.Write(p[:n])
+	return n, err
+}
+
+func (t *twin) seen(text []byte) error {
+	if !bytes.Equal(t.read.Next(len(text)), text) {
+		return errors.New("what was sealed opens to other bytes than were read")
+	}
+	return nil
+}

@@ -1,0 +1,216 @@
+package encrypt
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/inplace"
+	"github.com/cmekproxy/cmekproxy/internal/kms"
+	"github.com/cmekproxy/cmekproxy/internal/stored"
+)
+
+// put writes an object whole.
+func (e *Encrypter) put(ctx context.Context, w *written, before **written) error {
+	if !e.cfg.Abilities.PutIfMatch && !e.cfg.Unconditional {
+		return fmt.Errorf("PutObject: %w", ErrUnconditional)
+	}
+	key, err := inplace.NewKey(ctx, e.cfg.Keys, e.cfg.Check, w.obj, e.cfg.Client, "")
+	if err != nil {
+		return err
+	}
+	defer key.Release()
+	body, err := e.read(ctx, w.original, 0, w.size)
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	text := &twin{src: &source{r: body, sums: w.sums, end: func() error { return e.atTheEnd(ctx, w, e.cfg.Abilities.PutIfMatch) }}}
+	sealer, err := crypt.NewSealer(text, w.size, key.DEK(), e.cfg.Random)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = sealer.Close() }() // it only gives a buffer back
+	w.header = sealer.Header()
+	header, err := e.envelope(ctx, w, key)
+	if err != nil {
+		return err
+	}
+	checked, err := inplace.CheckBody(ctx, sealer, w.size, w.header, key.Proof)
+	if err != nil {
+		return err
+	}
+	defer checked.Close()
+	checked.Seen = text.seen
+	if e.cfg.Abilities.PutIfMatch {
+		header.Set("If-Match", w.stored)
+	}
+	*before = w
+	resp, err := e.store.Do(inplace.NewRequest(ctx, http.MethodPut, w.obj, "", header, &inplace.Payload{Body: checked, Length: crypt.StoredSize(w.size)}))
+	if err == nil {
+		w.etag = resp.Header.Get("Etag")
+		err = resp.Body.Close()
+	}
+	if checked.Err != nil {
+		return checked.Err // and why the store was left with half a body
+	}
+	return err
+}
+
+// envelope returns the header with an envelope that verifies, and with what the object had.
+func (e *Encrypter) envelope(ctx context.Context, w *written, key *inplace.Key) (http.Header, error) {
+	sum, err := crypt.SealChecksums(w.sums.digests(), key.DEK(), e.cfg.Random)
+	if err != nil {
+		return nil, err
+	}
+	envelope := crypt.Envelope{KeyID: key.KeyID, WrappedDEK: key.Wrapped, Header: w.header, Size: w.size, Sum: sum}
+	if err := envelope.Sign(key.DEK(), w.obj); err != nil {
+		return nil, err
+	}
+	metadata, err := envelope.Metadata()
+	if err != nil {
+		return nil, err
+	}
+	again, err := crypt.ParseEnvelope(metadata)
+	if err != nil {
+		return nil, err
+	}
+	if err := again.Verify(key.Proof.DEK(), w.obj); err != nil {
+		return nil, err
+	}
+	return e.carried(ctx, w, metadata)
+}
+
+func (e *Encrypter) carried(ctx context.Context, w *written, metadata map[string]string) (http.Header, error) {
+	header, err := stored.Carry(w.have, metadata)
+	if err != nil {
+		return nil, err
+	}
+	return header, e.store.CarryTags(ctx, w.obj, header)
+}
+
+// atTheEnd is called when all has been read, and before the last of it is written.
+func (e *Encrypter) atTheEnd(ctx context.Context, w *written, conditional bool) error { //nolint:revive // what the store can do, and no mode of this
+	if err := w.sums.check(); err != nil || conditional {
+		return err
+	}
+	return e.store.Unchanged(ctx, w.obj, w.stored)
+}
+
+// upload writes an object in parts.
+func (e *Encrypter) upload(ctx context.Context, w *written, before **written) error {
+	if !e.cfg.Abilities.CompleteIfMatch && !e.cfg.Unconditional {
+		return fmt.Errorf("CompleteMultipartUpload: %w", ErrUnconditional)
+	}
+	key, err := inplace.NewKey(ctx, e.cfg.Keys, e.cfg.Check, w.obj, e.cfg.Client, "")
+	if err != nil {
+		return err
+	}
+	defer key.Release()
+	mark, err := crypt.Mark{KeyID: key.KeyID}.Metadata()
+	if err != nil {
+		return err
+	}
+	header, err := e.carried(ctx, w, mark)
+	if err != nil {
+		return err
+	}
+	if w.up, err = e.store.Create(ctx, w.obj, header); err != nil {
+		return err
+	}
+	if err := e.sendParts(ctx, w, key); err != nil {
+		w.up.Abort(ctx)
+		return err
+	}
+	*before = w
+	condition := w.stored
+	if !e.cfg.Abilities.CompleteIfMatch {
+		condition = ""
+	}
+	if err := w.up.Complete(ctx, condition); err != nil {
+		w.up.Abort(ctx)
+		return err
+	}
+	w.etag = w.up.ETag
+	return nil
+}
+
+func (e *Encrypter) sendParts(ctx context.Context, w *written, key *inplace.Key) error {
+	n := w.layout.Parts()
+	for i := range n {
+		at, _ := w.layout.At(i)
+		mark := w.sums.mark()
+		if err := inplace.Retry(ctx, func() error {
+			w.sums.back(mark)
+			return e.sendPart(ctx, w, key, at)
+		}); err != nil {
+			return err
+		}
+	}
+	if err := e.atTheEnd(ctx, w, e.cfg.Abilities.CompleteIfMatch); err != nil {
+		return err
+	}
+	first, _ := w.layout.At(0)
+	last, _ := w.layout.At(n - 1)
+	if crypt.IsFinal(last.Number, last.Size) || e.cfg.OpenEnd && last.Size != first.Size {
+		return nil // the end shows, or cannot: a part behind this one would be refused
+	}
+	return w.up.End(ctx, w.layout, w.checksum(), key, e.cfg.Random)
+}
+
+func (e *Encrypter) sendPart(ctx context.Context, w *written, key *inplace.Key, at crypt.Place) error {
+	body, err := e.read(ctx, w.original, at.Offset, at.Size)
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	text := &twin{src: &source{r: body, sums: w.sums}}
+	part := crypt.Part{Number: at.Number, Size: at.Size, Final: crypt.IsFinal(at.Number, at.Size)}
+	return w.up.Seal(ctx, part, text, key, e.cfg.Random, text.seen)
+}
+
+// readBack reads what is stored now, by the key as the KMS unwraps it, and compares it with what was there.
+func (e *Encrypter) readBack(ctx context.Context, w *written, etag string) error {
+	o, err := e.reader.Get(ctx, onlyIf(w.obj, etag))
+	switch inplace.Status(err) {
+	case http.StatusNotFound:
+		return nil // deleted since
+	case http.StatusPreconditionFailed:
+		return inplace.ErrChanged // overwritten since: what is there now is looked at in its turn
+	}
+	if err == nil {
+		sum := sha256.New()
+		_, err = io.Copy(sum, o.Reader(ctx))
+		o.Close()
+		if err == nil && !bytes.Equal(sum.Sum(nil), w.sums.whole.Sum(nil)) {
+			err = errors.New("other bytes come back")
+		}
+		if err == nil {
+			return nil
+		}
+	}
+	if damaged(err) {
+		return fmt.Errorf("%w: it was encrypted, and read back: %w", ErrLost, err)
+	}
+	return fmt.Errorf("it was encrypted, and could not be read back: %w", err)
+}
+
+// damaged reports whether an error says that the bytes are not what they were. A store or a KMS that does not answer says
+// nothing of that.
+func damaged(err error) bool {
+	if errors.Is(err, inplace.ErrChanged) || errors.Is(err, inplace.ErrUnanswered) || errors.Is(err, stored.ErrOverwritten) || inplace.Status(err) != 0 {
+		return false
+	}
+	return !keyFailed(err) && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded)
+}
+
+// keyFailed reports whether it was a key that could not be had, and not the object.
+func keyFailed(err error) bool {
+	var failure *kms.Error
+	return errors.As(err, &failure) && failure.Kind != kms.InvalidCiphertext
+}

@@ -1,0 +1,114 @@
+package inplace
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/stored"
+)
+
+// Checked is a body on its way to the store. It hands stored bytes on, each after its segment has verified and been
+// decrypted. The end comes only if all have.
+type Checked struct {
+	// Seen, if not nil, is given the plaintext of what is handed on next. An error keeps it back.
+	Seen func(text []byte) error
+	// Err is why it failed, which a transport may not hand on.
+	Err error
+
+	ctx    context.Context //nolint:containedctx // of the one request that reads it
+	lease  stored.Lease
+	opener *crypt.Opener
+	next   func() ([]byte, error)
+	passed bytes.Buffer // what has verified
+}
+
+// CheckBody checks the body of an object that is put whole, with size bytes of plaintext.
+func CheckBody(ctx context.Context, src io.Reader, size int64, h crypt.Header, lease stored.Lease) (*Checked, error) {
+	c := &Checked{ctx: ctx, lease: lease}
+	opener, err := crypt.NewOpener(io.TeeReader(src, &c.passed), crypt.Whole(size), lease.DEK(), h)
+	if err != nil {
+		return nil, err
+	}
+	c.opener, c.next = opener, opener.Next
+	return c, nil
+}
+
+// CheckPart checks a part of an object, which has no record.
+func CheckPart(ctx context.Context, src io.Reader, obj crypt.Object, lease stored.Lease) (*Checked, error) {
+	c := &Checked{ctx: ctx, lease: lease}
+	src = io.TeeReader(src, &c.passed)
+	prefix := make([]byte, crypt.PartPrefixSize)
+	if _, err := io.ReadFull(src, prefix); err != nil {
+		return nil, err
+	}
+	part, err := crypt.ParsePart(prefix)
+	if err != nil {
+		return nil, err
+	}
+	if err := part.Verify(lease.DEK(), obj); err != nil {
+		return nil, err
+	}
+	window := part.Whole()
+	stream := io.LimitReader(io.MultiReader(bytes.NewReader(prefix[crypt.PartHeaderSize:]), src), window.End)
+	if c.opener, err = crypt.NewOpener(stream, window, lease.DEK(), part.Header); err != nil {
+		return nil, err
+	}
+	fill := part.Size + crypt.PartOverhead - crypt.PartHeaderSize - window.End
+	c.next = func() ([]byte, error) {
+		text, err := c.opener.Next()
+		if err == io.EOF && fill >= 0 { //nolint:errorlint // bare: Next says so
+			n := fill
+			fill = -1
+			return nil, expectZeros(src, n)
+		}
+		return text, err
+	}
+	return c, nil
+}
+
+// expectZeros reads n bytes of nothing, and the end.
+func expectZeros(src io.Reader, n int64) error {
+	fill := make([]byte, n+1)
+	got, err := io.ReadFull(src, fill)
+	if int64(got) != n || !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) || !bytes.Equal(fill[:n], make([]byte, n)) {
+		return errors.Join(fmt.Errorf("%w: the fill of a part", crypt.ErrAuth), err)
+	}
+	return nil
+}
+
+func (c *Checked) Read(p []byte) (int, error) {
+	for c.passed.Len() == 0 || c.Err != nil {
+		if c.Err == nil {
+			c.Err = c.more()
+		}
+		if c.Err != nil {
+			return 0, c.Err
+		}
+		if c.passed.Len() == 0 {
+			return 0, io.EOF
+		}
+	}
+	return c.passed.Read(p)
+}
+
+// more verifies the next bytes. There are none at the end.
+func (c *Checked) more() error {
+	text, err := c.next()
+	if err == io.EOF { //nolint:errorlint // bare: Next says so
+		return nil
+	}
+	if err == nil {
+		err = c.lease.Check(c.ctx)
+	}
+	if err == nil && c.Seen != nil {
+		err = c.Seen(text)
+	}
+	return err
+}
+
+// Close gives the buffers back.
+func (c *Checked) Close() { c.opener.Close() }

@@ -1,0 +1,301 @@
+// Package inplace writes stored objects anew under their own names. It is what the commands have in common that move
+// objects to another key and that encrypt what never was.
+//
+// What they write replaces the only copy that there may be. So it is written only after it has been read again by a key
+// that the KMS has unwrapped, and only over the very object that it was made of: by a condition that the store holds to, see
+// Abilities. What a client stores meanwhile stays.
+//
+//	inplace.go  requests to the store, and when they are made again
+//	carry.go    what of an object is carried over beside its body
+//	checked.go  bodies that verify on their way to the store
+//	upload.go   objects in parts
+//	probe.go    what the store can do
+package inplace
+
+import (
+	"bytes"
+	"context"
+	"crypto/subtle"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/keyring"
+	"github.com/cmekproxy/cmekproxy/internal/sigv4"
+	"github.com/cmekproxy/cmekproxy/internal/stored"
+	"github.com/cmekproxy/cmekproxy/internal/walk"
+)
+
+var (
+	// ErrChanged says that the object is another one than a moment ago.
+	ErrChanged = errors.New("the object has changed")
+	// ErrUnanswered says that the store could not be reached or broke off.
+	ErrUnanswered = errors.New("the store does not answer")
+)
+
+// tries is how often an object is tried that changes meanwhile or whose store falters; pause is the first one between.
+const (
+	tries = 4
+	pause = 250 * time.Millisecond
+)
+
+// Insist makes attempts at an object until one of them succeeds or fails for good. An attempt that finds no object returns
+// the outcome Gone and the store's answer.
+func Insist(ctx context.Context, e stored.Entry, attempt func(context.Context) (walk.Result, error)) walk.Result {
+	var r walk.Result
+	var err error
+	for i := range tries {
+		if r, err = attempt(ctx); r.Outcome == walk.Gone || !again(err) || ctx.Err() != nil {
+			break
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause << i):
+		}
+	}
+	r.Key, r.Version = e.Key, e.Version
+	if Status(err) == http.StatusNotFound && r.Outcome == walk.Gone {
+		err = nil
+		if strings.ContainsRune(e.Key, '\uFFFD') {
+			err = errors.New("not found by the name that the listing gives, which has characters that XML cannot hold")
+		}
+	}
+	if err != nil {
+		r.Outcome, r.Err = walk.Failed, err
+	}
+	return r
+}
+
+// again reports whether an error may pass, or the object be another one now. Not found, but for the first look at it, is
+// what was deleted meanwhile.
+func again(err error) bool {
+	switch Status(err) {
+	case http.StatusNotFound, http.StatusPreconditionFailed, http.StatusConflict:
+		return true
+	}
+	return errors.Is(err, ErrChanged) || errors.Is(err, stored.ErrOverwritten) || falters(err)
+}
+
+// falters reports whether it is the store that has no time or cannot be reached.
+func falters(err error) bool {
+	switch Status(err) {
+	case http.StatusTooManyRequests, http.StatusInternalServerError, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+		return true
+	}
+	return errors.Is(err, ErrUnanswered)
+}
+
+// Retry makes attempts at a piece of an object as long as the store falters.
+func Retry(ctx context.Context, attempt func() error) error {
+	for i := 0; ; i++ {
+		err := attempt()
+		if !falters(err) || i+1 == tries || ctx.Err() != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause << i):
+		}
+	}
+}
+
+// Key is a new data key of an object, and the same one as the KMS has unwrapped it again: as whoever reads the object will
+// get it.
+type Key struct {
+	*keyring.Sealed
+	Proof stored.Lease
+}
+
+// Release ends the use of both.
+func (k *Key) Release() {
+	k.Proof.Release()
+	k.Sealed.Release()
+}
+
+// NewKey makes a data key; see keyring.Keyring.Create. open must ask the KMS, and not remember what keys has wrapped.
+func NewKey(ctx context.Context, keys *keyring.Keyring, open Open, obj crypt.Object, client, to string) (*Key, error) {
+	sealed, err := keys.Create(ctx, obj, client, keyring.Choice{KeyID: to})
+	if err != nil {
+		return nil, err
+	}
+	proof, err := Prove(ctx, open, obj, sealed)
+	if err != nil {
+		sealed.Release()
+		return nil, err
+	}
+	return &Key{sealed, proof}, nil
+}
+
+// Prove has the KMS unwrap what it has just wrapped, and compares. open must ask the KMS, and not remember what was wrapped.
+// The lease is of the data key as whoever reads the object will get it.
+func Prove(ctx context.Context, open Open, obj crypt.Object, sealed *keyring.Sealed) (stored.Lease, error) {
+	lease, err := open(ctx, obj, sealed.KeyID, sealed.Wrapped)
+	if err != nil {
+		return nil, fmt.Errorf("the new key wraps and does not unwrap: %w", err)
+	}
+	if subtle.ConstantTimeCompare(lease.DEK(), sealed.DEK()) != 1 {
+		lease.Release()
+		return nil, errors.New("the new key unwraps another data key than it has wrapped")
+	}
+	return lease, nil
+}
+
+// Open returns the data key of an object, as stored.Store.Open.
+type Open = func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error)
+
+// Store is the store behind.
+type Store struct {
+	Send      func(*http.Request) (*http.Response, error) // as stored.Store.Send
+	ETagIsMD5 bool                                        // see Abilities
+}
+
+// Do sends a request, and tells a store that has not answered from one that has said no.
+func (s *Store) Do(r *http.Request) (*http.Response, error) {
+	resp, err := s.Send(r)
+	if body, ok := r.Body.(*outgoing); ok && err == nil && !body.ended.Load() {
+		_ = resp.Body.Close()
+		err = fmt.Errorf("%w answered %d before it had the whole body", stored.ErrStore, resp.StatusCode)
+	}
+	if body, ok := r.Body.(*outgoing); ok {
+		body.wait(r.Context())
+	}
+	if err != nil && Status(err) == 0 {
+		return nil, fmt.Errorf("%w: %w", ErrUnanswered, err)
+	}
+	if err == nil {
+		resp.Body = &answer{resp.Body}
+	}
+	return resp, err
+}
+
+// outgoing is the body of a request. A transport may go on to read it after the store has answered; what it is made of can
+// be used again once it is closed.
+type outgoing struct {
+	io.Reader
+	ended  atomic.Bool
+	close  sync.Once
+	closed chan struct{}
+}
+
+func (o *outgoing) Read(p []byte) (int, error) {
+	n, err := o.Reader.Read(p)
+	if err == io.EOF { // bare, as every io.Reader must say it
+		o.ended.Store(true)
+	}
+	return n, err
+}
+
+// Close keeps the promise of http.RoundTripper, to close the body in any case.
+func (o *outgoing) Close() error {
+	o.close.Do(func() { close(o.closed) })
+	return nil
+}
+
+func (o *outgoing) wait(ctx context.Context) {
+	select {
+	case <-o.closed:
+	case <-ctx.Done():
+	}
+}
+
+// answer is a body that tells a connection that broke from a stored object that is too short. The cause is not wrapped:
+// an unexpected EOF is what readers take for the latter.
+type answer struct{ io.ReadCloser }
+
+func (a *answer) Read(p []byte) (int, error) {
+	n, err := a.ReadCloser.Read(p)
+	if err != nil && err != io.EOF { //nolint:errorlint // bare, as every io.Reader must say it
+		err = fmt.Errorf("%w: it broke off: %s", ErrUnanswered, err.Error())
+	}
+	return n, err
+}
+
+// Status is the store's answer, 0 if there is none.
+func Status(err error) int {
+	var answered interface{ Status() int }
+	if errors.As(err, &answered) {
+		return answered.Status()
+	}
+	return 0
+}
+
+// Unchanged looks at the object right before it is overwritten, where the store knows no condition. What a client writes
+// in between is overwritten too.
+func (s *Store) Unchanged(ctx context.Context, obj crypt.Object, etag string) error {
+	resp, err := s.Do(NewRequest(ctx, http.MethodHead, obj, "", nil, nil))
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.Header.Get("Etag") != etag {
+		return ErrChanged
+	}
+	return nil
+}
+
+// Payload is a request body of known length.
+type Payload struct {
+	Body   io.Reader
+	Length int64
+}
+
+// NewRequest returns a request for an object, with a query that is encoded already.
+func NewRequest(ctx context.Context, method string, obj crypt.Object, query string, header http.Header, p *Payload) *http.Request {
+	u := &url.URL{Path: "/" + obj.Bucket + "/" + obj.Key, RawQuery: query}
+	u.RawPath = sigv4.EscapePath(u.Path)
+	if header == nil {
+		header = make(http.Header)
+	}
+	r := &http.Request{Method: method, URL: u, Header: header, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}
+	if p != nil {
+		r.Body, r.ContentLength = &outgoing{Reader: p.Body, closed: make(chan struct{})}, p.Length
+	}
+	return r.WithContext(ctx)
+}
+
+// maxAnswer bounds the store's documents, in bytes.
+const maxAnswer = 1 << 20
+
+// Ask sends a request and returns the document in the answer. S3 begins to answer copies and completions before it is
+// done with them, so that a failure can come with status 200.
+func (s *Store) Ask(ctx context.Context, method string, obj crypt.Object, query string, header http.Header, p *Payload) ([]byte, error) {
+	resp, err := s.Do(NewRequest(ctx, method, obj, query, header, p))
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	var body bytes.Buffer
+	if _, err := body.ReadFrom(io.LimitReader(resp.Body, maxAnswer)); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnanswered, err)
+	}
+	return body.Bytes(), lateError(body.Bytes())
+}
+
+// lateError reads an error document that came with a good status. Whatever it says, the request can be made again.
+func lateError(body []byte) error {
+	var doc struct {
+		XMLName       xml.Name
+		Code, Message string
+	}
+	if err := xml.Unmarshal(body, &doc); err != nil || doc.XMLName.Local != "Error" {
+		return nil //nolint:nilerr // most answers have no document
+	}
+	return fmt.Errorf("%w: %s %s", ErrUnanswered, doc.Code, doc.Message)
+}
+
+// ETagOf reads the ETag element of a document.
+func ETagOf(body []byte) (string, error) {
+	var doc struct{ ETag string }
+	if err := xml.Unmarshal(body, &doc); err != nil || doc.ETag == "" {
+		return "", errors.Join(fmt.Errorf("%w answered without an ETag: %.200q", stored.ErrStore, body), err)
+	}
+	return doc.ETag, nil
+}

@@ -1,0 +1,186 @@
+package inplace
+
+import (
+	"bytes"
+	"context"
+	"crypto/md5" //nolint:gosec // what stores take for an ETag
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/xml"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/stored"
+)
+
+// Upload is a multipart upload in the works.
+type Upload struct {
+	store *Store
+	obj   crypt.Object
+	id    string
+	parts []completedPart
+	ETag  string // of the completed object
+}
+
+type completedPart struct {
+	PartNumber int
+	ETag       string
+}
+
+// abortTimeout bounds the cleaning up behind an upload that failed.
+const abortTimeout = 10 * time.Second
+
+// Create begins an upload of an object with the header.
+func (s *Store) Create(ctx context.Context, obj crypt.Object, header http.Header) (*Upload, error) {
+	body, err := s.Ask(ctx, http.MethodPost, obj, "uploads=", header, nil)
+	if err != nil {
+		return nil, err
+	}
+	var doc struct {
+		UploadId string
+	}
+	if err := xml.Unmarshal(body, &doc); err != nil || doc.UploadId == "" {
+		return nil, fmt.Errorf("%w answered without an upload id: %.200q", stored.ErrStore, body)
+	}
+	return &Upload{store: s, obj: obj, id: doc.UploadId}, nil
+}
+
+// Send sends a part. Where the ETag tells, the store has got the bytes that left.
+func (u *Upload) Send(ctx context.Context, number int, p *Payload) error {
+	sum := md5.New() //nolint:gosec // as above
+	if u.store.ETagIsMD5 {
+		p = &Payload{io.TeeReader(p.Body, sum), p.Length}
+	}
+	resp, err := u.store.Do(NewRequest(ctx, http.MethodPut, u.obj, u.query(number), nil, p))
+	if err != nil {
+		return err
+	}
+	if err := resp.Body.Close(); err != nil {
+		return err
+	}
+	etag := resp.Header.Get("Etag")
+	if u.store.ETagIsMD5 && strings.Trim(etag, `"`) != hex.EncodeToString(sum.Sum(nil)) {
+		return fmt.Errorf("%w has other bytes of the part than it was sent, or does not hold to MD5 for the ETag: %s", stored.ErrStore, etag)
+	}
+	u.parts = append(u.parts, completedPart{number, etag})
+	return nil
+}
+
+// Seal sends a part that is encrypted on its way, and of which no byte leaves that has not been decrypted again by the key
+// that the KMS has unwrapped. seen, if not nil, is Checked.Seen.
+func (u *Upload) Seal(ctx context.Context, part crypt.Part, text io.Reader, key *Key, random io.Reader, seen func([]byte) error) error {
+	err := u.seal(ctx, part, text, key, random, seen)
+	if err != nil {
+		return fmt.Errorf("part %d: %w", part.Number, err)
+	}
+	return nil
+}
+
+func (u *Upload) seal(ctx context.Context, part crypt.Part, text io.Reader, key *Key, random io.Reader, seen func([]byte) error) error {
+	if err := key.Check(ctx); err != nil {
+		return err
+	}
+	part.Upload, part.KeyID, part.WrappedDEK = crypt.UploadOf(u.id), key.KeyID, key.Wrapped
+	sealer, err := crypt.NewPartSealer(text, &part, u.obj, key.DEK(), random)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = sealer.Close() }() // it only gives a buffer back
+	body, err := CheckPart(ctx, sealer, u.obj, key.Proof)
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	body.Seen = seen
+	err = u.Send(ctx, part.Number, &Payload{body, part.Size + crypt.PartOverhead})
+	if body.Err != nil {
+		return body.Err // and why the store was left with half a part
+	}
+	return err
+}
+
+// End sends the part that ends an upload whose last part does not do so by itself. It says which parts there are.
+func (u *Upload) End(ctx context.Context, layout crypt.Layout, sum stored.Checksum, key *Key, random io.Reader) error {
+	sealed, err := crypt.SealChecksums(sum.Digests, key.DEK(), random)
+	if err != nil {
+		return err
+	}
+	last, _ := layout.At(layout.Parts() - 1)
+	part := crypt.Part{
+		Number: last.Number + 1, Final: true, Record: crypt.NewRecord(layout, sum.Type, sealed),
+		Upload: crypt.UploadOf(u.id), KeyID: key.KeyID, WrappedDEK: key.Wrapped,
+	}
+	sealer, err := crypt.NewPartSealer(http.NoBody, &part, u.obj, key.DEK(), random)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = sealer.Close() }() // as above
+	body := make([]byte, crypt.PartOverhead)
+	if _, err := io.ReadFull(sealer, body); err != nil {
+		return err
+	}
+	again, err := crypt.ParsePart(body)
+	if err != nil {
+		return err
+	}
+	if err := again.Verify(key.Proof.DEK(), u.obj); err != nil {
+		return err
+	}
+	return u.Send(ctx, part.Number, &Payload{bytes.NewReader(body), int64(len(body))})
+}
+
+// Complete makes the object, if the one that is there has the ETag; "" for whatever is there.
+func (u *Upload) Complete(ctx context.Context, etag string) error {
+	doc, err := xml.Marshal(struct {
+		XMLName xml.Name        `xml:"http://s3.amazonaws.com/doc/2006-03-01/ CompleteMultipartUpload"`
+		Part    []completedPart `xml:"Part"`
+	}{Part: u.parts})
+	if err != nil {
+		return err
+	}
+	digest := sha256.Sum256(doc)
+	header := http.Header{"Content-Type": {"application/xml"}, "X-Amz-Content-Sha256": {hex.EncodeToString(digest[:])}} // in place of the framing of uploads
+	if etag != "" {
+		header.Set("If-Match", etag)
+	}
+	body, err := u.store.Ask(ctx, http.MethodPost, u.obj, u.query(0), header, &Payload{bytes.NewReader(doc), int64(len(doc))})
+	if err != nil {
+		return err
+	}
+	u.ETag, err = ETagOf(body)
+	return err
+}
+
+// Abort removes the parts. It is tried also when the work was canceled; what is left after all is the lifecycle rule's.
+func (u *Upload) Abort(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abortTimeout)
+	defer cancel()
+	_, _ = u.store.Ask(ctx, http.MethodDelete, u.obj, u.query(0), nil, nil) // the upload may be completed, or never have begun
+}
+
+// ID is the store's name of it.
+func (u *Upload) ID() string { return u.id }
+
+// Numbers are those of the parts that were sent.
+func (u *Upload) Numbers() []int {
+	var out []int
+	for _, p := range u.parts {
+		out = append(out, p.PartNumber)
+	}
+	return out
+}
+
+// query names the upload, and a part of it unless number is 0.
+func (u *Upload) query(number int) string {
+	query := url.Values{"uploadId": {u.id}}
+	if number > 0 {
+		query.Set("partNumber", strconv.Itoa(number))
+	}
+	return query.Encode()
+}

@@ -1,0 +1,195 @@
+package keyring
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/kms"
+)
+
+// Reuse lets one data key that the KMS has wrapped, a bucket key, serve many objects of a bucket: the DEK of each is derived
+// from it. Objects that share one cost the KMS one call to be written and one in a TTL to be read. What ends the use of
+// a DEK ends that of a bucket key just the same: it is in the same cache, under the same leases.
+type Reuse struct {
+	MaxAge     time.Duration // how long new objects are put under a bucket key
+	MaxObjects int64         // how many
+	MaxBytes   int64         // of how many bytes of plaintext in all; what is under way when it is reached still belongs to it
+}
+
+// maxShared bounds how many bucket keys are in use, of some 300 bytes each. It holds no key: what is unwrapped is the cache's.
+const maxShared = 4096
+
+type sharedName struct{ key, bucket string }
+
+// sharedKey is the bucket key that new objects are put under.
+type sharedKey struct {
+	mu      sync.Mutex
+	blob    []byte // nil while there is none
+	made    time.Time
+	objects int64
+	bytes   int64
+	flight  *sharedFlight // who makes a new one; nil if nobody does
+}
+
+type sharedFlight struct {
+	done chan struct{}
+	err  error
+}
+
+func newShared() *lru.Cache[sharedName, *sharedKey] {
+	c, err := lru.New[sharedName, *sharedKey](maxShared)
+	if err != nil {
+		panic(err) // only for sizes below 1
+	}
+	return c
+}
+
+func (k *Keyring) sharedKey(name sharedName) *sharedKey {
+	fresh := &sharedKey{}
+	if old, ok, _ := k.shared.PeekOrAdd(name, fresh); ok {
+		k.shared.Get(name) // it is in use
+		return old
+	}
+	return fresh
+}
+
+// createShared makes a new DEK from a bucket key, and a new bucket key where there is none to be used.
+func (k *Keyring) createShared(ctx context.Context, l *Lease, limits Reuse) (*Sealed, error) {
+	salt, err := crypt.NewSalt(rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	l.wrapped.Salt = salt
+	shared := k.sharedKey(sharedName{l.key.Name, l.obj.Bucket})
+	for {
+		made := &asked{}
+		l.wrapped.Blob, err = shared.take(ctx, k.now, limits, func(ctx context.Context) ([]byte, error) { return k.makeShared(ctx, l, made) })
+		if err != nil {
+			return nil, fmt.Errorf("making a bucket key: %w", k.audit(ctx, l, ActionCreate, made, err))
+		}
+		l.id = cacheID(l)
+		entry, a, err := k.fetch(ctx, l, OpUnwrap)
+		if err != nil && !made.kms.Load() && !passing(err) && ctx.Err() == nil {
+			shared.drop(l.wrapped.Blob) // a version of the KMS key that is gone takes its bucket keys along; the next one may do
+			continue
+		}
+		use := Opened // to the cache, it is the bucket key
+		if made.kms.Load() {
+			a, use = made, Created
+		}
+		if err := k.audit(ctx, l, ActionCreate, a, err); err != nil {
+			clear(entry.DEK)
+			return nil, fmt.Errorf("making a data key: %w", err)
+		}
+		return k.sealed(l, entry, use)
+	}
+}
+
+// makeShared asks the KMS for a bucket key, and has the cache know it.
+func (k *Keyring) makeShared(ctx context.Context, l *Lease, a *asked) ([]byte, error) {
+	mark := k.cfg.Cache.Mark(l.service.id)
+	fresh := Lease{key: l.key, service: l.service, obj: l.obj, wrapped: crypt.WrappedKey{Salt: l.wrapped.Salt}}
+	var bucketKey []byte
+	err := k.call(ctx, l.key, OpGenerate, a, func(ctx context.Context) (err error) {
+		bucketKey, fresh.wrapped.Blob, err = kms.Generate(ctx, l.service.wrapper, encryptionContext(l.obj, fresh.wrapped))
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer clear(bucketKey)
+	entry := k.cfg.Cache.Put(cacheID(&fresh), mark, bucketKey)
+	clear(entry.DEK)
+	l.key.recent.Store(&sample{fresh.wrapped.Blob, encryptionContext(l.obj, fresh.wrapped)})
+	return fresh.wrapped.Blob, nil
+}
+
+// take returns the wrapped bucket key for one more object. Those that come while a new one is made wait for it.
+func (s *sharedKey) take(ctx context.Context, now func() time.Time, limits Reuse, produce func(context.Context) ([]byte, error)) ([]byte, error) {
+	for {
+		s.mu.Lock()
+		if s.blob != nil && now().Sub(s.made) < limits.MaxAge && s.objects < limits.MaxObjects && s.bytes < limits.MaxBytes {
+			s.objects++
+			blob := s.blob
+			s.mu.Unlock()
+			return blob, nil
+		}
+		flight := s.flight
+		mine := flight == nil
+		if mine {
+			flight = &sharedFlight{done: make(chan struct{})}
+			s.flight = flight
+		}
+		s.mu.Unlock()
+		if mine {
+			s.fly(ctx, flight, now(), produce)
+			if flight.err != nil {
+				return nil, flight.err
+			}
+			continue
+		}
+		select {
+		case <-flight.done:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+		var failure *kms.Error
+		if errors.As(flight.err, &failure) && failure.Kind != kms.Canceled { // that of the one who went away is not ours
+			return nil, flight.err
+		}
+	}
+}
+
+// fly makes a new bucket key. Its age counts from before the KMS was asked.
+func (s *sharedKey) fly(ctx context.Context, flight *sharedFlight, start time.Time, produce func(context.Context) ([]byte, error)) {
+	var blob []byte
+	flight.err = errors.New("panic")
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.flight = nil
+		if flight.err == nil {
+			s.blob, s.made, s.objects, s.bytes = blob, start, 0, 0
+		}
+		close(flight.done)
+	}()
+	blob, flight.err = produce(ctx)
+}
+
+// drop has the next object get a new bucket key.
+func (s *sharedKey) drop(blob []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if bytes.Equal(s.blob, blob) {
+		s.blob = nil
+	}
+}
+
+// Shared reports whether the DEK comes from a bucket key.
+func (l *Lease) Shared() bool { return l.wrapped.Salt != nil }
+
+// Wrote counts n bytes of plaintext that are written under the lease, for Reuse.MaxBytes.
+func (l *Lease) Wrote(n int64) {
+	if l.wrapped.Salt == nil {
+		return
+	}
+	if s, ok := l.ring.shared.Peek(sharedName{l.key.Name, l.obj.Bucket}); ok {
+		s.wrote(l.wrapped.Blob, n)
+	}
+}
+
+func (s *sharedKey) wrote(blob []byte, n int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if bytes.Equal(s.blob, blob) {
+		s.bytes += n
+	}
+}

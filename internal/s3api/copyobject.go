@@ -1,0 +1,298 @@
+package s3api
+
+import (
+	"cmp"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/keyring"
+	"github.com/cmekproxy/cmekproxy/internal/sigv4"
+	"github.com/cmekproxy/cmekproxy/internal/stored"
+)
+
+// copyObject copies an object that was put whole within the store: its body stays as it is, and its data key is wrapped
+// for the new name. Any other object is read and encrypted anew, as one that is put whole.
+// https://docs.aws.amazon.com/AmazonS3/latest/API/API_CopyObject.html
+func (s *Server) copyObject(c *call) error {
+	choice, err := c.encryption()
+	if err != nil {
+		return err
+	}
+	if err := c.checkDirectives(); err != nil {
+		return err
+	}
+	q, err := s.copySource(c)
+	if err != nil {
+		return err
+	}
+	if err := c.checkSelfCopy(q); err != nil {
+		return err
+	}
+	seen, err := s.lookAtSource(c, q)
+	if err != nil {
+		return err
+	}
+	// From here on it is this very object, or none.
+	q.Header = http.Header{"If-Match": {seen.ETag}}
+	if owner := c.Header.Get("X-Amz-Source-Expected-Bucket-Owner"); owner != "" {
+		q.Header.Set("X-Amz-Expected-Bucket-Owner", owner)
+	}
+	if version := seen.Header.Get("X-Amz-Version-Id"); version != "" {
+		c.w.Header().Set("X-Amz-Copy-Source-Version-Id", version)
+	}
+	if seen.Envelope != nil && seen.Stored > 0 { // there are stores that do not copy what stands for a directory
+		return s.copyWhole(c, q, seen, choice)
+	}
+	return s.copyAnew(c, q, choice)
+}
+
+// checkDirectives refuses what is neither of the two words.
+func (c *call) checkDirectives() error {
+	for _, name := range []string{"X-Amz-Metadata-Directive", "X-Amz-Tagging-Directive"} {
+		if value := c.Header.Get(name); value != "" && value != "COPY" && value != "REPLACE" {
+			return badRequest("InvalidArgument", "Unknown "+strings.ToLower(name[len("X-Amz-"):len(name)-len("-Directive")])+" directive.")
+		}
+	}
+	return checkMetadata(c.Header, nil)
+}
+
+func (c *call) replaces(what string) bool {
+	return c.Header.Get("X-Amz-"+what+"-Directive") == "REPLACE"
+}
+
+// checkSelfCopy refuses a copy that would change nothing.
+func (c *call) checkSelfCopy(q stored.Request) error {
+	if q.Object != c.object() || q.Version != "" || c.replaces("Metadata") {
+		return nil
+	}
+	for _, name := range []string{sseHeader, customerPrefix + "Algorithm", "X-Amz-Storage-Class", "X-Amz-Website-Redirect-Location"} {
+		if c.Header.Get(name) != "" {
+			return nil
+		}
+	}
+	return badRequest("InvalidRequest", "This copy request is illegal because it is trying to copy an object to itself without changing the object's metadata, storage class, website redirect location or encryption attributes.")
+}
+
+// lookAtSource finds out what the source is, if the conditions on it hold.
+func (s *Server) lookAtSource(c *call, q stored.Request) (*stored.Seen, error) {
+	seen, err := s.objects.Look(c.Context(), q)
+	if answer := (*Error)(nil); errors.As(err, &answer) && answer.Code == notFound {
+		o, named := s.objects.Get(c.Context(), q) // whose answer says what is missing, and is about the source
+		if named == nil {
+			o.Close()
+		}
+		return nil, errors.Join(named, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if seen.NotModified { // what is a 304 to a GET fails a copy
+		return nil, &Error{Code: "PreconditionFailed", Message: "At least one of the pre-conditions you specified did not hold"}
+	}
+	if seen.Plaintext {
+		return seen, q.Plaintext()
+	}
+	return seen, c.checkCustomerKey(&stored.Object{CustomerKey: seen.KeyID() == crypt.CustomerKeyID})
+}
+
+// maxCopy is S3's limit for the source of a copy, in bytes.
+const maxCopy = 5 << 30
+
+// copyWhole has the store copy an object that was put whole, with an envelope for its new name.
+func (s *Server) copyWhole(c *call, q stored.Request, seen *stored.Seen, choice keyring.Choice) error {
+	fresh := *seen.Envelope
+	lease, err := s.openKey(c.Context(), c, q.Object, fresh.KeyID, fresh.WrappedDEK)
+	if err != nil {
+		return err
+	}
+	defer lease.Release()
+	if err := fresh.Verify(lease.DEK(), q.Object); err != nil {
+		return err
+	}
+	sealed, err := s.Keys.Rewrap(c.Context(), lease, c.object(), c.client.Name, choice)
+	if err != nil {
+		return err
+	}
+	defer sealed.Release()
+	c.watch(sealed.Lease)
+	fresh.KeyID, fresh.WrappedDEK = sealed.KeyID, sealed.Wrapped
+	if err := fresh.Sign(lease.DEK(), c.object()); err != nil {
+		return err
+	}
+	header, err := c.copiedHeader(seen.Header, &fresh)
+	if err != nil {
+		return err
+	}
+	source := sigv4.EscapePath("/" + q.Object.Bucket + "/" + q.Object.Key)
+	if q.Version != "" {
+		source += "?versionId=" + url.QueryEscape(q.Version)
+	}
+	header.Set("X-Amz-Copy-Source", source)
+	header.Set("X-Amz-Copy-Source-If-Match", seen.ETag)
+	header.Set("X-Amz-Metadata-Directive", "REPLACE") // the envelope is metadata
+	if c.replaces("Tagging") {
+		header.Set("X-Amz-Tagging-Directive", "REPLACE")
+	}
+	c.saySealed(sealed)
+	stop := s.keepAlive(c)
+	resp, body, err := s.sendCopy(c, header)
+	stop()
+	if err != nil {
+		return err
+	}
+	etag, _, _ := element(body, "ETag")
+	modified, _, _ := element(body, "LastModified")
+	return s.answerCopied(c, resp.Header, string(etag), string(modified))
+}
+
+// sendCopy has the store copy, and returns its answer and the document in it.
+func (s *Server) sendCopy(c *call, header http.Header) (*http.Response, []byte, error) {
+	resp, err := s.send(c, c.originRequest(http.MethodPut, header, nil, 0))
+	if err != nil {
+		return nil, nil, err
+	}
+	defer closeBody(resp)
+	body, err := readAnswer(resp)
+	if err != nil {
+		return nil, nil, err
+	}
+	_, start, _ := element(body, "ETag")
+	if start < 0 { // S3 begins to answer before it is done, so a failure may come with status 200
+		return nil, nil, lateError(body)
+	}
+	return resp, body, nil
+}
+
+// copyAnew reads the source, and encrypts it as an object that is put whole.
+func (s *Server) copyAnew(c *call, q stored.Request, choice keyring.Choice) error {
+	source, err := s.objects.Get(c.Context(), q)
+	if err != nil {
+		return err
+	}
+	defer source.Close()
+	switch {
+	case source.Length > maxCopy:
+		return badRequest("InvalidRequest", fmt.Sprintf("The specified copy source is larger than the maximum allowable size for a copy source: %d", maxCopy))
+	case source.Length > maxObject:
+		return badRequest("InvalidRequest", fmt.Sprintf("The specified copy source is larger than what the proxy can store as one object that was not uploaded in parts: %d. Copy it in parts.", maxObject))
+	}
+	lease, err := s.Keys.Create(c.Context(), c.object(), c.client.Name, choice)
+	if err != nil {
+		return err
+	}
+	defer lease.Release()
+	c.watch(lease.Lease)
+	lease.Wrote(source.Length)
+	sealer, err := crypt.NewSealer(source.Reader(c.Context()), source.Length, lease.DEK(), s.Random)
+	if err != nil {
+		return err
+	}
+	header, err := s.copiedAnewHeader(c, q, source, lease, sealer.Header())
+	if err != nil {
+		return errors.Join(err, sealer.Close())
+	}
+	c.saySealed(lease)
+	stop := s.keepAlive(c)
+	resp, err := s.sendSealed(c, header, &upload{sealer: sealer, c: c, lease: lease.Lease, size: crypt.StoredSize(source.Length)})
+	stop()
+	if err != nil {
+		return err
+	}
+	defer closeBody(resp)
+	return s.answerCopied(c, resp.Header, resp.Header.Get("Etag"), "")
+}
+
+func (s *Server) copiedAnewHeader(c *call, q stored.Request, source *stored.Object, lease *keyring.Sealed, h crypt.Header) (http.Header, error) {
+	sums := map[crypt.ChecksumID][]byte(nil)
+	if !source.Plaintext {
+		sum, err := source.Checksum(c.Context())
+		if err != nil {
+			return nil, err
+		}
+		if sum.Type == crypt.FullObject { // one of parts means nothing once there are none
+			sums = sum.Digests
+		}
+	}
+	envelope := crypt.Envelope{Header: h, Size: source.Length}
+	if err := s.sign(c, &envelope, lease, sums); err != nil {
+		return nil, err
+	}
+	header, err := c.copiedHeader(source.Header, &envelope)
+	if err != nil || c.replaces("Tagging") {
+		return header, err
+	}
+	tags, err := s.objects.Tags(c.Context(), q)
+	if tags != "" {
+		header.Set("X-Amz-Tagging", tags)
+	}
+	return header, err
+}
+
+// notCopied are what belongs to one object and not to its copies.
+var notCopied = []string{
+	"X-Amz-Storage-Class", "X-Amz-Website-Redirect-Location",
+	"X-Amz-Object-Lock-Mode", "X-Amz-Object-Lock-Retain-Until-Date", "X-Amz-Object-Lock-Legal-Hold",
+}
+
+// metadataHeaders are what the metadata directive is about, besides user metadata.
+var metadataHeaders = []string{"Cache-Control", "Content-Disposition", "Content-Encoding", "Content-Language", "Content-Type", "Expires"}
+
+// copiedHeader is the header of the copy: the source's or the request's, as the directives say, and the envelope.
+func (c *call) copiedHeader(source http.Header, e *crypt.Envelope) (http.Header, error) {
+	header := c.requestHeader()
+	if !c.replaces("Tagging") {
+		header.Del("X-Amz-Tagging")
+	}
+	if c.replaces("Metadata") {
+		return withEnvelope(header, c.Header, e)
+	}
+	for name := range header {
+		if strings.HasPrefix(name, metaPrefix) || slices.Contains(metadataHeaders, name) {
+			delete(header, name)
+		}
+	}
+	carried, err := stored.Carry(source, nil)
+	if err != nil {
+		return nil, err
+	}
+	for name, values := range carried {
+		if !slices.Contains(notCopied, name) {
+			header[name] = values
+		}
+	}
+	return withEnvelope(header, carried, e)
+}
+
+// answerCopied answers with a CopyObjectResult. etag is the store's, as it stands in XML or a header; modified is "" if the
+// store did not say.
+func (s *Server) answerCopied(c *call, header http.Header, etag, modified string) error {
+	if !c.w.begun() {
+		c.copyHeader(header)
+		delete(c.w.Header(), "ETag") // it is in the document
+	}
+	return c.answerResult("CopyObjectResult", etag, modified)
+}
+
+// answerResult is what CopyObject and UploadPartCopy answer.
+func (c *call) answerResult(name, etag, modified string) error {
+	doc, err := xml.Marshal(struct {
+		XMLName      xml.Name
+		LastModified string
+		ETag         string
+	}{
+		XMLName:      xml.Name{Space: "http://s3.amazonaws.com/doc/2006-03-01/", Local: name},
+		LastModified: cmp.Or(modified, c.start.UTC().Format(time.RFC3339)),
+		ETag:         `"` + unquote(showETag(`"`+unquote(etag)+`"`)) + `"`,
+	})
+	if err != nil {
+		return err
+	}
+	return c.answerXML(append([]byte(xml.Header), doc...))
+}

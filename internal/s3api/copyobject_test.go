@@ -1,0 +1,292 @@
+package s3api_test
+
+import (
+	"bytes"
+	"errors"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/aws-sdk-go-v2/service/s3/types"
+
+	"github.com/cmekproxy/cmekproxy/internal/keyring"
+	"github.com/cmekproxy/cmekproxy/internal/s3api"
+)
+
+// copy copies within the proxy's bucket.
+func (p *proxy) copy(from, to string, more ...func(*s3.CopyObjectInput)) (*s3.CopyObjectOutput, error) {
+	p.t.Helper()
+	in := &s3.CopyObjectInput{Bucket: &p.bucket, Key: &to, CopySource: aws.String(p.bucket + "/" + from)}
+	for _, m := range more {
+		m(in)
+	}
+	return p.client.CopyObject(p.t.Context(), in)
+}
+
+func (p *proxy) mustCopy(from, to string, more ...func(*s3.CopyObjectInput)) *s3.CopyObjectOutput {
+	p.t.Helper()
+	out, err := p.copy(from, to, more...)
+	if err != nil {
+		p.t.Fatalf("copying %s to %s: %v", from, to, err)
+	}
+	return out
+}
+
+// withSecondKey has what is below other/ under another KMS key.
+func withSecondKey(t *testing.T) (option, string) {
+	second := secondKey(t)
+	return func(_ *proxy, _ *s3api.Config, cfg *keyring.Config) {
+		cfg.Keys = append(cfg.Keys, second)
+		cfg.Rules = append([]keyring.Rule{{Prefixes: []string{"other/"}, Key: "second"}}, cfg.Rules...)
+	}, second.Wrapper.KeyID()
+}
+
+func TestCopyObject(t *testing.T) {
+	secondRule, second := withSecondKey(t)
+	p := newProxy(t, secondRule)
+	text := randomText(200_000)
+	put := p.put("source", text, func(in *s3.PutObjectInput) {
+		in.ContentType, in.CacheControl, in.Metadata, in.Tagging = aws.String("text/x-test"), aws.String("no-store"), map[string]string{"mine": "1"}, aws.String("a=b&c=d")
+		in.ChecksumAlgorithm, in.StorageClass = types.ChecksumAlgorithmCrc32c, types.StorageClassStandard
+	})
+	p.origin.take()
+	for _, to := range []string{"copy", "other/copy", "dir/\u00e4 +%2F copy"} {
+		out := p.mustCopy("source", to)
+		if sent := p.origin.take(); len(sent) != 2 {
+			t.Errorf("%s: %q, and the store was to copy by itself", to, sent)
+		}
+		got, answer, err := p.get(to)
+		if err != nil || !bytes.Equal(got, text) {
+			t.Fatalf("%s: %d bytes, %v", to, len(got), err)
+		}
+		if *answer.ETag != *out.CopyObjectResult.ETag || !strings.HasSuffix(*answer.ETag, `-0"`) || out.CopyObjectResult.LastModified.Before(time.Now().Add(-time.Hour)) {
+			t.Errorf("%s: ETag %s, and %+v", to, *answer.ETag, out.CopyObjectResult)
+		}
+		if *answer.ContentType != "text/x-test" || *answer.CacheControl != "no-store" || answer.Metadata["mine"] != "1" || len(answer.Metadata) != 1 {
+			t.Errorf("%s: %+v", to, answer)
+		}
+		want := p.ringKeys[0].Wrapper.KeyID()
+		if strings.HasPrefix(to, "other/") {
+			want = second
+		}
+		if *out.SSEKMSKeyId != want || *answer.SSEKMSKeyId != want {
+			t.Errorf("%s: under %s and %s, want %s", to, *out.SSEKMSKeyId, *answer.SSEKMSKeyId, want)
+		}
+		tags, err := p.client.GetObject(t.Context(), &s3.GetObjectInput{Bucket: &p.bucket, Key: &to, ChecksumMode: types.ChecksumModeEnabled})
+		if err != nil || tags.ChecksumCRC32C == nil || *tags.ChecksumCRC32C != *put.ChecksumCRC32C {
+			t.Errorf("%s: the checksum: %+v, %v", to, tags, err)
+		}
+		p.origin.take()
+	}
+	// A copy is an object of its own: what was wrapped for the source does not open it.
+	_, from := p.stored("source")
+	body, _ := p.stored("copy")
+	p.store("copy", body, from)
+	if a := p.send(request{method: "GET", path: "/" + p.bucket + "/copy"}); a.Code != "ObjectIntegrityError" {
+		t.Errorf("the source's envelope on the copy: %d %s", a.StatusCode, a.Code)
+	}
+}
+
+func TestCopyObjectReplaces(t *testing.T) {
+	p := newProxy(t)
+	p.put("source", []byte("text"), func(in *s3.PutObjectInput) {
+		in.ContentType, in.Metadata = aws.String("text/x-test"), map[string]string{"mine": "1"}
+	})
+	replace := func(in *s3.CopyObjectInput) {
+		in.MetadataDirective, in.ContentType, in.Metadata = types.MetadataDirectiveReplace, aws.String("image/png"), map[string]string{"new": "2"}
+	}
+	for _, to := range []string{"copy", "source"} { // a copy onto itself changes the metadata alone
+		p.mustCopy("source", to, replace)
+		got, answer, err := p.get(to)
+		if err != nil || string(got) != "text" || *answer.ContentType != "image/png" || len(answer.Metadata) != 1 || answer.Metadata["new"] != "2" {
+			t.Errorf("%s: %q, %+v, %v", to, got, answer, err)
+		}
+	}
+	if _, err := p.copy("source", "source"); code(err) != "InvalidRequest" {
+		t.Errorf("a copy onto itself that changes nothing: %v", err)
+	}
+	p.mustCopy("source", "source", func(in *s3.CopyObjectInput) { in.ServerSideEncryption = types.ServerSideEncryptionAwsKms })
+	if got := p.mustGet("source"); string(got) != "text" {
+		t.Errorf("%q", got)
+	}
+	for name, in := range map[string]func(*s3.CopyObjectInput){
+		"the envelope's names": func(in *s3.CopyObjectInput) {
+			in.MetadataDirective, in.Metadata = types.MetadataDirectiveReplace, map[string]string{"cmek-v": "1"}
+		},
+		"an unknown directive": func(in *s3.CopyObjectInput) { in.MetadataDirective = "MERGE" },
+		"a range":              func(in *s3.CopyObjectInput) { in.CopySource = aws.String("?") },
+	} {
+		if _, err := p.copy("source", "bad", in); code(err) != "InvalidArgument" || p.isStored("bad") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	big := map[string]string{"big": strings.Repeat("x", 1900)}
+	if _, err := p.copy("source", "bad", func(in *s3.CopyObjectInput) {
+		in.MetadataDirective, in.Metadata = types.MetadataDirectiveReplace, big
+	}); code(err) != "MetadataTooLarge" {
+		t.Errorf("1,900 bytes of metadata: %v", err)
+	}
+}
+
+func TestCopyObjectConditions(t *testing.T) {
+	p := newProxy(t)
+	etag := p.put("source", []byte("text")).ETag
+	before, after := time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
+	for name, row := range map[string]struct {
+		in   func(*s3.CopyObjectInput)
+		want string
+	}{
+		"if-match":                  {func(in *s3.CopyObjectInput) { in.CopySourceIfMatch = etag }, ""},
+		"if-match another":          {func(in *s3.CopyObjectInput) { in.CopySourceIfMatch = aws.String(`"abc-0"`) }, "PreconditionFailed"},
+		"if-none-match":             {func(in *s3.CopyObjectInput) { in.CopySourceIfNoneMatch = etag }, "PreconditionFailed"},
+		"if-none-match another":     {func(in *s3.CopyObjectInput) { in.CopySourceIfNoneMatch = aws.String(`"abc-0"`) }, ""},
+		"if-modified-since":         {func(in *s3.CopyObjectInput) { in.CopySourceIfModifiedSince = &before }, ""},
+		"if-unmodified-since":       {func(in *s3.CopyObjectInput) { in.CopySourceIfUnmodifiedSince = &after }, ""},
+		"if-unmodified-since, past": {func(in *s3.CopyObjectInput) { in.CopySourceIfUnmodifiedSince = &before }, "PreconditionFailed"},
+		"no such key":               {func(in *s3.CopyObjectInput) { in.CopySource = aws.String(p.bucket + "/nothing") }, "NoSuchKey"},
+		"no such bucket":            {func(in *s3.CopyObjectInput) { in.CopySource = aws.String("test-nothing/k") }, "NoSuchBucket"},
+	} {
+		_, err := p.copy("source", "copy", row.in)
+		if err == nil && row.want != "" || err != nil && code(err) != row.want {
+			t.Errorf("%s: %v, want %q", name, err, row.want)
+		}
+		if row.want != "" && p.isStored("copy") {
+			t.Errorf("%s: copied all the same", name)
+		}
+		p.storeDo(http.MethodDelete, "copy", nil, nil)
+	}
+	reader := p.as(readerAccess, readerSecret)
+	if _, err := reader.CopyObject(t.Context(), &s3.CopyObjectInput{Bucket: &p.bucket, Key: aws.String("x"), CopySource: aws.String(p.bucket + "/source")}); code(err) != "AccessDenied" {
+		t.Errorf("by a client without a grant: %v", err)
+	}
+}
+
+// Parts cannot be taken over, and what was never encrypted is: both are read and sealed anew.
+func TestCopyObjectStreams(t *testing.T) {
+	p := newProxy(t)
+	m := p.upload("parts", []int{5 << 20, 5<<20 + 7, 100})
+	p.mustCopy("parts", "copy")
+	got, out, err := p.get("copy")
+	if err != nil || !bytes.Equal(got, m.text()) || !strings.HasSuffix(*out.ETag, `-0"`) {
+		t.Fatalf("%d bytes, %v", len(got), err)
+	}
+	if size := p.listed("copy"); size != int64(len(got)) {
+		t.Errorf("listed with %d bytes", size)
+	}
+	// Where the source was altered, nothing is stored.
+	p.rewriteFile("parts", func(b []byte) []byte { b[len(b)-20_000] ^= 1; return b })
+	if _, err := p.copy("parts", "broken"); err == nil || p.isStored("broken") {
+		t.Errorf("of an altered source: %v", err)
+	}
+	plain := p.newBucket("plain-")
+	p.storeTo(plain, "k", []byte("never encrypted"))
+	from := func(in *s3.CopyObjectInput) { in.CopySource = aws.String(plain + "/k") }
+	p.mustCopy("", "sealed", from)
+	body, _ := p.stored("sealed")
+	if got := p.mustGet("sealed"); string(got) != "never encrypted" || bytes.Contains(body, []byte("never")) {
+		t.Errorf("%q, stored as %q", got, body)
+	}
+	p.store("past", []byte("stored past the proxy"), nil)
+	if _, err := p.copy("past", "bad"); code(err) != "PlaintextObject" || p.isStored("bad") {
+		t.Errorf("of an object without an envelope: %v", err)
+	}
+}
+
+// An object that is overwritten between the look at it and the copy is not copied with the old one's envelope.
+func TestCopyObjectOverwrittenMeanwhile(t *testing.T) {
+	p := newProxy(t)
+	p.put("source", []byte("old"))
+	p.origin.set(func(r *http.Request) (*http.Response, error) {
+		if r.Method == http.MethodPut && r.Header.Get("X-Amz-Copy-Source") != "" {
+			p.origin.set(nil, nil)
+			p.put("source", []byte("new"))
+		}
+		return nil, nil
+	}, nil)
+	if _, err := p.copy("source", "copy"); code(err) != "PreconditionFailed" || p.isStored("copy") {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestCopyObjectWithCustomerKeys(t *testing.T) {
+	p := newProxy(t)
+	mine, other := newCustomer(1), newCustomer(2)
+	source := func(k customer) func(*s3.CopyObjectInput) {
+		return func(in *s3.CopyObjectInput) {
+			in.CopySourceSSECustomerAlgorithm, in.CopySourceSSECustomerKey, in.CopySourceSSECustomerKeyMD5 = k.algorithm, k.key, k.md5
+		}
+	}
+	target := func(k customer) func(*s3.CopyObjectInput) {
+		return func(in *s3.CopyObjectInput) {
+			in.SSECustomerAlgorithm, in.SSECustomerKey, in.SSECustomerKeyMD5 = k.algorithm, k.key, k.md5
+		}
+	}
+	p.put("mine", []byte("text"), mine.put)
+	p.put("kms", []byte("text"))
+	if out := p.mustCopy("mine", "other", source(mine), target(other)); *out.SSECustomerKeyMD5 != *other.md5 || out.SSEKMSKeyId != nil {
+		t.Errorf("%+v", out)
+	}
+	p.mustCopy("mine", "to-kms", source(mine))
+	p.mustCopy("kms", "to-mine", target(mine))
+	for key, k := range map[string]*customer{"other": &other, "to-kms": nil, "to-mine": &mine} {
+		var with []func(*s3.GetObjectInput)
+		if k != nil {
+			with = append(with, k.get)
+		}
+		if got, _, err := p.get(key, with...); err != nil || string(got) != "text" {
+			t.Errorf("%s: %q, %v", key, got, err)
+		}
+	}
+	for name, row := range map[string]struct {
+		from string
+		in   []func(*s3.CopyObjectInput)
+		want string
+	}{
+		"no key":                 {"mine", nil, "InvalidRequest"},
+		"the target's key alone": {"mine", []func(*s3.CopyObjectInput){target(mine)}, "InvalidRequest"},
+		"another key":            {"mine", []func(*s3.CopyObjectInput){source(other)}, "AccessDenied"},
+		"a key for KMS":          {"kms", []func(*s3.CopyObjectInput){source(mine)}, "InvalidRequest"},
+	} {
+		if _, err := p.copy(row.from, "bad", row.in...); code(err) != row.want || p.isStored("bad") {
+			t.Errorf("%s: %v, want %s", name, err, row.want)
+		}
+	}
+	m := p.create("parts")
+	if _, err := p.client.UploadPartCopy(t.Context(), &s3.UploadPartCopyInput{
+		Bucket: &p.bucket, Key: aws.String("parts"), UploadId: &m.id, PartNumber: aws.Int32(1), CopySource: aws.String(p.bucket + "/mine"),
+		CopySourceSSECustomerAlgorithm: mine.algorithm, CopySourceSSECustomerKey: mine.key, CopySourceSSECustomerKeyMD5: mine.md5,
+	}); err != nil {
+		t.Errorf("as a part: %v", err)
+	}
+}
+
+// What takes the store long is told to be under way; the answer is the same in the end, or broken off.
+func TestCopyObjectKeepsAlive(t *testing.T) {
+	p := newProxy(t, func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) { cfg.KeepAlive = 20 * time.Millisecond })
+	p.put("source", []byte("text"))
+	fail := false
+	p.origin.set(func(r *http.Request) (*http.Response, error) {
+		if r.Header.Get("X-Amz-Copy-Source") != "" {
+			time.Sleep(200 * time.Millisecond)
+			if fail {
+				return nil, errors.New("the store is gone")
+			}
+		}
+		return nil, nil
+	}, nil)
+	copied := request{method: "PUT", path: "/" + p.bucket + "/copy", header: http.Header{"X-Amz-Copy-Source": {p.bucket + "/source"}}}
+	a := p.send(copied)
+	if a.StatusCode != 200 || !bytes.HasPrefix(a.body, []byte("<?xml")) || !bytes.Contains(a.body, []byte("    <CopyObjectResult")) || a.Header.Get("X-Amz-Server-Side-Encryption") != "aws:kms" {
+		t.Errorf("%d %v %s", a.StatusCode, a.Header, a.body)
+	}
+	if _, err := p.copy("source", "copy"); err != nil {
+		t.Errorf("the SDK: %v", err)
+	}
+	fail = true
+	if _, err := p.copy("source", "copy"); err == nil {
+		t.Error("a failure passed for a copy")
+	}
+}

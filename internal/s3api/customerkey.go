@@ -1,0 +1,126 @@
+package s3api
+
+import (
+	"context"
+	"encoding/base64"
+	"net"
+	"strings"
+
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/keyring"
+	"github.com/cmekproxy/cmekproxy/internal/stored"
+)
+
+// Keys that a client brings with each request (SSE-C). A key lives as long as its request, and is wiped at the end of it.
+// https://docs.aws.amazon.com/AmazonS3/latest/userguide/ServerSideEncryptionCustomerKeys.html
+
+// What the names of the three headers begin with: for the object of the request, and for the source of a copy.
+const (
+	customerPrefix       = "X-Amz-Server-Side-Encryption-Customer-"
+	sourceCustomerPrefix = "X-Amz-Copy-Source-Server-Side-Encryption-Customer-"
+)
+
+// takeCustomerKeys reads the keys that the request brings.
+func (c *call) takeCustomerKeys() (err error) {
+	if c.customerKey, err = c.takeCustomerKey(customerPrefix); err != nil {
+		return err
+	}
+	c.sourceKey, err = c.takeCustomerKey(sourceCustomerPrefix)
+	return err
+}
+
+// wipeCustomerKeys is for the end of the call.
+func (c *call) wipeCustomerKeys() {
+	clear(c.customerKey)
+	clear(c.sourceKey)
+}
+
+// takeCustomerKey reads three headers. It returns nil if there is none of them.
+func (c *call) takeCustomerKey(prefix string) ([]byte, error) {
+	algorithm, text, sum := c.Header.Get(prefix+"Algorithm"), c.Header.Get(prefix+"Key"), c.Header.Get(prefix+"Key-Md5")
+	const must = "Requests specifying Server Side Encryption with Customer provided keys must "
+	switch {
+	case algorithm == "" && text == "" && sum == "":
+		return nil, nil
+	case !c.secure():
+		return nil, badRequest("InvalidRequest", must+"be made over a secure connection.")
+	case algorithm == "":
+		return nil, badRequest("InvalidArgument", must+"provide a valid encryption algorithm.")
+	case text == "":
+		return nil, badRequest("InvalidArgument", must+"provide an appropriate secret key.")
+	case sum == "":
+		return nil, badRequest("InvalidArgument", must+"provide the client calculated MD5 of the secret key.")
+	case algorithm != "AES256":
+		return nil, badRequest("InvalidEncryptionAlgorithmError", "The encryption algorithm specified is not valid. Supported value: AES256.")
+	}
+	key, err := base64.StdEncoding.DecodeString(text)
+	if err != nil || crypt.CheckDEK(key) != nil {
+		return nil, badRequest("InvalidArgument", "The secret key was invalid for the specified algorithm.")
+	}
+	if md5Of(key) != sum {
+		clear(key)
+		return nil, badRequest("InvalidArgument", "The calculated MD5 hash of the key did not match the hash that was provided.")
+	}
+	return key, nil
+}
+
+// secure reports whether nobody on the way has seen the request: it came over TLS, or from this machine.
+func (c *call) secure() bool {
+	if c.TLS != nil {
+		return true
+	}
+	host, _, err := net.SplitHostPort(c.RemoteAddr)
+	return err == nil && net.ParseIP(host).IsLoopback()
+}
+
+// readingKey is the key for what the call reads.
+func (c *call) readingKey() []byte {
+	if strings.Contains(c.route.headers, "x-amz-copy-source") {
+		return c.sourceKey
+	}
+	return c.customerKey
+}
+
+// openKey returns the DEK of an object that the call reads.
+func (s *Server) openKey(ctx context.Context, c *call, obj crypt.Object, keyID string, wrapped []byte) (lease *keyring.Lease, err error) {
+	switch key := c.readingKey(); {
+	case keyID != crypt.CustomerKeyID:
+		lease, err = s.Keys.Open(ctx, obj, keyID, wrapped)
+	case key == nil:
+		return nil, badRequest("InvalidRequest", "The object was stored using a form of Server Side Encryption. The correct parameters must be provided to retrieve the object.")
+	default:
+		lease, err = s.Keys.OpenForCustomer(ctx, obj, wrapped, key)
+	}
+	if err != nil {
+		return nil, err
+	}
+	c.watch(lease)
+	return lease, nil
+}
+
+// checkCustomerKey refuses a customer's key for an object that is under none.
+func (c *call) checkCustomerKey(o *stored.Object) error {
+	if c.readingKey() != nil && !o.NotModified && !o.CustomerKey {
+		return badRequest("InvalidRequest", "The encryption parameters are not applicable to this object.")
+	}
+	return nil
+}
+
+// proveCustomerKey has a request that reads nothing of an object under a customer's key show that it has the key, as S3
+// does.
+func (s *Server) proveCustomerKey(c *call, q stored.Request, o *stored.Object) error {
+	if err := c.checkCustomerKey(o); err != nil || !o.CustomerKey {
+		return err
+	}
+	return s.objects.Prove(c.Context(), q, o)
+}
+
+// sayCustomerKey tells the client that its own key protects the object.
+func (c *call) sayCustomerKey() {
+	c.keyID = crypt.CustomerKeyID
+	for _, name := range []string{"Algorithm", "Key-Md5"} {
+		if value := c.Header.Get(customerPrefix + name); value != "" {
+			c.w.Header().Set(customerPrefix+name, value)
+		}
+	}
+}

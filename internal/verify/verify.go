@@ -1,0 +1,173 @@
+// Package verify reads stored objects to their last byte, and says of those that do not verify what is at fault: the
+// object, the key or the store.
+package verify
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"slices"
+
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/inplace"
+	"github.com/cmekproxy/cmekproxy/internal/keyring"
+	"github.com/cmekproxy/cmekproxy/internal/kms"
+	"github.com/cmekproxy/cmekproxy/internal/stored"
+	"github.com/cmekproxy/cmekproxy/internal/walk"
+)
+
+// Fault says what is wrong.
+type Fault string
+
+// The faults. Only the first two are the object's own.
+const (
+	Integrity      Fault = "integrity"       // it is not what was stored
+	Plaintext      Fault = "plaintext"       // it is not encrypted, where it must be
+	KeyRevoked     Fault = "key-revoked"     // the KMS refuses the key: disabled, denied, destroyed
+	KeyUnknown     Fault = "key-unknown"     // no configured key has the id that the envelope names
+	KeyUnavailable Fault = "key-unavailable" // the KMS cannot be reached, or has no answer
+	Store          Fault = "store"           // the store cannot be reached, or refuses
+)
+
+// Faults are all of them, in the order in which they are told.
+var Faults = []Fault{Integrity, Plaintext, KeyRevoked, KeyUnknown, KeyUnavailable, Store}
+
+// ErrPlaintext says that an object has no envelope.
+var ErrPlaintext = errors.New("it has no encryption envelope: cmekproxy did not store it, or its envelope was removed")
+
+// errCustomer says that the key is one that the client brings with each request.
+var errCustomer = errors.New("under a key of the client's")
+
+// Config is what a Verifier works with.
+type Config struct {
+	// Send sends a request to the store, as stored.Store.Send.
+	Send func(*http.Request) (*http.Response, error)
+	// Open unwraps data keys.
+	Open inplace.Open
+	// OpenEnd is that of stored.Store.
+	OpenEnd bool
+	// AllowPlaintext reports whether an object need not be encrypted.
+	AllowPlaintext func(obj crypt.Object) bool
+	// Wait, if not nil, is called before an object is read, and holds it up.
+	Wait func(context.Context) error
+}
+
+// Verifier reads objects. It is safe for concurrent use.
+type Verifier struct {
+	cfg   Config
+	store *inplace.Store
+}
+
+// New returns a Verifier.
+func New(cfg Config) *Verifier { return &Verifier{cfg, &inplace.Store{Send: cfg.Send}} }
+
+// Verify reads the object of a listing's entry.
+func (v *Verifier) Verify(ctx context.Context, bucket string, e stored.Entry) walk.Result {
+	r := inplace.Insist(ctx, e, func(ctx context.Context) (walk.Result, error) {
+		if v.cfg.Wait != nil {
+			if err := v.cfg.Wait(ctx); err != nil {
+				return walk.Result{}, err
+			}
+		}
+		return v.read(ctx, stored.Request{Object: crypt.Object{Bucket: bucket, Key: e.Key}, Version: e.Version})
+	})
+	if r.Outcome == walk.Failed {
+		fault := FaultOf(r.Err)
+		r.Own = fault == Integrity || fault == Plaintext
+	}
+	return r
+}
+
+func (v *Verifier) read(ctx context.Context, q stored.Request) (walk.Result, error) {
+	var keys []string
+	s := &stored.Store{
+		Send: v.store.Do, OpenEnd: v.cfg.OpenEnd,
+		Cache: stored.NewCache(), // nothing is taken from what was read before
+		Open: func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
+			if !slices.Contains(keys, keyID) {
+				keys = append(keys, keyID)
+			}
+			if keyID == crypt.CustomerKeyID {
+				return nil, errCustomer
+			}
+			return v.cfg.Open(ctx, obj, keyID, wrapped)
+		},
+	}
+	q.Plaintext = func() error {
+		if v.cfg.AllowPlaintext(q.Object) {
+			return nil
+		}
+		return ErrPlaintext
+	}
+	o, err := s.Get(ctx, q)
+	if inplace.Status(err) == http.StatusNotFound {
+		return walk.Result{Outcome: walk.Gone}, err
+	}
+	r := walk.Result{KeyIDs: keys}
+	if errors.Is(err, errCustomer) {
+		r.Outcome = walk.Customer
+		return r, nil
+	}
+	if err != nil {
+		return r, err
+	}
+	defer o.Close()
+	r.Size = o.Size
+	if o.Plaintext {
+		r.Outcome = walk.Plaintext
+		return r, nil // there is nothing to compare it with
+	}
+	for {
+		_, err := o.Next(ctx)
+		r.KeyIDs = keys
+		if err == io.EOF { //nolint:errorlint // bare: Next says so
+			return r, nil
+		}
+		if errors.Is(err, errCustomer) {
+			r.Outcome = walk.Customer
+			return r, nil
+		}
+		if err != nil {
+			return r, err
+		}
+	}
+}
+
+// damage are the errors of what is not what was stored.
+var damage = []error{
+	stored.ErrIntegrity, crypt.ErrAuth, crypt.ErrTruncated, crypt.ErrTrailing, crypt.ErrSize, crypt.ErrEnvelope, crypt.ErrVersion, crypt.ErrDEK,
+}
+
+// FaultOf says what is at fault, by the error of an object that could not be read. What says nothing of the object is never
+// called damage.
+func FaultOf(err error) Fault {
+	var key *kms.Error
+	switch {
+	case errors.As(err, &key):
+		return keyFault(key)
+	case errors.Is(err, keyring.ErrUnknownKey):
+		return KeyUnknown
+	case errors.Is(err, keyring.ErrChanged):
+		return KeyUnavailable
+	case errors.Is(err, inplace.ErrUnanswered), inplace.Status(err) != 0:
+		return Store
+	case errors.Is(err, ErrPlaintext):
+		return Plaintext
+	case slices.ContainsFunc(damage, func(d error) bool { return errors.Is(err, d) }):
+		return Integrity
+	default:
+		return Store
+	}
+}
+
+func keyFault(err *kms.Error) Fault {
+	switch {
+	case err.Kind == kms.InvalidCiphertext: // the key is there, and this is not what it has wrapped for the object
+		return Integrity
+	case err.Revoked():
+		return KeyRevoked
+	default:
+		return KeyUnavailable
+	}
+}
