@@ -75,7 +75,11 @@ func TestPrefixes(t *testing.T) {
 		{"where is it", request{method: "GET", path: b + "?location"}, 200},
 		{"read what is shared", request{method: "GET", path: b + "/shared/a"}, 200},
 		{"a part that is copied", request{method: "PUT", path: b + "/team/up?partNumber=1&uploadId=" + upload.id, header: copyOf("shared/a")}, 200},
+		{"a copy", request{method: "PUT", path: b + "/team/copy", header: copyOf("shared/a")}, 200},
 
+		{"a copy from elsewhere", request{method: "PUT", path: b + "/team/copy", header: copyOf("secret/a")}, 403},
+		{"a copy to elsewhere", request{method: "PUT", path: b + "/shared/copy", header: copyOf("team/a")}, 403},
+		{"a copy from elsewhere by ..", request{method: "PUT", path: b + "/team/copy", header: copyOf("team/../secret/a")}, 403},
 		{"a part that is copied from elsewhere", request{method: "PUT", path: b + "/team/up?partNumber=1&uploadId=" + upload.id, header: copyOf("secret/a")}, 403},
 		{"a part that is copied to elsewhere", request{method: "PUT", path: b + "/secret/up?partNumber=1&uploadId=" + upload.id, header: copyOf("shared/a")}, 403},
 		{"read outside", request{method: "GET", path: b + "/secret/a"}, 403},

@@ -64,7 +64,7 @@ func (c *call) mayDo() bool {
 	switch {
 	case row.path == service:
 		return !client.Anonymous // ListBuckets shows each client its own buckets
-	case row.path == object:
+	case c.key != "": // from the path, or a form
 		return client.MayObject(row.action, c.bucket, c.key)
 	case has(row.query, "prefix"):
 		return client.MayList(c.bucket, c.query.Get("prefix"))
