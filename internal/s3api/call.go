@@ -263,9 +263,8 @@ type response struct {
 
 // WriteHeader does nothing once the response is cut off.
 func (w *response) WriteHeader(status int) {
-	if last := w.last; last != nil && status >= http.StatusOK {
-		w.last = nil
-		last()
+	if status >= http.StatusOK {
+		w.finish()
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -278,7 +277,16 @@ func (w *response) WriteHeader(status int) {
 	w.ResponseWriter.WriteHeader(status)
 }
 
+// finish completes the header, once, before it goes out.
+func (w *response) finish() {
+	if last := w.last; last != nil {
+		w.last = nil
+		last()
+	}
+}
+
 func (w *response) Write(p []byte) (int, error) {
+	w.finish()
 	if err := w.permit(); err != nil {
 		return 0, err
 	}
