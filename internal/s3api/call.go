@@ -43,6 +43,7 @@ type call struct {
 	client  *access.Client
 	payload io.Reader // the request body: framing removed, signature and checksums verified before io.EOF
 	checks  *checksums
+	form    *form // of a form upload; else nil
 
 	aborted    bool   // the connection was cut, because the answer had begun
 	keyID      string // KMS key that was used

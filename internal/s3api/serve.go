@@ -134,7 +134,11 @@ func (s *Server) handle(c *call) error {
 	if row != nil {
 		c.op = row.op
 	}
-	if err := s.authenticate(c); err != nil {
+	authenticate := s.authenticate
+	if isForm(row, c.Request) {
+		authenticate = s.authenticateForm
+	}
+	if err := authenticate(c); err != nil {
 		return err
 	}
 	if row == nil {
