@@ -2,6 +2,7 @@ package s3api
 
 import (
 	"encoding/xml"
+	"errors"
 	"io"
 	"mime"
 	"net/http"
@@ -11,6 +12,8 @@ import (
 	"unicode/utf8"
 
 	"golang.org/x/net/http/httpguts"
+
+	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 )
 
 // postObject stores the file of a form, which authenticateForm has read up to there. It is PutObject from then on.
@@ -23,7 +26,11 @@ func (s *Server) postObject(c *call) error {
 			Details: [][2]string{{"Condition", "Bucket POST must be of the enclosure-type multipart/form-data"}}, status: http.StatusPreconditionFailed,
 		}
 	}
-	if err := s.sealObject(c); err != nil {
+	err := s.sealObject(c)
+	if errors.Is(err, errBehindFile) { // what has read the file so far has stopped at it
+		c.discard(c.form)
+	}
+	if err != nil {
 		return err
 	}
 	return c.answerForm()
@@ -59,6 +66,15 @@ func (s *Server) authenticateForm(c *call) error {
 	if c.client, ok = s.Clients.Client(post.AccessKey); !ok {
 		return badRequest("InvalidAccessKeyId", "The AWS Access Key Id you provided does not exist in our records.")
 	}
+	if err := c.takeForm(f, post); err != nil {
+		c.discard(f)
+		return err
+	}
+	return nil
+}
+
+// takeForm compares a form with its policy, and puts it in the place of the request's header and body.
+func (c *call) takeForm(f *form, post *sigv4.Post) error {
 	if err := f.fill(c.bucket); err != nil {
 		return err
 	}
@@ -69,11 +85,20 @@ func (s *Server) authenticateForm(c *call) error {
 	if err := post.CheckLength(f.size); err != nil {
 		return err
 	}
+	var err error
 	if c.Header, err = f.header(); err != nil {
 		return err
 	}
 	c.form, c.auth, c.Body = f, post.Auth(f.size), io.NopCloser(f.file)
 	return nil
+}
+
+// maxDiscard is how much of a form is read that has been refused, in bytes. A browser that is answered while it sends, and
+// cut off, does not show the answer.
+const maxDiscard = 16 << 20
+
+func (c *call) discard(f *form) {
+	_, _ = io.CopyN(io.Discard, &meter{src: f.src, c: c}, maxDiscard) // what has failed is told otherwise
 }
 
 // signing are the fields that say who signed the form, and nothing of the object.
