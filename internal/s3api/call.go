@@ -43,6 +43,7 @@ type call struct {
 	client  *access.Client
 	payload io.Reader // the request body: framing removed, signature and checksums verified before io.EOF
 	checks  *checksums
+	form    *form // of a form upload; else nil
 
 	customerKey []byte // that the client brings for the object; nil for none
 	sourceKey   []byte // and for the source of a copy

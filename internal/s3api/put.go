@@ -17,11 +17,20 @@ import (
 // comes behind the body can be kept in it.
 const maxPeek = 1 << 20
 
-// putObject encrypts the payload on its way to the store.
+// putObject stores the payload.
+func (s *Server) putObject(c *call) error {
+	if err := s.sealObject(c); err != nil {
+		return err
+	}
+	c.w.WriteHeader(http.StatusOK)
+	return nil
+}
+
+// sealObject encrypts the payload on its way to the store, and sets the header of the answer.
 //
 // The envelope goes ahead of the body, as metadata. The last segment goes out only once signature, length and checksums
 // have all been verified; until then the store has a body shorter than its Content-Length, which it must not keep.
-func (s *Server) putObject(c *call) error {
+func (s *Server) sealObject(c *call) error {
 	wanted, err := c.encryption()
 	if err != nil {
 		return err
@@ -56,7 +65,6 @@ func (s *Server) putObject(c *call) error {
 	c.copyHeader(resp.Header)
 	c.saySealed(lease)
 	c.checks.headers(c.w.Header())
-	c.w.WriteHeader(http.StatusOK)
 	return nil
 }
 
