@@ -67,12 +67,14 @@ func (s *Server) authenticateForm(c *call) error {
 	if !ok {
 		return badRequest("InvalidAccessKeyId", "The AWS Access Key Id you provided does not exist in our records.")
 	}
-	c.client, c.auth = client, post.Auth(f.size)
-	if err := c.takeForm(f, post); err != nil {
-		c.discard(f)
-		return err
+	if err = f.openFile(); err == nil {
+		c.client, c.auth = client, post.Auth(f.size)
+		err = c.takeForm(f, post)
 	}
-	return nil
+	if err != nil {
+		c.discard(f)
+	}
+	return err
 }
 
 // takeForm compares a form with its policy, and puts it in the place of the request's header and body.
@@ -153,7 +155,7 @@ func (f *form) header() (http.Header, error) {
 			if err != nil {
 				return nil, err
 			}
-			name, value, ok = "X-Amz-Tagging", tags, true
+			name, value = "X-Amz-Tagging", tags
 		case !ok:
 			continue
 		}
@@ -191,11 +193,8 @@ func tagsOf(text string) (string, error) {
 
 // answerForm says that the file is stored, in the way that the form asks for.
 func (c *call) answerForm() error {
-	etag := c.w.Header()["ETag"]
-	if len(etag) == 0 {
-		etag = []string{""}
-	}
-	if to := c.form.redirect(c.bucket, c.key, etag[0]); to != "" {
+	etag := strings.Join(c.w.Header()["ETag"], "") //nolint:staticcheck // as copyHeader spells it
+	if to := c.form.redirect(c.bucket, c.key, etag); to != "" {
 		c.w.Header().Set("Location", to)
 		c.w.WriteHeader(http.StatusSeeOther)
 		return nil
@@ -205,7 +204,7 @@ func (c *call) answerForm() error {
 	case "200":
 		c.w.WriteHeader(http.StatusOK)
 	case "201":
-		return c.answerPosted(etag[0])
+		return c.answerPosted(etag)
 	default:
 		c.w.WriteHeader(http.StatusNoContent)
 	}

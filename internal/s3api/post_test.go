@@ -279,7 +279,7 @@ func TestPostObjectIsRefused(t *testing.T) {
 		"tags of no XML":                      {field("tagging", "a=b"), 400, "MalformedXML"},
 		"tags of two":                         {field("tagging", "<Tagging><TagSet><Tag><Key>a</Key></Tag><Tag><Key>a</Key></Tag></TagSet></Tagging>"), 400, "InvalidTag"},
 		"a public ACL":                        {field("acl", "public-read"), 501, "The canned ACL public-read"},
-		"a field of S3's":                     {field("x-amz-object-lock-event-hold", "COMPLIANCE"), 501, "x-amz-object-lock-mode"},
+		"a field of S3's":                     {field("x-amz-object-lock-event-hold", "ON"), 501, "x-amz-object-lock-event-hold"},
 		"the envelope's own":                  {field("x-amz-meta-cmek-key", "x"), 400, "reserved for the proxy"},
 		"another encryption":                  {field("x-amz-server-side-encryption", "rot13"), 400, "InvalidEncryptionAlgorithmError"},
 		"a line break in a header":            {field("x-amz-meta-a", "b\r\nx-amz-meta-c: d"), 400, "cannot be one"},

@@ -34,7 +34,7 @@ const maxFields = 20 << 10
 
 var errMalformedForm = badRequest("MalformedPOSTRequest", "The body of your POST request is not well-formed multipart/form-data.")
 
-// readForm reads what is ahead of the file. length is that of the body.
+// readForm reads what is ahead of the file, which openFile begins to read. length is that of the body.
 func readForm(body io.Reader, contentType string, length int64) (*form, error) {
 	_, params, err := mime.ParseMediaType(contentType)
 	if err != nil || params["boundary"] == "" || len(params["boundary"]) > 70 {
@@ -57,7 +57,7 @@ func readForm(body io.Reader, contentType string, length int64) (*form, error) {
 			return nil, err
 		}
 		if name == "file" {
-			return f, f.openFile()
+			return f, nil
 		}
 		value, end, err := f.value()
 		if err != nil {

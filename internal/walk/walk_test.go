@@ -40,18 +40,18 @@ func over(t *testing.T, n int, do func(key string) walk.Result) (w *walk.Walk, t
 	}, told
 }
 
-var failure = errors.New("it failed")
+var errFailure = errors.New("it failed")
 
 // After a result that says so nothing more is done, and the state has it among what failed.
 func TestStop(t *testing.T) {
 	w, told := over(t, 100, func(key string) walk.Result {
 		if key == "k0005" {
-			return walk.Result{Outcome: walk.Failed, Err: fmt.Errorf("%w: %w", failure, walk.ErrStop)}
+			return walk.Result{Outcome: walk.Failed, Err: fmt.Errorf("%w: %w", errFailure, walk.ErrStop)}
 		}
 		return walk.Result{}
 	})
 	w.KeepGoing = true
-	if err := w.Run(t.Context(), walk.State{Command: "c", Bucket: "b"}); !errors.Is(err, failure) || len(*told) != 6 {
+	if err := w.Run(t.Context(), walk.State{Command: "c", Bucket: "b"}); !errors.Is(err, errFailure) || len(*told) != 6 {
 		t.Fatalf("%v after %v", err, *told)
 	}
 	text, err := os.ReadFile(w.File)
@@ -67,7 +67,7 @@ func TestStop(t *testing.T) {
 // Faults of objects do not end a walk, however many; those of keys and stores do.
 func TestFaultsInARow(t *testing.T) {
 	for _, own := range []bool{true, false} {
-		w, told := over(t, 300, func(string) walk.Result { return walk.Result{Outcome: walk.Failed, Err: failure, Own: own} })
+		w, told := over(t, 300, func(string) walk.Result { return walk.Result{Outcome: walk.Failed, Err: errFailure, Own: own} })
 		err := w.Run(t.Context(), walk.State{Command: "c", Bucket: "b"})
 		if own && (err != nil || len(*told) != 300) || !own && (!errors.Is(err, walk.ErrInARow) || len(*told) != 200) {
 			t.Errorf("own: %t: %v after %d", own, err, len(*told))
@@ -77,7 +77,7 @@ func TestFaultsInARow(t *testing.T) {
 
 // A state is of one command, and a dry run leaves it as it is.
 func TestStateOfAnother(t *testing.T) {
-	w, _ := over(t, 10, func(string) walk.Result { return walk.Result{Outcome: walk.Failed, Err: failure} })
+	w, _ := over(t, 10, func(string) walk.Result { return walk.Result{Outcome: walk.Failed, Err: errFailure} })
 	fresh := walk.State{Command: "encrypt", Bucket: "b", Prefix: "p"}
 	w.DryRun = true
 	if err := w.Run(t.Context(), fresh); err != nil {
@@ -91,8 +91,11 @@ func TestStateOfAnother(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, other := range []walk.State{
-		{Command: "verify", Bucket: "b", Prefix: "p"}, {Command: "encrypt", Bucket: "c", Prefix: "p"}, {Command: "encrypt", Bucket: "b"},
-		{Command: "encrypt", Bucket: "b", Prefix: "p", To: "key"}, {Command: "encrypt", Bucket: "b", Prefix: "p", All: true},
+		{Command: "verify", Bucket: "b", Prefix: "p"},
+		{Command: "encrypt", Bucket: "c", Prefix: "p"},
+		{Command: "encrypt", Bucket: "b"},
+		{Command: "encrypt", Bucket: "b", Prefix: "p", To: "key"},
+		{Command: "encrypt", Bucket: "b", Prefix: "p", All: true},
 	} {
 		if err := w.Run(t.Context(), other); err == nil {
 			t.Errorf("%+v goes on with it", other)
