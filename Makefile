@@ -12,7 +12,7 @@ GOVULNCHECK := v1.9.0
 
 .PHONY: help
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 .PHONY: build
 build: ## build bin/proxy, with the embedded store of `proxy dev`
@@ -67,8 +67,16 @@ bench: ## throughput, latency, CPU and memory, side by side with the bare store 
 	bench/run.sh
 
 .PHONY: e2e
-e2e: ## real clients against proxy serve in front of a separate store (installs what it needs)
-	e2e/run.sh
+e2e: ## real clients against proxy serve in front of a separate store (installs what it needs); STORE=minio for MinIO
+	STORE=$(STORE) e2e/run.sh
+
+.PHONY: e2e-full
+e2e-full: ## e2e, and the clients that take minutes to build: mc and litestream
+	STORE=$(STORE) E2E_FULL=1 e2e/run.sh
+
+.PHONY: conformance
+conformance: ## the store's own conformance suite, at the store and through the proxy; e2e/conformance.txt has the differences
+	e2e/conformance.sh
 
 .PHONY: proof
 proof: ## the revocation window at full length (20 minutes); prints the table of docs/operations.md

@@ -225,6 +225,52 @@ func (c *awsCLI) page(bucket, prefix, delimiter string, pageSize int) (map[strin
 	return sizes, prefixes, nil
 }
 
+func (c *awsCLI) putLarge(bucket, key, file string) error {
+	_, err := c.run("s3", "cp", "--no-progress", file, "s3://"+bucket+"/"+key)
+	return err
+}
+
+func (c *awsCLI) getLarge(bucket, key, file string) error {
+	_, err := c.run("s3", "cp", "--no-progress", "s3://"+bucket+"/"+key, file)
+	return err
+}
+
+func (c *awsCLI) copy(bucket, from, to string) error {
+	_, err := c.run("s3", "cp", "--no-progress", "s3://"+bucket+"/"+from, "s3://"+bucket+"/"+to)
+	return err
+}
+
+func (c *awsCLI) move(bucket, from, to string) error {
+	_, err := c.run("s3", "mv", "--no-progress", "s3://"+bucket+"/"+from, "s3://"+bucket+"/"+to)
+	return err
+}
+
+// awsTags are tags as the s3api commands take and print them.
+type awsTags struct{ TagSet []struct{ Key, Value string } }
+
+func (c *awsCLI) setTags(bucket, key string, tags map[string]string) error {
+	var request awsTags
+	for name, value := range tags {
+		request.TagSet = append(request.TagSet, struct{ Key, Value string }{name, value})
+	}
+	text, err := json.Marshal(request)
+	if err != nil {
+		return err
+	}
+	_, err = c.run("s3api", "put-object-tagging", "--bucket", bucket, "--key", key, "--tagging", string(text))
+	return err
+}
+
+func (c *awsCLI) tags(bucket, key string) (map[string]string, error) {
+	var answer awsTags
+	err := c.answer(&answer, "get-object-tagging", "--bucket", bucket, "--key", key)
+	tags := make(map[string]string)
+	for _, tag := range answer.TagSet {
+		tags[tag.Key] = tag.Value
+	}
+	return tags, err
+}
+
 func (c *awsCLI) sync(dir, bucket, prefix string) (int, error) {
 	out, err := c.run("s3", "sync", "--no-progress", dir, "s3://"+bucket+"/"+prefix)
 	return strings.Count(out, "upload: "), err

@@ -51,6 +51,9 @@ var checks = []struct {
 	{"checksums", checkChecksums},
 	{"content-md5", checkContentMD5},
 	{"conditions", checkConditions},
+	{"multipart", checkMultipart},
+	{"copy", checkCopy},
+	{"tags", checkTags},
 	{"delete", checkDelete},
 	{"credentials", checkCredentials},
 }

@@ -64,6 +64,20 @@ type (
 	bucketRemover interface {
 		removeBucket(bucket string) error
 	}
+	multiparter interface {
+		// putLarge and getLarge copy a file as the client does by default when it is too large for one request.
+		putLarge(bucket, key, file string) error
+		getLarge(bucket, key, file string) error
+	}
+	copier interface {
+		// copy has the server copy an object, and move deletes the source then.
+		copy(bucket, from, to string) error
+		move(bucket, from, to string) error
+	}
+	tagger interface {
+		setTags(bucket, key string, tags map[string]string) error
+		tags(bucket, key string) (map[string]string, error)
+	}
 )
 
 // errNoPresign says that a client presigns other methods only.

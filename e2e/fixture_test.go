@@ -31,7 +31,8 @@ type body struct {
 // fixture is what all clients store, and where.
 type fixture struct {
 	Bodies    []body   `json:"bodies"`
-	Keys      []string `json:"keys"` // odd ones, all of which the store takes
+	Large     body     `json:"large"` // beyond every client's threshold for uploads in parts
+	Keys      []string `json:"keys"`  // odd ones, all of which the store takes
 	SmallText string   `json:"small_text"`
 	Dir       string   `json:"-"`
 }
@@ -49,17 +50,23 @@ func newFixture(t *testing.T) *fixture {
 		f.add(t, fmt.Sprintf("text-%d", size), prose(random, size))
 		f.add(t, fmt.Sprintf("zeros-%d", size), make([]byte, size))
 	}
+	f.Large = newBody(t, t.TempDir(), "large", prose(random, 17<<20+1))
 	return f
 }
 
 func (f *fixture) add(t *testing.T, name string, data []byte) {
 	t.Helper()
+	f.Bodies = append(f.Bodies, newBody(t, f.Dir, name, data))
+}
+
+func newBody(t *testing.T, dir, name string, data []byte) body {
+	t.Helper()
 	sum := sha256.Sum256(data)
-	b := body{Name: name, File: filepath.Join(f.Dir, name), Size: len(data), SHA256: hex.EncodeToString(sum[:]), data: data}
+	b := body{Name: name, File: filepath.Join(dir, name), Size: len(data), SHA256: hex.EncodeToString(sum[:]), data: data}
 	if err := os.WriteFile(b.File, data, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	f.Bodies = append(f.Bodies, b)
+	return b
 }
 
 func (f *fixture) body(t *testing.T, name string) body {
@@ -79,6 +86,7 @@ func (f *fixture) plaintexts() [][]byte {
 	for _, b := range f.Bodies {
 		all = append(all, b.data)
 	}
+	all = append(all, f.Large.data)
 	return all
 }
 

@@ -28,6 +28,7 @@ type outcome struct {
 // TestKMSErrors has clients with default settings meet each way in which a KMS can fail the proxy. What a retry can help
 // is retried, and nothing else is.
 func TestKMSErrors(t *testing.T) {
+	t.Parallel() // with TestRevocation
 	s := newStage(t)
 	s.configure(setting{2 * time.Second, 0})
 	c := s.customer

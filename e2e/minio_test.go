@@ -16,6 +16,7 @@ import (
 
 	"github.com/minio/minio-go/v7"
 	miniocredentials "github.com/minio/minio-go/v7/pkg/credentials"
+	"github.com/minio/minio-go/v7/pkg/tags"
 )
 
 // minioGo is minio-go.
@@ -220,6 +221,49 @@ func (c *minioGo) page(bucket, prefix, delimiter string, pageSize int) (map[stri
 		}
 	}
 	return sizes, prefixes, nil
+}
+
+func (c *minioGo) putLarge(bucket, key, file string) error {
+	_, err := c.api.FPutObject(context.Background(), bucket, key, file, minio.PutObjectOptions{})
+	return minioError(err)
+}
+
+func (c *minioGo) getLarge(bucket, key, file string) error {
+	return minioError(c.api.FGetObject(context.Background(), bucket, key, file, minio.GetObjectOptions{}))
+}
+
+// copy is CopyObject for one source; composing an object of two copies parts.
+func (c *minioGo) copy(bucket, from, to string) error {
+	source := minio.CopySrcOptions{Bucket: bucket, Object: from}
+	if _, err := c.api.CopyObject(context.Background(), minio.CopyDestOptions{Bucket: bucket, Object: to}, source); err != nil {
+		return minioError(err)
+	}
+	_, err := c.api.ComposeObject(context.Background(), minio.CopyDestOptions{Bucket: bucket, Object: "composed"},
+		minio.CopySrcOptions{Bucket: bucket, Object: "large"}, source)
+	return minioError(err)
+}
+
+func (c *minioGo) move(bucket, from, to string) error {
+	if err := c.copy(bucket, from, to); err != nil {
+		return err
+	}
+	return c.remove(bucket, from)
+}
+
+func (c *minioGo) setTags(bucket, key string, values map[string]string) error {
+	set, err := tags.NewTags(values, true)
+	if err != nil {
+		return err
+	}
+	return minioError(c.api.PutObjectTagging(context.Background(), bucket, key, set, minio.PutObjectTaggingOptions{}))
+}
+
+func (c *minioGo) tags(bucket, key string) (map[string]string, error) {
+	set, err := c.api.GetObjectTagging(context.Background(), bucket, key, minio.GetObjectTaggingOptions{})
+	if err != nil {
+		return nil, minioError(err)
+	}
+	return set.ToMap(), nil
 }
 
 func (c *minioGo) remove(bucket, key string) error {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -131,13 +132,15 @@ func freeAddress(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// logDir is where logs are kept when tests fail.
+// logDir is where the logs of a test are kept.
 func logDir(t *testing.T) string {
 	t.Helper()
 	dir := os.Getenv("E2E_LOGS")
 	if dir == "" {
 		return t.TempDir()
 	}
+	test, _, _ := strings.Cut(t.Name(), "/")
+	dir = filepath.Join(dir, test)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -161,7 +164,8 @@ func tail(path string, lines int) string {
 	return strings.Join(last, "\n")
 }
 
-// runTool runs a client to its end and returns its standard output. Its error holds the standard error.
+// runTool runs a client to its end and returns its standard output. Its error holds the standard error. A client that
+// only warns of an ETag or a checksum has failed too.
 func runTool(env []string, stdin []byte, command string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
@@ -176,5 +180,15 @@ func runTool(env []string, stdin []byte, command string, args ...string) (string
 		return stdout.String(), fmt.Errorf("%s %s: %w: %s", filepath.Base(command), strings.Join(args, " "), err,
 			strings.TrimSpace(stderr.String()))
 	}
-	return stdout.String(), nil
+	return stdout.String(), complaint(stderr.String())
+}
+
+var complaints = regexp.MustCompile(`(?im)^.*\b(?:e-?tags?|md5|checksums?|hash(?:es)? differ|corrupt(?:ed)?|mismatch(?:es)?)\b.*$`)
+
+// complaint is what a client that has succeeded says on its standard error about the integrity of what it has copied.
+func complaint(stderr string) error {
+	if line := complaints.FindString(stderr); line != "" {
+		return fmt.Errorf("the client complains: %s", line)
+	}
+	return nil
 }

@@ -198,6 +198,27 @@ func (c *rclone) compare(dir, bucket, prefix, how string) error {
 	return err
 }
 
+// putLarge asks for parts from 5 MiB on: by default, rclone makes them from 200 MiB on.
+func (c *rclone) putLarge(bucket, key, file string) error {
+	_, err := c.run(nil, "copyto", "--s3-upload-cutoff", "5Mi", file, "e2e:"+bucket+"/"+key)
+	return err
+}
+
+func (c *rclone) getLarge(bucket, key, file string) error {
+	_, err := c.run(nil, "copyto", "e2e:"+bucket+"/"+key, file)
+	return err
+}
+
+func (c *rclone) copy(bucket, from, to string) error {
+	_, err := c.run(nil, "copyto", "e2e:"+bucket+"/"+from, "e2e:"+bucket+"/"+to)
+	return err
+}
+
+func (c *rclone) move(bucket, from, to string) error {
+	_, err := c.run(nil, "moveto", "e2e:"+bucket+"/"+from, "e2e:"+bucket+"/"+to)
+	return err
+}
+
 func (c *rclone) remove(bucket, key string) error {
 	_, err := c.run(nil, "deletefile", "e2e:"+bucket+"/"+key)
 	return err

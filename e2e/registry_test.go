@@ -13,6 +13,14 @@ import (
 // TestRegistry has the container registry's own S3 driver upload blobs in chunks. It keeps nothing between two chunks:
 // each is appended by a driver that finds the upload and its parts by listing them.
 func TestRegistry(t *testing.T) {
+	table.addColumn("registry replicas")
+	table.run(t, "registry replicas", "multipart", writeBlobs)
+	for _, row := range []string{"round trip", "sizes", "ranges"} { // of each blob
+		table.set(row, "registry replicas", table.result("multipart", "registry replicas"))
+	}
+}
+
+func writeBlobs(t *testing.T) {
 	c := startCluster(t)
 	const bucket = "registry"
 	if err := newGoSDK(c.endpoint).createBucket(bucket); err != nil {

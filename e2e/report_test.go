@@ -36,6 +36,12 @@ func (r *report) run(t *testing.T, column, row string, check func(*testing.T)) {
 	})
 }
 
+func (r *report) result(row, column string) string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.cells[[2]string{row, column}]
+}
+
 func (r *report) set(row, column, result string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -45,7 +51,9 @@ func (r *report) set(row, column, result string) {
 	if !slices.Contains(r.rows, row) {
 		r.rows = append(r.rows, row)
 	}
-	r.cells[[2]string{row, column}] = result
+	if r.cells[[2]string{row, column}] != "FAIL" { // a row may be made of several steps
+		r.cells[[2]string{row, column}] = result
+	}
 }
 
 // addColumn fixes the order of columns: they run side by side.

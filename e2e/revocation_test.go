@@ -23,6 +23,7 @@ func TestRevocation(t *testing.T) {
 	if !selected("go-sdk") {
 		t.Skip("not selected")
 	}
+	t.Parallel() // with TestKMSErrors, which waits as much
 	stage := newStage(t)
 	t.Cleanup(func() { t.Log("\n" + stage.table()) })
 	for _, s := range settings(stage.full) {

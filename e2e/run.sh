@@ -4,6 +4,9 @@
 #
 #   E2E_CLIENTS="boto3 rclone"   only these clients
 #   E2E_TARGET=store             the clients straight at the store, without the proxy: what fails there too is not its doing
+#   E2E_FULL=1                   the clients too that take minutes to build: mc and litestream
+#   E2E_UPDATE=1                 writes the matrix of docs/s3-compatibility.md, which is compared otherwise
+#   STORE=minio                  MinIO as the store, a process of its own, which takes about ten minutes to build
 #
 # Everything built or fetched is kept in .cache, beside the logs of the last run.
 
@@ -13,10 +16,22 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 cache=$root/.cache
 bin=$cache/e2e/bin
 versitygw=v1.8.0
+minio=v0.0.0-20260212201848-7aac2a2c5b7c
+mc=v0.0.0-20250313080218-cf909e1063a9
+litestream=v0.5.18
+heavy=" mc litestream "
 
 say() { printf 'e2e: %s\n' "$*"; }
 
-wanted() { [[ -z ${E2E_CLIENTS:-} || " $E2E_CLIENTS " == *" $1 "* ]]; }
+wanted() {
+  if [[ -n ${E2E_CLIENTS:-} ]]; then
+    [[ " $E2E_CLIENTS " == *" $1 "* ]]
+  else
+    [[ -n ${E2E_FULL:-} || $heavy != *" $1 "* ]]
+  fi
+}
+
+wanted_node() { wanted js-sdk || wanted minio-js; }
 
 has() { command -v "$1" >/dev/null 2>&1; }
 
@@ -39,8 +54,13 @@ install_packages() {
   if wanted rclone && ! has rclone; then missing+=(rclone); fi
   if wanted s3cmd && ! has s3cmd; then missing+=(s3cmd); fi
   if wanted restic && ! has restic; then missing+=(restic); fi
-  if wanted js-sdk && ! has node; then missing+=(nodejs); fi
-  if wanted js-sdk && ! has npm; then missing+=(npm); fi
+  if wanted duplicity && ! has duplicity; then missing+=(duplicity); fi
+  # It is run by Debian's own Python.
+  if wanted duplicity && ! /usr/bin/python3 -c 'import boto3' >/dev/null 2>&1; then missing+=(python3-boto3); fi
+  if wanted s3fs && ! has s3fs; then missing+=(s3fs); fi
+  if { wanted s3fs || wanted rclone; } && ! has fusermount; then missing+=(fuse); fi
+  if wanted_node && ! has node; then missing+=(nodejs); fi
+  if wanted_node && ! has npm; then missing+=(npm); fi
   if ! python_with 'boto3, cryptography' >/dev/null; then missing+=(python3 python3-boto3 python3-cryptography); fi
   if ((${#missing[@]} == 0)); then return 0; fi
   say "installing Debian packages: ${missing[*]}"
@@ -52,24 +72,38 @@ install_packages() {
 
 install_node_modules() {
   local lock=$root/e2e/js/package-lock.json
-  if ! wanted js-sdk || [[ $root/e2e/js/node_modules/.package-lock.json -nt $lock ]]; then return 0; fi
-  say "installing the JavaScript SDK: npm ci in e2e/js"
+  if ! wanted_node || [[ $root/e2e/js/node_modules/.package-lock.json -nt $lock ]]; then return 0; fi
+  say "installing the JavaScript clients: npm ci in e2e/js"
   npm ci --prefix "$root/e2e/js" --no-audit --no-fund --loglevel=error
   touch "$root/e2e/js/node_modules/.package-lock.json"
 }
 
-install_store() {
-  if has "$bin/versitygw" && go version -m "$bin/versitygw" | grep -q "github.com/versity/versitygw[[:space:]]$versitygw\b"; then
-    return 0
-  fi
-  say "building the store: versitygw $versitygw (a few minutes)"
-  GOBIN=$bin go install "github.com/versity/versitygw/cmd/versitygw@$versitygw"
+# install_go PROGRAM MODULE PACKAGE VERSION HOW-LONG builds a program, unless it is there in that version.
+install_go() {
+  if has "$bin/$1" && go version -m "$bin/$1" | grep -q "[[:space:]]$2[[:space:]]$4\b"; then return 0; fi
+  say "building $1 $4 ($5)"
+  GOBIN=$bin go install "$3@$4"
 }
 
 mkdir -p "$bin"
 install_packages
 install_node_modules
-install_store
+if [[ ${STORE:-} == minio ]]; then
+  install_go minio github.com/minio/minio github.com/minio/minio "$minio" "about ten minutes"
+else
+  install_go versitygw github.com/versity/versitygw github.com/versity/versitygw/cmd/versitygw "$versitygw" "a few minutes"
+fi
+if wanted mc; then install_go mc github.com/minio/mc github.com/minio/mc "$mc" "two minutes"; fi
+if wanted litestream; then
+  install_go litestream github.com/benbjohnson/litestream github.com/benbjohnson/litestream/cmd/litestream "$litestream" "four minutes"
+fi
+if [[ -n ${E2E_CONFORMANCE:-} ]]; then
+  # A program that only builds without the tag of its own file: with it, it lies in the folder of the library.
+  say "building minio-go's functional tests"
+  mkdir -p "$cache/e2e/functional"
+  sed '/^\/\/go:build mint$/d' "$(cd "$root/e2e" && go list -m -f '{{.Dir}}' github.com/minio/minio-go/v7)/functional_tests.go" >"$cache/e2e/functional/main.go"
+  (cd "$root/e2e" && go build -o "$bin/minio-go-functional" "$cache/e2e/functional/main.go")
+fi
 if [[ ${E2E_TARGET:-proxy} != store ]]; then
   say "building the proxy, without the store of proxy dev, and the KMS"
   (cd "$root" && go build -tags nodev -o "$bin/proxy" ./cmd/proxy && go build -o "$bin/kmsd" ./internal/kms/kmstest/kmsd)

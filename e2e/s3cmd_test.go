@@ -143,6 +143,26 @@ func (c *s3cmd) syncBack(bucket, prefix, dir string) (int, error) {
 	return strings.Count(out, "download: "), err
 }
 
+func (c *s3cmd) putLarge(bucket, key, file string) error {
+	_, err := c.run("put", file, "s3://"+bucket+"/"+key)
+	return err
+}
+
+func (c *s3cmd) getLarge(bucket, key, file string) error {
+	_, err := c.run("get", "s3://"+bucket+"/"+key, file)
+	return err
+}
+
+func (c *s3cmd) copy(bucket, from, to string) error {
+	_, err := c.run("cp", "s3://"+bucket+"/"+from, "s3://"+bucket+"/"+to)
+	return err
+}
+
+func (c *s3cmd) move(bucket, from, to string) error {
+	_, err := c.run("mv", "s3://"+bucket+"/"+from, "s3://"+bucket+"/"+to)
+	return err
+}
+
 func (c *s3cmd) remove(bucket, key string) error {
 	_, err := c.run("del", "s3://"+bucket+"/"+key)
 	return err

@@ -11,8 +11,12 @@ import (
 	"testing"
 )
 
-// runLength is how many bytes of plaintext in a row give it away.
-const runLength = 16
+// runLength is how many bytes of plaintext in a row give it away, and zeroLength how many zeros: fewer are the fill of a
+// part, which is part of the format.
+const (
+	runLength  = 16
+	zeroLength = 9_217
+)
 
 // searcher finds runs of plaintext in other data, wherever they begin in either.
 //
@@ -50,9 +54,11 @@ func newSearcher(plaintexts [][]byte) *searcher {
 
 func slot(block uint64) uint64 { return block * 0x9E3779B97F4A7C15 >> (64 - filterBits) }
 
+var zeros = make([]byte, zeroLength)
+
 // find returns the offset in data of a run of plaintext, or of zeros.
 func (s *searcher) find(data []byte) (offset int, found bool) {
-	if i := bytes.Index(data, make([]byte, runLength)); i >= 0 {
+	if i := bytes.Index(data, zeros); i >= 0 {
 		return i, true
 	}
 	for i := 0; i+blockLength <= len(data); i++ {
@@ -111,7 +117,7 @@ func searchFiles(dir string, find func([]byte) (offset int, found bool)) (files 
 // TestSearcher plants a run in noise, at all alignments: a search that finds nothing must mean something.
 func TestSearcher(t *testing.T) {
 	random := rand.NewChaCha8([32]byte{'s'})
-	noise, plaintext := make([]byte, 4096), make([]byte, 1000)
+	noise, plaintext := make([]byte, 16384), make([]byte, 1000)
 	_, _ = random.Read(noise)
 	_, _ = random.Read(plaintext)
 	s := newSearcher([][]byte{plaintext, make([]byte, 100)})
@@ -133,7 +139,11 @@ func TestSearcher(t *testing.T) {
 		}
 	}
 	data := bytes.Clone(noise)
-	clear(data[100 : 100+runLength])
+	clear(data[100 : 100+zeroLength-1])
+	if offset, ok := s.find(data); ok {
+		t.Errorf("the fill of a part is found at %d", offset)
+	}
+	clear(data[100 : 100+zeroLength])
 	if _, ok := s.find(data); !ok {
 		t.Error("zeros are not found")
 	}

@@ -8,6 +8,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"math/big"
 	"net"
@@ -41,8 +42,10 @@ func (e endpoint) host() string { return e.url[strings.Index(e.url, "://")+3:] }
 type stack struct {
 	endpoints []endpoint // of the proxies, or of the store
 	store     endpoint   // the store itself, past the proxies
+	name      string     // before the names of the logs, where several are up at once
 	dir       string     // where the store keeps everything
 	versions  string     // where it keeps old versions; empty for none
+	iam       string     // where it keeps its own users; empty for none
 	logs      []string   // of the store and the proxies; a replica that is started again has another one
 	proxied   bool
 }
@@ -82,25 +85,50 @@ func storeDir(t *testing.T) string {
 	return dir
 }
 
+// startStore starts a versitygw, or with STORE=minio a MinIO.
 func (s *stack) startStore(t *testing.T, scheme string, c credentials, cert, key string) endpoint {
 	t.Helper()
-	e := endpoint{name: scheme, credentials: c}
-	address := freeAddress(t)
-	args := []string{"--port", address, "--region", region}
-	if cert != "" {
-		args = append(args, "--cert", cert, "--key", key)
-		e.ca = cert
+	e := endpoint{name: scheme, url: scheme + "://" + freeAddress(t), ca: cert, credentials: c}
+	env, command, args := s.versitygw(t, e, key)
+	if os.Getenv("STORE") == "minio" {
+		env, command, args = s.minio(t, e, key)
 	}
-	env := environment("ROOT_ACCESS_KEY="+c.accessKey, "ROOT_SECRET_KEY="+c.secret)
+	p := start(t, s.name+"store-"+scheme, env, command, args...)
+	s.logs = append(s.logs, p.log)
+	p.waitForPort(t, e.host())
+	return e
+}
+
+func (s *stack) versitygw(t *testing.T, e endpoint, key string) (env []string, command string, args []string) {
+	t.Helper()
+	args = []string{"--port", e.host(), "--region", region}
+	if e.ca != "" {
+		args = append(args, "--cert", e.ca, "--key", key)
+	}
+	if s.iam != "" {
+		args = append(args, "--iam-dir", s.iam)
+	}
 	args = append(args, "posix")
 	if s.versions != "" {
 		args = append(args, "--versioning-dir", s.versions)
 	}
-	p := start(t, "store-"+scheme, env, tool(t, "versitygw"), append(args, s.dir)...)
-	e.url = scheme + "://" + address
-	s.logs = append(s.logs, p.log)
-	p.waitForPort(t, address)
-	return e
+	return environment("ROOT_ACCESS_KEY="+e.accessKey, "ROOT_SECRET_KEY="+e.secret), tool(t, "versitygw"), append(args, s.dir)
+}
+
+// minio keeps versions by itself, and wants its certificate under a name of its own.
+func (s *stack) minio(t *testing.T, e endpoint, key string) (env []string, command string, args []string) {
+	t.Helper()
+	certs := t.TempDir()
+	if e.ca != "" {
+		for name, path := range map[string]string{"public.crt": e.ca, "private.key": key} {
+			data, err := os.ReadFile(path)
+			if err = errors.Join(err, os.WriteFile(filepath.Join(certs, name), data, 0o600)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	env = environment("MINIO_ROOT_USER="+e.accessKey, "MINIO_ROOT_PASSWORD="+e.secret, "MINIO_REGION="+region, "MINIO_BROWSER=off", "HOME="+certs)
+	return env, tool(t, "minio"), []string{"server", "--quiet", "--certs-dir", certs, "--address", e.host(), s.dir}
 }
 
 // startKMS returns what a proxy needs to use it: environment, and the entry in its configuration; and its URL.
@@ -121,7 +149,7 @@ func startKMS(t *testing.T) (env []string, keyConfig, url string) {
 func (s *stack) startProxy(t *testing.T, scheme string, c credentials, env []string, keyConfig, cert, key string) endpoint {
 	t.Helper()
 	address, admin := freeAddress(t), freeAddress(t)
-	p := start(t, "proxy-"+scheme, env, tool(t, "proxy"), "serve", "--config", s.writeConfig(t, scheme, address, admin, keyConfig, cert, key))
+	p := start(t, s.name+"proxy-"+scheme, env, tool(t, "proxy"), "serve", "--config", s.writeConfig(t, scheme, address, admin, keyConfig, cert, key))
 	s.logs = append(s.logs, p.log)
 	p.waitFor(t, "http://"+admin+"/readyz")
 	return endpoint{name: scheme, url: scheme + "://" + address, ca: cert, credentials: c}

@@ -10,14 +10,79 @@ import (
 	"testing"
 )
 
+// tools are programs that use S3 for something of their own. What each proves is in the table, in the rows of the checks
+// that it comes closest to.
+var tools = []struct {
+	name string
+	run  func(t *testing.T, u *use)
+}{
+	{"aws-cli", awsSync},
+	{"rclone", rcloneUse},
+	{"s3cmd", s3cmdSync},
+	{"mc", mcUse},
+	{"restic", resticBackup},
+	{"duplicity", duplicityBackup},
+	{"litestream", litestreamReplica},
+	{"s3fs", s3fsMount},
+	{"thanos", thanosAcceptance},
+	{"parquet-go", parquetColumns},
+}
+
+// use is a tool at the cluster, with a bucket of its own.
+type use struct {
+	name   string
+	c      *cluster
+	bucket string
+}
+
+// does runs one step of a tool, and enters it in the table.
+func (u *use) does(t *testing.T, row string, step func(t *testing.T)) {
+	t.Helper()
+	table.run(t, u.name+" cluster", row, step)
+}
+
 // TestTools runs what people run every night: a sync that must find nothing to do the second time, a comparison of
-// every byte, and a backup.
+// every byte, backups, mounted buckets, and databases.
 func TestTools(t *testing.T) {
 	c := startCluster(t)
-	tree := newTree(t)
-	t.Run("aws s3 sync", func(t *testing.T) { awsSync(t, c, tree) })
-	t.Run("rclone check", func(t *testing.T) { rcloneCheck(t, c, tree) })
-	t.Run("restic", func(t *testing.T) { resticBackup(t, c) })
+	for _, tool := range tools {
+		if selected(tool.name) {
+			table.addColumn(tool.name + " cluster")
+		}
+	}
+	t.Run("tool", func(t *testing.T) {
+		for _, tool := range tools {
+			if !selected(tool.name) {
+				continue
+			}
+			t.Run(tool.name, func(t *testing.T) {
+				t.Parallel()
+				defer progress(t)
+				u := &use{tool.name, c, "tool-" + tool.name}
+				if err := newGoSDK(c.endpoint).createBucket(u.bucket); err != nil {
+					t.Fatal(err)
+				}
+				tool.run(t, u)
+			})
+		}
+	})
+}
+
+// must runs a program to its end.
+func must(t *testing.T, env []string, command string, args ...string) string {
+	t.Helper()
+	out, err := runTool(env, nil, command, args...)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return out
+}
+
+// awsEnvironment is that of a program that reads credentials as AWS's own do.
+func (u *use) awsEnvironment(extra ...string) []string {
+	e := u.c.endpoint
+	return environment(append(extra, "AWS_ACCESS_KEY_ID="+e.accessKey, "AWS_SECRET_ACCESS_KEY="+e.secret, "AWS_DEFAULT_REGION="+region,
+		"AWS_EC2_METADATA_DISABLED=true", "AWS_CONFIG_FILE=/nonexistent", "AWS_SHARED_CREDENTIALS_FILE=/nonexistent")...)
 }
 
 // newTree is files of sizes around those at which clients change their ways.
@@ -26,7 +91,7 @@ func newTree(t *testing.T) string {
 	dir := t.TempDir()
 	for name, size := range map[string]int{
 		"empty": 0, "byte": 1, "a/5M-1": 5*mib - 1, "a/5M": 5 * mib, "a/8M": 8 * mib, "a/8M+1": 8*mib + 1, "b/16M": 16 * mib,
-		"b/20M+3": 20*mib + 3, "b/100M": 100 * mib,
+		"b/20M+3": 20*mib + 3,
 	} {
 		writeRandom(t, filepath.Join(dir, name), size)
 	}
@@ -72,16 +137,9 @@ func sameTree(t *testing.T, a, b string) {
 	}
 }
 
-func awsSync(t *testing.T, c *cluster, tree string) {
-	if !selected("aws-cli") {
-		t.Skip("not selected")
-	}
-	defer progress(t)
-	cli := newAWSCLI(c.endpoint, t.TempDir())
-	if err := cli.createBucket("sync"); err != nil {
-		t.Fatal(err)
-	}
-	sync := func(from, to string, more ...string) string {
+func awsSync(t *testing.T, u *use) {
+	cli := newAWSCLI(u.c.endpoint, t.TempDir())
+	sync := func(t *testing.T, from, to string, more ...string) string {
 		t.Helper()
 		out, err := cli.run(append([]string{"s3", "sync", "--no-progress", from, to}, more...)...)
 		if err != nil {
@@ -89,64 +147,102 @@ func awsSync(t *testing.T, c *cluster, tree string) {
 		}
 		return out
 	}
-	back := t.TempDir()
-	if out := sync(tree, "s3://sync/tree"); strings.Count(out, "upload:") != 9 {
-		t.Errorf("the first sync says %q", out)
-	}
-	if out := sync(tree, "s3://sync/tree"); out != "" {
-		t.Errorf("the second sync says %q", out)
-	}
-	if out := sync(tree, "s3://sync/tree", "--size-only"); out != "" {
-		t.Errorf("the second sync by size says %q", out)
-	}
-	if out := sync("s3://sync/tree", back); strings.Count(out, "download:") != 9 {
-		t.Errorf("the first sync back says %q", out)
-	}
-	if out := sync("s3://sync/tree", back); out != "" {
-		t.Errorf("the second sync back says %q", out)
-	}
-	sameTree(t, tree, back)
+	tree, back, at := newTree(t), t.TempDir(), "s3://"+u.bucket+"/tree"
+	u.does(t, "sync", func(t *testing.T) {
+		if out := sync(t, tree, at); strings.Count(out, "upload:") != 8 {
+			t.Errorf("the first sync says %q", out)
+		}
+		if out := sync(t, tree, at); out != "" {
+			t.Errorf("the second sync says %q", out)
+		}
+		if out := sync(t, tree, at, "--size-only"); out != "" {
+			t.Errorf("the second sync by size says %q", out)
+		}
+		if out := sync(t, at, back); strings.Count(out, "download:") != 8 {
+			t.Errorf("the first sync back says %q", out)
+		}
+		if out := sync(t, at, back); out != "" {
+			t.Errorf("the second sync back says %q", out)
+		}
+		sameTree(t, tree, back)
+	})
+	u.does(t, "copy", func(t *testing.T) {
+		if out := sync(t, at, "s3://"+u.bucket+"/copy"); strings.Count(out, "copy:") != 8 {
+			t.Errorf("the first sync within the store says %q", out)
+		}
+		if out := sync(t, at, "s3://"+u.bucket+"/copy"); out != "" {
+			t.Errorf("the second sync within the store says %q", out)
+		}
+	})
 }
 
-func rcloneCheck(t *testing.T, c *cluster, tree string) {
-	if !selected("rclone") {
-		t.Skip("not selected")
-	}
-	defer progress(t)
-	r := newRclone(c.endpoint, t.TempDir())
-	for _, args := range [][]string{
-		{"mkdir", "e2e:rclone"},
-		{"copy", "--s3-upload-cutoff", "5Mi", "--s3-chunk-size", "5Mi", tree, "e2e:rclone/tree"},
-		{"check", "--download", tree, "e2e:rclone/tree"},
-		{"check", "--size-only", tree, "e2e:rclone/tree"},
-	} {
+// rcloneUse copies, syncs, compares, and mounts.
+func rcloneUse(t *testing.T, u *use) {
+	r := newRclone(u.c.endpoint, t.TempDir())
+	tree, at := newTree(t), "e2e:"+u.bucket+"/tree"
+	run := func(t *testing.T, args ...string) {
+		t.Helper()
 		if out, err := r.run(nil, args...); err != nil {
 			t.Fatalf("%v: %v %s", args, err, out)
 		}
 	}
+	u.does(t, "multipart", func(t *testing.T) {
+		run(t, "copy", "--s3-upload-cutoff", "5Mi", "--s3-chunk-size", "5Mi", tree, at)
+	})
+	u.does(t, "verify", func(t *testing.T) {
+		run(t, "check", "--download", tree, at)
+		run(t, "check", "--size-only", tree, at)
+		run(t, "check", tree, at)
+	})
+	u.does(t, "sync", func(t *testing.T) {
+		if copied, err := r.transfers("sync", tree, at); err != nil || copied != 0 {
+			t.Errorf("a sync of what is there copied %d files: %v", copied, err)
+		}
+	})
+	u.does(t, "copy", func(t *testing.T) {
+		run(t, "copy", at, "e2e:"+u.bucket+"/copy")
+		run(t, "check", "--download", at, "e2e:"+u.bucket+"/copy")
+	})
+	mount := mounted(t, func(point string) ([]string, string, []string) {
+		return r.env, "rclone", []string{"mount", "--vfs-cache-mode", "writes", "e2e:" + u.bucket, point}
+	})
+	u.does(t, "ranges", func(t *testing.T) {
+		readAtRandom(t, filepath.Join(mount, "tree/b/20M+3"), filepath.Join(tree, "b/20M+3"))
+	})
 }
 
-func resticBackup(t *testing.T, c *cluster) {
-	if !selected("restic") {
-		t.Skip("not selected")
-	}
-	defer progress(t)
-	dir, restored := t.TempDir(), t.TempDir()
-	writeRandom(t, filepath.Join(dir, "large"), 60*mib)
-	writeRandom(t, filepath.Join(dir, "some/small"), 1000)
-	env := environment("AWS_ACCESS_KEY_ID="+c.endpoint.accessKey, "AWS_SECRET_ACCESS_KEY="+c.endpoint.secret, "AWS_DEFAULT_REGION="+region,
-		"RESTIC_REPOSITORY=s3:"+c.endpoint.url+"/restic", "RESTIC_PASSWORD=correct horse", "RESTIC_CACHE_DIR="+t.TempDir())
-	run := func(args ...string) {
-		t.Helper()
-		if out, err := runTool(env, nil, "restic", args...); err != nil {
-			t.Fatalf("restic %v: %v\n%s", args, err, out)
+func s3cmdSync(t *testing.T, u *use) {
+	c := newS3cmd(u.c.endpoint, t.TempDir())
+	tree, back := newTree(t), t.TempDir()
+	u.does(t, "sync", func(t *testing.T) {
+		for _, want := range []int{8, 0} {
+			if copied, err := c.sync(tree, u.bucket, "tree/"); err != nil || copied != want {
+				t.Errorf("sync copied %d files, not %d: %v", copied, want, err)
+			}
 		}
-	}
-	run("init")
-	run("backup", dir)
-	writeRandom(t, filepath.Join(dir, "more"), 20*mib)
-	run("backup", dir)
-	run("check", "--read-data")
-	run("restore", "latest", "--target", restored)
-	sameTree(t, dir, filepath.Join(restored, dir))
+		for _, want := range []int{8, 0} {
+			if copied, err := c.syncBack(u.bucket, "tree/", back); err != nil || copied != want {
+				t.Errorf("sync back copied %d files, not %d: %v", copied, want, err)
+			}
+		}
+		sameTree(t, tree, back)
+	})
+}
+
+// mcUse mirrors twice and compares.
+func mcUse(t *testing.T, u *use) {
+	c := newMC(u.c.endpoint, t.TempDir())
+	tree, back := newTree(t), t.TempDir()
+	u.does(t, "sync", func(t *testing.T) {
+		if copied, err := c.sync(tree, u.bucket, "tree/"); err != nil || copied != 8 {
+			t.Errorf("mirror copied %d files: %v", copied, err)
+		}
+		if copied, err := c.syncBack(u.bucket, "tree/", back); err != nil || copied != 8 {
+			t.Errorf("mirror back copied %d files: %v", copied, err)
+		}
+		if copied, err := c.syncBack(u.bucket, "tree/", back); err != nil || copied != 0 {
+			t.Errorf("the second mirror back copied %d files: %v", copied, err)
+		}
+		sameTree(t, tree, back)
+	})
 }

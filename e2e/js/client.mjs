@@ -6,20 +6,25 @@ import { createHash, randomBytes } from "node:crypto";
 import { createReadStream, readFileSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import {
+  CopyObjectCommand,
   CreateBucketCommand,
   DeleteBucketCommand,
   DeleteObjectCommand,
+  DeleteObjectTaggingCommand,
   DeleteObjectsCommand,
   GetObjectCommand,
+  GetObjectTaggingCommand,
   HeadBucketCommand,
   HeadObjectCommand,
   ListBucketsCommand,
   ListObjectsCommand,
   ListObjectsV2Command,
   PutObjectCommand,
+  PutObjectTaggingCommand,
   S3Client,
   paginateListObjectsV2,
 } from "@aws-sdk/client-s3";
+import { Upload } from "@aws-sdk/lib-storage";
 import { getSignedUrl } from "@aws-sdk/s3-request-presigner";
 
 const M = JSON.parse(readFileSync(process.argv[2], "utf8"));
@@ -280,6 +285,41 @@ async function conditions(c) {
   c.same("after PUT, If-Match", await get("conditions"), Buffer.from("replaced"));
 }
 
+// multipart is Upload of lib-storage with its defaults: parts of 5 MiB, four at a time.
+async function multipart(c) {
+  const want = data(M.large);
+  const upload = new Upload({ client: s3, params: { Bucket, Key: "large", Body: createReadStream(M.large.file) } });
+  const done = await upload.done();
+  const answer = await head("large");
+  c.same("ETag", answer.ETag, done.ETag);
+  c.same("parts in the ETag", answer.ETag.split("-")[1], '4"');
+  c.same("size", answer.ContentLength, want.length);
+  c.same("large", await get("large"), want);
+  await new Upload({ client: s3, params: { Bucket, Key: "large-buffer", Body: want } }).done();
+  c.same("large, from memory", await get("large-buffer"), want);
+}
+
+async function copy(c) {
+  for (const [key, want] of [["bodies/random-65497", data(body("random-65497"))], ["large", data(M.large)]]) {
+    await s3.send(new CopyObjectCommand({ Bucket, Key: "copies/" + key, CopySource: `${Bucket}/${key}` }));
+    c.same("copy of " + key, await get("copies/" + key), want);
+  }
+  await put("copies/metadata", small, { Metadata: { color: "blue" } });
+  const Metadata = { color: "red" };
+  await s3.send(new CopyObjectCommand({ Bucket, Key: "copies/metadata", CopySource: `${Bucket}/copies/metadata`, MetadataDirective: "REPLACE", Metadata }));
+  c.same("replaced metadata", (await head("copies/metadata")).Metadata, Metadata);
+}
+
+async function tags(c) {
+  const Key = "bodies/random-1";
+  const TagSet = [{ Key: "project", Value: "e2e" }, { Key: "state", Value: "a+b = c/d" }];
+  await s3.send(new PutObjectTaggingCommand({ Bucket, Key, Tagging: { TagSet } }));
+  const got = (await s3.send(new GetObjectTaggingCommand({ Bucket, Key }))).TagSet;
+  c.same("tags", got.sort((a, b) => (a.Key < b.Key ? -1 : 1)), TagSet);
+  await s3.send(new DeleteObjectTaggingCommand({ Bucket, Key }));
+  c.same("after DeleteObjectTagging", (await s3.send(new GetObjectTaggingCommand({ Bucket, Key }))).TagSet ?? [], []);
+}
+
 async function remove(c) {
   const keys = [0, 1, 2, 3, 4].map((i) => `delete/${i}+ü&<x>`);
   for (const key of keys) await put(key, small);
@@ -323,6 +363,9 @@ for (const [check, run] of [
   ["checksums", checksums],
   ["content-md5", contentMD5],
   ["conditions", conditions],
+  ["multipart", multipart],
+  ["copy", copy],
+  ["tags", tags],
   ["delete", remove],
   ["credentials", credentials],
 ]) {

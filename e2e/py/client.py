@@ -339,6 +339,50 @@ def conditions(c):
         pass  # an older version without conditions for writes
 
 
+def multipart(c):
+    """The transfer manager with its defaults: parts of 8 MiB, ten threads, up and down."""
+    large = M["large"]
+    s3.upload_file(large["file"], BUCKET, "large")
+    head = s3.head_object(Bucket=BUCKET, Key="large")
+    c.same("size", head["ContentLength"], large["size"])
+    c.same("parts in the ETag", head["ETag"].rpartition("-")[2], '3"')
+    back = os.path.join(tempfile.gettempdir(), "boto3-" + BUCKET + "-" + secrets.token_hex(8))
+    s3.download_file(BUCKET, "large", back)
+    with open(back, "rb") as f:
+        c.same("large, by threads", f.read(), data(large))
+    os.remove(back)
+    listed = s3.list_objects_v2(Bucket=BUCKET, Prefix="large")["Contents"][0]
+    c.same("listed", (listed["Size"], listed["ETag"]), (large["size"], head["ETag"]))
+
+
+def copy(c):
+    """CopyObject, and the managed copy, which copies large objects in parts."""
+    for key, want in {"bodies/random-65497": data(body("random-65497")), "large": data(M["large"])}.items():
+        source = {"Bucket": BUCKET, "Key": key}
+        s3.copy_object(Bucket=BUCKET, Key="copies/one-" + key, CopySource=source)
+        c.same("CopyObject of " + key, get("copies/one-" + key), want)
+        s3.copy(source, BUCKET, "copies/managed-" + key)
+        c.same("managed copy of " + key, get("copies/managed-" + key), want)
+    put("copies/metadata", SMALL, Metadata={"color": "blue"}, ContentType="text/x-e2e")
+    same = {"Bucket": BUCKET, "Key": "copies/metadata"}
+    s3.copy_object(**same, CopySource=same, MetadataDirective="REPLACE", Metadata={"color": "red"}, ContentType="text/x-other")
+    head = s3.head_object(**same)
+    c.same("replaced metadata", (head["Metadata"], head["ContentType"]), ({"color": "red"}, "text/x-other"))
+    c.same("the rest of it", get("copies/metadata"), SMALL)
+
+
+def tags(c):
+    want = [{"Key": "project", "Value": "e2e"}, {"Key": "state", "Value": "a+b = c/d"}]
+    s3.put_object_tagging(Bucket=BUCKET, Key="bodies/random-1", Tagging={"TagSet": want})
+    got = s3.get_object_tagging(Bucket=BUCKET, Key="bodies/random-1")["TagSet"]
+    c.same("tags", sorted(got, key=lambda tag: tag["Key"]), want)
+    put("tagged", SMALL, Tagging="project=e2e&state=new")
+    got = s3.get_object_tagging(Bucket=BUCKET, Key="tagged")["TagSet"]
+    c.same("tags of PutObject", {tag["Key"]: tag["Value"] for tag in got}, {"project": "e2e", "state": "new"})
+    s3.delete_object_tagging(Bucket=BUCKET, Key="tagged")
+    c.same("after DeleteObjectTagging", s3.get_object_tagging(Bucket=BUCKET, Key="tagged")["TagSet"], [])
+
+
 def delete(c):
     keys = [f"delete/{i}+ü&<x>" for i in range(5)]
     for key in keys:
@@ -384,6 +428,9 @@ def main():
         ("checksums", checksums),
         ("content-md5", content_md5),
         ("conditions", conditions),
+        ("multipart", multipart),
+        ("copy", copy),
+        ("tags", tags),
         ("delete", delete),
         ("credentials", credentials),
     ]:

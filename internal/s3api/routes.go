@@ -163,7 +163,7 @@ var routes = []route{
 	{"DeleteBucket", "DELETE", bucket, "", forward, access.Admin, 0, "", "", (*Server).forward},
 	{"PostObject", "POST", bucket, "", seal, access.Write, maxObject, "", putHeaders, (*Server).postObject},
 
-	{"CreateMultipartUpload", "POST", object, "uploads", forward, access.Write, 0, "", putHeaders, (*Server).createMultipartUpload},
+	{"CreateMultipartUpload", "POST", object, "uploads", forward, access.Write, 0, "", putHeaders + " x-amz-metadata-directive", (*Server).createMultipartUpload}, // of s3fs, and ignored by S3
 	{"CompleteMultipartUpload", "POST", object, "uploadId", rewrite, access.Write, maxList, "", customerHeaders + " x-amz-mp-object-size", (*Server).completeMultipartUpload},
 	{"UploadPartCopy", "PUT", object, "uploadId header:x-amz-copy-source", seal, access.Write, 0, "partNumber", copyHeaders + " " + customerHeaders, (*Server).uploadPartCopy},
 	{"UploadPart", "PUT", object, "uploadId", seal, access.Write, crypt.MaxPartSize, "partNumber", customerHeaders, (*Server).uploadPart},

@@ -1,0 +1,346 @@
+package e2e
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// The store brings its own suite of conformance tests, which can be pointed at any endpoint. Each case is run at the
+// store and through the proxy; those that pass at the store only are the proxy's doing, and conformance.txt must name
+// each, with a reason. See conformance.sh.
+const (
+	suite          = "github.com/versity/versitygw"
+	suiteExpected  = "conformance.txt"
+	suiteWorkers   = 4
+	suiteCaseLimit = 2 * time.Minute
+)
+
+// unexplained is the reason of new differences in conformance.txt after E2E_UPDATE=1: there for a better one to be written.
+const unexplained = "no reason yet"
+
+// verdict is what became of a case; empty where it has passed.
+type verdict struct{ direct, proxied string }
+
+// lost reports whether it is the proxy's doing that a case fails.
+func (v verdict) lost() bool { return v.direct == "" && v.proxied != "" }
+
+func TestConformance(t *testing.T) {
+	if os.Getenv("E2E_CONFORMANCE") == "" {
+		t.Skip("run by make conformance")
+	}
+	verdicts := runSuite(t, suiteCases(t))
+	maps.Copy(verdicts, runFunctional(t))
+	expected := readExpected(t)
+	for _, name := range slices.Sorted(maps.Keys(verdicts)) {
+		reason, listed := expected.reasons[name]
+		switch v := verdicts[name]; {
+		case v.lost() && (!listed || reason == unexplained):
+			t.Errorf("%s passes at the store only: %s", name, v.proxied)
+			expected.add(name, unexplained)
+		case listed && !v.lost():
+			t.Errorf("%s does not pass at the store only, but %s has a reason for it: %s", name, suiteExpected, reason)
+			delete(expected.reasons, name)
+		}
+	}
+	for name := range expected.reasons {
+		if _, ok := verdicts[name]; !ok {
+			t.Errorf("%s names %s, which the suite does not have", suiteExpected, name)
+		}
+	}
+	if os.Getenv("E2E_UPDATE") != "" {
+		expected.write(t)
+	}
+	checkSection(t, "conformance", conformanceSection(verdicts, expected))
+}
+
+// TestConformanceListed makes sure that the documentation names the cases of conformance.txt, without running any.
+func TestConformanceListed(t *testing.T) {
+	_, _, section, _ := readSection(t, "conformance")
+	listed := make(map[string]bool)
+	for _, name := range regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch(section, -1) {
+		listed[name[1]] = true
+	}
+	e := readExpected(t)
+	for name, reason := range e.reasons {
+		if !listed[name] || !strings.Contains(section, "**"+reason+"**") || reason == unexplained {
+			t.Errorf("%s: %s: not so in %s; make conformance with E2E_UPDATE=1 writes it", name, reason, compatibility)
+		}
+	}
+	if len(listed) != len(e.reasons) {
+		t.Errorf("%s names %d cases, %s %d", compatibility, len(listed), suiteExpected, len(e.reasons))
+	}
+}
+
+// suiteCase is a case by its name. Some need a store that keeps versions.
+type suiteCase struct {
+	name      string
+	versioned bool
+}
+
+// suiteCases has the suite say what it would run: without an endpoint, each case is named before it fails.
+func suiteCases(t *testing.T) []suiteCase {
+	t.Helper()
+	var cases []suiteCase
+	seen := make(map[string]bool)
+	for _, flags := range [][]string{nil, {"--versioning-enabled"}} {
+		out, _ := runSuiteCommand(t, endpoint{url: "http://" + freeAddress(t), credentials: newCredentials()}, append([]string{"full-flow"}, flags...)...)
+		for _, line := range regexp.MustCompile(`(?m)^RUN +(\S+)`).FindAllStringSubmatch(out, -1) {
+			if name := line[1]; !seen[name] {
+				seen[name] = true
+				cases = append(cases, suiteCase{name, flags != nil})
+			}
+		}
+	}
+	if len(cases) < 600 {
+		t.Fatalf("the suite has %d cases", len(cases))
+	}
+	return cases
+}
+
+// runSuite runs all cases, each in a process of its own, as one that crashes would take the others with it.
+func runSuite(t *testing.T, cases []suiteCase) map[string]verdict {
+	t.Helper()
+	queue := make(chan suiteCase)
+	verdicts := make(map[string]verdict)
+	var mu sync.Mutex
+	var workers sync.WaitGroup
+	env, keyConfig, _ := startKMS(t)
+	for i := range suiteWorkers {
+		plain, versioned := newLane(t, fmt.Sprintf("lane-%d", i), env, keyConfig, false), newLane(t, fmt.Sprintf("versions-%d", i), env, keyConfig, true)
+		workers.Go(func() {
+			for c := range queue {
+				lane := plain
+				if c.versioned {
+					lane = versioned
+				}
+				v := lane.judge(t, c)
+				mu.Lock()
+				verdicts[c.name] = v
+				mu.Unlock()
+			}
+		})
+	}
+	for i, c := range cases {
+		queue <- c
+		if i%100 == 99 {
+			fmt.Printf("conformance: %d of %d cases\n", i+1, len(cases))
+		}
+	}
+	close(queue)
+	workers.Wait()
+	return verdicts
+}
+
+// runFunctional runs the functional tests that minio-go brings, which carry on after a failure, once at the store and
+// once through the proxy. The case is a test of theirs, and has failed if any of its steps has.
+func runFunctional(t *testing.T) map[string]verdict {
+	t.Helper()
+	env, keyConfig, _ := startKMS(t)
+	l := newLane(t, "functional", env, keyConfig, false)
+	direct, proxied := runFunctionalAt(t, l.store.store), runFunctionalAt(t, l.proxied)
+	verdicts := make(map[string]verdict)
+	for name, failure := range direct {
+		got, ran := proxied[name]
+		if !ran {
+			got = "it has not run"
+		}
+		verdicts[name] = verdict{failure, got}
+	}
+	if len(verdicts) < 50 {
+		t.Errorf("%d functional tests have run", len(verdicts))
+	}
+	return verdicts
+}
+
+// runFunctionalAt returns why each test fails, or "".
+func runFunctionalAt(t *testing.T, e endpoint) map[string]string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, tool(t, "minio-go-functional"))
+	cmd.Dir, cmd.Env = t.TempDir(), environment("SERVER_ENDPOINT="+e.host(), "ACCESS_KEY="+e.accessKey, "SECRET_KEY="+e.secret,
+		"ENABLE_HTTPS=0", "MINT_MODE=full", "RUN_ON_FAIL=1")
+	out, err := cmd.CombinedOutput()
+	results := make(map[string]string)
+	for line := range strings.Lines(string(out)) {
+		var step struct{ Name, Status, Message, Alert, Error string }
+		if json.Unmarshal([]byte(line), &step) != nil || step.Name == "" {
+			continue
+		}
+		name := strings.ReplaceAll(step.Name, ": ", "/")
+		switch {
+		case step.Status == "PASS" && results[name] == "":
+			results[name] = ""
+		case step.Status != "PASS" && results[name] == "":
+			results[name] = cmp.Or(step.Message+" "+step.Error, step.Alert)
+		}
+	}
+	if err != nil && len(results) == 0 {
+		t.Errorf("minio-go's functional tests: %v: %.2000s", err, out)
+	}
+	return results
+}
+
+// lane is a store and a proxy in front of it, for one case at a time: all cases name their buckets alike.
+type lane struct {
+	store   *stack
+	proxied endpoint
+}
+
+func newLane(t *testing.T, name string, env []string, keyConfig string, versioned bool) *lane {
+	t.Helper()
+	s := &stack{name: name + "-", dir: storeDir(t), iam: storeDir(t)}
+	if versioned {
+		s.versions = storeDir(t)
+	}
+	s.store = s.startStore(t, "http", newCredentials(), "", "")
+	client := newCredentials()
+	env = append(slices.Clone(env), "ORIGIN_ACCESS_KEY="+s.store.accessKey, "ORIGIN_SECRET_KEY="+s.store.secret,
+		"APP_ACCESS_KEY="+client.accessKey, "APP_SECRET_KEY="+client.secret)
+	return &lane{s, s.startProxy(t, "http", client, env, keyConfig, "", "")}
+}
+
+// judge runs a case at both, and one that the proxy fails once more: it may have been the clock.
+func (l *lane) judge(t *testing.T, c suiteCase) verdict {
+	v := verdict{direct: l.run(t, l.store.store, c), proxied: l.run(t, l.proxied, c)}
+	if v.lost() {
+		v.proxied = l.run(t, l.proxied, c)
+	}
+	return v
+}
+
+// run returns why a case fails, or "". What it leaves behind is removed.
+func (l *lane) run(t *testing.T, e endpoint, c suiteCase) string {
+	args := []string{c.name}
+	if c.versioned {
+		args = append(args, "--versioning-enabled")
+	}
+	out, err := runSuiteCommand(t, e, args...)
+	for _, dir := range []string{l.store.dir, l.store.versions} {
+		left, _ := filepath.Glob(filepath.Join(dir, "*"))
+		for _, path := range left {
+			if dir != "" {
+				_ = os.RemoveAll(path)
+			}
+		}
+	}
+	if err == nil {
+		return ""
+	}
+	if failure := regexp.MustCompile(`(?m)^FAIL +[^:]+: (.*)`).FindStringSubmatch(out); failure != nil {
+		return failure[1]
+	}
+	if strings.Contains(out, "panic:") {
+		return "the case crashes on the answer"
+	}
+	return cmp.Or(strings.TrimSpace(out), err.Error())
+}
+
+var colors = regexp.MustCompile("\x1b\\[[0-9]*m")
+
+// runSuiteCommand runs where the store's own program is: the suite makes users of the store with it.
+func runSuiteCommand(t *testing.T, e endpoint, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(t.Context(), suiteCaseLimit)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, tool(t, "versitygw"), append([]string{"--region", region, "test", "-a", e.accessKey, "-s", e.secret, "-e", e.url}, args...)...)
+	cmd.Dir, cmd.Env = os.Getenv("E2E_BIN"), environment()
+	out, err := cmd.CombinedOutput()
+	return colors.ReplaceAllString(string(out), ""), errors.Join(err, ctx.Err())
+}
+
+// expectations are the cases of conformance.txt: reasons in their order, and the reason of each case.
+type expectations struct {
+	order   []string
+	reasons map[string]string
+}
+
+// readExpected reads lines of "# reason", and below each the cases that it is the reason of.
+func readExpected(t *testing.T) expectations {
+	t.Helper()
+	text, err := os.ReadFile(suiteExpected)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := expectations{reasons: make(map[string]string)}
+	for line := range strings.Lines(string(text)) {
+		line = strings.TrimSpace(line)
+		reason, isReason := strings.CutPrefix(line, "# ")
+		switch {
+		case line == "":
+		case isReason:
+			e.order = append(e.order, reason)
+		case len(e.order) == 0:
+			t.Fatalf("%s: %s has no reason", suiteExpected, line)
+		case e.reasons[line] != "":
+			t.Errorf("%s: %s is there twice", suiteExpected, line)
+		default:
+			e.reasons[line] = e.order[len(e.order)-1]
+		}
+	}
+	return e
+}
+
+func (e *expectations) add(name, reason string) {
+	e.reasons[name] = reason
+	if !slices.Contains(e.order, reason) {
+		e.order = append(e.order, reason)
+	}
+}
+
+func (e *expectations) write(t *testing.T) {
+	t.Helper()
+	var b strings.Builder
+	for _, reason := range e.order {
+		names := slices.DeleteFunc(slices.Sorted(maps.Keys(e.reasons)), func(name string) bool { return e.reasons[name] != reason })
+		if len(names) > 0 {
+			fmt.Fprintf(&b, "# %s\n%s\n\n", reason, strings.Join(names, "\n"))
+		}
+	}
+	if err := os.WriteFile(suiteExpected, []byte(strings.TrimSuffix(b.String(), "\n")), 0o600); err != nil {
+		t.Error(err)
+	}
+}
+
+// conformanceSection is what the documentation says of the run.
+func conformanceSection(verdicts map[string]verdict, e expectations) string {
+	both, store, gained := 0, 0, 0
+	byReason := make(map[string][]string)
+	for _, name := range slices.Sorted(maps.Keys(verdicts)) {
+		switch v := verdicts[name]; {
+		case v.direct != "" && v.proxied == "":
+			gained++
+		case v.direct != "":
+		case v.proxied == "":
+			store++
+			both++
+		default:
+			store++
+			byReason[e.reasons[name]] = append(byReason[e.reasons[name]], "`"+name+"`")
+		}
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "The suite of %s %s has %d cases: %d pass at the store, and %d of these through the proxy.", suite, moduleVersion(suite), len(verdicts), store, both)
+	if gained > 0 {
+		fmt.Fprintf(&b, " %d pass through the proxy only.", gained)
+	}
+	b.WriteString(" The others, and why:\n")
+	for _, reason := range e.order {
+		if names := byReason[reason]; len(names) > 0 {
+			fmt.Fprintf(&b, "\n- **%s** (%d): %s\n", reason, len(names), strings.Join(names, ", "))
+		}
+	}
+	return b.String()
+}

@@ -1,0 +1,65 @@
+package e2e
+
+import (
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+const compatibility = "../docs/s3-compatibility.md"
+
+// checkSection compares a section of the documentation, between comments, with what the run says. With E2E_UPDATE=1 it
+// is written.
+func checkSection(t *testing.T, name, want string) {
+	t.Helper()
+	text, before, got, after := readSection(t, name)
+	if got == want {
+		return
+	}
+	if os.Getenv("E2E_UPDATE") == "" {
+		t.Errorf("the section %s of %s is not what this run says; E2E_UPDATE=1 writes:\n%s", name, compatibility, want)
+		return
+	}
+	if err := os.WriteFile(compatibility, []byte(text[:before]+want+text[after:]), 0o600); err != nil {
+		t.Error(err)
+	}
+}
+
+// readSection returns the whole text, and what is between the comments of one section.
+func readSection(t *testing.T, name string) (text string, begin int, section string, end int) {
+	t.Helper()
+	data, err := os.ReadFile(compatibility)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text = string(data)
+	opening, closing := "<!-- "+name+" -->\n", "<!-- /"+name+" -->"
+	begin, end = strings.Index(text, opening)+len(opening), strings.Index(text, closing)
+	if begin < len(opening) || end < begin {
+		t.Fatalf("%s has no section %s", compatibility, name)
+	}
+	return text, begin, text[begin:end], end
+}
+
+// moduleVersion is the version of a Go module that is tested with, or of the program that run.sh has built from it.
+func moduleVersion(path string) string {
+	for _, command := range [][]string{
+		{"go", "list", "-m", "-f", "{{.Version}}", path},
+		{"go", "version", "-m", os.Getenv("E2E_BIN") + path[strings.LastIndex(path, "/"):]},
+	} {
+		out, err := exec.Command(command[0], command[1:]...).Output() //nolint:noctx // a moment
+		if err != nil {
+			continue
+		}
+		if command[1] == "list" {
+			return strings.TrimSpace(string(out))
+		}
+		for line := range strings.Lines(string(out)) {
+			if fields := strings.Fields(line); len(fields) > 2 && fields[0] == "mod" {
+				return fields[2]
+			}
+		}
+	}
+	return "of unknown version"
+}

@@ -1,0 +1,200 @@
+package e2e
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// operations are the columns of the matrix in the documentation, in their order, by the rows of the table.
+var operations = []struct{ row, title string }{
+	{"bucket", "buckets"},
+	{"round trip", "put, get"},
+	{"multipart", "multipart"},
+	{"ranges", "ranges"},
+	{"sizes", "head, sizes"},
+	{"listing", "list"},
+	{"copy", "copy"},
+	{"sync", "sync twice"},
+	{"verify", "verify"},
+	{"delete", "delete"},
+	{"metadata", "metadata"},
+	{"tags", "tags"},
+	{"checksums", "checksums"},
+	{"content-md5", "Content-MD5"},
+	{"conditions", "conditions"},
+	{"presigned", "presigned"},
+	{"odd keys", "odd keys"},
+	{"credentials", "wrong keys"},
+}
+
+// versions are how to ask for the version of each client, in the order of the matrix.
+var versions = []struct {
+	client, title string
+	version       func() string
+}{
+	{"aws-cli", "aws-cli", printed("aws", "--version")},
+	{"boto3", "boto3 and its transfer manager", printed(pythonCommand(), "-c", "import boto3; print(boto3.__version__)")},
+	{"go-sdk", "aws-sdk-go-v2, feature/s3/manager and transfermanager", module("github.com/aws/aws-sdk-go-v2/service/s3")},
+	{"js-sdk", "@aws-sdk/client-s3 and lib-storage", nodeModule("@aws-sdk/client-s3")},
+	{"minio-go", "minio-go", module("github.com/minio/minio-go/v7")},
+	{"minio-js", "minio-js", nodeModule("minio")},
+	{"mc", "mc", module("github.com/minio/mc")},
+	{"rclone", "rclone, rclone mount", printed("rclone", "version")},
+	{"s3cmd", "s3cmd", printed("s3cmd", "--version")},
+	{"restic", "restic", printed("restic", "version")},
+	{"duplicity", "duplicity", printed("duplicity", "--version")},
+	{"litestream", "litestream", module("github.com/benbjohnson/litestream")},
+	{"s3fs", "s3fs", printed("s3fs", "--version")},
+	{"registry", "distribution (container registry), its S3 driver", module("github.com/distribution/distribution/v3")},
+	{"thanos", "Thanos objstore, its acceptance tests", module("github.com/thanos-io/objstore")},
+	{"parquet-go", "parquet-go over ranged reads", module("github.com/parquet-go/parquet-go")},
+}
+
+// printed is the first word with a digit in it of what a program prints.
+func printed(command string, args ...string) func() string {
+	return func() string {
+		out, _ := exec.Command(command, args...).CombinedOutput() //nolint:noctx // a moment
+		for word := range strings.FieldsSeq(string(out)) {
+			if _, after, ok := strings.Cut(word, "/"); ok {
+				word = after
+			}
+			if word = strings.TrimPrefix(strings.TrimPrefix(word, "v"), "V"); word != "" && word[0] >= '0' && word[0] <= '9' {
+				return word
+			}
+		}
+		return "?"
+	}
+}
+
+func module(path string) func() string { return func() string { return moduleVersion(path) } }
+
+func nodeModule(name string) func() string {
+	return printed("node", "-p", fmt.Sprintf("JSON.parse(fs.readFileSync('js/node_modules/%s/package.json')).version", name))
+}
+
+// matrixNotes are below the matrix.
+const matrixNotes = `
+✓: the client does this with its default settings, apart from endpoint, credentials and path style, and every byte, size and answer
+is right; nothing that it prints is about ETags, MD5 or checksums. Blank: it has no such operation, or the tests do not ask for it. The clients of the first eight
+or so lines run over HTTP and over TLS; backups, mounts and libraries run at two replicas behind a balancer.
+
+- **multipart**: a file that is too large for one request, up and down, as the client does it by itself. **copy**: by the server, of
+  objects that were put whole and in parts; also renames, and copies in parts. **sync twice**: the second run copies nothing, either way.
+- **verify**: the client's own comparison of all content: ''rclone check --download'', ''restic check --read-data'', ''duplicity verify --compare-data''.
+- **wrong keys**: a wrong secret and an unknown access key are refused, with the code that S3 has for each.
+
+''rclone check'' without ''--download'' compares sizes of objects that were put in one request, and says of these that
+their hashes could not be checked: rclone takes the ETag for an MD5 where it looks like one, and the proxy's never does. It is the same with
+SSE-KMS at AWS. Objects that rclone puts in parts carry their MD5 in metadata, and are compared by it.
+
+With minio-js, ''putObject'' of a stream whose length is not told must be of 5 MiB or more, or be given the length: without it, minio-js sends
+parts, begins to number them at 2, and the proxy refuses an upload with a gap whose last part is too short to be followed by another.
+
+''make e2e'' runs all but mc and litestream, which take minutes to build: ''make e2e-full'' runs these too. ''STORE=minio'' has MinIO as the store
+in place of versitygw.
+
+Not run, as the tests install from Debian, npm and the Go module proxy only: aws-cli version 2 as AWS packages it (its default checksums are those
+of boto3 and the Go SDK here), and DuckDB and Arrow (DuckDB's npm package fetches its S3 reader from a server of its own; parquet-go reads
+Parquet by ranges in their place).
+`
+
+// cell is what a client has to show for a row: "FAIL" beats "ok", which beats "-".
+func (r *report) cell(client, row string) string {
+	result := "-"
+	for at, one := range r.cells {
+		if name, _, _ := strings.Cut(at[1], " "); name != client || at[0] != row || one == "-" || result == "FAIL" {
+			continue
+		}
+		result = one
+	}
+	return result
+}
+
+// matrix is a line for each client that has run, by client.
+func (r *report) matrix() map[string]string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	lines := make(map[string]string)
+	for _, v := range versions {
+		cells, ran := "", false
+		for _, operation := range operations {
+			result := r.cell(v.client, operation.row)
+			ran = ran || result != "-"
+			cells += " " + map[string]string{"ok": "✓", "FAIL": "fails"}[result] + " |"
+		}
+		if ran {
+			lines[v.client] = fmt.Sprintf("| %s | %s |%s\n", v.title, v.version(), cells)
+		}
+	}
+	return lines
+}
+
+// updateMatrix writes the lines of the clients that have run into the documentation, with E2E_UPDATE=1, or compares them,
+// but for versions.
+func (r *report) updateMatrix() error {
+	text, err := os.ReadFile(compatibility)
+	if err != nil {
+		return err
+	}
+	opening, closing := []byte("<!-- clients -->\n"), []byte("<!-- /clients -->")
+	before, rest, ok := bytes.Cut(text, opening)
+	old, after, ok2 := bytes.Cut(rest, closing)
+	if !ok || !ok2 {
+		return errors.New(compatibility + " has no section clients")
+	}
+	section := mergeMatrix(string(old), r.matrix())
+	if withoutVersions(section) == withoutVersions(string(old)) && os.Getenv("E2E_UPDATE") == "" {
+		return nil
+	}
+	if os.Getenv("E2E_UPDATE") == "" {
+		return fmt.Errorf("the matrix in %s is not what this run says; E2E_UPDATE=1 writes:\n%s", compatibility, section)
+	}
+	return os.WriteFile(compatibility, slices.Concat(before, opening, []byte(section), closing, after), 0o600)
+}
+
+// mergeMatrix keeps the old lines of clients that have not run.
+func mergeMatrix(old string, lines map[string]string) string {
+	head, rule := "| client | version |", "| --- | --- |"
+	for _, operation := range operations {
+		head, rule = head+" "+operation.title+" |", rule+" :-: |"
+	}
+	section := head + "\n" + rule + "\n"
+	for _, v := range versions {
+		kept := ""
+		for line := range strings.Lines(old) {
+			if strings.HasPrefix(line, "| "+v.title+" | ") {
+				kept = line
+			}
+		}
+		section += cmp.Or(lines[v.client], kept)
+	}
+	return section + strings.ReplaceAll(matrixNotes, "''", "`")
+}
+
+func withoutVersions(section string) string {
+	var b strings.Builder
+	for line := range strings.Lines(section) {
+		if cells := strings.Split(line, "|"); len(cells) > 3 {
+			line = strings.Join(append(cells[:2:2], cells[3:]...), "|")
+		}
+		b.WriteString(line)
+	}
+	return b.String()
+}
+
+// matrixTests are all tests that the matrix is made of: E2E_FULL=1 E2E_UPDATE=1 e2e/run.sh -run 'TestClients|TestTools|TestRegistry'
+// writes it.
+const matrixTests = "TestClients|TestTools|TestRegistry"
+
+// whole reports whether a run was of all that is in the matrix.
+func whole(pattern string) bool {
+	return (pattern == "" || pattern == matrixTests) && os.Getenv("E2E_CLIENTS") == "" && os.Getenv("E2E_TARGET") != "store" && os.Getenv("STORE") == "" &&
+		filepath.IsAbs(os.Getenv("E2E_BIN"))
+}
