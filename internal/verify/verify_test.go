@@ -126,7 +126,7 @@ func TestABrokenConnectionIsNoDamage(t *testing.T) {
 // sealed is an object as the proxy stores it.
 func sealed(t *testing.T, keys *keyring.Keyring, obj crypt.Object, size int) ([]byte, map[string]string) {
 	t.Helper()
-	dek, err := keys.Create(t.Context(), obj, "", "")
+	dek, err := keys.Create(t.Context(), obj, "", keyring.Choice{})
 	if err != nil {
 		t.Fatal(err)
 	}
