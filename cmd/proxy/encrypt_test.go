@@ -354,8 +354,14 @@ func TestSweepCommandLines(t *testing.T) {
 	m := newMove(t)
 	for _, command := range []string{"encrypt", "verify"} {
 		for _, args := range [][]string{
-			{}, {"s3://bucket", "s3://other"}, {"bucket"}, {"s3://"}, {"s3://bucket", "--rate", "-1"}, {"s3://bucket", "--parallel", "0"},
-			{"s3://bucket", "--parallel", "1001"}, {"s3://bucket", "--nonsense"},
+			{},
+			{"s3://bucket", "s3://other"},
+			{"bucket"},
+			{"s3://"},
+			{"s3://bucket", "--rate", "-1"},
+			{"s3://bucket", "--parallel", "0"},
+			{"s3://bucket", "--parallel", "1001"},
+			{"s3://bucket", "--nonsense"},
 		} {
 			m.command(2, append([]string{command, "--config", m.both}, args...)...)
 		}
