@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"strings"
 	"sync/atomic"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
@@ -71,9 +70,8 @@ func (s *Server) sealObject(c *call) error {
 // sendSealed sends an upload to the store, and returns the store's answer if it is a good one to the whole of it.
 func (s *Server) sendSealed(c *call, header http.Header, up *upload) (*http.Response, error) {
 	body, length := io.ReadCloser(up), up.size
-	if length == crypt.StoredSize(0) && strings.HasSuffix(c.key, "/") {
-		// What stands for a directory. There are stores that take no body for it; the client's is read all the same, as its
-		// end is verified.
+	if length == crypt.StoredSize(0) && crypt.IsMarker(c.object(), 0) {
+		// The client's body is read all the same, as its end is verified.
 		if _, err := io.Copy(io.Discard, up); err == nil {
 			body, length = nil, 0
 		}
