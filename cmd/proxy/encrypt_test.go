@@ -349,3 +349,25 @@ func TestEncryptTellsOfVersions(t *testing.T) {
 	}
 	m.readable(m.app)
 }
+
+func TestSweepCommandLines(t *testing.T) {
+	m := newMove(t)
+	for _, command := range []string{"encrypt", "verify"} {
+		for _, args := range [][]string{
+			{},
+			{"s3://bucket", "s3://other"},
+			{"bucket"},
+			{"s3://"},
+			{"s3://bucket", "--rate", "-1"},
+			{"s3://bucket", "--parallel", "0"},
+			{"s3://bucket", "--parallel", "1001"},
+			{"s3://bucket", "--nonsense"},
+		} {
+			m.command(2, append([]string{command, "--config", m.both}, args...)...)
+		}
+		m.command(2, command, "s3://bucket")
+		if out := m.command(1, command, "--config", m.both, "s3://no-such-bucket"); !strings.Contains(out, "NoSuchBucket") {
+			t.Errorf("%s: %s", command, out)
+		}
+	}
+}

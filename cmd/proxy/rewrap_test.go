@@ -429,6 +429,26 @@ func TestRewrap(t *testing.T) {
 }
 
 // Back to the key of the rules, without --to; and to a key that is already the right one, with --all.
+// Objects that stand for directories have no body in the store.
+func TestCommandsOnDirectoryMarkers(t *testing.T) {
+	m := newMove(t)
+	m.put("dir/", nil)
+	m.put("dir/file", []byte("text"))
+	key := "plain/"
+	if _, err := m.direct.PutObject(t.Context(), &s3.PutObjectInput{Bucket: &m.bucket, Key: &key}); err != nil {
+		t.Fatal(err)
+	}
+	if out := m.command(0, "encrypt", "--config", m.both, "s3://bucket"); !strings.Contains(out, "encrypted  1 objects") {
+		t.Errorf("encrypt: %s", out)
+	}
+	if out := m.command(0, "rewrap", "--config", m.both, "--to", "new", "s3://bucket"); !strings.Contains(out, "rewrapped  3 objects") {
+		t.Errorf("rewrap: %s", out)
+	}
+	if out := m.command(0, "verify", "--config", m.onlyNew, "s3://bucket"); !strings.Contains(out, "verified   3 objects") {
+		t.Errorf("verify: %s", out)
+	}
+}
+
 // What is under a client's own key is nobody else's to move or to verify, and no failure.
 func TestCommandsPassCustomerKeysBy(t *testing.T) {
 	m := newMove(t)

@@ -190,7 +190,7 @@ func TestOpenSessionsRefuses(t *testing.T) {
 	if err := os.WriteFile(path, []byte("["+good+"]"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Chmod(path, 0o604); err != nil { //nolint:gosec // that it is refused is the test
+	if err := os.Chmod(path, 0o604); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := access.OpenSessions(path, time.Now, func(error, int) {}); err == nil || !strings.Contains(err.Error(), "all users") {

@@ -3,6 +3,7 @@ package crypt
 import (
 	"fmt"
 	"math"
+	"strings"
 )
 
 // MaxPlaintextSize is the longest plaintext of one body in bytes: 2^32 segments less the header.
@@ -43,6 +44,10 @@ func PlaintextSize(s int64) (int64, error) {
 // Fits reports whether an object that was put whole can have so many stored bytes for a plaintext of p bytes. An empty one
 // may have no body at all; then its envelope, whose MAC covers the size, is all there is to verify.
 func Fits(p, stored int64) bool { return stored == StoredSize(p) || p == 0 && stored == 0 }
+
+// IsMarker reports whether an object is what stands for a directory, which is written without a body: there are stores that
+// take none for it.
+func IsMarker(obj Object, size int64) bool { return size == 0 && strings.HasSuffix(obj.Key, "/") }
 
 // Window is the stretch of a body that has to be fetched to read some bytes of the plaintext: whole segments.
 type Window struct {

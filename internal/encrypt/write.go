@@ -50,8 +50,15 @@ func (e *Encrypter) put(ctx context.Context, w *written, before **written) error
 	if e.cfg.Abilities.PutIfMatch {
 		header.Set("If-Match", w.stored)
 	}
+	payload := &inplace.Payload{Body: checked, Length: crypt.StoredSize(w.size)}
+	if crypt.IsMarker(w.obj, w.size) {
+		if _, err := io.Copy(io.Discard, checked); err != nil { // that it is empty is verified all the same
+			return err
+		}
+		payload = nil
+	}
 	*before = w
-	resp, err := e.store.Do(inplace.NewRequest(ctx, http.MethodPut, w.obj, "", header, &inplace.Payload{Body: checked, Length: crypt.StoredSize(w.size)}))
+	resp, err := e.store.Do(inplace.NewRequest(ctx, http.MethodPut, w.obj, "", header, payload))
 	if err == nil {
 		w.etag = resp.Header.Get("Etag")
 		err = resp.Body.Close()

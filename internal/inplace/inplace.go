@@ -77,6 +77,9 @@ func Insist(ctx context.Context, e stored.Entry, attempt func(context.Context) (
 // again reports whether an error may pass, or the object be another one now. Not found, but for the first look at it, is
 // what was deleted meanwhile.
 func again(err error) bool {
+	if errors.Is(err, errTried) {
+		return false
+	}
 	switch Status(err) {
 	case http.StatusNotFound, http.StatusPreconditionFailed, http.StatusConflict:
 		return true
@@ -93,12 +96,18 @@ func falters(err error) bool {
 	return errors.Is(err, ErrUnanswered)
 }
 
+// errTried says that a piece was tried often enough, so that the whole need not be.
+var errTried = fmt.Errorf("%d attempts", tries)
+
 // Retry makes attempts at a piece of an object as long as the store falters.
 func Retry(ctx context.Context, attempt func() error) error {
 	for i := 0; ; i++ {
 		err := attempt()
-		if !falters(err) || i+1 == tries || ctx.Err() != nil {
+		if !falters(err) || ctx.Err() != nil {
 			return err
+		}
+		if i+1 == tries {
+			return fmt.Errorf("%w: %w", errTried, err)
 		}
 		select {
 		case <-ctx.Done():

@@ -285,6 +285,7 @@ func (a *Azure) unwrapKEK(ctx, call context.Context, op string, blob *azureBlob)
 	out, err := a.client.UnwrapKey(call, a.name, hex.EncodeToString(blob.version[:]),
 		azkeys.KeyOperationParameters{Algorithm: &a.algorithm, Value: blob.wrapped}, nil)
 	if err != nil {
+		a.provenAt.Store(nil) // whatever is wrong, the key is not known to be in force any more
 		return nil, a.fail(ctx, op, err)
 	}
 	version, err := a.answeredVersion(out.KeyOperationResult)

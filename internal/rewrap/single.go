@@ -45,15 +45,18 @@ func (m *Mover) moveSingle(ctx context.Context, obj crypt.Object, seen *stored.S
 	if err != nil {
 		return err
 	}
-	if m.cfg.Method == Copy {
+	switch {
+	case seen.Stored == 0:
+		err = m.putEmpty(ctx, obj, seen, header)
+	case m.cfg.Method == Copy:
 		err = m.copy(ctx, obj, seen, header)
-	} else {
+	default:
 		err = m.put(ctx, obj, seen, header, old)
 	}
 	if err != nil {
 		return err
 	}
-	return m.confirm(ctx, obj, fresh)
+	return m.confirm(ctx, obj, fresh, seen.Stored == 0)
 }
 
 // rewrapped is the envelope under the new key, which has proved that it unwraps it.
@@ -126,10 +129,28 @@ func (m *Mover) put(ctx context.Context, obj crypt.Object, seen *stored.Seen, he
 	return err
 }
 
+// putEmpty writes an object anew that has no body.
+func (m *Mover) putEmpty(ctx context.Context, obj crypt.Object, seen *stored.Seen, header http.Header) error {
+	if err := m.store.CarryTags(ctx, obj, header); err != nil {
+		return err
+	}
+	if m.cfg.Abilities.PutIfMatch {
+		header.Set("If-Match", seen.ETag)
+	} else if err := m.store.Unchanged(ctx, obj, seen.ETag); err != nil {
+		return err
+	}
+	_, err := m.store.Ask(ctx, http.MethodPut, obj, "", header, nil)
+	return err
+}
+
 // confirm looks at what is stored now. The header of the envelope is that of the body, which is drawn for each one that
 // is written: so the envelope and the body are seen to belong together.
-func (m *Mover) confirm(ctx context.Context, obj crypt.Object, fresh *crypt.Envelope) error {
-	seen, err := m.check.Peek(ctx, request(obj), crypt.HeaderSize)
+func (m *Mover) confirm(ctx context.Context, obj crypt.Object, fresh *crypt.Envelope, empty bool) error { //nolint:revive // of the object, and no mode
+	look := func() (*stored.Seen, error) { return m.check.Peek(ctx, request(obj), crypt.HeaderSize) }
+	if empty {
+		look = func() (*stored.Seen, error) { return m.check.Look(ctx, request(obj)) }
+	}
+	seen, err := look()
 	switch inplace.Status(err) {
 	case http.StatusNotFound:
 		return nil // deleted since
@@ -143,7 +164,7 @@ func (m *Mover) confirm(ctx context.Context, obj crypt.Object, fresh *crypt.Enve
 	if have == nil || have.KeyID != fresh.KeyID || !bytes.Equal(have.WrappedDEK, fresh.WrappedDEK) {
 		return inplace.ErrChanged // overwritten since: what is there now is looked at in its turn
 	}
-	if !bytes.Equal(seen.First, fresh.Header[:]) {
+	if !empty && !bytes.Equal(seen.First, fresh.Header[:]) || empty && seen.Stored > 0 {
 		return fmt.Errorf("%w: it was overwritten while the store copied it, and the store put the old object's envelope on the new body", ErrLost)
 	}
 	lease, err := m.cfg.Check(ctx, obj, have.KeyID, have.WrappedDEK)

@@ -75,7 +75,11 @@ func TestPrefixes(t *testing.T) {
 		{"where is it", request{method: "GET", path: b + "?location"}, 200},
 		{"read what is shared", request{method: "GET", path: b + "/shared/a"}, 200},
 		{"a part that is copied", request{method: "PUT", path: b + "/team/up?partNumber=1&uploadId=" + upload.id, header: copyOf("shared/a")}, 200},
+		{"a copy", request{method: "PUT", path: b + "/team/copy", header: copyOf("shared/a")}, 200},
 
+		{"a copy from elsewhere", request{method: "PUT", path: b + "/team/copy", header: copyOf("secret/a")}, 403},
+		{"a copy to elsewhere", request{method: "PUT", path: b + "/shared/copy", header: copyOf("team/a")}, 403},
+		{"a copy from elsewhere by ..", request{method: "PUT", path: b + "/team/copy", header: copyOf("team/../secret/a")}, 403},
 		{"a part that is copied from elsewhere", request{method: "PUT", path: b + "/team/up?partNumber=1&uploadId=" + upload.id, header: copyOf("secret/a")}, 403},
 		{"a part that is copied to elsewhere", request{method: "PUT", path: b + "/secret/up?partNumber=1&uploadId=" + upload.id, header: copyOf("shared/a")}, 403},
 		{"read outside", request{method: "GET", path: b + "/secret/a"}, 403},
@@ -104,6 +108,7 @@ func TestPrefixes(t *testing.T) {
 		{"delete the bucket", request{method: "DELETE", path: b}, 403},
 		{"a legal hold, which is an administrator's", request{method: "PUT", path: b + "/team/a?legal-hold", body: []byte("<LegalHold/>")}, 403},
 		{"a bypass, which is an administrator's", request{method: "DELETE", path: b + "/team/a", header: http.Header{"X-Amz-Bypass-Governance-Retention": {"true"}}}, 403},
+		{"a bypass in other words", request{method: "DELETE", path: b + "/team/a", header: http.Header{"X-Amz-Bypass-Governance-Retention": {"1"}}}, 403},
 		{"a bypass in a URL", request{method: "DELETE", path: b + "/team/a?X-Amz-Bypass-Governance-Retention=True&X-Amz-Expires=60", presign: true}, 403},
 		{"a bypass in a URL, in lower case", request{method: "DELETE", path: b + "/team/a?x-amz-bypass-governance-retention=true&X-Amz-Expires=60", presign: true}, 403},
 	} {

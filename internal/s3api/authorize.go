@@ -46,7 +46,7 @@ func (c *call) authorize() error {
 	switch {
 	case !c.mayDo():
 		return accessDenied(fmt.Errorf("client %q has no grant to %s %q", c.client.Name, c.route.action, c.resource()))
-	case strings.EqualFold(c.Header.Get(bypassHeader), "true") && !c.mayBypass():
+	case c.wantsBypass() && !c.mayBypass():
 		return accessDenied(fmt.Errorf("client %q has no grant to %s %q, and wants to bypass a retention", c.client.Name, access.Admin, c.resource()))
 	case c.client.Anonymous && c.overridesHeaders(): // as S3: a link that anybody can make must not choose what a browser does with the answer
 		return badRequest("InvalidRequest", "Request specific response headers cannot be used for anonymous GET requests.")
@@ -64,7 +64,7 @@ func (c *call) mayDo() bool {
 	switch {
 	case row.path == service:
 		return !client.Anonymous // ListBuckets shows each client its own buckets
-	case row.path == object:
+	case c.key != "": // from the path, or a form
 		return client.MayObject(row.action, c.bucket, c.key)
 	case has(row.query, "prefix"):
 		return client.MayList(c.bucket, c.query.Get("prefix"))
@@ -78,7 +78,13 @@ func (c *call) mayDo() bool {
 }
 
 // bypassHeader deletes or changes what is under a retention in governance mode, for which S3 has a permission of its own.
-const bypassHeader = "X-Amz-Bypass-Governance-Retention"
+const bypassHeader = "X-Amz-Bypass-Governance-Retention" //nolint:gosec // a name, and no credential
+
+// wantsBypass takes whatever is not a clear no for a yes, as a store may.
+func (c *call) wantsBypass() bool {
+	value := c.Header.Get(bypassHeader)
+	return value != "" && !strings.EqualFold(value, "false")
+}
 
 func (c *call) mayBypass() bool {
 	if c.key == "" {

@@ -43,6 +43,7 @@ type call struct {
 	client  *access.Client
 	payload io.Reader // the request body: framing removed, signature and checksums verified before io.EOF
 	checks  *checksums
+	form    *form // of a form upload; else nil
 
 	customerKey []byte // that the client brings for the object; nil for none
 	sourceKey   []byte // and for the source of a copy
@@ -263,9 +264,8 @@ type response struct {
 
 // WriteHeader does nothing once the response is cut off.
 func (w *response) WriteHeader(status int) {
-	if last := w.last; last != nil && status >= http.StatusOK {
-		w.last = nil
-		last()
+	if status >= http.StatusOK {
+		w.finish()
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -278,7 +278,16 @@ func (w *response) WriteHeader(status int) {
 	w.ResponseWriter.WriteHeader(status)
 }
 
+// finish completes the header, once, before it goes out.
+func (w *response) finish() {
+	if last := w.last; last != nil {
+		w.last = nil
+		last()
+	}
+}
+
 func (w *response) Write(p []byte) (int, error) {
+	w.finish()
 	if err := w.permit(); err != nil {
 		return 0, err
 	}

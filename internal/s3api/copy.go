@@ -53,7 +53,7 @@ func (s *Server) uploadPartCopy(c *call) error {
 		c.w.Header().Set("X-Amz-Copy-Source-Version-Id", version)
 	}
 	delete(c.w.Header(), "ETag") // it is in the document
-	return c.answerResult("CopyPartResult", resp.Header.Get("Etag"), "")
+	return c.answerResult("CopyPartResult", copyResult{etag: resp.Header.Get("Etag")})
 }
 
 // copySource reads x-amz-copy-source and what belongs to it.

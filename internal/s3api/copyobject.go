@@ -140,6 +140,10 @@ func (s *Server) copyWhole(c *call, q stored.Request, seen *stored.Seen, choice 
 	if c.replaces("Tagging") {
 		header.Set("X-Amz-Tagging-Directive", "REPLACE")
 	}
+	sums, err := crypt.OpenChecksums(fresh.Sum, lease.DEK())
+	if err != nil {
+		return err
+	}
 	c.saySealed(sealed)
 	stop := s.keepAlive(c)
 	answer, body, err := s.sendCopy(c, header)
@@ -149,7 +153,7 @@ func (s *Server) copyWhole(c *call, q stored.Request, seen *stored.Seen, choice 
 	}
 	etag, _, _ := element(body, "ETag")
 	modified, _, _ := element(body, "LastModified")
-	return s.answerCopied(c, answer, string(etag), string(modified))
+	return s.answerCopied(c, answer, copyResult{etag: string(etag), modified: string(modified), sums: sums})
 }
 
 // sendCopy has the store copy, and returns its answer: header and document.
@@ -206,7 +210,7 @@ func (s *Server) copyAnew(c *call, q stored.Request, choice keyring.Choice) erro
 		return err
 	}
 	defer closeBody(resp)
-	return s.answerCopied(c, resp.Header, resp.Header.Get("Etag"), "")
+	return s.answerCopied(c, resp.Header, copyResult{etag: resp.Header.Get("Etag")})
 }
 
 func (s *Server) copiedAnewHeader(c *call, q stored.Request, source *stored.Object, lease *keyring.Sealed, h crypt.Header) (http.Header, error) {
@@ -270,27 +274,42 @@ func (c *call) copiedHeader(source http.Header, e *crypt.Envelope) (http.Header,
 	return withEnvelope(header, carried, e)
 }
 
-// answerCopied answers with a CopyObjectResult. etag is the store's, as it stands in XML or a header; modified is "" if the
-// store did not say.
-func (s *Server) answerCopied(c *call, header http.Header, etag, modified string) error {
+// copyResult is what the document that answers a copy is made of.
+type copyResult struct {
+	etag     string // the store's, as it stands in XML or a header
+	modified string // "" if the store did not say
+	sums     map[crypt.ChecksumID][]byte
+}
+
+// answerCopied answers with a CopyObjectResult.
+func (s *Server) answerCopied(c *call, header http.Header, r copyResult) error {
 	if !c.w.begun() {
 		c.copyHeader(header)
 		delete(c.w.Header(), "ETag") // it is in the document
 	}
-	return c.answerResult("CopyObjectResult", etag, modified)
+	return c.answerResult("CopyObjectResult", r)
 }
 
 // answerResult is what CopyObject and UploadPartCopy answer.
-func (c *call) answerResult(name, etag, modified string) error {
-	doc, err := xml.Marshal(struct {
+func (c *call) answerResult(name string, r copyResult) error {
+	out := struct {
 		XMLName      xml.Name
 		LastModified string
 		ETag         string
+		ChecksumType string `xml:",omitempty"`
+		Sums         []xmlText
 	}{
 		XMLName:      xml.Name{Space: "http://s3.amazonaws.com/doc/2006-03-01/", Local: name},
-		LastModified: cmp.Or(modified, c.start.UTC().Format(time.RFC3339)),
-		ETag:         `"` + unquote(showETag(`"`+unquote(etag)+`"`)) + `"`,
-	})
+		LastModified: cmp.Or(r.modified, c.start.UTC().Format(time.RFC3339)),
+		ETag:         `"` + unquote(showETag(`"`+unquote(r.etag)+`"`)) + `"`,
+	}
+	for i := range algorithms {
+		if digest, ok := r.sums[algorithms[i].id]; ok {
+			out.ChecksumType = fullObject
+			out.Sums = append(out.Sums, xmlText{xml.Name{Local: "Checksum" + algorithms[i].name}, checksumText(digest, crypt.FullObject, 0)})
+		}
+	}
+	doc, err := xml.Marshal(out)
 	if err != nil {
 		return err
 	}

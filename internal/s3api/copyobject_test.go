@@ -75,6 +75,9 @@ func TestCopyObject(t *testing.T) {
 		if *out.SSEKMSKeyId != want || *answer.SSEKMSKeyId != want {
 			t.Errorf("%s: under %s and %s, want %s", to, *out.SSEKMSKeyId, *answer.SSEKMSKeyId, want)
 		}
+		if sum := out.CopyObjectResult.ChecksumCRC32C; sum == nil || *sum != *put.ChecksumCRC32C {
+			t.Errorf("%s: answered %+v", to, out.CopyObjectResult)
+		}
 		tags, err := p.client.GetObject(t.Context(), &s3.GetObjectInput{Bucket: &p.bucket, Key: &to, ChecksumMode: types.ChecksumModeEnabled})
 		if err != nil || tags.ChecksumCRC32C == nil || *tags.ChecksumCRC32C != *put.ChecksumCRC32C {
 			t.Errorf("%s: the checksum: %+v, %v", to, tags, err)

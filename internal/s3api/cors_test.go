@@ -2,6 +2,7 @@ package s3api_test
 
 import (
 	"io"
+	"maps"
 	"net/http"
 	"strings"
 	"testing"
@@ -26,9 +27,7 @@ func (p *proxy) unsigned(method, path string, header http.Header) (*http.Respons
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	for name, values := range header {
-		r.Header[name] = values
-	}
+	maps.Copy(r.Header, header)
 	resp, err := p.server.Client().Do(r)
 	if err != nil {
 		p.t.Fatal(err)

@@ -45,6 +45,9 @@ func (s *Server) deleteObjects(c *call) error {
 	if answer.Len() > maxListing {
 		return fmt.Errorf("%w sent a result of more than %d bytes", errOrigin, maxListing)
 	}
+	if !bytes.Contains(answer.Bytes(), []byte("<DeleteResult")) {
+		return fmt.Errorf("%w did not say what it has deleted", errOrigin)
+	}
 	c.copyHeader(resp.Header)
 	return c.answerXML(withErrors(answer.Bytes(), denied))
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"strings"
 	"sync/atomic"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
@@ -17,11 +16,20 @@ import (
 // comes behind the body can be kept in it.
 const maxPeek = 1 << 20
 
-// putObject encrypts the payload on its way to the store.
+// putObject stores the payload.
+func (s *Server) putObject(c *call) error {
+	if err := s.sealObject(c); err != nil {
+		return err
+	}
+	c.w.WriteHeader(http.StatusOK)
+	return nil
+}
+
+// sealObject encrypts the payload on its way to the store, and sets the header of the answer.
 //
 // The envelope goes ahead of the body, as metadata. The last segment goes out only once signature, length and checksums
 // have all been verified; until then the store has a body shorter than its Content-Length, which it must not keep.
-func (s *Server) putObject(c *call) error {
+func (s *Server) sealObject(c *call) error {
 	wanted, err := c.encryption()
 	if err != nil {
 		return err
@@ -56,16 +64,14 @@ func (s *Server) putObject(c *call) error {
 	c.copyHeader(resp.Header)
 	c.saySealed(lease)
 	c.checks.headers(c.w.Header())
-	c.w.WriteHeader(http.StatusOK)
 	return nil
 }
 
 // sendSealed sends an upload to the store, and returns the store's answer if it is a good one to the whole of it.
 func (s *Server) sendSealed(c *call, header http.Header, up *upload) (*http.Response, error) {
 	body, length := io.ReadCloser(up), up.size
-	if length == crypt.StoredSize(0) && strings.HasSuffix(c.key, "/") {
-		// What stands for a directory. There are stores that take no body for it; the client's is read all the same, as its
-		// end is verified.
+	if length == crypt.StoredSize(0) && crypt.IsMarker(c.object(), 0) {
+		// The client's body is read all the same, as its end is verified.
 		if _, err := io.Copy(io.Discard, up); err == nil {
 			body, length = nil, 0
 		}

@@ -2,6 +2,7 @@ package s3api
 
 import (
 	"bytes"
+	"encoding/xml"
 	"net/http"
 	"testing"
 	"time"
@@ -90,6 +91,22 @@ func FuzzCompletion(f *testing.F) {
 			t.Fatal("an empty list")
 		}
 	})
+}
+
+// What was not deleted is added to what the store says, and said alone where the store has nothing to say.
+func TestErrorsOfDeleteObjects(t *testing.T) {
+	denied := []deletionObject{{Key: "a&b"}, {Key: "c", VersionID: "v"}}
+	const errors = "<Error><Key>a&amp;b</Key><Code>AccessDenied</Code><Message>Access Denied</Message></Error>" +
+		"<Error><Key>c</Key><VersionId>v</VersionId><Code>AccessDenied</Code><Message>Access Denied</Message></Error></DeleteResult>"
+	const alone = xml.Header + `<DeleteResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">` + errors
+	for said, want := range map[string]string{
+		"<DeleteResult><Deleted><Key>x</Key></Deleted></DeleteResult>\n": "<DeleteResult><Deleted><Key>x</Key></Deleted>" + errors,
+		"<DeleteResult/>": alone, `<?xml version="1.0"?><DeleteResult xmlns="x" />`: alone, "": alone,
+	} {
+		if got := string(withErrors([]byte(said), denied)); got != want {
+			t.Errorf("%q: %s", said, got)
+		}
+	}
 }
 
 func FuzzDeleteDocument(f *testing.F) {

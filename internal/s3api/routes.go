@@ -161,6 +161,7 @@ var routes = []route{
 	{"HeadBucket", "HEAD", bucket, "", forward, access.List, 0, "", "", (*Server).forward},
 	{"CreateBucket", "PUT", bucket, "", forward, access.Admin, maxConfig, "", "x-amz-acl x-amz-object-ownership x-amz-bucket-object-lock-enabled", (*Server).forward},
 	{"DeleteBucket", "DELETE", bucket, "", forward, access.Admin, 0, "", "", (*Server).forward},
+	{"PostObject", "POST", bucket, "", seal, access.Write, maxObject, "", putHeaders, (*Server).postObject},
 
 	{"CreateMultipartUpload", "POST", object, "uploads", forward, access.Write, 0, "", putHeaders + " x-amz-metadata-directive", (*Server).createMultipartUpload}, // of s3fs, and ignored by S3
 	{"CompleteMultipartUpload", "POST", object, "uploadId", rewrite, access.Write, maxList, "", customerHeaders + " x-amz-mp-object-size", (*Server).completeMultipartUpload},

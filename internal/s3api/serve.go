@@ -127,7 +127,11 @@ func (s *Server) handle(c *call) error {
 	if row != nil && row.action == anyone {
 		return row.serve(s, c)
 	}
-	if err := s.authenticate(c); err != nil {
+	authenticate := s.authenticate
+	if isForm(row, c.Request) {
+		authenticate = s.authenticateForm
+	}
+	if err := authenticate(c); err != nil {
 		return err
 	}
 	if row == nil {

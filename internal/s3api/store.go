@@ -93,6 +93,7 @@ func originError(resp *http.Response) *Error {
 	e := &Error{Code: doc.Code, Message: doc.Message, Header: make(http.Header), status: resp.StatusCode, cause: cause}
 	if e.Code == "" {
 		e.Code = codeOfStatus(resp.StatusCode)
+		e.Message = messages[e.Code]
 	}
 	for _, detail := range [][2]string{{"BucketName", doc.BucketName}, {"Condition", doc.Condition}, {"Method", doc.Method}, {"ResourceType", doc.ResourceType}} {
 		if detail[1] != "" {
@@ -133,6 +134,17 @@ func codeOfStatus(status int) string {
 	default:
 		return "InternalError"
 	}
+}
+
+// messages are S3's for those codes.
+var messages = map[string]string{
+	"InvalidRequest":     "The store refuses the request.",
+	"AccessDenied":       "Access Denied",
+	"MethodNotAllowed":   "The specified method is not allowed against this resource.",
+	"PreconditionFailed": "At least one of the pre-conditions you specified did not hold",
+	"InvalidRange":       "The requested range is not satisfiable",
+	"ServiceUnavailable": "Please reduce your request rate.",
+	"InternalError":      "We encountered an internal error. Please try again.",
 }
 
 // storeBody reads the store's body. Its errors are the store's, and each read restarts the idle clock.

@@ -231,6 +231,12 @@ func TestObjectLock(t *testing.T) {
 	if kept, err := p.client.GetObjectRetention(t.Context(), &s3.GetObjectRetentionInput{Bucket: &bucket, Key: aws.String("k"), VersionId: out.VersionId}); err != nil || !kept.Retention.RetainUntilDate.Equal(longer) {
 		t.Errorf("GetObjectRetention: %+v, %v", kept, err)
 	}
+	if a := p.send(request{method: "PUT", path: "/" + bucket + "/url?X-Amz-Object-Lock-Legal-Hold=ON&X-Amz-Expires=60", presign: true, body: []byte("x")}); a.StatusCode != http.StatusOK {
+		t.Errorf("a hold in a URL: %d %s", a.StatusCode, a.body)
+	}
+	if a := p.send(request{method: "GET", path: "/" + bucket + "/url?legal-hold"}); !bytes.Contains(a.body, []byte("<Status>ON</Status>")) {
+		t.Errorf("a hold in a URL is not kept: %s", a.body)
+	}
 	path := "/" + bucket + "/k?versionId=" + *out.VersionId
 	if a := p.send(request{method: "DELETE", path: path}); a.StatusCode != http.StatusForbidden {
 		t.Errorf("DELETE of what is locked: %d %s", a.StatusCode, a.Code)

@@ -126,7 +126,7 @@ func parseTime(text string) (time.Time, error) {
 	return time.Parse(timeFormat, text)
 }
 
-const securityToken = "X-Amz-Security-Token"
+const securityToken = "X-Amz-Security-Token" //nolint:gosec // a name, and no credential
 
 // tokenHeader returns the session token, "" for none. checkSigned sees to it that the header is signed.
 func tokenHeader(r *http.Request) (string, error) {

@@ -56,6 +56,9 @@ func (v *Verifier) VerifyPost(fields map[string]string) (*Post, error) {
 		return nil, fail("SignatureDoesNotMatch", "The request signature we calculated does not match the signature you provided. Check your key and signing method.",
 			"AWSAccessKeyId", c.accessKey, "StringToSign", policy, "SignatureProvided", c.signature)
 	}
+	if err := v.checkToken(c); err != nil {
+		return nil, err
+	}
 	p := &Post{AccessKey: c.accessKey}
 	expiration, err := p.parse(policy)
 	if err != nil {
@@ -104,7 +107,8 @@ func postClaim(fields map[string]string) (*claim, error) {
 		return nil, fail("InvalidArgument", "Invalid credential date \""+c.scope.date+"\". This date is not the same as X-Amz-Date: \""+c.time.Format(dateFormat)+"\".",
 			"ArgumentName", "x-amz-credential", "ArgumentValue", fields["x-amz-credential"])
 	}
-	if _, ok := fields["x-amz-security-token"]; ok {
+	var ok bool
+	if c.token, ok = fields["x-amz-security-token"]; ok && c.token == "" { // Check sees to it that the policy names it
 		return nil, errToken()
 	}
 	return c, nil

@@ -1,6 +1,7 @@
 package sigv4_test
 
 import (
+	"maps"
 	"net/http"
 	"strings"
 	"testing"
@@ -147,15 +148,57 @@ func TestAnonymousPayload(t *testing.T) {
 		{"no hash", http.Header{"X-Amz-Content-Sha256": {"nonsense"}}, "InvalidArgument"},
 	} {
 		r := newRequest(t, http.MethodPut, bucketURL, "/key", "", "body")
-		for name, values := range row.header {
-			r.Header[name] = values
-		}
+		maps.Copy(r.Header, row.header)
 		auth, err := sigv4.Anonymous(r)
 		switch {
 		case row.code != "":
 			wantCode(t, err, row.code)
 		case err != nil || auth.DecodedLength() != 4 || auth.AccessKey != "":
 			t.Errorf("%s: %+v, %v", row.name, auth, err)
+		}
+	}
+}
+
+// A form of temporary credentials needs their token, as a field that the policy names.
+func TestSessionTokenOfForm(t *testing.T) {
+	const conditions = `{"bucket":"b"},["starts-with","$x-amz-credential",""],["starts-with","$x-amz-date",""],["starts-with","$x-amz-algorithm",""]`
+	verifier := func(now time.Time) *sigv4.Verifier {
+		v := postVerifier(now)
+		v.Session = func(string) (string, time.Time, bool) { return sessionToken, postTime.Add(time.Hour), true }
+		return v
+	}
+	for _, row := range []struct {
+		name, token, covered string
+		at                   time.Duration
+		code                 string
+	}{
+		{"good", sessionToken, `,["eq","$x-amz-security-token","` + sessionToken + `"]`, 0, ""},
+		{"not in the policy", sessionToken, "", 0, "AccessDenied"},
+		{"another", "another", `,["eq","$x-amz-security-token","another"]`, 0, "InvalidToken"},
+		{"missing", "-", "", 0, "InvalidAccessKeyId"},
+		{"empty", "", `,["eq","$x-amz-security-token",""]`, 0, "InvalidToken"},
+		{"expired", sessionToken, `,["eq","$x-amz-security-token","` + sessionToken + `"]`, time.Hour, "ExpiredToken"},
+	} {
+		fields := postExample()
+		for name := range fields {
+			if !strings.HasPrefix(name, "x-amz-") || strings.HasPrefix(name, "x-amz-meta-") || strings.HasPrefix(name, "x-amz-server") {
+				delete(fields, name)
+			}
+		}
+		if row.token != "-" {
+			fields["x-amz-security-token"] = row.token
+		}
+		signPost(fields, `{"expiration":"2015-12-30T12:00:00Z","conditions":[`+conditions+row.covered+`]}`)
+		fields["bucket"] = "b"
+		post, err := verifier(postTime.Add(row.at)).VerifyPost(fields)
+		if err == nil {
+			err = post.Check(fields)
+		}
+		switch {
+		case row.code == "" && err != nil:
+			t.Errorf("%s: %v", row.name, err)
+		case row.code != "":
+			wantCode(t, err, row.code)
 		}
 	}
 }

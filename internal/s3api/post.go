@@ -1,0 +1,246 @@
+package s3api
+
+import (
+	"encoding/xml"
+	"errors"
+	"io"
+	"mime"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"golang.org/x/net/http/httpguts"
+
+	"github.com/cmekproxy/cmekproxy/internal/sigv4"
+)
+
+// postObject stores the file of a form, which authenticateForm has read up to there. It is PutObject from then on.
+//
+// https://docs.aws.amazon.com/AmazonS3/latest/API/RESTObjectPOST.html
+func (s *Server) postObject(c *call) error {
+	if c.form == nil {
+		return &Error{
+			Code: "PreconditionFailed", Message: "At least one of the pre-conditions you specified did not hold",
+			Details: [][2]string{{"Condition", "Bucket POST must be of the enclosure-type multipart/form-data"}}, status: http.StatusPreconditionFailed,
+		}
+	}
+	err := s.sealObject(c)
+	if errors.Is(err, errBehindFile) { // what has read the file so far has stopped at it
+		c.discard(c.form)
+	}
+	if err != nil {
+		return err
+	}
+	return c.answerForm()
+}
+
+// isForm reports whether a request is signed by a form in its body.
+func isForm(row *route, r *http.Request) bool {
+	kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	return row != nil && row.op == "PostObject" && err == nil && kind == "multipart/form-data"
+}
+
+// authenticateForm reads a form up to its file, verifies its policy, and turns the call into one that has the fields for
+// headers and the file for a body.
+func (s *Server) authenticateForm(c *call) error {
+	if c.ContentLength < 0 {
+		return badRequest("MissingContentLength", "You must provide the Content-Length HTTP header.")
+	}
+	for name := range c.Header { // nothing signs them
+		if name = strings.ToLower(name); strings.HasPrefix(name, "x-amz-") && name != "x-amz-user-agent" {
+			return notImplemented("The header " + name + " of a form upload")
+		}
+	}
+	f, err := readForm(c.Body, c.Header.Get("Content-Type"), c.ContentLength)
+	if err != nil {
+		return err
+	}
+	c.in.Add(c.ContentLength - f.left)
+	known := s.Clients.Now()
+	post, err := s.verifier(known).VerifyPost(f.fields)
+	if err != nil {
+		return err
+	}
+	client, ok := known.Client(post.AccessKey)
+	if !ok {
+		return badRequest("InvalidAccessKeyId", "The AWS Access Key Id you provided does not exist in our records.")
+	}
+	if err = f.openFile(); err == nil {
+		c.client, c.auth = client, post.Auth(f.size)
+		err = c.takeForm(f, post)
+	}
+	if err != nil {
+		c.discard(f)
+	}
+	return err
+}
+
+// takeForm compares a form with its policy, and puts it in the place of the request's header and body.
+func (c *call) takeForm(f *form, post *sigv4.Post) error {
+	if err := f.fill(c.bucket); err != nil {
+		return err
+	}
+	c.key = f.fields["key"]
+	if err := post.Check(f.fields); err != nil {
+		return err
+	}
+	if err := post.CheckLength(f.size); err != nil {
+		return err
+	}
+	var err error
+	if c.Header, err = f.header(); err != nil {
+		return err
+	}
+	c.form, c.Body = f, io.NopCloser(f.file)
+	return nil
+}
+
+// maxDiscard is how much of a form is read that has been refused, in bytes. A browser that is answered while it sends, and
+// cut off, does not show the answer.
+const maxDiscard = 16 << 20
+
+func (c *call) discard(f *form) {
+	_, _ = io.CopyN(io.Discard, &meter{src: f.src, c: c}, maxDiscard) // what has failed is told otherwise
+}
+
+// signing are the fields that say who signed the form, and nothing of the object.
+const signing = "policy x-amz-signature x-amz-algorithm x-amz-credential x-amz-date"
+
+// fill puts in what the form leaves open, as S3 does before it looks at the policy: the file's name, and the bucket.
+func (f *form) fill(bucket string) error {
+	if _, ok := f.fields["key"]; !ok {
+		return invalidField("key", "Bucket POST must contain a field named 'key'.  If it is specified, please check the order of the fields.")
+	}
+	filename := f.filename[strings.LastIndexAny(f.filename, `/\`)+1:]
+	for name, value := range f.fields {
+		if !has(signing, name) {
+			f.fields[name] = strings.ReplaceAll(value, "${filename}", filename)
+		}
+	}
+	if said, ok := f.fields["bucket"]; ok && said != bucket {
+		return invalidField("bucket", "The form names another bucket than it is posted to.")
+	}
+	f.fields["bucket"] = bucket
+	switch key := f.fields["key"]; {
+	case key == "":
+		return badRequest("UserKeyMustBeSpecified", "The bucket POST must contain the specified field name. If it is specified, check the order of the fields.")
+	case len(key) > maxKeyLength:
+		return badRequest("KeyTooLongError", "Your key is too long")
+	case !utf8.ValidString(key):
+		return invalidField("key", "The key is not UTF-8.")
+	}
+	return nil
+}
+
+// formHeaders are the fields that stand for headers of other names, or without x-amz-.
+var formHeaders = map[string]string{
+	"acl": "X-Amz-Acl", "cache-control": "Cache-Control", "content-disposition": "Content-Disposition", "content-encoding": "Content-Encoding",
+	"content-language": "Content-Language", "content-md5": "Content-Md5", "content-type": "Content-Type", "expires": "Expires",
+}
+
+// header is that of a PutObject that says what the form says. Fields that are none of S3's say nothing, as the policy has
+// to name them all the same.
+func (f *form) header() (http.Header, error) {
+	h := make(http.Header)
+	for field, value := range f.fields {
+		name, ok := formHeaders[field]
+		if !ok && strings.HasPrefix(field, "x-amz-") && !has(signing, field) {
+			name, ok = field, true
+		}
+		switch {
+		case field == "tagging":
+			tags, err := tagsOf(value)
+			if err != nil {
+				return nil, err
+			}
+			name, value = "X-Amz-Tagging", tags
+		case !ok:
+			continue
+		}
+		if !httpguts.ValidHeaderFieldName(name) || !httpguts.ValidHeaderFieldValue(value) {
+			return nil, invalidField(field, "The form field stands for a header, and cannot be one.")
+		}
+		if h.Get(name) != "" {
+			return nil, invalidField(field, "Two form fields stand for one header.")
+		}
+		h.Set(name, value)
+	}
+	return h, nil
+}
+
+// tagsOf turns the document of the field tagging into the form of the header.
+func tagsOf(text string) (string, error) {
+	var doc struct {
+		XMLName xml.Name `xml:"Tagging"`
+		Tags    []struct {
+			Key, Value string
+		} `xml:"TagSet>Tag"`
+	}
+	if err := xml.Unmarshal([]byte(text), &doc); err != nil {
+		return "", badRequest("MalformedXML", "The XML you provided was not well-formed or did not validate against our published schema")
+	}
+	tags := make(url.Values)
+	for _, tag := range doc.Tags {
+		if tag.Key == "" || tags.Has(tag.Key) {
+			return "", badRequest("InvalidTag", "Cannot provide multiple Tags with the same key, or one without")
+		}
+		tags.Set(tag.Key, tag.Value)
+	}
+	return tags.Encode(), nil
+}
+
+// answerForm says that the file is stored, in the way that the form asks for.
+func (c *call) answerForm() error {
+	etag := strings.Join(c.w.Header()["ETag"], "") //nolint:staticcheck // as copyHeader spells it
+	if to := c.form.redirect(c.bucket, c.key, etag); to != "" {
+		c.w.Header().Set("Location", to)
+		c.w.WriteHeader(http.StatusSeeOther)
+		return nil
+	}
+	c.w.Header().Set("Location", c.ownURL())
+	switch c.form.fields["success_action_status"] {
+	case "200":
+		c.w.WriteHeader(http.StatusOK)
+	case "201":
+		return c.answerPosted(etag)
+	default:
+		c.w.WriteHeader(http.StatusNoContent)
+	}
+	return nil
+}
+
+func (c *call) answerPosted(etag string) error {
+	doc, err := xml.Marshal(struct {
+		XMLName                     xml.Name `xml:"PostResponse"`
+		Location, Bucket, Key, ETag string
+	}{Location: c.ownURL(), Bucket: c.bucket, Key: c.key, ETag: etag})
+	if err != nil {
+		return err
+	}
+	body := append([]byte(xml.Header), doc...)
+	c.w.Header().Set("Content-Type", "application/xml")
+	c.w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	c.w.WriteHeader(http.StatusCreated)
+	_, err = c.w.Write(body)
+	return err
+}
+
+// redirect is where the form sends the browser, "" if nowhere: an address that is none is as if it were not there.
+func (f *form) redirect(bucket, key, etag string) string {
+	to := f.fields["success_action_redirect"]
+	if to == "" {
+		to = f.fields["redirect"] // its old name
+	}
+	u, err := url.Parse(to)
+	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+		return ""
+	}
+	query := u.Query()
+	query.Set("bucket", bucket)
+	query.Set("key", key)
+	query.Set("etag", etag)
+	u.RawQuery = query.Encode()
+	return u.String()
+}

@@ -1,0 +1,151 @@
+package verify_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"path/filepath"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/dekcache"
+	"github.com/cmekproxy/cmekproxy/internal/inplace"
+	"github.com/cmekproxy/cmekproxy/internal/keyring"
+	"github.com/cmekproxy/cmekproxy/internal/kms"
+	"github.com/cmekproxy/cmekproxy/internal/stored"
+	"github.com/cmekproxy/cmekproxy/internal/verify"
+	"github.com/cmekproxy/cmekproxy/internal/walk"
+)
+
+type answered int
+
+func (a answered) Error() string { return fmt.Sprint("answered ", int(a)) }
+func (a answered) Status() int   { return int(a) }
+
+func TestFaultOf(t *testing.T) {
+	of := func(kind kms.Kind) error { return fmt.Errorf("opening: %w", &kms.Error{Kind: kind, Op: "unwrap"}) }
+	for want, errs := range map[verify.Fault][]error{
+		verify.Integrity: {
+			crypt.ErrAuth, crypt.ErrTruncated, crypt.ErrTrailing, crypt.ErrSize, crypt.ErrEnvelope, crypt.ErrVersion, crypt.ErrDEK,
+			fmt.Errorf("%w: %w", stored.ErrIntegrity, errors.New("x")), of(kms.InvalidCiphertext),
+		},
+		verify.Plaintext:      {fmt.Errorf("k: %w", verify.ErrPlaintext)},
+		verify.KeyRevoked:     {of(kms.Disabled), of(kms.Denied), of(kms.PendingDeletion), of(kms.NotFound)},
+		verify.KeyUnknown:     {fmt.Errorf("%w %q", keyring.ErrUnknownKey, "x")},
+		verify.KeyUnavailable: {of(kms.Unreachable), of(kms.Throttled), of(kms.Internal), of(kms.Canceled), of(kms.Invalid), keyring.ErrChanged, errors.Join(crypt.ErrAuth, of(kms.Unreachable))},
+		verify.Store:          {answered(403), answered(503), inplace.ErrUnanswered, stored.ErrStore, stored.ErrOverwritten, fmt.Errorf("%w: %w", inplace.ErrUnanswered, crypt.ErrTruncated), errors.New("x")},
+	} {
+		for _, err := range errs {
+			if got := verify.FaultOf(err); got != want {
+				t.Errorf("%v: %s, not %s", err, got, want)
+			}
+		}
+	}
+}
+
+// A store that breaks off in the middle of a body has not damaged the object. It is asked again.
+func TestABrokenConnectionIsNoDamage(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "key")
+	if err := kms.CreateLocalKeyFile(path); err != nil {
+		t.Fatal(err)
+	}
+	key, err := kms.NewLocal(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cache := dekcache.New(dekcache.Config{TTL: time.Minute, MaxEntries: 10, Now: time.Now})
+	defer cache.Close()
+	keys, err := keyring.New(keyring.Config{Keys: []keyring.Key{{Name: "key", Wrapper: key}}, Rules: []keyring.Rule{{Key: "key"}}, Cache: cache})
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, metadata := sealed(t, keys, crypt.Object{Bucket: "b", Key: "k"}, 300_000)
+	breaks, asked, flip := 0, 0, -1
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		for name, value := range metadata {
+			w.Header().Set(stored.MetaPrefix+name, value)
+		}
+		w.Header().Set("Etag", `"e"`)
+		w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+		out := bytes.Clone(body)
+		if flip >= 0 {
+			out[flip] ^= 1
+		}
+		if asked++; asked <= breaks {
+			w.Write(out[:200_000])
+			panic(http.ErrAbortHandler)
+		}
+		w.Write(out)
+	}))
+	defer server.Close()
+	address, err := url.Parse(server.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := verify.New(verify.Config{
+		Send: func(r *http.Request) (*http.Response, error) {
+			r.URL.Scheme, r.URL.Host = address.Scheme, address.Host
+			return server.Client().Transport.RoundTrip(r)
+		},
+		Open: func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
+			return keys.Open(ctx, obj, keyID, wrapped)
+		},
+		AllowPlaintext: func(crypt.Object) bool { return false },
+	})
+	for name, row := range map[string]struct {
+		breaks, flip int
+		want         walk.Outcome
+		fault        verify.Fault
+	}{
+		"whole":           {0, -1, walk.Done, ""},
+		"broken twice":    {2, -1, walk.Done, ""},
+		"broken for good": {100, -1, walk.Failed, verify.Store},
+		"damaged":         {0, 299_000, walk.Failed, verify.Integrity},
+		"moved":           {0, -1, walk.Failed, verify.Integrity},
+	} {
+		breaks, asked, flip = row.breaks, 0, row.flip
+		entry := stored.Entry{Key: "k"}
+		if name == "moved" {
+			entry.Key = "other"
+		}
+		r := v.Verify(t.Context(), "b", entry)
+		if r.Outcome != row.want || row.fault != "" && verify.FaultOf(r.Err) != row.fault || len(r.KeyIDs) != 1 || r.Own != (row.fault == verify.Integrity) {
+			t.Errorf("%s: %+v", name, r)
+		}
+	}
+}
+
+// sealed is an object as the proxy stores it.
+func sealed(t *testing.T, keys *keyring.Keyring, obj crypt.Object, size int) ([]byte, map[string]string) {
+	t.Helper()
+	dek, err := keys.Create(t.Context(), obj, "", keyring.Choice{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dek.Release()
+	sealer, err := crypt.NewSealer(bytes.NewReader(make([]byte, size)), int64(size), dek.DEK(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, err := io.ReadAll(sealer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := crypt.Envelope{KeyID: dek.KeyID, WrappedDEK: dek.Wrapped, Header: sealer.Header(), Size: int64(size)}
+	if err := e.Sign(dek.DEK(), obj); err != nil {
+		t.Fatal(err)
+	}
+	metadata, err := e.Metadata()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return body, metadata
+}
