@@ -268,11 +268,16 @@ func checkSync(t *testing.T, s *session) {
 }
 
 func checkOddKeys(t *testing.T, s *session) {
-	single := s.Keys
+	keys := s.Keys
+	switch s.client.(type) {
+	case *rclone, *mc: // to these, what ends in a slash is a directory
+		keys = slices.DeleteFunc(slices.Clone(keys), func(key string) bool { return strings.HasSuffix(key, "/") })
+	}
+	single := keys
 	if b, ok := s.client.(bulk); ok {
 		dir, back := t.TempDir(), t.TempDir()
 		single = nil
-		for _, key := range s.Keys {
+		for _, key := range keys {
 			if strings.Contains(key, "//") || strings.Contains(key, "/./") || strings.Contains(key, "/../") || strings.HasSuffix(key, "/") {
 				single = append(single, key)
 				continue
@@ -285,7 +290,7 @@ func checkOddKeys(t *testing.T, s *session) {
 		if err := errors.Join(b.putAll(dir, s.bucket, ""), b.getAll(s.bucket, "odd/", filepath.Join(back, "odd"))); err != nil {
 			t.Error(err)
 		}
-		for _, key := range s.Keys {
+		for _, key := range keys {
 			if !slices.Contains(single, key) {
 				got, err := os.ReadFile(filepath.Join(back, key))
 				same(t, key, got, err, []byte(smallText+key))
@@ -304,7 +309,7 @@ func checkOddKeys(t *testing.T, s *session) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, key := range s.Keys {
+	for _, key := range keys {
 		if sizes[key] != int64(len(smallText+key)) {
 			t.Errorf("%q is listed with %d bytes, not %d", key, sizes[key], len(smallText+key))
 		}
@@ -312,8 +317,8 @@ func checkOddKeys(t *testing.T, s *session) {
 			t.Errorf("%q has not been stored under this key: %v", key, err)
 		}
 	}
-	if len(sizes) != len(s.Keys) {
-		t.Errorf("%d keys are listed, not %d: %q", len(sizes), len(s.Keys), slices.Sorted(maps.Keys(sizes)))
+	if len(sizes) != len(keys) {
+		t.Errorf("%d keys are listed, not %d: %q", len(sizes), len(keys), slices.Sorted(maps.Keys(sizes)))
 	}
 }
 

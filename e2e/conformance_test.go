@@ -339,7 +339,8 @@ func conformanceSection(verdicts map[string]verdict, e expectations) string {
 		}
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "The suite of %s %s has %d cases: %d pass at the store, and %d of these through the proxy.", suite, moduleVersion(suite), len(verdicts), store, both)
+	fmt.Fprintf(&b, "The suite of %s %s and the functional tests of minio-go %s have %d cases: %d pass at the store, and %d of these through the proxy.",
+		suite, moduleVersion(suite), moduleVersion("github.com/minio/minio-go/v7"), len(verdicts), store, both)
 	if gained > 0 {
 		fmt.Fprintf(&b, " %d pass through the proxy only.", gained)
 	}
