@@ -82,8 +82,8 @@ func nodeModule(name string) func() string {
 // matrixNotes are below the matrix.
 const matrixNotes = `
 ✓: the client does this with its default settings, apart from endpoint, credentials and path style, and every byte, size and answer
-is right; nothing that it prints is about ETags, MD5 or checksums. Blank: it has no such operation, or the tests do not ask for it. The clients of the first eight
-or so lines run over HTTP and over TLS; backups, mounts and libraries run at two replicas behind a balancer.
+is right; nothing that it prints is about ETags, MD5 or checksums. Blank: it has no such operation, or the tests do not ask for it. The clients from aws-cli to
+s3cmd run over HTTP and over TLS (aws-cli over TLS only); backups, mounts and libraries run at two replicas behind a balancer.
 
 - **multipart**: a file that is too large for one request, up and down, as the client does it by itself. **copy**: by the server, of
   objects that were put whole and in parts; also renames, and copies in parts. **sync twice**: the second run copies nothing, either way.
