@@ -221,11 +221,13 @@ func storableKeys(t *testing.T, s *stack) []string {
 	return keys
 }
 
+// storable puts nothing into the store that is searched for later: a store may keep for a while what was deleted.
 func storable(c *goSDK, bucket, key string) error {
-	if err := c.put(bucket, key, []byte(smallText)); err != nil {
+	const text = "Does the store keep this key?"
+	if err := c.put(bucket, key, []byte(text)); err != nil {
 		return errors.New(code(err))
 	}
-	if got, err := c.get(bucket, key); err != nil || string(got) != smallText {
+	if got, err := c.get(bucket, key); err != nil || string(got) != text {
 		return fmt.Errorf("reading it back: %s", code(err))
 	}
 	sizes, err := c.list(bucket, "")
