@@ -20,12 +20,6 @@ import (
 //
 // https://docs.aws.amazon.com/AmazonS3/latest/API/RESTObjectPOST.html
 func (s *Server) postObject(c *call) error {
-	if c.form == nil {
-		return &Error{
-			Code: "PreconditionFailed", Message: "At least one of the pre-conditions you specified did not hold",
-			Details: [][2]string{{"Condition", "Bucket POST must be of the enclosure-type multipart/form-data"}}, status: http.StatusPreconditionFailed,
-		}
-	}
 	err := s.sealObject(c)
 	if errors.Is(err, errBehindFile) { // what has read the file so far has stopped at it
 		c.discard(c.form)
@@ -36,10 +30,18 @@ func (s *Server) postObject(c *call) error {
 	return c.answerForm()
 }
 
+// noForm answers a PostObject that is none.
+func noForm() error {
+	return &Error{
+		Code: "PreconditionFailed", Message: "At least one of the pre-conditions you specified did not hold",
+		Details: [][2]string{{"Condition", "Bucket POST must be of the enclosure-type multipart/form-data"}}, status: http.StatusPreconditionFailed,
+	}
+}
+
 // isForm reports whether a request is signed by a form in its body.
-func isForm(row *route, r *http.Request) bool {
+func isForm(r *http.Request) bool {
 	kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
-	return row != nil && row.op == "PostObject" && err == nil && kind == "multipart/form-data"
+	return err == nil && kind == "multipart/form-data"
 }
 
 // authenticateForm reads a form up to its file, verifies its policy, and turns the call into one that has the fields for

@@ -128,7 +128,10 @@ func (s *Server) handle(c *call) error {
 		return row.serve(s, c)
 	}
 	authenticate := s.authenticate
-	if isForm(row, c.Request) {
+	if row != nil && row.op == "PostObject" {
+		if !isForm(c.Request) {
+			return noForm()
+		}
 		authenticate = s.authenticateForm
 	}
 	if err := authenticate(c); err != nil {
