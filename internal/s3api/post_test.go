@@ -317,7 +317,7 @@ func TestPostObjectOddBodies(t *testing.T) {
 		"an empty body":        {"", contentType, 400, "MalformedPOSTRequest"},
 		"another boundary":     {whole, strings.Replace(contentType, boundary, "other", 1), 400, "MalformedPOSTRequest"},
 		"no boundary":          {whole, "multipart/form-data", 400, "MalformedPOSTRequest"},
-		"no form":              {whole, "application/x-www-form-urlencoded", 403, "AccessDenied"},
+		"no form":              {whole, "application/x-www-form-urlencoded", 412, "PreconditionFailed"},
 		"the end at once":      {"--" + boundary + "--\r\n", contentType, 400, "MalformedPOSTRequest"},
 		"a part without name":  {strings.Replace(whole, `name="key"`, `x="key"`, 1), contentType, 400, "MalformedPOSTRequest"},
 		"one in quoted":        {strings.Replace(whole, "Content-Disposition", "Content-Transfer-Encoding: quoted-printable\r\nContent-Disposition", 1), contentType, 400, "MalformedPOSTRequest"},
