@@ -35,6 +35,10 @@ func (s *Store) getRange(ctx context.Context, q Request) (*Object, error) {
 	if err != nil {
 		return nil, err
 	}
+	if resp.StatusCode == http.StatusOK && resp.ContentLength == 0 && q.Range.suffix <= 0 && q.Header.Get("If-Range") == "" {
+		closeBody(resp)
+		return nil, &RangeError{0} // stores take the last bytes of nothing for the whole of it, also where none is wanted
+	}
 	if resp.StatusCode != http.StatusPartialContent { // 304, or the store found If-Range not to hold
 		return s.whole(ctx, q, resp)
 	}
