@@ -29,6 +29,9 @@ func (s *Server) completeMultipartUpload(c *call) error {
 	if err != nil {
 		return err
 	}
+	if err := s.uploads.sum(c.uploadID(c.query.Get("uploadId"))).checkType(c.Header); err != nil {
+		return err
+	}
 	have, err := s.storedParts(c)
 	if gone := (*Error)(nil); errors.As(err, &gone) && gone.Code == "NoSuchUpload" {
 		return s.completedBefore(c, list, gone)

@@ -57,7 +57,7 @@ func (s *Server) createMultipartUpload(c *call) error {
 		return err
 	}
 	upload, _, _ := element(body, "UploadId")
-	s.uploads.put(c.uploadID(string(upload)), sealed)
+	s.uploads.put(c.uploadID(string(upload)), sealed, kind)
 	c.copyHeader(resp.Header)
 	c.saySealed(sealed)
 	kind.headers(c.w.Header())
@@ -88,6 +88,9 @@ func (s *Server) checkUploadKey(c *call, wanted keyring.Choice) error {
 
 // uploadPart encrypts a part on its way to the store.
 func (s *Server) uploadPart(c *call) error {
+	if err := s.uploads.sum(c.uploadID(c.query.Get("uploadId"))).checkPart(c.checks); err != nil {
+		return err
+	}
 	resp, err := s.sealPart(c, c.auth.DecodedLength())
 	if err != nil {
 		return err

@@ -734,7 +734,10 @@ func TestMultipartChecksums(t *testing.T) {
 			}
 		}
 	}
-	m := p.create("bad", func(in *s3.CreateMultipartUploadInput) { in.ChecksumAlgorithm = types.ChecksumAlgorithmCrc32 })
+	checkPartChecksums(t, p)
+	m := p.create("bad", func(in *s3.CreateMultipartUploadInput) {
+		in.ChecksumAlgorithm, in.ChecksumType = types.ChecksumAlgorithmCrc32, types.ChecksumTypeFullObject
+	})
 	m.send(1, randomText(100), func(in *s3.UploadPartInput) { in.ChecksumAlgorithm = types.ChecksumAlgorithmCrc32 })
 	if _, err := m.complete(func(in *s3.CompleteMultipartUploadInput) {
 		in.ChecksumType, in.ChecksumCRC32 = types.ChecksumTypeFullObject, new("AAAAAA==")
@@ -746,6 +749,28 @@ func TestMultipartChecksums(t *testing.T) {
 		in.ChecksumType, in.ChecksumCRC32 = types.ChecksumTypeFullObject, new("AAAAAA==")
 	}); code(err) != "InvalidRequest" {
 		t.Errorf("a checksum that cannot be verified: %v", err)
+	}
+}
+
+// The replica that an upload was created with knows what its parts must have.
+func checkPartChecksums(t *testing.T, p *proxy) {
+	t.Helper()
+	m := p.create("composite", func(in *s3.CreateMultipartUploadInput) { in.ChecksumAlgorithm = types.ChecksumAlgorithmSha256 })
+	path := "/" + p.bucket + "/composite?partNumber=1&uploadId=" + m.id
+	for name, header := range map[string]http.Header{"none": nil, "another": {"X-Amz-Checksum-Crc32": {"NSRBwg=="}}} {
+		if a := p.send(request{method: "PUT", path: path, header: header, body: []byte("abc")}); a.Code != "InvalidRequest" || !bytes.Contains(a.body, []byte("expected checksum Type: sha256")) {
+			t.Errorf("a part with the checksum %s: %d %s", name, a.StatusCode, a.body)
+		}
+	}
+	m.send(1, randomText(100), func(in *s3.UploadPartInput) { in.ChecksumAlgorithm = types.ChecksumAlgorithmSha256 })
+	if _, err := m.complete(func(in *s3.CompleteMultipartUploadInput) { in.ChecksumType = types.ChecksumTypeFullObject }); code(err) != "InvalidRequest" {
+		t.Errorf("another type than it was created with: %v", err)
+	}
+	full := p.create("full", func(in *s3.CreateMultipartUploadInput) {
+		in.ChecksumAlgorithm, in.ChecksumType = types.ChecksumAlgorithmCrc32, types.ChecksumTypeFullObject
+	})
+	if a := p.send(request{method: "PUT", path: "/" + p.bucket + "/full?partNumber=1&uploadId=" + full.id, body: []byte("abc")}); a.StatusCode != 200 {
+		t.Errorf("a part without a checksum, of an object with one: %d %s", a.StatusCode, a.body)
 	}
 }
 

@@ -62,6 +62,28 @@ func uploadChecksum(h http.Header) (objectChecksum, error) {
 	return objectChecksumOf(a, kind)
 }
 
+// checkPart refuses a part whose checksum is not of the kind that its upload was created with. A part of an object with
+// one checksum for the whole may have none.
+func (o objectChecksum) checkPart(part *checksums) error {
+	if o.algorithm == nil || part.algorithm == o.algorithm || part.algorithm == nil && o.kind == crypt.FullObject {
+		return nil
+	}
+	actual := "null"
+	if part.algorithm != nil {
+		actual = strings.ToLower(part.algorithm.name)
+	}
+	return badRequest("InvalidRequest", "Checksum Type mismatch occurred, expected checksum Type: "+strings.ToLower(o.algorithm.name)+", actual checksum Type: "+actual)
+}
+
+// checkType refuses another type than that which the upload was created with.
+func (o objectChecksum) checkType(h http.Header) error {
+	said := strings.ToUpper(h.Get(checksumPrefix + "Type"))
+	if o.algorithm == nil || said == "" || said == checksumTypes[o.kind] {
+		return nil
+	}
+	return badRequest("InvalidRequest", "The upload was created using the "+checksumTypes[o.kind]+" checksum mode. The complete request must use the same checksum mode.")
+}
+
 // objectChecksumOf checks that the algorithm can be of the type; "" stands for its default.
 func objectChecksumOf(a *algorithm, kind string) (objectChecksum, error) {
 	o := objectChecksum{algorithm: a}

@@ -37,6 +37,7 @@ type uploadKey struct {
 	turn    chan struct{}
 	keyID   string
 	wrapped []byte
+	sum     objectChecksum // that the upload was created with, here; fixed
 }
 
 func newUploadKeys() *uploadKeys {
@@ -70,8 +71,16 @@ func (c *call) uploadID(upload string) uploadID {
 }
 
 // put remembers the DEK of a new upload.
-func (u *uploadKeys) put(id uploadID, sealed *keyring.Sealed) {
-	u.entries.Add(id, &uploadKey{make(chan struct{}, 1), sealed.KeyID, sealed.Wrapped})
+func (u *uploadKeys) put(id uploadID, sealed *keyring.Sealed, sum objectChecksum) {
+	u.entries.Add(id, &uploadKey{turn: make(chan struct{}, 1), keyID: sealed.KeyID, wrapped: sealed.Wrapped, sum: sum})
+}
+
+// sum is the checksum that the upload was created with, as far as this replica knows.
+func (u *uploadKeys) sum(id uploadID) objectChecksum {
+	if entry, ok := u.entries.Peek(id); ok {
+		return entry.sum
+	}
+	return objectChecksum{}
 }
 
 func (u *uploadKeys) entry(id uploadID) *uploadKey {
