@@ -181,6 +181,7 @@ var layouts = map[string]struct {
 }
 
 func TestMultipart(t *testing.T) {
+	t.Parallel() // it takes long
 	p := newProxy(t)
 	random := rand.New(rand.NewPCG(1, 2))
 	for name, row := range layouts {
@@ -300,6 +301,7 @@ func checkRandomRange(t *testing.T, p *proxy, key string, text []byte, random *r
 
 // What a range costs: one request where the layout and the part are known, four at most where nothing is.
 func TestRequestsOfARange(t *testing.T) {
+	t.Parallel() // it takes long
 	p := newProxy(t)
 	for name, row := range map[string]struct {
 		sizes []int
@@ -409,6 +411,7 @@ func TestPartsSentAgain(t *testing.T) {
 
 // Complete asks for all pages of the list of parts, however short the store makes them.
 func TestCompleteReadsAllPages(t *testing.T) {
+	t.Parallel() // it takes long
 	p := newProxy(t)
 	m := p.create("k")
 	for number := range 5 {
@@ -676,6 +679,7 @@ func TestBadParts(t *testing.T) {
 }
 
 func TestMultipartChecksums(t *testing.T) {
+	t.Parallel() // it takes long
 	p := newProxy(t)
 	hashes := map[types.ChecksumAlgorithm]func() hash.Hash{
 		types.ChecksumAlgorithmCrc32:     func() hash.Hash { return crc32.NewIEEE() },
@@ -879,6 +883,7 @@ func (p *proxy) rewriteFile(key string, change func([]byte) []byte) {
 
 // Promise P2 for objects in parts: a store that removes, swaps or alters parts is found out by whole reads and ranges.
 func TestMultipartTampering(t *testing.T) {
+	t.Parallel() // it takes long
 	p := newProxy(t)
 	const stored = 5*mib + crypt.PartOverhead
 	m := p.upload("k", []int{5 * mib, 5 * mib, 5 * mib, 1000})
@@ -961,6 +966,7 @@ func TestRangeThatBeginsWithAWrongGuess(t *testing.T) {
 // A range in the middle of an object is not answered when the end of the object is not its own, even if the store makes
 // size and part count fit.
 func TestRangeOfAnObjectWithoutItsEnd(t *testing.T) {
+	t.Parallel() // it takes long
 	p := newProxy(t)
 	const stored = 5*mib + crypt.PartOverhead
 	p.upload("k", []int{5 * mib, 5 * mib, 5 * mib, 1000})
@@ -1000,6 +1006,7 @@ func TestRangeOfAnObjectWithoutItsEnd(t *testing.T) {
 
 // An object that is overwritten between two requests of one read gives the one or the other, or an error, but no mix.
 func TestOverwrittenWhileRead(t *testing.T) {
+	t.Parallel() // it takes long
 	p := newProxy(t)
 	for _, next := range [][]int{{5 * mib, 5 * mib, 5 * mib, 9}, {6 * mib, 6 * mib, 3}, {100}} {
 		for at := 1; at <= 4; at++ {
@@ -1032,6 +1039,7 @@ func TestOverwrittenWhileRead(t *testing.T) {
 
 // Readers through two replicas that meet overwrites in parts get one object or the other, never a mix.
 func TestConcurrentMultipartOverwrites(t *testing.T) {
+	t.Parallel() // it takes long
 	p := newProxy(t)
 	replicas := []*proxy{p, p.replica()}
 	texts := [][]byte{p.upload("k", []int{5 * mib, 5 * mib, 100}).text()}
@@ -1123,6 +1131,7 @@ func TestUniformParts(t *testing.T) {
 
 // A store whose multipart ETags do not tell the number of parts: sizes come from the parts themselves.
 func TestETagsWithoutPartCount(t *testing.T) {
+	t.Parallel() // it takes long
 	p := newProxy(t)
 	for name, row := range layouts {
 		m := p.upload(name, row.sizes, row.numbers...)
