@@ -78,8 +78,11 @@ func (o objectChecksum) checkPart(part *checksums) error {
 // checkType refuses another type than that which the upload was created with.
 func (o objectChecksum) checkType(h http.Header) error {
 	said := strings.ToUpper(h.Get(checksumPrefix + "Type"))
-	if o.algorithm == nil || said == "" || said == checksumTypes[o.kind] {
+	switch {
+	case o.algorithm == nil || said == "" || said == checksumTypes[o.kind]:
 		return nil
+	case said != composite && said != fullObject:
+		return badRequest("InvalidRequest", "Value for x-amz-checksum-type header is invalid.")
 	}
 	return badRequest("InvalidRequest", "The upload was created using the "+checksumTypes[o.kind]+" checksum mode. The complete request must use the same checksum mode.")
 }
