@@ -198,6 +198,25 @@ func TestCopyObjectStreams(t *testing.T) {
 	}
 }
 
+// A copy signs a new envelope: it must not be one that the store has altered, which the signature would make good.
+func TestCopyObjectOfAnAlteredEnvelope(t *testing.T) {
+	p := newProxy(t)
+	p.put("source", []byte("text"))
+	p.put("other", []byte("another text"))
+	body, good := p.stored("source")
+	_, other := p.stored("other")
+	for _, name := range []string{"Size", "Header", "Mac", "Dek"} {
+		bad := good.Clone()
+		bad.Set("X-Amz-Meta-Cmek-"+name, other.Get("X-Amz-Meta-Cmek-"+name))
+		p.store("source", body, bad)
+		if _, err := p.copy("source", "copy"); code(err) != "ObjectIntegrityError" || p.isStored("copy") {
+			t.Errorf("with another %s: %v", name, err)
+		}
+	}
+	p.store("source", body, good)
+	p.mustCopy("source", "copy")
+}
+
 // An object that is overwritten between the look at it and the copy is not copied with the old one's envelope.
 func TestCopyObjectOverwrittenMeanwhile(t *testing.T) {
 	p := newProxy(t)
