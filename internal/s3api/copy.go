@@ -37,7 +37,7 @@ func (s *Server) uploadPartCopy(c *call) error {
 	}
 	switch {
 	case source.NotModified: // what is a 304 to a GET fails a copy
-		return &Error{Code: "PreconditionFailed", Message: "At least one of the pre-conditions you specified did not hold"}
+		return errCopyCondition()
 	case source.Length > crypt.MaxPartSize:
 		return badRequest("InvalidRequest", fmt.Sprintf("The specified copy source is larger than the maximum allowable size for a copy source: %d", crypt.MaxPartSize))
 	case q.Range != nil && !q.Range.Is(source.Offset, source.Length):
@@ -103,6 +103,11 @@ func copyConditions(h http.Header) http.Header {
 		}
 	}
 	return out
+}
+
+// errCopyCondition says that a condition on the source does not hold.
+func errCopyCondition() *Error {
+	return &Error{Code: "PreconditionFailed", Message: messages["PreconditionFailed"]}
 }
 
 func invalidSourceRange(size int64) *Error {

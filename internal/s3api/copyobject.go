@@ -94,7 +94,7 @@ func (s *Server) lookAtSource(c *call, q stored.Request) (*stored.Seen, error) {
 		return nil, err
 	}
 	if seen.NotModified { // what is a 304 to a GET fails a copy
-		return nil, &Error{Code: "PreconditionFailed", Message: "At least one of the pre-conditions you specified did not hold"}
+		return nil, errCopyCondition()
 	}
 	if seen.Plaintext {
 		return seen, q.Plaintext()
@@ -244,9 +244,6 @@ var notCopied = []string{
 	"X-Amz-Storage-Class", "X-Amz-Website-Redirect-Location",
 	"X-Amz-Object-Lock-Mode", "X-Amz-Object-Lock-Retain-Until-Date", "X-Amz-Object-Lock-Legal-Hold",
 }
-
-// metadataHeaders are what the metadata directive is about, besides user metadata.
-var metadataHeaders = []string{"Cache-Control", "Content-Disposition", "Content-Encoding", "Content-Language", "Content-Type", "Expires"}
 
 // copiedHeader is the header of the copy: the source's or the request's, as the directives say, and the envelope.
 func (c *call) copiedHeader(source http.Header, e *crypt.Envelope) (http.Header, error) {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
@@ -24,11 +25,13 @@ const (
 
 // forwardedHeaders are the request headers that reach the store, next to the x-amz- ones that the route names. Ranges and
 // conditions are translated on the way; see conditionHeaders.
-var forwardedHeaders = []string{
-	"Cache-Control", "Content-Disposition", "Content-Encoding", "Content-Language", "Content-Type", "Expires",
+var forwardedHeaders = append(slices.Clone(metadataHeaders),
 	"If-Modified-Since", "If-Unmodified-Since", "Origin",
 	"X-Amz-Expected-Bucket-Owner", "X-Amz-Request-Payer",
-}
+)
+
+// metadataHeaders are an object's own, besides user metadata: what a copy's metadata directive is about.
+var metadataHeaders = []string{"Cache-Control", "Content-Disposition", "Content-Encoding", "Content-Language", "Content-Type", "Expires"}
 
 // ownHeaders are those that the proxy answers to itself.
 const ownHeaders = sseHeaders + " " + customerHeaders + " " + copyHeaders + " x-amz-checksum-mode x-amz-metadata-directive x-amz-tagging-directive"

@@ -33,7 +33,7 @@ func (s *Server) postObject(c *call) error {
 // noForm answers a PostObject that is none.
 func noForm() error {
 	return &Error{
-		Code: "PreconditionFailed", Message: "At least one of the pre-conditions you specified did not hold",
+		Code: "PreconditionFailed", Message: messages["PreconditionFailed"],
 		Details: [][2]string{{"Condition", "Bucket POST must be of the enclosure-type multipart/form-data"}}, status: http.StatusPreconditionFailed,
 	}
 }
