@@ -150,7 +150,7 @@ func TestCopiesAndVersionsAreAudited(t *testing.T) {
 
 func TestJoinedUsesAreAudited(t *testing.T) {
 	w, _ := newLocal(t)
-	synctest.Test(t, func(t *testing.T) {
+	kmstest.Bubble(t, func(t *testing.T) {
 		audit, ctx := &trail{}, asRequest(t)
 		k := newRing(t, &slow{Wrapper: w}, time.Minute, withTrail(audit))
 		sealed, err := k.Create(ctx, obj, "app", keyring.Choice{})
@@ -211,7 +211,7 @@ func TestNoDEKWithoutAudit(t *testing.T) {
 
 func TestRenewalsAreAudited(t *testing.T) {
 	w, _ := newLocal(t)
-	synctest.Test(t, func(t *testing.T) {
+	kmstest.Bubble(t, func(t *testing.T) {
 		s, audit := &slow{Wrapper: w}, &trail{}
 		k := newRing(t, s, time.Minute, func(c *keyring.Config) { c.Auditor, c.OutageWait = audit, 30*time.Second })
 		ctx := asRequest(t)
@@ -275,7 +275,7 @@ func TestRenewalsAreAudited(t *testing.T) {
 // the client went away.
 func TestCutsAreAudited(t *testing.T) {
 	w, _ := newLocal(t)
-	synctest.Test(t, func(t *testing.T) {
+	kmstest.Bubble(t, func(t *testing.T) {
 		s, audit := &slow{Wrapper: w}, &trail{}
 		k := newRing(t, s, time.Minute, func(c *keyring.Config) { c.Auditor, c.OutageWait = audit, 10*time.Second })
 		ctx := asRequest(t)
@@ -321,7 +321,7 @@ func TestCutsAreAudited(t *testing.T) {
 // A log that is slow to write makes no lease longer.
 func TestSlowAuditExtendsNothing(t *testing.T) {
 	w, _ := newLocal(t)
-	synctest.Test(t, func(t *testing.T) {
+	kmstest.Bubble(t, func(t *testing.T) {
 		audit := &trail{}
 		k := newRing(t, w, 10*time.Second, func(c *keyring.Config) { c.Auditor, c.OutageWait = audit, time.Minute })
 		ctx := asRequest(t)
@@ -338,7 +338,7 @@ func TestSlowAuditExtendsNothing(t *testing.T) {
 
 func TestProbeThatFindsARevokedKeyIsAudited(t *testing.T) {
 	w, _ := newLocal(t)
-	synctest.Test(t, func(t *testing.T) {
+	kmstest.Bubble(t, func(t *testing.T) {
 		s, audit := &slow{Wrapper: w}, &trail{}
 		k := newRing(t, s, time.Hour, func(c *keyring.Config) { c.Auditor, c.RevocationProbe = audit, 10*time.Second })
 		defer run(t, k)()

@@ -269,7 +269,7 @@ func TestZeroKeys(t *testing.T) {
 
 func TestLeaseEndsTTLAfterTheRequest(t *testing.T) {
 	w, _ := newLocal(t)
-	synctest.Test(t, func(t *testing.T) {
+	kmstest.Bubble(t, func(t *testing.T) {
 		s := &slow{Wrapper: w}
 		k := newRing(t, s, time.Minute, nil)
 		sealed := create(t, k)
@@ -307,7 +307,7 @@ func TestLeaseEndsTTLAfterTheRequest(t *testing.T) {
 
 func TestOneFlightForAllStreams(t *testing.T) {
 	w, _ := newLocal(t)
-	synctest.Test(t, func(t *testing.T) {
+	kmstest.Bubble(t, func(t *testing.T) {
 		s := &slow{Wrapper: w}
 		k := newRing(t, s, time.Minute, nil)
 		sealed := create(t, k)
@@ -343,7 +343,7 @@ func TestOneFlightForAllStreams(t *testing.T) {
 
 func TestPurge(t *testing.T) {
 	w, _ := newLocal(t)
-	synctest.Test(t, func(t *testing.T) {
+	kmstest.Bubble(t, func(t *testing.T) {
 		s := &slow{Wrapper: w}
 		k := newRing(t, s, time.Hour, nil)
 		sealed := create(t, k)
@@ -368,7 +368,7 @@ func TestPurge(t *testing.T) {
 
 func TestRenewalMustGiveTheSameDEK(t *testing.T) {
 	w, _ := newLocal(t)
-	synctest.Test(t, func(t *testing.T) {
+	kmstest.Bubble(t, func(t *testing.T) {
 		s := &slow{Wrapper: w}
 		k := newRing(t, s, time.Minute, nil)
 		sealed := create(t, k)
@@ -385,7 +385,7 @@ func TestRenewalMustGiveTheSameDEK(t *testing.T) {
 
 func TestProbe(t *testing.T) {
 	w, _ := newLocal(t)
-	synctest.Test(t, func(t *testing.T) {
+	kmstest.Bubble(t, func(t *testing.T) {
 		s, events := &slow{Wrapper: w}, &seen{}
 		k := newRing(t, s, 2*time.Minute, func(c *keyring.Config) {
 			c.RevocationProbe, c.Observer = 10*time.Second, events
@@ -440,7 +440,7 @@ func TestProbe(t *testing.T) {
 // The probe must not keep a DEK alive, even if it succeeds.
 func TestProbeExtendsNothing(t *testing.T) {
 	w, _ := newLocal(t)
-	synctest.Test(t, func(t *testing.T) {
+	kmstest.Bubble(t, func(t *testing.T) {
 		s := &slow{Wrapper: w}
 		cache := newCache(t, time.Minute)
 		k := newRing(t, s, 0, func(c *keyring.Config) { c.RevocationProbe, c.Cache = 10*time.Second, cache })

@@ -6,17 +6,17 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/cmekproxy/cmekproxy/internal/dekcache"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/kms"
+	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
 )
 
 func TestAStreamWaitsForAnUnreachableKMS(t *testing.T) {
 	w, _ := newLocal(t)
-	synctest.Test(t, func(t *testing.T) {
+	kmstest.Bubble(t, func(t *testing.T) {
 		s, events := &slow{Wrapper: w}, &seen{}
 		k := newRing(t, s, time.Minute, func(c *keyring.Config) { c.OutageWait, c.Observer = 30*time.Second, events })
 		sealed := create(t, k)
@@ -88,7 +88,7 @@ func (s *stream) wasCut() error {
 
 func TestAStuckStreamIsCut(t *testing.T) {
 	w, _ := newLocal(t)
-	synctest.Test(t, func(t *testing.T) {
+	kmstest.Bubble(t, func(t *testing.T) {
 		s, events := &slow{Wrapper: w}, &seen{}
 		k := newRing(t, s, time.Minute, func(c *keyring.Config) {
 			c.RevocationProbe, c.OutageWait, c.Observer = 10*time.Second, time.Hour, events
@@ -121,7 +121,7 @@ func TestAStuckStreamIsCut(t *testing.T) {
 // A policy can deny the key for some objects only: each DEK is asked about, and only those streams are cut.
 func TestDeniedForSomeObjects(t *testing.T) {
 	w, _ := newLocal(t)
-	synctest.Test(t, func(t *testing.T) {
+	kmstest.Bubble(t, func(t *testing.T) {
 		s := &choosy{Wrapper: w}
 		k := newRing(t, s, time.Hour, func(c *keyring.Config) { c.RevocationProbe = 10 * time.Second })
 		defer run(t, k)()
@@ -163,7 +163,7 @@ func (c *choosy) Unwrap(ctx context.Context, wrapped []byte, ec kms.EncryptionCo
 // The end of the TTL is the end of what is on its way too, if the KMS does not answer.
 func TestUndrainedStreamsAreCutAtTheTTL(t *testing.T) {
 	w, _ := newLocal(t)
-	synctest.Test(t, func(t *testing.T) {
+	kmstest.Bubble(t, func(t *testing.T) {
 		s := &slow{Wrapper: w}
 		cache := dekcache.New(dekcache.Config{TTL: time.Minute, Jitter: func(ttl time.Duration) time.Duration { return ttl / 10 }})
 		defer cache.Close()

@@ -15,6 +15,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/kms"
+	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
 )
 
 // sharing has the objects of each bucket share bucket keys.
@@ -51,7 +52,7 @@ func TestReuseLimits(t *testing.T) {
 		"bytes":               {keyring.Reuse{MaxAge: time.Hour, MaxObjects: 100, MaxBytes: 100}, 0, 50, 6},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			kmstest.Bubble(t, func(t *testing.T) {
 				seen := &seen{}
 				w, _ := newLocal(t)
 				k := newRing(t, w, 10*time.Minute, sharing(row.limits, seen))
@@ -132,7 +133,7 @@ func TestReuseOpens(t *testing.T) {
 // What ends the use of data keys ends that of bucket keys: a key that is taken away takes new objects too once the TTL is
 // over or a purge has come, and one that is back serves again.
 func TestReuseEndsWithTheKey(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	kmstest.Bubble(t, func(t *testing.T) {
 		w, _ := newLocal(t)
 		s := &switched{Wrapper: w}
 		k := newRing(t, s, time.Minute, sharing(keyring.Reuse{MaxAge: 10 * time.Hour, MaxObjects: 1000, MaxBytes: 1000}, &seen{}))
@@ -210,7 +211,7 @@ func TestReuseAfterARotation(t *testing.T) {
 // Those that come while a bucket key is made wait for it, share its failure, and are not taken down by the one that
 // went away.
 func TestReuseIsMadeOnce(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	kmstest.Bubble(t, func(t *testing.T) {
 		w, _ := newLocal(t)
 		s := &switched{Wrapper: w, delay: time.Second}
 		k := newRing(t, s, time.Hour, sharing(keyring.Reuse{MaxAge: time.Hour, MaxObjects: 1000, MaxBytes: 1000}, &seen{}))

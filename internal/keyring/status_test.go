@@ -11,11 +11,12 @@ import (
 
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/kms"
+	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
 )
 
 func TestStatus(t *testing.T) {
 	w, _ := newLocal(t)
-	synctest.Test(t, func(t *testing.T) {
+	kmstest.Bubble(t, func(t *testing.T) {
 		s := &slow{Wrapper: w}
 		k := newRing(t, s, time.Minute, func(c *keyring.Config) { c.RevocationProbe, c.Keys[0].Provider = 10*time.Second, "local" })
 		defer run(t, k)()
@@ -59,7 +60,7 @@ func TestStatus(t *testing.T) {
 
 func TestProbeAtOnceWhenAKeyIsCalledRevoked(t *testing.T) {
 	w, _ := newLocal(t)
-	synctest.Test(t, func(t *testing.T) {
+	kmstest.Bubble(t, func(t *testing.T) {
 		s, events := &slow{Wrapper: w}, &seen{}
 		k := newRing(t, s, 10*time.Minute, func(c *keyring.Config) { c.Observer = events }) // no probes of its own accord
 		defer run(t, k)()
@@ -87,7 +88,7 @@ func TestProbeAtOnceWhenAKeyIsCalledRevoked(t *testing.T) {
 
 func TestSetProbe(t *testing.T) {
 	w, _ := newLocal(t)
-	synctest.Test(t, func(t *testing.T) {
+	kmstest.Bubble(t, func(t *testing.T) {
 		events := &seen{}
 		k := newRing(t, w, time.Hour, func(c *keyring.Config) { c.Observer = events })
 		defer run(t, k)()
@@ -110,7 +111,7 @@ func TestSetProbe(t *testing.T) {
 
 func TestABlobThatIsRefusedAloneRevokesNothing(t *testing.T) {
 	w, _ := newLocal(t)
-	synctest.Test(t, func(t *testing.T) {
+	kmstest.Bubble(t, func(t *testing.T) {
 		s := &choosy{Wrapper: w}
 		k := newRing(t, s, 10*time.Minute, func(c *keyring.Config) { c.RevocationProbe = 10 * time.Second })
 		defer run(t, k)()
@@ -167,7 +168,7 @@ func (v *versioned) rotateAndDisable() {
 // A version that is disabled takes its objects with it and no others, though the probe was asking about one of its own.
 func TestADisabledVersionIsNotTheKey(t *testing.T) {
 	w, _ := newLocal(t)
-	synctest.Test(t, func(t *testing.T) {
+	kmstest.Bubble(t, func(t *testing.T) {
 		v := &versioned{Wrapper: w}
 		k := newRing(t, v, time.Hour, func(c *keyring.Config) { c.RevocationProbe = 10 * time.Second })
 		defer run(t, k)()

@@ -69,7 +69,7 @@ var down = failure(kms.Unreachable)
 
 func TestBreaker(t *testing.T) {
 	for _, answer := range answers {
-		synctest.Test(t, func(t *testing.T) {
+		kmstest.Bubble(t, func(t *testing.T) {
 			c := newCircuit()
 			c.answer(t, down, down, answer, down, down, answer, down, down, down)
 			c.open(t)
@@ -91,7 +91,7 @@ func TestBreaker(t *testing.T) {
 
 func TestBreakerIgnoresWhatSaysNothing(t *testing.T) {
 	for _, quiet := range silence {
-		synctest.Test(t, func(t *testing.T) {
+		kmstest.Bubble(t, func(t *testing.T) {
 			c := newCircuit()
 			c.answer(t, quiet, quiet, quiet, quiet) // does not open
 			c.answer(t, down, down, quiet, down)    // nor break a row
@@ -107,7 +107,7 @@ func TestBreakerIgnoresWhatSaysNothing(t *testing.T) {
 }
 
 func TestBreakerLetsOneTrialThrough(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	kmstest.Bubble(t, func(t *testing.T) {
 		c := newCircuit()
 		c.answer(t, down, down, down)
 		time.Sleep(time.Minute + time.Nanosecond)
@@ -130,7 +130,7 @@ func TestBreakerLetsOneTrialThrough(t *testing.T) {
 }
 
 func TestBreakerDoesNotCountContextsThatAreOver(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	kmstest.Bubble(t, func(t *testing.T) {
 		c := newCircuit()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()

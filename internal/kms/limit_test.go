@@ -14,7 +14,7 @@ import (
 )
 
 func TestLimitConcurrency(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	kmstest.Bubble(t, func(t *testing.T) {
 		var now, most atomic.Int64
 		inner := &fakeKMS{answer: func(context.Context, int64) error {
 			if n := now.Add(1); n > most.Load() {
@@ -54,7 +54,7 @@ func TestLimitRate(t *testing.T) {
 		{"no limit", kms.LimitConfig{Burst: 1}, []int64{0, 0, 0, 0}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			kmstest.Bubble(t, func(t *testing.T) {
 				start := time.Now()
 				var got []int64
 				inner := &fakeKMS{answer: func(context.Context, int64) error {
@@ -100,7 +100,7 @@ func TestLimitDeadline(t *testing.T) {
 		{"no token: at once", kms.LimitConfig{PerSecond: 0.1, Burst: 1}, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			kmstest.Bubble(t, func(t *testing.T) {
 				inner := &fakeKMS{}
 				w, start := hold(t, inner, c.cfg), time.Now()
 				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
@@ -129,7 +129,7 @@ func TestLimitCanceled(t *testing.T) {
 		"no token": {PerSecond: 0.1, Burst: 1},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			kmstest.Bubble(t, func(t *testing.T) {
 				inner := &fakeKMS{}
 				w, start := hold(t, inner, cfg), time.Now()
 				ctx, cancel := context.WithCancel(t.Context())

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"slices"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/cmekproxy/cmekproxy/internal/kms"
@@ -16,7 +15,7 @@ import (
 func longest(limit time.Duration) time.Duration { return limit }
 
 func TestRetryBacksOff(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	kmstest.Bubble(t, func(t *testing.T) {
 		for _, kind := range []kms.Kind{kms.Throttled, kms.Unreachable} {
 			var at []time.Duration
 			start := time.Now()
@@ -39,7 +38,7 @@ func TestRetryBacksOff(t *testing.T) {
 }
 
 func TestRetryLeavesOtherAnswersAlone(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	kmstest.Bubble(t, func(t *testing.T) {
 		for kind := kms.Internal; kind <= kms.Unreachable; kind++ {
 			if kind == kms.Throttled || kind == kms.Unreachable {
 				continue
@@ -54,7 +53,7 @@ func TestRetryLeavesOtherAnswersAlone(t *testing.T) {
 }
 
 func TestRetryEndsBeforeTheDeadline(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	kmstest.Bubble(t, func(t *testing.T) {
 		answers := []error{failure(kms.Unreachable), failure(kms.Unreachable), failure(kms.Throttled)}
 		inner := &fakeKMS{answer: func(_ context.Context, n int64) error { return answers[n-1] }}
 		w, start := kms.Retry(inner, kms.RetryConfig{Base: 100 * time.Millisecond, Jitter: longest}), time.Now()
@@ -70,7 +69,7 @@ func TestRetryEndsBeforeTheDeadline(t *testing.T) {
 }
 
 func TestRetryMaxAttempts(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	kmstest.Bubble(t, func(t *testing.T) {
 		for attempts := 1; attempts <= 4; attempts++ {
 			inner := always(kms.Throttled)
 			err := unwrapOnce(t.Context(), kms.Retry(inner, kms.RetryConfig{MaxAttempts: attempts}))
@@ -82,7 +81,7 @@ func TestRetryMaxAttempts(t *testing.T) {
 }
 
 func TestRetryCanceled(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	kmstest.Bubble(t, func(t *testing.T) {
 		inner := always(kms.Unreachable)
 		w, start := kms.Retry(inner, kms.RetryConfig{Base: time.Minute, Max: time.Minute, Jitter: longest}), time.Now()
 		ctx, cancel := context.WithCancel(t.Context())
@@ -96,7 +95,7 @@ func TestRetryCanceled(t *testing.T) {
 
 // What Breaker and Limit say for themselves is no reason to ask again, and must not hide what the KMS said before.
 func TestRetryOfWhatWasNotAsked(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	kmstest.Bubble(t, func(t *testing.T) {
 		open := &kms.Error{Kind: kms.Unreachable, Op: "unwrap", KeyID: "fake", Reason: "circuit open", Err: kms.ErrOpen}
 		late := &kms.Error{Kind: kms.Throttled, Op: "unwrap", KeyID: "fake", Reason: "local limit", Err: kms.ErrLimit}
 		for _, local := range []error{open, late} {
@@ -118,7 +117,7 @@ func TestRetryOfWhatWasNotAsked(t *testing.T) {
 }
 
 func TestRetryJitter(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	kmstest.Bubble(t, func(t *testing.T) {
 		const draws, limit = 400, time.Second
 		w := kms.Retry(always(kms.Throttled), kms.RetryConfig{Base: limit, MaxAttempts: 2})
 		var quarters [4]int
@@ -174,7 +173,7 @@ func TestRetryOverTheWire(t *testing.T) {
 }
 
 func TestRetryAroundBreakerAndLimit(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	kmstest.Bubble(t, func(t *testing.T) {
 		inner := always(kms.Unreachable)
 		limited := kms.Limit(inner, kms.LimitConfig{PerSecond: 1, Burst: 100})
 		w := kms.Retry(kms.Breaker(limited, kms.BreakerConfig{}), kms.RetryConfig{})
