@@ -72,7 +72,7 @@ func (a *app) buildKeys(ctx context.Context) error {
 		wrapper, err := buildWrapper(ctx, k)
 		switch failure := (*kms.Error)(nil); {
 		case err == nil:
-			key.Wrapper, key.Probe = a.weathered(wrapper), wrapper
+			key.Wrapper, key.Probe = a.weathered(k, wrapper), wrapper
 			a.opened = append(a.opened, wrapper)
 		case errors.As(err, &failure) && failure.Kind != kms.Invalid:
 			key.Unavailable = err
@@ -145,11 +145,13 @@ func buildReuse(r config.DEKReuse) *keyring.Reuse {
 }
 
 // weathered bounds what is asked of a KMS, and asks again what it could not answer.
-func (a *app) weathered(w kms.Wrapper) kms.Wrapper {
+func (a *app) weathered(k config.Key, w kms.Wrapper) kms.Wrapper {
 	left := a.metrics.Breaker(w.KeyID())
-	limited := kms.Limit(w, kms.LimitConfig{
-		MaxConcurrent: a.cfg.KMS.MaxConcurrent, PerSecond: float64(a.cfg.KMS.MaxPerSecond), Burst: a.cfg.KMS.MaxPerSecond,
-	})
+	limits := kms.LimitConfig{MaxConcurrent: a.cfg.KMS.MaxConcurrent}
+	if k.Provider != config.Local { // which has no quota that others share
+		limits.PerSecond, limits.Burst = float64(a.cfg.KMS.MaxPerSecond), a.cfg.KMS.MaxPerSecond
+	}
+	limited := kms.Limit(w, limits)
 	broken := kms.Breaker(limited, kms.BreakerConfig{
 		Failures: breakerFailures, OpenFor: breakerOpen,
 		OnChange: func(open bool) {
@@ -195,7 +197,7 @@ func (a *app) openLater(ctx context.Context, k config.Key) {
 		}
 		wrapper, err := buildWrapper(ctx, k)
 		if err == nil {
-			err = a.keys.Provide(k.Name, a.weathered(wrapper), wrapper)
+			err = a.keys.Provide(k.Name, a.weathered(k, wrapper), wrapper)
 		}
 		if err != nil {
 			a.log.Warn("this key cannot be opened yet", zap.String("kms_key_name", k.Name), zap.Error(err))

@@ -1,8 +1,16 @@
 package main
 
 import (
+	"context"
+	"path/filepath"
 	"testing"
 	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/cmekproxy/cmekproxy/internal/config"
+	"github.com/cmekproxy/cmekproxy/internal/kms"
+	"github.com/cmekproxy/cmekproxy/internal/metrics"
 )
 
 // The life of a DEK ends before the TTL, by enough for the KMS to be asked, and never after it.
@@ -18,6 +26,33 @@ func TestJitter(t *testing.T) {
 		}
 		if leastJitter(ttl) < min(ttl/4, 500*time.Millisecond) || most >= ttl/2 {
 			t.Errorf("ttl %v: least %v, most %v", ttl, leastJitter(ttl), most)
+		}
+	}
+}
+
+// The rate is for quotas, and a key file has none. A limiter says at once that a caller's turn would come too late.
+func TestOnlyNetworkKeysHaveARate(t *testing.T) {
+	for _, provider := range []config.Provider{config.Local, config.VaultTransit} {
+		file := filepath.Join(t.TempDir(), "key")
+		if err := kms.CreateLocalKeyFile(file); err != nil {
+			t.Fatal(err)
+		}
+		key, err := kms.NewLocal(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a := &app{cfg: &config.Config{KMS: config.KMS{MaxConcurrent: 1, MaxPerSecond: 1}}, log: zap.NewNop(), metrics: metrics.New()}
+		w := a.weathered(config.Key{Provider: provider}, key)
+		throttled := 0
+		for range 5 {
+			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+			if _, _, err := kms.Generate(ctx, w, nil); kms.IsThrottled(err) {
+				throttled++
+			}
+			cancel()
+		}
+		if limited := throttled > 0; limited != (provider != config.Local) {
+			t.Errorf("%s: %d of 5 calls were throttled", provider, throttled)
 		}
 	}
 }

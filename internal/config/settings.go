@@ -268,6 +268,7 @@ type KMS struct {
 	// MaxConcurrent is how many calls run at a time. 1 to 10000, default 64.
 	MaxConcurrent int `yaml:"max_concurrent"`
 	// MaxPerSecond is how many calls are made in a second, in the long run. 1 to 100000, default 1000.
+	// Not for local keys.
 	MaxPerSecond int `yaml:"max_per_second"`
 	// PricePer10000 is what 10,000 calls cost, in Currency, for the TTL advisor. Default 0.03 and USD, as AWS KMS has it.
 	PricePer10000 float64 `yaml:"price_per_10000"`
