@@ -116,19 +116,29 @@ func (p *Part) flags() byte {
 // check refuses what no part can be.
 func (p *Part) check() error {
 	var why string
-	switch id := p.KeyID; {
+	switch {
 	case p.Number < 1 || p.Number > MaxPartNumber:
 		why = fmt.Sprintf("part number %d", p.Number)
 	case p.Size < 0 || p.Size > MaxPartSize:
 		why = fmt.Sprintf("%d bytes of plaintext", p.Size)
-	case !printable(id) || len(id) > maxKeyID:
-		why = fmt.Sprintf("a key id of %d bytes, or not of printable ASCII", len(id))
-	case len(p.WrappedDEK) == 0:
-		why = "no wrapped DEK"
-	case len(id)+len(p.WrappedDEK) > maxPartFields:
-		why = fmt.Sprintf("key id and wrapped DEK of %d bytes, of which %d fit", len(id)+len(p.WrappedDEK), maxPartFields)
 	case p.record > 0 && (p.Size > 0 || !p.Final || p.record > maxRecord):
 		why = "a record where none may be"
+	default:
+		return CheckPartKey(p.KeyID, p.WrappedDEK)
+	}
+	return fmt.Errorf("%w: part header: %s", ErrEnvelope, why)
+}
+
+// CheckPartKey returns ErrEnvelope for a key id and a wrapped DEK that no part header can hold.
+func CheckPartKey(id string, wrapped []byte) error {
+	var why string
+	switch {
+	case !printable(id) || len(id) > maxKeyID:
+		why = fmt.Sprintf("a key id of %d bytes, or not of printable ASCII", len(id))
+	case len(wrapped) == 0:
+		why = "no wrapped DEK"
+	case len(id)+len(wrapped) > maxPartFields:
+		why = fmt.Sprintf("key id and wrapped DEK of %d bytes, of which %d fit", len(id)+len(wrapped), maxPartFields)
 	default:
 		return nil
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/inplace"
+	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
@@ -20,7 +21,7 @@ func (e *Encrypter) put(ctx context.Context, w *written, before **written) error
 	if !e.cfg.Abilities.PutIfMatch && !e.cfg.Unconditional {
 		return fmt.Errorf("PutObject: %w", ErrUnconditional)
 	}
-	key, err := inplace.NewKey(ctx, e.cfg.Keys, e.cfg.Check, w.obj, e.cfg.Client, "")
+	key, err := inplace.NewKey(ctx, e.cfg.Keys, e.cfg.Check, w.obj, e.cfg.Client, keyring.Choice{})
 	if err != nil {
 		return err
 	}
@@ -114,7 +115,7 @@ func (e *Encrypter) upload(ctx context.Context, w *written, before **written) er
 	if !e.cfg.Abilities.CompleteIfMatch && !e.cfg.Unconditional {
 		return fmt.Errorf("CompleteMultipartUpload: %w", ErrUnconditional)
 	}
-	key, err := inplace.NewKey(ctx, e.cfg.Keys, e.cfg.Check, w.obj, e.cfg.Client, "")
+	key, err := inplace.NewKey(ctx, e.cfg.Keys, e.cfg.Check, w.obj, e.cfg.Client, keyring.Choice{})
 	if err != nil {
 		return err
 	}

@@ -130,8 +130,8 @@ func (k *Key) Release() {
 }
 
 // NewKey makes a data key; see keyring.Keyring.Create. open must ask the KMS, and not remember what keys has wrapped.
-func NewKey(ctx context.Context, keys *keyring.Keyring, open Open, obj crypt.Object, client, to string) (*Key, error) {
-	sealed, err := keys.Create(ctx, obj, client, keyring.Choice{KeyID: to})
+func NewKey(ctx context.Context, keys *keyring.Keyring, open Open, obj crypt.Object, client string, want keyring.Choice) (*Key, error) {
+	sealed, err := keys.Create(ctx, obj, client, want)
 	if err != nil {
 		return nil, err
 	}

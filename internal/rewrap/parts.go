@@ -10,6 +10,7 @@ import (
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/inplace"
+	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
@@ -20,7 +21,11 @@ func (m *Mover) moveParts(ctx context.Context, obj crypt.Object, seen *stored.Se
 	if err != nil {
 		return nil, err
 	}
-	key, err := inplace.NewKey(ctx, m.cfg.Keys, m.cfg.Check, obj, m.cfg.Client, m.cfg.To)
+	context, err := m.contextOf(ctx, obj, seen)
+	if err != nil {
+		return nil, err
+	}
+	key, err := inplace.NewKey(ctx, m.cfg.Keys, m.cfg.Check, obj, m.cfg.Client, keyring.Choice{KeyID: m.cfg.To, Context: context})
 	if err != nil {
 		return nil, err
 	}
@@ -45,6 +50,18 @@ func (m *Mover) moveParts(ctx context.Context, obj crypt.Object, seen *stored.Se
 		return nil, err
 	}
 	return src.layout, m.confirmParts(ctx, obj, src, up)
+}
+
+// contextOf is what the client has added to the encryption context of an upload. The first part says it as all others do.
+func (m *Mover) contextOf(ctx context.Context, obj crypt.Object, seen *stored.Seen) (map[string]string, error) {
+	for part, err := range m.reader.PartHeaders(ctx, onlyIf(obj, seen.ETag), seen) {
+		if err != nil {
+			return nil, err
+		}
+		wrapped, err := crypt.ParseWrappedKey(part.WrappedDEK)
+		return wrapped.Context, err
+	}
+	return nil, inplace.ErrChanged
 }
 
 // source is a multipart object that is to be uploaded anew.

@@ -38,6 +38,7 @@ type call struct {
 	bucket string
 	key    string // raw: decoded exactly once
 	query  url.Values
+	upload uploadRef // of an operation on a multipart upload
 
 	auth    *sigv4.Auth
 	client  *access.Client

@@ -29,7 +29,7 @@ func (s *Server) completeMultipartUpload(c *call) error {
 	if err != nil {
 		return err
 	}
-	if err := s.uploads.sum(c.uploadID(c.query.Get("uploadId"))).checkType(c.Header); err != nil {
+	if err := s.uploads.sum(c.uploadID()).checkType(c.Header); err != nil {
 		return err
 	}
 	have, err := s.storedParts(c)
@@ -47,7 +47,7 @@ func (s *Server) completeMultipartUpload(c *call) error {
 		return err
 	}
 	sum, err := list.checksum(c.Header, layout, func(etag string, a *algorithm, digest []byte) bool {
-		return s.uploads.differs(c.query.Get("uploadId"), etag, a, digest)
+		return s.uploads.differs(c.upload.stored, etag, a, digest)
 	})
 	if err != nil {
 		return err
@@ -180,7 +180,7 @@ func (s *Server) end(c *call, list *completion, layout crypt.Layout, have map[in
 		return err
 	}
 	part := crypt.Part{
-		Number: number, Final: true, Upload: crypt.UploadOf(c.query.Get("uploadId")), KeyID: lease.KeyID, WrappedDEK: lease.Wrapped,
+		Number: number, Final: true, Upload: crypt.UploadOf(c.upload.stored), KeyID: lease.KeyID, WrappedDEK: lease.Wrapped,
 		Record: crypt.NewRecord(layout, sum.kind, sealed),
 	}
 	sealer, err := crypt.NewPartSealer(http.NoBody, &part, c.object(), lease.DEK(), s.Random)
@@ -221,11 +221,11 @@ func (s *Server) commit(c *call, list *completion, sum objectChecksum) error {
 	}
 	keyID := crypt.CustomerKeyID
 	if !s.uploads.forCustomer(c) {
-		if keyID, err = s.Keys.KeyID(c.object(), c.client.Name, ""); err != nil {
+		if keyID, err = s.Keys.KeyID(c.object(), c.client.Name, c.upload.wanted.KeyID); err != nil {
 			return err
 		}
 	}
-	s.uploads.entries.Remove(c.uploadID(c.query.Get("uploadId")))
+	s.uploads.entries.Remove(c.uploadID())
 	return c.answerCompleted(answer, body, sum, keyID)
 }
 
@@ -278,7 +278,7 @@ func (s *Server) completedBefore(c *call, list *completion, gone *Error) error {
 	for _, p := range list.Parts {
 		numbers = append(numbers, p.PartNumber)
 	}
-	if err := s.objects.Survey(c.Context(), q, o); err != nil || !o.MadeBy(c.query.Get("uploadId"), numbers) {
+	if err := s.objects.Survey(c.Context(), q, o); err != nil || !o.MadeBy(c.upload.stored, numbers) {
 		return gone
 	}
 	doc, err := xml.Marshal(struct {
@@ -306,7 +306,7 @@ func (c *call) ownURL() string {
 
 // uploadQuery is a query for the call's upload, with further parameters.
 func (c *call) uploadQuery(more url.Values) url.Values {
-	more.Set("uploadId", c.query.Get("uploadId"))
+	more.Set("uploadId", c.upload.stored)
 	return more
 }
 

@@ -196,9 +196,6 @@ func TestEncryptionContext(t *testing.T) {
 			t.Errorf("%s: %d %s", name, a.StatusCode, a.Code)
 		}
 	}
-	if a := p.send(request{method: "POST", path: path + "?uploads", header: header(`{"a":"b"}`)}); a.StatusCode != 501 {
-		t.Errorf("with an upload: %d %s", a.StatusCode, a.Code)
-	}
 }
 
 // Objects that share a key of the KMS have data keys of their own, and cost one call to be written and one to be read.

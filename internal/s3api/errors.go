@@ -75,6 +75,7 @@ var statuses = map[string]int{
 	"MetadataTooLarge":                  http.StatusBadRequest,
 	"MissingContentLength":              http.StatusLengthRequired,
 	"MissingSecurityHeader":             http.StatusBadRequest,
+	"NoSuchUpload":                      http.StatusNotFound,
 	"NotImplemented":                    http.StatusNotImplemented,
 	"ObjectIntegrityError":              http.StatusUnprocessableEntity,
 	"PlaintextObject":                   http.StatusForbidden,

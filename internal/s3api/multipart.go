@@ -5,13 +5,13 @@ import (
 	"encoding/xml"
 	"errors"
 	"fmt"
+	"html"
 	"io"
 	"net/http"
 	"net/url"
 	"strconv"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
-	"github.com/cmekproxy/cmekproxy/internal/keyring"
 )
 
 // A multipart upload leaves nothing with the proxy. Each part carries its own header, so that any replica can seal it
@@ -27,15 +27,18 @@ func (s *Server) createMultipartUpload(c *call) error {
 	if err != nil {
 		return err
 	}
-	if err := s.checkUploadKey(c, wanted); err != nil {
+	if wanted.KeyID, err = s.otherKey(c, wanted.KeyID); err != nil {
 		return err
 	}
 	// A key that cannot be used is found out now, and not when the first part has come.
-	sealed, err := s.Keys.Create(c.Context(), c.object(), c.client.Name, keyring.Choice{CustomerKey: c.customerKey})
+	sealed, err := s.Keys.Create(c.Context(), c.object(), c.client.Name, wanted)
 	if err != nil {
 		return err
 	}
 	defer sealed.Release()
+	if err := crypt.CheckPartKey(sealed.KeyID, sealed.Wrapped); err != nil {
+		return partError(err)
+	}
 	metadata, err := crypt.Mark{KeyID: sealed.KeyID}.Metadata()
 	if err != nil {
 		return err
@@ -57,38 +60,34 @@ func (s *Server) createMultipartUpload(c *call) error {
 		return err
 	}
 	upload, _, _ := element(body, "UploadId")
-	s.uploads.put(c.uploadID(string(upload)), sealed, kind)
+	if c.upload, err = newUploadRef(html.UnescapeString(string(upload)), wanted); err != nil {
+		return err
+	}
+	s.uploads.put(c.uploadID(), sealed, kind)
 	c.copyHeader(resp.Header)
 	c.saySealed(sealed)
 	kind.headers(c.w.Header())
-	return c.answerXML(body)
+	return c.answerXML(c.showUpload(body))
 }
 
-// checkUploadKey refuses a KMS key that is not the rules' own: the replicas that seal the parts know the rules only.
-func (s *Server) checkUploadKey(c *call, wanted keyring.Choice) error {
-	if len(wanted.Context) > 0 {
-		return notImplemented("An encryption context for a multipart upload")
+// otherKey is the id of the KMS key that the client has asked for, or "" if that is the one of the rules.
+func (s *Server) otherKey(c *call, asked string) (string, error) {
+	if asked == "" {
+		return "", nil
 	}
-	if wanted.KeyID == "" {
-		return nil
-	}
-	asked, err := s.Keys.KeyID(c.object(), c.client.Name, wanted.KeyID)
+	id, err := s.Keys.KeyID(c.object(), c.client.Name, asked)
 	if err != nil {
-		return err
+		return "", err
 	}
-	own, err := s.Keys.KeyID(c.object(), c.client.Name, "")
-	if err != nil {
-		return err
+	if own, err := s.Keys.KeyID(c.object(), c.client.Name, ""); err == nil && own == id {
+		return "", nil
 	}
-	if asked != own {
-		return notImplemented("A KMS key for a multipart upload that is not the one of the proxy's rules for this object, which is " + own + ",")
-	}
-	return nil
+	return id, nil
 }
 
 // uploadPart encrypts a part on its way to the store.
 func (s *Server) uploadPart(c *call) error {
-	if err := s.uploads.sum(c.uploadID(c.query.Get("uploadId"))).checkPart(c.checks); err != nil {
+	if err := s.uploads.sum(c.uploadID()).checkPart(c.checks); err != nil {
 		return err
 	}
 	resp, err := s.sealPart(c, c.auth.DecodedLength())
@@ -96,7 +95,7 @@ func (s *Server) uploadPart(c *call) error {
 		return err
 	}
 	defer closeBody(resp)
-	s.uploads.keepSum(c.query.Get("uploadId"), resp.Header.Get("Etag"), c.checks)
+	s.uploads.keepSum(c.upload.stored, resp.Header.Get("Etag"), c.checks)
 	c.checks.partHeader(c.w.Header())
 	c.w.WriteHeader(http.StatusOK)
 	return nil
@@ -115,7 +114,7 @@ func (s *Server) sealPart(c *call, size int64) (*http.Response, error) {
 	defer lease.Release()
 	lease.Wrote(size)
 	part := crypt.Part{
-		Number: number, Size: size, Final: crypt.IsFinal(number, size), Upload: crypt.UploadOf(c.query.Get("uploadId")),
+		Number: number, Size: size, Final: crypt.IsFinal(number, size), Upload: crypt.UploadOf(c.upload.stored),
 		KeyID: lease.KeyID, WrappedDEK: lease.Wrapped,
 	}
 	sealer, err := crypt.NewPartSealer(c.payload, &part, c.object(), lease.DEK(), s.Random)
@@ -151,20 +150,25 @@ func partNumber(text string) (int, error) {
 }
 
 func (s *Server) abortMultipartUpload(c *call) error {
-	s.uploads.entries.Remove(c.uploadID(c.query.Get("uploadId")))
+	s.uploads.entries.Remove(c.uploadID())
 	return s.forward(c)
 }
 
 // listParts shows the parts with the sizes of their plaintexts.
 func (s *Server) listParts(c *call) error {
-	return s.rewriteXML(c, "Part", func(entry []byte) []byte {
-		p, err := parsePart(entry)
-		if err != nil || p.appended() {
-			return nil
-		}
-		entry = replace(entry, "Size", func(string) string { return strconv.FormatInt(p.size, 10) })
-		return replace(withoutChecksums(entry), "ETag", showETagXML)
+	return s.rewriteDocument(c, func(c *call, doc []byte) ([]byte, error) {
+		return c.showUpload(changeElements(doc, "Part", showPart)), nil
 	})
+}
+
+// showPart is a part of a listing as clients see it; nil for one that they do not.
+func showPart(entry []byte) []byte {
+	p, err := parsePart(entry)
+	if err != nil || p.appended() {
+		return nil
+	}
+	entry = replace(entry, "Size", func(string) string { return strconv.FormatInt(p.size, 10) })
+	return replace(withoutChecksums(entry), "ETag", showETagXML)
 }
 
 // listedPart is a part of an upload as the store lists it.

@@ -152,6 +152,9 @@ func (s *Server) handle(c *call) error {
 	if err := c.checkNames(); err != nil {
 		return err
 	}
+	if err := c.takeUpload(); err != nil {
+		return err
+	}
 	if err := c.takeCustomerKeys(); err != nil {
 		return err
 	}

@@ -18,7 +18,7 @@ const maxUploads = 4096
 // unwrapped DEKs are the cache's, and age there.
 type uploadKeys struct {
 	entries *lru.Cache[uploadID, *uploadKey]
-	sums    *lru.Cache[string, partSum] // by upload id and the store's ETag of the part
+	sums    *lru.Cache[string, partSum] // by the store's upload id and's ETag of the part
 }
 
 // partSum is the checksum that a part came with.
@@ -66,8 +66,8 @@ func (u *uploadKeys) differs(upload, etag string, a *algorithm, digest []byte) b
 	return ok && (sum.algorithm != a || sum.digest != string(digest))
 }
 
-func (c *call) uploadID(upload string) uploadID {
-	return uploadID{c.bucket, c.key, upload, c.client.Name}
+func (c *call) uploadID() uploadID {
+	return uploadID{c.bucket, c.key, c.upload.shown, c.client.Name}
 }
 
 // put remembers the DEK of a new upload.
@@ -106,7 +106,7 @@ func (s *Server) partKey(c *call) (*keyring.Sealed, error) {
 // the KMS first.
 func (s *Server) uploadKey(c *call) (*keyring.Sealed, error) {
 	ctx := c.Context()
-	entry := s.uploads.entry(c.uploadID(c.query.Get("uploadId")))
+	entry := s.uploads.entry(c.uploadID())
 	select {
 	case entry.turn <- struct{}{}:
 		defer func() { <-entry.turn }()
@@ -122,12 +122,19 @@ func (s *Server) uploadKey(c *call) (*keyring.Sealed, error) {
 			return &keyring.Sealed{Lease: lease, KeyID: entry.keyID, Wrapped: entry.wrapped}, nil
 		}
 	}
-	sealed, err := s.Keys.Create(ctx, c.object(), c.client.Name, keyring.Choice{CustomerKey: c.customerKey})
+	sealed, err := s.Keys.Create(ctx, c.object(), c.client.Name, c.uploadChoice())
 	if err != nil {
 		return nil, err
 	}
 	entry.keyID, entry.wrapped = sealed.KeyID, sealed.Wrapped
 	return sealed, nil
+}
+
+// uploadChoice is what the client asks for in place of the rules' key, for a part.
+func (c *call) uploadChoice() keyring.Choice {
+	choice := c.upload.wanted
+	choice.CustomerKey = c.customerKey
+	return choice
 }
 
 // openUploadKey opens the DEK of an upload, as far as it is known here. The keys that clients bring must be those of the
@@ -164,7 +171,7 @@ func (s *Server) endKey(c *call) (*keyring.Sealed, error) {
 
 // forCustomer reports whether the call's upload is known to be under a customer's key.
 func (u *uploadKeys) forCustomer(c *call) bool {
-	entry, ok := u.entries.Peek(c.uploadID(c.query.Get("uploadId")))
+	entry, ok := u.entries.Peek(c.uploadID())
 	if !ok {
 		return false
 	}

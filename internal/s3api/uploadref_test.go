@@ -1,0 +1,212 @@
+package s3api_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"net/http"
+	"net/url"
+	"strings"
+	"testing"
+
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/aws-sdk-go-v2/service/s3/types"
+
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/keyring"
+	"github.com/cmekproxy/cmekproxy/internal/kms"
+	"github.com/cmekproxy/cmekproxy/internal/s3api"
+)
+
+// switchedKey is a key that can be disabled.
+type switchedKey struct {
+	kms.Wrapper
+	off *kms.Error
+}
+
+func (k *switchedKey) Unwrap(ctx context.Context, wrapped []byte, ec kms.EncryptionContext) ([]byte, error) {
+	if k.off != nil {
+		return nil, k.off
+	}
+	return k.Wrapper.Unwrap(ctx, wrapped, ec)
+}
+
+// twoReplicas are in front of the same bucket, with two keys: main, which the rules have, and second.
+func twoReplicas(t *testing.T) (a, b *proxy, second *switchedKey) {
+	t.Helper()
+	other := secondKey(t)
+	second = &switchedKey{Wrapper: other.Wrapper}
+	other.Wrapper = second
+	a = newProxy(t, func(_ *proxy, _ *s3api.Config, cfg *keyring.Config) {
+		cfg.Keys = append(cfg.Keys, other)
+		cfg.Rules = []keyring.Rule{{Prefixes: []string{"tied/"}, Key: "main", AskedKeys: []string{"main"}}, {Key: "main"}}
+	})
+	return a, a.replica(), second
+}
+
+func asking(keyID, context string) func(*s3.CreateMultipartUploadInput) {
+	return func(in *s3.CreateMultipartUploadInput) {
+		in.ServerSideEncryption = types.ServerSideEncryptionAwsKms
+		if keyID != "" {
+			in.SSEKMSKeyId = &keyID
+		}
+		if context != "" {
+			in.SSEKMSEncryptionContext = new(base64.StdEncoding.EncodeToString([]byte(context)))
+		}
+	}
+}
+
+// partKeys are the key ids and encryption contexts of the parts of what is stored.
+func (p *proxy) partKeys(key string, sizes ...int) (ids []string, contexts []map[string]string) {
+	p.t.Helper()
+	body, _ := p.stored(key)
+	for _, size := range sizes {
+		part, err := crypt.ParsePart(body[:crypt.PartPrefixSize])
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		wrapped, err := crypt.ParseWrappedKey(part.WrappedDEK)
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		ids, contexts, body = append(ids, part.KeyID), append(contexts, wrapped.Context), body[size+crypt.PartOverhead:]
+	}
+	return ids, contexts
+}
+
+// An upload for which the client has asked for a key of its own choice is under that key and no other, whichever replicas
+// get its parts.
+func TestUploadUnderAnotherKey(t *testing.T) {
+	a, b, second := twoReplicas(t)
+	m := a.create("k", asking(second.KeyID(), `{"tenant":"acme"}`))
+	for i := range 4 {
+		m.p = []*proxy{a, b}[i%2]
+		out := m.send(int32(i+1), randomText(5*mib)) //nolint:gosec // small
+		if out == nil || *out.SSEKMSKeyId != second.KeyID() {
+			t.Fatalf("part %d: %+v", i+1, out)
+		}
+	}
+	parts, err := b.client.ListParts(t.Context(), &s3.ListPartsInput{Bucket: &a.bucket, Key: &m.key, UploadId: &m.id})
+	if err != nil || len(parts.Parts) != 4 || *parts.UploadId != m.id {
+		t.Errorf("listed: %+v, %v", parts, err)
+	}
+	if done := m.mustComplete(); *done.SSEKMSKeyId != second.KeyID() {
+		t.Errorf("completed under %s", *done.SSEKMSKeyId)
+	}
+	ids, contexts := a.partKeys("k", 5*mib, 5*mib, 5*mib, 5*mib, 0)
+	for i := range ids {
+		if ids[i] != second.KeyID() || contexts[i]["tenant"] != "acme" {
+			t.Errorf("part %d is under %s, %v", i+1, ids[i], contexts[i])
+		}
+	}
+	head, err := b.client.HeadObject(t.Context(), &s3.HeadObjectInput{Bucket: &a.bucket, Key: &m.key})
+	if err != nil || *head.SSEKMSKeyId != second.KeyID() || *head.ContentLength != 20*mib {
+		t.Errorf("HEAD: %+v, %v", head, err)
+	}
+	a.cache.PurgeAll()
+	if got := a.mustGet("k"); !bytes.Equal(got, m.text()) {
+		t.Error("another text")
+	}
+	second.off = &kms.Error{Kind: kms.Disabled, KeyID: second.KeyID()}
+	a.cache.PurgeAll()
+	if _, _, err := a.get("k"); code(err) != "KMS.DisabledException" {
+		t.Errorf("the key is disabled, and reading: %v", err)
+	}
+}
+
+// A context goes with the rules' own key too; asking for that key alone leaves the store's id as it is, as clients without
+// wishes have it.
+func TestUploadIDs(t *testing.T) {
+	a, b, second := twoReplicas(t)
+	own := a.ringKeys[0].Wrapper.KeyID()
+	for name, row := range map[string]struct {
+		ask    func(*s3.CreateMultipartUploadInput)
+		marked bool
+		key    string
+	}{
+		"nothing":                 {func(*s3.CreateMultipartUploadInput) {}, false, own},
+		"the rules' key":          {asking(own, ""), false, own},
+		"the rules' key, by name": {asking("main", ""), false, own},
+		"aws:kms":                 {asking("", ""), false, own},
+		"another key":             {asking(second.KeyID(), ""), true, second.KeyID()},
+		"another key, by name":    {asking("second", ""), true, second.KeyID()},
+		"a context":               {asking("", `{"a":"ä <&> b"}`), true, own},
+	} {
+		m := a.create("of "+name, row.ask)
+		if strings.Contains(m.id, ".cmek.") != row.marked {
+			t.Errorf("%s: the id is %q", name, m.id)
+		}
+		m.p = b
+		m.send(1, []byte("text"))
+		m.mustComplete()
+		if ids, _ := a.partKeys(m.key, 4); ids[0] != row.key {
+			t.Errorf("%s: under %s", name, ids[0])
+		}
+		if got := a.mustGet(m.key); string(got) != "text" {
+			t.Errorf("%s: %q", name, got)
+		}
+		gone := a.create("gone", row.ask)
+		gone.send(1, []byte("text"))
+		uploads, err := b.client.ListMultipartUploads(t.Context(), &s3.ListMultipartUploadsInput{Bucket: &a.bucket, Prefix: new("gone")})
+		if err != nil || len(uploads.Uploads) != 1 || !strings.HasPrefix(gone.id, *uploads.Uploads[0].UploadId) {
+			t.Errorf("%s: uploads: %+v, %v", name, uploads, err)
+		}
+		if _, err := b.client.AbortMultipartUpload(t.Context(), &s3.AbortMultipartUploadInput{Bucket: &a.bucket, Key: &gone.key, UploadId: &gone.id}); err != nil {
+			t.Errorf("%s: abort: %v", name, err)
+		}
+		if _, err := gone.complete(); code(err) != "NoSuchUpload" {
+			t.Errorf("%s: completing what was aborted: %v", name, err)
+		}
+	}
+}
+
+// What an id says is judged as what headers say, at each part.
+func TestForgedUploadIDs(t *testing.T) {
+	a, _, second := twoReplicas(t)
+	m := a.create("tied/k")
+	marked := func(wish string) string { return m.id + ".cmek." + base64.RawURLEncoding.EncodeToString([]byte(wish)) }
+	for name, row := range map[string]struct{ id, code string }{
+		"a key that the rule does not allow": {marked(`{"key":"` + second.KeyID() + `"}`), "AccessDenied"},
+		"a key that nobody has":              {marked(`{"key":"nobody"}`), "KMS.NotFoundException"},
+		"a customer's key":                   {marked(`{"key":"` + crypt.CustomerKeyID + `"}`), "KMS.NotFoundException"},
+		"a name of the format's in context":  {marked(`{"context":{"bucket":"mine"}}`), "NoSuchUpload"},
+		"an unknown wish":                    {marked(`{"plaintext":true}`), "NoSuchUpload"},
+		"no JSON":                            {marked(`key`), "NoSuchUpload"},
+		"more behind it":                     {marked(`{"key":"main"}{}`), "NoSuchUpload"},
+		"no base64":                          {m.id + ".cmek.!", "NoSuchUpload"},
+		"nothing":                            {m.id + ".cmek.", "NoSuchUpload"},
+		"another upload":                     {"x" + marked(`{"key":"main"}`), "NoSuchUpload"},
+	} {
+		path := "/" + a.bucket + "/tied/k?partNumber=1&uploadId=" + url.QueryEscape(row.id)
+		if got := a.send(request{method: http.MethodPut, path: path, body: []byte("text")}); got.Code != row.code {
+			t.Errorf("%s: %d %s", name, got.StatusCode, got.Code)
+		}
+	}
+	parts, err := a.client.ListParts(t.Context(), &s3.ListPartsInput{Bucket: &a.bucket, Key: &m.key, UploadId: &m.id})
+	if err != nil || len(parts.Parts) != 0 {
+		t.Errorf("a part was stored: %+v, %v", parts, err)
+	}
+}
+
+// What no part header has room for is said before the first part comes.
+func TestUploadKeyThatDoesNotFit(t *testing.T) {
+	p := newProxy(t, func(_ *proxy, _ *s3api.Config, cfg *keyring.Config) {
+		cfg.Keys[0].Wrapper = &longKey{cfg.Keys[0].Wrapper}
+	})
+	header := http.Header{"X-Amz-Server-Side-Encryption": {"aws:kms"}, "X-Amz-Server-Side-Encryption-Context": {base64.StdEncoding.EncodeToString([]byte(`{"a":"` + strings.Repeat("x", 380) + `"}`))}}
+	if a := p.send(request{method: http.MethodPost, path: "/" + p.bucket + "/k?uploads", header: header}); a.Code != "InternalError" || !strings.Contains(string(a.body), "part header") {
+		t.Errorf("%d %s", a.StatusCode, a.body)
+	}
+	uploads, err := p.client.ListMultipartUploads(t.Context(), &s3.ListMultipartUploadsInput{Bucket: &p.bucket})
+	if err != nil || len(uploads.Uploads) != 0 {
+		t.Errorf("an upload was begun: %+v, %v", uploads, err)
+	}
+}
+
+// longKey wraps to blobs of 512 bytes, as RSA keys of 4096 bits do.
+type longKey struct{ kms.Wrapper }
+
+func (k *longKey) Wrap(ctx context.Context, dek []byte, ec kms.EncryptionContext) ([]byte, error) {
+	b, err := k.Wrapper.Wrap(ctx, dek, ec)
+	return append(b, make([]byte, max(0, 512-len(b)))...), err
+}
