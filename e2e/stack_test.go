@@ -131,19 +131,23 @@ func (s *stack) minio(t *testing.T, e endpoint, key string) (env []string, comma
 	return env, tool(t, "minio"), []string{"server", "--quiet", "--certs-dir", certs, "--address", e.host(), s.dir}
 }
 
-// startKMS returns what a proxy needs to use it: environment, and the entry in its configuration; and its URL.
+// startKMS returns what a proxy needs to use it: environment, and the entries of two keys in its configuration; and its
+// URL.
 func startKMS(t *testing.T) (env []string, keyConfig, url string) {
 	t.Helper()
-	p := start(t, "kms", environment(), tool(t, "kmsd"), "-create-key", "1", "-region", region)
+	p := start(t, "kms", environment(), tool(t, "kmsd"), "-create-key", "2", "-region", region)
 	var ready struct {
 		Endpoint string
 		Keys     []string
 	}
-	if err := json.Unmarshal([]byte(p.firstLine(t)), &ready); err != nil || len(ready.Keys) != 1 {
+	if err := json.Unmarshal([]byte(p.firstLine(t)), &ready); err != nil || len(ready.Keys) != 2 {
 		t.Fatalf("kmsd: %v, %v", ready, err)
 	}
 	env = environment("AWS_ACCESS_KEY_ID=AKIDEXAMPLE", "AWS_SECRET_ACCESS_KEY=example", "AWS_EC2_METADATA_DISABLED=true")
-	return env, fmt.Sprintf("{name: default, provider: aws-kms, key_id: %q, endpoint: %q}", ready.Keys[0], ready.Endpoint), ready.Endpoint
+	for i, name := range []string{"default", "other"} {
+		keyConfig += fmt.Sprintf("\n  - {name: %s, provider: aws-kms, key_id: %q, endpoint: %q}", name, ready.Keys[i], ready.Endpoint)
+	}
+	return env, keyConfig, ready.Endpoint
 }
 
 func (s *stack) startProxy(t *testing.T, scheme string, c credentials, env []string, keyConfig, cert, key string) endpoint {
@@ -173,8 +177,7 @@ clients:
     secret_key: ${APP_SECRET_KEY}
     allow:
       - {buckets: ["*"], actions: [read, write, delete, list, admin]}
-keys:
-  - %s
+keys:%s
 encryption:
   rules:
     - {buckets: ["*"], key: default}

@@ -1,0 +1,83 @@
+package e2e
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// boto3 with a key and an encryption context of its own choice, for an object of one part and for one of several, the
+// parts of which go to two replicas in turn. It prints the key of each object.
+const chosenScript = `
+import base64, boto3, io, json, os, sys
+region, access, secret, bucket, ca = sys.argv[1:6]
+clients = [boto3.client("s3", endpoint_url=url, region_name=region, aws_access_key_id=access, aws_secret_access_key=secret, verify=ca or None) for url in sys.argv[6:]]
+s3 = clients[0]
+chosen = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": "other"}
+context = {"SSEKMSEncryptionContext": base64.b64encode(b'{"tenant":"acme"}').decode()}
+s3.put_object(Bucket=bucket, Key="whole", Body=b"text", **chosen, **context)
+upload = s3.create_multipart_upload(Bucket=bucket, Key="parts", **chosen, **context)["UploadId"]
+text = os.urandom(17 << 20)
+parts = []
+for i in range(4):
+    etag = clients[i % 2].upload_part(Bucket=bucket, Key="parts", UploadId=upload, PartNumber=i + 1, Body=text[i * (5 << 20):(i + 1) * (5 << 20)])["ETag"]
+    parts.append({"PartNumber": i + 1, "ETag": etag})
+clients[1].complete_multipart_upload(Bucket=bucket, Key="parts", UploadId=upload, MultipartUpload={"Parts": parts})
+s3.upload_fileobj(io.BytesIO(text), bucket, "managed", ExtraArgs=chosen)
+s3.put_object(Bucket=bucket, Key="rules", Body=b"text")
+for key in ("parts", "managed"):
+    assert clients[1].get_object(Bucket=bucket, Key=key)["Body"].read() == text
+print(json.dumps({key: s3.head_object(Bucket=bucket, Key=key)["SSEKMSKeyId"] for key in ("whole", "parts", "managed", "rules")}))
+`
+
+// A client asks for another key than the rules', as SDKs and the command line do.
+func TestChosenKeys(t *testing.T) {
+	s := startStack(t)
+	if !s.proxied {
+		t.Skip("the store has no such key")
+	}
+	e := s.endpoints[1] // TLS, and two replicas all the same
+	const bucket = "chosen"
+	if err := newGoSDK(e).createBucket(bucket); err != nil {
+		t.Fatal(err)
+	}
+	if selected("boto3") {
+		out, err := exec.CommandContext(t.Context(), pythonCommand(), "-c", chosenScript, region, e.accessKey, e.secret, bucket, e.ca, e.url, s.endpoints[0].url).CombinedOutput()
+		lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+		var keys map[string]string
+		if err != nil || json.Unmarshal([]byte(lines[len(lines)-1]), &keys) != nil {
+			t.Fatalf("boto3: %v: %s", err, out)
+		}
+		if keys["whole"] == "" || keys["parts"] != keys["whole"] || keys["managed"] != keys["whole"] || keys["rules"] == keys["whole"] {
+			t.Errorf("boto3: the objects are under %v", keys)
+		}
+	}
+	if selected("aws-cli") {
+		dir := t.TempDir()
+		text := make([]byte, 9<<20) // in parts
+		rand.Read(text)
+		file, back := filepath.Join(dir, "text"), filepath.Join(dir, "back")
+		if err := os.WriteFile(file, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		c, object := newAWSCLI(e, dir), "s3://"+bucket+"/aws-cli"
+		if out, err := c.run("s3", "cp", "--no-progress", "--sse", "aws:kms", "--sse-kms-key-id", "other", file, object); err != nil {
+			t.Fatalf("aws s3 cp: %v: %s", err, out)
+		}
+		if out, err := c.run("s3", "cp", "--no-progress", object, back); err != nil {
+			t.Fatalf("aws s3 cp back: %v: %s", err, out)
+		}
+		if got, err := os.ReadFile(back); err != nil || !bytes.Equal(got, text) {
+			t.Errorf("%d of %d bytes come back, %v", len(got), len(text), err)
+		}
+		if _, err := c.run("s3", "cp", "--no-progress", "--sse", "aws:kms", "--sse-kms-key-id", "nobody", file, object); err == nil {
+			t.Error("an unknown key was taken")
+		}
+	}
+	checkLogs(t, s)
+}
