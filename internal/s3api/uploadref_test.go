@@ -81,7 +81,7 @@ func TestUploadUnderAnotherKey(t *testing.T) {
 	m := a.create("k", asking(second.KeyID(), `{"tenant":"acme"}`))
 	for i := range 4 {
 		m.p = []*proxy{a, b}[i%2]
-		out := m.send(int32(i+1), randomText(5*mib)) //nolint:gosec // small
+		out := m.send(int32(i+1), randomText(5*mib))
 		if out == nil || *out.SSEKMSKeyId != second.KeyID() {
 			t.Fatalf("part %d: %+v", i+1, out)
 		}
