@@ -166,18 +166,17 @@ var layouts = map[string]struct {
 	sizes   []int
 	numbers []int32
 }{
-	"one small part":       {[]int{100}, nil},
-	"one empty part":       {[]int{0}, nil},
-	"one large part":       {[]int{5 * mib}, nil},
-	"uniform, small last":  {[]int{5 * mib, 5 * mib, 5 * mib, 1234}, nil},
-	"uniform, appended":    {[]int{5 * mib, 5 * mib, 5 * mib}, nil},
-	"empty last part":      {[]int{5 * mib, 5 * mib, 0}, nil},
-	"odd, small last":      {[]int{6 * mib, 5*mib + 17, 7*mib - 3, 99}, nil},
-	"odd, looks uniform":   {[]int{6 * mib, 5 * mib, 7 * mib, mib}, nil},
-	"odd, appended":        {[]int{5*mib + 1, 6 * mib, 5 * mib}, nil},
-	"gaps":                 {[]int{5 * mib, 5 * mib, 5*mib + 5}, []int32{2, 5, 9000}},
-	"larger segments":      {[]int{33 * mib, 5 * mib, 33*mib + 11}, nil},
-	"last number is 10000": {[]int{5 * mib, 5 * mib, 3}, []int32{1, 2, 3}},
+	"one small part":      {[]int{100}, nil},
+	"one empty part":      {[]int{0}, nil},
+	"one large part":      {[]int{5 * mib}, nil},
+	"uniform, small last": {[]int{5 * mib, 5 * mib, 5 * mib, 1234}, nil},
+	"uniform, appended":   {[]int{5 * mib, 5 * mib, 5 * mib}, nil},
+	"empty last part":     {[]int{5 * mib, 5 * mib, 0}, nil},
+	"odd, small last":     {[]int{6 * mib, 5*mib + 17, 7*mib - 3, 99}, nil},
+	"odd, looks uniform":  {[]int{6 * mib, 5 * mib, 7 * mib, mib}, nil},
+	"odd, appended":       {[]int{5*mib + 1, 6 * mib, 5 * mib}, nil},
+	"gaps":                {[]int{5 * mib, 5 * mib, 5*mib + 5}, []int32{2, 5, 9000}},
+	"larger segments":     {[]int{33*mib + 11, 5 * mib}, nil},
 }
 
 func TestMultipart(t *testing.T) {
@@ -204,7 +203,7 @@ func TestMultipart(t *testing.T) {
 		}
 		checkParts(t, p, m)
 		checkAttributes(t, p, m)
-		for range 8 {
+		for range 5 {
 			checkRandomRange(t, p, key, text, random)
 		}
 	}
@@ -303,6 +302,7 @@ func checkRandomRange(t *testing.T, p *proxy, key string, text []byte, random *r
 func TestRequestsOfARange(t *testing.T) {
 	t.Parallel() // it takes long
 	p := newProxy(t)
+	uploads := make(map[string]*multipart)
 	for name, row := range map[string]struct {
 		sizes []int
 		spec  string
@@ -316,12 +316,17 @@ func TestRequestsOfARange(t *testing.T) {
 		"last bytes, appended":   {[]int{5 * mib, 5 * mib, 5 * mib}, "bytes=-10", 3},
 		"last bytes, large last": {[]int{5 * mib, 5 * mib, 4 * mib}, "bytes=-10", 3},
 	} {
-		m := p.upload(name, row.sizes)
+		key := fmt.Sprint(row.sizes)
+		m, ok := uploads[key]
+		if !ok {
+			m = p.upload(key, row.sizes)
+			uploads[key] = m
+		}
 		fresh := p.replica() // knows nothing
 		fresh.origin.take()
 		_, want, _ := reference(m.text(), row.spec)
 		for i, most := range []int{row.cold, 1} {
-			got, _, err := fresh.getRange(name, row.spec)
+			got, _, err := fresh.getRange(key, row.spec)
 			if err != nil || !bytes.Equal(got, want) {
 				t.Fatalf("%s: %d bytes, %v", name, len(got), err)
 			}
@@ -329,7 +334,7 @@ func TestRequestsOfARange(t *testing.T) {
 				t.Errorf("%s, read %d: %d requests, want %d: %v", name, i+1, len(requests), most, requests)
 			}
 		}
-		if got, err := io.ReadAll(must(fresh.client.GetObject(t.Context(), &s3.GetObjectInput{Bucket: &p.bucket, Key: &name})).Body); err != nil || !bytes.Equal(got, m.text()) {
+		if got, err := io.ReadAll(must(fresh.client.GetObject(t.Context(), &s3.GetObjectInput{Bucket: &p.bucket, Key: &key})).Body); err != nil || !bytes.Equal(got, m.text()) {
 			t.Fatal(err)
 		}
 		if requests := fresh.origin.take(); len(requests) != 1 {
@@ -886,9 +891,9 @@ func TestMultipartTampering(t *testing.T) {
 	t.Parallel() // it takes long
 	p := newProxy(t)
 	const stored = 5*mib + crypt.PartOverhead
-	m := p.upload("k", []int{5 * mib, 5 * mib, 5 * mib, 1000})
-	other := p.upload("other", []int{5 * mib, 5 * mib, 5 * mib, 1000})
-	end := p.upload("end", []int{5 * mib, 5 * mib, 5 * mib})
+	m := p.upload("k", []int{5 * mib, 5 * mib, 1000})
+	other := p.upload("other", []int{5 * mib, 5 * mib, 1000})
+	end := p.upload("end", []int{5 * mib, 5 * mib})
 	theirs, err := os.ReadFile(p.file("other"))
 	if err != nil {
 		t.Fatal(err)
@@ -903,15 +908,15 @@ func TestMultipartTampering(t *testing.T) {
 		{"middle part replaced by another's", m, func(b []byte) []byte { return bytes.Join([][]byte{part(b, 0), part(theirs, 1), b[2*stored:]}, nil) }},
 		{"object replaced by another", m, func([]byte) []byte { return theirs }},
 		{"middle part removed", m, func(b []byte) []byte { return append(bytes.Clone(part(b, 0)), b[2*stored:]...) }},
-		{"last part removed", m, func(b []byte) []byte { return b[:3*stored] }},
-		{"appended part removed", end, func(b []byte) []byte { return b[:3*stored] }},
+		{"last part removed", m, func(b []byte) []byte { return b[:2*stored] }},
+		{"appended part removed", end, func(b []byte) []byte { return b[:2*stored] }},
 		{"last byte cut", m, func(b []byte) []byte { return b[:len(b)-1] }},
 		{"byte added", m, func(b []byte) []byte { return append(bytes.Clone(b), 0) }},
 		{"bit in a header", m, func(b []byte) []byte { b[stored+13] ^= 1; return b }},
 		{"bit in a fill", m, func(b []byte) []byte { b[2*stored-1] ^= 1; return b }},
 		{"bit in a segment", m, func(b []byte) []byte { b[stored+2*mib] ^= 1; return b }},
 		{"bit in the first segment", m, func(b []byte) []byte { b[5000] ^= 1; return b }},
-		{"bit in the record", end, func(b []byte) []byte { b[3*stored+1045] ^= 1; return b }},
+		{"bit in the record", end, func(b []byte) []byte { b[2*stored+1045] ^= 1; return b }},
 	} {
 		before, err := os.ReadFile(p.file(row.m.key))
 		if err != nil {
@@ -920,7 +925,7 @@ func TestMultipartTampering(t *testing.T) {
 		p.rewriteFile(row.m.key, row.change)
 		mustRefuse(t, p, row.name, row.m.key, row.m.text())
 		fresh := p.replica()
-		for _, spec := range []string{"bytes=0-", "bytes=-20000000", fmt.Sprintf("bytes=%d-%d", 2*mib, 12*mib), "bytes=5242800-"} {
+		for _, spec := range []string{"bytes=0-", "bytes=-10000000", fmt.Sprintf("bytes=%d-%d", 2*mib, 7*mib), "bytes=5242800-"} {
 			_, want, _ := reference(row.m.text(), spec)
 			got, _, err := fresh.getRange(row.m.key, spec)
 			if err == nil && !bytes.Equal(got, want) || err != nil && !bytes.HasPrefix(want, got) {
@@ -1008,9 +1013,9 @@ func TestRangeOfAnObjectWithoutItsEnd(t *testing.T) {
 func TestOverwrittenWhileRead(t *testing.T) {
 	t.Parallel() // it takes long
 	p := newProxy(t)
-	for _, next := range [][]int{{5 * mib, 5 * mib, 5 * mib, 9}, {6 * mib, 6 * mib, 3}, {100}} {
+	for _, next := range [][]int{{5 * mib, 5 * mib, 9}, {6 * mib, 3}, {100}} {
 		for at := 1; at <= 4; at++ {
-			a := p.upload("k", []int{5 * mib, 5 * mib, 5 * mib, 9})
+			a := p.upload("k", []int{5 * mib, 5 * mib, 9})
 			fresh := p.replica()
 			count := 0
 			var b *multipart
@@ -1023,7 +1028,7 @@ func TestOverwrittenWhileRead(t *testing.T) {
 				}
 				return nil, nil
 			}, nil)
-			spec := "bytes=6000000-11000000"
+			spec := "bytes=4000000-6000000"
 			got, _, err := fresh.getRange("k", spec)
 			if b == nil {
 				continue
@@ -1133,8 +1138,8 @@ func TestUniformParts(t *testing.T) {
 func TestETagsWithoutPartCount(t *testing.T) {
 	t.Parallel() // it takes long
 	p := newProxy(t)
-	for name, row := range layouts {
-		m := p.upload(name, row.sizes, row.numbers...)
+	for _, name := range []string{"one small part", "one empty part", "uniform, small last", "odd, appended", "gaps"} {
+		m := p.upload(name, layouts[name].sizes, layouts[name].numbers...)
 		r := p.replica(func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) { cfg.ETagPartCount = false })
 		r.origin.set(nil, func(resp *http.Response) {
 			if resp.Header.Get("Content-Type") == "application/xml" {
