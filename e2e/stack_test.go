@@ -144,9 +144,8 @@ func startKMS(t *testing.T) (env []string, keyConfig, url string) {
 		t.Fatalf("kmsd: %v, %v", ready, err)
 	}
 	env = environment("AWS_ACCESS_KEY_ID=AKIDEXAMPLE", "AWS_SECRET_ACCESS_KEY=example", "AWS_EC2_METADATA_DISABLED=true")
-	for i, name := range []string{"default", "other"} {
-		keyConfig += fmt.Sprintf("\n  - {name: %s, provider: aws-kms, key_id: %q, endpoint: %q}", name, ready.Keys[i], ready.Endpoint)
-	}
+	const entry = "{name: %s, provider: aws-kms, key_id: %q, endpoint: %q}"
+	keyConfig = fmt.Sprintf(entry+", "+entry, "default", ready.Keys[0], ready.Endpoint, "other", ready.Keys[1], ready.Endpoint)
 	return env, keyConfig, ready.Endpoint
 }
 
@@ -177,7 +176,7 @@ clients:
     secret_key: ${APP_SECRET_KEY}
     allow:
       - {buckets: ["*"], actions: [read, write, delete, list, admin]}
-keys:%s
+keys: [%s]
 encryption:
   rules:
     - {buckets: ["*"], key: default}
