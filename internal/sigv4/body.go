@@ -113,7 +113,7 @@ func incomplete(cause error) *Error {
 
 // wrongLength is S3's answer to a payload that is not as long as was declared.
 func wrongLength(cause error) *Error {
-	e := fail("IncompleteBody", "You did not provide the number of bytes specified by the Content-Length HTTP header.")
+	e := fail("IncompleteBody", "You did not provide the number of bytes specified by the Content-Length HTTP header")
 	e.cause = cause
 	return e
 }
