@@ -134,6 +134,9 @@ func (v *Verifier) Verify(r *http.Request) (*Auth, error) {
 // DecodedLength is the length in bytes of the payload without its framing, or -1 if the client did not say.
 func (a *Auth) DecodedLength() int64 { return a.length }
 
+// Framed reports whether the payload comes in aws-chunked framing.
+func (a *Auth) Framed() bool { return a.payload.chunked }
+
 // Body returns the payload of the request's body: without aws-chunked framing, and with io.EOF only after length, hash
 // or chunk signatures, and trailer have all been verified. Any other end is an *Error, or the body's own.
 //
