@@ -379,7 +379,7 @@ func TestMalformedTrailers(t *testing.T) {
 		"line too long":              {"a", "a:" + strings.Repeat("1", 4095) + "\r\n", "IncompleteBody"},
 		"too many":                   {"a", strings.Repeat("a:1\r\n", 9), "IncompleteBody MalformedTrailerError"},
 		"CR in a value":              {"a", "a:1\rb:2\r\n", "IncompleteBody"},
-		"CR CR LF":                   {"a", "a:1\r\r\n", "IncompleteBody"},
+		"CR twice before LF":         {"a", "a:1\r\r\n", "IncompleteBody"},
 		"signature, but no trailers": {"a", "x-amz-trailer-signature:" + emptyHash + "\r\n", "MalformedTrailerError"},
 	} {
 		for _, mode := range []string{signedTrailer, unsignedTrailer} {
