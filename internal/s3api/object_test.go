@@ -364,7 +364,7 @@ func TestABodyThatIsNotWhatWasSaidIsNotStored(t *testing.T) {
 		{"wrong SHA1", "X-Amz-Checksum-Sha1", b64(make([]byte, 20)), "BadDigest", ""},
 		{"wrong SHA256", "X-Amz-Checksum-Sha256", b64(make([]byte, 32)), "BadDigest", ""},
 		{"malformed CRC32", "X-Amz-Checksum-Crc32", "AAAA", "InvalidRequest", ""},
-		{"unknown checksum", "X-Amz-Checksum-Crc99", "AAAA", "NotImplemented", ""},
+		{"unknown checksum", "X-Amz-Checksum-Crc99", "AAAA", "InvalidRequest", ""},
 		{"another SHA-256", "X-Amz-Meta-A", "b", "XAmzContentSHA256Mismatch", strings.Repeat("ab", 32)},
 	} {
 		a := p.send(request{method: "PUT", path: "/" + p.bucket + "/k", header: http.Header{row.header: {row.value}}, body: text, hash: row.hash})
