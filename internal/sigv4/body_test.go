@@ -57,6 +57,9 @@ func TestPlainBody(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			auth := plain(t, row.hash, "payload")
+			if auth.Framed() {
+				t.Error("it is said to be framed")
+			}
 			data, _, err := decode(auth, row.body)
 			if row.code != "" {
 				wantCode(t, err, row.code)
@@ -103,6 +106,9 @@ func TestStreamingBody(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			auth, encoded := u.encode(t)
+			if !auth.Framed() {
+				t.Error("it is not said to be framed")
+			}
 			for kind, src := range map[string]io.Reader{
 				"plain": strings.NewReader(encoded), "one byte": iotest.OneByteReader(strings.NewReader(encoded)),
 				"half": iotest.HalfReader(strings.NewReader(encoded)), "data and error": iotest.DataErrReader(strings.NewReader(encoded)),

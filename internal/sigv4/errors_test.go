@@ -260,6 +260,7 @@ var alteredURLs = []struct {
 	{"unsigned header", setHeader("X-Amz-Tagging", "a=b"), "AccessDenied"},
 	{"unsigned payload hash", setHeader("X-Amz-Content-Sha256", emptyHash), "AccessDenied"},
 	{"payload hash twice", func(r *http.Request) { r.Header["X-Amz-Content-Sha256"] = []string{unsignedPayload, emptyHash} }, "InvalidRequest"},
+	{"session token twice", func(r *http.Request) { r.Header["X-Amz-Security-Token"] = []string{"a", "b"} }, "InvalidToken"},
 	{"payload hashes differ", func(r *http.Request) {
 		r.URL.RawQuery += "&X-Amz-Content-Sha256=" + unsignedPayload
 		r.Header.Set("X-Amz-Content-Sha256", emptyHash)
