@@ -1,6 +1,19 @@
 package s3api
 
-import "encoding/xml"
+import (
+	"encoding/xml"
+	"errors"
+	"net/http"
+	"net/url"
+	"strings"
+)
+
+const (
+	cannedHeader = "X-Amz-Acl"
+	grantPrefix  = "x-amz-grant-"
+
+	ownerEnforced = "BucketOwnerEnforced" // a bucket without ACLs
+)
 
 // putACL answers PutBucketAcl and PutObjectAcl. An ACL is the store's, and knows the store's identities only: whoever it
 // lets in besides the owner comes past the proxy, can read ciphertext only, and can put objects there that the proxy does
@@ -10,25 +23,82 @@ func (s *Server) putACL(c *call) error {
 	if err != nil {
 		return err
 	}
-	switch canned := c.Header.Get("X-Amz-Acl") != ""; {
-	case canned && len(body) > 0:
-		return badRequest("UnexpectedContent", "This request does not support content")
-	case canned: // checkNames has looked at it
-		return s.forwardBody(c, nil)
-	case len(body) == 0:
-		return badRequest("MissingSecurityHeader", "Your request was missing a required header")
-	}
-	var acl accessControl
-	if err := xml.Unmarshal(body, &acl); err != nil {
-		return badRequest("MalformedACLError", "The XML you provided was not well-formed or did not validate against our published schema")
-	}
-	if !acl.private() {
-		return notImplemented("An ACL that grants anything to others than the owner")
+	if err := checkACL(c.Header, body); err != nil {
+		return s.unlessNoACLs(c, err)
 	}
 	c.Header = c.Header.Clone()
-	c.Header.Set("X-Amz-Acl", "private")
-	c.Header.Del("Content-Type")
+	if len(body) > 0 {
+		c.Header.Set(cannedHeader, "private")
+		c.Header.Del("Content-Type")
+	}
 	return s.forwardBody(c, nil)
+}
+
+// checkACL returns nil for an ACL that lets in nobody but the owner. One that is none is refused in S3's words, any other
+// with NotImplemented.
+func checkACL(h http.Header, body []byte) error {
+	canned, granted := h.Get(cannedHeader), false
+	for name := range h {
+		granted = granted || strings.HasPrefix(strings.ToLower(name), grantPrefix)
+	}
+	refusal := checkCanned(h)
+	if canned != "" && !has(cannedACLs, canned) {
+		return refusal
+	}
+	var acl accessControl
+	switch {
+	case len(body) > 0 && (xml.Unmarshal(body, &acl) != nil || !acl.valid()):
+		return badRequest("MalformedACLError", "The XML you provided was not well-formed or did not validate against our published schema.")
+	case len(body) > 0 && (canned != "" || granted):
+		return badRequest("UnexpectedContent", "This request does not support content.")
+	case canned != "" && granted:
+		return badRequest("InvalidRequest", "Specifying both Canned ACLs and Header Grants is not allowed.")
+	case len(body) == 0 && canned == "" && !granted:
+		return badRequest("MissingSecurityHeader", "Your request was missing a required header.")
+	case granted, len(body) > 0 && !acl.private():
+		return notImplemented("An ACL that grants anything to others than the owner")
+	default:
+		return refusal
+	}
+}
+
+// unlessNoACLs is for a fault of an ACL, which S3 tells only of a bucket that is there and has ACLs.
+func (s *Server) unlessNoACLs(c *call, fault error) error {
+	path := url.URL{Path: "/" + c.bucket, RawQuery: "ownershipControls="}
+	resp, err := s.send(c, (&http.Request{Method: http.MethodGet, URL: &path, Header: make(http.Header)}).WithContext(c.Context()))
+	var answer *Error
+	if errors.As(err, &answer) && answer.Code == "NoSuchBucket" {
+		return err
+	}
+	if err != nil {
+		return fault // it may have no ownership controls, or the store none at all
+	}
+	defer closeBody(resp)
+	var doc struct {
+		Ownership []string `xml:"Rule>ObjectOwnership"`
+	}
+	if xml.NewDecoder(resp.Body).Decode(&doc) == nil && len(doc.Ownership) == 1 && doc.Ownership[0] == ownerEnforced {
+		return badRequest("AccessControlListNotSupported", "The bucket does not allow ACLs.")
+	}
+	return fault
+}
+
+// cannedACLs are all of S3's.
+const cannedACLs = "private public-read public-read-write aws-exec-read authenticated-read bucket-owner-read bucket-owner-full-control log-delivery-write"
+
+// checkCanned refuses a canned ACL, unless it lets in nobody who has no credentials of the proxy: they could read
+// ciphertext only.
+func checkCanned(h http.Header) error {
+	switch acl := h.Get(cannedHeader); {
+	case acl == "", acl == "private", acl == "bucket-owner-full-control":
+		return nil
+	case !has(cannedACLs, acl):
+		return &Error{Code: "InvalidArgument", Message: "There is no such canned ACL.", Details: [][2]string{{"ArgumentName", "x-amz-acl"}, {"ArgumentValue", acl}}}
+	case h.Get("X-Amz-Object-Ownership") == ownerEnforced: // of a bucket that is to be created
+		return badRequest("InvalidBucketAclWithObjectOwnership", "Bucket cannot have ACLs set with ObjectOwnership's BucketOwnerEnforced setting")
+	default:
+		return notImplemented("The canned ACL " + acl)
+	}
 }
 
 // accessControl is the AccessControlPolicy document.
@@ -37,6 +107,7 @@ type accessControl struct {
 	Owner   struct{ ID string }
 	Grants  []struct {
 		Grantee struct {
+			Type    string `xml:"http://www.w3.org/2001/XMLSchema-instance type,attr"`
 			ID      string
 			Unknown []unknownElement `xml:",any"`
 		}
@@ -44,10 +115,29 @@ type accessControl struct {
 	} `xml:"AccessControlList>Grant"`
 }
 
+// valid reports whether S3 would take the document: it names an owner, and each grant somebody and a permission.
+func (a *accessControl) valid() bool {
+	for _, g := range a.Grants {
+		if !has("FULL_CONTROL WRITE WRITE_ACP READ READ_ACP", g.Permission) {
+			return false
+		}
+		switch g.Grantee.Type {
+		case "Group", "AmazonCustomerByEmail":
+		case "CanonicalUser", "":
+			if g.Grantee.ID == "" {
+				return false
+			}
+		default:
+			return false
+		}
+	}
+	return a.Owner.ID != ""
+}
+
 // private reports whether the owner has full control, and nobody else has anything.
 func (a *accessControl) private() bool {
 	for _, g := range a.Grants {
-		if g.Grantee.ID != a.Owner.ID || g.Permission != "FULL_CONTROL" {
+		if g.Grantee.Type == "Group" || g.Grantee.ID != a.Owner.ID || g.Permission != "FULL_CONTROL" {
 			return false
 		}
 		for _, u := range g.Grantee.Unknown {

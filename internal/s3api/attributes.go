@@ -15,7 +15,7 @@ import (
 func (s *Server) getObjectAttributes(c *call) error {
 	wanted, err := attributeNames(c.Header)
 	if err != nil {
-		return err
+		return s.unlessNoBucket(c, err)
 	}
 	q := stored.Request{Object: c.object(), Version: c.query.Get("versionId"), Header: c.requestHeader(), Plaintext: s.admitPlaintext(c, c.object())}
 	for _, name := range []string{"X-Amz-Object-Attributes", "X-Amz-Max-Parts", "X-Amz-Part-Number-Marker"} {

@@ -189,6 +189,9 @@ func (c *call) checkNames() error {
 	for name, values := range c.Header {
 		name = strings.ToLower(name)
 		if strings.HasPrefix(name, "x-amz-") && !c.route.allowsHeader(name) {
+			if strings.HasPrefix(name, strings.ToLower(checksumPrefix)) {
+				return badRequest("InvalidRequest", "The algorithm type you specified in x-amz-checksum- header is invalid.")
+			}
 			return notImplemented("The header " + name + " of " + c.op)
 		}
 		// A signature does not tell two headers from one with a comma, so it must not matter which one is looked at.
@@ -196,11 +199,10 @@ func (c *call) checkNames() error {
 			return badRequest("InvalidArgument", "The header "+name+" occurs more than once.")
 		}
 	}
-	// Any other canned ACL lets in somebody who has no credentials of the proxy, and so could read ciphertext only.
-	if acl := c.Header.Get("X-Amz-Acl"); acl != "" && acl != "private" && acl != "bucket-owner-full-control" {
-		return notImplemented("The canned ACL " + acl)
+	if has(c.route.headers, grantPrefix) { // the operation is about ACLs, and judges them by itself
+		return nil
 	}
-	return nil
+	return checkCanned(c.Header)
 }
 
 // repeatable reports whether all values of a header, given in lower case, are looked at wherever it is used.
@@ -220,10 +222,14 @@ func (c *call) openBody() error {
 			return badRequest("MissingContentLength", "You must provide the Content-Length HTTP header.")
 		}
 	}
+	stores := c.route.policy == seal && c.route.body > 0
+	if c.auth.Framed() && !stores {
+		return badRequest("InvalidRequest", "The value of x-amz-content-sha256 header is invalid.")
+	}
 	if c.auth.DecodedLength() > c.route.body {
-		if c.route.policy == seal && c.route.body > 0 {
+		if stores {
 			return &Error{
-				Code: "EntityTooLarge", Message: "Your proposed upload exceeds the maximum allowed size",
+				Code: "EntityTooLarge", Message: "Your proposed upload exceeds the maximum allowed object size.",
 				Details: [][2]string{{"ProposedSize", strconv.FormatInt(c.auth.DecodedLength(), 10)}, {"MaxSizeAllowed", strconv.FormatInt(c.route.body, 10)}},
 			}
 		}

@@ -94,10 +94,9 @@ type unknownElement struct{ XMLName xml.Name }
 
 // parseDeletion reads the list, and turns its ETags into the store's.
 func parseDeletion(body []byte) (*deletion, error) {
-	malformed := badRequest("MalformedXML", "The XML you provided was not well-formed or did not validate against our published schema")
 	var doc deletion
 	if err := xml.Unmarshal(body, &doc); err != nil || len(doc.Objects) == 0 || len(doc.Objects) > maxDeletes {
-		return nil, malformed
+		return nil, malformedXML(err)
 	}
 	if len(doc.Unknown) > 0 {
 		return nil, notImplemented("The element " + doc.Unknown[0].XMLName.Local + " of DeleteObjects")
@@ -105,7 +104,7 @@ func parseDeletion(body []byte) (*deletion, error) {
 	for i := range doc.Objects {
 		o := &doc.Objects[i]
 		if o.Key == "" {
-			return nil, malformed
+			return nil, malformedXML(nil)
 		}
 		if len(o.Unknown) > 0 {
 			return nil, notImplemented("The element " + o.Unknown[0].XMLName.Local + " of DeleteObjects")

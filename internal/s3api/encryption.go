@@ -59,7 +59,7 @@ func (s *Server) putBucketEncryption(c *call) error {
 		} `xml:"Rule"`
 	}
 	if err := xml.Unmarshal(body, &doc); err != nil || len(doc.Rules) != 1 {
-		return badRequest("MalformedXML", "The XML you provided was not well-formed or did not validate against our published schema")
+		return malformedXML(err)
 	}
 	for _, e := range doc.Rules[0].Unknown {
 		if e.XMLName.Local != "BucketKeyEnabled" { // the rule's dek_reuse decides, and GetBucketEncryption tells
@@ -112,5 +112,5 @@ func noSuchBucket(c *call, err error) error {
 	if !errors.As(err, &answer) || answer.Code != notFound {
 		return err
 	}
-	return &Error{Code: "NoSuchBucket", Message: "The specified bucket does not exist", Details: [][2]string{{"BucketName", c.bucket}}, status: http.StatusNotFound, cause: err}
+	return &Error{Code: "NoSuchBucket", Message: "The specified bucket does not exist.", Details: [][2]string{{"BucketName", c.bucket}}, status: http.StatusNotFound, cause: err}
 }

@@ -107,6 +107,10 @@ var errIdle = errors.New("no byte moved within limits.idle_timeout")
 
 func badRequest(code, message string) *Error { return &Error{Code: code, Message: message} }
 
+func malformedXML(cause error) *Error {
+	return &Error{Code: "MalformedXML", Message: "The XML you provided was not well-formed or did not validate against our published schema.", cause: cause}
+}
+
 func notImplemented(what string) *Error {
 	return &Error{Code: "NotImplemented", Message: what + " is not implemented by this proxy, and refused because it could change what the request means."}
 }
@@ -151,7 +155,7 @@ func asError(ctx context.Context, err error) *Error {
 	case errors.Is(err, errOrigin), errors.Is(err, stored.ErrStore):
 		return &Error{Code: "ServiceUnavailable", Message: "The store behind the proxy cannot be reached. Please try again.", RetryAfter: retryAfter, cause: err}
 	case errors.Is(err, io.ErrUnexpectedEOF):
-		return &Error{Code: "IncompleteBody", Message: "You did not provide the number of bytes specified by the Content-Length HTTP header.", cause: err}
+		return &Error{Code: "IncompleteBody", Message: "You did not provide the number of bytes specified by the Content-Length HTTP header", cause: err}
 	default:
 		return &Error{Code: "InternalError", Message: "We encountered an internal error. Please try again.", cause: err}
 	}
@@ -170,6 +174,15 @@ func (s *Server) named(c *call, err error) error {
 		return &Error{Code: "NoSuchKey", Message: "The specified key does not exist.", Details: [][2]string{{"Key", c.key}}, Header: answer.Header, status: answer.status, cause: err}
 	}
 	return noSuchBucket(c, err)
+}
+
+// unlessNoBucket is for a fault of the request that S3 tells only of a bucket that is there.
+func (s *Server) unlessNoBucket(c *call, fault error) error {
+	var answer *Error
+	if err := s.findBucket(c); errors.As(err, &answer) && answer.Code == "NoSuchBucket" {
+		return err
+	}
+	return fault
 }
 
 func isTimeout(err error) bool {

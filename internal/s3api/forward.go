@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"strings"
 )
 
 // forward sends a request on that has nothing of an object's content in it.
@@ -45,10 +46,20 @@ func (s *Server) forwardBody(c *call, body []byte) error {
 func (s *Server) sendBody(c *call, body []byte) (*http.Response, error) {
 	header := c.requestHeader()
 	header.Set("X-Amz-Content-Sha256", sha256Of(body))
-	if len(body) > 0 {
+	if len(body) > 0 || c.saysDigest() {
 		header.Set("Content-Md5", md5Of(body)) // S3 demands it of some operations
 	}
 	return s.send(c, c.originRequest(c.Method, header, io.NopCloser(bytes.NewReader(body)), int64(len(body))))
+}
+
+// saysDigest reports whether the client says what its body must be, beside the signature.
+func (c *call) saysDigest() bool {
+	for name := range c.Header {
+		if name == "Content-Md5" || strings.HasPrefix(name, checksumPrefix) {
+			return true
+		}
+	}
+	return false
 }
 
 func sha256Of(body []byte) string {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/md5"
 	"encoding/base64"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -275,9 +276,10 @@ func TestACLs(t *testing.T) {
 	policy := func(grants ...string) string {
 		return `<AccessControlPolicy xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Owner><ID>owner</ID></Owner><AccessControlList>` + strings.Join(grants, "") + `</AccessControlList></AccessControlPolicy>`
 	}
-	grant := func(grantee, permission string) string {
-		return `<Grant><Grantee xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" xsi:type="CanonicalUser">` + grantee + `</Grantee><Permission>` + permission + `</Permission></Grant>`
+	typed := func(kind, grantee, permission string) string {
+		return `<Grant><Grantee xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" xsi:type="` + kind + `">` + grantee + `</Grantee><Permission>` + permission + `</Permission></Grant>`
 	}
+	grant := func(grantee, permission string) string { return typed("CanonicalUser", grantee, permission) }
 	own := grant("<ID>owner</ID><DisplayName>me</DisplayName>", "FULL_CONTROL")
 	for _, row := range []struct {
 		name, header, body, code string
@@ -291,18 +293,32 @@ func TestACLs(t *testing.T) {
 		{"granted in a header", "X-Amz-Grant-Read: uri=" + group, "", "NotImplemented"},
 		{"no XML", "", "private", "MalformedACLError"},
 		{"another document", "", "<Tagging/>", "MalformedACLError"},
+		{"canned by no name", "X-Amz-Acl: invalid_acl", "", "InvalidArgument"},
+		{"canned by no name, and body", "X-Amz-Acl: invalid_acl", policy(own), "InvalidArgument"},
+		{"canned and granted", "X-Amz-Acl: private, X-Amz-Grant-Read: id=other", "", "InvalidRequest"},
+		{"canned public and granted", "X-Amz-Acl: public-read, X-Amz-Grant-Read: id=other", "", "InvalidRequest"},
+		{"granted and body", "X-Amz-Grant-Full-Control: id=owner", policy(own), "UnexpectedContent"},
+		{"canned public and body", "X-Amz-Acl: public-read", policy(own), "UnexpectedContent"},
+		{"granted to nobody", "X-Amz-Grant-Write: ", "", "NotImplemented"},
+		{"no grantee", "", policy(own, grant("", "READ")), "MalformedACLError"},
+		{"a grantee of no type", "", policy(own, typed("invalid_type", "<ID>other</ID>", "READ")), "MalformedACLError"},
+		{"no permission", "", policy(own, grant("<ID>other</ID>", "")), "MalformedACLError"},
+		{"a permission of no name", "", policy(own, grant("<ID>other</ID>", "invalid_permission")), "MalformedACLError"},
+		{"a group with the owner's ID", "", policy(typed("Group", "<ID>owner</ID>", "FULL_CONTROL")), "NotImplemented"},
 		{"nobody", "", policy(), "NotImplemented"},
-		{"no owner", "", strings.Replace(policy(grant("", "FULL_CONTROL")), "<ID>owner</ID>", "", 1), "NotImplemented"},
+		{"no owner", "", strings.Replace(policy(own), "<ID>owner</ID>", "", 1), "MalformedACLError"},
 		{"somebody else", "", policy(own, grant("<ID>other</ID>", "READ")), "NotImplemented"},
-		{"everybody", "", policy(own, grant("<URI>"+group+"</URI>", "READ")), "NotImplemented"},
+		{"everybody", "", policy(own, typed("Group", "<URI>"+group+"</URI>", "READ")), "NotImplemented"},
 		{"everybody, with the owner's ID", "", policy(grant("<ID>owner</ID><URI>"+group+"</URI>", "FULL_CONTROL")), "NotImplemented"},
-		{"somebody by mail", "", policy(own, grant("<EmailAddress>a@b</EmailAddress>", "READ")), "NotImplemented"},
+		{"somebody by mail", "", policy(own, typed("AmazonCustomerByEmail", "<EmailAddress>a@b</EmailAddress>", "READ")), "NotImplemented"},
 		{"the owner, who may only read", "", policy(grant("<ID>owner</ID>", "READ")), "NotImplemented"},
 	} {
 		for _, path := range []string{"?acl", "/k?acl"} {
 			header := http.Header{}
-			if name, value, ok := strings.Cut(row.header, ": "); ok {
-				header.Set(name, value)
+			for one := range strings.SplitSeq(row.header, ", ") {
+				if name, value, ok := strings.Cut(one, ": "); ok {
+					header.Set(name, value)
+				}
 			}
 			a := p.send(request{method: "PUT", path: "/" + p.bucket + path, header: header, body: bodyOf(row.body)})
 			asked := store.take()
@@ -310,11 +326,114 @@ func TestACLs(t *testing.T) {
 				t.Errorf("%s, %s: %d %s, want %s", row.name, path, a.StatusCode, a.Code, row.code)
 			}
 			switch {
-			case row.code != "" && len(asked) != 0:
-				t.Errorf("%s, %s: the store was asked", row.name, path)
+			case row.code != "" && (len(asked) != 1 || asked[0].Method != http.MethodGet || asked[0].URL.RawQuery != "ownershipControls="):
+				t.Errorf("%s, %s: the store was asked otherwise than for the bucket's ownership", row.name, path)
 			case row.code == "" && (len(asked) != 1 || asked[0].Header.Get("X-Amz-Acl") != "private" || len(asked[0].body) != 0):
 				t.Errorf("%s, %s: the store was not asked for a private ACL", row.name, path)
 			}
+		}
+	}
+}
+
+// An ACL that is refused is refused for what S3 looks at first: whether there is such a bucket, and whether it has ACLs.
+func TestACLsOfTheBucket(t *testing.T) {
+	p, store := newRecorded(t)
+	enforced := `<OwnershipControls xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Rule><ObjectOwnership>BucketOwnerEnforced</ObjectOwnership></Rule></OwnershipControls>`
+	for _, row := range []struct {
+		status             int
+		answer, code, none string // code of a public ACL, and of none
+	}{
+		{200, enforced, "AccessControlListNotSupported", "AccessControlListNotSupported"},
+		{200, strings.Replace(enforced, "Enforced", "Preferred", 1), "NotImplemented", "MissingSecurityHeader"},
+		{200, "nonsense", "NotImplemented", "MissingSecurityHeader"},
+		{404, "<Error><Code>NoSuchBucket</Code></Error>", "NoSuchBucket", "NoSuchBucket"},
+		{404, "<Error><Code>OwnershipControlsNotFoundError</Code></Error>", "NotImplemented", "MissingSecurityHeader"},
+		{403, "<Error><Code>AccessDenied</Code></Error>", "NotImplemented", "MissingSecurityHeader"},
+	} {
+		store.set(func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(row.status)
+			io.WriteString(w, row.answer)
+		})
+		public := p.send(request{method: "PUT", path: "/" + p.bucket + "?acl", header: http.Header{"X-Amz-Acl": {"public-read"}}})
+		none := p.send(request{method: "PUT", path: "/" + p.bucket + "?acl"})
+		if public.Code != row.code || none.Code != row.none {
+			t.Errorf("%d %s: %s and %s, want %s and %s", row.status, row.answer, public.Code, none.Code, row.code, row.none)
+		}
+		for _, asked := range store.take() {
+			if asked.Method != http.MethodGet {
+				t.Errorf("the store was asked to %s", asked.Method)
+			}
+		}
+	}
+}
+
+func TestACLsOfNewBuckets(t *testing.T) {
+	p, store := newRecorded(t)
+	for _, row := range []struct {
+		acl, ownership, code string
+	}{
+		{"private", "BucketOwnerEnforced", ""},
+		{"invalid_acl", "", "InvalidArgument"},
+		{"invalid_acl", "BucketOwnerEnforced", "InvalidArgument"},
+		{"public-read", "BucketOwnerEnforced", "InvalidBucketAclWithObjectOwnership"},
+		{"public-read", "BucketOwnerPreferred", "NotImplemented"},
+		{"authenticated-read", "", "NotImplemented"},
+	} {
+		header := http.Header{"X-Amz-Acl": {row.acl}}
+		if row.ownership != "" {
+			header.Set("X-Amz-Object-Ownership", row.ownership)
+		}
+		a := p.send(request{method: "PUT", path: "/new-bucket", header: header})
+		if asked := store.take(); a.Code != row.code || len(asked) != 0 && row.code != "" {
+			t.Errorf("%s, %s: %d %s, want %s; the store was asked %d times", row.acl, row.ownership, a.StatusCode, a.Code, row.code, len(asked))
+		}
+	}
+}
+
+// S3 demands a digest of some bodies, even of one that is empty: it says that the document is missing, and not the digest.
+func TestDigestOfAnEmptyBody(t *testing.T) {
+	p, store := newRecorded(t)
+	for name, row := range map[string]struct {
+		header http.Header
+		want   string
+	}{
+		"none":     {nil, ""},
+		"MD5":      {http.Header{"Content-Md5": {"1B2M2Y8AsgTpgAmY7PhCfg=="}}, "1B2M2Y8AsgTpgAmY7PhCfg=="},
+		"checksum": {http.Header{"X-Amz-Checksum-Crc32": {"AAAAAA=="}}, "1B2M2Y8AsgTpgAmY7PhCfg=="},
+	} {
+		a := p.send(request{method: "PUT", path: "/" + p.bucket + "/k?legal-hold", header: row.header})
+		if asked := store.take(); a.StatusCode != 200 || len(asked) != 1 || asked[0].Header.Get("Content-Md5") != row.want {
+			t.Errorf("%s: %d %s, %v", name, a.StatusCode, a.Code, asked)
+		}
+	}
+}
+
+// What an argument of the store's answer says is passed on if the client has said it, and not if the proxy has.
+func TestArgumentsOfErrors(t *testing.T) {
+	p, store := newRecorded(t)
+	for name, row := range map[string]struct {
+		argument, value string
+		shown           bool
+	}{
+		"of a header":        {"x-amz-object-lock-retain-until-date", "invalid_date", true},
+		"of a parameter":     {"versionId", "v", true},
+		"another value":      {"x-amz-object-lock-retain-until-date", "other", false},
+		"the proxy's header": {"x-amz-meta-cmek-v", "1", false},
+		"nothing":            {"x-amz-acl", "", false},
+	} {
+		store.set(func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(http.StatusBadRequest)
+			fmt.Fprintf(w, "<Error><Code>InvalidArgument</Code><Message>m</Message><ArgumentName>%s</ArgumentName><ArgumentValue>%s</ArgumentValue></Error>", row.argument, row.value)
+		})
+		header := http.Header{"X-Amz-Object-Lock-Retain-Until-Date": {"invalid_date"}, "X-Amz-Object-Lock-Mode": {"GOVERNANCE"}}
+		r := request{method: "PUT", path: "/" + p.bucket + "/k", header: header}
+		if row.argument == "versionId" {
+			r = request{method: "GET", path: "/" + p.bucket + "/k?tagging&versionId=v"}
+		}
+		a := p.send(r)
+		said := "<ArgumentName>" + row.argument + "</ArgumentName><ArgumentValue>" + row.value + "</ArgumentValue>"
+		if a.Code != "InvalidArgument" || strings.Contains(string(a.body), said) != row.shown || !row.shown && strings.Contains(string(a.body), "<ArgumentName>") {
+			t.Errorf("%s: %s", name, a.body)
 		}
 	}
 }

@@ -181,7 +181,7 @@ func tagsOf(text string) (string, error) {
 		} `xml:"TagSet>Tag"`
 	}
 	if err := xml.Unmarshal([]byte(text), &doc); err != nil {
-		return "", badRequest("MalformedXML", "The XML you provided was not well-formed or did not validate against our published schema")
+		return "", malformedXML(err)
 	}
 	tags := make(url.Values)
 	for _, tag := range doc.Tags {

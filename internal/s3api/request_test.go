@@ -147,7 +147,6 @@ func TestUnknownIsRefused(t *testing.T) {
 		{method: "PUT", path: b + "/k", header: http.Header{"X-Amz-Write-Offset-Bytes": {"1"}}, body: []byte("more")},
 		{method: "PUT", path: b + "/k", header: http.Header{"X-Amz-Acl": {"public-read"}}, body: []byte("more")},
 		{method: "PUT", path: b + "/k", header: http.Header{"X-Amz-Grant-Read": {"uri=http://acs.amazonaws.com/groups/global/AllUsers"}}, body: []byte("more")},
-		{method: "PUT", path: b + "?acl", header: http.Header{"X-Amz-Acl": {"public-read-write"}}},
 		{method: "OPTIONS", path: "/"},
 	} {
 		if a := p.send(row); a.StatusCode != http.StatusNotImplemented || a.Code != "NotImplemented" {
@@ -181,6 +180,10 @@ func TestMalformedRequests(t *testing.T) {
 		{request{method: "POST", path: "/" + p.bucket + "?delete", body: bytes.Repeat([]byte("x"), 3<<20)}, 400, "MaxMessageLengthExceeded"},
 		{request{method: "GET", path: "/" + p.bucket + "/k?versionId=a&versionId=b"}, 400, "InvalidArgument"},
 		{request{method: "GET", path: "/" + p.bucket + "/k", body: []byte("a GET with a body")}, 400, "MaxMessageLengthExceeded"},
+		{request{method: "PUT", path: "/" + p.bucket + "/k", header: http.Header{"X-Amz-Acl": {"invalid_acl"}}}, 400, "InvalidArgument"},
+		{request{method: "PUT", path: "/" + p.bucket + "/k", header: http.Header{"X-Amz-Checksum-Invalid": {"invalid"}}}, 400, "InvalidRequest"},
+		{request{method: "GET", path: "/" + p.bucket + "/k?attributes"}, 400, "InvalidRequest"},
+		{request{method: "GET", path: "/no-such-bucket/k?attributes"}, 404, "NoSuchBucket"},
 	} {
 		if a := p.send(row.r); a.StatusCode != row.status || a.Code != row.code {
 			t.Errorf("%s %s: %d %s, want %d %s", row.r.method, row.r.path, a.StatusCode, a.Code, row.status, row.code)
@@ -317,6 +320,38 @@ func TestForgedChunkIsNotStored(t *testing.T) {
 		if p.isStored("k") {
 			t.Errorf("ending in %q: stored", tail)
 		}
+	}
+}
+
+// Framing is for the content of objects. Where it is broken, and what it is, is said in S3's words.
+func TestFraming(t *testing.T) {
+	p := newProxy(t)
+	const unexpected, number = "The request body terminated unexpectedly", "You did not provide the number of bytes specified by the Content-Length HTTP header"
+	for _, row := range []struct{ path, body, code, message string }{
+		{"/k", "5\r\nabcde\r\n0\r\n\r\n", "", ""},
+		{"/k", "5\r\nabcde\r\n0\r\n", "IncompleteBody", unexpected},
+		{"/k", "5\r\nabcde", "IncompleteBody", unexpected},
+		{"/k", "6\r\nabcde\r\n0\r\n\r\n", "IncompleteBody", unexpected},
+		{"/k", "6\r\nabcdef\r\n0\r\n\r\n", "IncompleteBody", number},
+		{"/k", "4\r\nabcd\r\n0\r\n\r\n", "IncompleteBody", number},
+		{"?cors", "5\r\nabcde\r\n0\r\n\r\n", "InvalidRequest", "The value of x-amz-content-sha256 header is invalid."},
+		{"?delete", "5\r\nabcde\r\n0\r\n\r\n", "InvalidRequest", "The value of x-amz-content-sha256 header is invalid."},
+		{"/k?uploadId=u", "5\r\nabcde\r\n0\r\n\r\n", "InvalidRequest", "The value of x-amz-content-sha256 header is invalid."},
+	} {
+		method := "PUT"
+		if row.path == "?delete" || strings.Contains(row.path, "uploadId") {
+			method = "POST"
+		}
+		a := p.send(request{
+			method: method, path: "/" + p.bucket + row.path, body: []byte(row.body), hash: "STREAMING-UNSIGNED-PAYLOAD-TRAILER",
+			header: http.Header{"X-Amz-Decoded-Content-Length": {"5"}},
+		})
+		if a.Code != row.code || row.code != "" && !bytes.Contains(a.body, []byte("<Message>"+row.message+"</Message>")) {
+			t.Errorf("%s %q: %d %s", row.path, row.body, a.StatusCode, a.body)
+		}
+	}
+	if string(p.mustGet("k")) != "abcde" {
+		t.Error("another object is stored")
 	}
 }
 

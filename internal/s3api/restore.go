@@ -13,8 +13,10 @@ func (s *Server) restoreObject(c *call) error {
 		XMLName  xml.Name         `xml:"RestoreRequest"`
 		Elements []unknownElement `xml:",any"`
 	}
-	if len(body) > 0 && xml.Unmarshal(body, &doc) != nil {
-		return badRequest("MalformedXML", "The XML you provided was not well-formed or did not validate against our published schema")
+	if len(body) > 0 {
+		if err := xml.Unmarshal(body, &doc); err != nil {
+			return malformedXML(err)
+		}
 	}
 	for _, element := range doc.Elements {
 		switch element.XMLName.Local {

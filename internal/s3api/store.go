@@ -56,7 +56,24 @@ func (s *Server) send(c *call, r *http.Request) (*http.Response, error) {
 		return resp, nil
 	}
 	defer closeBody(resp)
-	return nil, originError(resp)
+	failure := c.originError(resp)
+	if resp.StatusCode == http.StatusBadRequest && r.Method == http.MethodHead && c.Method != http.MethodHead && r.URL.Query().Has("versionId") {
+		return nil, s.reason(c, r, failure)
+	}
+	return nil, failure
+}
+
+// reason asks again, with a GET, why the HEAD of a version was refused: its answer has no body, and so does not say.
+func (s *Server) reason(c *call, head *http.Request, failure *Error) error {
+	r := head.Clone(head.Context())
+	r.Method = http.MethodGet
+	r.Header.Set("Range", "bytes=0-0")
+	resp, err := s.send(c, r)
+	if err != nil {
+		return err
+	}
+	closeBody(resp)
+	return failure
 }
 
 // maxErrorBody bounds what is read of the store's error answers.
@@ -80,9 +97,9 @@ var originFaults = map[string]bool{
 }
 
 // originError turns the store's error answer into ours: its code and message, and nothing that tells of ciphertext.
-func originError(resp *http.Response) *Error {
+func (c *call) originError(resp *http.Response) *Error {
 	var doc struct {
-		Code, Message, BucketName, Condition, Method, ResourceType string
+		Code, Message, BucketName, Condition, Method, ResourceType, ArgumentName, ArgumentValue string
 	}
 	// An answer that is no XML, as to a HEAD, leaves the fields empty.
 	_ = xml.NewDecoder(io.LimitReader(resp.Body, maxErrorBody)).Decode(&doc)
@@ -100,6 +117,9 @@ func originError(resp *http.Response) *Error {
 			e.Details = append(e.Details, detail)
 		}
 	}
+	if c.said(doc.ArgumentName, doc.ArgumentValue) {
+		e.Details = append(e.Details, [2]string{"ArgumentName", doc.ArgumentName}, [2]string{"ArgumentValue", doc.ArgumentValue})
+	}
 	for _, name := range []string{"X-Amz-Delete-Marker", "X-Amz-Version-Id", "X-Amz-Bucket-Region", "Allow", "Retry-After"} {
 		if values := resp.Header.Values(name); len(values) > 0 {
 			e.Header[name] = values
@@ -109,6 +129,11 @@ func originError(resp *http.Response) *Error {
 		e.RetryAfter = retryAfter
 	}
 	return e
+}
+
+// said reports whether an argument is the client's own, and not one that the proxy has put into its request.
+func (c *call) said(name, value string) bool {
+	return value != "" && (c.Header.Get(name) == value || c.query.Get(name) == value)
 }
 
 // notFound is the code of a 404 to a HEAD: whether key or bucket is missing is not said.
@@ -141,7 +166,7 @@ var messages = map[string]string{
 	"InvalidRequest":     "The store refuses the request.",
 	"AccessDenied":       "Access Denied",
 	"MethodNotAllowed":   "The specified method is not allowed against this resource.",
-	"PreconditionFailed": "At least one of the pre-conditions you specified did not hold",
+	"PreconditionFailed": "At least one of the pre-conditions you specified did not hold.",
 	"InvalidRange":       "The requested range is not satisfiable",
 	"ServiceUnavailable": "Please reduce your request rate.",
 	"InternalError":      "We encountered an internal error. Please try again.",

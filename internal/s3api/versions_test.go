@@ -125,6 +125,37 @@ func (p *proxy) tagVersions(key string, ids []string) {
 }
 
 // Sizes of versions that were never encrypted, of those in parts, and of keys that XML cannot hold.
+// A HEAD of the store does not say what is wrong with a version id; a GET does. It is asked only where the client can be told.
+func TestVersionIDsOfNoForm(t *testing.T) {
+	p := newProxy(t)
+	p.keepVersions(p.bucket)
+	p.put("k", []byte("x"))
+	attributes := request{method: "GET", path: "/" + p.bucket + "/k?attributes&versionId=invalid", header: http.Header{"X-Amz-Object-Attributes": {"ETag"}}}
+	if a := p.send(attributes); a.StatusCode != http.StatusBadRequest || a.Code != "InvalidArgument" || !bytes.Contains(a.body, []byte("<ArgumentValue>invalid</ArgumentValue>")) {
+		t.Errorf("GetObjectAttributes: %d %s", a.StatusCode, a.body)
+	}
+	if _, err := p.copy("k?versionId=invalid", "copy"); code(err) != "InvalidArgument" {
+		t.Errorf("CopyObject: %v", err)
+	}
+	var asked []string
+	refuse := func(r *http.Request) (*http.Response, error) {
+		asked = append(asked, r.Method+" "+r.Header.Get("Range"))
+		status := http.StatusBadRequest
+		if r.Method == http.MethodGet {
+			status = http.StatusPartialContent
+		}
+		return &http.Response{StatusCode: status, Header: make(http.Header), Body: http.NoBody, Request: r}, nil
+	}
+	p.origin.set(refuse, nil)
+	if a := p.send(attributes); a.StatusCode != http.StatusBadRequest || a.Code != "InvalidRequest" || len(asked) != 2 || asked[1] != "GET bytes=0-0" {
+		t.Errorf("a store that takes it after all: %d %s, asked %q", a.StatusCode, a.Code, asked)
+	}
+	asked = nil
+	if a := p.send(request{method: "HEAD", path: "/" + p.bucket + "/k?versionId=invalid"}); a.StatusCode != http.StatusBadRequest || len(asked) != 1 {
+		t.Errorf("HeadObject: %d, asked %q", a.StatusCode, asked)
+	}
+}
+
 func TestVersionsListing(t *testing.T) {
 	p := newProxy(t)
 	p.bucket = p.newBucket("plain-")

@@ -32,8 +32,12 @@ func Anonymous(r *http.Request) (*Auth, error) {
 	case payloads[hash].signed:
 		return nil, fail("AccessDenied", "A request that is not signed cannot have signed chunks.")
 	}
-	a := &Auth{}
-	if err := a.describePayload(r, hash); err != nil {
+	described, err := payloadOf(hash)
+	if err != nil {
+		return nil, err
+	}
+	a := &Auth{payload: described}
+	if err := a.describePayload(r); err != nil {
 		return nil, err
 	}
 	return a, nil

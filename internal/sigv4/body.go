@@ -83,7 +83,7 @@ func (b *Body) readPlain(p []byte) (int, error) {
 	case err == nil:
 		return n, nil
 	case err == io.EOF && b.remains > 0:
-		return n, wrongLength(io.ErrUnexpectedEOF)
+		return n, wrongLength(errCut)
 	case err != io.EOF:
 		return n, cut(err)
 	}
@@ -96,10 +96,13 @@ func (b *Body) readPlain(p []byte) (int, error) {
 	return n, io.EOF
 }
 
-// cut names the end of the body in a place where it must not end. Nothing that it returns is io.EOF to errors.Is.
+var errCut = errors.New("the body has ended")
+
+// cut names the end of the body in a place where it must not end. Nothing that it returns is io.EOF to errors.Is, nor
+// io.ErrUnexpectedEOF: it says by itself what is wrong.
 func cut(err error) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return incomplete(io.ErrUnexpectedEOF)
+		return incomplete(errCut)
 	}
 	return err
 }
@@ -113,7 +116,7 @@ func incomplete(cause error) *Error {
 
 // wrongLength is S3's answer to a payload that is not as long as was declared.
 func wrongLength(cause error) *Error {
-	e := fail("IncompleteBody", "You did not provide the number of bytes specified by the Content-Length HTTP header.")
+	e := fail("IncompleteBody", "You did not provide the number of bytes specified by the Content-Length HTTP header")
 	e.cause = cause
 	return e
 }

@@ -83,12 +83,31 @@ func (b *Body) nextChunk() error {
 	}
 	b.chunk.size, b.chunk.remains = int64(n), int64(n)
 	switch {
-	case b.chunk.size > b.remains, b.chunk.size == 0 && b.remains > 0:
-		return wrongLength(nil) // more, or less, than x-amz-decoded-content-length
+	case b.chunk.size > b.remains: // more than x-amz-decoded-content-length
+		return b.overlong()
+	case b.chunk.size == 0 && b.remains > 0: // less
+		return wrongLength(nil)
 	case b.chunk.size == 0 && signed:
 		return b.verifyChunk()
 	}
 	return nil
+}
+
+// overlong is S3's answer to a chunk that is longer than the payload: it may be that only its size is wrong, which shows
+// in what follows. A chunk that the buffer does not hold is not read for the sake of an error.
+func (b *Body) overlong() error {
+	if b.chunk.size > bufferSize-int64(len("\r\n")) {
+		return wrongLength(nil)
+	}
+	data, err := b.src.Peek(int(b.chunk.size) + len("\r\n"))
+	switch {
+	case err != nil:
+		return cut(err)
+	case !bytes.HasSuffix(data, []byte("\r\n")):
+		return malformed("a chunk is not followed by CRLF")
+	default:
+		return wrongLength(nil)
+	}
 }
 
 // endChunk verifies a chunk whose data has been read.
@@ -124,8 +143,7 @@ func (b *Body) compare(toSign, claimed string) error {
 	_, _ = io.WriteString(b.chunk.mac, toSign) // a hash never fails
 	hex.Encode(want[:], b.chunk.mac.Sum(sum[:0]))
 	if subtle.ConstantTimeCompare(want[:], []byte(claimed)) != 1 {
-		return fail("SignatureDoesNotMatch", "The request signature we calculated does not match the signature you provided. Check your key and signing method.",
-			"AWSAccessKeyId", b.auth.AccessKey, "StringToSign", toSign, "SignatureProvided", claimed)
+		return errSignature(b.auth.AccessKey, toSign, claimed)
 	}
 	return nil
 }
@@ -149,6 +167,9 @@ func (b *Body) lineFeed() (line string, crlf bool, err error) {
 		return "", false, cut(err)
 	}
 	raw, crlf = bytes.CutSuffix(raw[:len(raw)-1], []byte("\r"))
+	if bytes.IndexByte(raw, '\r') >= 0 {
+		return "", false, malformed("a line has a CR in it")
+	}
 	return string(raw), crlf, nil
 }
 

@@ -1,6 +1,7 @@
 package sigv4_test
 
 import (
+	"encoding/hex"
 	"errors"
 	"net/http"
 	"slices"
@@ -28,7 +29,7 @@ func TestErrorWords(t *testing.T) {
 			[][2]string{{"RequestTime", exampleDate}, {"ServerTime", "2013-05-24T01:00:00Z"}, {"MaxAllowedSkewMilliseconds", "900000"}},
 		},
 		{
-			"expired", later, examplePresigned, "AccessDenied", "Request has expired",
+			"expired", later, examplePresigned, "AccessDenied", "Request has expired.",
 			[][2]string{{"X-Amz-Expires", "60"}, {"Expires", "2013-05-24T00:01:00Z"}, {"ServerTime", "2013-05-24T01:00:00Z"}},
 		},
 		{
@@ -55,7 +56,43 @@ func TestErrorWords(t *testing.T) {
 		},
 		{
 			"another scheme", exampleTime, changed(exampleSigned, setHeader("Authorization", "Bearer a")), "InvalidArgument", "Unsupported Authorization Type",
-			[][2]string{{"ArgumentName", "Authorization"}, {"ArgumentValue", "Bearer a"}},
+			[][2]string{{"ArgumentName", "Authorization"}, {"ArgumentValue", "Bearer"}},
+		},
+		{
+			"no scheme", exampleTime, changed(exampleSigned, setHeader("Authorization", "invalid")), "InvalidArgument",
+			"Authorization header is invalid -- one and only one ' ' (space) required.",
+			[][2]string{{"ArgumentName", "Authorization"}, {"ArgumentValue", "invalid"}},
+		},
+		{
+			"two components", exampleTime, changed(exampleSigned, setHeader("Authorization", "AWS4-HMAC-SHA256 Credential=a, Signature=b")),
+			"AuthorizationHeaderMalformed", "The authorization header is malformed; the authorization header requires three components: Credential, SignedHeaders, and Signature.", nil,
+		},
+		{
+			"a component without a value", exampleTime, changed(exampleSigned, inAuthorization("SignedHeaders=", "SignedHeaders-")), "AuthorizationHeaderMalformed",
+			`The authorization header is malformed; the authorization component "SignedHeaders-host;x-amz-acl;x-amz-content-sha256;x-amz-date" is malformed.`, nil,
+		},
+		{
+			"a component of another name", exampleTime, changed(exampleSigned, inAuthorization("SignedHeaders=", "Headers=")),
+			"AuthorizationHeaderMalformed", "The authorization header is malformed; missing SignedHeaders.", nil,
+		},
+		{
+			"a credential of six elements", exampleTime, changed(exampleSigned, inAuthorization("/aws4_request", "/extra/things")), "AuthorizationHeaderMalformed",
+			`The authorization header is malformed; the Credential is mal-formed; expecting "<YOUR-AKID>/YYYYMMDD/REGION/SERVICE/aws4_request".`, nil,
+		},
+		{
+			"a credential of five elements", exampleTime, changed(exampleSigned, inAuthorization("/aws4_request", "/things")), "AuthorizationHeaderMalformed",
+			`The authorization header is malformed; incorrect terminal "things". This endpoint uses "aws4_request".`, nil,
+		},
+		{
+			"no date", exampleTime, changed(exampleSigned, delHeader("X-Amz-Date")), "AccessDenied", "AWS authentication requires a valid Date or x-amz-date header.", nil,
+		},
+		{
+			"an algorithm of no name", exampleTime, changed(examplePresigned, replaceQuery("AWS4-HMAC-SHA256", "AWS4-SHA256")), "AuthorizationQueryParametersError",
+			`X-Amz-Algorithm only supports "AWS4-HMAC-SHA256 and AWS4-ECDSA-P256-SHA256"`, nil,
+		},
+		{
+			"SigV4A, presigned", exampleTime, changed(examplePresigned, replaceQuery("AWS4-HMAC-SHA256", "AWS4-ECDSA-P256-SHA256")), "AuthorizationQueryParametersError",
+			`X-Amz-Algorithm only supports "AWS4-HMAC-SHA256"`, nil,
 		},
 		{
 			"no hash", exampleTime, changed(exampleSigned, delHeader("X-Amz-Content-Sha256")),
@@ -74,7 +111,7 @@ func TestErrorWords(t *testing.T) {
 				r := newRequest(t, http.MethodPut, bucketURL, "/key", "", "payload")
 				sign(t, r, strings.ToUpper(hash), exampleTime)
 				return r
-			}, "InvalidArgument", "x-amz-content-sha256 must be UNSIGNED-PAYLOAD, STREAMING-UNSIGNED-PAYLOAD-TRAILER, STREAMING-AWS4-HMAC-SHA256-PAYLOAD, STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER, or a valid sha256 value.",
+			}, "InvalidArgument", "x-amz-content-sha256 must be UNSIGNED-PAYLOAD, STREAMING-UNSIGNED-PAYLOAD-TRAILER, STREAMING-AWS4-HMAC-SHA256-PAYLOAD, STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER, STREAMING-AWS4-ECDSA-P256-SHA256-PAYLOAD, STREAMING-AWS4-ECDSA-P256-SHA256-PAYLOAD-TRAILER or a valid sha256 value.",
 			[][2]string{{"ArgumentName", "x-amz-content-sha256"}, {"ArgumentValue", strings.ToUpper(hash)}},
 		},
 	} {
@@ -106,9 +143,16 @@ func TestBodyErrorWords(t *testing.T) {
 	if got := wantCode(t, err, "XAmzContentSHA256Mismatch").Details(); !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}
+	const unexpected, number = "The request body terminated unexpectedly", "You did not provide the number of bytes specified by the Content-Length HTTP header"
 	for _, row := range []struct{ declared, encoded, message string }{
-		{"4", "4\r\nda", "The request body terminated unexpectedly"},
-		{"5", "4\r\ndata\r\n0\r\n\r\n", "You did not provide the number of bytes specified by the Content-Length HTTP header."},
+		{"4", "4\r\nda", unexpected},
+		{"5", "4\r\ndata\r\n0\r\n\r\n", number},
+		{"3", "4\r\ndata\r\n0\r\n\r\n", number},
+		{"3", "4\r\ndat\r\n0\r\n\r\n", unexpected}, // it is the size of the chunk that is wrong
+		{"3", "4\r\ndat", unexpected},
+		{"3", "ffe\r\n" + strings.Repeat("a", 4094) + "\r\n0\r\n\r\n", number},
+		{"3", "ffe\r\ndata\r\n0\r\n\r\n", unexpected},
+		{"3", "fff\r\ndata\r\n0\r\n\r\n", number}, // too long to find out
 	} {
 		auth, _ := upload{mode: unsignedTrailer, declared: row.declared}.verify(t)
 		_, _, err := decode(auth, row.encoded)
@@ -118,8 +162,49 @@ func TestBodyErrorWords(t *testing.T) {
 	}
 	auth, encoded := small()["signed"].encode(t)
 	_, _, err = decode(auth, strings.Replace(encoded, "abc", "xyz", 1))
-	if e := wantCode(t, err, "SignatureDoesNotMatch"); len(e.Details()) != 3 || !strings.HasPrefix(e.Details()[1][1], "AWS4-HMAC-SHA256-PAYLOAD\n") {
+	if e := wantCode(t, err, "SignatureDoesNotMatch"); len(e.Details()) != 4 || !strings.HasPrefix(e.Details()[1][1], "AWS4-HMAC-SHA256-PAYLOAD\n") {
 		t.Errorf("details %v", e.Details())
+	}
+}
+
+// A signature that does not match is answered with all that should have been signed, as text and byte by byte.
+func TestSignatureErrorWords(t *testing.T) {
+	const wrong = "incorrect_signature"
+	r := exampleSigned(t)
+	head, _, _ := strings.Cut(r.Header.Get("Authorization"), "Signature=")
+	r.Header.Set("Authorization", head+"Signature="+wrong)
+	_, err := verifierAt(exampleTime).Verify(received(t, r))
+	header := wantCode(t, err, "SignatureDoesNotMatch").Details()
+	fields := postExample()
+	fields["x-amz-signature"] = wrong
+	_, err = postVerifier(postTime).VerifyPost(fields)
+	form := wantCode(t, err, "SignatureDoesNotMatch").Details()
+	for _, row := range []struct {
+		details [][2]string
+		names   string
+		key     string
+		start   string
+	}{
+		{header, "AWSAccessKeyId StringToSign SignatureProvided StringToSignBytes CanonicalRequest CanonicalRequestBytes", accessKey, "AWS4-HMAC-SHA256\n" + exampleDate},
+		{form, "AWSAccessKeyId StringToSign SignatureProvided StringToSignBytes", postAccess, fields["policy"]},
+	} {
+		got := make(map[string]string)
+		var names []string
+		for _, d := range row.details {
+			names = append(names, d[0])
+			got[d[0]] = d[1]
+		}
+		if strings.Join(names, " ") != row.names || got["AWSAccessKeyId"] != row.key || got["SignatureProvided"] != wrong || !strings.HasPrefix(got["StringToSign"], row.start) {
+			t.Errorf("got %v", row.details)
+		}
+		for name, text := range got {
+			if bytes, ok := got[name+"Bytes"]; ok {
+				back, err := hex.DecodeString(strings.ReplaceAll(bytes, " ", ""))
+				if err != nil || string(back) != text || len(bytes) != 3*len(text)-1 {
+					t.Errorf("%s is %q, and %q in bytes", name, text, bytes)
+				}
+			}
+		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package sigv4
 
 import (
+	"fmt"
 	"strconv"
 	"time"
 )
@@ -38,6 +39,15 @@ func fail(code, message string, details ...string) *Error {
 func badAuthorization(message, authorization string) *Error {
 	return fail("InvalidArgument", message, "ArgumentName", "Authorization", "ArgumentValue", authorization)
 }
+
+// errSignature shows the client what it should have signed: as text, and byte by byte, as S3 does.
+func errSignature(accessKey, toSign, claimed string, more ...string) *Error {
+	return fail("SignatureDoesNotMatch", "The request signature we calculated does not match the signature you provided. Check your key and signing method.",
+		append([]string{"AWSAccessKeyId", accessKey, "StringToSign", toSign, "SignatureProvided", claimed, "StringToSignBytes", hexBytes(toSign)}, more...)...)
+}
+
+// hexBytes writes text as S3 writes bytes: two hexadecimal digits each, with a space in between.
+func hexBytes(text string) string { return fmt.Sprintf("% x", text) }
 
 func errAsymmetric() *Error {
 	return fail("NotImplemented", "Signature Version 4A is not implemented by this proxy.")

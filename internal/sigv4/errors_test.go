@@ -53,6 +53,8 @@ var alteredRequests = []struct {
 	{"unsigned x-amz- header", setHeader("X-Amz-Copy-Source", "/a/b"), "AccessDenied"},
 	{"unsigned x-amz- header, empty", setHeader("X-Amz-Website-Redirect-Location", ""), "AccessDenied"},
 	{"payload hash", setHeader("X-Amz-Content-Sha256", unsignedPayload), "SignatureDoesNotMatch"},
+	{"payload hash of no form", setHeader("X-Amz-Content-Sha256", "invalid"), "InvalidArgument"},
+	{"payload hash of SigV4A", setHeader("X-Amz-Content-Sha256", "STREAMING-AWS4-ECDSA-P256-SHA256-PAYLOAD"), "NotImplemented"},
 	{"payload hash missing", delHeader("X-Amz-Content-Sha256"), "InvalidRequest"},
 	{"payload hash twice", addHeader("X-Amz-Content-Sha256", emptyHash), "InvalidRequest"},
 	{"date missing", delHeader("X-Amz-Date"), "AccessDenied"},
@@ -258,6 +260,7 @@ var alteredURLs = []struct {
 	{"unsigned header", setHeader("X-Amz-Tagging", "a=b"), "AccessDenied"},
 	{"unsigned payload hash", setHeader("X-Amz-Content-Sha256", emptyHash), "AccessDenied"},
 	{"payload hash twice", func(r *http.Request) { r.Header["X-Amz-Content-Sha256"] = []string{unsignedPayload, emptyHash} }, "InvalidRequest"},
+	{"session token twice", func(r *http.Request) { r.Header["X-Amz-Security-Token"] = []string{"a", "b"} }, "InvalidToken"},
 	{"payload hashes differ", func(r *http.Request) {
 		r.URL.RawQuery += "&X-Amz-Content-Sha256=" + unsignedPayload
 		r.Header.Set("X-Amz-Content-Sha256", emptyHash)
@@ -275,7 +278,7 @@ var alteredURLs = []struct {
 	{"signature missing", replaceQuery("X-Amz-Signature=", "Signature="), "AuthorizationQueryParametersError"},
 	{"algorithm", replaceQuery("AWS4-HMAC-SHA256", "AWS4-HMAC-SHA1"), "AuthorizationQueryParametersError"},
 	{"algorithm missing", replaceQuery("X-Amz-Algorithm=", "Algorithm="), "AuthorizationQueryParametersError"},
-	{"SigV4A", replaceQuery("AWS4-HMAC-SHA256", "AWS4-ECDSA-P256-SHA256"), "NotImplemented"},
+	{"SigV4A", replaceQuery("AWS4-HMAC-SHA256", "AWS4-ECDSA-P256-SHA256"), "AuthorizationQueryParametersError"},
 	{"credential", replaceQuery("%2Fs3%2F", "%2Fsts%2F"), "AuthorizationQueryParametersError"},
 	{"date malformed", replaceQuery("X-Amz-Date=2013", "X-Amz-Date=X"), "AuthorizationQueryParametersError"},
 	{"date with a fraction", replaceQuery("T000000Z", "T000000.0Z"), "AuthorizationQueryParametersError"},

@@ -15,14 +15,14 @@ func headerClaim(r *http.Request, authorization string) (*claim, error) {
 	mechanism, rest, ok := strings.Cut(authorization, " ")
 	switch {
 	case !ok:
-		return nil, badAuthorization("Authorization header is invalid -- one and only one ' ' (space) required", authorization)
+		return nil, badAuthorization("Authorization header is invalid -- one and only one ' ' (space) required.", authorization)
 	case mechanism == algorithm:
 	case strings.HasPrefix(mechanism, "AWS4-ECDSA"):
 		return nil, errAsymmetric()
 	case mechanism == "AWS":
 		return nil, errOldSignature()
 	default:
-		return nil, badAuthorization("Unsupported Authorization Type", authorization)
+		return nil, badAuthorization("Unsupported Authorization Type", mechanism)
 	}
 	c := &claim{}
 	parts, err := authorizationParts(rest)
@@ -53,35 +53,41 @@ func headerClaim(r *http.Request, authorization string) (*claim, error) {
 
 // authorizationParts splits "Credential=…, SignedHeaders=…, Signature=…". Some clients leave the spaces out.
 func authorizationParts(text string) (map[string]string, error) {
+	components := strings.Split(text, ",")
+	if len(components) != 3 {
+		return nil, malformedHeader("the authorization header requires three components: Credential, SignedHeaders, and Signature.")
+	}
 	parts := make(map[string]string, 3)
-	for field := range strings.SplitSeq(text, ",") {
-		name, value, ok := strings.Cut(strings.TrimSpace(field), "=")
+	for _, component := range components {
+		component = strings.TrimSpace(component)
+		name, value, ok := strings.Cut(component, "=")
 		if _, twice := parts[name]; !ok || twice {
-			return nil, fail("AuthorizationHeaderMalformed", "The authorization header is malformed; the authorization header requires three components: Credential, SignedHeaders, and Signature.")
+			return nil, malformedHeader("the authorization component \"" + component + "\" is malformed.")
 		}
 		parts[name] = value
 	}
 	for _, name := range []string{"Credential", "SignedHeaders", "Signature"} {
 		if parts[name] == "" {
-			return nil, fail("AuthorizationHeaderMalformed", "The authorization header is malformed; missing "+name+".")
+			return nil, malformedHeader("missing " + name + ".")
 		}
-	}
-	if len(parts) != 3 {
-		return nil, fail("AuthorizationHeaderMalformed", "The authorization header is malformed; the authorization header requires three components: Credential, SignedHeaders, and Signature.")
 	}
 	return parts, nil
 }
 
-// setCredential reads ACCESSKEY/date/region/service/aws4_request. An access key may have slashes, the rest not.
+// setCredential reads ACCESSKEY/date/region/service/aws4_request. An access key may have slashes, the rest not: where the
+// end is wrong, nothing says which of more than five elements is the access key's.
 func (c *claim) setCredential(text string) error {
+	const unclear = "the Credential is mal-formed; expecting \"<YOUR-AKID>/YYYYMMDD/REGION/SERVICE/aws4_request\"."
 	parts := strings.Split(text, "/")
 	n := len(parts) - 4
 	if n < 1 || parts[0] == "" {
-		return malformedCredential(c, "the Credential is mal-formed; expecting \"<YOUR-AKID>/YYYYMMDD/REGION/SERVICE/aws4_request\".")
+		return malformedCredential(c, unclear)
 	}
 	c.accessKey = strings.Join(parts[:n], "/")
 	c.scope = scope{parts[n], parts[n+1], parts[n+2], parts[n+3]}
 	switch {
+	case n > 1 && (c.scope.service != serviceS3 || c.scope.terminator != terminator):
+		return malformedCredential(c, unclear)
 	case c.scope.region == "":
 		return malformedCredential(c, "a non-empty region must be provided in the credential.")
 	case c.scope.service != serviceS3:
@@ -115,7 +121,7 @@ func requestTime(r *http.Request) (time.Time, error) {
 			}
 		}
 	}
-	return time.Time{}, fail("AccessDenied", "AWS authentication requires a valid Date or x-amz-date header")
+	return time.Time{}, fail("AccessDenied", "AWS authentication requires a valid Date or x-amz-date header.")
 }
 
 // parseTime reads a time in timeFormat. time.Parse alone would take fractions of a second, too.

@@ -25,20 +25,24 @@ var payloads = map[string]payload{
 	"STREAMING-UNSIGNED-PAYLOAD-TRAILER":         {chunked: true, trailer: true},
 }
 
-// describePayload reads all that the header says about the payload.
-func (a *Auth) describePayload(r *http.Request, hash string) error {
+// payloadOf reads a value of x-amz-content-sha256.
+func payloadOf(hash string) (payload, error) {
 	known, ok := payloads[hash]
 	switch {
 	case ok:
-		a.payload = known
+		return known, nil
 	case isHexSHA256(hash):
-		a.payload = payload{sha256: hash}
+		return payload{sha256: hash}, nil
 	case strings.HasPrefix(hash, "STREAMING-AWS4-ECDSA"):
-		return errAsymmetric()
-	default:
-		return fail("InvalidArgument", "x-amz-content-sha256 must be UNSIGNED-PAYLOAD, STREAMING-UNSIGNED-PAYLOAD-TRAILER, STREAMING-AWS4-HMAC-SHA256-PAYLOAD, STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER, or a valid sha256 value.",
+		return payload{}, errAsymmetric()
+	default: // in S3's words, though not all of them are to be had here
+		return payload{}, fail("InvalidArgument", "x-amz-content-sha256 must be UNSIGNED-PAYLOAD, STREAMING-UNSIGNED-PAYLOAD-TRAILER, STREAMING-AWS4-HMAC-SHA256-PAYLOAD, STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER, STREAMING-AWS4-ECDSA-P256-SHA256-PAYLOAD, STREAMING-AWS4-ECDSA-P256-SHA256-PAYLOAD-TRAILER or a valid sha256 value.",
 			"ArgumentName", "x-amz-content-sha256", "ArgumentValue", hash)
 	}
+}
+
+// describePayload reads what else the header says about the payload.
+func (a *Auth) describePayload(r *http.Request) error {
 	if err := a.announcedTrailers(r.Header); err != nil {
 		return err
 	}

@@ -53,8 +53,7 @@ func (v *Verifier) VerifyPost(fields map[string]string) (*Post, error) {
 		return nil, fail("InvalidAccessKeyId", "The AWS Access Key Id you provided does not exist in our records.", "AWSAccessKeyId", c.accessKey)
 	}
 	if !genuine {
-		return nil, fail("SignatureDoesNotMatch", "The request signature we calculated does not match the signature you provided. Check your key and signing method.",
-			"AWSAccessKeyId", c.accessKey, "StringToSign", policy, "SignatureProvided", c.signature)
+		return nil, errSignature(c.accessKey, policy, c.signature)
 	}
 	if err := v.checkToken(c); err != nil {
 		return nil, err
@@ -91,7 +90,7 @@ func postClaim(fields map[string]string) (*claim, error) {
 	case strings.HasPrefix(used, "AWS4-ECDSA"):
 		return nil, errAsymmetric()
 	case used != algorithm:
-		return nil, fail("InvalidArgument", "X-Amz-Algorithm only supports \"AWS4-HMAC-SHA256\"", "ArgumentName", "x-amz-algorithm", "ArgumentValue", used)
+		return nil, fail("InvalidArgument", "Only AWS4-HMAC-SHA256 is supported", "ArgumentName", "X-Amz-Algorithm", "ArgumentValue", used)
 	}
 	c := &claim{signature: fields["x-amz-signature"]}
 	if err := c.setCredential(fields["x-amz-credential"]); err != nil {
@@ -100,8 +99,8 @@ func postClaim(fields map[string]string) (*claim, error) {
 	}
 	var err error
 	if c.time, err = parseTime(fields["x-amz-date"]); err != nil {
-		return nil, fail("InvalidArgument", "X-Amz-Date must be in the ISO8601 Long Format \"yyyyMMdd'T'HHmmss'Z'\"",
-			"ArgumentName", "x-amz-date", "ArgumentValue", fields["x-amz-date"])
+		return nil, fail("InvalidArgument", "X-Amz-Date must be formated via ISO8601 Long format", // sic
+			"ArgumentName", "X-Amz-Date", "ArgumentValue", fields["x-amz-date"])
 	}
 	if c.scope.date != c.time.Format(dateFormat) {
 		return nil, fail("InvalidArgument", "Invalid credential date \""+c.scope.date+"\". This date is not the same as X-Amz-Date: \""+c.time.Format(dateFormat)+"\".",
@@ -181,7 +180,7 @@ func (p *Post) CheckLength(n int64) error {
 	for _, r := range p.ranges {
 		switch {
 		case n > r.most:
-			return fail("EntityTooLarge", "Your proposed upload exceeds the maximum allowed size",
+			return fail("EntityTooLarge", "Your proposed upload exceeds the maximum allowed object size.",
 				"ProposedSize", proposed, "MaxSizeAllowed", strconv.FormatInt(r.most, 10))
 		case n < r.least:
 			return fail("EntityTooSmall", "Your proposed upload is smaller than the minimum allowed size",

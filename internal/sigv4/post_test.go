@@ -77,15 +77,20 @@ func TestPostGolden(t *testing.T) {
 	}
 }
 
-// sign signs a policy with the example's key.
+// signPost signs a policy with the example's key.
 func signPost(fields map[string]string, policy string) {
+	signPostField(fields, base64.StdEncoding.EncodeToString([]byte(policy)))
+}
+
+// signPostField is signPost with the policy as it stands in the form.
+func signPostField(fields map[string]string, policy string) {
 	mac := func(key []byte, text string) []byte {
 		h := hmac.New(sha256.New, key)
 		h.Write([]byte(text))
 		return h.Sum(nil)
 	}
 	key := mac(mac(mac(mac([]byte("AWS4"+postSecret), "20151229"), "us-east-1"), "s3"), "aws4_request")
-	fields["policy"] = base64.StdEncoding.EncodeToString([]byte(policy))
+	fields["policy"] = policy
 	fields["x-amz-signature"] = hex.EncodeToString(mac(key, fields["policy"]))
 }
 
@@ -103,46 +108,50 @@ func TestPostIsRefused(t *testing.T) {
 		code    string
 		message string
 	}{
-		"another signature":        {set("x-amz-signature", strings.Repeat("0", 64)), "SignatureDoesNotMatch", ""},
-		"another policy":           {set("policy", base64.StdEncoding.EncodeToString([]byte(postPolicy+" "))), "SignatureDoesNotMatch", ""},
-		"another date of the key":  {set("x-amz-credential", postAccess+"/20151228/us-east-1/s3/aws4_request"), "InvalidArgument", "credential date"},
-		"another region":           {set("x-amz-credential", postAccess+"/20151229/eu-west-1/s3/aws4_request"), "SignatureDoesNotMatch", ""},
-		"another service":          {set("x-amz-credential", postAccess+"/20151229/us-east-1/ec2/aws4_request"), "InvalidArgument", "incorrect service"},
-		"an unknown access key":    {set("x-amz-credential", "AKIDNOBODY/20151229/us-east-1/s3/aws4_request"), "InvalidAccessKeyId", ""},
-		"no credential":            {without("x-amz-credential"), "InvalidArgument", "a field named 'x-amz-credential'"},
-		"no policy":                {without("policy"), "InvalidArgument", "a field named 'policy'"},
-		"no signature":             {without("x-amz-signature"), "InvalidArgument", "a field named 'x-amz-signature'"},
-		"no date":                  {without("x-amz-date"), "InvalidArgument", "a field named 'x-amz-date'"},
-		"no algorithm":             {without("x-amz-algorithm"), "InvalidArgument", "a field named 'x-amz-algorithm'"},
-		"nobody's":                 {func(f map[string]string) { clear(f) }, "AccessDenied", "Access Denied"},
-		"of version 2":             {func(f map[string]string) { clear(f); f["awsaccesskeyid"], f["signature"] = "a", "b" }, "InvalidRequest", ""},
-		"another algorithm":        {set("x-amz-algorithm", "AWS4-HMAC-SHA1"), "InvalidArgument", "only supports"},
-		"an asymmetric signature":  {set("x-amz-algorithm", "AWS4-ECDSA-P256-SHA256"), "NotImplemented", ""},
-		"a date of another form":   {set("x-amz-date", "2015-12-29"), "InvalidArgument", "ISO8601"},
-		"a session token":          {set("x-amz-security-token", "t"), "InvalidToken", ""},
-		"an empty policy":          {policy(""), "InvalidPolicyDocument", "End-of-Input"},
-		"no JSON":                  {policy("x"), "InvalidPolicyDocument", "Invalid JSON"},
-		"null":                     {policy("null"), "InvalidPolicyDocument", "Invalid JSON"},
-		"no object":                {policy("[]"), "InvalidPolicyDocument", "Invalid JSON"},
-		"two documents":            {policy(postPolicy + "{}"), "InvalidPolicyDocument", "Invalid JSON"},
-		"no expiration":            {policy(`{"conditions": []}`), "InvalidPolicyDocument", "missing expiration"},
-		"no conditions":            {policy(`{"expiration": "2015-12-30T12:00:00Z"}`), "InvalidPolicyDocument", "missing conditions"},
-		"an expiration of no form": {policy(`{"expiration": "tomorrow", "conditions": []}`), "InvalidPolicyDocument", "Invalid 'expiration' value: 'tomorrow'"},
-		"something else":           {policy(`{"expiration": "2015-12-30T12:00:00Z", "conditions": [], "x": 1}`), "InvalidPolicyDocument", `Unexpected: "x"`},
-		"conditions twice":         {policy(`{"expiration": "2015-12-30T12:00:00Z", "conditions": [{"key":"a"}], "conditions": []}`), "InvalidPolicyDocument", "Invalid JSON"},
-		"conditions of no list":    {of(`{}`), "InvalidPolicyDocument", "must be a List"},
-		"a condition of no list":   {of(`[true]`), "InvalidPolicyDocument", "must be a List or Object"},
-		"two fields in one":        {of(`[{"a": "b", "c": "d"}]`), "InvalidPolicyDocument", "exactly one property"},
-		"one field twice in one":   {of(`[{"a": "b", "a": "d"}]`), "InvalidPolicyDocument", "exactly one property"},
-		"a number":                 {of(`[{"a": 1}]`), "InvalidPolicyDocument", "must be a string"},
-		"null for a value":         {of(`[{"a": null}]`), "InvalidPolicyDocument", "must be a string"},
-		"no operation":             {of(`[[]]`), "InvalidPolicyDocument", "missing operation"},
-		"an unknown operation":     {of(`[["ends-with", "$key", "x"]]`), "InvalidPolicyDocument", "unknown operation 'ends-with'"},
-		"an argument too many":     {of(`[["eq", "$key", "x", "y"]]`), "InvalidPolicyDocument", "wrong number of arguments"},
-		"a range of words":         {of(`[["content-length-range", "1", "2"]]`), "InvalidPolicyDocument", "Invalid JSON"},
-		"a range of nothing":       {of(`[["content-length-range", null, 2]]`), "InvalidPolicyDocument", "Invalid JSON"},
-		"a field without $":        {of(`[["eq", "key", "x"]]`), "AccessDenied", "Policy Condition failed"},
-		"an expired policy":        {policy(`{"expiration": "2015-12-29T00:00:01Z", "conditions": []}`), "AccessDenied", "Policy expired"},
+		"another signature":         {set("x-amz-signature", strings.Repeat("0", 64)), "SignatureDoesNotMatch", ""},
+		"another policy":            {set("policy", base64.StdEncoding.EncodeToString([]byte(postPolicy+" "))), "SignatureDoesNotMatch", ""},
+		"another date of the key":   {set("x-amz-credential", postAccess+"/20151228/us-east-1/s3/aws4_request"), "InvalidArgument", "credential date"},
+		"another region":            {set("x-amz-credential", postAccess+"/20151229/eu-west-1/s3/aws4_request"), "SignatureDoesNotMatch", ""},
+		"another service":           {set("x-amz-credential", postAccess+"/20151229/us-east-1/ec2/aws4_request"), "InvalidArgument", "incorrect service"},
+		"an unknown access key":     {set("x-amz-credential", "AKIDNOBODY/20151229/us-east-1/s3/aws4_request"), "InvalidAccessKeyId", ""},
+		"no credential":             {without("x-amz-credential"), "InvalidArgument", "a field named 'x-amz-credential'"},
+		"no policy":                 {without("policy"), "InvalidArgument", "a field named 'policy'"},
+		"no signature":              {without("x-amz-signature"), "InvalidArgument", "a field named 'x-amz-signature'"},
+		"no date":                   {without("x-amz-date"), "InvalidArgument", "a field named 'x-amz-date'"},
+		"no algorithm":              {without("x-amz-algorithm"), "InvalidArgument", "a field named 'x-amz-algorithm'"},
+		"nobody's":                  {func(f map[string]string) { clear(f) }, "AccessDenied", "Access Denied"},
+		"of version 2":              {func(f map[string]string) { clear(f); f["awsaccesskeyid"], f["signature"] = "a", "b" }, "InvalidRequest", ""},
+		"another algorithm":         {set("x-amz-algorithm", "AWS4-HMAC-SHA1"), "InvalidArgument", "Only AWS4-HMAC-SHA256 is supported"},
+		"an asymmetric signature":   {set("x-amz-algorithm", "AWS4-ECDSA-P256-SHA256"), "NotImplemented", ""},
+		"a date of another form":    {set("x-amz-date", "2015-12-29"), "InvalidArgument", "X-Amz-Date must be formated via ISO8601 Long format"},
+		"a session token":           {set("x-amz-security-token", "t"), "InvalidToken", ""},
+		"an empty policy":           {policy(""), "InvalidPolicyDocument", "End-of-Input"},
+		"no base64":                 {func(f map[string]string) { signPostField(f, "{}") }, "InvalidPolicyDocument", "invalid Base64 encoding"},
+		"no JSON":                   {policy("x"), "InvalidPolicyDocument", "Invalid JSON"},
+		"null":                      {policy("null"), "InvalidPolicyDocument", "Invalid JSON"},
+		"no object":                 {policy("[]"), "InvalidPolicyDocument", "Invalid JSON"},
+		"two documents":             {policy(postPolicy + "{}"), "InvalidPolicyDocument", "Invalid JSON"},
+		"no expiration":             {policy(`{"conditions": []}`), "InvalidPolicyDocument", "missing expiration"},
+		"no conditions":             {policy(`{"expiration": "2015-12-30T12:00:00Z"}`), "InvalidPolicyDocument", "missing conditions"},
+		"an expiration of no form":  {policy(`{"expiration": "tomorrow", "conditions": []}`), "InvalidPolicyDocument", "Invalid 'expiration' value: 'tomorrow'"},
+		"an expiration of a number": {policy(`{"expiration": 5, "conditions": []}`), "InvalidPolicyDocument", "Invalid JSON"},
+		"something else":            {policy(`{"expiration": "2015-12-30T12:00:00Z", "conditions": [], "x": 1}`), "InvalidPolicyDocument", `Unexpected: "x"`},
+		"conditions twice":          {policy(`{"expiration": "2015-12-30T12:00:00Z", "conditions": [{"key":"a"}], "conditions": []}`), "InvalidPolicyDocument", "Invalid JSON"},
+		"conditions of no list":     {of(`{}`), "InvalidPolicyDocument", "must be a List"},
+		"a condition of no list":    {of(`[true]`), "InvalidPolicyDocument", "must be a List or Object"},
+		"two fields in one":         {of(`[{"a": "b", "c": "d"}]`), "InvalidPolicyDocument", "exactly one property"},
+		"one field twice in one":    {of(`[{"a": "b", "a": "d"}]`), "InvalidPolicyDocument", "exactly one property"},
+		"a number":                  {of(`[{"a": 1}]`), "InvalidPolicyDocument", "must be a string"},
+		"null for a value":          {of(`[{"a": null}]`), "InvalidPolicyDocument", "must be a string"},
+		"no operation":              {of(`[[]]`), "InvalidPolicyDocument", "missing operation"},
+		"an operation of a number":  {of(`[[5, "$key", "x"]]`), "InvalidPolicyDocument", "Invalid JSON"},
+		"a value of a number":       {of(`[["eq", "$key", 5]]`), "InvalidPolicyDocument", "Invalid JSON"},
+		"an unknown operation":      {of(`[["ends-with", "$key", "x"]]`), "InvalidPolicyDocument", "unknown operation 'ends-with'"},
+		"an argument too many":      {of(`[["eq", "$key", "x", "y"]]`), "InvalidPolicyDocument", "wrong number of arguments"},
+		"a range of words":          {of(`[["content-length-range", "1", "2"]]`), "InvalidPolicyDocument", "Invalid JSON"},
+		"a range of nothing":        {of(`[["content-length-range", null, 2]]`), "InvalidPolicyDocument", "Invalid JSON"},
+		"a field without $":         {of(`[["eq", "key", "x"]]`), "AccessDenied", "Policy Condition failed"},
+		"an expired policy":         {policy(`{"expiration": "2015-12-29T00:00:01Z", "conditions": []}`), "AccessDenied", "Policy expired"},
 	} {
 		fields := postExample()
 		row.change(fields)

@@ -22,9 +22,9 @@ func queryClaim(r *http.Request, query []parameter) (*claim, error) {
 	}
 	switch used := values["X-Amz-Algorithm"]; {
 	case strings.HasPrefix(used, "AWS4-ECDSA"):
-		return nil, errAsymmetric()
-	case used != algorithm:
 		return nil, fail("AuthorizationQueryParametersError", "X-Amz-Algorithm only supports \"AWS4-HMAC-SHA256\"")
+	case used != algorithm: // in S3's words, though the second of them is not to be had here
+		return nil, fail("AuthorizationQueryParametersError", "X-Amz-Algorithm only supports \"AWS4-HMAC-SHA256 and AWS4-ECDSA-P256-SHA256\"")
 	}
 	for _, name := range []string{"X-Amz-Credential", "X-Amz-Signature", "X-Amz-Date", "X-Amz-SignedHeaders", "X-Amz-Expires"} {
 		if values[name] == "" {

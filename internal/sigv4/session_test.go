@@ -146,6 +146,7 @@ func TestAnonymousPayload(t *testing.T) {
 		{"two hashes", http.Header{"X-Amz-Content-Sha256": {hexSum("body"), hexSum("body")}}, "InvalidRequest"},
 		{"a session token", http.Header{"X-Amz-Security-Token": {"token"}}, "InvalidToken"},
 		{"no hash", http.Header{"X-Amz-Content-Sha256": {"nonsense"}}, "InvalidArgument"},
+		{"no length", http.Header{"X-Amz-Content-Sha256": {unsignedTrailer}}, "MissingContentLength"},
 	} {
 		r := newRequest(t, http.MethodPut, bucketURL, "/key", "", "body")
 		maps.Copy(r.Header, row.header)

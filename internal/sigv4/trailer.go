@@ -1,6 +1,7 @@
 package sigv4
 
 import (
+	"crypto/sha256"
 	"io"
 	"net/http"
 	"slices"
@@ -69,6 +70,8 @@ func (b *Body) readTrailer() error {
 		case name == signatureName && b.auth.payload.signed:
 			signature, sealed = value, true
 			continue
+		case b.auth.payload.signed && len(b.trailer) > 0 && len(b.trailer) == len(b.auth.trailers):
+			return malformed("the trailer has another line where its signature belongs")
 		case !slices.Contains(b.auth.trailers, name) || b.trailer.Values(name) != nil:
 			return malformedTrailer(name)
 		}
@@ -80,6 +83,9 @@ func (b *Body) readTrailer() error {
 	}
 	if !b.auth.payload.signed {
 		return nil
+	}
+	if len(signature) != sha256.Size*2 {
+		return malformed("the trailer has no x-amz-trailer-signature")
 	}
 	return b.compare("AWS4-HMAC-SHA256-TRAILER\n"+b.auth.date+"\n"+b.auth.scope+"\n"+b.chunk.previous+"\n"+hexSHA256(signed.String()), signature)
 }

@@ -98,6 +98,10 @@ func (v *Verifier) Verify(r *http.Request) (*Auth, error) {
 	if err := checkSigned(r, c); err != nil {
 		return nil, err
 	}
+	described, err := payloadOf(c.hash)
+	if err != nil {
+		return nil, err
+	}
 	canonical, err := canonicalRequest(r, c, rawPath, query)
 	if err != nil {
 		return nil, err
@@ -112,17 +116,16 @@ func (v *Verifier) Verify(r *http.Request) (*Auth, error) {
 		return nil, fail("InvalidAccessKeyId", "The AWS Access Key Id you provided does not exist in our records.", "AWSAccessKeyId", c.accessKey)
 	}
 	if !genuine {
-		return nil, fail("SignatureDoesNotMatch", "The request signature we calculated does not match the signature you provided. Check your key and signing method.",
-			"AWSAccessKeyId", c.accessKey, "StringToSign", toSign, "SignatureProvided", c.signature, "CanonicalRequest", canonical)
+		return nil, errSignature(c.accessKey, toSign, c.signature, "CanonicalRequest", canonical, "CanonicalRequestBytes", hexBytes(canonical))
 	}
 	if err := v.checkToken(c); err != nil {
 		return nil, err
 	}
 	a := &Auth{
-		AccessKey: c.accessKey, Presigned: c.presigned,
+		AccessKey: c.accessKey, Presigned: c.presigned, payload: described,
 		signingKey: key, scope: c.scope.String(), date: c.time.Format(timeFormat), seed: c.signature,
 	}
-	if err := a.describePayload(r, c.hash); err != nil {
+	if err := a.describePayload(r); err != nil {
 		return nil, err
 	}
 	return a, nil
@@ -130,6 +133,9 @@ func (v *Verifier) Verify(r *http.Request) (*Auth, error) {
 
 // DecodedLength is the length in bytes of the payload without its framing, or -1 if the client did not say.
 func (a *Auth) DecodedLength() int64 { return a.length }
+
+// Framed reports whether the payload comes in aws-chunked framing.
+func (a *Auth) Framed() bool { return a.payload.chunked }
 
 // Body returns the payload of the request's body: without aws-chunked framing, and with io.EOF only after length, hash
 // or chunk signatures, and trailer have all been verified. Any other end is an *Error, or the body's own.
@@ -191,7 +197,7 @@ func (v *Verifier) checkTime(c *claim) error {
 		return fail("AccessDenied", "Request is not yet valid", "X-Amz-Date", strconv.FormatInt(c.time.UnixMilli(), 10),
 			"Expires", end.Format(time.RFC3339), "ServerTime", now.UTC().Format(time.RFC3339))
 	case now.After(end):
-		return fail("AccessDenied", "Request has expired", "X-Amz-Expires", seconds(c.lifetime),
+		return fail("AccessDenied", "Request has expired.", "X-Amz-Expires", seconds(c.lifetime),
 			"Expires", end.Format(time.RFC3339), "ServerTime", now.UTC().Format(time.RFC3339))
 	}
 	return nil
@@ -249,6 +255,10 @@ func malformedClaim(c *claim, message string) *Error {
 	if c.presigned {
 		return fail("AuthorizationQueryParametersError", message)
 	}
+	return malformedHeader(message)
+}
+
+func malformedHeader(message string) *Error {
 	return fail("AuthorizationHeaderMalformed", "The authorization header is malformed; "+message)
 }
 
