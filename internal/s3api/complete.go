@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/cmekproxy/cmekproxy/internal/checksum"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
@@ -46,7 +47,7 @@ func (s *Server) completeMultipartUpload(c *call) error {
 	if err := checkObjectSize(c.Header, layout.Size()); err != nil {
 		return err
 	}
-	sum, err := list.checksum(c.Header, layout, func(etag string, a *algorithm, digest []byte) bool {
+	sum, err := list.checksum(c.Header, layout, func(etag string, a *checksum.Algorithm, digest []byte) bool {
 		return s.uploads.differs(c.upload.stored, etag, a, digest)
 	})
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/cmekproxy/cmekproxy/internal/checksum"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
@@ -300,10 +301,10 @@ func (c *call) answerResult(name string, r copyResult) error {
 		LastModified: cmp.Or(r.modified, c.start.UTC().Format(time.RFC3339)),
 		ETag:         `"` + unquote(showETag(`"`+unquote(r.etag)+`"`)) + `"`,
 	}
-	for i := range algorithms {
-		if digest, ok := r.sums[algorithms[i].id]; ok {
+	for _, a := range checksum.All {
+		if digest, ok := r.sums[a.ID]; ok {
 			out.ChecksumType = fullObject
-			out.Sums = append(out.Sums, xmlText{xml.Name{Local: "Checksum" + algorithms[i].name}, checksumText(digest, crypt.FullObject, 0)})
+			out.Sums = append(out.Sums, xmlText{xml.Name{Local: "Checksum" + a.Name}, checksumText(digest, crypt.FullObject, 0)})
 		}
 	}
 	doc, err := xml.Marshal(out)

@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"strconv"
 
+	"github.com/cmekproxy/cmekproxy/internal/checksum"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
@@ -157,10 +158,10 @@ func (s *Server) sayChecksum(c *call, o *stored.Object) error {
 	if err != nil {
 		return err
 	}
-	for i := range algorithms {
-		if digest, ok := sum.Digests[algorithms[i].id]; ok {
+	for _, a := range checksum.All {
+		if digest, ok := sum.Digests[a.ID]; ok {
 			h := c.w.Header()
-			h.Set(algorithms[i].header(), checksumText(digest, sum.Type, sum.Parts))
+			h.Set(a.Header(), checksumText(digest, sum.Type, sum.Parts))
 			h.Set(checksumPrefix+"Type", checksumTypes[sum.Type])
 		}
 	}

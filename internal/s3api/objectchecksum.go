@@ -7,12 +7,13 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/cmekproxy/cmekproxy/internal/checksum"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
 // objectChecksum is the checksum of a multipart object. The zero value is none.
 type objectChecksum struct {
-	algorithm *algorithm
+	algorithm *checksum.Algorithm
 	kind      crypt.ChecksumType
 	digest    []byte // nil in an upload that is only created
 	parts     int
@@ -21,7 +22,7 @@ type objectChecksum struct {
 // headers says which checksum an upload was created with.
 func (o objectChecksum) headers(h http.Header) {
 	if o.algorithm != nil {
-		h.Set(checksumPrefix+"Algorithm", o.algorithm.name)
+		h.Set(checksumPrefix+"Algorithm", o.algorithm.Name)
 		h.Set(checksumPrefix+"Type", checksumTypes[o.kind])
 	}
 }
@@ -31,7 +32,7 @@ func (o objectChecksum) digests() map[crypt.ChecksumID][]byte {
 	if o.digest == nil {
 		return nil
 	}
-	return map[crypt.ChecksumID][]byte{o.algorithm.id: o.digest}
+	return map[crypt.ChecksumID][]byte{o.algorithm.ID: o.digest}
 }
 
 func (o objectChecksum) text() string { return checksumText(o.digest, o.kind, o.parts) }
@@ -41,7 +42,7 @@ func (o objectChecksum) xml() []byte {
 	if o.digest == nil {
 		return nil
 	}
-	name := o.algorithm.name
+	name := o.algorithm.Name
 	return fmt.Appendf(nil, "<Checksum%s>%s</Checksum%s><ChecksumType>%s</ChecksumType>", name, o.text(), name, checksumTypes[o.kind])
 }
 
@@ -55,7 +56,7 @@ func uploadChecksum(h http.Header) (objectChecksum, error) {
 		}
 		return objectChecksum{}, nil
 	}
-	a := algorithmOf(checksumPrefix + name)
+	a := checksum.Named(name)
 	if a == nil {
 		return objectChecksum{}, badRequest("InvalidRequest", "Checksum algorithm provided is unsupported. Please try again with any of the valid types: ["+supported()+"]")
 	}
@@ -70,9 +71,9 @@ func (o objectChecksum) checkPart(part *checksums) error {
 	}
 	actual := "null"
 	if part.algorithm != nil {
-		actual = strings.ToLower(part.algorithm.name)
+		actual = strings.ToLower(part.algorithm.Name)
 	}
-	return badRequest("InvalidRequest", "Checksum Type mismatch occurred, expected checksum Type: "+strings.ToLower(o.algorithm.name)+", actual checksum Type: "+actual)
+	return badRequest("InvalidRequest", "Checksum Type mismatch occurred, expected checksum Type: "+strings.ToLower(o.algorithm.Name)+", actual checksum Type: "+actual)
 }
 
 // checkType refuses another type than that which the upload was created with.
@@ -88,25 +89,25 @@ func (o objectChecksum) checkType(h http.Header) error {
 }
 
 // objectChecksumOf checks that the algorithm can be of the type; "" stands for its default.
-func objectChecksumOf(a *algorithm, kind string) (objectChecksum, error) {
+func objectChecksumOf(a *checksum.Algorithm, kind string) (objectChecksum, error) {
 	o := objectChecksum{algorithm: a}
 	kind = strings.ToUpper(kind)
 	switch {
 	case kind != "" && kind != composite && kind != fullObject:
 		return o, badRequest("InvalidRequest", "Value for x-amz-checksum-type header is invalid.")
-	case kind == composite && a.id != crypt.CRC64NVME, kind == "" && a.id != crypt.CRC64NVME:
+	case kind == composite && a.ID != crypt.CRC64NVME, kind == "" && a.ID != crypt.CRC64NVME:
 		o.kind = crypt.Composite
-	case kind == fullObject && a.polynomial != 0, kind == "":
+	case kind == fullObject && a.IsCRC(), kind == "":
 		o.kind = crypt.FullObject
 	default:
-		return o, badRequest("InvalidRequest", fmt.Sprintf("The %s checksum type cannot be used with the %s checksum algorithm.", kind, strings.ToLower(a.name)))
+		return o, badRequest("InvalidRequest", fmt.Sprintf("The %s checksum type cannot be used with the %s checksum algorithm.", kind, strings.ToLower(a.Name)))
 	}
 	return o, nil
 }
 
 // checksum computes the object's checksum from those of the parts, which were each verified when the part came, and
 // compares it with what the client says of the whole. differs reports whether a part is known to have another one.
-func (list *completion) checksum(h http.Header, layout crypt.Layout, differs func(etag string, a *algorithm, digest []byte) bool) (objectChecksum, error) {
+func (list *completion) checksum(h http.Header, layout crypt.Layout, differs func(etag string, a *checksum.Algorithm, digest []byte) bool) (objectChecksum, error) {
 	said, a, err := saidOfObject(h)
 	if err != nil {
 		return objectChecksum{}, err
@@ -119,7 +120,7 @@ func (list *completion) checksum(h http.Header, layout crypt.Layout, differs fun
 	case of == nil && a == nil:
 		return objectChecksum{}, nil
 	case of == nil:
-		return objectChecksum{}, badRequest("InvalidRequest", "The complete request must include the checksum for each part: without them the proxy cannot verify the "+strings.ToLower(a.name)+" of the object.")
+		return objectChecksum{}, badRequest("InvalidRequest", "The complete request must include the checksum for each part: without them the proxy cannot verify the "+strings.ToLower(a.Name)+" of the object.")
 	case a != nil && a != of:
 		return objectChecksum{}, badRequest("InvalidRequest", "The checksums of the parts and of the object are of different algorithms.")
 	}
@@ -130,11 +131,11 @@ func (list *completion) checksum(h http.Header, layout crypt.Layout, differs fun
 	}
 	kind := h.Get(checksumPrefix + "Type")
 	if a != nil {
-		if _, err := a.decode(strings.TrimSuffix(said, "-"+strconv.Itoa(len(digests)))); err != nil {
+		if _, err := decodeChecksum(a, strings.TrimSuffix(said, "-"+strconv.Itoa(len(digests)))); err != nil {
 			return objectChecksum{}, err
 		}
 	}
-	if kind == "" && said != "" && of.polynomial != 0 && !strings.Contains(said, "-") {
+	if kind == "" && said != "" && of.IsCRC() && !strings.Contains(said, "-") {
 		kind = fullObject
 	}
 	o, err := objectChecksumOf(of, kind)
@@ -143,112 +144,70 @@ func (list *completion) checksum(h http.Header, layout crypt.Layout, differs fun
 	}
 	o.parts = len(digests)
 	if o.kind == crypt.Composite {
-		sum := of.new()
+		sum := of.New()
 		sum.Write(bytes.Join(digests, nil))
 		o.digest = sum.Sum(nil)
 	} else {
-		o.digest = of.combine(digests, layout)
+		o.digest = combine(of, digests, layout)
 	}
 	if said != "" && said != o.text() && said+"-"+strconv.Itoa(o.parts) != o.text() {
-		return o, badRequest("BadDigest", "The "+of.name+" you specified did not match the calculated checksum.")
+		return o, badRequest("BadDigest", "The "+of.Name+" you specified did not match the calculated checksum.")
 	}
 	return o, nil
 }
 
 // saidOfObject is the x-amz-checksum-* header of CompleteMultipartUpload.
-func saidOfObject(h http.Header) (said string, a *algorithm, err error) {
-	for i := range algorithms {
-		value := h.Get(algorithms[i].header())
+func saidOfObject(h http.Header) (said string, a *checksum.Algorithm, err error) {
+	for _, one := range checksum.All {
+		value := h.Get(one.Header())
 		if value == "" {
 			continue
 		}
 		if a != nil {
 			return "", nil, badRequest("InvalidRequest", "Expecting a single x-amz-checksum- header")
 		}
-		said, a = value, &algorithms[i]
+		said, a = value, one
 	}
 	return said, a, nil
 }
 
 // digests are the checksums of the parts, all of one algorithm; nil if there are none.
-func (list *completion) digests() ([][]byte, *algorithm, error) {
+func (list *completion) digests() ([][]byte, *checksum.Algorithm, error) {
 	var out [][]byte
-	var of *algorithm
+	var of *checksum.Algorithm
 	for i := range list.Parts {
 		p := &list.Parts[i]
 		for j, text := range p.checksums() {
 			if text == "" {
 				continue
 			}
-			digest, err := algorithms[j].decode(text)
+			digest, err := decodeChecksum(checksum.All[j], text)
 			if err != nil || len(out) > i {
 				return nil, nil, badRequest("InvalidArgument", "The checksum of part "+strconv.Itoa(p.PartNumber)+" is not valid, or there are several of it.")
 			}
-			if of != nil && of != &algorithms[j] {
+			if of != nil && of != checksum.All[j] {
 				return nil, nil, badRequest("BadDigest", "The checksum of part "+strconv.Itoa(p.PartNumber)+" is of another algorithm than that of the parts before it.")
 			}
-			out, of = append(out, digest), &algorithms[j]
+			out, of = append(out, digest), checksum.All[j]
 		}
 		if of != nil && len(out) != i+1 {
-			return nil, nil, badRequest("InvalidRequest", fmt.Sprintf("The upload was created using a %s checksum. The complete request must include the checksum for each part. It was missing for part %d in the request.", strings.ToLower(of.name), p.PartNumber))
+			return nil, nil, badRequest("InvalidRequest", fmt.Sprintf("The upload was created using a %s checksum. The complete request must include the checksum for each part. It was missing for part %d in the request.", strings.ToLower(of.Name), p.PartNumber))
 		}
 	}
 	return out, of, nil
 }
 
-// checksums are the values by algorithm, as algorithms has them.
+// checksums are the values by algorithm, as checksum.All has them.
 func (p *completionPart) checksums() []string {
 	return []string{p.CRC32, p.CRC32C, p.CRC64NVME, p.SHA1, p.SHA256, p.SHA512, p.MD5, p.XXHash64, p.XXHash3, p.XXHash128}
 }
 
 // combine computes the CRC of the whole from those of the parts.
-func (a *algorithm) combine(digests [][]byte, layout crypt.Layout) []byte {
-	width := 8 * a.id.Size()
-	var sum uint64
-	for i, digest := range digests {
-		at, _ := layout.At(i)
-		var crc uint64
-		for _, b := range digest {
-			crc = crc<<8 | uint64(b)
-		}
-		sum = appendCRC(sum, crc, at.Size, a.polynomial, width)
+func combine(a *checksum.Algorithm, digests [][]byte, layout crypt.Layout) []byte {
+	sum := digests[0]
+	for i, digest := range digests[1:] {
+		at, _ := layout.At(i + 1)
+		sum = a.Append(sum, digest, at.Size)
 	}
-	out := make([]byte, a.id.Size())
-	for i := range out {
-		out[i] = byte(sum >> (width - 8*(i+1))) //nolint:gosec // the low byte is what is meant
-	}
-	return out
-}
-
-// appendCRC returns the CRC of A followed by B, from theirs and B's length in bytes. Appending a zero bit multiplies a
-// CRC by x modulo the polynomial, so appending n bytes multiplies it by x^(8n): the exponent is taken bit by bit.
-// CRCs and polynomial are reflected: the highest power is the lowest bit.
-func appendCRC(a, b uint64, length int64, polynomial uint64, width int) uint64 {
-	square := uint64(1) << (width - 2) // x
-	for range 3 {
-		square = multiplyCRC(square, square, polynomial, width) // x^8
-	}
-	for ; length > 0; length >>= 1 {
-		if length&1 != 0 {
-			a = multiplyCRC(a, square, polynomial, width)
-		}
-		square = multiplyCRC(square, square, polynomial, width)
-	}
-	return a ^ b
-}
-
-// multiplyCRC multiplies two polynomials modulo the CRC's.
-func multiplyCRC(a, b, polynomial uint64, width int) uint64 {
-	var product uint64
-	for bit := uint64(1) << (width - 1); bit != 0; bit >>= 1 {
-		if a&bit != 0 {
-			product ^= b
-		}
-		if b&1 != 0 {
-			b = b>>1 ^ polynomial
-		} else {
-			b >>= 1
-		}
-	}
-	return product
+	return sum
 }

@@ -6,6 +6,7 @@ import (
 
 	lru "github.com/hashicorp/golang-lru/v2"
 
+	"github.com/cmekproxy/cmekproxy/internal/checksum"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 )
@@ -23,7 +24,7 @@ type uploadKeys struct {
 
 // partSum is the checksum that a part came with.
 type partSum struct {
-	algorithm *algorithm
+	algorithm *checksum.Algorithm
 	digest    string
 }
 
@@ -61,7 +62,7 @@ func (u *uploadKeys) keepSum(upload, etag string, sums *checksums) {
 }
 
 // differs reports whether a part is known to have come with another checksum.
-func (u *uploadKeys) differs(upload, etag string, a *algorithm, digest []byte) bool {
+func (u *uploadKeys) differs(upload, etag string, a *checksum.Algorithm, digest []byte) bool {
 	sum, ok := u.sums.Get(upload + " " + etag)
 	return ok && (sum.algorithm != a || sum.digest != string(digest))
 }
