@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"crypto/md5" //nolint:gosec // Content-MD5 is S3's
 	"encoding/base64"
+	"encoding/hex"
 	"hash"
 	"io"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -19,15 +21,6 @@ const (
 	fullObject     = "FULL_OBJECT" // the checksum type of an object that was put whole
 	composite      = "COMPOSITE"   // of the checksums of the parts
 )
-
-// supported are the names of the algorithms, for messages.
-func supported() string {
-	var names []string
-	for _, a := range checksum.All {
-		names = append(names, a.Name)
-	}
-	return strings.Join(names, ", ")
-}
 
 // checksums is what a client says about its payload besides the signature: Content-MD5, and one x-amz-checksum-*, in a
 // header or announced for the trailer. Only what is said is computed.
@@ -43,7 +36,7 @@ func newChecksums(h http.Header) (*checksums, error) {
 	if values := h.Values("Content-Md5"); len(values) > 0 {
 		sum, err := base64.StdEncoding.DecodeString(values[0])
 		if err != nil || len(sum) != md5.Size || len(values) > 1 {
-			return nil, badRequest("InvalidDigest", "The Content-MD5 you specified is not valid.")
+			return nil, &Error{Code: "InvalidDigest", Message: "The Content-Md5 you specified is not valid.", Details: [][2]string{{"Content-MD5", values[0]}}}
 		}
 		c.md5 = sum
 	}
@@ -56,17 +49,23 @@ func newChecksums(h http.Header) (*checksums, error) {
 			continue
 		}
 		a := checksum.OfHeader(name)
-		if a == nil || len(values) > 1 || c.algorithm != nil {
-			return nil, badRequest("InvalidRequest", "Expecting a single x-amz-checksum- header")
+		if a == nil {
+			return nil, badRequest("InvalidRequest", "The algorithm type you specified in x-amz-checksum- header is invalid.")
 		}
-		var err error
-		if c.digest, err = decodeChecksum(a, values[0]); err != nil {
-			return nil, err
+		if len(values) > 1 || c.algorithm != nil {
+			return nil, severalChecksums()
 		}
 		c.algorithm = a
 	}
+	given := c.algorithm
 	if err := c.announced(h); err != nil {
 		return nil, err
+	}
+	if given != nil {
+		var err error
+		if c.digest, err = decodeChecksum(given, h.Get(given.Header())); err != nil {
+			return nil, err
+		}
 	}
 	for _, name := range []string{"X-Amz-Sdk-Checksum-Algorithm", checksumPrefix + "Algorithm"} {
 		if want := h.Get(name); want != "" && c.algorithm != nil && !strings.EqualFold(want, c.algorithm.Name) {
@@ -88,12 +87,30 @@ func (c *checksums) announced(h http.Header) error {
 				return badRequest("InvalidRequest", "The value specified in the x-amz-trailer header is not supported")
 			}
 			if c.algorithm != nil {
-				return badRequest("InvalidRequest", "Expecting a single x-amz-checksum- header")
+				return severalChecksums()
 			}
 			c.algorithm = a
 		}
 	}
 	return nil
+}
+
+func severalChecksums() *Error {
+	return badRequest("InvalidRequest", "Expecting a single x-amz-checksum- header. Multiple checksum Types are not allowed.")
+}
+
+// algorithmNamed finds the algorithm that a client names; nil for "".
+func algorithmNamed(name string) (*checksum.Algorithm, error) {
+	a := checksum.Named(name)
+	if a != nil || name == "" {
+		return a, nil
+	}
+	var names []string
+	for _, a := range checksum.All {
+		names = append(names, a.Name)
+	}
+	slices.Sort(names)
+	return nil, badRequest("InvalidRequest", "Checksum algorithm provided is unsupported. Please try again with any of the valid types: ["+strings.Join(names, ", ")+"]")
 }
 
 func decodeChecksum(a *checksum.Algorithm, text string) ([]byte, error) {
@@ -162,11 +179,19 @@ func (c *checksums) reader(src io.Reader, trailer func() http.Header) io.Reader 
 	return v
 }
 
+// computing returns a reader of src that finds out the checksum which the client has not said. It is known once src has
+// ended.
+func (c *checksums) computing(a *checksum.Algorithm, src io.Reader) io.Reader {
+	c.algorithm = a
+	return &verifier{src: src, said: c, sum: a.New(), computes: true}
+}
+
 type verifier struct {
 	src      io.Reader
 	said     *checksums
 	trailer  func() http.Header
 	md5, sum hash.Hash // nil if not wanted
+	computes bool      // there is nothing to compare sum with
 	end      error     // set once src has ended
 }
 
@@ -193,10 +218,19 @@ func (v *verifier) Read(p []byte) (int, error) {
 }
 
 func (v *verifier) verify() error {
-	if v.md5 != nil && !bytes.Equal(v.md5.Sum(nil), v.said.md5) {
-		return badRequest("BadDigest", "The Content-MD5 you specified did not match what we received.")
+	if v.md5 != nil {
+		if sum := v.md5.Sum(nil); !bytes.Equal(sum, v.said.md5) {
+			return &Error{
+				Code: "BadDigest", Message: "The Content-MD5 you specified did not match what we received.",
+				Details: [][2]string{{"ExpectedDigest", hex.EncodeToString(v.said.md5)}, {"CalculatedDigest", checksum.Encode(sum)}},
+			}
+		}
 	}
 	if v.sum == nil {
+		return nil
+	}
+	if v.computes {
+		v.said.digest = v.sum.Sum(nil)
 		return nil
 	}
 	a := v.said.algorithm
@@ -206,9 +240,9 @@ func (v *verifier) verify() error {
 		if len(values) != 1 {
 			return badRequest("MalformedTrailerError", "The request contained trailing data that was not well-formed or did not conform to our published schema.")
 		}
-		var err error
-		if want, err = decodeChecksum(a, values[0]); err != nil {
-			return err
+		var ok bool
+		if want, ok = a.Decode(values[0]); !ok {
+			return badRequest("InvalidRequest", "Value for "+strings.ToLower(a.Header())+" trailing header is invalid.")
 		}
 		v.said.digest = want
 	}

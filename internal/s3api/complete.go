@@ -7,12 +7,12 @@ import (
 	"fmt"
 	"html"
 	"io"
+	"math"
 	"net/http"
 	"net/url"
 	"strconv"
 	"strings"
 
-	"github.com/cmekproxy/cmekproxy/internal/checksum"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
@@ -30,7 +30,12 @@ func (s *Server) completeMultipartUpload(c *call) error {
 	if err != nil {
 		return err
 	}
-	if err := s.uploads.sum(c.uploadID()).checkType(c.Header); err != nil {
+	said, err := saidOfObject(c.Header)
+	if err != nil {
+		return err
+	}
+	created := s.uploads.sum(c.uploadID())
+	if err := created.checkType(said); err != nil {
 		return err
 	}
 	have, err := s.storedParts(c)
@@ -47,9 +52,7 @@ func (s *Server) completeMultipartUpload(c *call) error {
 	if err := checkObjectSize(c.Header, layout.Size()); err != nil {
 		return err
 	}
-	sum, err := list.checksum(c.Header, layout, func(etag string, a *checksum.Algorithm, digest []byte) bool {
-		return s.uploads.differs(c.upload.stored, etag, a, digest)
-	})
+	sum, err := list.checksum(said, layout, created, func(etag string) (partSum, bool) { return s.uploads.partSum(c.upload.stored, etag) })
 	if err != nil {
 		return err
 	}
@@ -84,8 +87,20 @@ type completionPart struct {
 	Unknown    []unknownElement `xml:",any"`
 }
 
+// noNumber is the PartNumber of a part that has none.
+const noNumber = math.MinInt
+
+// UnmarshalXML tells a part without a number from one with the number 0.
+func (p *completionPart) UnmarshalXML(d *xml.Decoder, start xml.StartElement) error {
+	type plain completionPart
+	part := plain{PartNumber: noNumber}
+	err := d.DecodeElement(&part, &start)
+	*p = completionPart(part)
+	return err
+}
+
 func parseCompletion(body []byte) (*completion, error) {
-	malformed := badRequest("MalformedXML", "The XML you provided was not well-formed or did not validate against our published schema")
+	malformed := badRequest("MalformedXML", "The XML you provided was not well-formed or did not validate against our published schema.")
 	var list completion
 	if err := xml.Unmarshal(body, &list); err != nil || len(list.Parts) == 0 || len(list.Parts) > crypt.MaxPartNumber {
 		return nil, malformed
@@ -96,9 +111,11 @@ func parseCompletion(body []byte) (*completion, error) {
 			return nil, notImplemented("The element " + list.Unknown[0].XMLName.Local + " of CompleteMultipartUpload")
 		case len(p.Unknown) > 0:
 			return nil, notImplemented("The element " + p.Unknown[0].XMLName.Local + " of CompleteMultipartUpload")
-		case p.ETag == "":
+		case p.ETag == "" || p.PartNumber == noNumber:
 			return nil, malformed
-		case p.PartNumber < 1 || p.PartNumber > crypt.MaxPartNumber:
+		case p.PartNumber < 1:
+			return nil, invalidArgument("PartNumber must be >= 1", "PartNumber", strconv.Itoa(p.PartNumber))
+		case p.PartNumber > crypt.MaxPartNumber:
 			_, err := partNumber(strconv.Itoa(p.PartNumber))
 			return nil, err
 		case i > 0 && p.PartNumber <= list.Parts[i-1].PartNumber:
@@ -147,8 +164,14 @@ func checkObjectSize(h http.Header, size int64) error {
 	if said == "" {
 		return nil
 	}
-	if n, err := strconv.ParseInt(said, 10, 64); err != nil || n != size {
-		return badRequest("InvalidRequest", fmt.Sprintf("The provided 'x-amz-mp-object-size' header value %.20q does not match what was computed: %d", said, size))
+	n, err := strconv.ParseInt(said, 10, 64)
+	switch {
+	case err != nil:
+		return badRequest("InvalidRequest", fmt.Sprintf("Value for x-amz-mp-object-size header is invalid: '%.20s'", said))
+	case n < 0:
+		return badRequest("InvalidRequest", fmt.Sprintf("Value for x-amz-mp-object-size header is less than zero: '%d'", n))
+	case n != size:
+		return badRequest("InvalidRequest", fmt.Sprintf("The provided 'x-amz-mp-object-size' header value %d does not match what was computed: %d", n, size))
 	}
 	return nil
 }
@@ -259,9 +282,7 @@ func lateError(body []byte) *Error {
 func (c *call) answerCompleted(header http.Header, body []byte, sum objectChecksum, keyID string) error {
 	body = replace(withoutChecksums(body), "Location", func(string) string { return escapeXML(c.ownURL()) })
 	body = replace(body, "ETag", showETagXML)
-	if end := bytes.LastIndex(body, []byte("</CompleteMultipartUploadResult>")); end >= 0 {
-		body = bytes.Join([][]byte{body[:end], sum.xml(), body[end:]}, nil)
-	}
+	body = appendTo(body, "CompleteMultipartUploadResult", sum.xml())
 	c.copyHeader(header)
 	c.sayEncrypted(keyID)
 	return c.answerXML(body)

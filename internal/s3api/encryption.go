@@ -112,5 +112,5 @@ func noSuchBucket(c *call, err error) error {
 	if !errors.As(err, &answer) || answer.Code != notFound {
 		return err
 	}
-	return &Error{Code: "NoSuchBucket", Message: "The specified bucket does not exist", Details: [][2]string{{"BucketName", c.bucket}}, status: http.StatusNotFound, cause: err}
+	return &Error{Code: "NoSuchBucket", Message: "The specified bucket does not exist.", Details: [][2]string{{"BucketName", c.bucket}}, status: http.StatusNotFound, cause: err}
 }

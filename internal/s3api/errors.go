@@ -107,6 +107,11 @@ var errIdle = errors.New("no byte moved within limits.idle_timeout")
 
 func badRequest(code, message string) *Error { return &Error{Code: code, Message: message} }
 
+// invalidArgument refuses the value of a parameter, a header or an element.
+func invalidArgument(message, name, value string) *Error {
+	return &Error{Code: "InvalidArgument", Message: message, Details: [][2]string{{"ArgumentName", name}, {"ArgumentValue", value}}}
+}
+
 func notImplemented(what string) *Error {
 	return &Error{Code: "NotImplemented", Message: what + " is not implemented by this proxy, and refused because it could change what the request means."}
 }
