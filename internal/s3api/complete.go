@@ -30,6 +30,7 @@ func (s *Server) completeMultipartUpload(c *call) error {
 	if err != nil {
 		return err
 	}
+	list.upload = c.upload.shown
 	said, err := saidOfObject(c.Header)
 	if err != nil {
 		return err
@@ -69,6 +70,8 @@ type completion struct {
 	Xmlns   string           `xml:"xmlns,attr,omitempty"`
 	Parts   []completionPart `xml:"Part"`
 	Unknown []unknownElement `xml:",any"`
+
+	upload string // the client's id
 }
 
 type completionPart struct {
@@ -125,10 +128,10 @@ func parseCompletion(body []byte) (*completion, error) {
 	return &list, nil
 }
 
-func (p *completionPart) invalid() *Error {
+func (list *completion) invalid(p *completionPart) *Error {
 	return &Error{
 		Code: "InvalidPart", Message: "One or more of the specified parts could not be found.  The part may not have been uploaded, or the specified entity tag may not match the part's entity tag.",
-		Details: [][2]string{{"PartNumber", strconv.Itoa(p.PartNumber)}, {"ETag", p.ETag}},
+		Details: [][2]string{{"UploadId", list.upload}, {"PartNumber", strconv.Itoa(p.PartNumber)}, {"ETag", p.ETag}},
 	}
 }
 
@@ -139,7 +142,7 @@ func (list *completion) match(have map[int]listedPart) (crypt.Layout, error) {
 		p := &list.Parts[i]
 		stored, ok := have[p.PartNumber]
 		if !ok || unquote(storedETags(p.ETag)) != stored.etag || stored.size < 0 {
-			return nil, p.invalid()
+			return nil, list.invalid(p)
 		}
 		if stored.size < crypt.MinPartSize && i < len(list.Parts)-1 {
 			return nil, &Error{

@@ -230,7 +230,7 @@ func (list *completion) digests(created objectChecksum, known func(etag string) 
 		case sum.algorithm != of:
 			return nil, nil, badRequest("BadDigest", fmt.Sprintf("The %s you specified for part %d did not match what we received.", strings.ToLower(sum.algorithm.Name), p.PartNumber))
 		case ok && have != sum:
-			return nil, nil, p.invalid()
+			return nil, nil, list.invalid(p)
 		}
 		out = append(out, []byte(sum.digest))
 	}

@@ -210,6 +210,11 @@ func TestCompletionsWithWrongChecksums(t *testing.T) {
 	if a := p.send(request{method: "POST", path: "/" + p.bucket + "/k?uploadId=" + m.id, body: doc}); a.Code != "MalformedXML" {
 		t.Errorf("a part without a number: %d %s", a.StatusCode, a.body)
 	}
+	doc = []byte("<CompleteMultipartUpload><Part><PartNumber>1</PartNumber><ETag>none</ETag></Part></CompleteMultipartUpload>")
+	a := p.send(request{method: "POST", path: "/" + p.bucket + "/k?uploadId=" + m.id, body: doc})
+	if want := "<UploadId>" + m.id + "</UploadId><PartNumber>1</PartNumber><ETag>none</ETag>"; a.Code != "InvalidPart" || !bytes.Contains(a.body, []byte(want)) {
+		t.Errorf("another part: %d %s", a.StatusCode, a.body)
+	}
 	out := m.mustComplete() // the type is the upload's
 	if out.ChecksumCRC32 == nil || out.ChecksumType != types.ChecksumTypeComposite {
 		t.Errorf("%+v", out)
