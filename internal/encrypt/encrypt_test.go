@@ -18,6 +18,7 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/credentials"
 
+	"github.com/cmekproxy/cmekproxy/internal/checksum"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/dekcache"
 	"github.com/cmekproxy/cmekproxy/internal/encrypt"
@@ -281,18 +282,72 @@ func TestAFaultThatPasses(t *testing.T) {
 	}
 }
 
+// All the checksums that the store has of the whole are kept, also where a part has to be read twice for them.
+func TestChecksumsAreKept(t *testing.T) {
+	for name, sizes := range map[string][]int{"whole": {300_000}, "in parts": {5 * mib, 5 * mib}} {
+		l := newLab(t, localKey(t), sizes...)
+		faults := 0
+		l.cfg.Send = func(r *http.Request) (*http.Response, error) {
+			resp, err := send(r)
+			if err == nil && isPlain(r) {
+				if faults++; faults == 2 {
+					resp.Body = &cut{resp.Body, 200_001}
+				}
+			}
+			if err == nil && r.Method == http.MethodHead {
+				resp.Header.Set("X-Amz-Checksum-Type", "FULL_OBJECT")
+				for _, a := range checksum.All {
+					resp.Header.Set(a.Header(), checksum.Encode(sum(a, l.text)))
+				}
+			}
+			return resp, err
+		}
+		if r := l.encrypt(); r.Outcome != walk.Done || r.Err != nil {
+			t.Fatalf("%s: %+v", name, r)
+		}
+		l.is(true)
+		if len(sizes) > 1 && faults < 3 {
+			t.Errorf("%s: no part was read twice", name)
+		}
+		s := &stored.Store{Send: send, Cache: stored.NewCache(), Open: l.cfg.Check}
+		q := stored.Request{Object: crypt.Object{Bucket: bucket, Key: l.key}}
+		o, err := s.Head(t.Context(), q)
+		if err == nil {
+			err = s.Survey(t.Context(), q, o)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		kept, err := o.Checksum(t.Context())
+		if err != nil || kept.Type != crypt.FullObject {
+			t.Errorf("%s: type %d, %v", name, kept.Type, err)
+		}
+		for _, a := range checksum.All {
+			if !bytes.Equal(kept.Digests[a.ID], sum(a, l.text)) {
+				t.Errorf("%s: %s is %x", name, a.Name, kept.Digests[a.ID])
+			}
+		}
+	}
+}
+
+func sum(a *checksum.Algorithm, text []byte) []byte {
+	h := a.New()
+	h.Write(text)
+	return h.Sum(nil)
+}
+
 // What comes out of the store otherwise than it went in is not sealed.
 func TestADamagedSource(t *testing.T) {
 	for name, sizes := range sizes {
 		l := newLab(t, localKey(t), sizes...)
-		header := "X-Amz-Checksum-Crc32"
+		header := "X-Amz-Checksum-Xxhash128"
 		l.cfg.Send = func(r *http.Request) (*http.Response, error) {
 			resp, err := send(r)
 			if err == nil && isPlain(r) {
 				resp.Body = &flipped{resp.Body, 77}
 			}
 			if err == nil && r.Method == http.MethodHead && len(sizes) > 1 {
-				resp.Header.Set(header, "AAAAAA==")
+				resp.Header.Set(header, "AAAAAAAAAAAAAAAAAAAAAA==")
 				resp.Header.Set("X-Amz-Checksum-Type", "FULL_OBJECT")
 			}
 			return resp, err

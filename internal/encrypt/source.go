@@ -3,22 +3,17 @@ package encrypt
 import (
 	"bytes"
 	"context"
-	"crypto/md5"  //nolint:gosec // what stores take for an ETag
-	"crypto/sha1" //nolint:gosec // x-amz-checksum-sha1 is S3's
+	"crypto/md5" //nolint:gosec // what stores take for an ETag
 	"crypto/sha256"
-	"encoding"
-	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"hash"
-	"hash/crc32"
 	"io"
 	"net/http"
 	"strings"
 
-	"github.com/minio/crc64nvme"
-
+	"github.com/cmekproxy/cmekproxy/internal/checksum"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/inplace"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
@@ -34,13 +29,13 @@ type original struct {
 }
 
 func newOriginal(obj crypt.Object, seen *stored.Seen, etagIsMD5 bool) *original { //nolint:revive // what the store can do, and no mode of this
-	o := &original{obj: obj, have: seen.Header, stored: seen.ETag, size: seen.Stored, sums: &sums{whole: sha256.New()}}
+	o := &original{obj: obj, have: seen.Header, stored: seen.ETag, size: seen.Stored, sums: &sums{whole: sha256.New().(hash.Cloner)}}
 	kind := seen.Header.Get("X-Amz-Checksum-Type")
 	if kind == "FULL_OBJECT" || kind == "" && seen.Parts < 0 {
-		for id, algorithm := range algorithms {
-			want, err := base64.StdEncoding.DecodeString(seen.Header.Get("X-Amz-Checksum-" + algorithm.name))
-			if err == nil && len(want) > 0 {
-				o.sums.said = append(o.sums.said, said{algorithm.name, id, algorithm.new(), want})
+		for _, a := range checksum.All {
+			if text := seen.Header.Get(a.Header()); text != "" {
+				want, _ := a.Decode(text) // what cannot be one is that of no object
+				o.sums.said = append(o.sums.said, said{a.Name, a.ID, a.New(), want})
 			}
 		}
 	}
@@ -48,21 +43,9 @@ func newOriginal(obj crypt.Object, seen *stored.Seen, etagIsMD5 bool) *original 
 	sse := seen.Header.Get("X-Amz-Server-Side-Encryption")
 	md5OfETag, err := hex.DecodeString(strings.Trim(seen.ETag, `"`))
 	if etagIsMD5 && (sse == "" || sse == "AES256") && err == nil && len(md5OfETag) == md5.Size {
-		o.sums.said = append(o.sums.said, said{"ETag", 0, md5.New(), md5OfETag}) //nolint:gosec // as above
+		o.sums.said = append(o.sums.said, said{"ETag", 0, md5.New().(hash.Cloner), md5OfETag}) //nolint:gosec // as above
 	}
 	return o
-}
-
-// algorithms are S3's, by the names in headers.
-var algorithms = map[crypt.ChecksumID]struct {
-	name string
-	new  func() hash.Hash
-}{
-	crypt.CRC32:     {"Crc32", func() hash.Hash { return crc32.NewIEEE() }},
-	crypt.CRC32C:    {"Crc32c", func() hash.Hash { return crc32.New(crc32.MakeTable(crc32.Castagnoli)) }},
-	crypt.CRC64NVME: {"Crc64nvme", func() hash.Hash { return crc64nvme.New() }},
-	crypt.SHA1:      {"Sha1", sha1.New},
-	crypt.SHA256:    {"Sha256", sha256.New},
 }
 
 // checksum is what is kept with an object in parts.
@@ -94,7 +77,7 @@ func (e *Encrypter) read(ctx context.Context, o *original, offset, length int64)
 
 // sums are of the bytes that were read.
 type sums struct {
-	whole hash.Hash // SHA-256, by which what is read back is compared
+	whole hash.Cloner // SHA-256, by which what is read back is compared
 	said  []said
 }
 
@@ -102,7 +85,7 @@ type sums struct {
 type said struct {
 	name string
 	id   crypt.ChecksumID // 0 for what no client asks for
-	hash hash.Hash
+	hash hash.Cloner
 	want []byte
 }
 
@@ -132,33 +115,22 @@ func (s *sums) digests() map[crypt.ChecksumID][]byte {
 	return out
 }
 
-// mark remembers how far the sums are, and back returns there. All the hashes can do it.
-func (s *sums) mark() [][]byte {
-	var out [][]byte
-	for _, h := range s.all() {
-		state, err := h.(encoding.BinaryMarshaler).MarshalBinary()
-		if err != nil {
-			panic(err)
-		}
-		out = append(out, state)
-	}
-	return out
-}
-
-func (s *sums) back(mark [][]byte) {
-	for i, h := range s.all() {
-		if err := h.(encoding.BinaryUnmarshaler).UnmarshalBinary(mark[i]); err != nil {
-			panic(err)
-		}
-	}
-}
-
-func (s *sums) all() []hash.Hash {
-	out := []hash.Hash{s.whole}
+// clone returns sums of what has been read so far, to go on from there again.
+func (s *sums) clone() *sums {
+	out := &sums{whole: cloneHash(s.whole)}
 	for _, one := range s.said {
-		out = append(out, one.hash)
+		one.hash = cloneHash(one.hash)
+		out.said = append(out.said, one)
 	}
 	return out
+}
+
+func cloneHash(h hash.Cloner) hash.Cloner {
+	c, err := h.Clone()
+	if err != nil {
+		panic(err) // for a hash of a hash only
+	}
+	return c
 }
 
 // source is plaintext that is being read. end, if not nil, is asked before it says that it is at its end.

@@ -152,9 +152,9 @@ func (e *Encrypter) sendParts(ctx context.Context, w *written, key *inplace.Key)
 	n := w.layout.Parts()
 	for i := range n {
 		at, _ := w.layout.At(i)
-		mark := w.sums.mark()
+		before := w.sums
 		if err := inplace.Retry(ctx, func() error {
-			w.sums.back(mark)
+			w.sums = before.clone()
 			return e.sendPart(ctx, w, key, at)
 		}); err != nil {
 			return err

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/cmekproxy/cmekproxy/internal/checksum"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
@@ -163,9 +164,9 @@ func checksumAttributes(sum stored.Checksum) *checksumAttribute {
 		return nil
 	}
 	out := &checksumAttribute{Type: checksumTypes[sum.Type]}
-	for _, a := range algorithms {
-		if digest, ok := sum.Digests[a.id]; ok {
-			out.Values = append(out.Values, xmlText{xml.Name{Local: "Checksum" + a.name}, checksumText(digest, sum.Type, sum.Parts)})
+	for _, a := range checksum.All {
+		if digest, ok := sum.Digests[a.ID]; ok {
+			out.Values = append(out.Values, xmlText{xml.Name{Local: "Checksum" + a.Name}, checksumText(digest, sum.Type, sum.Parts)})
 		}
 	}
 	return out

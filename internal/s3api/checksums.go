@@ -2,89 +2,31 @@ package s3api
 
 import (
 	"bytes"
-	"crypto/md5"  //nolint:gosec // Content-MD5 is S3's
-	"crypto/sha1" //nolint:gosec // x-amz-checksum-sha1 is S3's
-	"crypto/sha256"
-	"crypto/sha512"
+	"crypto/md5" //nolint:gosec // Content-MD5 is S3's
 	"encoding/base64"
+	"encoding/hex"
 	"hash"
-	"hash/crc32"
 	"io"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 
-	"github.com/cespare/xxhash/v2"
-	"github.com/minio/crc64nvme"
-	"github.com/zeebo/xxh3"
-
+	"github.com/cmekproxy/cmekproxy/internal/checksum"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
 const (
-	checksumPrefix = "X-Amz-Checksum-"
+	checksumPrefix = checksum.Prefix
 	fullObject     = "FULL_OBJECT" // the checksum type of an object that was put whole
 	composite      = "COMPOSITE"   // of the checksums of the parts
 )
-
-// algorithm is one of S3's checksum algorithms.
-type algorithm struct {
-	id         crypt.ChecksumID
-	name       string // as in x-amz-sdk-checksum-algorithm
-	new        func() hash.Hash
-	polynomial uint64 // of a CRC, reflected; 0 for a hash
-}
-
-func (a *algorithm) header() string {
-	return checksumPrefix + http.CanonicalHeaderKey(strings.ToLower(a.name))
-}
-
-var algorithms = []algorithm{
-	{crypt.CRC32, "CRC32", func() hash.Hash { return crc32.NewIEEE() }, crc32.IEEE},
-	{crypt.CRC32C, "CRC32C", func() hash.Hash { return crc32.New(crc32.MakeTable(crc32.Castagnoli)) }, crc32.Castagnoli},
-	{crypt.CRC64NVME, "CRC64NVME", func() hash.Hash { return crc64nvme.New() }, 0x9a6c9329ac4bc9b5},
-	{crypt.SHA1, "SHA1", sha1.New, 0},
-	{crypt.SHA256, "SHA256", sha256.New, 0},
-	{crypt.SHA512, "SHA512", sha512.New, 0},
-	{crypt.MD5, "MD5", md5.New, 0},
-	{crypt.XXHash64, "XXHASH64", func() hash.Hash { return xxhash.New() }, 0},
-	{crypt.XXHash3, "XXHASH3", func() hash.Hash { return xxh3.New() }, 0},
-	{crypt.XXHash128, "XXHASH128", func() hash.Hash { return xxh128{xxh3.New()} }, 0},
-}
-
-// xxh128 is the variant of XXH3 with a digest of 128 bits.
-type xxh128 struct{ *xxh3.Hasher }
-
-func (h xxh128) Size() int { return crypt.XXHash128.Size() }
-
-func (h xxh128) Sum(b []byte) []byte {
-	sum := h.Sum128().Bytes()
-	return append(b, sum[:]...)
-}
-
-// supported are the names of the algorithms, for messages.
-func supported() string {
-	var names []string
-	for i := range algorithms {
-		names = append(names, algorithms[i].name)
-	}
-	return strings.Join(names, ", ")
-}
-
-func algorithmOf(header string) *algorithm {
-	for i := range algorithms {
-		if strings.EqualFold(algorithms[i].header(), header) {
-			return &algorithms[i]
-		}
-	}
-	return nil
-}
 
 // checksums is what a client says about its payload besides the signature: Content-MD5, and one x-amz-checksum-*, in a
 // header or announced for the trailer. Only what is said is computed.
 type checksums struct {
 	md5       []byte // nil if not said
-	algorithm *algorithm
+	algorithm *checksum.Algorithm
 	digest    []byte // nil while it is still to come in the trailer
 }
 
@@ -94,7 +36,7 @@ func newChecksums(h http.Header) (*checksums, error) {
 	if values := h.Values("Content-Md5"); len(values) > 0 {
 		sum, err := base64.StdEncoding.DecodeString(values[0])
 		if err != nil || len(sum) != md5.Size || len(values) > 1 {
-			return nil, badRequest("InvalidDigest", "The Content-MD5 you specified is not valid.")
+			return nil, &Error{Code: "InvalidDigest", Message: "The Content-Md5 you specified is not valid.", Details: [][2]string{{"Content-MD5", values[0]}}}
 		}
 		c.md5 = sum
 	}
@@ -106,21 +48,27 @@ func newChecksums(h http.Header) (*checksums, error) {
 		if !strings.HasPrefix(name, checksumPrefix) {
 			continue
 		}
-		a := algorithmOf(name)
-		if a == nil || len(values) > 1 || c.algorithm != nil {
-			return nil, badRequest("InvalidRequest", "Expecting a single x-amz-checksum- header")
+		a := checksum.OfHeader(name)
+		if a == nil {
+			return nil, badRequest("InvalidRequest", "The algorithm type you specified in x-amz-checksum- header is invalid.")
 		}
-		var err error
-		if c.digest, err = a.decode(values[0]); err != nil {
-			return nil, err
+		if len(values) > 1 || c.algorithm != nil {
+			return nil, severalChecksums()
 		}
 		c.algorithm = a
 	}
+	given := c.algorithm
 	if err := c.announced(h); err != nil {
 		return nil, err
 	}
+	if given != nil {
+		var err error
+		if c.digest, err = decodeChecksum(given, h.Get(given.Header())); err != nil {
+			return nil, err
+		}
+	}
 	for _, name := range []string{"X-Amz-Sdk-Checksum-Algorithm", checksumPrefix + "Algorithm"} {
-		if want := h.Get(name); want != "" && c.algorithm != nil && !strings.EqualFold(want, c.algorithm.name) {
+		if want := h.Get(name); want != "" && c.algorithm != nil && !strings.EqualFold(want, c.algorithm.Name) {
 			return nil, badRequest("InvalidRequest", "Value for "+strings.ToLower(name)+" header is invalid.")
 		}
 	}
@@ -134,12 +82,12 @@ func newChecksums(h http.Header) (*checksums, error) {
 func (c *checksums) announced(h http.Header) error {
 	for _, line := range h.Values("X-Amz-Trailer") {
 		for name := range strings.SplitSeq(line, ",") {
-			a := algorithmOf(strings.TrimSpace(name))
+			a := checksum.OfHeader(strings.TrimSpace(name))
 			if a == nil {
 				return badRequest("InvalidRequest", "The value specified in the x-amz-trailer header is not supported")
 			}
 			if c.algorithm != nil {
-				return badRequest("InvalidRequest", "Expecting a single x-amz-checksum- header")
+				return severalChecksums()
 			}
 			c.algorithm = a
 		}
@@ -147,10 +95,28 @@ func (c *checksums) announced(h http.Header) error {
 	return nil
 }
 
-func (a *algorithm) decode(text string) ([]byte, error) {
-	digest, err := base64.StdEncoding.DecodeString(text)
-	if err != nil || len(digest) != a.id.Size() {
-		return nil, badRequest("InvalidRequest", "Value for "+strings.ToLower(a.header())+" header is invalid.")
+func severalChecksums() *Error {
+	return badRequest("InvalidRequest", "Expecting a single x-amz-checksum- header. Multiple checksum Types are not allowed.")
+}
+
+// algorithmNamed finds the algorithm that a client names; nil for "".
+func algorithmNamed(name string) (*checksum.Algorithm, error) {
+	a := checksum.Named(name)
+	if a != nil || name == "" {
+		return a, nil
+	}
+	var names []string
+	for _, a := range checksum.All {
+		names = append(names, a.Name)
+	}
+	slices.Sort(names)
+	return nil, badRequest("InvalidRequest", "Checksum algorithm provided is unsupported. Please try again with any of the valid types: ["+strings.Join(names, ", ")+"]")
+}
+
+func decodeChecksum(a *checksum.Algorithm, text string) ([]byte, error) {
+	digest, ok := a.Decode(text)
+	if !ok {
+		return nil, badRequest("InvalidRequest", "Value for "+strings.ToLower(a.Header())+" header is invalid.")
 	}
 	return digest, nil
 }
@@ -163,7 +129,7 @@ func (c *checksums) known() map[crypt.ChecksumID][]byte {
 	if c.digest == nil {
 		return nil
 	}
-	return map[crypt.ChecksumID][]byte{c.algorithm.id: c.digest}
+	return map[crypt.ChecksumID][]byte{c.algorithm.ID: c.digest}
 }
 
 // headers sets the checksum in an answer, as S3 does for an object that was put whole.
@@ -176,12 +142,12 @@ func (c *checksums) headers(h http.Header) {
 // partHeader sets the checksum in the answer to a part.
 func (c *checksums) partHeader(h http.Header) {
 	if c.digest != nil {
-		h.Set(c.algorithm.header(), base64.StdEncoding.EncodeToString(c.digest))
+		h.Set(c.algorithm.Header(), checksum.Encode(c.digest))
 	}
 }
 
-func setChecksum(h http.Header, a *algorithm, digest []byte) {
-	h.Set(a.header(), base64.StdEncoding.EncodeToString(digest))
+func setChecksum(h http.Header, a *checksum.Algorithm, digest []byte) {
+	h.Set(a.Header(), checksum.Encode(digest))
 	h.Set(checksumPrefix+"Type", fullObject)
 }
 
@@ -190,7 +156,7 @@ var checksumTypes = map[crypt.ChecksumType]string{crypt.FullObject: fullObject, 
 
 // checksumText is a checksum as S3 writes it: a composite one has the number of parts at its end.
 func checksumText(digest []byte, kind crypt.ChecksumType, parts int) string {
-	text := base64.StdEncoding.EncodeToString(digest)
+	text := checksum.Encode(digest)
 	if kind == crypt.Composite {
 		text += "-" + strconv.Itoa(parts)
 	}
@@ -205,7 +171,7 @@ func (c *checksums) reader(src io.Reader, trailer func() http.Header) io.Reader 
 		v.md5 = md5.New() //nolint:gosec // Content-MD5 is S3's
 	}
 	if c.algorithm != nil {
-		v.sum = c.algorithm.new()
+		v.sum = c.algorithm.New()
 	}
 	if v.md5 == nil && v.sum == nil {
 		return src
@@ -213,11 +179,19 @@ func (c *checksums) reader(src io.Reader, trailer func() http.Header) io.Reader 
 	return v
 }
 
+// computing returns a reader of src that finds out the checksum which the client has not said. It is known once src has
+// ended.
+func (c *checksums) computing(a *checksum.Algorithm, src io.Reader) io.Reader {
+	c.algorithm = a
+	return &verifier{src: src, said: c, sum: a.New(), computes: true}
+}
+
 type verifier struct {
 	src      io.Reader
 	said     *checksums
 	trailer  func() http.Header
 	md5, sum hash.Hash // nil if not wanted
+	computes bool      // there is nothing to compare sum with
 	end      error     // set once src has ended
 }
 
@@ -244,27 +218,36 @@ func (v *verifier) Read(p []byte) (int, error) {
 }
 
 func (v *verifier) verify() error {
-	if v.md5 != nil && !bytes.Equal(v.md5.Sum(nil), v.said.md5) {
-		return badRequest("BadDigest", "The Content-MD5 you specified did not match what we received.")
+	if v.md5 != nil {
+		if sum := v.md5.Sum(nil); !bytes.Equal(sum, v.said.md5) {
+			return &Error{
+				Code: "BadDigest", Message: "The Content-MD5 you specified did not match what we received.",
+				Details: [][2]string{{"ExpectedDigest", hex.EncodeToString(v.said.md5)}, {"CalculatedDigest", checksum.Encode(sum)}},
+			}
+		}
 	}
 	if v.sum == nil {
+		return nil
+	}
+	if v.computes {
+		v.said.digest = v.sum.Sum(nil)
 		return nil
 	}
 	a := v.said.algorithm
 	want := v.said.digest
 	if want == nil {
-		values := v.trailer().Values(a.header())
+		values := v.trailer().Values(a.Header())
 		if len(values) != 1 {
 			return badRequest("MalformedTrailerError", "The request contained trailing data that was not well-formed or did not conform to our published schema.")
 		}
-		var err error
-		if want, err = a.decode(values[0]); err != nil {
-			return err
+		var ok bool
+		if want, ok = a.Decode(values[0]); !ok {
+			return badRequest("InvalidRequest", "Value for "+strings.ToLower(a.Header())+" trailing header is invalid.")
 		}
 		v.said.digest = want
 	}
 	if !bytes.Equal(v.sum.Sum(nil), want) {
-		return badRequest("BadDigest", "The "+a.name+" you specified did not match the calculated checksum.")
+		return badRequest("BadDigest", "The "+a.Name+" you specified did not match the calculated checksum.")
 	}
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"html"
 	"io"
+	"math"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -29,7 +30,13 @@ func (s *Server) completeMultipartUpload(c *call) error {
 	if err != nil {
 		return err
 	}
-	if err := s.uploads.sum(c.uploadID()).checkType(c.Header); err != nil {
+	list.upload = c.upload.shown
+	said, err := saidOfObject(c.Header)
+	if err != nil {
+		return err
+	}
+	created := s.uploads.sum(c.uploadID())
+	if err := created.checkType(said); err != nil {
 		return err
 	}
 	have, err := s.storedParts(c)
@@ -46,9 +53,7 @@ func (s *Server) completeMultipartUpload(c *call) error {
 	if err := checkObjectSize(c.Header, layout.Size()); err != nil {
 		return err
 	}
-	sum, err := list.checksum(c.Header, layout, func(etag string, a *algorithm, digest []byte) bool {
-		return s.uploads.differs(c.upload.stored, etag, a, digest)
-	})
+	sum, err := list.checksum(said, layout, created, func(etag string) (partSum, bool) { return s.uploads.partSum(c.upload.stored, etag) })
 	if err != nil {
 		return err
 	}
@@ -65,6 +70,8 @@ type completion struct {
 	Xmlns   string           `xml:"xmlns,attr,omitempty"`
 	Parts   []completionPart `xml:"Part"`
 	Unknown []unknownElement `xml:",any"`
+
+	upload string // the client's id
 }
 
 type completionPart struct {
@@ -83,8 +90,20 @@ type completionPart struct {
 	Unknown    []unknownElement `xml:",any"`
 }
 
+// noNumber is the PartNumber of a part that has none.
+const noNumber = math.MinInt
+
+// UnmarshalXML tells a part without a number from one with the number 0.
+func (p *completionPart) UnmarshalXML(d *xml.Decoder, start xml.StartElement) error {
+	type plain completionPart
+	part := plain{PartNumber: noNumber}
+	err := d.DecodeElement(&part, &start)
+	*p = completionPart(part)
+	return err
+}
+
 func parseCompletion(body []byte) (*completion, error) {
-	malformed := badRequest("MalformedXML", "The XML you provided was not well-formed or did not validate against our published schema")
+	malformed := badRequest("MalformedXML", "The XML you provided was not well-formed or did not validate against our published schema.")
 	var list completion
 	if err := xml.Unmarshal(body, &list); err != nil || len(list.Parts) == 0 || len(list.Parts) > crypt.MaxPartNumber {
 		return nil, malformed
@@ -95,9 +114,11 @@ func parseCompletion(body []byte) (*completion, error) {
 			return nil, notImplemented("The element " + list.Unknown[0].XMLName.Local + " of CompleteMultipartUpload")
 		case len(p.Unknown) > 0:
 			return nil, notImplemented("The element " + p.Unknown[0].XMLName.Local + " of CompleteMultipartUpload")
-		case p.ETag == "":
+		case p.ETag == "" || p.PartNumber == noNumber:
 			return nil, malformed
-		case p.PartNumber < 1 || p.PartNumber > crypt.MaxPartNumber:
+		case p.PartNumber < 1:
+			return nil, invalidArgument("PartNumber must be >= 1", "PartNumber", strconv.Itoa(p.PartNumber))
+		case p.PartNumber > crypt.MaxPartNumber:
 			_, err := partNumber(strconv.Itoa(p.PartNumber))
 			return nil, err
 		case i > 0 && p.PartNumber <= list.Parts[i-1].PartNumber:
@@ -107,10 +128,10 @@ func parseCompletion(body []byte) (*completion, error) {
 	return &list, nil
 }
 
-func (p *completionPart) invalid() *Error {
+func (list *completion) invalid(p *completionPart) *Error {
 	return &Error{
 		Code: "InvalidPart", Message: "One or more of the specified parts could not be found.  The part may not have been uploaded, or the specified entity tag may not match the part's entity tag.",
-		Details: [][2]string{{"PartNumber", strconv.Itoa(p.PartNumber)}, {"ETag", p.ETag}},
+		Details: [][2]string{{"UploadId", list.upload}, {"PartNumber", strconv.Itoa(p.PartNumber)}, {"ETag", p.ETag}},
 	}
 }
 
@@ -121,7 +142,7 @@ func (list *completion) match(have map[int]listedPart) (crypt.Layout, error) {
 		p := &list.Parts[i]
 		stored, ok := have[p.PartNumber]
 		if !ok || unquote(storedETags(p.ETag)) != stored.etag || stored.size < 0 {
-			return nil, p.invalid()
+			return nil, list.invalid(p)
 		}
 		if stored.size < crypt.MinPartSize && i < len(list.Parts)-1 {
 			return nil, &Error{
@@ -146,8 +167,14 @@ func checkObjectSize(h http.Header, size int64) error {
 	if said == "" {
 		return nil
 	}
-	if n, err := strconv.ParseInt(said, 10, 64); err != nil || n != size {
-		return badRequest("InvalidRequest", fmt.Sprintf("The provided 'x-amz-mp-object-size' header value %.20q does not match what was computed: %d", said, size))
+	n, err := strconv.ParseInt(said, 10, 64)
+	switch {
+	case err != nil:
+		return badRequest("InvalidRequest", fmt.Sprintf("Value for x-amz-mp-object-size header is invalid: '%.20s'", said))
+	case n < 0:
+		return badRequest("InvalidRequest", fmt.Sprintf("Value for x-amz-mp-object-size header is less than zero: '%d'", n))
+	case n != size:
+		return badRequest("InvalidRequest", fmt.Sprintf("The provided 'x-amz-mp-object-size' header value %d does not match what was computed: %d", n, size))
 	}
 	return nil
 }
@@ -258,9 +285,7 @@ func lateError(body []byte) *Error {
 func (c *call) answerCompleted(header http.Header, body []byte, sum objectChecksum, keyID string) error {
 	body = replace(withoutChecksums(body), "Location", func(string) string { return escapeXML(c.ownURL()) })
 	body = replace(body, "ETag", showETagXML)
-	if end := bytes.LastIndex(body, []byte("</CompleteMultipartUploadResult>")); end >= 0 {
-		body = bytes.Join([][]byte{body[:end], sum.xml(), body[end:]}, nil)
-	}
+	body = appendTo(body, "CompleteMultipartUploadResult", sum.xml())
 	c.copyHeader(header)
 	c.sayEncrypted(keyID)
 	return c.answerXML(body)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"strconv"
 	"strings"
@@ -22,7 +23,7 @@ func (s *Server) uploadPartCopy(c *call) error {
 	}
 	q, err := s.copySource(c)
 	if err != nil {
-		return err
+		return s.invalidSource(c, err)
 	}
 	source, err := s.objects.Get(c.Context(), q)
 	if outside := (*stored.RangeError)(nil); errors.As(err, &outside) {
@@ -43,7 +44,11 @@ func (s *Server) uploadPartCopy(c *call) error {
 	case q.Range != nil && !q.Range.Is(source.Offset, source.Length):
 		return invalidSourceRange(source.Size)
 	}
+	sums := &checksums{}
 	c.payload = source.Reader(c.Context())
+	if created := s.uploads.sum(c.uploadID()); created.algorithm != nil {
+		c.payload = sums.computing(created.algorithm, c.payload)
+	}
 	resp, err := s.sealPart(c, source.Length)
 	if err != nil {
 		return err
@@ -52,31 +57,29 @@ func (s *Server) uploadPartCopy(c *call) error {
 	if version := source.Header.Get("X-Amz-Version-Id"); version != "" {
 		c.w.Header().Set("X-Amz-Copy-Source-Version-Id", version)
 	}
+	s.uploads.keepSum(c.upload.stored, resp.Header.Get("Etag"), sums)
 	delete(c.w.Header(), "ETag") // it is in the document
-	return c.answerResult("CopyPartResult", copyResult{etag: resp.Header.Get("Etag")})
+	return c.answerResult("CopyPartResult", copyResult{etag: resp.Header.Get("Etag"), sums: sums.known()})
+}
+
+// invalidSource answers what is wrong with a source, unless there is no bucket to copy to: S3 looks for that first.
+func (s *Server) invalidSource(c *call, err error) error {
+	if missing := (*Error)(nil); errors.As(s.findBucket(c), &missing) && missing.Code == "NoSuchBucket" {
+		return missing
+	}
+	return err
 }
 
 // copySource reads x-amz-copy-source and what belongs to it.
 func (s *Server) copySource(c *call) (stored.Request, error) {
-	invalid := badRequest("InvalidArgument", "Copy Source must mention the source bucket and key: sourcebucket/sourcekey")
-	path, query, _ := strings.Cut(c.Header.Get("X-Amz-Copy-Source"), "?")
-	path, err := sigv4.UnescapePath(path)
+	src, version, err := parseCopySource(c.Header.Get("X-Amz-Copy-Source"))
 	if err != nil {
-		return stored.Request{}, invalid
-	}
-	var src crypt.Object
-	var ok bool
-	if src.Bucket, src.Key, ok = strings.Cut(strings.TrimPrefix(path, "/"), "/"); !ok || src.Key == "" || !bucketName.MatchString(src.Bucket) {
-		return stored.Request{}, invalid
-	}
-	parameters, err := url.ParseQuery(query)
-	if err != nil || len(parameters) > 1 || len(parameters) == 1 && !parameters.Has("versionId") {
-		return stored.Request{}, invalid
+		return stored.Request{}, err
 	}
 	if !c.client.MayObject(access.Read, src.Bucket, src.Key) {
 		return stored.Request{}, accessDenied(fmt.Errorf("client %q has no grant to read %q", c.client.Name, "/"+src.Bucket+"/"+src.Key))
 	}
-	q := stored.Request{Object: src, Version: parameters.Get("versionId"), Header: copyConditions(c.Header), Plaintext: s.admitPlaintext(c, src)}
+	q := stored.Request{Object: src, Version: version, Header: copyConditions(c.Header), Plaintext: s.admitPlaintext(c, src)}
 	if text := c.Header.Get("X-Amz-Copy-Source-Range"); text != "" {
 		q.Range = stored.ParseRange(text)
 		if q.Range == nil || !q.Range.Closed() {
@@ -84,6 +87,46 @@ func (s *Server) copySource(c *call) (stored.Request, error) {
 		}
 	}
 	return q, nil
+}
+
+// parseCopySource reads bucket/key, each escaped as in a path, and ?versionId= behind them. What is escaped is part of the
+// key, whatever it is.
+func parseCopySource(text string) (src crypt.Object, version string, err error) {
+	const header = "x-amz-copy-source"
+	path, query, _ := strings.Cut(text, "?")
+	path, err = sigv4.UnescapePath(path)
+	if err != nil {
+		return src, "", invalidArgument("Invalid copy source encoding", header, text)
+	}
+	src.Bucket, src.Key, _ = strings.Cut(strings.TrimPrefix(path, "/"), "/")
+	if _, err := netip.ParseAddr(src.Bucket); err == nil || !bucketName.MatchString(src.Bucket) {
+		return src, "", invalidArgument("Invalid copy source bucket name", header, text)
+	}
+	if src.Key == "" || leadsOut(src.Key) {
+		return src, "", invalidArgument("Invalid copy source object key", header, src.Key)
+	}
+	parameters, err := url.ParseQuery(query)
+	if err != nil || len(parameters) > 1 || len(parameters) == 1 && !parameters.Has("versionId") {
+		return src, "", invalidArgument("Copy Source must mention the source bucket and key: sourcebucket/sourcekey", header, text)
+	}
+	return src, parameters.Get("versionId"), nil
+}
+
+// leadsOut reports whether a key is one that, taken for a path, leads to the bucket itself or out of it.
+func leadsOut(key string) bool {
+	depth := 0
+	for segment := range strings.SplitSeq(key, "/") {
+		switch segment {
+		case "..":
+			if depth--; depth < 0 {
+				return true
+			}
+		case ".":
+		default:
+			depth++
+		}
+	}
+	return depth == 0
 }
 
 // copyConditions turns the conditions on the source into those of a GET.

@@ -5,12 +5,14 @@ import (
 	"encoding/xml"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/cmekproxy/cmekproxy/internal/checksum"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
@@ -28,9 +30,16 @@ func (s *Server) copyObject(c *call) error {
 	if err := c.checkDirectives(); err != nil {
 		return err
 	}
-	q, err := s.copySource(c)
+	wanted, err := algorithmNamed(c.Header.Get(checksumPrefix + "Algorithm"))
 	if err != nil {
 		return err
+	}
+	q, err := s.copySource(c)
+	if err != nil {
+		return s.invalidSource(c, err)
+	}
+	if q.Range != nil {
+		return notImplemented("The header x-amz-copy-source-range of CopyObject")
 	}
 	if err := c.checkSelfCopy(q); err != nil {
 		return err
@@ -48,9 +57,9 @@ func (s *Server) copyObject(c *call) error {
 		c.w.Header().Set("X-Amz-Copy-Source-Version-Id", version)
 	}
 	if seen.Envelope != nil && seen.Stored > 0 { // there are stores that do not copy what stands for a directory
-		return s.copyWhole(c, q, seen, choice)
+		return s.copyWhole(c, q, seen, choice, wanted)
 	}
-	return s.copyAnew(c, q, choice)
+	return s.copyAnew(c, q, choice, wanted)
 }
 
 // checkDirectives refuses what is neither of the two words.
@@ -83,8 +92,8 @@ func (c *call) checkSelfCopy(q stored.Request) error {
 // lookAtSource finds out what the source is, if the conditions on it hold.
 func (s *Server) lookAtSource(c *call, q stored.Request) (*stored.Seen, error) {
 	seen, err := s.objects.Look(c.Context(), q)
-	if answer := (*Error)(nil); errors.As(err, &answer) && answer.Code == notFound {
-		o, named := s.objects.Get(c.Context(), q) // whose answer says what is missing, and is about the source
+	if answer := (*Error)(nil); errors.As(err, &answer) && (answer.Code == notFound || answer.Code == "InvalidRequest") {
+		o, named := s.objects.Get(c.Context(), q) // whose answer says what is missing or wrong, and is about the source
 		if named == nil {
 			o.Close()
 		}
@@ -106,7 +115,7 @@ func (s *Server) lookAtSource(c *call, q stored.Request) (*stored.Seen, error) {
 const maxCopy = 5 << 30
 
 // copyWhole has the store copy an object that was put whole, with an envelope for its new name.
-func (s *Server) copyWhole(c *call, q stored.Request, seen *stored.Seen, choice keyring.Choice) error {
+func (s *Server) copyWhole(c *call, q stored.Request, seen *stored.Seen, choice keyring.Choice, wanted *checksum.Algorithm) error {
 	fresh := *seen.Envelope
 	lease, err := s.openKey(c.Context(), c, q.Object, fresh.KeyID, fresh.WrappedDEK)
 	if err != nil {
@@ -123,12 +132,37 @@ func (s *Server) copyWhole(c *call, q stored.Request, seen *stored.Seen, choice 
 	defer sealed.Release()
 	c.watch(sealed.Lease)
 	fresh.KeyID, fresh.WrappedDEK = sealed.KeyID, sealed.Wrapped
-	if err := fresh.Sign(lease.DEK(), c.object()); err != nil {
-		return err
-	}
-	header, err := c.copiedHeader(seen.Header, &fresh)
+	c.saySealed(sealed)
+	stop := s.keepAlive(c)
+	answer, result, err := s.copyBody(c, q, seen, &fresh, lease, wanted)
+	stop()
 	if err != nil {
 		return err
+	}
+	return s.answerCopied(c, answer, result)
+}
+
+// copyBody signs the envelope of the copy, and has the store copy the source with it.
+func (s *Server) copyBody(c *call, q stored.Request, seen *stored.Seen, e *crypt.Envelope, lease *keyring.Lease, wanted *checksum.Algorithm) (http.Header, copyResult, error) {
+	result := copyResult{kind: fullObject}
+	var err error
+	if result.sums, err = crypt.OpenChecksums(e.Sum, lease.DEK()); err != nil {
+		return nil, result, err
+	}
+	if wanted != nil {
+		if result.sums, err = s.only(c, q, wanted, result.sums); err != nil {
+			return nil, result, err
+		}
+		if e.Sum, err = crypt.SealChecksums(result.sums, lease.DEK(), s.Random); err != nil {
+			return nil, result, err
+		}
+	}
+	if err := e.Sign(lease.DEK(), c.object()); err != nil {
+		return nil, result, err
+	}
+	header, err := c.copiedHeader(seen.Header, e)
+	if err != nil {
+		return nil, result, err
 	}
 	source := sigv4.EscapePath("/" + q.Object.Bucket + "/" + q.Object.Key)
 	if q.Version != "" {
@@ -140,20 +174,30 @@ func (s *Server) copyWhole(c *call, q stored.Request, seen *stored.Seen, choice 
 	if c.replaces("Tagging") {
 		header.Set("X-Amz-Tagging-Directive", "REPLACE")
 	}
-	sums, err := crypt.OpenChecksums(fresh.Sum, lease.DEK())
-	if err != nil {
-		return err
-	}
-	c.saySealed(sealed)
-	stop := s.keepAlive(c)
 	answer, body, err := s.sendCopy(c, header)
-	stop()
-	if err != nil {
-		return err
-	}
 	etag, _, _ := element(body, "ETag")
 	modified, _, _ := element(body, "LastModified")
-	return s.answerCopied(c, answer, copyResult{etag: string(etag), modified: string(modified), sums: sums})
+	result.etag, result.modified = string(etag), string(modified)
+	return answer, result, err
+}
+
+// only is what is kept with a copy that is to have a checksum of this algorithm. If the source does not have it, the source
+// is read for it: the envelope goes ahead of the body.
+func (s *Server) only(c *call, q stored.Request, a *checksum.Algorithm, sums map[crypt.ChecksumID][]byte) (map[crypt.ChecksumID][]byte, error) {
+	digest, ok := sums[a.ID]
+	if !ok {
+		source, err := s.objects.Get(c.Context(), q)
+		if err != nil {
+			return nil, err
+		}
+		defer source.Close()
+		sum := a.New()
+		if _, err := io.Copy(sum, source.Reader(c.Context())); err != nil {
+			return nil, err
+		}
+		digest = sum.Sum(nil)
+	}
+	return map[crypt.ChecksumID][]byte{a.ID: digest}, nil
 }
 
 // sendCopy has the store copy, and returns its answer: header and document.
@@ -175,7 +219,7 @@ func (s *Server) sendCopy(c *call, header http.Header) (http.Header, []byte, err
 }
 
 // copyAnew reads the source, and encrypts it as an object that is put whole.
-func (s *Server) copyAnew(c *call, q stored.Request, choice keyring.Choice) error {
+func (s *Server) copyAnew(c *call, q stored.Request, choice keyring.Choice, wanted *checksum.Algorithm) error {
 	source, err := s.objects.Get(c.Context(), q)
 	if err != nil {
 		return err
@@ -194,36 +238,72 @@ func (s *Server) copyAnew(c *call, q stored.Request, choice keyring.Choice) erro
 	defer lease.Release()
 	c.watch(lease.Lease)
 	lease.Wrote(source.Length)
-	sealer, err := crypt.NewSealer(source.Reader(c.Context()), source.Length, lease.DEK(), s.Random)
+	sums, err := copiedSums(c, source)
 	if err != nil {
 		return err
 	}
-	header, err := s.copiedAnewHeader(c, q, source, lease, sealer.Header())
-	if err != nil {
-		return errors.Join(err, sealer.Close())
-	}
 	c.saySealed(lease)
 	stop := s.keepAlive(c)
-	resp, err := s.sendSealed(c, header, &upload{sealer: sealer, c: c, lease: lease.Lease, size: crypt.StoredSize(source.Length)})
+	var answer http.Header
+	if wanted == nil {
+		answer, err = s.sealCopy(c, q, source, lease, sums)
+	} else {
+		source.Close() // it would wait in the meantime, and the store with it
+		answer, sums, err = s.sealWith(c, q, lease, wanted, sums)
+	}
 	stop()
 	if err != nil {
 		return err
 	}
-	defer closeBody(resp)
-	return s.answerCopied(c, resp.Header, copyResult{etag: resp.Header.Get("Etag")})
+	return s.answerCopied(c, answer, copyResult{etag: answer.Get("Etag"), sums: sums, kind: fullObject})
 }
 
-func (s *Server) copiedAnewHeader(c *call, q stored.Request, source *stored.Object, lease *keyring.Sealed, h crypt.Header) (http.Header, error) {
-	sums := map[crypt.ChecksumID][]byte(nil)
-	if !source.Plaintext {
-		sum, err := source.Checksum(c.Context())
-		if err != nil {
-			return nil, err
-		}
-		if sum.Type == crypt.FullObject { // one of parts means nothing once there are none
-			sums = sum.Digests
-		}
+// sealWith is sealCopy of an object that is to have a checksum of this algorithm. It returns the checksum too.
+func (s *Server) sealWith(c *call, q stored.Request, lease *keyring.Sealed, a *checksum.Algorithm, sums map[crypt.ChecksumID][]byte) (http.Header, map[crypt.ChecksumID][]byte, error) {
+	sums, err := s.only(c, q, a, sums)
+	if err != nil {
+		return nil, nil, err
 	}
+	source, err := s.objects.Get(c.Context(), q)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer source.Close()
+	answer, err := s.sealCopy(c, q, source, lease, sums)
+	return answer, sums, err
+}
+
+// copiedSums are the checksums of the source that its copy can have.
+func copiedSums(c *call, source *stored.Object) (map[crypt.ChecksumID][]byte, error) {
+	if source.Plaintext {
+		return nil, nil
+	}
+	sum, err := source.Checksum(c.Context())
+	if err != nil || sum.Type != crypt.FullObject { // one of parts means nothing once there are none
+		return nil, err
+	}
+	return sum.Digests, nil
+}
+
+// sealCopy encrypts the source on its way back to the store, and returns the header of the store's answer.
+func (s *Server) sealCopy(c *call, q stored.Request, source *stored.Object, lease *keyring.Sealed, sums map[crypt.ChecksumID][]byte) (http.Header, error) {
+	sealer, err := crypt.NewSealer(source.Reader(c.Context()), source.Length, lease.DEK(), s.Random)
+	if err != nil {
+		return nil, err
+	}
+	header, err := s.copiedAnewHeader(c, q, source, lease, sealer.Header(), sums)
+	if err != nil {
+		return nil, errors.Join(err, sealer.Close())
+	}
+	resp, err := s.sendSealed(c, header, &upload{sealer: sealer, c: c, lease: lease.Lease, size: crypt.StoredSize(source.Length)})
+	if err != nil {
+		return nil, err
+	}
+	closeBody(resp)
+	return resp.Header, nil
+}
+
+func (s *Server) copiedAnewHeader(c *call, q stored.Request, source *stored.Object, lease *keyring.Sealed, h crypt.Header, sums map[crypt.ChecksumID][]byte) (http.Header, error) {
 	envelope := crypt.Envelope{Header: h, Size: source.Length}
 	if err := s.sign(c, &envelope, lease, sums); err != nil {
 		return nil, err
@@ -276,6 +356,7 @@ type copyResult struct {
 	etag     string // the store's, as it stands in XML or a header
 	modified string // "" if the store did not say
 	sums     map[crypt.ChecksumID][]byte
+	kind     string // of sums; "" if it is not told
 }
 
 // answerCopied answers with a CopyObjectResult.
@@ -300,10 +381,10 @@ func (c *call) answerResult(name string, r copyResult) error {
 		LastModified: cmp.Or(r.modified, c.start.UTC().Format(time.RFC3339)),
 		ETag:         `"` + unquote(showETag(`"`+unquote(r.etag)+`"`)) + `"`,
 	}
-	for i := range algorithms {
-		if digest, ok := r.sums[algorithms[i].id]; ok {
-			out.ChecksumType = fullObject
-			out.Sums = append(out.Sums, xmlText{xml.Name{Local: "Checksum" + algorithms[i].name}, checksumText(digest, crypt.FullObject, 0)})
+	for _, a := range checksum.All {
+		if digest, ok := r.sums[a.ID]; ok {
+			out.ChecksumType = r.kind
+			out.Sums = append(out.Sums, xmlText{xml.Name{Local: "Checksum" + a.Name}, checksumText(digest, crypt.FullObject, 0)})
 		}
 	}
 	doc, err := xml.Marshal(out)

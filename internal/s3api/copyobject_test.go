@@ -3,6 +3,7 @@ package s3api_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"net/http"
 	"strings"
 	"testing"
@@ -290,8 +291,9 @@ func TestCopyObjectKeepsAlive(t *testing.T) {
 	p := newProxy(t, func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) { cfg.KeepAlive = 20 * time.Millisecond })
 	p.put("source", []byte("text"))
 	fail := false
+	slow := func(r *http.Request) bool { return r.Header.Get("X-Amz-Copy-Source") != "" }
 	p.origin.set(func(r *http.Request) (*http.Response, error) {
-		if r.Header.Get("X-Amz-Copy-Source") != "" {
+		if slow(r) {
 			time.Sleep(200 * time.Millisecond)
 			if fail {
 				return nil, errors.New("the store is gone")
@@ -310,5 +312,101 @@ func TestCopyObjectKeepsAlive(t *testing.T) {
 	fail = true
 	if _, err := p.copy("source", "copy"); err == nil {
 		t.Error("a failure passed for a copy")
+	}
+	// So is the reading of the source, for a checksum that it does not have.
+	slow, fail = func(r *http.Request) bool { return r.Method == http.MethodGet }, false
+	copied.header.Set("X-Amz-Checksum-Algorithm", "SHA256")
+	if a := p.send(copied); a.StatusCode != 200 || !bytes.Contains(a.body, []byte("    <CopyObjectResult")) || !bytes.Contains(a.body, []byte(sumOf("SHA256", []byte("text")))) {
+		t.Errorf("with a checksum: %d %s", a.StatusCode, a.body)
+	}
+	fail = true
+	if _, err := p.copy("source", "copy", func(in *s3.CopyObjectInput) { in.ChecksumAlgorithm = types.ChecksumAlgorithmSha256 }); err == nil {
+		t.Error("a source that could not be read passed for a copy")
+	}
+}
+
+// A copy has the one checksum that is asked for, of the plaintext; without that, its source's.
+func TestChecksumsOfCopies(t *testing.T) {
+	p := newProxy(t)
+	plain := p.newBucket("plain-")
+	text := randomText(300_000)
+	p.put("whole", text, func(in *s3.PutObjectInput) { in.ChecksumAlgorithm = types.ChecksumAlgorithmCrc32 })
+	p.put("empty", nil)
+	p.storeTo(plain, "bare", text)
+	parts := p.upload("parts", []int{5 * mib, 77}).text()
+	for source, want := range map[string][]byte{p.bucket + "/whole": text, p.bucket + "/empty": nil, plain + "/bare": text, p.bucket + "/parts": parts} {
+		from := func(in *s3.CopyObjectInput) {
+			in.CopySource, in.ChecksumAlgorithm = &source, types.ChecksumAlgorithmSha256
+		}
+		out := p.mustCopy("", "copy", from).CopyObjectResult
+		sum := sumOf("SHA256", want)
+		if out.ChecksumSHA256 == nil || *out.ChecksumSHA256 != sum || out.ChecksumCRC32 != nil || out.ChecksumType != types.ChecksumTypeFullObject {
+			t.Errorf("%s: %+v", source, out)
+		}
+		head, err := p.client.HeadObject(t.Context(), &s3.HeadObjectInput{Bucket: &p.bucket, Key: new("copy"), ChecksumMode: types.ChecksumModeEnabled})
+		if err != nil || head.ChecksumSHA256 == nil || *head.ChecksumSHA256 != sum || head.ChecksumCRC32 != nil {
+			t.Errorf("%s: HEAD: %+v, %v", source, head, err)
+		}
+		if got := p.mustGet("copy"); !bytes.Equal(got, want) { // the SDK verifies the checksum
+			t.Errorf("%s: another text", source)
+		}
+		if _, header := p.stored("copy"); strings.Contains(fmt.Sprint(header), sum) {
+			t.Errorf("%s: the store can read the checksum: %v", source, header)
+		}
+	}
+	// What is kept is not read for again.
+	p.origin.take()
+	p.mustCopy("whole", "copy", func(in *s3.CopyObjectInput) { in.ChecksumAlgorithm = types.ChecksumAlgorithmCrc32 })
+	if sent := p.origin.take(); len(sent) != 2 {
+		t.Errorf("for a checksum that is kept: %q", sent)
+	}
+	if out := p.mustCopy("copy", "copy 2").CopyObjectResult; out.ChecksumCRC32 == nil || *out.ChecksumCRC32 != sumOf("CRC32", text) {
+		t.Errorf("a copy of the copy: %+v", out)
+	}
+}
+
+// Nothing is copied of a source that cannot be read to its end, or whose checksum nobody knows how to compute.
+func TestChecksumsOfCopiesFail(t *testing.T) {
+	p := newProxy(t)
+	p.put("source", randomText(300_000))
+	sha := func(in *s3.CopyObjectInput) { in.ChecksumAlgorithm = types.ChecksumAlgorithmSha256 }
+	if _, err := p.copy("source", "copy", func(in *s3.CopyObjectInput) { in.ChecksumAlgorithm = "SHA3" }); code(err) != "InvalidRequest" || !strings.Contains(err.Error(), "[CRC32, CRC32C, CRC64NVME, MD5, SHA1, ") {
+		t.Errorf("an unknown algorithm: %v", err)
+	}
+	body, header := p.stored("source")
+	body[len(body)-1] ^= 1
+	p.store("source", body, header)
+	if _, err := p.copy("source", "copy", sha); code(err) != "ObjectIntegrityError" || p.isStored("copy") {
+		t.Errorf("a source that was altered: %v", err)
+	}
+	path := "/" + p.bucket + "/copy"
+	if a := p.send(request{method: "PUT", path: path, header: http.Header{"X-Amz-Copy-Source": {p.bucket + "/source"}, "X-Amz-Copy-Source-Range": {"bytes=0-9"}}}); a.Code != "NotImplemented" || p.isStored("copy") {
+		t.Errorf("a range of the source: %d %s", a.StatusCode, a.body)
+	}
+}
+
+func TestCopySources(t *testing.T) {
+	p := newProxy(t)
+	p.put("a//b", []byte("text"))
+	for source, want := range map[string]string{
+		"bucket/%ZZ": "Invalid copy source encoding", "%": "Invalid copy source encoding", "100%/a": "Invalid copy source encoding",
+		"192.168.1.1/a": "Invalid copy source bucket name", "Bucket/a": "Invalid copy source bucket name",
+		"bucket": "Invalid copy source object key", "bucket/": "Invalid copy source object key", "bucket/.": "Invalid copy source object key",
+		"bucket/..": "Invalid copy source object key", "bucket/a/../../b": "Invalid copy source object key", "bucket/%2e%2E/b": "Invalid copy source object key",
+		"bucket/a?acl": "Copy Source must mention", "bucket/a?versionId=1&acl=2": "Copy Source must mention",
+	} {
+		header := http.Header{"X-Amz-Copy-Source": {source}}
+		for _, query := range []string{"", "?partNumber=1&uploadId=none"} {
+			a := p.send(request{method: "PUT", path: "/" + p.bucket + "/copy" + query, header: header})
+			if a.Code != "InvalidArgument" || !bytes.Contains(a.body, []byte(want)) || !bytes.Contains(a.body, []byte("<ArgumentName>x-amz-copy-source<")) {
+				t.Errorf("%s: %d %s", source, a.StatusCode, a.body)
+			}
+			if a := p.send(request{method: "PUT", path: "/nosuchbucket/copy" + query, header: header}); a.Code != "NoSuchBucket" {
+				t.Errorf("%s to no bucket: %d %s", source, a.StatusCode, a.body)
+			}
+		}
+	}
+	if a := p.send(request{method: "PUT", path: "/" + p.bucket + "/copy", header: http.Header{"X-Amz-Copy-Source": {p.bucket + "/a/./%2F../b"}}}); a.Code == "InvalidArgument" {
+		t.Errorf("a key that does not lead out: %s", a.body)
 	}
 }

@@ -111,6 +111,11 @@ func malformedXML(cause error) *Error {
 	return &Error{Code: "MalformedXML", Message: "The XML you provided was not well-formed or did not validate against our published schema.", cause: cause}
 }
 
+// invalidArgument refuses the value of a parameter, a header or an element.
+func invalidArgument(message, name, value string) *Error {
+	return &Error{Code: "InvalidArgument", Message: message, Details: [][2]string{{"ArgumentName", name}, {"ArgumentValue", value}}}
+}
+
 func notImplemented(what string) *Error {
 	return &Error{Code: "NotImplemented", Message: what + " is not implemented by this proxy, and refused because it could change what the request means."}
 }

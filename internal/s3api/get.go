@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"strconv"
 
+	"github.com/cmekproxy/cmekproxy/internal/checksum"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
@@ -89,17 +90,14 @@ func (s *Server) reading(c *call) (stored.Request, error) {
 			q.Query[name] = values
 		}
 	}
-	if number := c.query.Get("partNumber"); c.query.Has("partNumber") {
-		n, err := strconv.Atoi(number)
-		switch {
-		case err != nil || n < 1 || n > crypt.MaxPartNumber:
-			return q, badRequest("InvalidArgument", "Part number must be an integer between 1 and 10000, inclusive")
-		case q.Range != nil:
-			return q, badRequest("InvalidRequest", "Cannot specify both Range header and partNumber query parameter")
-		}
-		q.Part = n
+	if !c.query.Has("partNumber") {
+		return q, nil
 	}
-	return q, nil
+	var err error
+	if q.Part, err = partNumber(c.query.Get("partNumber")); err == nil && q.Range != nil {
+		err = badRequest("InvalidRequest", "Cannot specify both Range header and partNumber query parameter")
+	}
+	return q, err
 }
 
 // admitPlaintext refuses an object without an envelope, unless the rules allow it: stripping the envelope off an object
@@ -157,10 +155,10 @@ func (s *Server) sayChecksum(c *call, o *stored.Object) error {
 	if err != nil {
 		return err
 	}
-	for i := range algorithms {
-		if digest, ok := sum.Digests[algorithms[i].id]; ok {
+	for _, a := range checksum.All {
+		if digest, ok := sum.Digests[a.ID]; ok {
 			h := c.w.Header()
-			h.Set(algorithms[i].header(), checksumText(digest, sum.Type, sum.Parts))
+			h.Set(a.Header(), checksumText(digest, sum.Type, sum.Parts))
 			h.Set(checksumPrefix+"Type", checksumTypes[sum.Type])
 		}
 	}
@@ -187,7 +185,7 @@ func readError(err error) (answer *Error, ok bool) {
 			Header: http.Header{"Content-Range": {"bytes */" + size}}, cause: err,
 		}, true
 	case errors.Is(err, stored.ErrPartNumber):
-		return &Error{Code: "InvalidPartNumber", Message: "The requested partnumber is not satisfiable", cause: err}, true
+		return &Error{Code: "InvalidPartNumber", Message: "The requested partnumber is not satisfiable.", cause: err}, true
 	case errors.Is(err, stored.ErrOverwritten):
 		return &Error{Code: "ServiceUnavailable", Message: "The object was overwritten again and again while it was read. Please try again.", RetryAfter: retryAfter, cause: err}, true
 	default:

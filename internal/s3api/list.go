@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/cmekproxy/cmekproxy/internal/checksum"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
@@ -141,8 +142,8 @@ func withoutChecksums(entry []byte) []byte {
 	for _, name := range []string{"ChecksumType", "ChecksumAlgorithm"} {
 		entry = remove(entry, name)
 	}
-	for i := range algorithms {
-		entry = remove(entry, "Checksum"+algorithms[i].name)
+	for _, a := range checksum.All {
+		entry = remove(entry, "Checksum"+a.Name)
 	}
 	return entry
 }

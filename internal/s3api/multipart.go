@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"strconv"
 
+	"github.com/cmekproxy/cmekproxy/internal/checksum"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
@@ -87,8 +88,12 @@ func (s *Server) otherKey(c *call, asked string) (string, error) {
 
 // uploadPart encrypts a part on its way to the store.
 func (s *Server) uploadPart(c *call) error {
-	if err := s.uploads.sum(c.uploadID()).checkPart(c.checks); err != nil {
+	created := s.uploads.sum(c.uploadID())
+	if err := created.checkPart(c.checks); err != nil {
 		return err
+	}
+	if created.algorithm != nil && c.checks.algorithm == nil {
+		c.payload = c.checks.computing(created.algorithm, c.payload)
 	}
 	resp, err := s.sealPart(c, c.auth.DecodedLength())
 	if err != nil {
@@ -141,10 +146,7 @@ func partError(err error) error {
 func partNumber(text string) (int, error) {
 	n, err := strconv.Atoi(text)
 	if err != nil || n < 1 || n > crypt.MaxPartNumber {
-		return 0, &Error{
-			Code: "InvalidArgument", Message: "Part number must be an integer between 1 and 10000, inclusive",
-			Details: [][2]string{{"ArgumentName", "partNumber"}, {"ArgumentValue", text}},
-		}
+		return 0, invalidArgument("Part number must be an integer between 1 and 10000, inclusive.", "partNumber", text)
 	}
 	return n, nil
 }
@@ -156,19 +158,41 @@ func (s *Server) abortMultipartUpload(c *call) error {
 
 // listParts shows the parts with the sizes of their plaintexts.
 func (s *Server) listParts(c *call) error {
+	created := s.uploads.sum(c.uploadID())
 	return s.rewriteDocument(c, func(c *call, doc []byte) ([]byte, error) {
-		return c.showUpload(changeElements(doc, "Part", showPart)), nil
+		doc = changeElements(doc, "Part", func(entry []byte) []byte {
+			p, err := parsePart(entry)
+			if err != nil || p.appended() {
+				return nil
+			}
+			sum, ok := s.uploads.partSum(c.upload.stored, p.etag)
+			if !ok || sum.algorithm != created.algorithm {
+				return showPart(p, entry)
+			}
+			return appendTo(showPart(p, entry), "Part", checksumXML(sum.algorithm, checksum.Encode([]byte(sum.digest))))
+		})
+		for _, name := range []string{"ChecksumAlgorithm", "ChecksumType"} {
+			if text, _, _ := element(doc, name); created.algorithm != nil || string(text) != "null" { // so versitygw says that there is none
+				doc = remove(doc, name)
+			}
+		}
+		return c.showUpload(appendTo(doc, "ListPartsResult", created.listed())), nil
 	})
 }
 
-// showPart is a part of a listing as clients see it; nil for one that they do not.
-func showPart(entry []byte) []byte {
-	p, err := parsePart(entry)
-	if err != nil || p.appended() {
-		return nil
-	}
+// showPart is a part of a listing as clients see it.
+func showPart(p listedPart, entry []byte) []byte {
 	entry = replace(entry, "Size", func(string) string { return strconv.FormatInt(p.size, 10) })
 	return replace(withoutChecksums(entry), "ETag", showETagXML)
+}
+
+// appendTo adds text at the end of the last element of that name.
+func appendTo(doc []byte, name string, text []byte) []byte {
+	end := bytes.LastIndex(doc, []byte("</"+name+">"))
+	if end < 0 || len(text) == 0 {
+		return doc
+	}
+	return bytes.Join([][]byte{doc[:end], text, doc[end:]}, nil)
 }
 
 // listedPart is a part of an upload as the store lists it.

@@ -754,10 +754,13 @@ func TestMultipartChecksums(t *testing.T) {
 		t.Errorf("a wrong checksum of the object: %v", err)
 	}
 	m.parts[0].ChecksumCRC32 = nil
-	if _, err := m.complete(func(in *s3.CompleteMultipartUploadInput) {
-		in.ChecksumType, in.ChecksumCRC32 = types.ChecksumTypeFullObject, new("AAAAAA==")
-	}); code(err) != "InvalidRequest" {
-		t.Errorf("a checksum that cannot be verified: %v", err)
+	for who, want := range map[*proxy]string{p: "BadDigest", p.replica(): "InvalidRequest"} { // the other one cannot verify it
+		m.p = who
+		if _, err := m.complete(func(in *s3.CompleteMultipartUploadInput) {
+			in.ChecksumType, in.ChecksumCRC32 = types.ChecksumTypeFullObject, new("AAAAAA==")
+		}); code(err) != want {
+			t.Errorf("a wrong checksum of the object, and none of its part: %v, want %s", err, want)
+		}
 	}
 }
 
@@ -767,7 +770,7 @@ func checkPartChecksums(t *testing.T, p *proxy) {
 	m := p.create("composite", func(in *s3.CreateMultipartUploadInput) { in.ChecksumAlgorithm = types.ChecksumAlgorithmSha256 })
 	path := "/" + p.bucket + "/composite?partNumber=1&uploadId=" + m.id
 	for name, header := range map[string]http.Header{"none": nil, "another": {"X-Amz-Checksum-Crc32": {"NSRBwg=="}}} {
-		if a := p.send(request{method: "PUT", path: path, header: header, body: []byte("abc")}); a.Code != "InvalidRequest" || !bytes.Contains(a.body, []byte("expected checksum Type: sha256")) {
+		if a := p.send(request{method: "PUT", path: path, header: header, body: []byte("abc")}); a.Code != "InvalidRequest" || !bytes.Contains(a.body, []byte("expected checksum Type: SHA256")) {
 			t.Errorf("a part with the checksum %s: %d %s", name, a.StatusCode, a.body)
 		}
 	}

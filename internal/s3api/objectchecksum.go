@@ -7,12 +7,13 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/cmekproxy/cmekproxy/internal/checksum"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
 // objectChecksum is the checksum of a multipart object. The zero value is none.
 type objectChecksum struct {
-	algorithm *algorithm
+	algorithm *checksum.Algorithm
 	kind      crypt.ChecksumType
 	digest    []byte // nil in an upload that is only created
 	parts     int
@@ -21,7 +22,7 @@ type objectChecksum struct {
 // headers says which checksum an upload was created with.
 func (o objectChecksum) headers(h http.Header) {
 	if o.algorithm != nil {
-		h.Set(checksumPrefix+"Algorithm", o.algorithm.name)
+		h.Set(checksumPrefix+"Algorithm", o.algorithm.Name)
 		h.Set(checksumPrefix+"Type", checksumTypes[o.kind])
 	}
 }
@@ -31,7 +32,7 @@ func (o objectChecksum) digests() map[crypt.ChecksumID][]byte {
 	if o.digest == nil {
 		return nil
 	}
-	return map[crypt.ChecksumID][]byte{o.algorithm.id: o.digest}
+	return map[crypt.ChecksumID][]byte{o.algorithm.ID: o.digest}
 }
 
 func (o objectChecksum) text() string { return checksumText(o.digest, o.kind, o.parts) }
@@ -41,25 +42,46 @@ func (o objectChecksum) xml() []byte {
 	if o.digest == nil {
 		return nil
 	}
-	name := o.algorithm.name
-	return fmt.Appendf(nil, "<Checksum%s>%s</Checksum%s><ChecksumType>%s</ChecksumType>", name, o.text(), name, checksumTypes[o.kind])
+	return fmt.Appendf(checksumXML(o.algorithm, o.text()), "<ChecksumType>%s</ChecksumType>", checksumTypes[o.kind])
+}
+
+// listed is what ListParts says of an upload that was created with it.
+func (o objectChecksum) listed() []byte {
+	if o.algorithm == nil {
+		return nil
+	}
+	return fmt.Appendf(nil, "<ChecksumAlgorithm>%s</ChecksumAlgorithm><ChecksumType>%s</ChecksumType>", o.algorithm.Name, checksumTypes[o.kind])
+}
+
+func checksumXML(a *checksum.Algorithm, text string) []byte {
+	return fmt.Appendf(nil, "<Checksum%s>%s</Checksum%s>", a.Name, text, a.Name)
 }
 
 // uploadChecksum reads what CreateMultipartUpload says of checksums. Nothing keeps it: the parts and the list that
 // completes the upload say it again.
 func uploadChecksum(h http.Header) (objectChecksum, error) {
-	name, kind := h.Get(checksumPrefix+"Algorithm"), h.Get(checksumPrefix+"Type")
-	if name == "" {
-		if kind != "" {
-			return objectChecksum{}, badRequest("InvalidRequest", "The x-amz-checksum-type header can only be used with the x-amz-checksum-algorithm header.")
-		}
-		return objectChecksum{}, nil
+	kind := h.Get(checksumPrefix + "Type")
+	a, err := algorithmNamed(h.Get(checksumPrefix + "Algorithm"))
+	switch {
+	case err != nil:
+		return objectChecksum{}, err
+	case a != nil:
+		return objectChecksumOf(a, kind)
+	case kind != "" && !isChecksumType(kind):
+		return objectChecksum{}, errChecksumType()
+	case kind != "":
+		return objectChecksum{}, badRequest("InvalidRequest", "The x-amz-checksum-type header can only be used with the x-amz-checksum-algorithm header.")
 	}
-	a := algorithmOf(checksumPrefix + name)
-	if a == nil {
-		return objectChecksum{}, badRequest("InvalidRequest", "Checksum algorithm provided is unsupported. Please try again with any of the valid types: ["+supported()+"]")
-	}
-	return objectChecksumOf(a, kind)
+	return objectChecksum{}, nil
+}
+
+func isChecksumType(kind string) bool {
+	kind = strings.ToUpper(kind)
+	return kind == composite || kind == fullObject
+}
+
+func errChecksumType() *Error {
+	return badRequest("InvalidRequest", "Value for x-amz-checksum-type header is invalid.")
 }
 
 // checkPart refuses a part whose checksum is not of the kind that its upload was created with. A part of an object with
@@ -70,71 +92,88 @@ func (o objectChecksum) checkPart(part *checksums) error {
 	}
 	actual := "null"
 	if part.algorithm != nil {
-		actual = strings.ToLower(part.algorithm.name)
+		actual = part.algorithm.Name
 	}
-	return badRequest("InvalidRequest", "Checksum Type mismatch occurred, expected checksum Type: "+strings.ToLower(o.algorithm.name)+", actual checksum Type: "+actual)
+	return badRequest("InvalidRequest", "Checksum Type mismatch occurred, expected checksum Type: "+o.algorithm.Name+", actual checksum Type: "+actual)
 }
 
 // checkType refuses another type than that which the upload was created with.
-func (o objectChecksum) checkType(h http.Header) error {
-	said := strings.ToUpper(h.Get(checksumPrefix + "Type"))
+func (o objectChecksum) checkType(said saidChecksum) error {
 	switch {
-	case o.algorithm == nil || said == "" || said == checksumTypes[o.kind]:
+	case o.algorithm == nil || said.kind == "" || strings.ToUpper(said.kind) == checksumTypes[o.kind]:
 		return nil
-	case said != composite && said != fullObject:
-		return badRequest("InvalidRequest", "Value for x-amz-checksum-type header is invalid.")
+	case !isChecksumType(said.kind):
+		return errChecksumType()
 	}
 	return badRequest("InvalidRequest", "The upload was created using the "+checksumTypes[o.kind]+" checksum mode. The complete request must use the same checksum mode.")
 }
 
 // objectChecksumOf checks that the algorithm can be of the type; "" stands for its default.
-func objectChecksumOf(a *algorithm, kind string) (objectChecksum, error) {
+func objectChecksumOf(a *checksum.Algorithm, kind string) (objectChecksum, error) {
 	o := objectChecksum{algorithm: a}
 	kind = strings.ToUpper(kind)
 	switch {
-	case kind != "" && kind != composite && kind != fullObject:
-		return o, badRequest("InvalidRequest", "Value for x-amz-checksum-type header is invalid.")
-	case kind == composite && a.id != crypt.CRC64NVME, kind == "" && a.id != crypt.CRC64NVME:
+	case kind != "" && !isChecksumType(kind):
+		return o, errChecksumType()
+	case kind == composite && a.ID != crypt.CRC64NVME, kind == "" && a.ID != crypt.CRC64NVME:
 		o.kind = crypt.Composite
-	case kind == fullObject && a.polynomial != 0, kind == "":
+	case kind == fullObject && a.IsCRC(), kind == "":
 		o.kind = crypt.FullObject
 	default:
-		return o, badRequest("InvalidRequest", fmt.Sprintf("The %s checksum type cannot be used with the %s checksum algorithm.", kind, strings.ToLower(a.name)))
+		return o, badRequest("InvalidRequest", fmt.Sprintf("The %s checksum type cannot be used with the %s checksum algorithm.", kind, strings.ToLower(a.Name)))
 	}
 	return o, nil
 }
 
+// saidChecksum is what a client that completes an upload says of the object's checksum.
+type saidChecksum struct {
+	algorithm *checksum.Algorithm // nil if it says none
+	text      string
+	kind      string // "" if it does not say
+}
+
+func saidOfObject(h http.Header) (saidChecksum, error) {
+	said := saidChecksum{kind: h.Get(checksumPrefix + "Type")}
+	for _, a := range checksum.All {
+		text := h.Get(a.Header())
+		if text == "" {
+			continue
+		}
+		if said.algorithm != nil {
+			return said, severalChecksums()
+		}
+		said.algorithm, said.text = a, text
+	}
+	return said, nil
+}
+
 // checksum computes the object's checksum from those of the parts, which were each verified when the part came, and
-// compares it with what the client says of the whole. differs reports whether a part is known to have another one.
-func (list *completion) checksum(h http.Header, layout crypt.Layout, differs func(etag string, a *algorithm, digest []byte) bool) (objectChecksum, error) {
-	said, a, err := saidOfObject(h)
+// compares it with what the client says of the whole. created and known are what this replica knows of the upload, and of
+// the part with an ETag.
+func (list *completion) checksum(said saidChecksum, layout crypt.Layout, created objectChecksum, known func(etag string) (partSum, bool)) (objectChecksum, error) {
+	digests, of, err := list.digests(created, known)
 	if err != nil {
 		return objectChecksum{}, err
 	}
-	digests, of, err := list.digests()
-	if err != nil {
-		return objectChecksum{}, err
-	}
+	a := said.algorithm
 	switch {
 	case of == nil && a == nil:
 		return objectChecksum{}, nil
 	case of == nil:
-		return objectChecksum{}, badRequest("InvalidRequest", "The complete request must include the checksum for each part: without them the proxy cannot verify the "+strings.ToLower(a.name)+" of the object.")
+		return objectChecksum{}, badRequest("InvalidRequest", "The complete request must include the checksum for each part: without them the proxy cannot verify the "+strings.ToLower(a.Name)+" of the object.")
 	case a != nil && a != of:
 		return objectChecksum{}, badRequest("InvalidRequest", "The checksums of the parts and of the object are of different algorithms.")
 	}
-	for i, digest := range digests {
-		if p := &list.Parts[i]; differs(p.ETag, of, digest) {
-			return objectChecksum{}, p.invalid()
-		}
-	}
-	kind := h.Get(checksumPrefix + "Type")
 	if a != nil {
-		if _, err := a.decode(strings.TrimSuffix(said, "-"+strconv.Itoa(len(digests)))); err != nil {
+		if _, err := decodeChecksum(a, strings.TrimSuffix(said.text, "-"+strconv.Itoa(len(digests)))); err != nil {
 			return objectChecksum{}, err
 		}
 	}
-	if kind == "" && said != "" && of.polynomial != 0 && !strings.Contains(said, "-") {
+	kind := said.kind
+	switch {
+	case kind == "" && created.algorithm == of:
+		kind = checksumTypes[created.kind]
+	case kind == "" && said.text != "" && of.IsCRC() && !strings.Contains(said.text, "-"):
 		kind = fullObject
 	}
 	o, err := objectChecksumOf(of, kind)
@@ -143,112 +182,95 @@ func (list *completion) checksum(h http.Header, layout crypt.Layout, differs fun
 	}
 	o.parts = len(digests)
 	if o.kind == crypt.Composite {
-		sum := of.new()
+		sum := of.New()
 		sum.Write(bytes.Join(digests, nil))
 		o.digest = sum.Sum(nil)
 	} else {
-		o.digest = of.combine(digests, layout)
+		o.digest = combine(of, digests, layout)
 	}
-	if said != "" && said != o.text() && said+"-"+strconv.Itoa(o.parts) != o.text() {
-		return o, badRequest("BadDigest", "The "+of.name+" you specified did not match the calculated checksum.")
+	if said.text != "" && said.text != o.text() && said.text+"-"+strconv.Itoa(o.parts) != o.text() {
+		return o, badRequest("BadDigest", "The "+of.Name+" you specified did not match the calculated checksum.")
 	}
 	return o, nil
 }
 
-// saidOfObject is the x-amz-checksum-* header of CompleteMultipartUpload.
-func saidOfObject(h http.Header) (said string, a *algorithm, err error) {
-	for i := range algorithms {
-		value := h.Get(algorithms[i].header())
-		if value == "" {
-			continue
-		}
-		if a != nil {
-			return "", nil, badRequest("InvalidRequest", "Expecting a single x-amz-checksum- header")
-		}
-		said, a = value, &algorithms[i]
-	}
-	return said, a, nil
-}
-
-// digests are the checksums of the parts, all of one algorithm; nil if there are none.
-func (list *completion) digests() ([][]byte, *algorithm, error) {
-	var out [][]byte
-	var of *algorithm
+// digests are the checksums of the parts, all of one algorithm; nil if there are none. Where the whole object has one
+// checksum, the list need not have those of the parts: S3 has computed them.
+func (list *completion) digests(created objectChecksum, known func(etag string) (partSum, bool)) ([][]byte, *checksum.Algorithm, error) {
+	of, listed := created.algorithm, false
+	sums := make([]partSum, len(list.Parts))
 	for i := range list.Parts {
+		sum, err := list.Parts[i].checksum()
+		if err != nil {
+			return nil, nil, err
+		}
+		if sum.algorithm != nil {
+			listed = true
+			if of == nil {
+				of = sum.algorithm
+			}
+		}
+		sums[i] = sum
+	}
+	if of == nil {
+		return nil, nil, nil
+	}
+	var out [][]byte
+	for i, sum := range sums {
 		p := &list.Parts[i]
-		for j, text := range p.checksums() {
-			if text == "" {
-				continue
-			}
-			digest, err := algorithms[j].decode(text)
-			if err != nil || len(out) > i {
-				return nil, nil, badRequest("InvalidArgument", "The checksum of part "+strconv.Itoa(p.PartNumber)+" is not valid, or there are several of it.")
-			}
-			if of != nil && of != &algorithms[j] {
-				return nil, nil, badRequest("BadDigest", "The checksum of part "+strconv.Itoa(p.PartNumber)+" is of another algorithm than that of the parts before it.")
-			}
-			out, of = append(out, digest), &algorithms[j]
+		have, ok := known(p.ETag)
+		if sum.algorithm == nil && created.kind == crypt.FullObject && have.algorithm == created.algorithm {
+			sum = have
 		}
-		if of != nil && len(out) != i+1 {
-			return nil, nil, badRequest("InvalidRequest", fmt.Sprintf("The upload was created using a %s checksum. The complete request must include the checksum for each part. It was missing for part %d in the request.", strings.ToLower(of.name), p.PartNumber))
+		switch {
+		case sum.algorithm == nil && created.kind == crypt.FullObject && !listed:
+			return nil, nil, nil // and the object has none
+		case sum.algorithm == nil:
+			return nil, nil, badRequest("InvalidRequest", fmt.Sprintf("The upload was created using a %s checksum. The complete request must include the checksum for each part. It was missing for part %d in the request.", strings.ToLower(of.Name), p.PartNumber))
+		case sum.algorithm != of:
+			return nil, nil, badRequest("BadDigest", fmt.Sprintf("The %s you specified for part %d did not match what we received.", strings.ToLower(sum.algorithm.Name), p.PartNumber))
+		case ok && have != sum:
+			return nil, nil, list.invalid(p)
 		}
+		out = append(out, []byte(sum.digest))
 	}
 	return out, of, nil
 }
 
-// checksums are the values by algorithm, as algorithms has them.
+// checksum is the one that the list has for the part; zero if it has none.
+func (p *completionPart) checksum() (partSum, error) {
+	var sum partSum
+	var all string
+	valid, n := true, 0
+	for i, text := range p.checksums() {
+		if text == "" {
+			continue
+		}
+		a := checksum.All[i]
+		digest, ok := a.Decode(text)
+		valid = valid && ok
+		sum, all, n = partSum{a, string(digest)}, all+a.Name+":"+text+";", n+1
+	}
+	if n > 1 || !valid {
+		if n == 1 {
+			_, all, _ = strings.Cut(strings.TrimSuffix(all, ";"), ":")
+		}
+		return sum, invalidArgument("Invalid Base64 or multiple checksums present in request", "Checksum", all)
+	}
+	return sum, nil
+}
+
+// checksums are the values by algorithm, as checksum.All has them.
 func (p *completionPart) checksums() []string {
 	return []string{p.CRC32, p.CRC32C, p.CRC64NVME, p.SHA1, p.SHA256, p.SHA512, p.MD5, p.XXHash64, p.XXHash3, p.XXHash128}
 }
 
 // combine computes the CRC of the whole from those of the parts.
-func (a *algorithm) combine(digests [][]byte, layout crypt.Layout) []byte {
-	width := 8 * a.id.Size()
-	var sum uint64
-	for i, digest := range digests {
-		at, _ := layout.At(i)
-		var crc uint64
-		for _, b := range digest {
-			crc = crc<<8 | uint64(b)
-		}
-		sum = appendCRC(sum, crc, at.Size, a.polynomial, width)
+func combine(a *checksum.Algorithm, digests [][]byte, layout crypt.Layout) []byte {
+	sum := digests[0]
+	for i, digest := range digests[1:] {
+		at, _ := layout.At(i + 1)
+		sum = a.Append(sum, digest, at.Size)
 	}
-	out := make([]byte, a.id.Size())
-	for i := range out {
-		out[i] = byte(sum >> (width - 8*(i+1))) //nolint:gosec // the low byte is what is meant
-	}
-	return out
-}
-
-// appendCRC returns the CRC of A followed by B, from theirs and B's length in bytes. Appending a zero bit multiplies a
-// CRC by x modulo the polynomial, so appending n bytes multiplies it by x^(8n): the exponent is taken bit by bit.
-// CRCs and polynomial are reflected: the highest power is the lowest bit.
-func appendCRC(a, b uint64, length int64, polynomial uint64, width int) uint64 {
-	square := uint64(1) << (width - 2) // x
-	for range 3 {
-		square = multiplyCRC(square, square, polynomial, width) // x^8
-	}
-	for ; length > 0; length >>= 1 {
-		if length&1 != 0 {
-			a = multiplyCRC(a, square, polynomial, width)
-		}
-		square = multiplyCRC(square, square, polynomial, width)
-	}
-	return a ^ b
-}
-
-// multiplyCRC multiplies two polynomials modulo the CRC's.
-func multiplyCRC(a, b, polynomial uint64, width int) uint64 {
-	var product uint64
-	for bit := uint64(1) << (width - 1); bit != 0; bit >>= 1 {
-		if a&bit != 0 {
-			product ^= b
-		}
-		if b&1 != 0 {
-			b = b>>1 ^ polynomial
-		} else {
-			b >>= 1
-		}
-	}
-	return product
+	return sum
 }

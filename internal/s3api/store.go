@@ -164,7 +164,7 @@ func codeOfStatus(status int) string {
 // messages are S3's for those codes.
 var messages = map[string]string{
 	"InvalidRequest":     "The store refuses the request.",
-	"AccessDenied":       "Access Denied",
+	"AccessDenied":       "Access Denied.",
 	"MethodNotAllowed":   "The specified method is not allowed against this resource.",
 	"PreconditionFailed": "At least one of the pre-conditions you specified did not hold.",
 	"InvalidRange":       "The requested range is not satisfiable",

@@ -6,6 +6,7 @@ import (
 
 	lru "github.com/hashicorp/golang-lru/v2"
 
+	"github.com/cmekproxy/cmekproxy/internal/checksum"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 )
@@ -21,9 +22,9 @@ type uploadKeys struct {
 	sums    *lru.Cache[string, partSum] // by the store's upload id and's ETag of the part
 }
 
-// partSum is the checksum that a part came with.
+// partSum is the checksum of a part: the one that it came with, or that was computed as it came.
 type partSum struct {
-	algorithm *algorithm
+	algorithm *checksum.Algorithm
 	digest    string
 }
 
@@ -60,10 +61,9 @@ func (u *uploadKeys) keepSum(upload, etag string, sums *checksums) {
 	}
 }
 
-// differs reports whether a part is known to have come with another checksum.
-func (u *uploadKeys) differs(upload, etag string, a *algorithm, digest []byte) bool {
-	sum, ok := u.sums.Get(upload + " " + etag)
-	return ok && (sum.algorithm != a || sum.digest != string(digest))
+// partSum is the checksum of a part, if it is known.
+func (u *uploadKeys) partSum(upload, etag string) (partSum, bool) {
+	return u.sums.Get(upload + " " + etag)
 }
 
 func (c *call) uploadID() uploadID {
