@@ -84,7 +84,7 @@ func (r *relocation) run(ctx context.Context, cfg *config.Config) error {
 	defer again.close()
 	c := rewrap.Config{
 		Send: r.send, Keys: r.keys, Check: (&direct{app: again}).open,
-		Client: r.client, To: r.to, All: r.all, Version: keyVersion, OpenEnd: cfg.Origin.UniformParts,
+		Client: r.client, To: r.to, All: r.all, OpenEnd: cfg.Origin.UniformParts,
 		DryRun: r.dryRun, Wait: r.wait(), Random: rand.Reader,
 	}
 	if err := r.prepare(ctx, &c); err != nil {

@@ -96,7 +96,7 @@ func ChangeLocalKeyFile(path string, change func(*LocalKeyFile) error) error {
 }
 
 func opening(failure *Error, path string) *Error {
-	failure.Op, failure.KeyID = "open", "local:"+path
+	failure.Op, failure.KeyID = "open", localKeyPrefix+path
 	return failure
 }
 

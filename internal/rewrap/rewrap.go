@@ -22,6 +22,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/inplace"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
+	"github.com/cmekproxy/cmekproxy/internal/kms"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 	"github.com/cmekproxy/cmekproxy/internal/walk"
 )
@@ -39,10 +40,8 @@ type Config struct {
 	Client string
 	// To is the name or id of the key to move to; "" for the one of the rules.
 	To string
-	// All moves objects that are under the key already too, unless Version tells that they are under its newest version.
+	// All moves objects that are under the key already too, unless kms.VersionOf tells that they are under its newest version.
 	All bool
-	// Version names the version of the KMS key in a wrapped data key, "" if that cannot be told.
-	Version func(keyID string, wrapped []byte) string
 	// OpenEnd is that of stored.Store.
 	OpenEnd bool
 	// Method is how an object that was put whole gets its envelope. It must be set, unless DryRun is.
@@ -185,7 +184,7 @@ func (m *Mover) under(ctx context.Context, obj crypt.Object, target, keyID strin
 	if keyID != target || !m.cfg.All {
 		return keyID == target, nil
 	}
-	version := m.cfg.Version(keyID, wrapped)
+	version := kms.VersionOf(keyID, wrapped)
 	if version == "" {
 		return false, nil
 	}
@@ -205,7 +204,7 @@ func (m *Mover) newestVersion(ctx context.Context, obj crypt.Object, target stri
 		return "", err
 	}
 	defer sealed.Release()
-	m.newest[target] = m.cfg.Version(sealed.KeyID, sealed.Wrapped)
+	m.newest[target] = kms.VersionOf(sealed.KeyID, sealed.Wrapped)
 	return m.newest[target], nil
 }
 
