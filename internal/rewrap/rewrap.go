@@ -15,7 +15,6 @@ package rewrap
 
 import (
 	"context"
-	"io"
 	"net/http"
 	"sync"
 
@@ -29,31 +28,13 @@ import (
 
 // Config is what a Mover works with.
 type Config struct {
-	// Send sends a request to the store, as stored.Store.Send.
-	Send func(*http.Request) (*http.Response, error)
-	// Keys unwraps data keys and wraps them anew. Its rules choose the key, unless To does.
-	Keys *keyring.Keyring
-	// Check unwraps what was wrapped anew, before it is written and after. It must ask the KMS, and not remember what Keys
-	// has just wrapped.
-	Check inplace.Open
-	// Client is in whose name the rules are asked; "" is a client that no rule names.
-	Client string
+	inplace.Config
 	// To is the name or id of the key to move to; "" for the one of the rules.
 	To string
 	// All moves objects that are under the key already too, unless kms.VersionOf tells that they are under its newest version.
 	All bool
-	// OpenEnd is that of stored.Store.
-	OpenEnd bool
 	// Method is how an object that was put whole gets its envelope. It must be set, unless DryRun is.
 	Method Method
-	// Abilities is what the store can do.
-	Abilities inplace.Abilities
-	// DryRun finds out what would be moved, and writes nothing.
-	DryRun bool
-	// Wait, if not nil, is called before an object is moved, and holds it up.
-	Wait func(context.Context) error
-	// Random is the source of salts and the like.
-	Random io.Reader
 }
 
 // Method is how an object that was put whole gets its new envelope.
@@ -96,16 +77,11 @@ type Mover struct {
 
 // New returns a Mover.
 func New(cfg Config) *Mover {
-	m := &Mover{cfg: cfg, newest: make(map[string]string)}
-	m.store = &inplace.Store{Send: cfg.Send, ETagIsMD5: cfg.Abilities.ETagIsMD5}
-	m.reader = &stored.Store{
-		Send: m.store.Do, OpenEnd: cfg.OpenEnd, Cache: stored.NewCache(),
-		Open: func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
-			return cfg.Keys.Open(ctx, obj, keyID, wrapped)
-		},
+	store := cfg.Store()
+	open := func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
+		return cfg.Keys.Open(ctx, obj, keyID, wrapped)
 	}
-	m.check = &stored.Store{Send: m.store.Do, OpenEnd: cfg.OpenEnd, Cache: stored.NewCache(), Open: cfg.Check}
-	return m
+	return &Mover{cfg: cfg, store: store, reader: cfg.Reader(store, open), check: cfg.Reader(store, cfg.Check), newest: make(map[string]string)}
 }
 
 // Move moves the object of a listing's entry.

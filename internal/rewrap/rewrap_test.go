@@ -147,13 +147,12 @@ func newLab(t *testing.T, fresh kms.Wrapper) *lab {
 	rand.Read(l.text)
 	l.keys = ring(t, old, counted)
 	again := ring(t, old, counted)
-	l.cfg = rewrap.Config{
-		Send: send, Keys: ring(t, old, counted), To: "new", Method: rewrap.Put, Abilities: inplace.Abilities{PutIfMatch: true, CompleteIfMatch: true},
-		Random: rand.Reader,
+	l.cfg = rewrap.Config{To: "new", Method: rewrap.Put, Config: inplace.Config{
+		Send: send, Keys: ring(t, old, counted), Random: rand.Reader, Abilities: inplace.Abilities{PutIfMatch: true, CompleteIfMatch: true},
 		Check: func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
 			return again.Open(ctx, obj, keyID, wrapped)
 		},
-	}
+	}}
 	l.put(nil)
 	*l.calls = calls{}
 	return l
