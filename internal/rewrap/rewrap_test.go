@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"os"
@@ -133,7 +134,8 @@ type lab struct {
 	*testing.T
 	obj   crypt.Object
 	text  []byte
-	keys  *keyring.Keyring // has seen everything; the Mover has others
+	keys  *keyring.Keyring  // has seen everything; the Mover has others
+	added map[string]string // to the encryption context, by the client
 	cfg   rewrap.Config
 	calls *calls
 }
@@ -161,7 +163,7 @@ func newLab(t *testing.T, fresh kms.Wrapper) *lab {
 // put stores the object, after a change to its envelope's entries.
 func (l *lab) put(change func(map[string]string)) {
 	l.Helper()
-	sealed, err := l.keys.Create(l.Context(), l.obj, "", keyring.Choice{KeyID: "old"})
+	sealed, err := l.keys.Create(l.Context(), l.obj, "", keyring.Choice{KeyID: "old", Context: l.added})
 	if err != nil {
 		l.Fatal(err)
 	}
@@ -194,13 +196,58 @@ func (l *lab) put(change func(map[string]string)) {
 	}
 }
 
+// putParts stores the object in two parts.
+func (l *lab) putParts() {
+	l.Helper()
+	l.text = make([]byte, 5<<20+100)
+	rand.Read(l.text)
+	cfg := l.cfg.Config
+	cfg.Keys = l.keys
+	key, err := cfg.NewKey(l.Context(), l.obj, keyring.Choice{KeyID: "old", Context: l.added})
+	if err != nil {
+		l.Fatal(err)
+	}
+	defer key.Release()
+	mark, err := crypt.Mark{KeyID: key.KeyID}.Metadata()
+	if err != nil {
+		l.Fatal(err)
+	}
+	header := http.Header{"X-Amz-Meta-Own": {"value"}}
+	for name, value := range mark {
+		header.Set(stored.MetaPrefix+name, value)
+	}
+	up, err := cfg.Store().Create(l.Context(), l.obj, header)
+	if err != nil {
+		l.Fatal(err)
+	}
+	text := bytes.NewReader(l.text)
+	for i, size := range []int64{5 << 20, 100} {
+		part := crypt.Part{Number: i + 1, Size: size, Final: crypt.IsFinal(i+1, size)}
+		if err := up.Seal(l.Context(), part, io.LimitReader(text, size), key, rand.Reader, nil); err != nil {
+			l.Fatal(err)
+		}
+	}
+	if err := up.Complete(l.Context(), ""); err != nil {
+		l.Fatal(err)
+	}
+}
+
+// request is one for all of the object.
+func (l *lab) request() stored.Request {
+	return stored.Request{Object: l.obj, Plaintext: func() error { return errors.New("plaintext") }}
+}
+
+// reader reads through both keys.
+func (l *lab) reader() *stored.Store {
+	return &stored.Store{Send: send, Cache: stored.NewCache(), Open: func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
+		return l.keys.Open(ctx, obj, keyID, wrapped)
+	}}
+}
+
 // read reads the object through both keys, and returns the id of the one that it is under.
 func (l *lab) read() string {
 	l.Helper()
-	s := &stored.Store{Send: send, Cache: stored.NewCache(), Open: func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
-		return l.keys.Open(ctx, obj, keyID, wrapped)
-	}}
-	o, err := s.Get(l.Context(), stored.Request{Object: l.obj, Plaintext: func() error { return errors.New("plaintext") }})
+	o, err := l.reader().Get(l.Context(), l.request())
 	if err != nil {
 		l.Error(err)
 		return ""
@@ -211,6 +258,33 @@ func (l *lab) read() string {
 		l.Errorf("%d of %d bytes, metadata %q, %v", len(got), len(l.text), o.Header.Get("X-Amz-Meta-Own"), err)
 	}
 	return o.KeyID
+}
+
+// contexts are what the client has added to the encryption context, of the object or of each part.
+func (l *lab) contexts() (out []map[string]string) {
+	l.Helper()
+	take := func(wrapped []byte) {
+		parsed, err := crypt.ParseWrappedKey(wrapped)
+		if err != nil {
+			l.Fatal(err)
+		}
+		out = append(out, parsed.Context)
+	}
+	seen, err := l.reader().Look(l.Context(), l.request())
+	if err != nil {
+		l.Fatal(err)
+	}
+	if seen.Envelope != nil {
+		take(seen.Envelope.WrappedDEK)
+		return out
+	}
+	for part, err := range l.reader().PartHeaders(l.Context(), l.request(), seen) {
+		if err != nil {
+			l.Fatal(err)
+		}
+		take(part.WrappedDEK)
+	}
+	return out
 }
 
 func (l *lab) id(name string) string {
@@ -601,6 +675,28 @@ func TestMetadataThatIsNotShownIsNotLost(t *testing.T) {
 	}
 	if id := l.read(); id != l.id("old") {
 		t.Errorf("under %s", id)
+	}
+}
+
+// What the client has added to the encryption context goes with the object.
+func TestEncryptionContextIsKept(t *testing.T) {
+	for name, store := range map[string]func(*lab){"single": func(l *lab) { l.put(nil) }, "parts": (*lab).putParts} {
+		for _, added := range []map[string]string{nil, {"tenant": "acme", "ä": ""}} {
+			l := newLab(t, localKey(t))
+			l.added = added
+			store(l)
+			before := l.contexts()
+			l.move(walk.Done)
+			after := l.contexts()
+			if len(before) == 0 || len(after) != len(before) {
+				t.Fatalf("%s: %v, and %v before", name, after, before)
+			}
+			for i := range after {
+				if !maps.Equal(after[i], added) || !maps.Equal(before[i], added) {
+					t.Errorf("%s: %v, and %v before, not %v", name, after, before, added)
+				}
+			}
+		}
 	}
 }
 
