@@ -41,6 +41,7 @@ tidy-check:
 .PHONY: lint
 lint: $(BIN)/golangci-lint ## golangci-lint with .golangci.yml
 	$(BIN)/golangci-lint run ./...
+	cd e2e && $(BIN)/golangci-lint run --config ../.golangci.yml ./...
 
 .PHONY: vuln
 vuln: $(BIN)/govulncheck ## known vulnerabilities; without its database a printed warning, not a pass

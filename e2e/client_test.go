@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 )
@@ -118,19 +119,13 @@ func refusedAs(err error, status int, codes ...string) bool {
 	if e.status != 0 && e.status != status {
 		return false
 	}
-	for _, code := range codes {
-		if e.code == code {
-			return true
-		}
-	}
-	return e.status == status && (e.code == "" || e.code == http.StatusText(status) || e.code == fmt.Sprint(status) ||
+	return slices.Contains(codes, e.code) || e.status == status && (e.code == "" || e.code == http.StatusText(status) || e.code == fmt.Sprint(status) ||
 		e.code == strings.ReplaceAll(http.StatusText(status), " ", "") || e.code == fmt.Sprint(status, " ", http.StatusText(status)))
 }
 
 // code is the code of an API error, for messages.
 func code(err error) string {
-	var e *apiError
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*apiError](err); ok {
 		return e.code
 	}
 	return ""

@@ -48,7 +48,7 @@ func moduleVersion(path string) string {
 		{"go", "list", "-m", "-f", "{{.Version}}", path},
 		{"go", "version", "-m", os.Getenv("E2E_BIN") + path[strings.LastIndex(path, "/"):]},
 	} {
-		out, err := exec.Command(command[0], command[1:]...).Output() //nolint:noctx // a moment
+		out, err := exec.Command(command[0], command[1:]...).Output()
 		if err != nil {
 			continue
 		}

@@ -255,7 +255,7 @@ func (c *goSDK) putLarge(bucket, key, file string) error {
 }
 
 func (c *goSDK) getLarge(bucket, key, file string) error {
-	before := manager.NewWriteAtBuffer(nil)                                                                                                             //nolint:staticcheck // that is the point
+	before := manager.NewWriteAtBuffer(nil)
 	_, err := manager.NewDownloader(c.s3).Download(context.Background(), before, &s3.GetObjectInput{Bucket: &bucket, Key: aws.String(key + "-before")}) //nolint:staticcheck // that is the point
 	if err != nil {
 		return sdkError(err)
@@ -353,12 +353,11 @@ func (c *goSDK) presign(method, bucket, key string, valid time.Duration) (string
 // sdkError turns an error of the SDK into an *apiError.
 func sdkError(err error) error {
 	var response *smithyhttp.ResponseError
-	var api smithy.APIError
 	if !errors.As(err, &response) {
 		return err
 	}
 	e := &apiError{status: response.HTTPStatusCode(), text: err.Error()}
-	if errors.As(err, &api) {
+	if api, ok := errors.AsType[smithy.APIError](err); ok {
 		e.code = api.ErrorCode()
 	}
 	return e

@@ -139,7 +139,7 @@ func (c *customer) signal(s syscall.Signal) { c.must(nil, c.process.cmd.Process.
 
 func pull(t *testing.T, url string) []byte {
 	t.Helper()
-	resp, err := http.Get(url) //nolint:noctx // loopback
+	resp, err := http.Get(url)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -177,7 +177,7 @@ func (r *relay) open() error {
 	r.fill()
 	r.swallowing.Store(false)
 	r.drop()
-	listener, err := net.Listen("tcp", r.address) //nolint:noctx // lasts for the test
+	listener, err := net.Listen("tcp", r.address)
 	if err != nil {
 		return err
 	}
@@ -257,7 +257,7 @@ func (r *relay) drop() {
 }
 
 func (r *relay) pass(client net.Conn) {
-	server, err := net.Dial("tcp", r.target) //nolint:noctx // loopback
+	server, err := net.Dial("tcp", r.target)
 	if err != nil {
 		_ = client.Close()
 		return

@@ -3,6 +3,7 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"testing"
@@ -109,13 +110,13 @@ func checkColumn(t *testing.T, group parquet.RowGroup, first int64) {
 	for {
 		page, err := pages.ReadPage()
 		if err != nil {
-			if err != io.EOF || n != 20_000 {
+			if !errors.Is(err, io.EOF) || n != 20_000 {
 				t.Errorf("after %d values: %v", n, err)
 			}
 			return
 		}
 		values := make([]parquet.Value, page.NumValues())
-		if read, err := page.Values().ReadValues(values); err != nil && err != io.EOF || read != len(values) {
+		if read, err := page.Values().ReadValues(values); err != nil && !errors.Is(err, io.EOF) || read != len(values) {
 			t.Fatalf("%d of %d values: %v", read, len(values), err)
 		}
 		for _, value := range values {

@@ -84,8 +84,7 @@ func (l *load) read(api *s3.Client, i int) {
 			_ = out.Body.Close()
 			l.reads.Add(1)
 		}
-		var answer smithy.APIError
-		if errors.As(err, &answer) {
+		if answer, ok := errors.AsType[smithy.APIError](err); ok {
 			l.codes.Store(answer.ErrorCode(), true)
 		}
 		pause(l.ctx, 100*time.Millisecond)
@@ -281,7 +280,7 @@ func TestStampede(t *testing.T) {
 
 func purge(t *testing.T, s *stage) {
 	t.Helper()
-	resp, err := http.Post(s.admin+"/admin/purge", "", strings.NewReader("")) //nolint:noctx // loopback
+	resp, err := http.Post(s.admin+"/admin/purge", "", strings.NewReader(""))
 	if err != nil || resp.StatusCode != http.StatusOK {
 		t.Fatal(resp, err)
 	}

@@ -60,7 +60,7 @@ var versions = []struct {
 // printed is the first word with a digit in it of what a program prints.
 func printed(command string, args ...string) func() string {
 	return func() string {
-		out, _ := exec.Command(command, args...).CombinedOutput() //nolint:noctx // a moment
+		out, _ := exec.Command(command, args...).CombinedOutput()
 		for word := range strings.FieldsSeq(string(out)) {
 			if _, after, ok := strings.Cut(word, "/"); ok {
 				word = after

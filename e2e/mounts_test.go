@@ -24,7 +24,7 @@ func mounted(t *testing.T, command func(point string) (env []string, name string
 	before := device(t, point)
 	p := start(t, filepath.Base(filepath.Dir(filepath.Dir(point)))+"-mount", env, name, args...)
 	t.Cleanup(func() { // before the process is told to end
-		if out, err := exec.Command("fusermount", "-u", point).CombinedOutput(); err != nil { //nolint:noctx // a moment
+		if out, err := exec.Command("fusermount", "-u", point).CombinedOutput(); err != nil {
 			t.Errorf("unmounting: %v: %s", err, out)
 		}
 		select {

@@ -94,7 +94,7 @@ func (p *process) waitFor(t *testing.T, url string) {
 			t.Fatalf("%s has ended", p.name)
 		default:
 		}
-		resp, err := http.Get(url) //nolint:noctx // a probe
+		resp, err := http.Get(url)
 		if err != nil {
 			continue
 		}
@@ -124,7 +124,7 @@ func (p *process) firstLine(t *testing.T) string {
 
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // gone at once
+	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -77,7 +77,7 @@ func startStack(t *testing.T) *stack {
 // storeDir is on a file system with extended attributes, which a temporary directory in memory may not be.
 func storeDir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp(os.Getenv("E2E_CACHE"), "store-")
+	dir, err := os.MkdirTemp(os.Getenv("E2E_CACHE"), "store-") //nolint:usetesting // see above
 	if err != nil {
 		t.Fatal(err)
 	}

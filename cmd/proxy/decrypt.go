@@ -17,10 +17,10 @@ import (
 	"time"
 
 	"github.com/schollz/progressbar/v3"
-	"go.uber.org/zap"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
+	"github.com/cmekproxy/cmekproxy/internal/verify"
 )
 
 // decrypt reads one object straight from the store, without a proxy. It writes to a file that is not whole yet under
@@ -44,32 +44,20 @@ func decrypt(ctx context.Context, args []string, stdout io.Writer) error {
 		return err
 	}
 	defer clear(customerKey)
-	a, err := build(ctx, cfg, zap.NewNop(), "")
+	from, err := openDirect(ctx, cfg, target, os.Stderr)
 	if err != nil {
 		return err
 	}
-	defer a.close()
-	store, err := buildOrigin(ctx, cfg, "")
-	if err != nil {
-		return err
+	defer from.close()
+	reader := from.reader()
+	reader.Open = func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
+		if keyID == crypt.CustomerKeyID {
+			return from.openForCustomer(ctx, obj, wrapped, customerKey)
+		}
+		return from.open(ctx, obj, keyID, wrapped)
 	}
-	q := stored.Request{Object: target, Version: *version, Plaintext: func() error {
-		return errors.New("it has no encryption envelope: cmekproxy did not store it, or its envelope was removed")
-	}}
-	d := decryption{
-		request: q, progress: os.Stderr,
-		reader: &stored.Store{
-			Send: func(r *http.Request) (*http.Response, error) { return sendDirect(store, r) },
-			Open: func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
-				if keyID == crypt.CustomerKeyID {
-					return a.openForCustomer(ctx, obj, wrapped, customerKey)
-				}
-				return a.keys.Open(ctx, obj, keyID, wrapped)
-			},
-			Cache:   stored.NewCache(),
-			OpenEnd: cfg.Origin.UniformParts,
-		},
-	}
+	q := stored.Request{Object: target, Version: *version, Plaintext: func() error { return verify.ErrPlaintext }}
+	d := decryption{reader: reader, request: q, progress: from.progress}
 	if *output == "-" {
 		err = d.toStream(ctx, stdout)
 	} else {

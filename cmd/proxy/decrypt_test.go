@@ -16,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/aws/aws-sdk-go-v2/service/s3"
@@ -121,6 +122,49 @@ func TestDecrypt(t *testing.T) {
 	}
 	resumed(t, config, dir, text)
 	refused(t, config, store, dir)
+}
+
+// A store that has no time for a request is asked again, whatever the command.
+func TestDecryptOfAStoreThatFalters(t *testing.T) {
+	store, err := url.Parse(realStore(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var falters atomic.Bool
+	var asked, refused atomic.Int32
+	through := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
+		r.SetURL(store)
+		r.Out.Host = r.In.Host // which is signed
+	}}
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if falters.Load() && asked.Add(1)%2 == 1 {
+			refused.Add(1)
+			http.Error(w, "<Error><Code>SlowDown</Code></Error>", http.StatusServiceUnavailable)
+			return
+		}
+		through.ServeHTTP(w, r)
+	}))
+	t.Cleanup(front.Close)
+	listen, admin := freePort(t), freePort(t)
+	config := writeConfig(t, front.URL, listen, admin)
+	s := start(t, "serve", "--config", config)
+	waitStatus(t, "http://"+admin+"/readyz", http.StatusOK)
+	bucket := "bucket"
+	if _, err := client(store.Host, "storekey", "storesecretstoresecret").CreateBucket(t.Context(), &s3.CreateBucketInput{Bucket: &bucket}); err != nil {
+		t.Fatal(err)
+	}
+	putParts(t, client(listen, "appkey", "appsecretappsecret"), bucket, "k", bytes.Repeat([]byte("x"), 5<<20), []byte("end"))
+	s.stop()
+	s.end(t)
+	falters.Store(true)
+	file := filepath.Join(t.TempDir(), "k")
+	var out bytes.Buffer
+	if code := run(t.Context(), []string{"decrypt", "s3://bucket/k", "--config", config, "-o", file}, &out, &out); code != 0 || refused.Load() < 2 {
+		t.Errorf("exit code %d after %d refusals: %s", code, refused.Load(), out.String())
+	}
+	if got, err := os.ReadFile(file); err != nil || len(got) != 5<<20+3 {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
 }
 
 // Data keys that are more than what the KMS gave, and keys that clients bring.

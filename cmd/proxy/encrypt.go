@@ -2,16 +2,12 @@ package main
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"os"
 
-	"go.uber.org/zap"
-
-	"github.com/cmekproxy/cmekproxy/internal/config"
 	"github.com/cmekproxy/cmekproxy/internal/encrypt"
 	"github.com/cmekproxy/cmekproxy/internal/inplace"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
@@ -42,7 +38,7 @@ func encryptCommand(ctx context.Context, args []string, stdout io.Writer) error 
 	}
 	defer e.close()
 	e.out = stdout
-	return e.run(ctx, cfg)
+	return e.run(ctx)
 }
 
 // encryption is one run of the command.
@@ -51,17 +47,13 @@ type encryption struct {
 	unconditional bool
 }
 
-func (e *encryption) run(ctx context.Context, cfg *config.Config) error {
-	// A second set of keys, whose cache knows nothing of what the first one has just wrapped: it asks the KMS.
-	again, err := build(ctx, cfg, zap.NewNop(), "")
+func (e *encryption) run(ctx context.Context) error {
+	common, done, err := e.rewriting(ctx)
 	if err != nil {
 		return err
 	}
-	defer again.close()
-	c := encrypt.Config{
-		Send: e.send, Keys: e.keys, Check: (&direct{app: again}).open, Client: e.client, OpenEnd: cfg.Origin.UniformParts,
-		Unconditional: e.unconditional, DryRun: e.dryRun, Wait: e.wait(), Random: rand.Reader,
-	}
+	defer done()
+	c := encrypt.Config{Config: common, Unconditional: e.unconditional}
 	kept := e.versions(ctx, "What is encrypted stays there in plaintext as an older version, until that is deleted; proxy inventory --versions counts them")
 	if !e.dryRun {
 		if c.Abilities, err = e.abilities(ctx); err != nil {

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/kms"
 	"github.com/cmekproxy/cmekproxy/internal/ordered"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
@@ -188,7 +189,7 @@ func (s *stocktaking) key(id string, wrapped []byte) kmsKey {
 	if name := s.names[id]; name != "" {
 		k.Name = name
 	}
-	if version := keyVersion(id, wrapped); version != "" {
+	if version := kms.VersionOf(id, wrapped); version != "" {
 		k.Version = version
 	}
 	return k

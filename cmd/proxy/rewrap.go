@@ -2,16 +2,12 @@ package main
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"os"
 
-	"go.uber.org/zap"
-
-	"github.com/cmekproxy/cmekproxy/internal/config"
 	"github.com/cmekproxy/cmekproxy/internal/inplace"
 	"github.com/cmekproxy/cmekproxy/internal/rewrap"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
@@ -47,7 +43,7 @@ func rewrapCommand(ctx context.Context, args []string, stdout io.Writer) error {
 		return err
 	}
 	defer d.close()
-	return (&relocation{sweep{direct: d, sweepOptions: o.sweepOptions, out: stdout}, o.to, o.method, o.all}).run(ctx, cfg)
+	return (&relocation{sweep{direct: d, sweepOptions: o.sweepOptions, out: stdout}, o.to, o.method, o.all}).run(ctx)
 }
 
 type rewrapOptions struct {
@@ -70,23 +66,18 @@ type relocation struct {
 	all        bool
 }
 
-func (r *relocation) run(ctx context.Context, cfg *config.Config) error {
+func (r *relocation) run(ctx context.Context) error {
 	if r.to != "" {
 		if err := r.keys.Try(ctx, r.to); err != nil {
 			return fmt.Errorf("key %s: %w", r.to, err)
 		}
 	}
-	// A second set of keys, whose cache knows nothing of what the first one has just wrapped: it asks the KMS.
-	again, err := build(ctx, cfg, zap.NewNop(), "")
+	common, done, err := r.rewriting(ctx)
 	if err != nil {
 		return err
 	}
-	defer again.close()
-	c := rewrap.Config{
-		Send: r.send, Keys: r.keys, Check: (&direct{app: again}).open,
-		Client: r.client, To: r.to, All: r.all, Version: keyVersion, OpenEnd: cfg.Origin.UniformParts,
-		DryRun: r.dryRun, Wait: r.wait(), Random: rand.Reader,
-	}
+	defer done()
+	c := rewrap.Config{Config: common, To: r.to, All: r.all}
 	if err := r.prepare(ctx, &c); err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/xml"
 	"errors"
 	"flag"
@@ -13,8 +14,10 @@ import (
 	"time"
 
 	"github.com/schollz/progressbar/v3"
+	"go.uber.org/zap"
 	"golang.org/x/time/rate"
 
+	"github.com/cmekproxy/cmekproxy/internal/inplace"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 	"github.com/cmekproxy/cmekproxy/internal/walk"
 )
@@ -91,6 +94,19 @@ func (s *sweep) count(r walk.Result) {
 			s.parts++
 		}
 	}
+}
+
+// rewriting is what the commands have in common that write objects anew. What it is made of is closed with done.
+func (s *sweep) rewriting(ctx context.Context) (_ inplace.Config, done func(), _ error) {
+	// A second set of keys, whose cache knows nothing of what the first one has just wrapped: it asks the KMS.
+	again, err := build(ctx, s.cfg, zap.NewNop(), "")
+	if err != nil {
+		return inplace.Config{}, nil, err
+	}
+	return inplace.Config{
+		Send: s.send, Keys: s.keys, Check: (&direct{app: again}).open, Client: s.client, OpenEnd: s.cfg.Origin.UniformParts,
+		DryRun: s.dryRun, Wait: s.wait(), Random: rand.Reader,
+	}, again.close, nil
 }
 
 // name names an object that failed.

@@ -29,7 +29,8 @@ type Record struct {
 	KMSRequestID  string `json:"kms_request_id,omitempty"`  // by which the KMS's own log knows the request
 
 	Client    string `json:"client,omitempty"`
-	Remote    string `json:"remote,omitempty"` // address
+	Session   string `json:"session,omitempty"` // access key, where it is one of temporary credentials
+	Remote    string `json:"remote,omitempty"`  // address
 	RequestID string `json:"request_id,omitempty"`
 	Operation string `json:"operation,omitempty"` // of S3, or what else caused the event
 	Bucket    string `json:"bucket,omitempty"`

@@ -84,7 +84,7 @@ func TestLineIsGolden(t *testing.T) {
 	for _, r := range []audit.Record{
 		{
 			Event: "open", Result: audit.OK, KMSKeyName: "default", KMSKey: "arn:k", KMSKeyVersion: "2", Source: "kms", KMSRequestID: "1-2",
-			Client: "app", Remote: "10.0.0.1:1", RequestID: "ab", Operation: "GetObject", Bucket: "b", Key: "a<b>&\n\"\u2028é",
+			Client: "app", Session: "ASIA1", Remote: "10.0.0.1:1", RequestID: "ab", Operation: "GetObject", Bucket: "b", Key: "a<b>&\n\"\u2028é",
 		},
 		{Event: "purge", Result: "not audited", Purged: &n, Detail: "x"},
 	} {
@@ -93,7 +93,7 @@ func TestLineIsGolden(t *testing.T) {
 		}
 	}
 	want := `{"time":"2026-11-23T10:00:00Z","event":"open","result":"ok","kms_key_name":"default","kms_key":"arn:k","kms_key_version":"2",` +
-		`"source":"kms","kms_request_id":"1-2","client":"app","remote":"10.0.0.1:1","request_id":"ab","operation":"GetObject","bucket":"b","key":"a<b>&\n\"\u2028é"}` + "\n" +
+		`"source":"kms","kms_request_id":"1-2","client":"app","session":"ASIA1","remote":"10.0.0.1:1","request_id":"ab","operation":"GetObject","bucket":"b","key":"a<b>&\n\"\u2028é"}` + "\n" +
 		`{"time":"2026-11-23T10:00:00Z","event":"purge","result":"not audited","purged":3,"detail":"x"}` + "\n"
 	if out.String() != want {
 		t.Errorf("%s\nwant\n%s", out.String(), want)

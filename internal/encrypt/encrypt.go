@@ -16,40 +16,20 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"sync/atomic"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/inplace"
-	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 	"github.com/cmekproxy/cmekproxy/internal/walk"
 )
 
 // Config is what an Encrypter works with.
 type Config struct {
-	// Send sends a request to the store, as stored.Store.Send.
-	Send func(*http.Request) (*http.Response, error)
-	// Keys makes data keys. Its rules choose the KMS key.
-	Keys *keyring.Keyring
-	// Check unwraps what was wrapped, before anything is written and after. It must ask the KMS, and not remember what Keys
-	// has just wrapped.
-	Check inplace.Open
-	// Client is in whose name the rules are asked; "" is a client that no rule names.
-	Client string
-	// OpenEnd is that of stored.Store.
-	OpenEnd bool
-	// Abilities is what the store can do. It must be set, unless DryRun is.
-	Abilities inplace.Abilities
+	inplace.Config
 	// Unconditional writes also what the store holds to no condition for. What a client stores in that moment is lost.
 	Unconditional bool
-	// DryRun finds out what would be encrypted, and writes nothing.
-	DryRun bool
-	// Wait, if not nil, is called before an object is encrypted, and holds it up.
-	Wait func(context.Context) error
-	// Random is the source of salts and the like.
-	Random io.Reader
 }
 
 var (
@@ -71,11 +51,8 @@ type Encrypter struct {
 
 // New returns an Encrypter.
 func New(cfg Config) *Encrypter {
-	store := &inplace.Store{Send: cfg.Send, ETagIsMD5: cfg.Abilities.ETagIsMD5}
-	return &Encrypter{
-		cfg: cfg, store: store,
-		reader: &stored.Store{Send: store.Do, Open: cfg.Check, OpenEnd: cfg.OpenEnd, Cache: stored.NewCache()},
-	}
+	store := cfg.Store()
+	return &Encrypter{cfg: cfg, store: store, reader: cfg.Reader(store, cfg.Check)}
 }
 
 // Encrypt encrypts the object of a listing's entry, unless it is.

@@ -109,12 +109,12 @@ func newLab(t *testing.T, key kms.Wrapper, sizes ...int) *lab {
 	}
 	again := ring()
 	l := &lab{T: t, key: "dir/" + t.Name()}
-	l.cfg = encrypt.Config{
+	l.cfg = encrypt.Config{Config: inplace.Config{
 		Send: send, Keys: ring(), Random: rand.Reader, Abilities: inplace.Abilities{PutIfMatch: true, CompleteIfMatch: true, ETagIsMD5: true},
 		Check: func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
 			return again.Open(ctx, obj, keyID, wrapped)
 		},
-	}
+	}}
 	l.store(sizes...)
 	return l
 }

@@ -21,7 +21,7 @@ func (e *Encrypter) put(ctx context.Context, w *written, before **written) error
 	if !e.cfg.Abilities.PutIfMatch && !e.cfg.Unconditional {
 		return fmt.Errorf("PutObject: %w", ErrUnconditional)
 	}
-	key, err := inplace.NewKey(ctx, e.cfg.Keys, e.cfg.Check, w.obj, e.cfg.Client, keyring.Choice{})
+	key, err := e.cfg.NewKey(ctx, w.obj, keyring.Choice{})
 	if err != nil {
 		return err
 	}
@@ -115,7 +115,7 @@ func (e *Encrypter) upload(ctx context.Context, w *written, before **written) er
 	if !e.cfg.Abilities.CompleteIfMatch && !e.cfg.Unconditional {
 		return fmt.Errorf("CompleteMultipartUpload: %w", ErrUnconditional)
 	}
-	key, err := inplace.NewKey(ctx, e.cfg.Keys, e.cfg.Check, w.obj, e.cfg.Client, keyring.Choice{})
+	key, err := e.cfg.NewKey(ctx, w.obj, keyring.Choice{})
 	if err != nil {
 		return err
 	}

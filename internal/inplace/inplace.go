@@ -5,6 +5,7 @@
 // that the KMS has unwrapped, and only over the very object that it was made of: by a condition that the store holds to, see
 // Abilities. What a client stores meanwhile stays.
 //
+//	config.go   what an object is written with: the store, the keys
 //	inplace.go  requests to the store, and when they are made again
 //	carry.go    what of an object is carried over beside its body
 //	checked.go  bodies that verify on their way to the store
@@ -15,7 +16,6 @@ package inplace
 import (
 	"bytes"
 	"context"
-	"crypto/subtle"
 	"encoding/xml"
 	"errors"
 	"fmt"
@@ -28,7 +28,6 @@ import (
 	"time"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
-	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 	"github.com/cmekproxy/cmekproxy/internal/walk"
@@ -115,50 +114,6 @@ func Retry(ctx context.Context, attempt func() error) error {
 		}
 	}
 }
-
-// Key is a new data key of an object, and the same one as the KMS has unwrapped it again: as whoever reads the object will
-// get it.
-type Key struct {
-	*keyring.Sealed
-	Proof stored.Lease
-}
-
-// Release ends the use of both.
-func (k *Key) Release() {
-	k.Proof.Release()
-	k.Sealed.Release()
-}
-
-// NewKey makes a data key; see keyring.Keyring.Create. open must ask the KMS, and not remember what keys has wrapped.
-func NewKey(ctx context.Context, keys *keyring.Keyring, open Open, obj crypt.Object, client string, want keyring.Choice) (*Key, error) {
-	sealed, err := keys.Create(ctx, obj, client, want)
-	if err != nil {
-		return nil, err
-	}
-	proof, err := Prove(ctx, open, obj, sealed)
-	if err != nil {
-		sealed.Release()
-		return nil, err
-	}
-	return &Key{sealed, proof}, nil
-}
-
-// Prove has the KMS unwrap what it has just wrapped, and compares. open must ask the KMS, and not remember what was wrapped.
-// The lease is of the data key as whoever reads the object will get it.
-func Prove(ctx context.Context, open Open, obj crypt.Object, sealed *keyring.Sealed) (stored.Lease, error) {
-	lease, err := open(ctx, obj, sealed.KeyID, sealed.Wrapped)
-	if err != nil {
-		return nil, fmt.Errorf("the new key wraps and does not unwrap: %w", err)
-	}
-	if subtle.ConstantTimeCompare(lease.DEK(), sealed.DEK()) != 1 {
-		lease.Release()
-		return nil, errors.New("the new key unwraps another data key than it has wrapped")
-	}
-	return lease, nil
-}
-
-// Open returns the data key of an object, as stored.Store.Open.
-type Open = func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error)
 
 // Store is the store behind.
 type Store struct {

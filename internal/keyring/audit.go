@@ -24,7 +24,7 @@ type Event struct {
 	Action     Action
 	KeyName    string
 	KeyID      string
-	KeyVersion string // as kms.KeyVersion
+	KeyVersion string // as kms.VersionOf
 	Object     Object
 	Source     Source // "" if nobody was asked
 	// KMSRequestID is the KMS's name for the request, where Source is FromKMS and the KMS has one.
@@ -98,7 +98,7 @@ func (k *Keyring) audit(ctx context.Context, l *Lease, action Action, a *asked, 
 		return err
 	}
 	failure := k.cfg.Auditor.Audit(ctx, Event{
-		Action: action, KeyName: l.key.Name, KeyID: l.service.id, KeyVersion: kms.KeyVersion(l.service.wrapper, l.wrapped.Blob),
+		Action: action, KeyName: l.key.Name, KeyID: l.service.id, KeyVersion: kms.VersionOf(l.service.id, l.wrapped.Blob),
 		Object: l.obj, Source: a.source(), KMSRequestID: a.requestID(), Err: err,
 	})
 	switch {

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/cmekproxy/cmekproxy/internal/atomicfile"
 )
 
 // Defaults are the keys that clients have chosen for buckets while the proxy runs (PutBucketEncryption). They are in a
@@ -140,19 +142,5 @@ func (d *Defaults) set(bucket, name string) error {
 	if err != nil {
 		return err
 	}
-	return replaceFile(d.path, append(data, '\n'))
-}
-
-// replaceFile writes a file so that a crash leaves the old or the new one.
-func replaceFile(path string, data []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*")
-	if err != nil {
-		return err
-	}
-	defer func() { _ = os.Remove(f.Name()) }() // in vain once it has its name
-	_, err = f.Write(data)
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
+	return atomicfile.Replace(d.path, append(data, '\n'), nil)
 }

@@ -12,9 +12,6 @@ type around struct {
 // KeyID is that of the Wrapper within.
 func (a *around) KeyID() string { return a.w.KeyID() }
 
-// KeyVersion implements Versioned, if the Wrapper within does.
-func (a *around) KeyVersion(wrapped []byte) string { return KeyVersion(a.w, wrapped) }
-
 // Wrap implements Wrapper.
 func (a *around) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) (wrapped []byte, err error) {
 	err = a.run(ctx, "wrap", func() (err error) {

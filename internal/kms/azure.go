@@ -192,15 +192,6 @@ func parseAzureKeyID(id string) (vault, name string, err error) {
 // KeyID is AzureConfig.EnvelopeID, or the key's identifier without version, in lower case.
 func (a *Azure) KeyID() string { return a.keyID }
 
-// KeyVersion implements Versioned: Azure's name of the version.
-func (a *Azure) KeyVersion(wrapped []byte) string {
-	blob, _, err := parseAzureBlob(wrapped)
-	if err != nil {
-		return ""
-	}
-	return hex.EncodeToString(blob.version[:])
-}
-
 // Wrap implements Wrapper by https://learn.microsoft.com/en-us/rest/api/keyvault/keys/wrap-key/wrap-key.
 func (a *Azure) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]byte, error) {
 	if err := checkWrap(ctx, a.keyID, dek, ec); err != nil {

@@ -5,6 +5,7 @@ import (
 	"crypto/cipher"
 	"crypto/sha256"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"slices"
 
@@ -129,6 +130,15 @@ func parseAzureBlob(b []byte) (_ *azureBlob, sealed []byte, _ error) {
 		wrapped:   wrapped[:size],
 	}
 	return blob, wrapped[size:], blob.check()
+}
+
+// azureVersionOf is Azure's name of the version that a blob names, which must be a blob of that key.
+func azureVersionOf(keyID string, b []byte) string {
+	blob, _, err := parseAzureBlob(b)
+	if err != nil || blob.key != azureTag(keyID) {
+		return ""
+	}
+	return hex.EncodeToString(blob.version[:])
 }
 
 // azureTag names a key in its blobs.

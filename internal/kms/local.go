@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"strconv"
+	"strings"
 	"syscall"
 )
 
@@ -22,6 +23,9 @@ const (
 	localForm2  = 2
 	localSealed = 12 + DEKSize + 16
 )
+
+// localKeyPrefix begins all key ids.
+const localKeyPrefix = "local:"
 
 // localLabelAAD keeps what is wrapped here apart from other uses of a key.
 const localLabelAAD = "cmekproxy local wrap v1"
@@ -46,7 +50,7 @@ type Local struct {
 // NewLocal opens the key in the file at path. It refuses a file that group or others may access in any way, or that
 // ParseLocalKeyFile refuses. A key that is disabled can be opened.
 func NewLocal(path string) (*Local, error) {
-	l := &Local{path: path, keyID: "local:" + path} // until the real one is known
+	l := &Local{path: path, keyID: localKeyPrefix + path} // until the real one is known
 	file, err := l.read("open")
 	if err != nil {
 		return nil, err
@@ -58,15 +62,6 @@ func NewLocal(path string) (*Local, error) {
 
 // KeyID is "local:" and 16 hexadecimal digits of a one-way hash of the key's first version.
 func (l *Local) KeyID() string { return l.keyID }
-
-// KeyVersion implements Versioned: the number of the version.
-func (l *Local) KeyVersion(wrapped []byte) string {
-	version, _ := localBlob(wrapped)
-	if version == 0 {
-		return ""
-	}
-	return strconv.FormatUint(uint64(version), 10)
-}
 
 // Wrap implements Wrapper.
 func (l *Local) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]byte, error) {
@@ -121,6 +116,16 @@ func (l *Local) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext
 		return nil, l.fail(InvalidCiphertext, "unwrap", "", errors.New("authentication failed"))
 	}
 	return dek, nil
+}
+
+// localVersion is the version that a blob names. Blobs of other providers can look like those of this one, which are told
+// by the key id.
+func localVersion(keyID string, blob []byte) string {
+	version, _ := localBlob(blob)
+	if version == 0 || !strings.HasPrefix(keyID, localKeyPrefix) {
+		return ""
+	}
+	return strconv.FormatUint(uint64(version), 10)
 }
 
 // localBlob returns the version that a blob names, 0 for what is no blob, and the length of what is before the nonce.

@@ -69,7 +69,7 @@ func localKeyID(key []byte) string {
 	h := sha256.New()
 	h.Write([]byte(localLabelID))
 	h.Write(key)
-	return "local:" + hex.EncodeToString(h.Sum(nil)[:8])
+	return localKeyPrefix + hex.EncodeToString(h.Sum(nil)[:8])
 }
 
 func toSecond(t time.Time) time.Time { return t.UTC().Truncate(time.Second) }

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"github.com/cmekproxy/cmekproxy/internal/atomicfile"
 )
 
 // CreateLocalKeyFile writes a new random key to a new file of mode 0600, and makes sure that it is on disk: what was
@@ -21,24 +23,18 @@ func CreateLocalKeyFile(path string) error {
 }
 
 // ImportLocalKeyFile is CreateLocalKeyFile with a key of the caller's, 32 bytes that are not all alike.
-func ImportLocalKeyFile(path string, key []byte) (err error) {
+func ImportLocalKeyFile(path string, key []byte) error {
 	if len(key) != 32 {
 		return fmt.Errorf("creating a local key: %d bytes, and a key has 32", len(key))
 	}
 	if allAlike(key) {
 		return errors.New("creating a local key: all bytes are alike, which no random key's are")
 	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return fmt.Errorf("creating a local key: %w", err)
-	}
 	file := newLocalKeyFile(key, time.Now())
 	defer file.Wipe()
-	if err := errors.Join(writeLocal(f, file), f.Close()); err != nil {
-		_ = os.Remove(path)
-		return fmt.Errorf("creating a local key: %w", err)
-	}
-	if err := syncDir(filepath.Dir(path)); err != nil {
+	text := localText(file)
+	defer clear(text)
+	if err := atomicfile.Create(path, text); err != nil {
 		return fmt.Errorf("creating a local key: %w", err)
 	}
 	return nil
@@ -87,14 +83,20 @@ func ChangeLocalKeyFile(path string, change func(*LocalKeyFile) error) error {
 	if err := change(file); err != nil {
 		return err
 	}
-	if err := replaceLocal(f, target, file); err != nil {
+	info, err := f.Stat()
+	if err != nil {
+		return fmt.Errorf("changing a local key: %w", err)
+	}
+	text := localText(file)
+	defer clear(text)
+	if err := atomicfile.Replace(target, text, info); err != nil {
 		return fmt.Errorf("changing a local key: %w", err)
 	}
 	return nil
 }
 
 func opening(failure *Error, path string) *Error {
-	failure.Op, failure.KeyID = "open", "local:"+path
+	failure.Op, failure.KeyID = "open", localKeyPrefix+path
 	return failure
 }
 
@@ -134,61 +136,7 @@ func flock(f *os.File) error {
 	}
 }
 
-// replaceLocal writes file beside path, and then moves it there. old is the file that is there.
-func replaceLocal(old *os.File, path string, file *LocalKeyFile) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*") // of mode 0600
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			_ = os.Remove(f.Name())
-		}
-	}()
-	if err := errors.Join(keepOwner(old, f), writeLocal(f, file), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-// keepOwner gives a file the mode and the owner of another. It fails where it may not: a key that root has rotated, and
-// that the proxy's user can no longer read, would be a key that was revoked.
-func keepOwner(from, to *os.File) error {
-	have, err := to.Stat()
-	if err != nil {
-		return err
-	}
-	want, err := from.Stat()
-	if err != nil {
-		return err
-	}
-	a, b := have.Sys().(*syscall.Stat_t), want.Sys().(*syscall.Stat_t)
-	if a.Uid != b.Uid || a.Gid != b.Gid {
-		if err := to.Chown(int(b.Uid), int(b.Gid)); err != nil {
-			return fmt.Errorf("keeping the owner of the key file: %w", err)
-		}
-	}
-	return to.Chmod(want.Mode().Perm())
-}
-
-// writeLocal puts the text of file on disk, through f.
-func writeLocal(f *os.File, file *LocalKeyFile) error {
-	text := file.Append(make([]byte, 0, 256+128*len(file.Versions))) // so large that it need not grow, and leave copies
-	defer clear(text)
-	if _, err := f.Write(text); err != nil {
-		return err
-	}
-	return f.Sync()
-}
-
-// syncDir puts a new file's name on disk.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+// localText is the text of a key file, in a slice so large that it need not grow, and leave copies.
+func localText(file *LocalKeyFile) []byte {
+	return file.Append(make([]byte, 0, 256+128*len(file.Versions)))
 }

@@ -34,18 +34,3 @@ func traceRequest(ctx context.Context, id string) {
 		t.requestID.Store(&clean)
 	}
 }
-
-// Versioned is a Wrapper whose blobs name the version of the key.
-type Versioned interface {
-	// KeyVersion is the version that a blob names, in the words of the KMS; "" if it names none. It does not ask the
-	// KMS, so that the blob may be forged and its version with it.
-	KeyVersion(wrapped []byte) string
-}
-
-// KeyVersion is w's Versioned.KeyVersion, or "" if w is none.
-func KeyVersion(w Wrapper, wrapped []byte) string {
-	if v, ok := w.(Versioned); ok {
-		return v.KeyVersion(wrapped)
-	}
-	return ""
-}

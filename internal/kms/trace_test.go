@@ -3,7 +3,6 @@ package kms_test
 import (
 	"context"
 	"regexp"
-	"strings"
 	"testing"
 
 	"github.com/cmekproxy/cmekproxy/internal/kms"
@@ -60,43 +59,5 @@ func TestTrace(t *testing.T) {
 	local, _ := newLocal(t)
 	if _, _, err := kms.Generate(kms.WithTrace(t.Context(), untold), local, traced); err != nil || untold.RequestID() != "" {
 		t.Errorf("a local key: request id %q, %v", untold.RequestID(), err)
-	}
-}
-
-func TestKeyVersion(t *testing.T) {
-	version := func(w kms.Wrapper) string {
-		t.Helper()
-		_, wrapped, err := kms.Generate(t.Context(), w, traced)
-		if err != nil {
-			t.Fatal(err)
-		}
-		around := kms.Retry(w, kms.RetryConfig{})
-		if got, cut := kms.KeyVersion(around, wrapped), kms.KeyVersion(around, wrapped[:20]); got != kms.KeyVersion(w, wrapped) || cut != "" {
-			t.Errorf("%T: %q through a decorator, %q of a blob that was cut", w, got, cut)
-		}
-		return kms.KeyVersion(w, wrapped)
-	}
-	vault := kmstest.StartVault(t)
-	key := vault.NewKey(t, nil)
-	if got := version(key); got != "1" {
-		t.Errorf("vault: %q", got)
-	}
-	vault.RotateKey("key-1")
-	if got := version(key); got != "2" {
-		t.Errorf("vault after a rotation: %q", got)
-	}
-	local, path := newLocal(t)
-	if got := version(local); got != "1" {
-		t.Errorf("local: %q", got)
-	}
-	rotate(t, path)
-	if got := version(local); got != "2" {
-		t.Errorf("local after a rotation: %q", got)
-	}
-	if got := version(kmstest.StartAzure(t).NewKey(t, "oct-HSM", nil)); len(got) != 32 || strings.Trim(got, "0123456789abcdef") != "" {
-		t.Errorf("azure: %q", got)
-	}
-	if got := version(kmstest.StartTest(t).NewKey(t, nil)); got != "" {
-		t.Errorf("aws, whose blobs name no version: %q", got)
 	}
 }

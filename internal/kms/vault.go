@@ -112,15 +112,6 @@ type vaultFields struct {
 	AssociatedData []byte `json:"associated_data,omitempty"`
 }
 
-// KeyVersion implements Versioned: the 3 of "vault:v3:...".
-func (v *Vault) KeyVersion(wrapped []byte) string {
-	if !isVaultBlob(string(wrapped)) {
-		return ""
-	}
-	version, _, _ := strings.Cut(strings.TrimPrefix(string(wrapped), "vault:v"), ":")
-	return version
-}
-
 // Wrap implements Wrapper.
 func (v *Vault) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]byte, error) {
 	if err := checkWrap(ctx, v.keyID, dek, ec); err != nil {
@@ -232,6 +223,15 @@ func isVaultBlob(s string) bool {
 	}
 	raw, err := base64.StdEncoding.Strict().DecodeString(form[1])
 	return err == nil && (len(raw) == 12+DEKSize+16 || len(raw) == 24+DEKSize+16)
+}
+
+// vaultVersion is the version that a blob names, the 3 of "vault:v3:...". No other provider's blobs look like this.
+func vaultVersion(_ string, blob []byte) string {
+	if !isVaultBlob(string(blob)) {
+		return ""
+	}
+	version, _, _ := strings.Cut(strings.TrimPrefix(string(blob), "vault:v"), ":")
+	return version
 }
 
 var (

@@ -25,7 +25,7 @@ func (m *Mover) moveParts(ctx context.Context, obj crypt.Object, seen *stored.Se
 	if err != nil {
 		return nil, err
 	}
-	key, err := inplace.NewKey(ctx, m.cfg.Keys, m.cfg.Check, obj, m.cfg.Client, keyring.Choice{KeyID: m.cfg.To, Context: context})
+	key, err := m.cfg.NewKey(ctx, obj, keyring.Choice{KeyID: m.cfg.To, Context: context})
 	if err != nil {
 		return nil, err
 	}

@@ -15,46 +15,26 @@ package rewrap
 
 import (
 	"context"
-	"io"
 	"net/http"
 	"sync"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/inplace"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
+	"github.com/cmekproxy/cmekproxy/internal/kms"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 	"github.com/cmekproxy/cmekproxy/internal/walk"
 )
 
 // Config is what a Mover works with.
 type Config struct {
-	// Send sends a request to the store, as stored.Store.Send.
-	Send func(*http.Request) (*http.Response, error)
-	// Keys unwraps data keys and wraps them anew. Its rules choose the key, unless To does.
-	Keys *keyring.Keyring
-	// Check unwraps what was wrapped anew, before it is written and after. It must ask the KMS, and not remember what Keys
-	// has just wrapped.
-	Check inplace.Open
-	// Client is in whose name the rules are asked; "" is a client that no rule names.
-	Client string
+	inplace.Config
 	// To is the name or id of the key to move to; "" for the one of the rules.
 	To string
-	// All moves objects that are under the key already too, unless Version tells that they are under its newest version.
+	// All moves objects that are under the key already too, unless kms.VersionOf tells that they are under its newest version.
 	All bool
-	// Version names the version of the KMS key in a wrapped data key, "" if that cannot be told.
-	Version func(keyID string, wrapped []byte) string
-	// OpenEnd is that of stored.Store.
-	OpenEnd bool
 	// Method is how an object that was put whole gets its envelope. It must be set, unless DryRun is.
 	Method Method
-	// Abilities is what the store can do.
-	Abilities inplace.Abilities
-	// DryRun finds out what would be moved, and writes nothing.
-	DryRun bool
-	// Wait, if not nil, is called before an object is moved, and holds it up.
-	Wait func(context.Context) error
-	// Random is the source of salts and the like.
-	Random io.Reader
 }
 
 // Method is how an object that was put whole gets its new envelope.
@@ -97,16 +77,11 @@ type Mover struct {
 
 // New returns a Mover.
 func New(cfg Config) *Mover {
-	m := &Mover{cfg: cfg, newest: make(map[string]string)}
-	m.store = &inplace.Store{Send: cfg.Send, ETagIsMD5: cfg.Abilities.ETagIsMD5}
-	m.reader = &stored.Store{
-		Send: m.store.Do, OpenEnd: cfg.OpenEnd, Cache: stored.NewCache(),
-		Open: func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
-			return cfg.Keys.Open(ctx, obj, keyID, wrapped)
-		},
+	store := cfg.Store()
+	open := func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
+		return cfg.Keys.Open(ctx, obj, keyID, wrapped)
 	}
-	m.check = &stored.Store{Send: m.store.Do, OpenEnd: cfg.OpenEnd, Cache: stored.NewCache(), Open: cfg.Check}
-	return m
+	return &Mover{cfg: cfg, store: store, reader: cfg.Reader(store, open), check: cfg.Reader(store, cfg.Check), newest: make(map[string]string)}
 }
 
 // Move moves the object of a listing's entry.
@@ -185,7 +160,7 @@ func (m *Mover) under(ctx context.Context, obj crypt.Object, target, keyID strin
 	if keyID != target || !m.cfg.All {
 		return keyID == target, nil
 	}
-	version := m.cfg.Version(keyID, wrapped)
+	version := kms.VersionOf(keyID, wrapped)
 	if version == "" {
 		return false, nil
 	}
@@ -205,7 +180,7 @@ func (m *Mover) newestVersion(ctx context.Context, obj crypt.Object, target stri
 		return "", err
 	}
 	defer sealed.Release()
-	m.newest[target] = m.cfg.Version(sealed.KeyID, sealed.Wrapped)
+	m.newest[target] = kms.VersionOf(sealed.KeyID, sealed.Wrapped)
 	return m.newest[target], nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"os"
@@ -111,7 +112,13 @@ func ring(t *testing.T, old, fresh kms.Wrapper) *keyring.Keyring {
 
 func localKey(t *testing.T) kms.Wrapper {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "key")
+	key, _ := localKeyFile(t)
+	return key
+}
+
+func localKeyFile(t *testing.T) (_ kms.Wrapper, path string) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "key")
 	if err := kms.CreateLocalKeyFile(path); err != nil {
 		t.Fatal(err)
 	}
@@ -119,7 +126,7 @@ func localKey(t *testing.T) kms.Wrapper {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return key
+	return key, path
 }
 
 // lab is a store with one object, and a Mover's configuration.
@@ -127,7 +134,8 @@ type lab struct {
 	*testing.T
 	obj   crypt.Object
 	text  []byte
-	keys  *keyring.Keyring // has seen everything; the Mover has others
+	keys  *keyring.Keyring  // has seen everything; the Mover has others
+	added map[string]string // to the encryption context, by the client
 	cfg   rewrap.Config
 	calls *calls
 }
@@ -141,13 +149,12 @@ func newLab(t *testing.T, fresh kms.Wrapper) *lab {
 	rand.Read(l.text)
 	l.keys = ring(t, old, counted)
 	again := ring(t, old, counted)
-	l.cfg = rewrap.Config{
-		Send: send, Keys: ring(t, old, counted), To: "new", Method: rewrap.Put, Abilities: inplace.Abilities{PutIfMatch: true, CompleteIfMatch: true},
-		Version: func(string, []byte) string { return "" }, Random: rand.Reader,
+	l.cfg = rewrap.Config{To: "new", Method: rewrap.Put, Config: inplace.Config{
+		Send: send, Keys: ring(t, old, counted), Random: rand.Reader, Abilities: inplace.Abilities{PutIfMatch: true, CompleteIfMatch: true},
 		Check: func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
 			return again.Open(ctx, obj, keyID, wrapped)
 		},
-	}
+	}}
 	l.put(nil)
 	*l.calls = calls{}
 	return l
@@ -156,7 +163,7 @@ func newLab(t *testing.T, fresh kms.Wrapper) *lab {
 // put stores the object, after a change to its envelope's entries.
 func (l *lab) put(change func(map[string]string)) {
 	l.Helper()
-	sealed, err := l.keys.Create(l.Context(), l.obj, "", keyring.Choice{KeyID: "old"})
+	sealed, err := l.keys.Create(l.Context(), l.obj, "", keyring.Choice{KeyID: "old", Context: l.added})
 	if err != nil {
 		l.Fatal(err)
 	}
@@ -189,13 +196,58 @@ func (l *lab) put(change func(map[string]string)) {
 	}
 }
 
+// putParts stores the object in two parts.
+func (l *lab) putParts() {
+	l.Helper()
+	l.text = make([]byte, 5<<20+100)
+	rand.Read(l.text)
+	cfg := l.cfg.Config
+	cfg.Keys = l.keys
+	key, err := cfg.NewKey(l.Context(), l.obj, keyring.Choice{KeyID: "old", Context: l.added})
+	if err != nil {
+		l.Fatal(err)
+	}
+	defer key.Release()
+	mark, err := crypt.Mark{KeyID: key.KeyID}.Metadata()
+	if err != nil {
+		l.Fatal(err)
+	}
+	header := http.Header{"X-Amz-Meta-Own": {"value"}}
+	for name, value := range mark {
+		header.Set(stored.MetaPrefix+name, value)
+	}
+	up, err := cfg.Store().Create(l.Context(), l.obj, header)
+	if err != nil {
+		l.Fatal(err)
+	}
+	text := bytes.NewReader(l.text)
+	for i, size := range []int64{5 << 20, 100} {
+		part := crypt.Part{Number: i + 1, Size: size, Final: crypt.IsFinal(i+1, size)}
+		if err := up.Seal(l.Context(), part, io.LimitReader(text, size), key, rand.Reader, nil); err != nil {
+			l.Fatal(err)
+		}
+	}
+	if err := up.Complete(l.Context(), ""); err != nil {
+		l.Fatal(err)
+	}
+}
+
+// request is one for all of the object.
+func (l *lab) request() stored.Request {
+	return stored.Request{Object: l.obj, Plaintext: func() error { return errors.New("plaintext") }}
+}
+
+// reader reads through both keys.
+func (l *lab) reader() *stored.Store {
+	return &stored.Store{Send: send, Cache: stored.NewCache(), Open: func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
+		return l.keys.Open(ctx, obj, keyID, wrapped)
+	}}
+}
+
 // read reads the object through both keys, and returns the id of the one that it is under.
 func (l *lab) read() string {
 	l.Helper()
-	s := &stored.Store{Send: send, Cache: stored.NewCache(), Open: func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
-		return l.keys.Open(ctx, obj, keyID, wrapped)
-	}}
-	o, err := s.Get(l.Context(), stored.Request{Object: l.obj, Plaintext: func() error { return errors.New("plaintext") }})
+	o, err := l.reader().Get(l.Context(), l.request())
 	if err != nil {
 		l.Error(err)
 		return ""
@@ -206,6 +258,33 @@ func (l *lab) read() string {
 		l.Errorf("%d of %d bytes, metadata %q, %v", len(got), len(l.text), o.Header.Get("X-Amz-Meta-Own"), err)
 	}
 	return o.KeyID
+}
+
+// contexts are what the client has added to the encryption context, of the object or of each part.
+func (l *lab) contexts() (out []map[string]string) {
+	l.Helper()
+	take := func(wrapped []byte) {
+		parsed, err := crypt.ParseWrappedKey(wrapped)
+		if err != nil {
+			l.Fatal(err)
+		}
+		out = append(out, parsed.Context)
+	}
+	seen, err := l.reader().Look(l.Context(), l.request())
+	if err != nil {
+		l.Fatal(err)
+	}
+	if seen.Envelope != nil {
+		take(seen.Envelope.WrappedDEK)
+		return out
+	}
+	for part, err := range l.reader().PartHeaders(l.Context(), l.request(), seen) {
+		if err != nil {
+			l.Fatal(err)
+		}
+		take(part.WrappedDEK)
+	}
+	return out
 }
 
 func (l *lab) id(name string) string {
@@ -599,27 +678,67 @@ func TestMetadataThatIsNotShownIsNotLost(t *testing.T) {
 	}
 }
 
+// What the client has added to the encryption context goes with the object.
+func TestEncryptionContextIsKept(t *testing.T) {
+	for name, store := range map[string]func(*lab){"single": func(l *lab) { l.put(nil) }, "parts": (*lab).putParts} {
+		for _, added := range []map[string]string{nil, {"tenant": "acme", "ä": ""}} {
+			l := newLab(t, localKey(t))
+			l.added = added
+			store(l)
+			before := l.contexts()
+			l.move(walk.Done)
+			after := l.contexts()
+			if len(before) == 0 || len(after) != len(before) {
+				t.Fatalf("%s: %v, and %v before", name, after, before)
+			}
+			for i := range after {
+				if !maps.Equal(after[i], added) || !maps.Equal(before[i], added) {
+					t.Errorf("%s: %v, and %v before, not %v", name, after, before, added)
+				}
+			}
+		}
+	}
+}
+
 // --all moves what is under the key, but not what is under the newest version of it.
 func TestAllKnowsVersions(t *testing.T) {
-	l := newLab(t, localKey(t))
-	l.cfg.All, l.cfg.To = true, "old"
-	for _, row := range []struct {
-		version func(string, []byte) string
-		want    walk.Outcome
-	}{
-		{func(string, []byte) string { return "" }, walk.Done},
-		{func(string, []byte) string { return "3" }, walk.Current},
-		{func() func(string, []byte) string {
-			n := 1 // what is stored was wrapped by another version than what is wrapped now
-			return func(string, []byte) string { n++; return fmt.Sprint(n) }
-		}(), walk.Done},
-	} {
-		l.cfg.Version = row.version
-		before := l.calls.wrap
-		r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key})
-		if r.Outcome != row.want || r.Err != nil || row.want == walk.Done && l.calls.wrap == before {
-			t.Errorf("%+v, not %v", r, row.want)
-		}
-		l.read()
+	key, path := localKeyFile(t)
+	l := newLab(t, key)
+	l.cfg.All = true
+	l.move(walk.Done)
+	l.move(walk.Current)
+	if err := kms.ChangeLocalKeyFile(path, func(f *kms.LocalKeyFile) error { _, err := f.Rotate(time.Now()); return err }); err != nil {
+		t.Fatal(err)
 	}
+	l.move(walk.Done)
+	l.move(walk.Current)
+	l = newLab(t, opaque{localKey(t)})
+	l.cfg.All = true
+	l.move(walk.Done)
+	l.move(walk.Done) // nobody can tell
+}
+
+// move moves the object by a new Mover, and reads it.
+func (l *lab) move(want walk.Outcome) {
+	l.Helper()
+	before := l.calls.wrap
+	r := rewrap.New(l.cfg).Move(l.Context(), bucket, stored.Entry{Key: l.obj.Key})
+	if r.Outcome != want || r.Err != nil || want == walk.Done && l.calls.wrap == before {
+		l.Errorf("%+v, not %v", r, want)
+	}
+	if id := l.read(); id != l.id("new") {
+		l.Errorf("under %s", id)
+	}
+}
+
+// opaque is a key whose blobs name no version.
+type opaque struct{ kms.Wrapper }
+
+func (o opaque) Wrap(ctx context.Context, dek []byte, ec kms.EncryptionContext) ([]byte, error) {
+	blob, err := o.Wrapper.Wrap(ctx, dek, ec)
+	return append([]byte{0xff}, blob...), err
+}
+
+func (o opaque) Unwrap(ctx context.Context, wrapped []byte, ec kms.EncryptionContext) ([]byte, error) {
+	return o.Wrapper.Unwrap(ctx, wrapped[1:], ec)
 }

@@ -70,7 +70,7 @@ func (m *Mover) rewrapped(ctx context.Context, obj crypt.Object, have *crypt.Env
 		return nil, err
 	}
 	defer sealed.Release()
-	proof, err := inplace.Prove(ctx, m.cfg.Check, obj, sealed)
+	proof, err := m.cfg.Prove(ctx, obj, sealed)
 	if err != nil {
 		return nil, err
 	}

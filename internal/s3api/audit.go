@@ -25,9 +25,17 @@ func (write Trail) Audit(ctx context.Context, e keyring.Event) error {
 		r.Purged = &e.Purged
 	}
 	if c, ok := ctx.Value(callKey{}).(*call); ok {
-		r.Client, r.Remote, r.RequestID, r.Operation = c.clientName(), c.RemoteAddr, c.id, c.op
+		r.Client, r.Session, r.Remote, r.RequestID, r.Operation = c.clientName(), c.session(), c.RemoteAddr, c.id, c.op
 	}
 	return write(r)
+}
+
+// session is the access key of the request where it is one of temporary credentials, "" where it is the client's own.
+func (c *call) session() string {
+	if c.client == nil || c.auth.AccessKey == c.client.AccessKey {
+		return ""
+	}
+	return c.auth.AccessKey
 }
 
 // Outcome says in a few words, which are always the same, what became of the use of a key: audit.OK, the kind of a KMS's

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -15,8 +16,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/credentials"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 
+	"github.com/cmekproxy/cmekproxy/internal/access"
 	"github.com/cmekproxy/cmekproxy/internal/audit"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
@@ -127,6 +130,44 @@ func TestEachUseOfAKeyIsAudited(t *testing.T) {
 	p.send(request{method: "PUT", path: path + "-new", body: []byte("x")})
 	if r := log.want("refused", "open GetObject kms access denied", "create PutObject kms access denied"); len(r) == 2 && len(r[0].KMSRequestID) != 32 {
 		t.Errorf("%+v", r[0])
+	}
+}
+
+// Who comes with temporary credentials is told by their access key, besides the client that they stand for.
+func TestSessionsAreAudited(t *testing.T) {
+	const accessKey, secret, token = "ASIATEAM", "secret-of-session", "token/of+session=="
+	file := filepath.Join(t.TempDir(), "sessions.json")
+	text := fmt.Sprintf(`[{"access_key":%q,"secret_key":%q,"session_token":%q,"expires":%q,"client":"app"}]`, accessKey, secret, token, time.Now().Add(time.Hour).Format(time.RFC3339))
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	log := newAuditLog(t)
+	p := newProxy(t, log.option, func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) {
+		sessions, err := access.OpenSessions(file, time.Now, func(error, int) {})
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg.Clients.UseSessions(sessions)
+	})
+	p.put("k", []byte("text"))
+	if r := log.want("the client's own", "create PutObject kms ok")[0]; r.Client != "app" || r.Session != "" {
+		t.Errorf("%+v", r)
+	}
+	temporary := p.as("", "", func(o *s3.Options) {
+		o.Credentials = credentials.NewStaticCredentialsProvider(accessKey, secret, token)
+	})
+	out, err := temporary.GetObject(t.Context(), &s3.GetObjectInput{Bucket: &p.bucket, Key: new("k")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	out.Body.Close()
+	if r := log.want("temporary ones", "open GetObject cache ok")[0]; r.Client != "app" || r.Session != accessKey {
+		t.Errorf("%+v", r)
+	}
+	for _, hidden := range []string{secret, token} {
+		if strings.Contains(log.text(), hidden) {
+			t.Errorf("%q is in the log", hidden)
+		}
 	}
 }
 

@@ -9,10 +9,10 @@ import (
 	"io/fs"
 	"iter"
 	"os"
-	"path/filepath"
 	"time"
 	"unicode/utf8"
 
+	"github.com/cmekproxy/cmekproxy/internal/atomicfile"
 	"github.com/cmekproxy/cmekproxy/internal/ordered"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
@@ -210,16 +210,5 @@ func (w *Walk) save(s State) error {
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(w.File), filepath.Base(w.File)+".*")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(append(text, '\n'))
-	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
-		err = os.Rename(f.Name(), w.File)
-	}
-	if err != nil {
-		_ = os.Remove(f.Name())
-	}
-	return err
+	return atomicfile.Replace(w.File, append(text, '\n'), nil)
 }
