@@ -29,8 +29,9 @@ type Upload struct {
 }
 
 type completedPart struct {
-	PartNumber int
-	ETag       string
+	PartNumber    int
+	ETag          string
+	ChecksumCRC32 string `xml:",omitempty"` // see stored.PartChecksum
 }
 
 // abortTimeout bounds the cleaning up behind an upload that failed.
@@ -68,7 +69,7 @@ func (u *Upload) Send(ctx context.Context, number int, p *Payload) error {
 	if u.store.ETagIsMD5 && strings.Trim(etag, `"`) != hex.EncodeToString(sum.Sum(nil)) {
 		return fmt.Errorf("%w has other bytes of the part than it was sent, or does not hold to MD5 for the ETag: %s", stored.ErrStore, etag)
 	}
-	u.parts = append(u.parts, completedPart{number, etag})
+	u.parts = append(u.parts, completedPart{number, etag, stored.PartChecksumOf(resp.Header)})
 	return nil
 }
 

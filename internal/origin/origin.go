@@ -52,8 +52,9 @@ func New(cfg Config) *Origin {
 var ErrCredentials = errors.New("origin: no credentials for the store")
 
 // RoundTrip sends r, whose URL holds nothing but /bucket/key (Path and RawPath) and the query. A body whose hash is in
-// X-Amz-Content-Sha256 is sent as it is; another one with a checksum in its trailer, or as UnsignedPayload. r is not
-// modified.
+// X-Amz-Content-Sha256 is sent as it is; another one with a checksum in its trailer, or as UnsignedPayload. A multipart
+// upload is created with the algorithm of its parts' trailers, and Amazon S3 then wants the checksum of each part, see
+// stored.PartChecksum, when the upload is completed. r is not modified.
 func (o *Origin) RoundTrip(r *http.Request) (*http.Response, error) {
 	out := r.Clone(r.Context())
 	out.URL.Scheme = o.cfg.Endpoint.Scheme
@@ -62,6 +63,9 @@ func (o *Origin) RoundTrip(r *http.Request) (*http.Response, error) {
 		moveBucketToHost(out.URL)
 	}
 	out.Host = out.URL.Host
+	if o.cfg.Trailers && out.Method == http.MethodPost && strings.HasPrefix(out.URL.RawQuery, "uploads") {
+		out.Header.Set("X-Amz-Checksum-Algorithm", trailerAlgorithm)
+	}
 	switch hashed := out.Header.Get("X-Amz-Content-Sha256") != ""; {
 	case hashed:
 	case o.cfg.Trailers && out.Body != nil && out.ContentLength > 0:

@@ -157,6 +157,32 @@ func TestHashedAndEmptyBodiesAreSentAsTheyAre(t *testing.T) {
 	}
 }
 
+// Amazon S3 takes parts with a checksum of their own for an upload that was created without, and then does not complete it.
+func TestUploadsAreCreatedWithTheChecksumOfTheirParts(t *testing.T) {
+	for _, row := range []struct {
+		method, query string
+		trailers      bool
+		want          string
+	}{
+		{http.MethodPost, "uploads=", true, "CRC32"},
+		{http.MethodPost, "uploads=", false, ""},
+		{http.MethodPost, "uploadId=x", true, ""},
+		{http.MethodGet, "uploads=", true, ""},
+	} {
+		o, received := newStore(t, func(cfg *origin.Config) { cfg.Trailers = row.trailers })
+		r := newRequest(t, row.method, "/bucket/key", nil, 0)
+		r.URL.RawQuery = row.query
+		resp, err := o.RoundTrip(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if got := received.header.Get("X-Amz-Checksum-Algorithm"); received.authErr != nil || got != row.want || r.Header.Get("X-Amz-Checksum-Algorithm") != "" {
+			t.Errorf("%s ?%s, trailers %t: %v, %q", row.method, row.query, row.trailers, received.authErr, got)
+		}
+	}
+}
+
 func TestVirtualHostStyle(t *testing.T) {
 	for path, want := range map[string]string{
 		"/bucket/a/b": "/a/b", "/bucket": "/", "/bucket//x": "//x", "/bucket/bucket/k": "/bucket/k", "/bucket/ü": "/%C3%BC",

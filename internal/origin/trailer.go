@@ -20,6 +20,7 @@ import (
 // https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-streaming-trailers.html
 const (
 	streamingTrailer = "STREAMING-UNSIGNED-PAYLOAD-TRAILER"
+	trailerAlgorithm = "CRC32"
 	checksumTrailer  = "x-amz-checksum-crc32"
 
 	// MinIO takes chunks of 16 MiB at most.

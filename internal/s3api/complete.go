@@ -88,6 +88,8 @@ type completionPart struct {
 	XXHash3    string           `xml:"ChecksumXXHASH3,omitempty"`
 	XXHash128  string           `xml:"ChecksumXXHASH128,omitempty"`
 	Unknown    []unknownElement `xml:",any"`
+
+	stored string // the store's checksum of the part, of ciphertext; "" if it has none
 }
 
 // noNumber is the PartNumber of a part that has none.
@@ -155,7 +157,7 @@ func (list *completion) match(have map[int]listedPart) (crypt.Layout, error) {
 				},
 			}
 		}
-		p.ETag = stored.etag
+		p.ETag, p.stored = stored.etag, stored.sum
 		layout = layout.Add(p.PartNumber, stored.size)
 	}
 	return layout, nil
@@ -220,7 +222,7 @@ func (s *Server) end(c *call, list *completion, layout crypt.Layout, have map[in
 		return err
 	}
 	closeBody(resp)
-	list.Parts = append(list.Parts, completionPart{PartNumber: number, ETag: unquote(resp.Header.Get("Etag"))})
+	list.Parts = append(list.Parts, completionPart{PartNumber: number, ETag: unquote(resp.Header.Get("Etag")), stored: stored.PartChecksumOf(resp.Header)})
 	return nil
 }
 
@@ -228,7 +230,7 @@ func (s *Server) end(c *call, list *completion, layout crypt.Layout, have map[in
 func (s *Server) commit(c *call, list *completion, sum objectChecksum) error {
 	out := completion{Xmlns: "http://s3.amazonaws.com/doc/2006-03-01/"}
 	for _, p := range list.Parts {
-		out.Parts = append(out.Parts, completionPart{PartNumber: p.PartNumber, ETag: `"` + p.ETag + `"`})
+		out.Parts = append(out.Parts, completionPart{PartNumber: p.PartNumber, ETag: `"` + p.ETag + `"`, CRC32: p.stored})
 	}
 	doc, err := xml.Marshal(out)
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/cmekproxy/cmekproxy/internal/checksum"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
 // A multipart upload leaves nothing with the proxy. Each part carries its own header, so that any replica can seal it
@@ -171,12 +172,19 @@ func (s *Server) listParts(c *call) error {
 			}
 			return appendTo(showPart(p, entry), "Part", checksumXML(sum.algorithm, checksum.Encode([]byte(sum.digest))))
 		})
-		for _, name := range []string{"ChecksumAlgorithm", "ChecksumType"} {
-			if text, _, _ := element(doc, name); created.algorithm != nil || string(text) != "null" { // so versitygw says that there is none
-				doc = remove(doc, name)
-			}
-		}
-		return c.showUpload(appendTo(doc, "ListPartsResult", created.listed())), nil
+		doc = remove(remove(doc, "ChecksumAlgorithm"), "ChecksumType")
+		return c.showUpload(appendTo(doc, "ListPartsResult", s.uploads.listed(c.uploadID()))), nil
+	})
+}
+
+// listMultipartUploads shows the checksum that an upload was created with where this replica knows it. The store knows that
+// of the ciphertext.
+func (s *Server) listMultipartUploads(c *call) error {
+	return s.rewriteXML(c, "Upload", func(entry []byte) []byte {
+		key, _, _ := element(entry, "Key")
+		id, _, _ := element(entry, "UploadId")
+		created := s.uploads.sum(uploadID{c.bucket, html.UnescapeString(string(key)), html.UnescapeString(string(id)), c.client.Name})
+		return appendTo(withoutChecksums(entry), "Upload", created.listed())
 	})
 }
 
@@ -200,6 +208,7 @@ type listedPart struct {
 	number int
 	etag   string // the store's, without quotes
 	size   int64  // of the plaintext; negative for what the proxy cannot have sent
+	sum    string // the store's, of ciphertext; "" if it has none
 }
 
 // parsePart reads a <Part> of a listing.
@@ -207,6 +216,7 @@ func parsePart(entry []byte) (listedPart, error) {
 	number, _, _ := element(entry, "PartNumber")
 	etag, _, _ := element(entry, "ETag")
 	size, _, _ := element(entry, "Size")
+	sum, _, _ := element(entry, stored.PartChecksum)
 	n, err := strconv.Atoi(string(number))
 	if err != nil {
 		return listedPart{}, fmt.Errorf("%w: a part number in a listing: %w", errOrigin, err)
@@ -215,7 +225,7 @@ func parsePart(entry []byte) (listedPart, error) {
 	if err != nil {
 		return listedPart{}, fmt.Errorf("%w: a part's size in a listing: %w", errOrigin, err)
 	}
-	return listedPart{n, unquote(string(etag)), stored - crypt.PartOverhead}, nil
+	return listedPart{n, unquote(string(etag)), stored - crypt.PartOverhead, string(sum)}, nil
 }
 
 // appended reports whether a part may be the one that the proxy appends when an upload is completed. It is left over

@@ -154,7 +154,7 @@ var routes = []route{
 	{"DeleteBucketWebsite", "DELETE", bucket, "website", forward, access.Admin, 0, "", "", (*Server).forward},
 
 	{"ListObjectsV2", "GET", bucket, "list-type=2", rewrite, access.List, 0, listQuery + " continuation-token start-after fetch-owner", listHeaders, (*Server).listObjects},
-	{"ListMultipartUploads", "GET", bucket, "uploads", forward, access.List, 0, "prefix delimiter max-uploads encoding-type key-marker upload-id-marker", "", (*Server).forward},
+	{"ListMultipartUploads", "GET", bucket, "uploads", rewrite, access.List, 0, "prefix delimiter max-uploads encoding-type key-marker upload-id-marker", "", (*Server).listMultipartUploads},
 	{"ListObjectVersions", "GET", bucket, "versions", rewrite, access.List, 0, listQuery + " key-marker version-id-marker", listHeaders, (*Server).listObjectVersions},
 	{"DeleteObjects", "POST", bucket, "delete", rewrite, access.Delete, maxXML, "", lockHeaders, (*Server).deleteObjects},
 	{"ListObjects", "GET", bucket, "", rewrite, access.List, 0, listQuery + " marker", listHeaders, (*Server).listObjects},

@@ -38,7 +38,8 @@ type uploadKey struct {
 	turn    chan struct{}
 	keyID   string
 	wrapped []byte
-	sum     objectChecksum // that the upload was created with, here; fixed
+	created bool           // here; fixed, as sum
+	sum     objectChecksum // that the upload was created with
 }
 
 func newUploadKeys() *uploadKeys {
@@ -72,7 +73,7 @@ func (c *call) uploadID() uploadID {
 
 // put remembers the DEK of a new upload.
 func (u *uploadKeys) put(id uploadID, sealed *keyring.Sealed, sum objectChecksum) {
-	u.entries.Add(id, &uploadKey{turn: make(chan struct{}, 1), keyID: sealed.KeyID, wrapped: sealed.Wrapped, sum: sum})
+	u.entries.Add(id, &uploadKey{turn: make(chan struct{}, 1), keyID: sealed.KeyID, wrapped: sealed.Wrapped, created: true, sum: sum})
 }
 
 // sum is the checksum that the upload was created with, as far as this replica knows.
@@ -81,6 +82,19 @@ func (u *uploadKeys) sum(id uploadID) objectChecksum {
 		return entry.sum
 	}
 	return objectChecksum{}
+}
+
+// listed is what ListParts says of the checksum that the upload was created with: nothing where that is not known.
+func (u *uploadKeys) listed(id uploadID) []byte {
+	entry, ok := u.entries.Peek(id)
+	switch {
+	case !ok || !entry.created:
+		return nil
+	case entry.sum.algorithm == nil: // in S3's word
+		return []byte("<ChecksumAlgorithm>null</ChecksumAlgorithm><ChecksumType>null</ChecksumType>")
+	default:
+		return entry.sum.listed()
+	}
 }
 
 func (u *uploadKeys) entry(id uploadID) *uploadKey {
