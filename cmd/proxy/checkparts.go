@@ -66,22 +66,40 @@ func (p *storeProbe) putParts(ctx context.Context, path string, sizes ...int) (s
 }
 
 func (p *storeProbe) completeParts(ctx context.Context, path, upload string, sizes []int) (string, error) {
-	list := bytes.NewBufferString("<CompleteMultipartUpload>")
 	for i, size := range sizes {
-		number := strconv.Itoa(i + 1)
-		got, err := p.do(ctx, http.MethodPut, path+"?partNumber="+number+"&"+upload, nil, bytes.NewReader(make([]byte, size)), int64(size))
+		got, err := p.do(ctx, http.MethodPut, path+"?partNumber="+strconv.Itoa(i+1)+"&"+upload, nil, bytes.NewReader(make([]byte, size)), int64(size))
 		if err != nil {
 			return "", err
 		}
 		if got.status != http.StatusOK {
 			return "", fmt.Errorf("part %d of %d bytes was answered %d: %.300s", i+1, size, got.status, got.body)
 		}
-		list.WriteString("<Part><PartNumber>" + number + "</PartNumber><ETag>" + got.header.Get("Etag") + "</ETag></Part>")
 	}
-	list.WriteString("</CompleteMultipartUpload>")
-	sum := sha256.Sum256(list.Bytes())
+	// As the proxy does: with what the store itself lists.
+	listed, err := p.do(ctx, http.MethodGet, path+"?"+upload, nil, nil, 0)
+	if err != nil {
+		return "", err
+	}
+	var parts struct {
+		Part []struct {
+			PartNumber    int
+			ETag          string
+			ChecksumCRC32 string `xml:",omitempty"` // see stored.PartChecksum
+		}
+	}
+	if err := xml.Unmarshal(listed.body, &parts); err != nil || len(parts.Part) != len(sizes) {
+		return "", fmt.Errorf("ListParts answered %d: %.300s", listed.status, listed.body)
+	}
+	doc, err := xml.Marshal(struct {
+		XMLName xml.Name `xml:"CompleteMultipartUpload"`
+		Part    any
+	}{Part: parts.Part})
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.Sum256(doc)
 	header := http.Header{"X-Amz-Content-Sha256": {hex.EncodeToString(sum[:])}} // in place of the framing of uploads
-	got, err := p.do(ctx, http.MethodPost, path+"?"+upload, header, list, int64(list.Len()))
+	got, err := p.do(ctx, http.MethodPost, path+"?"+upload, header, bytes.NewReader(doc), int64(len(doc)))
 	if err != nil {
 		return "", err
 	}
