@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -382,6 +383,42 @@ func TestChecksumsOfCopiesFail(t *testing.T) {
 	path := "/" + p.bucket + "/copy"
 	if a := p.send(request{method: "PUT", path: path, header: http.Header{"X-Amz-Copy-Source": {p.bucket + "/source"}, "X-Amz-Copy-Source-Range": {"bytes=0-9"}}}); a.Code != "NotImplemented" || p.isStored("copy") {
 		t.Errorf("a range of the source: %d %s", a.StatusCode, a.body)
+	}
+}
+
+// A source that is overwritten between the reading for its checksum and the copying is not copied under that checksum.
+func TestChecksumOfASourceThatIsOverwritten(t *testing.T) {
+	p := newProxy(t)
+	other := p.replica()
+	for at := 1; ; at++ {
+		p.upload("source", []int{5 * mib, 100})
+		var mu sync.Mutex
+		count, overwritten := 0, false
+		p.origin.set(func(r *http.Request) (*http.Response, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			if r.Method == http.MethodGet {
+				if count++; count == at {
+					overwritten = true
+					other.put("source", randomText(5*mib+100))
+				}
+			}
+			return nil, nil
+		}, nil)
+		_, err := p.copy("source", "copy", func(in *s3.CopyObjectInput) { in.ChecksumAlgorithm = types.ChecksumAlgorithmSha256 })
+		p.origin.set(nil, nil)
+		if p.isStored("copy") {
+			text, out, err := p.get("copy", func(in *s3.GetObjectInput) { in.ChecksumMode = types.ChecksumModeEnabled })
+			if err != nil || out.ChecksumSHA256 == nil || *out.ChecksumSHA256 != sumOf("SHA256", text) {
+				t.Fatalf("overwritten at read %d: the copy has another checksum than its text: %v", at, err)
+			}
+			p.storeDo(http.MethodDelete, "copy", nil, nil)
+		} else if err == nil {
+			t.Errorf("overwritten at read %d: nothing is stored, and no error", at)
+		}
+		if !overwritten {
+			break // that was all reads
+		}
 	}
 }
 
