@@ -192,6 +192,7 @@ func TestCustomerKeysSwitchedOff(t *testing.T) {
 
 func TestCustomerKeyMultipart(t *testing.T) {
 	p := newProxy(t)
+	r := p.replica() // which knows nothing but what the upload's id says
 	mine, other := newCustomer(1), newCustomer(2)
 	first, last := bytes.Repeat([]byte("0123456789abcdef"), 5<<20/16), bytes.Repeat([]byte("end"), 2<<20)
 	for name, whole := range map[string][][]byte{"short end": {first, []byte("end")}, "appended end": {first, last}} {
@@ -201,14 +202,16 @@ func TestCustomerKeyMultipart(t *testing.T) {
 		}
 		path := "/" + p.bucket + "/" + strings.ReplaceAll(name, " ", "%20") + "?partNumber=1&uploadId=" + *created.UploadId
 		for key, header := range map[string]http.Header{"no key": nil, "another key": other.headers(customerHeader)} {
-			if a := p.send(request{method: "PUT", path: path, header: header, body: []byte("x")}); a.Code != "InvalidRequest" {
-				t.Errorf("a part with %s: %d %s", key, a.StatusCode, a.Code)
+			for at, replica := range []*proxy{p, r} {
+				if a := replica.send(request{method: "PUT", path: path, header: header, body: []byte("x")}); a.Code != "InvalidRequest" {
+					t.Errorf("a part with %s, at replica %d: %d %s", key, at, a.StatusCode, a.Code)
+				}
 			}
 		}
 		var parts []types.CompletedPart
 		for i, text := range whole {
 			number := int32(i + 1)
-			part, err := p.client.UploadPart(t.Context(), &s3.UploadPartInput{
+			part, err := []*proxy{r, p}[i%2].client.UploadPart(t.Context(), &s3.UploadPartInput{
 				Bucket: &p.bucket, Key: &name, UploadId: created.UploadId, PartNumber: &number, Body: bytes.NewReader(text),
 				SSECustomerAlgorithm: mine.algorithm, SSECustomerKey: mine.key, SSECustomerKeyMD5: mine.md5,
 			})
@@ -217,8 +220,8 @@ func TestCustomerKeyMultipart(t *testing.T) {
 			}
 			parts = append(parts, types.CompletedPart{ETag: part.ETag, PartNumber: &number})
 		}
-		if _, err := p.client.CompleteMultipartUpload(t.Context(), &s3.CompleteMultipartUploadInput{Bucket: &p.bucket, Key: &name, UploadId: created.UploadId, MultipartUpload: &types.CompletedMultipartUpload{Parts: parts}}); err != nil {
-			t.Fatal(err)
+		if done, err := r.client.CompleteMultipartUpload(t.Context(), &s3.CompleteMultipartUploadInput{Bucket: &p.bucket, Key: &name, UploadId: created.UploadId, MultipartUpload: &types.CompletedMultipartUpload{Parts: parts}}); err != nil || done.SSEKMSKeyId != nil {
+			t.Fatalf("%+v, %v", done, err)
 		}
 		want := bytes.Join(whole, nil)
 		if got, out, err := p.get(name, mine.get); err != nil || !bytes.Equal(got, want) || *out.SSECustomerKeyMD5 != *mine.md5 {

@@ -62,7 +62,7 @@ func (s *Server) createMultipartUpload(c *call) error {
 		return err
 	}
 	upload, _, _ := element(body, "UploadId")
-	if c.upload, err = newUploadRef(html.UnescapeString(string(upload)), wanted); err != nil {
+	if c.upload, err = newUploadRef(html.UnescapeString(string(upload)), wanted, sealed); err != nil {
 		return err
 	}
 	s.uploads.put(c.uploadID(), sealed, kind)

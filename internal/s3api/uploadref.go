@@ -13,13 +13,14 @@ import (
 // uploadRef is a multipart upload as a client names it.
 //
 // Which key its parts are to be under, every replica knows from the rules, and no replica can ask the store for what an
-// upload was created with. So where a client has asked for another KMS key, or for an encryption context, the upload id
-// that it is given says that too, and says it again with each part. All other ids are the store's own. Nothing vouches for
-// what an id says: it is no more than what a PUT says in its headers, and is judged as that is.
+// upload was created with. So where a client has asked for another KMS key, or for an encryption context, or brings a key
+// of its own, the upload id that it is given says that too, and says it again with each part. All other ids are the store's
+// own. Nothing vouches for what an id says: it is no more than what a PUT says in its headers, and is judged as that is.
 type uploadRef struct {
 	shown  string         // the id that the client has
 	stored string         // the id that the store has
 	wanted keyring.Choice // without a customer's key, which comes with each part
+	sealed []byte         // the DEK that was made under a customer's key; nil for none
 }
 
 // uploadMark stands between the store's id and what the client has asked for: JSON in base64.
@@ -29,15 +30,19 @@ const uploadMark = ".cmek."
 type uploadWish struct {
 	KeyID   string            `json:"key,omitempty"`
 	Context map[string]string `json:"context,omitempty"`
+	Sealed  []byte            `json:"sealed,omitempty"`
 }
 
-// newUploadRef returns an upload that the store has just named.
-func newUploadRef(stored string, wanted keyring.Choice) (uploadRef, error) {
-	ref := uploadRef{stored, stored, keyring.Choice{KeyID: wanted.KeyID, Context: wanted.Context}}
-	if ref.wanted.KeyID == "" && len(ref.wanted.Context) == 0 {
+// newUploadRef returns an upload that the store has just named. sealed is its first DEK.
+func newUploadRef(stored string, wanted keyring.Choice, sealed *keyring.Sealed) (uploadRef, error) {
+	ref := uploadRef{shown: stored, stored: stored, wanted: keyring.Choice{KeyID: wanted.KeyID, Context: wanted.Context}}
+	if wanted.CustomerKey != nil {
+		ref.sealed = sealed.Wrapped
+	}
+	if ref.wanted.KeyID == "" && len(ref.wanted.Context) == 0 && ref.sealed == nil {
 		return ref, nil
 	}
-	wish, err := json.Marshal(uploadWish{ref.wanted.KeyID, ref.wanted.Context})
+	wish, err := json.Marshal(uploadWish{ref.wanted.KeyID, ref.wanted.Context, ref.sealed})
 	if err != nil {
 		return ref, err
 	}
@@ -67,7 +72,7 @@ func parseUploadRef(shown string) (uploadRef, error) {
 			Details: [][2]string{{"UploadId", shown}}, cause: err,
 		}
 	}
-	ref.wanted = keyring.Choice{KeyID: wish.KeyID, Context: wish.Context}
+	ref.wanted, ref.sealed = keyring.Choice{KeyID: wish.KeyID, Context: wish.Context}, wish.Sealed
 	return ref, nil
 }
 

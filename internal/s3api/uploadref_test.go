@@ -175,6 +175,7 @@ func TestForgedUploadIDs(t *testing.T) {
 		"more behind it":                     {marked(`{"key":"main"}{}`), "NoSuchUpload"},
 		"no base64":                          {m.id + ".cmek.!", "NoSuchUpload"},
 		"nothing":                            {m.id + ".cmek.", "NoSuchUpload"},
+		"a customer's data key":              {marked(`{"sealed":"AAAA"}`), "InvalidRequest"}, // and no key with it
 		"another upload":                     {"x" + marked(`{"key":"main"}`), "NoSuchUpload"},
 	} {
 		path := "/" + a.bucket + "/tied/k?partNumber=1&uploadId=" + url.QueryEscape(row.id)

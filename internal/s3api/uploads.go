@@ -127,6 +127,9 @@ func (s *Server) uploadKey(c *call) (*keyring.Sealed, error) {
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
+	if entry.wrapped == nil && c.upload.sealed != nil {
+		entry.keyID, entry.wrapped = crypt.CustomerKeyID, c.upload.sealed
+	}
 	if entry.wrapped != nil {
 		lease, err := s.openUploadKey(c, entry)
 		if !errors.Is(err, keyring.ErrUnknownKey) {
@@ -151,8 +154,8 @@ func (c *call) uploadChoice() keyring.Choice {
 	return choice
 }
 
-// openUploadKey opens the DEK of an upload, as far as it is known here. The keys that clients bring must be those of the
-// parts before, as with S3; what another replica was sent it does not know.
+// openUploadKey opens the DEK of an upload, as far as it is known here. The key that a client brings must be the one
+// that it has created the upload with, as with S3.
 func (s *Server) openUploadKey(c *call, entry *uploadKey) (*keyring.Lease, error) {
 	switch underCustomer := entry.keyID == crypt.CustomerKeyID; {
 	case underCustomer && c.customerKey == nil:
@@ -185,6 +188,9 @@ func (s *Server) endKey(c *call) (*keyring.Sealed, error) {
 
 // forCustomer reports whether the call's upload is known to be under a customer's key.
 func (u *uploadKeys) forCustomer(c *call) bool {
+	if c.upload.sealed != nil {
+		return true
+	}
 	entry, ok := u.entries.Peek(c.uploadID())
 	if !ok {
 		return false
