@@ -291,17 +291,18 @@ func TestCopyObjectWithCustomerKeys(t *testing.T) {
 func TestCopyObjectKeepsAlive(t *testing.T) {
 	p := newProxy(t, func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) { cfg.KeepAlive = 20 * time.Millisecond })
 	p.put("source", []byte("text"))
-	fail := false
-	slow := func(r *http.Request) bool { return r.Header.Get("X-Amz-Copy-Source") != "" }
-	p.origin.set(func(r *http.Request) (*http.Response, error) {
-		if slow(r) {
-			time.Sleep(200 * time.Millisecond)
-			if fail {
-				return nil, errors.New("the store is gone")
+	takesLong := func(slow func(*http.Request) bool, end error) {
+		p.origin.set(func(r *http.Request) (*http.Response, error) {
+			if !slow(r) {
+				return nil, nil
 			}
-		}
-		return nil, nil
-	}, nil)
+			time.Sleep(200 * time.Millisecond)
+			return nil, end
+		}, nil)
+	}
+	gone := errors.New("the store is gone")
+	copies := func(r *http.Request) bool { return r.Header.Get("X-Amz-Copy-Source") != "" }
+	takesLong(copies, nil)
 	copied := request{method: "PUT", path: "/" + p.bucket + "/copy", header: http.Header{"X-Amz-Copy-Source": {p.bucket + "/source"}}}
 	a := p.send(copied)
 	if a.StatusCode != 200 || !bytes.HasPrefix(a.body, []byte("<?xml")) || !bytes.Contains(a.body, []byte("    <CopyObjectResult")) || a.Header.Get("X-Amz-Server-Side-Encryption") != "aws:kms" {
@@ -310,17 +311,18 @@ func TestCopyObjectKeepsAlive(t *testing.T) {
 	if _, err := p.copy("source", "copy"); err != nil {
 		t.Errorf("the SDK: %v", err)
 	}
-	fail = true
+	takesLong(copies, gone)
 	if _, err := p.copy("source", "copy"); err == nil {
 		t.Error("a failure passed for a copy")
 	}
 	// So is the reading of the source, for a checksum that it does not have.
-	slow, fail = func(r *http.Request) bool { return r.Method == http.MethodGet }, false
+	reads := func(r *http.Request) bool { return r.Method == http.MethodGet }
+	takesLong(reads, nil)
 	copied.header.Set("X-Amz-Checksum-Algorithm", "SHA256")
 	if a := p.send(copied); a.StatusCode != 200 || !bytes.Contains(a.body, []byte("    <CopyObjectResult")) || !bytes.Contains(a.body, []byte(sumOf("SHA256", []byte("text")))) {
 		t.Errorf("with a checksum: %d %s", a.StatusCode, a.body)
 	}
-	fail = true
+	takesLong(reads, gone)
 	if _, err := p.copy("source", "copy", func(in *s3.CopyObjectInput) { in.ChecksumAlgorithm = types.ChecksumAlgorithmSha256 }); err == nil {
 		t.Error("a source that could not be read passed for a copy")
 	}
