@@ -38,7 +38,7 @@ func (s *Server) uploadPartCopy(c *call) error {
 	}
 	switch {
 	case source.NotModified: // what is a 304 to a GET fails a copy
-		return errCopyCondition()
+		return errCondition()
 	case source.Length > crypt.MaxPartSize:
 		return badRequest("InvalidRequest", fmt.Sprintf("The specified copy source is larger than the maximum allowable size for a copy source: %d", crypt.MaxPartSize))
 	case q.Range != nil && !q.Range.Is(source.Offset, source.Length):
@@ -148,8 +148,8 @@ func copyConditions(h http.Header) http.Header {
 	return out
 }
 
-// errCopyCondition says that a condition on the source does not hold.
-func errCopyCondition() *Error {
+// errCondition says that a condition does not hold.
+func errCondition() *Error {
 	return &Error{Code: "PreconditionFailed", Message: messages["PreconditionFailed"]}
 }
 

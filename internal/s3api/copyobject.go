@@ -103,7 +103,7 @@ func (s *Server) lookAtSource(c *call, q stored.Request) (*stored.Seen, error) {
 		return nil, err
 	}
 	if seen.NotModified { // what is a 304 to a GET fails a copy
-		return nil, errCopyCondition()
+		return nil, errCondition()
 	}
 	if seen.Plaintext {
 		return seen, q.Plaintext()

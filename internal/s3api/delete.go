@@ -7,10 +7,47 @@ import (
 	"encoding/xml"
 	"fmt"
 	"io"
+	"strconv"
+	"strings"
+
+	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
 // maxDeletes is S3's limit on the keys of one DeleteObjects.
 const maxDeletes = 1000
+
+// sizeCondition has an object deleted only if it has that size.
+const sizeCondition = "x-amz-if-match-size"
+
+// deleteObject forwards a request to delete an object. A condition on its size, which is the plaintext's, is judged here, and
+// becomes one on the ETag: what the store deletes is the very object that was looked at.
+func (s *Server) deleteObject(c *call) error {
+	said := c.Header.Get(sizeCondition)
+	if said == "" {
+		return s.forward(c)
+	}
+	size, err := strconv.ParseInt(said, 10, 64)
+	if err != nil || size < 0 {
+		return invalidArgument("The value of "+sizeCondition+" must be a size in bytes.", sizeCondition, said)
+	}
+	q := stored.Request{
+		Object: c.object(), Version: c.query.Get("versionId"), Header: c.requestHeader(),
+		Plaintext: func() error { return nil }, // it is only to be deleted
+	}
+	for _, name := range strings.Fields(c.route.headers) {
+		q.Header.Del(name)
+	}
+	o, err := s.objects.Head(c.Context(), q)
+	if err != nil {
+		return err
+	}
+	if o.Size != size {
+		return errCondition()
+	}
+	c.Header = c.Header.Clone()
+	c.Header.Set("If-Match", showETag(o.Header.Get("Etag")))
+	return s.forward(c)
+}
 
 // deleteObjects forwards a list of keys to be deleted, with the store's ETags in place of ours. Keys that the client may
 // not delete are left out, and have an error of their own in the answer, as in S3's.

@@ -34,7 +34,7 @@ var forwardedHeaders = append(slices.Clone(metadataHeaders),
 var metadataHeaders = []string{"Cache-Control", "Content-Disposition", "Content-Encoding", "Content-Language", "Content-Type", "Expires"}
 
 // ownHeaders are those that the proxy answers to itself.
-const ownHeaders = sseHeaders + " " + customerHeaders + " " + copyHeaders + " x-amz-checksum-mode x-amz-metadata-directive x-amz-tagging-directive"
+const ownHeaders = sseHeaders + " " + customerHeaders + " " + copyHeaders + " x-amz-checksum-mode x-amz-metadata-directive x-amz-tagging-directive " + sizeCondition
 
 // conditionHeaders hold entity tags, which differ between client and store.
 var conditionHeaders = []string{"If-Match", "If-None-Match", "If-Range"}

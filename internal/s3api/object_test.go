@@ -601,3 +601,34 @@ func TestAuthorization(t *testing.T) {
 		t.Errorf("delete with a read grant: %v", err)
 	}
 }
+
+// A condition on the size is on the plaintext's, and what is deleted is what had that size.
+func TestDeleteIfSize(t *testing.T) {
+	p := newProxy(t)
+	path := "/" + p.bucket + "/k"
+	remove := func(size string) answer {
+		return p.send(request{method: http.MethodDelete, path: path, header: http.Header{"X-Amz-If-Match-Size": {size}}})
+	}
+	if a := remove("4"); a.StatusCode != http.StatusNotFound {
+		t.Errorf("what is not there: %d %s", a.StatusCode, a.Code)
+	}
+	p.put("k", []byte("text"))
+	for size, code := range map[string]string{"60": "PreconditionFailed", "5": "PreconditionFailed", "-1": "InvalidArgument", "four": "InvalidArgument"} {
+		if a := remove(size); a.Code != code || !p.isStored("k") {
+			t.Errorf("size %s: %d %s", size, a.StatusCode, a.Code)
+		}
+	}
+	p.origin.set(func(r *http.Request) (*http.Response, error) {
+		if r.Method == http.MethodDelete {
+			p.replica().put("k", []byte("next"))
+		}
+		return nil, nil
+	}, nil)
+	if a := remove("4"); a.Code != "PreconditionFailed" || string(p.mustGet("k")) != "next" {
+		t.Errorf("overwritten meanwhile: %d %s", a.StatusCode, a.Code)
+	}
+	p.origin.set(nil, nil)
+	if a := remove("4"); a.StatusCode != http.StatusNoContent || p.isStored("k") {
+		t.Errorf("its size: %d %s", a.StatusCode, a.Code)
+	}
+}

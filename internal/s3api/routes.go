@@ -193,7 +193,7 @@ var routes = []route{
 	{"PutObject", "PUT", object, "", seal, access.Write, maxObject, "", putHeaders, (*Server).putObject},
 	{"GetObject", "GET", object, "", open, access.Read, 0, "versionId partNumber " + overrides, readHeaders, (*Server).getObject},
 	{"HeadObject", "HEAD", object, "", open, access.Read, 0, "versionId partNumber " + overrides, readHeaders, (*Server).headObject},
-	{"DeleteObject", "DELETE", object, "", forward, access.Delete, 0, "versionId", lockHeaders, (*Server).forward},
+	{"DeleteObject", "DELETE", object, "", forward, access.Delete, 0, "versionId", lockHeaders + " x-amz-if-match-last-modified-time " + sizeCondition, (*Server).deleteObject},
 }
 
 // commonHeaders may come with any operation. The signature, the payload's form and its checksums are dealt with here and
