@@ -135,7 +135,7 @@ func encryptionContext(text string) (map[string]string, error) {
 // own encryption.
 var hiddenHeaders = []string{
 	"Connection", "Keep-Alive", "Transfer-Encoding", "Trailer", "Upgrade", "Date", "Server", "Content-Length",
-	"X-Amz-Id-2", "X-Amz-Bucket-Key-Enabled", "X-Amz-Object-Size", "X-Amz-Mp-Parts-Count",
+	"X-Amz-Id-2", "X-Amz-Bucket-Key-Enabled", objectSize, "X-Amz-Mp-Parts-Count",
 }
 
 // copyHeader copies the store's answer to the client's, without what must not or need not be seen.

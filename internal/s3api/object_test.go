@@ -612,7 +612,9 @@ func TestDeleteIfSize(t *testing.T) {
 	if a := remove("4"); a.StatusCode != http.StatusNotFound {
 		t.Errorf("what is not there: %d %s", a.StatusCode, a.Code)
 	}
-	p.put("k", []byte("text"))
+	if a := p.send(request{method: http.MethodPut, path: path, body: []byte("text")}); a.Header.Get("X-Amz-Object-Size") != "4" { // which the store says of the ciphertext
+		t.Errorf("stored with %s bytes", a.Header.Get("X-Amz-Object-Size"))
+	}
 	for size, code := range map[string]string{"60": "PreconditionFailed", "5": "PreconditionFailed", "-1": "InvalidArgument", "four": "InvalidArgument"} {
 		if a := remove(size); a.Code != code || !p.isStored("k") {
 			t.Errorf("size %s: %d %s", size, a.StatusCode, a.Code)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strconv"
 	"sync/atomic"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
@@ -15,6 +16,9 @@ import (
 // maxPeek is the longest body, in bytes, that is read whole before the envelope is written, so that a checksum that only
 // comes behind the body can be kept in it.
 const maxPeek = 1 << 20
+
+// objectSize is the header in which a store may say the size of a new object: of ciphertext.
+const objectSize = "X-Amz-Object-Size"
 
 // putObject stores the payload.
 func (s *Server) putObject(c *call) error {
@@ -62,6 +66,9 @@ func (s *Server) sealObject(c *call) error {
 	}
 	defer closeBody(resp)
 	c.copyHeader(resp.Header)
+	if resp.Header.Get(objectSize) != "" { // of stores that say so
+		c.w.Header().Set(objectSize, strconv.FormatInt(size, 10))
+	}
 	c.saySealed(lease)
 	c.checks.headers(c.w.Header())
 	return nil
