@@ -79,6 +79,7 @@ var statuses = map[string]int{
 	"NotImplemented":                    http.StatusNotImplemented,
 	"ObjectIntegrityError":              http.StatusUnprocessableEntity,
 	"PlaintextObject":                   http.StatusForbidden,
+	"RequestHeaderSectionTooLarge":      http.StatusBadRequest,
 	"RequestTimeTooSkewed":              http.StatusForbidden,
 	"RequestTimeout":                    http.StatusBadRequest,
 	"ServerSideEncryptionConfigurationNotFoundError": http.StatusNotFound,

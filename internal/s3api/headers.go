@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
@@ -60,6 +61,26 @@ func (c *call) requestHeader() http.Header {
 	}
 	stored.WithoutFraming(h)
 	return h
+}
+
+// maxHeader is S3's limit for all of a request's header, in bytes.
+const maxHeader = 8 << 10
+
+// checkHeaderSize refuses a header that S3 would not take. Such as are several times longer the HTTP server refuses itself.
+func checkHeaderSize(h http.Header) error {
+	total := 0
+	for name, values := range h {
+		for _, value := range values {
+			total += len(name) + len(": ") + len(value) + len("\r\n")
+		}
+	}
+	if total > maxHeader {
+		return &Error{
+			Code: "RequestHeaderSectionTooLarge", Message: "Your request header section exceeds the maximum allowed size.",
+			Details: [][2]string{{"MaxSizeAllowed", strconv.Itoa(maxHeader)}},
+		}
+	}
+	return nil
 }
 
 // checkMetadata refuses user metadata that takes the envelope's names, or that leaves it no room.

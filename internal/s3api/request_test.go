@@ -425,3 +425,13 @@ func TestExpectContinue(t *testing.T) {
 		t.Errorf("with a bad signature: %q", got)
 	}
 }
+
+func TestHeaderThatIsTooLong(t *testing.T) {
+	p := newProxy(t)
+	for n, code := range map[int]string{7000: "MetadataTooLarge", 8 << 10: "RequestHeaderSectionTooLarge"} {
+		a := p.send(request{method: http.MethodPut, path: "/" + p.bucket + "/k", header: http.Header{"X-Amz-Meta-Long": {strings.Repeat("x", n)}}, body: []byte("text")})
+		if a.StatusCode != http.StatusBadRequest || a.Code != code || p.isStored("k") {
+			t.Errorf("%d bytes: %d %s", n, a.StatusCode, a.Code)
+		}
+	}
+}

@@ -116,6 +116,9 @@ func (s *Server) handle(c *call) error {
 	default:
 		return &Error{Code: "SlowDown", Message: "Please reduce your request rate.", RetryAfter: retryAfter}
 	}
+	if err := checkHeaderSize(c.Header); err != nil {
+		return err
+	}
 	if err := c.locate(s.Domain); err != nil {
 		return err
 	}
