@@ -85,20 +85,24 @@ func checkHeaderSize(h http.Header) error {
 
 // checkMetadata refuses user metadata that takes the envelope's names, or that leaves it no room.
 func checkMetadata(h http.Header, envelope map[string]string) error {
-	var total int
+	var own int
 	for name, value := range envelope {
-		total += len(name) + len(value)
+		own += len(name) + len(value)
 	}
+	total := own
 	for name, values := range h {
-		if own, ok := strings.CutPrefix(name, metaPrefix); ok {
-			if strings.HasPrefix(strings.ToLower(own), crypt.Prefix) {
+		if user, ok := strings.CutPrefix(name, metaPrefix); ok {
+			if strings.HasPrefix(strings.ToLower(user), crypt.Prefix) {
 				return badRequest("InvalidArgument", "Metadata names that start with "+crypt.Prefix+" are reserved for the proxy.")
 			}
-			total += len(own) + len(strings.Join(values, ","))
+			total += len(user) + len(strings.Join(values, ","))
 		}
 	}
 	if total > maxMetadata {
-		return badRequest("MetadataTooLarge", "Your metadata headers, with the proxy's own encryption envelope, exceed the maximum allowed metadata size.")
+		return &Error{
+			Code: "MetadataTooLarge", Message: "Your metadata headers exceed the maximum allowed metadata size",
+			Details: [][2]string{{"Size", strconv.Itoa(total)}, {"MaxSizeAllowed", strconv.Itoa(maxMetadata)}, {"EncryptionEnvelopeSize", strconv.Itoa(own)}},
+		}
 	}
 	return nil
 }
