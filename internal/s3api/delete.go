@@ -34,7 +34,7 @@ func (s *Server) deleteObject(c *call) error {
 		Object: c.object(), Version: c.query.Get("versionId"), Header: c.requestHeader(),
 		Plaintext: func() error { return nil }, // it is only to be deleted
 	}
-	for _, name := range strings.Fields(c.route.headers) {
+	for name := range strings.FieldsSeq(c.route.headers) {
 		q.Header.Del(name)
 	}
 	o, err := s.objects.Head(c.Context(), q)
