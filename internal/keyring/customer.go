@@ -26,12 +26,8 @@ func (k *Keyring) createForCustomer(ctx context.Context, obj Object, client stri
 }
 
 func (k *Keyring) sealForCustomer(ctx context.Context, obj Object, client string, customerKey, dek []byte) (*Sealed, error) {
-	r, err := k.Rule(obj, client)
-	if err != nil {
+	if err := k.CheckCustomerKeys(obj, client); err != nil {
 		return nil, err
-	}
-	if r.RefuseCustomerKeys {
-		return nil, fmt.Errorf("%w: a key that the client brings", ErrNotAllowed)
 	}
 	wrapped, err := crypt.WrapByCustomer(customerKey, dek, obj, rand.Reader)
 	l := k.customerLease(obj, append([]byte(nil), dek...))
@@ -40,6 +36,19 @@ func (k *Keyring) sealForCustomer(ctx context.Context, obj Object, client string
 		return nil, fmt.Errorf("wrapping a data key: %w", err)
 	}
 	return &Sealed{Lease: l, KeyID: crypt.CustomerKeyID, Wrapped: wrapped}, nil
+}
+
+// CheckCustomerKeys returns ErrNotAllowed where client may store nothing under a key that it brings, and ErrNoRule where it
+// may store nothing at all.
+func (k *Keyring) CheckCustomerKeys(obj Object, client string) error {
+	r, err := k.Rule(obj, client)
+	if err != nil {
+		return err
+	}
+	if r.RefuseCustomerKeys {
+		return fmt.Errorf("%w: a key that the client brings", ErrNotAllowed)
+	}
+	return nil
 }
 
 // OpenForCustomer returns the DEK of a stored object that is under a customer's key. Errors: crypt.ErrCustomerKey for

@@ -3,6 +3,7 @@ package s3api_test
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/base64"
 	"net/http"
 	"net/url"
@@ -184,6 +185,31 @@ func TestForgedUploadIDs(t *testing.T) {
 		}
 	}
 	parts, err := a.client.ListParts(t.Context(), &s3.ListPartsInput{Bucket: &a.bucket, Key: &m.key, UploadId: &m.id})
+	if err != nil || len(parts.Parts) != 0 {
+		t.Errorf("a part was stored: %+v, %v", parts, err)
+	}
+}
+
+// Where customers' keys are switched off, an id that says that its upload is under one opens no way around that.
+func TestForgedUploadIDWhereCustomerKeysAreOff(t *testing.T) {
+	p := newProxy(t, func(_ *proxy, _ *s3api.Config, cfg *keyring.Config) {
+		cfg.Rules = []keyring.Rule{{Key: "main", RefuseCustomerKeys: true}}
+	})
+	m, mine := p.create("k"), newCustomer(1)
+	key, err := base64.StdEncoding.DecodeString(mine.headers(customerHeader).Get("X-Amz-Server-Side-Encryption-Customer-Key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	wrapped, err := crypt.WrapByCustomer(key, randomText(crypt.DEKSize), crypt.Object{Bucket: p.bucket, Key: "k"}, rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	forged := m.id + ".cmek." + base64.RawURLEncoding.EncodeToString([]byte(`{"sealed":"`+base64.StdEncoding.EncodeToString(wrapped)+`"}`))
+	a := p.send(request{method: http.MethodPut, path: "/" + p.bucket + "/k?partNumber=1&uploadId=" + forged, header: mine.headers(customerHeader), body: []byte("text")})
+	if a.Code != "AccessDenied" {
+		t.Errorf("%d %s", a.StatusCode, a.Code)
+	}
+	parts, err := p.client.ListParts(t.Context(), &s3.ListPartsInput{Bucket: &p.bucket, Key: &m.key, UploadId: &m.id})
 	if err != nil || len(parts.Parts) != 0 {
 		t.Errorf("a part was stored: %+v, %v", parts, err)
 	}

@@ -165,6 +165,9 @@ func (s *Server) openUploadKey(c *call, entry *uploadKey) (*keyring.Lease, error
 	case !underCustomer:
 		return s.Keys.Open(c.Context(), c.object(), entry.keyID, entry.wrapped)
 	}
+	if err := s.Keys.CheckCustomerKeys(c.object(), c.client.Name); err != nil { // it may be a DEK that the upload id has brought
+		return nil, err
+	}
 	lease, err := s.Keys.OpenForCustomer(c.Context(), c.object(), entry.wrapped, c.customerKey)
 	if errors.Is(err, crypt.ErrCustomerKey) {
 		return nil, &Error{Code: "InvalidRequest", Message: "The provided encryption parameters did not match the ones used originally.", cause: err}
