@@ -105,10 +105,9 @@ func (p *completionPart) UnmarshalXML(d *xml.Decoder, start xml.StartElement) er
 }
 
 func parseCompletion(body []byte) (*completion, error) {
-	malformed := badRequest("MalformedXML", "The XML you provided was not well-formed or did not validate against our published schema.")
 	var list completion
 	if err := xml.Unmarshal(body, &list); err != nil || len(list.Parts) == 0 || len(list.Parts) > crypt.MaxPartNumber {
-		return nil, malformed
+		return nil, malformedXML(err)
 	}
 	for i, p := range list.Parts {
 		switch {
@@ -117,7 +116,7 @@ func parseCompletion(body []byte) (*completion, error) {
 		case len(p.Unknown) > 0:
 			return nil, notImplemented("The element " + p.Unknown[0].XMLName.Local + " of CompleteMultipartUpload")
 		case p.ETag == "" || p.PartNumber == noNumber:
-			return nil, malformed
+			return nil, malformedXML(nil)
 		case p.PartNumber < 1:
 			return nil, invalidArgument("PartNumber must be >= 1", "PartNumber", strconv.Itoa(p.PartNumber))
 		case p.PartNumber > crypt.MaxPartNumber:

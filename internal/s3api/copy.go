@@ -23,7 +23,7 @@ func (s *Server) uploadPartCopy(c *call) error {
 	}
 	q, err := s.copySource(c)
 	if err != nil {
-		return s.invalidSource(c, err)
+		return s.unlessNoBucket(c, err)
 	}
 	source, err := s.objects.Get(c.Context(), q)
 	if outside := (*stored.RangeError)(nil); errors.As(err, &outside) {
@@ -60,14 +60,6 @@ func (s *Server) uploadPartCopy(c *call) error {
 	s.uploads.keepSum(c.upload.stored, resp.Header.Get("Etag"), sums)
 	delete(c.w.Header(), "ETag") // it is in the document
 	return c.answerResult("CopyPartResult", copyResult{etag: resp.Header.Get("Etag"), sums: sums.known()})
-}
-
-// invalidSource answers what is wrong with a source, unless there is no bucket to copy to: S3 looks for that first.
-func (s *Server) invalidSource(c *call, err error) error {
-	if missing := (*Error)(nil); errors.As(s.findBucket(c), &missing) && missing.Code == "NoSuchBucket" {
-		return missing
-	}
-	return err
 }
 
 // copySource reads x-amz-copy-source and what belongs to it.

@@ -36,7 +36,7 @@ func (s *Server) copyObject(c *call) error {
 	}
 	q, err := s.copySource(c)
 	if err != nil {
-		return s.invalidSource(c, err)
+		return s.unlessNoBucket(c, err)
 	}
 	if q.Range != nil {
 		return notImplemented("The header x-amz-copy-source-range of CopyObject")

@@ -205,8 +205,8 @@ func (s *Server) record(c *call, answer *Error) {
 		milliseconds("kms_ms", time.Duration(c.kmsTime.Load())),
 		milliseconds("origin_ms", time.Duration(c.originTime.Load())), // up to the header of the store's answer
 	}
-	if c.client != nil && c.auth.AccessKey != c.client.AccessKey { // temporary credentials of the client's
-		fields = append(fields, zap.String("session", c.auth.AccessKey))
+	if session := c.session(); session != "" {
+		fields = append(fields, zap.String("session", session))
 	}
 	if c.keyID != "" {
 		fields = append(fields, zap.String("kms_key", c.keyID))
