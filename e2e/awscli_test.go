@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -9,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"testing"
 	"time"
 )
 
@@ -39,6 +41,25 @@ func (c *awsCLI) run(args ...string) (string, error) { return c.runIn(c.env, arg
 func (c *awsCLI) runIn(env []string, args ...string) (string, error) {
 	out, err := runTool(env, nil, "aws", append([]string{"--endpoint-url", c.endpoint.url}, args...)...)
 	return out, toolError(err)
+}
+
+// mustRoundTrip copies a file to an object and back, each with options of its own.
+func (c *awsCLI) mustRoundTrip(t *testing.T, file, object string, there, back []string) {
+	t.Helper()
+	if out, err := c.run(append([]string{"s3", "cp", "--no-progress", file, object}, there...)...); err != nil {
+		t.Fatalf("%s: aws s3 cp: %v: %s", object, err, out)
+	}
+	copied := filepath.Join(t.TempDir(), "back")
+	if out, err := c.run(append([]string{"s3", "cp", "--no-progress", object, copied}, back...)...); err != nil {
+		t.Fatalf("%s: aws s3 cp back: %v: %s", object, err, out)
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(copied); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("%s: %d of %d bytes come back, %v", object, len(got), len(want), err)
+	}
 }
 
 // answer runs an s3api command and parses its JSON.

@@ -82,17 +82,8 @@ func awsWithCustomerKey(t *testing.T, e endpoint, bucket string) {
 	with := func(key string) []string {
 		return []string{"--sse-c", "AES256", "--sse-c-key", "fileb://" + filepath.Join(dir, key)}
 	}
-	object := "s3://" + bucket + "/aws-cli"
-	if out, err := c.run(append([]string{"s3", "cp", "--no-progress", filepath.Join(dir, "text"), object}, with("key")...)...); err != nil {
-		t.Fatalf("%s: aws s3 cp: %v: %s", e.name, err, out)
-	}
-	back := filepath.Join(dir, "back")
-	if out, err := c.run(append([]string{"s3", "cp", "--no-progress", object, back}, with("key")...)...); err != nil {
-		t.Fatalf("%s: aws s3 cp back: %v: %s", e.name, err, out)
-	}
-	if got, err := os.ReadFile(back); err != nil || !bytes.Equal(got, text) {
-		t.Errorf("%s: %d of %d bytes come back, %v", e.name, len(got), len(text), err)
-	}
+	object, back := "s3://"+bucket+"/aws-cli", filepath.Join(dir, "back")
+	c.mustRoundTrip(t, filepath.Join(dir, "text"), object, with("key"), with("key"))
 	if _, err := c.run(append([]string{"s3", "cp", "--no-progress", object, back}, with("other")...)...); err == nil {
 		t.Errorf("%s: read with another key", e.name)
 	}
