@@ -16,10 +16,10 @@ import (
 	"go.uber.org/zap"
 )
 
-// stopSignal is the cause of a context that a signal ended.
-type stopSignal struct{ os.Signal }
+// signalError is the cause of a context that a signal ended.
+type signalError struct{ os.Signal }
 
-func (s stopSignal) Error() string { return s.String() }
+func (s signalError) Error() string { return s.String() }
 
 // untilSignal returns a context that the first SIGINT or SIGTERM ends.
 func untilSignal() (ctx context.Context, stop func()) {
@@ -30,7 +30,7 @@ func untilSignal() (ctx context.Context, stop func()) {
 	go func() {
 		select {
 		case s := <-signals:
-			cancel(stopSignal{s})
+			cancel(signalError{s})
 		case <-ctx.Done():
 		}
 	}()
@@ -113,7 +113,7 @@ func (a *app) drain(cause error, server *http.Server, open *connections) error {
 // delay is how long the port still answers. Only a SIGTERM has one: it is what
 // an orchestrator sends while it takes the proxy out of its load balancers.
 func (a *app) delay(cause error) time.Duration {
-	var s stopSignal
+	var s signalError
 	if errors.As(cause, &s) && s.Signal == syscall.SIGTERM {
 		return a.cfg.Limits.ShutdownDelay
 	}

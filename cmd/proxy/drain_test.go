@@ -243,8 +243,8 @@ func TestOnlySIGTERMDelays(t *testing.T) {
 	a := &app{cfg: devConfig("", "", "")}
 	a.cfg.Limits.ShutdownDelay = time.Second
 	for cause, want := range map[error]time.Duration{
-		stopSignal{syscall.SIGTERM}: time.Second,
-		stopSignal{os.Interrupt}:    0,
+		signalError{syscall.SIGTERM}: time.Second,
+		signalError{os.Interrupt}:    0,
 		context.Canceled:            0,
 		nil:                         0,
 	} {
