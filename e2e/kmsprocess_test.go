@@ -93,6 +93,12 @@ const (
 	allowOther   = `{"Sid":"other","Effect":"Allow","Principal":{"AWS":"arn:aws:iam::111122223333:user/other"},"Action":"kms:*","Resource":"*"}`
 )
 
+// denyBucket denies what the encryption context says is in a bucket.
+func denyBucket(bucket string) string {
+	return `{"Sid":"bucket","Effect":"Deny","Principal":{"AWS":"*"},"Action":"kms:*","Resource":"*",` +
+		`"Condition":{"StringEquals":{"kms:EncryptionContext:bucket":"` + bucket + `"}}}`
+}
+
 // grant gives the proxy the key by a grant alone, and returns how the grant is retired.
 func (c *customer) grant() (retire func()) {
 	out, err := c.api.CreateGrant(context.Background(), &awskms.CreateGrantInput{
@@ -135,6 +141,8 @@ func (c *customer) calls(operation string) int {
 	return out.Calls[operation]
 }
 
+func (c *customer) openRelay() { c.must(nil, c.relay.open()) }
+
 func (c *customer) signal(s syscall.Signal) { c.must(nil, c.process.cmd.Process.Signal(s)) }
 
 func pull(t *testing.T, url string) []byte {
@@ -160,6 +168,7 @@ type relay struct {
 	listener net.Listener
 	conns    map[net.Conn]bool
 	hole     []int // file descriptors
+	page     *http.Server
 }
 
 func newRelay(t *testing.T, target string) *relay {
@@ -177,6 +186,12 @@ func (r *relay) open() error {
 	r.fill()
 	r.swallowing.Store(false)
 	r.drop()
+	r.mu.Lock()
+	if r.page != nil {
+		_ = r.page.Close()
+		r.page = nil
+	}
+	r.mu.Unlock()
 	listener, err := net.Listen("tcp", r.address)
 	if err != nil {
 		return err
@@ -203,6 +218,26 @@ func (r *relay) refuse() {
 	r.mu.Unlock()
 	r.fill()
 	r.drop()
+}
+
+// portal answers everything with a page, as a balancer does whose backends are
+// away, or a firewall.
+func (r *relay) portal() error {
+	r.refuse()
+	listener, err := net.Listen("tcp", r.address)
+	if err != nil {
+		return err
+	}
+	page := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/html")
+		w.WriteHeader(http.StatusForbidden)
+		_, _ = io.WriteString(w, "<html><head><title>403 Forbidden</title></head><body><h1>403 Forbidden</h1></body></html>")
+	})}
+	r.mu.Lock()
+	r.listener, r.page = listener, page
+	r.mu.Unlock()
+	go func() { _ = page.Serve(listener) }()
+	return nil
 }
 
 // swallow is a black hole: what is sent on a connection is lost without a word, and the packets that ask for a new one are

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -25,6 +26,7 @@ func TestRevocation(t *testing.T) {
 	}
 	t.Parallel() // with TestKMSErrors, which waits as much
 	stage := newStage(t)
+	stage.prepareParts()
 	t.Cleanup(func() { t.Log("\n" + stage.table()) })
 	for _, s := range settings(stage.full) {
 		stage.configure(s)
@@ -56,27 +58,49 @@ type act struct {
 	take, give func()
 	away       bool // the KMS is, and has not said no: the TTL alone is the bound
 	code       string
+	drains     bool  // the proxy was told to stop before
+	part       *part // that is taken away; nil for the key as a whole
 }
 
 func (s *stage) acts(set setting) []act {
 	c := s.customer
 	retire := func() {}
 	acts := []act{
-		{"DisableKey", c.disable, c.enable, false, "KMS.DisabledException"},
-		{"KMS stopped (SIGSTOP)", func() { c.signal(syscall.SIGSTOP) }, func() { c.signal(syscall.SIGCONT) }, true, "ServiceUnavailable"},
+		{name: "DisableKey", take: c.disable, give: c.enable, code: "KMS.DisabledException"},
+		{
+			name: "KMS stopped (SIGSTOP)", take: func() { c.signal(syscall.SIGSTOP) }, give: func() { c.signal(syscall.SIGCONT) },
+			away: true, code: "ServiceUnavailable",
+		},
 	}
 	more := []act{
-		{"ScheduleKeyDeletion", c.scheduleDeletion, c.cancelDeletion, false, "KMS.KMSInvalidStateException"},
-		{"denied by policy", func() { c.policy(allowAccount, denyProxy) }, func() { c.policy(allowAccount) }, false, "AccessDenied"},
-		{"grant retired", func() { retire() }, func() { c.policy(allowAccount) }, false, "AccessDenied"},
-		{"connection refused", c.relay.refuse, func() { c.must(nil, c.relay.open()) }, true, "ServiceUnavailable"},
-		{"black hole", func() { c.must(nil, c.relay.swallow()) }, func() { c.must(nil, c.relay.open()) }, true, "ServiceUnavailable"},
-		{"throttled", func() { c.faults(`{"throttle_next":1000000000}`) }, func() { c.faults("{}") }, true, "SlowDown"},
+		{name: "ScheduleKeyDeletion", take: c.scheduleDeletion, give: c.cancelDeletion, code: "KMS.KMSInvalidStateException"},
+		{name: "denied by policy", take: func() { c.policy(allowAccount, denyProxy) }, give: func() { c.policy(allowAccount) }, code: "AccessDenied"},
+		{name: "grant retired", take: func() { retire() }, give: func() { c.policy(allowAccount) }, code: "AccessDenied"},
+		{name: "connection refused", take: c.relay.refuse, give: c.openRelay, away: true, code: "ServiceUnavailable"},
+		{name: "black hole", take: func() { c.must(nil, c.relay.swallow()) }, give: c.openRelay, away: true, code: "ServiceUnavailable"},
+		{name: "throttled", take: func() { c.faults(`{"throttle_next":1000000000}`) }, give: func() { c.faults("{}") }, away: true, code: "SlowDown"},
+		{name: "HTML 403 of a balancer", take: func() { c.must(nil, c.relay.portal()) }, give: c.openRelay, away: true, code: "ServiceUnavailable"},
 	}
-	if s.full && set.ttl < time.Minute || set.ttl == 2*time.Second {
-		acts = append(acts, more...)
-	} else if !s.full {
-		acts = append(acts[:1], more[1:3]...) // what a probe sees, and each kind of answer
+	parts := []act{
+		{name: "disabled during the drain", take: c.disable, give: c.enable, drains: true},
+		{
+			name: "one bucket denied by its context", take: func() { c.policy(allowAccount, denyBucket(s.bucket)) },
+			give: func() { c.policy(allowAccount) }, code: "AccessDenied", part: &part{bucket: s.bucket, beside: keptBucket, key: "default"},
+		},
+		{
+			name: "an older key version disabled", take: func() { s.keys("disable", "--version", "1") }, give: func() { s.keys("enable", "--version", "1") },
+			code: "AccessDenied", part: &part{bucket: versionsBucket, beside: versionsBucket, key: "files"},
+		},
+	}
+	switch {
+	case s.full && set.ttl == time.Minute:
+		acts = append(acts, parts[:2]...)
+	case s.full:
+		acts = append(append(acts, more...), parts...)
+	case set.ttl == 2*time.Second:
+		acts = append(append(acts, more...), parts[0])
+	default:
+		acts = append(append(acts[:1], more[1:3]...), parts...) // what a probe sees, and each kind of answer
 	}
 	for i := range acts {
 		if acts[i].name == "grant retired" {
@@ -95,21 +119,31 @@ func (s *stage) play(t *testing.T, set setting, a act) {
 		before()
 	}
 	s.awaitService(t)
-	load := s.startLoad(t)
+	key, of := "default", s.bucket
+	if a.part != nil {
+		key, of = a.part.key, a.part.bucket
+		beside := s.startBeside(t, a.part.beside)
+		defer beside.mustRunOn(t)
+	}
+	load := s.startLoad(t, of)
 	time.Sleep(set.ttl + set.ttl/5) // so that leases are renewed, each at its own time
 	load.mustRun(t)
-	window := s.window(t)
+	window := s.window(t, key)
+	if a.drains {
+		s.playDrain(t, set, a, load, window)
+		return
+	}
 	if a.away {
 		window = set.ttl
 	}
 	a.take()
 	taken := time.Now() // the KMS has said that it is so
 	time.Sleep(time.Until(taken.Add(window + time.Second)))
-	stated := s.window(t)
+	stated := s.window(t, key)
 	// Where the KMS was too slow for a probe, on a busy machine, it is the TTL, and says so, until the next one.
 	for i := 0; i < 20 && stated != window; i++ {
 		time.Sleep(250 * time.Millisecond)
-		stated = s.window(t)
+		stated = s.window(t, key)
 	}
 	time.Sleep(time.Until(taken.Add(set.ttl + time.Second + outageWait)))
 	arrived := load.last()
@@ -121,7 +155,7 @@ func (s *stage) play(t *testing.T, set setting, a act) {
 	if stated != window {
 		t.Errorf("/metrics states a window of %v, in force is %v", stated, window)
 	}
-	if after := s.metric(t, "cmekproxy_revocation_last_byte_seconds"); after > window.Seconds() {
+	if after := s.metric(t, "cmekproxy_revocation_last_byte_seconds", `key="`+key+`"`); after > window.Seconds() {
 		t.Errorf("/metrics has the last byte %v s after the first answer, the window is %v", after, window)
 	}
 	given := time.Now()
@@ -155,10 +189,13 @@ type stage struct {
 	customer *customer
 	store    *stack
 	proxy    *process
+	env      []string // of proxy
+	starts   int
 	endpoint endpoint
 	admin    string
 	config   string
 	keyLine  string
+	keyFile  string // of the second key, which has versions
 	bucket   string
 	big      int64
 	before   map[string]func() // by name of an act: what has to be so for it
@@ -175,39 +212,51 @@ func newStage(t *testing.T) *stage {
 	s.store.store = s.store.startStore(t, "http", newCredentials(), "", "")
 	s.customer = startCustomer(t)
 	client := newCredentials()
-	env := environment("AWS_ACCESS_KEY_ID="+kmsAccessKey, "AWS_SECRET_ACCESS_KEY=example", "AWS_EC2_METADATA_DISABLED=true",
+	s.env = environment("AWS_ACCESS_KEY_ID="+kmsAccessKey, "AWS_SECRET_ACCESS_KEY=example", "AWS_EC2_METADATA_DISABLED=true",
 		"ORIGIN_ACCESS_KEY="+s.store.store.accessKey, "ORIGIN_SECRET_KEY="+s.store.store.secret,
 		"APP_ACCESS_KEY="+client.accessKey, "APP_SECRET_KEY="+client.secret)
 	address := freeAddress(t)
 	s.admin = "http://" + freeAddress(t)
-	s.keyLine = fmt.Sprintf("{name: default, provider: aws-kms, key_id: %q, endpoint: %q}", s.customer.key, "http://"+s.customer.relay.address)
+	s.keyFile = filepath.Join(t.TempDir(), "files.key")
+	s.keys("new")
+	s.keyLine = fmt.Sprintf("{name: default, provider: aws-kms, key_id: %q, endpoint: %q}, {name: files, provider: local, key_file: %q}",
+		s.customer.key, "http://"+s.customer.relay.address, s.keyFile)
 	s.config = s.store.writeConfig(t, "revocation", address, strings.TrimPrefix(s.admin, "http://"), s.keyLine, "", "")
-	s.proxy = start(t, "proxy-revocation", env, tool(t, "proxy"), "serve", "--config", s.config)
-	s.store.logs = append(s.store.logs, s.proxy.log)
-	s.proxy.waitFor(t, s.admin+"/readyz")
+	s.addRule("{buckets: [" + versionsBucket + "], key: files}")
+	s.startProxy()
 	s.endpoint = endpoint{name: "http", url: "http://" + address, credentials: client}
-	s.fill()
+	s.fill(s.bucket)
 	return s
+}
+
+// startProxy starts the proxy, for the first time or again.
+func (s *stage) startProxy() {
+	s.t.Helper()
+	s.starts++
+	s.proxy = start(s.t, fmt.Sprint("proxy-revocation-", s.starts), s.env, tool(s.t, "proxy"), "serve", "--config", s.config)
+	s.store.logs = append(s.store.logs, s.proxy.log)
+	s.proxy.waitFor(s.t, s.admin+"/readyz")
 }
 
 const smallObjects = 20
 
 // fill stores what will be read.
-func (s *stage) fill() {
+func (s *stage) fill(bucket string) {
+	s.t.Helper()
 	api := newGoSDK(s.endpoint).s3
-	if err := newGoSDK(s.endpoint).createBucket(s.bucket); err != nil {
+	if err := newGoSDK(s.endpoint).createBucket(bucket); err != nil {
 		s.t.Fatal(err)
 	}
 	for i := range smallObjects {
-		s.put(api, "small-"+strconv.Itoa(i), 64<<10)
+		s.put(api, bucket, "small-"+strconv.Itoa(i), 64<<10)
 	}
-	s.put(api, "big", s.big)
+	s.put(api, bucket, "big", s.big)
 }
 
-func (s *stage) put(api *s3.Client, key string, size int64) {
+func (s *stage) put(api *s3.Client, bucket, key string, size int64) {
 	s.t.Helper()
 	body := &pattern{size: size}
-	if _, err := api.PutObject(context.Background(), &s3.PutObjectInput{Bucket: &s.bucket, Key: aws.String(key), Body: body, ContentLength: &size}); err != nil {
+	if _, err := api.PutObject(context.Background(), &s3.PutObjectInput{Bucket: &bucket, Key: aws.String(key), Body: body, ContentLength: &size}); err != nil {
 		s.t.Fatal(err)
 	}
 }
@@ -258,9 +307,9 @@ func (s *stage) configure(set setting) {
 	if set.probe > 0 {
 		want = min(set.ttl, set.probe+min(2*time.Second, set.ttl/2, set.probe))
 	}
-	for deadline := time.Now().Add(startTimeout); s.window(s.t) != want; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(startTimeout); s.window(s.t, "default") != want; time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			s.t.Fatalf("after SIGHUP the window is %v, want %v", s.window(s.t), want)
+			s.t.Fatalf("after SIGHUP the window is %v, want %v", s.window(s.t, "default"), want)
 		}
 	}
 }
@@ -290,9 +339,9 @@ func (s *stage) readSmall(api *s3.Client, i int) error {
 	return err
 }
 
-func (s *stage) window(t *testing.T) time.Duration {
+func (s *stage) window(t *testing.T, key string) time.Duration {
 	t.Helper()
-	return time.Duration(s.metric(t, "cmekproxy_revocation_window_seconds") * float64(time.Second))
+	return time.Duration(s.metric(t, "cmekproxy_revocation_window_seconds", `key="`+key+`"`) * float64(time.Second))
 }
 
 // metric returns the value of a metric, summed up over its labels; 0 if it is not there.

@@ -176,6 +176,7 @@ clients:
     secret_key: ${APP_SECRET_KEY}
     allow:
       - {buckets: ["*"], actions: [read, write, delete, list, admin]}
+limits: {shutdown_delay: 0s}
 keys: [%s]
 encryption:
   rules:

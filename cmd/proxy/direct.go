@@ -36,6 +36,12 @@ func openDirect(ctx context.Context, cfg *config.Config, target crypt.Object, pr
 		a.close()
 		return nil, err
 	}
+	for _, w := range a.opened {
+		tend(ctx, w) // a run can take longer than a token lives
+	}
+	for _, k := range cfg.Keys {
+		go a.openLater(ctx, k) // a key whose KMS is away is waited for
+	}
 	d := &direct{app: a, bucket: target.Bucket, prefix: target.Key, progress: progress}
 	d.send = patient(func(r *http.Request) (*http.Response, error) { return sendDirect(store, r) }) //nolint:bodyclose // it is the caller's
 	return d, nil

@@ -68,7 +68,7 @@ type relocation struct {
 
 func (r *relocation) run(ctx context.Context) error {
 	if r.to != "" {
-		if err := r.keys.Try(ctx, r.to); err != nil {
+		if err := r.tryKey(ctx, r.to); err != nil {
 			return fmt.Errorf("key %s: %w", r.to, err)
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"iter"
 	"net/http"
 	"net/url"
+	"sync"
 	"time"
 
 	"github.com/schollz/progressbar/v3"
@@ -18,6 +19,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/cmekproxy/cmekproxy/internal/inplace"
+	"github.com/cmekproxy/cmekproxy/internal/kms"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 	"github.com/cmekproxy/cmekproxy/internal/walk"
 )
@@ -28,6 +30,9 @@ type sweep struct {
 	sweepOptions
 	out io.Writer // for people
 	bar *progressbar.ProgressBar
+
+	waiting     sync.Mutex
+	waitingSaid time.Time
 
 	counts walk.Counts
 	parts  int64 // objects in parts among those done
@@ -63,6 +68,35 @@ func (o *sweepOptions) wait() func(context.Context) error {
 		return nil
 	}
 	return rate.NewLimiter(rate.Limit(o.rate), 1).Wait
+}
+
+// awayInterval is how often a run says that it waits for a KMS.
+const awayInterval = time.Minute
+
+// away says that the run waits for a KMS.
+func (s *sweep) away(err error) {
+	s.waiting.Lock()
+	defer s.waiting.Unlock()
+	if now := time.Now(); now.Sub(s.waitingSaid) >= awayInterval {
+		s.waitingSaid = now
+		fmt.Fprintf(s.progress, "waiting for the KMS: %v\n", err)
+	}
+}
+
+// tryKey is keyring.Try, and waits for a KMS that is away.
+func (s *sweep) tryKey(ctx context.Context, name string) error {
+	for {
+		err := s.keys.Try(ctx, name)
+		if !kms.IsUnreachable(err) && !kms.IsThrottled(err) || ctx.Err() != nil {
+			return err
+		}
+		s.away(err)
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(time.Second):
+		}
+	}
 }
 
 // lister lists objects, as stored.Store.List.
@@ -105,7 +139,7 @@ func (s *sweep) rewriting(ctx context.Context) (_ inplace.Config, done func(), _
 	}
 	return inplace.Config{
 		Send: s.send, Keys: s.keys, Check: (&direct{app: again}).open, Client: s.client, OpenEnd: s.cfg.Origin.UniformParts,
-		DryRun: s.dryRun, Wait: s.wait(), Random: rand.Reader,
+		DryRun: s.dryRun, Wait: s.wait(), Away: s.away, Random: rand.Reader,
 	}, again.close, nil
 }
 

@@ -61,7 +61,7 @@ func (v *verification) check() error {
 
 func (v *verification) run(ctx context.Context) error {
 	verifier := verify.New(verify.Config{
-		Send: v.send, Open: v.open, OpenEnd: v.cfg.Origin.UniformParts, Wait: v.wait(),
+		Send: v.send, Open: v.open, OpenEnd: v.cfg.Origin.UniformParts, Wait: v.wait(), Away: v.away,
 		AllowPlaintext: func(obj crypt.Object) bool { return v.keys.AllowPlaintext(obj, v.client) },
 	})
 	names, totals := v.keyNames(), newFaultTotals()

@@ -59,7 +59,7 @@ func New(cfg Config) *Encrypter {
 func (e *Encrypter) Encrypt(ctx context.Context, bucket string, entry stored.Entry) walk.Result {
 	obj := crypt.Object{Bucket: bucket, Key: entry.Key}
 	var before *written
-	return inplace.Insist(ctx, entry, func(ctx context.Context) (walk.Result, error) {
+	return inplace.Insist(ctx, entry, e.cfg.Away, func(ctx context.Context) (walk.Result, error) {
 		if lost := e.lost.Load(); lost != nil {
 			return walk.Result{}, *lost
 		}

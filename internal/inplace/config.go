@@ -32,6 +32,8 @@ type Config struct {
 	DryRun bool
 	// Wait, if not nil, is called before an object is written, and holds it up.
 	Wait func(context.Context) error
+	// Away is that of Insist.
+	Away func(error)
 	// Random is the source of salts and the like.
 	Random io.Reader
 }

@@ -29,6 +29,7 @@ import (
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
+	"github.com/cmekproxy/cmekproxy/internal/kms"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 	"github.com/cmekproxy/cmekproxy/internal/walk"
 )
@@ -46,18 +47,38 @@ const (
 	pause = 250 * time.Millisecond
 )
 
+// awayPause is the first pause before a KMS is asked again that does not answer,
+// longAwayPause the longest.
+const (
+	awayPause     = time.Second
+	longAwayPause = 30 * time.Second
+)
+
 // Insist makes attempts at an object until one of them succeeds or fails for good. An attempt that finds no object returns
 // the outcome Gone and the store's answer.
-func Insist(ctx context.Context, e stored.Entry, attempt func(context.Context) (walk.Result, error)) walk.Result {
+//
+// A KMS that does not answer says nothing of the object: Insist waits for it
+// until ctx ends. away, if not nil, is called with the error at each such wait.
+func Insist(ctx context.Context, e stored.Entry, away func(error), attempt func(context.Context) (walk.Result, error)) walk.Result {
 	var r walk.Result
 	var err error
-	for i := range tries {
+	wait := awayPause
+	for i := 0; i < tries; {
 		if r, err = attempt(ctx); r.Outcome == walk.Gone || !again(err) || ctx.Err() != nil {
 			break
 		}
+		next := pause << i
+		if isAway(err) {
+			if away != nil {
+				away(err)
+			}
+			next, wait = wait, min(2*wait, longAwayPause)
+		} else {
+			i++
+		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(pause << i):
+		case <-time.After(next):
 		}
 	}
 	r.Key, r.Version = e.Key, e.Version
@@ -83,8 +104,11 @@ func again(err error) bool {
 	case http.StatusNotFound, http.StatusPreconditionFailed, http.StatusConflict:
 		return true
 	}
-	return errors.Is(err, ErrChanged) || errors.Is(err, stored.ErrOverwritten) || falters(err)
+	return errors.Is(err, ErrChanged) || errors.Is(err, stored.ErrOverwritten) || falters(err) || isAway(err)
 }
+
+// isAway reports whether err is a KMS that does not answer, or not now.
+func isAway(err error) bool { return kms.IsUnreachable(err) || kms.IsThrottled(err) }
 
 // falters reports whether it is the store that has no time or cannot be reached.
 func falters(err error) bool {

@@ -51,6 +51,8 @@ type Config struct {
 	AllowPlaintext func(obj crypt.Object) bool
 	// Wait, if not nil, is called before an object is read, and holds it up.
 	Wait func(context.Context) error
+	// Away is that of inplace.Insist.
+	Away func(error)
 }
 
 // Verifier reads objects. It is safe for concurrent use.
@@ -64,7 +66,7 @@ func New(cfg Config) *Verifier { return &Verifier{cfg, &inplace.Store{Send: cfg.
 
 // Verify reads the object of a listing's entry.
 func (v *Verifier) Verify(ctx context.Context, bucket string, e stored.Entry) walk.Result {
-	r := inplace.Insist(ctx, e, func(ctx context.Context) (walk.Result, error) {
+	r := inplace.Insist(ctx, e, v.cfg.Away, func(ctx context.Context) (walk.Result, error) {
 		if v.cfg.Wait != nil {
 			if err := v.cfg.Wait(ctx); err != nil {
 				return walk.Result{}, err
