@@ -148,16 +148,21 @@ func azureOptions(cfg AzureConfig) *azkeys.ClientOptions {
 	}
 }
 
-// azureTrace reports the request id of each answer, which is the requestId of Key Vault's log.
+// azureTrace reports the request id of each answer, which is the requestId of Key Vault's log. It lets no error pass
+// that Key Vault did not send.
 type azureTrace struct{}
 
 // Do implements policy.Policy.
 func (azureTrace) Do(r *policy.Request) (*http.Response, error) {
 	resp, err := r.Next()
-	if err == nil {
-		traceRequest(r.Raw().Context(), resp.Header.Get("X-Ms-Request-Id"))
+	if err != nil {
+		return resp, err
 	}
-	return resp, err
+	traceRequest(r.Raw().Context(), resp.Header.Get("X-Ms-Request-Id"))
+	if (resp.StatusCode < 200 || resp.StatusCode >= 300) && !isAzureError(resp) {
+		return nil, &strangerError{resp.StatusCode}
+	}
+	return resp, nil
 }
 
 // newAzureTransport keeps more idle connections than the 2 a host of net/http: each PUT is one call, and they come in
@@ -205,6 +210,9 @@ func (a *Azure) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]b
 	out, err := a.client.WrapKey(call, a.name, "", azkeys.KeyOperationParameters{Algorithm: &a.algorithm, Value: kek}, nil)
 	if err != nil {
 		return nil, a.fail(ctx, "wrap", err)
+	}
+	if out.KID == nil {
+		return nil, &Error{Kind: Unreachable, Op: "wrap", KeyID: a.keyID, Err: errUnreadable}
 	}
 	version, err := a.answeredVersion(out.KeyOperationResult)
 	if err != nil {
@@ -279,6 +287,10 @@ func (a *Azure) unwrapKEK(ctx, call context.Context, op string, blob *azureBlob)
 		a.provenAt.Store(nil) // whatever is wrong, the key is not known to be in force any more
 		return nil, a.fail(ctx, op, err)
 	}
+	if out.KID == nil {
+		clear(out.Result)
+		return nil, &Error{Kind: Unreachable, Op: op, KeyID: a.keyID, Err: errUnreadable}
+	}
 	version, err := a.answeredVersion(out.KeyOperationResult)
 	switch {
 	case err != nil:
@@ -296,9 +308,6 @@ func (a *Azure) unwrapKEK(ctx, call context.Context, op string, blob *azureBlob)
 
 // answeredVersion makes sure that an answer is of the key that was asked, and returns the version.
 func (a *Azure) answeredVersion(out azkeys.KeyOperationResult) (version [azureVersion]byte, _ error) {
-	if out.KID == nil {
-		return version, errors.New("the KMS answered without a key id")
-	}
 	name, ok := strings.CutPrefix(strings.ToLower(string(*out.KID)), a.vault+"/keys/"+a.name+"/")
 	if n, err := hex.Decode(version[:], []byte(name[:min(len(name), 2*azureVersion)])); !ok || err != nil ||
 		n != azureVersion || len(name) != 2*azureVersion {

@@ -201,7 +201,7 @@ func (v *Vault) send(ctx context.Context, s *vaultSession, verb string, in vault
 		RequestID string `json:"request_id"`
 		Data      vaultFields
 	}
-	if err := json.Unmarshal(answer, &out); err != nil {
+	if err := json.Unmarshal(answer, &out); err != nil || out.RequestID == "" { // which Vault always sends
 		clear(out.Data.Plaintext)
 		return nil, errVaultAnswer
 	}

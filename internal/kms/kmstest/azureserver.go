@@ -29,6 +29,7 @@ import (
 // a client's mistake should show: unknown parameters are refused. It keeps keys in memory, in clear.
 type AzureServer struct {
 	*troubles
+	impostor
 	http *httptest.Server
 
 	lock    sync.Mutex
@@ -155,6 +156,9 @@ const azureTenant = "72f988bf-0000-0000-0000-2d7cd011db47"
 
 // ServeHTTP implements http.Handler.
 func (s *AzureServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if s.impersonate(w) {
+		return
+	}
 	w.Header().Set("X-Ms-Request-Id", hex.EncodeToString(random(16)))
 	out, err := s.serve(r)
 	var refusal *azureError
@@ -169,6 +173,10 @@ func (s *AzureServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		body := map[string]any{"code": refusal.code, "message": refusal.message}
 		if refusal.inner != "" {
 			body["innererror"] = map[string]string{"code": refusal.inner}
+		}
+		if refusal.code == "" {
+			azureReply(w, refusal.status, "")
+			return
 		}
 		azureReply(w, refusal.status, map[string]any{"error": body})
 	case err != nil:
@@ -196,8 +204,11 @@ func (s *AzureServer) serve(r *http.Request) (any, error) {
 	token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 	s.lock.Lock()
 	known := s.tokens[token]
+	asksHSM := s.isHSM(r.URL.Path)
 	s.lock.Unlock()
 	switch {
+	case !ok && asksHSM: // a Managed HSM sends its challenge without a body
+		return nil, azureRefuse(http.StatusUnauthorized, "", "", "")
 	case !ok:
 		return nil, azureRefuse(http.StatusUnauthorized, "Unauthorized", "", "AKV10000: Request is missing a Bearer or PoP token.")
 	case !known:
@@ -231,6 +242,12 @@ func (s *AzureServer) serve(r *http.Request) (any, error) {
 	s.lock.Lock()
 	defer s.lock.Unlock()
 	return s.operate(operation, parts[2], parts[3], in)
+}
+
+// isHSM reports whether path is that of a key which only a Managed HSM has. The caller holds s.lock.
+func (s *AzureServer) isHSM(path string) bool {
+	parts := strings.Split(path, "/") // "", keys, NAME
+	return len(parts) > 2 && s.keys[parts[2]] != nil && s.keys[parts[2]].kind == "oct-HSM"
 }
 
 type azureIn struct {
