@@ -52,7 +52,7 @@ func newKey(c Key) *key {
 // passing reports whether err says "not now", and not "no". A full disk is no "no" either.
 func passing(err error) bool {
 	return kms.IsUnreachable(err) || kms.IsThrottled(err) || errors.Is(err, dekcache.ErrTooLate) || errors.Is(err, dekcache.ErrPurged) ||
-		errors.Is(err, ErrAudit)
+		errors.Is(err, ErrAudit) || errors.Is(err, ErrNotOpen)
 }
 
 // answered notes the result of a KMS call. A revoked key of one object's blob may be the blob's fault, so it only has

@@ -43,6 +43,8 @@ const (
 var (
 	// ErrUnknownKey says that no configured key has this id or name.
 	ErrUnknownKey = errors.New("keyring: unknown key")
+	// ErrNotOpen says that a key which is needed, or may be, could not be opened yet. It passes.
+	ErrNotOpen = errors.New("keyring: not open yet")
 	// ErrNoRule says that no rule covers the object and client. It is refused.
 	ErrNoRule = errors.New("keyring: no rule covers this object")
 	// ErrNotAllowed says that the rule for the object does not allow what the client asks for.
@@ -209,12 +211,25 @@ func (k *Keyring) find(id string) (*key, error) {
 	if key := (*k.byID.Load())[id]; key != nil {
 		return key, nil
 	}
-	for _, key := range k.keys { // it may be one that could not be opened yet
-		if key.kms.Load() == nil && passing(key.Unavailable) {
-			return nil, fmt.Errorf("key %q is not open: %w", key.Name, key.Unavailable)
-		}
+	if err := k.mayBeUnopened(); err != nil {
+		return nil, err
 	}
 	return nil, fmt.Errorf("%w %q", ErrUnknownKey, id)
+}
+
+// mayBeUnopened is the error of an id that is none of an open key's. Which id a key has is not known before it is
+// opened, whatever kept it from being opened, so that an id is unknown for sure only when all keys are open.
+func (k *Keyring) mayBeUnopened() error {
+	for _, key := range k.keys {
+		switch {
+		case key.kms.Load() != nil:
+		case passing(key.Unavailable):
+			return fmt.Errorf("%w: key %q: %w", ErrNotOpen, key.Name, key.Unavailable)
+		default: // a no to this key is no answer about the id
+			return fmt.Errorf("%w: key %q: %s", ErrNotOpen, key.Name, key.Unavailable.Error())
+		}
+	}
+	return nil
 }
 
 // Choice is what a client asks for in place of what the rules say. The zero Choice asks for nothing.
@@ -308,7 +323,7 @@ func (k *Keyring) sealed(l *Lease, entry dekcache.Entry, use Use) (*Sealed, erro
 }
 
 // Open returns the DEK of a stored object, from the cache or by the KMS. keyID and wrapped are those of its envelope.
-// Errors: ErrUnknownKey if no configured key has that id, ErrAudit, and those of packages kms, dekcache and crypt. What is
+// Errors: ErrUnknownKey if no configured key has that id, ErrNotOpen, ErrAudit, and those of packages kms, dekcache and crypt. What is
 // under a customer's key is for OpenForCustomer.
 func (k *Keyring) Open(ctx context.Context, obj Object, keyID string, wrapped []byte) (*Lease, error) {
 	key, err := k.find(keyID)
