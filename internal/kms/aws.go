@@ -80,6 +80,7 @@ func NewAWS(ctx context.Context, cfg AWSConfig) (*AWS, error) {
 	if err != nil {
 		return nil, &Error{Kind: Invalid, Op: "open", KeyID: cfg.KeyID, Err: err}
 	}
+	sdk.HTTPClient = revivingAWS(sdk.HTTPClient)
 	client := awskms.NewFromConfig(sdk, func(o *awskms.Options) {
 		if cfg.Endpoint != "" {
 			o.BaseEndpoint = &cfg.Endpoint
@@ -276,5 +277,5 @@ func loadAWS(ctx context.Context, cfg AWSConfig, region string) (aws.Config, err
 func newAWSClient() *awshttp.BuildableClient {
 	return awshttp.NewBuildableClient().
 		WithDialerOptions(func(d *net.Dialer) { d.Timeout = awsDialTimeout }).
-		WithTransportOptions(func(t *http.Transport) { t.MaxIdleConnsPerHost = 64 })
+		WithTransportOptions(func(t *http.Transport) { t.MaxIdleConnsPerHost, t.HTTP2 = 64, http2Pings() })
 }

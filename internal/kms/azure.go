@@ -70,6 +70,7 @@ type AzureConfig struct {
 // new version and old ones still open while their version is enabled.
 type Azure struct {
 	client    *azkeys.Client
+	transport policy.Transporter
 	keyID     string
 	vault     string // URL without a path
 	name      string
@@ -122,7 +123,9 @@ func (a *Azure) open(cfg AzureConfig) error {
 			return errors.New("no credentials: " + printable(err.Error(), 300))
 		}
 	}
-	a.client, err = azkeys.NewClient(a.vault, credential, azureOptions(cfg))
+	options := azureOptions(cfg)
+	a.transport = options.Transport
+	a.client, err = azkeys.NewClient(a.vault, credential, options)
 	return err
 }
 
@@ -168,14 +171,15 @@ func (azureTrace) Do(r *policy.Request) (*http.Response, error) {
 // newAzureTransport keeps more idle connections than the 2 a host of net/http: each PUT is one call, and they come in
 // bursts.
 func newAzureTransport() *http.Client {
-	return &http.Client{Transport: &http.Transport{
+	return &http.Client{Transport: newReviving(&http.Transport{
 		Proxy:               http.ProxyFromEnvironment,
 		DialContext:         (&net.Dialer{Timeout: 2 * time.Second}).DialContext,
 		TLSHandshakeTimeout: 4 * time.Second,
 		MaxIdleConnsPerHost: 64,
 		IdleConnTimeout:     90 * time.Second,
 		ForceAttemptHTTP2:   true,
-	}}
+		HTTP2:               http2Pings(),
+	})}
 }
 
 // parseAzureKeyID returns URL and name in lower case: Azure does not tell the cases apart, but an envelope does.

@@ -15,9 +15,7 @@ import (
 	"cloud.google.com/go/auth"
 	"cloud.google.com/go/kms/apiv1/kmspb"
 	"google.golang.org/api/option"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
@@ -274,10 +272,8 @@ func TestGCPCredentials(t *testing.T) {
 		"no idea why": {errors.New("x"), kms.Unreachable},
 		"no file":     {fmt.Errorf("x: %w", os.ErrNotExist), kms.Internal},
 	} {
-		conn, err := grpc.NewClient(server.Endpoint(), grpc.WithTransportCredentials(insecure.NewCredentials()))
-		must(t, err)
 		w, err := kms.NewGCPWithCredentials(t.Context(), kms.GCPConfig{
-			KeyID: gcpKey1, Options: []option.ClientOption{option.WithGRPCConn(conn)}, MaxAttempts: 1,
+			KeyID: gcpKey1, Endpoint: server.Endpoint(), Options: kmstest.GCPOptions(), MaxAttempts: 1,
 		}, creds(c.err))
 		must(t, err)
 		server.SetTrouble(kmstest.Trouble{Fail: int(codes.Unauthenticated)})

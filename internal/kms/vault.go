@@ -273,7 +273,7 @@ func newVaultConfig(cfg VaultConfig) (*api.Config, error) {
 	return &api.Config{
 		Address: cfg.Address,
 		HttpClient: &http.Client{
-			Transport: transport,
+			Transport: newReviving(transport),
 			// The client follows redirects itself, one only, and not from https to http.
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
@@ -293,6 +293,7 @@ func newVaultTransport(caFile string) (*http.Transport, error) {
 		MaxIdleConnsPerHost: 64, // each PUT is one call, and they come in bursts
 		IdleConnTimeout:     90 * time.Second,
 		ForceAttemptHTTP2:   true,
+		HTTP2:               http2Pings(),
 	}
 	if caFile == "" {
 		return t, nil

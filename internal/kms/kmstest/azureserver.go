@@ -2,6 +2,7 @@ package kmstest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/hex"
@@ -33,6 +34,7 @@ type AzureServer struct {
 	http *httptest.Server
 
 	lock    sync.Mutex
+	url     string // where clients find it, if not at http.URL
 	keys    map[string]*azureKey
 	tokens  map[string]bool
 	login   error // what the credential answers with
@@ -62,7 +64,10 @@ func StartAzure(t testing.TB) *AzureServer {
 }
 
 // URL is that of the vault.
-func (s *AzureServer) URL() string { return s.http.URL }
+func (s *AzureServer) URL() string { return cmp.Or(s.url, s.http.URL) }
+
+// SetURL says where clients find the server, before they do, if something stands in front of it.
+func (s *AzureServer) SetURL(url string) { s.url = url }
 
 // Client trusts the server's certificate.
 func (s *AzureServer) Client() *http.Client { return s.http.Client() }

@@ -132,17 +132,17 @@ func (s *GCPServer) NewKey(t testing.TB, change func(*kms.GCPConfig)) *kms.GCP {
 	return s.OpenKey(t, name, change)
 }
 
+// GCPOptions are for clients of the server: no encryption, and nobody to log in as.
+func GCPOptions() []option.ClientOption {
+	return []option.ClientOption{
+		option.WithGRPCDialOption(grpc.WithTransportCredentials(insecure.NewCredentials())), option.WithoutAuthentication(),
+	}
+}
+
 // OpenKey is NewKey for a key that exists, or not.
 func (s *GCPServer) OpenKey(t testing.TB, name string, change func(*kms.GCPConfig)) *kms.GCP {
 	t.Helper()
-	conn, err := grpc.NewClient(s.Endpoint(), grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	cfg := kms.GCPConfig{
-		KeyID: name, Timeout: 2 * time.Second, MaxAttempts: 2,
-		Options: []option.ClientOption{option.WithGRPCConn(conn), option.WithoutAuthentication()},
-	}
+	cfg := kms.GCPConfig{KeyID: name, Endpoint: s.Endpoint(), Timeout: 2 * time.Second, MaxAttempts: 2, Options: GCPOptions()}
 	if change != nil {
 		change(&cfg)
 	}
