@@ -174,6 +174,14 @@ func TestAWSKeyStates(t *testing.T) {
 	check("scheduled for deletion", kms.PendingDeletion, "KMSInvalidStateException")
 	server.SetFaults(kmstest.Faults{Operations: []string{"DescribeKey"}, Deny: true})
 	check("scheduled, and DescribeKey denied", kms.PendingDeletion, "KMSInvalidStateException")
+	for name, f := range map[string]kmstest.Faults{
+		"throttled": {ThrottleNext: 100}, "failing": {Fail: "KMSInternalException"}, "gone": {Drop: true},
+	} {
+		f.Operations = []string{"DescribeKey"}
+		server.SetFaults(f)
+		_, err := kms.Unwrap(t.Context(), server.OpenKey(t, id, func(c *kms.AWSConfig) { c.MaxAttempts = 1 }), blob, ec)
+		wantKind(t, "scheduled, and DescribeKey is "+name, err, kms.Unreachable)
+	}
 	server.SetFaults(kmstest.Faults{})
 	must(t, server.CancelKeyDeletion(id))
 	check("canceled deletion", kms.Disabled, "DisabledException")

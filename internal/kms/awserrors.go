@@ -204,13 +204,17 @@ func addAWSEvidence(stack *middleware.Stack) error {
 }
 
 // stateKind asks for the key's state, because KMSInvalidStateException does not say which state was wrong, except in
-// its text (https://docs.aws.amazon.com/kms/latest/developerguide/key-state.html). If the state cannot be had, the
-// answer stands as what it most often is: a key on its way out. Better dark than late.
+// its text (https://docs.aws.amazon.com/kms/latest/developerguide/key-state.html). If the state may not be asked for, the
+// answer stands as what it most often is: a key on its way out. If it cannot be had just now, nothing is known yet: the
+// trouble may be that of a key store, and the next call asks again.
 func (a *AWS) stateKind(ctx context.Context) Kind {
 	call, cancel := context.WithTimeout(ctx, a.timeout)
 	defer cancel()
 	key, err := a.describe(call, "describe")
-	if err != nil {
+	switch {
+	case IsUnreachable(err), IsThrottled(err):
+		return Unreachable
+	case err != nil:
 		return PendingDeletion
 	}
 	switch key.KeyState {
