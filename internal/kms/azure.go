@@ -124,7 +124,8 @@ func (a *Azure) open(cfg AzureConfig) error {
 		}
 	}
 	options := azureOptions(cfg)
-	a.transport = options.Transport
+	a.transport = revivingAzure(options.Transport)
+	options.Transport = a.transport
 	a.client, err = azkeys.NewClient(a.vault, credential, options)
 	return err
 }
@@ -171,15 +172,15 @@ func (azureTrace) Do(r *policy.Request) (*http.Response, error) {
 // newAzureTransport keeps more idle connections than the 2 a host of net/http: each PUT is one call, and they come in
 // bursts.
 func newAzureTransport() *http.Client {
-	return &http.Client{Transport: newReviving(&http.Transport{
+	return &http.Client{Transport: &http.Transport{
 		Proxy:               http.ProxyFromEnvironment,
 		DialContext:         (&net.Dialer{Timeout: 2 * time.Second}).DialContext,
 		TLSHandshakeTimeout: 4 * time.Second,
+		HTTP2:               http2Pings(),
 		MaxIdleConnsPerHost: 64,
 		IdleConnTimeout:     90 * time.Second,
 		ForceAttemptHTTP2:   true,
-		HTTP2:               http2Pings(),
-	})}
+	}}
 }
 
 // parseAzureKeyID returns URL and name in lower case: Azure does not tell the cases apart, but an envelope does.

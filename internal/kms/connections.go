@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 	"github.com/aws/aws-sdk-go-v2/aws"
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 )
@@ -79,15 +80,27 @@ func revivingAWS(client aws.HTTPClient) aws.HTTPClient {
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		}
 	case *http.Client:
-		own := *c
-		if own.Transport == nil {
-			own.Transport = http.DefaultTransport
-		}
-		own.Transport = newReviving(own.Transport)
-		return &own
+		return revivingHTTP(c)
 	default:
 		return client
 	}
+}
+
+// revivingAzure is revivingAWS for the clients that Azure's library takes.
+func revivingAzure(client policy.Transporter) policy.Transporter {
+	if c, ok := client.(*http.Client); ok {
+		return revivingHTTP(c)
+	}
+	return client
+}
+
+func revivingHTTP(client *http.Client) *http.Client {
+	own := *client
+	if own.Transport == nil {
+		own.Transport = http.DefaultTransport
+	}
+	own.Transport = newReviving(own.Transport)
+	return &own
 }
 
 // resetHTTP closes the idle connections of a client, whatever type a vendor's

@@ -14,7 +14,7 @@ func NewAzureTransport(cert *x509.Certificate) *http.Client {
 	client := newAzureTransport()
 	pool := x509.NewCertPool()
 	pool.AddCert(cert)
-	client.Transport.(*reviving).next.(*http.Transport).TLSClientConfig = &tls.Config{RootCAs: pool}
+	client.Transport.(*http.Transport).TLSClientConfig = &tls.Config{RootCAs: pool}
 	return client
 }
 
