@@ -2,6 +2,7 @@ package kms
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -63,12 +64,13 @@ func (c *gcpConn) client() *gcpClient { return c.now.Load() }
 // note looks at the result of a call that was made with a client, and replaces the client if its connection looks dead:
 // the call had no answer in time, and no other one had any meanwhile.
 func (c *gcpConn) note(used *gcpClient, sent time.Duration, err error) {
-	switch status.Code(err) {
-	case codes.DeadlineExceeded:
+	code := status.Code(err)
+	switch {
+	case code == codes.DeadlineExceeded, errors.Is(err, context.DeadlineExceeded): // between two attempts it is the latter
 		if c.heard.Load() < int64(sent) && clock()-used.made > gcpLeastAge {
 			c.replace(used)
 		}
-	case codes.Canceled, codes.Unavailable:
+	case code == codes.Canceled, code == codes.Unavailable, errors.Is(err, context.Canceled):
 	default:
 		c.heard.Store(int64(clock()))
 	}
