@@ -57,7 +57,8 @@ func TestOnlyNetworkKeysHaveARate(t *testing.T) {
 	}
 }
 
-// away is a key whose KMS is away. It counts the times that its connections are to be given up.
+// away is a key whose KMS is away. It counts the times that its connections are
+// to be given up.
 type away struct {
 	kms.Wrapper
 	resets chan struct{}
@@ -69,7 +70,8 @@ func (w *away) Unwrap(context.Context, []byte, kms.EncryptionContext) ([]byte, e
 
 func (w *away) ResetConnections() { w.resets <- struct{}{} }
 
-// When the breaker opens, the connections are given up: they may be what is dead.
+// When the breaker opens, the connections are given up: they may be what is
+// dead.
 func TestBreakerResetsConnections(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "key")
 	if err := kms.CreateLocalKeyFile(file); err != nil {

@@ -43,7 +43,8 @@ const (
 var (
 	// ErrUnknownKey says that no configured key has this id or name.
 	ErrUnknownKey = errors.New("keyring: unknown key")
-	// ErrNotOpen says that a key which is needed, or may be, could not be opened yet. It passes.
+	// ErrNotOpen says that a key which is needed, or may be, could not be
+	// opened yet. It passes.
 	ErrNotOpen = errors.New("keyring: not open yet")
 	// ErrNoRule says that no rule covers the object and client. It is refused.
 	ErrNoRule = errors.New("keyring: no rule covers this object")
@@ -217,8 +218,9 @@ func (k *Keyring) find(id string) (*key, error) {
 	return nil, fmt.Errorf("%w %q", ErrUnknownKey, id)
 }
 
-// mayBeUnopened is the error of an id that is none of an open key's. Which id a key has is not known before it is
-// opened, whatever kept it from being opened, so that an id is unknown for sure only when all keys are open.
+// mayBeUnopened returns the error for an id that no open key has. The id of a
+// key is not known before the key is opened, so an id is unknown for certain
+// only when all keys are open. It returns nil then.
 func (k *Keyring) mayBeUnopened() error {
 	for _, key := range k.keys {
 		switch {

@@ -418,7 +418,8 @@ func TestAWSWithoutCredentials(t *testing.T) {
 	}
 }
 
-// What the endpoint for the credentials of containers says passes, by whatever name, and is no word about the key.
+// An error of the endpoint for the credentials of containers passes, whatever
+// its name, and says nothing about the key.
 func TestAWSContainerCredentials(t *testing.T) {
 	for _, name := range []string{"AWS_ACCESS_KEY_ID", "AWS_PROFILE"} {
 		t.Setenv(name, "")
@@ -441,7 +442,8 @@ func TestAWSContainerCredentials(t *testing.T) {
 	}
 }
 
-// A clock that is wrong is put right by the answer of AWS, for the next attempt.
+// The SDK learns from the answer of AWS how wrong the clock is, so the next
+// attempt works.
 func TestAWSClockSkew(t *testing.T) {
 	server := kmstest.StartTest(t)
 	server.SetFaults(kmstest.Faults{Skew: "Signature expired: 20261129T120000Z is now earlier than 20261129T121000Z", FailNext: 1})

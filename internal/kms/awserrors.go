@@ -59,15 +59,17 @@ var awsKinds = map[string]Kind{
 	"RequestTimeout":             Unreachable,
 	"RequestTimeoutException":    Unreachable,
 
-	// Session credentials that ran out before they were replaced, or a clock that is wrong. Both pass.
+	// Session credentials that ran out before they were replaced, or a clock
+	// that is wrong. Both pass.
 	"ExpiredToken":          Unreachable, // STS
 	"ExpiredTokenException": Unreachable,
 	"RequestExpired":        Unreachable,
 	"RequestTimeTooSkewed":  Unreachable,
 	"RequestInTheFuture":    Unreachable,
 
-	// The identity provider behind the role. IDPRejectedClaim is also what an expired token gets, and
-	// InvalidIdentityToken what AWS says while it cannot fetch the provider's keys: neither is evidence of a no.
+	// The identity provider behind the role. IDPRejectedClaim is also what an
+	// expired token gets, and InvalidIdentityToken what AWS says while it
+	// cannot fetch the provider's keys: neither is evidence of a no.
 	"IDPCommunicationError": Unreachable,
 	"IDPRejectedClaim":      Unreachable,
 	"InvalidIdentityToken":  Unreachable,
@@ -82,7 +84,8 @@ var awsKinds = map[string]Kind{
 	"PackedPolicyTooLarge":          Invalid,
 	"RegionDisabledException":       Invalid,
 
-	// A secret access key that does not belong to its id, or a proxy that rewrites requests.
+	// A secret access key that does not belong to its id, or a proxy that
+	// rewrites requests.
 	"IncompleteSignature":                 Internal,
 	"IncompleteSignatureException":        Internal,
 	"MissingAuthenticationToken":          Internal,
@@ -94,7 +97,8 @@ var awsKinds = map[string]Kind{
 // awsBadSignature stands for a wrong secret and for a wrong clock; see awsKind.
 const awsBadSignature = "InvalidSignatureException"
 
-// awsSkews begin the messages of AWS about a signature whose date is too far from its own clock.
+// awsSkews begin the messages of AWS about a signature whose date is too far
+// from its own clock.
 var awsSkews = []string{"Signature expired", "Signature not yet current"}
 
 // fail turns an error of the SDK into an *Error. The SDK's error is not kept: it can hold the answer's bytes, and the
@@ -133,7 +137,8 @@ func (a *AWS) fail(ctx context.Context, op string, err error) *Error {
 func awsKind(api smithy.APIError) Kind {
 	for _, skew := range awsSkews {
 		if strings.HasPrefix(api.ErrorMessage(), skew) {
-			// The SDK has learned the difference from this answer: the next attempt is signed by the clock of AWS.
+			// The SDK has learned the difference from this answer: the next
+			// attempt is signed by the clock of AWS.
 			return Unreachable
 		}
 	}
@@ -143,9 +148,11 @@ func awsKind(api smithy.APIError) Kind {
 	return Unreachable
 }
 
-// awsEvidence is a step in each call to KMS and STS that lets no error pass which AWS did not send. KMS sends JSON that
-// names the error in __type (https://smithy.io/2.0/aws/protocols/aws-json-1_1-protocol.html), STS sends XML, and both
-// send their request id. The SDK itself also takes the name from a header, by which an API gateway's 403 would pass.
+// awsEvidence is a step in each call to KMS and STS that lets no error pass
+// which AWS did not send. KMS sends JSON that names the error in __type
+// (https://smithy.io/2.0/aws/protocols/aws-json-1_1-protocol.html), STS sends
+// XML, and both send their request id. The SDK itself also takes the name from
+// a header, by which an API gateway's 403 would pass.
 type awsEvidence struct{}
 
 // ID implements middleware.DeserializeMiddleware.
@@ -176,8 +183,9 @@ func (awsEvidence) HandleDeserialize(ctx context.Context, in middleware.Deserial
 	return out, metadata, nil
 }
 
-// isAWSAnswer reports whether body is an error of KMS, or any answer of STS, from which the SDK would take a page of
-// HTML for an answer without credentials.
+// isAWSAnswer reports whether body is an error of KMS, or any answer of STS,
+// from which the SDK would take a page of HTML for an answer without
+// credentials.
 func isAWSAnswer(service string, header http.Header, body []byte) bool {
 	id := header.Get("X-Amzn-Requestid") + header.Get("X-Amz-Requestid")
 	switch service {
@@ -198,7 +206,8 @@ func isAWSAnswer(service string, header http.Header, body []byte) bool {
 	}
 }
 
-// addAWSEvidence puts awsEvidence between the connection and whatever reads the answer.
+// addAWSEvidence puts awsEvidence between the connection and whatever reads the
+// answer.
 func addAWSEvidence(stack *middleware.Stack) error {
 	return stack.Deserialize.Add(awsEvidence{}, middleware.After)
 }
@@ -229,8 +238,9 @@ func (a *AWS) stateKind(ctx context.Context) Kind {
 	}
 }
 
-// isAWSCredentials reports whether err is an answer of the endpoint that gives containers their credentials. It is an
-// API error by any name that the endpoint likes, but no KMS sent it; its type is not exported.
+// isAWSCredentials reports whether err is an answer of the endpoint that gives
+// containers their credentials. It is an API error by any name that the
+// endpoint likes, but no KMS sent it; its type is not exported.
 func isAWSCredentials(err error) bool {
 	var endpoint interface {
 		smithy.APIError

@@ -152,8 +152,8 @@ func azureOptions(cfg AzureConfig) *azkeys.ClientOptions {
 	}
 }
 
-// azureTrace reports the request id of each answer, which is the requestId of Key Vault's log. It lets no error pass
-// that Key Vault did not send.
+// azureTrace reports the request id of each answer, which is the requestId of
+// Key Vault's log. It lets no error pass that Key Vault did not send.
 type azureTrace struct{}
 
 // Do implements policy.Policy.

@@ -270,7 +270,7 @@ func entra(name string, code int) string {
 	return fmt.Sprintf(`{"error":%q,"error_description":"AADSTS%d: x","error_codes":[%d],"trace_id":"1-2"}`, name, code, code)
 }
 
-// What the machine's own token endpoint says is no word about the key.
+// An error of the machine's own token endpoint says nothing about the key.
 func TestAzureManagedIdentityImpostors(t *testing.T) {
 	server := kmstest.StartAzure(t)
 	w := server.NewKey(t, "oct-HSM", nil)

@@ -87,9 +87,11 @@ func (a *Azure) failResponse(e *Error, resp *azcore.ResponseError) {
 	}
 }
 
-// isAzureError reports whether Key Vault itself sent an error. It sends its request id, and JSON with a code
-// (https://learn.microsoft.com/en-us/azure/key-vault/general/common-parameters-and-headers); with 401 the challenge
-// by which clients find out where to log in, and there a Managed HSM sends no JSON.
+// isAzureError reports whether Key Vault itself sent an error. It sends its
+// request id, and JSON with a code
+// (https://learn.microsoft.com/en-us/azure/key-vault/general/common-parameters-and-headers);
+// with 401 the challenge by which clients find out where to log in, and there a
+// Managed HSM sends no JSON.
 func isAzureError(resp *http.Response) bool {
 	if resp.Header.Get("X-Ms-Request-Id") == "" {
 		return false
@@ -146,17 +148,21 @@ func azureStatusKind(op string, status int) Kind {
 	}
 }
 
-// azureRefusals are the errors of a token endpoint by which Microsoft Entra says that this caller gets no token: the
-// application was deleted or disabled, or its secret has run out
+// azureRefusals are the errors of a token endpoint by which Microsoft Entra
+// says that this caller gets no token: the application was deleted or disabled,
+// or its secret has run out
 // (https://learn.microsoft.com/en-us/entra/identity-platform/reference-error-codes#handling-error-codes-in-your-application).
 var azureRefusals = []string{"invalid_client", "invalid_grant", "unauthorized_client", "access_denied"}
 
-// azurePassing are numbers of Entra's that come with one of azureRefusals but pass: "a transient error has occurred",
-// and a federated token that is not within its time, which a wrong clock or a late rotation leads to.
+// azurePassing holds the numbers of Entra's errors that come with one of
+// azureRefusals but pass: "a transient error has occurred", and a federated
+// token that is not within its time, which a wrong clock or a late rotation
+// leads to.
 var azurePassing = []int{90033, 700024}
 
-// azureLoginKind is for a token that could not be got. Only Entra's own words are a refusal. What the endpoints for
-// managed identities say, on a virtual machine or in an App Service, is about that machine and never about the key:
+// azureLoginKind is for a token that could not be got. Only Entra's own words
+// are a refusal. What the endpoints for managed identities say, on a virtual
+// machine or in an App Service, is about that machine and never about the key:
 // they answer 404 and 410 while they start or move
 // (https://learn.microsoft.com/en-us/entra/identity/managed-identities-azure-resources/how-to-use-vm-token#error-handling).
 func azureLoginKind(err *azidentity.AuthenticationFailedError) (Kind, error) {
@@ -169,7 +175,8 @@ func azureLoginKind(err *azidentity.AuthenticationFailedError) (Kind, error) {
 	return Unreachable, fmt.Errorf("no token: HTTP %d", err.RawResponse.StatusCode)
 }
 
-// isEntraRefusal reads the body of an answer to a login. IMDS and App Service send neither of the last two fields.
+// isEntraRefusal reads the body of an answer to a login. IMDS and App Service
+// send neither of the last two fields.
 func isEntraRefusal(resp *http.Response) bool {
 	var doc struct {
 		Error   string `json:"error"`
@@ -205,8 +212,9 @@ func azureTransportKind(err error) (Kind, error) {
 	}
 }
 
-// isIMDSAway reports whether a credential gave up because the instance metadata service was silent or answered with an
-// error. The SDK has the same type of error for that and for no credential at all, so the text decides.
+// isIMDSAway reports whether a credential gave up because the instance metadata
+// service was silent or answered with an error. The SDK has the same type of
+// error for that and for no credential at all, so the text decides.
 func isIMDSAway(err error) bool {
 	text := err.Error()
 	return strings.Contains(text, "managed identity timed out") || strings.Contains(text, "The endpoint responded with")

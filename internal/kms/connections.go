@@ -28,8 +28,8 @@ func http2Pings() *http.HTTP2Config {
 
 // Resetter is a Wrapper that keeps connections to its KMS.
 type Resetter interface {
-	// ResetConnections has later calls use new connections. Call it when the KMS
-	// does not answer: the connections may be dead, and the KMS well.
+	// ResetConnections has later calls use new connections. Call it when the
+	// KMS does not answer: the connections may be dead, and the KMS well.
 	ResetConnections()
 }
 
@@ -40,9 +40,9 @@ var started = time.Now()
 func clock() time.Duration { return time.Since(started) }
 
 // reviving is a transport that gives up its idle connections when a request had
-// no answer in time, and no other request had one meanwhile. It is for HTTP/1.1,
-// where each dead connection in the pool costs a request of its own, and for
-// HTTP/2 between two pings.
+// no answer in time, and no other request had one meanwhile. It is for
+// HTTP/1.1, where each dead connection in the pool costs a request of its own,
+// and for HTTP/2 between two pings.
 type reviving struct {
 	next  http.RoundTripper
 	heard atomic.Int64 // when the last answer came, by clock
@@ -70,8 +70,9 @@ func (r *reviving) CloseIdleConnections() {
 	}
 }
 
-// revivingAWS returns client with a reviving transport. A BuildableClient has no
-// way to give up connections, and makes a transport of its own for each service.
+// revivingAWS returns client with a reviving transport. A BuildableClient has
+// no way to give up connections, and makes a transport of its own for each
+// service.
 func revivingAWS(client aws.HTTPClient) aws.HTTPClient {
 	switch c := client.(type) {
 	case *awshttp.BuildableClient:

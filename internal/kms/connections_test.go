@@ -47,8 +47,8 @@ func lostFlows(t *testing.T, f *kmstest.Forwarder, w kms.Wrapper) {
 	t.Logf("back after %v", time.Since(start))
 }
 
-// Over HTTP/1.1 each call has a connection of its own, and a proxy that was busy has many that are dead. They must not
-// cost a call each.
+// Over HTTP/1.1 each call has a connection of its own, and a proxy that was
+// busy has many that are dead. They must not cost a call each.
 func TestLostPool(t *testing.T) {
 	server := kmstest.StartTest(t)
 	f := kmstest.StartForwarder(t, strings.TrimPrefix(server.URL(), "http://"))

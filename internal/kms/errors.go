@@ -126,8 +126,8 @@ func contextError(ctx context.Context, op, keyID string) *Error {
 // errLost is the cause of a call whose connection ended before an answer.
 var errLost = errors.New("the connection was lost")
 
-// errUnreadable is the cause of an answer that does not parse, or lacks what the KMS
-// always sends. It is not the KMS's own then, or was damaged.
+// errUnreadable is the cause of an answer that does not parse, or lacks what
+// the KMS always sends. It is not the KMS's own then, or was damaged.
 var errUnreadable = errors.New("the answer cannot be read")
 
 // networkError returns what may be kept of an error of the network, or nil if err is none. Errors of a client are not
@@ -154,10 +154,10 @@ func networkError(err error) error {
 	}
 }
 
-// strangerError says that an answer came from something on the way to the KMS, such
-// as a balancer, a firewall, a portal or an ingress, and not from the KMS. Such an
-// answer says nothing about the key, whatever its status: the key is unreachable.
-// Each provider has its own test of what the KMS itself sends.
+// strangerError says that an answer came from something on the way to the KMS,
+// such as a balancer, a firewall, a portal or an ingress, and not from the KMS.
+// Such an answer says nothing about the key, whatever its status: the key is
+// unreachable. Each provider has its own test of what the KMS itself sends.
 type strangerError struct{ status int }
 
 func (e *strangerError) Error() string {

@@ -9,7 +9,8 @@ import (
 	"cloud.google.com/go/auth"
 )
 
-// NewAzureTransport is the transport of Azure's provider for a server with that certificate.
+// NewAzureTransport is the transport of Azure's provider for a server with that
+// certificate.
 func NewAzureTransport(cert *x509.Certificate) *http.Client {
 	client := newAzureTransport()
 	pool := x509.NewCertPool()

@@ -35,8 +35,9 @@ type GCPConfig struct {
 	KeyID string
 	// Endpoint is the host and port of another endpoint, such as a regional or private one. Empty: that of Google.
 	Endpoint string
-	// Options are for the client, in place of the application default credentials. Not a connection: the client is made
-	// anew from them when its connection is dead. Nil: the default credentials.
+	// Options are for the client, in place of the application default
+	// credentials. Not a connection: the client is made anew from them when its
+	// connection is dead. Nil: the default credentials.
 	Options []option.ClientOption
 	// Timeout bounds one Wrap or Unwrap with all its attempts. 0: DefaultGCPTimeout.
 	Timeout time.Duration

@@ -15,19 +15,23 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// gcpKeepalive has gRPC ping a connection that is silent while a call waits. Google's servers allow a ping in 30 seconds
-// (https://github.com/googleapis/java-bigtable-hbase/pull/2682), and gRPC none in less than 10. The timeout is also that
-// of the kernel for what was sent and is not acknowledged (TCP_USER_TIMEOUT,
-// https://github.com/grpc/proposal/blob/master/A18-tcp-user-timeout.md), which ends a connection whose packets are lost
-// long before a ping does.
+// gcpKeepalive has gRPC ping a connection that is silent while a call waits.
+// Google's servers allow a ping in 30 seconds
+// (https://github.com/googleapis/java-bigtable-hbase/pull/2682), and gRPC none
+// in less than 10. The timeout is also that of the kernel for what was sent and
+// is not acknowledged (TCP_USER_TIMEOUT,
+// https://github.com/grpc/proposal/blob/master/A18-tcp-user-timeout.md), which
+// ends a connection whose packets are lost long before a ping does.
 var gcpKeepalive = keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 5 * time.Second}
 
-// gcpLeastAge is how old a connection must be before it is taken for dead: one that is still being made must not be
-// given up for another one, again and again.
+// gcpLeastAge is how old a connection must be before it is taken for dead: one
+// that is still being made must not be given up for another one, again and
+// again.
 const gcpLeastAge = 4 * time.Second
 
-// gcpConn is the client of the KMS. gRPC sends all calls over one connection, and cannot be told that it is dead, so a
-// client whose calls have no answer is replaced.
+// gcpConn is the client of the KMS. gRPC sends all calls over one connection,
+// and cannot be told that it is dead, so a client whose calls have no answer is
+// replaced.
 type gcpConn struct {
 	options []option.ClientOption
 	now     atomic.Pointer[gcpClient]
@@ -61,8 +65,9 @@ func (c *gcpConn) dial(ctx context.Context) (*gcpClient, error) {
 
 func (c *gcpConn) client() *gcpClient { return c.now.Load() }
 
-// note looks at the result of a call that was made with a client, and replaces the client if its connection looks dead:
-// the call had no answer in time, and no other one had any meanwhile.
+// note looks at the result of a call that was made with a client, and replaces
+// the client if its connection looks dead: the call had no answer in time, and
+// no other one had any meanwhile.
 func (c *gcpConn) note(used *gcpClient, sent time.Duration, err error) {
 	code := status.Code(err)
 	switch {
@@ -76,8 +81,8 @@ func (c *gcpConn) note(used *gcpClient, sent time.Duration, err error) {
 	}
 }
 
-// replace puts a new client in the place of one that is still in use. Calls that wait for the old one end with Canceled,
-// which is Unreachable here.
+// replace puts a new client in the place of one that is still in use. Calls
+// that wait for the old one end with Canceled, which is Unreachable here.
 func (c *gcpConn) replace(used *gcpClient) {
 	c.turn.Lock()
 	defer c.turn.Unlock()

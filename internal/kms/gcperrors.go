@@ -35,18 +35,23 @@ var gcpKinds = map[codes.Code]Kind{
 	codes.Unimplemented:   Invalid,
 }
 
-// gcpNeedsEvidence are the codes that must be Google's own, because they speak of the key, the caller or the
-// configuration, and because others send them too: grpc-go makes them of the HTTP status of whatever answered
-// (https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md), and Envoy of its own refusals.
+// gcpNeedsEvidence are the codes that must be Google's own, because they speak
+// of the key, the caller or the configuration, and because others send them
+// too: grpc-go makes them of the HTTP status of whatever answered
+// (https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md),
+// and Envoy of its own refusals.
 var gcpNeedsEvidence = []codes.Code{
 	codes.NotFound, codes.PermissionDenied, codes.FailedPrecondition, codes.Unimplemented,
 }
 
-// gcpFabricated begin the messages that grpc-go makes of an answer that is not gRPC (internal/transport/http2_client.go).
+// gcpFabricated begin the messages that grpc-go makes of an answer that is not
+// gRPC (internal/transport/http2_client.go).
 var gcpFabricated = []string{"unexpected HTTP status code received from server", "malformed header: missing HTTP"}
 
-// isGCPError reports whether Google itself sent an error. It has details of the types that Google's APIs share, such as
-// ErrorInfo (https://google.aip.dev/193), or names the key or the method that was asked for.
+// isGCPError reports whether Google itself sent an error. It has details of the
+// types that Google's APIs share, such as ErrorInfo
+// (https://google.aip.dev/193), or names the key, or the service that it does
+// not have.
 func (g *GCP) isGCPError(s *status.Status) bool {
 	for _, text := range gcpFabricated {
 		if strings.HasPrefix(s.Message(), text) {
@@ -56,13 +61,14 @@ func (g *GCP) isGCPError(s *status.Status) bool {
 	for _, detail := range s.Details() {
 		switch d := detail.(type) {
 		case *errdetails.ErrorInfo:
-			return strings.HasSuffix(d.GetDomain(), "googleapis.com")
+			return strings.HasSuffix("."+d.GetDomain(), ".googleapis.com")
 		case *errdetails.PreconditionFailure, *errdetails.ResourceInfo, *errdetails.Help:
 			return true
 		}
 	}
 	_, key, _ := strings.Cut(g.name, "/locations/") // the project has a name and a number
-	return strings.Contains(s.Message(), key) || strings.Contains(s.Message(), "KeyManagementService")
+	service := s.Code() == codes.Unimplemented && strings.Contains(s.Message(), "KeyManagementService")
+	return service || strings.Contains(s.Message(), key)
 }
 
 // gcpStates maps the types of violations in a PreconditionFailure, which say in what state the version of the key is
@@ -158,8 +164,9 @@ var gcpReasons = map[string]Kind{
 	"ORG_RESTRICTION_VIOLATION":       Denied,
 }
 
-// credentialsKind tells why a call was UNAUTHENTICATED. The client says so too of a token that it could not get,
-// whether the account is gone or the network is, so the credentials are asked themselves.
+// credentialsKind tells why a call was UNAUTHENTICATED. The client says so too
+// of a token that it could not get, whether the account is gone or the network
+// is, so the credentials are asked themselves.
 func (g *GCP) credentialsKind(ctx context.Context, s *status.Status) (Kind, error) {
 	for _, detail := range s.Details() {
 		info, ok := detail.(*errdetails.ErrorInfo)
@@ -197,7 +204,8 @@ func gcpTokenKind(err error) (Kind, error) {
 	if errors.As(err, &answer) {
 		body = answer.Body
 	} else if _, text, ok := strings.Cut(err.Error(), "status code "); ok {
-		// Some sources of credentials have no type for an error answer, and end their text with it.
+		// Some sources of credentials have no type for an error answer, and end
+		// their text with it.
 		_, text, _ = strings.Cut(text, ": ")
 		body = []byte(text)
 	}
@@ -214,9 +222,10 @@ func gcpTokenKind(err error) (Kind, error) {
 	}
 }
 
-// isGCPRefusal reports whether Google itself refused to give a token: by one of OAuth's errors
-// (https://www.rfc-editor.org/rfc/rfc6749#section-5.2), or by the status of its own API for tokens of service accounts.
-// A 404 of the metadata server is no refusal: it has neither.
+// isGCPRefusal reports whether Google itself refused to give a token: by one of
+// OAuth's errors (https://www.rfc-editor.org/rfc/rfc6749#section-5.2), or by
+// the status of its own API for tokens of service accounts. A 404 of the
+// metadata server is no refusal: it has neither.
 func isGCPRefusal(body []byte) bool {
 	var oauth struct{ Error string }
 	if json.Unmarshal(body, &oauth) == nil {

@@ -18,7 +18,7 @@ func TestVaultImpostors(t *testing.T) {
 	kmstest.RunImpostors(t, "vault", server.NewKey(t, nil), server.SetImpostor)
 }
 
-// A login meets them too, and Vault's own 404 without a text stays a no.
+// A login meets impostors too. Vault's own 404 without a text stays a no.
 func TestVaultImpostorsAtLogin(t *testing.T) {
 	server := kmstest.StartVault(t)
 	server.AddAppRole("role", "secret", kmstest.VaultToken{})

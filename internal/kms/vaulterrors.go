@@ -69,8 +69,10 @@ func (v *Vault) failLogin(ctx context.Context, op string, err error) *Error {
 	return e
 }
 
-// isVaultError reports whether Vault itself sent an error. All that it says is JSON with a list of texts, which may be
-// empty: a 404 of Vault's is {"errors":[]} (https://developer.hashicorp.com/vault/api-docs#error-response).
+// isVaultError reports whether Vault itself sent an error. All that it says is
+// JSON with a list of texts, which may be empty: a 404 of Vault's is
+// {"errors":[]}
+// (https://developer.hashicorp.com/vault/api-docs#error-response).
 func isVaultError(resp *api.ResponseError) bool { return !resp.RawError && resp.Errors != nil }
 
 // vaultKind goes by https://developer.hashicorp.com/vault/api-docs#http-status-codes.
@@ -97,8 +99,9 @@ func vaultKind(op string, resp *api.ResponseError) Kind {
 	case http.StatusMethodNotAllowed, http.StatusRequestEntityTooLarge:
 		return Invalid
 	default:
-		// 412: a replica that is behind. 472, 473: a secondary that does not serve. 5xx: sealed, no leader, storage down.
-		// What Vault does not list says nothing of the key, nor of the configuration.
+		// 412: a replica that is behind. 472, 473: a secondary that does not
+		// serve. 5xx: sealed, no leader, storage down. What Vault does not list
+		// says nothing of the key, nor of the configuration.
 		return Unreachable
 	}
 }
@@ -110,7 +113,8 @@ func isVaultForbidden(err error) bool {
 	return errors.As(err, &resp) && isVaultError(resp) && resp.StatusCode == http.StatusForbidden
 }
 
-// vaultTransportError is the cause of a call that got no answer, or none that can be read.
+// vaultTransportError is the cause of a call that got no answer, or none that
+// can be read.
 func vaultTransportError(err error) error {
 	if cause := networkError(err); cause != nil {
 		return cause

@@ -92,7 +92,8 @@ func TestKMSFaults(t *testing.T) {
 	}
 }
 
-// What is under a key that could not be opened at the start is there, and a client is to come again.
+// What is under a key that could not be opened at the start is there, and a
+// client is to come again.
 func TestUnopenedKMSKey(t *testing.T) {
 	server := kmstest.StartTest(t)
 	arn, err := server.CreateKey()

@@ -66,7 +66,8 @@ func StartAzure(t testing.TB) *AzureServer {
 // URL is that of the vault.
 func (s *AzureServer) URL() string { return cmp.Or(s.url, s.http.URL) }
 
-// SetURL says where clients find the server, before they do, if something stands in front of it.
+// SetURL says where clients find the server, before they do, if something
+// stands in front of it.
 func (s *AzureServer) SetURL(url string) { s.url = url }
 
 // Client trusts the server's certificate.
@@ -249,7 +250,8 @@ func (s *AzureServer) serve(r *http.Request) (any, error) {
 	return s.operate(operation, parts[2], parts[3], in)
 }
 
-// isHSM reports whether path is that of a key which only a Managed HSM has. The caller holds s.lock.
+// isHSM reports whether path is that of a key which only a Managed HSM has. The
+// caller holds s.lock.
 func (s *AzureServer) isHSM(path string) bool {
 	parts := strings.Split(path, "/") // "", keys, NAME
 	return len(parts) > 2 && s.keys[parts[2]] != nil && s.keys[parts[2]].kind == "oct-HSM"

@@ -33,7 +33,8 @@ type Faults struct {
 	Deny bool `json:"deny,omitempty"`
 	// Fail answers with the error of this AWS name, such as KMSInternalException. Empty: none.
 	Fail string `json:"fail,omitempty"`
-	// Skew answers with InvalidSignatureException and this message. Empty: none.
+	// Skew answers with InvalidSignatureException and this message. Empty:
+	// none.
 	Skew string `json:"skew,omitempty"`
 	// FailNext limits Fail and Skew to so many requests. 0: no limit.
 	FailNext int `json:"fail_next,omitempty"`

@@ -132,7 +132,8 @@ func (s *GCPServer) NewKey(t testing.TB, change func(*kms.GCPConfig)) *kms.GCP {
 	return s.OpenKey(t, name, change)
 }
 
-// GCPOptions are for clients of the server: no encryption, and nobody to log in as.
+// GCPOptions are for clients of the server: no encryption, and nobody to log in
+// as.
 func GCPOptions() []option.ClientOption {
 	return []option.ClientOption{
 		option.WithGRPCDialOption(grpc.WithTransportCredentials(insecure.NewCredentials())), option.WithoutAuthentication(),

@@ -112,8 +112,9 @@ func (i *Impostor) Answer(w http.ResponseWriter) {
 	_, _ = io.WriteString(w, i.Body)
 }
 
-// RunImpostors makes sure that no Impostor revokes a key of a server, nor passes
-// for anything else that the KMS has said, and that the key works afterwards.
+// RunImpostors makes sure that no Impostor revokes a key of a server, nor
+// passes for anything else that the KMS has said, and that the key works
+// afterwards.
 func RunImpostors(t *testing.T, server string, w kms.Wrapper, set func(*Impostor)) {
 	t.Helper()
 	dek := NewDEK()
