@@ -159,6 +159,9 @@ func (a *app) weathered(k config.Key, w kms.Wrapper) kms.Wrapper {
 		OnChange: func(open bool) {
 			left.Set(map[bool]float64{true: 1}[open])
 			a.log.Warn("kms circuit breaker", zap.String("kms_key", w.KeyID()), zap.Bool("open", open))
+			if r, ok := w.(kms.Resetter); ok && open {
+				go r.ResetConnections() // the trial is to use new ones
+			}
 		},
 	})
 	return kms.Retry(broken, kms.RetryConfig{})

@@ -56,3 +56,42 @@ func TestOnlyNetworkKeysHaveARate(t *testing.T) {
 		}
 	}
 }
+
+// away is a key whose KMS is away. It counts the times that its connections are
+// to be given up.
+type away struct {
+	kms.Wrapper
+	resets chan struct{}
+}
+
+func (w *away) Unwrap(context.Context, []byte, kms.EncryptionContext) ([]byte, error) {
+	return nil, &kms.Error{Kind: kms.Unreachable, Op: "unwrap", KeyID: w.KeyID()}
+}
+
+func (w *away) ResetConnections() { w.resets <- struct{}{} }
+
+// When the breaker opens, the connections are given up: they may be what is
+// dead.
+func TestBreakerResetsConnections(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "key")
+	if err := kms.CreateLocalKeyFile(file); err != nil {
+		t.Fatal(err)
+	}
+	key, err := kms.NewLocal(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &away{key, make(chan struct{}, 100)}
+	a := &app{cfg: &config.Config{KMS: config.KMS{MaxConcurrent: 1}}, log: zap.NewNop(), metrics: metrics.New()}
+	weathered := a.weathered(config.Key{Provider: config.Local}, w)
+	for range breakerFailures {
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		_, _ = weathered.Unwrap(ctx, nil, nil)
+		cancel()
+	}
+	select {
+	case <-w.resets:
+	case <-time.After(10 * time.Second):
+		t.Error("the breaker has opened, and the connections are kept")
+	}
+}

@@ -56,7 +56,7 @@ func newKey(c Key) *key {
 // passing reports whether err says "not now", and not "no". A full disk is no "no" either.
 func passing(err error) bool {
 	return kms.IsUnreachable(err) || kms.IsThrottled(err) || errors.Is(err, dekcache.ErrTooLate) || errors.Is(err, dekcache.ErrPurged) ||
-		errors.Is(err, ErrAudit)
+		errors.Is(err, ErrAudit) || errors.Is(err, ErrNotOpen)
 }
 
 // answered notes the result of a KMS call about a part of the key. A revoked

@@ -43,6 +43,9 @@ const (
 var (
 	// ErrUnknownKey says that no configured key has this id or name.
 	ErrUnknownKey = errors.New("keyring: unknown key")
+	// ErrNotOpen says that a key which is needed, or may be, could not be
+	// opened yet. It passes.
+	ErrNotOpen = errors.New("keyring: not open yet")
 	// ErrNoRule says that no rule covers the object and client. It is refused.
 	ErrNoRule = errors.New("keyring: no rule covers this object")
 	// ErrNotAllowed says that the rule for the object does not allow what the client asks for.
@@ -218,12 +221,26 @@ func (k *Keyring) find(id string) (*key, error) {
 	if key := (*k.byID.Load())[id]; key != nil {
 		return key, nil
 	}
-	for _, key := range k.keys { // it may be one that could not be opened yet
-		if key.kms.Load() == nil && passing(key.Unavailable) {
-			return nil, fmt.Errorf("key %q is not open: %w", key.Name, key.Unavailable)
-		}
+	if err := k.mayBeUnopened(); err != nil {
+		return nil, err
 	}
 	return nil, fmt.Errorf("%w %q", ErrUnknownKey, id)
+}
+
+// mayBeUnopened returns the error for an id that no open key has. The id of a
+// key is not known before the key is opened, so an id is unknown for certain
+// only when all keys are open. It returns nil then.
+func (k *Keyring) mayBeUnopened() error {
+	for _, key := range k.keys {
+		switch {
+		case key.kms.Load() != nil:
+		case passing(key.Unavailable):
+			return fmt.Errorf("%w: key %q: %w", ErrNotOpen, key.Name, key.Unavailable)
+		default: // a no to this key is no answer about the id
+			return fmt.Errorf("%w: key %q: %s", ErrNotOpen, key.Name, key.Unavailable.Error())
+		}
+	}
+	return nil
 }
 
 // Choice is what a client asks for in place of what the rules say. The zero Choice asks for nothing.
@@ -321,7 +338,7 @@ func (k *Keyring) sealed(l *Lease, entry dekcache.Entry, use Use) (*Sealed, erro
 }
 
 // Open returns the DEK of a stored object, from the cache or by the KMS. keyID and wrapped are those of its envelope.
-// Errors: ErrUnknownKey if no configured key has that id, ErrAudit, and those of packages kms, dekcache and crypt. What is
+// Errors: ErrUnknownKey if no configured key has that id, ErrNotOpen, ErrAudit, and those of packages kms, dekcache and crypt. What is
 // under a customer's key is for OpenForCustomer.
 func (k *Keyring) Open(ctx context.Context, obj Object, keyID string, wrapped []byte) (*Lease, error) {
 	key, err := k.find(keyID)

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/cmekproxy/cmekproxy/internal/glob"
+	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
 // Rule chooses the key for objects. An empty list matches everything.
@@ -112,14 +113,21 @@ func (k *Keyring) keyFor(obj Object, client, requested string) (Rule, *key, *ser
 		key = (*k.byID.Load())[requested]
 	}
 	if key == nil {
+		if err := k.mayBeUnopened(); err != nil {
+			return r, nil, nil, err
+		}
 		return r, nil, nil, fmt.Errorf("%w %q", ErrUnknownKey, requested)
 	}
 	if key.Name != r.Key && !matchAny(r.AskedKeys, func(pattern string) bool { return glob.Match(pattern, key.Name) }) {
 		return r, nil, nil, fmt.Errorf("%w: key %q in place of %q", ErrNotAllowed, key.Name, r.Key)
 	}
 	service := key.kms.Load()
-	if service == nil {
+	switch {
+	case service != nil:
+	case kms.IsRevoked(key.Unavailable):
 		return r, nil, nil, fmt.Errorf("key %q is not open: %w", key.Name, key.Unavailable)
+	default:
+		return r, nil, nil, fmt.Errorf("%w: key %q: %w", ErrNotOpen, key.Name, key.Unavailable)
 	}
 	return r, key, service, nil
 }

@@ -232,6 +232,30 @@ func TestUnopenedKeys(t *testing.T) {
 	}
 }
 
+// An id may be that of a key which is not open yet, for whatever reason.
+func TestUnopenedKeysAreNotUnknown(t *testing.T) {
+	a, _ := newLocal(t)
+	late := keyring.Object{Bucket: "late", Key: "x"}
+	for _, kind := range []kms.Kind{kms.Unreachable, kms.Throttled, kms.Internal, kms.Denied, kms.NotFound} {
+		k := newRing(t, a, time.Minute, func(c *keyring.Config) {
+			c.Keys = append(c.Keys, keyring.Key{Name: "late", Unavailable: &kms.Error{Kind: kind, Op: "open", KeyID: "alias/b"}})
+			c.Rules = []keyring.Rule{{Buckets: []string{"late"}, Key: "late"}, {Key: "k", AskedKeys: []string{"*"}}}
+		})
+		_, err := k.Open(t.Context(), late, "some id", make([]byte, 60))
+		if !errors.Is(err, keyring.ErrNotOpen) || errors.Is(err, keyring.ErrUnknownKey) || kms.IsRevoked(err) {
+			t.Errorf("%v: a stored object: %v", kind, err)
+		}
+		_, err = k.Create(t.Context(), keyring.Object{Bucket: "b", Key: "x"}, "", keyring.Choice{KeyID: "some id"})
+		if !errors.Is(err, keyring.ErrNotOpen) || kms.IsRevoked(err) {
+			t.Errorf("%v: a key that a client asks for: %v", kind, err)
+		}
+		_, err = k.Create(t.Context(), late, "", keyring.Choice{})
+		if no := kind == kms.Denied || kind == kms.NotFound; errors.Is(err, keyring.ErrNotOpen) == no || kms.IsRevoked(err) != no {
+			t.Errorf("%v: a new object: %v", kind, err)
+		}
+	}
+}
+
 func TestSetRules(t *testing.T) {
 	a, _ := newLocal(t)
 	b, _ := newLocal(t)

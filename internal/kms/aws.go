@@ -80,6 +80,7 @@ func NewAWS(ctx context.Context, cfg AWSConfig) (*AWS, error) {
 	if err != nil {
 		return nil, &Error{Kind: Invalid, Op: "open", KeyID: cfg.KeyID, Err: err}
 	}
+	sdk.HTTPClient = revivingAWS(sdk.HTTPClient)
 	client := awskms.NewFromConfig(sdk, func(o *awskms.Options) {
 		if cfg.Endpoint != "" {
 			o.BaseEndpoint = &cfg.Endpoint
@@ -182,6 +183,9 @@ func (a *AWS) checkKey(op string, answered *string) error {
 	if aws.ToString(answered) == a.keyARN {
 		return nil
 	}
+	if aws.ToString(answered) == "" {
+		return &Error{Kind: Unreachable, Op: op, KeyID: a.keyARN, Err: errUnreadable}
+	}
 	err := fmt.Errorf("the KMS answered for another key, %q", aws.ToString(answered))
 	return &Error{Kind: Internal, Op: op, KeyID: a.keyARN, Err: err}
 }
@@ -194,7 +198,7 @@ func (a *AWS) describe(ctx context.Context, op string) (*types.KeyMetadata, erro
 		return nil, a.fail(ctx, op, err)
 	}
 	if out.KeyMetadata == nil || aws.ToString(out.KeyMetadata.Arn) == "" {
-		return nil, &Error{Kind: Internal, Op: op, KeyID: a.keyARN, Err: errors.New("DescribeKey answered without an ARN")}
+		return nil, &Error{Kind: Unreachable, Op: op, KeyID: a.keyARN, Err: errUnreadable}
 	}
 	return out.KeyMetadata, nil
 }
@@ -237,6 +241,7 @@ func loadAWS(ctx context.Context, cfg AWSConfig, region string) (aws.Config, err
 	}
 	opts := []func(*config.LoadOptions) error{
 		config.WithHTTPClient(client),
+		config.WithAPIOptions([]func(*middleware.Stack) error{addAWSEvidence}),
 		config.WithRetryMode(aws.RetryModeStandard),
 		config.WithRetryMaxAttempts(attempts),
 	}
@@ -272,5 +277,5 @@ func loadAWS(ctx context.Context, cfg AWSConfig, region string) (aws.Config, err
 func newAWSClient() *awshttp.BuildableClient {
 	return awshttp.NewBuildableClient().
 		WithDialerOptions(func(d *net.Dialer) { d.Timeout = awsDialTimeout }).
-		WithTransportOptions(func(t *http.Transport) { t.MaxIdleConnsPerHost = 64 })
+		WithTransportOptions(func(t *http.Transport) { t.MaxIdleConnsPerHost, t.HTTP2 = 64, http2Pings() })
 }

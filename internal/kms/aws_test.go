@@ -130,9 +130,10 @@ func TestAWSErrorMap(t *testing.T) {
 		"SerializationException":        kms.Invalid,
 		"InvalidKeyUsageException":      kms.Invalid,
 		"UnsupportedOperationException": kms.Invalid,
-		"ExpiredTokenException":         kms.Internal, // our credentials, or clock; nothing is said of the key
-		"InvalidSignatureException":     kms.Internal,
-		"SomethingNewException":         kms.Internal,
+		"ExpiredTokenException":         kms.Unreachable, // until the credentials are replaced
+		"RequestExpired":                kms.Unreachable, // until the clock is right
+		"InvalidSignatureException":     kms.Internal,    // a wrong secret
+		"SomethingNewException":         kms.Unreachable,
 	} {
 		server.SetFaults(kmstest.Faults{Fail: name})
 		_, unwrapErr := w.Unwrap(t.Context(), make([]byte, 184), nil)
@@ -173,6 +174,14 @@ func TestAWSKeyStates(t *testing.T) {
 	check("scheduled for deletion", kms.PendingDeletion, "KMSInvalidStateException")
 	server.SetFaults(kmstest.Faults{Operations: []string{"DescribeKey"}, Deny: true})
 	check("scheduled, and DescribeKey denied", kms.PendingDeletion, "KMSInvalidStateException")
+	for name, f := range map[string]kmstest.Faults{
+		"throttled": {ThrottleNext: 100}, "failing": {Fail: "KMSInternalException"}, "gone": {Drop: true},
+	} {
+		f.Operations = []string{"DescribeKey"}
+		server.SetFaults(f)
+		_, err := kms.Unwrap(t.Context(), server.OpenKey(t, id, func(c *kms.AWSConfig) { c.MaxAttempts = 1 }), blob, ec)
+		wantKind(t, "scheduled, and DescribeKey is "+name, err, kms.Unreachable)
+	}
 	server.SetFaults(kmstest.Faults{})
 	must(t, server.CancelKeyDeletion(id))
 	check("canceled deletion", kms.Disabled, "DisabledException")
@@ -351,7 +360,8 @@ func TestAWSAssumesARole(t *testing.T) {
 	server := kmstest.StartTest(t)
 	answer := `<AssumeRoleResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><AssumeRoleResult><Credentials>` +
 		`<AccessKeyId>ASIAEXAMPLE</AccessKeyId><SecretAccessKey>s</SecretAccessKey><SessionToken>t</SessionToken>` +
-		`<Expiration>2099-01-01T00:00:00Z</Expiration></Credentials></AssumeRoleResult></AssumeRoleResponse>`
+		`<Expiration>2099-01-01T00:00:00Z</Expiration></Credentials></AssumeRoleResult>` +
+		`<ResponseMetadata><RequestId>1</RequestId></ResponseMetadata></AssumeRoleResponse>`
 	status, got := http.StatusOK, ""
 	sts := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		got = r.FormValue("RoleArn") + " " + r.FormValue("ExternalId")
@@ -361,7 +371,7 @@ func TestAWSAssumesARole(t *testing.T) {
 	defer sts.Close()
 	t.Setenv("AWS_ENDPOINT_URL_STS", sts.URL)
 	role := func(c *kms.AWSConfig) {
-		c.RoleARN, c.ExternalID = "arn:aws:iam::111122223333:role/proxy", "customer-7"
+		c.RoleARN, c.ExternalID, c.MaxAttempts = "arn:aws:iam::111122223333:role/proxy", "customer-7", 1
 	}
 	if _, _, err := kms.Generate(t.Context(), server.NewKey(t, role), nil); err != nil {
 		t.Errorf("with a role: %v", err)
@@ -370,9 +380,22 @@ func TestAWSAssumesARole(t *testing.T) {
 		t.Errorf("STS was asked for %q, want %q", got, want)
 	}
 	status = http.StatusForbidden
-	answer = `<ErrorResponse><Error><Type>Sender</Type><Code>AccessDenied</Code><Message>no</Message></Error></ErrorResponse>`
-	if _, _, err := kms.Generate(t.Context(), server.NewKey(t, role), nil); !kms.IsRevoked(err) {
-		t.Errorf("a role that may no longer be assumed: %v, want revoked", err)
+	for code, want := range map[string]kms.Kind{
+		"AccessDenied":          kms.Denied, // the role may no longer be assumed
+		"ExpiredToken":          kms.Unreachable,
+		"IDPCommunicationError": kms.Unreachable,
+		"Throttling":            kms.Throttled,
+		"RegionDisabled":        kms.Unreachable, // by none of the names in the list
+	} {
+		answer = `<ErrorResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><Error><Type>Sender</Type><Code>` + code +
+			`</Code><Message>no</Message></Error><RequestId>1</RequestId></ErrorResponse>`
+		_, _, err := kms.Generate(t.Context(), server.NewKey(t, role), nil)
+		wantKind(t, code, err, want)
+	}
+	for _, i := range kmstest.Impostors {
+		status, answer = i.Status, i.Body
+		_, _, err := kms.Generate(t.Context(), server.NewKey(t, role), nil)
+		wantKind(t, i.Name, err, kms.Unreachable)
 	}
 	sts.Close()
 	if _, _, err := kms.Generate(t.Context(), server.NewKey(t, role), nil); !kms.IsUnreachable(err) {
@@ -392,6 +415,45 @@ func TestAWSWithoutCredentials(t *testing.T) {
 	_, _, err := kms.Generate(t.Context(), w, nil)
 	if e, ok := errors.AsType[*kms.Error](err); !ok || e.Kind != kms.Internal || !strings.Contains(err.Error(), "no credentials") {
 		t.Errorf("%v, want an internal error that tells of the credentials", err)
+	}
+}
+
+// An error of the endpoint for the credentials of containers passes, whatever
+// its name, and says nothing about the key.
+func TestAWSContainerCredentials(t *testing.T) {
+	for _, name := range []string{"AWS_ACCESS_KEY_ID", "AWS_PROFILE"} {
+		t.Setenv(name, "")
+	}
+	t.Setenv("AWS_CONFIG_FILE", "/nonexistent")
+	t.Setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+	var answer kmstest.Impostor
+	agent := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { answer.Answer(w) }))
+	defer agent.Close()
+	t.Setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", agent.URL)
+
+	server := kmstest.StartTest(t)
+	for _, status := range []int{400, 403, 404, 429, 500, 503} {
+		for _, body := range []string{"", "<html>", `{"code":"AccessDenied","message":"no"}`, `{"code":"NotFoundException"}`} {
+			answer = kmstest.Impostor{Status: status, Type: "application/json", Body: body}
+			w := server.NewKey(t, func(c *kms.AWSConfig) { c.Credentials, c.Timeout = nil, 10*time.Second })
+			_, _, err := kms.Generate(t.Context(), w, nil)
+			wantKind(t, fmt.Sprintf("%d %s", status, body), err, kms.Unreachable)
+		}
+	}
+}
+
+// The SDK learns from the answer of AWS how wrong the clock is, so the next
+// attempt works.
+func TestAWSClockSkew(t *testing.T) {
+	server := kmstest.StartTest(t)
+	server.SetFaults(kmstest.Faults{Skew: "Signature expired: 20261129T120000Z is now earlier than 20261129T121000Z", FailNext: 1})
+	w := server.NewKey(t, func(c *kms.AWSConfig) { c.MaxAttempts = 1 })
+	_, _, err := kms.Generate(t.Context(), w, nil)
+	wantKind(t, "a signature by a wrong clock", err, kms.Unreachable)
+
+	server.SetFaults(kmstest.Faults{Skew: "Signature not yet current: 20261129T120000Z is still later than 20261129T115000Z", FailNext: 1})
+	if _, _, err := kms.Generate(t.Context(), kms.Retry(w, kms.RetryConfig{}), nil); err != nil {
+		t.Errorf("with a second attempt: %v", err)
 	}
 }
 

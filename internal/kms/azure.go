@@ -70,6 +70,7 @@ type AzureConfig struct {
 // new version and old ones still open while their version is enabled.
 type Azure struct {
 	client    *azkeys.Client
+	transport policy.Transporter
 	keyID     string
 	vault     string // URL without a path
 	name      string
@@ -122,7 +123,10 @@ func (a *Azure) open(cfg AzureConfig) error {
 			return errors.New("no credentials: " + printable(err.Error(), 300))
 		}
 	}
-	a.client, err = azkeys.NewClient(a.vault, credential, azureOptions(cfg))
+	options := azureOptions(cfg)
+	a.transport = revivingAzure(options.Transport)
+	options.Transport = a.transport
+	a.client, err = azkeys.NewClient(a.vault, credential, options)
 	return err
 }
 
@@ -148,16 +152,21 @@ func azureOptions(cfg AzureConfig) *azkeys.ClientOptions {
 	}
 }
 
-// azureTrace reports the request id of each answer, which is the requestId of Key Vault's log.
+// azureTrace reports the request id of each answer, which is the requestId of
+// Key Vault's log. It lets no error pass that Key Vault did not send.
 type azureTrace struct{}
 
 // Do implements policy.Policy.
 func (azureTrace) Do(r *policy.Request) (*http.Response, error) {
 	resp, err := r.Next()
-	if err == nil {
-		traceRequest(r.Raw().Context(), resp.Header.Get("X-Ms-Request-Id"))
+	if err != nil {
+		return resp, err
 	}
-	return resp, err
+	traceRequest(r.Raw().Context(), resp.Header.Get("X-Ms-Request-Id"))
+	if (resp.StatusCode < 200 || resp.StatusCode >= 300) && !isAzureError(resp) {
+		return nil, &strangerError{resp.StatusCode}
+	}
+	return resp, nil
 }
 
 // newAzureTransport keeps more idle connections than the 2 a host of net/http: each PUT is one call, and they come in
@@ -167,6 +176,7 @@ func newAzureTransport() *http.Client {
 		Proxy:               http.ProxyFromEnvironment,
 		DialContext:         (&net.Dialer{Timeout: 2 * time.Second}).DialContext,
 		TLSHandshakeTimeout: 4 * time.Second,
+		HTTP2:               http2Pings(),
 		MaxIdleConnsPerHost: 64,
 		IdleConnTimeout:     90 * time.Second,
 		ForceAttemptHTTP2:   true,
@@ -205,6 +215,9 @@ func (a *Azure) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]b
 	out, err := a.client.WrapKey(call, a.name, "", azkeys.KeyOperationParameters{Algorithm: &a.algorithm, Value: kek}, nil)
 	if err != nil {
 		return nil, a.fail(ctx, "wrap", err)
+	}
+	if out.KID == nil {
+		return nil, &Error{Kind: Unreachable, Op: "wrap", KeyID: a.keyID, Err: errUnreadable}
 	}
 	version, err := a.answeredVersion(out.KeyOperationResult)
 	if err != nil {
@@ -279,6 +292,10 @@ func (a *Azure) unwrapKEK(ctx, call context.Context, op string, blob *azureBlob)
 		a.provenAt.Store(nil) // whatever is wrong, the key is not known to be in force any more
 		return nil, a.fail(ctx, op, err)
 	}
+	if out.KID == nil {
+		clear(out.Result)
+		return nil, &Error{Kind: Unreachable, Op: op, KeyID: a.keyID, Err: errUnreadable}
+	}
 	version, err := a.answeredVersion(out.KeyOperationResult)
 	switch {
 	case err != nil:
@@ -296,9 +313,6 @@ func (a *Azure) unwrapKEK(ctx, call context.Context, op string, blob *azureBlob)
 
 // answeredVersion makes sure that an answer is of the key that was asked, and returns the version.
 func (a *Azure) answeredVersion(out azkeys.KeyOperationResult) (version [azureVersion]byte, _ error) {
-	if out.KID == nil {
-		return version, errors.New("the KMS answered without a key id")
-	}
 	name, ok := strings.CutPrefix(strings.ToLower(string(*out.KID)), a.vault+"/keys/"+a.name+"/")
 	if n, err := hex.Decode(version[:], []byte(name[:min(len(name), 2*azureVersion)])); !ok || err != nil ||
 		n != azureVersion || len(name) != 2*azureVersion {

@@ -6,13 +6,16 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
@@ -226,10 +229,15 @@ func TestAzureTokens(t *testing.T) {
 		err  error
 		want kms.Kind
 	}{
-		"application deleted": {&azidentity.AuthenticationFailedError{RawResponse: &http.Response{StatusCode: 401}}, kms.Denied},
-		"secret has run out":  {&azidentity.AuthenticationFailedError{RawResponse: &http.Response{StatusCode: 400}}, kms.Denied},
-		"Entra is down":       {&azidentity.AuthenticationFailedError{RawResponse: &http.Response{StatusCode: 503}}, kms.Unreachable},
-		"Entra throttles":     {&azidentity.AuthenticationFailedError{RawResponse: &http.Response{StatusCode: 429}}, kms.Unreachable},
+		"application deleted": {refusedLogin(400, entra("unauthorized_client", 700016)), kms.Denied},
+		"secret has run out":  {refusedLogin(401, entra("invalid_client", 7000222)), kms.Denied},
+		"a trouble of Entra":  {refusedLogin(400, entra("invalid_grant", 90033)), kms.Unreachable},
+		"a clock that is off": {refusedLogin(401, entra("invalid_client", 700024)), kms.Unreachable},
+		"Entra is down":       {refusedLogin(503, entra("temporarily_unavailable", 90033)), kms.Unreachable},
+		"Entra throttles":     {refusedLogin(429, ""), kms.Unreachable},
+		"a portal":            {refusedLogin(401, "<html>"), kms.Unreachable},
+		"IMDS has no idea":    {refusedLogin(400, `{"error":"invalid_request","error_description":"Identity not found"}`), kms.Unreachable},
+		"IMDS is silent":      {azidentity.NewCredentialUnavailableError("managed identity timed out"), kms.Unreachable},
 		"no answer of Entra":  {&azidentity.AuthenticationFailedError{}, kms.Unreachable},
 		"no credentials":      {&azidentity.AuthenticationRequiredError{}, kms.Internal},
 	} {
@@ -247,6 +255,42 @@ func TestAzureTokens(t *testing.T) {
 	wantKind(t, "a challenge of another domain", err, kms.Internal)
 	if server.Logins() != before {
 		t.Error("a token was got for a server that is not the vault")
+	}
+}
+
+// refusedLogin is an answer of a token endpoint.
+func refusedLogin(status int, body string) error {
+	return &azidentity.AuthenticationFailedError{RawResponse: &http.Response{
+		StatusCode: status, Body: io.NopCloser(strings.NewReader(body)),
+	}}
+}
+
+// entra is an error document of Microsoft Entra.
+func entra(name string, code int) string {
+	return fmt.Sprintf(`{"error":%q,"error_description":"AADSTS%d: x","error_codes":[%d],"trace_id":"1-2"}`, name, code, code)
+}
+
+// An error of the machine's own token endpoint says nothing about the key.
+func TestAzureManagedIdentityImpostors(t *testing.T) {
+	server := kmstest.StartAzure(t)
+	w := server.NewKey(t, "oct-HSM", nil)
+	_, blob, err := kms.Generate(t.Context(), w, nil)
+	must(t, err)
+
+	var answer kmstest.Impostor
+	endpoint := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { answer.Answer(w) }))
+	defer endpoint.Close()
+	t.Setenv("IDENTITY_ENDPOINT", endpoint.URL)
+	t.Setenv("IDENTITY_HEADER", "secret")
+	for _, answer = range append(kmstest.Impostors, kmstest.Impostor{
+		Name: "an App Service that moves", Status: 410, Type: "application/json", Body: `{"statusCode":410,"message":"gone"}`,
+	}) {
+		credential, err := azidentity.NewManagedIdentityCredential(&azidentity.ManagedIdentityCredentialOptions{
+			ClientOptions: azcore.ClientOptions{Retry: policy.RetryOptions{MaxRetries: -1}},
+		})
+		must(t, err)
+		byMachine := server.OpenKey(t, "key-1", func(c *kms.AzureConfig) { c.Credential, c.Algorithm = credential, kms.AzureA256KW })
+		wantAll(t, answer.Name, byMachine, blob, nil, kms.Unreachable)
 	}
 }
 

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
+	"strings"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/runtime"
@@ -40,14 +42,17 @@ var azureKinds = map[string]Kind{
 func (a *Azure) fail(ctx context.Context, op string, err error) *Error {
 	e := &Error{Op: op, KeyID: a.keyID}
 	var (
-		resp *azcore.ResponseError
-		auth *azidentity.AuthenticationFailedError
+		resp     *azcore.ResponseError
+		auth     *azidentity.AuthenticationFailedError
+		stranger *strangerError
 	)
 	switch {
 	case errors.Is(ctx.Err(), context.Canceled):
 		e.Kind, e.Err = Canceled, context.Canceled
 	case errors.Is(err, context.DeadlineExceeded):
 		e.Kind, e.Err = Unreachable, context.DeadlineExceeded
+	case errors.As(err, &stranger):
+		e.Kind, e.Err = Unreachable, stranger
 	case errors.As(err, &auth):
 		e.Kind, e.Err = azureLoginKind(auth)
 	case errors.As(err, &resp):
@@ -82,6 +87,23 @@ func (a *Azure) failResponse(e *Error, resp *azcore.ResponseError) {
 	}
 }
 
+// isAzureError reports whether Key Vault itself sent an error. It sends its
+// request id, and JSON with a code
+// (https://learn.microsoft.com/en-us/azure/key-vault/general/common-parameters-and-headers);
+// with 401 the challenge by which clients find out where to log in, and there a
+// Managed HSM sends no JSON.
+func isAzureError(resp *http.Response) bool {
+	if resp.Header.Get("X-Ms-Request-Id") == "" {
+		return false
+	}
+	if resp.StatusCode == http.StatusUnauthorized {
+		challenge := resp.Header.Get("Www-Authenticate")
+		return strings.HasPrefix(challenge, "Bearer ") && strings.Contains(challenge, "authorization=")
+	}
+	code, _, _ := azureCodes(&azcore.ResponseError{RawResponse: resp})
+	return code != ""
+}
+
 // azureCodes reads the body of an error, which the SDK has kept.
 func azureCodes(resp *azcore.ResponseError) (code, inner, message string) {
 	if resp.RawResponse == nil {
@@ -105,38 +127,68 @@ func azureCodes(resp *azcore.ResponseError) (code, inner, message string) {
 }
 
 func azureStatusKind(op string, status int) Kind {
-	switch {
-	case status == http.StatusBadRequest && op == "unwrap":
-		return InvalidCiphertext // BadParameter: the padding of another version or key, or of an altered blob
-	case status == http.StatusUnauthorized, status == http.StatusForbidden:
+	switch status {
+	case http.StatusBadRequest:
+		if op == "unwrap" {
+			return InvalidCiphertext // BadParameter: the padding of another version or key, or of an altered blob
+		}
+		return Invalid
+	case http.StatusUnauthorized, http.StatusForbidden:
 		return Denied
-	case status == http.StatusNotFound:
+	case http.StatusNotFound:
 		return NotFound
-	case status == http.StatusConflict:
+	case http.StatusConflict:
 		return PendingDeletion
-	case status == http.StatusTooManyRequests:
+	case http.StatusTooManyRequests:
 		return Throttled
-	case status == http.StatusRequestTimeout, status >= 500:
-		return Unreachable
-	case status >= 400:
+	case http.StatusMethodNotAllowed, http.StatusRequestEntityTooLarge, http.StatusUnsupportedMediaType:
 		return Invalid
 	default:
-		return Internal
+		return Unreachable
 	}
 }
 
-// azureLoginKind is for a token that could not be got. Microsoft Entra answers 400 or 401 to an application that was
-// deleted, disabled, or whose secret has run out (https://learn.microsoft.com/en-us/entra/identity-platform/reference-error-codes).
+// azureRefusals are the errors of a token endpoint by which Microsoft Entra
+// says that this caller gets no token: the application was deleted or disabled,
+// or its secret has run out
+// (https://learn.microsoft.com/en-us/entra/identity-platform/reference-error-codes#handling-error-codes-in-your-application).
+var azureRefusals = []string{"invalid_client", "invalid_grant", "unauthorized_client", "access_denied"}
+
+// azurePassing holds the numbers of Entra's errors that come with one of
+// azureRefusals but pass: "a transient error has occurred", and a federated
+// token that is not within its time, which a wrong clock or a late rotation
+// leads to.
+var azurePassing = []int{90033, 700024}
+
+// azureLoginKind is for a token that could not be got. Only Entra's own words
+// are a refusal. What the endpoints for managed identities say, on a virtual
+// machine or in an App Service, is about that machine and never about the key:
+// they answer 404 and 410 while they start or move
+// (https://learn.microsoft.com/en-us/entra/identity/managed-identities-azure-resources/how-to-use-vm-token#error-handling).
 func azureLoginKind(err *azidentity.AuthenticationFailedError) (Kind, error) {
 	if err.RawResponse == nil {
 		return Unreachable, errors.New("no token: no answer to the login")
 	}
-	switch status := err.RawResponse.StatusCode; {
-	case status >= 500, status == http.StatusTooManyRequests:
-		return Unreachable, errors.New("no token: " + http.StatusText(status))
-	default:
+	if isEntraRefusal(err.RawResponse) {
 		return Denied, errors.New("no token: the login was refused")
 	}
+	return Unreachable, fmt.Errorf("no token: HTTP %d", err.RawResponse.StatusCode)
+}
+
+// isEntraRefusal reads the body of an answer to a login. IMDS and App Service
+// send neither of the last two fields.
+func isEntraRefusal(resp *http.Response) bool {
+	var doc struct {
+		Error   string `json:"error"`
+		Codes   []int  `json:"error_codes"`
+		TraceID string `json:"trace_id"`
+	}
+	body, err := runtime.Payload(resp)
+	if err != nil || json.Unmarshal(body, &doc) != nil || len(doc.Codes) == 0 || doc.TraceID == "" {
+		return false
+	}
+	passes := slices.ContainsFunc(doc.Codes, func(code int) bool { return slices.Contains(azurePassing, code) })
+	return slices.Contains(azureRefusals, doc.Error) && !passes
 }
 
 // azureTransportKind is for a call that got no answer, or none that can be read.
@@ -151,9 +203,19 @@ func azureTransportKind(err error) (Kind, error) {
 	switch {
 	case errors.As(err, &send):
 		return Unreachable, errLost
+	case errors.As(err, &missing) && isIMDSAway(err):
+		return Unreachable, errors.New("no token: the machine's identity endpoint does not give any now")
 	case errors.As(err, &missing):
 		return Internal, errors.New("no credentials, or a challenge of another resource than this vault")
 	default:
-		return Internal, errors.New("the answer cannot be read")
+		return Unreachable, errUnreadable
 	}
+}
+
+// isIMDSAway reports whether a credential gave up because the instance metadata
+// service was silent or answered with an error. The SDK has the same type of
+// error for that and for no credential at all, so the text decides.
+func isIMDSAway(err error) bool {
+	text := err.Error()
+	return strings.Contains(text, "managed identity timed out") || strings.Contains(text, "The endpoint responded with")
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"strings"
@@ -125,6 +126,10 @@ func contextError(ctx context.Context, op, keyID string) *Error {
 // errLost is the cause of a call whose connection ended before an answer.
 var errLost = errors.New("the connection was lost")
 
+// errUnreadable is the cause of an answer that does not parse, or lacks what
+// the KMS always sends. It is not the KMS's own then, or was damaged.
+var errUnreadable = errors.New("the answer cannot be read")
+
 // networkError returns what may be kept of an error of the network, or nil if err is none. Errors of a client are not
 // kept whole, as they can quote an answer: those of package net hold addresses only.
 func networkError(err error) error {
@@ -148,6 +153,22 @@ func networkError(err error) error {
 		return nil
 	}
 }
+
+// strangerError says that an answer came from something on the way to the KMS,
+// such as a balancer, a firewall, a portal or an ingress, and not from the KMS.
+// Such an answer says nothing about the key, whatever its status: the key is
+// unreachable. Each provider has its own test of what the KMS itself sends.
+type strangerError struct{ status int }
+
+func (e *strangerError) Error() string {
+	if e.status == 0 {
+		return "the answer is not the KMS's own"
+	}
+	return fmt.Sprintf("the answer (HTTP %d) is not the KMS's own; look at what stands between", e.status)
+}
+
+// maxErrorAnswer bounds what is read of an error answer, in bytes.
+const maxErrorAnswer = 64 << 10
 
 // messageError is foreign text.
 type messageError string

@@ -2,9 +2,22 @@ package kms
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"net/http"
 
 	"cloud.google.com/go/auth"
 )
+
+// NewAzureTransport is the transport of Azure's provider for a server with that
+// certificate.
+func NewAzureTransport(cert *x509.Certificate) *http.Client {
+	client := newAzureTransport()
+	pool := x509.NewCertPool()
+	pool.AddCert(cert)
+	client.Transport.(*http.Transport).TLSClientConfig = &tls.Config{RootCAs: pool}
+	return client
+}
 
 // NewGCPWithCredentials is NewGCP with credentials to be asked about a refusal.
 func NewGCPWithCredentials(ctx context.Context, cfg GCPConfig, creds *auth.Credentials) (*GCP, error) {

@@ -35,8 +35,9 @@ type GCPConfig struct {
 	KeyID string
 	// Endpoint is the host and port of another endpoint, such as a regional or private one. Empty: that of Google.
 	Endpoint string
-	// Options are for the client, in place of the application default credentials: other credentials, or a connection.
-	// Nil: the default credentials.
+	// Options are for the client, in place of the application default
+	// credentials. Not a connection: the client is made anew from them when its
+	// connection is dead. Nil: the default credentials.
 	Options []option.ClientOption
 	// Timeout bounds one Wrap or Unwrap with all its attempts. 0: DefaultGCPTimeout.
 	Timeout time.Duration
@@ -52,7 +53,7 @@ type GCPConfig struct {
 //
 // Google Cloud KMS makes no data keys: they are made here.
 type GCP struct {
-	client   *gcpkms.KeyManagementClient
+	conn     *gcpConn
 	creds    *auth.Credentials // nil if Options were given
 	name     string
 	timeout  time.Duration
@@ -97,12 +98,11 @@ func NewGCP(ctx context.Context, cfg GCPConfig) (*GCP, error) {
 	if cfg.Endpoint != "" {
 		options = append(options, option.WithEndpoint(cfg.Endpoint))
 	}
-	client, err := gcpkms.NewKeyManagementClient(ctx, options...)
-	if err != nil {
+	var err error
+	if g.conn, err = newGCPConn(ctx, options); err != nil {
 		err := messageError(printable(err.Error(), 300))
 		return nil, &Error{Kind: Invalid, Op: "open", KeyID: g.name, Err: err}
 	}
-	g.client = client
 	return g, nil
 }
 
@@ -110,7 +110,7 @@ func NewGCP(ctx context.Context, cfg GCPConfig) (*GCP, error) {
 func (g *GCP) KeyID() string { return g.name }
 
 // Close ends the connection to the KMS.
-func (g *GCP) Close() error { return g.client.Close() }
+func (g *GCP) Close() error { return g.conn.close() }
 
 // gcpLeastBlob is the least length of a ciphertext of 32 bytes: nonce and tag, besides Google's own.
 const gcpLeastBlob = 12 + DEKSize + 16
@@ -131,7 +131,7 @@ func (g *GCP) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]byt
 	}
 	var blob []byte
 	err := g.call(ctx, "wrap", func(call context.Context) error {
-		resp, err := g.client.Encrypt(call, req, g.retry())
+		resp, err := g.conn.client().Encrypt(call, req, g.retry())
 		if err != nil {
 			return err
 		}
@@ -171,7 +171,7 @@ func (g *GCP) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext) 
 	}
 	var dek []byte
 	err := g.call(ctx, "unwrap", func(call context.Context) error {
-		resp, err := g.client.Decrypt(call, req, g.retry())
+		resp, err := g.conn.client().Decrypt(call, req, g.retry())
 		if err != nil {
 			return err
 		}
@@ -201,7 +201,9 @@ func (g *GCP) call(ctx context.Context, op string, run func(context.Context) err
 	defer cancel()
 	var err error
 	for attempt := 1; ; attempt++ {
+		used, sent := g.conn.client(), clock()
 		err = run(call)
+		g.conn.note(used, sent, err)
 		last := attempt >= g.attempts || call.Err() != nil
 		again := errors.Is(err, errGCPDamaged) || status.Code(err) == codes.InvalidArgument && attempt == 1
 		if last || !again {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"errors"
+	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -14,9 +15,7 @@ import (
 	"cloud.google.com/go/auth"
 	"cloud.google.com/go/kms/apiv1/kmspb"
 	"google.golang.org/api/option"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
@@ -74,7 +73,13 @@ func TestGCPCodes(t *testing.T) {
 	w := server.NewKey(t, func(c *kms.GCPConfig) { c.MaxAttempts = 1; c.Timeout = 300 * time.Millisecond })
 	_, blob, err := kms.Generate(t.Context(), w, nil)
 	must(t, err)
-	fail := func(code codes.Code) kmstest.Trouble { return kmstest.Trouble{Fail: int(code), FailText: "why"} }
+	fail := func(code codes.Code) kmstest.Trouble {
+		return kmstest.Trouble{Fail: int(code), FailText: gcpKey1 + ": why"}
+	}
+	unnamed := func(code codes.Code) kmstest.Trouble { return kmstest.Trouble{Fail: int(code), FailText: "why"} }
+	reason := func(code codes.Code, name string) kmstest.Trouble {
+		return kmstest.Trouble{Fail: int(code), FailText: "why", FailReason: name}
+	}
 	violation := func(name string) kmstest.Trouble {
 		return kmstest.Trouble{Fail: int(codes.FailedPrecondition), FailCode: name}
 	}
@@ -92,7 +97,18 @@ func TestGCPCodes(t *testing.T) {
 		{"canceled by the server", fail(codes.Canceled), kms.Unreachable},
 		{"internal", fail(codes.Internal), kms.Unreachable},
 		{"unimplemented", fail(codes.Unimplemented), kms.Invalid},
-		{"unknown", fail(codes.Unknown), kms.Internal},
+		{"unknown", fail(codes.Unknown), kms.Unreachable},
+		{"a code to come", fail(codes.Code(99)), kms.Unreachable},
+		{"not found, without evidence", unnamed(codes.NotFound), kms.Unreachable},
+		{"denied, without evidence", unnamed(codes.PermissionDenied), kms.Unreachable},
+		{"precondition, without evidence", unnamed(codes.FailedPrecondition), kms.Unreachable},
+		{"unimplemented, without evidence", unnamed(codes.Unimplemented), kms.Unreachable},
+		{"unauthenticated, without evidence", unnamed(codes.Unauthenticated), kms.Unreachable},
+		{"another gRPC server", kmstest.Trouble{Fail: int(codes.Unimplemented), FailText: "unknown service google.cloud.kms.v1.KeyManagementService"}, kms.Invalid},
+		{"the API was switched off", reason(codes.PermissionDenied, "SERVICE_DISABLED"), kms.Denied},
+		{"not found, with Google's details", reason(codes.NotFound, "RESOURCE_NOT_FOUND"), kms.NotFound},
+		{"a token that has expired", reason(codes.Unauthenticated, "ACCESS_TOKEN_EXPIRED"), kms.Unreachable},
+		{"an account that was deleted", reason(codes.Unauthenticated, "ACCOUNT_STATE_INVALID"), kms.Denied},
 		{"unauthenticated", fail(codes.Unauthenticated), kms.Internal},
 		{"precondition without details", fail(codes.FailedPrecondition), kms.Disabled},
 		{"a state to come", violation("KEY_ON_HOLIDAY"), kms.Disabled},
@@ -247,16 +263,18 @@ func TestGCPCredentials(t *testing.T) {
 		err  error
 		want kms.Kind
 	}{
-		"refused":     {&auth.Error{Response: &http.Response{StatusCode: 400}}, kms.Denied},
+		"refused":     {&auth.Error{Response: &http.Response{StatusCode: 400}, Body: []byte(`{"error":"invalid_grant"}`)}, kms.Denied},
+		"a portal":    {&auth.Error{Response: &http.Response{StatusCode: 400}, Body: []byte("<html>")}, kms.Unreachable},
+		"no account":  {errors.New(`credentials: status code 404: {"error":{"code":404,"status":"NOT_FOUND"}}`), kms.Denied},
+		"no metadata": {errors.New("metadata: GCE metadata \"token\" not defined"), kms.Unreachable},
 		"not now":     {&auth.Error{Response: &http.Response{StatusCode: 503}}, kms.Unreachable},
 		"too many":    {&auth.Error{Response: &http.Response{StatusCode: 429}}, kms.Unreachable},
 		"no answer":   {context.DeadlineExceeded, kms.Unreachable},
-		"no idea why": {errors.New("x"), kms.Internal},
+		"no idea why": {errors.New("x"), kms.Unreachable},
+		"no file":     {fmt.Errorf("x: %w", os.ErrNotExist), kms.Internal},
 	} {
-		conn, err := grpc.NewClient(server.Endpoint(), grpc.WithTransportCredentials(insecure.NewCredentials()))
-		must(t, err)
 		w, err := kms.NewGCPWithCredentials(t.Context(), kms.GCPConfig{
-			KeyID: gcpKey1, Options: []option.ClientOption{option.WithGRPCConn(conn)}, MaxAttempts: 1,
+			KeyID: gcpKey1, Endpoint: server.Endpoint(), Options: kmstest.GCPOptions(), MaxAttempts: 1,
 		}, creds(c.err))
 		must(t, err)
 		server.SetTrouble(kmstest.Trouble{Fail: int(codes.Unauthenticated)})

@@ -2,8 +2,10 @@ package kms
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
-	"net/http"
+	"io/fs"
+	"slices"
 	"strings"
 
 	"cloud.google.com/go/auth"
@@ -13,7 +15,7 @@ import (
 )
 
 // gcpKinds maps the codes of gRPC as Google uses them, https://cloud.google.com/apis/design/errors, but for those that
-// need a closer look.
+// need a closer look. What is not here is Unreachable.
 var gcpKinds = map[codes.Code]Kind{
 	codes.NotFound:         NotFound,
 	codes.PermissionDenied: Denied, // no role on the key, no such key for this caller, or the API was switched off
@@ -26,10 +28,47 @@ var gcpKinds = map[codes.Code]Kind{
 	codes.Aborted:          Unreachable,
 	codes.Internal:         Unreachable,
 	codes.DataLoss:         Unreachable,
+	codes.Unknown:          Unreachable,
 
 	codes.InvalidArgument: Invalid,
 	codes.OutOfRange:      Invalid,
 	codes.Unimplemented:   Invalid,
+}
+
+// gcpNeedsEvidence are the codes that must be Google's own, because they speak
+// of the key, the caller or the configuration, and because others send them
+// too: grpc-go makes them of the HTTP status of whatever answered
+// (https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md),
+// and Envoy of its own refusals.
+var gcpNeedsEvidence = []codes.Code{
+	codes.NotFound, codes.PermissionDenied, codes.FailedPrecondition, codes.Unimplemented,
+}
+
+// gcpFabricated begin the messages that grpc-go makes of an answer that is not
+// gRPC (internal/transport/http2_client.go).
+var gcpFabricated = []string{"unexpected HTTP status code received from server", "malformed header: missing HTTP"}
+
+// isGCPError reports whether Google itself sent an error. It has details of the
+// types that Google's APIs share, such as ErrorInfo
+// (https://google.aip.dev/193), or names the key, or the service that it does
+// not have.
+func (g *GCP) isGCPError(s *status.Status) bool {
+	for _, text := range gcpFabricated {
+		if strings.HasPrefix(s.Message(), text) {
+			return false
+		}
+	}
+	for _, detail := range s.Details() {
+		switch d := detail.(type) {
+		case *errdetails.ErrorInfo:
+			return strings.HasSuffix("."+d.GetDomain(), ".googleapis.com")
+		case *errdetails.PreconditionFailure, *errdetails.ResourceInfo, *errdetails.Help:
+			return true
+		}
+	}
+	_, key, _ := strings.Cut(g.name, "/locations/") // the project has a name and a number
+	service := s.Code() == codes.Unimplemented && strings.Contains(s.Message(), "KeyManagementService")
+	return service || strings.Contains(s.Message(), key)
 }
 
 // gcpStates maps the types of violations in a PreconditionFailure, which say in what state the version of the key is
@@ -55,7 +94,7 @@ func (g *GCP) fail(ctx context.Context, op string, err error) *Error {
 	case errors.Is(err, context.DeadlineExceeded), ok && s.Code() == codes.DeadlineExceeded:
 		e.Kind, e.Err = Unreachable, context.DeadlineExceeded
 	case !ok:
-		e.Err = errors.New("the request was not sent, or its answer cannot be read")
+		e.Kind, e.Err = Unreachable, errors.New("the request was not sent, or its answer cannot be read")
 	default:
 		g.failStatus(ctx, e, s)
 	}
@@ -63,7 +102,15 @@ func (g *GCP) fail(ctx context.Context, op string, err error) *Error {
 }
 
 func (g *GCP) failStatus(ctx context.Context, e *Error, s *status.Status) {
-	e.Kind, e.Reason = gcpKinds[s.Code()], s.Code().String()
+	if slices.Contains(gcpNeedsEvidence, s.Code()) && !g.isGCPError(s) {
+		e.Kind, e.Err = Unreachable, &strangerError{}
+		return
+	}
+
+	e.Reason, e.Kind = s.Code().String(), Unreachable
+	if kind, ok := gcpKinds[s.Code()]; ok {
+		e.Kind = kind
+	}
 	if e.Op != "wrap" { // the one request with a DEK in it, which a broken KMS might quote
 		e.Err = messageError(printable(s.Message(), 300))
 	}
@@ -75,7 +122,7 @@ func (g *GCP) failStatus(ctx context.Context, e *Error, s *status.Status) {
 	case codes.FailedPrecondition:
 		e.Kind = gcpState(e, s)
 	case codes.Unauthenticated:
-		e.Kind, e.Err = g.credentialsKind(ctx)
+		e.Kind, e.Err = g.credentialsKind(ctx, s)
 	default:
 	}
 }
@@ -102,28 +149,88 @@ func gcpState(e *Error, s *status.Status) Kind {
 	return kind
 }
 
-// credentialsKind asks the credentials themselves what the matter is: a token that cannot be had is UNAUTHENTICATED to
-// the client, whether the account is gone or the network is.
-func (g *GCP) credentialsKind(ctx context.Context) (Kind, error) {
-	if g.creds == nil {
-		return Internal, errors.New("the credentials were refused")
+// gcpReasons map the reasons that Google gives for refusing a token
+// (https://cloud.google.com/dotnet/docs/reference/Google.Api.CommonProtos/latest/Google.Api.ErrorReason).
+var gcpReasons = map[string]Kind{
+	"ACCESS_TOKEN_EXPIRED":            Unreachable, // or a clock that is wrong
+	"ACCOUNT_STATE_INVALID":           Denied,
+	"ACCESS_TOKEN_SCOPE_INSUFFICIENT": Internal,
+	"ACCESS_TOKEN_TYPE_UNSUPPORTED":   Internal,
+	"CREDENTIALS_MISSING":             Internal,
+	"SESSION_COOKIE_INVALID":          Internal,
+	"SYSTEM_PARAMETER_UNSUPPORTED":    Internal,
+	"SECURITY_POLICY_VIOLATED":        Denied,
+	"USER_BLOCKED_BY_ADMIN":           Denied,
+	"ORG_RESTRICTION_VIOLATION":       Denied,
+}
+
+// credentialsKind tells why a call was UNAUTHENTICATED. The client says so too
+// of a token that it could not get, whether the account is gone or the network
+// is, so the credentials are asked themselves.
+func (g *GCP) credentialsKind(ctx context.Context, s *status.Status) (Kind, error) {
+	for _, detail := range s.Details() {
+		info, ok := detail.(*errdetails.ErrorInfo)
+		if kind, known := gcpReasons[info.GetReason()]; ok && known {
+			return kind, errors.New("the KMS refused the credentials: " + info.GetReason())
+		}
 	}
+	switch {
+	case g.creds == nil && g.isGCPError(s):
+		return Internal, errors.New("the credentials were refused")
+	case g.creds == nil:
+		return Unreachable, &strangerError{}
+	}
+
 	call, cancel := context.WithTimeout(ctx, g.timeout)
 	defer cancel()
 	_, err := g.creds.Token(call)
-	var answer *auth.Error
 	switch {
-	case err == nil:
+	case err == nil && g.isGCPError(s):
 		// A token that was got and is refused: the account was deleted or disabled since.
 		return Denied, errors.New("the KMS refused the credentials")
-	case errors.As(err, &answer) && answer.Response != nil:
-		if code := answer.Response.StatusCode; code >= 500 || code == http.StatusTooManyRequests {
-			return Unreachable, errors.New("no token: " + http.StatusText(code))
-		}
+	case err == nil:
+		return Unreachable, &strangerError{}
+	default:
+		return gcpTokenKind(err)
+	}
+}
+
+// gcpTokenKind is for a token that could not be got.
+func gcpTokenKind(err error) (Kind, error) {
+	var (
+		answer *auth.Error
+		body   []byte
+	)
+	if errors.As(err, &answer) {
+		body = answer.Body
+	} else if _, text, ok := strings.Cut(err.Error(), "status code "); ok {
+		// Some sources of credentials have no type for an error answer, and end
+		// their text with it.
+		_, text, _ = strings.Cut(text, ": ")
+		body = []byte(text)
+	}
+	cause := networkError(err)
+	switch {
+	case isGCPRefusal(body):
 		return Denied, errors.New("no token: the credentials were refused")
-	}
-	if cause := networkError(err); cause != nil {
+	case cause != nil:
 		return Unreachable, cause
+	case errors.Is(err, fs.ErrNotExist):
+		return Internal, errors.New("no token: a file of the credentials is missing")
+	default:
+		return Unreachable, errors.New("no token can be had now")
 	}
-	return Internal, errors.New("no token can be had")
+}
+
+// isGCPRefusal reports whether Google itself refused to give a token: by one of
+// OAuth's errors (https://www.rfc-editor.org/rfc/rfc6749#section-5.2), or by
+// the status of its own API for tokens of service accounts. A 404 of the
+// metadata server is no refusal: it has neither.
+func isGCPRefusal(body []byte) bool {
+	var oauth struct{ Error string }
+	if json.Unmarshal(body, &oauth) == nil {
+		return slices.Contains([]string{"invalid_grant", "invalid_client", "unauthorized_client", "access_denied"}, oauth.Error)
+	}
+	var api struct{ Error struct{ Status string } }
+	return json.Unmarshal(body, &api) == nil && slices.Contains([]string{"PERMISSION_DENIED", "NOT_FOUND"}, api.Error.Status)
 }

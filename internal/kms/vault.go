@@ -201,7 +201,7 @@ func (v *Vault) send(ctx context.Context, s *vaultSession, verb string, in vault
 		RequestID string `json:"request_id"`
 		Data      vaultFields
 	}
-	if err := json.Unmarshal(answer, &out); err != nil {
+	if err := json.Unmarshal(answer, &out); err != nil || out.RequestID == "" { // which Vault always sends
 		clear(out.Data.Plaintext)
 		return nil, errVaultAnswer
 	}
@@ -273,7 +273,7 @@ func newVaultConfig(cfg VaultConfig) (*api.Config, error) {
 	return &api.Config{
 		Address: cfg.Address,
 		HttpClient: &http.Client{
-			Transport: transport,
+			Transport: newReviving(transport),
 			// The client follows redirects itself, one only, and not from https to http.
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
@@ -293,6 +293,7 @@ func newVaultTransport(caFile string) (*http.Transport, error) {
 		MaxIdleConnsPerHost: 64, // each PUT is one call, and they come in bursts
 		IdleConnTimeout:     90 * time.Second,
 		ForceAttemptHTTP2:   true,
+		HTTP2:               http2Pings(),
 	}
 	if caFile == "" {
 		return t, nil

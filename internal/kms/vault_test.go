@@ -183,6 +183,9 @@ func TestVaultThrottledAndUnreachable(t *testing.T) {
 		{"storage down", kmstest.Trouble{Fail: 500, FailText: "internal error"}, kms.Unreachable},
 		{"a replica behind", kmstest.Trouble{Fail: 412, FailText: "required index state not present"}, kms.Unreachable},
 		{"not initialized", kmstest.Trouble{Fail: 501}, kms.Unreachable},
+		{"a secondary for disasters", kmstest.Trouble{Fail: 472}, kms.Unreachable},
+		{"a performance standby", kmstest.Trouble{Fail: 473}, kms.Unreachable},
+		{"a status that is not in the list", kmstest.Trouble{Fail: 418}, kms.Unreachable},
 		{"not found", kmstest.Trouble{Fail: 404}, kms.NotFound},
 		{"method", kmstest.Trouble{Fail: 405}, kms.Invalid},
 		{"hang", kmstest.Trouble{Hang: true}, kms.Unreachable},
@@ -477,10 +480,10 @@ func TestVaultErrorsHoldNoKeys(t *testing.T) {
 			}
 		}
 	}
-	server.SetTrouble(kmstest.Trouble{Answer: `{"data":{"ciphertext":"vault:v1:AAAA"}}`})
+	server.SetTrouble(kmstest.Trouble{Answer: `{"request_id":"1","data":{"ciphertext":"vault:v1:AAAA"}}`})
 	_, err = w.Wrap(t.Context(), dek, nil)
 	wantKind(t, "a ciphertext that cannot be one", err, kms.Internal)
-	server.SetTrouble(kmstest.Trouble{Answer: `{"data":{"plaintext":"AAAA"}}`})
+	server.SetTrouble(kmstest.Trouble{Answer: `{"request_id":"1","data":{"plaintext":"AAAA"}}`})
 	_, err = kms.Unwrap(t.Context(), w, blob, nil)
 	wantKind(t, "a plaintext that is no DEK", err, kms.Internal)
 }

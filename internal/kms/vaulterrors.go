@@ -33,14 +33,16 @@ func (v *Vault) fail(ctx context.Context, op string, err error) *Error {
 	switch {
 	case errors.Is(ctx.Err(), context.Canceled):
 		e.Kind, e.Err = Canceled, context.Canceled
+	case errors.As(err, &resp) && !isVaultError(resp):
+		e.Kind, e.Err = Unreachable, &strangerError{resp.StatusCode}
 	case errors.As(err, &resp):
 		e.Reason = fmt.Sprintf("HTTP %d", resp.StatusCode)
 		e.Kind = vaultKind(op, resp)
-		if op != "wrap" && !resp.RawError { // a wrap has a DEK in it, which a broken server might quote
+		if op != "wrap" { // a wrap has a DEK in it, which a broken server might quote
 			e.Err = messageError(printable(strings.Join(resp.Errors, "; "), 300))
 		}
 	default:
-		e.Kind, e.Err = vaultTransportKind(err)
+		e.Kind, e.Err = Unreachable, vaultTransportError(err)
 	}
 	return e
 }
@@ -54,7 +56,7 @@ func (v *Vault) failLogin(ctx context.Context, op string, err error) *Error {
 	)
 	switch {
 	case e.Kind == Canceled:
-	case errors.As(err, &resp):
+	case errors.As(err, &resp) && isVaultError(resp):
 		e.Err = errors.New("the login failed")
 		switch resp.StatusCode {
 		case http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden:
@@ -67,10 +69,16 @@ func (v *Vault) failLogin(ctx context.Context, op string, err error) *Error {
 	return e
 }
 
+// isVaultError reports whether Vault itself sent an error. All that it says is
+// JSON with a list of texts, which may be empty: a 404 of Vault's is
+// {"errors":[]}
+// (https://developer.hashicorp.com/vault/api-docs#error-response).
+func isVaultError(resp *api.ResponseError) bool { return !resp.RawError && resp.Errors != nil }
+
 // vaultKind goes by https://developer.hashicorp.com/vault/api-docs#http-status-codes.
 func vaultKind(op string, resp *api.ResponseError) Kind {
-	switch status := resp.StatusCode; {
-	case status == http.StatusBadRequest:
+	switch resp.StatusCode {
+	case http.StatusBadRequest:
 		for _, text := range resp.Errors {
 			for _, known := range vaultTexts {
 				if strings.Contains(text, known.text) {
@@ -82,18 +90,19 @@ func vaultKind(op string, resp *api.ResponseError) Kind {
 			return InvalidCiphertext
 		}
 		return Invalid
-	case status == http.StatusUnauthorized, status == http.StatusForbidden:
+	case http.StatusUnauthorized, http.StatusForbidden:
 		return Denied
-	case status == http.StatusNotFound:
+	case http.StatusNotFound:
 		return NotFound // the engine is not mounted, or no longer
-	case status == http.StatusTooManyRequests:
+	case http.StatusTooManyRequests:
 		return Throttled
-	case status == http.StatusPreconditionFailed:
-		return Unreachable // a replica that is behind
-	case status >= 500:
-		return Unreachable // sealed, standby without a leader, storage down
-	default:
+	case http.StatusMethodNotAllowed, http.StatusRequestEntityTooLarge:
 		return Invalid
+	default:
+		// 412: a replica that is behind. 472, 473: a secondary that does not
+		// serve. 5xx: sealed, no leader, storage down. What Vault does not list
+		// says nothing of the key, nor of the configuration.
+		return Unreachable
 	}
 }
 
@@ -101,21 +110,22 @@ func vaultKind(op string, resp *api.ResponseError) Kind {
 // the same status (https://developer.hashicorp.com/vault/docs/concepts/tokens).
 func isVaultForbidden(err error) bool {
 	var resp *api.ResponseError
-	return errors.As(err, &resp) && resp.StatusCode == http.StatusForbidden
+	return errors.As(err, &resp) && isVaultError(resp) && resp.StatusCode == http.StatusForbidden
 }
 
-// vaultTransportKind is for a call that got no answer, or none that can be read.
-func vaultTransportKind(err error) (Kind, error) {
+// vaultTransportError is the cause of a call that got no answer, or none that
+// can be read.
+func vaultTransportError(err error) error {
 	if cause := networkError(err); cause != nil {
-		return Unreachable, cause
+		return cause
 	}
 	var send *url.Error
 	switch {
 	case errors.As(err, &send):
-		return Unreachable, errLost
+		return errLost
 	case errors.Is(err, errVaultAnswer):
-		return Internal, errVaultAnswer
+		return errVaultAnswer
 	default:
-		return Internal, errors.New("the request was not sent, or its answer cannot be read")
+		return errors.New("the request was not sent, or its answer cannot be read")
 	}
 }

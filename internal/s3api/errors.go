@@ -135,6 +135,8 @@ func asError(ctx context.Context, err error) *Error {
 		return own
 	case errors.As(err, &signature):
 		return &Error{Code: signature.Code, Message: signature.Message, Details: signature.Details(), cause: err}
+	case errors.Is(err, keyring.ErrNotOpen): // whatever kept the key from being opened is tried again
+		return &Error{Code: "ServiceUnavailable", Message: "A KMS key of the proxy could not be opened yet. Please try again.", RetryAfter: retryAfter, cause: err}
 	case errors.As(err, &key):
 		return kmsError(key, err)
 	case errors.Is(err, keyring.ErrAudit):

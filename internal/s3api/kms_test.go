@@ -31,6 +31,13 @@ func TestKMSFaults(t *testing.T) {
 	text := randomText(1000)
 	p.put("k", text)
 	fault := func(f kmstest.Faults) func() error { return func() error { server.SetFaults(f); return nil } }
+	impostor := func(status int) func() error {
+		answer := &kmstest.Impostor{Status: status, Type: "text/html", Body: "<html>"}
+		if status == 0 {
+			answer = nil
+		}
+		return func() error { server.SetImpostor(answer); return nil }
+	}
 	for _, row := range []struct {
 		name       string
 		take, give func() error
@@ -42,6 +49,11 @@ func TestKMSFaults(t *testing.T) {
 		{"throttled", fault(kmstest.Faults{ThrottleNext: 100}), fault(kmstest.Faults{}), 503, "SlowDown"},
 		{"hanging", fault(kmstest.Faults{Hang: true}), fault(kmstest.Faults{}), 503, "ServiceUnavailable"},
 		{"dropping connections", fault(kmstest.Faults{Drop: true}), fault(kmstest.Faults{}), 503, "ServiceUnavailable"},
+		{"behind a firewall", impostor(403), impostor(0), 503, "ServiceUnavailable"},
+		{"behind a balancer without it", impostor(404), impostor(0), 503, "ServiceUnavailable"},
+		{"behind a login page", impostor(200), impostor(0), 503, "ServiceUnavailable"},
+		{"with expired credentials", fault(kmstest.Faults{Fail: "ExpiredTokenException"}), fault(kmstest.Faults{}), 503, "ServiceUnavailable"},
+		{"with a wrong clock", fault(kmstest.Faults{Skew: "Signature expired: x"}), fault(kmstest.Faults{}), 503, "ServiceUnavailable"},
 		{"failing", fault(kmstest.Faults{Fail: "KMSInternalException"}), fault(kmstest.Faults{}), 503, "ServiceUnavailable"},
 		{"pending deletion", func() error { return server.ScheduleKeyDeletion(arn) }, func() error {
 			if err := server.CancelKeyDeletion(arn); err != nil {
@@ -76,6 +88,36 @@ func TestKMSFaults(t *testing.T) {
 		}
 		if got := p.mustGet("k"); !bytes.Equal(got, text) {
 			t.Errorf("%s: does not recover", row.name)
+		}
+	}
+}
+
+// What is under a key that could not be opened at the start is there, and a
+// client is to come again.
+func TestUnopenedKMSKey(t *testing.T) {
+	server := kmstest.StartTest(t)
+	arn, err := server.CreateKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := newProxy(t, withKMS(server, arn))
+	text := randomText(100)
+	p.put("k", text)
+
+	for _, row := range []struct {
+		kind   kms.Kind
+		status int // of a PUT
+	}{{kms.Unreachable, 503}, {kms.Throttled, 503}, {kms.Internal, 503}, {kms.Denied, 403}, {kms.NotFound, 400}} {
+		q := newProxy(t, func(_ *proxy, _ *s3api.Config, c *keyring.Config) {
+			c.Keys[0].Wrapper, c.Keys[0].Unavailable = nil, &kms.Error{Kind: row.kind, Op: "open", KeyID: "alias/a"}
+		})
+		get := q.send(request{method: "GET", path: "/" + p.bucket + "/k"})
+		if get.StatusCode != 503 || get.Header.Get("Retry-After") == "" {
+			t.Errorf("%v: GET answered %d %s, want 503", row.kind, get.StatusCode, get.Code)
+		}
+		put := q.send(request{method: "PUT", path: "/" + p.bucket + "/new", body: text})
+		if put.StatusCode != row.status {
+			t.Errorf("%v: PUT answered %d %s, want %d", row.kind, put.StatusCode, put.Code, row.status)
 		}
 	}
 }

@@ -146,6 +146,8 @@ var damage = []error{
 func FaultOf(err error) Fault {
 	var key *kms.Error
 	switch {
+	case errors.Is(err, keyring.ErrNotOpen):
+		return KeyUnavailable
 	case errors.As(err, &key):
 		return keyFault(key)
 	case errors.Is(err, keyring.ErrUnknownKey):

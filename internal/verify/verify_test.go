@@ -40,7 +40,7 @@ func TestFaultOf(t *testing.T) {
 		verify.Plaintext:      {fmt.Errorf("k: %w", verify.ErrPlaintext)},
 		verify.KeyRevoked:     {of(kms.Disabled), of(kms.Denied), of(kms.PendingDeletion), of(kms.NotFound)},
 		verify.KeyUnknown:     {fmt.Errorf("%w %q", keyring.ErrUnknownKey, "x")},
-		verify.KeyUnavailable: {of(kms.Unreachable), of(kms.Throttled), of(kms.Internal), of(kms.Canceled), of(kms.Invalid), keyring.ErrChanged, errors.Join(crypt.ErrAuth, of(kms.Unreachable))},
+		verify.KeyUnavailable: {of(kms.Unreachable), of(kms.Throttled), of(kms.Internal), of(kms.Canceled), of(kms.Invalid), keyring.ErrChanged, keyring.ErrNotOpen, errors.Join(crypt.ErrAuth, of(kms.Unreachable))},
 		verify.Store:          {answered(403), answered(503), inplace.ErrUnanswered, stored.ErrStore, stored.ErrOverwritten, fmt.Errorf("%w: %w", inplace.ErrUnanswered, crypt.ErrTruncated), errors.New("x")},
 	} {
 		for _, err := range errs {

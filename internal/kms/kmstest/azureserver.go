@@ -2,6 +2,7 @@ package kmstest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/hex"
@@ -29,9 +30,11 @@ import (
 // a client's mistake should show: unknown parameters are refused. It keeps keys in memory, in clear.
 type AzureServer struct {
 	*troubles
+	impostor
 	http *httptest.Server
 
 	lock    sync.Mutex
+	url     string // where clients find it, if not at http.URL
 	keys    map[string]*azureKey
 	tokens  map[string]bool
 	login   error // what the credential answers with
@@ -61,7 +64,11 @@ func StartAzure(t testing.TB) *AzureServer {
 }
 
 // URL is that of the vault.
-func (s *AzureServer) URL() string { return s.http.URL }
+func (s *AzureServer) URL() string { return cmp.Or(s.url, s.http.URL) }
+
+// SetURL says where clients find the server, before they do, if something
+// stands in front of it.
+func (s *AzureServer) SetURL(url string) { s.url = url }
 
 // Client trusts the server's certificate.
 func (s *AzureServer) Client() *http.Client { return s.http.Client() }
@@ -155,6 +162,9 @@ const azureTenant = "72f988bf-0000-0000-0000-2d7cd011db47"
 
 // ServeHTTP implements http.Handler.
 func (s *AzureServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if s.impersonate(w) {
+		return
+	}
 	w.Header().Set("X-Ms-Request-Id", hex.EncodeToString(random(16)))
 	out, err := s.serve(r)
 	var refusal *azureError
@@ -169,6 +179,10 @@ func (s *AzureServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		body := map[string]any{"code": refusal.code, "message": refusal.message}
 		if refusal.inner != "" {
 			body["innererror"] = map[string]string{"code": refusal.inner}
+		}
+		if refusal.code == "" {
+			azureReply(w, refusal.status, "")
+			return
 		}
 		azureReply(w, refusal.status, map[string]any{"error": body})
 	case err != nil:
@@ -196,8 +210,11 @@ func (s *AzureServer) serve(r *http.Request) (any, error) {
 	token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 	s.lock.Lock()
 	known := s.tokens[token]
+	asksHSM := s.isHSM(r.URL.Path)
 	s.lock.Unlock()
 	switch {
+	case !ok && asksHSM: // a Managed HSM sends its challenge without a body
+		return nil, azureRefuse(http.StatusUnauthorized, "", "", "")
 	case !ok:
 		return nil, azureRefuse(http.StatusUnauthorized, "Unauthorized", "", "AKV10000: Request is missing a Bearer or PoP token.")
 	case !known:
@@ -231,6 +248,13 @@ func (s *AzureServer) serve(r *http.Request) (any, error) {
 	s.lock.Lock()
 	defer s.lock.Unlock()
 	return s.operate(operation, parts[2], parts[3], in)
+}
+
+// isHSM reports whether path is that of a key which only a Managed HSM has. The
+// caller holds s.lock.
+func (s *AzureServer) isHSM(path string) bool {
+	parts := strings.Split(path, "/") // "", keys, NAME
+	return len(parts) > 2 && s.keys[parts[2]] != nil && s.keys[parts[2]].kind == "oct-HSM"
 }
 
 type azureIn struct {

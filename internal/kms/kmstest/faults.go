@@ -33,7 +33,10 @@ type Faults struct {
 	Deny bool `json:"deny,omitempty"`
 	// Fail answers with the error of this AWS name, such as KMSInternalException. Empty: none.
 	Fail string `json:"fail,omitempty"`
-	// FailNext limits Fail to so many requests. 0: no limit.
+	// Skew answers with InvalidSignatureException and this message. Empty:
+	// none.
+	Skew string `json:"skew,omitempty"`
+	// FailNext limits Fail and Skew to so many requests. 0: no limit.
 	FailNext int `json:"fail_next,omitempty"`
 }
 
@@ -105,15 +108,18 @@ func (s *Server) decide(f Faults) error {
 		return refuse("AccessDeniedException", "User: arn:aws:iam::%s:user/proxy is not authorized to perform this "+
 			"operation because no resource-based policy allows it", s.store.account)
 	}
-	if f.Fail != "" {
-		if f.FailNext > 0 {
-			if s.faults.FailNext--; s.faults.FailNext == 0 {
-				s.faults.Fail = ""
-			}
-		}
-		return refuse(f.Fail, "as asked for")
+	if f.Fail == "" && f.Skew == "" {
+		return nil
 	}
-	return nil
+	if f.FailNext > 0 {
+		if s.faults.FailNext--; s.faults.FailNext == 0 {
+			s.faults.Fail, s.faults.Skew = "", ""
+		}
+	}
+	if f.Skew != "" {
+		return refuse("InvalidSignatureException", "%s", f.Skew)
+	}
+	return refuse(f.Fail, "as asked for")
 }
 
 type control struct {

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"net"
+	"net/http"
 	"regexp"
 	"strconv"
 	"strings"
@@ -24,6 +25,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/protoadapt"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/cmekproxy/cmekproxy/internal/kms"
@@ -37,7 +39,9 @@ import (
 type GCPServer struct {
 	kmspb.UnimplementedKeyManagementServiceServer
 	*troubles
+	impostor
 	grpc     *grpc.Server
+	http     *http.Server // before grpc, because impostors do not speak gRPC
 	listener *droppingListener
 
 	lock    sync.Mutex
@@ -85,7 +89,9 @@ func StartGCP(t testing.TB) *GCPServer {
 		listener: &droppingListener{Listener: l},
 	}
 	kmspb.RegisterKeyManagementServiceServer(s.grpc, s)
-	go func() { _ = s.grpc.Serve(s.listener) }()
+	s.http = &http.Server{Handler: http.HandlerFunc(s.serve), ReadHeaderTimeout: 10 * time.Second, Protocols: new(http.Protocols)}
+	s.http.Protocols.SetUnencryptedHTTP2(true)
+	go func() { _ = s.http.Serve(s.listener) }()
 	t.Cleanup(s.Close)
 	return s
 }
@@ -93,7 +99,14 @@ func StartGCP(t testing.TB) *GCPServer {
 // Close ends the server and all its connections.
 func (s *GCPServer) Close() {
 	s.release()
+	_ = s.http.Close()
 	s.grpc.Stop()
+}
+
+func (s *GCPServer) serve(w http.ResponseWriter, r *http.Request) {
+	if !s.impersonate(w) {
+		s.grpc.ServeHTTP(w, r)
+	}
 }
 
 // Endpoint is the address of the server.
@@ -119,17 +132,18 @@ func (s *GCPServer) NewKey(t testing.TB, change func(*kms.GCPConfig)) *kms.GCP {
 	return s.OpenKey(t, name, change)
 }
 
+// GCPOptions are for clients of the server: no encryption, and nobody to log in
+// as.
+func GCPOptions() []option.ClientOption {
+	return []option.ClientOption{
+		option.WithGRPCDialOption(grpc.WithTransportCredentials(insecure.NewCredentials())), option.WithoutAuthentication(),
+	}
+}
+
 // OpenKey is NewKey for a key that exists, or not.
 func (s *GCPServer) OpenKey(t testing.TB, name string, change func(*kms.GCPConfig)) *kms.GCP {
 	t.Helper()
-	conn, err := grpc.NewClient(s.Endpoint(), grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	cfg := kms.GCPConfig{
-		KeyID: name, Timeout: 2 * time.Second, MaxAttempts: 2,
-		Options: []option.ClientOption{option.WithGRPCConn(conn), option.WithoutAuthentication()},
-	}
+	cfg := kms.GCPConfig{KeyID: name, Endpoint: s.Endpoint(), Timeout: 2 * time.Second, MaxAttempts: 2, Options: GCPOptions()}
 	if change != nil {
 		change(&cfg)
 	}
@@ -184,21 +198,34 @@ func (s *GCPServer) misbehave(ctx context.Context, operation, name string) error
 		s.listener.drop()
 		return status.Error(codes.Unavailable, "dropped")
 	case trouble.Deny:
-		return status.Errorf(codes.PermissionDenied, "Permission 'cloudkms.cryptoKeyVersions.useTo%s' denied on resource "+
-			"'%s' (or it may not exist).", operation, name)
-	case trouble.Fail != 0 && trouble.FailCode != "":
-		refusal, err := status.New(codes.Code(trouble.Fail), trouble.FailText). //nolint:gosec // a test's own number
-											WithDetails(&errdetails.PreconditionFailure{Violations: []*errdetails.PreconditionFailure_Violation{
+		return refuseGCP(codes.PermissionDenied, "Permission 'cloudkms.cryptoKeyVersions.useTo"+operation+"' denied on resource '"+
+			name+"' (or it may not exist).", gcpInfo("IAM_PERMISSION_DENIED", "cloudkms.googleapis.com"))
+	case trouble.Fail != 0:
+		var details []protoadapt.MessageV1
+		if trouble.FailCode != "" {
+			details = append(details, &errdetails.PreconditionFailure{Violations: []*errdetails.PreconditionFailure_Violation{
 				{Type: trouble.FailCode, Subject: name},
 			}})
-		if err != nil {
-			return err
 		}
-		return refusal.Err()
-	case trouble.Fail != 0:
-		return status.Error(codes.Code(trouble.Fail), trouble.FailText) //nolint:gosec // a test's own number
+		if trouble.FailReason != "" {
+			details = append(details, gcpInfo(trouble.FailReason, "googleapis.com"))
+		}
+		return refuseGCP(codes.Code(trouble.Fail), trouble.FailText, details...) //nolint:gosec // a test's own number
 	}
 	return nil
+}
+
+func gcpInfo(reason, domain string) *errdetails.ErrorInfo {
+	return &errdetails.ErrorInfo{Reason: reason, Domain: domain, Metadata: map[string]string{"service": "cloudkms.googleapis.com"}}
+}
+
+// refuseGCP is an error with details.
+func refuseGCP(code codes.Code, text string, details ...protoadapt.MessageV1) error {
+	refusal, err := status.New(code, text).WithDetails(details...)
+	if err != nil {
+		return err
+	}
+	return refusal.Err()
 }
 
 // find returns a key if the sums of a request are as given. The caller holds s.lock.

@@ -33,6 +33,7 @@ type Config struct {
 // checks that requests are signed, not that the signature is right: a caller is who has the access key id that is named
 // in it, and the user UserARN by key policies and grants.
 type Server struct {
+	impostor
 	listener net.Listener
 	http     *http.Server
 	served   chan struct{}
@@ -103,6 +104,9 @@ func (s *Server) Calls() map[string]int {
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.URL.Path == controlPath {
 		s.serveControl(w, r)
+		return
+	}
+	if s.impersonate(w) {
 		return
 	}
 	id := make([]byte, 16)

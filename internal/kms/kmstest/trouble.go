@@ -22,6 +22,9 @@ type Trouble struct {
 	Fail     int
 	FailCode string
 	FailText string
+	// FailReason is the reason in an ErrorInfo of Google's, beside Fail. Empty:
+	// no ErrorInfo.
+	FailReason string
 	// Answer is sent in place of the answer, with status 200. Not for Google. Empty: the real one.
 	Answer string
 }

@@ -25,6 +25,7 @@ import (
 // refused. It keeps keys in memory, in clear.
 type VaultServer struct {
 	*troubles
+	impostor
 	http *httptest.Server
 
 	lock      sync.Mutex
@@ -189,6 +190,9 @@ func (s *VaultServer) OpenKey(t testing.TB, name string, change func(*kms.VaultC
 
 // ServeHTTP implements http.Handler.
 func (s *VaultServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if s.impersonate(w) {
+		return
+	}
 	path, ok := strings.CutPrefix(r.URL.Path, "/v1/")
 	operation := path
 	if parts := strings.Split(path, "/"); len(parts) == 3 && parts[0] == "transit" {
