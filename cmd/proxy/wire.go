@@ -26,12 +26,12 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 	"github.com/cmekproxy/cmekproxy/internal/metrics"
 	"github.com/cmekproxy/cmekproxy/internal/origin"
+	"github.com/cmekproxy/cmekproxy/internal/pemfile"
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
 // Time limits that are nobody's business to tune.
 const (
-	dialTimeout    = 10 * time.Second
 	maxHeaderBytes = 32 << 10 // S3 itself takes 8 KiB of headers
 	idleConnection = 2 * time.Minute
 )
@@ -139,6 +139,10 @@ func buildOrigin(ctx context.Context, cfg *config.Config, unixSocket string) (*o
 	if err != nil {
 		return nil, err
 	}
+	transport, err := buildTransport(cfg, unixSocket)
+	if err != nil {
+		return nil, err
+	}
 	return origin.New(origin.Config{
 		Endpoint:    endpoint,
 		Region:      cfg.Origin.Region,
@@ -146,13 +150,26 @@ func buildOrigin(ctx context.Context, cfg *config.Config, unixSocket string) (*o
 		PathStyle:   cfg.Origin.PathStyle,
 		Trailers:    cfg.Origin.ChecksumTrailer,
 		Now:         time.Now,
-		Transport: origin.NewTransport(origin.TransportConfig{
-			DialTimeout:     dialTimeout,
-			ResponseTimeout: cfg.Limits.IdleTimeout,
-			MaxConns:        cfg.Limits.MaxConcurrentRequests,
-			UnixSocket:      unixSocket,
-		}),
+		Transport:   transport,
 	}), nil
+}
+
+func buildTransport(cfg *config.Config, unixSocket string) (*origin.Transport, error) {
+	out := origin.TransportConfig{
+		ConnectTimeout:  cfg.Origin.ConnectTimeout,
+		ResponseTimeout: cfg.Origin.ResponseTimeout,
+		IdleTimeout:     cfg.Origin.IdleTimeout,
+		MaxConns:        cfg.Limits.MaxConcurrentRequests,
+		UnixSocket:      unixSocket,
+	}
+	if cfg.Origin.CAFile != "" {
+		pool, err := pemfile.OpenPool(cfg.Origin.CAFile, nil)
+		if err != nil {
+			return nil, fmt.Errorf("origin.ca_file, or AWS_CA_BUNDLE: %w", err)
+		}
+		out.Authorities = pool
+	}
+	return origin.NewTransport(out), nil
 }
 
 func originCredentials(ctx context.Context, cfg config.Origin) (aws.CredentialsProvider, error) {

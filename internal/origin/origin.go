@@ -6,11 +6,8 @@
 package origin
 
 import (
-	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"net/url"
 	"strings"
@@ -101,38 +98,4 @@ func moveBucketToHost(u *url.URL) {
 	u.Host = bucket + "." + u.Host
 	u.RawPath = "/" + strings.TrimPrefix(strings.TrimPrefix(u.EscapedPath(), "/"+bucket), "/")
 	u.Path = "/" + strings.TrimPrefix(strings.TrimPrefix(u.Path, "/"+bucket), "/")
-}
-
-// TransportConfig is what NewTransport needs.
-type TransportConfig struct {
-	DialTimeout     time.Duration // to connect, and again for the TLS handshake
-	ResponseTimeout time.Duration // from the last byte of a request to the first of the answer
-	MaxConns        int           // idle connections kept
-	UnixSocket      string        // if set, every connection goes to this socket
-}
-
-// NewTransport returns the http.Transport for a store: HTTP/1.1 only, because HTTP/2 was measured at 1.8 times the CPU
-// and a quarter of the throughput; no compression, because ranges and sizes must stay those of the stored bytes.
-func NewTransport(cfg TransportConfig) *http.Transport {
-	dialer := &net.Dialer{Timeout: cfg.DialTimeout, KeepAlive: 30 * time.Second}
-	dial, proxy := dialer.DialContext, http.ProxyFromEnvironment
-	if cfg.UnixSocket != "" {
-		proxy = nil
-		dial = func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return dialer.DialContext(ctx, "unix", cfg.UnixSocket)
-		}
-	}
-	return &http.Transport{
-		Proxy:                  proxy,
-		DialContext:            dial,
-		TLSHandshakeTimeout:    cfg.DialTimeout,
-		TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12},
-		TLSNextProto:           map[string]func(string, *tls.Conn) http.RoundTripper{}, // no HTTP/2
-		ResponseHeaderTimeout:  cfg.ResponseTimeout,
-		MaxIdleConns:           cfg.MaxConns,
-		MaxIdleConnsPerHost:    cfg.MaxConns,
-		IdleConnTimeout:        15 * time.Second, // below the stores' own, so that a PUT does not meet a dying connection
-		DisableCompression:     true,
-		MaxResponseHeaderBytes: 64 << 10,
-	}
 }

@@ -53,7 +53,7 @@ func newStore(t *testing.T, change func(*origin.Config)) (*origin.Origin, *recor
 	}))
 	received.server = server
 	t.Cleanup(server.Close)
-	transport := origin.NewTransport(origin.TransportConfig{DialTimeout: time.Second, ResponseTimeout: 10 * time.Second, MaxConns: 2})
+	transport := origin.NewTransport(origin.TransportConfig{ConnectTimeout: 5 * time.Second, ResponseTimeout: 10 * time.Second, MaxConns: 2})
 	cfg := origin.Config{
 		Endpoint: &url.URL{Scheme: "http", Host: strings.TrimPrefix(server.URL, "http://")}, Region: "eu-central-1", PathStyle: true, Trailers: true,
 		Now: time.Now, Transport: transport, Credentials: credentials.NewStaticCredentialsProvider("access", "secret", ""),
