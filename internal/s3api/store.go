@@ -52,7 +52,7 @@ func (s *Server) send(c *call, r *http.Request) (*http.Response, error) {
 	}
 	c.noteOrigin(r, resp)
 	if resp.StatusCode < 300 || resp.StatusCode == http.StatusNotModified {
-		resp.Body = &storeBody{src: resp.Body, idle: c.idle}
+		resp.Body = &storeBody{resp.Body}
 		return resp, nil
 	}
 	defer closeBody(resp)
@@ -172,22 +172,16 @@ var messages = map[string]string{
 	"InternalError":      "We encountered an internal error. Please try again.",
 }
 
-// storeBody reads the store's body. Its errors are the store's, and each read restarts the idle clock.
-type storeBody struct {
-	src  io.ReadCloser
-	idle *idle
-}
+// storeBody reads the store's body. Its errors are the store's.
+type storeBody struct{ io.ReadCloser }
 
 func (b *storeBody) Read(p []byte) (int, error) {
-	b.idle.moved()
-	n, err := b.src.Read(p)
+	n, err := b.ReadCloser.Read(p)
 	if err != nil && err != io.EOF { //nolint:errorlint // bare, as every io.Reader must say it
 		err = fmt.Errorf("%w: reading: %w", errOrigin, err)
 	}
 	return n, err
 }
-
-func (b *storeBody) Close() error { return b.src.Close() }
 
 // closeBody ends a response. What is left of a short one is read, so that the connection can be used again.
 func closeBody(resp *http.Response) {

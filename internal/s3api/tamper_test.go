@@ -2,7 +2,6 @@ package s3api_test
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"io"
 	"maps"
@@ -16,8 +15,6 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
-	"github.com/cmekproxy/cmekproxy/internal/keyring"
-	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
 // mustRefuse reads key whole and in ranges, and fails the test if a read succeeds, or yields a byte that the plaintext
@@ -329,18 +326,6 @@ func TestStoreFaults(t *testing.T) {
 				t.Errorf("%s: the answer has a secret in it", row.name)
 			}
 		}
-	}
-}
-
-func TestStalledStore(t *testing.T) {
-	p := newProxy(t, func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) { cfg.IdleTimeout = 300 * time.Millisecond })
-	p.put("k", []byte("x"))
-	p.origin.set(func(r *http.Request) (*http.Response, error) {
-		<-r.Context().Done()
-		return nil, context.Cause(r.Context())
-	}, nil)
-	if a := p.send(request{method: "GET", path: "/" + p.bucket + "/k"}); a.StatusCode < 400 {
-		t.Errorf("%d", a.StatusCode)
 	}
 }
 
