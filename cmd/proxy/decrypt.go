@@ -19,6 +19,7 @@ import (
 	"github.com/schollz/progressbar/v3"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/s3api"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 	"github.com/cmekproxy/cmekproxy/internal/verify"
 )
@@ -222,11 +223,18 @@ func (e *storeError) Error() string {
 // Status is that of the answer; package stored looks at it.
 func (e *storeError) Status() int { return e.status }
 
-// sendDirect sends a request to the store. An answer that is no good one is an error.
+// sendDirect sends a request to the store. An answer that is no good one is an error, and so is one that is not S3's.
 func sendDirect(store http.RoundTripper, r *http.Request) (*http.Response, error) {
 	resp, err := store.RoundTrip(r)
-	if err != nil || resp.StatusCode < 300 {
-		return resp, err
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode < 300 {
+		if err := s3api.CheckAnswer(r, resp); err != nil {
+			_ = resp.Body.Close()
+			return nil, err
+		}
+		return resp, nil
 	}
 	defer resp.Body.Close()
 	var doc struct{ Code, Message string }

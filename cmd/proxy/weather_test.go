@@ -108,3 +108,32 @@ func TestCommandsAtAStoreThatBreaksOff(t *testing.T) {
 		t.Errorf("%d bytes, %v", len(got), err)
 	}
 }
+
+// A page that is answered to every request is not an empty bucket, and nothing
+// that was written.
+func TestCommandsInFrontOfAPortal(t *testing.T) {
+	portal := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/html")
+		io.WriteString(w, "<!DOCTYPE html><html><body>Please log in</body></html>")
+	}))
+	t.Cleanup(portal.Close)
+	config := writeConfig(t, portal.URL, freePort(t), freePort(t))
+	for _, args := range [][]string{
+		{"decrypt", "s3://bucket/key", "-o", "-"},
+		{"verify", "s3://bucket"},
+		{"inventory", "s3://bucket"},
+		{"rewrap", "s3://bucket", "--dry-run"},
+		{"rewrap", "s3://bucket"},
+		{"encrypt", "s3://bucket", "--dry-run"},
+		{"encrypt", "s3://bucket"},
+	} {
+		t.Run(args[0], func(t *testing.T) {
+			t.Parallel()
+			var out bytes.Buffer
+			code := run(t.Context(), append(args, "--config", config), &out, &out)
+			if code == 0 || code == 2 || !strings.Contains(out.String(), "not the store that answers") {
+				t.Errorf("%v: exit code %d: %s", args, code, out.String())
+			}
+		})
+	}
+}

@@ -31,8 +31,8 @@ var (
 
 // slowFactor is how many times the response timeout the store has for what
 // takes it long by nature: to copy an object or to put one together from parts.
-// S3 itself begins such an answer early, but not every store does. The proxy
-// keeps its client waiting with white space meanwhile.
+// S3 itself begins such an answer early and sends white space, but not every
+// store does. The proxy keeps its client waiting in this way meanwhile.
 const slowFactor = 10
 
 // TransportConfig is what NewTransport needs. A timeout of 0 is none.
@@ -105,9 +105,9 @@ func (t *Transport) CloseIdleConnections() { t.next.CloseIdleConnections() }
 func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	ctx, cancel := context.WithCancelCause(r.Context())
 	w := &watch{cancel: cancel}
-	response := t.cfg.ResponseTimeout
+	response, idle := t.cfg.ResponseTimeout, t.cfg.IdleTimeout
 	if isSlow(r) {
-		response *= slowFactor
+		response, idle = response*slowFactor, idle*slowFactor
 	}
 
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
@@ -126,7 +126,7 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 		return nil, w.explain(err)
 	}
 
-	resp.Body = &answerBody{src: resp.Body, watch: w, idle: t.cfg.IdleTimeout}
+	resp.Body = &answerBody{src: resp.Body, watch: w, idle: idle}
 	return resp, nil
 }
 

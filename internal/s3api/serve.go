@@ -49,6 +49,7 @@ type Server struct {
 	objects *stored.Store
 	uploads *uploadKeys
 	slots   chan struct{}
+	check   func(*http.Request, *http.Response) error // CheckAnswer, which knows the routes, which know what calls it
 }
 
 // New returns a Server.
@@ -58,6 +59,7 @@ func New(cfg Config) *Server {
 		matcher: newMatcher(),
 		uploads: newUploadKeys(),
 		slots:   make(chan struct{}, cfg.MaxConcurrent),
+		check:   CheckAnswer,
 	}
 	s.objects = &stored.Store{
 		Send: func(r *http.Request) (*http.Response, error) { return s.send(requestCall(r.Context()), r) },

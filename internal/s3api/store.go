@@ -53,6 +53,13 @@ func (s *Server) send(c *call, r *http.Request) (*http.Response, error) {
 	c.noteOrigin(r, resp)
 	if resp.StatusCode < 300 || resp.StatusCode == http.StatusNotModified {
 		resp.Body = &storeBody{resp.Body}
+		if resp.StatusCode == http.StatusNotModified {
+			return resp, nil
+		}
+		if err := s.check(r, resp); err != nil {
+			_ = resp.Body.Close()
+			return nil, err
+		}
 		return resp, nil
 	}
 	defer closeBody(resp)
