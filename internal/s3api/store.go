@@ -1,7 +1,9 @@
 package s3api
 
 import (
+	"bytes"
 	"encoding/xml"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -36,8 +38,17 @@ func (c *call) originRequestTo(method string, query url.Values, header http.Head
 	return r.WithContext(c.Context())
 }
 
-// send returns the store's answer if it is a good one or 304 Not Modified, and an error otherwise.
+// send returns the store's answer if it is a good one or 304 Not Modified, and an error otherwise. A request that did not
+// come to the store in good order, which the store has refused for that, is sent once more if its body is still there.
 func (s *Server) send(c *call, r *http.Request) (*http.Response, error) {
+	resp, err := s.sendOnce(c, r)
+	if errors.Is(err, errTransfer) && rewind(r) {
+		return s.sendOnce(c, r)
+	}
+	return resp, err
+}
+
+func (s *Server) sendOnce(c *call, r *http.Request) (*http.Response, error) {
 	start := s.Now()
 	resp, err := s.Origin.RoundTrip(r)
 	took := s.Now().Sub(start)
@@ -63,7 +74,7 @@ func (s *Server) send(c *call, r *http.Request) (*http.Response, error) {
 		return resp, nil
 	}
 	defer closeBody(resp)
-	failure := c.originError(resp)
+	failure := c.originError(r, resp)
 	if resp.StatusCode == http.StatusBadRequest && r.Method == http.MethodHead && c.Method != http.MethodHead && r.URL.Query().Has("versionId") {
 		return nil, s.reason(c, r, failure)
 	}
@@ -104,12 +115,17 @@ var originFaults = map[string]bool{
 }
 
 // originError turns the store's error answer into ours: its code and message, and nothing that tells of ciphertext.
-func (c *call) originError(resp *http.Response) *Error {
+func (c *call) originError(r *http.Request, resp *http.Response) *Error {
 	var doc struct {
 		Code, Message, BucketName, Condition, Method, ResourceType, ArgumentName, ArgumentValue string
 	}
 	// An answer that is no XML, as to a HEAD, leaves the fields empty.
-	_ = xml.NewDecoder(io.LimitReader(resp.Body, maxErrorBody)).Decode(&doc)
+	var body bytes.Buffer
+	_, _ = body.ReadFrom(io.LimitReader(resp.Body, maxErrorBody))
+	_ = xml.Unmarshal(body.Bytes(), &doc)
+	if fault := transferFault(r, resp.StatusCode, doc.Code, body.Bytes()); fault != nil {
+		return fault
+	}
 	cause := fmt.Errorf("%w answered %d %s: %s", errOrigin, resp.StatusCode, doc.Code, doc.Message)
 	if originFaults[doc.Code] || resp.StatusCode >= 300 && resp.StatusCode < 400 {
 		return &Error{Code: "InternalError", Message: "The store refuses the proxy's own request. Please tell the proxy's operator.", cause: cause}

@@ -3,6 +3,7 @@ package s3api_test
 import (
 	"bufio"
 	"bytes"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -11,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -415,5 +417,115 @@ func TestKeepAliveAfterATimeout(t *testing.T) {
 				t.Fatalf("the store is back: %d", resp.StatusCode)
 			}
 		}
+	}
+}
+
+// refuseUploads has the store's next uploads refused with an answer, so many of
+// them, after it has taken what there is of them.
+func (w *weather) refuseUploads(times int, status int, answer string) *atomic.Int64 {
+	var left atomic.Int64
+	left.Store(int64(times))
+	w.set(func(rw http.ResponseWriter, r *http.Request) bool {
+		if r.Method == http.MethodGet || r.Method == http.MethodHead || left.Add(-1) < 0 {
+			return false
+		}
+		io.Copy(io.Discard, r.Body)
+		rw.Header().Set("Connection", "close")
+		rw.WriteHeader(status)
+		io.WriteString(rw, answer)
+		return true
+	})
+	return &left
+}
+
+func fault(code string) string {
+	return "<Error><Code>" + code + "</Code><Message>in the store's words</Message></Error>"
+}
+
+// What the store says of a connection that broke between the proxy and it is not
+// the client's fault. A request that can be made again is made again, once.
+func TestTheWayToTheStore(t *testing.T) {
+	p, w := underWeather(t, time.Minute)
+	p.fill()
+	m := p.create("target")
+	m.send(1, randomText(100))
+	b := "/" + p.bucket
+	from := func(key string) http.Header { return http.Header{"X-Amz-Copy-Source": {b + "/" + key}} }
+	for _, row := range []struct {
+		name   string
+		r      request
+		repeat bool // it is made again by the proxy
+	}{
+		{"part copy", request{method: "PUT", path: b + "/target?partNumber=2&uploadId=" + url.QueryEscape(m.id), header: from("parts")}, true},
+		{"copy of parts", request{method: "PUT", path: b + "/copy", header: from("parts")}, true},
+		{"copy of plaintext", request{method: "PUT", path: b + "/copy", header: from("clear")}, true},
+		{"copy in the store", request{method: "PUT", path: b + "/copy", header: from("single")}, true},
+		{"tags", request{method: "PUT", path: b + "/single?tagging", body: []byte("<Tagging><TagSet><Tag><Key>a</Key><Value>b</Value></Tag></TagSet></Tagging>")}, true},
+		{"deletion", request{method: "DELETE", path: b + "/copy"}, true},
+		{"upload", request{method: "PUT", path: b + "/new", body: randomText(200_000)}, false},
+		{"small upload", request{method: "PUT", path: b + "/new", body: []byte("x")}, false},
+		{"part", request{method: "PUT", path: b + "/target?partNumber=1&uploadId=" + url.QueryEscape(m.id), body: randomText(100)}, false},
+	} {
+		for _, refusal := range []struct {
+			status int
+			answer string
+		}{
+			{400, fault("IncompleteBody")}, {400, fault("RequestTimeout")}, {400, fault("BadDigest")}, {408, ""}, {400, "400 Bad Request"},
+			{403, "<html><head><title>403 Forbidden</title></head></html>"},
+		} {
+			name := fmt.Sprintf("%s, %d %.40s", row.name, refusal.status, refusal.answer)
+			w.refuseUploads(1, refusal.status, refusal.answer)
+			a := p.send(row.r)
+			switch {
+			case row.repeat && a.StatusCode >= 300:
+				t.Errorf("%s: it is not made again: %d %s", name, a.StatusCode, a.body)
+			case !row.repeat && (a.StatusCode != http.StatusServiceUnavailable || a.Header.Get("Retry-After") == ""):
+				t.Errorf("%s: %d %s", name, a.StatusCode, a.body)
+			}
+
+			left := w.refuseUploads(1000, refusal.status, refusal.answer)
+			if a = p.send(row.r); a.StatusCode != http.StatusServiceUnavailable || a.Header.Get("Retry-After") == "" {
+				t.Errorf("%s, always: %d %s", name, a.StatusCode, a.body)
+			}
+			if made := 1000 - left.Load(); made > 2 {
+				t.Errorf("%s: it is made %d times", name, made)
+			}
+		}
+		w.refuseUploads(1, 400, fault("MalformedThing"))
+		if a := p.send(row.r); a.StatusCode != http.StatusBadRequest || a.Code != "MalformedThing" {
+			t.Errorf("%s: what the store refuses for good: %d %s", row.name, a.StatusCode, a.Code)
+		}
+	}
+
+	w.refuseUploads(1, 400, fault("IncompleteBody"))
+	if _, err := m.complete(); err != nil {
+		t.Errorf("a completion is not made again: %v", err)
+	}
+}
+
+// A store loses patience with an upload whose client does not go on: then it is
+// the client's fault.
+func TestAStoreThatLosesPatienceWithAClient(t *testing.T) {
+	t.Parallel()
+	p, w := underWeather(t, time.Minute)
+	w.set(func(rw http.ResponseWriter, r *http.Request) bool {
+		if r.Method != http.MethodPut {
+			return false
+		}
+		time.Sleep(4 * time.Second)
+		rw.WriteHeader(http.StatusBadRequest)
+		io.WriteString(rw, fault("RequestTimeout"))
+		return true
+	})
+	conn := p.dialPut(300_000)
+	defer conn.Close()
+	conn.Write(randomText(200_000))
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if text, _ := io.ReadAll(resp.Body); resp.StatusCode != http.StatusBadRequest || !bytes.Contains(text, []byte("<Code>RequestTimeout<")) {
+		t.Errorf("%d %s", resp.StatusCode, text)
 	}
 }
