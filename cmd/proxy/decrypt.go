@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -238,7 +239,12 @@ func sendDirect(store http.RoundTripper, r *http.Request) (*http.Response, error
 	}
 	defer resp.Body.Close()
 	var doc struct{ Code, Message string }
-	_ = xml.NewDecoder(io.LimitReader(resp.Body, 64<<10)).Decode(&doc) // a HEAD has none
+	var body bytes.Buffer
+	_, _ = body.ReadFrom(io.LimitReader(resp.Body, 64<<10))
+	_ = xml.Unmarshal(body.Bytes(), &doc) // a HEAD has none
+	if err := s3api.CheckRefusal(r, resp.StatusCode, doc.Code, body.Bytes()); err != nil {
+		return nil, err
+	}
 	if doc.Code == "" {
 		doc.Code = http.StatusText(resp.StatusCode)
 	}

@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -35,9 +36,7 @@ func breakingStore(t *testing.T, store *url.URL) (front *httptest.Server, limit 
 		}
 		answer := httptest.NewRecorder()
 		through.ServeHTTP(answer, r)
-		for name, values := range answer.Header() {
-			w.Header()[name] = values
-		}
+		maps.Copy(w.Header(), answer.Header())
 		w.Header().Set("Content-Length", strconv.Itoa(answer.Body.Len()))
 		w.WriteHeader(answer.Code)
 		http.NewResponseController(w).Flush()
@@ -109,16 +108,26 @@ func TestCommandsAtAStoreThatBreaksOff(t *testing.T) {
 	}
 }
 
+// pages starts a server that answers every request with a page, as a portal or
+// a balancer does.
+func pages(t *testing.T, status int) string {
+	t.Helper()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/html")
+		w.WriteHeader(status)
+		io.WriteString(w, "<!DOCTYPE html><html><body>Please log in</body></html>")
+	}))
+	t.Cleanup(server.Close)
+	return server.URL
+}
+
 // A page that is answered to every request is not an empty bucket, and nothing
 // that was written.
 func TestCommandsInFrontOfAPortal(t *testing.T) {
-	portal := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "text/html")
-		io.WriteString(w, "<!DOCTYPE html><html><body>Please log in</body></html>")
-	}))
-	t.Cleanup(portal.Close)
-	config := writeConfig(t, portal.URL, freePort(t), freePort(t))
+	config := writeConfig(t, pages(t, http.StatusOK), freePort(t), freePort(t))
+	missing := writeConfig(t, pages(t, http.StatusNotFound), freePort(t), freePort(t))
 	for _, args := range [][]string{
+		{"check"},
 		{"decrypt", "s3://bucket/key", "-o", "-"},
 		{"verify", "s3://bucket"},
 		{"inventory", "s3://bucket"},
@@ -133,6 +142,13 @@ func TestCommandsInFrontOfAPortal(t *testing.T) {
 			code := run(t.Context(), append(args, "--config", config), &out, &out)
 			if code == 0 || code == 2 || !strings.Contains(out.String(), "not the store that answers") {
 				t.Errorf("%v: exit code %d: %s", args, code, out.String())
+			}
+			if args[0] != "verify" && args[0] != "decrypt" {
+				return
+			}
+			out.Reset()
+			if code := run(t.Context(), append(args, "--config", missing), &out, &out); code != 1 || !strings.Contains(out.String(), "the way to the store is at fault") {
+				t.Errorf("%v, 404: exit code %d: %s", args, code, out.String())
 			}
 		})
 	}

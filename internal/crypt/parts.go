@@ -112,7 +112,7 @@ func (r *PartsReader) Layout() Layout { return r.seen }
 func (r *PartsReader) begin() error {
 	prefix := r.buf[:PartPrefixSize]
 	switch n, err := ReadFull(r.src, prefix); {
-	case n == 0 && err == io.EOF: // bare, as every io.Reader must say it
+	case n == 0 && err == io.EOF: //nolint:errorlint // bare, as every io.Reader must say it
 		return r.end()
 	case ended(err):
 		return fmt.Errorf("%w in a part header", ErrTruncated)

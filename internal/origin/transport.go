@@ -235,7 +235,7 @@ func (b *answerBody) Read(p []byte) (int, error) {
 		defer b.watch.end()
 	}
 	n, err := b.src.Read(p)
-	if err == nil || err == io.EOF {
+	if err == nil || err == io.EOF { //nolint:errorlint // bare, as every io.Reader must say it
 		return n, err
 	}
 

@@ -83,19 +83,23 @@ func TestAStoreThatIsLate(t *testing.T) {
 		want    error
 	}{
 		{
-			"no TLS handshake", origin.TransportConfig{ConnectTimeout: short, ResponseTimeout: long, IdleTimeout: long},
+			"no TLS handshake",
+			origin.TransportConfig{ConnectTimeout: short, ResponseTimeout: long, IdleTimeout: long},
 			requestTo(t, "GET", "https://"+deaf(t)+"/b/k", nil, 0), origin.ErrConnect,
 		},
 		{
-			"no answer", origin.TransportConfig{ConnectTimeout: long, ResponseTimeout: short, IdleTimeout: long},
+			"no answer",
+			origin.TransportConfig{ConnectTimeout: long, ResponseTimeout: short, IdleTimeout: long},
 			requestTo(t, "GET", silent.URL+"/b/k", nil, 0), origin.ErrResponse,
 		},
 		{
-			"no answer to an upload", origin.TransportConfig{ConnectTimeout: long, ResponseTimeout: short, IdleTimeout: long},
+			"no answer to an upload",
+			origin.TransportConfig{ConnectTimeout: long, ResponseTimeout: short, IdleTimeout: long},
 			requestTo(t, "PUT", silent.URL+"/b/k", bytes.NewReader(make([]byte, 100_000)), 100_000), origin.ErrResponse,
 		},
 		{
-			"an upload that is not taken", origin.TransportConfig{ConnectTimeout: long, ResponseTimeout: long, IdleTimeout: short},
+			"an upload that is not taken",
+			origin.TransportConfig{ConnectTimeout: long, ResponseTimeout: long, IdleTimeout: short},
 			requestTo(t, "PUT", "http://"+deaf(t)+"/b/k", bytes.NewReader(make([]byte, 64<<20)), 64<<20), origin.ErrIdle,
 		},
 	} {

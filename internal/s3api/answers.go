@@ -165,7 +165,7 @@ func rootOf(resp *http.Response) (root string, err error) {
 			return "", source.err
 		}
 		if err != nil {
-			return "", nil //nolint:nilerr // it is not XML
+			return "", nil // it is not XML
 		}
 		if start, ok := token.(xml.StartElement); ok {
 			return start.Name.Local, nil

@@ -111,7 +111,6 @@ var originFaults = map[string]bool{
 	"SignatureDoesNotMatch":        true,
 	"TemporaryRedirect":            true,
 	"TokenRefreshRequired":         true,
-	"XAmzContentSHA256Mismatch":    true,
 }
 
 // originError turns the store's error answer into ours: its code and message, and nothing that tells of ciphertext.

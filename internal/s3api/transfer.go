@@ -27,6 +27,7 @@ var transferFaults = map[string]bool{
 	"MissingContentLength":        true,
 	"RequestTimeout":              true,
 	"XAmzContentChecksumMismatch": true,
+	"XAmzContentSHA256Mismatch":   true,
 }
 
 // transferFault returns an error if a refusal has its cause between the proxy and
@@ -50,6 +51,16 @@ func transferFault(r *http.Request, status int, code string, body []byte) *Error
 		Code: "ServiceUnavailable", Message: "The connection between the proxy and its store broke. Please try again.", RetryAfter: retryAfter,
 		cause: fmt.Errorf("%w: %w answered %d: %s", errTransfer, errOrigin, status, why),
 	}
+}
+
+// CheckRefusal returns an error if a refusal of the store is none, as its cause
+// lies between the proxy and the store. code is that of the document in the
+// answer, "" if there is none.
+func CheckRefusal(r *http.Request, status int, code string, body []byte) error {
+	if fault := transferFault(r, status, code, body); fault != nil {
+		return fault
+	}
+	return nil
 }
 
 // isPage reports whether an answer is HTML, which no store sends.

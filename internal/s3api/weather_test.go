@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -89,9 +90,7 @@ func (w *weather) ask(r *http.Request) (*http.Response, error) {
 
 // answerLike writes the header of an answer, its length included.
 func answerLike(rw http.ResponseWriter, resp *http.Response) {
-	for name, values := range resp.Header {
-		rw.Header()[name] = values
-	}
+	maps.Copy(rw.Header(), resp.Header)
 	if resp.ContentLength >= 0 {
 		rw.Header().Set("Content-Length", strconv.FormatInt(resp.ContentLength, 10))
 	}
@@ -470,7 +469,11 @@ func TestTheWayToTheStore(t *testing.T) {
 			status int
 			answer string
 		}{
-			{400, fault("IncompleteBody")}, {400, fault("RequestTimeout")}, {400, fault("BadDigest")}, {408, ""}, {400, "400 Bad Request"},
+			{400, fault("IncompleteBody")},
+			{400, fault("RequestTimeout")},
+			{400, fault("BadDigest")},
+			{408, ""},
+			{400, "400 Bad Request"},
 			{403, "<html><head><title>403 Forbidden</title></head></html>"},
 		} {
 			name := fmt.Sprintf("%s, %d %.40s", row.name, refusal.status, refusal.answer)
