@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -170,7 +171,7 @@ func buildTransport(cfg *config.Config, unixSocket string, log *zap.Logger) (*or
 		MaxConns:        cfg.Limits.MaxConcurrentRequests,
 		UnixSocket:      unixSocket,
 	}
-	if cfg.Origin.CAFile != "" {
+	if cfg.Origin.CAFile != "" && strings.HasPrefix(cfg.Origin.Endpoint, "https:") {
 		pool, err := pemfile.OpenPool(cfg.Origin.CAFile, func(err error) {
 			if err != nil {
 				log.Error("reading origin.ca_file failed; keeping the authorities read before", zap.Error(err))

@@ -311,6 +311,8 @@ func TestStoreFaults(t *testing.T) {
 		{"denied", answer(403, "<Error><Code>AccessDenied</Code></Error>"), 403, "AccessDenied"},
 		{"redirect", answer(301, "<Error><Code>PermanentRedirect</Code></Error>"), 500, "InternalError"},
 		{"no XML", answer(502, "<html>bad gateway"), 502, "InternalError"},
+		{"a page for what is missing", answer(404, "<!DOCTYPE html>\n<title>404 Not Found</title>"), 503, "ServiceUnavailable"},
+		{"a page for what is denied", answer(403, "<html><h1>Forbidden</h1></html>"), 503, "ServiceUnavailable"},
 		{"missing", answer(404, "<Error><Code>NoSuchKey</Code><Message>m</Message></Error>"), 404, "NoSuchKey"},
 	} {
 		p.origin.set(row.fault, nil)
