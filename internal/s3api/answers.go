@@ -21,7 +21,7 @@ type answer string
 
 const (
 	unsent   answer = ""        // the proxy never sends it: it is refused, or answered otherwise
-	nothing  answer = "nothing" // an empty body
+	nothing  answer = "nothing" // an empty body; of what is not a DELETE, a document too
 	written  answer = "written" // an ETag and an empty body
 	content  answer = "content" // an ETag and a body of known length: an object
 	document answer = "xml"     // XML, whose root element stores do not agree on
@@ -85,6 +85,8 @@ func (a answer) lacks(r *http.Request, resp *http.Response) (why string, err err
 		return "a page", nil
 	case a == allowed, a == content, r.Method == http.MethodHead:
 		return "", nil
+	case a == nothing && r.Method != http.MethodDelete:
+		return lacksMost(resp)
 	case a == written, a == nothing:
 		return lacksNothing(resp)
 	case a == policies:
@@ -107,6 +109,21 @@ func lacksNothing(resp *http.Response) (why string, err error) {
 		return fmt.Sprintf("a body where there is none: %.60q", text), nil
 	}
 	return "", nil
+}
+
+// lacksMost is for a body that is empty with S3, where a store may send a
+// document all the same: no SDK reads it.
+func lacksMost(resp *http.Response) (why string, err error) {
+	var seen bytes.Buffer
+	if _, err := seen.ReadFrom(io.LimitReader(resp.Body, maxProlog)); err != nil {
+		return "", err
+	}
+	empty := len(bytes.TrimSpace(seen.Bytes())) == 0
+	putBack(resp, &seen)
+	if empty {
+		return "", nil
+	}
+	return document.lacksRoot(resp)
 }
 
 func lacksJSON(resp *http.Response) (why string, err error) {

@@ -203,3 +203,33 @@ func TestAPortalInTheMiddleOfAnOperation(t *testing.T) {
 		}
 	}
 }
+
+// S3 answers some operations with nothing, and some stores with a document. S3
+// itself tells of failures with status 200 at times.
+func TestAnswersThatAreNotQuiteS3s(t *testing.T) {
+	p := newProxy(t)
+	for _, row := range []struct {
+		name   string
+		r      request
+		answer string
+		status int
+		code   string
+	}{
+		{"a new bucket", request{method: "PUT", path: "/another"}, "<CreateBucketResponse><Bucket>another</Bucket></CreateBucketResponse>", 200, ""},
+		{"a configuration", request{method: "PUT", path: "/" + p.bucket + "?versioning", body: []byte("<X/>")}, " \n", 200, ""},
+		{"an object is deleted", request{method: "DELETE", path: "/" + p.bucket + "/k"}, "<DeleteResponse/>", 503, "ServiceUnavailable"},
+		{"an object is stored", request{method: "PUT", path: "/" + p.bucket + "/k", body: []byte("x")}, "<PutResponse/>", 503, "ServiceUnavailable"},
+		{"a failure", request{method: "GET", path: "/" + p.bucket + "?list-type=2"}, "<?xml version=\"1.0\"?>\n <Error><Code>SlowDown</Code></Error>", 503, "SlowDown"},
+		{"a failure to configure", request{method: "PUT", path: "/" + p.bucket + "?versioning", body: []byte("<X/>")}, "<Error><Code>InternalError</Code></Error>", 500, "InternalError"},
+		{"another listing", request{method: "GET", path: "/" + p.bucket + "?list-type=2"}, "<ListVersionsResult/>", 503, "ServiceUnavailable"},
+	} {
+		p.origin.set(func(r *http.Request) (*http.Response, error) {
+			resp, err := pageOf(200, "application/xml", row.answer)(r)
+			resp.Header.Set("Etag", `"0123456789abcdef0123456789abcdef"`)
+			return resp, err
+		}, nil)
+		if a := p.send(row.r); a.StatusCode != row.status || a.Code != row.code {
+			t.Errorf("%s: %d %s", row.name, a.StatusCode, a.body)
+		}
+	}
+}
