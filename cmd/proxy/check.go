@@ -18,6 +18,7 @@ import (
 
 	"github.com/cmekproxy/cmekproxy/internal/config"
 	"github.com/cmekproxy/cmekproxy/internal/kms"
+	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
 // checkTimeout bounds each single check.
@@ -146,6 +147,11 @@ func (p *storeProbe) do(ctx context.Context, method, path string, header http.He
 		return reply{}, err
 	}
 	defer resp.Body.Close()
+	if resp.StatusCode < 300 {
+		if err := s3api.CheckAnswer(r, resp); err != nil {
+			return reply{}, err
+		}
+	}
 	var answer bytes.Buffer
 	if _, err := answer.ReadFrom(io.LimitReader(resp.Body, 64<<10)); err != nil {
 		return reply{}, err

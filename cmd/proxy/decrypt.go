@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -19,6 +20,7 @@ import (
 	"github.com/schollz/progressbar/v3"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/s3api"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 	"github.com/cmekproxy/cmekproxy/internal/verify"
 )
@@ -222,15 +224,27 @@ func (e *storeError) Error() string {
 // Status is that of the answer; package stored looks at it.
 func (e *storeError) Status() int { return e.status }
 
-// sendDirect sends a request to the store. An answer that is no good one is an error.
+// sendDirect sends a request to the store. An answer that is no good one is an error, and so is one that is not S3's.
 func sendDirect(store http.RoundTripper, r *http.Request) (*http.Response, error) {
 	resp, err := store.RoundTrip(r)
-	if err != nil || resp.StatusCode < 300 {
-		return resp, err
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode < 300 {
+		if err := s3api.CheckAnswer(r, resp); err != nil {
+			_ = resp.Body.Close()
+			return nil, err
+		}
+		return resp, nil
 	}
 	defer resp.Body.Close()
 	var doc struct{ Code, Message string }
-	_ = xml.NewDecoder(io.LimitReader(resp.Body, 64<<10)).Decode(&doc) // a HEAD has none
+	var body bytes.Buffer
+	_, _ = body.ReadFrom(io.LimitReader(resp.Body, 64<<10))
+	_ = xml.Unmarshal(body.Bytes(), &doc) // a HEAD has none
+	if err := s3api.CheckRefusal(r, resp.StatusCode, doc.Code, body.Bytes()); err != nil {
+		return nil, err
+	}
 	if doc.Code == "" {
 		doc.Code = http.StatusText(resp.StatusCode)
 	}

@@ -98,6 +98,7 @@ func devConfig(listen, adminListen, keyFile string) *config.Config {
 		Origin: config.Origin{
 			Endpoint: "http://embedded-store", Region: devRegion,
 			AccessKey: devAccessKey, SecretKey: devSecretKey, PathStyle: true, ChecksumTrailer: true,
+			ConnectTimeout: 5 * time.Second, ResponseTimeout: 45 * time.Second, IdleTimeout: 30 * time.Second,
 		},
 		Clients: []config.Client{{
 			Name: "dev", AccessKey: devAccessKey, SecretKey: devSecretKey,

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -29,7 +30,6 @@ import (
 
 // Time limits that are nobody's business to tune.
 const (
-	dialTimeout    = 10 * time.Second
 	maxHeaderBytes = 32 << 10 // S3 itself takes 8 KiB of headers
 	idleConnection = 2 * time.Minute
 )
@@ -64,7 +64,7 @@ func build(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSocket 
 		return nil, err
 	}
 	a.storeLogin, _ = credentials.(*staticLogin)
-	store, err := newOrigin(cfg, credentials, unixSocket)
+	store, err := newOrigin(cfg, credentials, unixSocket, log)
 	if err != nil {
 		return nil, err
 	}
@@ -140,13 +140,17 @@ func buildOrigin(ctx context.Context, cfg *config.Config, unixSocket string) (*o
 	if err != nil {
 		return nil, err
 	}
-	return newOrigin(cfg, credentials, unixSocket)
+	return newOrigin(cfg, credentials, unixSocket, zap.NewNop())
 }
 
-func newOrigin(cfg *config.Config, login aws.CredentialsProvider, unixSocket string) (*origin.Origin, error) {
+func newOrigin(cfg *config.Config, login aws.CredentialsProvider, unixSocket string, log *zap.Logger) (*origin.Origin, error) {
 	endpoint, err := url.Parse(cfg.Origin.Endpoint)
 	if err != nil {
 		return nil, fmt.Errorf("origin.endpoint: %w", err)
+	}
+	transport, err := buildTransport(cfg, unixSocket, log)
+	if err != nil {
+		return nil, err
 	}
 	return origin.New(origin.Config{
 		Endpoint:    endpoint,
@@ -155,13 +159,32 @@ func newOrigin(cfg *config.Config, login aws.CredentialsProvider, unixSocket str
 		PathStyle:   cfg.Origin.PathStyle,
 		Trailers:    cfg.Origin.ChecksumTrailer,
 		Now:         time.Now,
-		Transport: origin.NewTransport(origin.TransportConfig{
-			DialTimeout:     dialTimeout,
-			ResponseTimeout: cfg.Limits.IdleTimeout,
-			MaxConns:        cfg.Limits.MaxConcurrentRequests,
-			UnixSocket:      unixSocket,
-		}),
+		Transport:   transport,
 	}), nil
+}
+
+func buildTransport(cfg *config.Config, unixSocket string, log *zap.Logger) (*origin.Transport, error) {
+	out := origin.TransportConfig{
+		ConnectTimeout:  cfg.Origin.ConnectTimeout,
+		ResponseTimeout: cfg.Origin.ResponseTimeout,
+		IdleTimeout:     cfg.Origin.IdleTimeout,
+		MaxConns:        cfg.Limits.MaxConcurrentRequests,
+		UnixSocket:      unixSocket,
+	}
+	if cfg.Origin.CAFile != "" && strings.HasPrefix(cfg.Origin.Endpoint, "https:") {
+		pool, err := pemfile.OpenPool(cfg.Origin.CAFile, func(err error) {
+			if err != nil {
+				log.Error("reading origin.ca_file failed; keeping the authorities read before", zap.Error(err))
+				return
+			}
+			log.Info("origin.ca_file read again")
+		})
+		if err != nil {
+			return nil, fmt.Errorf("origin.ca_file, or AWS_CA_BUNDLE: %w", err)
+		}
+		out.Authorities = pool
+	}
+	return origin.NewTransport(out), nil
 }
 
 func originCredentials(ctx context.Context, cfg config.Origin) (aws.CredentialsProvider, error) {

@@ -58,6 +58,9 @@ func (d *decoder) checkOrigin(o *Origin) {
 		d.fail(&o.SecretKey, "origin.secret_key needs an origin.access_key%s", both)
 	}
 	d.checkAccessKey(&o.AccessKey, "origin.access_key")
+	d.checkRange(&o.ConnectTimeout, "origin.connect_timeout", 100*time.Millisecond, time.Minute)
+	d.checkRange(&o.ResponseTimeout, "origin.response_timeout", time.Second, time.Hour)
+	d.checkRange(&o.IdleTimeout, "origin.idle_timeout", time.Second, time.Hour)
 }
 
 func (d *decoder) checkClients(clients []Client) {

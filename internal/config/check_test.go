@@ -224,6 +224,16 @@ func TestRangeErrors(t *testing.T) {
 		{"a price that is none", "", "kms: {price_per_10000: much}\n", []string{`19:24: kms.price_per_10000 must be a number, not "much"`}},
 		{"NaN", "", "kms: {price_per_10000: NaN}\n", []string{`19:24: kms.price_per_10000 must be from 0 to 1000000`}},
 		{"max_entries 0", "", "dek_cache: {max_entries: 0}\n", []string{`19:26: dek_cache.max_entries must be 1 or more`}},
+		{"timeouts of the store too small", "  region: us-east-1\n", "  region: us-east-1\n  connect_timeout: 0\n  response_timeout: 999ms\n  idle_timeout: 0\n", []string{
+			`5:20: origin.connect_timeout must be from 100ms to 1m0s`,
+			`6:21: origin.response_timeout must be from 1s to 1h0m0s`,
+			`7:17: origin.idle_timeout must be from 1s to 1h0m0s`,
+		}},
+		{"timeouts of the store too large", "  region: us-east-1\n", "  region: us-east-1\n  connect_timeout: 61s\n  response_timeout: 61m\n  idle_timeout: 61m\n", []string{
+			`5:20: origin.connect_timeout must be from 100ms to 1m0s`,
+			`6:21: origin.response_timeout must be from 1s to 1h0m0s`,
+			`7:17: origin.idle_timeout must be from 1s to 1h0m0s`,
+		}},
 		{"limits too small", "", "limits:\n  header_timeout: 99ms\n  idle_timeout: 0\n  max_concurrent_requests: 0\n  shutdown_grace: -1s\n", []string{
 			`20:19: limits.header_timeout must be from 100ms to 10m0s`,
 			`21:17: limits.idle_timeout must be from 1s to 24h0m0s`,

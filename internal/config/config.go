@@ -46,6 +46,9 @@ func Parse(name string, data []byte, lookupEnv func(string) (string, bool)) (*Co
 		return nil, err
 	}
 	inherit(c)
+	if c.Origin.CAFile == "" {
+		c.Origin.CAFile, _ = lookupEnv("AWS_CA_BUNDLE") // as for the SDK that speaks to the KMS
+	}
 	return c, nil
 }
 

@@ -71,7 +71,10 @@ func TestDefaults(t *testing.T) {
 	want := &config.Config{
 		Listen:      "127.0.0.1:9000",
 		AdminListen: "127.0.0.1:9001",
-		Origin:      config.Origin{Endpoint: "http://127.0.0.1:7070", Region: "us-east-1", PathStyle: true, ChecksumTrailer: true, ETagPartCount: true},
+		Origin: config.Origin{
+			Endpoint: "http://127.0.0.1:7070", Region: "us-east-1", PathStyle: true, ChecksumTrailer: true, ETagPartCount: true,
+			ConnectTimeout: 5 * time.Second, ResponseTimeout: 45 * time.Second, IdleTimeout: 30 * time.Second,
+		},
 		Clients: []config.Client{{
 			Name: "app", AccessKey: "AKAPP", SecretKey: "in-the-clear",
 			Allow: []config.Grant{{Buckets: []string{"*"}, Actions: []string{"read"}}},
@@ -92,6 +95,31 @@ func TestDefaults(t *testing.T) {
 	}
 	if got := parse(t, base); !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+}
+
+// AWS_CA_BUNDLE counts for the store as it does for every AWS SDK, unless the
+// configuration says otherwise.
+func TestCABundle(t *testing.T) {
+	const own = "  region: us-east-1\n  ca_file: /own.pem\n"
+	for _, row := range []struct {
+		text, bundle, want string
+	}{
+		{base, "", ""},
+		{base, "/bundle.pem", "/bundle.pem"},
+		{replace(t, "  region: us-east-1\n", own), "/bundle.pem", "/own.pem"},
+	} {
+		names := map[string]string{}
+		if row.bundle != "" {
+			names["AWS_CA_BUNDLE"] = row.bundle
+		}
+		c, err := config.Parse("c.yaml", []byte(row.text), environment(names))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.Origin.CAFile != row.want {
+			t.Errorf("AWS_CA_BUNDLE=%s: %q, want %q", row.bundle, c.Origin.CAFile, row.want)
+		}
 	}
 }
 

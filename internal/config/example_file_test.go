@@ -28,7 +28,8 @@ func TestExampleFile(t *testing.T) {
 	// Where the reference shows a default, it must be the default.
 	plain := parse(t, base)
 	if c.AdminListen != plain.AdminListen || c.DEKCache != plain.DEKCache || c.KMS != plain.KMS || c.Log != plain.Log || c.Audit != plain.Audit || c.Limits != plain.Limits ||
-		c.Origin.PathStyle != plain.Origin.PathStyle || c.Encryption.PlaintextObjects != plain.Encryption.PlaintextObjects {
+		c.Origin.PathStyle != plain.Origin.PathStyle || c.Origin.ConnectTimeout != plain.Origin.ConnectTimeout ||
+		c.Origin.ResponseTimeout != plain.Origin.ResponseTimeout || c.Origin.IdleTimeout != plain.Origin.IdleTimeout || c.Encryption.PlaintextObjects != plain.Encryption.PlaintextObjects {
 		t.Errorf("the example does not show the defaults: %+v", c)
 	}
 }

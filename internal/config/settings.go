@@ -69,6 +69,17 @@ type Origin struct {
 	// UniformParts says that the store wants all parts of an upload but the last to be of one length, and so does not take
 	// the part that would end an object whose last part is shorter than the others. Default false.
 	UniformParts bool `yaml:"uniform_parts"`
+	// CAFile is a PEM file of the authorities that sign the store's certificate. It is read again when it changes. Empty:
+	// the file that the environment variable AWS_CA_BUNDLE names, else those of the system.
+	CAFile string `yaml:"ca_file"`
+	// ConnectTimeout is how long a connection to the store may take, TLS handshake included. 100ms to 1m, default 5s.
+	ConnectTimeout time.Duration `yaml:"connect_timeout"`
+	// ResponseTimeout is how long the store may take from the last byte of a request to the first of its answer. A
+	// server-side copy and the completion of a multipart upload may take ten times as long. 1s to 1h, default 45s.
+	ResponseTimeout time.Duration `yaml:"response_timeout"`
+	// IdleTimeout is how long the store may move no byte, while a request is sent to it or an answer of it is read. 1s to
+	// 1h, default 30s.
+	IdleTimeout time.Duration `yaml:"idle_timeout"`
 }
 
 // Client is one who may use the proxy, with credentials that are the proxy's own.
@@ -301,8 +312,8 @@ type Audit struct {
 type Limits struct {
 	// HeaderTimeout is how long a client may take to send a request's header. 100ms to 10m, default 10s.
 	HeaderTimeout time.Duration `yaml:"header_timeout"`
-	// IdleTimeout ends a connection on which no byte has moved in either direction for that long, within a request or
-	// between two. 1s to 24h, default 2m.
+	// IdleTimeout ends a request whose client neither sends nor takes a byte for that long, while the proxy waits for it.
+	// 1s to 24h, default 2m. Origin has its own for the store.
 	IdleTimeout time.Duration `yaml:"idle_timeout"`
 	// MaxConcurrentRequests is how many requests are served at once; those above it are told to slow down.
 	// 1 to 1000000, default 1024.
@@ -321,12 +332,15 @@ type Limits struct {
 func defaults() *Config {
 	return &Config{
 		AdminListen: "127.0.0.1:9001",
-		Origin:      Origin{PathStyle: true, ChecksumTrailer: true, ETagPartCount: true},
-		Encryption:  Encryption{PlaintextObjects: Deny, CustomerKeys: Allow},
-		DEKCache:    DEKCache{TTL: 5 * time.Minute, MaxEntries: 100_000, RevocationProbe: 10 * time.Second, OutageWait: 30 * time.Second},
-		KMS:         KMS{MaxConcurrent: 64, MaxPerSecond: 1000, PricePer10000: 0.03, Currency: "USD"},
-		Log:         Log{Level: "info"},
-		Audit:       Audit{MaxSizeMB: 100},
+		Origin: Origin{
+			PathStyle: true, ChecksumTrailer: true, ETagPartCount: true,
+			ConnectTimeout: 5 * time.Second, ResponseTimeout: 45 * time.Second, IdleTimeout: 30 * time.Second,
+		},
+		Encryption: Encryption{PlaintextObjects: Deny, CustomerKeys: Allow},
+		DEKCache:   DEKCache{TTL: 5 * time.Minute, MaxEntries: 100_000, RevocationProbe: 10 * time.Second, OutageWait: 30 * time.Second},
+		KMS:        KMS{MaxConcurrent: 64, MaxPerSecond: 1000, PricePer10000: 0.03, Currency: "USD"},
+		Log:        Log{Level: "info"},
+		Audit:      Audit{MaxSizeMB: 100},
 		Limits: Limits{
 			HeaderTimeout:         10 * time.Second,
 			IdleTimeout:           2 * time.Minute,

@@ -1,7 +1,6 @@
 package crypt
 
 import (
-	"errors"
 	"fmt"
 	"io"
 )
@@ -49,8 +48,8 @@ func (o *Opener) Next() ([]byte, error) {
 	segment := o.window.shape.storedSegment()
 	length := min(o.window.End-o.next*segment, segment*int64(o.buffer.batch(o.window.shape)))
 	stored := o.buffer.bytes[:length]
-	if _, err := io.ReadFull(o.src, stored); err != nil {
-		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+	if _, err := ReadFull(o.src, stored); err != nil {
+		if ended(err) {
 			return nil, fmt.Errorf("%w in segment %d of %d", ErrTruncated, o.next, o.stream.last+1)
 		}
 		return nil, err

@@ -2,7 +2,6 @@ package crypt
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"io"
 )
@@ -112,10 +111,10 @@ func (r *PartsReader) Layout() Layout { return r.seen }
 // begin reads the header of the next part, or finds that there is none.
 func (r *PartsReader) begin() error {
 	prefix := r.buf[:PartPrefixSize]
-	switch n, err := io.ReadFull(r.src, prefix); {
-	case n == 0 && err == io.EOF: // bare, as every io.Reader must say it
+	switch n, err := ReadFull(r.src, prefix); {
+	case n == 0 && err == io.EOF: //nolint:errorlint // bare, as every io.Reader must say it
 		return r.end()
-	case errors.Is(err, io.ErrUnexpectedEOF):
+	case ended(err):
 		return fmt.Errorf("%w in a part header", ErrTruncated)
 	case err != nil:
 		return err
@@ -126,7 +125,7 @@ func (r *PartsReader) begin() error {
 	}
 	src := r.src
 	if part.HasRecord() {
-		if _, err := io.ReadFull(r.src, r.buf[PartPrefixSize:]); err != nil {
+		if _, err := ReadFull(r.src, r.buf[PartPrefixSize:]); err != nil {
 			return cut(err, part)
 		}
 		if part, err = ParsePart(r.buf[:]); err != nil {
@@ -267,7 +266,7 @@ func (r *PartsReader) finish() error {
 		return nil
 	}
 	fill := r.buf[:PartOverhead+r.part.Size-PartHeaderSize-r.part.streamSize()]
-	if _, err := io.ReadFull(r.src, fill); err != nil {
+	if _, err := ReadFull(r.src, fill); err != nil {
 		return cut(err, r.part)
 	}
 	if !zero(fill) {
@@ -297,7 +296,7 @@ func (r *PartsReader) end() error {
 }
 
 func cut(err error, p *Part) error {
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+	if ended(err) {
 		return fmt.Errorf("%w in the fill of part %d", ErrTruncated, p.Number)
 	}
 	return err

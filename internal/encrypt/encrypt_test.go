@@ -51,7 +51,7 @@ func run(m *testing.M) int {
 	defer stop()
 	store = origin.New(origin.Config{
 		Endpoint: &url.URL{Scheme: "http", Host: "store"}, Region: "us-east-1", PathStyle: true, Trailers: true, Now: time.Now,
-		Transport:   origin.NewTransport(origin.TransportConfig{DialTimeout: time.Second, ResponseTimeout: 10 * time.Second, MaxConns: 16, UnixSocket: socket}),
+		Transport:   origin.NewTransport(origin.TransportConfig{ConnectTimeout: 5 * time.Second, ResponseTimeout: 10 * time.Second, MaxConns: 16, UnixSocket: socket}),
 		Credentials: credentials.NewStaticCredentialsProvider("storeaccess", "storesecretstoresecret", ""),
 	})
 	if _, err := ask(http.MethodPut, "", nil); err != nil {

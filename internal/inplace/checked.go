@@ -3,7 +3,6 @@ package inplace
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 
@@ -73,9 +72,12 @@ func CheckPart(ctx context.Context, src io.Reader, obj crypt.Object, lease store
 // expectZeros reads n bytes of nothing, and the end.
 func expectZeros(src io.Reader, n int64) error {
 	fill := make([]byte, n+1)
-	got, err := io.ReadFull(src, fill)
-	if int64(got) != n || !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) || !bytes.Equal(fill[:n], make([]byte, n)) {
-		return errors.Join(fmt.Errorf("%w: the fill of a part", crypt.ErrAuth), err)
+	got, err := crypt.ReadFull(src, fill)
+	if err != nil && err != io.EOF && err != crypt.ErrTruncated { //nolint:errorlint // bare: what wraps them is the source's
+		return err
+	}
+	if int64(got) != n || !bytes.Equal(fill[:n], make([]byte, n)) {
+		return fmt.Errorf("%w: the fill of a part", crypt.ErrAuth)
 	}
 	return nil
 }

@@ -8,10 +8,8 @@ package origin
 import (
 	"context"
 	"crypto/subtle"
-	"crypto/tls"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"net/url"
 	"strings"
@@ -35,6 +33,8 @@ type Config struct {
 	Trailers    bool              // uploads carry a checksum in a trailer; false for stores that do not know aws-chunked
 	Transport   http.RoundTripper // NewTransport's, or another
 	Now         func() time.Time
+	// CredentialsTimeout is how long Credentials may take. 0: 10 s.
+	CredentialsTimeout time.Duration
 }
 
 // Origin signs and sends. It is safe for concurrent use.
@@ -91,7 +91,7 @@ func (o *Origin) RoundTrip(r *http.Request) (*http.Response, error) {
 	default:
 		out.Header.Set("X-Amz-Content-Sha256", UnsignedPayload)
 	}
-	creds, err := o.cfg.Credentials.Retrieve(r.Context())
+	creds, err := o.credentials(r.Context())
 	if err != nil {
 		closeBody(r)
 		return nil, fmt.Errorf("%w: %w", ErrCredentials, err)
@@ -102,6 +102,20 @@ func (o *Origin) RoundTrip(r *http.Request) (*http.Response, error) {
 		return nil, fmt.Errorf("origin: signing: %w", err)
 	}
 	return o.cfg.Transport.RoundTrip(out)
+}
+
+// defaultCredentialsTimeout is longer than what the AWS SDK needs to ask an
+// instance's metadata service three times.
+const defaultCredentialsTimeout = 10 * time.Second
+
+func (o *Origin) credentials(ctx context.Context) (aws.Credentials, error) {
+	limit := o.cfg.CredentialsTimeout
+	if limit <= 0 {
+		limit = defaultCredentialsTimeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	return o.cfg.Credentials.Retrieve(ctx)
 }
 
 // closeBody keeps the promise of http.RoundTripper to close the body also on errors.
@@ -119,38 +133,4 @@ func moveBucketToHost(u *url.URL) {
 	u.Host = bucket + "." + u.Host
 	u.RawPath = "/" + strings.TrimPrefix(strings.TrimPrefix(u.EscapedPath(), "/"+bucket), "/")
 	u.Path = "/" + strings.TrimPrefix(strings.TrimPrefix(u.Path, "/"+bucket), "/")
-}
-
-// TransportConfig is what NewTransport needs.
-type TransportConfig struct {
-	DialTimeout     time.Duration // to connect, and again for the TLS handshake
-	ResponseTimeout time.Duration // from the last byte of a request to the first of the answer
-	MaxConns        int           // idle connections kept
-	UnixSocket      string        // if set, every connection goes to this socket
-}
-
-// NewTransport returns the http.Transport for a store: HTTP/1.1 only, because HTTP/2 was measured at 1.8 times the CPU
-// and a quarter of the throughput; no compression, because ranges and sizes must stay those of the stored bytes.
-func NewTransport(cfg TransportConfig) *http.Transport {
-	dialer := &net.Dialer{Timeout: cfg.DialTimeout, KeepAlive: 30 * time.Second}
-	dial, proxy := dialer.DialContext, http.ProxyFromEnvironment
-	if cfg.UnixSocket != "" {
-		proxy = nil
-		dial = func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return dialer.DialContext(ctx, "unix", cfg.UnixSocket)
-		}
-	}
-	return &http.Transport{
-		Proxy:                  proxy,
-		DialContext:            dial,
-		TLSHandshakeTimeout:    cfg.DialTimeout,
-		TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12},
-		TLSNextProto:           map[string]func(string, *tls.Conn) http.RoundTripper{}, // no HTTP/2
-		ResponseHeaderTimeout:  cfg.ResponseTimeout,
-		MaxIdleConns:           cfg.MaxConns,
-		MaxIdleConnsPerHost:    cfg.MaxConns,
-		IdleConnTimeout:        15 * time.Second, // below the stores' own, so that a PUT does not meet a dying connection
-		DisableCompression:     true,
-		MaxResponseHeaderBytes: 64 << 10,
-	}
 }

@@ -2,6 +2,7 @@ package origin_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"hash/crc32"
 	"io"
@@ -53,7 +54,7 @@ func newStore(t *testing.T, change func(*origin.Config)) (*origin.Origin, *recor
 	}))
 	received.server = server
 	t.Cleanup(server.Close)
-	transport := origin.NewTransport(origin.TransportConfig{DialTimeout: time.Second, ResponseTimeout: 10 * time.Second, MaxConns: 2})
+	transport := origin.NewTransport(origin.TransportConfig{ConnectTimeout: 5 * time.Second, ResponseTimeout: 10 * time.Second, MaxConns: 2})
 	cfg := origin.Config{
 		Endpoint: &url.URL{Scheme: "http", Host: strings.TrimPrefix(server.URL, "http://")}, Region: "eu-central-1", PathStyle: true, Trailers: true,
 		Now: time.Now, Transport: transport, Credentials: credentials.NewStaticCredentialsProvider("access", "secret", ""),
@@ -224,6 +225,25 @@ func TestNoCredentials(t *testing.T) {
 	}
 	if !closed {
 		t.Error("the body was not closed")
+	}
+}
+
+// A source of credentials that does not answer is the store's weather, and not
+// to be waited for.
+func TestCredentialsThatDoNotCome(t *testing.T) {
+	o, _ := newStore(t, func(cfg *origin.Config) {
+		cfg.CredentialsTimeout = 100 * time.Millisecond
+		cfg.Credentials = aws.CredentialsProviderFunc(func(ctx context.Context) (aws.Credentials, error) {
+			<-ctx.Done()
+			return aws.Credentials{}, ctx.Err()
+		})
+	})
+	resp, err := o.RoundTrip(newRequest(t, http.MethodGet, "/bucket/key", nil, 0))
+	if err == nil {
+		resp.Body.Close()
+	}
+	if !errors.Is(err, origin.ErrCredentials) {
+		t.Error(err)
 	}
 }
 

@@ -36,7 +36,7 @@ func frame(r *http.Request) {
 	h.Set("Content-Encoding", strings.TrimSuffix("aws-chunked,"+h.Get("Content-Encoding"), ","))
 	f := &framed{body: r.Body, sum: crc32.NewIEEE(), left: r.ContentLength}
 	r.ContentLength = framedSize(r.ContentLength)
-	r.Body = f
+	r.Body, r.GetBody = f, nil // which would return the body without its frame
 }
 
 // framedSize is the size of a framed body of n bytes, 1 or more.

@@ -60,7 +60,7 @@ type call struct {
 
 func newCall(s *Server, w http.ResponseWriter, r *http.Request, cancel context.CancelCauseFunc) *call {
 	c := &call{Request: r, id: newRequestID(), op: "Unknown", start: s.Now(), cancel: cancel}
-	c.idle = newIdle(s.IdleTimeout, http.NewResponseController(w), cancel)
+	c.idle = newIdle(s.IdleTimeout, http.NewResponseController(w), s.Now)
 	c.w = &response{ResponseWriter: w, idle: c.idle}
 	return c
 }
@@ -244,14 +244,13 @@ func (c *call) openBody() error {
 	return nil
 }
 
-// meter counts what the client sends and keeps the idle clock from running out.
+// meter counts what the client sends.
 type meter struct {
 	src io.Reader
 	c   *call
 }
 
 func (m *meter) Read(p []byte) (int, error) {
-	m.c.idle.moved()
 	n, err := m.src.Read(p)
 	m.c.in.Add(int64(n))
 	return n, err
@@ -263,6 +262,7 @@ type response struct {
 	idle  *idle
 	bytes int64
 	last  func() // called before the header goes out; nil for nothing to do
+	close bool   // the connection ends with this answer
 
 	mu     sync.Mutex
 	status int
@@ -291,6 +291,9 @@ func (w *response) finish() {
 		w.last = nil
 		last()
 	}
+	if w.close && w.bytes == 0 {
+		w.Header().Set("Connection", "close")
+	}
 }
 
 func (w *response) Write(p []byte) (int, error) {
@@ -298,7 +301,7 @@ func (w *response) Write(p []byte) (int, error) {
 	if err := w.permit(); err != nil {
 		return 0, err
 	}
-	w.idle.moved()
+	w.idle.beforeWrite()
 	n, err := w.ResponseWriter.Write(p)
 	w.bytes += int64(n)
 	if err != nil {
@@ -317,64 +320,3 @@ func (w *response) permit() error {
 }
 
 var errClient = errors.New("the client went away")
-
-// idle ends a transfer in which nothing moves: on the client's side by deadlines of its connection, on the store's by
-// cancelling the context. It is safe for concurrent use: the transport reads an upload in a goroutine of its own.
-type idle struct {
-	limit   time.Duration
-	client  *http.ResponseController
-	timer   *time.Timer
-	last    atomic.Int64 // Unix nanoseconds
-	stopped atomic.Bool
-
-	mu sync.Mutex // held while deadlines are set
-}
-
-// granularity is how far apart two movements are told to the clock.
-const granularity = time.Second
-
-func newIdle(limit time.Duration, client *http.ResponseController, cancel context.CancelCauseFunc) *idle {
-	i := &idle{limit: limit, client: client}
-	i.timer = time.AfterFunc(limit, func() { cancel(errIdle) })
-	i.moved()
-	return i
-}
-
-// moved is called before each read and write.
-func (i *idle) moved() {
-	now := time.Now()
-	if now.UnixNano()-i.last.Load() < int64(min(granularity, i.limit/4)) || i.stopped.Load() {
-		return
-	}
-	i.last.Store(now.UnixNano())
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	if i.stopped.Load() {
-		return
-	}
-	i.timer.Reset(i.limit)
-	i.deadlines(now.Add(i.limit), now.Add(i.limit))
-}
-
-func (i *idle) allow(read, write time.Time) {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	i.deadlines(read, write)
-}
-
-func (i *idle) deadlines(read, write time.Time) {
-	_ = i.client.SetReadDeadline(read)
-	_ = i.client.SetWriteDeadline(write)
-}
-
-// lingering is how long the server may wait for the rest of a body that nobody wants any more. It does so before it
-// writes the answer, which therefore needs more time than that.
-const lingering = 5 * time.Second
-
-// stop ends the watch. The client gets as much time again to take what is still to be said.
-func (i *idle) stop() {
-	i.stopped.Store(true)
-	i.timer.Stop()
-	now := time.Now()
-	i.allow(now.Add(min(lingering, i.limit)), now.Add(2*i.limit+lingering))
-}

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"html"
-	"io"
 	"math"
 	"net/http"
 	"net/url"
@@ -259,7 +258,7 @@ func (s *Server) commit(c *call, list *completion, sum objectChecksum) error {
 
 func (s *Server) sendCompletion(c *call, header http.Header, doc []byte) (http.Header, []byte, error) {
 	defer s.keepAlive(c)()
-	resp, err := s.send(c, c.originRequest(http.MethodPost, header, io.NopCloser(bytes.NewReader(doc)), int64(len(doc))))
+	resp, err := s.send(c, replayable(c.originRequest(http.MethodPost, header, nil, int64(len(doc))), doc))
 	if err != nil {
 		return nil, nil, err
 	}

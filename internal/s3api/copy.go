@@ -25,6 +25,14 @@ func (s *Server) uploadPartCopy(c *call) error {
 	if err != nil {
 		return s.unlessNoBucket(c, err)
 	}
+	err = s.copyPart(c, q)
+	if errors.Is(err, errTransfer) { // nothing was stored, and the source is still there
+		err = s.copyPart(c, q)
+	}
+	return err
+}
+
+func (s *Server) copyPart(c *call, q stored.Request) error {
 	source, err := s.objects.Get(c.Context(), q)
 	if outside := (*stored.RangeError)(nil); errors.As(err, &outside) {
 		return invalidSourceRange(outside.Size)

@@ -251,6 +251,10 @@ func (s *Server) copyAnew(c *call, q stored.Request, choice keyring.Choice, want
 		source.Close() // it would wait in the meantime, and the store with it
 		answer, sums, err = s.sealWith(c, q, lease, wanted, sums)
 	}
+	if errors.Is(err, errTransfer) && (wanted == nil || sums != nil) { // nothing was stored, and the source is still there
+		source.Close()
+		answer, err = s.sealAgain(c, q, lease, sums)
+	}
 	stop()
 	if err != nil {
 		return err
@@ -264,13 +268,18 @@ func (s *Server) sealWith(c *call, q stored.Request, lease *keyring.Sealed, a *c
 	if err != nil {
 		return nil, nil, err
 	}
+	answer, err := s.sealAgain(c, q, lease, sums)
+	return answer, sums, err
+}
+
+// sealAgain is sealCopy of a source that is read once more.
+func (s *Server) sealAgain(c *call, q stored.Request, lease *keyring.Sealed, sums map[crypt.ChecksumID][]byte) (http.Header, error) {
 	source, err := s.objects.Get(c.Context(), q)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	defer source.Close()
-	answer, err := s.sealCopy(c, q, source, lease, sums)
-	return answer, sums, err
+	return s.sealCopy(c, q, source, lease, sums)
 }
 
 // copiedSums are the checksums of the source that its copy can have.

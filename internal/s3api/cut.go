@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"net"
-	"time"
 
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 )
@@ -90,11 +89,4 @@ func (w *response) reopen() error {
 		w.Header().Set("Connection", "close")
 	}
 	return err
-}
-
-// interrupt has whatever waits for the client return at once.
-func (i *idle) interrupt() {
-	i.stopped.Store(true)
-	i.timer.Stop()
-	i.allow(time.Unix(1, 0), time.Unix(1, 0))
 }

@@ -103,8 +103,8 @@ func (e *Error) Status() int {
 // retryAfter is what a client is told to wait, in seconds, when the fault is a passing one.
 const retryAfter = 1
 
-// errIdle is the cause of a context that ended because nothing moved for the idle timeout.
-var errIdle = errors.New("no byte moved within limits.idle_timeout")
+// errIdle says that the client has sent nothing for the idle timeout.
+var errIdle = errors.New("the client sent no byte within limits.idle_timeout")
 
 func badRequest(code, message string) *Error { return &Error{Code: code, Message: message} }
 
@@ -154,7 +154,7 @@ func asError(ctx context.Context, err error) *Error {
 	case errors.Is(err, stored.ErrIntegrity), errors.Is(err, crypt.ErrAuth), errors.Is(err, crypt.ErrTruncated), errors.Is(err, crypt.ErrTrailing),
 		errors.Is(err, crypt.ErrEnvelope), errors.Is(err, crypt.ErrVersion), errors.Is(err, crypt.ErrSize), errors.Is(err, crypt.ErrDEK):
 		return &Error{Code: "ObjectIntegrityError", Message: "The stored object or its envelope was altered, cut or moved, and is refused. Restore it from a copy; see the proxy's log.", cause: err}
-	case errors.Is(context.Cause(ctx), errIdle), isTimeout(err) && !errors.Is(err, errOrigin):
+	case errors.Is(err, errIdle), isTimeout(err) && !errors.Is(err, errOrigin):
 		return &Error{Code: "RequestTimeout", Message: "Your socket connection to the server was not read from or written to within the timeout period.", cause: err}
 	case errors.Is(err, errClient), errors.Is(context.Cause(ctx), context.Canceled):
 		return &Error{Code: "ClientClosedRequest", Message: "The client closed the connection.", cause: err}

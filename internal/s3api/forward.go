@@ -49,7 +49,16 @@ func (s *Server) sendBody(c *call, body []byte) (*http.Response, error) {
 	if len(body) > 0 || c.saysDigest() {
 		header.Set("Content-Md5", md5Of(body)) // S3 demands it of some operations
 	}
-	return s.send(c, c.originRequest(c.Method, header, io.NopCloser(bytes.NewReader(body)), int64(len(body))))
+	return s.send(c, replayable(c.originRequest(c.Method, header, nil, int64(len(body))), body))
+}
+
+// replayable gives a request a body that can be sent again.
+func replayable(r *http.Request, body []byte) *http.Request {
+	if len(body) > 0 {
+		r.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }
+		r.Body, _ = r.GetBody()
+	}
+	return r
 }
 
 // saysDigest reports whether the client says what its body must be, beside the signature.

@@ -555,7 +555,7 @@ func TestCompleteFailsWithStatus200(t *testing.T) {
 	for body, want := range map[string]string{
 		"<?xml version=\"1.0\"?>\n   <Error><Code>InternalError</Code><Message>failed</Message></Error>": "InternalError",
 		"   <Error><Code>SlowDown</Code><Message>slow</Message></Error>":                                 "SlowDown",
-		"   ": "InternalError",
+		"   ": "ServiceUnavailable",
 	} {
 		p.origin.set(func(r *http.Request) (*http.Response, error) {
 			if r.Method != http.MethodPost || !strings.Contains(r.URL.RawQuery, "uploadId") {

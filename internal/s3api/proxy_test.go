@@ -49,7 +49,7 @@ const (
 var store struct {
 	dir       string
 	socket    string
-	transport *http.Transport
+	transport *origin.Transport
 }
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
@@ -75,8 +75,8 @@ func run(m *testing.M) int {
 	return m.Run()
 }
 
-func newTransport(timeout time.Duration) *http.Transport {
-	return origin.NewTransport(origin.TransportConfig{DialTimeout: time.Second, ResponseTimeout: timeout, MaxConns: 64, UnixSocket: store.socket})
+func newTransport(timeout time.Duration) *origin.Transport {
+	return origin.NewTransport(origin.TransportConfig{ConnectTimeout: 5 * time.Second, ResponseTimeout: timeout, MaxConns: 64, UnixSocket: store.socket})
 }
 
 // proxy is a running proxy in front of the store.

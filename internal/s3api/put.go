@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strconv"
 	"sync/atomic"
+	"time"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
@@ -91,7 +92,7 @@ func (s *Server) sendSealed(c *call, header http.Header, up *upload) (*http.Resp
 		return nil, failure // the client's fault, and why the store was left with half a body
 	}
 	if err != nil {
-		return nil, err
+		return nil, up.clientTimeout(err)
 	}
 	if !up.finished.Load() {
 		closeBody(resp)
@@ -158,6 +159,7 @@ type upload struct {
 	lease    *keyring.Lease
 	size     int64 // stored size
 	failed   atomic.Pointer[error]
+	waiting  atomic.Pointer[time.Time] // since when the transport waits for the next bytes; nil if it does not
 	finished atomic.Bool
 	sent     int64
 }
@@ -165,7 +167,10 @@ type upload struct {
 // Read hands out what was sealed only under a lease in force. The look at it comes last, as the client may have taken its
 // time with the plaintext.
 func (u *upload) Read(p []byte) (int, error) {
+	began := time.Now()
+	u.waiting.Store(&began)
 	n, err := u.sealer.Read(p)
+	u.waiting.Store(nil)
 	if n > 0 {
 		if err := u.lease.Check(u.c.Context()); err != nil {
 			return 0, u.fail(err)

@@ -49,6 +49,7 @@ type Server struct {
 	objects *stored.Store
 	uploads *uploadKeys
 	slots   chan struct{}
+	check   func(*http.Request, *http.Response) error // CheckAnswer, which knows the routes, which know what calls it
 }
 
 // New returns a Server.
@@ -58,6 +59,7 @@ func New(cfg Config) *Server {
 		matcher: newMatcher(),
 		uploads: newUploadKeys(),
 		slots:   make(chan struct{}, cfg.MaxConcurrent),
+		check:   CheckAnswer,
 	}
 	s.objects = &stored.Store{
 		Send: func(r *http.Request) (*http.Response, error) { return s.send(requestCall(r.Context()), r) },
@@ -76,10 +78,22 @@ func New(cfg Config) *Server {
 
 // ServeHTTP answers one S3 request.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	ctx, cancel := context.WithCancelCause(r.Context())
+	parent := r.Context()
+	poisoned := parent.Err() != nil // by a deadline of the request before; see idle
+	if poisoned {
+		parent = context.WithoutCancel(parent)
+	}
+	ctx, cancel := context.WithCancelCause(parent)
 	defer cancel(nil)
 	c := newCall(s, w, r, cancel)
+	c.w.close = poisoned
 	c.Request = r.WithContext(context.WithValue(ctx, callKey{}, c))
+	if r.Body == nil || r.Body == http.NoBody {
+		c.idle.whole = true
+	} else {
+		c.Body = &clientBody{r.Body, c.idle}
+	}
+	c.idle.beforeWrite()
 	s.Metrics.InFlight.Inc()
 	defer s.Metrics.InFlight.Dec()
 	// net/http says 100 Continue when a body is first read, and never for an empty one. botocore asks for it with empty
@@ -91,6 +105,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 	err := s.recovering(c)
 	c.wipeCustomerKeys()
+	if err != nil && c.idle.isLate() {
+		err = errors.Join(errIdle, err)
+	}
 	c.idle.stop()
 	if cut := c.w.reopen(); cut != nil {
 		err = cut
@@ -173,6 +190,7 @@ func (s *Server) conclude(c *call, err error) {
 	var answer *Error
 	if err != nil {
 		answer = asError(c.Context(), s.named(c, err))
+		c.w.close = c.w.close || answer.Code == "RequestTimeout" || answer.Code == "ClientClosedRequest"
 		if c.w.status != 0 {
 			c.aborted = true
 		} else {

@@ -1,7 +1,9 @@
 package s3api
 
 import (
+	"bytes"
 	"encoding/xml"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -36,8 +38,17 @@ func (c *call) originRequestTo(method string, query url.Values, header http.Head
 	return r.WithContext(c.Context())
 }
 
-// send returns the store's answer if it is a good one or 304 Not Modified, and an error otherwise.
+// send returns the store's answer if it is a good one or 304 Not Modified, and an error otherwise. A request that did not
+// come to the store in good order, which the store has refused for that, is sent once more if its body is still there.
 func (s *Server) send(c *call, r *http.Request) (*http.Response, error) {
+	resp, err := s.sendOnce(c, r)
+	if errors.Is(err, errTransfer) && rewind(r) {
+		return s.sendOnce(c, r)
+	}
+	return resp, err
+}
+
+func (s *Server) sendOnce(c *call, r *http.Request) (*http.Response, error) {
 	start := s.Now()
 	resp, err := s.Origin.RoundTrip(r)
 	took := s.Now().Sub(start)
@@ -52,11 +63,18 @@ func (s *Server) send(c *call, r *http.Request) (*http.Response, error) {
 	}
 	c.noteOrigin(r, resp)
 	if resp.StatusCode < 300 || resp.StatusCode == http.StatusNotModified {
-		resp.Body = &storeBody{src: resp.Body, idle: c.idle}
+		resp.Body = &storeBody{resp.Body}
+		if resp.StatusCode == http.StatusNotModified {
+			return resp, nil
+		}
+		if err := s.check(r, resp); err != nil {
+			_ = resp.Body.Close()
+			return nil, err
+		}
 		return resp, nil
 	}
 	defer closeBody(resp)
-	failure := c.originError(resp)
+	failure := c.originError(r, resp)
 	if resp.StatusCode == http.StatusBadRequest && r.Method == http.MethodHead && c.Method != http.MethodHead && r.URL.Query().Has("versionId") {
 		return nil, s.reason(c, r, failure)
 	}
@@ -93,16 +111,20 @@ var originFaults = map[string]bool{
 	"SignatureDoesNotMatch":        true,
 	"TemporaryRedirect":            true,
 	"TokenRefreshRequired":         true,
-	"XAmzContentSHA256Mismatch":    true,
 }
 
 // originError turns the store's error answer into ours: its code and message, and nothing that tells of ciphertext.
-func (c *call) originError(resp *http.Response) *Error {
+func (c *call) originError(r *http.Request, resp *http.Response) *Error {
 	var doc struct {
 		Code, Message, BucketName, Condition, Method, ResourceType, ArgumentName, ArgumentValue string
 	}
 	// An answer that is no XML, as to a HEAD, leaves the fields empty.
-	_ = xml.NewDecoder(io.LimitReader(resp.Body, maxErrorBody)).Decode(&doc)
+	var body bytes.Buffer
+	_, _ = body.ReadFrom(io.LimitReader(resp.Body, maxErrorBody))
+	_ = xml.Unmarshal(body.Bytes(), &doc)
+	if fault := transferFault(r, resp.StatusCode, doc.Code, body.Bytes()); fault != nil {
+		return fault
+	}
 	cause := fmt.Errorf("%w answered %d %s: %s", errOrigin, resp.StatusCode, doc.Code, doc.Message)
 	if originFaults[doc.Code] || resp.StatusCode >= 300 && resp.StatusCode < 400 {
 		return &Error{Code: "InternalError", Message: "The store refuses the proxy's own request. Please tell the proxy's operator.", cause: cause}
@@ -172,22 +194,16 @@ var messages = map[string]string{
 	"InternalError":      "We encountered an internal error. Please try again.",
 }
 
-// storeBody reads the store's body. Its errors are the store's, and each read restarts the idle clock.
-type storeBody struct {
-	src  io.ReadCloser
-	idle *idle
-}
+// storeBody reads the store's body. Its errors are the store's.
+type storeBody struct{ io.ReadCloser }
 
 func (b *storeBody) Read(p []byte) (int, error) {
-	b.idle.moved()
-	n, err := b.src.Read(p)
+	n, err := b.ReadCloser.Read(p)
 	if err != nil && err != io.EOF { //nolint:errorlint // bare, as every io.Reader must say it
 		err = fmt.Errorf("%w: reading: %w", errOrigin, err)
 	}
 	return n, err
 }
-
-func (b *storeBody) Close() error { return b.src.Close() }
 
 // closeBody ends a response. What is left of a short one is read, so that the connection can be used again.
 func closeBody(resp *http.Response) {

@@ -144,7 +144,7 @@ func TestVersionIDsOfNoForm(t *testing.T) {
 		if r.Method == http.MethodGet {
 			status = http.StatusPartialContent
 		}
-		return &http.Response{StatusCode: status, Header: make(http.Header), Body: http.NoBody, Request: r}, nil
+		return &http.Response{StatusCode: status, Header: http.Header{"Etag": {`"e"`}}, Body: http.NoBody, Request: r}, nil
 	}
 	p.origin.set(refuse, nil)
 	if a := p.send(attributes); a.StatusCode != http.StatusBadRequest || a.Code != "InvalidRequest" || len(asked) != 2 || asked[1] != "GET bytes=0-0" {

@@ -134,7 +134,9 @@ func (s *Store) openSingle(ctx context.Context, q Request, resp *http.Response, 
 	if err != nil {
 		return nil, err
 	}
-	if _, err := io.CopyN(io.Discard, resp.Body, skip); err != nil {
+	if _, err := io.CopyN(io.Discard, resp.Body, skip); err == io.EOF { //nolint:errorlint // bare: the answer is whole, and too short
+		return nil, fmt.Errorf("%w: %w", ErrIntegrity, crypt.ErrTruncated)
+	} else if err != nil {
 		return nil, err
 	}
 	opener, err := crypt.NewOpener(io.LimitReader(resp.Body, o.limit(resp, window)), window, dek, e.Header)

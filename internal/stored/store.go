@@ -212,13 +212,14 @@ func (s *Store) fetch(ctx context.Context, q Request, etag string, start, end in
 		return nil, fmt.Errorf("%w answered %d to a range", ErrStore, resp.StatusCode)
 	}
 	out := make([]byte, end-start)
-	if _, err := io.ReadFull(resp.Body, out); err != nil {
-		if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
-			return nil, fmt.Errorf("%w: %w", ErrIntegrity, crypt.ErrTruncated)
-		}
+	switch _, err := crypt.ReadFull(resp.Body, out); err { //nolint:errorlint // bare, as ReadFull says them
+	case nil:
+		return out, nil
+	case io.EOF, crypt.ErrTruncated: // the answer is whole, and too short
+		return nil, fmt.Errorf("%w: %w", ErrIntegrity, crypt.ErrTruncated)
+	default:
 		return nil, err
 	}
-	return out, nil
 }
 
 // errChanged says that the object is another one than a moment ago: what was found out of it is void.

@@ -1,0 +1,213 @@
+package s3api
+
+import (
+	"bytes"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+)
+
+// answer says what the store's answer to an operation has when the operation was
+// a success. It is the name of the root element of an XML document, or one of
+// the constants.
+//
+// Whoever stands between the proxy and its store, such as a login page or a load
+// balancer, can answer 200 to anything. What lacks what S3's answer must have is
+// no success, and nothing may be vouched for because of it.
+type answer string
+
+const (
+	unsent   answer = ""        // the proxy never sends it: it is refused, or answered otherwise
+	nothing  answer = "nothing" // an empty body; of what is not a DELETE, a document too
+	written  answer = "written" // an ETag and an empty body
+	content  answer = "content" // an ETag and a body of known length: an object
+	document answer = "xml"     // XML, whose root element stores do not agree on
+	policies answer = "json"    // a JSON object
+	allowed  answer = "allowed" // what may be done by pages of the origin that asked
+)
+
+// CheckAnswer returns an error unless resp, an answer of 2xx, is what S3 answers
+// to r when it has done what r asks for. S3 also tells of some failures with
+// status 200: then the error is the one in the document.
+//
+// r is a request for the store, whose URL holds nothing but /bucket/key and the
+// query. CheckAnswer may read from the body, and replaces it with an equal one.
+func CheckAnswer(r *http.Request, resp *http.Response) error {
+	row := sentAs(r)
+	if row == nil {
+		return fmt.Errorf("%w was sent a request that is not in the table of operations: %s %s", errOrigin, r.Method, r.URL)
+	}
+
+	why, err := row.answer.lacks(r, resp)
+	if err != nil {
+		return err
+	}
+	if why == "" {
+		return nil
+	}
+	return &Error{
+		Code: "ServiceUnavailable", Message: "The store behind the proxy sent an answer that is not S3's. Please try again.", RetryAfter: retryAfter,
+		cause: fmt.Errorf("%w answered %d to %s with %s (Content-Type %q): it is not the store that answers",
+			errOrigin, resp.StatusCode, row.op, why, resp.Header.Get("Content-Type")),
+	}
+}
+
+// sentAs returns the operation that a request for the store is, or nil.
+func sentAs(r *http.Request) *route {
+	named := service
+	if name, key, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/"); key != "" {
+		named = object
+	} else if name != "" {
+		named = bucket
+	}
+	for i := range routes {
+		if row := &routes[i]; row.path == named && row.matches(r, nil) {
+			return row
+		}
+	}
+	return nil
+}
+
+// lacks says in a few words what is wrong with an answer; "" if nothing is.
+func (a answer) lacks(r *http.Request, resp *http.Response) (why string, err error) {
+	h := resp.Header
+	switch {
+	case a == allowed && h.Get("Access-Control-Allow-Origin") == "":
+		return "no Access-Control-Allow-Origin", nil
+	case (a == written || a == content) && h.Get("Etag") == "":
+		return "no ETag", nil
+	case a == content && resp.ContentLength < 0:
+		return "a body of unknown length", nil
+	case r.Method == http.MethodHead && resp.ContentLength > 0 && a == nothing && strings.HasPrefix(h.Get("Content-Type"), "text/html"):
+		return "a page", nil
+	case a == allowed, a == content, r.Method == http.MethodHead:
+		return "", nil
+	case a == nothing && r.Method != http.MethodDelete:
+		return lacksMost(resp)
+	case a == written, a == nothing:
+		return lacksNothing(resp)
+	case a == policies:
+		return lacksJSON(resp)
+	default:
+		return a.lacksRoot(resp)
+	}
+}
+
+// maxProlog bounds what is read of a document up to its root element: white
+// space included, which keeps a client waiting.
+const maxProlog = 64 << 10
+
+func lacksNothing(resp *http.Response) (why string, err error) {
+	var body bytes.Buffer
+	if _, err := body.ReadFrom(io.LimitReader(resp.Body, maxProlog)); err != nil {
+		return "", err
+	}
+	if text := bytes.TrimSpace(body.Bytes()); len(text) > 0 {
+		return fmt.Sprintf("a body where there is none: %.60q", text), nil
+	}
+	return "", nil
+}
+
+// lacksMost is for a body that is empty with S3, where a store may send a
+// document all the same: no SDK reads it.
+func lacksMost(resp *http.Response) (why string, err error) {
+	var seen bytes.Buffer
+	if _, err := seen.ReadFrom(io.LimitReader(resp.Body, maxProlog)); err != nil {
+		return "", err
+	}
+	empty := len(bytes.TrimSpace(seen.Bytes())) == 0
+	putBack(resp, &seen)
+	if empty {
+		return "", nil
+	}
+	return document.lacksRoot(resp)
+}
+
+func lacksJSON(resp *http.Response) (why string, err error) {
+	var seen bytes.Buffer
+	defer putBack(resp, &seen)
+	var one [1]byte
+	for {
+		_, err := io.ReadFull(resp.Body, one[:])
+		if errors.Is(err, io.EOF) {
+			return "no body", nil
+		}
+		if err != nil {
+			return "", err
+		}
+		seen.Write(one[:])
+		switch {
+		case one[0] == '{':
+			return "", nil
+		case !strings.Contains(" \t\r\n", string(one[:])) || seen.Len() > maxProlog:
+			return "what is not JSON", nil
+		}
+	}
+}
+
+func (a answer) lacksRoot(resp *http.Response) (why string, err error) {
+	root, err := rootOf(resp)
+	switch {
+	case err != nil:
+		return "", err
+	case root == "Error":
+		var body bytes.Buffer
+		if _, err := body.ReadFrom(io.LimitReader(resp.Body, maxErrorBody)); err != nil {
+			return "", err
+		}
+		return "", lateError(body.Bytes())
+	case root == "":
+		return "what is not XML", nil
+	case root != string(a) && (a != document || strings.EqualFold(root, "html")):
+		return "a document <" + root + ">", nil
+	default:
+		return "", nil
+	}
+}
+
+// rootOf reads the body up to its root element, and puts back what it has read.
+// It returns "" for what is not XML.
+func rootOf(resp *http.Response) (root string, err error) {
+	var seen bytes.Buffer
+	defer putBack(resp, &seen)
+	source := &failing{src: io.LimitReader(resp.Body, maxProlog)}
+	d := xml.NewDecoder(io.TeeReader(source, &seen))
+	d.CharsetReader = func(_ string, in io.Reader) (io.Reader, error) { return in, nil } // names are ASCII in all of them
+	for {
+		token, err := d.RawToken()
+		if source.err != nil {
+			return "", source.err
+		}
+		if err != nil {
+			return "", nil // it is not XML
+		}
+		if start, ok := token.(xml.StartElement); ok {
+			return start.Name.Local, nil
+		}
+	}
+}
+
+// putBack has the body begin with what was read of it.
+func putBack(resp *http.Response, seen *bytes.Buffer) {
+	resp.Body = struct {
+		io.Reader
+		io.Closer
+	}{io.MultiReader(seen, resp.Body), resp.Body}
+}
+
+// failing remembers that reading failed, which a parser may name otherwise.
+type failing struct {
+	src io.Reader
+	err error
+}
+
+func (f *failing) Read(p []byte) (int, error) {
+	n, err := f.src.Read(p)
+	if err != nil && err != io.EOF {
+		f.err = err
+	}
+	return n, err
+}
