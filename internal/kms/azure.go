@@ -53,7 +53,8 @@ type AzureConfig struct {
 	// AnyChallenge sends tokens also to a server whose name does not end as the resource in its challenge does. For
 	// servers that are not Azure's only: it is what keeps tokens from a server that is not the vault.
 	AnyChallenge bool
-	// Timeout bounds one Wrap or Unwrap with all its attempts. 0: DefaultAzureTimeout.
+	// Timeout bounds one request with all its attempts. A token has 30 seconds of its own, for which a call waits until its
+	// context ends. 0: DefaultAzureTimeout.
 	Timeout time.Duration
 	// MaxAttempts counts the first attempt too. 0: DefaultAzureMaxAttempts.
 	MaxAttempts int
@@ -70,6 +71,7 @@ type AzureConfig struct {
 // new version and old ones still open while their version is enabled.
 type Azure struct {
 	client    *azkeys.Client
+	tokens    *azureTokens
 	keyID     string
 	vault     string // URL without a path
 	name      string
@@ -122,7 +124,8 @@ func (a *Azure) open(cfg AzureConfig) error {
 			return errors.New("no credentials: " + printable(err.Error(), 300))
 		}
 	}
-	a.client, err = azkeys.NewClient(a.vault, credential, azureOptions(cfg))
+	a.tokens = &azureTokens{from: credential}
+	a.client, err = azkeys.NewClient(a.vault, a.tokens, azureOptions(cfg))
 	return err
 }
 
@@ -200,9 +203,12 @@ func (a *Azure) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]b
 	kek := make([]byte, azureKEKSize)
 	defer clear(kek)
 	rand.Read(kek)
-	call, cancel := context.WithTimeout(ctx, a.timeout)
-	defer cancel()
-	out, err := a.client.WrapKey(call, a.name, "", azkeys.KeyOperationParameters{Algorithm: &a.algorithm, Value: kek}, nil)
+	var out azkeys.WrapKeyResponse
+	err := a.attempt(ctx, func(call context.Context) (err error) {
+		in := azkeys.KeyOperationParameters{Algorithm: &a.algorithm, Value: kek}
+		out, err = a.client.WrapKey(call, a.name, "", in, nil)
+		return err
+	})
 	if err != nil {
 		return nil, a.fail(ctx, "wrap", err)
 	}
@@ -214,7 +220,7 @@ func (a *Azure) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]b
 	if err := blob.check(); err != nil {
 		return nil, &Error{Kind: Internal, Op: "wrap", KeyID: a.keyID, Err: err}
 	}
-	if err := a.prove(ctx, call, &blob, kek); err != nil {
+	if err := a.prove(ctx, &blob, kek); err != nil {
 		return nil, err
 	}
 	sealed, err := blob.seal(kek, dek, ec)
@@ -228,11 +234,11 @@ func (a *Azure) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]b
 // of an RSA key than its public half, and Azure has been seen to do it with a key that is disabled
 // (https://github.com/Azure/azure-sdk-for-python/issues/45342): without the proof, a proxy would go on sealing objects
 // under a key that was taken away, and nobody could open them.
-func (a *Azure) prove(ctx, call context.Context, blob *azureBlob, kek []byte) error {
+func (a *Azure) prove(ctx context.Context, blob *azureBlob, kek []byte) error {
 	if at := a.provenAt.Load(); at != nil && time.Since(*at) < azureProof {
 		return nil
 	}
-	got, err := a.unwrapKEK(ctx, call, "wrap", blob)
+	got, err := a.unwrapKEK(ctx, "wrap", blob)
 	if err != nil {
 		return err
 	}
@@ -257,9 +263,7 @@ func (a *Azure) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext
 		err := errors.New("a blob of another key or algorithm than the configured one")
 		return nil, &Error{Kind: InvalidCiphertext, Op: "unwrap", KeyID: a.keyID, Err: err}
 	}
-	call, cancel := context.WithTimeout(ctx, a.timeout)
-	defer cancel()
-	kek, err := a.unwrapKEK(ctx, call, "unwrap", blob)
+	kek, err := a.unwrapKEK(ctx, "unwrap", blob)
 	if err != nil {
 		return nil, err
 	}
@@ -271,10 +275,17 @@ func (a *Azure) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext
 	return dek, nil
 }
 
-func (a *Azure) unwrapKEK(ctx, call context.Context, op string, blob *azureBlob) ([]byte, error) {
-	start := time.Now()
-	out, err := a.client.UnwrapKey(call, a.name, hex.EncodeToString(blob.version[:]),
-		azkeys.KeyOperationParameters{Algorithm: &a.algorithm, Value: blob.wrapped}, nil)
+func (a *Azure) unwrapKEK(ctx context.Context, op string, blob *azureBlob) ([]byte, error) {
+	var (
+		out   azkeys.UnwrapKeyResponse
+		start time.Time
+	)
+	err := a.attempt(ctx, func(call context.Context) (err error) {
+		start = time.Now()
+		in := azkeys.KeyOperationParameters{Algorithm: &a.algorithm, Value: blob.wrapped}
+		out, err = a.client.UnwrapKey(call, a.name, hex.EncodeToString(blob.version[:]), in, nil)
+		return err
+	})
 	if err != nil {
 		a.provenAt.Store(nil) // whatever is wrong, the key is not known to be in force any more
 		return nil, a.fail(ctx, op, err)

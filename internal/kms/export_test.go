@@ -14,3 +14,6 @@ func NewGCPWithCredentials(ctx context.Context, cfg GCPConfig, creds *auth.Crede
 	}
 	return g, err
 }
+
+// ShareGCPTokens is what NewGCP does to the default credentials.
+var ShareGCPTokens = shareGCPTokens

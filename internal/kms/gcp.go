@@ -38,7 +38,8 @@ type GCPConfig struct {
 	// Options are for the client, in place of the application default credentials: other credentials, or a connection.
 	// Nil: the default credentials.
 	Options []option.ClientOption
-	// Timeout bounds one Wrap or Unwrap with all its attempts. 0: DefaultGCPTimeout.
+	// Timeout bounds one Wrap or Unwrap with all its attempts. A token has 30 seconds of its own, for which a call waits
+	// until its context ends. 0: DefaultGCPTimeout.
 	Timeout time.Duration
 	// MaxAttempts counts the first attempt too. 0: DefaultGCPMaxAttempts.
 	MaxAttempts int
@@ -82,8 +83,7 @@ func NewGCP(ctx context.Context, cfg GCPConfig) (*GCP, error) {
 	silent := slog.New(slog.DiscardHandler)
 	options := cfg.Options
 	if options == nil {
-		var err error
-		g.creds, err = credentials.DetectDefault(&credentials.DetectOptions{
+		found, err := credentials.DetectDefault(&credentials.DetectOptions{
 			Scopes: gcpkms.DefaultAuthScopes(), UseSelfSignedJWT: true, // as the client itself would
 			Logger: silent,
 		})
@@ -91,6 +91,7 @@ func NewGCP(ctx context.Context, cfg GCPConfig) (*GCP, error) {
 			err := messageError("no credentials: " + printable(err.Error(), 300))
 			return nil, &Error{Kind: Internal, Op: "open", KeyID: g.name, Err: err}
 		}
+		g.creds = shareGCPTokens(found)
 		options = []option.ClientOption{option.WithAuthCredentials(g.creds)}
 	}
 	options = append(slices.Clip(options), option.WithLogger(silent))
@@ -197,6 +198,9 @@ var (
 // https://cloud.google.com/kms/docs/data-integrity-guidelines asks for. Damage that the KMS finds out has the code
 // INVALID_ARGUMENT, which a blob that is not genuine has too, so that one gets a second try.
 func (g *GCP) call(ctx context.Context, op string, run func(context.Context) error) error {
+	if err := g.haveToken(ctx, op); err != nil {
+		return err
+	}
 	call, cancel := context.WithTimeout(ctx, g.timeout)
 	defer cancel()
 	var err error

@@ -2,7 +2,12 @@ package kms_test
 
 import (
 	"context"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
 	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"net/http"
 	"os"
@@ -219,12 +224,25 @@ func TestGCPConfigsThatAreRefused(t *testing.T) {
 	wantKind(t, "no credentials", err, kms.Internal)
 }
 
+// serviceAccount is a credentials file whose tokens are signed right here.
+func serviceAccount(t *testing.T) []byte {
+	t.Helper()
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	must(t, err)
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	must(t, err)
+	file, err := json.Marshal(map[string]string{
+		"type": "service_account", "client_email": "proxy@test.iam.gserviceaccount.com", "private_key_id": "1",
+		"private_key": string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})), "token_uri": "https://127.0.0.1:1/",
+	})
+	must(t, err)
+	return file
+}
+
 // A token that cannot be had says different things: the account is gone, or the network is.
 func TestGCPCredentials(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "adc.json")
-	must(t, os.WriteFile(file, []byte(`{"type":"external_account","audience":"//iam.googleapis.com/x",`+
-		`"subject_token_type":"urn:ietf:params:oauth:token-type:jwt","token_url":"https://127.0.0.1:1/",`+
-		`"credential_source":{"file":"/nonexistent"}}`), 0o600))
+	must(t, os.WriteFile(file, serviceAccount(t), 0o600))
 	t.Setenv("GOOGLE_APPLICATION_CREDENTIALS", file)
 	server := kmstest.StartGCP(t)
 	w, err := kms.NewGCP(t.Context(), kms.GCPConfig{

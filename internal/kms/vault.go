@@ -48,7 +48,8 @@ type VaultConfig struct {
 	CAFile string
 	// Transport sends the calls. Nil: one of its own, with proxy settings from the environment and CAFile.
 	Transport http.RoundTripper
-	// Timeout bounds one Wrap or Unwrap with all its attempts and a login. 0: DefaultVaultTimeout.
+	// Timeout bounds one request to encrypt or decrypt, with all its attempts. A login has 30 seconds of its own, for
+	// which a call waits until its context ends. 0: DefaultVaultTimeout.
 	Timeout time.Duration
 	// MaxAttempts counts the first attempt too. 0: DefaultVaultMaxAttempts.
 	MaxAttempts int
@@ -149,19 +150,17 @@ func (v *Vault) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext
 // call sends one request. A token that Vault refuses may only have expired, so the first refusal leads to one login
 // and one more request; then the answer stands.
 func (v *Vault) call(ctx context.Context, op, verb string, in vaultFields) (*vaultFields, error) {
-	call, cancel := context.WithTimeout(ctx, v.timeout)
-	defer cancel()
-	s, err := v.login.session(call, nil)
+	s, err := v.login.session(ctx, nil)
 	if err != nil {
 		return nil, v.failLogin(ctx, op, err)
 	}
-	out, err := v.send(call, s, verb, in)
+	out, err := v.send(ctx, s, verb, in)
 	if isVaultForbidden(err) && !v.login.isUseless() {
-		again, loginErr := v.login.session(call, s)
+		again, loginErr := v.login.session(ctx, s)
 		if loginErr != nil {
 			return nil, v.failLogin(ctx, op, loginErr)
 		}
-		out, err = v.send(call, again, verb, in)
+		out, err = v.send(ctx, again, verb, in)
 		if isVaultForbidden(err) {
 			v.login.useless()
 		}
@@ -181,6 +180,8 @@ var errVaultAnswer = errors.New("the answer cannot be read")
 // send goes below api.Secret, whose strings cannot be wiped. The client's methods for raw bodies would do, but send
 // "null" for the body when a standby server redirects them (api 1.23.0).
 func (v *Vault) send(ctx context.Context, s *vaultSession, verb string, in vaultFields) (*vaultFields, error) {
+	ctx, cancel := context.WithTimeout(ctx, v.timeout)
+	defer cancel()
 	r := s.client.NewRequest(http.MethodPut, "/v1/"+v.mount+"/"+verb+"/"+v.key)
 	if err := r.SetJSONBody(in); err != nil {
 		return nil, errors.New("the request cannot be written")
