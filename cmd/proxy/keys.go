@@ -21,8 +21,7 @@ import (
 
 // Time limits of key management that are nobody's business to tune.
 const (
-	kmsTimeout      = 6 * time.Second        // of a call with all its attempts
-	kmsAttempt      = 2 * time.Second        // of one attempt
+	kmsAttempts     = 3                      // how many attempts of full length a call has time for
 	rememberRevoked = time.Second            // how long a DEK that was refused is not asked for again
 	rememberOutage  = 250 * time.Millisecond // the same, of one that the KMS did not answer for
 	reopenEvery     = 10 * time.Second       // how often a key that could not be opened is tried again
@@ -68,7 +67,9 @@ func remember(err error) time.Duration {
 func (a *app) buildKeys(ctx context.Context) error {
 	var keys []keyring.Key
 	for _, k := range a.cfg.Keys {
-		key := keyring.Key{Name: k.Name, Provider: string(k.Provider)}
+		key := keyring.Key{
+			Name: k.Name, Provider: string(k.Provider), Timeout: kmsAttempts * k.Timeout, ProbeTimeout: k.Timeout,
+		}
 		wrapper, err := buildWrapper(ctx, k)
 		switch failure := (*kms.Error)(nil); {
 		case err == nil:
@@ -107,7 +108,7 @@ func (a *app) buildKeys(ctx context.Context) error {
 	}
 	a.keys, err = keyring.New(keyring.Config{
 		Keys: keys, Rules: buildRules(a.cfg.Encryption.Rules), Cache: a.cache,
-		RevocationProbe: dek.RevocationProbe, Timeout: kmsTimeout, OutageWait: dek.OutageWait,
+		RevocationProbe: dek.RevocationProbe, OutageWait: dek.OutageWait,
 		Observer: &keyObserver{log: a.log, metrics: a.metrics, advisor: a.advisor}, Auditor: auditor, Defaults: defaults,
 	})
 	if err != nil {

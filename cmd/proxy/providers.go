@@ -16,18 +16,18 @@ func buildWrapper(ctx context.Context, k config.Key) (kms.Wrapper, error) {
 	case config.AWSKMS:
 		return kms.NewAWS(ctx, kms.AWSConfig{
 			KeyID: k.KeyID, Region: k.Region, Endpoint: k.Endpoint, RoleARN: k.RoleARN, ExternalID: k.ExternalID, FIPS: k.FIPS,
-			Timeout: kmsAttempt, MaxAttempts: 1,
+			Timeout: k.Timeout, MaxAttempts: 1,
 		})
 	case config.VaultTransit:
 		return kms.NewVault(kms.VaultConfig{
 			Address: k.Address, Namespace: k.Namespace, Mount: k.Mount, KeyID: k.KeyID, EnvelopeID: k.EnvelopeID,
-			Login: vaultLogin(k.Login), CAFile: k.CAFile, Timeout: kmsAttempt, MaxAttempts: 1,
+			Login: vaultLogin(k.Login), CAFile: k.CAFile, Timeout: k.Timeout, MaxAttempts: 1,
 		})
 	case config.GCPKMS:
-		return kms.NewGCP(ctx, kms.GCPConfig{KeyID: k.KeyID, Endpoint: k.Endpoint, Timeout: kmsAttempt, MaxAttempts: 1})
+		return kms.NewGCP(ctx, kms.GCPConfig{KeyID: k.KeyID, Endpoint: k.Endpoint, Timeout: k.Timeout, MaxAttempts: 1})
 	case config.AzureKeyVault:
 		return kms.NewAzure(kms.AzureConfig{
-			KeyID: k.KeyID, Algorithm: k.Algorithm, EnvelopeID: k.EnvelopeID, Timeout: kmsAttempt, MaxAttempts: 1,
+			KeyID: k.KeyID, Algorithm: k.Algorithm, EnvelopeID: k.EnvelopeID, Timeout: k.Timeout, MaxAttempts: 1,
 		})
 	case config.PKCS11:
 		id, err := hex.DecodeString(k.KeyID)
@@ -35,7 +35,7 @@ func buildWrapper(ctx context.Context, k config.Key) (kms.Wrapper, error) {
 			return nil, fmt.Errorf("key_id: %w", err)
 		}
 		return kms.NewPKCS11(ctx, kms.PKCS11Config{
-			Module: k.Module, TokenLabel: k.Token, KeyLabel: k.KeyLabel, KeyID: id, PIN: k.PIN.Reveal(), Timeout: kmsAttempt,
+			Module: k.Module, TokenLabel: k.Token, KeyLabel: k.KeyLabel, KeyID: id, PIN: k.PIN.Reveal(), Timeout: k.Timeout,
 		})
 	case config.Local:
 		return kms.NewLocal(k.KeyFile)

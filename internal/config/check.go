@@ -14,6 +14,8 @@ import (
 
 const (
 	maxTTL          = 24 * time.Hour
+	minKMSTimeout   = 100 * time.Millisecond
+	maxKMSTimeout   = 30 * time.Second
 	minSecretLength = 8
 )
 
@@ -26,6 +28,7 @@ func (d *decoder) check(c *Config) {
 	d.checkOrigin(&c.Origin)
 	d.checkClients(c.Clients)
 	d.checkKeys(c.Keys)
+	d.checkTimeouts(c)
 	d.checkRules(c)
 	d.checkDEKCache(&c.DEKCache)
 	d.checkOutageWait(c)
@@ -184,6 +187,17 @@ func (d *decoder) checkKeys(keys []Key) {
 	}
 }
 
+// checkTimeouts gives each key that names no timeout the one of all keys.
+func (d *decoder) checkTimeouts(c *Config) {
+	for i := range c.Keys {
+		if t := &c.Keys[i].Timeout; d.given[t] {
+			d.checkRange(t, "timeout", minKMSTimeout, maxKMSTimeout)
+		} else {
+			*t = c.KMS.Timeout
+		}
+	}
+}
+
 // checkSettings compares the settings of a key with those that its provider has.
 func (d *decoder) checkSettings(k *Key) {
 	settings := providerSettings[k.Provider]
@@ -327,6 +341,7 @@ func (d *decoder) checkKMS(k *KMS) {
 	if k.MaxPerSecond < 1 || k.MaxPerSecond > 100_000 {
 		d.fail(&k.MaxPerSecond, "kms.max_per_second must be from 1 to 100000")
 	}
+	d.checkRange(&k.Timeout, "kms.timeout", minKMSTimeout, maxKMSTimeout)
 	if !(k.PricePer10000 >= 0 && k.PricePer10000 <= 1e6) { // NaN is neither
 		d.fail(&k.PricePer10000, "kms.price_per_10000 must be from 0 to 1000000")
 	}

@@ -143,6 +143,8 @@ type Key struct {
 	PIN Secret `yaml:"pin"`
 	// KeyFile is the path of a file that holds the key.
 	KeyFile string `yaml:"key_file"`
+	// Timeout overrides KMS.Timeout. Never 0 after Parse. Not for local keys.
+	Timeout time.Duration `yaml:"timeout"`
 }
 
 // Login is how the proxy gets a Vault token. Exactly one of the four.
@@ -191,11 +193,11 @@ const (
 
 // providerSettings are the settings that a key of each provider needs, and those that it may have besides.
 var providerSettings = map[Provider]struct{ needs, takes []string }{
-	AWSKMS:        {[]string{"key_id"}, []string{"role_arn", "external_id", "endpoint", "region", "fips"}},
-	VaultTransit:  {[]string{"address", "key_id", "login"}, []string{"namespace", "mount", "ca_file", "envelope_id"}},
-	GCPKMS:        {[]string{"key_id"}, []string{"endpoint"}},
-	AzureKeyVault: {[]string{"key_id"}, []string{"algorithm", "envelope_id"}},
-	PKCS11:        {[]string{"module", "token", "key_label"}, []string{"key_id", "pin"}},
+	AWSKMS:        {[]string{"key_id"}, []string{"role_arn", "external_id", "endpoint", "region", "fips", "timeout"}},
+	VaultTransit:  {[]string{"address", "key_id", "login"}, []string{"namespace", "mount", "ca_file", "envelope_id", "timeout"}},
+	GCPKMS:        {[]string{"key_id"}, []string{"endpoint", "timeout"}},
+	AzureKeyVault: {[]string{"key_id"}, []string{"algorithm", "envelope_id", "timeout"}},
+	PKCS11:        {[]string{"module", "token", "key_label"}, []string{"key_id", "pin", "timeout"}},
 	Local:         {[]string{"key_file"}, nil},
 }
 
@@ -270,6 +272,9 @@ type KMS struct {
 	// MaxPerSecond is how many calls are made in a second, in the long run. 1 to 100000, default 1000.
 	// Not for local keys.
 	MaxPerSecond int `yaml:"max_per_second"`
+	// Timeout bounds one attempt at a call, and the answer to a revocation probe. A login or a token is no part of it. A
+	// call makes attempts until three times as long have passed. 100ms to 30s, default 2s.
+	Timeout time.Duration `yaml:"timeout"`
 	// PricePer10000 is what 10,000 calls cost, in Currency, for the TTL advisor. Default 0.03 and USD, as AWS KMS has it.
 	PricePer10000 float64 `yaml:"price_per_10000"`
 	Currency      string  `yaml:"currency"`
@@ -319,7 +324,7 @@ func defaults() *Config {
 		Origin:      Origin{PathStyle: true, ChecksumTrailer: true, ETagPartCount: true},
 		Encryption:  Encryption{PlaintextObjects: Deny, CustomerKeys: Allow},
 		DEKCache:    DEKCache{TTL: 5 * time.Minute, MaxEntries: 100_000, RevocationProbe: 10 * time.Second, OutageWait: 30 * time.Second},
-		KMS:         KMS{MaxConcurrent: 64, MaxPerSecond: 1000, PricePer10000: 0.03, Currency: "USD"},
+		KMS:         KMS{MaxConcurrent: 64, MaxPerSecond: 1000, Timeout: 2 * time.Second, PricePer10000: 0.03, Currency: "USD"},
 		Log:         Log{Level: "info"},
 		Audit:       Audit{MaxSizeMB: 100},
 		Limits: Limits{

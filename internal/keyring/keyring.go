@@ -10,6 +10,7 @@ package keyring
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
@@ -30,6 +31,9 @@ import (
 
 // DefaultTimeout bounds a KMS call where Config names no timeout. It leaves room for the provider's own.
 const DefaultTimeout = 6 * time.Second
+
+// DefaultProbeTimeout bounds a probe of a key that names no timeout of its own.
+const DefaultProbeTimeout = 2 * time.Second
 
 // The operations that Observer.KMSCall is told of.
 const (
@@ -64,7 +68,7 @@ type Config struct {
 	// RevocationProbe is how often Run asks the KMS about each key in use. 0: never; only the TTL bounds a revocation.
 	// See SetProbe.
 	RevocationProbe time.Duration
-	// Timeout bounds each KMS call; so does half the TTL, as an answer that comes late is of little use. 0: DefaultTimeout.
+	// Timeout bounds each KMS call of a key that has no Timeout of its own. 0: DefaultTimeout.
 	Timeout time.Duration
 	// OutageWait is how long a stream whose lease has run out waits for a KMS that cannot be reached or throttles. No
 	// byte of it passes meanwhile. 0: it is cut at the first such answer. See SetOutageWait.
@@ -110,6 +114,12 @@ type Key struct {
 	// Wrapper is the key. Nil: it could not be opened yet, and what needs it fails with Unavailable; see Provide.
 	Wrapper     kms.Wrapper
 	Unavailable error
+	// Timeout bounds each call with all its attempts. Half the TTL does too, as an answer that comes late is of little use.
+	// 0: Config.Timeout.
+	Timeout time.Duration
+	// ProbeTimeout bounds a probe, which is one attempt: it is what the revocation window has on top of the interval.
+	// 0: DefaultProbeTimeout.
+	ProbeTimeout time.Duration
 	// Probe is the same key for the probes, past whatever makes calls through Wrapper wait in a queue. Nil: Wrapper.
 	Probe kms.Wrapper
 }
@@ -362,7 +372,7 @@ func (k *Keyring) call(ctx context.Context, key *key, op string, a *asked, run f
 		return err
 	}
 	a.kms.Store(true)
-	return k.ask(kms.WithTrace(ctx, &a.Trace), key, op, k.timeout(), run)
+	return k.ask(kms.WithTrace(ctx, &a.Trace), key, op, k.timeout(key), run)
 }
 
 func (k *Keyring) ask(ctx context.Context, key *key, op string, timeout time.Duration, run func(context.Context) error) error {
@@ -376,7 +386,9 @@ func (k *Keyring) ask(ctx context.Context, key *key, op string, timeout time.Dur
 	return err
 }
 
-func (k *Keyring) timeout() time.Duration { return min(k.cfg.Timeout, k.cfg.Cache.TTL()/2) }
+func (k *Keyring) timeout(key *key) time.Duration {
+	return min(cmp.Or(key.Timeout, k.cfg.Timeout), k.cfg.Cache.TTL()/2)
+}
 
 func (k *Keyring) now() time.Time { return k.cfg.Cache.Now() }
 

@@ -1,6 +1,7 @@
 package keyring
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"sync"
@@ -9,12 +10,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-const (
-	// probeTimeout bounds the answer to a probe: what comes later counts as none.
-	probeTimeout = 2 * time.Second
-	// probeRest is the least time between two probes of a key, however often they are asked for.
-	probeRest = time.Second
-)
+// probeRest is the least time between two probes of a key, however often they are asked for.
+const probeRest = time.Second
 
 // SetProbe changes how often the KMS is asked about each key in use; 0 is never.
 func (k *Keyring) SetProbe(interval time.Duration) {
@@ -101,7 +98,7 @@ func (k *Keyring) probeKey(ctx context.Context, key *key) {
 	if !wanted && key.leases.Load() == 0 && k.cfg.Cache.Entries(service.id) == 0 {
 		return
 	}
-	timeout, a := k.probeTimeout(), &asked{}
+	timeout, a := k.probeTimeout(key), &asked{}
 	a.kms.Store(true)
 	err := k.ask(kms.WithTrace(ctx, &a.Trace), key, OpProbe, timeout, func(ctx context.Context) error {
 		dek, err := kms.Unwrap(ctx, service.probe, recent.wrapped, recent.ec)
@@ -126,9 +123,9 @@ func (k *Keyring) probeKey(ctx context.Context, key *key) {
 	}
 }
 
-// probeTimeout bounds a probe, so that the next one is never late.
-func (k *Keyring) probeTimeout() time.Duration {
-	timeout := min(probeTimeout, k.timeout())
+// probeTimeout bounds a probe, so that the next one is never late. What comes later counts as no answer.
+func (k *Keyring) probeTimeout(key *key) time.Duration {
+	timeout := min(cmp.Or(key.ProbeTimeout, DefaultProbeTimeout), k.timeout(key))
 	if interval := time.Duration(k.probe.Load()); interval > 0 {
 		timeout = min(timeout, interval)
 	}
@@ -138,7 +135,7 @@ func (k *Keyring) probeTimeout() time.Duration {
 // wrapsStill reports whether a key makes new DEKs though it does not unwrap an old one: then only the version is gone that
 // the old one is under, and probes ask about the new one from now on.
 func (k *Keyring) wrapsStill(ctx context.Context, key *key, service *service) bool {
-	err := k.ask(ctx, key, OpProbe, k.probeTimeout(), func(ctx context.Context) error {
+	err := k.ask(ctx, key, OpProbe, k.probeTimeout(key), func(ctx context.Context) error {
 		wrapped, ec, err := kms.RoundTrip(ctx, service.probe)
 		if err == nil {
 			key.recent.Store(&sample{wrapped, ec})
