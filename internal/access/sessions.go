@@ -7,9 +7,10 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"sync"
 	"syscall"
 	"time"
+
+	"github.com/cmekproxy/cmekproxy/internal/livefile"
 )
 
 // Session is temporary credentials, which stand for a client.
@@ -28,111 +29,82 @@ func (s Session) String() string { return s.AccessKey }
 func (s Session) GoString() string { return s.String() }
 
 const (
-	maxSessionFile   = 16 << 20    // in bytes, of some 10,000 sessions
-	sessionInterval  = time.Second // between two looks at the file
-	minSessionSecret = 8           // characters, of secret and token, as in the configuration
+	maxSessionFile   = 16 << 20 // in bytes, of some 10,000 sessions
+	minSessionSecret = 8        // characters, of secret and token, as in the configuration
 )
 
-// Sessions are the temporary credentials in a file: a JSON list of objects with the fields of Session, all of them. It is
-// looked at once a second at most, when somebody is asked for, and read again if it has changed. A file that is away or
-// bad changes nothing: what was read before stays in force until it expires.
+// Sessions are the temporary credentials in a file: a JSON list of objects with
+// the fields of Session, all of them. The file is checked once a second at
+// most, when a session is looked up, and read again if it has changed. A file
+// that is missing or bad changes nothing: what was read before stays in force
+// until it expires.
 type Sessions struct {
-	path   string
-	clock  func() time.Time
-	report func(err error, sessions int) // of each reading after the first
-
-	mu      sync.Mutex
-	looked  time.Time
-	read    fingerprint // of the file when it was last read
-	failed  string      // what was last reported as wrong, so as not to repeat it
-	current map[string]*Session
+	file *livefile.File[map[string]*Session]
 }
 
-// fingerprint tells a file from what it was before.
-type fingerprint struct {
-	modified time.Time
-	size     int64
-	inode    uint64
-}
-
-// OpenSessions reads the file for the first time. report is told of each later reading: its error, or how many sessions
-// there are. It must not be nil.
+// OpenSessions reads the file for the first time. report is told of each later
+// reading: its error, or how many sessions there are. It must not be nil.
 func OpenSessions(path string, now func() time.Time, report func(err error, sessions int)) (*Sessions, error) {
-	s := &Sessions{path: path, clock: now, report: report, looked: now()}
-	if err := s.load(); err != nil {
+	sessions := 0
+	file, err := livefile.Open(livefile.Config[map[string]*Session]{
+		Paths: []string{path},
+		Load: func() (map[string]*Session, error) {
+			read, err := loadSessions(path)
+			if err == nil {
+				sessions = len(read)
+			}
+			return read, err
+		},
+		Now:    now,
+		Report: func(err error) { report(err, sessions) },
+	})
+	if err != nil {
 		return nil, fmt.Errorf("access: %w", err)
 	}
-	return s, nil
+	return &Sessions{file: file}, nil
 }
+
+// Check reads the file again now if it has changed.
+func (s *Sessions) Check() error { return s.file.Check() }
 
 // now returns the sessions in force. The map never changes.
-func (s *Sessions) now() map[string]*Session {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	now := s.clock()
-	if since := now.Sub(s.looked); since >= 0 && since < sessionInterval {
-		return s.current
-	}
-	s.looked = now
-	info, err := os.Stat(s.path)
-	if err == nil && fingerprintOf(info) == s.read {
-		return s.current
-	}
-	switch err := s.load(); {
-	case err == nil:
-		s.failed = ""
-		s.report(nil, len(s.current))
-	case err.Error() != s.failed:
-		s.failed = err.Error()
-		s.report(err, len(s.current))
-	}
-	return s.current
-}
+func (s *Sessions) now() map[string]*Session { return s.file.Get() }
 
-func (s *Sessions) load() error {
-	data, read, err := readSessionFile(s.path)
+func loadSessions(path string) (map[string]*Session, error) {
+	data, err := readSessionFile(path)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	sessions, err := parseSessions(data)
 	if err != nil {
-		return fmt.Errorf("%s: %w", s.path, err)
+		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	s.current, s.read = sessions, read
-	return nil
+	return sessions, nil
 }
 
 // readSessionFile reads the file, which holds secrets: not all users may access it.
-func readSessionFile(path string) ([]byte, fingerprint, error) {
+func readSessionFile(path string) ([]byte, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a named pipe would wait for ever
 	if err != nil {
-		return nil, fingerprint{}, err
+		return nil, err
 	}
 	defer f.Close()
 	info, err := f.Stat()
 	switch {
 	case err != nil:
-		return nil, fingerprint{}, err
+		return nil, err
 	case !info.Mode().IsRegular():
-		return nil, fingerprint{}, fmt.Errorf("%s is not a regular file", path)
+		return nil, fmt.Errorf("%s is not a regular file", path)
 	case info.Mode().Perm()&0o007 != 0:
-		return nil, fingerprint{}, fmt.Errorf("%s has mode %04o: all users may access it (chmod o= it)", path, info.Mode().Perm())
+		return nil, fmt.Errorf("%s has mode %04o: all users may access it (chmod o= it)", path, info.Mode().Perm())
 	case info.Size() > maxSessionFile:
-		return nil, fingerprint{}, fmt.Errorf("%s is larger than %d bytes", path, maxSessionFile)
+		return nil, fmt.Errorf("%s is larger than %d bytes", path, maxSessionFile)
 	}
 	var data bytes.Buffer
 	if _, err := data.ReadFrom(io.LimitReader(f, maxSessionFile)); err != nil {
-		return nil, fingerprint{}, err
+		return nil, err
 	}
-	return data.Bytes(), fingerprintOf(info), nil
-}
-
-func fingerprintOf(info os.FileInfo) fingerprint {
-	out := fingerprint{modified: info.ModTime(), size: info.Size()}
-	if stat, ok := info.Sys().(*syscall.Stat_t); ok {
-		out.inode = stat.Ino
-	}
-	return out
+	return data.Bytes(), nil
 }
 
 // parseSessions reads the list. Errors say which entry is bad, and nothing of what is in it: it may be a secret.

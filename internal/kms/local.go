@@ -47,8 +47,10 @@ type Local struct {
 	keyID string
 }
 
-// NewLocal opens the key in the file at path. It refuses a file that group or others may access in any way, or that
-// ParseLocalKeyFile refuses. A key that is disabled can be opened.
+// NewLocal opens the key in the file at path. It refuses a file that all users
+// may access in any way, or that ParseLocalKeyFile refuses. The file's group may
+// have access, as it has to the files of Kubernetes secrets. A key that is
+// disabled can be opened.
 func NewLocal(path string) (*Local, error) {
 	l := &Local{path: path, keyID: localKeyPrefix + path} // until the real one is known
 	file, err := l.read("open")
@@ -236,9 +238,9 @@ func readOpenLocal(f *os.File) (*LocalKeyFile, *Error) {
 	if !info.Mode().IsRegular() {
 		return nil, &Error{Kind: NotFound, Reason: "NotAFile", Err: fmt.Errorf("%s is not a regular file", f.Name())}
 	}
-	if mode := info.Mode().Perm(); mode&0o077 != 0 {
+	if mode := info.Mode().Perm(); mode&0o007 != 0 {
 		return nil, &Error{Kind: Denied, Reason: "FileMode", Err: fmt.Errorf(
-			"%s has mode %04o: group and others must have no access (chmod 600)", f.Name(), mode)}
+			"%s has mode %04o: all users may access it (chmod o= it)", f.Name(), mode)}
 	}
 	text := make([]byte, min(info.Size(), maxLocalFile)+1) // one more, to see a longer file
 	defer clear(text)

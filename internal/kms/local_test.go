@@ -77,9 +77,9 @@ func TestLocalKeyFilesThatAreRefused(t *testing.T) {
 		mode          fs.FileMode
 		want          kms.Kind
 	}{
-		{"group may read", good, 0o640, kms.Denied},
 		{"others may read", good, 0o604, kms.Denied},
-		{"group may write", good, 0o620, kms.Denied},
+		{"others may write", good, 0o602, kms.Denied},
+		{"others may execute", good, 0o441, kms.Denied},
 		{"empty", "", 0o600, kms.NotFound},
 		{"no prefix", encode(bytes.Repeat([]byte{1}, 32)), 0o600, kms.NotFound},
 		{"other version", strings.Replace(good, "v1", "v2", 1), 0o600, kms.NotFound},
@@ -116,11 +116,12 @@ func TestLocalKeyFilesThatAreRefused(t *testing.T) {
 		t.Errorf("a directory for a key: %v", err)
 	}
 	path := filepath.Join(t.TempDir(), "key")
-	if err := os.WriteFile(path, []byte(strings.TrimSuffix(good, "\n")), 0o400); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := kms.NewLocal(path); err != nil {
-		t.Errorf("read-only, without line feed: %v", err)
+	must(t, os.WriteFile(path, []byte(strings.TrimSuffix(good, "\n")), 0o400))
+	for _, mode := range []fs.FileMode{0o400, 0o440, 0o640, 0o660} { // the last three: Kubernetes with an fsGroup
+		must(t, os.Chmod(path, mode))
+		if _, err := kms.NewLocal(path); err != nil {
+			t.Errorf("mode %04o, without line feed: %v", mode, err)
+		}
 	}
 }
 

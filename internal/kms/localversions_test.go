@@ -279,10 +279,10 @@ func TestLocalChangeRefusesWhatOpeningRefuses(t *testing.T) {
 		return kms.ChangeLocalKeyFile(path, func(*kms.LocalKeyFile) error { return nil })
 	}
 	must(t, change(path))
-	must(t, os.Chmod(path, 0o640))
-	wantErrorKind(t, "open to the group", kms.Denied, change(path))
+	must(t, os.Chmod(path, 0o604))
+	wantErrorKind(t, "open to all users", kms.Denied, change(path))
 	_, err := kms.ReadLocalKeyFile(path)
-	wantErrorKind(t, "open to the group", kms.Denied, err)
+	wantErrorKind(t, "open to all users", kms.Denied, err)
 	must(t, os.Chmod(path, 0o600))
 	must(t, os.WriteFile(path, []byte("nonsense"), 0o600))
 	wantErrorKind(t, "nonsense", kms.NotFound, change(path))

@@ -1,0 +1,121 @@
+// Package pemfile reads the PEM files of TLS, and reads them again when they
+// change: certificate authorities (Pool) and a server's certificate with its
+// key (Server). See package livefile for what counts as a change.
+package pemfile
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"sync"
+
+	"github.com/cmekproxy/cmekproxy/internal/livefile"
+)
+
+// maxFile bounds a PEM file, in bytes. A bundle of all public authorities has
+// some 250 kB.
+const maxFile = 8 << 20
+
+// Pool is the certificate authorities of a PEM file.
+type Pool struct {
+	file *livefile.File[*x509.CertPool]
+}
+
+// OpenPool reads the authorities in the file. report, if not nil, is told of
+// each later reading: nil, or why the old authorities stay in force.
+func OpenPool(path string, report func(error)) (*Pool, error) {
+	file, err := livefile.Open(livefile.Config[*x509.CertPool]{
+		Paths:  []string{path},
+		Load:   func() (*x509.CertPool, error) { return readPool(path) },
+		Report: report,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &Pool{file: file}, nil
+}
+
+// Certs returns the authorities now in force.
+func (p *Pool) Certs() *x509.CertPool { return p.file.Get() }
+
+// Transport returns a transport that trusts the authorities of the pool, and
+// is otherwise as base. When the file has changed, new connections are verified
+// by the new authorities, and idle ones are closed. base must not be used any
+// more.
+func (p *Pool) Transport(base *http.Transport) *Transport {
+	return &Transport{pool: p, base: base}
+}
+
+// Transport is an http.RoundTripper that trusts the authorities of a Pool.
+type Transport struct {
+	pool *Pool
+	base *http.Transport
+
+	mu      sync.Mutex
+	trusts  *x509.CertPool // of current
+	current *http.Transport
+}
+
+// RoundTrip implements http.RoundTripper.
+func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
+	return t.transport().RoundTrip(r)
+}
+
+// CloseIdleConnections closes the connections that no request uses.
+func (t *Transport) CloseIdleConnections() { t.transport().CloseIdleConnections() }
+
+func (t *Transport) transport() *http.Transport {
+	certs := t.pool.Certs()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.current != nil && t.trusts == certs {
+		return t.current
+	}
+
+	next := t.base.Clone()
+	if next.TLSClientConfig == nil {
+		next.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12}
+	}
+	next.TLSClientConfig.RootCAs = certs
+	if t.current != nil {
+		t.current.CloseIdleConnections()
+	}
+	t.current, t.trusts = next, certs
+	return next
+}
+
+func readPool(path string) (*x509.CertPool, error) {
+	data, err := readFile(path)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(data) {
+		return nil, fmt.Errorf("%s holds no PEM certificate", path)
+	}
+	return pool, nil
+}
+
+// readFile reads a regular file of bounded size.
+func readFile(path string) ([]byte, error) {
+	info, err := os.Stat(path)
+	switch {
+	case err != nil:
+		return nil, err
+	case !info.Mode().IsRegular():
+		return nil, fmt.Errorf("%s is not a regular file", path)
+	case info.Size() > maxFile:
+		return nil, fmt.Errorf("%s is larger than %d bytes", path, maxFile)
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	if len(data) == 0 {
+		return nil, errors.New(path + " is empty")
+	}
+	return data, nil
+}

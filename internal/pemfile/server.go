@@ -1,0 +1,104 @@
+package pemfile
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cmekproxy/cmekproxy/internal/livefile"
+)
+
+// ServerConfig names the files of a TLS server.
+type ServerConfig struct {
+	// CertFile and KeyFile are the certificate with its intermediates, and its
+	// private key.
+	CertFile, KeyFile string
+	// ClientCAFile is the authorities of client certificates, which are then
+	// required. Empty: clients need no certificate.
+	ClientCAFile string
+	// Report, if not nil, is told of each later reading: nil, or why the old
+	// files stay in force.
+	Report func(error)
+}
+
+// Server is the TLS configuration of a server, from files.
+type Server struct {
+	file *livefile.File[*tls.Config]
+}
+
+// OpenServer reads the files for the first time.
+func OpenServer(cfg ServerConfig) (*Server, error) {
+	paths := []string{cfg.CertFile, cfg.KeyFile}
+	if cfg.ClientCAFile != "" {
+		paths = append(paths, cfg.ClientCAFile)
+	}
+	file, err := livefile.Open(livefile.Config[*tls.Config]{
+		Paths:  paths,
+		Load:   func() (*tls.Config, error) { return readServer(cfg) },
+		Report: cfg.Report,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &Server{file: file}, nil
+}
+
+// TLS returns a configuration that has each handshake use the files now in
+// force. It offers HTTP/1.1 only, as S3 itself does: HTTP/2 costs CPU and has
+// nothing for an S3 client.
+func (s *Server) TLS() *tls.Config {
+	return &tls.Config{
+		MinVersion:         tls.VersionTLS12,
+		NextProtos:         []string{"http/1.1"},
+		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return s.file.Get(), nil },
+	}
+}
+
+// Check reads the files again if they have changed. An error says why the old
+// ones stay in force.
+func (s *Server) Check() error { return s.file.Check() }
+
+// Certificate returns the server's certificate now in force.
+func (s *Server) Certificate() *x509.Certificate { return s.file.Get().Certificates[0].Leaf }
+
+// Valid returns an error if the certificate is expired or not yet valid.
+func (s *Server) Valid(now time.Time) error {
+	leaf := s.Certificate()
+	switch {
+	case now.After(leaf.NotAfter):
+		return fmt.Errorf("the certificate expired on %s: replace it", leaf.NotAfter.Format(time.RFC3339))
+	case now.Before(leaf.NotBefore):
+		return fmt.Errorf("the certificate is not valid before %s: replace it, or set this machine's clock",
+			leaf.NotBefore.Format(time.RFC3339))
+	}
+	return nil
+}
+
+func readServer(cfg ServerConfig) (*tls.Config, error) {
+	certPEM, err := readFile(cfg.CertFile)
+	if err != nil {
+		return nil, fmt.Errorf("cert_file: %w", err)
+	}
+	keyPEM, err := readFile(cfg.KeyFile)
+	if err != nil {
+		return nil, fmt.Errorf("key_file: %w", err)
+	}
+	cert, err := tls.X509KeyPair(certPEM, keyPEM)
+	if err != nil {
+		return nil, fmt.Errorf("%s and %s: %w", cfg.CertFile, cfg.KeyFile, err)
+	}
+	if cert.Leaf == nil { // with GODEBUG=x509keypairleaf=0
+		return nil, errors.New("cert_file: the certificate was not parsed")
+	}
+
+	out := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{cert}, NextProtos: []string{"http/1.1"}}
+	if cfg.ClientCAFile != "" {
+		if out.ClientCAs, err = readPool(cfg.ClientCAFile); err != nil {
+			return nil, fmt.Errorf("client_ca_file: %w", err)
+		}
+		out.ClientAuth = tls.RequireAndVerifyClientCert
+	}
+	return out, nil
+}
