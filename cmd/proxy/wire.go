@@ -20,6 +20,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/access"
 	"github.com/cmekproxy/cmekproxy/internal/advisor"
 	"github.com/cmekproxy/cmekproxy/internal/audit"
+	"github.com/cmekproxy/cmekproxy/internal/awscreds"
 	"github.com/cmekproxy/cmekproxy/internal/config"
 	"github.com/cmekproxy/cmekproxy/internal/dekcache"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
@@ -159,11 +160,16 @@ func originCredentials(ctx context.Context, cfg config.Origin) (aws.CredentialsP
 	if cfg.AccessKey != "" {
 		return credentials.NewStaticCredentialsProvider(cfg.AccessKey, cfg.SecretKey.Reveal(), ""), nil
 	}
-	chain, err := awsconfig.LoadDefaultConfig(ctx, awsconfig.WithRegion(cfg.Region))
+	creds, err := awscreds.New(ctx, awscreds.Config{
+		Load: func(ctx context.Context) (aws.CredentialsProvider, error) {
+			chain, err := awsconfig.LoadDefaultConfig(ctx, awsconfig.WithRegion(cfg.Region))
+			return chain.Credentials, err
+		},
+	})
 	if err != nil {
 		return nil, fmt.Errorf("the store's credentials from the AWS SDK's default chain: %w", err)
 	}
-	return chain.Credentials, nil
+	return creds, nil
 }
 
 func buildTLS(cfg config.TLS) (*tls.Config, error) {

@@ -19,6 +19,9 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/kms/types"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
 	"github.com/aws/smithy-go/middleware"
+
+	"github.com/cmekproxy/cmekproxy/internal/awscreds"
+	"github.com/cmekproxy/cmekproxy/internal/pemfile"
 )
 
 // Defaults of AWSConfig.
@@ -45,13 +48,18 @@ type AWSConfig struct {
 	ExternalID string
 	// FIPS uses the FIPS endpoint of the region. It goes with no Endpoint.
 	FIPS bool
-	// Credentials sign the calls, those of AssumeRole included. Nil: the SDK's default chain.
+	// Credentials sign the calls, those of AssumeRole included. Nil: the SDK's default chain, whose files are read again
+	// when they change.
 	Credentials aws.CredentialsProvider
 	// HTTPClient sends the calls. Nil: one with HTTP keep-alive and proxy settings from the environment. A plain
 	// *http.Client makes the SDK fail where AWS_CA_BUNDLE is set; give it an awshttp.BuildableClient.
 	HTTPClient aws.HTTPClient
+	// CAFile is a file of PEM certificates that sign those of the KMS and of STS, where RoleARN is to be assumed. It is read
+	// again when it changes. Empty: the one that AWS_CA_BUNDLE names, else those of the system.
+	CAFile string
 	// Timeout bounds one Wrap, Unwrap or Generate with all its attempts and the waits between them. With MaxAttempts 1
-	// it bounds each attempt, as Retry around this Wrapper needs it. 0: DefaultAWSTimeout.
+	// it bounds each attempt, as Retry around this Wrapper needs it. Credentials have a time of their own, for which a call
+	// waits until its context ends. 0: DefaultAWSTimeout.
 	Timeout time.Duration
 	// MaxAttempts counts the first attempt too. 1 within Retry, where more would multiply. 0: DefaultAWSMaxAttempts.
 	MaxAttempts int
@@ -66,6 +74,7 @@ type AWSConfig struct {
 // needs none of this.
 type AWS struct {
 	client  *awskms.Client
+	creds   aws.CredentialsProvider
 	keyARN  string
 	timeout time.Duration
 }
@@ -85,7 +94,7 @@ func NewAWS(ctx context.Context, cfg AWSConfig) (*AWS, error) {
 			o.BaseEndpoint = &cfg.Endpoint
 		}
 	})
-	a := &AWS{client: client, keyARN: cfg.KeyID, timeout: cfg.Timeout}
+	a := &AWS{client: client, creds: sdk.Credentials, keyARN: cfg.KeyID, timeout: cfg.Timeout}
 	if a.timeout <= 0 {
 		a.timeout = DefaultAWSTimeout
 	}
@@ -108,7 +117,10 @@ func (a *AWS) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]byt
 	if err := checkWrap(ctx, a.keyARN, dek, ec); err != nil {
 		return nil, err
 	}
-	call, cancel := context.WithTimeout(ctx, a.timeout)
+	call, cancel, err := a.begin(ctx, "wrap")
+	if err != nil {
+		return nil, err
+	}
 	defer cancel()
 	out, err := a.client.Encrypt(call, &awskms.EncryptInput{
 		KeyId: &a.keyARN, Plaintext: dek, EncryptionContext: ec,
@@ -134,7 +146,10 @@ func (a *AWS) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext) 
 		err := fmt.Errorf("a blob of %d bytes", len(wrapped))
 		return nil, &Error{Kind: InvalidCiphertext, Op: "unwrap", KeyID: a.keyARN, Err: err}
 	}
-	call, cancel := context.WithTimeout(ctx, a.timeout)
+	call, cancel, err := a.begin(ctx, "unwrap")
+	if err != nil {
+		return nil, err
+	}
 	defer cancel()
 	out, err := a.client.Decrypt(call, &awskms.DecryptInput{
 		KeyId: &a.keyARN, CiphertextBlob: wrapped, EncryptionContext: ec,
@@ -155,7 +170,10 @@ func (a *AWS) Generate(ctx context.Context, ec EncryptionContext) (dek, wrapped 
 	if err := checkCall(ctx, "generate", a.keyARN, ec); err != nil {
 		return nil, nil, err
 	}
-	call, cancel := context.WithTimeout(ctx, a.timeout)
+	call, cancel, err := a.begin(ctx, "generate")
+	if err != nil {
+		return nil, nil, err
+	}
 	defer cancel()
 	out, err := a.client.GenerateDataKey(call, &awskms.GenerateDataKeyInput{
 		KeyId: &a.keyARN, KeySpec: types.DataKeySpecAes256, EncryptionContext: ec,
@@ -169,6 +187,15 @@ func (a *AWS) Generate(ctx context.Context, ec EncryptionContext) (dek, wrapped 
 		return nil, nil, err
 	}
 	return out.Plaintext, out.CiphertextBlob, nil
+}
+
+// begin waits for credentials until ctx ends, and then begins the time of an attempt.
+func (a *AWS) begin(ctx context.Context, op string) (context.Context, context.CancelFunc, error) {
+	if _, err := a.creds.Retrieve(ctx); err != nil {
+		return nil, nil, a.fail(ctx, op, err)
+	}
+	call, cancel := context.WithTimeout(ctx, a.timeout)
+	return call, cancel, nil
 }
 
 // traceAWS reports the request id of an answer, which is the requestID of CloudTrail.
@@ -187,7 +214,10 @@ func (a *AWS) checkKey(op string, answered *string) error {
 }
 
 func (a *AWS) describe(ctx context.Context, op string) (*types.KeyMetadata, error) {
-	call, cancel := context.WithTimeout(ctx, a.timeout)
+	call, cancel, err := a.begin(ctx, op)
+	if err != nil {
+		return nil, err
+	}
 	defer cancel()
 	out, err := a.client.DescribeKey(call, &awskms.DescribeKeyInput{KeyId: &a.keyARN})
 	if err != nil {
@@ -226,14 +256,51 @@ func parseAWSKeyID(id, region string) (_ string, isKeyARN bool, _ error) {
 	return a.Region, isKeyARN, nil
 }
 
+// loadAWS returns the SDK's configuration, with credentials that follow their source.
 func loadAWS(ctx context.Context, cfg AWSConfig, region string) (aws.Config, error) {
+	client, own, err := awsClients(cfg)
+	if err != nil {
+		return aws.Config{}, err
+	}
+	load := func(ctx context.Context) (aws.Config, error) {
+		return config.LoadDefaultConfig(ctx, awsOptions(cfg, region, client)...)
+	}
+	sdk, err := load(ctx)
+	if err != nil {
+		return aws.Config{}, fmt.Errorf("loading the AWS configuration: %w", err)
+	}
+	if sdk.Region == "" {
+		return aws.Config{}, errors.New("no region: give the key's ARN, or a region")
+	}
+
+	sdk.Credentials, err = awscreds.New(ctx, awscreds.Config{
+		Load: func(ctx context.Context) (aws.CredentialsProvider, error) {
+			chain, err := load(ctx)
+			if err != nil {
+				return nil, err
+			}
+			if cfg.RoleARN == "" {
+				return chain.Credentials, nil
+			}
+			if own != nil {
+				chain.HTTPClient = own
+			}
+			return assumeAWSRole(chain, cfg), nil
+		},
+	})
+	if err != nil {
+		return aws.Config{}, fmt.Errorf("loading the AWS credentials: %w", err)
+	}
+	if own != nil {
+		sdk.HTTPClient = own
+	}
+	return sdk, nil
+}
+
+func awsOptions(cfg AWSConfig, region string, client aws.HTTPClient) []func(*config.LoadOptions) error {
 	attempts := cfg.MaxAttempts
 	if attempts <= 0 {
 		attempts = DefaultAWSMaxAttempts
-	}
-	client := cfg.HTTPClient
-	if client == nil {
-		client = newAWSClient()
 	}
 	opts := []func(*config.LoadOptions) error{
 		config.WithHTTPClient(client),
@@ -249,23 +316,44 @@ func loadAWS(ctx context.Context, cfg AWSConfig, region string) (aws.Config, err
 	if cfg.Credentials != nil {
 		opts = append(opts, config.WithCredentialsProvider(cfg.Credentials))
 	}
-	sdk, err := config.LoadDefaultConfig(ctx, opts...)
+	return opts
+}
+
+func assumeAWSRole(chain aws.Config, cfg AWSConfig) aws.CredentialsProvider {
+	role := stscreds.NewAssumeRoleProvider(sts.NewFromConfig(chain), cfg.RoleARN, func(o *stscreds.AssumeRoleOptions) {
+		o.RoleSessionName = "cmekproxy"
+		if cfg.ExternalID != "" {
+			o.ExternalID = &cfg.ExternalID
+		}
+	})
+	return aws.NewCredentialsCache(role)
+}
+
+// awsClients returns the client for the SDK's own calls, and another one for the KMS and the role where a file of
+// authorities is named. The SDK takes AWS_CA_BUNDLE into account by itself, but only once.
+func awsClients(cfg AWSConfig) (client, own aws.HTTPClient, _ error) {
+	if cfg.HTTPClient != nil {
+		if cfg.CAFile != "" {
+			return nil, nil, errors.New("an HTTP client and a CA file: give one")
+		}
+		return cfg.HTTPClient, nil, nil
+	}
+	buildable := newAWSClient()
+	file := cfg.CAFile
+	if file == "" {
+		var err error
+		if file, err = awscreds.CABundle(); err != nil || file == "" {
+			return buildable, nil, err
+		}
+	}
+	pool, err := pemfile.OpenPool(file, nil)
 	if err != nil {
-		return aws.Config{}, fmt.Errorf("loading the AWS configuration: %w", err)
+		return nil, nil, fmt.Errorf("the CA file: %w", err)
 	}
-	if sdk.Region == "" {
-		return aws.Config{}, errors.New("no region: give the key's ARN, or a region")
-	}
-	if cfg.RoleARN != "" {
-		role := stscreds.NewAssumeRoleProvider(sts.NewFromConfig(sdk), cfg.RoleARN, func(o *stscreds.AssumeRoleOptions) {
-			o.RoleSessionName = "cmekproxy"
-			if cfg.ExternalID != "" {
-				o.ExternalID = &cfg.ExternalID
-			}
-		})
-		sdk.Credentials = aws.NewCredentialsCache(role)
-	}
-	return sdk, nil
+	return buildable, &http.Client{
+		Transport:     pool.Transport(buildable.GetTransport()),
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}, nil
 }
 
 // newAWSClient keeps more idle connections than the SDK's 10 a host: each PUT is one call, and they come in bursts.

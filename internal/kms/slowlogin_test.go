@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"cloud.google.com/go/auth"
+	"github.com/aws/aws-sdk-go-v2/aws"
 	"google.golang.org/api/option"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -51,6 +52,10 @@ func eachSlowKey(t *testing.T, test func(t *testing.T, k slowKey)) {
 			logins: func() int { return server.Calls()["token"] }, expire: server.RevokeTokens,
 			slow: func(login time.Duration) { server.SetTrouble(kmstest.Trouble{LoginLatency: login}) },
 		})
+	})
+	t.Run("aws-kms", func(t *testing.T) {
+		t.Parallel()
+		test(t, awsSlowKey(t))
 	})
 	t.Run("gcp-kms", func(t *testing.T) {
 		t.Parallel()
@@ -117,6 +122,26 @@ func gcpSlowKey(t *testing.T) slowKey {
 	return slowKey{
 		key: key, logins: func() int { return int(tokens.made.Load()) }, expire: tokens.expire,
 		slow: func(login time.Duration) { tokens.latency.Store(int64(login)) },
+	}
+}
+
+func awsSlowKey(t *testing.T) slowKey {
+	var latency, made atomic.Int64
+	source := aws.CredentialsProviderFunc(func(ctx context.Context) (aws.Credentials, error) {
+		made.Add(1)
+		select {
+		case <-time.After(time.Duration(latency.Load())):
+			return aws.Credentials{AccessKeyID: kmstest.AccessKeyID, SecretAccessKey: "s"}, nil
+		case <-ctx.Done():
+			return aws.Credentials{}, ctx.Err()
+		}
+	})
+	key := kmstest.StartTest(t).NewKey(t, func(c *kms.AWSConfig) {
+		c.Credentials, c.Timeout, c.MaxAttempts = source, shortAttempt, 1
+	})
+	return slowKey{
+		key: key, logins: func() int { return int(made.Load()) }, expire: func() {}, // see package awscreds
+		slow: func(login time.Duration) { latency.Store(int64(login)) },
 	}
 }
 
