@@ -59,7 +59,7 @@ var (
 
 // Config configures a Keyring.
 type Config struct {
-	// Keys are the KMS keys. Names and ids must be unique.
+	// Keys are the KMS keys. Names must be unique. Of keys with one id, the first opens what names that id; see Twins.
 	Keys []Key
 	// Rules choose the key of a new object; the first that matches wins. What no rule matches is refused. See SetRules.
 	Rules []Rule
@@ -111,6 +111,9 @@ type Key struct {
 	Name string
 	// Provider is the kind of KMS. Ids of different providers may be alike.
 	Provider string
+	// Successor is the name of the key that took the place of this one: this one opens what names its id, and whoever asks
+	// for it by that id or its name gets the successor for new objects. Empty: it has none.
+	Successor string
 	// Wrapper is the key. Nil: it could not be opened yet, and what needs it fails with Unavailable; see Provide.
 	Wrapper     kms.Wrapper
 	Unavailable error
@@ -132,7 +135,7 @@ type Keyring struct {
 	cfg    Config
 	keys   []*key
 	byName map[string]*key
-	byID   atomic.Pointer[map[string]*key] // replaced as a whole
+	byID   atomic.Pointer[map[string]*key] // by ids and canonical ids; replaced as a whole
 	rules  atomic.Pointer[[]Rule]
 
 	probe      atomic.Int64 // the interval in nanoseconds
@@ -162,6 +165,11 @@ func New(cfg Config) (*Keyring, error) {
 	for _, c := range cfg.Keys {
 		if err := k.add(c); err != nil {
 			return nil, err
+		}
+	}
+	for _, key := range k.keys {
+		if key.Successor != "" && (k.byName[key.Successor] == nil || k.byName[key.Successor].Successor != "") {
+			return nil, fmt.Errorf("keyring: the successor of key %q: %w %q", key.Name, ErrUnknownKey, key.Successor)
 		}
 	}
 	if err := k.SetRules(cfg.Rules); err != nil {
@@ -201,22 +209,66 @@ func (k *Keyring) Provide(name string, w, probe kms.Wrapper) error {
 	if probe == nil {
 		probe = w
 	}
-	byID := maps.Clone(*k.byID.Load())
-	if byID == nil {
-		byID = make(map[string]*key)
-	}
-	if other := byID[id]; other != nil {
-		return fmt.Errorf("keyring: keys %q and %q are one key, %s", other.Name, name, id)
-	}
-	byID[id] = opened
 	opened.kms.Store(&service{id: id, wrapper: w, probe: probe})
-	k.byID.Store(&byID)
+	k.index()
 	return nil
+}
+
+// index notes which key opens what names an id. A key that names the id itself comes before one with the same canonical
+// id, a key that is in use before one that has a successor, and else the one that is first in the configuration.
+func (k *Keyring) index() {
+	byID := make(map[string]*key)
+	add := func(id string, key *key) {
+		if byID[id] == nil {
+			byID[id] = key
+		}
+	}
+	for _, succeeded := range []bool{false, true} {
+		for _, key := range k.keys {
+			service := key.kms.Load()
+			if service == nil || (key.Successor != "") != succeeded {
+				continue
+			}
+			if canonical := kms.CanonicalID(service.id); !succeeded || byID[canonical] == nil {
+				add(service.id, key)
+			}
+		}
+		for _, key := range k.keys {
+			if service := key.kms.Load(); service != nil && (key.Successor != "") == succeeded {
+				add(kms.CanonicalID(service.id), key)
+			}
+		}
+	}
+	k.byID.Store(&byID)
+}
+
+// lookup returns the key that opens what names an id, or nil.
+func (k *Keyring) lookup(id string) *key {
+	byID := *k.byID.Load()
+	if key := byID[id]; key != nil {
+		return key
+	}
+	return byID[kms.CanonicalID(id)]
+}
+
+// Twins returns the names of keys that are one key in the KMS, two for each pair: the one that opens what names its id,
+// and the other. Keys that have a successor do not count.
+func (k *Keyring) Twins() (pairs [][2]string) {
+	for _, key := range k.keys {
+		service := key.kms.Load()
+		if service == nil || key.Successor != "" {
+			continue
+		}
+		if first := k.lookup(kms.CanonicalID(service.id)); first != key {
+			pairs = append(pairs, [2]string{first.Name, key.Name})
+		}
+	}
+	return pairs
 }
 
 // find returns the key whose id an envelope names.
 func (k *Keyring) find(id string) (*key, error) {
-	if key := (*k.byID.Load())[id]; key != nil {
+	if key := k.lookup(id); key != nil {
 		return key, nil
 	}
 	for _, key := range k.keys { // it may be one that could not be opened yet

@@ -3,7 +3,6 @@ package keyring_test
 import (
 	"context"
 	"errors"
-	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -260,9 +259,6 @@ func TestUnopenedKeys(t *testing.T) {
 	}
 	if st := k.Status()[1]; st.State != keyring.Unopened || !errors.Is(st.Outcome, error(down)) || st.ID != "" {
 		t.Errorf("%+v", st)
-	}
-	if err := k.Provide("late", a, nil); err == nil || !strings.Contains(err.Error(), "are one key") {
-		t.Errorf("the same key twice: %v", err)
 	}
 	must(t, k.Provide("late", b, nil))
 	must(t, k.Try(t.Context(), "late"))

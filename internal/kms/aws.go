@@ -69,13 +69,14 @@ type AWSConfig struct {
 //
 // Its KeyID is always the key's ARN. An alias is resolved once, in NewAWS: an alias is a pointer that can be moved to
 // another key, and an object whose envelope named only the alias could then never be opened again, because a blob
-// unwraps with the key that wrapped it and no other. After an alias moved, a restarted proxy seals under the new key;
-// for the objects before that, configure the old key's ARN as one more key. AWS's own key rotation keeps the ARN and
-// needs none of this.
+// unwraps with the key that wrapped it and no other. After an alias moved, see Target, a restarted proxy seals under the
+// new key; for the objects before that, the old key has to be opened by its ARN. AWS's own key rotation keeps the ARN and
+// needs none of this. So does a multi-Region key, whose replicas unwrap each other's blobs; see CanonicalID.
 type AWS struct {
 	client  *awskms.Client
 	creds   aws.CredentialsProvider
 	keyARN  string
+	named   string // as configured, such as by an alias
 	timeout time.Duration
 }
 
@@ -94,14 +95,14 @@ func NewAWS(ctx context.Context, cfg AWSConfig) (*AWS, error) {
 			o.BaseEndpoint = &cfg.Endpoint
 		}
 	})
-	a := &AWS{client: client, creds: sdk.Credentials, keyARN: cfg.KeyID, timeout: cfg.Timeout}
+	a := &AWS{client: client, creds: sdk.Credentials, keyARN: cfg.KeyID, named: cfg.KeyID, timeout: cfg.Timeout}
 	if a.timeout <= 0 {
 		a.timeout = DefaultAWSTimeout
 	}
 	if isKeyARN {
 		return a, nil
 	}
-	key, err := a.describe(ctx, "open")
+	key, err := a.describe(ctx, "open", a.named)
 	if err != nil {
 		return nil, err
 	}
@@ -213,13 +214,32 @@ func (a *AWS) checkKey(op string, answered *string) error {
 	return &Error{Kind: Internal, Op: op, KeyID: a.keyARN, Err: err}
 }
 
-func (a *AWS) describe(ctx context.Context, op string) (*types.KeyMetadata, error) {
+// Target returns the ARN of the key that AWSConfig.KeyID names now. An alias may have been moved since NewAWS, which
+// changes nothing for this Wrapper.
+func (a *AWS) Target(ctx context.Context) (string, error) {
+	key, err := a.describe(ctx, "describe", a.named)
+	if err != nil {
+		return "", err
+	}
+	return aws.ToString(key.Arn), nil
+}
+
+// Enabled returns nil if the key is in force, by what DescribeKey says of it. It uses no other right.
+func (a *AWS) Enabled(ctx context.Context) error {
+	key, err := a.describe(ctx, "describe", a.keyARN)
+	if err != nil || key.KeyState == types.KeyStateEnabled {
+		return err
+	}
+	return &Error{Kind: awsStateKind(key.KeyState), Op: "describe", KeyID: a.keyARN, Reason: string(key.KeyState)}
+}
+
+func (a *AWS) describe(ctx context.Context, op, key string) (*types.KeyMetadata, error) {
 	call, cancel, err := a.begin(ctx, op)
 	if err != nil {
 		return nil, err
 	}
 	defer cancel()
-	out, err := a.client.DescribeKey(call, &awskms.DescribeKeyInput{KeyId: &a.keyARN})
+	out, err := a.client.DescribeKey(call, &awskms.DescribeKeyInput{KeyId: &key})
 	if err != nil {
 		return nil, a.fail(ctx, op, err)
 	}
