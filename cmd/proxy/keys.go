@@ -65,7 +65,7 @@ func remember(err error) time.Duration {
 // buildKeys makes the cache and the keyring, and has both measured. A key that cannot be opened now does not keep the
 // others from working: openLater goes on trying.
 func (a *app) buildKeys(ctx context.Context) error {
-	var keys []keyring.Key
+	var keys, earlier []keyring.Key
 	for _, k := range a.cfg.Keys {
 		key := keyring.Key{
 			Name: k.Name, Provider: string(k.Provider), Timeout: kmsAttempts * k.Timeout, ProbeTimeout: k.Timeout,
@@ -75,12 +75,18 @@ func (a *app) buildKeys(ctx context.Context) error {
 		case err == nil:
 			key.Wrapper, key.Probe = a.weathered(k, wrapper), wrapper
 			a.opened = append(a.opened, wrapper)
+			a.tended = append(a.tended, func(ctx context.Context) { a.watchAlias(ctx, k, wrapper, aliasCheck) })
 		case errors.As(err, &failure) && failure.Kind != kms.Invalid:
 			key.Unavailable = err
 		default:
 			return fmt.Errorf("key %s: %w", k.Name, err)
 		}
 		keys = append(keys, key)
+		before, err := a.earlierKeys(ctx, k)
+		if err != nil {
+			return err
+		}
+		earlier = append(earlier, before...)
 	}
 	dek := a.cfg.DEKCache
 	a.cache = dekcache.New(dekcache.Config{
@@ -107,13 +113,14 @@ func (a *app) buildKeys(ctx context.Context) error {
 		}
 	}
 	a.keys, err = keyring.New(keyring.Config{
-		Keys: keys, Rules: buildRules(a.cfg.Encryption.Rules), Cache: a.cache,
+		Keys: append(keys, earlier...), Rules: buildRules(a.cfg.Encryption.Rules), Cache: a.cache,
 		RevocationProbe: dek.RevocationProbe, OutageWait: dek.OutageWait,
 		Observer: &keyObserver{log: a.log, metrics: a.metrics, advisor: a.advisor}, Auditor: auditor, Defaults: defaults,
 	})
 	if err != nil {
 		return err
 	}
+	a.tellTwins()
 	a.measureKeys()
 	return nil
 }
@@ -175,6 +182,9 @@ func (a *app) tryKeys(ctx context.Context) {
 	for _, w := range a.opened {
 		tend(ctx, w)
 	}
+	for _, duty := range a.tended {
+		go duty(ctx)
+	}
 	for _, k := range a.cfg.Keys {
 		go func() {
 			if err := a.keys.Try(ctx, k.Name); err != nil {
@@ -205,6 +215,8 @@ func (a *app) openLater(ctx context.Context, k config.Key) {
 			continue
 		}
 		tend(ctx, wrapper)
+		go a.watchAlias(ctx, k, wrapper, aliasCheck)
+		a.tellTwins()
 		a.log.Info("this key is open now", zap.String("kms_key_name", k.Name))
 	}
 }

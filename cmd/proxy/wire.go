@@ -48,7 +48,8 @@ type app struct {
 	keys    *keyring.Keyring
 	clients *access.Directory
 	advisor *advisor.Recorder
-	opened  []kms.Wrapper // the keys that could be opened at the start
+	opened  []kms.Wrapper               // the keys that could be opened at the start
+	tended  []func(ctx context.Context) // what has to go on while they are served
 	s3      http.Handler
 	tls     *tls.Config // nil for plain HTTP
 }

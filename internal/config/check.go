@@ -175,6 +175,7 @@ func (d *decoder) checkKeys(keys []Key) {
 			if k.ExternalID != "" && k.RoleARN == "" {
 				d.fail(&k.ExternalID, "external_id needs a role_arn")
 			}
+			d.checkAlsoKnownAs(k)
 		case VaultTransit:
 			d.checkEndpoint(&k.Address, "address")
 			d.checkLogin(&k.Login)
@@ -195,6 +196,21 @@ func (d *decoder) checkTimeouts(c *Config) {
 		} else {
 			*t = c.KMS.Timeout
 		}
+	}
+}
+
+// An alias could move again, and then opens nothing.
+var awsKeyForm = regexp.MustCompile(`^arn:[a-z0-9-]+:kms:[a-z0-9-]+:[0-9]{12}:key/[A-Za-z0-9-]+$`)
+
+func (d *decoder) checkAlsoKnownAs(k *Key) {
+	earlier := make(map[string]*string)
+	for i := range k.AlsoKnownAs {
+		id := &k.AlsoKnownAs[i]
+		if !awsKeyForm.MatchString(*id) {
+			d.fail(id, "also_known_as must hold the ARNs of keys, arn:aws:kms:REGION:ACCOUNT:key/ID")
+			continue
+		}
+		d.checkUnique(id, earlier, "this ARN")
 	}
 }
 

@@ -163,6 +163,13 @@ func TestKeyErrors(t *testing.T) {
 		{"pkcs11 with an id that is not hexadecimal", local, "    provider: pkcs11\n    module: /m\n    token: t\n    key_label: l\n    key_id: xy\n", []string{
 			`17:13: key_id of a pkcs11 key must be its CKA_ID in hexadecimal`,
 		}},
+		{"also_known_as", local, "    provider: aws-kms\n    key_id: k\n    also_known_as: [alias/x, arn:aws:kms:eu-central-1:111122223333:key/a-1, arn:aws:kms:eu-central-1:111122223333:key/a-1]\n", []string{
+			`15:21: also_known_as must hold the ARNs of keys, arn:aws:kms:REGION:ACCOUNT:key/ID`,
+			`15:77: there is this ARN already, on line 15`,
+		}},
+		{"also_known_as of another provider", local, "    provider: gcp-kms\n    key_id: k\n    also_known_as: [a]\n", []string{
+			`15:20: provider gcp-kms has no also_known_as`,
+		}},
 		{"a timeout that is no bound", local, "    provider: gcp-kms\n    key_id: k\n    timeout: 0\n", []string{
 			`15:14: timeout must be from 100ms to 30s`,
 		}},

@@ -118,6 +118,9 @@ type Key struct {
 	Endpoint string `yaml:"endpoint"`
 	// Region is the region of the KMS. Empty: that of the key's ARN, else the SDK's default.
 	Region string `yaml:"region"`
+	// AlsoKnownAs are the ARNs of keys that KeyID has named before, or is going to name, such as an alias that is moved. What
+	// is under them is opened, and nothing new is put under them.
+	AlsoKnownAs []string `yaml:"also_known_as"`
 	// FIPS uses the region's FIPS endpoint.
 	FIPS bool `yaml:"fips"`
 	// Address is the URL of a Vault or OpenBao server.
@@ -128,7 +131,8 @@ type Key struct {
 	Mount string `yaml:"mount"`
 	// Login is how the proxy gets a Vault token.
 	Login Login `yaml:"login"`
-	// CAFile is a PEM file of the authorities that sign the server's certificate. Empty: those of the system.
+	// CAFile is a PEM file of the authorities that sign the KMS's certificate. It is read again when it changes. Empty: those
+	// of the system; for aws-kms, those that AWS_CA_BUNDLE names.
 	CAFile string `yaml:"ca_file"`
 	// EnvelopeID is the key's id in the envelopes of objects. Empty: made of the other settings, see docs/kms.md.
 	EnvelopeID string `yaml:"envelope_id"`
@@ -193,10 +197,10 @@ const (
 
 // providerSettings are the settings that a key of each provider needs, and those that it may have besides.
 var providerSettings = map[Provider]struct{ needs, takes []string }{
-	AWSKMS:        {[]string{"key_id"}, []string{"role_arn", "external_id", "endpoint", "region", "fips", "timeout"}},
+	AWSKMS:        {[]string{"key_id"}, []string{"role_arn", "external_id", "endpoint", "region", "fips", "also_known_as", "ca_file", "timeout"}},
 	VaultTransit:  {[]string{"address", "key_id", "login"}, []string{"namespace", "mount", "ca_file", "envelope_id", "timeout"}},
-	GCPKMS:        {[]string{"key_id"}, []string{"endpoint", "timeout"}},
-	AzureKeyVault: {[]string{"key_id"}, []string{"algorithm", "envelope_id", "timeout"}},
+	GCPKMS:        {[]string{"key_id"}, []string{"endpoint", "ca_file", "timeout"}},
+	AzureKeyVault: {[]string{"key_id"}, []string{"algorithm", "envelope_id", "ca_file", "timeout"}},
 	PKCS11:        {[]string{"module", "token", "key_label"}, []string{"key_id", "pin", "timeout"}},
 	Local:         {[]string{"key_file"}, nil},
 }

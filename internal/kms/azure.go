@@ -48,6 +48,8 @@ type AzureConfig struct {
 	EnvelopeID string
 	// Credential gets the tokens. Nil: azidentity's DefaultAzureCredential.
 	Credential azcore.TokenCredential
+	// CAFile is a file of PEM certificates that sign Key Vault's. It is read again when it changes. Empty: those of the system.
+	CAFile string
 	// Transport sends the calls. Nil: an HTTP client with keep-alive and proxy settings from the environment.
 	Transport policy.Transporter
 	// AnyChallenge sends tokens also to a server whose name does not end as the resource in its challenge does. For

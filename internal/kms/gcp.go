@@ -35,6 +35,8 @@ type GCPConfig struct {
 	KeyID string
 	// Endpoint is the host and port of another endpoint, such as a regional or private one. Empty: that of Google.
 	Endpoint string
+	// CAFile is a file of PEM certificates that sign the KMS's. It is read again when it changes. Empty: those of the system.
+	CAFile string
 	// Options are for the client, in place of the application default credentials: other credentials, or a connection.
 	// Nil: the default credentials.
 	Options []option.ClientOption
