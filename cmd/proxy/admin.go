@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -14,9 +13,6 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
-
-// health is what /readyz tells.
-type health struct{ ready atomic.Bool }
 
 // admin is the handler of admin_listen. It has no authentication, which is why it is never on the S3 port.
 func (a *app) admin(h *health) http.Handler {

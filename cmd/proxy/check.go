@@ -41,6 +41,7 @@ func check(ctx context.Context, args []string, stdout io.Writer) error {
 		c.run(ctx, "key "+key.Name+" ("+string(key.Provider)+")", func(ctx context.Context) (string, error) { return checkKey(ctx, key) })
 	}
 	c.line(checkAudit(cfg.Audit), "audit log")
+	c.certificate(cfg.TLS)
 	if a, err := build(ctx, cfg, zap.NewNop(), ""); err != nil {
 		c.line(err, "wiring")
 	} else {
@@ -98,6 +99,20 @@ func (c *checker) line(err error, format string, args ...any) {
 		return
 	}
 	fmt.Fprintf(c.out, "ok    %s\n", what)
+}
+
+// certificate looks at the certificate of the S3 port.
+func (c *checker) certificate(cfg config.TLS) {
+	server, err := buildTLS(cfg, zap.NewNop())
+	if server == nil && err == nil {
+		return
+	}
+	what := "certificate " + cfg.CertFile
+	if err == nil {
+		what += ", valid until " + server.Certificate().NotAfter.Format(time.RFC3339)
+		err = server.Valid(time.Now())
+	}
+	c.line(err, "%s", what)
 }
 
 // checkKey makes a round trip with a key.

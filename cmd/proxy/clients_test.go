@@ -68,17 +68,17 @@ func TestReloadOfClients(t *testing.T) {
 // A configuration that is bad in any way changes nothing, and the log says so.
 func TestBadReloadOfClients(t *testing.T) {
 	path := writeConfig(t, "http://127.0.0.1:1", "127.0.0.1:0", "127.0.0.1:0")
-	cfg, err := loadConfig(path)
+	file, err := readConfig(path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	core, logs := observer.New(zap.InfoLevel)
-	a, err := build(t.Context(), cfg, zap.New(core), "")
+	a, err := build(t.Context(), file.Config, zap.New(core), "")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer a.close()
-	a.path = path
+	a.file = file
 	good, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -98,7 +98,7 @@ func TestBadReloadOfClients(t *testing.T) {
 		a.reload()
 		return logs.TakeAll()[0].Message
 	}
-	const stays = "the configuration was not read anew, and the old one stays in force"
+	const stays = "config reload failed; keeping the current configuration"
 	for name, change := range map[string][2]string{
 		"an unknown action":         {"actions: [read, write]", "actions: [reed]"},
 		"an unknown setting":        {"clients:", "klients: 1\nclients:"},
@@ -111,7 +111,7 @@ func TestBadReloadOfClients(t *testing.T) {
 			t.Errorf("%s: %s, may: %v", name, said, may("appkey", "logs"))
 		}
 	}
-	if said := reload(`buckets: ["*"], actions`, `buckets: [data], actions`); said != "configuration read anew" || may("appkey", "logs") || !may("appkey", "data") {
+	if said := reload(`buckets: ["*"], actions`, `buckets: [data], actions`); said != "configuration reloaded" || may("appkey", "logs") || !may("appkey", "data") {
 		t.Errorf("a good one: %s", said)
 	}
 }

@@ -163,7 +163,7 @@ func TestKeysCommandLines(t *testing.T) {
 	if err := os.Chmod(path, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if out := proxyKeys(t, 1, "list", path); !strings.Contains(out, "chmod 600") {
+	if out := proxyKeys(t, 1, "list", path); !strings.Contains(out, "chmod o=") {
 		t.Errorf("a file that all can read: printed %q", out)
 	}
 }

@@ -48,7 +48,8 @@ func TestMainCommand(t *testing.T) {
 	if args == "" {
 		t.Skip("for processes that other tests start and kill")
 	}
-	os.Exit(run(t.Context(), strings.Split(args, "\n"), os.Stdout, os.Stderr))
+	ctx, _ := untilSignal() // as main does
+	os.Exit(run(ctx, strings.Split(args, "\n"), os.Stdout, os.Stderr))
 }
 
 // move is a store with objects under key old, which are to be moved to key new.

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -22,31 +23,61 @@ func serve(ctx context.Context, args []string, stdout io.Writer) error {
 	if err := parse(flags, args, stdout); err != nil {
 		return err
 	}
-	cfg, err := loadConfig(*path)
+	file, err := readConfig(*path)
 	if err != nil {
 		return err
 	}
-	log, err := newLog(cfg.Log.Level)
+	log, err := newLog(file.Log.Level)
 	if err != nil {
 		return err
 	}
-	a, err := build(ctx, cfg, log, "")
+	a, err := build(ctx, file.Config, log, "")
 	if err != nil {
 		return err
 	}
 	defer a.close()
-	a.path = *path
+	a.file = file
 	return a.serve(ctx, nil)
 }
 
-func loadConfig(path string) (*config.Config, error) {
+// configFile is a configuration with the text that it was read from.
+type configFile struct {
+	*config.Config
+	path    string
+	text    []byte
+	problem string // the last error of reading its secrets again
+}
+
+func readConfig(path string) (*configFile, error) {
 	if path == "" {
 		return nil, usageError{errors.New("--config FILE is missing")}
 	}
-	return config.Load(path, os.LookupEnv) //nolint:forbidigo // the one place that hands the environment to internal/config
+	text, err := config.Read(path)
+	if err != nil {
+		return nil, err
+	}
+	return (&configFile{path: path, text: text}).again()
 }
 
-// serve answers requests until ctx ends, then lets running ones finish for limits.shutdown_grace. ready, if not nil, is
+// again parses the same text again, which reads the files of its secrets.
+func (f *configFile) again() (*configFile, error) {
+	//nolint:forbidigo // the one place that hands the environment to internal/config
+	cfg, err := config.Parse(f.path, f.text, os.LookupEnv)
+	if err != nil {
+		return nil, err
+	}
+	return &configFile{Config: cfg, path: f.path, text: f.text}, nil
+}
+
+func loadConfig(path string) (*config.Config, error) {
+	file, err := readConfig(path)
+	if err != nil {
+		return nil, err
+	}
+	return file.Config, nil
+}
+
+// serve answers requests until ctx ends, and then drains. ready, if not nil, is
 // called with the S3 address once it listens.
 func (a *app) serve(ctx context.Context, ready func(net.Addr)) error {
 	if err := a.openAudit(a.cfg.Audit); err != nil {
@@ -61,17 +92,21 @@ func (a *app) serve(ctx context.Context, ready func(net.Addr)) error {
 	if err != nil {
 		return fmt.Errorf("admin_listen: %w", err)
 	}
-	health := &health{}
-	s3Server := a.server(a.s3)
-	s3Server.ConnContext = s3api.ConnContext
-	s3Server.TLSConfig = a.tls
+
+	health, open := &health{}, &connections{active: make(map[net.Conn]bool)}
+	s3Server := a.server(health.leaving(a.s3))
+	s3Server.ConnContext, s3Server.ConnState = s3api.ConnContext, open.track
+	if a.tls != nil {
+		s3Server.TLSConfig = a.tls.TLS()
+		a.watchCertificate()
+	}
 	adminServer := a.server(a.admin(health))
 
-	running, stop := context.WithCancel(ctx)
+	// The duties outlive the signal to stop: as long as a request runs, keys are
+	// probed, tokens renewed, and signals obeyed.
+	duties, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
-	go a.keys.Run(running)
-	a.tryKeys(running)
-	a.onSignals(running)
+	a.startDuties(duties)
 	failed := make(chan error, 2)
 	go func() { failed <- serveHTTP(s3Server, s3) }()
 	go func() { failed <- serveHTTP(adminServer, adminListener) }()
@@ -87,20 +122,23 @@ func (a *app) serve(ctx context.Context, ready func(net.Addr)) error {
 	case <-ctx.Done():
 	}
 	health.ready.Store(false)
-	return errors.Join(err, a.drain(s3Server), adminServer.Close())
+	return errors.Join(err, a.drain(context.Cause(ctx), s3Server, open), adminServer.Close())
 }
 
-// drain stops accepting and waits for running requests, for the grace time at most.
-func (a *app) drain(server *http.Server) error {
-	grace, cancel := context.WithTimeout(context.Background(), a.cfg.Limits.ShutdownGrace)
-	defer cancel()
-	a.log.Info("draining", zap.Stringer("at_most", a.cfg.Limits.ShutdownGrace))
-	if err := server.Shutdown(grace); err != nil {
-		a.log.Warn("requests were still running and are cut off", zap.Error(err))
-		return server.Close()
+// watchCertificate says when the certificate ends, and at once if it has.
+func (a *app) watchCertificate() {
+	a.metrics.Gauge("cmekproxy_tls_certificate_expiry_timestamp_seconds", "When the certificate of the S3 port ends, in Unix time.",
+		func() float64 { return float64(a.tls.Certificate().NotAfter.Unix()) })
+	if err := a.tls.Valid(time.Now()); err != nil {
+		a.log.Error("clients will refuse the S3 port", zap.String("cert_file", a.cfg.TLS.CertFile), zap.Error(err))
 	}
-	a.log.Info("drained")
-	return nil
+}
+
+// startDuties starts what runs beside the requests, until ctx ends.
+func (a *app) startDuties(ctx context.Context) {
+	go a.keys.Run(ctx)
+	a.tryKeys(ctx)
+	a.onSignals(ctx)
 }
 
 func (a *app) server(handler http.Handler) *http.Server {

@@ -3,17 +3,14 @@ package main
 import (
 	"context"
 	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
 	"fmt"
 	"net/http"
 	"net/url"
-	"os"
+	"sync/atomic"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	awsconfig "github.com/aws/aws-sdk-go-v2/config"
-	"github.com/aws/aws-sdk-go-v2/credentials"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
@@ -27,6 +24,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 	"github.com/cmekproxy/cmekproxy/internal/metrics"
 	"github.com/cmekproxy/cmekproxy/internal/origin"
+	"github.com/cmekproxy/cmekproxy/internal/pemfile"
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
@@ -40,7 +38,7 @@ const (
 // app is the proxy, built from its configuration and not yet serving.
 type app struct {
 	cfg     *config.Config
-	path    string // of the file that cfg was read from, to be read anew; "" for none
+	file    *configFile // what cfg was read from, and its last reload; nil for none
 	log     *zap.Logger
 	audit   *audit.Log // nil for none, and before serve
 	metrics *metrics.Metrics
@@ -50,8 +48,10 @@ type app struct {
 	advisor *advisor.Recorder
 	opened  []kms.Wrapper               // the keys that could be opened at the start
 	tended  []func(ctx context.Context) // what has to go on while they are served
-	s3      http.Handler
-	tls     *tls.Config // nil for plain HTTP
+
+	storeLogin *staticLogin // nil where the SDK's default chain finds the credentials
+	s3         http.Handler
+	tls        *pemfile.Server // nil for plain HTTP
 }
 
 // build wires the proxy. unixSocket, if not empty, is where the store listens in place of its endpoint's host.
@@ -61,11 +61,16 @@ func build(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSocket 
 	if a.clients, err = buildClients(cfg, log); err != nil {
 		return nil, err
 	}
-	store, err := buildOrigin(ctx, cfg, unixSocket)
+	credentials, err := originCredentials(ctx, cfg.Origin)
 	if err != nil {
 		return nil, err
 	}
-	if a.tls, err = buildTLS(cfg.TLS); err != nil {
+	a.storeLogin, _ = credentials.(*staticLogin)
+	store, err := newOrigin(cfg, credentials, unixSocket)
+	if err != nil {
+		return nil, err
+	}
+	if a.tls, err = buildTLS(cfg.TLS, log); err != nil {
 		return nil, err
 	}
 	if err := a.buildKeys(ctx); err != nil {
@@ -133,18 +138,22 @@ func accessClients(list []config.Client) (clients []access.Client) {
 }
 
 func buildOrigin(ctx context.Context, cfg *config.Config, unixSocket string) (*origin.Origin, error) {
+	credentials, err := originCredentials(ctx, cfg.Origin)
+	if err != nil {
+		return nil, err
+	}
+	return newOrigin(cfg, credentials, unixSocket)
+}
+
+func newOrigin(cfg *config.Config, login aws.CredentialsProvider, unixSocket string) (*origin.Origin, error) {
 	endpoint, err := url.Parse(cfg.Origin.Endpoint)
 	if err != nil {
 		return nil, fmt.Errorf("origin.endpoint: %w", err)
 	}
-	creds, err := originCredentials(ctx, cfg.Origin)
-	if err != nil {
-		return nil, err
-	}
 	return origin.New(origin.Config{
 		Endpoint:    endpoint,
 		Region:      cfg.Origin.Region,
-		Credentials: creds,
+		Credentials: login,
 		PathStyle:   cfg.Origin.PathStyle,
 		Trailers:    cfg.Origin.ChecksumTrailer,
 		Now:         time.Now,
@@ -159,7 +168,9 @@ func buildOrigin(ctx context.Context, cfg *config.Config, unixSocket string) (*o
 
 func originCredentials(ctx context.Context, cfg config.Origin) (aws.CredentialsProvider, error) {
 	if cfg.AccessKey != "" {
-		return credentials.NewStaticCredentialsProvider(cfg.AccessKey, cfg.SecretKey.Reveal(), ""), nil
+		login := &staticLogin{}
+		login.set(cfg)
+		return login, nil
 	}
 	creds, err := awscreds.New(ctx, awscreds.Config{
 		Load: func(ctx context.Context) (aws.CredentialsProvider, error) {
@@ -173,28 +184,44 @@ func originCredentials(ctx context.Context, cfg config.Origin) (aws.CredentialsP
 	return creds, nil
 }
 
-func buildTLS(cfg config.TLS) (*tls.Config, error) {
+// staticLogin is the credentials for the store from the configuration, which a
+// reload may change.
+type staticLogin struct {
+	current atomic.Pointer[aws.Credentials]
+}
+
+// set changes the credentials, unless there are none in the configuration.
+func (l *staticLogin) set(cfg config.Origin) {
+	if l != nil && cfg.AccessKey != "" {
+		l.current.Store(&aws.Credentials{AccessKeyID: cfg.AccessKey, SecretAccessKey: cfg.SecretKey.Reveal(), Source: "config"})
+	}
+}
+
+// Retrieve implements aws.CredentialsProvider.
+func (l *staticLogin) Retrieve(context.Context) (aws.Credentials, error) {
+	return *l.current.Load(), nil
+}
+
+// buildTLS reads the files of TLS, which serve reads again when they change; nil
+// for plain HTTP.
+func buildTLS(cfg config.TLS, log *zap.Logger) (*pemfile.Server, error) {
 	if cfg.CertFile == "" {
 		return nil, nil
 	}
-	cert, err := tls.LoadX509KeyPair(cfg.CertFile, cfg.KeyFile)
+	server, err := pemfile.OpenServer(pemfile.ServerConfig{
+		CertFile: cfg.CertFile, KeyFile: cfg.KeyFile, ClientCAFile: cfg.ClientCAFile,
+		Report: func(err error) {
+			if err != nil {
+				log.Error("reading the TLS files failed; keeping the ones read before", zap.Error(err))
+				return
+			}
+			log.Info("TLS files read again")
+		},
+	})
 	if err != nil {
 		return nil, fmt.Errorf("tls: %w", err)
 	}
-	// HTTP/1.1 only, as S3 itself: HTTP/2 costs CPU and brings an S3 client nothing.
-	out := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{cert}, NextProtos: []string{"http/1.1"}}
-	if cfg.ClientCAFile != "" {
-		pem, err := os.ReadFile(cfg.ClientCAFile)
-		if err != nil {
-			return nil, fmt.Errorf("tls.client_ca_file: %w", err)
-		}
-		out.ClientCAs = x509.NewCertPool()
-		if !out.ClientCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("tls.client_ca_file: no certificate in %s", cfg.ClientCAFile)
-		}
-		out.ClientAuth = tls.RequireAndVerifyClientCert
-	}
-	return out, nil
+	return server, nil
 }
 
 // newLog returns the JSON log on standard error. Times are RFC 3339.

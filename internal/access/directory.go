@@ -44,6 +44,14 @@ func (d *Directory) Replace(list []Client) error {
 // UseSessions has temporary credentials looked up in s. It must be called before the first request.
 func (d *Directory) UseSessions(s *Sessions) { d.sessions = s }
 
+// CheckSessions reads the temporary credentials now if they have changed. What
+// is wrong with them is reported as at any other time.
+func (d *Directory) CheckSessions() {
+	if d.sessions != nil {
+		_ = d.sessions.file.Check()
+	}
+}
+
 // Now returns who there is at this moment. One request is judged by one View, so that what is replaced meanwhile never
 // makes the secret of one client the grants of another.
 func (d *Directory) Now() View {

@@ -64,9 +64,6 @@ func OpenSessions(path string, now func() time.Time, report func(err error, sess
 	return &Sessions{file: file}, nil
 }
 
-// Check reads the file again now if it has changed.
-func (s *Sessions) Check() error { return s.file.Check() }
-
 // now returns the sessions in force. The map never changes.
 func (s *Sessions) now() map[string]*Session { return s.file.Get() }
 

@@ -387,6 +387,15 @@ func (d *decoder) checkLimits(l *Limits) {
 	d.checkRange(&l.HeaderTimeout, "limits.header_timeout", 100*time.Millisecond, 10*time.Minute)
 	d.checkRange(&l.IdleTimeout, "limits.idle_timeout", time.Second, 24*time.Hour)
 	d.checkRange(&l.ShutdownGrace, "limits.shutdown_grace", 0, time.Hour)
+	switch {
+	case l.ShutdownDelay < 0:
+		d.fail(&l.ShutdownDelay, "limits.shutdown_delay must not be negative; 0 switches it off")
+	case l.ShutdownDelay <= l.ShutdownGrace || d.failed[&l.ShutdownGrace]: // fine, or nothing to compare with
+	case d.given[&l.ShutdownDelay]:
+		d.fail(&l.ShutdownDelay, "limits.shutdown_delay is a part of shutdown_grace, and must be at most that (%v)", l.ShutdownGrace)
+	default:
+		l.ShutdownDelay = l.ShutdownGrace
+	}
 	if l.MaxConcurrentRequests < 1 || l.MaxConcurrentRequests > 1_000_000 {
 		d.fail(&l.MaxConcurrentRequests, "limits.max_concurrent_requests must be from 1 to 1000000")
 	}

@@ -242,6 +242,12 @@ func TestRangeErrors(t *testing.T) {
 			`22:28: limits.max_concurrent_requests must be from 1 to 1000000`,
 			`23:19: limits.shutdown_grace must be from 0s to 1h0m0s`,
 		}},
+		{"shutdown_delay beyond shutdown_grace", "", "limits: {shutdown_grace: 2s, shutdown_delay: 3s}\n", []string{
+			`19:46: limits.shutdown_delay is a part of shutdown_grace, and must be at most that (2s)`,
+		}},
+		{"negative shutdown_delay", "", "limits: {shutdown_delay: -1s}\n", []string{
+			`19:26: limits.shutdown_delay must not be negative; 0 switches it off`,
+		}},
 		{"limits too large", "", "limits:\n  header_timeout: 11m\n  idle_timeout: 25h\n  max_concurrent_requests: 1000001\n  shutdown_grace: 61m\n", []string{
 			`20:19: limits.header_timeout must be from 100ms to 10m0s`,
 			`21:17: limits.idle_timeout must be from 1s to 24h0m0s`,

@@ -20,21 +20,22 @@ import (
 // maxFileSize bounds a config file, in bytes. The largest sensible one is a hundredth of this.
 const maxFileSize = 1 << 20
 
-// Load reads the file at path. lookupEnv is os.LookupEnv or a stand-in for it.
-// What is wrong with the content is reported as *Error.
-func Load(path string, lookupEnv func(string) (string, bool)) (*Config, error) {
+// Read returns the text of the file at path, for Parse.
+func Read(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("opening the config: %w", err)
 	}
-	data, err := io.ReadAll(io.LimitReader(f, maxFileSize+1)) //nolint:forbidigo // one byte more than may be
+	text, err := io.ReadAll(io.LimitReader(f, maxFileSize+1)) //nolint:forbidigo // one byte more than may be
 	if err = errors.Join(err, f.Close()); err != nil {
 		return nil, fmt.Errorf("reading the config: %w", err)
 	}
-	return Parse(path, data, lookupEnv)
+	return text, nil
 }
 
-// Parse is Load for data in memory; name stands for the file in errors. It reads the files that secrets name.
+// Parse reads the text of a config file; name stands for the file in errors.
+// lookupEnv is os.LookupEnv or a stand-in for it. Parse reads the files that
+// secrets name. What is wrong with the content is reported as *Error.
 func Parse(name string, data []byte, lookupEnv func(string) (string, bool)) (*Config, error) {
 	d := newDecoder(name, lookupEnv)
 	c := defaults()

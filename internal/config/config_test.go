@@ -58,6 +58,15 @@ func replace(t testing.TB, old, changed string) string {
 	return strings.Replace(base, old, changed, 1)
 }
 
+// load reads and parses a file.
+func load(path string, lookupEnv func(string) (string, bool)) (*config.Config, error) {
+	text, err := config.Read(path)
+	if err != nil {
+		return nil, err
+	}
+	return config.Parse(path, text, lookupEnv)
+}
+
 func TestDefaults(t *testing.T) {
 	want := &config.Config{
 		Listen:      "127.0.0.1:9000",
@@ -78,7 +87,7 @@ func TestDefaults(t *testing.T) {
 		Log:      config.Log{Level: "info"},
 		Limits: config.Limits{
 			HeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
-			MaxConcurrentRequests: 1024, ShutdownGrace: 30 * time.Second,
+			MaxConcurrentRequests: 1024, ShutdownGrace: 30 * time.Second, ShutdownDelay: 5 * time.Second,
 		},
 	}
 	if got := parse(t, base); !reflect.DeepEqual(got, want) {
@@ -101,6 +110,10 @@ func TestAccepted(t *testing.T) {
 		{"default probe with a short ttl", base + "dek_cache: {ttl: 10s}\n", func(c *config.Config) bool {
 			return c.DEKCache.RevocationProbe == 0
 		}},
+		{"default shutdown_delay with a short shutdown_grace", base + "limits: {shutdown_grace: 2s}\n", func(c *config.Config) bool {
+			return c.Limits.ShutdownDelay == 2*time.Second
+		}},
+		{"shutdown_delay off", base + "limits: {shutdown_delay: 0}\n", func(c *config.Config) bool { return c.Limits.ShutdownDelay == 0 }},
 		{"longest ttl", base + "dek_cache: {ttl: 24h}\n", func(c *config.Config) bool {
 			return c.DEKCache.TTL == 24*time.Hour && c.DEKCache.RevocationProbe == 10*time.Second
 		}},
@@ -154,22 +167,22 @@ func TestAccepted(t *testing.T) {
 func TestLoad(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "config.yaml")
-	if _, err := config.Load(path, environment(nil)); !errors.Is(err, os.ErrNotExist) {
+	if _, err := load(path, environment(nil)); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a file that is not there: %v", err)
 	}
-	if _, err := config.Load(dir, environment(nil)); err == nil {
+	if _, err := load(dir, environment(nil)); err == nil {
 		t.Error("a directory was read")
 	}
 	if err := os.WriteFile(path, []byte(base), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if c, err := config.Load(path, environment(nil)); err != nil || c.Listen != "127.0.0.1:9000" {
+	if c, err := load(path, environment(nil)); err != nil || c.Listen != "127.0.0.1:9000" {
 		t.Errorf("a good file: %v, %v", c, err)
 	}
 	if err := os.WriteFile(path, []byte(base+strings.Repeat("#", 1<<20)), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	_, err := config.Load(path, environment(nil))
+	_, err := load(path, environment(nil))
 	if want := path + ":1:1: the file is larger than 1 MiB"; err == nil || err.Error() != want {
 		t.Errorf("a large file: %v", err)
 	}

@@ -16,7 +16,7 @@ import (
 const exampleFile = "../../config.example.yaml"
 
 func TestExampleFile(t *testing.T) {
-	c, err := config.Load(exampleFile, environment(map[string]string{
+	c, err := load(exampleFile, environment(map[string]string{
 		"ORIGIN_ACCESS_KEY": "AKORIGIN", "ORIGIN_SECRET_KEY": "origin-secret",
 		"APP_ACCESS_KEY": "AKAPP", "APP_SECRET_KEY": "app-secret",
 		"REPORTS_ACCESS_KEY": "AKREPORTS", "REPORTS_SECRET_KEY": "reports-secret",

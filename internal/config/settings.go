@@ -319,6 +319,11 @@ type Limits struct {
 	// ShutdownGrace is how long running requests may go on after a signal to stop. 0 cuts them at once; at most 1h,
 	// default 30s.
 	ShutdownGrace time.Duration `yaml:"shutdown_grace"`
+	// ShutdownDelay is how long the S3 port still answers after a SIGTERM, while
+	// /readyz is 503, so that load balancers can take the proxy out before it
+	// refuses a connection. It is a part of ShutdownGrace, and at most that.
+	// Default 5s, or ShutdownGrace if that is shorter. 0 is not at all.
+	ShutdownDelay time.Duration `yaml:"shutdown_delay"`
 }
 
 // defaults is the Config of a file that says only what it must.
@@ -336,6 +341,7 @@ func defaults() *Config {
 			IdleTimeout:           2 * time.Minute,
 			MaxConcurrentRequests: 1024,
 			ShutdownGrace:         30 * time.Second,
+			ShutdownDelay:         5 * time.Second,
 		},
 	}
 }

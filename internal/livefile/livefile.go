@@ -76,7 +76,7 @@ func (f *File[T]) Get() T {
 		return f.current
 	}
 	f.checked = now
-	f.check()
+	_ = f.check() // it was reported
 	return f.current
 }
 

@@ -7,6 +7,7 @@ package origin
 
 import (
 	"context"
+	"crypto/subtle"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -38,14 +40,30 @@ type Config struct {
 // Origin signs and sends. It is safe for concurrent use.
 type Origin struct {
 	cfg    Config
-	signer *v4.Signer
+	signer atomic.Pointer[signer]
+}
+
+// signer signs with one secret. A v4.Signer keeps the key that it derives from
+// the secret for a day, and looks for another one only when the access key
+// changes: a secret that was replaced under the same access key needs a new
+// signer.
+type signer struct {
+	*v4.Signer
+	secret string
 }
 
 // New returns an Origin.
-func New(cfg Config) *Origin {
-	return &Origin{cfg: cfg, signer: v4.NewSigner(func(o *v4.SignerOptions) {
+func New(cfg Config) *Origin { return &Origin{cfg: cfg} }
+
+func (o *Origin) signerOf(secret string) *signer {
+	if s := o.signer.Load(); s != nil && subtle.ConstantTimeCompare([]byte(s.secret), []byte(secret)) == 1 {
+		return s
+	}
+	s := &signer{secret: secret, Signer: v4.NewSigner(func(o *v4.SignerOptions) {
 		o.DisableURIPathEscaping = true // S3 alone escapes a path once, not twice
 	})}
+	o.signer.Store(s)
+	return s
 }
 
 // ErrCredentials says that the proxy has no credentials for the store.
@@ -79,7 +97,7 @@ func (o *Origin) RoundTrip(r *http.Request) (*http.Response, error) {
 		return nil, fmt.Errorf("%w: %w", ErrCredentials, err)
 	}
 	hash := out.Header.Get("X-Amz-Content-Sha256")
-	if err := o.signer.SignHTTP(r.Context(), creds, out, hash, "s3", o.cfg.Region, o.cfg.Now()); err != nil {
+	if err := o.signerOf(creds.SecretAccessKey).SignHTTP(r.Context(), creds, out, hash, "s3", o.cfg.Region, o.cfg.Now()); err != nil {
 		closeBody(r)
 		return nil, fmt.Errorf("origin: signing: %w", err)
 	}

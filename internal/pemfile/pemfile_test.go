@@ -1,90 +1,23 @@
 package pemfile_test
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
-	"math/big"
-	"net"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/cmekproxy/cmekproxy/internal/pemfile"
+	"github.com/cmekproxy/cmekproxy/internal/pemfile/pemtest"
 )
 
-// pair is a self-signed certificate for 127.0.0.1 and localhost, in PEM.
-type pair struct{ cert, key []byte }
-
-func newPair(t *testing.T, name string, from, to time.Time) pair {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	serial, err := rand.Int(rand.Reader, big.NewInt(1<<62))
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: serial, Subject: pkix.Name{CommonName: name}, NotBefore: from, NotAfter: to,
-		IsCA: true, BasicConstraintsValid: true, DNSNames: []string{"localhost"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		KeyUsage:    x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return pair{
-		pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
-		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}),
-	}
-}
-
-func validPair(t *testing.T, name string) pair {
-	t.Helper()
-	return newPair(t, name, time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
-}
-
-func (p pair) tls(t *testing.T) tls.Certificate {
-	t.Helper()
-	out, err := tls.X509KeyPair(p.cert, p.key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return out
-}
-
-// replace writes a file beside path and renames it, as tools that renew
-// certificates do.
-func replace(t *testing.T, path string, data []byte) {
-	t.Helper()
-	if err := os.WriteFile(path+".new", data, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Rename(path+".new", path); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func newServer(t *testing.T, p pair) *httptest.Server {
+func newServer(t *testing.T, p pemtest.Pair) *httptest.Server {
 	t.Helper()
 	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = w.Write([]byte(r.Proto)) }))
-	s.TLS = &tls.Config{Certificates: []tls.Certificate{p.tls(t)}}
+	s.TLS = &tls.Config{Certificates: []tls.Certificate{p.TLS(t)}}
 	s.EnableHTTP2 = true
 	s.StartTLS()
 	t.Cleanup(s.Close)
@@ -112,10 +45,10 @@ func eventually(t *testing.T, what string, ok func() bool) {
 }
 
 func TestTransportTrustsTheFile(t *testing.T) {
-	first, second := validPair(t, "first"), validPair(t, "second")
+	first, second := pemtest.New(t, "first"), pemtest.New(t, "second")
 	one, two := newServer(t, first), newServer(t, second)
 	path := filepath.Join(t.TempDir(), "ca.pem")
-	replace(t, path, first.cert)
+	pemtest.Replace(t, path, first.Cert)
 
 	pool, err := pemfile.OpenPool(path, nil)
 	if err != nil {
@@ -133,7 +66,7 @@ func TestTransportTrustsTheFile(t *testing.T) {
 		t.Errorf("an authority that is not in the file: %v", err)
 	}
 
-	replace(t, path, second.cert)
+	pemtest.Replace(t, path, second.Cert)
 	eventually(t, "the new authority is trusted", func() bool { return get(client, two.URL) == nil })
 	if err := get(client, one.URL); !errors.As(err, &unknown) {
 		t.Errorf("the authority that was taken away: %v", err)
@@ -142,9 +75,9 @@ func TestTransportTrustsTheFile(t *testing.T) {
 
 func TestOpenPoolRefuses(t *testing.T) {
 	dir := t.TempDir()
-	for name, content := range map[string]string{"empty": "", "text": "hello", "key only": string(validPair(t, "x").key)} {
+	for name, content := range map[string]string{"empty": "", "text": "hello", "key only": string(pemtest.New(t, "x").Key)} {
 		path := filepath.Join(dir, name)
-		replace(t, path, []byte(content))
+		pemtest.Replace(t, path, []byte(content))
 		if _, err := pemfile.OpenPool(path, nil); err == nil || !strings.Contains(err.Error(), path) {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -162,7 +95,7 @@ type serverFiles struct {
 	dir string
 }
 
-func newServerFiles(t *testing.T, p pair) *serverFiles {
+func newServerFiles(t *testing.T, p pemtest.Pair) *serverFiles {
 	t.Helper()
 	dir := t.TempDir()
 	f := &serverFiles{dir: dir}
@@ -171,10 +104,10 @@ func newServerFiles(t *testing.T, p pair) *serverFiles {
 	return f
 }
 
-func (f *serverFiles) write(t *testing.T, p pair) {
+func (f *serverFiles) write(t *testing.T, p pemtest.Pair) {
 	t.Helper()
-	replace(t, f.CertFile, p.cert)
-	replace(t, f.KeyFile, p.key)
+	pemtest.Replace(t, f.CertFile, p.Cert)
+	pemtest.Replace(t, f.KeyFile, p.Key)
 }
 
 // serve starts a TLS server with the files, and returns its address.
@@ -206,21 +139,21 @@ func shown(t *testing.T, address string) string {
 }
 
 func TestServerCertificateIsReplaced(t *testing.T) {
-	files := newServerFiles(t, validPair(t, "old"))
+	files := newServerFiles(t, pemtest.New(t, "old"))
 	server, address := files.serve(t)
 	if name := shown(t, address); name != "old" {
 		t.Errorf("the certificate of %q", name)
 	}
 
-	next := validPair(t, "new")
-	replace(t, files.CertFile, next.cert) // for a moment, the two files do not belong together
+	next := pemtest.New(t, "new")
+	pemtest.Replace(t, files.CertFile, next.Cert) // for a moment, the two files do not belong together
 	if err := server.Check(); err == nil {
 		t.Error("a certificate without its key was taken")
 	}
 	if name := shown(t, address); name != "old" {
 		t.Errorf("with half of the files: the certificate of %q", name)
 	}
-	replace(t, files.KeyFile, next.key)
+	pemtest.Replace(t, files.KeyFile, next.Key)
 	eventually(t, "the new certificate is shown", func() bool { return shown(t, address) == "new" })
 	if name := server.Certificate().Subject.CommonName; name != "new" {
 		t.Errorf("Certificate: %q", name)
@@ -228,15 +161,15 @@ func TestServerCertificateIsReplaced(t *testing.T) {
 }
 
 func TestClientCAIsReplaced(t *testing.T) {
-	files := newServerFiles(t, validPair(t, "server"))
-	first, second := validPair(t, "first"), validPair(t, "second")
+	files := newServerFiles(t, pemtest.New(t, "server"))
+	first, second := pemtest.New(t, "first"), pemtest.New(t, "second")
 	files.ClientCAFile = filepath.Join(files.dir, "ca.crt")
-	replace(t, files.ClientCAFile, first.cert)
+	pemtest.Replace(t, files.ClientCAFile, first.Cert)
 	_, address := files.serve(t)
-	call := func(p *pair) error {
+	call := func(p *pemtest.Pair) error {
 		cfg := &tls.Config{InsecureSkipVerify: true}
 		if p != nil {
-			cfg.Certificates = []tls.Certificate{p.tls(t)}
+			cfg.Certificates = []tls.Certificate{p.TLS(t)}
 		}
 		return get(&http.Client{Transport: &http.Transport{TLSClientConfig: cfg, DisableKeepAlives: true}}, "https://"+address)
 	}
@@ -247,7 +180,7 @@ func TestClientCAIsReplaced(t *testing.T) {
 	if err := call(&first); err != nil {
 		t.Errorf("a client of the authority: %v", err)
 	}
-	replace(t, files.ClientCAFile, second.cert)
+	pemtest.Replace(t, files.ClientCAFile, second.Cert)
 	eventually(t, "a client of the new authority gets in", func() bool { return call(&second) == nil })
 	if call(&first) == nil {
 		t.Error("a client of the old authority got in")
@@ -265,7 +198,7 @@ func TestCertificateThatIsNotValidNow(t *testing.T) {
 		"too early": {now.Add(time.Hour), now.Add(2 * time.Hour), "not valid before"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			server, err := pemfile.OpenServer(newServerFiles(t, newPair(t, name, c.from, c.to)).ServerConfig)
+			server, err := pemfile.OpenServer(newServerFiles(t, pemtest.Between(t, name, c.from, c.to)).ServerConfig)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -1,0 +1,155 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// signalError is the cause of a context that a signal ended.
+type signalError struct{ os.Signal }
+
+func (s signalError) Error() string { return s.String() }
+
+// untilSignal returns a context that the first SIGINT or SIGTERM ends.
+func untilSignal() (ctx context.Context, stop func()) {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+
+	go func() {
+		select {
+		case s := <-signals:
+			cancel(signalError{s})
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() {
+		signal.Stop(signals)
+		cancel(nil)
+	}
+}
+
+// health is what /readyz tells.
+type health struct{ ready atomic.Bool }
+
+// leaving has each response on the S3 port end its connection once the proxy is
+// to stop, so that clients with connections of long standing go elsewhere while
+// the port still answers.
+func (h *health) leaving(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !h.ready.Load() {
+			w = &lastResponse{w}
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// lastResponse is the last one of its connection.
+type lastResponse struct{ http.ResponseWriter }
+
+// WriteHeader sets the header at the last moment: the handler copies that of
+// the store's response over its own.
+func (w *lastResponse) WriteHeader(status int) {
+	w.Header().Set("Connection", "close")
+	w.ResponseWriter.WriteHeader(status)
+}
+
+// Unwrap is for http.ResponseController.
+func (w *lastResponse) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+var (
+	errGrace        = errors.New("limits.shutdown_grace is over")
+	errSecondSignal = errors.New("a second signal to stop")
+)
+
+// drain stops the server. After a SIGTERM the port answers for
+// limits.shutdown_delay longer, so that load balancers have time to notice
+// /readyz. Then it accepts no more, and waits for running requests. Both
+// together take limits.shutdown_grace at most; a second signal ends them at
+// once. What still runs then is cut.
+func (a *app) drain(cause error, server *http.Server, open *connections) error {
+	grace, end := context.WithCancelCause(context.Background())
+	defer end(nil)
+	grace, cancel := context.WithTimeoutCause(grace, a.cfg.Limits.ShutdownGrace, errGrace)
+	defer cancel()
+	stopOn := make(chan os.Signal, 1)
+	signal.Notify(stopOn, os.Interrupt, syscall.SIGTERM)
+	defer signal.Stop(stopOn)
+	go func() {
+		select {
+		case <-stopOn:
+			end(errSecondSignal)
+		case <-grace.Done():
+		}
+	}()
+
+	a.log.Info("draining", zap.Error(cause), zap.Stringer("shutdown_delay", a.delay(cause)),
+		zap.Stringer("shutdown_grace", a.cfg.Limits.ShutdownGrace))
+	select {
+	case <-time.After(a.delay(cause)):
+	case <-grace.Done():
+	}
+
+	if err := server.Shutdown(grace); err != nil {
+		a.log.Warn("cutting the requests that are still running", zap.NamedError("reason", context.Cause(grace)), zap.Error(err))
+		open.reset()
+		return server.Close()
+	}
+	a.log.Info("drained")
+	return nil
+}
+
+// delay is how long the port still answers. Only a SIGTERM has one: it is what
+// an orchestrator sends while it takes the proxy out of its load balancers.
+func (a *app) delay(cause error) time.Duration {
+	var s signalError
+	if errors.As(cause, &s) && s.Signal == syscall.SIGTERM {
+		return a.cfg.Limits.ShutdownDelay
+	}
+	return 0
+}
+
+// connections are those of a server on which a request is being served.
+type connections struct {
+	mu     sync.Mutex
+	active map[net.Conn]bool
+}
+
+// track belongs in http.Server.ConnState.
+func (c *connections) track(conn net.Conn, state http.ConnState) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if state == http.StateActive {
+		c.active[conn] = true
+	} else {
+		delete(c.active, conn)
+	}
+}
+
+// reset has the kernel drop what it still holds for the clients when the
+// connections are closed. It would go on delivering that, megabytes for a slow
+// client, when nothing watches over the keys any more.
+func (c *connections) reset() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for conn := range c.active {
+		if secure, ok := conn.(*tls.Conn); ok {
+			conn = secure.NetConn()
+		}
+		if tcp, ok := conn.(*net.TCPConn); ok {
+			_ = tcp.SetLinger(0)
+			_ = tcp.Close()
+		}
+	}
+}
