@@ -153,7 +153,9 @@ func checkAlias(ctx context.Context, k config.Key, arn string) (string, error) {
 		if err != nil {
 			return "", fmt.Errorf("also_known_as: %s: %w", id, err)
 		}
-		key, ok := wrapper.(interface{ Enabled(ctx context.Context) error })
+		key, ok := wrapper.(interface {
+			Enabled(ctx context.Context) error
+		})
 		if !ok {
 			continue
 		}

@@ -103,8 +103,8 @@ func TestConfigsThatAreRefused(t *testing.T) {
 		`successor of key "c"`: func(c *keyring.Config) {
 			c.Keys = append(c.Keys, keyring.Key{Name: "b", Wrapper: b, Successor: "a"}, keyring.Key{Name: "c", Wrapper: b, Successor: "b"})
 		},
-		"without name":   func(c *keyring.Config) { c.Keys = append(c.Keys, keyring.Key{Wrapper: b}) },
-		"name or KMS":    func(c *keyring.Config) { c.Keys = append(c.Keys, keyring.Key{Name: "b"}) },
+		"without name": func(c *keyring.Config) { c.Keys = append(c.Keys, keyring.Key{Wrapper: b}) },
+		"name or KMS":  func(c *keyring.Config) { c.Keys = append(c.Keys, keyring.Key{Name: "b"}) },
 	} {
 		cfg := keyring.Config{
 			Keys: []keyring.Key{{Name: "a", Wrapper: a}}, Rules: []keyring.Rule{{Key: "a"}}, Cache: newCache(t, time.Minute),

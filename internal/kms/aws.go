@@ -21,7 +21,6 @@ import (
 	"github.com/aws/smithy-go/middleware"
 
 	"github.com/cmekproxy/cmekproxy/internal/awscreds"
-	"github.com/cmekproxy/cmekproxy/internal/pemfile"
 )
 
 // Defaults of AWSConfig.
@@ -366,12 +365,12 @@ func awsClients(cfg AWSConfig) (client, own aws.HTTPClient, _ error) {
 			return buildable, nil, err
 		}
 	}
-	pool, err := pemfile.OpenPool(file, nil)
+	transport, err := withAuthorities(buildable.GetTransport(), file)
 	if err != nil {
-		return nil, nil, fmt.Errorf("the CA file: %w", err)
+		return nil, nil, err
 	}
 	return buildable, &http.Client{
-		Transport:     pool.Transport(buildable.GetTransport()),
+		Transport:     transport,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}, nil
 }

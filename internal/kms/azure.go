@@ -126,12 +126,16 @@ func (a *Azure) open(cfg AzureConfig) error {
 			return errors.New("no credentials: " + printable(err.Error(), 300))
 		}
 	}
+	options, err := azureOptions(cfg)
+	if err != nil {
+		return err
+	}
 	a.tokens = &azureTokens{from: credential}
-	a.client, err = azkeys.NewClient(a.vault, a.tokens, azureOptions(cfg))
+	a.client, err = azkeys.NewClient(a.vault, a.tokens, options)
 	return err
 }
 
-func azureOptions(cfg AzureConfig) *azkeys.ClientOptions {
+func azureOptions(cfg AzureConfig) (*azkeys.ClientOptions, error) {
 	retries := int32(DefaultAzureMaxAttempts - 1)
 	if cfg.MaxAttempts > 0 {
 		retries = int32(min(cfg.MaxAttempts, 100) - 1)
@@ -140,8 +144,15 @@ func azureOptions(cfg AzureConfig) *azkeys.ClientOptions {
 		retries = -1 // the client takes 0 for its default
 	}
 	transport := cfg.Transport
-	if transport == nil {
-		transport = newAzureTransport()
+	switch {
+	case transport != nil && cfg.CAFile != "":
+		return nil, errors.New("a transport and a CA file: give one")
+	case transport == nil:
+		client, err := newAzureTransport(cfg.CAFile)
+		if err != nil {
+			return nil, err
+		}
+		transport = client
 	}
 	return &azkeys.ClientOptions{
 		ClientOptions: azcore.ClientOptions{
@@ -150,7 +161,7 @@ func azureOptions(cfg AzureConfig) *azkeys.ClientOptions {
 			Retry:            policy.RetryOptions{MaxRetries: retries, RetryDelay: 100 * time.Millisecond, MaxRetryDelay: time.Second},
 		},
 		DisableChallengeResourceVerification: cfg.AnyChallenge,
-	}
+	}, nil
 }
 
 // azureTrace reports the request id of each answer, which is the requestId of Key Vault's log.
@@ -167,15 +178,16 @@ func (azureTrace) Do(r *policy.Request) (*http.Response, error) {
 
 // newAzureTransport keeps more idle connections than the 2 a host of net/http: each PUT is one call, and they come in
 // bursts.
-func newAzureTransport() *http.Client {
-	return &http.Client{Transport: &http.Transport{
+func newAzureTransport(caFile string) (*http.Client, error) {
+	transport, err := withAuthorities(&http.Transport{
 		Proxy:               http.ProxyFromEnvironment,
 		DialContext:         (&net.Dialer{Timeout: 2 * time.Second}).DialContext,
 		TLSHandshakeTimeout: 4 * time.Second,
 		MaxIdleConnsPerHost: 64,
 		IdleConnTimeout:     90 * time.Second,
 		ForceAttemptHTTP2:   true,
-	}}
+	}, caFile)
+	return &http.Client{Transport: transport}, err
 }
 
 // parseAzureKeyID returns URL and name in lower case: Azure does not tell the cases apart, but an envelope does.

@@ -17,6 +17,7 @@ import (
 	"cloud.google.com/go/kms/apiv1/kmspb"
 	"github.com/googleapis/gax-go/v2"
 	"google.golang.org/api/option"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/wrapperspb"
@@ -99,6 +100,13 @@ func NewGCP(ctx context.Context, cfg GCPConfig) (*GCP, error) {
 	options = append(slices.Clip(options), option.WithLogger(silent))
 	if cfg.Endpoint != "" {
 		options = append(options, option.WithEndpoint(cfg.Endpoint))
+	}
+	if cfg.CAFile != "" {
+		trusted, err := newPoolCredentials(cfg.CAFile)
+		if err != nil {
+			return nil, &Error{Kind: Invalid, Op: "open", KeyID: g.name, Err: err}
+		}
+		options = append(options, option.WithGRPCDialOption(grpc.WithTransportCredentials(trusted)))
 	}
 	client, err := gcpkms.NewKeyManagementClient(ctx, options...)
 	if err != nil {

@@ -1,10 +1,8 @@
 package kms
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -13,7 +11,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"regexp"
 	"strings"
 	"time"
@@ -44,7 +41,8 @@ type VaultConfig struct {
 	EnvelopeID string
 	// Login is how to get a token. Required.
 	Login VaultLogin
-	// CAFile is a file of PEM certificates that sign the server's. Empty: those of the system.
+	// CAFile is a file of PEM certificates that sign the server's. It is read again when it changes. Empty: those of the
+	// system.
 	CAFile string
 	// Transport sends the calls. Nil: one of its own, with proxy settings from the environment and CAFile.
 	Transport http.RoundTripper
@@ -260,12 +258,13 @@ func newVaultConfig(cfg VaultConfig) (*api.Config, error) {
 		return nil, errors.New("the address is not an http or https URL")
 	}
 	transport := cfg.Transport
-	if transport == nil {
-		if transport, err = newVaultTransport(cfg.CAFile); err != nil {
+	switch {
+	case transport != nil && cfg.CAFile != "":
+		return nil, errors.New("a transport and a CA file: give one")
+	case transport == nil:
+		if transport, err = withAuthorities(newVaultTransport(), cfg.CAFile); err != nil {
 			return nil, err
 		}
-	} else if cfg.CAFile != "" {
-		return nil, errors.New("a transport and a CA file: give one")
 	}
 	attempts := cfg.MaxAttempts
 	if attempts <= 0 {
@@ -285,8 +284,8 @@ func newVaultConfig(cfg VaultConfig) (*api.Config, error) {
 	}, nil
 }
 
-func newVaultTransport(caFile string) (*http.Transport, error) {
-	t := &http.Transport{
+func newVaultTransport() *http.Transport {
+	return &http.Transport{
 		Proxy:               http.ProxyFromEnvironment,
 		DialContext:         (&net.Dialer{Timeout: 2 * time.Second}).DialContext,
 		TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12},
@@ -295,16 +294,4 @@ func newVaultTransport(caFile string) (*http.Transport, error) {
 		IdleConnTimeout:     90 * time.Second,
 		ForceAttemptHTTP2:   true,
 	}
-	if caFile == "" {
-		return t, nil
-	}
-	pem, err := os.ReadFile(caFile)
-	if err != nil {
-		return nil, fmt.Errorf("reading the CA file: %w", err)
-	}
-	t.TLSClientConfig.RootCAs = x509.NewCertPool()
-	if !t.TLSClientConfig.RootCAs.AppendCertsFromPEM(bytes.TrimSpace(pem)) {
-		return nil, fmt.Errorf("the CA file %s holds no PEM certificate", caFile)
-	}
-	return t, nil
 }
