@@ -12,7 +12,7 @@ import (
 )
 
 // azureTokens stands between the client of Key Vault and a credential. The client learns in the middle of an attempt
-// which token it needs, and would wait for it there. So this answers at once: with a token, or with an azureNoToken that
+// which token it needs, and would wait for it there. So this answers at once: with a token, or with an noTokenError that
 // says which one is missing. (*Azure).attempt then gets that one in its own time, and makes the attempt again.
 type azureTokens struct {
 	from   azcore.TokenCredential
@@ -22,10 +22,10 @@ type azureTokens struct {
 	ready map[string]azcore.AccessToken // got, and not given out yet
 }
 
-// azureNoToken says that there is no token yet for these options.
-type azureNoToken struct{ options policy.TokenRequestOptions }
+// noTokenError says that there is no token yet for these options.
+type noTokenError struct{ options policy.TokenRequestOptions }
 
-func (*azureNoToken) Error() string { return "no token yet" }
+func (*noTokenError) Error() string { return "no token yet" }
 
 // azureWait is the key of a context whose attempt waits for its tokens.
 type azureWait struct{}
@@ -47,7 +47,7 @@ func (t *azureTokens) GetToken(ctx context.Context, o policy.TokenRequestOptions
 	}
 	if ctx.Value(azureWait{}) == nil {
 		t.begin(o) // also for a client that goes on with the token it has
-		return azcore.AccessToken{}, &azureNoToken{o}
+		return azcore.AccessToken{}, &noTokenError{o}
 	}
 	if err := t.fetch(ctx, o); err != nil {
 		return azcore.AccessToken{}, err
@@ -109,7 +109,7 @@ func azureTokenName(o policy.TokenRequestOptions) string {
 // attempt makes one call within the timeout, which waiting for a token does not use up.
 func (a *Azure) attempt(ctx context.Context, run func(call context.Context) error) error {
 	err := a.bounded(ctx, run)
-	var missing *azureNoToken
+	var missing *noTokenError
 	if !errors.As(err, &missing) {
 		return err
 	}
