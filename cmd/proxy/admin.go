@@ -86,6 +86,9 @@ type keyStatus struct {
 	DEKs              int        `json:"deks"`
 	OldestSeconds     float64    `json:"oldest_seconds"`
 	Leases            int        `json:"leases"`
+	Parts             int        `json:"parts"` // in use, and probed by themselves
+	PartsRevoked      int        `json:"parts_revoked"`
+	Unprobed          bool       `json:"unprobed,omitempty"` // more parts are in use than are probed
 	RevocationSeconds float64    `json:"revocation_window_seconds"`
 	RevokedSince      *time.Time `json:"revoked_since,omitempty"`
 	LastByteSeconds   float64    `json:"last_byte_seconds,omitempty"` // after RevokedSince
@@ -102,7 +105,7 @@ func (a *app) serveKeys(w http.ResponseWriter, _ *http.Request) {
 func describeKey(s keyring.Status) keyStatus {
 	out := keyStatus{
 		Name: s.Name, Provider: s.Provider, ID: s.ID, State: string(s.State), DEKs: s.DEKs, OldestSeconds: s.OldestAge.Seconds(),
-		Leases: s.Leases, RevocationSeconds: s.Window.Seconds(), LastByteSeconds: s.LastUse.Seconds(),
+		Leases: s.Leases, Parts: s.Parts, PartsRevoked: s.PartsRevoked, Unprobed: s.Unprobed, RevocationSeconds: s.Window.Seconds(), LastByteSeconds: s.LastUse.Seconds(),
 	}
 	if !s.Answered.IsZero() {
 		out.LastAnswer, out.Answer = &s.Answered, "ok"

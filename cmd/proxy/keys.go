@@ -53,6 +53,8 @@ func jitter(ttl time.Duration) time.Duration {
 // remember is for how long the error of a KMS stands without asking again.
 func remember(err error) time.Duration {
 	switch {
+	case keyring.IsRemembered(err):
+		return 0
 	case kms.IsRevoked(err):
 		return rememberRevoked
 	case kms.IsUnreachable(err), kms.IsThrottled(err):
@@ -244,8 +246,13 @@ func (o *keyObserver) KMSCall(ctx context.Context, key, op string, took time.Dur
 }
 
 // Revoked implements keyring.Observer.
-func (o *keyObserver) Revoked(key string, err error, n int) {
-	o.log.Warn("key revoked: its data keys are purged", zap.String("kms_key_name", key), zap.Int("purged", n), zap.Error(err))
+func (o *keyObserver) Revoked(r keyring.Revocation) {
+	if r.Part == "" {
+		o.log.Warn("key revoked: its data keys are purged", zap.String("kms_key_name", r.Key), zap.Int("purged", r.Purged), zap.Error(r.Err))
+		return
+	}
+	o.log.Warn("key revoked for some objects: their data keys are purged", zap.String("kms_key_name", r.Key), zap.String("part", r.Part),
+		zap.Int("purged", r.Purged), zap.Error(r.Err))
 }
 
 // Used implements keyring.Observer.
@@ -275,6 +282,8 @@ func (a *app) measureKeys() {
 	count("cmekproxy_dek_cache_evictions_total", "Data keys dropped because the cache was full.", func(s dekcache.Stats) uint64 { return s.Evictions })
 	a.metrics.ByKey("cmekproxy_dek_cache_entries", "Data keys in the cache.", a.ofEachKey(func(s keyring.Status) float64 { return float64(s.DEKs) }))
 	a.metrics.ByKey("cmekproxy_dek_cache_oldest_seconds", "Age of the oldest data key in the cache.", a.ofEachKey(func(s keyring.Status) float64 { return s.OldestAge.Seconds() }))
+	a.metrics.ByKey("cmekproxy_key_parts", "Parts of what the key protects that are in use and probed by themselves.", a.ofEachKey(func(s keyring.Status) float64 { return float64(s.Parts) }))
+	a.metrics.ByKey("cmekproxy_key_parts_revoked", "Parts of what the key protects that the KMS refuses.", a.ofEachKey(func(s keyring.Status) float64 { return float64(s.PartsRevoked) }))
 	a.metrics.ByKey("cmekproxy_dek_leases", "Transfers that use a data key.", a.ofEachKey(func(s keyring.Status) float64 { return float64(s.Leases) }))
 	a.metrics.ByKey("cmekproxy_revocation_window_seconds", "Longest time from the moment at which the KMS begins to refuse the key, to the last byte: now.",
 		a.ofEachKey(func(s keyring.Status) float64 { return s.Window.Seconds() }))

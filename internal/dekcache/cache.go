@@ -5,6 +5,10 @@
 // zeros, at its time and not at the next access. A purge, and a TTL that is made shorter, take effect on DEKs in the
 // cache, on those handed out (by their Term), and on fetches under way.
 //
+// The DEKs of a KMS key are in groups, each of which can be purged by itself: a
+// KMS may refuse a part of what a key protects, such as what an older version of
+// it has wrapped.
+//
 // The package knows nothing of key management services: a fetch is a function, and a key id a string.
 package dekcache
 
@@ -44,6 +48,13 @@ var (
 // one.
 type ID [32]byte
 
+// Group names DEKs that are purged together: those of a KMS key, or a part of
+// them. Groups are kept for ever, so that their number must be bounded.
+type Group struct {
+	KeyID string
+	Part  int // of the DEKs of the key; 0 where there are no parts
+}
+
 // Config configures a Cache.
 type Config struct {
 	// TTL is how long a DEK may be used, from before the request that fetched it. 0: DefaultTTL. See SetTTL.
@@ -71,7 +82,10 @@ type Cache struct {
 	entries  *simplelru.LRU[ID, *entry]
 	byExpiry expiryHeap
 	timer    *time.Timer // at the expiry of byExpiry[0]; nil while there is none
-	keys     map[string]*key
+	groups   map[Group]*group
+	purges   uint64            // how many there were; each has a number
+	purged   map[string]uint64 // the last purge of a KMS key as a whole, by its id
+	cleared  uint64            // the last purge of everything
 	flights  map[ID]*flight
 	failures *simplelru.LRU[ID, failure]
 	stats    Stats
@@ -122,7 +136,7 @@ func New(cfg Config) *Cache {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	c := &Cache{cfg: cfg, keys: make(map[string]*key), flights: make(map[ID]*flight)}
+	c := &Cache{cfg: cfg, groups: make(map[Group]*group), purged: make(map[string]uint64), flights: make(map[ID]*flight)}
 	c.ttl.Store(int64(cfg.TTL))
 	// NewLRU fails only for sizes below one.
 	c.entries, _ = simplelru.NewLRU(cfg.MaxEntries, c.forget)
@@ -157,8 +171,8 @@ func (c *Cache) SetTTL(ttl time.Duration) {
 	c.ttl.Store(int64(ttl))
 	heap.Init(&c.byExpiry) // a limit can change the order of DEKs
 	c.expireBy(now)
-	for _, k := range c.keys {
-		k.wake()
+	for _, g := range c.groups {
+		g.wake()
 	}
 }
 
@@ -170,13 +184,13 @@ func (c *Cache) Resize(maxEntries int) {
 	c.schedule()
 }
 
-// Get returns the DEK of id, which is of the KMS key keyID. If it is not in the cache, fetch is called, once at a time
+// Get returns the DEK of id, which belongs to the group g. If it is not in the cache, fetch is called, once at a time
 // for each id, whoever asks. fetch runs with the values of one caller's ctx but without its end, and should have a
 // timeout of its own; Close ends it. A caller whose ctx ends leaves with its error, and the fetch goes on for the
 // others. The cache takes over what fetch returns. An error of fetch goes to all who wait, as it is.
-func (c *Cache) Get(ctx context.Context, id ID, keyID string, fetch func(context.Context) ([]byte, error)) (Entry, error) {
+func (c *Cache) Get(ctx context.Context, id ID, g Group, fetch func(context.Context) ([]byte, error)) (Entry, error) {
 	for range 3 {
-		e, err := c.get(ctx, id, keyID, fetch)
+		e, err := c.get(ctx, id, g, fetch)
 		if !errors.Is(err, errStale) {
 			return e, err
 		}
@@ -184,7 +198,7 @@ func (c *Cache) Get(ctx context.Context, id ID, keyID string, fetch func(context
 	return Entry{}, ErrPurged
 }
 
-func (c *Cache) get(ctx context.Context, id ID, keyID string, fetch func(context.Context) ([]byte, error)) (Entry, error) {
+func (c *Cache) get(ctx context.Context, id ID, g Group, fetch func(context.Context) ([]byte, error)) (Entry, error) {
 	c.mu.Lock()
 	if c.closed {
 		c.mu.Unlock()
@@ -210,7 +224,7 @@ func (c *Cache) get(ctx context.Context, id ID, keyID string, fetch func(context
 	f := c.flights[id]
 	if f == nil {
 		c.stats.Misses++
-		f = c.fly(ctx, id, keyID, fetch)
+		f = c.fly(ctx, id, g, fetch)
 	} else {
 		c.stats.Shared++
 	}
@@ -219,55 +233,77 @@ func (c *Cache) get(ctx context.Context, id ID, keyID string, fetch func(context
 	return c.wait(ctx, f)
 }
 
-// Mark is the moment before a request to a KMS that is not a fetch of Get's, such as one that makes a new DEK.
+// Mark is the moment before a request to a KMS that is not a fetch of Get's,
+// such as one that makes a new DEK.
 type Mark struct{ term Term }
 
-// Mark marks the moment before a request for a DEK of the KMS key keyID.
-func (c *Cache) Mark(keyID string) Mark {
+// Mark marks the moment before a request for a DEK.
+func (c *Cache) Mark() Mark {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return Mark{c.term(keyID)}
+	return Mark{c.term()}
 }
 
-// Put stores a copy of the DEK that the request after m answered with, unless the key was purged since, and returns
-// it as Get would.
-func (c *Cache) Put(id ID, m Mark, dek []byte) Entry {
+// Put stores a copy of the DEK that the request after m answered with, unless
+// its group was purged since, and returns it as Get would.
+func (c *Cache) Put(id ID, g Group, m Mark, dek []byte) Entry {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.insert(id, m.term, bytes.Clone(dek))
-	return Entry{DEK: bytes.Clone(dek), Term: m.term}
+	term := m.term
+	term.group = c.group(g)
+	c.insert(id, term, bytes.Clone(dek))
+	return Entry{DEK: bytes.Clone(dek), Term: term}
 }
 
-// Purge forgets all DEKs and failures of a KMS key, ends the Term of those handed out, and returns how many DEKs were
-// in the cache. Fetches under way are made again.
+// Purge forgets all DEKs and failures of a KMS key, ends the Term of those
+// handed out, and returns how many DEKs were in the cache. Fetches under way are
+// made again.
 func (c *Cache) Purge(keyID string) int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.purge(func(k string) bool { return k == keyID })
+	c.purges++
+	c.purged[keyID] = c.purges
+	return c.purge(func(g Group) bool { return g.KeyID == keyID })
+}
+
+// PurgeGroup is Purge for one group.
+func (c *Cache) PurgeGroup(g Group) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.purges++
+	c.group(g)
+	return c.purge(func(other Group) bool { return other == g })
 }
 
 // PurgeAll is Purge for every key.
 func (c *Cache) PurgeAll() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.purge(func(string) bool { return true })
+	c.purges++
+	c.cleared = c.purges
+	return c.purge(func(Group) bool { return true })
 }
 
 // Forgive forgets the failures of a KMS key.
 func (c *Cache) Forgive(keyID string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.forgive(func(k string) bool { return k == keyID })
+	c.forgive(func(g Group) bool { return g.KeyID == keyID })
 }
 
-// Entries returns how many DEKs of a KMS key are in the cache.
-func (c *Cache) Entries(keyID string) int {
+// ForgiveGroup forgets the failures of a group.
+func (c *Cache) ForgiveGroup(g Group) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if k := c.keys[keyID]; k != nil {
-		return k.entries
-	}
-	return 0
+	c.forgive(func(other Group) bool { return other == g })
+}
+
+// Busy reports whether DEKs of a group are in the cache, or on their way to it.
+func (c *Cache) Busy(g Group) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	known := c.groups[g]
+	return known != nil && known.entries+known.flights > 0
 }
 
 // Holdings returns what the cache has of each KMS key, by its id. It looks at every DEK.
@@ -277,8 +313,8 @@ func (c *Cache) Holdings() map[string]Holding {
 	now := c.cfg.Now()
 	out := make(map[string]Holding)
 	for _, e := range c.byExpiry {
-		h := out[e.keyID]
-		out[e.keyID] = Holding{h.Entries + 1, max(h.OldestAge, now.Sub(e.sent))}
+		h := out[e.group.KeyID]
+		out[e.group.KeyID] = Holding{h.Entries + 1, max(h.OldestAge, now.Sub(e.sent))}
 	}
 	return out
 }
@@ -300,7 +336,9 @@ func (c *Cache) Stats() Stats {
 func (c *Cache) Close() {
 	c.mu.Lock()
 	c.closed = true
-	c.purge(func(string) bool { return true })
+	c.purges++
+	c.cleared = c.purges
+	c.purge(func(Group) bool { return true })
 	c.schedule()
 	c.mu.Unlock()
 	c.running.Wait()
@@ -308,21 +346,22 @@ func (c *Cache) Close() {
 
 // failure is the remembered error of a fetch.
 type failure struct {
-	keyID string
+	group Group
 	err   error
 	until time.Time
 }
 
-func (c *Cache) purge(match func(keyID string) bool) int {
+// purge purges the groups that match. The caller has counted it in c.purges.
+func (c *Cache) purge(match func(Group) bool) int {
 	before := c.stats.Purges
-	for name, k := range c.keys {
+	for name, g := range c.groups {
 		if match(name) {
-			k.generation.Add(1)
-			k.wake()
+			g.purged.Store(c.purges)
+			g.wake()
 		}
 	}
 	for id, f := range c.flights {
-		if match(f.term.keyID) {
+		if match(f.term.group.Group) {
 			delete(c.flights, id) // those who come now start another
 			if c.closed {
 				f.cancel()
@@ -330,7 +369,7 @@ func (c *Cache) purge(match func(keyID string) bool) int {
 		}
 	}
 	for _, e := range c.entries.Values() {
-		if match(e.keyID) {
+		if match(e.group.Group) {
 			c.drop(e, &c.stats.Purges)
 		}
 	}
@@ -338,15 +377,15 @@ func (c *Cache) purge(match func(keyID string) bool) int {
 	return int(c.stats.Purges - before) //nolint:gosec // at most MaxEntries
 }
 
-func (c *Cache) forgive(match func(keyID string) bool) {
+func (c *Cache) forgive(match func(Group) bool) {
 	for _, id := range c.failures.Keys() {
-		if f, ok := c.failures.Peek(id); ok && match(f.keyID) {
+		if f, ok := c.failures.Peek(id); ok && match(f.group) {
 			c.failures.Remove(id)
 		}
 	}
 }
 
-// errStale says that the key was purged after the request was sent: the answer may be from before a revocation.
+// errStale says that the group was purged after the request was sent: the answer may be from before a revocation.
 var errStale = errors.New("purged")
 
 // panicked is the error of a fetch that panicked. It must not end the process, as the panic of a goroutine does; what

@@ -21,6 +21,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const keyID = "key"
 
+var group = dekcache.Group{KeyID: keyID}
+
 var (
 	errNo   = errors.New("no")
 	errDown = errors.New("down")
@@ -66,7 +68,7 @@ func newCache(t testing.TB, cfg dekcache.Config) *dekcache.Cache {
 
 func get(t testing.TB, c *dekcache.Cache, n int, s *source) dekcache.Entry {
 	t.Helper()
-	e, err := c.Get(t.Context(), id(n), keyID, s.fetch(n))
+	e, err := c.Get(t.Context(), id(n), group, s.fetch(n))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -95,7 +97,7 @@ func TestGet(t *testing.T) {
 	get(t, c, 1, s) // not wiped with the copies
 	get(t, c, 2, s)
 	wantCalls(t, s, 2)
-	if st := c.Stats(); st.Hits != 2 || st.Misses != 2 || st.Entries != 2 || c.Entries(keyID) != 2 {
+	if st := c.Stats(); st.Hits != 2 || st.Misses != 2 || st.Entries != 2 || c.Holdings()[keyID].Entries != 2 {
 		t.Errorf("%+v", st)
 	}
 }
@@ -173,7 +175,7 @@ func TestWallClockEndsTheTermToo(t *testing.T) {
 func TestAnswerAfterTheTTL(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, s := newCache(t, dekcache.Config{TTL: time.Second}), &source{delay: time.Second}
-		if _, err := c.Get(t.Context(), id(1), keyID, s.fetch(1)); !errors.Is(err, dekcache.ErrTooLate) {
+		if _, err := c.Get(t.Context(), id(1), group, s.fetch(1)); !errors.Is(err, dekcache.ErrTooLate) {
 			t.Errorf("%v, want ErrTooLate", err)
 		}
 		if c.Stats().Entries != 0 {
@@ -205,7 +207,7 @@ func TestWaiterLeavesAndTheFlightGoesOn(t *testing.T) {
 		first, cancel := context.WithCancel(context.WithValue(t.Context(), valueKey{}, "request 1"))
 		var wg sync.WaitGroup
 		wg.Go(func() {
-			_, err := c.Get(first, id(1), keyID, func(ctx context.Context) ([]byte, error) {
+			_, err := c.Get(first, id(1), group, func(ctx context.Context) ([]byte, error) {
 				value = ctx.Value(valueKey{})
 				return s.fetch(1)(ctx)
 			})
@@ -228,7 +230,7 @@ func TestWaiterLeavesAndTheFlightGoesOn(t *testing.T) {
 func TestErrorsAreSharedButNotKept(t *testing.T) {
 	c, s := newCache(t, dekcache.Config{}), &source{err: errNo}
 	for want := int64(1); want <= 3; want++ {
-		if _, err := c.Get(t.Context(), id(1), keyID, s.fetch(1)); !errors.Is(err, errNo) {
+		if _, err := c.Get(t.Context(), id(1), group, s.fetch(1)); !errors.Is(err, errNo) {
 			t.Errorf("%v", err)
 		}
 		wantCalls(t, s, want)
@@ -246,7 +248,7 @@ func TestFailuresAreRemembered(t *testing.T) {
 		no, down := &source{err: fmt.Errorf("wrapped: %w", errNo)}, &source{err: errDown}
 		ask := func(n int, s *source) {
 			t.Helper()
-			if _, err := c.Get(t.Context(), id(n), keyID, s.fetch(n)); !errors.Is(err, s.err) {
+			if _, err := c.Get(t.Context(), id(n), group, s.fetch(n)); !errors.Is(err, s.err) {
 				t.Errorf("%v, want %v", err, s.err)
 			}
 		}
@@ -298,7 +300,7 @@ func TestEvictionWipes(t *testing.T) {
 	if !bytes.Equal(held, make([]byte, 32)) {
 		t.Error("an evicted DEK was not wiped")
 	}
-	if st := c.Stats(); st.Evictions != 1 || st.Entries != 2 || c.Entries(keyID) != 2 {
+	if st := c.Stats(); st.Evictions != 1 || st.Entries != 2 || c.Holdings()[keyID].Entries != 2 {
 		t.Errorf("%+v", st)
 	}
 }
@@ -306,7 +308,7 @@ func TestEvictionWipes(t *testing.T) {
 func TestPurge(t *testing.T) {
 	c, s := newCache(t, dekcache.Config{}), &source{}
 	mine := get(t, c, 1, s)
-	other, err := c.Get(t.Context(), id(2), "other", s.fetch(2))
+	other, err := c.Get(t.Context(), id(2), dekcache.Group{KeyID: "other"}, s.fetch(2))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -326,6 +328,72 @@ func TestPurge(t *testing.T) {
 	if n := c.PurgeAll(); n != 2 || other.InForce() {
 		t.Errorf("%d purged, want 2", n)
 	}
+}
+
+// TestPurgeGroup takes a part of a key's DEKs away, and no other.
+func TestPurgeGroup(t *testing.T) {
+	c, s := newCache(t, dekcache.Config{}), &source{}
+	other := dekcache.Group{KeyID: keyID, Part: 1}
+	mine := get(t, c, 1, s)
+	theirs, err := c.Get(t.Context(), id(2), other, s.fetch(2))
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	if n := c.PurgeGroup(other); n != 1 || theirs.InForce() || !mine.InForce() {
+		t.Errorf("%d purged; in force: %v, and of the other group %v", n, theirs.InForce(), mine.InForce())
+	}
+	if c.Busy(other) || !c.Busy(group) {
+		t.Error("Busy does not tell a purged group from the other one")
+	}
+	if n := c.Purge(keyID); n != 1 || mine.InForce() {
+		t.Errorf("%d purged with the key", n)
+	}
+}
+
+// TestPurgeBeforeTheGroupIsKnown: a DEK that was asked for before the purge of
+// its key, or of everything, is of no use, though its group is new.
+func TestPurgeBeforeTheGroupIsKnown(t *testing.T) {
+	for name, purge := range map[string]func(*dekcache.Cache){
+		"key":        func(c *dekcache.Cache) { c.Purge(keyID) },
+		"everything": func(c *dekcache.Cache) { c.PurgeAll() },
+		"group":      func(c *dekcache.Cache) { c.PurgeGroup(dekcache.Group{KeyID: keyID, Part: 7}) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newCache(t, dekcache.Config{})
+			m := c.Mark()
+			purge(c)
+			if e := c.Put(id(1), dekcache.Group{KeyID: keyID, Part: 7}, m, dekOf(1)); e.InForce() || c.Held(id(1)) != nil {
+				t.Error("a DEK from before the purge is in force")
+			}
+			if e := c.Put(id(1), dekcache.Group{KeyID: keyID, Part: 7}, c.Mark(), dekOf(1)); !e.InForce() {
+				t.Error("a DEK from after the purge is not in force")
+			}
+		})
+	}
+}
+
+// TestBusyDuringAFlight: the slot of a group must not be given away while a DEK
+// of it is on its way, though nobody waits for it any more.
+func TestBusyDuringAFlight(t *testing.T) {
+	c := newCache(t, dekcache.Config{})
+	ctx, cancel := context.WithCancel(t.Context())
+	asked, answer, landed := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(landed)
+		_, _ = c.Get(ctx, id(1), group, func(context.Context) ([]byte, error) {
+			close(asked)
+			<-answer
+			return dekOf(1), nil
+		})
+	}()
+	<-asked
+	cancel()
+	<-landed
+	if !c.Busy(group) {
+		t.Error("a group is not busy while a fetch is under way")
+	}
+	close(answer)
 }
 
 func TestPurgeDuringAFlight(t *testing.T) {
@@ -354,7 +422,7 @@ func TestPurgeDuringAFlight(t *testing.T) {
 
 func TestPurgeAtEachFlight(t *testing.T) {
 	c := newCache(t, dekcache.Config{})
-	_, err := c.Get(t.Context(), id(1), keyID, func(context.Context) ([]byte, error) {
+	_, err := c.Get(t.Context(), id(1), group, func(context.Context) ([]byte, error) {
 		c.Purge(keyID)
 		return dekOf(1), nil
 	})
@@ -366,10 +434,10 @@ func TestPurgeAtEachFlight(t *testing.T) {
 func TestPut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, s := newCache(t, dekcache.Config{TTL: time.Minute}), &source{}
-		m := c.Mark(keyID)
+		m := c.Mark()
 		time.Sleep(10 * time.Second) // the KMS makes the DEK
 		dek := dekOf(1)
-		e := c.Put(id(1), m, dek)
+		e := c.Put(id(1), group, m, dek)
 		clear(dek)
 		if !bytes.Equal(e.DEK, dekOf(1)) || !e.InForce() {
 			t.Error("put gives no copy of its own")
@@ -383,17 +451,17 @@ func TestPut(t *testing.T) {
 			t.Error("in force a minute after the request was sent")
 		}
 
-		m = c.Mark(keyID)
+		m = c.Mark()
 		c.Purge(keyID)
-		if e := c.Put(id(2), m, dekOf(2)); e.InForce() || c.Held(id(2)) != nil {
+		if e := c.Put(id(2), group, m, dekOf(2)); e.InForce() || c.Held(id(2)) != nil {
 			t.Error("a DEK from before the purge was stored")
 		}
 
-		older := c.Mark(keyID)
+		older := c.Mark()
 		time.Sleep(time.Second)
-		newer := c.Mark(keyID)
-		c.Put(id(3), newer, dekOf(3))
-		c.Put(id(3), older, dekOf(3))
+		newer := c.Mark()
+		c.Put(id(3), group, newer, dekOf(3))
+		c.Put(id(3), group, older, dekOf(3))
 		if age := c.Stats().OldestAge; age != 0 {
 			t.Errorf("an older answer replaced a newer one: age %v", age)
 		}
@@ -406,7 +474,7 @@ func TestClose(t *testing.T) {
 	held := c.Held(id(1))
 	errs := make(chan error)
 	go func() {
-		_, err := c.Get(t.Context(), id(2), keyID, s.fetch(2))
+		_, err := c.Get(t.Context(), id(2), group, s.fetch(2))
 		errs <- err
 	}()
 	for s.calls.Load() == 0 {
@@ -419,10 +487,10 @@ func TestClose(t *testing.T) {
 	if e.InForce() || !bytes.Equal(held, make([]byte, 32)) || !c.Bare() {
 		t.Error("Close left a DEK")
 	}
-	if _, err := c.Get(t.Context(), id(1), keyID, s.fetch(1)); !errors.Is(err, dekcache.ErrClosed) {
+	if _, err := c.Get(t.Context(), id(1), group, s.fetch(1)); !errors.Is(err, dekcache.ErrClosed) {
 		t.Errorf("%v, want ErrClosed", err)
 	}
-	if e := c.Put(id(1), c.Mark(keyID), dekOf(1)); c.Held(id(1)) != nil || len(e.DEK) != 32 {
+	if e := c.Put(id(1), group, c.Mark(), dekOf(1)); c.Held(id(1)) != nil || len(e.DEK) != 32 {
 		t.Error("put after Close")
 	}
 	c.Close()
@@ -430,7 +498,7 @@ func TestClose(t *testing.T) {
 
 func TestAFetchThatPanics(t *testing.T) {
 	c := newCache(t, dekcache.Config{})
-	_, err := c.Get(t.Context(), id(1), keyID, func(context.Context) ([]byte, error) { panic("secret") })
+	_, err := c.Get(t.Context(), id(1), group, func(context.Context) ([]byte, error) { panic("secret") })
 	if err == nil || bytes.Contains([]byte(err.Error()), []byte("secret")) {
 		t.Errorf("%v", err)
 	}
@@ -457,7 +525,7 @@ func TestConcurrent(t *testing.T) {
 					s.err = errNo
 				}
 				ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-				e, err := c.Get(ctx, id(n), keyID, s.fetch(n))
+				e, err := c.Get(ctx, id(n), group, s.fetch(n))
 				cancel()
 				if err == nil && !bytes.Equal(e.DEK, dekOf(n)) {
 					t.Errorf("wrong DEK")
@@ -471,7 +539,7 @@ func TestConcurrent(t *testing.T) {
 				case 2:
 					c.Stats()
 				case 3:
-					c.Put(id(n), c.Mark(keyID), dekOf(n))
+					c.Put(id(n), group, c.Mark(), dekOf(n))
 				}
 			}
 		})
@@ -482,13 +550,13 @@ func TestConcurrent(t *testing.T) {
 func BenchmarkGetHit(b *testing.B) {
 	c, s := newCache(b, dekcache.Config{}), &source{}
 	fetch := s.fetch(1)
-	if _, err := c.Get(b.Context(), id(1), keyID, fetch); err != nil {
+	if _, err := c.Get(b.Context(), id(1), group, fetch); err != nil {
 		b.Fatal(err)
 	}
 	b.ReportAllocs()
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {
-			if _, err := c.Get(b.Context(), id(1), keyID, fetch); err != nil {
+			if _, err := c.Get(b.Context(), id(1), group, fetch); err != nil {
 				b.Fatal(err)
 			}
 		}
@@ -510,9 +578,9 @@ func BenchmarkPurge100k(b *testing.B) {
 	c := newCache(b, dekcache.Config{})
 	for b.Loop() {
 		b.StopTimer()
-		m := c.Mark(keyID)
+		m := c.Mark()
 		for n := range 100_000 {
-			c.Put(id(n), m, dekOf(1))
+			c.Put(id(n), group, m, dekOf(1))
 		}
 		b.StartTimer()
 		c.Purge(keyID)

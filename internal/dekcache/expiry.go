@@ -28,7 +28,7 @@ func (c *Cache) insert(id ID, t Term, dek []byte) {
 	}
 	c.failures.Remove(id)
 	e := &entry{Term: t, id: id, dek: dek}
-	c.keys[t.keyID].entries++
+	t.group.entries++
 	heap.Push(&c.byExpiry, e)
 	if c.entries.Add(id, e) {
 		c.stats.Evictions++
@@ -47,7 +47,7 @@ func (c *Cache) drop(e *entry, counter *uint64) {
 func (c *Cache) forget(_ ID, e *entry) {
 	clear(e.dek)
 	heap.Remove(&c.byExpiry, e.place)
-	c.keys[e.keyID].entries--
+	e.group.entries--
 }
 
 // schedule sets the timer to the next expiry. The caller holds c.mu.

@@ -10,13 +10,13 @@ func (c *Cache) Held(id ID) []byte {
 	return nil
 }
 
-// Bare reports whether nothing is left behind: no flight, no timer, no entry of any key.
+// Bare reports whether nothing is left behind: no flight, no timer, no entry of any group.
 func (c *Cache) Bare() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	left := c.entries.Len() + len(c.byExpiry) + len(c.flights)
-	for _, k := range c.keys {
-		left += k.entries
+	for _, g := range c.groups {
+		left += g.entries + g.flights
 	}
 	return left == 0 && c.timer == nil
 }

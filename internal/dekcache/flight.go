@@ -17,9 +17,11 @@ type flight struct {
 }
 
 // fly starts a fetch. The caller holds c.mu.
-func (c *Cache) fly(ctx context.Context, id ID, keyID string, fetch func(context.Context) ([]byte, error)) *flight {
+func (c *Cache) fly(ctx context.Context, id ID, g Group, fetch func(context.Context) ([]byte, error)) *flight {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	f := &flight{term: c.term(keyID), cancel: cancel, done: make(chan struct{})}
+	f := &flight{term: c.term(), cancel: cancel, done: make(chan struct{})}
+	f.term.group = c.group(g)
+	f.term.group.flights++
 	c.flights[id] = f
 	c.running.Go(func() {
 		defer cancel()
@@ -45,12 +47,13 @@ func (c *Cache) land(id ID, f *flight, dek []byte, err error) {
 	if c.flights[id] == f {
 		delete(c.flights, id)
 	}
+	f.term.group.flights--
 	switch {
 	case err != nil:
 		clear(dek)
 		f.err = err
 		if life := c.cfg.Remember(err); life > 0 && c.current(&f.term) {
-			c.failures.Add(id, failure{f.term.keyID, err, c.cfg.Now().Add(life)})
+			c.failures.Add(id, failure{f.term.group.Group, err, c.cfg.Now().Add(life)})
 		}
 	case !c.current(&f.term):
 		clear(dek)
@@ -71,7 +74,7 @@ func (c *Cache) land(id ID, f *flight, dek []byte, err error) {
 	close(f.done)
 }
 
-// current reports whether the key was not purged since the request was sent.
+// current reports whether the group was not purged since the request was sent.
 func (c *Cache) current(t *Term) bool { return !c.closed && t.current() }
 
 // wait waits for a flight that the caller was counted into.

@@ -6,15 +6,14 @@ import (
 	"time"
 )
 
-// Term is how long a DEK may be used: until its life is over or its key is purged. The zero Term is over.
+// Term is how long a DEK may be used: until its life is over or its group is purged. The zero Term is over.
 type Term struct {
-	keyID      string
-	sent       time.Time     // the moment before the request
-	life       time.Duration // the TTL of that moment, less the jitter
-	ttl        time.Duration // of that moment
-	generation uint64
-	key        *key
-	cache      *Cache
+	sent   time.Time     // the moment before the request
+	life   time.Duration // the TTL of that moment, less the jitter
+	ttl    time.Duration // of that moment
+	purges uint64        // how many there were at that moment
+	group  *group        // nil until it is known
+	cache  *Cache
 }
 
 // InForce reports whether the DEK may still be used. It takes no lock and allocates nothing.
@@ -32,7 +31,7 @@ func (t *Term) Limit() time.Time { return t.sent.Add(t.capped(t.ttl)) }
 // Wait returns nil when the term is over, and the error of ctx if that ends first.
 func (t *Term) Wait(ctx context.Context) error {
 	for {
-		turn := t.key.turn.Load() // before the look at the term, so that a change in between closes it
+		turn := t.group.turn.Load() // before the look at the term, so that a change in between closes it
 		if !t.InForce() {
 			return nil
 		}
@@ -66,8 +65,8 @@ func (t *Term) capped(d time.Duration) time.Duration {
 	return d
 }
 
-// current reports whether the key was not purged since the request was sent.
-func (t *Term) current() bool { return t.key != nil && t.key.generation.Load() == t.generation }
+// current reports whether the group was not purged since the request was sent.
+func (t *Term) current() bool { return t.group != nil && t.group.purged.Load() <= t.purges }
 
 // over compares both clocks that a time.Time carries: the monotonic one stands still while a machine is suspended or
 // migrated, the wall clock can be set back. A DEK is out of time when either says so.
@@ -76,42 +75,38 @@ func (t *Term) over(now time.Time) bool {
 	return !now.Before(expires) || now.UnixNano() >= expires.UnixNano()
 }
 
-// key is what the cache knows of a KMS key. It is never removed, as a Term points to it; there are as many as keys
-// are configured.
-type key struct {
-	generation atomic.Uint64                 // raised by each purge
-	turn       atomic.Pointer[chan struct{}] // closed, and replaced, when terms may have ended before their time
-	entries    int
-}
+// group is what the cache knows of a Group. It is never removed, as a Term points to it.
+type group struct {
+	Group
+	purged atomic.Uint64                 // the number of its last purge
+	turn   atomic.Pointer[chan struct{}] // closed, and replaced, when terms may have ended before their time
 
-func newKey() *key {
-	k := new(key)
-	turn := make(chan struct{})
-	k.turn.Store(&turn)
-	return k
+	entries, flights int // under Cache.mu
 }
 
 // wake has all who wait for the end of a term look at it again.
-func (k *key) wake() {
+func (g *group) wake() {
 	turn := make(chan struct{})
-	close(*k.turn.Swap(&turn))
+	close(*g.turn.Swap(&turn))
 }
 
-// term is the Term of a request that is about to be sent. The caller holds c.mu.
-func (c *Cache) term(keyID string) Term {
-	k := c.keys[keyID]
-	if k == nil {
-		k = newKey()
-		c.keys[keyID] = k
+// group returns the group of that name. One that is new was purged with its key,
+// as a DEK may be on its way that was asked for before. The caller holds c.mu.
+func (c *Cache) group(name Group) *group {
+	if g := c.groups[name]; g != nil {
+		return g
 	}
+	g := &group{Group: name}
+	g.purged.Store(max(c.cleared, c.purged[name.KeyID]))
+	turn := make(chan struct{})
+	g.turn.Store(&turn)
+	c.groups[name] = g
+	return g
+}
+
+// term is the Term of a request that is about to be sent, without its group. The
+// caller holds c.mu.
+func (c *Cache) term() Term {
 	ttl := c.TTL()
-	return Term{
-		keyID:      keyID,
-		sent:       c.cfg.Now(),
-		life:       ttl - c.cfg.Jitter(ttl),
-		ttl:        ttl,
-		generation: k.generation.Load(),
-		key:        k,
-		cache:      c,
-	}
+	return Term{sent: c.cfg.Now(), life: ttl - c.cfg.Jitter(ttl), ttl: ttl, purges: c.purges, cache: c}
 }

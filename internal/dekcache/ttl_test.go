@@ -94,7 +94,7 @@ func TestShorterTTLDuringAFlight(t *testing.T) {
 		c, s := newCache(t, dekcache.Config{TTL: time.Minute}), &source{delay: 10 * time.Second}
 		var wg sync.WaitGroup
 		wg.Go(func() {
-			if _, err := c.Get(t.Context(), id(1), keyID, s.fetch(1)); !errors.Is(err, dekcache.ErrTooLate) {
+			if _, err := c.Get(t.Context(), id(1), group, s.fetch(1)); !errors.Is(err, dekcache.ErrTooLate) {
 				t.Errorf("%v, want ErrTooLate", err)
 			}
 		})
@@ -119,7 +119,7 @@ func TestWait(t *testing.T) {
 			return func() time.Duration { return <-ended }
 		}
 		purged, cut := wait(get(t, c, 1, s)), wait(get(t, c, 2, s))
-		other, err := c.Get(t.Context(), id(3), "other", s.fetch(3))
+		other, err := c.Get(t.Context(), id(3), dekcache.Group{KeyID: "other"}, s.fetch(3))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -164,7 +164,7 @@ func TestHoldings(t *testing.T) {
 		get(t, c, 1, s)
 		time.Sleep(10 * time.Second)
 		get(t, c, 2, s)
-		if _, err := c.Get(t.Context(), id(3), "other", s.fetch(3)); err != nil {
+		if _, err := c.Get(t.Context(), id(3), dekcache.Group{KeyID: "other"}, s.fetch(3)); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Second)
@@ -197,7 +197,7 @@ func TestNoStaleRead(t *testing.T) {
 			for n := reader; ctx.Err() == nil; n++ {
 				purged := purges.Load() // all of these have returned
 				begun := time.Now()
-				e, err := c.Get(ctx, id(n%5), keyID, fetch(n%5))
+				e, err := c.Get(ctx, id(n%5), group, fetch(n%5))
 				if err != nil {
 					if ctx.Err() == nil && !errors.Is(err, dekcache.ErrPurged) && !errors.Is(err, dekcache.ErrTooLate) {
 						t.Error(err)

@@ -111,15 +111,21 @@ func (k *Keyring) audit(ctx context.Context, l *Lease, action Action, a *asked, 
 	}
 }
 
-// auditRevoked writes down what a probe has found. What it did about it only took away, so that it is done already.
-func (k *Keyring) auditRevoked(ctx context.Context, key *key, a *asked, err error, purged int) {
+// auditRevoked writes down what a probe has found, of a part of the key where it
+// is not the whole. What it did about it only took away, so that it is done
+// already.
+func (k *Keyring) auditRevoked(ctx context.Context, key *key, v verdict, p *part, purged int) {
 	if k.cfg.Auditor == nil {
 		return
 	}
-	_ = k.cfg.Auditor.Audit(ctx, Event{
+	e := Event{
 		Action: ActionProbeRevoked, KeyName: key.Name, KeyID: key.kms.Load().id,
-		Source: a.source(), KMSRequestID: a.requestID(), Err: err, Purged: purged,
-	})
+		Source: v.asked.source(), KMSRequestID: v.asked.requestID(), Err: v.err, Purged: purged,
+	}
+	if p != nil {
+		e.Object.Bucket, e.KeyVersion = p.bucket, kms.VersionOf(e.KeyID, v.sample.wrapped)
+	}
+	_ = k.cfg.Auditor.Audit(ctx, e)
 }
 
 // auditCut writes down the end of a lease that was not renewed, once, whoever finds out: the stream, or who watches it.

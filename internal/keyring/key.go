@@ -15,21 +15,28 @@ type key struct {
 	Key
 	kms    atomic.Pointer[service] // nil while it is unavailable
 	leases atomic.Int64
-	wanted atomic.Bool // somebody was refused since the last probe
-	recent atomic.Pointer[sample]
-	nudge  chan struct{} // asks for a probe before its time
-	rearm  chan struct{} // says that the interval of probes has changed
+	wanted atomic.Bool            // a use was refused since the last probe
+	recent atomic.Pointer[sample] // the newest
+	nudge  chan struct{}          // asks for a probe before its time
+	rearm  chan struct{}          // says that the interval of probes has changed
 
 	mu           sync.Mutex
-	answer       time.Time // of the KMS, the last one, whatever it was
-	outcome      error     // of that answer; nil for a good one
-	unanswered   bool      // the last call had no answer
-	silent       bool      // the last probe had no answer
-	refused      bool      // by the last probe that had one
-	gone         error     // what the KMS said of the whole key to a probe,
-	goneUntil    time.Time // and how long that stands
-	revokedSince time.Time // the first "revoked" about a genuine blob since the last good answer; zero for none
+	answer       time.Time     // of the KMS, the last one, whatever it was
+	outcome      error         // of that answer; nil for a good one
+	unanswered   bool          // the last call had no answer
+	silent       bool          // a blob of the last probe had no answer
+	asked        int           // how many blobs the last probe asked about
+	refused      bool          // as a whole, by the last probe that had an answer
+	gone         error         // what the KMS said of the whole key to a probe,
+	goneAt       time.Time     // and when
+	next         chan struct{} // closed when the next probe to begin has ended; nil if nobody waits for it
+	revokedSince time.Time     // the first "revoked" about a genuine blob since the last good answer; zero for none
 	lastUse      time.Duration
+
+	parts   map[aspect]*part
+	slots   [maxParts]*part // the same; nil for free ones
+	rest    *part
+	scanned time.Time // when a part that is not in use was last looked for
 }
 
 // service is the KMS behind a key.
@@ -39,14 +46,11 @@ type service struct {
 	probe   kms.Wrapper
 }
 
-// sample is a blob that the KMS itself made or unwrapped, so that a refusal of it is about the key.
-type sample struct {
-	wrapped []byte
-	ec      kms.EncryptionContext
-}
-
 func newKey(c Key) *key {
-	return &key{Key: c, nudge: make(chan struct{}, 1), rearm: make(chan struct{}, 1)}
+	return &key{
+		Key: c, nudge: make(chan struct{}, 1), rearm: make(chan struct{}, 1),
+		parts: make(map[aspect]*part), rest: &part{},
+	}
 }
 
 // isTwinOf reports whether both are one key in the KMS.
@@ -61,9 +65,9 @@ func passing(err error) bool {
 		errors.Is(err, ErrAudit)
 }
 
-// answered notes the result of a KMS call. A revoked key of one object's blob may be the blob's fault, so it only has
-// the probe look at once.
-func (k *key) answered(now time.Time, op string, err error) {
+// answered notes the result of a KMS call about a part of the key. A revoked
+// key of one object's blob may be the blob's fault, so it only asks for a probe.
+func (k *key) answered(now time.Time, p *part, op string, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	var failure *kms.Error
@@ -75,36 +79,54 @@ func (k *key) answered(now time.Time, op string, err error) {
 	if !k.unanswered {
 		k.answer, k.outcome = now, err
 	}
+
 	switch {
 	case err == nil:
-		k.revokedSince = time.Time{}
-	case kms.IsRevoked(err) && op != OpUnwrap && k.revokedSince.IsZero():
-		k.revokedSince, k.lastUse = now, 0
+		k.revokedSince, p.revokedSince, p.refused = time.Time{}, time.Time{}, p.refused && op != OpUnwrap
+	case kms.IsRevoked(err) && op != OpUnwrap:
+		k.revoked(now, p)
 	}
 	if kms.IsRevoked(err) && op != OpProbe {
-		select {
-		case k.nudge <- struct{}{}:
-		default:
-		}
+		k.wanted.Store(true)
+		k.wake()
 	}
 }
 
-// ended notes the last moment at which a DEK of the key was of use to a stream.
-func (k *key) ended(at time.Time) {
+// revoked notes that the KMS calls a part of the key revoked. With one part, it
+// is the key; with several, a probe has to find that out. The caller holds k.mu.
+func (k *key) revoked(now time.Time, p *part) {
+	if p.revokedSince.IsZero() {
+		p.revokedSince, p.lastUse = now, 0
+	}
+	if k.revokedSince.IsZero() && len(k.parts) <= 1 {
+		k.revokedSince, k.lastUse = now, 0
+	}
+}
+
+// wake asks for a probe before its time.
+func (k *key) wake() {
+	select {
+	case k.nudge <- struct{}{}:
+	default:
+	}
+}
+
+// ended notes the last moment at which a DEK of a part was of use to a stream.
+func (k *key) ended(p *part, at time.Time) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if !p.revokedSince.IsZero() {
+		p.lastUse = max(p.lastUse, at.Sub(p.revokedSince))
+	}
 	if !k.revokedSince.IsZero() {
 		k.lastUse = max(k.lastUse, at.Sub(k.revokedSince))
 	}
 }
 
-// refusal is what stands against the use of the key as a whole.
-func (k *key) refusal(now time.Time) error {
+// refusal is what a probe has found against the use of the key as a whole, and
+// when; nil for nothing.
+func (k *key) refusal() (gone error, at time.Time) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.gone == nil || !now.Before(k.goneUntil) {
-		return nil
-	}
-	k.wanted.Store(true)
-	return k.gone
+	return k.gone, k.goneAt
 }

@@ -87,11 +87,19 @@ type Observer interface {
 	// KMSCall tells of a call to the KMS: the name of the key, one of the Op constants, how long it took, and its error.
 	// ctx has the values of the request that caused it.
 	KMSCall(ctx context.Context, key, op string, took time.Duration, err error)
-	// Revoked tells that a probe found a key revoked, and that n DEKs of it were purged; once, until a probe finds the
-	// key usable again.
-	Revoked(key string, err error, n int)
+	// Revoked tells that a probe found a key revoked, or a part of what it
+	// protects; once, until a probe finds it usable again.
+	Revoked(r Revocation)
 	// Used tells of an event in the life of a DEK, which id stands for.
 	Used(key string, id [32]byte, use Use)
+}
+
+// Revocation is what a probe has found.
+type Revocation struct {
+	Key    string // its name
+	Part   string // of what the key protects, in words; "" for all of it
+	Err    error  // what the KMS said
+	Purged int    // how many DEKs were purged
 }
 
 // Use is an event in the life of a DEK. Each Created and each Opened is followed by one Released.
@@ -209,6 +217,7 @@ func (k *Keyring) Provide(name string, w, probe kms.Wrapper) error {
 	if probe == nil {
 		probe = w
 	}
+	opened.rest.group.KeyID = id
 	opened.kms.Store(&service{id: id, wrapper: w, probe: probe})
 	k.index()
 	return nil
@@ -310,9 +319,9 @@ func (k *Keyring) Create(ctx context.Context, obj Object, client string, want Ch
 	if rule.Reuse != nil && len(want.Context) == 0 {
 		return k.createShared(ctx, l, *rule.Reuse)
 	}
-	mark, a := k.cfg.Cache.Mark(service.id), &asked{}
+	mark, a := k.cfg.Cache.Mark(), &asked{}
 	var dek []byte
-	err = k.call(ctx, key, OpGenerate, a, func(ctx context.Context) (err error) {
+	err = k.call(ctx, key, key.rest, OpGenerate, a, func(ctx context.Context) (err error) {
 		dek, l.wrapped.Blob, err = kms.Generate(ctx, service.wrapper, encryptionContext(obj, l.wrapped))
 		return err
 	})
@@ -336,8 +345,8 @@ func (k *Keyring) Rewrap(ctx context.Context, l *Lease, dst Object, client strin
 	if err != nil {
 		return nil, err
 	}
-	copied, mark, a := &Lease{key: key, service: service, obj: dst, wrapped: crypt.WrappedKey{Context: want.Context}}, k.cfg.Cache.Mark(service.id), &asked{}
-	err = k.call(ctx, key, OpWrap, a, func(ctx context.Context) (err error) {
+	copied, mark, a := &Lease{key: key, service: service, obj: dst, wrapped: crypt.WrappedKey{Context: want.Context}}, k.cfg.Cache.Mark(), &asked{}
+	err = k.call(ctx, key, key.rest, OpWrap, a, func(ctx context.Context) (err error) {
 		copied.wrapped.Blob, err = kms.Wrap(ctx, service.wrapper, l.DEK(), encryptionContext(dst, copied.wrapped))
 		return err
 	})
@@ -350,19 +359,23 @@ func (k *Keyring) Rewrap(ctx context.Context, l *Lease, dst Object, client strin
 // seal begins the lease of a DEK that was wrapped just now.
 func (k *Keyring) seal(l *Lease, mark dekcache.Mark, dek []byte) (*Sealed, error) {
 	l.id = cacheID(l)
-	entry := k.cfg.Cache.Put(l.id, mark, dek)
-	l.key.recent.Store(&sample{l.wrapped.Blob, encryptionContext(l.obj, l.wrapped)})
+	k.join(l)
+	entry := k.cfg.Cache.Put(l.id, l.part.group, mark, dek)
+	l.sampled(encryptionContext(l.obj, l.wrapped))
 	return k.sealed(l, entry, Created)
 }
 
-// sealed is the wrapped DEK of a lease that begins with what the KMS gave.
+// sealed is the wrapped DEK of a lease that begins with what the KMS gave. The
+// lease has joined its part.
 func (k *Keyring) sealed(l *Lease, entry dekcache.Entry, use Use) (*Sealed, error) {
 	given, err := l.wrapped.Bytes()
 	if err != nil {
 		clear(entry.DEK)
+		l.leave()
 		return nil, err
 	}
 	if err := k.lease(l, entry); err != nil {
+		l.leave()
 		return nil, err
 	}
 	k.cfg.Observer.Used(l.key.Name, l.id, use)
@@ -383,12 +396,15 @@ func (k *Keyring) Open(ctx context.Context, obj Object, keyID string, wrapped []
 	}
 	l := &Lease{key: key, service: key.kms.Load(), obj: obj, wrapped: parsed}
 	l.id = cacheID(l)
+	k.join(l)
 	entry, a, err := k.fetch(ctx, l, OpUnwrap)
 	if err := k.audit(ctx, l, ActionOpen, a, err); err != nil {
 		clear(entry.DEK)
+		l.leave()
 		return nil, fmt.Errorf("opening a data key: %w", err)
 	}
 	if err := k.lease(l, entry); err != nil {
+		l.leave()
 		return nil, err
 	}
 	k.cfg.Observer.Used(key.Name, l.id, Opened)
@@ -400,40 +416,40 @@ func (k *Keyring) fetch(ctx context.Context, l *Lease, op string) (dekcache.Entr
 	a := &asked{}
 	unwrap := func(ctx context.Context) (dek []byte, err error) {
 		ec := encryptionContext(l.obj, l.wrapped)
-		err = k.call(ctx, l.key, op, a, func(ctx context.Context) (err error) {
+		err = k.call(ctx, l.key, l.part, op, a, func(ctx context.Context) (err error) {
 			dek, err = kms.Unwrap(ctx, l.service.wrapper, l.wrapped.Blob, ec)
 			return err
 		})
 		if err == nil {
-			l.key.recent.Store(&sample{l.wrapped.Blob, ec})
+			l.sampled(ec)
 		}
 		return dek, err
 	}
-	entry, err := k.cfg.Cache.Get(ctx, l.id, l.service.id, unwrap)
+	entry, err := k.cfg.Cache.Get(ctx, l.id, l.part.group, unwrap)
 	if entry.Hit {
 		a.cached.Store(true)
 	}
 	return entry, a, err
 }
 
-// call makes a KMS call with the timeout, and reports it. A key that the probe has found to be gone is not asked again
-// until the probe has.
-func (k *Keyring) call(ctx context.Context, key *key, op string, a *asked, run func(context.Context) error) error {
-	if err := key.refusal(k.now()); err != nil {
+// call makes a KMS call about a part of a key, with the timeout, and reports it.
+// A key that a probe has found to be gone is asked about by probes only.
+func (k *Keyring) call(ctx context.Context, key *key, p *part, op string, a *asked, run func(context.Context) error) error {
+	if err := k.refusal(ctx, key); err != nil {
 		a.cached.Store(true)
 		return err
 	}
 	a.kms.Store(true)
-	return k.ask(kms.WithTrace(ctx, &a.Trace), key, op, k.timeout(key), run)
+	return k.ask(kms.WithTrace(ctx, &a.Trace), key, p, op, k.timeout(key), run)
 }
 
-func (k *Keyring) ask(ctx context.Context, key *key, op string, timeout time.Duration, run func(context.Context) error) error {
+func (k *Keyring) ask(ctx context.Context, key *key, p *part, op string, timeout time.Duration, run func(context.Context) error) error {
 	bounded, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	start := k.now()
 	err := run(bounded)
 	now := k.now()
-	key.answered(now, op, err)
+	key.answered(now, p, op, err)
 	k.cfg.Observer.KMSCall(ctx, key.Name, op, now.Sub(start), err)
 	return err
 }
@@ -499,5 +515,5 @@ func appendPart(b []byte, s string) []byte {
 type noObserver struct{}
 
 func (noObserver) KMSCall(context.Context, string, string, time.Duration, error) {}
-func (noObserver) Revoked(string, error, int)                                    {}
+func (noObserver) Revoked(Revocation)                                             {}
 func (noObserver) Used(string, [32]byte, Use)                                    {}

@@ -65,7 +65,7 @@ func newLocal(t testing.TB) (w *kms.Local, path string) {
 func newCache(t testing.TB, ttl time.Duration) *dekcache.Cache {
 	t.Helper()
 	c := dekcache.New(dekcache.Config{TTL: ttl, Remember: func(err error) time.Duration {
-		if kms.IsRevoked(err) {
+		if kms.IsRevoked(err) && !keyring.IsRemembered(err) {
 			return time.Second
 		}
 		return 0
@@ -93,6 +93,7 @@ type seen struct {
 	mu      sync.Mutex
 	calls   []string // "key op result"
 	revoked []int
+	parts   []string // of revoked
 	used    map[keyring.Use]int
 }
 
@@ -106,10 +107,11 @@ func (s *seen) KMSCall(_ context.Context, key, op string, _ time.Duration, err e
 	s.calls = append(s.calls, key+" "+op+" "+result)
 }
 
-func (s *seen) Revoked(_ string, _ error, n int) {
+func (s *seen) Revoked(r keyring.Revocation) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.revoked = append(s.revoked, n)
+	s.revoked = append(s.revoked, r.Purged)
+	s.parts = append(s.parts, r.Part)
 }
 
 func (s *seen) Used(_ string, _ [32]byte, use keyring.Use) {

@@ -25,6 +25,7 @@ const (
 type Lease struct {
 	ring    *Keyring
 	key     *key
+	part    *part // nil under a customer's key
 	service *service
 	id      dekcache.ID
 	obj     Object
@@ -209,7 +210,7 @@ func (l *Lease) endStream(cut func(error), err error) bool {
 	l.unwatch()
 	l.unwatch = nil
 	cut(err)
-	l.key.ended(l.ring.now())
+	l.key.ended(l.part, l.ring.now())
 	l.ring.cfg.Observer.Used(l.key.Name, l.id, Cut)
 	return true
 }
@@ -233,7 +234,8 @@ func (l *Lease) Release() {
 	if stopped := l.stopped.Load(); stopped != nil {
 		last = *stopped
 	}
-	l.key.ended(last)
+	l.key.ended(l.part, last)
 	l.key.leases.Add(-1)
+	l.leave()
 	l.ring.cfg.Observer.Used(l.key.Name, l.id, Released)
 }

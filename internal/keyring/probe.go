@@ -3,7 +3,10 @@ package keyring
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
+	"encoding/binary"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -28,10 +31,13 @@ func (k *Keyring) SetProbe(interval time.Duration) {
 func (k *Keyring) SetOutageWait(d time.Duration) { k.outageWait.Store(int64(d)) }
 
 // Run asks the KMS about each key in use, every RevocationProbe, until ctx ends; and at once when a KMS has called a key
-// revoked. In use is a key that has DEKs in the cache or leases out. It asks by unwrapping a blob that unwrapped before,
-// the only question that grants and policies have a say in; an answer that the key is revoked purges all its DEKs, so
-// that leases ask again. No other answer has an effect: an unreachable KMS is not a revoked key, and keeps nothing alive
-// past its TTL either.
+// revoked. In use is a key that has DEKs in the cache or leases out. It asks by
+// unwrapping blobs that unwrapped before, the only question that grants and
+// policies have a say in: one for each part of what the key protects that the KMS
+// could refuse by itself. An answer that it is revoked purges the DEKs of the
+// part, or of the key, so that leases ask again. No other answer has an effect:
+// an unreachable KMS is not a revoked key, and keeps nothing alive past its TTL
+// either.
 //
 // Run must not run twice at a time. It returns when its last probe has.
 func (k *Keyring) Run(ctx context.Context) {
@@ -45,7 +51,7 @@ func (k *Keyring) Run(ctx context.Context) {
 func (k *Keyring) probeAtIntervals(ctx context.Context, key *key) {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
-	last := k.now()
+	last := k.now().Add(-k.phase())
 	for {
 		wait := time.Hour // there is always a next look, which without an interval asks nothing
 		interval := time.Duration(k.probe.Load())
@@ -89,37 +95,127 @@ func rest(ctx context.Context, d time.Duration) bool {
 	}
 }
 
+// verdict is what the KMS said to a probe about one blob.
+type verdict struct {
+	sample *sample
+	asked  *asked
+	err    error
+	purged int
+}
+
+// probeKey asks about all parts of a key at the same time, so that none is asked
+// about later than its interval.
 func (k *Keyring) probeKey(ctx context.Context, key *key) {
+	defer key.probeBegins()()
 	service, recent := key.kms.Load(), key.recent.Load()
 	if service == nil || recent == nil {
 		return
 	}
-	wanted := key.wanted.Swap(false)
-	if !wanted && key.leases.Load() == 0 && k.cfg.Cache.Entries(service.id) == 0 {
-		return
+	samples := k.toProbe(key)
+	if wanted := key.wanted.Swap(false); wanted && len(samples) == 0 {
+		samples = []*sample{recent}
 	}
-	timeout, a := k.probeTimeout(key), &asked{}
-	a.kms.Store(true)
-	err := k.ask(kms.WithTrace(ctx, &a.Trace), key, OpProbe, timeout, func(ctx context.Context) error {
-		dek, err := kms.Unwrap(ctx, service.probe, recent.wrapped, recent.ec)
+
+	verdicts := make([]verdict, len(samples))
+	var wg sync.WaitGroup
+	for i, s := range samples {
+		wg.Go(func() { verdicts[i] = k.probePart(ctx, key, service, s) })
+	}
+	wg.Wait()
+	if ctx.Err() == nil && len(verdicts) > 0 {
+		k.conclude(ctx, key, service, verdicts)
+	}
+}
+
+// probeBegins returns what to do at the end of a probe: it tells those who were
+// waiting for one to begin.
+func (k *key) probeBegins() (end func()) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	next := k.next
+	k.next = nil
+	return func() {
+		if next != nil {
+			close(next)
+		}
+	}
+}
+
+// probePart asks about one part, and purges it at once if it is revoked.
+func (k *Keyring) probePart(ctx context.Context, key *key, service *service, s *sample) verdict {
+	v := verdict{sample: s, asked: &asked{}}
+	v.asked.kms.Store(true)
+	p := cmp.Or(s.part, key.rest)
+	v.err = k.ask(kms.WithTrace(ctx, &v.asked.Trace), key, p, OpProbe, k.probeTimeout(key), func(ctx context.Context) error {
+		dek, err := kms.Unwrap(ctx, service.probe, s.wrapped, s.ec)
 		clear(dek)
 		return err
 	})
-	if ctx.Err() != nil {
+	if kms.IsRevoked(v.err) {
+		v.purged = k.cfg.Cache.PurgeGroup(p.group)
+	}
+	return v
+}
+
+// conclude acts on the verdicts of a probe: on the key, if it is revoked as a
+// whole, else on each part that is.
+func (k *Keyring) conclude(ctx context.Context, key *key, service *service, verdicts []verdict) {
+	no := slices.IndexFunc(verdicts, func(v verdict) bool { return kms.IsRevoked(v.err) })
+	whole, gone := false, error(nil)
+	if no >= 0 {
+		whole, gone = k.isWhole(ctx, key, service, verdicts)
+	}
+	if !whole {
+		k.concludeParts(ctx, key, service, verdicts)
 		return
 	}
-	purged, onlyVersion := 0, false
-	if kms.IsRevoked(err) {
-		purged = k.cfg.Cache.Purge(service.id) // before anything else is asked
-		onlyVersion = !isDenied(err) && !key.isRefused() && k.wrapsStill(ctx, key, service)
+
+	purged := k.cfg.Cache.Purge(service.id)
+	for _, v := range verdicts {
+		purged += v.purged
 	}
-	changed := key.judge(err, !isDenied(err) && !onlyVersion, k.now().Add(time.Duration(k.probe.Load())+2*timeout))
-	switch {
-	case changed && kms.IsRevoked(err):
-		k.cfg.Observer.Revoked(key.Name, err, purged)
-		k.auditRevoked(ctx, key, a, err, purged)
-	case changed:
+	if key.judge(verdicts, true, gone, k.now()) {
+		k.cfg.Observer.Revoked(Revocation{Key: key.Name, Err: verdicts[no].err, Purged: purged})
+		k.auditRevoked(ctx, key, verdicts[no], nil, purged)
+	}
+}
+
+// isWhole reports whether verdicts of which one is "revoked" are about the key
+// as a whole: no part of it works. gone is set if the KMS does not have to be
+// asked about each object. A caller who is denied may be so for some objects
+// only; so may a key be disabled in one of its versions.
+func (k *Keyring) isWhole(ctx context.Context, key *key, service *service, verdicts []verdict) (whole bool, gone error) {
+	for _, v := range verdicts {
+		switch {
+		case v.err == nil:
+			return false, nil
+		case !kms.IsRevoked(v.err): // no answer, or a strange one
+		case !isDenied(v.err):
+			gone = v.err
+		}
+	}
+	if gone != nil {
+		if key.isRefused() || !k.wrapsStill(ctx, key, service) {
+			return true, gone
+		}
+		return false, nil
+	}
+	return !slices.ContainsFunc(verdicts, func(v verdict) bool { return !isDenied(v.err) }), nil
+}
+
+func (k *Keyring) concludeParts(ctx context.Context, key *key, service *service, verdicts []verdict) {
+	if key.judge(verdicts, false, nil, k.now()) {
 		k.cfg.Cache.Forgive(service.id) // the key was given back, and is to work at once
+	}
+	for _, v := range verdicts {
+		p := cmp.Or(v.sample.part, key.rest)
+		switch changed := key.judgePart(p, v.err); {
+		case changed && kms.IsRevoked(v.err):
+			k.cfg.Observer.Revoked(Revocation{Key: key.Name, Part: p.String(), Err: v.err, Purged: v.purged})
+			k.auditRevoked(ctx, key, v, p, v.purged)
+		case changed:
+			k.cfg.Cache.ForgiveGroup(p.group)
+		}
 	}
 }
 
@@ -135,10 +231,10 @@ func (k *Keyring) probeTimeout(key *key) time.Duration {
 // wrapsStill reports whether a key makes new DEKs though it does not unwrap an old one: then only the version is gone that
 // the old one is under, and probes ask about the new one from now on.
 func (k *Keyring) wrapsStill(ctx context.Context, key *key, service *service) bool {
-	err := k.ask(ctx, key, OpProbe, k.probeTimeout(key), func(ctx context.Context) error {
+	err := k.ask(ctx, key, key.rest, OpProbe, k.probeTimeout(key), func(ctx context.Context) error {
 		wrapped, ec, err := kms.RoundTrip(ctx, service.probe)
 		if err == nil {
-			key.recent.Store(&sample{wrapped, ec})
+			key.recent.Store(&sample{wrapped, ec, nil})
 		}
 		return err
 	})
@@ -150,28 +246,119 @@ func isDenied(err error) bool {
 	return errors.As(err, &failure) && failure.Kind == kms.Denied
 }
 
-// judge notes what a probe has found, and reports whether the one before had found the opposite: that the key is revoked,
-// or that it is not. A key that is gone as a whole is so for all objects, until another probe finds otherwise or until
-// comes. A caller who is denied may be so for some of them, as a policy can speak of the encryption context; so may a key be
-// disabled in one of its versions. Then each is asked about.
-func (k *key) judge(err error, whole bool, until time.Time) (changed bool) { //nolint:revive // what was found, not what to do
+// judge notes what a probe has found of the key as a whole, and reports whether
+// the one before had found the opposite. gone, if not nil, stands for all
+// objects until the next probe.
+func (k *key) judge(verdicts []verdict, revoked bool, gone error, now time.Time) (changed bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	var failure *kms.Error
-	if k.silent = err != nil && (!errors.As(err, &failure) || passing(err)); k.silent {
-		return false
+	k.asked = len(verdicts)
+	k.silent = slices.ContainsFunc(verdicts, func(v verdict) bool { return !hasAnswer(v.err) })
+	if !revoked && !slices.ContainsFunc(verdicts, func(v verdict) bool { return hasAnswer(v.err) }) {
+		return false // nothing is known that was not known before
 	}
-	changed = kms.IsRevoked(err) != k.refused
-	k.refused = kms.IsRevoked(err)
-	k.gone = nil
-	if k.refused && whole {
-		k.gone, k.goneUntil = err, until
+
+	changed = revoked != k.refused
+	k.refused, k.gone, k.goneAt = revoked, gone, now
+	if revoked && k.revokedSince.IsZero() {
+		k.revokedSince, k.lastUse = now, 0
+		for _, v := range verdicts {
+			p := cmp.Or(v.sample.part, k.rest)
+			if since := p.revokedSince; !since.IsZero() && since.Before(k.revokedSince) {
+				k.revokedSince, k.lastUse = since, max(k.lastUse, p.lastUse)
+			}
+		}
 	}
 	return changed
+}
+
+// judgePart is judge for a part, of a key that is not revoked as a whole.
+func (k *key) judgePart(p *part, err error) (changed bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if !hasAnswer(err) {
+		return false
+	}
+	changed = kms.IsRevoked(err) != p.refused
+	p.refused = kms.IsRevoked(err)
+	return changed
+}
+
+// hasAnswer reports whether err, of a probe, is what a KMS has said.
+func hasAnswer(err error) bool {
+	var failure *kms.Error
+	return err == nil || errors.As(err, &failure) && !passing(err)
 }
 
 func (k *key) isRefused() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.refused
+}
+
+// staleRefusal is how old what a probe has said against a key may be, to refuse
+// a use without asking the KMS again.
+const staleRefusal = time.Second
+
+// remembered is the refusal of a key that a probe has found a moment ago.
+type remembered struct{ error }
+
+func (r remembered) Unwrap() error { return r.error }
+
+// IsRemembered reports whether err is not the KMS's answer to a request of its
+// own: it must not be remembered again.
+func IsRemembered(err error) bool {
+	var r remembered
+	return errors.As(err, &r)
+}
+
+// refusal returns why a key cannot be used, by the last probe. If that is not of
+// this moment, it has the next probe made at once, and waits for it: a key that
+// was given back works with the first request.
+func (k *Keyring) refusal(ctx context.Context, key *key) error {
+	gone, at := key.refusal()
+	if gone == nil {
+		return nil
+	}
+	key.wanted.Store(true)
+	if k.now().Sub(at) >= staleRefusal {
+		key.awaitProbe(ctx, k.timeout(key))
+		gone, _ = key.refusal()
+	}
+	if gone == nil {
+		return nil
+	}
+	return remembered{gone}
+}
+
+// awaitProbe waits until a probe that begins from now on has ended, for so long
+// at most.
+func (k *key) awaitProbe(ctx context.Context, atMost time.Duration) {
+	k.mu.Lock()
+	if k.next == nil {
+		k.next = make(chan struct{})
+	}
+	next := k.next
+	k.mu.Unlock()
+	k.wake()
+
+	timer := time.NewTimer(atMost)
+	defer timer.Stop()
+	select {
+	case <-next:
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
+// phase is how long before the start the first interval of a key begins: keys
+// are not to be asked about all at the same time.
+func (k *Keyring) phase() time.Duration {
+	interval := k.probe.Load()
+	if interval <= 0 {
+		return 0
+	}
+	var random [8]byte
+	rand.Read(random[:])
+	return time.Duration(binary.BigEndian.Uint64(random[:]) % uint64(interval))
 }

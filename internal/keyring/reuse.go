@@ -76,8 +76,10 @@ func (k *Keyring) createShared(ctx context.Context, l *Lease, limits Reuse) (*Se
 			return nil, fmt.Errorf("making a bucket key: %w", k.audit(ctx, l, ActionCreate, made, err))
 		}
 		l.id = cacheID(l)
+		k.join(l)
 		entry, a, err := k.fetch(ctx, l, OpUnwrap)
 		if err != nil && !made.kms.Load() && !passing(err) && ctx.Err() == nil {
+			l.leave()
 			shared.drop(l.wrapped.Blob) // a version of the KMS key that is gone takes its bucket keys along; the next one may do
 			continue
 		}
@@ -87,6 +89,7 @@ func (k *Keyring) createShared(ctx context.Context, l *Lease, limits Reuse) (*Se
 		}
 		if err := k.audit(ctx, l, ActionCreate, a, err); err != nil {
 			clear(entry.DEK)
+			l.leave()
 			return nil, fmt.Errorf("making a data key: %w", err)
 		}
 		return k.sealed(l, entry, use)
@@ -95,10 +98,10 @@ func (k *Keyring) createShared(ctx context.Context, l *Lease, limits Reuse) (*Se
 
 // makeShared asks the KMS for a bucket key, and has the cache know it.
 func (k *Keyring) makeShared(ctx context.Context, l *Lease, a *asked) ([]byte, error) {
-	mark := k.cfg.Cache.Mark(l.service.id)
+	mark := k.cfg.Cache.Mark()
 	fresh := Lease{key: l.key, service: l.service, obj: l.obj, wrapped: crypt.WrappedKey{Salt: l.wrapped.Salt}}
 	var bucketKey []byte
-	err := k.call(ctx, l.key, OpGenerate, a, func(ctx context.Context) (err error) {
+	err := k.call(ctx, l.key, l.key.rest, OpGenerate, a, func(ctx context.Context) (err error) {
 		bucketKey, fresh.wrapped.Blob, err = kms.Generate(ctx, l.service.wrapper, encryptionContext(l.obj, fresh.wrapped))
 		return err
 	})
@@ -106,9 +109,11 @@ func (k *Keyring) makeShared(ctx context.Context, l *Lease, a *asked) ([]byte, e
 		return nil, err
 	}
 	defer clear(bucketKey)
-	entry := k.cfg.Cache.Put(cacheID(&fresh), mark, bucketKey)
+	k.join(&fresh)
+	defer fresh.leave()
+	entry := k.cfg.Cache.Put(cacheID(&fresh), fresh.part.group, mark, bucketKey)
 	clear(entry.DEK)
-	l.key.recent.Store(&sample{fresh.wrapped.Blob, encryptionContext(l.obj, fresh.wrapped)})
+	fresh.sampled(encryptionContext(l.obj, fresh.wrapped))
 	return fresh.wrapped.Blob, nil
 }
 

@@ -36,10 +36,18 @@ type Status struct {
 	DEKs      int
 	OldestAge time.Duration
 	Leases    int
-	// Window is the longest time from the moment at which the KMS begins to refuse the key, to the last moment at which
-	// a byte passes: by the probe while that is on and answered, else by the TTL. A KMS itself may take a while to begin:
-	// AWS calls its key states eventually consistent. What a change of a policy revokes for some objects only, a probe
-	// that asks about another does not see, and it is the TTL.
+	// Parts is how many parts of what the key protects are in use, and probed by
+	// themselves: by version of the key, bucket, prefix of the rule, and what
+	// clients have added to the encryption context. PartsRevoked is how many of
+	// them the KMS refuses. Unprobed is whether more are in use than are probed.
+	Parts, PartsRevoked int
+	Unprobed            bool
+	// Window is the longest time from the moment at which the KMS begins to refuse
+	// the key, or a part, to the last moment at which a byte passes: by the probe
+	// while that is on, answered, and asks about all parts in use; else by the TTL.
+	// A KMS itself may take a while to begin: AWS calls its key states eventually
+	// consistent. A policy that denies some objects of a part is not seen by a
+	// probe that asks about another one, and then it is the TTL.
 	Window time.Duration
 	// RevokedSince is when the KMS first called the key revoked, zero if it does not; and LastUse how long after that a
 	// byte last passed under it.
@@ -52,14 +60,14 @@ func (k *Keyring) Status() []Status {
 	holdings := k.cfg.Cache.Holdings()
 	out := make([]Status, 0, len(k.keys))
 	for _, key := range k.keys {
-		s := key.status()
+		s := k.statusOf(key)
 		if service := key.kms.Load(); service != nil {
 			s.ID = service.id
 			h := holdings[service.id]
 			s.DEKs, s.OldestAge = h.Entries, h.OldestAge
 		}
 		s.Window = k.windowOf(key, k.cfg.Cache.TTL())
-		if s.State == Unreachable || !key.answersProbes() {
+		if s.State == Unreachable || s.Unprobed || !key.answersProbes() {
 			s.Window = k.cfg.Cache.TTL()
 		}
 		out = append(out, s)
@@ -67,26 +75,42 @@ func (k *Keyring) Status() []Status {
 	return out
 }
 
-func (k *key) status() Status {
-	k.mu.Lock()
-	defer k.mu.Unlock()
+func (k *Keyring) statusOf(key *key) Status {
+	key.mu.Lock()
+	defer key.mu.Unlock()
 	s := Status{
-		Name: k.Name, Provider: k.Provider, Answered: k.answer, Outcome: k.outcome, Leases: int(k.leases.Load()),
-		RevokedSince: k.revokedSince, LastUse: k.lastUse,
+		Name: key.Name, Provider: key.Provider, Answered: key.answer, Outcome: key.outcome, Leases: int(key.leases.Load()),
+		RevokedSince: key.revokedSince, LastUse: key.lastUse, Unprobed: !k.idle(key.rest),
+	}
+	for _, p := range key.parts {
+		if !k.idle(p) {
+			s.Parts++
+		}
+		if !p.revokedSince.IsZero() {
+			s.PartsRevoked++
+			s.LastUse = max(s.LastUse, p.lastUse)
+		}
 	}
 	switch {
-	case k.kms.Load() == nil:
-		s.State, s.Outcome = Unopened, cmp.Or(s.Outcome, k.Unavailable)
-	case k.unanswered:
+	case key.kms.Load() == nil:
+		s.State, s.Outcome = Unopened, cmp.Or(s.Outcome, key.Unavailable)
+	case key.unanswered:
 		s.State = Unreachable
-	case k.answer.IsZero():
+	case key.answer.IsZero():
 		s.State = Unused
-	case !k.revokedSince.IsZero():
+	case !key.revokedSince.IsZero():
 		s.State = Revoked
 	default:
 		s.State = Usable
 	}
 	return s
+}
+
+// probesAtOnce is how many calls one probe of the key makes.
+func (k *key) probesAtOnce() int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return max(1, k.asked)
 }
 
 // answersProbes reports whether the last probe had an answer; before the first one it is taken for granted.
@@ -123,7 +147,7 @@ func (k *Keyring) ProbesPerSecond() (n float64) {
 	}
 	for _, key := range k.keys {
 		if key.kms.Load() != nil && key.recent.Load() != nil {
-			n += 1 / interval.Seconds()
+			n += float64(key.probesAtOnce()) / interval.Seconds()
 		}
 	}
 	return n
@@ -145,10 +169,10 @@ func (k *Keyring) Try(ctx context.Context, name string) error {
 	if service == nil {
 		return key.Unavailable
 	}
-	return k.ask(ctx, key, OpGenerate, k.timeout(key), func(ctx context.Context) error {
+	return k.ask(ctx, key, key.rest, OpGenerate, k.timeout(key), func(ctx context.Context) error {
 		wrapped, ec, err := kms.RoundTrip(ctx, service.wrapper)
 		if err == nil {
-			key.recent.Store(&sample{wrapped, ec})
+			key.recent.Store(&sample{wrapped, ec, nil})
 		}
 		return err
 	})

@@ -1,6 +1,12 @@
 package kms
 
-import "github.com/cmekproxy/cmekproxy/internal/crypt"
+import (
+	"bytes"
+	"encoding/hex"
+	"strings"
+
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
+)
 
 // VersionOf is the version of a KMS key that a wrapped DEK names, in the words of the KMS; "" if it names none: the blobs
 // of AWS KMS and Google Cloud KMS are opaque, and keys of PKCS #11 have no versions. wrapped may be the blob alone, or what
@@ -13,10 +19,41 @@ func VersionOf(keyID string, wrapped []byte) string {
 	if err != nil {
 		return ""
 	}
-	for _, versionOf := range []func(keyID string, blob []byte) string{localVersion, vaultVersion, azureVersionOf} {
-		if version := versionOf(keyID, parsed.Blob); version != "" {
+	return versionOf(keyID, parsed.Blob)
+}
+
+func versionOf(keyID string, blob []byte) string {
+	for _, of := range []func(keyID string, blob []byte) string{localVersion, vaultVersion, azureVersionOf} {
+		if version := of(keyID, blob); version != "" {
 			return version
 		}
 	}
 	return ""
+}
+
+// gcpPrefix begins the blobs of Google Cloud KMS, and the 4 bytes behind it are
+// the same for all blobs of one version of a key. Google does not document
+// that: https://cloud.google.com/kms/docs shows it in its examples ("CiQA" in
+// base64), as do the blobs that users publish.
+var gcpPrefix = []byte{0x0a, 0x24, 0x00}
+
+const (
+	gcpVersionTag = 4
+	gcpKeyPrefix  = "projects/" // of key ids
+)
+
+// Lineage tells the blobs of a key apart that its KMS could refuse apart from
+// each other, as different versions of the key have wrapped them: it is the same
+// for all blobs of a version. ok is false if a blob does not say. Where versions
+// cannot be taken away one by one, as those of AWS KMS and of PKCS #11 keys,
+// all blobs of a key have the lineage "".
+func Lineage(keyID string, blob []byte) (lineage string, ok bool) {
+	if strings.HasPrefix(keyID, gcpKeyPrefix) {
+		rest, found := bytes.CutPrefix(blob, gcpPrefix)
+		if !found || len(rest) < gcpVersionTag {
+			return "", false
+		}
+		return hex.EncodeToString(rest[:gcpVersionTag]), true
+	}
+	return versionOf(keyID, blob), true
 }

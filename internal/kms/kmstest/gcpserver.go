@@ -328,13 +328,16 @@ func (s *GCPServer) spend() {
 	}
 }
 
-// A blob is a byte, a hash of the key's name, the number of the version, nonce, encrypted data and tag; all but the last
-// three are authenticated with the data. Google's are as opaque, and name the version too.
-const gcpBlobHeader = 1 + 4 + 2
+// A blob is three bytes that all of Google's begin with, a hash of the key's
+// name, the number of the version, nonce, encrypted data and tag; all but the
+// last three are authenticated with the data. Google's are as opaque, and have 4
+// bytes there that differ with the version.
+const gcpBlobHeader = 3 + 2 + 2
 
 func gcpHeader(name string, version int) []byte {
-	header := binary.BigEndian.AppendUint32([]byte{0x0a}, crc32.ChecksumIEEE([]byte(name)))
-	return binary.BigEndian.AppendUint16(header, uint16(version)) //nolint:gosec // a test has a few
+	hash := crc32.ChecksumIEEE([]byte(name))
+	header := binary.BigEndian.AppendUint16([]byte{0x0a, 0x24, 0x00}, uint16(hash)) //nolint:gosec // half of it will do
+	return binary.BigEndian.AppendUint16(header, uint16(version))                   //nolint:gosec // a test has a few
 }
 
 func gcpBlobVersion(name string, blob []byte) (int, bool) {
