@@ -155,6 +155,8 @@ func TestCheckTellsOfAliases(t *testing.T) {
 		fails  string
 	}{
 		{"a key by its ARN", func(c *config.Key) { c.KeyID = k.old }, k.old, ""},
+		{"a key by its id", func(c *config.Key) { c.KeyID = k.old[strings.LastIndexByte(k.old, '/')+1:] }, k.old, ""},
+		{"an alias by its ARN", func(c *config.Key) { c.KeyID = k.old[:strings.Index(k.old, "key/")] + "alias/app" }, "in also_known_as", ""},
 		{"an alias alone", func(*config.Key) {}, "put " + k.old + " in also_known_as", ""},
 		{"an alias and both keys", func(c *config.Key) { c.AlsoKnownAs = []string{k.old, k.next} }, k.old, ""},
 		{"an alias at an unknown key", func(c *config.Key) { c.AlsoKnownAs = []string{k.next} }, "", "which also_known_as does not have"},

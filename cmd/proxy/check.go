@@ -117,7 +117,7 @@ func (c *checker) certificate(cfg config.TLS) {
 
 // checkKey makes a round trip with a key.
 func checkKey(ctx context.Context, key config.Key) (string, error) {
-	wrapper, err := buildWrapper(ctx, key)
+	wrapper, err := buildWrapper(ctx, key, nil)
 	if err != nil {
 		return "", err
 	}

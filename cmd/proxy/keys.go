@@ -72,7 +72,7 @@ func (a *app) buildKeys(ctx context.Context) error {
 		key := keyring.Key{
 			Name: k.Name, Provider: string(k.Provider), Timeout: kmsAttempts * k.Timeout, ProbeTimeout: k.Timeout,
 		}
-		wrapper, err := buildWrapper(ctx, k)
+		wrapper, err := buildWrapper(ctx, k, a.tellReread(k))
 		switch failure := (*kms.Error)(nil); {
 		case err == nil:
 			key.Wrapper, key.Probe = a.weathered(k, wrapper), wrapper
@@ -208,7 +208,7 @@ func (a *app) openLater(ctx context.Context, k config.Key) {
 			return
 		case <-time.After(reopenEvery):
 		}
-		wrapper, err := buildWrapper(ctx, k)
+		wrapper, err := buildWrapper(ctx, k, a.tellReread(k))
 		if err == nil {
 			err = a.keys.Provide(k.Name, a.weathered(k, wrapper), wrapper)
 		}

@@ -18,25 +18,25 @@ import (
 
 // buildWrapper opens a key with the provider that its configuration names. One attempt for each call: kms.Retry makes the
 // others.
-func buildWrapper(ctx context.Context, k config.Key) (kms.Wrapper, error) {
+func buildWrapper(ctx context.Context, k config.Key, report kms.Report) (kms.Wrapper, error) {
 	switch k.Provider {
 	case config.AWSKMS:
 		return kms.NewAWS(ctx, kms.AWSConfig{
 			KeyID: k.KeyID, Region: k.Region, Endpoint: k.Endpoint, RoleARN: k.RoleARN, ExternalID: k.ExternalID, FIPS: k.FIPS,
-			CAFile: k.CAFile, Timeout: k.Timeout, MaxAttempts: 1,
+			CAFile: k.CAFile, Report: report, Timeout: k.Timeout, MaxAttempts: 1,
 		})
 	case config.VaultTransit:
 		return kms.NewVault(kms.VaultConfig{
 			Address: k.Address, Namespace: k.Namespace, Mount: k.Mount, KeyID: k.KeyID, EnvelopeID: k.EnvelopeID,
-			Login: vaultLogin(k.Login), CAFile: k.CAFile, Timeout: k.Timeout, MaxAttempts: 1,
+			Login: vaultLogin(k.Login), CAFile: k.CAFile, Report: report, Timeout: k.Timeout, MaxAttempts: 1,
 		})
 	case config.GCPKMS:
 		return kms.NewGCP(ctx, kms.GCPConfig{
-			KeyID: k.KeyID, Endpoint: k.Endpoint, CAFile: k.CAFile, Timeout: k.Timeout, MaxAttempts: 1,
+			KeyID: k.KeyID, Endpoint: k.Endpoint, CAFile: k.CAFile, Report: report, Timeout: k.Timeout, MaxAttempts: 1,
 		})
 	case config.AzureKeyVault:
 		return kms.NewAzure(kms.AzureConfig{
-			KeyID: k.KeyID, Algorithm: k.Algorithm, EnvelopeID: k.EnvelopeID, CAFile: k.CAFile, Timeout: k.Timeout, MaxAttempts: 1,
+			KeyID: k.KeyID, Algorithm: k.Algorithm, EnvelopeID: k.EnvelopeID, CAFile: k.CAFile, Report: report, Timeout: k.Timeout, MaxAttempts: 1,
 		})
 	case config.PKCS11:
 		id, err := hex.DecodeString(k.KeyID)
@@ -71,7 +71,7 @@ func (a *app) earlierKeys(ctx context.Context, k config.Key) ([]keyring.Key, err
 	var keys []keyring.Key
 	for i, id := range k.AlsoKnownAs {
 		earlier := earlierKey(k, i)
-		wrapper, err := buildWrapper(ctx, earlier)
+		wrapper, err := buildWrapper(ctx, earlier, a.tellReread(earlier))
 		if err != nil {
 			return nil, fmt.Errorf("key %s: also_known_as: %s: %w", k.Name, id, err)
 		}
@@ -92,12 +92,27 @@ func earlierKey(k config.Key, i int) config.Key {
 	return k
 }
 
+// tellReread logs what becomes of the files of a key when they change.
+func (a *app) tellReread(k config.Key) kms.Report {
+	return func(what string, err error) {
+		if err != nil {
+			a.log.Error("reading "+what+" again failed; what was read before stays in force", zap.String("kms_key_name", k.Name), zap.Error(err))
+			return
+		}
+		a.log.Info(what+" read again", zap.String("kms_key_name", k.Name))
+	}
+}
+
 // tellTwins warns of keys that are one key.
 func (a *app) tellTwins() {
 	for _, pair := range a.keys.Twins() {
 		a.log.Warn("two names for one KMS key: what names the key is opened by the first",
 			zap.String("kms_key_name", pair[0]), zap.String("other_kms_key_name", pair[1]))
 	}
+}
+
+func isAlias(id string) bool {
+	return strings.HasPrefix(id, "alias/") || strings.HasPrefix(id, "arn:") && strings.Contains(id, ":alias/")
 }
 
 // aliasCheck is the time between two looks at where an alias points.
@@ -108,7 +123,7 @@ func (a *app) watchAlias(ctx context.Context, k config.Key, w kms.Wrapper, every
 	target, ok := w.(interface {
 		Target(ctx context.Context) (string, error)
 	})
-	if !ok || strings.HasPrefix(k.KeyID, "arn:") && !strings.Contains(k.KeyID, ":alias/") {
+	if !ok || !isAlias(k.KeyID) {
 		return
 	}
 	told := w.KeyID()
@@ -138,7 +153,7 @@ func (a *app) watchAlias(ctx context.Context, k config.Key, w kms.Wrapper, every
 // checkAlias says what follows from where an alias points, and whether the keys of also_known_as are in force.
 func checkAlias(ctx context.Context, k config.Key, arn string) (string, error) {
 	var detail []string
-	if k.KeyID != arn {
+	if isAlias(k.KeyID) {
 		switch {
 		case slices.ContainsFunc(k.AlsoKnownAs, func(id string) bool { return kms.SameKey(id, arn) }):
 		case len(k.AlsoKnownAs) > 0:
@@ -149,7 +164,7 @@ func checkAlias(ctx context.Context, k config.Key, arn string) (string, error) {
 		}
 	}
 	for i, id := range k.AlsoKnownAs {
-		wrapper, err := buildWrapper(ctx, earlierKey(k, i))
+		wrapper, err := buildWrapper(ctx, earlierKey(k, i), nil)
 		if err != nil {
 			return "", fmt.Errorf("also_known_as: %s: %w", id, err)
 		}

@@ -61,7 +61,7 @@ func build(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSocket 
 	if a.clients, err = buildClients(cfg, log); err != nil {
 		return nil, err
 	}
-	credentials, err := originCredentials(ctx, cfg.Origin)
+	credentials, err := originCredentials(ctx, cfg.Origin, log)
 	if err != nil {
 		return nil, err
 	}
@@ -138,7 +138,7 @@ func accessClients(list []config.Client) (clients []access.Client) {
 }
 
 func buildOrigin(ctx context.Context, cfg *config.Config, unixSocket string) (*origin.Origin, error) {
-	credentials, err := originCredentials(ctx, cfg.Origin)
+	credentials, err := originCredentials(ctx, cfg.Origin, zap.NewNop())
 	if err != nil {
 		return nil, err
 	}
@@ -166,7 +166,7 @@ func newOrigin(cfg *config.Config, login aws.CredentialsProvider, unixSocket str
 	}), nil
 }
 
-func originCredentials(ctx context.Context, cfg config.Origin) (aws.CredentialsProvider, error) {
+func originCredentials(ctx context.Context, cfg config.Origin, log *zap.Logger) (aws.CredentialsProvider, error) {
 	if cfg.AccessKey != "" {
 		login := &staticLogin{}
 		login.set(cfg)
@@ -176,6 +176,13 @@ func originCredentials(ctx context.Context, cfg config.Origin) (aws.CredentialsP
 		Load: func(ctx context.Context) (aws.CredentialsProvider, error) {
 			chain, err := awsconfig.LoadDefaultConfig(ctx, awsconfig.WithRegion(cfg.Region))
 			return chain.Credentials, err
+		},
+		Report: func(err error) {
+			if err != nil {
+				log.Error("the store's AWS credentials were not read again, and the old ones stay in force", zap.Error(err))
+				return
+			}
+			log.Info("the store's AWS credentials read again")
 		},
 	})
 	if err != nil {

@@ -185,6 +185,30 @@ func TestRotatedPodIdentityToken(t *testing.T) {
 	}
 }
 
+// So is the token of a web identity, as of a Kubernetes service account.
+func TestRotatedWebIdentityToken(t *testing.T) {
+	file := filepath.Join(isolate(t), "token")
+	var tokens []string
+	sts := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		tokens = append(tokens, r.FormValue("WebIdentityToken"))
+		_, _ = fmt.Fprintf(w, `<AssumeRoleWithWebIdentityResponse><AssumeRoleWithWebIdentityResult><Credentials>`+
+			`<AccessKeyId>AK</AccessKeyId><SecretAccessKey>s</SecretAccessKey><SessionToken>t</SessionToken><Expiration>%s</Expiration>`+
+			`</Credentials></AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>`, time.Now().UTC().Format(time.RFC3339))
+	}))
+	defer sts.Close()
+	t.Setenv("AWS_ENDPOINT_URL_STS", sts.URL)
+	t.Setenv("AWS_WEB_IDENTITY_TOKEN_FILE", file)
+	t.Setenv("AWS_ROLE_ARN", "arn:aws:iam::111122223333:role/proxy")
+	p := open(t, nil)
+	for _, token := range []string{"one", "two"} {
+		write(t, file, []byte(token))
+		wantID(t, p, "AK")
+	}
+	if len(tokens) != 2 || tokens[0] != "one" || tokens[1] != "two" {
+		t.Errorf("tokens %q were sent", tokens)
+	}
+}
+
 func TestCredentialsAreKept(t *testing.T) {
 	isolate(t)
 	e := newEndpoint(t, time.Hour)

@@ -12,15 +12,30 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/pemfile"
 )
 
+// Report is told when a file was read again: nil, or why what was read before stays in force. what says which file.
+type Report func(what string, err error)
+
+func openPool(file string, report Report) (*pemfile.Pool, error) {
+	pool, err := pemfile.OpenPool(file, func(err error) {
+		if report != nil {
+			report("the CA file "+file, err)
+		}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("the CA file: %w", err)
+	}
+	return pool, nil
+}
+
 // withAuthorities returns a transport that trusts the authorities in a PEM file, and reads the file again when it
 // changes. Without a file it is base.
-func withAuthorities(base *http.Transport, file string) (http.RoundTripper, error) {
+func withAuthorities(base *http.Transport, file string, report Report) (http.RoundTripper, error) {
 	if file == "" {
 		return base, nil
 	}
-	pool, err := pemfile.OpenPool(file, nil)
+	pool, err := openPool(file, report)
 	if err != nil {
-		return nil, fmt.Errorf("the CA file: %w", err)
+		return nil, err
 	}
 	return pool.Transport(base), nil
 }
@@ -32,10 +47,10 @@ type poolCredentials struct {
 	pool *pemfile.Pool
 }
 
-func newPoolCredentials(file string) (credentials.TransportCredentials, error) {
-	pool, err := pemfile.OpenPool(file, nil)
+func newPoolCredentials(file string, report Report) (credentials.TransportCredentials, error) {
+	pool, err := openPool(file, report)
 	if err != nil {
-		return nil, fmt.Errorf("the CA file: %w", err)
+		return nil, err
 	}
 	return &poolCredentials{tlsCredentials(pool), pool}, nil
 }

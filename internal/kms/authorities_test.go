@@ -57,16 +57,16 @@ func TestVaultAuthorities(t *testing.T) {
 	secure := httptest.NewTLSServer(plain)
 	defer secure.Close()
 	_, right := certificate(t)
-	wantAuthorities(t, filepath.Join(t.TempDir(), "ca"), right, func(t *testing.T, file string) kms.Wrapper {
-		return plain.NewKey(t, func(c *kms.VaultConfig) { c.Address, c.CAFile = secure.URL, file })
+	wantAuthorities(t, filepath.Join(t.TempDir(), "ca"), right, func(t *testing.T, file string, report kms.Report) kms.Wrapper {
+		return plain.NewKey(t, func(c *kms.VaultConfig) { c.Address, c.CAFile, c.Report = secure.URL, file, report })
 	})
 }
 
 func TestAzureAuthorities(t *testing.T) {
 	server := kmstest.StartAzure(t)
 	_, right := certificate(t)
-	wantAuthorities(t, filepath.Join(t.TempDir(), "ca"), right, func(t *testing.T, file string) kms.Wrapper {
-		return server.NewKey(t, "oct-HSM", func(c *kms.AzureConfig) { c.Transport, c.CAFile = nil, file })
+	wantAuthorities(t, filepath.Join(t.TempDir(), "ca"), right, func(t *testing.T, file string, report kms.Report) kms.Wrapper {
+		return server.NewKey(t, "oct-HSM", func(c *kms.AzureConfig) { c.Transport, c.CAFile, c.Report = nil, file, report })
 	})
 	for name, cfg := range map[string]kms.AzureConfig{
 		"no CA file":       {CAFile: "/nonexistent"},
@@ -82,9 +82,9 @@ func TestGCPAuthorities(t *testing.T) {
 	server := kmstest.StartGCP(t)
 	address := terminateTLS(t, server.Endpoint())
 	_, right := certificate(t)
-	wantAuthorities(t, filepath.Join(t.TempDir(), "ca"), right, func(t *testing.T, file string) kms.Wrapper {
+	wantAuthorities(t, filepath.Join(t.TempDir(), "ca"), right, func(t *testing.T, file string, report kms.Report) kms.Wrapper {
 		return server.NewKey(t, func(c *kms.GCPConfig) {
-			c.Options, c.Endpoint, c.CAFile = []option.ClientOption{option.WithoutAuthentication()}, address, file
+			c.Options, c.Endpoint, c.CAFile, c.Report = []option.ClientOption{option.WithoutAuthentication()}, address, file, report
 		})
 	})
 	_, err := kms.NewGCP(t.Context(), kms.GCPConfig{

@@ -56,6 +56,8 @@ type AWSConfig struct {
 	// CAFile is a file of PEM certificates that sign those of the KMS and of STS, where RoleARN is to be assumed. It is read
 	// again when it changes. Empty: the one that AWS_CA_BUNDLE names, else those of the system.
 	CAFile string
+	// Report, if not nil, is told of files that were read again.
+	Report Report
 	// Timeout bounds one Wrap, Unwrap or Generate with all its attempts and the waits between them. With MaxAttempts 1
 	// it bounds each attempt, as Retry around this Wrapper needs it. Credentials have a time of their own, for which a call
 	// waits until its context ends. 0: DefaultAWSTimeout.
@@ -306,6 +308,11 @@ func loadAWS(ctx context.Context, cfg AWSConfig, region string) (aws.Config, err
 			}
 			return assumeAWSRole(chain, cfg), nil
 		},
+		Report: func(err error) {
+			if cfg.Report != nil {
+				cfg.Report("the AWS credentials and configuration", err)
+			}
+		},
 	})
 	if err != nil {
 		return aws.Config{}, fmt.Errorf("loading the AWS credentials: %w", err)
@@ -365,7 +372,7 @@ func awsClients(cfg AWSConfig) (client, own aws.HTTPClient, _ error) {
 			return buildable, nil, err
 		}
 	}
-	transport, err := withAuthorities(buildable.GetTransport(), file)
+	transport, err := withAuthorities(buildable.GetTransport(), file, cfg.Report)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -21,6 +21,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -455,19 +456,19 @@ func TestAWSAuthorities(t *testing.T) {
 	defer secure.Close()
 	right := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: secure.Certificate().Raw})
 	dir := t.TempDir()
-	for name, open := range map[string]func(t *testing.T, file string) kms.Wrapper{
-		"ca_file": func(t *testing.T, file string) kms.Wrapper {
-			return server.NewKey(t, func(c *kms.AWSConfig) { c.Endpoint, c.CAFile = secure.URL, file })
+	for name, open := range map[string]func(t *testing.T, file string, report kms.Report) kms.Wrapper{
+		"ca_file": func(t *testing.T, file string, report kms.Report) kms.Wrapper {
+			return server.NewKey(t, func(c *kms.AWSConfig) { c.Endpoint, c.CAFile, c.Report = secure.URL, file, report })
 		},
-		"AWS_CA_BUNDLE": func(t *testing.T, file string) kms.Wrapper {
+		"AWS_CA_BUNDLE": func(t *testing.T, file string, report kms.Report) kms.Wrapper {
 			t.Setenv("AWS_CA_BUNDLE", file)
-			return server.NewKey(t, func(c *kms.AWSConfig) { c.Endpoint = secure.URL })
+			return server.NewKey(t, func(c *kms.AWSConfig) { c.Endpoint, c.Report = secure.URL, report })
 		},
-		"both": func(t *testing.T, file string) kms.Wrapper {
+		"both": func(t *testing.T, file string, report kms.Report) kms.Wrapper {
 			other := filepath.Join(dir, "other")
 			must(t, os.WriteFile(other, otherAuthority(t), 0o600))
 			t.Setenv("AWS_CA_BUNDLE", other)
-			return server.NewKey(t, func(c *kms.AWSConfig) { c.Endpoint, c.CAFile = secure.URL, file })
+			return server.NewKey(t, func(c *kms.AWSConfig) { c.Endpoint, c.CAFile, c.Report = secure.URL, file, report })
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -479,21 +480,39 @@ func TestAWSAuthorities(t *testing.T) {
 }
 
 // wantAuthorities makes sure that a key trusts the file of authorities that it is opened with, and sees a change of it.
-func wantAuthorities(t *testing.T, file string, right []byte, open func(t *testing.T, file string) kms.Wrapper) {
+func wantAuthorities(t *testing.T, file string, right []byte, open func(t *testing.T, file string, report kms.Report) kms.Wrapper) {
 	t.Helper()
 	must(t, os.WriteFile(file, otherAuthority(t), 0o600))
-	w := open(t, file)
+	var mu sync.Mutex
+	var reports []error
+	w := open(t, file, func(_ string, err error) {
+		mu.Lock()
+		defer mu.Unlock()
+		reports = append(reports, err)
+	})
 	_, _, err := kms.Generate(t.Context(), w, nil)
 	wantKind(t, "another authority", err, kms.Unreachable)
 
 	must(t, os.WriteFile(file, right, 0o600))
 	for range 400 {
 		if _, _, err = kms.Generate(t.Context(), w, nil); err == nil {
-			return
+			break
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
-	t.Errorf("the new authority is never trusted: %v", err)
+	if err != nil {
+		t.Fatalf("the new authority is never trusted: %v", err)
+	}
+	must(t, os.WriteFile(file, []byte("half a"), 0o600))
+	time.Sleep(1100 * time.Millisecond) // the file is looked at once in a second
+	if _, _, err := kms.Generate(t.Context(), w, nil); err != nil {
+		t.Errorf("with a file that cannot be used: %v", err)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if len(reports) == 0 || reports[0] != nil {
+		t.Errorf("reports %v, want the first one to say that the file was read again", reports)
+	}
 }
 
 // otherAuthority is a certificate that no server here has.

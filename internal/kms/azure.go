@@ -50,6 +50,8 @@ type AzureConfig struct {
 	Credential azcore.TokenCredential
 	// CAFile is a file of PEM certificates that sign Key Vault's. It is read again when it changes. Empty: those of the system.
 	CAFile string
+	// Report, if not nil, is told of files that were read again.
+	Report Report
 	// Transport sends the calls. Nil: an HTTP client with keep-alive and proxy settings from the environment.
 	Transport policy.Transporter
 	// AnyChallenge sends tokens also to a server whose name does not end as the resource in its challenge does. For
@@ -148,7 +150,7 @@ func azureOptions(cfg AzureConfig) (*azkeys.ClientOptions, error) {
 	case transport != nil && cfg.CAFile != "":
 		return nil, errors.New("a transport and a CA file: give one")
 	case transport == nil:
-		client, err := newAzureTransport(cfg.CAFile)
+		client, err := newAzureTransport(cfg.CAFile, cfg.Report)
 		if err != nil {
 			return nil, err
 		}
@@ -178,7 +180,7 @@ func (azureTrace) Do(r *policy.Request) (*http.Response, error) {
 
 // newAzureTransport keeps more idle connections than the 2 a host of net/http: each PUT is one call, and they come in
 // bursts.
-func newAzureTransport(caFile string) (*http.Client, error) {
+func newAzureTransport(caFile string, report Report) (*http.Client, error) {
 	transport, err := withAuthorities(&http.Transport{
 		Proxy:               http.ProxyFromEnvironment,
 		DialContext:         (&net.Dialer{Timeout: 2 * time.Second}).DialContext,
@@ -186,7 +188,7 @@ func newAzureTransport(caFile string) (*http.Client, error) {
 		MaxIdleConnsPerHost: 64,
 		IdleConnTimeout:     90 * time.Second,
 		ForceAttemptHTTP2:   true,
-	}, caFile)
+	}, caFile, report)
 	return &http.Client{Transport: transport}, err
 }
 

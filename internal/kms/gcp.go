@@ -38,6 +38,8 @@ type GCPConfig struct {
 	Endpoint string
 	// CAFile is a file of PEM certificates that sign the KMS's. It is read again when it changes. Empty: those of the system.
 	CAFile string
+	// Report, if not nil, is told of files that were read again.
+	Report Report
 	// Options are for the client, in place of the application default credentials: other credentials, or a connection.
 	// Nil: the default credentials.
 	Options []option.ClientOption
@@ -102,7 +104,7 @@ func NewGCP(ctx context.Context, cfg GCPConfig) (*GCP, error) {
 		options = append(options, option.WithEndpoint(cfg.Endpoint))
 	}
 	if cfg.CAFile != "" {
-		trusted, err := newPoolCredentials(cfg.CAFile)
+		trusted, err := newPoolCredentials(cfg.CAFile, cfg.Report)
 		if err != nil {
 			return nil, &Error{Kind: Invalid, Op: "open", KeyID: g.name, Err: err}
 		}

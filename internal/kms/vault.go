@@ -44,6 +44,8 @@ type VaultConfig struct {
 	// CAFile is a file of PEM certificates that sign the server's. It is read again when it changes. Empty: those of the
 	// system.
 	CAFile string
+	// Report, if not nil, is told of files that were read again.
+	Report Report
 	// Transport sends the calls. Nil: one of its own, with proxy settings from the environment and CAFile.
 	Transport http.RoundTripper
 	// Timeout bounds one request to encrypt or decrypt, with all its attempts. A login has 30 seconds of its own, for
@@ -262,7 +264,7 @@ func newVaultConfig(cfg VaultConfig) (*api.Config, error) {
 	case transport != nil && cfg.CAFile != "":
 		return nil, errors.New("a transport and a CA file: give one")
 	case transport == nil:
-		if transport, err = withAuthorities(newVaultTransport(), cfg.CAFile); err != nil {
+		if transport, err = withAuthorities(newVaultTransport(), cfg.CAFile, cfg.Report); err != nil {
 			return nil, err
 		}
 	}
