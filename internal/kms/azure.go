@@ -122,11 +122,15 @@ func (a *Azure) open(cfg AzureConfig) error {
 	if err := checkKeyID(a.keyID, azureBlobSize(longest)); err != nil {
 		return err
 	}
-	credential := cfg.Credential
-	if credential == nil {
-		if credential, err = azidentity.NewDefaultAzureCredential(nil); err != nil {
+	credential := func() azcore.TokenCredential { return cfg.Credential }
+	if cfg.Credential == nil {
+		found, err := followLogin(func() (azcore.TokenCredential, error) {
+			return azidentity.NewDefaultAzureCredential(nil)
+		}, cfg.Report, azureFileVariable)
+		if err != nil {
 			return errors.New("no credentials: " + printable(err.Error(), 300))
 		}
+		credential = found.Get
 	}
 	options, err := azureOptions(cfg)
 	if err != nil {

@@ -15,7 +15,7 @@ import (
 // which token it needs, and would wait for it there. So this answers at once: with a token, or with an noTokenError that
 // says which one is missing. (*Azure).attempt then gets that one in its own time, and makes the attempt again.
 type azureTokens struct {
-	from   azcore.TokenCredential
+	from   func() azcore.TokenCredential
 	logins logins[azcore.AccessToken]
 
 	mu    sync.Mutex
@@ -79,7 +79,7 @@ func (t *azureTokens) fetch(ctx context.Context, o policy.TokenRequestOptions) e
 func (t *azureTokens) begin(o policy.TokenRequestOptions) <-chan singleflight.Result {
 	name := azureTokenName(o)
 	return t.logins.begin(name, func(ctx context.Context) (azcore.AccessToken, error) {
-		token, err := t.from.GetToken(ctx, o)
+		token, err := t.from().GetToken(ctx, o)
 		if err != nil {
 			return token, azureTokenError{err}
 		}

@@ -88,15 +88,18 @@ func NewGCP(ctx context.Context, cfg GCPConfig) (*GCP, error) {
 	silent := slog.New(slog.DiscardHandler)
 	options := cfg.Options
 	if options == nil {
-		found, err := credentials.DetectDefault(&credentials.DetectOptions{
-			Scopes: gcpkms.DefaultAuthScopes(), UseSelfSignedJWT: true, // as the client itself would
-			Logger: silent,
-		})
+		detect := func() (*auth.Credentials, error) {
+			return credentials.DetectDefault(&credentials.DetectOptions{
+				Scopes: gcpkms.DefaultAuthScopes(), UseSelfSignedJWT: true, // as the client itself would
+				Logger: silent,
+			})
+		}
+		found, err := followLogin(detect, cfg.Report, gcpFileVariable, ".config", "gcloud", "application_default_credentials.json")
 		if err != nil {
 			err := messageError("no credentials: " + printable(err.Error(), 300))
 			return nil, &Error{Kind: Internal, Op: "open", KeyID: g.name, Err: err}
 		}
-		g.creds = shareGCPTokens(found)
+		g.creds = shareGCPTokens(found.Get)
 		options = []option.ClientOption{option.WithAuthCredentials(g.creds)}
 	}
 	options = append(slices.Clip(options), option.WithLogger(silent))

@@ -1,6 +1,7 @@
 package kms_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/rsa"
@@ -325,5 +326,43 @@ func TestGCPLogsNothing(t *testing.T) {
 	if len(written) > 0 {
 		t.Errorf("%d bytes on standard error, the DEK among them: %v", len(written),
 			strings.Contains(string(written), base64.StdEncoding.EncodeToString(dek)))
+	}
+}
+
+// A key of a service account that is replaced in its file is used from then on.
+func TestGCPRotatedCredentials(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "adc.json")
+	rotate := func(email string) {
+		must(t, os.WriteFile(file, bytes.ReplaceAll(serviceAccount(t), []byte("proxy@test"), []byte(email)), 0o600))
+	}
+	rotate("one@test")
+	t.Setenv("GOOGLE_APPLICATION_CREDENTIALS", file)
+	issuers := make(chan string, 1000)
+	server := kmstest.StartGCP(t)
+	server.OnToken(func(token string) {
+		parts := strings.Split(token, ".")
+		claims, err := base64.RawURLEncoding.DecodeString(parts[len(parts)/2])
+		if err == nil {
+			issuers <- string(claims)
+		}
+	})
+	ca := filepath.Join(t.TempDir(), "ca")
+	_, authority := certificate(t)
+	must(t, os.WriteFile(ca, authority, 0o600))
+	w := server.NewKey(t, func(c *kms.GCPConfig) {
+		c.Options, c.Endpoint, c.CAFile = nil, terminateTLS(t, server.Endpoint()), ca
+	})
+	for _, email := range []string{"one@test", "two@test"} {
+		rotate(email)
+		found := false
+		for end := time.Now().Add(10 * time.Second); !found && time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+			if _, _, err := kms.Generate(t.Context(), w, nil); err != nil {
+				t.Fatal(err)
+			}
+			found = strings.Contains(<-issuers, `"`+email)
+		}
+		if !found {
+			t.Errorf("the credentials of %s are never used", email)
+		}
 	}
 }

@@ -2,25 +2,29 @@ package kms
 
 import (
 	"context"
+	"fmt"
 
 	"cloud.google.com/go/auth"
 )
 
 // gcpTokens gets tokens apart from the calls that need them; see logins.
 type gcpTokens struct {
-	from   *auth.Credentials
+	from   func() *auth.Credentials
 	logins logins[*auth.Token]
 }
 
 // Token implements auth.TokenProvider.
 func (t *gcpTokens) Token(ctx context.Context) (*auth.Token, error) {
-	return t.logins.wait(ctx, "", t.from.Token)
+	creds := t.from()
+	return t.logins.wait(ctx, fmt.Sprintf("%p", creds), creds.Token)
 }
 
-// shareGCPTokens returns creds whose tokens all callers share.
-func shareGCPTokens(creds *auth.Credentials) *auth.Credentials {
+// shareGCPTokens returns the credentials that from gives now, but with tokens of those that it gives later, which all
+// callers share.
+func shareGCPTokens(from func() *auth.Credentials) *auth.Credentials {
+	creds := from()
 	return auth.NewCredentials(&auth.CredentialsOptions{
-		TokenProvider:          &gcpTokens{from: creds},
+		TokenProvider:          &gcpTokens{from: from},
 		JSON:                   creds.JSON(),
 		ProjectIDProvider:      auth.CredentialsPropertyFunc(creds.ProjectID),
 		QuotaProjectIDProvider: auth.CredentialsPropertyFunc(creds.QuotaProjectID),

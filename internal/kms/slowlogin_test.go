@@ -109,7 +109,8 @@ func (perRPC) RequireTransportSecurity() bool { return false }
 func gcpSlowKey(t *testing.T) slowKey {
 	server, tokens := kmstest.StartGCP(t), &expiring{gcpTokens: new(gcpTokens)}
 	tokens.expire()
-	shared := kms.ShareGCPTokens(auth.NewCredentials(&auth.CredentialsOptions{TokenProvider: tokens}))
+	creds := auth.NewCredentials(&auth.CredentialsOptions{TokenProvider: tokens})
+	shared := kms.ShareGCPTokens(func() *auth.Credentials { return creds })
 	conn, err := grpc.NewClient(server.Endpoint(), grpc.WithPerRPCCredentials(perRPC{shared}),
 		grpc.WithTransportCredentials(insecure.NewCredentials()))
 	must(t, err)
