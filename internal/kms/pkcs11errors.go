@@ -118,8 +118,7 @@ func lost(err error) bool {
 // away reports whether the module itself may have to be started anew before it finds a token: some see the tokens that
 // were there when they were initialized, and others are lost for this process with the device.
 func away(err error) bool {
-	var e *Error
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*Error](err); ok {
 		return e.Reason == reasonNoToken
 	}
 	return is11(err, pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED, pkcs11.CKR_TOKEN_NOT_PRESENT, pkcs11.CKR_TOKEN_NOT_RECOGNIZED,
