@@ -245,8 +245,8 @@ func TestOnlySIGTERMDelays(t *testing.T) {
 	for cause, want := range map[error]time.Duration{
 		signalError{syscall.SIGTERM}: time.Second,
 		signalError{os.Interrupt}:    0,
-		context.Canceled:            0,
-		nil:                         0,
+		context.Canceled:             0,
+		nil:                          0,
 	} {
 		if got := a.delay(cause); got != want {
 			t.Errorf("%v: %v, want %v", cause, got, want)

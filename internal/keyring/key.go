@@ -123,10 +123,10 @@ func (k *key) ended(p *part, at time.Time) {
 	}
 }
 
-// refusal is what a probe has found against the use of the key as a whole, and
-// when; nil for nothing.
-func (k *key) refusal() (gone error, at time.Time) {
+// refusal is when a probe has found something against the use of the key as a
+// whole, and what; nil for nothing.
+func (k *key) refusal() (at time.Time, gone error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.gone, k.goneAt
+	return k.goneAt, k.gone
 }

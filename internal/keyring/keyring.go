@@ -515,5 +515,5 @@ func appendPart(b []byte, s string) []byte {
 type noObserver struct{}
 
 func (noObserver) KMSCall(context.Context, string, string, time.Duration, error) {}
-func (noObserver) Revoked(Revocation)                                             {}
+func (noObserver) Revoked(Revocation)                                            {}
 func (noObserver) Used(string, [32]byte, Use)                                    {}

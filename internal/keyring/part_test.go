@@ -150,9 +150,12 @@ func TestPolicyOnTheContextIsProbed(t *testing.T) {
 				bucket, key, tenant string
 				is                  string // which row it is of
 			}{
-				{"kept", "a", "", ""}, {"taken", "a", "", "a bucket"},
-				{"shared", "tenants/kept/a", "", ""}, {"shared", "tenants/taken/a", "", "a rule's prefix"},
-				{"shared", "b", "kept", ""}, {"shared", "c", "taken", "what the client added"},
+				{"kept", "a", "", ""},
+				{"taken", "a", "", "a bucket"},
+				{"shared", "tenants/kept/a", "", ""},
+				{"shared", "tenants/taken/a", "", "a rule's prefix"},
+				{"shared", "b", "kept", ""},
+				{"shared", "c", "taken", "what the client added"},
 			} {
 				want := keyring.Choice{}
 				if o.tenant != "" {
@@ -473,4 +476,3 @@ func TestPartialRevocationIsAudited(t *testing.T) {
 		t.Errorf("audited: %+v", found)
 	}
 }
-

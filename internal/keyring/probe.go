@@ -249,7 +249,7 @@ func isDenied(err error) bool {
 // judge notes what a probe has found of the key as a whole, and reports whether
 // the one before had found the opposite. gone, if not nil, stands for all
 // objects until the next probe.
-func (k *key) judge(verdicts []verdict, revoked bool, gone error, now time.Time) (changed bool) {
+func (k *key) judge(verdicts []verdict, revoked bool, gone error, now time.Time) (changed bool) { //nolint:revive // what was found, not what to do
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.asked = len(verdicts)
@@ -316,14 +316,14 @@ func IsRemembered(err error) bool {
 // this moment, it has the next probe made at once, and waits for it: a key that
 // was given back works with the first request.
 func (k *Keyring) refusal(ctx context.Context, key *key) error {
-	gone, at := key.refusal()
+	at, gone := key.refusal()
 	if gone == nil {
 		return nil
 	}
 	key.wanted.Store(true)
 	if k.now().Sub(at) >= staleRefusal {
 		key.awaitProbe(ctx, k.timeout(key))
-		gone, _ = key.refusal()
+		_, gone = key.refusal()
 	}
 	if gone == nil {
 		return nil
@@ -358,7 +358,7 @@ func (k *Keyring) phase() time.Duration {
 	if interval <= 0 {
 		return 0
 	}
-	var random [8]byte
+	var random [4]byte
 	rand.Read(random[:])
-	return time.Duration(binary.BigEndian.Uint64(random[:]) % uint64(interval))
+	return time.Duration(float64(interval) * float64(binary.BigEndian.Uint32(random[:])) / (1 << 32))
 }
