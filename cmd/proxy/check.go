@@ -46,6 +46,9 @@ func check(ctx context.Context, args []string, stdout io.Writer) error {
 	if a, err := build(ctx, cfg, zap.NewNop(), ""); err != nil {
 		c.line(err, "wiring")
 	} else {
+		for _, pair := range a.keys.Twins() {
+			fmt.Fprintf(stdout, "note  keys %s and %s are one KMS key: what names it is opened by %s\n", pair[0], pair[1], pair[0])
+		}
 		a.close()
 	}
 	store, err := buildOrigin(ctx, cfg, "")
@@ -115,12 +118,18 @@ func (c *checker) certificate(cfg config.TLS) {
 
 // checkKey makes a round trip with a key.
 func checkKey(ctx context.Context, key config.Key) (string, error) {
-	wrapper, err := buildWrapper(ctx, key)
+	wrapper, err := buildWrapper(ctx, key, nil)
 	if err != nil {
 		return "", err
 	}
-	_, _, err = kms.RoundTrip(ctx, wrapper)
-	return wrapper.KeyID(), err
+	if _, _, err = kms.RoundTrip(ctx, wrapper); err != nil {
+		return wrapper.KeyID(), err
+	}
+	detail, err := checkAlias(ctx, key, wrapper.KeyID())
+	if detail != "" {
+		detail = "; " + detail
+	}
+	return wrapper.KeyID() + detail, err
 }
 
 // storeProbe finds out what the store can do, with one small object.

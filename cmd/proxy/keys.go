@@ -21,8 +21,7 @@ import (
 
 // Time limits of key management that are nobody's business to tune.
 const (
-	kmsTimeout      = 6 * time.Second        // of a call with all its attempts
-	kmsAttempt      = 2 * time.Second        // of one attempt
+	kmsAttempts     = 3                      // how many attempts of full length a call has time for
 	rememberRevoked = time.Second            // how long a DEK that was refused is not asked for again
 	rememberOutage  = 250 * time.Millisecond // the same, of one that the KMS did not answer for
 	reopenEvery     = 10 * time.Second       // how often a key that could not be opened is tried again
@@ -68,20 +67,28 @@ func remember(err error) time.Duration {
 // buildKeys makes the cache and the keyring, and has both measured. A key that cannot be opened now does not keep the
 // others from working: openLater goes on trying.
 func (a *app) buildKeys(ctx context.Context) error {
-	var keys []keyring.Key
+	var keys, earlier []keyring.Key
 	for _, k := range a.cfg.Keys {
-		key := keyring.Key{Name: k.Name, Provider: string(k.Provider)}
-		wrapper, err := buildWrapper(ctx, k)
+		key := keyring.Key{
+			Name: k.Name, Provider: string(k.Provider), Timeout: kmsAttempts * k.Timeout, ProbeTimeout: k.Timeout,
+		}
+		wrapper, err := buildWrapper(ctx, k, a.tellReread(k))
 		switch failure := (*kms.Error)(nil); {
 		case err == nil:
 			key.Wrapper, key.Probe = a.weathered(k, wrapper), wrapper
 			a.opened = append(a.opened, wrapper)
+			a.tended = append(a.tended, func(ctx context.Context) { a.watchAlias(ctx, k, wrapper, aliasCheck) })
 		case errors.As(err, &failure) && failure.Kind != kms.Invalid:
 			key.Unavailable = err
 		default:
 			return fmt.Errorf("key %s: %w", k.Name, err)
 		}
 		keys = append(keys, key)
+		before, err := a.earlierKeys(ctx, k)
+		if err != nil {
+			return err
+		}
+		earlier = append(earlier, before...)
 	}
 	dek := a.cfg.DEKCache
 	a.cache = dekcache.New(dekcache.Config{
@@ -108,13 +115,14 @@ func (a *app) buildKeys(ctx context.Context) error {
 		}
 	}
 	a.keys, err = keyring.New(keyring.Config{
-		Keys: keys, Rules: buildRules(a.cfg.Encryption.Rules), Cache: a.cache,
-		RevocationProbe: dek.RevocationProbe, Timeout: kmsTimeout, OutageWait: dek.OutageWait,
+		Keys: append(keys, earlier...), Rules: buildRules(a.cfg.Encryption.Rules), Cache: a.cache,
+		RevocationProbe: dek.RevocationProbe, OutageWait: dek.OutageWait,
 		Observer: &keyObserver{log: a.log, metrics: a.metrics, advisor: a.advisor}, Auditor: auditor, Defaults: defaults,
 	})
 	if err != nil {
 		return err
 	}
+	a.tellTwins()
 	a.measureKeys()
 	return nil
 }
@@ -179,6 +187,9 @@ func (a *app) tryKeys(ctx context.Context) {
 	for _, w := range a.opened {
 		tend(ctx, w)
 	}
+	for _, duty := range a.tended {
+		go duty(ctx)
+	}
 	for _, k := range a.cfg.Keys {
 		go func() {
 			if err := a.keys.Try(ctx, k.Name); err != nil {
@@ -200,7 +211,7 @@ func (a *app) openLater(ctx context.Context, k config.Key) {
 			return
 		case <-time.After(reopenEvery):
 		}
-		wrapper, err := buildWrapper(ctx, k)
+		wrapper, err := buildWrapper(ctx, k, a.tellReread(k))
 		if err == nil {
 			err = a.keys.Provide(k.Name, a.weathered(k, wrapper), wrapper)
 		}
@@ -209,6 +220,8 @@ func (a *app) openLater(ctx context.Context, k config.Key) {
 			continue
 		}
 		tend(ctx, wrapper)
+		go a.watchAlias(ctx, k, wrapper, aliasCheck)
+		a.tellTwins()
 		a.log.Info("this key is open now", zap.String("kms_key_name", k.Name))
 	}
 }

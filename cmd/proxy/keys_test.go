@@ -10,6 +10,7 @@ import (
 
 	"github.com/cmekproxy/cmekproxy/internal/config"
 	"github.com/cmekproxy/cmekproxy/internal/kms"
+	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
 	"github.com/cmekproxy/cmekproxy/internal/metrics"
 )
 
@@ -27,6 +28,44 @@ func TestJitter(t *testing.T) {
 		if leastJitter(ttl) < min(ttl/4, 500*time.Millisecond) || most >= ttl/2 {
 			t.Errorf("ttl %v: least %v, most %v", ttl, leastJitter(ttl), most)
 		}
+	}
+}
+
+// kms.timeout bounds an attempt, for each key by itself, and no login counts for it.
+func TestTimeoutOfAKey(t *testing.T) {
+	server := kmstest.StartVault(t)
+	server.AddAppRole("role", "secret", kmstest.VaultToken{TTL: time.Hour})
+	key := func(name string, timeout time.Duration) config.Key {
+		server.CreateKey(name, "aes256-gcm96", false)
+		return config.Key{
+			Name: name, Provider: config.VaultTransit, Address: server.URL(), KeyID: name, Timeout: timeout,
+			Login: config.Login{AppRole: config.AppRole{RoleID: "role", SecretID: "secret"}},
+		}
+	}
+	cfg := &config.Config{
+		Keys:     []config.Key{key("patient", 5*time.Second), key("hasty", 200*time.Millisecond)},
+		KMS:      config.KMS{MaxConcurrent: 10, MaxPerSecond: 1000},
+		DEKCache: config.DEKCache{TTL: 5 * time.Minute, MaxEntries: 10, RevocationProbe: 10 * time.Second},
+	}
+	a := &app{cfg: cfg, log: zap.NewNop(), metrics: metrics.New()}
+	if err := a.buildKeys(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	defer a.cache.Close()
+	if got, want := a.keys.Window(cfg.DEKCache.TTL), 15*time.Second; got != want {
+		t.Errorf("window %v, want %v: the interval and the longest timeout", got, want)
+	}
+
+	server.SetTrouble(kmstest.Trouble{LoginLatency: 400 * time.Millisecond})
+	if err := a.keys.Try(t.Context(), "hasty"); err != nil {
+		t.Errorf("a login that takes longer than an attempt may: %v", err)
+	}
+	server.SetTrouble(kmstest.Trouble{Latency: 400 * time.Millisecond})
+	if err := a.keys.Try(t.Context(), "patient"); err != nil {
+		t.Errorf("answers within the key's timeout: %v", err)
+	}
+	if err := a.keys.Try(t.Context(), "hasty"); !kms.IsUnreachable(err) {
+		t.Errorf("%v, want unreachable where each answer takes longer than an attempt may", err)
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/access"
 	"github.com/cmekproxy/cmekproxy/internal/advisor"
 	"github.com/cmekproxy/cmekproxy/internal/audit"
+	"github.com/cmekproxy/cmekproxy/internal/awscreds"
 	"github.com/cmekproxy/cmekproxy/internal/config"
 	"github.com/cmekproxy/cmekproxy/internal/dekcache"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
@@ -45,7 +46,8 @@ type app struct {
 	keys    *keyring.Keyring
 	clients *access.Directory
 	advisor *advisor.Recorder
-	opened  []kms.Wrapper // the keys that could be opened at the start
+	opened  []kms.Wrapper               // the keys that could be opened at the start
+	tended  []func(ctx context.Context) // what has to go on while they are served
 
 	storeLogin *staticLogin // nil where the SDK's default chain finds the credentials
 	s3         http.Handler
@@ -59,7 +61,7 @@ func build(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSocket 
 	if a.clients, err = buildClients(cfg, log); err != nil {
 		return nil, err
 	}
-	credentials, err := originCredentials(ctx, cfg.Origin)
+	credentials, err := originCredentials(ctx, cfg.Origin, log)
 	if err != nil {
 		return nil, err
 	}
@@ -136,7 +138,7 @@ func accessClients(list []config.Client) (clients []access.Client) {
 }
 
 func buildOrigin(ctx context.Context, cfg *config.Config, unixSocket string) (*origin.Origin, error) {
-	credentials, err := originCredentials(ctx, cfg.Origin)
+	credentials, err := originCredentials(ctx, cfg.Origin, zap.NewNop())
 	if err != nil {
 		return nil, err
 	}
@@ -187,17 +189,29 @@ func buildTransport(cfg *config.Config, unixSocket string, log *zap.Logger) (*or
 	return origin.NewTransport(out), nil
 }
 
-func originCredentials(ctx context.Context, cfg config.Origin) (aws.CredentialsProvider, error) {
+func originCredentials(ctx context.Context, cfg config.Origin, log *zap.Logger) (aws.CredentialsProvider, error) {
 	if cfg.AccessKey != "" {
 		login := &staticLogin{}
 		login.set(cfg)
 		return login, nil
 	}
-	chain, err := awsconfig.LoadDefaultConfig(ctx, awsconfig.WithRegion(cfg.Region))
+	creds, err := awscreds.New(ctx, awscreds.Config{
+		Load: func(ctx context.Context) (aws.CredentialsProvider, error) {
+			chain, err := awsconfig.LoadDefaultConfig(ctx, awsconfig.WithRegion(cfg.Region))
+			return chain.Credentials, err
+		},
+		Report: func(err error) {
+			if err != nil {
+				log.Error("the store's AWS credentials were not read again, and the old ones stay in force", zap.Error(err))
+				return
+			}
+			log.Info("the store's AWS credentials read again")
+		},
+	})
 	if err != nil {
 		return nil, fmt.Errorf("the store's credentials from the AWS SDK's default chain: %w", err)
 	}
-	return chain.Credentials, nil
+	return creds, nil
 }
 
 // staticLogin is the credentials for the store from the configuration, which a

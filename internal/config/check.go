@@ -14,6 +14,8 @@ import (
 
 const (
 	maxTTL          = 24 * time.Hour
+	minKMSTimeout   = 100 * time.Millisecond
+	maxKMSTimeout   = 30 * time.Second
 	minSecretLength = 8
 )
 
@@ -26,6 +28,7 @@ func (d *decoder) check(c *Config) {
 	d.checkOrigin(&c.Origin)
 	d.checkClients(c.Clients)
 	d.checkKeys(c.Keys)
+	d.checkTimeouts(c)
 	d.checkRules(c)
 	d.checkDEKCache(&c.DEKCache)
 	d.checkOutageWait(c)
@@ -175,6 +178,7 @@ func (d *decoder) checkKeys(keys []Key) {
 			if k.ExternalID != "" && k.RoleARN == "" {
 				d.fail(&k.ExternalID, "external_id needs a role_arn")
 			}
+			d.checkAlsoKnownAs(k)
 		case VaultTransit:
 			d.checkEndpoint(&k.Address, "address")
 			d.checkLogin(&k.Login)
@@ -184,6 +188,32 @@ func (d *decoder) checkKeys(keys []Key) {
 			}
 		default: // nothing besides
 		}
+	}
+}
+
+// checkTimeouts gives each key that names no timeout the one of all keys.
+func (d *decoder) checkTimeouts(c *Config) {
+	for i := range c.Keys {
+		if t := &c.Keys[i].Timeout; d.given[t] {
+			d.checkRange(t, "timeout", minKMSTimeout, maxKMSTimeout)
+		} else {
+			*t = c.KMS.Timeout
+		}
+	}
+}
+
+// An alias could move again, and then opens nothing.
+var awsKeyForm = regexp.MustCompile(`^arn:[a-z0-9-]+:kms:[a-z0-9-]+:[0-9]{12}:key/[A-Za-z0-9-]+$`)
+
+func (d *decoder) checkAlsoKnownAs(k *Key) {
+	earlier := make(map[string]*string)
+	for i := range k.AlsoKnownAs {
+		id := &k.AlsoKnownAs[i]
+		if !awsKeyForm.MatchString(*id) {
+			d.fail(id, "also_known_as must hold the ARNs of keys, arn:aws:kms:REGION:ACCOUNT:key/ID")
+			continue
+		}
+		d.checkUnique(id, earlier, "this ARN")
 	}
 }
 
@@ -330,6 +360,7 @@ func (d *decoder) checkKMS(k *KMS) {
 	if k.MaxPerSecond < 1 || k.MaxPerSecond > 100_000 {
 		d.fail(&k.MaxPerSecond, "kms.max_per_second must be from 1 to 100000")
 	}
+	d.checkRange(&k.Timeout, "kms.timeout", minKMSTimeout, maxKMSTimeout)
 	if !(k.PricePer10000 >= 0 && k.PricePer10000 <= 1e6) { // NaN is neither
 		d.fail(&k.PricePer10000, "kms.price_per_10000 must be from 0 to 1000000")
 	}

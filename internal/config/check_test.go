@@ -163,6 +163,17 @@ func TestKeyErrors(t *testing.T) {
 		{"pkcs11 with an id that is not hexadecimal", local, "    provider: pkcs11\n    module: /m\n    token: t\n    key_label: l\n    key_id: xy\n", []string{
 			`17:13: key_id of a pkcs11 key must be its CKA_ID in hexadecimal`,
 		}},
+		{"also_known_as", local, "    provider: aws-kms\n    key_id: k\n    also_known_as: [alias/x, arn:aws:kms:eu-central-1:111122223333:key/a-1, arn:aws:kms:eu-central-1:111122223333:key/a-1]\n", []string{
+			`15:21: also_known_as must hold the ARNs of keys, arn:aws:kms:REGION:ACCOUNT:key/ID`,
+			`15:77: there is this ARN already, on line 15`,
+		}},
+		{"also_known_as of another provider", local, "    provider: gcp-kms\n    key_id: k\n    also_known_as: [a]\n", []string{
+			`15:20: provider gcp-kms has no also_known_as`,
+		}},
+		{"a timeout that is no bound", local, "    provider: gcp-kms\n    key_id: k\n    timeout: 0\n", []string{
+			`15:14: timeout must be from 100ms to 30s`,
+		}},
+		{"a timeout for a file", local, local + "    timeout: 1s\n", []string{`15:14: provider local has no timeout`}},
 		{"local without key_file", local, "    provider: local\n", []string{`12:5: provider local needs a key_file`}},
 		{"local with the rest", local, local + "    key_id: a\n    role_arn: b\n    endpoint: c\n    region: d\n", []string{
 			`15:13: provider local has no key_id`,
@@ -214,6 +225,7 @@ func TestRangeErrors(t *testing.T) {
 			`19:62: kms.price_per_10000 must be from 0 to 1000000`,
 			`19:76: kms.currency must be 1 to 8 letters or signs, such as USD`,
 		}},
+		{"KMS timeout", "", "kms: {timeout: 31s}\n", []string{`19:16: kms.timeout must be from 100ms to 30s`}},
 		{"audit log", "", "audit: {file: /a, stdout: true, max_size_mb: -1, max_age_days: 40000, max_files: -1}\n", []string{
 			`19:27: audit.stdout and audit.file: one of them`,
 			`19:46: audit.max_size_mb must be from 0 to 1000000; 0 is no bound`,

@@ -79,13 +79,13 @@ func TestDefaults(t *testing.T) {
 			Name: "app", AccessKey: "AKAPP", SecretKey: "in-the-clear",
 			Allow: []config.Grant{{Buckets: []string{"*"}, Actions: []string{"read"}}},
 		}},
-		Keys: []config.Key{{Name: "default", Provider: config.Local, KeyFile: "/k"}},
+		Keys: []config.Key{{Name: "default", Provider: config.Local, KeyFile: "/k", Timeout: 2 * time.Second}},
 		Encryption: config.Encryption{
 			Rules:            []config.Rule{{Buckets: []string{"*"}, Key: "default", PlaintextObjects: config.Deny, CustomerKeys: config.Allow}},
 			PlaintextObjects: config.Deny, CustomerKeys: config.Allow,
 		},
 		DEKCache: config.DEKCache{TTL: 5 * time.Minute, MaxEntries: 100000, RevocationProbe: 10 * time.Second, OutageWait: 30 * time.Second},
-		KMS:      config.KMS{MaxConcurrent: 64, MaxPerSecond: 1000, PricePer10000: 0.03, Currency: "USD"},
+		KMS:      config.KMS{MaxConcurrent: 64, MaxPerSecond: 1000, Timeout: 2 * time.Second, PricePer10000: 0.03, Currency: "USD"},
 		Audit:    config.Audit{MaxSizeMB: 100},
 		Log:      config.Log{Level: "info"},
 		Limits: config.Limits{
@@ -145,6 +145,11 @@ func TestAccepted(t *testing.T) {
 		{"longest ttl", base + "dek_cache: {ttl: 24h}\n", func(c *config.Config) bool {
 			return c.DEKCache.TTL == 24*time.Hour && c.DEKCache.RevocationProbe == 10*time.Second
 		}},
+		{"a timeout for all keys", base + "kms: {timeout: 5s}\n", func(c *config.Config) bool {
+			return c.KMS.Timeout == 5*time.Second && c.Keys[0].Timeout == 5*time.Second
+		}},
+		{"a timeout for one key", replace(t, "    provider: local\n    key_file: /k\n", "    provider: gcp-kms\n    key_id: k\n    timeout: 7s\n") +
+			"kms: {timeout: 5s}\n", func(c *config.Config) bool { return c.Keys[0].Timeout == 7*time.Second }},
 		{"outage_wait off", base + "dek_cache: {outage_wait: 0}\n", func(c *config.Config) bool { return c.DEKCache.OutageWait == 0 }},
 		{"default outage_wait with a short idle_timeout", base + "limits: {idle_timeout: 10s}\n", func(c *config.Config) bool {
 			return c.DEKCache.OutageWait == 5*time.Second

@@ -86,7 +86,7 @@ type Cache struct {
 	purges   uint64            // how many there were; each has a number
 	purged   map[string]uint64 // the last purge of a KMS key as a whole, by its id
 	cleared  uint64            // the last purge of everything
-	flights  map[ID]*flight
+	flights  map[flightID]*flight
 	failures *simplelru.LRU[ID, failure]
 	stats    Stats
 
@@ -136,7 +136,7 @@ func New(cfg Config) *Cache {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	c := &Cache{cfg: cfg, groups: make(map[Group]*group), purged: make(map[string]uint64), flights: make(map[ID]*flight)}
+	c := &Cache{cfg: cfg, groups: make(map[Group]*group), purged: make(map[string]uint64), flights: make(map[flightID]*flight)}
 	c.ttl.Store(int64(cfg.TTL))
 	// NewLRU fails only for sizes below one.
 	c.entries, _ = simplelru.NewLRU(cfg.MaxEntries, c.forget)
@@ -205,13 +205,15 @@ func (c *Cache) get(ctx context.Context, id ID, g Group, fetch func(context.Cont
 		return Entry{}, ErrClosed
 	}
 	if e, ok := c.entries.Get(id); ok {
-		if e.InForce() {
+		switch {
+		case !e.InForce():
+			c.drop(e, &c.stats.Expirations)
+		case e.group.Group == g: // a purge of g must end what is handed out for it
 			c.stats.Hits++
 			out := Entry{DEK: bytes.Clone(e.dek), Term: e.Term, Hit: true}
 			c.mu.Unlock()
 			return out, nil
 		}
-		c.drop(e, &c.stats.Expirations)
 	}
 	if f, ok := c.failures.Get(id); ok {
 		if c.cfg.Now().Before(f.until) {
@@ -221,7 +223,7 @@ func (c *Cache) get(ctx context.Context, id ID, g Group, fetch func(context.Cont
 		}
 		c.failures.Remove(id)
 	}
-	f := c.flights[id]
+	f := c.flights[flightID{id, g}]
 	if f == nil {
 		c.stats.Misses++
 		f = c.fly(ctx, id, g, fetch)

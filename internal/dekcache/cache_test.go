@@ -373,6 +373,26 @@ func TestPurgeBeforeTheGroupIsKnown(t *testing.T) {
 	}
 }
 
+// TestADEKInTwoGroups: a purge of either group ends what was handed out for it.
+func TestADEKInTwoGroups(t *testing.T) {
+	c, s := newCache(t, dekcache.Config{}), &source{}
+	other := dekcache.Group{KeyID: keyID, Part: 1}
+	mine := get(t, c, 1, s)
+	theirs, err := c.Get(t.Context(), id(1), other, s.fetch(1))
+	if err != nil || theirs.Hit {
+		t.Fatalf("the DEK of another group was a hit: %v, %v", theirs.Hit, err)
+	}
+	again, err := c.Get(t.Context(), id(1), other, s.fetch(1))
+	if err != nil || !again.Hit {
+		t.Errorf("the group that fetched it last has no hit: %v", err)
+	}
+
+	c.PurgeGroup(other)
+	if theirs.InForce() || again.InForce() || !mine.InForce() {
+		t.Error("a purge of one group does not end its own terms, or ends those of the other")
+	}
+}
+
 // TestBusyDuringAFlight: the slot of a group must not be given away while a DEK
 // of it is on its way, though nobody waits for it any more.
 func TestBusyDuringAFlight(t *testing.T) {

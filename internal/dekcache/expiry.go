@@ -20,7 +20,7 @@ func (c *Cache) insert(id ID, t Term, dek []byte) {
 		return
 	}
 	if old, ok := c.entries.Peek(id); ok {
-		if !old.Expires().Before(t.Expires()) {
+		if old.group == t.group && !old.Expires().Before(t.Expires()) {
 			clear(dek) // the one in the cache lasts longer
 			return
 		}

@@ -5,6 +5,13 @@ import (
 	"context"
 )
 
+// flightID names a fetch: two that fetch a DEK for different groups are not one,
+// as a purge of either group must end what it has fetched.
+type flightID struct {
+	id    ID
+	group Group
+}
+
 // flight is one fetch and all who wait for it.
 type flight struct {
 	term   Term
@@ -22,7 +29,7 @@ func (c *Cache) fly(ctx context.Context, id ID, g Group, fetch func(context.Cont
 	f := &flight{term: c.term(), cancel: cancel, done: make(chan struct{})}
 	f.term.group = c.group(g)
 	f.term.group.flights++
-	c.flights[id] = f
+	c.flights[flightID{id, g}] = f
 	c.running.Go(func() {
 		defer cancel()
 		dek, err := run(ctx, fetch)
@@ -44,8 +51,8 @@ func run(ctx context.Context, fetch func(context.Context) ([]byte, error)) (dek 
 func (c *Cache) land(id ID, f *flight, dek []byte, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.flights[id] == f {
-		delete(c.flights, id)
+	if own := (flightID{id, f.term.group.Group}); c.flights[own] == f {
+		delete(c.flights, own)
 	}
 	f.term.group.flights--
 	switch {

@@ -28,8 +28,8 @@ import (
 	"time"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
-	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 	"github.com/cmekproxy/cmekproxy/internal/kms"
+	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 	"github.com/cmekproxy/cmekproxy/internal/walk"
 )

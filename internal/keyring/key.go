@@ -53,6 +53,12 @@ func newKey(c Key) *key {
 	}
 }
 
+// isTwinOf reports whether both are one key in the KMS.
+func (k *key) isTwinOf(other *key) bool {
+	a, b := k.kms.Load(), other.kms.Load()
+	return a != nil && b != nil && kms.SameKey(a.id, b.id)
+}
+
 // passing reports whether err says "not now", and not "no". A full disk is no "no" either.
 func passing(err error) bool {
 	return kms.IsUnreachable(err) || kms.IsThrottled(err) || errors.Is(err, dekcache.ErrTooLate) || errors.Is(err, dekcache.ErrPurged) ||

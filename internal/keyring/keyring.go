@@ -10,6 +10,7 @@ package keyring
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
@@ -30,6 +31,9 @@ import (
 
 // DefaultTimeout bounds a KMS call where Config names no timeout. It leaves room for the provider's own.
 const DefaultTimeout = 6 * time.Second
+
+// DefaultProbeTimeout bounds a probe of a key that names no timeout of its own.
+const DefaultProbeTimeout = 2 * time.Second
 
 // The operations that Observer.KMSCall is told of.
 const (
@@ -58,7 +62,7 @@ var (
 
 // Config configures a Keyring.
 type Config struct {
-	// Keys are the KMS keys. Names and ids must be unique.
+	// Keys are the KMS keys. Names must be unique. Of keys with one id, the first opens what names that id; see Twins.
 	Keys []Key
 	// Rules choose the key of a new object; the first that matches wins. What no rule matches is refused. See SetRules.
 	Rules []Rule
@@ -67,7 +71,7 @@ type Config struct {
 	// RevocationProbe is how often Run asks the KMS about each key in use. 0: never; only the TTL bounds a revocation.
 	// See SetProbe.
 	RevocationProbe time.Duration
-	// Timeout bounds each KMS call; so does half the TTL, as an answer that comes late is of little use. 0: DefaultTimeout.
+	// Timeout bounds each KMS call of a key that has no Timeout of its own. 0: DefaultTimeout.
 	Timeout time.Duration
 	// OutageWait is how long a stream whose lease has run out waits for a KMS that cannot be reached or throttles. No
 	// byte of it passes meanwhile. 0: it is cut at the first such answer. See SetOutageWait.
@@ -118,9 +122,18 @@ type Key struct {
 	Name string
 	// Provider is the kind of KMS. Ids of different providers may be alike.
 	Provider string
+	// Successor is the name of the key that took the place of this one: this one opens what names its id, and whoever asks
+	// for it by that id or its name gets the successor for new objects. Empty: it has none.
+	Successor string
 	// Wrapper is the key. Nil: it could not be opened yet, and what needs it fails with Unavailable; see Provide.
 	Wrapper     kms.Wrapper
 	Unavailable error
+	// Timeout bounds each call with all its attempts. Half the TTL does too, as an answer that comes late is of little use.
+	// 0: Config.Timeout.
+	Timeout time.Duration
+	// ProbeTimeout bounds a probe, which is one attempt: it is what the revocation window has on top of the interval.
+	// 0: DefaultProbeTimeout.
+	ProbeTimeout time.Duration
 	// Probe is the same key for the probes, past whatever makes calls through Wrapper wait in a queue. Nil: Wrapper.
 	Probe kms.Wrapper
 }
@@ -133,7 +146,7 @@ type Keyring struct {
 	cfg    Config
 	keys   []*key
 	byName map[string]*key
-	byID   atomic.Pointer[map[string]*key] // replaced as a whole
+	byID   atomic.Pointer[map[string]*key] // by ids and canonical ids; replaced as a whole
 	rules  atomic.Pointer[[]Rule]
 
 	probe      atomic.Int64 // the interval in nanoseconds
@@ -163,6 +176,11 @@ func New(cfg Config) (*Keyring, error) {
 	for _, c := range cfg.Keys {
 		if err := k.add(c); err != nil {
 			return nil, err
+		}
+	}
+	for _, key := range k.keys {
+		if key.Successor != "" && (k.byName[key.Successor] == nil || k.byName[key.Successor].Successor != "") {
+			return nil, fmt.Errorf("keyring: the successor of key %q: %w %q", key.Name, ErrUnknownKey, key.Successor)
 		}
 	}
 	if err := k.SetRules(cfg.Rules); err != nil {
@@ -202,23 +220,67 @@ func (k *Keyring) Provide(name string, w, probe kms.Wrapper) error {
 	if probe == nil {
 		probe = w
 	}
-	byID := maps.Clone(*k.byID.Load())
-	if byID == nil {
-		byID = make(map[string]*key)
-	}
-	if other := byID[id]; other != nil {
-		return fmt.Errorf("keyring: keys %q and %q are one key, %s", other.Name, name, id)
-	}
-	byID[id] = opened
 	opened.rest.group.KeyID = id
 	opened.kms.Store(&service{id: id, wrapper: w, probe: probe})
-	k.byID.Store(&byID)
+	k.index()
 	return nil
+}
+
+// index notes which key opens what names an id. A key that names the id itself comes before one with the same canonical
+// id, a key that is in use before one that has a successor, and else the one that is first in the configuration.
+func (k *Keyring) index() {
+	byID := make(map[string]*key)
+	add := func(id string, key *key) {
+		if byID[id] == nil {
+			byID[id] = key
+		}
+	}
+	for _, succeeded := range []bool{false, true} {
+		for _, key := range k.keys {
+			service := key.kms.Load()
+			if service == nil || (key.Successor != "") != succeeded {
+				continue
+			}
+			if canonical := kms.CanonicalID(service.id); !succeeded || byID[canonical] == nil {
+				add(service.id, key)
+			}
+		}
+		for _, key := range k.keys {
+			if service := key.kms.Load(); service != nil && (key.Successor != "") == succeeded {
+				add(kms.CanonicalID(service.id), key)
+			}
+		}
+	}
+	k.byID.Store(&byID)
+}
+
+// lookup returns the key that opens what names an id, or nil.
+func (k *Keyring) lookup(id string) *key {
+	byID := *k.byID.Load()
+	if key := byID[id]; key != nil {
+		return key
+	}
+	return byID[kms.CanonicalID(id)]
+}
+
+// Twins returns the names of keys that are one key in the KMS, two for each pair: the one that opens what names its id,
+// and the other. Keys that have a successor do not count.
+func (k *Keyring) Twins() (pairs [][2]string) {
+	for _, key := range k.keys {
+		service := key.kms.Load()
+		if service == nil || key.Successor != "" {
+			continue
+		}
+		if first := k.lookup(kms.CanonicalID(service.id)); first != key {
+			pairs = append(pairs, [2]string{first.Name, key.Name})
+		}
+	}
+	return pairs
 }
 
 // find returns the key whose id an envelope names.
 func (k *Keyring) find(id string) (*key, error) {
-	if key := (*k.byID.Load())[id]; key != nil {
+	if key := k.lookup(id); key != nil {
 		return key, nil
 	}
 	if err := k.mayBeUnopened(); err != nil {
@@ -395,7 +457,7 @@ func (k *Keyring) call(ctx context.Context, key *key, p *part, op string, a *ask
 		return err
 	}
 	a.kms.Store(true)
-	return k.ask(kms.WithTrace(ctx, &a.Trace), key, p, op, k.timeout(), run)
+	return k.ask(kms.WithTrace(ctx, &a.Trace), key, p, op, k.timeout(key), run)
 }
 
 func (k *Keyring) ask(ctx context.Context, key *key, p *part, op string, timeout time.Duration, run func(context.Context) error) error {
@@ -409,7 +471,9 @@ func (k *Keyring) ask(ctx context.Context, key *key, p *part, op string, timeout
 	return err
 }
 
-func (k *Keyring) timeout() time.Duration { return min(k.cfg.Timeout, k.cfg.Cache.TTL()/2) }
+func (k *Keyring) timeout(key *key) time.Duration {
+	return min(cmp.Or(key.Timeout, k.cfg.Timeout), k.cfg.Cache.TTL()/2)
+}
 
 func (k *Keyring) now() time.Time { return k.cfg.Cache.Now() }
 

@@ -13,12 +13,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-const (
-	// probeTimeout bounds the answer to a probe: what comes later counts as none.
-	probeTimeout = 2 * time.Second
-	// probeRest is the least time between two probes of a key, however often they are asked for.
-	probeRest = time.Second
-)
+// probeRest is the least time between two probes of a key, however often they are asked for.
+const probeRest = time.Second
 
 // SetProbe changes how often the KMS is asked about each key in use; 0 is never.
 func (k *Keyring) SetProbe(interval time.Duration) {
@@ -150,7 +146,7 @@ func (k *Keyring) probePart(ctx context.Context, key *key, service *service, s *
 	v := verdict{sample: s, asked: &asked{}}
 	v.asked.kms.Store(true)
 	p := cmp.Or(s.part, key.rest)
-	v.err = k.ask(kms.WithTrace(ctx, &v.asked.Trace), key, p, OpProbe, k.probeTimeout(), func(ctx context.Context) error {
+	v.err = k.ask(kms.WithTrace(ctx, &v.asked.Trace), key, p, OpProbe, k.probeTimeout(key), func(ctx context.Context) error {
 		dek, err := kms.Unwrap(ctx, service.probe, s.wrapped, s.ec)
 		clear(dek)
 		return err
@@ -223,9 +219,9 @@ func (k *Keyring) concludeParts(ctx context.Context, key *key, service *service,
 	}
 }
 
-// probeTimeout bounds a probe, so that the next one is never late.
-func (k *Keyring) probeTimeout() time.Duration {
-	timeout := min(probeTimeout, k.timeout())
+// probeTimeout bounds a probe, so that the next one is never late. What comes later counts as no answer.
+func (k *Keyring) probeTimeout(key *key) time.Duration {
+	timeout := min(cmp.Or(key.ProbeTimeout, DefaultProbeTimeout), k.timeout(key))
 	if interval := time.Duration(k.probe.Load()); interval > 0 {
 		timeout = min(timeout, interval)
 	}
@@ -235,7 +231,7 @@ func (k *Keyring) probeTimeout() time.Duration {
 // wrapsStill reports whether a key makes new DEKs though it does not unwrap an old one: then only the version is gone that
 // the old one is under, and probes ask about the new one from now on.
 func (k *Keyring) wrapsStill(ctx context.Context, key *key, service *service) bool {
-	err := k.ask(ctx, key, key.rest, OpProbe, k.probeTimeout(), func(ctx context.Context) error {
+	err := k.ask(ctx, key, key.rest, OpProbe, k.probeTimeout(key), func(ctx context.Context) error {
 		wrapped, ec, err := kms.RoundTrip(ctx, service.probe)
 		if err == nil {
 			key.recent.Store(&sample{wrapped, ec, nil})
@@ -326,7 +322,7 @@ func (k *Keyring) refusal(ctx context.Context, key *key) error {
 	}
 	key.wanted.Store(true)
 	if k.now().Sub(at) >= staleRefusal {
-		key.awaitProbe(ctx, k.timeout())
+		key.awaitProbe(ctx, k.timeout(key))
 		_, gone = key.refusal()
 	}
 	if gone == nil {

@@ -110,13 +110,19 @@ func (k *Keyring) keyFor(obj Object, client, requested string) (Rule, *key, *ser
 	}
 	key := k.byName[cmp.Or(requested, r.Key)]
 	if key == nil {
-		key = (*k.byID.Load())[requested]
+		key = k.lookup(requested)
 	}
 	if key == nil {
 		if err := k.mayBeUnopened(); err != nil {
 			return r, nil, nil, err
 		}
 		return r, nil, nil, fmt.Errorf("%w %q", ErrUnknownKey, requested)
+	}
+	if key.Successor != "" {
+		key = k.byName[key.Successor]
+	}
+	if own := k.byName[r.Key]; own.isTwinOf(key) {
+		key = own // by whichever of its names it was asked for
 	}
 	if key.Name != r.Key && !matchAny(r.AskedKeys, func(pattern string) bool { return glob.Match(pattern, key.Name) }) {
 		return r, nil, nil, fmt.Errorf("%w: key %q in place of %q", ErrNotAllowed, key.Name, r.Key)

@@ -97,9 +97,14 @@ func TestConfigsThatAreRefused(t *testing.T) {
 		"unknown key":    func(c *keyring.Config) { c.Rules = []keyring.Rule{{Key: "x"}} },
 		`unknown key ""`: func(c *keyring.Config) { c.Rules = []keyring.Rule{{}} },
 		"two keys":       func(c *keyring.Config) { c.Keys = append(c.Keys, keyring.Key{Name: "a", Wrapper: b}) },
-		"are one key":    func(c *keyring.Config) { c.Keys = append(c.Keys, keyring.Key{Name: "b", Wrapper: a}) },
-		"without name":   func(c *keyring.Config) { c.Keys = append(c.Keys, keyring.Key{Wrapper: b}) },
-		"name or KMS":    func(c *keyring.Config) { c.Keys = append(c.Keys, keyring.Key{Name: "b"}) },
+		`successor of key "b"`: func(c *keyring.Config) {
+			c.Keys = append(c.Keys, keyring.Key{Name: "b", Wrapper: b, Successor: "none"})
+		},
+		`successor of key "c"`: func(c *keyring.Config) {
+			c.Keys = append(c.Keys, keyring.Key{Name: "b", Wrapper: b, Successor: "a"}, keyring.Key{Name: "c", Wrapper: b, Successor: "b"})
+		},
+		"without name": func(c *keyring.Config) { c.Keys = append(c.Keys, keyring.Key{Wrapper: b}) },
+		"name or KMS":  func(c *keyring.Config) { c.Keys = append(c.Keys, keyring.Key{Name: "b"}) },
 	} {
 		cfg := keyring.Config{
 			Keys: []keyring.Key{{Name: "a", Wrapper: a}}, Rules: []keyring.Rule{{Key: "a"}}, Cache: newCache(t, time.Minute),

@@ -66,7 +66,7 @@ func (k *Keyring) Status() []Status {
 			h := holdings[service.id]
 			s.DEKs, s.OldestAge = h.Entries, h.OldestAge
 		}
-		s.Window = k.Window(k.cfg.Cache.TTL())
+		s.Window = k.windowOf(key, k.cfg.Cache.TTL())
 		if s.State == Unreachable || s.Unprobed || !key.answersProbes() {
 			s.Window = k.cfg.Cache.TTL()
 		}
@@ -120,13 +120,23 @@ func (k *key) answersProbes() bool {
 	return !k.silent
 }
 
-// Window returns Status.Window for a TTL, while the KMS answers probes in time.
-func (k *Keyring) Window(ttl time.Duration) time.Duration {
+// Window returns the longest Status.Window of all keys for a TTL, while the KMS answers probes in time.
+func (k *Keyring) Window(ttl time.Duration) (longest time.Duration) {
+	if len(k.keys) == 0 {
+		return ttl
+	}
+	for _, key := range k.keys {
+		longest = max(longest, k.windowOf(key, ttl))
+	}
+	return longest
+}
+
+func (k *Keyring) windowOf(key *key, ttl time.Duration) time.Duration {
 	interval := time.Duration(k.probe.Load())
 	if interval <= 0 {
 		return ttl
 	}
-	return min(ttl, interval+k.probeTimeout())
+	return min(ttl, interval+k.probeTimeout(key))
 }
 
 // ProbesPerSecond returns how many calls the probes make in a second, over all keys that are in use.
@@ -159,7 +169,7 @@ func (k *Keyring) Try(ctx context.Context, name string) error {
 	if service == nil {
 		return key.Unavailable
 	}
-	return k.ask(ctx, key, key.rest, OpGenerate, k.timeout(), func(ctx context.Context) error {
+	return k.ask(ctx, key, key.rest, OpGenerate, k.timeout(key), func(ctx context.Context) error {
 		wrapped, ec, err := kms.RoundTrip(ctx, service.wrapper)
 		if err == nil {
 			key.recent.Store(&sample{wrapped, ec, nil})

@@ -3,7 +3,6 @@ package keyring_test
 import (
 	"context"
 	"errors"
-	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -54,6 +53,49 @@ func TestStatus(t *testing.T) {
 			t.Errorf("without a probe: %+v", st)
 		}
 	})
+}
+
+// Each key has the timeouts of its own KMS, and the window that follows from them.
+func TestTimeoutsByKey(t *testing.T) {
+	w, _ := newLocal(t)
+	other, _ := newLocal(t)
+	kmstest.Bubble(t, func(t *testing.T) {
+		k := newRing(t, &slow{Wrapper: w}, time.Minute, func(c *keyring.Config) {
+			c.RevocationProbe = 10 * time.Second
+			c.Keys[0].Timeout, c.Keys[0].ProbeTimeout = 15*time.Second, 5*time.Second
+			c.Keys = append(c.Keys, keyring.Key{
+				Name: "hasty", Wrapper: &bounded{&slow{Wrapper: other}}, Timeout: 900 * time.Millisecond, ProbeTimeout: 300 * time.Millisecond,
+			})
+		})
+		status := k.Status()
+		if got, want := status[0].Window, 15*time.Second; got != want {
+			t.Errorf("window of the patient key %v, want %v", got, want)
+		}
+		if got, want := status[1].Window, 10300*time.Millisecond; got != want {
+			t.Errorf("window of the hasty key %v, want %v", got, want)
+		}
+		if got, want := k.Window(time.Minute), 15*time.Second; got != want {
+			t.Errorf("window of all keys %v, want the longest, %v", got, want)
+		}
+
+		if err := k.Try(t.Context(), "k"); err != nil {
+			t.Errorf("a KMS that answers within the key's timeout: %v", err)
+		}
+		if err := k.Try(t.Context(), "hasty"); !isKind(err, kms.Unreachable) {
+			t.Errorf("%v, want unreachable from a KMS that answers after the key's timeout", err)
+		}
+	})
+}
+
+// bounded heeds its context, as the slow KMS within does not.
+type bounded struct{ *slow }
+
+func (b *bounded) Unwrap(ctx context.Context, wrapped []byte, ec kms.EncryptionContext) ([]byte, error) {
+	dek, err := b.slow.Unwrap(ctx, wrapped, ec)
+	if err == nil && ctx.Err() != nil {
+		return nil, &kms.Error{Kind: kms.Unreachable, Err: ctx.Err()}
+	}
+	return dek, err
 }
 
 func TestProbeAtOnceWhenAKeyIsCalledRevoked(t *testing.T) {
@@ -215,9 +257,6 @@ func TestUnopenedKeys(t *testing.T) {
 	}
 	if st := k.Status()[1]; st.State != keyring.Unopened || !errors.Is(st.Outcome, error(down)) || st.ID != "" {
 		t.Errorf("%+v", st)
-	}
-	if err := k.Provide("late", a, nil); err == nil || !strings.Contains(err.Error(), "are one key") {
-		t.Errorf("the same key twice: %v", err)
 	}
 	must(t, k.Provide("late", b, nil))
 	must(t, k.Try(t.Context(), "late"))

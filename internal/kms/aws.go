@@ -19,6 +19,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/kms/types"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
 	"github.com/aws/smithy-go/middleware"
+
+	"github.com/cmekproxy/cmekproxy/internal/awscreds"
 )
 
 // Defaults of AWSConfig.
@@ -45,13 +47,20 @@ type AWSConfig struct {
 	ExternalID string
 	// FIPS uses the FIPS endpoint of the region. It goes with no Endpoint.
 	FIPS bool
-	// Credentials sign the calls, those of AssumeRole included. Nil: the SDK's default chain.
+	// Credentials sign the calls, those of AssumeRole included. Nil: the SDK's default chain, whose files are read again
+	// when they change.
 	Credentials aws.CredentialsProvider
 	// HTTPClient sends the calls. Nil: one with HTTP keep-alive and proxy settings from the environment. A plain
 	// *http.Client makes the SDK fail where AWS_CA_BUNDLE is set; give it an awshttp.BuildableClient.
 	HTTPClient aws.HTTPClient
+	// CAFile is a file of PEM certificates that sign those of the KMS and of STS, where RoleARN is to be assumed. It is read
+	// again when it changes. Empty: the one that AWS_CA_BUNDLE names, else those of the system.
+	CAFile string
+	// Report, if not nil, is told of files that were read again.
+	Report Report
 	// Timeout bounds one Wrap, Unwrap or Generate with all its attempts and the waits between them. With MaxAttempts 1
-	// it bounds each attempt, as Retry around this Wrapper needs it. 0: DefaultAWSTimeout.
+	// it bounds each attempt, as Retry around this Wrapper needs it. Credentials have a time of their own, for which a call
+	// waits until its context ends. 0: DefaultAWSTimeout.
 	Timeout time.Duration
 	// MaxAttempts counts the first attempt too. 1 within Retry, where more would multiply. 0: DefaultAWSMaxAttempts.
 	MaxAttempts int
@@ -61,12 +70,14 @@ type AWSConfig struct {
 //
 // Its KeyID is always the key's ARN. An alias is resolved once, in NewAWS: an alias is a pointer that can be moved to
 // another key, and an object whose envelope named only the alias could then never be opened again, because a blob
-// unwraps with the key that wrapped it and no other. After an alias moved, a restarted proxy seals under the new key;
-// for the objects before that, configure the old key's ARN as one more key. AWS's own key rotation keeps the ARN and
-// needs none of this.
+// unwraps with the key that wrapped it and no other. After an alias moved, see Target, a restarted proxy seals under the
+// new key; for the objects before that, the old key has to be opened by its ARN. AWS's own key rotation keeps the ARN and
+// needs none of this. So does a multi-Region key, whose replicas unwrap each other's blobs; see CanonicalID.
 type AWS struct {
 	client  *awskms.Client
+	creds   aws.CredentialsProvider
 	keyARN  string
+	named   string // as configured, such as by an alias
 	timeout time.Duration
 }
 
@@ -86,14 +97,14 @@ func NewAWS(ctx context.Context, cfg AWSConfig) (*AWS, error) {
 			o.BaseEndpoint = &cfg.Endpoint
 		}
 	})
-	a := &AWS{client: client, keyARN: cfg.KeyID, timeout: cfg.Timeout}
+	a := &AWS{client: client, creds: sdk.Credentials, keyARN: cfg.KeyID, named: cfg.KeyID, timeout: cfg.Timeout}
 	if a.timeout <= 0 {
 		a.timeout = DefaultAWSTimeout
 	}
 	if isKeyARN {
 		return a, nil
 	}
-	key, err := a.describe(ctx, "open")
+	key, err := a.describe(ctx, "open", a.named)
 	if err != nil {
 		return nil, err
 	}
@@ -109,7 +120,10 @@ func (a *AWS) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]byt
 	if err := checkWrap(ctx, a.keyARN, dek, ec); err != nil {
 		return nil, err
 	}
-	call, cancel := context.WithTimeout(ctx, a.timeout)
+	call, cancel, err := a.begin(ctx, "wrap")
+	if err != nil {
+		return nil, err
+	}
 	defer cancel()
 	out, err := a.client.Encrypt(call, &awskms.EncryptInput{
 		KeyId: &a.keyARN, Plaintext: dek, EncryptionContext: ec,
@@ -135,7 +149,10 @@ func (a *AWS) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext) 
 		err := fmt.Errorf("a blob of %d bytes", len(wrapped))
 		return nil, &Error{Kind: InvalidCiphertext, Op: "unwrap", KeyID: a.keyARN, Err: err}
 	}
-	call, cancel := context.WithTimeout(ctx, a.timeout)
+	call, cancel, err := a.begin(ctx, "unwrap")
+	if err != nil {
+		return nil, err
+	}
 	defer cancel()
 	out, err := a.client.Decrypt(call, &awskms.DecryptInput{
 		KeyId: &a.keyARN, CiphertextBlob: wrapped, EncryptionContext: ec,
@@ -156,7 +173,10 @@ func (a *AWS) Generate(ctx context.Context, ec EncryptionContext) (dek, wrapped 
 	if err := checkCall(ctx, "generate", a.keyARN, ec); err != nil {
 		return nil, nil, err
 	}
-	call, cancel := context.WithTimeout(ctx, a.timeout)
+	call, cancel, err := a.begin(ctx, "generate")
+	if err != nil {
+		return nil, nil, err
+	}
 	defer cancel()
 	out, err := a.client.GenerateDataKey(call, &awskms.GenerateDataKeyInput{
 		KeyId: &a.keyARN, KeySpec: types.DataKeySpecAes256, EncryptionContext: ec,
@@ -170,6 +190,15 @@ func (a *AWS) Generate(ctx context.Context, ec EncryptionContext) (dek, wrapped 
 		return nil, nil, err
 	}
 	return out.Plaintext, out.CiphertextBlob, nil
+}
+
+// begin waits for credentials until ctx ends, and then begins the time of an attempt.
+func (a *AWS) begin(ctx context.Context, op string) (context.Context, context.CancelFunc, error) {
+	if _, err := a.creds.Retrieve(ctx); err != nil {
+		return nil, nil, a.fail(ctx, op, err)
+	}
+	call, cancel := context.WithTimeout(ctx, a.timeout)
+	return call, cancel, nil
 }
 
 // traceAWS reports the request id of an answer, which is the requestID of CloudTrail.
@@ -190,10 +219,32 @@ func (a *AWS) checkKey(op string, answered *string) error {
 	return &Error{Kind: Internal, Op: op, KeyID: a.keyARN, Err: err}
 }
 
-func (a *AWS) describe(ctx context.Context, op string) (*types.KeyMetadata, error) {
-	call, cancel := context.WithTimeout(ctx, a.timeout)
+// Target returns the ARN of the key that AWSConfig.KeyID names now. An alias may have been moved since NewAWS, which
+// changes nothing for this Wrapper.
+func (a *AWS) Target(ctx context.Context) (string, error) {
+	key, err := a.describe(ctx, "describe", a.named)
+	if err != nil {
+		return "", err
+	}
+	return aws.ToString(key.Arn), nil
+}
+
+// Enabled returns nil if the key is in force, by what DescribeKey says of it. It uses no other right.
+func (a *AWS) Enabled(ctx context.Context) error {
+	key, err := a.describe(ctx, "describe", a.keyARN)
+	if err != nil || key.KeyState == types.KeyStateEnabled {
+		return err
+	}
+	return &Error{Kind: awsStateKind(key.KeyState), Op: "describe", KeyID: a.keyARN, Reason: string(key.KeyState)}
+}
+
+func (a *AWS) describe(ctx context.Context, op, key string) (*types.KeyMetadata, error) {
+	call, cancel, err := a.begin(ctx, op)
+	if err != nil {
+		return nil, err
+	}
 	defer cancel()
-	out, err := a.client.DescribeKey(call, &awskms.DescribeKeyInput{KeyId: &a.keyARN})
+	out, err := a.client.DescribeKey(call, &awskms.DescribeKeyInput{KeyId: &key})
 	if err != nil {
 		return nil, a.fail(ctx, op, err)
 	}
@@ -230,14 +281,56 @@ func parseAWSKeyID(id, region string) (_ string, isKeyARN bool, _ error) {
 	return a.Region, isKeyARN, nil
 }
 
+// loadAWS returns the SDK's configuration, with credentials that follow their source.
 func loadAWS(ctx context.Context, cfg AWSConfig, region string) (aws.Config, error) {
+	client, own, err := awsClients(cfg)
+	if err != nil {
+		return aws.Config{}, err
+	}
+	load := func(ctx context.Context) (aws.Config, error) {
+		return config.LoadDefaultConfig(ctx, awsOptions(cfg, region, client)...)
+	}
+	sdk, err := load(ctx)
+	if err != nil {
+		return aws.Config{}, fmt.Errorf("loading the AWS configuration: %w", err)
+	}
+	if sdk.Region == "" {
+		return aws.Config{}, errors.New("no region: give the key's ARN, or a region")
+	}
+
+	sdk.Credentials, err = awscreds.New(ctx, awscreds.Config{
+		Load: func(ctx context.Context) (aws.CredentialsProvider, error) {
+			chain, err := load(ctx)
+			if err != nil {
+				return nil, err
+			}
+			if cfg.RoleARN == "" {
+				return chain.Credentials, nil
+			}
+			if own != nil {
+				chain.HTTPClient = own
+			}
+			return assumeAWSRole(chain, cfg), nil
+		},
+		Report: func(err error) {
+			if cfg.Report != nil {
+				cfg.Report("the AWS credentials and configuration", err)
+			}
+		},
+	})
+	if err != nil {
+		return aws.Config{}, fmt.Errorf("loading the AWS credentials: %w", err)
+	}
+	if own != nil {
+		sdk.HTTPClient = own
+	}
+	return sdk, nil
+}
+
+func awsOptions(cfg AWSConfig, region string, client aws.HTTPClient) []func(*config.LoadOptions) error {
 	attempts := cfg.MaxAttempts
 	if attempts <= 0 {
 		attempts = DefaultAWSMaxAttempts
-	}
-	client := cfg.HTTPClient
-	if client == nil {
-		client = newAWSClient()
 	}
 	opts := []func(*config.LoadOptions) error{
 		config.WithHTTPClient(client),
@@ -254,23 +347,44 @@ func loadAWS(ctx context.Context, cfg AWSConfig, region string) (aws.Config, err
 	if cfg.Credentials != nil {
 		opts = append(opts, config.WithCredentialsProvider(cfg.Credentials))
 	}
-	sdk, err := config.LoadDefaultConfig(ctx, opts...)
+	return opts
+}
+
+func assumeAWSRole(chain aws.Config, cfg AWSConfig) aws.CredentialsProvider {
+	role := stscreds.NewAssumeRoleProvider(sts.NewFromConfig(chain), cfg.RoleARN, func(o *stscreds.AssumeRoleOptions) {
+		o.RoleSessionName = "cmekproxy"
+		if cfg.ExternalID != "" {
+			o.ExternalID = &cfg.ExternalID
+		}
+	})
+	return aws.NewCredentialsCache(role)
+}
+
+// awsClients returns the client for the SDK's own calls, and another one for the KMS and the role where a file of
+// authorities is named. The SDK takes AWS_CA_BUNDLE into account by itself, but only once.
+func awsClients(cfg AWSConfig) (client, own aws.HTTPClient, _ error) {
+	if cfg.HTTPClient != nil {
+		if cfg.CAFile != "" {
+			return nil, nil, errors.New("an HTTP client and a CA file: give one")
+		}
+		return cfg.HTTPClient, nil, nil
+	}
+	buildable := newAWSClient()
+	file := cfg.CAFile
+	if file == "" {
+		var err error
+		if file, err = awscreds.CABundle(); err != nil || file == "" {
+			return buildable, nil, err
+		}
+	}
+	transport, err := withAuthorities(buildable.GetTransport(), file, cfg.Report)
 	if err != nil {
-		return aws.Config{}, fmt.Errorf("loading the AWS configuration: %w", err)
+		return nil, nil, err
 	}
-	if sdk.Region == "" {
-		return aws.Config{}, errors.New("no region: give the key's ARN, or a region")
-	}
-	if cfg.RoleARN != "" {
-		role := stscreds.NewAssumeRoleProvider(sts.NewFromConfig(sdk), cfg.RoleARN, func(o *stscreds.AssumeRoleOptions) {
-			o.RoleSessionName = "cmekproxy"
-			if cfg.ExternalID != "" {
-				o.ExternalID = &cfg.ExternalID
-			}
-		})
-		sdk.Credentials = aws.NewCredentialsCache(role)
-	}
-	return sdk, nil
+	return buildable, &http.Client{
+		Transport:     transport,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}, nil
 }
 
 // newAWSClient keeps more idle connections than the SDK's 10 a host: each PUT is one call, and they come in bursts.

@@ -2,17 +2,26 @@ package kms_test
 
 import (
 	"context"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -469,4 +478,115 @@ func TestAWSWithCABundle(t *testing.T) {
 	if _, _, err := kms.Generate(t.Context(), server.NewKey(t, nil), nil); err != nil {
 		t.Error(err)
 	}
+}
+
+// Keys that are replaced in a file are used from then on: here the old ones are denied.
+func TestAWSRotatedCredentials(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "credentials")
+	rotate := func(id string) {
+		must(t, os.WriteFile(file, fmt.Appendf(nil, "[default]\naws_access_key_id=%s\naws_secret_access_key=s\n", id), 0o600))
+	}
+	for _, name := range []string{"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"} {
+		t.Setenv(name, "")
+	}
+	t.Setenv("AWS_CONFIG_FILE", "/nonexistent")
+	t.Setenv("AWS_SHARED_CREDENTIALS_FILE", file)
+	rotate("AKIDOLD")
+	server := kmstest.StartTest(t)
+	w := server.NewKey(t, func(c *kms.AWSConfig) { c.Credentials = nil })
+	must(t, server.PutKeyPolicy(w.KeyID(), `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":{"AWS":"`+
+		server.UserARN("AKIDNEW")+`"},"Action":"kms:*","Resource":"*"}]}`))
+	_, _, err := kms.Generate(t.Context(), w, nil)
+	wantKind(t, "the old keys", err, kms.Denied)
+
+	rotate("AKIDNEW")
+	for range 400 {
+		if _, _, err = kms.Generate(t.Context(), w, nil); err == nil {
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	t.Errorf("the new keys are never used: %v", err)
+}
+
+// ca_file holds the authorities of the KMS, AWS_CA_BUNDLE those of all of AWS. Both are read again.
+func TestAWSAuthorities(t *testing.T) {
+	server := kmstest.StartTest(t)
+	target, err := url.Parse(server.URL())
+	must(t, err)
+	secure := httptest.NewTLSServer(httputil.NewSingleHostReverseProxy(target))
+	defer secure.Close()
+	right := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: secure.Certificate().Raw})
+	dir := t.TempDir()
+	for name, open := range map[string]func(t *testing.T, file string, report kms.Report) kms.Wrapper{
+		"ca_file": func(t *testing.T, file string, report kms.Report) kms.Wrapper {
+			return server.NewKey(t, func(c *kms.AWSConfig) { c.Endpoint, c.CAFile, c.Report = secure.URL, file, report })
+		},
+		"AWS_CA_BUNDLE": func(t *testing.T, file string, report kms.Report) kms.Wrapper {
+			t.Setenv("AWS_CA_BUNDLE", file)
+			return server.NewKey(t, func(c *kms.AWSConfig) { c.Endpoint, c.Report = secure.URL, report })
+		},
+		"both": func(t *testing.T, file string, report kms.Report) kms.Wrapper {
+			other := filepath.Join(dir, "other")
+			must(t, os.WriteFile(other, otherAuthority(t), 0o600))
+			t.Setenv("AWS_CA_BUNDLE", other)
+			return server.NewKey(t, func(c *kms.AWSConfig) { c.Endpoint, c.CAFile, c.Report = secure.URL, file, report })
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			wantAuthorities(t, filepath.Join(dir, "ca"), right, open)
+		})
+	}
+	_, err = kms.NewAWS(t.Context(), kms.AWSConfig{KeyID: server.NewKey(t, nil).KeyID(), CAFile: "/nonexistent"})
+	wantKind(t, "a file that is not there", err, kms.Invalid)
+}
+
+// wantAuthorities makes sure that a key trusts the file of authorities that it is opened with, and sees a change of it.
+func wantAuthorities(t *testing.T, file string, right []byte, open func(t *testing.T, file string, report kms.Report) kms.Wrapper) {
+	t.Helper()
+	must(t, os.WriteFile(file, otherAuthority(t), 0o600))
+	var mu sync.Mutex
+	var reports []error
+	w := open(t, file, func(_ string, err error) {
+		mu.Lock()
+		defer mu.Unlock()
+		reports = append(reports, err)
+	})
+	_, _, err := kms.Generate(t.Context(), w, nil)
+	wantKind(t, "another authority", err, kms.Unreachable)
+
+	must(t, os.WriteFile(file, right, 0o600))
+	for range 400 {
+		if _, _, err = kms.Generate(t.Context(), w, nil); err == nil {
+			break
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	if err != nil {
+		t.Fatalf("the new authority is never trusted: %v", err)
+	}
+	must(t, os.WriteFile(file, []byte("half a"), 0o600))
+	time.Sleep(1100 * time.Millisecond) // the file is looked at once in a second
+	if _, _, err := kms.Generate(t.Context(), w, nil); err != nil {
+		t.Errorf("with a file that cannot be used: %v", err)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if len(reports) == 0 || reports[0] != nil {
+		t.Errorf("reports %v, want the first one to say that the file was read again", reports)
+	}
+}
+
+// otherAuthority is a certificate that no server here has.
+func otherAuthority(t *testing.T) []byte {
+	t.Helper()
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	must(t, err)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "other"}, IsCA: true, BasicConstraintsValid: true,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	must(t, err)
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 }

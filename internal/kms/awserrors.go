@@ -219,14 +219,18 @@ func addAWSEvidence(stack *middleware.Stack) error {
 func (a *AWS) stateKind(ctx context.Context) Kind {
 	call, cancel := context.WithTimeout(ctx, a.timeout)
 	defer cancel()
-	key, err := a.describe(call, "describe")
+	key, err := a.describe(call, "describe", a.keyARN)
 	switch {
 	case IsUnreachable(err), IsThrottled(err):
 		return Unreachable
 	case err != nil:
 		return PendingDeletion
 	}
-	switch key.KeyState {
+	return awsStateKind(key.KeyState)
+}
+
+func awsStateKind(state types.KeyState) Kind {
+	switch state {
 	case types.KeyStatePendingImport, types.KeyStateUnavailable, types.KeyStateDisabled:
 		// The customer took out the imported material, or disconnected the key store.
 		return Disabled

@@ -48,12 +48,17 @@ type AzureConfig struct {
 	EnvelopeID string
 	// Credential gets the tokens. Nil: azidentity's DefaultAzureCredential.
 	Credential azcore.TokenCredential
+	// CAFile is a file of PEM certificates that sign Key Vault's. It is read again when it changes. Empty: those of the system.
+	CAFile string
+	// Report, if not nil, is told of files that were read again.
+	Report Report
 	// Transport sends the calls. Nil: an HTTP client with keep-alive and proxy settings from the environment.
 	Transport policy.Transporter
 	// AnyChallenge sends tokens also to a server whose name does not end as the resource in its challenge does. For
 	// servers that are not Azure's only: it is what keeps tokens from a server that is not the vault.
 	AnyChallenge bool
-	// Timeout bounds one Wrap or Unwrap with all its attempts. 0: DefaultAzureTimeout.
+	// Timeout bounds one request with all its attempts. A token has 30 seconds of its own, for which a call waits until its
+	// context ends. 0: DefaultAzureTimeout.
 	Timeout time.Duration
 	// MaxAttempts counts the first attempt too. 0: DefaultAzureMaxAttempts.
 	MaxAttempts int
@@ -71,6 +76,7 @@ type AzureConfig struct {
 type Azure struct {
 	client    *azkeys.Client
 	transport policy.Transporter
+	tokens    *azureTokens
 	keyID     string
 	vault     string // URL without a path
 	name      string
@@ -117,20 +123,28 @@ func (a *Azure) open(cfg AzureConfig) error {
 	if err := checkKeyID(a.keyID, azureBlobSize(longest)); err != nil {
 		return err
 	}
-	credential := cfg.Credential
-	if credential == nil {
-		if credential, err = azidentity.NewDefaultAzureCredential(nil); err != nil {
+	credential := func() azcore.TokenCredential { return cfg.Credential }
+	if cfg.Credential == nil {
+		found, err := followLogin(func() (azcore.TokenCredential, error) {
+			return azidentity.NewDefaultAzureCredential(nil)
+		}, cfg.Report, azureFileVariable)
+		if err != nil {
 			return errors.New("no credentials: " + printable(err.Error(), 300))
 		}
+		credential = found.Get
 	}
-	options := azureOptions(cfg)
+	options, err := azureOptions(cfg)
+	if err != nil {
+		return err
+	}
 	a.transport = revivingAzure(options.Transport)
 	options.Transport = a.transport
-	a.client, err = azkeys.NewClient(a.vault, credential, options)
+	a.tokens = &azureTokens{from: credential}
+	a.client, err = azkeys.NewClient(a.vault, a.tokens, options)
 	return err
 }
 
-func azureOptions(cfg AzureConfig) *azkeys.ClientOptions {
+func azureOptions(cfg AzureConfig) (*azkeys.ClientOptions, error) {
 	retries := int32(DefaultAzureMaxAttempts - 1)
 	if cfg.MaxAttempts > 0 {
 		retries = int32(min(cfg.MaxAttempts, 100) - 1)
@@ -139,8 +153,15 @@ func azureOptions(cfg AzureConfig) *azkeys.ClientOptions {
 		retries = -1 // the client takes 0 for its default
 	}
 	transport := cfg.Transport
-	if transport == nil {
-		transport = newAzureTransport()
+	switch {
+	case transport != nil && cfg.CAFile != "":
+		return nil, errors.New("a transport and a CA file: give one")
+	case transport == nil:
+		client, err := newAzureTransport(cfg.CAFile, cfg.Report)
+		if err != nil {
+			return nil, err
+		}
+		transport = client
 	}
 	return &azkeys.ClientOptions{
 		ClientOptions: azcore.ClientOptions{
@@ -149,7 +170,7 @@ func azureOptions(cfg AzureConfig) *azkeys.ClientOptions {
 			Retry:            policy.RetryOptions{MaxRetries: retries, RetryDelay: 100 * time.Millisecond, MaxRetryDelay: time.Second},
 		},
 		DisableChallengeResourceVerification: cfg.AnyChallenge,
-	}
+	}, nil
 }
 
 // azureTrace reports the request id of each answer, which is the requestId of
@@ -171,8 +192,8 @@ func (azureTrace) Do(r *policy.Request) (*http.Response, error) {
 
 // newAzureTransport keeps more idle connections than the 2 a host of net/http: each PUT is one call, and they come in
 // bursts.
-func newAzureTransport() *http.Client {
-	return &http.Client{Transport: &http.Transport{
+func newAzureTransport(caFile string, report Report) (*http.Client, error) {
+	transport, err := withAuthorities(&http.Transport{
 		Proxy:               http.ProxyFromEnvironment,
 		DialContext:         (&net.Dialer{Timeout: 2 * time.Second}).DialContext,
 		TLSHandshakeTimeout: 4 * time.Second,
@@ -180,7 +201,8 @@ func newAzureTransport() *http.Client {
 		MaxIdleConnsPerHost: 64,
 		IdleConnTimeout:     90 * time.Second,
 		ForceAttemptHTTP2:   true,
-	}}
+	}, caFile, report)
+	return &http.Client{Transport: transport}, err
 }
 
 // parseAzureKeyID returns URL and name in lower case: Azure does not tell the cases apart, but an envelope does.
@@ -210,9 +232,12 @@ func (a *Azure) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]b
 	kek := make([]byte, azureKEKSize)
 	defer clear(kek)
 	rand.Read(kek)
-	call, cancel := context.WithTimeout(ctx, a.timeout)
-	defer cancel()
-	out, err := a.client.WrapKey(call, a.name, "", azkeys.KeyOperationParameters{Algorithm: &a.algorithm, Value: kek}, nil)
+	var out azkeys.WrapKeyResponse
+	err := a.attempt(ctx, func(call context.Context) (err error) {
+		in := azkeys.KeyOperationParameters{Algorithm: &a.algorithm, Value: kek}
+		out, err = a.client.WrapKey(call, a.name, "", in, nil)
+		return err
+	})
 	if err != nil {
 		return nil, a.fail(ctx, "wrap", err)
 	}
@@ -227,7 +252,7 @@ func (a *Azure) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]b
 	if err := blob.check(); err != nil {
 		return nil, &Error{Kind: Internal, Op: "wrap", KeyID: a.keyID, Err: err}
 	}
-	if err := a.prove(ctx, call, &blob, kek); err != nil {
+	if err := a.prove(ctx, &blob, kek); err != nil {
 		return nil, err
 	}
 	sealed, err := blob.seal(kek, dek, ec)
@@ -241,11 +266,11 @@ func (a *Azure) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]b
 // of an RSA key than its public half, and Azure has been seen to do it with a key that is disabled
 // (https://github.com/Azure/azure-sdk-for-python/issues/45342): without the proof, a proxy would go on sealing objects
 // under a key that was taken away, and nobody could open them.
-func (a *Azure) prove(ctx, call context.Context, blob *azureBlob, kek []byte) error {
+func (a *Azure) prove(ctx context.Context, blob *azureBlob, kek []byte) error {
 	if at := a.provenAt.Load(); at != nil && time.Since(*at) < azureProof {
 		return nil
 	}
-	got, err := a.unwrapKEK(ctx, call, "wrap", blob)
+	got, err := a.unwrapKEK(ctx, "wrap", blob)
 	if err != nil {
 		return err
 	}
@@ -270,9 +295,7 @@ func (a *Azure) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext
 		err := errors.New("a blob of another key or algorithm than the configured one")
 		return nil, &Error{Kind: InvalidCiphertext, Op: "unwrap", KeyID: a.keyID, Err: err}
 	}
-	call, cancel := context.WithTimeout(ctx, a.timeout)
-	defer cancel()
-	kek, err := a.unwrapKEK(ctx, call, "unwrap", blob)
+	kek, err := a.unwrapKEK(ctx, "unwrap", blob)
 	if err != nil {
 		return nil, err
 	}
@@ -284,10 +307,17 @@ func (a *Azure) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext
 	return dek, nil
 }
 
-func (a *Azure) unwrapKEK(ctx, call context.Context, op string, blob *azureBlob) ([]byte, error) {
-	start := time.Now()
-	out, err := a.client.UnwrapKey(call, a.name, hex.EncodeToString(blob.version[:]),
-		azkeys.KeyOperationParameters{Algorithm: &a.algorithm, Value: blob.wrapped}, nil)
+func (a *Azure) unwrapKEK(ctx context.Context, op string, blob *azureBlob) ([]byte, error) {
+	var (
+		out   azkeys.UnwrapKeyResponse
+		start time.Time
+	)
+	err := a.attempt(ctx, func(call context.Context) (err error) {
+		start = time.Now()
+		in := azkeys.KeyOperationParameters{Algorithm: &a.algorithm, Value: blob.wrapped}
+		out, err = a.client.UnwrapKey(call, a.name, hex.EncodeToString(blob.version[:]), in, nil)
+		return err
+	})
 	if err != nil {
 		a.provenAt.Store(nil) // whatever is wrong, the key is not known to be in force any more
 		return nil, a.fail(ctx, op, err)

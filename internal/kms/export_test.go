@@ -12,7 +12,10 @@ import (
 // NewAzureTransport is the transport of Azure's provider for a server with that
 // certificate.
 func NewAzureTransport(cert *x509.Certificate) *http.Client {
-	client := newAzureTransport()
+	client, err := newAzureTransport("", nil)
+	if err != nil {
+		panic(err) // there is no file to read
+	}
 	pool := x509.NewCertPool()
 	pool.AddCert(cert)
 	client.Transport.(*http.Transport).TLSClientConfig = &tls.Config{RootCAs: pool}
@@ -27,3 +30,6 @@ func NewGCPWithCredentials(ctx context.Context, cfg GCPConfig, creds *auth.Crede
 	}
 	return g, err
 }
+
+// ShareGCPTokens is what NewGCP does to the default credentials.
+var ShareGCPTokens = shareGCPTokens

@@ -17,6 +17,7 @@ import (
 	"cloud.google.com/go/kms/apiv1/kmspb"
 	"github.com/googleapis/gax-go/v2"
 	"google.golang.org/api/option"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/wrapperspb"
@@ -35,11 +36,16 @@ type GCPConfig struct {
 	KeyID string
 	// Endpoint is the host and port of another endpoint, such as a regional or private one. Empty: that of Google.
 	Endpoint string
+	// CAFile is a file of PEM certificates that sign the KMS's. It is read again when it changes. Empty: those of the system.
+	CAFile string
+	// Report, if not nil, is told of files that were read again.
+	Report Report
 	// Options are for the client, in place of the application default
 	// credentials. Not a connection: the client is made anew from them when its
 	// connection is dead. Nil: the default credentials.
 	Options []option.ClientOption
-	// Timeout bounds one Wrap or Unwrap with all its attempts. 0: DefaultGCPTimeout.
+	// Timeout bounds one Wrap or Unwrap with all its attempts. A token has 30 seconds of its own, for which a call waits
+	// until its context ends. 0: DefaultGCPTimeout.
 	Timeout time.Duration
 	// MaxAttempts counts the first attempt too. 0: DefaultGCPMaxAttempts.
 	MaxAttempts int
@@ -83,20 +89,30 @@ func NewGCP(ctx context.Context, cfg GCPConfig) (*GCP, error) {
 	silent := slog.New(slog.DiscardHandler)
 	options := cfg.Options
 	if options == nil {
-		var err error
-		g.creds, err = credentials.DetectDefault(&credentials.DetectOptions{
-			Scopes: gcpkms.DefaultAuthScopes(), UseSelfSignedJWT: true, // as the client itself would
-			Logger: silent,
-		})
+		detect := func() (*auth.Credentials, error) {
+			return credentials.DetectDefault(&credentials.DetectOptions{
+				Scopes: gcpkms.DefaultAuthScopes(), UseSelfSignedJWT: true, // as the client itself would
+				Logger: silent,
+			})
+		}
+		found, err := followLogin(detect, cfg.Report, gcpFileVariable, ".config", "gcloud", "application_default_credentials.json")
 		if err != nil {
 			err := messageError("no credentials: " + printable(err.Error(), 300))
 			return nil, &Error{Kind: Internal, Op: "open", KeyID: g.name, Err: err}
 		}
+		g.creds = shareGCPTokens(found.Get)
 		options = []option.ClientOption{option.WithAuthCredentials(g.creds)}
 	}
 	options = append(slices.Clip(options), option.WithLogger(silent))
 	if cfg.Endpoint != "" {
 		options = append(options, option.WithEndpoint(cfg.Endpoint))
+	}
+	if cfg.CAFile != "" {
+		trusted, err := newPoolCredentials(cfg.CAFile, cfg.Report)
+		if err != nil {
+			return nil, &Error{Kind: Invalid, Op: "open", KeyID: g.name, Err: err}
+		}
+		options = append(options, option.WithGRPCDialOption(grpc.WithTransportCredentials(trusted)))
 	}
 	var err error
 	if g.conn, err = newGCPConn(ctx, options); err != nil {
@@ -197,6 +213,9 @@ var (
 // https://cloud.google.com/kms/docs/data-integrity-guidelines asks for. Damage that the KMS finds out has the code
 // INVALID_ARGUMENT, which a blob that is not genuine has too, so that one gets a second try.
 func (g *GCP) call(ctx context.Context, op string, run func(context.Context) error) error {
+	if err := g.haveToken(ctx, op); err != nil {
+		return err
+	}
 	call, cancel := context.WithTimeout(ctx, g.timeout)
 	defer cancel()
 	var err error

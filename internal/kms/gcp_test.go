@@ -1,8 +1,14 @@
 package kms_test
 
 import (
+	"bytes"
 	"context"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
 	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"net/http"
@@ -235,12 +241,25 @@ func TestGCPConfigsThatAreRefused(t *testing.T) {
 	wantKind(t, "no credentials", err, kms.Internal)
 }
 
+// serviceAccount is a credentials file whose tokens are signed right here.
+func serviceAccount(t *testing.T) []byte {
+	t.Helper()
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	must(t, err)
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	must(t, err)
+	file, err := json.Marshal(map[string]string{
+		"type": "service_account", "client_email": "proxy@test.iam.gserviceaccount.com", "private_key_id": "1",
+		"private_key": string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})), "token_uri": "https://127.0.0.1:1/",
+	})
+	must(t, err)
+	return file
+}
+
 // A token that cannot be had says different things: the account is gone, or the network is.
 func TestGCPCredentials(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "adc.json")
-	must(t, os.WriteFile(file, []byte(`{"type":"external_account","audience":"//iam.googleapis.com/x",`+
-		`"subject_token_type":"urn:ietf:params:oauth:token-type:jwt","token_url":"https://127.0.0.1:1/",`+
-		`"credential_source":{"file":"/nonexistent"}}`), 0o600))
+	must(t, os.WriteFile(file, serviceAccount(t), 0o600))
 	t.Setenv("GOOGLE_APPLICATION_CREDENTIALS", file)
 	server := kmstest.StartGCP(t)
 	w, err := kms.NewGCP(t.Context(), kms.GCPConfig{
@@ -325,5 +344,43 @@ func TestGCPLogsNothing(t *testing.T) {
 	if len(written) > 0 {
 		t.Errorf("%d bytes on standard error, the DEK among them: %v", len(written),
 			strings.Contains(string(written), base64.StdEncoding.EncodeToString(dek)))
+	}
+}
+
+// A key of a service account that is replaced in its file is used from then on.
+func TestGCPRotatedCredentials(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "adc.json")
+	rotate := func(email string) {
+		must(t, os.WriteFile(file, bytes.ReplaceAll(serviceAccount(t), []byte("proxy@test"), []byte(email)), 0o600))
+	}
+	rotate("one@test")
+	t.Setenv("GOOGLE_APPLICATION_CREDENTIALS", file)
+	issuers := make(chan string, 1000)
+	server := kmstest.StartGCP(t)
+	server.OnToken(func(token string) {
+		parts := strings.Split(token, ".")
+		claims, err := base64.RawURLEncoding.DecodeString(parts[len(parts)/2])
+		if err == nil {
+			issuers <- string(claims)
+		}
+	})
+	ca := filepath.Join(t.TempDir(), "ca")
+	_, authority := certificate(t)
+	must(t, os.WriteFile(ca, authority, 0o600))
+	w := server.NewKey(t, func(c *kms.GCPConfig) {
+		c.Options, c.Endpoint, c.CAFile = nil, terminateTLS(t, server.Endpoint()), ca
+	})
+	for _, email := range []string{"one@test", "two@test"} {
+		rotate(email)
+		found := false
+		for end := time.Now().Add(10 * time.Second); !found && time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+			if _, _, err := kms.Generate(t.Context(), w, nil); err != nil {
+				t.Fatal(err)
+			}
+			found = strings.Contains(<-issuers, `"`+email)
+		}
+		if !found {
+			t.Errorf("the credentials of %s are never used", email)
+		}
 	}
 }

@@ -79,8 +79,10 @@ func (h *hsm) open(ctx context.Context) error {
 		if err := h.module.load(); err != nil {
 			return nil, err
 		}
-		_, info, err := h.findToken()
-		return []byte(info.Label), err
+		return h.module.again(func() ([]byte, error) {
+			_, info, err := h.findToken()
+			return []byte(info.Label), err
+		})
 	})
 	if err != nil {
 		return err

@@ -75,7 +75,20 @@ type token struct {
 	ctx    *pkcs11.Ctx
 	module string
 	label  string
-	slot   uint
+}
+
+// slot is that of the token now. SoftHSM gives it another one when it is initialized anew.
+func (tok *token) slot(t *testing.T) uint {
+	t.Helper()
+	slots, err := tok.ctx.GetSlotList(true)
+	must(t, err)
+	for _, id := range slots {
+		if info, err := tok.ctx.GetTokenInfo(id); err == nil && info.Label == tok.label {
+			return id
+		}
+	}
+	t.Fatalf("no slot has the token %q", tok.label)
+	return 0
 }
 
 var tokens, keysMade atomic.Int64
@@ -85,9 +98,10 @@ func newToken(t *testing.T) *token {
 	ctx, path := softHSM(t)
 	slots, err := ctx.GetSlotList(true)
 	must(t, err)
-	tok := &token{ctx: ctx, module: path, label: fmt.Sprintf("token %d; ü", tokens.Add(1)), slot: slots[len(slots)-1]}
-	must(t, ctx.InitToken(tok.slot, "so-pin-1", tok.label))
-	s, err := ctx.OpenSession(tok.slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
+	tok := &token{ctx: ctx, module: path, label: fmt.Sprintf("token %d; ü", tokens.Add(1))}
+	slot := slots[len(slots)-1]
+	must(t, ctx.InitToken(slot, "so-pin-1", tok.label))
+	s, err := ctx.OpenSession(slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
 	must(t, err)
 	must(t, ctx.Login(s, pkcs11.CKU_SO, "so-pin-1"))
 	must(t, ctx.InitPIN(s, testPIN))
@@ -98,7 +112,7 @@ func newToken(t *testing.T) *token {
 // as does something to the token as its user would with another program.
 func (tok *token) as(t *testing.T, pin string, do func(s pkcs11.SessionHandle)) {
 	t.Helper()
-	s, err := tok.ctx.OpenSession(tok.slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
+	s, err := tok.ctx.OpenSession(tok.slot(t), pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
 	must(t, err)
 	if err := tok.ctx.Login(s, pkcs11.CKU_USER, pin); err != nil && !errors.Is(err, pkcs11.Error(pkcs11.CKR_USER_ALREADY_LOGGED_IN)) {
 		t.Fatal(err)
@@ -209,7 +223,7 @@ func TestPKCS11BlobForm(t *testing.T) {
 	if got, err := aead.Open(nil, b.blob[1:13], b.blob[13:], aad); err != nil || !bytes.Equal(got, b.dek) {
 		t.Errorf("not the documented form: %v", err)
 	}
-	bySlot := openHSM(t, kms.PKCS11Config{Module: tok.module, Slot: tok.slot, KeyLabel: "known", KeyID: []byte{0xab, 1}, PIN: testPIN})
+	bySlot := openHSM(t, kms.PKCS11Config{Module: tok.module, Slot: tok.slot(t), KeyLabel: "known", KeyID: []byte{0xab, 1}, PIN: testPIN})
 	if bySlot.KeyID() != w.KeyID() {
 		t.Errorf("by its slot the key is %s", bySlot.KeyID())
 	}
@@ -295,7 +309,7 @@ func TestPKCS11ChangedPIN(t *testing.T) {
 	w, label := newHSMKey(t, tok)
 	b := wrapLocal(t, w)
 	tok.as(t, testPIN, func(s pkcs11.SessionHandle) { must(t, tok.ctx.SetPIN(s, testPIN, "another-pin")) })
-	must(t, tok.ctx.CloseAllSessions(tok.slot))
+	must(t, tok.ctx.CloseAllSessions(tok.slot(t)))
 	wantErrorKind(t, "unwrap", kms.Denied, unwrapError(t, w, b.blob))
 	cfg := tok.config(label)
 	cfg.PIN = "another-pin"
@@ -306,7 +320,7 @@ func TestPKCS11SessionsAreReplaced(t *testing.T) {
 	tok := newToken(t)
 	w, _ := newHSMKey(t, tok)
 	b := wrapLocal(t, w)
-	must(t, tok.ctx.CloseAllSessions(tok.slot))
+	must(t, tok.ctx.CloseAllSessions(tok.slot(t)))
 	b.check(t, w)
 	tok.as(t, testPIN, func(s pkcs11.SessionHandle) { must(t, tok.ctx.Logout(s)) })
 	b.check(t, w)
@@ -338,6 +352,15 @@ func TestPKCS11TokenGone(t *testing.T) {
 	cfg.TokenLabel = "no such token"
 	wantErrorKind(t, "no such token", kms.Unreachable, hsmOpenError(t, cfg))
 
+	back := tok.takeAway(t)
+	wantErrorKind(t, "token gone", kms.Unreachable, unwrapError(t, w, b.blob))
+	wantErrorKind(t, "token gone", kms.Unreachable, wrapError(t, w))
+	back()
+}
+
+// takeAway removes the token, and returns what puts it back.
+func (tok *token) takeAway(t *testing.T) (back func()) {
+	t.Helper()
 	dirs, err := filepath.Glob(hsmDir + "/tokens/*")
 	must(t, err)
 	i := slices.IndexFunc(dirs, func(dir string) bool {
@@ -349,9 +372,97 @@ func TestPKCS11TokenGone(t *testing.T) {
 	}
 	away := hsmDir + "/away"
 	must(t, os.Rename(dirs[i], away))
-	wantErrorKind(t, "token gone", kms.Unreachable, unwrapError(t, w, b.blob))
-	wantErrorKind(t, "token gone", kms.Unreachable, wrapError(t, w))
-	must(t, os.RemoveAll(away))
+	return func() {
+		t.Helper()
+		must(t, os.Rename(away, dirs[i]))
+	}
+}
+
+// eventuallyOpens makes sure that a blob opens after a while.
+func (b wrapped) eventuallyOpens(t *testing.T, name string, w kms.Wrapper) {
+	t.Helper()
+	var err error
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		var dek []byte
+		if dek, err = w.Unwrap(t.Context(), b.blob, localContext); err == nil {
+			if !bytes.Equal(dek, b.dek) {
+				t.Errorf("%s: another DEK", name)
+			}
+			return
+		}
+	}
+	t.Errorf("%s: never again: %v", name, err)
+}
+
+// eventuallyWraps wraps as soon as that works.
+func eventuallyWraps(t *testing.T, w kms.Wrapper) wrapped {
+	t.Helper()
+	dek := kmstest.NewDEK()
+	var err error
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		var blob []byte
+		if blob, err = w.Wrap(t.Context(), dek, localContext); err == nil {
+			return wrapped{dek, blob}
+		}
+	}
+	t.Fatalf("never again: %v", err)
+	return wrapped{}
+}
+
+// A token that was away is found again, by keys that were open and by one that could not be opened; and keys of another
+// token of the same module work all the time.
+func TestPKCS11TokenComesBack(t *testing.T) {
+	other := newToken(t)
+	tok := newToken(t)
+	w, label := newHSMKey(t, tok)
+	second, _ := newHSMKey(t, tok)
+	stays, _ := newHSMKey(t, other)
+	b, b2, b3 := wrapLocal(t, w), wrapLocal(t, second), wrapLocal(t, stays)
+
+	for round := range 2 {
+		back := tok.takeAway(t)
+		for range 3 {
+			wantErrorKind(t, "token gone", kms.Unreachable, unwrapError(t, w, b.blob))
+			wantErrorKind(t, "token gone", kms.Unreachable, unwrapError(t, second, b2.blob))
+			wantErrorKind(t, "opened without the token", kms.Unreachable, hsmOpenError(t, tok.config(label)))
+			b3.check(t, stays)
+			wrapLocal(t, stays).check(t, stays)
+		}
+		back()
+		if round == 0 {
+			b.eventuallyOpens(t, "token back", w)
+		} else {
+			eventuallyWraps(t, w).check(t, w)
+			b.check(t, w)
+		}
+		b2.eventuallyOpens(t, "token back, its other key", second)
+		wrapLocal(t, w).check(t, w)
+		b3.check(t, stays)
+		b.check(t, openHSM(t, tok.config(label)))
+	}
+}
+
+// Calls under way are not disturbed by those that start the module anew.
+func TestPKCS11RestartUnderLoad(t *testing.T) {
+	tok, control := faulty(t)
+	w, _ := newHSMKey(t, tok)
+	second, _ := newHSMKey(t, tok)
+	b, b2 := wrapLocal(t, w), wrapLocal(t, second)
+	for _, fault := range []string{"C_OpenSession 0xE0 once", "C_DecryptInit 0x190 once", "C_GetSlotList 0x190 once"} {
+		must(t, tok.ctx.CloseAllSessions(tok.slot(t)))
+		control(fault)
+		var wg sync.WaitGroup
+		for _, c := range []struct {
+			b wrapped
+			w kms.Wrapper
+		}{{b, w}, {b2, second}} {
+			for range 8 {
+				wg.Go(func() { c.b.eventuallyOpens(t, fault, c.w) })
+			}
+		}
+		wg.Wait()
+		control("")
+	}
 }
 
 func TestPKCS11Configuration(t *testing.T) {
@@ -464,7 +575,7 @@ func TestPKCS11ReturnValues(t *testing.T) {
 		{"C_Login 0xA3 always", kms.Denied, "CKR_PIN_EXPIRED"},
 	} {
 		if !strings.HasPrefix(row.fault, "C_Decrypt") {
-			must(t, tok.ctx.CloseAllSessions(tok.slot))
+			must(t, tok.ctx.CloseAllSessions(tok.slot(t)))
 		}
 		control(row.fault)
 		got, err := w.Unwrap(t.Context(), b.blob, localContext)

@@ -115,6 +115,20 @@ func lost(err error) bool {
 		pkcs11.CKR_OPERATION_ACTIVE, pkcs11.CKR_OPERATION_NOT_INITIALIZED)
 }
 
+// away reports whether the module itself may have to be started anew before it finds a token: some see the tokens that
+// were there when they were initialized, and others are lost for this process with the device.
+func away(err error) bool {
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e.Reason == reasonNoToken
+	}
+	return is11(err, pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED, pkcs11.CKR_TOKEN_NOT_PRESENT, pkcs11.CKR_TOKEN_NOT_RECOGNIZED,
+		pkcs11.CKR_DEVICE_REMOVED, pkcs11.CKR_DEVICE_ERROR, pkcs11.CKR_SLOT_ID_INVALID, pkcs11.CKR_SESSION_HANDLE_INVALID,
+		pkcs11.CKR_SESSION_CLOSED)
+}
+
+// reasonNoToken is the reason of an error of our own.
+const reasonNoToken = "NoToken"
+
 // badBlob reports whether err is that of a blob, after which the session is as good as before (section 5.9, C_Decrypt).
 func badBlob(err error) bool {
 	return is11(err, pkcs11.CKR_ENCRYPTED_DATA_INVALID, pkcs11.CKR_ENCRYPTED_DATA_LEN_RANGE, ckrAEADDecryptFailed)

@@ -7,7 +7,10 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/miekg/pkcs11"
 )
@@ -24,6 +27,75 @@ type hsmModule struct {
 	mu      sync.Mutex // over loading and logging in
 	ctx     *pkcs11.Ctx
 	refused map[[sha256.Size]byte]bool // hashes of token and PIN
+
+	restarting  sync.Mutex // held by the one call that restarts the module
+	generation  atomic.Uint64
+	nextRestart time.Time
+	rest        time.Duration // between two restarts that did not help
+}
+
+// How often a module is restarted. Each restart ends the sessions of all its keys, those of tokens that are well
+// included, so that restarts that do not help become rare.
+const (
+	leastModuleRest = time.Second
+	mostModuleRest  = 30 * time.Second
+	// moduleDrain is how long a restart waits for the other calls to end.
+	moduleDrain = time.Second
+)
+
+// restart finalizes and initializes the library, and reports whether it has. The caller is one of the module's calls; the
+// others have to end first, as the specification leaves open what becomes of calls that C_Finalize meets (PKCS #11 Base
+// v2.40, section 5.4). A call that hangs keeps the module from being restarted.
+func (m *hsmModule) restart() bool {
+	if !m.restarting.TryLock() {
+		return false // another call does it, and needs the place of this one
+	}
+	defer m.restarting.Unlock()
+	if time.Now().Before(m.nextRestart) {
+		return false
+	}
+	drain := time.NewTimer(moduleDrain)
+	defer drain.Stop()
+	held := 0
+	defer func() {
+		for range held {
+			<-m.calls
+		}
+	}()
+	for held < maxModuleCalls-1 {
+		select {
+		case m.calls <- struct{}{}:
+			held++
+		case <-drain.C:
+			return false
+		}
+	}
+
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.ctx == nil {
+		return false
+	}
+	m.rest = min(max(2*m.rest, leastModuleRest), mostModuleRest)
+	m.nextRestart = time.Now().Add(m.rest)
+	m.generation.Add(1)       // whatever comes of it: handles of sessions may be given out once more
+	_ = m.ctx.Finalize()      // it may not be initialized
+	err := m.ctx.Initialize() // if this fails, calls will say so, and it is tried again
+	return err == nil || is11(err, pkcs11.CKR_CRYPTOKI_ALREADY_INITIALIZED)
+}
+
+// again is do, and once more after a restart if the module says that the token is away.
+func (m *hsmModule) again(do func() ([]byte, error)) ([]byte, error) {
+	out, err := do()
+	if !away(err) || !m.restart() {
+		return out, err
+	}
+	if out, err = do(); !away(err) { // it has helped
+		m.restarting.Lock()
+		defer m.restarting.Unlock()
+		m.rest, m.nextRestart = 0, time.Time{}
+	}
+	return out, err
 }
 
 var hsmModules = struct {
@@ -32,6 +104,9 @@ var hsmModules = struct {
 }{byPath: map[string]*hsmModule{}}
 
 func moduleAt(path string) *hsmModule {
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		path = real // one library must not be two modules, of which one ends the sessions of the other
+	}
 	hsmModules.Lock()
 	defer hsmModules.Unlock()
 	m := hsmModules.byPath[path]
@@ -82,14 +157,19 @@ func (m *hsmModule) login(s pkcs11.SessionHandle, token pkcs11.TokenInfo, pin st
 
 // hsmSession is a session that is logged in, and the key as it is called there.
 type hsmSession struct {
-	handle pkcs11.SessionHandle
-	key    pkcs11.ObjectHandle
+	handle     pkcs11.SessionHandle
+	key        pkcs11.ObjectHandle
+	generation uint64 // of the module. Of an older one, the handles mean nothing, or something else
 }
 
 // withSession makes use of a session. One that has been lost, with the login or the handle of the key that went with it,
 // is replaced by a new one in which the key is looked for anew: handles end with a logout, and with the key. The new one
 // may be lost in its turn, if somebody logs out just then.
 func (h *hsm) withSession(use func(*hsmSession) ([]byte, error)) ([]byte, error) {
+	return h.module.again(func() ([]byte, error) { return h.withNewSession(use) })
+}
+
+func (h *hsm) withNewSession(use func(*hsmSession) ([]byte, error)) ([]byte, error) {
 	for attempt := 1; ; attempt++ {
 		out, err := h.useOne(use)
 		if err == nil || !lost(err) || attempt == 3 {
@@ -100,10 +180,8 @@ func (h *hsm) withSession(use func(*hsmSession) ([]byte, error)) ([]byte, error)
 }
 
 func (h *hsm) useOne(use func(*hsmSession) ([]byte, error)) ([]byte, error) {
-	var s *hsmSession
-	select {
-	case s = <-h.idle:
-	default:
+	s := h.idleSession()
+	if s == nil {
 		var err error
 		if s, err = h.newSession(); err != nil {
 			return nil, err
@@ -121,15 +199,24 @@ func (h *hsm) useOne(use func(*hsmSession) ([]byte, error)) ([]byte, error) {
 	return out, err
 }
 
-// closeIdle closes the sessions that nobody uses.
-func (h *hsm) closeIdle() {
+// idleSession returns a session that nobody uses, or nil.
+func (h *hsm) idleSession() *hsmSession {
 	for {
 		select {
 		case s := <-h.idle:
-			_ = h.module.ctx.CloseSession(s.handle)
+			if s.generation == h.module.generation.Load() {
+				return s
+			}
 		default:
-			return
+			return nil
 		}
+	}
+}
+
+// closeIdle closes the sessions that nobody uses.
+func (h *hsm) closeIdle() {
+	for s := h.idleSession(); s != nil; s = h.idleSession() {
+		_ = h.module.ctx.CloseSession(s.handle)
 	}
 }
 
@@ -142,7 +229,7 @@ func (h *hsm) newSession() (*hsmSession, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &hsmSession{handle: handle}
+	s := &hsmSession{handle: handle, generation: h.module.generation.Load()}
 	if h.cfg.PIN != "" {
 		err = h.module.login(handle, token, h.cfg.PIN)
 	}
@@ -184,7 +271,7 @@ func (h *hsm) findToken() (slot uint, info pkcs11.TokenInfo, err error) {
 	case 1:
 		return slot, info, nil
 	case 0:
-		return 0, info, &Error{Kind: Unreachable, Reason: "NoToken", Err: fmt.Errorf("no slot has a token of the label %q", h.cfg.TokenLabel)}
+		return 0, info, &Error{Kind: Unreachable, Reason: reasonNoToken, Err: fmt.Errorf("no slot has a token of the label %q", h.cfg.TokenLabel)}
 	default:
 		return 0, info, &Error{Kind: Internal, Reason: "TokensAlike", Err: fmt.Errorf("%d tokens have the label %q", found, h.cfg.TokenLabel)}
 	}

@@ -1,10 +1,8 @@
 package kms
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -13,7 +11,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"regexp"
 	"strings"
 	"time"
@@ -44,11 +41,15 @@ type VaultConfig struct {
 	EnvelopeID string
 	// Login is how to get a token. Required.
 	Login VaultLogin
-	// CAFile is a file of PEM certificates that sign the server's. Empty: those of the system.
+	// CAFile is a file of PEM certificates that sign the server's. It is read again when it changes. Empty: those of the
+	// system.
 	CAFile string
+	// Report, if not nil, is told of files that were read again.
+	Report Report
 	// Transport sends the calls. Nil: one of its own, with proxy settings from the environment and CAFile.
 	Transport http.RoundTripper
-	// Timeout bounds one Wrap or Unwrap with all its attempts and a login. 0: DefaultVaultTimeout.
+	// Timeout bounds one request to encrypt or decrypt, with all its attempts. A login has 30 seconds of its own, for
+	// which a call waits until its context ends. 0: DefaultVaultTimeout.
 	Timeout time.Duration
 	// MaxAttempts counts the first attempt too. 0: DefaultVaultMaxAttempts.
 	MaxAttempts int
@@ -149,19 +150,17 @@ func (v *Vault) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext
 // call sends one request. A token that Vault refuses may only have expired, so the first refusal leads to one login
 // and one more request; then the answer stands.
 func (v *Vault) call(ctx context.Context, op, verb string, in vaultFields) (*vaultFields, error) {
-	call, cancel := context.WithTimeout(ctx, v.timeout)
-	defer cancel()
-	s, err := v.login.session(call, nil)
+	s, err := v.login.session(ctx, nil)
 	if err != nil {
 		return nil, v.failLogin(ctx, op, err)
 	}
-	out, err := v.send(call, s, verb, in)
+	out, err := v.send(ctx, s, verb, in)
 	if isVaultForbidden(err) && !v.login.isUseless() {
-		again, loginErr := v.login.session(call, s)
+		again, loginErr := v.login.session(ctx, s)
 		if loginErr != nil {
 			return nil, v.failLogin(ctx, op, loginErr)
 		}
-		out, err = v.send(call, again, verb, in)
+		out, err = v.send(ctx, again, verb, in)
 		if isVaultForbidden(err) {
 			v.login.useless()
 		}
@@ -181,6 +180,8 @@ var errVaultAnswer = errors.New("the answer cannot be read")
 // send goes below api.Secret, whose strings cannot be wiped. The client's methods for raw bodies would do, but send
 // "null" for the body when a standby server redirects them (api 1.23.0).
 func (v *Vault) send(ctx context.Context, s *vaultSession, verb string, in vaultFields) (*vaultFields, error) {
+	ctx, cancel := context.WithTimeout(ctx, v.timeout)
+	defer cancel()
 	r := s.client.NewRequest(http.MethodPut, "/v1/"+v.mount+"/"+verb+"/"+v.key)
 	if err := r.SetJSONBody(in); err != nil {
 		return nil, errors.New("the request cannot be written")
@@ -259,12 +260,13 @@ func newVaultConfig(cfg VaultConfig) (*api.Config, error) {
 		return nil, errors.New("the address is not an http or https URL")
 	}
 	transport := cfg.Transport
-	if transport == nil {
-		if transport, err = newVaultTransport(cfg.CAFile); err != nil {
+	switch {
+	case transport != nil && cfg.CAFile != "":
+		return nil, errors.New("a transport and a CA file: give one")
+	case transport == nil:
+		if transport, err = withAuthorities(newVaultTransport(), cfg.CAFile, cfg.Report); err != nil {
 			return nil, err
 		}
-	} else if cfg.CAFile != "" {
-		return nil, errors.New("a transport and a CA file: give one")
 	}
 	attempts := cfg.MaxAttempts
 	if attempts <= 0 {
@@ -284,8 +286,8 @@ func newVaultConfig(cfg VaultConfig) (*api.Config, error) {
 	}, nil
 }
 
-func newVaultTransport(caFile string) (*http.Transport, error) {
-	t := &http.Transport{
+func newVaultTransport() *http.Transport {
+	return &http.Transport{
 		Proxy:               http.ProxyFromEnvironment,
 		DialContext:         (&net.Dialer{Timeout: 2 * time.Second}).DialContext,
 		TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12},
@@ -295,16 +297,4 @@ func newVaultTransport(caFile string) (*http.Transport, error) {
 		ForceAttemptHTTP2:   true,
 		HTTP2:               http2Pings(),
 	}
-	if caFile == "" {
-		return t, nil
-	}
-	pem, err := os.ReadFile(caFile)
-	if err != nil {
-		return nil, fmt.Errorf("reading the CA file: %w", err)
-	}
-	t.TLSClientConfig.RootCAs = x509.NewCertPool()
-	if !t.TLSClientConfig.RootCAs.AppendCertsFromPEM(bytes.TrimSpace(pem)) {
-		return nil, fmt.Errorf("the CA file %s holds no PEM certificate", caFile)
-	}
-	return t, nil
 }

@@ -55,8 +55,9 @@ type vaultLogin struct {
 	config    *api.Config
 	namespace string
 	how       VaultLogin
-	turn      chan struct{} // who has a place in it may log in
+	logins    logins[*vaultSession] // renewals too
 	current   atomic.Pointer[vaultSession]
+	retry     atomic.Pointer[time.Time] // no renewal before that, because one has just failed
 	uselessAt atomic.Pointer[time.Time]
 }
 
@@ -67,7 +68,6 @@ type vaultSession struct {
 	since     time.Time
 	ttl       time.Duration // from since; 0: it does not expire, or nobody knows when
 	granted   time.Duration // ttl at the login
-	retry     time.Time     // no renewal before that, because one has just failed
 }
 
 // works reports whether s can be used still.
@@ -77,11 +77,11 @@ func (s *vaultSession) works(refused *vaultSession) bool {
 
 // due reports whether it is time for a renewal: two thirds of the token's life are over.
 func (s *vaultSession) due() bool {
-	return s.ttl > 0 && time.Since(s.since) >= s.ttl*2/3 && !time.Now().Before(s.retry)
+	return s.ttl > 0 && time.Since(s.since) >= s.ttl*2/3
 }
 
 func newVaultLogin(cfg VaultConfig, namespace string) (*vaultLogin, error) {
-	l := &vaultLogin{namespace: namespace, how: cfg.Login, turn: make(chan struct{}, 1)}
+	l := &vaultLogin{namespace: namespace, how: cfg.Login}
 	if err := l.how.check(); err != nil {
 		return nil, err
 	}
@@ -149,41 +149,54 @@ func (l *vaultLogin) client(token string) (*api.Client, error) {
 	return c, nil
 }
 
-// session returns a token that should work: the current one, renewed when that is due, or that of a new login. refused,
-// if not nil, is the session that Vault has just refused.
+// session returns a token that should work: the current one, or that of a new login, for which it waits until ctx ends.
+// A renewal that is due begins, and nobody waits for it. refused, if not nil, is the session that Vault has just refused.
 func (l *vaultLogin) session(ctx context.Context, refused *vaultSession) (*vaultSession, error) {
 	if s := l.current.Load(); s.works(refused) {
-		if !s.due() {
-			return s, nil
+		if l.isDue(s) {
+			l.logins.begin("", l.refresher(refused))
 		}
-		select {
-		case l.turn <- struct{}{}:
-		default:
-			return s, nil // somebody is renewing it
-		}
-	} else {
-		select {
-		case l.turn <- struct{}{}:
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
+		return s, nil
 	}
-	defer func() { <-l.turn }()
-	s := l.current.Load()
-	if s.works(refused) && !s.due() {
-		return s, nil // another call was faster
+	s, err := l.logins.wait(ctx, "", l.refresher(refused))
+	if err == nil && s == refused { // by a renewal that had begun before the refusal, and failed
+		s, err = l.logins.wait(ctx, "", l.refresher(refused))
 	}
-	next, err := l.next(ctx, s, refused)
-	if err != nil {
+	return s, err
+}
+
+// renewed is session, but waits for a renewal that is due.
+func (l *vaultLogin) renewed(ctx context.Context) (*vaultSession, error) {
+	if s := l.current.Load(); s.works(nil) && !l.isDue(s) {
+		return s, nil
+	}
+	return l.logins.wait(ctx, "", l.refresher(nil))
+}
+
+// isDue reports whether s is to be renewed now.
+func (l *vaultLogin) isDue(s *vaultSession) bool {
+	retry := l.retry.Load()
+	return s.due() && (retry == nil || !time.Now().Before(*retry))
+}
+
+// refresher returns what renews the current token or logs in, and keeps a token that works where it cannot.
+func (l *vaultLogin) refresher(refused *vaultSession) func(ctx context.Context) (*vaultSession, error) {
+	return func(ctx context.Context) (*vaultSession, error) {
+		s := l.current.Load()
+		if s.works(refused) && !l.isDue(s) {
+			return s, nil // another call was faster
+		}
+		next, err := l.next(ctx, s, refused)
+		if err == nil {
+			l.current.Store(next)
+			return next, nil
+		}
 		if !s.works(refused) {
 			return nil, err
 		}
-		kept := *s
-		kept.retry = time.Now().Add(vaultRetry)
-		next = &kept
+		l.retry.Store(new(time.Now().Add(vaultRetry)))
+		return s, nil
 	}
-	l.current.Store(next)
-	return next, nil
 }
 
 func (l *vaultLogin) next(ctx context.Context, s, refused *vaultSession) (*vaultSession, error) {
@@ -322,12 +335,10 @@ func (l *vaultLogin) isUseless() bool {
 // enough where Vault can be logged in to again; a token that was given, and expires, needs Run.
 func (v *Vault) Run(ctx context.Context) {
 	for {
-		call, cancel := context.WithTimeout(ctx, v.timeout)
-		s, err := v.login.session(call, nil)
-		cancel()
+		s, err := v.login.renewed(ctx)
 		wait := vaultRetry
 		if err == nil && s.ttl > 0 {
-			wait = max(s.ttl*2/3-time.Since(s.since), time.Until(s.retry), 100*time.Millisecond)
+			wait = max(s.ttl*2/3-time.Since(s.since), v.login.untilRetry(), 100*time.Millisecond)
 		} else if err == nil {
 			wait = time.Hour
 		}
@@ -337,4 +348,12 @@ func (v *Vault) Run(ctx context.Context) {
 		case <-time.After(wait):
 		}
 	}
+}
+
+// untilRetry is the time until a renewal that has failed is tried again.
+func (l *vaultLogin) untilRetry() time.Duration {
+	if retry := l.retry.Load(); retry != nil {
+		return time.Until(*retry)
+	}
+	return 0
 }

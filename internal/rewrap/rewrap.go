@@ -157,8 +157,8 @@ func (m *Mover) current(ctx context.Context, q stored.Request, seen *stored.Seen
 
 // under reports whether a wrapped data key is as it would be if it were wrapped now.
 func (m *Mover) under(ctx context.Context, obj crypt.Object, target, keyID string, wrapped []byte) (bool, error) {
-	if keyID != target || !m.cfg.All {
-		return keyID == target, nil
+	if same := kms.SameKey(keyID, target); !same || !m.cfg.All {
+		return same, nil
 	}
 	version := kms.VersionOf(keyID, wrapped)
 	if version == "" {

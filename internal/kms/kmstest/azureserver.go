@@ -86,7 +86,11 @@ func (s *AzureServer) Credential() azcore.TokenCredential { return azureCredenti
 type azureCredential struct{ *AzureServer }
 
 // GetToken implements azcore.TokenCredential.
-func (c azureCredential) GetToken(_ context.Context, o policy.TokenRequestOptions) (azcore.AccessToken, error) {
+func (c azureCredential) GetToken(ctx context.Context, o policy.TokenRequestOptions) (azcore.AccessToken, error) {
+	c.count("token")
+	if !c.pause(ctx, c.trouble().LoginLatency) {
+		return azcore.AccessToken{}, ctx.Err()
+	}
 	c.lock.Lock()
 	defer c.lock.Unlock()
 	if c.login != nil {
@@ -229,6 +233,9 @@ func (s *AzureServer) serve(r *http.Request) (any, error) {
 	}
 	operation := parts[4]
 	s.count(operation)
+	if !s.pause(r.Context(), trouble.Latency) {
+		return nil, errDrop
+	}
 	switch {
 	case trouble.Answer != "":
 		return trouble.Answer, nil

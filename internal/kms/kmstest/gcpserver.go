@@ -48,6 +48,7 @@ type GCPServer struct {
 	keys    map[string]*gcpKey // by resource name
 	created int
 	damage  GCPDamage
+	onToken func(token string)
 }
 
 // GCPDamage is what happens to messages on their way.
@@ -111,6 +112,13 @@ func (s *GCPServer) serve(w http.ResponseWriter, r *http.Request) {
 
 // Endpoint is the address of the server.
 func (s *GCPServer) Endpoint() string { return s.listener.Addr().String() }
+
+// OnToken has the access token of each request told to somebody. Tokens are not looked at otherwise.
+func (s *GCPServer) OnToken(tell func(token string)) {
+	s.lock.Lock()
+	defer s.lock.Unlock()
+	s.onToken = tell
+}
 
 // SetDamage replaces the damage.
 func (s *GCPServer) SetDamage(d GCPDamage) {
@@ -183,6 +191,12 @@ var gcpName = regexp.MustCompile(`^projects/[^/]+/locations/[^/]+/keyRings/[^/]+
 func (s *GCPServer) misbehave(ctx context.Context, operation, name string) error {
 	s.count(operation)
 	md, _ := metadata.FromIncomingContext(ctx)
+	s.lock.Lock()
+	tell := s.onToken
+	s.lock.Unlock()
+	if token := md.Get("authorization"); tell != nil && len(token) == 1 {
+		tell(token[0])
+	}
 	if routing := md.Get("x-goog-request-params"); len(routing) != 1 || !strings.HasPrefix(routing[0], "name=projects%2F") {
 		return status.Error(codes.InvalidArgument, "no routing header")
 	}

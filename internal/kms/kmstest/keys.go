@@ -1,6 +1,8 @@
 package kmstest
 
 import (
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -13,11 +15,46 @@ import (
 func (s *Server) CreateKey() (arn string, err error) {
 	s.store.mu.Lock()
 	defer s.store.mu.Unlock()
-	k, err := s.store.add("")
+	k, err := s.store.add("", "")
 	if err != nil {
 		return "", err
 	}
 	return s.store.arn(k), nil
+}
+
+// CreateMultiRegionKey makes a new primary key that can be replicated, and returns its ARN.
+func (s *Server) CreateMultiRegionKey() (arn string, err error) {
+	s.store.mu.Lock()
+	defer s.store.mu.Unlock()
+	k, err := s.store.add("", multiRegion)
+	if err != nil {
+		return "", err
+	}
+	return s.store.arn(k), nil
+}
+
+// Replicate is what ReplicateKey does: it makes a replica of a multi-Region key in the region of another server, and
+// returns its ARN. Its state, policy, grants and aliases are its own.
+func (s *Server) Replicate(key string, to *Server) (arn string, err error) {
+	s.store.mu.Lock()
+	k, err := s.store.findNoAlias(key)
+	s.store.mu.Unlock()
+	switch {
+	case err != nil:
+		return "", err
+	case !strings.HasPrefix(k.ID, multiRegion):
+		return "", refuse("UnsupportedOperationException", "%s is not a multi-Region key.", key)
+	}
+	to.store.mu.Lock()
+	defer to.store.mu.Unlock()
+	replica, err := to.store.add("", multiRegion)
+	if err != nil {
+		return "", err
+	}
+	delete(to.store.Keys, replica.ID)
+	replica.ID, replica.Material = k.ID, slices.Clone(k.Material)
+	to.store.Keys[replica.ID] = replica
+	return to.store.arn(replica), to.store.save()
 }
 
 // DisableKey is the operation of that name. The key may be given as an id or an ARN, as in all that follow.
@@ -97,9 +134,12 @@ func (s *Server) do(run func(*store, keyIn) (any, error), key string) error {
 }
 
 // StartTest starts a server for the time of a test.
-func StartTest(t testing.TB) *Server {
+func StartTest(t testing.TB) *Server { return StartRegion(t, Config{}) }
+
+// StartRegion is StartTest for another region or account.
+func StartRegion(t testing.TB, cfg Config) *Server {
 	t.Helper()
-	s, err := Start(Config{})
+	s, err := Start(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -113,10 +113,14 @@ const algorithm = "SYMMETRIC_DEFAULT"
 
 func (s *store) createKey(in createKeyIn) (any, error) {
 	if in.KeySpec != "" && in.KeySpec != algorithm || in.KeyUsage != "" && in.KeyUsage != "ENCRYPT_DECRYPT" ||
-		in.Origin != "" && in.Origin != "AWS_KMS" || in.MultiRegion {
-		return nil, refuse("UnsupportedOperationException", "Only symmetric keys of one region.")
+		in.Origin != "" && in.Origin != "AWS_KMS" {
+		return nil, refuse("UnsupportedOperationException", "Only symmetric keys.")
 	}
-	k, err := s.add(in.Policy)
+	prefix := ""
+	if in.MultiRegion {
+		prefix = multiRegion
+	}
+	k, err := s.add(in.Policy, prefix)
 	if err != nil {
 		return nil, err
 	}
@@ -138,7 +142,7 @@ func (s *store) metadata(k *key) object {
 	m := object{
 		"AWSAccountId": s.account, "KeyId": k.ID, "Arn": s.arn(k), "KeyState": k.State, "Enabled": k.State == stateEnabled,
 		"KeyUsage": "ENCRYPT_DECRYPT", "KeySpec": algorithm, "KeyManager": "CUSTOMER", "Origin": "AWS_KMS",
-		"EncryptionAlgorithms": []string{algorithm}, "CreationDate": k.Created.Unix(), "MultiRegion": false,
+		"EncryptionAlgorithms": []string{algorithm}, "CreationDate": k.Created.Unix(), "MultiRegion": strings.HasPrefix(k.ID, multiRegion),
 	}
 	if k.State == statePendingDeletion {
 		m["DeletionDate"] = k.Deletion.Unix()

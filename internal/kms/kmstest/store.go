@@ -95,13 +95,20 @@ func (s *store) save() error {
 	return os.Rename(s.file+".new", s.file)
 }
 
-// add makes a new key with a policy, the default one for "". The caller holds s.mu.
-func (s *store) add(policy string) (*key, error) {
+// multiRegion begins the id of a multi-Region key.
+const multiRegion = "mrk-"
+
+// add makes a new key with a policy, the default one for "", as one of a kind of ids. The caller holds s.mu.
+func (s *store) add(policy, prefix string) (*key, error) {
 	id := random(16)
 	id[6], id[8] = id[6]&0x0f|0x40, id[8]&0x3f|0x80 // a random UUID, RFC 9562, section 5.4
 	h := hex.EncodeToString(id)
+	name := prefix + h
+	if prefix == "" {
+		name = strings.Join([]string{h[:8], h[8:12], h[12:16], h[16:20], h[20:]}, "-")
+	}
 	k := &key{
-		ID:       strings.Join([]string{h[:8], h[8:12], h[12:16], h[16:20], h[20:]}, "-"),
+		ID:       name,
 		Material: random(32),
 		State:    stateEnabled,
 		Created:  s.now(),
@@ -157,16 +164,21 @@ func (s *store) findNoAlias(name string) (*key, error) {
 // The frame fills it up to the size of AWS's blobs: 152 bytes more than the plaintext.
 const (
 	blobID     = "\x01\x02\x02\x00\x78"
+	blobMulti  = "\x01\x02\x02\x00\x79" // of a multi-Region key
 	blobFrame  = 152 - len(blobID) - 16 - 12 - 16
 	blobHeader = len(blobID) + 16 + blobFrame
 )
 
 func (k *key) seal(plaintext []byte, context map[string]string) []byte {
-	id, err := hex.DecodeString(strings.ReplaceAll(k.ID, "-", ""))
+	head, digits := blobID, strings.ReplaceAll(k.ID, "-", "")
+	if h, ok := strings.CutPrefix(k.ID, multiRegion); ok {
+		head, digits = blobMulti, h
+	}
+	id, err := hex.DecodeString(digits)
 	if err != nil || len(id) != 16 {
 		panic("kmstest: a key id that is no UUID")
 	}
-	blob := append([]byte(blobID), id...)
+	blob := append([]byte(head), id...)
 	blob = append(blob, random(blobFrame)...)
 	return k.aead().Seal(blob, nil, plaintext, associatedData(blob, context))
 }
@@ -177,10 +189,17 @@ func (k *key) open(blob []byte, context map[string]string) ([]byte, error) {
 
 // blobKeyID returns the id of the key that a blob names, or false for what is no blob.
 func blobKeyID(blob []byte) (string, bool) {
-	if len(blob) < blobHeader || string(blob[:len(blobID)]) != blobID {
+	if len(blob) < blobHeader {
 		return "", false
 	}
 	h := hex.EncodeToString(blob[len(blobID) : len(blobID)+16])
+	switch string(blob[:len(blobID)]) {
+	case blobID:
+	case blobMulti:
+		return multiRegion + h, true
+	default:
+		return "", false
+	}
 	return strings.Join([]string{h[:8], h[8:12], h[12:16], h[16:20], h[20:]}, "-"), true
 }
 

@@ -4,11 +4,16 @@ import (
 	"context"
 	"maps"
 	"sync"
+	"time"
 )
 
 // Trouble is how the servers of Vault, Google and Azure misbehave at operations with a key. The zero value behaves.
 // The first field that applies wins.
 type Trouble struct {
+	// Latency is the time before each answer to an operation with a key. Vault and Azure only.
+	Latency time.Duration
+	// LoginLatency is the time that each login or token takes. Vault and Azure only.
+	LoginLatency time.Duration
 	// Hang never answers.
 	Hang bool
 	// Drop closes the connection without an answer.
@@ -49,6 +54,12 @@ func (t *troubles) SetTrouble(now Trouble) {
 	t.now = now
 }
 
+func (t *troubles) trouble() Trouble {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.now
+}
+
 // Calls returns how many requests each operation had, those that failed included.
 func (t *troubles) Calls() map[string]int {
 	t.mu.Lock()
@@ -74,6 +85,22 @@ func (t *troubles) next(ctx context.Context) Trouble {
 		}
 	}
 	return now
+}
+
+// pause waits for d. It reports false if ctx or the server ended before.
+func (t *troubles) pause(ctx context.Context, d time.Duration) bool {
+	if d <= 0 {
+		return true
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+	case <-t.closing:
+	}
+	return false
 }
 
 // throttle reports whether to throttle one request.

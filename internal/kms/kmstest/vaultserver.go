@@ -200,7 +200,12 @@ func (s *VaultServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	s.count(operation)
 	out, err := map[string]any(nil), vaultRefuse(http.StatusNotFound, "unsupported path")
-	if trouble := s.next(r.Context()); trouble.Hang || trouble.Drop {
+	trouble := s.next(r.Context())
+	latency := trouble.Latency
+	if strings.HasPrefix(path, "auth/") {
+		latency = trouble.LoginLatency
+	}
+	if trouble.Hang || trouble.Drop || !s.pause(r.Context(), latency) {
 		panic(http.ErrAbortHandler)
 	} else if ok && !strings.HasPrefix(path, "auth/") && trouble.Answer != "" {
 		_, _ = io.WriteString(w, trouble.Answer)

@@ -1,0 +1,63 @@
+package s3api_test
+
+import (
+	"context"
+	"net/http"
+	"net/url"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/credentials"
+
+	"github.com/cmekproxy/cmekproxy/internal/awscreds"
+	"github.com/cmekproxy/cmekproxy/internal/keyring"
+	"github.com/cmekproxy/cmekproxy/internal/origin"
+	"github.com/cmekproxy/cmekproxy/internal/s3api"
+)
+
+// A source of the store's credentials that hangs is no fault of the client, and is not waited for without a bound.
+func TestStoreCredentialsThatHang(t *testing.T) {
+	var hang atomic.Bool
+	good := credentials.NewStaticCredentialsProvider(storeAccess, storeSecret, "")
+	source := aws.CredentialsProviderFunc(func(ctx context.Context) (aws.Credentials, error) {
+		if hang.Load() {
+			<-ctx.Done()
+			return aws.Credentials{}, ctx.Err()
+		}
+		creds, err := good.Retrieve(ctx)
+		creds.CanExpire, creds.Expires = true, time.Now() // so that each request asks
+		return creds, err
+	})
+	creds, err := awscreds.New(t.Context(), awscreds.Config{
+		Load: func(context.Context) (aws.CredentialsProvider, error) { return source, nil },
+		Wait: 200 * time.Millisecond, Timeout: 300 * time.Millisecond,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := newProxy(t, func(p *proxy, cfg *s3api.Config, _ *keyring.Config) {
+		p.origin = &tap{next: origin.New(origin.Config{
+			Endpoint: &url.URL{Scheme: "http", Host: "store"}, Region: region, PathStyle: true, Trailers: true, Now: time.Now,
+			Transport: store.transport, Credentials: creds,
+		})}
+		cfg.Origin = p.origin
+	})
+	p.put("k", []byte("text"))
+
+	hang.Store(true)
+	for _, method := range []string{http.MethodGet, http.MethodPut, http.MethodDelete} {
+		a := p.send(request{method: method, path: "/" + p.bucket + "/k"})
+		if a.StatusCode != http.StatusServiceUnavailable || a.Header.Get("Retry-After") == "" {
+			t.Errorf("%s: %d %s, Retry-After %q; want 503 with Retry-After", method, a.StatusCode, a.Code, a.Header.Get("Retry-After"))
+		}
+	}
+	hang.Store(false)
+	for range 20 { // the attempt that hangs may have to end first
+		if a := p.send(request{method: http.MethodGet, path: "/" + p.bucket + "/k"}); a.StatusCode == http.StatusOK {
+			return
+		}
+	}
+	t.Error("the source answers again, and the store is not asked")
+}
