@@ -212,10 +212,10 @@ func (s *Store) fetch(ctx context.Context, q Request, etag string, start, end in
 		return nil, fmt.Errorf("%w answered %d to a range", ErrStore, resp.StatusCode)
 	}
 	out := make([]byte, end-start)
-	switch _, err := crypt.ReadFull(resp.Body, out); err { //nolint:errorlint // bare, as ReadFull says them
+	switch _, err := crypt.ReadFull(resp.Body, out); err {
 	case nil:
 		return out, nil
-	case io.EOF, crypt.ErrTruncated: // the answer is whole, and too short
+	case io.EOF, crypt.ErrTruncated: //nolint:errorlint // bare: the answer is whole, and too short
 		return nil, fmt.Errorf("%w: %w", ErrIntegrity, crypt.ErrTruncated)
 	default:
 		return nil, err
