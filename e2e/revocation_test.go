@@ -89,7 +89,7 @@ func (s *stage) acts(set setting) []act {
 		},
 		{
 			name: "an older key version disabled", take: func() { s.keys("disable", "--version", "1") }, give: func() { s.keys("enable", "--version", "1") },
-			code: "AccessDenied", part: &part{bucket: versionsBucket, beside: versionsBucket, key: "files"},
+			code: "AccessDenied", part: &part{bucket: versionsBucket, beside: versionsBucket, key: "files", old: true},
 		},
 	}
 	switch {

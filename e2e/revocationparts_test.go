@@ -24,7 +24,10 @@ const (
 )
 
 // part is what an act takes away, and where reads must go on beside it.
-type part struct{ bucket, beside, key string }
+type part struct {
+	bucket, beside, key string
+	old                 bool // an older version of the key, which uploads are not under
+}
 
 // keys runs `proxy keys` with the key file.
 func (s *stage) keys(args ...string) {
