@@ -53,6 +53,7 @@ func terminateTLS(t *testing.T, to string) string {
 }
 
 func TestVaultAuthorities(t *testing.T) {
+	t.Parallel()
 	plain := kmstest.StartVault(t)
 	secure := httptest.NewTLSServer(plain)
 	defer secure.Close()
@@ -63,6 +64,7 @@ func TestVaultAuthorities(t *testing.T) {
 }
 
 func TestAzureAuthorities(t *testing.T) {
+	t.Parallel()
 	server := kmstest.StartAzure(t)
 	_, right := certificate(t)
 	wantAuthorities(t, filepath.Join(t.TempDir(), "ca"), right, func(t *testing.T, file string, report kms.Report) kms.Wrapper {
@@ -79,6 +81,7 @@ func TestAzureAuthorities(t *testing.T) {
 }
 
 func TestGCPAuthorities(t *testing.T) {
+	t.Parallel()
 	server := kmstest.StartGCP(t)
 	address := terminateTLS(t, server.Endpoint())
 	_, right := certificate(t)
