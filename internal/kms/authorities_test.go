@@ -23,7 +23,8 @@ func certificate(t *testing.T) (tls.Certificate, []byte) {
 	return server.TLS.Certificates[0], pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
 }
 
-// terminateTLS passes what it gets over TLS on to a server without, and returns its address.
+// terminateTLS passes what it gets over TLS on to a server without, and returns
+// its address.
 func terminateTLS(t *testing.T, to string) string {
 	t.Helper()
 	cert, _ := certificate(t)
