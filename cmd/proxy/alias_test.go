@@ -60,7 +60,8 @@ func buildRing(t *testing.T, keys ...config.Key) (*app, *observer.ObservedLogs) 
 	return a, logs
 }
 
-// What is written before and after an alias has moved can be read, by a configuration that is the same all the time.
+// What is written before and after an alias has moved can be read, by a
+// configuration that is the same all the time.
 func TestAlsoKnownAs(t *testing.T) {
 	k := newAWSKey(t)
 	k.AlsoKnownAs = []string{k.old, k.next}

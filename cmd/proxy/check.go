@@ -47,7 +47,8 @@ func check(ctx context.Context, args []string, stdout io.Writer) error {
 		c.line(err, "wiring")
 	} else {
 		for _, pair := range a.keys.Twins() {
-			fmt.Fprintf(stdout, "note  keys %s and %s are one KMS key: what names it is opened by %s\n", pair[0], pair[1], pair[0])
+			fmt.Fprintf(stdout, "note  keys %s and %s are one KMS key: what names it is opened by %s\n",
+				pair[0], pair[1], pair[0])
 		}
 		a.close()
 	}

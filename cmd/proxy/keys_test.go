@@ -31,7 +31,8 @@ func TestJitter(t *testing.T) {
 	}
 }
 
-// kms.timeout bounds an attempt, for each key by itself, and no login counts for it.
+// kms.timeout bounds an attempt, for each key by itself, and no login counts
+// for it.
 func TestTimeoutOfAKey(t *testing.T) {
 	server := kmstest.StartVault(t)
 	server.AddAppRole("role", "secret", kmstest.VaultToken{TTL: time.Hour})

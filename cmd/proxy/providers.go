@@ -36,7 +36,8 @@ func buildWrapper(ctx context.Context, k config.Key, report kms.Report) (kms.Wra
 		})
 	case config.AzureKeyVault:
 		return kms.NewAzure(kms.AzureConfig{
-			KeyID: k.KeyID, Algorithm: k.Algorithm, EnvelopeID: k.EnvelopeID, CAFile: k.CAFile, Report: report, Timeout: k.Timeout, MaxAttempts: 1,
+			KeyID: k.KeyID, Algorithm: k.Algorithm, EnvelopeID: k.EnvelopeID, CAFile: k.CAFile, Report: report,
+			Timeout: k.Timeout, MaxAttempts: 1,
 		})
 	case config.PKCS11:
 		id, err := hex.DecodeString(k.KeyID)
@@ -66,7 +67,8 @@ func vaultLogin(l config.Login) kms.VaultLogin {
 	return out
 }
 
-// earlierKeys returns the keys that also_known_as names. They are called NAME/1 and so on, and open what is under them.
+// earlierKeys returns the keys that also_known_as names. They are called NAME/1
+// and so on, and open what is under them.
 func (a *app) earlierKeys(ctx context.Context, k config.Key) ([]keyring.Key, error) {
 	var keys []keyring.Key
 	for i, id := range k.AlsoKnownAs {
@@ -85,7 +87,8 @@ func (a *app) earlierKeys(ctx context.Context, k config.Key) ([]keyring.Key, err
 	return keys, nil
 }
 
-// earlierKey is the configuration of one of also_known_as, counted from 0. Its ARN names its region.
+// earlierKey is the configuration of one of also_known_as, counted from 0. Its
+// ARN names its region.
 func earlierKey(k config.Key, i int) config.Key {
 	k.Name, k.KeyID, k.Region = fmt.Sprintf("%s/%d", k.Name, i+1), k.AlsoKnownAs[i], ""
 	k.AlsoKnownAs = nil
@@ -96,7 +99,8 @@ func earlierKey(k config.Key, i int) config.Key {
 func (a *app) tellReread(k config.Key) kms.Report {
 	return func(what string, err error) {
 		if err != nil {
-			a.log.Error("reading "+what+" again failed; what was read before stays in force", zap.String("kms_key_name", k.Name), zap.Error(err))
+			a.log.Error("reading "+what+" again failed; what was read before stays in force",
+				zap.String("kms_key_name", k.Name), zap.Error(err))
 			return
 		}
 		a.log.Info(what+" read again", zap.String("kms_key_name", k.Name))
@@ -118,7 +122,8 @@ func isAlias(id string) bool {
 // aliasCheck is the time between two looks at where an alias points.
 const aliasCheck = time.Minute
 
-// watchAlias warns when an alias points to another key than it did when the key was opened, until ctx ends.
+// watchAlias warns when an alias points to another key than it did when the key
+// was opened, until ctx ends.
 func (a *app) watchAlias(ctx context.Context, k config.Key, w kms.Wrapper, every time.Duration) {
 	target, ok := w.(interface {
 		Target(ctx context.Context) (string, error)
@@ -126,6 +131,7 @@ func (a *app) watchAlias(ctx context.Context, k config.Key, w kms.Wrapper, every
 	if !ok || !isAlias(k.KeyID) {
 		return
 	}
+
 	told := w.KeyID()
 	for {
 		select {
@@ -133,36 +139,42 @@ func (a *app) watchAlias(ctx context.Context, k config.Key, w kms.Wrapper, every
 			return
 		case <-time.After(every):
 		}
+
 		now, err := target.Target(ctx)
 		if err != nil || now == told {
 			continue // what is wrong with the KMS shows elsewhere
 		}
 		told = now
-		log := a.log.With(zap.String("kms_key_name", k.Name), zap.String("key_id", k.KeyID), zap.String("in_use", w.KeyID()), zap.String("now", now))
+		log := a.log.With(zap.String("kms_key_name", k.Name), zap.String("key_id", k.KeyID),
+			zap.String("in_use", w.KeyID()), zap.String("now", now))
 		switch {
 		case now == w.KeyID():
 			log.Info("the alias points to the key in use again")
 		case slices.Contains(k.AlsoKnownAs, w.KeyID()):
 			log.Warn("the alias points to another key: restart the proxy, so that new objects are put under it")
 		default:
-			log.Warn("the alias points to another key: add the one in use to also_known_as, or its objects cannot be read after a restart")
+			log.Warn("the alias points to another key: add the one in use to also_known_as, " +
+				"or its objects cannot be read after a restart")
 		}
 	}
 }
 
-// checkAlias says what follows from where an alias points, and whether the keys of also_known_as are in force.
+// checkAlias says what follows from where an alias points, and whether the keys
+// of also_known_as are in force.
 func checkAlias(ctx context.Context, k config.Key, arn string) (string, error) {
 	var detail []string
 	if isAlias(k.KeyID) {
 		switch {
 		case slices.ContainsFunc(k.AlsoKnownAs, func(id string) bool { return kms.SameKey(id, arn) }):
 		case len(k.AlsoKnownAs) > 0:
-			return "", fmt.Errorf("%s points to %s, which also_known_as does not have: what is put under it now cannot be read "+
-				"by proxies that were started before it moved, nor after it moves on or back; add it", k.KeyID, arn)
+			return "", fmt.Errorf("%s points to %s, which also_known_as does not have: what is put under it now "+
+				"cannot be read by proxies that were started before it moved, nor after it moves on or back; add it",
+				k.KeyID, arn)
 		default:
 			detail = append(detail, fmt.Sprintf("before %s moves to another key, put %s in also_known_as", k.KeyID, arn))
 		}
 	}
+
 	for i, id := range k.AlsoKnownAs {
 		wrapper, err := buildWrapper(ctx, earlierKey(k, i), nil)
 		if err != nil {
@@ -174,6 +186,7 @@ func checkAlias(ctx context.Context, k config.Key, arn string) (string, error) {
 		if !ok {
 			continue
 		}
+
 		var failure *kms.Error
 		switch err := key.Enabled(ctx); {
 		case err == nil:

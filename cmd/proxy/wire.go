@@ -195,6 +195,7 @@ func originCredentials(ctx context.Context, cfg config.Origin, log *zap.Logger) 
 		login.set(cfg)
 		return login, nil
 	}
+
 	creds, err := awscreds.New(ctx, awscreds.Config{
 		Load: func(ctx context.Context) (aws.CredentialsProvider, error) {
 			chain, err := awsconfig.LoadDefaultConfig(ctx, awsconfig.WithRegion(cfg.Region))

@@ -50,8 +50,8 @@ type Config struct {
 	// Timeout bounds one attempt at the source, which goes on when a Retrieve
 	// has given up, for the next one. 0: DefaultTimeout.
 	Timeout time.Duration
-	// Report, if not nil, is told of each later reading of the files: nil, or why
-	// the old credentials stay in force.
+	// Report, if not nil, is told of each later reading of the files: nil, or
+	// why the old credentials stay in force.
 	Report func(error)
 }
 
@@ -72,8 +72,8 @@ type source struct {
 }
 
 // fallback are the credentials of the source before this one, for as long as
-// this one has given none: a file may be read when it is half written. It is nil
-// if there are none that are good for now.
+// this one has given none: a file may be read when it is half written. It is
+// nil if there are none that are good for now.
 func (s *source) fallback() *aws.Credentials {
 	if s.old == nil || s.last.Load() != nil || s.old.Expired() {
 		return nil
@@ -185,6 +185,7 @@ func (p *Provider) retrieve(s *source) (aws.Credentials, error) {
 		s.last.Store(&creds)
 		return creds, nil
 	}
+
 	s.failed.Store(time.Now().UnixNano())
 	if ctx.Err() != nil {
 		p.renew(s)

@@ -223,7 +223,8 @@ func TestCredentialsAreKept(t *testing.T) {
 	}
 }
 
-// A source that hangs is given up, and does not hold up those who ask when it answers again.
+// A source that hangs is given up, and does not hold up those who ask when it
+// answers again.
 func TestSourceThatHangs(t *testing.T) {
 	isolate(t)
 	e := newEndpoint(t, time.Hour)

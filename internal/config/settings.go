@@ -129,8 +129,9 @@ type Key struct {
 	Endpoint string `yaml:"endpoint"`
 	// Region is the region of the KMS. Empty: that of the key's ARN, else the SDK's default.
 	Region string `yaml:"region"`
-	// AlsoKnownAs are the ARNs of keys that KeyID has named before, or is going to name, such as an alias that is moved. What
-	// is under them is opened, and nothing new is put under them.
+	// AlsoKnownAs are the ARNs of keys that KeyID has named before, or is going
+	// to name, such as an alias that is moved. What is under them is opened,
+	// and nothing new is put under them.
 	AlsoKnownAs []string `yaml:"also_known_as"`
 	// FIPS uses the region's FIPS endpoint.
 	FIPS bool `yaml:"fips"`
@@ -142,8 +143,9 @@ type Key struct {
 	Mount string `yaml:"mount"`
 	// Login is how the proxy gets a Vault token.
 	Login Login `yaml:"login"`
-	// CAFile is a PEM file of the authorities that sign the KMS's certificate. It is read again when it changes. Empty: those
-	// of the system; for aws-kms, those that AWS_CA_BUNDLE names.
+	// CAFile is a PEM file of the authorities that sign the KMS's certificate.
+	// It is read again when it changes. Empty: those of the system; for
+	// aws-kms, those that AWS_CA_BUNDLE names.
 	CAFile string `yaml:"ca_file"`
 	// EnvelopeID is the key's id in the envelopes of objects. Empty: made of the other settings, see docs/kms.md.
 	EnvelopeID string `yaml:"envelope_id"`
@@ -208,8 +210,14 @@ const (
 
 // providerSettings are the settings that a key of each provider needs, and those that it may have besides.
 var providerSettings = map[Provider]struct{ needs, takes []string }{
-	AWSKMS:        {[]string{"key_id"}, []string{"role_arn", "external_id", "endpoint", "region", "fips", "also_known_as", "ca_file", "timeout"}},
-	VaultTransit:  {[]string{"address", "key_id", "login"}, []string{"namespace", "mount", "ca_file", "envelope_id", "timeout"}},
+	AWSKMS: {
+		[]string{"key_id"},
+		[]string{"role_arn", "external_id", "endpoint", "region", "fips", "also_known_as", "ca_file", "timeout"},
+	},
+	VaultTransit: {
+		[]string{"address", "key_id", "login"},
+		[]string{"namespace", "mount", "ca_file", "envelope_id", "timeout"},
+	},
 	GCPKMS:        {[]string{"key_id"}, []string{"endpoint", "ca_file", "timeout"}},
 	AzureKeyVault: {[]string{"key_id"}, []string{"algorithm", "envelope_id", "ca_file", "timeout"}},
 	PKCS11:        {[]string{"module", "token", "key_label"}, []string{"key_id", "pin", "timeout"}},
@@ -287,8 +295,9 @@ type KMS struct {
 	// MaxPerSecond is how many calls are made in a second, in the long run. 1 to 100000, default 1000.
 	// Not for local keys.
 	MaxPerSecond int `yaml:"max_per_second"`
-	// Timeout bounds one attempt at a call, and the answer to a revocation probe. A login or a token is no part of it. A
-	// call makes attempts until three times as long have passed. 100ms to 30s, default 2s.
+	// Timeout bounds one attempt at a call, and the answer to a revocation
+	// probe. A login or a token is no part of it. A call makes attempts until
+	// three times as long have passed. 100ms to 30s, default 2s.
 	Timeout time.Duration `yaml:"timeout"`
 	// PricePer10000 is what 10,000 calls cost, in Currency, for the TTL advisor. Default 0.03 and USD, as AWS KMS has it.
 	PricePer10000 float64 `yaml:"price_per_10000"`

@@ -86,7 +86,8 @@ func TestMultiRegionKeyOfAnotherAccount(t *testing.T) {
 	wantUnknown(t, "theirs, here", here, sealed.KeyID, sealed)
 }
 
-// A primary and a replica that are both configured are each asked for what is under it.
+// A primary and a replica that are both configured are each asked for what is
+// under it.
 func TestMultiRegionKeyUnderTwoNames(t *testing.T) {
 	a, b := kmstest.StartRegion(t, kmstest.Config{Region: "eu-central-1"}), kmstest.StartRegion(t, kmstest.Config{Region: "eu-west-1"})
 	primary, err := a.CreateMultiRegionKey()
@@ -113,7 +114,8 @@ func TestMultiRegionKeyUnderTwoNames(t *testing.T) {
 	}
 }
 
-// Two names for one key are no reason not to start. Both seal, and the first one opens.
+// Two names for one key are no reason not to start. Both seal, and the first
+// one opens.
 func TestTwins(t *testing.T) {
 	w, _ := newLocal(t)
 	var log seen
@@ -145,11 +147,13 @@ func TestTwins(t *testing.T) {
 	}
 }
 
-// After an alias has moved, the new key seals, and the old one opens; before that too, and after the alias moved back.
+// After an alias has moved, the new key seals, and the old one opens; before
+// that too, and after the alias moved back.
 func TestSuccessor(t *testing.T) {
 	server := kmstest.StartTest(t)
 	oldKey, newKey := server.NewKey(t, nil), server.NewKey(t, nil)
-	// What the configuration says stays the same all the time: an alias, and the two keys that it may point to.
+	// What the configuration says stays the same all the time: an alias, and
+	// the two keys that it may point to.
 	open := func(target kms.Wrapper) *keyring.Keyring {
 		must(t, server.SetAlias("alias/app", target.KeyID()))
 		return newRing(t, server.OpenKey(t, "alias/app", nil), time.Minute, func(c *keyring.Config) {

@@ -62,7 +62,8 @@ var (
 
 // Config configures a Keyring.
 type Config struct {
-	// Keys are the KMS keys. Names must be unique. Of keys with one id, the first opens what names that id; see Twins.
+	// Keys are the KMS keys. Names must be unique. Of keys with one id, the
+	// first opens what names that id; see Twins.
 	Keys []Key
 	// Rules choose the key of a new object; the first that matches wins. What no rule matches is refused. See SetRules.
 	Rules []Rule
@@ -71,7 +72,8 @@ type Config struct {
 	// RevocationProbe is how often Run asks the KMS about each key in use. 0: never; only the TTL bounds a revocation.
 	// See SetProbe.
 	RevocationProbe time.Duration
-	// Timeout bounds each KMS call of a key that has no Timeout of its own. 0: DefaultTimeout.
+	// Timeout bounds each KMS call of a key that has no Timeout of its own. 0:
+	// DefaultTimeout.
 	Timeout time.Duration
 	// OutageWait is how long a stream whose lease has run out waits for a KMS that cannot be reached or throttles. No
 	// byte of it passes meanwhile. 0: it is cut at the first such answer. See SetOutageWait.
@@ -122,17 +124,18 @@ type Key struct {
 	Name string
 	// Provider is the kind of KMS. Ids of different providers may be alike.
 	Provider string
-	// Successor is the name of the key that took the place of this one: this one opens what names its id, and whoever asks
-	// for it by that id or its name gets the successor for new objects. Empty: it has none.
+	// Successor is the name of the key that took the place of this one: this
+	// one opens what names its id, and whoever asks for it by that id or its
+	// name gets the successor for new objects. Empty: it has none.
 	Successor string
 	// Wrapper is the key. Nil: it could not be opened yet, and what needs it fails with Unavailable; see Provide.
 	Wrapper     kms.Wrapper
 	Unavailable error
-	// Timeout bounds each call with all its attempts. Half the TTL does too, as an answer that comes late is of little use.
-	// 0: Config.Timeout.
+	// Timeout bounds each call with all its attempts. Half the TTL does too, as
+	// an answer that comes late is of little use. 0: Config.Timeout.
 	Timeout time.Duration
-	// ProbeTimeout bounds a probe, which is one attempt: it is what the revocation window has on top of the interval.
-	// 0: DefaultProbeTimeout.
+	// ProbeTimeout bounds a probe, which is one attempt: it is what the
+	// revocation window has on top of the interval. 0: DefaultProbeTimeout.
 	ProbeTimeout time.Duration
 	// Probe is the same key for the probes, past whatever makes calls through Wrapper wait in a queue. Nil: Wrapper.
 	Probe kms.Wrapper
@@ -226,8 +229,9 @@ func (k *Keyring) Provide(name string, w, probe kms.Wrapper) error {
 	return nil
 }
 
-// index notes which key opens what names an id. A key that names the id itself comes before one with the same canonical
-// id, a key that is in use before one that has a successor, and else the one that is first in the configuration.
+// index notes which key opens what names an id. A key that names the id itself
+// comes before one with the same canonical id, a key that is in use before one
+// that has a successor, and else the one that is first in the configuration.
 func (k *Keyring) index() {
 	byID := make(map[string]*key)
 	add := func(id string, key *key) {
@@ -235,20 +239,29 @@ func (k *Keyring) index() {
 			byID[id] = key
 		}
 	}
-	for _, succeeded := range []bool{false, true} {
-		for _, key := range k.keys {
-			service := key.kms.Load()
-			if service == nil || (key.Successor != "") != succeeded {
-				continue
-			}
-			if canonical := kms.CanonicalID(service.id); !succeeded || byID[canonical] == nil {
-				add(service.id, key)
-			}
+	var used, earlier []*key
+	for _, key := range k.keys {
+		switch {
+		case key.kms.Load() == nil:
+		case key.Successor == "":
+			used = append(used, key)
+		default:
+			earlier = append(earlier, key)
 		}
-		for _, key := range k.keys {
-			if service := key.kms.Load(); service != nil && (key.Successor != "") == succeeded {
-				add(kms.CanonicalID(service.id), key)
-			}
+	}
+
+	for _, key := range used {
+		add(key.kms.Load().id, key)
+	}
+	for _, key := range used {
+		add(kms.CanonicalID(key.kms.Load().id), key)
+	}
+	ours := maps.Clone(byID)
+	for _, key := range earlier {
+		id := key.kms.Load().id
+		if ours[kms.CanonicalID(id)] == nil { // else a key in use opens it
+			add(id, key)
+			add(kms.CanonicalID(id), key)
 		}
 	}
 	k.byID.Store(&byID)
@@ -263,8 +276,9 @@ func (k *Keyring) lookup(id string) *key {
 	return byID[kms.CanonicalID(id)]
 }
 
-// Twins returns the names of keys that are one key in the KMS, two for each pair: the one that opens what names its id,
-// and the other. Keys that have a successor do not count.
+// Twins returns the names of keys that are one key in the KMS, two for each
+// pair: the one that opens what names its id, and the other. Keys that have a
+// successor do not count.
 func (k *Keyring) Twins() (pairs [][2]string) {
 	for _, key := range k.keys {
 		service := key.kms.Load()

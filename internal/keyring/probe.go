@@ -13,7 +13,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-// probeRest is the least time between two probes of a key, however often they are asked for.
+// probeRest is the least time between two probes of a key, however often they
+// are asked for.
 const probeRest = time.Second
 
 // SetProbe changes how often the KMS is asked about each key in use; 0 is never.
@@ -146,7 +147,8 @@ func (k *Keyring) probePart(ctx context.Context, key *key, service *service, s *
 	v := verdict{sample: s, asked: &asked{}}
 	v.asked.kms.Store(true)
 	p := cmp.Or(s.part, key.rest)
-	v.err = k.ask(kms.WithTrace(ctx, &v.asked.Trace), key, p, OpProbe, k.probeTimeout(key), func(ctx context.Context) error {
+	traced, timeout := kms.WithTrace(ctx, &v.asked.Trace), k.probeTimeout(key)
+	v.err = k.ask(traced, key, p, OpProbe, timeout, func(ctx context.Context) error {
 		dek, err := kms.Unwrap(ctx, service.probe, s.wrapped, s.ec)
 		clear(dek)
 		return err
@@ -219,7 +221,8 @@ func (k *Keyring) concludeParts(ctx context.Context, key *key, service *service,
 	}
 }
 
-// probeTimeout bounds a probe, so that the next one is never late. What comes later counts as no answer.
+// probeTimeout bounds a probe, so that the next one is never late. What comes
+// later counts as no answer.
 func (k *Keyring) probeTimeout(key *key) time.Duration {
 	timeout := min(cmp.Or(key.ProbeTimeout, DefaultProbeTimeout), k.timeout(key))
 	if interval := time.Duration(k.probe.Load()); interval > 0 {

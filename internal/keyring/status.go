@@ -120,7 +120,8 @@ func (k *key) answersProbes() bool {
 	return !k.silent
 }
 
-// Window returns the longest Status.Window of all keys for a TTL, while the KMS answers probes in time.
+// Window returns the longest Status.Window of all keys for a TTL, while the KMS
+// answers probes in time.
 func (k *Keyring) Window(ttl time.Duration) (longest time.Duration) {
 	if len(k.keys) == 0 {
 		return ttl

@@ -55,7 +55,8 @@ func TestStatus(t *testing.T) {
 	})
 }
 
-// Each key has the timeouts of its own KMS, and the window that follows from them.
+// Each key has the timeouts of its own KMS, and the window that follows from
+// them.
 func TestTimeoutsByKey(t *testing.T) {
 	w, _ := newLocal(t)
 	other, _ := newLocal(t)

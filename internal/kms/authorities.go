@@ -12,7 +12,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/pemfile"
 )
 
-// Report is told when a file was read again: nil, or why what was read before stays in force. what says which file.
+// Report is told when a file was read again: nil, or why what was read before
+// stays in force. what says which file.
 type Report func(what string, err error)
 
 func openPool(file string, report Report) (*pemfile.Pool, error) {
@@ -27,8 +28,8 @@ func openPool(file string, report Report) (*pemfile.Pool, error) {
 	return pool, nil
 }
 
-// withAuthorities returns a transport that trusts the authorities in a PEM file, and reads the file again when it
-// changes. Without a file it is base.
+// withAuthorities returns a transport that trusts the authorities in a PEM
+// file, and reads the file again when it changes. Without a file it is base.
 func withAuthorities(base *http.Transport, file string, report Report) (http.RoundTripper, error) {
 	if file == "" {
 		return base, nil
@@ -40,7 +41,8 @@ func withAuthorities(base *http.Transport, file string, report Report) (http.Rou
 	return pool.Transport(base), nil
 }
 
-// poolCredentials are the TLS of gRPC, with the authorities that are in the file when a connection is made.
+// poolCredentials are the TLS of gRPC, with the authorities that are in the
+// file when a connection is made.
 type poolCredentials struct {
 	credentials.TransportCredentials // all but the handshake
 
@@ -60,7 +62,9 @@ func tlsCredentials(pool *pemfile.Pool) credentials.TransportCredentials {
 }
 
 // ClientHandshake implements credentials.TransportCredentials.
-func (c *poolCredentials) ClientHandshake(ctx context.Context, authority string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+func (c *poolCredentials) ClientHandshake(ctx context.Context, authority string, conn net.Conn) (
+	net.Conn, credentials.AuthInfo, error,
+) {
 	return tlsCredentials(c.pool).ClientHandshake(ctx, authority, conn)
 }
 

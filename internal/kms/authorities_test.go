@@ -23,7 +23,8 @@ func certificate(t *testing.T) (tls.Certificate, []byte) {
 	return server.TLS.Certificates[0], pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
 }
 
-// terminateTLS passes what it gets over TLS on to a server without, and returns its address.
+// terminateTLS passes what it gets over TLS on to a server without, and returns
+// its address.
 func terminateTLS(t *testing.T, to string) string {
 	t.Helper()
 	cert, _ := certificate(t)
@@ -53,6 +54,7 @@ func terminateTLS(t *testing.T, to string) string {
 }
 
 func TestVaultAuthorities(t *testing.T) {
+	t.Parallel()
 	plain := kmstest.StartVault(t)
 	secure := httptest.NewTLSServer(plain)
 	defer secure.Close()
@@ -63,6 +65,7 @@ func TestVaultAuthorities(t *testing.T) {
 }
 
 func TestAzureAuthorities(t *testing.T) {
+	t.Parallel()
 	server := kmstest.StartAzure(t)
 	_, right := certificate(t)
 	wantAuthorities(t, filepath.Join(t.TempDir(), "ca"), right, func(t *testing.T, file string, report kms.Report) kms.Wrapper {
@@ -79,6 +82,7 @@ func TestAzureAuthorities(t *testing.T) {
 }
 
 func TestGCPAuthorities(t *testing.T) {
+	t.Parallel()
 	server := kmstest.StartGCP(t)
 	address := terminateTLS(t, server.Endpoint())
 	_, right := certificate(t)

@@ -47,20 +47,22 @@ type AWSConfig struct {
 	ExternalID string
 	// FIPS uses the FIPS endpoint of the region. It goes with no Endpoint.
 	FIPS bool
-	// Credentials sign the calls, those of AssumeRole included. Nil: the SDK's default chain, whose files are read again
-	// when they change.
+	// Credentials sign the calls, those of AssumeRole included. Nil: the SDK's
+	// default chain, whose files are read again when they change.
 	Credentials aws.CredentialsProvider
 	// HTTPClient sends the calls. Nil: one with HTTP keep-alive and proxy settings from the environment. A plain
 	// *http.Client makes the SDK fail where AWS_CA_BUNDLE is set; give it an awshttp.BuildableClient.
 	HTTPClient aws.HTTPClient
-	// CAFile is a file of PEM certificates that sign those of the KMS and of STS, where RoleARN is to be assumed. It is read
-	// again when it changes. Empty: the one that AWS_CA_BUNDLE names, else those of the system.
+	// CAFile is a file of PEM certificates that sign those of the KMS and of
+	// STS, where RoleARN is to be assumed. It is read again when it changes.
+	// Empty: the one that AWS_CA_BUNDLE names, else those of the system.
 	CAFile string
 	// Report, if not nil, is told of files that were read again.
 	Report Report
-	// Timeout bounds one Wrap, Unwrap or Generate with all its attempts and the waits between them. With MaxAttempts 1
-	// it bounds each attempt, as Retry around this Wrapper needs it. Credentials have a time of their own, for which a call
-	// waits until its context ends. 0: DefaultAWSTimeout.
+	// Timeout bounds one Wrap, Unwrap or Generate with all its attempts and the
+	// waits between them. With MaxAttempts 1 it bounds each attempt, as Retry
+	// around this Wrapper needs it. Credentials have a time of their own, for
+	// which a call waits until its context ends. 0: DefaultAWSTimeout.
 	Timeout time.Duration
 	// MaxAttempts counts the first attempt too. 1 within Retry, where more would multiply. 0: DefaultAWSMaxAttempts.
 	MaxAttempts int
@@ -68,11 +70,14 @@ type AWSConfig struct {
 
 // AWS is the provider "aws-kms": a symmetric key of AWS KMS.
 //
-// Its KeyID is always the key's ARN. An alias is resolved once, in NewAWS: an alias is a pointer that can be moved to
-// another key, and an object whose envelope named only the alias could then never be opened again, because a blob
-// unwraps with the key that wrapped it and no other. After an alias moved, see Target, a restarted proxy seals under the
-// new key; for the objects before that, the old key has to be opened by its ARN. AWS's own key rotation keeps the ARN and
-// needs none of this. So does a multi-Region key, whose replicas unwrap each other's blobs; see CanonicalID.
+// Its KeyID is always the key's ARN. An alias is resolved once, in NewAWS: an
+// alias is a pointer that can be moved to another key, and an object whose
+// envelope named only the alias could then never be opened again, because a
+// blob unwraps with the key that wrapped it and no other. After an alias moved,
+// see Target, a restarted proxy seals under the new key; for the objects before
+// that, the old key has to be opened by its ARN. AWS's own key rotation keeps
+// the ARN and needs none of this. So does a multi-Region key, whose replicas
+// unwrap each other's blobs; see CanonicalID.
 type AWS struct {
 	client  *awskms.Client
 	creds   aws.CredentialsProvider
@@ -192,7 +197,8 @@ func (a *AWS) Generate(ctx context.Context, ec EncryptionContext) (dek, wrapped 
 	return out.Plaintext, out.CiphertextBlob, nil
 }
 
-// begin waits for credentials until ctx ends, and then begins the time of an attempt.
+// begin waits for credentials until ctx ends, and then begins the time of an
+// attempt.
 func (a *AWS) begin(ctx context.Context, op string) (context.Context, context.CancelFunc, error) {
 	if _, err := a.creds.Retrieve(ctx); err != nil {
 		return nil, nil, a.fail(ctx, op, err)
@@ -219,8 +225,8 @@ func (a *AWS) checkKey(op string, answered *string) error {
 	return &Error{Kind: Internal, Op: op, KeyID: a.keyARN, Err: err}
 }
 
-// Target returns the ARN of the key that AWSConfig.KeyID names now. An alias may have been moved since NewAWS, which
-// changes nothing for this Wrapper.
+// Target returns the ARN of the key that AWSConfig.KeyID names now. An alias
+// may have been moved since NewAWS, which changes nothing for this Wrapper.
 func (a *AWS) Target(ctx context.Context) (string, error) {
 	key, err := a.describe(ctx, "describe", a.named)
 	if err != nil {
@@ -229,7 +235,8 @@ func (a *AWS) Target(ctx context.Context) (string, error) {
 	return aws.ToString(key.Arn), nil
 }
 
-// Enabled returns nil if the key is in force, by what DescribeKey says of it. It uses no other right.
+// Enabled returns nil if the key is in force, by what DescribeKey says of it.
+// It uses no other right.
 func (a *AWS) Enabled(ctx context.Context) error {
 	key, err := a.describe(ctx, "describe", a.keyARN)
 	if err != nil || key.KeyState == types.KeyStateEnabled {
@@ -281,7 +288,8 @@ func parseAWSKeyID(id, region string) (_ string, isKeyARN bool, _ error) {
 	return a.Region, isKeyARN, nil
 }
 
-// loadAWS returns the SDK's configuration, with credentials that follow their source.
+// loadAWS returns the SDK's configuration, with credentials that follow their
+// source.
 func loadAWS(ctx context.Context, cfg AWSConfig, region string) (aws.Config, error) {
 	client, own, err := awsClients(cfg)
 	if err != nil {
@@ -360,8 +368,9 @@ func assumeAWSRole(chain aws.Config, cfg AWSConfig) aws.CredentialsProvider {
 	return aws.NewCredentialsCache(role)
 }
 
-// awsClients returns the client for the SDK's own calls, and another one for the KMS and the role where a file of
-// authorities is named. The SDK takes AWS_CA_BUNDLE into account by itself, but only once.
+// awsClients returns the client for the SDK's own calls, and another one for
+// the KMS and the role where a file of authorities is named. The SDK takes
+// AWS_CA_BUNDLE into account by itself, but only once.
 func awsClients(cfg AWSConfig) (client, own aws.HTTPClient, _ error) {
 	if cfg.HTTPClient != nil {
 		if cfg.CAFile != "" {
@@ -369,6 +378,7 @@ func awsClients(cfg AWSConfig) (client, own aws.HTTPClient, _ error) {
 		}
 		return cfg.HTTPClient, nil, nil
 	}
+
 	buildable := newAWSClient()
 	file := cfg.CAFile
 	if file == "" {
@@ -377,6 +387,7 @@ func awsClients(cfg AWSConfig) (client, own aws.HTTPClient, _ error) {
 			return buildable, nil, err
 		}
 	}
+
 	transport, err := withAuthorities(buildable.GetTransport(), file, cfg.Report)
 	if err != nil {
 		return nil, nil, err

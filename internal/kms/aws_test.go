@@ -480,7 +480,8 @@ func TestAWSWithCABundle(t *testing.T) {
 	}
 }
 
-// Keys that are replaced in a file are used from then on: here the old ones are denied.
+// Keys that are replaced in a file are used from then on: here the old ones are
+// denied.
 func TestAWSRotatedCredentials(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "credentials")
 	rotate := func(id string) {
@@ -509,7 +510,8 @@ func TestAWSRotatedCredentials(t *testing.T) {
 	t.Errorf("the new keys are never used: %v", err)
 }
 
-// ca_file holds the authorities of the KMS, AWS_CA_BUNDLE those of all of AWS. Both are read again.
+// ca_file holds the authorities of the KMS, AWS_CA_BUNDLE those of all of AWS.
+// Both are read again.
 func TestAWSAuthorities(t *testing.T) {
 	server := kmstest.StartTest(t)
 	target, err := url.Parse(server.URL())
@@ -541,7 +543,8 @@ func TestAWSAuthorities(t *testing.T) {
 	wantKind(t, "a file that is not there", err, kms.Invalid)
 }
 
-// wantAuthorities makes sure that a key trusts the file of authorities that it is opened with, and sees a change of it.
+// wantAuthorities makes sure that a key trusts the file of authorities that it
+// is opened with, and sees a change of it.
 func wantAuthorities(t *testing.T, file string, right []byte, open func(t *testing.T, file string, report kms.Report) kms.Wrapper) {
 	t.Helper()
 	must(t, os.WriteFile(file, otherAuthority(t), 0o600))

@@ -48,7 +48,8 @@ type AzureConfig struct {
 	EnvelopeID string
 	// Credential gets the tokens. Nil: azidentity's DefaultAzureCredential.
 	Credential azcore.TokenCredential
-	// CAFile is a file of PEM certificates that sign Key Vault's. It is read again when it changes. Empty: those of the system.
+	// CAFile is a file of PEM certificates that sign Key Vault's. It is read
+	// again when it changes. Empty: those of the system.
 	CAFile string
 	// Report, if not nil, is told of files that were read again.
 	Report Report
@@ -57,8 +58,9 @@ type AzureConfig struct {
 	// AnyChallenge sends tokens also to a server whose name does not end as the resource in its challenge does. For
 	// servers that are not Azure's only: it is what keeps tokens from a server that is not the vault.
 	AnyChallenge bool
-	// Timeout bounds one request with all its attempts. A token has 30 seconds of its own, for which a call waits until its
-	// context ends. 0: DefaultAzureTimeout.
+	// Timeout bounds one request with all its attempts. A token has 30 seconds
+	// of its own, for which a call waits until its context ends. 0:
+	// DefaultAzureTimeout.
 	Timeout time.Duration
 	// MaxAttempts counts the first attempt too. 0: DefaultAzureMaxAttempts.
 	MaxAttempts int
@@ -123,6 +125,7 @@ func (a *Azure) open(cfg AzureConfig) error {
 	if err := checkKeyID(a.keyID, azureBlobSize(longest)); err != nil {
 		return err
 	}
+
 	credential := func() azcore.TokenCredential { return cfg.Credential }
 	if cfg.Credential == nil {
 		found, err := followLogin(func() (azcore.TokenCredential, error) {
@@ -133,6 +136,7 @@ func (a *Azure) open(cfg AzureConfig) error {
 		}
 		credential = found.Get
 	}
+
 	options, err := azureOptions(cfg)
 	if err != nil {
 		return err
@@ -152,6 +156,7 @@ func azureOptions(cfg AzureConfig) (*azkeys.ClientOptions, error) {
 	if retries == 0 {
 		retries = -1 // the client takes 0 for its default
 	}
+
 	transport := cfg.Transport
 	switch {
 	case transport != nil && cfg.CAFile != "":
@@ -163,6 +168,7 @@ func azureOptions(cfg AzureConfig) (*azkeys.ClientOptions, error) {
 		}
 		transport = client
 	}
+
 	return &azkeys.ClientOptions{
 		ClientOptions: azcore.ClientOptions{
 			Transport:        transport,

@@ -11,9 +11,11 @@ import (
 	"golang.org/x/sync/singleflight"
 )
 
-// azureTokens stands between the client of Key Vault and a credential. The client learns in the middle of an attempt
-// which token it needs, and would wait for it there. So this answers at once: with a token, or with an noTokenError that
-// says which one is missing. (*Azure).attempt then gets that one in its own time, and makes the attempt again.
+// azureTokens stands between the client of Key Vault and a credential. The
+// client learns in the middle of an attempt which token it needs, and would
+// wait for it there. So this answers at once: with a token, or with an
+// noTokenError that says which one is missing. (*Azure).attempt then gets that
+// one in its own time, and makes the attempt again.
 type azureTokens struct {
 	from   func() azcore.TokenCredential
 	logins logins[azcore.AccessToken]
@@ -30,7 +32,8 @@ func (*noTokenError) Error() string { return "no token yet" }
 // azureWait is the key of a context whose attempt waits for its tokens.
 type azureWait struct{}
 
-// azureTokenError is the error of a credential, which the client does not retry.
+// azureTokenError is the error of a credential, which the client does not
+// retry.
 type azureTokenError struct{ error }
 
 // NonRetriable tells the client that it is.
@@ -39,8 +42,9 @@ func (azureTokenError) NonRetriable() {}
 // Unwrap returns the credential's own error.
 func (e azureTokenError) Unwrap() error { return e.error }
 
-// GetToken implements azcore.TokenCredential. The client keeps what it is given and asks again only if that is about to
-// expire or was refused, so each token is given once.
+// GetToken implements azcore.TokenCredential. The client keeps what it is given
+// and asks again only if that is about to expire or was refused, so each token
+// is given once.
 func (t *azureTokens) GetToken(ctx context.Context, o policy.TokenRequestOptions) (azcore.AccessToken, error) {
 	if token, ok := t.take(o); ok {
 		return token, nil
@@ -106,7 +110,8 @@ func azureTokenName(o policy.TokenRequestOptions) string {
 	return fmt.Sprintf("%q %q %q %v", o.Scopes, o.TenantID, o.Claims, o.EnableCAE)
 }
 
-// attempt makes one call within the timeout, which waiting for a token does not use up.
+// attempt makes one call within the timeout, which waiting for a token does not
+// use up.
 func (a *Azure) attempt(ctx context.Context, run func(call context.Context) error) error {
 	err := a.bounded(ctx, run)
 	var missing *noTokenError
@@ -116,7 +121,8 @@ func (a *Azure) attempt(ctx context.Context, run func(call context.Context) erro
 	if err := a.tokens.fetch(ctx, missing.options); err != nil {
 		return err
 	}
-	// Should Key Vault refuse this token too, then the next one is waited for within the attempt.
+	// Should Key Vault refuse this token too, then the next one is waited for
+	// within the attempt.
 	return a.bounded(context.WithValue(ctx, azureWait{}, struct{}{}), run)
 }
 

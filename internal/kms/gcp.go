@@ -36,7 +36,8 @@ type GCPConfig struct {
 	KeyID string
 	// Endpoint is the host and port of another endpoint, such as a regional or private one. Empty: that of Google.
 	Endpoint string
-	// CAFile is a file of PEM certificates that sign the KMS's. It is read again when it changes. Empty: those of the system.
+	// CAFile is a file of PEM certificates that sign the KMS's. It is read
+	// again when it changes. Empty: those of the system.
 	CAFile string
 	// Report, if not nil, is told of files that were read again.
 	Report Report
@@ -44,8 +45,9 @@ type GCPConfig struct {
 	// credentials. Not a connection: the client is made anew from them when its
 	// connection is dead. Nil: the default credentials.
 	Options []option.ClientOption
-	// Timeout bounds one Wrap or Unwrap with all its attempts. A token has 30 seconds of its own, for which a call waits
-	// until its context ends. 0: DefaultGCPTimeout.
+	// Timeout bounds one Wrap or Unwrap with all its attempts. A token has 30
+	// seconds of its own, for which a call waits until its context ends. 0:
+	// DefaultGCPTimeout.
 	Timeout time.Duration
 	// MaxAttempts counts the first attempt too. 0: DefaultGCPMaxAttempts.
 	MaxAttempts int
@@ -95,7 +97,8 @@ func NewGCP(ctx context.Context, cfg GCPConfig) (*GCP, error) {
 				Logger: silent,
 			})
 		}
-		found, err := followLogin(detect, cfg.Report, gcpFileVariable, ".config", "gcloud", "application_default_credentials.json")
+		found, err := followLogin(detect, cfg.Report, gcpFileVariable,
+			".config", "gcloud", "application_default_credentials.json")
 		if err != nil {
 			err := messageError("no credentials: " + printable(err.Error(), 300))
 			return nil, &Error{Kind: Internal, Op: "open", KeyID: g.name, Err: err}

@@ -19,8 +19,8 @@ func (t *gcpTokens) Token(ctx context.Context) (*auth.Token, error) {
 	return t.logins.wait(ctx, fmt.Sprintf("%p", creds), creds.Token)
 }
 
-// shareGCPTokens returns the credentials that from gives now, but with tokens of those that it gives later, which all
-// callers share.
+// shareGCPTokens returns the credentials that from gives now, but with tokens
+// of those that it gives later, which all callers share.
 func shareGCPTokens(from func() *auth.Credentials) *auth.Credentials {
 	creds := from()
 	return auth.NewCredentials(&auth.CredentialsOptions{

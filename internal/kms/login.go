@@ -10,9 +10,10 @@ import (
 // loginTimeout bounds one login, or one fetch of a token.
 const loginTimeout = 30 * time.Second
 
-// logins runs logins apart from the calls that need them. A login has a bound of its own and is no part of an attempt,
-// so that one which takes longer than an attempt may still succeeds. All callers share it, and it survives the caller
-// that started it: the next caller finds it done, or nearly so.
+// logins runs logins apart from the calls that need them. A login has a bound
+// of its own and is no part of an attempt, so that one which takes longer than
+// an attempt may still succeeds. All callers share it, and it survives the
+// caller that started it: the next caller finds it done, or nearly so.
 type logins[T any] struct{ group singleflight.Group }
 
 // begin starts a login, or joins the one by the same name that is under way.

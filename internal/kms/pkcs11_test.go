@@ -77,7 +77,8 @@ type token struct {
 	label  string
 }
 
-// slot is that of the token now. SoftHSM gives it another one when it is initialized anew.
+// slot is that of the token now. SoftHSM gives it another one when it is
+// initialized anew.
 func (tok *token) slot(t *testing.T) uint {
 	t.Helper()
 	slots, err := tok.ctx.GetSlotList(true)
@@ -409,8 +410,9 @@ func eventuallyWraps(t *testing.T, w kms.Wrapper) wrapped {
 	return wrapped{}
 }
 
-// A token that was away is found again, by keys that were open and by one that could not be opened; and keys of another
-// token of the same module work all the time.
+// A token that was away is found again, by keys that were open and by one that
+// could not be opened; and keys of another token of the same module work all
+// the time.
 func TestPKCS11TokenComesBack(t *testing.T) {
 	other := newToken(t)
 	tok := newToken(t)

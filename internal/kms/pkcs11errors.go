@@ -115,8 +115,9 @@ func lost(err error) bool {
 		pkcs11.CKR_OPERATION_ACTIVE, pkcs11.CKR_OPERATION_NOT_INITIALIZED)
 }
 
-// away reports whether the module itself may have to be started anew before it finds a token: some see the tokens that
-// were there when they were initialized, and others are lost for this process with the device.
+// away reports whether the module itself may have to be started anew before it
+// finds a token: some see the tokens that were there when they were
+// initialized, and others are lost for this process with the device.
 func away(err error) bool {
 	if e, ok := errors.AsType[*Error](err); ok {
 		return e.Reason == reasonNoToken

@@ -34,8 +34,9 @@ type hsmModule struct {
 	rest        time.Duration // between two restarts that did not help
 }
 
-// How often a module is restarted. Each restart ends the sessions of all its keys, those of tokens that are well
-// included, so that restarts that do not help become rare.
+// How often a module is restarted. Each restart ends the sessions of all its
+// keys, those of tokens that are well included, so that restarts that do not
+// help become rare.
 const (
 	leastModuleRest = time.Second
 	mostModuleRest  = 30 * time.Second
@@ -43,9 +44,11 @@ const (
 	moduleDrain = time.Second
 )
 
-// restart finalizes and initializes the library, and reports whether it has. The caller is one of the module's calls; the
-// others have to end first, as the specification leaves open what becomes of calls that C_Finalize meets (PKCS #11 Base
-// v2.40, section 5.4). A call that hangs keeps the module from being restarted.
+// restart finalizes and initializes the library, and reports whether it has.
+// The caller is one of the module's calls; the others have to end first, as the
+// specification leaves open what becomes of calls that C_Finalize meets (PKCS
+// #11 Base v2.40, section 5.4). A call that hangs keeps the module from being
+// restarted.
 func (m *hsmModule) restart() bool {
 	if !m.restarting.TryLock() {
 		return false // another call does it, and needs the place of this one
@@ -84,7 +87,8 @@ func (m *hsmModule) restart() bool {
 	return err == nil || is11(err, pkcs11.CKR_CRYPTOKI_ALREADY_INITIALIZED)
 }
 
-// again is do, and once more after a restart if the module says that the token is away.
+// again is do, and once more after a restart if the module says that the token
+// is away.
 func (m *hsmModule) again(do func() ([]byte, error)) ([]byte, error) {
 	out, err := do()
 	if !away(err) || !m.restart() {

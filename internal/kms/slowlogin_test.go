@@ -146,7 +146,8 @@ func awsSlowKey(t *testing.T) slowKey {
 	}
 }
 
-// A login is no part of the attempt that needs it: it may take longer than an attempt may.
+// A login is no part of the attempt that needs it: it may take longer than an
+// attempt may.
 func TestSlowLogin(t *testing.T) {
 	eachSlowKey(t, func(t *testing.T, k slowKey) {
 		k.slow(longLogin)
@@ -201,7 +202,8 @@ func TestLoginSurvivesItsCaller(t *testing.T) {
 	})
 }
 
-// An answer that takes longer than one attempt may is no answer, whatever is true of logins.
+// An answer that takes longer than one attempt may is no answer, whatever is
+// true of logins.
 func TestSlowAnswerIsBounded(t *testing.T) {
 	server := kmstest.StartVault(t)
 	open := func(timeout time.Duration) kms.Wrapper {

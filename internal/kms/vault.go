@@ -41,15 +41,16 @@ type VaultConfig struct {
 	EnvelopeID string
 	// Login is how to get a token. Required.
 	Login VaultLogin
-	// CAFile is a file of PEM certificates that sign the server's. It is read again when it changes. Empty: those of the
-	// system.
+	// CAFile is a file of PEM certificates that sign the server's. It is read
+	// again when it changes. Empty: those of the system.
 	CAFile string
 	// Report, if not nil, is told of files that were read again.
 	Report Report
 	// Transport sends the calls. Nil: one of its own, with proxy settings from the environment and CAFile.
 	Transport http.RoundTripper
-	// Timeout bounds one request to encrypt or decrypt, with all its attempts. A login has 30 seconds of its own, for
-	// which a call waits until its context ends. 0: DefaultVaultTimeout.
+	// Timeout bounds one request to encrypt or decrypt, with all its attempts.
+	// A login has 30 seconds of its own, for which a call waits until its
+	// context ends. 0: DefaultVaultTimeout.
 	Timeout time.Duration
 	// MaxAttempts counts the first attempt too. 0: DefaultVaultMaxAttempts.
 	MaxAttempts int

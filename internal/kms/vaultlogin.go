@@ -149,8 +149,10 @@ func (l *vaultLogin) client(token string) (*api.Client, error) {
 	return c, nil
 }
 
-// session returns a token that should work: the current one, or that of a new login, for which it waits until ctx ends.
-// A renewal that is due begins, and nobody waits for it. refused, if not nil, is the session that Vault has just refused.
+// session returns a token that should work: the current one, or that of a new
+// login, for which it waits until ctx ends. A renewal that is due begins, and
+// nobody waits for it. refused, if not nil, is the session that Vault has just
+// refused.
 func (l *vaultLogin) session(ctx context.Context, refused *vaultSession) (*vaultSession, error) {
 	if s := l.current.Load(); s.works(refused) {
 		if l.isDue(s) {
@@ -179,7 +181,8 @@ func (l *vaultLogin) isDue(s *vaultSession) bool {
 	return s.due() && (retry == nil || !time.Now().Before(*retry))
 }
 
-// refresher returns what renews the current token or logs in, and keeps a token that works where it cannot.
+// refresher returns what renews the current token or logs in, and keeps a token
+// that works where it cannot.
 func (l *vaultLogin) refresher(refused *vaultSession) func(ctx context.Context) (*vaultSession, error) {
 	return func(ctx context.Context) (*vaultSession, error) {
 		s := l.current.Load()
@@ -191,6 +194,7 @@ func (l *vaultLogin) refresher(refused *vaultSession) func(ctx context.Context) 
 			l.current.Store(next)
 			return next, nil
 		}
+
 		if !s.works(refused) {
 			return nil, err
 		}

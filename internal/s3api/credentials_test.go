@@ -17,7 +17,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
-// A source of the store's credentials that hangs is no fault of the client, and is not waited for without a bound.
+// A source of the store's credentials that hangs is no fault of the client, and
+// is not waited for without a bound.
 func TestStoreCredentialsThatHang(t *testing.T) {
 	var hang atomic.Bool
 	good := credentials.NewStaticCredentialsProvider(storeAccess, storeSecret, "")

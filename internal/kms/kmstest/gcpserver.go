@@ -113,7 +113,8 @@ func (s *GCPServer) serve(w http.ResponseWriter, r *http.Request) {
 // Endpoint is the address of the server.
 func (s *GCPServer) Endpoint() string { return s.listener.Addr().String() }
 
-// OnToken has the access token of each request told to somebody. Tokens are not looked at otherwise.
+// OnToken has the access token of each request told to somebody. Tokens are not
+// looked at otherwise.
 func (s *GCPServer) OnToken(tell func(token string)) {
 	s.lock.Lock()
 	defer s.lock.Unlock()

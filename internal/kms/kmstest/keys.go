@@ -22,7 +22,8 @@ func (s *Server) CreateKey() (arn string, err error) {
 	return s.store.arn(k), nil
 }
 
-// CreateMultiRegionKey makes a new primary key that can be replicated, and returns its ARN.
+// CreateMultiRegionKey makes a new primary key that can be replicated, and
+// returns its ARN.
 func (s *Server) CreateMultiRegionKey() (arn string, err error) {
 	s.store.mu.Lock()
 	defer s.store.mu.Unlock()
@@ -33,8 +34,9 @@ func (s *Server) CreateMultiRegionKey() (arn string, err error) {
 	return s.store.arn(k), nil
 }
 
-// Replicate is what ReplicateKey does: it makes a replica of a multi-Region key in the region of another server, and
-// returns its ARN. Its state, policy, grants and aliases are its own.
+// Replicate is what ReplicateKey does: it makes a replica of a multi-Region key
+// in the region of another server, and returns its ARN. Its state, policy,
+// grants and aliases are its own.
 func (s *Server) Replicate(key string, to *Server) (arn string, err error) {
 	s.store.mu.Lock()
 	k, err := s.store.findNoAlias(key)

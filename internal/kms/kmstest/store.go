@@ -98,7 +98,8 @@ func (s *store) save() error {
 // multiRegion begins the id of a multi-Region key.
 const multiRegion = "mrk-"
 
-// add makes a new key with a policy, the default one for "", as one of a kind of ids. The caller holds s.mu.
+// add makes a new key with a policy, the default one for "", as one of a kind
+// of ids. The caller holds s.mu.
 func (s *store) add(policy, prefix string) (*key, error) {
 	id := random(16)
 	id[6], id[8] = id[6]&0x0f|0x40, id[8]&0x3f|0x80 // a random UUID, RFC 9562, section 5.4

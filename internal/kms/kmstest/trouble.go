@@ -10,9 +10,11 @@ import (
 // Trouble is how the servers of Vault, Google and Azure misbehave at operations with a key. The zero value behaves.
 // The first field that applies wins.
 type Trouble struct {
-	// Latency is the time before each answer to an operation with a key. Vault and Azure only.
+	// Latency is the time before each answer to an operation with a key. Vault
+	// and Azure only.
 	Latency time.Duration
-	// LoginLatency is the time that each login or token takes. Vault and Azure only.
+	// LoginLatency is the time that each login or token takes. Vault and Azure
+	// only.
 	LoginLatency time.Duration
 	// Hang never answers.
 	Hang bool
