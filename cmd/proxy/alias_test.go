@@ -115,7 +115,7 @@ func TestMovedAliasIsNoticed(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		a.watchAlias(ctx, k.Key, a.opened[0], 10*time.Millisecond)
+		a.watchAlias(ctx, k.Key, a.opened[0].wrapper, 10*time.Millisecond)
 	}()
 	wait := func(text string) {
 		t.Helper()

@@ -95,7 +95,7 @@ func TestBadReloadOfClients(t *testing.T) {
 		if err := os.WriteFile(path, bytes.ReplaceAll(good, []byte(old), []byte(changed)), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		a.reload()
+		a.reload(t.Context())
 		return logs.TakeAll()[0].Message
 	}
 	const stays = "config reload failed; keeping the current configuration"

@@ -36,8 +36,8 @@ func openDirect(ctx context.Context, cfg *config.Config, target crypt.Object, pr
 		a.close()
 		return nil, err
 	}
-	for _, w := range a.opened {
-		tend(ctx, w) // a run can take longer than a token lives
+	for _, k := range a.opened {
+		a.tend(ctx, k) // a run can take longer than a token lives
 	}
 	for _, k := range cfg.Keys {
 		go a.openLater(ctx, k) // a key whose KMS is away is waited for

@@ -6,6 +6,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"reflect"
+	"slices"
 	"sync"
 	"time"
 
@@ -83,7 +85,7 @@ func (a *app) buildKeys(ctx context.Context) error {
 		switch failure := (*kms.Error)(nil); {
 		case err == nil:
 			key.Wrapper, key.Probe = a.weathered(k, wrapper), wrapper
-			a.opened = append(a.opened, wrapper)
+			a.opened = append(a.opened, openKey{k.Name, wrapper})
 			a.tended = append(a.tended, func(ctx context.Context) { a.watchAlias(ctx, k, wrapper, aliasCheck) })
 		case errors.As(err, &failure) && failure.Kind != kms.Invalid:
 			key.Unavailable = err
@@ -214,17 +216,28 @@ func (a *app) weathered(k config.Key, w kms.Wrapper) kms.Wrapper {
 	return kms.Retry(broken, kms.RetryConfig{})
 }
 
-// tend does what a provider has to do while it is not asked, such as to keep a token alive.
-func tend(ctx context.Context, w kms.Wrapper) {
-	if t, ok := w.(interface{ Run(ctx context.Context) }); ok {
+// openKey is a key that could be opened, by its name.
+type openKey struct {
+	name    string
+	wrapper kms.Wrapper
+}
+
+// tend does what a provider has to do while it is not asked, such as to keep a
+// token alive; until ctx ends, or the key of that name is opened again.
+func (a *app) tend(ctx context.Context, k openKey) {
+	ctx, stop := context.WithCancel(ctx)
+	if before, ok := a.tending.Swap(k.name, stop); ok {
+		before.(context.CancelFunc)()
+	}
+	if t, ok := k.wrapper.(interface{ Run(ctx context.Context) }); ok {
 		go t.Run(ctx)
 	}
 }
 
 // tryKeys says at once which keys do not work.
 func (a *app) tryKeys(ctx context.Context) {
-	for _, w := range a.opened {
-		tend(ctx, w)
+	for _, k := range a.opened {
+		a.tend(ctx, k)
 	}
 	for _, duty := range a.tended {
 		go duty(ctx)
@@ -279,11 +292,37 @@ func (a *app) openLater(ctx context.Context, k config.Key) {
 			a.log.Warn("this key cannot be opened yet", zap.String("kms_key_name", k.Name), zap.Error(err))
 			continue
 		}
-		tend(ctx, wrapper)
+		a.tend(ctx, openKey{k.Name, wrapper})
 		go a.watchAlias(ctx, k, wrapper, aliasCheck)
 		a.tellTwins()
 		a.log.Info("this key is open now", zap.String("kms_key_name", k.Name))
 	}
+}
+
+// reopen opens the keys again whose secrets are others in next: a Vault token, a
+// secret id, or the PIN of an HSM. One that cannot be opened so stays as it was.
+func (a *app) reopen(ctx context.Context, before, next *config.Config) {
+	for _, k := range next.Keys {
+		i := slices.IndexFunc(before.Keys, func(old config.Key) bool { return old.Name == k.Name })
+		if i < 0 || reflect.DeepEqual(before.Keys[i], k) || !reflect.DeepEqual(withoutSecrets(before.Keys[i]), withoutSecrets(k)) {
+			continue
+		}
+		wrapper, err := buildWrapper(ctx, k, a.tellReread(k))
+		if err == nil {
+			err = a.keys.Provide(k.Name, a.weathered(k, wrapper), wrapper)
+		}
+		if err != nil {
+			a.log.Error("opening a key with its new secret failed; keeping the old one", zap.String("kms_key_name", k.Name), zap.Error(err))
+			continue
+		}
+		a.tend(ctx, openKey{k.Name, wrapper})
+		a.log.Info("key opened with its new secret", zap.String("kms_key_name", k.Name))
+	}
+}
+
+func withoutSecrets(k config.Key) config.Key {
+	k.PIN, k.Login.Token, k.Login.AppRole.SecretID = "", "", ""
+	return k
 }
 
 // keyObserver counts and logs what happens to keys.

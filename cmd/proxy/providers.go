@@ -77,7 +77,7 @@ func (a *app) earlierKeys(ctx context.Context, k config.Key) ([]keyring.Key, err
 		if err != nil {
 			return nil, fmt.Errorf("key %s: also_known_as: %s: %w", k.Name, id, err)
 		}
-		a.opened = append(a.opened, wrapper)
+		a.opened = append(a.opened, openKey{earlier.Name, wrapper})
 		keys = append(keys, keyring.Key{
 			Name: earlier.Name, Provider: string(k.Provider), Successor: k.Name,
 			Wrapper: a.weathered(earlier, wrapper), Probe: wrapper,

@@ -31,9 +31,9 @@ func (a *app) onSignals(ctx context.Context) {
 			case <-ctx.Done():
 				return
 			case s := <-signals:
-				a.obey(s)
+				a.obey(ctx, s)
 			case <-secrets.C:
-				a.reloadSecrets()
+				a.reloadSecrets(ctx)
 			}
 		}
 	}()
@@ -43,14 +43,14 @@ func (a *app) onSignals(ctx context.Context) {
 // at.
 const secretsInterval = 5 * time.Second
 
-func (a *app) obey(s os.Signal) {
+func (a *app) obey(ctx context.Context, s os.Signal) {
 	switch s {
 	case syscall.SIGUSR1:
 		_, _ = a.purge("", false, "SIGUSR1", "") // the log has it
 	case syscall.SIGHUP:
 		a.reopenAudit()
 		a.checkFiles()
-		a.reload()
+		a.reload(ctx)
 	}
 }
 
@@ -64,17 +64,17 @@ func (a *app) checkFiles() {
 }
 
 // reload applies what may change while the proxy runs: dek_cache,
-// encryption.rules, clients, and the credentials for the store. It names the
-// other changes, which need a restart. A configuration with an error changes
+// encryption.rules, clients, the credentials for the store, and the secrets of
+// keys. It names the other changes, which need a restart. A configuration with an error changes
 // nothing.
-func (a *app) reload() {
+func (a *app) reload(ctx context.Context) {
 	if a.file == nil {
 		a.log.Warn("SIGHUP: there is no configuration file to reload")
 		return
 	}
 	next, err := readConfig(a.file.path)
 	if err == nil {
-		err = a.apply(next.Config, "SIGHUP")
+		err = a.apply(ctx, next.Config, "SIGHUP")
 	}
 	if err != nil {
 		a.log.Error("config reload failed; keeping the current configuration", zap.Error(err))
@@ -93,7 +93,7 @@ func (a *app) reload() {
 // reloadSecrets reads the secrets again that the configuration takes from files
 // (file:/PATH). The text of the configuration is the one in force: what was
 // edited in it since waits for SIGHUP.
-func (a *app) reloadSecrets() {
+func (a *app) reloadSecrets(ctx context.Context) {
 	if a.file == nil {
 		return
 	}
@@ -103,7 +103,7 @@ func (a *app) reloadSecrets() {
 		return
 	}
 	if err == nil {
-		err = a.apply(next.Config, "secret file")
+		err = a.apply(ctx, next.Config, "secret file")
 	}
 	if err != nil {
 		if text := err.Error(); text != a.file.problem {
@@ -122,7 +122,7 @@ func (a *app) reloadSecrets() {
 
 // apply puts in force what may change. The audit log has it before it is in
 // force; if it cannot be written there, nothing changes.
-func (a *app) apply(next *config.Config, why string) error {
+func (a *app) apply(ctx context.Context, next *config.Config, why string) error {
 	rules, clients := buildRules(next.Encryption.Rules), accessClients(next.Clients)
 	if err := a.keys.CheckRules(rules); err != nil {
 		return err
@@ -146,12 +146,21 @@ func (a *app) apply(next *config.Config, why string) error {
 		return err
 	}
 	a.storeLogin.set(next.Origin)
+	a.reopen(ctx, a.file.Config, next)
 	a.cache.SetTTL(dek.TTL)
 	a.cache.Resize(dek.MaxEntries)
 	a.keys.SetProbe(dek.RevocationProbe)
 	a.keys.SetOutageWait(dek.OutageWait)
 	a.advisor.SetTTL(dek.TTL)
 	return nil
+}
+
+func keysWithoutSecrets(keys []config.Key) []config.Key {
+	out := make([]config.Key, len(keys))
+	for i, k := range keys {
+		out[i] = withoutSecrets(k)
+	}
+	return out
 }
 
 // needsRestart names the sections that differ and were not applied.
@@ -161,6 +170,7 @@ func needsRestart(old, next *config.Config) (names []string) {
 	if a.Origin.AccessKey != "" && b.Origin.AccessKey != "" {
 		b.Origin.AccessKey, b.Origin.SecretKey = a.Origin.AccessKey, a.Origin.SecretKey
 	}
+	a.Keys, b.Keys = keysWithoutSecrets(a.Keys), keysWithoutSecrets(b.Keys)
 	left, right := reflect.ValueOf(a), reflect.ValueOf(b)
 	for i := range left.NumField() {
 		if !reflect.DeepEqual(left.Field(i).Interface(), right.Field(i).Interface()) {

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -22,7 +23,6 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/config"
 	"github.com/cmekproxy/cmekproxy/internal/dekcache"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
-	"github.com/cmekproxy/cmekproxy/internal/kms"
 	"github.com/cmekproxy/cmekproxy/internal/metrics"
 	"github.com/cmekproxy/cmekproxy/internal/origin"
 	"github.com/cmekproxy/cmekproxy/internal/pemfile"
@@ -47,7 +47,8 @@ type app struct {
 	clients  *access.Directory
 	advisor  *advisor.Recorder
 	observer *keyObserver
-	opened   []kms.Wrapper               // the keys that could be opened at the start
+	opened   []openKey                   // at the start
+	tending  sync.Map                    // by name of a key, the context.CancelFunc that ends what tend has begun
 	tended   []func(ctx context.Context) // what has to go on while they are served
 
 	storeLogin *staticLogin // nil where the SDK's default chain finds the credentials

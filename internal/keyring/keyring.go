@@ -448,7 +448,7 @@ func (k *Keyring) fetch(ctx context.Context, l *Lease, op string) (dekcache.Entr
 	unwrap := func(ctx context.Context) (dek []byte, err error) {
 		ec := encryptionContext(l.obj, l.wrapped)
 		err = k.call(ctx, l.key, l.part, op, a, func(ctx context.Context) (err error) {
-			dek, err = kms.Unwrap(ctx, l.service.wrapper, l.wrapped.Blob, ec)
+			dek, err = kms.Unwrap(ctx, l.wrapper(), l.wrapped.Blob, ec)
 			return err
 		})
 		if err == nil {

@@ -63,6 +63,15 @@ func (l *Lease) dekOf(unwrapped []byte) ([]byte, error) {
 	return crypt.DeriveDEK(unwrapped, l.wrapped.Salt, l.obj)
 }
 
+// wrapper is the KMS key, as it was opened last: its secret can be another one
+// than when the lease began.
+func (l *Lease) wrapper() kms.Wrapper {
+	if now := l.key.kms.Load(); now.id == l.service.id {
+		return now.wrapper
+	}
+	return l.service.wrapper
+}
+
 // DEK returns the 32 bytes of the DEK, which belong to the lease: they are zeros after Release.
 func (l *Lease) DEK() []byte { return l.dek }
 

@@ -220,3 +220,20 @@ func TestNobodyIsCutAfterRelease(t *testing.T) {
 	}
 	wg.Wait()
 }
+
+// TestALeaseIsRenewedByTheKeyAsItIsOpenNow: its secret may have been replaced.
+func TestALeaseIsRenewedByTheKeyAsItIsOpenNow(t *testing.T) {
+	w, _ := newLocal(t)
+	first, second := &away{Wrapper: w}, &away{Wrapper: w}
+	k := newRing(t, first, time.Hour, nil)
+	sealed := create(t, k)
+	defer sealed.Release()
+
+	must(t, k.Provide("k", second, nil))
+	first.no.Store(true)
+	k.PurgeAll()
+	must(t, sealed.Check(t.Context()))
+	if n := second.calls.Load(); n != 1 {
+		t.Errorf("%d calls through the key as it was opened last", n)
+	}
+}
