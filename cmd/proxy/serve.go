@@ -142,13 +142,17 @@ func (a *app) startDuties(ctx context.Context) {
 }
 
 func (a *app) server(handler http.Handler) *http.Server {
+	errorLog, err := zap.NewStdLogAt(a.log, zap.WarnLevel)
+	if err != nil {
+		panic(err) // only for a level that does not exist
+	}
 	return &http.Server{
 		Handler:                      handler,
 		ReadHeaderTimeout:            a.cfg.Limits.HeaderTimeout,
 		IdleTimeout:                  idleConnection,
 		MaxHeaderBytes:               maxHeaderBytes,
 		DisableGeneralOptionsHandler: true,
-		ErrorLog:                     zap.NewStdLog(a.log.WithOptions(zap.IncreaseLevel(zap.WarnLevel))),
+		ErrorLog:                     errorLog,
 	}
 }
 

@@ -1,0 +1,47 @@
+package main
+
+import (
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+)
+
+// TestErrorsOfTheServerAreLogged: what net/http itself has to say is a warning.
+func TestErrorsOfTheServerAreLogged(t *testing.T) {
+	core, logs := observer.New(zap.WarnLevel)
+	a := &app{cfg: devConfig("", "", ""), log: zap.New(core)}
+	s := httptest.NewUnstartedServer(nil)
+	s.Config = a.server(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("on purpose") }))
+	s.StartTLS()
+	defer s.Close()
+
+	conn, err := net.Dial("tcp", s.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := conn.Write([]byte("this is not TLS at all\r\n\r\n")); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a handshake that failed is logged", func() bool { return logged(logs, "TLS handshake error") })
+
+	if resp, err := s.Client().Get(s.URL); err == nil {
+		resp.Body.Close()
+		t.Fatal("a handler that panics has answered")
+	}
+	eventually(t, "a panic is logged", func() bool { return logged(logs, "on purpose") })
+}
+
+func logged(logs *observer.ObservedLogs, text string) bool {
+	for _, entry := range logs.All() {
+		if strings.Contains(entry.Message, text) && entry.Level == zap.WarnLevel {
+			return true
+		}
+	}
+	return false
+}
