@@ -1,10 +1,15 @@
 package main
 
 import (
+	"cmp"
+	"crypto/subtle"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
+	"slices"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -14,29 +19,93 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-// admin is the handler of admin_listen. It has no authentication, which is why it is never on the S3 port.
-func (a *app) admin(h *health) http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+// sidePort is a port beside that of S3.
+type sidePort struct {
+	address string
+	mux     *http.ServeMux
+}
+
+// sidePorts returns the ports of health checks, metrics and the admin API: one
+// for all, or apart.
+func (a *app) sidePorts(h *health) []sidePort {
+	var ports []sidePort
+	at := func(setting string) *http.ServeMux {
+		address := cmp.Or(setting, a.cfg.AdminListen)
+		i := slices.IndexFunc(ports, func(p sidePort) bool { return p.address == address })
+		if i < 0 {
+			ports = append(ports, sidePort{address, http.NewServeMux()})
+			i = len(ports) - 1
+		}
+		return ports[i].mux
+	}
+
+	admin, health, metrics := at(a.cfg.AdminListen), at(a.cfg.HealthListen), at(a.cfg.MetricsListen)
+	health.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintln(w, "ok")
 	})
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+	health.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if !h.ready.Load() {
 			http.Error(w, "draining", http.StatusServiceUnavailable)
 			return
 		}
 		fmt.Fprintln(w, "ready")
 	})
-	mux.Handle("GET /metrics", a.metrics.Handler())
-	mux.HandleFunc("POST /admin/purge", a.servePurge)
-	mux.HandleFunc("GET /admin/keys", a.serveKeys)
-	mux.Handle("GET /admin/ttl-advisor", a.advisor.Handler())
-	return sameSite(mux)
+	metrics.Handle("GET /metrics", a.metrics.Handler())
+	admin.Handle("/admin/", sameSite(a.operatorsOnly(a.adminAPI())))
+	return ports
 }
 
-// sameSite refuses what a web page of another site has an operator's browser send: there is no authentication that such
-// a page would lack.
+func (a *app) adminAPI() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /admin/purge", a.servePurge)
+	mux.HandleFunc("GET /admin/keys", a.serveKeys)
+	mux.HandleFunc("GET /admin/ttl-advisor", func(w http.ResponseWriter, r *http.Request) { a.advisor.Handler().ServeHTTP(w, r) })
+	return mux
+}
+
+// sameSite refuses what a web page of another site has an operator's browser
+// send.
 func sameSite(next http.Handler) http.Handler { return http.NewCrossOriginProtection().Handler(next) }
+
+// operatorsOnly lets those in who bring admin_token. Where there is none, it
+// lets in who is on this machine, and asks for it by a name of loopback: a web
+// page whose name was made to lead here has its own name in the Host header.
+func (a *app) operatorsOnly(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		token := a.adminToken.Load()
+		switch {
+		case token != nil && *token != "":
+			given, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+			if !ok || subtle.ConstantTimeCompare([]byte(given), []byte(*token)) != 1 {
+				w.Header().Set("WWW-Authenticate", `Bearer realm="cmekproxy admin"`)
+				http.Error(w, "give the admin_token of the configuration as a bearer token", http.StatusUnauthorized)
+				return
+			}
+		case !arrivedOnLoopback(r):
+			http.Error(w, "/admin needs an admin_token in the configuration, or a request on a loopback address of the proxy", http.StatusForbidden)
+			return
+		case !isLoopback(r.Host):
+			http.Error(w, "ask for /admin at localhost or a loopback address, or set an admin_token", http.StatusForbidden)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+func arrivedOnLoopback(r *http.Request) bool {
+	local, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
+	return ok && isLoopback(local.String())
+}
+
+// isLoopback reports whether HOST or HOST:PORT is a loopback address, or
+// localhost.
+func isLoopback(host string) bool {
+	if name, _, err := net.SplitHostPort(host); err == nil {
+		host = name
+	}
+	ip := net.ParseIP(strings.Trim(host, "[]"))
+	return strings.EqualFold(host, "localhost") || ip != nil && ip.IsLoopback()
+}
 
 // servePurge forgets the data keys of the key that the query names, or all.
 func (a *app) servePurge(w http.ResponseWriter, r *http.Request) {

@@ -2,9 +2,13 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,8 +17,13 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"go.uber.org/zap"
 
+	"github.com/cmekproxy/cmekproxy/internal/config"
+	"github.com/cmekproxy/cmekproxy/internal/dekcache"
+	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/kms"
+	"github.com/cmekproxy/cmekproxy/internal/metrics"
 )
 
 // adminDo sends a request to the admin port and returns status and body.
@@ -167,5 +176,100 @@ func TestReload(t *testing.T) {
 	rewrite("dek_cache: {ttl: nonsense}\n")
 	rewrite("dek_cache: {ttl: 30s, revocation_probe: 4s}\nlog: {level: debug}\n")
 	waitMetric(t, metrics, window+"6\n")
+	s.end(t)
+}
+
+// adminGuard is the admin API behind its guard, as it is reached at a local
+// address.
+func adminGuard(t *testing.T, token config.Secret, local string) func(host, authorization string) int {
+	t.Helper()
+	a := &app{cfg: devConfig("127.0.0.1:0", "127.0.0.1:0", ""), log: zap.NewNop(), metrics: metrics.New()}
+	a.adminToken.Store(&token)
+	a.keys = newEmptyRing(t)
+	handler := a.sidePorts(&health{})[0].mux
+	return func(host, authorization string) int {
+		r := httptest.NewRequestWithContext(
+			context.WithValue(t.Context(), http.LocalAddrContextKey, net.Addr(&net.TCPAddr{IP: net.ParseIP(local), Port: 9001})),
+			http.MethodGet, "http://"+host+"/admin/keys", nil)
+		if authorization != "" {
+			r.Header.Set("Authorization", authorization)
+		}
+		w := httptest.NewRecorder()
+		handler.ServeHTTP(w, r)
+		return w.Code
+	}
+}
+
+func newEmptyRing(t *testing.T) *keyring.Keyring {
+	t.Helper()
+	cache := dekcache.New(dekcache.Config{})
+	t.Cleanup(cache.Close)
+	ring, err := keyring.New(keyring.Config{Cache: cache})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ring
+}
+
+// TestWhoReachesAdmin: not a web page whose name leads here, nor the network,
+// but who has the token.
+func TestWhoReachesAdmin(t *testing.T) {
+	const token = "a-token-of-some-length"
+	for _, c := range []struct {
+		name, local         string
+		token               config.Secret
+		host, authorization string
+		want                int
+	}{
+		{"on loopback", "127.0.0.1", "", "127.0.0.1:9001", "", http.StatusOK},
+		{"localhost", "127.0.0.1", "", "localhost:9001", "", http.StatusOK},
+		{"IPv6", "::1", "", "[::1]:9001", "", http.StatusOK},
+		{"a name that leads to loopback", "127.0.0.1", "", "attacker.example:9001", "", http.StatusForbidden},
+		{"a name that looks like loopback", "127.0.0.1", "", "127.0.0.1.attacker.example", "", http.StatusForbidden},
+		{"from the network", "10.1.2.3", "", "10.1.2.3:9001", "", http.StatusForbidden},
+		{"from the network, by a loopback name", "10.1.2.3", "", "localhost:9001", "", http.StatusForbidden},
+		{"with the token, from the network", "10.1.2.3", token, "10.1.2.3:9001", "Bearer " + token, http.StatusOK},
+		{"without the token", "10.1.2.3", token, "10.1.2.3:9001", "", http.StatusUnauthorized},
+		{"without the token, on loopback", "127.0.0.1", token, "127.0.0.1:9001", "", http.StatusUnauthorized},
+		{"with another token", "127.0.0.1", token, "127.0.0.1:9001", "Bearer " + token + "x", http.StatusUnauthorized},
+		{"with a part of the token", "127.0.0.1", token, "127.0.0.1:9001", "Bearer " + token[:5], http.StatusUnauthorized},
+		{"with another scheme", "127.0.0.1", token, "127.0.0.1:9001", "Basic " + token, http.StatusUnauthorized},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if got := adminGuard(t, c.token, c.local)(c.host, c.authorization); got != c.want {
+				t.Errorf("status %d, want %d", got, c.want)
+			}
+		})
+	}
+}
+
+// TestPortsApart: each port has its own paths and no others.
+func TestPortsApart(t *testing.T) {
+	listen, admin, health, figures := freePort(t), freePort(t), freePort(t), freePort(t)
+	config := writeConfig(t, sink(t).URL, listen, admin, "limits:",
+		fmt.Sprintf("health_listen: %s\nmetrics_listen: %s\nadmin_token: a-token-of-some-length\nlimits:", health, figures))
+	s := start(t, "serve", "--config", config)
+	waitStatus(t, "http://"+health+"/readyz", http.StatusOK)
+	for _, c := range []struct {
+		at, path string
+		want     int
+	}{
+		{health, "/healthz", http.StatusOK},
+		{health, "/metrics", http.StatusNotFound},
+		{health, "/admin/keys", http.StatusNotFound},
+		{figures, "/metrics", http.StatusOK},
+		{figures, "/readyz", http.StatusNotFound},
+		{admin, "/metrics", http.StatusNotFound},
+		{admin, "/healthz", http.StatusNotFound},
+		{admin, "/admin/keys", http.StatusUnauthorized},
+	} {
+		if status, _ := adminDo(t, http.MethodGet, "http://"+c.at+c.path, http.Header{"Host": {"10.0.0.7"}}); status != c.want {
+			t.Errorf("%s at %s: %d, want %d", c.path, c.at, status, c.want)
+		}
+	}
+	bearer := http.Header{"Authorization": {"Bearer a-token-of-some-length"}}
+	if status, _ := adminDo(t, http.MethodGet, "http://"+admin+"/admin/keys", bearer); status != http.StatusOK {
+		t.Errorf("with the token: %d", status)
+	}
 	s.end(t)
 }

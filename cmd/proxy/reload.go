@@ -64,8 +64,8 @@ func (a *app) checkFiles() {
 }
 
 // reload applies what may change while the proxy runs: dek_cache,
-// encryption.rules, clients, the credentials for the store, and the secrets of
-// keys. It names the other changes, which need a restart. A configuration with an error changes
+// encryption.rules, clients, admin_token, the credentials for the store, and
+// the secrets of keys. It names the other changes, which need a restart. A configuration with an error changes
 // nothing.
 func (a *app) reload(ctx context.Context) {
 	if a.file == nil {
@@ -145,6 +145,7 @@ func (a *app) apply(ctx context.Context, next *config.Config, why string) error 
 	if err := a.clients.Replace(clients); err != nil {
 		return err
 	}
+	a.adminToken.Store(&next.AdminToken)
 	a.storeLogin.set(next.Origin)
 	a.reopen(ctx, a.file.Config, next)
 	a.cache.SetTTL(dek.TTL)
@@ -170,6 +171,7 @@ func needsRestart(old, next *config.Config) (names []string) {
 	if a.Origin.AccessKey != "" && b.Origin.AccessKey != "" {
 		b.Origin.AccessKey, b.Origin.SecretKey = a.Origin.AccessKey, a.Origin.SecretKey
 	}
+	b.AdminToken = a.AdminToken
 	a.Keys, b.Keys = keysWithoutSecrets(a.Keys), keysWithoutSecrets(b.Keys)
 	left, right := reflect.ValueOf(a), reflect.ValueOf(b)
 	for i := range left.NumField() {

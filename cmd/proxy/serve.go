@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -88,31 +89,31 @@ func (a *app) serve(ctx context.Context, ready func(net.Addr)) error {
 		return fmt.Errorf("listen: %w", err)
 	}
 	defer s3.Close()
-	adminListener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", a.cfg.AdminListen)
-	if err != nil {
-		return fmt.Errorf("admin_listen: %w", err)
-	}
 
 	health, open := &health{}, &connections{active: make(map[net.Conn]bool)}
+	side, err := a.listenBeside(ctx, health)
+	if err != nil {
+		return err
+	}
+	defer side.close()
 	s3Server := a.server(health.leaving(a.s3))
 	s3Server.ConnContext, s3Server.ConnState = s3api.ConnContext, open.track
 	if a.tls != nil {
 		s3Server.TLSConfig = a.tls.TLS()
 		a.watchCertificate()
 	}
-	adminServer := a.server(a.admin(health))
 
 	// The duties outlive the signal to stop: as long as a request runs, keys are
 	// probed, tokens renewed, and signals obeyed.
 	duties, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	a.startDuties(duties)
-	failed := make(chan error, 2)
+	failed := make(chan error, 1+len(side))
 	go func() { failed <- serveHTTP(s3Server, s3) }()
-	go func() { failed <- serveHTTP(adminServer, adminListener) }()
+	side.serve(failed)
 
 	health.ready.Store(true)
-	a.log.Info("serving", zap.Stringer("s3", s3.Addr()), zap.Stringer("admin", adminListener.Addr()), zap.Bool("tls", a.tls != nil),
+	a.log.Info("serving", zap.Stringer("s3", s3.Addr()), zap.String("admin", strings.Join(side.addresses(), " ")), zap.Bool("tls", a.tls != nil),
 		zap.Stringer("revocation_window", a.keys.Window(a.cache.TTL())), zap.String("version", versionString()))
 	if ready != nil {
 		ready(s3.Addr())
@@ -122,7 +123,48 @@ func (a *app) serve(ctx context.Context, ready func(net.Addr)) error {
 	case <-ctx.Done():
 	}
 	health.ready.Store(false)
-	return errors.Join(err, a.drain(context.Cause(ctx), s3Server, open), adminServer.Close())
+	return errors.Join(err, a.drain(context.Cause(ctx), s3Server, open))
+}
+
+// beside are the servers of the ports beside that of S3. They serve until the
+// last S3 request has ended.
+type beside []besideServer
+
+type besideServer struct {
+	server   *http.Server
+	listener net.Listener
+}
+
+func (a *app) listenBeside(ctx context.Context, h *health) (out beside, err error) {
+	for _, port := range a.sidePorts(h) {
+		listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", port.address)
+		if err != nil {
+			out.close()
+			return nil, fmt.Errorf("admin_listen, health_listen or metrics_listen: %w", err)
+		}
+		out = append(out, besideServer{a.server(port.mux), listener})
+	}
+	return out, nil
+}
+
+func (b beside) serve(failed chan<- error) {
+	for _, s := range b {
+		go func() { failed <- serveHTTP(s.server, s.listener) }()
+	}
+}
+
+func (b beside) close() {
+	for _, s := range b {
+		_ = s.listener.Close() // if it was never served
+		_ = s.server.Close()
+	}
+}
+
+func (b beside) addresses() (out []string) {
+	for _, s := range b {
+		out = append(out, s.listener.Addr().String())
+	}
+	return out
 }
 
 // watchCertificate says when the certificate ends, and at once if it has.

@@ -51,6 +51,7 @@ type app struct {
 	tending  sync.Map                    // by name of a key, the context.CancelFunc that ends what tend has begun
 	tended   []func(ctx context.Context) // what has to go on while they are served
 
+	adminToken atomic.Pointer[config.Secret]
 	storeLogin *staticLogin // nil where the SDK's default chain finds the credentials
 	s3         http.Handler
 	tls        *pemfile.Server // nil for plain HTTP
@@ -59,6 +60,7 @@ type app struct {
 // build wires the proxy. unixSocket, if not empty, is where the store listens in place of its endpoint's host.
 func build(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSocket string) (*app, error) {
 	a := &app{cfg: cfg, log: log, metrics: metrics.New()}
+	a.adminToken.Store(&cfg.AdminToken)
 	var err error
 	if a.clients, err = buildClients(cfg, log); err != nil {
 		return nil, err

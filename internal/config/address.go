@@ -9,13 +9,35 @@ import (
 	"strings"
 )
 
-// checkListeners checks the two addresses, and that both can be listened on at once.
+// checkListeners checks the addresses to listen on, and that all can be listened
+// on at once. Those beside the S3 port may be the same, to the letter.
 func (d *decoder) checkListeners(c *Config) {
-	host, port, ok := d.listenAddress(&c.Listen, "listen")
-	adminHost, adminPort, adminOK := d.listenAddress(&c.AdminListen, "admin_listen")
-	// Port 0 is a free one, each time another.
-	if ok && adminOK && port == adminPort && port != 0 && overlap(host, adminHost) {
-		d.fail(&c.AdminListen, "admin_listen must be another address than listen")
+	type listener struct {
+		field      *string
+		name, host string
+		port       uint64
+	}
+	var before []listener
+	for _, l := range []listener{
+		{field: &c.Listen, name: "listen"},
+		{field: &c.AdminListen, name: "admin_listen"},
+		{field: &c.HealthListen, name: "health_listen"},
+		{field: &c.MetricsListen, name: "metrics_listen"},
+	} {
+		if *l.field == "" && (l.name == "health_listen" || l.name == "metrics_listen") {
+			continue
+		}
+		var ok bool
+		if l.host, l.port, ok = d.listenAddress(l.field, l.name); !ok {
+			continue
+		}
+		for _, other := range before {
+			shared := *l.field == *other.field && other.name != "listen"
+			if l.port == other.port && l.port != 0 && overlap(l.host, other.host) && !shared { // port 0 is a free one
+				d.fail(l.field, "%s must be another address than %s", l.name, other.name)
+			}
+		}
+		before = append(before, l)
 	}
 }
 

@@ -17,12 +17,16 @@ const (
 	minKMSTimeout   = 100 * time.Millisecond
 	maxKMSTimeout   = 30 * time.Second
 	minSecretLength = 8
+	minAdminToken   = 16
 )
 
 // check finds what each value for itself does not show. A field that could not be read has a problem already, and fail
 // leaves it at that.
 func (d *decoder) check(c *Config) {
 	d.checkListeners(c)
+	if c.AdminToken != "" && len(c.AdminToken) < minAdminToken {
+		d.fail(&c.AdminToken, "admin_token has fewer than %d characters", minAdminToken)
+	}
 	d.checkDomain(&c.Domain)
 	d.checkTLS(&c.TLS)
 	d.checkOrigin(&c.Origin)

@@ -1,6 +1,11 @@
 package config_test
 
-import "testing"
+import (
+	"strings"
+	"testing"
+
+	"github.com/cmekproxy/cmekproxy/internal/config"
+)
 
 func TestMissing(t *testing.T) {
 	runErrors(t, []errorCase{
@@ -298,4 +303,22 @@ dek_cache: {ttl: soon, ttl: 5m}
 		`8:18: dek_cache.ttl must be a duration such as 90s, 5m or 1h30m, not "soon"`,
 		`8:24: "ttl" is set twice; the first is on line 8`,
 	})
+}
+
+func TestListeners(t *testing.T) {
+	c := parse(t, base+"health_listen: 0.0.0.0:9002\nmetrics_listen: 0.0.0.0:9002\nadmin_token: sixteen-letters-\n")
+	if c.HealthListen != "0.0.0.0:9002" || c.MetricsListen != c.HealthListen || c.AdminToken != "sixteen-letters-" {
+		t.Errorf("%+v", c)
+	}
+	for text, want := range map[string]string{
+		"health_listen: 127.0.0.1:9000\n":                                   "health_listen must be another address than listen",
+		"health_listen: 0.0.0.0:9001\n":                                     "health_listen must be another address than admin_listen",
+		"health_listen: 127.0.0.1:9002\nmetrics_listen: \"0.0.0.0:9002\"\n": "metrics_listen must be another address than health_listen",
+		"metrics_listen: here\n":                                            "metrics_listen must be HOST:PORT",
+		"admin_token: fifteen-letters\n":                                    "admin_token has fewer than 16 characters",
+	} {
+		if _, err := config.Parse("config.yaml", []byte(base+text), environment(nil)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v, want %q", text, err, want)
+		}
+	}
 }

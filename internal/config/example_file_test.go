@@ -20,7 +20,7 @@ func TestExampleFile(t *testing.T) {
 		"ORIGIN_ACCESS_KEY": "AKORIGIN", "ORIGIN_SECRET_KEY": "origin-secret",
 		"APP_ACCESS_KEY": "AKAPP", "APP_SECRET_KEY": "app-secret",
 		"REPORTS_ACCESS_KEY": "AKREPORTS", "REPORTS_SECRET_KEY": "reports-secret",
-		"VAULT_SECRET_ID": "vault-secret-id", "VAULT_TOKEN": "vault-token", "HSM_PIN": "1234",
+		"VAULT_SECRET_ID": "vault-secret-id", "VAULT_TOKEN": "vault-token", "HSM_PIN": "1234", "CMEKPROXY_ADMIN_TOKEN": "an-admin-token-of-24-char",
 	}))
 	if err != nil {
 		t.Fatal(err)

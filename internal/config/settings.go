@@ -7,9 +7,16 @@ import "time"
 type Config struct {
 	// Listen is the address of the S3 port, as HOST:PORT; an empty host is every interface.
 	Listen string `yaml:"listen" config:"required"`
-	// AdminListen is the address of /healthz, /readyz, /metrics and the admin API, as HOST:PORT. It has no
-	// authentication. Default 127.0.0.1:9001.
+	// AdminListen is the address of /admin, as HOST:PORT, and of /healthz, /readyz
+	// and /metrics unless they have their own. Default 127.0.0.1:9001.
 	AdminListen string `yaml:"admin_listen"`
+	// HealthListen is the address of /healthz and /readyz, and MetricsListen that
+	// of /metrics. Empty: AdminListen. Two of the three may be the same.
+	HealthListen  string `yaml:"health_listen"`
+	MetricsListen string `yaml:"metrics_listen"`
+	// AdminToken is what requests to /admin must bring as a bearer token. 16
+	// characters or more. Empty: /admin works on loopback only.
+	AdminToken Secret `yaml:"admin_token"`
 	// Domain is the base domain of virtual-host-style requests: with s3.example.com, a request for
 	// photos.s3.example.com is for the bucket photos. Empty: path-style requests only.
 	Domain string `yaml:"domain"`
