@@ -6,9 +6,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/cmekproxy/cmekproxy/internal/advisor"
 	"github.com/cmekproxy/cmekproxy/internal/config"
@@ -24,7 +26,10 @@ const (
 	kmsAttempts     = 3                      // how many attempts of full length a call has time for
 	rememberRevoked = time.Second            // how long a DEK that was refused is not asked for again
 	rememberOutage  = 250 * time.Millisecond // the same, of one that the KMS did not answer for
-	reopenEvery     = 10 * time.Second       // how often a key that could not be opened is tried again
+	reopenEvery     = 10 * time.Second       // how soon a key that could not be opened is tried again
+	longestReopen   = 5 * time.Minute        // what that grows to for keys that were opened and do not work
+	startTogether   = 8                      // how many keys are opened, and tried, at a time at the start
+	measuredKeys    = 100                    // how many keys have metrics of their own
 	breakerFailures = 8                      // calls without an answer, after which a KMS is left alone
 	breakerOpen     = 2 * time.Second        // and for how long
 )
@@ -67,12 +72,14 @@ func remember(err error) time.Duration {
 // buildKeys makes the cache and the keyring, and has both measured. A key that cannot be opened now does not keep the
 // others from working: openLater goes on trying.
 func (a *app) buildKeys(ctx context.Context) error {
+	a.observer = &keyObserver{log: a.log, metrics: a.metrics, label: a.keyLabels()}
 	var keys, earlier []keyring.Key
-	for _, k := range a.cfg.Keys {
+	open := a.openKeys(ctx)
+	for i, k := range a.cfg.Keys {
 		key := keyring.Key{
 			Name: k.Name, Provider: string(k.Provider), Timeout: kmsAttempts * k.Timeout, ProbeTimeout: k.Timeout,
 		}
-		wrapper, err := buildWrapper(ctx, k, a.tellReread(k))
+		wrapper, err := open[i].wrapper, open[i].err
 		switch failure := (*kms.Error)(nil); {
 		case err == nil:
 			key.Wrapper, key.Probe = a.weathered(k, wrapper), wrapper
@@ -90,19 +97,7 @@ func (a *app) buildKeys(ctx context.Context) error {
 		}
 		earlier = append(earlier, before...)
 	}
-	dek := a.cfg.DEKCache
-	a.cache = dekcache.New(dekcache.Config{
-		TTL: dek.TTL, MaxEntries: dek.MaxEntries, Jitter: jitter, Remember: remember, Now: time.Now,
-	})
-	a.advisor = advisor.New(advisor.Config{
-		TTL:             dek.TTL,
-		Life:            func(ttl time.Duration) time.Duration { return ttl - leastJitter(ttl) - ttl*drawnShorter/2/100 },
-		Window:          func(ttl time.Duration) time.Duration { return a.keys.Window(ttl) },
-		ProbesPerSecond: func() float64 { return a.keys.ProbesPerSecond() },
-		PricePer10000:   price(a.cfg.KMS.PricePer10000),
-		Currency:        a.cfg.KMS.Currency,
-		Now:             time.Now,
-	})
+	a.buildCache()
 	var auditor keyring.Auditor
 	if a.cfg.Audit.File != "" || a.cfg.Audit.Stdout {
 		auditor = s3api.Trail(a.record)
@@ -116,8 +111,8 @@ func (a *app) buildKeys(ctx context.Context) error {
 	}
 	a.keys, err = keyring.New(keyring.Config{
 		Keys: append(keys, earlier...), Rules: buildRules(a.cfg.Encryption.Rules), Cache: a.cache,
-		RevocationProbe: dek.RevocationProbe, OutageWait: dek.OutageWait,
-		Observer: &keyObserver{log: a.log, metrics: a.metrics, advisor: a.advisor}, Auditor: auditor, Defaults: defaults,
+		RevocationProbe: a.cfg.DEKCache.RevocationProbe, OutageWait: a.cfg.DEKCache.OutageWait,
+		Observer: a.observer, Auditor: auditor, Defaults: defaults,
 	})
 	if err != nil {
 		return err
@@ -125,6 +120,46 @@ func (a *app) buildKeys(ctx context.Context) error {
 	a.tellTwins()
 	a.measureKeys()
 	return nil
+}
+
+// buildCache makes the cache of data keys, and what measures it.
+func (a *app) buildCache() {
+	dek := a.cfg.DEKCache
+	a.cache = dekcache.New(dekcache.Config{
+		TTL: dek.TTL, MaxEntries: dek.MaxEntries, Jitter: jitter, Remember: remember, Now: time.Now,
+	})
+	a.advisor = advisor.New(advisor.Config{
+		TTL:             dek.TTL,
+		Life:            func(ttl time.Duration) time.Duration { return ttl - leastJitter(ttl) - ttl*drawnShorter/2/100 },
+		Window:          func(ttl time.Duration) time.Duration { return a.keys.Window(ttl) },
+		ProbesPerSecond: func() float64 { return a.keys.ProbesPerSecond() },
+		PricePer10000:   price(a.cfg.KMS.PricePer10000),
+		Currency:        a.cfg.KMS.Currency,
+		Now:             time.Now,
+	})
+	a.observer.advisor = a.advisor
+}
+
+// openedKey is a key, or why it could not be opened.
+type openedKey struct {
+	wrapper kms.Wrapper
+	err     error
+}
+
+// openKeys opens the keys of the configuration, in its order. A few at a time:
+// that some need an answer of a KMS that is away must not add up.
+func (a *app) openKeys(ctx context.Context) []openedKey {
+	out := make([]openedKey, len(a.cfg.Keys))
+	var all errgroup.Group
+	all.SetLimit(startTogether)
+	for i, k := range a.cfg.Keys {
+		all.Go(func() error {
+			out[i].wrapper, out[i].err = buildWrapper(ctx, k, a.tellReread(k))
+			return nil
+		})
+	}
+	_ = all.Wait() // each has its own error
+	return out
 }
 
 // price is as the advisor takes it, to whom 0 is no price named.
@@ -156,7 +191,11 @@ func buildReuse(r config.DEKReuse) *keyring.Reuse {
 
 // weathered bounds what is asked of a KMS, and asks again what it could not answer.
 func (a *app) weathered(k config.Key, w kms.Wrapper) kms.Wrapper {
-	left := a.metrics.Breaker(w.KeyID())
+	label := w.KeyID()
+	if a.observer.label[k.Name] == otherKeys {
+		label = otherKeys
+	}
+	left := a.metrics.Breaker(label)
 	limits := kms.LimitConfig{MaxConcurrent: a.cfg.KMS.MaxConcurrent}
 	if k.Provider != config.Local { // which has no quota that others share
 		limits.PerSecond, limits.Burst = float64(a.cfg.KMS.MaxPerSecond), a.cfg.KMS.MaxPerSecond
@@ -165,7 +204,7 @@ func (a *app) weathered(k config.Key, w kms.Wrapper) kms.Wrapper {
 	broken := kms.Breaker(limited, kms.BreakerConfig{
 		Failures: breakerFailures, OpenFor: breakerOpen,
 		OnChange: func(open bool) {
-			left.Set(map[bool]float64{true: 1}[open])
+			left.Add(map[bool]float64{true: 1, false: -1}[open])
 			a.log.Warn("kms circuit breaker", zap.String("kms_key", w.KeyID()), zap.Bool("open", open))
 			if r, ok := w.(kms.Resetter); ok && open {
 				go r.ResetConnections() // the trial is to use new ones
@@ -190,16 +229,37 @@ func (a *app) tryKeys(ctx context.Context) {
 	for _, duty := range a.tended {
 		go duty(ctx)
 	}
+	together := make(chan struct{}, startTogether)
 	for _, k := range a.cfg.Keys {
 		go func() {
-			if err := a.keys.Try(ctx, k.Name); err != nil {
+			together <- struct{}{}
+			err := a.keys.Try(ctx, k.Name)
+			<-together
+			if err != nil {
+				a.observer.broken.Store(k.Name, true)
 				a.log.Error("this key does not work; the others are served", zap.String("kms_key_name", k.Name),
 					zap.String("provider", string(k.Provider)), zap.Error(err))
 				a.openLater(ctx, k)
+				a.tryLater(ctx, k)
 				return
 			}
 			a.log.Info("this key works", zap.String("kms_key_name", k.Name), zap.String("provider", string(k.Provider)))
 		}()
+	}
+}
+
+// tryLater tries a key again that was called broken, until it works: by this or
+// by any other call.
+func (a *app) tryLater(ctx context.Context, k config.Key) {
+	for wait := reopenEvery; ; wait = min(2*wait, longestReopen) {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+		if _, broken := a.observer.broken.Load(k.Name); !broken || a.keys.Try(ctx, k.Name) == nil {
+			return // the observer says that it works
+		}
 	}
 }
 
@@ -231,6 +291,8 @@ type keyObserver struct {
 	log     *zap.Logger
 	metrics *metrics.Metrics
 	advisor *advisor.Recorder
+	label   map[string]string // of keys in metrics, by name
+	broken  sync.Map          // names of keys of which it was said that they do not work
 }
 
 // KMSCall implements keyring.Observer.
@@ -242,7 +304,11 @@ func (o *keyObserver) KMSCall(ctx context.Context, key, op string, took time.Dur
 		result = "error"
 	}
 	s3api.RecordKMS(ctx, took)
-	o.metrics.KMS(key, op, result, took)
+	o.metrics.KMS(o.label[key], op, result, took)
+	if _, broken := o.broken.Load(key); err == nil && broken {
+		o.broken.Delete(key)
+		o.log.Info("this key works now", zap.String("kms_key_name", key), zap.String("operation", op))
+	}
 	if err != nil {
 		o.log.Warn("kms request failed", zap.String("kms_key_name", key), zap.String("operation", op), zap.Stringer("took", took), zap.Error(err))
 	}
@@ -268,10 +334,30 @@ func (o *keyObserver) Used(key string, id [32]byte, use keyring.Use) {
 	case keyring.Released:
 		o.advisor.Released(id)
 	case keyring.Renewed:
-		o.metrics.Lease(key, "renewed")
+		o.metrics.Lease(o.label[key], "renewed")
 	case keyring.Cut:
-		o.metrics.Lease(key, "cut")
+		o.metrics.Lease(o.label[key], "cut")
 	}
+}
+
+// otherKeys is the name in metrics of all keys beyond measuredKeys.
+const otherKeys = "(others)"
+
+// keyLabels returns the names of keys in metrics, by name. Each key has some 150
+// time series, so that not all of hundreds of keys can have their own.
+func (a *app) keyLabels() map[string]string {
+	labels := make(map[string]string)
+	for i, k := range a.cfg.Keys {
+		label := otherKeys
+		if i < measuredKeys {
+			label = k.Name
+		}
+		labels[k.Name] = label
+		for j := range k.AlsoKnownAs {
+			labels[earlierKey(k, j).Name] = label
+		}
+	}
+	return labels
 }
 
 func (a *app) measureKeys() {
@@ -283,27 +369,54 @@ func (a *app) measureKeys() {
 	count("cmekproxy_dek_cache_joins_total", "Data keys that somebody else was asking the KMS for already.", func(s dekcache.Stats) uint64 { return s.Shared })
 	count("cmekproxy_dek_cache_negative_hits_total", "Data keys that the KMS had refused, or not answered for, a moment before.", func(s dekcache.Stats) uint64 { return s.NegativeHits })
 	count("cmekproxy_dek_cache_evictions_total", "Data keys dropped because the cache was full.", func(s dekcache.Stats) uint64 { return s.Evictions })
-	a.metrics.ByKey("cmekproxy_dek_cache_entries", "Data keys in the cache.", a.ofEachKey(func(s keyring.Status) float64 { return float64(s.DEKs) }))
-	a.metrics.ByKey("cmekproxy_dek_cache_oldest_seconds", "Age of the oldest data key in the cache.", a.ofEachKey(func(s keyring.Status) float64 { return s.OldestAge.Seconds() }))
-	a.metrics.ByKey("cmekproxy_key_parts", "Parts of what the key protects that are in use and probed by themselves.", a.ofEachKey(func(s keyring.Status) float64 { return float64(s.Parts) }))
-	a.metrics.ByKey("cmekproxy_key_parts_revoked", "Parts of what the key protects that the KMS refuses.", a.ofEachKey(func(s keyring.Status) float64 { return float64(s.PartsRevoked) }))
-	a.metrics.ByKey("cmekproxy_dek_leases", "Transfers that use a data key.", a.ofEachKey(func(s keyring.Status) float64 { return float64(s.Leases) }))
-	a.metrics.ByKey("cmekproxy_revocation_window_seconds", "Longest time from the moment at which the KMS begins to refuse the key, to the last byte: now.",
-		a.ofEachKey(func(s keyring.Status) float64 { return s.Window.Seconds() }))
-	a.metrics.ByKey("cmekproxy_revocation_last_byte_seconds", "Time from the KMS's first answer that the key is revoked, to the last byte under it; 0 while it is not.",
-		a.ofEachKey(func(s keyring.Status) float64 { return s.LastUse.Seconds() }))
-	a.metrics.ByKey("cmekproxy_key_revoked", "1 while the KMS calls the key revoked.", a.ofEachKey(func(s keyring.Status) float64 {
-		if s.State == keyring.Revoked {
-			return 1
-		}
-		return 0
-	}))
+
+	sum := func(a, b float64) float64 { return a + b }
+	most := func(a, b float64) float64 { return max(a, b) }
+	for _, m := range []struct {
+		name, help string
+		together   func(a, b float64) float64 // of keys that share a label
+		of         func(keyring.Status) float64
+	}{
+		{"cmekproxy_dek_cache_entries", "Data keys in the cache.", sum, func(s keyring.Status) float64 { return float64(s.DEKs) }},
+		{"cmekproxy_dek_cache_oldest_seconds", "Age of the oldest data key in the cache.", most, func(s keyring.Status) float64 { return s.OldestAge.Seconds() }},
+		{"cmekproxy_dek_leases", "Transfers that use a data key.", sum, func(s keyring.Status) float64 { return float64(s.Leases) }},
+		{"cmekproxy_key_parts", "Parts of what the key protects that are in use and probed by themselves.", sum, func(s keyring.Status) float64 { return float64(s.Parts) }},
+		{"cmekproxy_key_parts_revoked", "Parts of what the key protects that the KMS refuses.", sum, func(s keyring.Status) float64 { return float64(s.PartsRevoked) }},
+		{
+			"cmekproxy_revocation_window_seconds", "Longest time from the moment at which the KMS begins to refuse the key, to the last byte: now.",
+			most, func(s keyring.Status) float64 { return s.Window.Seconds() },
+		},
+		{
+			"cmekproxy_revocation_last_byte_seconds", "Time from the KMS's first answer that the key is revoked, to the last byte under it; 0 while it is not.",
+			most, func(s keyring.Status) float64 { return s.LastUse.Seconds() },
+		},
+		{"cmekproxy_key_revoked", "1 while the KMS calls the key revoked; for several keys, how many.", sum, revokedAsNumber},
+	} {
+		a.metrics.ByKey(m.name, m.help, a.ofEachLabel(m.of, m.together))
+	}
 }
 
-func (a *app) ofEachKey(value func(keyring.Status) float64) func(yield func(string, float64)) {
+func revokedAsNumber(s keyring.Status) float64 {
+	if s.State == keyring.Revoked {
+		return 1
+	}
+	return 0
+}
+
+// ofEachLabel is a value for each label of keys.
+func (a *app) ofEachLabel(of func(keyring.Status) float64, together func(a, b float64) float64) func(yield func(string, float64)) {
 	return func(yield func(string, float64)) {
+		values := make(map[string]float64)
 		for _, s := range a.keys.Status() {
-			yield(s.Name, value(s))
+			label := a.observer.label[s.Name]
+			if value, ok := values[label]; ok {
+				values[label] = together(value, of(s))
+			} else {
+				values[label] = of(s)
+			}
+		}
+		for label, value := range values {
+			yield(label, value)
 		}
 	}
 }

@@ -48,7 +48,7 @@ func TestTimeoutOfAKey(t *testing.T) {
 		KMS:      config.KMS{MaxConcurrent: 10, MaxPerSecond: 1000},
 		DEKCache: config.DEKCache{TTL: 5 * time.Minute, MaxEntries: 10, RevocationProbe: 10 * time.Second},
 	}
-	a := &app{cfg: cfg, log: zap.NewNop(), metrics: metrics.New()}
+	a := &app{cfg: cfg, log: zap.NewNop(), metrics: metrics.New(), observer: &keyObserver{}}
 	if err := a.buildKeys(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -81,7 +81,7 @@ func TestOnlyNetworkKeysHaveARate(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		a := &app{cfg: &config.Config{KMS: config.KMS{MaxConcurrent: 1, MaxPerSecond: 1}}, log: zap.NewNop(), metrics: metrics.New()}
+		a := &app{cfg: &config.Config{KMS: config.KMS{MaxConcurrent: 1, MaxPerSecond: 1}}, log: zap.NewNop(), metrics: metrics.New(), observer: &keyObserver{}}
 		w := a.weathered(config.Key{Provider: provider}, key)
 		throttled := 0
 		for range 5 {
@@ -122,7 +122,7 @@ func TestBreakerResetsConnections(t *testing.T) {
 		t.Fatal(err)
 	}
 	w := &away{key, make(chan struct{}, 100)}
-	a := &app{cfg: &config.Config{KMS: config.KMS{MaxConcurrent: 1}}, log: zap.NewNop(), metrics: metrics.New()}
+	a := &app{cfg: &config.Config{KMS: config.KMS{MaxConcurrent: 1}}, log: zap.NewNop(), metrics: metrics.New(), observer: &keyObserver{}}
 	weathered := a.weathered(config.Key{Provider: config.Local}, w)
 	for range breakerFailures {
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)

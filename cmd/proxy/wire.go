@@ -37,17 +37,18 @@ const (
 
 // app is the proxy, built from its configuration and not yet serving.
 type app struct {
-	cfg     *config.Config
-	file    *configFile // what cfg was read from, and its last reload; nil for none
-	log     *zap.Logger
-	audit   *audit.Log // nil for none, and before serve
-	metrics *metrics.Metrics
-	cache   *dekcache.Cache
-	keys    *keyring.Keyring
-	clients *access.Directory
-	advisor *advisor.Recorder
-	opened  []kms.Wrapper               // the keys that could be opened at the start
-	tended  []func(ctx context.Context) // what has to go on while they are served
+	cfg      *config.Config
+	file     *configFile // what cfg was read from, and its last reload; nil for none
+	log      *zap.Logger
+	audit    *audit.Log // nil for none, and before serve
+	metrics  *metrics.Metrics
+	cache    *dekcache.Cache
+	keys     *keyring.Keyring
+	clients  *access.Directory
+	advisor  *advisor.Recorder
+	observer *keyObserver
+	opened   []kms.Wrapper               // the keys that could be opened at the start
+	tended   []func(ctx context.Context) // what has to go on while they are served
 
 	storeLogin *staticLogin // nil where the SDK's default chain finds the credentials
 	s3         http.Handler

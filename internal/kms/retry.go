@@ -6,13 +6,19 @@ import (
 	"encoding/binary"
 	"errors"
 	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws/ratelimit"
 )
 
 // Defaults of RetryConfig.
 const (
-	DefaultRetryBase = 50 * time.Millisecond
-	DefaultRetryMax  = 2 * time.Second
+	DefaultRetryBase   = 50 * time.Millisecond
+	DefaultRetryMax    = 2 * time.Second
+	DefaultRetryBudget = 20
 )
+
+// retryCost is how many calls that succeed pay for a retry.
+const retryCost = 5
 
 // RetryConfig configures Retry. The zero value retries until the deadline.
 type RetryConfig struct {
@@ -23,6 +29,12 @@ type RetryConfig struct {
 	// MaxAttempts bounds the attempts of one call, the first included. 0: the deadline alone does, and a context
 	// without one is retried until it is canceled.
 	MaxAttempts int
+	// Budget is how many retries there may be at the expense of calls that have
+	// not succeeded yet: a retry takes one of it, and gives it back if it succeeds;
+	// so do five calls that succeed at once. With none left, calls are not
+	// retried: a KMS that throttles is not to be asked several times as often.
+	// 0: DefaultRetryBudget.
+	Budget uint
 	// Jitter chooses a wait from 0 to limit. Nil: at random, all alike likely.
 	Jitter func(limit time.Duration) time.Duration
 }
@@ -48,15 +60,19 @@ func Retry(w Wrapper, cfg RetryConfig) Wrapper {
 	if cfg.Jitter == nil {
 		cfg.Jitter = fullJitter
 	}
-	r := &retry{keyID: w.KeyID(), cfg: cfg}
+	if cfg.Budget == 0 {
+		cfg.Budget = DefaultRetryBudget
+	}
+	r := &retry{keyID: w.KeyID(), cfg: cfg, budget: ratelimit.NewTokenRateLimit(cfg.Budget * retryCost)}
 	return &around{w, r.run}
 }
 
 // retry is not github.com/cenkalti/backoff: that answers with the context's error in place of the KMS's, begins waits
 // that the deadline is going to cut, and its jitter is around the interval, not from zero.
 type retry struct {
-	keyID string
-	cfg   RetryConfig
+	keyID  string
+	cfg    RetryConfig
+	budget *ratelimit.TokenRateLimit
 }
 
 func (r *retry) run(ctx context.Context, op string, call func() error) error {
@@ -64,6 +80,7 @@ func (r *retry) run(ctx context.Context, op string, call func() error) error {
 	limit := min(r.cfg.Base, r.cfg.Max)
 	for attempt := 1; ; attempt++ {
 		err := call()
+		r.earn(err, attempt)
 		if notAsked(err) && last != nil {
 			return last
 		}
@@ -71,6 +88,9 @@ func (r *retry) run(ctx context.Context, op string, call func() error) error {
 			return err
 		}
 		last = err
+		if _, empty := r.budget.GetToken(ctx, retryCost); empty != nil && ctx.Err() == nil {
+			return last
+		}
 		if !r.wait(ctx, r.cfg.Jitter(limit)) {
 			if errors.Is(ctx.Err(), context.Canceled) {
 				return contextError(ctx, op, r.keyID)
@@ -78,6 +98,17 @@ func (r *retry) run(ctx context.Context, op string, call func() error) error {
 			return last
 		}
 		limit = min(2*limit, r.cfg.Max)
+	}
+}
+
+// earn adds to the budget what an attempt that succeeded is worth.
+func (r *retry) earn(err error, attempt int) {
+	switch {
+	case err != nil:
+	case attempt > 1:
+		_ = r.budget.AddTokens(retryCost) // it never fails
+	default:
+		_ = r.budget.AddTokens(1)
 	}
 }
 

@@ -116,10 +116,50 @@ func TestRetryOfWhatWasNotAsked(t *testing.T) {
 	})
 }
 
+// TestRetryBudget: a KMS that throttles is not asked several times as often for
+// that.
+func TestRetryBudget(t *testing.T) {
+	kmstest.Bubble(t, func(t *testing.T) {
+		const calls = 300
+		throttling := true
+		inner := &fakeKMS{answer: func(context.Context, int64) error {
+			if throttling {
+				return failure(kms.Throttled)
+			}
+			return nil
+		}}
+		w := kms.Retry(inner, kms.RetryConfig{})
+		each := func(n int) (attempts int64) {
+			before := inner.calls.Load()
+			for range n {
+				ctx, cancel := context.WithTimeout(t.Context(), 6*time.Second)
+				_ = unwrapOnce(ctx, w)
+				cancel()
+			}
+			return inner.calls.Load() - before
+		}
+
+		if n := each(calls); n > calls+kms.DefaultRetryBudget {
+			t.Errorf("%d attempts for %d calls while the KMS throttles", n, calls)
+		}
+		throttling = false
+		if n := each(50); n != 50 {
+			t.Errorf("%d attempts for 50 calls that succeed", n)
+		}
+		throttling = true
+		if n := each(1); n < 3 {
+			t.Errorf("%d attempts for a call after 50 that have succeeded", n)
+		}
+		if n := each(calls); n > calls+10 {
+			t.Errorf("%d attempts for %d calls, with what 50 that succeeded are worth", n, calls)
+		}
+	})
+}
+
 func TestRetryJitter(t *testing.T) {
 	kmstest.Bubble(t, func(t *testing.T) {
 		const draws, limit = 400, time.Second
-		w := kms.Retry(always(kms.Throttled), kms.RetryConfig{Base: limit, MaxAttempts: 2})
+		w := kms.Retry(always(kms.Throttled), kms.RetryConfig{Base: limit, MaxAttempts: 2, Budget: draws})
 		var quarters [4]int
 		for range draws {
 			start := time.Now()
