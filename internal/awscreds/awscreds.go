@@ -68,7 +68,7 @@ type source struct {
 	provider atomic.Pointer[aws.CredentialsProvider]
 	last     atomic.Pointer[aws.Credentials]
 	old      *aws.Credentials // of the source before this one, or nil
-	failed   atomic.Int64     // when it last failed, in nanoseconds since 1970
+	failed   atomic.Pointer[time.Time]
 }
 
 // fallback are the credentials of the source before this one, for as long as
@@ -79,6 +79,11 @@ func (s *source) fallback() *aws.Credentials {
 		return nil
 	}
 	return s.old
+}
+
+func (s *source) hasJustFailed() bool {
+	failed := s.failed.Load()
+	return failed != nil && time.Since(*failed) < retryInterval
 }
 
 // New calls Load for the first time. The error is that of Load.
@@ -159,7 +164,7 @@ func (p *Provider) Retrieve(ctx context.Context) (aws.Credentials, error) {
 	if last := s.last.Load(); last != nil && !last.Expired() {
 		return *last, nil
 	}
-	if old := s.fallback(); old != nil && time.Since(time.Unix(0, s.failed.Load())) < retryInterval {
+	if old := s.fallback(); old != nil && s.hasJustFailed() {
 		return *old, nil
 	}
 
@@ -186,7 +191,7 @@ func (p *Provider) retrieve(s *source) (aws.Credentials, error) {
 		return creds, nil
 	}
 
-	s.failed.Store(time.Now().UnixNano())
+	s.failed.Store(new(time.Now()))
 	if ctx.Err() != nil {
 		p.renew(s)
 		err = ErrTimeout

@@ -57,6 +57,9 @@ func (m *hsmModule) restart() bool {
 	if time.Now().Before(m.nextRestart) {
 		return false
 	}
+	m.rest = min(max(2*m.rest, leastModuleRest), mostModuleRest)
+	m.nextRestart = time.Now().Add(m.rest) // also where another call hangs
+
 	drain := time.NewTimer(moduleDrain)
 	defer drain.Stop()
 	held := 0
@@ -79,8 +82,6 @@ func (m *hsmModule) restart() bool {
 	if m.ctx == nil {
 		return false
 	}
-	m.rest = min(max(2*m.rest, leastModuleRest), mostModuleRest)
-	m.nextRestart = time.Now().Add(m.rest)
 	m.generation.Add(1)       // whatever comes of it: handles of sessions may be given out once more
 	_ = m.ctx.Finalize()      // it may not be initialized
 	err := m.ctx.Initialize() // if this fails, calls will say so, and it is tried again
