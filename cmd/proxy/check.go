@@ -43,6 +43,9 @@ func check(ctx context.Context, args []string, stdout io.Writer) error {
 	}
 	c.line(checkAudit(cfg.Audit), "audit log")
 	c.certificate(cfg.TLS)
+	for _, name := range shortSecrets(cfg.Clients) {
+		fmt.Fprintf(stdout, "warn  client %s: secret_key has fewer than %d characters; choose a longer one\n", name, goodSecret)
+	}
 	if a, err := build(ctx, cfg, zap.NewNop(), ""); err != nil {
 		c.line(err, "wiring")
 	} else {

@@ -105,7 +105,7 @@ func devConfig(listen, adminListen, keyFile string) *config.Config {
 			Allow: []config.Grant{{Buckets: []string{"*"}, Actions: []string{"read", "write", "delete", "list", "admin"}}},
 		}},
 		Keys:       []config.Key{{Name: "dev", Provider: config.Local, KeyFile: keyFile}},
-		Encryption: config.Encryption{Rules: []config.Rule{{Buckets: []string{"*"}, Key: "dev", PlaintextObjects: config.Deny}}},
+		Encryption: config.Encryption{Rules: []config.Rule{{Buckets: []string{"*"}, Key: "dev", PlaintextObjects: config.Deny, CustomerKeys: config.Deny}}},
 		DEKCache:   config.DEKCache{TTL: 30 * time.Second, MaxEntries: 10_000, RevocationProbe: 2 * time.Second, OutageWait: 10 * time.Second},
 		KMS:        config.KMS{MaxConcurrent: 64, MaxPerSecond: 1000, PricePer10000: 0.03, Currency: "USD"},
 		Limits: config.Limits{

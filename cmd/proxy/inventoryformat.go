@@ -189,10 +189,21 @@ func (c *csvInventory) row(p protection) error {
 	if p.Kind == kindMultipart {
 		parts = strconv.Itoa(p.Parts)
 	}
-	return c.w.Write([]string{
+	return c.w.Write(forSpreadsheets([]string{
 		p.Key, p.Version, strconv.FormatBool(p.Latest), size, p.Kind, parts,
 		strings.Join(ids, " "), strings.Join(names, " "), strings.Join(versions, " "), p.Error,
-	})
+	}))
+}
+
+// forSpreadsheets puts an apostrophe before a field that a spreadsheet would
+// take for a formula: clients choose object keys.
+func forSpreadsheets(fields []string) []string {
+	for i, f := range fields {
+		if f != "" && strings.ContainsRune("=+-@\t\r", rune(f[0])) {
+			fields[i] = "'" + f
+		}
+	}
+	return fields
 }
 
 func (c *csvInventory) end(totals *inventoryTotals) error {

@@ -112,6 +112,9 @@ func (a *app) serve(ctx context.Context, ready func(net.Addr)) error {
 	go func() { failed <- serveHTTP(s3Server, s3) }()
 	side.serve(failed)
 
+	for _, name := range shortSecrets(a.cfg.Clients) {
+		a.log.Warn("the secret key of a client has fewer than 20 characters: choose a longer one", zap.String("client", name))
+	}
 	health.ready.Store(true)
 	a.log.Info("serving", zap.Stringer("s3", s3.Addr()), zap.String("admin", strings.Join(side.addresses(), " ")), zap.Bool("tls", a.tls != nil),
 		zap.Stringer("revocation_window", a.keys.Window(a.cache.TTL())), zap.String("version", versionString()))
@@ -174,6 +177,21 @@ func (a *app) watchCertificate() {
 	if err := a.tls.Valid(time.Now()); err != nil {
 		a.log.Error("clients will refuse the S3 port", zap.String("cert_file", a.cfg.TLS.CertFile), zap.Error(err))
 	}
+}
+
+// goodSecret is how long the secret key of a client should be, in characters.
+// AWS's own have 40.
+const goodSecret = 20
+
+// shortSecrets returns the names of the clients whose secret could be guessed by
+// whoever has seen a signature.
+func shortSecrets(clients []config.Client) (names []string) {
+	for _, c := range clients {
+		if !c.Anonymous && len(c.SecretKey) < goodSecret {
+			names = append(names, c.Name)
+		}
+	}
+	return names
 }
 
 // startDuties starts what runs beside the requests, until ctx ends.

@@ -93,6 +93,7 @@ func build(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSocket 
 		MaxConcurrent: cfg.Limits.MaxConcurrentRequests,
 		Now:           time.Now,
 		Random:        rand.Reader,
+		LocalTLS:      cfg.TLS.EndsOnThisMachine,
 	})
 	return a, nil
 }

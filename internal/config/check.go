@@ -3,6 +3,7 @@ package config
 import (
 	"encoding/hex"
 	"fmt"
+	"net/url"
 	"reflect"
 	"regexp"
 	"slices"
@@ -176,6 +177,7 @@ func (d *decoder) checkKeys(keys []Key) {
 		switch k.Provider {
 		case AWSKMS:
 			d.checkEndpoint(&k.Endpoint, "endpoint")
+			d.checkSecure(&k.Endpoint, "endpoint", k.Insecure)
 			if k.RoleARN != "" && !strings.HasPrefix(k.RoleARN, "arn:") {
 				d.fail(&k.RoleARN, "role_arn must begin with arn:")
 			}
@@ -185,6 +187,7 @@ func (d *decoder) checkKeys(keys []Key) {
 			d.checkAlsoKnownAs(k)
 		case VaultTransit:
 			d.checkEndpoint(&k.Address, "address")
+			d.checkSecure(&k.Address, "address", k.Insecure)
 			d.checkLogin(&k.Login)
 		case PKCS11:
 			if _, err := hex.DecodeString(k.KeyID); err != nil {
@@ -193,6 +196,16 @@ func (d *decoder) checkKeys(keys []Key) {
 		default: // nothing besides
 		}
 	}
+}
+
+// checkSecure refuses to send data keys in clear over a network, unless the
+// configuration says that it is meant.
+func (d *decoder) checkSecure(field *string, name string, insecure bool) { //nolint:revive // it is a setting
+	u, err := url.Parse(*field)
+	if err != nil || u.Scheme != "http" || loopback(u.Hostname()) || insecure {
+		return
+	}
+	d.fail(field, "%s is http:// and not on this machine: data keys would pass in clear; use https://, or say insecure: true", name)
 }
 
 // checkTimeouts gives each key that names no timeout the one of all keys.

@@ -322,3 +322,23 @@ func TestListeners(t *testing.T) {
 		}
 	}
 }
+
+// TestInsecureKMS: a data key passes over no network in clear unless it is said
+// so.
+func TestInsecureKMS(t *testing.T) {
+	keys := func(url, more string) string {
+		vault := "{name: default, provider: vault-transit, key_id: k, login: {token: t}, address: \"" + url + "\"" + more + "}"
+		aws := "{name: aws, provider: aws-kms, key_id: alias/k, endpoint: \"" + url + "\"" + more + "}"
+		return replace(t, "  - name: default\n    provider: local\n    key_file: /k\n", "  - "+vault+"\n  - "+aws+"\n")
+	}
+	for _, url := range []string{"http://vault.example.com:8200", "http://10.1.2.3:8200"} {
+		_, err := config.Parse("config.yaml", []byte(keys(url, "")), environment(nil))
+		if err == nil || !strings.Contains(err.Error(), "address is http://") || !strings.Contains(err.Error(), "endpoint is http://") {
+			t.Errorf("%s: %v", url, err)
+		}
+		parse(t, keys(url, ", insecure: true"))
+	}
+	for _, url := range []string{"http://127.0.0.1:8200", "http://localhost:8200", "http://[::1]:8200", "https://vault.example.com"} {
+		parse(t, keys(url, ""))
+	}
+}

@@ -81,8 +81,8 @@ func TestDefaults(t *testing.T) {
 		}},
 		Keys: []config.Key{{Name: "default", Provider: config.Local, KeyFile: "/k", Timeout: 2 * time.Second}},
 		Encryption: config.Encryption{
-			Rules:            []config.Rule{{Buckets: []string{"*"}, Key: "default", PlaintextObjects: config.Deny, CustomerKeys: config.Allow}},
-			PlaintextObjects: config.Deny, CustomerKeys: config.Allow,
+			Rules:            []config.Rule{{Buckets: []string{"*"}, Key: "default", PlaintextObjects: config.Deny, CustomerKeys: config.Deny}},
+			PlaintextObjects: config.Deny, CustomerKeys: config.Deny,
 		},
 		DEKCache: config.DEKCache{TTL: 5 * time.Minute, MaxEntries: 100000, RevocationProbe: 10 * time.Second, OutageWait: 30 * time.Second},
 		KMS:      config.KMS{MaxConcurrent: 64, MaxPerSecond: 1000, Timeout: 2 * time.Second, PricePer10000: 0.03, Currency: "USD"},

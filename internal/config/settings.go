@@ -53,6 +53,10 @@ type TLS struct {
 	// ClientCAFile is a PEM file of certificate authorities. Set: a client must show a certificate of one of them, on
 	// top of its signature.
 	ClientCAFile string `yaml:"client_ca_file"`
+	// EndsOnThisMachine says that something else on this machine ends TLS for
+	// clients, and passes requests on over loopback: they then count as secure,
+	// which SSE-C needs. Default false.
+	EndsOnThisMachine bool `yaml:"ends_on_this_machine"`
 }
 
 // Origin is the store behind the proxy.
@@ -140,6 +144,9 @@ type Key struct {
 	// to name, such as an alias that is moved. What is under them is opened,
 	// and nothing new is put under them.
 	AlsoKnownAs []string `yaml:"also_known_as"`
+	// Insecure allows an http:// URL for a KMS on another machine: whoever is
+	// between sees data keys. Default false.
+	Insecure bool `yaml:"insecure"`
 	// FIPS uses the region's FIPS endpoint.
 	FIPS bool `yaml:"fips"`
 	// Address is the URL of a Vault or OpenBao server.
@@ -219,11 +226,11 @@ const (
 var providerSettings = map[Provider]struct{ needs, takes []string }{
 	AWSKMS: {
 		[]string{"key_id"},
-		[]string{"role_arn", "external_id", "endpoint", "region", "fips", "also_known_as", "ca_file", "timeout"},
+		[]string{"role_arn", "external_id", "endpoint", "insecure", "region", "fips", "also_known_as", "ca_file", "timeout"},
 	},
 	VaultTransit: {
 		[]string{"address", "key_id", "login"},
-		[]string{"namespace", "mount", "ca_file", "envelope_id", "timeout"},
+		[]string{"insecure", "namespace", "mount", "ca_file", "envelope_id", "timeout"},
 	},
 	GCPKMS:        {[]string{"key_id"}, []string{"endpoint", "ca_file", "timeout"}},
 	AzureKeyVault: {[]string{"key_id"}, []string{"algorithm", "envelope_id", "ca_file", "timeout"}},
@@ -237,7 +244,7 @@ type Encryption struct {
 	Rules []Rule `yaml:"rules" config:"required"`
 	// PlaintextObjects is for rules that do not say. Deny or Allow, default Deny.
 	PlaintextObjects string `yaml:"plaintext_objects" values:"deny allow"`
-	// CustomerKeys is for rules that do not say. Deny or Allow, default Allow.
+	// CustomerKeys is for rules that do not say. Deny or Allow, default Deny.
 	CustomerKeys string `yaml:"customer_keys" values:"deny allow"`
 	// BucketDefaultsFile is the path of a file that keeps the keys which clients choose for buckets. Empty: they cannot.
 	BucketDefaultsFile string `yaml:"bucket_defaults_file"`
@@ -361,7 +368,7 @@ func defaults() *Config {
 			PathStyle: true, ChecksumTrailer: true, ETagPartCount: true,
 			ConnectTimeout: 5 * time.Second, ResponseTimeout: 45 * time.Second, IdleTimeout: 30 * time.Second,
 		},
-		Encryption: Encryption{PlaintextObjects: Deny, CustomerKeys: Allow},
+		Encryption: Encryption{PlaintextObjects: Deny, CustomerKeys: Deny},
 		DEKCache:   DEKCache{TTL: 5 * time.Minute, MaxEntries: 100_000, RevocationProbe: 10 * time.Second, OutageWait: 30 * time.Second},
 		KMS:        KMS{MaxConcurrent: 64, MaxPerSecond: 1000, Timeout: 2 * time.Second, PricePer10000: 0.03, Currency: "USD"},
 		Log:        Log{Level: "info"},

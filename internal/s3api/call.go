@@ -32,6 +32,7 @@ type call struct {
 	op     string // S3's name of the operation; "Unknown" until it is known
 	route  *route
 	start  time.Time
+	secure bool // it came over TLS
 	idle   *idle
 	cancel context.CancelCauseFunc // of the call's context
 
@@ -59,7 +60,7 @@ type call struct {
 }
 
 func newCall(s *Server, w http.ResponseWriter, r *http.Request, cancel context.CancelCauseFunc) *call {
-	c := &call{Request: r, id: newRequestID(), op: "Unknown", start: s.Now(), cancel: cancel}
+	c := &call{Request: r, id: newRequestID(), op: "Unknown", start: s.Now(), secure: s.overTLS(r), cancel: cancel}
 	c.idle = newIdle(s.IdleTimeout, http.NewResponseController(w), s.Now)
 	c.w = &response{ResponseWriter: w, idle: c.idle}
 	return c

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"net"
+	"net/http"
 	"strings"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
@@ -42,7 +43,7 @@ func (c *call) takeCustomerKey(prefix string) ([]byte, error) {
 	switch {
 	case algorithm == "" && text == "" && sum == "":
 		return nil, nil
-	case !c.secure():
+	case !c.secure:
 		return nil, badRequest("InvalidRequest", must+"be made over a secure connection.")
 	case algorithm == "":
 		return nil, badRequest("InvalidArgument", must+"provide a valid encryption algorithm.")
@@ -64,12 +65,14 @@ func (c *call) takeCustomerKey(prefix string) ([]byte, error) {
 	return key, nil
 }
 
-// secure reports whether nobody on the way has seen the request: it came over TLS, or from this machine.
-func (c *call) secure() bool {
-	if c.TLS != nil {
-		return true
+// overTLS reports whether a request came over TLS: to the proxy, or to what ends
+// TLS on the same machine, where the configuration says that there is such a
+// thing.
+func (s *Server) overTLS(r *http.Request) bool {
+	if r.TLS != nil || !s.LocalTLS {
+		return r.TLS != nil
 	}
-	host, _, err := net.SplitHostPort(c.RemoteAddr)
+	host, _, err := net.SplitHostPort(r.RemoteAddr)
 	return err == nil && net.ParseIP(host).IsLoopback()
 }
 

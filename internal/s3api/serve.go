@@ -40,6 +40,9 @@ type Config struct {
 	MaxConcurrent int           // requests at a time; more get 503 SlowDown
 	Now           func() time.Time
 	Random        io.Reader // for salts and nonces
+
+	// LocalTLS says that requests over loopback came over TLS to this machine.
+	LocalTLS bool
 }
 
 // Server is the http.Handler of the S3 port.
