@@ -164,7 +164,7 @@ func (s *stack) writeConfig(t *testing.T, name, address, admin, keyConfig, cert,
 	path := filepath.Join(t.TempDir(), name+".yaml")
 	text := fmt.Sprintf(`listen: %q
 admin_listen: %q
-tls: {cert_file: %q, key_file: %q}
+tls: {cert_file: %q, key_file: %q, ends_on_this_machine: true}
 origin:
   endpoint: %q
   region: %s
@@ -179,6 +179,7 @@ clients:
 limits: {shutdown_delay: 0s}
 keys: [%s]
 encryption:
+  customer_keys: allow
   rules:
     - {buckets: ["*"], key: default}
 `, address, admin, cert, key, s.store.url, region, keyConfig)

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -176,4 +177,13 @@ func TestVersions(t *testing.T) {
 		t.Errorf("%d current and %d old versions", current, old)
 	}
 	m.readable(m.app)
+}
+
+// TestFieldsForSpreadsheets: no object key becomes a formula.
+func TestFieldsForSpreadsheets(t *testing.T) {
+	in := []string{"=cmd|' /C calc'!A0", "+1", "-1", "@SUM(A1)", "\tx", "\rx", "a=b", "", "'x"}
+	want := []string{"'=cmd|' /C calc'!A0", "'+1", "'-1", "'@SUM(A1)", "'\tx", "'\rx", "a=b", "", "'x"}
+	if got := forSpreadsheets(slices.Clone(in)); !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
 }

@@ -4,11 +4,14 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/cmekproxy/cmekproxy/internal/config"
 )
 
 // TestErrorsOfTheServerAreLogged: what net/http itself has to say is a warning.
@@ -44,4 +47,15 @@ func logged(logs *observer.ObservedLogs, text string) bool {
 		}
 	}
 	return false
+}
+
+func TestShortSecrets(t *testing.T) {
+	clients := []config.Client{
+		{Name: "short", SecretKey: "nineteen-characters"},
+		{Name: "good", SecretKey: "twenty-characters-ok"},
+		{Name: "all", Anonymous: true},
+	}
+	if got := shortSecrets(clients); !slices.Equal(got, []string{"short"}) {
+		t.Errorf("%q", got)
+	}
 }

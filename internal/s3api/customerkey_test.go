@@ -260,3 +260,13 @@ func TestCustomerKeyIsNotRemembered(t *testing.T) {
 		t.Error("read without the key")
 	}
 }
+
+// TestCustomerKeysWithoutTLS: loopback alone is not secure. What ends TLS on the
+// same machine may have got the key over a network in clear.
+func TestCustomerKeysWithoutTLS(t *testing.T) {
+	p := newProxy(t, func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) { cfg.LocalTLS = false })
+	r := request{method: "PUT", path: "/" + p.bucket + "/k", header: newCustomer(1).headers(customerHeader), body: []byte("x")}
+	if a := p.send(r); a.StatusCode != http.StatusBadRequest || a.Code != "InvalidRequest" || !strings.Contains(string(a.body), "secure connection") {
+		t.Errorf("%d %s: %s", a.StatusCode, a.Code, a.body)
+	}
+}
