@@ -37,7 +37,7 @@ func tlsConfig(t *testing.T, pair pemtest.Pair, listen, admin string) (config, c
 	cert, key = filepath.Join(dir, "tls.crt"), filepath.Join(dir, "tls.key")
 	pemtest.Replace(t, cert, pair.Cert)
 	pemtest.Replace(t, key, pair.Key)
-	return writeConfig(t, sink(t).URL, listen, admin, "limits:", fmt.Sprintf("tls: {cert_file: %s, key_file: %s}\nlimits:", cert, key)), cert, key
+	return writeConfig(t, sink(t).URL, listen, admin, "tls: {ends_on_this_machine: true}", fmt.Sprintf("tls: {cert_file: %s, key_file: %s}", cert, key)), cert, key
 }
 
 func TestCertificateIsReplacedWhileServing(t *testing.T) {

@@ -181,8 +181,8 @@ func TestVersions(t *testing.T) {
 
 // TestFieldsForSpreadsheets: no object key becomes a formula.
 func TestFieldsForSpreadsheets(t *testing.T) {
-	in := []string{"=cmd|' /C calc'!A0", "+1", "-1", "@SUM(A1)", "\tx", "\rx", "a=b", "", "'x"}
-	want := []string{"'=cmd|' /C calc'!A0", "'+1", "'-1", "'@SUM(A1)", "'\tx", "'\rx", "a=b", "", "'x"}
+	in := []string{"=cmd|' /C calc'!A0", "+1", "-1", "@SUM(A1)", "\tx", "\rx", "a=b", "", "-", "'x"}
+	want := []string{"'=cmd|' /C calc'!A0", "'+1", "'-1", "'@SUM(A1)", "'\tx", "'\rx", "a=b", "", "-", "'x"}
 	if got := forSpreadsheets(slices.Clone(in)); !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
 	}

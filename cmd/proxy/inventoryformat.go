@@ -199,7 +199,7 @@ func (c *csvInventory) row(p protection) error {
 // take for a formula: clients choose object keys.
 func forSpreadsheets(fields []string) []string {
 	for i, f := range fields {
-		if f != "" && strings.ContainsRune("=+-@\t\r", rune(f[0])) {
+		if f != "" && f != "-" && strings.ContainsRune("=+-@\t\r", rune(f[0])) {
 			fields[i] = "'" + f
 		}
 	}

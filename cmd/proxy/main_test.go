@@ -231,7 +231,8 @@ origin: {endpoint: "%s", region: us-east-1, access_key: storekey, secret_key: st
 clients:
   - {name: app, access_key: appkey, secret_key: appsecretappsecret, allow: [{buckets: ["*"], actions: [read, write]}]}
 keys: [{name: main, provider: local, key_file: %s}]
-encryption: {rules: [{buckets: ["*"], key: main}]}
+tls: {ends_on_this_machine: true}
+encryption: {customer_keys: allow, rules: [{buckets: ["*"], key: main}]}
 limits: {shutdown_grace: 20s}
 `, listen, admin, endpoint, keyFile))
 	path := filepath.Join(dir, "config.yaml")

@@ -108,7 +108,8 @@ origin: {endpoint: "%s", region: us-east-1, access_key: storekey, secret_key: st
 clients:
   - {name: app, access_key: appkey, secret_key: appsecretappsecret, allow: [{buckets: ["*"], actions: [read, write, delete, list]}]}
 keys:
-%sencryption: {rules: [{buckets: ["*"], key: %s, plaintext_objects: allow}]}
+%stls: {ends_on_this_machine: true}
+encryption: {customer_keys: allow, rules: [{buckets: ["*"], key: %s, plaintext_objects: allow}]}
 `, freePort(m.t), freePort(m.t), store, list.String(), rule)
 	path := filepath.Join(m.dir, name)
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {

@@ -263,7 +263,7 @@ func TestVerifyFormats(t *testing.T) {
 		t.Errorf("exit code %d", code)
 	}
 	rows, err := csv.NewReader(strings.NewReader(out.String())).ReadAll()
-	if err != nil || len(rows) != 2 || !slices.Equal(rows[0], faultColumns) || rows[1][0] != "=bad,\"\n" || rows[1][2] != "integrity" {
+	if err != nil || len(rows) != 2 || !slices.Equal(rows[0], faultColumns) || rows[1][0] != "'=bad,\"\n" || rows[1][2] != "integrity" {
 		t.Errorf("%q, %v", rows, err)
 	}
 }

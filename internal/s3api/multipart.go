@@ -62,6 +62,9 @@ func (s *Server) createMultipartUpload(c *call) error {
 		return err
 	}
 	upload, _, _ := element(body, "UploadId")
+	if !s.uploads.isNew(string(upload)) {
+		return errGivenBefore
+	}
 	if c.upload, err = newUploadRef(html.UnescapeString(string(upload)), wanted, sealed); err != nil {
 		return err
 	}

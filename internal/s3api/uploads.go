@@ -20,7 +20,12 @@ const maxUploads = 4096
 type uploadKeys struct {
 	entries *lru.Cache[uploadID, *uploadKey]
 	sums    *lru.Cache[string, partSum] // by the store's upload id and's ETag of the part
+	given   *lru.Cache[string, bool]    // the store's ids of uploads that were created here
 }
+
+// maxGiven bounds how many upload ids are remembered as given, of about 100 bytes
+// each.
+const maxGiven = 16_384
 
 // partSum is the checksum of a part: the one that it came with, or that was computed as it came.
 type partSum struct {
@@ -51,7 +56,11 @@ func newUploadKeys() *uploadKeys {
 	if err != nil {
 		panic(err) // as above
 	}
-	return &uploadKeys{entries, sums}
+	given, err := lru.New[string, bool](maxGiven)
+	if err != nil {
+		panic(err) // as above
+	}
+	return &uploadKeys{entries, sums, given}
 }
 
 // keepSum remembers the checksum of a part, to find a list that has another one. A list that another replica is given
@@ -69,6 +78,20 @@ func (u *uploadKeys) partSum(upload, etag string) (partSum, bool) {
 
 func (c *call) uploadID() uploadID {
 	return uploadID{c.bucket, c.key, c.upload.shown, c.client.Name}
+}
+
+// errGivenBefore is for a store that gives one id to two uploads. It could then
+// mix their parts, as the id is what binds a part to its upload.
+var errGivenBefore = &Error{
+	Code: "ServiceUnavailable", Message: "The store answered with the id of an earlier upload. Please try again.", RetryAfter: retryAfter,
+	cause: errors.New("the store has given the upload id before: see docs/threat-model.md"),
+}
+
+// isNew reports whether the store has not given an id to an upload before, as far
+// as this replica knows, and remembers it.
+func (u *uploadKeys) isNew(id string) bool {
+	before, _ := u.given.ContainsOrAdd(id, true)
+	return !before
 }
 
 // put remembers the DEK of a new upload.
