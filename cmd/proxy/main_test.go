@@ -231,9 +231,9 @@ origin: {endpoint: "%s", region: us-east-1, access_key: storekey, secret_key: st
 clients:
   - {name: app, access_key: appkey, secret_key: appsecretappsecret, allow: [{buckets: ["*"], actions: [read, write]}]}
 keys: [{name: main, provider: local, key_file: %s}]
-tls: {ends_on_this_machine: true}
 encryption: {customer_keys: allow, rules: [{buckets: ["*"], key: main}]}
 limits: {shutdown_grace: 20s}
+tls: {ends_on_this_machine: true}
 `, listen, admin, endpoint, keyFile))
 	path := filepath.Join(dir, "config.yaml")
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
