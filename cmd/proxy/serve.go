@@ -38,6 +38,9 @@ func serve(ctx context.Context, args []string, stdout io.Writer) error {
 	}
 	defer a.close()
 	a.file = file
+	for _, name := range shortSecrets(file.Clients) {
+		log.Warn("the secret key of a client has fewer than 20 characters: choose a longer one", zap.String("client", name))
+	}
 	return a.serve(ctx, nil)
 }
 
@@ -112,9 +115,6 @@ func (a *app) serve(ctx context.Context, ready func(net.Addr)) error {
 	go func() { failed <- serveHTTP(s3Server, s3) }()
 	side.serve(failed)
 
-	for _, name := range shortSecrets(a.cfg.Clients) {
-		a.log.Warn("the secret key of a client has fewer than 20 characters: choose a longer one", zap.String("client", name))
-	}
 	health.ready.Store(true)
 	a.log.Info("serving", zap.Stringer("s3", s3.Addr()), zap.String("admin", strings.Join(side.addresses(), " ")), zap.Bool("tls", a.tls != nil),
 		zap.Stringer("revocation_window", a.keys.Window(a.cache.TTL())), zap.String("version", versionString()))
