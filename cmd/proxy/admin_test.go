@@ -113,6 +113,7 @@ func TestAdmin(t *testing.T) {
 
 // A key that does not work is named at once, and the others are served; it is opened when it can be.
 func TestServeWithABrokenKey(t *testing.T) {
+	t.Parallel()
 	listen, admin := freePort(t), freePort(t)
 	dir := t.TempDir()
 	late := filepath.Join(dir, "late.key")
@@ -214,6 +215,7 @@ func newEmptyRing(t *testing.T) *keyring.Keyring {
 // TestWhoReachesAdmin: not a web page whose name leads here, nor the network,
 // but who has the token.
 func TestWhoReachesAdmin(t *testing.T) {
+	t.Parallel()
 	const token = "a-token-of-some-length"
 	for _, c := range []struct {
 		name, local         string
@@ -245,6 +247,7 @@ func TestWhoReachesAdmin(t *testing.T) {
 
 // TestPortsApart: each port has its own paths and no others.
 func TestPortsApart(t *testing.T) {
+	t.Parallel()
 	listen, admin, health, figures := freePort(t), freePort(t), freePort(t), freePort(t)
 	config := writeConfig(t, sink(t).URL, listen, admin, "limits:",
 		fmt.Sprintf("health_listen: %s\nmetrics_listen: %s\nadmin_token: a-token-of-some-length\nlimits:", health, figures))

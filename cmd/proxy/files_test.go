@@ -70,6 +70,7 @@ func TestCertificateIsReplacedWhileServing(t *testing.T) {
 }
 
 func TestExpiredCertificateIsNamed(t *testing.T) {
+	t.Parallel()
 	listen, admin := freePort(t), freePort(t)
 	expired := pemtest.Between(t, "expired", time.Now().Add(-2*time.Hour), time.Now().Add(-time.Hour))
 	config, cert, _ := tlsConfig(t, expired, listen, admin)
@@ -120,6 +121,7 @@ func (v *secretVolume) write(secret string) {
 
 // TestSecretsInFilesAreReadAgain without a signal, for clients and the store.
 func TestSecretsInFilesAreReadAgain(t *testing.T) {
+	t.Parallel()
 	clientSecret, storeSecret := &secretVolume{t: t, dir: t.TempDir()}, &secretVolume{t: t, dir: t.TempDir()}
 	clientSecret.write("first-client-secret")
 	storeSecret.write("wrong-store-secret")

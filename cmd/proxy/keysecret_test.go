@@ -14,6 +14,7 @@ import (
 // TestKeySecretsInFilesAreReadAgain: a Vault token that was replaced in its file
 // is used without a restart.
 func TestKeySecretsInFilesAreReadAgain(t *testing.T) {
+	t.Parallel()
 	vault := kmstest.StartVault(t)
 	vault.CreateKey("key", "aes256-gcm96", true)
 	token := &secretVolume{t: t, dir: t.TempDir()}

@@ -16,6 +16,7 @@ import (
 
 // TestErrorsOfTheServerAreLogged: what net/http itself has to say is a warning.
 func TestErrorsOfTheServerAreLogged(t *testing.T) {
+	t.Parallel()
 	core, logs := observer.New(zap.WarnLevel)
 	a := &app{cfg: devConfig("", "", ""), log: zap.New(core)}
 	s := httptest.NewUnstartedServer(nil)

@@ -108,6 +108,7 @@ func TestHundredsOfKeysAtTheStart(t *testing.T) {
 
 // TestDoesNotWorkIsTakenBack when the key works, by whatever call.
 func TestDoesNotWorkIsTakenBack(t *testing.T) {
+	t.Parallel()
 	path := writeConfig(t, "http://127.0.0.1:1", "127.0.0.1:0", "127.0.0.1:0")
 	file, err := readConfig(path)
 	if err != nil {
