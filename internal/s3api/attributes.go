@@ -27,6 +27,9 @@ func (s *Server) getObjectAttributes(c *call) error {
 	if err != nil {
 		return err
 	}
+	if o.NotModified {
+		return c.notModified(o)
+	}
 	if err := c.checkCustomerKey(o); err != nil {
 		return err
 	}

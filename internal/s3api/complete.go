@@ -275,7 +275,7 @@ func lateError(body []byte) *Error {
 	if _, ok := statuses[e.Code]; !ok {
 		e.status = http.StatusInternalServerError
 	}
-	if e.Code == "" {
+	if !codeForm.MatchString(e.Code) {
 		e.Code, e.Message = "InternalError", "The store has not completed the upload. Please try again."
 	}
 	return e

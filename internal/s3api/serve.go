@@ -112,7 +112,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if cut := c.w.reopen(); cut != nil {
 		err = cut
 	}
-	s.conclude(c, err)
+	s.concluding(c, err)
 }
 
 // recovering runs the call and turns a panic into an error.
@@ -205,6 +205,22 @@ func (s *Server) conclude(c *call, err error) {
 	}
 }
 
+// concluding is conclude, for which a panic is one more error: it is logged here
+// and ends the connection.
+func (s *Server) concluding(c *call, err error) {
+	defer func() {
+		p := recover()
+		if p == nil {
+			return
+		}
+		if p != http.ErrAbortHandler { //nolint:errorlint // the very value that net/http knows
+			s.Log.Error("request", zap.String("request_id", c.id), zap.String("operation", c.op), zap.String("cause", fmt.Sprintf("panic: %v\n%s", p, debug.Stack())))
+		}
+		panic(http.ErrAbortHandler)
+	}()
+	s.conclude(c, err)
+}
+
 // record writes the access log and the metrics. The log never holds a secret: no header and no query is in it.
 func (s *Server) record(c *call, answer *Error) {
 	took := s.Now().Sub(c.start)
@@ -244,7 +260,7 @@ func (s *Server) record(c *call, answer *Error) {
 		}
 	}
 	log("request", fields...)
-	s.Metrics.Request(c.op, c.w.status, code, took, c.in.Load(), c.w.bytes)
+	s.Metrics.Request(c.op, c.w.status, countedCode(code), took, c.in.Load(), c.w.bytes)
 }
 
 func milliseconds(name string, d time.Duration) zap.Field {
