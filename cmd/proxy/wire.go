@@ -83,6 +83,7 @@ func build(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSocket 
 		Domain:        cfg.Domain,
 		ETagPartCount: cfg.Origin.ETagPartCount,
 		UniformParts:  cfg.Origin.UniformParts,
+		VerifyHead:    cfg.Encryption.VerifyHead,
 		Log:           log,
 		Metrics:       a.metrics,
 		IdleTimeout:   cfg.Limits.IdleTimeout,

@@ -232,6 +232,9 @@ type Encryption struct {
 	PlaintextObjects string `yaml:"plaintext_objects" values:"deny allow"`
 	// CustomerKeys is for rules that do not say. Deny or Allow, default Allow.
 	CustomerKeys string `yaml:"customer_keys" values:"deny allow"`
+	// VerifyHead has a HEAD of an object verify its MAC, which asks the KMS for a key that is not in the cache. Default
+	// false: the MAC is verified if the key is in the cache.
+	VerifyHead bool `yaml:"verify_head"`
 	// BucketDefaultsFile is the path of a file that keeps the keys which clients choose for buckets. Empty: they cannot.
 	BucketDefaultsFile string `yaml:"bucket_defaults_file"`
 }

@@ -33,6 +33,7 @@ type Config struct {
 	Domain        string // base domain of virtual-host-style requests; empty for path-style only
 	ETagPartCount bool   // the store's multipart ETags end in the number of parts; false: listings ask for each size
 	UniformParts  bool   // the store takes no small part behind one that is shorter than the others; see end
+	VerifyHead    bool   // HEAD verifies the MAC, at the cost of the KMS
 	Log           *zap.Logger
 	Metrics       *metrics.Metrics
 	IdleTimeout   time.Duration // a transfer in which no byte moves for this long is ended
