@@ -89,6 +89,9 @@ func (s *Server) answerOrigins(c *call) {
 			maps.Copy(c.w.Header(), *said)
 			return
 		}
+		if !c.slot.held() && s.enter(c, s.unsigned, "") != nil {
+			return
+		}
 		ctx, cancel := context.WithTimeout(c.Context(), corsTimeout)
 		defer cancel()
 		if said, err := s.askOrigin(ctx, c, c.Method); err == nil {
