@@ -34,11 +34,20 @@ func TestInventedHeaders(t *testing.T) {
 	})
 	b := "/" + p.bucket
 	for _, r := range []request{
-		{method: "GET", path: b + "/k"}, {method: "HEAD", path: b + "/k"}, {method: "GET", path: b + "/k", header: http.Header{"Range": {"bytes=0-1"}}},
-		{method: "GET", path: b + "/k", header: http.Header{"If-None-Match": {"*"}}}, {method: "GET", path: b + "/parts?partNumber=1"},
-		{method: "GET", path: b + "/none"}, {method: "PUT", path: b + "/new", body: []byte("x")}, {method: "DELETE", path: b + "/new"},
-		{method: "GET", path: b}, {method: "GET", path: "/"}, {method: "HEAD", path: b}, {method: "GET", path: b + "?versioning"},
-		{method: "POST", path: b + "/up?uploads"}, {method: "POST", path: b + "?delete", body: []byte("<Delete><Object><Key>k2</Key></Object></Delete>")},
+		{method: "GET", path: b + "/k"},
+		{method: "HEAD", path: b + "/k"},
+		{method: "GET", path: b + "/k", header: http.Header{"Range": {"bytes=0-1"}}},
+		{method: "GET", path: b + "/k", header: http.Header{"If-None-Match": {"*"}}},
+		{method: "GET", path: b + "/parts?partNumber=1"},
+		{method: "GET", path: b + "/none"},
+		{method: "PUT", path: b + "/new", body: []byte("x")},
+		{method: "DELETE", path: b + "/new"},
+		{method: "GET", path: b},
+		{method: "GET", path: "/"},
+		{method: "HEAD", path: b},
+		{method: "GET", path: b + "?versioning"},
+		{method: "POST", path: b + "/up?uploads"},
+		{method: "POST", path: b + "?delete", body: []byte("<Delete><Object><Key>k2</Key></Object></Delete>")},
 		{method: "PUT", path: b + "/copy", header: http.Header{"X-Amz-Copy-Source": {b + "/k"}}},
 	} {
 		a := p.send(r)

@@ -286,12 +286,40 @@ var lies = []struct {
 		t.header.Set("X-Amz-Meta-Cmek-Size", strconv.FormatInt(near(n, b), 10))
 		return nil
 	}},
+	{"an empty object", func(_ *liar, _ *http.Request, t *told, a, _ byte) error { resize(t, 0, a%2 == 0); return nil }},
+	{"another size in all places", func(_ *liar, _ *http.Request, t *told, a, b byte) error {
+		n, _ := strconv.ParseInt(t.header.Get("X-Amz-Meta-Cmek-Size"), 10, 64)
+		resize(t, max(0, near(n, b)), a%2 == 0)
+		return nil
+	}},
 	{"without an envelope", func(_ *liar, _ *http.Request, t *told, _, _ byte) error {
 		maps.DeleteFunc(t.header, func(name string, _ []string) bool { return strings.HasPrefix(name, "X-Amz-Meta-Cmek-") })
 		return nil
 	}},
 	{"length", func(_ *liar, _ *http.Request, t *told, _, b byte) error { t.length = near(t.length, b); return nil }},
 	{"slowly", func(_ *liar, _ *http.Request, t *told, _, _ byte) error { t.slow = len(t.body) < 1<<18; return nil }},
+}
+
+// resize has an answer tell of an object of another size, wherever it tells of
+// the size.
+func resize(t *told, size int64, whole bool) {
+	stored := min(crypt.StoredSize(size), 1<<30)
+	if size == 0 && whole {
+		stored = 0 // so it may be stored too
+	}
+	t.header.Set("X-Amz-Meta-Cmek-Size", strconv.FormatInt(size, 10))
+	if t.status == http.StatusPartialContent && !whole {
+		var from, to, total int64
+		fmt.Sscanf(t.header.Get("Content-Range"), "bytes %d-%d/%d", &from, &to, &total)
+		to = min(to, stored-1)
+		t.header.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", from, to, stored))
+		t.body = t.body[:max(0, min(int64(len(t.body)), to-from+1))]
+		t.length = int64(len(t.body))
+		return
+	}
+	t.header.Del("Content-Range")
+	t.status, t.length = http.StatusOK, stored
+	t.body = t.body[:min(int64(len(t.body)), stored)]
 }
 
 func alter(h http.Header, name string, b byte) {
@@ -448,16 +476,25 @@ type readForm struct {
 func (v *victim) forms() []readForm {
 	size := len(v.texts[len(v.texts)-1])
 	forms := []readForm{
-		{name: "whole"}, {name: "range", spec: "bytes=0-9"}, {name: "middle", spec: fmt.Sprintf("bytes=%d-%d", size/2, size/2+70_000)},
-		{name: "end", spec: fmt.Sprintf("bytes=%d-", max(0, size-1))}, {name: "suffix", spec: "bytes=-20"}, {name: "outside", spec: "bytes=99999999-"},
-		{name: "part", query: "?partNumber=1", part: 1}, {name: "part 2", query: "?partNumber=2", part: 2},
+		{name: "whole"},
+		{name: "range", spec: "bytes=0-9"},
+		{name: "middle", spec: fmt.Sprintf("bytes=%d-%d", size/2, size/2+70_000)},
+		{name: "end", spec: fmt.Sprintf("bytes=%d-", max(0, size-1))},
+		{name: "suffix", spec: "bytes=-20"},
+		{name: "outside", spec: "bytes=99999999-"},
+		{name: "part", query: "?partNumber=1", part: 1},
+		{name: "part 2", query: "?partNumber=2", part: 2},
 		{name: "version", query: "?versionId=" + url.QueryEscape(v.versions[0])},
 		{name: "range of a version", query: "?versionId=" + url.QueryEscape(v.versions[0]), spec: "bytes=50-60"},
-		{name: "if match", head: http.Header{"If-Match": {v.etag}}}, {name: "if none match", head: http.Header{"If-None-Match": {v.etag}}},
+		{name: "if match", head: http.Header{"If-Match": {v.etag}}},
+		{name: "if none match", head: http.Header{"If-None-Match": {v.etag}}},
 		{name: "if range", spec: "bytes=1-5", head: http.Header{"If-Range": {v.etag}}},
 		{name: "if modified since", head: http.Header{"If-Modified-Since": {"Mon, 02 Jan 2006 15:04:05 GMT"}}},
 		{name: "attributes", query: "?attributes", head: http.Header{"X-Amz-Object-Attributes": {"ObjectSize,ObjectParts,Checksum"}}},
-		{name: "head", size: true}, {name: "copy", copy: true}, {name: "part copy", copy: true, part: 1}, {name: "part copy of a range", copy: true, part: 1, spec: "bytes=2-8"},
+		{name: "head", size: true},
+		{name: "copy", copy: true},
+		{name: "part copy", copy: true, part: 1},
+		{name: "part copy of a range", copy: true, part: 1, spec: "bytes=2-8"},
 	}
 	return forms
 }
