@@ -159,7 +159,7 @@ func (s *Store) ProveCached(o *Object, cached func(keyID string, wrapped []byte)
 	case o.envelope != nil:
 		lease, err := cached(o.envelope.KeyID, o.envelope.WrappedDEK)
 		if err != nil {
-			return nil //nolint:nilerr // there is nothing to verify it with
+			return nil // there is nothing to verify it with
 		}
 		defer lease.Release()
 		return o.envelope.Verify(lease.DEK(), o.object)
