@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/aws/aws-sdk-go-v2/service/s3"
@@ -27,10 +28,50 @@ import (
 // liar stands between the proxy and its store, and lies about what the store
 // has answered. A script says how, three bytes for each lie.
 type liar struct {
-	next   http.RoundTripper
+	next http.RoundTripper
+
+	mu     sync.Mutex
 	script []byte
 	others []*http.Request // what it can answer with in place of the truth
 	past   []*told
+}
+
+// lieWith begins anew, with another script.
+func (l *liar) lieWith(script []byte) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.script, l.past = script, nil
+}
+
+// take returns the lies about the next answer.
+func (l *liar) take() (script []byte) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for len(l.script) >= 3 {
+		script = append(script, l.script[:3]...)
+		goesOn := l.script[0]&more != 0
+		l.script = l.script[3:]
+		if !goesOn {
+			break
+		}
+	}
+	return script
+}
+
+func (l *liar) remember(t *told) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.past = append(l.past, t)
+}
+
+// earlier returns an answer that was given before.
+func (l *liar) earlier(n byte) *told {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.past) == 0 {
+		return &told{status: http.StatusOK, header: http.Header{}}
+	}
+	return l.past[int(n)%len(l.past)].clone()
 }
 
 // told is an answer of the store in memory.
@@ -47,28 +88,24 @@ type told struct {
 const more = 0x80
 
 func (l *liar) RoundTrip(r *http.Request) (*http.Response, error) {
-	if len(l.script) < 3 {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
 		return l.next.RoundTrip(r)
 	}
-	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+	script := l.take()
+	if len(script) == 0 {
 		return l.next.RoundTrip(r)
 	}
 	truth, err := l.ask(r)
 	if err != nil {
 		return nil, err
 	}
-	l.past = append(l.past, truth)
+	l.remember(truth)
 
 	out := truth.clone()
-	for len(l.script) >= 3 {
-		kind, a, b := l.script[0], l.script[1], l.script[2]
-		l.script = l.script[3:]
-		lie := lies[int(kind&^more)%len(lies)]
-		if err := lie.tell(l, r, out, a, b); err != nil {
+	for ; len(script) >= 3; script = script[3:] {
+		lie := lies[int(script[0]&^more)%len(lies)]
+		if err := lie.tell(l, r, out, script[1], script[2]); err != nil {
 			return nil, err
-		}
-		if kind&more == 0 {
-			break
 		}
 	}
 	return out.response(r), nil
@@ -90,10 +127,9 @@ func (l *liar) ask(r *http.Request) (*told, error) {
 // other returns what the store says of another object, or of another version,
 // to the same question.
 func (l *liar) other(r *http.Request, n byte) *told {
-	if len(l.others) == 0 {
-		return &told{status: http.StatusOK, header: http.Header{}}
-	}
+	l.mu.Lock()
 	instead := l.others[int(n)%len(l.others)].Clone(r.Context())
+	l.mu.Unlock()
 	instead.Method, instead.Header = r.Method, r.Header.Clone()
 	for _, name := range []string{"If-Match", "If-None-Match", "If-Range"} {
 		instead.Header.Del(name)
@@ -233,11 +269,11 @@ var lies = []struct {
 		return nil
 	}},
 	{"an earlier answer", func(l *liar, _ *http.Request, t *told, _, b byte) error {
-		*t = *l.past[int(b)%len(l.past)].clone()
+		*t = *l.earlier(b)
 		return nil
 	}},
 	{"the body of an earlier answer", func(l *liar, _ *http.Request, t *told, _, b byte) error {
-		earlier := l.past[int(b)%len(l.past)]
+		earlier := l.earlier(b)
 		t.body, t.length = bytes.Clone(earlier.body), earlier.length
 		return nil
 	}},
@@ -501,16 +537,20 @@ func (v *victim) forms() []readForm {
 
 // run reads once while the store lies, and returns what is wrong with it.
 func (tr *trial) run(v *victim, form readForm, script []byte, warm bool) error {
-	tr.liar.script, tr.liar.past, tr.liar.others = nil, nil, nil
+	tr.liar.lieWith(nil)
+	var others []*http.Request
 	for _, o := range tr.victims {
 		if o.bucket != v.bucket || o.name == "odd" && v.parts[0] == nil {
 			continue
 		}
 		for i := range o.versions {
 			u := &url.URL{Path: "/" + o.bucket + "/" + o.name, RawQuery: "versionId=" + url.QueryEscape(o.versions[i])}
-			tr.liar.others = append(tr.liar.others, &http.Request{URL: u, Header: http.Header{}, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1})
+			others = append(others, &http.Request{URL: u, Header: http.Header{}, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1})
 		}
 	}
+	tr.liar.mu.Lock()
+	tr.liar.others = others
+	tr.liar.mu.Unlock()
 	tr.log.reset()
 	tr.server.Config.Handler.(*s3api.Server).Forget()
 	if warm {
@@ -528,7 +568,7 @@ func (tr *trial) run(v *victim, form readForm, script []byte, warm bool) error {
 	if form.copy {
 		err = tr.copyOf(v, form, script)
 	} else {
-		tr.liar.script = script
+		tr.liar.lieWith(script)
 		err = tr.check(v, form, tr.read(v, form))
 	}
 	if log := tr.log.String(); strings.Contains(log, "panic") {
@@ -691,9 +731,9 @@ func (tr *trial) copyOf(v *victim, form readForm, script []byte) error {
 		r.path += "?partNumber=1&uploadId=" + url.QueryEscape(*m.UploadId)
 	}
 
-	tr.liar.script = script
+	tr.liar.lieWith(script)
 	g := tr.do(r)
-	tr.liar.script = nil
+	tr.liar.lieWith(nil)
 	if g.StatusCode != http.StatusOK || bytes.Contains(g.body, []byte("<Error>")) {
 		return nil
 	}
