@@ -87,10 +87,15 @@ func build(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSocket 
 		Domain:        cfg.Domain,
 		ETagPartCount: cfg.Origin.ETagPartCount,
 		UniformParts:  cfg.Origin.UniformParts,
+		VerifyHead:    cfg.Encryption.VerifyHead,
 		Log:           log,
 		Metrics:       a.metrics,
 		IdleTimeout:   cfg.Limits.IdleTimeout,
+		HeaderTimeout: cfg.Limits.HeaderTimeout,
 		MaxConcurrent: cfg.Limits.MaxConcurrentRequests,
+		MaxPerClient:  cfg.Limits.MaxConcurrentPerClient,
+		MaxUnsigned:   cfg.Limits.MaxConcurrentUnsigned,
+		MinRate:       cfg.Limits.MinBytesPerSecond,
 		Now:           time.Now,
 		Random:        rand.Reader,
 		LocalTLS:      cfg.TLS.EndsOnThisMachine,
@@ -175,7 +180,7 @@ func buildTransport(cfg *config.Config, unixSocket string, log *zap.Logger) (*or
 		ConnectTimeout:  cfg.Origin.ConnectTimeout,
 		ResponseTimeout: cfg.Origin.ResponseTimeout,
 		IdleTimeout:     cfg.Origin.IdleTimeout,
-		MaxConns:        cfg.Limits.MaxConcurrentRequests,
+		MaxConns:        2 * cfg.Limits.MaxConcurrentRequests, // as many slow ones, beside
 		UnixSocket:      unixSocket,
 	}
 	if cfg.Origin.CAFile != "" && strings.HasPrefix(cfg.Origin.Endpoint, "https:") {

@@ -419,6 +419,15 @@ func (d *decoder) checkLimits(l *Limits) {
 	if l.MaxConcurrentRequests < 1 || l.MaxConcurrentRequests > 1_000_000 {
 		d.fail(&l.MaxConcurrentRequests, "limits.max_concurrent_requests must be from 1 to 1000000")
 	}
+	if n := l.MaxConcurrentPerClient; n < 0 || n > l.MaxConcurrentRequests {
+		d.fail(&l.MaxConcurrentPerClient, "limits.max_concurrent_per_client must be from 0 to max_concurrent_requests; 0 is three quarters of it")
+	}
+	if n := l.MaxConcurrentUnsigned; n < 0 || n > l.MaxConcurrentRequests {
+		d.fail(&l.MaxConcurrentUnsigned, "limits.max_concurrent_unsigned must be from 0 to max_concurrent_requests; 0 is a sixteenth of it")
+	}
+	if l.MinBytesPerSecond < 1 || l.MinBytesPerSecond > 1_000_000_000 {
+		d.fail(&l.MinBytesPerSecond, "limits.min_bytes_per_second must be from 1 to 1000000000")
+	}
 }
 
 func (d *decoder) checkRange(field *time.Duration, name string, least, most time.Duration) {

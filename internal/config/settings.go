@@ -246,6 +246,9 @@ type Encryption struct {
 	PlaintextObjects string `yaml:"plaintext_objects" values:"deny allow"`
 	// CustomerKeys is for rules that do not say. Deny or Allow, default Deny.
 	CustomerKeys string `yaml:"customer_keys" values:"deny allow"`
+	// VerifyHead has a HEAD of an object verify its MAC, which asks the KMS for a key that is not in the cache. Default
+	// false: the MAC is verified if the key is in the cache.
+	VerifyHead bool `yaml:"verify_head"`
 	// BucketDefaultsFile is the path of a file that keeps the keys which clients choose for buckets. Empty: they cannot.
 	BucketDefaultsFile string `yaml:"bucket_defaults_file"`
 }
@@ -350,6 +353,15 @@ type Limits struct {
 	// MaxConcurrentRequests is how many requests are served at once; those above it are told to slow down.
 	// 1 to 1000000, default 1024.
 	MaxConcurrentRequests int `yaml:"max_concurrent_requests"`
+	// MaxConcurrentPerClient is how many of those one client may have. 0 to MaxConcurrentRequests; 0, the default, is three
+	// quarters of it.
+	MaxConcurrentPerClient int `yaml:"max_concurrent_per_client"`
+	// MaxConcurrentUnsigned is how many requests may do more than arithmetic at once before they are authenticated, beside
+	// MaxConcurrentRequests. 0 to MaxConcurrentRequests; 0, the default, is a sixteenth of it.
+	MaxConcurrentUnsigned int `yaml:"max_concurrent_unsigned"`
+	// MinBytesPerSecond is what a client must move on average in the time for which it is waited for, once that is
+	// IdleTimeout. 1 to 1000000000, default 1024.
+	MinBytesPerSecond int64 `yaml:"min_bytes_per_second"`
 	// ShutdownGrace is how long running requests may go on after a signal to stop. 0 cuts them at once; at most 1h,
 	// default 30s.
 	ShutdownGrace time.Duration `yaml:"shutdown_grace"`
@@ -377,6 +389,7 @@ func defaults() *Config {
 			HeaderTimeout:         10 * time.Second,
 			IdleTimeout:           2 * time.Minute,
 			MaxConcurrentRequests: 1024,
+			MinBytesPerSecond:     1024,
 			ShutdownGrace:         30 * time.Second,
 			ShutdownDelay:         5 * time.Second,
 		},

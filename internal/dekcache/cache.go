@@ -235,6 +235,18 @@ func (c *Cache) get(ctx context.Context, id ID, g Group, fetch func(context.Cont
 	return c.wait(ctx, f)
 }
 
+// Peek returns the DEK of id if it is in the cache and in force, and fetches
+// nothing. It is no use of the DEK that keeps it in the cache for longer.
+func (c *Cache) Peek(id ID, g Group) (Entry, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e, ok := c.entries.Peek(id)
+	if c.closed || !ok || e.group.Group != g || !e.InForce() {
+		return Entry{}, false
+	}
+	return Entry{DEK: bytes.Clone(e.dek), Term: e.Term, Hit: true}, true
+}
+
 // Mark is the moment before a request to a KMS that is not a fetch of Get's,
 // such as one that makes a new DEK.
 type Mark struct{ term Term }

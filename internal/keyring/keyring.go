@@ -47,6 +47,9 @@ const (
 var (
 	// ErrUnknownKey says that no configured key has this id or name.
 	ErrUnknownKey = errors.New("keyring: unknown key")
+	// ErrNotCached says that a DEK is not in the cache, or may not be used any
+	// more.
+	ErrNotCached = errors.New("keyring: not in the cache")
 	// ErrNotOpen says that a key which is needed, or may be, could not be
 	// opened yet. It passes.
 	ErrNotOpen = errors.New("keyring: not open yet")
@@ -417,6 +420,26 @@ func (k *Keyring) sealed(l *Lease, entry dekcache.Entry, use Use) (*Sealed, erro
 // Errors: ErrUnknownKey if no configured key has that id, ErrNotOpen, ErrAudit, and those of packages kms, dekcache and crypt. What is
 // under a customer's key is for OpenForCustomer.
 func (k *Keyring) Open(ctx context.Context, obj Object, keyID string, wrapped []byte) (*Lease, error) {
+	return k.open(ctx, obj, keyID, wrapped, func(l *Lease) (dekcache.Entry, *asked, error) { return k.fetch(ctx, l, OpUnwrap) })
+}
+
+// OpenCached is Open for a DEK that is in the cache. It asks no KMS: the error
+// is ErrNotCached in its place.
+func (k *Keyring) OpenCached(ctx context.Context, obj Object, keyID string, wrapped []byte) (*Lease, error) {
+	return k.open(ctx, obj, keyID, wrapped, func(l *Lease) (dekcache.Entry, *asked, error) {
+		a := &asked{}
+		a.cached.Store(true)
+		entry, ok := k.cfg.Cache.Peek(l.id, l.part.group)
+		if !ok {
+			return entry, a, ErrNotCached
+		}
+		return entry, a, nil
+	})
+}
+
+func (k *Keyring) open(
+	ctx context.Context, obj Object, keyID string, wrapped []byte, fetch func(*Lease) (dekcache.Entry, *asked, error),
+) (*Lease, error) {
 	key, err := k.find(keyID)
 	if err != nil {
 		return nil, err
@@ -428,7 +451,11 @@ func (k *Keyring) Open(ctx context.Context, obj Object, keyID string, wrapped []
 	l := &Lease{key: key, service: key.kms.Load(), obj: obj, wrapped: parsed}
 	l.id = cacheID(l)
 	k.join(l)
-	entry, a, err := k.fetch(ctx, l, OpUnwrap)
+	entry, a, err := fetch(l)
+	if errors.Is(err, ErrNotCached) { // no use of a key, and nothing to write down
+		l.leave()
+		return nil, err
+	}
 	if err := k.audit(ctx, l, ActionOpen, a, err); err != nil {
 		clear(entry.DEK)
 		l.leave()

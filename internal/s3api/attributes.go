@@ -11,7 +11,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// getObjectAttributes answers from a HEAD, as the store's own attributes are those of ciphertext.
+// getObjectAttributes answers from a HEAD, as the store's own attributes are those of ciphertext. The size is told only
+// when it has verified.
 // https://docs.aws.amazon.com/AmazonS3/latest/API/API_GetObjectAttributes.html
 func (s *Server) getObjectAttributes(c *call) error {
 	wanted, err := attributeNames(c.Header)
@@ -26,8 +27,16 @@ func (s *Server) getObjectAttributes(c *call) error {
 	if err != nil {
 		return err
 	}
-	if err := s.proveCustomerKey(c, q, o); err != nil {
+	if o.NotModified {
+		return c.notModified(o)
+	}
+	if err := c.checkCustomerKey(o); err != nil {
 		return err
+	}
+	if o.CustomerKey || wanted["ObjectSize"] || wanted["ObjectParts"] {
+		if err := s.objects.Prove(c.Context(), q, o); err != nil {
+			return err
+		}
 	}
 	out := attributes{}
 	if wanted["ETag"] {

@@ -34,6 +34,7 @@ type call struct {
 	start  time.Time
 	secure bool // it came over TLS
 	idle   *idle
+	slot   slot
 	cancel context.CancelCauseFunc // of the call's context
 
 	bucket string
@@ -303,7 +304,9 @@ func (w *response) Write(p []byte) (int, error) {
 		return 0, err
 	}
 	w.idle.beforeWrite()
+	w.idle.writing.begin()
 	n, err := w.ResponseWriter.Write(p)
+	w.idle.writing.end(n)
 	w.bytes += int64(n)
 	if err != nil {
 		return n, errors.Join(errClient, err)

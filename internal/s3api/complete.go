@@ -6,12 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"html"
+	"io"
 	"math"
 	"net/http"
 	"net/url"
 	"strconv"
 	"strings"
 
+	"github.com/cmekproxy/cmekproxy/internal/checksum"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
@@ -25,11 +27,6 @@ func (s *Server) completeMultipartUpload(c *call) error {
 	if err != nil {
 		return err
 	}
-	list, err := parseCompletion(body)
-	if err != nil {
-		return err
-	}
-	list.upload = c.upload.shown
 	said, err := saidOfObject(c.Header)
 	if err != nil {
 		return err
@@ -38,13 +35,18 @@ func (s *Server) completeMultipartUpload(c *call) error {
 	if err := created.checkType(said); err != nil {
 		return err
 	}
-	have, err := s.storedParts(c)
+	have, err := s.storedParts(c) // a list of parts is worth reading if there is such an upload
 	if gone := (*Error)(nil); errors.As(err, &gone) && gone.Code == "NoSuchUpload" {
-		return s.completedBefore(c, list, gone)
+		return s.completedBefore(c, body, gone)
 	}
 	if err != nil {
 		return err
 	}
+	list, err := parseCompletion(body)
+	if err != nil {
+		return err
+	}
+	list.upload = c.upload.shown
 	layout, err := list.match(have)
 	if err != nil {
 		return err
@@ -62,70 +64,144 @@ func (s *Server) completeMultipartUpload(c *call) error {
 	return s.commit(c, list, sum)
 }
 
-// completion is the CompleteMultipartUpload document. Elements that are not here could make it conditional, so they are
-// refused.
+// completion is the CompleteMultipartUpload document.
 type completion struct {
-	XMLName xml.Name         `xml:"CompleteMultipartUpload"`
-	Xmlns   string           `xml:"xmlns,attr,omitempty"`
-	Parts   []completionPart `xml:"Part"`
-	Unknown []unknownElement `xml:",any"`
+	Parts []completionPart
 
 	upload string // the client's id
 }
 
 type completionPart struct {
-	PartNumber int              `xml:"PartNumber"`
-	ETag       string           `xml:"ETag"`
-	CRC32      string           `xml:"ChecksumCRC32,omitempty"`
-	CRC32C     string           `xml:"ChecksumCRC32C,omitempty"`
-	CRC64NVME  string           `xml:"ChecksumCRC64NVME,omitempty"`
-	SHA1       string           `xml:"ChecksumSHA1,omitempty"`
-	SHA256     string           `xml:"ChecksumSHA256,omitempty"`
-	SHA512     string           `xml:"ChecksumSHA512,omitempty"`
-	MD5        string           `xml:"ChecksumMD5,omitempty"`
-	XXHash64   string           `xml:"ChecksumXXHASH64,omitempty"`
-	XXHash3    string           `xml:"ChecksumXXHASH3,omitempty"`
-	XXHash128  string           `xml:"ChecksumXXHASH128,omitempty"`
-	Unknown    []unknownElement `xml:",any"`
+	PartNumber int
+	ETag       string
+	sums       []completionSum // mostly one or none
 
 	stored string // the store's checksum of the part, of ciphertext; "" if it has none
+}
+
+type completionSum struct {
+	algorithm *checksum.Algorithm
+	text      string
 }
 
 // noNumber is the PartNumber of a part that has none.
 const noNumber = math.MinInt
 
-// UnmarshalXML tells a part without a number from one with the number 0.
-func (p *completionPart) UnmarshalXML(d *xml.Decoder, start xml.StartElement) error {
-	type plain completionPart
-	part := plain{PartNumber: noNumber}
-	err := d.DecodeElement(&part, &start)
-	*p = completionPart(part)
+// parseCompletion reads a list of parts, as far as it is a good one. An element
+// that is not known could make it conditional, so it is refused.
+func parseCompletion(body []byte) (*completion, error) {
+	const root = "CompleteMultipartUpload"
+	doc, err := newXMLBody(body, root)
+	if err != nil {
+		return nil, malformedXML(err)
+	}
+	list := &completion{}
+	for {
+		name, err := doc.next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		switch {
+		case err != nil:
+			return nil, malformedXML(err)
+		case name != "Part":
+			return nil, notImplemented("The element " + name + " of " + root)
+		case len(list.Parts) == crypt.MaxPartNumber:
+			return nil, malformedXML(nil)
+		}
+
+		part, err := parseCompletionPart(doc)
+		if err == nil {
+			err = list.add(part)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	if len(list.Parts) == 0 {
+		return nil, malformedXML(nil)
+	}
+	return list, nil
+}
+
+// parseCompletionPart reads one Part. Size and LastModified come from clients
+// that give back what ListParts has told them.
+func parseCompletionPart(doc *xmlBody) (completionPart, error) {
+	part := completionPart{PartNumber: noNumber}
+	doc.enter()
+	for {
+		name, err := doc.next()
+		if errors.Is(err, io.EOF) {
+			return part, nil
+		}
+		algorithm := checksumElement(name)
+		switch {
+		case err != nil:
+			return part, malformedXML(err)
+		case algorithm == nil && name != "PartNumber" && name != "ETag" && name != "Size" && name != "LastModified":
+			return part, notImplemented("The element " + name + " of CompleteMultipartUpload")
+		}
+		text, err := doc.text()
+		if err == nil {
+			err = part.set(name, algorithm, text)
+		}
+		if err != nil {
+			return part, malformedXML(err)
+		}
+	}
+}
+
+// set takes an element of a part. What is there twice is refused: two readers
+// could disagree about it.
+func (p *completionPart) set(name string, algorithm *checksum.Algorithm, text string) (err error) {
+	twice := errors.New("the element " + name + " occurs twice")
+	switch {
+	case name == "PartNumber" && p.PartNumber != noNumber, name == "ETag" && p.ETag != "", algorithm != nil && p.sum(algorithm) != "":
+		return twice
+	case name == "PartNumber":
+		p.PartNumber, err = 0, nil
+		if text = strings.TrimSpace(text); text != "" {
+			p.PartNumber, err = strconv.Atoi(text)
+		}
+	case name == "ETag":
+		p.ETag = text
+	case algorithm != nil && text != "":
+		p.sums = append(p.sums, completionSum{algorithm, text})
+	}
 	return err
 }
 
-func parseCompletion(body []byte) (*completion, error) {
-	var list completion
-	if err := xml.Unmarshal(body, &list); err != nil || len(list.Parts) == 0 || len(list.Parts) > crypt.MaxPartNumber {
-		return nil, malformedXML(err)
+// checksumElement returns the algorithm that an element has the checksum of, or
+// nil.
+func checksumElement(name string) *checksum.Algorithm {
+	named, ok := strings.CutPrefix(name, "Checksum")
+	if !ok {
+		return nil
 	}
-	for i, p := range list.Parts {
-		switch {
-		case len(list.Unknown) > 0:
-			return nil, notImplemented("The element " + list.Unknown[0].XMLName.Local + " of CompleteMultipartUpload")
-		case len(p.Unknown) > 0:
-			return nil, notImplemented("The element " + p.Unknown[0].XMLName.Local + " of CompleteMultipartUpload")
-		case p.ETag == "" || p.PartNumber == noNumber:
-			return nil, malformedXML(nil)
-		case p.PartNumber < 1:
-			return nil, invalidArgument("PartNumber must be >= 1", "PartNumber", strconv.Itoa(p.PartNumber))
-		case p.PartNumber > crypt.MaxPartNumber:
-			_, err := partNumber(strconv.Itoa(p.PartNumber))
-			return nil, err
-		case i > 0 && p.PartNumber <= list.Parts[i-1].PartNumber:
-			return nil, badRequest("InvalidPartOrder", "The list of parts was not in ascending order. Parts must be ordered by part number.")
+	for _, a := range checksum.All {
+		if a.Name == named {
+			return a
 		}
 	}
-	return &list, nil
+	return nil
+}
+
+// add appends a part to the list, if it may follow.
+func (list *completion) add(p completionPart) error {
+	n := len(list.Parts)
+	switch {
+	case p.ETag == "" || p.PartNumber == noNumber:
+		return malformedXML(nil)
+	case p.PartNumber < 1:
+		return invalidArgument("PartNumber must be >= 1", "PartNumber", strconv.Itoa(p.PartNumber))
+	case p.PartNumber > crypt.MaxPartNumber:
+		_, err := partNumber(strconv.Itoa(p.PartNumber))
+		return err
+	case n > 0 && p.PartNumber <= list.Parts[n-1].PartNumber:
+		return badRequest("InvalidPartOrder", "The list of parts was not in ascending order. Parts must be ordered by part number.")
+	}
+	list.Parts = append(list.Parts, p)
+	return nil
 }
 
 func (list *completion) invalid(p *completionPart) *Error {
@@ -224,11 +300,24 @@ func (s *Server) end(c *call, list *completion, layout crypt.Layout, have map[in
 	return nil
 }
 
+// committed is the CompleteMultipartUpload document for the store.
+type committed struct {
+	XMLName xml.Name        `xml:"CompleteMultipartUpload"`
+	Xmlns   string          `xml:"xmlns,attr"`
+	Parts   []committedPart `xml:"Part"`
+}
+
+type committedPart struct {
+	PartNumber int
+	ETag       string
+	CRC32      string `xml:"ChecksumCRC32,omitempty"`
+}
+
 // commit has the store complete the upload.
 func (s *Server) commit(c *call, list *completion, sum objectChecksum) error {
-	out := completion{Xmlns: "http://s3.amazonaws.com/doc/2006-03-01/"}
+	out := committed{Xmlns: namespace}
 	for _, p := range list.Parts {
-		out.Parts = append(out.Parts, completionPart{PartNumber: p.PartNumber, ETag: `"` + p.ETag + `"`, CRC32: p.stored})
+		out.Parts = append(out.Parts, committedPart{PartNumber: p.PartNumber, ETag: `"` + p.ETag + `"`, CRC32: p.stored})
 	}
 	doc, err := xml.Marshal(out)
 	if err != nil {
@@ -275,7 +364,7 @@ func lateError(body []byte) *Error {
 	if _, ok := statuses[e.Code]; !ok {
 		e.status = http.StatusInternalServerError
 	}
-	if e.Code == "" {
+	if !codeForm.MatchString(e.Code) {
 		e.Code, e.Message = "InternalError", "The store has not completed the upload. Please try again."
 	}
 	return e
@@ -293,9 +382,13 @@ func (c *call) answerCompleted(header http.Header, body []byte, sum objectChecks
 
 // completedBefore answers a Complete that was sent again after it had succeeded, when the upload is gone. The object
 // itself says which upload it came from.
-func (s *Server) completedBefore(c *call, list *completion, gone *Error) error {
+func (s *Server) completedBefore(c *call, body []byte, gone *Error) error {
 	q := stored.Request{Object: c.object(), Plaintext: func() error { return gone }}
 	o, err := s.objects.Head(c.Context(), q)
+	if err != nil {
+		return gone
+	}
+	list, err := parseCompletion(body)
 	if err != nil {
 		return gone
 	}

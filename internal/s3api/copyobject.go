@@ -125,6 +125,9 @@ func (s *Server) copyWhole(c *call, q stored.Request, seen *stored.Seen, choice 
 	if err := fresh.Verify(lease.DEK(), q.Object); err != nil {
 		return err
 	}
+	if err := s.readEnds(c, q, fresh.Size); err != nil {
+		return err
+	}
 	sealed, err := s.Keys.Rewrap(c.Context(), lease, c.object(), c.client.Name, choice)
 	if err != nil {
 		return err
@@ -140,6 +143,31 @@ func (s *Server) copyWhole(c *call, q stored.Request, seen *stored.Seen, choice 
 		return err
 	}
 	return s.answerCopied(c, answer, result)
+}
+
+// readEnds verifies the first and the last segment of a source that the store
+// copies by itself. What is damaged between the two is found when the copy is
+// read.
+func (s *Server) readEnds(c *call, q stored.Request, size int64) error {
+	ends := []int64{0}
+	if size > crypt.SegmentSize {
+		ends = append(ends, size-1)
+	}
+	for _, at := range ends {
+		if size > 0 {
+			q.Range = stored.Bytes(at, 1)
+		}
+		o, err := s.objects.Get(c.Context(), q)
+		if err != nil {
+			return err
+		}
+		_, err = o.Next(c.Context())
+		o.Close()
+		if err != nil && err != io.EOF { //nolint:errorlint // bare: Next says so
+			return err
+		}
+	}
+	return nil
 }
 
 // copyBody signs the envelope of the copy, and has the store copy the source with it.

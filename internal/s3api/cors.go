@@ -6,7 +6,6 @@ import (
 	"maps"
 	"net/http"
 	"slices"
-	"strings"
 	"time"
 )
 
@@ -30,16 +29,29 @@ func (s *Server) preflight(c *call) error {
 		return badRequest("BadRequest", "Invalid Access-Control-Request-Method: "+method)
 	}
 	answer, err := s.askOrigin(c.Context(), c, method)
-	if own := (*Error)(nil); errors.As(err, &own) {
-		own.Header = nil
+	if own := (*Error)(nil); errors.As(err, &own) && own.Status() != http.StatusServiceUnavailable {
+		return corsRefused(own)
 	}
 	if err != nil {
 		return err
+	}
+	if answer.Get(corsPrefix+"Allow-Origin") == "" {
+		return corsRefused(nil)
 	}
 	maps.Copy(c.w.Header(), answer)
 	c.w.Header().Set("Content-Length", "0")
 	c.w.WriteHeader(http.StatusOK)
 	return nil
+}
+
+// corsRefused is the one answer to all preflights that the store refuses: who
+// does not sign must not learn whether the bucket exists, or what it allows.
+func corsRefused(cause error) *Error {
+	return &Error{
+		Code:    "AccessForbidden",
+		Message: "CORSResponse: This CORS request is not allowed. The CORS configuration of the bucket, if there is such a bucket, does not allow the origin, the method or a header.",
+		cause:   cause,
+	}
 }
 
 // askOrigin asks the store what it says to the call's Origin about a method, and returns the headers that say it.
@@ -54,13 +66,13 @@ func (s *Server) askOrigin(ctx context.Context, c *call, method string) (http.He
 		return nil, err
 	}
 	closeBody(resp)
-	return corsHeader(resp.Header), nil
+	return corsHeader(header.Get("Origin"), resp.Header), nil
 }
 
 // noteOrigin remembers what the store says to the call's Origin, if it was told of it with the call's own method.
 func (c *call) noteOrigin(r *http.Request, resp *http.Response) {
-	if r.Header.Get("Origin") != "" && r.Method == c.Method {
-		said := corsHeader(resp.Header)
+	if origin := r.Header.Get("Origin"); origin != "" && r.Method == c.Method {
+		said := corsHeader(origin, resp.Header)
 		c.cors.Store(&said)
 	}
 }
@@ -77,6 +89,9 @@ func (s *Server) answerOrigins(c *call) {
 			maps.Copy(c.w.Header(), *said)
 			return
 		}
+		if !c.slot.held() && s.enter(c, s.unsigned, "") != nil {
+			return
+		}
 		ctx, cancel := context.WithTimeout(c.Context(), corsTimeout)
 		defer cancel()
 		if said, err := s.askOrigin(ctx, c, c.Method); err == nil {
@@ -85,11 +100,25 @@ func (s *Server) answerOrigins(c *call) {
 	}
 }
 
-// corsHeader returns the part of the store's answer that speaks to browsers.
-func corsHeader(h http.Header) http.Header {
+// corsHeaders are those that S3 sends to browsers.
+var corsHeaders = []string{
+	"Access-Control-Allow-Credentials", "Access-Control-Allow-Headers", "Access-Control-Allow-Methods", "Access-Control-Allow-Origin",
+	"Access-Control-Expose-Headers", "Access-Control-Max-Age", "Vary",
+}
+
+// corsHeader returns the part of the store's answer that speaks to browsers. It
+// is empty if it does not speak to the origin that asked.
+func corsHeader(origin string, h http.Header) http.Header {
 	out := make(http.Header)
-	for name, values := range h {
-		if strings.HasPrefix(name, corsPrefix) || name == "Vary" {
+	if vary := h.Values("Vary"); len(vary) > 0 {
+		out["Vary"] = vary
+	}
+	allowed := h.Values(corsPrefix + "Allow-Origin")
+	if len(allowed) != 1 || allowed[0] != "*" && allowed[0] != origin {
+		return out
+	}
+	for _, name := range corsHeaders {
+		if values := h.Values(name); len(values) > 0 {
 			out[name] = values
 		}
 	}

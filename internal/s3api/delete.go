@@ -5,6 +5,7 @@ import (
 	"crypto/md5" //nolint:gosec // Content-MD5 is S3's
 	"encoding/base64"
 	"encoding/xml"
+	"errors"
 	"fmt"
 	"io"
 	"strconv"
@@ -111,44 +112,100 @@ func withErrors(doc []byte, denied []deletionObject) []byte {
 
 const namespace = "http://s3.amazonaws.com/doc/2006-03-01/"
 
-// deletion is the Delete document. Fields that are not here could make a deletion conditional, so they are refused.
+// deletion is the Delete document.
 type deletion struct {
 	XMLName xml.Name         `xml:"Delete"`
 	Xmlns   string           `xml:"xmlns,attr,omitempty"`
 	Quiet   *bool            `xml:"Quiet"`
 	Objects []deletionObject `xml:"Object"`
-	Unknown []unknownElement `xml:",any"`
 }
 
 type deletionObject struct {
-	Key       string           `xml:"Key"`
-	VersionID string           `xml:"VersionId,omitempty"`
-	ETag      string           `xml:"ETag,omitempty"`
-	Unknown   []unknownElement `xml:",any"`
+	Key       string `xml:"Key"`
+	VersionID string `xml:"VersionId,omitempty"`
+	ETag      string `xml:"ETag,omitempty"`
 }
 
 type unknownElement struct{ XMLName xml.Name }
 
-// parseDeletion reads the list, and turns its ETags into the store's.
+// parseDeletion reads the list, and turns its ETags into the store's. It reads
+// as far as it is a good one. An element that is not known could make a deletion
+// conditional, so it is refused.
 func parseDeletion(body []byte) (*deletion, error) {
-	var doc deletion
-	if err := xml.Unmarshal(body, &doc); err != nil || len(doc.Objects) == 0 || len(doc.Objects) > maxDeletes {
+	list, err := newXMLBody(body, "Delete")
+	if err != nil {
 		return nil, malformedXML(err)
 	}
-	if len(doc.Unknown) > 0 {
-		return nil, notImplemented("The element " + doc.Unknown[0].XMLName.Local + " of DeleteObjects")
+	var doc deletion
+	for {
+		name, err := list.next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		switch {
+		case err != nil:
+			return nil, malformedXML(err)
+		case name == "Quiet" && doc.Quiet == nil:
+			doc.Quiet, err = parseQuiet(list)
+		case name == "Object" && len(doc.Objects) < maxDeletes:
+			err = doc.add(list)
+		case name == "Object", name == "Quiet":
+			err = malformedXML(errors.New("too many elements " + name))
+		default:
+			err = notImplemented("The element " + name + " of DeleteObjects")
+		}
+		if err != nil {
+			return nil, err
+		}
 	}
-	for i := range doc.Objects {
-		o := &doc.Objects[i]
-		if o.Key == "" {
-			return nil, malformedXML(nil)
-		}
-		if len(o.Unknown) > 0 {
-			return nil, notImplemented("The element " + o.Unknown[0].XMLName.Local + " of DeleteObjects")
-		}
-		o.ETag = storedETags(o.ETag)
+	if len(doc.Objects) == 0 {
+		return nil, malformedXML(nil)
 	}
 	return &doc, nil
+}
+
+func parseQuiet(list *xmlBody) (*bool, error) {
+	text, err := list.text()
+	quiet := false
+	if text = strings.TrimSpace(text); err == nil && text != "" {
+		quiet, err = strconv.ParseBool(text)
+	}
+	if err != nil {
+		return nil, malformedXML(err)
+	}
+	return &quiet, nil
+}
+
+// add reads an Object.
+func (d *deletion) add(list *xmlBody) error {
+	var o deletionObject
+	fields := map[string]*string{"Key": &o.Key, "VersionId": &o.VersionID, "ETag": &o.ETag}
+	list.enter()
+	for {
+		name, err := list.next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return malformedXML(err)
+		}
+		field := fields[name]
+		if field == nil {
+			return notImplemented("The element " + name + " of DeleteObjects")
+		}
+		if *field != "" { // two readers could disagree about which one counts
+			return malformedXML(errors.New("the element " + name + " occurs twice"))
+		}
+		if *field, err = list.text(); err != nil {
+			return malformedXML(err)
+		}
+	}
+	if o.Key == "" {
+		return malformedXML(nil)
+	}
+	o.ETag = storedETags(o.ETag)
+	d.Objects = append(d.Objects, o)
+	return nil
 }
 
 // split takes out the objects that may not be deleted, and returns them.

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/http"
 	"net/url"
+	"regexp"
 	"strconv"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
@@ -44,6 +45,7 @@ func (e *Error) Unwrap() error { return e.cause }
 // statuses are the HTTP status codes of the S3 error codes that are answered here.
 var statuses = map[string]int{
 	"AccessDenied":                      http.StatusForbidden,
+	"AccessForbidden":                   http.StatusForbidden,
 	"AuthorizationHeaderMalformed":      http.StatusBadRequest,
 	"AuthorizationQueryParametersError": http.StatusBadRequest,
 	"BadDigest":                         http.StatusBadRequest,
@@ -88,6 +90,34 @@ var statuses = map[string]int{
 	"SlowDown":                                       http.StatusServiceUnavailable,
 	"XAmzContentSHA256Mismatch":                      http.StatusBadRequest,
 }
+
+// storeCodes are the codes that S3 and the stores have besides. What is none of
+// all these is counted as otherCode: a label of a metric must have few values,
+// and no store may choose them.
+const storeCodes = "AccessControlListNotSupported AccountProblem AllAccessDisabled BadRequest BucketAlreadyExists " +
+	"BucketAlreadyOwnedByYou BucketNotEmpty ConditionalRequestConflict CORSConfigurationNotFoundError " +
+	"InsufficientStorage InvalidBucketState InvalidLocationConstraint IllegalLocationConstraintException " +
+	"InvalidObjectState InvalidPolicyDocument InvalidStorageClass InvalidTag InvalidTagError MalformedACLError " +
+	"MalformedPolicy MethodNotAllowed MissingRequestBodyError NoSuchBucket NoSuchBucketPolicy NoSuchConfiguration " +
+	"NoSuchCORSConfiguration NoSuchKey NoSuchLifecycleConfiguration NoSuchObjectLockConfiguration " +
+	"NoSuchPublicAccessBlockConfiguration NoSuchTagSet NoSuchTagSetError NoSuchVersion NoSuchWebsiteConfiguration " +
+	"ObjectLockConfigurationNotFoundError ObjectNotInActiveTierError OperationAborted " +
+	"OwnershipControlsNotFoundError PreconditionFailed ReplicationConfigurationNotFoundError " +
+	"RestoreAlreadyInProgress TooManyBuckets UserKeyMustBeSpecified NotFound"
+
+const otherCode = "Other"
+
+// countedCode is the code of an error as metrics have it; "" for none.
+func countedCode(code string) string {
+	_, own := statuses[code]
+	if code == "" || own || has(storeCodes, code) || originFaults[code] || transferFaults[code] {
+		return code
+	}
+	return otherCode
+}
+
+// codeForm is what every code of S3 looks like.
+var codeForm = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
 
 // Status returns the HTTP status code of the answer.
 func (e *Error) Status() int {

@@ -1,6 +1,10 @@
 package s3api
 
-import "net/http"
+import (
+	"net/http"
+
+	"github.com/cmekproxy/cmekproxy/internal/stored"
+)
 
 // SentAs is the operation that a request for the store is.
 func SentAs(r *http.Request) string { return sentAs(r).op }
@@ -18,3 +22,6 @@ func Rows() (rows []Row) {
 	}
 	return rows
 }
+
+// Forget drops what the server remembers of objects.
+func (s *Server) Forget() { s.objects.Cache = stored.NewCache() }

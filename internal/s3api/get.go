@@ -53,7 +53,7 @@ func (s *Server) getObject(c *call) error {
 }
 
 // headObject answers with the plaintext's size, which needs arithmetic and no key, unless checksums are asked for.
-// Without the key the envelope is not verified: a HEAD says what the store says.
+// Without the key the envelope is not verified: a HEAD says what the store says, unless VerifyHead is set.
 func (s *Server) headObject(c *call) error {
 	q, err := s.reading(c)
 	if err != nil {
@@ -69,6 +69,9 @@ func (s *Server) headObject(c *call) error {
 	if err := s.proveCustomerKey(c, q, o); err != nil {
 		return err
 	}
+	if err := s.proveHead(c, q, o); err != nil {
+		return err
+	}
 	if c.wantsChecksum() {
 		// The checksum of an object in parts is in its record. A GET does not look for it: every SDK asks for checksums
 		// by default, and a GET is one request to the store.
@@ -77,6 +80,24 @@ func (s *Server) headObject(c *call) error {
 		}
 	}
 	return s.answer(c, o)
+}
+
+// proveHead verifies what a HEAD tells: with VerifyHead always, else where it
+// costs no request.
+func (s *Server) proveHead(c *call, q stored.Request, o *stored.Object) error {
+	switch {
+	case o.CustomerKey: // done already
+		return nil
+	case s.VerifyHead:
+		return s.objects.Prove(c.Context(), q, o)
+	}
+	return s.objects.ProveCached(o, func(keyID string, wrapped []byte) (stored.Lease, error) {
+		lease, err := s.Keys.OpenCached(c.Context(), q.Object, keyID, wrapped)
+		if err != nil {
+			return nil, err // and not a nil *Lease in an interface
+		}
+		return lease, nil
+	})
 }
 
 // reading is what the client wants to read.

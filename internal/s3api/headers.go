@@ -156,27 +156,62 @@ func encryptionContext(text string) (map[string]string, error) {
 	return context, nil
 }
 
-// hiddenHeaders of the store are not the client's business: they describe the connection, the ciphertext or the store's
-// own encryption.
-var hiddenHeaders = []string{
-	"Connection", "Keep-Alive", "Transfer-Encoding", "Trailer", "Upgrade", "Date", "Server", "Content-Length",
-	"X-Amz-Id-2", "X-Amz-Bucket-Key-Enabled", objectSize, "X-Amz-Mp-Parts-Count",
+// shownHeaders are those of the store's answers that reach clients, beside user
+// metadata: what S3 may say of an object or a bucket. Whatever else a store or
+// what stands before it may think of, such as a cookie, ends here. What S3 says
+// of encryption, checksums, sizes and numbers of parts is the proxy's to say.
+var shownHeaders = map[string]bool{
+	"Accept-Ranges":       true,
+	"Cache-Control":       true,
+	"Content-Disposition": true,
+	"Content-Encoding":    true,
+	"Content-Language":    true,
+	"Content-Type":        true,
+	"Expires":             true,
+	"Last-Modified":       true,
+
+	"X-Amz-Abort-Date":                             true,
+	"X-Amz-Abort-Rule-Id":                          true,
+	"X-Amz-Access-Point-Alias":                     true,
+	"X-Amz-Archive-Status":                         true,
+	"X-Amz-Bucket-Arn":                             true,
+	"X-Amz-Bucket-Location-Name":                   true,
+	"X-Amz-Bucket-Location-Type":                   true,
+	"X-Amz-Bucket-Region":                          true,
+	"X-Amz-Copy-Source-Version-Id":                 true,
+	"X-Amz-Delete-Marker":                          true,
+	"X-Amz-Expiration":                             true,
+	"X-Amz-Missing-Meta":                           true,
+	"X-Amz-Object-Lock-Event-Hold":                 true,
+	"X-Amz-Object-Lock-Event-Hold-Duration-Days":   true,
+	"X-Amz-Object-Lock-Event-Hold-Duration-Years":  true,
+	"X-Amz-Object-Lock-Legal-Hold":                 true,
+	"X-Amz-Object-Lock-Mode":                       true,
+	"X-Amz-Object-Lock-Retain-Until-Date":          true,
+	"X-Amz-Replication-Status":                     true,
+	"X-Amz-Request-Charged":                        true,
+	"X-Amz-Restore":                                true,
+	"X-Amz-Restore-Output-Path":                    true,
+	"X-Amz-Storage-Class":                          true,
+	"X-Amz-Tagging-Count":                          true,
+	"X-Amz-Transition-Default-Minimum-Object-Size": true,
+	"X-Amz-Version-Id":                             true,
+	"X-Amz-Website-Redirect-Location":              true,
 }
 
-// copyHeader copies the store's answer to the client's, without what must not or need not be seen.
+// copyHeader copies what clients may see of the store's answer.
 func (c *call) copyHeader(from http.Header) {
 	to := c.w.Header()
 	for name, values := range from {
 		switch {
-		case strings.HasPrefix(name, metaPrefix+"Cmek-"), strings.HasPrefix(name, checksumPrefix), strings.HasPrefix(name, sseHeader):
-		case strings.HasPrefix(name, metaPrefix):
-			to[strings.ToLower(name)] = values // as S3 sends it: clients take the name as it comes
-		default:
+		case shownHeaders[name]:
 			to[name] = values
+		case strings.HasPrefix(name, metaPrefix) && !strings.HasPrefix(name, envelopePrefix):
+			to[strings.ToLower(name)] = values // as S3 sends it: clients take the name as it comes
 		}
 	}
-	for _, name := range hiddenHeaders {
-		to.Del(name)
+	if place := from.Get("Location"); strings.HasPrefix(place, "/") && !strings.HasPrefix(place, "//") { // of a new bucket
+		to.Set("Location", place)
 	}
 	to.Set("X-Amz-Request-Id", c.id)
 	if etag := from.Get("Etag"); etag != "" {
@@ -185,6 +220,9 @@ func (c *call) copyHeader(from http.Header) {
 	}
 	stored.WithoutFraming(to)
 }
+
+// envelopePrefix starts the names of the envelope's own metadata.
+var envelopePrefix = http.CanonicalHeaderKey(metaPrefix + crypt.Prefix)
 
 // sayEncrypted tells the client what protects the object, in S3's words.
 func (c *call) sayEncrypted(keyID string) {

@@ -27,6 +27,8 @@ type idle struct {
 	now    func() time.Time // only differences count, which the monotonic clock tells
 	start  time.Time
 
+	received, writing pacer // bytes of the client's, and those for it
+
 	reading atomic.Bool  // a read of the request's body is under way
 	written atomic.Int64 // when the write deadline was set, since start; -1 for never
 	read    atomic.Int64 // the same of the read deadline
@@ -143,7 +145,42 @@ type clientBody struct {
 
 func (b *clientBody) Read(p []byte) (int, error) {
 	b.idle.beforeRead()
+	b.idle.received.begin()
 	n, err := b.ReadCloser.Read(p)
+	b.idle.received.end(n)
 	b.idle.afterRead(err)
 	return n, err
+}
+
+// pacer measures how long a client is waited for, and for how many bytes. There
+// is one read and one write at a time.
+type pacer struct {
+	moved, waited atomic.Int64 // bytes, nanoseconds
+	since         atomic.Int64 // when the wait that is going on began, since epoch; 0 for none
+}
+
+// epoch is when the monotonic clock of pacers begins.
+var epoch = time.Now()
+
+func (p *pacer) begin() { p.since.Store(max(1, int64(time.Since(epoch)))) }
+
+func (p *pacer) end(n int) {
+	p.moved.Add(int64(n))
+	p.waited.Add(int64(time.Since(epoch)) - p.since.Swap(0))
+}
+
+func (p *pacer) read() (moved, waited int64) {
+	moved, waited = p.moved.Load(), p.waited.Load()
+	if since := p.since.Load(); since > 0 {
+		waited += int64(time.Since(epoch)) - since
+	}
+	return moved, waited
+}
+
+// pace returns how many bytes the client has moved, and for how long it was
+// waited for.
+func (i *idle) pace() (moved int64, waited time.Duration) {
+	in, forIn := i.received.read()
+	out, forOut := i.writing.read()
+	return in + out, time.Duration(forIn + forOut)
 }

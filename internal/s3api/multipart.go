@@ -261,11 +261,27 @@ func (s *Server) storedParts(c *call) (map[int]listedPart, error) {
 		})
 		truncated, _, _ := element(body, "IsTruncated")
 		next, _, _ := element(body, "NextPartNumberMarker")
-		if err != nil || string(truncated) != "true" || string(next) == marker {
+		if err != nil || string(truncated) != "true" {
 			return parts, err
 		}
-		marker = string(next)
+		if marker, err = following(marker, string(next)); err != nil {
+			return nil, err
+		}
 	}
+}
+
+// following returns the marker of the next page of a listing, which must lie
+// behind that of this page: a listing that goes in circles never ends.
+func following(marker, next string) (string, error) {
+	before, err := strconv.Atoi(marker)
+	if err != nil {
+		return "", err
+	}
+	n, err := strconv.Atoi(next)
+	if err != nil || n <= before || n > crypt.MaxPartNumber {
+		return "", fmt.Errorf("%w lists parts in circles: behind %d it goes on behind %.20q", errOrigin, before, next)
+	}
+	return next, nil
 }
 
 // maxAnswer bounds what is read of the store's XML for an upload: 1,000 parts.

@@ -242,11 +242,11 @@ func (p *completionPart) checksum() (partSum, error) {
 	var sum partSum
 	var all string
 	valid, n := true, 0
-	for i, text := range p.checksums() {
+	for _, a := range checksum.All {
+		text := p.sum(a)
 		if text == "" {
 			continue
 		}
-		a := checksum.All[i]
 		digest, ok := a.Decode(text)
 		valid = valid && ok
 		sum, all, n = partSum{a, string(digest)}, all+a.Name+":"+text+";", n+1
@@ -260,9 +260,14 @@ func (p *completionPart) checksum() (partSum, error) {
 	return sum, nil
 }
 
-// checksums are the values by algorithm, as checksum.All has them.
-func (p *completionPart) checksums() []string {
-	return []string{p.CRC32, p.CRC32C, p.CRC64NVME, p.SHA1, p.SHA256, p.SHA512, p.MD5, p.XXHash64, p.XXHash3, p.XXHash128}
+// sum is the part's checksum by an algorithm, as the list has it; "" for none.
+func (p *completionPart) sum(a *checksum.Algorithm) string {
+	for _, s := range p.sums {
+		if s.algorithm == a {
+			return s.text
+		}
+	}
+	return ""
 }
 
 // combine computes the CRC of the whole from those of the parts.

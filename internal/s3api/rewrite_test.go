@@ -3,7 +3,11 @@ package s3api
 import (
 	"bytes"
 	"encoding/xml"
+	"maps"
 	"net/http"
+	"net/url"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -11,6 +15,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/dekcache"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
+	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 )
 
 func TestETags(t *testing.T) {
@@ -65,8 +70,75 @@ func FuzzListing(f *testing.F) {
 		if got := changeElements(doc, "Contents", func(entry []byte) []byte { return entry }); !bytes.Equal(got, doc) {
 			t.Fatal("changing nothing changes something")
 		}
-		if _, err := listing(doc); err != nil {
+		shown, err := listing(doc)
+		if err != nil {
 			t.Fatal(err)
+		}
+		if before, after := keysOf(doc), keysOf(shown); !slices.Equal(before, after) {
+			t.Fatalf("keys come or go: %q became %q", before, after)
+		}
+		if again, err := listing(doc); err != nil || !bytes.Equal(again, shown) {
+			t.Fatal("the same listing is shown in two ways")
+		}
+	})
+}
+
+// keysOf are the keys of a listing's entries, in their order.
+func keysOf(doc []byte) (keys []string) {
+	changeElements(doc, "Contents", func(entry []byte) []byte {
+		key, _, _ := element(entry, "Key")
+		keys = append(keys, string(key))
+		return entry
+	})
+	return keys
+}
+
+// FuzzHoisting checks what parameters of a presigned URL become headers: only
+// those that the operation knows, none twice, and nothing that can break a
+// header.
+func FuzzHoisting(f *testing.F) {
+	for _, query := range []string{
+		"X-Amz-Acl=private", "x-amz-acl=private&X-Amz-Acl=public-read", "X-Amz-Meta-A=%0d%0aInjected:1", "x-amz-meta-%00=1", "X-Amz-Signature=s&x-id=PutObject",
+		"x-amz-server-side-encryption-customer-key=k", "Host=evil", "x-amz-copy-source=/a/b", "x-amz-meta-a=1&x-amz-meta-a=2", "versionId=v&partNumber=1",
+	} {
+		f.Add(query, "X-Amz-Meta-A", "1", byte(0))
+	}
+	f.Fuzz(func(t *testing.T, rawQuery, name, value string, which byte) {
+		query, err := url.ParseQuery(rawQuery)
+		if err != nil {
+			return
+		}
+		sent := http.Header{}
+		sent.Set(name, value)
+		c := &call{Request: &http.Request{Header: sent.Clone()}, auth: &sigv4.Auth{Presigned: true}, route: &routes[int(which)%len(routes)], query: maps.Clone(query)}
+		original := c.Header
+		if err := c.takeHoisted(); err != nil {
+			return
+		}
+		if !maps.EqualFunc(original, sent, slices.Equal[[]string]) {
+			t.Fatal("the request's own header is altered")
+		}
+		for parameter, values := range query {
+			if c.query.Has(parameter) {
+				continue
+			}
+			lower := strings.ToLower(parameter)
+			if !c.route.allowsHeader(lower) || has(customerHeaders, lower) || has(signatureQuery, parameter) {
+				t.Fatalf("%q became a header", parameter)
+			}
+			if got := c.Header.Values(parameter); !slices.Equal(got, values) {
+				t.Fatalf("%q is the header %q, and was the parameter %q", parameter, got, values)
+			}
+			for _, v := range values {
+				if strings.ContainsAny(parameter+v, "\r\n\x00") {
+					t.Fatalf("the header %q: %q", parameter, v)
+				}
+			}
+		}
+		for header, values := range c.Header {
+			if !slices.Equal(values, sent[header]) && !query.Has(header) && !slices.ContainsFunc(slices.Collect(maps.Keys(query)), func(q string) bool { return strings.EqualFold(q, header) }) {
+				t.Fatalf("the header %q comes from nowhere", header)
+			}
 		}
 	})
 }

@@ -5,6 +5,7 @@
 package s3api
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -33,11 +34,16 @@ type Config struct {
 	Domain        string // base domain of virtual-host-style requests; empty for path-style only
 	ETagPartCount bool   // the store's multipart ETags end in the number of parts; false: listings ask for each size
 	UniformParts  bool   // the store takes no small part behind one that is shorter than the others; see end
+	VerifyHead    bool   // HEAD verifies the MAC, at the cost of the KMS
 	Log           *zap.Logger
 	Metrics       *metrics.Metrics
 	IdleTimeout   time.Duration // a transfer in which no byte moves for this long is ended
 	KeepAlive     time.Duration // what takes longer, such as a copy, is told to be under way as often; 0: 10 s
+	HeaderTimeout time.Duration // what a form may take up to its policy; 0: 10 s
 	MaxConcurrent int           // requests at a time; more get 503 SlowDown
+	MaxPerClient  int           // of those, of one client; 0: three quarters
+	MaxUnsigned   int           // requests that are not authenticated, at a time; 0: a sixteenth of MaxConcurrent
+	MinRate       int64         // bytes per second that a client must move in the time that it is waited for; 0: none
 	Now           func() time.Time
 	Random        io.Reader // for salts and nonces
 
@@ -51,8 +57,10 @@ type Server struct {
 	matcher matcher
 	objects *stored.Store
 	uploads *uploadKeys
-	slots   chan struct{}
-	check   func(*http.Request, *http.Response) error // CheckAnswer, which knows the routes, which know what calls it
+
+	fast, slow, unsigned *pool
+
+	check func(*http.Request, *http.Response) error // CheckAnswer, which knows the routes, which know what calls it
 }
 
 // New returns a Server.
@@ -61,9 +69,9 @@ func New(cfg Config) *Server {
 		Config:  cfg,
 		matcher: newMatcher(),
 		uploads: newUploadKeys(),
-		slots:   make(chan struct{}, cfg.MaxConcurrent),
 		check:   CheckAnswer,
 	}
+	s.pools()
 	s.objects = &stored.Store{
 		Send: func(r *http.Request) (*http.Response, error) { return s.send(requestCall(r.Context()), r) },
 		Open: func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
@@ -90,6 +98,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer cancel(nil)
 	c := newCall(s, w, r, cancel)
 	c.w.close = poisoned
+	defer s.leave(c) // behind the error's answer, which may ask the store
 	c.Request = r.WithContext(context.WithValue(ctx, callKey{}, c))
 	if r.Body == nil || r.Body == http.NoBody {
 		c.idle.whole = true
@@ -115,7 +124,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if cut := c.w.reopen(); cut != nil {
 		err = cut
 	}
-	s.conclude(c, err)
+	s.concluding(c, err)
 }
 
 // recovering runs the call and turns a panic into an error.
@@ -130,12 +139,6 @@ func (s *Server) recovering(c *call) (err error) {
 
 // handle does what every operation has in common, in the order in which it can be refused.
 func (s *Server) handle(c *call) error {
-	select {
-	case s.slots <- struct{}{}:
-		defer func() { <-s.slots }()
-	default:
-		return &Error{Code: "SlowDown", Message: "Please reduce your request rate.", RetryAfter: retryAfter}
-	}
 	if err := checkHeaderSize(c.Header); err != nil {
 		return err
 	}
@@ -148,16 +151,12 @@ func (s *Server) handle(c *call) error {
 		c.op, c.route = row.op, row
 	}
 	if row != nil && row.action == anyone {
+		if err := s.enter(c, s.unsigned, ""); err != nil {
+			return err
+		}
 		return row.serve(s, c)
 	}
-	authenticate := s.authenticate
-	if row != nil && row.op == "PostObject" {
-		if !isForm(c.Request) {
-			return noForm()
-		}
-		authenticate = s.authenticateForm
-	}
-	if err := authenticate(c); err != nil {
+	if err := s.admit(c); err != nil {
 		return err
 	}
 	if row == nil {
@@ -187,6 +186,32 @@ func (s *Server) handle(c *call) error {
 	return row.serve(s, c)
 }
 
+// admit authenticates the call, and gives it a slot of its client's.
+func (s *Server) admit(c *call) error {
+	if c.route == nil || c.route.op != "PostObject" {
+		if err := s.authenticate(c); err != nil { // arithmetic, for which nobody is waited for
+			return err
+		}
+		return s.enter(c, s.fast, c.client.Name)
+	}
+	if !isForm(c.Request) {
+		return noForm()
+	}
+
+	if err := s.enter(c, s.unsigned, ""); err != nil {
+		return err
+	}
+	stop := c.within(cmp.Or(s.HeaderTimeout, defaultHeaderTimeout))
+	err := s.authenticateForm(c)
+	stop()
+	if err != nil {
+		return err
+	}
+	return s.enter(c, s.fast, c.client.Name)
+}
+
+const defaultHeaderTimeout = 10 * time.Second
+
 // conclude answers the error, if there is one, logs the request and counts it. An error after the answer has begun ends
 // the connection: the client must never take what it has for the whole.
 func (s *Server) conclude(c *call, err error) {
@@ -206,6 +231,22 @@ func (s *Server) conclude(c *call, err error) {
 		c.reset() // the call may have found out by itself that its key is gone, before whoever watches it did
 		panic(http.ErrAbortHandler)
 	}
+}
+
+// concluding is conclude, for which a panic is one more error: it is logged here
+// and ends the connection.
+func (s *Server) concluding(c *call, err error) {
+	defer func() {
+		p := recover()
+		if p == nil {
+			return
+		}
+		if p != http.ErrAbortHandler { //nolint:errorlint // the very value that net/http knows
+			s.Log.Error("request", zap.String("request_id", c.id), zap.String("operation", c.op), zap.String("cause", fmt.Sprintf("panic: %v\n%s", p, debug.Stack())))
+		}
+		panic(http.ErrAbortHandler)
+	}()
+	s.conclude(c, err)
 }
 
 // record writes the access log and the metrics. The log never holds a secret: no header and no query is in it.
@@ -247,7 +288,7 @@ func (s *Server) record(c *call, answer *Error) {
 		}
 	}
 	log("request", fields...)
-	s.Metrics.Request(c.op, c.w.status, code, took, c.in.Load(), c.w.bytes)
+	s.Metrics.Request(c.op, c.w.status, countedCode(code), took, c.in.Load(), c.w.bytes)
 }
 
 func milliseconds(name string, d time.Duration) zap.Field {

@@ -61,6 +61,10 @@ func (s *Server) sendOnce(c *call, r *http.Request) (*http.Response, error) {
 	if id := resp.Header.Get("X-Amz-Request-Id"); id != "" {
 		c.originID.Store(&id)
 	}
+	if resp.StatusCode < http.StatusOK {
+		_ = resp.Body.Close()
+		return nil, fmt.Errorf("%w answered with the status %d", errOrigin, resp.StatusCode)
+	}
 	c.noteOrigin(r, resp)
 	if resp.StatusCode < 300 || resp.StatusCode == http.StatusNotModified {
 		resp.Body = &storeBody{resp.Body}
@@ -93,6 +97,9 @@ func (s *Server) reason(c *call, head *http.Request, failure *Error) error {
 	closeBody(resp)
 	return failure
 }
+
+// lastStatus is the highest status that HTTP has.
+const lastStatus = 599
 
 // maxErrorBody bounds what is read of the store's error answers.
 const maxErrorBody = 64 << 10
@@ -130,7 +137,10 @@ func (c *call) originError(r *http.Request, resp *http.Response) *Error {
 		return &Error{Code: "InternalError", Message: "The store refuses the proxy's own request. Please tell the proxy's operator.", cause: cause}
 	}
 	e := &Error{Code: doc.Code, Message: doc.Message, Header: make(http.Header), status: resp.StatusCode, cause: cause}
-	if e.Code == "" {
+	if e.status > lastStatus {
+		e.status = http.StatusInternalServerError
+	}
+	if !codeForm.MatchString(e.Code) {
 		e.Code = codeOfStatus(resp.StatusCode)
 		e.Message = messages[e.Code]
 	}

@@ -51,7 +51,13 @@ func (s *Store) tryHead(ctx context.Context, q Request) (*Object, error) {
 		return nil, err
 	}
 	o.Length = o.Size
-	return o, o.narrow(q)
+	err = o.narrow(q)
+	if outside := (*RangeError)(nil); errors.As(err, &outside) {
+		if failure := s.vouch(ctx, q, o); failure != nil { // the error tells the size
+			return nil, failure
+		}
+	}
+	return o, err
 }
 
 // narrow applies a range or a part number to the whole.

@@ -50,7 +50,7 @@ func (s *Store) List(ctx context.Context, l Listing) iter.Seq2[Entry, error] {
 				return
 			}
 			if !page.next(query) {
-				yield(Entry{}, fmt.Errorf("%w does not say where its listing goes on", ErrStore))
+				yield(Entry{}, fmt.Errorf("%w does not say where its listing goes on, or that it goes on where it was", ErrStore))
 				return
 			}
 		}
@@ -147,8 +147,12 @@ func (p *listingPage) entries() []Entry {
 // next turns the query into the one for the next page.
 func (p *listingPage) next(query url.Values) bool {
 	if !query.Has("versions") {
+		same := query.Get("continuation-token") == p.NextContinuationToken
 		query.Set("continuation-token", p.NextContinuationToken)
-		return p.NextContinuationToken != ""
+		return p.NextContinuationToken != "" && !same
+	}
+	if query.Get("key-marker") == p.NextKeyMarker && query.Get("version-id-marker") == p.NextVersionIdMarker {
+		return false
 	}
 	query.Set("key-marker", p.NextKeyMarker)
 	query.Del("version-id-marker")

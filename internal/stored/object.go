@@ -2,6 +2,8 @@ package stored
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"io"
 	"net/http"
 
@@ -120,8 +122,17 @@ func (o *Object) Checksum(ctx context.Context) (Checksum, error) {
 	return out, err
 }
 
-// Prove makes sure that the key of an object, as Head returns it, can be had.
+// Prove makes sure, with a key that is in force now, that an object that Head
+// has returned is of the size that the store says.
 func (s *Store) Prove(ctx context.Context, q Request, o *Object) error {
+	err := s.vouch(ctx, q, o)
+	if errors.Is(err, errChanged) {
+		return ErrOverwritten
+	}
+	return err
+}
+
+func (s *Store) vouch(ctx context.Context, q Request, o *Object) error {
 	k := &keys{store: s, object: q.Object}
 	defer k.release()
 	switch {
@@ -134,12 +145,49 @@ func (s *Store) Prove(ctx context.Context, q Request, o *Object) error {
 		}
 		return o.envelope.Verify(dek, q.Object)
 	default:
-		first, err := s.partAt(ctx, q, o.known, chunk{}, 0, crypt.PartPrefixSize)
-		if err == nil { // it may have been remembered
-			_, err = k.open(ctx, first.KeyID, first.WrappedDEK)
+		return s.vouchParts(ctx, q, o, k)
+	}
+}
+
+// ProveCached is Prove as far as it takes neither the KMS nor the store: the MAC
+// of an object that was put whole is verified, if cached has the DEK, and the
+// size of one in parts is compared with what has verified before.
+func (s *Store) ProveCached(o *Object, cached func(keyID string, wrapped []byte) (Lease, error)) error {
+	switch {
+	case o.Plaintext || o.NotModified:
+		return nil
+	case o.envelope != nil:
+		lease, err := cached(o.envelope.KeyID, o.envelope.WrappedDEK)
+		if err != nil {
+			return nil // there is nothing to verify it with
 		}
+		defer lease.Release()
+		return o.envelope.Verify(lease.DEK(), o.object)
+	case o.known.layout != nil && o.known.layout.Size() != o.Size:
+		return fmt.Errorf("%w: %d bytes by its ETag, %d by its parts", ErrIntegrity, o.Size, o.known.layout.Size())
+	default:
+		return nil
+	}
+}
+
+// vouchParts makes sure that the layout that the size comes from has verified.
+// What is remembered of the parts has, but possibly with a key that is gone now.
+func (s *Store) vouchParts(ctx context.Context, q Request, o *Object, k *keys) error {
+	found, err := s.survey(ctx, q, o.known)
+	if err != nil {
 		return err
 	}
+	if o.Size != found.layout.Size() {
+		return fmt.Errorf("%w: %d bytes by its ETag, %d by its parts", ErrIntegrity, o.Size, found.layout.Size())
+	}
+	o.known = found
+
+	first, err := s.partAt(ctx, q, found, chunk{}, 0, min(crypt.PartPrefixSize, found.size))
+	if err != nil {
+		return err
+	}
+	_, err = k.open(ctx, first.KeyID, first.WrappedDEK)
+	return err
 }
 
 // under says what an object is under, by its envelope.

@@ -36,8 +36,7 @@ func (s *Store) getRange(ctx context.Context, q Request) (*Object, error) {
 		return nil, err
 	}
 	if resp.StatusCode == http.StatusOK && resp.ContentLength == 0 && q.Range.suffix <= 0 && q.Header.Get("If-Range") == "" {
-		closeBody(resp)
-		return nil, &RangeError{0} // stores take the last bytes of nothing for the whole of it, also where none is wanted
+		return nil, s.nothing(ctx, q, resp)
 	}
 	if resp.StatusCode != http.StatusPartialContent { // 304, or the store found If-Range not to hold
 		return s.whole(ctx, q, resp)
@@ -49,7 +48,7 @@ func (s *Store) getRange(ctx context.Context, q Request) (*Object, error) {
 	return o, err
 }
 
-// outside answers a range that seems to lie behind the object, with the size that the store says it has now.
+// outside answers a range that seems to lie behind the object, with the object's size.
 func (s *Store) outside(ctx context.Context, q Request) error {
 	wanted := q.Range
 	q.Range = nil
@@ -60,7 +59,24 @@ func (s *Store) outside(ctx context.Context, q Request) error {
 	if _, _, ok := wanted.Of(o.Size); ok {
 		return errChanged
 	}
+	if err := s.vouch(ctx, q, o); err != nil { // the store is not believed when it says that there is nothing to read
+		return err
+	}
 	return &RangeError{o.Size}
+}
+
+// nothing answers a range of an object that is empty, if that is true. Stores
+// take the last bytes of nothing for the whole of it, also where none is wanted.
+func (s *Store) nothing(ctx context.Context, q Request, resp *http.Response) error {
+	o, err := s.whole(ctx, q, resp)
+	if err != nil {
+		return err
+	}
+	o.Close()
+	if o.Size != 0 {
+		return errChanged
+	}
+	return &RangeError{0}
 }
 
 // goOn reads a range from the first answer, or asks again in the terms of what the object has turned out to be.

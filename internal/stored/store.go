@@ -178,7 +178,12 @@ func (s *Store) request(ctx context.Context, method string, q Request, header ht
 		header = make(http.Header)
 	}
 	r := &http.Request{Method: method, URL: u, Header: header, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}
-	return s.Send(r.WithContext(ctx))
+	resp, err := s.Send(r.WithContext(ctx))
+	if err == nil && resp.StatusCode == http.StatusNotModified && header.Get("If-None-Match") == "" && header.Get("If-Modified-Since") == "" {
+		closeBody(resp)
+		return nil, fmt.Errorf("%w answered 304 to a request without a condition", ErrStore)
+	}
+	return resp, err
 }
 
 // get sends the client's own request, with a Range of ours.

@@ -1,0 +1,228 @@
+package s3api_test
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/cmekproxy/cmekproxy/internal/keyring"
+	"github.com/cmekproxy/cmekproxy/internal/s3api"
+)
+
+// soon is how long something may take that takes a moment on an idle machine.
+const soon = time.Minute
+
+// few has the proxy serve four requests at a time: three of a client, and one
+// without a signature.
+func few(_ *proxy, cfg *s3api.Config, _ *keyring.Config) {
+	cfg.MaxConcurrent, cfg.HeaderTimeout = 4, 500*time.Millisecond
+}
+
+// dial sends raw bytes, and leaves the connection open.
+func (p *proxy) dial(text string) net.Conn {
+	p.t.Helper()
+	conn, err := net.Dial("tcp", strings.TrimPrefix(p.url, "http://"))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	p.t.Cleanup(func() { conn.Close() })
+	if _, err := io.WriteString(conn, text); err != nil {
+		p.t.Fatal(err)
+	}
+	return conn
+}
+
+// Forms that are sent half keep no client out that signs, and end in time.
+func TestHalfSentForms(t *testing.T) {
+	p := newProxy(t, few)
+	p.put("k", []byte("text"))
+	form := fmt.Sprintf("POST /%s HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\nContent-Length: 100000\r\n\r\n--b\r\n", p.bucket)
+	var conns []net.Conn
+	for range 20 {
+		conns = append(conns, p.dial(form))
+	}
+	for range 20 {
+		if a := p.send(request{method: "GET", path: "/" + p.bucket + "/k"}); a.StatusCode != http.StatusOK {
+			t.Fatalf("a client that signs: %d %s", a.StatusCode, a.Code)
+		}
+	}
+	codes := make(map[string]int)
+	for _, conn := range conns {
+		_ = conn.SetReadDeadline(time.Now().Add(soon))
+		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			t.Fatalf("a form is not answered: %v", err)
+		}
+		body, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		for _, code := range []string{"SlowDown", "RequestTimeout"} {
+			if strings.Contains(string(body), code) {
+				codes[code]++
+			}
+		}
+	}
+	if codes["RequestTimeout"] == 0 || codes["SlowDown"] == 0 || codes["RequestTimeout"]+codes["SlowDown"] != len(conns) {
+		t.Errorf("%v", codes)
+	}
+}
+
+// held has requests for keys that begin with "held" wait for the store until
+// release is called; held is how many of them the store has.
+func (p *proxy) hold() (held *atomic.Int32, release func()) {
+	held, end := &atomic.Int32{}, make(chan struct{})
+	p.origin.set(func(r *http.Request) (*http.Response, error) {
+		if strings.Contains(r.URL.Path, "/held") {
+			held.Add(1)
+			<-end
+		}
+		return nil, nil
+	}, nil)
+	return held, sync.OnceFunc(func() { close(end) })
+}
+
+// One client cannot take all slots.
+func TestShareOfAClient(t *testing.T) {
+	p := newProxy(t, few)
+	p.bucket = p.newBucket("shared-")
+	p.put("k", []byte("text"))
+	p.put("held", []byte("text"))
+	held, release := p.hold()
+	defer release()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer release()
+	for range 3 {
+		wg.Go(func() { p.mustGet("held") })
+	}
+	for deadline := time.Now().Add(soon); held.Load() < 3 && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+	}
+	if a := p.send(request{method: "GET", path: "/" + p.bucket + "/k"}); a.Code != "SlowDown" {
+		t.Errorf("a fourth one of the client: %d %s", a.StatusCode, a.Code)
+	}
+	if a := p.send(request{method: "GET", path: "/" + p.bucket + "/k", accessKey: readerAccess, secret: readerSecret}); a.StatusCode != http.StatusOK {
+		t.Errorf("another client: %d %s", a.StatusCode, a.Code)
+	}
+}
+
+// Those that read slowly make room for others, also for those of their client.
+func TestSlowReadersMakeRoom(t *testing.T) {
+	p := newProxy(t, few)
+	p.bucket = p.newBucket("shared-")
+	p.put("large", randomText(32<<20))
+	p.put("k", []byte("text"))
+	for i := range 4 { // all slots
+		r := request{method: "GET", path: "/" + p.bucket + "/large"}
+		if i == 3 {
+			r.accessKey, r.secret = readerAccess, readerSecret
+		}
+		signed := p.sign(r)
+		var text strings.Builder
+		fmt.Fprintf(&text, "GET /%s/large HTTP/1.1\r\nHost: %s\r\n", p.bucket, signed.Host)
+		for name, values := range signed.Header {
+			fmt.Fprintf(&text, "%s: %s\r\n", name, values[0])
+		}
+		conn := p.dial(text.String() + "\r\n")
+		if _, err := conn.Read(make([]byte, 10)); err != nil { // it is under way
+			t.Fatal(err)
+		}
+	}
+	for deadline := time.Now().Add(15 * time.Second); ; time.Sleep(50 * time.Millisecond) { // idle_timeout is 20 s
+		a := p.send(request{method: "GET", path: "/" + p.bucket + "/k"})
+		if a.StatusCode == http.StatusOK {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("beside clients that read nothing: %d %s", a.StatusCode, a.Code)
+		}
+	}
+}
+
+// An upload that drips ends, and a pause of the store's does not count.
+func TestLeastRate(t *testing.T) {
+	p := newProxy(t, func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) {
+		cfg.IdleTimeout, cfg.MinRate = 2*time.Second, 1024
+	})
+	conn := p.dialPut(1000)
+	ended := make(chan struct{})
+	defer func() { <-ended }()
+	stop := make(chan struct{})
+	defer close(stop)
+	go func() {
+		defer close(ended)
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(100 * time.Millisecond):
+			}
+			if _, err := conn.Write([]byte("x")); err != nil {
+				return
+			}
+		}
+	}()
+	_ = conn.SetReadDeadline(time.Now().Add(soon))
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		t.Fatalf("the upload goes on: %v", err)
+	}
+	defer resp.Body.Close()
+	body, _ := io.ReadAll(resp.Body)
+	if !strings.Contains(string(body), "RequestTimeout") {
+		t.Errorf("%d %s", resp.StatusCode, body)
+	}
+
+	p.put("held", []byte("text"))
+	_, release := p.hold()
+	time.AfterFunc(5*time.Second, release)
+	if got := p.mustGet("held"); string(got) != "text" {
+		t.Errorf("%q", got)
+	}
+}
+
+// Preflights and the look-ups for errors are within a limit, and what is refused
+// for it costs the store nothing.
+func TestPreflightsAreLimited(t *testing.T) {
+	p := newProxy(t, few)
+	p.put("k", []byte("text"))
+	held, release := p.hold()
+	defer release()
+	p.origin.take()
+	const n = 20
+	var refused atomic.Int32
+	var wg sync.WaitGroup
+	for i := range n {
+		wg.Go(func() {
+			var resp *http.Response
+			if i%2 == 0 {
+				resp, _ = p.unsigned("OPTIONS", "/"+p.bucket+"/held", preflight(page, "GET", ""))
+			} else { // the error of a stranger, which is looked up for the page
+				resp, _ = p.unsigned("GET", "/"+p.bucket+"/held", http.Header{"Origin": {page}})
+			}
+			if resp.StatusCode == http.StatusServiceUnavailable || i%2 == 1 {
+				refused.Add(1)
+			}
+		})
+	}
+	for deadline := time.Now().Add(soon); refused.Load() < n-1 && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+		if refused.Load() == n-2 { // the one that the store has may be a stranger's, and ends by itself
+			break
+		}
+	}
+	if got := held.Load(); got > 2 {
+		t.Errorf("the store has %d requests of strangers at a time", got)
+	}
+	if a := p.send(request{method: "GET", path: "/" + p.bucket + "/k"}); a.StatusCode != http.StatusOK {
+		t.Errorf("a client that signs: %d %s", a.StatusCode, a.Code)
+	}
+	release()
+	wg.Wait()
+}

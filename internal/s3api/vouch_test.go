@@ -1,0 +1,137 @@
+package s3api_test
+
+import (
+	"net/http"
+	"os"
+	"testing"
+
+	"github.com/aws/aws-sdk-go-v2/feature/s3/transfermanager"
+	tmtypes "github.com/aws/aws-sdk-go-v2/feature/s3/transfermanager/types"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+)
+
+// readForms are the ways to ask for an object's bytes or its size.
+func readForms(path string) map[string]request {
+	form := func(query, spec string) request {
+		r := request{method: "GET", path: path + query, header: http.Header{}}
+		if spec != "" {
+			r.header.Set("Range", spec)
+		}
+		return r
+	}
+	attributes := form("?attributes", "")
+	attributes.header.Set("X-Amz-Object-Attributes", "ObjectSize,ObjectParts")
+	return map[string]request{
+		"whole": form("", ""), "range": form("", "bytes=0-0"), "suffix": form("", "bytes=-5"), "all": form("", "bytes=0-"),
+		"part 1": form("?partNumber=1", ""), "part 2": form("?partNumber=2", ""), "attributes": attributes,
+		"outside": form("", "bytes=999999999-"),
+	}
+}
+
+// A store that sets the size in the envelope to 0 gets no answer that vouches
+// for an empty object, in whatever form the client asks.
+func TestSizeOfZero(t *testing.T) {
+	p := newProxy(t)
+	mine := newCustomer(1)
+	p.put("single", randomText(1000))
+	p.put("customer", randomText(1000), mine.put)
+	p.origin.set(nil, func(resp *http.Response) {
+		if resp.Header.Get("X-Amz-Meta-Cmek-Size") == "" {
+			return
+		}
+		resp.Header.Set("X-Amz-Meta-Cmek-Size", "0")
+		resp.Header.Del("Content-Range")
+		_ = resp.Body.Close()
+		resp.StatusCode, resp.ContentLength, resp.Body = http.StatusOK, 0, http.NoBody
+	})
+	for _, key := range []string{"single", "customer"} {
+		for form, r := range readForms("/" + p.bucket + "/" + key) {
+			for _, header := range []http.Header{nil, mine.headers(customerHeader)} {
+				r := r
+				r.header = merge(r.header, header)
+				a := p.send(r)
+				if a.StatusCode < 300 || a.Header.Get("Content-Range") != "" {
+					t.Errorf("%s, %s: %d, Content-Range %q", key, form, a.StatusCode, a.Header.Get("Content-Range"))
+				}
+			}
+		}
+	}
+
+	manager := transfermanager.New(p.client, func(o *transfermanager.Options) { o.GetObjectType = tmtypes.GetObjectParts })
+	var got discarded
+	out, err := manager.DownloadObject(t.Context(), &transfermanager.DownloadObjectInput{Bucket: &p.bucket, Key: new("single"), WriterAt: &got})
+	if err == nil {
+		t.Errorf("the transfer manager: %d bytes, %+v, no error", got, out)
+	}
+}
+
+// discarded counts what is written to it.
+type discarded int64
+
+func (d *discarded) WriteAt(b []byte, _ int64) (int, error) {
+	*d += discarded(len(b))
+	return len(b), nil
+}
+
+// Nothing is said of an object whose key is gone, be it empty or not, and also
+// where the proxy remembers how the object is laid out.
+func TestNoKeyNoSize(t *testing.T) {
+	p := newProxy(t)
+	p.put("single", randomText(1000))
+	p.put("empty", nil)
+	p.upload("parts", []int{5 << 20, 100}).mustComplete()
+	p.upload("ended", []int{5 << 20, 5 << 20}).mustComplete()
+	p.upload("empty-parts", []int{0}).mustComplete()
+	p.upload("empty-end", []int{5 << 20, 0}).mustComplete()
+	keys := []string{"single", "empty", "parts", "ended", "empty-parts", "empty-end"}
+	for _, key := range keys {
+		for form, r := range readForms("/" + p.bucket + "/" + key) {
+			a := p.send(r)
+			if a.StatusCode >= 300 && a.StatusCode != http.StatusRequestedRangeNotSatisfiable {
+				t.Errorf("%s, %s: %d %s", key, form, a.StatusCode, a.Code)
+			}
+		}
+	}
+
+	if err := os.Remove(p.keyFile); err != nil {
+		t.Fatal(err)
+	}
+	p.keys.PurgeAll()
+	for _, key := range keys {
+		for form, r := range readForms("/" + p.bucket + "/" + key) {
+			a := p.send(r)
+			if a.StatusCode < 300 || a.Header.Get("Content-Range") != "" {
+				t.Errorf("the key of %s is gone, %s: %d, Content-Range %q", key, form, a.StatusCode, a.Header.Get("Content-Range"))
+			}
+		}
+	}
+}
+
+// The same for keys that the client has to bring.
+func TestNoCustomerKeyNoSize(t *testing.T) {
+	p := newProxy(t)
+	mine, other := newCustomer(1), newCustomer(2)
+	p.put("single", randomText(1000), mine.put)
+	p.put("empty", nil, mine.put)
+	m := p.create("parts", func(in *s3.CreateMultipartUploadInput) {
+		in.SSECustomerAlgorithm, in.SSECustomerKey, in.SSECustomerKeyMD5 = mine.algorithm, mine.key, mine.md5
+	})
+	m.send(1, nil, func(in *s3.UploadPartInput) {
+		in.SSECustomerAlgorithm, in.SSECustomerKey, in.SSECustomerKeyMD5 = mine.algorithm, mine.key, mine.md5
+	})
+	m.mustComplete()
+	for _, key := range []string{"single", "empty", "parts"} {
+		for form, r := range readForms("/" + p.bucket + "/" + key) {
+			for name, header := range map[string]http.Header{"its": mine.headers(customerHeader), "no": nil, "another": other.headers(customerHeader)} {
+				r := r
+				r.header = merge(r.header, header)
+				a := p.send(r)
+				good := a.StatusCode < 300 || a.StatusCode == http.StatusRequestedRangeNotSatisfiable
+				told := a.StatusCode < 300 || a.Header.Get("Content-Range") != ""
+				if name == "its" && !good || name != "its" && told {
+					t.Errorf("%s, %s, with %s key: %d %s, Content-Range %q", key, form, name, a.StatusCode, a.Code, a.Header.Get("Content-Range"))
+				}
+			}
+		}
+	}
+}
