@@ -20,12 +20,13 @@ import (
 
 	"github.com/cmekproxy/cmekproxy/internal/access"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/keyname"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/metrics"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// Config is what a Server needs. All fields but Domain and the two that speak of the store are required.
+// Config is what a Server needs. All fields but Domain and the three that speak of the store are required.
 type Config struct {
 	Origin        http.RoundTripper // the store
 	Keys          *keyring.Keyring
@@ -40,6 +41,8 @@ type Config struct {
 	MaxConcurrent int           // requests at a time; more get 503 SlowDown
 	Now           func() time.Time
 	Random        io.Reader // for salts and nonces
+
+	KeyNames keyname.Store // how the store takes keys
 }
 
 // Server is the http.Handler of the S3 port.
@@ -139,11 +142,14 @@ func (s *Server) handle(c *call) error {
 	if err := c.locate(s.Domain); err != nil {
 		return err
 	}
-	s.answerOrigins(c)
 	row := s.matcher.find(c)
 	if row != nil {
 		c.op, c.route = row.op, row
 	}
+	if err := s.judgeNames(c); err != nil {
+		return err
+	}
+	s.answerOrigins(c)
 	if row != nil && row.action == anyone {
 		return row.serve(s, c)
 	}
