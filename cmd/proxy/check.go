@@ -68,6 +68,7 @@ func check(ctx context.Context, args []string, stdout io.Writer) error {
 			return probe.multipart(ctx, cfg.Origin)
 		})
 		c.run(ctx, "store: a body cut short is not kept", probe.cut)
+		c.run(ctx, "store: keys", func(ctx context.Context) (string, error) { return probe.keys(ctx, cfg.Origin.Keys) })
 		c.run(ctx, "store: delete", probe.remove)
 	}
 	if c.failures > 0 {

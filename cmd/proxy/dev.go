@@ -97,7 +97,7 @@ func devConfig(listen, adminListen, keyFile string) *config.Config {
 		AdminListen: adminListen,
 		Origin: config.Origin{
 			Endpoint: "http://embedded-store", Region: devRegion,
-			AccessKey: devAccessKey, SecretKey: devSecretKey, PathStyle: true, ChecksumTrailer: true,
+			AccessKey: devAccessKey, SecretKey: devSecretKey, PathStyle: true, ChecksumTrailer: true, Keys: config.PathKeys,
 			ConnectTimeout: 5 * time.Second, ResponseTimeout: 45 * time.Second, IdleTimeout: 30 * time.Second,
 		},
 		Clients: []config.Client{{

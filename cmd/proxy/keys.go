@@ -117,7 +117,8 @@ func (a *app) buildKeys(ctx context.Context) error {
 	a.keys, err = keyring.New(keyring.Config{
 		Keys: append(keys, earlier...), Rules: buildRules(a.cfg.Encryption.Rules), Cache: a.cache,
 		RevocationProbe: dek.RevocationProbe, OutageWait: dek.OutageWait,
-		Observer: &keyObserver{log: a.log, metrics: a.metrics, advisor: a.advisor}, Auditor: auditor, Defaults: defaults,
+		LiteralKeys: a.cfg.Origin.Keys == config.LiteralKeys,
+		Observer:    &keyObserver{log: a.log, metrics: a.metrics, advisor: a.advisor}, Auditor: auditor, Defaults: defaults,
 	})
 	if err != nil {
 		return err

@@ -1,6 +1,10 @@
 package config
 
-import "time"
+import (
+	"time"
+
+	"github.com/cmekproxy/cmekproxy/internal/keyname"
+)
 
 // Config is the whole file. A field's yaml tag is its key, and its values tag is all that it can be. One whose config tag
 // says "required" must be there and must not be empty; the others may be left out, and then have the value of defaults.
@@ -66,6 +70,10 @@ type Origin struct {
 	// ETagPartCount says that the store's ETags of multipart objects end in "-" and the number of parts, so that sizes in
 	// listings need no request of their own. Default true.
 	ETagPartCount bool `yaml:"etag_part_count"`
+	// Keys says how the store takes the keys of objects: Path, as paths of
+	// files, or Literal, as they are. Empty: nobody has said, and keys with a
+	// segment . or .. are refused where a prefix decides anything.
+	Keys string `yaml:"keys" values:"path literal"`
 	// UniformParts says that the store wants all parts of an upload but the last to be of one length, and so does not take
 	// the part that would end an object whose last part is shorter than the others. Default false.
 	UniformParts bool `yaml:"uniform_parts"`
@@ -271,6 +279,12 @@ type DEKReuse struct {
 const (
 	Deny  = "deny"
 	Allow = "allow"
+)
+
+// The values of Origin.Keys.
+const (
+	PathKeys    = string(keyname.Path)
+	LiteralKeys = string(keyname.Literal)
 )
 
 // DEKCache bounds how long an unwrapped data key (DEK) may be used.

@@ -54,6 +54,9 @@ var (
 	ErrNoRule = errors.New("keyring: no rule covers this object")
 	// ErrNotAllowed says that the rule for the object does not allow what the client asks for.
 	ErrNotAllowed = errors.New("keyring: not allowed by the rule for this object")
+	// ErrKeyName says that a rule has prefixes, and the key of the object has a
+	// segment . or .., so that the store may take it for another key.
+	ErrKeyName = errors.New("keyring: a key with a segment . or .. has no place among prefixes")
 	// ErrReleased says that a lease was used after its Release.
 	ErrReleased = errors.New("keyring: lease was released")
 	// ErrChanged says that the KMS unwrapped the same blob to another DEK than before.
@@ -67,6 +70,9 @@ type Config struct {
 	Keys []Key
 	// Rules choose the key of a new object; the first that matches wins. What no rule matches is refused. See SetRules.
 	Rules []Rule
+	// LiteralKeys says that the store takes . and .. in an object's key for
+	// nothing but themselves. False: see ErrKeyName.
+	LiteralKeys bool
 	// Cache keeps the DEKs. Required. Its clock is the keyring's.
 	Cache *dekcache.Cache
 	// RevocationProbe is how often Run asks the KMS about each key in use. 0: never; only the TTL bounds a revocation.

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/cmekproxy/cmekproxy/internal/glob"
+	"github.com/cmekproxy/cmekproxy/internal/keyname"
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
@@ -30,9 +31,13 @@ type Rule struct {
 	AllowPlaintext bool
 }
 
-// Rule returns the first rule that matches, or ErrNoRule.
+// Rule returns the first rule that matches. Errors: ErrNoRule, and ErrKeyName
+// if it depends on what a path in the key means.
 func (k *Keyring) Rule(obj Object, client string) (Rule, error) {
 	for _, r := range *k.rules.Load() {
+		if k.ambiguous(&r, obj) && r.matchesClient(client) {
+			return Rule{}, fmt.Errorf("%w: bucket %q, key %q", ErrKeyName, obj.Bucket, obj.Key)
+		}
 		if r.matches(obj, client) {
 			return r, nil
 		}
@@ -138,10 +143,29 @@ func (k *Keyring) keyFor(obj Object, client, requested string) (Rule, *key, *ser
 	return r, key, service, nil
 }
 
+// ambiguous reports whether a rule for the object's bucket has prefixes, which
+// say nothing about the object's key.
+func (k *Keyring) ambiguous(r *Rule, obj Object) bool {
+	return !k.cfg.LiteralKeys && keyname.HasDots(obj.Key) && r.matchesBucket(obj.Bucket) &&
+		len(r.Prefixes) > 0 && !slices.Contains(r.Prefixes, "")
+}
+
 func (r *Rule) matches(obj Object, client string) bool {
-	return matchAny(r.Buckets, func(pattern string) bool { return glob.Match(pattern, obj.Bucket) }) &&
-		matchAny(r.Prefixes, func(prefix string) bool { return strings.HasPrefix(obj.Key, prefix) }) &&
-		matchAny(r.Clients, func(name string) bool { return name == client })
+	return r.covers(obj) && r.matchesClient(client)
+}
+
+// covers reports whether a rule is for an object, whatever the client.
+func (r *Rule) covers(obj Object) bool {
+	return r.matchesBucket(obj.Bucket) &&
+		matchAny(r.Prefixes, func(prefix string) bool { return strings.HasPrefix(obj.Key, prefix) })
+}
+
+func (r *Rule) matchesBucket(bucket string) bool {
+	return matchAny(r.Buckets, func(pattern string) bool { return glob.Match(pattern, bucket) })
+}
+
+func (r *Rule) matchesClient(client string) bool {
+	return matchAny(r.Clients, func(name string) bool { return name == client })
 }
 
 func matchAny(list []string, match func(string) bool) bool {

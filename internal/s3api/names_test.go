@@ -15,6 +15,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 
 	"github.com/cmekproxy/cmekproxy/internal/access"
+	"github.com/cmekproxy/cmekproxy/internal/keyname"
+	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 )
@@ -325,5 +327,67 @@ func TestUploadIDsAreReadStrictly(t *testing.T) {
 	parts, err := a.client.ListParts(t.Context(), &s3.ListPartsInput{Bucket: &a.bucket, Key: &m.key, UploadId: &m.id})
 	if err != nil || len(parts.Parts) != 0 {
 		t.Errorf("a part was stored: %+v, %v", parts, err)
+	}
+}
+
+// withNames has the proxy take keys as a store of that kind does.
+func withNames(names keyname.Store, rules ...keyring.Rule) option {
+	return func(_ *proxy, cfg *s3api.Config, ring *keyring.Config) {
+		cfg.KeyNames, ring.LiteralKeys = names, names == keyname.Literal
+		if len(rules) > 0 {
+			ring.Rules = rules
+		}
+	}
+}
+
+// What a key with odd segments may do depends on what the store makes of it,
+// and on whether a prefix decides anything.
+func TestKeyNames(t *testing.T) {
+	prefixed := []keyring.Rule{{Prefixes: []string{"uploads/"}, Key: "main", AllowPlaintext: true}, {Key: "main"}}
+	put := func(key string) request { return request{method: "PUT", path: key, body: []byte("x")} }
+	get := func(key string) request { return request{method: "GET", path: key} }
+	for _, row := range []struct {
+		name    string
+		names   keyname.Store
+		rules   []keyring.Rule
+		request request
+		refused bool
+	}{
+		{"unset, no prefix", keyname.Unknown, nil, put("a/../b"), false},
+		{"unset, a rule with a prefix", keyname.Unknown, prefixed, put("uploads/../secret/x"), true},
+		{"unset, a rule with another prefix", keyname.Unknown, prefixed, put("secret/../uploads/x"), true},
+		{"unset, an empty segment", keyname.Unknown, prefixed, put("uploads//x"), false},
+		{"path, dots", keyname.Path, nil, put("a/../b"), true},
+		{"path, a dot", keyname.Path, nil, put("a/./b"), true},
+		{"path, dots that are read", keyname.Path, nil, get("a/../b"), true},
+		{"path, an empty segment", keyname.Path, nil, put("a//b"), true},
+		{"path, a slash ahead", keyname.Path, nil, put("/a"), true},
+		{"path, a folder", keyname.Path, nil, put("a/"), false},
+		{"path, an empty segment that is read", keyname.Path, nil, get("a//b"), false},
+		{"path, an empty segment that is deleted", keyname.Path, nil, request{method: "DELETE", path: "a//b"}, false},
+		{"literal", keyname.Literal, prefixed, put("uploads/../secret/x"), false},
+		{"literal, empty segments", keyname.Literal, nil, put("//a//b"), false},
+		{"literal, out of the bucket", keyname.Literal, nil, put("uploads/../../x"), true},
+	} {
+		p := newProxy(t, withNames(row.names, row.rules...))
+		row.request.path = "/" + p.bucket + "/" + row.request.path
+		got := p.send(row.request)
+		if refused := got.Code == "InvalidArgument"; refused != row.refused {
+			t.Errorf("%s: %d %s", row.name, got.StatusCode, got.body)
+		}
+		asked := strings.Join(p.origin.take(), "\n")
+		if strings.Contains(asked, row.request.path) == row.refused {
+			t.Errorf("%s: the store was asked:\n%s", row.name, asked)
+		}
+	}
+}
+
+// Plaintext that a rule lets be read below a prefix is not read above it.
+func TestPlaintextBelowAPrefixOnly(t *testing.T) {
+	rules := []keyring.Rule{{Prefixes: []string{"open/"}, Key: "main", AllowPlaintext: true}, {Key: "main"}}
+	p := newProxy(t, withNames(keyname.Unknown, rules...))
+	p.store("secret", []byte("planted"), nil)
+	if got := p.send(request{method: "GET", path: "/" + p.bucket + "/open/../secret"}); got.StatusCode < 400 || bytes.Contains(got.body, []byte("planted")) {
+		t.Errorf("%d %s", got.StatusCode, got.body)
 	}
 }

@@ -74,7 +74,8 @@ func parseUploadRef(shown string) (uploadRef, error) {
 		err = crypt.CheckContext(wish.Context)
 	}
 	// Written again it is what it was, so there is nothing in it that is not known here.
-	if again, failed := json.Marshal(wish); err != nil || failed != nil || !bytes.Equal(again, doc) {
+	isEmpty := wish.KeyID == "" && len(wish.Context) == 0 && wish.Sealed == nil // which no mark says
+	if again, failed := json.Marshal(wish); isEmpty || err != nil || failed != nil || !bytes.Equal(again, doc) {
 		return ref, noSuchUpload(shown, err)
 	}
 	ref.wanted, ref.sealed = keyring.Choice{KeyID: wish.KeyID, Context: wish.Context}, wish.Sealed
