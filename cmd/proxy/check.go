@@ -50,6 +50,9 @@ func check(ctx context.Context, args []string, stdout io.Writer) error {
 			fmt.Fprintf(stdout, "note  keys %s and %s are one KMS key: what names it is opened by %s\n",
 				pair[0], pair[1], pair[0])
 		}
+		for _, name := range a.keys.Unread() {
+			fmt.Fprintf(stdout, "note  key %s: no rule names it (key, allowed_keys, read_keys), so nothing under it can be read\n", name)
+		}
 		a.close()
 	}
 	store, err := buildOrigin(ctx, cfg, "")

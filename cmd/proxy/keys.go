@@ -142,7 +142,8 @@ func buildRules(list []config.Rule) []keyring.Rule {
 		rules = append(rules, keyring.Rule{
 			Buckets: r.Buckets, Prefixes: r.Prefixes, Clients: r.Clients, Key: r.Key,
 			AllowPlaintext: r.PlaintextObjects == config.Allow, AskedKeys: r.AllowedKeys, RefuseCustomerKeys: r.CustomerKeys == config.Deny,
-			Reuse: buildReuse(r.DEKReuse),
+			ReadKeys: r.ReadKeys,
+			Reuse:    buildReuse(r.DEKReuse),
 		})
 	}
 	return rules

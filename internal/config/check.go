@@ -274,7 +274,8 @@ func (d *decoder) checkRules(c *Config) {
 		}
 		d.checkPatterns(r.Buckets)
 		d.checkName(&r.Key, keys, "key", &c.Keys)
-		d.checkAllowedKeys(r, keys)
+		d.checkKeyPatterns(r.AllowedKeys, keys)
+		d.checkKeyPatterns(r.ReadKeys, keys)
 		d.checkReuse(&r.DEKReuse)
 		for j := range r.Clients {
 			d.checkName(&r.Clients[j], clients, "client", &c.Clients)
@@ -282,12 +283,11 @@ func (d *decoder) checkRules(c *Config) {
 	}
 }
 
-// checkAllowedKeys finds a pattern that no key matches, which is a slip of the pen.
-func (d *decoder) checkAllowedKeys(r *Rule, keys []string) {
-	for i := range r.AllowedKeys {
-		pattern := r.AllowedKeys[i]
+// checkKeyPatterns finds a pattern that no key matches, which is a slip of the pen.
+func (d *decoder) checkKeyPatterns(patterns, keys []string) {
+	for i, pattern := range patterns {
 		if !slices.ContainsFunc(keys, func(name string) bool { return glob.Match(pattern, name) }) {
-			d.fail(&r.AllowedKeys[i], "there is no key of this name%s", didYouMean(pattern, keys))
+			d.fail(&patterns[i], "there is no key of this name%s", didYouMean(pattern, keys))
 		}
 	}
 }

@@ -257,8 +257,12 @@ type Rule struct {
 	// PlaintextObjects overrides Encryption.PlaintextObjects. Never empty after Parse.
 	PlaintextObjects string `yaml:"plaintext_objects" values:"deny allow"`
 	// AllowedKeys are names of keys, in which * stands for any run of characters, that clients may ask for in place of Key.
-	// Empty: all.
+	// Empty: Key alone.
 	AllowedKeys []string `yaml:"allowed_keys"`
+	// ReadKeys are names of keys, in the same form, that objects may be under
+	// besides Key and AllowedKeys: they can be read, whatever the client, and
+	// nothing new is put under these keys.
+	ReadKeys []string `yaml:"read_keys"`
 	// CustomerKeys overrides Encryption.CustomerKeys. Never empty after Parse.
 	CustomerKeys string `yaml:"customer_keys" values:"deny allow"`
 	// DEKReuse has objects share data keys. The zero value: each has one of its own.

@@ -54,6 +54,9 @@ var (
 	ErrNoRule = errors.New("keyring: no rule covers this object")
 	// ErrNotAllowed says that the rule for the object does not allow what the client asks for.
 	ErrNotAllowed = errors.New("keyring: not allowed by the rule for this object")
+	// ErrNotRead says that no rule for the object names the key that it is
+	// under.
+	ErrNotRead = errors.New("keyring: no rule for this object names the key that it is under")
 	// ErrKeyName says that a rule has prefixes, and the key of the object has a
 	// segment . or .., so that the store may take it for another key.
 	ErrKeyName = errors.New("keyring: a key with a segment . or .. has no place among prefixes")
@@ -420,13 +423,30 @@ func (k *Keyring) sealed(l *Lease, entry dekcache.Entry, use Use) (*Sealed, erro
 }
 
 // Open returns the DEK of a stored object, from the cache or by the KMS. keyID and wrapped are those of its envelope.
-// Errors: ErrUnknownKey if no configured key has that id, ErrNotOpen, ErrAudit, and those of packages kms, dekcache and crypt. What is
-// under a customer's key is for OpenForCustomer.
+// Errors: ErrUnknownKey if no configured key has that id, ErrNotOpen, ErrNotRead and ErrKeyName, ErrAudit, and those of packages kms,
+// dekcache and crypt. What is under a customer's key is for OpenForCustomer.
 func (k *Keyring) Open(ctx context.Context, obj Object, keyID string, wrapped []byte) (*Lease, error) {
+	key, err := k.find(keyID)
+	if err == nil {
+		err = k.mayRead(obj, key)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return k.open(ctx, obj, key, wrapped)
+}
+
+// OpenAnyKey is Open, also with a key that no rule for the object names. What
+// it opens may have been made by whoever may use that key.
+func (k *Keyring) OpenAnyKey(ctx context.Context, obj Object, keyID string, wrapped []byte) (*Lease, error) {
 	key, err := k.find(keyID)
 	if err != nil {
 		return nil, err
 	}
+	return k.open(ctx, obj, key, wrapped)
+}
+
+func (k *Keyring) open(ctx context.Context, obj Object, key *key, wrapped []byte) (*Lease, error) {
 	parsed, err := crypt.ParseWrappedKey(bytes.Clone(wrapped)) // the lease outlives the caller's buffer
 	if err != nil {
 		return nil, err

@@ -66,7 +66,7 @@ func TestBucketDefaults(t *testing.T) {
 			t.Fatal(err)
 		}
 		cfg.Keys, cfg.Defaults = append(cfg.Keys, second), defaults
-		cfg.Rules = []keyring.Rule{{Buckets: []string{"tied-*"}, Key: "main", AskedKeys: []string{"main"}}, {Key: "main"}}
+		cfg.Rules = []keyring.Rule{{Buckets: []string{"tied-*"}, Key: "main", AskedKeys: []string{"main"}}, {Key: "main", AskedKeys: []string{"*"}}}
 	}
 	p := newProxy(t, withFile)
 	keyOf := func(p *proxy, key string) string {

@@ -117,7 +117,7 @@ func newProxy(t testing.TB, options ...option) *proxy {
 	t.Cleanup(p.cache.Close)
 	ringConfig := keyring.Config{
 		Keys:  []keyring.Key{{Name: "main", Wrapper: key}},
-		Rules: []keyring.Rule{{Buckets: []string{"plain-*"}, Key: "main", AllowPlaintext: true}, {Key: "main"}},
+		Rules: []keyring.Rule{{Buckets: []string{"plain-*"}, Key: "main", AllowPlaintext: true}, {Key: "main", AskedKeys: []string{"*"}}},
 		Cache: p.cache,
 	}
 	clients, err := access.New([]access.Client{

@@ -40,7 +40,7 @@ func twoReplicas(t *testing.T) (a, b *proxy, second *switchedKey) {
 	other.Wrapper = second
 	a = newProxy(t, func(_ *proxy, _ *s3api.Config, cfg *keyring.Config) {
 		cfg.Keys = append(cfg.Keys, other)
-		cfg.Rules = []keyring.Rule{{Prefixes: []string{"tied/"}, Key: "main", AskedKeys: []string{"main"}}, {Key: "main"}}
+		cfg.Rules = []keyring.Rule{{Prefixes: []string{"tied/"}, Key: "main", AskedKeys: []string{"main"}}, {Key: "main", AskedKeys: []string{"*"}}}
 	})
 	return a, a.replica(), second
 }
