@@ -186,6 +186,9 @@ func TestEncryptionContext(t *testing.T) {
 		"numbers":           header(`{"a":1}`),
 		"null":              header(`null`),
 		"the name bucket":   header(`{"bucket":"mine"}`),
+		"the name Bucket":   header(`{"Bucket":"mine"}`),
+		"the name KEY":      header(`{"a":"b","KEY":"mine"}`),
+		"key with K for k":  header(`{"\u212aey":"mine"}`), // the Kelvin sign
 		"the name key":      header(`{"key":"mine"}`),
 		"an empty name":     header(`{"":"x"}`),
 		"too long":          header(`{"a":"` + strings.Repeat("x", 500) + `"}`),

@@ -71,7 +71,7 @@ func parseUploadRef(shown string) (uploadRef, error) {
 		err = json.Unmarshal(doc, &wish)
 	}
 	if err == nil {
-		err = crypt.CheckContext(wish.Context)
+		err = crypt.CheckNewContext(wish.Context)
 	}
 	// Written again it is what it was, so there is nothing in it that is not known here.
 	isEmpty := wish.KeyID == "" && len(wish.Context) == 0 && wish.Sealed == nil // which no mark says
