@@ -102,7 +102,7 @@ func devConfig(listen, adminListen, keyFile string) *config.Config {
 		},
 		Clients: []config.Client{{
 			Name: "dev", AccessKey: devAccessKey, SecretKey: devSecretKey,
-			Allow: []config.Grant{{Buckets: []string{"*"}, Actions: []string{"read", "write", "delete", "list", "admin"}}},
+			Allow: []config.Grant{{Buckets: []string{"*"}, Actions: []string{"read", "write", "delete", "list", "admin", "lock"}}},
 		}},
 		Keys:       []config.Key{{Name: "dev", Provider: config.Local, KeyFile: keyFile}},
 		Encryption: config.Encryption{Rules: []config.Rule{{Buckets: []string{"*"}, Key: "dev", PlaintextObjects: config.Deny}}},

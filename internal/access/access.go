@@ -28,9 +28,12 @@ const (
 	Delete Action = "delete" // objects
 	List   Action = "list"   // buckets and what is in them
 	Admin  Action = "admin"  // create, delete and configure buckets
+
+	Lock       Action = "lock"        // keep objects in COMPLIANCE mode: nobody can delete them before their time
+	StoreAdmin Action = "store_admin" // open buckets to others than the proxy: policies, websites, notifications
 )
 
-var actions = []Action{Read, Write, Delete, List, Admin}
+var actions = []Action{Read, Write, Delete, List, Admin, Lock, StoreAdmin}
 
 // Grant allows each of its actions on each bucket that one of its patterns matches, or on some objects in it.
 type Grant struct {
@@ -123,8 +126,8 @@ func (c *Client) check() error {
 			if !slices.Contains(actions, a) {
 				return fmt.Errorf("unknown action %q", a)
 			}
-			if c.Anonymous && a == Admin {
-				return errors.New("anonymous, and with the action admin")
+			if c.Anonymous && (a == Admin || a == Lock || a == StoreAdmin) {
+				return fmt.Errorf("anonymous, and with the action %s", a)
 			}
 		}
 	}

@@ -118,8 +118,9 @@ func (d *decoder) checkAnonymous(c *Client) {
 	}
 	for i := range c.Allow {
 		for j := range c.Allow[i].Actions {
-			if action := &c.Allow[i].Actions[j]; *action == "admin" {
-				d.fail(action, "an anonymous client cannot be allowed admin")
+			switch action := &c.Allow[i].Actions[j]; *action {
+			case "admin", "lock", "store_admin":
+				d.fail(action, "an anonymous client cannot be allowed %s", *action)
 			}
 		}
 	}

@@ -292,7 +292,7 @@ dek_cache: {ttl: soon, ttl: 5m}
 		`2:20: origin.endpoint must be a URL such as https://s3.example.com or http://127.0.0.1:7070`,
 		`2:34: unknown key "regoin" in origin (did you mean "region"?)`,
 		`4:42: secret_key has fewer than 8 characters`,
-		`4:82: clients[0].allow[0].actions[0] must be one of read, write, delete, list, admin, not "reed" (did you mean "read"?)`,
+		`4:82: clients[0].allow[0].actions[0] must be one of read, write, delete, list, admin, lock, store_admin, not "reed" (did you mean "read"?)`,
 		`6:25: keys[0].provider must be one of aws-kms, vault-transit, gcp-kms, azure-keyvault, pkcs11, local, not "kms"`,
 		`7:44: there is no key of this name (valid: k)`,
 		`8:18: dek_cache.ttl must be a duration such as 90s, 5m or 1h30m, not "soon"`,

@@ -118,7 +118,9 @@ type Grant struct {
 	//   delete  objects
 	//   list    buckets and what is in them
 	//   admin   create, delete and configure buckets
-	Actions []string `yaml:"actions" config:"required" values:"read write delete list admin"`
+	//   lock    keep objects in COMPLIANCE mode
+	//   store_admin  open buckets to others than the proxy
+	Actions []string `yaml:"actions" config:"required" values:"read write delete list admin lock store_admin"`
 }
 
 // Key is one key of a KMS. Which fields belong to which provider is in providerSettings.

@@ -121,7 +121,7 @@ func newProxy(t testing.TB, options ...option) *proxy {
 		Cache: p.cache,
 	}
 	clients, err := access.New([]access.Client{
-		{Name: "app", AccessKey: clientAccess, Secret: clientSecret, Allow: []access.Grant{{Buckets: []string{"*"}, Actions: []access.Action{access.Read, access.Write, access.Delete, access.List, access.Admin}}}},
+		{Name: "app", AccessKey: clientAccess, Secret: clientSecret, Allow: []access.Grant{{Buckets: []string{"*"}, Actions: everything}}},
 		{Name: "reader", AccessKey: readerAccess, Secret: readerSecret, Allow: []access.Grant{{Buckets: []string{"shared-*"}, Actions: []access.Action{access.Read, access.List}}}},
 	})
 	if err != nil {
