@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/cmekproxy/cmekproxy/internal/config"
 )
 
 // keyStore lists the keys of what was put, as name turns them. It knows nothing
@@ -100,4 +102,11 @@ func (s redirected) RoundTrip(r *http.Request) (*http.Response, error) {
 	out := r.Clone(r.Context())
 	out.URL.Host, out.Host = u.Host, u.Host
 	return http.DefaultTransport.RoundTrip(out)
+}
+
+// The store of proxy dev keeps objects as files.
+func TestDevTakesKeysAsPaths(t *testing.T) {
+	if keys := devConfig("", "", "").Origin.Keys; keys != config.PathKeys {
+		t.Errorf("origin.keys is %q", keys)
+	}
 }

@@ -124,6 +124,7 @@ func (a *app) buildKeys(ctx context.Context) error {
 		return err
 	}
 	a.tellTwins()
+	a.tellUnread()
 	a.measureKeys()
 	return nil
 }

@@ -855,8 +855,10 @@ func TestRewrapReadsUnderNamedKeysOnly(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, args := range [][]string{
-		{"rewrap", "--config", strict, "s3://bucket"}, {"rewrap", "--config", strict, "s3://bucket", "--to", "new"},
-		{"verify", "--config", strict, "s3://bucket"}, {"decrypt", "--config", strict, "s3://bucket/k", "-o", filepath.Join(m.dir, "out")},
+		{"rewrap", "--config", strict, "s3://bucket"},
+		{"rewrap", "--config", strict, "s3://bucket", "--to", "new"},
+		{"verify", "--config", strict, "s3://bucket"},
+		{"decrypt", "--config", strict, "s3://bucket/k", "-o", filepath.Join(m.dir, "out")},
 	} {
 		if out := m.command(1, args...); !strings.Contains(out, "read_keys") {
 			t.Errorf("%s does not say read_keys:\n%s", args[0], out)

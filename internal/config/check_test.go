@@ -187,6 +187,7 @@ func TestKeyErrors(t *testing.T) {
 func TestRuleErrors(t *testing.T) {
 	runErrors(t, []errorCase{
 		{"unknown key", "key: default", "key: defualt", []string{`18:12: there is no key of this name (did you mean "default"?)`}},
+		{"read_keys of no key", "", "      read_keys: [default, defaul]\n", []string{`19:28: there is no key of this name (did you mean "default"?)`}},
 		{"unknown key, none near", "key: default", "key: hr", []string{`18:12: there is no key of this name (valid: default)`}},
 		{"unknown client", "", "      clients: [app, ap]\n", []string{`19:22: there is no client of this name (did you mean "app"?)`}},
 		{"bad bucket", `    - buckets: ["*"]`, `    - buckets: ["a/b"]`, []string{

@@ -34,9 +34,9 @@ const (
 // The reasons to refuse a name.
 var (
 	ErrLeadsOut = errors.New("taken for a path, it leads out of the bucket")
-	ErrDots     = errors.New("it has a segment that is . or ..")
+	ErrDots     = errors.New("it has a segment of one or two dots alone")
 	ErrEmpty    = errors.New("it has an empty segment")
-	ErrID       = errors.New("it has a segment that is . or .., as no id has")
+	ErrID       = errors.New("it has a segment of one or two dots alone, as no id has")
 )
 
 // Check returns why the store must not see a name, or nil.

@@ -177,8 +177,8 @@ func (k *Keyring) mayRead(obj Object, opened *key) error {
 // reads reports whether a rule names a key, by whichever of its names.
 func (k *Keyring) reads(r *Rule, opened *key) bool {
 	return slices.ContainsFunc(k.keys, func(other *key) bool {
-		return sameKey(other, opened) &&
-			(r.Key == other.Name || matchName(r.AskedKeys, other.Name) || matchName(r.ReadKeys, other.Name))
+		return (r.Key == other.Name || matchName(r.AskedKeys, other.Name) || matchName(r.ReadKeys, other.Name)) &&
+			sameKey(other, opened)
 	})
 }
 

@@ -110,10 +110,12 @@ func (c *call) judgeTarget(name, text string) error {
 			return nil
 		}
 		if ok {
-			return accessDenied(fmt.Errorf("client %q has no grant to %s %q, which the configuration of %q has as a target", c.client.Name, access.Write, target, c.bucket))
+			return accessDenied(fmt.Errorf("client %q has no grant to %s %q, which the configuration of %q has as a target",
+				c.client.Name, access.Write, target, c.bucket))
 		}
 	case "TargetGrants", "AccessControlTranslation", // for identities of the store
-		"TopicConfiguration", "QueueConfiguration", "CloudFunctionConfiguration", "LambdaFunctionConfiguration", "EventBridgeConfiguration",
+		"TopicConfiguration", "QueueConfiguration", "CloudFunctionConfiguration", "LambdaFunctionConfiguration",
+		"EventBridgeConfiguration",
 		"Topic", "Queue", "CloudFunction", "LambdaFunctionArn":
 	default:
 		return nil
@@ -127,7 +129,8 @@ func (c *call) needsStoreAdmin(what string) error {
 	if c.client.May(access.StoreAdmin, c.bucket) {
 		return nil
 	}
-	return accessDenied(fmt.Errorf("client %q has no grant to %s %q, which %s in %s needs", c.client.Name, access.StoreAdmin, c.bucket, what, c.op))
+	return accessDenied(fmt.Errorf("client %q has no grant to %s %q, which %s in %s needs",
+		c.client.Name, access.StoreAdmin, c.bucket, what, c.op))
 }
 
 // bucketOfARN returns the bucket that arn:aws:s3:::bucket, or a bare name, says.

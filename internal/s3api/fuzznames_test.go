@@ -95,7 +95,7 @@ func FuzzLocate(f *testing.F) {
 func checkSent(t *testing.T, c *call) {
 	t.Helper()
 	store := &sent{t: t}
-	_, _ = origin.New(origin.Config{ //nolint:bodyclose // there is no answer
+	_, _ = origin.New(origin.Config{
 		Endpoint: &url.URL{Scheme: "http", Host: "store"}, Region: "us-east-1", PathStyle: true, Now: time.Now, Transport: store,
 		Credentials: credentials.NewStaticCredentialsProvider("access", "secret", ""),
 	}).RoundTrip(c.originRequest(http.MethodGet, http.Header{}, nil, 0))

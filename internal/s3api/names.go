@@ -93,7 +93,9 @@ func invalidID(name, value string, cause error) error {
 
 func noSuchUpload(id string, cause error) *Error {
 	return &Error{
-		Code: "NoSuchUpload", Message: "The specified upload does not exist. The upload ID may be invalid, or the upload may have been aborted or completed.",
+		Code: "NoSuchUpload",
+		Message: "The specified upload does not exist. " +
+			"The upload ID may be invalid, or the upload may have been aborted or completed.",
 		Details: [][2]string{{"UploadId", id}}, cause: cause,
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/base64"
 	"encoding/xml"
+	"maps"
 	"net/http"
 	"net/url"
 	"os"
@@ -144,9 +145,7 @@ func (a *attack) requestFor(row s3api.Row, key string, parameters url.Values) re
 	if strings.Contains(row.Query, "partNumber") && query.Has("uploadId") {
 		query.Set("partNumber", "1")
 	}
-	for name, values := range parameters {
-		query[name] = values
-	}
+	maps.Copy(query, parameters)
 	if row.Method == http.MethodOptions {
 		header.Set("Access-Control-Request-Method", "GET")
 	}
