@@ -175,7 +175,7 @@ clients:
     access_key: ${APP_ACCESS_KEY}
     secret_key: ${APP_SECRET_KEY}
     allow:
-      - {buckets: ["*"], actions: [read, write, delete, list, admin]}
+      - {buckets: ["*"], actions: [read, write, delete, list, admin, lock, store_admin]}
 limits: {shutdown_delay: 0s}
 keys: [%s]
 encryption:

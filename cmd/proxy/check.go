@@ -53,6 +53,9 @@ func check(ctx context.Context, args []string, stdout io.Writer) error {
 			fmt.Fprintf(stdout, "note  keys %s and %s are one KMS key: what names it is opened by %s\n",
 				pair[0], pair[1], pair[0])
 		}
+		for _, name := range a.keys.Unread() {
+			fmt.Fprintf(stdout, "note  key %s: no rule names it (key, allowed_keys, read_keys), so nothing under it can be read\n", name)
+		}
 		a.close()
 	}
 	store, err := buildOrigin(ctx, cfg, "")
@@ -71,6 +74,7 @@ func check(ctx context.Context, args []string, stdout io.Writer) error {
 			return probe.multipart(ctx, cfg.Origin)
 		})
 		c.run(ctx, "store: a body cut short is not kept", probe.cut)
+		c.run(ctx, "store: keys", func(ctx context.Context) (string, error) { return probe.keys(ctx, cfg.Origin.Keys) })
 		c.run(ctx, "store: delete", probe.remove)
 	}
 	if c.failures > 0 {

@@ -33,6 +33,7 @@ func decrypt(ctx context.Context, args []string, stdout io.Writer) error {
 	output := flags.String("o", "", "the `FILE` to be written; - for standard output (default: the last part of the key)")
 	customer := flags.String("sse-customer-key", "", "`FILE` with the key that the client brought for the object (SSE-C): raw, hex, base64 or PEM")
 	version := flags.String("version-id", "", "`ID` of the version to read (default: the current one)")
+	anyKey := flags.Bool("any-key", false, "read what is under any configured key, also one that no rule names for the bucket: whoever may use it can have made the object")
 	target, err := parseTarget(flags, args, stdout)
 	if err != nil {
 		return err
@@ -55,6 +56,9 @@ func decrypt(ctx context.Context, args []string, stdout io.Writer) error {
 	reader.Open = func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
 		if keyID == crypt.CustomerKeyID {
 			return from.openForCustomer(ctx, obj, wrapped, customerKey)
+		}
+		if *anyKey {
+			return from.openAnyKey(ctx, obj, keyID, wrapped)
 		}
 		return from.open(ctx, obj, keyID, wrapped)
 	}

@@ -97,12 +97,12 @@ func devConfig(listen, adminListen, keyFile string) *config.Config {
 		AdminListen: adminListen,
 		Origin: config.Origin{
 			Endpoint: "http://embedded-store", Region: devRegion,
-			AccessKey: devAccessKey, SecretKey: devSecretKey, PathStyle: true, ChecksumTrailer: true,
+			AccessKey: devAccessKey, SecretKey: devSecretKey, PathStyle: true, ChecksumTrailer: true, Keys: config.PathKeys,
 			ConnectTimeout: 5 * time.Second, ResponseTimeout: 45 * time.Second, IdleTimeout: 30 * time.Second,
 		},
 		Clients: []config.Client{{
 			Name: "dev", AccessKey: devAccessKey, SecretKey: devSecretKey,
-			Allow: []config.Grant{{Buckets: []string{"*"}, Actions: []string{"read", "write", "delete", "list", "admin"}}},
+			Allow: []config.Grant{{Buckets: []string{"*"}, Actions: []string{"read", "write", "delete", "list", "admin", "lock"}}},
 		}},
 		Keys:       []config.Key{{Name: "dev", Provider: config.Local, KeyFile: keyFile}},
 		Encryption: config.Encryption{Rules: []config.Rule{{Buckets: []string{"*"}, Key: "dev", PlaintextObjects: config.Deny, CustomerKeys: config.Deny}}},

@@ -15,6 +15,7 @@ import (
 
 	"github.com/cmekproxy/cmekproxy/internal/config"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
@@ -53,7 +54,19 @@ func (d *direct) reader() *stored.Store {
 }
 
 func (d *direct) open(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
-	return d.keys.Open(ctx, obj, keyID, wrapped)
+	return opened(d.keys.Open(ctx, obj, keyID, wrapped))
+}
+
+// openAnyKey opens also with a key that no rule for the object names.
+func (d *direct) openAnyKey(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
+	return opened(d.keys.OpenAnyKey(ctx, obj, keyID, wrapped))
+}
+
+func opened(lease *keyring.Lease, err error) (stored.Lease, error) {
+	if err != nil {
+		return nil, err // and not a nil *Lease in an interface
+	}
+	return lease, nil
 }
 
 // keyNames are the names of the configured keys, by id. Of one that could not be opened the id is not known.

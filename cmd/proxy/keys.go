@@ -114,12 +114,14 @@ func (a *app) buildKeys(ctx context.Context) error {
 	a.keys, err = keyring.New(keyring.Config{
 		Keys: append(keys, earlier...), Rules: buildRules(a.cfg.Encryption.Rules), Cache: a.cache,
 		RevocationProbe: a.cfg.DEKCache.RevocationProbe, OutageWait: a.cfg.DEKCache.OutageWait,
-		Observer: a.observer, Auditor: auditor, Defaults: defaults,
+		LiteralKeys: a.cfg.Origin.Keys == config.LiteralKeys,
+		Observer:    a.observer, Auditor: auditor, Defaults: defaults,
 	})
 	if err != nil {
 		return err
 	}
 	a.tellTwins()
+	a.tellUnread()
 	a.measureKeys()
 	return nil
 }
@@ -178,7 +180,8 @@ func buildRules(list []config.Rule) []keyring.Rule {
 		rules = append(rules, keyring.Rule{
 			Buckets: r.Buckets, Prefixes: r.Prefixes, Clients: r.Clients, Key: r.Key,
 			AllowPlaintext: r.PlaintextObjects == config.Allow, AskedKeys: r.AllowedKeys, RefuseCustomerKeys: r.CustomerKeys == config.Deny,
-			Reuse: buildReuse(r.DEKReuse),
+			ReadKeys: r.ReadKeys,
+			Reuse:    buildReuse(r.DEKReuse),
 		})
 	}
 	return rules

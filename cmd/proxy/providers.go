@@ -115,6 +115,13 @@ func (a *app) tellTwins() {
 	}
 }
 
+// tellUnread warns of keys that no rule names.
+func (a *app) tellUnread() {
+	for _, name := range a.keys.Unread() {
+		a.log.Warn("no rule names this key (key, allowed_keys, read_keys): nothing under it can be read", zap.String("kms_key_name", name))
+	}
+}
+
 func isAlias(id string) bool {
 	return strings.HasPrefix(id, "alias/") || strings.HasPrefix(id, "arn:") && strings.Contains(id, ":alias/")
 }

@@ -123,7 +123,7 @@ func (a *app) reloadSecrets(ctx context.Context) {
 // apply puts in force what may change. The audit log has it before it is in
 // force; if it cannot be written there, nothing changes.
 func (a *app) apply(ctx context.Context, next *config.Config, why string) error {
-	rules, clients := buildRules(next.Encryption.Rules), accessClients(next.Clients)
+	rules, clients := buildRules(next.Encryption.Rules), accessClients(next.Clients, a.cfg.Origin.Keys)
 	if err := a.keys.CheckRules(rules); err != nil {
 		return err
 	}

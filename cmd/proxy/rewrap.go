@@ -35,8 +35,13 @@ func rewrapCommand(ctx context.Context, args []string, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
+	// What clients may ask for does not bind who runs this. What is read has to
+	// be under a key that the rules name all the same: rewrapped, it would be
+	// beyond doubt.
 	for i := range cfg.Encryption.Rules {
-		cfg.Encryption.Rules[i].AllowedKeys = nil // what clients may ask for does not bind who runs this
+		if r := &cfg.Encryption.Rules[i]; o.to != "" {
+			r.AllowedKeys = append(r.AllowedKeys, o.to)
+		}
 	}
 	d, err := openDirect(ctx, cfg, target, os.Stderr)
 	if err != nil {

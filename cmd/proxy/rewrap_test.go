@@ -109,7 +109,7 @@ clients:
   - {name: app, access_key: appkey, secret_key: appsecretappsecret, allow: [{buckets: ["*"], actions: [read, write, delete, list]}]}
 keys:
 %stls: {ends_on_this_machine: true}
-encryption: {customer_keys: allow, rules: [{buckets: ["*"], key: %s, plaintext_objects: allow}]}
+encryption: {customer_keys: allow, rules: [{buckets: ["*"], key: %s, plaintext_objects: allow, allowed_keys: ["*"]}]}
 `, freePort(m.t), freePort(m.t), store, list.String(), rule)
 	path := filepath.Join(m.dir, name)
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
@@ -836,4 +836,44 @@ func TestRewrapLong(t *testing.T) {
 	m.under("new")
 	t.Logf("inventory in %v", time.Since(began))
 	m.readable(m.app)
+}
+
+// What was planted under a key that the rules do not name stays planted: moved
+// to the right key, it would pass for genuine.
+func TestRewrapReadsUnderNamedKeysOnly(t *testing.T) {
+	m := newMove(t)
+	m.put("k", text(1, 100)) // under the old key
+	text, err := os.ReadFile(m.both)
+	if err != nil {
+		t.Fatal(err)
+	}
+	changed := strings.Replace(string(text), "key: old, plaintext_objects: allow, allowed_keys: [\"*\"]", "key: new", 1)
+	if changed == string(text) {
+		t.Fatal("the rule is not changed")
+	}
+	strict := filepath.Join(m.dir, "strict.yaml")
+	if err := os.WriteFile(strict, []byte(changed), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{
+		{"rewrap", "--config", strict, "s3://bucket"},
+		{"rewrap", "--config", strict, "s3://bucket", "--to", "new"},
+		{"verify", "--config", strict, "s3://bucket"},
+		{"decrypt", "--config", strict, "s3://bucket/k", "-o", filepath.Join(m.dir, "out")},
+	} {
+		if out := m.command(1, args...); !strings.Contains(out, "read_keys") {
+			t.Errorf("%s does not say read_keys:\n%s", args[0], out)
+		}
+	}
+	m.command(0, "decrypt", "--any-key", "--config", strict, "s3://bucket/k", "-o", filepath.Join(m.dir, "out"))
+	check := m.command(0, "check", "--config", strict)
+	if !strings.Contains(check, "note  key old: no rule names it") {
+		t.Errorf("check:\n%s", check)
+	}
+	named := filepath.Join(m.dir, "named.yaml")
+	if err := os.WriteFile(named, []byte(strings.Replace(changed, "key: new}", "key: new, read_keys: [old]}", 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m.command(0, "rewrap", "--config", named, "s3://bucket")
+	m.command(0, "verify", "--config", strict, "s3://bucket")
 }

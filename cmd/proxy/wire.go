@@ -22,6 +22,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/awscreds"
 	"github.com/cmekproxy/cmekproxy/internal/config"
 	"github.com/cmekproxy/cmekproxy/internal/dekcache"
+	"github.com/cmekproxy/cmekproxy/internal/keyname"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/metrics"
 	"github.com/cmekproxy/cmekproxy/internal/origin"
@@ -88,6 +89,7 @@ func build(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSocket 
 		ETagPartCount: cfg.Origin.ETagPartCount,
 		UniformParts:  cfg.Origin.UniformParts,
 		VerifyHead:    cfg.Encryption.VerifyHead,
+		KeyNames:      keyname.Store(cfg.Origin.Keys),
 		Log:           log,
 		Metrics:       a.metrics,
 		IdleTimeout:   cfg.Limits.IdleTimeout,
@@ -114,7 +116,7 @@ func (a *app) close() {
 }
 
 func buildClients(cfg *config.Config, log *zap.Logger) (*access.Directory, error) {
-	clients, err := access.New(accessClients(cfg.Clients))
+	clients, err := access.New(accessClients(cfg.Clients, cfg.Origin.Keys))
 	if err != nil || cfg.SessionCredentialsFile == "" {
 		return clients, err
 	}
@@ -132,9 +134,14 @@ func buildClients(cfg *config.Config, log *zap.Logger) (*access.Directory, error
 	return clients, nil
 }
 
-func accessClients(list []config.Client) (clients []access.Client) {
+// accessClients are the clients of the configuration, for a store that takes
+// keys as keys says.
+func accessClients(list []config.Client, keys string) (clients []access.Client) {
 	for _, c := range list {
-		client := access.Client{Name: c.Name, AccessKey: c.AccessKey, Secret: c.SecretKey.Reveal(), Anonymous: c.Anonymous}
+		client := access.Client{
+			Name: c.Name, AccessKey: c.AccessKey, Secret: c.SecretKey.Reveal(), Anonymous: c.Anonymous,
+			LiteralKeys: keys == config.LiteralKeys,
+		}
 		for _, grant := range c.Allow {
 			g := access.Grant{Buckets: grant.Buckets, Prefixes: grant.Prefixes}
 			for _, action := range grant.Actions {

@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	"github.com/cmekproxy/cmekproxy/internal/glob"
+	"github.com/cmekproxy/cmekproxy/internal/keyname"
 )
 
 // Action is something that a client does.
@@ -27,9 +28,12 @@ const (
 	Delete Action = "delete" // objects
 	List   Action = "list"   // buckets and what is in them
 	Admin  Action = "admin"  // create, delete and configure buckets
+
+	Lock       Action = "lock"        // keep objects in COMPLIANCE mode: nobody can delete them before their time
+	StoreAdmin Action = "store_admin" // open buckets to others than the proxy: policies, websites, notifications
 )
 
-var actions = []Action{Read, Write, Delete, List, Admin}
+var actions = []Action{Read, Write, Delete, List, Admin, Lock, StoreAdmin}
 
 // Grant allows each of its actions on each bucket that one of its patterns matches, or on some objects in it.
 type Grant struct {
@@ -48,6 +52,9 @@ type Client struct {
 	Secret    string `json:"-"` // what a request is signed with
 	Anonymous bool   // those who sign nothing; there are no AccessKey and Secret then
 	Allow     []Grant
+	// LiteralKeys says that the store takes . and .. in a key for nothing but
+	// themselves. False: no prefix covers a key with such a segment.
+	LiteralKeys bool
 }
 
 // May reports whether the client may do action on a bucket as a whole, for which it takes a grant without prefixes. The
@@ -59,7 +66,7 @@ func (c *Client) May(action Action, bucket string) bool {
 
 // MayObject reports whether the client may do action on an object.
 func (c *Client) MayObject(action Action, bucket, key string) bool {
-	return c.any(action, bucket, func(g *Grant) bool { return g.whole() || g.begins(key) })
+	return c.any(action, bucket, func(g *Grant) bool { return g.whole() || c.begins(g, key) })
 }
 
 // MayList reports whether the client may list all keys that begin with prefix.
@@ -84,13 +91,11 @@ func (c *Client) any(action Action, bucket string, covers func(*Grant) bool) boo
 
 func (g *Grant) whole() bool { return len(g.Prefixes) == 0 || slices.Contains(g.Prefixes, "") }
 
-// begins reports whether a key begins with one of the prefixes. One with a segment . or .. never does: stores that keep
-// objects as files may take a/../b for b.
-func (g *Grant) begins(key string) bool {
-	for segment := range strings.SplitSeq(key, "/") {
-		if segment == "." || segment == ".." {
-			return false
-		}
+// begins reports whether a key begins with one of the prefixes of a grant, and
+// whether that means anything.
+func (c *Client) begins(g *Grant, key string) bool {
+	if !c.LiteralKeys && keyname.HasDots(key) {
+		return false
 	}
 	return slices.ContainsFunc(g.Prefixes, func(prefix string) bool { return strings.HasPrefix(key, prefix) })
 }
@@ -121,8 +126,8 @@ func (c *Client) check() error {
 			if !slices.Contains(actions, a) {
 				return fmt.Errorf("unknown action %q", a)
 			}
-			if c.Anonymous && a == Admin {
-				return errors.New("anonymous, and with the action admin")
+			if c.Anonymous && (a == Admin || a == Lock || a == StoreAdmin) {
+				return fmt.Errorf("anonymous, and with the action %s", a)
 			}
 		}
 	}

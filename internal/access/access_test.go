@@ -284,3 +284,21 @@ func TestSecretIsNotPrinted(t *testing.T) {
 		}
 	}
 }
+
+// Where the store takes keys as they are, dots in them mean nothing.
+func TestLiteralKeys(t *testing.T) {
+	c := client(access.Grant{Buckets: []string{"logs"}, Prefixes: []string{"a/"}, Actions: []access.Action{access.Read, access.List}})
+	for _, key := range []string{"a/../c", "a/.", `a/..\c`} {
+		c.LiteralKeys = false
+		if c.MayObject(access.Read, "logs", key) || c.MayList("logs", key+"/") {
+			t.Errorf("%s is granted by a prefix", key)
+		}
+		c.LiteralKeys = true
+		if !c.MayObject(access.Read, "logs", key) || !c.MayList("logs", key+"/") {
+			t.Errorf("%s is not granted where it is literal", key)
+		}
+	}
+	if c.MayObject(access.Read, "logs", "b/../a/x") {
+		t.Error("another prefix is granted")
+	}
+}

@@ -123,8 +123,9 @@ func (d *decoder) checkAnonymous(c *Client) {
 	}
 	for i := range c.Allow {
 		for j := range c.Allow[i].Actions {
-			if action := &c.Allow[i].Actions[j]; *action == "admin" {
-				d.fail(action, "an anonymous client cannot be allowed admin")
+			switch action := &c.Allow[i].Actions[j]; *action {
+			case "admin", "lock", "store_admin":
+				d.fail(action, "an anonymous client cannot be allowed %s", *action)
 			}
 		}
 	}
@@ -291,7 +292,8 @@ func (d *decoder) checkRules(c *Config) {
 		}
 		d.checkPatterns(r.Buckets)
 		d.checkName(&r.Key, keys, "key", &c.Keys)
-		d.checkAllowedKeys(r, keys)
+		d.checkKeyPatterns(r.AllowedKeys, keys)
+		d.checkKeyPatterns(r.ReadKeys, keys)
 		d.checkReuse(&r.DEKReuse)
 		for j := range r.Clients {
 			d.checkName(&r.Clients[j], clients, "client", &c.Clients)
@@ -299,12 +301,11 @@ func (d *decoder) checkRules(c *Config) {
 	}
 }
 
-// checkAllowedKeys finds a pattern that no key matches, which is a slip of the pen.
-func (d *decoder) checkAllowedKeys(r *Rule, keys []string) {
-	for i := range r.AllowedKeys {
-		pattern := r.AllowedKeys[i]
+// checkKeyPatterns finds a pattern that no key matches, which is a slip of the pen.
+func (d *decoder) checkKeyPatterns(patterns, keys []string) {
+	for i, pattern := range patterns {
 		if !slices.ContainsFunc(keys, func(name string) bool { return glob.Match(pattern, name) }) {
-			d.fail(&r.AllowedKeys[i], "there is no key of this name%s", didYouMean(pattern, keys))
+			d.fail(&patterns[i], "there is no key of this name%s", didYouMean(pattern, keys))
 		}
 	}
 }

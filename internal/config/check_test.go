@@ -192,6 +192,7 @@ func TestKeyErrors(t *testing.T) {
 func TestRuleErrors(t *testing.T) {
 	runErrors(t, []errorCase{
 		{"unknown key", "key: default", "key: defualt", []string{`18:12: there is no key of this name (did you mean "default"?)`}},
+		{"read_keys of no key", "", "      read_keys: [default, defaul]\n", []string{`19:28: there is no key of this name (did you mean "default"?)`}},
 		{"unknown key, none near", "key: default", "key: hr", []string{`18:12: there is no key of this name (valid: default)`}},
 		{"unknown client", "", "      clients: [app, ap]\n", []string{`19:22: there is no client of this name (did you mean "app"?)`}},
 		{"bad bucket", `    - buckets: ["*"]`, `    - buckets: ["a/b"]`, []string{
@@ -297,7 +298,7 @@ dek_cache: {ttl: soon, ttl: 5m}
 		`2:20: origin.endpoint must be a URL such as https://s3.example.com or http://127.0.0.1:7070`,
 		`2:34: unknown key "regoin" in origin (did you mean "region"?)`,
 		`4:42: secret_key has fewer than 8 characters`,
-		`4:82: clients[0].allow[0].actions[0] must be one of read, write, delete, list, admin, not "reed" (did you mean "read"?)`,
+		`4:82: clients[0].allow[0].actions[0] must be one of read, write, delete, list, admin, lock, store_admin, not "reed" (did you mean "read"?)`,
 		`6:25: keys[0].provider must be one of aws-kms, vault-transit, gcp-kms, azure-keyvault, pkcs11, local, not "kms"`,
 		`7:44: there is no key of this name (valid: k)`,
 		`8:18: dek_cache.ttl must be a duration such as 90s, 5m or 1h30m, not "soon"`,

@@ -181,10 +181,10 @@ func TestTypeErrors(t *testing.T) {
 			`8:17: clients[0].secret_key must be a string, not a list`,
 		}},
 		{"unknown action", "actions: [read]", "actions: [read, wriet]", []string{
-			`10:42: clients[0].allow[0].actions[1] must be one of read, write, delete, list, admin, not "wriet" (did you mean "write"?)`,
+			`10:42: clients[0].allow[0].actions[1] must be one of read, write, delete, list, admin, lock, store_admin, not "wriet" (did you mean "write"?)`,
 		}},
 		{"unknown action, none near", "actions: [read]", "actions: [everything]", []string{
-			`10:36: clients[0].allow[0].actions[0] must be one of read, write, delete, list, admin, not "everything"`,
+			`10:36: clients[0].allow[0].actions[0] must be one of read, write, delete, list, admin, lock, store_admin, not "everything"`,
 		}},
 		{"unknown level", "", "log: {level: warning}\n", []string{
 			`19:14: log.level must be one of debug, info, warn, error, not "warning"`,

@@ -1,6 +1,10 @@
 package config
 
-import "time"
+import (
+	"time"
+
+	"github.com/cmekproxy/cmekproxy/internal/keyname"
+)
 
 // Config is the whole file. A field's yaml tag is its key, and its values tag is all that it can be. One whose config tag
 // says "required" must be there and must not be empty; the others may be left out, and then have the value of defaults.
@@ -77,6 +81,10 @@ type Origin struct {
 	// ETagPartCount says that the store's ETags of multipart objects end in "-" and the number of parts, so that sizes in
 	// listings need no request of their own. Default true.
 	ETagPartCount bool `yaml:"etag_part_count"`
+	// Keys says how the store takes the keys of objects: Path, as paths of
+	// files, or Literal, as they are. Empty: nobody has said, and keys with a
+	// segment . or .. are refused where a prefix decides anything.
+	Keys string `yaml:"keys" values:"path literal"`
 	// UniformParts says that the store wants all parts of an upload but the last to be of one length, and so does not take
 	// the part that would end an object whose last part is shorter than the others. Default false.
 	UniformParts bool `yaml:"uniform_parts"`
@@ -121,7 +129,9 @@ type Grant struct {
 	//   delete  objects
 	//   list    buckets and what is in them
 	//   admin   create, delete and configure buckets
-	Actions []string `yaml:"actions" config:"required" values:"read write delete list admin"`
+	//   lock    keep objects in COMPLIANCE mode
+	//   store_admin  open buckets to others than the proxy
+	Actions []string `yaml:"actions" config:"required" values:"read write delete list admin lock store_admin"`
 }
 
 // Key is one key of a KMS. Which fields belong to which provider is in providerSettings.
@@ -266,8 +276,12 @@ type Rule struct {
 	// PlaintextObjects overrides Encryption.PlaintextObjects. Never empty after Parse.
 	PlaintextObjects string `yaml:"plaintext_objects" values:"deny allow"`
 	// AllowedKeys are names of keys, in which * stands for any run of characters, that clients may ask for in place of Key.
-	// Empty: all.
+	// Empty: Key alone.
 	AllowedKeys []string `yaml:"allowed_keys"`
+	// ReadKeys are names of keys, in the same form, that objects may be under
+	// besides Key and AllowedKeys: they can be read, whatever the client, and
+	// nothing new is put under these keys.
+	ReadKeys []string `yaml:"read_keys"`
 	// CustomerKeys overrides Encryption.CustomerKeys. Never empty after Parse.
 	CustomerKeys string `yaml:"customer_keys" values:"deny allow"`
 	// DEKReuse has objects share data keys. The zero value: each has one of its own.
@@ -288,6 +302,12 @@ type DEKReuse struct {
 const (
 	Deny  = "deny"
 	Allow = "allow"
+)
+
+// The values of Origin.Keys.
+const (
+	PathKeys    = string(keyname.Path)
+	LiteralKeys = string(keyname.Literal)
 )
 
 // DEKCache bounds how long an unwrapped data key (DEK) may be used.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"strings"
 	"unicode/utf8"
 )
 
@@ -44,6 +45,20 @@ func CheckContext(context map[string]string) error {
 		}
 	}
 	return nil
+}
+
+// CheckNewContext is CheckContext for an object that is to be stored. It also
+// refuses a name that differs from one of the format's by case alone: the
+// conditions of AWS policies do not tell the two apart. Stored objects may have
+// such names.
+func CheckNewContext(context map[string]string) error {
+	for name := range context {
+		isOurs := func(reserved string) bool { return strings.EqualFold(name, reserved) }
+		if slices.ContainsFunc(reservedContext, isOurs) {
+			return fmt.Errorf("%w: encryption context: the name %q is the format's own, in whichever case", ErrEnvelope, name)
+		}
+	}
+	return CheckContext(context)
 }
 
 // Bytes returns what is stored as the wrapped DEK, or ErrEnvelope.

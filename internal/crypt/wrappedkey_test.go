@@ -282,3 +282,26 @@ func FuzzWrappedKey(f *testing.F) {
 		}
 	})
 }
+
+// A name that differs from one of ours by case is refused for new objects, and
+// read where it is stored.
+func TestContextNamesByCase(t *testing.T) {
+	for _, name := range []string{"Bucket", "BUCKET", "kEy", "\u212aey"} {
+		context := map[string]string{name: "mine"}
+		if err := crypt.CheckNewContext(context); !errors.Is(err, crypt.ErrEnvelope) {
+			t.Errorf("%q is taken for a new object: %v", name, err)
+		}
+		stored, err := crypt.WrappedKey{Blob: []byte("blob"), Context: context}.Bytes()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if back, err := crypt.ParseWrappedKey(stored); err != nil || back.Context[name] != "mine" {
+			t.Errorf("%q is not read: %v, %v", name, back, err)
+		}
+	}
+	for _, name := range []string{"buckets", "k", "the key"} {
+		if err := crypt.CheckNewContext(map[string]string{name: "mine"}); err != nil {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+}

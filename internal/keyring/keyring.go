@@ -57,6 +57,12 @@ var (
 	ErrNoRule = errors.New("keyring: no rule covers this object")
 	// ErrNotAllowed says that the rule for the object does not allow what the client asks for.
 	ErrNotAllowed = errors.New("keyring: not allowed by the rule for this object")
+	// ErrNotRead says that no rule for the object names the key that it is
+	// under.
+	ErrNotRead = errors.New("keyring: no rule for this object names the key that it is under")
+	// ErrKeyName says that a rule has prefixes, and the key of the object has a
+	// segment . or .., so that the store may take it for another key.
+	ErrKeyName = errors.New("keyring: a key with a segment . or .. has no place among prefixes")
 	// ErrReleased says that a lease was used after its Release.
 	ErrReleased = errors.New("keyring: lease was released")
 	// ErrChanged says that the KMS unwrapped the same blob to another DEK than before.
@@ -70,6 +76,9 @@ type Config struct {
 	Keys []Key
 	// Rules choose the key of a new object; the first that matches wins. What no rule matches is refused. See SetRules.
 	Rules []Rule
+	// LiteralKeys says that the store takes . and .. in an object's key for
+	// nothing but themselves. False: see ErrKeyName.
+	LiteralKeys bool
 	// Cache keeps the DEKs. Required. Its clock is the keyring's.
 	Cache *dekcache.Cache
 	// RevocationProbe is how often Run asks the KMS about each key in use. 0: never; only the TTL bounds a revocation.
@@ -417,33 +426,65 @@ func (k *Keyring) sealed(l *Lease, entry dekcache.Entry, use Use) (*Sealed, erro
 }
 
 // Open returns the DEK of a stored object, from the cache or by the KMS. keyID and wrapped are those of its envelope.
-// Errors: ErrUnknownKey if no configured key has that id, ErrNotOpen, ErrAudit, and those of packages kms, dekcache and crypt. What is
-// under a customer's key is for OpenForCustomer.
+// Errors: ErrUnknownKey if no configured key has that id, ErrNotOpen, ErrNotRead and ErrKeyName, ErrAudit, and those of packages kms,
+// dekcache and crypt. What is under a customer's key is for OpenForCustomer.
 func (k *Keyring) Open(ctx context.Context, obj Object, keyID string, wrapped []byte) (*Lease, error) {
-	return k.open(ctx, obj, keyID, wrapped, func(l *Lease) (dekcache.Entry, *asked, error) { return k.fetch(ctx, l, OpUnwrap) })
+	key, err := k.findToRead(obj, keyID)
+	if err != nil {
+		return nil, err
+	}
+	return k.open(ctx, obj, key, wrapped, k.fetchToOpen)
 }
 
 // OpenCached is Open for a DEK that is in the cache. It asks no KMS: the error
 // is ErrNotCached in its place.
 func (k *Keyring) OpenCached(ctx context.Context, obj Object, keyID string, wrapped []byte) (*Lease, error) {
-	return k.open(ctx, obj, keyID, wrapped, func(l *Lease) (dekcache.Entry, *asked, error) {
-		a := &asked{}
-		a.cached.Store(true)
-		entry, ok := k.cfg.Cache.Peek(l.id, l.part.group)
-		if !ok {
-			return entry, a, ErrNotCached
-		}
-		return entry, a, nil
-	})
+	key, err := k.findToRead(obj, keyID)
+	if err != nil {
+		return nil, err
+	}
+	return k.open(ctx, obj, key, wrapped, k.peek)
 }
 
-func (k *Keyring) open(
-	ctx context.Context, obj Object, keyID string, wrapped []byte, fetch func(*Lease) (dekcache.Entry, *asked, error),
-) (*Lease, error) {
+// OpenAnyKey is Open, also with a key that no rule for the object names. What
+// it opens may have been made by whoever may use that key.
+func (k *Keyring) OpenAnyKey(ctx context.Context, obj Object, keyID string, wrapped []byte) (*Lease, error) {
 	key, err := k.find(keyID)
 	if err != nil {
 		return nil, err
 	}
+	return k.open(ctx, obj, key, wrapped, k.fetchToOpen)
+}
+
+// findToRead returns the key whose id an envelope names, if a rule lets it be
+// read there.
+func (k *Keyring) findToRead(obj Object, keyID string) (*key, error) {
+	key, err := k.find(keyID)
+	if err == nil {
+		err = k.mayRead(obj, key)
+	}
+	return key, err
+}
+
+// fetching gets the DEK of a lease, by whatever way.
+type fetching func(context.Context, *Lease) (dekcache.Entry, *asked, error)
+
+func (k *Keyring) fetchToOpen(ctx context.Context, l *Lease) (dekcache.Entry, *asked, error) {
+	return k.fetch(ctx, l, OpUnwrap)
+}
+
+// peek gets the DEK of a lease if it is in the cache.
+func (k *Keyring) peek(_ context.Context, l *Lease) (dekcache.Entry, *asked, error) {
+	a := &asked{}
+	a.cached.Store(true)
+	entry, ok := k.cfg.Cache.Peek(l.id, l.part.group)
+	if !ok {
+		return entry, a, ErrNotCached
+	}
+	return entry, a, nil
+}
+
+func (k *Keyring) open(ctx context.Context, obj Object, key *key, wrapped []byte, get fetching) (*Lease, error) {
 	parsed, err := crypt.ParseWrappedKey(bytes.Clone(wrapped)) // the lease outlives the caller's buffer
 	if err != nil {
 		return nil, err
@@ -451,7 +492,7 @@ func (k *Keyring) open(
 	l := &Lease{key: key, service: key.kms.Load(), obj: obj, wrapped: parsed}
 	l.id = cacheID(l)
 	k.join(l)
-	entry, a, err := fetch(l)
+	entry, a, err := get(ctx, l)
 	if errors.Is(err, ErrNotCached) { // no use of a key, and nothing to write down
 		l.leave()
 		return nil, err

@@ -78,7 +78,7 @@ func newCache(t testing.TB, ttl time.Duration) *dekcache.Cache {
 func newRing(t testing.TB, w kms.Wrapper, ttl time.Duration, change func(*keyring.Config)) *keyring.Keyring {
 	t.Helper()
 	cfg := keyring.Config{
-		Keys: []keyring.Key{{Name: "k", Wrapper: w}}, Rules: []keyring.Rule{{Key: "k"}}, Cache: newCache(t, ttl),
+		Keys: []keyring.Key{{Name: "k", Wrapper: w}}, Rules: []keyring.Rule{{Key: "k", AskedKeys: []string{"*"}}}, Cache: newCache(t, ttl),
 	}
 	if change != nil {
 		change(&cfg)

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/cmekproxy/cmekproxy/internal/glob"
+	"github.com/cmekproxy/cmekproxy/internal/keyname"
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
@@ -20,8 +21,13 @@ type Rule struct {
 	Clients []string
 	// Key is the name of the key that new objects are sealed with. Required.
 	Key string
-	// AskedKeys are the names of the keys that clients may ask for in place of Key; '*' stands for any run of characters.
+	// AskedKeys are the names of the keys that clients may ask for in place of
+	// Key; '*' stands for any run of characters. None: Key alone.
 	AskedKeys []string
+	// ReadKeys are the names of the keys that objects may be under besides, in
+	// the same form: what is there can be read, and nothing new is put under
+	// them. For all clients; see Open.
+	ReadKeys []string
 	// RefuseCustomerKeys keeps clients from storing objects under keys of their own (SSE-C). What is stored can be read.
 	RefuseCustomerKeys bool
 	// Reuse, if not nil, lets objects share what the KMS is asked for.
@@ -30,9 +36,13 @@ type Rule struct {
 	AllowPlaintext bool
 }
 
-// Rule returns the first rule that matches, or ErrNoRule.
+// Rule returns the first rule that matches. Errors: ErrNoRule, and ErrKeyName
+// if it depends on what a path in the key means.
 func (k *Keyring) Rule(obj Object, client string) (Rule, error) {
 	for _, r := range *k.rules.Load() {
+		if k.ambiguous(&r, obj) && r.matchesClient(client) {
+			return Rule{}, fmt.Errorf("%w: bucket %q, key %q", ErrKeyName, obj.Bucket, obj.Key)
+		}
 		if r.matches(obj, client) {
 			return r, nil
 		}
@@ -103,7 +113,8 @@ func (k *Keyring) keyFor(obj Object, client, requested string) (Rule, *key, *ser
 	if err != nil {
 		return r, nil, nil, err
 	}
-	if requested == "" {
+	byDefault := requested == ""
+	if byDefault {
 		if requested, err = k.cfg.Defaults.Key(obj.Bucket); err != nil {
 			return r, nil, nil, err
 		}
@@ -124,7 +135,9 @@ func (k *Keyring) keyFor(obj Object, client, requested string) (Rule, *key, *ser
 	if own := k.byName[r.Key]; own.isTwinOf(key) {
 		key = own // by whichever of its names it was asked for
 	}
-	if key.Name != r.Key && !matchAny(r.AskedKeys, func(pattern string) bool { return glob.Match(pattern, key.Name) }) {
+	// A bucket's key was allowed when it was chosen.
+	allowed := key.Name == r.Key || byDefault && len(r.AskedKeys) == 0 || matchName(r.AskedKeys, key.Name)
+	if !allowed {
 		return r, nil, nil, fmt.Errorf("%w: key %q in place of %q", ErrNotAllowed, key.Name, r.Key)
 	}
 	service := key.kms.Load()
@@ -138,10 +151,83 @@ func (k *Keyring) keyFor(obj Object, client, requested string) (Rule, *key, *ser
 	return r, key, service, nil
 }
 
+// mayRead returns why an object may not be read under a key: no rule for it, of
+// whichever client, names the key. Whoever may use a key in its KMS could make
+// objects that open; they are to open only where the key has its place.
+func (k *Keyring) mayRead(obj Object, opened *key) error {
+	for _, r := range *k.rules.Load() {
+		switch {
+		case k.ambiguous(&r, obj):
+			return fmt.Errorf("%w: bucket %q, key %q", ErrKeyName, obj.Bucket, obj.Key)
+		case r.covers(obj) && k.reads(&r, opened):
+			return nil
+		}
+	}
+
+	chosen, err := k.cfg.Defaults.Key(obj.Bucket)
+	if err != nil {
+		return err
+	}
+	if key := k.byName[chosen]; key != nil && sameKey(key, opened) {
+		return nil
+	}
+	return fmt.Errorf("%w: bucket %q, KMS key %q; if it belongs there, name it in read_keys", ErrNotRead, obj.Bucket, opened.Name)
+}
+
+// reads reports whether a rule names a key, by whichever of its names.
+func (k *Keyring) reads(r *Rule, opened *key) bool {
+	return slices.ContainsFunc(k.keys, func(other *key) bool {
+		return (r.Key == other.Name || matchName(r.AskedKeys, other.Name) || matchName(r.ReadKeys, other.Name)) &&
+			sameKey(other, opened)
+	})
+}
+
+// sameKey reports whether a key of the configuration is the one that opens
+// something, has taken its place, or is the same one in the KMS.
+func sameKey(other, opened *key) bool {
+	return other == opened || other.Name == opened.Successor || other.isTwinOf(opened)
+}
+
+// Unread returns the names of the keys that no rule names: nothing under them
+// can be read.
+func (k *Keyring) Unread() (names []string) {
+	for _, key := range k.keys {
+		isRead := func(r Rule) bool { return k.reads(&r, key) }
+		if key.Successor == "" && !slices.ContainsFunc(*k.rules.Load(), isRead) {
+			names = append(names, key.Name)
+		}
+	}
+	return names
+}
+
+// ambiguous reports whether a rule for the object's bucket has prefixes, which
+// say nothing about the object's key.
+func (k *Keyring) ambiguous(r *Rule, obj Object) bool {
+	return !k.cfg.LiteralKeys && keyname.HasDots(obj.Key) && r.matchesBucket(obj.Bucket) &&
+		len(r.Prefixes) > 0 && !slices.Contains(r.Prefixes, "")
+}
+
 func (r *Rule) matches(obj Object, client string) bool {
-	return matchAny(r.Buckets, func(pattern string) bool { return glob.Match(pattern, obj.Bucket) }) &&
-		matchAny(r.Prefixes, func(prefix string) bool { return strings.HasPrefix(obj.Key, prefix) }) &&
-		matchAny(r.Clients, func(name string) bool { return name == client })
+	return r.covers(obj) && r.matchesClient(client)
+}
+
+// covers reports whether a rule is for an object, whatever the client.
+func (r *Rule) covers(obj Object) bool {
+	return r.matchesBucket(obj.Bucket) &&
+		matchAny(r.Prefixes, func(prefix string) bool { return strings.HasPrefix(obj.Key, prefix) })
+}
+
+func (r *Rule) matchesBucket(bucket string) bool {
+	return matchAny(r.Buckets, func(pattern string) bool { return glob.Match(pattern, bucket) })
+}
+
+func (r *Rule) matchesClient(client string) bool {
+	return matchAny(r.Clients, func(name string) bool { return name == client })
+}
+
+// matchName reports whether one of the patterns is that of a name.
+func matchName(patterns []string, name string) bool {
+	return slices.ContainsFunc(patterns, func(pattern string) bool { return glob.Match(pattern, name) })
 }
 
 func matchAny(list []string, match func(string) bool) bool {

@@ -70,7 +70,7 @@ func TestRequestedKeys(t *testing.T) {
 	k, err := keyring.New(keyring.Config{
 		Cache: newCache(t, time.Minute),
 		Keys:  []keyring.Key{{Name: "a", Wrapper: a}, {Name: "b", Wrapper: b}},
-		Rules: []keyring.Rule{{Buckets: []string{"bucket"}, Key: "a"}},
+		Rules: []keyring.Rule{{Buckets: []string{"bucket"}, Key: "a", AskedKeys: []string{"*"}}},
 	})
 	must(t, err)
 	for requested, want := range map[string]string{"": a.KeyID(), "b": b.KeyID(), b.KeyID(): b.KeyID(), "a": a.KeyID()} {

@@ -102,7 +102,7 @@ func ring(t *testing.T, old, fresh kms.Wrapper) *keyring.Keyring {
 	cache := dekcache.New(dekcache.Config{TTL: time.Minute, MaxEntries: 1000, Now: time.Now})
 	t.Cleanup(cache.Close)
 	k, err := keyring.New(keyring.Config{
-		Keys: []keyring.Key{{Name: "old", Wrapper: old}, {Name: "new", Wrapper: fresh}}, Rules: []keyring.Rule{{Key: "old"}}, Cache: cache,
+		Keys: []keyring.Key{{Name: "old", Wrapper: old}, {Name: "new", Wrapper: fresh}}, Rules: []keyring.Rule{{Key: "old", AskedKeys: []string{"*"}}}, Cache: cache,
 	})
 	if err != nil {
 		t.Fatal(err)

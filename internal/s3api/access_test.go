@@ -20,7 +20,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
-var everything = []access.Action{access.Read, access.Write, access.Delete, access.List, access.Admin}
+var everything = []access.Action{access.Read, access.Write, access.Delete, access.List, access.Admin, access.Lock, access.StoreAdmin}
 
 // withClients adds clients to the one that may do everything.
 func withClients(clients ...access.Client) option {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/cmekproxy/cmekproxy/internal/access"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/keyname"
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
@@ -72,7 +73,7 @@ func (s *Server) copyPart(c *call, q stored.Request) error {
 
 // copySource reads x-amz-copy-source and what belongs to it.
 func (s *Server) copySource(c *call) (stored.Request, error) {
-	src, version, err := parseCopySource(c.Header.Get("X-Amz-Copy-Source"))
+	src, version, err := parseCopySource(c.Header.Get("X-Amz-Copy-Source"), s.KeyNames)
 	if err != nil {
 		return stored.Request{}, err
 	}
@@ -91,7 +92,7 @@ func (s *Server) copySource(c *call) (stored.Request, error) {
 
 // parseCopySource reads bucket/key, each escaped as in a path, and ?versionId= behind them. What is escaped is part of the
 // key, whatever it is.
-func parseCopySource(text string) (src crypt.Object, version string, err error) {
+func parseCopySource(text string, names keyname.Store) (src crypt.Object, version string, err error) {
 	const header = "x-amz-copy-source"
 	path, query, _ := strings.Cut(text, "?")
 	path, err = sigv4.UnescapePath(path)
@@ -102,31 +103,15 @@ func parseCopySource(text string) (src crypt.Object, version string, err error) 
 	if _, err := netip.ParseAddr(src.Bucket); err == nil || !bucketName.MatchString(src.Bucket) {
 		return src, "", invalidArgument("Invalid copy source bucket name", header, text)
 	}
-	if src.Key == "" || leadsOut(src.Key) {
+	if src.Key == "" || names.Check(src.Key, keyname.Read) != nil {
 		return src, "", invalidArgument("Invalid copy source object key", header, src.Key)
 	}
 	parameters, err := url.ParseQuery(query)
 	if err != nil || len(parameters) > 1 || len(parameters) == 1 && !parameters.Has("versionId") {
 		return src, "", invalidArgument("Copy Source must mention the source bucket and key: sourcebucket/sourcekey", header, text)
 	}
-	return src, parameters.Get("versionId"), nil
-}
-
-// leadsOut reports whether a key is one that, taken for a path, leads to the bucket itself or out of it.
-func leadsOut(key string) bool {
-	depth := 0
-	for segment := range strings.SplitSeq(key, "/") {
-		switch segment {
-		case "..":
-			if depth--; depth < 0 {
-				return true
-			}
-		case ".":
-		default:
-			depth++
-		}
-	}
-	return depth == 0
+	version = parameters.Get("versionId")
+	return src, version, judgeVersion(version)
 }
 
 // copyConditions turns the conditions on the source into those of a GET.

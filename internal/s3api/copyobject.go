@@ -192,11 +192,7 @@ func (s *Server) copyBody(c *call, q stored.Request, seen *stored.Seen, e *crypt
 	if err != nil {
 		return nil, result, err
 	}
-	source := sigv4.EscapePath("/" + q.Object.Bucket + "/" + q.Object.Key)
-	if q.Version != "" {
-		source += "?versionId=" + url.QueryEscape(q.Version)
-	}
-	header.Set("X-Amz-Copy-Source", source)
+	header.Set("X-Amz-Copy-Source", copySourceHeader(q.Object, q.Version))
 	header.Set("X-Amz-Copy-Source-If-Match", seen.ETag)
 	header.Set("X-Amz-Metadata-Directive", "REPLACE") // the envelope is metadata
 	if c.replaces("Tagging") {
@@ -207,6 +203,15 @@ func (s *Server) copyBody(c *call, q stored.Request, seen *stored.Seen, e *crypt
 	modified, _, _ := element(body, "LastModified")
 	result.etag, result.modified = string(etag), string(modified)
 	return answer, result, err
+}
+
+// copySourceHeader names the source of a copy to the store.
+func copySourceHeader(src crypt.Object, version string) string {
+	source := sigv4.EscapePath("/" + src.Bucket + "/" + src.Key)
+	if version != "" {
+		source += "?versionId=" + url.QueryEscape(version)
+	}
+	return source
 }
 
 // only is what is kept with a copy that is to have a checksum of this algorithm. If the source does not have it, the source

@@ -2,6 +2,7 @@ package s3api
 
 import (
 	"bytes"
+	"context"
 	"crypto/md5" //nolint:gosec // Content-MD5 is S3's
 	"encoding/base64"
 	"encoding/xml"
@@ -11,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/cmekproxy/cmekproxy/internal/keyname"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
@@ -61,7 +63,7 @@ func (s *Server) deleteObjects(c *call) error {
 	if err != nil {
 		return err
 	}
-	denied := doc.split(func(key string) bool { return c.client.MayObject(c.route.action, c.bucket, key) })
+	denied := doc.split(func(o deletionObject) error { return s.judgeDeletion(c, o) })
 	if len(doc.Objects) == 0 {
 		return c.answerXML(withErrors(nil, denied))
 	}
@@ -90,8 +92,22 @@ func (s *Server) deleteObjects(c *call) error {
 	return c.answerXML(withErrors(answer.Bytes(), denied))
 }
 
+// judgeDeletion returns why one object of the list is not deleted, or nil.
+func (s *Server) judgeDeletion(c *call, o deletionObject) error {
+	if err := s.judgeKey(o.Key, keyname.Read); err != nil {
+		return err
+	}
+	if err := judgeVersion(o.VersionID); err != nil {
+		return err
+	}
+	if !c.client.MayObject(c.route.action, c.bucket, o.Key) {
+		return accessDenied(fmt.Errorf("client %q has no grant to %s %q", c.client.Name, c.route.action, o.Key))
+	}
+	return nil
+}
+
 // withErrors adds to a DeleteResult document that the objects were not deleted. An empty one is made.
-func withErrors(doc []byte, denied []deletionObject) []byte {
+func withErrors(doc []byte, denied []deletionRefusal) []byte {
 	const end = "</DeleteResult>"
 	head, _, ok := bytes.Cut(doc, []byte(end))
 	if !ok { // nothing was to be told: <DeleteResult/>, or nothing at all
@@ -104,7 +120,7 @@ func withErrors(doc []byte, denied []deletionObject) []byte {
 		if o.VersionID != "" {
 			out.WriteString("<VersionId>" + escapeXML(o.VersionID) + "</VersionId>")
 		}
-		out.WriteString("<Code>AccessDenied</Code><Message>Access Denied</Message></Error>")
+		out.WriteString("<Code>" + escapeXML(o.reason.Code) + "</Code><Message>" + escapeXML(o.reason.Message) + "</Message></Error>")
 	}
 	out.WriteString(end)
 	return out.Bytes()
@@ -208,14 +224,20 @@ func (d *deletion) add(list *xmlBody) error {
 	return nil
 }
 
+// deletionRefusal is an object that is not deleted, and why.
+type deletionRefusal struct {
+	deletionObject
+	reason *Error
+}
+
 // split takes out the objects that may not be deleted, and returns them.
-func (d *deletion) split(may func(key string) bool) (denied []deletionObject) {
+func (d *deletion) split(judge func(deletionObject) error) (denied []deletionRefusal) {
 	allowed := d.Objects[:0]
 	for _, o := range d.Objects {
-		if may(o.Key) {
-			allowed = append(allowed, o)
+		if err := judge(o); err != nil {
+			denied = append(denied, deletionRefusal{o, asError(context.Background(), err)})
 		} else {
-			denied = append(denied, o)
+			allowed = append(allowed, o)
 		}
 	}
 	d.Objects = allowed

@@ -66,7 +66,7 @@ func TestBucketDefaults(t *testing.T) {
 			t.Fatal(err)
 		}
 		cfg.Keys, cfg.Defaults = append(cfg.Keys, second), defaults
-		cfg.Rules = []keyring.Rule{{Buckets: []string{"tied-*"}, Key: "main", AskedKeys: []string{"main"}}, {Key: "main"}}
+		cfg.Rules = []keyring.Rule{{Buckets: []string{"tied-*"}, Key: "main", AskedKeys: []string{"main"}}, {Key: "main", AskedKeys: []string{"*"}}}
 	}
 	p := newProxy(t, withFile)
 	keyOf := func(p *proxy, key string) string {
@@ -186,6 +186,9 @@ func TestEncryptionContext(t *testing.T) {
 		"numbers":           header(`{"a":1}`),
 		"null":              header(`null`),
 		"the name bucket":   header(`{"bucket":"mine"}`),
+		"the name Bucket":   header(`{"Bucket":"mine"}`),
+		"the name KEY":      header(`{"a":"b","KEY":"mine"}`),
+		"key with K for k":  header(`{"\u212aey":"mine"}`), // the Kelvin sign
 		"the name key":      header(`{"key":"mine"}`),
 		"an empty name":     header(`{"":"x"}`),
 		"too long":          header(`{"a":"` + strings.Repeat("x", 500) + `"}`),

@@ -173,6 +173,10 @@ func asError(ctx context.Context, err error) *Error {
 		return &Error{Code: "ServiceUnavailable", Message: "The proxy cannot write its audit log, and uses no key without. Please try again.", RetryAfter: retryAfter, cause: err}
 	case errors.Is(err, keyring.ErrNoRule):
 		return &Error{Code: "AccessDenied", Message: "No encryption rule of the proxy covers this object, so it cannot be stored or read.", cause: err}
+	case errors.Is(err, keyring.ErrNotRead):
+		return &Error{Code: "AccessDenied", Message: "No encryption rule of the proxy for this object names the KMS key that it is under, so it is not read.", cause: err}
+	case errors.Is(err, keyring.ErrKeyName):
+		return &Error{Code: "InvalidArgument", Message: "The key has a segment that is . or .., and the proxy's encryption rules go by prefixes.", cause: err}
 	case errors.Is(err, keyring.ErrNotAllowed):
 		return &Error{Code: "AccessDenied", Message: "The proxy's encryption rule for this object does not allow the key that was asked for.", cause: err}
 	case errors.Is(err, crypt.ErrCustomerKey):

@@ -11,14 +11,14 @@ func SentAs(r *http.Request) string { return sentAs(r).op }
 
 // Row is what tests of other packages see of the table of operations.
 type Row struct {
-	Op, Method, Path, Match, Headers, Answer string
-	Refused                                  bool
+	Op, Method, Path, Match, Query, Headers, Answer string
+	Refused                                         bool
 }
 
 // Rows is the table of operations.
 func Rows() (rows []Row) {
 	for _, r := range routes {
-		rows = append(rows, Row{r.op, r.method, r.path, r.match, r.headers, string(r.answer), r.policy == refuse})
+		rows = append(rows, Row{r.op, r.method, r.path, r.match, r.query, r.headers, string(r.answer), r.policy == refuse})
 	}
 	return rows
 }

@@ -145,13 +145,13 @@ func encryptionContext(text string) (map[string]string, error) {
 		err = json.Unmarshal(doc, &context)
 	}
 	if err == nil {
-		err = crypt.CheckContext(context)
+		err = crypt.CheckNewContext(context)
 	}
 	if err == nil && len(doc) > maxContext {
 		return nil, badRequest("InvalidArgument", fmt.Sprintf("The encryption context is longer than %d bytes, which is what the proxy has room for.", maxContext))
 	}
 	if err != nil || context == nil {
-		return nil, &Error{Code: "InvalidArgument", Message: "The header 'x-amz-server-side-encryption-context' must be the base64 of a JSON object whose values are strings, and whose names are neither bucket nor key.", cause: err}
+		return nil, &Error{Code: "InvalidArgument", Message: "The header 'x-amz-server-side-encryption-context' must be the base64 of a JSON object whose values are strings, and whose names are neither bucket nor key, in whichever case.", cause: err}
 	}
 	return context, nil
 }

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/net/http/httpguts"
 
+	"github.com/cmekproxy/cmekproxy/internal/keyname"
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 )
 
@@ -73,6 +74,9 @@ func (s *Server) authenticateForm(c *call) error {
 		c.client, c.auth = client, post.Auth(f.size)
 		err = c.takeForm(f, post)
 	}
+	if err == nil {
+		err = s.judgeFormKey(c.key)
+	}
 	if err != nil {
 		c.discard(f)
 	}
@@ -97,6 +101,15 @@ func (c *call) takeForm(f *form, post *sigv4.Post) error {
 	}
 	c.form, c.Body = f, io.NopCloser(f.file)
 	return nil
+}
+
+// judgeFormKey judges the key of a form. A policy says which keys it lets in by
+// what they begin with, and that must mean something.
+func (s *Server) judgeFormKey(key string) error {
+	if s.KeyNames.Ambiguous(key) {
+		return invalidName("key", key, keyname.ErrDots)
+	}
+	return s.judgeKey(key, keyname.Write)
 }
 
 // maxDiscard is how much of a form is read that has been refused, in bytes. A browser that is answered while it sends, and

@@ -117,11 +117,11 @@ func newProxy(t testing.TB, options ...option) *proxy {
 	t.Cleanup(p.cache.Close)
 	ringConfig := keyring.Config{
 		Keys:  []keyring.Key{{Name: "main", Wrapper: key}},
-		Rules: []keyring.Rule{{Buckets: []string{"plain-*"}, Key: "main", AllowPlaintext: true}, {Key: "main"}},
+		Rules: []keyring.Rule{{Buckets: []string{"plain-*"}, Key: "main", AllowPlaintext: true}, {Key: "main", AskedKeys: []string{"*"}}},
 		Cache: p.cache,
 	}
 	clients, err := access.New([]access.Client{
-		{Name: "app", AccessKey: clientAccess, Secret: clientSecret, Allow: []access.Grant{{Buckets: []string{"*"}, Actions: []access.Action{access.Read, access.Write, access.Delete, access.List, access.Admin}}}},
+		{Name: "app", AccessKey: clientAccess, Secret: clientSecret, Allow: []access.Grant{{Buckets: []string{"*"}, Actions: everything}}},
 		{Name: "reader", AccessKey: readerAccess, Secret: readerSecret, Allow: []access.Grant{{Buckets: []string{"shared-*"}, Actions: []access.Action{access.Read, access.List}}}},
 	})
 	if err != nil {

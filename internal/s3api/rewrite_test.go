@@ -167,7 +167,8 @@ func FuzzCompletion(f *testing.F) {
 
 // What was not deleted is added to what the store says, and said alone where the store has nothing to say.
 func TestErrorsOfDeleteObjects(t *testing.T) {
-	denied := []deletionObject{{Key: "a&b"}, {Key: "c", VersionID: "v"}}
+	no := &Error{Code: "AccessDenied", Message: "Access Denied"}
+	denied := []deletionRefusal{{deletionObject{Key: "a&b"}, no}, {deletionObject{Key: "c", VersionID: "v"}, no}}
 	const errors = "<Error><Key>a&amp;b</Key><Code>AccessDenied</Code><Message>Access Denied</Message></Error>" +
 		"<Error><Key>c</Key><VersionId>v</VersionId><Code>AccessDenied</Code><Message>Access Denied</Message></Error></DeleteResult>"
 	const alone = xml.Header + `<DeleteResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">` + errors

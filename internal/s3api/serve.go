@@ -21,12 +21,13 @@ import (
 
 	"github.com/cmekproxy/cmekproxy/internal/access"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/keyname"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/metrics"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// Config is what a Server needs. All fields but Domain and the two that speak of the store are required.
+// Config is what a Server needs. All fields but Domain and the three that speak of the store are required.
 type Config struct {
 	Origin        http.RoundTripper // the store
 	Keys          *keyring.Keyring
@@ -49,6 +50,7 @@ type Config struct {
 
 	// LocalTLS says that requests over loopback came over TLS to this machine.
 	LocalTLS bool
+	KeyNames keyname.Store // how the store takes keys
 }
 
 // Server is the http.Handler of the S3 port.
@@ -145,11 +147,14 @@ func (s *Server) handle(c *call) error {
 	if err := c.locate(s.Domain); err != nil {
 		return err
 	}
-	s.answerOrigins(c)
 	row := s.matcher.find(c)
 	if row != nil {
 		c.op, c.route = row.op, row
 	}
+	if err := s.judgeNames(c); err != nil {
+		return err
+	}
+	s.answerOrigins(c)
 	if row != nil && row.action == anyone {
 		if err := s.enter(c, s.unsigned, ""); err != nil {
 			return err

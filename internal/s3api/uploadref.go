@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"strings"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/keyname"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 )
 
@@ -54,23 +56,27 @@ func newUploadRef(stored string, wanted keyring.Choice, sealed *keyring.Sealed) 
 func parseUploadRef(shown string) (uploadRef, error) {
 	stored, text, marked := strings.Cut(shown, uploadMark)
 	ref := uploadRef{shown: shown, stored: stored}
+	if err := keyname.CheckID(stored); err != nil || marked && stored == "" {
+		return ref, noSuchUpload(shown, err)
+	}
 	if !marked {
 		return ref, nil
 	}
 	var wish uploadWish
-	doc, err := base64.RawURLEncoding.DecodeString(text)
+	doc, err := base64.RawURLEncoding.Strict().DecodeString(text)
+	if err == nil && base64.RawURLEncoding.EncodeToString(doc) != text {
+		err = errors.New("it is not the one form of what it says") // line feeds are skipped
+	}
 	if err == nil {
 		err = json.Unmarshal(doc, &wish)
 	}
 	if err == nil {
-		err = crypt.CheckContext(wish.Context)
+		err = crypt.CheckNewContext(wish.Context)
 	}
 	// Written again it is what it was, so there is nothing in it that is not known here.
-	if again, failed := json.Marshal(wish); err != nil || failed != nil || !bytes.Equal(again, doc) {
-		return ref, &Error{
-			Code: "NoSuchUpload", Message: "The specified upload does not exist. The upload ID may be invalid, or the upload may have been aborted or completed.",
-			Details: [][2]string{{"UploadId", shown}}, cause: err,
-		}
+	isEmpty := wish.KeyID == "" && len(wish.Context) == 0 && wish.Sealed == nil // which no mark says
+	if again, failed := json.Marshal(wish); isEmpty || err != nil || failed != nil || !bytes.Equal(again, doc) {
+		return ref, noSuchUpload(shown, err)
 	}
 	ref.wanted, ref.sealed = keyring.Choice{KeyID: wish.KeyID, Context: wish.Context}, wish.Sealed
 	return ref, nil
@@ -90,6 +96,11 @@ func (c *call) takeUpload() error {
 		ref, err := parseUploadRef(c.query.Get(name))
 		if err != nil {
 			return err
+		}
+		// A store takes an empty id for none, and the request for another one:
+		// for DeleteObject in place of AbortMultipartUpload.
+		if ref.shown == "" && name == "uploadId" {
+			return noSuchUpload("", nil)
 		}
 		c.query.Set(name, ref.stored)
 		c.upload = ref

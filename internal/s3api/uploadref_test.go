@@ -40,7 +40,7 @@ func twoReplicas(t *testing.T) (a, b *proxy, second *switchedKey) {
 	other.Wrapper = second
 	a = newProxy(t, func(_ *proxy, _ *s3api.Config, cfg *keyring.Config) {
 		cfg.Keys = append(cfg.Keys, other)
-		cfg.Rules = []keyring.Rule{{Prefixes: []string{"tied/"}, Key: "main", AskedKeys: []string{"main"}}, {Key: "main"}}
+		cfg.Rules = []keyring.Rule{{Prefixes: []string{"tied/"}, Key: "main", AskedKeys: []string{"main"}}, {Key: "main", AskedKeys: []string{"*"}}}
 	})
 	return a, a.replica(), second
 }
@@ -171,6 +171,7 @@ func TestForgedUploadIDs(t *testing.T) {
 		"a key that nobody has":              {marked(`{"key":"nobody"}`), "KMS.NotFoundException"},
 		"a customer's key":                   {marked(`{"key":"` + crypt.CustomerKeyID + `"}`), "KMS.NotFoundException"},
 		"a name of the format's in context":  {marked(`{"context":{"bucket":"mine"}}`), "NoSuchUpload"},
+		"such a name in capitals":            {marked(`{"context":{"BUCKET":"mine"}}`), "NoSuchUpload"},
 		"an unknown wish":                    {marked(`{"plaintext":true}`), "NoSuchUpload"},
 		"no JSON":                            {marked(`key`), "NoSuchUpload"},
 		"more behind it":                     {marked(`{"key":"main"}{}`), "NoSuchUpload"},

@@ -1,0 +1,128 @@
+package keyring_test
+
+import (
+	"errors"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/cmekproxy/cmekproxy/internal/keyring"
+)
+
+// tenants is a keyring of the keys a and b with some rules, and what somebody
+// who may use b, and is no client, can make: an object under b.
+func tenants(t *testing.T, defaults *keyring.Defaults, rules ...keyring.Rule) (k *keyring.Keyring, plant func(keyring.Object) (string, []byte)) {
+	t.Helper()
+	a, _ := newLocal(t)
+	b, _ := newLocal(t)
+	keys := []keyring.Key{{Name: "a", Wrapper: a}, {Name: "b", Wrapper: b}}
+	k, err := keyring.New(keyring.Config{Cache: newCache(t, time.Minute), Keys: keys, Rules: rules, Defaults: defaults})
+	must(t, err)
+	theirs, err := keyring.New(keyring.Config{Cache: newCache(t, time.Minute), Keys: keys[1:], Rules: []keyring.Rule{{Key: "b"}}})
+	must(t, err)
+	return k, func(obj keyring.Object) (string, []byte) {
+		t.Helper()
+		sealed, err := theirs.Create(t.Context(), obj, "", keyring.Choice{})
+		must(t, err)
+		defer sealed.Release()
+		return sealed.KeyID, sealed.Wrapped
+	}
+}
+
+// Whoever may encrypt under one customer's key plants nothing in the bucket of
+// another one.
+func TestKeyOpensItsOwnBucketsOnly(t *testing.T) {
+	for _, row := range []struct {
+		name  string
+		rules []keyring.Rule
+		want  error
+	}{
+		{"another bucket's key", []keyring.Rule{{Buckets: []string{"a-*"}, Key: "a"}, {Buckets: []string{"b-*"}, Key: "b"}}, keyring.ErrNotRead},
+		{"no rule has the bucket", []keyring.Rule{{Buckets: []string{"b-*"}, Key: "b"}}, keyring.ErrNotRead},
+		{"the key of another prefix", []keyring.Rule{{Prefixes: []string{"b/"}, Key: "b"}, {Key: "a"}}, keyring.ErrNotRead},
+		{"it is the key", []keyring.Rule{{Buckets: []string{"a-*"}, Key: "b"}}, nil},
+		{"a later rule's key, of another client", []keyring.Rule{{Key: "a"}, {Clients: []string{"other"}, Key: "b"}}, nil},
+		{"allowed", []keyring.Rule{{Key: "a", AskedKeys: []string{"a", "b*"}}}, nil},
+		{"all are allowed", []keyring.Rule{{Key: "a", AskedKeys: []string{"*"}}}, nil},
+		{"read", []keyring.Rule{{Key: "a", ReadKeys: []string{"b"}}}, nil},
+		{"others are read", []keyring.Rule{{Key: "a", AskedKeys: []string{"a"}, ReadKeys: []string{"c*"}}}, keyring.ErrNotRead},
+	} {
+		k, plant := tenants(t, nil, row.rules...)
+		obj := keyring.Object{Bucket: "a-bucket", Key: "k"}
+		id, wrapped := plant(obj)
+		l, err := k.Open(t.Context(), obj, id, wrapped)
+		if !errors.Is(err, row.want) {
+			t.Errorf("%s: %v", row.name, err)
+		}
+		if err == nil {
+			l.Release()
+		}
+		anyway, err := k.OpenAnyKey(t.Context(), obj, id, wrapped)
+		if err != nil {
+			t.Errorf("%s: with any key: %v", row.name, err)
+			continue
+		}
+		anyway.Release()
+	}
+}
+
+// What a client can write it can read: a key that no rule names for the object
+// cannot be asked for.
+func TestWhatIsAskedForIsRead(t *testing.T) {
+	for name, rule := range map[string]keyring.Rule{
+		"no other key": {Key: "a"}, "another key": {Key: "a", AskedKeys: []string{"b"}}, "a key to read": {Key: "a", ReadKeys: []string{"b"}},
+	} {
+		k, _ := tenants(t, nil, rule)
+		obj := keyring.Object{Bucket: "a-bucket", Key: "k"}
+		sealed, err := k.Create(t.Context(), obj, "", keyring.Choice{KeyID: "b"})
+		if len(rule.AskedKeys) == 0 {
+			if !errors.Is(err, keyring.ErrNotAllowed) {
+				t.Errorf("%s: asking for b: %v", name, err)
+			}
+			continue
+		}
+		must(t, err)
+		l, err := k.Open(t.Context(), obj, sealed.KeyID, sealed.Wrapped)
+		must(t, err)
+		l.Release()
+		sealed.Release()
+	}
+}
+
+// A key that was chosen for a bucket stays in use there, and nowhere else.
+func TestChosenKeyIsRead(t *testing.T) {
+	defaults, err := keyring.OpenDefaults(filepath.Join(t.TempDir(), "defaults.json"), time.Now)
+	must(t, err)
+	must(t, defaults.Set("a-bucket", "b"))
+	k, plant := tenants(t, defaults, keyring.Rule{Key: "a"})
+	for bucket, want := range map[string]error{"a-bucket": nil, "a-nother": keyring.ErrNotRead} {
+		obj := keyring.Object{Bucket: bucket, Key: "k"}
+		id, wrapped := plant(obj)
+		if _, err := k.Open(t.Context(), obj, id, wrapped); !errors.Is(err, want) {
+			t.Errorf("%s: %v", bucket, err)
+		}
+		sealed, err := k.Create(t.Context(), obj, "", keyring.Choice{})
+		must(t, err)
+		if isB := sealed.KeyID == id; isB != (want == nil) {
+			t.Errorf("%s: new objects are under b: %v", bucket, isB)
+		}
+	}
+	if err := k.SetDefault("a-nother", "", "b"); !errors.Is(err, keyring.ErrNotAllowed) {
+		t.Errorf("choosing a key that no rule allows: %v", err)
+	}
+}
+
+func TestUnread(t *testing.T) {
+	for name, row := range map[string]struct {
+		rule keyring.Rule
+		want int
+	}{
+		"one": {keyring.Rule{Key: "a"}, 1}, "none": {keyring.Rule{Key: "a", ReadKeys: []string{"b"}}, 0},
+		"none, by a pattern": {keyring.Rule{Key: "b", AskedKeys: []string{"*"}}, 0},
+	} {
+		k, _ := tenants(t, nil, row.rule)
+		if got := k.Unread(); len(got) != row.want {
+			t.Errorf("%s: %q", name, got)
+		}
+	}
+}

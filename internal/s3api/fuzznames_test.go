@@ -1,0 +1,173 @@
+package s3api
+
+import (
+	"bufio"
+	"bytes"
+	"io"
+	"net/http"
+	"net/url"
+	"path"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/credentials"
+
+	"github.com/cmekproxy/cmekproxy/internal/keyname"
+	"github.com/cmekproxy/cmekproxy/internal/keyring"
+	"github.com/cmekproxy/cmekproxy/internal/origin"
+	"github.com/cmekproxy/cmekproxy/internal/sigv4"
+)
+
+// sent is a transport that keeps what a store would read.
+type sent struct {
+	t       *testing.T
+	request *http.Request
+}
+
+func (s *sent) RoundTrip(r *http.Request) (*http.Response, error) {
+	var wire bytes.Buffer
+	if err := r.Write(&wire); err != nil {
+		s.t.Fatal(err)
+	}
+	read, err := http.ReadRequest(bufio.NewReader(&wire))
+	if err != nil {
+		s.t.Fatalf("the store cannot read %q: %v", r.URL, err)
+	}
+	s.request = read
+	return nil, io.EOF
+}
+
+// FuzzLocate: the path that a signature covers, the bucket and the key that
+// are looked up and judged, the route, and what goes to the store are one.
+func FuzzLocate(f *testing.F) {
+	for _, target := range []string{
+		"/bucket/key", "/bucket", "/bucket/", "/", "/bucket//", "/bucket/a//b", "/bucket/a/../b", "/bucket/../b", "/bucket/%2e%2e/b",
+		"/bucket/a%2fb", "/bucket/a%252fb", "/bucket/a+b", "/bucket/%0a", "/bucket/%00", "/bucket/?acl", "/bucket/k?uploadId=x&versionId=y",
+		"/bucket/k?a=%26b%3d", "//bucket/key", "http://host/bucket/key", "/bucket/k?x=1;y=2", "/bucket/%ff", `/bucket/..\b`, "*", "/bucket/k%3facl",
+	} {
+		for _, host := range []string{"proxy", "bucket.s3.test", "bucket.S3.test:9000", "s3.test", ".s3.test", "..s3.test"} {
+			f.Add("GET", target, host)
+		}
+	}
+	s := &Server{matcher: newMatcher()}
+	f.Fuzz(func(t *testing.T, method, target, host string) {
+		text := method + " " + target + " HTTP/1.1\r\nHost: " + host + "\r\n\r\n"
+		r, err := http.ReadRequest(bufio.NewReader(strings.NewReader(text)))
+		if err != nil {
+			t.Skip()
+		}
+		c := &call{Request: r, op: "Unknown"}
+		if c.locate("s3.test") != nil {
+			return
+		}
+		rawPath, rawQuery := sigv4.RequestTarget(r)
+		verified, err := sigv4.UnescapePath(rawPath)
+		if err != nil {
+			t.Fatalf("%q was located, and cannot be verified: %v", target, err)
+		}
+		located := strings.TrimSuffix(c.resource(), "/")
+		if _, ok := bucketOfHost(r.Host, "s3.test"); ok && c.bucket != "" {
+			verified = "/" + c.bucket + verified
+		}
+		if c.key == "" {
+			verified = strings.TrimSuffix(verified, "/")
+		}
+		if c.key != "" && c.resource() != verified || c.key == "" && located != verified {
+			t.Fatalf("%q at %q: verified %q, located %q", target, host, verified, c.resource())
+		}
+
+		if c.route = s.matcher.find(c); c.route == nil || s.judgeNames(c) != nil {
+			return
+		}
+		if want := map[bool]string{true: object, false: bucket}[c.key != ""]; c.bucket != "" && c.route.path != want && c.route.path != objectLambda {
+			t.Fatalf("%q is of the route %s", c.resource(), c.route.path)
+		}
+		if again, err := url.ParseQuery(rawQuery); err != nil || !reflect.DeepEqual(again, c.query) {
+			t.Fatalf("query %q: %v, %v", rawQuery, c.query, err)
+		}
+		checkSent(t, c)
+	})
+}
+
+// checkSent sends a call to a store that keeps what it is sent.
+func checkSent(t *testing.T, c *call) {
+	t.Helper()
+	store := &sent{t: t}
+	_, _ = origin.New(origin.Config{
+		Endpoint: &url.URL{Scheme: "http", Host: "store"}, Region: "us-east-1", PathStyle: true, Now: time.Now, Transport: store,
+		Credentials: credentials.NewStaticCredentialsProvider("access", "secret", ""),
+	}).RoundTrip(c.originRequest(http.MethodGet, http.Header{}, nil, 0))
+	if store.request == nil {
+		t.Fatalf("%q is not sent", c.resource())
+	}
+	rawPath, rawQuery := sigv4.RequestTarget(store.request)
+	got, err := sigv4.UnescapePath(rawPath)
+	if err != nil || got != c.resource() || got != store.request.URL.Path {
+		t.Fatalf("%q is sent as %q, which net/http reads as %q: %v", c.resource(), got, store.request.URL.Path, err)
+	}
+	if query, err := url.ParseQuery(rawQuery); err != nil || len(query)+len(c.originQuery()) > 0 && !reflect.DeepEqual(query, c.originQuery()) {
+		t.Fatalf("the query %v is sent as %v, %v", c.originQuery(), query, err)
+	}
+	if c.key != "" && !strings.HasPrefix(path.Clean(got), "/"+c.bucket+"/") {
+		t.Fatalf("%q leads to %q", got, path.Clean(got))
+	}
+}
+
+// FuzzCopySource: a source that is taken is one object, which is what the
+// store is told.
+func FuzzCopySource(f *testing.F) {
+	for _, source := range []string{
+		"bucket/key", "/bucket/key", "bucket/a/../b", "bucket/../b", "bucket/%2e%2e/b", "bucket/k?versionId=v", "bucket/k?versionId=../v",
+		"bucket/k%3fversionId=v", "bucket/a//b", "bucket/", "127.0.0.1/k", "bucket/%ff", "bucket/k?versionId=a&versionId=b", "arn:aws:s3:::b/k",
+	} {
+		f.Add(source)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		src, version, err := parseCopySource(text, keyname.Unknown)
+		if err != nil {
+			return
+		}
+		if !validBucket(src.Bucket) && !strings.Contains(src.Bucket, "..") || src.Key == "" {
+			t.Fatalf("%q names the bucket %q and the key %q", text, src.Bucket, src.Key)
+		}
+		if clean := path.Clean("/" + src.Bucket + "/" + src.Key); !strings.HasPrefix(clean, "/"+src.Bucket+"/") {
+			t.Fatalf("%q leads to %q", text, clean)
+		}
+		if keyname.CheckID(version) != nil {
+			t.Fatalf("%q has the version %q", text, version)
+		}
+		again, sameVersion, err := parseCopySource(copySourceHeader(src, version), keyname.Unknown)
+		if err != nil || again != src || sameVersion != version {
+			t.Fatalf("%q is %v of version %q, and sent as %v of version %q: %v", text, src, version, again, sameVersion, err)
+		}
+	})
+}
+
+// FuzzUploadID: an id that is taken has one form, and leads nowhere.
+func FuzzUploadID(f *testing.F) {
+	for _, id := range []string{
+		"", "x", "../..", "a/b+c==", "x.cmek.", "x.cmek.e30", "..cmek.e30", "x.cmek.eyJrZXkiOiJtYWluIn0", "x.cmek.eyJrZXkiOiJtYWluIn1",
+		"x.cmek.eyJjb250ZXh0Ijp7ImEiOiJiIn19", "x.cmek.eyJzZWFsZWQiOiJBQUFBIn0", "x.cmek.eyJr\nZXkiOiJtYWluIn0",
+	} {
+		f.Add(id)
+	}
+	f.Fuzz(func(t *testing.T, shown string) {
+		ref, err := parseUploadRef(shown)
+		if err != nil {
+			return
+		}
+		if clean := path.Join("/uploads", ref.stored); ref.stored != "" && !strings.HasPrefix(clean+"/", "/uploads/") {
+			t.Fatalf("%q leads to %q", shown, clean)
+		}
+		wanted, sealed := ref.wanted, &keyring.Sealed{Wrapped: ref.sealed}
+		if ref.sealed != nil {
+			wanted.CustomerKey = []byte{1}
+		}
+		again, err := newUploadRef(ref.stored, wanted, sealed)
+		if err != nil || again.shown != shown || ref.shown != shown {
+			t.Fatalf("%q is another form of %q, %v", shown, again.shown, err)
+		}
+	})
+}
