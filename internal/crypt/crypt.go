@@ -9,7 +9,6 @@ import (
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/hkdf"
-	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -100,7 +99,12 @@ func (s *stream) at(i int64) []byte {
 	return s.nonce[:]
 }
 
-func derivedAEAD(dek, salt []byte, info string) (cipher.AEAD, error) {
+func derivedAEAD(dek, salt []byte, info string) (aead cipher.AEAD, err error) {
+	guard(func() { aead, err = newDerivedAEAD(dek, salt, info) })
+	return aead, err
+}
+
+func newDerivedAEAD(dek, salt []byte, info string) (cipher.AEAD, error) {
 	key, err := derive(dek, salt, info)
 	if err != nil {
 		return nil, err
@@ -117,11 +121,18 @@ func derivedAEAD(dek, salt []byte, info string) (cipher.AEAD, error) {
 	return aead, nil
 }
 
-func derive(dek, salt []byte, info string) ([]byte, error) {
+func derive(dek, salt []byte, info string) (key []byte, err error) {
+	guard(func() { key, err = hkdfKey(dek, salt, info) })
+	return key, err
+}
+
+func hkdfKey(dek, salt []byte, info string) ([]byte, error) {
 	if err := CheckDEK(dek); err != nil {
 		return nil, err
 	}
-	key, err := hkdf.Key(sha256.New, dek, salt, info, DEKSize)
+	var hashes scrubber
+	defer hashes.scrub()
+	key, err := hkdf.Key(hashes.new, dek, salt, info, DEKSize)
 	if err != nil {
 		return nil, fmt.Errorf("crypt: %w", err)
 	}
