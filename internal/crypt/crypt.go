@@ -9,6 +9,7 @@ import (
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/hkdf"
+	"crypto/hmac"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -89,6 +90,12 @@ func newStream(dek []byte, h *Header, plaintext int64, s shape) (*stream, error)
 	return out, nil
 }
 
+// wipe forgets the key. A use after it panics.
+func (s *stream) wipe() {
+	Wipe(s.aead)
+	s.aead = nil
+}
+
 // at sets the nonce for segment i. The last flag in it is what makes a cut at a segment boundary fail.
 func (s *stream) at(i int64) []byte {
 	binary.BigEndian.PutUint32(s.nonce[prefixSize:], uint32(i)) //nolint:gosec // MaxPlaintextSize keeps i below 2^32
@@ -114,6 +121,7 @@ func newDerivedAEAD(dek, salt []byte, info string) (cipher.AEAD, error) {
 	if err != nil {
 		return nil, fmt.Errorf("crypt: %w", err)
 	}
+	defer Wipe(block) // the AEAD has a copy
 	aead, err := cipher.NewGCM(block)
 	if err != nil {
 		return nil, fmt.Errorf("crypt: %w", err)
@@ -126,17 +134,25 @@ func derive(dek, salt []byte, info string) (key []byte, err error) {
 	return key, err
 }
 
+// hkdfKey is HKDF-SHA256 for as many bytes as the hash has, which is one round
+// of HKDF-Expand. hkdf.Key would leave copies of the key behind.
 func hkdfKey(dek, salt []byte, info string) ([]byte, error) {
 	if err := CheckDEK(dek); err != nil {
 		return nil, err
 	}
 	var hashes scrubber
 	defer hashes.scrub()
-	key, err := hkdf.Key(hashes.new, dek, salt, info, DEKSize)
+	prk, err := hkdf.Extract(hashes.new, dek, salt)
 	if err != nil {
 		return nil, fmt.Errorf("crypt: %w", err)
 	}
-	return key, nil
+	defer clear(prk)
+
+	expand := hmac.New(hashes.new, prk)
+	defer Wipe(expand)
+	expand.Write([]byte(info))
+	expand.Write([]byte{1})
+	return expand.Sum(make([]byte, 0, DEKSize)), nil
 }
 
 // CheckDEK refuses what cannot be a data key: another length than 32 bytes, or nothing but zeros.

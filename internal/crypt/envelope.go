@@ -123,6 +123,7 @@ func hmacOf(dek []byte, fields [][]byte) ([]byte, error) {
 	var hashes scrubber
 	defer hashes.scrub()
 	h := hmac.New(hashes.new, key)
+	defer Wipe(h)
 	for _, field := range fields {
 		var length [4]byte
 		binary.BigEndian.PutUint32(length[:], uint32(len(field))) //nolint:gosec // fields are short

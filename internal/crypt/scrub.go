@@ -3,7 +3,31 @@ package crypt
 import (
 	"crypto/sha256"
 	"hash"
+	"reflect"
 )
+
+// Wipe overwrites what a cipher or a MAC holds, the expanded key among it. The
+// standard library has no such thing; both are pointers to structures, or a
+// structure with such a pointer, and a MAC has its key in slices of bytes. It must
+// not be used any more.
+func Wipe(keyed any) {
+	v := reflect.ValueOf(keyed)
+	if v.Kind() == reflect.Struct && v.NumField() > 0 {
+		v = v.Field(0)
+	}
+	if v.Kind() != reflect.Pointer || v.IsNil() || v.Elem().Kind() != reflect.Struct {
+		return
+	}
+	v = v.Elem()
+	for i := range v.NumField() {
+		if f := v.Field(i); f.Kind() == reflect.Slice && f.Type().Elem().Kind() == reflect.Uint8 {
+			clear(f.Bytes())
+		}
+	}
+	if v.CanSet() {
+		v.SetZero()
+	}
+}
 
 // scrubber makes hashes whose buffers it overwrites in the end. SHA-256 keeps
 // the last bytes that it was given, and HKDF is given the data key.

@@ -10,6 +10,8 @@ import (
 	"slices"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/security/keyvault/azkeys"
+
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
 // A wrapped DEK of Azure is
@@ -117,6 +119,7 @@ func (b *azureBlob) seal(kek, secret, dek []byte, ec EncryptionContext) ([]byte,
 	if err != nil {
 		return nil, err
 	}
+	defer crypt.Wipe(aead)
 	return aead.Seal(b.frame(), nil, dek, b.aad(ec)), nil
 }
 
@@ -126,6 +129,7 @@ func (b *azureBlob) open(kek, secret, sealed []byte, ec EncryptionContext) ([]by
 	if err != nil {
 		return nil, err
 	}
+	defer crypt.Wipe(aead)
 	dek, err := aead.Open(nil, nil, sealed, b.aad(ec))
 	if err != nil {
 		return nil, errors.New("authentication failed")
@@ -153,6 +157,7 @@ func newKEK(kek []byte) (cipher.AEAD, error) {
 	if err != nil {
 		return nil, err
 	}
+	defer crypt.Wipe(block) // the AEAD has a copy
 	return cipher.NewGCMWithRandomNonce(block)
 }
 
