@@ -130,14 +130,44 @@ func checkKey(ctx context.Context, key config.Key) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if _, _, err = kms.RoundTrip(ctx, wrapper); err != nil {
+	wrapped, _, err := kms.RoundTrip(ctx, wrapper)
+	if err != nil {
 		return wrapper.KeyID(), err
+	}
+	if azure, ok := wrapper.(*kms.Azure); ok {
+		detail, err := checkBindings(ctx, azure, kms.VersionOf(azure.KeyID(), wrapped))
+		return azure.KeyID() + detail, err
 	}
 	detail, err := checkAlias(ctx, key, wrapper.KeyID())
 	if detail != "" {
 		detail = "; " + detail
 	}
 	return wrapper.KeyID() + detail, err
+}
+
+// checkBindings has an Azure key unwrap its bindings, and says what they are
+// worth. newest is the present version of the key.
+func checkBindings(ctx context.Context, key *kms.Azure, newest string) (string, error) {
+	versions := key.Bound()
+	switch {
+	case !key.IsRSA():
+		return "", nil
+	case len(versions) == 0:
+		return "; whoever has the public key can make objects that are taken for genuine: " +
+			"add bindings (proxy keys bind), or use A256KW on a Managed HSM", nil
+	}
+	if err := key.TryBindings(ctx); err != nil {
+		return "", err
+	}
+
+	detail := fmt.Sprintf("; %d bindings", len(versions))
+	for i, version := range versions {
+		if version != newest {
+			detail += fmt.Sprintf("; binding %d is under version %s and not the newest: "+
+				"before you disable that version, wrap the binding again (proxy keys bind --again %d)", i+1, version, i+1)
+		}
+	}
+	return detail, nil
 }
 
 // storeProbe finds out what the store can do, with one small object.

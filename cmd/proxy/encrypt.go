@@ -21,6 +21,7 @@ func encryptCommand(ctx context.Context, args []string, stdout io.Writer) error 
 	path := flags.String("config", "", "path of the configuration `FILE`")
 	flags.BoolVar(&e.dryRun, "dry-run", false, "write nothing, and say what would be encrypted")
 	flags.BoolVar(&e.unconditional, "unconditional", false, "write also where the store does not hold to If-Match; only when nothing else writes to the bucket")
+	only := flags.String("only-listed", "", "`FILE` that lists what the bucket held before the migration, such as an inventory in csv or json: all else is left alone")
 	e.declare(flags, "encrypt")
 	target, err := parseBucket(flags, args, stdout)
 	if err != nil {
@@ -28,6 +29,11 @@ func encryptCommand(ctx context.Context, args []string, stdout io.Writer) error 
 	}
 	if err := e.check(); err != nil {
 		return err
+	}
+	if *only != "" {
+		if e.listed, err = readObjectList(*only); err != nil {
+			return err
+		}
 	}
 	cfg, err := loadConfig(*path)
 	if err != nil {
@@ -45,6 +51,7 @@ func encryptCommand(ctx context.Context, args []string, stdout io.Writer) error 
 type encryption struct {
 	sweep
 	unconditional bool
+	listed        *objectList // nil for all
 }
 
 func (e *encryption) run(ctx context.Context) error {
@@ -54,6 +61,10 @@ func (e *encryption) run(ctx context.Context) error {
 	}
 	defer done()
 	c := encrypt.Config{Config: common, Unconditional: e.unconditional}
+	state := walk.State{Command: "encrypt"}
+	if e.listed != nil {
+		c.Listed, state.Listed = e.listed.check, e.listed.digest
+	}
 	kept := e.versions(ctx, "What is encrypted stays there in plaintext as an older version, until that is deleted; proxy inventory --versions counts them")
 	if !e.dryRun {
 		if c.Abilities, err = e.abilities(ctx); err != nil {
@@ -64,7 +75,7 @@ func (e *encryption) run(ctx context.Context) error {
 	do := func(ctx context.Context, entry stored.Entry) walk.Result {
 		return encrypter.Encrypt(ctx, e.bucket, entry)
 	}
-	err = e.walk(ctx, walk.State{Command: "encrypt"}, e.reader().List, do, e.name)
+	err = e.walk(ctx, state, e.reader().List, do, e.name)
 	e.summary()
 	if kept && !e.dryRun && e.counts[walk.Done] > 0 {
 		fmt.Fprintf(e.out, "versions   %d older ones in plaintext are left behind by this run\n", e.counts[walk.Done])

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -20,6 +21,9 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
+
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
 // past the proxy, what m.put and m.upload do stores plaintext.
@@ -368,6 +372,119 @@ func TestSweepCommandLines(t *testing.T) {
 		m.command(2, command, "s3://bucket")
 		if out := m.command(1, command, "--config", m.both, "s3://no-such-bucket"); !strings.Contains(out, "NoSuchBucket") {
 			t.Errorf("%s: %s", command, out)
+		}
+	}
+}
+
+// Plaintext that somebody has planted where the rule says deny is not made
+// genuine.
+func TestEncryptRefusesWhereTheRuleDenies(t *testing.T) {
+	m := newMove(t)
+	m.past(func() {
+		m.put("planted", text(1, 1000))
+		m.upload("planted in parts", []int32{1, 2}, 5<<20, 100)
+	})
+	before := m.state()
+	for _, args := range [][]string{{}, {"--dry-run"}} {
+		out := m.command(1, append([]string{"encrypt", "--config", m.denying(), "s3://bucket"}, args...)...)
+		if strings.Count(out, "FAILED") != 2 || !strings.Contains(out, "plaintext_objects") {
+			t.Errorf("%q: %s", args, out)
+		}
+	}
+	if !maps.Equal(before, m.state()) {
+		t.Error("the store has changed")
+	}
+}
+
+// With a list only what is in it is encrypted, and only as it was.
+func TestEncryptOnlyListed(t *testing.T) {
+	for _, format := range []string{"csv", "json"} {
+		t.Run(format, func(t *testing.T) {
+			m := newMove(t)
+			keys := []string{"a", "=b,\"c\"", "'=d", "-", "parts"}
+			m.past(func() {
+				for i, key := range keys[:4] {
+					m.put(key, text(uint64(i), 1000))
+				}
+				m.upload("parts", []int32{1, 2}, 5<<20, 100)
+				m.put("changed", text(10, 1000))
+				m.put("same size", text(11, 1000))
+			})
+			m.put("sealed", text(12, 1000))
+			list := filepath.Join(t.TempDir(), "list")
+			inventory := m.command(0, "inventory", "--config", m.both, "s3://bucket", "--format", format)
+			if format == "csv" { // what is printed beside it is not of the file
+				inventory = inventory[:strings.LastIndex(inventory, "\r\n")+2]
+			}
+			if err := os.WriteFile(list, []byte(inventory), 0o600); err != nil {
+				t.Fatal(err)
+			}
+
+			m.past(func() {
+				m.put("changed", text(20, 2000))
+				m.put("same size", text(21, 1000))
+				m.put("planted", text(22, 1000))
+				m.put("sealed", text(23, 1000))
+			})
+			before := m.state()
+			state := filepath.Join(t.TempDir(), "state")
+			out := m.command(1, "encrypt", "--config", m.both, "s3://bucket", "--only-listed", list, "--state", state)
+			if strings.Count(out, "FAILED") != 4 || strings.Count(out, "left alone") != 4 || !strings.Contains(out, "encrypted  5 objects") {
+				t.Error(out)
+			}
+			after := m.state()
+			for key := range before {
+				if listed := slices.Contains(keys, key); listed == (before[key] == after[key]) {
+					t.Errorf("%q: %s, and before %s", key, after[key], before[key])
+				}
+			}
+			m.readable(m.app)
+			if out := m.command(1, "encrypt", "--config", m.both, "s3://bucket", "--state", state); !strings.Contains(out, "of another run") {
+				t.Errorf("the same state without the list: %s", out)
+			}
+		})
+	}
+}
+
+// Lists of Amazon S3 Inventory, and those that are none.
+func TestObjectLists(t *testing.T) {
+	read := func(text string) (*objectList, error) {
+		path := filepath.Join(t.TempDir(), "list")
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return readObjectList(path)
+	}
+	l, err := read("Bucket, Key, VersionId, IsLatest, IsDeleteMarker, Size, ETag\n" +
+		`"b","a+b%2Fc%25","v1","true","false","10","d41d"` + "\n" +
+		`"b","a+b%2Fc%25","v0","false","false","11","d41e"` + "\n" +
+		`"b","gone","v2","true","true","",""` + "\n" + `"b","x","null","true","false","5","aa-2"` + "\n")
+	want := map[string]listedObject{"a b/c%": {"d41d", "v1", 10}, "x": {"aa-2", "", 5}}
+	if err != nil || !maps.Equal(l.objects, want) {
+		t.Fatalf("%+v, %v", l, err)
+	}
+	for version, ok := range map[string]bool{"v1": true, "v2": false, "": false} {
+		seen := &stored.Seen{ETag: `"d41d"`, Stored: 10, Header: http.Header{"X-Amz-Version-Id": {version}}}
+		if err := l.check(crypt.Object{Bucket: "b", Key: "a b/c%"}, seen); (err == nil) != ok {
+			t.Errorf("version %q: %v", version, err)
+		}
+	}
+
+	for name, text := range map[string]string{
+		"empty":                   "",
+		"no columns":              "b,k,10,d41d\n",
+		"nothing to know them by": "key,size\nk,10\n",
+		"an object without":       "key,size,etag\nk,10,\n",
+		"no size":                 "key,size,etag\nk,,d41d\n",
+		"a negative size":         "key,size,etag\nk,-1,d41d\n",
+		"a line that is cut":      "key,size,etag\nk,10\n",
+		"twice":                   "key,size,etag\nk,10,d41d\nk,10,d41e\n",
+		"a bad escape":            "Key,Size,ETag\n%zz,10,d41d\n",
+		"half a document":         `{"type":"object","key":"k"`,
+		"json without an ETag":    `{"type":"object","key":"k","kind":"plaintext","size":1}`,
+	} {
+		if l, err := read(text); err == nil {
+			t.Errorf("%s: %+v", name, l.objects)
 		}
 	}
 }

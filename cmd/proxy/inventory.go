@@ -64,7 +64,8 @@ type protection struct {
 	Key     string   `json:"key"`
 	Version string   `json:"version_id,omitempty"`
 	Latest  bool     `json:"latest"`
-	Size    int64    `json:"size"` // of the plaintext, in bytes; -1 if it is not known
+	ETag    string   `json:"etag,omitempty"` // the store's, without its quotes
+	Size    int64    `json:"size"`           // of the plaintext, in bytes; -1 if it is not known
 	Kind    string   `json:"kind"`
 	Parts   int      `json:"parts,omitempty"` // in the store: one that the proxy appended is among them
 	Keys    []kmsKey `json:"kms_keys"`
@@ -139,6 +140,7 @@ func (s *stocktaking) look(ctx context.Context, q stored.Request, p *protection)
 	if err != nil {
 		return err
 	}
+	p.ETag = strings.Trim(seen.ETag, `"`)
 	if p.Size, err = seen.Size(); err != nil {
 		p.Size = -1
 		return err

@@ -164,7 +164,7 @@ type csvInventory struct {
 }
 
 // csvHeader names the columns. An object under several keys has them in one field each, with a space in between.
-var csvHeader = []string{"key", "version_id", "latest", "size", "kind", "parts", "kms_key_ids", "kms_key_names", "kms_key_versions", "error"}
+var csvHeader = []string{"key", "version_id", "latest", "size", "kind", "parts", "kms_key_ids", "kms_key_names", "kms_key_versions", "error", "etag"}
 
 func (c *csvInventory) header() error {
 	if c.begun {
@@ -191,19 +191,28 @@ func (c *csvInventory) row(p protection) error {
 	}
 	return c.w.Write(forSpreadsheets([]string{
 		p.Key, p.Version, strconv.FormatBool(p.Latest), size, p.Kind, parts,
-		strings.Join(ids, " "), strings.Join(names, " "), strings.Join(versions, " "), p.Error,
+		strings.Join(ids, " "), strings.Join(names, " "), strings.Join(versions, " "), p.Error, p.ETag,
 	}))
 }
 
 // forSpreadsheets puts an apostrophe before a field that a spreadsheet would
-// take for a formula: clients choose object keys.
+// take for a formula: clients choose object keys. An apostrophe of the field's own
+// gets one too, so that fromSpreadsheets can tell.
 func forSpreadsheets(fields []string) []string {
 	for i, f := range fields {
-		if f != "" && f != "-" && strings.ContainsRune("=+-@\t\r", rune(f[0])) {
+		if f != "" && f != "-" && strings.ContainsRune("=+-@\t\r'", rune(f[0])) {
 			fields[i] = "'" + f
 		}
 	}
 	return fields
+}
+
+// fromSpreadsheets takes the apostrophe out again.
+func fromSpreadsheets(field string) string {
+	if len(field) > 1 && field[0] == '\'' && strings.ContainsRune("=+-@\t\r'", rune(field[1])) {
+		return field[1:]
+	}
+	return field
 }
 
 func (c *csvInventory) end(totals *inventoryTotals) error {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -129,8 +130,9 @@ func (a *app) buildKeys(ctx context.Context) error {
 // buildCache makes the cache of data keys, and what measures it.
 func (a *app) buildCache() {
 	dek := a.cfg.DEKCache
+	memory := &freeing{free: debug.FreeOSMemory}
 	a.cache = dekcache.New(dekcache.Config{
-		TTL: dek.TTL, MaxEntries: dek.MaxEntries, Jitter: jitter, Remember: remember, Now: time.Now,
+		Purged: memory.purged, TTL: dek.TTL, MaxEntries: dek.MaxEntries, Jitter: jitter, Remember: remember, Now: time.Now,
 	})
 	a.advisor = advisor.New(advisor.Config{
 		TTL:             dek.TTL,

@@ -15,26 +15,32 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-// keysCommand is one subcommand of `proxy keys`. All of them take the FILE of a key, and print what it then holds.
+// keysCommand is one subcommand of `proxy keys`. All but bind take the FILE of a key, and print what it then holds.
 type keysCommand struct {
 	name    string
 	flags   string
 	summary string
-	run     func(args []string, stdout io.Writer) error
+	run     func(ctx context.Context, args []string, stdout io.Writer) error
 }
 
 var keysCommands = []keysCommand{
-	{"new", "", "make a key file with a new random key", keysNew},
-	{"import", "[--from FILE|-]", "make a key file with a key of yours: raw, hex, base64 or PEM", keysImport},
-	{"rotate", "", "add a version, which encrypts from then on; older ones go on to decrypt", keysRotate},
-	{"disable", "[--version N]", "switch off the key, or one version of it", keysDisable},
-	{"enable", "[--version N]", "switch it on again", keysEnable},
-	{"destroy", "--version N --yes", "remove the key of a version for ever, and with it all that it protects", keysDestroy},
-	{"list", "", "print the versions; never a key", keysList},
+	{"new", "", "make a key file with a new random key", noContext(keysNew)},
+	{"import", "[--from FILE|-]", "make a key file with a key of yours: raw, hex, base64 or PEM", noContext(keysImport)},
+	{"rotate", "", "add a version, which encrypts from then on; older ones go on to decrypt", noContext(keysRotate)},
+	{"disable", "[--version N]", "switch off the key, or one version of it", noContext(keysDisable)},
+	{"enable", "[--version N]", "switch it on again", noContext(keysEnable)},
+	{"destroy", "--version N --yes", "remove the key of a version for ever, and with it all that it protects", noContext(keysDestroy)},
+	{"list", "", "print the versions; never a key", noContext(keysList)},
+	{"bind", "--config FILE", "print a binding for the Azure RSA key of that NAME in the configuration", keysBind},
+}
+
+// noContext is for commands that wait for nobody.
+func noContext(run func(args []string, stdout io.Writer) error) func(context.Context, []string, io.Writer) error {
+	return func(_ context.Context, args []string, stdout io.Writer) error { return run(args, stdout) }
 }
 
 // keys looks after the key files of provider local. Proxies that run notice a change by themselves.
-func keys(_ context.Context, args []string, stdout io.Writer) error {
+func keys(ctx context.Context, args []string, stdout io.Writer) error {
 	if len(args) == 0 || args[0] == "help" || args[0] == "-h" || args[0] == "-help" || args[0] == "--help" {
 		keysUsage(stdout)
 		return nil
@@ -43,7 +49,7 @@ func keys(_ context.Context, args []string, stdout io.Writer) error {
 		if c.name != args[0] {
 			continue
 		}
-		err := c.run(args[1:], stdout)
+		err := c.run(ctx, args[1:], stdout)
 		if err == nil || errors.Is(err, flag.ErrHelp) {
 			return err
 		}
@@ -56,7 +62,8 @@ func keys(_ context.Context, args []string, stdout io.Writer) error {
 }
 
 func keysUsage(w io.Writer) {
-	fmt.Fprint(w, "Key files of provider local\n\nUsage: proxy keys COMMAND FILE [flags]\n\n")
+	fmt.Fprint(w, "Key files of provider local, and bindings of azure-keyvault\n\n"+
+		"Usage: proxy keys COMMAND FILE [flags]\n       proxy keys bind NAME --config FILE [flags]\n\n")
 	for _, c := range keysCommands {
 		fmt.Fprintf(w, "  %-7s  %-17s  %s\n", c.name, c.flags, c.summary)
 	}

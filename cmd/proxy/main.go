@@ -11,10 +11,19 @@ import (
 )
 
 func main() {
-	ctx, stop := untilSignal()
+	ctx, stop := begin()
 	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()
 	os.Exit(code)
+}
+
+// begin is what comes before any command. Hardening that the system does not
+// allow is no reason not to work.
+func begin() (ctx context.Context, stop func()) {
+	if err := harden(); err != nil {
+		fmt.Fprintf(os.Stderr, "proxy: warning: %v\n", err)
+	}
+	return untilSignal()
 }
 
 // command is one subcommand. Its error goes to standard error, and the process exits with 1.

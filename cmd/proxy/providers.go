@@ -37,7 +37,7 @@ func buildWrapper(ctx context.Context, k config.Key, report kms.Report) (kms.Wra
 	case config.AzureKeyVault:
 		return kms.NewAzure(kms.AzureConfig{
 			KeyID: k.KeyID, Algorithm: k.Algorithm, EnvelopeID: k.EnvelopeID, CAFile: k.CAFile, Report: report,
-			Timeout: k.Timeout, MaxAttempts: 1,
+			Bindings: k.Bindings, AcceptForm: k.AcceptForm, WriteForm: k.WriteForm, Timeout: k.Timeout, MaxAttempts: 1,
 		})
 	case config.PKCS11:
 		id, err := hex.DecodeString(k.KeyID)

@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 
+	"github.com/cmekproxy/cmekproxy/internal/config"
 	"github.com/cmekproxy/cmekproxy/internal/inplace"
 	"github.com/cmekproxy/cmekproxy/internal/rewrap"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
@@ -21,6 +23,7 @@ func rewrapCommand(ctx context.Context, args []string, stdout io.Writer) error {
 	path := flags.String("config", "", "path of the configuration `FILE`")
 	flags.StringVar(&o.to, "to", "", "`NAME` of the key to move to (default: for each object the key of the rules)")
 	flags.BoolVar(&o.all, "all", false, "also what is under the key already, for a new version of it; where the version can be told, not what is under the newest")
+	flags.BoolVar(&o.bind, "bind", false, "also what is under form 1 of an Azure RSA key with bindings, which whoever has the public key can make: you vouch that all of it is genuine")
 	flags.BoolVar(&o.dryRun, "dry-run", false, "write nothing, and say what would be moved")
 	flags.StringVar(&o.method, "method", "auto", "how an object that was put whole gets its new envelope: copy by the store, put back by this command, or auto for the way that loses no concurrent write")
 	o.declare(flags, "move")
@@ -35,6 +38,9 @@ func rewrapCommand(ctx context.Context, args []string, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
+	if o.bind && !slices.ContainsFunc(cfg.Keys, func(k config.Key) bool { return len(k.Bindings) > 0 }) {
+		return usageError{errors.New("--bind: no key of the configuration has bindings")}
+	}
 	// What clients may ask for does not bind who runs this. What is read has to
 	// be under a key that the rules name all the same: rewrapped, it would be
 	// beyond doubt.
@@ -48,13 +54,13 @@ func rewrapCommand(ctx context.Context, args []string, stdout io.Writer) error {
 		return err
 	}
 	defer d.close()
-	return (&relocation{sweep{direct: d, sweepOptions: o.sweepOptions, out: stdout}, o.to, o.method, o.all}).run(ctx)
+	return (&relocation{sweep{direct: d, sweepOptions: o.sweepOptions, out: stdout}, o.to, o.method, o.all, o.bind}).run(ctx)
 }
 
 type rewrapOptions struct {
 	sweepOptions
 	to, method string
-	all        bool
+	all, bind  bool
 }
 
 func (o *rewrapOptions) check() error {
@@ -68,7 +74,7 @@ func (o *rewrapOptions) check() error {
 type relocation struct {
 	sweep
 	to, method string
-	all        bool
+	all, bind  bool
 }
 
 func (r *relocation) run(ctx context.Context) error {
@@ -82,13 +88,13 @@ func (r *relocation) run(ctx context.Context) error {
 		return err
 	}
 	defer done()
-	c := rewrap.Config{Config: common, To: r.to, All: r.all}
+	c := rewrap.Config{Config: common, To: r.to, All: r.all, Bind: r.bind}
 	if err := r.prepare(ctx, &c); err != nil {
 		return err
 	}
 	mover := rewrap.New(c)
 	move := func(ctx context.Context, e stored.Entry) walk.Result { return mover.Move(ctx, r.bucket, e) }
-	err = r.walk(ctx, walk.State{Command: "rewrap", To: r.to, All: r.all}, r.reader().List, move, r.name)
+	err = r.walk(ctx, walk.State{Command: "rewrap", To: r.to, All: r.all, Bind: r.bind}, r.reader().List, move, r.name)
 	r.summary()
 	return errors.Join(err, r.failures())
 }

@@ -48,7 +48,7 @@ func TestMainCommand(t *testing.T) {
 	if args == "" {
 		t.Skip("for processes that other tests start and kill")
 	}
-	ctx, _ := untilSignal() // as main does
+	ctx, _ := begin() // as main does
 	os.Exit(run(ctx, strings.Split(args, "\n"), os.Stdout, os.Stderr))
 }
 

@@ -190,12 +190,34 @@ func (d *decoder) checkKeys(keys []Key) {
 			d.checkEndpoint(&k.Address, "address")
 			d.checkSecure(&k.Address, "address", k.Insecure)
 			d.checkLogin(&k.Login)
+		case AzureKeyVault:
+			d.checkBindings(k)
 		case PKCS11:
 			if _, err := hex.DecodeString(k.KeyID); err != nil {
 				d.fail(&k.KeyID, "key_id of a pkcs11 key must be its CKA_ID in hexadecimal")
 			}
 		default: // nothing besides
 		}
+	}
+}
+
+// checkBindings refuses bindings that bind nothing, and a form that nothing
+// makes.
+func (d *decoder) checkBindings(k *Key) {
+	if len(k.Bindings) > 0 && k.Algorithm == "A256KW" {
+		d.fail(&k.Bindings, "bindings are for RSA keys: only the vault itself can wrap under A256KW")
+	}
+	switch {
+	case k.AcceptForm < 0 || k.AcceptForm > 2:
+		d.fail(&k.AcceptForm, "accept_form must be 1 or 2")
+	case k.WriteForm < 0 || k.WriteForm > 2:
+		d.fail(&k.WriteForm, "write_form must be 1 or 2")
+	case k.WriteForm == 2 && len(k.Bindings) == 0:
+		d.fail(&k.WriteForm, "write_form: 2 needs bindings, which proxy keys bind makes")
+	case k.WriteForm == 1 && k.AcceptForm == 2:
+		d.fail(&k.WriteForm, "write_form: 1 makes what accept_form: 2 refuses")
+	case k.AcceptForm == 2 && len(k.Bindings) == 0:
+		d.fail(&k.AcceptForm, "accept_form: 2 needs bindings, which proxy keys bind makes")
 	}
 }
 

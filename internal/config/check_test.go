@@ -165,6 +165,18 @@ func TestKeyErrors(t *testing.T) {
 		{"an algorithm that Azure does not have", local, "    provider: azure-keyvault\n    key_id: k\n    algorithm: RSA1_5\n", []string{
 			`15:16: keys[0].algorithm must be one of RSA-OAEP-256, A256KW, not "RSA1_5"`,
 		}},
+		{"bindings that bind nothing", local, "    provider: azure-keyvault\n    key_id: k\n    algorithm: A256KW\n    bindings: [AAAA]\n", []string{
+			`16:15: bindings are for RSA keys: only the vault itself can wrap under A256KW`,
+		}},
+		{"a form that nothing makes", local, "    provider: azure-keyvault\n    key_id: k\n    accept_form: 2\n", []string{
+			`15:18: accept_form: 2 needs bindings, which proxy keys bind makes`,
+		}},
+		{"a form that is not read", local, "    provider: azure-keyvault\n    key_id: k\n    accept_form: 2\n    write_form: 1\n    bindings: [AAAA]\n", []string{
+			`16:17: write_form: 1 makes what accept_form: 2 refuses`,
+		}},
+		{"a form that is none", local, "    provider: azure-keyvault\n    key_id: k\n    accept_form: 3\n    bindings: [AAAA]\n", []string{
+			`15:18: accept_form must be 1 or 2`,
+		}},
 		{"pkcs11 with an id that is not hexadecimal", local, "    provider: pkcs11\n    module: /m\n    token: t\n    key_label: l\n    key_id: xy\n", []string{
 			`17:13: key_id of a pkcs11 key must be its CKA_ID in hexadecimal`,
 		}},

@@ -175,6 +175,17 @@ type Key struct {
 	EnvelopeID string `yaml:"envelope_id"`
 	// Algorithm is how an Azure key wraps. Empty: RSA-OAEP-256.
 	Algorithm string `yaml:"algorithm" values:"RSA-OAEP-256 A256KW"`
+	// Bindings are secrets of an Azure RSA key, wrapped by it, as proxy keys
+	// bind prints them. Without, whoever has the public key can make objects
+	// that are taken for genuine. The first one binds new objects; those that
+	// any of them binds are opened. Default none.
+	Bindings []string `yaml:"bindings"`
+	// WriteForm is the form of new blobs of an Azure key. 1, until all proxies
+	// have its bindings. Default 2 with bindings, else 1.
+	WriteForm int `yaml:"write_form"`
+	// AcceptForm is the least form of an Azure key's blobs that is opened. 2
+	// refuses all that no binding binds. Default 1.
+	AcceptForm int `yaml:"accept_form"`
 	// Module is the path of the HSM vendor's PKCS#11 library.
 	Module string `yaml:"module"`
 	// Token is the label of the HSM's token, KeyLabel that of the key in it (CKA_LABEL).
@@ -243,7 +254,7 @@ var providerSettings = map[Provider]struct{ needs, takes []string }{
 		[]string{"insecure", "namespace", "mount", "ca_file", "envelope_id", "timeout"},
 	},
 	GCPKMS:        {[]string{"key_id"}, []string{"endpoint", "ca_file", "timeout"}},
-	AzureKeyVault: {[]string{"key_id"}, []string{"algorithm", "envelope_id", "ca_file", "timeout"}},
+	AzureKeyVault: {[]string{"key_id"}, []string{"algorithm", "bindings", "write_form", "accept_form", "envelope_id", "ca_file", "timeout"}},
 	PKCS11:        {[]string{"module", "token", "key_label"}, []string{"key_id", "pin", "timeout"}},
 	Local:         {[]string{"key_file"}, nil},
 }

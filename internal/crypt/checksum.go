@@ -51,6 +51,7 @@ func SealChecksums(digests map[ChecksumID][]byte, dek []byte, random io.Reader) 
 	if err != nil {
 		return nil, err
 	}
+	defer Wipe(aead)
 	nonce := make([]byte, nonceSize, nonceSize+len(records)+TagSize)
 	if _, err := io.ReadFull(random, nonce); err != nil {
 		return nil, fmt.Errorf("crypt: drawing a nonce: %w", err)
@@ -67,6 +68,7 @@ func OpenChecksums(sealed, dek []byte) (map[ChecksumID][]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	defer Wipe(aead)
 	if len(sealed) < nonceSize+TagSize {
 		return nil, fmt.Errorf("%w: %s is too short", ErrEnvelope, nameSum)
 	}

@@ -9,7 +9,7 @@ import (
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/hkdf"
-	"crypto/sha256"
+	"crypto/hmac"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -90,6 +90,12 @@ func newStream(dek []byte, h *Header, plaintext int64, s shape) (*stream, error)
 	return out, nil
 }
 
+// wipe forgets the key. A use after it panics.
+func (s *stream) wipe() {
+	Wipe(s.aead)
+	s.aead = nil
+}
+
 // at sets the nonce for segment i. The last flag in it is what makes a cut at a segment boundary fail.
 func (s *stream) at(i int64) []byte {
 	binary.BigEndian.PutUint32(s.nonce[prefixSize:], uint32(i)) //nolint:gosec // MaxPlaintextSize keeps i below 2^32
@@ -100,7 +106,12 @@ func (s *stream) at(i int64) []byte {
 	return s.nonce[:]
 }
 
-func derivedAEAD(dek, salt []byte, info string) (cipher.AEAD, error) {
+func derivedAEAD(dek, salt []byte, info string) (aead cipher.AEAD, err error) {
+	guard(func() { aead, err = newDerivedAEAD(dek, salt, info) })
+	return aead, err
+}
+
+func newDerivedAEAD(dek, salt []byte, info string) (cipher.AEAD, error) {
 	key, err := derive(dek, salt, info)
 	if err != nil {
 		return nil, err
@@ -110,6 +121,7 @@ func derivedAEAD(dek, salt []byte, info string) (cipher.AEAD, error) {
 	if err != nil {
 		return nil, fmt.Errorf("crypt: %w", err)
 	}
+	defer Wipe(block) // the AEAD has a copy
 	aead, err := cipher.NewGCM(block)
 	if err != nil {
 		return nil, fmt.Errorf("crypt: %w", err)
@@ -117,15 +129,30 @@ func derivedAEAD(dek, salt []byte, info string) (cipher.AEAD, error) {
 	return aead, nil
 }
 
-func derive(dek, salt []byte, info string) ([]byte, error) {
+func derive(dek, salt []byte, info string) (key []byte, err error) {
+	guard(func() { key, err = hkdfKey(dek, salt, info) })
+	return key, err
+}
+
+// hkdfKey is HKDF-SHA256 for as many bytes as the hash has, which is one round
+// of HKDF-Expand. hkdf.Key would leave copies of the key behind.
+func hkdfKey(dek, salt []byte, info string) ([]byte, error) {
 	if err := CheckDEK(dek); err != nil {
 		return nil, err
 	}
-	key, err := hkdf.Key(sha256.New, dek, salt, info, DEKSize)
+	var hashes scrubber
+	defer hashes.scrub()
+	prk, err := hkdf.Extract(hashes.new, dek, salt)
 	if err != nil {
 		return nil, fmt.Errorf("crypt: %w", err)
 	}
-	return key, nil
+	defer clear(prk)
+
+	expand := hmac.New(hashes.new, prk)
+	defer Wipe(expand)
+	expand.Write([]byte(info))
+	expand.Write([]byte{1})
+	return expand.Sum(make([]byte, 0, DEKSize)), nil
 }
 
 // CheckDEK refuses what cannot be a data key: another length than 32 bytes, or nothing but zeros.

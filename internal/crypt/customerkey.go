@@ -31,6 +31,7 @@ func WrapByCustomer(customerKey, dek []byte, obj Object, random io.Reader) ([]by
 	if err != nil {
 		return nil, err
 	}
+	defer Wipe(aead)
 	b := append([]byte{customerForm}, salt...)
 	return aead.Seal(b, make([]byte, nonceSize), dek, nil), nil
 }
@@ -45,6 +46,7 @@ func UnwrapByCustomer(customerKey, wrapped []byte, obj Object) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	defer Wipe(aead)
 	dek, err := aead.Open(nil, make([]byte, nonceSize), wrapped[1+saltSize:], nil)
 	if err != nil {
 		return nil, ErrCustomerKey // what is behind it tells nothing

@@ -109,13 +109,21 @@ func macFields(keyID string, wrappedDEK []byte, h *Header, size int64, extra []b
 }
 
 // macOf is the MAC of the fields, each after its length.
-func macOf(dek []byte, fields [][]byte) ([]byte, error) {
+func macOf(dek []byte, fields [][]byte) (mac []byte, err error) {
+	guard(func() { mac, err = hmacOf(dek, fields) })
+	return mac, err
+}
+
+func hmacOf(dek []byte, fields [][]byte) ([]byte, error) {
 	key, err := derive(dek, nil, infoMAC)
 	if err != nil {
 		return nil, err
 	}
 	defer clear(key)
-	h := hmac.New(sha256.New, key)
+	var hashes scrubber
+	defer hashes.scrub()
+	h := hmac.New(hashes.new, key)
+	defer Wipe(h)
 	for _, field := range fields {
 		var length [4]byte
 		binary.BigEndian.PutUint32(length[:], uint32(len(field))) //nolint:gosec // fields are short

@@ -73,6 +73,7 @@ func (o *Opener) Close() {
 	}
 	if o.buffer != nil {
 		o.buffer.free()
+		o.stream.wipe()
 	}
 	o.buffer, o.plain = nil, nil
 }

@@ -70,6 +70,7 @@ func (s *Sealer) Close() error {
 		defer s.mu.Unlock()
 		if s.buffer != nil {
 			s.buffer.free()
+			s.stream.wipe()
 			s.buffer, s.out, s.err = nil, nil, io.ErrClosedPipe
 		}
 	}

@@ -67,6 +67,9 @@ type Config struct {
 	// Remember returns how long the error of a fetch stands as the answer to whoever asks for the same DEK, without
 	// another fetch. It must not call the cache. Nil: not at all.
 	Remember func(error) time.Duration
+	// Purged, if not nil, is called after each purge, in a goroutine of its
+	// own.
+	Purged func()
 	// Now is the clock. Nil: time.Now.
 	Now func() time.Time
 }
@@ -388,6 +391,9 @@ func (c *Cache) purge(match func(Group) bool) int {
 		}
 	}
 	c.forgive(match)
+	if c.cfg.Purged != nil && !c.closed {
+		go c.cfg.Purged()
+	}
 	return int(c.stats.Purges - before) //nolint:gosec // at most MaxEntries
 }
 

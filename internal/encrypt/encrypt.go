@@ -30,6 +30,9 @@ type Config struct {
 	inplace.Config
 	// Unconditional writes also what the store holds to no condition for. What a client stores in that moment is lost.
 	Unconditional bool
+	// Listed, if not nil, refuses an object that is not to be encrypted. What
+	// it was asked about is a condition of what is written.
+	Listed func(obj crypt.Object, seen *stored.Seen) error
 }
 
 var (
@@ -37,6 +40,10 @@ var (
 	ErrLost = fmt.Errorf("WHAT IS STORED NOW IS NOT WHAT WAS THERE; %w", walk.ErrStop)
 	// ErrUnconditional says that the store would not hold to the condition.
 	ErrUnconditional = errors.New("the store does not hold to If-Match here, so that what a client writes in the same moment could be lost")
+	// ErrDenied says that the rules take no plaintext there. It may have been
+	// planted, and encrypting it would have readers take it for genuine.
+	ErrDenied = errors.New("it is plaintext where the rule denies that, so nothing tells whose it is: " +
+		"if it is genuine, set plaintext_objects: allow for the time of the migration")
 	// ErrSource says that what the store sends is not what it says of it.
 	ErrSource = errors.New("what the store sends does not have the checksum that the store says it has")
 )
@@ -89,6 +96,14 @@ func (e *Encrypter) encrypt(ctx context.Context, obj crypt.Object, before **writ
 			return r, e.readBack(ctx, w, seen.ETag)
 		}
 		return walk.Result{Outcome: walk.Current}, nil
+	}
+	if !e.cfg.Keys.AllowPlaintext(obj, e.cfg.Client) {
+		return r, ErrDenied
+	}
+	if e.cfg.Listed != nil {
+		if err := e.cfg.Listed(obj, seen); err != nil {
+			return r, err
+		}
 	}
 	if _, err := e.cfg.Keys.KeyID(obj, e.cfg.Client, ""); err != nil || e.cfg.DryRun {
 		return r, err

@@ -101,7 +101,7 @@ func newLab(t *testing.T, key kms.Wrapper, sizes ...int) *lab {
 	ring := func() *keyring.Keyring {
 		cache := dekcache.New(dekcache.Config{TTL: time.Minute, MaxEntries: 1000, Now: time.Now})
 		t.Cleanup(cache.Close)
-		k, err := keyring.New(keyring.Config{Keys: []keyring.Key{{Name: "key", Wrapper: key}}, Rules: []keyring.Rule{{Key: "key"}}, Cache: cache})
+		k, err := keyring.New(keyring.Config{Keys: []keyring.Key{{Name: "key", Wrapper: key}}, Rules: []keyring.Rule{{Key: "key", AllowPlaintext: true}}, Cache: cache})
 		if err != nil {
 			t.Fatal(err)
 		}

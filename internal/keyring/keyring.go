@@ -63,6 +63,9 @@ var (
 	// ErrKeyName says that a rule has prefixes, and the key of the object has a
 	// segment . or .., so that the store may take it for another key.
 	ErrKeyName = errors.New("keyring: a key with a segment . or .. has no place among prefixes")
+	// ErrUnbound says that nothing proves who has made a data key, and that it
+	// was to be wrapped so that something would.
+	ErrUnbound = errors.New("keyring: nothing proves who has made this data key: its blob is of form 1")
 	// ErrReleased says that a lease was used after its Release.
 	ErrReleased = errors.New("keyring: lease was released")
 	// ErrChanged says that the KMS unwrapped the same blob to another DEK than before.
@@ -339,6 +342,9 @@ type Choice struct {
 	Context map[string]string
 	// CustomerKey, 32 bytes, takes the place of a KMS key. It is used here and now, and kept nowhere.
 	CustomerKey []byte
+	// Trust has Rewrap take a data key for genuine that nothing proves to be,
+	// see Lease.Unbound: whoever asks for that vouches for the object.
+	Trust bool
 }
 
 // Sealed is a new DEK: leased, and wrapped to be stored with its object.
@@ -376,17 +382,27 @@ func (k *Keyring) Create(ctx context.Context, obj Object, client string, want Ch
 }
 
 // Rewrap wraps the DEK of a lease for another object, dst, so that a stored body can be copied as it is. All else is
-// as with Create.
+// as with Create. What is unbound stays unbound, or fails with ErrUnbound where that cannot be, unless want says Trust.
 func (k *Keyring) Rewrap(ctx context.Context, l *Lease, dst Object, client string, want Choice) (*Sealed, error) {
 	if err := l.Check(ctx); err != nil {
 		return nil, err
 	}
+	unbound := l.Unbound() && !want.Trust
 	if want.CustomerKey != nil {
+		if unbound {
+			return nil, ErrUnbound
+		}
 		return k.sealForCustomer(ctx, dst, client, want.CustomerKey, l.DEK())
 	}
 	_, key, service, err := k.keyFor(dst, client, want.KeyID)
 	if err != nil {
 		return nil, err
+	}
+	if unbound {
+		if key != l.key {
+			return nil, fmt.Errorf("%w, and key %q would vouch for it", ErrUnbound, key.Name)
+		}
+		ctx = kms.KeepUnbound(ctx)
 	}
 	copied, mark, a := &Lease{key: key, service: service, obj: dst, wrapped: crypt.WrappedKey{Context: want.Context}}, k.cfg.Cache.Mark(), &asked{}
 	err = k.call(ctx, key, key.rest, OpWrap, a, func(ctx context.Context) (err error) {

@@ -72,6 +72,12 @@ func (l *Lease) wrapper() kms.Wrapper {
 	return l.service.wrapper
 }
 
+// Unbound reports whether nothing proves that somebody made the data key who
+// may use the KMS key; see kms.Unbound.
+func (l *Lease) Unbound() bool {
+	return l.service != nil && kms.Unbound(l.wrapper(), l.wrapped.Blob)
+}
+
 // DEK returns the 32 bytes of the DEK, which belong to the lease: they are zeros after Release.
 func (l *Lease) DEK() []byte { return l.dek }
 

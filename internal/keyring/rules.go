@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/glob"
 	"github.com/cmekproxy/cmekproxy/internal/keyname"
 	"github.com/cmekproxy/cmekproxy/internal/kms"
@@ -84,6 +85,14 @@ func (k *Keyring) KeyID(obj Object, client, requestedKeyID string) (string, erro
 		return "", err
 	}
 	return service.id, nil
+}
+
+// Unbound reports whether a wrapped DEK is one of which Lease.Unbound would
+// say so. It asks no KMS. A key that is not known binds nothing.
+func (k *Keyring) Unbound(keyID string, wrapped []byte) bool {
+	key := k.lookup(keyID)
+	parsed, err := crypt.ParseWrappedKey(wrapped)
+	return key != nil && err == nil && kms.Unbound(key.kms.Load().wrapper, parsed.Blob)
 }
 
 // SetDefault chooses the key for new objects in a bucket, by its id or name; "" takes the choice back. It must be one that the

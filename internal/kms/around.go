@@ -47,3 +47,6 @@ func (a *around) Generate(ctx context.Context, ec EncryptionContext) (dek, wrapp
 	}
 	return dek, wrapped, nil
 }
+
+// Unbound implements Unbounder, by the Wrapper within.
+func (a *around) Unbound(wrapped []byte) bool { return Unbound(a.w, wrapped) }

@@ -46,6 +46,18 @@ type AzureConfig struct {
 	// EnvelopeID is the key's id in the envelopes of objects, printable ASCII. Empty: KeyID in lower case. Give the old
 	// one where a key was restored into another vault, which keeps its versions; never change it otherwise.
 	EnvelopeID string
+	// Bindings bind blobs of an RSA key to secrets that only the vault can
+	// unwrap, as Bind makes them. Without, whoever has the public key can make
+	// blobs. The first one binds new blobs; blobs that any of them binds are
+	// opened.
+	Bindings []string
+	// AcceptForm is the least form of blobs that are opened: 2 refuses those
+	// that no secret binds. 0: 1.
+	AcceptForm int
+	// WriteForm 1 makes blobs that no secret binds, and opens those that one
+	// binds: for the time until all proxies have the bindings. 0: 2 with
+	// Bindings, else 1.
+	WriteForm int
 	// Credential gets the tokens. Nil: azidentity's DefaultAzureCredential.
 	Credential azcore.TokenCredential
 	// CAFile is a file of PEM certificates that sign Key Vault's. It is read
@@ -85,6 +97,9 @@ type Azure struct {
 	algorithm azkeys.EncryptionAlgorithm
 	timeout   time.Duration
 	provenAt  atomic.Pointer[time.Time]
+	bindings  []*azureBinding
+	leastForm byte
+	form      byte // of new blobs
 }
 
 var azureNameForm = regexp.MustCompile(`^[0-9a-zA-Z-]{1,127}$`)
@@ -122,7 +137,7 @@ func (a *Azure) open(cfg AzureConfig) error {
 	default:
 		return fmt.Errorf("the algorithm is neither %s nor %s", AzureRSAOAEP256, AzureA256KW)
 	}
-	if err := checkKeyID(a.keyID, azureBlobSize(longest)); err != nil {
+	if err := a.bind(cfg, longest); err != nil {
 		return err
 	}
 
@@ -146,6 +161,35 @@ func (a *Azure) open(cfg AzureConfig) error {
 	a.tokens = &azureTokens{from: credential}
 	a.client, err = azkeys.NewClient(a.vault, a.tokens, options)
 	return err
+}
+
+// bind reads what decides which form of blobs is made and opened. longest is
+// the size of the longest wrapped key.
+func (a *Azure) bind(cfg AzureConfig, longest int) error {
+	if err := a.parseAzureBindings(cfg.Bindings); err != nil {
+		return err
+	}
+	longestForm := byte(azureBlobForm)
+	if len(a.bindings) > 0 {
+		longestForm = azureBoundForm
+	}
+	a.form, a.leastForm = longestForm, azureBlobForm
+	if cfg.WriteForm == azureBlobForm {
+		a.form = azureBlobForm
+	}
+
+	switch {
+	case cfg.AcceptForm < 0 || cfg.AcceptForm > azureBoundForm || cfg.WriteForm < 0 || cfg.WriteForm > azureBoundForm:
+		return errors.New("blobs are of form 1 or 2")
+	case max(cfg.AcceptForm, cfg.WriteForm) == azureBoundForm && len(a.bindings) == 0:
+		return errors.New("blobs are to be of form 2, and there is no binding to make them: " +
+			"add one to bindings, made by proxy keys bind")
+	case cfg.AcceptForm == azureBoundForm && a.form != azureBoundForm:
+		return errors.New("new blobs are to be of form 1, which is not accepted")
+	case cfg.AcceptForm == azureBoundForm:
+		a.leastForm = azureBoundForm
+	}
+	return checkKeyID(a.keyID, azureBlobSize(longestForm, longest))
 }
 
 func azureOptions(cfg AzureConfig) (*azkeys.ClientOptions, error) {
@@ -235,37 +279,63 @@ func (a *Azure) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]b
 	if err := checkWrap(ctx, a.keyID, dek, ec); err != nil {
 		return nil, err
 	}
-	kek := make([]byte, azureKEKSize)
+	blob := &azureBlob{form: azureBlobForm}
+	var secret []byte
+	if a.form == azureBoundForm && ctx.Value(keepUnbound{}) == nil {
+		blob.form, blob.binding = azureBoundForm, a.bindings[0].blob.binding
+		var err error
+		if secret, err = a.secret(ctx, "wrap", a.bindings[0]); err != nil {
+			return nil, err
+		}
+		defer clear(secret)
+	}
+
+	kek, err := a.wrapKEK(ctx, "wrap", blob)
+	if err != nil {
+		return nil, err
+	}
 	defer clear(kek)
+	if err := a.prove(ctx, blob, kek); err != nil {
+		return nil, err
+	}
+	sealed, err := blob.seal(kek, secret, dek, ec)
+	if err != nil {
+		return nil, &Error{Kind: Internal, Op: "wrap", KeyID: a.keyID, Err: err}
+	}
+	return sealed, nil
+}
+
+// wrapKEK makes the key-encryption key of a blob and fills in the rest of its
+// frame, all but form and binding.
+func (a *Azure) wrapKEK(ctx context.Context, op string, blob *azureBlob) (kek []byte, err error) {
+	kek = make([]byte, azureKEKSize)
 	rand.Read(kek)
+	defer func() {
+		if err != nil {
+			clear(kek)
+		}
+	}()
 	var out azkeys.WrapKeyResponse
-	err := a.attempt(ctx, func(call context.Context) (err error) {
+	err = a.attempt(ctx, func(call context.Context) (err error) {
 		in := azkeys.KeyOperationParameters{Algorithm: &a.algorithm, Value: kek}
 		out, err = a.client.WrapKey(call, a.name, "", in, nil)
 		return err
 	})
 	if err != nil {
-		return nil, a.fail(ctx, "wrap", err)
+		return nil, a.fail(ctx, op, err)
 	}
+
 	if out.KID == nil {
-		return nil, &Error{Kind: Unreachable, Op: "wrap", KeyID: a.keyID, Err: errUnreadable}
+		return nil, &Error{Kind: Unreachable, Op: op, KeyID: a.keyID, Err: errUnreadable}
 	}
-	version, err := a.answeredVersion(out.KeyOperationResult)
+	blob.algorithm, blob.key, blob.wrapped = azureAlgorithms[a.algorithm], azureTag(a.keyID), out.Result
+	if blob.version, err = a.answeredVersion(out.KeyOperationResult); err == nil {
+		err = blob.check()
+	}
 	if err != nil {
-		return nil, &Error{Kind: Internal, Op: "wrap", KeyID: a.keyID, Err: err}
+		return nil, &Error{Kind: Internal, Op: op, KeyID: a.keyID, Err: err}
 	}
-	blob := azureBlob{algorithm: azureAlgorithms[a.algorithm], key: azureTag(a.keyID), version: version, wrapped: out.Result}
-	if err := blob.check(); err != nil {
-		return nil, &Error{Kind: Internal, Op: "wrap", KeyID: a.keyID, Err: err}
-	}
-	if err := a.prove(ctx, &blob, kek); err != nil {
-		return nil, err
-	}
-	sealed, err := blob.seal(kek, dek, ec)
-	if err != nil {
-		return nil, &Error{Kind: Internal, Op: "wrap", KeyID: a.keyID, Err: err}
-	}
-	return sealed, nil
+	return kek, nil
 }
 
 // prove unwraps what was just wrapped, unless an unwrap has succeeded within the last azureProof. wrapKey needs no more
@@ -297,8 +367,8 @@ func (a *Azure) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext
 	if err != nil {
 		return nil, &Error{Kind: InvalidCiphertext, Op: "unwrap", KeyID: a.keyID, Err: err}
 	}
-	if blob.algorithm != azureAlgorithms[a.algorithm] || blob.key != azureTag(a.keyID) {
-		err := errors.New("a blob of another key or algorithm than the configured one")
+	binding, err := a.accept(blob)
+	if err != nil {
 		return nil, &Error{Kind: InvalidCiphertext, Op: "unwrap", KeyID: a.keyID, Err: err}
 	}
 	kek, err := a.unwrapKEK(ctx, "unwrap", blob)
@@ -306,11 +376,39 @@ func (a *Azure) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext
 		return nil, err
 	}
 	defer clear(kek)
-	dek, err := blob.open(kek, sealed, ec)
+
+	var secret []byte
+	if binding != nil {
+		if secret, err = a.secret(ctx, "unwrap", binding); err != nil {
+			return nil, err
+		}
+		defer clear(secret)
+	}
+	dek, err := blob.open(kek, secret, sealed, ec)
 	if err != nil {
 		return nil, &Error{Kind: InvalidCiphertext, Op: "unwrap", KeyID: a.keyID, Err: err}
 	}
 	return dek, nil
+}
+
+// accept refuses a blob that is not to be opened, before the vault is asked. It
+// returns the binding of one of form 2.
+func (a *Azure) accept(blob *azureBlob) (*azureBinding, error) {
+	switch {
+	case blob.algorithm != azureAlgorithms[a.algorithm] || blob.key != azureTag(a.keyID):
+		return nil, errors.New("a blob of another key or algorithm than the configured one")
+	case blob.form == azureBindingForm:
+		return nil, errAzureBlob
+	case blob.form < a.leastForm:
+		return nil, errors.New("a blob of form 1, which whoever has the public key can make, and accept_form is 2")
+	case blob.form == azureBlobForm:
+		return nil, nil
+	}
+	binding := a.binding(blob.binding)
+	if binding == nil {
+		return nil, fmt.Errorf("a blob bound to a secret that bindings of the key does not have (id %x)", blob.binding)
+	}
+	return binding, nil
 }
 
 func (a *Azure) unwrapKEK(ctx context.Context, op string, blob *azureBlob) ([]byte, error) {
@@ -321,12 +419,16 @@ func (a *Azure) unwrapKEK(ctx context.Context, op string, blob *azureBlob) ([]by
 	err := a.attempt(ctx, func(call context.Context) (err error) {
 		start = time.Now()
 		in := azkeys.KeyOperationParameters{Algorithm: &a.algorithm, Value: blob.wrapped}
-		out, err = a.client.UnwrapKey(call, a.name, hex.EncodeToString(blob.version[:]), in, nil)
+		out, err = a.client.UnwrapKey(call, a.name, blob.versionName(), in, nil)
 		return err
 	})
 	if err != nil {
 		a.provenAt.Store(nil) // whatever is wrong, the key is not known to be in force any more
-		return nil, a.fail(ctx, op, err)
+		failure := a.fail(ctx, op, err)
+		if IsRevoked(failure) {
+			a.forgetAll()
+		}
+		return nil, failure
 	}
 	if out.KID == nil {
 		clear(out.Result)

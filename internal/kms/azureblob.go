@@ -10,40 +10,57 @@ import (
 	"slices"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/security/keyvault/azkeys"
+
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
 // A wrapped DEK of Azure is
 //
-//	1 byte       version of this form, 1
+//	1 byte       form: 1, or 2 if it is bound to a secret; 3 is a binding
 //	1 byte       algorithm: 1 RSA-OAEP-256, 2 A256KW
 //	8 bytes      of the SHA-256 of a label and the key id, so that a blob of another key is known without asking Azure,
 //	             which would only say that it has no such version
+//	8 bytes      id of the binding; not in form 1
 //	1 byte       length of the next, 16
 //	16 bytes     version of the key in Azure, whose name there is these in hexadecimal
 //	2 bytes      length of the next, big-endian
 //	n bytes      the key-encryption key, wrapped by Azure
 //	12 bytes     random nonce
-//	32+16 bytes  the DEK under AES-256-GCM with the key-encryption key; associated data are all bytes up to the nonce,
-//	             after a label, and then the encryption context
+//	32+16 bytes  the DEK under AES-256-GCM; associated data are all bytes up to the nonce, after a label, and then the
+//	             encryption context
+//
+// The key of AES-256-GCM is the key-encryption key in forms 1 and 3. In form 2
+// it is derived from that and the secret of the binding. docs/format.md,
+// section 5, is the specification.
 type azureBlob struct {
+	form      byte
 	algorithm byte
 	key       [azureTagSize]byte
+	binding   [azureBindingID]byte // not in form 1
 	version   [azureVersion]byte
 	wrapped   []byte
 }
 
 const (
-	azureBlobForm  = 1
-	azureLabel     = "cmekproxy azure wrap v1"
-	azureKEKSize   = 32
-	azureSealed    = 12 + DEKSize + 16
-	azureKWSize    = azureKEKSize + 8 // RFC 3394
-	azureLabelKey  = "cmekproxy azure key v1"
-	azureTagSize   = 8
-	azureVersion   = 16
-	azureVersionAt = 2 + azureTagSize + 1
-	azureFrameSize = azureVersionAt + azureVersion + 2
+	azureBlobForm    = 1
+	azureBoundForm   = 2
+	azureBindingForm = 3
+	azureKEKSize     = 32
+	azureSealed      = 12 + DEKSize + 16
+	azureKWSize      = azureKEKSize + 8 // RFC 3394
+	azureLabelKey    = "cmekproxy azure key v1"
+	azureTagSize     = 8
+	azureBindingID   = 8
+	azureVersion     = 16
+	azureFrameSize   = 2 + azureTagSize + 1 + azureVersion + 2 // of form 1, without the wrapped key
 )
+
+// azureLabels begin the associated data of each form.
+var azureLabels = map[byte]string{
+	azureBlobForm:    "cmekproxy azure wrap v1",
+	azureBoundForm:   "cmekproxy azure wrap v2",
+	azureBindingForm: "cmekproxy azure binding v1",
+}
 
 var (
 	azureAlgorithms = map[azkeys.EncryptionAlgorithm]byte{
@@ -55,8 +72,15 @@ var (
 	errAzureBlob = errors.New("not a blob of this provider")
 )
 
-// azureBlobSize is the size of a blob with a wrapped key of that size.
-func azureBlobSize(wrapped int) int { return azureFrameSize + wrapped + azureSealed }
+// azureBlobSize is the size of a blob of a form, with a wrapped key of that
+// size.
+func azureBlobSize(form byte, wrapped int) int {
+	size := azureFrameSize + wrapped + azureSealed
+	if form != azureBlobForm {
+		size += azureBindingID
+	}
+	return size
+}
 
 // check refuses what wrapKey cannot have answered with.
 func (b *azureBlob) check() error {
@@ -72,9 +96,12 @@ func (b *azureBlob) check() error {
 
 // frame is all of a blob up to the nonce.
 func (b *azureBlob) frame() []byte {
-	out := make([]byte, 0, azureBlobSize(len(b.wrapped)))
-	out = append(out, azureBlobForm, b.algorithm)
+	out := make([]byte, 0, azureBlobSize(b.form, len(b.wrapped)))
+	out = append(out, b.form, b.algorithm)
 	out = append(out, b.key[:]...)
+	if b.form != azureBlobForm {
+		out = append(out, b.binding[:]...)
+	}
 	out = append(out, azureVersion)
 	out = append(out, b.version[:]...)
 	out = binary.BigEndian.AppendUint16(out, uint16(len(b.wrapped))) //nolint:gosec // 512 at most
@@ -82,22 +109,27 @@ func (b *azureBlob) frame() []byte {
 }
 
 func (b *azureBlob) aad(ec EncryptionContext) []byte {
-	return append(append([]byte(azureLabel), b.frame()...), associatedData(ec)...)
+	return append(append([]byte(azureLabels[b.form]), b.frame()...), associatedData(ec)...)
 }
 
-func (b *azureBlob) seal(kek, dek []byte, ec EncryptionContext) ([]byte, error) {
-	aead, err := newKEK(kek)
+// seal encrypts a DEK, or the secret of a binding. secret is that of the
+// binding in form 2, and nil otherwise.
+func (b *azureBlob) seal(kek, secret, dek []byte, ec EncryptionContext) ([]byte, error) {
+	aead, err := b.aead(kek, secret)
 	if err != nil {
 		return nil, err
 	}
+	defer crypt.Wipe(aead)
 	return aead.Seal(b.frame(), nil, dek, b.aad(ec)), nil
 }
 
-func (b *azureBlob) open(kek, sealed []byte, ec EncryptionContext) ([]byte, error) {
-	aead, err := newKEK(kek)
+// open is the reverse of seal.
+func (b *azureBlob) open(kek, secret, sealed []byte, ec EncryptionContext) ([]byte, error) {
+	aead, err := b.aead(kek, secret)
 	if err != nil {
 		return nil, err
 	}
+	defer crypt.Wipe(aead)
 	dek, err := aead.Open(nil, nil, sealed, b.aad(ec))
 	if err != nil {
 		return nil, errors.New("authentication failed")
@@ -105,40 +137,65 @@ func (b *azureBlob) open(kek, sealed []byte, ec EncryptionContext) ([]byte, erro
 	return dek, nil
 }
 
+func (b *azureBlob) aead(kek, secret []byte) (cipher.AEAD, error) {
+	switch {
+	case b.form != azureBoundForm:
+		return newKEK(kek)
+	case len(secret) != azureKEKSize:
+		return nil, errors.New("no secret to bind the blob to")
+	}
+	bound, err := boundKEK(kek, secret)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(bound)
+	return newKEK(bound)
+}
+
 func newKEK(kek []byte) (cipher.AEAD, error) {
 	block, err := aes.NewCipher(kek)
 	if err != nil {
 		return nil, err
 	}
+	defer crypt.Wipe(block) // the AEAD has a copy
 	return cipher.NewGCMWithRandomNonce(block)
 }
 
 // parseAzureBlob returns the blob and the sealed DEK in it.
 func parseAzureBlob(b []byte) (_ *azureBlob, sealed []byte, _ error) {
-	if len(b) < azureFrameSize || b[0] != azureBlobForm || b[azureVersionAt-1] != azureVersion {
+	if len(b) < azureFrameSize || azureLabels[b[0]] == "" {
 		return nil, nil, errAzureBlob
 	}
-	wrapped := b[azureFrameSize:]
-	size := int(binary.BigEndian.Uint16(b[azureFrameSize-2:]))
-	if len(b) != azureBlobSize(size) {
+	blob := &azureBlob{form: b[0], algorithm: b[1]}
+	rest := b[2:]
+	rest = rest[copy(blob.key[:], rest):]
+	if blob.form != azureBlobForm {
+		rest = rest[copy(blob.binding[:], rest):]
+	}
+	if len(rest) < 1+azureVersion+2 || rest[0] != azureVersion {
 		return nil, nil, errAzureBlob
 	}
-	blob := &azureBlob{
-		algorithm: b[1],
-		key:       [azureTagSize]byte(b[2:]),
-		version:   [azureVersion]byte(b[azureVersionAt:]),
-		wrapped:   wrapped[:size],
+
+	rest = rest[1:]
+	rest = rest[copy(blob.version[:], rest):]
+	size := int(binary.BigEndian.Uint16(rest))
+	if len(b) != azureBlobSize(blob.form, size) {
+		return nil, nil, errAzureBlob
 	}
-	return blob, wrapped[size:], blob.check()
+	blob.wrapped = rest[2 : 2+size]
+	return blob, rest[2+size:], blob.check()
 }
+
+// versionName is Azure's name of the version of the key.
+func (b *azureBlob) versionName() string { return hex.EncodeToString(b.version[:]) }
 
 // azureVersionOf is Azure's name of the version that a blob names, which must be a blob of that key.
 func azureVersionOf(keyID string, b []byte) string {
 	blob, _, err := parseAzureBlob(b)
-	if err != nil || blob.key != azureTag(keyID) {
+	if err != nil || blob.form == azureBindingForm || blob.key != azureTag(keyID) {
 		return ""
 	}
-	return hex.EncodeToString(blob.version[:])
+	return blob.versionName()
 }
 
 // azureTag names a key in its blobs.

@@ -82,7 +82,7 @@ func (a *Azure) failResponse(e *Error, resp *azcore.ResponseError) {
 	default:
 		e.Reason = fmt.Sprintf("HTTP %d", resp.StatusCode)
 	}
-	if e.Op != "wrap" { // the one request with a key in it, which a broken KMS might quote
+	if e.Op != "wrap" && e.Op != "bind" { // requests with a key in them, which a broken KMS might quote
 		e.Err = messageError(printable(message, 300))
 	}
 }

@@ -33,3 +33,6 @@ func NewGCPWithCredentials(ctx context.Context, cfg GCPConfig, creds *auth.Crede
 
 // ShareGCPTokens is what NewGCP does to the default credentials.
 var ShareGCPTokens = shareGCPTokens
+
+// AssociatedData is what blobs are bound to.
+var AssociatedData = associatedData

@@ -13,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
 // A wrapped DEK begins with a byte that names its form, and ends with a random 12-byte nonce, the encrypted DEK, and a
@@ -83,6 +85,7 @@ func (l *Local) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]b
 	if err != nil {
 		return nil, l.fail(Internal, "wrap", "", err)
 	}
+	defer crypt.Wipe(aead)
 	blob := make([]byte, 1, 1+4+localSealed)
 	blob[0] = localForm1 // a file of one line may still be read by a proxy that knows no other form
 	if !file.single {
@@ -113,6 +116,7 @@ func (l *Local) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext
 	if err != nil {
 		return nil, l.fail(Internal, "unwrap", "", err)
 	}
+	defer crypt.Wipe(aead)
 	dek, err := aead.Open(nil, nil, wrapped[prefix:], l.aad(wrapped[:prefix], ec))
 	if err != nil {
 		return nil, l.fail(InvalidCiphertext, "unwrap", "", errors.New("authentication failed"))
@@ -197,6 +201,7 @@ func newGCM(key []byte) (cipher.AEAD, error) {
 	if err != nil {
 		return nil, err
 	}
+	defer crypt.Wipe(block) // the AEAD has a copy
 	return cipher.NewGCMWithRandomNonce(block)
 }
 

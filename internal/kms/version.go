@@ -22,6 +22,20 @@ func VersionOf(keyID string, wrapped []byte) string {
 	return versionOf(keyID, parsed.Blob)
 }
 
+// WrappingOf is VersionOf, and names the binding too where there is one: what
+// it takes to open a wrapped DEK is the same for all of one WrappingOf.
+func WrappingOf(keyID string, wrapped []byte) string {
+	version := VersionOf(keyID, wrapped)
+	parsed, err := crypt.ParseWrappedKey(wrapped)
+	if version == "" || err != nil {
+		return version
+	}
+	if blob, _, err := parseAzureBlob(parsed.Blob); err == nil && blob.form == azureBoundForm && blob.key == azureTag(keyID) {
+		version += " bound by " + hex.EncodeToString(blob.binding[:])
+	}
+	return version
+}
+
 func versionOf(keyID string, blob []byte) string {
 	for _, of := range []func(keyID string, blob []byte) string{localVersion, vaultVersion, azureVersionOf} {
 		if version := of(keyID, blob); version != "" {

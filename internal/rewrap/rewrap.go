@@ -33,6 +33,9 @@ type Config struct {
 	To string
 	// All moves objects that are under the key already too, unless kms.VersionOf tells that they are under its newest version.
 	All bool
+	// Bind moves also what nothing proves to be genuine, see
+	// keyring.Lease.Unbound: whoever sets it vouches for the objects.
+	Bind bool
 	// Method is how an object that was put whole gets its envelope. It must be set, unless DryRun is.
 	Method Method
 }
@@ -72,16 +75,24 @@ type Mover struct {
 	check  *stored.Store // the same through Config.Check
 
 	mu     sync.Mutex
-	newest map[string]string // versions of the keys that were moved to
+	newest map[string][]byte // what the keys that were moved to have wrapped
 }
 
 // New returns a Mover.
 func New(cfg Config) *Mover {
 	store := cfg.Store()
 	open := func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
-		return cfg.Keys.Open(ctx, obj, keyID, wrapped)
+		lease, err := cfg.Keys.Open(ctx, obj, keyID, wrapped)
+		if err != nil {
+			return nil, err
+		}
+		if lease.Unbound() && !cfg.Bind { // it is read to be sealed under a new data key
+			lease.Release()
+			return nil, keyring.ErrUnbound
+		}
+		return lease, nil
 	}
-	return &Mover{cfg: cfg, store: store, reader: cfg.Reader(store, open), check: cfg.Reader(store, cfg.Check), newest: make(map[string]string)}
+	return &Mover{cfg: cfg, store: store, reader: cfg.Reader(store, open), check: cfg.Reader(store, cfg.Check), newest: make(map[string][]byte)}
 }
 
 // Move moves the object of a listing's entry.
@@ -157,30 +168,39 @@ func (m *Mover) current(ctx context.Context, q stored.Request, seen *stored.Seen
 
 // under reports whether a wrapped data key is as it would be if it were wrapped now.
 func (m *Mover) under(ctx context.Context, obj crypt.Object, target, keyID string, wrapped []byte) (bool, error) {
-	if same := kms.SameKey(keyID, target); !same || !m.cfg.All {
+	same := kms.SameKey(keyID, target)
+	switch {
+	case same && m.cfg.Bind && m.cfg.Keys.Unbound(keyID, wrapped):
+		return false, nil
+	case !same || !m.cfg.All:
 		return same, nil
 	}
-	version := kms.VersionOf(keyID, wrapped)
+	of := kms.WrappingOf
+	if m.cfg.Keys.Unbound(keyID, wrapped) {
+		of = kms.VersionOf // it stays unbound
+	}
+	version := of(keyID, wrapped)
 	if version == "" {
 		return false, nil
 	}
-	newest, err := m.newestVersion(ctx, obj, target)
-	return version == newest, err
+	newest, err := m.newestWrapped(ctx, obj, target)
+	return err == nil && version == of(target, newest), err
 }
 
-// newestVersion finds out which version of a key wraps now, by having it wrap something.
-func (m *Mover) newestVersion(ctx context.Context, obj crypt.Object, target string) (string, error) {
+// newestWrapped is a data key that a key has wrapped now. Its version is the
+// newest.
+func (m *Mover) newestWrapped(ctx context.Context, obj crypt.Object, target string) ([]byte, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if version, ok := m.newest[target]; ok {
-		return version, nil
+	if wrapped, ok := m.newest[target]; ok {
+		return wrapped, nil
 	}
 	sealed, err := m.cfg.Keys.Create(ctx, obj, m.cfg.Client, keyring.Choice{KeyID: target})
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	defer sealed.Release()
-	m.newest[target] = kms.VersionOf(sealed.KeyID, sealed.Wrapped)
+	m.newest[target] = sealed.Wrapped
 	return m.newest[target], nil
 }
 

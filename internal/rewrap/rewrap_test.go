@@ -151,13 +151,18 @@ func newLab(t *testing.T, fresh kms.Wrapper) *lab {
 	again := ring(t, old, counted)
 	l.cfg = rewrap.Config{To: "new", Method: rewrap.Put, Config: inplace.Config{
 		Send: send, Keys: ring(t, old, counted), Random: rand.Reader, Abilities: inplace.Abilities{PutIfMatch: true, CompleteIfMatch: true},
-		Check: func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
-			return again.Open(ctx, obj, keyID, wrapped)
-		},
+		Check: opening(again),
 	}}
 	l.put(nil)
 	*l.calls = calls{}
 	return l
+}
+
+// opening asks a keyring that has not seen what others have wrapped.
+func opening(k *keyring.Keyring) inplace.Open {
+	return func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
+		return k.Open(ctx, obj, keyID, wrapped)
+	}
 }
 
 // put stores the object, after a change to its envelope's entries.
@@ -283,6 +288,26 @@ func (l *lab) contexts() (out []map[string]string) {
 			l.Fatal(err)
 		}
 		take(part.WrappedDEK)
+	}
+	return out
+}
+
+// forms are the first bytes of the wrapped data keys, of the object or of each
+// part.
+func (l *lab) forms() (out []byte) {
+	l.Helper()
+	seen, err := l.reader().Look(l.Context(), l.request())
+	if err != nil {
+		l.Fatal(err)
+	}
+	if seen.Envelope != nil {
+		return seen.Envelope.WrappedDEK[:1]
+	}
+	for part, err := range l.reader().PartHeaders(l.Context(), l.request(), seen) {
+		if err != nil {
+			l.Fatal(err)
+		}
+		out = append(out, part.WrappedDEK[0])
 	}
 	return out
 }

@@ -65,7 +65,7 @@ func (m *Mover) rewrapped(ctx context.Context, obj crypt.Object, have *crypt.Env
 	if err != nil {
 		return nil, err
 	}
-	sealed, err := m.cfg.Keys.Rewrap(ctx, old, obj, m.cfg.Client, keyring.Choice{KeyID: m.cfg.To, Context: wrapped.Context})
+	sealed, err := m.cfg.Keys.Rewrap(ctx, old, obj, m.cfg.Client, keyring.Choice{KeyID: m.cfg.To, Context: wrapped.Context, Trust: m.cfg.Bind})
 	if err != nil {
 		return nil, err
 	}

@@ -51,6 +51,8 @@ type call struct {
 	customerKey []byte // that the client brings for the object; nil for none
 	sourceKey   []byte // and for the source of a copy
 
+	reseals bool // what the call reads is sealed under another data key
+
 	aborted    bool   // the connection was cut, because the answer had begun
 	keyID      string // KMS key that was used
 	in         atomic.Int64

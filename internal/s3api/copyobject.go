@@ -253,6 +253,7 @@ func (s *Server) sendCopy(c *call, header http.Header) (http.Header, []byte, err
 
 // copyAnew reads the source, and encrypts it as an object that is put whole.
 func (s *Server) copyAnew(c *call, q stored.Request, choice keyring.Choice, wanted *checksum.Algorithm) error {
+	c.reseals = true
 	source, err := s.objects.Get(c.Context(), q)
 	if err != nil {
 		return err

@@ -97,6 +97,10 @@ func (s *Server) openKey(ctx context.Context, c *call, obj crypt.Object, keyID s
 	if err != nil {
 		return nil, err
 	}
+	if c.reseals && lease.Unbound() { // the new data key would vouch for it
+		lease.Release()
+		return nil, keyring.ErrUnbound
+	}
 	c.watch(lease)
 	return lease, nil
 }

@@ -179,6 +179,8 @@ func asError(ctx context.Context, err error) *Error {
 		return &Error{Code: "InvalidArgument", Message: "The key has a segment that is . or .., and the proxy's encryption rules go by prefixes.", cause: err}
 	case errors.Is(err, keyring.ErrNotAllowed):
 		return &Error{Code: "AccessDenied", Message: "The proxy's encryption rule for this object does not allow the key that was asked for.", cause: err}
+	case errors.Is(err, keyring.ErrUnbound):
+		return &Error{Code: "InvalidRequest", Message: "Nothing proves who has made the copy source: its data key is wrapped in form 1, and a copy would vouch for it. The proxy's operator has to rewrap it first.", cause: err}
 	case errors.Is(err, crypt.ErrCustomerKey):
 		return &Error{Code: "AccessDenied", Message: "Access Denied", cause: err} // in S3's words
 	case errors.Is(err, keyring.ErrDefaults):

@@ -91,6 +91,8 @@ type State struct {
 	Prefix  string `json:"prefix"`
 	To      string `json:"to"` // Config.To
 	All     bool   `json:"all"`
+	Bind    bool   `json:"bind,omitempty"`
+	Listed  string `json:"listed,omitempty"` // digest of a list of objects
 
 	After  string    `json:"after"`  // all keys up to this one are done, in the order of the listing, but for:
 	Failed []string  `json:"failed"` // they are tried again first
@@ -197,7 +199,8 @@ func (w *Walk) load(fresh State) (State, error) {
 	if err := json.Unmarshal(text, &s); err != nil {
 		return fresh, fmt.Errorf("%s: %w", w.File, err)
 	}
-	if s.Command != fresh.Command || s.Bucket != fresh.Bucket || s.Prefix != fresh.Prefix || s.To != fresh.To || s.All != fresh.All {
+	if s.Command != fresh.Command || s.Bucket != fresh.Bucket || s.Prefix != fresh.Prefix || s.To != fresh.To || s.All != fresh.All ||
+		s.Bind != fresh.Bind || s.Listed != fresh.Listed {
 		return fresh, fmt.Errorf("%s is of another run, of %s s3://%s/%s to %q: go on with that one, or remove the file", w.File, s.Command, s.Bucket, s.Prefix, s.To)
 	}
 	return s, nil

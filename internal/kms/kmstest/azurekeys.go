@@ -61,6 +61,22 @@ func (s *AzureServer) SetDeleted(name string, deleted bool) {
 	s.keys[name].deleted = deleted
 }
 
+// PublicKey returns the name of the current version of an RSA key, and its
+// public half: what everybody who may read keys has.
+func (s *AzureServer) PublicKey(name string) (version string, key *rsa.PublicKey) {
+	s.lock.Lock()
+	defer s.lock.Unlock()
+	v := s.keys[name].find("")
+	return v.id, &v.rsa.PublicKey
+}
+
+// Decrypt unwraps by the current version of a key, past the API.
+func (s *AzureServer) Decrypt(name string, wrapped []byte) ([]byte, error) {
+	s.lock.Lock()
+	defer s.lock.Unlock()
+	return s.keys[name].find("").unwrap(wrapped)
+}
+
 func (k *azureKey) rotate(t testing.TB) {
 	v := &azureVersion{id: hex.EncodeToString(random(16))}
 	bits, ok := azureKinds[k.kind]

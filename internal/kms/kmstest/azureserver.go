@@ -162,6 +162,25 @@ func (s *AzureServer) OpenKey(t testing.TB, name string, change func(*kms.AzureC
 	return w
 }
 
+// NewBoundKey is NewKey for an RSA key whose blobs are bound to a secret. It
+// returns the binding too.
+func (s *AzureServer) NewBoundKey(t testing.TB, kind string, change func(*kms.AzureConfig)) (w *kms.Azure, binding string) {
+	t.Helper()
+	binding, err := s.NewKey(t, kind, change).Bind(t.Context(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.lock.Lock()
+	name := fmt.Sprintf("key-%d", s.created)
+	s.lock.Unlock()
+	return s.OpenKey(t, name, func(c *kms.AzureConfig) {
+		c.Bindings = []string{binding}
+		if change != nil {
+			change(c)
+		}
+	}), binding
+}
+
 const azureTenant = "72f988bf-0000-0000-0000-2d7cd011db47"
 
 // ServeHTTP implements http.Handler.

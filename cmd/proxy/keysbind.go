@@ -1,0 +1,70 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"slices"
+
+	"github.com/cmekproxy/cmekproxy/internal/config"
+	"github.com/cmekproxy/cmekproxy/internal/kms"
+)
+
+// keysBind prints a binding for an Azure key, which goes into the configuration
+// of all proxies. It is no secret: only the vault can unwrap it.
+func keysBind(ctx context.Context, args []string, stdout io.Writer) error {
+	flags := flag.NewFlagSet("keys bind", flag.ContinueOnError)
+	path := flags.String("config", "", "path of the configuration `FILE`")
+	again := flags.Int("again", 0, "wrap the `N`th binding of the configuration again, by the newest version of the key (default: make a new one)")
+	names, err := parseArguments(flags, args, stdout)
+	if err != nil {
+		return err
+	}
+	if len(names) != 1 {
+		return usageError{fmt.Errorf("one NAME of a key is wanted, not %d", len(names))}
+	}
+
+	cfg, err := loadConfig(*path)
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(cfg.Keys, func(k config.Key) bool { return k.Name == names[0] })
+	if i < 0 {
+		return fmt.Errorf("the configuration has no key %q", names[0])
+	}
+	key := cfg.Keys[i]
+	if key.Provider != config.AzureKeyVault || key.Algorithm == kms.AzureA256KW {
+		return fmt.Errorf("key %s needs no binding: only RSA keys of azure-keyvault do", key.Name)
+	}
+	if *again < 0 || *again > len(key.Bindings) {
+		return usageError{fmt.Errorf("--again is %d, and the key has %d bindings", *again, len(key.Bindings))}
+	}
+
+	wrapper, err := buildWrapper(ctx, key, nil)
+	if err != nil {
+		return err
+	}
+	text := ""
+	if *again > 0 {
+		text = key.Bindings[*again-1]
+	}
+	return printBinding(ctx, wrapper, text, stdout)
+}
+
+// printBinding makes a binding, or wraps again the one that is given.
+func printBinding(ctx context.Context, w kms.Wrapper, again string, stdout io.Writer) error {
+	binder, ok := w.(interface {
+		Bind(ctx context.Context, again string) (string, error)
+	})
+	if !ok {
+		return errors.New("the key cannot be bound")
+	}
+	binding, err := binder.Bind(ctx, again)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(stdout, binding)
+	return err
+}
