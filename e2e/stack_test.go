@@ -181,7 +181,7 @@ keys: [%s]
 encryption:
   customer_keys: allow
   rules:
-    - {buckets: ["*"], key: default}
+    - {buckets: ["*"], key: default, allowed_keys: ["*"]}
 `, address, admin, cert, key, s.store.url, region, keyConfig)
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
