@@ -115,7 +115,7 @@ func (c *call) locate(domain string) error {
 	} else {
 		c.bucket, c.key, _ = strings.Cut(path, "/")
 	}
-	if c.bucket == "" && c.key != "" || c.bucket != "" && !validBucket(c.bucket) {
+	if c.bucket == "" && path != "" || c.bucket != "" && !validBucket(c.bucket) {
 		bucket := c.bucket
 		c.bucket, c.key = "", ""
 		return &Error{Code: "InvalidBucketName", Message: "The specified bucket is not valid.", Details: [][2]string{{"BucketName", bucket}}}

@@ -4,15 +4,18 @@ import (
 	"bufio"
 	"bytes"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"path"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/credentials"
+	"golang.org/x/net/http/httpguts"
 
 	"github.com/cmekproxy/cmekproxy/internal/keyname"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
@@ -45,7 +48,7 @@ func FuzzLocate(f *testing.F) {
 	for _, target := range []string{
 		"/bucket/key", "/bucket", "/bucket/", "/", "/bucket//", "/bucket/a//b", "/bucket/a/../b", "/bucket/../b", "/bucket/%2e%2e/b",
 		"/bucket/a%2fb", "/bucket/a%252fb", "/bucket/a+b", "/bucket/%0a", "/bucket/%00", "/bucket/?acl", "/bucket/k?uploadId=x&versionId=y",
-		"/bucket/k?a=%26b%3d", "//bucket/key", "http://host/bucket/key", "/bucket/k?x=1;y=2", "/bucket/%ff", `/bucket/..\b`, "*", "/bucket/k%3facl",
+		"/bucket/k?a=%26b%3d", "//bucket/key", "//?acl", "///", "http://host/bucket/key", "/bucket/k?x=1;y=2", "/bucket/%ff", `/bucket/..\b`, "*", "/bucket/k%3facl",
 	} {
 		for _, host := range []string{"proxy", "bucket.s3.test", "bucket.S3.test:9000", "s3.test", ".s3.test", "..s3.test"} {
 			f.Add("GET", target, host)
@@ -168,6 +171,57 @@ func FuzzUploadID(f *testing.F) {
 		again, err := newUploadRef(ref.stored, wanted, sealed)
 		if err != nil || again.shown != shown || ref.shown != shown {
 			t.Fatalf("%q is another form of %q, %v", shown, again.shown, err)
+		}
+	})
+}
+
+// FuzzHoist: a parameter of a presigned URL becomes the header that it stands
+// for, as it is, or stays what it was; a customer's key never comes from a URL.
+func FuzzHoist(f *testing.F) {
+	for _, query := range []string{
+		"", "x-amz-acl=private", "X-Amz-Acl=private&X-Amz-Meta-A=b", "x-amz-meta-a=%0a", "x-amz-meta-%20=b", "versionId=x",
+		"x-amz-object-lock-mode=COMPLIANCE", "x-amz-copy-source=/b/k", "x-amz-storage-class=A&X-Amz-Storage-Class=B",
+		"x-amz-server-side-encryption-customer-key=a", "X-Amz-Signature=x", "x-id=PutObject",
+	} {
+		f.Add(query, "X-Amz-Acl", "private")
+		f.Add(query, "X-Amz-Meta-A", "c")
+	}
+	row := routes[slices.IndexFunc(routes, func(r route) bool { return r.op == "PutObject" })]
+	f.Fuzz(func(t *testing.T, rawQuery, name, value string) {
+		query, err := url.ParseQuery(rawQuery)
+		if err != nil || !httpguts.ValidHeaderFieldName(name) || !httpguts.ValidHeaderFieldValue(value) {
+			t.Skip()
+		}
+		header := http.Header{http.CanonicalHeaderKey(name): {value}}
+		c := &call{Request: &http.Request{Header: header.Clone()}, route: &row, query: maps.Clone(query), auth: &sigv4.Auth{Presigned: true}}
+		if c.takeHoisted() != nil {
+			return
+		}
+
+		for name, values := range query {
+			if kept, ok := c.query[name]; ok {
+				if !slices.Equal(kept, values) {
+					t.Fatalf("%q was %q and is %q", name, values, kept)
+				}
+				continue
+			}
+			if got := c.Header.Values(name); !slices.Equal(got, values) {
+				t.Fatalf("the parameter %q is %q, and the header %q", name, values, got)
+			}
+			if has(customerHeaders, strings.ToLower(name)) {
+				t.Fatalf("a customer's key comes from %q", name)
+			}
+		}
+		for name, values := range c.Header {
+			fromQuery := slices.ContainsFunc(slices.Collect(maps.Keys(query)), func(p string) bool { return http.CanonicalHeaderKey(p) == name })
+			if !fromQuery && !slices.Equal(values, header[name]) {
+				t.Fatalf("the header %q is %q out of nothing", name, values)
+			}
+			for _, v := range values {
+				if !httpguts.ValidHeaderFieldName(name) || !httpguts.ValidHeaderFieldValue(v) {
+					t.Fatalf("%q: %q cannot be a header", name, v)
+				}
+			}
 		}
 	})
 }
