@@ -160,14 +160,15 @@ func checkBindings(ctx context.Context, key *kms.Azure, newest string) (string, 
 		return "", err
 	}
 
-	detail := fmt.Sprintf("; %d bindings", len(versions))
+	var detail strings.Builder
+	fmt.Fprintf(&detail, "; %d bindings", len(versions))
 	for i, version := range versions {
 		if version != newest {
-			detail += fmt.Sprintf("; binding %d is under version %s and not the newest: "+
+			fmt.Fprintf(&detail, "; binding %d is under version %s and not the newest: "+
 				"before you disable that version, wrap the binding again (proxy keys bind --again %d)", i+1, version, i+1)
 		}
 	}
-	return detail, nil
+	return detail.String(), nil
 }
 
 // storeProbe finds out what the store can do, with one small object.

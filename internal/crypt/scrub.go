@@ -19,8 +19,8 @@ func Wipe(keyed any) {
 		return
 	}
 	v = v.Elem()
-	for i := range v.NumField() {
-		if f := v.Field(i); f.Kind() == reflect.Slice && f.Type().Elem().Kind() == reflect.Uint8 {
+	for _, f := range v.Fields() {
+		if f.Kind() == reflect.Slice && f.Type().Elem().Kind() == reflect.Uint8 {
 			clear(f.Bytes())
 		}
 	}
