@@ -129,7 +129,7 @@ func newProxy(t testing.TB, options ...option) *proxy {
 	}
 	cfg := s3api.Config{
 		Origin: p.origin, Clients: clients, Domain: "s3.test", ETagPartCount: true, Metrics: metrics.New(), IdleTimeout: 20 * time.Second,
-		MaxConcurrent: 64, Now: now, Random: rand.Reader, LocalTLS: true,
+		MaxConcurrent: 96, Now: now, Random: rand.Reader, LocalTLS: true, // 72 of them for one client
 		Log: zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig()), p.log, zap.DebugLevel)),
 	}
 	for _, o := range options {

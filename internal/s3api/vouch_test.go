@@ -1,13 +1,18 @@
 package s3api_test
 
 import (
+	"bytes"
+	"fmt"
 	"net/http"
 	"os"
+	"strings"
 	"testing"
 
 	"github.com/aws/aws-sdk-go-v2/feature/s3/transfermanager"
 	tmtypes "github.com/aws/aws-sdk-go-v2/feature/s3/transfermanager/types"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
+
+	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
 // readForms are the ways to ask for an object's bytes or its size.
@@ -131,6 +136,32 @@ func TestNoCustomerKeyNoSize(t *testing.T) {
 				if name == "its" && !good || name != "its" && told {
 					t.Errorf("%s, %s, with %s key: %d %s, Content-Range %q", key, form, name, a.StatusCode, a.Code, a.Header.Get("Content-Range"))
 				}
+			}
+		}
+	}
+}
+
+// A store that says that an object ends within its first part gets no layout
+// believed that ends there.
+func TestTotalWithinAPart(t *testing.T) {
+	p := newProxy(t)
+	text := p.upload("k", []int{5 * mib, 1234}).text()
+	for _, total := range []int64{1, 9216, 20_000, 131_252, 5 * mib, 5*mib + 9215, 5*mib + 9217, 5*mib + 2*9216 + 1233} {
+		p.origin.set(nil, func(resp *http.Response) {
+			var from, to, size int64
+			if n, _ := fmt.Sscanf(resp.Header.Get("Content-Range"), "bytes %d-%d/%d", &from, &to, &size); n == 3 {
+				resp.Header.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", min(from, total-1), min(to, total-1), total))
+			}
+		})
+		for _, spec := range []string{"bytes=0-9", "bytes=-20", "bytes=0-", "bytes=5242870-"} {
+			p.server.Config.Handler.(*s3api.Server).Forget()
+			p.log.reset()
+			got, out, err := p.getRange("k", spec)
+			if err == nil && !bytes.HasSuffix([]byte(*out.ContentRange), fmt.Appendf(nil, "/%d", len(text))) {
+				t.Errorf("of %d, %s: %d bytes, Content-Range %s", total, spec, len(got), *out.ContentRange)
+			}
+			if strings.Contains(p.log.String(), "panic") {
+				t.Errorf("of %d, %s: a panic", total, spec)
 			}
 		}
 	}

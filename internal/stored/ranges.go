@@ -270,6 +270,9 @@ func (s *Store) stretch(ctx context.Context, q Request, k *known, have chunk, of
 	if toEnd {
 		to = k.size
 	}
+	if from >= to { // the layout and the size do not go together
+		return nil, fmt.Errorf("%w: stored bytes %d to %d of %d", crypt.ErrSize, from, to, k.size)
+	}
 	var part *crypt.Part
 	header := start(func() (err error) {
 		part, err = s.partOf(ctx, q, k, have, first)

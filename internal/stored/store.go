@@ -273,7 +273,7 @@ func readChunk(resp *http.Response) (chunk, error) {
 
 // slice returns the stored bytes from start to end, nil if they are not all there.
 func (c chunk) slice(start, end int64) []byte {
-	if start < c.start || end > c.start+int64(len(c.bytes)) {
+	if start < c.start || end < start || end > c.start+int64(len(c.bytes)) {
 		return nil
 	}
 	return c.bytes[start-c.start : end-c.start]

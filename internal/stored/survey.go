@@ -203,6 +203,9 @@ func (s *Store) walk(ctx context.Context, q Request, k *known) (*known, error) {
 			return nil, err
 		}
 		at += part.Size + crypt.PartOverhead
+		if at > k.size {
+			return nil, fmt.Errorf("%w: part %d ends behind the end of the object's %d bytes", ErrIntegrity, part.Number, k.size)
+		}
 		if end := at == k.size; part.Final != end && (!end || !s.OpenEnd) {
 			return nil, fmt.Errorf("%w: part %d ends at byte %d of %d, and is final: %t", ErrIntegrity, part.Number, at, k.size, part.Final)
 		}
