@@ -1,0 +1,7 @@
+//go:build race
+
+package s3api_test
+
+// raceDetector is whether the tests run under the race detector, which is
+// several times slower.
+const raceDetector = true
