@@ -52,6 +52,9 @@ func (d *Directory) CheckSessions() {
 	}
 }
 
+// Clients returns how many clients there are, the anonymous one among them.
+func (d *Directory) Clients() int { return len(d.clients.Load().byName) }
+
 // Now returns who there is at this moment. One request is judged by one View, so that what is replaced meanwhile never
 // makes the secret of one client the grants of another.
 func (d *Directory) Now() View {

@@ -385,7 +385,7 @@ type Limits struct {
 	// 1 to 1000000, default 1024.
 	MaxConcurrentRequests int `yaml:"max_concurrent_requests"`
 	// MaxConcurrentPerClient is how many of those one client may have. 0 to MaxConcurrentRequests; 0, the default, is three
-	// quarters of it.
+	// quarters of it, or all where there is one client only.
 	MaxConcurrentPerClient int `yaml:"max_concurrent_per_client"`
 	// MaxConcurrentUnsigned is how many requests may do more than arithmetic at once before they are authenticated, beside
 	// MaxConcurrentRequests. 0 to MaxConcurrentRequests; 0, the default, is a sixteenth of it.

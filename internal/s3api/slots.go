@@ -26,20 +26,23 @@ const (
 
 // pool bounds how many requests do something at a time.
 type pool struct {
-	size, share int // share is that of one client
+	size  int
+	share func() int // of one client
 
 	mu   sync.Mutex
 	used int
 	of   map[string]int // by client
 }
 
-func newPool(size, share int) *pool { return &pool{size: size, share: share, of: make(map[string]int)} }
+func newPool(size int, share func() int) *pool {
+	return &pool{size: size, share: share, of: make(map[string]int)}
+}
 
 // take reports whether there was a slot for the client, which has it then.
 func (p *pool) take(client string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.used >= p.size || p.of[client] >= p.share {
+	if p.used >= p.size || p.of[client] >= p.share() {
 		return false
 	}
 	p.used++
@@ -103,15 +106,25 @@ func (s *slot) move(to *pool, client string) {
 
 // pools makes the pools of a server.
 func (s *Server) pools() {
-	share, strangers := s.MaxPerClient, s.MaxUnsigned
-	if share <= 0 {
-		share = max(1, s.MaxConcurrent*3/4)
-	}
+	strangers := s.MaxUnsigned
 	if strangers <= 0 {
 		strangers = max(1, s.MaxConcurrent/16)
 	}
-	s.fast, s.slow = newPool(s.MaxConcurrent, share), newPool(s.MaxConcurrent, share)
-	s.unsigned = newPool(strangers, strangers)
+	s.fast, s.slow = newPool(s.MaxConcurrent, s.share), newPool(s.MaxConcurrent, s.share)
+	s.unsigned = newPool(strangers, func() int { return strangers })
+}
+
+// share is how many slots of a pool one client may have. Where there is one
+// client only, there is nobody to keep out.
+func (s *Server) share() int {
+	switch {
+	case s.MaxPerClient > 0:
+		return s.MaxPerClient
+	case s.Clients.Clients() == 1:
+		return s.MaxConcurrent
+	default:
+		return max(1, s.MaxConcurrent*3/4)
+	}
 }
 
 // enter gives the call a slot in place of the one that it has. A call that gets

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cmekproxy/cmekproxy/internal/access"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
@@ -109,6 +110,36 @@ func TestShareOfAClient(t *testing.T) {
 	}
 	if a := p.send(request{method: "GET", path: "/" + p.bucket + "/k", accessKey: readerAccess, secret: readerSecret}); a.StatusCode != http.StatusOK {
 		t.Errorf("another client: %d %s", a.StatusCode, a.Code)
+	}
+}
+
+// TestAClientAlone may have all slots: there is nobody to keep out.
+func TestAClientAlone(t *testing.T) {
+	p := newProxy(t, few, func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) {
+		alone, err := access.New([]access.Client{{
+			Name: "app", AccessKey: clientAccess, Secret: clientSecret,
+			Allow: []access.Grant{{Buckets: []string{"*"}, Actions: []access.Action{access.Read, access.Write, access.Delete, access.List, access.Admin}}},
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg.Clients = alone
+	})
+	p.put("k", []byte("text"))
+	p.put("held", []byte("text"))
+	held, release := p.hold()
+	defer release()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer release()
+	for range 3 {
+		wg.Go(func() { p.mustGet("held") })
+	}
+	for deadline := time.Now().Add(soon); held.Load() < 3 && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+	}
+	if a := p.send(request{method: "GET", path: "/" + p.bucket + "/k"}); a.StatusCode != http.StatusOK {
+		t.Errorf("a fourth one: %d %s", a.StatusCode, a.Code)
 	}
 }
 
