@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
+	"sync"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws/ratelimit"
@@ -31,8 +32,9 @@ type RetryConfig struct {
 	MaxAttempts int
 	// Budget is how many retries there may be at the expense of calls that have
 	// not succeeded yet: a retry takes one of it, and gives it back if it succeeds;
-	// so do five calls that succeed at once. With none left, calls are not
-	// retried: a KMS that throttles is not to be asked several times as often.
+	// so do five calls that succeed at once, and a second that passes. With none
+	// left, calls are not retried: a KMS that throttles is not to be asked several
+	// times as often.
 	// 0: DefaultRetryBudget.
 	Budget uint
 	// Jitter chooses a wait from 0 to limit. Nil: at random, all alike likely.
@@ -63,7 +65,7 @@ func Retry(w Wrapper, cfg RetryConfig) Wrapper {
 	if cfg.Budget == 0 {
 		cfg.Budget = DefaultRetryBudget
 	}
-	r := &retry{keyID: w.KeyID(), cfg: cfg, budget: ratelimit.NewTokenRateLimit(cfg.Budget * retryCost)}
+	r := &retry{keyID: w.KeyID(), cfg: cfg, budget: ratelimit.NewTokenRateLimit(cfg.Budget * retryCost), filled: time.Now()}
 	return &around{w, r.run}
 }
 
@@ -73,6 +75,9 @@ type retry struct {
 	keyID  string
 	cfg    RetryConfig
 	budget *ratelimit.TokenRateLimit
+
+	mu     sync.Mutex
+	filled time.Time // when the budget last got what time is worth
 }
 
 func (r *retry) run(ctx context.Context, op string, call func() error) error {
@@ -88,6 +93,7 @@ func (r *retry) run(ctx context.Context, op string, call func() error) error {
 			return err
 		}
 		last = err
+		r.fill()
 		if _, empty := r.budget.GetToken(ctx, retryCost); empty != nil && ctx.Err() == nil {
 			return last
 		}
@@ -110,6 +116,18 @@ func (r *retry) earn(err error, attempt int) {
 	default:
 		_ = r.budget.AddTokens(1)
 	}
+}
+
+// fill adds a retry to the budget for each second that has passed.
+func (r *retry) fill() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	seconds := time.Since(r.filled) / time.Second
+	if seconds <= 0 {
+		return
+	}
+	r.filled = r.filled.Add(seconds * time.Second)
+	_ = r.budget.AddTokens(retryCost * uint(min(seconds, 1<<20))) //nolint:gosec // not negative
 }
 
 // wait reports whether ctx goes on after d.
