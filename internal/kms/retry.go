@@ -122,12 +122,10 @@ func (r *retry) earn(err error, attempt int) {
 func (r *retry) fill() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	seconds := time.Since(r.filled) / time.Second
-	if seconds <= 0 {
-		return
-	}
-	r.filled = r.filled.Add(seconds * time.Second)
-	_ = r.budget.AddTokens(retryCost * uint(min(seconds, 1<<20))) //nolint:gosec // not negative
+	const second = time.Second / retryCost // of one token
+	tokens := uint(max(0, time.Since(r.filled)) / second)
+	r.filled = r.filled.Add(time.Duration(tokens) * second) //nolint:gosec // as long as time has passed
+	_ = r.budget.AddTokens(tokens)
 }
 
 // wait reports whether ctx goes on after d.
