@@ -94,22 +94,29 @@ func TestShareOfAClient(t *testing.T) {
 	p.bucket = p.newBucket("shared-")
 	p.put("k", []byte("text"))
 	p.put("held", []byte("text"))
+	defer p.holdThree()()
+	if a := p.send(request{method: "GET", path: "/" + p.bucket + "/k"}); a.Code != "SlowDown" {
+		t.Errorf("a fourth one of the client: %d %s", a.StatusCode, a.Code)
+	}
+	if a := p.send(request{method: "GET", path: "/" + p.bucket + "/k", accessKey: readerAccess, secret: readerSecret}); a.StatusCode != http.StatusOK {
+		t.Errorf("another client: %d %s", a.StatusCode, a.Code)
+	}
+}
+
+// holdThree has three reads of the object "held" under way until it is told to
+// end them.
+func (p *proxy) holdThree() (end func()) {
 	held, release := p.hold()
-	defer release()
 	var wg sync.WaitGroup
-	defer wg.Wait()
-	defer release()
 	for range 3 {
 		wg.Go(func() { p.mustGet("held") })
 	}
 	for deadline := time.Now().Add(soon); held.Load() < 3 && time.Now().Before(deadline); {
 		time.Sleep(time.Millisecond)
 	}
-	if a := p.send(request{method: "GET", path: "/" + p.bucket + "/k"}); a.Code != "SlowDown" {
-		t.Errorf("a fourth one of the client: %d %s", a.StatusCode, a.Code)
-	}
-	if a := p.send(request{method: "GET", path: "/" + p.bucket + "/k", accessKey: readerAccess, secret: readerSecret}); a.StatusCode != http.StatusOK {
-		t.Errorf("another client: %d %s", a.StatusCode, a.Code)
+	return func() {
+		release()
+		wg.Wait()
 	}
 }
 
@@ -127,17 +134,7 @@ func TestAClientAlone(t *testing.T) {
 	})
 	p.put("k", []byte("text"))
 	p.put("held", []byte("text"))
-	held, release := p.hold()
-	defer release()
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	defer release()
-	for range 3 {
-		wg.Go(func() { p.mustGet("held") })
-	}
-	for deadline := time.Now().Add(soon); held.Load() < 3 && time.Now().Before(deadline); {
-		time.Sleep(time.Millisecond)
-	}
+	defer p.holdThree()()
 	if a := p.send(request{method: "GET", path: "/" + p.bucket + "/k"}); a.StatusCode != http.StatusOK {
 		t.Errorf("a fourth one: %d %s", a.StatusCode, a.Code)
 	}
