@@ -66,7 +66,7 @@ func TestAlsoKnownAs(t *testing.T) {
 	k := newAWSKey(t)
 	k.AlsoKnownAs = []string{k.old, k.next}
 	obj := keyring.Object{Bucket: "b", Key: "k"}
-	var sealed []*keyring.Sealed
+	var sealed []*keyring.DataKey
 	for _, target := range []string{k.old, k.next, k.old} { // moved, and rolled back
 		k.point(t, target)
 		a, _ := buildRing(t, k.Key)

@@ -121,7 +121,7 @@ func parseTarget(flags *flag.FlagSet, args []string, stdout io.Writer) (crypt.Ob
 
 // decryption is one object on its way out of the store.
 type decryption struct {
-	reader   *stored.Store
+	reader   *stored.Reader
 	request  stored.Request
 	progress io.Writer
 }

@@ -49,8 +49,8 @@ func openDirect(ctx context.Context, cfg *config.Config, target crypt.Object, pr
 }
 
 // reader reads through the keys of the configuration.
-func (d *direct) reader() *stored.Store {
-	return &stored.Store{Send: d.send, Open: d.open, Cache: stored.NewCache(), OpenEnd: d.cfg.Origin.UniformParts}
+func (d *direct) reader() *stored.Reader {
+	return &stored.Reader{Send: d.send, Open: d.open, Cache: stored.NewCache(), OpenEnd: d.cfg.Origin.UniformParts}
 }
 
 func (d *direct) open(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {

@@ -85,7 +85,7 @@ type kmsKey struct {
 // stocktaking finds out what protects the objects of a bucket.
 type stocktaking struct {
 	*direct
-	store *stored.Store
+	store *stored.Reader
 	names map[string]string
 	quick bool
 }

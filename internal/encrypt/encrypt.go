@@ -52,7 +52,7 @@ var (
 type Encrypter struct {
 	cfg    Config
 	store  *inplace.Store
-	reader *stored.Store // reads back, through Config.Check
+	reader *stored.Reader // reads back, through Config.Check
 	lost   atomic.Pointer[error]
 }
 

@@ -157,7 +157,7 @@ func (l *lab) encrypt() walk.Result {
 // is compares the object with its text, and whether it is encrypted.
 func (l *lab) is(encrypted bool) {
 	l.Helper()
-	s := &stored.Store{Send: send, Cache: stored.NewCache(), Open: l.cfg.Check}
+	s := &stored.Reader{Send: send, Cache: stored.NewCache(), Open: l.cfg.Check}
 	o, err := s.Get(l.Context(), stored.Request{Object: crypt.Object{Bucket: bucket, Key: l.key}, Plaintext: func() error { return nil }})
 	if err != nil {
 		l.Fatal(err)
@@ -309,7 +309,7 @@ func TestChecksumsAreKept(t *testing.T) {
 		if len(sizes) > 1 && faults < 3 {
 			t.Errorf("%s: no part was read twice", name)
 		}
-		s := &stored.Store{Send: send, Cache: stored.NewCache(), Open: l.cfg.Check}
+		s := &stored.Reader{Send: send, Cache: stored.NewCache(), Open: l.cfg.Check}
 		q := stored.Request{Object: crypt.Object{Bucket: bucket, Key: l.key}}
 		o, err := s.Head(t.Context(), q)
 		if err == nil {

@@ -10,7 +10,7 @@ import (
 
 // CarryTags adds the object's tags, which a server-side copy takes along by itself.
 func (s *Store) CarryTags(ctx context.Context, obj crypt.Object, h http.Header) error {
-	tags, err := (&stored.Store{Send: s.Send}).Tags(ctx, stored.Request{Object: obj})
+	tags, err := (&stored.Reader{Send: s.Send}).Tags(ctx, stored.Request{Object: obj})
 	if tags != "" {
 		h.Set("X-Amz-Tagging", tags)
 	}

@@ -45,21 +45,21 @@ type Open = func(ctx context.Context, obj crypt.Object, keyID string, wrapped []
 func (c *Config) Store() *Store { return &Store{Send: c.Send, ETagIsMD5: c.Abilities.ETagIsMD5} }
 
 // Reader reads from a store with data keys from open.
-func (c *Config) Reader(s *Store, open Open) *stored.Store {
-	return &stored.Store{Send: s.Do, Open: open, OpenEnd: c.OpenEnd, Cache: stored.NewCache()}
+func (c *Config) Reader(s *Store, open Open) *stored.Reader {
+	return &stored.Reader{Send: s.Do, Open: open, OpenEnd: c.OpenEnd, Cache: stored.NewCache()}
 }
 
 // Key is a new data key of an object, and the same one as the KMS has unwrapped it again: as whoever reads the object will
 // get it.
 type Key struct {
-	*keyring.Sealed
+	*keyring.DataKey
 	Proof stored.Lease
 }
 
 // Release ends the use of both.
 func (k *Key) Release() {
 	k.Proof.Release()
-	k.Sealed.Release()
+	k.DataKey.Release()
 }
 
 // NewKey makes a data key; see keyring.Keyring.Create.
@@ -78,7 +78,7 @@ func (c *Config) NewKey(ctx context.Context, obj crypt.Object, want keyring.Choi
 
 // Prove has the KMS unwrap what it has just wrapped, and compares. The lease is of the data key as whoever reads the object
 // will get it.
-func (c *Config) Prove(ctx context.Context, obj crypt.Object, sealed *keyring.Sealed) (stored.Lease, error) {
+func (c *Config) Prove(ctx context.Context, obj crypt.Object, sealed *keyring.DataKey) (stored.Lease, error) {
 	lease, err := c.Check(ctx, obj, sealed.KeyID, sealed.Wrapped)
 	if err != nil {
 		return nil, fmt.Errorf("the new key wraps and does not unwrap: %w", err)

@@ -215,7 +215,7 @@ func TestRenewalsAreAudited(t *testing.T) {
 		s, audit := &slow{Wrapper: w}, &trail{}
 		k := newRing(t, s, time.Minute, func(c *keyring.Config) { c.Auditor, c.OutageWait = audit, 30*time.Second })
 		ctx := asRequest(t)
-		open := func() (*keyring.Sealed, *stream) {
+		open := func() (*keyring.DataKey, *stream) {
 			sealed, err := k.Create(ctx, obj, "app", keyring.Choice{})
 			must(t, err)
 			st := &stream{}

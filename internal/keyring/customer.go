@@ -18,14 +18,14 @@ func newCustomer() *key {
 	return k
 }
 
-func (k *Keyring) createForCustomer(ctx context.Context, obj Object, client string, customerKey []byte) (*Sealed, error) {
+func (k *Keyring) createForCustomer(ctx context.Context, obj Object, client string, customerKey []byte) (*DataKey, error) {
 	dek := make([]byte, crypt.DEKSize)
 	rand.Read(dek) // never fails: it ends the program instead
 	defer clear(dek)
 	return k.sealForCustomer(ctx, obj, client, customerKey, dek)
 }
 
-func (k *Keyring) sealForCustomer(ctx context.Context, obj Object, client string, customerKey, dek []byte) (*Sealed, error) {
+func (k *Keyring) sealForCustomer(ctx context.Context, obj Object, client string, customerKey, dek []byte) (*DataKey, error) {
 	if err := k.CheckCustomerKeys(obj, client); err != nil {
 		return nil, err
 	}
@@ -35,7 +35,7 @@ func (k *Keyring) sealForCustomer(ctx context.Context, obj Object, client string
 		l.Release()
 		return nil, fmt.Errorf("wrapping a data key: %w", err)
 	}
-	return &Sealed{Lease: l, KeyID: crypt.CustomerKeyID, Wrapped: wrapped}, nil
+	return &DataKey{Lease: l, KeyID: crypt.CustomerKeyID, Wrapped: wrapped}, nil
 }
 
 // CheckCustomerKeys returns ErrNotAllowed where client may store nothing under a key that it brings, and ErrNoRule where it

@@ -13,7 +13,7 @@ import (
 )
 
 // wantOpens makes sure that a ring opens what another one has sealed.
-func wantOpens(t *testing.T, name string, k *keyring.Keyring, sealed *keyring.Sealed) {
+func wantOpens(t *testing.T, name string, k *keyring.Keyring, sealed *keyring.DataKey) {
 	t.Helper()
 	l, err := k.Open(t.Context(), obj, sealed.KeyID, sealed.Wrapped)
 	if err != nil {
@@ -26,7 +26,7 @@ func wantOpens(t *testing.T, name string, k *keyring.Keyring, sealed *keyring.Se
 	}
 }
 
-func wantUnknown(t *testing.T, name string, k *keyring.Keyring, id string, sealed *keyring.Sealed) {
+func wantUnknown(t *testing.T, name string, k *keyring.Keyring, id string, sealed *keyring.DataKey) {
 	t.Helper()
 	if _, err := k.Open(t.Context(), obj, id, sealed.Wrapped); !errors.Is(err, keyring.ErrUnknownKey) {
 		t.Errorf("%s: %v, want unknown key", name, err)

@@ -347,8 +347,8 @@ type Choice struct {
 	Trust bool
 }
 
-// Sealed is a new DEK: leased, and wrapped to be stored with its object.
-type Sealed struct {
+// DataKey is a new DEK: leased, and wrapped to be stored with its object.
+type DataKey struct {
 	*Lease
 	KeyID   string // of the KMS key
 	Wrapped []byte
@@ -356,7 +356,7 @@ type Sealed struct {
 
 // Create makes a new DEK for obj, which client writes. Errors: ErrNoRule, ErrUnknownKey, ErrNotAllowed, ErrAudit, and those
 // of packages kms and crypt.
-func (k *Keyring) Create(ctx context.Context, obj Object, client string, want Choice) (*Sealed, error) {
+func (k *Keyring) Create(ctx context.Context, obj Object, client string, want Choice) (*DataKey, error) {
 	if want.CustomerKey != nil {
 		return k.createForCustomer(ctx, obj, client, want.CustomerKey)
 	}
@@ -383,7 +383,7 @@ func (k *Keyring) Create(ctx context.Context, obj Object, client string, want Ch
 
 // Rewrap wraps the DEK of a lease for another object, dst, so that a stored body can be copied as it is. All else is
 // as with Create. What is unbound stays unbound, or fails with ErrUnbound where that cannot be, unless want says Trust.
-func (k *Keyring) Rewrap(ctx context.Context, l *Lease, dst Object, client string, want Choice) (*Sealed, error) {
+func (k *Keyring) Rewrap(ctx context.Context, l *Lease, dst Object, client string, want Choice) (*DataKey, error) {
 	if err := l.Check(ctx); err != nil {
 		return nil, err
 	}
@@ -416,7 +416,7 @@ func (k *Keyring) Rewrap(ctx context.Context, l *Lease, dst Object, client strin
 }
 
 // seal begins the lease of a DEK that was wrapped just now.
-func (k *Keyring) seal(l *Lease, mark dekcache.Mark, dek []byte) (*Sealed, error) {
+func (k *Keyring) seal(l *Lease, mark dekcache.Mark, dek []byte) (*DataKey, error) {
 	l.id = cacheID(l)
 	k.join(l)
 	entry := k.cfg.Cache.Put(l.id, l.part.group, mark, dek)
@@ -426,7 +426,7 @@ func (k *Keyring) seal(l *Lease, mark dekcache.Mark, dek []byte) (*Sealed, error
 
 // sealed is the wrapped DEK of a lease that begins with what the KMS gave. The
 // lease has joined its part.
-func (k *Keyring) sealed(l *Lease, entry dekcache.Entry, use Use) (*Sealed, error) {
+func (k *Keyring) sealed(l *Lease, entry dekcache.Entry, use Use) (*DataKey, error) {
 	given, err := l.wrapped.Bytes()
 	if err != nil {
 		clear(entry.DEK)
@@ -438,7 +438,7 @@ func (k *Keyring) sealed(l *Lease, entry dekcache.Entry, use Use) (*Sealed, erro
 		return nil, err
 	}
 	k.cfg.Observer.Used(l.key.Name, l.id, use)
-	return &Sealed{Lease: l, KeyID: l.service.id, Wrapped: bytes.Clone(given)}, nil // the caller may do with it as he likes
+	return &DataKey{Lease: l, KeyID: l.service.id, Wrapped: bytes.Clone(given)}, nil // the caller may do with it as he likes
 }
 
 // Open returns the DEK of a stored object, from the cache or by the KMS. keyID and wrapped are those of its envelope.

@@ -148,7 +148,7 @@ func run(t testing.TB, k *keyring.Keyring) (stop func()) {
 	return func() { cancel(); <-done }
 }
 
-func create(t testing.TB, k *keyring.Keyring) *keyring.Sealed {
+func create(t testing.TB, k *keyring.Keyring) *keyring.DataKey {
 	t.Helper()
 	s, err := k.Create(t.Context(), obj, "app", keyring.Choice{})
 	must(t, err)

@@ -125,7 +125,7 @@ func TestDeniedForSomeObjects(t *testing.T) {
 		s := &choosy{Wrapper: w}
 		k := newRing(t, s, time.Hour, func(c *keyring.Config) { c.RevocationProbe = 10 * time.Second })
 		defer run(t, k)()
-		open := func(bucket string) (*keyring.Sealed, *stream) {
+		open := func(bucket string) (*keyring.DataKey, *stream) {
 			sealed, err := k.Create(t.Context(), keyring.Object{Bucket: bucket, Key: "k"}, "", keyring.Choice{})
 			must(t, err)
 			st := &stream{}
@@ -169,7 +169,7 @@ func TestUndrainedStreamsAreCutAtTheTTL(t *testing.T) {
 		defer cache.Close()
 		k := newRing(t, s, 0, func(c *keyring.Config) { c.Cache, c.OutageWait = cache, time.Minute })
 		start := time.Now()
-		var leases []*keyring.Sealed
+		var leases []*keyring.DataKey
 		open := func(drained bool) *stream {
 			sealed := create(t, k)
 			leases = append(leases, sealed)

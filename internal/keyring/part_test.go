@@ -18,7 +18,7 @@ import (
 )
 
 // createIn makes a DEK for an object that nobody looks after but the test.
-func createIn(t testing.TB, k *keyring.Keyring, bucket, key string, want keyring.Choice) *keyring.Sealed {
+func createIn(t testing.TB, k *keyring.Keyring, bucket, key string, want keyring.Choice) *keyring.DataKey {
 	t.Helper()
 	s, err := k.Create(t.Context(), keyring.Object{Bucket: bucket, Key: key}, "", want)
 	must(t, err)
@@ -93,7 +93,7 @@ func TestEachVersionIsProbed(t *testing.T) {
 
 // createUnderAnother makes DEKs until one is under another version than before:
 // providers learn of a rotation after a while.
-func createUnderAnother(t *testing.T, k *keyring.Keyring, w kms.Wrapper, before *keyring.Sealed) *keyring.Sealed {
+func createUnderAnother(t *testing.T, k *keyring.Keyring, w kms.Wrapper, before *keyring.DataKey) *keyring.DataKey {
 	t.Helper()
 	lineage := func(wrapped []byte) string {
 		text, ok := kms.Lineage(w.KeyID(), wrapped)
@@ -145,7 +145,7 @@ func TestPolicyOnTheContextIsProbed(t *testing.T) {
 				}
 			})
 			defer run(t, k)()
-			var kept, taken []*keyring.Sealed
+			var kept, taken []*keyring.DataKey
 			for _, o := range []struct {
 				bucket, key, tenant string
 				is                  string // which row it is of
@@ -199,7 +199,7 @@ func TestPolicyThatDeniesEverything(t *testing.T) {
 	a, b := createIn(t, k, "a", "a", keyring.Choice{}), createIn(t, k, "b", "b", keyring.Choice{})
 
 	must(t, server.PutKeyPolicy(w.KeyID(), policyOn("StringLike", "bucket", "*")))
-	for _, sealed := range []*keyring.Sealed{a, b} {
+	for _, sealed := range []*keyring.DataKey{a, b} {
 		if err := untilCut(t, sealed.Lease, 20*time.Second); !isKind(err, kms.Denied) {
 			t.Errorf("%v, want denied", err)
 		}
@@ -215,7 +215,7 @@ func TestPolicyThatDeniesEverything(t *testing.T) {
 func TestMorePartsThanAreProbed(t *testing.T) {
 	w, _ := newLocal(t)
 	k := newRing(t, w, time.Hour, func(c *keyring.Config) { c.RevocationProbe = 10 * time.Second })
-	var all []*keyring.Sealed
+	var all []*keyring.DataKey
 	for i := range 33 {
 		if s := k.Status()[0]; s.Parts != i || s.Unprobed || s.Window != k.Window(time.Hour) {
 			t.Fatalf("with %d: %+v", i, s)
@@ -263,7 +263,7 @@ func TestPartsThatAreNotInUseMakeRoom(t *testing.T) {
 	})
 }
 
-func createInBubble(t *testing.T, k *keyring.Keyring, bucket string) *keyring.Sealed {
+func createInBubble(t *testing.T, k *keyring.Keyring, bucket string) *keyring.DataKey {
 	t.Helper()
 	sealed, err := k.Create(asRequest(t), keyring.Object{Bucket: bucket, Key: "k"}, "", keyring.Choice{})
 	must(t, err)

@@ -62,7 +62,7 @@ func (k *Keyring) sharedKey(name sharedName) *sharedKey {
 }
 
 // createShared makes a new DEK from a bucket key, and a new bucket key where there is none to be used.
-func (k *Keyring) createShared(ctx context.Context, l *Lease, limits Reuse) (*Sealed, error) {
+func (k *Keyring) createShared(ctx context.Context, l *Lease, limits Reuse) (*DataKey, error) {
 	salt, err := crypt.NewSalt(rand.Reader)
 	if err != nil {
 		return nil, err

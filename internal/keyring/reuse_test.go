@@ -30,7 +30,7 @@ func object(n int) keyring.Object {
 	return keyring.Object{Bucket: "bucket", Key: fmt.Sprint("object ", n)}
 }
 
-func createAs(t *testing.T, k *keyring.Keyring, obj keyring.Object, size int64) *keyring.Sealed {
+func createAs(t *testing.T, k *keyring.Keyring, obj keyring.Object, size int64) *keyring.DataKey {
 	t.Helper()
 	sealed, err := k.Create(t.Context(), obj, "", keyring.Choice{})
 	must(t, err)

@@ -71,8 +71,8 @@ func Safest(a inplace.Abilities) Method {
 type Mover struct {
 	cfg    Config
 	store  *inplace.Store
-	reader *stored.Store
-	check  *stored.Store // the same through Config.Check
+	reader *stored.Reader
+	check  *stored.Reader // the same through Config.Check
 
 	mu     sync.Mutex
 	newest map[string][]byte // what the keys that were moved to have wrapped

@@ -243,8 +243,8 @@ func (l *lab) request() stored.Request {
 }
 
 // reader reads through both keys.
-func (l *lab) reader() *stored.Store {
-	return &stored.Store{Send: send, Cache: stored.NewCache(), Open: func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
+func (l *lab) reader() *stored.Reader {
+	return &stored.Reader{Send: send, Cache: stored.NewCache(), Open: func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
 		return l.keys.Open(ctx, obj, keyID, wrapped)
 	}}
 }

@@ -297,7 +297,7 @@ func (s *Server) copyAnew(c *call, q stored.Request, choice keyring.Choice, want
 }
 
 // sealWith is sealCopy of an object that is to have a checksum of this algorithm. It returns the checksum too.
-func (s *Server) sealWith(c *call, q stored.Request, lease *keyring.Sealed, a *checksum.Algorithm, sums map[crypt.ChecksumID][]byte) (http.Header, map[crypt.ChecksumID][]byte, error) {
+func (s *Server) sealWith(c *call, q stored.Request, lease *keyring.DataKey, a *checksum.Algorithm, sums map[crypt.ChecksumID][]byte) (http.Header, map[crypt.ChecksumID][]byte, error) {
 	sums, err := s.only(c, q, a, sums)
 	if err != nil {
 		return nil, nil, err
@@ -307,7 +307,7 @@ func (s *Server) sealWith(c *call, q stored.Request, lease *keyring.Sealed, a *c
 }
 
 // sealAgain is sealCopy of a source that is read once more.
-func (s *Server) sealAgain(c *call, q stored.Request, lease *keyring.Sealed, sums map[crypt.ChecksumID][]byte) (http.Header, error) {
+func (s *Server) sealAgain(c *call, q stored.Request, lease *keyring.DataKey, sums map[crypt.ChecksumID][]byte) (http.Header, error) {
 	source, err := s.objects.Get(c.Context(), q)
 	if err != nil {
 		return nil, err
@@ -329,7 +329,7 @@ func copiedSums(c *call, source *stored.Object) (map[crypt.ChecksumID][]byte, er
 }
 
 // sealCopy encrypts the source on its way back to the store, and returns the header of the store's answer.
-func (s *Server) sealCopy(c *call, q stored.Request, source *stored.Object, lease *keyring.Sealed, sums map[crypt.ChecksumID][]byte) (http.Header, error) {
+func (s *Server) sealCopy(c *call, q stored.Request, source *stored.Object, lease *keyring.DataKey, sums map[crypt.ChecksumID][]byte) (http.Header, error) {
 	sealer, err := crypt.NewSealer(source.Reader(c.Context()), source.Length, lease.DEK(), s.Random)
 	if err != nil {
 		return nil, err
@@ -346,7 +346,7 @@ func (s *Server) sealCopy(c *call, q stored.Request, source *stored.Object, leas
 	return resp.Header, nil
 }
 
-func (s *Server) copiedAnewHeader(c *call, q stored.Request, source *stored.Object, lease *keyring.Sealed, h crypt.Header, sums map[crypt.ChecksumID][]byte) (http.Header, error) {
+func (s *Server) copiedAnewHeader(c *call, q stored.Request, source *stored.Object, lease *keyring.DataKey, h crypt.Header, sums map[crypt.ChecksumID][]byte) (http.Header, error) {
 	envelope := crypt.Envelope{Header: h, Size: source.Length}
 	if err := s.sign(c, &envelope, lease, sums); err != nil {
 		return nil, err

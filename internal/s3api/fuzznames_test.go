@@ -164,7 +164,7 @@ func FuzzUploadID(f *testing.F) {
 		if clean := path.Join("/uploads", ref.stored); ref.stored != "" && !strings.HasPrefix(clean+"/", "/uploads/") {
 			t.Fatalf("%q leads to %q", shown, clean)
 		}
-		wanted, sealed := ref.wanted, &keyring.Sealed{Wrapped: ref.sealed}
+		wanted, sealed := ref.wanted, &keyring.DataKey{Wrapped: ref.sealed}
 		if ref.sealed != nil {
 			wanted.CustomerKey = []byte{1}
 		}

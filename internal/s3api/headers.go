@@ -246,7 +246,7 @@ func (c *call) unsayEncrypted() {
 }
 
 // saySealed is sayEncrypted for a new object.
-func (c *call) saySealed(sealed *keyring.Sealed) {
+func (c *call) saySealed(sealed *keyring.DataKey) {
 	c.sayEncrypted(sealed.KeyID)
 	if sealed.Shared() {
 		c.sayBucketKey()

@@ -119,7 +119,7 @@ func (c *call) peek() error {
 }
 
 // putHeader returns the header for the store, with the signed envelope in it.
-func (s *Server) putHeader(c *call, lease *keyring.Sealed, h crypt.Header) (http.Header, error) {
+func (s *Server) putHeader(c *call, lease *keyring.DataKey, h crypt.Header) (http.Header, error) {
 	envelope := crypt.Envelope{Header: h, Size: c.auth.DecodedLength()}
 	if err := s.sign(c, &envelope, lease, c.checks.known()); err != nil {
 		return nil, err
@@ -128,7 +128,7 @@ func (s *Server) putHeader(c *call, lease *keyring.Sealed, h crypt.Header) (http
 }
 
 // sign completes the envelope of the call's object, which is to have these checksums.
-func (s *Server) sign(c *call, e *crypt.Envelope, lease *keyring.Sealed, sums map[crypt.ChecksumID][]byte) (err error) {
+func (s *Server) sign(c *call, e *crypt.Envelope, lease *keyring.DataKey, sums map[crypt.ChecksumID][]byte) (err error) {
 	e.KeyID, e.WrappedDEK = lease.KeyID, lease.Wrapped
 	if e.Sum, err = crypt.SealChecksums(sums, lease.DEK(), s.Random); err != nil {
 		return err

@@ -57,7 +57,7 @@ type Config struct {
 type Server struct {
 	Config
 	matcher matcher
-	objects *stored.Store
+	objects *stored.Reader
 	uploads *uploadKeys
 
 	fast, slow, unsigned *pool
@@ -74,7 +74,7 @@ func New(cfg Config) *Server {
 		check:   CheckAnswer,
 	}
 	s.pools()
-	s.objects = &stored.Store{
+	s.objects = &stored.Reader{
 		Send: func(r *http.Request) (*http.Response, error) { return s.send(requestCall(r.Context()), r) },
 		Open: func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
 			lease, err := s.openKey(ctx, requestCall(ctx), obj, keyID, wrapped)

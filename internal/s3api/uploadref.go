@@ -36,7 +36,7 @@ type uploadWish struct {
 }
 
 // newUploadRef returns an upload that the store has just named. sealed is its first DEK.
-func newUploadRef(stored string, wanted keyring.Choice, sealed *keyring.Sealed) (uploadRef, error) {
+func newUploadRef(stored string, wanted keyring.Choice, sealed *keyring.DataKey) (uploadRef, error) {
 	ref := uploadRef{shown: stored, stored: stored, wanted: keyring.Choice{KeyID: wanted.KeyID, Context: wanted.Context}}
 	if wanted.CustomerKey != nil {
 		ref.sealed = sealed.Wrapped

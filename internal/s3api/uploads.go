@@ -95,7 +95,7 @@ func (u *uploadKeys) isNew(id string) bool {
 }
 
 // put remembers the DEK of a new upload.
-func (u *uploadKeys) put(id uploadID, sealed *keyring.Sealed, sum objectChecksum) {
+func (u *uploadKeys) put(id uploadID, sealed *keyring.DataKey, sum objectChecksum) {
 	u.entries.Add(id, &uploadKey{turn: make(chan struct{}, 1), keyID: sealed.KeyID, wrapped: sealed.Wrapped, created: true, sum: sum})
 }
 
@@ -130,7 +130,7 @@ func (u *uploadKeys) entry(id uploadID) *uploadKey {
 }
 
 // partKey returns the DEK for a part of the call's upload. The call ends when the DEK may not be used any more.
-func (s *Server) partKey(c *call) (*keyring.Sealed, error) {
+func (s *Server) partKey(c *call) (*keyring.DataKey, error) {
 	sealed, err := s.uploadKey(c)
 	if err != nil {
 		return nil, err
@@ -141,7 +141,7 @@ func (s *Server) partKey(c *call) (*keyring.Sealed, error) {
 
 // uploadKey returns the DEK for a part of the call's upload. Parts that come at the same time wait for the one that asks
 // the KMS first.
-func (s *Server) uploadKey(c *call) (*keyring.Sealed, error) {
+func (s *Server) uploadKey(c *call) (*keyring.DataKey, error) {
 	ctx := c.Context()
 	entry := s.uploads.entry(c.uploadID())
 	select {
@@ -159,7 +159,7 @@ func (s *Server) uploadKey(c *call) (*keyring.Sealed, error) {
 			if err != nil {
 				return nil, err
 			}
-			return &keyring.Sealed{Lease: lease, KeyID: entry.keyID, Wrapped: entry.wrapped}, nil
+			return &keyring.DataKey{Lease: lease, KeyID: entry.keyID, Wrapped: entry.wrapped}, nil
 		}
 	}
 	sealed, err := s.Keys.Create(ctx, c.object(), c.client.Name, c.uploadChoice())
@@ -200,7 +200,7 @@ func (s *Server) openUploadKey(c *call, entry *uploadKey) (*keyring.Lease, error
 
 // endKey returns the DEK for the part that is appended. It is a KMS key's where the request does not bring the customer's
 // key: S3 does not ask for it when an upload is completed.
-func (s *Server) endKey(c *call) (*keyring.Sealed, error) {
+func (s *Server) endKey(c *call) (*keyring.DataKey, error) {
 	if c.customerKey != nil || !s.uploads.forCustomer(c) {
 		return s.partKey(c)
 	}

@@ -50,7 +50,7 @@ func Carry(have http.Header, envelope map[string]string) (http.Header, error) {
 const maxTagging = 64 << 10
 
 // Tags returns the tags of an object as the header x-amz-tagging has them; "" for none, and for a store that knows none.
-func (s *Store) Tags(ctx context.Context, q Request) (string, error) {
+func (s *Reader) Tags(ctx context.Context, q Request) (string, error) {
 	q.Query, q.Header = url.Values{"tagging": {""}}, nil
 	resp, err := s.request(ctx, http.MethodGet, q, nil)
 	switch status(err) {

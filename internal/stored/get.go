@@ -14,12 +14,12 @@ import (
 const tries = 4
 
 // Get begins to read an object.
-func (s *Store) Get(ctx context.Context, q Request) (*Object, error) {
+func (s *Reader) Get(ctx context.Context, q Request) (*Object, error) {
 	return s.insist(ctx, q, s.try)
 }
 
 // insist starts over as long as the object changes, and without the range where that is what S3 does.
-func (s *Store) insist(ctx context.Context, q Request, attempt func(context.Context, Request) (*Object, error)) (*Object, error) {
+func (s *Reader) insist(ctx context.Context, q Request, attempt func(context.Context, Request) (*Object, error)) (*Object, error) {
 	for range tries {
 		o, err := attempt(ctx, q)
 		switch outside := (*RangeError)(nil); {
@@ -34,7 +34,7 @@ func (s *Store) insist(ctx context.Context, q Request, attempt func(context.Cont
 	return nil, ErrOverwritten
 }
 
-func (s *Store) try(ctx context.Context, q Request) (*Object, error) {
+func (s *Reader) try(ctx context.Context, q Request) (*Object, error) {
 	switch {
 	case q.Part > 0:
 		return s.getPart(ctx, q)
@@ -49,7 +49,7 @@ func (s *Store) try(ctx context.Context, q Request) (*Object, error) {
 }
 
 // whole reads an object from the answer to a request without a range.
-func (s *Store) whole(ctx context.Context, q Request, resp *http.Response) (*Object, error) {
+func (s *Reader) whole(ctx context.Context, q Request, resp *http.Response) (*Object, error) {
 	o, err := s.openWhole(ctx, q, resp)
 	if err != nil {
 		_ = resp.Body.Close()
@@ -57,7 +57,7 @@ func (s *Store) whole(ctx context.Context, q Request, resp *http.Response) (*Obj
 	return o, err
 }
 
-func (s *Store) openWhole(ctx context.Context, q Request, resp *http.Response) (*Object, error) {
+func (s *Reader) openWhole(ctx context.Context, q Request, resp *http.Response) (*Object, error) {
 	if resp.StatusCode == http.StatusNotModified {
 		closeBody(resp)
 		return &Object{Header: resp.Header, NotModified: true}, nil
@@ -78,7 +78,7 @@ func (s *Store) openWhole(ctx context.Context, q Request, resp *http.Response) (
 }
 
 // plain passes an object through that was never encrypted.
-func (s *Store) plain(q Request, resp *http.Response) (*Object, error) {
+func (s *Reader) plain(q Request, resp *http.Response) (*Object, error) {
 	if err := q.Plaintext(); err != nil {
 		return nil, err
 	}
@@ -109,7 +109,7 @@ func (s *Store) plain(q Request, resp *http.Response) (*Object, error) {
 }
 
 // openSingle reads an object that was put whole, or a range of it, from the answer.
-func (s *Store) openSingle(ctx context.Context, q Request, resp *http.Response, e *crypt.Envelope, wanted *Range) (*Object, error) {
+func (s *Reader) openSingle(ctx context.Context, q Request, resp *http.Response, e *crypt.Envelope, wanted *Range) (*Object, error) {
 	o := &Object{Header: resp.Header, store: s, object: q.Object, body: resp.Body}
 	o.under(e)
 	o.keys = &keys{store: s, object: q.Object}

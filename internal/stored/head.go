@@ -10,11 +10,11 @@ import (
 )
 
 // Head asks for an object without its body. Without the key nothing is verified: it says what the store says.
-func (s *Store) Head(ctx context.Context, q Request) (*Object, error) {
+func (s *Reader) Head(ctx context.Context, q Request) (*Object, error) {
 	return s.insist(ctx, q, s.tryHead)
 }
 
-func (s *Store) tryHead(ctx context.Context, q Request) (*Object, error) {
+func (s *Reader) tryHead(ctx context.Context, q Request) (*Object, error) {
 	resp, err := s.request(ctx, http.MethodHead, q, q.Header)
 	if err != nil {
 		return nil, err
@@ -97,7 +97,7 @@ func (o *Object) place(number int) (crypt.Place, error) {
 
 // Size returns the plaintext size of an object that a listing has with this ETag and stored size: from memory, or from
 // the store. q.Plaintext is not asked.
-func (s *Store) Size(ctx context.Context, q Request, etag string, size int64) (int64, error) {
+func (s *Reader) Size(ctx context.Context, q Request, etag string, size int64) (int64, error) {
 	q.Plaintext = func() error { return nil }
 	if k := s.Cache.look(q); k != nil && k.etag == etag && k.size == size {
 		switch {
@@ -118,7 +118,7 @@ func (s *Store) Size(ctx context.Context, q Request, etag string, size int64) (i
 
 // Survey finds out what is known of a multipart object's parts, by a few requests: their number, the checksum, and the
 // layout if nothing odd is about it. It does nothing for an object that was put whole.
-func (s *Store) Survey(ctx context.Context, q Request, o *Object) error {
+func (s *Reader) Survey(ctx context.Context, q Request, o *Object) error {
 	if o.known == nil || o.known.kind != multipart {
 		return nil
 	}
@@ -135,7 +135,7 @@ func (s *Store) Survey(ctx context.Context, q Request, o *Object) error {
 
 // Layout returns the parts of a multipart object, each of which has been looked at or is in the record. It is nil for an
 // object that was put whole.
-func (s *Store) Layout(ctx context.Context, q Request, o *Object) (crypt.Layout, error) {
+func (s *Reader) Layout(ctx context.Context, q Request, o *Object) (crypt.Layout, error) {
 	if err := s.Survey(ctx, q, o); err != nil || o.known == nil {
 		return nil, err
 	}

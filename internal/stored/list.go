@@ -32,7 +32,7 @@ const maxListing = 16 << 20
 
 // List lists objects as the store does, in the order of their keys, one page of the store in memory at a time. Sizes are
 // those of the ciphertext. An error is the last that it yields.
-func (s *Store) List(ctx context.Context, l Listing) iter.Seq2[Entry, error] {
+func (s *Reader) List(ctx context.Context, l Listing) iter.Seq2[Entry, error] {
 	return func(yield func(Entry, error) bool) {
 		query := l.first()
 		for {
@@ -92,7 +92,7 @@ type listedObject struct {
 	Size      int64
 }
 
-func (s *Store) page(ctx context.Context, bucket string, query url.Values) (*listingPage, error) {
+func (s *Reader) page(ctx context.Context, bucket string, query url.Values) (*listingPage, error) {
 	u := &url.URL{Path: "/" + bucket, RawQuery: strings.ReplaceAll(query.Encode(), "+", "%20")}
 	r := &http.Request{Method: http.MethodGet, URL: u, Header: make(http.Header), Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}
 	resp, err := s.Send(r.WithContext(ctx))

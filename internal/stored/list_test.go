@@ -20,8 +20,8 @@ type pages struct {
 	queries []url.Values
 }
 
-func (p *pages) store() *stored.Store {
-	return &stored.Store{Cache: stored.NewCache(), Send: func(r *http.Request) (*http.Response, error) {
+func (p *pages) store() *stored.Reader {
+	return &stored.Reader{Cache: stored.NewCache(), Send: func(r *http.Request) (*http.Response, error) {
 		if r.URL.Path != "/bucket" || r.Method != http.MethodGet {
 			return nil, errors.New("not a listing: " + r.URL.String())
 		}
@@ -105,8 +105,8 @@ func TestListFails(t *testing.T) {
 }
 
 // answers is a store that has one object.
-func answers(header http.Header, body []byte) *stored.Store {
-	return &stored.Store{Cache: stored.NewCache(), Send: func(r *http.Request) (*http.Response, error) {
+func answers(header http.Header, body []byte) *stored.Reader {
+	return &stored.Reader{Cache: stored.NewCache(), Send: func(r *http.Request) (*http.Response, error) {
 		resp := &http.Response{StatusCode: http.StatusOK, Header: header.Clone(), ContentLength: int64(len(body)), Body: http.NoBody}
 		if r.Method == http.MethodHead {
 			return resp, nil

@@ -54,7 +54,7 @@ func (s *Seen) KeyID() string {
 }
 
 // Look asks what the store says of an object.
-func (s *Store) Look(ctx context.Context, q Request) (*Seen, error) {
+func (s *Reader) Look(ctx context.Context, q Request) (*Seen, error) {
 	resp, err := s.request(ctx, http.MethodHead, q, q.Header)
 	if err != nil {
 		return nil, err
@@ -67,7 +67,7 @@ func (s *Store) Look(ctx context.Context, q Request) (*Seen, error) {
 }
 
 // Peek is Look for an object that is not empty in the store, with its first n bytes or all of a shorter one.
-func (s *Store) Peek(ctx context.Context, q Request, n int64) (*Seen, error) {
+func (s *Reader) Peek(ctx context.Context, q Request, n int64) (*Seen, error) {
 	resp, err := s.get(ctx, q, fmt.Sprintf("bytes=0-%d", n-1))
 	if err != nil {
 		return nil, err
@@ -101,7 +101,7 @@ func seenOf(h http.Header, size int64) (*Seen, error) {
 
 // PartHeaders reads the header of each part of a multipart object, one after the other, as each says where the next one
 // is. They are not verified. An error is the last that it yields; ErrOverwritten if the object is no longer the one seen.
-func (s *Store) PartHeaders(ctx context.Context, q Request, seen *Seen) iter.Seq2[*crypt.Part, error] {
+func (s *Reader) PartHeaders(ctx context.Context, q Request, seen *Seen) iter.Seq2[*crypt.Part, error] {
 	return func(yield func(*crypt.Part, error) bool) {
 		for at := int64(0); at < seen.Stored; {
 			part, err := s.partHeader(ctx, q, seen, at)
@@ -117,7 +117,7 @@ func (s *Store) PartHeaders(ctx context.Context, q Request, seen *Seen) iter.Seq
 	}
 }
 
-func (s *Store) partHeader(ctx context.Context, q Request, seen *Seen, at int64) (*crypt.Part, error) {
+func (s *Reader) partHeader(ctx context.Context, q Request, seen *Seen, at int64) (*crypt.Part, error) {
 	if at+crypt.PartOverhead > seen.Stored {
 		return nil, fmt.Errorf("%w: no room for a part at %d of %d", ErrIntegrity, at, seen.Stored)
 	}

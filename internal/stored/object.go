@@ -24,7 +24,7 @@ type Object struct {
 	BucketKey   bool   // its data key comes from one that many objects share; known of one that was put whole only
 	Parts       int    // of a multipart object that was asked for by part number; else 0
 
-	store    *Store
+	store    *Reader
 	object   crypt.Object
 	envelope *crypt.Envelope
 	known    *known
@@ -124,7 +124,7 @@ func (o *Object) Checksum(ctx context.Context) (Checksum, error) {
 
 // Prove makes sure, with a key that is in force now, that an object that Head
 // has returned is of the size that the store says.
-func (s *Store) Prove(ctx context.Context, q Request, o *Object) error {
+func (s *Reader) Prove(ctx context.Context, q Request, o *Object) error {
 	err := s.vouch(ctx, q, o)
 	if errors.Is(err, errChanged) {
 		return ErrOverwritten
@@ -132,7 +132,7 @@ func (s *Store) Prove(ctx context.Context, q Request, o *Object) error {
 	return err
 }
 
-func (s *Store) vouch(ctx context.Context, q Request, o *Object) error {
+func (s *Reader) vouch(ctx context.Context, q Request, o *Object) error {
 	k := &keys{store: s, object: q.Object}
 	defer k.release()
 	switch {
@@ -152,7 +152,7 @@ func (s *Store) vouch(ctx context.Context, q Request, o *Object) error {
 // ProveCached is Prove as far as it takes neither the KMS nor the store: the MAC
 // of an object that was put whole is verified, if cached has the DEK, and the
 // size of one in parts is compared with what has verified before.
-func (s *Store) ProveCached(o *Object, cached func(keyID string, wrapped []byte) (Lease, error)) error {
+func (s *Reader) ProveCached(o *Object, cached func(keyID string, wrapped []byte) (Lease, error)) error {
 	switch {
 	case o.Plaintext || o.NotModified:
 		return nil
@@ -172,7 +172,7 @@ func (s *Store) ProveCached(o *Object, cached func(keyID string, wrapped []byte)
 
 // vouchParts makes sure that the layout that the size comes from has verified.
 // What is remembered of the parts has, but possibly with a key that is gone now.
-func (s *Store) vouchParts(ctx context.Context, q Request, o *Object, k *keys) error {
+func (s *Reader) vouchParts(ctx context.Context, q Request, o *Object, k *keys) error {
 	found, err := s.survey(ctx, q, o.known)
 	if err != nil {
 		return err
@@ -199,7 +199,7 @@ func (o *Object) under(e *crypt.Envelope) {
 
 // keys holds the lease of the DEK in use. Parts of one upload mostly share one.
 type keys struct {
-	store   *Store
+	store   *Reader
 	object  crypt.Object
 	lease   Lease
 	keyID   string

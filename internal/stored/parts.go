@@ -10,7 +10,7 @@ import (
 )
 
 // openParts reads a multipart object from its first byte to its last, from the one answer.
-func (s *Store) openParts(ctx context.Context, q Request, resp *http.Response, f facts) (*Object, error) {
+func (s *Reader) openParts(ctx context.Context, q Request, resp *http.Response, f facts) (*Object, error) {
 	size, err := f.plaintextSize()
 	if err != nil {
 		return nil, err
@@ -31,14 +31,14 @@ func (s *Store) openParts(ctx context.Context, q Request, resp *http.Response, f
 	return o, nil
 }
 
-func (s *Store) multipartObject(q Request, k *known, resp *http.Response) *Object {
+func (s *Reader) multipartObject(q Request, k *known, resp *http.Response) *Object {
 	return &Object{
 		Header: resp.Header, KeyID: k.mark.KeyID, CustomerKey: k.mark.KeyID == crypt.CustomerKeyID, store: s, object: q.Object, known: k, body: resp.Body,
 		keys: &keys{store: s, object: q.Object},
 	}
 }
 
-func (s *Store) config(ctx context.Context, q Request, o *Object, k *known) crypt.PartsConfig {
+func (s *Reader) config(ctx context.Context, q Request, o *Object, k *known) crypt.PartsConfig {
 	return crypt.PartsConfig{
 		Object: q.Object, Size: -1, OpenEnd: s.OpenEnd,
 		Unlock: func(p *crypt.Part) ([]byte, error) {
@@ -56,7 +56,7 @@ func (s *Store) config(ctx context.Context, q Request, o *Object, k *known) cryp
 }
 
 // getPart reads one part of an object, or an object that was put whole as its own part 1.
-func (s *Store) getPart(ctx context.Context, q Request) (*Object, error) {
+func (s *Reader) getPart(ctx context.Context, q Request) (*Object, error) {
 	head, err := s.tryHead(ctx, q)
 	if err != nil || head.NotModified {
 		return head, err
@@ -84,7 +84,7 @@ func (s *Store) getPart(ctx context.Context, q Request) (*Object, error) {
 
 // getOnlyPart reads an object that was put whole. It is read as a whole object
 // is, so that an empty one is not believed without its MAC.
-func (s *Store) getOnlyPart(ctx context.Context, q Request) (*Object, error) {
+func (s *Reader) getOnlyPart(ctx context.Context, q Request) (*Object, error) {
 	resp, err := s.get(ctx, q, "")
 	if err != nil {
 		return nil, err
@@ -103,7 +103,7 @@ func (s *Store) getOnlyPart(ctx context.Context, q Request) (*Object, error) {
 
 // emptyPart reads a part without content: its header is all that there is to
 // verify, and it must be done with a key that is in force now.
-func (s *Store) emptyPart(ctx context.Context, q Request, head *Object, number int) (*Object, error) {
+func (s *Reader) emptyPart(ctx context.Context, q Request, head *Object, number int) (*Object, error) {
 	if err := s.vouch(ctx, q, head); err != nil {
 		return nil, err
 	}

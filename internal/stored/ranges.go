@@ -15,7 +15,7 @@ import (
 // getRange reads a range. If nothing is known of the object, the first request finds out what it is: of one that was put
 // whole it brings what is wanted. Bytes that only a large object can have are more likely in one that has parts, and
 // then the request is for the header of the first part.
-func (s *Store) getRange(ctx context.Context, q Request) (*Object, error) {
+func (s *Reader) getRange(ctx context.Context, q Request) (*Object, error) {
 	k := s.Cache.look(q)
 	if k != nil && k.kind == multipart && k.parts > 0 {
 		return s.openRange(ctx, q, k, chunk{})
@@ -49,7 +49,7 @@ func (s *Store) getRange(ctx context.Context, q Request) (*Object, error) {
 }
 
 // outside answers a range that seems to lie behind the object, with the object's size.
-func (s *Store) outside(ctx context.Context, q Request) error {
+func (s *Reader) outside(ctx context.Context, q Request) error {
 	wanted := q.Range
 	q.Range = nil
 	o, err := s.Head(ctx, q)
@@ -67,7 +67,7 @@ func (s *Store) outside(ctx context.Context, q Request) error {
 
 // nothing answers a range of an object that is empty, if that is true. Stores
 // take the last bytes of nothing for the whole of it, also where none is wanted.
-func (s *Store) nothing(ctx context.Context, q Request, resp *http.Response) error {
+func (s *Reader) nothing(ctx context.Context, q Request, resp *http.Response) error {
 	o, err := s.whole(ctx, q, resp)
 	if err != nil {
 		return err
@@ -80,7 +80,7 @@ func (s *Store) nothing(ctx context.Context, q Request, resp *http.Response) err
 }
 
 // goOn reads a range from the first answer, or asks again in the terms of what the object has turned out to be.
-func (s *Store) goOn(ctx context.Context, q Request, resp *http.Response, probe bool) (*Object, error) {
+func (s *Reader) goOn(ctx context.Context, q Request, resp *http.Response, probe bool) (*Object, error) {
 	f, err := rangeFacts(resp)
 	if err != nil {
 		return nil, err
@@ -118,7 +118,7 @@ func (s *Store) goOn(ctx context.Context, q Request, resp *http.Response, probe 
 	return o, err
 }
 
-func (s *Store) openAgain(ctx context.Context, q Request, resp *http.Response, f facts) (*Object, error) {
+func (s *Reader) openAgain(ctx context.Context, q Request, resp *http.Response, f facts) (*Object, error) {
 	now, err := rangeFacts(resp)
 	if err != nil {
 		return nil, err
@@ -144,7 +144,7 @@ func rangeFacts(resp *http.Response) (facts, error) {
 //
 // If the layout is not known yet, it is guessed from the first part; then the end of the object, the header of the part
 // and the bytes themselves are asked for at once. All must have come, and have verified, before a byte is handed out.
-func (s *Store) openRange(ctx context.Context, q Request, k *known, have chunk) (*Object, error) {
+func (s *Reader) openRange(ctx context.Context, q Request, k *known, have chunk) (*Object, error) {
 	if k.layout != nil {
 		return s.openStretch(ctx, q, k, have)
 	}
@@ -202,7 +202,7 @@ func (g guess) begins(r *Range) bool {
 
 // openStretch reads a range of an object with the layout of k. If that was guessed and turns out to be wrong, it is
 // found out by walking along the parts.
-func (s *Store) openStretch(ctx context.Context, q Request, k *known, have chunk) (*Object, error) {
+func (s *Reader) openStretch(ctx context.Context, q Request, k *known, have chunk) (*Object, error) {
 	offset, length, ok := q.Range.Of(k.layout.Size())
 	if !ok {
 		return nil, s.outside(ctx, q)
@@ -231,7 +231,7 @@ func (k *known) wrong(err error) bool {
 }
 
 // heal has the object go on by itself, where a guessed layout turns out to be wrong behind the first part.
-func (s *Store) heal(ctx context.Context, q Request, o *Object, k *known) {
+func (s *Reader) heal(ctx context.Context, q Request, o *Object, k *known) {
 	var done int64
 	next := o.next
 	o.next = func() ([]byte, error) {
@@ -256,7 +256,7 @@ func (s *Store) heal(ctx context.Context, q Request, o *Object, k *known) {
 }
 
 // stretch asks for the stored bytes of a range and, at the same time, for the header of the part in which it begins.
-func (s *Store) stretch(ctx context.Context, q Request, k *known, have chunk, offset, length int64) (*Object, error) {
+func (s *Reader) stretch(ctx context.Context, q Request, k *known, have chunk, offset, length int64) (*Object, error) {
 	first, _ := k.layout.Find(offset)
 	last, ok := k.layout.Find(offset + length - 1)
 	if !ok {
@@ -313,7 +313,7 @@ func storedStretch(first, last crypt.Place, offset, length int64) (from, to int6
 }
 
 // stretchBody returns the stored bytes from what there is already, or from the store.
-func (s *Store) stretchBody(ctx context.Context, q Request, k *known, have chunk, from, to int64) (*http.Response, error) {
+func (s *Reader) stretchBody(ctx context.Context, q Request, k *known, have chunk, from, to int64) (*http.Response, error) {
 	if b := have.slice(from, to); b != nil {
 		return &http.Response{Header: have.header, Body: io.NopCloser(bytes.NewReader(b))}, nil
 	}

@@ -59,8 +59,8 @@ type Lease interface {
 	Release()
 }
 
-// Store reads objects. It is safe for concurrent use.
-type Store struct {
+// Reader reads objects. It is safe for concurrent use.
+type Reader struct {
 	// Send sends a request whose URL holds nothing but /bucket/key and the query. It returns the answer if it is a good
 	// one or 304 Not Modified, and otherwise an error, which has a method Status() int where the store has answered.
 	Send func(*http.Request) (*http.Response, error)
@@ -164,7 +164,7 @@ func MultipartETag(etag string) (parts int, ok bool) {
 }
 
 // request sends a request of the reading's own, in addition to those of the client's.
-func (s *Store) request(ctx context.Context, method string, q Request, header http.Header) (*http.Response, error) {
+func (s *Reader) request(ctx context.Context, method string, q Request, header http.Header) (*http.Response, error) {
 	query := maps.Clone(q.Query)
 	if q.Version != "" {
 		if query == nil {
@@ -187,7 +187,7 @@ func (s *Store) request(ctx context.Context, method string, q Request, header ht
 }
 
 // get sends the client's own request, with a Range of ours.
-func (s *Store) get(ctx context.Context, q Request, bytes string) (*http.Response, error) {
+func (s *Reader) get(ctx context.Context, q Request, bytes string) (*http.Response, error) {
 	header := maps.Clone(q.Header)
 	if header == nil {
 		header = make(http.Header)
@@ -199,7 +199,7 @@ func (s *Store) get(ctx context.Context, q Request, bytes string) (*http.Respons
 }
 
 // fetch reads some stored bytes of the object that has this ETag into memory.
-func (s *Store) fetch(ctx context.Context, q Request, etag string, start, end int64) ([]byte, error) {
+func (s *Reader) fetch(ctx context.Context, q Request, etag string, start, end int64) ([]byte, error) {
 	q.Query = nil
 	resp, err := s.request(ctx, http.MethodGet, q, http.Header{
 		"Range":    {fmt.Sprintf("bytes=%d-%d", start, end-1)},

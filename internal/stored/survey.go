@@ -13,7 +13,7 @@ var errOdd = errors.New("parts of several lengths")
 
 // survey finds out the layout of a multipart object: from the first part and the last one if all but the last have one
 // length, from the record if there is one, else from one part after the other.
-func (s *Store) survey(ctx context.Context, q Request, k *known) (*known, error) {
+func (s *Reader) survey(ctx context.Context, q Request, k *known) (*known, error) {
 	if k.layout != nil {
 		return k, nil
 	}
@@ -33,7 +33,7 @@ func (s *Store) survey(ctx context.Context, q Request, k *known) (*known, error)
 }
 
 // withPart is survey, and makes sure that the part that the request names is where the layout has it.
-func (s *Store) withPart(ctx context.Context, q Request, k *known) (*known, error) {
+func (s *Reader) withPart(ctx context.Context, q Request, k *known) (*known, error) {
 	k, err := s.survey(ctx, q, k)
 	if err != nil || k.proven || q.Part == 0 {
 		return k, err
@@ -47,7 +47,7 @@ func (s *Store) withPart(ctx context.Context, q Request, k *known) (*known, erro
 }
 
 // matches looks at the header of the part at a place of the layout.
-func (s *Store) matches(ctx context.Context, q Request, k *known, at crypt.Place) error {
+func (s *Reader) matches(ctx context.Context, q Request, k *known, at crypt.Place) error {
 	part, err := s.partOf(ctx, q, k, chunk{}, at)
 	if err != nil {
 		return err
@@ -62,7 +62,7 @@ func (s *Store) matches(ctx context.Context, q Request, k *known, at crypt.Place
 const provers = 16
 
 // prove looks at every part that is not in a record.
-func (s *Store) prove(ctx context.Context, q Request, k *known) (*known, error) {
+func (s *Reader) prove(ctx context.Context, q Request, k *known) (*known, error) {
 	if k.proven || k.kind != multipart {
 		return k, nil
 	}
@@ -102,7 +102,7 @@ type guess struct {
 }
 
 // guess supposes that all parts but the last are as long as the first.
-func (s *Store) guess(ctx context.Context, q Request, k *known, have chunk) (guess, error) {
+func (s *Reader) guess(ctx context.Context, q Request, k *known, have chunk) (guess, error) {
 	first, err := s.partAt(ctx, q, k, have, 0, crypt.PartPrefixSize)
 	if err != nil {
 		return guess{}, err
@@ -131,7 +131,7 @@ func (s *Store) guess(ctx context.Context, q Request, k *known, have chunk) (gue
 }
 
 // confirm looks at the last part. errOdd: there is none where the guess has it.
-func (s *Store) confirm(ctx context.Context, q Request, g guess, have chunk) (*known, error) {
+func (s *Reader) confirm(ctx context.Context, q Request, g guess, have chunk) (*known, error) {
 	last, err := s.partAt(ctx, q, g.known, have, g.end, g.length)
 	if errors.Is(err, crypt.ErrEnvelope) || errors.Is(err, crypt.ErrVersion) {
 		return nil, errOdd
@@ -175,7 +175,7 @@ func (k known) withRecord(sealer *crypt.Part) (*known, error) {
 }
 
 // walk reads the record at the end or, where there is none that helps, the header of each part after the other.
-func (s *Store) walk(ctx context.Context, q Request, k *known) (*known, error) {
+func (s *Reader) walk(ctx context.Context, q Request, k *known) (*known, error) {
 	out := known{facts: k.facts}
 	last, err := s.partAt(ctx, q, k, chunk{}, k.size-crypt.PartOverhead, crypt.PartOverhead)
 	switch {
@@ -242,7 +242,7 @@ func (k *known) follow(part *crypt.Part) error {
 }
 
 // partOf returns the header of the part at a place of the layout, from the cache or the store.
-func (s *Store) partOf(ctx context.Context, q Request, k *known, have chunk, at crypt.Place) (*crypt.Part, error) {
+func (s *Reader) partOf(ctx context.Context, q Request, k *known, have chunk, at crypt.Place) (*crypt.Part, error) {
 	id := partID{cacheID(q), k.etag, at.Stored}
 	if p, ok := s.Cache.parts.Get(id); ok {
 		return p, nil
@@ -258,7 +258,7 @@ func (s *Store) partOf(ctx context.Context, q Request, k *known, have chunk, at 
 }
 
 // partAt reads and verifies the header of the part at a stored offset, with its record if length covers it.
-func (s *Store) partAt(ctx context.Context, q Request, k *known, have chunk, at, length int64) (*crypt.Part, error) {
+func (s *Reader) partAt(ctx context.Context, q Request, k *known, have chunk, at, length int64) (*crypt.Part, error) {
 	id := partID{cacheID(q), k.etag, at}
 	if p, ok := s.Cache.parts.Get(id); ok && (!p.HasRecord() || p.Record != nil) {
 		return p, nil

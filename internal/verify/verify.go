@@ -83,7 +83,7 @@ func (v *Verifier) Verify(ctx context.Context, bucket string, e stored.Entry) wa
 
 func (v *Verifier) read(ctx context.Context, q stored.Request) (walk.Result, error) {
 	var keys []string
-	s := &stored.Store{
+	s := &stored.Reader{
 		Send: v.store.Do, OpenEnd: v.cfg.OpenEnd,
 		Cache: stored.NewCache(), // nothing is taken from what was read before
 		Open: func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
