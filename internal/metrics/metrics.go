@@ -128,3 +128,7 @@ func (m *Metrics) Gauge(name, help string, value func() float64) {
 func (m *Metrics) Handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{Registry: m.registry})
 }
+
+// Describe sends the descriptions of all metrics, as prometheus.Collector has
+// it: also of those that have no value yet.
+func (m *Metrics) Describe(ch chan<- *prometheus.Desc) { m.registry.Describe(ch) }

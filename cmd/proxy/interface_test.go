@@ -1,0 +1,155 @@
+package main
+
+import (
+	"bytes"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
+	"github.com/cmekproxy/cmekproxy/internal/audit"
+	"github.com/cmekproxy/cmekproxy/internal/config"
+	"github.com/cmekproxy/cmekproxy/internal/walk"
+)
+
+var updateInterface = flag.Bool("update-interface", false, "write testdata/interface.txt again")
+
+// What scripts, dashboards and auditors hold on to: settings, flags, metrics,
+// fields of the audit log, of state files and of reports. A name that vanishes
+// from the list breaks somebody; a new one is added with -update-interface.
+func TestPublicInterface(t *testing.T) {
+	var names []string
+	add := func(kind string, list []string) {
+		for _, name := range list {
+			names = append(names, kind+" "+name)
+		}
+	}
+	add("setting", yamlNames(reflect.TypeFor[config.Config](), ""))
+	add("metric", metricNames(t))
+	add("audit", jsonNames(reflect.TypeFor[audit.Record]()))
+	add("state", jsonNames(reflect.TypeFor[walk.State]()))
+	add("inventory.json", jsonNames(reflect.TypeFor[protection]()))
+	add("inventory.json summary", jsonNames(reflect.TypeFor[keyTotal]()))
+	add("inventory.csv", csvHeader)
+	add("verify.json", jsonNames(reflect.TypeFor[faulty]()))
+	add("verify.json summary", jsonNames(reflect.TypeFor[faultTotals]()))
+	add("verify.csv", faultColumns)
+	for _, c := range commands {
+		add("flag "+c.name, flagNames(t, c.name))
+	}
+	for _, c := range keysCommands {
+		add("flag keys "+c.name, flagNames(t, "keys", c.name))
+	}
+	got := strings.Join(names, "\n") + "\n"
+
+	golden := filepath.Join("testdata", "interface.txt")
+	if *updateInterface {
+		if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("the public interface has changed; go test ./cmd/proxy -run TestPublicInterface -update-interface, and look at the diff:\n%s",
+			difference(string(want), got))
+	}
+}
+
+func difference(old, next string) string {
+	var out strings.Builder
+	before, after := strings.Split(old, "\n"), strings.Split(next, "\n")
+	for _, name := range before {
+		if !slices.Contains(after, name) {
+			fmt.Fprintln(&out, "-", name)
+		}
+	}
+	for _, name := range after {
+		if !slices.Contains(before, name) {
+			fmt.Fprintln(&out, "+", name)
+		}
+	}
+	return out.String()
+}
+
+// yamlNames are the paths of all settings of a type, in its order.
+func yamlNames(typ reflect.Type, path string) (names []string) {
+	for typ.Kind() == reflect.Pointer || typ.Kind() == reflect.Slice {
+		typ = typ.Elem()
+	}
+	if typ.Kind() != reflect.Struct {
+		return []string{path}
+	}
+	for i := range typ.NumField() {
+		name, _, _ := strings.Cut(typ.Field(i).Tag.Get("yaml"), ",")
+		if name != "" && name != "-" {
+			names = append(names, yamlNames(typ.Field(i).Type, strings.TrimPrefix(path+"."+name, "."))...)
+		}
+	}
+	return names
+}
+
+func jsonNames(typ reflect.Type) (names []string) {
+	for i := range typ.NumField() {
+		field := typ.Field(i)
+		if field.Anonymous {
+			names = append(names, jsonNames(field.Type)...)
+		} else if tag := field.Tag.Get("json"); tag != "" {
+			names = append(names, tag)
+		}
+	}
+	return names
+}
+
+// metricNames are the metrics of a proxy, with their labels.
+func metricNames(t *testing.T) (names []string) {
+	t.Helper()
+	keyFile := filepath.Join(t.TempDir(), "kms.key")
+	if code := run(t.Context(), []string{"keys", "new", keyFile}, new(output), new(output)); code != 0 {
+		t.Fatal("keys new:", code)
+	}
+	a, err := build(t.Context(), devConfig("127.0.0.1:0", "127.0.0.1:0", keyFile), zap.NewNop(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.close()
+
+	described := make(chan *prometheus.Desc)
+	go func() { defer close(described); a.metrics.Describe(described) }()
+	parts := regexp.MustCompile(`fqName: "([^"]*)".*variableLabels: \{([^}]*)\}`)
+	for d := range described {
+		m := parts.FindStringSubmatch(d.String())
+		if m == nil {
+			t.Fatalf("what is the name in %s?", d)
+		}
+		if strings.HasPrefix(m[1], "cmekproxy_") {
+			names = append(names, strings.TrimSpace(m[1]+" "+m[2]))
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// flagNames are the flags that a command names in its help.
+func flagNames(t *testing.T, command ...string) (names []string) {
+	t.Helper()
+	var out bytes.Buffer
+	if code := run(t.Context(), append(slices.Clone(command), "-h"), &out, &out); code != 0 {
+		t.Fatalf("%s -h: %d: %s", command, code, &out)
+	}
+	for _, m := range regexp.MustCompile(`(?m)^\s+-{1,2}([a-z][a-z-]*)`).FindAllStringSubmatch(out.String(), -1) {
+		names = append(names, m[1])
+	}
+	slices.Sort(names)
+	return names
+}
