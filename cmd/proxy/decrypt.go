@@ -20,9 +20,9 @@ import (
 	"github.com/schollz/progressbar/v3"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/maintain/verify"
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
-	"github.com/cmekproxy/cmekproxy/internal/verify"
 )
 
 // decrypt reads one object straight from the store, without a proxy. It writes to a file that is not whole yet under

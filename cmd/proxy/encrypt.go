@@ -8,10 +8,10 @@ import (
 	"io"
 	"os"
 
-	"github.com/cmekproxy/cmekproxy/internal/encrypt"
-	"github.com/cmekproxy/cmekproxy/internal/inplace"
+	"github.com/cmekproxy/cmekproxy/internal/maintain/encrypt"
+	"github.com/cmekproxy/cmekproxy/internal/maintain/inplace"
+	"github.com/cmekproxy/cmekproxy/internal/maintain/walk"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
-	"github.com/cmekproxy/cmekproxy/internal/walk"
 )
 
 // encryptCommand encrypts what a bucket holds in plaintext, without a proxy and beside those that run.

@@ -17,7 +17,7 @@ import (
 
 	"github.com/cmekproxy/cmekproxy/internal/audit"
 	"github.com/cmekproxy/cmekproxy/internal/config"
-	"github.com/cmekproxy/cmekproxy/internal/walk"
+	"github.com/cmekproxy/cmekproxy/internal/maintain/walk"
 )
 
 var updateInterface = flag.Bool("update-interface", false, "write testdata/interface.txt again")

@@ -13,7 +13,7 @@ import (
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/kms"
-	"github.com/cmekproxy/cmekproxy/internal/ordered"
+	"github.com/cmekproxy/cmekproxy/internal/maintain/walk"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
@@ -98,7 +98,7 @@ func (s *stocktaking) run(ctx context.Context, versions bool, parallel int, out 
 	defer bar.Finish() //nolint:errcheck // nothing depends on it
 	totals := newInventoryTotals()
 	list := s.store.List(ctx, stored.Listing{Bucket: s.bucket, Prefix: s.prefix, Versions: versions})
-	for p, err := range ordered.Map(ctx, list, parallel, ahead, s.protection) {
+	for p, err := range walk.InOrder(ctx, list, parallel, ahead, s.protection) {
 		if err != nil {
 			return err
 		}

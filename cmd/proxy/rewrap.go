@@ -10,10 +10,10 @@ import (
 	"slices"
 
 	"github.com/cmekproxy/cmekproxy/internal/config"
-	"github.com/cmekproxy/cmekproxy/internal/inplace"
-	"github.com/cmekproxy/cmekproxy/internal/rewrap"
+	"github.com/cmekproxy/cmekproxy/internal/maintain/inplace"
+	"github.com/cmekproxy/cmekproxy/internal/maintain/rewrap"
+	"github.com/cmekproxy/cmekproxy/internal/maintain/walk"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
-	"github.com/cmekproxy/cmekproxy/internal/walk"
 )
 
 // rewrapCommand moves the objects of a bucket to another KMS key, without a proxy and beside those that run.

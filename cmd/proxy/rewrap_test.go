@@ -35,9 +35,9 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 
 	"github.com/cmekproxy/cmekproxy/internal/kms"
+	"github.com/cmekproxy/cmekproxy/internal/maintain/walk"
 	"github.com/cmekproxy/cmekproxy/internal/origin"
 	"github.com/cmekproxy/cmekproxy/internal/origin/embedded"
-	"github.com/cmekproxy/cmekproxy/internal/walk"
 )
 
 // commandEnv has the arguments for TestMainCommand, one a line: the test binary is then the program.

@@ -10,9 +10,9 @@ import (
 	"os"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/maintain/verify"
+	"github.com/cmekproxy/cmekproxy/internal/maintain/walk"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
-	"github.com/cmekproxy/cmekproxy/internal/verify"
-	"github.com/cmekproxy/cmekproxy/internal/walk"
 )
 
 // verifyCommand reads all objects of a bucket to their last byte, and names those that do not verify.

@@ -8,8 +8,8 @@ import (
 	"io"
 	"strings"
 
-	"github.com/cmekproxy/cmekproxy/internal/verify"
-	"github.com/cmekproxy/cmekproxy/internal/walk"
+	"github.com/cmekproxy/cmekproxy/internal/maintain/verify"
+	"github.com/cmekproxy/cmekproxy/internal/maintain/walk"
 )
 
 // faulty is an object that does not verify.

@@ -13,7 +13,6 @@ import (
 	"unicode/utf8"
 
 	"github.com/cmekproxy/cmekproxy/internal/atomicfile"
-	"github.com/cmekproxy/cmekproxy/internal/ordered"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
@@ -146,7 +145,7 @@ func (w *Walk) run(ctx context.Context, state *State, before []string, todo iter
 			state.Failed = append(state.Failed, before[seen:]...) // it did not even come to these
 		}
 	}()
-	for r, err := range ordered.Map(ctx, todo, w.Parallel, window, w.Do) {
+	for r, err := range InOrder(ctx, todo, w.Parallel, window, w.Do) {
 		if err != nil {
 			return err
 		}

@@ -12,8 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cmekproxy/cmekproxy/internal/maintain/walk"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
-	"github.com/cmekproxy/cmekproxy/internal/walk"
 )
 
 // over is a walk over n keys, which are done by do.

@@ -21,14 +21,14 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/checksum"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/dekcache"
-	"github.com/cmekproxy/cmekproxy/internal/encrypt"
-	"github.com/cmekproxy/cmekproxy/internal/inplace"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/kms"
+	"github.com/cmekproxy/cmekproxy/internal/maintain/encrypt"
+	"github.com/cmekproxy/cmekproxy/internal/maintain/inplace"
+	"github.com/cmekproxy/cmekproxy/internal/maintain/walk"
 	"github.com/cmekproxy/cmekproxy/internal/origin"
 	"github.com/cmekproxy/cmekproxy/internal/origin/embedded"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
-	"github.com/cmekproxy/cmekproxy/internal/walk"
 )
 
 // store is the one real store of this test process.

@@ -7,9 +7,9 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
-	"github.com/cmekproxy/cmekproxy/internal/rewrap"
+	"github.com/cmekproxy/cmekproxy/internal/maintain/rewrap"
+	"github.com/cmekproxy/cmekproxy/internal/maintain/walk"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
-	"github.com/cmekproxy/cmekproxy/internal/walk"
 )
 
 // What nothing proves to be genuine is bound by the operator's word only.

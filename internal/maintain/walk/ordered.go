@@ -1,6 +1,4 @@
-// Package ordered does work in parallel and hands out the results in the order of what they came of, so that a position
-// in the input is one up to which all is done.
-package ordered
+package walk
 
 import (
 	"context"
@@ -8,37 +6,41 @@ import (
 	"sync"
 )
 
-// result is what became of one input.
-type result[Out any] struct {
+// ordered is what became of one input.
+type ordered[Out any] struct {
 	out Out
 	err error
 }
 
-// Map calls work for each value of in, up to parallel of them at a time, and yields what it returns in the order of in. Up
-// to ahead results wait for an earlier one. An error of in, and that of ctx, is yielded after all that came before it, and
-// is the last. When the loop is left, the context of work is canceled, and all of it has returned.
-func Map[In, Out any](ctx context.Context, in iter.Seq2[In, error], parallel, ahead int, work func(context.Context, In) Out) iter.Seq2[Out, error] {
+// InOrder calls work for each value of in, up to parallel of them at a time. It
+// yields the results in the order of in, so that a position in the input is one
+// up to which all is done. Up to ahead results wait for an earlier one.
+//
+// An error of in, or of ctx, is yielded after everything that came before it,
+// and ends the loop. When the loop is left, the context of work is canceled, and
+// all of it has returned.
+func InOrder[In, Out any](ctx context.Context, in iter.Seq2[In, error], parallel, ahead int, work func(context.Context, In) Out) iter.Seq2[Out, error] {
 	return func(yield func(Out, error) bool) {
 		inner, cancel := context.WithCancel(ctx)
 		var running sync.WaitGroup
 		defer running.Wait()
 		defer cancel()
-		pending := make(chan chan result[Out], ahead)
+		pending := make(chan chan ordered[Out], ahead)
 		turns := make(chan struct{}, parallel)
 		running.Go(func() {
 			defer close(pending)
 			for value, err := range in {
-				slot := make(chan result[Out], 1)
+				slot := make(chan ordered[Out], 1)
 				if !send(inner, turns, struct{}{}) || !send(inner, pending, slot) {
 					return
 				}
 				if err != nil {
-					slot <- result[Out]{err: err}
+					slot <- ordered[Out]{err: err}
 					return
 				}
 				running.Go(func() {
 					defer func() { <-turns }()
-					slot <- result[Out]{out: work(inner, value)}
+					slot <- ordered[Out]{out: work(inner, value)}
 				})
 			}
 		})

@@ -15,9 +15,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/cmekproxy/cmekproxy/internal/rewrap"
+	"github.com/cmekproxy/cmekproxy/internal/maintain/rewrap"
+	"github.com/cmekproxy/cmekproxy/internal/maintain/walk"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
-	"github.com/cmekproxy/cmekproxy/internal/walk"
 )
 
 // walking is a Walk over keys that are all plaintext, or refused by the store where fails says so.

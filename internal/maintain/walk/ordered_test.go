@@ -1,4 +1,4 @@
-package ordered_test
+package walk_test
 
 import (
 	"context"
@@ -9,7 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/cmekproxy/cmekproxy/internal/ordered"
+	"github.com/cmekproxy/cmekproxy/internal/maintain/walk"
 )
 
 func count(n int, end error) iter.Seq2[int, error] {
@@ -37,7 +37,7 @@ func TestResultsComeInOrderWhateverTheWorkTakes(t *testing.T) {
 			return i * i
 		}
 		next := 0
-		for got, err := range ordered.Map(t.Context(), count(100, nil), 8, 20, work) {
+		for got, err := range walk.InOrder(t.Context(), count(100, nil), 8, 20, work) {
 			if err != nil || got != next*next {
 				t.Fatalf("result %d is %d, %v", next, got, err)
 			}
@@ -53,7 +53,7 @@ func TestErrorOfTheInputComesLast(t *testing.T) {
 	failure := errors.New("failure")
 	n := 0
 	var last error
-	for _, err := range ordered.Map(t.Context(), count(10, failure), 3, 5, func(_ context.Context, i int) int { return i }) {
+	for _, err := range walk.InOrder(t.Context(), count(10, failure), 3, 5, func(_ context.Context, i int) int { return i }) {
 		if last = err; err == nil {
 			n++
 		}
@@ -74,7 +74,7 @@ func TestLeavingTheLoopEndsTheWork(t *testing.T) {
 			}
 			return i
 		}
-		for i, err := range ordered.Map(t.Context(), count(1000, nil), 4, 100, work) {
+		for i, err := range walk.InOrder(t.Context(), count(1000, nil), 4, 100, work) {
 			if i == 3 || err != nil {
 				break
 			}
@@ -89,7 +89,7 @@ func TestCanceledContextIsAnError(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var last error
 	n := 0
-	for i, err := range ordered.Map(ctx, count(1000, nil), 2, 2, func(_ context.Context, i int) int { return i }) {
+	for i, err := range walk.InOrder(ctx, count(1000, nil), 2, 2, func(_ context.Context, i int) int { return i }) {
 		if last = err; err == nil && i != n {
 			t.Errorf("%d in the place of %d", i, n)
 		}
