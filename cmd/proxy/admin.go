@@ -27,10 +27,10 @@ type sidePort struct {
 
 // sidePorts returns the ports of health checks, metrics and the admin API: one
 // for all, or apart.
-func (a *app) sidePorts(h *health) []sidePort {
+func (s *server) sidePorts(h *health) []sidePort {
 	var ports []sidePort
 	at := func(setting string) *http.ServeMux {
-		address := cmp.Or(setting, a.cfg.AdminListen)
+		address := cmp.Or(setting, s.cfg.AdminListen)
 		i := slices.IndexFunc(ports, func(p sidePort) bool { return p.address == address })
 		if i < 0 {
 			ports = append(ports, sidePort{address, http.NewServeMux()})
@@ -39,7 +39,7 @@ func (a *app) sidePorts(h *health) []sidePort {
 		return ports[i].mux
 	}
 
-	admin, health, metrics := at(a.cfg.AdminListen), at(a.cfg.HealthListen), at(a.cfg.MetricsListen)
+	admin, health, metrics := at(s.cfg.AdminListen), at(s.cfg.HealthListen), at(s.cfg.MetricsListen)
 	health.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintln(w, "ok")
 	})
@@ -50,16 +50,16 @@ func (a *app) sidePorts(h *health) []sidePort {
 		}
 		fmt.Fprintln(w, "ready")
 	})
-	metrics.Handle("GET /metrics", a.metrics.Handler())
-	admin.Handle("/admin/", sameSite(a.operatorsOnly(a.adminAPI())))
+	metrics.Handle("GET /metrics", s.metrics.Handler())
+	admin.Handle("/admin/", sameSite(s.operatorsOnly(s.adminAPI())))
 	return ports
 }
 
-func (a *app) adminAPI() http.Handler {
+func (s *server) adminAPI() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("POST /admin/purge", a.servePurge)
-	mux.HandleFunc("GET /admin/keys", a.serveKeys)
-	mux.HandleFunc("GET /admin/ttl-advisor", func(w http.ResponseWriter, r *http.Request) { a.advisor.Handler().ServeHTTP(w, r) })
+	mux.HandleFunc("POST /admin/purge", s.servePurge)
+	mux.HandleFunc("GET /admin/keys", s.serveKeys)
+	mux.HandleFunc("GET /admin/ttl-advisor", func(w http.ResponseWriter, r *http.Request) { s.advisor.Handler().ServeHTTP(w, r) })
 	return mux
 }
 
@@ -70,9 +70,9 @@ func sameSite(next http.Handler) http.Handler { return http.NewCrossOriginProtec
 // operatorsOnly lets those in who bring admin_token. Where there is none, it
 // lets in who is on this machine, and asks for it by a name of loopback: a web
 // page whose name was made to lead here has its own name in the Host header.
-func (a *app) operatorsOnly(next http.Handler) http.Handler {
+func (s *server) operatorsOnly(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		token := a.adminToken.Load()
+		token := s.adminToken.Load()
 		switch {
 		case token != nil && *token != "":
 			given, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
@@ -108,14 +108,14 @@ func isLoopback(host string) bool {
 }
 
 // servePurge forgets the data keys of the key that the query names, or all.
-func (a *app) servePurge(w http.ResponseWriter, r *http.Request) {
+func (s *server) servePurge(w http.ResponseWriter, r *http.Request) {
 	for name := range r.URL.Query() {
 		if name != "key" {
 			http.Error(w, fmt.Sprintf("unknown parameter %q; there is key=NAME, and without it all keys are purged", name), http.StatusBadRequest)
 			return
 		}
 	}
-	n, err := a.purge(r.URL.Query().Get("key"), r.URL.Query().Has("key"), "POST /admin/purge", r.RemoteAddr)
+	n, err := s.purge(r.URL.Query().Get("key"), r.URL.Query().Has("key"), "POST /admin/purge", r.RemoteAddr)
 	switch {
 	case errors.Is(err, keyring.ErrUnknownKey):
 		http.Error(w, err.Error(), http.StatusNotFound)
@@ -128,17 +128,17 @@ func (a *app) servePurge(w http.ResponseWriter, r *http.Request) {
 
 // purge forgets the data keys of one key, or all, and says so in the audit log. It only takes away, so that it is done
 // even if it cannot be written down. by is what asked for it, and remote its address, if it has one.
-func (a *app) purge(key string, one bool, by, remote string) (n int, err error) { //nolint:revive // one tells "" from no name
+func (s *server) purge(key string, one bool, by, remote string) (n int, err error) { //nolint:revive // one tells "" from no name
 	if one {
-		n, err = a.keys.Purge(key)
+		n, err = s.keys.Purge(key)
 	} else {
-		key, n = "*", a.keys.PurgeAll()
+		key, n = "*", s.keys.PurgeAll()
 	}
 	if err != nil {
 		return 0, err
 	}
-	a.log.Warn("data keys purged", zap.String("kms_key_name", key), zap.String("by", by), zap.Int("purged", n))
-	return n, a.record(audit.Record{
+	s.log.Warn("data keys purged", zap.String("kms_key_name", key), zap.String("by", by), zap.Int("purged", n))
+	return n, s.record(audit.Record{
 		Event: "purge", Result: audit.OK, KMSKeyName: key, Operation: by, Remote: remote, Purged: &n,
 	})
 }
@@ -163,10 +163,10 @@ type keyStatus struct {
 	LastByteSeconds   float64    `json:"last_byte_seconds,omitempty"` // after RevokedSince
 }
 
-func (a *app) serveKeys(w http.ResponseWriter, _ *http.Request) {
+func (s *server) serveKeys(w http.ResponseWriter, _ *http.Request) {
 	list := []keyStatus{}
-	for _, s := range a.keys.Status() {
-		list = append(list, describeKey(s))
+	for _, status := range s.keys.Status() {
+		list = append(list, describeKey(status))
 	}
 	answerJSON(w, map[string]any{"keys": list})
 }

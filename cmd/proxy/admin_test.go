@@ -184,7 +184,7 @@ func TestReload(t *testing.T) {
 // address.
 func adminGuard(t *testing.T, token config.Secret, local string) func(host, authorization string) int {
 	t.Helper()
-	a := &app{cfg: devConfig("127.0.0.1:0", "127.0.0.1:0", ""), log: zap.NewNop(), metrics: metrics.New()}
+	a := &server{backend: &backend{cfg: devConfig("127.0.0.1:0", "127.0.0.1:0", ""), log: zap.NewNop(), metrics: metrics.New()}}
 	a.adminToken.Store(&token)
 	a.keys = newEmptyRing(t)
 	handler := a.sidePorts(&health{})[0].mux

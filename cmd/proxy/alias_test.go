@@ -45,15 +45,15 @@ func (k *awsKey) point(t *testing.T, arn string) {
 }
 
 // buildRing makes a proxy's keyring of keys. The rule names the first.
-func buildRing(t *testing.T, keys ...config.Key) (*app, *observer.ObservedLogs) {
+func buildRing(t *testing.T, keys ...config.Key) (*backend, *observer.ObservedLogs) {
 	t.Helper()
 	core, logs := observer.New(zapcore.InfoLevel)
-	a := &app{log: zap.New(core), metrics: metrics.New(), cfg: &config.Config{
+	a := &backend{log: zap.New(core), metrics: metrics.New(), cfg: &config.Config{
 		Keys: keys, KMS: config.KMS{MaxConcurrent: 10, MaxPerSecond: 1000},
 		DEKCache:   config.DEKCache{TTL: 5 * time.Minute, MaxEntries: 10, RevocationProbe: 10 * time.Second},
 		Encryption: config.Encryption{Rules: []config.Rule{{Buckets: []string{"*"}, Key: keys[0].Name}}},
 	}}
-	if err := a.buildKeys(t.Context()); err != nil {
+	if err := a.openKeyring(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(a.cache.Close)

@@ -16,11 +16,11 @@ import (
 
 // openAudit opens the audit log, if there is to be one. It is that of the proxy that serves: a command that another user
 // runs would leave behind a file that the proxy may not write to.
-func (a *app) openAudit(cfg config.Audit) (err error) {
+func (s *server) openAudit(cfg config.Audit) (err error) {
 	out := audit.Config{
 		File: cfg.File, MaxSize: int64(cfg.MaxSizeMB) << 20, MaxAge: time.Duration(cfg.MaxAgeDays) * 24 * time.Hour, MaxFiles: cfg.MaxFiles,
 		Now:     time.Now,
-		Trouble: func(err error) { a.log.Error("the audit log's files", zap.Error(err)) },
+		Trouble: func(err error) { s.log.Error("the audit log's files", zap.Error(err)) },
 	}
 	switch {
 	case cfg.Stdout:
@@ -28,30 +28,30 @@ func (a *app) openAudit(cfg config.Audit) (err error) {
 	case cfg.File == "":
 		return nil
 	}
-	a.audit, err = audit.New(out)
+	s.audit, err = audit.New(out)
 	return err
 }
 
 // record writes to the audit log, if there is one. What it fails for is counted, and named in the other log.
-func (a *app) record(r audit.Record) error {
-	if a.audit == nil {
+func (s *server) record(r audit.Record) error {
+	if s.audit == nil {
 		return nil
 	}
-	err := a.audit.Write(r)
+	err := s.audit.Write(r)
 	if err != nil {
-		a.metrics.Unaudited.Inc()
-		a.log.Error("not written to the audit log", zap.String("event", r.Event), zap.String("result", r.Result),
+		s.metrics.Unaudited.Inc()
+		s.log.Error("not written to the audit log", zap.String("event", r.Event), zap.String("result", r.Result),
 			zap.String("request_id", r.RequestID), zap.String("kms_key_name", r.KMSKeyName), zap.Error(err))
 	}
 	return err
 }
 
-func (a *app) reopenAudit() {
-	if a.audit == nil {
+func (s *server) reopenAudit() {
+	if s.audit == nil {
 		return
 	}
-	if err := a.audit.Reopen(); err != nil {
-		a.log.Error("the audit log cannot be opened anew; no key is used until it can be", zap.Error(err))
+	if err := s.audit.Reopen(); err != nil {
+		s.log.Error("the audit log cannot be opened anew; no key is used until it can be", zap.Error(err))
 	}
 }
 

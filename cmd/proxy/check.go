@@ -1,16 +1,10 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"crypto/rand"
-	"encoding/hex"
-	"errors"
 	"flag"
 	"fmt"
 	"io"
-	"net/http"
-	"net/url"
 	"strings"
 	"time"
 
@@ -18,6 +12,9 @@ import (
 
 	"github.com/cmekproxy/cmekproxy/internal/config"
 	"github.com/cmekproxy/cmekproxy/internal/kms"
+	"github.com/cmekproxy/cmekproxy/internal/maintain/inplace"
+	"github.com/cmekproxy/cmekproxy/internal/maintain/storecheck"
+	"github.com/cmekproxy/cmekproxy/internal/origin"
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
@@ -32,11 +29,11 @@ func check(ctx context.Context, args []string, stdout io.Writer) error {
 	if err := parse(flags, args, stdout); err != nil {
 		return err
 	}
-	cfg, err := loadConfig(*path)
+	file, err := readConfig(*path)
 	if err != nil {
 		return err
 	}
-	c := &checker{out: stdout}
+	cfg, c := file.Config, &checker{out: stdout}
 	c.line(nil, "configuration %s", *path)
 	for _, key := range cfg.Keys {
 		c.run(ctx, "key "+key.Name+" ("+string(key.Provider)+")", func(ctx context.Context) (string, error) { return checkKey(ctx, key) })
@@ -46,37 +43,12 @@ func check(ctx context.Context, args []string, stdout io.Writer) error {
 	for _, name := range shortSecrets(cfg.Clients) {
 		fmt.Fprintf(stdout, "warn  client %s: secret_key has fewer than %d characters; choose a longer one\n", name, goodSecret)
 	}
-	if a, err := build(ctx, cfg, zap.NewNop(), ""); err != nil {
-		c.line(err, "wiring")
-	} else {
-		for _, pair := range a.keys.Twins() {
-			fmt.Fprintf(stdout, "note  keys %s and %s are one KMS key: what names it is opened by %s\n",
-				pair[0], pair[1], pair[0])
-		}
-		for _, name := range a.keys.Unread() {
-			fmt.Fprintf(stdout, "note  key %s: no rule names it (key, allowed_keys, read_keys), so nothing under it can be read\n", name)
-		}
-		a.close()
-	}
-	store, err := buildOrigin(ctx, cfg, "")
+	c.server(ctx, cfg)
+	store, _, err := openOrigin(ctx, cfg, "", zap.NewNop())
 	if err != nil {
 		return err
 	}
-	probe := &storeProbe{store: store, bucket: *bucket, name: ".cmekproxy-check-" + rand.Text()}
-	c.run(ctx, "store "+cfg.Origin.Endpoint+": credentials", probe.list)
-	if *bucket == "" {
-		fmt.Fprintln(stdout, "skip  what the store can do: give --bucket to find out")
-	} else {
-		c.run(ctx, "store: put, 2 KB of metadata", probe.put)
-		c.run(ctx, "store: ranges", probe.ranges)
-		c.run(ctx, "store: If-None-Match: * on PUT", probe.ifNoneMatch)
-		c.run(ctx, "store: multipart uploads", func(ctx context.Context) (string, error) {
-			return probe.multipart(ctx, cfg.Origin)
-		})
-		c.run(ctx, "store: a body cut short is not kept", probe.cut)
-		c.run(ctx, "store: keys", func(ctx context.Context) (string, error) { return probe.keys(ctx, cfg.Origin.Keys) })
-		c.run(ctx, "store: delete", probe.remove)
-	}
+	c.store(ctx, store, cfg.Origin, *bucket)
 	if c.failures > 0 {
 		return fmt.Errorf("%d of %d checks failed", c.failures, c.total)
 	}
@@ -108,6 +80,46 @@ func (c *checker) line(err error, format string, args ...any) {
 		return
 	}
 	fmt.Fprintf(c.out, "ok    %s\n", what)
+}
+
+// server builds the server as serve does, and says what is odd about its keys.
+func (c *checker) server(ctx context.Context, cfg *config.Config) {
+	s, err := newServer(ctx, cfg, zap.NewNop(), "")
+	if err != nil {
+		c.line(err, "server")
+		return
+	}
+	defer s.close()
+	for _, pair := range s.keys.Twins() {
+		fmt.Fprintf(c.out, "note  keys %s and %s are one KMS key: what names it is opened by %s\n",
+			pair[0], pair[1], pair[0])
+	}
+	for _, name := range s.keys.Unread() {
+		fmt.Fprintf(c.out, "note  key %s: no rule names it (key, allowed_keys, read_keys), so nothing under it can be read\n", name)
+	}
+}
+
+// store finds out what the store can do, with objects in a bucket if one is
+// given.
+func (c *checker) store(ctx context.Context, store *origin.Origin, cfg config.Origin, bucket string) {
+	probe := storecheck.New(storecheck.Config{
+		Send: inplace.NewSender(store, s3api.CheckAnswer, s3api.CheckRefusal), Bucket: bucket,
+	})
+	c.run(ctx, "store "+cfg.Endpoint+": credentials", probe.List)
+	if bucket == "" {
+		fmt.Fprintln(c.out, "skip  what the store can do: give --bucket to find out")
+		return
+	}
+	c.run(ctx, "store: put, 2 KB of metadata", probe.Put)
+	c.run(ctx, "store: ranges", probe.Ranges)
+	c.run(ctx, "store: If-None-Match: * on PUT", probe.IfNoneMatch)
+	c.run(ctx, "store: If-Match on writes", probe.IfMatch)
+	c.run(ctx, "store: multipart uploads", func(ctx context.Context) (string, error) {
+		return probe.Multipart(ctx, storecheck.PartSettings{ETagPartCount: cfg.ETagPartCount, UniformParts: cfg.UniformParts})
+	})
+	c.run(ctx, "store: a body cut short is not kept", probe.Cut)
+	c.run(ctx, "store: keys", func(ctx context.Context) (string, error) { return probe.Keys(ctx, cfg.Keys) })
+	c.run(ctx, "store: delete", probe.Remove)
 }
 
 // certificate looks at the certificate of the S3 port.
@@ -169,147 +181,4 @@ func checkBindings(ctx context.Context, key *kms.Azure, newest string) (string, 
 		}
 	}
 	return detail.String(), nil
-}
-
-// storeProbe finds out what the store can do, with one small object.
-type storeProbe struct {
-	store  http.RoundTripper
-	bucket string
-	name   string
-}
-
-var probeText = []byte("written by proxy check, and to be removed by it")
-
-func (p *storeProbe) do(ctx context.Context, method, path string, header http.Header, body io.Reader, length int64) (reply, error) {
-	path, query, _ := strings.Cut(path, "?")
-	r, err := http.NewRequestWithContext(ctx, method, (&url.URL{Scheme: "http", Host: "origin", Path: path, RawQuery: query}).String(), body)
-	if err != nil {
-		return reply{}, err
-	}
-	if header != nil {
-		r.Header = header
-	}
-	r.ContentLength = length
-	resp, err := p.store.RoundTrip(r)
-	if err != nil {
-		return reply{}, err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode < 300 {
-		if err := s3api.CheckAnswer(r, resp); err != nil {
-			return reply{}, err
-		}
-	}
-	var answer bytes.Buffer
-	if _, err := answer.ReadFrom(io.LimitReader(resp.Body, 64<<10)); err != nil {
-		return reply{}, err
-	}
-	return reply{resp.StatusCode, resp.Header, answer.Bytes()}, nil
-}
-
-// reply is an answer of the store.
-type reply struct {
-	status int
-	header http.Header
-	body   []byte
-}
-
-// expect sends a request for the probe's object and compares the status.
-func (p *storeProbe) expect(ctx context.Context, want int, method string, header http.Header, body []byte) (reply, error) {
-	got, err := p.do(ctx, method, "/"+p.bucket+"/"+p.name, header, bytes.NewReader(body), int64(len(body)))
-	if err != nil {
-		return reply{}, err
-	}
-	if got.status != want {
-		return reply{}, fmt.Errorf("%s answered %d, not %d: %.300s", method, got.status, want, got.body)
-	}
-	return got, nil
-}
-
-func (p *storeProbe) list(ctx context.Context) (string, error) {
-	path := "/"
-	if p.bucket != "" {
-		path = "/" + p.bucket
-	}
-	got, err := p.do(ctx, http.MethodGet, path, nil, nil, 0)
-	if err != nil {
-		return "", err
-	}
-	if got.status != http.StatusOK {
-		return "", fmt.Errorf("listing %s answered %d: %.300s", path, got.status, got.body)
-	}
-	return "", nil
-}
-
-func (p *storeProbe) put(ctx context.Context) (string, error) {
-	value := hex.EncodeToString(make([]byte, 1000))
-	stored, err := p.expect(ctx, http.StatusOK, http.MethodPut, http.Header{"X-Amz-Meta-Cmek-Check": {value}}, probeText)
-	if err != nil {
-		return "", err
-	}
-	head, err := p.expect(ctx, http.StatusOK, http.MethodHead, nil, nil)
-	if err != nil {
-		return "", err
-	}
-	if head.header.Get("X-Amz-Meta-Cmek-Check") != value {
-		return "", errors.New("metadata comes back altered")
-	}
-	return "ETag " + stored.header.Get("Etag"), nil
-}
-
-func (p *storeProbe) ranges(ctx context.Context) (string, error) {
-	for header, want := range map[string][]byte{"bytes=3-9": probeText[3:10], "bytes=-5": probeText[len(probeText)-5:]} {
-		got, err := p.expect(ctx, http.StatusPartialContent, http.MethodGet, http.Header{"Range": {header}}, nil)
-		if err != nil {
-			return "", err
-		}
-		if !bytes.Equal(got.body, want) {
-			return "", fmt.Errorf("range %s gave other bytes", header)
-		}
-	}
-	return "", nil
-}
-
-func (p *storeProbe) ifNoneMatch(ctx context.Context) (string, error) {
-	got, err := p.do(ctx, http.MethodPut, "/"+p.bucket+"/"+p.name, http.Header{"If-None-Match": {"*"}}, bytes.NewReader(probeText), int64(len(probeText)))
-	switch {
-	case err != nil:
-		return "", err
-	case got.status == http.StatusPreconditionFailed:
-		return "refused as it should be", nil
-	case got.status == http.StatusOK:
-		return "IGNORED by this store: conditional writes do not protect anything here", nil
-	default:
-		return fmt.Sprintf("not supported (%d)", got.status), nil
-	}
-}
-
-// cut makes sure of what the proxy's writes stand on: a body that ends before its Content-Length is not kept. The body
-// lacks its last bytes only, as when the proxy finds a bad checksum at the very end.
-func (p *storeProbe) cut(ctx context.Context) (string, error) {
-	const size, missing = 1 << 20, 16
-	path := "/" + p.bucket + "/" + p.name + "-cut"
-	short := io.MultiReader(bytes.NewReader(make([]byte, size-missing)), failingReader{})
-	if _, err := p.do(ctx, http.MethodPut, path, nil, short, size); err == nil {
-		return "", errors.New("the store answered before it had the whole body")
-	}
-	time.Sleep(time.Second) // a store that keeps it does so after the connection has ended
-	got, err := p.do(ctx, http.MethodHead, path, nil, nil, 0)
-	if err != nil {
-		return "", err
-	}
-	if got.status != http.StatusNotFound {
-		_, err := p.do(ctx, http.MethodDelete, path, nil, nil, 0)
-		return "", errors.Join(fmt.Errorf("HEAD answered %d, not 404: a failed upload leaves an object behind; is origin.checksum_trailer off?", got.status), err)
-	}
-	return "", nil
-}
-
-type failingReader struct{}
-
-func (failingReader) Read([]byte) (int, error) { return 0, errors.New("cut on purpose") }
-
-func (p *storeProbe) remove(ctx context.Context) (string, error) {
-	_, err := p.expect(ctx, http.StatusNoContent, http.MethodDelete, nil, nil)
-	return "", err
 }

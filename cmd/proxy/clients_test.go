@@ -73,7 +73,7 @@ func TestBadReloadOfClients(t *testing.T) {
 		t.Fatal(err)
 	}
 	core, logs := observer.New(zap.InfoLevel)
-	a, err := build(t.Context(), file.Config, zap.New(core), "")
+	a, err := newServer(t.Context(), file.Config, zap.New(core), "")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,11 +1,9 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/xml"
 	"errors"
 	"flag"
 	"fmt"
@@ -21,7 +19,6 @@ import (
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/verify"
-	"github.com/cmekproxy/cmekproxy/internal/s3api"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
@@ -38,7 +35,7 @@ func decrypt(ctx context.Context, args []string, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
-	cfg, err := loadConfig(*config)
+	cfg, err := readOffline(*config)
 	if err != nil {
 		return err
 	}
@@ -95,11 +92,11 @@ func readCustomerKey(path string) ([]byte, error) {
 	return key, nil
 }
 
-func (a *app) openForCustomer(ctx context.Context, obj crypt.Object, wrapped, customerKey []byte) (stored.Lease, error) {
+func (b *backend) openForCustomer(ctx context.Context, obj crypt.Object, wrapped, customerKey []byte) (stored.Lease, error) {
 	if customerKey == nil {
 		return nil, errors.New("it is under a key that the client brought (SSE-C): say --sse-customer-key FILE")
 	}
-	return a.keys.OpenForCustomer(ctx, obj, wrapped, customerKey)
+	return b.keys.OpenForCustomer(ctx, obj, wrapped, customerKey)
 }
 
 // parseTarget reads flags and the one s3:// argument, in any order.
@@ -203,54 +200,4 @@ func (d *decryption) copy(ctx context.Context, w io.Writer, o *stored.Object) er
 		}
 		_ = bar.Add(len(text))
 	}
-}
-
-func isTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	if !ok {
-		return false
-	}
-	info, err := f.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0
-}
-
-// storeError is an error answer of the store.
-type storeError struct {
-	status  int
-	code    string
-	message string
-}
-
-func (e *storeError) Error() string {
-	return fmt.Sprintf("the store answered %d %s %s", e.status, e.code, e.message)
-}
-
-// Status is that of the answer; package stored looks at it.
-func (e *storeError) Status() int { return e.status }
-
-// sendDirect sends a request to the store. An answer that is no good one is an error, and so is one that is not S3's.
-func sendDirect(store http.RoundTripper, r *http.Request) (*http.Response, error) {
-	resp, err := store.RoundTrip(r)
-	if err != nil {
-		return nil, err
-	}
-	if resp.StatusCode < 300 {
-		if err := s3api.CheckAnswer(r, resp); err != nil {
-			_ = resp.Body.Close()
-			return nil, err
-		}
-		return resp, nil
-	}
-	defer resp.Body.Close()
-	var doc struct{ Code, Message string }
-	var body bytes.Buffer
-	_, _ = body.ReadFrom(io.LimitReader(resp.Body, 64<<10))
-	_ = xml.Unmarshal(body.Bytes(), &doc) // a HEAD has none
-	if err := s3api.CheckRefusal(r, resp.StatusCode, doc.Code, body.Bytes()); err != nil {
-		return nil, err
-	}
-	if doc.Code == "" {
-		doc.Code = http.StatusText(resp.StatusCode)
-	}
-	return nil, &storeError{resp.StatusCode, doc.Code, doc.Message}
 }

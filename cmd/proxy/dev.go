@@ -61,12 +61,12 @@ func dev(ctx context.Context, args []string, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
-	a, err := build(ctx, devConfig(*listen, *adminListen, keyFile), log, socket)
+	s, err := newServer(ctx, devConfig(*listen, *adminListen, keyFile), log, socket)
 	if err != nil {
 		return err
 	}
-	defer a.close()
-	return a.serve(ctx, func(addr net.Addr) { greet(stdout, addr.String(), *adminListen, buckets, keyFile) })
+	defer s.close()
+	return s.serve(ctx, func(addr net.Addr) { greet(stdout, addr.String(), *adminListen, buckets, keyFile) })
 }
 
 // loopbackOnly refuses addresses that others could reach: the credentials are printed in the README.

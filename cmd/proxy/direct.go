@@ -2,50 +2,45 @@ package main
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"io"
-	"net/http"
 	"strings"
-	"time"
 
-	"github.com/schollz/progressbar/v3"
 	"go.uber.org/zap"
 
 	"github.com/cmekproxy/cmekproxy/internal/config"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
+	"github.com/cmekproxy/cmekproxy/internal/maintain/inplace"
+	"github.com/cmekproxy/cmekproxy/internal/s3api"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// direct is what a command needs that works on the objects of a bucket without a proxy.
+// direct is what a command needs that works on the objects of a bucket without a
+// proxy.
 type direct struct {
-	*app
+	*backend
 	bucket, prefix string
-	send           func(*http.Request) (*http.Response, error)
+	send           inplace.Sender
 	progress       io.Writer
 }
 
+// openDirect opens the store and the keys, and keeps the keys working: a run can
+// take longer than a token lives.
 func openDirect(ctx context.Context, cfg *config.Config, target crypt.Object, progress io.Writer) (*direct, error) {
-	a, err := build(ctx, cfg, zap.NewNop(), "")
+	b, err := openBackend(ctx, cfg, zap.NewNop(), "", nil)
 	if err != nil {
 		return nil, err
 	}
-	store, err := buildOrigin(ctx, cfg, "")
-	if err != nil {
-		a.close()
-		return nil, err
-	}
-	for _, k := range a.opened {
-		a.tend(ctx, k) // a run can take longer than a token lives
+	for _, k := range b.opened {
+		b.keep(ctx, k)
 	}
 	for _, k := range cfg.Keys {
-		go a.openLater(ctx, k) // a key whose KMS is away is waited for
+		go b.openLater(ctx, k) // a key whose KMS is away is waited for
 	}
-	d := &direct{app: a, bucket: target.Bucket, prefix: target.Key, progress: progress}
-	d.send = patient(func(r *http.Request) (*http.Response, error) { return sendDirect(store, r) }) //nolint:bodyclose // it is the caller's
-	return d, nil
+	send := inplace.NewSender(b.origin, s3api.CheckAnswer, s3api.CheckRefusal)
+	return &direct{backend: b, bucket: target.Bucket, prefix: target.Key, send: send, progress: progress}, nil
 }
 
 // reader reads through the keys of the configuration.
@@ -95,40 +90,6 @@ func parseBucket(flags *flag.FlagSet, args []string, stdout io.Writer) (crypt.Ob
 
 // wholeBucket stands for the empty prefix, which parseTarget does not take. No key holds a NUL.
 const wholeBucket = "\x00"
-
-// How often, and after which first pause, a request without a body is sent again to a store that does not answer it.
-const (
-	storeTries = 5
-	storePause = 200 * time.Millisecond
-)
-
-// patient sends requests that read again, as among millions there is always one that a store has no time for.
-func patient(send func(*http.Request) (*http.Response, error)) func(*http.Request) (*http.Response, error) {
-	return func(r *http.Request) (*http.Response, error) {
-		for i := 0; ; i++ {
-			resp, err := send(r)
-			if err == nil || i+1 == storeTries || r.Context().Err() != nil ||
-				r.Method != http.MethodGet && r.Method != http.MethodHead {
-				return resp, err
-			}
-			if answer := (*storeError)(nil); errors.As(err, &answer) && answer.status < 500 && answer.status != http.StatusTooManyRequests {
-				return resp, err
-			}
-			select {
-			case <-r.Context().Done():
-				return nil, err
-			case <-time.After(storePause << i):
-			}
-		}
-	}
-}
-
-// counter shows how many objects are done, of nobody knows how many.
-func counter(w io.Writer, what string) *progressbar.ProgressBar {
-	return progressbar.NewOptions64(-1, progressbar.OptionSetWriter(w), progressbar.OptionSetDescription(what), progressbar.OptionShowCount(),
-		progressbar.OptionShowIts(), progressbar.OptionSetItsString("objects"), progressbar.OptionThrottle(200*time.Millisecond),
-		progressbar.OptionSetVisibility(isTerminal(w)), progressbar.OptionClearOnFinish())
-}
 
 // checkParallel refuses what no number of parallel requests can be.
 func checkParallel(n int) error {

@@ -78,10 +78,10 @@ var (
 // /readyz. Then it accepts no more, and waits for running requests. Both
 // together take limits.shutdown_grace at most; a second signal ends them at
 // once. What still runs then is cut.
-func (a *app) drain(cause error, server *http.Server, open *connections) error {
+func (s *server) drain(cause error, s3 *http.Server, open *connections) error {
 	grace, end := context.WithCancelCause(context.Background())
 	defer end(nil)
-	grace, cancel := context.WithTimeoutCause(grace, a.cfg.Limits.ShutdownGrace, errGrace)
+	grace, cancel := context.WithTimeoutCause(grace, s.cfg.Limits.ShutdownGrace, errGrace)
 	defer cancel()
 	stopOn := make(chan os.Signal, 1)
 	signal.Notify(stopOn, os.Interrupt, syscall.SIGTERM)
@@ -94,28 +94,28 @@ func (a *app) drain(cause error, server *http.Server, open *connections) error {
 		}
 	}()
 
-	a.log.Info("draining", zap.Error(cause), zap.Stringer("shutdown_delay", a.delay(cause)),
-		zap.Stringer("shutdown_grace", a.cfg.Limits.ShutdownGrace))
+	s.log.Info("draining", zap.Error(cause), zap.Stringer("shutdown_delay", s.delay(cause)),
+		zap.Stringer("shutdown_grace", s.cfg.Limits.ShutdownGrace))
 	select {
-	case <-time.After(a.delay(cause)):
+	case <-time.After(s.delay(cause)):
 	case <-grace.Done():
 	}
 
-	if err := server.Shutdown(grace); err != nil {
-		a.log.Warn("cutting the requests that are still running", zap.NamedError("reason", context.Cause(grace)), zap.Error(err))
+	if err := s3.Shutdown(grace); err != nil {
+		s.log.Warn("cutting the requests that are still running", zap.NamedError("reason", context.Cause(grace)), zap.Error(err))
 		open.reset()
-		return server.Close()
+		return s3.Close()
 	}
-	a.log.Info("drained")
+	s.log.Info("drained")
 	return nil
 }
 
 // delay is how long the port still answers. Only a SIGTERM has one: it is what
 // an orchestrator sends while it takes the proxy out of its load balancers.
-func (a *app) delay(cause error) time.Duration {
-	var s signalError
-	if errors.As(cause, &s) && s.Signal == syscall.SIGTERM {
-		return a.cfg.Limits.ShutdownDelay
+func (s *server) delay(cause error) time.Duration {
+	var ended signalError
+	if errors.As(cause, &ended) && ended.Signal == syscall.SIGTERM {
+		return s.cfg.Limits.ShutdownDelay
 	}
 	return 0
 }

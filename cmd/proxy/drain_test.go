@@ -239,7 +239,7 @@ func TestShutdownDelay(t *testing.T) {
 }
 
 func TestOnlySIGTERMDelays(t *testing.T) {
-	a := &app{cfg: devConfig("", "", "")}
+	a := &server{backend: &backend{cfg: devConfig("", "", "")}}
 	a.cfg.Limits.ShutdownDelay = time.Second
 	for cause, want := range map[error]time.Duration{
 		signalError{syscall.SIGTERM}: time.Second,

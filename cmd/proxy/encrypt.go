@@ -10,6 +10,7 @@ import (
 
 	"github.com/cmekproxy/cmekproxy/internal/maintain/encrypt"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/inplace"
+	"github.com/cmekproxy/cmekproxy/internal/maintain/storecheck"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/walk"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
@@ -35,7 +36,7 @@ func encryptCommand(ctx context.Context, args []string, stdout io.Writer) error 
 			return err
 		}
 	}
-	cfg, err := loadConfig(*path)
+	cfg, err := readOffline(*path)
 	if err != nil {
 		return err
 	}
@@ -85,7 +86,7 @@ func (e *encryption) run(ctx context.Context) error {
 
 // abilities finds out what the store can do, and refuses to go on where a client's write could be lost.
 func (e *encryption) abilities(ctx context.Context) (inplace.Abilities, error) {
-	a, err := inplace.Probe(ctx, e.send, e.bucket, e.prefix)
+	a, err := storecheck.Abilities(ctx, storecheck.Config{Send: e.send, Bucket: e.bucket, Prefix: e.prefix})
 	if err != nil {
 		return a, fmt.Errorf("finding out what the store can do: %w", err)
 	}

@@ -236,7 +236,7 @@ func TestEncryptNeverRollsBack(t *testing.T) {
 		writes := r.Method == http.MethodPut && r.URL.RawQuery == "" || r.Method == http.MethodPost && strings.Contains(r.URL.RawQuery, "uploadId")
 		mu.Lock()
 		defer mu.Unlock()
-		if !ok || !writes || overwritten[key] || strings.Contains(key, "cmekproxy-probe") {
+		if !ok || !writes || overwritten[key] || strings.Contains(key, "cmekproxy-check") {
 			return
 		}
 		overwritten[key] = true

@@ -16,6 +16,7 @@ import (
 	"strings"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/maintain/inventory"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
@@ -66,13 +67,13 @@ func readObjectList(path string) (*objectList, error) {
 
 func (l *objectList) readJSON(text io.Reader) error {
 	for d, n := json.NewDecoder(text), 1; ; n++ {
-		var p protection
+		var p inventory.Object
 		if err := d.Decode(&p); errors.Is(err, io.EOF) {
 			return nil
 		} else if err != nil {
 			return fmt.Errorf("object %d: %w", n, err)
 		}
-		if p.Type != "object" || p.Kind != kindPlaintext || !p.Latest && p.Version != "" {
+		if p.Type != "object" || p.Kind != inventory.Plaintext || !p.Latest && p.Version != "" {
 			continue
 		}
 		if err := l.add(p.Key, listedObject{p.ETag, p.Version, p.Size}); err != nil {
@@ -131,7 +132,7 @@ func (l *objectList) addRecord(record []string, columns []int, ours bool) error 
 		}
 	}
 	key, kind := fields[0], fields[4]
-	if fields[2] == "false" || fields[6] == "true" || kind != "" && kind != kindPlaintext {
+	if fields[2] == "false" || fields[6] == "true" || kind != "" && kind != inventory.Plaintext {
 		return nil
 	}
 	if !ours {

@@ -17,10 +17,14 @@ import (
 
 	"github.com/cmekproxy/cmekproxy/internal/audit"
 	"github.com/cmekproxy/cmekproxy/internal/config"
+	"github.com/cmekproxy/cmekproxy/internal/maintain/inventory"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/walk"
 )
 
 var updateInterface = flag.Bool("update-interface", false, "write testdata/interface.txt again")
+
+// golden is made absolute before any test changes the working directory.
+var golden, errGolden = filepath.Abs(filepath.Join("testdata", "interface.txt"))
 
 // What scripts, dashboards and auditors hold on to: settings, flags, metrics,
 // fields of the audit log, of state files and of reports. A name that vanishes
@@ -36,7 +40,7 @@ func TestPublicInterface(t *testing.T) {
 	add("metric", metricNames(t))
 	add("audit", jsonNames(reflect.TypeFor[audit.Record]()))
 	add("state", jsonNames(reflect.TypeFor[walk.State]()))
-	add("inventory.json", jsonNames(reflect.TypeFor[protection]()))
+	add("inventory.json", jsonNames(reflect.TypeFor[inventory.Object]()))
 	add("inventory.json summary", jsonNames(reflect.TypeFor[keyTotal]()))
 	add("inventory.csv", csvHeader)
 	add("verify.json", jsonNames(reflect.TypeFor[faulty]()))
@@ -50,7 +54,9 @@ func TestPublicInterface(t *testing.T) {
 	}
 	got := strings.Join(names, "\n") + "\n"
 
-	golden := filepath.Join("testdata", "interface.txt")
+	if errGolden != nil {
+		t.Fatal(errGolden)
+	}
 	if *updateInterface {
 		if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
 			t.Fatal(err)
@@ -90,18 +96,17 @@ func yamlNames(typ reflect.Type, path string) (names []string) {
 	if typ.Kind() != reflect.Struct {
 		return []string{path}
 	}
-	for i := range typ.NumField() {
-		name, _, _ := strings.Cut(typ.Field(i).Tag.Get("yaml"), ",")
+	for field := range typ.Fields() {
+		name, _, _ := strings.Cut(field.Tag.Get("yaml"), ",")
 		if name != "" && name != "-" {
-			names = append(names, yamlNames(typ.Field(i).Type, strings.TrimPrefix(path+"."+name, "."))...)
+			names = append(names, yamlNames(field.Type, strings.TrimPrefix(path+"."+name, "."))...)
 		}
 	}
 	return names
 }
 
 func jsonNames(typ reflect.Type) (names []string) {
-	for i := range typ.NumField() {
-		field := typ.Field(i)
+	for field := range typ.Fields() {
 		if field.Anonymous {
 			names = append(names, jsonNames(field.Type)...)
 		} else if tag := field.Tag.Get("json"); tag != "" {
@@ -118,7 +123,7 @@ func metricNames(t *testing.T) (names []string) {
 	if code := run(t.Context(), []string{"keys", "new", keyFile}, new(output), new(output)); code != 0 {
 		t.Fatal("keys new:", code)
 	}
-	a, err := build(t.Context(), devConfig("127.0.0.1:0", "127.0.0.1:0", keyFile), zap.NewNop(), "")
+	a, err := newServer(t.Context(), devConfig("127.0.0.1:0", "127.0.0.1:0", keyFile), zap.NewNop(), "")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 
+	"github.com/cmekproxy/cmekproxy/internal/maintain/inventory"
 	"github.com/cmekproxy/cmekproxy/internal/origin/embedded"
 )
 
@@ -156,7 +157,7 @@ func TestVersions(t *testing.T) {
 	}
 	var current, old int
 	for line := range strings.Lines(m.command(0, "inventory", "--config", m.both, "s3://bucket", "--versions", "--format", "json")) {
-		var p protection
+		var p inventory.Object
 		if err := json.Unmarshal([]byte(line), &p); err != nil {
 			t.Fatal(err)
 		}

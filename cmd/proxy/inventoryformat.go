@@ -10,11 +10,13 @@ import (
 	"strconv"
 	"strings"
 	"unicode"
+
+	"github.com/cmekproxy/cmekproxy/internal/maintain/inventory"
 )
 
 // inventoryWriter writes an inventory in one of its formats.
 type inventoryWriter interface {
-	row(p protection) error
+	row(p inventory.Object) error
 	end(t *inventoryTotals) error
 }
 
@@ -37,38 +39,38 @@ func newInventoryWriter(format string, w, aside io.Writer) (inventoryWriter, err
 
 // inventoryTotals is the summary.
 type inventoryTotals struct {
-	keys   map[kmsKey]*keyTotal
+	keys   map[inventory.Key]*keyTotal
 	broken int64
 }
 
 // keyTotal is what is under a version of a KMS key. An object under several keys counts for each.
 type keyTotal struct {
 	Type string `json:"type"` // summary
-	kmsKey
+	inventory.Key
 	Objects int64 `json:"objects"`
 	Bytes   int64 `json:"bytes"` // of plaintext
 }
 
 func newInventoryTotals() *inventoryTotals {
-	return &inventoryTotals{keys: make(map[kmsKey]*keyTotal)}
+	return &inventoryTotals{keys: make(map[inventory.Key]*keyTotal)}
 }
 
 // noKey stands for what no key protects.
-var noKey = kmsKey{ID: kindPlaintext, Name: "-", Version: "-"}
+var noKey = inventory.Key{ID: inventory.Plaintext, Name: "-", Version: "-"}
 
-func (t *inventoryTotals) add(p protection) {
-	if p.Kind == kindBroken {
+func (t *inventoryTotals) add(p inventory.Object) {
+	if p.Kind == inventory.Broken {
 		t.broken++
 		return
 	}
 	keys := p.Keys
-	if p.Kind == kindPlaintext {
-		keys = []kmsKey{noKey}
+	if p.Kind == inventory.Plaintext {
+		keys = []inventory.Key{noKey}
 	}
 	for _, k := range keys {
 		total := t.keys[k]
 		if total == nil {
-			total = &keyTotal{Type: "summary", kmsKey: k}
+			total = &keyTotal{Type: "summary", Key: k}
 			t.keys[k] = total
 		}
 		total.Objects++
@@ -108,7 +110,7 @@ type tableInventory struct {
 	begun bool
 }
 
-func (t *tableInventory) row(p protection) error {
+func (t *tableInventory) row(p inventory.Object) error {
 	if !t.begun {
 		t.begun = true
 		if _, err := fmt.Fprintf(t.w, "%16s  %-16s  %-24s  %s\n", "SIZE", "KIND", "KMS KEY", "OBJECT"); err != nil {
@@ -119,7 +121,7 @@ func (t *tableInventory) row(p protection) error {
 	if p.Size >= 0 {
 		size = strconv.FormatInt(p.Size, 10)
 	}
-	if p.Kind == kindMultipart {
+	if p.Kind == inventory.Multipart {
 		kind = fmt.Sprintf("%s, %d", p.Kind, p.Parts)
 	}
 	var keys []string
@@ -174,7 +176,7 @@ func (c *csvInventory) header() error {
 	return c.w.Write(csvHeader)
 }
 
-func (c *csvInventory) row(p protection) error {
+func (c *csvInventory) row(p inventory.Object) error {
 	if err := c.header(); err != nil {
 		return err
 	}
@@ -186,7 +188,7 @@ func (c *csvInventory) row(p protection) error {
 	if p.Size >= 0 {
 		size = strconv.FormatInt(p.Size, 10)
 	}
-	if p.Kind == kindMultipart {
+	if p.Kind == inventory.Multipart {
 		parts = strconv.Itoa(p.Parts)
 	}
 	return c.w.Write(forSpreadsheets([]string{
@@ -229,7 +231,7 @@ func (c *csvInventory) end(totals *inventoryTotals) error {
 // jsonInventory ends with a line for each key, of type summary.
 type jsonInventory struct{ e *json.Encoder }
 
-func (j *jsonInventory) row(p protection) error { return j.e.Encode(p) }
+func (j *jsonInventory) row(p inventory.Object) error { return j.e.Encode(p) }
 
 func (j *jsonInventory) end(totals *inventoryTotals) error {
 	for _, k := range totals.sorted() {

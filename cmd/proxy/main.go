@@ -39,7 +39,7 @@ var commands = []command{
 	{"check", "test the configuration, the store and every key; exit 1 on any failure", check},
 	{"keys", "make, rotate, disable and list local keys (provider local)", keys},
 	{"decrypt", "read one object straight from the store, without a proxy running", decrypt},
-	{"inventory", "which KMS key protects which object of a bucket", inventory},
+	{"inventory", "which KMS key protects which object of a bucket", inventoryCommand},
 	{"rewrap", "move the objects of a bucket to another KMS key", rewrapCommand},
 	{"encrypt", "encrypt in place what a bucket holds in plaintext", encryptCommand},
 	{"verify", "read all objects of a bucket to their last byte; exit 1 if any does not verify", verifyCommand},

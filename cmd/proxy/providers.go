@@ -3,16 +3,11 @@ package main
 import (
 	"context"
 	"encoding/hex"
-	"errors"
 	"fmt"
-	"slices"
-	"strings"
-	"time"
 
 	"go.uber.org/zap"
 
 	"github.com/cmekproxy/cmekproxy/internal/config"
-	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
@@ -67,141 +62,21 @@ func vaultLogin(l config.Login) kms.VaultLogin {
 	return out
 }
 
-// earlierKeys returns the keys that also_known_as names. They are called NAME/1
-// and so on, and open what is under them.
-func (a *app) earlierKeys(ctx context.Context, k config.Key) ([]keyring.Key, error) {
-	var keys []keyring.Key
-	for i, id := range k.AlsoKnownAs {
-		earlier := earlierKey(k, i)
-		wrapper, err := buildWrapper(ctx, earlier, a.tellReread(earlier))
-		if err != nil {
-			return nil, fmt.Errorf("key %s: also_known_as: %s: %w", k.Name, id, err)
-		}
-		a.opened = append(a.opened, openKey{earlier.Name, wrapper})
-		keys = append(keys, keyring.Key{
-			Name: earlier.Name, Provider: string(k.Provider), Successor: k.Name,
-			Wrapper: a.weathered(earlier, wrapper), Probe: wrapper,
-			Timeout: kmsAttempts * k.Timeout, ProbeTimeout: k.Timeout,
-		})
-	}
-	return keys, nil
-}
-
-// earlierKey is the configuration of one of also_known_as, counted from 0. Its
-// ARN names its region.
-func earlierKey(k config.Key, i int) config.Key {
-	k.Name, k.KeyID, k.Region = fmt.Sprintf("%s/%d", k.Name, i+1), k.AlsoKnownAs[i], ""
-	k.AlsoKnownAs = nil
-	return k
-}
-
-// tellReread logs what becomes of the files of a key when they change.
-func (a *app) tellReread(k config.Key) kms.Report {
+// reportReread logs what becomes of the files of a key when they change.
+func (b *backend) reportReread(k config.Key) kms.Report {
 	return func(what string, err error) {
 		if err != nil {
-			a.log.Error("reading "+what+" again failed; what was read before stays in force",
+			b.log.Error("reading "+what+" again failed; what was read before stays in force",
 				zap.String("kms_key_name", k.Name), zap.Error(err))
 			return
 		}
-		a.log.Info(what+" read again", zap.String("kms_key_name", k.Name))
+		b.log.Info(what+" read again", zap.String("kms_key_name", k.Name))
 	}
 }
 
-// tellTwins warns of keys that are one key.
-func (a *app) tellTwins() {
-	for _, pair := range a.keys.Twins() {
-		a.log.Warn("two names for one KMS key: what names the key is opened by the first",
-			zap.String("kms_key_name", pair[0]), zap.String("other_kms_key_name", pair[1]))
+// warnOfUnread warns of keys that no rule names.
+func (b *backend) warnOfUnread() {
+	for _, name := range b.keys.Unread() {
+		b.log.Warn("no rule names this key (key, allowed_keys, read_keys): nothing under it can be read", zap.String("kms_key_name", name))
 	}
-}
-
-// tellUnread warns of keys that no rule names.
-func (a *app) tellUnread() {
-	for _, name := range a.keys.Unread() {
-		a.log.Warn("no rule names this key (key, allowed_keys, read_keys): nothing under it can be read", zap.String("kms_key_name", name))
-	}
-}
-
-func isAlias(id string) bool {
-	return strings.HasPrefix(id, "alias/") || strings.HasPrefix(id, "arn:") && strings.Contains(id, ":alias/")
-}
-
-// aliasCheck is the time between two looks at where an alias points.
-const aliasCheck = time.Minute
-
-// watchAlias warns when an alias points to another key than it did when the key
-// was opened, until ctx ends.
-func (a *app) watchAlias(ctx context.Context, k config.Key, w kms.Wrapper, every time.Duration) {
-	target, ok := w.(interface {
-		Target(ctx context.Context) (string, error)
-	})
-	if !ok || !isAlias(k.KeyID) {
-		return
-	}
-
-	told := w.KeyID()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(every):
-		}
-
-		now, err := target.Target(ctx)
-		if err != nil || now == told {
-			continue // what is wrong with the KMS shows elsewhere
-		}
-		told = now
-		log := a.log.With(zap.String("kms_key_name", k.Name), zap.String("key_id", k.KeyID),
-			zap.String("in_use", w.KeyID()), zap.String("now", now))
-		switch {
-		case now == w.KeyID():
-			log.Info("the alias points to the key in use again")
-		case slices.Contains(k.AlsoKnownAs, w.KeyID()):
-			log.Warn("the alias points to another key: restart the proxy, so that new objects are put under it")
-		default:
-			log.Warn("the alias points to another key: add the one in use to also_known_as, " +
-				"or its objects cannot be read after a restart")
-		}
-	}
-}
-
-// checkAlias says what follows from where an alias points, and whether the keys
-// of also_known_as are in force.
-func checkAlias(ctx context.Context, k config.Key, arn string) (string, error) {
-	var detail []string
-	if isAlias(k.KeyID) {
-		switch {
-		case slices.ContainsFunc(k.AlsoKnownAs, func(id string) bool { return kms.SameKey(id, arn) }):
-		case len(k.AlsoKnownAs) > 0:
-			return "", fmt.Errorf("%s points to %s, which also_known_as does not have: what is put under it now "+
-				"cannot be read by proxies that were started before it moved, nor after it moves on or back; add it",
-				k.KeyID, arn)
-		default:
-			detail = append(detail, fmt.Sprintf("before %s moves to another key, put %s in also_known_as", k.KeyID, arn))
-		}
-	}
-
-	for i, id := range k.AlsoKnownAs {
-		wrapper, err := buildWrapper(ctx, earlierKey(k, i), nil)
-		if err != nil {
-			return "", fmt.Errorf("also_known_as: %s: %w", id, err)
-		}
-		key, ok := wrapper.(interface {
-			Enabled(ctx context.Context) error
-		})
-		if !ok {
-			continue
-		}
-
-		var failure *kms.Error
-		switch err := key.Enabled(ctx); {
-		case err == nil:
-		case errors.As(err, &failure) && failure.Kind == kms.Denied:
-			detail = append(detail, "cannot tell whether "+id+" is enabled: kms:DescribeKey is denied")
-		default:
-			return "", fmt.Errorf("also_known_as: what is under %s cannot be read: %w", id, err)
-		}
-	}
-	return strings.Join(detail, "; "), nil
 }

@@ -19,7 +19,7 @@ import (
 
 // onSignals purges all data keys on SIGUSR1, and reloads what can change while
 // the proxy runs on SIGHUP, from now until ctx ends.
-func (a *app) onSignals(ctx context.Context) {
+func (s *server) onSignals(ctx context.Context) {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGUSR1, syscall.SIGHUP)
 	go func() {
@@ -30,10 +30,10 @@ func (a *app) onSignals(ctx context.Context) {
 			select {
 			case <-ctx.Done():
 				return
-			case s := <-signals:
-				a.obey(ctx, s)
+			case signal := <-signals:
+				s.obey(ctx, signal)
 			case <-secrets.C:
-				a.reloadSecrets(ctx)
+				s.reloadSecrets(ctx)
 			}
 		}
 	}()
@@ -43,95 +43,95 @@ func (a *app) onSignals(ctx context.Context) {
 // at.
 const secretsInterval = 5 * time.Second
 
-func (a *app) obey(ctx context.Context, s os.Signal) {
-	switch s {
+func (s *server) obey(ctx context.Context, signal os.Signal) {
+	switch signal {
 	case syscall.SIGUSR1:
-		_, _ = a.purge("", false, "SIGUSR1", "") // the log has it
+		_, _ = s.purge("", false, "SIGUSR1", "") // the log has it
 	case syscall.SIGHUP:
-		a.reopenAudit()
-		a.checkFiles()
-		a.reload(ctx)
+		s.reopenAudit()
+		s.checkFiles()
+		s.reload(ctx)
 	}
 }
 
 // checkFiles reads the files that are followed now, and not at their next use.
 // The log has what is wrong with them.
-func (a *app) checkFiles() {
-	if a.tls != nil {
-		_ = a.tls.Check()
+func (s *server) checkFiles() {
+	if s.tls != nil {
+		_ = s.tls.Check()
 	}
-	a.clients.CheckSessions()
+	s.clients.CheckSessions()
 }
 
 // reload applies what may change while the proxy runs: dek_cache,
 // encryption.rules, clients, admin_token, the credentials for the store, and
 // the secrets of keys. It names the other changes, which need a restart. A configuration with an error changes
 // nothing.
-func (a *app) reload(ctx context.Context) {
-	if a.file == nil {
-		a.log.Warn("SIGHUP: there is no configuration file to reload")
+func (s *server) reload(ctx context.Context) {
+	if s.file == nil {
+		s.log.Warn("SIGHUP: there is no configuration file to reload")
 		return
 	}
-	next, err := readConfig(a.file.path)
+	next, err := readConfig(s.file.path)
 	if err == nil {
-		err = a.apply(ctx, next.Config, "SIGHUP")
+		err = s.apply(ctx, next.Config, "SIGHUP")
 	}
 	if err != nil {
-		a.log.Error("config reload failed; keeping the current configuration", zap.Error(err))
+		s.log.Error("config reload failed; keeping the current configuration", zap.Error(err))
 		return
 	}
 
-	a.file = next
-	a.log.Info("configuration reloaded", zap.Stringer("dek_cache.ttl", next.DEKCache.TTL),
+	s.file = next
+	s.log.Info("configuration reloaded", zap.Stringer("dek_cache.ttl", next.DEKCache.TTL),
 		zap.Stringer("dek_cache.revocation_probe", next.DEKCache.RevocationProbe), zap.Int("encryption.rules", len(next.Encryption.Rules)),
 		zap.Int("clients", len(next.Clients)))
-	if rest := needsRestart(a.cfg, next.Config); len(rest) > 0 {
-		a.log.Warn("these changes need a restart", zap.Strings("settings", rest))
+	if rest := needsRestart(s.cfg, next.Config); len(rest) > 0 {
+		s.log.Warn("these changes need a restart", zap.Strings("settings", rest))
 	}
 }
 
 // reloadSecrets reads the secrets again that the configuration takes from files
 // (file:/PATH). The text of the configuration is the one in force: what was
 // edited in it since waits for SIGHUP.
-func (a *app) reloadSecrets(ctx context.Context) {
-	if a.file == nil {
+func (s *server) reloadSecrets(ctx context.Context) {
+	if s.file == nil {
 		return
 	}
-	next, err := a.file.again()
-	if err == nil && reflect.DeepEqual(next.Config, a.file.Config) {
-		a.file.problem = ""
+	next, err := s.file.again()
+	if err == nil && reflect.DeepEqual(next.Config, s.file.Config) {
+		s.file.problem = ""
 		return
 	}
 	if err == nil {
-		err = a.apply(ctx, next.Config, "secret file")
+		err = s.apply(ctx, next.Config, "secret file")
 	}
 	if err != nil {
-		if text := err.Error(); text != a.file.problem {
-			a.file.problem = text
-			a.log.Error("reading secrets from their files failed; keeping the ones read before", zap.Error(err))
+		if text := err.Error(); text != s.file.problem {
+			s.file.problem = text
+			s.log.Error("reading secrets from their files failed; keeping the ones read before", zap.Error(err))
 		}
 		return
 	}
 
-	a.file = next
-	a.log.Info("secrets read again from their files")
-	if rest := needsRestart(a.cfg, next.Config); len(rest) > 0 {
-		a.log.Warn("these changes need a restart", zap.Strings("settings", rest))
+	s.file = next
+	s.log.Info("secrets read again from their files")
+	if rest := needsRestart(s.cfg, next.Config); len(rest) > 0 {
+		s.log.Warn("these changes need a restart", zap.Strings("settings", rest))
 	}
 }
 
 // apply puts in force what may change. The audit log has it before it is in
 // force; if it cannot be written there, nothing changes.
-func (a *app) apply(ctx context.Context, next *config.Config, why string) error {
-	rules, clients := buildRules(next.Encryption.Rules), accessClients(next.Clients, a.cfg.Origin.Keys)
-	if err := a.keys.CheckRules(rules); err != nil {
+func (s *server) apply(ctx context.Context, next *config.Config, why string) error {
+	rules, clients := buildRules(next.Encryption.Rules), accessClients(next.Clients, s.cfg.Origin.Keys)
+	if err := s.keys.CheckRules(rules); err != nil {
 		return err
 	}
 	if _, err := access.New(clients); err != nil {
 		return err
 	}
 	dek := next.DEKCache
-	err := a.record(audit.Record{
+	err := s.record(audit.Record{
 		Event: "reload", Result: audit.OK, Operation: why,
 		Detail: fmt.Sprintf("dek_cache.ttl=%v dek_cache.revocation_probe=%v encryption.rules=%d clients=%d", dek.TTL, dek.RevocationProbe, len(rules), len(clients)),
 	})
@@ -139,20 +139,20 @@ func (a *app) apply(ctx context.Context, next *config.Config, why string) error 
 		return err
 	}
 
-	if err := a.keys.SetRules(rules); err != nil {
+	if err := s.keys.SetRules(rules); err != nil {
 		return err
 	}
-	if err := a.clients.Replace(clients); err != nil {
+	if err := s.clients.Replace(clients); err != nil {
 		return err
 	}
-	a.adminToken.Store(&next.AdminToken)
-	a.storeLogin.set(next.Origin)
-	a.reopen(ctx, a.file.Config, next)
-	a.cache.SetTTL(dek.TTL)
-	a.cache.Resize(dek.MaxEntries)
-	a.keys.SetProbe(dek.RevocationProbe)
-	a.keys.SetOutageWait(dek.OutageWait)
-	a.advisor.SetTTL(dek.TTL)
+	s.adminToken.Store(&next.AdminToken)
+	s.originLogin.set(next.Origin)
+	s.reopen(ctx, s.file.Config, next)
+	s.cache.SetTTL(dek.TTL)
+	s.cache.Resize(dek.MaxEntries)
+	s.keys.SetProbe(dek.RevocationProbe)
+	s.keys.SetOutageWait(dek.OutageWait)
+	s.advisor.SetTTL(dek.TTL)
 	return nil
 }
 

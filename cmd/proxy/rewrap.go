@@ -10,8 +10,8 @@ import (
 	"slices"
 
 	"github.com/cmekproxy/cmekproxy/internal/config"
-	"github.com/cmekproxy/cmekproxy/internal/maintain/inplace"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/rewrap"
+	"github.com/cmekproxy/cmekproxy/internal/maintain/storecheck"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/walk"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
@@ -34,7 +34,7 @@ func rewrapCommand(ctx context.Context, args []string, stdout io.Writer) error {
 	if err := o.check(); err != nil {
 		return err
 	}
-	cfg, err := loadConfig(*path)
+	cfg, err := readOffline(*path)
 	if err != nil {
 		return err
 	}
@@ -106,7 +106,7 @@ func (r *relocation) prepare(ctx context.Context, c *rewrap.Config) error {
 		return nil
 	}
 	var err error
-	if c.Abilities, err = inplace.Probe(ctx, r.send, r.bucket, r.prefix); err != nil {
+	if c.Abilities, err = storecheck.Abilities(ctx, storecheck.Config{Send: r.send, Bucket: r.bucket, Prefix: r.prefix}); err != nil {
 		return fmt.Errorf("finding out what the store can do: %w", err)
 	}
 	c.Method = map[string]rewrap.Method{"auto": rewrap.Safest(c.Abilities), "copy": rewrap.Copy, "put": rewrap.Put}[r.method]

@@ -32,16 +32,16 @@ func serve(ctx context.Context, args []string, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
-	a, err := build(ctx, file.Config, log, "")
+	s, err := newServer(ctx, file.Config, log, "")
 	if err != nil {
 		return err
 	}
-	defer a.close()
-	a.file = file
+	defer s.close()
+	s.file = file
 	for _, name := range shortSecrets(file.Clients) {
 		log.Warn("the secret key of a client has fewer than 20 characters: choose a longer one", zap.String("client", name))
 	}
-	return a.serve(ctx, nil)
+	return s.serve(ctx, nil)
 }
 
 // configFile is a configuration with the text that it was read from.
@@ -53,19 +53,23 @@ type configFile struct {
 }
 
 func readConfig(path string) (*configFile, error) {
-	if path == "" {
-		return nil, usageError{errors.New("--config FILE is missing")}
-	}
-	text, err := config.Read(path)
+	text, err := readConfigText(path)
 	if err != nil {
 		return nil, err
 	}
 	return (&configFile{path: path, text: text}).again()
 }
 
+func readConfigText(path string) ([]byte, error) {
+	if path == "" {
+		return nil, usageError{errors.New("--config FILE is missing")}
+	}
+	return config.Read(path)
+}
+
 // again parses the same text again, which reads the files of its secrets.
 func (f *configFile) again() (*configFile, error) {
-	//nolint:forbidigo // the one place that hands the environment to internal/config
+	//nolint:forbidigo // hands the environment to internal/config
 	cfg, err := config.Parse(f.path, f.text, os.LookupEnv)
 	if err != nil {
 		return nil, err
@@ -73,51 +77,54 @@ func (f *configFile) again() (*configFile, error) {
 	return &configFile{Config: cfg, path: f.path, text: f.text}, nil
 }
 
-func loadConfig(path string) (*config.Config, error) {
-	file, err := readConfig(path)
+// readOffline reads what a configuration says of the store and the keys, for
+// commands that work without a server.
+func readOffline(path string) (*config.Config, error) {
+	text, err := readConfigText(path)
 	if err != nil {
 		return nil, err
 	}
-	return file.Config, nil
+	//nolint:forbidigo // hands the environment to internal/config
+	return config.ParseOffline(path, text, os.LookupEnv)
 }
 
 // serve answers requests until ctx ends, and then drains. ready, if not nil, is
 // called with the S3 address once it listens.
-func (a *app) serve(ctx context.Context, ready func(net.Addr)) error {
-	if err := a.openAudit(a.cfg.Audit); err != nil {
+func (s *server) serve(ctx context.Context, ready func(net.Addr)) error {
+	if err := s.openAudit(s.cfg.Audit); err != nil {
 		return err
 	}
-	s3, err := (&net.ListenConfig{}).Listen(ctx, "tcp", a.cfg.Listen)
+	s3, err := (&net.ListenConfig{}).Listen(ctx, "tcp", s.cfg.Listen)
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
 	defer s3.Close()
 
 	health, open := &health{}, &connections{active: make(map[net.Conn]bool)}
-	side, err := a.listenBeside(ctx, health)
+	side, err := s.listenBeside(ctx, health)
 	if err != nil {
 		return err
 	}
 	defer side.close()
-	s3Server := a.server(health.leaving(a.s3))
+	s3Server := s.httpServer(health.leaving(s.s3))
 	s3Server.ConnContext, s3Server.ConnState = s3api.ConnContext, open.track
-	if a.tls != nil {
-		s3Server.TLSConfig = a.tls.TLS()
-		a.watchCertificate()
+	if s.tls != nil {
+		s3Server.TLSConfig = s.tls.TLS()
+		s.watchCertificate()
 	}
 
 	// The duties outlive the signal to stop: as long as a request runs, keys are
 	// probed, tokens renewed, and signals obeyed.
 	duties, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
-	a.startDuties(duties)
+	s.startDuties(duties)
 	failed := make(chan error, 1+len(side))
 	go func() { failed <- serveHTTP(s3Server, s3) }()
 	side.serve(failed)
 
 	health.ready.Store(true)
-	a.log.Info("serving", zap.Stringer("s3", s3.Addr()), zap.String("admin", strings.Join(side.addresses(), " ")), zap.Bool("tls", a.tls != nil),
-		zap.Stringer("revocation_window", a.keys.Window(a.cache.TTL())), zap.String("version", versionString()))
+	s.log.Info("serving", zap.Stringer("s3", s3.Addr()), zap.String("admin", strings.Join(side.addresses(), " ")), zap.Bool("tls", s.tls != nil),
+		zap.Stringer("revocation_window", s.keys.Window(s.cache.TTL())), zap.String("version", versionString()))
 	if ready != nil {
 		ready(s3.Addr())
 	}
@@ -126,7 +133,7 @@ func (a *app) serve(ctx context.Context, ready func(net.Addr)) error {
 	case <-ctx.Done():
 	}
 	health.ready.Store(false)
-	return errors.Join(err, a.drain(context.Cause(ctx), s3Server, open))
+	return errors.Join(err, s.drain(context.Cause(ctx), s3Server, open))
 }
 
 // beside are the servers of the ports beside that of S3. They serve until the
@@ -138,14 +145,14 @@ type besideServer struct {
 	listener net.Listener
 }
 
-func (a *app) listenBeside(ctx context.Context, h *health) (out beside, err error) {
-	for _, port := range a.sidePorts(h) {
+func (s *server) listenBeside(ctx context.Context, h *health) (out beside, err error) {
+	for _, port := range s.sidePorts(h) {
 		listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", port.address)
 		if err != nil {
 			out.close()
 			return nil, fmt.Errorf("admin_listen, health_listen or metrics_listen: %w", err)
 		}
-		out = append(out, besideServer{a.server(port.mux), listener})
+		out = append(out, besideServer{s.httpServer(port.mux), listener})
 	}
 	return out, nil
 }
@@ -171,11 +178,11 @@ func (b beside) addresses() (out []string) {
 }
 
 // watchCertificate says when the certificate ends, and at once if it has.
-func (a *app) watchCertificate() {
-	a.metrics.Gauge("cmekproxy_tls_certificate_expiry_timestamp_seconds", "When the certificate of the S3 port ends, in Unix time.",
-		func() float64 { return float64(a.tls.Certificate().NotAfter.Unix()) })
-	if err := a.tls.Valid(time.Now()); err != nil {
-		a.log.Error("clients will refuse the S3 port", zap.String("cert_file", a.cfg.TLS.CertFile), zap.Error(err))
+func (s *server) watchCertificate() {
+	s.metrics.Gauge("cmekproxy_tls_certificate_expiry_timestamp_seconds", "When the certificate of the S3 port ends, in Unix time.",
+		func() float64 { return float64(s.tls.Certificate().NotAfter.Unix()) })
+	if err := s.tls.Valid(time.Now()); err != nil {
+		s.log.Error("clients will refuse the S3 port", zap.String("cert_file", s.cfg.TLS.CertFile), zap.Error(err))
 	}
 }
 
@@ -195,20 +202,20 @@ func shortSecrets(clients []config.Client) (names []string) {
 }
 
 // startDuties starts what runs beside the requests, until ctx ends.
-func (a *app) startDuties(ctx context.Context) {
-	go a.keys.Run(ctx)
-	a.tryKeys(ctx)
-	a.onSignals(ctx)
+func (s *server) startDuties(ctx context.Context) {
+	go s.keys.Run(ctx)
+	s.tryKeys(ctx)
+	s.onSignals(ctx)
 }
 
-func (a *app) server(handler http.Handler) *http.Server {
-	errorLog, err := zap.NewStdLogAt(a.log, zap.WarnLevel)
+func (s *server) httpServer(handler http.Handler) *http.Server {
+	errorLog, err := zap.NewStdLogAt(s.log, zap.WarnLevel)
 	if err != nil {
 		panic(err) // only for a level that does not exist
 	}
 	return &http.Server{
 		Handler:                      handler,
-		ReadHeaderTimeout:            a.cfg.Limits.HeaderTimeout,
+		ReadHeaderTimeout:            s.cfg.Limits.HeaderTimeout,
 		IdleTimeout:                  idleConnection,
 		MaxHeaderBytes:               maxHeaderBytes,
 		DisableGeneralOptionsHandler: true,

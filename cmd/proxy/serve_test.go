@@ -18,9 +18,9 @@ import (
 func TestErrorsOfTheServerAreLogged(t *testing.T) {
 	t.Parallel()
 	core, logs := observer.New(zap.WarnLevel)
-	a := &app{cfg: devConfig("", "", ""), log: zap.New(core)}
+	a := &server{backend: &backend{cfg: devConfig("", "", ""), log: zap.New(core)}}
 	s := httptest.NewUnstartedServer(nil)
-	s.Config = a.server(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("on purpose") }))
+	s.Config = a.httpServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("on purpose") }))
 	s.StartTLS()
 	defer s.Close()
 

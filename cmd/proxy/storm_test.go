@@ -75,7 +75,7 @@ func (m *manyKeys) config() *config.Config {
 func TestHundredsOfKeysAtTheStart(t *testing.T) {
 	m := newManyKeys(t, 300)
 	core, logs := observer.New(zap.InfoLevel)
-	a, err := build(t.Context(), m.config(), zap.New(core), "")
+	a, err := newServer(t.Context(), m.config(), zap.New(core), "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,7 +115,7 @@ func TestDoesNotWorkIsTakenBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	core, logs := observer.New(zap.InfoLevel)
-	a, err := build(t.Context(), file.Config, zap.New(core), "")
+	a, err := newServer(t.Context(), file.Config, zap.New(core), "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -157,7 +157,7 @@ func startProxyTo(t *testing.T, target string, around func(http.Handler) http.Ha
 	return server.URL
 }
 
-func scrape(t *testing.T, a *app) string {
+func scrape(t *testing.T, a *server) string {
 	t.Helper()
 	recorder := httptest.NewRecorder()
 	a.metrics.Handler().ServeHTTP(recorder, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", nil))

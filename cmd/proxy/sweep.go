@@ -133,12 +133,12 @@ func (s *sweep) count(r walk.Result) {
 // rewriting is what the commands have in common that write objects anew. What it is made of is closed with done.
 func (s *sweep) rewriting(ctx context.Context) (_ inplace.Config, done func(), _ error) {
 	// A second set of keys, whose cache knows nothing of what the first one has just wrapped: it asks the KMS.
-	again, err := build(ctx, s.cfg, zap.NewNop(), "")
+	again, err := openBackend(ctx, s.cfg, zap.NewNop(), "", nil)
 	if err != nil {
 		return inplace.Config{}, nil, err
 	}
 	return inplace.Config{
-		Send: s.send, Keys: s.keys, Check: (&direct{app: again}).open, Client: s.client, OpenEnd: s.cfg.Origin.UniformParts,
+		Send: s.send, Keys: s.keys, Check: (&direct{backend: again}).open, Client: s.client, OpenEnd: s.cfg.Origin.UniformParts,
 		DryRun: s.dryRun, Wait: s.wait(), Away: s.away, Random: rand.Reader,
 	}, again.close, nil
 }
@@ -174,7 +174,7 @@ func (s *sweep) versions(ctx context.Context, note string) bool {
 func (s *sweep) keepsVersions(ctx context.Context) (bool, error) {
 	req := &http.Request{Method: http.MethodGet, URL: &url.URL{Path: "/" + s.bucket, RawQuery: "versioning="}, Header: make(http.Header)}
 	resp, err := s.send(req.WithContext(ctx))
-	if answer := (*storeError)(nil); errors.As(err, &answer) && answer.status == http.StatusNotImplemented {
+	if inplace.Status(err) == http.StatusNotImplemented {
 		return false, nil
 	}
 	if err != nil {

@@ -30,7 +30,7 @@ func verifyCommand(ctx context.Context, args []string, stdout io.Writer) error {
 	if err := v.check(); err != nil {
 		return err
 	}
-	cfg, err := loadConfig(*path)
+	cfg, err := readOffline(*path)
 	if err != nil {
 		return err
 	}

@@ -24,20 +24,28 @@ const (
 // check finds what each value for itself does not show. A field that could not be read has a problem already, and fail
 // leaves it at that.
 func (d *decoder) check(c *Config) {
+	d.checkOrigin(&c.Origin)
+	d.checkKeys(c.Keys)
+	d.checkTimeouts(c)
+	d.checkRules(c)
+	d.checkDEKCache(&c.DEKCache)
+	d.checkKMS(&c.KMS)
+	if !d.offline {
+		d.checkServer(c)
+	}
+}
+
+// checkServer checks what ParseOffline skips.
+func (d *decoder) checkServer(c *Config) {
 	d.checkListeners(c)
 	if c.AdminToken != "" && len(c.AdminToken) < minAdminToken {
 		d.fail(&c.AdminToken, "admin_token has fewer than %d characters", minAdminToken)
 	}
 	d.checkDomain(&c.Domain)
 	d.checkTLS(&c.TLS)
-	d.checkOrigin(&c.Origin)
 	d.checkClients(c.Clients)
-	d.checkKeys(c.Keys)
-	d.checkTimeouts(c)
-	d.checkRules(c)
-	d.checkDEKCache(&c.DEKCache)
+	d.checkRuleClients(c)
 	d.checkOutageWait(c)
-	d.checkKMS(&c.KMS)
 	d.checkAudit(&c.Audit)
 	d.checkLimits(&c.Limits)
 }
@@ -293,12 +301,9 @@ func (d *decoder) checkLogin(l *Login) {
 }
 
 func (d *decoder) checkRules(c *Config) {
-	keys, clients := make([]string, len(c.Keys)), make([]string, len(c.Clients))
+	keys := make([]string, len(c.Keys))
 	for i := range c.Keys {
 		keys[i] = c.Keys[i].Name
-	}
-	for i := range c.Clients {
-		clients[i] = c.Clients[i].Name
 	}
 	var catchAll *Rule
 	for i := range c.Encryption.Rules {
@@ -317,6 +322,20 @@ func (d *decoder) checkRules(c *Config) {
 		d.checkKeyPatterns(r.AllowedKeys, keys)
 		d.checkKeyPatterns(r.ReadKeys, keys)
 		d.checkReuse(&r.DEKReuse)
+	}
+}
+
+// checkRuleClients finds rules for clients that do not exist.
+func (d *decoder) checkRuleClients(c *Config) {
+	clients := make([]string, len(c.Clients))
+	for i := range c.Clients {
+		clients[i] = c.Clients[i].Name
+	}
+	for i := range c.Encryption.Rules {
+		r := &c.Encryption.Rules[i]
+		if d.failed[r] {
+			continue
+		}
 		for j := range r.Clients {
 			d.checkName(&r.Clients[j], clients, "client", &c.Clients)
 		}

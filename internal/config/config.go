@@ -37,7 +37,20 @@ func Read(path string) ([]byte, error) {
 // lookupEnv is os.LookupEnv or a stand-in for it. Parse reads the files that
 // secrets name. What is wrong with the content is reported as *Error.
 func Parse(name string, data []byte, lookupEnv func(string) (string, bool)) (*Config, error) {
+	return newDecoder(name, lookupEnv).parse(data)
+}
+
+// ParseOffline is Parse for commands that work on a bucket without a server: it
+// skips the settings that are for the server alone. They keep their defaults,
+// and no file or environment variable of theirs has to exist: on the day on
+// which somebody has to decrypt without the server, its files may be gone.
+func ParseOffline(name string, data []byte, lookupEnv func(string) (string, bool)) (*Config, error) {
 	d := newDecoder(name, lookupEnv)
+	d.offline = true
+	return d.parse(data)
+}
+
+func (d *decoder) parse(data []byte) (*Config, error) {
 	c := defaults()
 	if root := d.document(data); root != nil && d.structure(root, c) {
 		d.check(c)
@@ -47,7 +60,7 @@ func Parse(name string, data []byte, lookupEnv func(string) (string, bool)) (*Co
 	}
 	inherit(c)
 	if c.Origin.CAFile == "" {
-		c.Origin.CAFile, _ = lookupEnv("AWS_CA_BUNDLE") // as for the SDK that speaks to the KMS
+		c.Origin.CAFile, _ = d.lookupEnv("AWS_CA_BUNDLE") // as for the SDK that speaks to the KMS
 	}
 	return c, nil
 }

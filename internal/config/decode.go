@@ -12,6 +12,7 @@ import (
 type decoder struct {
 	file      string
 	lookupEnv func(string) (string, bool)
+	offline   bool // settings that are for the server alone are skipped
 	problems  []Problem
 	// places says where a field was set, by the field's address: a problem found after the walk has a position too.
 	// A field that is not in the file has the place of the mapping where it belongs.
@@ -92,11 +93,15 @@ func (d *decoder) mapping(n *yaml.Node, v reflect.Value, path string) {
 		}
 		seen[key.Value] = key.Line
 		field := slices.Index(names, key.Value)
+		if d.skips(fields[field]) {
+			continue
+		}
 		d.value(value, v.Field(field), join(path, key.Value), fields[field].values)
 	}
 	for i, f := range fields {
 		_, ok := seen[f.name]
 		switch field := v.Field(i); {
+		case d.skips(f):
 		case f.required && !ok:
 			d.fail(field.Addr().Interface(), "%q is missing in %s", f.name, orFile(path))
 		case f.required && field.Kind() == reflect.String && field.Len() == 0:
@@ -104,6 +109,9 @@ func (d *decoder) mapping(n *yaml.Node, v reflect.Value, path string) {
 		}
 	}
 }
+
+// skips reports whether a field is left at its default.
+func (d *decoder) skips(f field) bool { return d.offline && f.server }
 
 // placeAll gives a field its place, and all fields within it, which may not be in the file, the same for now.
 func (d *decoder) placeAll(v reflect.Value, at place) {

@@ -8,31 +8,32 @@ import (
 
 // Config is the whole file. A field's yaml tag is its key, and its values tag is all that it can be. One whose config tag
 // says "required" must be there and must not be empty; the others may be left out, and then have the value of defaults.
+// One whose scope tag says "server" is for the server alone, and ParseOffline skips it.
 type Config struct {
 	// Listen is the address of the S3 port, as HOST:PORT; an empty host is every interface.
-	Listen string `yaml:"listen" config:"required"`
+	Listen string `yaml:"listen" scope:"server" config:"required"`
 	// AdminListen is the address of /admin, as HOST:PORT, and of /healthz, /readyz
 	// and /metrics unless they have their own. Default 127.0.0.1:9001.
-	AdminListen string `yaml:"admin_listen"`
+	AdminListen string `yaml:"admin_listen" scope:"server"`
 	// HealthListen is the address of /healthz and /readyz, and MetricsListen that
 	// of /metrics. Empty: AdminListen. Two of the three may be the same.
-	HealthListen  string `yaml:"health_listen"`
-	MetricsListen string `yaml:"metrics_listen"`
+	HealthListen  string `yaml:"health_listen" scope:"server"`
+	MetricsListen string `yaml:"metrics_listen" scope:"server"`
 	// AdminToken is what requests to /admin must bring as a bearer token. 16
 	// characters or more. Empty: /admin works on loopback only.
-	AdminToken Secret `yaml:"admin_token"`
+	AdminToken Secret `yaml:"admin_token" scope:"server"`
 	// Domain is the base domain of virtual-host-style requests: with s3.example.com, a request for
 	// photos.s3.example.com is for the bucket photos. Empty: path-style requests only.
-	Domain string `yaml:"domain"`
+	Domain string `yaml:"domain" scope:"server"`
 	// TLS serves the S3 port over TLS. Left out: plain HTTP.
-	TLS TLS `yaml:"tls"`
+	TLS TLS `yaml:"tls" scope:"server"`
 	// Origin is the store behind the proxy.
 	Origin Origin `yaml:"origin" config:"required"`
 	// Clients are those who may use the proxy. At least one.
-	Clients []Client `yaml:"clients" config:"required"`
+	Clients []Client `yaml:"clients" scope:"server" config:"required"`
 	// SessionCredentialsFile is a JSON file of temporary credentials, each of which stands for one of Clients. It is read
 	// again when it changes. Empty: there are none.
-	SessionCredentialsFile string `yaml:"session_credentials_file"`
+	SessionCredentialsFile string `yaml:"session_credentials_file" scope:"server"`
 	// Keys are the KMS keys that rules can name. At least one.
 	Keys []Key `yaml:"keys" config:"required"`
 	// Encryption says which key protects which object.
@@ -42,11 +43,11 @@ type Config struct {
 	// KMS bounds what is asked of a KMS.
 	KMS KMS `yaml:"kms"`
 	// Log says what is logged.
-	Log Log `yaml:"log"`
+	Log Log `yaml:"log" scope:"server"`
 	// Audit is where each use of a key is written down. Left out: nowhere.
-	Audit Audit `yaml:"audit"`
+	Audit Audit `yaml:"audit" scope:"server"`
 	// Limits protect the proxy from its clients.
-	Limits Limits `yaml:"limits"`
+	Limits Limits `yaml:"limits" scope:"server"`
 }
 
 // TLS is the certificate of the S3 port. All paths empty: no TLS.

@@ -11,6 +11,7 @@ import (
 type field struct {
 	name     string
 	required bool
+	server   bool     // for the server alone
 	values   []string // all that it can be; nil for no limit
 }
 
@@ -21,6 +22,7 @@ func fieldsOf(t reflect.Type) []field {
 		fields[i] = field{
 			name:     tag.Get("yaml"),
 			required: tag.Get("config") == "required",
+			server:   tag.Get("scope") == "server",
 			values:   strings.Fields(tag.Get("values")),
 		}
 	}

@@ -13,8 +13,8 @@ var ErrOpen = errors.New("not asked, as it gave no answer before")
 
 // Defaults of BreakerConfig.
 const (
-	DefaultBreakerFailures = 5
-	DefaultBreakerOpenFor  = 5 * time.Second
+	DefaultBreakerFailures = 8
+	DefaultBreakerOpenFor  = 2 * time.Second
 )
 
 // BreakerConfig configures Breaker.

@@ -149,3 +149,7 @@ func fullJitter(limit time.Duration) time.Duration {
 	fraction := float64(binary.BigEndian.Uint64(b[:])>>11) / (1 << 53)
 	return time.Duration(fraction * float64(limit))
 }
+
+// AttemptsPerCall is how many attempts of full length a call should have time
+// for: its timeout is that many times the one of an attempt.
+const AttemptsPerCall = 3

@@ -6,17 +6,29 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
+// Abilities are what a store can do; package storecheck finds it out. Most are
+// conditions that it holds to: whether it refuses to write, with 412, when the
+// object that would be overwritten does not have the ETag of If-Match.
+// x-amz-copy-source-if-match is not one of them: it is about what is read, and a
+// store may look at it long before it writes.
+type Abilities struct {
+	CopyIfMatch     bool // CopyObject
+	PutIfMatch      bool // PutObject
+	CompleteIfMatch bool // CompleteMultipartUpload
+	// ETagIsMD5: the ETag of what is put, and of a part, is the MD5 of its bytes.
+	ETagIsMD5 bool
+}
+
 // Config is what objects are written with. It is a part of the Config of each package that does.
 type Config struct {
 	// Send sends a request to the store, as stored.Store.Send.
-	Send func(*http.Request) (*http.Response, error)
+	Send Sender
 	// Keys makes data keys, or wraps those that it has unwrapped anew. Its rules choose the KMS key.
 	Keys *keyring.Keyring
 	// Check unwraps what was wrapped, before anything is written and after. It must ask the KMS, and not remember what Keys

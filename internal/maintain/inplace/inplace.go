@@ -7,10 +7,10 @@
 //
 //	config.go   what an object is written with: the store, the keys
 //	inplace.go  requests to the store, and when they are made again
-//	carry.go    what of an object is carried over beside its body
+//	tags.go     what of an object is carried over beside its body
 //	checked.go  bodies that verify on their way to the store
 //	upload.go   objects in parts
-//	probe.go    what the store can do
+//	send.go     requests as they go out, and what is no answer of the store
 package inplace
 
 import (
@@ -141,8 +141,8 @@ func Retry(ctx context.Context, attempt func() error) error {
 
 // Store is the store behind.
 type Store struct {
-	Send      func(*http.Request) (*http.Response, error) // as stored.Store.Send
-	ETagIsMD5 bool                                        // see Abilities
+	Send      Sender
+	ETagIsMD5 bool // see Abilities
 }
 
 // Do sends a request, and tells a store that has not answered from one that has said no.

@@ -27,6 +27,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/inplace"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/rewrap"
+	"github.com/cmekproxy/cmekproxy/internal/maintain/storecheck"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/walk"
 	"github.com/cmekproxy/cmekproxy/internal/origin"
 	"github.com/cmekproxy/cmekproxy/internal/origin/embedded"
@@ -618,7 +619,7 @@ func TestProbe(t *testing.T) {
 			without(func(r *http.Request) bool { return r.Method == http.MethodPost }), inplace.Abilities{PutIfMatch: true, ETagIsMD5: true}, rewrap.Put,
 		},
 	} {
-		got, err := inplace.Probe(t.Context(), row.send, bucket, "probe/")
+		got, err := storecheck.Abilities(t.Context(), storecheck.Config{Send: row.send, Bucket: bucket, Prefix: "probe/"})
 		if err != nil || got != row.want || rewrap.Safest(got) != row.safe {
 			t.Errorf("%s: %+v, %v, %v", name, got, rewrap.Safest(got), err)
 		}
@@ -633,7 +634,7 @@ func TestProbe(t *testing.T) {
 	if err := xml.NewDecoder(resp.Body).Decode(&list); err != nil || len(list.Contents) > 0 {
 		t.Errorf("left over: %v, %v", list, err)
 	}
-	if _, err := inplace.Probe(t.Context(), send, "no-such-bucket", ""); err == nil {
+	if _, err := storecheck.Abilities(t.Context(), storecheck.Config{Send: send, Bucket: "no-such-bucket"}); err == nil {
 		t.Error("a bucket that is not there can do something")
 	}
 }

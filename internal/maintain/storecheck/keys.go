@@ -1,4 +1,4 @@
-package main
+package storecheck
 
 import (
 	"bytes"
@@ -10,24 +10,28 @@ import (
 	"net/url"
 	"slices"
 	"strings"
-
-	"github.com/cmekproxy/cmekproxy/internal/config"
 )
 
-// keys finds out how the store takes keys that look like odd paths, and whether
+// The values of the setting origin.keys.
+const (
+	pathKeys    = "path"
+	literalKeys = "literal"
+)
+
+// Keys finds out how the store takes keys that look like odd paths, and whether
 // origin.keys says so. None of the keys leads out of a folder of the probe's
 // own, whatever the store makes of it.
-func (p *storeProbe) keys(ctx context.Context, configured string) (string, error) {
+func (p *Probe) Keys(ctx context.Context, configured string) (string, error) {
 	folder := p.name + "-keys/"
 	odd := []string{folder + "a/../dots", folder + "b//slashes"}
 	refused := 0
 	for _, key := range odd {
-		got, err := p.do(ctx, http.MethodPut, p.path(key), nil, bytes.NewReader(probeText), int64(len(probeText)))
+		got, err := p.do(ctx, http.MethodPut, p.path(key), nil, bytes.NewReader(text), int64(len(text)))
 		switch {
 		case err != nil:
 			return "", err
 		case got.status >= 500:
-			return "", fmt.Errorf("PUT of the key %s answered %d: %.300s", key, got.status, got.body)
+			return "", fmt.Errorf("PUT of the key %s: %s", key, got)
 		case got.status >= 300:
 			refused++
 		}
@@ -46,30 +50,27 @@ func (p *storeProbe) keys(ctx context.Context, configured string) (string, error
 		return "", errors.New("the store took odd keys, and lists none of them")
 	}
 	literal := slices.Contains(listed, odd[0]) && slices.Contains(listed, odd[1])
-	return judgeKeys(literal, configured)
+	return compareKeys(literal, configured)
 }
 
-// judgeKeys compares what a store does with what the configuration says.
-func judgeKeys(literal bool, configured string) (string, error) {
+// compareKeys compares what a store does with what the configuration says.
+func compareKeys(literal bool, configured string) (string, error) {
 	switch {
-	case literal && configured == config.LiteralKeys:
+	case literal && configured == literalKeys:
 		return "taken as they are", nil
 	case literal:
 		return "taken as they are: origin.keys could be literal, and no key were refused for its dots", nil
-	case configured == config.PathKeys:
+	case configured == pathKeys:
 		return "taken as paths", nil
-	case configured == config.LiteralKeys:
+	case configured == literalKeys:
 		return "", errors.New("the store takes keys as paths, so that a client could reach past its prefix: set origin.keys to path")
 	default:
 		return "taken as paths: set origin.keys to path, and keys that the store takes for others are refused", nil
 	}
 }
 
-// path is that of a request for a key, which nothing on the way should clean.
-func (p *storeProbe) path(key string) string { return "/" + p.bucket + "/" + key }
-
 // listed returns the keys below a prefix, as the store has them.
-func (p *storeProbe) listed(ctx context.Context, prefix string) ([]string, error) {
+func (p *Probe) listed(ctx context.Context, prefix string) ([]string, error) {
 	query := strings.ReplaceAll(url.Values{"list-type": {"2"}, "prefix": {prefix}}.Encode(), "+", "%20")
 	got, err := p.do(ctx, http.MethodGet, "/"+p.bucket+"?"+query, nil, nil, 0)
 	if err != nil {
@@ -79,7 +80,7 @@ func (p *storeProbe) listed(ctx context.Context, prefix string) ([]string, error
 		Contents []struct{ Key string }
 	}
 	if err := xml.Unmarshal(got.body, &doc); err != nil || got.status != http.StatusOK {
-		return nil, fmt.Errorf("listing %s answered %d: %.300s", prefix, got.status, got.body)
+		return nil, fmt.Errorf("listing %s: %s", prefix, got)
 	}
 
 	var keys []string

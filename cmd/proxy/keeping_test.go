@@ -14,23 +14,6 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/metrics"
 )
 
-// The life of a DEK ends before the TTL, by enough for the KMS to be asked, and never after it.
-func TestJitter(t *testing.T) {
-	for _, ttl := range []time.Duration{time.Millisecond, time.Second, 2 * time.Second, 10 * time.Second, 5 * time.Minute, 24 * time.Hour} {
-		least, most := ttl, time.Duration(0)
-		for range 2000 {
-			j := jitter(ttl)
-			least, most = min(least, j), max(most, j)
-		}
-		if least < leastJitter(ttl) || most > leastJitter(ttl)+ttl/10 || most-least < ttl/12 {
-			t.Errorf("ttl %v: jitter from %v to %v", ttl, least, most)
-		}
-		if leastJitter(ttl) < min(ttl/4, 500*time.Millisecond) || most >= ttl/2 {
-			t.Errorf("ttl %v: least %v, most %v", ttl, leastJitter(ttl), most)
-		}
-	}
-}
-
 // kms.timeout bounds an attempt, for each key by itself, and no login counts
 // for it.
 func TestTimeoutOfAKey(t *testing.T) {
@@ -48,8 +31,8 @@ func TestTimeoutOfAKey(t *testing.T) {
 		KMS:      config.KMS{MaxConcurrent: 10, MaxPerSecond: 1000},
 		DEKCache: config.DEKCache{TTL: 5 * time.Minute, MaxEntries: 10, RevocationProbe: 10 * time.Second},
 	}
-	a := &app{cfg: cfg, log: zap.NewNop(), metrics: metrics.New(), observer: &keyObserver{}}
-	if err := a.buildKeys(t.Context()); err != nil {
+	a := &backend{cfg: cfg, log: zap.NewNop(), metrics: metrics.New(), observer: &keyObserver{}}
+	if err := a.openKeyring(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}
 	defer a.cache.Close()
@@ -81,8 +64,8 @@ func TestOnlyNetworkKeysHaveARate(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		a := &app{cfg: &config.Config{KMS: config.KMS{MaxConcurrent: 1, MaxPerSecond: 1}}, log: zap.NewNop(), metrics: metrics.New(), observer: &keyObserver{}}
-		w := a.weathered(config.Key{Provider: provider}, key)
+		a := &backend{cfg: &config.Config{KMS: config.KMS{MaxConcurrent: 1, MaxPerSecond: 1}}, log: zap.NewNop(), metrics: metrics.New(), observer: &keyObserver{}}
+		w := a.withLimits(config.Key{Provider: provider}, key)
 		throttled := 0
 		for range 5 {
 			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
@@ -122,11 +105,11 @@ func TestBreakerResetsConnections(t *testing.T) {
 		t.Fatal(err)
 	}
 	w := &away{key, make(chan struct{}, 100)}
-	a := &app{cfg: &config.Config{KMS: config.KMS{MaxConcurrent: 1}}, log: zap.NewNop(), metrics: metrics.New(), observer: &keyObserver{}}
-	weathered := a.weathered(config.Key{Provider: config.Local}, w)
-	for range breakerFailures {
+	a := &backend{cfg: &config.Config{KMS: config.KMS{MaxConcurrent: 1}}, log: zap.NewNop(), metrics: metrics.New(), observer: &keyObserver{}}
+	limited := a.withLimits(config.Key{Provider: config.Local}, w)
+	for range kms.DefaultBreakerFailures {
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-		_, _ = weathered.Unwrap(ctx, nil, nil)
+		_, _ = limited.Unwrap(ctx, nil, nil)
 		cancel()
 	}
 	select {

@@ -26,7 +26,7 @@ func keysBind(ctx context.Context, args []string, stdout io.Writer) error {
 		return usageError{fmt.Errorf("one NAME of a key is wanted, not %d", len(names))}
 	}
 
-	cfg, err := loadConfig(*path)
+	cfg, err := readOffline(*path)
 	if err != nil {
 		return err
 	}

@@ -1,4 +1,4 @@
-package main
+package storecheck
 
 import (
 	"encoding/xml"
@@ -11,7 +11,7 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/cmekproxy/cmekproxy/internal/config"
+	"github.com/cmekproxy/cmekproxy/internal/maintain/inplace"
 )
 
 // keyStore lists the keys of what was put, as name turns them. It knows nothing
@@ -71,8 +71,8 @@ func TestProbeOfKeys(t *testing.T) {
 	} {
 		store := &keyStore{name: row.store}
 		server := httptest.NewServer(store)
-		probe := &storeProbe{store: redirected{server.URL}, bucket: "bucket", name: ".check"}
-		detail, err := probe.keys(t.Context(), row.configured)
+		probe := &Probe{send: sendTo(server.URL), bucket: "bucket", name: ".check"}
+		detail, err := probe.Keys(t.Context(), row.configured)
 		switch {
 		case row.fail == "" && (err != nil || !strings.Contains(detail, row.want)):
 			t.Errorf("%s: %q, %v", name, detail, err)
@@ -91,6 +91,13 @@ func TestProbeOfKeys(t *testing.T) {
 	}
 }
 
+// sendTo sends to a server what is for the store.
+func sendTo(server string) inplace.Sender {
+	answer := func(*http.Request, *http.Response) error { return nil }
+	refusal := func(*http.Request, int, string, []byte) error { return nil }
+	return inplace.NewSender(redirected{server}, answer, refusal)
+}
+
 // redirected sends to a server what is for the store.
 type redirected struct{ server string }
 
@@ -102,11 +109,4 @@ func (s redirected) RoundTrip(r *http.Request) (*http.Response, error) {
 	out := r.Clone(r.Context())
 	out.URL.Host, out.Host = u.Host, u.Host
 	return http.DefaultTransport.RoundTrip(out)
-}
-
-// The store of proxy dev keeps objects as files.
-func TestDevTakesKeysAsPaths(t *testing.T) {
-	if keys := devConfig("", "", "").Origin.Keys; keys != config.PathKeys {
-		t.Errorf("origin.keys is %q", keys)
-	}
 }

@@ -1,0 +1,165 @@
+// Package inventory finds out which KMS key protects which object of a bucket, as
+// the envelopes have it. It asks no KMS: it is also for the day on which a key is
+// lost. So nothing of what it says is verified.
+package inventory
+
+import (
+	"context"
+	"fmt"
+	"iter"
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/kms"
+	"github.com/cmekproxy/cmekproxy/internal/maintain/inplace"
+	"github.com/cmekproxy/cmekproxy/internal/maintain/walk"
+	"github.com/cmekproxy/cmekproxy/internal/stored"
+)
+
+// The kinds of an object.
+const (
+	Single    = "single"    // stored with one envelope
+	Multipart = "multipart" // each part has an envelope of its own
+	Plaintext = "plaintext" // never encrypted
+	Broken    = "error"     // see Object.Error
+)
+
+// Object is an object, and what protects it.
+type Object struct {
+	Type    string `json:"type"` // object
+	Key     string `json:"key"`
+	Version string `json:"version_id,omitempty"`
+	Latest  bool   `json:"latest"`
+	ETag    string `json:"etag,omitempty"` // the store's, without its quotes
+	Size    int64  `json:"size"`           // of the plaintext, in bytes; -1 if it is not known
+	Kind    string `json:"kind"`
+	Parts   int    `json:"parts,omitempty"` // in the store: one that the proxy appended is among them
+	Keys    []Key  `json:"kms_keys"`
+	Error   string `json:"error,omitempty"`
+
+	gone bool // it was deleted since it was listed
+}
+
+// Key is a KMS key as an envelope names it. Name is that of the configuration and
+// Version that of the key; "-" for what is not known.
+type Key struct {
+	ID      string `json:"id"`
+	Name    string `json:"name"`
+	Version string `json:"version"`
+}
+
+// Config configures an Inventory.
+type Config struct {
+	// Reader reads headers from the store.
+	Reader *stored.Reader
+	// KeyNames are the names of KMS keys, by id.
+	KeyNames map[string]string
+	// Quick believes the mark that a multipart object was created with. Otherwise
+	// the header of each part is read.
+	Quick bool
+	// Parallel is how many objects are looked at, at a time.
+	Parallel int
+}
+
+// Inventory looks at the objects of a bucket.
+type Inventory struct{ cfg Config }
+
+// New returns an Inventory.
+func New(cfg Config) *Inventory { return &Inventory{cfg} }
+
+// ahead is how many objects at most wait for an earlier one.
+const ahead = 2000
+
+// Objects yields the objects of a listing, in its order, and at last the error
+// that ended it, if there was one.
+func (i *Inventory) Objects(ctx context.Context, l stored.Listing) iter.Seq2[Object, error] {
+	look := func(ctx context.Context, e stored.Entry) Object { return i.object(ctx, l.Bucket, e) }
+	return func(yield func(Object, error) bool) {
+		for o, err := range walk.InOrder(ctx, i.cfg.Reader.List(ctx, l), i.cfg.Parallel, ahead, look) {
+			if !o.gone && !yield(o, err) {
+				return
+			}
+		}
+	}
+}
+
+// object looks at one object.
+func (i *Inventory) object(ctx context.Context, bucket string, e stored.Entry) Object {
+	o := Object{Type: "object", Key: e.Key, Version: e.Version, Latest: e.Latest, Size: -1, Keys: []Key{}}
+	q := stored.Request{Object: crypt.Object{Bucket: bucket, Key: e.Key}, Version: e.Version}
+	err := i.look(ctx, q, &o)
+	if inplace.Status(err) == http.StatusNotFound && !strings.ContainsRune(e.Key, '\uFFFD') {
+		o.gone = true
+		return o
+	}
+	if err != nil {
+		o.Kind, o.Error = Broken, err.Error()
+	}
+	return o
+}
+
+func (i *Inventory) look(ctx context.Context, q stored.Request, o *Object) error {
+	seen, err := i.cfg.Reader.Look(ctx, q)
+	if err != nil {
+		return err
+	}
+	o.ETag = strings.Trim(seen.ETag, `"`)
+	if o.Size, err = seen.Size(); err != nil {
+		o.Size = -1
+		return err
+	}
+
+	switch {
+	case seen.Plaintext:
+		o.Kind = Plaintext
+	case seen.Envelope != nil:
+		o.Kind = Single
+		o.add(i.key(seen.Envelope.KeyID, seen.Envelope.WrappedDEK))
+	case i.cfg.Quick:
+		o.Kind, o.Parts = Multipart, max(seen.Parts, 0)
+		o.add(i.key(seen.Mark.KeyID, nil))
+	default:
+		o.Kind = Multipart
+		return i.lookAtParts(ctx, q, seen, o)
+	}
+	return nil
+}
+
+// lookAtParts reads the header of each part: parts of one upload can be under
+// several keys, if the rules changed meanwhile.
+func (i *Inventory) lookAtParts(ctx context.Context, q stored.Request, seen *stored.Seen, o *Object) error {
+	var size int64
+	for part, err := range i.cfg.Reader.PartHeaders(ctx, q, seen) {
+		if err != nil {
+			return fmt.Errorf("behind part %d: %w", o.Parts, err)
+		}
+		o.Parts++
+		size += part.Size
+		o.add(i.key(part.KeyID, part.WrappedDEK))
+	}
+	if o.Size >= 0 && size != o.Size {
+		return fmt.Errorf("%w: parts of %d bytes in an object of %d", stored.ErrIntegrity, size, o.Size)
+	}
+	o.Size = size
+	return nil
+}
+
+func (o *Object) add(k Key) {
+	if !slices.Contains(o.Keys, k) {
+		o.Keys = append(o.Keys, k)
+	}
+}
+
+// key is the KMS key that an envelope names.
+func (i *Inventory) key(id string, wrapped []byte) Key {
+	k := Key{ID: id, Name: "-", Version: "-"}
+	if name := i.cfg.KeyNames[id]; name != "" {
+		k.Name = name
+	}
+	if version := kms.VersionOf(id, wrapped); version != "" {
+		k.Version = version
+	}
+	return k
+}
