@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"flag"
 	"fmt"
 	"io"
 	"strings"
@@ -16,25 +15,32 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/maintain/storecheck"
 	"github.com/cmekproxy/cmekproxy/internal/origin"
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
+	"github.com/spf13/cobra"
 )
 
 // checkTimeout bounds each single check.
 const checkTimeout = 15 * time.Second
 
-// check tests everything that serve depends on, and prints a line for each thing.
-func check(ctx context.Context, args []string, stdout io.Writer) error {
-	flags := flag.NewFlagSet("check", flag.ContinueOnError)
-	path := flags.String("config", "", "path of the configuration `FILE`")
-	bucket := flags.String("bucket", "", "`BUCKET` in which the store may be tested with small objects, which are removed again")
-	if err := parse(flags, args, stdout); err != nil {
-		return err
+func checkCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "check",
+		Short: "Test the configuration, the store and every key; exit 1 on any failure",
+		Args:  noArguments,
 	}
-	file, err := readConfig(*path)
+	path := configFlag(c)
+	bucket := c.Flags().String("bucket", "", "`BUCKET` in which the store may be tested with small objects, which are removed again")
+	c.RunE = func(c *cobra.Command, _ []string) error { return check(c.Context(), *path, *bucket, c.OutOrStdout()) }
+	return c
+}
+
+// check tests everything that serve depends on, and prints a line for each thing.
+func check(ctx context.Context, path, bucket string, stdout io.Writer) error {
+	file, err := readConfig(path)
 	if err != nil {
 		return err
 	}
 	cfg, c := file.Config, &checker{out: stdout}
-	c.line(nil, "configuration %s", *path)
+	c.line(nil, "configuration %s", file.path)
 	for _, key := range cfg.Keys {
 		c.run(ctx, "key "+key.Name+" ("+string(key.Provider)+")", func(ctx context.Context) (string, error) { return checkKey(ctx, key) })
 	}
@@ -48,7 +54,7 @@ func check(ctx context.Context, args []string, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
-	c.store(ctx, store, cfg.Origin, *bucket)
+	c.store(ctx, store, cfg.Origin, bucket)
 	if c.failures > 0 {
 		return fmt.Errorf("%d of %d checks failed", c.failures, c.total)
 	}

@@ -1,78 +1,94 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
 	"path"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/schollz/progressbar/v3"
+	"github.com/spf13/cobra"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/verify"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// decrypt reads one object straight from the store, without a proxy. It writes to a file that is not whole yet under
-// another name, so that what has the object's own name is the object; called again, it goes on where it ended.
-func decrypt(ctx context.Context, args []string, stdout io.Writer) error {
-	flags := flag.NewFlagSet("decrypt", flag.ContinueOnError)
-	config := flags.String("config", "", "path of the configuration `FILE`")
-	output := flags.String("o", "", "the `FILE` to be written; - for standard output (default: the last part of the key)")
-	customer := flags.String("sse-customer-key", "", "`FILE` with the key that the client brought for the object (SSE-C): raw, hex, base64 or PEM")
-	version := flags.String("version-id", "", "`ID` of the version to read (default: the current one)")
-	anyKey := flags.Bool("any-key", false, "read what is under any configured key, also one that no rule names for the bucket: whoever may use it can have made the object")
-	target, err := parseTarget(flags, args, stdout)
-	if err != nil {
-		return err
+func decryptCommand() *cobra.Command {
+	var o decryptOptions
+	c := &cobra.Command{
+		Use:   "decrypt s3://BUCKET/KEY",
+		Short: "Read one object straight from the store, without a proxy running",
+		Args:  oneArgument("s3://bucket/key"),
 	}
-	cfg, err := readOffline(*config)
-	if err != nil {
-		return err
+	config := configFlag(c)
+	flags := c.Flags()
+	flags.StringVarP(&o.output, "output", "o", "", "the `FILE` to be written; - for standard output (default: the last part of the key)")
+	flags.StringVar(&o.customerKey, "sse-customer-key", "", "`FILE` with the key that the client brought for the object (SSE-C): raw, hex, base64 or PEM")
+	flags.StringVar(&o.version, "version-id", "", "`ID` of the version to read (default: the current one)")
+	flags.BoolVar(&o.anyKey, "any-key", false, "read what is under any configured key, also one that no rule names for the bucket: whoever may use it can have made the object")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		target, err := parseObject(args[0])
+		if err != nil {
+			return err
+		}
+		cfg, err := readOffline(*config)
+		if err != nil {
+			return err
+		}
+		d, err := openDirect(c.Context(), cfg, target, c.ErrOrStderr())
+		if err != nil {
+			return err
+		}
+		defer d.close()
+		if err := d.decrypt(c.Context(), target, o, c.OutOrStdout()); err != nil {
+			return fmt.Errorf("s3://%s/%s: %w", target.Bucket, target.Key, err)
+		}
+		return nil
 	}
-	customerKey, err := readCustomerKey(*customer)
+	return c
+}
+
+type decryptOptions struct {
+	output, customerKey, version string
+	anyKey                       bool
+}
+
+// decrypt reads one object straight from the store. It writes to a file that is
+// not whole yet under another name, so that what has the object's own name is
+// the object. Called again, it goes on where it ended.
+func (d *direct) decrypt(ctx context.Context, target crypt.Object, o decryptOptions, stdout io.Writer) error {
+	customerKey, err := readCustomerKey(o.customerKey)
 	if err != nil {
 		return err
 	}
 	defer clear(customerKey)
-	from, err := openDirect(ctx, cfg, target, os.Stderr)
-	if err != nil {
-		return err
-	}
-	defer from.close()
-	reader := from.reader()
+
+	reader := d.reader()
 	reader.Open = func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
-		if keyID == crypt.CustomerKeyID {
-			return from.openForCustomer(ctx, obj, wrapped, customerKey)
+		switch {
+		case keyID == crypt.CustomerKeyID:
+			return d.openForCustomer(ctx, obj, wrapped, customerKey)
+		case o.anyKey:
+			return d.openAnyKey(ctx, obj, keyID, wrapped)
+		default:
+			return d.open(ctx, obj, keyID, wrapped)
 		}
-		if *anyKey {
-			return from.openAnyKey(ctx, obj, keyID, wrapped)
-		}
-		return from.open(ctx, obj, keyID, wrapped)
 	}
-	q := stored.Request{Object: target, Version: *version, Plaintext: func() error { return verify.ErrPlaintext }}
-	d := decryption{reader: reader, request: q, progress: from.progress}
-	if *output == "-" {
-		err = d.toStream(ctx, stdout)
-	} else {
-		if *output == "" {
-			*output = path.Base(target.Key)
-		}
-		err = d.toFile(ctx, *output)
+	q := stored.Request{Object: target, Version: o.version, Plaintext: func() error { return verify.ErrPlaintext }}
+	r := decryptRun{reader: reader, request: q, progress: d.progress}
+	if o.output == "-" {
+		return r.toStream(ctx, stdout)
 	}
-	if err != nil {
-		return fmt.Errorf("s3://%s/%s: %w", target.Bucket, target.Key, err)
-	}
-	return nil
+	return r.toFile(ctx, cmp.Or(o.output, path.Base(target.Key)))
 }
 
 // readCustomerKey reads a key from a file; nil for no file.
@@ -99,47 +115,30 @@ func (b *backend) openForCustomer(ctx context.Context, obj crypt.Object, wrapped
 	return b.keys.OpenForCustomer(ctx, obj, wrapped, customerKey)
 }
 
-// parseTarget reads flags and the one s3:// argument, in any order.
-func parseTarget(flags *flag.FlagSet, args []string, stdout io.Writer) (crypt.Object, error) {
-	targets, err := parseArguments(flags, args, stdout)
-	if err != nil {
-		return crypt.Object{}, err
-	}
-	if len(targets) != 1 {
-		return crypt.Object{}, usageError{fmt.Errorf("one s3://bucket/key is wanted, not %d", len(targets))}
-	}
-	rest, ok := strings.CutPrefix(targets[0], "s3://")
-	bucket, key, _ := strings.Cut(rest, "/")
-	if !ok || bucket == "" || key == "" {
-		return crypt.Object{}, usageError{fmt.Errorf("%q is not of the form s3://bucket/key", targets[0])}
-	}
-	return crypt.Object{Bucket: bucket, Key: key}, nil
-}
-
-// decryption is one object on its way out of the store.
-type decryption struct {
+// decryptRun is one object on its way out of the store.
+type decryptRun struct {
 	reader   *stored.Reader
 	request  stored.Request
 	progress io.Writer
 }
 
-func (d *decryption) toStream(ctx context.Context, w io.Writer) error {
-	o, err := d.reader.Get(ctx, d.request)
+func (r *decryptRun) toStream(ctx context.Context, w io.Writer) error {
+	o, err := r.reader.Get(ctx, r.request)
 	if err != nil {
 		return err
 	}
 	defer o.Close()
-	return d.copy(ctx, w, o)
+	return r.copy(ctx, w, o)
 }
 
 // toFile writes the object to a file of that name. Until it is whole it is called name.HASH.part, where the hash is of
 // the object's ETag: what is there of another object, or of an older one, is not gone on with.
-func (d *decryption) toFile(ctx context.Context, name string) error {
-	head, err := d.reader.Head(ctx, d.request)
+func (r *decryptRun) toFile(ctx context.Context, name string) error {
+	head, err := r.reader.Head(ctx, r.request)
 	if err != nil {
 		return err
 	}
-	state := sha256.Sum256([]byte(d.request.Object.Bucket + "/" + d.request.Object.Key + "\n" + head.Header.Get("Etag")))
+	state := sha256.Sum256([]byte(r.request.Object.Bucket + "/" + r.request.Object.Key + "\n" + head.Header.Get("Etag")))
 	part := name + "." + hex.EncodeToString(state[:4]) + ".part"
 	f, err := os.OpenFile(part, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
@@ -153,39 +152,39 @@ func (d *decryption) toFile(ctx context.Context, name string) error {
 	if info.Size() > head.Size {
 		return fmt.Errorf("%s is longer than the object: remove it", part)
 	}
-	if err := d.goOn(ctx, f, info.Size(), head); err != nil {
+	if err := r.goOn(ctx, f, info.Size(), head); err != nil {
 		return fmt.Errorf("%w\nwhat was read and verified so far is in %s; the same command goes on from there", err, part)
 	}
 	if err := errors.Join(f.Sync(), f.Close(), os.Rename(part, name)); err != nil {
 		return err
 	}
-	fmt.Fprintf(d.progress, "%s: %d bytes, every one verified\n", filepath.Base(name), head.Size)
+	fmt.Fprintf(r.progress, "%s: %d bytes, every one verified\n", filepath.Base(name), head.Size)
 	return nil
 }
 
 // goOn appends what is missing to a file that has the first done bytes.
-func (d *decryption) goOn(ctx context.Context, f *os.File, done int64, head *stored.Object) error {
-	q := d.request
+func (r *decryptRun) goOn(ctx context.Context, f *os.File, done int64, head *stored.Object) error {
+	q := r.request
 	q.Header = http.Header{"If-Match": {head.Header.Get("Etag")}}
 	switch {
 	case done > 0 && done == head.Size:
 		return nil
 	case done > 0:
 		q.Range = stored.Bytes(done, head.Size-done)
-		fmt.Fprintf(d.progress, "going on at byte %d of %d\n", done, head.Size)
+		fmt.Fprintf(r.progress, "going on at byte %d of %d\n", done, head.Size)
 	}
-	o, err := d.reader.Get(ctx, q)
+	o, err := r.reader.Get(ctx, q)
 	if err != nil {
 		return err
 	}
 	defer o.Close()
-	return d.copy(ctx, f, o)
+	return r.copy(ctx, f, o)
 }
 
-func (d *decryption) copy(ctx context.Context, w io.Writer, o *stored.Object) error {
+func (r *decryptRun) copy(ctx context.Context, w io.Writer, o *stored.Object) error {
 	bar := progressbar.NewOptions64(o.Length, // what is still to be read
-		progressbar.OptionSetWriter(d.progress), progressbar.OptionShowBytes(true), progressbar.OptionShowCount(),
-		progressbar.OptionThrottle(200*time.Millisecond), progressbar.OptionSetVisibility(isTerminal(d.progress)),
+		progressbar.OptionSetWriter(r.progress), progressbar.OptionShowBytes(true), progressbar.OptionShowCount(),
+		progressbar.OptionThrottle(200*time.Millisecond), progressbar.OptionSetVisibility(isTerminal(r.progress)),
 		progressbar.OptionSetPredictTime(true), progressbar.OptionClearOnFinish())
 	for {
 		text, err := o.Next(ctx)

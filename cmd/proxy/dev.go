@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"io/fs"
@@ -14,6 +13,7 @@ import (
 
 	"github.com/cmekproxy/cmekproxy/internal/config"
 	"github.com/cmekproxy/cmekproxy/internal/kms"
+	"github.com/spf13/cobra"
 )
 
 // Credentials of `proxy dev`. They protect nothing: it listens on loopback only.
@@ -23,22 +23,36 @@ const (
 	devRegion    = "us-east-1"
 )
 
-// dev runs the proxy in front of a store in this process, with a key file of its own.
-func dev(ctx context.Context, args []string, stdout io.Writer) error {
-	flags := flag.NewFlagSet("dev", flag.ContinueOnError)
-	listen := flags.String("listen", "127.0.0.1:9000", "loopback `HOST:PORT` of the S3 endpoint")
-	adminListen := flags.String("admin-listen", "127.0.0.1:9001", "loopback `HOST:PORT` of /healthz, /readyz and /metrics")
-	data := flags.String("data", "./cmekproxy-dev", "`DIRECTORY` of the ciphertext and the key; kept between runs")
-	verbose := flags.Bool("v", false, "log every request")
-	if err := parse(flags, args, stdout); err != nil {
-		return err
+func devCommand() *cobra.Command {
+	var o devOptions
+	c := &cobra.Command{
+		Use:   "dev",
+		Short: "Run an S3 endpoint with its own store and key, to try things out",
+		Args:  noArguments,
+		RunE:  func(c *cobra.Command, _ []string) error { return dev(c.Context(), o, c.OutOrStdout()) },
 	}
-	for _, addr := range []string{*listen, *adminListen} {
+	flags := c.Flags()
+	flags.StringVar(&o.listen, "listen", "127.0.0.1:9000", "loopback `HOST:PORT` of the S3 endpoint")
+	flags.StringVar(&o.adminListen, "admin-listen", "127.0.0.1:9001", "loopback `HOST:PORT` of /healthz, /readyz and /metrics")
+	flags.StringVar(&o.data, "data", "./cmekproxy-dev", "`DIRECTORY` of the ciphertext and the key; kept between runs")
+	flags.BoolVarP(&o.verbose, "verbose", "v", false, "log every request")
+	return c
+}
+
+type devOptions struct {
+	listen, adminListen, data string
+	verbose                   bool
+}
+
+// dev runs the proxy in front of a store in this process, with a key file of its
+// own.
+func dev(ctx context.Context, o devOptions, stdout io.Writer) error {
+	for _, addr := range []string{o.listen, o.adminListen} {
 		if err := loopbackOnly(addr); err != nil {
 			return usageError{err}
 		}
 	}
-	dir, err := filepath.Abs(*data)
+	dir, err := filepath.Abs(o.data)
 	if err != nil {
 		return err
 	}
@@ -54,19 +68,19 @@ func dev(ctx context.Context, args []string, stdout io.Writer) error {
 	defer stopStore()
 
 	level := "warn"
-	if *verbose {
+	if o.verbose {
 		level = "info"
 	}
 	log, err := newLog(level)
 	if err != nil {
 		return err
 	}
-	s, err := newServer(ctx, devConfig(*listen, *adminListen, keyFile), log, socket)
+	s, err := newServer(ctx, devConfig(o.listen, o.adminListen, keyFile), log, socket)
 	if err != nil {
 		return err
 	}
 	defer s.close()
-	return s.serve(ctx, func(addr net.Addr) { greet(stdout, addr.String(), *adminListen, buckets, keyFile) })
+	return s.serve(ctx, func(addr net.Addr) { greet(stdout, addr.String(), o.adminListen, buckets, keyFile) })
 }
 
 // loopbackOnly refuses addresses that others could reach: the credentials are printed in the README.

@@ -2,10 +2,7 @@ package main
 
 import (
 	"context"
-	"flag"
-	"fmt"
 	"io"
-	"strings"
 
 	"go.uber.org/zap"
 
@@ -15,6 +12,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/maintain/inplace"
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
+	"github.com/spf13/cobra"
 )
 
 // direct is what a command needs that works on the objects of a bucket without a
@@ -41,6 +39,19 @@ func openDirect(ctx context.Context, cfg *config.Config, target crypt.Object, pr
 	}
 	send := inplace.NewSender(b.origin, s3api.CheckAnswer, s3api.CheckRefusal)
 	return &direct{backend: b, bucket: target.Bucket, prefix: target.Key, send: send, progress: progress}, nil
+}
+
+// openBucket is openDirect for a command with --config and s3://BUCKET[/PREFIX].
+func openBucket(c *cobra.Command, config, arg string) (*direct, error) {
+	target, err := parseBucket(arg)
+	if err != nil {
+		return nil, err
+	}
+	cfg, err := readOffline(config)
+	if err != nil {
+		return nil, err
+	}
+	return openDirect(c.Context(), cfg, target, c.ErrOrStderr())
 }
 
 // reader reads through the keys of the configuration.
@@ -73,28 +84,4 @@ func (d *direct) keyNames() map[string]string {
 		}
 	}
 	return names
-}
-
-// parseBucket is parseTarget for s3://bucket and s3://bucket/prefix.
-func parseBucket(flags *flag.FlagSet, args []string, stdout io.Writer) (crypt.Object, error) {
-	args = append([]string(nil), args...)
-	for i, arg := range args {
-		if rest, ok := strings.CutPrefix(arg, "s3://"); ok && strings.Trim(rest, "/") != "" && !strings.Contains(strings.TrimSuffix(rest, "/"), "/") {
-			args[i] = "s3://" + strings.TrimSuffix(rest, "/") + "/" + wholeBucket
-		}
-	}
-	target, err := parseTarget(flags, args, stdout)
-	target.Key = strings.TrimSuffix(target.Key, wholeBucket)
-	return target, err
-}
-
-// wholeBucket stands for the empty prefix, which parseTarget does not take. No key holds a NUL.
-const wholeBucket = "\x00"
-
-// checkParallel refuses what no number of parallel requests can be.
-func checkParallel(n int) error {
-	if n < 1 || n > 1000 {
-		return usageError{fmt.Errorf("--parallel is %d, and must be from 1 to 1000", n)}
-	}
-	return nil
 }

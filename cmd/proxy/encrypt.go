@@ -3,59 +3,57 @@ package main
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
-	"io"
-	"os"
 
 	"github.com/cmekproxy/cmekproxy/internal/maintain/encrypt"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/inplace"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/storecheck"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/walk"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
+	"github.com/spf13/cobra"
 )
 
-// encryptCommand encrypts what a bucket holds in plaintext, without a proxy and beside those that run.
-func encryptCommand(ctx context.Context, args []string, stdout io.Writer) error {
-	e := &encryption{}
-	flags := flag.NewFlagSet("encrypt", flag.ContinueOnError)
-	path := flags.String("config", "", "path of the configuration `FILE`")
+func encryptCommand() *cobra.Command {
+	e := &encryptRun{}
+	c := &cobra.Command{
+		Use:   "encrypt s3://BUCKET[/PREFIX]",
+		Short: "Encrypt in place what a bucket holds in plaintext",
+		Long:  "Encrypt in place what a bucket holds in plaintext, without a proxy and beside those that run.",
+		Args:  oneArgument("s3://bucket"),
+	}
+	config := configFlag(c)
+	flags := c.Flags()
 	flags.BoolVar(&e.dryRun, "dry-run", false, "write nothing, and say what would be encrypted")
 	flags.BoolVar(&e.unconditional, "unconditional", false, "write also where the store does not hold to If-Match; only when nothing else writes to the bucket")
 	only := flags.String("only-listed", "", "`FILE` that lists what the bucket held before the migration, such as an inventory in csv or json: all else is left alone")
 	e.declare(flags, "encrypt")
-	target, err := parseBucket(flags, args, stdout)
-	if err != nil {
-		return err
-	}
-	if err := e.check(); err != nil {
-		return err
-	}
-	if *only != "" {
-		if e.listed, err = readObjectList(*only); err != nil {
+	c.RunE = func(c *cobra.Command, args []string) (err error) {
+		if err := e.check(); err != nil {
 			return err
 		}
+		if *only != "" {
+			if e.listed, err = readObjectList(*only); err != nil {
+				return err
+			}
+		}
+		if e.direct, err = openBucket(c, *config, args[0]); err != nil {
+			return err
+		}
+		defer e.close()
+		e.out = c.OutOrStdout()
+		return e.run(c.Context())
 	}
-	cfg, err := readOffline(*path)
-	if err != nil {
-		return err
-	}
-	if e.direct, err = openDirect(ctx, cfg, target, os.Stderr); err != nil {
-		return err
-	}
-	defer e.close()
-	e.out = stdout
-	return e.run(ctx)
+	return c
 }
 
-// encryption is one run of the command.
-type encryption struct {
+// encryptRun is one run of the command.
+type encryptRun struct {
 	sweep
 	unconditional bool
 	listed        *objectList // nil for all
 }
 
-func (e *encryption) run(ctx context.Context) error {
+func (e *encryptRun) run(ctx context.Context) error {
 	common, done, err := e.rewriting(ctx)
 	if err != nil {
 		return err
@@ -85,7 +83,7 @@ func (e *encryption) run(ctx context.Context) error {
 }
 
 // abilities finds out what the store can do, and refuses to go on where a client's write could be lost.
-func (e *encryption) abilities(ctx context.Context) (inplace.Abilities, error) {
+func (e *encryptRun) abilities(ctx context.Context) (inplace.Abilities, error) {
 	a, err := storecheck.Abilities(ctx, storecheck.Config{Send: e.send, Bucket: e.bucket, Prefix: e.prefix})
 	if err != nil {
 		return a, fmt.Errorf("finding out what the store can do: %w", err)
@@ -109,7 +107,7 @@ func (e *encryption) abilities(ctx context.Context) (inplace.Abilities, error) {
 	return a, nil
 }
 
-func (e *encryption) summary() {
+func (e *encryptRun) summary() {
 	verb := "encrypted"
 	if e.dryRun {
 		verb = "to encrypt"

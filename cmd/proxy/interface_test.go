@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"flag"
 	"fmt"
 	"os"
@@ -13,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"go.uber.org/zap"
 
 	"github.com/cmekproxy/cmekproxy/internal/audit"
@@ -46,11 +47,11 @@ func TestPublicInterface(t *testing.T) {
 	add("verify.json", jsonNames(reflect.TypeFor[faulty]()))
 	add("verify.json summary", jsonNames(reflect.TypeFor[faultTotals]()))
 	add("verify.csv", faultColumns)
-	for _, c := range commands {
-		add("flag "+c.name, flagNames(t, c.name))
-	}
-	for _, c := range keysCommands {
-		add("flag keys "+c.name, flagNames(t, "keys", c.name))
+	for _, c := range newRoot().Commands() {
+		add("flag "+c.Name(), flagNames(c))
+		for _, sub := range c.Commands() {
+			add("flag "+c.Name()+" "+sub.Name(), flagNames(sub))
+		}
 	}
 	got := strings.Join(names, "\n") + "\n"
 
@@ -145,16 +146,14 @@ func metricNames(t *testing.T) (names []string) {
 	return names
 }
 
-// flagNames are the flags that a command names in its help.
-func flagNames(t *testing.T, command ...string) (names []string) {
-	t.Helper()
-	var out bytes.Buffer
-	if code := run(t.Context(), append(slices.Clone(command), "-h"), &out, &out); code != 0 {
-		t.Fatalf("%s -h: %d: %s", command, code, &out)
-	}
-	for _, m := range regexp.MustCompile(`(?m)^\s+-{1,2}([a-z][a-z-]*)`).FindAllStringSubmatch(out.String(), -1) {
-		names = append(names, m[1])
-	}
+// flagNames are the flags of a command, short forms too.
+func flagNames(c *cobra.Command) (names []string) {
+	c.Flags().VisitAll(func(f *pflag.Flag) {
+		names = append(names, f.Name)
+		if f.Shorthand != "" {
+			names = append(names, f.Shorthand)
+		}
+	})
 	slices.Sort(names)
 	return names
 }

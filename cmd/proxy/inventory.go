@@ -1,48 +1,46 @@
 package main
 
 import (
-	"context"
-	"flag"
 	"fmt"
-	"io"
 	"iter"
-	"os"
 
 	"github.com/cmekproxy/cmekproxy/internal/maintain/inventory"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
+	"github.com/spf13/cobra"
 )
 
-// inventoryCommand says which KMS key protects which object, as their envelopes have it. It asks no KMS: it is also for the day
-// on which a key is gone. So nothing of what it says is verified; `proxy decrypt` does that.
-func inventoryCommand(ctx context.Context, args []string, stdout io.Writer) error {
-	flags := flag.NewFlagSet("inventory", flag.ContinueOnError)
-	config := flags.String("config", "", "path of the configuration `FILE`")
+func inventoryCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "inventory s3://BUCKET[/PREFIX]",
+		Short: "Say which KMS key protects which object of a bucket",
+		Long: "Say which KMS key protects which object of a bucket, as the objects' envelopes have it.\n" +
+			"It asks no KMS, so it also works when a key is lost. Nothing of what it says is verified; cmekproxy verify does that.",
+		Args: oneArgument("s3://bucket"),
+	}
+	config := configFlag(c)
+	flags := c.Flags()
 	format := flags.String("format", "table", "table, csv (RFC 4180), or json (an object a line)")
 	versions := flags.Bool("versions", false, "all versions of the objects, and not the current ones only")
 	quick := flags.Bool("quick", false, "of an object in parts believe the mark that it was created with, and not the header of each part")
 	parallel := flags.Int("parallel", 16, "`N` objects at a time")
-	target, err := parseBucket(flags, args, stdout)
-	if err != nil {
-		return err
+	c.RunE = func(c *cobra.Command, args []string) error {
+		if err := checkParallel(*parallel); err != nil {
+			return err
+		}
+		d, err := openBucket(c, *config, args[0])
+		if err != nil {
+			return err
+		}
+		defer d.close()
+		out, err := newInventoryWriter(*format, c.OutOrStdout(), d.progress)
+		if err != nil {
+			return err
+		}
+		i := inventory.New(inventory.Config{Reader: d.reader(), KeyNames: d.keyNames(), Quick: *quick, Parallel: *parallel})
+		list := stored.Listing{Bucket: d.bucket, Prefix: d.prefix, Versions: *versions}
+		return d.writeInventory(i.Objects(c.Context(), list), out)
 	}
-	if err := checkParallel(*parallel); err != nil {
-		return err
-	}
-	cfg, err := readOffline(*config)
-	if err != nil {
-		return err
-	}
-	d, err := openDirect(ctx, cfg, target, os.Stderr)
-	if err != nil {
-		return err
-	}
-	defer d.close()
-	out, err := newInventoryWriter(*format, stdout, d.progress)
-	if err != nil {
-		return err
-	}
-	i := inventory.New(inventory.Config{Reader: d.reader(), KeyNames: d.keyNames(), Quick: *quick, Parallel: *parallel})
-	return d.writeInventory(i.Objects(ctx, stored.Listing{Bucket: d.bucket, Prefix: d.prefix, Versions: *versions}), out)
+	return c
 }
 
 func (d *direct) writeInventory(objects iter.Seq2[inventory.Object, error], out inventoryWriter) error {

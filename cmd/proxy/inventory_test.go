@@ -57,7 +57,11 @@ func TestInventory(t *testing.T) {
 	if prefix := m.command(0, "inventory", "--config", m.both, "s3://bucket/dir/", "--format", "csv"); strings.Count(prefix, "\r\n") != 2 {
 		t.Errorf("below a prefix:\n%s", prefix)
 	}
-	records, err := csv.NewReader(strings.NewReader(m.command(0, "inventory", "--config", m.both, "s3://bucket", "--format", "csv"))).ReadAll()
+	var rows, summary output
+	if code := run(t.Context(), []string{"inventory", "--config", m.both, "s3://bucket", "--format", "csv"}, &rows, &summary); code != 0 || !strings.Contains(summary.String(), "OBJECTS") {
+		t.Fatalf("exit code %d, summary on stderr: %s", code, &summary)
+	}
+	records, err := csv.NewReader(strings.NewReader(rows.String())).ReadAll()
 	if err != nil || len(records) != 5 {
 		t.Fatalf("%d records, %v", len(records), err)
 	}
@@ -109,12 +113,12 @@ func TestInventoryCommandLines(t *testing.T) {
 		code int
 		want string
 	}{
-		{[]string{"inventory", "--config", config}, 2, "one s3://"},
+		{[]string{"inventory", "--config", config}, 2, "want one s3://"},
 		{[]string{"inventory", "--config", config, "bucket"}, 2, "not of the form"},
 		{[]string{"inventory", "--config", config, "s3://"}, 2, "not of the form"},
 		{[]string{"inventory", "--config", config, "s3://b", "--format", "xml"}, 2, "must be table, csv or json"},
 		{[]string{"inventory", "--config", config, "s3://b", "--parallel", "0"}, 2, "--parallel"},
-		{[]string{"inventory", "s3://b"}, 2, "--config FILE is missing"},
+		{[]string{"inventory", "s3://b"}, 2, "give --config FILE"},
 		{[]string{"rewrap", "--config", config, "s3://b", "--rate", "-1"}, 2, "--rate"},
 		{[]string{"rewrap", "--config", config, "s3://b", "--method", "pray"}, 2, "--method"},
 		{[]string{"rewrap", "--config", config, "s3://b", "--parallel", "1001"}, 2, "--parallel"},

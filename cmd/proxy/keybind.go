@@ -3,43 +3,46 @@ package main
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"slices"
 
 	"github.com/cmekproxy/cmekproxy/internal/config"
 	"github.com/cmekproxy/cmekproxy/internal/kms"
+	"github.com/spf13/cobra"
 )
+
+func keysBindCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "bind NAME",
+		Short: "Print a binding for the Azure RSA key of that NAME in the configuration",
+		Args:  oneArgument("NAME of a key"),
+	}
+	path := configFlag(c)
+	again := c.Flags().Int("again", 0, "wrap the `N`th binding of the configuration again, by the newest version of the key (default: make a new one)")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		return keysBind(c.Context(), *path, args[0], *again, c.OutOrStdout())
+	}
+	return c
+}
 
 // keysBind prints a binding for an Azure key, which goes into the configuration
 // of all proxies. It is no secret: only the vault can unwrap it.
-func keysBind(ctx context.Context, args []string, stdout io.Writer) error {
-	flags := flag.NewFlagSet("keys bind", flag.ContinueOnError)
-	path := flags.String("config", "", "path of the configuration `FILE`")
-	again := flags.Int("again", 0, "wrap the `N`th binding of the configuration again, by the newest version of the key (default: make a new one)")
-	names, err := parseArguments(flags, args, stdout)
+func keysBind(ctx context.Context, path, name string, again int, stdout io.Writer) error {
+	cfg, err := readOffline(path)
 	if err != nil {
 		return err
 	}
-	if len(names) != 1 {
-		return usageError{fmt.Errorf("one NAME of a key is wanted, not %d", len(names))}
-	}
-
-	cfg, err := readOffline(*path)
-	if err != nil {
-		return err
-	}
-	i := slices.IndexFunc(cfg.Keys, func(k config.Key) bool { return k.Name == names[0] })
+	i := slices.IndexFunc(cfg.Keys, func(k config.Key) bool { return k.Name == name })
 	if i < 0 {
-		return fmt.Errorf("the configuration has no key %q", names[0])
+		return fmt.Errorf("the configuration has no key %q", name)
 	}
 	key := cfg.Keys[i]
 	if key.Provider != config.AzureKeyVault || key.Algorithm == kms.AzureA256KW {
 		return fmt.Errorf("key %s needs no binding: only RSA keys of azure-keyvault do", key.Name)
 	}
-	if *again < 0 || *again > len(key.Bindings) {
-		return usageError{fmt.Errorf("--again is %d, and the key has %d bindings", *again, len(key.Bindings))}
+	if again < 0 || again > len(key.Bindings) {
+		return usageError{fmt.Errorf("--again is %d, and the key has %d bindings", again, len(key.Bindings))}
 	}
 
 	wrapper, err := buildWrapper(ctx, key, nil)
@@ -47,8 +50,8 @@ func keysBind(ctx context.Context, args []string, stdout io.Writer) error {
 		return err
 	}
 	text := ""
-	if *again > 0 {
-		text = key.Bindings[*again-1]
+	if again > 0 {
+		text = key.Bindings[again-1]
 	}
 	return printBinding(ctx, wrapper, text, stdout)
 }

@@ -79,7 +79,7 @@ func TestKeysBindCommandLines(t *testing.T) {
 		t.Fatal(err)
 	}
 	for want, args := range map[string][]string{
-		"one NAME of a key is wanted":           {"bind", "--config", path},
+		"want one NAME of a key":                {"bind", "--config", path},
 		`no key "none"`:                         {"bind", "none", "--config", path},
 		"key local needs no binding":            {"bind", "local", "--config", path},
 		"key hsm needs no binding":              {"bind", "hsm", "--config", path},

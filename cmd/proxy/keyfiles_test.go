@@ -126,13 +126,13 @@ func TestKeysCommandLines(t *testing.T) {
 		code int
 		want string
 	}{
-		{nil, 0, "proxy keys COMMAND FILE"},
+		{nil, 0, "cmekproxy keys [command]"},
 		{[]string{"-h"}, 0, "destroy"},
 		{[]string{"import", "-h"}, 0, "-from"},
 		{[]string{"delete", path}, 2, `unknown command "delete"`},
-		{[]string{"new"}, 2, "new: one FILE is wanted, not 0"},
-		{[]string{"rotate", path, path}, 2, "one FILE is wanted, not 2"},
-		{[]string{"rotate", ""}, 2, "one FILE is wanted"},
+		{[]string{"new"}, 2, "keys new: want one FILE, got 0"},
+		{[]string{"rotate", path, path}, 2, "want one FILE, got 2"},
+		{[]string{"rotate", ""}, 2, "FILE is empty"},
 		{[]string{"rotate", path, "--version", "1"}, 2, "version"},
 		{[]string{"new", path}, 1, "file exists"},
 		{[]string{"list", path + ".none"}, 1, "no such file"},
@@ -145,7 +145,7 @@ func TestKeysCommandLines(t *testing.T) {
 		{[]string{"destroy", path, "--version", "1"}, 2, "say --yes"},
 		{[]string{"destroy", path, "--version", "2", "--yes"}, 1, "there is no version 2"},
 		{[]string{"import", path, "--from", path + ".none"}, 1, "no such file"},
-		{[]string{"import", filepath.Join(t.TempDir(), "new"), hex.EncodeToString(importKey[:1])}, 2, "one FILE is wanted"},
+		{[]string{"import", filepath.Join(t.TempDir(), "new"), hex.EncodeToString(importKey[:1])}, 2, "want one FILE"},
 	} {
 		if out := proxyKeys(t, row.code, row.args...); !strings.Contains(out, row.want) {
 			t.Errorf("%q: printed %q, want %q", row.args, out, row.want)

@@ -72,6 +72,10 @@ func (s *server) reload(ctx context.Context) {
 		s.log.Warn("SIGHUP: there is no configuration file to reload")
 		return
 	}
+	if s.file.path == config.Stdin {
+		s.log.Warn("SIGHUP: the configuration came from standard input, and cannot be read again")
+		return
+	}
 	next, err := readConfig(s.file.path)
 	if err == nil {
 		err = s.apply(ctx, next.Config, "SIGHUP")

@@ -3,10 +3,7 @@ package main
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
-	"io"
-	"os"
 	"slices"
 
 	"github.com/cmekproxy/cmekproxy/internal/config"
@@ -14,47 +11,49 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/maintain/storecheck"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/walk"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
+	"github.com/spf13/cobra"
 )
 
-// rewrapCommand moves the objects of a bucket to another KMS key, without a proxy and beside those that run.
-func rewrapCommand(ctx context.Context, args []string, stdout io.Writer) error {
+func rewrapCommand() *cobra.Command {
 	var o rewrapOptions
-	flags := flag.NewFlagSet("rewrap", flag.ContinueOnError)
-	path := flags.String("config", "", "path of the configuration `FILE`")
+	c := &cobra.Command{
+		Use:   "rewrap s3://BUCKET[/PREFIX]",
+		Short: "Move the objects of a bucket to another KMS key",
+		Long:  "Move the objects of a bucket to another KMS key, without a proxy and beside those that run.",
+		Args:  oneArgument("s3://bucket"),
+	}
+	config := configFlag(c)
+	flags := c.Flags()
 	flags.StringVar(&o.to, "to", "", "`NAME` of the key to move to (default: for each object the key of the rules)")
 	flags.BoolVar(&o.all, "all", false, "also what is under the key already, for a new version of it; where the version can be told, not what is under the newest")
 	flags.BoolVar(&o.bind, "bind", false, "also what is under form 1 of an Azure RSA key with bindings, which whoever has the public key can make: you vouch that all of it is genuine")
 	flags.BoolVar(&o.dryRun, "dry-run", false, "write nothing, and say what would be moved")
 	flags.StringVar(&o.method, "method", "auto", "how an object that was put whole gets its new envelope: copy by the store, put back by this command, or auto for the way that loses no concurrent write")
 	o.declare(flags, "move")
-	target, err := parseBucket(flags, args, stdout)
-	if err != nil {
-		return err
-	}
-	if err := o.check(); err != nil {
-		return err
-	}
-	cfg, err := readOffline(*path)
-	if err != nil {
-		return err
-	}
-	if o.bind && !slices.ContainsFunc(cfg.Keys, func(k config.Key) bool { return len(k.Bindings) > 0 }) {
-		return usageError{errors.New("--bind: no key of the configuration has bindings")}
-	}
-	// What clients may ask for does not bind who runs this. What is read has to
-	// be under a key that the rules name all the same: rewrapped, it would be
-	// beyond doubt.
-	for i := range cfg.Encryption.Rules {
-		if r := &cfg.Encryption.Rules[i]; o.to != "" {
-			r.AllowedKeys = append(r.AllowedKeys, o.to)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		target, err := parseBucket(args[0])
+		if err != nil {
+			return err
 		}
+		if err := o.check(); err != nil {
+			return err
+		}
+		cfg, err := readOffline(*config)
+		if err != nil {
+			return err
+		}
+		if err := o.admit(cfg); err != nil {
+			return err
+		}
+		d, err := openDirect(c.Context(), cfg, target, c.ErrOrStderr())
+		if err != nil {
+			return err
+		}
+		defer d.close()
+		r := &rewrapRun{sweep{direct: d, sweepOptions: o.sweepOptions, out: c.OutOrStdout()}, o.to, o.method, o.all, o.bind}
+		return r.run(c.Context())
 	}
-	d, err := openDirect(ctx, cfg, target, os.Stderr)
-	if err != nil {
-		return err
-	}
-	defer d.close()
-	return (&relocation{sweep{direct: d, sweepOptions: o.sweepOptions, out: stdout}, o.to, o.method, o.all, o.bind}).run(ctx)
+	return c
 }
 
 type rewrapOptions struct {
@@ -70,14 +69,31 @@ func (o *rewrapOptions) check() error {
 	return o.sweepOptions.check()
 }
 
-// relocation is one run of the command.
-type relocation struct {
+// admit adds the key to move to, to those that the rules allow: what clients may
+// ask for does not bind who runs this. What is read has to be under a key that
+// the rules name all the same: rewrapped, it would be beyond doubt.
+func (o *rewrapOptions) admit(cfg *config.Config) error {
+	if o.bind && !slices.ContainsFunc(cfg.Keys, func(k config.Key) bool { return len(k.Bindings) > 0 }) {
+		return usageError{errors.New("--bind: no key of the configuration has bindings")}
+	}
+	if o.to == "" {
+		return nil
+	}
+	for i := range cfg.Encryption.Rules {
+		r := &cfg.Encryption.Rules[i]
+		r.AllowedKeys = append(r.AllowedKeys, o.to)
+	}
+	return nil
+}
+
+// rewrapRun is one run of the command.
+type rewrapRun struct {
 	sweep
 	to, method string
 	all, bind  bool
 }
 
-func (r *relocation) run(ctx context.Context) error {
+func (r *rewrapRun) run(ctx context.Context) error {
 	if r.to != "" {
 		if err := r.tryKey(ctx, r.to); err != nil {
 			return fmt.Errorf("key %s: %w", r.to, err)
@@ -100,7 +116,7 @@ func (r *relocation) run(ctx context.Context) error {
 }
 
 // prepare finds out what the store can do, and says what follows from it.
-func (r *relocation) prepare(ctx context.Context, c *rewrap.Config) error {
+func (r *rewrapRun) prepare(ctx context.Context, c *rewrap.Config) error {
 	r.versions(ctx, "They stay under their keys; proxy inventory --versions counts them")
 	if c.DryRun {
 		return nil
@@ -126,7 +142,7 @@ func (r *relocation) prepare(ctx context.Context, c *rewrap.Config) error {
 	return nil
 }
 
-func (r *relocation) summary() {
+func (r *rewrapRun) summary() {
 	verb := "rewrapped"
 	if r.dryRun {
 		verb = "to rewrap"

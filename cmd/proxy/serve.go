@@ -3,9 +3,7 @@ package main
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"os"
@@ -16,15 +14,23 @@ import (
 
 	"github.com/cmekproxy/cmekproxy/internal/config"
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
+	"github.com/spf13/cobra"
 )
 
-func serve(ctx context.Context, args []string, stdout io.Writer) error {
-	flags := flag.NewFlagSet("serve", flag.ContinueOnError)
-	path := flags.String("config", "", "path of the configuration `FILE`, see config.example.yaml")
-	if err := parse(flags, args, stdout); err != nil {
-		return err
+func serveCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "serve",
+		Short: "Run the proxy, in front of a store",
+		Long:  "Run the proxy, in front of a store, until SIGTERM. config.example.yaml lists all settings.",
+		Args:  noArguments,
 	}
-	file, err := readConfig(*path)
+	path := configFlag(c)
+	c.RunE = func(c *cobra.Command, _ []string) error { return serve(c.Context(), *path) }
+	return c
+}
+
+func serve(ctx context.Context, path string) error {
+	file, err := readConfig(path)
 	if err != nil {
 		return err
 	}
@@ -37,6 +43,7 @@ func serve(ctx context.Context, args []string, stdout io.Writer) error {
 		return err
 	}
 	defer s.close()
+
 	s.file = file
 	for _, name := range shortSecrets(file.Clients) {
 		log.Warn("the secret key of a client has fewer than 20 characters: choose a longer one", zap.String("client", name))
@@ -52,19 +59,12 @@ type configFile struct {
 	problem string // the last error of reading its secrets again
 }
 
-func readConfig(path string) (*configFile, error) {
-	text, err := readConfigText(path)
+func readConfig(flag string) (*configFile, error) {
+	path, text, err := readConfigText(flag)
 	if err != nil {
 		return nil, err
 	}
 	return (&configFile{path: path, text: text}).again()
-}
-
-func readConfigText(path string) ([]byte, error) {
-	if path == "" {
-		return nil, usageError{errors.New("--config FILE is missing")}
-	}
-	return config.Read(path)
 }
 
 // again parses the same text again, which reads the files of its secrets.
@@ -75,17 +75,6 @@ func (f *configFile) again() (*configFile, error) {
 		return nil, err
 	}
 	return &configFile{Config: cfg, path: f.path, text: f.text}, nil
-}
-
-// readOffline reads what a configuration says of the store and the keys, for
-// commands that work without a server.
-func readOffline(path string) (*config.Config, error) {
-	text, err := readConfigText(path)
-	if err != nil {
-		return nil, err
-	}
-	//nolint:forbidigo // hands the environment to internal/config
-	return config.ParseOffline(path, text, os.LookupEnv)
 }
 
 // serve answers requests until ctx ends, and then drains. ready, if not nil, is

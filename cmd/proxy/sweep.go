@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"encoding/xml"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"iter"
@@ -15,6 +14,7 @@ import (
 	"time"
 
 	"github.com/schollz/progressbar/v3"
+	"github.com/spf13/pflag"
 	"go.uber.org/zap"
 	"golang.org/x/time/rate"
 
@@ -47,7 +47,7 @@ type sweepOptions struct {
 }
 
 // declare adds the flags. verb is what the command does with an object.
-func (o *sweepOptions) declare(flags *flag.FlagSet, verb string) {
+func (o *sweepOptions) declare(flags *pflag.FlagSet, verb string) {
 	flags.StringVar(&o.client, "client", "", "`NAME` of the client in whose name the rules are asked (default: one that no rule names)")
 	flags.IntVar(&o.parallel, "parallel", 8, "`N` objects at a time")
 	flags.Float64Var(&o.rate, "rate", 0, verb+" no more than `N` objects in a second (default: as many as can be)")

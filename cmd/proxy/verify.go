@@ -3,63 +3,60 @@ package main
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
-	"io"
 	"iter"
-	"os"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/verify"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/walk"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
+	"github.com/spf13/cobra"
 )
 
-// verifyCommand reads all objects of a bucket to their last byte, and names those that do not verify.
-func verifyCommand(ctx context.Context, args []string, stdout io.Writer) error {
-	v := &verification{}
-	flags := flag.NewFlagSet("verify", flag.ContinueOnError)
-	path := flags.String("config", "", "path of the configuration `FILE`")
+func verifyCommand() *cobra.Command {
+	v := &verifyRun{}
+	c := &cobra.Command{
+		Use:   "verify s3://BUCKET[/PREFIX]",
+		Short: "Read all objects of a bucket to their last byte; exit 1 if any does not verify",
+		Args:  oneArgument("s3://bucket"),
+	}
+	config := configFlag(c)
+	flags := c.Flags()
 	format := flags.String("format", "table", "table, csv (RFC 4180), or json (an object a line)")
 	flags.BoolVar(&v.old, "versions", false, "all versions of the objects, and not the current ones only; cannot be used with --state")
 	v.declare(flags, "read")
-	target, err := parseBucket(flags, args, stdout)
-	if err != nil {
-		return err
+	c.RunE = func(c *cobra.Command, args []string) (err error) {
+		if err := v.check(); err != nil {
+			return err
+		}
+		if v.direct, err = openBucket(c, *config, args[0]); err != nil {
+			return err
+		}
+		defer v.close()
+		v.out = v.progress
+		if v.faults, err = newFaultWriter(*format, c.OutOrStdout(), v.progress); err != nil {
+			return err
+		}
+		return v.run(c.Context())
 	}
-	if err := v.check(); err != nil {
-		return err
-	}
-	cfg, err := readOffline(*path)
-	if err != nil {
-		return err
-	}
-	if v.direct, err = openDirect(ctx, cfg, target, os.Stderr); err != nil {
-		return err
-	}
-	defer v.close()
-	v.out = v.progress
-	if v.faults, err = newFaultWriter(*format, stdout, v.progress); err != nil {
-		return err
-	}
-	return v.run(ctx)
+	return c
 }
 
-// verification is one run of the command.
-type verification struct {
+// verifyRun is one run of the command.
+type verifyRun struct {
 	sweep
 	old    bool // versions
 	faults faultWriter
 }
 
-func (v *verification) check() error {
+func (v *verifyRun) check() error {
 	if v.old && v.state != "" {
 		return usageError{errors.New("--state keeps a position among keys, and not among their versions: it cannot be used with --versions")}
 	}
 	return v.sweepOptions.check()
 }
 
-func (v *verification) run(ctx context.Context) error {
+func (v *verifyRun) run(ctx context.Context) error {
 	verifier := verify.New(verify.Config{
 		Send: v.send, Open: v.open, OpenEnd: v.cfg.Origin.UniformParts, Wait: v.wait(), Away: v.away,
 		AllowPlaintext: func(obj crypt.Object) bool { return v.keys.AllowPlaintext(obj, v.client) },
@@ -83,7 +80,7 @@ func (v *verification) run(ctx context.Context) error {
 }
 
 // list lists what is to be read.
-func (v *verification) list(ctx context.Context, l stored.Listing) iter.Seq2[stored.Entry, error] {
+func (v *verifyRun) list(ctx context.Context, l stored.Listing) iter.Seq2[stored.Entry, error] {
 	l.Versions = v.old
 	return v.reader().List(ctx, l)
 }

@@ -1,23 +1,30 @@
 package main
 
 import (
-	"context"
-	"flag"
 	"fmt"
-	"io"
 	"runtime"
 	"runtime/debug"
+
+	"github.com/spf13/cobra"
 )
 
 // release is set by the linker for released binaries: -ldflags "-X main.release=v1.2.3".
 var release = ""
 
-func version(_ context.Context, args []string, stdout io.Writer) error {
-	if err := parse(flag.NewFlagSet("version", flag.ContinueOnError), args, stdout); err != nil {
-		return err
+func versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the version",
+		Args:  noArguments,
+		RunE: func(c *cobra.Command, _ []string) error {
+			_, err := fmt.Fprintln(c.OutOrStdout(), versionLine())
+			return err
+		},
 	}
-	_, err := fmt.Fprintf(stdout, "cmekproxy %s (%s, %s/%s)\n", versionString(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
-	return err
+}
+
+func versionLine() string {
+	return fmt.Sprintf("cmekproxy %s (%s, %s/%s)", versionString(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 }
 
 // versionString is the release, else what the Go toolchain recorded of the source.

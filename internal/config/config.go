@@ -20,11 +20,35 @@ import (
 // maxFileSize bounds a config file, in bytes. The largest sensible one is a hundredth of this.
 const maxFileSize = 1 << 20
 
+// Where the file is if nobody says otherwise.
+const (
+	PathVariable = "CMEKPROXY_CONFIG" // the environment variable with its path
+	DefaultPath  = "/etc/cmekproxy/config.yaml"
+)
+
+// Locate returns the path of the config file: the given one, else that of the
+// environment, else DefaultPath. It reports whether the path was named.
+func Locate(given string, lookupEnv func(string) (string, bool)) (path string, named bool) {
+	if given != "" {
+		return given, true
+	}
+	if path, _ := lookupEnv(PathVariable); path != "" {
+		return path, true
+	}
+	return DefaultPath, false
+}
+
+// Stdin is the path that stands for standard input.
+const Stdin = "-"
+
 // Read returns the text of the file at path, for Parse.
 func Read(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, fmt.Errorf("opening the config: %w", err)
+	f := os.Stdin
+	if path != Stdin {
+		var err error
+		if f, err = os.Open(path); err != nil {
+			return nil, fmt.Errorf("opening the config: %w", err)
+		}
 	}
 	text, err := io.ReadAll(io.LimitReader(f, maxFileSize+1)) //nolint:forbidigo // one byte more than may be
 	if err = errors.Join(err, f.Close()); err != nil {
