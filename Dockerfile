@@ -6,10 +6,10 @@ COPY go.mod go.sum ./
 RUN go mod download
 COPY . .
 ARG RELEASE=
-RUN CGO_ENABLED=0 go build -tags nodev -trimpath -ldflags "-s -w -X main.release=${RELEASE}" -o /proxy ./cmd/proxy
+RUN CGO_ENABLED=0 go build -tags nodev -trimpath -ldflags "-s -w -X main.release=${RELEASE}" -o /cmekproxy ./cmd/proxy
 
 FROM gcr.io/distroless/static-debian12:nonroot
-COPY --from=build /proxy /proxy
+COPY --from=build /cmekproxy /cmekproxy
 EXPOSE 9000
-ENTRYPOINT ["/proxy"]
+ENTRYPOINT ["/cmekproxy"]
 CMD ["serve", "--config", "/config.yaml"]

@@ -16,8 +16,8 @@ help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 .PHONY: build
-build: ## build bin/proxy, with the embedded store of `proxy dev`
-	$(GO) build -trimpath -o bin/proxy ./cmd/proxy
+build: ## build bin/cmekproxy, with the embedded store of `cmekproxy dev`
+	$(GO) build -trimpath -o bin/cmekproxy ./cmd/proxy
 
 .PHONY: test
 test: ## all unit and integration tests, with the race detector (fetches Go modules on a fresh machine)
@@ -70,7 +70,7 @@ bench: ## throughput, latency, CPU and memory, side by side with the bare store 
 	bench/run.sh
 
 .PHONY: e2e
-e2e: ## real clients against proxy serve in front of a separate store (installs what it needs); STORE=minio for MinIO
+e2e: ## real clients against cmekproxy serve in front of a separate store (installs what it needs); STORE=minio for MinIO
 	STORE=$(STORE) e2e/run.sh
 
 .PHONY: e2e-full

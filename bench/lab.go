@@ -230,7 +230,7 @@ encryption: {rules: [%s]}
 	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
 		return nil, "", err
 	}
-	cmd := exec.CommandContext(ctx, filepath.Join(l.o.bin, "proxy"), "serve", "--config", conf)
+	cmd := exec.CommandContext(ctx, filepath.Join(l.o.bin, "cmekproxy"), "serve", "--config", conf)
 	if err := l.launch(cmd, name, addr); err != nil {
 		return nil, "", err
 	}

@@ -16,6 +16,6 @@ if ! [ -x "$bin/versitygw" ]; then
   echo "bench: building the store: versitygw $versitygw (a few minutes)" >&2
   GOBIN=$bin go install "github.com/versity/versitygw/cmd/versitygw@$versitygw"
 fi
-go build -tags nodev -trimpath -o "$bin/proxy" ./cmd/proxy
+go build -tags nodev -trimpath -o "$bin/cmekproxy" ./cmd/proxy
 go build -o "$bin/bench" ./bench
 exec "$bin/bench" -bin "$bin" "$@"

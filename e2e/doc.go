@@ -12,7 +12,7 @@
 //	checks_test.go    what is asked, and what must come of it; copies_test.go of copies, uploads in parts and tags
 //	replicas_test.go  uploads in parts through two replicas behind a balancer, of which one is killed
 //	layouts_test.go   objects of parts of many sizes
-//	decrypt_test.go   live objects by proxy decrypt and by contrib/decrypt
+//	decrypt_test.go   live objects by cmekproxy decrypt and by contrib/decrypt
 //	registry_test.go  the container registry's S3 driver
 //	versions_test.go  versions of objects
 //	revocation_test.go  how long after a key has gone the last byte comes; load_test.go is what goes on meanwhile, and

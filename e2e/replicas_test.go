@@ -81,7 +81,7 @@ func startCluster(t *testing.T) *cluster {
 		starts := 0
 		r.start = func() *process {
 			starts++
-			p := start(t, fmt.Sprintf("%s.%d", r.name, starts), env, tool(t, "proxy"), "serve", "--config", config)
+			p := start(t, fmt.Sprintf("%s.%d", r.name, starts), env, tool(t, "cmekproxy"), "serve", "--config", config)
 			s.logs = append(s.logs, p.log)
 			p.waitFor(t, "http://"+admin+"/readyz")
 			return p

@@ -233,7 +233,7 @@ func newStage(t *testing.T) *stage {
 func (s *stage) startProxy() {
 	s.t.Helper()
 	s.starts++
-	s.proxy = start(s.t, fmt.Sprint("proxy-revocation-", s.starts), s.env, tool(s.t, "proxy"), "serve", "--config", s.config)
+	s.proxy = start(s.t, fmt.Sprint("proxy-revocation-", s.starts), s.env, tool(s.t, "cmekproxy"), "serve", "--config", s.config)
 	s.store.logs = append(s.store.logs, s.proxy.log)
 	s.proxy.waitFor(s.t, s.admin+"/readyz")
 }

@@ -29,10 +29,10 @@ type part struct {
 	old                 bool // an older version of the key, which uploads are not under
 }
 
-// keys runs `proxy keys` with the key file.
+// keys runs `cmekproxy keys` with the key file.
 func (s *stage) keys(args ...string) {
 	s.t.Helper()
-	if _, err := runTool(environment(), nil, tool(s.t, "proxy"), append(append([]string{"keys"}, args...), s.keyFile)...); err != nil {
+	if _, err := runTool(environment(), nil, tool(s.t, "cmekproxy"), append(append([]string{"keys"}, args...), s.keyFile)...); err != nil {
 		s.t.Fatal(err)
 	}
 }

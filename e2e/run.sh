@@ -105,8 +105,8 @@ if [[ -n ${E2E_CONFORMANCE:-} ]]; then
   (cd "$root/e2e" && go build -o "$bin/minio-go-functional" "$cache/e2e/functional/main.go")
 fi
 if [[ ${E2E_TARGET:-proxy} != store ]]; then
-  say "building the proxy, without the store of proxy dev, and the KMS"
-  (cd "$root" && go build -tags nodev -o "$bin/proxy" ./cmd/proxy && go build -o "$bin/kmsd" ./internal/kms/kmstest/kmsd)
+  say "building the proxy, without the store of cmekproxy dev, and the KMS"
+  (cd "$root" && go build -tags nodev -o "$bin/cmekproxy" ./cmd/proxy && go build -o "$bin/kmsd" ./internal/kms/kmstest/kmsd)
 fi
 
 E2E_PYTHON=$(python_with boto3 || echo python3)

@@ -152,7 +152,7 @@ func startKMS(t *testing.T) (env []string, keyConfig, url string) {
 func (s *stack) startProxy(t *testing.T, scheme string, c credentials, env []string, keyConfig, cert, key string) endpoint {
 	t.Helper()
 	address, admin := freeAddress(t), freeAddress(t)
-	p := start(t, s.name+"proxy-"+scheme, env, tool(t, "proxy"), "serve", "--config", s.writeConfig(t, scheme, address, admin, keyConfig, cert, key))
+	p := start(t, s.name+"proxy-"+scheme, env, tool(t, "cmekproxy"), "serve", "--config", s.writeConfig(t, scheme, address, admin, keyConfig, cert, key))
 	s.logs = append(s.logs, p.log)
 	p.waitFor(t, "http://"+admin+"/readyz")
 	return endpoint{name: scheme, url: scheme + "://" + address, ca: cert, credentials: c}

@@ -9,13 +9,14 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/spf13/cobra"
+
 	"github.com/cmekproxy/cmekproxy/internal/config"
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/inplace"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/storecheck"
 	"github.com/cmekproxy/cmekproxy/internal/origin"
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
-	"github.com/spf13/cobra"
 )
 
 // checkTimeout bounds each single check.
@@ -172,7 +173,7 @@ func checkBindings(ctx context.Context, key *kms.Azure, newest string) (string, 
 		return "", nil
 	case len(versions) == 0:
 		return "; whoever has the public key can make objects that are taken for genuine: " +
-			"add bindings (proxy keys bind), or use A256KW on a Managed HSM", nil
+			"add bindings (cmekproxy keys bind), or use A256KW on a Managed HSM", nil
 	}
 	if err := key.TryBindings(ctx); err != nil {
 		return "", err
@@ -183,7 +184,7 @@ func checkBindings(ctx context.Context, key *kms.Azure, newest string) (string, 
 	for i, version := range versions {
 		if version != newest {
 			fmt.Fprintf(&detail, "; binding %d is under version %s and not the newest: "+
-				"before you disable that version, wrap the binding again (proxy keys bind --again %d)", i+1, version, i+1)
+				"before you disable that version, wrap the binding again (cmekproxy keys bind --again %d)", i+1, version, i+1)
 		}
 	}
 	return detail.String(), nil

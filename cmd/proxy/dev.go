@@ -11,12 +11,13 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/spf13/cobra"
+
 	"github.com/cmekproxy/cmekproxy/internal/config"
 	"github.com/cmekproxy/cmekproxy/internal/kms"
-	"github.com/spf13/cobra"
 )
 
-// Credentials of `proxy dev`. They protect nothing: it listens on loopback only.
+// Credentials of `cmekproxy dev`. They protect nothing: it listens on loopback only.
 const (
 	devAccessKey = "cmekproxydev"
 	devSecretKey = "cmekproxydevsecret" //nolint:gosec // see above
@@ -90,7 +91,7 @@ func loopbackOnly(addr string) error {
 		return err
 	}
 	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
-		return fmt.Errorf("%s is not a loopback address; proxy dev has well-known credentials and listens on loopback only", addr)
+		return fmt.Errorf("%s is not a loopback address; cmekproxy dev has well-known credentials and listens on loopback only", addr)
 	}
 	return nil
 }

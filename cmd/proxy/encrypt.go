@@ -5,12 +5,13 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/spf13/cobra"
+
 	"github.com/cmekproxy/cmekproxy/internal/maintain/encrypt"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/inplace"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/storecheck"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/walk"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
-	"github.com/spf13/cobra"
 )
 
 func encryptCommand() *cobra.Command {
@@ -64,7 +65,7 @@ func (e *encryptRun) run(ctx context.Context) error {
 	if e.listed != nil {
 		c.Listed, state.Listed = e.listed.check, e.listed.digest
 	}
-	kept := e.versions(ctx, "What is encrypted stays there in plaintext as an older version, until that is deleted; proxy inventory --versions counts them")
+	kept := e.versions(ctx, "What is encrypted stays there in plaintext as an older version, until that is deleted; cmekproxy inventory --versions counts them")
 	if !e.dryRun {
 		if c.Abilities, err = e.abilities(ctx); err != nil {
 			return err

@@ -4,9 +4,10 @@ import (
 	"fmt"
 	"iter"
 
+	"github.com/spf13/cobra"
+
 	"github.com/cmekproxy/cmekproxy/internal/maintain/inventory"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
-	"github.com/spf13/cobra"
 )
 
 func inventoryCommand() *cobra.Command {

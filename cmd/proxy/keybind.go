@@ -7,9 +7,10 @@ import (
 	"io"
 	"slices"
 
+	"github.com/spf13/cobra"
+
 	"github.com/cmekproxy/cmekproxy/internal/config"
 	"github.com/cmekproxy/cmekproxy/internal/kms"
-	"github.com/spf13/cobra"
 )
 
 func keysBindCommand() *cobra.Command {

@@ -11,7 +11,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
 )
 
-// A binding that was printed goes into the configuration, and proxy check tells
+// A binding that was printed goes into the configuration, and cmekproxy check tells
 // what it is worth.
 func TestKeysBind(t *testing.T) {
 	server := kmstest.StartAzure(t)

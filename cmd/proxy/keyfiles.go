@@ -10,8 +10,9 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/cmekproxy/cmekproxy/internal/kms"
 	"github.com/spf13/cobra"
+
+	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
 // keysCommand looks after the key files of provider local. Proxies that run

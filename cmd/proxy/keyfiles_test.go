@@ -17,7 +17,7 @@ import (
 // importKey is a key for tests; in base64 it has characters in which the two alphabets differ.
 var importKey, _ = hex.DecodeString("fbefbe000102030405060708090a0b0c0d0e0f101112131415161718191afffe")
 
-// proxyKeys runs `proxy keys` and returns what it prints. No command ever prints a key.
+// proxyKeys runs `cmekproxy keys` and returns what it prints. No command ever prints a key.
 func proxyKeys(t *testing.T, wantCode int, args ...string) string {
 	t.Helper()
 	var out bytes.Buffer

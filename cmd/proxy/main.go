@@ -20,6 +20,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 )
@@ -93,10 +94,10 @@ func noCommand(c *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
 	}
-	text := fmt.Sprintf("unknown command %q", args[0])
+	var near strings.Builder
 	c.SuggestionsMinimumDistance = 2
-	for _, near := range c.SuggestionsFor(args[0]) {
-		text += fmt.Sprintf("; did you mean %q?", near)
+	for _, name := range c.SuggestionsFor(args[0]) {
+		fmt.Fprintf(&near, "; did you mean %q?", name)
 	}
-	return usageError{fmt.Errorf("%s (%s help lists them)", text, c.CommandPath())}
+	return usageError{fmt.Errorf("unknown command %q%s (%s help lists them)", args[0], &near, c.CommandPath())}
 }

@@ -6,12 +6,13 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/spf13/cobra"
+
 	"github.com/cmekproxy/cmekproxy/internal/config"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/rewrap"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/storecheck"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/walk"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
-	"github.com/spf13/cobra"
 )
 
 func rewrapCommand() *cobra.Command {
@@ -117,7 +118,7 @@ func (r *rewrapRun) run(ctx context.Context) error {
 
 // prepare finds out what the store can do, and says what follows from it.
 func (r *rewrapRun) prepare(ctx context.Context, c *rewrap.Config) error {
-	r.versions(ctx, "They stay under their keys; proxy inventory --versions counts them")
+	r.versions(ctx, "They stay under their keys; cmekproxy inventory --versions counts them")
 	if c.DryRun {
 		return nil
 	}

@@ -12,9 +12,10 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/spf13/cobra"
+
 	"github.com/cmekproxy/cmekproxy/internal/config"
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
-	"github.com/spf13/cobra"
 )
 
 func serveCommand() *cobra.Command {

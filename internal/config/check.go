@@ -221,11 +221,11 @@ func (d *decoder) checkBindings(k *Key) {
 	case k.WriteForm < 0 || k.WriteForm > 2:
 		d.fail(&k.WriteForm, "write_form must be 1 or 2")
 	case k.WriteForm == 2 && len(k.Bindings) == 0:
-		d.fail(&k.WriteForm, "write_form: 2 needs bindings, which proxy keys bind makes")
+		d.fail(&k.WriteForm, "write_form: 2 needs bindings, which cmekproxy keys bind makes")
 	case k.WriteForm == 1 && k.AcceptForm == 2:
 		d.fail(&k.WriteForm, "write_form: 1 makes what accept_form: 2 refuses")
 	case k.AcceptForm == 2 && len(k.Bindings) == 0:
-		d.fail(&k.AcceptForm, "accept_form: 2 needs bindings, which proxy keys bind makes")
+		d.fail(&k.AcceptForm, "accept_form: 2 needs bindings, which cmekproxy keys bind makes")
 	}
 }
 

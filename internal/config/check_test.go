@@ -169,7 +169,7 @@ func TestKeyErrors(t *testing.T) {
 			`16:15: bindings are for RSA keys: only the vault itself can wrap under A256KW`,
 		}},
 		{"a form that nothing makes", local, "    provider: azure-keyvault\n    key_id: k\n    accept_form: 2\n", []string{
-			`15:18: accept_form: 2 needs bindings, which proxy keys bind makes`,
+			`15:18: accept_form: 2 needs bindings, which cmekproxy keys bind makes`,
 		}},
 		{"a form that is not read", local, "    provider: azure-keyvault\n    key_id: k\n    accept_form: 2\n    write_form: 1\n    bindings: [AAAA]\n", []string{
 			`16:17: write_form: 1 makes what accept_form: 2 refuses`,

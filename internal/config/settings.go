@@ -176,7 +176,7 @@ type Key struct {
 	EnvelopeID string `yaml:"envelope_id"`
 	// Algorithm is how an Azure key wraps. Empty: RSA-OAEP-256.
 	Algorithm string `yaml:"algorithm" values:"RSA-OAEP-256 A256KW"`
-	// Bindings are secrets of an Azure RSA key, wrapped by it, as proxy keys
+	// Bindings are secrets of an Azure RSA key, wrapped by it, as cmekproxy keys
 	// bind prints them. Without, whoever has the public key can make objects
 	// that are taken for genuine. The first one binds new objects; those that
 	// any of them binds are opened. Default none.

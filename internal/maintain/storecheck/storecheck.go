@@ -1,6 +1,6 @@
 // Package storecheck finds out what a store can do, with small objects that it
-// removes again. `proxy check` prints what it finds; `proxy rewrap` and
-// `proxy encrypt` choose by it how they write.
+// removes again. `cmekproxy check` prints what it finds; `cmekproxy rewrap` and
+// `cmekproxy encrypt` choose by it how they write.
 //
 //	storecheck.go  the probe: requests for its own objects, and simple checks
 //	conditions.go  which conditions on writes the store holds to

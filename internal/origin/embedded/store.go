@@ -1,4 +1,4 @@
-// Package embedded is a real S3 store in this process, for `proxy dev` and for tests: versitygw's posix backend, which
+// Package embedded is a real S3 store in this process, for `cmekproxy dev` and for tests: versitygw's posix backend, which
 // keeps objects as files below a directory.
 package embedded
 
