@@ -70,7 +70,7 @@ func (e *Encrypter) Encrypt(ctx context.Context, bucket string, entry stored.Ent
 		if lost := e.lost.Load(); lost != nil {
 			return walk.Result{}, *lost
 		}
-		r, err := e.encrypt(ctx, obj, &before)
+		r, err := e.attempt(ctx, obj, &before)
 		if errors.Is(err, ErrLost) {
 			err = fmt.Errorf("%s: %w", obj.Key, err)
 			e.lost.CompareAndSwap(nil, &err)
@@ -79,9 +79,9 @@ func (e *Encrypter) Encrypt(ctx context.Context, bucket string, entry stored.Ent
 	})
 }
 
-// encrypt looks at an object and does with it what it takes. All that it supposes of the object is a condition of what it
+// attempt looks at an object and does with it what it takes. All that it supposes of the object is a condition of what it
 // writes, so that it can be called again whatever has happened. before is what an earlier call has tried to write.
-func (e *Encrypter) encrypt(ctx context.Context, obj crypt.Object, before **written) (walk.Result, error) {
+func (e *Encrypter) attempt(ctx context.Context, obj crypt.Object, before **written) (walk.Result, error) {
 	seen, err := e.reader.Look(ctx, stored.Request{Object: obj, Header: http.Header{"X-Amz-Checksum-Mode": {"ENABLED"}}})
 	if inplace.Status(err) == http.StatusNotFound {
 		return walk.Result{Outcome: walk.Gone}, err

@@ -154,17 +154,17 @@ func (s *source) Read(p []byte) (int, error) {
 // twin compares what is decrypted again with what was read.
 type twin struct {
 	src  io.Reader
-	read bytes.Buffer // and not compared yet: no more than is sealed at a time
+	unchecked bytes.Buffer // and not compared yet: no more than is sealed at a time
 }
 
 func (t *twin) Read(p []byte) (int, error) {
 	n, err := t.src.Read(p)
-	t.read.Write(p[:n])
+	t.unchecked.Write(p[:n])
 	return n, err
 }
 
 func (t *twin) seen(text []byte) error {
-	if !bytes.Equal(t.read.Next(len(text)), text) {
+	if !bytes.Equal(t.unchecked.Next(len(text)), text) {
 		return errors.New("what was sealed opens to other bytes than were read")
 	}
 	return nil

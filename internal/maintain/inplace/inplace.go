@@ -169,7 +169,7 @@ func (s *Store) Do(r *http.Request) (*http.Response, error) {
 type outgoing struct {
 	io.Reader
 	ended  atomic.Bool
-	close  sync.Once
+	closing  sync.Once
 	closed chan struct{}
 }
 
@@ -183,7 +183,7 @@ func (o *outgoing) Read(p []byte) (int, error) {
 
 // Close keeps the promise of http.RoundTripper, to close the body in any case.
 func (o *outgoing) Close() error {
-	o.close.Do(func() { close(o.closed) })
+	o.closing.Do(func() { close(o.closed) })
 	return nil
 }
 

@@ -23,7 +23,7 @@ import (
 type Upload struct {
 	store *Store
 	obj   crypt.Object
-	id    string
+	uploadID    string
 	parts []completedPart
 	ETag  string // of the completed object
 }
@@ -49,7 +49,7 @@ func (s *Store) Create(ctx context.Context, obj crypt.Object, header http.Header
 	if err := xml.Unmarshal(body, &doc); err != nil || doc.UploadId == "" {
 		return nil, fmt.Errorf("%w answered without an upload id: %.200q", stored.ErrStore, body)
 	}
-	return &Upload{store: s, obj: obj, id: doc.UploadId}, nil
+	return &Upload{store: s, obj: obj, uploadID: doc.UploadId}, nil
 }
 
 // Send sends a part. Where the ETag tells, the store has got the bytes that left.
@@ -76,18 +76,18 @@ func (u *Upload) Send(ctx context.Context, number int, p *Payload) error {
 // Seal sends a part that is encrypted on its way, and of which no byte leaves that has not been decrypted again by the key
 // that the KMS has unwrapped. seen, if not nil, is Checked.Seen.
 func (u *Upload) Seal(ctx context.Context, part crypt.Part, text io.Reader, key *Key, random io.Reader, seen func([]byte) error) error {
-	err := u.seal(ctx, part, text, key, random, seen)
+	err := u.sealPart(ctx, part, text, key, random, seen)
 	if err != nil {
 		return fmt.Errorf("part %d: %w", part.Number, err)
 	}
 	return nil
 }
 
-func (u *Upload) seal(ctx context.Context, part crypt.Part, text io.Reader, key *Key, random io.Reader, seen func([]byte) error) error {
+func (u *Upload) sealPart(ctx context.Context, part crypt.Part, text io.Reader, key *Key, random io.Reader, seen func([]byte) error) error {
 	if err := key.Check(ctx); err != nil {
 		return err
 	}
-	part.Upload, part.KeyID, part.WrappedDEK = crypt.UploadOf(u.id), key.KeyID, key.Wrapped
+	part.Upload, part.KeyID, part.WrappedDEK = crypt.UploadOf(u.uploadID), key.KeyID, key.Wrapped
 	sealer, err := crypt.NewPartSealer(text, &part, u.obj, key.DEK(), random)
 	if err != nil {
 		return err
@@ -115,7 +115,7 @@ func (u *Upload) End(ctx context.Context, layout crypt.Layout, sum stored.Checks
 	last, _ := layout.At(layout.Parts() - 1)
 	part := crypt.Part{
 		Number: last.Number + 1, Final: true, Record: crypt.NewRecord(layout, sum.Type, sealed),
-		Upload: crypt.UploadOf(u.id), KeyID: key.KeyID, WrappedDEK: key.Wrapped,
+		Upload: crypt.UploadOf(u.uploadID), KeyID: key.KeyID, WrappedDEK: key.Wrapped,
 	}
 	sealer, err := crypt.NewPartSealer(http.NoBody, &part, u.obj, key.DEK(), random)
 	if err != nil {
@@ -166,7 +166,7 @@ func (u *Upload) Abort(ctx context.Context) {
 }
 
 // ID is the store's name of it.
-func (u *Upload) ID() string { return u.id }
+func (u *Upload) ID() string { return u.uploadID }
 
 // Numbers are those of the parts that were sent.
 func (u *Upload) Numbers() []int {
@@ -179,7 +179,7 @@ func (u *Upload) Numbers() []int {
 
 // query names the upload, and a part of it unless number is 0.
 func (u *Upload) query(number int) string {
-	query := url.Values{"uploadId": {u.id}}
+	query := url.Values{"uploadId": {u.uploadID}}
 	if number > 0 {
 		query.Set("partNumber", strconv.Itoa(number))
 	}

@@ -98,12 +98,12 @@ func New(cfg Config) *Mover {
 // Move moves the object of a listing's entry.
 func (m *Mover) Move(ctx context.Context, bucket string, e stored.Entry) walk.Result {
 	obj := crypt.Object{Bucket: bucket, Key: e.Key}
-	return inplace.Insist(ctx, e, m.cfg.Away, func(ctx context.Context) (walk.Result, error) { return m.move(ctx, obj) })
+	return inplace.Insist(ctx, e, m.cfg.Away, func(ctx context.Context) (walk.Result, error) { return m.attempt(ctx, obj) })
 }
 
-// move looks at an object and does with it what it takes. All that it supposes of the object is a condition of what it
+// attempt looks at an object and does with it what it takes. All that it supposes of the object is a condition of what it
 // writes, so that it can be called again whatever has happened.
-func (m *Mover) move(ctx context.Context, obj crypt.Object) (walk.Result, error) {
+func (m *Mover) attempt(ctx context.Context, obj crypt.Object) (walk.Result, error) {
 	q := request(obj)
 	seen, err := m.reader.Look(ctx, q)
 	if inplace.Status(err) == http.StatusNotFound {

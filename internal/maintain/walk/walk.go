@@ -107,7 +107,7 @@ func (w *Walk) Run(ctx context.Context, fresh State) error {
 	}
 	todo, before := w.todo(ctx, state), state.Failed
 	state.Failed = nil
-	walkErr := w.run(ctx, &state, before, todo)
+	walkErr := w.doAll(ctx, &state, before, todo)
 	switch {
 	case w.File == "" || w.DryRun:
 		return walkErr
@@ -137,8 +137,8 @@ func (w *Walk) todo(ctx context.Context, state State) iter.Seq2[stored.Entry, er
 	}
 }
 
-// run does what is to be done, which begins with what failed before, and notes it in state.
-func (w *Walk) run(ctx context.Context, state *State, before []string, todo iter.Seq2[stored.Entry, error]) error {
+// doAll does what is to be done, which begins with what failed before, and notes it in state.
+func (w *Walk) doAll(ctx context.Context, state *State, before []string, todo iter.Seq2[stored.Entry, error]) error {
 	saved, row, seen, frozen := w.Now(), 0, 0, false
 	defer func() {
 		if seen < len(before) {
