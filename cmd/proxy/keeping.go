@@ -92,23 +92,35 @@ func (b *backend) tryKeys(ctx context.Context) {
 	for _, duty := range b.duties {
 		go duty(ctx)
 	}
-	together := make(chan struct{}, startTogether)
-	for _, k := range b.cfg.Keys {
-		go func() {
-			together <- struct{}{}
-			err := b.keys.Try(ctx, k.Name)
-			<-together
-			if err != nil {
-				b.observer.broken.Store(k.Name, true)
-				b.log.Error("this key does not work; the others are served", zap.String("kms_key_name", k.Name),
-					zap.String("provider", string(k.Provider)), zap.Error(err))
-				b.openLater(ctx, k)
-				b.tryLater(ctx, k)
-				return
-			}
-			b.log.Info("this key works", zap.String("kms_key_name", k.Name), zap.String("provider", string(k.Provider)))
-		}()
+	go func() {
+		var all errgroup.Group
+		all.SetLimit(startTogether)
+		for _, k := range b.cfg.Keys {
+			all.Go(func() error {
+				b.tryKey(ctx, k)
+				return nil
+			})
+		}
+		_ = all.Wait() // each has said what is wrong with it
+	}()
+}
+
+// tryKey tries a key once, and goes on trying behind the scenes if it does not
+// work.
+func (b *backend) tryKey(ctx context.Context, k config.Key) {
+	log := b.log.With(zap.String("kms_key_name", k.Name), zap.String("provider", string(k.Provider)))
+	err := b.keys.Try(ctx, k.Name)
+	if err == nil {
+		log.Info("this key works")
+		return
 	}
+
+	b.observer.broken.Store(k.Name, true)
+	log.Error("this key does not work; the others are served", zap.Error(err))
+	go func() {
+		b.openLater(ctx, k)
+		b.tryLater(ctx, k)
+	}()
 }
 
 // tryLater tries a key again that was called broken, until it works: by this or
