@@ -290,3 +290,37 @@ func BenchmarkAuditedGet(b *testing.B) {
 		})
 	}
 }
+
+// What reads the log goes by these names, in each record of an S3 request.
+func TestAuditFieldsGolden(t *testing.T) {
+	const fields = "time event result kms_key_name kms_key kms_key_version source client remote request_id operation bucket key"
+	log := newAuditLog(t)
+	p := newProxy(t, log.option)
+	p.put("k", []byte("text"))
+	p.mustGet("k")
+	var got []string
+	for line := range strings.Lines(log.text()) {
+		got = append(got, strings.Join(fieldNames(t, line), " "))
+	}
+	if want := []string{fields, fields}; !slices.Equal(got, want) {
+		t.Errorf("the records have the fields %q, want %q", got, want)
+	}
+}
+
+// fieldNames are the names in a flat JSON object, in their order.
+func fieldNames(t *testing.T, object string) (names []string) {
+	t.Helper()
+	d := json.NewDecoder(strings.NewReader(object))
+	for isName := false; ; isName = !isName {
+		token, err := d.Token()
+		if errors.Is(err, io.EOF) {
+			return names
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if name, ok := token.(string); ok && isName {
+			names = append(names, name)
+		}
+	}
+}
