@@ -96,11 +96,6 @@ type checksumAttribute struct {
 	Type   string `xml:"ChecksumType"`
 }
 
-type xmlText struct {
-	XMLName xml.Name
-	Text    string `xml:",chardata"`
-}
-
 type partAttributes struct {
 	PartsCount           int
 	PartNumberMarker     int

@@ -427,12 +427,3 @@ func (c *call) uploadQuery(more url.Values) url.Values {
 	more.Set("uploadId", c.upload.stored)
 	return more
 }
-
-// unquote takes the quotes off an ETag, in whatever way they are written.
-func unquote(etag string) string { return strings.Trim(html.UnescapeString(etag), `"`) }
-
-func escapeXML(text string) string {
-	var b strings.Builder
-	_ = xml.EscapeText(&b, []byte(text)) // to memory
-	return b.String()
-}

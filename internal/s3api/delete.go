@@ -126,8 +126,6 @@ func withErrors(doc []byte, denied []deletionRefusal) []byte {
 	return out.Bytes()
 }
 
-const namespace = "http://s3.amazonaws.com/doc/2006-03-01/"
-
 // deletion is the Delete document.
 type deletion struct {
 	XMLName xml.Name         `xml:"Delete"`
@@ -141,8 +139,6 @@ type deletionObject struct {
 	VersionID string `xml:"VersionId,omitempty"`
 	ETag      string `xml:"ETag,omitempty"`
 }
-
-type unknownElement struct{ XMLName xml.Name }
 
 // parseDeletion reads the list, and turns its ETags into the store's. It reads
 // as far as it is a good one. An element that is not known could make a deletion

@@ -4,7 +4,6 @@ import (
 	"encoding/xml"
 	"errors"
 	"net/http"
-	"net/url"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
@@ -93,24 +92,4 @@ func (s *Server) setDefault(c *call, keyID string, status int) error {
 	}
 	c.w.WriteHeader(status)
 	return nil
-}
-
-// findBucket makes sure that there is such a bucket.
-func (s *Server) findBucket(c *call) error {
-	path := url.URL{Path: "/" + c.bucket}
-	resp, err := s.send(c, (&http.Request{Method: http.MethodHead, URL: &path, Header: make(http.Header)}).WithContext(c.Context()))
-	if err != nil {
-		return noSuchBucket(c, err)
-	}
-	closeBody(resp)
-	return nil
-}
-
-// noSuchBucket names the store's 404 to a HEAD of a bucket.
-func noSuchBucket(c *call, err error) error {
-	answer := (*Error)(nil)
-	if !errors.As(err, &answer) || answer.Code != notFound {
-		return err
-	}
-	return &Error{Code: "NoSuchBucket", Message: "The specified bucket does not exist.", Details: [][2]string{{"BucketName", c.bucket}}, status: http.StatusNotFound, cause: err}
 }

@@ -19,15 +19,18 @@ func TestUploadIDsGolden(t *testing.T) {
 		"nothing asked for": {keyring.Choice{}, nil, stored},
 		"a key":             {keyring.Choice{KeyID: "arn:aws:kms:eu:1:key/2"}, nil, stored + ".cmek.eyJrZXkiOiJhcm46YXdzOmttczpldToxOmtleS8yIn0"},
 		"a context": {
-			keyring.Choice{Context: map[string]string{"tenant": "acme", "a": "<&>"}}, nil,
+			keyring.Choice{Context: map[string]string{"tenant": "acme", "a": "<&>"}},
+			nil,
 			stored + ".cmek.eyJjb250ZXh0Ijp7ImEiOiJcdTAwM2NcdTAwMjZcdTAwM2UiLCJ0ZW5hbnQiOiJhY21lIn19",
 		},
 		"a customer's key": {
-			keyring.Choice{CustomerKey: make([]byte, 32)}, customer,
+			keyring.Choice{CustomerKey: make([]byte, 32)},
+			customer,
 			stored + ".cmek.eyJzZWFsZWQiOiJBQUVDL2Y3LyJ9",
 		},
 		"all of them": {
-			keyring.Choice{KeyID: "k", Context: map[string]string{"c": "d"}, CustomerKey: make([]byte, 32)}, customer,
+			keyring.Choice{KeyID: "k", Context: map[string]string{"c": "d"}, CustomerKey: make([]byte, 32)},
+			customer,
 			stored + ".cmek.eyJrZXkiOiJrIiwiY29udGV4dCI6eyJjIjoiZCJ9LCJzZWFsZWQiOiJBQUVDL2Y3LyJ9",
 		},
 	} {
