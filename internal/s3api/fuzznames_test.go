@@ -61,7 +61,7 @@ func FuzzLocate(f *testing.F) {
 		if err != nil {
 			t.Skip()
 		}
-		c := &call{Request: r, op: "Unknown"}
+		c := &call{Request: r, logged: logged{op: "Unknown"}}
 		if c.locate("s3.test") != nil {
 			return
 		}

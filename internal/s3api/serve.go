@@ -1,7 +1,3 @@
-// Package s3api is the S3 face of the proxy.
-//
-// routes.go is the table of operations; serve.go is the one place that authenticates, authorizes, limits, recovers,
-// answers errors, logs and counts; put.go and get.go tell the path of an object's bytes. Handlers return errors.
 package s3api
 
 import (
