@@ -42,7 +42,7 @@ func checkACL(h http.Header, body []byte) error {
 		granted = granted || strings.HasPrefix(strings.ToLower(name), grantPrefix)
 	}
 	refusal := checkCanned(h)
-	if canned != "" && !has(cannedACLs, canned) {
+	if canned != "" && !cannedACLs.has(canned) {
 		return refusal
 	}
 	var acl accessControl
@@ -84,7 +84,7 @@ func (s *Server) unlessNoACLs(c *call, fault error) error {
 }
 
 // cannedACLs are all of S3's.
-const cannedACLs = "private public-read public-read-write aws-exec-read authenticated-read bucket-owner-read bucket-owner-full-control log-delivery-write"
+var cannedACLs = setOf("private public-read public-read-write aws-exec-read authenticated-read bucket-owner-read bucket-owner-full-control log-delivery-write")
 
 // checkCanned refuses a canned ACL, unless it lets in nobody who has no credentials of the proxy: they could read
 // ciphertext only.
@@ -92,7 +92,7 @@ func checkCanned(h http.Header) error {
 	switch acl := h.Get(cannedHeader); {
 	case acl == "", acl == "private", acl == "bucket-owner-full-control":
 		return nil
-	case !has(cannedACLs, acl):
+	case !cannedACLs.has(acl):
 		return &Error{Code: "InvalidArgument", Message: "There is no such canned ACL.", Details: [][2]string{{"ArgumentName", "x-amz-acl"}, {"ArgumentValue", acl}}}
 	case h.Get("X-Amz-Object-Ownership") == ownerEnforced: // of a bucket that is to be created
 		return badRequest("InvalidBucketAclWithObjectOwnership", "Bucket cannot have ACLs set with ObjectOwnership's BucketOwnerEnforced setting")
@@ -100,6 +100,9 @@ func checkCanned(h http.Header) error {
 		return notImplemented("The canned ACL " + acl)
 	}
 }
+
+// permissions are all that a grant can give.
+var permissions = setOf("FULL_CONTROL WRITE WRITE_ACP READ READ_ACP")
 
 // accessControl is the AccessControlPolicy document.
 type accessControl struct {
@@ -118,7 +121,7 @@ type accessControl struct {
 // valid reports whether S3 would take the document: it names an owner, and each grant somebody and a permission.
 func (a *accessControl) valid() bool {
 	for _, g := range a.Grants {
-		if !has("FULL_CONTROL WRITE WRITE_ACP READ READ_ACP", g.Permission) {
+		if !permissions.has(g.Permission) {
 			return false
 		}
 		switch g.Grantee.Type {

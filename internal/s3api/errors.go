@@ -93,7 +93,7 @@ var statuses = map[string]int{
 // storeCodes are the codes that S3 and the stores have besides. What is none of
 // all these is counted as otherCode: a label of a metric must have few values,
 // and no store may choose them.
-const storeCodes = "AccessControlListNotSupported AccountProblem AllAccessDisabled BadRequest BucketAlreadyExists " +
+var storeCodes = setOf("AccessControlListNotSupported AccountProblem AllAccessDisabled BadRequest BucketAlreadyExists " +
 	"BucketAlreadyOwnedByYou BucketNotEmpty ConditionalRequestConflict CORSConfigurationNotFoundError " +
 	"InsufficientStorage InvalidBucketState InvalidLocationConstraint IllegalLocationConstraintException " +
 	"InvalidObjectState InvalidPolicyDocument InvalidStorageClass InvalidTag InvalidTagError MalformedACLError " +
@@ -102,14 +102,14 @@ const storeCodes = "AccessControlListNotSupported AccountProblem AllAccessDisabl
 	"NoSuchPublicAccessBlockConfiguration NoSuchTagSet NoSuchTagSetError NoSuchVersion NoSuchWebsiteConfiguration " +
 	"ObjectLockConfigurationNotFoundError ObjectNotInActiveTierError OperationAborted " +
 	"OwnershipControlsNotFoundError PreconditionFailed ReplicationConfigurationNotFoundError " +
-	"RestoreAlreadyInProgress TooManyBuckets UserKeyMustBeSpecified NotFound"
+	"RestoreAlreadyInProgress TooManyBuckets UserKeyMustBeSpecified NotFound")
 
 const otherCode = "Other"
 
 // countedCode is the code of an error as metrics have it; "" for none.
 func countedCode(code string) string {
 	_, own := statuses[code]
-	if code == "" || own || has(storeCodes, code) || originFaults[code] || transferFaults[code] {
+	if code == "" || own || storeCodes.has(code) || originFaults[code] || transferFaults[code] {
 		return code
 	}
 	return otherCode

@@ -107,7 +107,7 @@ func (s *Server) reading(c *call) (stored.Request, error) {
 		Range: stored.ParseRange(c.Header.Get("Range")), Plaintext: s.admitPlaintext(c, c.object()),
 	}
 	for name, values := range c.query {
-		if has(overrides, name) {
+		if overrideNames.has(name) {
 			q.Query[name] = values
 		}
 	}

@@ -35,7 +35,7 @@ var forwardedHeaders = append(slices.Clone(metadataHeaders),
 var metadataHeaders = []string{"Cache-Control", "Content-Disposition", "Content-Encoding", "Content-Language", "Content-Type", "Expires"}
 
 // ownHeaders are those that the proxy answers to itself.
-const ownHeaders = sseHeaders + " " + customerHeaders + " " + copyHeaders + " x-amz-checksum-mode x-amz-metadata-directive x-amz-tagging-directive " + sizeCondition
+var ownHeaders = setOf(sseHeaders + " " + customerHeaders + " " + copyHeaders + " x-amz-checksum-mode x-amz-metadata-directive x-amz-tagging-directive " + sizeCondition)
 
 // conditionHeaders hold entity tags, which differ between client and store.
 var conditionHeaders = []string{"If-Match", "If-None-Match", "If-Range"}
@@ -55,7 +55,7 @@ func (c *call) requestHeader() http.Header {
 	}
 	for name, values := range c.Header {
 		lower := strings.ToLower(name)
-		if has(c.route.headers, lower) && !has(ownHeaders, lower) {
+		if c.route.headerNames.has(lower) && !ownHeaders.has(lower) {
 			h[name] = values
 		}
 	}

@@ -10,9 +10,9 @@ import (
 // idParameters are the query parameters that hold ids of the store's, and
 // listParameters those that hold prefixes and markers. A test makes sure that
 // each parameter of a route is one of them, or holds no name.
-const (
-	idParameters   = "uploadId upload-id-marker versionId version-id-marker id annotationName"
-	listParameters = "prefix marker start-after key-marker continuation-token"
+var (
+	idParameters   = setOf("uploadId upload-id-marker versionId version-id-marker id annotationName")
+	listParameters = setOf("prefix marker start-after key-marker continuation-token")
 )
 
 // judgeNames refuses a request before the store sees it if its path or a
@@ -33,11 +33,11 @@ func (s *Server) judgeNames(c *call) error {
 	for name, values := range c.query {
 		for _, value := range values {
 			switch {
-			case has(idParameters, name):
+			case idParameters.has(name):
 				if err := keyname.CheckID(value); err != nil {
 					return invalidID(name, value, err)
 				}
-			case has(listParameters, name):
+			case listParameters.has(name):
 				if err := s.KeyNames.Check(value, keyname.Listed); err != nil {
 					return invalidName(name, value, err)
 				}

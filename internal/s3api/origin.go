@@ -14,7 +14,7 @@ import (
 func (c *call) originQuery() url.Values {
 	query := make(url.Values)
 	for name, values := range c.query {
-		if c.route.allowsQuery(name) && !has(signatureQuery, name) && (len(name) < 2 || name[:2] != "x-") {
+		if c.route.allowsQuery(name) && !signatureNames.has(name) && (len(name) < 2 || name[:2] != "x-") {
 			query[name] = values
 		}
 	}

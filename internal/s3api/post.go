@@ -121,7 +121,7 @@ func (c *call) discard(f *form) {
 }
 
 // signing are the fields that say who signed the form, and nothing of the object.
-const signing = "policy x-amz-signature x-amz-algorithm x-amz-credential x-amz-date"
+var signing = setOf("policy x-amz-signature x-amz-algorithm x-amz-credential x-amz-date")
 
 // fill puts in what the form leaves open, as S3 does before it looks at the policy: the file's name, and the bucket.
 func (f *form) fill(bucket string) error {
@@ -130,7 +130,7 @@ func (f *form) fill(bucket string) error {
 	}
 	filename := f.filename[strings.LastIndexAny(f.filename, `/\`)+1:]
 	for name, value := range f.fields {
-		if !has(signing, name) {
+		if !signing.has(name) {
 			f.fields[name] = strings.ReplaceAll(value, "${filename}", filename)
 		}
 	}
@@ -161,7 +161,7 @@ func (f *form) header() (http.Header, error) {
 	h := make(http.Header)
 	for field, value := range f.fields {
 		name, ok := formHeaders[field]
-		if !ok && strings.HasPrefix(field, "x-amz-") && !has(signing, field) {
+		if !ok && strings.HasPrefix(field, "x-amz-") && !signing.has(field) {
 			name, ok = field, true
 		}
 		switch {

@@ -95,7 +95,7 @@ func (c *call) takeHoisted() error {
 	}
 	c.Header = c.Header.Clone()
 	for name, values := range c.query {
-		if has(signatureQuery, name) || !c.route.allowsHeader(strings.ToLower(name)) || has(customerHeaders, strings.ToLower(name)) { // no key in a URL
+		if signatureNames.has(name) || !c.route.allowsHeader(strings.ToLower(name)) || customerNames.has(strings.ToLower(name)) { // no key in a URL
 			continue
 		}
 		if !httpguts.ValidHeaderFieldName(name) || slices.ContainsFunc(values, func(v string) bool { return !httpguts.ValidHeaderFieldValue(v) }) {
@@ -133,7 +133,7 @@ func (c *call) checkNames() error {
 			return badRequest("InvalidArgument", "The header "+name+" occurs more than once.")
 		}
 	}
-	if has(c.route.headers, grantPrefix) { // the operation is about ACLs, and judges them by itself
+	if c.route.flags&checksACL != 0 {
 		return nil
 	}
 	return checkCanned(c.Header)

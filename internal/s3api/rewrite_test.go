@@ -123,7 +123,7 @@ func FuzzHoisting(f *testing.F) {
 				continue
 			}
 			lower := strings.ToLower(parameter)
-			if !c.route.allowsHeader(lower) || has(customerHeaders, lower) || has(signatureQuery, parameter) {
+			if !c.route.allowsHeader(lower) || customerNames.has(lower) || signatureNames.has(parameter) {
 				t.Fatalf("%q became a header", parameter)
 			}
 			if got := c.Header.Values(parameter); !slices.Equal(got, values) {

@@ -151,7 +151,7 @@ func (s *Server) handle(c *call) error {
 		return err
 	}
 	s.answerOrigins(c)
-	if row != nil && row.action == anyone {
+	if row != nil && row.scope == unsigned {
 		if err := s.enter(c, s.unsigned, ""); err != nil {
 			return err
 		}
@@ -189,7 +189,7 @@ func (s *Server) handle(c *call) error {
 
 // admit authenticates the call, and gives it a slot of its client's.
 func (s *Server) admit(c *call) error {
-	if c.route == nil || c.route.op != "PostObject" {
+	if c.route == nil || c.route.flags&signedByForm == 0 {
 		if err := s.authenticate(c); err != nil { // arithmetic, for which nobody is waited for
 			return err
 		}

@@ -92,7 +92,7 @@ const starving = 2 * time.Second
 // store has lost patience with an upload for which the proxy waits itself.
 func (u *upload) clientTimeout(err error) error {
 	began := u.waiting.Load()
-	if began == nil || u.c.Header.Get("X-Amz-Copy-Source") != "" || time.Since(*began) < starving || !errors.Is(err, errTransfer) {
+	if began == nil || u.c.route.flags&readsSource != 0 || time.Since(*began) < starving || !errors.Is(err, errTransfer) {
 		return err
 	}
 	return errors.Join(errIdle, errors.New(err.Error())) // no longer the store's, which comes first
