@@ -56,7 +56,7 @@ func checkACL(h http.Header, body []byte) error {
 	case len(body) == 0 && canned == "" && !granted:
 		return badRequest("MissingSecurityHeader", "Your request was missing a required header.")
 	case granted, len(body) > 0 && !acl.private():
-		return notImplemented("An ACL that grants anything to others than the owner")
+		return notImplemented("An ACL that grants anything to others than the owner", ownerOnly)
 	default:
 		return refusal
 	}
@@ -83,6 +83,9 @@ func (s *Server) unlessNoACLs(c *call, fault error) error {
 	return fault
 }
 
+// ownerOnly is why no other ACL is taken.
+const ownerOnly = "others would come past the proxy, and read ciphertext"
+
 // cannedACLs are all of S3's.
 var cannedACLs = setOf("private public-read public-read-write aws-exec-read authenticated-read bucket-owner-read bucket-owner-full-control log-delivery-write")
 
@@ -97,7 +100,7 @@ func checkCanned(h http.Header) error {
 	case h.Get("X-Amz-Object-Ownership") == ownerEnforced: // of a bucket that is to be created
 		return badRequest("InvalidBucketAclWithObjectOwnership", "Bucket cannot have ACLs set with ObjectOwnership's BucketOwnerEnforced setting")
 	default:
-		return notImplemented("The canned ACL " + acl)
+		return notImplemented("The canned ACL "+acl, ownerOnly)
 	}
 }
 

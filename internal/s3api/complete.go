@@ -105,7 +105,7 @@ func parseCompletion(body []byte) (*completion, error) {
 		case err != nil:
 			return nil, malformedXML(err)
 		case name != "Part":
-			return nil, notImplemented("The element " + name + " of " + root)
+			return nil, notImplemented("The element "+name+" of "+root, couldMatter)
 		case len(list.Parts) == crypt.MaxPartNumber:
 			return nil, malformedXML(nil)
 		}
@@ -139,7 +139,7 @@ func parseCompletionPart(doc *xmlBody) (completionPart, error) {
 		case err != nil:
 			return part, malformedXML(err)
 		case algorithm == nil && name != "PartNumber" && name != "ETag" && name != "Size" && name != "LastModified":
-			return part, notImplemented("The element " + name + " of CompleteMultipartUpload")
+			return part, notImplemented("The element "+name+" of CompleteMultipartUpload", couldMatter)
 		}
 		text, err := doc.text()
 		if err == nil {

@@ -39,7 +39,7 @@ func (s *Server) copyObject(c *call) error {
 		return s.unlessNoBucket(c, err)
 	}
 	if q.Range != nil {
-		return notImplemented("The header x-amz-copy-source-range of CopyObject")
+		return notImplemented("The header x-amz-copy-source-range of CopyObject", couldMatter)
 	}
 	if err := c.checkSelfCopy(q); err != nil {
 		return err

@@ -164,7 +164,7 @@ func parseDeletion(body []byte) (*deletion, error) {
 		case name == "Object", name == "Quiet":
 			err = malformedXML(errors.New("too many elements " + name))
 		default:
-			err = notImplemented("The element " + name + " of DeleteObjects")
+			err = notImplemented("The element "+name+" of DeleteObjects", couldMatter)
 		}
 		if err != nil {
 			return nil, err
@@ -203,7 +203,7 @@ func (d *deletion) add(list *xmlBody) error {
 		}
 		field := fields[name]
 		if field == nil {
-			return notImplemented("The element " + name + " of DeleteObjects")
+			return notImplemented("The element "+name+" of DeleteObjects", couldMatter)
 		}
 		if *field != "" { // two readers could disagree about which one counts
 			return malformedXML(errors.New("the element " + name + " occurs twice"))

@@ -62,7 +62,7 @@ func (s *Server) putBucketEncryption(c *call) error {
 	}
 	for _, e := range doc.Rules[0].Unknown {
 		if e.XMLName.Local != "BucketKeyEnabled" { // the rule's dek_reuse decides, and GetBucketEncryption tells
-			return notImplemented("The element " + e.XMLName.Local + " of PutBucketEncryption")
+			return notImplemented("The element "+e.XMLName.Local+" of PutBucketEncryption", couldMatter)
 		}
 	}
 	wanted := doc.Rules[0].Default
@@ -85,7 +85,8 @@ func (s *Server) deleteBucketEncryption(c *call) error {
 
 func (s *Server) setDefault(c *call, keyID string, status int) error {
 	if !s.Keys.HasDefaults() {
-		return notImplemented("Choosing a bucket's KMS key, which is for the proxy's configuration (encryption.rules, or encryption.bucket_defaults_file),")
+		return notImplemented("A choice of a bucket's KMS key",
+			"the proxy's configuration chooses it, with encryption.rules or encryption.bucket_defaults_file")
 	}
 	if err := s.Keys.SetDefault(c.bucket, c.client.Name, keyID); err != nil {
 		return err

@@ -146,9 +146,14 @@ func invalidArgument(message, name, value string) *Error {
 	return &Error{Code: "InvalidArgument", Message: message, Details: [][2]string{{"ArgumentName", name}, {"ArgumentValue", value}}}
 }
 
-func notImplemented(what string) *Error {
-	return &Error{Code: "NotImplemented", Message: what + " is not implemented by this proxy, and refused because it could change what the request means."}
+// notImplemented refuses something that S3 may know. what begins a sentence of
+// its message, and why ends it.
+func notImplemented(what, why string) *Error {
+	return &Error{Code: "NotImplemented", Message: what + " is not implemented by this proxy: " + why + "."}
 }
+
+// couldMatter is why a name that the proxy does not know is refused.
+const couldMatter = "it could change what the request means"
 
 // asError turns whatever a handler returned into the answer for the client.
 func asError(ctx context.Context, err error) *Error {

@@ -53,7 +53,7 @@ func (s *Server) authenticateForm(c *call) error {
 	}
 	for name := range c.Header { // nothing signs them
 		if name = strings.ToLower(name); strings.HasPrefix(name, "x-amz-") && name != "x-amz-user-agent" {
-			return notImplemented("The header " + name + " of a form upload")
+			return notImplemented("The header "+name+" of a form upload", couldMatter)
 		}
 	}
 	f, err := readForm(c.Body, c.Header.Get("Content-Type"), c.ContentLength)

@@ -161,7 +161,7 @@ func (s *Server) handle(c *call) error {
 		return err
 	}
 	if row == nil {
-		return notImplemented("The operation " + c.Method + " on " + c.resource())
+		return notImplemented("The operation "+c.Method+" on "+c.resource(), "it is not one of the operations that the proxy knows")
 	}
 	if err := c.takeHoisted(); err != nil { // before it is judged: a header may ask for more than the operation
 		return err
@@ -170,7 +170,7 @@ func (s *Server) handle(c *call) error {
 		return err
 	}
 	if row.policy == refuse {
-		return &Error{Code: "NotImplemented", Message: row.op + " is not implemented by this proxy: " + notes[row.op]}
+		return notImplemented(row.op, notes[row.op])
 	}
 	if err := c.checkNames(); err != nil {
 		return err
