@@ -23,7 +23,7 @@ func (s *Server) getObjectAttributes(c *call) error {
 	for _, name := range []string{"X-Amz-Object-Attributes", "X-Amz-Max-Parts", "X-Amz-Part-Number-Marker"} {
 		q.Header.Del(name)
 	}
-	o, err := s.objects.Head(c.Context(), q)
+	o, err := c.reader.Head(c.Context(), q)
 	if err != nil {
 		return err
 	}
@@ -34,7 +34,7 @@ func (s *Server) getObjectAttributes(c *call) error {
 		return err
 	}
 	if o.CustomerKey || wanted["ObjectSize"] || wanted["ObjectParts"] {
-		if err := s.objects.Prove(c.Context(), q, o); err != nil {
+		if err := c.reader.Prove(c.Context(), q, o); err != nil {
 			return err
 		}
 	}
@@ -51,7 +51,7 @@ func (s *Server) getObjectAttributes(c *call) error {
 		}
 	}
 	if wanted["ObjectParts"] {
-		layout, err := s.objects.Layout(c.Context(), q, o)
+		layout, err := c.reader.Layout(c.Context(), q, o)
 		if err != nil {
 			return err
 		}
@@ -60,7 +60,7 @@ func (s *Server) getObjectAttributes(c *call) error {
 		}
 	}
 	if wanted["Checksum"] && !o.Plaintext {
-		if err := s.objects.Survey(c.Context(), q, o); err != nil { // the checksum is in the record
+		if err := c.reader.Survey(c.Context(), q, o); err != nil { // the checksum is in the record
 			return err
 		}
 		sum, err := o.Checksum(c.Context())

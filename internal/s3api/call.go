@@ -11,6 +11,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/access"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
+	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
 // call is one S3 request while it is served. Its fields stand in groups, by the
@@ -35,6 +36,8 @@ type call struct {
 	// Who asks: authorize.go, post.go.
 	auth   *sigv4.Auth
 	client *access.Client
+
+	reader stored.Reader // of the store's objects, for this call: get.go
 
 	// The body: openBody in request.go.
 	payload io.Reader // framing removed, signature and checksums verified before io.EOF
@@ -70,6 +73,7 @@ func newCall(s *Server, w http.ResponseWriter, r *http.Request, cancel context.C
 	c.id, c.op, c.start = newRequestID(), "Unknown", s.Now()
 	c.idle = newIdle(s.IdleTimeout, http.NewResponseController(w), s.Now)
 	c.w = &response{ResponseWriter: w, idle: c.idle}
+	c.reader = s.newReader(c)
 	return c
 }
 

@@ -384,7 +384,7 @@ func (c *call) answerCompleted(header http.Header, body []byte, sum objectChecks
 // itself says which upload it came from.
 func (s *Server) completedBefore(c *call, body []byte, gone *Error) error {
 	q := stored.Request{Object: c.object(), Plaintext: func() error { return gone }}
-	o, err := s.objects.Head(c.Context(), q)
+	o, err := c.reader.Head(c.Context(), q)
 	if err != nil {
 		return gone
 	}
@@ -396,7 +396,7 @@ func (s *Server) completedBefore(c *call, body []byte, gone *Error) error {
 	for _, p := range list.Parts {
 		numbers = append(numbers, p.PartNumber)
 	}
-	if err := s.objects.Survey(c.Context(), q, o); err != nil || !o.MadeBy(c.upload.stored, numbers) {
+	if err := c.reader.Survey(c.Context(), q, o); err != nil || !o.MadeBy(c.upload.stored, numbers) {
 		return gone
 	}
 	doc, err := xml.Marshal(struct {

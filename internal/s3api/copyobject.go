@@ -91,9 +91,9 @@ func (c *call) checkSelfCopy(q stored.Request) error {
 
 // lookAtSource finds out what the source is, if the conditions on it hold.
 func (s *Server) lookAtSource(c *call, q stored.Request) (*stored.Seen, error) {
-	seen, err := s.objects.Look(c.Context(), q)
+	seen, err := c.reader.Look(c.Context(), q)
 	if answer := (*Error)(nil); errors.As(err, &answer) && (answer.Code == notFound || answer.Code == "InvalidRequest") {
-		o, named := s.objects.Get(c.Context(), q) // whose answer says what is missing or wrong, and is about the source
+		o, named := c.reader.Get(c.Context(), q) // whose answer says what is missing or wrong, and is about the source
 		if named == nil {
 			o.Close()
 		}
@@ -157,7 +157,7 @@ func (s *Server) readEnds(c *call, q stored.Request, size int64) error {
 		if size > 0 {
 			q.Range = stored.Bytes(at, 1)
 		}
-		o, err := s.objects.Get(c.Context(), q)
+		o, err := c.reader.Get(c.Context(), q)
 		if err != nil {
 			return err
 		}
@@ -219,7 +219,7 @@ func copySourceHeader(src crypt.Object, version string) string {
 func (s *Server) only(c *call, q stored.Request, a *checksum.Algorithm, sums map[crypt.ChecksumID][]byte) (map[crypt.ChecksumID][]byte, error) {
 	digest, ok := sums[a.ID]
 	if !ok {
-		source, err := s.objects.Get(c.Context(), q)
+		source, err := c.reader.Get(c.Context(), q)
 		if err != nil {
 			return nil, err
 		}
@@ -254,7 +254,7 @@ func (s *Server) sendCopy(c *call, header http.Header) (http.Header, []byte, err
 // copyAnew reads the source, and encrypts it as an object that is put whole.
 func (s *Server) copyAnew(c *call, q stored.Request, choice keyring.Choice, wanted *checksum.Algorithm) error {
 	c.reseals = true
-	source, err := s.objects.Get(c.Context(), q)
+	source, err := c.reader.Get(c.Context(), q)
 	if err != nil {
 		return err
 	}
@@ -308,7 +308,7 @@ func (s *Server) sealWith(c *call, q stored.Request, lease *keyring.DataKey, a *
 
 // sealAgain is sealCopy of a source that is read once more.
 func (s *Server) sealAgain(c *call, q stored.Request, lease *keyring.DataKey, sums map[crypt.ChecksumID][]byte) (http.Header, error) {
-	source, err := s.objects.Get(c.Context(), q)
+	source, err := c.reader.Get(c.Context(), q)
 	if err != nil {
 		return nil, err
 	}
@@ -355,7 +355,7 @@ func (s *Server) copiedAnewHeader(c *call, q stored.Request, source *stored.Obje
 	if err != nil || c.replaces("Tagging") {
 		return header, err
 	}
-	tags, err := s.objects.Tags(c.Context(), q)
+	tags, err := c.reader.Tags(c.Context(), q)
 	if tags != "" {
 		header.Set("X-Amz-Tagging", tags)
 	}

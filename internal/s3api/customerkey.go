@@ -121,7 +121,7 @@ func (s *Server) proveCustomerKey(c *call, q stored.Request, o *stored.Object) e
 	if err := c.checkCustomerKey(o); err != nil || !o.CustomerKey {
 		return err
 	}
-	return s.objects.Prove(c.Context(), q, o)
+	return c.reader.Prove(c.Context(), q, o)
 }
 
 // sayCustomerKey tells the client that its own key protects the object.

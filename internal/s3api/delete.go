@@ -40,7 +40,7 @@ func (s *Server) deleteObject(c *call) error {
 	for name := range strings.FieldsSeq(c.route.headers) {
 		q.Header.Del(name)
 	}
-	o, err := s.objects.Head(c.Context(), q)
+	o, err := c.reader.Head(c.Context(), q)
 	if err != nil {
 		return err
 	}

@@ -22,7 +22,7 @@ func (s *Server) getObject(c *call) error {
 	if err != nil {
 		return err
 	}
-	o, err := s.objects.Get(c.Context(), q)
+	o, err := c.reader.Get(c.Context(), q)
 	if err != nil {
 		return err
 	}
@@ -59,7 +59,7 @@ func (s *Server) headObject(c *call) error {
 	if err != nil {
 		return err
 	}
-	o, err := s.objects.Head(c.Context(), q)
+	o, err := c.reader.Head(c.Context(), q)
 	if err != nil {
 		return err
 	}
@@ -75,7 +75,7 @@ func (s *Server) headObject(c *call) error {
 	if c.wantsChecksum() {
 		// The checksum of an object in parts is in its record. A GET does not look for it: every SDK asks for checksums
 		// by default, and a GET is one request to the store.
-		if err := s.objects.Survey(c.Context(), q, o); err != nil {
+		if err := c.reader.Survey(c.Context(), q, o); err != nil {
 			return err
 		}
 	}
@@ -89,9 +89,9 @@ func (s *Server) proveHead(c *call, q stored.Request, o *stored.Object) error {
 	case o.CustomerKey: // done already
 		return nil
 	case s.VerifyHead:
-		return s.objects.Prove(c.Context(), q, o)
+		return c.reader.Prove(c.Context(), q, o)
 	}
-	return s.objects.ProveCached(o, func(keyID string, wrapped []byte) (stored.Lease, error) {
+	return c.reader.ProveCached(o, func(keyID string, wrapped []byte) (stored.Lease, error) {
 		lease, err := s.Keys.OpenCached(c.Context(), q.Object, keyID, wrapped)
 		if err != nil {
 			return nil, err // and not a nil *Lease in an interface
@@ -186,13 +186,20 @@ func (s *Server) sayChecksum(c *call, o *stored.Object) error {
 	return nil
 }
 
-// requestCall finds the call that a request to the store is made for.
-func requestCall(ctx context.Context) *call {
-	c, ok := ctx.Value(callKey{}).(*call)
-	if !ok {
-		panic("s3api: a request to the store outside of a call")
+// newReader returns what reads objects of the store for a call.
+func (s *Server) newReader(c *call) stored.Reader {
+	return stored.Reader{
+		Send: func(r *http.Request) (*http.Response, error) { return s.send(c, r) },
+		Open: func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
+			lease, err := s.openKey(ctx, c, obj, keyID, wrapped)
+			if err != nil {
+				return nil, err // and not a nil *Lease in an interface
+			}
+			return lease, nil
+		},
+		Cache:   s.layouts,
+		OpenEnd: s.UniformParts,
 	}
-	return c
 }
 
 // readError names the errors of reading in S3's words. ok is false for any other.

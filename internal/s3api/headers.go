@@ -54,6 +54,9 @@ func (c *call) requestHeader() http.Header {
 		}
 	}
 	for name, values := range c.Header {
+		if !isAmz(name) { // no row names another
+			continue
+		}
 		lower := strings.ToLower(name)
 		if c.route.headerNames.has(lower) && !ownHeaders.has(lower) {
 			h[name] = values

@@ -82,7 +82,7 @@ func (s *Server) sizeOf(c *call, e listed) (string, error) {
 	if err != nil {
 		return e.size, nil //nolint:nilerr // what has no size is shown as it came
 	}
-	size, err := s.objects.Size(c.Context(), stored.Request{Object: e.object, Version: e.version}, `"`+e.etag+`"`, n)
+	size, err := c.reader.Size(c.Context(), stored.Request{Object: e.object, Version: e.version}, `"`+e.etag+`"`, n)
 	if err != nil {
 		if answer := asError(c.Context(), err); answer.Status() == http.StatusNotFound || answer.Code == "ObjectIntegrityError" {
 			return e.size, nil

@@ -28,7 +28,7 @@ func (s *Server) uploadPartCopy(c *call) error {
 
 func (s *Server) copyPart(c *call, q stored.Request) error {
 	c.reseals = true
-	source, err := s.objects.Get(c.Context(), q)
+	source, err := c.reader.Get(c.Context(), q)
 	if outside := (*stored.RangeError)(nil); errors.As(err, &outside) {
 		return invalidSourceRange(outside.Size)
 	}

@@ -121,8 +121,11 @@ func (c *call) checkNames() error {
 		}
 	}
 	for name, values := range c.Header {
+		if !isAmz(name) && len(values) == 1 {
+			continue
+		}
 		name = strings.ToLower(name)
-		if strings.HasPrefix(name, "x-amz-") && !c.route.allowsHeader(name) {
+		if isAmz(name) && !c.route.allowsHeader(name) {
 			if strings.HasPrefix(name, strings.ToLower(checksumPrefix)) {
 				return badRequest("InvalidRequest", "The algorithm type you specified in x-amz-checksum- header is invalid.")
 			}
@@ -137,6 +140,12 @@ func (c *call) checkNames() error {
 		return nil
 	}
 	return checkCanned(c.Header)
+}
+
+// isAmz reports whether a header is one of S3's own.
+func isAmz(name string) bool {
+	const prefix = "x-amz-"
+	return len(name) >= len(prefix) && strings.EqualFold(name[:len(prefix)], prefix)
 }
 
 // repeatable reports whether all values of a header, given in lower case, are looked at wherever it is used.

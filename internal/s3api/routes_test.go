@@ -29,6 +29,11 @@ func TestEveryOperationHasAScope(t *testing.T) {
 			if (row.scope == unsigned) != (row.action == anyone) {
 				t.Errorf("the scope is %q, and the action %q", row.scope, row.action)
 			}
+			for name := range row.headerNames.exact {
+				if !isAmz(name) {
+					t.Errorf("it names the header %s, and only x-amz- ones are looked at", name)
+				}
+			}
 			if row.scope == byPrefix && (row.action != access.List || !row.allowsQuery("prefix")) {
 				t.Errorf("it is granted by prefix, and does %q with the parameters %q", row.action, row.query)
 			}

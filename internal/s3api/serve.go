@@ -16,7 +16,6 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/cmekproxy/cmekproxy/internal/access"
-	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/keyname"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/metrics"
@@ -53,7 +52,7 @@ type Config struct {
 type Server struct {
 	Config
 	matcher matcher
-	objects *stored.Reader
+	layouts *stored.Cache // of objects, for the reader of each call
 	uploads *uploadKeys
 
 	fast, slow, unsigned *pool
@@ -66,22 +65,11 @@ func New(cfg Config) *Server {
 	s := &Server{
 		Config:  cfg,
 		matcher: newMatcher(),
+		layouts: stored.NewCache(),
 		uploads: newUploadKeys(),
 		check:   CheckAnswer,
 	}
 	s.pools()
-	s.objects = &stored.Reader{
-		Send: func(r *http.Request) (*http.Response, error) { return s.send(requestCall(r.Context()), r) },
-		Open: func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
-			lease, err := s.openKey(ctx, requestCall(ctx), obj, keyID, wrapped)
-			if err != nil {
-				return nil, err // and not a nil *Lease in an interface
-			}
-			return lease, nil
-		},
-		Cache:   stored.NewCache(),
-		OpenEnd: cfg.UniformParts,
-	}
 	return s
 }
 
