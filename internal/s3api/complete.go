@@ -27,7 +27,7 @@ func (s *Server) completeMultipartUpload(c *call) error {
 	if err != nil {
 		return err
 	}
-	said, err := saidOfObject(c.Header)
+	said, err := saidSumOf(c.Header)
 	if err != nil {
 		return err
 	}
@@ -54,7 +54,7 @@ func (s *Server) completeMultipartUpload(c *call) error {
 	if err := checkObjectSize(c.Header, layout.Size()); err != nil {
 		return err
 	}
-	sum, err := list.checksum(said, layout, created, func(etag string) (partSum, bool) { return s.uploads.partSum(c.upload.stored, etag) })
+	sum, err := list.checksum(said, layout, created, func(etag string) (objectSum, bool) { return s.uploads.partSum(c.upload.stored, etag) })
 	if err != nil {
 		return err
 	}
@@ -74,14 +74,9 @@ type completion struct {
 type completionPart struct {
 	PartNumber int
 	ETag       string
-	sums       []completionSum // mostly one or none
+	sums       []saidSum // mostly one or none
 
 	stored string // the store's checksum of the part, of ciphertext; "" if it has none
-}
-
-type completionSum struct {
-	algorithm *checksum.Algorithm
-	text      string
 }
 
 // noNumber is the PartNumber of a part that has none.
@@ -166,7 +161,7 @@ func (p *completionPart) set(name string, algorithm *checksum.Algorithm, text st
 	case name == "ETag":
 		p.ETag = text
 	case algorithm != nil && text != "":
-		p.sums = append(p.sums, completionSum{algorithm, text})
+		p.sums = append(p.sums, saidSum{algorithm: algorithm, text: text})
 	}
 	return err
 }
@@ -257,7 +252,7 @@ func checkObjectSize(h http.Header, size int64) error {
 
 // end makes sure that the object's end will be recognised as such, and adds the part that is appended for that to the
 // list.
-func (s *Server) end(c *call, list *completion, layout crypt.Layout, have map[int]listedPart, sum objectChecksum) error {
+func (s *Server) end(c *call, list *completion, layout crypt.Layout, have map[int]listedPart, sum objectSum) error {
 	last := have[list.Parts[len(list.Parts)-1].PartNumber]
 	if crypt.IsFinal(last.number, last.size) {
 		if layout.Contiguous() {
@@ -314,7 +309,7 @@ type committedPart struct {
 }
 
 // commit has the store complete the upload.
-func (s *Server) commit(c *call, list *completion, sum objectChecksum) error {
+func (s *Server) commit(c *call, list *completion, sum objectSum) error {
 	out := committed{Xmlns: namespace}
 	for _, p := range list.Parts {
 		out.Parts = append(out.Parts, committedPart{PartNumber: p.PartNumber, ETag: `"` + p.ETag + `"`, CRC32: p.stored})
@@ -371,7 +366,7 @@ func lateError(body []byte) *Error {
 }
 
 // answerCompleted answers with the store's document, in the client's terms.
-func (c *call) answerCompleted(header http.Header, body []byte, sum objectChecksum, keyID string) error {
+func (c *call) answerCompleted(header http.Header, body []byte, sum objectSum, keyID string) error {
 	body = replace(withoutChecksums(body), "Location", func(string) string { return escapeXML(c.ownURL()) })
 	body = replace(body, "ETag", showETagXML)
 	body = appendTo(body, "CompleteMultipartUploadResult", sum.xml())
@@ -410,7 +405,7 @@ func (s *Server) completedBefore(c *call, body []byte, gone *Error) error {
 	if version := o.Header.Get("X-Amz-Version-Id"); version != "" {
 		header.Set("X-Amz-Version-Id", version)
 	}
-	return c.answerCompleted(header, append([]byte(xml.Header), doc...), objectChecksum{}, o.KeyID)
+	return c.answerCompleted(header, append([]byte(xml.Header), doc...), objectSum{}, o.KeyID)
 }
 
 // ownURL is the object's address at the proxy.

@@ -159,7 +159,7 @@ func FuzzCompletion(f *testing.F) {
 			}
 			last = p.PartNumber
 		}
-		if _, _, err := list.digests(objectChecksum{}, func(string) (partSum, bool) { return partSum{}, false }); err == nil && len(list.Parts) == 0 {
+		if _, _, err := list.digests(objectSum{}, func(string) (objectSum, bool) { return objectSum{}, false }); err == nil && len(list.Parts) == 0 {
 			t.Fatal("an empty list")
 		}
 	})
