@@ -48,7 +48,7 @@ func (c *call) authorize() error {
 		return accessDenied(fmt.Errorf("client %q has no grant to %s %q", c.client.Name, c.route.action, c.resource()))
 	case c.wantsBypass() && !c.mayBypass():
 		return accessDenied(fmt.Errorf("client %q has no grant to %s %q, and wants to bypass a retention", c.client.Name, access.Admin, c.resource()))
-	case locks(c.Header.Get(lockModeHeader)) && !c.mayLock():
+	case isCompliance(c.Header.Get(lockModeHeader)) && !c.mayLock():
 		return accessDenied(fmt.Errorf("client %q has no grant to %s %q", c.client.Name, access.Lock, c.resource()))
 	case c.client.Anonymous && c.overridesHeaders(): // as S3: a link that anybody can make must not choose what a browser does with the answer
 		return badRequest("InvalidRequest", "Request specific response headers cannot be used for anonymous GET requests.")

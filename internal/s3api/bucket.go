@@ -23,11 +23,11 @@ func noSuchBucket(c *call, err error) error {
 	if !errors.As(err, &answer) || answer.Code != notFound {
 		return err
 	}
-	return &Error{Code: "NoSuchBucket", Message: "The specified bucket does not exist.", Details: [][2]string{{"BucketName", c.bucket}}, status: http.StatusNotFound, cause: err}
+	return &Error{Code: "NoSuchBucket", Message: "The specified bucket does not exist.", Details: [][2]string{{"BucketName", c.bucket}}, httpStatus: http.StatusNotFound, cause: err}
 }
 
-// named gives an error its name that came as the answer to a HEAD, which has none, where the client has not sent a HEAD.
-func (s *Server) named(c *call, err error) error {
+// nameNotFound gives an error its name that came as the answer to a HEAD, which has none, where the client has not sent a HEAD.
+func (s *Server) nameNotFound(c *call, err error) error {
 	answer := (*Error)(nil)
 	if c.Method == http.MethodHead || !errors.As(err, &answer) || answer.Code != notFound {
 		return err
@@ -36,7 +36,7 @@ func (s *Server) named(c *call, err error) error {
 	resp, failure := s.send(c, (&http.Request{Method: http.MethodHead, URL: &path, Header: make(http.Header)}).WithContext(c.Context()))
 	if failure == nil {
 		closeBody(resp)
-		return &Error{Code: "NoSuchKey", Message: "The specified key does not exist.", Details: [][2]string{{"Key", c.key}}, Header: answer.Header, status: answer.status, cause: err}
+		return &Error{Code: "NoSuchKey", Message: "The specified key does not exist.", Details: [][2]string{{"Key", c.key}}, Header: answer.Header, httpStatus: answer.httpStatus, cause: err}
 	}
 	return noSuchBucket(c, err)
 }

@@ -20,11 +20,11 @@ type call struct {
 	*http.Request // the client's; takeHoisted and takeForm replace header and body
 
 	// The connection, and the time that the client has: newCall.
-	w      *response
-	idle   *idle
-	slot   slot                    // slots.go
-	cancel context.CancelCauseFunc // of the call's context
-	secure bool                    // it came over TLS
+	w             *response
+	idle          *idle
+	slot          slot                    // slots.go
+	cancelContext context.CancelCauseFunc // of the call's context
+	secure        bool                    // it came over TLS
 
 	// What is asked for: request.go, the route by handle, the upload by uploadref.go.
 	route  *route // nil while it is not known
@@ -42,7 +42,7 @@ type call struct {
 	// The body: openBody in request.go.
 	payload io.Reader // framing removed, signature and checksums verified before io.EOF
 	checks  *checksums
-	form    *form // of a form upload; else nil: post.go
+	posted  *form // of a form upload; else nil: post.go
 
 	// SSE-C: customerkey.go.
 	customerKey []byte // that the client brings for the object; nil for none
@@ -60,7 +60,7 @@ type logged struct {
 	op      string // S3's name of the operation; "Unknown" until it is known: handle
 	start   time.Time
 	keyID   string // KMS key that was used: headers.go
-	aborted bool   // the connection was cut, because the answer had begun: conclude
+	aborted bool   // the connection was cut, because the answer had begun: finish
 
 	in         atomic.Int64           // bytes of the client's: connection.go
 	kmsTime    atomic.Int64           // nanoseconds: RecordKMS
@@ -69,7 +69,7 @@ type logged struct {
 }
 
 func newCall(s *Server, w http.ResponseWriter, r *http.Request, cancel context.CancelCauseFunc) *call {
-	c := &call{Request: r, secure: s.overTLS(r), cancel: cancel}
+	c := &call{Request: r, secure: s.overTLS(r), cancelContext: cancel}
 	c.id, c.op, c.start = newRequestID(), "Unknown", s.Now()
 	c.idle = newIdle(s.IdleTimeout, http.NewResponseController(w), s.Now)
 	c.w = &response{ResponseWriter: w, idle: c.idle}

@@ -27,7 +27,7 @@ func (s *Server) completeMultipartUpload(c *call) error {
 	if err != nil {
 		return err
 	}
-	said, err := saidSumOf(c.Header)
+	said, err := claimedSumOf(c.Header)
 	if err != nil {
 		return err
 	}
@@ -58,7 +58,7 @@ func (s *Server) completeMultipartUpload(c *call) error {
 	if err != nil {
 		return err
 	}
-	if err := s.end(c, list, layout, have, sum); err != nil {
+	if err := s.appendEnd(c, list, layout, have, sum); err != nil {
 		return err
 	}
 	return s.commit(c, list, sum)
@@ -74,7 +74,7 @@ type completion struct {
 type completionPart struct {
 	PartNumber int
 	ETag       string
-	sums       []saidSum // mostly one or none
+	sums       []claimedSum // mostly one or none
 
 	stored string // the store's checksum of the part, of ciphertext; "" if it has none
 }
@@ -100,7 +100,7 @@ func parseCompletion(body []byte) (*completion, error) {
 		case err != nil:
 			return nil, malformedXML(err)
 		case name != "Part":
-			return nil, notImplemented("The element "+name+" of "+root, couldMatter)
+			return nil, notImplemented("The element "+name+" of "+root, changesMeaning)
 		case len(list.Parts) == crypt.MaxPartNumber:
 			return nil, malformedXML(nil)
 		}
@@ -134,7 +134,7 @@ func parseCompletionPart(doc *xmlBody) (completionPart, error) {
 		case err != nil:
 			return part, malformedXML(err)
 		case algorithm == nil && name != "PartNumber" && name != "ETag" && name != "Size" && name != "LastModified":
-			return part, notImplemented("The element "+name+" of CompleteMultipartUpload", couldMatter)
+			return part, notImplemented("The element "+name+" of CompleteMultipartUpload", changesMeaning)
 		}
 		text, err := doc.text()
 		if err == nil {
@@ -161,7 +161,7 @@ func (p *completionPart) set(name string, algorithm *checksum.Algorithm, text st
 	case name == "ETag":
 		p.ETag = text
 	case algorithm != nil && text != "":
-		p.sums = append(p.sums, saidSum{algorithm: algorithm, text: text})
+		p.sums = append(p.sums, claimedSum{algorithm: algorithm, text: text})
 	}
 	return err
 }
@@ -250,9 +250,9 @@ func checkObjectSize(h http.Header, size int64) error {
 	return nil
 }
 
-// end makes sure that the object's end will be recognised as such, and adds the part that is appended for that to the
+// appendEnd makes sure that the object's end will be recognised as such, and adds the part that is appended for that to the
 // list.
-func (s *Server) end(c *call, list *completion, layout crypt.Layout, have map[int]listedPart, sum objectSum) error {
+func (s *Server) appendEnd(c *call, list *completion, layout crypt.Layout, have map[int]listedPart, sum objectSum) error {
 	last := have[list.Parts[len(list.Parts)-1].PartNumber]
 	if crypt.IsFinal(last.number, last.size) {
 		if layout.Contiguous() {
@@ -357,7 +357,7 @@ func lateError(body []byte) *Error {
 	message, _, _ := element(body, "Message")
 	e := &Error{Code: string(code), Message: html.UnescapeString(string(message)), cause: fmt.Errorf("%w answered 200 with %.300q", errOrigin, body)}
 	if _, ok := statuses[e.Code]; !ok {
-		e.status = http.StatusInternalServerError
+		e.httpStatus = http.StatusInternalServerError
 	}
 	if !codeForm.MatchString(e.Code) {
 		e.Code, e.Message = "InternalError", "The store has not completed the upload. Please try again."
@@ -371,7 +371,7 @@ func (c *call) answerCompleted(header http.Header, body []byte, sum objectSum, k
 	body = replace(body, "ETag", showETagXML)
 	body = appendTo(body, "CompleteMultipartUploadResult", sum.xml())
 	c.copyHeader(header)
-	c.sayEncrypted(keyID)
+	c.setEncryptionHeaders(keyID)
 	return c.answerXML(body)
 }
 

@@ -33,7 +33,7 @@ func (s *Server) copyInStore(c *call, q stored.Request, seen *stored.Seen, choic
 	defer sealed.Release()
 	c.watch(sealed.Lease)
 	fresh.KeyID, fresh.WrappedDEK = sealed.KeyID, sealed.Wrapped
-	c.saySealed(sealed)
+	c.setSealedHeaders(sealed)
 	stop := s.keepAlive(c)
 	answer, result, err := s.storeCopies(c, q, seen, &fresh, lease, wanted)
 	stop()

@@ -37,12 +37,12 @@ func (s *Server) copyObject(c *call) error {
 		return s.unlessNoBucket(c, err)
 	}
 	if q.Range != nil {
-		return notImplemented("The header x-amz-copy-source-range of CopyObject", couldMatter)
+		return notImplemented("The header x-amz-copy-source-range of CopyObject", changesMeaning)
 	}
 	if err := c.checkSelfCopy(q); err != nil {
 		return err
 	}
-	seen, err := s.lookAtSource(c, q)
+	seen, err := s.inspectSource(c, q)
 	if err != nil {
 		return err
 	}
@@ -87,8 +87,8 @@ func (c *call) checkSelfCopy(q stored.Request) error {
 	return badRequest("InvalidRequest", "This copy request is illegal because it is trying to copy an object to itself without changing the object's metadata, storage class, website redirect location or encryption attributes.")
 }
 
-// lookAtSource finds out what the source is, if the conditions on it hold.
-func (s *Server) lookAtSource(c *call, q stored.Request) (*stored.Seen, error) {
+// inspectSource finds out what the source is, if the conditions on it hold.
+func (s *Server) inspectSource(c *call, q stored.Request) (*stored.Seen, error) {
 	seen, err := c.reader.Look(c.Context(), q)
 	if answer := (*Error)(nil); errors.As(err, &answer) && (answer.Code == notFound || answer.Code == "InvalidRequest") {
 		o, named := c.reader.Get(c.Context(), q) // whose answer says what is missing or wrong, and is about the source

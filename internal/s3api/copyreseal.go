@@ -39,7 +39,7 @@ func (s *Server) resealCopy(c *call, q stored.Request, choice keyring.Choice, wa
 	if err != nil {
 		return err
 	}
-	c.saySealed(lease)
+	c.setSealedHeaders(lease)
 	stop := s.keepAlive(c)
 	var answer http.Header
 	if wanted == nil {

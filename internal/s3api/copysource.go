@@ -54,7 +54,7 @@ func parseCopySource(text string, names keyname.Store) (src crypt.Object, versio
 		return src, "", invalidArgument("Copy Source must mention the source bucket and key: sourcebucket/sourcekey", header, text)
 	}
 	version = parameters.Get("versionId")
-	return src, version, judgeVersion(version)
+	return src, version, checkVersionID(version)
 }
 
 // copyConditions turns the conditions on the source into those of a GET.

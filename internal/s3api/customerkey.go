@@ -124,8 +124,8 @@ func (s *Server) proveCustomerKey(c *call, q stored.Request, o *stored.Object) e
 	return c.reader.Prove(c.Context(), q, o)
 }
 
-// sayCustomerKey tells the client that its own key protects the object.
-func (c *call) sayCustomerKey() {
+// setCustomerKeyHeaders tells the client that its own key protects the object.
+func (c *call) setCustomerKeyHeaders() {
 	c.keyID = crypt.CustomerKeyID
 	for _, name := range []string{"Algorithm", "Key-Md5"} {
 		if value := c.Header.Get(customerPrefix + name); value != "" {

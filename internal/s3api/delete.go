@@ -22,7 +22,7 @@ const maxDeletes = 1000
 // sizeCondition has an object deleted only if it has that size.
 const sizeCondition = "x-amz-if-match-size"
 
-// deleteObject forwards a request to delete an object. A condition on its size, which is the plaintext's, is judged here, and
+// deleteObject forwards a request to delete an object. A condition on its size, which is the plaintext's, is checked here, and
 // becomes one on the ETag: what the store deletes is the very object that was looked at.
 func (s *Server) deleteObject(c *call) error {
 	said := c.Header.Get(sizeCondition)
@@ -63,7 +63,7 @@ func (s *Server) deleteObjects(c *call) error {
 	if err != nil {
 		return err
 	}
-	denied := doc.split(func(o deletionObject) error { return s.judgeDeletion(c, o) })
+	denied := doc.split(func(o deletionObject) error { return s.checkDeletion(c, o) })
 	if len(doc.Objects) == 0 {
 		return c.answerXML(withErrors(nil, denied))
 	}
@@ -92,12 +92,12 @@ func (s *Server) deleteObjects(c *call) error {
 	return c.answerXML(withErrors(answer.Bytes(), denied))
 }
 
-// judgeDeletion returns why one object of the list is not deleted, or nil.
-func (s *Server) judgeDeletion(c *call, o deletionObject) error {
-	if err := s.judgeKey(o.Key, keyname.Read); err != nil {
+// checkDeletion returns why one object of the list is not deleted, or nil.
+func (s *Server) checkDeletion(c *call, o deletionObject) error {
+	if err := s.checkKey(o.Key, keyname.Read); err != nil {
 		return err
 	}
-	if err := judgeVersion(o.VersionID); err != nil {
+	if err := checkVersionID(o.VersionID); err != nil {
 		return err
 	}
 	if !c.client.MayObject(c.route.action, c.bucket, o.Key) {
@@ -164,7 +164,7 @@ func parseDeletion(body []byte) (*deletion, error) {
 		case name == "Object", name == "Quiet":
 			err = malformedXML(errors.New("too many elements " + name))
 		default:
-			err = notImplemented("The element "+name+" of DeleteObjects", couldMatter)
+			err = notImplemented("The element "+name+" of DeleteObjects", changesMeaning)
 		}
 		if err != nil {
 			return nil, err
@@ -203,7 +203,7 @@ func (d *deletion) add(list *xmlBody) error {
 		}
 		field := fields[name]
 		if field == nil {
-			return notImplemented("The element "+name+" of DeleteObjects", couldMatter)
+			return notImplemented("The element "+name+" of DeleteObjects", changesMeaning)
 		}
 		if *field != "" { // two readers could disagree about which one counts
 			return malformedXML(errors.New("the element " + name + " occurs twice"))
@@ -227,10 +227,10 @@ type deletionRefusal struct {
 }
 
 // split takes out the objects that may not be deleted, and returns them.
-func (d *deletion) split(judge func(deletionObject) error) (denied []deletionRefusal) {
+func (d *deletion) split(check func(deletionObject) error) (denied []deletionRefusal) {
 	allowed := d.Objects[:0]
 	for _, o := range d.Objects {
-		if err := judge(o); err != nil {
+		if err := check(o); err != nil {
 			denied = append(denied, deletionRefusal{o, asError(context.Background(), err)})
 		} else {
 			allowed = append(allowed, o)

@@ -9,7 +9,7 @@
 //     A request without a row is refused.
 //  4. The signature says who the client is, and the client gets one of its slots
 //     (authorize.go, slots.go).
-//  5. The row says how the client's grants are judged (authorize.go).
+//  5. The row says which grant the client needs (authorize.go).
 //  6. Query parameters and headers that the row does not name are refused, and
 //     the body is opened: its signature and checksums are verified as it is read
 //     (request.go, checksums.go).

@@ -62,7 +62,7 @@ func (s *Server) putBucketEncryption(c *call) error {
 	}
 	for _, e := range doc.Rules[0].Unknown {
 		if e.XMLName.Local != "BucketKeyEnabled" { // the rule's dek_reuse decides, and GetBucketEncryption tells
-			return notImplemented("The element "+e.XMLName.Local+" of PutBucketEncryption", couldMatter)
+			return notImplemented("The element "+e.XMLName.Local+" of PutBucketEncryption", changesMeaning)
 		}
 	}
 	wanted := doc.Rules[0].Default

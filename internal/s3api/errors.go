@@ -28,8 +28,8 @@ type Error struct {
 	Header     http.Header // further response headers
 	RetryAfter int         // seconds; 0 for none
 
-	status int // of the store's answer, where Code is the store's
-	cause  error
+	httpStatus int // in place of the one that belongs to Code; 0 for that
+	cause      error
 }
 
 func (e *Error) Error() string {
@@ -120,8 +120,8 @@ var codeForm = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
 
 // Status returns the HTTP status code of the answer.
 func (e *Error) Status() int {
-	if e.status != 0 {
-		return e.status
+	if e.httpStatus != 0 {
+		return e.httpStatus
 	}
 	if status, ok := statuses[e.Code]; ok {
 		return status
@@ -152,8 +152,8 @@ func notImplemented(what, why string) *Error {
 	return &Error{Code: "NotImplemented", Message: what + " is not implemented by this proxy: " + why + "."}
 }
 
-// couldMatter is why a name that the proxy does not know is refused.
-const couldMatter = "it could change what the request means"
+// changesMeaning is why a name that the proxy does not know is refused.
+const changesMeaning = "it could change what the request means"
 
 // asError turns whatever a handler returned into the answer for the client.
 func asError(ctx context.Context, err error) *Error {

@@ -81,7 +81,7 @@ func FuzzLocate(f *testing.F) {
 			t.Fatalf("%q at %q: verified %q, located %q", target, host, verified, c.resource())
 		}
 
-		if c.route = s.matcher.find(c); c.route == nil || s.judgeNames(c) != nil {
+		if c.route = s.matcher.find(c); c.route == nil || s.checkPathNames(c) != nil {
 			return
 		}
 		if want := map[bool]string{true: object, false: bucket}[c.key != ""]; c.bucket != "" && c.route.path != want && c.route.path != objectLambda {

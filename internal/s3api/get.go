@@ -143,9 +143,9 @@ func (s *Server) answer(c *call, o *stored.Object) error {
 	c.copyHeader(o.Header)
 	h := c.w.Header()
 	if !o.Plaintext {
-		c.sayEncrypted(o.KeyID)
+		c.setEncryptionHeaders(o.KeyID)
 		if o.BucketKey {
-			c.sayBucketKey()
+			c.setBucketKeyHeader()
 		}
 	}
 	h.Set("Content-Length", strconv.FormatInt(o.Length, 10))
@@ -158,7 +158,7 @@ func (s *Server) answer(c *call, o *stored.Object) error {
 	if o.Partial {
 		status = http.StatusPartialContent
 		h.Set("Content-Range", stored.ContentRange(o.Offset, o.Length, o.Size))
-	} else if err := s.sayChecksum(c, o); err != nil {
+	} else if err := s.setObjectChecksum(c, o); err != nil {
 		return err
 	}
 	c.w.WriteHeader(status)
@@ -167,8 +167,8 @@ func (s *Server) answer(c *call, o *stored.Object) error {
 
 func (c *call) wantsChecksum() bool { return c.Header.Get("X-Amz-Checksum-Mode") == "ENABLED" }
 
-// sayChecksum gives back what the client that stored the object said of it, if this client asks.
-func (s *Server) sayChecksum(c *call, o *stored.Object) error {
+// setObjectChecksum gives back what the client that stored the object said of it, if this client asks.
+func (s *Server) setObjectChecksum(c *call, o *stored.Object) error {
 	if !c.wantsChecksum() || o.Plaintext {
 		return nil
 	}

@@ -26,7 +26,7 @@ func (s *Server) listWithSizes(c *call, doc []byte, name string) ([]byte, error)
 		e := listedObject(c.bucket, entry, string(encoding))
 		i := len(sizes)
 		sizes = append(sizes, plaintextSize(e.etag, e.size))
-		if s.mustAsk(c, e) {
+		if s.needsHead(c, e) {
 			asked = append(asked, func() (err error) {
 				sizes[i], err = s.sizeOf(c, e)
 				return err
@@ -69,9 +69,9 @@ func listedObject(bucket string, entry []byte, encoding string) listed {
 	return listed{crypt.Object{Bucket: bucket, Key: key}, string(version), unquote(string(etag)), string(size)}
 }
 
-// mustAsk reports whether arithmetic does not tell the size: the store's ETags do not name the number of parts, or the
+// needsHead reports whether arithmetic does not tell the size: the store's ETags do not name the number of parts, or the
 // object may be one that was never encrypted.
-func (s *Server) mustAsk(c *call, e listed) bool {
+func (s *Server) needsHead(c *call, e listed) bool {
 	return e.size != "" && e.size != "0" && (!s.ETagPartCount || s.Keys.AllowPlaintext(e.object, c.client.Name))
 }
 

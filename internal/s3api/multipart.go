@@ -67,7 +67,7 @@ func (s *Server) createMultipartUpload(c *call) error {
 	}
 	s.uploads.put(c.uploadID(), sealed, kind)
 	c.copyHeader(resp.Header)
-	c.saySealed(sealed)
+	c.setSealedHeaders(sealed)
 	kind.headers(c.w.Header())
 	return c.answerXML(c.showUpload(body))
 }
@@ -132,7 +132,7 @@ func (s *Server) sealPart(c *call, size int64) (*http.Response, error) {
 		return nil, err
 	}
 	c.copyHeader(resp.Header)
-	c.sayEncrypted(lease.KeyID)
+	c.setEncryptionHeaders(lease.KeyID)
 	return resp, nil
 }
 
@@ -252,15 +252,15 @@ func (s *Server) storedParts(c *call) (map[int]listedPart, error) {
 		if err != nil || string(truncated) != "true" {
 			return parts, err
 		}
-		if marker, err = following(marker, string(next)); err != nil {
+		if marker, err = nextMarker(marker, string(next)); err != nil {
 			return nil, err
 		}
 	}
 }
 
-// following returns the marker of the next page of a listing, which must lie
+// nextMarker returns the marker of the next page of a listing, which must lie
 // behind that of this page: a listing that goes in circles never ends.
-func following(marker, next string) (string, error) {
+func nextMarker(marker, next string) (string, error) {
 	before, err := strconv.Atoi(marker)
 	if err != nil {
 		return "", err

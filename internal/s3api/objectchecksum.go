@@ -19,8 +19,8 @@ type objectSum struct {
 	parts     int                // of an object's composite one
 }
 
-// saidSum is the checksum of an object or of a part, as a client writes it.
-type saidSum struct {
+// claimedSum is the checksum of an object or of a part, as a client writes it.
+type claimedSum struct {
 	algorithm *checksum.Algorithm // nil if it says none
 	text      string
 	kind      string // of an object; "" if it does not say
@@ -105,7 +105,7 @@ func (o objectSum) checkPart(part *checksums) error {
 }
 
 // checkType refuses another type than that which the upload was created with.
-func (o objectSum) checkType(said saidSum) error {
+func (o objectSum) checkType(said claimedSum) error {
 	switch {
 	case o.algorithm == nil || said.kind == "" || strings.ToUpper(said.kind) == checksumTypes[o.kind]:
 		return nil
@@ -132,9 +132,9 @@ func newObjectSum(a *checksum.Algorithm, kind string) (objectSum, error) {
 	return o, nil
 }
 
-// saidSumOf reads what a client that completes an upload says of the object's checksum.
-func saidSumOf(h http.Header) (saidSum, error) {
-	said := saidSum{kind: h.Get(checksumPrefix + "Type")}
+// claimedSumOf reads what a client that completes an upload says of the object's checksum.
+func claimedSumOf(h http.Header) (claimedSum, error) {
+	said := claimedSum{kind: h.Get(checksumPrefix + "Type")}
 	for _, a := range checksum.All {
 		text := h.Get(a.Header())
 		if text == "" {
@@ -151,7 +151,7 @@ func saidSumOf(h http.Header) (saidSum, error) {
 // checksum computes the object's checksum from those of the parts, which were each verified when the part came, and
 // compares it with what the client says of the whole. created and known are what this replica knows of the upload, and of
 // the part with an ETag.
-func (list *completion) checksum(said saidSum, layout crypt.Layout, created objectSum, known func(etag string) (objectSum, bool)) (objectSum, error) {
+func (list *completion) checksum(said claimedSum, layout crypt.Layout, created objectSum, known func(etag string) (objectSum, bool)) (objectSum, error) {
 	digests, of, err := list.digests(created, known)
 	if err != nil {
 		return objectSum{}, err

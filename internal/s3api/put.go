@@ -70,7 +70,7 @@ func (s *Server) sealObject(c *call) error {
 	if resp.Header.Get(objectSize) != "" { // of stores that say so
 		c.w.Header().Set(objectSize, strconv.FormatInt(size, 10))
 	}
-	c.saySealed(lease)
+	c.setSealedHeaders(lease)
 	c.checks.headers(c.w.Header())
 	return nil
 }

@@ -114,7 +114,7 @@ func (c *call) takeHoisted() error {
 func (c *call) checkNames() error {
 	for name, values := range c.query {
 		if !c.route.allowsQuery(name) {
-			return notImplemented("The query parameter "+name+" of "+c.op, couldMatter)
+			return notImplemented("The query parameter "+name+" of "+c.op, changesMeaning)
 		}
 		if len(values) > 1 {
 			return badRequest("InvalidArgument", "The query parameter "+name+" occurs more than once.")
@@ -129,7 +129,7 @@ func (c *call) checkNames() error {
 			if strings.HasPrefix(name, strings.ToLower(checksumPrefix)) {
 				return badRequest("InvalidRequest", "The algorithm type you specified in x-amz-checksum- header is invalid.")
 			}
-			return notImplemented("The header "+name+" of "+c.op, couldMatter)
+			return notImplemented("The header "+name+" of "+c.op, changesMeaning)
 		}
 		// A signature does not tell two headers from one with a comma, so it must not matter which one is looked at.
 		if len(values) > 1 && !repeatable(name) {

@@ -29,7 +29,7 @@ type Config struct {
 	Clients       *access.Directory
 	Domain        string // base domain of virtual-host-style requests; empty for path-style only
 	ETagPartCount bool   // the store's multipart ETags end in the number of parts; false: listings ask for each size
-	UniformParts  bool   // the store takes no small part behind one that is shorter than the others; see end
+	UniformParts  bool   // the store takes no small part behind one that is shorter than the others; see appendEnd
 	VerifyHead    bool   // HEAD verifies the MAC, at the cost of the KMS
 	Log           *zap.Logger
 	Metrics       *metrics.Metrics
@@ -101,7 +101,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("X-Amz-Request-Id", c.id)
 
-	err := s.recovering(c)
+	err := s.handleRecovering(c)
 	c.wipeCustomerKeys()
 	if err != nil && c.idle.isLate() {
 		err = errors.Join(errIdle, err)
@@ -110,11 +110,11 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if cut := c.w.reopen(); cut != nil {
 		err = cut
 	}
-	s.concluding(c, err)
+	s.finishRecovering(c, err)
 }
 
-// recovering runs the call and turns a panic into an error.
-func (s *Server) recovering(c *call) (err error) {
+// handleRecovering runs the call and turns a panic into an error.
+func (s *Server) handleRecovering(c *call) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
@@ -135,10 +135,10 @@ func (s *Server) handle(c *call) error {
 	if row != nil {
 		c.op, c.route = row.op, row
 	}
-	if err := s.judgeNames(c); err != nil {
+	if err := s.checkPathNames(c); err != nil {
 		return err
 	}
-	s.answerOrigins(c)
+	s.addCORSHeaders(c)
 	if row != nil && row.scope == unsigned {
 		if err := s.enter(c, s.unsigned, ""); err != nil {
 			return err
@@ -151,7 +151,7 @@ func (s *Server) handle(c *call) error {
 	if row == nil {
 		return notImplemented("The operation "+c.Method+" on "+c.resource(), "it is not one of the operations that the proxy knows")
 	}
-	if err := c.takeHoisted(); err != nil { // before it is judged: a header may ask for more than the operation
+	if err := c.takeHoisted(); err != nil { // before the grants are looked at: a header may ask for more than the operation
 		return err
 	}
 	if err := c.authorize(); err != nil {
@@ -184,7 +184,7 @@ func (s *Server) admit(c *call) error {
 		return s.enter(c, s.fast, c.client.Name)
 	}
 	if !isForm(c.Request) {
-		return noForm()
+		return errNotForm()
 	}
 
 	if err := s.enter(c, s.unsigned, ""); err != nil {
@@ -201,17 +201,17 @@ func (s *Server) admit(c *call) error {
 
 const defaultHeaderTimeout = 10 * time.Second
 
-// conclude answers the error, if there is one, logs the request and counts it. An error after the answer has begun ends
+// finish answers the error, if there is one, logs the request and counts it. An error after the answer has begun ends
 // the connection: the client must never take what it has for the whole.
-func (s *Server) conclude(c *call, err error) {
+func (s *Server) finish(c *call, err error) {
 	var answer *Error
 	if err != nil {
-		answer = asError(c.Context(), s.named(c, err))
+		answer = asError(c.Context(), s.nameNotFound(c, err))
 		c.w.close = c.w.close || answer.Code == "RequestTimeout" || answer.Code == "ClientClosedRequest"
 		if c.w.status != 0 {
 			c.aborted = true
 		} else {
-			c.unsayEncrypted()
+			c.clearEncryptionHeaders()
 			answer.write(c.w, c.Request, c.resource(), c.id)
 		}
 	}
@@ -222,9 +222,9 @@ func (s *Server) conclude(c *call, err error) {
 	}
 }
 
-// concluding is conclude, for which a panic is one more error: it is logged here
+// finishRecovering is finish, for which a panic is one more error: it is logged here
 // and ends the connection.
-func (s *Server) concluding(c *call, err error) {
+func (s *Server) finishRecovering(c *call, err error) {
 	defer func() {
 		p := recover()
 		if p == nil {
@@ -235,7 +235,7 @@ func (s *Server) concluding(c *call, err error) {
 		}
 		panic(http.ErrAbortHandler)
 	}()
-	s.conclude(c, err)
+	s.finish(c, err)
 }
 
 // record writes the access log and the metrics. The log never holds a secret: no header and no query is in it.
