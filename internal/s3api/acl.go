@@ -2,9 +2,7 @@ package s3api
 
 import (
 	"encoding/xml"
-	"errors"
 	"net/http"
-	"net/url"
 	"strings"
 )
 
@@ -64,10 +62,8 @@ func checkACL(h http.Header, body []byte) error {
 
 // unlessNoACLs is for a fault of an ACL, which S3 tells only of a bucket that is there and has ACLs.
 func (s *Server) unlessNoACLs(c *call, fault error) error {
-	path := url.URL{Path: "/" + c.bucket, RawQuery: "ownershipControls="}
-	resp, err := s.send(c, (&http.Request{Method: http.MethodGet, URL: &path, Header: make(http.Header)}).WithContext(c.Context()))
-	var answer *Error
-	if errors.As(err, &answer) && answer.Code == "NoSuchBucket" {
+	resp, err := s.sendToBucket(c, http.MethodGet, "ownershipControls=")
+	if hasCode(err, "NoSuchBucket") {
 		return err
 	}
 	if err != nil {

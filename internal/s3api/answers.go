@@ -5,6 +5,7 @@ import (
 	"encoding/xml"
 	"errors"
 	"fmt"
+	"html"
 	"io"
 	"net/http"
 	"strings"
@@ -210,4 +211,19 @@ func (f *errorReader) Read(p []byte) (int, error) {
 		f.err = err
 	}
 	return n, err
+}
+
+// lateError reads an error that came with status 200: S3 begins to answer a copy
+// and the end of an upload before it is done.
+func lateError(body []byte) *Error {
+	code, _, _ := element(body, "Code")
+	message, _, _ := element(body, "Message")
+	e := &Error{Code: string(code), Message: html.UnescapeString(string(message)), cause: fmt.Errorf("%w answered 200 with %.300q", errOrigin, body)}
+	if _, ok := statuses[e.Code]; !ok {
+		e.httpStatus = http.StatusInternalServerError
+	}
+	if !codeForm.MatchString(e.Code) {
+		e.Code, e.Message = "InternalError", "The store has not completed the upload. Please try again."
+	}
+	return e
 }

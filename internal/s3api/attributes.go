@@ -38,7 +38,7 @@ func (s *Server) getObjectAttributes(c *call) error {
 			return err
 		}
 	}
-	out := attributes{}
+	out := attributes{XMLName: rootNamed("GetObjectAttributesResponse")}
 	if wanted["ETag"] {
 		out.ETag = strings.Trim(showETag(o.Header.Get("Etag")), `"`)
 	}
@@ -69,21 +69,17 @@ func (s *Server) getObjectAttributes(c *call) error {
 		}
 		out.Checksum = checksumAttributes(sum)
 	}
-	doc, err := xml.Marshal(out)
-	if err != nil {
-		return err
-	}
 	for _, name := range []string{"Last-Modified", "X-Amz-Version-Id", "X-Amz-Delete-Marker"} {
 		if value := o.Header.Get(name); value != "" {
 			c.w.Header().Set(name, value)
 		}
 	}
-	return c.answerXML(append([]byte(xml.Header), doc...))
+	return c.answerDocument(out)
 }
 
 // attributes is the GetObjectAttributesResponse document.
 type attributes struct {
-	XMLName      xml.Name           `xml:"http://s3.amazonaws.com/doc/2006-03-01/ GetObjectAttributesResponse"`
+	XMLName      xml.Name
 	ETag         string             `xml:",omitempty"`
 	Checksum     *checksumAttribute `xml:",omitempty"`
 	ObjectParts  *partAttributes    `xml:",omitempty"`

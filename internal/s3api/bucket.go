@@ -8,8 +8,7 @@ import (
 
 // findBucket makes sure that there is such a bucket.
 func (s *Server) findBucket(c *call) error {
-	path := url.URL{Path: "/" + c.bucket}
-	resp, err := s.send(c, (&http.Request{Method: http.MethodHead, URL: &path, Header: make(http.Header)}).WithContext(c.Context()))
+	resp, err := s.sendToBucket(c, http.MethodHead, "")
 	if err != nil {
 		return noSuchBucket(c, err)
 	}
@@ -17,10 +16,15 @@ func (s *Server) findBucket(c *call) error {
 	return nil
 }
 
+// sendToBucket sends a request of the proxy's own about the call's bucket.
+func (s *Server) sendToBucket(c *call, method, query string) (*http.Response, error) {
+	r := &http.Request{Method: method, URL: &url.URL{Path: "/" + c.bucket, RawQuery: query}, Header: make(http.Header)}
+	return s.send(c, r.WithContext(c.Context()))
+}
+
 // noSuchBucket names the store's 404 to a HEAD of a bucket.
 func noSuchBucket(c *call, err error) error {
-	answer := (*Error)(nil)
-	if !errors.As(err, &answer) || answer.Code != notFound {
+	if !hasCode(err, notFound) {
 		return err
 	}
 	return &Error{Code: "NoSuchBucket", Message: "The specified bucket does not exist.", Details: [][2]string{{"BucketName", c.bucket}}, httpStatus: http.StatusNotFound, cause: err}
@@ -32,10 +36,7 @@ func (s *Server) nameNotFound(c *call, err error) error {
 	if c.Method == http.MethodHead || !errors.As(err, &answer) || answer.Code != notFound {
 		return err
 	}
-	path := url.URL{Path: "/" + c.bucket}
-	resp, failure := s.send(c, (&http.Request{Method: http.MethodHead, URL: &path, Header: make(http.Header)}).WithContext(c.Context()))
-	if failure == nil {
-		closeBody(resp)
+	if s.findBucket(c) == nil {
 		return &Error{Code: "NoSuchKey", Message: "The specified key does not exist.", Details: [][2]string{{"Key", c.key}}, Header: answer.Header, httpStatus: answer.httpStatus, cause: err}
 	}
 	return noSuchBucket(c, err)
@@ -43,8 +44,7 @@ func (s *Server) nameNotFound(c *call, err error) error {
 
 // unlessNoBucket is for a fault of the request that S3 tells only of a bucket that is there.
 func (s *Server) unlessNoBucket(c *call, fault error) error {
-	var answer *Error
-	if err := s.findBucket(c); errors.As(err, &answer) && answer.Code == "NoSuchBucket" {
+	if err := s.findBucket(c); hasCode(err, "NoSuchBucket") {
 		return err
 	}
 	return fault

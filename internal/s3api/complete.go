@@ -5,7 +5,6 @@ import (
 	"encoding/xml"
 	"errors"
 	"fmt"
-	"html"
 	"io"
 	"math"
 	"net/http"
@@ -36,8 +35,8 @@ func (s *Server) completeMultipartUpload(c *call) error {
 		return err
 	}
 	have, err := s.storedParts(c) // a list of parts is worth reading if there is such an upload
-	if gone := (*Error)(nil); errors.As(err, &gone) && gone.Code == "NoSuchUpload" {
-		return s.completedBefore(c, body, gone)
+	if hasCode(err, "NoSuchUpload") {
+		return s.completedBefore(c, body, err)
 	}
 	if err != nil {
 		return err
@@ -297,8 +296,7 @@ func (s *Server) appendEnd(c *call, list *completion, layout crypt.Layout, have 
 
 // committed is the CompleteMultipartUpload document for the store.
 type committed struct {
-	XMLName xml.Name        `xml:"CompleteMultipartUpload"`
-	Xmlns   string          `xml:"xmlns,attr"`
+	XMLName xml.Name
 	Parts   []committedPart `xml:"Part"`
 }
 
@@ -310,7 +308,7 @@ type committedPart struct {
 
 // commit has the store complete the upload.
 func (s *Server) commit(c *call, list *completion, sum objectSum) error {
-	out := committed{Xmlns: namespace}
+	out := committed{XMLName: rootNamed("CompleteMultipartUpload")}
 	for _, p := range list.Parts {
 		out.Parts = append(out.Parts, committedPart{PartNumber: p.PartNumber, ETag: `"` + p.ETag + `"`, CRC32: p.stored})
 	}
@@ -326,7 +324,6 @@ func (s *Server) commit(c *call, list *completion, sum objectSum) error {
 	if err != nil {
 		return err
 	}
-	// S3 begins to answer before it is done, so a failure may come with status 200.
 	if bytes.Contains(body, []byte("<Error>")) || !bytes.Contains(body, []byte("CompleteMultipartUploadResult")) {
 		return lateError(body)
 	}
@@ -351,20 +348,6 @@ func (s *Server) sendCompletion(c *call, header http.Header, doc []byte) (http.H
 	return resp.Header, body, err
 }
 
-// lateError reads an error that came with status 200.
-func lateError(body []byte) *Error {
-	code, _, _ := element(body, "Code")
-	message, _, _ := element(body, "Message")
-	e := &Error{Code: string(code), Message: html.UnescapeString(string(message)), cause: fmt.Errorf("%w answered 200 with %.300q", errOrigin, body)}
-	if _, ok := statuses[e.Code]; !ok {
-		e.httpStatus = http.StatusInternalServerError
-	}
-	if !codeForm.MatchString(e.Code) {
-		e.Code, e.Message = "InternalError", "The store has not completed the upload. Please try again."
-	}
-	return e
-}
-
 // answerCompleted answers with the store's document, in the client's terms.
 func (c *call) answerCompleted(header http.Header, body []byte, sum objectSum, keyID string) error {
 	body = replace(withoutChecksums(body), "Location", func(string) string { return escapeXML(c.ownURL()) })
@@ -377,7 +360,7 @@ func (c *call) answerCompleted(header http.Header, body []byte, sum objectSum, k
 
 // completedBefore answers a Complete that was sent again after it had succeeded, when the upload is gone. The object
 // itself says which upload it came from.
-func (s *Server) completedBefore(c *call, body []byte, gone *Error) error {
+func (s *Server) completedBefore(c *call, body []byte, gone error) error {
 	q := stored.Request{Object: c.object(), Plaintext: func() error { return gone }}
 	o, err := c.reader.Head(c.Context(), q)
 	if err != nil {
@@ -394,10 +377,10 @@ func (s *Server) completedBefore(c *call, body []byte, gone *Error) error {
 	if err := c.reader.Survey(c.Context(), q, o); err != nil || !o.MadeBy(c.upload.stored, numbers) {
 		return gone
 	}
-	doc, err := xml.Marshal(struct {
-		XMLName                     xml.Name `xml:"http://s3.amazonaws.com/doc/2006-03-01/ CompleteMultipartUploadResult"`
+	doc, err := encodeXML(struct {
+		XMLName                     xml.Name
 		Location, Bucket, Key, ETag string
-	}{Bucket: c.bucket, Key: c.key, ETag: o.Header.Get("Etag")})
+	}{XMLName: rootNamed("CompleteMultipartUploadResult"), Bucket: c.bucket, Key: c.key, ETag: o.Header.Get("Etag")})
 	if err != nil {
 		return err
 	}
@@ -405,7 +388,7 @@ func (s *Server) completedBefore(c *call, body []byte, gone *Error) error {
 	if version := o.Header.Get("X-Amz-Version-Id"); version != "" {
 		header.Set("X-Amz-Version-Id", version)
 	}
-	return c.answerCompleted(header, append([]byte(xml.Header), doc...), objectSum{}, o.KeyID)
+	return c.answerCompleted(header, doc, objectSum{}, o.KeyID)
 }
 
 // ownURL is the object's address at the proxy.

@@ -124,7 +124,7 @@ func (s *Server) sendCopy(c *call, header http.Header) (http.Header, []byte, err
 		return nil, nil, err
 	}
 	_, start, _ := element(body, "ETag")
-	if start < 0 { // S3 begins to answer before it is done, so a failure may come with status 200
+	if start < 0 {
 		return nil, nil, lateError(body)
 	}
 	return resp.Header, body, nil

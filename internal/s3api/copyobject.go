@@ -90,7 +90,7 @@ func (c *call) checkSelfCopy(q stored.Request) error {
 // inspectSource finds out what the source is, if the conditions on it hold.
 func (s *Server) inspectSource(c *call, q stored.Request) (*stored.Seen, error) {
 	seen, err := c.reader.Look(c.Context(), q)
-	if answer := (*Error)(nil); errors.As(err, &answer) && (answer.Code == notFound || answer.Code == "InvalidRequest") {
+	if hasCode(err, notFound, "InvalidRequest") {
 		o, named := c.reader.Get(c.Context(), q) // whose answer says what is missing or wrong, and is about the source
 		if named == nil {
 			o.Close()
@@ -186,7 +186,7 @@ func (c *call) answerResult(name string, r copyResult) error {
 		ChecksumType string `xml:",omitempty"`
 		Sums         []xmlText
 	}{
-		XMLName:      xml.Name{Space: "http://s3.amazonaws.com/doc/2006-03-01/", Local: name},
+		XMLName:      rootNamed(name),
 		LastModified: cmp.Or(r.modified, c.start.UTC().Format(time.RFC3339)),
 		ETag:         `"` + unquote(showETag(`"`+unquote(r.etag)+`"`)) + `"`,
 	}
@@ -196,9 +196,5 @@ func (c *call) answerResult(name string, r copyResult) error {
 			out.Sums = append(out.Sums, xmlText{xml.Name{Local: "Checksum" + a.Name}, checksumText(digest, crypt.FullObject, 0)})
 		}
 	}
-	doc, err := xml.Marshal(out)
-	if err != nil {
-		return err
-	}
-	return c.answerXML(append([]byte(xml.Header), doc...))
+	return c.answerDocument(out)
 }

@@ -60,8 +60,7 @@ func (s *Server) askCORS(ctx context.Context, c *call, method string) (http.Head
 	if names := c.Header.Values("Access-Control-Request-Headers"); len(names) > 0 {
 		header["Access-Control-Request-Headers"] = names
 	}
-	r := &http.Request{Method: http.MethodOptions, URL: c.objectURL(nil), Header: header, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}
-	resp, err := s.send(c, r.WithContext(ctx))
+	resp, err := s.send(c, c.originRequestTo(http.MethodOptions, nil, header, nil, 0).WithContext(ctx))
 	if err != nil {
 		return nil, err
 	}

@@ -78,18 +78,15 @@ func (s *Server) deleteObjects(c *call) error {
 		return err
 	}
 	defer closeBody(resp)
-	var answer bytes.Buffer
-	if _, err := answer.ReadFrom(io.LimitReader(resp.Body, maxListing+1)); err != nil {
+	answer, err := readListing(resp)
+	if err != nil {
 		return err
 	}
-	if answer.Len() > maxListing {
-		return fmt.Errorf("%w sent a result of more than %d bytes", errOrigin, maxListing)
-	}
-	if !bytes.Contains(answer.Bytes(), []byte("<DeleteResult")) {
+	if !bytes.Contains(answer, []byte("<DeleteResult")) {
 		return fmt.Errorf("%w did not say what it has deleted", errOrigin)
 	}
 	c.copyHeader(resp.Header)
-	return c.answerXML(withErrors(answer.Bytes(), denied))
+	return c.answerXML(withErrors(answer, denied))
 }
 
 // checkDeletion returns why one object of the list is not deleted, or nil.
@@ -128,8 +125,7 @@ func withErrors(doc []byte, denied []deletionRefusal) []byte {
 
 // deletion is the Delete document.
 type deletion struct {
-	XMLName xml.Name         `xml:"Delete"`
-	Xmlns   string           `xml:"xmlns,attr,omitempty"`
+	XMLName xml.Name
 	Quiet   *bool            `xml:"Quiet"`
 	Objects []deletionObject `xml:"Object"`
 }
@@ -242,13 +238,8 @@ func (d *deletion) split(check func(deletionObject) error) (denied []deletionRef
 
 func (d *deletion) encode() ([]byte, error) {
 	doc := *d
-	doc.XMLName.Space, doc.Xmlns = "", namespace
-	var out bytes.Buffer
-	out.WriteString(xml.Header)
-	if err := xml.NewEncoder(&out).Encode(doc); err != nil {
-		return nil, err
-	}
-	return out.Bytes(), nil
+	doc.XMLName = rootNamed("Delete")
+	return encodeXML(doc)
 }
 
 func md5Of(body []byte) string {

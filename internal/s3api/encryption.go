@@ -34,14 +34,13 @@ func (s *Server) getBucketEncryption(c *call) error {
 		Default          byDefault `xml:"ApplyServerSideEncryptionByDefault"`
 		BucketKeyEnabled bool
 	}
-	doc, err := xml.Marshal(struct {
-		XMLName xml.Name `xml:"http://s3.amazonaws.com/doc/2006-03-01/ ServerSideEncryptionConfiguration"`
+	return c.answerDocument(struct {
+		XMLName xml.Name
 		Rule    rule
-	}{Rule: rule{Default: byDefault{"aws:kms", keyID}, BucketKeyEnabled: chosen.Reuse != nil}})
-	if err != nil {
-		return err
-	}
-	return c.answerXML(append([]byte(xml.Header), doc...))
+	}{
+		XMLName: rootNamed("ServerSideEncryptionConfiguration"),
+		Rule:    rule{Default: byDefault{"aws:kms", keyID}, BucketKeyEnabled: chosen.Reuse != nil},
+	})
 }
 
 // putBucketEncryption chooses the KMS key for new objects in the bucket, where the configuration has room for that. Whatever

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/http"
 	"regexp"
+	"slices"
 	"strconv"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
@@ -117,6 +118,12 @@ func countedCode(code string) string {
 
 // codeForm is what every code of S3 looks like.
 var codeForm = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
+
+// hasCode reports whether err is an S3 error with one of the codes.
+func hasCode(err error, codes ...string) bool {
+	var answer *Error
+	return errors.As(err, &answer) && slices.Contains(codes, answer.Code)
+}
 
 // Status returns the HTTP status code of the answer.
 func (e *Error) Status() int {
@@ -254,24 +261,20 @@ func (e *Error) write(w http.ResponseWriter, r *http.Request, resource, requestI
 }
 
 func (e *Error) xml(resource, requestID string) []byte {
-	type element struct {
-		XMLName xml.Name
-		Text    string `xml:",chardata"`
-	}
 	doc := struct {
 		XMLName   xml.Name `xml:"Error"`
 		Code      string
 		Message   string
-		Details   []element
+		Details   []xmlText
 		Resource  string
 		RequestID string `xml:"RequestId"`
 	}{Code: e.Code, Message: e.Message, Resource: resource, RequestID: requestID}
 	for _, detail := range e.Details {
-		doc.Details = append(doc.Details, element{xml.Name{Local: detail[0]}, detail[1]})
+		doc.Details = append(doc.Details, xmlText{xml.Name{Local: detail[0]}, detail[1]})
 	}
-	body, err := xml.Marshal(doc)
+	body, err := encodeXML(doc)
 	if err != nil {
-		body = []byte("<Error><Code>InternalError</Code></Error>")
+		return []byte(xml.Header + "<Error><Code>InternalError</Code></Error>")
 	}
-	return append([]byte(xml.Header), body...)
+	return body
 }

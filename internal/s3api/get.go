@@ -10,6 +10,7 @@ import (
 
 	"github.com/cmekproxy/cmekproxy/internal/checksum"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
@@ -92,11 +93,7 @@ func (s *Server) proveHead(c *call, q stored.Request, o *stored.Object) error {
 		return c.reader.Prove(c.Context(), q, o)
 	}
 	return c.reader.ProveCached(o, func(keyID string, wrapped []byte) (stored.Lease, error) {
-		lease, err := s.Keys.OpenCached(c.Context(), q.Object, keyID, wrapped)
-		if err != nil {
-			return nil, err // and not a nil *Lease in an interface
-		}
-		return lease, nil
+		return asLease(s.Keys.OpenCached(c.Context(), q.Object, keyID, wrapped))
 	})
 }
 
@@ -191,15 +188,20 @@ func (s *Server) newReader(c *call) stored.Reader {
 	return stored.Reader{
 		Send: func(r *http.Request) (*http.Response, error) { return s.send(c, r) },
 		Open: func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
-			lease, err := s.openKey(ctx, c, obj, keyID, wrapped)
-			if err != nil {
-				return nil, err // and not a nil *Lease in an interface
-			}
-			return lease, nil
+			return asLease(s.openKey(ctx, c, obj, keyID, wrapped))
 		},
 		Cache:   s.layouts,
 		OpenEnd: s.UniformParts,
 	}
+}
+
+// asLease returns nil for a lease that is not there, and not an interface that
+// holds one.
+func asLease(lease *keyring.Lease, err error) (stored.Lease, error) {
+	if err != nil {
+		return nil, err
+	}
+	return lease, nil
 }
 
 // readError names the errors of reading in S3's words. ok is false for any other.

@@ -1,9 +1,6 @@
 package s3api
 
 import (
-	"bytes"
-	"fmt"
-	"io"
 	"net/http"
 	"strconv"
 
@@ -65,14 +62,11 @@ func (s *Server) rewriteDocument(c *call, change func(*call, []byte) ([]byte, er
 		return err
 	}
 	defer closeBody(resp)
-	var doc bytes.Buffer
-	if _, err := doc.ReadFrom(io.LimitReader(resp.Body, maxListing+1)); err != nil {
+	doc, err := readListing(resp)
+	if err != nil {
 		return err
 	}
-	if doc.Len() > maxListing {
-		return fmt.Errorf("%w sent a listing of more than %d bytes", errOrigin, maxListing)
-	}
-	out, err := change(c, doc.Bytes())
+	out, err := change(c, doc)
 	if err != nil {
 		return err
 	}

@@ -1,13 +1,13 @@
 package s3api
 
 import (
-	"errors"
 	"fmt"
 	"html"
 	"net/http"
 	"net/url"
 	"strconv"
-	"sync"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
@@ -20,21 +20,13 @@ const sizeRequests = 16
 // asked about the object, unless it is remembered.
 func (s *Server) listWithSizes(c *call, doc []byte, name string) ([]byte, error) {
 	encoding, _, _ := element(doc, "EncodingType")
-	var sizes []string
-	var asked []func() error
+	var entries []listed
 	changeElements(doc, name, func(entry []byte) []byte {
-		e := listedObject(c.bucket, entry, string(encoding))
-		i := len(sizes)
-		sizes = append(sizes, plaintextSize(e.etag, e.size))
-		if s.needsHead(c, e) {
-			asked = append(asked, func() (err error) {
-				sizes[i], err = s.sizeOf(c, e)
-				return err
-			})
-		}
+		entries = append(entries, listedObject(c.bucket, entry, string(encoding)))
 		return entry
 	})
-	if err := atATime(sizeRequests, asked); err != nil {
+	sizes, err := s.plaintextSizes(c, entries)
+	if err != nil {
 		return nil, err
 	}
 	i := -1
@@ -43,6 +35,26 @@ func (s *Server) listWithSizes(c *call, doc []byte, name string) ([]byte, error)
 		entry = replace(withoutChecksums(entry), "Size", func(string) string { return sizes[i] })
 		return replace(entry, "ETag", showETagXML)
 	}), nil
+}
+
+// plaintextSizes returns the size of each entry's plaintext, as text.
+func (s *Server) plaintextSizes(c *call, entries []listed) ([]string, error) {
+	sizes := make([]string, len(entries))
+	var asked errgroup.Group
+	asked.SetLimit(sizeRequests)
+	for i, e := range entries {
+		sizes[i] = plaintextSize(e.etag, e.size)
+		if !s.needsHead(c, e) {
+			continue
+		}
+		asked.Go(func() error {
+			return recovered(func() (err error) {
+				sizes[i], err = s.sizeOf(c, e)
+				return err
+			})
+		})
+	}
+	return sizes, asked.Wait()
 }
 
 // listed is an object in a listing.
@@ -92,23 +104,13 @@ func (s *Server) sizeOf(c *call, e listed) (string, error) {
 	return strconv.FormatInt(size, 10), nil
 }
 
-// atATime does things, so many at a time, and returns their errors.
-func atATime(n int, things []func() error) error {
-	failures := make([]error, len(things))
-	turns := make(chan struct{}, n)
-	var all sync.WaitGroup
-	for i, do := range things {
-		turns <- struct{}{}
-		all.Go(func() {
-			defer func() {
-				if p := recover(); p != nil { // it must not end the process, as it would not in the request's own goroutine
-					failures[i] = fmt.Errorf("panic: %v", p)
-				}
-				<-turns
-			}()
-			failures[i] = do()
-		})
-	}
-	all.Wait()
-	return errors.Join(failures...)
+// recovered turns a panic into an error: it must not end the process, as it would
+// not in the request's own goroutine.
+func recovered(do func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic: %v", p)
+		}
+	}()
+	return do()
 }

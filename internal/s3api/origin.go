@@ -221,3 +221,5 @@ func closeBody(resp *http.Response) {
 	_, _ = io.CopyN(io.Discard, resp.Body, worthReading)
 	_ = resp.Body.Close()
 }
+
+var errOrigin = errors.New("the store")

@@ -227,14 +227,13 @@ func (c *call) answerForm() error {
 }
 
 func (c *call) answerPosted(etag string) error {
-	doc, err := xml.Marshal(struct {
+	body, err := encodeXML(struct {
 		XMLName                     xml.Name `xml:"PostResponse"`
 		Location, Bucket, Key, ETag string
 	}{Location: c.ownURL(), Bucket: c.bucket, Key: c.key, ETag: etag})
 	if err != nil {
 		return err
 	}
-	body := append([]byte(xml.Header), doc...)
 	c.w.Header().Set("Content-Type", "application/xml")
 	c.w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	c.w.WriteHeader(http.StatusCreated)

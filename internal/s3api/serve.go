@@ -305,5 +305,3 @@ func newRequestID() string {
 	rand.Read(id[:])
 	return hex.EncodeToString(id[:])
 }
-
-var errOrigin = errors.New("the store")

@@ -3,6 +3,7 @@ package s3api
 import (
 	"bytes"
 	"encoding/xml"
+	"fmt"
 	"html"
 	"io"
 	"net/http"
@@ -102,7 +103,20 @@ func escapeXML(text string) string {
 	return b.String()
 }
 
+// namespace is that of S3's documents.
 const namespace = "http://s3.amazonaws.com/doc/2006-03-01/"
+
+// rootNamed is the XMLName of one of S3's documents.
+func rootNamed(name string) xml.Name { return xml.Name{Space: namespace, Local: name} }
+
+// encodeXML writes a document, with the XML declaration ahead of it.
+func encodeXML(doc any) ([]byte, error) {
+	text, err := xml.Marshal(doc)
+	if err != nil {
+		return nil, err
+	}
+	return append([]byte(xml.Header), text...), nil
+}
 
 type unknownElement struct{ XMLName xml.Name }
 
@@ -114,10 +128,31 @@ type xmlText struct {
 // maxAnswer bounds what is read of the store's XML for an upload: 1,000 parts.
 const maxAnswer = 2 << 20
 
+// readListing reads a whole listing, or the result of a deletion.
+func readListing(resp *http.Response) ([]byte, error) {
+	var doc bytes.Buffer
+	if _, err := doc.ReadFrom(io.LimitReader(resp.Body, maxListing+1)); err != nil {
+		return nil, err
+	}
+	if doc.Len() > maxListing {
+		return nil, fmt.Errorf("%w sent a listing of more than %d bytes", errOrigin, maxListing)
+	}
+	return doc.Bytes(), nil
+}
+
 func readAnswer(resp *http.Response) ([]byte, error) {
 	var body bytes.Buffer
 	_, err := body.ReadFrom(io.LimitReader(resp.Body, maxAnswer))
 	return body.Bytes(), err
+}
+
+// answerDocument writes one of the proxy's own documents.
+func (c *call) answerDocument(doc any) error {
+	body, err := encodeXML(doc)
+	if err != nil {
+		return err
+	}
+	return c.answerXML(body)
 }
 
 // answerXML writes a body of XML, or the rest of it if the answer has begun.
