@@ -197,36 +197,38 @@ func TestNoUseWithoutAudit(t *testing.T) {
 	text := []byte("a text that must not get out")
 	p.put("k", text)
 	for _, purge := range []bool{false, true} {
-		if purge {
-			p.keys.PurgeAll()
-		}
-		log.full.Store(true)
-		for _, r := range []request{
-			{method: "GET", path: "/" + p.bucket + "/k"},
-			{method: "PUT", path: "/" + p.bucket + "/new", body: text},
-			{method: "POST", path: "/" + p.bucket + "/new?uploads="},
-		} {
-			a := p.send(r)
-			if a.StatusCode != http.StatusServiceUnavailable || a.Code != "ServiceUnavailable" || a.Header.Get("Retry-After") == "" || bytes.Contains(a.body, text) {
-				t.Errorf("%s %s: %d %s", r.method, r.path, a.StatusCode, a.body)
+		t.Run(fmt.Sprintf("purged %t", purge), func(t *testing.T) {
+			if purge {
+				p.keys.PurgeAll()
 			}
-			if !bytes.Contains(a.body, []byte("audit log")) || bytes.Contains(a.body, []byte("no space")) {
-				t.Errorf("%s %s: the client is told %s", r.method, r.path, a.body)
+			log.full.Store(true)
+			for _, r := range []request{
+				{method: "GET", path: "/" + p.bucket + "/k"},
+				{method: "PUT", path: "/" + p.bucket + "/new", body: text},
+				{method: "POST", path: "/" + p.bucket + "/new?uploads="},
+			} {
+				a := p.send(r)
+				if a.StatusCode != http.StatusServiceUnavailable || a.Code != "ServiceUnavailable" || a.Header.Get("Retry-After") == "" || bytes.Contains(a.body, text) {
+					t.Errorf("%s %s: %d %s", r.method, r.path, a.StatusCode, a.body)
+				}
+				if !bytes.Contains(a.body, []byte("audit log")) || bytes.Contains(a.body, []byte("no space")) {
+					t.Errorf("%s %s: the client is told %s", r.method, r.path, a.body)
+				}
 			}
-		}
-		if !strings.Contains(p.log.String(), "no space left on device") {
-			t.Error("the reason is not in the log")
-		}
-		if p.isStored("new") {
-			t.Error("stored without audit")
-		}
-		if uploads, err := p.client.ListMultipartUploads(t.Context(), &s3.ListMultipartUploadsInput{Bucket: &p.bucket}); err != nil || len(uploads.Uploads) != 0 {
-			t.Errorf("uploads were begun: %+v, %v", uploads, err)
-		}
-		log.full.Store(false)
-		if got := p.mustGet("k"); !bytes.Equal(got, text) {
-			t.Errorf("%q", got)
-		}
+			if !strings.Contains(p.log.String(), "no space left on device") {
+				t.Error("the reason is not in the log")
+			}
+			if p.isStored("new") {
+				t.Error("stored without audit")
+			}
+			if uploads, err := p.client.ListMultipartUploads(t.Context(), &s3.ListMultipartUploadsInput{Bucket: &p.bucket}); err != nil || len(uploads.Uploads) != 0 {
+				t.Errorf("uploads were begun: %+v, %v", uploads, err)
+			}
+			log.full.Store(false)
+			if got := p.mustGet("k"); !bytes.Equal(got, text) {
+				t.Errorf("%q", got)
+			}
+		})
 	}
 }
 

@@ -49,10 +49,12 @@ func TestStoreCredentialsThatHang(t *testing.T) {
 
 	hang.Store(true)
 	for _, method := range []string{http.MethodGet, http.MethodPut, http.MethodDelete} {
-		a := p.send(request{method: method, path: "/" + p.bucket + "/k"})
-		if a.StatusCode != http.StatusServiceUnavailable || a.Header.Get("Retry-After") == "" {
-			t.Errorf("%s: %d %s, Retry-After %q; want 503 with Retry-After", method, a.StatusCode, a.Code, a.Header.Get("Retry-After"))
-		}
+		t.Run(method, func(t *testing.T) {
+			a := p.send(request{method: method, path: "/" + p.bucket + "/k"})
+			if a.StatusCode != http.StatusServiceUnavailable || a.Header.Get("Retry-After") == "" {
+				t.Errorf("%d %s, Retry-After %q; want 503 with Retry-After", a.StatusCode, a.Code, a.Header.Get("Retry-After"))
+			}
+		})
 	}
 	hang.Store(false)
 	for range 20 { // the attempt that hangs may have to end first

@@ -335,17 +335,19 @@ func TestAStoreThatHangs(t *testing.T) {
 		"DELETE":          {w.hang, request{method: "DELETE", path: b + "/k"}},
 		"configuration":   {w.hang, request{method: "GET", path: b + "?versioning"}},
 	} {
-		w.set(row.fault)
-		resp, err := p.server.Client().Do(p.sign(row.r))
-		if err != nil {
-			t.Errorf("%s: %v", name, err)
-			continue
-		}
-		text, _ := io.ReadAll(resp.Body)
-		resp.Body.Close()
-		if resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") == "" {
-			t.Errorf("%s: %d %s", name, resp.StatusCode, text)
-		}
+		t.Run(name, func(t *testing.T) {
+			w.set(row.fault)
+			resp, err := p.server.Client().Do(p.sign(row.r))
+			if err != nil {
+				t.Errorf("%v", err)
+				return
+			}
+			text, _ := io.ReadAll(resp.Body)
+			resp.Body.Close()
+			if resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") == "" {
+				t.Errorf("%d %s", resp.StatusCode, text)
+			}
+		})
 	}
 }
 
@@ -465,39 +467,41 @@ func TestTheWayToTheStore(t *testing.T) {
 		{"small upload", request{method: "PUT", path: b + "/new", body: []byte("x")}, false},
 		{"part", request{method: "PUT", path: b + "/target?partNumber=1&uploadId=" + url.QueryEscape(m.id), body: randomText(100)}, false},
 	} {
-		for _, refusal := range []struct {
-			status int
-			answer string
-		}{
-			{400, fault("IncompleteBody")},
-			{400, fault("RequestTimeout")},
-			{400, fault("BadDigest")},
-			{408, ""},
-			{400, "400 Bad Request"},
-			{403, "<html><head><title>403 Forbidden</title></head></html>"},
-		} {
-			name := fmt.Sprintf("%s, %d %.40s", row.name, refusal.status, refusal.answer)
-			w.refuseUploads(1, refusal.status, refusal.answer)
-			a := p.send(row.r)
-			switch {
-			case row.repeat && a.StatusCode >= 300:
-				t.Errorf("%s: it is not made again: %d %s", name, a.StatusCode, a.body)
-			case !row.repeat && (a.StatusCode != http.StatusServiceUnavailable || a.Header.Get("Retry-After") == ""):
-				t.Errorf("%s: %d %s", name, a.StatusCode, a.body)
-			}
+		t.Run(row.name, func(t *testing.T) {
+			for _, refusal := range []struct {
+				status int
+				answer string
+			}{
+				{400, fault("IncompleteBody")},
+				{400, fault("RequestTimeout")},
+				{400, fault("BadDigest")},
+				{408, ""},
+				{400, "400 Bad Request"},
+				{403, "<html><head><title>403 Forbidden</title></head></html>"},
+			} {
+				name := fmt.Sprintf("%s, %d %.40s", row.name, refusal.status, refusal.answer)
+				w.refuseUploads(1, refusal.status, refusal.answer)
+				a := p.send(row.r)
+				switch {
+				case row.repeat && a.StatusCode >= 300:
+					t.Errorf("%s: it is not made again: %d %s", name, a.StatusCode, a.body)
+				case !row.repeat && (a.StatusCode != http.StatusServiceUnavailable || a.Header.Get("Retry-After") == ""):
+					t.Errorf("%s: %d %s", name, a.StatusCode, a.body)
+				}
 
-			left := w.refuseUploads(1000, refusal.status, refusal.answer)
-			if a = p.send(row.r); a.StatusCode != http.StatusServiceUnavailable || a.Header.Get("Retry-After") == "" {
-				t.Errorf("%s, always: %d %s", name, a.StatusCode, a.body)
+				left := w.refuseUploads(1000, refusal.status, refusal.answer)
+				if a = p.send(row.r); a.StatusCode != http.StatusServiceUnavailable || a.Header.Get("Retry-After") == "" {
+					t.Errorf("%s, always: %d %s", name, a.StatusCode, a.body)
+				}
+				if made := 1000 - left.Load(); made > 2 {
+					t.Errorf("%s: it is made %d times", name, made)
+				}
 			}
-			if made := 1000 - left.Load(); made > 2 {
-				t.Errorf("%s: it is made %d times", name, made)
+			w.refuseUploads(1, 400, fault("MalformedThing"))
+			if a := p.send(row.r); a.StatusCode != http.StatusBadRequest || a.Code != "MalformedThing" {
+				t.Errorf("what the store refuses for good: %d %s", a.StatusCode, a.Code)
 			}
-		}
-		w.refuseUploads(1, 400, fault("MalformedThing"))
-		if a := p.send(row.r); a.StatusCode != http.StatusBadRequest || a.Code != "MalformedThing" {
-			t.Errorf("%s: what the store refuses for good: %d %s", row.name, a.StatusCode, a.Code)
-		}
+		})
 	}
 
 	w.refuseUploads(1, 400, fault("IncompleteBody"))
