@@ -5,28 +5,28 @@ import (
 	"net/http"
 	"net/url"
 
-	"github.com/cmekproxy/cmekproxy/internal/checksum"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// copyInStore has the store copy an object that was put whole, with an envelope for its new name.
-func (s *Server) copyInStore(c *call, q stored.Request, seen *stored.Seen, choice keyring.Choice, wanted *checksum.Algorithm) error {
-	fresh := *seen.Envelope
-	lease, err := s.openKey(c.Context(), c, q.Object, fresh.KeyID, fresh.WrappedDEK)
+// copyInStore has the store copy a single-PUT object, with an envelope for its new name.
+func (s *Server) copyInStore(c *objectCopy) error {
+	fresh := *c.seen.Envelope
+	lease, err := s.openKey(c.Context(), c.call, c.source.Object, fresh.KeyID, fresh.WrappedDEK)
 	if err != nil {
 		return err
 	}
 	defer lease.Release()
-	if err := fresh.Verify(lease.DEK(), q.Object); err != nil {
+	if err := fresh.Verify(lease.DEK(), c.source.Object); err != nil {
 		return err
 	}
-	if err := s.readEnds(c, q, fresh.Size); err != nil {
+	if err := readEnds(c, fresh.Size); err != nil {
 		return err
 	}
-	sealed, err := s.Keys.Rewrap(c.Context(), lease, c.object(), c.client.Name, choice)
+
+	sealed, err := s.Keys.Rewrap(c.Context(), lease, c.object(), c.client.Name, c.choice)
 	if err != nil {
 		return err
 	}
@@ -34,20 +34,21 @@ func (s *Server) copyInStore(c *call, q stored.Request, seen *stored.Seen, choic
 	c.watch(sealed.Lease)
 	fresh.KeyID, fresh.WrappedDEK = sealed.KeyID, sealed.Wrapped
 	c.setSealedHeaders(sealed)
-	stop := s.keepAlive(c)
-	answer, result, err := s.storeCopies(c, q, seen, &fresh, lease, wanted)
+
+	stop := s.keepAlive(c.call)
+	answer, result, err := s.sendEnvelope(c, &fresh, lease)
 	stop()
 	if err != nil {
 		return err
 	}
-	return s.answerCopied(c, answer, result)
+	return c.answerCopied(answer, result)
 }
 
 // readEnds verifies the first and the last segment of a source that the store
 // copies by itself. What is damaged between the two is found when the copy is
 // read.
-func (s *Server) readEnds(c *call, q stored.Request, size int64) error {
-	ends := []int64{0}
+func readEnds(c *objectCopy, size int64) error {
+	q, ends := c.source, []int64{0}
 	if size > crypt.SegmentSize {
 		ends = append(ends, size-1)
 	}
@@ -68,15 +69,15 @@ func (s *Server) readEnds(c *call, q stored.Request, size int64) error {
 	return nil
 }
 
-// storeCopies signs the envelope of the copy, and has the store copy the source with it.
-func (s *Server) storeCopies(c *call, q stored.Request, seen *stored.Seen, e *crypt.Envelope, lease *keyring.Lease, wanted *checksum.Algorithm) (http.Header, copyResult, error) {
+// sendEnvelope signs the envelope of the copy, and has the store copy the source with it.
+func (s *Server) sendEnvelope(c *objectCopy, e *crypt.Envelope, lease *keyring.Lease) (http.Header, copyResult, error) {
 	result := copyResult{kind: fullObject}
 	var err error
 	if result.sums, err = crypt.OpenChecksums(e.Sum, lease.DEK()); err != nil {
 		return nil, result, err
 	}
-	if wanted != nil {
-		if result.sums, err = s.wantedSums(c, q, wanted, result.sums); err != nil {
+	if c.wanted != nil {
+		if result.sums, err = wantedSums(c, result.sums); err != nil {
 			return nil, result, err
 		}
 		if e.Sum, err = crypt.SealChecksums(result.sums, lease.DEK(), s.Random); err != nil {
@@ -86,17 +87,19 @@ func (s *Server) storeCopies(c *call, q stored.Request, seen *stored.Seen, e *cr
 	if err := e.Sign(lease.DEK(), c.object()); err != nil {
 		return nil, result, err
 	}
-	header, err := c.copiedHeader(seen.Header, e)
+
+	header, err := c.copiedHeader(c.seen.Header, e)
 	if err != nil {
 		return nil, result, err
 	}
-	header.Set("X-Amz-Copy-Source", copySourceHeader(q.Object, q.Version))
-	header.Set("X-Amz-Copy-Source-If-Match", seen.ETag)
+	header.Set("X-Amz-Copy-Source", copySourceHeader(c.source.Object, c.source.Version))
+	header.Set("X-Amz-Copy-Source-If-Match", c.seen.ETag)
 	header.Set("X-Amz-Metadata-Directive", "REPLACE") // the envelope is metadata
 	if c.replaces("Tagging") {
 		header.Set("X-Amz-Tagging-Directive", "REPLACE")
 	}
-	answer, body, err := s.sendCopy(c, header)
+
+	answer, body, err := s.sendCopy(c.call, header)
 	etag, _, _ := element(body, "ETag")
 	modified, _, _ := element(body, "LastModified")
 	result.etag, result.modified = string(etag), string(modified)

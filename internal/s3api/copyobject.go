@@ -12,8 +12,18 @@ import (
 
 	"github.com/cmekproxy/cmekproxy/internal/checksum"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
+
+// objectCopy is a CopyObject while it is served.
+type objectCopy struct {
+	*call
+	source stored.Request      // the very object that seen is of, or none
+	seen   *stored.Seen        // the source, as it was found
+	choice keyring.Choice      // of the key for the copy
+	wanted *checksum.Algorithm // of the copy's checksum; nil for that of the source
+}
 
 // copyObject copies an object in one of two ways. The store copies a single-PUT
 // object by itself: the body stays as it is, and its data key is wrapped for the
@@ -32,6 +42,7 @@ func (s *Server) copyObject(c *call) error {
 	if err != nil {
 		return err
 	}
+
 	q, err := s.copySource(c)
 	if err != nil {
 		return s.unlessNoBucket(c, err)
@@ -42,11 +53,11 @@ func (s *Server) copyObject(c *call) error {
 	if err := c.checkSelfCopy(q); err != nil {
 		return err
 	}
+
 	seen, err := s.inspectSource(c, q)
 	if err != nil {
 		return err
 	}
-	// From here on it is this very object, or none.
 	q.Header = http.Header{"If-Match": {seen.ETag}}
 	if owner := c.Header.Get("X-Amz-Source-Expected-Bucket-Owner"); owner != "" {
 		q.Header.Set("X-Amz-Expected-Bucket-Owner", owner)
@@ -54,10 +65,11 @@ func (s *Server) copyObject(c *call) error {
 	if version := seen.Header.Get("X-Amz-Version-Id"); version != "" {
 		c.w.Header().Set("X-Amz-Copy-Source-Version-Id", version)
 	}
-	if seen.Envelope != nil && seen.Stored > 0 { // there are stores that do not copy what stands for a directory
-		return s.copyInStore(c, q, seen, choice, wanted)
+	copied := &objectCopy{call: c, source: q, seen: seen, choice: choice, wanted: wanted}
+	if seen.Envelope != nil && seen.Stored > 0 { // some stores do not copy directory markers
+		return s.copyInStore(copied)
 	}
-	return s.resealCopy(c, q, choice, wanted)
+	return s.resealCopy(copied)
 }
 
 // checkDirectives refuses what is neither of the two words.
@@ -109,23 +121,24 @@ func (s *Server) inspectSource(c *call, q stored.Request) (*stored.Seen, error) 
 	return seen, c.checkCustomerKey(&stored.Object{CustomerKey: seen.KeyID() == crypt.CustomerKeyID})
 }
 
-// wantedSums is what is kept with a copy that is to have a checksum of this algorithm. If the source does not have it, the source
-// is read for it: the envelope goes ahead of the body.
-func (s *Server) wantedSums(c *call, q stored.Request, a *checksum.Algorithm, sums map[crypt.ChecksumID][]byte) (map[crypt.ChecksumID][]byte, error) {
-	digest, ok := sums[a.ID]
+// wantedSums returns the wanted one of the source's checksums. If the source does
+// not have it, the source is read for it: the envelope goes ahead of the body.
+func wantedSums(c *objectCopy, sums digests) (digests, error) {
+	digest, ok := sums[c.wanted.ID]
 	if !ok {
-		source, err := c.reader.Get(c.Context(), q)
+		source, err := c.reader.Get(c.Context(), c.source)
 		if err != nil {
 			return nil, err
 		}
 		defer source.Close()
-		sum := a.New()
+
+		sum := c.wanted.New()
 		if _, err := io.Copy(sum, source.Reader(c.Context())); err != nil {
 			return nil, err
 		}
 		digest = sum.Sum(nil)
 	}
-	return map[crypt.ChecksumID][]byte{a.ID: digest}, nil
+	return digests{c.wanted.ID: digest}, nil
 }
 
 // notCopied are what belongs to one object and not to its copies.
@@ -164,12 +177,12 @@ func (c *call) copiedHeader(source http.Header, e *crypt.Envelope) (http.Header,
 type copyResult struct {
 	etag     string // the store's, as it stands in XML or a header
 	modified string // "" if the store did not say
-	sums     map[crypt.ChecksumID][]byte
+	sums     digests
 	kind     string // of sums; "" if it is not told
 }
 
 // answerCopied answers with a CopyObjectResult.
-func (s *Server) answerCopied(c *call, header http.Header, r copyResult) error {
+func (c *call) answerCopied(header http.Header, r copyResult) error {
 	if !c.w.begun() {
 		c.copyHeader(header)
 		delete(c.w.Header(), "ETag") // it is in the document

@@ -37,7 +37,7 @@ func (s *Server) deleteObject(c *call) error {
 		Object: c.object(), Version: c.query.Get("versionId"), Header: c.requestHeader(),
 		Plaintext: func() error { return nil }, // it is only to be deleted
 	}
-	for name := range strings.FieldsSeq(c.route.headers) {
+	for name := range c.route.headerNames.exact {
 		q.Header.Del(name)
 	}
 	o, err := c.reader.Head(c.Context(), q)

@@ -35,11 +35,11 @@ func (o objectSum) headers(h http.Header) {
 }
 
 // digests is what is kept with the object.
-func (o objectSum) digests() map[crypt.ChecksumID][]byte {
+func (o objectSum) digests() digests {
 	if o.digest == "" {
 		return nil
 	}
-	return map[crypt.ChecksumID][]byte{o.algorithm.ID: []byte(o.digest)}
+	return digests{o.algorithm.ID: []byte(o.digest)}
 }
 
 func (o objectSum) text() string { return checksumText([]byte(o.digest), o.kind, o.parts) }
