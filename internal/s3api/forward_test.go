@@ -15,10 +15,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/aws/aws-sdk-go-v2/credentials"
-
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/origin"
+	"github.com/cmekproxy/cmekproxy/internal/proxytest"
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 )
@@ -83,10 +82,9 @@ func newRecorded(t *testing.T) (*proxy, *witness) {
 		t.Fatal(err)
 	}
 	p := newProxy(t, func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) {
-		cfg.Origin = origin.New(origin.Config{
-			Endpoint: endpoint, Region: region, PathStyle: true, Trailers: true, Now: time.Now, Transport: server.Client().Transport,
-			Credentials: credentials.NewStaticCredentialsProvider(storeAccess, storeSecret, ""),
-		})
+		store := proxytest.OriginConfig(server.Client().Transport)
+		store.Endpoint = endpoint
+		cfg.Origin = origin.New(store)
 	})
 	store.take()
 	return p, store

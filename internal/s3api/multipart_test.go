@@ -888,7 +888,7 @@ func filesBelow(t *testing.T, dir string) []string {
 }
 
 // file is an object as the embedded store keeps it.
-func (p *proxy) file(key string) string { return filepath.Join(store.dir, p.bucket, key) }
+func (p *proxy) file(key string) string { return filepath.Join(store.Dir, p.bucket, key) }
 
 func (p *proxy) rewriteFile(key string, change func([]byte) []byte) {
 	p.t.Helper()

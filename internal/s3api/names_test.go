@@ -76,7 +76,7 @@ type attack struct {
 func newAttack(t *testing.T) *attack {
 	t.Helper()
 	p := newProxy(t)
-	a := &attack{proxy: p, victim: p.newBucket("victim-"), outside: filepath.Join(filepath.Dir(store.dir), "outside")}
+	a := &attack{proxy: p, victim: p.newBucket("victim-"), outside: filepath.Join(filepath.Dir(store.Dir), "outside")}
 	own := p.bucket
 	p.bucket = a.victim
 	p.put("k", []byte("the victim's"))
@@ -102,7 +102,7 @@ func (a *attack) check(what string) {
 	if err != nil || string(text) != "the victim's" {
 		a.t.Fatalf("%s: the victim's object: %q, %v", what, text, err)
 	}
-	if _, err := os.Stat(filepath.Join(store.dir, own)); err != nil {
+	if _, err := os.Stat(filepath.Join(store.Dir, own)); err != nil {
 		a.t.Fatalf("%s: the bucket is gone: %v", what, err)
 	}
 	a.origin.take()
