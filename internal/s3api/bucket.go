@@ -30,7 +30,8 @@ func noSuchBucket(c *call, err error) error {
 	return &Error{Code: "NoSuchBucket", Message: "The specified bucket does not exist.", Details: [][2]string{{"BucketName", c.bucket}}, httpStatus: http.StatusNotFound, cause: err}
 }
 
-// nameNotFound gives an error its name that came as the answer to a HEAD, which has none, where the client has not sent a HEAD.
+// nameNotFound gives an error its name that came as the answer to a HEAD, which
+// has none, where the client has not sent a HEAD.
 func (s *Server) nameNotFound(c *call, err error) error {
 	answer := (*Error)(nil)
 	if c.Method == http.MethodHead || !errors.As(err, &answer) || answer.Code != notFound {
@@ -42,7 +43,8 @@ func (s *Server) nameNotFound(c *call, err error) error {
 	return noSuchBucket(c, err)
 }
 
-// unlessNoBucket is for a fault of the request that S3 tells only of a bucket that is there.
+// unlessNoBucket is for a fault of the request that S3 tells only of a bucket
+// that is there.
 func (s *Server) unlessNoBucket(c *call, fault error) error {
 	if err := s.findBucket(c); hasCode(err, "NoSuchBucket") {
 		return err

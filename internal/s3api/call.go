@@ -26,7 +26,8 @@ type call struct {
 	cancelContext context.CancelCauseFunc // of the call's context
 	secure        bool                    // it came over TLS
 
-	// What is asked for: request.go, the route by handle, the upload by uploadref.go.
+	// What is asked for: request.go, the route by handle, the upload by
+	// uploadref.go.
 	route  *route // nil while it is not known
 	bucket string
 	key    string // raw: decoded exactly once

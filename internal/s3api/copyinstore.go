@@ -11,7 +11,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// copyInStore has the store copy a single-PUT object, with an envelope for its new name.
+// copyInStore has the store copy a single-PUT object, with an envelope for its
+// new name.
 func (s *Server) copyInStore(c *objectCopy) error {
 	fresh := *c.seen.Envelope
 	lease, err := s.openKey(c.Context(), c.call, c.source.Object, fresh.KeyID, fresh.WrappedDEK)
@@ -69,7 +70,8 @@ func readEnds(c *objectCopy, size int64) error {
 	return nil
 }
 
-// sendEnvelope signs the envelope of the copy, and has the store copy the source with it.
+// sendEnvelope signs the envelope of the copy, and has the store copy the
+// source with it.
 func (s *Server) sendEnvelope(c *objectCopy, e *crypt.Envelope, lease *keyring.Lease) (http.Header, copyResult, error) {
 	result := copyResult{kind: fullObject}
 	var err error

@@ -26,9 +26,9 @@ type objectCopy struct {
 }
 
 // copyObject copies an object in one of two ways. The store copies a single-PUT
-// object by itself: the body stays as it is, and its data key is wrapped for the
-// new name (copyinstore.go). Any other object is read, and sealed as a single-PUT
-// object (copyreseal.go).
+// object by itself: the body stays as it is, and its data key is wrapped for
+// the new name (copyinstore.go). Any other object is read, and sealed as a
+// single-PUT object (copyreseal.go).
 // https://docs.aws.amazon.com/AmazonS3/latest/API/API_CopyObject.html
 func (s *Server) copyObject(c *call) error {
 	choice, err := c.encryption()
@@ -121,8 +121,9 @@ func (s *Server) inspectSource(c *call, q stored.Request) (*stored.Seen, error) 
 	return seen, c.checkCustomerKey(&stored.Object{CustomerKey: seen.KeyID() == crypt.CustomerKeyID})
 }
 
-// wantedSums returns the wanted one of the source's checksums. If the source does
-// not have it, the source is read for it: the envelope goes ahead of the body.
+// wantedSums returns the wanted one of the source's checksums. If the source
+// does not have it, the source is read for it: the envelope goes ahead of the
+// body.
 func wantedSums(c *objectCopy, sums digests) (digests, error) {
 	digest, ok := sums[c.wanted.ID]
 	if !ok {
@@ -147,7 +148,8 @@ var notCopied = []string{
 	"X-Amz-Object-Lock-Mode", "X-Amz-Object-Lock-Retain-Until-Date", "X-Amz-Object-Lock-Legal-Hold",
 }
 
-// copiedHeader is the header of the copy: the source's or the request's, as the directives say, and the envelope.
+// copiedHeader is the header of the copy: the source's or the request's, as the
+// directives say, and the envelope.
 func (c *call) copiedHeader(source http.Header, e *crypt.Envelope) (http.Header, error) {
 	header := c.requestHeader()
 	if !c.replaces("Tagging") {

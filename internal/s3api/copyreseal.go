@@ -13,7 +13,8 @@ import (
 // maxCopy is S3's limit for the source of a copy, in bytes.
 const maxCopy = 5 << 30
 
-// resealCopy reads the source, and seals it under a new data key, as a single-PUT object.
+// resealCopy reads the source, and seals it under a new data key, as a
+// single-PUT object.
 func (s *Server) resealCopy(c *objectCopy) error {
 	c.reseals = true
 	source, err := c.reader.Get(c.Context(), c.source)
@@ -23,9 +24,10 @@ func (s *Server) resealCopy(c *objectCopy) error {
 	defer source.Close()
 	switch {
 	case source.Length > maxCopy:
-		return badRequest("InvalidRequest", fmt.Sprintf("The specified copy source is larger than the maximum allowable size for a copy source: %d", maxCopy))
+		return sourceTooLarge(maxCopy)
 	case source.Length > maxObject:
-		return badRequest("InvalidRequest", fmt.Sprintf("The specified copy source is larger than what the proxy can store as one object that was not uploaded in parts: %d. Copy it in parts.", maxObject))
+		return badRequest("InvalidRequest", fmt.Sprintf("The specified copy source is larger than what the proxy can store "+
+			"as one object that was not uploaded in parts: %d. Copy it in parts.", maxObject))
 	}
 
 	lease, err := s.Keys.Create(c.Context(), c.object(), c.client.Name, c.choice)
@@ -49,7 +51,8 @@ func (s *Server) resealCopy(c *objectCopy) error {
 		source.Close() // it would wait in the meantime, and the store with it
 		answer, sums, err = s.sealCopyWith(c, lease, sums)
 	}
-	if errors.Is(err, errTransfer) && (c.wanted == nil || sums != nil) { // nothing was stored, and the source is still there
+	// Nothing was stored, and the source is still there.
+	if errors.Is(err, errTransfer) && (c.wanted == nil || sums != nil) {
 		source.Close()
 		answer, err = s.sealCopyAgain(c, lease, sums)
 	}
@@ -61,7 +64,8 @@ func (s *Server) resealCopy(c *objectCopy) error {
 	return c.answerCopied(answer, copyResult{etag: answer.Get("Etag"), sums: sums, kind: fullObject})
 }
 
-// sealCopyWith is sealCopy of a copy that is to have the wanted checksum, which it returns too.
+// sealCopyWith is sealCopy of a copy that is to have the wanted checksum, which
+// it returns too.
 func (s *Server) sealCopyWith(c *objectCopy, lease *keyring.DataKey, sums digests) (http.Header, digests, error) {
 	sums, err := wantedSums(c, sums)
 	if err != nil {
@@ -81,8 +85,11 @@ func (s *Server) sealCopyAgain(c *objectCopy, lease *keyring.DataKey, sums diges
 	return s.sealCopy(c, source, lease, sums)
 }
 
-// sealCopy encrypts the source on its way back to the store, and returns the header of the store's answer.
-func (s *Server) sealCopy(c *objectCopy, source *stored.Object, lease *keyring.DataKey, sums digests) (http.Header, error) {
+// sealCopy encrypts the source on its way back to the store, and returns the
+// header of the store's answer.
+func (s *Server) sealCopy(
+	c *objectCopy, source *stored.Object, lease *keyring.DataKey, sums digests,
+) (http.Header, error) {
 	sealer, err := crypt.NewSealer(source.Reader(c.Context()), source.Length, lease.DEK(), s.Random)
 	if err != nil {
 		return nil, err
@@ -91,7 +98,9 @@ func (s *Server) sealCopy(c *objectCopy, source *stored.Object, lease *keyring.D
 	if err != nil {
 		return nil, errors.Join(err, sealer.Close())
 	}
-	resp, err := s.sendSealed(c.call, header, &upload{sealer: sealer, c: c.call, lease: lease.Lease, size: crypt.StoredSize(source.Length)})
+
+	up := &upload{sealer: sealer, c: c.call, lease: lease.Lease, size: crypt.StoredSize(source.Length)}
+	resp, err := s.sendSealed(c.call, header, up)
 	if err != nil {
 		return nil, err
 	}
@@ -99,8 +108,11 @@ func (s *Server) sealCopy(c *objectCopy, source *stored.Object, lease *keyring.D
 	return resp.Header, nil
 }
 
-// resealedHeader is the header of the copy, with its envelope and the source's tags.
-func (s *Server) resealedHeader(c *objectCopy, source *stored.Object, lease *keyring.DataKey, h crypt.Header, sums digests) (http.Header, error) {
+// resealedHeader is the header of the copy, with its envelope and the source's
+// tags.
+func (s *Server) resealedHeader(
+	c *objectCopy, source *stored.Object, lease *keyring.DataKey, h crypt.Header, sums digests,
+) (http.Header, error) {
 	envelope := crypt.Envelope{Header: h, Size: source.Length}
 	if err := s.sign(c.call, &envelope, lease, sums); err != nil {
 		return nil, err

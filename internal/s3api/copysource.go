@@ -76,6 +76,12 @@ func copyConditions(h http.Header) http.Header {
 	return out
 }
 
+// sourceTooLarge refuses a source of more than limit bytes.
+func sourceTooLarge(limit int64) *Error {
+	return badRequest("InvalidRequest",
+		fmt.Sprintf("The specified copy source is larger than the maximum allowable size for a copy source: %d", limit))
+}
+
 // errCondition says that a condition does not hold.
 func errCondition() *Error {
 	return &Error{Code: "PreconditionFailed", Message: messages["PreconditionFailed"]}

@@ -18,7 +18,8 @@ type route struct {
 	headerNames nameSet  // of headers
 }
 
-// routes are the operations, in the order in which a request is held against them.
+// routes are the operations, in the order in which a request is held against
+// them.
 var routes = newRoutes(operations)
 
 func newRoutes(table []operation) []route {
@@ -41,15 +42,16 @@ func newRoutes(table []operation) []route {
 	return out
 }
 
-// matcher finds the row of a request: a router for each kind of thing that a path names, so that a request for an object
-// is not held against the many rows of buckets.
+// matcher finds the row of a request: a router for each kind of thing that a
+// path names, so that a request for an object is not held against the many rows
+// of buckets.
 type matcher struct {
 	routers map[string]*mux.Router
 	rows    map[*mux.Route]*route
 }
 
-// newMatcher builds the routers. Paths are matched as they were encoded and never cleaned: "a//b", ".." and %2F are all
-// part of a key.
+// newMatcher builds the routers. Paths are matched as they were encoded and
+// never cleaned: "a//b", ".." and %2F are all part of a key.
 func newMatcher() matcher {
 	m := matcher{routers: make(map[string]*mux.Router), rows: make(map[*mux.Route]*route)}
 	for _, named := range []string{service, bucket, object} {
@@ -82,8 +84,9 @@ func (m matcher) find(c *call) *route {
 	return m.rows[match.Route]
 }
 
-// matches reports whether method, query and header make a request this operation. It is asked before the path is held
-// against a regular expression, as most rows are told apart by it.
+// matches reports whether method, query and header make a request this
+// operation. It is asked before the path is held against a regular expression,
+// as most rows are told apart by it.
 func (row *route) matches(r *http.Request, _ *mux.RouteMatch) bool {
 	if r.Method != row.method {
 		return false
@@ -101,7 +104,8 @@ func (row *route) matches(r *http.Request, _ *mux.RouteMatch) bool {
 	return true
 }
 
-// hasParameter looks for a parameter, given by its name alone or as name=value, in an encoded query.
+// hasParameter looks for a parameter, given by its name alone or as name=value,
+// in an encoded query.
 func hasParameter(query, match string) bool {
 	for parameter := range strings.SplitSeq(query, "&") {
 		name, _, _ := strings.Cut(parameter, "=")
@@ -112,14 +116,16 @@ func hasParameter(query, match string) bool {
 	return false
 }
 
-// allowsQuery reports whether the operation knows the query parameter. S3 ignores parameters that start with x-, which
-// people put into presigned URLs for their access logs; so do we.
+// allowsQuery reports whether the operation knows the query parameter. S3
+// ignores parameters that start with x-, which people put into presigned URLs
+// for their access logs; so do we.
 func (row *route) allowsQuery(name string) bool {
 	return row.queryNames.has(name) || signatureNames.has(name) ||
 		strings.HasPrefix(name, "x-") && !strings.HasPrefix(name, "x-amz-")
 }
 
-// allowsHeader reports whether the operation knows the header, which is an x-amz- one in lower case.
+// allowsHeader reports whether the operation knows the header, which is an
+// x-amz- one in lower case.
 func (row *route) allowsHeader(name string) bool {
 	return commonNames.has(name) || row.headerNames.has(name)
 }
@@ -138,7 +144,8 @@ func (row *route) payloadHeader(h http.Header) http.Header {
 	return h
 }
 
-// nameSet is a set of names. Entries that end in "-" stand for all names that begin so.
+// nameSet is a set of names. Entries that end in "-" stand for all names that
+// begin so.
 type nameSet struct {
 	exact    map[string]bool
 	prefixes []string

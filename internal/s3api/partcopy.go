@@ -2,15 +2,15 @@ package s3api
 
 import (
 	"errors"
-	"fmt"
 	"strconv"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// uploadPartCopy reads an object, or a range of it, and encrypts it anew as a part: every part has a key stream of its
-// own, so no ciphertext can be taken over.
+// uploadPartCopy reads an object, or a range of it, and encrypts it anew as a
+// part: every part has a key stream of its own, so no ciphertext can be taken
+// over.
 func (s *Server) uploadPartCopy(c *call) error {
 	if _, err := partNumber(c.query.Get("partNumber")); err != nil {
 		return err
@@ -43,7 +43,7 @@ func (s *Server) copyPart(c *call, q stored.Request) error {
 	case source.NotModified: // what is a 304 to a GET fails a copy
 		return errCondition()
 	case source.Length > crypt.MaxPartSize:
-		return badRequest("InvalidRequest", fmt.Sprintf("The specified copy source is larger than the maximum allowable size for a copy source: %d", crypt.MaxPartSize))
+		return sourceTooLarge(crypt.MaxPartSize)
 	case q.Range != nil && !q.Range.Is(source.Offset, source.Length):
 		return invalidSourceRange(source.Size)
 	}

@@ -16,17 +16,20 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 )
 
-// bucketName is S3's rule for general purpose buckets, less what only matters when one is created.
+// bucketName is S3's rule for general purpose buckets, less what only matters
+// when one is created.
 var bucketName = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$`)
 
-// validBucket also takes the one path of S3 that looks like a bucket and is none, so that its row can refuse it.
+// validBucket also takes the one path of S3 that looks like a bucket and is
+// none, so that its row can refuse it.
 func validBucket(name string) bool {
 	return "/"+name == objectLambda || bucketName.MatchString(name) && !strings.Contains(name, "..")
 }
 
 const maxKeyLength = 1024
 
-// locate finds bucket and key: virtual-host-style if the host is below domain, else path-style.
+// locate finds bucket and key: virtual-host-style if the host is below domain,
+// else path-style.
 func (c *call) locate(domain string) error {
 	rawPath, rawQuery := sigv4.RequestTarget(c.Request)
 	path, err := sigv4.UnescapePath(rawPath)
@@ -59,7 +62,8 @@ func (c *call) locate(domain string) error {
 	return nil
 }
 
-// bucketOfHost returns the bucket in a Host header like bucket.s3.example.com:9000.
+// bucketOfHost returns the bucket in a Host header like
+// bucket.s3.example.com:9000.
 func bucketOfHost(host, domain string) (string, bool) {
 	if domain == "" {
 		return "", false
@@ -70,12 +74,14 @@ func bucketOfHost(host, domain string) (string, bool) {
 	return strings.CutSuffix(strings.ToLower(host), "."+strings.ToLower(domain))
 }
 
-// pathStyle returns the request as the routes expect it, whichever style the client used.
+// pathStyle returns the request as the routes expect it, whichever style the
+// client used.
 func (c *call) pathStyle() *http.Request {
 	return &http.Request{Method: c.Method, Header: c.Header, URL: c.objectURL(c.query)}
 }
 
-// objectURL returns the URL of the call's bucket or object, to be completed by the origin.
+// objectURL returns the URL of the call's bucket or object, to be completed by
+// the origin.
 func (c *call) objectURL(query url.Values) *url.URL {
 	u := &url.URL{Path: c.resource(), RawQuery: encodeQuery(query)}
 	u.RawPath = sigv4.EscapePath(u.Path)
@@ -87,8 +93,9 @@ func encodeQuery(query url.Values) string {
 	return strings.ReplaceAll(query.Encode(), "+", "%20")
 }
 
-// takeHoisted turns x-amz- parameters of a presigned URL into the headers that they stand for: some signers move them
-// into the query, where the signature covers them alike.
+// takeHoisted turns x-amz- parameters of a presigned URL into the headers that
+// they stand for: some signers move them into the query, where the signature
+// covers them alike.
 func (c *call) takeHoisted() error {
 	if !c.auth.Presigned {
 		return nil
@@ -110,7 +117,8 @@ func (c *call) takeHoisted() error {
 	return nil
 }
 
-// checkNames refuses query parameters and x-amz- headers that the operation does not know.
+// checkNames refuses query parameters and x-amz- headers that the operation
+// does not know.
 func (c *call) checkNames() error {
 	for name, values := range c.query {
 		if !c.route.allowsQuery(name) {
@@ -131,7 +139,8 @@ func (c *call) checkNames() error {
 			}
 			return notImplemented("The header "+name+" of "+c.op, changesMeaning)
 		}
-		// A signature does not tell two headers from one with a comma, so it must not matter which one is looked at.
+		// A signature does not tell two headers from one with a comma, so it
+		// must not matter which one is looked at.
 		if len(values) > 1 && !repeatable(name) {
 			return badRequest("InvalidArgument", "The header "+name+" occurs more than once.")
 		}
@@ -148,7 +157,8 @@ func isAmz(name string) bool {
 	return len(name) >= len(prefix) && strings.EqualFold(name[:len(prefix)], prefix)
 }
 
-// repeatable reports whether all values of a header, given in lower case, are looked at wherever it is used.
+// repeatable reports whether all values of a header, given in lower case, are
+// looked at wherever it is used.
 func repeatable(name string) bool {
 	switch name {
 	case "range", "if-modified-since", "if-unmodified-since", "content-type", "content-md5", "expires":
@@ -158,7 +168,8 @@ func repeatable(name string) bool {
 	}
 }
 
-// openBody sets payload. Nothing is read yet, so a client that waits for 100 Continue is not told to go on.
+// openBody sets payload. Nothing is read yet, so a client that waits for 100
+// Continue is not told to go on.
 func (c *call) openBody() error {
 	if c.route.method == http.MethodPut || c.route.method == http.MethodPost {
 		if c.auth.DecodedLength() < 0 {

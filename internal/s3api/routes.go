@@ -25,7 +25,8 @@ const (
 	objectLambda = "/WriteGetObjectResponse" // the answer of an Object Lambda function
 )
 
-// anyone is the action of an operation that takes no signature, and so no grant.
+// anyone is the action of an operation that takes no signature, and so no
+// grant.
 const anyone access.Action = ""
 
 // scope says where a client needs a grant for the operation's action. An
@@ -54,8 +55,9 @@ const (
 	usual flags = 0
 )
 
-// operation is one S3 operation. What no operation matches, and any query parameter or x-amz- header that the operation
-// does not name, is refused with NotImplemented: it could change the meaning of the request.
+// operation is one S3 operation. What no operation matches, and any query
+// parameter or x-amz- header that the operation does not name, is refused with
+// NotImplemented: it could change the meaning of the request.
 type operation struct {
 	op      string
 	method  string
@@ -97,7 +99,8 @@ const (
 	lockHeaders           = "x-amz-mfa x-amz-bypass-governance-retention"
 )
 
-// operations is the whole surface. The first row that matches wins, so rows with a match come before the bare ones.
+// operations is the whole surface. The first row that matches wins, so rows
+// with a match come before the bare ones.
 var operations = []operation{
 	// op, method, path, match, policy, action, scope, body, query, headers, flags, answer, serve
 	{"ListDirectoryBuckets", "GET", service, "x-id=ListDirectoryBuckets", refuse, access.List, bySigner, 0, "", "", usual, unsent, nil},
@@ -222,8 +225,9 @@ var operations = []operation{
 	{"DeleteObject", "DELETE", object, "", forward, access.Delete, byKey, 0, "versionId", lockHeaders + " x-amz-if-match-last-modified-time " + sizeCondition, usual, nothing, (*Server).deleteObject},
 }
 
-// commonNames may come with any operation. The signature, the payload's form and its checksums are dealt with here and
-// never forwarded; see forwardedHeaders for what is.
+// commonNames may come with any operation. The signature, the payload's form
+// and its checksums are dealt with here and never forwarded; see
+// forwardedHeaders for what is.
 var commonNames = setOf("x-amz-date x-amz-content-sha256 x-amz-security-token x-amz-user-agent x-amz-decoded-content-length x-amz-trailer " +
 	"x-amz-sdk-checksum-algorithm x-amz-checksum-algorithm x-amz-checksum-type x-amz-checksum-crc32 x-amz-checksum-crc32c x-amz-checksum-crc64nvme x-amz-checksum-sha1 " +
 	"x-amz-checksum-sha256 x-amz-checksum-sha512 x-amz-checksum-md5 x-amz-checksum-xxhash64 x-amz-checksum-xxhash3 x-amz-checksum-xxhash128 x-amz-expected-bucket-owner x-amz-request-payer")
@@ -231,6 +235,7 @@ var commonNames = setOf("x-amz-date x-amz-content-sha256 x-amz-security-token x-
 // overrideNames are the parameters that choose headers of the answer.
 var overrideNames = setOf(overrides)
 
-// signatureNames are the parameters of a presigned URL. x-id is the SDKs' name of the operation.
+// signatureNames are the parameters of a presigned URL. x-id is the SDKs' name
+// of the operation.
 var signatureNames = setOf("X-Amz-Algorithm X-Amz-Credential X-Amz-Date X-Amz-Expires X-Amz-SignedHeaders X-Amz-Signature " +
 	"X-Amz-Content-Sha256 X-Amz-Security-Token x-id")

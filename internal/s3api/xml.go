@@ -13,7 +13,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/checksum"
 )
 
-// changeElements replaces each <name>…</name> of doc. Text in XML holds no "<", so tags can be found without parsing.
+// changeElements replaces each <name>…</name> of doc. Text in XML holds no "<",
+// so tags can be found without parsing.
 func changeElements(doc []byte, name string, change func([]byte) []byte) []byte {
 	begin, end := []byte("<"+name+">"), []byte("</"+name+">")
 	out := make([]byte, 0, len(doc)+len(doc)/32)
@@ -73,7 +74,8 @@ func appendTo(doc []byte, name string, text []byte) []byte {
 	return bytes.Join([][]byte{doc[:end], text, doc[end:]}, nil)
 }
 
-// withoutChecksums takes out what the store says of checksums: they are of ciphertext.
+// withoutChecksums takes out what the store says of checksums: they are of
+// ciphertext.
 func withoutChecksums(entry []byte) []byte {
 	for _, name := range []string{"ChecksumType", "ChecksumAlgorithm"} {
 		entry = remove(entry, name)
