@@ -136,6 +136,7 @@ func TestUnknownIsRefused(t *testing.T) {
 		{method: "POST", path: b + "/k?select&select-type=2"},
 		{method: "GET", path: b + "/k?torrent"},
 		{method: "GET", path: b + "/k?never-heard-of"},
+		{method: "GET", path: b + "?location&=x"}, // a parameter without a name
 		{method: "PATCH", path: b + "/k"},
 		{method: "POST", path: b + "/k"},
 		{method: "POST", path: "/"},
