@@ -112,10 +112,12 @@ func TestPrefixes(t *testing.T) {
 		{"a bypass in a URL", request{method: "DELETE", path: b + "/team/a?X-Amz-Bypass-Governance-Retention=True&X-Amz-Expires=60", presign: true}, 403},
 		{"a bypass in a URL, in lower case", request{method: "DELETE", path: b + "/team/a?x-amz-bypass-governance-retention=true&X-Amz-Expires=60", presign: true}, 403},
 	} {
-		a := p.sendAs(readerAccess, readerSecret, row.r)
-		if a.StatusCode != row.status || row.status == 403 && row.r.method != "HEAD" && a.Code != "AccessDenied" {
-			t.Errorf("%s: %d %s, want %d", row.name, a.StatusCode, a.body, row.status)
-		}
+		t.Run(row.name, func(t *testing.T) {
+			a := p.sendAs(readerAccess, readerSecret, row.r)
+			if a.StatusCode != row.status || row.status == 403 && row.r.method != "HEAD" && a.Code != "AccessDenied" {
+				t.Errorf("%d %s, want %d", a.StatusCode, a.body, row.status)
+			}
+		})
 	}
 	for _, key := range []string{"team/a", "shared/a", "secret/a"} {
 		if got := p.mustGet(key); string(got) != "text of "+key {
@@ -137,17 +139,19 @@ func TestBucketsShown(t *testing.T) {
 	}{
 		{clientAccess, clientSecret, true, true}, {readerAccess, readerSecret, true, false}, {"AKIAOTHER", "othersecretothersecret", false, false},
 	} {
-		out, err := p.as(row.accessKey, row.secret).ListBuckets(t.Context(), &s3.ListBucketsInput{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		var test, other bool
-		for _, b := range out.Buckets {
-			test, other = test || *b.Name == p.bucket, other || *b.Name == hidden
-		}
-		if test != row.seesTest || other != row.seesOther {
-			t.Errorf("%s sees %d buckets: %v, %v", row.accessKey, len(out.Buckets), test, other)
-		}
+		t.Run(row.accessKey, func(t *testing.T) {
+			out, err := p.as(row.accessKey, row.secret).ListBuckets(t.Context(), &s3.ListBucketsInput{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var test, other bool
+			for _, b := range out.Buckets {
+				test, other = test || *b.Name == p.bucket, other || *b.Name == hidden
+			}
+			if test != row.seesTest || other != row.seesOther {
+				t.Errorf("sees %d buckets: %v, %v", len(out.Buckets), test, other)
+			}
+		})
 	}
 }
 
@@ -191,9 +195,11 @@ func TestDeleteObjectsByPrefix(t *testing.T) {
 		t.Errorf("the store was asked %v", asked)
 	}
 	for key, there := range map[string]bool{"team/a": false, "team/b": false, "secret/a<&>": true, "secret/b": true} {
-		if p.isStored(key) != there {
-			t.Errorf("%s is there: %v", key, !there)
-		}
+		t.Run(key, func(t *testing.T) {
+			if p.isStored(key) != there {
+				t.Errorf("is there: %v", !there)
+			}
+		})
 	}
 	a := p.sendAs(readerAccess, readerSecret, request{method: "POST", path: "/other-bucket?delete", body: []byte("<Delete><Object><Key>team/a</Key></Object></Delete>")})
 	if a.StatusCode != http.StatusForbidden {
@@ -237,13 +243,15 @@ func TestAnonymous(t *testing.T) {
 		{"GET", b + "/public/k?AWSAccessKeyId=a&Signature=b&Expires=1", nil, 400, "InvalidRequest"},
 		{"PUT", b + "/inbox/k", http.Header{"X-Amz-Content-Sha256": {"STREAMING-AWS4-HMAC-SHA256-PAYLOAD"}, "X-Amz-Decoded-Content-Length": {"0"}}, 403, "AccessDenied"},
 	} {
-		resp, body := p.unsigned(row.method, row.path, row.header)
-		if resp.StatusCode != row.status || row.code != "" && !strings.Contains(body, "<Code>"+row.code+"</Code>") {
-			t.Errorf("%s %s %v: %d %s", row.method, row.path, row.header, resp.StatusCode, body)
-		}
-		if row.method == "GET" && row.path == b+"/public/k" && row.status == 200 && body != "for all" {
-			t.Errorf("%q", body)
-		}
+		t.Run(row.method+" "+row.path, func(t *testing.T) {
+			resp, body := p.unsigned(row.method, row.path, row.header)
+			if resp.StatusCode != row.status || row.code != "" && !strings.Contains(body, "<Code>"+row.code+"</Code>") {
+				t.Errorf("%s %s %v: %d %s", row.method, row.path, row.header, resp.StatusCode, body)
+			}
+			if row.method == "GET" && row.path == b+"/public/k" && row.status == 200 && body != "for all" {
+				t.Errorf("%q", body)
+			}
+		})
 	}
 	if stored, _ := p.stored("inbox/k"); len(stored) < 40 {
 		t.Errorf("what somebody has put is stored in %d bytes", len(stored))
@@ -298,9 +306,11 @@ func TestSessionCredentials(t *testing.T) {
 		{"expired", "ASIAOLD", "token/of+ASIAOLD==", "team/k", "ExpiredToken"},
 		{"a client that there is not", "ASIANOBODY", "token/of+ASIANOBODY==", "team/k", "InvalidAccessKeyId"},
 	} {
-		if got := get(by(row.accessKey, row.token), row.key); got != row.code {
-			t.Errorf("%s: %q, want %q", row.name, got, row.code)
-		}
+		t.Run(row.name, func(t *testing.T) {
+			if got := get(by(row.accessKey, row.token), row.key); got != row.code {
+				t.Errorf("%q, want %q", got, row.code)
+			}
+		})
 	}
 	presigned, err := s3.NewPresignClient(by("ASIATEAM", "token/of+ASIATEAM==")).PresignGetObject(t.Context(), &s3.GetObjectInput{Bucket: &p.bucket, Key: aws.String("team/k")})
 	if err != nil {

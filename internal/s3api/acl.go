@@ -2,9 +2,7 @@ package s3api
 
 import (
 	"encoding/xml"
-	"errors"
 	"net/http"
-	"net/url"
 	"strings"
 )
 
@@ -42,7 +40,7 @@ func checkACL(h http.Header, body []byte) error {
 		granted = granted || strings.HasPrefix(strings.ToLower(name), grantPrefix)
 	}
 	refusal := checkCanned(h)
-	if canned != "" && !has(cannedACLs, canned) {
+	if canned != "" && !cannedACLs.has(canned) {
 		return refusal
 	}
 	var acl accessControl
@@ -56,7 +54,7 @@ func checkACL(h http.Header, body []byte) error {
 	case len(body) == 0 && canned == "" && !granted:
 		return badRequest("MissingSecurityHeader", "Your request was missing a required header.")
 	case granted, len(body) > 0 && !acl.private():
-		return notImplemented("An ACL that grants anything to others than the owner")
+		return notImplemented("An ACL that grants anything to others than the owner", ownerOnly)
 	default:
 		return refusal
 	}
@@ -64,10 +62,8 @@ func checkACL(h http.Header, body []byte) error {
 
 // unlessNoACLs is for a fault of an ACL, which S3 tells only of a bucket that is there and has ACLs.
 func (s *Server) unlessNoACLs(c *call, fault error) error {
-	path := url.URL{Path: "/" + c.bucket, RawQuery: "ownershipControls="}
-	resp, err := s.send(c, (&http.Request{Method: http.MethodGet, URL: &path, Header: make(http.Header)}).WithContext(c.Context()))
-	var answer *Error
-	if errors.As(err, &answer) && answer.Code == "NoSuchBucket" {
+	resp, err := s.sendToBucket(c, http.MethodGet, "ownershipControls=")
+	if hasCode(err, "NoSuchBucket") {
 		return err
 	}
 	if err != nil {
@@ -83,8 +79,11 @@ func (s *Server) unlessNoACLs(c *call, fault error) error {
 	return fault
 }
 
+// ownerOnly is why no other ACL is taken.
+const ownerOnly = "others would come past the proxy, and read ciphertext"
+
 // cannedACLs are all of S3's.
-const cannedACLs = "private public-read public-read-write aws-exec-read authenticated-read bucket-owner-read bucket-owner-full-control log-delivery-write"
+var cannedACLs = setOf("private public-read public-read-write aws-exec-read authenticated-read bucket-owner-read bucket-owner-full-control log-delivery-write")
 
 // checkCanned refuses a canned ACL, unless it lets in nobody who has no credentials of the proxy: they could read
 // ciphertext only.
@@ -92,14 +91,17 @@ func checkCanned(h http.Header) error {
 	switch acl := h.Get(cannedHeader); {
 	case acl == "", acl == "private", acl == "bucket-owner-full-control":
 		return nil
-	case !has(cannedACLs, acl):
+	case !cannedACLs.has(acl):
 		return &Error{Code: "InvalidArgument", Message: "There is no such canned ACL.", Details: [][2]string{{"ArgumentName", "x-amz-acl"}, {"ArgumentValue", acl}}}
 	case h.Get("X-Amz-Object-Ownership") == ownerEnforced: // of a bucket that is to be created
 		return badRequest("InvalidBucketAclWithObjectOwnership", "Bucket cannot have ACLs set with ObjectOwnership's BucketOwnerEnforced setting")
 	default:
-		return notImplemented("The canned ACL " + acl)
+		return notImplemented("The canned ACL "+acl, ownerOnly)
 	}
 }
+
+// permissions are all that a grant can give.
+var permissions = setOf("FULL_CONTROL WRITE WRITE_ACP READ READ_ACP")
 
 // accessControl is the AccessControlPolicy document.
 type accessControl struct {
@@ -118,7 +120,7 @@ type accessControl struct {
 // valid reports whether S3 would take the document: it names an owner, and each grant somebody and a permission.
 func (a *accessControl) valid() bool {
 	for _, g := range a.Grants {
-		if !has("FULL_CONTROL WRITE WRITE_ACP READ READ_ACP", g.Permission) {
+		if !permissions.has(g.Permission) {
 			return false
 		}
 		switch g.Grantee.Type {

@@ -11,10 +11,10 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/access"
 )
 
-// eachElement calls judge with the name and the text of each element of a
+// eachElement calls check with the name and the text of each element of a
 // document, in whichever namespace and order they come. It takes nothing that
 // two parsers could read in two ways.
-func eachElement(doc []byte, judge func(name, text string) error) error {
+func eachElement(doc []byte, check func(name, text string) error) error {
 	type element struct {
 		name string
 		text []byte
@@ -41,7 +41,7 @@ func eachElement(doc []byte, judge func(name, text string) error) error {
 		case xml.EndElement:
 			last := open[len(open)-1]
 			open = open[:len(open)-1]
-			if err := judge(last.name, string(bytes.TrimSpace(last.text))); err != nil {
+			if err := check(last.name, string(bytes.TrimSpace(last.text))); err != nil {
 				return err
 			}
 		case xml.Directive: // could define entities
@@ -53,10 +53,10 @@ func eachElement(doc []byte, judge func(name, text string) error) error {
 // lockModeHeader is the retention that a new object is to have.
 const lockModeHeader = "X-Amz-Object-Lock-Mode"
 
-// locks reports whether a retention is one that nobody can take back before its
+// isCompliance reports whether a retention is one that nobody can take back before its
 // time, not even who pays for the store. Whatever is not clearly the other mode
 // counts, as a store may take it so.
-func locks(mode string) bool {
+func isCompliance(mode string) bool {
 	return mode != "" && !strings.EqualFold(mode, "GOVERNANCE")
 }
 
@@ -76,7 +76,7 @@ func (s *Server) putRetention(c *call) error {
 		return err
 	}
 	err = eachElement(body, func(name, text string) error {
-		if name == "Mode" && locks(text) && !c.mayLock() {
+		if name == "Mode" && isCompliance(text) && !c.mayLock() {
 			return accessDenied(fmt.Errorf("client %q has no grant to %s %q", c.client.Name, access.Lock, c.resource()))
 		}
 		return nil
@@ -95,14 +95,14 @@ func (s *Server) putTargeted(c *call) error {
 	if err != nil {
 		return err
 	}
-	if err := eachElement(body, c.judgeTarget); err != nil {
+	if err := eachElement(body, c.checkTarget); err != nil {
 		return err
 	}
 	return s.forwardBody(c, body)
 }
 
-// judgeTarget returns why an element of a configuration is refused, or nil.
-func (c *call) judgeTarget(name, text string) error {
+// checkTarget returns why an element of a configuration is refused, or nil.
+func (c *call) checkTarget(name, text string) error {
 	switch name {
 	case "Bucket", "TargetBucket":
 		target, ok := bucketOfARN(text)

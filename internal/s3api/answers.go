@@ -5,6 +5,7 @@ import (
 	"encoding/xml"
 	"errors"
 	"fmt"
+	"html"
 	"io"
 	"net/http"
 	"strings"
@@ -41,7 +42,7 @@ func CheckAnswer(r *http.Request, resp *http.Response) error {
 		return fmt.Errorf("%w was sent a request that is not in the table of operations: %s %s", errOrigin, r.Method, r.URL)
 	}
 
-	why, err := row.answer.lacks(r, resp)
+	why, err := row.answer.mismatch(r, resp)
 	if err != nil {
 		return err
 	}
@@ -71,8 +72,8 @@ func sentAs(r *http.Request) *route {
 	return nil
 }
 
-// lacks says in a few words what is wrong with an answer; "" if nothing is.
-func (a answer) lacks(r *http.Request, resp *http.Response) (why string, err error) {
+// mismatch says in a few words what is wrong with an answer; "" if nothing is.
+func (a answer) mismatch(r *http.Request, resp *http.Response) (why string, err error) {
 	h := resp.Header
 	switch {
 	case a == allowed && h.Get("Access-Control-Allow-Origin") == "":
@@ -86,13 +87,13 @@ func (a answer) lacks(r *http.Request, resp *http.Response) (why string, err err
 	case a == allowed, a == content, r.Method == http.MethodHead:
 		return "", nil
 	case a == nothing && r.Method != http.MethodDelete:
-		return lacksMost(resp)
+		return checkEmptyOrXML(resp)
 	case a == written, a == nothing:
-		return lacksNothing(resp)
+		return checkEmpty(resp)
 	case a == policies:
-		return lacksJSON(resp)
+		return checkJSON(resp)
 	default:
-		return a.lacksRoot(resp)
+		return a.checkRoot(resp)
 	}
 }
 
@@ -100,7 +101,7 @@ func (a answer) lacks(r *http.Request, resp *http.Response) (why string, err err
 // space included, which keeps a client waiting.
 const maxProlog = 64 << 10
 
-func lacksNothing(resp *http.Response) (why string, err error) {
+func checkEmpty(resp *http.Response) (why string, err error) {
 	var body bytes.Buffer
 	if _, err := body.ReadFrom(io.LimitReader(resp.Body, maxProlog)); err != nil {
 		return "", err
@@ -111,9 +112,9 @@ func lacksNothing(resp *http.Response) (why string, err error) {
 	return "", nil
 }
 
-// lacksMost is for a body that is empty with S3, where a store may send a
+// checkEmptyOrXML is for a body that is empty with S3, where a store may send a
 // document all the same: no SDK reads it.
-func lacksMost(resp *http.Response) (why string, err error) {
+func checkEmptyOrXML(resp *http.Response) (why string, err error) {
 	var seen bytes.Buffer
 	if _, err := seen.ReadFrom(io.LimitReader(resp.Body, maxProlog)); err != nil {
 		return "", err
@@ -123,10 +124,10 @@ func lacksMost(resp *http.Response) (why string, err error) {
 	if empty {
 		return "", nil
 	}
-	return document.lacksRoot(resp)
+	return document.checkRoot(resp)
 }
 
-func lacksJSON(resp *http.Response) (why string, err error) {
+func checkJSON(resp *http.Response) (why string, err error) {
 	var seen bytes.Buffer
 	defer putBack(resp, &seen)
 	var one [1]byte
@@ -148,7 +149,7 @@ func lacksJSON(resp *http.Response) (why string, err error) {
 	}
 }
 
-func (a answer) lacksRoot(resp *http.Response) (why string, err error) {
+func (a answer) checkRoot(resp *http.Response) (why string, err error) {
 	root, err := rootOf(resp)
 	switch {
 	case err != nil:
@@ -173,7 +174,7 @@ func (a answer) lacksRoot(resp *http.Response) (why string, err error) {
 func rootOf(resp *http.Response) (root string, err error) {
 	var seen bytes.Buffer
 	defer putBack(resp, &seen)
-	source := &failing{src: io.LimitReader(resp.Body, maxProlog)}
+	source := &errorReader{src: io.LimitReader(resp.Body, maxProlog)}
 	d := xml.NewDecoder(io.TeeReader(source, &seen))
 	d.CharsetReader = func(_ string, in io.Reader) (io.Reader, error) { return in, nil } // names are ASCII in all of them
 	for {
@@ -198,16 +199,31 @@ func putBack(resp *http.Response, seen *bytes.Buffer) {
 	}{io.MultiReader(seen, resp.Body), resp.Body}
 }
 
-// failing remembers that reading failed, which a parser may name otherwise.
-type failing struct {
+// errorReader remembers that reading failed, which a parser may name otherwise.
+type errorReader struct {
 	src io.Reader
 	err error
 }
 
-func (f *failing) Read(p []byte) (int, error) {
+func (f *errorReader) Read(p []byte) (int, error) {
 	n, err := f.src.Read(p)
 	if err != nil && err != io.EOF {
 		f.err = err
 	}
 	return n, err
+}
+
+// lateError reads an error that came with status 200: S3 begins to answer a copy
+// and the end of an upload before it is done.
+func lateError(body []byte) *Error {
+	code, _, _ := element(body, "Code")
+	message, _, _ := element(body, "Message")
+	e := &Error{Code: string(code), Message: html.UnescapeString(string(message)), cause: fmt.Errorf("%w answered 200 with %.300q", errOrigin, body)}
+	if _, ok := statuses[e.Code]; !ok {
+		e.httpStatus = http.StatusInternalServerError
+	}
+	if !codeForm.MatchString(e.Code) {
+		e.Code, e.Message = "InternalError", "The store has not completed the upload. Please try again."
+	}
+	return e
 }

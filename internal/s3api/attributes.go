@@ -23,7 +23,7 @@ func (s *Server) getObjectAttributes(c *call) error {
 	for _, name := range []string{"X-Amz-Object-Attributes", "X-Amz-Max-Parts", "X-Amz-Part-Number-Marker"} {
 		q.Header.Del(name)
 	}
-	o, err := s.objects.Head(c.Context(), q)
+	o, err := c.reader.Head(c.Context(), q)
 	if err != nil {
 		return err
 	}
@@ -34,11 +34,11 @@ func (s *Server) getObjectAttributes(c *call) error {
 		return err
 	}
 	if o.CustomerKey || wanted["ObjectSize"] || wanted["ObjectParts"] {
-		if err := s.objects.Prove(c.Context(), q, o); err != nil {
+		if err := c.reader.Prove(c.Context(), q, o); err != nil {
 			return err
 		}
 	}
-	out := attributes{}
+	out := attributes{XMLName: rootNamed("GetObjectAttributesResponse")}
 	if wanted["ETag"] {
 		out.ETag = strings.Trim(showETag(o.Header.Get("Etag")), `"`)
 	}
@@ -51,7 +51,7 @@ func (s *Server) getObjectAttributes(c *call) error {
 		}
 	}
 	if wanted["ObjectParts"] {
-		layout, err := s.objects.Layout(c.Context(), q, o)
+		layout, err := c.reader.Layout(c.Context(), q, o)
 		if err != nil {
 			return err
 		}
@@ -60,7 +60,7 @@ func (s *Server) getObjectAttributes(c *call) error {
 		}
 	}
 	if wanted["Checksum"] && !o.Plaintext {
-		if err := s.objects.Survey(c.Context(), q, o); err != nil { // the checksum is in the record
+		if err := c.reader.Survey(c.Context(), q, o); err != nil { // the checksum is in the record
 			return err
 		}
 		sum, err := o.Checksum(c.Context())
@@ -69,21 +69,17 @@ func (s *Server) getObjectAttributes(c *call) error {
 		}
 		out.Checksum = checksumAttributes(sum)
 	}
-	doc, err := xml.Marshal(out)
-	if err != nil {
-		return err
-	}
 	for _, name := range []string{"Last-Modified", "X-Amz-Version-Id", "X-Amz-Delete-Marker"} {
 		if value := o.Header.Get(name); value != "" {
 			c.w.Header().Set(name, value)
 		}
 	}
-	return c.answerXML(append([]byte(xml.Header), doc...))
+	return c.answerDocument(out)
 }
 
 // attributes is the GetObjectAttributesResponse document.
 type attributes struct {
-	XMLName      xml.Name           `xml:"http://s3.amazonaws.com/doc/2006-03-01/ GetObjectAttributesResponse"`
+	XMLName      xml.Name
 	ETag         string             `xml:",omitempty"`
 	Checksum     *checksumAttribute `xml:",omitempty"`
 	ObjectParts  *partAttributes    `xml:",omitempty"`
@@ -94,11 +90,6 @@ type attributes struct {
 type checksumAttribute struct {
 	Values []xmlText
 	Type   string `xml:"ChecksumType"`
-}
-
-type xmlText struct {
-	XMLName xml.Name
-	Text    string `xml:",chardata"`
 }
 
 type partAttributes struct {

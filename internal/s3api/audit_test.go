@@ -197,36 +197,38 @@ func TestNoUseWithoutAudit(t *testing.T) {
 	text := []byte("a text that must not get out")
 	p.put("k", text)
 	for _, purge := range []bool{false, true} {
-		if purge {
-			p.keys.PurgeAll()
-		}
-		log.full.Store(true)
-		for _, r := range []request{
-			{method: "GET", path: "/" + p.bucket + "/k"},
-			{method: "PUT", path: "/" + p.bucket + "/new", body: text},
-			{method: "POST", path: "/" + p.bucket + "/new?uploads="},
-		} {
-			a := p.send(r)
-			if a.StatusCode != http.StatusServiceUnavailable || a.Code != "ServiceUnavailable" || a.Header.Get("Retry-After") == "" || bytes.Contains(a.body, text) {
-				t.Errorf("%s %s: %d %s", r.method, r.path, a.StatusCode, a.body)
+		t.Run(fmt.Sprintf("purged %t", purge), func(t *testing.T) {
+			if purge {
+				p.keys.PurgeAll()
 			}
-			if !bytes.Contains(a.body, []byte("audit log")) || bytes.Contains(a.body, []byte("no space")) {
-				t.Errorf("%s %s: the client is told %s", r.method, r.path, a.body)
+			log.full.Store(true)
+			for _, r := range []request{
+				{method: "GET", path: "/" + p.bucket + "/k"},
+				{method: "PUT", path: "/" + p.bucket + "/new", body: text},
+				{method: "POST", path: "/" + p.bucket + "/new?uploads="},
+			} {
+				a := p.send(r)
+				if a.StatusCode != http.StatusServiceUnavailable || a.Code != "ServiceUnavailable" || a.Header.Get("Retry-After") == "" || bytes.Contains(a.body, text) {
+					t.Errorf("%s %s: %d %s", r.method, r.path, a.StatusCode, a.body)
+				}
+				if !bytes.Contains(a.body, []byte("audit log")) || bytes.Contains(a.body, []byte("no space")) {
+					t.Errorf("%s %s: the client is told %s", r.method, r.path, a.body)
+				}
 			}
-		}
-		if !strings.Contains(p.log.String(), "no space left on device") {
-			t.Error("the reason is not in the log")
-		}
-		if p.isStored("new") {
-			t.Error("stored without audit")
-		}
-		if uploads, err := p.client.ListMultipartUploads(t.Context(), &s3.ListMultipartUploadsInput{Bucket: &p.bucket}); err != nil || len(uploads.Uploads) != 0 {
-			t.Errorf("uploads were begun: %+v, %v", uploads, err)
-		}
-		log.full.Store(false)
-		if got := p.mustGet("k"); !bytes.Equal(got, text) {
-			t.Errorf("%q", got)
-		}
+			if !strings.Contains(p.log.String(), "no space left on device") {
+				t.Error("the reason is not in the log")
+			}
+			if p.isStored("new") {
+				t.Error("stored without audit")
+			}
+			if uploads, err := p.client.ListMultipartUploads(t.Context(), &s3.ListMultipartUploadsInput{Bucket: &p.bucket}); err != nil || len(uploads.Uploads) != 0 {
+				t.Errorf("uploads were begun: %+v, %v", uploads, err)
+			}
+			log.full.Store(false)
+			if got := p.mustGet("k"); !bytes.Equal(got, text) {
+				t.Errorf("%q", got)
+			}
+		})
 	}
 }
 
@@ -288,5 +290,39 @@ func BenchmarkAuditedGet(b *testing.B) {
 				p.mustGet("k")
 			}
 		})
+	}
+}
+
+// What reads the log goes by these names, in each record of an S3 request.
+func TestAuditFieldsGolden(t *testing.T) {
+	const fields = "time event result kms_key_name kms_key kms_key_version source client remote request_id operation bucket key"
+	log := newAuditLog(t)
+	p := newProxy(t, log.option)
+	p.put("k", []byte("text"))
+	p.mustGet("k")
+	var got []string
+	for line := range strings.Lines(log.text()) {
+		got = append(got, strings.Join(fieldNames(t, line), " "))
+	}
+	if want := []string{fields, fields}; !slices.Equal(got, want) {
+		t.Errorf("the records have the fields %q, want %q", got, want)
+	}
+}
+
+// fieldNames are the names in a flat JSON object, in their order.
+func fieldNames(t *testing.T, object string) (names []string) {
+	t.Helper()
+	d := json.NewDecoder(strings.NewReader(object))
+	for isName := false; ; isName = !isName {
+		token, err := d.Token()
+		if errors.Is(err, io.EOF) {
+			return names
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if name, ok := token.(string); ok && isName {
+			names = append(names, name)
+		}
 	}
 }

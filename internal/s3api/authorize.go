@@ -48,7 +48,7 @@ func (c *call) authorize() error {
 		return accessDenied(fmt.Errorf("client %q has no grant to %s %q", c.client.Name, c.route.action, c.resource()))
 	case c.wantsBypass() && !c.mayBypass():
 		return accessDenied(fmt.Errorf("client %q has no grant to %s %q, and wants to bypass a retention", c.client.Name, access.Admin, c.resource()))
-	case locks(c.Header.Get(lockModeHeader)) && !c.mayLock():
+	case isCompliance(c.Header.Get(lockModeHeader)) && !c.mayLock():
 		return accessDenied(fmt.Errorf("client %q has no grant to %s %q", c.client.Name, access.Lock, c.resource()))
 	case c.client.Anonymous && c.overridesHeaders(): // as S3: a link that anybody can make must not choose what a browser does with the answer
 		return badRequest("InvalidRequest", "Request specific response headers cannot be used for anonymous GET requests.")
@@ -57,25 +57,25 @@ func (c *call) authorize() error {
 	}
 }
 
-// onlyThere are the operations that tell no more of a bucket than that it is there, which ListBuckets tells too.
-const onlyThere = "HeadBucket GetBucketLocation"
-
-// mayDo judges by the object where there is one, by the prefix in a listing, and else by the bucket as a whole.
+// mayDo reports whether the client has the grant that the operation's row asks
+// for. A row that asks for none denies every client.
 func (c *call) mayDo() bool {
 	row, client := c.route, c.client
-	switch {
-	case row.path == service:
-		return !client.Anonymous // ListBuckets shows each client its own buckets
-	case c.key != "": // from the path, or a form
-		return client.MayObject(row.action, c.bucket, c.key)
-	case has(row.query, "prefix"):
+	switch row.scope {
+	case byKey: // from the path, or a form
+		return c.key != "" && client.MayObject(row.action, c.bucket, c.key)
+	case byPrefix:
 		return client.MayList(c.bucket, c.query.Get("prefix"))
-	case row.op == "DeleteObjects": // judges each key
-		return client.MaySome(row.action, c.bucket)
-	case has(onlyThere, row.op):
-		return client.MaySome(row.action, c.bucket)
-	default:
+	case byBucket:
 		return client.May(row.action, c.bucket)
+	case eachKey, anyKey:
+		return client.MaySome(row.action, c.bucket)
+	case bySigner:
+		return !client.Anonymous
+	case unsigned:
+		return true
+	default:
+		return false
 	}
 }
 
@@ -97,7 +97,7 @@ func (c *call) mayBypass() bool {
 
 func (c *call) overridesHeaders() bool {
 	for name := range c.query {
-		if has(overrides, name) {
+		if overrideNames.has(name) {
 			return true
 		}
 	}

@@ -2,70 +2,79 @@ package s3api
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
-	"regexp"
-	"slices"
-	"strconv"
-	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
-	"unicode/utf8"
-
-	"golang.org/x/net/http/httpguts"
 
 	"github.com/cmekproxy/cmekproxy/internal/access"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
+	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// call is one S3 request while it is served. Its Request is the client's, untouched.
+// call is one S3 request while it is served. Its fields stand in groups, by the
+// file that sets them.
 type call struct {
-	*http.Request
-	w      *response
-	id     string
-	op     string // S3's name of the operation; "Unknown" until it is known
-	route  *route
-	start  time.Time
-	secure bool // it came over TLS
-	idle   *idle
-	slot   slot
-	cancel context.CancelCauseFunc // of the call's context
+	*http.Request // the client's; takeHoisted and takeForm replace header and body
 
+	// The connection, and the time that the client has: newCall.
+	w             *response
+	idle          *idle
+	slot          slot                    // slots.go
+	cancelContext context.CancelCauseFunc // of the call's context
+	secure        bool                    // it came over TLS
+
+	// What is asked for: request.go, the route by handle, the upload by
+	// uploadref.go.
+	route  *route // nil while it is not known
 	bucket string
 	key    string // raw: decoded exactly once
 	query  url.Values
 	upload uploadRef // of an operation on a multipart upload
 
-	auth    *sigv4.Auth
-	client  *access.Client
-	payload io.Reader // the request body: framing removed, signature and checksums verified before io.EOF
-	checks  *checksums
-	form    *form // of a form upload; else nil
+	// Who asks: authorize.go, post.go.
+	auth   *sigv4.Auth
+	client *access.Client
 
+	reader stored.Reader // of the store's objects, for this call: get.go
+
+	// The body: openBody in request.go.
+	payload io.Reader // framing removed, signature and checksums verified before io.EOF
+	checks  *checksums
+	posted  *form // of a form upload; else nil: post.go
+
+	// SSE-C: customerkey.go.
 	customerKey []byte // that the client brings for the object; nil for none
 	sourceKey   []byte // and for the source of a copy
+	reseals     bool   // what the call reads is sealed under another data key: the copies
 
-	reseals bool // what the call reads is sealed under another data key
+	cors atomic.Pointer[http.Header] // what the store has said to the call's Origin; nil if it was not asked: cors.go
 
-	aborted    bool   // the connection was cut, because the answer had begun
-	keyID      string // KMS key that was used
-	in         atomic.Int64
-	kmsTime    atomic.Int64 // nanoseconds, as originTime
-	originTime atomic.Int64
-	originID   atomic.Pointer[string]      // the store's own request id, of its last answer
-	cors       atomic.Pointer[http.Header] // what the store has said to the call's Origin; nil if it was not asked
+	logged
+}
+
+// logged is what the access log and the metrics say of a call.
+type logged struct {
+	id      string // newCall
+	op      string // S3's name of the operation; "Unknown" until it is known: handle
+	start   time.Time
+	keyID   string // KMS key that was used: headers.go
+	aborted bool   // the connection was cut, because the answer had begun: finish
+
+	in         atomic.Int64           // bytes of the client's: connection.go
+	kmsTime    atomic.Int64           // nanoseconds: RecordKMS
+	originTime atomic.Int64           // nanoseconds, as originID: origin.go
+	originID   atomic.Pointer[string] // the store's own request id, of its last answer
 }
 
 func newCall(s *Server, w http.ResponseWriter, r *http.Request, cancel context.CancelCauseFunc) *call {
-	c := &call{Request: r, id: newRequestID(), op: "Unknown", start: s.Now(), secure: s.overTLS(r), cancel: cancel}
+	c := &call{Request: r, secure: s.overTLS(r), cancelContext: cancel}
+	c.id, c.op, c.start = newRequestID(), "Unknown", s.Now()
 	c.idle = newIdle(s.IdleTimeout, http.NewResponseController(w), s.Now)
 	c.w = &response{ResponseWriter: w, idle: c.idle}
+	c.reader = s.newReader(c)
 	return c
 }
 
@@ -85,244 +94,3 @@ func (c *call) resource() string {
 	}
 	return "/" + c.bucket
 }
-
-// bucketName is S3's rule for general purpose buckets, less what only matters when one is created.
-var bucketName = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$`)
-
-// validBucket also takes the one path of S3 that looks like a bucket and is none, so that its row can refuse it.
-func validBucket(name string) bool {
-	return "/"+name == objectLambda || bucketName.MatchString(name) && !strings.Contains(name, "..")
-}
-
-const maxKeyLength = 1024
-
-// locate finds bucket and key: virtual-host-style if the host is below domain, else path-style.
-func (c *call) locate(domain string) error {
-	rawPath, rawQuery := sigv4.RequestTarget(c.Request)
-	path, err := sigv4.UnescapePath(rawPath)
-	if err != nil {
-		return err
-	}
-	if !strings.HasPrefix(path, "/") {
-		return badRequest("InvalidURI", "Couldn't parse the specified URI.")
-	}
-	if c.query, err = url.ParseQuery(rawQuery); err != nil {
-		return badRequest("InvalidURI", "Couldn't parse the query of the specified URI.")
-	}
-	path = path[1:]
-	if sub, ok := bucketOfHost(c.Host, domain); ok {
-		c.bucket, c.key = sub, path
-	} else {
-		c.bucket, c.key, _ = strings.Cut(path, "/")
-	}
-	if c.bucket == "" && path != "" || c.bucket != "" && !validBucket(c.bucket) {
-		bucket := c.bucket
-		c.bucket, c.key = "", ""
-		return &Error{Code: "InvalidBucketName", Message: "The specified bucket is not valid.", Details: [][2]string{{"BucketName", bucket}}}
-	}
-	switch {
-	case len(c.key) > maxKeyLength:
-		return badRequest("KeyTooLongError", "Your key is too long")
-	case !utf8.ValidString(c.key): // S3 keys are UTF-8; no KMS takes anything else in an encryption context
-		return badRequest("InvalidURI", "Couldn't parse the specified URI: the key is not UTF-8.")
-	}
-	return nil
-}
-
-// bucketOfHost returns the bucket in a Host header like bucket.s3.example.com:9000.
-func bucketOfHost(host, domain string) (string, bool) {
-	if domain == "" {
-		return "", false
-	}
-	if name, _, err := net.SplitHostPort(host); err == nil {
-		host = name
-	}
-	return strings.CutSuffix(strings.ToLower(host), "."+strings.ToLower(domain))
-}
-
-// pathStyle returns the request as the routes expect it, whichever style the client used.
-func (c *call) pathStyle() *http.Request {
-	return &http.Request{Method: c.Method, Header: c.Header, URL: c.objectURL(c.query)}
-}
-
-// objectURL returns the URL of the call's bucket or object, to be completed by the origin.
-func (c *call) objectURL(query url.Values) *url.URL {
-	u := &url.URL{Path: c.resource(), RawQuery: encodeQuery(query)}
-	u.RawPath = sigv4.EscapePath(u.Path)
-	return u
-}
-
-// encodeQuery writes a query as AWS does: sorted, and a space is %20.
-func encodeQuery(query url.Values) string {
-	return strings.ReplaceAll(query.Encode(), "+", "%20")
-}
-
-// takeHoisted turns x-amz- parameters of a presigned URL into the headers that they stand for: some signers move them
-// into the query, where the signature covers them alike.
-func (c *call) takeHoisted() error {
-	if !c.auth.Presigned {
-		return nil
-	}
-	c.Header = c.Header.Clone()
-	for name, values := range c.query {
-		if has(signatureQuery, name) || !c.route.allowsHeader(strings.ToLower(name)) || has(customerHeaders, strings.ToLower(name)) { // no key in a URL
-			continue
-		}
-		if !httpguts.ValidHeaderFieldName(name) || slices.ContainsFunc(values, func(v string) bool { return !httpguts.ValidHeaderFieldValue(v) }) {
-			return badRequest("InvalidArgument", fmt.Sprintf("The query parameter %q stands for a header, and cannot be one.", name))
-		}
-		if len(c.Header.Values(name)) > 0 && !slices.Equal(c.Header.Values(name), values) {
-			return badRequest("InvalidArgument", "The header "+name+" and the query parameter of its name differ.")
-		}
-		c.Header[http.CanonicalHeaderKey(name)] = values
-		delete(c.query, name)
-	}
-	return nil
-}
-
-// checkNames refuses query parameters and x-amz- headers that the operation does not know.
-func (c *call) checkNames() error {
-	for name, values := range c.query {
-		if !c.route.allowsQuery(name) {
-			return notImplemented("The query parameter " + name + " of " + c.op)
-		}
-		if len(values) > 1 {
-			return badRequest("InvalidArgument", "The query parameter "+name+" occurs more than once.")
-		}
-	}
-	for name, values := range c.Header {
-		name = strings.ToLower(name)
-		if strings.HasPrefix(name, "x-amz-") && !c.route.allowsHeader(name) {
-			if strings.HasPrefix(name, strings.ToLower(checksumPrefix)) {
-				return badRequest("InvalidRequest", "The algorithm type you specified in x-amz-checksum- header is invalid.")
-			}
-			return notImplemented("The header " + name + " of " + c.op)
-		}
-		// A signature does not tell two headers from one with a comma, so it must not matter which one is looked at.
-		if len(values) > 1 && !repeatable(name) {
-			return badRequest("InvalidArgument", "The header "+name+" occurs more than once.")
-		}
-	}
-	if has(c.route.headers, grantPrefix) { // the operation is about ACLs, and judges them by itself
-		return nil
-	}
-	return checkCanned(c.Header)
-}
-
-// repeatable reports whether all values of a header, given in lower case, are looked at wherever it is used.
-func repeatable(name string) bool {
-	switch name {
-	case "range", "if-modified-since", "if-unmodified-since", "content-type", "content-md5", "expires":
-		return false
-	default:
-		return !strings.HasPrefix(name, "x-amz-") || strings.HasPrefix(name, "x-amz-meta-") || name == "x-amz-trailer" || name == "x-amz-object-attributes"
-	}
-}
-
-// openBody sets payload. Nothing is read yet, so a client that waits for 100 Continue is not told to go on.
-func (c *call) openBody() error {
-	if c.route.method == http.MethodPut || c.route.method == http.MethodPost {
-		if c.auth.DecodedLength() < 0 {
-			return badRequest("MissingContentLength", "You must provide the Content-Length HTTP header.")
-		}
-	}
-	stores := c.route.policy == seal && c.route.body > 0
-	if c.auth.Framed() && !stores {
-		return badRequest("InvalidRequest", "The value of x-amz-content-sha256 header is invalid.")
-	}
-	if c.auth.DecodedLength() > c.route.body {
-		if stores {
-			return &Error{
-				Code: "EntityTooLarge", Message: "Your proposed upload exceeds the maximum allowed object size.",
-				Details: [][2]string{{"ProposedSize", strconv.FormatInt(c.auth.DecodedLength(), 10)}, {"MaxSizeAllowed", strconv.FormatInt(c.route.body, 10)}},
-			}
-		}
-		return badRequest("MaxMessageLengthExceeded", "Your request was too big.")
-	}
-	var err error
-	if c.checks, err = newChecksums(c.route.payloadHeader(c.Header)); err != nil {
-		return err
-	}
-	body := c.auth.Body(&meter{src: c.Body, c: c})
-	c.payload = c.checks.reader(body, body.Trailer)
-	return nil
-}
-
-// meter counts what the client sends.
-type meter struct {
-	src io.Reader
-	c   *call
-}
-
-func (m *meter) Read(p []byte) (int, error) {
-	n, err := m.src.Read(p)
-	m.c.in.Add(int64(n))
-	return n, err
-}
-
-// response remembers what was answered.
-type response struct {
-	http.ResponseWriter
-	idle  *idle
-	bytes int64
-	last  func() // called before the header goes out; nil for nothing to do
-	close bool   // the connection ends with this answer
-
-	mu     sync.Mutex
-	status int
-	ended  error // why it was cut off; nil if it was not
-}
-
-// WriteHeader does nothing once the response is cut off.
-func (w *response) WriteHeader(status int) {
-	if status >= http.StatusOK {
-		w.finish()
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.ended != nil {
-		return
-	}
-	if status >= http.StatusOK {
-		w.status = status
-	}
-	w.ResponseWriter.WriteHeader(status)
-}
-
-// finish completes the header, once, before it goes out.
-func (w *response) finish() {
-	if last := w.last; last != nil {
-		w.last = nil
-		last()
-	}
-	if w.close && w.bytes == 0 {
-		w.Header().Set("Connection", "close")
-	}
-}
-
-func (w *response) Write(p []byte) (int, error) {
-	w.finish()
-	if err := w.permit(); err != nil {
-		return 0, err
-	}
-	w.idle.beforeWrite()
-	w.idle.writing.begin()
-	n, err := w.ResponseWriter.Write(p)
-	w.idle.writing.end(n)
-	w.bytes += int64(n)
-	if err != nil {
-		return n, errors.Join(errClient, err)
-	}
-	return n, nil
-}
-
-func (w *response) permit() error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.ended == nil && w.status == 0 {
-		w.status = http.StatusOK
-	}
-	return w.ended
-}
-
-var errClient = errors.New("the client went away")

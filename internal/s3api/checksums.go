@@ -30,6 +30,9 @@ type checksums struct {
 	digest    []byte // nil while it is still to come in the trailer
 }
 
+// digests are the checksums that are kept with an object.
+type digests = map[crypt.ChecksumID][]byte
+
 // newChecksums reads the headers. S3's answers to bad ones are kept.
 func newChecksums(h http.Header) (*checksums, error) {
 	c := &checksums{}
@@ -125,11 +128,11 @@ func decodeChecksum(a *checksum.Algorithm, text string) ([]byte, error) {
 func (c *checksums) trailing() bool { return c.algorithm != nil && c.digest == nil }
 
 // known returns the digests to be kept with the object. Before the body has been read, they are what the client says.
-func (c *checksums) known() map[crypt.ChecksumID][]byte {
+func (c *checksums) known() digests {
 	if c.digest == nil {
 		return nil
 	}
-	return map[crypt.ChecksumID][]byte{c.algorithm.ID: c.digest}
+	return digests{c.algorithm.ID: c.digest}
 }
 
 // headers sets the checksum in an answer, as S3 does for an object that was put whole.

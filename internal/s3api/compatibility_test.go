@@ -50,9 +50,9 @@ func operationsTable() string {
 		switch {
 		case row.policy == refuse:
 			action = ""
-		case row.path == service:
+		case row.scope == bySigner:
 			action = "any"
-		case row.action == anyone:
+		case row.scope == unsigned:
 			action = "nothing"
 		}
 		fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", row.op, row.policy, action, notes[row.op])
@@ -65,7 +65,7 @@ func TestEveryOperationHasARow(t *testing.T) {
 	rows := make(map[string]bool)
 	for _, row := range routes {
 		if rows[row.op] {
-			t.Errorf("%s has two rows; they are found by name", row.op)
+			t.Errorf("%s has two rows; logs and metrics tell operations apart by name", row.op)
 		}
 		rows[row.op] = true
 	}

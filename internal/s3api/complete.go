@@ -5,7 +5,6 @@ import (
 	"encoding/xml"
 	"errors"
 	"fmt"
-	"html"
 	"io"
 	"math"
 	"net/http"
@@ -27,7 +26,7 @@ func (s *Server) completeMultipartUpload(c *call) error {
 	if err != nil {
 		return err
 	}
-	said, err := saidOfObject(c.Header)
+	said, err := claimedSumOf(c.Header)
 	if err != nil {
 		return err
 	}
@@ -36,8 +35,8 @@ func (s *Server) completeMultipartUpload(c *call) error {
 		return err
 	}
 	have, err := s.storedParts(c) // a list of parts is worth reading if there is such an upload
-	if gone := (*Error)(nil); errors.As(err, &gone) && gone.Code == "NoSuchUpload" {
-		return s.completedBefore(c, body, gone)
+	if hasCode(err, "NoSuchUpload") {
+		return s.completedBefore(c, body, err)
 	}
 	if err != nil {
 		return err
@@ -54,11 +53,11 @@ func (s *Server) completeMultipartUpload(c *call) error {
 	if err := checkObjectSize(c.Header, layout.Size()); err != nil {
 		return err
 	}
-	sum, err := list.checksum(said, layout, created, func(etag string) (partSum, bool) { return s.uploads.partSum(c.upload.stored, etag) })
+	sum, err := list.checksum(said, layout, created, func(etag string) (objectSum, bool) { return s.uploads.partSum(c.upload.stored, etag) })
 	if err != nil {
 		return err
 	}
-	if err := s.end(c, list, layout, have, sum); err != nil {
+	if err := s.appendEnd(c, list, layout, have, sum); err != nil {
 		return err
 	}
 	return s.commit(c, list, sum)
@@ -74,14 +73,9 @@ type completion struct {
 type completionPart struct {
 	PartNumber int
 	ETag       string
-	sums       []completionSum // mostly one or none
+	sums       []claimedSum // mostly one or none
 
 	stored string // the store's checksum of the part, of ciphertext; "" if it has none
-}
-
-type completionSum struct {
-	algorithm *checksum.Algorithm
-	text      string
 }
 
 // noNumber is the PartNumber of a part that has none.
@@ -105,7 +99,7 @@ func parseCompletion(body []byte) (*completion, error) {
 		case err != nil:
 			return nil, malformedXML(err)
 		case name != "Part":
-			return nil, notImplemented("The element " + name + " of " + root)
+			return nil, notImplemented("The element "+name+" of "+root, changesMeaning)
 		case len(list.Parts) == crypt.MaxPartNumber:
 			return nil, malformedXML(nil)
 		}
@@ -139,7 +133,7 @@ func parseCompletionPart(doc *xmlBody) (completionPart, error) {
 		case err != nil:
 			return part, malformedXML(err)
 		case algorithm == nil && name != "PartNumber" && name != "ETag" && name != "Size" && name != "LastModified":
-			return part, notImplemented("The element " + name + " of CompleteMultipartUpload")
+			return part, notImplemented("The element "+name+" of CompleteMultipartUpload", changesMeaning)
 		}
 		text, err := doc.text()
 		if err == nil {
@@ -166,7 +160,7 @@ func (p *completionPart) set(name string, algorithm *checksum.Algorithm, text st
 	case name == "ETag":
 		p.ETag = text
 	case algorithm != nil && text != "":
-		p.sums = append(p.sums, completionSum{algorithm, text})
+		p.sums = append(p.sums, claimedSum{algorithm: algorithm, text: text})
 	}
 	return err
 }
@@ -255,9 +249,9 @@ func checkObjectSize(h http.Header, size int64) error {
 	return nil
 }
 
-// end makes sure that the object's end will be recognised as such, and adds the part that is appended for that to the
+// appendEnd makes sure that the object's end will be recognised as such, and adds the part that is appended for that to the
 // list.
-func (s *Server) end(c *call, list *completion, layout crypt.Layout, have map[int]listedPart, sum objectChecksum) error {
+func (s *Server) appendEnd(c *call, list *completion, layout crypt.Layout, have map[int]listedPart, sum objectSum) error {
 	last := have[list.Parts[len(list.Parts)-1].PartNumber]
 	if crypt.IsFinal(last.number, last.size) {
 		if layout.Contiguous() {
@@ -302,8 +296,7 @@ func (s *Server) end(c *call, list *completion, layout crypt.Layout, have map[in
 
 // committed is the CompleteMultipartUpload document for the store.
 type committed struct {
-	XMLName xml.Name        `xml:"CompleteMultipartUpload"`
-	Xmlns   string          `xml:"xmlns,attr"`
+	XMLName xml.Name
 	Parts   []committedPart `xml:"Part"`
 }
 
@@ -314,8 +307,8 @@ type committedPart struct {
 }
 
 // commit has the store complete the upload.
-func (s *Server) commit(c *call, list *completion, sum objectChecksum) error {
-	out := committed{Xmlns: namespace}
+func (s *Server) commit(c *call, list *completion, sum objectSum) error {
+	out := committed{XMLName: rootNamed("CompleteMultipartUpload")}
 	for _, p := range list.Parts {
 		out.Parts = append(out.Parts, committedPart{PartNumber: p.PartNumber, ETag: `"` + p.ETag + `"`, CRC32: p.stored})
 	}
@@ -331,7 +324,6 @@ func (s *Server) commit(c *call, list *completion, sum objectChecksum) error {
 	if err != nil {
 		return err
 	}
-	// S3 begins to answer before it is done, so a failure may come with status 200.
 	if bytes.Contains(body, []byte("<Error>")) || !bytes.Contains(body, []byte("CompleteMultipartUploadResult")) {
 		return lateError(body)
 	}
@@ -356,35 +348,21 @@ func (s *Server) sendCompletion(c *call, header http.Header, doc []byte) (http.H
 	return resp.Header, body, err
 }
 
-// lateError reads an error that came with status 200.
-func lateError(body []byte) *Error {
-	code, _, _ := element(body, "Code")
-	message, _, _ := element(body, "Message")
-	e := &Error{Code: string(code), Message: html.UnescapeString(string(message)), cause: fmt.Errorf("%w answered 200 with %.300q", errOrigin, body)}
-	if _, ok := statuses[e.Code]; !ok {
-		e.status = http.StatusInternalServerError
-	}
-	if !codeForm.MatchString(e.Code) {
-		e.Code, e.Message = "InternalError", "The store has not completed the upload. Please try again."
-	}
-	return e
-}
-
 // answerCompleted answers with the store's document, in the client's terms.
-func (c *call) answerCompleted(header http.Header, body []byte, sum objectChecksum, keyID string) error {
+func (c *call) answerCompleted(header http.Header, body []byte, sum objectSum, keyID string) error {
 	body = replace(withoutChecksums(body), "Location", func(string) string { return escapeXML(c.ownURL()) })
 	body = replace(body, "ETag", showETagXML)
 	body = appendTo(body, "CompleteMultipartUploadResult", sum.xml())
 	c.copyHeader(header)
-	c.sayEncrypted(keyID)
+	c.setEncryptionHeaders(keyID)
 	return c.answerXML(body)
 }
 
 // completedBefore answers a Complete that was sent again after it had succeeded, when the upload is gone. The object
 // itself says which upload it came from.
-func (s *Server) completedBefore(c *call, body []byte, gone *Error) error {
+func (s *Server) completedBefore(c *call, body []byte, gone error) error {
 	q := stored.Request{Object: c.object(), Plaintext: func() error { return gone }}
-	o, err := s.objects.Head(c.Context(), q)
+	o, err := c.reader.Head(c.Context(), q)
 	if err != nil {
 		return gone
 	}
@@ -396,13 +374,13 @@ func (s *Server) completedBefore(c *call, body []byte, gone *Error) error {
 	for _, p := range list.Parts {
 		numbers = append(numbers, p.PartNumber)
 	}
-	if err := s.objects.Survey(c.Context(), q, o); err != nil || !o.MadeBy(c.upload.stored, numbers) {
+	if err := c.reader.Survey(c.Context(), q, o); err != nil || !o.MadeBy(c.upload.stored, numbers) {
 		return gone
 	}
-	doc, err := xml.Marshal(struct {
-		XMLName                     xml.Name `xml:"http://s3.amazonaws.com/doc/2006-03-01/ CompleteMultipartUploadResult"`
+	doc, err := encodeXML(struct {
+		XMLName                     xml.Name
 		Location, Bucket, Key, ETag string
-	}{Bucket: c.bucket, Key: c.key, ETag: o.Header.Get("Etag")})
+	}{XMLName: rootNamed("CompleteMultipartUploadResult"), Bucket: c.bucket, Key: c.key, ETag: o.Header.Get("Etag")})
 	if err != nil {
 		return err
 	}
@@ -410,7 +388,7 @@ func (s *Server) completedBefore(c *call, body []byte, gone *Error) error {
 	if version := o.Header.Get("X-Amz-Version-Id"); version != "" {
 		header.Set("X-Amz-Version-Id", version)
 	}
-	return c.answerCompleted(header, append([]byte(xml.Header), doc...), objectChecksum{}, o.KeyID)
+	return c.answerCompleted(header, doc, objectSum{}, o.KeyID)
 }
 
 // ownURL is the object's address at the proxy.
@@ -426,13 +404,4 @@ func (c *call) ownURL() string {
 func (c *call) uploadQuery(more url.Values) url.Values {
 	more.Set("uploadId", c.upload.stored)
 	return more
-}
-
-// unquote takes the quotes off an ETag, in whatever way they are written.
-func unquote(etag string) string { return strings.Trim(html.UnescapeString(etag), `"`) }
-
-func escapeXML(text string) string {
-	var b strings.Builder
-	_ = xml.EscapeText(&b, []byte(text)) // to memory
-	return b.String()
 }

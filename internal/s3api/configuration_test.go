@@ -96,13 +96,15 @@ func TestBucketConfiguration(t *testing.T) {
 			return err
 		}, "NoSuchBucket"},
 	} {
-		got := ""
-		if err := step.do(); err != nil {
-			got = code(err)
-		}
-		if got != step.code {
-			t.Errorf("%s: %q, want %q", step.name, got, step.code)
-		}
+		t.Run(step.name, func(t *testing.T) {
+			got := ""
+			if err := step.do(); err != nil {
+				got = code(err)
+			}
+			if got != step.code {
+				t.Errorf("%q, want %q", got, step.code)
+			}
+		})
 	}
 	if a := p.send(request{method: "GET", path: "/" + p.bucket + "?cors"}); a.StatusCode != 404 || a.Code != "NoSuchCORSConfiguration" {
 		t.Errorf("no CORS: %d %s", a.StatusCode, a.Code)

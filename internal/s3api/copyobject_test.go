@@ -56,35 +56,37 @@ func TestCopyObject(t *testing.T) {
 	})
 	p.origin.take()
 	for _, to := range []string{"copy", "other/copy", "dir/\u00e4 +%2F copy"} {
-		out := p.mustCopy("source", to)
-		if sent := p.origin.take(); len(sent) != 4 { // HEAD, the first segment, the last, and the copy
-			t.Errorf("%s: %q, and the store was to copy by itself", to, sent)
-		}
-		got, answer, err := p.get(to)
-		if err != nil || !bytes.Equal(got, text) {
-			t.Fatalf("%s: %d bytes, %v", to, len(got), err)
-		}
-		if *answer.ETag != *out.CopyObjectResult.ETag || !strings.HasSuffix(*answer.ETag, `-0"`) || out.CopyObjectResult.LastModified.Before(time.Now().Add(-time.Hour)) {
-			t.Errorf("%s: ETag %s, and %+v", to, *answer.ETag, out.CopyObjectResult)
-		}
-		if *answer.ContentType != "text/x-test" || *answer.CacheControl != "no-store" || answer.Metadata["mine"] != "1" || len(answer.Metadata) != 1 {
-			t.Errorf("%s: %+v", to, answer)
-		}
-		want := p.ringKeys[0].Wrapper.KeyID()
-		if strings.HasPrefix(to, "other/") {
-			want = second
-		}
-		if *out.SSEKMSKeyId != want || *answer.SSEKMSKeyId != want {
-			t.Errorf("%s: under %s and %s, want %s", to, *out.SSEKMSKeyId, *answer.SSEKMSKeyId, want)
-		}
-		if sum := out.CopyObjectResult.ChecksumCRC32C; sum == nil || *sum != *put.ChecksumCRC32C {
-			t.Errorf("%s: answered %+v", to, out.CopyObjectResult)
-		}
-		tags, err := p.client.GetObject(t.Context(), &s3.GetObjectInput{Bucket: &p.bucket, Key: &to, ChecksumMode: types.ChecksumModeEnabled})
-		if err != nil || tags.ChecksumCRC32C == nil || *tags.ChecksumCRC32C != *put.ChecksumCRC32C {
-			t.Errorf("%s: the checksum: %+v, %v", to, tags, err)
-		}
-		p.origin.take()
+		t.Run(to, func(t *testing.T) {
+			out := p.mustCopy("source", to)
+			if sent := p.origin.take(); len(sent) != 4 { // HEAD, the first segment, the last, and the copy
+				t.Errorf("%q, and the store was to copy by itself", sent)
+			}
+			got, answer, err := p.get(to)
+			if err != nil || !bytes.Equal(got, text) {
+				t.Fatalf("%d bytes, %v", len(got), err)
+			}
+			if *answer.ETag != *out.CopyObjectResult.ETag || !strings.HasSuffix(*answer.ETag, `-0"`) || out.CopyObjectResult.LastModified.Before(time.Now().Add(-time.Hour)) {
+				t.Errorf("ETag %s, and %+v", *answer.ETag, out.CopyObjectResult)
+			}
+			if *answer.ContentType != "text/x-test" || *answer.CacheControl != "no-store" || answer.Metadata["mine"] != "1" || len(answer.Metadata) != 1 {
+				t.Errorf("%+v", answer)
+			}
+			want := p.ringKeys[0].Wrapper.KeyID()
+			if strings.HasPrefix(to, "other/") {
+				want = second
+			}
+			if *out.SSEKMSKeyId != want || *answer.SSEKMSKeyId != want {
+				t.Errorf("under %s and %s, want %s", *out.SSEKMSKeyId, *answer.SSEKMSKeyId, want)
+			}
+			if sum := out.CopyObjectResult.ChecksumCRC32C; sum == nil || *sum != *put.ChecksumCRC32C {
+				t.Errorf("answered %+v", out.CopyObjectResult)
+			}
+			tags, err := p.client.GetObject(t.Context(), &s3.GetObjectInput{Bucket: &p.bucket, Key: &to, ChecksumMode: types.ChecksumModeEnabled})
+			if err != nil || tags.ChecksumCRC32C == nil || *tags.ChecksumCRC32C != *put.ChecksumCRC32C {
+				t.Errorf("the checksum: %+v, %v", tags, err)
+			}
+			p.origin.take()
+		})
 	}
 	// A copy is an object of its own: what was wrapped for the source does not open it.
 	_, from := p.stored("source")
@@ -103,12 +105,14 @@ func TestCopyObjectReplaces(t *testing.T) {
 	replace := func(in *s3.CopyObjectInput) {
 		in.MetadataDirective, in.ContentType, in.Metadata = types.MetadataDirectiveReplace, aws.String("image/png"), map[string]string{"new": "2"}
 	}
-	for _, to := range []string{"copy", "source"} { // a copy onto itself changes the metadata alone
-		p.mustCopy("source", to, replace)
-		got, answer, err := p.get(to)
-		if err != nil || string(got) != "text" || *answer.ContentType != "image/png" || len(answer.Metadata) != 1 || answer.Metadata["new"] != "2" {
-			t.Errorf("%s: %q, %+v, %v", to, got, answer, err)
-		}
+	for _, to := range []string{"copy", "source"} {
+		t.Run(to, func(t *testing.T) { // a copy onto itself changes the metadata alone
+			p.mustCopy("source", to, replace)
+			got, answer, err := p.get(to)
+			if err != nil || string(got) != "text" || *answer.ContentType != "image/png" || len(answer.Metadata) != 1 || answer.Metadata["new"] != "2" {
+				t.Errorf("%q, %+v, %v", got, answer, err)
+			}
+		})
 	}
 	if _, err := p.copy("source", "source"); code(err) != "InvalidRequest" {
 		t.Errorf("a copy onto itself that changes nothing: %v", err)
@@ -124,9 +128,11 @@ func TestCopyObjectReplaces(t *testing.T) {
 		"an unknown directive": func(in *s3.CopyObjectInput) { in.MetadataDirective = "MERGE" },
 		"a range":              func(in *s3.CopyObjectInput) { in.CopySource = aws.String("?") },
 	} {
-		if _, err := p.copy("source", "bad", in); code(err) != "InvalidArgument" || p.isStored("bad") {
-			t.Errorf("%s: %v", name, err)
-		}
+		t.Run(name, func(t *testing.T) {
+			if _, err := p.copy("source", "bad", in); code(err) != "InvalidArgument" || p.isStored("bad") {
+				t.Errorf("%v", err)
+			}
+		})
 	}
 	big := map[string]string{"big": strings.Repeat("x", 1900)}
 	if _, err := p.copy("source", "bad", func(in *s3.CopyObjectInput) {
@@ -154,14 +160,16 @@ func TestCopyObjectConditions(t *testing.T) {
 		"no such key":               {func(in *s3.CopyObjectInput) { in.CopySource = aws.String(p.bucket + "/nothing") }, "NoSuchKey"},
 		"no such bucket":            {func(in *s3.CopyObjectInput) { in.CopySource = aws.String("test-nothing/k") }, "NoSuchBucket"},
 	} {
-		_, err := p.copy("source", "copy", row.in)
-		if err == nil && row.want != "" || err != nil && code(err) != row.want {
-			t.Errorf("%s: %v, want %q", name, err, row.want)
-		}
-		if row.want != "" && p.isStored("copy") {
-			t.Errorf("%s: copied all the same", name)
-		}
-		p.storeDo(http.MethodDelete, "copy", nil, nil)
+		t.Run(name, func(t *testing.T) {
+			_, err := p.copy("source", "copy", row.in)
+			if err == nil && row.want != "" || err != nil && code(err) != row.want {
+				t.Errorf("%v, want %q", err, row.want)
+			}
+			if row.want != "" && p.isStored("copy") {
+				t.Errorf("copied all the same")
+			}
+			p.storeDo(http.MethodDelete, "copy", nil, nil)
+		})
 	}
 	reader := p.as(readerAccess, readerSecret)
 	if _, err := reader.CopyObject(t.Context(), &s3.CopyObjectInput{Bucket: &p.bucket, Key: aws.String("x"), CopySource: aws.String(p.bucket + "/source")}); code(err) != "AccessDenied" {
@@ -208,12 +216,14 @@ func TestCopyObjectOfAnAlteredEnvelope(t *testing.T) {
 	body, good := p.stored("source")
 	_, other := p.stored("other")
 	for _, name := range []string{"Size", "Header", "Mac", "Dek"} {
-		bad := good.Clone()
-		bad.Set("X-Amz-Meta-Cmek-"+name, other.Get("X-Amz-Meta-Cmek-"+name))
-		p.store("source", body, bad)
-		if _, err := p.copy("source", "copy"); code(err) != "ObjectIntegrityError" || p.isStored("copy") {
-			t.Errorf("with another %s: %v", name, err)
-		}
+		t.Run(name, func(t *testing.T) {
+			bad := good.Clone()
+			bad.Set("X-Amz-Meta-Cmek-"+name, other.Get("X-Amz-Meta-Cmek-"+name))
+			p.store("source", body, bad)
+			if _, err := p.copy("source", "copy"); code(err) != "ObjectIntegrityError" || p.isStored("copy") {
+				t.Errorf("with another %s: %v", name, err)
+			}
+		})
 	}
 	p.store("source", body, good)
 	p.mustCopy("source", "copy")
@@ -274,9 +284,11 @@ func TestCopyObjectWithCustomerKeys(t *testing.T) {
 		"another key":            {"mine", []func(*s3.CopyObjectInput){source(other)}, "AccessDenied"},
 		"a key for KMS":          {"kms", []func(*s3.CopyObjectInput){source(mine)}, "InvalidRequest"},
 	} {
-		if _, err := p.copy(row.from, "bad", row.in...); code(err) != row.want || p.isStored("bad") {
-			t.Errorf("%s: %v, want %s", name, err, row.want)
-		}
+		t.Run(name, func(t *testing.T) {
+			if _, err := p.copy(row.from, "bad", row.in...); code(err) != row.want || p.isStored("bad") {
+				t.Errorf("%v, want %s", err, row.want)
+			}
+		})
 	}
 	m := p.create("parts")
 	if _, err := p.client.UploadPartCopy(t.Context(), &s3.UploadPartCopyInput{
@@ -338,24 +350,26 @@ func TestChecksumsOfCopies(t *testing.T) {
 	p.storeTo(plain, "bare", text)
 	parts := p.upload("parts", []int{5 * mib, 77}).text()
 	for source, want := range map[string][]byte{p.bucket + "/whole": text, p.bucket + "/empty": nil, plain + "/bare": text, p.bucket + "/parts": parts} {
-		from := func(in *s3.CopyObjectInput) {
-			in.CopySource, in.ChecksumAlgorithm = &source, types.ChecksumAlgorithmSha256
-		}
-		out := p.mustCopy("", "copy", from).CopyObjectResult
-		sum := sumOf("SHA256", want)
-		if out.ChecksumSHA256 == nil || *out.ChecksumSHA256 != sum || out.ChecksumCRC32 != nil || out.ChecksumType != types.ChecksumTypeFullObject {
-			t.Errorf("%s: %+v", source, out)
-		}
-		head, err := p.client.HeadObject(t.Context(), &s3.HeadObjectInput{Bucket: &p.bucket, Key: new("copy"), ChecksumMode: types.ChecksumModeEnabled})
-		if err != nil || head.ChecksumSHA256 == nil || *head.ChecksumSHA256 != sum || head.ChecksumCRC32 != nil {
-			t.Errorf("%s: HEAD: %+v, %v", source, head, err)
-		}
-		if got := p.mustGet("copy"); !bytes.Equal(got, want) { // the SDK verifies the checksum
-			t.Errorf("%s: another text", source)
-		}
-		if _, header := p.stored("copy"); strings.Contains(fmt.Sprint(header), sum) {
-			t.Errorf("%s: the store can read the checksum: %v", source, header)
-		}
+		t.Run(source, func(t *testing.T) {
+			from := func(in *s3.CopyObjectInput) {
+				in.CopySource, in.ChecksumAlgorithm = &source, types.ChecksumAlgorithmSha256
+			}
+			out := p.mustCopy("", "copy", from).CopyObjectResult
+			sum := sumOf("SHA256", want)
+			if out.ChecksumSHA256 == nil || *out.ChecksumSHA256 != sum || out.ChecksumCRC32 != nil || out.ChecksumType != types.ChecksumTypeFullObject {
+				t.Errorf("%+v", out)
+			}
+			head, err := p.client.HeadObject(t.Context(), &s3.HeadObjectInput{Bucket: &p.bucket, Key: new("copy"), ChecksumMode: types.ChecksumModeEnabled})
+			if err != nil || head.ChecksumSHA256 == nil || *head.ChecksumSHA256 != sum || head.ChecksumCRC32 != nil {
+				t.Errorf("HEAD: %+v, %v", head, err)
+			}
+			if got := p.mustGet("copy"); !bytes.Equal(got, want) { // the SDK verifies the checksum
+				t.Errorf("another text")
+			}
+			if _, header := p.stored("copy"); strings.Contains(fmt.Sprint(header), sum) {
+				t.Errorf("the store can read the checksum: %v", header)
+			}
+		})
 	}
 	// What is kept is not read for again.
 	p.origin.take()
@@ -434,16 +448,18 @@ func TestCopySources(t *testing.T) {
 		"bucket/..": "Invalid copy source object key", "bucket/a/../../b": "Invalid copy source object key", "bucket/%2e%2E/b": "Invalid copy source object key",
 		"bucket/a?acl": "Copy Source must mention", "bucket/a?versionId=1&acl=2": "Copy Source must mention",
 	} {
-		header := http.Header{"X-Amz-Copy-Source": {source}}
-		for _, query := range []string{"", "?partNumber=1&uploadId=none"} {
-			a := p.send(request{method: "PUT", path: "/" + p.bucket + "/copy" + query, header: header})
-			if a.Code != "InvalidArgument" || !bytes.Contains(a.body, []byte(want)) || !bytes.Contains(a.body, []byte("<ArgumentName>x-amz-copy-source<")) {
-				t.Errorf("%s: %d %s", source, a.StatusCode, a.body)
+		t.Run(source, func(t *testing.T) {
+			header := http.Header{"X-Amz-Copy-Source": {source}}
+			for _, query := range []string{"", "?partNumber=1&uploadId=none"} {
+				a := p.send(request{method: "PUT", path: "/" + p.bucket + "/copy" + query, header: header})
+				if a.Code != "InvalidArgument" || !bytes.Contains(a.body, []byte(want)) || !bytes.Contains(a.body, []byte("<ArgumentName>x-amz-copy-source<")) {
+					t.Errorf("%d %s", a.StatusCode, a.body)
+				}
+				if a := p.send(request{method: "PUT", path: "/nosuchbucket/copy" + query, header: header}); a.Code != "NoSuchBucket" {
+					t.Errorf("to no bucket: %d %s", a.StatusCode, a.body)
+				}
 			}
-			if a := p.send(request{method: "PUT", path: "/nosuchbucket/copy" + query, header: header}); a.Code != "NoSuchBucket" {
-				t.Errorf("%s to no bucket: %d %s", source, a.StatusCode, a.body)
-			}
-		}
+		})
 	}
 	if a := p.send(request{method: "PUT", path: "/" + p.bucket + "/copy", header: http.Header{"X-Amz-Copy-Source": {p.bucket + "/a/./%2F../b"}}}); a.Code == "InvalidArgument" {
 		t.Errorf("a key that does not lead out: %s", a.body)

@@ -28,7 +28,7 @@ func (s *Server) preflight(c *call) error {
 	case !slices.Contains([]string{"GET", "PUT", "HEAD", "POST", "DELETE"}, method):
 		return badRequest("BadRequest", "Invalid Access-Control-Request-Method: "+method)
 	}
-	answer, err := s.askOrigin(c.Context(), c, method)
+	answer, err := s.askCORS(c.Context(), c, method)
 	if own := (*Error)(nil); errors.As(err, &own) && own.Status() != http.StatusServiceUnavailable {
 		return corsRefused(own)
 	}
@@ -54,14 +54,13 @@ func corsRefused(cause error) *Error {
 	}
 }
 
-// askOrigin asks the store what it says to the call's Origin about a method, and returns the headers that say it.
-func (s *Server) askOrigin(ctx context.Context, c *call, method string) (http.Header, error) {
+// askCORS asks the store what it says to the call's Origin about a method, and returns the headers that say it.
+func (s *Server) askCORS(ctx context.Context, c *call, method string) (http.Header, error) {
 	header := http.Header{"Origin": c.Header.Values("Origin"), "Access-Control-Request-Method": {method}}
 	if names := c.Header.Values("Access-Control-Request-Headers"); len(names) > 0 {
 		header["Access-Control-Request-Headers"] = names
 	}
-	r := &http.Request{Method: http.MethodOptions, URL: c.objectURL(nil), Header: header, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}
-	resp, err := s.send(c, r.WithContext(ctx))
+	resp, err := s.send(c, c.originRequestTo(http.MethodOptions, nil, header, nil, 0).WithContext(ctx))
 	if err != nil {
 		return nil, err
 	}
@@ -69,18 +68,18 @@ func (s *Server) askOrigin(ctx context.Context, c *call, method string) (http.He
 	return corsHeader(header.Get("Origin"), resp.Header), nil
 }
 
-// noteOrigin remembers what the store says to the call's Origin, if it was told of it with the call's own method.
-func (c *call) noteOrigin(r *http.Request, resp *http.Response) {
+// rememberCORS remembers what the store says to the call's Origin, if it was told of it with the call's own method.
+func (c *call) rememberCORS(r *http.Request, resp *http.Response) {
 	if origin := r.Header.Get("Origin"); origin != "" && r.Method == c.Method {
 		said := corsHeader(origin, resp.Header)
 		c.cors.Store(&said)
 	}
 }
 
-// answerOrigins has the answer to a page of another origin say what the store says to it, whatever the answer is: an error
+// addCORSHeaders has the answer to a page of another origin say what the store says to it, whatever the answer is: an error
 // of the proxy's own too, which the page could not see otherwise. Where the store was not asked in the course of the call,
 // it is now.
-func (s *Server) answerOrigins(c *call) {
+func (s *Server) addCORSHeaders(c *call) {
 	if c.Header.Get("Origin") == "" || c.bucket == "" || c.Method == http.MethodOptions {
 		return
 	}
@@ -94,7 +93,7 @@ func (s *Server) answerOrigins(c *call) {
 		}
 		ctx, cancel := context.WithTimeout(c.Context(), corsTimeout)
 		defer cancel()
-		if said, err := s.askOrigin(ctx, c, c.Method); err == nil {
+		if said, err := s.askCORS(ctx, c, c.Method); err == nil {
 			maps.Copy(c.w.Header(), said)
 		}
 	}

@@ -73,9 +73,11 @@ func TestCORS(t *testing.T) {
 	for name, want := range map[string]string{
 		"Access-Control-Allow-Origin": page, "Access-Control-Allow-Methods": "GET, PUT", "Access-Control-Allow-Headers": "content-type, x-amz-meta-a", "Access-Control-Max-Age": "600", "Access-Control-Expose-Headers": "ETag",
 	} {
-		if got := resp.Header.Get(name); got != want {
-			t.Errorf("preflight: %s is %q, want %q", name, got, want)
-		}
+		t.Run(name, func(t *testing.T) {
+			if got := resp.Header.Get(name); got != want {
+				t.Errorf("preflight: %s is %q, want %q", name, got, want)
+			}
+		})
 	}
 	if !strings.Contains(resp.Header.Get("Vary"), "Origin") {
 		t.Errorf("preflight: Vary is %q", resp.Header.Get("Vary"))
@@ -84,10 +86,12 @@ func TestCORS(t *testing.T) {
 		"another origin": preflight("https://other.example", "GET", ""), "another method": preflight(page, "DELETE", ""),
 		"no origin": {"Access-Control-Request-Method": {"GET"}}, "no method": {"Origin": {page}}, "a method that S3 has not": preflight(page, "PATCH", ""),
 	} {
-		resp, body := p.unsigned("OPTIONS", b+"/k", header)
-		if resp.StatusCode < 400 || resp.Header.Get("Access-Control-Allow-Origin") != "" || !strings.Contains(body, "<Code>") {
-			t.Errorf("preflight, %s: %d %v %s", name, resp.StatusCode, resp.Header, body)
-		}
+		t.Run(name, func(t *testing.T) {
+			resp, body := p.unsigned("OPTIONS", b+"/k", header)
+			if resp.StatusCode < 400 || resp.Header.Get("Access-Control-Allow-Origin") != "" || !strings.Contains(body, "<Code>") {
+				t.Errorf("preflight, %s: %d %v %s", name, resp.StatusCode, resp.Header, body)
+			}
+		})
 	}
 	if resp, _ := p.unsigned("OPTIONS", b, preflight(page, "GET", "")); resp.StatusCode != http.StatusOK {
 		t.Errorf("preflight of the bucket: %d", resp.StatusCode)
@@ -120,18 +124,20 @@ func TestCORSOfAnswers(t *testing.T) {
 		{"refused", request{method: "GET", path: b + "/k?torrent"}, 501, 1},
 		{"a document of the proxy's own", request{method: "GET", path: b + "/k?attributes", header: http.Header{"X-Amz-Object-Attributes": {"ETag"}}}, 200, 2},
 	} {
-		p.origin.take()
-		a := p.browse(row.r, page)
-		if a.StatusCode != row.status || a.Header.Get("Access-Control-Allow-Origin") != page || !strings.Contains(a.Header.Get("Access-Control-Expose-Headers"), "ETag") {
-			t.Errorf("%s: %d, %v", row.name, a.StatusCode, a.Header)
-		}
-		if asked := p.origin.take(); row.asked > 0 && len(asked) > row.asked {
-			t.Errorf("%s: the store was asked %v", row.name, asked)
-		}
-		row.r.header = row.r.header.Clone()
-		if a := p.browse(row.r, "https://other.example"); a.StatusCode != row.status || a.Header.Get("Access-Control-Allow-Origin") != "" {
-			t.Errorf("%s, of another page: %d, %v", row.name, a.StatusCode, a.Header)
-		}
+		t.Run(row.name, func(t *testing.T) {
+			p.origin.take()
+			a := p.browse(row.r, page)
+			if a.StatusCode != row.status || a.Header.Get("Access-Control-Allow-Origin") != page || !strings.Contains(a.Header.Get("Access-Control-Expose-Headers"), "ETag") {
+				t.Errorf("%d, %v", a.StatusCode, a.Header)
+			}
+			if asked := p.origin.take(); row.asked > 0 && len(asked) > row.asked {
+				t.Errorf("the store was asked %v", asked)
+			}
+			row.r.header = row.r.header.Clone()
+			if a := p.browse(row.r, "https://other.example"); a.StatusCode != row.status || a.Header.Get("Access-Control-Allow-Origin") != "" {
+				t.Errorf("of another page: %d, %v", a.StatusCode, a.Header)
+			}
+		})
 	}
 	if a := p.send(request{method: "GET", path: b + "/k"}); a.Header.Get("Access-Control-Allow-Origin") != "" {
 		t.Errorf("to no page: %v", a.Header)
@@ -153,23 +159,25 @@ func TestPreflightLeaksNothing(t *testing.T) {
 		io.WriteString(w, "<Error><Code>AccessForbidden</Code><Message>no</Message></Error>")
 	})
 	for path, status := range map[string]int{"/k?versionId=v&X-Amz-Signature=s": 200, "/denied": 403} {
-		header := preflight(page, "GET", "x-amz-date")
-		header["Authorization"] = []string{"AWS4-HMAC-SHA256 Credential=nobody"}
-		header["Cookie"] = []string{"session=1"}
-		resp, body := p.unsigned("OPTIONS", "/"+p.bucket+path, header)
-		if resp.StatusCode != status || strings.Contains(body, "secret") {
-			t.Errorf("%s: %d %s", path, resp.StatusCode, body)
-		}
-		for name := range resp.Header {
-			switch name {
-			case "Access-Control-Allow-Origin", "Content-Length", "Content-Type", "Date", "X-Amz-Request-Id":
-			default:
-				t.Errorf("%s: the header %s", path, name)
+		t.Run(path, func(t *testing.T) {
+			header := preflight(page, "GET", "x-amz-date")
+			header["Authorization"] = []string{"AWS4-HMAC-SHA256 Credential=nobody"}
+			header["Cookie"] = []string{"session=1"}
+			resp, body := p.unsigned("OPTIONS", "/"+p.bucket+path, header)
+			if resp.StatusCode != status || strings.Contains(body, "secret") {
+				t.Errorf("%d %s", resp.StatusCode, body)
 			}
-		}
-		asked := store.take()
-		if len(asked) != 1 || asked[0].URL.RawQuery != "" || asked[0].Method != "OPTIONS" || asked[0].Header.Get("Cookie") != "" || asked[0].Header.Get("Access-Control-Request-Headers") != "x-amz-date" {
-			t.Errorf("%s: the store was asked %+v", path, asked)
-		}
+			for name := range resp.Header {
+				switch name {
+				case "Access-Control-Allow-Origin", "Content-Length", "Content-Type", "Date", "X-Amz-Request-Id":
+				default:
+					t.Errorf("the header %s", name)
+				}
+			}
+			asked := store.take()
+			if len(asked) != 1 || asked[0].URL.RawQuery != "" || asked[0].Method != "OPTIONS" || asked[0].Header.Get("Cookie") != "" || asked[0].Header.Get("Access-Control-Request-Headers") != "x-amz-date" {
+				t.Errorf("the store was asked %+v", asked)
+			}
+		})
 	}
 }

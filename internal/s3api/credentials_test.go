@@ -3,7 +3,6 @@ package s3api_test
 import (
 	"context"
 	"net/http"
-	"net/url"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -14,6 +13,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/awscreds"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/origin"
+	"github.com/cmekproxy/cmekproxy/internal/proxytest"
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
@@ -39,20 +39,21 @@ func TestStoreCredentialsThatHang(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := newProxy(t, func(p *proxy, cfg *s3api.Config, _ *keyring.Config) {
-		p.origin = &tap{next: origin.New(origin.Config{
-			Endpoint: &url.URL{Scheme: "http", Host: "store"}, Region: region, PathStyle: true, Trailers: true, Now: time.Now,
-			Transport: store.transport, Credentials: creds,
-		})}
+		store := proxytest.OriginConfig(store.transport)
+		store.Credentials = creds
+		p.origin = &tap{next: origin.New(store)}
 		cfg.Origin = p.origin
 	})
 	p.put("k", []byte("text"))
 
 	hang.Store(true)
 	for _, method := range []string{http.MethodGet, http.MethodPut, http.MethodDelete} {
-		a := p.send(request{method: method, path: "/" + p.bucket + "/k"})
-		if a.StatusCode != http.StatusServiceUnavailable || a.Header.Get("Retry-After") == "" {
-			t.Errorf("%s: %d %s, Retry-After %q; want 503 with Retry-After", method, a.StatusCode, a.Code, a.Header.Get("Retry-After"))
-		}
+		t.Run(method, func(t *testing.T) {
+			a := p.send(request{method: method, path: "/" + p.bucket + "/k"})
+			if a.StatusCode != http.StatusServiceUnavailable || a.Header.Get("Retry-After") == "" {
+				t.Errorf("%d %s, Retry-After %q; want 503 with Retry-After", a.StatusCode, a.Code, a.Header.Get("Retry-After"))
+			}
+		})
 	}
 	hang.Store(false)
 	for range 20 { // the attempt that hangs may have to end first

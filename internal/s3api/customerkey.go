@@ -5,7 +5,6 @@ import (
 	"encoding/base64"
 	"net"
 	"net/http"
-	"strings"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
@@ -20,6 +19,9 @@ const (
 	customerPrefix       = "X-Amz-Server-Side-Encryption-Customer-"
 	sourceCustomerPrefix = "X-Amz-Copy-Source-Server-Side-Encryption-Customer-"
 )
+
+// customerNames are the three headers for the object, in lower case.
+var customerNames = setOf(customerHeaders)
 
 // takeCustomerKeys reads the keys that the request brings.
 func (c *call) takeCustomerKeys() (err error) {
@@ -78,7 +80,7 @@ func (s *Server) overTLS(r *http.Request) bool {
 
 // readingKey is the key for what the call reads.
 func (c *call) readingKey() []byte {
-	if strings.Contains(c.route.headers, "x-amz-copy-source") {
+	if c.route.flags&readsSource != 0 {
 		return c.sourceKey
 	}
 	return c.customerKey
@@ -119,11 +121,11 @@ func (s *Server) proveCustomerKey(c *call, q stored.Request, o *stored.Object) e
 	if err := c.checkCustomerKey(o); err != nil || !o.CustomerKey {
 		return err
 	}
-	return s.objects.Prove(c.Context(), q, o)
+	return c.reader.Prove(c.Context(), q, o)
 }
 
-// sayCustomerKey tells the client that its own key protects the object.
-func (c *call) sayCustomerKey() {
+// setCustomerKeyHeaders tells the client that its own key protects the object.
+func (c *call) setCustomerKeyHeaders() {
 	c.keyID = crypt.CustomerKeyID
 	for _, name := range []string{"Algorithm", "Key-Md5"} {
 		if value := c.Header.Get(customerPrefix + name); value != "" {

@@ -69,16 +69,18 @@ func TestCustomerKey(t *testing.T) {
 		t.Errorf("stored: %v", metadata)
 	}
 	for name, header := range map[string]http.Header{"none": nil, "another": other.headers(customerHeader)} {
-		want := map[string]string{"none": "400 InvalidRequest", "another": "403 AccessDenied"}[name]
-		for _, r := range []request{{method: "GET"}, {method: "HEAD"}, {method: "GET", header: http.Header{"Range": {"bytes=0-0"}}}, {method: "GET", path: "?attributes", header: http.Header{"X-Amz-Object-Attributes": {"ObjectSize"}}}} {
-			r.path = "/" + p.bucket + "/k" + r.path
-			r.header = merge(r.header, header)
-			a := p.send(r)
-			code := strings.Fields(want)[1]
-			if got := strconv.Itoa(a.StatusCode) + " " + a.Code; r.method == "HEAD" && strings.Fields(want)[0] != strconv.Itoa(a.StatusCode) || r.method != "HEAD" && got != want || bytes.Contains(a.body, []byte("secret of")) {
-				t.Errorf("%s %s with key %s: %s, want %s %s", r.method, r.path, name, got, want, code)
+		t.Run(name, func(t *testing.T) {
+			want := map[string]string{"none": "400 InvalidRequest", "another": "403 AccessDenied"}[name]
+			for _, r := range []request{{method: "GET"}, {method: "HEAD"}, {method: "GET", header: http.Header{"Range": {"bytes=0-0"}}}, {method: "GET", path: "?attributes", header: http.Header{"X-Amz-Object-Attributes": {"ObjectSize"}}}} {
+				r.path = "/" + p.bucket + "/k" + r.path
+				r.header = merge(r.header, header)
+				a := p.send(r)
+				code := strings.Fields(want)[1]
+				if got := strconv.Itoa(a.StatusCode) + " " + a.Code; r.method == "HEAD" && strings.Fields(want)[0] != strconv.Itoa(a.StatusCode) || r.method != "HEAD" && got != want || bytes.Contains(a.body, []byte("secret of")) {
+					t.Errorf("%s %s with key %s: %s, want %s %s", r.method, r.path, name, got, want, code)
+				}
 			}
-		}
+		})
 	}
 	if a := p.send(request{method: "HEAD", path: "/" + p.bucket + "/k", header: mine.headers(customerHeader)}); a.StatusCode != 200 || a.ContentLength != int64(len(text)) || a.Header.Get(customerHeader+"Key-Md5") != *mine.md5 {
 		t.Errorf("HEAD: %d, %v", a.StatusCode, a.Header)
@@ -86,9 +88,11 @@ func TestCustomerKey(t *testing.T) {
 	// A key for what is under none is a mistake of the client's.
 	p.put("kms", text)
 	for _, method := range []string{"GET", "HEAD"} {
-		if a := p.send(request{method: method, path: "/" + p.bucket + "/kms", header: mine.headers(customerHeader)}); a.StatusCode != 400 {
-			t.Errorf("%s of an object under KMS with a customer's key: %d %s", method, a.StatusCode, a.Code)
-		}
+		t.Run(method, func(t *testing.T) {
+			if a := p.send(request{method: method, path: "/" + p.bucket + "/kms", header: mine.headers(customerHeader)}); a.StatusCode != 400 {
+				t.Errorf("of an object under KMS with a customer's key: %d %s", a.StatusCode, a.Code)
+			}
+		})
 	}
 	// The envelope is bound to the name, as any other.
 	p.store("moved", body, metadata)
@@ -123,18 +127,20 @@ func TestCustomerKeyRefusals(t *testing.T) {
 		"and KMS":           {http.Header{"X-Amz-Server-Side-Encryption": {"aws:kms"}}, "InvalidArgument"},
 		"and AES256":        {http.Header{"X-Amz-Server-Side-Encryption": {"AES256"}}, "InvalidArgument"},
 	} {
-		header := merge(good.headers(customerHeader), row.change)
-		for h, values := range header {
-			if values == nil {
-				delete(header, h)
+		t.Run(name, func(t *testing.T) {
+			header := merge(good.headers(customerHeader), row.change)
+			for h, values := range header {
+				if values == nil {
+					delete(header, h)
+				}
 			}
-		}
-		if a := p.send(request{method: "PUT", path: "/" + p.bucket + "/k", header: header, body: []byte("x")}); a.Code != row.code {
-			t.Errorf("%s: %d %s, want %s", name, a.StatusCode, a.Code, row.code)
-		}
-		if p.isStored("k") {
-			t.Fatalf("%s: stored all the same", name)
-		}
+			if a := p.send(request{method: "PUT", path: "/" + p.bucket + "/k", header: header, body: []byte("x")}); a.Code != row.code {
+				t.Errorf("%d %s, want %s", a.StatusCode, a.Code, row.code)
+			}
+			if p.isStored("k") {
+				t.Fatalf("stored all the same")
+			}
+		})
 	}
 	// A key in a URL ends up in logs.
 	query := "?X-Amz-Server-Side-Encryption-Customer-Algorithm=AES256&X-Amz-Expires=60"
@@ -184,9 +190,11 @@ func TestCustomerKeysSwitchedOff(t *testing.T) {
 		{method: "POST", path: path + "?uploads", header: mine.headers(customerHeader)},
 		{method: "PUT", path: path, header: merge(merge(mine.headers(customerHeader), mine.headers(sourceHeader)), http.Header{"X-Amz-Copy-Source": {p.bucket + "/before"}})},
 	} {
-		if a := p.send(r); a.Code != "AccessDenied" || p.isStored("k") {
-			t.Errorf("%s %s: %d %s", r.method, r.path, a.StatusCode, a.Code)
-		}
+		t.Run(r.method+" "+r.path, func(t *testing.T) {
+			if a := p.send(r); a.Code != "AccessDenied" || p.isStored("k") {
+				t.Errorf("%s %s: %d %s", r.method, r.path, a.StatusCode, a.Code)
+			}
+		})
 	}
 }
 
@@ -196,52 +204,54 @@ func TestCustomerKeyMultipart(t *testing.T) {
 	mine, other := newCustomer(1), newCustomer(2)
 	first, last := bytes.Repeat([]byte("0123456789abcdef"), 5<<20/16), bytes.Repeat([]byte("end"), 2<<20)
 	for name, whole := range map[string][][]byte{"short end": {first, []byte("end")}, "appended end": {first, last}} {
-		created, err := p.client.CreateMultipartUpload(t.Context(), &s3.CreateMultipartUploadInput{Bucket: &p.bucket, Key: &name, SSECustomerAlgorithm: mine.algorithm, SSECustomerKey: mine.key, SSECustomerKeyMD5: mine.md5})
-		if err != nil || *created.SSECustomerKeyMD5 != *mine.md5 {
-			t.Fatalf("create: %+v, %v", created, err)
-		}
-		path := "/" + p.bucket + "/" + strings.ReplaceAll(name, " ", "%20") + "?partNumber=1&uploadId=" + *created.UploadId
-		for key, header := range map[string]http.Header{"no key": nil, "another key": other.headers(customerHeader)} {
-			for at, replica := range []*proxy{p, r} {
-				if a := replica.send(request{method: "PUT", path: path, header: header, body: []byte("x")}); a.Code != "InvalidRequest" {
-					t.Errorf("a part with %s, at replica %d: %d %s", key, at, a.StatusCode, a.Code)
+		t.Run(name, func(t *testing.T) {
+			created, err := p.client.CreateMultipartUpload(t.Context(), &s3.CreateMultipartUploadInput{Bucket: &p.bucket, Key: &name, SSECustomerAlgorithm: mine.algorithm, SSECustomerKey: mine.key, SSECustomerKeyMD5: mine.md5})
+			if err != nil || *created.SSECustomerKeyMD5 != *mine.md5 {
+				t.Fatalf("create: %+v, %v", created, err)
+			}
+			path := "/" + p.bucket + "/" + strings.ReplaceAll(name, " ", "%20") + "?partNumber=1&uploadId=" + *created.UploadId
+			for key, header := range map[string]http.Header{"no key": nil, "another key": other.headers(customerHeader)} {
+				for at, replica := range []*proxy{p, r} {
+					if a := replica.send(request{method: "PUT", path: path, header: header, body: []byte("x")}); a.Code != "InvalidRequest" {
+						t.Errorf("a part with %s, at replica %d: %d %s", key, at, a.StatusCode, a.Code)
+					}
 				}
 			}
-		}
-		var parts []types.CompletedPart
-		for i, text := range whole {
-			number := int32(i + 1)
-			part, err := []*proxy{r, p}[i%2].client.UploadPart(t.Context(), &s3.UploadPartInput{
-				Bucket: &p.bucket, Key: &name, UploadId: created.UploadId, PartNumber: &number, Body: bytes.NewReader(text),
-				SSECustomerAlgorithm: mine.algorithm, SSECustomerKey: mine.key, SSECustomerKeyMD5: mine.md5,
-			})
-			if err != nil || *part.SSECustomerKeyMD5 != *mine.md5 {
-				t.Fatalf("part %d: %+v, %v", number, part, err)
+			var parts []types.CompletedPart
+			for i, text := range whole {
+				number := int32(i + 1)
+				part, err := []*proxy{r, p}[i%2].client.UploadPart(t.Context(), &s3.UploadPartInput{
+					Bucket: &p.bucket, Key: &name, UploadId: created.UploadId, PartNumber: &number, Body: bytes.NewReader(text),
+					SSECustomerAlgorithm: mine.algorithm, SSECustomerKey: mine.key, SSECustomerKeyMD5: mine.md5,
+				})
+				if err != nil || *part.SSECustomerKeyMD5 != *mine.md5 {
+					t.Fatalf("part %d: %+v, %v", number, part, err)
+				}
+				parts = append(parts, types.CompletedPart{ETag: part.ETag, PartNumber: &number})
 			}
-			parts = append(parts, types.CompletedPart{ETag: part.ETag, PartNumber: &number})
-		}
-		if done, err := r.client.CompleteMultipartUpload(t.Context(), &s3.CompleteMultipartUploadInput{Bucket: &p.bucket, Key: &name, UploadId: created.UploadId, MultipartUpload: &types.CompletedMultipartUpload{Parts: parts}}); err != nil || done.SSEKMSKeyId != nil {
-			t.Fatalf("%+v, %v", done, err)
-		}
-		want := bytes.Join(whole, nil)
-		if got, out, err := p.get(name, mine.get); err != nil || !bytes.Equal(got, want) || *out.SSECustomerKeyMD5 != *mine.md5 {
-			t.Errorf("%s: %d bytes, %v", name, len(got), err)
-		}
-		if got, _, err := p.get(name, mine.get, func(in *s3.GetObjectInput) { in.Range = aws.String("bytes=-2") }); err != nil || string(got) != "nd" {
-			t.Errorf("%s: the end: %q, %v", name, got, err)
-		}
-		escaped := "/" + p.bucket + "/" + strings.ReplaceAll(name, " ", "%20")
-		for _, method := range []string{"GET", "HEAD"} { // after a range has had part headers remembered
-			if a := p.send(request{method: method, path: escaped}); a.StatusCode != 400 {
-				t.Errorf("%s of %s without a key: %d", method, name, a.StatusCode)
+			if done, err := r.client.CompleteMultipartUpload(t.Context(), &s3.CompleteMultipartUploadInput{Bucket: &p.bucket, Key: &name, UploadId: created.UploadId, MultipartUpload: &types.CompletedMultipartUpload{Parts: parts}}); err != nil || done.SSEKMSKeyId != nil {
+				t.Fatalf("%+v, %v", done, err)
 			}
-			if a := p.send(request{method: method, path: escaped, header: other.headers(customerHeader)}); a.StatusCode != 403 {
-				t.Errorf("%s of %s with another key: %d %s", method, name, a.StatusCode, a.body)
+			want := bytes.Join(whole, nil)
+			if got, out, err := p.get(name, mine.get); err != nil || !bytes.Equal(got, want) || *out.SSECustomerKeyMD5 != *mine.md5 {
+				t.Errorf("%d bytes, %v", len(got), err)
 			}
-			if a := p.send(request{method: method, path: escaped, header: mine.headers(customerHeader)}); a.StatusCode != 200 || a.ContentLength != int64(len(want)) {
-				t.Errorf("%s of %s: %d, %d bytes", method, name, a.StatusCode, a.ContentLength)
+			if got, _, err := p.get(name, mine.get, func(in *s3.GetObjectInput) { in.Range = aws.String("bytes=-2") }); err != nil || string(got) != "nd" {
+				t.Errorf("the end: %q, %v", got, err)
 			}
-		}
+			escaped := "/" + p.bucket + "/" + strings.ReplaceAll(name, " ", "%20")
+			for _, method := range []string{"GET", "HEAD"} { // after a range has had part headers remembered
+				if a := p.send(request{method: method, path: escaped}); a.StatusCode != 400 {
+					t.Errorf("%s of %s without a key: %d", method, name, a.StatusCode)
+				}
+				if a := p.send(request{method: method, path: escaped, header: other.headers(customerHeader)}); a.StatusCode != 403 {
+					t.Errorf("%s of %s with another key: %d %s", method, name, a.StatusCode, a.body)
+				}
+				if a := p.send(request{method: method, path: escaped, header: mine.headers(customerHeader)}); a.StatusCode != 200 || a.ContentLength != int64(len(want)) {
+					t.Errorf("%s of %s: %d, %d bytes", method, name, a.StatusCode, a.ContentLength)
+				}
+			}
+		})
 	}
 }
 

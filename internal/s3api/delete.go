@@ -22,7 +22,7 @@ const maxDeletes = 1000
 // sizeCondition has an object deleted only if it has that size.
 const sizeCondition = "x-amz-if-match-size"
 
-// deleteObject forwards a request to delete an object. A condition on its size, which is the plaintext's, is judged here, and
+// deleteObject forwards a request to delete an object. A condition on its size, which is the plaintext's, is checked here, and
 // becomes one on the ETag: what the store deletes is the very object that was looked at.
 func (s *Server) deleteObject(c *call) error {
 	said := c.Header.Get(sizeCondition)
@@ -37,10 +37,10 @@ func (s *Server) deleteObject(c *call) error {
 		Object: c.object(), Version: c.query.Get("versionId"), Header: c.requestHeader(),
 		Plaintext: func() error { return nil }, // it is only to be deleted
 	}
-	for name := range strings.FieldsSeq(c.route.headers) {
+	for name := range c.route.headerNames.exact {
 		q.Header.Del(name)
 	}
-	o, err := s.objects.Head(c.Context(), q)
+	o, err := c.reader.Head(c.Context(), q)
 	if err != nil {
 		return err
 	}
@@ -63,7 +63,7 @@ func (s *Server) deleteObjects(c *call) error {
 	if err != nil {
 		return err
 	}
-	denied := doc.split(func(o deletionObject) error { return s.judgeDeletion(c, o) })
+	denied := doc.split(func(o deletionObject) error { return s.checkDeletion(c, o) })
 	if len(doc.Objects) == 0 {
 		return c.answerXML(withErrors(nil, denied))
 	}
@@ -78,26 +78,23 @@ func (s *Server) deleteObjects(c *call) error {
 		return err
 	}
 	defer closeBody(resp)
-	var answer bytes.Buffer
-	if _, err := answer.ReadFrom(io.LimitReader(resp.Body, maxListing+1)); err != nil {
+	answer, err := readListing(resp)
+	if err != nil {
 		return err
 	}
-	if answer.Len() > maxListing {
-		return fmt.Errorf("%w sent a result of more than %d bytes", errOrigin, maxListing)
-	}
-	if !bytes.Contains(answer.Bytes(), []byte("<DeleteResult")) {
+	if !bytes.Contains(answer, []byte("<DeleteResult")) {
 		return fmt.Errorf("%w did not say what it has deleted", errOrigin)
 	}
 	c.copyHeader(resp.Header)
-	return c.answerXML(withErrors(answer.Bytes(), denied))
+	return c.answerXML(withErrors(answer, denied))
 }
 
-// judgeDeletion returns why one object of the list is not deleted, or nil.
-func (s *Server) judgeDeletion(c *call, o deletionObject) error {
-	if err := s.judgeKey(o.Key, keyname.Read); err != nil {
+// checkDeletion returns why one object of the list is not deleted, or nil.
+func (s *Server) checkDeletion(c *call, o deletionObject) error {
+	if err := s.checkKey(o.Key, keyname.Read); err != nil {
 		return err
 	}
-	if err := judgeVersion(o.VersionID); err != nil {
+	if err := checkVersionID(o.VersionID); err != nil {
 		return err
 	}
 	if !c.client.MayObject(c.route.action, c.bucket, o.Key) {
@@ -126,12 +123,9 @@ func withErrors(doc []byte, denied []deletionRefusal) []byte {
 	return out.Bytes()
 }
 
-const namespace = "http://s3.amazonaws.com/doc/2006-03-01/"
-
 // deletion is the Delete document.
 type deletion struct {
-	XMLName xml.Name         `xml:"Delete"`
-	Xmlns   string           `xml:"xmlns,attr,omitempty"`
+	XMLName xml.Name
 	Quiet   *bool            `xml:"Quiet"`
 	Objects []deletionObject `xml:"Object"`
 }
@@ -141,8 +135,6 @@ type deletionObject struct {
 	VersionID string `xml:"VersionId,omitempty"`
 	ETag      string `xml:"ETag,omitempty"`
 }
-
-type unknownElement struct{ XMLName xml.Name }
 
 // parseDeletion reads the list, and turns its ETags into the store's. It reads
 // as far as it is a good one. An element that is not known could make a deletion
@@ -168,7 +160,7 @@ func parseDeletion(body []byte) (*deletion, error) {
 		case name == "Object", name == "Quiet":
 			err = malformedXML(errors.New("too many elements " + name))
 		default:
-			err = notImplemented("The element " + name + " of DeleteObjects")
+			err = notImplemented("The element "+name+" of DeleteObjects", changesMeaning)
 		}
 		if err != nil {
 			return nil, err
@@ -207,7 +199,7 @@ func (d *deletion) add(list *xmlBody) error {
 		}
 		field := fields[name]
 		if field == nil {
-			return notImplemented("The element " + name + " of DeleteObjects")
+			return notImplemented("The element "+name+" of DeleteObjects", changesMeaning)
 		}
 		if *field != "" { // two readers could disagree about which one counts
 			return malformedXML(errors.New("the element " + name + " occurs twice"))
@@ -231,10 +223,10 @@ type deletionRefusal struct {
 }
 
 // split takes out the objects that may not be deleted, and returns them.
-func (d *deletion) split(judge func(deletionObject) error) (denied []deletionRefusal) {
+func (d *deletion) split(check func(deletionObject) error) (denied []deletionRefusal) {
 	allowed := d.Objects[:0]
 	for _, o := range d.Objects {
-		if err := judge(o); err != nil {
+		if err := check(o); err != nil {
 			denied = append(denied, deletionRefusal{o, asError(context.Background(), err)})
 		} else {
 			allowed = append(allowed, o)
@@ -246,13 +238,8 @@ func (d *deletion) split(judge func(deletionObject) error) (denied []deletionRef
 
 func (d *deletion) encode() ([]byte, error) {
 	doc := *d
-	doc.XMLName.Space, doc.Xmlns = "", namespace
-	var out bytes.Buffer
-	out.WriteString(xml.Header)
-	if err := xml.NewEncoder(&out).Encode(doc); err != nil {
-		return nil, err
-	}
-	return out.Bytes(), nil
+	doc.XMLName = rootNamed("Delete")
+	return encodeXML(doc)
 }
 
 func md5Of(body []byte) string {

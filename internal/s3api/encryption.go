@@ -4,7 +4,6 @@ import (
 	"encoding/xml"
 	"errors"
 	"net/http"
-	"net/url"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
@@ -35,14 +34,13 @@ func (s *Server) getBucketEncryption(c *call) error {
 		Default          byDefault `xml:"ApplyServerSideEncryptionByDefault"`
 		BucketKeyEnabled bool
 	}
-	doc, err := xml.Marshal(struct {
-		XMLName xml.Name `xml:"http://s3.amazonaws.com/doc/2006-03-01/ ServerSideEncryptionConfiguration"`
+	return c.answerDocument(struct {
+		XMLName xml.Name
 		Rule    rule
-	}{Rule: rule{Default: byDefault{"aws:kms", keyID}, BucketKeyEnabled: chosen.Reuse != nil}})
-	if err != nil {
-		return err
-	}
-	return c.answerXML(append([]byte(xml.Header), doc...))
+	}{
+		XMLName: rootNamed("ServerSideEncryptionConfiguration"),
+		Rule:    rule{Default: byDefault{"aws:kms", keyID}, BucketKeyEnabled: chosen.Reuse != nil},
+	})
 }
 
 // putBucketEncryption chooses the KMS key for new objects in the bucket, where the configuration has room for that. Whatever
@@ -63,7 +61,7 @@ func (s *Server) putBucketEncryption(c *call) error {
 	}
 	for _, e := range doc.Rules[0].Unknown {
 		if e.XMLName.Local != "BucketKeyEnabled" { // the rule's dek_reuse decides, and GetBucketEncryption tells
-			return notImplemented("The element " + e.XMLName.Local + " of PutBucketEncryption")
+			return notImplemented("The element "+e.XMLName.Local+" of PutBucketEncryption", changesMeaning)
 		}
 	}
 	wanted := doc.Rules[0].Default
@@ -86,31 +84,12 @@ func (s *Server) deleteBucketEncryption(c *call) error {
 
 func (s *Server) setDefault(c *call, keyID string, status int) error {
 	if !s.Keys.HasDefaults() {
-		return notImplemented("Choosing a bucket's KMS key, which is for the proxy's configuration (encryption.rules, or encryption.bucket_defaults_file),")
+		return notImplemented("A choice of a bucket's KMS key",
+			"the proxy's configuration chooses it, with encryption.rules or encryption.bucket_defaults_file")
 	}
 	if err := s.Keys.SetDefault(c.bucket, c.client.Name, keyID); err != nil {
 		return err
 	}
 	c.w.WriteHeader(status)
 	return nil
-}
-
-// findBucket makes sure that there is such a bucket.
-func (s *Server) findBucket(c *call) error {
-	path := url.URL{Path: "/" + c.bucket}
-	resp, err := s.send(c, (&http.Request{Method: http.MethodHead, URL: &path, Header: make(http.Header)}).WithContext(c.Context()))
-	if err != nil {
-		return noSuchBucket(c, err)
-	}
-	closeBody(resp)
-	return nil
-}
-
-// noSuchBucket names the store's 404 to a HEAD of a bucket.
-func noSuchBucket(c *call, err error) error {
-	answer := (*Error)(nil)
-	if !errors.As(err, &answer) || answer.Code != notFound {
-		return err
-	}
-	return &Error{Code: "NoSuchBucket", Message: "The specified bucket does not exist.", Details: [][2]string{{"BucketName", c.bucket}}, status: http.StatusNotFound, cause: err}
 }

@@ -38,16 +38,20 @@ func TestBucketEncryption(t *testing.T) {
 	}
 	part, missing := p.newBucket("part-"), "missing-bucket"
 	for bucket, want := range map[string]string{part: "ServerSideEncryptionConfigurationNotFoundError", missing: "NoSuchBucket"} {
-		_, err := p.client.GetBucketEncryption(t.Context(), &s3.GetBucketEncryptionInput{Bucket: &bucket})
-		var answer smithy.APIError
-		if !errors.As(err, &answer) || answer.ErrorCode() != want {
-			t.Errorf("%s: %v, want %s", bucket, err, want)
-		}
+		t.Run(bucket, func(t *testing.T) {
+			_, err := p.client.GetBucketEncryption(t.Context(), &s3.GetBucketEncryptionInput{Bucket: &bucket})
+			var answer smithy.APIError
+			if !errors.As(err, &answer) || answer.ErrorCode() != want {
+				t.Errorf("%v, want %s", err, want)
+			}
+		})
 	}
-	for method, body := range map[string][]byte{"PUT": bucketDefault("aws:kms", "main"), "DELETE": nil} { // there is no file for it
-		if a := p.send(request{method: method, path: "/" + p.bucket + "?encryption", body: body}); a.StatusCode != 501 {
-			t.Errorf("%s ?encryption: %d %s", method, a.StatusCode, a.Code)
-		}
+	for method, body := range map[string][]byte{"PUT": bucketDefault("aws:kms", "main"), "DELETE": nil} {
+		t.Run(method, func(t *testing.T) { // there is no file for it
+			if a := p.send(request{method: method, path: "/" + p.bucket + "?encryption", body: body}); a.StatusCode != 501 {
+				t.Errorf("?encryption: %d %s", a.StatusCode, a.Code)
+			}
+		})
 	}
 }
 
@@ -110,9 +114,11 @@ func TestBucketDefaults(t *testing.T) {
 		"AES256":         {bucketDefault("AES256", ""), "InvalidArgument"},
 		"no XML":         {[]byte("{}"), "MalformedXML"},
 	} {
-		if a := p.send(request{method: "PUT", path: path, body: row.body}); a.Code != row.code {
-			t.Errorf("%s: %d %s", name, a.StatusCode, a.Code)
-		}
+		t.Run(name, func(t *testing.T) {
+			if a := p.send(request{method: "PUT", path: path, body: row.body}); a.Code != row.code {
+				t.Errorf("%d %s", a.StatusCode, a.Code)
+			}
+		})
 	}
 	tied := p.newBucket("tied-")
 	if a := p.send(request{method: "PUT", path: "/" + tied + "?encryption", body: bucketDefault("aws:kms", other)}); a.Code != "AccessDenied" {
@@ -195,9 +201,11 @@ func TestEncryptionContext(t *testing.T) {
 		"without aws:kms":   {"X-Amz-Server-Side-Encryption-Context": header(`{"a":"b"}`)["X-Amz-Server-Side-Encryption-Context"]},
 		"a bad bucket hint": {"X-Amz-Server-Side-Encryption-Bucket-Key-Enabled": {"yes"}},
 	} {
-		if a := p.send(request{method: "PUT", path: "/" + p.bucket + "/bad", header: h, body: []byte("x")}); a.Code != "InvalidArgument" || p.isStored("bad") {
-			t.Errorf("%s: %d %s", name, a.StatusCode, a.Code)
-		}
+		t.Run(name, func(t *testing.T) {
+			if a := p.send(request{method: "PUT", path: "/" + p.bucket + "/bad", header: h, body: []byte("x")}); a.Code != "InvalidArgument" || p.isStored("bad") {
+				t.Errorf("%d %s", a.StatusCode, a.Code)
+			}
+		})
 	}
 }
 

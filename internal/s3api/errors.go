@@ -7,8 +7,8 @@ import (
 	"io"
 	"maps"
 	"net/http"
-	"net/url"
 	"regexp"
+	"slices"
 	"strconv"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
@@ -29,8 +29,8 @@ type Error struct {
 	Header     http.Header // further response headers
 	RetryAfter int         // seconds; 0 for none
 
-	status int // of the store's answer, where Code is the store's
-	cause  error
+	httpStatus int // in place of the one that belongs to Code; 0 for that
+	cause      error
 }
 
 func (e *Error) Error() string {
@@ -94,7 +94,7 @@ var statuses = map[string]int{
 // storeCodes are the codes that S3 and the stores have besides. What is none of
 // all these is counted as otherCode: a label of a metric must have few values,
 // and no store may choose them.
-const storeCodes = "AccessControlListNotSupported AccountProblem AllAccessDisabled BadRequest BucketAlreadyExists " +
+var storeCodes = setOf("AccessControlListNotSupported AccountProblem AllAccessDisabled BadRequest BucketAlreadyExists " +
 	"BucketAlreadyOwnedByYou BucketNotEmpty ConditionalRequestConflict CORSConfigurationNotFoundError " +
 	"InsufficientStorage InvalidBucketState InvalidLocationConstraint IllegalLocationConstraintException " +
 	"InvalidObjectState InvalidPolicyDocument InvalidStorageClass InvalidTag InvalidTagError MalformedACLError " +
@@ -103,14 +103,14 @@ const storeCodes = "AccessControlListNotSupported AccountProblem AllAccessDisabl
 	"NoSuchPublicAccessBlockConfiguration NoSuchTagSet NoSuchTagSetError NoSuchVersion NoSuchWebsiteConfiguration " +
 	"ObjectLockConfigurationNotFoundError ObjectNotInActiveTierError OperationAborted " +
 	"OwnershipControlsNotFoundError PreconditionFailed ReplicationConfigurationNotFoundError " +
-	"RestoreAlreadyInProgress TooManyBuckets UserKeyMustBeSpecified NotFound"
+	"RestoreAlreadyInProgress TooManyBuckets UserKeyMustBeSpecified NotFound")
 
 const otherCode = "Other"
 
 // countedCode is the code of an error as metrics have it; "" for none.
 func countedCode(code string) string {
 	_, own := statuses[code]
-	if code == "" || own || has(storeCodes, code) || originFaults[code] || transferFaults[code] {
+	if code == "" || own || storeCodes.has(code) || originFaults[code] || transferFaults[code] {
 		return code
 	}
 	return otherCode
@@ -119,10 +119,16 @@ func countedCode(code string) string {
 // codeForm is what every code of S3 looks like.
 var codeForm = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
 
+// hasCode reports whether err is an S3 error with one of the codes.
+func hasCode(err error, codes ...string) bool {
+	var answer *Error
+	return errors.As(err, &answer) && slices.Contains(codes, answer.Code)
+}
+
 // Status returns the HTTP status code of the answer.
 func (e *Error) Status() int {
-	if e.status != 0 {
-		return e.status
+	if e.httpStatus != 0 {
+		return e.httpStatus
 	}
 	if status, ok := statuses[e.Code]; ok {
 		return status
@@ -147,9 +153,14 @@ func invalidArgument(message, name, value string) *Error {
 	return &Error{Code: "InvalidArgument", Message: message, Details: [][2]string{{"ArgumentName", name}, {"ArgumentValue", value}}}
 }
 
-func notImplemented(what string) *Error {
-	return &Error{Code: "NotImplemented", Message: what + " is not implemented by this proxy, and refused because it could change what the request means."}
+// notImplemented refuses something that S3 may know. what begins a sentence of
+// its message, and why ends it.
+func notImplemented(what, why string) *Error {
+	return &Error{Code: "NotImplemented", Message: what + " is not implemented by this proxy: " + why + "."}
 }
+
+// changesMeaning is why a name that the proxy does not know is refused.
+const changesMeaning = "it could change what the request means"
 
 // asError turns whatever a handler returned into the answer for the client.
 func asError(ctx context.Context, err error) *Error {
@@ -205,30 +216,6 @@ func asError(ctx context.Context, err error) *Error {
 	}
 }
 
-// named gives an error its name that came as the answer to a HEAD, which has none, where the client has not sent a HEAD.
-func (s *Server) named(c *call, err error) error {
-	answer := (*Error)(nil)
-	if c.Method == http.MethodHead || !errors.As(err, &answer) || answer.Code != notFound {
-		return err
-	}
-	path := url.URL{Path: "/" + c.bucket}
-	resp, failure := s.send(c, (&http.Request{Method: http.MethodHead, URL: &path, Header: make(http.Header)}).WithContext(c.Context()))
-	if failure == nil {
-		closeBody(resp)
-		return &Error{Code: "NoSuchKey", Message: "The specified key does not exist.", Details: [][2]string{{"Key", c.key}}, Header: answer.Header, status: answer.status, cause: err}
-	}
-	return noSuchBucket(c, err)
-}
-
-// unlessNoBucket is for a fault of the request that S3 tells only of a bucket that is there.
-func (s *Server) unlessNoBucket(c *call, fault error) error {
-	var answer *Error
-	if err := s.findBucket(c); errors.As(err, &answer) && answer.Code == "NoSuchBucket" {
-		return err
-	}
-	return fault
-}
-
 func isTimeout(err error) bool {
 	var timeout interface{ Timeout() bool }
 	return errors.As(err, &timeout) && timeout.Timeout()
@@ -274,24 +261,20 @@ func (e *Error) write(w http.ResponseWriter, r *http.Request, resource, requestI
 }
 
 func (e *Error) xml(resource, requestID string) []byte {
-	type element struct {
-		XMLName xml.Name
-		Text    string `xml:",chardata"`
-	}
 	doc := struct {
 		XMLName   xml.Name `xml:"Error"`
 		Code      string
 		Message   string
-		Details   []element
+		Details   []xmlText
 		Resource  string
 		RequestID string `xml:"RequestId"`
 	}{Code: e.Code, Message: e.Message, Resource: resource, RequestID: requestID}
 	for _, detail := range e.Details {
-		doc.Details = append(doc.Details, element{xml.Name{Local: detail[0]}, detail[1]})
+		doc.Details = append(doc.Details, xmlText{xml.Name{Local: detail[0]}, detail[1]})
 	}
-	body, err := xml.Marshal(doc)
+	body, err := encodeXML(doc)
 	if err != nil {
-		body = []byte("<Error><Code>InternalError</Code></Error>")
+		return []byte(xml.Header + "<Error><Code>InternalError</Code></Error>")
 	}
-	return append([]byte(xml.Header), body...)
+	return body
 }

@@ -24,4 +24,4 @@ func Rows() (rows []Row) {
 }
 
 // Forget drops what the server remembers of objects.
-func (s *Server) Forget() { s.objects.Cache = stored.NewCache() }
+func (s *Server) Forget() { s.layouts = stored.NewCache() }

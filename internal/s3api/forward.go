@@ -46,7 +46,7 @@ func (s *Server) forwardBody(c *call, body []byte) error {
 func (s *Server) sendBody(c *call, body []byte) (*http.Response, error) {
 	header := c.requestHeader()
 	header.Set("X-Amz-Content-Sha256", sha256Of(body))
-	if len(body) > 0 || c.saysDigest() {
+	if len(body) > 0 || c.hasDigest() {
 		header.Set("Content-Md5", md5Of(body)) // S3 demands it of some operations
 	}
 	return s.send(c, replayable(c.originRequest(c.Method, header, nil, int64(len(body))), body))
@@ -61,8 +61,8 @@ func replayable(r *http.Request, body []byte) *http.Request {
 	return r
 }
 
-// saysDigest reports whether the client says what its body must be, beside the signature.
-func (c *call) saysDigest() bool {
+// hasDigest reports whether the client says what its body must be, beside the signature.
+func (c *call) hasDigest() bool {
 	for name := range c.Header {
 		if name == "Content-Md5" || strings.HasPrefix(name, checksumPrefix) {
 			return true

@@ -15,10 +15,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/aws/aws-sdk-go-v2/credentials"
-
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/origin"
+	"github.com/cmekproxy/cmekproxy/internal/proxytest"
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 )
@@ -83,10 +82,9 @@ func newRecorded(t *testing.T) (*proxy, *witness) {
 		t.Fatal(err)
 	}
 	p := newProxy(t, func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) {
-		cfg.Origin = origin.New(origin.Config{
-			Endpoint: endpoint, Region: region, PathStyle: true, Trailers: true, Now: time.Now, Transport: server.Client().Transport,
-			Credentials: credentials.NewStaticCredentialsProvider(storeAccess, storeSecret, ""),
-		})
+		store := proxytest.OriginConfig(server.Client().Transport)
+		store.Endpoint = endpoint
+		cfg.Origin = origin.New(store)
 	})
 	store.take()
 	return p, store
@@ -250,14 +248,16 @@ func TestForwardedErrors(t *testing.T) {
 	}{
 		{501, "NotImplemented"}, {404, "NoSuchTagSet"}, {404, "NoSuchLifecycleConfiguration"}, {400, "MalformedXML"}, {405, "MethodNotAllowed"}, {409, "OperationAborted"}, {403, "AccessDenied"},
 	} {
-		store.set(func(w http.ResponseWriter, _ *http.Request) {
-			w.WriteHeader(row.status)
-			io.WriteString(w, "<Error><Code>"+row.code+"</Code><Message>in its own words</Message><Method>GET</Method><HostId>h</HostId></Error>")
+		t.Run(fmt.Sprint(row.status, row.code), func(t *testing.T) {
+			store.set(func(w http.ResponseWriter, _ *http.Request) {
+				w.WriteHeader(row.status)
+				io.WriteString(w, "<Error><Code>"+row.code+"</Code><Message>in its own words</Message><Method>GET</Method><HostId>h</HostId></Error>")
+			})
+			a := p.send(request{method: "GET", path: "/" + p.bucket + "?lifecycle"})
+			if a.StatusCode != row.status || a.Code != row.code || !bytes.Contains(a.body, []byte("in its own words")) || !bytes.Contains(a.body, []byte("<Method>GET</Method>")) || bytes.Contains(a.body, []byte("HostId")) {
+				t.Errorf("%d %s: %d %s", row.status, row.code, a.StatusCode, a.body)
+			}
 		})
-		a := p.send(request{method: "GET", path: "/" + p.bucket + "?lifecycle"})
-		if a.StatusCode != row.status || a.Code != row.code || !bytes.Contains(a.body, []byte("in its own words")) || !bytes.Contains(a.body, []byte("<Method>GET</Method>")) || bytes.Contains(a.body, []byte("HostId")) {
-			t.Errorf("%d %s: %d %s", row.status, row.code, a.StatusCode, a.body)
-		}
 	}
 }
 
@@ -267,16 +267,18 @@ func TestForwardedLimits(t *testing.T) {
 	for query, limit := range map[string]int{
 		"?policy": 20 << 10, "?cors": 64 << 10, "?website": 128 << 10, "?tagging": 128 << 10, "?lifecycle": 2 << 20, "?replication": 2 << 20, "/k?tagging": 128 << 10, "/k?retention": 64 << 10,
 	} {
-		body := bytes.Repeat([]byte(" "), limit)
-		if a := p.send(request{method: "PUT", path: "/" + p.bucket + query, body: body}); a.StatusCode != http.StatusOK || len(store.take()) != 1 {
-			t.Errorf("%s of %d bytes: %d %s", query, limit, a.StatusCode, a.Code)
-		}
-		if a := p.send(request{method: "PUT", path: "/" + p.bucket + query, body: append(body, ' ')}); a.Code != "MaxMessageLengthExceeded" || len(store.take()) != 0 {
-			t.Errorf("%s of %d bytes: %d %s", query, limit+1, a.StatusCode, a.Code)
-		}
-		if a := p.send(request{method: "PUT", path: "/" + p.bucket + query, body: body, hash: strings.Repeat("0", 64)}); a.Code != "XAmzContentSHA256Mismatch" || len(store.take()) != 0 {
-			t.Errorf("%s whose hash is another's: %d %s", query, a.StatusCode, a.Code)
-		}
+		t.Run(query, func(t *testing.T) {
+			body := bytes.Repeat([]byte(" "), limit)
+			if a := p.send(request{method: "PUT", path: "/" + p.bucket + query, body: body}); a.StatusCode != http.StatusOK || len(store.take()) != 1 {
+				t.Errorf("of %d bytes: %d %s", limit, a.StatusCode, a.Code)
+			}
+			if a := p.send(request{method: "PUT", path: "/" + p.bucket + query, body: append(body, ' ')}); a.Code != "MaxMessageLengthExceeded" || len(store.take()) != 0 {
+				t.Errorf("of %d bytes: %d %s", limit+1, a.StatusCode, a.Code)
+			}
+			if a := p.send(request{method: "PUT", path: "/" + p.bucket + query, body: body, hash: strings.Repeat("0", 64)}); a.Code != "XAmzContentSHA256Mismatch" || len(store.take()) != 0 {
+				t.Errorf("whose hash is another's: %d %s", a.StatusCode, a.Code)
+			}
+		})
 	}
 }
 
@@ -323,25 +325,27 @@ func TestACLs(t *testing.T) {
 		{"somebody by mail", "", policy(own, typed("AmazonCustomerByEmail", "<EmailAddress>a@b</EmailAddress>", "READ")), "NotImplemented"},
 		{"the owner, who may only read", "", policy(grant("<ID>owner</ID>", "READ")), "NotImplemented"},
 	} {
-		for _, path := range []string{"?acl", "/k?acl"} {
-			header := http.Header{}
-			for one := range strings.SplitSeq(row.header, ", ") {
-				if name, value, ok := strings.Cut(one, ": "); ok {
-					header.Set(name, value)
+		t.Run(row.name, func(t *testing.T) {
+			for _, path := range []string{"?acl", "/k?acl"} {
+				header := http.Header{}
+				for one := range strings.SplitSeq(row.header, ", ") {
+					if name, value, ok := strings.Cut(one, ": "); ok {
+						header.Set(name, value)
+					}
+				}
+				a := p.send(request{method: "PUT", path: "/" + p.bucket + path, header: header, body: bodyOf(row.body)})
+				asked := store.take()
+				if a.Code != row.code {
+					t.Errorf("%s: %d %s, want %s", path, a.StatusCode, a.Code, row.code)
+				}
+				switch {
+				case row.code != "" && (len(asked) != 1 || asked[0].Method != http.MethodGet || asked[0].URL.RawQuery != "ownershipControls="):
+					t.Errorf("%s: the store was asked otherwise than for the bucket's ownership", path)
+				case row.code == "" && (len(asked) != 1 || asked[0].Header.Get("X-Amz-Acl") != "private" || len(asked[0].body) != 0):
+					t.Errorf("%s: the store was not asked for a private ACL", path)
 				}
 			}
-			a := p.send(request{method: "PUT", path: "/" + p.bucket + path, header: header, body: bodyOf(row.body)})
-			asked := store.take()
-			if a.Code != row.code {
-				t.Errorf("%s, %s: %d %s, want %s", row.name, path, a.StatusCode, a.Code, row.code)
-			}
-			switch {
-			case row.code != "" && (len(asked) != 1 || asked[0].Method != http.MethodGet || asked[0].URL.RawQuery != "ownershipControls="):
-				t.Errorf("%s, %s: the store was asked otherwise than for the bucket's ownership", row.name, path)
-			case row.code == "" && (len(asked) != 1 || asked[0].Header.Get("X-Amz-Acl") != "private" || len(asked[0].body) != 0):
-				t.Errorf("%s, %s: the store was not asked for a private ACL", row.name, path)
-			}
-		}
+		})
 	}
 }
 
@@ -360,20 +364,22 @@ func TestACLsOfTheBucket(t *testing.T) {
 		{404, "<Error><Code>OwnershipControlsNotFoundError</Code></Error>", "NotImplemented", "MissingSecurityHeader"},
 		{403, "<Error><Code>AccessDenied</Code></Error>", "NotImplemented", "MissingSecurityHeader"},
 	} {
-		store.set(func(w http.ResponseWriter, _ *http.Request) {
-			w.WriteHeader(row.status)
-			io.WriteString(w, row.answer)
-		})
-		public := p.send(request{method: "PUT", path: "/" + p.bucket + "?acl", header: http.Header{"X-Amz-Acl": {"public-read"}}})
-		none := p.send(request{method: "PUT", path: "/" + p.bucket + "?acl"})
-		if public.Code != row.code || none.Code != row.none {
-			t.Errorf("%d %s: %s and %s, want %s and %s", row.status, row.answer, public.Code, none.Code, row.code, row.none)
-		}
-		for _, asked := range store.take() {
-			if asked.Method != http.MethodGet {
-				t.Errorf("the store was asked to %s", asked.Method)
+		t.Run(fmt.Sprint(row.status, row.code, row.none), func(t *testing.T) {
+			store.set(func(w http.ResponseWriter, _ *http.Request) {
+				w.WriteHeader(row.status)
+				io.WriteString(w, row.answer)
+			})
+			public := p.send(request{method: "PUT", path: "/" + p.bucket + "?acl", header: http.Header{"X-Amz-Acl": {"public-read"}}})
+			none := p.send(request{method: "PUT", path: "/" + p.bucket + "?acl"})
+			if public.Code != row.code || none.Code != row.none {
+				t.Errorf("%d %s: %s and %s, want %s and %s", row.status, row.answer, public.Code, none.Code, row.code, row.none)
 			}
-		}
+			for _, asked := range store.take() {
+				if asked.Method != http.MethodGet {
+					t.Errorf("the store was asked to %s", asked.Method)
+				}
+			}
+		})
 	}
 }
 
@@ -389,14 +395,16 @@ func TestACLsOfNewBuckets(t *testing.T) {
 		{"public-read", "BucketOwnerPreferred", "NotImplemented"},
 		{"authenticated-read", "", "NotImplemented"},
 	} {
-		header := http.Header{"X-Amz-Acl": {row.acl}}
-		if row.ownership != "" {
-			header.Set("X-Amz-Object-Ownership", row.ownership)
-		}
-		a := p.send(request{method: "PUT", path: "/new-bucket", header: header})
-		if asked := store.take(); a.Code != row.code || len(asked) != 0 && row.code != "" {
-			t.Errorf("%s, %s: %d %s, want %s; the store was asked %d times", row.acl, row.ownership, a.StatusCode, a.Code, row.code, len(asked))
-		}
+		t.Run(row.acl+" "+row.ownership, func(t *testing.T) {
+			header := http.Header{"X-Amz-Acl": {row.acl}}
+			if row.ownership != "" {
+				header.Set("X-Amz-Object-Ownership", row.ownership)
+			}
+			a := p.send(request{method: "PUT", path: "/new-bucket", header: header})
+			if asked := store.take(); a.Code != row.code || len(asked) != 0 && row.code != "" {
+				t.Errorf("%s, %s: %d %s, want %s; the store was asked %d times", row.acl, row.ownership, a.StatusCode, a.Code, row.code, len(asked))
+			}
+		})
 	}
 }
 
@@ -411,10 +419,12 @@ func TestDigestOfAnEmptyBody(t *testing.T) {
 		"MD5":      {http.Header{"Content-Md5": {"1B2M2Y8AsgTpgAmY7PhCfg=="}}, "1B2M2Y8AsgTpgAmY7PhCfg=="},
 		"checksum": {http.Header{"X-Amz-Checksum-Crc32": {"AAAAAA=="}}, "1B2M2Y8AsgTpgAmY7PhCfg=="},
 	} {
-		a := p.send(request{method: "PUT", path: "/" + p.bucket + "/k?legal-hold", header: row.header})
-		if asked := store.take(); a.StatusCode != 200 || len(asked) != 1 || asked[0].Header.Get("Content-Md5") != row.want {
-			t.Errorf("%s: %d %s, %v", name, a.StatusCode, a.Code, asked)
-		}
+		t.Run(name, func(t *testing.T) {
+			a := p.send(request{method: "PUT", path: "/" + p.bucket + "/k?legal-hold", header: row.header})
+			if asked := store.take(); a.StatusCode != 200 || len(asked) != 1 || asked[0].Header.Get("Content-Md5") != row.want {
+				t.Errorf("%d %s, %v", a.StatusCode, a.Code, asked)
+			}
+		})
 	}
 }
 
@@ -431,20 +441,22 @@ func TestArgumentsOfErrors(t *testing.T) {
 		"the proxy's header": {"x-amz-meta-cmek-v", "1", false},
 		"nothing":            {"x-amz-acl", "", false},
 	} {
-		store.set(func(w http.ResponseWriter, _ *http.Request) {
-			w.WriteHeader(http.StatusBadRequest)
-			fmt.Fprintf(w, "<Error><Code>InvalidArgument</Code><Message>m</Message><ArgumentName>%s</ArgumentName><ArgumentValue>%s</ArgumentValue></Error>", row.argument, row.value)
+		t.Run(name, func(t *testing.T) {
+			store.set(func(w http.ResponseWriter, _ *http.Request) {
+				w.WriteHeader(http.StatusBadRequest)
+				fmt.Fprintf(w, "<Error><Code>InvalidArgument</Code><Message>m</Message><ArgumentName>%s</ArgumentName><ArgumentValue>%s</ArgumentValue></Error>", row.argument, row.value)
+			})
+			header := http.Header{"X-Amz-Object-Lock-Retain-Until-Date": {"invalid_date"}, "X-Amz-Object-Lock-Mode": {"GOVERNANCE"}}
+			r := request{method: "PUT", path: "/" + p.bucket + "/k", header: header}
+			if row.argument == "versionId" {
+				r = request{method: "GET", path: "/" + p.bucket + "/k?tagging&versionId=v"}
+			}
+			a := p.send(r)
+			said := "<ArgumentName>" + row.argument + "</ArgumentName><ArgumentValue>" + row.value + "</ArgumentValue>"
+			if a.Code != "InvalidArgument" || strings.Contains(string(a.body), said) != row.shown || !row.shown && strings.Contains(string(a.body), "<ArgumentName>") {
+				t.Errorf("%s", a.body)
+			}
 		})
-		header := http.Header{"X-Amz-Object-Lock-Retain-Until-Date": {"invalid_date"}, "X-Amz-Object-Lock-Mode": {"GOVERNANCE"}}
-		r := request{method: "PUT", path: "/" + p.bucket + "/k", header: header}
-		if row.argument == "versionId" {
-			r = request{method: "GET", path: "/" + p.bucket + "/k?tagging&versionId=v"}
-		}
-		a := p.send(r)
-		said := "<ArgumentName>" + row.argument + "</ArgumentName><ArgumentValue>" + row.value + "</ArgumentValue>"
-		if a.Code != "InvalidArgument" || strings.Contains(string(a.body), said) != row.shown || !row.shown && strings.Contains(string(a.body), "<ArgumentName>") {
-			t.Errorf("%s: %s", name, a.body)
-		}
 	}
 }
 
@@ -463,9 +475,11 @@ func TestRestoreObject(t *testing.T) {
 		{"<Restore/>", "MalformedXML", 400},
 		{"nonsense", "MalformedXML", 400},
 	} {
-		a := p.send(request{method: "POST", path: "/" + p.bucket + "/k?restore", body: []byte(row.body)})
-		if asked := len(store.take()); a.StatusCode != row.status || a.Code != row.code || (asked == 1) != (row.code == "") {
-			t.Errorf("%s: %d %s, asked %d times", row.body, a.StatusCode, a.Code, asked)
-		}
+		t.Run(row.body, func(t *testing.T) {
+			a := p.send(request{method: "POST", path: "/" + p.bucket + "/k?restore", body: []byte(row.body)})
+			if asked := len(store.take()); a.StatusCode != row.status || a.Code != row.code || (asked == 1) != (row.code == "") {
+				t.Errorf("%d %s, asked %d times", a.StatusCode, a.Code, asked)
+			}
+		})
 	}
 }

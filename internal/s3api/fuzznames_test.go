@@ -61,7 +61,7 @@ func FuzzLocate(f *testing.F) {
 		if err != nil {
 			t.Skip()
 		}
-		c := &call{Request: r, op: "Unknown"}
+		c := &call{Request: r, logged: logged{op: "Unknown"}}
 		if c.locate("s3.test") != nil {
 			return
 		}
@@ -81,7 +81,7 @@ func FuzzLocate(f *testing.F) {
 			t.Fatalf("%q at %q: verified %q, located %q", target, host, verified, c.resource())
 		}
 
-		if c.route = s.matcher.find(c); c.route == nil || s.judgeNames(c) != nil {
+		if c.route = s.matcher.find(c); c.route == nil || s.checkPathNames(c) != nil {
 			return
 		}
 		if want := map[bool]string{true: object, false: bucket}[c.key != ""]; c.bucket != "" && c.route.path != want && c.route.path != objectLambda {
@@ -208,7 +208,7 @@ func FuzzHoist(f *testing.F) {
 			if got := c.Header.Values(name); !slices.Equal(got, values) {
 				t.Fatalf("the parameter %q is %q, and the header %q", name, values, got)
 			}
-			if has(customerHeaders, strings.ToLower(name)) {
+			if customerNames.has(strings.ToLower(name)) {
 				t.Fatalf("a customer's key comes from %q", name)
 			}
 		}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/cmekproxy/cmekproxy/internal/checksum"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
@@ -22,7 +23,7 @@ func (s *Server) getObject(c *call) error {
 	if err != nil {
 		return err
 	}
-	o, err := s.objects.Get(c.Context(), q)
+	o, err := c.reader.Get(c.Context(), q)
 	if err != nil {
 		return err
 	}
@@ -59,7 +60,7 @@ func (s *Server) headObject(c *call) error {
 	if err != nil {
 		return err
 	}
-	o, err := s.objects.Head(c.Context(), q)
+	o, err := c.reader.Head(c.Context(), q)
 	if err != nil {
 		return err
 	}
@@ -75,7 +76,7 @@ func (s *Server) headObject(c *call) error {
 	if c.wantsChecksum() {
 		// The checksum of an object in parts is in its record. A GET does not look for it: every SDK asks for checksums
 		// by default, and a GET is one request to the store.
-		if err := s.objects.Survey(c.Context(), q, o); err != nil {
+		if err := c.reader.Survey(c.Context(), q, o); err != nil {
 			return err
 		}
 	}
@@ -89,14 +90,10 @@ func (s *Server) proveHead(c *call, q stored.Request, o *stored.Object) error {
 	case o.CustomerKey: // done already
 		return nil
 	case s.VerifyHead:
-		return s.objects.Prove(c.Context(), q, o)
+		return c.reader.Prove(c.Context(), q, o)
 	}
-	return s.objects.ProveCached(o, func(keyID string, wrapped []byte) (stored.Lease, error) {
-		lease, err := s.Keys.OpenCached(c.Context(), q.Object, keyID, wrapped)
-		if err != nil {
-			return nil, err // and not a nil *Lease in an interface
-		}
-		return lease, nil
+	return c.reader.ProveCached(o, func(keyID string, wrapped []byte) (stored.Lease, error) {
+		return asLease(s.Keys.OpenCached(c.Context(), q.Object, keyID, wrapped))
 	})
 }
 
@@ -107,7 +104,7 @@ func (s *Server) reading(c *call) (stored.Request, error) {
 		Range: stored.ParseRange(c.Header.Get("Range")), Plaintext: s.admitPlaintext(c, c.object()),
 	}
 	for name, values := range c.query {
-		if has(overrides, name) {
+		if overrideNames.has(name) {
 			q.Query[name] = values
 		}
 	}
@@ -143,9 +140,9 @@ func (s *Server) answer(c *call, o *stored.Object) error {
 	c.copyHeader(o.Header)
 	h := c.w.Header()
 	if !o.Plaintext {
-		c.sayEncrypted(o.KeyID)
+		c.setEncryptionHeaders(o.KeyID)
 		if o.BucketKey {
-			c.sayBucketKey()
+			c.setBucketKeyHeader()
 		}
 	}
 	h.Set("Content-Length", strconv.FormatInt(o.Length, 10))
@@ -158,7 +155,7 @@ func (s *Server) answer(c *call, o *stored.Object) error {
 	if o.Partial {
 		status = http.StatusPartialContent
 		h.Set("Content-Range", stored.ContentRange(o.Offset, o.Length, o.Size))
-	} else if err := s.sayChecksum(c, o); err != nil {
+	} else if err := s.setObjectChecksum(c, o); err != nil {
 		return err
 	}
 	c.w.WriteHeader(status)
@@ -167,8 +164,8 @@ func (s *Server) answer(c *call, o *stored.Object) error {
 
 func (c *call) wantsChecksum() bool { return c.Header.Get("X-Amz-Checksum-Mode") == "ENABLED" }
 
-// sayChecksum gives back what the client that stored the object said of it, if this client asks.
-func (s *Server) sayChecksum(c *call, o *stored.Object) error {
+// setObjectChecksum gives back what the client that stored the object said of it, if this client asks.
+func (s *Server) setObjectChecksum(c *call, o *stored.Object) error {
 	if !c.wantsChecksum() || o.Plaintext {
 		return nil
 	}
@@ -186,13 +183,25 @@ func (s *Server) sayChecksum(c *call, o *stored.Object) error {
 	return nil
 }
 
-// requestCall finds the call that a request to the store is made for.
-func requestCall(ctx context.Context) *call {
-	c, ok := ctx.Value(callKey{}).(*call)
-	if !ok {
-		panic("s3api: a request to the store outside of a call")
+// newReader returns what reads objects of the store for a call.
+func (s *Server) newReader(c *call) stored.Reader {
+	return stored.Reader{
+		Send: func(r *http.Request) (*http.Response, error) { return s.send(c, r) },
+		Open: func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
+			return asLease(s.openKey(ctx, c, obj, keyID, wrapped))
+		},
+		Cache:   s.layouts,
+		OpenEnd: s.UniformParts,
 	}
-	return c
+}
+
+// asLease returns nil for a lease that is not there, and not an interface that
+// holds one.
+func asLease(lease *keyring.Lease, err error) (stored.Lease, error) {
+	if err != nil {
+		return nil, err
+	}
+	return lease, nil
 }
 
 // readError names the errors of reading in S3's words. ok is false for any other.

@@ -35,7 +35,7 @@ var forwardedHeaders = append(slices.Clone(metadataHeaders),
 var metadataHeaders = []string{"Cache-Control", "Content-Disposition", "Content-Encoding", "Content-Language", "Content-Type", "Expires"}
 
 // ownHeaders are those that the proxy answers to itself.
-const ownHeaders = sseHeaders + " " + customerHeaders + " " + copyHeaders + " x-amz-checksum-mode x-amz-metadata-directive x-amz-tagging-directive " + sizeCondition
+var ownHeaders = setOf(sseHeaders + " " + customerHeaders + " " + copyHeaders + " x-amz-checksum-mode x-amz-metadata-directive x-amz-tagging-directive " + sizeCondition)
 
 // conditionHeaders hold entity tags, which differ between client and store.
 var conditionHeaders = []string{"If-Match", "If-None-Match", "If-Range"}
@@ -54,8 +54,11 @@ func (c *call) requestHeader() http.Header {
 		}
 	}
 	for name, values := range c.Header {
+		if !isAmz(name) { // no row names another
+			continue
+		}
 		lower := strings.ToLower(name)
-		if has(c.route.headers, lower) && !has(ownHeaders, lower) {
+		if c.route.headerNames.has(lower) && !ownHeaders.has(lower) {
 			h[name] = values
 		}
 	}
@@ -224,10 +227,10 @@ func (c *call) copyHeader(from http.Header) {
 // envelopePrefix starts the names of the envelope's own metadata.
 var envelopePrefix = http.CanonicalHeaderKey(metaPrefix + crypt.Prefix)
 
-// sayEncrypted tells the client what protects the object, in S3's words.
-func (c *call) sayEncrypted(keyID string) {
+// setEncryptionHeaders tells the client what protects the object, in S3's words.
+func (c *call) setEncryptionHeaders(keyID string) {
 	if keyID == crypt.CustomerKeyID {
-		c.sayCustomerKey()
+		c.setCustomerKeyHeaders()
 		return
 	}
 	c.keyID = keyID
@@ -235,8 +238,8 @@ func (c *call) sayEncrypted(keyID string) {
 	c.w.Header().Set(sseKeyHeader, keyID)
 }
 
-// unsayEncrypted takes back what was said of an object that is not there after all.
-func (c *call) unsayEncrypted() {
+// clearEncryptionHeaders takes back what was said of an object that is not there after all.
+func (c *call) clearEncryptionHeaders() {
 	h := c.w.Header()
 	for name := range h {
 		if strings.HasPrefix(name, sseHeader) {
@@ -245,16 +248,16 @@ func (c *call) unsayEncrypted() {
 	}
 }
 
-// saySealed is sayEncrypted for a new object.
-func (c *call) saySealed(sealed *keyring.DataKey) {
-	c.sayEncrypted(sealed.KeyID)
+// setSealedHeaders is setEncryptionHeaders for a new object.
+func (c *call) setSealedHeaders(sealed *keyring.DataKey) {
+	c.setEncryptionHeaders(sealed.KeyID)
 	if sealed.Shared() {
-		c.sayBucketKey()
+		c.setBucketKeyHeader()
 	}
 	if context := c.Header.Get(sseContextHeader); context != "" {
 		c.w.Header().Set(sseContextHeader, context)
 	}
 }
 
-// sayBucketKey tells that the object's data key comes from one that many objects share.
-func (c *call) sayBucketKey() { c.w.Header().Set(sseBucketKeyHeader, "true") }
+// setBucketKeyHeader tells that the object's data key comes from one that many objects share.
+func (c *call) setBucketKeyHeader() { c.w.Header().Set(sseBucketKeyHeader, "true") }

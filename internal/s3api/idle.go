@@ -121,9 +121,9 @@ func (i *idle) interrupt() {
 	_ = i.client.SetWriteDeadline(time.Unix(1, 0))
 }
 
-// lingering is how long the server may wait for the rest of a body that nobody wants any more. It does so before it
+// lingerTime is how long the server may wait for the rest of a body that nobody wants any more. It does so before it
 // writes the answer, which therefore needs more time than that.
-const lingering = 5 * time.Second
+const lingerTime = 5 * time.Second
 
 // stop ends the watch. The client gets as much time again to take what is still to be said.
 func (i *idle) stop() {
@@ -131,9 +131,9 @@ func (i *idle) stop() {
 	defer i.mu.Unlock()
 	i.ended = true
 	now := time.Now()
-	_ = i.client.SetWriteDeadline(now.Add(2*i.limit + lingering))
+	_ = i.client.SetWriteDeadline(now.Add(2*i.limit + lingerTime))
 	if !i.whole {
-		_ = i.client.SetReadDeadline(now.Add(min(lingering, i.limit)))
+		_ = i.client.SetReadDeadline(now.Add(min(lingerTime, i.limit)))
 	}
 }
 

@@ -32,7 +32,7 @@ func (s *Server) keepAlive(c *call) (stop func()) {
 				c.w.Header().Set("Content-Type", "application/xml")
 			}
 			if _, err := c.w.Write([]byte(text)); err != nil {
-				c.cancel(err)
+				c.cancelContext(err)
 				return
 			}
 			_ = http.NewResponseController(c.w.ResponseWriter).Flush()

@@ -63,32 +63,34 @@ func TestKMSFaults(t *testing.T) {
 		}, 400, "KMS.KMSInvalidStateException"},
 		{"destroyed", func() error { return server.DestroyKey(arn) }, nil, 400, "KMS.NotFoundException"},
 	} {
-		if err := row.take(); err != nil {
-			t.Fatal(row.name, err)
-		}
-		p.keys.PurgeAll()
-		get := p.send(request{method: "GET", path: "/" + p.bucket + "/k"})
-		put := p.send(request{method: "PUT", path: "/" + p.bucket + "/new", body: text})
-		for _, a := range []answer{get, put} {
-			if a.StatusCode != row.status || a.Code != row.code || bytes.Contains(a.body, text[:16]) {
-				t.Errorf("%s: %s answered %d %s, want %d %s", row.name, a.Request.Method, a.StatusCode, a.Code, row.status, row.code)
+		t.Run(row.name, func(t *testing.T) {
+			if err := row.take(); err != nil {
+				t.Fatal(row.name, err)
 			}
-			if (a.StatusCode == http.StatusServiceUnavailable) != (a.Header.Get("Retry-After") != "") {
-				t.Errorf("%s: Retry-After %q with %d", row.name, a.Header.Get("Retry-After"), a.StatusCode)
+			p.keys.PurgeAll()
+			get := p.send(request{method: "GET", path: "/" + p.bucket + "/k"})
+			put := p.send(request{method: "PUT", path: "/" + p.bucket + "/new", body: text})
+			for _, a := range []answer{get, put} {
+				if a.StatusCode != row.status || a.Code != row.code || bytes.Contains(a.body, text[:16]) {
+					t.Errorf("%s answered %d %s, want %d %s", a.Request.Method, a.StatusCode, a.Code, row.status, row.code)
+				}
+				if (a.StatusCode == http.StatusServiceUnavailable) != (a.Header.Get("Retry-After") != "") {
+					t.Errorf("Retry-After %q with %d", a.Header.Get("Retry-After"), a.StatusCode)
+				}
 			}
-		}
-		if p.isStored("new") {
-			t.Errorf("%s: stored all the same", row.name)
-		}
-		if row.give == nil {
-			continue
-		}
-		if err := row.give(); err != nil {
-			t.Fatal(row.name, err)
-		}
-		if got := p.mustGet("k"); !bytes.Equal(got, text) {
-			t.Errorf("%s: does not recover", row.name)
-		}
+			if p.isStored("new") {
+				t.Errorf("stored all the same")
+			}
+			if row.give == nil {
+				return
+			}
+			if err := row.give(); err != nil {
+				t.Fatal(row.name, err)
+			}
+			if got := p.mustGet("k"); !bytes.Equal(got, text) {
+				t.Errorf("does not recover")
+			}
+		})
 	}
 }
 
@@ -108,17 +110,19 @@ func TestUnopenedKMSKey(t *testing.T) {
 		kind   kms.Kind
 		status int // of a PUT
 	}{{kms.Unreachable, 503}, {kms.Throttled, 503}, {kms.Internal, 503}, {kms.Denied, 403}, {kms.NotFound, 400}} {
-		q := newProxy(t, func(_ *proxy, _ *s3api.Config, c *keyring.Config) {
-			c.Keys[0].Wrapper, c.Keys[0].Unavailable = nil, &kms.Error{Kind: row.kind, Op: "open", KeyID: "alias/a"}
+		t.Run(row.kind.String(), func(t *testing.T) {
+			q := newProxy(t, func(_ *proxy, _ *s3api.Config, c *keyring.Config) {
+				c.Keys[0].Wrapper, c.Keys[0].Unavailable = nil, &kms.Error{Kind: row.kind, Op: "open", KeyID: "alias/a"}
+			})
+			get := q.send(request{method: "GET", path: "/" + p.bucket + "/k"})
+			if get.StatusCode != 503 || get.Header.Get("Retry-After") == "" {
+				t.Errorf("%v: GET answered %d %s, want 503", row.kind, get.StatusCode, get.Code)
+			}
+			put := q.send(request{method: "PUT", path: "/" + p.bucket + "/new", body: text})
+			if put.StatusCode != row.status {
+				t.Errorf("%v: PUT answered %d %s, want %d", row.kind, put.StatusCode, put.Code, row.status)
+			}
 		})
-		get := q.send(request{method: "GET", path: "/" + p.bucket + "/k"})
-		if get.StatusCode != 503 || get.Header.Get("Retry-After") == "" {
-			t.Errorf("%v: GET answered %d %s, want 503", row.kind, get.StatusCode, get.Code)
-		}
-		put := q.send(request{method: "PUT", path: "/" + p.bucket + "/new", body: text})
-		if put.StatusCode != row.status {
-			t.Errorf("%v: PUT answered %d %s, want %d", row.kind, put.StatusCode, put.Code, row.status)
-		}
 	}
 }
 

@@ -1,14 +1,9 @@
 package s3api
 
 import (
-	"bytes"
-	"fmt"
-	"io"
 	"net/http"
 	"strconv"
-	"strings"
 
-	"github.com/cmekproxy/cmekproxy/internal/checksum"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
@@ -44,16 +39,6 @@ func plaintextSize(etag, size string) string {
 	return strconv.FormatInt(plain, 10)
 }
 
-// showETagXML is showETag for an ETag in XML, whose quotes may be written out.
-func showETagXML(stored string) string {
-	for _, quote := range []string{"&quot;", "&#34;", `"`} {
-		if text, ok := strings.CutSuffix(stored, quote); ok {
-			return showETag(text) + quote
-		}
-	}
-	return showETag(stored)
-}
-
 // listBuckets shows a client the buckets in which it may do anything at all.
 func (s *Server) listBuckets(c *call) error {
 	return s.rewriteXML(c, "Bucket", func(entry []byte) []byte {
@@ -77,14 +62,11 @@ func (s *Server) rewriteDocument(c *call, change func(*call, []byte) ([]byte, er
 		return err
 	}
 	defer closeBody(resp)
-	var doc bytes.Buffer
-	if _, err := doc.ReadFrom(io.LimitReader(resp.Body, maxListing+1)); err != nil {
+	doc, err := readListing(resp)
+	if err != nil {
 		return err
 	}
-	if doc.Len() > maxListing {
-		return fmt.Errorf("%w sent a listing of more than %d bytes", errOrigin, maxListing)
-	}
-	out, err := change(c, doc.Bytes())
+	out, err := change(c, doc)
 	if err != nil {
 		return err
 	}
@@ -93,66 +75,4 @@ func (s *Server) rewriteDocument(c *call, change func(*call, []byte) ([]byte, er
 	c.w.WriteHeader(http.StatusOK)
 	_, err = c.w.Write(out)
 	return err
-}
-
-// changeElements replaces each <name>…</name> of doc. Text in XML holds no "<", so tags can be found without parsing.
-func changeElements(doc []byte, name string, change func([]byte) []byte) []byte {
-	begin, end := []byte("<"+name+">"), []byte("</"+name+">")
-	out := make([]byte, 0, len(doc)+len(doc)/32)
-	for {
-		i := bytes.Index(doc, begin)
-		if i < 0 {
-			return append(out, doc...)
-		}
-		j := bytes.Index(doc[i:], end)
-		if j < 0 {
-			return append(out, doc...)
-		}
-		j += i + len(end)
-		out = append(out, doc[:i]...)
-		out = append(out, change(doc[i:j])...)
-		doc = doc[j:]
-	}
-}
-
-// element returns the text of the first <name> in entry, and where it is.
-func element(entry []byte, name string) (text []byte, start, end int) {
-	start = bytes.Index(entry, []byte("<"+name+">"))
-	if start < 0 {
-		return nil, -1, -1
-	}
-	start += len(name) + 2
-	n := bytes.Index(entry[start:], []byte("</"+name+">"))
-	if n < 0 {
-		return nil, -1, -1
-	}
-	return entry[start : start+n], start, start + n
-}
-
-func replace(entry []byte, name string, change func(string) string) []byte {
-	text, start, end := element(entry, name)
-	if start < 0 {
-		return entry
-	}
-	return bytes.Join([][]byte{entry[:start], []byte(change(string(text))), entry[end:]}, nil)
-}
-
-// withoutChecksums takes out what the store says of checksums: they are of ciphertext.
-func withoutChecksums(entry []byte) []byte {
-	for _, name := range []string{"ChecksumType", "ChecksumAlgorithm"} {
-		entry = remove(entry, name)
-	}
-	for _, a := range checksum.All {
-		entry = remove(entry, "Checksum"+a.Name)
-	}
-	return entry
-}
-
-// remove takes the first <name> out of entry.
-func remove(entry []byte, name string) []byte {
-	_, start, end := element(entry, name)
-	if start < 0 {
-		return entry
-	}
-	return bytes.Join([][]byte{entry[:start-len(name)-2], entry[end+len(name)+3:]}, nil)
 }

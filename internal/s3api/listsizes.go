@@ -1,13 +1,13 @@
 package s3api
 
 import (
-	"errors"
 	"fmt"
 	"html"
 	"net/http"
 	"net/url"
 	"strconv"
-	"sync"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
@@ -20,21 +20,13 @@ const sizeRequests = 16
 // asked about the object, unless it is remembered.
 func (s *Server) listWithSizes(c *call, doc []byte, name string) ([]byte, error) {
 	encoding, _, _ := element(doc, "EncodingType")
-	var sizes []string
-	var asked []func() error
+	var entries []listed
 	changeElements(doc, name, func(entry []byte) []byte {
-		e := listedObject(c.bucket, entry, string(encoding))
-		i := len(sizes)
-		sizes = append(sizes, plaintextSize(e.etag, e.size))
-		if s.mustAsk(c, e) {
-			asked = append(asked, func() (err error) {
-				sizes[i], err = s.sizeOf(c, e)
-				return err
-			})
-		}
+		entries = append(entries, listedObject(c.bucket, entry, string(encoding)))
 		return entry
 	})
-	if err := atATime(sizeRequests, asked); err != nil {
+	sizes, err := s.plaintextSizes(c, entries)
+	if err != nil {
 		return nil, err
 	}
 	i := -1
@@ -43,6 +35,26 @@ func (s *Server) listWithSizes(c *call, doc []byte, name string) ([]byte, error)
 		entry = replace(withoutChecksums(entry), "Size", func(string) string { return sizes[i] })
 		return replace(entry, "ETag", showETagXML)
 	}), nil
+}
+
+// plaintextSizes returns the size of each entry's plaintext, as text.
+func (s *Server) plaintextSizes(c *call, entries []listed) ([]string, error) {
+	sizes := make([]string, len(entries))
+	var asked errgroup.Group
+	asked.SetLimit(sizeRequests)
+	for i, e := range entries {
+		sizes[i] = plaintextSize(e.etag, e.size)
+		if !s.needsHead(c, e) {
+			continue
+		}
+		asked.Go(func() error {
+			return recovered(func() (err error) {
+				sizes[i], err = s.sizeOf(c, e)
+				return err
+			})
+		})
+	}
+	return sizes, asked.Wait()
 }
 
 // listed is an object in a listing.
@@ -69,9 +81,9 @@ func listedObject(bucket string, entry []byte, encoding string) listed {
 	return listed{crypt.Object{Bucket: bucket, Key: key}, string(version), unquote(string(etag)), string(size)}
 }
 
-// mustAsk reports whether arithmetic does not tell the size: the store's ETags do not name the number of parts, or the
+// needsHead reports whether arithmetic does not tell the size: the store's ETags do not name the number of parts, or the
 // object may be one that was never encrypted.
-func (s *Server) mustAsk(c *call, e listed) bool {
+func (s *Server) needsHead(c *call, e listed) bool {
 	return e.size != "" && e.size != "0" && (!s.ETagPartCount || s.Keys.AllowPlaintext(e.object, c.client.Name))
 }
 
@@ -82,7 +94,7 @@ func (s *Server) sizeOf(c *call, e listed) (string, error) {
 	if err != nil {
 		return e.size, nil //nolint:nilerr // what has no size is shown as it came
 	}
-	size, err := s.objects.Size(c.Context(), stored.Request{Object: e.object, Version: e.version}, `"`+e.etag+`"`, n)
+	size, err := c.reader.Size(c.Context(), stored.Request{Object: e.object, Version: e.version}, `"`+e.etag+`"`, n)
 	if err != nil {
 		if answer := asError(c.Context(), err); answer.Status() == http.StatusNotFound || answer.Code == "ObjectIntegrityError" {
 			return e.size, nil
@@ -92,23 +104,13 @@ func (s *Server) sizeOf(c *call, e listed) (string, error) {
 	return strconv.FormatInt(size, 10), nil
 }
 
-// atATime does things, so many at a time, and returns their errors.
-func atATime(n int, things []func() error) error {
-	failures := make([]error, len(things))
-	turns := make(chan struct{}, n)
-	var all sync.WaitGroup
-	for i, do := range things {
-		turns <- struct{}{}
-		all.Go(func() {
-			defer func() {
-				if p := recover(); p != nil { // it must not end the process, as it would not in the request's own goroutine
-					failures[i] = fmt.Errorf("panic: %v", p)
-				}
-				<-turns
-			}()
-			failures[i] = do()
-		})
-	}
-	all.Wait()
-	return errors.Join(failures...)
+// recovered turns a panic into an error: it must not end the process, as it would
+// not in the request's own goroutine.
+func recovered(do func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic: %v", p)
+		}
+	}()
+	return do()
 }

@@ -1,12 +1,9 @@
 package s3api
 
 import (
-	"bytes"
-	"encoding/xml"
 	"errors"
 	"fmt"
 	"html"
-	"io"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -70,7 +67,7 @@ func (s *Server) createMultipartUpload(c *call) error {
 	}
 	s.uploads.put(c.uploadID(), sealed, kind)
 	c.copyHeader(resp.Header)
-	c.saySealed(sealed)
+	c.setSealedHeaders(sealed)
 	kind.headers(c.w.Header())
 	return c.answerXML(c.showUpload(body))
 }
@@ -135,7 +132,7 @@ func (s *Server) sealPart(c *call, size int64) (*http.Response, error) {
 		return nil, err
 	}
 	c.copyHeader(resp.Header)
-	c.sayEncrypted(lease.KeyID)
+	c.setEncryptionHeaders(lease.KeyID)
 	return resp, nil
 }
 
@@ -197,15 +194,6 @@ func showPart(p listedPart, entry []byte) []byte {
 	return replace(withoutChecksums(entry), "ETag", showETagXML)
 }
 
-// appendTo adds text at the end of the last element of that name.
-func appendTo(doc []byte, name string, text []byte) []byte {
-	end := bytes.LastIndex(doc, []byte("</"+name+">"))
-	if end < 0 || len(text) == 0 {
-		return doc
-	}
-	return bytes.Join([][]byte{doc[:end], text, doc[end:]}, nil)
-}
-
 // listedPart is a part of an upload as the store lists it.
 type listedPart struct {
 	number int
@@ -264,15 +252,15 @@ func (s *Server) storedParts(c *call) (map[int]listedPart, error) {
 		if err != nil || string(truncated) != "true" {
 			return parts, err
 		}
-		if marker, err = following(marker, string(next)); err != nil {
+		if marker, err = nextMarker(marker, string(next)); err != nil {
 			return nil, err
 		}
 	}
 }
 
-// following returns the marker of the next page of a listing, which must lie
+// nextMarker returns the marker of the next page of a listing, which must lie
 // behind that of this page: a listing that goes in circles never ends.
-func following(marker, next string) (string, error) {
+func nextMarker(marker, next string) (string, error) {
 	before, err := strconv.Atoi(marker)
 	if err != nil {
 		return "", err
@@ -282,26 +270,4 @@ func following(marker, next string) (string, error) {
 		return "", fmt.Errorf("%w lists parts in circles: behind %d it goes on behind %.20q", errOrigin, before, next)
 	}
 	return next, nil
-}
-
-// maxAnswer bounds what is read of the store's XML for an upload: 1,000 parts.
-const maxAnswer = 2 << 20
-
-func readAnswer(resp *http.Response) ([]byte, error) {
-	var body bytes.Buffer
-	_, err := body.ReadFrom(io.LimitReader(resp.Body, maxAnswer))
-	return body.Bytes(), err
-}
-
-// answerXML writes a body of XML, or the rest of it if the answer has begun.
-func (c *call) answerXML(body []byte) error {
-	if c.w.begun() {
-		_, err := c.w.Write(bytes.TrimPrefix(body, []byte(xml.Header)))
-		return err
-	}
-	c.w.Header().Set("Content-Type", "application/xml")
-	c.w.Header().Set("Content-Length", strconv.Itoa(len(body)))
-	c.w.WriteHeader(http.StatusOK)
-	_, err := c.w.Write(body)
-	return err
 }

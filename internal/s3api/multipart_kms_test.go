@@ -106,7 +106,7 @@ func TestPartsAtRest(t *testing.T) {
 	m.send(1, text)
 	m.send(2, text[:1000])
 	found := 0
-	for _, path := range filesBelow(t, store.dir) {
+	for _, path := range filesBelow(t, store.Dir) {
 		b, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)

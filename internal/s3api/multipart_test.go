@@ -184,28 +184,30 @@ func TestMultipart(t *testing.T) {
 	p := newProxy(t)
 	random := rand.New(rand.NewPCG(1, 2))
 	for name, row := range layouts {
-		key := "m/" + name
-		m := p.upload(key, row.sizes, row.numbers...)
-		text := m.text()
-		got, out, err := p.get(key)
-		if err != nil || !bytes.Equal(got, text) {
-			t.Fatalf("%s: GET: %d of %d bytes, %v", name, len(got), len(text), err)
-		}
-		if string(out.ServerSideEncryption) != "aws:kms" || out.SSEKMSKeyId == nil {
-			t.Errorf("%s: no word of encryption", name)
-		}
-		head, err := p.client.HeadObject(t.Context(), &s3.HeadObjectInput{Bucket: &p.bucket, Key: &key})
-		if err != nil || *head.ContentLength != int64(len(text)) || *head.ETag != *out.ETag {
-			t.Errorf("%s: HEAD: %v, %v", name, head, err)
-		}
-		if n := p.listed(key); n != int64(len(text)) {
-			t.Errorf("%s: listed with %d bytes, has %d", name, n, len(text))
-		}
-		checkParts(t, p, m)
-		checkAttributes(t, p, m)
-		for range 5 {
-			checkRandomRange(t, p, key, text, random)
-		}
+		t.Run(name, func(t *testing.T) {
+			key := "m/" + name
+			m := p.upload(key, row.sizes, row.numbers...)
+			text := m.text()
+			got, out, err := p.get(key)
+			if err != nil || !bytes.Equal(got, text) {
+				t.Fatalf("GET: %d of %d bytes, %v", len(got), len(text), err)
+			}
+			if string(out.ServerSideEncryption) != "aws:kms" || out.SSEKMSKeyId == nil {
+				t.Errorf("no word of encryption")
+			}
+			head, err := p.client.HeadObject(t.Context(), &s3.HeadObjectInput{Bucket: &p.bucket, Key: &key})
+			if err != nil || *head.ContentLength != int64(len(text)) || *head.ETag != *out.ETag {
+				t.Errorf("HEAD: %v, %v", head, err)
+			}
+			if n := p.listed(key); n != int64(len(text)) {
+				t.Errorf("listed with %d bytes, has %d", n, len(text))
+			}
+			checkParts(t, p, m)
+			checkAttributes(t, p, m)
+			for range 5 {
+				checkRandomRange(t, p, key, text, random)
+			}
+		})
 	}
 }
 
@@ -215,21 +217,23 @@ func TestRangeAfterAnOverwrite(t *testing.T) {
 	r := p.replica()
 	random := rand.New(rand.NewPCG(9, 9))
 	for _, sizes := range [][]int{{5 * mib, 100}, {5 * mib, 5 * mib, 5 * mib}, {100}, {6 * mib, 6 * mib}, nil, {5 * mib, 7}} {
-		var text []byte
-		if sizes == nil {
-			text = randomText(7 * mib)
-			p.put("k", text)
-		} else {
-			text = p.upload("k", sizes).text()
-		}
-		for _, spec := range []string{"bytes=-1", fmt.Sprintf("bytes=%d-", len(text)-1), fmt.Sprintf("bytes=%d-", len(text)), "bytes=0-0"} {
-			status, want, _ := reference(text, spec)
-			got, _, err := r.getRange("k", spec)
-			if status == http.StatusPartialContent && (err != nil || !bytes.Equal(got, want)) || status != http.StatusPartialContent && code(err) != "InvalidRange" {
-				t.Errorf("%v, %s: %d bytes, %v", sizes, spec, len(got), err)
+		t.Run(fmt.Sprint(sizes), func(t *testing.T) {
+			var text []byte
+			if sizes == nil {
+				text = randomText(7 * mib)
+				p.put("k", text)
+			} else {
+				text = p.upload("k", sizes).text()
 			}
-		}
-		checkRandomRange(t, r, "k", text, random)
+			for _, spec := range []string{"bytes=-1", fmt.Sprintf("bytes=%d-", len(text)-1), fmt.Sprintf("bytes=%d-", len(text)), "bytes=0-0"} {
+				status, want, _ := reference(text, spec)
+				got, _, err := r.getRange("k", spec)
+				if status == http.StatusPartialContent && (err != nil || !bytes.Equal(got, want)) || status != http.StatusPartialContent && code(err) != "InvalidRange" {
+					t.Errorf("%v, %s: %d bytes, %v", sizes, spec, len(got), err)
+				}
+			}
+			checkRandomRange(t, r, "k", text, random)
+		})
 	}
 }
 
@@ -316,30 +320,32 @@ func TestRequestsOfARange(t *testing.T) {
 		"last bytes, appended":   {[]int{5 * mib, 5 * mib, 5 * mib}, "bytes=-10", 3},
 		"last bytes, large last": {[]int{5 * mib, 5 * mib, 4 * mib}, "bytes=-10", 3},
 	} {
-		key := fmt.Sprint(row.sizes)
-		m, ok := uploads[key]
-		if !ok {
-			m = p.upload(key, row.sizes)
-			uploads[key] = m
-		}
-		fresh := p.replica() // knows nothing
-		fresh.origin.take()
-		_, want, _ := reference(m.text(), row.spec)
-		for i, most := range []int{row.cold, 1} {
-			got, _, err := fresh.getRange(key, row.spec)
-			if err != nil || !bytes.Equal(got, want) {
-				t.Fatalf("%s: %d bytes, %v", name, len(got), err)
+		t.Run(name, func(t *testing.T) {
+			key := fmt.Sprint(row.sizes)
+			m, ok := uploads[key]
+			if !ok {
+				m = p.upload(key, row.sizes)
+				uploads[key] = m
 			}
-			if requests := fresh.origin.take(); len(requests) != most {
-				t.Errorf("%s, read %d: %d requests, want %d: %v", name, i+1, len(requests), most, requests)
+			fresh := p.replica() // knows nothing
+			fresh.origin.take()
+			_, want, _ := reference(m.text(), row.spec)
+			for i, most := range []int{row.cold, 1} {
+				got, _, err := fresh.getRange(key, row.spec)
+				if err != nil || !bytes.Equal(got, want) {
+					t.Fatalf("%d bytes, %v", len(got), err)
+				}
+				if requests := fresh.origin.take(); len(requests) != most {
+					t.Errorf("read %d: %d requests, want %d: %v", i+1, len(requests), most, requests)
+				}
 			}
-		}
-		if got, err := io.ReadAll(must(fresh.client.GetObject(t.Context(), &s3.GetObjectInput{Bucket: &p.bucket, Key: &key})).Body); err != nil || !bytes.Equal(got, m.text()) {
-			t.Fatal(err)
-		}
-		if requests := fresh.origin.take(); len(requests) != 1 {
-			t.Errorf("%s: a whole GET makes %d requests", name, len(requests))
-		}
+			if got, err := io.ReadAll(must(fresh.client.GetObject(t.Context(), &s3.GetObjectInput{Bucket: &p.bucket, Key: &key})).Body); err != nil || !bytes.Equal(got, m.text()) {
+				t.Fatal(err)
+			}
+			if requests := fresh.origin.take(); len(requests) != 1 {
+				t.Errorf("a whole GET makes %d requests", len(requests))
+			}
+		})
 	}
 }
 
@@ -508,10 +514,12 @@ func TestCompleteErrors(t *testing.T) {
 		"number 0":               {with(zero), "InvalidArgument"},
 		"gap before a small one": {with(types.CompletedPart{PartNumber: good[1].PartNumber, ETag: good[1].ETag}), "InvalidRequest"},
 	} {
-		m.parts = row.parts
-		if _, err := m.complete(); code(err) != row.want {
-			t.Errorf("%s: %v, want %s", name, err, row.want)
-		}
+		t.Run(name, func(t *testing.T) {
+			m.parts = row.parts
+			if _, err := m.complete(); code(err) != row.want {
+				t.Errorf("%v, want %s", err, row.want)
+			}
+		})
 	}
 	if p.isStored("k") {
 		t.Error("an object came of it")
@@ -533,10 +541,12 @@ func TestCompleteErrors(t *testing.T) {
 		t.Error(err)
 	}
 	for _, number := range []int32{0, 10_001} {
-		_, err := p.client.UploadPart(t.Context(), &s3.UploadPartInput{Bucket: &p.bucket, Key: &n.key, UploadId: &n.id, PartNumber: &number, Body: strings.NewReader("x")})
-		if code(err) != "InvalidArgument" {
-			t.Errorf("part number %d: %v", number, err)
-		}
+		t.Run(fmt.Sprint(number), func(t *testing.T) {
+			_, err := p.client.UploadPart(t.Context(), &s3.UploadPartInput{Bucket: &p.bucket, Key: &n.key, UploadId: &n.id, PartNumber: &number, Body: strings.NewReader("x")})
+			if code(err) != "InvalidArgument" {
+				t.Errorf("part number %d: %v", number, err)
+			}
+		})
 	}
 	_, err := p.client.UploadPart(t.Context(), &s3.UploadPartInput{Bucket: &p.bucket, Key: &n.key, UploadId: &n.id, PartNumber: new(int32(1)), Body: strings.NewReader("x")})
 	if code(err) != "NoSuchUpload" {
@@ -557,16 +567,18 @@ func TestCompleteFailsWithStatus200(t *testing.T) {
 		"   <Error><Code>SlowDown</Code><Message>slow</Message></Error>":                                 "SlowDown",
 		"   ": "ServiceUnavailable",
 	} {
-		p.origin.set(func(r *http.Request) (*http.Response, error) {
-			if r.Method != http.MethodPost || !strings.Contains(r.URL.RawQuery, "uploadId") {
-				return nil, nil
+		t.Run(body, func(t *testing.T) {
+			p.origin.set(func(r *http.Request) (*http.Response, error) {
+				if r.Method != http.MethodPost || !strings.Contains(r.URL.RawQuery, "uploadId") {
+					return nil, nil
+				}
+				return &http.Response{StatusCode: 200, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(body))}, nil
+			}, nil)
+			a := p.send(request{method: "POST", path: "/" + p.bucket + "/k?uploadId=" + m.id, body: m.document()})
+			if a.Code != want || a.StatusCode < 500 {
+				t.Errorf("is answered with %d %s", a.StatusCode, a.Code)
 			}
-			return &http.Response{StatusCode: 200, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(body))}, nil
-		}, nil)
-		a := p.send(request{method: "POST", path: "/" + p.bucket + "/k?uploadId=" + m.id, body: m.document()})
-		if a.Code != want || a.StatusCode < 500 {
-			t.Errorf("%q is answered with %d %s", body, a.StatusCode, a.Code)
-		}
+		})
 	}
 	p.origin.set(nil, nil)
 	m.mustComplete()
@@ -667,9 +679,11 @@ func TestBadParts(t *testing.T) {
 		"checksum":    {"X-Amz-Checksum-Crc32": {"AAAAAA=="}},
 		"Content-MD5": {"Content-Md5": {"AAAAAAAAAAAAAAAAAAAAAA=="}},
 	} {
-		if a := p.send(request{method: "PUT", path: path, header: header, body: text}); a.Code != "BadDigest" {
-			t.Errorf("%s: %d %s", name, a.StatusCode, a.Code)
-		}
+		t.Run(name, func(t *testing.T) {
+			if a := p.send(request{method: "PUT", path: path, header: header, body: text}); a.Code != "BadDigest" {
+				t.Errorf("%d %s", a.StatusCode, a.Code)
+			}
+		})
 	}
 	if a := p.send(request{method: "PUT", path: path, body: text, hash: strings.Repeat("0", 64)}); a.Code != "XAmzContentSHA256Mismatch" {
 		t.Errorf("hash: %s", a.Code)
@@ -701,47 +715,49 @@ func TestMultipartChecksums(t *testing.T) {
 		return new("")
 	}
 	for algorithm, newHash := range hashes {
-		for _, kind := range []types.ChecksumType{types.ChecksumTypeComposite, types.ChecksumTypeFullObject} {
-			if kind == types.ChecksumTypeFullObject && algorithm == types.ChecksumAlgorithmSha256 || kind == types.ChecksumTypeComposite && algorithm == types.ChecksumAlgorithmCrc64nvme {
-				continue
-			}
-			name := string(algorithm) + string(kind)
-			m := p.create(name, func(in *s3.CreateMultipartUploadInput) { in.ChecksumAlgorithm, in.ChecksumType = algorithm, kind })
-			var digests []byte
-			for i, size := range []int{5 * mib, 6*mib + 1, 5 * mib} {
-				text := randomText(size)
-				m.send(int32(i+1), text, func(in *s3.UploadPartInput) { in.ChecksumAlgorithm = algorithm })
+		t.Run(string(algorithm), func(t *testing.T) {
+			for _, kind := range []types.ChecksumType{types.ChecksumTypeComposite, types.ChecksumTypeFullObject} {
+				if kind == types.ChecksumTypeFullObject && algorithm == types.ChecksumAlgorithmSha256 || kind == types.ChecksumTypeComposite && algorithm == types.ChecksumAlgorithmCrc64nvme {
+					continue
+				}
+				name := string(algorithm) + string(kind)
+				m := p.create(name, func(in *s3.CreateMultipartUploadInput) { in.ChecksumAlgorithm, in.ChecksumType = algorithm, kind })
+				var digests []byte
+				for i, size := range []int{5 * mib, 6*mib + 1, 5 * mib} {
+					text := randomText(size)
+					m.send(int32(i+1), text, func(in *s3.UploadPartInput) { in.ChecksumAlgorithm = algorithm })
+					h := newHash()
+					h.Write(text)
+					digests = h.Sum(digests)
+				}
 				h := newHash()
-				h.Write(text)
-				digests = h.Sum(digests)
+				var want string
+				if kind == types.ChecksumTypeComposite {
+					h.Write(digests)
+					want = base64.StdEncoding.EncodeToString(h.Sum(nil)) + "-3"
+				} else {
+					h.Write(m.text())
+					want = base64.StdEncoding.EncodeToString(h.Sum(nil))
+				}
+				out := m.mustComplete(func(in *s3.CompleteMultipartUploadInput) { in.ChecksumType = kind })
+				if *said(out) != want || out.ChecksumType != kind {
+					t.Errorf("%s: %s %s, want %s", name, *said(out), out.ChecksumType, want)
+				}
+				head, err := p.client.HeadObject(t.Context(), &s3.HeadObjectInput{Bucket: &p.bucket, Key: &name, ChecksumMode: types.ChecksumModeEnabled})
+				if err != nil || head.ChecksumType != kind {
+					t.Errorf("%s: HEAD: %+v, %v", name, head, err)
+				}
+				if got := p.mustGet(name); !bytes.Equal(got, m.text()) { // the SDK verifies a full checksum
+					t.Errorf("%s: another text", name)
+				}
+				attributes, err := p.client.GetObjectAttributes(t.Context(), &s3.GetObjectAttributesInput{
+					Bucket: &p.bucket, Key: &name, ObjectAttributes: []types.ObjectAttributes{types.ObjectAttributesChecksum},
+				})
+				if err != nil || attributes.Checksum == nil || attributes.Checksum.ChecksumType != kind {
+					t.Errorf("%s: attributes %+v, %v", name, attributes, err)
+				}
 			}
-			h := newHash()
-			var want string
-			if kind == types.ChecksumTypeComposite {
-				h.Write(digests)
-				want = base64.StdEncoding.EncodeToString(h.Sum(nil)) + "-3"
-			} else {
-				h.Write(m.text())
-				want = base64.StdEncoding.EncodeToString(h.Sum(nil))
-			}
-			out := m.mustComplete(func(in *s3.CompleteMultipartUploadInput) { in.ChecksumType = kind })
-			if *said(out) != want || out.ChecksumType != kind {
-				t.Errorf("%s: %s %s, want %s", name, *said(out), out.ChecksumType, want)
-			}
-			head, err := p.client.HeadObject(t.Context(), &s3.HeadObjectInput{Bucket: &p.bucket, Key: &name, ChecksumMode: types.ChecksumModeEnabled})
-			if err != nil || head.ChecksumType != kind {
-				t.Errorf("%s: HEAD: %+v, %v", name, head, err)
-			}
-			if got := p.mustGet(name); !bytes.Equal(got, m.text()) { // the SDK verifies a full checksum
-				t.Errorf("%s: another text", name)
-			}
-			attributes, err := p.client.GetObjectAttributes(t.Context(), &s3.GetObjectAttributesInput{
-				Bucket: &p.bucket, Key: &name, ObjectAttributes: []types.ObjectAttributes{types.ObjectAttributesChecksum},
-			})
-			if err != nil || attributes.Checksum == nil || attributes.Checksum.ChecksumType != kind {
-				t.Errorf("%s: attributes %+v, %v", name, attributes, err)
-			}
-		}
+		})
 	}
 	checkPartChecksums(t, p)
 	m := p.create("bad", func(in *s3.CreateMultipartUploadInput) {
@@ -828,16 +844,18 @@ func TestUploadPartCopy(t *testing.T) {
 		"another ETag":  {p.bucket + "/multi", "", `"x"`, "PreconditionFailed"},
 		"bad parameter": {p.bucket + "/multi?acl", "", "", "InvalidArgument"},
 	} {
-		in := &s3.UploadPartCopyInput{Bucket: &p.bucket, Key: &m.key, UploadId: new("u"), PartNumber: new(int32(1)), CopySource: &row.source}
-		if row.spec != "" {
-			in.CopySourceRange = &row.spec
-		}
-		if row.match != "" {
-			in.CopySourceIfMatch = &row.match
-		}
-		if _, err := p.client.UploadPartCopy(t.Context(), in); code(err) != row.want {
-			t.Errorf("%s: %v, want %s", name, err, row.want)
-		}
+		t.Run(name, func(t *testing.T) {
+			in := &s3.UploadPartCopyInput{Bucket: &p.bucket, Key: &m.key, UploadId: new("u"), PartNumber: new(int32(1)), CopySource: &row.source}
+			if row.spec != "" {
+				in.CopySourceRange = &row.spec
+			}
+			if row.match != "" {
+				in.CopySourceIfMatch = &row.match
+			}
+			if _, err := p.client.UploadPartCopy(t.Context(), in); code(err) != row.want {
+				t.Errorf("%v, want %s", err, row.want)
+			}
+		})
 	}
 	reader := p.as(readerAccess, readerSecret)
 	if _, err := reader.UploadPartCopy(t.Context(), &s3.UploadPartCopyInput{Bucket: &p.bucket, Key: &m.key, UploadId: &m.id, PartNumber: new(int32(1)), CopySource: new(p.bucket + "/multi")}); code(err) != "AccessDenied" {
@@ -870,7 +888,7 @@ func filesBelow(t *testing.T, dir string) []string {
 }
 
 // file is an object as the embedded store keeps it.
-func (p *proxy) file(key string) string { return filepath.Join(store.dir, p.bucket, key) }
+func (p *proxy) file(key string) string { return filepath.Join(store.Dir, p.bucket, key) }
 
 func (p *proxy) rewriteFile(key string, change func([]byte) []byte) {
 	p.t.Helper()
@@ -921,24 +939,26 @@ func TestMultipartTampering(t *testing.T) {
 		{"bit in the first segment", m, func(b []byte) []byte { b[5000] ^= 1; return b }},
 		{"bit in the record", end, func(b []byte) []byte { b[2*stored+1045] ^= 1; return b }},
 	} {
-		before, err := os.ReadFile(p.file(row.m.key))
-		if err != nil {
-			t.Fatal(err)
-		}
-		p.rewriteFile(row.m.key, row.change)
-		mustRefuse(t, p, row.name, row.m.key, row.m.text())
-		fresh := p.replica()
-		for _, spec := range []string{"bytes=0-", "bytes=-10000000", fmt.Sprintf("bytes=%d-%d", 2*mib, 7*mib), "bytes=5242800-"} {
-			_, want, _ := reference(row.m.text(), spec)
-			got, _, err := fresh.getRange(row.m.key, spec)
-			if err == nil && !bytes.Equal(got, want) || err != nil && !bytes.HasPrefix(want, got) {
-				t.Errorf("%s: %s yields bytes that were never there (%v)", row.name, spec, err)
+		t.Run(row.name, func(t *testing.T) {
+			before, err := os.ReadFile(p.file(row.m.key))
+			if err != nil {
+				t.Fatal(err)
 			}
-		}
-		p.rewriteFile(row.m.key, func([]byte) []byte { return before })
-		if got := p.mustGet(row.m.key); !bytes.Equal(got, row.m.text()) {
-			t.Fatalf("%s: the untouched object cannot be read any more", row.name)
-		}
+			p.rewriteFile(row.m.key, row.change)
+			mustRefuse(t, p, row.name, row.m.key, row.m.text())
+			fresh := p.replica()
+			for _, spec := range []string{"bytes=0-", "bytes=-10000000", fmt.Sprintf("bytes=%d-%d", 2*mib, 7*mib), "bytes=5242800-"} {
+				_, want, _ := reference(row.m.text(), spec)
+				got, _, err := fresh.getRange(row.m.key, spec)
+				if err == nil && !bytes.Equal(got, want) || err != nil && !bytes.HasPrefix(want, got) {
+					t.Errorf("%s yields bytes that were never there (%v)", spec, err)
+				}
+			}
+			p.rewriteFile(row.m.key, func([]byte) []byte { return before })
+			if got := p.mustGet(row.m.key); !bytes.Equal(got, row.m.text()) {
+				t.Fatalf("the untouched object cannot be read any more")
+			}
+		})
 	}
 	moved := p.file("moved")
 	if err := os.Rename(p.file("k"), moved); err != nil {
@@ -954,14 +974,16 @@ func TestRangeThatBeginsWithAWrongGuess(t *testing.T) {
 	p := newProxy(t)
 	m := p.upload("k", []int{6 * mib, 5 * mib, 7 * mib, mib})
 	for _, spec := range []string{"bytes=1000-17000000", "bytes=5-", "bytes=6291455-6291456", "bytes=11534335-11534337", "bytes=12000000-13000000", "bytes=18000000-18874370"} {
-		fresh := p.replica()
-		_, want, _ := reference(m.text(), spec)
-		for read := range 2 {
-			got, _, err := fresh.getRange("k", spec)
-			if err != nil || !bytes.Equal(got, want) {
-				t.Errorf("%s, read %d: %d of %d bytes, %v", spec, read+1, len(got), len(want), err)
+		t.Run(spec, func(t *testing.T) {
+			fresh := p.replica()
+			_, want, _ := reference(m.text(), spec)
+			for read := range 2 {
+				got, _, err := fresh.getRange("k", spec)
+				if err != nil || !bytes.Equal(got, want) {
+					t.Errorf("read %d: %d of %d bytes, %v", read+1, len(got), len(want), err)
+				}
 			}
-		}
+		})
 	}
 	p.rewriteFile("k", func(b []byte) []byte { b[8*mib] ^= 1; return b }) // behind the wrong guess, and altered besides
 	fresh := p.replica()
@@ -1017,31 +1039,33 @@ func TestOverwrittenWhileRead(t *testing.T) {
 	t.Parallel() // it takes long
 	p := newProxy(t)
 	for _, next := range [][]int{{5 * mib, 5 * mib, 9}, {6 * mib, 3}, {100}} {
-		for at := 1; at <= 4; at++ {
-			a := p.upload("k", []int{5 * mib, 5 * mib, 9})
-			fresh := p.replica()
-			count := 0
-			var b *multipart
-			var mu sync.Mutex
-			fresh.origin.set(func(*http.Request) (*http.Response, error) {
-				mu.Lock()
-				defer mu.Unlock()
-				if count++; count == at {
-					b = p.upload("k", next)
+		t.Run(fmt.Sprint(next), func(t *testing.T) {
+			for at := 1; at <= 4; at++ {
+				a := p.upload("k", []int{5 * mib, 5 * mib, 9})
+				fresh := p.replica()
+				count := 0
+				var b *multipart
+				var mu sync.Mutex
+				fresh.origin.set(func(*http.Request) (*http.Response, error) {
+					mu.Lock()
+					defer mu.Unlock()
+					if count++; count == at {
+						b = p.upload("k", next)
+					}
+					return nil, nil
+				}, nil)
+				spec := "bytes=4000000-6000000"
+				got, _, err := fresh.getRange("k", spec)
+				if b == nil {
+					continue
 				}
-				return nil, nil
-			}, nil)
-			spec := "bytes=4000000-6000000"
-			got, _, err := fresh.getRange("k", spec)
-			if b == nil {
-				continue
+				_, old, _ := reference(a.text(), spec)
+				status, now, _ := reference(b.text(), spec)
+				if err == nil && !bytes.Equal(got, old) && !bytes.Equal(got, now) || err != nil && status == http.StatusPartialContent && code(err) != "ServiceUnavailable" {
+					t.Errorf("%v, overwritten at request %d: %d bytes, %v", next, at, len(got), err)
+				}
 			}
-			_, old, _ := reference(a.text(), spec)
-			status, now, _ := reference(b.text(), spec)
-			if err == nil && !bytes.Equal(got, old) && !bytes.Equal(got, now) || err != nil && status == http.StatusPartialContent && code(err) != "ServiceUnavailable" {
-				t.Errorf("%v, overwritten at request %d: %d bytes, %v", next, at, len(got), err)
-			}
-		}
+		})
 	}
 }
 
@@ -1109,31 +1133,33 @@ func TestUniformParts(t *testing.T) {
 		"equal":        {[]int{5 * mib, 5 * mib}, false},
 		"small last":   {[]int{5 * mib, 5 * mib, 7}, false},
 	} {
-		uniform.origin.take()
-		m := uniform.upload(name, row.sizes)
-		puts := 0
-		for _, r := range uniform.origin.take() {
-			if strings.HasPrefix(r, "PUT") {
-				puts++
+		t.Run(name, func(t *testing.T) {
+			uniform.origin.take()
+			m := uniform.upload(name, row.sizes)
+			puts := 0
+			for _, r := range uniform.origin.take() {
+				if strings.HasPrefix(r, "PUT") {
+					puts++
+				}
 			}
-		}
-		if appended := puts > len(row.sizes); appended != (name == "equal") {
-			t.Errorf("%s: %d parts were sent for %d", name, puts, len(row.sizes))
-		}
-		if got := uniform.mustGet(name); !bytes.Equal(got, m.text()) {
-			t.Errorf("%s: another text", name)
-		}
-		got, _, err := uniform.getRange(name, "bytes=6000000-6000100")
-		if err != nil || !bytes.Equal(got, m.text()[6_000_000:6_000_101]) {
-			t.Errorf("%s: a range: %v", name, err)
-		}
-		got, _, err = strict.get(name)
-		if row.open != (err != nil) || !bytes.HasPrefix(m.text(), got) {
-			t.Errorf("%s: a proxy without the setting: %d bytes, %v", name, len(got), err)
-		}
-		if _, _, err := strict.getRange(name, "bytes=6000000-6000100"); row.open != (err != nil) {
-			t.Errorf("%s: a range at a proxy without the setting: %v", name, err)
-		}
+			if appended := puts > len(row.sizes); appended != (name == "equal") {
+				t.Errorf("%d parts were sent for %d", puts, len(row.sizes))
+			}
+			if got := uniform.mustGet(name); !bytes.Equal(got, m.text()) {
+				t.Errorf("another text")
+			}
+			got, _, err := uniform.getRange(name, "bytes=6000000-6000100")
+			if err != nil || !bytes.Equal(got, m.text()[6_000_000:6_000_101]) {
+				t.Errorf("a range: %v", err)
+			}
+			got, _, err = strict.get(name)
+			if row.open != (err != nil) || !bytes.HasPrefix(m.text(), got) {
+				t.Errorf("a proxy without the setting: %d bytes, %v", len(got), err)
+			}
+			if _, _, err := strict.getRange(name, "bytes=6000000-6000100"); row.open != (err != nil) {
+				t.Errorf("a range at a proxy without the setting: %v", err)
+			}
+		})
 	}
 }
 
@@ -1142,37 +1168,39 @@ func TestETagsWithoutPartCount(t *testing.T) {
 	t.Parallel() // it takes long
 	p := newProxy(t)
 	for _, name := range []string{"one small part", "one empty part", "uniform, small last", "odd, appended", "gaps"} {
-		m := p.upload(name, layouts[name].sizes, layouts[name].numbers...)
-		r := p.replica(func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) { cfg.ETagPartCount = false })
-		r.origin.set(nil, func(resp *http.Response) {
-			if resp.Header.Get("Content-Type") == "application/xml" {
-				body, _ := io.ReadAll(resp.Body)
-				body = regexp.MustCompile(`-\d+(&#34;|&quot;|")?</ETag>`).ReplaceAll(body, []byte("$1</ETag>"))
-				resp.Body, resp.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+		t.Run(name, func(t *testing.T) {
+			m := p.upload(name, layouts[name].sizes, layouts[name].numbers...)
+			r := p.replica(func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) { cfg.ETagPartCount = false })
+			r.origin.set(nil, func(resp *http.Response) {
+				if resp.Header.Get("Content-Type") == "application/xml" {
+					body, _ := io.ReadAll(resp.Body)
+					body = regexp.MustCompile(`-\d+(&#34;|&quot;|")?</ETag>`).ReplaceAll(body, []byte("$1</ETag>"))
+					resp.Body, resp.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+				}
+				if etag := resp.Header.Get("Etag"); strings.Contains(etag, "-") {
+					resp.Header.Set("Etag", `"`+strings.Trim(etag[:strings.Index(etag, "-")], `"`)+`"`)
+				}
+			})
+			// The store that is simulated would know its own ETags.
+			r.origin.condition = func(r *http.Request) { r.Header.Del("If-Match") }
+			head, err := r.client.HeadObject(t.Context(), &s3.HeadObjectInput{Bucket: &p.bucket, Key: &name})
+			if err != nil || *head.ContentLength != int64(len(m.text())) {
+				t.Fatalf("HEAD: %v", err)
 			}
-			if etag := resp.Header.Get("Etag"); strings.Contains(etag, "-") {
-				resp.Header.Set("Etag", `"`+strings.Trim(etag[:strings.Index(etag, "-")], `"`)+`"`)
+			if got := r.mustGet(name); !bytes.Equal(got, m.text()) {
+				t.Errorf("another text")
+			}
+			for range 3 {
+				checkRandomRange(t, r, name, m.text(), rand.New(rand.NewPCG(5, 6)))
+			}
+			if n := r.listed(name); n != int64(len(m.text())) {
+				t.Errorf("listed with %d bytes, has %d", n, len(m.text()))
+			}
+			r.origin.take()
+			if r.listed(name); len(r.origin.take()) != 1 {
+				t.Errorf("a listing asks again for what is known")
 			}
 		})
-		// The store that is simulated would know its own ETags.
-		r.origin.condition = func(r *http.Request) { r.Header.Del("If-Match") }
-		head, err := r.client.HeadObject(t.Context(), &s3.HeadObjectInput{Bucket: &p.bucket, Key: &name})
-		if err != nil || *head.ContentLength != int64(len(m.text())) {
-			t.Fatalf("%s: HEAD: %v", name, err)
-		}
-		if got := r.mustGet(name); !bytes.Equal(got, m.text()) {
-			t.Errorf("%s: another text", name)
-		}
-		for range 3 {
-			checkRandomRange(t, r, name, m.text(), rand.New(rand.NewPCG(5, 6)))
-		}
-		if n := r.listed(name); n != int64(len(m.text())) {
-			t.Errorf("%s: listed with %d bytes, has %d", name, n, len(m.text()))
-		}
-		r.origin.take()
-		if r.listed(name); len(r.origin.take()) != 1 {
-			t.Errorf("%s: a listing asks again for what is known", name)
-		}
 	}
 }
 

@@ -10,22 +10,22 @@ import (
 // idParameters are the query parameters that hold ids of the store's, and
 // listParameters those that hold prefixes and markers. A test makes sure that
 // each parameter of a route is one of them, or holds no name.
-const (
-	idParameters   = "uploadId upload-id-marker versionId version-id-marker id annotationName"
-	listParameters = "prefix marker start-after key-marker continuation-token"
+var (
+	idParameters   = setOf("uploadId upload-id-marker versionId version-id-marker id annotationName")
+	listParameters = setOf("prefix marker start-after key-marker continuation-token")
 )
 
-// judgeNames refuses a request before the store sees it if its path or a
+// checkPathNames refuses a request before the store sees it if its path or a
 // parameter holds a name that, taken for a path, leads out of its place. Names
-// in the body and in headers are judged where they are read: see judgeKey and
-// judgeVersion.
-func (s *Server) judgeNames(c *call) error {
+// in the body and in headers are checked where they are read: see checkKey and
+// checkVersionID.
+func (s *Server) checkPathNames(c *call) error {
 	if c.key != "" {
 		use := keyname.Read
 		if c.stores() {
 			use = keyname.Write
 		}
-		if err := s.judgeKey(c.key, use); err != nil {
+		if err := s.checkKey(c.key, use); err != nil {
 			return err
 		}
 	}
@@ -33,11 +33,11 @@ func (s *Server) judgeNames(c *call) error {
 	for name, values := range c.query {
 		for _, value := range values {
 			switch {
-			case has(idParameters, name):
+			case idParameters.has(name):
 				if err := keyname.CheckID(value); err != nil {
 					return invalidID(name, value, err)
 				}
-			case has(listParameters, name):
+			case listParameters.has(name):
 				if err := s.KeyNames.Check(value, keyname.Listed); err != nil {
 					return invalidName(name, value, err)
 				}
@@ -54,17 +54,17 @@ func (c *call) stores() bool {
 		(c.route.action == access.Write || c.route.action == access.Admin)
 }
 
-// judgeKey refuses the key of an object that the store could take for another
+// checkKey refuses the key of an object that the store could take for another
 // one. A form or a request in its body may name it.
-func (s *Server) judgeKey(key string, use keyname.Use) error {
+func (s *Server) checkKey(key string, use keyname.Use) error {
 	if err := s.KeyNames.Check(key, use); err != nil {
 		return invalidName("key", key, err)
 	}
 	return nil
 }
 
-// judgeVersion refuses what is no version's id.
-func judgeVersion(id string) error {
+// checkVersionID refuses what is no version's id.
+func checkVersionID(id string) error {
 	if err := keyname.CheckID(id); err != nil {
 		return invalidID("versionId", id, err)
 	}

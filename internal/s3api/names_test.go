@@ -76,7 +76,7 @@ type attack struct {
 func newAttack(t *testing.T) *attack {
 	t.Helper()
 	p := newProxy(t)
-	a := &attack{proxy: p, victim: p.newBucket("victim-"), outside: filepath.Join(filepath.Dir(store.dir), "outside")}
+	a := &attack{proxy: p, victim: p.newBucket("victim-"), outside: filepath.Join(filepath.Dir(store.Dir), "outside")}
 	own := p.bucket
 	p.bucket = a.victim
 	p.put("k", []byte("the victim's"))
@@ -102,7 +102,7 @@ func (a *attack) check(what string) {
 	if err != nil || string(text) != "the victim's" {
 		a.t.Fatalf("%s: the victim's object: %q, %v", what, text, err)
 	}
-	if _, err := os.Stat(filepath.Join(store.dir, own)); err != nil {
+	if _, err := os.Stat(filepath.Join(store.Dir, own)); err != nil {
 		a.t.Fatalf("%s: the bucket is gone: %v", what, err)
 	}
 	a.origin.take()
@@ -318,10 +318,12 @@ func TestUploadIDsAreReadStrictly(t *testing.T) {
 		"a line feed":       m.id[:len(m.id)-2] + "\n" + m.id[len(m.id)-2:],
 		"a line at its end": m.id + "\r\n",
 	} {
-		path := "/" + a.bucket + "/k?partNumber=1&uploadId=" + url.QueryEscape(id)
-		if got := a.send(request{method: http.MethodPut, path: path, body: []byte("text")}); got.Code != "NoSuchUpload" {
-			t.Errorf("%s: %d %s", name, got.StatusCode, got.Code)
-		}
+		t.Run(name, func(t *testing.T) {
+			path := "/" + a.bucket + "/k?partNumber=1&uploadId=" + url.QueryEscape(id)
+			if got := a.send(request{method: http.MethodPut, path: path, body: []byte("text")}); got.Code != "NoSuchUpload" {
+				t.Errorf("%d %s", got.StatusCode, got.Code)
+			}
+		})
 	}
 	parts, err := a.client.ListParts(t.Context(), &s3.ListPartsInput{Bucket: &a.bucket, Key: &m.key, UploadId: &m.id})
 	if err != nil || len(parts.Parts) != 0 {
@@ -368,16 +370,18 @@ func TestKeyNames(t *testing.T) {
 		{"literal, empty segments", keyname.Literal, nil, put("//a//b"), false},
 		{"literal, out of the bucket", keyname.Literal, nil, put("uploads/../../x"), true},
 	} {
-		p := newProxy(t, withNames(row.names, row.rules...))
-		row.request.path = "/" + p.bucket + "/" + row.request.path
-		got := p.send(row.request)
-		if refused := got.Code == "InvalidArgument"; refused != row.refused {
-			t.Errorf("%s: %d %s", row.name, got.StatusCode, got.body)
-		}
-		asked := strings.Join(p.origin.take(), "\n")
-		if strings.Contains(asked, row.request.path) == row.refused {
-			t.Errorf("%s: the store was asked:\n%s", row.name, asked)
-		}
+		t.Run(row.name, func(t *testing.T) {
+			p := newProxy(t, withNames(row.names, row.rules...))
+			row.request.path = "/" + p.bucket + "/" + row.request.path
+			got := p.send(row.request)
+			if refused := got.Code == "InvalidArgument"; refused != row.refused {
+				t.Errorf("%d %s", got.StatusCode, got.body)
+			}
+			asked := strings.Join(p.origin.take(), "\n")
+			if strings.Contains(asked, row.request.path) == row.refused {
+				t.Errorf("the store was asked:\n%s", asked)
+			}
+		})
 	}
 }
 

@@ -33,26 +33,28 @@ func code(err error) string {
 func TestRoundTrips(t *testing.T) {
 	p := newProxy(t)
 	for _, size := range []int{0, 1, 65495, 65496, 65497, 65535, 65536, 65537, 1 << 20, 5 << 20} {
-		key, text := fmt.Sprintf("object-%d", size), randomText(size)
-		put := p.put(key, text)
-		got, out, err := p.get(key)
-		if err != nil || !bytes.Equal(got, text) {
-			t.Fatalf("%d bytes: got %d, %v", size, len(got), err)
-		}
-		if *out.ContentLength != int64(size) || *out.ETag != *put.ETag || !strings.HasSuffix(*out.ETag, `-0"`) {
-			t.Errorf("%d bytes: length %d, ETag %s and %s", size, *out.ContentLength, *put.ETag, *out.ETag)
-		}
-		if out.ServerSideEncryption != types.ServerSideEncryptionAwsKms || out.SSEKMSKeyId == nil {
-			t.Errorf("%d bytes: the answer does not say what encrypts the object", size)
-		}
-		head, err := p.client.HeadObject(t.Context(), &s3.HeadObjectInput{Bucket: &p.bucket, Key: &key})
-		if err != nil || *head.ContentLength != int64(size) || *head.ETag != *put.ETag {
-			t.Errorf("%d bytes: HEAD %+v, %v", size, head, err)
-		}
-		body, _ := p.stored(key)
-		if size >= 16 && bytes.Contains(body, text[:16]) {
-			t.Errorf("%d bytes: the store has plaintext", size)
-		}
+		t.Run(fmt.Sprint(size), func(t *testing.T) {
+			key, text := fmt.Sprintf("object-%d", size), randomText(size)
+			put := p.put(key, text)
+			got, out, err := p.get(key)
+			if err != nil || !bytes.Equal(got, text) {
+				t.Fatalf("%d bytes: got %d, %v", size, len(got), err)
+			}
+			if *out.ContentLength != int64(size) || *out.ETag != *put.ETag || !strings.HasSuffix(*out.ETag, `-0"`) {
+				t.Errorf("%d bytes: length %d, ETag %s and %s", size, *out.ContentLength, *put.ETag, *out.ETag)
+			}
+			if out.ServerSideEncryption != types.ServerSideEncryptionAwsKms || out.SSEKMSKeyId == nil {
+				t.Errorf("%d bytes: the answer does not say what encrypts the object", size)
+			}
+			head, err := p.client.HeadObject(t.Context(), &s3.HeadObjectInput{Bucket: &p.bucket, Key: &key})
+			if err != nil || *head.ContentLength != int64(size) || *head.ETag != *put.ETag {
+				t.Errorf("%d bytes: HEAD %+v, %v", size, head, err)
+			}
+			body, _ := p.stored(key)
+			if size >= 16 && bytes.Contains(body, text[:16]) {
+				t.Errorf("%d bytes: the store has plaintext", size)
+			}
+		})
 	}
 }
 
@@ -61,10 +63,12 @@ func TestGetCostsOneRequest(t *testing.T) {
 	p.put("k", randomText(300_000))
 	p.origin.take()
 	for _, header := range []string{"", "bytes=0-0", "bytes=70000-", "bytes=-5", "bytes=100000-200000"} {
-		a := p.send(request{method: "GET", path: "/" + p.bucket + "/k", header: http.Header{"Range": {header}}})
-		if n := len(p.origin.take()); n != 1 || a.StatusCode >= 300 {
-			t.Errorf("range %q: %d requests to the store, status %d", header, n, a.StatusCode)
-		}
+		t.Run(header, func(t *testing.T) {
+			a := p.send(request{method: "GET", path: "/" + p.bucket + "/k", header: http.Header{"Range": {header}}})
+			if n := len(p.origin.take()); n != 1 || a.StatusCode >= 300 {
+				t.Errorf("range %q: %d requests to the store, status %d", header, n, a.StatusCode)
+			}
+		})
 	}
 }
 
@@ -73,20 +77,22 @@ func TestRanges(t *testing.T) {
 	p := newProxy(t)
 	r := rand.New(rand.NewPCG(5, 6))
 	for _, size := range []int{0, 1, 65496, 65497, 200_000} {
-		key, text := fmt.Sprint(size), randomText(size)
-		p.put(key, text)
-		headers := []string{
-			"bytes=0-", "bytes=0-0", "bytes=-1", "bytes=-0", "bytes=-999999999", fmt.Sprintf("bytes=%d-", size), fmt.Sprintf("bytes=%d-", max(size-1, 0)),
-			fmt.Sprintf("bytes=0-%d", size), "bytes=5-2", "bytes=0-1,3-4", "bytes=a-b", "bytes=", "bytes=-", "items=0-1", "bytes=0-99999999999999999999",
-			"bytes=99999999999999999999-", "bytes=65495-65496", "bytes=65496-65496", "bytes=1000000-2000000",
-		}
-		for range 15 {
-			a, b := r.IntN(size+10), r.IntN(size+10)
-			headers = append(headers, fmt.Sprintf("bytes=%d-%d", min(a, b), max(a, b)), fmt.Sprintf("bytes=-%d", a))
-		}
-		for _, header := range headers {
-			checkRange(t, p, key, text, header)
-		}
+		t.Run(fmt.Sprint(size), func(t *testing.T) {
+			key, text := fmt.Sprint(size), randomText(size)
+			p.put(key, text)
+			headers := []string{
+				"bytes=0-", "bytes=0-0", "bytes=-1", "bytes=-0", "bytes=-999999999", fmt.Sprintf("bytes=%d-", size), fmt.Sprintf("bytes=%d-", max(size-1, 0)),
+				fmt.Sprintf("bytes=0-%d", size), "bytes=5-2", "bytes=0-1,3-4", "bytes=a-b", "bytes=", "bytes=-", "items=0-1", "bytes=0-99999999999999999999",
+				"bytes=99999999999999999999-", "bytes=65495-65496", "bytes=65496-65496", "bytes=1000000-2000000",
+			}
+			for range 15 {
+				a, b := r.IntN(size+10), r.IntN(size+10)
+				headers = append(headers, fmt.Sprintf("bytes=%d-%d", min(a, b), max(a, b)), fmt.Sprintf("bytes=-%d", a))
+			}
+			for _, header := range headers {
+				checkRange(t, p, key, text, header)
+			}
+		})
 	}
 }
 
@@ -169,17 +175,19 @@ func TestConditions(t *testing.T) {
 		{"PUT", "If-Match", `"00000000000000000000000000000000-0"`, 412},
 		{"PUT", "If-Match", etag, 200},
 	} {
-		var body []byte
-		if row.method == "PUT" {
-			body = []byte("text")
-		}
-		a := p.send(request{method: row.method, path: "/" + p.bucket + "/k", header: http.Header{row.header: {row.value}}, body: body})
-		if a.StatusCode != row.status && (row.header != "If-Modified-Since" || row.value != future) {
-			t.Errorf("%s %s: %s gave %d %s, want %d", row.method, row.header, row.value, a.StatusCode, a.Code, row.status)
-		}
-		if shown := a.Header.Get("Etag"); a.StatusCode == 304 && (shown != etag && shown != "" || len(a.body) != 0) {
-			t.Errorf("304 with ETag %q and %d bytes", shown, len(a.body))
-		}
+		t.Run(row.method+" "+row.header+" "+row.value, func(t *testing.T) {
+			var body []byte
+			if row.method == "PUT" {
+				body = []byte("text")
+			}
+			a := p.send(request{method: row.method, path: "/" + p.bucket + "/k", header: http.Header{row.header: {row.value}}, body: body})
+			if a.StatusCode != row.status && (row.header != "If-Modified-Since" || row.value != future) {
+				t.Errorf("%s %s: %s gave %d %s, want %d", row.method, row.header, row.value, a.StatusCode, a.Code, row.status)
+			}
+			if shown := a.Header.Get("Etag"); a.StatusCode == 304 && (shown != etag && shown != "" || len(a.body) != 0) {
+				t.Errorf("304 with ETag %q and %d bytes", shown, len(a.body))
+			}
+		})
 	}
 	if raw == etag {
 		t.Error("the shown ETag is the store's")
@@ -201,27 +209,31 @@ func TestMetadataAndHeadersAreKept(t *testing.T) {
 		t.Fatalf("%d %s", a.StatusCode, a.body)
 	}
 	for _, method := range []string{"GET", "HEAD"} {
-		a := p.send(request{method: method, path: path, header: http.Header{"Accept-Encoding": {"identity"}}})
-		for name, values := range header {
-			want := values[0]
-			if name == "Content-Encoding" {
-				want = "gzip"
+		t.Run(method, func(t *testing.T) {
+			a := p.send(request{method: method, path: path, header: http.Header{"Accept-Encoding": {"identity"}}})
+			for name, values := range header {
+				want := values[0]
+				if name == "Content-Encoding" {
+					want = "gzip"
+				}
+				if got := a.Header.Get(name); got != want {
+					t.Errorf("%s: %q, want %q", name, got, want)
+				}
 			}
-			if got := a.Header.Get(name); got != want {
-				t.Errorf("%s %s: %q, want %q", method, name, got, want)
+			for name := range a.Header {
+				if strings.Contains(strings.ToLower(name), "cmek-") {
+					t.Errorf("shows %s", name)
+				}
 			}
-		}
-		for name := range a.Header {
-			if strings.Contains(strings.ToLower(name), "cmek-") {
-				t.Errorf("%s shows %s", method, name)
-			}
-		}
+		})
 	}
 	a := p.send(request{method: "GET", path: path + "?response-content-type=text%2Fplain&response-cache-control=no-store&response-content-disposition=inline&response-content-language=fr&response-expires=Thu%2C%2001%20Jan%202037%2000%3A00%3A00%20GMT&response-content-encoding=br"})
 	for name, want := range map[string]string{"Content-Type": "text/plain", "Cache-Control": "no-store", "Content-Disposition": "inline", "Content-Language": "fr", "Content-Encoding": "br"} {
-		if got := a.Header.Get(name); got != want {
-			t.Errorf("response override of %s: %q, want %q", name, got, want)
-		}
+		t.Run(name, func(t *testing.T) {
+			if got := a.Header.Get(name); got != want {
+				t.Errorf("response override of %s: %q, want %q", name, got, want)
+			}
+		})
 	}
 }
 
@@ -245,13 +257,15 @@ func TestMetadataRefusals(t *testing.T) {
 		{"X-Amz-Never-Heard-Of", "3", "NotImplemented"},
 		{"X-Amz-Copy-Source", "/a/b", "MaxMessageLengthExceeded"},
 	} {
-		a := p.send(request{method: "PUT", path: path, header: http.Header{row.name: {row.value}}, body: []byte("x")})
-		if a.Code != row.code {
-			t.Errorf("%s: %s: %d %s, want %s", row.name, row.value, a.StatusCode, a.Code, row.code)
-		}
-		if p.isStored("k") {
-			t.Fatalf("%s: stored all the same", row.name)
-		}
+		t.Run(row.name, func(t *testing.T) {
+			a := p.send(request{method: "PUT", path: path, header: http.Header{row.name: {row.value}}, body: []byte("x")})
+			if a.Code != row.code {
+				t.Errorf("%s: %d %s, want %s", row.value, a.StatusCode, a.Code, row.code)
+			}
+			if p.isStored("k") {
+				t.Fatalf("stored all the same")
+			}
+		})
 	}
 	if a := p.send(request{method: "PUT", path: path, header: http.Header{"X-Amz-Meta-Big": {strings.Repeat("x", 1200)}}, body: []byte("x")}); a.StatusCode != 200 {
 		t.Errorf("1,200 bytes of metadata: %d %s", a.StatusCode, a.Code)
@@ -316,21 +330,23 @@ func TestChecksumAlgorithms(t *testing.T) {
 		"Sha512":   "ddaf35a193617abacc417349ae20413112e6fa4e89a97ea20a9eeee64b55d39a2192992a274fc1a836ba3c23a3feebbd454d4423643ce80e2a9ac94fa54ca49f",
 		"Xxhash64": "44bc2cf5ad770999", "Xxhash3": "78af5f94892f3950", "Xxhash128": "06b05ab6733a618578af5f94892f3950",
 	} {
-		sum, err := hex.DecodeString(digest)
-		if err != nil {
-			t.Fatal(err)
-		}
-		text, header := base64.StdEncoding.EncodeToString(sum), "X-Amz-Checksum-"+name
-		path := "/" + p.bucket + "/" + name
-		if a := p.send(request{method: "PUT", path: path, header: http.Header{header: {text}}, body: []byte("abd")}); a.Code != "BadDigest" || p.isStored(name) {
-			t.Errorf("%s of another text: %d %s", name, a.StatusCode, a.Code)
-		}
-		if a := p.send(request{method: "PUT", path: path, header: http.Header{header: {text}}, body: []byte("abc")}); a.StatusCode != 200 || a.Header.Get(header) != text {
-			t.Errorf("%s: %d %s", name, a.StatusCode, a.body)
-		}
-		if a := p.send(request{method: "HEAD", path: path, header: http.Header{"X-Amz-Checksum-Mode": {"ENABLED"}}}); a.Header.Get(header) != text || a.Header.Get("X-Amz-Checksum-Type") != "FULL_OBJECT" {
-			t.Errorf("%s: HEAD %v", name, a.Header)
-		}
+		t.Run(name, func(t *testing.T) {
+			sum, err := hex.DecodeString(digest)
+			if err != nil {
+				t.Fatal(err)
+			}
+			text, header := base64.StdEncoding.EncodeToString(sum), "X-Amz-Checksum-"+name
+			path := "/" + p.bucket + "/" + name
+			if a := p.send(request{method: "PUT", path: path, header: http.Header{header: {text}}, body: []byte("abd")}); a.Code != "BadDigest" || p.isStored(name) {
+				t.Errorf("of another text: %d %s", a.StatusCode, a.Code)
+			}
+			if a := p.send(request{method: "PUT", path: path, header: http.Header{header: {text}}, body: []byte("abc")}); a.StatusCode != 200 || a.Header.Get(header) != text {
+				t.Errorf("%d %s", a.StatusCode, a.body)
+			}
+			if a := p.send(request{method: "HEAD", path: path, header: http.Header{"X-Amz-Checksum-Mode": {"ENABLED"}}}); a.Header.Get(header) != text || a.Header.Get("X-Amz-Checksum-Type") != "FULL_OBJECT" {
+				t.Errorf("HEAD %v", a.Header)
+			}
+		})
 	}
 }
 
@@ -367,14 +383,16 @@ func TestABodyThatIsNotWhatWasSaidIsNotStored(t *testing.T) {
 		{"unknown checksum", "X-Amz-Checksum-Crc99", "AAAA", "InvalidRequest", ""},
 		{"another SHA-256", "X-Amz-Meta-A", "b", "XAmzContentSHA256Mismatch", strings.Repeat("ab", 32)},
 	} {
-		a := p.send(request{method: "PUT", path: "/" + p.bucket + "/k", header: http.Header{row.header: {row.value}}, body: text, hash: row.hash})
-		if a.Code != row.code || a.StatusCode != http.StatusBadRequest {
-			t.Errorf("%s: %d %s, want %s", row.name, a.StatusCode, a.Code, row.code)
-		}
-		if p.isStored("k") {
-			body, _ := p.stored("k")
-			t.Fatalf("%s: %d bytes stored all the same", row.name, len(body))
-		}
+		t.Run(row.name, func(t *testing.T) {
+			a := p.send(request{method: "PUT", path: "/" + p.bucket + "/k", header: http.Header{row.header: {row.value}}, body: text, hash: row.hash})
+			if a.Code != row.code || a.StatusCode != http.StatusBadRequest {
+				t.Errorf("%d %s, want %s", a.StatusCode, a.Code, row.code)
+			}
+			if p.isStored("k") {
+				body, _ := p.stored("k")
+				t.Fatalf("%d bytes stored all the same", len(body))
+			}
+		})
 	}
 	if a := p.send(request{method: "PUT", path: "/" + p.bucket + "/k", header: http.Header{"Content-Md5": {b64(right[:])}}, body: text}); a.StatusCode != 200 {
 		t.Errorf("the right Content-MD5: %d %s", a.StatusCode, a.body)
@@ -446,17 +464,19 @@ func TestPathsAreNotCleaned(t *testing.T) {
 	for sent, key := range map[string]string{
 		"/a//b": "/a//b", "/a/../c": "/a/../c", "/./d": "/./d", "/a/%2e%2e/c": "/a/../c", "//x": "//x", "/a%2Fb%2f%2Fc": "/a/b//c", "/a+b%2Bc": "/a+b+c",
 	} {
-		p.origin.take()
-		r := p.sign(request{method: "GET", path: "/" + p.bucket + sigv4.EscapePath(key)})
-		r.URL.Opaque = "//" + r.URL.Host + "/" + p.bucket + sent // encoded in another way than was signed
-		resp, err := p.server.Client().Do(r)
-		if err != nil {
-			t.Fatal(err)
-		}
-		resp.Body.Close()
-		if got := p.origin.take(); len(got) != 1 || got[0] != "GET /"+p.bucket+key+" " {
-			t.Errorf("%s: the store was asked %q, want %s; answer %d", sent, got, key, resp.StatusCode)
-		}
+		t.Run(sent, func(t *testing.T) {
+			p.origin.take()
+			r := p.sign(request{method: "GET", path: "/" + p.bucket + sigv4.EscapePath(key)})
+			r.URL.Opaque = "//" + r.URL.Host + "/" + p.bucket + sent // encoded in another way than was signed
+			resp, err := p.server.Client().Do(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp.Body.Close()
+			if got := p.origin.take(); len(got) != 1 || got[0] != "GET /"+p.bucket+key+" " {
+				t.Errorf("the store was asked %q, want %s; answer %d", got, key, resp.StatusCode)
+			}
+		})
 	}
 }
 
@@ -490,9 +510,11 @@ func TestDelete(t *testing.T) {
 		"1,001 keys":  "<Delete>" + strings.Repeat("<Object><Key>d</Key></Object>", 1001) + "</Delete>",
 		"another doc": "<Erase><Object><Key>d</Key></Object></Erase>",
 	} {
-		if a := p.send(request{method: "POST", path: "/" + p.bucket + "?delete", body: []byte(body)}); a.Code != "MalformedXML" {
-			t.Errorf("%s: %d %s", name, a.StatusCode, a.Code)
-		}
+		t.Run(name, func(t *testing.T) {
+			if a := p.send(request{method: "POST", path: "/" + p.bucket + "?delete", body: []byte(body)}); a.Code != "MalformedXML" {
+				t.Errorf("%d %s", a.StatusCode, a.Code)
+			}
+		})
 	}
 	conditional := "<Delete><Object><Key>d</Key><Size>5</Size></Object></Delete>"
 	if a := p.send(request{method: "POST", path: "/" + p.bucket + "?delete", body: []byte(conditional)}); a.Code != "NotImplemented" {
@@ -526,10 +548,12 @@ func TestListing(t *testing.T) {
 		}
 	}
 	for _, encoding := range []types.EncodingType{"", types.EncodingTypeUrl} {
-		v1, err := p.client.ListObjects(t.Context(), &s3.ListObjectsInput{Bucket: &p.bucket, Delimiter: new("/"), EncodingType: encoding})
-		if err != nil || len(v1.CommonPrefixes) != 2 || len(v1.Contents) != 2 || *v1.Contents[0].Size != 200_000 {
-			t.Errorf("V1 with a delimiter: %+v, %v", v1, err)
-		}
+		t.Run(string(encoding), func(t *testing.T) {
+			v1, err := p.client.ListObjects(t.Context(), &s3.ListObjectsInput{Bucket: &p.bucket, Delimiter: new("/"), EncodingType: encoding})
+			if err != nil || len(v1.CommonPrefixes) != 2 || len(v1.Contents) != 2 || *v1.Contents[0].Size != 200_000 {
+				t.Errorf("V1 with a delimiter: %+v, %v", v1, err)
+			}
+		})
 	}
 	v2, err := p.client.ListObjectsV2(t.Context(), &s3.ListObjectsV2Input{Bucket: &p.bucket, Prefix: new("b/"), StartAfter: new("b/1")})
 	if err != nil || len(v2.Contents) != 1 || *v2.Contents[0].Size != 65497 {
@@ -616,9 +640,11 @@ func TestDeleteIfSize(t *testing.T) {
 		t.Errorf("stored with %s bytes", a.Header.Get("X-Amz-Object-Size"))
 	}
 	for size, code := range map[string]string{"60": "PreconditionFailed", "5": "PreconditionFailed", "-1": "InvalidArgument", "four": "InvalidArgument"} {
-		if a := remove(size); a.Code != code || !p.isStored("k") {
-			t.Errorf("size %s: %d %s", size, a.StatusCode, a.Code)
-		}
+		t.Run(size, func(t *testing.T) {
+			if a := remove(size); a.Code != code || !p.isStored("k") {
+				t.Errorf("size %s: %d %s", size, a.StatusCode, a.Code)
+			}
+		})
 	}
 	p.origin.set(func(r *http.Request) (*http.Response, error) {
 		if r.Method == http.MethodDelete {

@@ -11,16 +11,23 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-// objectChecksum is the checksum of a multipart object. The zero value is none.
-type objectChecksum struct {
+// objectSum is the checksum of an object or of a part. The zero value is none.
+type objectSum struct {
 	algorithm *checksum.Algorithm
-	kind      crypt.ChecksumType
-	digest    []byte // nil in an upload that is only created
-	parts     int
+	digest    string             // "" in an upload that is only created
+	kind      crypt.ChecksumType // of an object
+	parts     int                // of an object's composite one
+}
+
+// claimedSum is the checksum of an object or of a part, as a client writes it.
+type claimedSum struct {
+	algorithm *checksum.Algorithm // nil if it says none
+	text      string
+	kind      string // of an object; "" if it does not say
 }
 
 // headers says which checksum an upload was created with.
-func (o objectChecksum) headers(h http.Header) {
+func (o objectSum) headers(h http.Header) {
 	if o.algorithm != nil {
 		h.Set(checksumPrefix+"Algorithm", o.algorithm.Name)
 		h.Set(checksumPrefix+"Type", checksumTypes[o.kind])
@@ -28,25 +35,25 @@ func (o objectChecksum) headers(h http.Header) {
 }
 
 // digests is what is kept with the object.
-func (o objectChecksum) digests() map[crypt.ChecksumID][]byte {
-	if o.digest == nil {
+func (o objectSum) digests() digests {
+	if o.digest == "" {
 		return nil
 	}
-	return map[crypt.ChecksumID][]byte{o.algorithm.ID: o.digest}
+	return digests{o.algorithm.ID: []byte(o.digest)}
 }
 
-func (o objectChecksum) text() string { return checksumText(o.digest, o.kind, o.parts) }
+func (o objectSum) text() string { return checksumText([]byte(o.digest), o.kind, o.parts) }
 
 // xml is what S3 says of it in the answer to CompleteMultipartUpload.
-func (o objectChecksum) xml() []byte {
-	if o.digest == nil {
+func (o objectSum) xml() []byte {
+	if o.digest == "" {
 		return nil
 	}
 	return fmt.Appendf(checksumXML(o.algorithm, o.text()), "<ChecksumType>%s</ChecksumType>", checksumTypes[o.kind])
 }
 
 // listed is what ListParts says of an upload that was created with it.
-func (o objectChecksum) listed() []byte {
+func (o objectSum) listed() []byte {
 	if o.algorithm == nil {
 		return nil
 	}
@@ -59,20 +66,20 @@ func checksumXML(a *checksum.Algorithm, text string) []byte {
 
 // uploadChecksum reads what CreateMultipartUpload says of checksums. Nothing keeps it: the parts and the list that
 // completes the upload say it again.
-func uploadChecksum(h http.Header) (objectChecksum, error) {
+func uploadChecksum(h http.Header) (objectSum, error) {
 	kind := h.Get(checksumPrefix + "Type")
 	a, err := algorithmNamed(h.Get(checksumPrefix + "Algorithm"))
 	switch {
 	case err != nil:
-		return objectChecksum{}, err
+		return objectSum{}, err
 	case a != nil:
-		return objectChecksumOf(a, kind)
+		return newObjectSum(a, kind)
 	case kind != "" && !isChecksumType(kind):
-		return objectChecksum{}, errChecksumType()
+		return objectSum{}, errChecksumType()
 	case kind != "":
-		return objectChecksum{}, badRequest("InvalidRequest", "The x-amz-checksum-type header can only be used with the x-amz-checksum-algorithm header.")
+		return objectSum{}, badRequest("InvalidRequest", "The x-amz-checksum-type header can only be used with the x-amz-checksum-algorithm header.")
 	}
-	return objectChecksum{}, nil
+	return objectSum{}, nil
 }
 
 func isChecksumType(kind string) bool {
@@ -86,7 +93,7 @@ func errChecksumType() *Error {
 
 // checkPart refuses a part whose checksum is not of the kind that its upload was created with. A part of an object with
 // one checksum for the whole may have none.
-func (o objectChecksum) checkPart(part *checksums) error {
+func (o objectSum) checkPart(part *checksums) error {
 	if o.algorithm == nil || part.algorithm == o.algorithm || part.algorithm == nil && o.kind == crypt.FullObject {
 		return nil
 	}
@@ -98,7 +105,7 @@ func (o objectChecksum) checkPart(part *checksums) error {
 }
 
 // checkType refuses another type than that which the upload was created with.
-func (o objectChecksum) checkType(said saidChecksum) error {
+func (o objectSum) checkType(said claimedSum) error {
 	switch {
 	case o.algorithm == nil || said.kind == "" || strings.ToUpper(said.kind) == checksumTypes[o.kind]:
 		return nil
@@ -108,9 +115,9 @@ func (o objectChecksum) checkType(said saidChecksum) error {
 	return badRequest("InvalidRequest", "The upload was created using the "+checksumTypes[o.kind]+" checksum mode. The complete request must use the same checksum mode.")
 }
 
-// objectChecksumOf checks that the algorithm can be of the type; "" stands for its default.
-func objectChecksumOf(a *checksum.Algorithm, kind string) (objectChecksum, error) {
-	o := objectChecksum{algorithm: a}
+// newObjectSum checks that the algorithm can be of the type; "" stands for its default.
+func newObjectSum(a *checksum.Algorithm, kind string) (objectSum, error) {
+	o := objectSum{algorithm: a}
 	kind = strings.ToUpper(kind)
 	switch {
 	case kind != "" && !isChecksumType(kind):
@@ -125,15 +132,9 @@ func objectChecksumOf(a *checksum.Algorithm, kind string) (objectChecksum, error
 	return o, nil
 }
 
-// saidChecksum is what a client that completes an upload says of the object's checksum.
-type saidChecksum struct {
-	algorithm *checksum.Algorithm // nil if it says none
-	text      string
-	kind      string // "" if it does not say
-}
-
-func saidOfObject(h http.Header) (saidChecksum, error) {
-	said := saidChecksum{kind: h.Get(checksumPrefix + "Type")}
+// claimedSumOf reads what a client that completes an upload says of the object's checksum.
+func claimedSumOf(h http.Header) (claimedSum, error) {
+	said := claimedSum{kind: h.Get(checksumPrefix + "Type")}
 	for _, a := range checksum.All {
 		text := h.Get(a.Header())
 		if text == "" {
@@ -150,23 +151,23 @@ func saidOfObject(h http.Header) (saidChecksum, error) {
 // checksum computes the object's checksum from those of the parts, which were each verified when the part came, and
 // compares it with what the client says of the whole. created and known are what this replica knows of the upload, and of
 // the part with an ETag.
-func (list *completion) checksum(said saidChecksum, layout crypt.Layout, created objectChecksum, known func(etag string) (partSum, bool)) (objectChecksum, error) {
+func (list *completion) checksum(said claimedSum, layout crypt.Layout, created objectSum, known func(etag string) (objectSum, bool)) (objectSum, error) {
 	digests, of, err := list.digests(created, known)
 	if err != nil {
-		return objectChecksum{}, err
+		return objectSum{}, err
 	}
 	a := said.algorithm
 	switch {
 	case of == nil && a == nil:
-		return objectChecksum{}, nil
+		return objectSum{}, nil
 	case of == nil:
-		return objectChecksum{}, badRequest("InvalidRequest", "The complete request must include the checksum for each part: without them the proxy cannot verify the "+strings.ToLower(a.Name)+" of the object.")
+		return objectSum{}, badRequest("InvalidRequest", "The complete request must include the checksum for each part: without them the proxy cannot verify the "+strings.ToLower(a.Name)+" of the object.")
 	case a != nil && a != of:
-		return objectChecksum{}, badRequest("InvalidRequest", "The checksums of the parts and of the object are of different algorithms.")
+		return objectSum{}, badRequest("InvalidRequest", "The checksums of the parts and of the object are of different algorithms.")
 	}
 	if a != nil {
 		if _, err := decodeChecksum(a, strings.TrimSuffix(said.text, "-"+strconv.Itoa(len(digests)))); err != nil {
-			return objectChecksum{}, err
+			return objectSum{}, err
 		}
 	}
 	kind := said.kind
@@ -176,7 +177,7 @@ func (list *completion) checksum(said saidChecksum, layout crypt.Layout, created
 	case kind == "" && said.text != "" && of.IsCRC() && !strings.Contains(said.text, "-"):
 		kind = fullObject
 	}
-	o, err := objectChecksumOf(of, kind)
+	o, err := newObjectSum(of, kind)
 	if err != nil {
 		return o, err
 	}
@@ -184,9 +185,9 @@ func (list *completion) checksum(said saidChecksum, layout crypt.Layout, created
 	if o.kind == crypt.Composite {
 		sum := of.New()
 		sum.Write(bytes.Join(digests, nil))
-		o.digest = sum.Sum(nil)
+		o.digest = string(sum.Sum(nil))
 	} else {
-		o.digest = combine(of, digests, layout)
+		o.digest = string(combine(of, digests, layout))
 	}
 	if said.text != "" && said.text != o.text() && said.text+"-"+strconv.Itoa(o.parts) != o.text() {
 		return o, badRequest("BadDigest", "The "+of.Name+" you specified did not match the calculated checksum.")
@@ -196,9 +197,9 @@ func (list *completion) checksum(said saidChecksum, layout crypt.Layout, created
 
 // digests are the checksums of the parts, all of one algorithm; nil if there are none. Where the whole object has one
 // checksum, the list need not have those of the parts: S3 has computed them.
-func (list *completion) digests(created objectChecksum, known func(etag string) (partSum, bool)) ([][]byte, *checksum.Algorithm, error) {
+func (list *completion) digests(created objectSum, known func(etag string) (objectSum, bool)) ([][]byte, *checksum.Algorithm, error) {
 	of, listed := created.algorithm, false
-	sums := make([]partSum, len(list.Parts))
+	sums := make([]objectSum, len(list.Parts))
 	for i := range list.Parts {
 		sum, err := list.Parts[i].checksum()
 		if err != nil {
@@ -238,8 +239,8 @@ func (list *completion) digests(created objectChecksum, known func(etag string) 
 }
 
 // checksum is the one that the list has for the part; zero if it has none.
-func (p *completionPart) checksum() (partSum, error) {
-	var sum partSum
+func (p *completionPart) checksum() (objectSum, error) {
+	var sum objectSum
 	var all string
 	valid, n := true, 0
 	for _, a := range checksum.All {
@@ -249,7 +250,7 @@ func (p *completionPart) checksum() (partSum, error) {
 		}
 		digest, ok := a.Decode(text)
 		valid = valid && ok
-		sum, all, n = partSum{a, string(digest)}, all+a.Name+":"+text+";", n+1
+		sum, all, n = objectSum{algorithm: a, digest: string(digest)}, all+a.Name+":"+text+";", n+1
 	}
 	if n > 1 || !valid {
 		if n == 1 {

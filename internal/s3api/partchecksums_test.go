@@ -104,14 +104,16 @@ func TestChecksumOfACopiedPart(t *testing.T) {
 	want := sumOf("SHA256", text[5:5242891])
 	// What a client says of the payload, which is empty, is not the copied bytes'.
 	for name, header := range map[string]http.Header{"plain": {}, "with one of the payload": {"X-Amz-Checksum-Sha256": {sumOf("SHA256", nil)}}} {
-		header.Set("X-Amz-Copy-Source", p.bucket+"/source")
-		header.Set("X-Amz-Copy-Source-Range", "bytes=5-5242890")
-		a := p.send(request{method: "PUT", path: "/" + p.bucket + "/copy?partNumber=1&uploadId=" + m.id, header: header})
-		var result struct{ ETag, ChecksumSHA256, ChecksumType string }
-		if err := xml.Unmarshal(a.body, &result); err != nil || a.StatusCode != http.StatusOK || result.ChecksumSHA256 != want || result.ChecksumType != "" {
-			t.Fatalf("%s: %d %s", name, a.StatusCode, a.body)
-		}
-		m.keep(types.CompletedPart{PartNumber: new(int32(1)), ETag: &result.ETag, ChecksumSHA256: &result.ChecksumSHA256}, text[5:5242891])
+		t.Run(name, func(t *testing.T) {
+			header.Set("X-Amz-Copy-Source", p.bucket+"/source")
+			header.Set("X-Amz-Copy-Source-Range", "bytes=5-5242890")
+			a := p.send(request{method: "PUT", path: "/" + p.bucket + "/copy?partNumber=1&uploadId=" + m.id, header: header})
+			var result struct{ ETag, ChecksumSHA256, ChecksumType string }
+			if err := xml.Unmarshal(a.body, &result); err != nil || a.StatusCode != http.StatusOK || result.ChecksumSHA256 != want || result.ChecksumType != "" {
+				t.Fatalf("%d %s", a.StatusCode, a.body)
+			}
+			m.keep(types.CompletedPart{PartNumber: new(int32(1)), ETag: &result.ETag, ChecksumSHA256: &result.ChecksumSHA256}, text[5:5242891])
+		})
 	}
 	m.parts[0].ChecksumSHA256 = new(sumOf("SHA256", nil))
 	if _, err := m.complete(); code(err) != "InvalidPart" {
@@ -192,19 +194,21 @@ func TestCompletionsWithWrongChecksums(t *testing.T) {
 			[]string{"PartNumber must be >= 1"},
 		},
 	} {
-		_, err := m.complete(func(in *s3.CompleteMultipartUploadInput) {
-			in.MultipartUpload = &types.CompletedMultipartUpload{Parts: append([]types.CompletedPart(nil), m.parts...)}
-			row.change(&in.MultipartUpload.Parts[0], in)
-		})
-		if code(err) != row.code {
-			t.Errorf("%s: %v", name, err)
-			continue
-		}
-		for _, text := range row.text {
-			if !strings.Contains(err.Error(), text) {
-				t.Errorf("%s: %v", name, err)
+		t.Run(name, func(t *testing.T) {
+			_, err := m.complete(func(in *s3.CompleteMultipartUploadInput) {
+				in.MultipartUpload = &types.CompletedMultipartUpload{Parts: append([]types.CompletedPart(nil), m.parts...)}
+				row.change(&in.MultipartUpload.Parts[0], in)
+			})
+			if code(err) != row.code {
+				t.Errorf("%v", err)
+				return
 			}
-		}
+			for _, text := range row.text {
+				if !strings.Contains(err.Error(), text) {
+					t.Errorf("%v", err)
+				}
+			}
+		})
 	}
 	doc := []byte("<CompleteMultipartUpload><Part><ETag>" + *m.parts[0].ETag + "</ETag></Part></CompleteMultipartUpload>")
 	if a := p.send(request{method: "POST", path: "/" + p.bucket + "/k?uploadId=" + m.id, body: doc}); a.Code != "MalformedXML" {
@@ -231,14 +235,16 @@ func TestSeveralChecksums(t *testing.T) {
 			"X-Amz-Checksum-Crc32": {"no"}, "X-Amz-Trailer": {"x-amz-checksum-crc32"}, "X-Amz-Decoded-Content-Length": {"3"},
 		},
 	} {
-		r := request{method: "PUT", path: "/" + p.bucket + "/k", header: header, body: []byte("abc")}
-		if header.Get("X-Amz-Trailer") != "" {
-			r.hash, r.body = "STREAMING-UNSIGNED-PAYLOAD-TRAILER", []byte("3\r\nabc\r\n0\r\nx-amz-checksum-crc32:NSRBwg==\r\n\r\n")
-		}
-		a := p.send(r)
-		if a.Code != "InvalidRequest" || !bytes.Contains(a.body, []byte("Multiple checksum Types are not allowed.")) || p.isStored("k") {
-			t.Errorf("%s: %d %s", name, a.StatusCode, a.body)
-		}
+		t.Run(name, func(t *testing.T) {
+			r := request{method: "PUT", path: "/" + p.bucket + "/k", header: header, body: []byte("abc")}
+			if header.Get("X-Amz-Trailer") != "" {
+				r.hash, r.body = "STREAMING-UNSIGNED-PAYLOAD-TRAILER", []byte("3\r\nabc\r\n0\r\nx-amz-checksum-crc32:NSRBwg==\r\n\r\n")
+			}
+			a := p.send(r)
+			if a.Code != "InvalidRequest" || !bytes.Contains(a.body, []byte("Multiple checksum Types are not allowed.")) || p.isStored("k") {
+				t.Errorf("%d %s", a.StatusCode, a.body)
+			}
+		})
 	}
 }
 
@@ -250,9 +256,11 @@ func TestWrongDigestsAreTold(t *testing.T) {
 		algorithms.Encode(wrong[:]):   fmt.Sprintf("<ExpectedDigest>%x</ExpectedDigest><CalculatedDigest>%s</CalculatedDigest>", wrong, algorithms.Encode(right[:])),
 		algorithms.Encode(wrong[:15]): "<Code>InvalidDigest</Code>",
 	} {
-		a := p.send(request{method: "PUT", path: "/" + p.bucket + "/k", header: http.Header{"Content-Md5": {text}}, body: []byte("abc")})
-		if a.StatusCode != http.StatusBadRequest || !bytes.Contains(a.body, []byte(want)) || p.isStored("k") {
-			t.Errorf("%s: %d %s", text, a.StatusCode, a.body)
-		}
+		t.Run(text, func(t *testing.T) {
+			a := p.send(request{method: "PUT", path: "/" + p.bucket + "/k", header: http.Header{"Content-Md5": {text}}, body: []byte("abc")})
+			if a.StatusCode != http.StatusBadRequest || !bytes.Contains(a.body, []byte(want)) || p.isStored("k") {
+				t.Errorf("%d %s", a.StatusCode, a.body)
+			}
+		})
 	}
 }

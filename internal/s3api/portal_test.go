@@ -103,19 +103,21 @@ func TestAPortalInFrontOfEveryOperation(t *testing.T) {
 			"other XML":   pageOf(200, "application/xml", `<?xml version="1.0" encoding="ISO-8859-1"?><html xmlns="http://www.w3.org/1999/xhtml"/>`),
 			"nothing":     pageOf(200, "", ""),
 		} {
-			ask := p.trigger(row)
-			told := false // whether a test can tell: a HEAD has no body, and some successes have none either
-			p.origin.set(func(r *http.Request) (*http.Response, error) {
-				op := s3api.SentAs(r)
-				sent[op] = true
-				what := answerOf(op)
-				told = told || what != "nothing" || r.Method != http.MethodHead && name != "nothing" || r.Method == http.MethodHead && strings.HasSuffix(name, "page")
-				return portal(r)
-			}, nil)
-			a := p.send(ask)
-			if told {
-				wantNoSuccess(t, row.Op+", "+name, a)
-			}
+			t.Run(name, func(t *testing.T) {
+				ask := p.trigger(row)
+				told := false // whether a test can tell: a HEAD has no body, and some successes have none either
+				p.origin.set(func(r *http.Request) (*http.Response, error) {
+					op := s3api.SentAs(r)
+					sent[op] = true
+					what := answerOf(op)
+					told = told || what != "nothing" || r.Method != http.MethodHead && name != "nothing" || r.Method == http.MethodHead && strings.HasSuffix(name, "page")
+					return portal(r)
+				}, nil)
+				a := p.send(ask)
+				if told {
+					wantNoSuccess(t, row.Op+", "+name, a)
+				}
+			})
 		}
 	}
 	for _, row := range s3api.Rows() {
@@ -173,34 +175,36 @@ func TestAPortalInTheMiddleOfAnOperation(t *testing.T) {
 			return p.send(request{method: "POST", path: b + "?delete", body: []byte("<Delete><Object><Key>k</Key></Object></Delete>")})
 		},
 	} {
-		var ops []string
-		for turn := 0; turn == 0 || turn < len(ops); turn++ {
-			n, failed := 0, ""
-			var seen []string
-			p.origin.set(func(r *http.Request) (*http.Response, error) {
-				op := s3api.SentAs(r)
-				seen = append(seen, op)
-				if n++; n-1 == turn {
-					failed = op
-					return portal(r)
+		t.Run(name, func(t *testing.T) {
+			var ops []string
+			for turn := 0; turn == 0 || turn < len(ops); turn++ {
+				n, failed := 0, ""
+				var seen []string
+				p.origin.set(func(r *http.Request) (*http.Response, error) {
+					op := s3api.SentAs(r)
+					seen = append(seen, op)
+					if n++; n-1 == turn {
+						failed = op
+						return portal(r)
+					}
+					return nil, nil
+				}, nil)
+				a := ask()
+				if turn == 0 {
+					ops = nil
 				}
-				return nil, nil
-			}, nil)
-			a := ask()
-			if turn == 0 {
-				ops = nil
+				if len(seen) > len(ops) {
+					ops = seen
+				}
+				if failed == "" {
+					break
+				}
+				wantNoSuccess(t, name+", at its "+failed, a)
 			}
-			if len(seen) > len(ops) {
-				ops = seen
+			if len(ops) == 0 {
+				t.Errorf("the store was asked nothing")
 			}
-			if failed == "" {
-				break
-			}
-			wantNoSuccess(t, name+", at its "+failed, a)
-		}
-		if len(ops) == 0 {
-			t.Errorf("%s: the store was asked nothing", name)
-		}
+		})
 	}
 }
 
@@ -223,13 +227,15 @@ func TestAnswersThatAreNotQuiteS3s(t *testing.T) {
 		{"a failure to configure", request{method: "PUT", path: "/" + p.bucket + "?versioning", body: []byte("<X/>")}, "<Error><Code>InternalError</Code></Error>", 500, "InternalError"},
 		{"another listing", request{method: "GET", path: "/" + p.bucket + "?list-type=2"}, "<ListVersionsResult/>", 503, "ServiceUnavailable"},
 	} {
-		p.origin.set(func(r *http.Request) (*http.Response, error) {
-			resp, err := pageOf(200, "application/xml", row.answer)(r)
-			resp.Header.Set("Etag", `"0123456789abcdef0123456789abcdef"`)
-			return resp, err
-		}, nil)
-		if a := p.send(row.r); a.StatusCode != row.status || a.Code != row.code {
-			t.Errorf("%s: %d %s", row.name, a.StatusCode, a.body)
-		}
+		t.Run(row.name, func(t *testing.T) {
+			p.origin.set(func(r *http.Request) (*http.Response, error) {
+				resp, err := pageOf(200, "application/xml", row.answer)(r)
+				resp.Header.Set("Etag", `"0123456789abcdef0123456789abcdef"`)
+				return resp, err
+			}, nil)
+			if a := p.send(row.r); a.StatusCode != row.status || a.Code != row.code {
+				t.Errorf("%d %s", a.StatusCode, a.body)
+			}
+		})
 	}
 }

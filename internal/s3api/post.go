@@ -23,7 +23,7 @@ import (
 func (s *Server) postObject(c *call) error {
 	err := s.sealObject(c)
 	if errors.Is(err, errBehindFile) { // what has read the file so far has stopped at it
-		c.discard(c.form)
+		c.discard(c.posted)
 	}
 	if err != nil {
 		return err
@@ -31,11 +31,11 @@ func (s *Server) postObject(c *call) error {
 	return c.answerForm()
 }
 
-// noForm answers a PostObject that is none.
-func noForm() error {
+// errNotForm is returned for a POST to a bucket that is not a form upload.
+func errNotForm() error {
 	return &Error{
 		Code: "PreconditionFailed", Message: messages["PreconditionFailed"],
-		Details: [][2]string{{"Condition", "Bucket POST must be of the enclosure-type multipart/form-data"}}, status: http.StatusPreconditionFailed,
+		Details: [][2]string{{"Condition", "Bucket POST must be of the enclosure-type multipart/form-data"}}, httpStatus: http.StatusPreconditionFailed,
 	}
 }
 
@@ -53,7 +53,7 @@ func (s *Server) authenticateForm(c *call) error {
 	}
 	for name := range c.Header { // nothing signs them
 		if name = strings.ToLower(name); strings.HasPrefix(name, "x-amz-") && name != "x-amz-user-agent" {
-			return notImplemented("The header " + name + " of a form upload")
+			return notImplemented("The header "+name+" of a form upload", changesMeaning)
 		}
 	}
 	f, err := readForm(c.Body, c.Header.Get("Content-Type"), c.ContentLength)
@@ -75,7 +75,7 @@ func (s *Server) authenticateForm(c *call) error {
 		err = c.takeForm(f, post)
 	}
 	if err == nil {
-		err = s.judgeFormKey(c.key)
+		err = s.checkFormKey(c.key)
 	}
 	if err != nil {
 		c.discard(f)
@@ -99,17 +99,17 @@ func (c *call) takeForm(f *form, post *sigv4.Post) error {
 	if c.Header, err = f.header(); err != nil {
 		return err
 	}
-	c.form, c.Body = f, io.NopCloser(f.file)
+	c.posted, c.Body = f, io.NopCloser(f.file)
 	return nil
 }
 
-// judgeFormKey judges the key of a form. A policy says which keys it lets in by
+// checkFormKey checks the key of a form. A policy says which keys it lets in by
 // what they begin with, and that must mean something.
-func (s *Server) judgeFormKey(key string) error {
+func (s *Server) checkFormKey(key string) error {
 	if s.KeyNames.Ambiguous(key) {
 		return invalidName("key", key, keyname.ErrDots)
 	}
-	return s.judgeKey(key, keyname.Write)
+	return s.checkKey(key, keyname.Write)
 }
 
 // maxDiscard is how much of a form is read that has been refused, in bytes. A browser that is answered while it sends, and
@@ -121,7 +121,7 @@ func (c *call) discard(f *form) {
 }
 
 // signing are the fields that say who signed the form, and nothing of the object.
-const signing = "policy x-amz-signature x-amz-algorithm x-amz-credential x-amz-date"
+var signing = setOf("policy x-amz-signature x-amz-algorithm x-amz-credential x-amz-date")
 
 // fill puts in what the form leaves open, as S3 does before it looks at the policy: the file's name, and the bucket.
 func (f *form) fill(bucket string) error {
@@ -130,7 +130,7 @@ func (f *form) fill(bucket string) error {
 	}
 	filename := f.filename[strings.LastIndexAny(f.filename, `/\`)+1:]
 	for name, value := range f.fields {
-		if !has(signing, name) {
+		if !signing.has(name) {
 			f.fields[name] = strings.ReplaceAll(value, "${filename}", filename)
 		}
 	}
@@ -161,7 +161,7 @@ func (f *form) header() (http.Header, error) {
 	h := make(http.Header)
 	for field, value := range f.fields {
 		name, ok := formHeaders[field]
-		if !ok && strings.HasPrefix(field, "x-amz-") && !has(signing, field) {
+		if !ok && strings.HasPrefix(field, "x-amz-") && !signing.has(field) {
 			name, ok = field, true
 		}
 		switch {
@@ -209,13 +209,13 @@ func tagsOf(text string) (string, error) {
 // answerForm says that the file is stored, in the way that the form asks for.
 func (c *call) answerForm() error {
 	etag := strings.Join(c.w.Header()["ETag"], "") //nolint:staticcheck // as copyHeader spells it
-	if to := c.form.redirect(c.bucket, c.key, etag); to != "" {
+	if to := c.posted.redirect(c.bucket, c.key, etag); to != "" {
 		c.w.Header().Set("Location", to)
 		c.w.WriteHeader(http.StatusSeeOther)
 		return nil
 	}
 	c.w.Header().Set("Location", c.ownURL())
-	switch c.form.fields["success_action_status"] {
+	switch c.posted.fields["success_action_status"] {
 	case "200":
 		c.w.WriteHeader(http.StatusOK)
 	case "201":
@@ -227,14 +227,13 @@ func (c *call) answerForm() error {
 }
 
 func (c *call) answerPosted(etag string) error {
-	doc, err := xml.Marshal(struct {
+	body, err := encodeXML(struct {
 		XMLName                     xml.Name `xml:"PostResponse"`
 		Location, Bucket, Key, ETag string
 	}{Location: c.ownURL(), Bucket: c.bucket, Key: c.key, ETag: etag})
 	if err != nil {
 		return err
 	}
-	body := append([]byte(xml.Header), doc...)
 	c.w.Header().Set("Content-Type", "application/xml")
 	c.w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	c.w.WriteHeader(http.StatusCreated)

@@ -132,22 +132,24 @@ func (p *proxy) postBody(body io.Reader, length int64, contentType string, heade
 func TestPostObject(t *testing.T) {
 	p := newProxy(t)
 	for _, size := range []int{0, 1, 100, 65_495, 65_496, 65_497, 1 << 20, 1<<20 - 200, 1<<20 + 1, 9 << 20} {
-		text := randomText(size)
-		key := fmt.Sprintf("size/%d", size)
-		resp, answer := p.form(key, text).post()
-		if resp.StatusCode != http.StatusNoContent || answer != "" || resp.Header.Get("Location") != p.url+"/"+p.bucket+"/"+key {
-			t.Fatalf("%d bytes: %d %s %v", size, resp.StatusCode, answer, resp.Header)
-		}
-		if !bytes.Equal(p.mustGet(key), text) {
-			t.Errorf("%d bytes: other bytes come back", size)
-		}
-		head, err := p.client.HeadObject(t.Context(), &s3.HeadObjectInput{Bucket: &p.bucket, Key: &key})
-		if err != nil || *head.ETag != resp.Header.Get("ETag") || *head.ContentLength != int64(size) || head.ServerSideEncryption != types.ServerSideEncryptionAwsKms {
-			t.Errorf("%d bytes: %+v, %v", size, head, err)
-		}
-		if stored, _ := p.stored(key); size > 16 && bytes.Contains(stored, text[:16]) {
-			t.Errorf("%d bytes: the store has plaintext", size)
-		}
+		t.Run(fmt.Sprint(size), func(t *testing.T) {
+			text := randomText(size)
+			key := fmt.Sprintf("size/%d", size)
+			resp, answer := p.form(key, text).post()
+			if resp.StatusCode != http.StatusNoContent || answer != "" || resp.Header.Get("Location") != p.url+"/"+p.bucket+"/"+key {
+				t.Fatalf("%d bytes: %d %s %v", size, resp.StatusCode, answer, resp.Header)
+			}
+			if !bytes.Equal(p.mustGet(key), text) {
+				t.Errorf("%d bytes: other bytes come back", size)
+			}
+			head, err := p.client.HeadObject(t.Context(), &s3.HeadObjectInput{Bucket: &p.bucket, Key: &key})
+			if err != nil || *head.ETag != resp.Header.Get("ETag") || *head.ContentLength != int64(size) || head.ServerSideEncryption != types.ServerSideEncryptionAwsKms {
+				t.Errorf("%d bytes: %+v, %v", size, head, err)
+			}
+			if stored, _ := p.stored(key); size > 16 && bytes.Contains(stored, text[:16]) {
+				t.Errorf("%d bytes: the store has plaintext", size)
+			}
+		})
 	}
 	if !strings.Contains(p.log.String(), `"operation":"PostObject"`) {
 		t.Error("it is not in the log")
@@ -217,15 +219,17 @@ func TestPostObjectAnswers(t *testing.T) {
 		"redirect, as before": {map[string]string{"redirect": "http://example.com/"}, 303, "http://example.com/?bucket=" + p.bucket + "&etag=%22"},
 		"no address":          {map[string]string{"success_action_redirect": "javascript:alert(1)"}, 204, p.url + "/" + p.bucket + "/k"},
 	} {
-		u := p.form("k", []byte(name))
-		maps.Copy(u.fields, row.fields)
-		resp, answer := u.post()
-		if resp.StatusCode != row.status || !strings.HasPrefix(resp.Header.Get("Location"), row.location) || answer != "" && row.status != 201 {
-			t.Errorf("%s: %d %q %s", name, resp.StatusCode, resp.Header.Get("Location"), answer)
-		}
-		if !bytes.Equal(p.mustGet("k"), []byte(name)) {
-			t.Errorf("%s: other bytes come back", name)
-		}
+		t.Run(name, func(t *testing.T) {
+			u := p.form("k", []byte(name))
+			maps.Copy(u.fields, row.fields)
+			resp, answer := u.post()
+			if resp.StatusCode != row.status || !strings.HasPrefix(resp.Header.Get("Location"), row.location) || answer != "" && row.status != 201 {
+				t.Errorf("%d %q %s", resp.StatusCode, resp.Header.Get("Location"), answer)
+			}
+			if !bytes.Equal(p.mustGet("k"), []byte(name)) {
+				t.Errorf("other bytes come back")
+			}
+		})
 	}
 }
 
@@ -290,16 +294,18 @@ func TestPostObjectIsRefused(t *testing.T) {
 		"a header of S3's": {func(u *upload) { u.header = http.Header{"X-Amz-Acl": {"public-read"}} }, 501, "The header x-amz-acl"},
 		"a session token":  {field("x-amz-security-token", "t"), 400, "InvalidToken"},
 	} {
-		u := p.form("refused", randomText(100))
-		row.change(u)
-		resp, answer := u.post()
-		if resp.StatusCode != row.status || !strings.Contains(answer, row.want) {
-			t.Errorf("%s: %d %s", name, resp.StatusCode, answer)
-		}
-		list, err := p.client.ListObjectsV2(t.Context(), &s3.ListObjectsV2Input{Bucket: &p.bucket})
-		if err != nil || len(list.Contents) > 0 {
-			t.Fatalf("%s: something is stored: %v, %v", name, list.Contents, err)
-		}
+		t.Run(name, func(t *testing.T) {
+			u := p.form("refused", randomText(100))
+			row.change(u)
+			resp, answer := u.post()
+			if resp.StatusCode != row.status || !strings.Contains(answer, row.want) {
+				t.Errorf("%d %s", resp.StatusCode, answer)
+			}
+			list, err := p.client.ListObjectsV2(t.Context(), &s3.ListObjectsV2Input{Bucket: &p.bucket})
+			if err != nil || len(list.Contents) > 0 {
+				t.Fatalf("something is stored: %v, %v", list.Contents, err)
+			}
+		})
 	}
 }
 
@@ -324,14 +330,16 @@ func TestPostObjectOddBodies(t *testing.T) {
 		"a field twice":        {strings.Replace(whole, `name="policy"`, `name="key"`, 1), contentType, 400, "InvalidArgument"},
 		"words behind the end": {whole + "and so on", contentType, 204, ""},
 	} {
-		resp, answer := p.postBody(strings.NewReader(row.body), int64(len(row.body)), row.contentType, nil)
-		if resp.StatusCode != row.status || !strings.Contains(answer, row.code) {
-			t.Errorf("%s: %d %s", name, resp.StatusCode, answer)
-		}
-		if p.isStored("k") != (row.status == 204) {
-			t.Errorf("%s: stored: %t", name, p.isStored("k"))
-		}
-		p.storeDo(http.MethodDelete, "k", nil, nil)
+		t.Run(name, func(t *testing.T) {
+			resp, answer := p.postBody(strings.NewReader(row.body), int64(len(row.body)), row.contentType, nil)
+			if resp.StatusCode != row.status || !strings.Contains(answer, row.code) {
+				t.Errorf("%d %s", resp.StatusCode, answer)
+			}
+			if p.isStored("k") != (row.status == 204) {
+				t.Errorf("stored: %t", p.isStored("k"))
+			}
+			p.storeDo(http.MethodDelete, "k", nil, nil)
+		})
 	}
 	if resp, answer := p.postBody(strings.NewReader(whole), -1, contentType, nil); resp.StatusCode != http.StatusLengthRequired || !strings.Contains(answer, "MissingContentLength") {
 		t.Errorf("without a length: %d %s", resp.StatusCode, answer)
@@ -345,14 +353,16 @@ func TestPostObjectOddBodies(t *testing.T) {
 func TestPostObjectDelimiterInTheFile(t *testing.T) {
 	p := newProxy(t)
 	for _, at := range []int{0, 1, 4000, 4096 - 30, 20<<10 - 7, 1 << 20, 2<<20 - 100} {
-		u := p.form("k", randomText(2<<20))
-		body, contentType := u.body()
-		_, boundary, _ := strings.Cut(contentType, "boundary=")
-		from := bytes.Index(body.Bytes(), u.file[:64])
-		copy(body.Bytes()[from+at:], "\r\n--"+boundary)
-		if resp, answer := p.postBody(body, int64(body.Len()), contentType, nil); resp.StatusCode != http.StatusNotImplemented || p.isStored("k") {
-			t.Errorf("at %d: %d %s", at, resp.StatusCode, answer)
-		}
+		t.Run(fmt.Sprint(at), func(t *testing.T) {
+			u := p.form("k", randomText(2<<20))
+			body, contentType := u.body()
+			_, boundary, _ := strings.Cut(contentType, "boundary=")
+			from := bytes.Index(body.Bytes(), u.file[:64])
+			copy(body.Bytes()[from+at:], "\r\n--"+boundary)
+			if resp, answer := p.postBody(body, int64(body.Len()), contentType, nil); resp.StatusCode != http.StatusNotImplemented || p.isStored("k") {
+				t.Errorf("at %d: %d %s", at, resp.StatusCode, answer)
+			}
+		})
 	}
 	u := p.form("k", randomText(2<<20))
 	body, contentType := u.body()

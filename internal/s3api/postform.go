@@ -215,7 +215,8 @@ func (f *formFile) Read(p []byte) (int, error) {
 	return n, err
 }
 
-var errBehindFile = notImplemented("A form whose file is longer than 1 MiB and which does not end right behind it, with the closing boundary and a line break: make the file the last field. That")
+var errBehindFile = notImplemented("A form with more behind a file of over 1 MiB than the closing boundary and a line break",
+	"make the file the last field")
 
 // delimited reports whether the delimiter is in what has been read, and remembers the end of that.
 func (f *formFile) delimited(p []byte) bool {

@@ -2,7 +2,6 @@ package s3api_test
 
 import (
 	"bytes"
-	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
@@ -13,7 +12,6 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -30,53 +28,36 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/access"
 	"github.com/cmekproxy/cmekproxy/internal/dekcache"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
-	"github.com/cmekproxy/cmekproxy/internal/kms"
 	"github.com/cmekproxy/cmekproxy/internal/metrics"
 	"github.com/cmekproxy/cmekproxy/internal/origin"
-	"github.com/cmekproxy/cmekproxy/internal/origin/embedded"
+	"github.com/cmekproxy/cmekproxy/internal/proxytest"
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 )
 
 const (
-	storeAccess, storeSecret   = "storeaccess", "storesecretstoresecret"
+	storeAccess, storeSecret   = proxytest.AccessKey, proxytest.SecretKey
 	clientAccess, clientSecret = "AKIACLIENT", "clientsecretclientsecret"
 	readerAccess, readerSecret = "AKIAREADER", "readersecretreadersecret"
-	region                     = "us-east-1"
+	region                     = proxytest.Region
 )
 
 // store is the one real store of this test process.
 var store struct {
-	dir       string
-	socket    string
+	*proxytest.Store
 	transport *origin.Transport
 }
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "s3api-test-")
-	if err != nil {
+	var err error
+	if store.Store, err = proxytest.StartStore(); err != nil {
 		panic(err)
 	}
-	defer os.RemoveAll(dir)
-	versions, err := os.MkdirTemp("", "s3api-test-versions-")
-	if err != nil {
-		panic(err)
-	}
-	defer os.RemoveAll(versions)
-	socket, stop, err := embedded.Start(context.Background(), embedded.Config{Dir: dir, Versions: versions, AccessKey: storeAccess, SecretKey: storeSecret, Region: region})
-	if err != nil {
-		panic(err)
-	}
-	defer stop()
-	store.dir, store.socket = dir, socket
-	store.transport = newTransport(5 * time.Second)
+	defer store.Close()
+	store.transport = store.Transport(5 * time.Second)
 	return m.Run()
-}
-
-func newTransport(timeout time.Duration) *origin.Transport {
-	return origin.NewTransport(origin.TransportConfig{ConnectTimeout: 5 * time.Second, ResponseTimeout: timeout, MaxConns: 64, UnixSocket: store.socket})
 }
 
 // proxy is a running proxy in front of the store.
@@ -100,19 +81,10 @@ type option func(*proxy, *s3api.Config, *keyring.Config)
 // newProxy starts a proxy with a bucket of its own.
 func newProxy(t testing.TB, options ...option) *proxy {
 	t.Helper()
-	p := &proxy{t: t, keyFile: filepath.Join(t.TempDir(), "kms.key"), log: &logBuffer{}}
-	if err := kms.CreateLocalKeyFile(p.keyFile); err != nil {
-		t.Fatal(err)
-	}
-	key, err := kms.NewLocal(p.keyFile)
-	if err != nil {
-		t.Fatal(err)
-	}
+	key, keyFile := proxytest.NewLocalKey(t)
+	p := &proxy{t: t, keyFile: keyFile, log: &logBuffer{}}
 	now := func() time.Time { return time.Now().Add(time.Duration(p.clock.Load())) }
-	p.origin = &tap{next: origin.New(origin.Config{
-		Endpoint: &url.URL{Scheme: "http", Host: "store"}, Region: region, PathStyle: true, Trailers: true, Now: time.Now, Transport: store.transport,
-		Credentials: credentials.NewStaticCredentialsProvider(storeAccess, storeSecret, ""),
-	})}
+	p.origin = &tap{next: origin.New(proxytest.OriginConfig(store.transport))}
 	p.cache = dekcache.New(dekcache.Config{TTL: time.Minute, MaxEntries: 1000, Now: now})
 	t.Cleanup(p.cache.Close)
 	ringConfig := keyring.Config{

@@ -70,7 +70,7 @@ func (s *Server) sealObject(c *call) error {
 	if resp.Header.Get(objectSize) != "" { // of stores that say so
 		c.w.Header().Set(objectSize, strconv.FormatInt(size, 10))
 	}
-	c.saySealed(lease)
+	c.setSealedHeaders(lease)
 	c.checks.headers(c.w.Header())
 	return nil
 }
@@ -128,7 +128,7 @@ func (s *Server) putHeader(c *call, lease *keyring.DataKey, h crypt.Header) (htt
 }
 
 // sign completes the envelope of the call's object, which is to have these checksums.
-func (s *Server) sign(c *call, e *crypt.Envelope, lease *keyring.DataKey, sums map[crypt.ChecksumID][]byte) (err error) {
+func (s *Server) sign(c *call, e *crypt.Envelope, lease *keyring.DataKey, sums digests) (err error) {
 	e.KeyID, e.WrappedDEK = lease.KeyID, lease.Wrapped
 	if e.Sum, err = crypt.SealChecksums(sums, lease.DEK(), s.Random); err != nil {
 		return err

@@ -42,9 +42,11 @@ func TestSignatures(t *testing.T) {
 		{"presigned, expired", request{method: "GET", path: path + "?X-Amz-Expires=60", presign: true, at: time.Now().Add(-2 * time.Minute)}, 403, "AccessDenied"},
 		{"presigned for 8 days", request{method: "GET", path: path + "?X-Amz-Expires=691200", presign: true}, 400, "AuthorizationQueryParametersError"},
 	} {
-		if a := p.send(row.r); a.StatusCode != row.status || a.Code != row.code {
-			t.Errorf("%s: %d %s, want %d %s", row.name, a.StatusCode, a.Code, row.status, row.code)
-		}
+		t.Run(row.name, func(t *testing.T) {
+			if a := p.send(row.r); a.StatusCode != row.status || a.Code != row.code {
+				t.Errorf("%d %s, want %d %s", a.StatusCode, a.Code, row.status, row.code)
+			}
+		})
 	}
 	if _, err := p.as("AKIANOBODY", "x").GetObject(t.Context(), &s3.GetObjectInput{Bucket: &p.bucket, Key: new("k")}); code(err) != "InvalidAccessKeyId" {
 		t.Errorf("unknown access key: %v", err)
@@ -134,6 +136,7 @@ func TestUnknownIsRefused(t *testing.T) {
 		{method: "POST", path: b + "/k?select&select-type=2"},
 		{method: "GET", path: b + "/k?torrent"},
 		{method: "GET", path: b + "/k?never-heard-of"},
+		{method: "GET", path: b + "?location&=x"}, // a parameter without a name
 		{method: "PATCH", path: b + "/k"},
 		{method: "POST", path: b + "/k"},
 		{method: "POST", path: "/"},
@@ -149,17 +152,21 @@ func TestUnknownIsRefused(t *testing.T) {
 		{method: "PUT", path: b + "/k", header: http.Header{"X-Amz-Grant-Read": {"uri=http://acs.amazonaws.com/groups/global/AllUsers"}}, body: []byte("more")},
 		{method: "OPTIONS", path: "/"},
 	} {
-		if a := p.send(row); a.StatusCode != http.StatusNotImplemented || a.Code != "NotImplemented" {
-			t.Errorf("%s %s: %d %s", row.method, row.path, a.StatusCode, a.Code)
-		}
+		t.Run(row.method+" "+row.path, func(t *testing.T) {
+			if a := p.send(row); a.StatusCode != http.StatusNotImplemented || a.Code != "NotImplemented" {
+				t.Errorf("%s %s: %d %s", row.method, row.path, a.StatusCode, a.Code)
+			}
+		})
 	}
 	if !bytes.Equal(p.mustGet("k"), []byte("x")) {
 		t.Error("the object was changed")
 	}
 	for _, path := range []string{b + "/k?x-id=GetObject", b + "/k?x-my-tracking=5"} {
-		if a := p.send(request{method: "GET", path: path}); a.StatusCode != 200 {
-			t.Errorf("%s: %d %s", path, a.StatusCode, a.Code)
-		}
+		t.Run(path, func(t *testing.T) {
+			if a := p.send(request{method: "GET", path: path}); a.StatusCode != 200 {
+				t.Errorf("%d %s", a.StatusCode, a.Code)
+			}
+		})
 	}
 }
 
@@ -185,9 +192,11 @@ func TestMalformedRequests(t *testing.T) {
 		{request{method: "GET", path: "/" + p.bucket + "/k?attributes"}, 400, "InvalidRequest"},
 		{request{method: "GET", path: "/no-such-bucket/k?attributes"}, 404, "NoSuchBucket"},
 	} {
-		if a := p.send(row.r); a.StatusCode != row.status || a.Code != row.code {
-			t.Errorf("%s %s: %d %s, want %d %s", row.r.method, row.r.path, a.StatusCode, a.Code, row.status, row.code)
-		}
+		t.Run(row.r.method+" "+row.r.path, func(t *testing.T) {
+			if a := p.send(row.r); a.StatusCode != row.status || a.Code != row.code {
+				t.Errorf("%s %s: %d %s, want %d %s", row.r.method, row.r.path, a.StatusCode, a.Code, row.status, row.code)
+			}
+		})
 	}
 }
 
@@ -338,17 +347,19 @@ func TestFraming(t *testing.T) {
 		{"?delete", "5\r\nabcde\r\n0\r\n\r\n", "InvalidRequest", "The value of x-amz-content-sha256 header is invalid."},
 		{"/k?uploadId=u", "5\r\nabcde\r\n0\r\n\r\n", "InvalidRequest", "The value of x-amz-content-sha256 header is invalid."},
 	} {
-		method := "PUT"
-		if row.path == "?delete" || strings.Contains(row.path, "uploadId") {
-			method = "POST"
-		}
-		a := p.send(request{
-			method: method, path: "/" + p.bucket + row.path, body: []byte(row.body), hash: "STREAMING-UNSIGNED-PAYLOAD-TRAILER",
-			header: http.Header{"X-Amz-Decoded-Content-Length": {"5"}},
+		t.Run(row.body, func(t *testing.T) {
+			method := "PUT"
+			if row.path == "?delete" || strings.Contains(row.path, "uploadId") {
+				method = "POST"
+			}
+			a := p.send(request{
+				method: method, path: "/" + p.bucket + row.path, body: []byte(row.body), hash: "STREAMING-UNSIGNED-PAYLOAD-TRAILER",
+				header: http.Header{"X-Amz-Decoded-Content-Length": {"5"}},
+			})
+			if a.Code != row.code || row.code != "" && !bytes.Contains(a.body, []byte("<Message>"+row.message+"</Message>")) {
+				t.Errorf("%s %q: %d %s", row.path, row.body, a.StatusCode, a.body)
+			}
 		})
-		if a.Code != row.code || row.code != "" && !bytes.Contains(a.body, []byte("<Message>"+row.message+"</Message>")) {
-			t.Errorf("%s %q: %d %s", row.path, row.body, a.StatusCode, a.body)
-		}
 	}
 	if string(p.mustGet("k")) != "abcde" {
 		t.Error("another object is stored")
@@ -359,23 +370,27 @@ func TestFraming(t *testing.T) {
 func TestHoistedNonsenseIsTheClientsFault(t *testing.T) {
 	p := newProxy(t)
 	for _, parameter := range []string{"x-amz-meta-a%20b=1", "x-amz-meta-a=1%0Ab", "x-amz-meta-a=%00", "x-amz-meta-%C3%BC=1", "x-amz-meta-a%0D%0Ax=1", "x-amz-meta-cmek%20v=1"} {
-		a := p.send(request{method: "PUT", path: "/" + p.bucket + "/k?X-Amz-Expires=60&" + parameter, presign: true, body: []byte("x")})
-		if a.StatusCode != http.StatusBadRequest || a.Code != "InvalidArgument" {
-			t.Errorf("%s: %d %s", parameter, a.StatusCode, a.Code)
-		}
-		if p.isStored("k") {
-			t.Fatalf("%s: stored", parameter)
-		}
+		t.Run(parameter, func(t *testing.T) {
+			a := p.send(request{method: "PUT", path: "/" + p.bucket + "/k?X-Amz-Expires=60&" + parameter, presign: true, body: []byte("x")})
+			if a.StatusCode != http.StatusBadRequest || a.Code != "InvalidArgument" {
+				t.Errorf("%d %s", a.StatusCode, a.Code)
+			}
+			if p.isStored("k") {
+				t.Fatalf("stored")
+			}
+		})
 	}
 }
 
 func TestRepeatedHeadersAreRefused(t *testing.T) {
 	p := newProxy(t)
 	for _, name := range []string{"Range", "X-Amz-Storage-Class", "X-Amz-Server-Side-Encryption"} {
-		a := p.send(request{method: "PUT", path: "/" + p.bucket + "/k", header: http.Header{name: {"bytes=0-1", "bytes=5-6"}}, body: []byte("x")})
-		if a.Code != "InvalidArgument" {
-			t.Errorf("%s: %d %s", name, a.StatusCode, a.Code)
-		}
+		t.Run(name, func(t *testing.T) {
+			a := p.send(request{method: "PUT", path: "/" + p.bucket + "/k", header: http.Header{name: {"bytes=0-1", "bytes=5-6"}}, body: []byte("x")})
+			if a.Code != "InvalidArgument" {
+				t.Errorf("%d %s", a.StatusCode, a.Code)
+			}
+		})
 	}
 }
 

@@ -22,7 +22,7 @@ func (s *Server) restoreObject(c *call) error {
 		switch element.XMLName.Local {
 		case "Days", "GlacierJobParameters", "Tier":
 		default:
-			return notImplemented("The element " + element.XMLName.Local + " of RestoreObject")
+			return notImplemented("The element "+element.XMLName.Local+" of RestoreObject", changesMeaning)
 		}
 	}
 	return s.forwardBody(c, body)

@@ -1,12 +1,6 @@
 package s3api
 
 import (
-	"net/http"
-	"slices"
-	"strings"
-
-	"github.com/gorilla/mux"
-
 	"github.com/cmekproxy/cmekproxy/internal/access"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
@@ -31,21 +25,51 @@ const (
 	objectLambda = "/WriteGetObjectResponse" // the answer of an Object Lambda function
 )
 
-// anyone may do it, without a signature.
+// anyone is the action of an operation that takes no signature, and so no
+// grant.
 const anyone access.Action = ""
 
-// route is one S3 operation. What no route matches, and any query parameter or x-amz- header that its route does not
-// name, is refused with NotImplemented: it could change the meaning of the request.
-type route struct {
+// scope says where a client needs a grant for the operation's action. An
+// operation without a scope is denied to every client.
+type scope string
+
+const (
+	byKey    scope = "key"      // on the object
+	byPrefix scope = "prefix"   // on all keys with the prefix that is listed
+	byBucket scope = "bucket"   // on the whole bucket
+	eachKey  scope = "each key" // on any key of the bucket; the handler checks each key that the body names
+	anyKey   scope = "any key"  // on any key of the bucket: the answer only says that the bucket exists, as ListBuckets does
+	bySigner scope = "signer"   // nowhere, but the request must be signed: the handler shows a client its own buckets
+	unsigned scope = "unsigned" // nowhere, and no signature is verified
+)
+
+// flags are what differs in a few operations only.
+type flags uint8
+
+const (
+	sumsOfObject flags = 1 << iota // x-amz-checksum- headers speak of the object, which is not the payload
+	signedByForm                   // the signature is in a form, which is the body
+	readsSource                    // it reads the source of a copy, under the source's customer key
+	checksACL                      // it is about ACLs, and its handler checks them
+
+	usual flags = 0
+)
+
+// operation is one S3 operation. What no operation matches, and any query
+// parameter or x-amz- header that the operation does not name, is refused with
+// NotImplemented: it could change the meaning of the request.
+type operation struct {
 	op      string
 	method  string
 	path    string
 	match   string // query parameters, some as name=value, or "header:" and a name, that make it this operation, space-separated
 	policy  policy
 	action  access.Action
+	scope   scope
 	body    int64  // longest request body in bytes
 	query   string // further query parameters, space-separated
-	headers string // x-amz- headers besides commonHeaders, space-separated; a name ending in - is a prefix
+	headers string // x-amz- headers besides commonNames, space-separated; a name ending in - is a prefix
+	flags   flags
 	answer  answer // of the store, if it has done it
 	serve   func(*Server, *call) error
 }
@@ -75,245 +99,143 @@ const (
 	lockHeaders           = "x-amz-mfa x-amz-bypass-governance-retention"
 )
 
-// routes is the whole surface. The first row that matches wins, so rows with a match come before the bare ones.
-var routes = []route{
-	{"ListDirectoryBuckets", "GET", service, "x-id=ListDirectoryBuckets", refuse, access.List, 0, "", "", unsent, nil},
-	{"ListBuckets", "GET", service, "", rewrite, access.List, 0, "max-buckets continuation-token prefix bucket-region", "", "ListAllMyBucketsResult", (*Server).listBuckets},
-	{"WriteGetObjectResponse", "POST", objectLambda, "", refuse, access.Write, 0, "", "", unsent, nil},
+// operations is the whole surface. The first row that matches wins, so rows
+// with a match come before the bare ones.
+var operations = []operation{
+	// op, method, path, match, policy, action, scope, body, query, headers, flags, answer, serve
+	{"ListDirectoryBuckets", "GET", service, "x-id=ListDirectoryBuckets", refuse, access.List, bySigner, 0, "", "", usual, unsent, nil},
+	{"ListBuckets", "GET", service, "", rewrite, access.List, bySigner, 0, "max-buckets continuation-token prefix bucket-region", "", usual, "ListAllMyBucketsResult", (*Server).listBuckets},
+	{"WriteGetObjectResponse", "POST", objectLambda, "", refuse, access.Write, byBucket, 0, "", "", usual, unsent, nil},
 
-	{"OptionsBucket", "OPTIONS", bucket, "", forward, anyone, 0, "", "", allowed, (*Server).preflight},
-	{"CreateSession", "GET", bucket, "session", refuse, access.List, 0, "", "", unsent, nil},
-	{"GetBucketAbac", "GET", bucket, "abac", forward, access.Admin, 0, "", "", document, (*Server).forward},
-	{"PutBucketAbac", "PUT", bucket, "abac", forward, access.StoreAdmin, maxConfig, "", "", nothing, (*Server).forward},
-	{"GetBucketAccelerateConfiguration", "GET", bucket, "accelerate", forward, access.Admin, 0, "", "", document, (*Server).forward},
-	{"PutBucketAccelerateConfiguration", "PUT", bucket, "accelerate", forward, access.Admin, maxConfig, "", "", nothing, (*Server).forward},
-	{"GetBucketAcl", "GET", bucket, "acl", forward, access.Admin, 0, "", "", document, (*Server).forward},
-	{"PutBucketAcl", "PUT", bucket, "acl", forward, access.Admin, maxConfig, "", "x-amz-acl " + grantPrefix, nothing, (*Server).putACL},
-	{"GetBucketAnalyticsConfiguration", "GET", bucket, "analytics id", forward, access.Admin, 0, "", "", document, (*Server).forward},
-	{"ListBucketAnalyticsConfigurations", "GET", bucket, "analytics", forward, access.Admin, 0, "continuation-token", "", document, (*Server).forward},
-	{"PutBucketAnalyticsConfiguration", "PUT", bucket, "analytics", forward, access.Admin, maxConfig, "id", "", nothing, (*Server).putTargeted},
-	{"DeleteBucketAnalyticsConfiguration", "DELETE", bucket, "analytics", forward, access.Admin, 0, "id", "", nothing, (*Server).forward},
-	{"GetBucketCors", "GET", bucket, "cors", forward, access.Admin, 0, "", "", document, (*Server).forward},
-	{"PutBucketCors", "PUT", bucket, "cors", forward, access.Admin, maxConfig, "", "", nothing, (*Server).forward},
-	{"DeleteBucketCors", "DELETE", bucket, "cors", forward, access.Admin, 0, "", "", nothing, (*Server).forward},
-	{"GetBucketEncryption", "GET", bucket, "encryption", rewrite, access.List, 0, "", "", unsent, (*Server).getBucketEncryption},
-	{"PutBucketEncryption", "PUT", bucket, "encryption", rewrite, access.Admin, maxConfig, "", "", unsent, (*Server).putBucketEncryption},
-	{"DeleteBucketEncryption", "DELETE", bucket, "encryption", rewrite, access.Admin, 0, "", "", unsent, (*Server).deleteBucketEncryption},
-	{"GetBucketIntelligentTieringConfiguration", "GET", bucket, "intelligent-tiering id", forward, access.Admin, 0, "", "", document, (*Server).forward},
-	{"ListBucketIntelligentTieringConfigurations", "GET", bucket, "intelligent-tiering", forward, access.Admin, 0, "continuation-token", "", document, (*Server).forward},
-	{"PutBucketIntelligentTieringConfiguration", "PUT", bucket, "intelligent-tiering", forward, access.Admin, maxConfig, "id", "", nothing, (*Server).forward},
-	{"DeleteBucketIntelligentTieringConfiguration", "DELETE", bucket, "intelligent-tiering", forward, access.Admin, 0, "id", "", nothing, (*Server).forward},
-	{"GetBucketInventoryConfiguration", "GET", bucket, "inventory id", forward, access.Admin, 0, "", "", document, (*Server).forward},
-	{"ListBucketInventoryConfigurations", "GET", bucket, "inventory", forward, access.Admin, 0, "continuation-token", "", document, (*Server).forward},
-	{"PutBucketInventoryConfiguration", "PUT", bucket, "inventory", forward, access.Admin, maxConfig, "id", "", nothing, (*Server).putTargeted},
-	{"DeleteBucketInventoryConfiguration", "DELETE", bucket, "inventory", forward, access.Admin, 0, "id", "", nothing, (*Server).forward},
-	{"GetBucketLifecycleConfiguration", "GET", bucket, "lifecycle", forward, access.Admin, 0, "", "", document, (*Server).forward},
-	{"PutBucketLifecycleConfiguration", "PUT", bucket, "lifecycle", forward, access.Admin, maxRules, "", "x-amz-transition-default-minimum-object-size", nothing, (*Server).forward},
-	{"DeleteBucketLifecycle", "DELETE", bucket, "lifecycle", forward, access.Admin, 0, "", "", nothing, (*Server).forward},
-	{"GetBucketLocation", "GET", bucket, "location", forward, access.List, 0, "", "", document, (*Server).forward},
-	{"GetBucketLogging", "GET", bucket, "logging", forward, access.Admin, 0, "", "", document, (*Server).forward},
-	{"PutBucketLogging", "PUT", bucket, "logging", forward, access.Admin, maxConfig, "", "", nothing, (*Server).putTargeted},
-	{"CreateBucketMetadataConfiguration", "POST", bucket, "metadataConfiguration", refuse, access.Admin, 0, "", "", unsent, nil},
-	{"GetBucketMetadataConfiguration", "GET", bucket, "metadataConfiguration", refuse, access.Admin, 0, "", "", unsent, nil},
-	{"DeleteBucketMetadataConfiguration", "DELETE", bucket, "metadataConfiguration", refuse, access.Admin, 0, "", "", unsent, nil},
-	{"CreateBucketMetadataTableConfiguration", "POST", bucket, "metadataTable", refuse, access.Admin, 0, "", "", unsent, nil},
-	{"GetBucketMetadataTableConfiguration", "GET", bucket, "metadataTable", refuse, access.Admin, 0, "", "", unsent, nil},
-	{"DeleteBucketMetadataTableConfiguration", "DELETE", bucket, "metadataTable", refuse, access.Admin, 0, "", "", unsent, nil},
-	{"UpdateBucketMetadataAnnotationTableConfiguration", "PUT", bucket, "metadataAnnotationTable", refuse, access.Admin, 0, "", "", unsent, nil},
-	{"UpdateBucketMetadataInventoryTableConfiguration", "PUT", bucket, "metadataInventoryTable", refuse, access.Admin, 0, "", "", unsent, nil},
-	{"UpdateBucketMetadataJournalTableConfiguration", "PUT", bucket, "metadataJournalTable", refuse, access.Admin, 0, "", "", unsent, nil},
-	{"GetBucketMetricsConfiguration", "GET", bucket, "metrics id", forward, access.Admin, 0, "", "", document, (*Server).forward},
-	{"ListBucketMetricsConfigurations", "GET", bucket, "metrics", forward, access.Admin, 0, "continuation-token", "", document, (*Server).forward},
-	{"PutBucketMetricsConfiguration", "PUT", bucket, "metrics", forward, access.Admin, maxConfig, "id", "", nothing, (*Server).forward},
-	{"DeleteBucketMetricsConfiguration", "DELETE", bucket, "metrics", forward, access.Admin, 0, "id", "", nothing, (*Server).forward},
-	{"GetBucketNotificationConfiguration", "GET", bucket, "notification", forward, access.Admin, 0, "", "", document, (*Server).forward},
-	{"PutBucketNotificationConfiguration", "PUT", bucket, "notification", forward, access.Admin, maxRules, "", "x-amz-skip-destination-validation", nothing, (*Server).putTargeted},
-	{"GetObjectLockConfiguration", "GET", bucket, "object-lock", forward, access.List, 0, "", "", document, (*Server).forward},
-	{"PutObjectLockConfiguration", "PUT", bucket, "object-lock", forward, access.Admin, maxConfig, "", "x-amz-bucket-object-lock-token", nothing, (*Server).putRetention},
-	{"GetBucketOwnershipControls", "GET", bucket, "ownershipControls", forward, access.Admin, 0, "", "", document, (*Server).forward},
-	{"PutBucketOwnershipControls", "PUT", bucket, "ownershipControls", forward, access.Admin, maxConfig, "", "", nothing, (*Server).forward},
-	{"DeleteBucketOwnershipControls", "DELETE", bucket, "ownershipControls", forward, access.Admin, 0, "", "", nothing, (*Server).forward},
-	{"GetBucketPolicy", "GET", bucket, "policy", forward, access.Admin, 0, "", "", policies, (*Server).forward},
-	{"PutBucketPolicy", "PUT", bucket, "policy", forward, access.StoreAdmin, maxPolicy, "", "x-amz-confirm-remove-self-bucket-access", nothing, (*Server).forward},
-	{"DeleteBucketPolicy", "DELETE", bucket, "policy", forward, access.StoreAdmin, 0, "", "", nothing, (*Server).forward},
-	{"GetBucketPolicyStatus", "GET", bucket, "policyStatus", forward, access.Admin, 0, "", "", document, (*Server).forward},
-	{"GetPublicAccessBlock", "GET", bucket, "publicAccessBlock", forward, access.Admin, 0, "", "", document, (*Server).forward},
-	{"PutPublicAccessBlock", "PUT", bucket, "publicAccessBlock", forward, access.Admin, maxConfig, "", "", nothing, (*Server).putPublicAccessBlock},
-	{"DeletePublicAccessBlock", "DELETE", bucket, "publicAccessBlock", forward, access.StoreAdmin, 0, "", "", nothing, (*Server).forward},
-	{"GetBucketReplication", "GET", bucket, "replication", forward, access.Admin, 0, "", "", document, (*Server).forward},
-	{"PutBucketReplication", "PUT", bucket, "replication", forward, access.Admin, maxRules, "", "x-amz-bucket-object-lock-token", nothing, (*Server).putTargeted},
-	{"DeleteBucketReplication", "DELETE", bucket, "replication", forward, access.Admin, 0, "", "", nothing, (*Server).forward},
-	{"GetBucketRequestPayment", "GET", bucket, "requestPayment", forward, access.Admin, 0, "", "", document, (*Server).forward},
-	{"PutBucketRequestPayment", "PUT", bucket, "requestPayment", forward, access.Admin, maxConfig, "", "", nothing, (*Server).forward},
-	{"GetBucketTagging", "GET", bucket, "tagging", forward, access.Admin, 0, "", "", document, (*Server).forward},
-	{"PutBucketTagging", "PUT", bucket, "tagging", forward, access.Admin, maxTags, "", "", nothing, (*Server).forward},
-	{"DeleteBucketTagging", "DELETE", bucket, "tagging", forward, access.Admin, 0, "", "", nothing, (*Server).forward},
-	{"GetBucketVersioning", "GET", bucket, "versioning", forward, access.List, 0, "", "", document, (*Server).forward},
-	{"PutBucketVersioning", "PUT", bucket, "versioning", forward, access.Admin, maxConfig, "", "x-amz-mfa", nothing, (*Server).forward},
-	{"GetBucketWebsite", "GET", bucket, "website", forward, access.Admin, 0, "", "", document, (*Server).forward},
-	{"PutBucketWebsite", "PUT", bucket, "website", forward, access.StoreAdmin, maxSite, "", "", nothing, (*Server).forward},
-	{"DeleteBucketWebsite", "DELETE", bucket, "website", forward, access.Admin, 0, "", "", nothing, (*Server).forward},
+	// op, method, path, match, policy, action, scope, body, query, headers, flags, answer, serve
+	{"OptionsBucket", "OPTIONS", bucket, "", forward, anyone, unsigned, 0, "", "", usual, allowed, (*Server).preflight},
+	{"CreateSession", "GET", bucket, "session", refuse, access.List, byBucket, 0, "", "", usual, unsent, nil},
+	{"GetBucketAbac", "GET", bucket, "abac", forward, access.Admin, byBucket, 0, "", "", usual, document, (*Server).forward},
+	{"PutBucketAbac", "PUT", bucket, "abac", forward, access.StoreAdmin, byBucket, maxConfig, "", "", usual, nothing, (*Server).forward},
+	{"GetBucketAccelerateConfiguration", "GET", bucket, "accelerate", forward, access.Admin, byBucket, 0, "", "", usual, document, (*Server).forward},
+	{"PutBucketAccelerateConfiguration", "PUT", bucket, "accelerate", forward, access.Admin, byBucket, maxConfig, "", "", usual, nothing, (*Server).forward},
+	{"GetBucketAcl", "GET", bucket, "acl", forward, access.Admin, byBucket, 0, "", "", usual, document, (*Server).forward},
+	{"PutBucketAcl", "PUT", bucket, "acl", forward, access.Admin, byBucket, maxConfig, "", "x-amz-acl " + grantPrefix, checksACL, nothing, (*Server).putACL},
+	{"GetBucketAnalyticsConfiguration", "GET", bucket, "analytics id", forward, access.Admin, byBucket, 0, "", "", usual, document, (*Server).forward},
+	{"ListBucketAnalyticsConfigurations", "GET", bucket, "analytics", forward, access.Admin, byBucket, 0, "continuation-token", "", usual, document, (*Server).forward},
+	{"PutBucketAnalyticsConfiguration", "PUT", bucket, "analytics", forward, access.Admin, byBucket, maxConfig, "id", "", usual, nothing, (*Server).putTargeted},
+	{"DeleteBucketAnalyticsConfiguration", "DELETE", bucket, "analytics", forward, access.Admin, byBucket, 0, "id", "", usual, nothing, (*Server).forward},
+	{"GetBucketCors", "GET", bucket, "cors", forward, access.Admin, byBucket, 0, "", "", usual, document, (*Server).forward},
+	{"PutBucketCors", "PUT", bucket, "cors", forward, access.Admin, byBucket, maxConfig, "", "", usual, nothing, (*Server).forward},
+	{"DeleteBucketCors", "DELETE", bucket, "cors", forward, access.Admin, byBucket, 0, "", "", usual, nothing, (*Server).forward},
+	{"GetBucketEncryption", "GET", bucket, "encryption", rewrite, access.List, byBucket, 0, "", "", usual, unsent, (*Server).getBucketEncryption},
+	{"PutBucketEncryption", "PUT", bucket, "encryption", rewrite, access.Admin, byBucket, maxConfig, "", "", usual, unsent, (*Server).putBucketEncryption},
+	{"DeleteBucketEncryption", "DELETE", bucket, "encryption", rewrite, access.Admin, byBucket, 0, "", "", usual, unsent, (*Server).deleteBucketEncryption},
+	{"GetBucketIntelligentTieringConfiguration", "GET", bucket, "intelligent-tiering id", forward, access.Admin, byBucket, 0, "", "", usual, document, (*Server).forward},
+	{"ListBucketIntelligentTieringConfigurations", "GET", bucket, "intelligent-tiering", forward, access.Admin, byBucket, 0, "continuation-token", "", usual, document, (*Server).forward},
+	{"PutBucketIntelligentTieringConfiguration", "PUT", bucket, "intelligent-tiering", forward, access.Admin, byBucket, maxConfig, "id", "", usual, nothing, (*Server).forward},
+	{"DeleteBucketIntelligentTieringConfiguration", "DELETE", bucket, "intelligent-tiering", forward, access.Admin, byBucket, 0, "id", "", usual, nothing, (*Server).forward},
+	{"GetBucketInventoryConfiguration", "GET", bucket, "inventory id", forward, access.Admin, byBucket, 0, "", "", usual, document, (*Server).forward},
+	{"ListBucketInventoryConfigurations", "GET", bucket, "inventory", forward, access.Admin, byBucket, 0, "continuation-token", "", usual, document, (*Server).forward},
+	{"PutBucketInventoryConfiguration", "PUT", bucket, "inventory", forward, access.Admin, byBucket, maxConfig, "id", "", usual, nothing, (*Server).putTargeted},
+	{"DeleteBucketInventoryConfiguration", "DELETE", bucket, "inventory", forward, access.Admin, byBucket, 0, "id", "", usual, nothing, (*Server).forward},
+	{"GetBucketLifecycleConfiguration", "GET", bucket, "lifecycle", forward, access.Admin, byBucket, 0, "", "", usual, document, (*Server).forward},
+	{"PutBucketLifecycleConfiguration", "PUT", bucket, "lifecycle", forward, access.Admin, byBucket, maxRules, "", "x-amz-transition-default-minimum-object-size", usual, nothing, (*Server).forward},
+	{"DeleteBucketLifecycle", "DELETE", bucket, "lifecycle", forward, access.Admin, byBucket, 0, "", "", usual, nothing, (*Server).forward},
+	{"GetBucketLocation", "GET", bucket, "location", forward, access.List, anyKey, 0, "", "", usual, document, (*Server).forward},
+	{"GetBucketLogging", "GET", bucket, "logging", forward, access.Admin, byBucket, 0, "", "", usual, document, (*Server).forward},
+	{"PutBucketLogging", "PUT", bucket, "logging", forward, access.Admin, byBucket, maxConfig, "", "", usual, nothing, (*Server).putTargeted},
+	{"CreateBucketMetadataConfiguration", "POST", bucket, "metadataConfiguration", refuse, access.Admin, byBucket, 0, "", "", usual, unsent, nil},
+	{"GetBucketMetadataConfiguration", "GET", bucket, "metadataConfiguration", refuse, access.Admin, byBucket, 0, "", "", usual, unsent, nil},
+	{"DeleteBucketMetadataConfiguration", "DELETE", bucket, "metadataConfiguration", refuse, access.Admin, byBucket, 0, "", "", usual, unsent, nil},
+	{"CreateBucketMetadataTableConfiguration", "POST", bucket, "metadataTable", refuse, access.Admin, byBucket, 0, "", "", usual, unsent, nil},
+	{"GetBucketMetadataTableConfiguration", "GET", bucket, "metadataTable", refuse, access.Admin, byBucket, 0, "", "", usual, unsent, nil},
+	{"DeleteBucketMetadataTableConfiguration", "DELETE", bucket, "metadataTable", refuse, access.Admin, byBucket, 0, "", "", usual, unsent, nil},
+	{"UpdateBucketMetadataAnnotationTableConfiguration", "PUT", bucket, "metadataAnnotationTable", refuse, access.Admin, byBucket, 0, "", "", usual, unsent, nil},
+	{"UpdateBucketMetadataInventoryTableConfiguration", "PUT", bucket, "metadataInventoryTable", refuse, access.Admin, byBucket, 0, "", "", usual, unsent, nil},
+	{"UpdateBucketMetadataJournalTableConfiguration", "PUT", bucket, "metadataJournalTable", refuse, access.Admin, byBucket, 0, "", "", usual, unsent, nil},
+	{"GetBucketMetricsConfiguration", "GET", bucket, "metrics id", forward, access.Admin, byBucket, 0, "", "", usual, document, (*Server).forward},
+	{"ListBucketMetricsConfigurations", "GET", bucket, "metrics", forward, access.Admin, byBucket, 0, "continuation-token", "", usual, document, (*Server).forward},
+	{"PutBucketMetricsConfiguration", "PUT", bucket, "metrics", forward, access.Admin, byBucket, maxConfig, "id", "", usual, nothing, (*Server).forward},
+	{"DeleteBucketMetricsConfiguration", "DELETE", bucket, "metrics", forward, access.Admin, byBucket, 0, "id", "", usual, nothing, (*Server).forward},
+	{"GetBucketNotificationConfiguration", "GET", bucket, "notification", forward, access.Admin, byBucket, 0, "", "", usual, document, (*Server).forward},
+	{"PutBucketNotificationConfiguration", "PUT", bucket, "notification", forward, access.Admin, byBucket, maxRules, "", "x-amz-skip-destination-validation", usual, nothing, (*Server).putTargeted},
+	{"GetObjectLockConfiguration", "GET", bucket, "object-lock", forward, access.List, byBucket, 0, "", "", usual, document, (*Server).forward},
+	{"PutObjectLockConfiguration", "PUT", bucket, "object-lock", forward, access.Admin, byBucket, maxConfig, "", "x-amz-bucket-object-lock-token", usual, nothing, (*Server).putRetention},
+	{"GetBucketOwnershipControls", "GET", bucket, "ownershipControls", forward, access.Admin, byBucket, 0, "", "", usual, document, (*Server).forward},
+	{"PutBucketOwnershipControls", "PUT", bucket, "ownershipControls", forward, access.Admin, byBucket, maxConfig, "", "", usual, nothing, (*Server).forward},
+	{"DeleteBucketOwnershipControls", "DELETE", bucket, "ownershipControls", forward, access.Admin, byBucket, 0, "", "", usual, nothing, (*Server).forward},
+	{"GetBucketPolicy", "GET", bucket, "policy", forward, access.Admin, byBucket, 0, "", "", usual, policies, (*Server).forward},
+	{"PutBucketPolicy", "PUT", bucket, "policy", forward, access.StoreAdmin, byBucket, maxPolicy, "", "x-amz-confirm-remove-self-bucket-access", usual, nothing, (*Server).forward},
+	{"DeleteBucketPolicy", "DELETE", bucket, "policy", forward, access.StoreAdmin, byBucket, 0, "", "", usual, nothing, (*Server).forward},
+	{"GetBucketPolicyStatus", "GET", bucket, "policyStatus", forward, access.Admin, byBucket, 0, "", "", usual, document, (*Server).forward},
+	{"GetPublicAccessBlock", "GET", bucket, "publicAccessBlock", forward, access.Admin, byBucket, 0, "", "", usual, document, (*Server).forward},
+	{"PutPublicAccessBlock", "PUT", bucket, "publicAccessBlock", forward, access.Admin, byBucket, maxConfig, "", "", usual, nothing, (*Server).putPublicAccessBlock},
+	{"DeletePublicAccessBlock", "DELETE", bucket, "publicAccessBlock", forward, access.StoreAdmin, byBucket, 0, "", "", usual, nothing, (*Server).forward},
+	{"GetBucketReplication", "GET", bucket, "replication", forward, access.Admin, byBucket, 0, "", "", usual, document, (*Server).forward},
+	{"PutBucketReplication", "PUT", bucket, "replication", forward, access.Admin, byBucket, maxRules, "", "x-amz-bucket-object-lock-token", usual, nothing, (*Server).putTargeted},
+	{"DeleteBucketReplication", "DELETE", bucket, "replication", forward, access.Admin, byBucket, 0, "", "", usual, nothing, (*Server).forward},
+	{"GetBucketRequestPayment", "GET", bucket, "requestPayment", forward, access.Admin, byBucket, 0, "", "", usual, document, (*Server).forward},
+	{"PutBucketRequestPayment", "PUT", bucket, "requestPayment", forward, access.Admin, byBucket, maxConfig, "", "", usual, nothing, (*Server).forward},
+	{"GetBucketTagging", "GET", bucket, "tagging", forward, access.Admin, byBucket, 0, "", "", usual, document, (*Server).forward},
+	{"PutBucketTagging", "PUT", bucket, "tagging", forward, access.Admin, byBucket, maxTags, "", "", usual, nothing, (*Server).forward},
+	{"DeleteBucketTagging", "DELETE", bucket, "tagging", forward, access.Admin, byBucket, 0, "", "", usual, nothing, (*Server).forward},
+	{"GetBucketVersioning", "GET", bucket, "versioning", forward, access.List, byBucket, 0, "", "", usual, document, (*Server).forward},
+	{"PutBucketVersioning", "PUT", bucket, "versioning", forward, access.Admin, byBucket, maxConfig, "", "x-amz-mfa", usual, nothing, (*Server).forward},
+	{"GetBucketWebsite", "GET", bucket, "website", forward, access.Admin, byBucket, 0, "", "", usual, document, (*Server).forward},
+	{"PutBucketWebsite", "PUT", bucket, "website", forward, access.StoreAdmin, byBucket, maxSite, "", "", usual, nothing, (*Server).forward},
+	{"DeleteBucketWebsite", "DELETE", bucket, "website", forward, access.Admin, byBucket, 0, "", "", usual, nothing, (*Server).forward},
 
-	{"ListObjectsV2", "GET", bucket, "list-type=2", rewrite, access.List, 0, listQuery + " continuation-token start-after fetch-owner", listHeaders, "ListBucketResult", (*Server).listObjects},
-	{"ListMultipartUploads", "GET", bucket, "uploads", rewrite, access.List, 0, "prefix delimiter max-uploads encoding-type key-marker upload-id-marker", "", "ListMultipartUploadsResult", (*Server).listMultipartUploads},
-	{"ListObjectVersions", "GET", bucket, "versions", rewrite, access.List, 0, listQuery + " key-marker version-id-marker", listHeaders, "ListVersionsResult", (*Server).listObjectVersions},
-	{"DeleteObjects", "POST", bucket, "delete", rewrite, access.Delete, maxXML, "", lockHeaders, "DeleteResult", (*Server).deleteObjects},
-	{"ListObjects", "GET", bucket, "", rewrite, access.List, 0, listQuery + " marker", listHeaders, "ListBucketResult", (*Server).listObjects},
-	{"HeadBucket", "HEAD", bucket, "", forward, access.List, 0, "", "", nothing, (*Server).forward},
-	{"CreateBucket", "PUT", bucket, "", forward, access.Admin, maxConfig, "", "x-amz-acl x-amz-object-ownership x-amz-bucket-object-lock-enabled", nothing, (*Server).forward},
-	{"DeleteBucket", "DELETE", bucket, "", forward, access.Admin, 0, "", "", nothing, (*Server).forward},
-	{"PostObject", "POST", bucket, "", seal, access.Write, maxObject, "", putHeaders, unsent, (*Server).postObject},
+	{"ListObjectsV2", "GET", bucket, "list-type=2", rewrite, access.List, byPrefix, 0, listQuery + " continuation-token start-after fetch-owner", listHeaders, usual, "ListBucketResult", (*Server).listObjects},
+	{"ListMultipartUploads", "GET", bucket, "uploads", rewrite, access.List, byPrefix, 0, "prefix delimiter max-uploads encoding-type key-marker upload-id-marker", "", usual, "ListMultipartUploadsResult", (*Server).listMultipartUploads},
+	{"ListObjectVersions", "GET", bucket, "versions", rewrite, access.List, byPrefix, 0, listQuery + " key-marker version-id-marker", listHeaders, usual, "ListVersionsResult", (*Server).listObjectVersions},
+	{"DeleteObjects", "POST", bucket, "delete", rewrite, access.Delete, eachKey, maxXML, "", lockHeaders, usual, "DeleteResult", (*Server).deleteObjects},
+	{"ListObjects", "GET", bucket, "", rewrite, access.List, byPrefix, 0, listQuery + " marker", listHeaders, usual, "ListBucketResult", (*Server).listObjects},
+	{"HeadBucket", "HEAD", bucket, "", forward, access.List, anyKey, 0, "", "", usual, nothing, (*Server).forward},
+	{"CreateBucket", "PUT", bucket, "", forward, access.Admin, byBucket, maxConfig, "", "x-amz-acl x-amz-object-ownership x-amz-bucket-object-lock-enabled", usual, nothing, (*Server).forward},
+	{"DeleteBucket", "DELETE", bucket, "", forward, access.Admin, byBucket, 0, "", "", usual, nothing, (*Server).forward},
+	{"PostObject", "POST", bucket, "", seal, access.Write, byKey, maxObject, "", putHeaders, signedByForm, unsent, (*Server).postObject},
 
-	{"CreateMultipartUpload", "POST", object, "uploads", forward, access.Write, 0, "", putHeaders + " x-amz-metadata-directive", "InitiateMultipartUploadResult", (*Server).createMultipartUpload}, // of s3fs, and ignored by S3
-	{"CompleteMultipartUpload", "POST", object, "uploadId", rewrite, access.Write, maxList, "", customerHeaders + " x-amz-mp-object-size", "CompleteMultipartUploadResult", (*Server).completeMultipartUpload},
-	{"UploadPartCopy", "PUT", object, "uploadId header:x-amz-copy-source", seal, access.Write, 0, "partNumber", copyHeaders + " " + customerHeaders, unsent, (*Server).uploadPartCopy},
-	{"UploadPart", "PUT", object, "uploadId", seal, access.Write, crypt.MaxPartSize, "partNumber", customerHeaders, written, (*Server).uploadPart},
-	{"AbortMultipartUpload", "DELETE", object, "uploadId", forward, access.Write, 0, "", "x-amz-if-match-initiated-time", nothing, (*Server).abortMultipartUpload},
-	{"ListParts", "GET", object, "uploadId", rewrite, access.Write, 0, "max-parts part-number-marker", customerHeaders, "ListPartsResult", (*Server).listParts},
-	{"GetObjectAttributes", "GET", object, "attributes", rewrite, access.Read, 0, "versionId", customerHeaders + " x-amz-object-attributes x-amz-max-parts x-amz-part-number-marker", unsent, (*Server).getObjectAttributes},
-	{"OptionsObject", "OPTIONS", object, "", forward, anyone, 0, "", "", allowed, (*Server).preflight},
-	{"GetObjectAcl", "GET", object, "acl", forward, access.Read, 0, "versionId", "", document, (*Server).forward},
-	{"PutObjectAcl", "PUT", object, "acl", forward, access.Write, maxConfig, "versionId", "x-amz-acl " + grantPrefix, nothing, (*Server).putACL},
-	{"GetObjectAnnotation", "GET", object, "annotation annotationName", refuse, access.Read, 0, "", "", unsent, nil},
-	{"ListObjectAnnotations", "GET", object, "annotation", refuse, access.Read, 0, "", "", unsent, nil},
-	{"PutObjectAnnotation", "PUT", object, "annotation", refuse, access.Write, 0, "", "", unsent, nil},
-	{"DeleteObjectAnnotation", "DELETE", object, "annotation", refuse, access.Write, 0, "", "", unsent, nil},
-	{"UpdateObjectEncryption", "PUT", object, "encryption", refuse, access.Write, 0, "", "", unsent, nil},
-	{"GetObjectLegalHold", "GET", object, "legal-hold", forward, access.Read, 0, "versionId", "", document, (*Server).forward},
-	{"PutObjectLegalHold", "PUT", object, "legal-hold", forward, access.Admin, maxConfig, "versionId", "", nothing, (*Server).forward},
-	{"GetObjectRetention", "GET", object, "retention", forward, access.Read, 0, "versionId", "", document, (*Server).forward},
-	{"PutObjectRetention", "PUT", object, "retention", forward, access.Write, maxConfig, "versionId", "x-amz-bypass-governance-retention", nothing, (*Server).putRetention},
-	{"GetObjectTagging", "GET", object, "tagging", forward, access.Read, 0, "versionId", "", document, (*Server).forward},
-	{"PutObjectTagging", "PUT", object, "tagging", forward, access.Write, maxTags, "versionId", "", nothing, (*Server).forward},
-	{"DeleteObjectTagging", "DELETE", object, "tagging", forward, access.Write, 0, "versionId", "", nothing, (*Server).forward},
-	{"GetObjectTorrent", "GET", object, "torrent", refuse, access.Read, 0, "", "", unsent, nil},
-	{"RenameObject", "PUT", object, "renameObject", refuse, access.Write, 0, "", "", unsent, nil},
-	{"RestoreObject", "POST", object, "restore", forward, access.Write, maxConfig, "versionId", "", nothing, (*Server).restoreObject},
-	{"SelectObjectContent", "POST", object, "select", refuse, access.Read, 0, "", "", unsent, nil},
-	{"CopyObject", "PUT", object, "header:x-amz-copy-source", seal, access.Write, 0, "", putHeaders + " " + copyHeaders + " x-amz-metadata-directive x-amz-tagging-directive", "CopyObjectResult", (*Server).copyObject},
-	{"PutObject", "PUT", object, "", seal, access.Write, maxObject, "", putHeaders, written, (*Server).putObject},
-	{"GetObject", "GET", object, "", open, access.Read, 0, "versionId partNumber " + overrides, readHeaders, content, (*Server).getObject},
-	{"HeadObject", "HEAD", object, "", open, access.Read, 0, "versionId partNumber " + overrides, readHeaders, content, (*Server).headObject},
-	{"DeleteObject", "DELETE", object, "", forward, access.Delete, 0, "versionId", lockHeaders + " x-amz-if-match-last-modified-time " + sizeCondition, nothing, (*Server).deleteObject},
+	// op, method, path, match, policy, action, scope, body, query, headers, flags, answer, serve
+	{"CreateMultipartUpload", "POST", object, "uploads", forward, access.Write, byKey, 0, "", putHeaders + " x-amz-metadata-directive", sumsOfObject, "InitiateMultipartUploadResult", (*Server).createMultipartUpload}, // of s3fs, and ignored by S3
+	{"CompleteMultipartUpload", "POST", object, "uploadId", rewrite, access.Write, byKey, maxList, "", customerHeaders + " x-amz-mp-object-size", sumsOfObject, "CompleteMultipartUploadResult", (*Server).completeMultipartUpload},
+	{"UploadPartCopy", "PUT", object, "uploadId header:x-amz-copy-source", seal, access.Write, byKey, 0, "partNumber", copyHeaders + " " + customerHeaders, readsSource, unsent, (*Server).uploadPartCopy},
+	{"UploadPart", "PUT", object, "uploadId", seal, access.Write, byKey, crypt.MaxPartSize, "partNumber", customerHeaders, usual, written, (*Server).uploadPart},
+	{"AbortMultipartUpload", "DELETE", object, "uploadId", forward, access.Write, byKey, 0, "", "x-amz-if-match-initiated-time", usual, nothing, (*Server).abortMultipartUpload},
+	{"ListParts", "GET", object, "uploadId", rewrite, access.Write, byKey, 0, "max-parts part-number-marker", customerHeaders, usual, "ListPartsResult", (*Server).listParts},
+	{"GetObjectAttributes", "GET", object, "attributes", rewrite, access.Read, byKey, 0, "versionId", customerHeaders + " x-amz-object-attributes x-amz-max-parts x-amz-part-number-marker", usual, unsent, (*Server).getObjectAttributes},
+	{"OptionsObject", "OPTIONS", object, "", forward, anyone, unsigned, 0, "", "", usual, allowed, (*Server).preflight},
+	{"GetObjectAcl", "GET", object, "acl", forward, access.Read, byKey, 0, "versionId", "", usual, document, (*Server).forward},
+	{"PutObjectAcl", "PUT", object, "acl", forward, access.Write, byKey, maxConfig, "versionId", "x-amz-acl " + grantPrefix, checksACL, nothing, (*Server).putACL},
+	{"GetObjectAnnotation", "GET", object, "annotation annotationName", refuse, access.Read, byKey, 0, "", "", usual, unsent, nil},
+	{"ListObjectAnnotations", "GET", object, "annotation", refuse, access.Read, byKey, 0, "", "", usual, unsent, nil},
+	{"PutObjectAnnotation", "PUT", object, "annotation", refuse, access.Write, byKey, 0, "", "", usual, unsent, nil},
+	{"DeleteObjectAnnotation", "DELETE", object, "annotation", refuse, access.Write, byKey, 0, "", "", usual, unsent, nil},
+	{"UpdateObjectEncryption", "PUT", object, "encryption", refuse, access.Write, byKey, 0, "", "", usual, unsent, nil},
+	{"GetObjectLegalHold", "GET", object, "legal-hold", forward, access.Read, byKey, 0, "versionId", "", usual, document, (*Server).forward},
+	{"PutObjectLegalHold", "PUT", object, "legal-hold", forward, access.Admin, byKey, maxConfig, "versionId", "", usual, nothing, (*Server).forward},
+	{"GetObjectRetention", "GET", object, "retention", forward, access.Read, byKey, 0, "versionId", "", usual, document, (*Server).forward},
+	{"PutObjectRetention", "PUT", object, "retention", forward, access.Write, byKey, maxConfig, "versionId", "x-amz-bypass-governance-retention", usual, nothing, (*Server).putRetention},
+	{"GetObjectTagging", "GET", object, "tagging", forward, access.Read, byKey, 0, "versionId", "", usual, document, (*Server).forward},
+	{"PutObjectTagging", "PUT", object, "tagging", forward, access.Write, byKey, maxTags, "versionId", "", usual, nothing, (*Server).forward},
+	{"DeleteObjectTagging", "DELETE", object, "tagging", forward, access.Write, byKey, 0, "versionId", "", usual, nothing, (*Server).forward},
+	{"GetObjectTorrent", "GET", object, "torrent", refuse, access.Read, byKey, 0, "", "", usual, unsent, nil},
+	{"RenameObject", "PUT", object, "renameObject", refuse, access.Write, byKey, 0, "", "", usual, unsent, nil},
+	{"RestoreObject", "POST", object, "restore", forward, access.Write, byKey, maxConfig, "versionId", "", usual, nothing, (*Server).restoreObject},
+	{"SelectObjectContent", "POST", object, "select", refuse, access.Read, byKey, 0, "", "", usual, unsent, nil},
+	{"CopyObject", "PUT", object, "header:x-amz-copy-source", seal, access.Write, byKey, 0, "", putHeaders + " " + copyHeaders + " x-amz-metadata-directive x-amz-tagging-directive", readsSource, "CopyObjectResult", (*Server).copyObject},
+	{"PutObject", "PUT", object, "", seal, access.Write, byKey, maxObject, "", putHeaders, usual, written, (*Server).putObject},
+	{"GetObject", "GET", object, "", open, access.Read, byKey, 0, "versionId partNumber " + overrides, readHeaders, usual, content, (*Server).getObject},
+	{"HeadObject", "HEAD", object, "", open, access.Read, byKey, 0, "versionId partNumber " + overrides, readHeaders, usual, content, (*Server).headObject},
+	{"DeleteObject", "DELETE", object, "", forward, access.Delete, byKey, 0, "versionId", lockHeaders + " x-amz-if-match-last-modified-time " + sizeCondition, usual, nothing, (*Server).deleteObject},
 }
 
-// commonHeaders may come with any operation. The signature, the payload's form and its checksums are dealt with here and
-// never forwarded; see forwardedHeaders for what is.
-const commonHeaders = "x-amz-date x-amz-content-sha256 x-amz-security-token x-amz-user-agent x-amz-decoded-content-length x-amz-trailer " +
+// commonNames may come with any operation. The signature, the payload's form
+// and its checksums are dealt with here and never forwarded; see
+// forwardedHeaders for what is.
+var commonNames = setOf("x-amz-date x-amz-content-sha256 x-amz-security-token x-amz-user-agent x-amz-decoded-content-length x-amz-trailer " +
 	"x-amz-sdk-checksum-algorithm x-amz-checksum-algorithm x-amz-checksum-type x-amz-checksum-crc32 x-amz-checksum-crc32c x-amz-checksum-crc64nvme x-amz-checksum-sha1 " +
-	"x-amz-checksum-sha256 x-amz-checksum-sha512 x-amz-checksum-md5 x-amz-checksum-xxhash64 x-amz-checksum-xxhash3 x-amz-checksum-xxhash128 x-amz-expected-bucket-owner x-amz-request-payer"
+	"x-amz-checksum-sha256 x-amz-checksum-sha512 x-amz-checksum-md5 x-amz-checksum-xxhash64 x-amz-checksum-xxhash3 x-amz-checksum-xxhash128 x-amz-expected-bucket-owner x-amz-request-payer")
 
-// signatureQuery are the parameters of a presigned URL. x-id is the SDKs' name of the operation.
-const signatureQuery = "X-Amz-Algorithm X-Amz-Credential X-Amz-Date X-Amz-Expires X-Amz-SignedHeaders X-Amz-Signature " +
-	"X-Amz-Content-Sha256 X-Amz-Security-Token x-id"
+// overrideNames are the parameters that choose headers of the answer.
+var overrideNames = setOf(overrides)
 
-// matcher finds the row of a request: a router for each kind of thing that a path names, so that a request for an object
-// is not held against the many rows of buckets.
-type matcher map[string]*mux.Router
-
-// newMatcher builds the routers. Paths are matched as they were encoded and never cleaned: "a//b", ".." and %2F are all
-// part of a key.
-func newMatcher() matcher {
-	m := make(matcher)
-	for _, named := range []string{service, bucket, object} {
-		m[named] = mux.NewRouter().SkipClean(true).UseEncodedPath()
-	}
-	for i := range routes {
-		row := &routes[i]
-		router := m[row.path]
-		if router == nil {
-			router = m[bucket]
-		}
-		router.MatcherFunc(row.matches).Path(row.path).Name(row.op)
-	}
-	return m
-}
-
-// matches reports whether method, query and header make a request this operation. It is asked before the path is held
-// against a regular expression, as most rows are told apart by it.
-func (row *route) matches(r *http.Request, _ *mux.RouteMatch) bool {
-	if r.Method != row.method {
-		return false
-	}
-	for match := range strings.FieldsSeq(row.match) {
-		if name, isHeader := strings.CutPrefix(match, "header:"); isHeader {
-			if len(r.Header.Values(name)) == 0 {
-				return false
-			}
-			continue
-		}
-		if !hasParameter(r.URL.RawQuery, match) {
-			return false
-		}
-	}
-	return true
-}
-
-// hasParameter looks for a parameter, given by its name alone or as name=value, in an encoded query.
-func hasParameter(query, match string) bool {
-	for parameter := range strings.SplitSeq(query, "&") {
-		name, _, _ := strings.Cut(parameter, "=")
-		if parameter == match || name == match {
-			return true
-		}
-	}
-	return false
-}
-
-// find returns the operation that the call is, or nil.
-func (m matcher) find(c *call) *route {
-	named := object
-	switch {
-	case c.bucket == "":
-		named = service
-	case c.key == "":
-		named = bucket
-	}
-	var match mux.RouteMatch
-	if !m[named].Match(c.pathStyle(), &match) || match.Route == nil {
-		return nil
-	}
-	i := slices.IndexFunc(routes, func(row route) bool { return row.op == match.Route.GetName() })
-	if i < 0 {
-		return nil
-	}
-	return &routes[i]
-}
-
-// allowsQuery reports whether the operation knows the query parameter. S3 ignores parameters that start with x-, which
-// people put into presigned URLs for their access logs; so do we.
-func (row *route) allowsQuery(name string) bool {
-	own := func(match string) bool { before, _, _ := strings.Cut(match, "="); return before == name }
-	return slices.ContainsFunc(strings.Fields(row.match), own) || has(row.query, name) || has(signatureQuery, name) ||
-		strings.HasPrefix(name, "x-") && !strings.HasPrefix(name, "x-amz-")
-}
-
-// allowsHeader reports whether the operation knows the header, which is an x-amz- one in lower case.
-func (row *route) allowsHeader(name string) bool {
-	return has(commonHeaders, name) || has(row.headers, name)
-}
-
-// payloadHeader returns the header that says what the payload is. In some operations x-amz-checksum- headers speak of the
-// object and not of the payload.
-func (row *route) payloadHeader(h http.Header) http.Header {
-	if row.op != "CreateMultipartUpload" && row.op != "CompleteMultipartUpload" {
-		return h
-	}
-	h = h.Clone()
-	for name := range h {
-		if strings.HasPrefix(name, checksumPrefix) {
-			h.Del(name)
-		}
-	}
-	return h
-}
-
-// has reports whether a space-separated list names name, or a prefix of it that ends in "-".
-func has(list, name string) bool {
-	for entry := range strings.SplitSeq(list, " ") {
-		if entry == name || entry != "" && strings.HasSuffix(entry, "-") && strings.HasPrefix(name, entry) {
-			return true
-		}
-	}
-	return false
-}
+// signatureNames are the parameters of a presigned URL. x-id is the SDKs' name
+// of the operation.
+var signatureNames = setOf("X-Amz-Algorithm X-Amz-Credential X-Amz-Date X-Amz-Expires X-Amz-SignedHeaders X-Amz-Signature " +
+	"X-Amz-Content-Sha256 X-Amz-Security-Token x-id")

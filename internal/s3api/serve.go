@@ -1,7 +1,3 @@
-// Package s3api is the S3 face of the proxy.
-//
-// routes.go is the table of operations; serve.go is the one place that authenticates, authorizes, limits, recovers,
-// answers errors, logs and counts; put.go and get.go tell the path of an object's bytes. Handlers return errors.
 package s3api
 
 import (
@@ -20,7 +16,6 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/cmekproxy/cmekproxy/internal/access"
-	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/keyname"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/metrics"
@@ -34,7 +29,7 @@ type Config struct {
 	Clients       *access.Directory
 	Domain        string // base domain of virtual-host-style requests; empty for path-style only
 	ETagPartCount bool   // the store's multipart ETags end in the number of parts; false: listings ask for each size
-	UniformParts  bool   // the store takes no small part behind one that is shorter than the others; see end
+	UniformParts  bool   // the store takes no small part behind one that is shorter than the others; see appendEnd
 	VerifyHead    bool   // HEAD verifies the MAC, at the cost of the KMS
 	Log           *zap.Logger
 	Metrics       *metrics.Metrics
@@ -57,7 +52,7 @@ type Config struct {
 type Server struct {
 	Config
 	matcher matcher
-	objects *stored.Reader
+	layouts *stored.Cache // of objects, for the reader of each call
 	uploads *uploadKeys
 
 	fast, slow, unsigned *pool
@@ -70,22 +65,11 @@ func New(cfg Config) *Server {
 	s := &Server{
 		Config:  cfg,
 		matcher: newMatcher(),
+		layouts: stored.NewCache(),
 		uploads: newUploadKeys(),
 		check:   CheckAnswer,
 	}
 	s.pools()
-	s.objects = &stored.Reader{
-		Send: func(r *http.Request) (*http.Response, error) { return s.send(requestCall(r.Context()), r) },
-		Open: func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
-			lease, err := s.openKey(ctx, requestCall(ctx), obj, keyID, wrapped)
-			if err != nil {
-				return nil, err // and not a nil *Lease in an interface
-			}
-			return lease, nil
-		},
-		Cache:   stored.NewCache(),
-		OpenEnd: cfg.UniformParts,
-	}
 	return s
 }
 
@@ -117,7 +101,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("X-Amz-Request-Id", c.id)
 
-	err := s.recovering(c)
+	err := s.handleRecovering(c)
 	c.wipeCustomerKeys()
 	if err != nil && c.idle.isLate() {
 		err = errors.Join(errIdle, err)
@@ -126,11 +110,11 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if cut := c.w.reopen(); cut != nil {
 		err = cut
 	}
-	s.concluding(c, err)
+	s.finishRecovering(c, err)
 }
 
-// recovering runs the call and turns a panic into an error.
-func (s *Server) recovering(c *call) (err error) {
+// handleRecovering runs the call and turns a panic into an error.
+func (s *Server) handleRecovering(c *call) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
@@ -151,11 +135,11 @@ func (s *Server) handle(c *call) error {
 	if row != nil {
 		c.op, c.route = row.op, row
 	}
-	if err := s.judgeNames(c); err != nil {
+	if err := s.checkPathNames(c); err != nil {
 		return err
 	}
-	s.answerOrigins(c)
-	if row != nil && row.action == anyone {
+	s.addCORSHeaders(c)
+	if row != nil && row.scope == unsigned {
 		if err := s.enter(c, s.unsigned, ""); err != nil {
 			return err
 		}
@@ -165,16 +149,16 @@ func (s *Server) handle(c *call) error {
 		return err
 	}
 	if row == nil {
-		return notImplemented("The operation " + c.Method + " on " + c.resource())
+		return notImplemented("The operation "+c.Method+" on "+c.resource(), "it is not one of the operations that the proxy knows")
 	}
-	if err := c.takeHoisted(); err != nil { // before it is judged: a header may ask for more than the operation
+	if err := c.takeHoisted(); err != nil { // before the grants are looked at: a header may ask for more than the operation
 		return err
 	}
 	if err := c.authorize(); err != nil {
 		return err
 	}
 	if row.policy == refuse {
-		return &Error{Code: "NotImplemented", Message: row.op + " is not implemented by this proxy: " + notes[row.op]}
+		return notImplemented(row.op, notes[row.op])
 	}
 	if err := c.checkNames(); err != nil {
 		return err
@@ -193,14 +177,14 @@ func (s *Server) handle(c *call) error {
 
 // admit authenticates the call, and gives it a slot of its client's.
 func (s *Server) admit(c *call) error {
-	if c.route == nil || c.route.op != "PostObject" {
+	if c.route == nil || c.route.flags&signedByForm == 0 {
 		if err := s.authenticate(c); err != nil { // arithmetic, for which nobody is waited for
 			return err
 		}
 		return s.enter(c, s.fast, c.client.Name)
 	}
 	if !isForm(c.Request) {
-		return noForm()
+		return errNotForm()
 	}
 
 	if err := s.enter(c, s.unsigned, ""); err != nil {
@@ -217,17 +201,17 @@ func (s *Server) admit(c *call) error {
 
 const defaultHeaderTimeout = 10 * time.Second
 
-// conclude answers the error, if there is one, logs the request and counts it. An error after the answer has begun ends
+// finish answers the error, if there is one, logs the request and counts it. An error after the answer has begun ends
 // the connection: the client must never take what it has for the whole.
-func (s *Server) conclude(c *call, err error) {
+func (s *Server) finish(c *call, err error) {
 	var answer *Error
 	if err != nil {
-		answer = asError(c.Context(), s.named(c, err))
+		answer = asError(c.Context(), s.nameNotFound(c, err))
 		c.w.close = c.w.close || answer.Code == "RequestTimeout" || answer.Code == "ClientClosedRequest"
 		if c.w.status != 0 {
 			c.aborted = true
 		} else {
-			c.unsayEncrypted()
+			c.clearEncryptionHeaders()
 			answer.write(c.w, c.Request, c.resource(), c.id)
 		}
 	}
@@ -238,9 +222,9 @@ func (s *Server) conclude(c *call, err error) {
 	}
 }
 
-// concluding is conclude, for which a panic is one more error: it is logged here
+// finishRecovering is finish, for which a panic is one more error: it is logged here
 // and ends the connection.
-func (s *Server) concluding(c *call, err error) {
+func (s *Server) finishRecovering(c *call, err error) {
 	defer func() {
 		p := recover()
 		if p == nil {
@@ -251,7 +235,7 @@ func (s *Server) concluding(c *call, err error) {
 		}
 		panic(http.ErrAbortHandler)
 	}()
-	s.conclude(c, err)
+	s.finish(c, err)
 }
 
 // record writes the access log and the metrics. The log never holds a secret: no header and no query is in it.
@@ -321,5 +305,3 @@ func newRequestID() string {
 	rand.Read(id[:])
 	return hex.EncodeToString(id[:])
 }
-
-var errOrigin = errors.New("the store")

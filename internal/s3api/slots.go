@@ -16,7 +16,7 @@ import (
 // and no client can keep another one out, as it has a share of each pool only.
 
 const (
-	// slowAfter is how often the pace of a request is judged. It must have waited
+	// slowAfter is how often the pace of a request is looked at. It must have waited
 	// for its client for half of that.
 	slowAfter = time.Second
 	// slowRate is the pace, in bytes for each second of waiting for the client,
@@ -38,8 +38,8 @@ func newPool(size int, share func() int) *pool {
 	return &pool{size: size, share: share, of: make(map[string]int)}
 }
 
-// take reports whether there was a slot for the client, which has it then.
-func (p *pool) take(client string) bool {
+// acquire reports whether there was a slot for the client, which has it then.
+func (p *pool) acquire(client string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.used >= p.size || p.of[client] >= p.share() {
@@ -50,7 +50,7 @@ func (p *pool) take(client string) bool {
 	return true
 }
 
-func (p *pool) give(client string) {
+func (p *pool) release(client string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.used--
@@ -59,8 +59,8 @@ func (p *pool) give(client string) {
 	}
 }
 
-// crowded reports whether the pool is nearly full.
-func (p *pool) crowded() bool {
+// nearlyFull reports whether the pool is nearly full.
+func (p *pool) nearlyFull() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return 8*p.used >= 7*p.size
@@ -71,7 +71,7 @@ type slot struct {
 	mu     sync.Mutex
 	pool   *pool // nil for none
 	client string
-	timer  *time.Timer // of judge; nil while nobody judges
+	timer  *time.Timer // of watchPace; nil while the pace is not watched
 	left   bool
 
 	pace, floor window // what tells a slow call, and one that is too slow
@@ -99,7 +99,7 @@ func (s *slot) held() bool {
 // move puts a slot that was taken in the place of the one that is held.
 func (s *slot) move(to *pool, client string) {
 	if s.pool != nil {
-		s.pool.give(s.client)
+		s.pool.release(s.client)
 	}
 	s.pool, s.client = to, client
 }
@@ -130,7 +130,7 @@ func (s *Server) share() int {
 // enter gives the call a slot in place of the one that it has. A call that gets
 // none must not cost the store a request.
 func (s *Server) enter(c *call, p *pool, client string) error {
-	if !p.take(client) {
+	if !p.acquire(client) {
 		c.w.last = nil
 		return errBusy()
 	}
@@ -138,7 +138,7 @@ func (s *Server) enter(c *call, p *pool, client string) error {
 	defer c.slot.mu.Unlock()
 	c.slot.move(p, client)
 	if p == s.fast && c.slot.timer == nil {
-		c.slot.timer = time.AfterFunc(slowAfter, func() { s.judge(c) })
+		c.slot.timer = time.AfterFunc(slowAfter, func() { s.watchPace(c) })
 	}
 	return nil
 }
@@ -154,15 +154,15 @@ func (s *Server) leave(c *call) {
 	c.slot.move(nil, "")
 }
 
-// judge looks at the pace of a call, time and again. What the store or the KMS
+// watchPace looks at the pace of a call, time and again. What the store or the KMS
 // takes does not count.
-func (s *Server) judge(c *call) {
-	if err := s.verdict(c); err != nil {
+func (s *Server) watchPace(c *call) {
+	if err := s.checkPace(c); err != nil {
 		c.cut(err)
 	}
 }
 
-func (s *Server) verdict(c *call) error {
+func (s *Server) checkPace(c *call) error {
 	c.slot.mu.Lock()
 	defer c.slot.mu.Unlock()
 	if c.slot.left {
@@ -182,9 +182,9 @@ func (s *Server) verdict(c *call) error {
 		return errIdle
 	case lately.waited < slowAfter/2 || !lately.below(slowRate) || c.slot.pool != s.fast:
 		return nil
-	case s.slow.take(c.slot.client):
+	case s.slow.acquire(c.slot.client):
 		c.slot.move(s.slow, c.slot.client)
-	case s.fast.crowded():
+	case s.fast.nearlyFull():
 		return errBusy()
 	}
 	return nil

@@ -3,6 +3,7 @@ package s3api_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"maps"
 	"net/http"
@@ -91,11 +92,13 @@ func TestTampering(t *testing.T) {
 		{"unknown suite", body, with("Suite", "0")},
 		{"unknown entry", body, with("Extra", "1")},
 	} {
-		if row.meta == nil {
-			t.Fatal(row.name)
-		}
-		p.store("k", row.body, row.meta)
-		mustRefuse(t, p, row.name, "k", text)
+		t.Run(row.name, func(t *testing.T) {
+			if row.meta == nil {
+				t.Fatal(row.name)
+			}
+			p.store("k", row.body, row.meta)
+			mustRefuse(t, p, row.name, "k", text)
+		})
 	}
 	p.store("k", body, meta)
 	if !bytes.Equal(p.mustGet("k"), text) {
@@ -148,11 +151,13 @@ func TestPlaintextWhereAllowed(t *testing.T) {
 		t.Error("the plaintext object is altered")
 	}
 	for _, header := range []string{"bytes=0-9", "bytes=-7", "bytes=150000-", "bytes=65530-65540", "bytes=200000-"} {
-		a := p.send(request{method: "GET", path: "/" + p.bucket + "/old", header: http.Header{"Range": {header}}})
-		status, want, _ := reference(text, header)
-		if a.StatusCode != status || status == 206 && !bytes.Equal(a.body, want) {
-			t.Errorf("%s: %d with %d bytes, want %d with %d", header, a.StatusCode, len(a.body), status, len(want))
-		}
+		t.Run(header, func(t *testing.T) {
+			a := p.send(request{method: "GET", path: "/" + p.bucket + "/old", header: http.Header{"Range": {header}}})
+			status, want, _ := reference(text, header)
+			if a.StatusCode != status || status == 206 && !bytes.Equal(a.body, want) {
+				t.Errorf("%d with %d bytes, want %d with %d", a.StatusCode, len(a.body), status, len(want))
+			}
+		})
 	}
 	if a := p.send(request{method: "HEAD", path: "/" + p.bucket + "/old"}); a.ContentLength != int64(len(text)) {
 		t.Errorf("HEAD: %d", a.ContentLength)
@@ -261,13 +266,15 @@ func TestStoreBreaksOff(t *testing.T) {
 	text := randomText(700_000)
 	p.put("k", text)
 	for _, at := range []int64{0, 1, 39, 40, 65551, 65552, 300_000, 262_208, 262_209, 700_100} {
-		p.origin.set(nil, func(resp *http.Response) {
-			resp.Body = &breaking{ReadCloser: resp.Body, left: at}
+		t.Run(fmt.Sprint(at), func(t *testing.T) {
+			p.origin.set(nil, func(resp *http.Response) {
+				resp.Body = &breaking{ReadCloser: resp.Body, left: at}
+			})
+			got, _, err := p.get("k")
+			if err == nil || !bytes.HasPrefix(text, got) {
+				t.Errorf("break at %d: %d bytes, %v", at, len(got), err)
+			}
 		})
-		got, _, err := p.get("k")
-		if err == nil || !bytes.HasPrefix(text, got) {
-			t.Errorf("break at %d: %d bytes, %v", at, len(got), err)
-		}
 	}
 	p.origin.set(nil, nil)
 	if !bytes.Equal(p.mustGet("k"), text) {
@@ -315,19 +322,21 @@ func TestStoreFaults(t *testing.T) {
 		{"a page for what is denied", answer(403, "<html><h1>Forbidden</h1></html>"), 503, "ServiceUnavailable"},
 		{"missing", answer(404, "<Error><Code>NoSuchKey</Code><Message>m</Message></Error>"), 404, "NoSuchKey"},
 	} {
-		p.origin.set(row.fault, nil)
-		a := p.send(request{method: "GET", path: "/" + p.bucket + "/k"})
-		if a.StatusCode != row.status || a.Code != row.code {
-			t.Errorf("%s: %d %s, want %d %s", row.name, a.StatusCode, a.Code, row.status, row.code)
-		}
-		if a.StatusCode == 503 && a.Header.Get("Retry-After") == "" {
-			t.Errorf("%s: no Retry-After", row.name)
-		}
-		for _, secret := range []string{storeAccess, storeSecret, clientSecret} {
-			if bytes.Contains(a.body, []byte(secret)) {
-				t.Errorf("%s: the answer has a secret in it", row.name)
+		t.Run(row.name, func(t *testing.T) {
+			p.origin.set(row.fault, nil)
+			a := p.send(request{method: "GET", path: "/" + p.bucket + "/k"})
+			if a.StatusCode != row.status || a.Code != row.code {
+				t.Errorf("%d %s, want %d %s", a.StatusCode, a.Code, row.status, row.code)
 			}
-		}
+			if a.StatusCode == 503 && a.Header.Get("Retry-After") == "" {
+				t.Errorf("no Retry-After")
+			}
+			for _, secret := range []string{storeAccess, storeSecret, clientSecret} {
+				if bytes.Contains(a.body, []byte(secret)) {
+					t.Errorf("the answer has a secret in it")
+				}
+			}
+		})
 	}
 }
 

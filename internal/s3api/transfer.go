@@ -83,16 +83,16 @@ func rewind(r *http.Request) bool {
 	return err == nil
 }
 
-// starving is how long the store must have waited for the next bytes of an
+// stallTime is how long the store must have waited for the next bytes of an
 // upload, for a timeout of its own to be the fault of the one who sends them.
 // Stores wait for much longer.
-const starving = 2 * time.Second
+const stallTime = 2 * time.Second
 
 // clientTimeout returns the client's fault in place of a transfer fault, if the
 // store has lost patience with an upload for which the proxy waits itself.
 func (u *upload) clientTimeout(err error) error {
 	began := u.waiting.Load()
-	if began == nil || u.c.Header.Get("X-Amz-Copy-Source") != "" || time.Since(*began) < starving || !errors.Is(err, errTransfer) {
+	if began == nil || u.c.route.flags&readsSource != 0 || time.Since(*began) < stallTime || !errors.Is(err, errTransfer) {
 		return err
 	}
 	return errors.Join(errIdle, errors.New(err.Error())) // no longer the store's, which comes first

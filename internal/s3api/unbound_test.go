@@ -72,20 +72,24 @@ func TestCopiesVouchForNothing(t *testing.T) {
 	}
 
 	for _, names := range [][2]string{{"old", "other/copy"}, {"old copy", "other/copy"}, {parts.key, "copy"}, {parts.key, "other/copy"}} {
-		if _, err := p.copy(names[0], names[1]); code(err) != "InvalidRequest" || !strings.Contains(err.Error(), "rewrap") {
-			t.Errorf("copying %s to %s: %v", names[0], names[1], err)
-		}
-		if p.isStored(names[1]) {
-			t.Errorf("copying %s to %s: something is stored", names[0], names[1])
-		}
+		t.Run(names[0]+" to "+names[1], func(t *testing.T) {
+			if _, err := p.copy(names[0], names[1]); code(err) != "InvalidRequest" || !strings.Contains(err.Error(), "rewrap") {
+				t.Errorf("copying %s to %s: %v", names[0], names[1], err)
+			}
+			if p.isStored(names[1]) {
+				t.Errorf("copying %s to %s: something is stored", names[0], names[1])
+			}
+		})
 	}
 	m := p.create("target")
 	for source, want := range map[string]string{"old": "InvalidRequest", parts.key: "InvalidRequest", "bound": ""} {
-		_, err := p.client.UploadPartCopy(t.Context(), &s3.UploadPartCopyInput{
-			Bucket: &p.bucket, Key: &m.key, UploadId: &m.id, PartNumber: new(int32(1)), CopySource: new(p.bucket + "/" + source),
+		t.Run(source, func(t *testing.T) {
+			_, err := p.client.UploadPartCopy(t.Context(), &s3.UploadPartCopyInput{
+				Bucket: &p.bucket, Key: &m.key, UploadId: &m.id, PartNumber: new(int32(1)), CopySource: new(p.bucket + "/" + source),
+			})
+			if (err != nil) != (want != "") || err != nil && code(err) != want {
+				t.Errorf("a part of %s: %v, want %q", source, err, want)
+			}
 		})
-		if (err != nil) != (want != "") || err != nil && code(err) != want {
-			t.Errorf("a part of %s: %v, want %q", source, err, want)
-		}
 	}
 }

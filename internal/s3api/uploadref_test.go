@@ -133,31 +133,33 @@ func TestUploadIDs(t *testing.T) {
 		"another key, by name":    {asking("second", ""), true, second.KeyID()},
 		"a context":               {asking("", `{"a":"ä <&> b"}`), true, own},
 	} {
-		m := a.create("of "+name, row.ask)
-		if strings.Contains(m.id, ".cmek.") != row.marked {
-			t.Errorf("%s: the id is %q", name, m.id)
-		}
-		m.p = b
-		m.send(1, []byte("text"))
-		m.mustComplete()
-		if ids, _ := a.partKeys(m.key, 4); ids[0] != row.key {
-			t.Errorf("%s: under %s", name, ids[0])
-		}
-		if got := a.mustGet(m.key); string(got) != "text" {
-			t.Errorf("%s: %q", name, got)
-		}
-		gone := a.create("gone", row.ask)
-		gone.send(1, []byte("text"))
-		uploads, err := b.client.ListMultipartUploads(t.Context(), &s3.ListMultipartUploadsInput{Bucket: &a.bucket, Prefix: new("gone")})
-		if err != nil || len(uploads.Uploads) != 1 || !strings.HasPrefix(gone.id, *uploads.Uploads[0].UploadId) {
-			t.Errorf("%s: uploads: %+v, %v", name, uploads, err)
-		}
-		if _, err := b.client.AbortMultipartUpload(t.Context(), &s3.AbortMultipartUploadInput{Bucket: &a.bucket, Key: &gone.key, UploadId: &gone.id}); err != nil {
-			t.Errorf("%s: abort: %v", name, err)
-		}
-		if _, err := gone.complete(); code(err) != "NoSuchUpload" {
-			t.Errorf("%s: completing what was aborted: %v", name, err)
-		}
+		t.Run(name, func(t *testing.T) {
+			m := a.create("of "+name, row.ask)
+			if strings.Contains(m.id, ".cmek.") != row.marked {
+				t.Errorf("the id is %q", m.id)
+			}
+			m.p = b
+			m.send(1, []byte("text"))
+			m.mustComplete()
+			if ids, _ := a.partKeys(m.key, 4); ids[0] != row.key {
+				t.Errorf("under %s", ids[0])
+			}
+			if got := a.mustGet(m.key); string(got) != "text" {
+				t.Errorf("%q", got)
+			}
+			gone := a.create("gone", row.ask)
+			gone.send(1, []byte("text"))
+			uploads, err := b.client.ListMultipartUploads(t.Context(), &s3.ListMultipartUploadsInput{Bucket: &a.bucket, Prefix: new("gone")})
+			if err != nil || len(uploads.Uploads) != 1 || !strings.HasPrefix(gone.id, *uploads.Uploads[0].UploadId) {
+				t.Errorf("uploads: %+v, %v", uploads, err)
+			}
+			if _, err := b.client.AbortMultipartUpload(t.Context(), &s3.AbortMultipartUploadInput{Bucket: &a.bucket, Key: &gone.key, UploadId: &gone.id}); err != nil {
+				t.Errorf("abort: %v", err)
+			}
+			if _, err := gone.complete(); code(err) != "NoSuchUpload" {
+				t.Errorf("completing what was aborted: %v", err)
+			}
+		})
 	}
 }
 
@@ -180,10 +182,12 @@ func TestForgedUploadIDs(t *testing.T) {
 		"a customer's data key":              {marked(`{"sealed":"AAAA"}`), "InvalidRequest"}, // and no key with it
 		"another upload":                     {"x" + marked(`{"key":"main"}`), "NoSuchUpload"},
 	} {
-		path := "/" + a.bucket + "/tied/k?partNumber=1&uploadId=" + url.QueryEscape(row.id)
-		if got := a.send(request{method: http.MethodPut, path: path, body: []byte("text")}); got.Code != row.code {
-			t.Errorf("%s: %d %s", name, got.StatusCode, got.Code)
-		}
+		t.Run(name, func(t *testing.T) {
+			path := "/" + a.bucket + "/tied/k?partNumber=1&uploadId=" + url.QueryEscape(row.id)
+			if got := a.send(request{method: http.MethodPut, path: path, body: []byte("text")}); got.Code != row.code {
+				t.Errorf("%d %s", got.StatusCode, got.Code)
+			}
+		})
 	}
 	parts, err := a.client.ListParts(t.Context(), &s3.ListPartsInput{Bucket: &a.bucket, Key: &m.key, UploadId: &m.id})
 	if err != nil || len(parts.Parts) != 0 {

@@ -6,7 +6,6 @@ import (
 
 	lru "github.com/hashicorp/golang-lru/v2"
 
-	"github.com/cmekproxy/cmekproxy/internal/checksum"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 )
@@ -19,19 +18,13 @@ const maxUploads = 4096
 // unwrapped DEKs are the cache's, and age there.
 type uploadKeys struct {
 	entries *lru.Cache[uploadID, *uploadKey]
-	sums    *lru.Cache[string, partSum] // by the store's upload id and's ETag of the part
-	given   *lru.Cache[string, bool]    // the store's ids of uploads that were created here
+	sums    *lru.Cache[string, objectSum] // of parts, by the store's upload id and its ETag of the part
+	given   *lru.Cache[string, bool]      // the store's ids of uploads that were created here
 }
 
 // maxGiven bounds how many upload ids are remembered as given, of about 100 bytes
 // each.
 const maxGiven = 16_384
-
-// partSum is the checksum of a part: the one that it came with, or that was computed as it came.
-type partSum struct {
-	algorithm *checksum.Algorithm
-	digest    string
-}
 
 // maxSums bounds how many checksums of parts are remembered, of about 200 bytes each.
 const maxSums = 65_536
@@ -43,8 +36,8 @@ type uploadKey struct {
 	turn    chan struct{}
 	keyID   string
 	wrapped []byte
-	created bool           // here; fixed, as sum
-	sum     objectChecksum // that the upload was created with
+	created bool      // here; fixed, as sum
+	sum     objectSum // that the upload was created with
 }
 
 func newUploadKeys() *uploadKeys {
@@ -52,7 +45,7 @@ func newUploadKeys() *uploadKeys {
 	if err != nil {
 		panic(err) // only for sizes below 1
 	}
-	sums, err := lru.New[string, partSum](maxSums)
+	sums, err := lru.New[string, objectSum](maxSums)
 	if err != nil {
 		panic(err) // as above
 	}
@@ -67,12 +60,12 @@ func newUploadKeys() *uploadKeys {
 // is not looked at like this.
 func (u *uploadKeys) keepSum(upload, etag string, sums *checksums) {
 	if sums.digest != nil {
-		u.sums.Add(upload+" "+unquote(etag), partSum{sums.algorithm, string(sums.digest)})
+		u.sums.Add(upload+" "+unquote(etag), objectSum{algorithm: sums.algorithm, digest: string(sums.digest)})
 	}
 }
 
-// partSum is the checksum of a part, if it is known.
-func (u *uploadKeys) partSum(upload, etag string) (partSum, bool) {
+// partSum is the checksum of a part, if it is known: the one that it came with, or that was computed as it came.
+func (u *uploadKeys) partSum(upload, etag string) (objectSum, bool) {
 	return u.sums.Get(upload + " " + etag)
 }
 
@@ -95,16 +88,16 @@ func (u *uploadKeys) isNew(id string) bool {
 }
 
 // put remembers the DEK of a new upload.
-func (u *uploadKeys) put(id uploadID, sealed *keyring.DataKey, sum objectChecksum) {
+func (u *uploadKeys) put(id uploadID, sealed *keyring.DataKey, sum objectSum) {
 	u.entries.Add(id, &uploadKey{turn: make(chan struct{}, 1), keyID: sealed.KeyID, wrapped: sealed.Wrapped, created: true, sum: sum})
 }
 
 // sum is the checksum that the upload was created with, as far as this replica knows.
-func (u *uploadKeys) sum(id uploadID) objectChecksum {
+func (u *uploadKeys) sum(id uploadID) objectSum {
 	if entry, ok := u.entries.Peek(id); ok {
 		return entry.sum
 	}
-	return objectChecksum{}
+	return objectSum{}
 }
 
 // listed is what ListParts says of the checksum that the upload was created with: nothing where that is not known.

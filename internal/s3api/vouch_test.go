@@ -50,16 +50,18 @@ func TestSizeOfZero(t *testing.T) {
 		resp.StatusCode, resp.ContentLength, resp.Body = http.StatusOK, 0, http.NoBody
 	})
 	for _, key := range []string{"single", "customer"} {
-		for form, r := range readForms("/" + p.bucket + "/" + key) {
-			for _, header := range []http.Header{nil, mine.headers(customerHeader)} {
-				r := r
-				r.header = merge(r.header, header)
-				a := p.send(r)
-				if a.StatusCode < 300 || a.Header.Get("Content-Range") != "" {
-					t.Errorf("%s, %s: %d, Content-Range %q", key, form, a.StatusCode, a.Header.Get("Content-Range"))
+		t.Run(key, func(t *testing.T) {
+			for form, r := range readForms("/" + p.bucket + "/" + key) {
+				for _, header := range []http.Header{nil, mine.headers(customerHeader)} {
+					r := r
+					r.header = merge(r.header, header)
+					a := p.send(r)
+					if a.StatusCode < 300 || a.Header.Get("Content-Range") != "" {
+						t.Errorf("%s: %d, Content-Range %q", form, a.StatusCode, a.Header.Get("Content-Range"))
+					}
 				}
 			}
-		}
+		})
 	}
 
 	manager := transfermanager.New(p.client, func(o *transfermanager.Options) { o.GetObjectType = tmtypes.GetObjectParts })
@@ -126,18 +128,20 @@ func TestNoCustomerKeyNoSize(t *testing.T) {
 	})
 	m.mustComplete()
 	for _, key := range []string{"single", "empty", "parts"} {
-		for form, r := range readForms("/" + p.bucket + "/" + key) {
-			for name, header := range map[string]http.Header{"its": mine.headers(customerHeader), "no": nil, "another": other.headers(customerHeader)} {
-				r := r
-				r.header = merge(r.header, header)
-				a := p.send(r)
-				good := a.StatusCode < 300 || a.StatusCode == http.StatusRequestedRangeNotSatisfiable
-				told := a.StatusCode < 300 || a.Header.Get("Content-Range") != ""
-				if name == "its" && !good || name != "its" && told {
-					t.Errorf("%s, %s, with %s key: %d %s, Content-Range %q", key, form, name, a.StatusCode, a.Code, a.Header.Get("Content-Range"))
+		t.Run(key, func(t *testing.T) {
+			for form, r := range readForms("/" + p.bucket + "/" + key) {
+				for name, header := range map[string]http.Header{"its": mine.headers(customerHeader), "no": nil, "another": other.headers(customerHeader)} {
+					r := r
+					r.header = merge(r.header, header)
+					a := p.send(r)
+					good := a.StatusCode < 300 || a.StatusCode == http.StatusRequestedRangeNotSatisfiable
+					told := a.StatusCode < 300 || a.Header.Get("Content-Range") != ""
+					if name == "its" && !good || name != "its" && told {
+						t.Errorf("%s, with %s key: %d %s, Content-Range %q", form, name, a.StatusCode, a.Code, a.Header.Get("Content-Range"))
+					}
 				}
 			}
-		}
+		})
 	}
 }
 
@@ -147,22 +151,24 @@ func TestTotalWithinAPart(t *testing.T) {
 	p := newProxy(t)
 	text := p.upload("k", []int{5 * mib, 1234}).text()
 	for _, total := range []int64{1, 9216, 20_000, 131_252, 5 * mib, 5*mib + 9215, 5*mib + 9217, 5*mib + 2*9216 + 1233} {
-		p.origin.set(nil, func(resp *http.Response) {
-			var from, to, size int64
-			if n, _ := fmt.Sscanf(resp.Header.Get("Content-Range"), "bytes %d-%d/%d", &from, &to, &size); n == 3 {
-				resp.Header.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", min(from, total-1), min(to, total-1), total))
+		t.Run(fmt.Sprint(total), func(t *testing.T) {
+			p.origin.set(nil, func(resp *http.Response) {
+				var from, to, size int64
+				if n, _ := fmt.Sscanf(resp.Header.Get("Content-Range"), "bytes %d-%d/%d", &from, &to, &size); n == 3 {
+					resp.Header.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", min(from, total-1), min(to, total-1), total))
+				}
+			})
+			for _, spec := range []string{"bytes=0-9", "bytes=-20", "bytes=0-", "bytes=5242870-"} {
+				p.server.Config.Handler.(*s3api.Server).Forget()
+				p.log.reset()
+				got, out, err := p.getRange("k", spec)
+				if err == nil && !bytes.HasSuffix([]byte(*out.ContentRange), fmt.Appendf(nil, "/%d", len(text))) {
+					t.Errorf("of %d, %s: %d bytes, Content-Range %s", total, spec, len(got), *out.ContentRange)
+				}
+				if strings.Contains(p.log.String(), "panic") {
+					t.Errorf("of %d, %s: a panic", total, spec)
+				}
 			}
 		})
-		for _, spec := range []string{"bytes=0-9", "bytes=-20", "bytes=0-", "bytes=5242870-"} {
-			p.server.Config.Handler.(*s3api.Server).Forget()
-			p.log.reset()
-			got, out, err := p.getRange("k", spec)
-			if err == nil && !bytes.HasSuffix([]byte(*out.ContentRange), fmt.Appendf(nil, "/%d", len(text))) {
-				t.Errorf("of %d, %s: %d bytes, Content-Range %s", total, spec, len(got), *out.ContentRange)
-			}
-			if strings.Contains(p.log.String(), "panic") {
-				t.Errorf("of %d, %s: a panic", total, spec)
-			}
-		}
 	}
 }

@@ -49,31 +49,33 @@ func TestXMLThatCostsMuch(t *testing.T) {
 		{"CompleteMultipartUpload", "Part", "<PartNumber>1</PartNumber><ETag>e</ETag>", func(b []byte) error { _, err := parseCompletion(b); return err }},
 		{"Delete", "Object", "<Key>k</Key>", func(b []byte) error { _, err := parseDeletion(b); return err }},
 	} {
-		begin, end := "<"+list.root+">", "</"+list.root+">"
-		for name, body := range map[string][]byte{
-			"empty entries":       filled(begin, "<"+list.entry+"/>", end),
-			"good entries":        filled(begin, "<"+list.entry+">"+list.good+"</"+list.entry+">", end),
-			"unknown elements":    filled(begin, "<a/>", end),
-			"nested elements":     filled(begin, "<"+list.entry+">", end),
-			"comments":            filled(begin, "<!---->", end),
-			"comments in front":   filled("", "<!---->", begin+end),
-			"instructions":        filled(begin, "<?a?>", end),
-			"attributes":          filled("<"+list.root, ` a=""`, ">"+end),
-			"attributes of many":  filled(begin, "<"+list.entry+` a="" b="" c="" d="" e="" f="" g=""/>`, end),
-			"a long text":         filled(begin+"<"+list.entry+"><ETag>", "x", "</ETag></"+list.entry+">"+end),
-			"entities":            filled(begin+"<"+list.entry+"><ETag>", "&amp;", "</ETag></"+list.entry+">"+end),
-			"pieces of text":      filled(begin+"<"+list.entry+"><ETag>", "<![CDATA[]]>", "</ETag></"+list.entry+">"+end),
-			"one element often":   filled(begin+"<"+list.entry+">", "<ETag/>", "</"+list.entry+">"+end),
-			"ignorable, often":    filled(begin+"<"+list.entry+">", "<Size/>", "</"+list.entry+">"+end),
-			"a long element name": filled(begin+"<", "a", ""),
-			"white space":         filled(begin, " ", end),
-		} {
-			var err error
-			cost := allocated(func() { err = list.parse(body) })
-			if err == nil || cost > 3*uint64(len(body)) {
-				t.Errorf("%s, %s: %d bytes for a document of %d: %v", list.root, name, cost, len(body), err)
+		t.Run(list.root, func(t *testing.T) {
+			begin, end := "<"+list.root+">", "</"+list.root+">"
+			for name, body := range map[string][]byte{
+				"empty entries":       filled(begin, "<"+list.entry+"/>", end),
+				"good entries":        filled(begin, "<"+list.entry+">"+list.good+"</"+list.entry+">", end),
+				"unknown elements":    filled(begin, "<a/>", end),
+				"nested elements":     filled(begin, "<"+list.entry+">", end),
+				"comments":            filled(begin, "<!---->", end),
+				"comments in front":   filled("", "<!---->", begin+end),
+				"instructions":        filled(begin, "<?a?>", end),
+				"attributes":          filled("<"+list.root, ` a=""`, ">"+end),
+				"attributes of many":  filled(begin, "<"+list.entry+` a="" b="" c="" d="" e="" f="" g=""/>`, end),
+				"a long text":         filled(begin+"<"+list.entry+"><ETag>", "x", "</ETag></"+list.entry+">"+end),
+				"entities":            filled(begin+"<"+list.entry+"><ETag>", "&amp;", "</ETag></"+list.entry+">"+end),
+				"pieces of text":      filled(begin+"<"+list.entry+"><ETag>", "<![CDATA[]]>", "</ETag></"+list.entry+">"+end),
+				"one element often":   filled(begin+"<"+list.entry+">", "<ETag/>", "</"+list.entry+">"+end),
+				"ignorable, often":    filled(begin+"<"+list.entry+">", "<Size/>", "</"+list.entry+">"+end),
+				"a long element name": filled(begin+"<", "a", ""),
+				"white space":         filled(begin, " ", end),
+			} {
+				var err error
+				cost := allocated(func() { err = list.parse(body) })
+				if err == nil || cost > 3*uint64(len(body)) {
+					t.Errorf("%s: %d bytes for a document of %d: %v", name, cost, len(body), err)
+				}
 			}
-		}
+		})
 	}
 }
 
@@ -118,10 +120,12 @@ func TestAmbiguousXML(t *testing.T) {
 		"<Part>" + part:                                                         "MalformedXML",
 		"":                                                                      "MalformedXML",
 	} {
-		_, err := parseCompletion([]byte("<CompleteMultipartUpload>" + body + "</CompleteMultipartUpload>"))
-		if answer, _ := err.(*Error); code == "" && err != nil || code != "" && (answer == nil || answer.Code != code) { //nolint:errorlint // as it is returned
-			t.Errorf("%s: %v, want %q", body, err, code)
-		}
+		t.Run(body, func(t *testing.T) {
+			_, err := parseCompletion([]byte("<CompleteMultipartUpload>" + body + "</CompleteMultipartUpload>"))
+			if answer, _ := err.(*Error); code == "" && err != nil || code != "" && (answer == nil || answer.Code != code) { //nolint:errorlint // as it is returned
+				t.Errorf("%v, want %q", err, code)
+			}
+		})
 	}
 	for body, code := range map[string]string{
 		"<Object><Key>k</Key></Object><Quiet>true</Quiet>":    "",
@@ -134,9 +138,11 @@ func TestAmbiguousXML(t *testing.T) {
 		strings.Repeat("<Object><Key>k</Key></Object>", 1000): "",
 		"<Object><VersionId>v</VersionId></Object>":           "MalformedXML",
 	} {
-		_, err := parseDeletion([]byte("<Delete>" + body + "</Delete>"))
-		if answer, _ := err.(*Error); code == "" && err != nil || code != "" && (answer == nil || answer.Code != code) { //nolint:errorlint // as it is returned
-			t.Errorf("%.80s: %v, want %q", body, err, code)
-		}
+		t.Run(body, func(t *testing.T) {
+			_, err := parseDeletion([]byte("<Delete>" + body + "</Delete>"))
+			if answer, _ := err.(*Error); code == "" && err != nil || code != "" && (answer == nil || answer.Code != code) { //nolint:errorlint // as it is returned
+				t.Errorf("%.80s: %v, want %q", body, err, code)
+			}
+		})
 	}
 }

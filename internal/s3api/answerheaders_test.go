@@ -50,12 +50,14 @@ func TestInventedHeaders(t *testing.T) {
 		{method: "POST", path: b + "?delete", body: []byte("<Delete><Object><Key>k2</Key></Object></Delete>")},
 		{method: "PUT", path: b + "/copy", header: http.Header{"X-Amz-Copy-Source": {b + "/k"}}},
 	} {
-		a := p.send(r)
-		for name, value := range invented {
-			if got := a.Header.Get(name); got == value {
-				t.Errorf("%s %s: %d, %s: %s", r.method, r.path, a.StatusCode, name, got)
+		t.Run(r.method+" "+r.path, func(t *testing.T) {
+			a := p.send(r)
+			for name, value := range invented {
+				if got := a.Header.Get(name); got == value {
+					t.Errorf("%s %s: %d, %s: %s", r.method, r.path, a.StatusCode, name, got)
+				}
 			}
-		}
+		})
 	}
 	// What the store says to another origin than the one that asks is not for it.
 	p.origin.set(nil, func(resp *http.Response) { resp.Header.Set("Access-Control-Allow-Origin", "https://other.example") })
@@ -98,25 +100,27 @@ func TestInventedCodes(t *testing.T) {
 		}
 	}
 	for _, status := range []int{0, 99, 200, 404, 500, 600, 999} {
-		for n, code := range []string{"\xff\xfe", "Invented" + fmt.Sprint(status), "a b", strings.Repeat("x", 2000), "&#1;", "NoSuchKey"} {
-			p.origin.set(answer(status, code), nil)
-			for _, r := range []request{{method: "GET", path: "/" + p.bucket + "?versioning"}, {method: "GET", path: "/" + p.bucket + "/k"}, {method: "DELETE", path: "/" + p.bucket + "/k"}} {
-				p.log.reset()
-				resp, err := p.server.Client().Do(p.sign(r))
-				if err != nil {
-					t.Errorf("%d, code %d, %s %s: %v", status, n, r.method, r.path, err)
-					continue
-				}
-				body, _ := io.ReadAll(resp.Body)
-				resp.Body.Close()
-				if resp.StatusCode < 400 || resp.StatusCode > 599 {
-					t.Errorf("%d, code %d, %s %s: answered %d %s", status, n, r.method, r.path, resp.StatusCode, body)
-				}
-				if log := p.log.String(); strings.Contains(log, "panic") || !strings.Contains(log, `"operation"`) {
-					t.Errorf("%d, code %d, %s %s: the log has %s", status, n, r.method, r.path, log)
+		t.Run(fmt.Sprint(status), func(t *testing.T) {
+			for n, code := range []string{"\xff\xfe", "Invented" + fmt.Sprint(status), "a b", strings.Repeat("x", 2000), "&#1;", "NoSuchKey"} {
+				p.origin.set(answer(status, code), nil)
+				for _, r := range []request{{method: "GET", path: "/" + p.bucket + "?versioning"}, {method: "GET", path: "/" + p.bucket + "/k"}, {method: "DELETE", path: "/" + p.bucket + "/k"}} {
+					p.log.reset()
+					resp, err := p.server.Client().Do(p.sign(r))
+					if err != nil {
+						t.Errorf("%d, code %d, %s %s: %v", status, n, r.method, r.path, err)
+						continue
+					}
+					body, _ := io.ReadAll(resp.Body)
+					resp.Body.Close()
+					if resp.StatusCode < 400 || resp.StatusCode > 599 {
+						t.Errorf("%d, code %d, %s %s: answered %d %s", status, n, r.method, r.path, resp.StatusCode, body)
+					}
+					if log := p.log.String(); strings.Contains(log, "panic") || !strings.Contains(log, `"operation"`) {
+						t.Errorf("%d, code %d, %s %s: the log has %s", status, n, r.method, r.path, log)
+					}
 				}
 			}
-		}
+		})
 	}
 	w := httptest.NewRecorder()
 	counted.Handler().ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", nil))
@@ -153,12 +157,14 @@ func TestPreflightsTellNoBuckets(t *testing.T) {
 
 	// Neither do they where the store answers otherwise than S3.
 	for _, status := range []int{301, 307, 403, 404, 405, 500, 501} {
-		p.origin.set(func(*http.Request) (*http.Response, error) {
-			return &http.Response{StatusCode: status, Header: http.Header{"X-Amz-Bucket-Region": {"here"}, "Allow": {"GET"}}, Body: http.NoBody}, nil
-		}, nil)
-		resp, body := p.unsigned("OPTIONS", "/"+p.bucket+"/k", preflight(page, "GET", ""))
-		if resp.StatusCode != http.StatusForbidden || !strings.Contains(body, "AccessForbidden") || resp.Header.Get("X-Amz-Bucket-Region") != "" || resp.Header.Get("Allow") != "" {
-			t.Errorf("the store answers %d, the proxy %d %s", status, resp.StatusCode, body)
-		}
+		t.Run(fmt.Sprint(status), func(t *testing.T) {
+			p.origin.set(func(*http.Request) (*http.Response, error) {
+				return &http.Response{StatusCode: status, Header: http.Header{"X-Amz-Bucket-Region": {"here"}, "Allow": {"GET"}}, Body: http.NoBody}, nil
+			}, nil)
+			resp, body := p.unsigned("OPTIONS", "/"+p.bucket+"/k", preflight(page, "GET", ""))
+			if resp.StatusCode != http.StatusForbidden || !strings.Contains(body, "AccessForbidden") || resp.Header.Get("X-Amz-Bucket-Region") != "" || resp.Header.Get("Allow") != "" {
+				t.Errorf("the store answers %d, the proxy %d %s", status, resp.StatusCode, body)
+			}
+		})
 	}
 }

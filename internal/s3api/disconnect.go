@@ -26,7 +26,7 @@ func (c *call) watch(l *keyring.Lease) { l.Watch(c.Context(), c.cut, c.drained) 
 // cut ends the call. It is called from outside of the call's goroutine.
 func (c *call) cut(err error) {
 	begun := c.w.cutOff(err)
-	c.cancel(err)
+	c.cancelContext(err)
 	if !begun || !c.reset() {
 		c.idle.interrupt()
 	}

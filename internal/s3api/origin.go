@@ -14,7 +14,7 @@ import (
 func (c *call) originQuery() url.Values {
 	query := make(url.Values)
 	for name, values := range c.query {
-		if c.route.allowsQuery(name) && !has(signatureQuery, name) && (len(name) < 2 || name[:2] != "x-") {
+		if c.route.allowsQuery(name) && !signatureNames.has(name) && (len(name) < 2 || name[:2] != "x-") {
 			query[name] = values
 		}
 	}
@@ -65,7 +65,7 @@ func (s *Server) sendOnce(c *call, r *http.Request) (*http.Response, error) {
 		_ = resp.Body.Close()
 		return nil, fmt.Errorf("%w answered with the status %d", errOrigin, resp.StatusCode)
 	}
-	c.noteOrigin(r, resp)
+	c.rememberCORS(r, resp)
 	if resp.StatusCode < 300 || resp.StatusCode == http.StatusNotModified {
 		resp.Body = &storeBody{resp.Body}
 		if resp.StatusCode == http.StatusNotModified {
@@ -80,13 +80,13 @@ func (s *Server) sendOnce(c *call, r *http.Request) (*http.Response, error) {
 	defer closeBody(resp)
 	failure := c.originError(r, resp)
 	if resp.StatusCode == http.StatusBadRequest && r.Method == http.MethodHead && c.Method != http.MethodHead && r.URL.Query().Has("versionId") {
-		return nil, s.reason(c, r, failure)
+		return nil, s.repeatAsGet(c, r, failure)
 	}
 	return nil, failure
 }
 
-// reason asks again, with a GET, why the HEAD of a version was refused: its answer has no body, and so does not say.
-func (s *Server) reason(c *call, head *http.Request, failure *Error) error {
+// repeatAsGet asks again, with a GET, why the HEAD of a version was refused: its answer has no body, and so does not say.
+func (s *Server) repeatAsGet(c *call, head *http.Request, failure *Error) error {
 	r := head.Clone(head.Context())
 	r.Method = http.MethodGet
 	r.Header.Set("Range", "bytes=0-0")
@@ -136,9 +136,9 @@ func (c *call) originError(r *http.Request, resp *http.Response) *Error {
 	if originFaults[doc.Code] || resp.StatusCode >= 300 && resp.StatusCode < 400 {
 		return &Error{Code: "InternalError", Message: "The store refuses the proxy's own request. Please tell the proxy's operator.", cause: cause}
 	}
-	e := &Error{Code: doc.Code, Message: doc.Message, Header: make(http.Header), status: resp.StatusCode, cause: cause}
-	if e.status > lastStatus {
-		e.status = http.StatusInternalServerError
+	e := &Error{Code: doc.Code, Message: doc.Message, Header: make(http.Header), httpStatus: resp.StatusCode, cause: cause}
+	if e.httpStatus > lastStatus {
+		e.httpStatus = http.StatusInternalServerError
 	}
 	if !codeForm.MatchString(e.Code) {
 		e.Code = codeOfStatus(resp.StatusCode)
@@ -149,7 +149,7 @@ func (c *call) originError(r *http.Request, resp *http.Response) *Error {
 			e.Details = append(e.Details, detail)
 		}
 	}
-	if c.said(doc.ArgumentName, doc.ArgumentValue) {
+	if c.isOwnArgument(doc.ArgumentName, doc.ArgumentValue) {
 		e.Details = append(e.Details, [2]string{"ArgumentName", doc.ArgumentName}, [2]string{"ArgumentValue", doc.ArgumentValue})
 	}
 	for _, name := range []string{"X-Amz-Delete-Marker", "X-Amz-Version-Id", "X-Amz-Bucket-Region", "Allow", "Retry-After"} {
@@ -163,15 +163,15 @@ func (c *call) originError(r *http.Request, resp *http.Response) *Error {
 	return e
 }
 
-// said reports whether an argument is the client's own, and not one that the proxy has put into its request.
-func (c *call) said(name, value string) bool {
+// isOwnArgument reports whether an argument is the client's own, and not one that the proxy has put into its request.
+func (c *call) isOwnArgument(name, value string) bool {
 	return value != "" && (c.Header.Get(name) == value || c.query.Get(name) == value)
 }
 
 // notFound is the code of a 404 to a HEAD: whether key or bucket is missing is not said.
 const notFound = "NotFound"
 
-// codeOfStatus stands in for the code of an answer without a body.
+// codeOfStatus returns the S3 error code for a status whose response has no body.
 func codeOfStatus(status int) string {
 	switch status {
 	case http.StatusBadRequest:
@@ -221,3 +221,5 @@ func closeBody(resp *http.Response) {
 	_, _ = io.CopyN(io.Discard, resp.Body, worthReading)
 	_ = resp.Body.Close()
 }
+
+var errOrigin = errors.New("the store")

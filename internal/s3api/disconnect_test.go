@@ -134,28 +134,30 @@ func (p *proxy) waitForLog(text string, also func() bool) {
 // An upload whose client sends nothing more is answered at once when the key goes, with what happened.
 func TestStalledUploadIsCut(t *testing.T) {
 	for _, size := range []int{100, 3 << 20} {
-		p := newProxy(t)
-		conn := p.dialPut(size)
-		if _, err := conn.Write(bytes.Repeat([]byte("x"), size-1)); err != nil {
-			t.Fatal(err)
-		}
-		for p.keys.Status()[0].Leases == 0 {
-			time.Sleep(time.Millisecond)
-		}
-		time.Sleep(50 * time.Millisecond)
-		p.revoke()
-		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		body, _ := io.ReadAll(resp.Body)
-		resp.Body.Close()
-		if resp.StatusCode != http.StatusBadRequest || !bytes.Contains(body, []byte("<Code>KMS.NotFoundException<")) {
-			t.Errorf("%d %s", resp.StatusCode, body)
-		}
-		if p.isStored("slow") {
-			t.Error("stored all the same")
-		}
+		t.Run(fmt.Sprint(size), func(t *testing.T) {
+			p := newProxy(t)
+			conn := p.dialPut(size)
+			if _, err := conn.Write(bytes.Repeat([]byte("x"), size-1)); err != nil {
+				t.Fatal(err)
+			}
+			for p.keys.Status()[0].Leases == 0 {
+				time.Sleep(time.Millisecond)
+			}
+			time.Sleep(50 * time.Millisecond)
+			p.revoke()
+			resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			body, _ := io.ReadAll(resp.Body)
+			resp.Body.Close()
+			if resp.StatusCode != http.StatusBadRequest || !bytes.Contains(body, []byte("<Code>KMS.NotFoundException<")) {
+				t.Errorf("%d %s", resp.StatusCode, body)
+			}
+			if p.isStored("slow") {
+				t.Error("stored all the same")
+			}
+		})
 	}
 }
 

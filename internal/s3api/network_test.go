@@ -17,16 +17,15 @@ import (
 	"testing"
 	"time"
 
-	"github.com/aws/aws-sdk-go-v2/credentials"
-
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/origin"
+	"github.com/cmekproxy/cmekproxy/internal/proxytest"
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
-// weather stands between a proxy and the store, speaks HTTP over TCP to both,
+// network stands between a proxy and the store, speaks HTTP over TCP to both,
 // and does harm to what passes.
-type weather struct {
+type network struct {
 	t      testing.TB
 	server *httptest.Server
 
@@ -38,11 +37,11 @@ type weather struct {
 	seen  []string
 }
 
-// underWeather starts a proxy whose store is behind a weather. A store and a
+// behindNetwork starts a proxy whose store is behind a network. A store and a
 // client that do nothing for this long are late.
-func underWeather(t testing.TB, late time.Duration) (*proxy, *weather) {
+func behindNetwork(t testing.TB, late time.Duration) (*proxy, *network) {
 	t.Helper()
-	w := &weather{t: t, late: late, end: make(chan struct{})}
+	w := &network{t: t, late: late, end: make(chan struct{})}
 	w.server = httptest.NewServer(w)
 	t.Cleanup(func() { close(w.end); w.server.Close() })
 	endpoint, err := url.Parse(w.server.URL)
@@ -51,17 +50,16 @@ func underWeather(t testing.TB, late time.Duration) (*proxy, *weather) {
 	}
 	direct := func(p *proxy, cfg *s3api.Config, _ *keyring.Config) {
 		cfg.IdleTimeout = late
-		p.origin.next = origin.New(origin.Config{
-			Endpoint: endpoint, Region: region, PathStyle: true, Trailers: true, Now: time.Now, Transport: newWeatherTransport(w.late),
-			Credentials: credentials.NewStaticCredentialsProvider(storeAccess, storeSecret, ""),
-		})
+		store := proxytest.OriginConfig(newNetworkTransport(w.late))
+		store.Endpoint = endpoint
+		p.origin.next = origin.New(store)
 	}
 	p := newProxy(t, direct)
 	w.take()
 	return p, w
 }
 
-func (w *weather) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
+func (w *network) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	w.mu.Lock()
 	w.seen = append(w.seen, r.Method+" "+r.URL.RequestURI())
 	fault := w.fault
@@ -82,7 +80,7 @@ func (w *weather) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 }
 
 // ask sends a request on to the store, with the host that its signature covers.
-func (w *weather) ask(r *http.Request) (*http.Response, error) {
+func (w *network) ask(r *http.Request) (*http.Response, error) {
 	out := r.Clone(r.Context())
 	out.URL.Scheme, out.URL.Host, out.RequestURI = "http", r.Host, ""
 	return store.transport.RoundTrip(out)
@@ -99,14 +97,14 @@ func answerLike(rw http.ResponseWriter, resp *http.Response) {
 }
 
 // set has fault see every request from now on.
-func (w *weather) set(fault func(http.ResponseWriter, *http.Request) bool) {
+func (w *network) set(fault func(http.ResponseWriter, *http.Request) bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.fault = fault
 }
 
 // take returns the requests since the last call.
-func (w *weather) take() []string {
+func (w *network) take() []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	out := w.seen
@@ -116,7 +114,7 @@ func (w *weather) take() []string {
 
 // cutBodies ends the connection within the body of every answer to a GET, after
 // so many bytes of it.
-func (w *weather) cutBodies(after int64) {
+func (w *network) cutBodies(after int64) {
 	w.set(func(rw http.ResponseWriter, r *http.Request) bool {
 		if r.Method != http.MethodGet {
 			return false
@@ -139,7 +137,7 @@ func (w *weather) cutBodies(after int64) {
 
 // shortenBodies has every answer to a GET end early, as a whole one: with a
 // Content-Length that says so.
-func (w *weather) shortenBodies(to int64) {
+func (w *network) shortenBodies(to int64) {
 	w.set(func(rw http.ResponseWriter, r *http.Request) bool {
 		if r.Method != http.MethodGet {
 			return false
@@ -224,12 +222,12 @@ func (p *proxy) fill() {
 // It is answered with 503, or ends the connection of a client whose answer has
 // begun, and is never called tampering.
 func TestACutIsACut(t *testing.T) {
-	p, w := underWeather(t, time.Minute)
+	p, w := behindNetwork(t, time.Minute)
 	p.fill()
 	for name, read := range reads(p) {
 		w.set(nil)
 		if status, code, err := read(); status >= 300 || err != nil {
-			t.Fatalf("%s, in good weather: %d %s %v", name, status, code, err)
+			t.Fatalf("%s, on a sound network: %d %s %v", name, status, code, err)
 		}
 		cut := 0
 		for _, after := range []int64{0, 1, 500, 984, 1000, 1040, 65_551, 65_552, 90_000, 262_300, 5_300_000} {
@@ -255,7 +253,7 @@ func TestACutIsACut(t *testing.T) {
 // A store that sends a whole answer which is too short for the object has not
 // what was stored.
 func TestAWholeAnswerThatIsTooShortIsTampering(t *testing.T) {
-	p, w := underWeather(t, time.Minute)
+	p, w := behindNetwork(t, time.Minute)
 	p.fill()
 	for name, read := range reads(p) {
 		if strings.Contains(name, "plaintext") { // of which nothing is known
@@ -273,7 +271,7 @@ func TestAWholeAnswerThatIsTooShortIsTampering(t *testing.T) {
 	}
 }
 
-func newWeatherTransport(late time.Duration) http.RoundTripper {
+func newNetworkTransport(late time.Duration) http.RoundTripper {
 	return origin.NewTransport(origin.TransportConfig{ConnectTimeout: late, ResponseTimeout: late, IdleTimeout: late, MaxConns: 16})
 }
 
@@ -283,7 +281,7 @@ const late = time.Second
 
 // hang has a request wait until its connection ends, before anything is read of
 // it or written.
-func (w *weather) hang(_ http.ResponseWriter, r *http.Request) bool {
+func (w *network) hang(_ http.ResponseWriter, r *http.Request) bool {
 	select {
 	case <-r.Context().Done():
 	case <-w.end: // net/http does not see the end of a connection with an unread body
@@ -292,7 +290,7 @@ func (w *weather) hang(_ http.ResponseWriter, r *http.Request) bool {
 }
 
 // hangWithin has an answer to a GET stop within its body.
-func (w *weather) hangWithin(after int64) func(http.ResponseWriter, *http.Request) bool {
+func (w *network) hangWithin(after int64) func(http.ResponseWriter, *http.Request) bool {
 	return func(rw http.ResponseWriter, r *http.Request) bool {
 		if r.Method != http.MethodGet {
 			return false
@@ -315,7 +313,7 @@ func (w *weather) hangWithin(after int64) func(http.ResponseWriter, *http.Reques
 // time is the same as the store's here, so that the two cannot race.
 func TestAStoreThatHangs(t *testing.T) {
 	t.Parallel()
-	p, w := underWeather(t, late)
+	p, w := behindNetwork(t, late)
 	p.put("k", randomText(300_000))
 	body := randomText(32 << 20) // more than the kernel keeps
 	b := "/" + p.bucket
@@ -335,24 +333,26 @@ func TestAStoreThatHangs(t *testing.T) {
 		"DELETE":          {w.hang, request{method: "DELETE", path: b + "/k"}},
 		"configuration":   {w.hang, request{method: "GET", path: b + "?versioning"}},
 	} {
-		w.set(row.fault)
-		resp, err := p.server.Client().Do(p.sign(row.r))
-		if err != nil {
-			t.Errorf("%s: %v", name, err)
-			continue
-		}
-		text, _ := io.ReadAll(resp.Body)
-		resp.Body.Close()
-		if resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") == "" {
-			t.Errorf("%s: %d %s", name, resp.StatusCode, text)
-		}
+		t.Run(name, func(t *testing.T) {
+			w.set(row.fault)
+			resp, err := p.server.Client().Do(p.sign(row.r))
+			if err != nil {
+				t.Errorf("%v", err)
+				return
+			}
+			text, _ := io.ReadAll(resp.Body)
+			resp.Body.Close()
+			if resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") == "" {
+				t.Errorf("%d %s", resp.StatusCode, text)
+			}
+		})
 	}
 }
 
 // A client that does not send its body is told so, whatever the store may take.
 func TestAClientThatHangs(t *testing.T) {
 	t.Parallel()
-	p, _ := underWeather(t, late)
+	p, _ := behindNetwork(t, late)
 	var all sync.WaitGroup
 	for _, sent := range []int{0, 1, 60_000, 99_999} {
 		for range 4 {
@@ -380,7 +380,7 @@ func TestAClientThatHangs(t *testing.T) {
 // has timed out on it.
 func TestKeepAliveAfterATimeout(t *testing.T) {
 	t.Parallel()
-	p, w := underWeather(t, late)
+	p, w := behindNetwork(t, late)
 	p.put("k", randomText(300_000))
 	conn, err := net.Dial("tcp", strings.TrimPrefix(p.url, "http://"))
 	if err != nil {
@@ -421,7 +421,7 @@ func TestKeepAliveAfterATimeout(t *testing.T) {
 
 // refuseUploads has the store's next uploads refused with an answer, so many of
 // them, after it has taken what there is of them.
-func (w *weather) refuseUploads(times int, status int, answer string) *atomic.Int64 {
+func (w *network) refuseUploads(times int, status int, answer string) *atomic.Int64 {
 	var left atomic.Int64
 	left.Store(int64(times))
 	w.set(func(rw http.ResponseWriter, r *http.Request) bool {
@@ -444,7 +444,7 @@ func fault(code string) string {
 // What the store says of a connection that broke between the proxy and it is not
 // the client's fault. A request that can be made again is made again, once.
 func TestTheWayToTheStore(t *testing.T) {
-	p, w := underWeather(t, time.Minute)
+	p, w := behindNetwork(t, time.Minute)
 	p.fill()
 	m := p.create("target")
 	m.send(1, randomText(100))
@@ -465,39 +465,41 @@ func TestTheWayToTheStore(t *testing.T) {
 		{"small upload", request{method: "PUT", path: b + "/new", body: []byte("x")}, false},
 		{"part", request{method: "PUT", path: b + "/target?partNumber=1&uploadId=" + url.QueryEscape(m.id), body: randomText(100)}, false},
 	} {
-		for _, refusal := range []struct {
-			status int
-			answer string
-		}{
-			{400, fault("IncompleteBody")},
-			{400, fault("RequestTimeout")},
-			{400, fault("BadDigest")},
-			{408, ""},
-			{400, "400 Bad Request"},
-			{403, "<html><head><title>403 Forbidden</title></head></html>"},
-		} {
-			name := fmt.Sprintf("%s, %d %.40s", row.name, refusal.status, refusal.answer)
-			w.refuseUploads(1, refusal.status, refusal.answer)
-			a := p.send(row.r)
-			switch {
-			case row.repeat && a.StatusCode >= 300:
-				t.Errorf("%s: it is not made again: %d %s", name, a.StatusCode, a.body)
-			case !row.repeat && (a.StatusCode != http.StatusServiceUnavailable || a.Header.Get("Retry-After") == ""):
-				t.Errorf("%s: %d %s", name, a.StatusCode, a.body)
-			}
+		t.Run(row.name, func(t *testing.T) {
+			for _, refusal := range []struct {
+				status int
+				answer string
+			}{
+				{400, fault("IncompleteBody")},
+				{400, fault("RequestTimeout")},
+				{400, fault("BadDigest")},
+				{408, ""},
+				{400, "400 Bad Request"},
+				{403, "<html><head><title>403 Forbidden</title></head></html>"},
+			} {
+				name := fmt.Sprintf("%s, %d %.40s", row.name, refusal.status, refusal.answer)
+				w.refuseUploads(1, refusal.status, refusal.answer)
+				a := p.send(row.r)
+				switch {
+				case row.repeat && a.StatusCode >= 300:
+					t.Errorf("%s: it is not made again: %d %s", name, a.StatusCode, a.body)
+				case !row.repeat && (a.StatusCode != http.StatusServiceUnavailable || a.Header.Get("Retry-After") == ""):
+					t.Errorf("%s: %d %s", name, a.StatusCode, a.body)
+				}
 
-			left := w.refuseUploads(1000, refusal.status, refusal.answer)
-			if a = p.send(row.r); a.StatusCode != http.StatusServiceUnavailable || a.Header.Get("Retry-After") == "" {
-				t.Errorf("%s, always: %d %s", name, a.StatusCode, a.body)
+				left := w.refuseUploads(1000, refusal.status, refusal.answer)
+				if a = p.send(row.r); a.StatusCode != http.StatusServiceUnavailable || a.Header.Get("Retry-After") == "" {
+					t.Errorf("%s, always: %d %s", name, a.StatusCode, a.body)
+				}
+				if made := 1000 - left.Load(); made > 2 {
+					t.Errorf("%s: it is made %d times", name, made)
+				}
 			}
-			if made := 1000 - left.Load(); made > 2 {
-				t.Errorf("%s: it is made %d times", name, made)
+			w.refuseUploads(1, 400, fault("MalformedThing"))
+			if a := p.send(row.r); a.StatusCode != http.StatusBadRequest || a.Code != "MalformedThing" {
+				t.Errorf("what the store refuses for good: %d %s", a.StatusCode, a.Code)
 			}
-		}
-		w.refuseUploads(1, 400, fault("MalformedThing"))
-		if a := p.send(row.r); a.StatusCode != http.StatusBadRequest || a.Code != "MalformedThing" {
-			t.Errorf("%s: what the store refuses for good: %d %s", row.name, a.StatusCode, a.Code)
-		}
+		})
 	}
 
 	w.refuseUploads(1, 400, fault("IncompleteBody"))
@@ -510,7 +512,7 @@ func TestTheWayToTheStore(t *testing.T) {
 // the client's fault.
 func TestAStoreThatLosesPatienceWithAClient(t *testing.T) {
 	t.Parallel()
-	p, w := underWeather(t, time.Minute)
+	p, w := behindNetwork(t, time.Minute)
 	w.set(func(rw http.ResponseWriter, r *http.Request) bool {
 		if r.Method != http.MethodPut {
 			return false

@@ -1,0 +1,93 @@
+// Package proxytest starts what tests of several packages need in front of or
+// behind the proxy: a real store in a directory, and keys in files.
+package proxytest
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/credentials"
+
+	"github.com/cmekproxy/cmekproxy/internal/kms"
+	"github.com/cmekproxy/cmekproxy/internal/origin"
+	"github.com/cmekproxy/cmekproxy/internal/origin/embedded"
+)
+
+// What every Store takes.
+const (
+	AccessKey = "storeaccess"
+	SecretKey = "storesecretstoresecret"
+	Region    = "us-east-1"
+)
+
+// Store is a store that runs in the process of the tests. One process has one,
+// from its TestMain: it changes the working directory.
+type Store struct {
+	Dir string // of the buckets: an object is a file
+
+	root, socket string
+	stop         func()
+}
+
+// StartStore starts a store that keeps versions in buckets that ask for them.
+func StartStore() (*Store, error) {
+	root, err := os.MkdirTemp("", "proxytest-")
+	if err != nil {
+		return nil, err
+	}
+	s := &Store{Dir: filepath.Join(root, "buckets"), root: root}
+	versions := filepath.Join(root, "versions")
+	if err = errors.Join(os.Mkdir(s.Dir, 0o700), os.Mkdir(versions, 0o700)); err == nil {
+		s.socket, s.stop, err = embedded.Start(context.Background(), embedded.Config{
+			Dir: s.Dir, Versions: versions, AccessKey: AccessKey, SecretKey: SecretKey, Region: Region,
+		})
+	}
+	if err != nil {
+		return nil, errors.Join(err, os.RemoveAll(root))
+	}
+	return s, nil
+}
+
+// Close stops the store and removes what it has.
+func (s *Store) Close() error {
+	s.stop()
+	return os.RemoveAll(s.root)
+}
+
+// Transport returns a transport to the store that waits for an answer until
+// timeout.
+func (s *Store) Transport(timeout time.Duration) *origin.Transport {
+	return origin.NewTransport(origin.TransportConfig{
+		ConnectTimeout: 5 * time.Second, ResponseTimeout: timeout, MaxConns: 64, UnixSocket: s.socket,
+	})
+}
+
+// OriginConfig returns what a proxy needs to send requests to a store with these
+// keys by a transport, whose address is to be in Endpoint if it is another.
+func OriginConfig(transport http.RoundTripper) origin.Config {
+	return origin.Config{
+		Endpoint: &url.URL{Scheme: "http", Host: "store"}, Region: Region, PathStyle: true, Trailers: true,
+		Now: time.Now, Transport: transport,
+		Credentials: credentials.NewStaticCredentialsProvider(AccessKey, SecretKey, ""),
+	}
+}
+
+// NewLocalKey returns a key in a new file, and the path of the file.
+func NewLocalKey(t testing.TB) (key *kms.Local, path string) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "kms.key")
+	if err := kms.CreateLocalKeyFile(path); err != nil {
+		t.Fatal(err)
+	}
+	key, err := kms.NewLocal(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key, path
+}

@@ -1,0 +1,87 @@
+package s3api
+
+import (
+	"errors"
+	"io"
+	"net/http"
+	"sync"
+)
+
+// response remembers what was answered.
+type response struct {
+	http.ResponseWriter
+	idle  *idle
+	bytes int64
+	last  func() // called before the header goes out; nil for nothing to do
+	close bool   // the connection ends with this answer
+
+	mu     sync.Mutex
+	status int
+	ended  error // why it was cut off; nil if it was not
+}
+
+// WriteHeader does nothing once the response is cut off.
+func (w *response) WriteHeader(status int) {
+	if status >= http.StatusOK {
+		w.finish()
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.ended != nil {
+		return
+	}
+	if status >= http.StatusOK {
+		w.status = status
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+// finish completes the header, once, before it goes out.
+func (w *response) finish() {
+	if last := w.last; last != nil {
+		w.last = nil
+		last()
+	}
+	if w.close && w.bytes == 0 {
+		w.Header().Set("Connection", "close")
+	}
+}
+
+func (w *response) Write(p []byte) (int, error) {
+	w.finish()
+	if err := w.permit(); err != nil {
+		return 0, err
+	}
+	w.idle.beforeWrite()
+	w.idle.writing.begin()
+	n, err := w.ResponseWriter.Write(p)
+	w.idle.writing.end(n)
+	w.bytes += int64(n)
+	if err != nil {
+		return n, errors.Join(errClient, err)
+	}
+	return n, nil
+}
+
+func (w *response) permit() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.ended == nil && w.status == 0 {
+		w.status = http.StatusOK
+	}
+	return w.ended
+}
+
+// meter counts what the client sends.
+type meter struct {
+	src io.Reader
+	c   *call
+}
+
+func (m *meter) Read(p []byte) (int, error) {
+	n, err := m.src.Read(p)
+	m.c.in.Add(int64(n))
+	return n, err
+}
+
+var errClient = errors.New("the client went away")

@@ -1,0 +1,141 @@
+package s3api
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/keyring"
+	"github.com/cmekproxy/cmekproxy/internal/stored"
+)
+
+// maxCopy is S3's limit for the source of a copy, in bytes.
+const maxCopy = 5 << 30
+
+// resealCopy reads the source, and seals it under a new data key, as a
+// single-PUT object.
+func (s *Server) resealCopy(c *objectCopy) error {
+	c.reseals = true
+	source, err := c.reader.Get(c.Context(), c.source)
+	if err != nil {
+		return err
+	}
+	defer source.Close()
+	switch {
+	case source.Length > maxCopy:
+		return sourceTooLarge(maxCopy)
+	case source.Length > maxObject:
+		return badRequest("InvalidRequest", fmt.Sprintf("The specified copy source is larger than what the proxy can store "+
+			"as one object that was not uploaded in parts: %d. Copy it in parts.", maxObject))
+	}
+
+	lease, err := s.Keys.Create(c.Context(), c.object(), c.client.Name, c.choice)
+	if err != nil {
+		return err
+	}
+	defer lease.Release()
+	c.watch(lease.Lease)
+	lease.Wrote(source.Length)
+	sums, err := copiedSums(c.call, source)
+	if err != nil {
+		return err
+	}
+	c.setSealedHeaders(lease)
+
+	stop := s.keepAlive(c.call)
+	var answer http.Header
+	if c.wanted == nil {
+		answer, err = s.sealCopy(c, source, lease, sums)
+	} else {
+		source.Close() // it would wait in the meantime, and the store with it
+		answer, sums, err = s.sealCopyWith(c, lease, sums)
+	}
+	// Nothing was stored, and the source is still there.
+	if errors.Is(err, errTransfer) && (c.wanted == nil || sums != nil) {
+		source.Close()
+		answer, err = s.sealCopyAgain(c, lease, sums)
+	}
+	stop()
+
+	if err != nil {
+		return err
+	}
+	return c.answerCopied(answer, copyResult{etag: answer.Get("Etag"), sums: sums, kind: fullObject})
+}
+
+// sealCopyWith is sealCopy of a copy that is to have the wanted checksum, which
+// it returns too.
+func (s *Server) sealCopyWith(c *objectCopy, lease *keyring.DataKey, sums digests) (http.Header, digests, error) {
+	sums, err := wantedSums(c, sums)
+	if err != nil {
+		return nil, nil, err
+	}
+	answer, err := s.sealCopyAgain(c, lease, sums)
+	return answer, sums, err
+}
+
+// sealCopyAgain is sealCopy of a source that is read once more.
+func (s *Server) sealCopyAgain(c *objectCopy, lease *keyring.DataKey, sums digests) (http.Header, error) {
+	source, err := c.reader.Get(c.Context(), c.source)
+	if err != nil {
+		return nil, err
+	}
+	defer source.Close()
+	return s.sealCopy(c, source, lease, sums)
+}
+
+// sealCopy encrypts the source on its way back to the store, and returns the
+// header of the store's answer.
+func (s *Server) sealCopy(
+	c *objectCopy, source *stored.Object, lease *keyring.DataKey, sums digests,
+) (http.Header, error) {
+	sealer, err := crypt.NewSealer(source.Reader(c.Context()), source.Length, lease.DEK(), s.Random)
+	if err != nil {
+		return nil, err
+	}
+	header, err := s.resealedHeader(c, source, lease, sealer.Header(), sums)
+	if err != nil {
+		return nil, errors.Join(err, sealer.Close())
+	}
+
+	up := &upload{sealer: sealer, c: c.call, lease: lease.Lease, size: crypt.StoredSize(source.Length)}
+	resp, err := s.sendSealed(c.call, header, up)
+	if err != nil {
+		return nil, err
+	}
+	closeBody(resp)
+	return resp.Header, nil
+}
+
+// resealedHeader is the header of the copy, with its envelope and the source's
+// tags.
+func (s *Server) resealedHeader(
+	c *objectCopy, source *stored.Object, lease *keyring.DataKey, h crypt.Header, sums digests,
+) (http.Header, error) {
+	envelope := crypt.Envelope{Header: h, Size: source.Length}
+	if err := s.sign(c.call, &envelope, lease, sums); err != nil {
+		return nil, err
+	}
+	header, err := c.copiedHeader(source.Header, &envelope)
+	if err != nil || c.replaces("Tagging") {
+		return header, err
+	}
+	tags, err := c.reader.Tags(c.Context(), c.source)
+	if tags != "" {
+		header.Set("X-Amz-Tagging", tags)
+	}
+	return header, err
+}
+
+// copiedSums are the checksums of the source that its copy can have.
+func copiedSums(c *call, source *stored.Object) (digests, error) {
+	if source.Plaintext {
+		return nil, nil
+	}
+	sum, err := source.Checksum(c.Context())
+	if err != nil || sum.Type != crypt.FullObject { // one of parts means nothing once there are none
+		return nil, err
+	}
+	return sum.Digests, nil
+}

@@ -1,0 +1,170 @@
+package s3api
+
+import (
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/gorilla/mux"
+)
+
+// route is a row of the table of operations, ready to be held against requests.
+type route struct {
+	operation
+
+	matchQuery  []string // parameters that must be there, each a name or name=value
+	matchHeader []string // names of headers that must be there
+	queryNames  nameSet  // of match and query
+	headerNames nameSet  // of headers
+}
+
+// routes are the operations, in the order in which a request is held against
+// them.
+var routes = newRoutes(operations)
+
+func newRoutes(table []operation) []route {
+	out := make([]route, len(table))
+	for i, op := range table {
+		row := &out[i]
+		row.operation = op
+		row.queryNames, row.headerNames = setOf(op.query), setOf(op.headers)
+
+		for match := range strings.FieldsSeq(op.match) {
+			if name, isHeader := strings.CutPrefix(match, "header:"); isHeader {
+				row.matchHeader = append(row.matchHeader, name)
+				continue
+			}
+			row.matchQuery = append(row.matchQuery, match)
+			name, _, _ := strings.Cut(match, "=")
+			row.queryNames.exact[name] = true
+		}
+	}
+	return out
+}
+
+// matcher finds the row of a request: a router for each kind of thing that a
+// path names, so that a request for an object is not held against the many rows
+// of buckets.
+type matcher struct {
+	routers map[string]*mux.Router
+	rows    map[*mux.Route]*route
+}
+
+// newMatcher builds the routers. Paths are matched as they were encoded and
+// never cleaned: "a//b", ".." and %2F are all part of a key.
+func newMatcher() matcher {
+	m := matcher{routers: make(map[string]*mux.Router), rows: make(map[*mux.Route]*route)}
+	for _, named := range []string{service, bucket, object} {
+		m.routers[named] = mux.NewRouter().SkipClean(true).UseEncodedPath()
+	}
+	for i := range routes {
+		row := &routes[i]
+		router := m.routers[row.path]
+		if router == nil {
+			router = m.routers[bucket]
+		}
+		m.rows[router.MatcherFunc(row.matches).Path(row.path)] = row
+	}
+	return m
+}
+
+// find returns the operation that the call is, or nil.
+func (m matcher) find(c *call) *route {
+	named := object
+	switch {
+	case c.bucket == "":
+		named = service
+	case c.key == "":
+		named = bucket
+	}
+	var match mux.RouteMatch
+	if !m.routers[named].Match(c.pathStyle(), &match) {
+		return nil
+	}
+	return m.rows[match.Route]
+}
+
+// matches reports whether method, query and header make a request this
+// operation. It is asked before the path is held against a regular expression,
+// as most rows are told apart by it.
+func (row *route) matches(r *http.Request, _ *mux.RouteMatch) bool {
+	if r.Method != row.method {
+		return false
+	}
+	for _, name := range row.matchHeader {
+		if len(r.Header.Values(name)) == 0 {
+			return false
+		}
+	}
+	for _, match := range row.matchQuery {
+		if !hasParameter(r.URL.RawQuery, match) {
+			return false
+		}
+	}
+	return true
+}
+
+// hasParameter looks for a parameter, given by its name alone or as name=value,
+// in an encoded query.
+func hasParameter(query, match string) bool {
+	for parameter := range strings.SplitSeq(query, "&") {
+		name, _, _ := strings.Cut(parameter, "=")
+		if parameter == match || name == match {
+			return true
+		}
+	}
+	return false
+}
+
+// allowsQuery reports whether the operation knows the query parameter. S3
+// ignores parameters that start with x-, which people put into presigned URLs
+// for their access logs; so do we.
+func (row *route) allowsQuery(name string) bool {
+	return row.queryNames.has(name) || signatureNames.has(name) ||
+		strings.HasPrefix(name, "x-") && !strings.HasPrefix(name, "x-amz-")
+}
+
+// allowsHeader reports whether the operation knows the header, which is an
+// x-amz- one in lower case.
+func (row *route) allowsHeader(name string) bool {
+	return commonNames.has(name) || row.headerNames.has(name)
+}
+
+// payloadHeader returns the header that says what the payload is.
+func (row *route) payloadHeader(h http.Header) http.Header {
+	if row.flags&sumsOfObject == 0 {
+		return h
+	}
+	h = h.Clone()
+	for name := range h {
+		if strings.HasPrefix(name, checksumPrefix) {
+			h.Del(name)
+		}
+	}
+	return h
+}
+
+// nameSet is a set of names. Entries that end in "-" stand for all names that
+// begin so.
+type nameSet struct {
+	exact    map[string]bool
+	prefixes []string
+}
+
+// setOf reads space-separated lists.
+func setOf(lists ...string) nameSet {
+	s := nameSet{exact: make(map[string]bool)}
+	for _, list := range lists {
+		for name := range strings.FieldsSeq(list) {
+			s.exact[name] = true
+			if strings.HasSuffix(name, "-") {
+				s.prefixes = append(s.prefixes, name)
+			}
+		}
+	}
+	return s
+}
+
+func (s nameSet) has(name string) bool {
+	return s.exact[name] || slices.ContainsFunc(s.prefixes, func(p string) bool { return strings.HasPrefix(name, p) })
+}

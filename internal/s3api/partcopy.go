@@ -1,0 +1,72 @@
+package s3api
+
+import (
+	"errors"
+	"strconv"
+
+	"github.com/cmekproxy/cmekproxy/internal/crypt"
+	"github.com/cmekproxy/cmekproxy/internal/stored"
+)
+
+// uploadPartCopy reads an object, or a range of it, and encrypts it anew as a
+// part: every part has a key stream of its own, so no ciphertext can be taken
+// over.
+func (s *Server) uploadPartCopy(c *call) error {
+	if _, err := partNumber(c.query.Get("partNumber")); err != nil {
+		return err
+	}
+	q, err := s.copySource(c)
+	if err != nil {
+		return s.unlessNoBucket(c, err)
+	}
+	err = s.copyPart(c, q)
+	if errors.Is(err, errTransfer) { // nothing was stored, and the source is still there
+		err = s.copyPart(c, q)
+	}
+	return err
+}
+
+func (s *Server) copyPart(c *call, q stored.Request) error {
+	c.reseals = true
+	source, err := c.reader.Get(c.Context(), q)
+	if outside := (*stored.RangeError)(nil); errors.As(err, &outside) {
+		return invalidSourceRange(outside.Size)
+	}
+	if err != nil {
+		return err
+	}
+	defer source.Close()
+	if err := c.checkCustomerKey(source); err != nil {
+		return err
+	}
+	switch {
+	case source.NotModified: // what is a 304 to a GET fails a copy
+		return errCondition()
+	case source.Length > crypt.MaxPartSize:
+		return sourceTooLarge(crypt.MaxPartSize)
+	case q.Range != nil && !q.Range.Is(source.Offset, source.Length):
+		return invalidSourceRange(source.Size)
+	}
+	sums := &checksums{}
+	c.payload = source.Reader(c.Context())
+	if created := s.uploads.sum(c.uploadID()); created.algorithm != nil {
+		c.payload = sums.computing(created.algorithm, c.payload)
+	}
+	resp, err := s.sealPart(c, source.Length)
+	if err != nil {
+		return err
+	}
+	defer closeBody(resp)
+	if version := source.Header.Get("X-Amz-Version-Id"); version != "" {
+		c.w.Header().Set("X-Amz-Copy-Source-Version-Id", version)
+	}
+	s.uploads.keepSum(c.upload.stored, resp.Header.Get("Etag"), sums)
+	delete(c.w.Header(), "ETag") // it is in the document
+	return c.answerResult("CopyPartResult", copyResult{etag: resp.Header.Get("Etag"), sums: sums.known()})
+}
+
+func invalidSourceRange(size int64) *Error {
+	return &Error{
+		Code: "InvalidArgument", Message: "Range specified is not valid for source object of size: " + strconv.FormatInt(size, 10),
+	}
+}

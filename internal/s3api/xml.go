@@ -1,0 +1,171 @@
+package s3api
+
+import (
+	"bytes"
+	"encoding/xml"
+	"fmt"
+	"html"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+
+	"github.com/cmekproxy/cmekproxy/internal/checksum"
+)
+
+// changeElements replaces each <name>…</name> of doc. Text in XML holds no "<",
+// so tags can be found without parsing.
+func changeElements(doc []byte, name string, change func([]byte) []byte) []byte {
+	begin, end := []byte("<"+name+">"), []byte("</"+name+">")
+	out := make([]byte, 0, len(doc)+len(doc)/32)
+	for {
+		i := bytes.Index(doc, begin)
+		if i < 0 {
+			return append(out, doc...)
+		}
+		j := bytes.Index(doc[i:], end)
+		if j < 0 {
+			return append(out, doc...)
+		}
+		j += i + len(end)
+		out = append(out, doc[:i]...)
+		out = append(out, change(doc[i:j])...)
+		doc = doc[j:]
+	}
+}
+
+// element returns the text of the first <name> in entry, and where it is.
+func element(entry []byte, name string) (text []byte, start, end int) {
+	start = bytes.Index(entry, []byte("<"+name+">"))
+	if start < 0 {
+		return nil, -1, -1
+	}
+	start += len(name) + 2
+	n := bytes.Index(entry[start:], []byte("</"+name+">"))
+	if n < 0 {
+		return nil, -1, -1
+	}
+	return entry[start : start+n], start, start + n
+}
+
+func replace(entry []byte, name string, change func(string) string) []byte {
+	text, start, end := element(entry, name)
+	if start < 0 {
+		return entry
+	}
+	return bytes.Join([][]byte{entry[:start], []byte(change(string(text))), entry[end:]}, nil)
+}
+
+// remove takes the first <name> out of entry.
+func remove(entry []byte, name string) []byte {
+	_, start, end := element(entry, name)
+	if start < 0 {
+		return entry
+	}
+	return bytes.Join([][]byte{entry[:start-len(name)-2], entry[end+len(name)+3:]}, nil)
+}
+
+// appendTo adds text at the end of the last element of that name.
+func appendTo(doc []byte, name string, text []byte) []byte {
+	end := bytes.LastIndex(doc, []byte("</"+name+">"))
+	if end < 0 || len(text) == 0 {
+		return doc
+	}
+	return bytes.Join([][]byte{doc[:end], text, doc[end:]}, nil)
+}
+
+// withoutChecksums takes out what the store says of checksums: they are of
+// ciphertext.
+func withoutChecksums(entry []byte) []byte {
+	for _, name := range []string{"ChecksumType", "ChecksumAlgorithm"} {
+		entry = remove(entry, name)
+	}
+	for _, a := range checksum.All {
+		entry = remove(entry, "Checksum"+a.Name)
+	}
+	return entry
+}
+
+// showETagXML is showETag for an ETag in XML, whose quotes may be written out.
+func showETagXML(stored string) string {
+	for _, quote := range []string{"&quot;", "&#34;", `"`} {
+		if text, ok := strings.CutSuffix(stored, quote); ok {
+			return showETag(text) + quote
+		}
+	}
+	return showETag(stored)
+}
+
+// unquote takes the quotes off an ETag, in whatever way they are written.
+func unquote(etag string) string { return strings.Trim(html.UnescapeString(etag), `"`) }
+
+func escapeXML(text string) string {
+	var b strings.Builder
+	_ = xml.EscapeText(&b, []byte(text)) // to memory
+	return b.String()
+}
+
+// namespace is that of S3's documents.
+const namespace = "http://s3.amazonaws.com/doc/2006-03-01/"
+
+// rootNamed is the XMLName of one of S3's documents.
+func rootNamed(name string) xml.Name { return xml.Name{Space: namespace, Local: name} }
+
+// encodeXML writes a document, with the XML declaration ahead of it.
+func encodeXML(doc any) ([]byte, error) {
+	text, err := xml.Marshal(doc)
+	if err != nil {
+		return nil, err
+	}
+	return append([]byte(xml.Header), text...), nil
+}
+
+type unknownElement struct{ XMLName xml.Name }
+
+type xmlText struct {
+	XMLName xml.Name
+	Text    string `xml:",chardata"`
+}
+
+// maxAnswer bounds what is read of the store's XML for an upload: 1,000 parts.
+const maxAnswer = 2 << 20
+
+// readListing reads a whole listing, or the result of a deletion.
+func readListing(resp *http.Response) ([]byte, error) {
+	var doc bytes.Buffer
+	if _, err := doc.ReadFrom(io.LimitReader(resp.Body, maxListing+1)); err != nil {
+		return nil, err
+	}
+	if doc.Len() > maxListing {
+		return nil, fmt.Errorf("%w sent a listing of more than %d bytes", errOrigin, maxListing)
+	}
+	return doc.Bytes(), nil
+}
+
+func readAnswer(resp *http.Response) ([]byte, error) {
+	var body bytes.Buffer
+	_, err := body.ReadFrom(io.LimitReader(resp.Body, maxAnswer))
+	return body.Bytes(), err
+}
+
+// answerDocument writes one of the proxy's own documents.
+func (c *call) answerDocument(doc any) error {
+	body, err := encodeXML(doc)
+	if err != nil {
+		return err
+	}
+	return c.answerXML(body)
+}
+
+// answerXML writes a body of XML, or the rest of it if the answer has begun.
+func (c *call) answerXML(body []byte) error {
+	if c.w.begun() {
+		_, err := c.w.Write(bytes.TrimPrefix(body, []byte(xml.Header)))
+		return err
+	}
+	c.w.Header().Set("Content-Type", "application/xml")
+	c.w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	c.w.WriteHeader(http.StatusOK)
+	_, err := c.w.Write(body)
+	return err
+}
