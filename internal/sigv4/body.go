@@ -28,8 +28,8 @@ type Body struct {
 	hash    hash.Hash // of the payload, or of the current chunk; nil if nothing is promised about it
 	err     error     // sticky
 
-	chunk   chunk
-	trailer http.Header
+	chunk         chunk
+	trailerHeader http.Header
 }
 
 func newBody(a *Auth, src io.Reader) *Body {
@@ -49,7 +49,7 @@ func (b *Body) Trailer() http.Header {
 	if b.err != io.EOF { //nolint:errorlint // Read's own, never wrapped
 		return nil
 	}
-	return b.trailer
+	return b.trailerHeader
 }
 
 // Read implements io.Reader. Once it has failed, or has returned io.EOF, it returns the same error again.

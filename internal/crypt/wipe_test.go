@@ -38,11 +38,11 @@ func TestWipe(t *testing.T) {
 		}
 	}
 
-	var hashes scrubber
+	var hashes hashWiper
 	h := hmac.New(hashes.new, key)
 	h.Write([]byte("text"))
 	Wipe(h)
-	hashes.scrub()
+	hashes.wipe()
 	Wipe(nil)
 	Wipe(sha256.New())
 	Wipe(struct{}{})
