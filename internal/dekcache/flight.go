@@ -23,8 +23,8 @@ type flight struct {
 	err     error
 }
 
-// fly starts a fetch. The caller holds c.mu.
-func (c *Cache) fly(ctx context.Context, id ID, g Group, fetch func(context.Context) ([]byte, error)) *flight {
+// startFlight starts a fetch. The caller holds c.mu.
+func (c *Cache) startFlight(ctx context.Context, id ID, g Group, fetch func(context.Context) ([]byte, error)) *flight {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	f := &flight{term: c.term(), cancel: cancel, done: make(chan struct{})}
 	f.term.group = c.group(g)
@@ -33,7 +33,7 @@ func (c *Cache) fly(ctx context.Context, id ID, g Group, fetch func(context.Cont
 	c.running.Go(func() {
 		defer cancel()
 		dek, err := run(ctx, fetch)
-		c.land(id, f, dek, err)
+		c.endFlight(id, f, dek, err)
 	})
 	return f
 }
@@ -47,8 +47,8 @@ func run(ctx context.Context, fetch func(context.Context) ([]byte, error)) (dek 
 	return fetch(ctx)
 }
 
-// land stores the result of a fetch and gives it to those who wait.
-func (c *Cache) land(id ID, f *flight, dek []byte, err error) {
+// endFlight stores the result of a fetch and gives it to those who wait.
+func (c *Cache) endFlight(id ID, f *flight, dek []byte, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if own := (flightID{id, f.term.group.Group}); c.flights[own] == f {

@@ -66,14 +66,14 @@ type asked struct {
 	cached atomic.Bool // there was no need
 }
 
-// byCustomer is where an answer came from that took no KMS.
-var byCustomer = &asked{}
+// askedCustomer is where an answer came from that took no KMS.
+var askedCustomer = &asked{}
 
 func (a *asked) source() Source {
 	switch {
 	case a == nil:
 		return ""
-	case a == byCustomer:
+	case a == askedCustomer:
 		return Customer
 	case a.kms.Load():
 		return FromKMS
@@ -114,7 +114,7 @@ func (k *Keyring) audit(ctx context.Context, l *Lease, action Action, a *asked, 
 // auditRevoked writes down what a probe has found, of a part of the key where it
 // is not the whole. What it did about it only took away, so that it is done
 // already.
-func (k *Keyring) auditRevoked(ctx context.Context, key *key, v verdict, p *part, purged int) {
+func (k *Keyring) auditRevoked(ctx context.Context, key *keyState, v probeResult, p *part, purged int) {
 	if k.cfg.Auditor == nil {
 		return
 	}
@@ -132,6 +132,6 @@ func (k *Keyring) auditRevoked(ctx context.Context, key *key, v verdict, p *part
 // The stream gets nothing more in any case, so that nothing follows from an error.
 func (l *Lease) auditCut(ctx context.Context, a *asked, err error) {
 	if !l.ended.Swap(true) {
-		_ = l.ring.audit(ctx, l, ActionCut, a, err)
+		_ = l.keyring.audit(ctx, l, ActionCut, a, err)
 	}
 }

@@ -71,16 +71,16 @@ func (k *Keyring) createShared(ctx context.Context, l *Lease, limits Reuse) (*Da
 	shared := k.sharedKey(sharedName{l.key.Name, l.obj.Bucket})
 	for {
 		made := &asked{}
-		l.wrapped.Blob, err = shared.take(ctx, k.now, limits, func(ctx context.Context) ([]byte, error) { return k.makeShared(ctx, l, made) })
+		l.wrapped.Blob, err = shared.useForOne(ctx, k.now, limits, func(ctx context.Context) ([]byte, error) { return k.makeShared(ctx, l, made) })
 		if err != nil {
 			return nil, fmt.Errorf("making a bucket key: %w", k.audit(ctx, l, ActionCreate, made, err))
 		}
 		l.id = cacheID(l)
 		k.join(l)
 		entry, a, err := k.fetch(ctx, l, OpUnwrap)
-		if err != nil && !made.kms.Load() && !passing(err) && ctx.Err() == nil {
+		if err != nil && !made.kms.Load() && !transient(err) && ctx.Err() == nil {
 			l.leave()
-			shared.drop(l.wrapped.Blob) // a version of the KMS key that is gone takes its bucket keys along; the next one may do
+			shared.discard(l.wrapped.Blob) // a version of the KMS key that is gone takes its bucket keys along; the next one may do
 			continue
 		}
 		use := Opened // to the cache, it is the bucket key
@@ -92,7 +92,7 @@ func (k *Keyring) createShared(ctx context.Context, l *Lease, limits Reuse) (*Da
 			l.leave()
 			return nil, fmt.Errorf("making a data key: %w", err)
 		}
-		return k.sealed(l, entry, use)
+		return k.dataKeyOf(l, entry, use)
 	}
 }
 
@@ -113,12 +113,12 @@ func (k *Keyring) makeShared(ctx context.Context, l *Lease, a *asked) ([]byte, e
 	defer fresh.leave()
 	entry := k.cfg.Cache.Put(cacheID(&fresh), fresh.part.group, mark, bucketKey)
 	clear(entry.DEK)
-	fresh.sampled(encryptionContext(l.obj, fresh.wrapped))
+	fresh.recordSample(encryptionContext(l.obj, fresh.wrapped))
 	return fresh.wrapped.Blob, nil
 }
 
-// take returns the wrapped bucket key for one more object. Those that come while a new one is made wait for it.
-func (s *sharedKey) take(ctx context.Context, now func() time.Time, limits Reuse, produce func(context.Context) ([]byte, error)) ([]byte, error) {
+// useForOne returns the wrapped bucket key for one more object. Those that come while a new one is made wait for it.
+func (s *sharedKey) useForOne(ctx context.Context, now func() time.Time, limits Reuse, produce func(context.Context) ([]byte, error)) ([]byte, error) {
 	for {
 		s.mu.Lock()
 		if s.blob != nil && now().Sub(s.made) < limits.MaxAge && s.objects < limits.MaxObjects && s.bytes < limits.MaxBytes {
@@ -169,8 +169,8 @@ func (s *sharedKey) fly(ctx context.Context, flight *sharedFlight, start time.Ti
 	blob, flight.err = produce(ctx)
 }
 
-// drop has the next object get a new bucket key.
-func (s *sharedKey) drop(blob []byte) {
+// discard has the next object get a new bucket key.
+func (s *sharedKey) discard(blob []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if bytes.Equal(s.blob, blob) {
@@ -186,12 +186,12 @@ func (l *Lease) Wrote(n int64) {
 	if l.wrapped.Salt == nil {
 		return
 	}
-	if s, ok := l.ring.shared.Peek(sharedName{l.key.Name, l.obj.Bucket}); ok {
-		s.wrote(l.wrapped.Blob, n)
+	if s, ok := l.keyring.shared.Peek(sharedName{l.key.Name, l.obj.Bucket}); ok {
+		s.addBytes(l.wrapped.Blob, n)
 	}
 }
 
-func (s *sharedKey) wrote(blob []byte, n int64) {
+func (s *sharedKey) addBytes(blob []byte, n int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if bytes.Equal(s.blob, blob) {

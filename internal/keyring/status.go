@@ -75,7 +75,7 @@ func (k *Keyring) Status() []Status {
 	return out
 }
 
-func (k *Keyring) statusOf(key *key) Status {
+func (k *Keyring) statusOf(key *keyState) Status {
 	key.mu.Lock()
 	defer key.mu.Unlock()
 	s := Status{
@@ -107,14 +107,14 @@ func (k *Keyring) statusOf(key *key) Status {
 }
 
 // probesAtOnce is how many calls one probe of the key makes.
-func (k *key) probesAtOnce() int {
+func (k *keyState) probesAtOnce() int {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return max(1, k.asked)
 }
 
 // answersProbes reports whether the last probe had an answer; before the first one it is taken for granted.
-func (k *key) answersProbes() bool {
+func (k *keyState) answersProbes() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return !k.silent
@@ -132,7 +132,7 @@ func (k *Keyring) Window(ttl time.Duration) (longest time.Duration) {
 	return longest
 }
 
-func (k *Keyring) windowOf(key *key, ttl time.Duration) time.Duration {
+func (k *Keyring) windowOf(key *keyState, ttl time.Duration) time.Duration {
 	interval := time.Duration(k.probe.Load())
 	if interval <= 0 {
 		return ttl
