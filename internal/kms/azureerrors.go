@@ -40,7 +40,7 @@ var azureKinds = map[string]Kind{
 // fail turns an error of the SDK into an *Error. The SDK's error is not kept: it prints the whole answer. ctx is the
 // caller's, without our timeout.
 func (a *Azure) fail(ctx context.Context, op string, err error) *Error {
-	e := &Error{Op: op, KeyID: a.keyID}
+	e := &Error{Op: op, KeyID: a.id}
 	var (
 		resp     *azcore.ResponseError
 		auth     *azidentity.AuthenticationFailedError

@@ -28,7 +28,7 @@ var vaultTexts = []struct {
 // fail turns an error of the client into an *Error. The client's error is not kept: it holds the answer when it cannot
 // be parsed, and the URL of the server. ctx is the caller's, without our timeout.
 func (v *Vault) fail(ctx context.Context, op string, err error) *Error {
-	e := &Error{Op: op, KeyID: v.keyID}
+	e := &Error{Op: op, KeyID: v.id}
 	var resp *api.ResponseError
 	switch {
 	case errors.Is(ctx.Err(), context.Canceled):

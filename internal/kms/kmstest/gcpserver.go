@@ -39,16 +39,16 @@ import (
 type GCPServer struct {
 	kmspb.UnimplementedKeyManagementServiceServer
 	*troubles
-	impostor
+	impostorSwitch
 	grpc     *grpc.Server
 	http     *http.Server // before grpc, because impostors do not speak gRPC
 	listener *droppingListener
 
-	lock    sync.Mutex
-	keys    map[string]*gcpKey // by resource name
-	created int
-	damage  GCPDamage
-	onToken func(token string)
+	lock      sync.Mutex
+	keys      map[string]*gcpKey // by resource name
+	created   int
+	damage    GCPDamage
+	tokenHook func(token string)
 }
 
 // GCPDamage is what happens to messages on their way.
@@ -118,7 +118,7 @@ func (s *GCPServer) Endpoint() string { return s.listener.Addr().String() }
 func (s *GCPServer) OnToken(tell func(token string)) {
 	s.lock.Lock()
 	defer s.lock.Unlock()
-	s.onToken = tell
+	s.tokenHook = tell
 }
 
 // SetDamage replaces the damage.
@@ -193,7 +193,7 @@ func (s *GCPServer) misbehave(ctx context.Context, operation, name string) error
 	s.count(operation)
 	md, _ := metadata.FromIncomingContext(ctx)
 	s.lock.Lock()
-	tell := s.onToken
+	tell := s.tokenHook
 	s.lock.Unlock()
 	if token := md.Get("authorization"); tell != nil && len(token) == 1 {
 		tell(token[0])
