@@ -68,7 +68,7 @@ func (s *Reader) Look(ctx context.Context, q Request) (*Seen, error) {
 
 // Peek is Look for an object that is not empty in the store, with its first n bytes or all of a shorter one.
 func (s *Reader) Peek(ctx context.Context, q Request, n int64) (*Seen, error) {
-	resp, err := s.get(ctx, q, fmt.Sprintf("bytes=0-%d", n-1))
+	resp, err := s.requestRange(ctx, q, fmt.Sprintf("bytes=0-%d", n-1))
 	if err != nil {
 		return nil, err
 	}

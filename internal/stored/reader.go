@@ -3,16 +3,20 @@
 // It knows which stored bytes a stretch of the plaintext needs, gets them, and hands out nothing that has not verified.
 // It speaks to the store and to the keys through two functions, so the proxy and `proxy decrypt` read alike.
 //
-//	store.go   what it needs, and what an answer's header tells of an object
-//	get.go     objects from their first byte to their last; those that were put whole
-//	parts.go   those in parts
-//	ranges.go  ranges, of which it takes the layout to know where they lie
-//	survey.go  finding out the layout
-//	head.go    all but the body
-//	object.go  what is handed out
-//	look.go    what the store says of an object, to those who have no key
-//	list.go    which objects there are
-//	cache.go   what is remembered
+//	reader.go        Reader, and what the header of an answer says of an object
+//	get.go           whole objects; single-PUT objects
+//	parts.go         multipart objects, and single parts of them
+//	ranges.go        ranges; those of a multipart object need its layout
+//	survey.go        finding the layout
+//	head.go          all but the body
+//	object.go        Object, which Get and Head return
+//	look.go          what the store says of an object, without a key
+//	list.go          the objects of a bucket
+//	range.go         the headers Range and Content-Range
+//	cache.go         what is remembered of objects
+//	copyheader.go    the header of a copy, and aws-chunked in it
+//	tags.go          the tags of an object
+//	partchecksum.go  the store's checksum of a part
 package stored
 
 import (
@@ -186,8 +190,8 @@ func (s *Reader) request(ctx context.Context, method string, q Request, header h
 	return resp, err
 }
 
-// get sends the client's own request, with a Range of ours.
-func (s *Reader) get(ctx context.Context, q Request, bytes string) (*http.Response, error) {
+// requestRange sends the client's own request, with a Range of ours.
+func (s *Reader) requestRange(ctx context.Context, q Request, bytes string) (*http.Response, error) {
 	header := maps.Clone(q.Header)
 	if header == nil {
 		header = make(http.Header)
