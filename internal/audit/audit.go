@@ -109,13 +109,13 @@ func New(cfg Config) (*Log, error) {
 func (l *Log) Write(r Record) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if err := l.write(r); err != nil {
+	if err := l.appendRecord(r); err != nil {
 		return fmt.Errorf("audit: %w", err)
 	}
 	return nil
 }
 
-func (l *Log) write(r Record) error {
+func (l *Log) appendRecord(r Record) error {
 	if l.closed {
 		return ErrClosed
 	}
