@@ -8,7 +8,7 @@ import (
 
 // Directory is the clients, and those who act for one with temporary credentials. It is safe for concurrent use.
 type Directory struct {
-	clients  atomic.Pointer[clients]
+	current  atomic.Pointer[clients]
 	sessions *Sessions // nil for none
 }
 
@@ -37,7 +37,7 @@ func (d *Directory) Replace(list []Client) error {
 	if err != nil {
 		return err
 	}
-	d.clients.Store(set)
+	d.current.Store(set)
 	return nil
 }
 
@@ -53,12 +53,12 @@ func (d *Directory) CheckSessions() {
 }
 
 // Clients returns how many clients there are, the anonymous one among them.
-func (d *Directory) Clients() int { return len(d.clients.Load().byName) }
+func (d *Directory) Clients() int { return len(d.current.Load().byName) }
 
 // Now returns who there is at this moment. One request is judged by one View, so that what is replaced meanwhile never
 // makes the secret of one client the grants of another.
 func (d *Directory) Now() View {
-	v := View{clients: d.clients.Load()}
+	v := View{clients: d.current.Load()}
 	if d.sessions != nil {
 		v.sessions = d.sessions.now()
 	}

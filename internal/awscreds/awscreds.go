@@ -172,7 +172,7 @@ func (p *Provider) Retrieve(ctx context.Context) (aws.Credentials, error) {
 	defer timer.Stop()
 	name := fmt.Sprintf("%p", s) // a source that was replaced holds nobody up
 	select {
-	case r := <-p.flights.DoChan(name, func() (any, error) { return p.retrieve(s) }):
+	case r := <-p.flights.DoChan(name, func() (any, error) { return p.askSource(s) }):
 		creds, _ := r.Val.(aws.Credentials) // none with an error
 		return creds, r.Err
 	case <-timer.C:
@@ -182,7 +182,7 @@ func (p *Provider) Retrieve(ctx context.Context) (aws.Credentials, error) {
 	}
 }
 
-func (p *Provider) retrieve(s *source) (aws.Credentials, error) {
+func (p *Provider) askSource(s *source) (aws.Credentials, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), p.cfg.Timeout)
 	defer cancel()
 	creds, err := (*s.provider.Load()).Retrieve(ctx)

@@ -28,7 +28,7 @@ type Algorithm struct {
 	ID   crypt.ChecksumID // in what is kept with an object
 	Name string           // as in x-amz-checksum-algorithm
 
-	new        func() hash.Cloner
+	newHash    func() hash.Cloner
 	polynomial uint64 // of a CRC, reflected; 0 for a hash
 }
 
@@ -70,7 +70,7 @@ func (a *Algorithm) Header() string {
 }
 
 // New begins a checksum. What has been written so far can be kept as a clone of it.
-func (a *Algorithm) New() hash.Cloner { return a.new() }
+func (a *Algorithm) New() hash.Cloner { return a.newHash() }
 
 // Decode reads a digest as S3 writes it. ok is false for what cannot be one.
 func (a *Algorithm) Decode(text string) (digest []byte, ok bool) {
@@ -82,16 +82,16 @@ func (a *Algorithm) Decode(text string) (digest []byte, ok bool) {
 func Encode(digest []byte) string { return base64.StdEncoding.EncodeToString(digest) }
 
 // crc64 is CRC64NVME, which is computed on amd64 and arm64 by their own instructions.
-type crc64 struct{ sum uint64 }
+type crc64 struct{ crc uint64 }
 
 func (h *crc64) Write(p []byte) (int, error) {
-	h.sum = crc64nvme.Update(h.sum, p)
+	h.crc = crc64nvme.Update(h.crc, p)
 	return len(p), nil
 }
 
-func (h *crc64) Sum(b []byte) []byte { return appendUint(b, h.sum, h.Size()) }
+func (h *crc64) Sum(b []byte) []byte { return appendUint(b, h.crc, h.Size()) }
 
-func (h *crc64) Reset()         { h.sum = 0 }
+func (h *crc64) Reset()         { h.crc = 0 }
 func (h *crc64) Size() int      { return crypt.CRC64NVME.Size() }
 func (h *crc64) BlockSize() int { return 1 }
 

@@ -18,8 +18,9 @@ const classes = 7
 
 var pools [classes]sync.Pool
 
-// newBuffer returns a buffer of at least one stored segment of the shape, and of a batch of them if they are small.
-func newBuffer(s shape) *buffer {
+// newBuffer returns a buffer for at least one stored segment of the size s, and
+// for a batch of them if they are small.
+func newBuffer(s segmentBytes) *buffer {
 	class := 0
 	for classSize(class) < s.storedSegment() {
 		class++
@@ -34,8 +35,8 @@ func classSize(class int) int64 { return batch * StoredSegmentSize << class }
 
 func (b *buffer) free() { pools[b.class].Put(b) }
 
-// batch is the number of segments of the shape that fit.
-func (b *buffer) batch(s shape) int { return int(int64(len(b.bytes)) / s.storedSegment()) }
+// batch is the number of segments of the size s that fit.
+func (b *buffer) batch(s segmentBytes) int { return int(int64(len(b.bytes)) / s.storedSegment()) }
 
 // plain holds the plaintext of a batch of several segments.
 type plain [batch * SegmentSize]byte

@@ -3,6 +3,21 @@
 // docs/format.md is its specification, exact to the byte; names here are the names there. The body is a Tink
 // AES256_GCM_HKDF stream, so that data can be read without this code. The package uses the standard library only, does
 // no I/O of its own, and takes randomness as an input.
+//
+//	crypt.go        sizes, errors, and the keys derived from a data key (DEK)
+//	envelope.go     Envelope and Mark: what is stored as metadata
+//	seal.go         Sealer: from plaintext to a body
+//	open.go         Opener: from a body to plaintext
+//	size.go         sizes and ranges: which stored bytes hold which plaintext
+//	part.go         parts of multipart objects: header and sealing
+//	parts.go        reading multipart objects
+//	layout.go       where parts lie, and the record of it
+//	wrappedkey.go   what is stored as a wrapped DEK; bucket keys
+//	customerkey.go  keys that clients bring (SSE-C)
+//	checksum.go     sealed checksums
+//	readfull.go     telling an end of the source from its failure
+//	buffer.go       pools of buffers
+//	wipe.go         overwriting keys in memory
 package crypt
 
 import (
@@ -68,13 +83,13 @@ func (h *Header) check() error {
 
 // stream seals or opens the segments of one body.
 type stream struct {
-	aead  cipher.AEAD
-	nonce [nonceSize]byte
-	shape shape
-	last  int64 // index of the last segment
+	aead        cipher.AEAD
+	nonce       [nonceSize]byte
+	segmentSize segmentBytes
+	last        int64 // index of the last segment
 }
 
-func newStream(dek []byte, h *Header, plaintext int64, s shape) (*stream, error) {
+func newStream(dek []byte, h *Header, plaintext int64, s segmentBytes) (*stream, error) {
 	if err := h.check(); err != nil {
 		return nil, err
 	}
@@ -85,7 +100,7 @@ func newStream(dek []byte, h *Header, plaintext int64, s shape) (*stream, error)
 	if err != nil {
 		return nil, err
 	}
-	out := &stream{aead: aead, shape: s, last: s.lastSegment(plaintext)}
+	out := &stream{aead: aead, segmentSize: s, last: s.lastSegment(plaintext)}
 	copy(out.nonce[:], h.prefix())
 	return out, nil
 }
@@ -96,8 +111,8 @@ func (s *stream) wipe() {
 	s.aead = nil
 }
 
-// at sets the nonce for segment i. The last flag in it is what makes a cut at a segment boundary fail.
-func (s *stream) at(i int64) []byte {
+// nonceOf sets the nonce for segment i. The last flag in it is what makes a cut at a segment boundary fail.
+func (s *stream) nonceOf(i int64) []byte {
 	binary.BigEndian.PutUint32(s.nonce[prefixSize:], uint32(i)) //nolint:gosec // MaxPlaintextSize keeps i below 2^32
 	s.nonce[nonceSize-1] = 0
 	if i == s.last {
@@ -140,8 +155,8 @@ func hkdfKey(dek, salt []byte, info string) ([]byte, error) {
 	if err := CheckDEK(dek); err != nil {
 		return nil, err
 	}
-	var hashes scrubber
-	defer hashes.scrub()
+	var hashes hashWiper
+	defer hashes.wipe()
 	prk, err := hkdf.Extract(hashes.new, dek, salt)
 	if err != nil {
 		return nil, fmt.Errorf("crypt: %w", err)

@@ -27,7 +27,7 @@ func WrapByCustomer(customerKey, dek []byte, obj Object, random io.Reader) ([]by
 	if err != nil {
 		return nil, err
 	}
-	aead, err := derivedAEAD(customerKey, salt, named(infoCustomer, obj))
+	aead, err := derivedAEAD(customerKey, salt, infoFor(infoCustomer, obj))
 	if err != nil {
 		return nil, err
 	}
@@ -42,7 +42,7 @@ func UnwrapByCustomer(customerKey, wrapped []byte, obj Object) ([]byte, error) {
 	if len(wrapped) != customerSize || wrapped[0] != customerForm {
 		return nil, fmt.Errorf("%w: a data key under a customer's key, of %d bytes", ErrEnvelope, len(wrapped))
 	}
-	aead, err := derivedAEAD(customerKey, wrapped[1:1+saltSize], named(infoCustomer, obj))
+	aead, err := derivedAEAD(customerKey, wrapped[1:1+saltSize], infoFor(infoCustomer, obj))
 	if err != nil {
 		return nil, err
 	}

@@ -67,7 +67,7 @@ type Envelope struct {
 
 // Sign sets the MAC, for obj and under dek.
 func (e *Envelope) Sign(dek []byte, obj Object) error {
-	mac, err := e.sum(dek, obj)
+	mac, err := e.computeMAC(dek, obj)
 	if err != nil {
 		return err
 	}
@@ -78,7 +78,7 @@ func (e *Envelope) Sign(dek []byte, obj Object) error {
 // Verify returns ErrAuth unless the MAC is the one for obj under dek. Until it has returned nil, only KeyID and
 // WrappedDEK may be used, and only to get the DEK.
 func (e *Envelope) Verify(dek []byte, obj Object) error {
-	mac, err := e.sum(dek, obj)
+	mac, err := e.computeMAC(dek, obj)
 	if err != nil {
 		return err
 	}
@@ -88,7 +88,7 @@ func (e *Envelope) Verify(dek []byte, obj Object) error {
 	return nil
 }
 
-func (e *Envelope) sum(dek []byte, obj Object) ([]byte, error) {
+func (e *Envelope) computeMAC(dek []byte, obj Object) ([]byte, error) {
 	return macOf(dek, macFields(e.KeyID, e.WrappedDEK, &e.Header, e.Size, e.Sum, "object", obj))
 }
 
@@ -120,8 +120,8 @@ func hmacOf(dek []byte, fields [][]byte) ([]byte, error) {
 		return nil, err
 	}
 	defer clear(key)
-	var hashes scrubber
-	defer hashes.scrub()
+	var hashes hashWiper
+	defer hashes.wipe()
 	h := hmac.New(hashes.new, key)
 	defer Wipe(h)
 	for _, field := range fields {
@@ -264,14 +264,14 @@ func (p *parser) take(name string) string {
 
 func (p *parser) keyID() string {
 	id := p.take(nameKey)
-	if len(id) > maxKeyID || !printable(id) {
+	if len(id) > maxKeyID || !isPrintable(id) {
 		p.fail("%s is %d bytes long, or not printable ASCII", nameKey, len(id))
 	}
 	return id
 }
 
-// printable reports whether a key id is printable ASCII, and not empty.
-func printable(id string) bool {
+// isPrintable reports whether a key id is printable ASCII, and not empty.
+func isPrintable(id string) bool {
 	return id != "" && strings.IndexFunc(id, func(r rune) bool { return r < 0x21 || r > 0x7e }) < 0
 }
 

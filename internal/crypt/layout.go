@@ -59,16 +59,16 @@ func (at Place) skip(run Run, n int) Place {
 
 // Find returns the part that holds plaintext byte p. An empty last part holds the end.
 func (l Layout) Find(p int64) (Place, bool) {
-	return l.find(func(run Run, at Place) int { return int(min((p-at.Offset)/max(run.Size, 1), int64(run.Count))) })
+	return l.search(func(run Run, at Place) int { return int(min((p-at.Offset)/max(run.Size, 1), int64(run.Count))) })
 }
 
 // At returns the part of that index, counted from 0.
 func (l Layout) At(index int) (Place, bool) {
-	return l.find(func(run Run, at Place) int { return min(index-at.Index, run.Count) })
+	return l.search(func(run Run, at Place) int { return min(index-at.Index, run.Count) })
 }
 
-// find returns the part that is step parts behind the start of a run, at the first run in which there is one.
-func (l Layout) find(step func(Run, Place) int) (Place, bool) {
+// search returns the part that is step parts behind the start of a run, at the first run in which there is one.
+func (l Layout) search(step func(Run, Place) int) (Place, bool) {
 	var at Place
 	for _, run := range l {
 		n := step(run, at)

@@ -7,32 +7,32 @@ import (
 
 // Opener decrypts a window of a body, a batch of verified segments at a time.
 type Opener struct {
-	src     io.Reader
-	stream  *stream
-	header  Header
-	window  Window
-	next    int64 // index of the segment to open next
-	last    int64 // last segment of the window
-	skip    int   // plaintext bytes to drop before the next one wanted
-	remains int64 // plaintext bytes still wanted
-	buffer  *buffer
-	plain   *plain // nil if a batch is one segment, which is opened in place
+	src         io.Reader
+	stream      *stream
+	header      Header
+	window      Window
+	nextSegment int64 // index of the segment to open next
+	lastSegment int64 // last segment of the window
+	skip        int   // plaintext bytes to drop before the next one wanted
+	textLeft    int64 // plaintext bytes still wanted
+	buffer      *buffer
+	plain       *plain // nil if a batch is one segment, which is opened in place
 }
 
 // NewOpener returns an Opener of the window w, whose stored bytes src yields from w.Start to w.End, under dek and the
 // header h of the envelope.
 func NewOpener(src io.Reader, w Window, dek []byte, h Header) (*Opener, error) {
-	stream, err := newStream(dek, &h, w.size, w.shape)
+	stream, err := newStream(dek, &h, w.size, w.segmentSize)
 	if err != nil {
 		return nil, err
 	}
 	o := &Opener{
 		src: src, stream: stream, header: h, window: w,
-		next: w.first, last: (w.End - 1) / w.shape.storedSegment(),
-		skip: w.skip(), remains: w.length,
-		buffer: newBuffer(w.shape),
+		nextSegment: w.first, lastSegment: (w.End - 1) / w.segmentSize.storedSegment(),
+		skip: w.skip(), textLeft: w.length,
+		buffer: newBuffer(w.segmentSize),
 	}
-	if o.buffer.batch(w.shape) > 1 {
+	if o.buffer.batch(w.segmentSize) > 1 {
 		o.plain = plainPool.Get().(*plain)
 	}
 	return o, nil
@@ -45,12 +45,12 @@ func (o *Opener) Next() ([]byte, error) {
 	if o.buffer == nil || o.done() {
 		return nil, io.EOF
 	}
-	segment := o.window.shape.storedSegment()
-	length := min(o.window.End-o.next*segment, segment*int64(o.buffer.batch(o.window.shape)))
+	segment := o.window.segmentSize.storedSegment()
+	length := min(o.window.End-o.nextSegment*segment, segment*int64(o.buffer.batch(o.window.segmentSize)))
 	stored := o.buffer.bytes[:length]
 	if _, err := ReadFull(o.src, stored); err != nil {
-		if ended(err) {
-			return nil, fmt.Errorf("%w in segment %d of %d", ErrTruncated, o.next, o.stream.last+1)
+		if sourceEnded(err) {
+			return nil, fmt.Errorf("%w in segment %d of %d", ErrTruncated, o.nextSegment, o.stream.last+1)
 		}
 		return nil, err
 	}
@@ -78,7 +78,7 @@ func (o *Opener) Close() {
 	o.buffer, o.plain = nil, nil
 }
 
-func (o *Opener) done() bool { return o.next > o.last }
+func (o *Opener) done() bool { return o.nextSegment > o.lastSegment }
 
 func (o *Opener) openBatch(stored []byte) ([]byte, error) {
 	text := stored[:0] // in place
@@ -86,9 +86,9 @@ func (o *Opener) openBatch(stored []byte) ([]byte, error) {
 		text = o.plain[:0]
 	}
 	for len(stored) > 0 {
-		segment := stored[:min(len(stored), int(o.window.shape.storedSegment()))]
+		segment := stored[:min(len(stored), int(o.window.segmentSize.storedSegment()))]
 		stored = stored[len(segment):]
-		if o.next == 0 {
+		if o.nextSegment == 0 {
 			if Header(segment[:HeaderSize]) != o.header {
 				return nil, fmt.Errorf("%w: the header is not the envelope's", ErrAuth)
 			}
@@ -98,10 +98,10 @@ func (o *Opener) openBatch(stored []byte) ([]byte, error) {
 			}
 		}
 		var err error
-		if text, err = o.stream.aead.Open(text, o.stream.at(o.next), segment, nil); err != nil {
-			return nil, fmt.Errorf("%w in segment %d of %d", ErrAuth, o.next, o.stream.last+1)
+		if text, err = o.stream.aead.Open(text, o.stream.nonceOf(o.nextSegment), segment, nil); err != nil {
+			return nil, fmt.Errorf("%w in segment %d of %d", ErrAuth, o.nextSegment, o.stream.last+1)
 		}
-		o.next++
+		o.nextSegment++
 	}
 	return text, nil
 }
@@ -110,7 +110,7 @@ func (o *Opener) openBatch(stored []byte) ([]byte, error) {
 func (o *Opener) trim(text []byte) []byte {
 	text = text[o.skip:]
 	o.skip = 0
-	text = text[:min(int64(len(text)), o.remains)]
-	o.remains -= int64(len(text))
+	text = text[:min(int64(len(text)), o.textLeft)]
+	o.textLeft -= int64(len(text))
 	return text
 }

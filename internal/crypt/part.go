@@ -42,8 +42,8 @@ type Part struct {
 	Record     []byte // of the parts ahead; see Record. Only a final part with an empty plaintext may have one
 	Header     Header // of the stream
 
-	mac    [macSize]byte
-	record int // length of the record, which ParsePart may not have been given
+	mac        [macSize]byte
+	recordSize int // length of the record, which ParsePart may not have been given
 }
 
 // UploadOf is the Part.Upload for an upload id.
@@ -52,32 +52,32 @@ func UploadOf(uploadID string) [sha256.Size]byte { return sha256.Sum256([]byte(u
 // IsFinal says whether a part that a client sends can only be the last one of its upload.
 func IsFinal(number int, size int64) bool { return size < MinPartSize || number == MaxPartNumber }
 
-// partShape keeps a part within its 512 segments.
-func partShape(size int64) shape {
+// partSegmentSize keeps a part within its 512 segments.
+func partSegmentSize(size int64) segmentBytes {
 	const most = maxSegments * SegmentSize
-	return SegmentSize * shape(max(1, (size+HeaderSize+most-1)/most))
+	return SegmentSize * segmentBytes(max(1, (size+HeaderSize+most-1)/most))
 }
 
-func (p *Part) shape() shape { return partShape(p.Size) }
+func (p *Part) segmentSize() segmentBytes { return partSegmentSize(p.Size) }
 
 // streamSize is the size of the part's stream.
-func (p *Part) streamSize() int64 { return p.shape().storedSize(p.Size) }
+func (p *Part) streamSize() int64 { return p.segmentSize().storedSize(p.Size) }
 
 // Whole is the window of the part's whole stream, which lies PartHeaderSize behind the start of the part.
-func (p *Part) Whole() Window { return p.shape().all(p.Size) }
+func (p *Part) Whole() Window { return p.segmentSize().wholeWindow(p.Size) }
 
 // Cover is the window for length bytes of the part's plaintext from offset; see the function Cover.
 func (p *Part) Cover(offset, length int64) (Window, error) {
-	return p.shape().cover(p.Size, offset, length)
+	return p.segmentSize().cover(p.Size, offset, length)
 }
 
 // HasRecord reports whether the part has a record. If ParsePart was given no more than PartPrefixSize bytes, it has to
 // be given the whole part, of PartOverhead bytes, before the part can be verified.
-func (p *Part) HasRecord() bool { return p.record > 0 }
+func (p *Part) HasRecord() bool { return p.recordSize > 0 }
 
 // Sign sets the MAC, for obj and under dek. Header must be the one of the stream.
 func (p *Part) Sign(dek []byte, obj Object) error {
-	mac, err := p.sum(dek, obj)
+	mac, err := p.computeMAC(dek, obj)
 	if err != nil {
 		return err
 	}
@@ -87,7 +87,7 @@ func (p *Part) Sign(dek []byte, obj Object) error {
 
 // Verify returns ErrAuth unless the MAC is the one for obj under dek.
 func (p *Part) Verify(dek []byte, obj Object) error {
-	mac, err := p.sum(dek, obj)
+	mac, err := p.computeMAC(dek, obj)
 	if err != nil {
 		return err
 	}
@@ -97,11 +97,11 @@ func (p *Part) Verify(dek []byte, obj Object) error {
 	return nil
 }
 
-func (p *Part) sum(dek []byte, obj Object) ([]byte, error) {
+func (p *Part) computeMAC(dek []byte, obj Object) ([]byte, error) {
 	fields := append(macFields(p.KeyID, p.WrappedDEK, &p.Header, p.Size, p.Record, "part", obj),
 		[]byte{p.flags()},
-		binary.BigEndian.AppendUint16(nil, uint16(p.Number)),  //nolint:gosec // check sees to it
-		binary.BigEndian.AppendUint32(nil, uint32(p.shape())), //nolint:gosec // 10 MiB at most
+		binary.BigEndian.AppendUint16(nil, uint16(p.Number)),        //nolint:gosec // check sees to it
+		binary.BigEndian.AppendUint32(nil, uint32(p.segmentSize())), //nolint:gosec // 10 MiB at most
 		p.Upload[:])
 	return macOf(dek, fields)
 }
@@ -121,7 +121,7 @@ func (p *Part) check() error {
 		why = fmt.Sprintf("part number %d", p.Number)
 	case p.Size < 0 || p.Size > MaxPartSize:
 		why = fmt.Sprintf("%d bytes of plaintext", p.Size)
-	case p.record > 0 && (p.Size > 0 || !p.Final || p.record > maxRecord):
+	case p.recordSize > 0 && (p.Size > 0 || !p.Final || p.recordSize > maxRecord):
 		why = "a record where none may be"
 	default:
 		return CheckPartKey(p.KeyID, p.WrappedDEK)
@@ -133,7 +133,7 @@ func (p *Part) check() error {
 func CheckPartKey(id string, wrapped []byte) error {
 	var why string
 	switch {
-	case !printable(id) || len(id) > maxKeyID:
+	case !isPrintable(id) || len(id) > maxKeyID:
 		why = fmt.Sprintf("a key id of %d bytes, or not of printable ASCII", len(id))
 	case len(wrapped) == 0:
 		why = "no wrapped DEK"
@@ -145,9 +145,9 @@ func CheckPartKey(id string, wrapped []byte) error {
 	return fmt.Errorf("%w: part header: %s", ErrEnvelope, why)
 }
 
-// header returns the part header, or ErrEnvelope for one that ParsePart would refuse.
-func (p *Part) header() ([]byte, error) {
-	p.record = len(p.Record)
+// encode returns the part header, or ErrEnvelope for one that ParsePart would refuse.
+func (p *Part) encode() ([]byte, error) {
+	p.recordSize = len(p.Record)
 	if err := p.check(); err != nil {
 		return nil, err
 	}
@@ -155,9 +155,9 @@ func (p *Part) header() ([]byte, error) {
 	b = append(b, partMagic...)
 	b = append(b, Version, Suite, p.flags(), 0)
 	b = binary.BigEndian.AppendUint16(b, uint16(p.Number))          //nolint:gosec // checked, as the lengths below
-	b = binary.BigEndian.AppendUint16(b, uint16(p.record))          //nolint:gosec // as above
+	b = binary.BigEndian.AppendUint16(b, uint16(p.recordSize))      //nolint:gosec // as above
 	b = binary.BigEndian.AppendUint64(b, uint64(p.Size))            //nolint:gosec // as above
-	b = binary.BigEndian.AppendUint32(b, uint32(p.shape()))         //nolint:gosec // 10 MiB at most
+	b = binary.BigEndian.AppendUint32(b, uint32(p.segmentSize()))   //nolint:gosec // 10 MiB at most
 	b = binary.BigEndian.AppendUint16(b, uint16(len(p.KeyID)))      //nolint:gosec // as above
 	b = binary.BigEndian.AppendUint16(b, uint16(len(p.WrappedDEK))) //nolint:gosec // as above
 	b = append(b, p.Upload[:]...)
@@ -190,21 +190,21 @@ func ParsePart(b []byte) (*Part, error) {
 		WrappedDEK: bytes.Clone(fields[keyLength:end]),
 		Header:     Header(b[PartHeaderSize:PartPrefixSize]),
 		mac:        [macSize]byte(b[64:96]),
-		record:     int(binary.BigEndian.Uint16(b[14:])),
+		recordSize: int(binary.BigEndian.Uint16(b[14:])),
 	}
 	if err := p.check(); err != nil {
 		return nil, err
 	}
-	if b[10]&^flagFinal != 0 || b[11] != 0 || !zero(fields[end:maxPartFields]) || binary.BigEndian.Uint32(b[24:]) != uint32(p.shape()) { //nolint:gosec // 10 MiB at most
+	if b[10]&^flagFinal != 0 || b[11] != 0 || !allZero(fields[end:maxPartFields]) || binary.BigEndian.Uint32(b[24:]) != uint32(p.segmentSize()) { //nolint:gosec // 10 MiB at most
 		return nil, fmt.Errorf("%w: part header: flags, segment size or filling", ErrEnvelope)
 	}
-	if from := PartHeaderSize + int(p.streamSize()); p.record > 0 && len(b) >= from+p.record {
-		p.Record = bytes.Clone(b[from : from+p.record])
+	if from := PartHeaderSize + int(p.streamSize()); p.recordSize > 0 && len(b) >= from+p.recordSize {
+		p.Record = bytes.Clone(b[from : from+p.recordSize])
 	}
 	return p, nil
 }
 
-func zero(b []byte) bool {
+func allZero(b []byte) bool {
 	var or byte
 	for _, c := range b {
 		or |= c
@@ -226,12 +226,12 @@ func NewPartSealer(src io.Reader, p *Part, obj Object, dek []byte, random io.Rea
 	if err := p.check(); err != nil {
 		return nil, err
 	}
-	sealer, err := newSealer(src, p.Size, p.shape(), dek, random)
+	sealer, err := newStreamSealer(src, p.Size, p.segmentSize(), dek, random)
 	if err != nil {
 		return nil, err
 	}
 	p.Header = sealer.Header()
-	head, err := p.signed(dek, obj)
+	head, err := p.signAndEncode(dek, obj)
 	if err != nil {
 		_ = sealer.Close()
 		return nil, err
@@ -241,11 +241,11 @@ func NewPartSealer(src io.Reader, p *Part, obj Object, dek []byte, random io.Rea
 	return &PartSealer{sealer: sealer, head: head, tail: tail}, nil
 }
 
-func (p *Part) signed(dek []byte, obj Object) ([]byte, error) {
+func (p *Part) signAndEncode(dek []byte, obj Object) ([]byte, error) {
 	if err := p.Sign(dek, obj); err != nil {
 		return nil, err
 	}
-	return p.header()
+	return p.encode()
 }
 
 // Read yields the stored part, p.Size + PartOverhead bytes, then io.EOF. Errors are those of a Sealer.

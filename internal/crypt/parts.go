@@ -22,25 +22,25 @@ type PartsConfig struct {
 // PartsReader decrypts a multipart object, or a stretch of it, a batch of verified segments at a time, and checks that
 // its parts are those that were uploaded.
 type PartsReader struct {
-	cfg    PartsConfig
-	src    io.Reader
-	opener *Opener
-	part   *Part  // the one that is read, or was read last
-	window Window // of it
-	wanted int64  // plaintext bytes still wanted; -1 for all
-	toEnd  bool   // the object's end is to be reached and checked
-	done   bool
+	cfg      PartsConfig
+	src      io.Reader
+	opener   *Opener
+	current  *Part  // the one that is read, or was read last
+	window   Window // of it
+	textLeft int64  // plaintext bytes still wanted; -1 for all
+	toEnd    bool   // the object's end is to be reached and checked
+	done     bool
 
-	place  Place  // of part in layout
-	layout Layout // known beforehand; nil if not
-	seen   Layout // the parts that were read, from the first
-	record *Record
-	buf    [PartOverhead]byte
+	place    Place  // of part in layout
+	expected Layout // known beforehand; nil if not
+	seen     Layout // the parts that were read, from the first
+	record   *Record
+	buf      [PartOverhead]byte
 }
 
 // NewPartsReader returns a PartsReader of a whole object, of which src yields the stored bytes.
 func NewPartsReader(src io.Reader, cfg PartsConfig) *PartsReader {
-	return &PartsReader{cfg: cfg, src: src, wanted: -1, toEnd: true, place: Place{Index: -1}}
+	return &PartsReader{cfg: cfg, src: src, textLeft: -1, toEnd: true, place: Place{Index: -1}}
 }
 
 // Stretch is some bytes of the plaintext of an object whose layout is known.
@@ -56,11 +56,11 @@ type Stretch struct {
 // NewStretchReader returns a PartsReader of a stretch. src yields the stored bytes from the start of the segment of the
 // first byte; see Part.Cover.
 func NewStretchReader(src io.Reader, s Stretch, cfg PartsConfig) (*PartsReader, error) {
-	r := &PartsReader{cfg: cfg, src: src, wanted: s.Length, toEnd: s.ToEnd, layout: s.Layout, place: s.Place}
-	if err := r.matches(s.Part, s.Place); err != nil {
+	r := &PartsReader{cfg: cfg, src: src, textLeft: s.Length, toEnd: s.ToEnd, expected: s.Layout, place: s.Place}
+	if err := r.checkPlace(s.Part, s.Place); err != nil {
 		return nil, err
 	}
-	r.part = s.Part
+	r.current = s.Part
 	window, err := s.Part.Cover(s.Offset, min(s.Length, s.Part.Size-s.Offset))
 	if err != nil {
 		return nil, err
@@ -73,7 +73,7 @@ func NewStretchReader(src io.Reader, s Stretch, cfg PartsConfig) (*PartsReader, 
 func (r *PartsReader) Next() ([]byte, error) {
 	for !r.done {
 		if r.opener == nil {
-			if err := r.begin(); err != nil {
+			if err := r.openNextPart(); err != nil {
 				return nil, err
 			}
 			continue
@@ -81,11 +81,11 @@ func (r *PartsReader) Next() ([]byte, error) {
 		text, err := r.opener.Next()
 		switch {
 		case err == io.EOF: //nolint:errorlint // bare: Next says so
-			if err := r.finish(); err != nil {
+			if err := r.finishPart(); err != nil {
 				return nil, err
 			}
 		case err != nil:
-			return nil, fmt.Errorf("part %d: %w", r.part.Number, err)
+			return nil, fmt.Errorf("part %d: %w", r.current.Number, err)
 		case len(text) > 0:
 			return text, nil
 		}
@@ -103,18 +103,18 @@ func (r *PartsReader) Close() {
 }
 
 // Part returns the header of the part that is read, nil before the first.
-func (r *PartsReader) Part() *Part { return r.part }
+func (r *PartsReader) Part() *Part { return r.current }
 
 // Layout returns the parts of the object, once a whole object was read to its end.
 func (r *PartsReader) Layout() Layout { return r.seen }
 
-// begin reads the header of the next part, or finds that there is none.
-func (r *PartsReader) begin() error {
+// openNextPart reads the header of the next part, or finds that there is none.
+func (r *PartsReader) openNextPart() error {
 	prefix := r.buf[:PartPrefixSize]
 	switch n, err := ReadFull(r.src, prefix); {
 	case n == 0 && err == io.EOF: //nolint:errorlint // bare, as every io.Reader must say it
-		return r.end()
-	case ended(err):
+		return r.checkEnd()
+	case sourceEnded(err):
 		return fmt.Errorf("%w in a part header", ErrTruncated)
 	case err != nil:
 		return err
@@ -126,7 +126,7 @@ func (r *PartsReader) begin() error {
 	src := r.src
 	if part.HasRecord() {
 		if _, err := ReadFull(r.src, r.buf[PartPrefixSize:]); err != nil {
-			return cut(err, part)
+			return fillError(err, part)
 		}
 		if part, err = ParsePart(r.buf[:]); err != nil {
 			return err
@@ -140,23 +140,23 @@ func (r *PartsReader) begin() error {
 	if err := part.Verify(dek, r.cfg.Object); err != nil {
 		return fmt.Errorf("part %d: %w", part.Number, err)
 	}
-	if err := r.admit(part); err != nil {
+	if err := r.checkOrder(part); err != nil {
 		return err
 	}
 	window := part.Whole()
-	if r.wanted >= 0 && r.wanted < part.Size {
-		if window, err = part.Cover(0, r.wanted); err != nil {
+	if r.textLeft >= 0 && r.textLeft < part.Size {
+		if window, err = part.Cover(0, r.textLeft); err != nil {
 			return err
 		}
 	}
-	header := bytes.NewReader(r.part.Header[:])
+	header := bytes.NewReader(r.current.Header[:])
 	return r.openWith(io.MultiReader(header, src), window, dek)
 }
 
-// admit refuses a part that does not follow the one before it.
-func (r *PartsReader) admit(part *Part) error {
-	previous := r.part
-	r.part = part
+// checkOrder refuses a part that does not follow the one before it.
+func (r *PartsReader) checkOrder(part *Part) error {
+	previous := r.current
+	r.current = part
 	r.place.Index++
 	switch {
 	case previous != nil && previous.Final:
@@ -164,40 +164,40 @@ func (r *PartsReader) admit(part *Part) error {
 	case previous != nil && previous.Upload != part.Upload:
 		return fmt.Errorf("%w: part %d is of another upload than part %d", ErrAuth, part.Number, previous.Number)
 	case part.HasRecord():
-		return r.admitRecord(part)
-	case r.layout != nil:
-		place, ok := r.layout.At(r.place.Index)
+		return r.checkRecord(part)
+	case r.expected != nil:
+		place, ok := r.expected.At(r.place.Index)
 		if !ok {
 			return fmt.Errorf("%w: part %d is one too many", ErrAuth, part.Number)
 		}
 		r.place = place
-		return r.matches(part, place)
+		return r.checkPlace(part, place)
 	}
 	r.seen = r.seen.Add(part.Number, part.Size)
 	if r.seen.Contiguous() {
 		return nil
 	}
-	return r.admitGap()
+	return r.checkGap()
 }
 
-// matches refuses a part that is not the one that the layout has there.
-func (r *PartsReader) matches(part *Part, at Place) error {
+// checkPlace refuses a part that is not the one that the layout has there.
+func (r *PartsReader) checkPlace(part *Part, at Place) error {
 	if part.Number != at.Number || part.Size != at.Size {
 		return fmt.Errorf("%w: part %d of %d bytes stands where part %d of %d bytes must be", ErrAuth, part.Number, part.Size, at.Number, at.Size)
 	}
 	return nil
 }
 
-// admitRecord checks that the parts read so far are those of the record.
-func (r *PartsReader) admitRecord(part *Part) error {
+// checkRecord checks that the parts read so far are those of the record.
+func (r *PartsReader) checkRecord(part *Part) error {
 	record, err := ParseRecord(part.Record)
 	if err != nil {
 		return err
 	}
 	r.record = record
 	ahead := r.seen
-	if r.layout != nil {
-		ahead = r.layout
+	if r.expected != nil {
+		ahead = r.expected
 	}
 	last := 0
 	if n := len(ahead); n > 0 {
@@ -209,15 +209,15 @@ func (r *PartsReader) admitRecord(part *Part) error {
 	return nil
 }
 
-// admitGap asks the record whether the gap in the part numbers was there from the start.
-func (r *PartsReader) admitGap() error {
+// checkGap asks the record whether the gap in the part numbers was there from the start.
+func (r *PartsReader) checkGap() error {
 	if r.record == nil && r.cfg.Record != nil {
 		var err error
 		if r.record, err = r.cfg.Record(); err != nil {
 			return err
 		}
 	}
-	gap := fmt.Errorf("%w: a part is missing before part %d", ErrAuth, r.part.Number)
+	gap := fmt.Errorf("%w: a part is missing before part %d", ErrAuth, r.current.Number)
 	if r.record == nil {
 		return gap
 	}
@@ -228,11 +228,11 @@ func (r *PartsReader) admitGap() error {
 	if !ok {
 		return gap
 	}
-	return r.matches(r.part, place)
+	return r.checkPlace(r.current, place)
 }
 
 func (r *PartsReader) open(src io.Reader, w Window) error {
-	dek, err := r.cfg.Unlock(r.part)
+	dek, err := r.cfg.Unlock(r.current)
 	if err != nil {
 		return err
 	}
@@ -240,7 +240,7 @@ func (r *PartsReader) open(src io.Reader, w Window) error {
 }
 
 func (r *PartsReader) openWith(src io.Reader, w Window, dek []byte) error {
-	opener, err := NewOpener(io.LimitReader(src, w.End-w.Start), w, dek, r.part.Header)
+	opener, err := NewOpener(io.LimitReader(src, w.End-w.Start), w, dek, r.current.Header)
 	if err != nil {
 		return err
 	}
@@ -248,55 +248,55 @@ func (r *PartsReader) openWith(src io.Reader, w Window, dek []byte) error {
 	return nil
 }
 
-// finish ends a part of which all that is wanted was read.
-func (r *PartsReader) finish() error {
+// finishPart ends a part of which all that is wanted was read.
+func (r *PartsReader) finishPart() error {
 	r.opener.Close()
 	r.opener = nil
-	if r.wanted >= 0 {
-		r.wanted -= r.window.length
-		if r.wanted == 0 && !r.toEnd {
+	if r.textLeft >= 0 {
+		r.textLeft -= r.window.length
+		if r.textLeft == 0 && !r.toEnd {
 			r.done = true
 			return nil
 		}
 	}
-	if r.part.HasRecord() {
-		if !zero(r.buf[PartHeaderSize+int(r.part.streamSize())+r.part.record:]) {
-			return fmt.Errorf("%w: the fill of part %d", ErrAuth, r.part.Number)
+	if r.current.HasRecord() {
+		if !allZero(r.buf[PartHeaderSize+int(r.current.streamSize())+r.current.recordSize:]) {
+			return fmt.Errorf("%w: the fill of part %d", ErrAuth, r.current.Number)
 		}
 		return nil
 	}
-	fill := r.buf[:PartOverhead+r.part.Size-PartHeaderSize-r.part.streamSize()]
+	fill := r.buf[:PartOverhead+r.current.Size-PartHeaderSize-r.current.streamSize()]
 	if _, err := ReadFull(r.src, fill); err != nil {
-		return cut(err, r.part)
+		return fillError(err, r.current)
 	}
-	if !zero(fill) {
-		return fmt.Errorf("%w: the fill of part %d", ErrAuth, r.part.Number)
+	if !allZero(fill) {
+		return fmt.Errorf("%w: the fill of part %d", ErrAuth, r.current.Number)
 	}
 	return nil
 }
 
-// end checks that the object ends where it was ended.
-func (r *PartsReader) end() error {
+// checkEnd checks that the object ends where it was ended.
+func (r *PartsReader) checkEnd() error {
 	switch {
-	case r.part == nil:
+	case r.current == nil:
 		return fmt.Errorf("%w: no part at all", ErrTruncated)
-	case !r.part.Final && !r.cfg.OpenEnd:
-		return fmt.Errorf("%w: the last part is missing: part %d is not final", ErrTruncated, r.part.Number)
-	case r.wanted > 0:
-		return fmt.Errorf("%w: %d bytes short", ErrTruncated, r.wanted)
-	case r.layout == nil && r.cfg.Size >= 0 && r.seen.Size() != r.cfg.Size:
+	case !r.current.Final && !r.cfg.OpenEnd:
+		return fmt.Errorf("%w: the last part is missing: part %d is not final", ErrTruncated, r.current.Number)
+	case r.textLeft > 0:
+		return fmt.Errorf("%w: %d bytes short", ErrTruncated, r.textLeft)
+	case r.expected == nil && r.cfg.Size >= 0 && r.seen.Size() != r.cfg.Size:
 		return fmt.Errorf("%w: parts of %d bytes in an object of %d", ErrSize, r.seen.Size(), r.cfg.Size)
-	case r.layout == nil && !r.seen.Contiguous() && !r.part.HasRecord():
+	case r.expected == nil && !r.seen.Contiguous() && !r.current.HasRecord():
 		return fmt.Errorf("%w: gaps in the part numbers of an object without a record", ErrAuth)
-	case r.layout != nil && !r.part.HasRecord() && r.place.Index != r.layout.Parts()-1:
-		return fmt.Errorf("%w: it ends with part %d", ErrTruncated, r.part.Number)
+	case r.expected != nil && !r.current.HasRecord() && r.place.Index != r.expected.Parts()-1:
+		return fmt.Errorf("%w: it ends with part %d", ErrTruncated, r.current.Number)
 	}
 	r.done = true
 	return nil
 }
 
-func cut(err error, p *Part) error {
-	if ended(err) {
+func fillError(err error, p *Part) error {
+	if sourceEnded(err) {
 		return fmt.Errorf("%w in the fill of part %d", ErrTruncated, p.Number)
 	}
 	return err

@@ -14,38 +14,38 @@ import (
 //
 // Close may be called while a Read is under way, as an HTTP transport does; other calls may not overlap.
 type Sealer struct {
-	mu      sync.Mutex // held by Read
-	src     io.Reader
-	stream  *stream
-	header  Header
-	remains int64 // plaintext not read yet
-	next    int64 // index of the segment to seal next
-	buffer  *buffer
-	out     []byte // sealed and not yet handed out
-	err     error
+	mu           sync.Mutex // held by Read
+	src          io.Reader
+	stream       *stream
+	streamHeader Header
+	textLeft     int64 // plaintext not read yet
+	nextSegment  int64 // index of the segment to seal next
+	buffer       *buffer
+	out          []byte // sealed and not yet handed out
+	err          error
 }
 
 // NewSealer returns a Sealer of the size bytes of src under dek. Salt and nonce prefix come from random.
 func NewSealer(src io.Reader, size int64, dek []byte, random io.Reader) (*Sealer, error) {
-	return newSealer(src, size, whole, dek, random)
+	return newStreamSealer(src, size, defaultSegment, dek, random)
 }
 
-func newSealer(src io.Reader, size int64, shape shape, dek []byte, random io.Reader) (*Sealer, error) {
-	s := &Sealer{src: src, remains: size}
-	s.header[0] = HeaderSize
-	if _, err := io.ReadFull(random, s.header[1:]); err != nil {
+func newStreamSealer(src io.Reader, size int64, segmentSize segmentBytes, dek []byte, random io.Reader) (*Sealer, error) {
+	s := &Sealer{src: src, textLeft: size}
+	s.streamHeader[0] = HeaderSize
+	if _, err := io.ReadFull(random, s.streamHeader[1:]); err != nil {
 		return nil, fmt.Errorf("crypt: drawing a salt: %w", err)
 	}
 	var err error
-	if s.stream, err = newStream(dek, &s.header, size, shape); err != nil {
+	if s.stream, err = newStream(dek, &s.streamHeader, size, segmentSize); err != nil {
 		return nil, err
 	}
-	s.buffer = newBuffer(shape)
+	s.buffer = newBuffer(segmentSize)
 	return s, nil
 }
 
 // Header returns the header of the body, to be copied into the envelope.
-func (s *Sealer) Header() Header { return s.header }
+func (s *Sealer) Header() Header { return s.streamHeader }
 
 // Read yields the stored body: StoredSize(size) bytes, then io.EOF. It fails with io.ErrUnexpectedEOF if the source is
 // shorter than the size, with ErrTrailing if it is longer, and otherwise with the source's error.
@@ -53,7 +53,7 @@ func (s *Sealer) Read(p []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.out) == 0 && s.err == nil {
-		s.err = s.fill()
+		s.err = s.sealBatch()
 	}
 	if len(s.out) == 0 {
 		return 0, s.err
@@ -77,29 +77,29 @@ func (s *Sealer) Close() error {
 	return nil
 }
 
-// fill seals the next batch in place. It returns an error only if there is nothing to hand out.
-func (s *Sealer) fill() error {
-	if s.next > s.stream.last {
+// sealBatch seals the next batch in place. It returns an error only if there is nothing to hand out.
+func (s *Sealer) sealBatch() error {
+	if s.nextSegment > s.stream.last {
 		return io.EOF
 	}
 	end := 0
-	shape := s.stream.shape
-	for range s.buffer.batch(shape) {
-		slot := s.buffer.bytes[end : end+int(shape.storedSegment())]
+	segmentSize := s.stream.segmentSize
+	for range s.buffer.batch(segmentSize) {
+		slot := s.buffer.bytes[end : end+int(segmentSize.storedSegment())]
 		used := 0
-		if s.next == 0 {
-			used = copy(slot, s.header[:])
+		if s.nextSegment == 0 {
+			used = copy(slot, s.streamHeader[:])
 		}
-		n := int(min(s.remains, int64(shape)-int64(used)))
+		n := int(min(s.textLeft, int64(segmentSize)-int64(used)))
 		text := slot[used : used+n]
 		if err := s.readSegment(text); err != nil {
 			return err
 		}
-		s.stream.aead.Seal(text[:0], s.stream.at(s.next), text, nil)
-		s.remains -= int64(n)
+		s.stream.aead.Seal(text[:0], s.stream.nonceOf(s.nextSegment), text, nil)
+		s.textLeft -= int64(n)
 		end += used + n + TagSize
-		s.next++
-		if s.next > s.stream.last {
+		s.nextSegment++
+		if s.nextSegment > s.stream.last {
 			break
 		}
 	}
@@ -114,7 +114,7 @@ func (s *Sealer) readSegment(text []byte) error {
 		}
 		return err
 	}
-	if s.next == s.stream.last {
+	if s.nextSegment == s.stream.last {
 		return expectEOF(s.src, ErrTrailing)
 	}
 	return nil

@@ -9,27 +9,29 @@ import (
 // MaxPlaintextSize is the longest plaintext of one body in bytes: 2^32 segments less the header.
 const MaxPlaintextSize = int64(SegmentSize)*(math.MaxUint32+1) - HeaderSize
 
-// shape is the plaintext of a full segment in bytes. The stream header counts as plaintext in all its arithmetic: it
-// takes the first bytes of segment 0's place.
-type shape int64
+// segmentBytes is a segment size: the plaintext of a full segment in bytes. The
+// stream header counts as plaintext in all its arithmetic, as it takes the place
+// of the first bytes of segment 0.
+type segmentBytes int64
 
-// whole is the shape of an object that was put whole, and of parts up to 32 MiB.
-const whole shape = SegmentSize
+// defaultSegment is the segment size of a single-PUT object, and of parts up to
+// 32 MiB.
+const defaultSegment segmentBytes = SegmentSize
 
 // storedSegment is the size of a full segment with its tag.
-func (s shape) storedSegment() int64 { return int64(s) + TagSize }
+func (s segmentBytes) storedSegment() int64 { return int64(s) + TagSize }
 
 // segmentOf returns the index of the segment that holds plaintext byte p.
-func (s shape) segmentOf(p int64) int64 { return (p + HeaderSize) / int64(s) }
+func (s segmentBytes) segmentOf(p int64) int64 { return (p + HeaderSize) / int64(s) }
 
 // lastSegment returns the index of the last segment of a plaintext of p bytes.
-func (s shape) lastSegment(p int64) int64 { return s.segmentOf(max(p-1, 0)) }
+func (s segmentBytes) lastSegment(p int64) int64 { return s.segmentOf(max(p-1, 0)) }
 
 // storedSize returns the size of the stream of a plaintext of p bytes.
-func (s shape) storedSize(p int64) int64 { return p + HeaderSize + TagSize*(s.lastSegment(p)+1) }
+func (s segmentBytes) storedSize(p int64) int64 { return p + HeaderSize + TagSize*(s.lastSegment(p)+1) }
 
 // StoredSize returns the size in bytes of the body of a plaintext of p bytes, 0 <= p <= MaxPlaintextSize.
-func StoredSize(p int64) int64 { return whole.storedSize(p) }
+func StoredSize(p int64) int64 { return defaultSegment.storedSize(p) }
 
 // PlaintextSize is the inverse of StoredSize. It returns ErrSize if no plaintext gives a body of s bytes.
 func PlaintextSize(s int64) (int64, error) {
@@ -53,37 +55,37 @@ func IsMarker(obj Object, size int64) bool { return size == 0 && strings.HasSuff
 type Window struct {
 	Start, End int64 // offsets in the body, End exclusive
 
-	shape  shape
-	size   int64 // plaintext size of the whole body
-	offset int64 // first plaintext byte wanted
-	length int64 // number of plaintext bytes wanted
-	first  int64 // index of the segment at Start
+	segmentSize segmentBytes
+	size        int64 // plaintext size of the whole body
+	offset      int64 // first plaintext byte wanted
+	length      int64 // number of plaintext bytes wanted
+	first       int64 // index of the segment at Start
 }
 
 // Whole is the window of a whole body with p bytes of plaintext.
-func Whole(p int64) Window { return whole.all(p) }
+func Whole(p int64) Window { return defaultSegment.wholeWindow(p) }
 
 // Cover is the window for length bytes from offset, of a plaintext of p bytes. It returns ErrSize unless
 // 0 <= offset, 0 < length and offset+length <= p.
-func Cover(p, offset, length int64) (Window, error) { return whole.cover(p, offset, length) }
+func Cover(p, offset, length int64) (Window, error) { return defaultSegment.cover(p, offset, length) }
 
-func (s shape) all(p int64) Window {
-	return Window{End: s.storedSize(p), shape: s, size: p, length: p}
+func (s segmentBytes) wholeWindow(p int64) Window {
+	return Window{End: s.storedSize(p), segmentSize: s, size: p, length: p}
 }
 
-func (s shape) cover(p, offset, length int64) (Window, error) {
+func (s segmentBytes) cover(p, offset, length int64) (Window, error) {
 	if offset < 0 || length <= 0 || length > p-offset {
 		return Window{}, fmt.Errorf("%w: bytes %d+%d of %d", ErrSize, offset, length, p)
 	}
 	first, last := s.segmentOf(offset), s.segmentOf(offset+length-1)
 	return Window{
-		Start:  first * s.storedSegment(),
-		End:    min(s.storedSize(p), (last+1)*s.storedSegment()),
-		shape:  s,
-		size:   p,
-		offset: offset,
-		length: length,
-		first:  first,
+		Start:       first * s.storedSegment(),
+		End:         min(s.storedSize(p), (last+1)*s.storedSegment()),
+		segmentSize: s,
+		size:        p,
+		offset:      offset,
+		length:      length,
+		first:       first,
 	}, nil
 }
 
@@ -92,17 +94,17 @@ func (w Window) skip() int {
 	if w.first == 0 {
 		return int(w.offset)
 	}
-	return int(w.offset + HeaderSize - w.first*int64(w.shape))
+	return int(w.offset + HeaderSize - w.first*int64(w.segmentSize))
 }
 
 // StoredFrom returns the stored offset of the segment that holds plaintext byte p, whatever the object's size.
 func StoredFrom(p int64) int64 {
-	return whole.segmentOf(p) * StoredSegmentSize
+	return defaultSegment.segmentOf(p) * StoredSegmentSize
 }
 
 // StoredTo returns the stored offset behind the segment that holds plaintext byte p, if that segment is a full one.
 func StoredTo(p int64) int64 {
-	return (whole.segmentOf(p) + 1) * StoredSegmentSize
+	return (defaultSegment.segmentOf(p) + 1) * StoredSegmentSize
 }
 
 // StoredSuffix returns a number of stored bytes, counted from the end of an object of unknown size, that is sure to hold

@@ -176,11 +176,11 @@ func NewSalt(random io.Reader) ([]byte, error) {
 // DeriveDEK makes the DEK of an object from a bucket key, which must itself be one that CheckDEK takes. It is bound to
 // the object's name.
 func DeriveDEK(bucketKey, salt []byte, obj Object) ([]byte, error) {
-	return derive(bucketKey, salt, named(infoBucketKey, obj))
+	return derive(bucketKey, salt, infoFor(infoBucketKey, obj))
 }
 
-// named is an info string of HKDF for one object: the label, then bucket and key, each after its length.
-func named(label string, obj Object) string {
+// infoFor is an info string of HKDF for one object: the label, then bucket and key, each after its length.
+func infoFor(label string, obj Object) string {
 	b := []byte(label)
 	for _, s := range []string{obj.Bucket, obj.Key} {
 		b = binary.BigEndian.AppendUint32(b, uint32(len(s))) //nolint:gosec // names are short

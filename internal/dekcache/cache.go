@@ -10,6 +10,11 @@
 // it has wrapped.
 //
 // The package knows nothing of key management services: a fetch is a function, and a key id a string.
+//
+//	cache.go   Cache: getting, putting, purging
+//	flight.go  fetches, and those who wait for them
+//	term.go    Term: how long a DEK may be used
+//	expiry.go  the DEKs in the cache, and wiping them in time
 package dekcache
 
 import (
@@ -76,22 +81,22 @@ type Config struct {
 
 // Cache is safe for concurrent use. Make one with New, and Close it.
 type Cache struct {
-	cfg    Config
-	ttl    atomic.Int64            // nanoseconds
-	limits atomic.Pointer[[]limit] // from changes of the TTL; nil for none
+	cfg      Config
+	ttlNanos atomic.Int64            // nanoseconds
+	limits   atomic.Pointer[[]limit] // from changes of the TTL; nil for none
 
 	mu       sync.Mutex
 	closed   bool
-	entries  *simplelru.LRU[ID, *entry]
+	entries  *simplelru.LRU[ID, *cachedDEK]
 	byExpiry expiryHeap
 	timer    *time.Timer // at the expiry of byExpiry[0]; nil while there is none
-	groups   map[Group]*group
+	groups   map[Group]*groupState
 	purges   uint64            // how many there were; each has a number
 	purged   map[string]uint64 // the last purge of a KMS key as a whole, by its id
 	cleared  uint64            // the last purge of everything
 	flights  map[flightID]*flight
 	failures *simplelru.LRU[ID, failure]
-	stats    Stats
+	counters Stats
 
 	running sync.WaitGroup // flights
 }
@@ -139,10 +144,10 @@ func New(cfg Config) *Cache {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	c := &Cache{cfg: cfg, groups: make(map[Group]*group), purged: make(map[string]uint64), flights: make(map[flightID]*flight)}
-	c.ttl.Store(int64(cfg.TTL))
+	c := &Cache{cfg: cfg, groups: make(map[Group]*groupState), purged: make(map[string]uint64), flights: make(map[flightID]*flight)}
+	c.ttlNanos.Store(int64(cfg.TTL))
 	// NewLRU fails only for sizes below one.
-	c.entries, _ = simplelru.NewLRU(cfg.MaxEntries, c.forget)
+	c.entries, _ = simplelru.NewLRU(cfg.MaxEntries, c.wipeEvicted)
 	c.failures, _ = simplelru.NewLRU[ID, failure](min(cfg.MaxEntries, maxFailures), nil)
 	return c
 }
@@ -151,7 +156,7 @@ func New(cfg Config) *Cache {
 func (c *Cache) Now() time.Time { return c.cfg.Now() }
 
 // TTL is the longest time of a DEK, from before the request that fetched it.
-func (c *Cache) TTL() time.Duration { return time.Duration(c.ttl.Load()) }
+func (c *Cache) TTL() time.Duration { return time.Duration(c.ttlNanos.Load()) }
 
 // SetTTL changes the TTL. A shorter one holds for all DEKs at once, those handed out included; a longer one only for
 // those that are fetched from now on.
@@ -171,11 +176,11 @@ func (c *Cache) SetTTL(ttl time.Duration) {
 		}
 	}
 	c.limits.Store(&limits)
-	c.ttl.Store(int64(ttl))
+	c.ttlNanos.Store(int64(ttl))
 	heap.Init(&c.byExpiry) // a limit can change the order of DEKs
 	c.expireBy(now)
 	for _, g := range c.groups {
-		g.wake()
+		g.recheckTerms()
 	}
 }
 
@@ -183,7 +188,7 @@ func (c *Cache) SetTTL(ttl time.Duration) {
 func (c *Cache) Resize(maxEntries int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.stats.Evictions += uint64(c.entries.Resize(maxEntries)) //nolint:gosec // a number of DEKs
+	c.counters.Evictions += uint64(c.entries.Resize(maxEntries)) //nolint:gosec // a number of DEKs
 	c.schedule()
 }
 
@@ -193,7 +198,7 @@ func (c *Cache) Resize(maxEntries int) {
 // others. The cache takes over what fetch returns. An error of fetch goes to all who wait, as it is.
 func (c *Cache) Get(ctx context.Context, id ID, g Group, fetch func(context.Context) ([]byte, error)) (Entry, error) {
 	for range 3 {
-		e, err := c.get(ctx, id, g, fetch)
+		e, err := c.getOnce(ctx, id, g, fetch)
 		if !errors.Is(err, errStale) {
 			return e, err
 		}
@@ -201,7 +206,7 @@ func (c *Cache) Get(ctx context.Context, id ID, g Group, fetch func(context.Cont
 	return Entry{}, ErrPurged
 }
 
-func (c *Cache) get(ctx context.Context, id ID, g Group, fetch func(context.Context) ([]byte, error)) (Entry, error) {
+func (c *Cache) getOnce(ctx context.Context, id ID, g Group, fetch func(context.Context) ([]byte, error)) (Entry, error) {
 	c.mu.Lock()
 	if c.closed {
 		c.mu.Unlock()
@@ -210,9 +215,9 @@ func (c *Cache) get(ctx context.Context, id ID, g Group, fetch func(context.Cont
 	if e, ok := c.entries.Get(id); ok {
 		switch {
 		case !e.InForce():
-			c.drop(e, &c.stats.Expirations)
+			c.remove(e, &c.counters.Expirations)
 		case e.group.Group == g: // a purge of g must end what is handed out for it
-			c.stats.Hits++
+			c.counters.Hits++
 			out := Entry{DEK: bytes.Clone(e.dek), Term: e.Term, Hit: true}
 			c.mu.Unlock()
 			return out, nil
@@ -220,7 +225,7 @@ func (c *Cache) get(ctx context.Context, id ID, g Group, fetch func(context.Cont
 	}
 	if f, ok := c.failures.Get(id); ok {
 		if c.cfg.Now().Before(f.until) {
-			c.stats.NegativeHits++
+			c.counters.NegativeHits++
 			c.mu.Unlock()
 			return Entry{Hit: true}, f.err
 		}
@@ -228,10 +233,10 @@ func (c *Cache) get(ctx context.Context, id ID, g Group, fetch func(context.Cont
 	}
 	f := c.flights[flightID{id, g}]
 	if f == nil {
-		c.stats.Misses++
-		f = c.fly(ctx, id, g, fetch)
+		c.counters.Misses++
+		f = c.startFlight(ctx, id, g, fetch)
 	} else {
-		c.stats.Shared++
+		c.counters.Shared++
 	}
 	f.waiting++
 	c.mu.Unlock()
@@ -280,7 +285,7 @@ func (c *Cache) Purge(keyID string) int {
 	defer c.mu.Unlock()
 	c.purges++
 	c.purged[keyID] = c.purges
-	return c.purge(func(g Group) bool { return g.KeyID == keyID })
+	return c.purgeMatching(func(g Group) bool { return g.KeyID == keyID })
 }
 
 // PurgeGroup is Purge for one group.
@@ -289,7 +294,7 @@ func (c *Cache) PurgeGroup(g Group) int {
 	defer c.mu.Unlock()
 	c.purges++
 	c.group(g)
-	return c.purge(func(other Group) bool { return other == g })
+	return c.purgeMatching(func(other Group) bool { return other == g })
 }
 
 // PurgeAll is Purge for every key.
@@ -298,21 +303,21 @@ func (c *Cache) PurgeAll() int {
 	defer c.mu.Unlock()
 	c.purges++
 	c.cleared = c.purges
-	return c.purge(func(Group) bool { return true })
+	return c.purgeMatching(func(Group) bool { return true })
 }
 
-// Forgive forgets the failures of a KMS key.
-func (c *Cache) Forgive(keyID string) {
+// ForgetFailures forgets the failures of a KMS key.
+func (c *Cache) ForgetFailures(keyID string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.forgive(func(g Group) bool { return g.KeyID == keyID })
+	c.removeFailures(func(g Group) bool { return g.KeyID == keyID })
 }
 
-// ForgiveGroup forgets the failures of a group.
-func (c *Cache) ForgiveGroup(g Group) {
+// ForgetGroupFailures forgets the failures of a group.
+func (c *Cache) ForgetGroupFailures(g Group) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.forgive(func(other Group) bool { return other == g })
+	c.removeFailures(func(other Group) bool { return other == g })
 }
 
 // Busy reports whether DEKs of a group are in the cache, or on their way to it.
@@ -340,7 +345,7 @@ func (c *Cache) Holdings() map[string]Holding {
 func (c *Cache) Stats() Stats {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	s := c.stats
+	s := c.counters
 	s.Entries = c.entries.Len()
 	now := c.cfg.Now()
 	for _, e := range c.byExpiry { // not the first alone: with jitter it need not be the oldest
@@ -355,7 +360,7 @@ func (c *Cache) Close() {
 	c.closed = true
 	c.purges++
 	c.cleared = c.purges
-	c.purge(func(Group) bool { return true })
+	c.purgeMatching(func(Group) bool { return true })
 	c.schedule()
 	c.mu.Unlock()
 	c.running.Wait()
@@ -368,13 +373,13 @@ type failure struct {
 	until time.Time
 }
 
-// purge purges the groups that match. The caller has counted it in c.purges.
-func (c *Cache) purge(match func(Group) bool) int {
-	before := c.stats.Purges
+// purgeMatching purges the groups that match. The caller has counted it in c.purges.
+func (c *Cache) purgeMatching(match func(Group) bool) int {
+	before := c.counters.Purges
 	for name, g := range c.groups {
 		if match(name) {
 			g.purged.Store(c.purges)
-			g.wake()
+			g.recheckTerms()
 		}
 	}
 	for id, f := range c.flights {
@@ -387,17 +392,17 @@ func (c *Cache) purge(match func(Group) bool) int {
 	}
 	for _, e := range c.entries.Values() {
 		if match(e.group.Group) {
-			c.drop(e, &c.stats.Purges)
+			c.remove(e, &c.counters.Purges)
 		}
 	}
-	c.forgive(match)
+	c.removeFailures(match)
 	if c.cfg.Purged != nil && !c.closed {
 		go c.cfg.Purged()
 	}
-	return int(c.stats.Purges - before) //nolint:gosec // at most MaxEntries
+	return int(c.counters.Purges - before) //nolint:gosec // at most MaxEntries
 }
 
-func (c *Cache) forgive(match func(Group) bool) {
+func (c *Cache) removeFailures(match func(Group) bool) {
 	for _, id := range c.failures.Keys() {
 		if f, ok := c.failures.Peek(id); ok && match(f.group) {
 			c.failures.Remove(id)
@@ -408,6 +413,6 @@ func (c *Cache) forgive(match func(Group) bool) {
 // errStale says that the group was purged after the request was sent: the answer may be from before a revocation.
 var errStale = errors.New("purged")
 
-// panicked is the error of a fetch that panicked. It must not end the process, as the panic of a goroutine does; what
+// panicError is the error of a fetch that panicked. It must not end the process, as the panic of a goroutine does; what
 // it said is not kept, as it may hold a DEK.
-func panicked(v any) error { return fmt.Errorf("dekcache: fetch panicked (%T)", v) }
+func panicError(v any) error { return fmt.Errorf("dekcache: fetch panicked (%T)", v) }

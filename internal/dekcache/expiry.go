@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// entry is a DEK in the cache.
-type entry struct {
+// cachedDEK is a DEK in the cache.
+type cachedDEK struct {
 	Term
 	id    ID
 	dek   []byte
@@ -27,24 +27,25 @@ func (c *Cache) insert(id ID, t Term, dek []byte) {
 		c.entries.Remove(id)
 	}
 	c.failures.Remove(id)
-	e := &entry{Term: t, id: id, dek: dek}
+	e := &cachedDEK{Term: t, id: id, dek: dek}
 	t.group.entries++
 	heap.Push(&c.byExpiry, e)
 	if c.entries.Add(id, e) {
-		c.stats.Evictions++
+		c.counters.Evictions++
 	}
 	c.schedule()
 }
 
-// drop removes an entry and counts it. The caller holds c.mu.
-func (c *Cache) drop(e *entry, counter *uint64) {
+// remove takes a DEK out of the cache and counts it. The caller holds c.mu.
+func (c *Cache) remove(e *cachedDEK, counter *uint64) {
 	*counter++
 	c.entries.Remove(e.id)
 	c.schedule()
 }
 
-// forget is what happens to each entry that leaves, by whatever way: the LRU calls it.
-func (c *Cache) forget(_ ID, e *entry) {
+// wipeEvicted wipes a DEK that leaves the cache. The LRU calls it for each,
+// whatever the reason.
+func (c *Cache) wipeEvicted(_ ID, e *cachedDEK) {
 	clear(e.dek)
 	heap.Remove(&c.byExpiry, e.place)
 	e.group.entries--
@@ -76,15 +77,15 @@ func (c *Cache) expire() {
 
 // expireBy wipes what is out of time, and sets the timer. The caller holds c.mu.
 func (c *Cache) expireBy(now time.Time) {
-	for len(c.byExpiry) > 0 && c.byExpiry[0].over(now) {
-		c.stats.Expirations++
+	for len(c.byExpiry) > 0 && c.byExpiry[0].isOver(now) {
+		c.counters.Expirations++
 		c.entries.Remove(c.byExpiry[0].id)
 	}
 	c.schedule()
 }
 
-// expiryHeap has the entry that expires first at the top.
-type expiryHeap []*entry
+// expiryHeap has the DEK that expires first at the top.
+type expiryHeap []*cachedDEK
 
 func (h expiryHeap) Len() int           { return len(h) }
 func (h expiryHeap) Less(i, j int) bool { return h[i].Expires().Before(h[j].Expires()) }
@@ -95,7 +96,7 @@ func (h expiryHeap) Swap(i, j int) {
 
 // Push implements heap.Interface.
 func (h *expiryHeap) Push(x any) {
-	e := x.(*entry)
+	e := x.(*cachedDEK)
 	e.place = len(*h)
 	*h = append(*h, e)
 }

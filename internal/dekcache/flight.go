@@ -13,6 +13,11 @@ type flightID struct {
 }
 
 // flight is one fetch and all who wait for it.
+//
+// It is not golang.org/x/sync/singleflight, which logins and AWS credentials
+// use. There a later caller joins a fetch that is under way, and the result is
+// left to the garbage collector. Here a purge must keep later callers from
+// joining, and the DEK is wiped when the last caller has its copy.
 type flight struct {
 	term   Term
 	cancel context.CancelFunc
@@ -23,8 +28,8 @@ type flight struct {
 	err     error
 }
 
-// fly starts a fetch. The caller holds c.mu.
-func (c *Cache) fly(ctx context.Context, id ID, g Group, fetch func(context.Context) ([]byte, error)) *flight {
+// startFlight starts a fetch. The caller holds c.mu.
+func (c *Cache) startFlight(ctx context.Context, id ID, g Group, fetch func(context.Context) ([]byte, error)) *flight {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	f := &flight{term: c.term(), cancel: cancel, done: make(chan struct{})}
 	f.term.group = c.group(g)
@@ -33,7 +38,7 @@ func (c *Cache) fly(ctx context.Context, id ID, g Group, fetch func(context.Cont
 	c.running.Go(func() {
 		defer cancel()
 		dek, err := run(ctx, fetch)
-		c.land(id, f, dek, err)
+		c.endFlight(id, f, dek, err)
 	})
 	return f
 }
@@ -41,14 +46,14 @@ func (c *Cache) fly(ctx context.Context, id ID, g Group, fetch func(context.Cont
 func run(ctx context.Context, fetch func(context.Context) ([]byte, error)) (dek []byte, err error) {
 	defer func() {
 		if v := recover(); v != nil {
-			dek, err = nil, panicked(v)
+			dek, err = nil, panicError(v)
 		}
 	}()
 	return fetch(ctx)
 }
 
-// land stores the result of a fetch and gives it to those who wait.
-func (c *Cache) land(id ID, f *flight, dek []byte, err error) {
+// endFlight stores the result of a fetch and gives it to those who wait.
+func (c *Cache) endFlight(id ID, f *flight, dek []byte, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if own := (flightID{id, f.term.group.Group}); c.flights[own] == f {

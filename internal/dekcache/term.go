@@ -12,13 +12,13 @@ type Term struct {
 	life   time.Duration // the TTL of that moment, less the jitter
 	ttl    time.Duration // of that moment
 	purges uint64        // how many there were at that moment
-	group  *group        // nil until it is known
+	group  *groupState   // nil until it is known
 	cache  *Cache
 }
 
 // InForce reports whether the DEK may still be used. It takes no lock and allocates nothing.
 func (t *Term) InForce() bool {
-	return t.current() && !t.over(t.cache.cfg.Now())
+	return t.current() && !t.isOver(t.cache.cfg.Now())
 }
 
 // Expires returns the end of the DEK's life: the TTL after the request was sent, less the jitter.
@@ -31,7 +31,7 @@ func (t *Term) Limit() time.Time { return t.sent.Add(t.capped(t.ttl)) }
 // Wait returns nil when the term is over, and the error of ctx if that ends first.
 func (t *Term) Wait(ctx context.Context) error {
 	for {
-		turn := t.group.turn.Load() // before the look at the term, so that a change in between closes it
+		turn := t.group.changed.Load() // before the look at the term, so that a change in between closes it
 		if !t.InForce() {
 			return nil
 		}
@@ -68,38 +68,38 @@ func (t *Term) capped(d time.Duration) time.Duration {
 // current reports whether the group was not purged since the request was sent.
 func (t *Term) current() bool { return t.group != nil && t.group.purged.Load() <= t.purges }
 
-// over compares both clocks that a time.Time carries: the monotonic one stands still while a machine is suspended or
+// isOver compares both clocks that a time.Time carries: the monotonic one stands still while a machine is suspended or
 // migrated, the wall clock can be set back. A DEK is out of time when either says so.
-func (t *Term) over(now time.Time) bool {
+func (t *Term) isOver(now time.Time) bool {
 	expires := t.Expires()
 	return !now.Before(expires) || now.UnixNano() >= expires.UnixNano()
 }
 
-// group is what the cache knows of a Group. It is never removed, as a Term points to it.
-type group struct {
+// groupState is what the cache knows of a Group. It is never removed, as a Term points to it.
+type groupState struct {
 	Group
-	purged atomic.Uint64                 // the number of its last purge
-	turn   atomic.Pointer[chan struct{}] // closed, and replaced, when terms may have ended before their time
+	purged  atomic.Uint64                 // the number of its last purge
+	changed atomic.Pointer[chan struct{}] // closed, and replaced, when terms may have ended before their time
 
 	entries, flights int // under Cache.mu
 }
 
-// wake has all who wait for the end of a term look at it again.
-func (g *group) wake() {
+// recheckTerms has all who wait for the end of a term look at it again.
+func (g *groupState) recheckTerms() {
 	turn := make(chan struct{})
-	close(*g.turn.Swap(&turn))
+	close(*g.changed.Swap(&turn))
 }
 
 // group returns the group of that name. One that is new was purged with its key,
 // as a DEK may be on its way that was asked for before. The caller holds c.mu.
-func (c *Cache) group(name Group) *group {
+func (c *Cache) group(name Group) *groupState {
 	if g := c.groups[name]; g != nil {
 		return g
 	}
-	g := &group{Group: name}
+	g := &groupState{Group: name}
 	g.purged.Store(max(c.cleared, c.purged[name.KeyID]))
 	turn := make(chan struct{})
-	g.turn.Store(&turn)
+	g.changed.Store(&turn)
 	c.groups[name] = g
 	return g
 }

@@ -12,7 +12,7 @@ import (
 // such a DEK is in force until it is released, and its request ends before that.
 
 // newCustomer returns what stands for all customers' keys in leases and audit records. It is no key that a rule can name.
-func newCustomer() *key {
+func newCustomer() *keyState {
 	k := newKey(Key{Name: crypt.CustomerKeyID, Provider: crypt.CustomerKeyID})
 	k.kms.Store(&service{id: crypt.CustomerKeyID})
 	return k
@@ -22,16 +22,16 @@ func (k *Keyring) createForCustomer(ctx context.Context, obj Object, client stri
 	dek := make([]byte, crypt.DEKSize)
 	rand.Read(dek) // never fails: it ends the program instead
 	defer clear(dek)
-	return k.sealForCustomer(ctx, obj, client, customerKey, dek)
+	return k.wrapForCustomer(ctx, obj, client, customerKey, dek)
 }
 
-func (k *Keyring) sealForCustomer(ctx context.Context, obj Object, client string, customerKey, dek []byte) (*DataKey, error) {
+func (k *Keyring) wrapForCustomer(ctx context.Context, obj Object, client string, customerKey, dek []byte) (*DataKey, error) {
 	if err := k.CheckCustomerKeys(obj, client); err != nil {
 		return nil, err
 	}
 	wrapped, err := crypt.WrapByCustomer(customerKey, dek, obj, rand.Reader)
 	l := k.customerLease(obj, append([]byte(nil), dek...))
-	if err := k.audit(ctx, l, ActionCreate, byCustomer, err); err != nil {
+	if err := k.audit(ctx, l, ActionCreate, customerTrace, err); err != nil {
 		l.Release()
 		return nil, fmt.Errorf("wrapping a data key: %w", err)
 	}
@@ -56,7 +56,7 @@ func (k *Keyring) CheckCustomerKeys(obj Object, client string) error {
 func (k *Keyring) OpenForCustomer(ctx context.Context, obj Object, wrapped, customerKey []byte) (*Lease, error) {
 	dek, err := crypt.UnwrapByCustomer(customerKey, wrapped, obj)
 	l := k.customerLease(obj, dek)
-	if err := k.audit(ctx, l, ActionOpen, byCustomer, err); err != nil {
+	if err := k.audit(ctx, l, ActionOpen, customerTrace, err); err != nil {
 		l.Release()
 		return nil, fmt.Errorf("opening a data key: %w", err)
 	}
@@ -64,5 +64,5 @@ func (k *Keyring) OpenForCustomer(ctx context.Context, obj Object, wrapped, cust
 }
 
 func (k *Keyring) customerLease(obj Object, dek []byte) *Lease {
-	return &Lease{ring: k, key: k.customer, service: k.customer.kms.Load(), obj: obj, dek: dek}
+	return &Lease{keyring: k, key: k.customer, service: k.customer.kms.Load(), obj: obj, unwrapped: dek}
 }

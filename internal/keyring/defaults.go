@@ -24,7 +24,7 @@ type Defaults struct {
 	now  func() time.Time
 
 	mu      sync.Mutex
-	looked  time.Time
+	checked time.Time
 	changed time.Time // of the file, when it was read
 	size    int64
 	keys    map[string]string // names, by bucket
@@ -39,7 +39,7 @@ type defaultsFile struct {
 
 const (
 	defaultsVersion = 1
-	lookEvery       = time.Second
+	checkInterval   = time.Second
 )
 
 // ErrDefaults says that the file of the buckets' keys cannot be read or written.
@@ -62,15 +62,15 @@ func (d *Defaults) Key(bucket string) (string, error) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if now := d.now(); d.looked.IsZero() || now.Sub(d.looked) >= lookEvery || now.Before(d.looked) {
-		d.looked = now
-		d.look()
+	if now := d.now(); d.checked.IsZero() || now.Sub(d.checked) >= checkInterval || now.Before(d.checked) {
+		d.checked = now
+		d.readIfChanged()
 	}
 	return d.keys[bucket], d.err
 }
 
-// look reads the file if it is another one than before.
-func (d *Defaults) look() {
+// readIfChanged reads the file if it is another one than before.
+func (d *Defaults) readIfChanged() {
 	info, err := os.Stat(d.path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -111,14 +111,14 @@ func (d *Defaults) read() (map[string]string, error) {
 func (d *Defaults) Set(bucket, name string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if err := d.set(bucket, name); err != nil {
+	if err := d.writeFile(bucket, name); err != nil {
 		return fmt.Errorf("%w: %w", ErrDefaults, err)
 	}
-	d.looked = time.Time{} // look at once
+	d.checked = time.Time{} // look at once
 	return nil
 }
 
-func (d *Defaults) set(bucket, name string) error {
+func (d *Defaults) writeFile(bucket, name string) error {
 	lock, err := os.OpenFile(d.path+".lock", os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return err

@@ -6,6 +6,18 @@
 // is asked again. If it says no, the stream is cut; if it cannot be reached, the stream waits for a while, and no byte
 // passes. So the time from revoking a key to the last byte of plaintext is bounded, for running transfers too: see
 // Status.Window.
+//
+//	keyring.go    Keyring: making, opening and rewrapping data keys
+//	rules.go      which key an object gets, and which it can be read under
+//	defaults.go   keys that clients have chosen for buckets
+//	bucketkey.go  one wrapped key for many objects
+//	customer.go   keys that clients bring (SSE-C)
+//	lease.go      Lease: the use of a data key, its renewal, the cut
+//	key.go        what is known of each KMS key
+//	part.go       the parts of a KMS key that the KMS can refuse one by one
+//	probe.go      asking the KMS about keys in use
+//	status.go     the state of each key
+//	audit.go      writing down each use
 package keyring
 
 import (
@@ -162,16 +174,16 @@ type Object = crypt.Object
 // Keyring is safe for concurrent use.
 type Keyring struct {
 	cfg    Config
-	keys   []*key
-	byName map[string]*key
-	byID   atomic.Pointer[map[string]*key] // by ids and canonical ids; replaced as a whole
+	keys   []*keyState
+	byName map[string]*keyState
+	byID   atomic.Pointer[map[string]*keyState] // by ids and canonical ids; replaced as a whole
 	rules  atomic.Pointer[[]Rule]
 
 	probe      atomic.Int64 // the interval in nanoseconds
 	outageWait atomic.Int64 // nanoseconds
 
-	shared   *lru.Cache[sharedName, *sharedKey] // bucket keys in use
-	customer *key                               // stands for all keys that clients bring
+	bucketKeys *lru.Cache[bucketKeyName, *bucketKey] // bucket keys in use
+	customer   *keyState                             // stands for all keys that clients bring
 
 	providing sync.Mutex
 }
@@ -187,8 +199,8 @@ func New(cfg Config) (*Keyring, error) {
 	if cfg.Observer == nil {
 		cfg.Observer = noObserver{}
 	}
-	k := &Keyring{cfg: cfg, byName: make(map[string]*key), shared: newShared(), customer: newCustomer()}
-	k.byID.Store(new(map[string]*key))
+	k := &Keyring{cfg: cfg, byName: make(map[string]*keyState), bucketKeys: newBucketKeys(), customer: newCustomer()}
+	k.byID.Store(new(map[string]*keyState))
 	k.probe.Store(int64(cfg.RevocationProbe))
 	k.outageWait.Store(int64(cfg.OutageWait))
 	for _, c := range cfg.Keys {
@@ -248,13 +260,13 @@ func (k *Keyring) Provide(name string, w, probe kms.Wrapper) error {
 // comes before one with the same canonical id, a key that is in use before one
 // that has a successor, and else the one that is first in the configuration.
 func (k *Keyring) index() {
-	byID := make(map[string]*key)
-	add := func(id string, key *key) {
+	byID := make(map[string]*keyState)
+	add := func(id string, key *keyState) {
 		if byID[id] == nil {
 			byID[id] = key
 		}
 	}
-	var used, earlier []*key
+	var used, earlier []*keyState
 	for _, key := range k.keys {
 		switch {
 		case key.kms.Load() == nil:
@@ -283,7 +295,7 @@ func (k *Keyring) index() {
 }
 
 // lookup returns the key that opens what names an id, or nil.
-func (k *Keyring) lookup(id string) *key {
+func (k *Keyring) lookup(id string) *keyState {
 	byID := *k.byID.Load()
 	if key := byID[id]; key != nil {
 		return key
@@ -308,24 +320,24 @@ func (k *Keyring) Twins() (pairs [][2]string) {
 }
 
 // find returns the key whose id an envelope names.
-func (k *Keyring) find(id string) (*key, error) {
+func (k *Keyring) find(id string) (*keyState, error) {
 	if key := k.lookup(id); key != nil {
 		return key, nil
 	}
-	if err := k.mayBeUnopened(); err != nil {
+	if err := k.unopenedError(); err != nil {
 		return nil, err
 	}
 	return nil, fmt.Errorf("%w %q", ErrUnknownKey, id)
 }
 
-// mayBeUnopened returns the error for an id that no open key has. The id of a
+// unopenedError returns the error for an id that no open key has. The id of a
 // key is not known before the key is opened, so an id is unknown for certain
 // only when all keys are open. It returns nil then.
-func (k *Keyring) mayBeUnopened() error {
+func (k *Keyring) unopenedError() error {
 	for _, key := range k.keys {
 		switch {
 		case key.kms.Load() != nil:
-		case passing(key.Unavailable):
+		case transient(key.Unavailable):
 			return fmt.Errorf("%w: key %q: %w", ErrNotOpen, key.Name, key.Unavailable)
 		default: // a no to this key is no answer about the id
 			return fmt.Errorf("%w: key %q: %s", ErrNotOpen, key.Name, key.Unavailable.Error())
@@ -366,9 +378,9 @@ func (k *Keyring) Create(ctx context.Context, obj Object, client string, want Ch
 	}
 	l := &Lease{key: key, service: service, obj: obj, wrapped: crypt.WrappedKey{Context: want.Context}}
 	if rule.Reuse != nil && len(want.Context) == 0 {
-		return k.createShared(ctx, l, *rule.Reuse)
+		return k.createFromBucketKey(ctx, l, *rule.Reuse)
 	}
-	mark, a := k.cfg.Cache.Mark(), &asked{}
+	mark, a := k.cfg.Cache.Mark(), &useTrace{}
 	var dek []byte
 	err = k.call(ctx, key, key.rest, OpGenerate, a, func(ctx context.Context) (err error) {
 		dek, l.wrapped.Blob, err = kms.Generate(ctx, service.wrapper, encryptionContext(obj, l.wrapped))
@@ -378,7 +390,7 @@ func (k *Keyring) Create(ctx context.Context, obj Object, client string, want Ch
 	if err := k.audit(ctx, l, ActionCreate, a, err); err != nil {
 		return nil, fmt.Errorf("making a data key: %w", err)
 	}
-	return k.seal(l, mark, dek)
+	return k.leaseNewDEK(l, mark, dek)
 }
 
 // Rewrap wraps the DEK of a lease for another object, dst, so that a stored body can be copied as it is. All else is
@@ -392,7 +404,7 @@ func (k *Keyring) Rewrap(ctx context.Context, l *Lease, dst Object, client strin
 		if unbound {
 			return nil, ErrUnbound
 		}
-		return k.sealForCustomer(ctx, dst, client, want.CustomerKey, l.DEK())
+		return k.wrapForCustomer(ctx, dst, client, want.CustomerKey, l.DEK())
 	}
 	_, key, service, err := k.keyFor(dst, client, want.KeyID)
 	if err != nil {
@@ -404,7 +416,7 @@ func (k *Keyring) Rewrap(ctx context.Context, l *Lease, dst Object, client strin
 		}
 		ctx = kms.KeepUnbound(ctx)
 	}
-	copied, mark, a := &Lease{key: key, service: service, obj: dst, wrapped: crypt.WrappedKey{Context: want.Context}}, k.cfg.Cache.Mark(), &asked{}
+	copied, mark, a := &Lease{key: key, service: service, obj: dst, wrapped: crypt.WrappedKey{Context: want.Context}}, k.cfg.Cache.Mark(), &useTrace{}
 	err = k.call(ctx, key, key.rest, OpWrap, a, func(ctx context.Context) (err error) {
 		copied.wrapped.Blob, err = kms.Wrap(ctx, service.wrapper, l.DEK(), encryptionContext(dst, copied.wrapped))
 		return err
@@ -412,29 +424,29 @@ func (k *Keyring) Rewrap(ctx context.Context, l *Lease, dst Object, client strin
 	if err := k.audit(ctx, copied, ActionCreate, a, err); err != nil {
 		return nil, fmt.Errorf("wrapping a data key: %w", err)
 	}
-	return k.seal(copied, mark, l.DEK())
+	return k.leaseNewDEK(copied, mark, l.DEK())
 }
 
-// seal begins the lease of a DEK that was wrapped just now.
-func (k *Keyring) seal(l *Lease, mark dekcache.Mark, dek []byte) (*DataKey, error) {
+// leaseNewDEK begins the lease of a DEK that was wrapped just now.
+func (k *Keyring) leaseNewDEK(l *Lease, mark dekcache.Mark, dek []byte) (*DataKey, error) {
 	l.id = cacheID(l)
-	k.join(l)
+	k.joinPart(l)
 	entry := k.cfg.Cache.Put(l.id, l.part.group, mark, dek)
-	l.sampled(encryptionContext(l.obj, l.wrapped))
-	return k.sealed(l, entry, Created)
+	l.recordSample(encryptionContext(l.obj, l.wrapped))
+	return k.dataKeyOf(l, entry, Created)
 }
 
-// sealed is the wrapped DEK of a lease that begins with what the KMS gave. The
+// dataKeyOf is the wrapped DEK of a lease that begins with what the KMS gave. The
 // lease has joined its part.
-func (k *Keyring) sealed(l *Lease, entry dekcache.Entry, use Use) (*DataKey, error) {
+func (k *Keyring) dataKeyOf(l *Lease, entry dekcache.Entry, use Use) (*DataKey, error) {
 	given, err := l.wrapped.Bytes()
 	if err != nil {
 		clear(entry.DEK)
-		l.leave()
+		l.leavePart()
 		return nil, err
 	}
-	if err := k.lease(l, entry); err != nil {
-		l.leave()
+	if err := k.startLease(l, entry); err != nil {
+		l.leavePart()
 		return nil, err
 	}
 	k.cfg.Observer.Used(l.key.Name, l.id, use)
@@ -449,7 +461,7 @@ func (k *Keyring) Open(ctx context.Context, obj Object, keyID string, wrapped []
 	if err != nil {
 		return nil, err
 	}
-	return k.open(ctx, obj, key, wrapped, k.fetchToOpen)
+	return k.openLease(ctx, obj, key, wrapped, k.fetchToOpen)
 }
 
 // OpenCached is Open for a DEK that is in the cache. It asks no KMS: the error
@@ -459,7 +471,7 @@ func (k *Keyring) OpenCached(ctx context.Context, obj Object, keyID string, wrap
 	if err != nil {
 		return nil, err
 	}
-	return k.open(ctx, obj, key, wrapped, k.peek)
+	return k.openLease(ctx, obj, key, wrapped, k.peek)
 }
 
 // OpenAnyKey is Open, also with a key that no rule for the object names. What
@@ -469,12 +481,12 @@ func (k *Keyring) OpenAnyKey(ctx context.Context, obj Object, keyID string, wrap
 	if err != nil {
 		return nil, err
 	}
-	return k.open(ctx, obj, key, wrapped, k.fetchToOpen)
+	return k.openLease(ctx, obj, key, wrapped, k.fetchToOpen)
 }
 
 // findToRead returns the key whose id an envelope names, if a rule lets it be
 // read there.
-func (k *Keyring) findToRead(obj Object, keyID string) (*key, error) {
+func (k *Keyring) findToRead(obj Object, keyID string) (*keyState, error) {
 	key, err := k.find(keyID)
 	if err == nil {
 		err = k.mayRead(obj, key)
@@ -482,16 +494,16 @@ func (k *Keyring) findToRead(obj Object, keyID string) (*key, error) {
 	return key, err
 }
 
-// fetching gets the DEK of a lease, by whatever way.
-type fetching func(context.Context, *Lease) (dekcache.Entry, *asked, error)
+// fetchFunc gets the DEK of a lease, by whatever way.
+type fetchFunc func(context.Context, *Lease) (dekcache.Entry, *useTrace, error)
 
-func (k *Keyring) fetchToOpen(ctx context.Context, l *Lease) (dekcache.Entry, *asked, error) {
+func (k *Keyring) fetchToOpen(ctx context.Context, l *Lease) (dekcache.Entry, *useTrace, error) {
 	return k.fetch(ctx, l, OpUnwrap)
 }
 
 // peek gets the DEK of a lease if it is in the cache.
-func (k *Keyring) peek(_ context.Context, l *Lease) (dekcache.Entry, *asked, error) {
-	a := &asked{}
+func (k *Keyring) peek(_ context.Context, l *Lease) (dekcache.Entry, *useTrace, error) {
+	a := &useTrace{}
 	a.cached.Store(true)
 	entry, ok := k.cfg.Cache.Peek(l.id, l.part.group)
 	if !ok {
@@ -500,26 +512,26 @@ func (k *Keyring) peek(_ context.Context, l *Lease) (dekcache.Entry, *asked, err
 	return entry, a, nil
 }
 
-func (k *Keyring) open(ctx context.Context, obj Object, key *key, wrapped []byte, get fetching) (*Lease, error) {
+func (k *Keyring) openLease(ctx context.Context, obj Object, key *keyState, wrapped []byte, get fetchFunc) (*Lease, error) {
 	parsed, err := crypt.ParseWrappedKey(bytes.Clone(wrapped)) // the lease outlives the caller's buffer
 	if err != nil {
 		return nil, err
 	}
 	l := &Lease{key: key, service: key.kms.Load(), obj: obj, wrapped: parsed}
 	l.id = cacheID(l)
-	k.join(l)
+	k.joinPart(l)
 	entry, a, err := get(ctx, l)
 	if errors.Is(err, ErrNotCached) { // no use of a key, and nothing to write down
-		l.leave()
+		l.leavePart()
 		return nil, err
 	}
 	if err := k.audit(ctx, l, ActionOpen, a, err); err != nil {
 		clear(entry.DEK)
-		l.leave()
+		l.leavePart()
 		return nil, fmt.Errorf("opening a data key: %w", err)
 	}
-	if err := k.lease(l, entry); err != nil {
-		l.leave()
+	if err := k.startLease(l, entry); err != nil {
+		l.leavePart()
 		return nil, err
 	}
 	k.cfg.Observer.Used(key.Name, l.id, Opened)
@@ -527,8 +539,8 @@ func (k *Keyring) open(ctx context.Context, obj Object, key *key, wrapped []byte
 }
 
 // fetch gets the DEK of a lease through the cache.
-func (k *Keyring) fetch(ctx context.Context, l *Lease, op string) (dekcache.Entry, *asked, error) {
-	a := &asked{}
+func (k *Keyring) fetch(ctx context.Context, l *Lease, op string) (dekcache.Entry, *useTrace, error) {
+	a := &useTrace{}
 	unwrap := func(ctx context.Context) (dek []byte, err error) {
 		ec := encryptionContext(l.obj, l.wrapped)
 		err = k.call(ctx, l.key, l.part, op, a, func(ctx context.Context) (err error) {
@@ -536,7 +548,7 @@ func (k *Keyring) fetch(ctx context.Context, l *Lease, op string) (dekcache.Entr
 			return err
 		})
 		if err == nil {
-			l.sampled(ec)
+			l.recordSample(ec)
 		}
 		return dek, err
 	}
@@ -549,7 +561,7 @@ func (k *Keyring) fetch(ctx context.Context, l *Lease, op string) (dekcache.Entr
 
 // call makes a KMS call about a part of a key, with the timeout, and reports it.
 // A key that a probe has found to be gone is asked about by probes only.
-func (k *Keyring) call(ctx context.Context, key *key, p *part, op string, a *asked, run func(context.Context) error) error {
+func (k *Keyring) call(ctx context.Context, key *keyState, p *part, op string, a *useTrace, run func(context.Context) error) error {
 	if err := k.refusal(ctx, key); err != nil {
 		a.cached.Store(true)
 		return err
@@ -558,18 +570,18 @@ func (k *Keyring) call(ctx context.Context, key *key, p *part, op string, a *ask
 	return k.ask(kms.WithTrace(ctx, &a.Trace), key, p, op, k.timeout(key), run)
 }
 
-func (k *Keyring) ask(ctx context.Context, key *key, p *part, op string, timeout time.Duration, run func(context.Context) error) error {
+func (k *Keyring) ask(ctx context.Context, key *keyState, p *part, op string, timeout time.Duration, run func(context.Context) error) error {
 	bounded, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	start := k.now()
 	err := run(bounded)
 	now := k.now()
-	key.answered(now, p, op, err)
+	key.recordAnswer(now, p, op, err)
 	k.cfg.Observer.KMSCall(ctx, key.Name, op, now.Sub(start), err)
 	return err
 }
 
-func (k *Keyring) timeout(key *key) time.Duration {
+func (k *Keyring) timeout(key *keyState) time.Duration {
 	return min(cmp.Or(key.Timeout, k.cfg.Timeout), k.cfg.Cache.TTL()/2)
 }
 

@@ -23,16 +23,16 @@ const (
 // Lease is the right to use one DEK for a bounded time. It belongs to one stream: Check may be called while another
 // goroutine reads DEK, but Release ends both.
 type Lease struct {
-	ring    *Keyring
-	key     *key
-	part    *part // nil under a customer's key
-	service *service
-	id      dekcache.ID
-	obj     Object
-	wrapped crypt.WrappedKey
-	dek     []byte
-	term    atomic.Pointer[dekcache.Term] // nil under a customer's key, which is there for as long as the request
-	stopped atomic.Pointer[time.Time]     // since when it is not in force; nil while it is
+	keyring   *Keyring
+	key       *keyState
+	part      *part // nil under a customer's key
+	service   *service
+	id        dekcache.ID
+	obj       Object
+	wrapped   crypt.WrappedKey
+	unwrapped []byte
+	term      atomic.Pointer[dekcache.Term] // nil under a customer's key, which is there for as long as the request
+	stopped   atomic.Pointer[time.Time]     // since when it is not in force; nil while it is
 
 	renewal sync.Mutex  // held while a renewal is written down
 	ended   atomic.Bool // it was written down that it was not renewed
@@ -42,13 +42,13 @@ type Lease struct {
 	unwatch  context.CancelFunc
 }
 
-// lease takes over what the KMS gave, and makes the DEK of it.
-func (k *Keyring) lease(l *Lease, entry dekcache.Entry) error {
+// startLease takes over what the KMS gave, and makes the DEK of it.
+func (k *Keyring) startLease(l *Lease, entry dekcache.Entry) error {
 	dek, err := l.dekOf(entry.DEK)
 	if err != nil {
 		return err
 	}
-	l.ring, l.dek = k, dek
+	l.keyring, l.unwrapped = k, dek
 	l.term.Store(&entry.Term)
 	l.key.leases.Add(1)
 	return nil
@@ -79,7 +79,7 @@ func (l *Lease) Unbound() bool {
 }
 
 // DEK returns the 32 bytes of the DEK, which belong to the lease: they are zeros after Release.
-func (l *Lease) DEK() []byte { return l.dek }
+func (l *Lease) DEK() []byte { return l.unwrapped }
 
 // Check returns nil while the lease is in force. It is cheap then, and meant to be called once for every piece of a
 // stream, before the piece goes out. When the lease has run out or the key was purged, it asks the KMS again, once for
@@ -88,14 +88,14 @@ func (l *Lease) DEK() []byte { return l.dek }
 // with another DEK (ErrChanged). A renewal that cannot be audited (ErrAudit) is waited for like a KMS that is out of
 // reach: no byte passes meanwhile, and a log that cannot be written for a moment is no reason to end all transfers.
 func (l *Lease) Check(ctx context.Context) error {
-	a, err := l.check(ctx)
+	a, err := l.renewIfOver(ctx)
 	if err != nil && a != nil && ctx.Err() == nil { // else the stream has ended by itself
 		l.auditCut(ctx, a, err)
 	}
 	return err
 }
 
-func (l *Lease) check(ctx context.Context) (*asked, error) {
+func (l *Lease) renewIfOver(ctx context.Context) (*useTrace, error) {
 	if l.released.Load() {
 		return nil, ErrReleased
 	}
@@ -105,8 +105,8 @@ func (l *Lease) check(ctx context.Context) (*asked, error) {
 	return l.renew(ctx)
 }
 
-func (l *Lease) renew(ctx context.Context) (*asked, error) {
-	start, patience := l.ring.now(), time.Duration(l.ring.outageWait.Load())
+func (l *Lease) renew(ctx context.Context) (*useTrace, error) {
+	start, patience := l.keyring.now(), time.Duration(l.keyring.outageWait.Load())
 	l.stopped.CompareAndSwap(nil, &start)
 	for pause := firstPause; ; pause = min(2*pause, longPause) {
 		a, err := l.askAgain(ctx)
@@ -115,7 +115,7 @@ func (l *Lease) renew(ctx context.Context) (*asked, error) {
 			return a, nil
 		}
 		err = fmt.Errorf("renewing a data key: %w", err)
-		if !passing(err) || l.ring.now().Add(pause).Sub(start) > patience {
+		if !transient(err) || l.keyring.now().Add(pause).Sub(start) > patience {
 			return a, err
 		}
 		select {
@@ -128,8 +128,8 @@ func (l *Lease) renew(ctx context.Context) (*asked, error) {
 
 // askAgain makes one attempt at a renewal. Attempts that fail are not written down: there are many while a KMS is out of
 // reach, and none is a use.
-func (l *Lease) askAgain(ctx context.Context) (*asked, error) {
-	entry, a, err := l.ring.fetch(ctx, l, OpRenew)
+func (l *Lease) askAgain(ctx context.Context) (*useTrace, error) {
+	entry, a, err := l.keyring.fetch(ctx, l, OpRenew)
 	if err != nil {
 		return a, err
 	}
@@ -138,7 +138,7 @@ func (l *Lease) askAgain(ctx context.Context) (*asked, error) {
 		return a, err
 	}
 	defer clear(dek)
-	if subtle.ConstantTimeCompare(dek, l.dek) != 1 {
+	if subtle.ConstantTimeCompare(dek, l.unwrapped) != 1 {
 		return a, ErrChanged
 	}
 	l.renewal.Lock()
@@ -146,14 +146,14 @@ func (l *Lease) askAgain(ctx context.Context) (*asked, error) {
 	if l.term.Load().InForce() { // the stream and who watches it have asked at the same time
 		return a, nil
 	}
-	if err := l.ring.audit(ctx, l, ActionRenew, a, nil); err != nil {
+	if err := l.keyring.audit(ctx, l, ActionRenew, a, nil); err != nil {
 		return a, err
 	}
 	if !entry.InForce() { // it took so long to write
 		return a, dekcache.ErrTooLate
 	}
 	l.term.Store(&entry.Term)
-	l.ring.cfg.Observer.Used(l.key.Name, l.id, Renewed)
+	l.keyring.cfg.Observer.Used(l.key.Name, l.id, Renewed)
 	return a, nil
 }
 
@@ -171,20 +171,20 @@ func (l *Lease) Watch(ctx context.Context, cut func(error), drained func() bool)
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	l.unwatch = cancel
-	go l.watch(ctx, cut, drained)
+	go l.watchTerm(ctx, cut, drained)
 }
 
-func (l *Lease) watch(ctx context.Context, cut func(error), drained func() bool) {
+func (l *Lease) watchTerm(ctx context.Context, cut func(error), drained func() bool) {
 	for {
 		term := l.term.Load()
 		if term.Wait(ctx) != nil {
 			return
 		}
 		stop := l.atLimit(ctx, term, cut, drained)
-		a, err := l.check(ctx)
+		a, err := l.renewIfOver(ctx)
 		stop()
 		if err != nil {
-			l.cut(ctx, cut, a, err)
+			l.cutAndAudit(ctx, cut, a, err)
 			return
 		}
 	}
@@ -200,16 +200,16 @@ func (l *Lease) atLimit(ctx context.Context, term *dekcache.Term, cut func(error
 	if !limit.After(term.Expires()) {
 		return func() {}
 	}
-	timer := time.AfterFunc(limit.Sub(l.ring.now()), func() {
+	timer := time.AfterFunc(limit.Sub(l.keyring.now()), func() {
 		if !l.term.Load().InForce() && !drained() {
-			l.cut(ctx, cut, nil, &kms.Error{Kind: kms.Unreachable, Op: OpRenew, KeyID: l.service.id, Err: errUndrained})
+			l.cutAndAudit(ctx, cut, nil, &kms.Error{Kind: kms.Unreachable, Op: OpRenew, KeyID: l.service.id, Err: errUndrained})
 		}
 	})
 	return func() { timer.Stop() }
 }
 
-// cut ends the stream, and writes it down only then: a log that hangs must not keep it going.
-func (l *Lease) cut(ctx context.Context, cut func(error), a *asked, err error) {
+// cutAndAudit ends the stream, and writes it down only then: a log that hangs must not keep it going.
+func (l *Lease) cutAndAudit(ctx context.Context, cut func(error), a *useTrace, err error) {
 	if l.endStream(cut, err) {
 		l.auditCut(ctx, a, err)
 	}
@@ -225,8 +225,8 @@ func (l *Lease) endStream(cut func(error), err error) bool {
 	l.unwatch()
 	l.unwatch = nil
 	cut(err)
-	l.key.ended(l.part, l.ring.now())
-	l.ring.cfg.Observer.Used(l.key.Name, l.id, Cut)
+	l.key.recordLastUse(l.part, l.keyring.now())
+	l.keyring.cfg.Observer.Used(l.key.Name, l.id, Cut)
 	return true
 }
 
@@ -237,20 +237,20 @@ func (l *Lease) Release() {
 	if l.released.Swap(true) {
 		return
 	}
-	clear(l.dek)
+	clear(l.unwrapped)
 	if l.term.Load() == nil {
 		return
 	}
 	if l.unwatch != nil {
 		l.unwatch()
 	}
-	now := l.ring.now()
+	now := l.keyring.now()
 	last := now
 	if stopped := l.stopped.Load(); stopped != nil {
 		last = *stopped
 	}
-	l.key.ended(l.part, last)
+	l.key.recordLastUse(l.part, last)
 	l.key.leases.Add(-1)
-	l.leave()
-	l.ring.cfg.Observer.Used(l.key.Name, l.id, Released)
+	l.leavePart()
+	l.keyring.cfg.Observer.Used(l.key.Name, l.id, Released)
 }

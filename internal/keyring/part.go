@@ -23,9 +23,9 @@ const (
 	// a KMS call at each probe. What is in use beyond is the rest, of which a probe
 	// sees only the newest blob, and whose revocation window is the TTL.
 	maxParts = 32
-	// scanRest is the least time between two searches for a part that is not in
+	// minScanInterval is the least time between two searches for a part that is not in
 	// use any more, when all are taken.
-	scanRest = time.Second
+	minScanInterval = time.Second
 )
 
 // aspect is what the KMS can tell one part of a key from another by.
@@ -116,9 +116,9 @@ func contextText(w crypt.WrappedKey) string {
 	return string(b)
 }
 
-// join makes the lease one of its part's uses, until leave. The part is not
+// joinPart makes the lease one of its part's uses, until leavePart. The part is not
 // given away meanwhile.
-func (k *Keyring) join(l *Lease) {
+func (k *Keyring) joinPart(l *Lease) {
 	a, known := k.aspectOf(l)
 	key := l.key
 	key.mu.Lock()
@@ -130,7 +130,7 @@ func (k *Keyring) join(l *Lease) {
 	l.part.uses++
 }
 
-func (l *Lease) leave() {
+func (l *Lease) leavePart() {
 	if l.part == nil { // of a customer's key
 		return
 	}
@@ -141,12 +141,12 @@ func (l *Lease) leave() {
 
 // partOf returns the part of an aspect: its own, or the rest. The caller holds
 // key.mu.
-func (k *Keyring) partOf(key *key, a aspect) *part {
+func (k *Keyring) partOf(key *keyState, a aspect) *part {
 	if p := key.parts[a]; p != nil {
 		return p
 	}
 	slot := slices.Index(key.slots[:], nil)
-	if now := k.now(); slot < 0 && now.Sub(key.scanned) >= scanRest {
+	if now := k.now(); slot < 0 && now.Sub(key.scanned) >= minScanInterval {
 		key.scanned = now
 		slot = slices.IndexFunc(key.slots[:], k.idle)
 	}
@@ -165,10 +165,10 @@ func (k *Keyring) partOf(key *key, a aspect) *part {
 // idle reports whether nothing uses a part. The caller holds key.mu.
 func (k *Keyring) idle(p *part) bool { return p.uses == 0 && !k.cfg.Cache.Busy(p.group) }
 
-// sampled notes a blob that the KMS made or unwrapped for a lease.
-func (l *Lease) sampled(ec kms.EncryptionContext) {
+// recordSample notes a blob that the KMS made or unwrapped for a lease.
+func (l *Lease) recordSample(ec kms.EncryptionContext) {
 	s := &sample{l.wrapped.Blob, ec, l.part}
-	l.key.recent.Store(s)
+	l.key.newestSample.Store(s)
 	l.key.mu.Lock()
 	defer l.key.mu.Unlock()
 	l.part.sample = s
@@ -176,7 +176,7 @@ func (l *Lease) sampled(ec kms.EncryptionContext) {
 
 // toProbe returns one blob for each part in use. Parts that are not are
 // forgotten.
-func (k *Keyring) toProbe(key *key) (samples []*sample) {
+func (k *Keyring) toProbe(key *keyState) (samples []*sample) {
 	key.mu.Lock()
 	defer key.mu.Unlock()
 	for i, p := range key.slots {

@@ -13,16 +13,16 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-// probeRest is the least time between two probes of a key, however often they
+// minProbeInterval is the least time between two probes of a key, however often they
 // are asked for.
-const probeRest = time.Second
+const minProbeInterval = time.Second
 
 // SetProbe changes how often the KMS is asked about each key in use; 0 is never.
 func (k *Keyring) SetProbe(interval time.Duration) {
 	k.probe.Store(int64(interval))
 	for _, key := range k.keys {
 		select {
-		case key.rearm <- struct{}{}:
+		case key.intervalChanged <- struct{}{}:
 		default:
 		}
 	}
@@ -49,10 +49,10 @@ func (k *Keyring) Run(ctx context.Context) {
 	wg.Wait()
 }
 
-func (k *Keyring) probeAtIntervals(ctx context.Context, key *key) {
+func (k *Keyring) probeAtIntervals(ctx context.Context, key *keyState) {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
-	last := k.now().Add(-k.phase())
+	last := k.now().Add(-k.randomPhase())
 	for {
 		wait := time.Hour // there is always a next look, which without an interval asks nothing
 		interval := time.Duration(k.probe.Load())
@@ -64,10 +64,10 @@ func (k *Keyring) probeAtIntervals(ctx context.Context, key *key) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-key.rearm: // another interval
-		case <-key.nudge:
+		case <-key.intervalChanged: // another interval
+		case <-key.probeNow:
 			asked = true
-			if !rest(ctx, last.Add(pause(interval)).Sub(k.now())) {
+			if !sleep(ctx, last.Add(probePause(interval)).Sub(k.now())) {
 				return
 			}
 		case <-timer.C:
@@ -79,15 +79,15 @@ func (k *Keyring) probeAtIntervals(ctx context.Context, key *key) {
 	}
 }
 
-func pause(interval time.Duration) time.Duration {
+func probePause(interval time.Duration) time.Duration {
 	if interval > 0 {
-		return min(probeRest, interval)
+		return min(minProbeInterval, interval)
 	}
-	return probeRest
+	return minProbeInterval
 }
 
-// rest sleeps, and reports whether ctx goes on.
-func rest(ctx context.Context, d time.Duration) bool {
+// sleep sleeps, and reports whether ctx goes on.
+func sleep(ctx context.Context, d time.Duration) bool {
 	select {
 	case <-ctx.Done():
 		return false
@@ -96,45 +96,45 @@ func rest(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// verdict is what the KMS said to a probe about one blob.
-type verdict struct {
+// probeResult is what the KMS said to a probe about one blob.
+type probeResult struct {
 	sample *sample
-	asked  *asked
+	trace  *useTrace
 	err    error
 	purged int
 }
 
 // probeKey asks about all parts of a key at the same time, so that none is asked
 // about later than its interval.
-func (k *Keyring) probeKey(ctx context.Context, key *key) {
-	defer key.probeBegins()()
-	service, recent := key.kms.Load(), key.recent.Load()
+func (k *Keyring) probeKey(ctx context.Context, key *keyState) {
+	defer key.beginProbe()()
+	service, recent := key.kms.Load(), key.newestSample.Load()
 	if service == nil || recent == nil {
 		return
 	}
 	samples := k.toProbe(key)
-	if wanted := key.wanted.Swap(false); wanted && len(samples) == 0 {
+	if wanted := key.probeWanted.Swap(false); wanted && len(samples) == 0 {
 		samples = []*sample{recent}
 	}
 
-	verdicts := make([]verdict, len(samples))
+	results := make([]probeResult, len(samples))
 	var wg sync.WaitGroup
 	for i, s := range samples {
-		wg.Go(func() { verdicts[i] = k.probePart(ctx, key, service, s) })
+		wg.Go(func() { results[i] = k.probePart(ctx, key, service, s) })
 	}
 	wg.Wait()
-	if ctx.Err() == nil && len(verdicts) > 0 {
-		k.conclude(ctx, key, service, verdicts)
+	if ctx.Err() == nil && len(results) > 0 {
+		k.actOnProbe(ctx, key, service, results)
 	}
 }
 
-// probeBegins returns what to do at the end of a probe: it tells those who were
+// beginProbe returns what to do at the end of a probe: it tells those who were
 // waiting for one to begin.
-func (k *key) probeBegins() (end func()) {
+func (k *keyState) beginProbe() (end func()) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	next := k.next
-	k.next = nil
+	next := k.nextProbe
+	k.nextProbe = nil
 	return func() {
 		if next != nil {
 			close(next)
@@ -143,11 +143,11 @@ func (k *key) probeBegins() (end func()) {
 }
 
 // probePart asks about one part, and purges it at once if it is revoked.
-func (k *Keyring) probePart(ctx context.Context, key *key, service *service, s *sample) verdict {
-	v := verdict{sample: s, asked: &asked{}}
-	v.asked.kms.Store(true)
+func (k *Keyring) probePart(ctx context.Context, key *keyState, service *service, s *sample) probeResult {
+	v := probeResult{sample: s, trace: &useTrace{}}
+	v.trace.kms.Store(true)
 	p := cmp.Or(s.part, key.rest)
-	traced, timeout := kms.WithTrace(ctx, &v.asked.Trace), k.probeTimeout(key)
+	traced, timeout := kms.WithTrace(ctx, &v.trace.Trace), k.probeTimeout(key)
 	v.err = k.ask(traced, key, p, OpProbe, timeout, func(ctx context.Context) error {
 		dek, err := kms.Unwrap(ctx, service.probe, s.wrapped, s.ec)
 		clear(dek)
@@ -159,35 +159,35 @@ func (k *Keyring) probePart(ctx context.Context, key *key, service *service, s *
 	return v
 }
 
-// conclude acts on the verdicts of a probe: on the key, if it is revoked as a
+// actOnProbe acts on the results of a probe: on the key, if it is revoked as a
 // whole, else on each part that is.
-func (k *Keyring) conclude(ctx context.Context, key *key, service *service, verdicts []verdict) {
-	no := slices.IndexFunc(verdicts, func(v verdict) bool { return kms.IsRevoked(v.err) })
+func (k *Keyring) actOnProbe(ctx context.Context, key *keyState, service *service, results []probeResult) {
+	no := slices.IndexFunc(results, func(v probeResult) bool { return kms.IsRevoked(v.err) })
 	whole, gone := false, error(nil)
 	if no >= 0 {
-		whole, gone = k.isWhole(ctx, key, service, verdicts)
+		whole, gone = k.isWhole(ctx, key, service, results)
 	}
 	if !whole {
-		k.concludeParts(ctx, key, service, verdicts)
+		k.actOnParts(ctx, key, service, results)
 		return
 	}
 
 	purged := k.cfg.Cache.Purge(service.id)
-	for _, v := range verdicts {
+	for _, v := range results {
 		purged += v.purged
 	}
-	if key.judge(verdicts, true, gone, k.now()) {
-		k.cfg.Observer.Revoked(Revocation{Key: key.Name, Err: verdicts[no].err, Purged: purged})
-		k.auditRevoked(ctx, key, verdicts[no], nil, purged)
+	if key.recordProbe(results, true, gone, k.now()) {
+		k.cfg.Observer.Revoked(Revocation{Key: key.Name, Err: results[no].err, Purged: purged})
+		k.auditRevoked(ctx, key, results[no], nil, purged)
 	}
 }
 
-// isWhole reports whether verdicts of which one is "revoked" are about the key
+// isWhole reports whether results of which one is "revoked" are about the key
 // as a whole: no part of it works. gone is set if the KMS does not have to be
 // asked about each object. A caller who is denied may be so for some objects
 // only; so may a key be disabled in one of its versions.
-func (k *Keyring) isWhole(ctx context.Context, key *key, service *service, verdicts []verdict) (whole bool, gone error) {
-	for _, v := range verdicts {
+func (k *Keyring) isWhole(ctx context.Context, key *keyState, service *service, results []probeResult) (whole bool, gone error) {
+	for _, v := range results {
 		switch {
 		case v.err == nil:
 			return false, nil
@@ -197,33 +197,33 @@ func (k *Keyring) isWhole(ctx context.Context, key *key, service *service, verdi
 		}
 	}
 	if gone != nil {
-		if key.isRefused() || !k.wrapsStill(ctx, key, service) {
+		if key.isRefused() || !k.stillWraps(ctx, key, service) {
 			return true, gone
 		}
 		return false, nil
 	}
-	return !slices.ContainsFunc(verdicts, func(v verdict) bool { return !isDenied(v.err) }), nil
+	return !slices.ContainsFunc(results, func(v probeResult) bool { return !isDenied(v.err) }), nil
 }
 
-func (k *Keyring) concludeParts(ctx context.Context, key *key, service *service, verdicts []verdict) {
-	if key.judge(verdicts, false, nil, k.now()) {
-		k.cfg.Cache.Forgive(service.id) // the key was given back, and is to work at once
+func (k *Keyring) actOnParts(ctx context.Context, key *keyState, service *service, results []probeResult) {
+	if key.recordProbe(results, false, nil, k.now()) {
+		k.cfg.Cache.ForgetFailures(service.id) // the key was given back, and is to work at once
 	}
-	for _, v := range verdicts {
+	for _, v := range results {
 		p := cmp.Or(v.sample.part, key.rest)
-		switch changed := key.judgePart(p, v.err); {
+		switch changed := key.recordPartProbe(p, v.err); {
 		case changed && kms.IsRevoked(v.err):
 			k.cfg.Observer.Revoked(Revocation{Key: key.Name, Part: p.String(), Err: v.err, Purged: v.purged})
 			k.auditRevoked(ctx, key, v, p, v.purged)
 		case changed:
-			k.cfg.Cache.ForgiveGroup(p.group)
+			k.cfg.Cache.ForgetGroupFailures(p.group)
 		}
 	}
 }
 
 // probeTimeout bounds a probe, so that the next one is never late. What comes
 // later counts as no answer.
-func (k *Keyring) probeTimeout(key *key) time.Duration {
+func (k *Keyring) probeTimeout(key *keyState) time.Duration {
 	timeout := min(cmp.Or(key.ProbeTimeout, DefaultProbeTimeout), k.timeout(key))
 	if interval := time.Duration(k.probe.Load()); interval > 0 {
 		timeout = min(timeout, interval)
@@ -231,13 +231,13 @@ func (k *Keyring) probeTimeout(key *key) time.Duration {
 	return timeout
 }
 
-// wrapsStill reports whether a key makes new DEKs though it does not unwrap an old one: then only the version is gone that
+// stillWraps reports whether a key makes new DEKs though it does not unwrap an old one: then only the version is gone that
 // the old one is under, and probes ask about the new one from now on.
-func (k *Keyring) wrapsStill(ctx context.Context, key *key, service *service) bool {
+func (k *Keyring) stillWraps(ctx context.Context, key *keyState, service *service) bool {
 	err := k.ask(ctx, key, key.rest, OpProbe, k.probeTimeout(key), func(ctx context.Context) error {
 		wrapped, ec, err := kms.RoundTrip(ctx, service.probe)
 		if err == nil {
-			key.recent.Store(&sample{wrapped, ec, nil})
+			key.newestSample.Store(&sample{wrapped, ec, nil})
 		}
 		return err
 	})
@@ -249,15 +249,15 @@ func isDenied(err error) bool {
 	return errors.As(err, &failure) && failure.Kind == kms.Denied
 }
 
-// judge notes what a probe has found of the key as a whole, and reports whether
+// recordProbe notes what a probe has found of the key as a whole, and reports whether
 // the one before had found the opposite. gone, if not nil, stands for all
 // objects until the next probe.
-func (k *key) judge(verdicts []verdict, revoked bool, gone error, now time.Time) (changed bool) { //nolint:revive // what was found, not what to do
+func (k *keyState) recordProbe(results []probeResult, revoked bool, gone error, now time.Time) (changed bool) { //nolint:revive // what was found, not what to do
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.asked = len(verdicts)
-	k.silent = slices.ContainsFunc(verdicts, func(v verdict) bool { return !hasAnswer(v.err) })
-	if !revoked && !slices.ContainsFunc(verdicts, func(v verdict) bool { return hasAnswer(v.err) }) {
+	k.probedBlobs = len(results)
+	k.probeUnanswered = slices.ContainsFunc(results, func(v probeResult) bool { return !hasAnswer(v.err) })
+	if !revoked && !slices.ContainsFunc(results, func(v probeResult) bool { return hasAnswer(v.err) }) {
 		return false // nothing is known that was not known before
 	}
 
@@ -265,7 +265,7 @@ func (k *key) judge(verdicts []verdict, revoked bool, gone error, now time.Time)
 	k.refused, k.gone, k.goneAt = revoked, gone, now
 	if revoked && k.revokedSince.IsZero() {
 		k.revokedSince, k.lastUse = now, 0
-		for _, v := range verdicts {
+		for _, v := range results {
 			p := cmp.Or(v.sample.part, k.rest)
 			if since := p.revokedSince; !since.IsZero() && since.Before(k.revokedSince) {
 				k.revokedSince, k.lastUse = since, max(k.lastUse, p.lastUse)
@@ -275,8 +275,8 @@ func (k *key) judge(verdicts []verdict, revoked bool, gone error, now time.Time)
 	return changed
 }
 
-// judgePart is judge for a part, of a key that is not revoked as a whole.
-func (k *key) judgePart(p *part, err error) (changed bool) {
+// recordPartProbe is recordProbe for a part, of a key that is not revoked as a whole.
+func (k *keyState) recordPartProbe(p *part, err error) (changed bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if !hasAnswer(err) {
@@ -290,10 +290,10 @@ func (k *key) judgePart(p *part, err error) (changed bool) {
 // hasAnswer reports whether err, of a probe, is what a KMS has said.
 func hasAnswer(err error) bool {
 	var failure *kms.Error
-	return err == nil || errors.As(err, &failure) && !passing(err)
+	return err == nil || errors.As(err, &failure) && !transient(err)
 }
 
-func (k *key) isRefused() bool {
+func (k *keyState) isRefused() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.refused
@@ -303,27 +303,27 @@ func (k *key) isRefused() bool {
 // a use without asking the KMS again.
 const staleRefusal = time.Second
 
-// remembered is the refusal of a key that a probe has found a moment ago.
-type remembered struct{ error }
+// rememberedError is the refusal of a key that a probe has found a moment ago.
+type rememberedError struct{ error }
 
-func (r remembered) Unwrap() error { return r.error }
+func (r rememberedError) Unwrap() error { return r.error }
 
 // IsRemembered reports whether err is not the KMS's answer to a request of its
 // own: it must not be remembered again.
 func IsRemembered(err error) bool {
-	var r remembered
+	var r rememberedError
 	return errors.As(err, &r)
 }
 
 // refusal returns why a key cannot be used, by the last probe. If that is not of
 // this moment, it has the next probe made at once, and waits for it: a key that
 // was given back works with the first request.
-func (k *Keyring) refusal(ctx context.Context, key *key) error {
+func (k *Keyring) refusal(ctx context.Context, key *keyState) error {
 	at, gone := key.refusal()
 	if gone == nil {
 		return nil
 	}
-	key.wanted.Store(true)
+	key.probeWanted.Store(true)
 	if k.now().Sub(at) >= staleRefusal {
 		key.awaitProbe(ctx, k.timeout(key))
 		_, gone = key.refusal()
@@ -331,19 +331,19 @@ func (k *Keyring) refusal(ctx context.Context, key *key) error {
 	if gone == nil {
 		return nil
 	}
-	return remembered{gone}
+	return rememberedError{gone}
 }
 
 // awaitProbe waits until a probe that begins from now on has ended, for so long
 // at most.
-func (k *key) awaitProbe(ctx context.Context, atMost time.Duration) {
+func (k *keyState) awaitProbe(ctx context.Context, atMost time.Duration) {
 	k.mu.Lock()
-	if k.next == nil {
-		k.next = make(chan struct{})
+	if k.nextProbe == nil {
+		k.nextProbe = make(chan struct{})
 	}
-	next := k.next
+	next := k.nextProbe
 	k.mu.Unlock()
-	k.wake()
+	k.requestProbe()
 
 	timer := time.NewTimer(atMost)
 	defer timer.Stop()
@@ -354,9 +354,9 @@ func (k *key) awaitProbe(ctx context.Context, atMost time.Duration) {
 	}
 }
 
-// phase is how long before the start the first interval of a key begins: keys
+// randomPhase is how long before the start the first interval of a key begins: keys
 // are not to be asked about all at the same time.
-func (k *Keyring) phase() time.Duration {
+func (k *Keyring) randomPhase() time.Duration {
 	interval := k.probe.Load()
 	if interval <= 0 {
 		return 0

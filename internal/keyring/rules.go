@@ -117,7 +117,7 @@ func (k *Keyring) HasDefaults() bool { return k.cfg.Defaults != nil }
 
 // keyFor returns the key to seal obj with. A client can ask for another key than the rule's, but not write where no
 // rule lets it.
-func (k *Keyring) keyFor(obj Object, client, requested string) (Rule, *key, *service, error) {
+func (k *Keyring) keyFor(obj Object, client, requested string) (Rule, *keyState, *service, error) {
 	r, err := k.Rule(obj, client)
 	if err != nil {
 		return r, nil, nil, err
@@ -133,7 +133,7 @@ func (k *Keyring) keyFor(obj Object, client, requested string) (Rule, *key, *ser
 		key = k.lookup(requested)
 	}
 	if key == nil {
-		if err := k.mayBeUnopened(); err != nil {
+		if err := k.unopenedError(); err != nil {
 			return r, nil, nil, err
 		}
 		return r, nil, nil, fmt.Errorf("%w %q", ErrUnknownKey, requested)
@@ -163,12 +163,12 @@ func (k *Keyring) keyFor(obj Object, client, requested string) (Rule, *key, *ser
 // mayRead returns why an object may not be read under a key: no rule for it, of
 // whichever client, names the key. Whoever may use a key in its KMS could make
 // objects that open; they are to open only where the key has its place.
-func (k *Keyring) mayRead(obj Object, opened *key) error {
+func (k *Keyring) mayRead(obj Object, opened *keyState) error {
 	for _, r := range *k.rules.Load() {
 		switch {
 		case k.ambiguous(&r, obj):
 			return fmt.Errorf("%w: bucket %q, key %q", ErrKeyName, obj.Bucket, obj.Key)
-		case r.covers(obj) && k.reads(&r, opened):
+		case r.covers(obj) && k.ruleNames(&r, opened):
 			return nil
 		}
 	}
@@ -183,9 +183,9 @@ func (k *Keyring) mayRead(obj Object, opened *key) error {
 	return fmt.Errorf("%w: bucket %q, KMS key %q; if it belongs there, name it in read_keys", ErrNotRead, obj.Bucket, opened.Name)
 }
 
-// reads reports whether a rule names a key, by whichever of its names.
-func (k *Keyring) reads(r *Rule, opened *key) bool {
-	return slices.ContainsFunc(k.keys, func(other *key) bool {
+// ruleNames reports whether a rule names a key, by whichever of its names.
+func (k *Keyring) ruleNames(r *Rule, opened *keyState) bool {
+	return slices.ContainsFunc(k.keys, func(other *keyState) bool {
 		return (r.Key == other.Name || matchName(r.AskedKeys, other.Name) || matchName(r.ReadKeys, other.Name)) &&
 			sameKey(other, opened)
 	})
@@ -193,7 +193,7 @@ func (k *Keyring) reads(r *Rule, opened *key) bool {
 
 // sameKey reports whether a key of the configuration is the one that opens
 // something, has taken its place, or is the same one in the KMS.
-func sameKey(other, opened *key) bool {
+func sameKey(other, opened *keyState) bool {
 	return other == opened || other.Name == opened.Successor || other.isTwinOf(opened)
 }
 
@@ -201,7 +201,7 @@ func sameKey(other, opened *key) bool {
 // can be read.
 func (k *Keyring) Unread() (names []string) {
 	for _, key := range k.keys {
-		isRead := func(r Rule) bool { return k.reads(&r, key) }
+		isRead := func(r Rule) bool { return k.ruleNames(&r, key) }
 		if key.Successor == "" && !slices.ContainsFunc(*k.rules.Load(), isRead) {
 			names = append(names, key.Name)
 		}

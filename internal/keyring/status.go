@@ -75,11 +75,11 @@ func (k *Keyring) Status() []Status {
 	return out
 }
 
-func (k *Keyring) statusOf(key *key) Status {
+func (k *Keyring) statusOf(key *keyState) Status {
 	key.mu.Lock()
 	defer key.mu.Unlock()
 	s := Status{
-		Name: key.Name, Provider: key.Provider, Answered: key.answer, Outcome: key.outcome, Leases: int(key.leases.Load()),
+		Name: key.Name, Provider: key.Provider, Answered: key.answeredAt, Outcome: key.outcome, Leases: int(key.leases.Load()),
 		RevokedSince: key.revokedSince, LastUse: key.lastUse, Unprobed: !k.idle(key.rest),
 	}
 	for _, p := range key.parts {
@@ -96,7 +96,7 @@ func (k *Keyring) statusOf(key *key) Status {
 		s.State, s.Outcome = Unopened, cmp.Or(s.Outcome, key.Unavailable)
 	case key.unanswered:
 		s.State = Unreachable
-	case key.answer.IsZero():
+	case key.answeredAt.IsZero():
 		s.State = Unused
 	case !key.revokedSince.IsZero():
 		s.State = Revoked
@@ -107,17 +107,17 @@ func (k *Keyring) statusOf(key *key) Status {
 }
 
 // probesAtOnce is how many calls one probe of the key makes.
-func (k *key) probesAtOnce() int {
+func (k *keyState) probesAtOnce() int {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return max(1, k.asked)
+	return max(1, k.probedBlobs)
 }
 
 // answersProbes reports whether the last probe had an answer; before the first one it is taken for granted.
-func (k *key) answersProbes() bool {
+func (k *keyState) answersProbes() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return !k.silent
+	return !k.probeUnanswered
 }
 
 // Window returns the longest Status.Window of all keys for a TTL, while the KMS
@@ -132,7 +132,7 @@ func (k *Keyring) Window(ttl time.Duration) (longest time.Duration) {
 	return longest
 }
 
-func (k *Keyring) windowOf(key *key, ttl time.Duration) time.Duration {
+func (k *Keyring) windowOf(key *keyState, ttl time.Duration) time.Duration {
 	interval := time.Duration(k.probe.Load())
 	if interval <= 0 {
 		return ttl
@@ -147,7 +147,7 @@ func (k *Keyring) ProbesPerSecond() (n float64) {
 		return 0
 	}
 	for _, key := range k.keys {
-		if key.kms.Load() != nil && key.recent.Load() != nil {
+		if key.kms.Load() != nil && key.newestSample.Load() != nil {
 			n += float64(key.probesAtOnce()) / interval.Seconds()
 		}
 	}
@@ -173,7 +173,7 @@ func (k *Keyring) Try(ctx context.Context, name string) error {
 	return k.ask(ctx, key, key.rest, OpGenerate, k.timeout(key), func(ctx context.Context) error {
 		wrapped, ec, err := kms.RoundTrip(ctx, service.wrapper)
 		if err == nil {
-			key.recent.Store(&sample{wrapped, ec, nil})
+			key.newestSample.Store(&sample{wrapped, ec, nil})
 		}
 		return err
 	})

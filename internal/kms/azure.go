@@ -91,7 +91,7 @@ type Azure struct {
 	client    *azkeys.Client
 	transport policy.Transporter
 	tokens    *azureTokens
-	keyID     string
+	id        string
 	vault     string // URL without a path
 	name      string
 	algorithm azkeys.EncryptionAlgorithm
@@ -106,12 +106,12 @@ var azureNameForm = regexp.MustCompile(`^[0-9a-zA-Z-]{1,127}$`)
 
 // NewAzure returns the key that cfg names. It calls nobody. It refuses a key whose blobs envelopes could not hold.
 func NewAzure(cfg AzureConfig) (*Azure, error) {
-	a := &Azure{keyID: cfg.EnvelopeID, timeout: cfg.Timeout}
+	a := &Azure{id: cfg.EnvelopeID, timeout: cfg.Timeout}
 	if a.timeout <= 0 {
 		a.timeout = DefaultAzureTimeout
 	}
 	if err := a.open(cfg); err != nil {
-		id := printable(a.keyID, maxKeyID)
+		id := printable(a.id, maxKeyID)
 		if id == "" {
 			id = printable(cfg.KeyID, maxKeyID)
 		}
@@ -125,8 +125,8 @@ func (a *Azure) open(cfg AzureConfig) error {
 	if a.vault, a.name, err = parseAzureKeyID(cfg.KeyID); err != nil {
 		return err
 	}
-	if a.keyID == "" {
-		a.keyID = a.vault + "/keys/" + a.name
+	if a.id == "" {
+		a.id = a.vault + "/keys/" + a.name
 	}
 	var longest int
 	switch cfg.Algorithm {
@@ -137,7 +137,7 @@ func (a *Azure) open(cfg AzureConfig) error {
 	default:
 		return fmt.Errorf("the algorithm is neither %s nor %s", AzureRSAOAEP256, AzureA256KW)
 	}
-	if err := a.bind(cfg, longest); err != nil {
+	if err := a.setBindings(cfg, longest); err != nil {
 		return err
 	}
 
@@ -156,16 +156,16 @@ func (a *Azure) open(cfg AzureConfig) error {
 	if err != nil {
 		return err
 	}
-	a.transport = revivingAzure(options.Transport)
+	a.transport = reconnectingAzure(options.Transport)
 	options.Transport = a.transport
 	a.tokens = &azureTokens{from: credential}
 	a.client, err = azkeys.NewClient(a.vault, a.tokens, options)
 	return err
 }
 
-// bind reads what decides which form of blobs is made and opened. longest is
+// setBindings reads what decides which form of blobs is made and opened. longest is
 // the size of the longest wrapped key.
-func (a *Azure) bind(cfg AzureConfig, longest int) error {
+func (a *Azure) setBindings(cfg AzureConfig, longest int) error {
 	if err := a.parseAzureBindings(cfg.Bindings); err != nil {
 		return err
 	}
@@ -189,7 +189,7 @@ func (a *Azure) bind(cfg AzureConfig, longest int) error {
 	case cfg.AcceptForm == azureBoundForm:
 		a.leastForm = azureBoundForm
 	}
-	return checkKeyID(a.keyID, azureBlobSize(longestForm, longest))
+	return checkKeyID(a.id, azureBlobSize(longestForm, longest))
 }
 
 func azureOptions(cfg AzureConfig) (*azkeys.ClientOptions, error) {
@@ -235,7 +235,7 @@ func (azureTrace) Do(r *policy.Request) (*http.Response, error) {
 	}
 	traceRequest(r.Raw().Context(), resp.Header.Get("X-Ms-Request-Id"))
 	if (resp.StatusCode < 200 || resp.StatusCode >= 300) && !isAzureError(resp) {
-		return nil, &strangerError{resp.StatusCode}
+		return nil, &intermediaryError{resp.StatusCode}
 	}
 	return resp, nil
 }
@@ -272,16 +272,16 @@ func parseAzureKeyID(id string) (vault, name string, err error) {
 }
 
 // KeyID is AzureConfig.EnvelopeID, or the key's identifier without version, in lower case.
-func (a *Azure) KeyID() string { return a.keyID }
+func (a *Azure) KeyID() string { return a.id }
 
 // Wrap implements Wrapper by https://learn.microsoft.com/en-us/rest/api/keyvault/keys/wrap-key/wrap-key.
 func (a *Azure) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]byte, error) {
-	if err := checkWrap(ctx, a.keyID, dek, ec); err != nil {
+	if err := checkWrap(ctx, a.id, dek, ec); err != nil {
 		return nil, err
 	}
 	blob := &azureBlob{form: azureBlobForm}
 	var secret []byte
-	if a.form == azureBoundForm && ctx.Value(keepUnbound{}) == nil {
+	if a.form == azureBoundForm && ctx.Value(keepUnboundKey{}) == nil {
 		blob.form, blob.binding = azureBoundForm, a.bindings[0].blob.binding
 		var err error
 		if secret, err = a.secret(ctx, "wrap", a.bindings[0]); err != nil {
@@ -300,7 +300,7 @@ func (a *Azure) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]b
 	}
 	sealed, err := blob.seal(kek, secret, dek, ec)
 	if err != nil {
-		return nil, &Error{Kind: Internal, Op: "wrap", KeyID: a.keyID, Err: err}
+		return nil, &Error{Kind: Internal, Op: "wrap", KeyID: a.id, Err: err}
 	}
 	return sealed, nil
 }
@@ -326,14 +326,14 @@ func (a *Azure) wrapKEK(ctx context.Context, op string, blob *azureBlob) (kek []
 	}
 
 	if out.KID == nil {
-		return nil, &Error{Kind: Unreachable, Op: op, KeyID: a.keyID, Err: errUnreadable}
+		return nil, &Error{Kind: Unreachable, Op: op, KeyID: a.id, Err: errUnreadable}
 	}
-	blob.algorithm, blob.key, blob.wrapped = azureAlgorithms[a.algorithm], azureTag(a.keyID), out.Result
+	blob.algorithm, blob.key, blob.wrapped = azureAlgorithms[a.algorithm], azureTag(a.id), out.Result
 	if blob.version, err = a.answeredVersion(out.KeyOperationResult); err == nil {
 		err = blob.check()
 	}
 	if err != nil {
-		return nil, &Error{Kind: Internal, Op: op, KeyID: a.keyID, Err: err}
+		return nil, &Error{Kind: Internal, Op: op, KeyID: a.id, Err: err}
 	}
 	return kek, nil
 }
@@ -353,23 +353,23 @@ func (a *Azure) prove(ctx context.Context, blob *azureBlob, kek []byte) error {
 	defer clear(got)
 	if !slices.Equal(got, kek) {
 		err := errors.New("the KMS unwraps to another key than it wrapped")
-		return &Error{Kind: Internal, Op: "wrap", KeyID: a.keyID, Err: err}
+		return &Error{Kind: Internal, Op: "wrap", KeyID: a.id, Err: err}
 	}
 	return nil
 }
 
 // Unwrap implements Wrapper by https://learn.microsoft.com/en-us/rest/api/keyvault/keys/unwrap-key/unwrap-key.
 func (a *Azure) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext) ([]byte, error) {
-	if err := checkCall(ctx, "unwrap", a.keyID, ec); err != nil {
+	if err := checkCall(ctx, "unwrap", a.id, ec); err != nil {
 		return nil, err
 	}
 	blob, sealed, err := parseAzureBlob(wrapped)
 	if err != nil {
-		return nil, &Error{Kind: InvalidCiphertext, Op: "unwrap", KeyID: a.keyID, Err: err}
+		return nil, &Error{Kind: InvalidCiphertext, Op: "unwrap", KeyID: a.id, Err: err}
 	}
 	binding, err := a.accept(blob)
 	if err != nil {
-		return nil, &Error{Kind: InvalidCiphertext, Op: "unwrap", KeyID: a.keyID, Err: err}
+		return nil, &Error{Kind: InvalidCiphertext, Op: "unwrap", KeyID: a.id, Err: err}
 	}
 	kek, err := a.unwrapKEK(ctx, "unwrap", blob)
 	if err != nil {
@@ -386,7 +386,7 @@ func (a *Azure) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext
 	}
 	dek, err := blob.open(kek, secret, sealed, ec)
 	if err != nil {
-		return nil, &Error{Kind: InvalidCiphertext, Op: "unwrap", KeyID: a.keyID, Err: err}
+		return nil, &Error{Kind: InvalidCiphertext, Op: "unwrap", KeyID: a.id, Err: err}
 	}
 	return dek, nil
 }
@@ -395,7 +395,7 @@ func (a *Azure) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext
 // returns the binding of one of form 2.
 func (a *Azure) accept(blob *azureBlob) (*azureBinding, error) {
 	switch {
-	case blob.algorithm != azureAlgorithms[a.algorithm] || blob.key != azureTag(a.keyID):
+	case blob.algorithm != azureAlgorithms[a.algorithm] || blob.key != azureTag(a.id):
 		return nil, errors.New("a blob of another key or algorithm than the configured one")
 	case blob.form == azureBindingForm:
 		return nil, errAzureBlob
@@ -432,7 +432,7 @@ func (a *Azure) unwrapKEK(ctx context.Context, op string, blob *azureBlob) ([]by
 	}
 	if out.KID == nil {
 		clear(out.Result)
-		return nil, &Error{Kind: Unreachable, Op: op, KeyID: a.keyID, Err: errUnreadable}
+		return nil, &Error{Kind: Unreachable, Op: op, KeyID: a.id, Err: errUnreadable}
 	}
 	version, err := a.answeredVersion(out.KeyOperationResult)
 	switch {
@@ -446,7 +446,7 @@ func (a *Azure) unwrapKEK(ctx context.Context, op string, blob *azureBlob) ([]by
 		return out.Result, nil
 	}
 	clear(out.Result)
-	return nil, &Error{Kind: Internal, Op: op, KeyID: a.keyID, Err: err}
+	return nil, &Error{Kind: Internal, Op: op, KeyID: a.id, Err: err}
 }
 
 // answeredVersion makes sure that an answer is of the key that was asked, and returns the version.

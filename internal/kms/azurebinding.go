@@ -31,13 +31,13 @@ func Unbound(w Wrapper, wrapped []byte) bool {
 	return ok && u.Unbound(wrapped)
 }
 
-type keepUnbound struct{}
+type keepUnboundKey struct{}
 
 // KeepUnbound returns a context in which Wrap binds a blob to no secret. It is
 // for the copy of an object whose own blob is not bound: a bound one would
 // vouch for what nobody has proved.
 func KeepUnbound(ctx context.Context) context.Context {
-	return context.WithValue(ctx, keepUnbound{}, true)
+	return context.WithValue(ctx, keepUnboundKey{}, true)
 }
 
 // azureBinding is a secret that makes blobs of form 2. Only the vault can
@@ -78,7 +78,7 @@ func (a *Azure) parseAzureBinding(text string) (*azureBinding, error) {
 	switch {
 	case err != nil || blob.form != azureBindingForm:
 		return nil, errors.New("it is not a binding: give it as proxy keys bind has printed it")
-	case blob.key != azureTag(a.keyID):
+	case blob.key != azureTag(a.id):
 		return nil, errors.New("it was made for another key: make one with proxy keys bind")
 	case blob.algorithm != azureAlgorithms[a.algorithm]:
 		return nil, errors.New("it was made for another algorithm: make one with proxy keys bind")
@@ -136,7 +136,7 @@ func (a *Azure) Bind(ctx context.Context, again string) (string, error) {
 	if again != "" {
 		old, err := a.parseAzureBinding(again)
 		if err != nil {
-			return "", &Error{Kind: Invalid, Op: "bind", KeyID: a.keyID, Err: err}
+			return "", &Error{Kind: Invalid, Op: "bind", KeyID: a.id, Err: err}
 		}
 		if secret, err = a.secret(ctx, "bind", old); err != nil {
 			return "", err
@@ -152,7 +152,7 @@ func (a *Azure) Bind(ctx context.Context, again string) (string, error) {
 	defer clear(kek)
 	sealed, err := blob.seal(kek, nil, secret, nil)
 	if err != nil {
-		return "", &Error{Kind: Internal, Op: "bind", KeyID: a.keyID, Err: err}
+		return "", &Error{Kind: Internal, Op: "bind", KeyID: a.id, Err: err}
 	}
 	return a.proveBinding(ctx, base64.StdEncoding.EncodeToString(sealed), secret)
 }
@@ -161,7 +161,7 @@ func (a *Azure) Bind(ctx context.Context, again string) (string, error) {
 func (a *Azure) proveBinding(ctx context.Context, text string, secret []byte) (string, error) {
 	made, err := a.parseAzureBinding(text)
 	if err != nil {
-		return "", &Error{Kind: Internal, Op: "bind", KeyID: a.keyID, Err: err}
+		return "", &Error{Kind: Internal, Op: "bind", KeyID: a.id, Err: err}
 	}
 	got, err := a.secret(ctx, "bind", made)
 	if err != nil {
@@ -171,7 +171,7 @@ func (a *Azure) proveBinding(ctx context.Context, text string, secret []byte) (s
 	a.forget(made)
 	if !slices.Equal(got, secret) {
 		err := errors.New("the KMS unwraps to another binding than it wrapped")
-		return "", &Error{Kind: Internal, Op: "bind", KeyID: a.keyID, Err: err}
+		return "", &Error{Kind: Internal, Op: "bind", KeyID: a.id, Err: err}
 	}
 	return text, nil
 }
@@ -182,7 +182,7 @@ func (a *Azure) secret(ctx context.Context, op string, b *azureBinding) ([]byte,
 	select {
 	case b.turn <- struct{}{}:
 	case <-ctx.Done():
-		return nil, contextError(ctx, op, a.keyID)
+		return nil, contextError(ctx, op, a.id)
 	}
 	defer func() { <-b.turn }()
 	if b.secret != nil && time.Since(b.since) < azureBindingLife {
@@ -199,7 +199,7 @@ func (a *Azure) secret(ctx context.Context, op string, b *azureBinding) ([]byte,
 	defer clear(kek)
 	secret, err := b.blob.open(kek, nil, b.sealed, nil)
 	if err != nil {
-		return nil, bindingError(&Error{Kind: InvalidCiphertext, Op: op, KeyID: a.keyID, Err: err})
+		return nil, bindingError(&Error{Kind: InvalidCiphertext, Op: op, KeyID: a.id, Err: err})
 	}
 	b.secret, b.since = secret, start
 	return slices.Clone(secret), nil

@@ -46,13 +46,13 @@ func Breaker(w Wrapper, cfg BreakerConfig) Wrapper {
 	if cfg.OpenFor <= 0 {
 		cfg.OpenFor = DefaultBreakerOpenFor
 	}
-	b := &breaker{keyID: w.KeyID()}
+	b := &circuitBreaker{keyID: w.KeyID()}
 	b.circuit = gobreaker.NewCircuitBreaker[struct{}](gobreaker.Settings{
 		MaxRequests:  1,
 		Timeout:      cfg.OpenFor,
 		ReadyToTrip:  func(c gobreaker.Counts) bool { return int(c.ConsecutiveFailures) >= cfg.Failures },
 		IsSuccessful: func(err error) bool { return !IsUnreachable(err) },
-		IsExcluded:   saysNothing,
+		IsExcluded:   notAboutKMS,
 		OnStateChange: func(_ string, from, to gobreaker.State) {
 			switch {
 			case cfg.OnChange == nil:
@@ -63,15 +63,15 @@ func Breaker(w Wrapper, cfg BreakerConfig) Wrapper {
 			}
 		},
 	})
-	return &around{w, b.run}
+	return &decorator{w, b.run}
 }
 
-type breaker struct {
+type circuitBreaker struct {
 	keyID   string
 	circuit *gobreaker.CircuitBreaker[struct{}]
 }
 
-func (b *breaker) run(ctx context.Context, op string, call func() error) error {
+func (b *circuitBreaker) run(ctx context.Context, op string, call func() error) error {
 	if ctx.Err() != nil { // by a provider it would be Unreachable, and count
 		return contextError(ctx, op, b.keyID)
 	}
@@ -82,8 +82,8 @@ func (b *breaker) run(ctx context.Context, op string, call func() error) error {
 	return err
 }
 
-// saysNothing reports whether err is none of the KMS and no lack of an answer either.
-func saysNothing(err error) bool {
+// notAboutKMS reports whether err is none of the KMS and no lack of an answer either.
+func notAboutKMS(err error) bool {
 	if err == nil {
 		return false
 	}

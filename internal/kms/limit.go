@@ -32,7 +32,7 @@ type LimitConfig struct {
 // deadline gets Throttled, by the reason "local limit" and the cause ErrLimit: as soon as the rate shows that it would
 // be late, at the latest at the deadline. One without a deadline waits until it is canceled.
 func Limit(w Wrapper, cfg LimitConfig) Wrapper {
-	l := &limit{keyID: w.KeyID()}
+	l := &limiter{keyID: w.KeyID()}
 	if cfg.MaxConcurrent > 0 {
 		l.slots = semaphore.NewWeighted(int64(cfg.MaxConcurrent))
 	}
@@ -43,11 +43,11 @@ func Limit(w Wrapper, cfg LimitConfig) Wrapper {
 		}
 		l.tokens = rate.NewLimiter(rate.Limit(cfg.PerSecond), burst)
 	}
-	return &around{w, l.run}
+	return &decorator{w, l.run}
 }
 
-// limit is the state of one Limit. What is nil is not limited.
-type limit struct {
+// limiter is the state of one Limit. What is nil is not limited.
+type limiter struct {
 	keyID  string
 	slots  *semaphore.Weighted
 	tokens *rate.Limiter
@@ -55,21 +55,21 @@ type limit struct {
 
 // run takes the slot first and the token last, so that a token is never spent long before its call: callers that had
 // theirs and then waited for a slot would go on at a faster rate than was agreed.
-func (l *limit) run(ctx context.Context, op string, call func() error) error {
+func (l *limiter) run(ctx context.Context, op string, call func() error) error {
 	if l.slots != nil {
 		if l.slots.Acquire(ctx, 1) != nil {
-			return l.late(ctx, op)
+			return l.noTurnError(ctx, op)
 		}
 		defer l.slots.Release(1)
 	}
 	if l.tokens != nil && l.tokens.Wait(ctx) != nil {
-		return l.late(ctx, op)
+		return l.noTurnError(ctx, op)
 	}
 	return call()
 }
 
-// late is the error of a caller that had no turn. It is never Unreachable: the KMS was not asked.
-func (l *limit) late(ctx context.Context, op string) error {
+// noTurnError is the error of a caller that had no turn. It is never Unreachable: the KMS was not asked.
+func (l *limiter) noTurnError(ctx context.Context, op string) error {
 	if errors.Is(ctx.Err(), context.Canceled) {
 		return contextError(ctx, op, l.keyID)
 	}

@@ -45,8 +45,8 @@ const localLabelAAD = "cmekproxy local wrap v1"
 //
 // Random nonces limit one version to 2^32 wraps (NIST SP 800-38D, section 8.3).
 type Local struct {
-	path  string
-	keyID string
+	path string
+	id   string
 }
 
 // NewLocal opens the key in the file at path. It refuses a file that all users
@@ -54,22 +54,22 @@ type Local struct {
 // have access, as it has to the files of Kubernetes secrets. A key that is
 // disabled can be opened.
 func NewLocal(path string) (*Local, error) {
-	l := &Local{path: path, keyID: localKeyPrefix + path} // until the real one is known
+	l := &Local{path: path, id: localKeyPrefix + path} // until the real one is known
 	file, err := l.read("open")
 	if err != nil {
 		return nil, err
 	}
 	defer file.Wipe()
-	l.keyID = file.ID
+	l.id = file.ID
 	return l, nil
 }
 
 // KeyID is "local:" and 16 hexadecimal digits of a one-way hash of the key's first version.
-func (l *Local) KeyID() string { return l.keyID }
+func (l *Local) KeyID() string { return l.id }
 
 // Wrap implements Wrapper.
 func (l *Local) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]byte, error) {
-	if err := checkWrap(ctx, l.keyID, dek, ec); err != nil {
+	if err := checkWrap(ctx, l.id, dek, ec); err != nil {
 		return nil, err
 	}
 	file, err := l.open("wrap")
@@ -97,7 +97,7 @@ func (l *Local) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]b
 
 // Unwrap implements Wrapper.
 func (l *Local) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext) ([]byte, error) {
-	if err := checkCall(ctx, "unwrap", l.keyID, ec); err != nil {
+	if err := checkCall(ctx, "unwrap", l.id, ec); err != nil {
 		return nil, err
 	}
 	file, err := l.open("unwrap")
@@ -154,7 +154,7 @@ func (l *Local) open(op string) (*LocalKeyFile, error) {
 		return nil, err
 	}
 	switch {
-	case file.ID != l.keyID:
+	case file.ID != l.id:
 		err = l.fail(NotFound, op, "KeyReplaced", errors.New("the file holds another key now"))
 	case file.Disabled:
 		err = l.fail(Disabled, op, "KeyDisabled", nil)
@@ -208,20 +208,20 @@ func newGCM(key []byte) (cipher.AEAD, error) {
 // aad encodes what is before the nonce, the key id and the context so that no two of them give the same bytes.
 func (l *Local) aad(prefix []byte, ec EncryptionContext) []byte {
 	aad := append([]byte(localLabelAAD), prefix...) // the first byte says how long it is
-	return appendContext(appendString(aad, l.keyID), ec)
+	return appendContext(appendString(aad, l.id), ec)
 }
 
 func (l *Local) read(op string) (*LocalKeyFile, error) {
 	file, failure := readLocal(l.path)
 	if failure != nil {
-		failure.Op, failure.KeyID = op, l.keyID
+		failure.Op, failure.KeyID = op, l.id
 		return nil, failure
 	}
 	return file, nil
 }
 
 func (l *Local) fail(kind Kind, op, reason string, err error) *Error {
-	return &Error{Kind: kind, Op: op, KeyID: l.keyID, Reason: reason, Err: err}
+	return &Error{Kind: kind, Op: op, KeyID: l.id, Reason: reason, Err: err}
 }
 
 // readLocal reads a key file. The error lacks operation and key id.

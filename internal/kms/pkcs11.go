@@ -37,7 +37,7 @@ const (
 // and whoever comes when all hang waits until its own deadline, and is told Unreachable.
 type hsm struct {
 	cfg    PKCS11Config
-	keyID  string
+	id     string
 	token  string // label
 	module *hsmModule
 	idle   chan *hsmSession
@@ -56,11 +56,11 @@ func NewPKCS11(ctx context.Context, cfg PKCS11Config) (Wrapper, error) {
 	}
 	cfg.KeyID = append([]byte(nil), cfg.KeyID...)
 	h := &hsm{
-		cfg: cfg, keyID: cfg.uri(cfg.TokenLabel), token: cfg.TokenLabel,
+		cfg: cfg, id: cfg.uri(cfg.TokenLabel), token: cfg.TokenLabel,
 		module: moduleAt(cfg.Module), idle: make(chan *hsmSession, maxModuleCalls),
 	}
 	if err := cfg.check(); err != nil {
-		return nil, &Error{Kind: Invalid, Op: "open", KeyID: h.keyID, Err: err}
+		return nil, &Error{Kind: Invalid, Op: "open", KeyID: h.id, Err: err}
 	}
 	if err := h.open(ctx); err != nil {
 		return nil, err
@@ -88,19 +88,19 @@ func (h *hsm) open(ctx context.Context) error {
 		return err
 	}
 	h.token = string(label)
-	h.keyID = h.cfg.uri(h.token)
-	if len(h.keyID) > maxPKCS11KeyID {
-		return &Error{Kind: Invalid, Op: "open", KeyID: h.keyID, Err: errors.New("the labels of token and key are too long together")}
+	h.id = h.cfg.uri(h.token)
+	if len(h.id) > maxPKCS11KeyID {
+		return &Error{Kind: Invalid, Op: "open", KeyID: h.id, Err: errors.New("the labels of token and key are too long together")}
 	}
 	return nil
 }
 
 // KeyID is a URI by RFC 7512, of the token's label and of the key's label and id as they are configured.
-func (h *hsm) KeyID() string { return h.keyID }
+func (h *hsm) KeyID() string { return h.id }
 
 // Wrap implements Wrapper.
 func (h *hsm) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]byte, error) {
-	if err := checkWrap(ctx, h.keyID, dek, ec); err != nil {
+	if err := checkWrap(ctx, h.id, dek, ec); err != nil {
 		return nil, err
 	}
 	own := append([]byte(nil), dek...) // the caller may wipe its own before the module is done with it
@@ -112,17 +112,17 @@ func (h *hsm) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]byt
 
 // Unwrap implements Wrapper.
 func (h *hsm) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext) ([]byte, error) {
-	if err := checkCall(ctx, "unwrap", h.keyID, ec); err != nil {
+	if err := checkCall(ctx, "unwrap", h.id, ec); err != nil {
 		return nil, err
 	}
 	if len(wrapped) != hsmBlobLength || wrapped[0] != hsmVersion {
-		return nil, &Error{Kind: InvalidCiphertext, Op: "unwrap", KeyID: h.keyID, Err: errors.New("not a blob of a key in an HSM")}
+		return nil, &Error{Kind: InvalidCiphertext, Op: "unwrap", KeyID: h.id, Err: errors.New("not a blob of a key in an HSM")}
 	}
 	own := append([]byte(nil), wrapped...)
 	return h.call(ctx, "unwrap", func() ([]byte, error) {
 		return h.withSession(func(s *hsmSession) ([]byte, error) {
 			dek, err := h.unseal(s, own, ec)
-			if err != nil && vague(err) && h.intact(s) == nil {
+			if err != nil && isAmbiguous(err) && h.intact(s) == nil {
 				err = errHSMBlob
 			}
 			return dek, err
@@ -138,7 +138,7 @@ func (h *hsm) call(ctx context.Context, op string, do func() ([]byte, error)) ([
 	select {
 	case h.module.calls <- struct{}{}:
 	case <-ctx.Done():
-		return nil, contextError(ctx, op, h.keyID)
+		return nil, contextError(ctx, op, h.id)
 	}
 	type answer struct {
 		out []byte
@@ -157,11 +157,11 @@ func (h *hsm) call(ctx context.Context, op string, do func() ([]byte, error)) ([
 	select {
 	case a := <-answers:
 		if a.err != nil {
-			return nil, hsmFailure(a.err, op, h.keyID)
+			return nil, hsmFailure(a.err, op, h.id)
 		}
 		return a.out, nil
 	case <-ctx.Done():
-		return nil, contextError(ctx, op, h.keyID)
+		return nil, contextError(ctx, op, h.id)
 	}
 }
 
@@ -172,7 +172,7 @@ func (h *hsm) seal(s *hsmSession, dek []byte, ec EncryptionContext) ([]byte, err
 	if !h.choosesNonce.Load() {
 		rand.Read(nonce)
 		blob, err := h.encrypt(s, nonce, dek, ec)
-		if !is11(err, pkcs11.CKR_MECHANISM_PARAM_INVALID, pkcs11.CKR_ARGUMENTS_BAD) {
+		if !isCKR(err, pkcs11.CKR_MECHANISM_PARAM_INVALID, pkcs11.CKR_ARGUMENTS_BAD) {
 			return blob, err
 		}
 		clear(nonce)
@@ -233,7 +233,7 @@ func (h *hsm) intact(s *hsmSession) error {
 	}
 	dek, err := h.unseal(s, h.canary, h.canaryContext)
 	clear(dek)
-	if err == nil || !vague(err) && !badBlob(err) {
+	if err == nil || !isAmbiguous(err) && !isBadBlob(err) {
 		return err
 	}
 	dek = make([]byte, DEKSize)

@@ -65,13 +65,13 @@ func Retry(w Wrapper, cfg RetryConfig) Wrapper {
 	if cfg.Budget == 0 {
 		cfg.Budget = DefaultRetryBudget
 	}
-	r := &retry{keyID: w.KeyID(), cfg: cfg, budget: ratelimit.NewTokenRateLimit(cfg.Budget * retryCost), filled: time.Now()}
-	return &around{w, r.run}
+	r := &retrier{keyID: w.KeyID(), cfg: cfg, budget: ratelimit.NewTokenRateLimit(cfg.Budget * retryCost), filled: time.Now()}
+	return &decorator{w, r.run}
 }
 
-// retry is not github.com/cenkalti/backoff: that answers with the context's error in place of the KMS's, begins waits
+// retrier is not github.com/cenkalti/backoff: that answers with the context's error in place of the KMS's, begins waits
 // that the deadline is going to cut, and its jitter is around the interval, not from zero.
-type retry struct {
+type retrier struct {
 	keyID  string
 	cfg    RetryConfig
 	budget *ratelimit.TokenRateLimit
@@ -80,12 +80,12 @@ type retry struct {
 	filled time.Time // when the budget last got what time is worth
 }
 
-func (r *retry) run(ctx context.Context, op string, call func() error) error {
+func (r *retrier) run(ctx context.Context, op string, call func() error) error {
 	var last error // from the KMS
 	limit := min(r.cfg.Base, r.cfg.Max)
 	for attempt := 1; ; attempt++ {
 		err := call()
-		r.earn(err, attempt)
+		r.creditSuccess(err, attempt)
 		if notAsked(err) && last != nil {
 			return last
 		}
@@ -93,7 +93,7 @@ func (r *retry) run(ctx context.Context, op string, call func() error) error {
 			return err
 		}
 		last = err
-		r.fill()
+		r.creditTime()
 		if _, empty := r.budget.GetToken(ctx, retryCost); empty != nil && ctx.Err() == nil {
 			return last
 		}
@@ -107,8 +107,8 @@ func (r *retry) run(ctx context.Context, op string, call func() error) error {
 	}
 }
 
-// earn adds to the budget what an attempt that succeeded is worth.
-func (r *retry) earn(err error, attempt int) {
+// creditSuccess adds to the budget what an attempt that succeeded is worth.
+func (r *retrier) creditSuccess(err error, attempt int) {
 	switch {
 	case err != nil:
 	case attempt > 1:
@@ -118,8 +118,8 @@ func (r *retry) earn(err error, attempt int) {
 	}
 }
 
-// fill adds a retry to the budget for each second that has passed.
-func (r *retry) fill() {
+// creditTime adds a retry to the budget for each second that has passed.
+func (r *retrier) creditTime() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	const second = time.Second / retryCost // of one token
@@ -129,7 +129,7 @@ func (r *retry) fill() {
 }
 
 // wait reports whether ctx goes on after d.
-func (r *retry) wait(ctx context.Context, d time.Duration) bool {
+func (r *retrier) wait(ctx context.Context, d time.Duration) bool {
 	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= d {
 		return false
 	}

@@ -7,11 +7,11 @@ import (
 
 // Trace collects what a KMS says of a call beside its answer, for an audit log. The zero value is ready for use. It is
 // safe for concurrent use: a call can go on after its caller has gone.
-type Trace struct{ requestID atomic.Pointer[string] }
+type Trace struct{ lastRequestID atomic.Pointer[string] }
 
 // RequestID is the name that the KMS gave the last request, by which its own log knows it; "" where it gives none.
 func (t *Trace) RequestID() string {
-	if id := t.requestID.Load(); id != nil {
+	if id := t.lastRequestID.Load(); id != nil {
 		return *id
 	}
 	return ""
@@ -31,6 +31,6 @@ const maxRequestID = 128
 func traceRequest(ctx context.Context, id string) {
 	if t, ok := ctx.Value(traceKey{}).(*Trace); ok && id != "" {
 		clean := printable(id, maxRequestID)
-		t.requestID.Store(&clean)
+		t.lastRequestID.Store(&clean)
 	}
 }

@@ -67,11 +67,11 @@ type VaultConfig struct {
 //
 // Data keys are made here: Vault's own datakey endpoint takes no associated data.
 type Vault struct {
-	keyID   string
+	id      string
 	mount   string
 	key     string
 	timeout time.Duration
-	login   *vaultLogin
+	login   *vaultTokens
 }
 
 // NewVault returns the key that cfg names. It calls nobody: the first login is at the first use.
@@ -80,7 +80,7 @@ func NewVault(cfg VaultConfig) (*Vault, error) {
 		key:     cfg.KeyID,
 		mount:   strings.Trim(cfg.Mount, "/"),
 		timeout: cfg.Timeout,
-		keyID:   cfg.EnvelopeID,
+		id:      cfg.EnvelopeID,
 	}
 	if v.mount == "" {
 		v.mount = DefaultVaultMount
@@ -89,21 +89,21 @@ func NewVault(cfg VaultConfig) (*Vault, error) {
 		v.timeout = DefaultVaultTimeout
 	}
 	namespace := strings.Trim(cfg.Namespace, "/")
-	if v.keyID == "" {
-		v.keyID = "vault:" + strings.TrimPrefix(namespace+"/"+v.mount+"/"+v.key, "/")
+	if v.id == "" {
+		v.id = "vault:" + strings.TrimPrefix(namespace+"/"+v.mount+"/"+v.key, "/")
 	}
-	err := errors.Join(checkVaultPaths(namespace, v.mount, v.key), checkKeyID(v.keyID, vaultMaxBlob))
+	err := errors.Join(checkVaultPaths(namespace, v.mount, v.key), checkKeyID(v.id, vaultMaxBlob))
 	if err == nil {
-		v.login, err = newVaultLogin(cfg, namespace)
+		v.login, err = newVaultTokens(cfg, namespace)
 	}
 	if err != nil {
-		return nil, &Error{Kind: Invalid, Op: "open", KeyID: printable(v.keyID, maxKeyID), Err: err}
+		return nil, &Error{Kind: Invalid, Op: "open", KeyID: printable(v.id, maxKeyID), Err: err}
 	}
 	return v, nil
 }
 
 // KeyID is VaultConfig.EnvelopeID, or "vault:" and a path.
-func (v *Vault) KeyID() string { return v.keyID }
+func (v *Vault) KeyID() string { return v.id }
 
 // vaultFields is what of the parameters and answers of encrypt and decrypt is used here
 // (https://developer.hashicorp.com/vault/api-docs/secret/transit). Slices are base64 on the wire.
@@ -116,7 +116,7 @@ type vaultFields struct {
 
 // Wrap implements Wrapper.
 func (v *Vault) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]byte, error) {
-	if err := checkWrap(ctx, v.keyID, dek, ec); err != nil {
+	if err := checkWrap(ctx, v.id, dek, ec); err != nil {
 		return nil, err
 	}
 	ad := associatedData(ec)
@@ -126,19 +126,19 @@ func (v *Vault) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]b
 	}
 	if !isVaultBlob(out.Ciphertext) {
 		err := errors.New("the answer holds no ciphertext of a symmetric key")
-		return nil, &Error{Kind: Internal, Op: "wrap", KeyID: v.keyID, Err: err}
+		return nil, &Error{Kind: Internal, Op: "wrap", KeyID: v.id, Err: err}
 	}
 	return []byte(out.Ciphertext), nil
 }
 
 // Unwrap implements Wrapper.
 func (v *Vault) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext) ([]byte, error) {
-	if err := checkCall(ctx, "unwrap", v.keyID, ec); err != nil {
+	if err := checkCall(ctx, "unwrap", v.id, ec); err != nil {
 		return nil, err
 	}
 	if !isVaultBlob(string(wrapped)) {
 		err := errors.New("not a blob of a transit key")
-		return nil, &Error{Kind: InvalidCiphertext, Op: "unwrap", KeyID: v.keyID, Err: err}
+		return nil, &Error{Kind: InvalidCiphertext, Op: "unwrap", KeyID: v.id, Err: err}
 	}
 	ad := associatedData(ec)
 	out, err := v.call(ctx, "unwrap", "decrypt", vaultFields{Ciphertext: string(wrapped), Context: ad, AssociatedData: ad})
@@ -163,7 +163,7 @@ func (v *Vault) call(ctx context.Context, op, verb string, in vaultFields) (*vau
 		}
 		out, err = v.send(ctx, again, verb, in)
 		if isVaultForbidden(err) {
-			v.login.useless()
+			v.login.markUseless()
 		}
 	}
 	if err != nil {
@@ -276,7 +276,7 @@ func newVaultConfig(cfg VaultConfig) (*api.Config, error) {
 	return &api.Config{
 		Address: cfg.Address,
 		HttpClient: &http.Client{
-			Transport: newReviving(transport),
+			Transport: newReconnecting(transport),
 			// The client follows redirects itself, one only, and not from https to http.
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},

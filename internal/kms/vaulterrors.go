@@ -28,13 +28,13 @@ var vaultTexts = []struct {
 // fail turns an error of the client into an *Error. The client's error is not kept: it holds the answer when it cannot
 // be parsed, and the URL of the server. ctx is the caller's, without our timeout.
 func (v *Vault) fail(ctx context.Context, op string, err error) *Error {
-	e := &Error{Op: op, KeyID: v.keyID}
+	e := &Error{Op: op, KeyID: v.id}
 	var resp *api.ResponseError
 	switch {
 	case errors.Is(ctx.Err(), context.Canceled):
 		e.Kind, e.Err = Canceled, context.Canceled
 	case errors.As(err, &resp) && !isVaultError(resp):
-		e.Kind, e.Err = Unreachable, &strangerError{resp.StatusCode}
+		e.Kind, e.Err = Unreachable, &intermediaryError{resp.StatusCode}
 	case errors.As(err, &resp):
 		e.Reason = fmt.Sprintf("HTTP %d", resp.StatusCode)
 		e.Kind = vaultKind(op, resp)
@@ -122,7 +122,7 @@ func vaultTransportError(err error) error {
 	var send *url.Error
 	switch {
 	case errors.As(err, &send):
-		return errLost
+		return errConnectionLost
 	case errors.Is(err, errVaultAnswer):
 		return errVaultAnswer
 	default:

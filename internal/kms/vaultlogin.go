@@ -50,8 +50,8 @@ const kubernetesTokenFile = "/var/run/secrets/kubernetes.io/serviceaccount/token
 // How often a renewal or login that fails is tried again.
 const vaultRetry = 5 * time.Second
 
-// vaultLogin keeps a token that works.
-type vaultLogin struct {
+// vaultTokens keeps a token that works.
+type vaultTokens struct {
 	config    *api.Config
 	namespace string
 	how       VaultLogin
@@ -80,8 +80,8 @@ func (s *vaultSession) due() bool {
 	return s.ttl > 0 && time.Since(s.since) >= s.ttl*2/3
 }
 
-func newVaultLogin(cfg VaultConfig, namespace string) (*vaultLogin, error) {
-	l := &vaultLogin{namespace: namespace, how: cfg.Login}
+func newVaultTokens(cfg VaultConfig, namespace string) (*vaultTokens, error) {
+	l := &vaultTokens{namespace: namespace, how: cfg.Login}
 	if err := l.how.check(); err != nil {
 		return nil, err
 	}
@@ -129,7 +129,7 @@ func (h *VaultLogin) mount() string {
 }
 
 // client returns a client of its own for a token. The environment's token and namespace do not count.
-func (l *vaultLogin) client(token string) (*api.Client, error) {
+func (l *vaultTokens) client(token string) (*api.Client, error) {
 	config := &api.Config{
 		Address:      l.config.Address,
 		HttpClient:   l.config.HttpClient,
@@ -153,7 +153,7 @@ func (l *vaultLogin) client(token string) (*api.Client, error) {
 // login, for which it waits until ctx ends. A renewal that is due begins, and
 // nobody waits for it. refused, if not nil, is the session that Vault has just
 // refused.
-func (l *vaultLogin) session(ctx context.Context, refused *vaultSession) (*vaultSession, error) {
+func (l *vaultTokens) session(ctx context.Context, refused *vaultSession) (*vaultSession, error) {
 	if s := l.current.Load(); s.works(refused) {
 		if l.isDue(s) {
 			l.logins.begin("", l.refresher(refused))
@@ -168,7 +168,7 @@ func (l *vaultLogin) session(ctx context.Context, refused *vaultSession) (*vault
 }
 
 // renewed is session, but waits for a renewal that is due.
-func (l *vaultLogin) renewed(ctx context.Context) (*vaultSession, error) {
+func (l *vaultTokens) renewed(ctx context.Context) (*vaultSession, error) {
 	if s := l.current.Load(); s.works(nil) && !l.isDue(s) {
 		return s, nil
 	}
@@ -176,14 +176,14 @@ func (l *vaultLogin) renewed(ctx context.Context) (*vaultSession, error) {
 }
 
 // isDue reports whether s is to be renewed now.
-func (l *vaultLogin) isDue(s *vaultSession) bool {
+func (l *vaultTokens) isDue(s *vaultSession) bool {
 	retry := l.retry.Load()
 	return s.due() && (retry == nil || !time.Now().Before(*retry))
 }
 
 // refresher returns what renews the current token or logs in, and keeps a token
 // that works where it cannot.
-func (l *vaultLogin) refresher(refused *vaultSession) func(ctx context.Context) (*vaultSession, error) {
+func (l *vaultTokens) refresher(refused *vaultSession) func(ctx context.Context) (*vaultSession, error) {
 	return func(ctx context.Context) (*vaultSession, error) {
 		s := l.current.Load()
 		if s.works(refused) && !l.isDue(s) {
@@ -203,7 +203,7 @@ func (l *vaultLogin) refresher(refused *vaultSession) func(ctx context.Context) 
 	}
 }
 
-func (l *vaultLogin) next(ctx context.Context, s, refused *vaultSession) (*vaultSession, error) {
+func (l *vaultTokens) next(ctx context.Context, s, refused *vaultSession) (*vaultSession, error) {
 	if s.works(refused) && s.renewable {
 		// A token can be renewed up to its max_ttl only. As that comes near, log in before it is too late.
 		renewed, err := l.renew(ctx, s)
@@ -214,7 +214,7 @@ func (l *vaultLogin) next(ctx context.Context, s, refused *vaultSession) (*vault
 	return l.logIn(ctx)
 }
 
-func (l *vaultLogin) renew(ctx context.Context, s *vaultSession) (*vaultSession, error) {
+func (l *vaultTokens) renew(ctx context.Context, s *vaultSession) (*vaultSession, error) {
 	start := time.Now()
 	secret, err := s.client.Auth().Token().RenewSelfWithContext(ctx, 0)
 	if err != nil {
@@ -231,7 +231,7 @@ func (l *vaultLogin) renew(ctx context.Context, s *vaultSession) (*vaultSession,
 	return renewed, nil
 }
 
-func (l *vaultLogin) logIn(ctx context.Context) (*vaultSession, error) {
+func (l *vaultTokens) logIn(ctx context.Context) (*vaultSession, error) {
 	params := make(map[string]any)
 	switch h := l.how; {
 	case h.AppRole != nil:
@@ -279,7 +279,7 @@ func (l *vaultLogin) logIn(ctx context.Context) (*vaultSession, error) {
 }
 
 // lookUp asks how long a token lives. A token may not be allowed to ask: then it is used for as long as it works.
-func (l *vaultLogin) lookUp(ctx context.Context, token string) (*vaultSession, error) {
+func (l *vaultTokens) lookUp(ctx context.Context, token string) (*vaultSession, error) {
 	c, err := l.client(token)
 	if err != nil {
 		return nil, err
@@ -322,15 +322,15 @@ func fileOr(file, value string) (string, error) {
 	return value, nil
 }
 
-// useless notes that a new token was refused as the old one was: the trouble is not the token.
-func (l *vaultLogin) useless() {
+// markUseless notes that a new token was refused as the old one was: the trouble is not the token.
+func (l *vaultTokens) markUseless() {
 	now := time.Now()
 	l.uselessAt.Store(&now)
 }
 
 // isUseless reports whether that was just now. A key that is denied, and asked for all the time, must not become a
 // storm of logins.
-func (l *vaultLogin) isUseless() bool {
+func (l *vaultTokens) isUseless() bool {
 	at := l.uselessAt.Load()
 	return at != nil && time.Since(*at) < vaultRetry
 }
@@ -355,7 +355,7 @@ func (v *Vault) Run(ctx context.Context) {
 }
 
 // untilRetry is the time until a renewal that has failed is tried again.
-func (l *vaultLogin) untilRetry() time.Duration {
+func (l *vaultTokens) untilRetry() time.Duration {
 	if retry := l.retry.Load(); retry != nil {
 		return time.Until(*retry)
 	}

@@ -19,7 +19,7 @@ func VersionOf(keyID string, wrapped []byte) string {
 	if err != nil {
 		return ""
 	}
-	return versionOf(keyID, parsed.Blob)
+	return blobVersion(keyID, parsed.Blob)
 }
 
 // WrappingOf is VersionOf, and names the binding too where there is one: what
@@ -36,7 +36,7 @@ func WrappingOf(keyID string, wrapped []byte) string {
 	return version
 }
 
-func versionOf(keyID string, blob []byte) string {
+func blobVersion(keyID string, blob []byte) string {
 	for _, of := range []func(keyID string, blob []byte) string{localVersion, vaultVersion, azureVersionOf} {
 		if version := of(keyID, blob); version != "" {
 			return version
@@ -69,5 +69,5 @@ func Lineage(keyID string, blob []byte) (lineage string, ok bool) {
 		}
 		return hex.EncodeToString(rest[:gcpVersionTag]), true
 	}
-	return versionOf(keyID, blob), true
+	return blobVersion(keyID, blob), true
 }

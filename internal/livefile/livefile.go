@@ -76,7 +76,7 @@ func (f *File[T]) Get() T {
 		return f.current
 	}
 	f.checked = now
-	_ = f.check() // it was reported
+	_ = f.reloadIfChanged() // it was reported
 	return f.current
 }
 
@@ -87,13 +87,13 @@ func (f *File[T]) Check() error {
 	defer f.mu.Unlock()
 
 	f.checked = f.cfg.Now()
-	return f.check()
+	return f.reloadIfChanged()
 }
 
-// check reads the files if they have changed. A reading that fails is made
-// again at the next check: files that belong together may be replaced one
+// reloadIfChanged reads the files if they have changed. A reading that fails is made
+// again at the next reloadIfChanged: files that belong together may be replaced one
 // after the other.
-func (f *File[T]) check() error {
+func (f *File[T]) reloadIfChanged() error {
 	now := fingerprints(f.cfg.Paths)
 	if equal(now, f.read) {
 		return nil

@@ -17,14 +17,14 @@ type Metrics struct {
 	OpenEnds  prometheus.Counter // multipart objects whose end is not authenticated
 	Unaudited prometheus.Counter // records that could not be written to the audit log
 
-	registry *prometheus.Registry
-	requests *prometheus.CounterVec
-	duration *prometheus.HistogramVec
-	bytes    *prometheus.CounterVec
-	origin   *prometheus.HistogramVec
-	kms      *prometheus.HistogramVec
-	leases   *prometheus.CounterVec
-	breakers *prometheus.GaugeVec
+	registry       *prometheus.Registry
+	requests       *prometheus.CounterVec
+	duration       *prometheus.HistogramVec
+	bytes          *prometheus.CounterVec
+	originDuration *prometheus.HistogramVec
+	kmsDuration    *prometheus.HistogramVec
+	leases         *prometheus.CounterVec
+	breakers       *prometheus.GaugeVec
 }
 
 // seconds are the upper bounds of the histograms: from a cached small GET to a large transfer.
@@ -52,10 +52,10 @@ func New() *Metrics {
 		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "cmekproxy_bytes_total", Help: "Body bytes exchanged with clients: in or out.",
 		}, []string{"direction"}),
-		origin: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		originDuration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "cmekproxy_origin_duration_seconds", Help: "Time of requests to the store up to the header of its answer; status 0 is no answer.", Buckets: seconds,
 		}, []string{"operation", "status"}),
-		kms: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		kmsDuration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "cmekproxy_kms_duration_seconds", Help: "Time of requests to the KMS, by name of the key, operation and result.", Buckets: seconds,
 		}, []string{"key", "operation", "result"}),
 		leases: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -65,7 +65,7 @@ func New() *Metrics {
 			Name: "cmekproxy_kms_breaker_open", Help: "1 while a KMS that does not answer is left alone, by id of the key.",
 		}, []string{"kms_key"}),
 	}
-	m.registry.MustRegister(m.InFlight, m.OpenEnds, m.Unaudited, m.requests, m.duration, m.bytes, m.origin, m.kms, m.leases, m.breakers,
+	m.registry.MustRegister(m.InFlight, m.OpenEnds, m.Unaudited, m.requests, m.duration, m.bytes, m.originDuration, m.kmsDuration, m.leases, m.breakers,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -80,12 +80,12 @@ func (m *Metrics) Request(operation string, status int, code string, took time.D
 
 // Origin counts a request to the store. status is 0 if there was no answer.
 func (m *Metrics) Origin(operation string, status int, took time.Duration) {
-	m.origin.WithLabelValues(operation, strconv.Itoa(status)).Observe(took.Seconds())
+	m.originDuration.WithLabelValues(operation, strconv.Itoa(status)).Observe(took.Seconds())
 }
 
 // KMS counts a request to the KMS. result is "ok" or a kind of error.
 func (m *Metrics) KMS(key, operation, result string, took time.Duration) {
-	m.kms.WithLabelValues(key, operation, result).Observe(took.Seconds())
+	m.kmsDuration.WithLabelValues(key, operation, result).Observe(took.Seconds())
 }
 
 // Lease counts what became of a lease that ran out: renewed or cut.

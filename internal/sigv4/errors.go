@@ -9,10 +9,10 @@ import (
 // Error is a failure in the words of S3, to be told to the client as it is: it holds nothing secret. Codes are those of
 // https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html.
 type Error struct {
-	Code    string
-	Message string
-	details [][2]string
-	cause   error
+	Code     string
+	Message  string
+	elements [][2]string
+	cause    error
 }
 
 func (e *Error) Error() string {
@@ -25,13 +25,13 @@ func (e *Error) Error() string {
 func (e *Error) Unwrap() error { return e.cause }
 
 // Details returns the further elements of S3's error document: names and texts.
-func (e *Error) Details() [][2]string { return e.details }
+func (e *Error) Details() [][2]string { return e.elements }
 
 // fail returns an Error; details are names and texts in turn.
 func fail(code, message string, details ...string) *Error {
 	e := &Error{Code: code, Message: message}
 	for i := 0; i+1 < len(details); i += 2 {
-		e.details = append(e.details, [2]string{details[i], details[i+1]})
+		e.elements = append(e.elements, [2]string{details[i], details[i+1]})
 	}
 	return e
 }

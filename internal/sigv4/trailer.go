@@ -31,7 +31,7 @@ func (a *Auth) announcedTrailers(h http.Header) error {
 
 // finish reads what follows the last chunk: the trailer, or one empty line, and then nothing.
 func (b *Body) finish() error {
-	b.trailer = make(http.Header)
+	b.trailerHeader = make(http.Header)
 	if b.auth.payload.trailer {
 		if err := b.readTrailer(); err != nil {
 			return err
@@ -43,7 +43,7 @@ func (b *Body) finish() error {
 	case err == nil:
 		return malformed("bytes follow the payload")
 	case err != io.EOF:
-		return cut(err)
+		return earlyEndError(err)
 	}
 	return nil
 }
@@ -70,15 +70,15 @@ func (b *Body) readTrailer() error {
 		case name == signatureName && b.auth.payload.signed:
 			signature, sealed = value, true
 			continue
-		case b.auth.payload.signed && len(b.trailer) > 0 && len(b.trailer) == len(b.auth.trailers):
+		case b.auth.payload.signed && len(b.trailerHeader) > 0 && len(b.trailerHeader) == len(b.auth.trailers):
 			return malformed("the trailer has another line where its signature belongs")
-		case !slices.Contains(b.auth.trailers, name) || b.trailer.Values(name) != nil:
+		case !slices.Contains(b.auth.trailers, name) || b.trailerHeader.Values(name) != nil:
 			return malformedTrailer(name)
 		}
-		b.trailer.Set(name, value)
+		b.trailerHeader.Set(name, value)
 		signed.WriteString(name + ":" + value + "\n")
 	}
-	if len(b.trailer) != len(b.auth.trailers) {
+	if len(b.trailerHeader) != len(b.auth.trailers) {
 		return malformedTrailer(strings.Join(b.auth.trailers, ","))
 	}
 	if !b.auth.payload.signed {

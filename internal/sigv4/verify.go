@@ -4,6 +4,18 @@
 // of steps are those of
 // https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-authenticating-requests.html. The package uses the standard
 // library only, and takes the time as an input.
+//
+//	verify.go     Verifier and Auth, and the steps of a verification
+//	header.go     what the Authorization header says
+//	presign.go    what the query of a presigned URL says
+//	post.go       forms of browsers: policy and signature
+//	anonymous.go  requests that nobody has signed
+//	canonical.go  the canonical request, and escaping
+//	payload.go    what x-amz-content-sha256 says of the body
+//	body.go       Body: reading and verifying a payload
+//	chunked.go    aws-chunked framing
+//	trailer.go    headers behind the last chunk
+//	errors.go     Error: S3's codes and messages
 package sigv4
 
 import (
@@ -161,7 +173,7 @@ func RequestTarget(r *http.Request) (path, query string) {
 
 func claimOf(r *http.Request, query []parameter) (*claim, error) {
 	authorization := r.Header.Values("Authorization")
-	inQuery := has(query, "X-Amz-Algorithm") || has(query, "X-Amz-Signature") || has(query, "X-Amz-Credential")
+	inQuery := hasParameter(query, "X-Amz-Algorithm") || hasParameter(query, "X-Amz-Signature") || hasParameter(query, "X-Amz-Credential")
 	switch {
 	case len(authorization) > 0 && inQuery:
 		return nil, badAuthorization("Only one auth mechanism allowed; only the X-Amz-Algorithm query parameter, Signature query string parameter or the Authorization header should be specified", authorization[0])
@@ -171,7 +183,7 @@ func claimOf(r *http.Request, query []parameter) (*claim, error) {
 		return headerClaim(r, authorization[0])
 	case inQuery:
 		return queryClaim(r, query)
-	case has(query, "Signature") && has(query, "AWSAccessKeyId"):
+	case hasParameter(query, "Signature") && hasParameter(query, "AWSAccessKeyId"):
 		return nil, errOldSignature()
 	default:
 		return nil, fail("AccessDenied", "Access Denied")

@@ -37,11 +37,11 @@ func newLRU[K comparable, V any](size int) *lru.Cache[K, V] {
 // known is what is known of an object. It is immutable.
 type known struct {
 	facts
-	layout crypt.Layout // of a multipart object; nil if not known yet
-	proven bool         // by the record or by every header, and not by the first and the last alone
-	record *crypt.Record
-	sealer *crypt.Part // the part that has the record
-	upload [sha256.Size]byte
+	layout     crypt.Layout // of a multipart object; nil if not known yet
+	verified   bool         // by the record or by every header, and not by the first and the last alone
+	record     *crypt.Record
+	recordPart *crypt.Part // the part that has the record
+	upload     [sha256.Size]byte
 }
 
 // partID names a part of an object in a certain state.
@@ -54,15 +54,15 @@ func cacheID(q Request) string {
 	return q.Object.Bucket + "\x00" + q.Object.Key + "\x00" + q.Version
 }
 
-// look returns what is known of the object, or nil.
-func (c *Cache) look(q Request) *known {
+// lookup returns what is known of the object, or nil.
+func (c *Cache) lookup(q Request) *known {
 	k, _ := c.objects.Get(cacheID(q))
 	return k
 }
 
-// note remembers the facts, and keeps the layout if the object is the one that it was found out of.
-func (c *Cache) note(q Request, f facts) *known {
-	if k := c.look(q); k != nil && k.same(f) {
+// remember remembers the facts, and keeps the layout if the object is the one that it was found out of.
+func (c *Cache) remember(q Request, f facts) *known {
+	if k := c.lookup(q); k != nil && k.same(f) {
 		return k
 	}
 	f.envelope = nil // it is read again with every answer

@@ -10,17 +10,17 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-// tries bounds how often a reading starts over because the object was overwritten in the middle of it.
-const tries = 4
+// maxAttempts bounds how often a reading starts over because the object was overwritten in the middle of it.
+const maxAttempts = 4
 
 // Get begins to read an object.
 func (s *Reader) Get(ctx context.Context, q Request) (*Object, error) {
-	return s.insist(ctx, q, s.try)
+	return s.retryIfOverwritten(ctx, q, s.getOnce)
 }
 
-// insist starts over as long as the object changes, and without the range where that is what S3 does.
-func (s *Reader) insist(ctx context.Context, q Request, attempt func(context.Context, Request) (*Object, error)) (*Object, error) {
-	for range tries {
+// retryIfOverwritten starts over as long as the object changes, and without the range where that is what S3 does.
+func (s *Reader) retryIfOverwritten(ctx context.Context, q Request, attempt func(context.Context, Request) (*Object, error)) (*Object, error) {
+	for range maxAttempts {
 		o, err := attempt(ctx, q)
 		switch outside := (*RangeError)(nil); {
 		case errors.Is(err, errChanged):
@@ -34,22 +34,22 @@ func (s *Reader) insist(ctx context.Context, q Request, attempt func(context.Con
 	return nil, ErrOverwritten
 }
 
-func (s *Reader) try(ctx context.Context, q Request) (*Object, error) {
+func (s *Reader) getOnce(ctx context.Context, q Request) (*Object, error) {
 	switch {
 	case q.Part > 0:
 		return s.getPart(ctx, q)
 	case q.Range != nil:
 		return s.getRange(ctx, q)
 	}
-	resp, err := s.get(ctx, q, "")
+	resp, err := s.requestRange(ctx, q, "")
 	if err != nil {
 		return nil, err
 	}
-	return s.whole(ctx, q, resp)
+	return s.readWhole(ctx, q, resp)
 }
 
-// whole reads an object from the answer to a request without a range.
-func (s *Reader) whole(ctx context.Context, q Request, resp *http.Response) (*Object, error) {
+// readWhole reads an object from the answer to a request without a range.
+func (s *Reader) readWhole(ctx context.Context, q Request, resp *http.Response) (*Object, error) {
 	o, err := s.openWhole(ctx, q, resp)
 	if err != nil {
 		_ = resp.Body.Close()
@@ -59,17 +59,17 @@ func (s *Reader) whole(ctx context.Context, q Request, resp *http.Response) (*Ob
 
 func (s *Reader) openWhole(ctx context.Context, q Request, resp *http.Response) (*Object, error) {
 	if resp.StatusCode == http.StatusNotModified {
-		closeBody(resp)
+		CloseBody(resp)
 		return &Object{Header: resp.Header, NotModified: true}, nil
 	}
 	f, err := factsOf(resp.Header, resp.ContentLength)
 	if err != nil {
 		return nil, err
 	}
-	s.Cache.note(q, f)
+	s.Cache.remember(q, f)
 	switch f.kind {
 	case plaintext:
-		return s.plain(q, resp)
+		return s.openPlaintext(q, resp)
 	case single:
 		return s.openSingle(ctx, q, resp, f.envelope, nil)
 	default:
@@ -77,8 +77,8 @@ func (s *Reader) openWhole(ctx context.Context, q Request, resp *http.Response) 
 	}
 }
 
-// plain passes an object through that was never encrypted.
-func (s *Reader) plain(q Request, resp *http.Response) (*Object, error) {
+// openPlaintext passes an object through that was never encrypted.
+func (s *Reader) openPlaintext(q Request, resp *http.Response) (*Object, error) {
 	if err := q.Plaintext(); err != nil {
 		return nil, err
 	}
@@ -92,7 +92,7 @@ func (s *Reader) plain(q Request, resp *http.Response) (*Object, error) {
 	}
 	remains := o.Length
 	buffer := make([]byte, 64<<10)
-	o.next = func() ([]byte, error) {
+	o.nextText = func() ([]byte, error) {
 		if remains == 0 {
 			return nil, io.EOF
 		}
@@ -110,9 +110,9 @@ func (s *Reader) plain(q Request, resp *http.Response) (*Object, error) {
 
 // openSingle reads an object that was put whole, or a range of it, from the answer.
 func (s *Reader) openSingle(ctx context.Context, q Request, resp *http.Response, e *crypt.Envelope, wanted *Range) (*Object, error) {
-	o := &Object{Header: resp.Header, store: s, object: q.Object, body: resp.Body}
-	o.under(e)
-	o.keys = &keys{store: s, object: q.Object}
+	o := &Object{Header: resp.Header, source: s, object: q.Object, body: resp.Body}
+	o.setEnvelope(e)
+	o.keys = &keys{source: s, object: q.Object}
 	opened := false
 	defer func() {
 		if !opened {
@@ -127,7 +127,7 @@ func (s *Reader) openSingle(ctx context.Context, q Request, resp *http.Response,
 		return nil, err
 	}
 	if resp.StatusCode == http.StatusOK && resp.ContentLength == 0 && e.Size == 0 {
-		opened, o.next = true, func() ([]byte, error) { return nil, io.EOF } // see crypt.Fits
+		opened, o.nextText = true, func() ([]byte, error) { return nil, io.EOF } // see crypt.Fits
 		return o, nil
 	}
 	window, skip, err := o.locate(resp, wanted)
@@ -139,17 +139,17 @@ func (s *Reader) openSingle(ctx context.Context, q Request, resp *http.Response,
 	} else if err != nil {
 		return nil, err
 	}
-	opener, err := crypt.NewOpener(io.LimitReader(resp.Body, o.limit(resp, window)), window, dek, e.Header)
+	opener, err := crypt.NewOpener(io.LimitReader(resp.Body, o.readLimit(resp, window)), window, dek, e.Header)
 	if err != nil {
 		return nil, err
 	}
-	opened, o.next, o.close = true, opener.Next, opener.Close
+	opened, o.nextText, o.closeText = true, opener.Next, opener.Close
 	return o, nil
 }
 
-// limit is how much of an answer is looked at: of one to a range no more than the window, as more was asked for; of a
+// readLimit is how much of an answer is looked at: of one to a range no more than the window, as more was asked for; of a
 // whole one all, so that what follows the last segment is found.
-func (o *Object) limit(resp *http.Response, w crypt.Window) int64 {
+func (o *Object) readLimit(resp *http.Response, w crypt.Window) int64 {
 	if o.Partial {
 		return w.End - w.Start
 	}

@@ -11,16 +11,16 @@ import (
 
 // Head asks for an object without its body. Without the key nothing is verified: it says what the store says.
 func (s *Reader) Head(ctx context.Context, q Request) (*Object, error) {
-	return s.insist(ctx, q, s.tryHead)
+	return s.retryIfOverwritten(ctx, q, s.headOnce)
 }
 
-func (s *Reader) tryHead(ctx context.Context, q Request) (*Object, error) {
+func (s *Reader) headOnce(ctx context.Context, q Request) (*Object, error) {
 	resp, err := s.request(ctx, http.MethodHead, q, q.Header)
 	if err != nil {
 		return nil, err
 	}
-	defer closeBody(resp)
-	o := &Object{Header: resp.Header, store: s, object: q.Object}
+	defer CloseBody(resp)
+	o := &Object{Header: resp.Header, source: s, object: q.Object}
 	if resp.StatusCode == http.StatusNotModified {
 		o.NotModified = true
 		return o, nil
@@ -29,20 +29,20 @@ func (s *Reader) tryHead(ctx context.Context, q Request) (*Object, error) {
 	if err != nil {
 		return nil, err
 	}
-	o.known = s.Cache.note(q, f)
+	o.known = s.Cache.remember(q, f)
 	switch f.kind {
 	case plaintext:
 		o.Plaintext, o.Size = true, f.size
 		err = q.Plaintext()
 	case single:
-		o.under(f.envelope)
+		o.setEnvelope(f.envelope)
 		if !crypt.Fits(o.Size, f.size) {
 			err = fmt.Errorf("%w: %d stored bytes for a plaintext of %d", ErrIntegrity, f.size, o.Size)
 		}
 	default:
 		o.KeyID, o.CustomerKey = f.mark.KeyID, f.mark.KeyID == crypt.CustomerKeyID
 		if o.Size, err = f.plaintextSize(); err == nil && (o.Size < 0 || q.Part > 0) {
-			if o.known, err = s.withPart(ctx, q, o.known); err == nil {
+			if o.known, err = s.findLayoutWithPart(ctx, q, o.known); err == nil {
 				o.Size = o.known.layout.Size()
 			}
 		}
@@ -51,17 +51,17 @@ func (s *Reader) tryHead(ctx context.Context, q Request) (*Object, error) {
 		return nil, err
 	}
 	o.Length = o.Size
-	err = o.narrow(q)
+	err = o.applyRange(q)
 	if outside := (*RangeError)(nil); errors.As(err, &outside) {
-		if failure := s.vouch(ctx, q, o); failure != nil { // the error tells the size
+		if failure := s.verifySize(ctx, q, o); failure != nil { // the error tells the size
 			return nil, failure
 		}
 	}
 	return o, err
 }
 
-// narrow applies a range or a part number to the whole.
-func (o *Object) narrow(q Request) error {
+// applyRange applies a range or a part number to the whole.
+func (o *Object) applyRange(q Request) error {
 	switch {
 	case q.Part > 0:
 		place, err := o.place(q.Part)
@@ -99,7 +99,7 @@ func (o *Object) place(number int) (crypt.Place, error) {
 // the store. q.Plaintext is not asked.
 func (s *Reader) Size(ctx context.Context, q Request, etag string, size int64) (int64, error) {
 	q.Plaintext = func() error { return nil }
-	if k := s.Cache.look(q); k != nil && k.etag == etag && k.size == size {
+	if k := s.Cache.lookup(q); k != nil && k.etag == etag && k.size == size {
 		switch {
 		case k.kind == plaintext:
 			return size, nil
@@ -122,7 +122,7 @@ func (s *Reader) Survey(ctx context.Context, q Request, o *Object) error {
 	if o.known == nil || o.known.kind != multipart {
 		return nil
 	}
-	k, err := s.survey(ctx, q, o.known)
+	k, err := s.findLayout(ctx, q, o.known)
 	if errors.Is(err, errChanged) {
 		return ErrOverwritten
 	}
@@ -139,7 +139,7 @@ func (s *Reader) Layout(ctx context.Context, q Request, o *Object) (crypt.Layout
 	if err := s.Survey(ctx, q, o); err != nil || o.known == nil {
 		return nil, err
 	}
-	k, err := s.prove(ctx, q, o.known)
+	k, err := s.verifyParts(ctx, q, o.known)
 	if errors.Is(err, errChanged) {
 		return nil, ErrOverwritten
 	}

@@ -59,7 +59,7 @@ func (s *Reader) Look(ctx context.Context, q Request) (*Seen, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer closeBody(resp)
+	defer CloseBody(resp)
 	if resp.StatusCode == http.StatusNotModified {
 		return &Seen{Header: resp.Header, NotModified: true}, nil
 	}
@@ -68,18 +68,18 @@ func (s *Reader) Look(ctx context.Context, q Request) (*Seen, error) {
 
 // Peek is Look for an object that is not empty in the store, with its first n bytes or all of a shorter one.
 func (s *Reader) Peek(ctx context.Context, q Request, n int64) (*Seen, error) {
-	resp, err := s.get(ctx, q, fmt.Sprintf("bytes=0-%d", n-1))
+	resp, err := s.requestRange(ctx, q, fmt.Sprintf("bytes=0-%d", n-1))
 	if err != nil {
 		return nil, err
 	}
 	_, total, ok := parseContentRange(resp.Header.Get("Content-Range"))
 	if !ok {
-		closeBody(resp)
+		CloseBody(resp)
 		return nil, fmt.Errorf("%w answered %d to a range", ErrStore, resp.StatusCode)
 	}
 	seen, err := seenOf(resp.Header, total)
 	if err != nil {
-		closeBody(resp)
+		CloseBody(resp)
 		return nil, err
 	}
 	have, err := readChunk(resp)

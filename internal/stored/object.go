@@ -24,21 +24,21 @@ type Object struct {
 	BucketKey   bool   // its data key comes from one that many objects share; known of one that was put whole only
 	Parts       int    // of a multipart object that was asked for by part number; else 0
 
-	store    *Reader
+	source   *Reader
 	object   crypt.Object
 	envelope *crypt.Envelope
 	known    *known
 
-	body  io.Closer
-	keys  *keys
-	next  func() ([]byte, error)
-	close func()
+	body      io.Closer
+	keys      *keys
+	nextText  func() ([]byte, error)
+	closeText func()
 }
 
 // Next returns the next bytes, which have verified, under a lease in force. They are valid until the next call. At the
 // end it returns io.EOF; on any other error no further byte may be used.
 func (o *Object) Next(ctx context.Context) ([]byte, error) {
-	text, err := o.next()
+	text, err := o.nextText()
 	if err != nil {
 		return nil, err
 	}
@@ -52,8 +52,8 @@ func (o *Object) Next(ctx context.Context) ([]byte, error) {
 
 // Close ends the reading.
 func (o *Object) Close() {
-	if o.close != nil {
-		o.close()
+	if o.closeText != nil {
+		o.closeText()
 	}
 	if o.keys != nil {
 		o.keys.release()
@@ -102,13 +102,13 @@ func (o *Object) Checksum(ctx context.Context) (Checksum, error) {
 	case o.envelope != nil:
 		sum, keyID, wrapped = o.envelope.Sum, o.envelope.KeyID, o.envelope.WrappedDEK
 	case o.known != nil && o.known.record != nil:
-		sum, keyID, wrapped = o.known.record.Sum, o.known.sealer.KeyID, o.known.sealer.WrappedDEK
+		sum, keyID, wrapped = o.known.record.Sum, o.known.recordPart.KeyID, o.known.recordPart.WrappedDEK
 		out.Type, out.Parts = o.known.record.ChecksumType, o.known.record.Parts
 	}
 	if len(sum) == 0 {
 		return Checksum{}, nil
 	}
-	lease, err := o.store.Open(ctx, o.object, keyID, wrapped)
+	lease, err := o.source.Open(ctx, o.object, keyID, wrapped)
 	if err != nil {
 		return Checksum{}, err
 	}
@@ -125,15 +125,15 @@ func (o *Object) Checksum(ctx context.Context) (Checksum, error) {
 // Prove makes sure, with a key that is in force now, that an object that Head
 // has returned is of the size that the store says.
 func (s *Reader) Prove(ctx context.Context, q Request, o *Object) error {
-	err := s.vouch(ctx, q, o)
+	err := s.verifySize(ctx, q, o)
 	if errors.Is(err, errChanged) {
 		return ErrOverwritten
 	}
 	return err
 }
 
-func (s *Reader) vouch(ctx context.Context, q Request, o *Object) error {
-	k := &keys{store: s, object: q.Object}
+func (s *Reader) verifySize(ctx context.Context, q Request, o *Object) error {
+	k := &keys{source: s, object: q.Object}
 	defer k.release()
 	switch {
 	case o.Plaintext || o.NotModified:
@@ -145,7 +145,7 @@ func (s *Reader) vouch(ctx context.Context, q Request, o *Object) error {
 		}
 		return o.envelope.Verify(dek, q.Object)
 	default:
-		return s.vouchParts(ctx, q, o, k)
+		return s.verifyPartsSize(ctx, q, o, k)
 	}
 }
 
@@ -170,10 +170,10 @@ func (s *Reader) ProveCached(o *Object, cached func(keyID string, wrapped []byte
 	}
 }
 
-// vouchParts makes sure that the layout that the size comes from has verified.
+// verifyPartsSize makes sure that the layout that the size comes from has verified.
 // What is remembered of the parts has, but possibly with a key that is gone now.
-func (s *Reader) vouchParts(ctx context.Context, q Request, o *Object, k *keys) error {
-	found, err := s.survey(ctx, q, o.known)
+func (s *Reader) verifyPartsSize(ctx context.Context, q Request, o *Object, k *keys) error {
+	found, err := s.findLayout(ctx, q, o.known)
 	if err != nil {
 		return err
 	}
@@ -190,8 +190,8 @@ func (s *Reader) vouchParts(ctx context.Context, q Request, o *Object, k *keys) 
 	return err
 }
 
-// under says what an object is under, by its envelope.
-func (o *Object) under(e *crypt.Envelope) {
+// setEnvelope sets what the envelope of an object says of it.
+func (o *Object) setEnvelope(e *crypt.Envelope) {
 	o.envelope, o.KeyID, o.Size, o.CustomerKey = e, e.KeyID, e.Size, e.KeyID == crypt.CustomerKeyID
 	wrapped, err := crypt.ParseWrappedKey(e.WrappedDEK)
 	o.BucketKey = err == nil && wrapped.Salt != nil
@@ -199,7 +199,7 @@ func (o *Object) under(e *crypt.Envelope) {
 
 // keys holds the lease of the DEK in use. Parts of one upload mostly share one.
 type keys struct {
-	store   *Reader
+	source  *Reader
 	object  crypt.Object
 	lease   Lease
 	keyID   string
@@ -210,7 +210,7 @@ func (k *keys) open(ctx context.Context, keyID string, wrapped []byte) ([]byte, 
 	if k.lease != nil && k.keyID == keyID && k.wrapped == string(wrapped) {
 		return k.lease.DEK(), nil
 	}
-	lease, err := k.store.Open(ctx, k.object, keyID, wrapped)
+	lease, err := k.source.Open(ctx, k.object, keyID, wrapped)
 	if err != nil {
 		return nil, err
 	}

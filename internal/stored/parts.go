@@ -15,9 +15,9 @@ func (s *Reader) openParts(ctx context.Context, q Request, resp *http.Response, 
 	if err != nil {
 		return nil, err
 	}
-	k := s.Cache.note(q, f)
+	k := s.Cache.remember(q, f)
 	if size < 0 {
-		if k, err = s.survey(ctx, q, k); err != nil {
+		if k, err = s.findLayout(ctx, q, k); err != nil {
 			return nil, err
 		}
 		size = k.layout.Size()
@@ -27,14 +27,14 @@ func (s *Reader) openParts(ctx context.Context, q Request, resp *http.Response, 
 	cfg := s.config(ctx, q, o, k)
 	cfg.Size = size
 	r := crypt.NewPartsReader(resp.Body, cfg)
-	o.next, o.close = r.Next, r.Close
+	o.nextText, o.closeText = r.Next, r.Close
 	return o, nil
 }
 
 func (s *Reader) multipartObject(q Request, k *known, resp *http.Response) *Object {
 	return &Object{
-		Header: resp.Header, KeyID: k.mark.KeyID, CustomerKey: k.mark.KeyID == crypt.CustomerKeyID, store: s, object: q.Object, known: k, body: resp.Body,
-		keys: &keys{store: s, object: q.Object},
+		Header: resp.Header, KeyID: k.mark.KeyID, CustomerKey: k.mark.KeyID == crypt.CustomerKeyID, source: s, object: q.Object, known: k, body: resp.Body,
+		keys: &keys{source: s, object: q.Object},
 	}
 }
 
@@ -57,7 +57,7 @@ func (s *Reader) config(ctx context.Context, q Request, o *Object, k *known) cry
 
 // getPart reads one part of an object, or an object that was put whole as its own part 1.
 func (s *Reader) getPart(ctx context.Context, q Request) (*Object, error) {
-	head, err := s.tryHead(ctx, q)
+	head, err := s.headOnce(ctx, q)
 	if err != nil || head.NotModified {
 		return head, err
 	}
@@ -85,11 +85,11 @@ func (s *Reader) getPart(ctx context.Context, q Request) (*Object, error) {
 // getOnlyPart reads an object that was put whole. It is read as a whole object
 // is, so that an empty one is not believed without its MAC.
 func (s *Reader) getOnlyPart(ctx context.Context, q Request) (*Object, error) {
-	resp, err := s.get(ctx, q, "")
+	resp, err := s.requestRange(ctx, q, "")
 	if err != nil {
 		return nil, err
 	}
-	o, err := s.whole(ctx, q, resp)
+	o, err := s.readWhole(ctx, q, resp)
 	if err != nil || o.NotModified {
 		return o, err
 	}
@@ -104,7 +104,7 @@ func (s *Reader) getOnlyPart(ctx context.Context, q Request) (*Object, error) {
 // emptyPart reads a part without content: its header is all that there is to
 // verify, and it must be done with a key that is in force now.
 func (s *Reader) emptyPart(ctx context.Context, q Request, head *Object, number int) (*Object, error) {
-	if err := s.vouch(ctx, q, head); err != nil {
+	if err := s.verifySize(ctx, q, head); err != nil {
 		return nil, err
 	}
 	place, ok := head.known.layout.At(number - 1)
@@ -112,7 +112,7 @@ func (s *Reader) emptyPart(ctx context.Context, q Request, head *Object, number 
 		return nil, errChanged
 	}
 
-	head.keys = &keys{store: s, object: q.Object}
+	head.keys = &keys{source: s, object: q.Object}
 	part, err := s.partAt(ctx, q, head.known, chunk{}, place.Stored, min(crypt.PartPrefixSize, head.known.size-place.Stored))
 	if err == nil {
 		_, err = head.keys.open(ctx, part.KeyID, part.WrappedDEK)
@@ -124,6 +124,6 @@ func (s *Reader) emptyPart(ctx context.Context, q Request, head *Object, number 
 		head.keys.release()
 		return nil, err
 	}
-	head.next = func() ([]byte, error) { return nil, io.EOF }
+	head.nextText = func() ([]byte, error) { return nil, io.EOF }
 	return head, nil
 }

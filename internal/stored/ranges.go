@@ -16,7 +16,7 @@ import (
 // whole it brings what is wanted. Bytes that only a large object can have are more likely in one that has parts, and
 // then the request is for the header of the first part.
 func (s *Reader) getRange(ctx context.Context, q Request) (*Object, error) {
-	k := s.Cache.look(q)
+	k := s.Cache.lookup(q)
 	if k != nil && k.kind == multipart && k.parts > 0 {
 		return s.openRange(ctx, q, k, chunk{})
 	}
@@ -28,28 +28,28 @@ func (s *Reader) getRange(ctx context.Context, q Request) (*Object, error) {
 	case k == nil:
 		spec = q.Range.stored(crypt.PartOverhead)
 	}
-	resp, err := s.get(ctx, q, spec)
-	if status(err) == http.StatusRequestedRangeNotSatisfiable {
-		return nil, s.outside(ctx, q)
+	resp, err := s.requestRange(ctx, q, spec)
+	if StatusOf(err) == http.StatusRequestedRangeNotSatisfiable {
+		return nil, s.outsideError(ctx, q)
 	}
 	if err != nil {
 		return nil, err
 	}
 	if resp.StatusCode == http.StatusOK && resp.ContentLength == 0 && q.Range.suffix <= 0 && q.Header.Get("If-Range") == "" {
-		return nil, s.nothing(ctx, q, resp)
+		return nil, s.emptyObjectError(ctx, q, resp)
 	}
 	if resp.StatusCode != http.StatusPartialContent { // 304, or the store found If-Range not to hold
-		return s.whole(ctx, q, resp)
+		return s.readWhole(ctx, q, resp)
 	}
-	o, err := s.goOn(ctx, q, resp, probe)
+	o, err := s.continueRange(ctx, q, resp, probe)
 	if err != nil {
 		_ = resp.Body.Close()
 	}
 	return o, err
 }
 
-// outside answers a range that seems to lie behind the object, with the object's size.
-func (s *Reader) outside(ctx context.Context, q Request) error {
+// outsideError answers a range that seems to lie behind the object, with the object's size.
+func (s *Reader) outsideError(ctx context.Context, q Request) error {
 	wanted := q.Range
 	q.Range = nil
 	o, err := s.Head(ctx, q)
@@ -59,16 +59,16 @@ func (s *Reader) outside(ctx context.Context, q Request) error {
 	if _, _, ok := wanted.Of(o.Size); ok {
 		return errChanged
 	}
-	if err := s.vouch(ctx, q, o); err != nil { // the store is not believed when it says that there is nothing to read
+	if err := s.verifySize(ctx, q, o); err != nil { // the store is not believed when it says that there is nothing to read
 		return err
 	}
 	return &RangeError{o.Size}
 }
 
-// nothing answers a range of an object that is empty, if that is true. Stores
+// emptyObjectError answers a range of an object that is empty, if that is true. Stores
 // take the last bytes of nothing for the whole of it, also where none is wanted.
-func (s *Reader) nothing(ctx context.Context, q Request, resp *http.Response) error {
-	o, err := s.whole(ctx, q, resp)
+func (s *Reader) emptyObjectError(ctx context.Context, q Request, resp *http.Response) error {
+	o, err := s.readWhole(ctx, q, resp)
 	if err != nil {
 		return err
 	}
@@ -79,13 +79,13 @@ func (s *Reader) nothing(ctx context.Context, q Request, resp *http.Response) er
 	return &RangeError{0}
 }
 
-// goOn reads a range from the first answer, or asks again in the terms of what the object has turned out to be.
-func (s *Reader) goOn(ctx context.Context, q Request, resp *http.Response, probe bool) (*Object, error) {
+// continueRange reads a range from the first answer, or asks again in the terms of what the object has turned out to be.
+func (s *Reader) continueRange(ctx context.Context, q Request, resp *http.Response, probe bool) (*Object, error) {
 	f, err := rangeFacts(resp)
 	if err != nil {
 		return nil, err
 	}
-	k := s.Cache.note(q, f)
+	k := s.Cache.remember(q, f)
 	switch {
 	case f.kind == multipart:
 		have, err := readChunk(resp)
@@ -96,7 +96,7 @@ func (s *Reader) goOn(ctx context.Context, q Request, resp *http.Response, probe
 	case f.kind == single && !probe:
 		return s.openSingle(ctx, q, resp, f.envelope, q.Range)
 	}
-	closeBody(resp)
+	CloseBody(resp)
 	spec := q.Range.stored(0)
 	if f.kind == plaintext {
 		if err := q.Plaintext(); err != nil {
@@ -104,9 +104,9 @@ func (s *Reader) goOn(ctx context.Context, q Request, resp *http.Response, probe
 		}
 		spec = q.Range.String()
 	}
-	again, err := s.get(ctx, q, spec)
-	if status(err) == http.StatusRequestedRangeNotSatisfiable {
-		return nil, s.outside(ctx, q)
+	again, err := s.requestRange(ctx, q, spec)
+	if StatusOf(err) == http.StatusRequestedRangeNotSatisfiable {
+		return nil, s.outsideError(ctx, q)
 	}
 	if err != nil {
 		return nil, err
@@ -127,7 +127,7 @@ func (s *Reader) openAgain(ctx context.Context, q Request, resp *http.Response, 
 		return nil, errChanged
 	}
 	if f.kind == plaintext {
-		return s.plain(q, resp)
+		return s.openPlaintext(q, resp)
 	}
 	return s.openSingle(ctx, q, resp, now.envelope, q.Range)
 }
@@ -148,9 +148,9 @@ func (s *Reader) openRange(ctx context.Context, q Request, k *known, have chunk)
 	if k.layout != nil {
 		return s.openStretch(ctx, q, k, have)
 	}
-	g, err := s.guess(ctx, q, k, have)
-	if errors.Is(err, errOdd) {
-		if k, err = s.walk(ctx, q, k); err != nil {
+	g, err := s.guessLayout(ctx, q, k, have)
+	if errors.Is(err, errUneven) {
+		if k, err = s.walkParts(ctx, q, k); err != nil {
 			return nil, err
 		}
 		return s.openStretch(ctx, q, k, have)
@@ -160,28 +160,28 @@ func (s *Reader) openRange(ctx context.Context, q Request, k *known, have chunk)
 	}
 	var confirmed *known
 	confirm := func() (err error) {
-		confirmed, err = s.confirm(ctx, q, g, have)
+		confirmed, err = s.confirmGuess(ctx, q, g, have)
 		return err
 	}
-	end := start(confirm)
-	if g.begins(q.Range) { // the header of the last part is wanted for the bytes themselves, and once is enough
-		end = done(end.wait())
+	end := startTask(confirm)
+	if g.isInLastPart(q.Range) { // the header of the last part is wanted for the bytes themselves, and once is enough
+		end = finishedTask(end.wait())
 	}
 	o, err := s.openStretch(ctx, q, g.known, have)
 	if failure := end.wait(); failure != nil {
 		if o != nil {
 			o.Close()
 		}
-		if !errors.Is(failure, errOdd) {
+		if !errors.Is(failure, errUneven) {
 			return nil, failure
 		}
-		if k, err = s.walk(ctx, q, k); err != nil {
+		if k, err = s.walkParts(ctx, q, k); err != nil {
 			return nil, err
 		}
 		return s.openStretch(ctx, q, k, have)
 	}
 	s.Cache.put(q, confirmed)
-	if !slices.Equal(confirmed.layout, g.layout) || err != nil && confirmed.proven { // the record has set the guess right
+	if !slices.Equal(confirmed.layout, g.layout) || err != nil && confirmed.verified { // the record has set the guess right
 		if o != nil {
 			o.Close()
 		}
@@ -193,8 +193,8 @@ func (s *Reader) openRange(ctx context.Context, q Request, k *known, have chunk)
 	return o, err
 }
 
-// begins reports whether a range begins in the last part.
-func (g guess) begins(r *Range) bool {
+// isInLastPart reports whether a range begins in the last part.
+func (g guessedLayout) isInLastPart(r *Range) bool {
 	offset, _, ok := r.Of(g.layout.Size())
 	at, found := g.layout.Find(offset)
 	return ok && found && at.Stored == g.end
@@ -205,11 +205,11 @@ func (g guess) begins(r *Range) bool {
 func (s *Reader) openStretch(ctx context.Context, q Request, k *known, have chunk) (*Object, error) {
 	offset, length, ok := q.Range.Of(k.layout.Size())
 	if !ok {
-		return nil, s.outside(ctx, q)
+		return nil, s.outsideError(ctx, q)
 	}
 	o, err := s.stretch(ctx, q, k, have, offset, length)
-	if err != nil && k.wrong(err) {
-		if k, err = s.walk(ctx, q, k); err != nil {
+	if err != nil && k.mayBeWrongGuess(err) {
+		if k, err = s.walkParts(ctx, q, k); err != nil {
 			return nil, err
 		}
 		if offset, length, ok = q.Range.Of(k.layout.Size()); !ok {
@@ -221,23 +221,23 @@ func (s *Reader) openStretch(ctx context.Context, q Request, k *known, have chun
 		return nil, err
 	}
 	o.Size, o.Offset, o.Length, o.Partial = k.layout.Size(), offset, length, true
-	s.heal(ctx, q, o, k)
+	s.recoverFromWrongGuess(ctx, q, o, k)
 	return o, nil
 }
 
-// wrong reports whether an error may come from a layout that was guessed.
-func (k *known) wrong(err error) bool {
-	return !k.proven && (errors.Is(err, crypt.ErrAuth) || errors.Is(err, crypt.ErrEnvelope) || errors.Is(err, crypt.ErrVersion) || errors.Is(err, crypt.ErrSize))
+// mayBeWrongGuess reports whether an error may come from a layout that was guessed.
+func (k *known) mayBeWrongGuess(err error) bool {
+	return !k.verified && (errors.Is(err, crypt.ErrAuth) || errors.Is(err, crypt.ErrEnvelope) || errors.Is(err, crypt.ErrVersion) || errors.Is(err, crypt.ErrSize))
 }
 
-// heal has the object go on by itself, where a guessed layout turns out to be wrong behind the first part.
-func (s *Reader) heal(ctx context.Context, q Request, o *Object, k *known) {
+// recoverFromWrongGuess has the object go on by itself, where a guessed layout turns out to be wrong behind the first part.
+func (s *Reader) recoverFromWrongGuess(ctx context.Context, q Request, o *Object, k *known) {
 	var done int64
-	next := o.next
-	o.next = func() ([]byte, error) {
+	next := o.nextText
+	o.nextText = func() ([]byte, error) {
 		text, err := next()
-		if err != nil && err != io.EOF && k.wrong(err) { //nolint:errorlint // bare: Next says so
-			if k, err = s.walk(ctx, q, k); err != nil {
+		if err != nil && err != io.EOF && k.mayBeWrongGuess(err) { //nolint:errorlint // bare: Next says so
+			if k, err = s.walkParts(ctx, q, k); err != nil {
 				return nil, err
 			}
 			rest, err := s.stretch(ctx, q, k, chunk{}, o.Offset+done, o.Length-done)
@@ -245,7 +245,7 @@ func (s *Reader) heal(ctx context.Context, q Request, o *Object, k *known) {
 				return nil, err
 			}
 			o.Close()
-			o.body, o.keys, o.close, next = rest.body, rest.keys, rest.close, rest.next
+			o.body, o.keys, o.closeText, next = rest.body, rest.keys, rest.closeText, rest.nextText
 			text, err = next()
 			done += int64(len(text))
 			return text, err
@@ -274,8 +274,8 @@ func (s *Reader) stretch(ctx context.Context, q Request, k *known, have chunk, o
 		return nil, fmt.Errorf("%w: stored bytes %d to %d of %d", crypt.ErrSize, from, to, k.size)
 	}
 	var part *crypt.Part
-	header := start(func() (err error) {
-		part, err = s.partOf(ctx, q, k, have, first)
+	header := startTask(func() (err error) {
+		part, err = s.partAtPlace(ctx, q, k, have, first)
 		return err
 	})
 	resp, err := s.stretchBody(ctx, q, k, have, from, to)
@@ -294,7 +294,7 @@ func (s *Reader) stretch(ctx context.Context, q Request, k *known, have chunk, o
 		o.Close()
 		return nil, err
 	}
-	o.next, o.close = r.Next, r.Close
+	o.nextText, o.closeText = r.Next, r.Close
 	return o, nil
 }
 
@@ -317,8 +317,8 @@ func (s *Reader) stretchBody(ctx context.Context, q Request, k *known, have chun
 	if b := have.slice(from, to); b != nil {
 		return &http.Response{Header: have.header, Body: io.NopCloser(bytes.NewReader(b))}, nil
 	}
-	resp, err := s.get(ctx, q, fmt.Sprintf("bytes=%d-%d", from, to-1))
-	if status(err) == http.StatusRequestedRangeNotSatisfiable {
+	resp, err := s.requestRange(ctx, q, fmt.Sprintf("bytes=%d-%d", from, to-1))
+	if StatusOf(err) == http.StatusRequestedRangeNotSatisfiable {
 		return nil, errChanged
 	}
 	if err != nil {

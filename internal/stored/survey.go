@@ -8,22 +8,22 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-// errOdd says that the parts are not all of one length, as was supposed.
-var errOdd = errors.New("parts of several lengths")
+// errUneven says that the parts are not all of one length, as was supposed.
+var errUneven = errors.New("parts of several lengths")
 
-// survey finds out the layout of a multipart object: from the first part and the last one if all but the last have one
+// findLayout finds out the layout of a multipart object: from the first part and the last one if all but the last have one
 // length, from the record if there is one, else from one part after the other.
-func (s *Reader) survey(ctx context.Context, q Request, k *known) (*known, error) {
+func (s *Reader) findLayout(ctx context.Context, q Request, k *known) (*known, error) {
 	if k.layout != nil {
 		return k, nil
 	}
 	var found *known
-	g, err := s.guess(ctx, q, k, chunk{})
+	g, err := s.guessLayout(ctx, q, k, chunk{})
 	if err == nil {
-		found, err = s.confirm(ctx, q, g, chunk{})
+		found, err = s.confirmGuess(ctx, q, g, chunk{})
 	}
-	if errors.Is(err, errOdd) {
-		found, err = s.walk(ctx, q, k)
+	if errors.Is(err, errUneven) {
+		found, err = s.walkParts(ctx, q, k)
 	}
 	if err != nil {
 		return nil, err
@@ -32,23 +32,23 @@ func (s *Reader) survey(ctx context.Context, q Request, k *known) (*known, error
 	return found, nil
 }
 
-// withPart is survey, and makes sure that the part that the request names is where the layout has it.
-func (s *Reader) withPart(ctx context.Context, q Request, k *known) (*known, error) {
-	k, err := s.survey(ctx, q, k)
-	if err != nil || k.proven || q.Part == 0 {
+// findLayoutWithPart is findLayout, and makes sure that the part that the request names is where the layout has it.
+func (s *Reader) findLayoutWithPart(ctx context.Context, q Request, k *known) (*known, error) {
+	k, err := s.findLayout(ctx, q, k)
+	if err != nil || k.verified || q.Part == 0 {
 		return k, err
 	}
 	if at, ok := k.layout.At(q.Part - 1); ok {
-		if err := s.matches(ctx, q, k, at); err == nil || !k.wrong(err) {
+		if err := s.checkPlace(ctx, q, k, at); err == nil || !k.mayBeWrongGuess(err) {
 			return k, err
 		}
 	}
-	return s.walk(ctx, q, k)
+	return s.walkParts(ctx, q, k)
 }
 
-// matches looks at the header of the part at a place of the layout.
-func (s *Reader) matches(ctx context.Context, q Request, k *known, at crypt.Place) error {
-	part, err := s.partOf(ctx, q, k, chunk{}, at)
+// checkPlace looks at the header of the part at a place of the layout.
+func (s *Reader) checkPlace(ctx context.Context, q Request, k *known, at crypt.Place) error {
+	part, err := s.partAtPlace(ctx, q, k, chunk{}, at)
 	if err != nil {
 		return err
 	}
@@ -58,22 +58,22 @@ func (s *Reader) matches(ctx context.Context, q Request, k *known, at crypt.Plac
 	return nil
 }
 
-// provers is how many headers are asked for at a time.
-const provers = 16
+// maxHeaderRequests is how many headers are asked for at a time.
+const maxHeaderRequests = 16
 
-// prove looks at every part that is not in a record.
-func (s *Reader) prove(ctx context.Context, q Request, k *known) (*known, error) {
-	if k.proven || k.kind != multipart {
+// verifyParts looks at every part that is not in a record.
+func (s *Reader) verifyParts(ctx context.Context, q Request, k *known) (*known, error) {
+	if k.verified || k.kind != multipart {
 		return k, nil
 	}
-	turns := make(chan struct{}, provers)
+	turns := make(chan struct{}, maxHeaderRequests)
 	tasks := make([]task, k.layout.Parts())
 	for i := range tasks {
 		at, _ := k.layout.At(i)
 		turns <- struct{}{}
-		tasks[i] = start(func() error {
+		tasks[i] = startTask(func() error {
 			defer func() { <-turns }()
-			return s.matches(ctx, q, k, at)
+			return s.checkPlace(ctx, q, k, at)
 		})
 	}
 	var failure error
@@ -83,40 +83,40 @@ func (s *Reader) prove(ctx context.Context, q Request, k *known) (*known, error)
 		}
 	}
 	if failure != nil {
-		if k.wrong(failure) {
-			return s.walk(ctx, q, k)
+		if k.mayBeWrongGuess(failure) {
+			return s.walkParts(ctx, q, k)
 		}
 		return nil, failure
 	}
 	out := *k
-	out.proven = true
+	out.verified = true
 	s.Cache.put(q, &out)
 	return &out, nil
 }
 
-// guess is a layout of parts of one length, which has still to be confirmed at its end.
-type guess struct {
+// guessedLayout is a layout of parts of one length, which has still to be confirmed at its end.
+type guessedLayout struct {
 	*known
 	end    int64 // stored offset of the last part
 	length int64 // what it takes to verify the last part
 }
 
-// guess supposes that all parts but the last are as long as the first.
-func (s *Reader) guess(ctx context.Context, q Request, k *known, have chunk) (guess, error) {
+// guessLayout supposes that all parts but the last are as long as the first.
+func (s *Reader) guessLayout(ctx context.Context, q Request, k *known, have chunk) (guessedLayout, error) {
 	first, err := s.partAt(ctx, q, k, have, 0, crypt.PartPrefixSize)
 	if err != nil {
-		return guess{}, err
+		return guessedLayout{}, err
 	}
-	g := guess{known: &known{facts: k.facts, upload: first.Upload}}
+	g := guessedLayout{known: &known{facts: k.facts, upload: first.Upload}}
 	size, err := k.plaintextSize()
 	if err != nil {
-		return guess{}, err
+		return guessedLayout{}, err
 	}
 	ahead := int64(k.parts-1) * first.Size
 	rest := size - ahead
 	switch {
 	case k.parts < 1, first.Number != 1, rest < 0, rest > first.Size, k.parts > 1 && first.Size == 0:
-		return guess{}, errOdd
+		return guessedLayout{}, errUneven
 	case rest == 0 && k.parts > 1: // appended, or an empty one of the client's
 		g.layout = crypt.Layout{{Number: 1, Count: k.parts - 1, Size: first.Size}}
 		g.end, g.length = k.size-crypt.PartOverhead, crypt.PartOverhead
@@ -130,11 +130,11 @@ func (s *Reader) guess(ctx context.Context, q Request, k *known, have chunk) (gu
 	return g, nil
 }
 
-// confirm looks at the last part. errOdd: there is none where the guess has it.
-func (s *Reader) confirm(ctx context.Context, q Request, g guess, have chunk) (*known, error) {
+// confirmGuess looks at the last part. errUneven: there is none where the guess has it.
+func (s *Reader) confirmGuess(ctx context.Context, q Request, g guessedLayout, have chunk) (*known, error) {
 	last, err := s.partAt(ctx, q, g.known, have, g.end, g.length)
 	if errors.Is(err, crypt.ErrEnvelope) || errors.Is(err, crypt.ErrVersion) {
-		return nil, errOdd
+		return nil, errUneven
 	}
 	if err != nil {
 		return nil, err
@@ -148,16 +148,16 @@ func (s *Reader) confirm(ctx context.Context, q Request, g guess, have chunk) (*
 	case last.HasRecord():
 		return out.withRecord(last)
 	case last.Number != g.parts || g.end+last.Size+crypt.PartOverhead != g.size:
-		return nil, errOdd
+		return nil, errUneven
 	case last.Size == 0 && g.parts > 1:
 		out.layout = out.layout.Add(last.Number, 0)
 	}
 	return &out, nil
 }
 
-// withRecord takes the layout from the record, which knows best. errOdd: the record does not hold it.
-func (k known) withRecord(sealer *crypt.Part) (*known, error) {
-	record, err := crypt.ParseRecord(sealer.Record)
+// withRecord takes the layout from the record, which knows best. errUneven: the record does not hold it.
+func (k known) withRecord(part *crypt.Part) (*known, error) {
+	record, err := crypt.ParseRecord(part.Record)
 	if err != nil {
 		return nil, err
 	}
@@ -165,23 +165,23 @@ func (k known) withRecord(sealer *crypt.Part) (*known, error) {
 		k.layout = record.Layout
 	}
 	if k.layout == nil || !record.Matches(k.layout) {
-		return nil, errOdd
+		return nil, errUneven
 	}
 	if stored := k.layout.Size() + int64(k.layout.Parts()+1)*crypt.PartOverhead; stored != k.size {
 		return nil, fmt.Errorf("%w: %d stored bytes, where the record's parts have %d", ErrIntegrity, k.size, stored)
 	}
-	k.record, k.sealer, k.upload, k.proven = record, sealer, sealer.Upload, true
+	k.record, k.recordPart, k.upload, k.verified = record, part, part.Upload, true
 	return &k, nil
 }
 
-// walk reads the record at the end or, where there is none that helps, the header of each part after the other.
-func (s *Reader) walk(ctx context.Context, q Request, k *known) (*known, error) {
+// walkParts reads the record at the end or, where there is none that helps, the header of each part after the other.
+func (s *Reader) walkParts(ctx context.Context, q Request, k *known) (*known, error) {
 	out := known{facts: k.facts}
 	last, err := s.partAt(ctx, q, k, chunk{}, k.size-crypt.PartOverhead, crypt.PartOverhead)
 	switch {
 	case err == nil && last.HasRecord():
 		found, err := out.withRecord(last)
-		if !errors.Is(err, errOdd) {
+		if !errors.Is(err, errUneven) {
 			if err == nil {
 				s.Cache.put(q, found)
 			}
@@ -199,7 +199,7 @@ func (s *Reader) walk(ctx context.Context, q Request, k *known) (*known, error) 
 		if err != nil {
 			return nil, err
 		}
-		if err := out.follow(part); err != nil {
+		if err := out.addPart(part); err != nil {
 			return nil, err
 		}
 		at += part.Size + crypt.PartOverhead
@@ -213,13 +213,13 @@ func (s *Reader) walk(ctx context.Context, q Request, k *known) (*known, error) 
 	if out.record == nil && !out.layout.Contiguous() {
 		return nil, fmt.Errorf("%w: a part is missing: the numbers have gaps", ErrIntegrity)
 	}
-	out.proven = true
+	out.verified = true
 	s.Cache.put(q, &out)
 	return &out, nil
 }
 
-// follow adds a part to the layout, as the whole object would be read.
-func (k *known) follow(part *crypt.Part) error {
+// addPart adds a part to the layout, as the whole object would be read.
+func (k *known) addPart(part *crypt.Part) error {
 	if k.layout == nil {
 		k.upload = part.Upload
 	}
@@ -237,12 +237,12 @@ func (k *known) follow(part *crypt.Part) error {
 	if !record.Matches(k.layout) {
 		return fmt.Errorf("%w: the parts are not those of the record", ErrIntegrity)
 	}
-	k.record, k.sealer = record, part
+	k.record, k.recordPart = record, part
 	return nil
 }
 
-// partOf returns the header of the part at a place of the layout, from the cache or the store.
-func (s *Reader) partOf(ctx context.Context, q Request, k *known, have chunk, at crypt.Place) (*crypt.Part, error) {
+// partAtPlace returns the header of the part at a place of the layout, from the cache or the store.
+func (s *Reader) partAtPlace(ctx context.Context, q Request, k *known, have chunk, at crypt.Place) (*crypt.Part, error) {
 	id := partID{cacheID(q), k.etag, at.Stored}
 	if p, ok := s.Cache.parts.Get(id); ok {
 		return p, nil
@@ -288,3 +288,30 @@ func (s *Reader) partAt(ctx context.Context, q Request, k *known, have chunk, at
 	s.Cache.parts.Add(id, part)
 	return part, nil
 }
+
+// task is something that runs beside the rest.
+type task struct{ done chan error }
+
+func startTask(run func() error) task {
+	t := task{make(chan error, 1)}
+	go func() {
+		err := errors.New("panic")
+		defer func() {
+			if p := recover(); p != nil { // it must not end the process, as it would not in the request's own goroutine
+				err = fmt.Errorf("panic: %v", p)
+			}
+			t.done <- err
+		}()
+		err = run()
+	}()
+	return t
+}
+
+// finishedTask is a task that has ended.
+func finishedTask(err error) task {
+	t := task{make(chan error, 1)}
+	t.done <- err
+	return t
+}
+
+func (t task) wait() error { return <-t.done }

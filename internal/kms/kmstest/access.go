@@ -19,7 +19,7 @@ func (s *store) authorize(k *key, a access) error {
 	case effectAllow:
 		return nil
 	}
-	if slices.ContainsFunc(k.Grants, func(g *grant) bool { return g.allows(a) }) {
+	if slices.ContainsFunc(k.Grants, func(g *storedGrant) bool { return g.allows(a) }) {
 		return nil
 	}
 	return refuse("AccessDeniedException", refusal+"because no resource-based policy allows the %s action",

@@ -30,16 +30,16 @@ import (
 // a client's mistake should show: unknown parameters are refused. It keeps keys in memory, in clear.
 type AzureServer struct {
 	*troubles
-	impostor
+	impostorSwitch
 	http *httptest.Server
 
-	lock    sync.Mutex
-	url     string // where clients find it, if not at http.URL
-	keys    map[string]*azureKey
-	tokens  map[string]bool
-	login   error // what the credential answers with
-	logins  int
-	created int
+	lock       sync.Mutex
+	publicURL  string // where clients find it, if not at http.URL
+	keys       map[string]*azureKey
+	tokens     map[string]bool
+	login      error // what the credential answers with
+	loginCount int
+	created    int
 }
 
 // azureError is an error answer.
@@ -64,11 +64,11 @@ func StartAzure(t testing.TB) *AzureServer {
 }
 
 // URL is that of the vault.
-func (s *AzureServer) URL() string { return cmp.Or(s.url, s.http.URL) }
+func (s *AzureServer) URL() string { return cmp.Or(s.publicURL, s.http.URL) }
 
 // SetURL says where clients find the server, before they do, if something
 // stands in front of it.
-func (s *AzureServer) SetURL(url string) { s.url = url }
+func (s *AzureServer) SetURL(url string) { s.publicURL = url }
 
 // Client trusts the server's certificate.
 func (s *AzureServer) Client() *http.Client { return s.http.Client() }
@@ -99,7 +99,7 @@ func (c azureCredential) GetToken(ctx context.Context, o policy.TokenRequestOpti
 	if len(o.Scopes) != 1 || o.Scopes[0] != "https://vault.azure.net/.default" || o.TenantID != azureTenant {
 		return azcore.AccessToken{}, fmt.Errorf("kmstest: scopes %q, tenant %q", o.Scopes, o.TenantID)
 	}
-	c.logins++
+	c.loginCount++
 	token := hex.EncodeToString(random(16))
 	c.tokens[token] = true
 	return azcore.AccessToken{Token: token, ExpiresOn: time.Now().Add(time.Hour)}, nil
@@ -116,7 +116,7 @@ func (s *AzureServer) SetLogin(err error) {
 func (s *AzureServer) Logins() int {
 	s.lock.Lock()
 	defer s.lock.Unlock()
-	return s.logins
+	return s.loginCount
 }
 
 // RevokeTokens ends all tokens, as at the end of their life.

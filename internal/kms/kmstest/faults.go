@@ -154,7 +154,7 @@ func (s *Server) serveControl(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.mu.Lock()
-	c := control{s.faults, s.calls}
+	c := control{s.faults, s.callCounts}
 	body, err := json.Marshal(c)
 	s.mu.Unlock()
 	if err != nil {

@@ -14,9 +14,9 @@ type Forwarder struct {
 	listener net.Listener
 	target   string
 
-	mu    sync.Mutex
-	flows []*flow
-	all   int
+	mu          sync.Mutex
+	connections []*flow
+	all         int
 }
 
 type flow struct {
@@ -45,7 +45,7 @@ func (f *Forwarder) Addr() string { return f.listener.Addr().String() }
 func (f *Forwarder) Lose() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for _, flow := range f.flows {
+	for _, flow := range f.connections {
 		select {
 		case <-flow.lost:
 		default:
@@ -65,7 +65,7 @@ func (f *Forwarder) close() {
 	_ = f.listener.Close()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for _, flow := range f.flows {
+	for _, flow := range f.connections {
 		_, _ = flow.client.Close(), flow.server.Close()
 	}
 }
@@ -83,7 +83,7 @@ func (f *Forwarder) serve() {
 		}
 		made := &flow{client: client, server: server, lost: make(chan struct{})}
 		f.mu.Lock()
-		f.flows = append(f.flows, made)
+		f.connections = append(f.connections, made)
 		f.all++
 		f.mu.Unlock()
 		go made.copy(server, client)

@@ -39,16 +39,16 @@ import (
 type GCPServer struct {
 	kmspb.UnimplementedKeyManagementServiceServer
 	*troubles
-	impostor
+	impostorSwitch
 	grpc     *grpc.Server
 	http     *http.Server // before grpc, because impostors do not speak gRPC
 	listener *droppingListener
 
-	lock    sync.Mutex
-	keys    map[string]*gcpKey // by resource name
-	created int
-	damage  GCPDamage
-	onToken func(token string)
+	lock      sync.Mutex
+	keys      map[string]*gcpKey // by resource name
+	created   int
+	damage    GCPDamage
+	tokenHook func(token string)
 }
 
 // GCPDamage is what happens to messages on their way.
@@ -118,7 +118,7 @@ func (s *GCPServer) Endpoint() string { return s.listener.Addr().String() }
 func (s *GCPServer) OnToken(tell func(token string)) {
 	s.lock.Lock()
 	defer s.lock.Unlock()
-	s.onToken = tell
+	s.tokenHook = tell
 }
 
 // SetDamage replaces the damage.
@@ -193,7 +193,7 @@ func (s *GCPServer) misbehave(ctx context.Context, operation, name string) error
 	s.count(operation)
 	md, _ := metadata.FromIncomingContext(ctx)
 	s.lock.Lock()
-	tell := s.onToken
+	tell := s.tokenHook
 	s.lock.Unlock()
 	if token := md.Get("authorization"); tell != nil && len(token) == 1 {
 		tell(token[0])
@@ -286,8 +286,8 @@ func (s *GCPServer) Encrypt(ctx context.Context, in *kmspb.EncryptRequest) (*kms
 	s.lock.Lock()
 	defer s.lock.Unlock()
 	aad := in.GetAdditionalAuthenticatedData()
-	k, err := s.find(in.GetName(), [2]string{sum(in.GetPlaintext()), given(in.GetPlaintextCrc32C())},
-		[2]string{sum(aad), given(in.GetAdditionalAuthenticatedDataCrc32C())})
+	k, err := s.find(in.GetName(), [2]string{sum(in.GetPlaintext()), checksumText(in.GetPlaintextCrc32C())},
+		[2]string{sum(aad), checksumText(in.GetAdditionalAuthenticatedDataCrc32C())})
 	if err != nil {
 		return nil, err
 	}
@@ -329,8 +329,8 @@ func (s *GCPServer) Decrypt(ctx context.Context, in *kmspb.DecryptRequest) (*kms
 	s.lock.Lock()
 	defer s.lock.Unlock()
 	aad := in.GetAdditionalAuthenticatedData()
-	k, err := s.find(in.GetName(), [2]string{sum(in.GetCiphertext()), given(in.GetCiphertextCrc32C())},
-		[2]string{sum(aad), given(in.GetAdditionalAuthenticatedDataCrc32C())})
+	k, err := s.find(in.GetName(), [2]string{sum(in.GetCiphertext()), checksumText(in.GetCiphertextCrc32C())},
+		[2]string{sum(aad), checksumText(in.GetAdditionalAuthenticatedDataCrc32C())})
 	if err != nil {
 		return nil, err
 	}
@@ -417,9 +417,9 @@ func number(b []byte) *wrapperspb.Int64Value {
 }
 
 // sum and given are a checksum as it should be and as it came; one that did not come is nobody's.
-func sum(b []byte) string { return given(number(b)) }
+func sum(b []byte) string { return checksumText(number(b)) }
 
-func given(n *wrapperspb.Int64Value) string {
+func checksumText(n *wrapperspb.Int64Value) string {
 	if n == nil {
 		return "none"
 	}

@@ -33,8 +33,8 @@ type GrantConstraints struct {
 	EncryptionContextEquals map[string]string `json:",omitempty"`
 }
 
-// grant is a Grant as the state file holds it.
-type grant struct {
+// storedGrant is a Grant as the state file holds it.
+type storedGrant struct {
 	Grant
 	ID      string
 	Token   string
@@ -43,7 +43,7 @@ type grant struct {
 
 // allows reports whether a is what the grant is for. AWS applies constraints to what has an encryption context, and so
 // not to DescribeKey.
-func (g *grant) allows(a access) bool {
+func (g *storedGrant) allows(a access) bool {
 	operation := strings.TrimPrefix(a.action, "kms:")
 	if !isPrincipal(g.GranteePrincipal, a.caller) || !slices.Contains(g.Operations, operation) {
 		return false
@@ -106,11 +106,11 @@ func (s *store) createGrant(in createGrantIn) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	again := func(g *grant) bool { return in.Name != "" && reflect.DeepEqual(g.Grant, in.Grant) }
+	again := func(g *storedGrant) bool { return in.Name != "" && reflect.DeepEqual(g.Grant, in.Grant) }
 	if i := slices.IndexFunc(k.Grants, again); i >= 0 {
 		return object{"GrantId": k.Grants[i].ID, "GrantToken": k.Grants[i].Token}, nil
 	}
-	g := &grant{
+	g := &storedGrant{
 		Grant: in.clone(), ID: hex.EncodeToString(random(32)), Token: base64.StdEncoding.EncodeToString(random(96)),
 		Created: s.now(),
 	}
@@ -189,7 +189,7 @@ func (s *store) revokeGrant(in grantIn) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	i := slices.IndexFunc(k.Grants, func(g *grant) bool { return g.ID == in.GrantID })
+	i := slices.IndexFunc(k.Grants, func(g *storedGrant) bool { return g.ID == in.GrantID })
 	if i < 0 {
 		return nil, refuse("NotFoundException", "Grant %s is not found on %s.", in.GrantID, s.arn(k))
 	}

@@ -84,14 +84,14 @@ var Impostors = []Impostor{
 	{Name: "failed precondition over gRPC", Status: 200, Type: "application/grpc", Header: map[string]string{"Grpc-Status": "9"}},
 }
 
-// impostor stands in front of a server while it is set.
-type impostor struct{ now atomic.Pointer[Impostor] }
+// impostorSwitch stands in front of a server while it is set.
+type impostorSwitch struct{ now atomic.Pointer[Impostor] }
 
 // SetImpostor has all requests answered by i. Nil: by the server again.
-func (s *impostor) SetImpostor(i *Impostor) { s.now.Store(i) }
+func (s *impostorSwitch) SetImpostor(i *Impostor) { s.now.Store(i) }
 
 // impersonate reports whether it has answered.
-func (s *impostor) impersonate(w http.ResponseWriter) bool {
+func (s *impostorSwitch) impersonate(w http.ResponseWriter) bool {
 	i := s.now.Load()
 	if i == nil {
 		return false

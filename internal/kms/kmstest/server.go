@@ -33,19 +33,19 @@ type Config struct {
 // checks that requests are signed, not that the signature is right: a caller is who has the access key id that is named
 // in it, and the user UserARN by key policies and grants.
 type Server struct {
-	impostor
-	listener net.Listener
-	http     *http.Server
-	served   chan struct{}
-	closing  chan struct{}
-	close    sync.Once
-	store    *store
+	impostorSwitch
+	listener  net.Listener
+	http      *http.Server
+	served    chan struct{}
+	closing   chan struct{}
+	closeOnce sync.Once
+	store     *store
 
-	mu     sync.Mutex
-	faults Faults
-	calls  map[string]int
-	second time.Time // the running second of Faults.MaxPerSecond,
-	sent   int       // and what was served in it
+	mu         sync.Mutex
+	faults     Faults
+	callCounts map[string]int
+	second     time.Time // the running second of Faults.MaxPerSecond,
+	sent       int       // and what was served in it
 }
 
 // Start starts a server.
@@ -63,11 +63,11 @@ func Start(cfg Config) (*Server, error) {
 		return nil, fmt.Errorf("kmstest: %w", err)
 	}
 	s := &Server{
-		listener: listener,
-		served:   make(chan struct{}),
-		closing:  make(chan struct{}),
-		store:    keys,
-		calls:    make(map[string]int),
+		listener:   listener,
+		served:     make(chan struct{}),
+		closing:    make(chan struct{}),
+		store:      keys,
+		callCounts: make(map[string]int),
 	}
 	s.http = &http.Server{Handler: s, ReadHeaderTimeout: 10 * time.Second}
 	go func() {
@@ -85,7 +85,7 @@ func (s *Server) Region() string { return s.store.region }
 
 // Close ends the server and all its connections, hanging requests included. A second Close does nothing.
 func (s *Server) Close() (err error) {
-	s.close.Do(func() {
+	s.closeOnce.Do(func() {
 		close(s.closing)
 		err = s.http.Close()
 		<-s.served
@@ -97,7 +97,7 @@ func (s *Server) Close() (err error) {
 func (s *Server) Calls() map[string]int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return maps.Clone(s.calls)
+	return maps.Clone(s.callCounts)
 }
 
 // ServeHTTP implements http.Handler.
@@ -134,7 +134,7 @@ func (s *Server) serve(r *http.Request) (any, error) {
 		return nil, refuse("UnknownOperationException", "")
 	}
 	s.mu.Lock()
-	s.calls[name]++
+	s.callCounts[name]++
 	s.mu.Unlock()
 	accessKeyID, err := checkSigned(r, s.store.region)
 	if err != nil {

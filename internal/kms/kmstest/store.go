@@ -36,13 +36,13 @@ type store struct {
 }
 
 type key struct {
-	ID       string    `json:"id"`
-	Material []byte    `json:"material"`
-	State    string    `json:"state"`
-	Created  time.Time `json:"created"`
-	Deletion time.Time `json:"deletion,omitzero"`
-	Policy   string    `json:"policy,omitempty"` // "" in a file of before there were policies
-	Grants   []*grant  `json:"grants,omitempty"`
+	ID       string         `json:"id"`
+	Material []byte         `json:"material"`
+	State    string         `json:"state"`
+	Created  time.Time      `json:"created"`
+	Deletion time.Time      `json:"deletion,omitzero"`
+	Policy   string         `json:"policy,omitempty"` // "" in a file of before there were policies
+	Grants   []*storedGrant `json:"grants,omitempty"`
 
 	rules *keyPolicy // Policy, read
 }

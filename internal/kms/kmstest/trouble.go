@@ -38,15 +38,15 @@ type Trouble struct {
 
 // troubles is the Trouble of a server and its count of calls.
 type troubles struct {
-	mu      sync.Mutex
-	now     Trouble
-	calls   map[string]int
-	closing chan struct{}
-	close   sync.Once
+	mu         sync.Mutex
+	now        Trouble
+	callCounts map[string]int
+	closing    chan struct{}
+	closeOnce  sync.Once
 }
 
 func newTroubles() *troubles {
-	return &troubles{calls: make(map[string]int), closing: make(chan struct{})}
+	return &troubles{callCounts: make(map[string]int), closing: make(chan struct{})}
 }
 
 // SetTrouble replaces the trouble.
@@ -66,13 +66,13 @@ func (t *troubles) trouble() Trouble {
 func (t *troubles) Calls() map[string]int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return maps.Clone(t.calls)
+	return maps.Clone(t.callCounts)
 }
 
 func (t *troubles) count(operation string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.calls[operation]++
+	t.callCounts[operation]++
 }
 
 // next returns what is to happen to one request. It returns after a hang has ended.
@@ -117,4 +117,4 @@ func (t *troubles) throttle() bool {
 }
 
 // release ends all hangs.
-func (t *troubles) release() { t.close.Do(func() { close(t.closing) }) }
+func (t *troubles) release() { t.closeOnce.Do(func() { close(t.closing) }) }

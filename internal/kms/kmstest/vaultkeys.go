@@ -66,7 +66,7 @@ type transitIn struct {
 }
 
 // transit is encrypt and decrypt. The caller holds s.lock.
-func (s *VaultServer) transit(r *http.Request, verb, name string, token *vaultToken) (map[string]any, error) {
+func (s *VaultServer) transit(r *http.Request, verb, name string, token *issuedToken) (map[string]any, error) {
 	var in transitIn
 	if err := decodeVault(r, &in); err != nil {
 		return nil, err

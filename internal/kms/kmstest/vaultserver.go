@@ -25,13 +25,13 @@ import (
 // refused. It keeps keys in memory, in clear.
 type VaultServer struct {
 	*troubles
-	impostor
+	impostorSwitch
 	http *httptest.Server
 
 	lock      sync.Mutex
 	namespace string
 	keys      map[string]*vaultKey
-	tokens    map[string]*vaultToken
+	tokens    map[string]*issuedToken
 	logins    map[string]vaultRole // by "approle/ROLE/SECRET" or "kubernetes/ROLE/JWT"
 	created   int
 }
@@ -52,7 +52,7 @@ type VaultToken struct {
 	CreateKeys bool
 }
 
-type vaultToken struct {
+type issuedToken struct {
 	VaultToken
 	created, expires time.Time
 }
@@ -75,7 +75,7 @@ func vaultRefuse(status int, format string, args ...any) error {
 func StartVault(t testing.TB) *VaultServer {
 	t.Helper()
 	s := &VaultServer{
-		troubles: newTroubles(), keys: make(map[string]*vaultKey), tokens: make(map[string]*vaultToken),
+		troubles: newTroubles(), keys: make(map[string]*vaultKey), tokens: make(map[string]*issuedToken),
 		logins: make(map[string]vaultRole),
 	}
 	s.http = httptest.NewServer(s)
@@ -110,7 +110,7 @@ func (s *VaultServer) NewToken(token VaultToken) string {
 // issue makes a token. The caller holds s.lock.
 func (s *VaultServer) issue(token VaultToken) string {
 	id := "hvs." + hex.EncodeToString(random(16))
-	made := &vaultToken{VaultToken: token, created: time.Now()}
+	made := &issuedToken{VaultToken: token, created: time.Now()}
 	if token.TTL > 0 {
 		made.expires = made.created.Add(token.TTL)
 	}
@@ -271,7 +271,7 @@ func (s *VaultServer) serve(r *http.Request, path string, trouble Trouble) (map[
 }
 
 // authenticate finds the token of a request.
-func (s *VaultServer) authenticate(r *http.Request) (*vaultToken, error) {
+func (s *VaultServer) authenticate(r *http.Request) (*issuedToken, error) {
 	t := s.tokens[r.Header.Get("X-Vault-Token")]
 	if t == nil || !t.expires.IsZero() && !time.Now().Before(t.expires) {
 		return nil, vaultRefuse(http.StatusForbidden, "2 errors occurred:\n\t* permission denied\n\t* invalid token\n\n")
@@ -279,7 +279,7 @@ func (s *VaultServer) authenticate(r *http.Request) (*vaultToken, error) {
 	return t, nil
 }
 
-func (s *VaultServer) lookUp(r *http.Request, t *vaultToken) (map[string]any, error) {
+func (s *VaultServer) lookUp(r *http.Request, t *issuedToken) (map[string]any, error) {
 	if r.Method != http.MethodGet {
 		return nil, vaultRefuse(http.StatusMethodNotAllowed, "1 error occurred:\n\t* unsupported operation\n\n")
 	}
@@ -295,7 +295,7 @@ func (s *VaultServer) lookUp(r *http.Request, t *vaultToken) (map[string]any, er
 	}}, nil
 }
 
-func (s *VaultServer) renew(r *http.Request, t *vaultToken) (map[string]any, error) {
+func (s *VaultServer) renew(r *http.Request, t *issuedToken) (map[string]any, error) {
 	var in struct {
 		Increment int `json:"increment"`
 	}
@@ -338,7 +338,7 @@ func (s *VaultServer) logIn(r *http.Request, method string) (map[string]any, err
 	return vaultAuth(id, s.tokens[id], role.token.TTL), nil
 }
 
-func vaultAuth(id string, t *vaultToken, ttl time.Duration) map[string]any {
+func vaultAuth(id string, t *issuedToken, ttl time.Duration) map[string]any {
 	return map[string]any{"auth": map[string]any{
 		"client_token": id, "policies": []string{"default", "app"}, "lease_duration": int(ttl.Seconds()), "renewable": t.Renewable,
 	}}

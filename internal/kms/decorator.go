@@ -2,18 +2,18 @@ package kms
 
 import "context"
 
-// around is a Wrapper that makes every call of another one through run: what Limit, Retry and Breaker have in common.
+// decorator is a Wrapper that makes every call of another one through run: what Limit, Retry and Breaker have in common.
 // It remembers no DEK.
-type around struct {
+type decorator struct {
 	w   Wrapper
 	run func(ctx context.Context, op string, call func() error) error
 }
 
 // KeyID is that of the Wrapper within.
-func (a *around) KeyID() string { return a.w.KeyID() }
+func (a *decorator) KeyID() string { return a.w.KeyID() }
 
 // Wrap implements Wrapper.
-func (a *around) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) (wrapped []byte, err error) {
+func (a *decorator) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) (wrapped []byte, err error) {
 	err = a.run(ctx, "wrap", func() (err error) {
 		wrapped, err = Wrap(ctx, a.w, dek, ec)
 		return err
@@ -25,7 +25,7 @@ func (a *around) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) (wr
 }
 
 // Unwrap implements Wrapper.
-func (a *around) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext) (dek []byte, err error) {
+func (a *decorator) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext) (dek []byte, err error) {
 	err = a.run(ctx, "unwrap", func() (err error) {
 		dek, err = Unwrap(ctx, a.w, wrapped, ec)
 		return err
@@ -37,7 +37,7 @@ func (a *around) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContex
 }
 
 // Generate implements Generator, whether the Wrapper within does or not: it takes one Wrap where it does not.
-func (a *around) Generate(ctx context.Context, ec EncryptionContext) (dek, wrapped []byte, err error) {
+func (a *decorator) Generate(ctx context.Context, ec EncryptionContext) (dek, wrapped []byte, err error) {
 	err = a.run(ctx, "generate", func() (err error) {
 		dek, wrapped, err = Generate(ctx, a.w, ec)
 		return err
@@ -49,4 +49,4 @@ func (a *around) Generate(ctx context.Context, ec EncryptionContext) (dek, wrapp
 }
 
 // Unbound implements Unbounder, by the Wrapper within.
-func (a *around) Unbound(wrapped []byte) bool { return Unbound(a.w, wrapped) }
+func (a *decorator) Unbound(wrapped []byte) bool { return Unbound(a.w, wrapped) }

@@ -12,8 +12,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
 )
 
-// around is each decorator on its own, and all of them in the order that a proxy has them.
-var around = map[string]func(kms.Wrapper) kms.Wrapper{
+// decorators has each decorator on its own, and all of them in the order that a proxy has them.
+var decorators = map[string]func(kms.Wrapper) kms.Wrapper{
 	"limit":   withLimit,
 	"retry":   withRetry,
 	"breaker": withBreaker,
@@ -27,7 +27,7 @@ func withRetry(w kms.Wrapper) kms.Wrapper   { return kms.Retry(w, kms.RetryConfi
 func withBreaker(w kms.Wrapper) kms.Wrapper { return kms.Breaker(w, kms.BreakerConfig{}) }
 
 func TestContractAroundALocalKey(t *testing.T) {
-	for name, wrap := range around {
+	for name, wrap := range decorators {
 		t.Run(name, func(t *testing.T) {
 			kmstest.RunContract(t, func(t *testing.T) kms.Wrapper {
 				w, _ := newLocal(t)
@@ -38,7 +38,7 @@ func TestContractAroundALocalKey(t *testing.T) {
 }
 
 func TestContractAroundAnAWSKey(t *testing.T) {
-	for name, wrap := range around {
+	for name, wrap := range decorators {
 		t.Run(name, func(t *testing.T) {
 			server := kmstest.StartTest(t)
 			kmstest.RunContract(t, func(t *testing.T) kms.Wrapper { return wrap(server.NewKey(t, nil)) }, nil)
@@ -56,7 +56,7 @@ func TestContractAroundAnAWSKey(t *testing.T) {
 
 func TestKeyIDPassesThrough(t *testing.T) {
 	inner, _ := newLocal(t)
-	for name, wrap := range around {
+	for name, wrap := range decorators {
 		if got := wrap(inner).KeyID(); got != inner.KeyID() {
 			t.Errorf("%s: key id %q, want %q", name, got, inner.KeyID())
 		}
@@ -65,7 +65,7 @@ func TestKeyIDPassesThrough(t *testing.T) {
 
 // Each call must reach the KMS: a decorator that remembered a DEK would outlive the key.
 func TestNoDecoratorRemembersADEK(t *testing.T) {
-	for name, wrap := range around {
+	for name, wrap := range decorators {
 		server := kmstest.StartTest(t)
 		w := wrap(server.NewKey(t, nil))
 		dek, blob, err := kms.Generate(t.Context(), w, nil)

@@ -3,16 +3,20 @@
 // It knows which stored bytes a stretch of the plaintext needs, gets them, and hands out nothing that has not verified.
 // It speaks to the store and to the keys through two functions, so the proxy and `proxy decrypt` read alike.
 //
-//	store.go   what it needs, and what an answer's header tells of an object
-//	get.go     objects from their first byte to their last; those that were put whole
-//	parts.go   those in parts
-//	ranges.go  ranges, of which it takes the layout to know where they lie
-//	survey.go  finding out the layout
-//	head.go    all but the body
-//	object.go  what is handed out
-//	look.go    what the store says of an object, to those who have no key
-//	list.go    which objects there are
-//	cache.go   what is remembered
+//	reader.go        Reader, and what the header of an answer says of an object
+//	get.go           whole objects; single-PUT objects
+//	parts.go         multipart objects, and single parts of them
+//	ranges.go        ranges; those of a multipart object need its layout
+//	survey.go        finding the layout
+//	head.go          all but the body
+//	object.go        Object, which Get and Head return
+//	look.go          what the store says of an object, without a key
+//	list.go          the objects of a bucket
+//	range.go         the headers Range and Content-Range
+//	cache.go         what is remembered of objects
+//	copyheader.go    the header of a copy, and aws-chunked in it
+//	tags.go          the tags of an object
+//	partchecksum.go  the store's checksum of a part
 package stored
 
 import (
@@ -180,14 +184,14 @@ func (s *Reader) request(ctx context.Context, method string, q Request, header h
 	r := &http.Request{Method: method, URL: u, Header: header, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}
 	resp, err := s.Send(r.WithContext(ctx))
 	if err == nil && resp.StatusCode == http.StatusNotModified && header.Get("If-None-Match") == "" && header.Get("If-Modified-Since") == "" {
-		closeBody(resp)
+		CloseBody(resp)
 		return nil, fmt.Errorf("%w answered 304 to a request without a condition", ErrStore)
 	}
 	return resp, err
 }
 
-// get sends the client's own request, with a Range of ours.
-func (s *Reader) get(ctx context.Context, q Request, bytes string) (*http.Response, error) {
+// requestRange sends the client's own request, with a Range of ours.
+func (s *Reader) requestRange(ctx context.Context, q Request, bytes string) (*http.Response, error) {
 	header := maps.Clone(q.Header)
 	if header == nil {
 		header = make(http.Header)
@@ -205,13 +209,13 @@ func (s *Reader) fetch(ctx context.Context, q Request, etag string, start, end i
 		"Range":    {fmt.Sprintf("bytes=%d-%d", start, end-1)},
 		"If-Match": {etag},
 	})
-	if status(err) == http.StatusPreconditionFailed || status(err) == http.StatusNotFound {
+	if StatusOf(err) == http.StatusPreconditionFailed || StatusOf(err) == http.StatusNotFound {
 		return nil, errChanged
 	}
 	if err != nil {
 		return nil, err
 	}
-	defer closeBody(resp)
+	defer CloseBody(resp)
 	from, _, ok := parseContentRange(resp.Header.Get("Content-Range"))
 	if resp.StatusCode != http.StatusPartialContent || !ok || from != start {
 		return nil, fmt.Errorf("%w answered %d to a range", ErrStore, resp.StatusCode)
@@ -230,8 +234,9 @@ func (s *Reader) fetch(ctx context.Context, q Request, etag string, start, end i
 // errChanged says that the object is another one than a moment ago: what was found out of it is void.
 var errChanged = errors.New("the object has changed")
 
-// status is the store's, 0 if it has not answered.
-func status(err error) int {
+// StatusOf returns the HTTP status of an error of Reader.Send: 0 if the store has
+// not answered.
+func StatusOf(err error) int {
 	var answered interface{ Status() int }
 	if errors.As(err, &answered) {
 		return answered.Status()
@@ -239,8 +244,9 @@ func status(err error) int {
 	return 0
 }
 
-// closeBody ends a response. What is left of a short one is read, so that the connection can be used again.
-func closeBody(resp *http.Response) {
+// CloseBody ends a response. It reads the rest of a short one, so that the
+// connection can be used again.
+func CloseBody(resp *http.Response) {
 	const worthReading = 16 << 10
 	_, _ = io.CopyN(io.Discard, resp.Body, worthReading)
 	_ = resp.Body.Close()
@@ -258,7 +264,7 @@ const maxChunk = 2 << 20
 
 // readChunk reads a short answer to a range, and gives up a long one.
 func readChunk(resp *http.Response) (chunk, error) {
-	defer closeBody(resp)
+	defer CloseBody(resp)
 	start, _, ok := parseContentRange(resp.Header.Get("Content-Range"))
 	if !ok || resp.ContentLength < 0 || resp.ContentLength > maxChunk {
 		return chunk{}, nil
