@@ -183,7 +183,7 @@ func (a *Azure) setBindings(cfg AzureConfig, longest int) error {
 		return errors.New("blobs are of form 1 or 2")
 	case max(cfg.AcceptForm, cfg.WriteForm) == azureBoundForm && len(a.bindings) == 0:
 		return errors.New("blobs are to be of form 2, and there is no binding to make them: " +
-			"add one to bindings, made by proxy keys bind")
+			"add one to bindings, made by cmekproxy keys bind")
 	case cfg.AcceptForm == azureBoundForm && a.form != azureBoundForm:
 		return errors.New("new blobs are to be of form 1, which is not accepted")
 	case cfg.AcceptForm == azureBoundForm:

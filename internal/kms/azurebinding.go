@@ -72,16 +72,16 @@ func (a *Azure) parseAzureBindings(texts []string) error {
 func (a *Azure) parseAzureBinding(text string) (*azureBinding, error) {
 	raw, err := base64.StdEncoding.Strict().DecodeString(text)
 	if err != nil {
-		return nil, errors.New("it is not base64: give it as proxy keys bind has printed it")
+		return nil, errors.New("it is not base64: give it as cmekproxy keys bind has printed it")
 	}
 	blob, sealed, err := parseAzureBlob(raw)
 	switch {
 	case err != nil || blob.form != azureBindingForm:
-		return nil, errors.New("it is not a binding: give it as proxy keys bind has printed it")
+		return nil, errors.New("it is not a binding: give it as cmekproxy keys bind has printed it")
 	case blob.key != azureTag(a.id):
-		return nil, errors.New("it was made for another key: make one with proxy keys bind")
+		return nil, errors.New("it was made for another key: make one with cmekproxy keys bind")
 	case blob.algorithm != azureAlgorithms[a.algorithm]:
-		return nil, errors.New("it was made for another algorithm: make one with proxy keys bind")
+		return nil, errors.New("it was made for another algorithm: make one with cmekproxy keys bind")
 	}
 	return &azureBinding{blob: blob, sealed: sealed, turn: make(chan struct{}, 1)}, nil
 }

@@ -19,7 +19,7 @@ var notes = map[string]string{
 	"RenameObject":           "an object's envelope is bound to its key, so that ciphertext that is renamed cannot be read; copy it",
 	"SelectObjectContent":    "the store would query ciphertext",
 	"GetObjectTorrent":       "the torrent would be of ciphertext, and leads past the proxy",
-	"UpdateObjectEncryption": byRules + "; `proxy rewrap` moves objects to another key",
+	"UpdateObjectEncryption": byRules + "; `cmekproxy rewrap` moves objects to another key",
 
 	"GetObjectAnnotation":    annotations,
 	"ListObjectAnnotations":  annotations,

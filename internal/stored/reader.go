@@ -1,7 +1,7 @@
 // Package stored reads objects as the store has them: whole objects and ranges, put whole or in parts.
 //
 // It knows which stored bytes a stretch of the plaintext needs, gets them, and hands out nothing that has not verified.
-// It speaks to the store and to the keys through two functions, so the proxy and `proxy decrypt` read alike.
+// It speaks to the store and to the keys through two functions, so the proxy and `cmekproxy decrypt` read alike.
 //
 //	reader.go        Reader, and what the header of an answer says of an object
 //	get.go           whole objects; single-PUT objects

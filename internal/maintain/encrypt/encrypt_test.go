@@ -5,82 +5,43 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
-
-	"github.com/aws/aws-sdk-go-v2/credentials"
 
 	"github.com/cmekproxy/cmekproxy/internal/checksum"
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
-	"github.com/cmekproxy/cmekproxy/internal/dekcache"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/encrypt"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/inplace"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/walk"
-	"github.com/cmekproxy/cmekproxy/internal/origin"
-	"github.com/cmekproxy/cmekproxy/internal/origin/embedded"
+	"github.com/cmekproxy/cmekproxy/internal/proxytest"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
 // store is the one real store of this test process.
-var store *origin.Origin
+var store *proxytest.Bucket
 
 const bucket = "bucket"
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
-
-func run(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "encrypt-test-")
-	if err != nil {
+func TestMain(m *testing.M) {
+	var err error
+	if store, err = proxytest.StartBucket(bucket); err != nil {
 		panic(err)
 	}
-	defer os.RemoveAll(dir)
-	socket, stop, err := embedded.Start(context.Background(), embedded.Config{Dir: dir, AccessKey: "storeaccess", SecretKey: "storesecretstoresecret", Region: "us-east-1"})
-	if err != nil {
+	code := m.Run()
+	if err := store.Close(); err != nil {
 		panic(err)
 	}
-	defer stop()
-	store = origin.New(origin.Config{
-		Endpoint: &url.URL{Scheme: "http", Host: "store"}, Region: "us-east-1", PathStyle: true, Trailers: true, Now: time.Now,
-		Transport:   origin.NewTransport(origin.TransportConfig{ConnectTimeout: 5 * time.Second, ResponseTimeout: 10 * time.Second, MaxConns: 16, UnixSocket: socket}),
-		Credentials: credentials.NewStaticCredentialsProvider("storeaccess", "storesecretstoresecret", ""),
-	})
-	if _, err := ask(http.MethodPut, "", nil); err != nil {
-		panic(err)
-	}
-	return m.Run()
+	os.Exit(code)
 }
 
-// answerError is an answer that is no good one.
-type answerError struct {
-	status int
-	body   string
-}
-
-func (e *answerError) Error() string { return fmt.Sprintf("answered %d: %.300s", e.status, e.body) }
-func (e *answerError) Status() int   { return e.status }
-
-func send(r *http.Request) (*http.Response, error) {
-	resp, err := store.RoundTrip(r)
-	if err != nil || resp.StatusCode < 300 {
-		return resp, err
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		return nil, err
-	}
-	return nil, &answerError{resp.StatusCode, string(body)}
-}
+// send is a function that tests wrap.
+func send(r *http.Request) (*http.Response, error) { return store.Send(r) }
 
 func ask(method, key string, body []byte) ([]byte, error) {
 	p := &inplace.Payload{Body: bytes.NewReader(body), Length: int64(len(body))}
@@ -99,21 +60,14 @@ type lab struct {
 func newLab(t *testing.T, key kms.Wrapper, sizes ...int) *lab {
 	t.Helper()
 	ring := func() *keyring.Keyring {
-		cache := dekcache.New(dekcache.Config{TTL: time.Minute, MaxEntries: 1000, Now: time.Now})
-		t.Cleanup(cache.Close)
-		k, err := keyring.New(keyring.Config{Keys: []keyring.Key{{Name: "key", Wrapper: key}}, Rules: []keyring.Rule{{Key: "key", AllowPlaintext: true}}, Cache: cache})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return k
+		return proxytest.NewKeyring(t, keyring.Config{
+			Keys: []keyring.Key{{Name: "key", Wrapper: key}}, Rules: []keyring.Rule{{Key: "key", AllowPlaintext: true}},
+		})
 	}
-	again := ring()
 	l := &lab{T: t, key: "dir/" + t.Name()}
 	l.cfg = encrypt.Config{Config: inplace.Config{
 		Send: send, Keys: ring(), Random: rand.Reader, Abilities: inplace.Abilities{PutIfMatch: true, CompleteIfMatch: true, ETagIsMD5: true},
-		Check: func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
-			return again.Open(ctx, obj, keyID, wrapped)
-		},
+		Check: proxytest.Opening(ring()),
 	}}
 	l.store(sizes...)
 	return l
@@ -171,14 +125,7 @@ func (l *lab) is(encrypted bool) {
 
 func localKey(t *testing.T) kms.Wrapper {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "key")
-	if err := kms.CreateLocalKeyFile(path); err != nil {
-		t.Fatal(err)
-	}
-	key, err := kms.NewLocal(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	key, _ := proxytest.NewLocalKey(t)
 	return key
 }
 
@@ -231,7 +178,7 @@ func TestAStoreThatFails(t *testing.T) {
 				if isBody(r) {
 					io.CopyN(io.Discard, r.Body, 1000)
 					r.Body.Close()
-					return nil, &answerError{http.StatusServiceUnavailable, "SlowDown"}
+					return nil, &inplace.StoreError{HTTPStatus: http.StatusServiceUnavailable, Code: "SlowDown"}
 				}
 				return send(r)
 			},
@@ -239,7 +186,7 @@ func TestAStoreThatFails(t *testing.T) {
 				if isBody(r) && r.URL.RawQuery == "" || r.Method == http.MethodPost && strings.HasPrefix(r.URL.RawQuery, "uploadId") {
 					io.Copy(io.Discard, r.Body)
 					r.Body.Close()
-					return nil, &answerError{http.StatusInternalServerError, "InternalError"}
+					return nil, &inplace.StoreError{HTTPStatus: http.StatusInternalServerError, Code: "InternalError"}
 				}
 				return send(r)
 			},
@@ -469,7 +416,7 @@ func TestAStoreThatDoesNotTellParts(t *testing.T) {
 	l := newLab(t, localKey(t), 5*mib, 6*mib, 3)
 	l.cfg.Send = func(r *http.Request) (*http.Response, error) {
 		if strings.HasPrefix(r.URL.RawQuery, "partNumber=") && r.Method == http.MethodHead {
-			return nil, &answerError{http.StatusNotImplemented, "NotImplemented"}
+			return nil, &inplace.StoreError{HTTPStatus: http.StatusNotImplemented, Code: "NotImplemented"}
 		}
 		return send(r)
 	}

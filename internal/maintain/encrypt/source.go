@@ -153,7 +153,7 @@ func (s *source) Read(p []byte) (int, error) {
 
 // twin compares what is decrypted again with what was read.
 type twin struct {
-	src  io.Reader
+	src       io.Reader
 	unchecked bytes.Buffer // and not compared yet: no more than is sealed at a time
 }
 

@@ -168,9 +168,9 @@ func (s *Store) Do(r *http.Request) (*http.Response, error) {
 // be used again once it is closed.
 type outgoing struct {
 	io.Reader
-	ended  atomic.Bool
-	closing  sync.Once
-	closed chan struct{}
+	ended   atomic.Bool
+	closing sync.Once
+	closed  chan struct{}
 }
 
 func (o *outgoing) Read(p []byte) (int, error) {

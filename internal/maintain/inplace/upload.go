@@ -21,11 +21,11 @@ import (
 
 // Upload is a multipart upload in the works.
 type Upload struct {
-	store *Store
-	obj   crypt.Object
-	uploadID    string
-	parts []completedPart
-	ETag  string // of the completed object
+	store    *Store
+	obj      crypt.Object
+	uploadID string
+	parts    []completedPart
+	ETag     string // of the completed object
 }
 
 type completedPart struct {

@@ -6,128 +6,61 @@ import (
 	"crypto/rand"
 	"encoding/xml"
 	"errors"
-	"fmt"
 	"io"
 	"maps"
 	"net/http"
 	"net/url"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"testing/iotest"
 	"time"
 
-	"github.com/aws/aws-sdk-go-v2/credentials"
-
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
-	"github.com/cmekproxy/cmekproxy/internal/dekcache"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/inplace"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/rewrap"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/storecheck"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/walk"
-	"github.com/cmekproxy/cmekproxy/internal/origin"
-	"github.com/cmekproxy/cmekproxy/internal/origin/embedded"
+	"github.com/cmekproxy/cmekproxy/internal/proxytest"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
 // store is the one real store of this test process.
-var store *origin.Origin
+var store *proxytest.Bucket
 
 const bucket = "bucket"
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
-
-func run(m *testing.M) int {
-	dir, err := os.MkdirTemp("", "rewrap-test-")
-	if err != nil {
+func TestMain(m *testing.M) {
+	var err error
+	if store, err = proxytest.StartBucket(bucket); err != nil {
 		panic(err)
 	}
-	defer os.RemoveAll(dir)
-	socket, stop, err := embedded.Start(context.Background(), embedded.Config{Dir: dir, AccessKey: "storeaccess", SecretKey: "storesecretstoresecret", Region: "us-east-1"})
-	if err != nil {
+	code := m.Run()
+	if err := store.Close(); err != nil {
 		panic(err)
 	}
-	defer stop()
-	store = origin.New(origin.Config{
-		Endpoint: &url.URL{Scheme: "http", Host: "store"}, Region: "us-east-1", PathStyle: true, Trailers: true, Now: time.Now,
-		Transport:   origin.NewTransport(origin.TransportConfig{ConnectTimeout: 5 * time.Second, ResponseTimeout: 10 * time.Second, MaxConns: 16, UnixSocket: socket}),
-		Credentials: credentials.NewStaticCredentialsProvider("storeaccess", "storesecretstoresecret", ""),
-	})
-	if err := ask(http.MethodPut, "/"+bucket, nil, nil); err != nil {
-		panic(err)
-	}
-	return m.Run()
+	os.Exit(code)
 }
 
-// answerError is an answer that is no good one.
-type answerError struct {
-	status int
-	body   string
-}
-
-func (e *answerError) Error() string { return fmt.Sprintf("answered %d: %.300s", e.status, e.body) }
-func (e *answerError) Status() int   { return e.status }
-
-func send(r *http.Request) (*http.Response, error) {
-	resp, err := store.RoundTrip(r)
-	if err != nil || resp.StatusCode < 300 {
-		return resp, err
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		return nil, err
-	}
-	return nil, &answerError{resp.StatusCode, string(body)}
-}
-
-func ask(method, path string, header http.Header, body []byte) error {
-	r := &http.Request{Method: method, URL: &url.URL{Path: path}, Header: header, Body: io.NopCloser(bytes.NewReader(body)), ContentLength: int64(len(body))}
-	if header == nil {
-		r.Header = make(http.Header)
-	}
-	resp, err := send(r.WithContext(context.Background()))
-	if err == nil {
-		resp.Body.Close()
-	}
-	return err
-}
+// send is a function that tests wrap.
+func send(r *http.Request) (*http.Response, error) { return store.Send(r) }
 
 // ring is a keyring with the keys old and new. The rules say old.
 func ring(t *testing.T, old, fresh kms.Wrapper) *keyring.Keyring {
 	t.Helper()
-	cache := dekcache.New(dekcache.Config{TTL: time.Minute, MaxEntries: 1000, Now: time.Now})
-	t.Cleanup(cache.Close)
-	k, err := keyring.New(keyring.Config{
-		Keys: []keyring.Key{{Name: "old", Wrapper: old}, {Name: "new", Wrapper: fresh}}, Rules: []keyring.Rule{{Key: "old", AskedKeys: []string{"*"}}}, Cache: cache,
+	return proxytest.NewKeyring(t, keyring.Config{
+		Keys:  []keyring.Key{{Name: "old", Wrapper: old}, {Name: "new", Wrapper: fresh}},
+		Rules: []keyring.Rule{{Key: "old", AskedKeys: []string{"*"}}},
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return k
 }
 
 func localKey(t *testing.T) kms.Wrapper {
 	t.Helper()
-	key, _ := localKeyFile(t)
+	key, _ := proxytest.NewLocalKey(t)
 	return key
-}
-
-func localKeyFile(t *testing.T) (_ kms.Wrapper, path string) {
-	t.Helper()
-	path = filepath.Join(t.TempDir(), "key")
-	if err := kms.CreateLocalKeyFile(path); err != nil {
-		t.Fatal(err)
-	}
-	key, err := kms.NewLocal(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return key, path
 }
 
 // lab is a store with one object, and a Mover's configuration.
@@ -152,18 +85,11 @@ func newLab(t *testing.T, fresh kms.Wrapper) *lab {
 	again := ring(t, old, counted)
 	l.cfg = rewrap.Config{To: "new", Method: rewrap.Put, Config: inplace.Config{
 		Send: send, Keys: ring(t, old, counted), Random: rand.Reader, Abilities: inplace.Abilities{PutIfMatch: true, CompleteIfMatch: true},
-		Check: opening(again),
+		Check: proxytest.Opening(again),
 	}}
 	l.put(nil)
 	*l.calls = calls{}
 	return l
-}
-
-// opening asks a keyring that has not seen what others have wrapped.
-func opening(k *keyring.Keyring) inplace.Open {
-	return func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
-		return k.Open(ctx, obj, keyID, wrapped)
-	}
 }
 
 // put stores the object, after a change to its envelope's entries.
@@ -197,7 +123,7 @@ func (l *lab) put(change func(map[string]string)) {
 	for name, value := range metadata {
 		header.Set(stored.MetaPrefix+name, value)
 	}
-	if err := ask(http.MethodPut, "/"+bucket+"/"+l.obj.Key, header, body); err != nil {
+	if err := store.Ask(l.Context(), http.MethodPut, l.obj.Key, header, body); err != nil {
 		l.Fatal(err)
 	}
 }
@@ -449,7 +375,7 @@ func asCopy(before, behind func()) func(*http.Request) (*http.Response, error) {
 			}
 			resp.Body.Close()
 			if resp.Header.Get("Etag") != etag {
-				return nil, &answerError{http.StatusPreconditionFailed, "PreconditionFailed"}
+				return nil, &inplace.StoreError{HTTPStatus: http.StatusPreconditionFailed, Code: "PreconditionFailed"}
 			}
 		}
 		resp, err := send(r)
@@ -513,7 +439,7 @@ func TestAnEnvelopeOnTheWrongBodyIsNoticed(t *testing.T) {
 		}
 		body := make([]byte, resp.ContentLength)
 		rand.Read(body)
-		if err := ask(http.MethodPut, r.URL.Path, header, body); err != nil {
+		if err := store.Ask(r.Context(), http.MethodPut, strings.TrimPrefix(r.URL.Path, "/"+bucket+"/"), header, body); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -655,7 +581,7 @@ func TestCarriedHeaders(t *testing.T) {
 				if r.Body != nil {
 					r.Body.Close()
 				}
-				return nil, &answerError{http.StatusForbidden, "AccessDenied"}
+				return nil, &inplace.StoreError{HTTPStatus: http.StatusForbidden, Code: "AccessDenied"}
 			}
 			resp, err := send(r)
 			if err == nil && r.Method == http.MethodHead {
@@ -728,7 +654,7 @@ func TestEncryptionContextIsKept(t *testing.T) {
 
 // --all moves what is under the key, but not what is under the newest version of it.
 func TestAllKnowsVersions(t *testing.T) {
-	key, path := localKeyFile(t)
+	key, path := proxytest.NewLocalKey(t)
 	l := newLab(t, key)
 	l.cfg.All = true
 	l.move(walk.Done)

@@ -9,6 +9,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/rewrap"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/walk"
+	"github.com/cmekproxy/cmekproxy/internal/proxytest"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
@@ -35,7 +36,7 @@ func TestRewrapBindsOnDemandOnly(t *testing.T) {
 			l := newLab(t, localKey(t))
 			l.keys, l.cfg.Keys = ring(t, plain, other), ring(t, bound, other)
 			again := ring(t, bound, other)
-			l.cfg.Check = opening(again)
+			l.cfg.Check = proxytest.Opening(again)
 			l.put(nil)
 			put(l)
 			if got := l.forms(); got[0] != 1 {
@@ -67,7 +68,7 @@ func TestRewrapBindsOnDemandOnly(t *testing.T) {
 			}
 
 			l.cfg.Bind, l.cfg.All, l.cfg.Keys = false, true, ring(t, both, other)
-			l.cfg.Check = opening(ring(t, both, other))
+			l.cfg.Check = proxytest.Opening(ring(t, both, other))
 			if r := l.moved(); r.Outcome != walk.Done || r.Err != nil {
 				t.Errorf("to the next binding: %+v", r)
 			}

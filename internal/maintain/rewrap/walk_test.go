@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cmekproxy/cmekproxy/internal/maintain/inplace"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/rewrap"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/walk"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
@@ -41,7 +42,7 @@ func newWalking(t *testing.T, keys ...string) *walking {
 		defer w.mu.Unlock()
 		w.looked = append(w.looked, key)
 		if w.fails(key) {
-			return nil, &answerError{http.StatusForbidden, "AccessDenied"}
+			return nil, &inplace.StoreError{HTTPStatus: http.StatusForbidden, Code: "AccessDenied"}
 		}
 		return &http.Response{StatusCode: http.StatusOK, Header: http.Header{"Etag": {`"e"`}}, Body: http.NoBody}, nil
 	}

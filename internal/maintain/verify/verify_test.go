@@ -10,18 +10,16 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
-	"path/filepath"
 	"strconv"
 	"testing"
-	"time"
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
-	"github.com/cmekproxy/cmekproxy/internal/dekcache"
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/inplace"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/verify"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/walk"
+	"github.com/cmekproxy/cmekproxy/internal/proxytest"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
@@ -53,20 +51,8 @@ func TestFaultOf(t *testing.T) {
 
 // A store that breaks off in the middle of a body has not damaged the object. It is asked again.
 func TestABrokenConnectionIsNoDamage(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "key")
-	if err := kms.CreateLocalKeyFile(path); err != nil {
-		t.Fatal(err)
-	}
-	key, err := kms.NewLocal(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cache := dekcache.New(dekcache.Config{TTL: time.Minute, MaxEntries: 10, Now: time.Now})
-	defer cache.Close()
-	keys, err := keyring.New(keyring.Config{Keys: []keyring.Key{{Name: "key", Wrapper: key}}, Rules: []keyring.Rule{{Key: "key"}}, Cache: cache})
-	if err != nil {
-		t.Fatal(err)
-	}
+	key, _ := proxytest.NewLocalKey(t)
+	keys := proxytest.NewKeyring(t, keyring.Config{Keys: []keyring.Key{{Name: "key", Wrapper: key}}, Rules: []keyring.Rule{{Key: "key"}}})
 	body, metadata := sealed(t, keys, crypt.Object{Bucket: "b", Key: "k"}, 300_000)
 	breaks, asked, flip := 0, 0, -1
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
