@@ -40,9 +40,10 @@ tidy-check:
 	$(GO) mod tidy -diff
 
 .PHONY: lint
-lint: $(BIN)/golangci-lint ## golangci-lint with .golangci.yml
+lint: $(BIN)/golangci-lint ## golangci-lint with .golangci.yml, and no names that differ by case only
 	$(BIN)/golangci-lint run --allow-parallel-runners ./...
 	cd e2e && $(BIN)/golangci-lint run --allow-parallel-runners --config ../.golangci.yml ./...
+	$(GO) run ./internal/tools/identcase
 
 .PHONY: vuln
 vuln: $(BIN)/govulncheck ## known vulnerabilities; without its database a printed warning, not a pass
