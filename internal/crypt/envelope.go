@@ -264,14 +264,14 @@ func (p *parser) take(name string) string {
 
 func (p *parser) keyID() string {
 	id := p.take(nameKey)
-	if len(id) > maxKeyID || !printable(id) {
+	if len(id) > maxKeyID || !isPrintable(id) {
 		p.fail("%s is %d bytes long, or not printable ASCII", nameKey, len(id))
 	}
 	return id
 }
 
-// printable reports whether a key id is printable ASCII, and not empty.
-func printable(id string) bool {
+// isPrintable reports whether a key id is printable ASCII, and not empty.
+func isPrintable(id string) bool {
 	return id != "" && strings.IndexFunc(id, func(r rune) bool { return r < 0x21 || r > 0x7e }) < 0
 }
 

@@ -133,7 +133,7 @@ func (p *Part) check() error {
 func CheckPartKey(id string, wrapped []byte) error {
 	var why string
 	switch {
-	case !printable(id) || len(id) > maxKeyID:
+	case !isPrintable(id) || len(id) > maxKeyID:
 		why = fmt.Sprintf("a key id of %d bytes, or not of printable ASCII", len(id))
 	case len(wrapped) == 0:
 		why = "no wrapped DEK"

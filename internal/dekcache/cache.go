@@ -408,6 +408,6 @@ func (c *Cache) removeFailures(match func(Group) bool) {
 // errStale says that the group was purged after the request was sent: the answer may be from before a revocation.
 var errStale = errors.New("purged")
 
-// panicked is the error of a fetch that panicked. It must not end the process, as the panic of a goroutine does; what
+// panicError is the error of a fetch that panicked. It must not end the process, as the panic of a goroutine does; what
 // it said is not kept, as it may hold a DEK.
-func panicked(v any) error { return fmt.Errorf("dekcache: fetch panicked (%T)", v) }
+func panicError(v any) error { return fmt.Errorf("dekcache: fetch panicked (%T)", v) }

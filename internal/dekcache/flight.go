@@ -41,7 +41,7 @@ func (c *Cache) startFlight(ctx context.Context, id ID, g Group, fetch func(cont
 func run(ctx context.Context, fetch func(context.Context) ([]byte, error)) (dek []byte, err error) {
 	defer func() {
 		if v := recover(); v != nil {
-			dek, err = nil, panicked(v)
+			dek, err = nil, panicError(v)
 		}
 	}()
 	return fetch(ctx)

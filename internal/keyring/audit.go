@@ -58,22 +58,23 @@ const (
 	Customer  Source = "customer" // from the key that the client brought
 )
 
-// asked is what is known of where the answer to a use came from; nil if nobody was asked. It is safe for concurrent use: a call goes on when the
-// one who made it has gone.
-type asked struct {
+// useTrace is what is known of where the answer to a use came from; nil if
+// nobody was asked. It is safe for concurrent use: a call goes on when its caller
+// has left.
+type useTrace struct {
 	kms.Trace
 	kms    atomic.Bool // it was
 	cached atomic.Bool // there was no need
 }
 
-// askedCustomer is where an answer came from that took no KMS.
-var askedCustomer = &asked{}
+// customerTrace is where an answer came from that took no KMS.
+var customerTrace = &useTrace{}
 
-func (a *asked) source() Source {
+func (a *useTrace) source() Source {
 	switch {
 	case a == nil:
 		return ""
-	case a == askedCustomer:
+	case a == customerTrace:
 		return Customer
 	case a.kms.Load():
 		return FromKMS
@@ -84,7 +85,7 @@ func (a *asked) source() Source {
 	}
 }
 
-func (a *asked) requestID() string {
+func (a *useTrace) requestID() string {
 	if a == nil {
 		return ""
 	}
@@ -93,7 +94,7 @@ func (a *asked) requestID() string {
 
 // audit writes down a use. It returns the error of the use, or ErrAudit for one that was allowed and could not be
 // written down.
-func (k *Keyring) audit(ctx context.Context, l *Lease, action Action, a *asked, err error) error {
+func (k *Keyring) audit(ctx context.Context, l *Lease, action Action, a *useTrace, err error) error {
 	if k.cfg.Auditor == nil {
 		return err
 	}
@@ -120,7 +121,7 @@ func (k *Keyring) auditRevoked(ctx context.Context, key *keyState, v probeResult
 	}
 	e := Event{
 		Action: ActionProbeRevoked, KeyName: key.Name, KeyID: key.kms.Load().id,
-		Source: v.asked.source(), KMSRequestID: v.asked.requestID(), Err: v.err, Purged: purged,
+		Source: v.trace.source(), KMSRequestID: v.trace.requestID(), Err: v.err, Purged: purged,
 	}
 	if p != nil {
 		e.Object.Bucket, e.KeyVersion = p.bucket, kms.VersionOf(e.KeyID, v.sample.wrapped)
@@ -130,7 +131,7 @@ func (k *Keyring) auditRevoked(ctx context.Context, key *keyState, v probeResult
 
 // auditCut writes down the end of a lease that was not renewed, once, whoever finds out: the stream, or who watches it.
 // The stream gets nothing more in any case, so that nothing follows from an error.
-func (l *Lease) auditCut(ctx context.Context, a *asked, err error) {
+func (l *Lease) auditCut(ctx context.Context, a *useTrace, err error) {
 	if !l.ended.Swap(true) {
 		_ = l.keyring.audit(ctx, l, ActionCut, a, err)
 	}

@@ -31,7 +31,7 @@ func (k *Keyring) wrapForCustomer(ctx context.Context, obj Object, client string
 	}
 	wrapped, err := crypt.WrapByCustomer(customerKey, dek, obj, rand.Reader)
 	l := k.customerLease(obj, append([]byte(nil), dek...))
-	if err := k.audit(ctx, l, ActionCreate, askedCustomer, err); err != nil {
+	if err := k.audit(ctx, l, ActionCreate, customerTrace, err); err != nil {
 		l.Release()
 		return nil, fmt.Errorf("wrapping a data key: %w", err)
 	}
@@ -56,7 +56,7 @@ func (k *Keyring) CheckCustomerKeys(obj Object, client string) error {
 func (k *Keyring) OpenForCustomer(ctx context.Context, obj Object, wrapped, customerKey []byte) (*Lease, error) {
 	dek, err := crypt.UnwrapByCustomer(customerKey, wrapped, obj)
 	l := k.customerLease(obj, dek)
-	if err := k.audit(ctx, l, ActionOpen, askedCustomer, err); err != nil {
+	if err := k.audit(ctx, l, ActionOpen, customerTrace, err); err != nil {
 		l.Release()
 		return nil, fmt.Errorf("opening a data key: %w", err)
 	}

@@ -15,23 +15,23 @@ type keyState struct {
 	Key
 	kms             atomic.Pointer[service] // nil while it is unavailable
 	leases          atomic.Int64
-	wanted          atomic.Bool            // a use was refused since the last probe
-	recent          atomic.Pointer[sample] // the newest
+	probeWanted     atomic.Bool            // a use was refused since the last probe
+	newestSample    atomic.Pointer[sample] // the newest
 	probeNow        chan struct{}          // asks for a probe before its time
 	intervalChanged chan struct{}          // says that the interval of probes has changed
 
-	mu           sync.Mutex
-	answer       time.Time     // of the KMS, the last one, whatever it was
-	outcome      error         // of that answer; nil for a good one
-	unanswered   bool          // the last call had no answer
-	silent       bool          // a blob of the last probe had no answer
-	asked        int           // how many blobs the last probe asked about
-	refused      bool          // as a whole, by the last probe that had an answer
-	gone         error         // what the KMS said of the whole key to a probe,
-	goneAt       time.Time     // and when
-	next         chan struct{} // closed when the next probe to begin has ended; nil if nobody waits for it
-	revokedSince time.Time     // the first "revoked" about a genuine blob since the last good answer; zero for none
-	lastUse      time.Duration
+	mu              sync.Mutex
+	answeredAt      time.Time     // of the KMS, the last one, whatever it was
+	outcome         error         // of that answer; nil for a good one
+	unanswered      bool          // the last call had no answer
+	probeUnanswered bool          // a blob of the last probe had no answer
+	probedBlobs     int           // how many blobs the last probe asked about
+	refused         bool          // as a whole, by the last probe that had an answer
+	gone            error         // what the KMS said of the whole key to a probe,
+	goneAt          time.Time     // and when
+	nextProbe       chan struct{} // closed when the next probe to begin has ended; nil if nobody waits for it
+	revokedSince    time.Time     // the first "revoked" about a genuine blob since the last good answer; zero for none
+	lastUse         time.Duration
 
 	parts   map[aspect]*part
 	slots   [maxParts]*part // the same; nil for free ones
@@ -78,7 +78,7 @@ func (k *keyState) recordAnswer(now time.Time, p *part, op string, err error) {
 	}
 	k.unanswered = isKMS && failure.Kind == kms.Unreachable
 	if !k.unanswered {
-		k.answer, k.outcome = now, err
+		k.answeredAt, k.outcome = now, err
 	}
 
 	switch {
@@ -88,7 +88,7 @@ func (k *keyState) recordAnswer(now time.Time, p *part, op string, err error) {
 		k.recordRevoked(now, p)
 	}
 	if kms.IsRevoked(err) && op != OpProbe {
-		k.wanted.Store(true)
+		k.probeWanted.Store(true)
 		k.requestProbe()
 	}
 }

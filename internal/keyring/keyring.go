@@ -170,8 +170,8 @@ type Keyring struct {
 	probe      atomic.Int64 // the interval in nanoseconds
 	outageWait atomic.Int64 // nanoseconds
 
-	shared   *lru.Cache[sharedName, *sharedKey] // bucket keys in use
-	customer *keyState                          // stands for all keys that clients bring
+	bucketKeys *lru.Cache[bucketKeyName, *bucketKey] // bucket keys in use
+	customer   *keyState                             // stands for all keys that clients bring
 
 	providing sync.Mutex
 }
@@ -187,7 +187,7 @@ func New(cfg Config) (*Keyring, error) {
 	if cfg.Observer == nil {
 		cfg.Observer = noObserver{}
 	}
-	k := &Keyring{cfg: cfg, byName: make(map[string]*keyState), shared: newShared(), customer: newCustomer()}
+	k := &Keyring{cfg: cfg, byName: make(map[string]*keyState), bucketKeys: newBucketKeys(), customer: newCustomer()}
 	k.byID.Store(new(map[string]*keyState))
 	k.probe.Store(int64(cfg.RevocationProbe))
 	k.outageWait.Store(int64(cfg.OutageWait))
@@ -312,16 +312,16 @@ func (k *Keyring) find(id string) (*keyState, error) {
 	if key := k.lookup(id); key != nil {
 		return key, nil
 	}
-	if err := k.mayBeUnopened(); err != nil {
+	if err := k.unopenedError(); err != nil {
 		return nil, err
 	}
 	return nil, fmt.Errorf("%w %q", ErrUnknownKey, id)
 }
 
-// mayBeUnopened returns the error for an id that no open key has. The id of a
+// unopenedError returns the error for an id that no open key has. The id of a
 // key is not known before the key is opened, so an id is unknown for certain
 // only when all keys are open. It returns nil then.
-func (k *Keyring) mayBeUnopened() error {
+func (k *Keyring) unopenedError() error {
 	for _, key := range k.keys {
 		switch {
 		case key.kms.Load() != nil:
@@ -366,9 +366,9 @@ func (k *Keyring) Create(ctx context.Context, obj Object, client string, want Ch
 	}
 	l := &Lease{key: key, service: service, obj: obj, wrapped: crypt.WrappedKey{Context: want.Context}}
 	if rule.Reuse != nil && len(want.Context) == 0 {
-		return k.createShared(ctx, l, *rule.Reuse)
+		return k.createFromBucketKey(ctx, l, *rule.Reuse)
 	}
-	mark, a := k.cfg.Cache.Mark(), &asked{}
+	mark, a := k.cfg.Cache.Mark(), &useTrace{}
 	var dek []byte
 	err = k.call(ctx, key, key.rest, OpGenerate, a, func(ctx context.Context) (err error) {
 		dek, l.wrapped.Blob, err = kms.Generate(ctx, service.wrapper, encryptionContext(obj, l.wrapped))
@@ -404,7 +404,7 @@ func (k *Keyring) Rewrap(ctx context.Context, l *Lease, dst Object, client strin
 		}
 		ctx = kms.KeepUnbound(ctx)
 	}
-	copied, mark, a := &Lease{key: key, service: service, obj: dst, wrapped: crypt.WrappedKey{Context: want.Context}}, k.cfg.Cache.Mark(), &asked{}
+	copied, mark, a := &Lease{key: key, service: service, obj: dst, wrapped: crypt.WrappedKey{Context: want.Context}}, k.cfg.Cache.Mark(), &useTrace{}
 	err = k.call(ctx, key, key.rest, OpWrap, a, func(ctx context.Context) (err error) {
 		copied.wrapped.Blob, err = kms.Wrap(ctx, service.wrapper, l.DEK(), encryptionContext(dst, copied.wrapped))
 		return err
@@ -418,7 +418,7 @@ func (k *Keyring) Rewrap(ctx context.Context, l *Lease, dst Object, client strin
 // leaseNewDEK begins the lease of a DEK that was wrapped just now.
 func (k *Keyring) leaseNewDEK(l *Lease, mark dekcache.Mark, dek []byte) (*DataKey, error) {
 	l.id = cacheID(l)
-	k.join(l)
+	k.joinPart(l)
 	entry := k.cfg.Cache.Put(l.id, l.part.group, mark, dek)
 	l.recordSample(encryptionContext(l.obj, l.wrapped))
 	return k.dataKeyOf(l, entry, Created)
@@ -430,11 +430,11 @@ func (k *Keyring) dataKeyOf(l *Lease, entry dekcache.Entry, use Use) (*DataKey, 
 	given, err := l.wrapped.Bytes()
 	if err != nil {
 		clear(entry.DEK)
-		l.leave()
+		l.leavePart()
 		return nil, err
 	}
 	if err := k.startLease(l, entry); err != nil {
-		l.leave()
+		l.leavePart()
 		return nil, err
 	}
 	k.cfg.Observer.Used(l.key.Name, l.id, use)
@@ -482,16 +482,16 @@ func (k *Keyring) findToRead(obj Object, keyID string) (*keyState, error) {
 	return key, err
 }
 
-// fetching gets the DEK of a lease, by whatever way.
-type fetching func(context.Context, *Lease) (dekcache.Entry, *asked, error)
+// fetchFunc gets the DEK of a lease, by whatever way.
+type fetchFunc func(context.Context, *Lease) (dekcache.Entry, *useTrace, error)
 
-func (k *Keyring) fetchToOpen(ctx context.Context, l *Lease) (dekcache.Entry, *asked, error) {
+func (k *Keyring) fetchToOpen(ctx context.Context, l *Lease) (dekcache.Entry, *useTrace, error) {
 	return k.fetch(ctx, l, OpUnwrap)
 }
 
 // peek gets the DEK of a lease if it is in the cache.
-func (k *Keyring) peek(_ context.Context, l *Lease) (dekcache.Entry, *asked, error) {
-	a := &asked{}
+func (k *Keyring) peek(_ context.Context, l *Lease) (dekcache.Entry, *useTrace, error) {
+	a := &useTrace{}
 	a.cached.Store(true)
 	entry, ok := k.cfg.Cache.Peek(l.id, l.part.group)
 	if !ok {
@@ -500,26 +500,26 @@ func (k *Keyring) peek(_ context.Context, l *Lease) (dekcache.Entry, *asked, err
 	return entry, a, nil
 }
 
-func (k *Keyring) openLease(ctx context.Context, obj Object, key *keyState, wrapped []byte, get fetching) (*Lease, error) {
+func (k *Keyring) openLease(ctx context.Context, obj Object, key *keyState, wrapped []byte, get fetchFunc) (*Lease, error) {
 	parsed, err := crypt.ParseWrappedKey(bytes.Clone(wrapped)) // the lease outlives the caller's buffer
 	if err != nil {
 		return nil, err
 	}
 	l := &Lease{key: key, service: key.kms.Load(), obj: obj, wrapped: parsed}
 	l.id = cacheID(l)
-	k.join(l)
+	k.joinPart(l)
 	entry, a, err := get(ctx, l)
 	if errors.Is(err, ErrNotCached) { // no use of a key, and nothing to write down
-		l.leave()
+		l.leavePart()
 		return nil, err
 	}
 	if err := k.audit(ctx, l, ActionOpen, a, err); err != nil {
 		clear(entry.DEK)
-		l.leave()
+		l.leavePart()
 		return nil, fmt.Errorf("opening a data key: %w", err)
 	}
 	if err := k.startLease(l, entry); err != nil {
-		l.leave()
+		l.leavePart()
 		return nil, err
 	}
 	k.cfg.Observer.Used(key.Name, l.id, Opened)
@@ -527,8 +527,8 @@ func (k *Keyring) openLease(ctx context.Context, obj Object, key *keyState, wrap
 }
 
 // fetch gets the DEK of a lease through the cache.
-func (k *Keyring) fetch(ctx context.Context, l *Lease, op string) (dekcache.Entry, *asked, error) {
-	a := &asked{}
+func (k *Keyring) fetch(ctx context.Context, l *Lease, op string) (dekcache.Entry, *useTrace, error) {
+	a := &useTrace{}
 	unwrap := func(ctx context.Context) (dek []byte, err error) {
 		ec := encryptionContext(l.obj, l.wrapped)
 		err = k.call(ctx, l.key, l.part, op, a, func(ctx context.Context) (err error) {
@@ -549,7 +549,7 @@ func (k *Keyring) fetch(ctx context.Context, l *Lease, op string) (dekcache.Entr
 
 // call makes a KMS call about a part of a key, with the timeout, and reports it.
 // A key that a probe has found to be gone is asked about by probes only.
-func (k *Keyring) call(ctx context.Context, key *keyState, p *part, op string, a *asked, run func(context.Context) error) error {
+func (k *Keyring) call(ctx context.Context, key *keyState, p *part, op string, a *useTrace, run func(context.Context) error) error {
 	if err := k.refusal(ctx, key); err != nil {
 		a.cached.Store(true)
 		return err

@@ -95,7 +95,7 @@ func (l *Lease) Check(ctx context.Context) error {
 	return err
 }
 
-func (l *Lease) renewIfOver(ctx context.Context) (*asked, error) {
+func (l *Lease) renewIfOver(ctx context.Context) (*useTrace, error) {
 	if l.released.Load() {
 		return nil, ErrReleased
 	}
@@ -105,7 +105,7 @@ func (l *Lease) renewIfOver(ctx context.Context) (*asked, error) {
 	return l.renew(ctx)
 }
 
-func (l *Lease) renew(ctx context.Context) (*asked, error) {
+func (l *Lease) renew(ctx context.Context) (*useTrace, error) {
 	start, patience := l.keyring.now(), time.Duration(l.keyring.outageWait.Load())
 	l.stopped.CompareAndSwap(nil, &start)
 	for pause := firstPause; ; pause = min(2*pause, longPause) {
@@ -128,7 +128,7 @@ func (l *Lease) renew(ctx context.Context) (*asked, error) {
 
 // askAgain makes one attempt at a renewal. Attempts that fail are not written down: there are many while a KMS is out of
 // reach, and none is a use.
-func (l *Lease) askAgain(ctx context.Context) (*asked, error) {
+func (l *Lease) askAgain(ctx context.Context) (*useTrace, error) {
 	entry, a, err := l.keyring.fetch(ctx, l, OpRenew)
 	if err != nil {
 		return a, err
@@ -209,7 +209,7 @@ func (l *Lease) atLimit(ctx context.Context, term *dekcache.Term, cut func(error
 }
 
 // cutAndAudit ends the stream, and writes it down only then: a log that hangs must not keep it going.
-func (l *Lease) cutAndAudit(ctx context.Context, cut func(error), a *asked, err error) {
+func (l *Lease) cutAndAudit(ctx context.Context, cut func(error), a *useTrace, err error) {
 	if l.endStream(cut, err) {
 		l.auditCut(ctx, a, err)
 	}
@@ -251,6 +251,6 @@ func (l *Lease) Release() {
 	}
 	l.key.recordLastUse(l.part, last)
 	l.key.leases.Add(-1)
-	l.leave()
+	l.leavePart()
 	l.keyring.cfg.Observer.Used(l.key.Name, l.id, Released)
 }

@@ -116,9 +116,9 @@ func contextText(w crypt.WrappedKey) string {
 	return string(b)
 }
 
-// join makes the lease one of its part's uses, until leave. The part is not
+// joinPart makes the lease one of its part's uses, until leavePart. The part is not
 // given away meanwhile.
-func (k *Keyring) join(l *Lease) {
+func (k *Keyring) joinPart(l *Lease) {
 	a, known := k.aspectOf(l)
 	key := l.key
 	key.mu.Lock()
@@ -130,7 +130,7 @@ func (k *Keyring) join(l *Lease) {
 	l.part.uses++
 }
 
-func (l *Lease) leave() {
+func (l *Lease) leavePart() {
 	if l.part == nil { // of a customer's key
 		return
 	}
@@ -168,7 +168,7 @@ func (k *Keyring) idle(p *part) bool { return p.uses == 0 && !k.cfg.Cache.Busy(p
 // recordSample notes a blob that the KMS made or unwrapped for a lease.
 func (l *Lease) recordSample(ec kms.EncryptionContext) {
 	s := &sample{l.wrapped.Blob, ec, l.part}
-	l.key.recent.Store(s)
+	l.key.newestSample.Store(s)
 	l.key.mu.Lock()
 	defer l.key.mu.Unlock()
 	l.part.sample = s

@@ -99,7 +99,7 @@ func sleep(ctx context.Context, d time.Duration) bool {
 // probeResult is what the KMS said to a probe about one blob.
 type probeResult struct {
 	sample *sample
-	asked  *asked
+	trace  *useTrace
 	err    error
 	purged int
 }
@@ -107,13 +107,13 @@ type probeResult struct {
 // probeKey asks about all parts of a key at the same time, so that none is asked
 // about later than its interval.
 func (k *Keyring) probeKey(ctx context.Context, key *keyState) {
-	defer key.probeBegins()()
-	service, recent := key.kms.Load(), key.recent.Load()
+	defer key.beginProbe()()
+	service, recent := key.kms.Load(), key.newestSample.Load()
 	if service == nil || recent == nil {
 		return
 	}
 	samples := k.toProbe(key)
-	if wanted := key.wanted.Swap(false); wanted && len(samples) == 0 {
+	if wanted := key.probeWanted.Swap(false); wanted && len(samples) == 0 {
 		samples = []*sample{recent}
 	}
 
@@ -128,13 +128,13 @@ func (k *Keyring) probeKey(ctx context.Context, key *keyState) {
 	}
 }
 
-// probeBegins returns what to do at the end of a probe: it tells those who were
+// beginProbe returns what to do at the end of a probe: it tells those who were
 // waiting for one to begin.
-func (k *keyState) probeBegins() (end func()) {
+func (k *keyState) beginProbe() (end func()) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	next := k.next
-	k.next = nil
+	next := k.nextProbe
+	k.nextProbe = nil
 	return func() {
 		if next != nil {
 			close(next)
@@ -144,10 +144,10 @@ func (k *keyState) probeBegins() (end func()) {
 
 // probePart asks about one part, and purges it at once if it is revoked.
 func (k *Keyring) probePart(ctx context.Context, key *keyState, service *service, s *sample) probeResult {
-	v := probeResult{sample: s, asked: &asked{}}
-	v.asked.kms.Store(true)
+	v := probeResult{sample: s, trace: &useTrace{}}
+	v.trace.kms.Store(true)
 	p := cmp.Or(s.part, key.rest)
-	traced, timeout := kms.WithTrace(ctx, &v.asked.Trace), k.probeTimeout(key)
+	traced, timeout := kms.WithTrace(ctx, &v.trace.Trace), k.probeTimeout(key)
 	v.err = k.ask(traced, key, p, OpProbe, timeout, func(ctx context.Context) error {
 		dek, err := kms.Unwrap(ctx, service.probe, s.wrapped, s.ec)
 		clear(dek)
@@ -237,7 +237,7 @@ func (k *Keyring) stillWraps(ctx context.Context, key *keyState, service *servic
 	err := k.ask(ctx, key, key.rest, OpProbe, k.probeTimeout(key), func(ctx context.Context) error {
 		wrapped, ec, err := kms.RoundTrip(ctx, service.probe)
 		if err == nil {
-			key.recent.Store(&sample{wrapped, ec, nil})
+			key.newestSample.Store(&sample{wrapped, ec, nil})
 		}
 		return err
 	})
@@ -255,8 +255,8 @@ func isDenied(err error) bool {
 func (k *keyState) recordProbe(results []probeResult, revoked bool, gone error, now time.Time) (changed bool) { //nolint:revive // what was found, not what to do
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.asked = len(results)
-	k.silent = slices.ContainsFunc(results, func(v probeResult) bool { return !hasAnswer(v.err) })
+	k.probedBlobs = len(results)
+	k.probeUnanswered = slices.ContainsFunc(results, func(v probeResult) bool { return !hasAnswer(v.err) })
 	if !revoked && !slices.ContainsFunc(results, func(v probeResult) bool { return hasAnswer(v.err) }) {
 		return false // nothing is known that was not known before
 	}
@@ -303,15 +303,15 @@ func (k *keyState) isRefused() bool {
 // a use without asking the KMS again.
 const staleRefusal = time.Second
 
-// remembered is the refusal of a key that a probe has found a moment ago.
-type remembered struct{ error }
+// rememberedError is the refusal of a key that a probe has found a moment ago.
+type rememberedError struct{ error }
 
-func (r remembered) Unwrap() error { return r.error }
+func (r rememberedError) Unwrap() error { return r.error }
 
 // IsRemembered reports whether err is not the KMS's answer to a request of its
 // own: it must not be remembered again.
 func IsRemembered(err error) bool {
-	var r remembered
+	var r rememberedError
 	return errors.As(err, &r)
 }
 
@@ -323,7 +323,7 @@ func (k *Keyring) refusal(ctx context.Context, key *keyState) error {
 	if gone == nil {
 		return nil
 	}
-	key.wanted.Store(true)
+	key.probeWanted.Store(true)
 	if k.now().Sub(at) >= staleRefusal {
 		key.awaitProbe(ctx, k.timeout(key))
 		_, gone = key.refusal()
@@ -331,17 +331,17 @@ func (k *Keyring) refusal(ctx context.Context, key *keyState) error {
 	if gone == nil {
 		return nil
 	}
-	return remembered{gone}
+	return rememberedError{gone}
 }
 
 // awaitProbe waits until a probe that begins from now on has ended, for so long
 // at most.
 func (k *keyState) awaitProbe(ctx context.Context, atMost time.Duration) {
 	k.mu.Lock()
-	if k.next == nil {
-		k.next = make(chan struct{})
+	if k.nextProbe == nil {
+		k.nextProbe = make(chan struct{})
 	}
-	next := k.next
+	next := k.nextProbe
 	k.mu.Unlock()
 	k.requestProbe()
 

@@ -133,7 +133,7 @@ func (k *Keyring) keyFor(obj Object, client, requested string) (Rule, *keyState,
 		key = k.lookup(requested)
 	}
 	if key == nil {
-		if err := k.mayBeUnopened(); err != nil {
+		if err := k.unopenedError(); err != nil {
 			return r, nil, nil, err
 		}
 		return r, nil, nil, fmt.Errorf("%w %q", ErrUnknownKey, requested)
@@ -168,7 +168,7 @@ func (k *Keyring) mayRead(obj Object, opened *keyState) error {
 		switch {
 		case k.ambiguous(&r, obj):
 			return fmt.Errorf("%w: bucket %q, key %q", ErrKeyName, obj.Bucket, obj.Key)
-		case r.covers(obj) && k.reads(&r, opened):
+		case r.covers(obj) && k.ruleNames(&r, opened):
 			return nil
 		}
 	}
@@ -183,8 +183,8 @@ func (k *Keyring) mayRead(obj Object, opened *keyState) error {
 	return fmt.Errorf("%w: bucket %q, KMS key %q; if it belongs there, name it in read_keys", ErrNotRead, obj.Bucket, opened.Name)
 }
 
-// reads reports whether a rule names a key, by whichever of its names.
-func (k *Keyring) reads(r *Rule, opened *keyState) bool {
+// ruleNames reports whether a rule names a key, by whichever of its names.
+func (k *Keyring) ruleNames(r *Rule, opened *keyState) bool {
 	return slices.ContainsFunc(k.keys, func(other *keyState) bool {
 		return (r.Key == other.Name || matchName(r.AskedKeys, other.Name) || matchName(r.ReadKeys, other.Name)) &&
 			sameKey(other, opened)
@@ -201,7 +201,7 @@ func sameKey(other, opened *keyState) bool {
 // can be read.
 func (k *Keyring) Unread() (names []string) {
 	for _, key := range k.keys {
-		isRead := func(r Rule) bool { return k.reads(&r, key) }
+		isRead := func(r Rule) bool { return k.ruleNames(&r, key) }
 		if key.Successor == "" && !slices.ContainsFunc(*k.rules.Load(), isRead) {
 			names = append(names, key.Name)
 		}

@@ -79,7 +79,7 @@ func (k *Keyring) statusOf(key *keyState) Status {
 	key.mu.Lock()
 	defer key.mu.Unlock()
 	s := Status{
-		Name: key.Name, Provider: key.Provider, Answered: key.answer, Outcome: key.outcome, Leases: int(key.leases.Load()),
+		Name: key.Name, Provider: key.Provider, Answered: key.answeredAt, Outcome: key.outcome, Leases: int(key.leases.Load()),
 		RevokedSince: key.revokedSince, LastUse: key.lastUse, Unprobed: !k.idle(key.rest),
 	}
 	for _, p := range key.parts {
@@ -96,7 +96,7 @@ func (k *Keyring) statusOf(key *keyState) Status {
 		s.State, s.Outcome = Unopened, cmp.Or(s.Outcome, key.Unavailable)
 	case key.unanswered:
 		s.State = Unreachable
-	case key.answer.IsZero():
+	case key.answeredAt.IsZero():
 		s.State = Unused
 	case !key.revokedSince.IsZero():
 		s.State = Revoked
@@ -110,14 +110,14 @@ func (k *Keyring) statusOf(key *keyState) Status {
 func (k *keyState) probesAtOnce() int {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return max(1, k.asked)
+	return max(1, k.probedBlobs)
 }
 
 // answersProbes reports whether the last probe had an answer; before the first one it is taken for granted.
 func (k *keyState) answersProbes() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return !k.silent
+	return !k.probeUnanswered
 }
 
 // Window returns the longest Status.Window of all keys for a TTL, while the KMS
@@ -147,7 +147,7 @@ func (k *Keyring) ProbesPerSecond() (n float64) {
 		return 0
 	}
 	for _, key := range k.keys {
-		if key.kms.Load() != nil && key.recent.Load() != nil {
+		if key.kms.Load() != nil && key.newestSample.Load() != nil {
 			n += float64(key.probesAtOnce()) / interval.Seconds()
 		}
 	}
@@ -173,7 +173,7 @@ func (k *Keyring) Try(ctx context.Context, name string) error {
 	return k.ask(ctx, key, key.rest, OpGenerate, k.timeout(key), func(ctx context.Context) error {
 		wrapped, ec, err := kms.RoundTrip(ctx, service.wrapper)
 		if err == nil {
-			key.recent.Store(&sample{wrapped, ec, nil})
+			key.newestSample.Store(&sample{wrapped, ec, nil})
 		}
 		return err
 	})

@@ -24,62 +24,62 @@ type Reuse struct {
 	MaxBytes   int64         // of how many bytes of plaintext in all; what is under way when it is reached still belongs to it
 }
 
-// maxShared bounds how many bucket keys are in use, of some 300 bytes each. It holds no key: what is unwrapped is the cache's.
-const maxShared = 4096
+// maxBucketKeys bounds how many bucket keys are in use, of some 300 bytes each. It holds no key: what is unwrapped is the cache's.
+const maxBucketKeys = 4096
 
-type sharedName struct{ key, bucket string }
+type bucketKeyName struct{ key, bucket string }
 
-// sharedKey is the bucket key that new objects are put under.
-type sharedKey struct {
+// bucketKey is the bucket key that new objects are put under.
+type bucketKey struct {
 	mu      sync.Mutex
 	blob    []byte // nil while there is none
 	made    time.Time
 	objects int64
 	bytes   int64
-	flight  *sharedFlight // who makes a new one; nil if nobody does
+	flight  *bucketKeyFlight // who makes a new one; nil if nobody does
 }
 
-type sharedFlight struct {
+type bucketKeyFlight struct {
 	done chan struct{}
 	err  error
 }
 
-func newShared() *lru.Cache[sharedName, *sharedKey] {
-	c, err := lru.New[sharedName, *sharedKey](maxShared)
+func newBucketKeys() *lru.Cache[bucketKeyName, *bucketKey] {
+	c, err := lru.New[bucketKeyName, *bucketKey](maxBucketKeys)
 	if err != nil {
 		panic(err) // only for sizes below 1
 	}
 	return c
 }
 
-func (k *Keyring) sharedKey(name sharedName) *sharedKey {
-	fresh := &sharedKey{}
-	if old, ok, _ := k.shared.PeekOrAdd(name, fresh); ok {
-		k.shared.Get(name) // it is in use
+func (k *Keyring) bucketKeyFor(name bucketKeyName) *bucketKey {
+	fresh := &bucketKey{}
+	if old, ok, _ := k.bucketKeys.PeekOrAdd(name, fresh); ok {
+		k.bucketKeys.Get(name) // it is in use
 		return old
 	}
 	return fresh
 }
 
-// createShared makes a new DEK from a bucket key, and a new bucket key where there is none to be used.
-func (k *Keyring) createShared(ctx context.Context, l *Lease, limits Reuse) (*DataKey, error) {
+// createFromBucketKey makes a new DEK from a bucket key, and a new bucket key where there is none to be used.
+func (k *Keyring) createFromBucketKey(ctx context.Context, l *Lease, limits Reuse) (*DataKey, error) {
 	salt, err := crypt.NewSalt(rand.Reader)
 	if err != nil {
 		return nil, err
 	}
 	l.wrapped.Salt = salt
-	shared := k.sharedKey(sharedName{l.key.Name, l.obj.Bucket})
+	shared := k.bucketKeyFor(bucketKeyName{l.key.Name, l.obj.Bucket})
 	for {
-		made := &asked{}
-		l.wrapped.Blob, err = shared.useForOne(ctx, k.now, limits, func(ctx context.Context) ([]byte, error) { return k.makeShared(ctx, l, made) })
+		made := &useTrace{}
+		l.wrapped.Blob, err = shared.useForOne(ctx, k.now, limits, func(ctx context.Context) ([]byte, error) { return k.makeBucketKey(ctx, l, made) })
 		if err != nil {
 			return nil, fmt.Errorf("making a bucket key: %w", k.audit(ctx, l, ActionCreate, made, err))
 		}
 		l.id = cacheID(l)
-		k.join(l)
+		k.joinPart(l)
 		entry, a, err := k.fetch(ctx, l, OpUnwrap)
 		if err != nil && !made.kms.Load() && !transient(err) && ctx.Err() == nil {
-			l.leave()
+			l.leavePart()
 			shared.discard(l.wrapped.Blob) // a version of the KMS key that is gone takes its bucket keys along; the next one may do
 			continue
 		}
@@ -89,15 +89,15 @@ func (k *Keyring) createShared(ctx context.Context, l *Lease, limits Reuse) (*Da
 		}
 		if err := k.audit(ctx, l, ActionCreate, a, err); err != nil {
 			clear(entry.DEK)
-			l.leave()
+			l.leavePart()
 			return nil, fmt.Errorf("making a data key: %w", err)
 		}
 		return k.dataKeyOf(l, entry, use)
 	}
 }
 
-// makeShared asks the KMS for a bucket key, and has the cache know it.
-func (k *Keyring) makeShared(ctx context.Context, l *Lease, a *asked) ([]byte, error) {
+// makeBucketKey asks the KMS for a bucket key, and has the cache know it.
+func (k *Keyring) makeBucketKey(ctx context.Context, l *Lease, a *useTrace) ([]byte, error) {
 	mark := k.cfg.Cache.Mark()
 	fresh := Lease{key: l.key, service: l.service, obj: l.obj, wrapped: crypt.WrappedKey{Salt: l.wrapped.Salt}}
 	var bucketKey []byte
@@ -109,8 +109,8 @@ func (k *Keyring) makeShared(ctx context.Context, l *Lease, a *asked) ([]byte, e
 		return nil, err
 	}
 	defer clear(bucketKey)
-	k.join(&fresh)
-	defer fresh.leave()
+	k.joinPart(&fresh)
+	defer fresh.leavePart()
 	entry := k.cfg.Cache.Put(cacheID(&fresh), fresh.part.group, mark, bucketKey)
 	clear(entry.DEK)
 	fresh.recordSample(encryptionContext(l.obj, fresh.wrapped))
@@ -118,7 +118,7 @@ func (k *Keyring) makeShared(ctx context.Context, l *Lease, a *asked) ([]byte, e
 }
 
 // useForOne returns the wrapped bucket key for one more object. Those that come while a new one is made wait for it.
-func (s *sharedKey) useForOne(ctx context.Context, now func() time.Time, limits Reuse, produce func(context.Context) ([]byte, error)) ([]byte, error) {
+func (s *bucketKey) useForOne(ctx context.Context, now func() time.Time, limits Reuse, produce func(context.Context) ([]byte, error)) ([]byte, error) {
 	for {
 		s.mu.Lock()
 		if s.blob != nil && now().Sub(s.made) < limits.MaxAge && s.objects < limits.MaxObjects && s.bytes < limits.MaxBytes {
@@ -130,12 +130,12 @@ func (s *sharedKey) useForOne(ctx context.Context, now func() time.Time, limits 
 		flight := s.flight
 		mine := flight == nil
 		if mine {
-			flight = &sharedFlight{done: make(chan struct{})}
+			flight = &bucketKeyFlight{done: make(chan struct{})}
 			s.flight = flight
 		}
 		s.mu.Unlock()
 		if mine {
-			s.fly(ctx, flight, now(), produce)
+			s.makeNew(ctx, flight, now(), produce)
 			if flight.err != nil {
 				return nil, flight.err
 			}
@@ -153,8 +153,8 @@ func (s *sharedKey) useForOne(ctx context.Context, now func() time.Time, limits 
 	}
 }
 
-// fly makes a new bucket key. Its age counts from before the KMS was asked.
-func (s *sharedKey) fly(ctx context.Context, flight *sharedFlight, start time.Time, produce func(context.Context) ([]byte, error)) {
+// makeNew makes a new bucket key. Its age counts from before the KMS was asked.
+func (s *bucketKey) makeNew(ctx context.Context, flight *bucketKeyFlight, start time.Time, produce func(context.Context) ([]byte, error)) {
 	var blob []byte
 	flight.err = errors.New("panic")
 	defer func() {
@@ -170,7 +170,7 @@ func (s *sharedKey) fly(ctx context.Context, flight *sharedFlight, start time.Ti
 }
 
 // discard has the next object get a new bucket key.
-func (s *sharedKey) discard(blob []byte) {
+func (s *bucketKey) discard(blob []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if bytes.Equal(s.blob, blob) {
@@ -186,12 +186,12 @@ func (l *Lease) Wrote(n int64) {
 	if l.wrapped.Salt == nil {
 		return
 	}
-	if s, ok := l.keyring.shared.Peek(sharedName{l.key.Name, l.obj.Bucket}); ok {
+	if s, ok := l.keyring.bucketKeys.Peek(bucketKeyName{l.key.Name, l.obj.Bucket}); ok {
 		s.addBytes(l.wrapped.Blob, n)
 	}
 }
 
-func (s *sharedKey) addBytes(blob []byte, n int64) {
+func (s *bucketKey) addBytes(blob []byte, n int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if bytes.Equal(s.blob, blob) {
