@@ -96,7 +96,7 @@ func NewAWS(ctx context.Context, cfg AWSConfig) (*AWS, error) {
 	if err != nil {
 		return nil, &Error{Kind: Invalid, Op: "open", KeyID: cfg.KeyID, Err: err}
 	}
-	sdk.HTTPClient = revivingAWS(sdk.HTTPClient)
+	sdk.HTTPClient = reconnectingAWS(sdk.HTTPClient)
 	client := awskms.NewFromConfig(sdk, func(o *awskms.Options) {
 		if cfg.Endpoint != "" {
 			o.BaseEndpoint = &cfg.Endpoint

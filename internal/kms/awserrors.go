@@ -107,7 +107,7 @@ func (a *AWS) fail(ctx context.Context, op string, err error) *Error {
 	e := &Error{Op: op, KeyID: a.keyARN}
 	var (
 		api      smithy.APIError
-		stranger *strangerError
+		stranger *intermediaryError
 	)
 	if resp := (*awshttp.ResponseError)(nil); errors.As(err, &resp) {
 		traceRequest(ctx, resp.ServiceRequestID())
@@ -174,7 +174,7 @@ func (awsEvidence) HandleDeserialize(ctx context.Context, in middleware.Deserial
 		return out, metadata, err
 	}
 	if !isAWSAnswer(service, resp.Header, body) {
-		return out, metadata, &strangerError{resp.StatusCode}
+		return out, metadata, &intermediaryError{resp.StatusCode}
 	}
 	resp.Body = struct {
 		io.Reader
@@ -265,11 +265,11 @@ func (a *AWS) transportKind(ctx context.Context, err error) (Kind, error) {
 	}
 	switch {
 	case errors.As(err, &send):
-		return Unreachable, errLost
+		return Unreachable, errConnectionLost
 	case errors.As(err, &decode):
 		return Unreachable, errUnreadable
 	case errors.As(err, &answer): // such as the instance metadata service's
-		return Unreachable, &strangerError{answer.HTTPStatusCode()}
+		return Unreachable, &intermediaryError{answer.HTTPStatusCode()}
 	}
 	if _, err := a.client.Options().Credentials.Retrieve(ctx); err != nil {
 		return Internal, messageError("no credentials: " + printable(err.Error(), 300))

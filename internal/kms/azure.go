@@ -156,7 +156,7 @@ func (a *Azure) open(cfg AzureConfig) error {
 	if err != nil {
 		return err
 	}
-	a.transport = revivingAzure(options.Transport)
+	a.transport = reconnectingAzure(options.Transport)
 	options.Transport = a.transport
 	a.tokens = &azureTokens{from: credential}
 	a.client, err = azkeys.NewClient(a.vault, a.tokens, options)
@@ -235,7 +235,7 @@ func (azureTrace) Do(r *policy.Request) (*http.Response, error) {
 	}
 	traceRequest(r.Raw().Context(), resp.Header.Get("X-Ms-Request-Id"))
 	if (resp.StatusCode < 200 || resp.StatusCode >= 300) && !isAzureError(resp) {
-		return nil, &strangerError{resp.StatusCode}
+		return nil, &intermediaryError{resp.StatusCode}
 	}
 	return resp, nil
 }

@@ -44,7 +44,7 @@ func (a *Azure) fail(ctx context.Context, op string, err error) *Error {
 	var (
 		resp     *azcore.ResponseError
 		auth     *azidentity.AuthenticationFailedError
-		stranger *strangerError
+		stranger *intermediaryError
 	)
 	switch {
 	case errors.Is(ctx.Err(), context.Canceled):
@@ -154,11 +154,11 @@ func azureStatusKind(op string, status int) Kind {
 // (https://learn.microsoft.com/en-us/entra/identity-platform/reference-error-codes#handling-error-codes-in-your-application).
 var azureRefusals = []string{"invalid_client", "invalid_grant", "unauthorized_client", "access_denied"}
 
-// azurePassing holds the numbers of Entra's errors that come with one of
+// azureTransient holds the numbers of Entra's errors that come with one of
 // azureRefusals but pass: "a transient error has occurred", and a federated
 // token that is not within its time, which a wrong clock or a late rotation
 // leads to.
-var azurePassing = []int{90033, 700024}
+var azureTransient = []int{90033, 700024}
 
 // azureLoginKind is for a token that could not be got. Only Entra's own words
 // are a refusal. What the endpoints for managed identities say, on a virtual
@@ -187,7 +187,7 @@ func isEntraRefusal(resp *http.Response) bool {
 	if err != nil || json.Unmarshal(body, &doc) != nil || len(doc.Codes) == 0 || doc.TraceID == "" {
 		return false
 	}
-	passes := slices.ContainsFunc(doc.Codes, func(code int) bool { return slices.Contains(azurePassing, code) })
+	passes := slices.ContainsFunc(doc.Codes, func(code int) bool { return slices.Contains(azureTransient, code) })
 	return slices.Contains(azureRefusals, doc.Error) && !passes
 }
 
@@ -202,8 +202,8 @@ func azureTransportKind(err error) (Kind, error) {
 	)
 	switch {
 	case errors.As(err, &send):
-		return Unreachable, errLost
-	case errors.As(err, &missing) && isIMDSAway(err):
+		return Unreachable, errConnectionLost
+	case errors.As(err, &missing) && isIMDSMissing(err):
 		return Unreachable, errors.New("no token: the machine's identity endpoint does not give any now")
 	case errors.As(err, &missing):
 		return Internal, errors.New("no credentials, or a challenge of another resource than this vault")
@@ -212,10 +212,10 @@ func azureTransportKind(err error) (Kind, error) {
 	}
 }
 
-// isIMDSAway reports whether a credential gave up because the instance metadata
+// isIMDSMissing reports whether a credential gave up because the instance metadata
 // service was silent or answered with an error. The SDK has the same type of
 // error for that and for no credential at all, so the text decides.
-func isIMDSAway(err error) bool {
+func isIMDSMissing(err error) bool {
 	text := err.Error()
 	return strings.Contains(text, "managed identity timed out") || strings.Contains(text, "The endpoint responded with")
 }

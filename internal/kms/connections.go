@@ -33,25 +33,25 @@ type Resetter interface {
 	ResetConnections()
 }
 
-// started is what clock counts from.
-var started = time.Now()
+// processStart is what clock counts from.
+var processStart = time.Now()
 
 // clock is a time that no change of the wall clock moves.
-func clock() time.Duration { return time.Since(started) }
+func clock() time.Duration { return time.Since(processStart) }
 
-// reviving is a transport that gives up its idle connections when a request had
+// reconnecting is a transport that gives up its idle connections when a request had
 // no answer in time, and no other request had one meanwhile. It is for
 // HTTP/1.1, where each dead connection in the pool costs a request of its own,
 // and for HTTP/2 between two pings.
-type reviving struct {
+type reconnecting struct {
 	next  http.RoundTripper
 	heard atomic.Int64 // when the last answer came, by clock
 }
 
-func newReviving(next http.RoundTripper) *reviving { return &reviving{next: next} }
+func newReconnecting(next http.RoundTripper) *reconnecting { return &reconnecting{next: next} }
 
 // RoundTrip implements http.RoundTripper.
-func (r *reviving) RoundTrip(req *http.Request) (*http.Response, error) {
+func (r *reconnecting) RoundTrip(req *http.Request) (*http.Response, error) {
 	sent := clock()
 	resp, err := r.next.RoundTrip(req)
 	switch {
@@ -64,43 +64,43 @@ func (r *reviving) RoundTrip(req *http.Request) (*http.Response, error) {
 }
 
 // CloseIdleConnections is what http.Client looks for.
-func (r *reviving) CloseIdleConnections() {
+func (r *reconnecting) CloseIdleConnections() {
 	if t, ok := r.next.(interface{ CloseIdleConnections() }); ok {
 		t.CloseIdleConnections()
 	}
 }
 
-// revivingAWS returns client with a reviving transport. A BuildableClient has
+// reconnectingAWS returns client with a reconnecting transport. A BuildableClient has
 // no way to give up connections, and makes a transport of its own for each
 // service.
-func revivingAWS(client aws.HTTPClient) aws.HTTPClient {
+func reconnectingAWS(client aws.HTTPClient) aws.HTTPClient {
 	switch c := client.(type) {
 	case *awshttp.BuildableClient:
 		return &http.Client{
-			Transport:     newReviving(c.GetTransport()),
+			Transport:     newReconnecting(c.GetTransport()),
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		}
 	case *http.Client:
-		return revivingHTTP(c)
+		return reconnectingHTTP(c)
 	default:
 		return client
 	}
 }
 
-// revivingAzure is revivingAWS for the clients that Azure's library takes.
-func revivingAzure(client policy.Transporter) policy.Transporter {
+// reconnectingAzure is reconnectingAWS for the clients that Azure's library takes.
+func reconnectingAzure(client policy.Transporter) policy.Transporter {
 	if c, ok := client.(*http.Client); ok {
-		return revivingHTTP(c)
+		return reconnectingHTTP(c)
 	}
 	return client
 }
 
-func revivingHTTP(client *http.Client) *http.Client {
+func reconnectingHTTP(client *http.Client) *http.Client {
 	own := *client
 	if own.Transport == nil {
 		own.Transport = http.DefaultTransport
 	}
-	own.Transport = newReviving(own.Transport)
+	own.Transport = newReconnecting(own.Transport)
 	return &own
 }
 

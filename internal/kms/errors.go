@@ -104,12 +104,12 @@ func IsRevoked(err error) bool {
 }
 
 // IsThrottled reports whether err holds an *Error of kind Throttled.
-func IsThrottled(err error) bool { return is(err, Throttled) }
+func IsThrottled(err error) bool { return hasKind(err, Throttled) }
 
 // IsUnreachable reports whether err holds an *Error of kind Unreachable.
-func IsUnreachable(err error) bool { return is(err, Unreachable) }
+func IsUnreachable(err error) bool { return hasKind(err, Unreachable) }
 
-func is(err error, k Kind) bool {
+func hasKind(err error, k Kind) bool {
 	var e *Error
 	return errors.As(err, &e) && e.Kind == k
 }
@@ -123,8 +123,8 @@ func contextError(ctx context.Context, op, keyID string) *Error {
 	return e
 }
 
-// errLost is the cause of a call whose connection ended before an answer.
-var errLost = errors.New("the connection was lost")
+// errConnectionLost is the cause of a call whose connection ended before an answer.
+var errConnectionLost = errors.New("the connection was lost")
 
 // errUnreadable is the cause of an answer that does not parse, or lacks what
 // the KMS always sends. It is not the KMS's own then, or was damaged.
@@ -148,19 +148,19 @@ func networkError(err error) error {
 	case errors.As(err, &cert):
 		return cert
 	case errors.Is(err, io.ErrUnexpectedEOF):
-		return errLost
+		return errConnectionLost
 	default:
 		return nil
 	}
 }
 
-// strangerError says that an answer came from something on the way to the KMS,
+// intermediaryError says that an answer came from something on the way to the KMS,
 // such as a balancer, a firewall, a portal or an ingress, and not from the KMS.
 // Such an answer says nothing about the key, whatever its status: the key is
 // unreachable. Each provider has its own test of what the KMS itself sends.
-type strangerError struct{ status int }
+type intermediaryError struct{ status int }
 
-func (e *strangerError) Error() string {
+func (e *intermediaryError) Error() string {
 	if e.status == 0 {
 		return "the answer is not the KMS's own"
 	}

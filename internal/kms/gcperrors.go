@@ -103,7 +103,7 @@ func (g *GCP) fail(ctx context.Context, op string, err error) *Error {
 
 func (g *GCP) failStatus(ctx context.Context, e *Error, s *status.Status) {
 	if slices.Contains(gcpNeedsEvidence, s.Code()) && !g.isGCPError(s) {
-		e.Kind, e.Err = Unreachable, &strangerError{}
+		e.Kind, e.Err = Unreachable, &intermediaryError{}
 		return
 	}
 
@@ -178,7 +178,7 @@ func (g *GCP) credentialsKind(ctx context.Context, s *status.Status) (Kind, erro
 	case g.creds == nil && g.isGCPError(s):
 		return Internal, errors.New("the credentials were refused")
 	case g.creds == nil:
-		return Unreachable, &strangerError{}
+		return Unreachable, &intermediaryError{}
 	}
 
 	call, cancel := context.WithTimeout(ctx, g.timeout)
@@ -189,7 +189,7 @@ func (g *GCP) credentialsKind(ctx context.Context, s *status.Status) (Kind, erro
 		// A token that was got and is refused: the account was deleted or disabled since.
 		return Denied, errors.New("the KMS refused the credentials")
 	case err == nil:
-		return Unreachable, &strangerError{}
+		return Unreachable, &intermediaryError{}
 	default:
 		return gcpTokenKind(err)
 	}

@@ -122,7 +122,7 @@ func (h *hsm) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext) 
 	return h.call(ctx, "unwrap", func() ([]byte, error) {
 		return h.withSession(func(s *hsmSession) ([]byte, error) {
 			dek, err := h.unseal(s, own, ec)
-			if err != nil && vague(err) && h.intact(s) == nil {
+			if err != nil && isAmbiguous(err) && h.intact(s) == nil {
 				err = errHSMBlob
 			}
 			return dek, err
@@ -172,7 +172,7 @@ func (h *hsm) seal(s *hsmSession, dek []byte, ec EncryptionContext) ([]byte, err
 	if !h.choosesNonce.Load() {
 		rand.Read(nonce)
 		blob, err := h.encrypt(s, nonce, dek, ec)
-		if !is11(err, pkcs11.CKR_MECHANISM_PARAM_INVALID, pkcs11.CKR_ARGUMENTS_BAD) {
+		if !isCKR(err, pkcs11.CKR_MECHANISM_PARAM_INVALID, pkcs11.CKR_ARGUMENTS_BAD) {
 			return blob, err
 		}
 		clear(nonce)
@@ -233,7 +233,7 @@ func (h *hsm) intact(s *hsmSession) error {
 	}
 	dek, err := h.unseal(s, h.canary, h.canaryContext)
 	clear(dek)
-	if err == nil || !vague(err) && !badBlob(err) {
+	if err == nil || !isAmbiguous(err) && !isBadBlob(err) {
 		return err
 	}
 	dek = make([]byte, DEKSize)

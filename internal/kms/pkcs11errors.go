@@ -102,27 +102,27 @@ func ckrName(code pkcs11.Error) string {
 	return fmt.Sprintf("CKR 0x%X", uint(code))
 }
 
-// is11 reports whether err is one of these return values.
-func is11(err error, codes ...uint) bool {
+// isCKR reports whether err is one of these return values.
+func isCKR(err error, codes ...uint) bool {
 	var code pkcs11.Error
 	return errors.As(err, &code) && slices.Contains(codes, uint(code))
 }
 
-// lost reports whether a new session may do better.
-func lost(err error) bool {
-	return is11(err, pkcs11.CKR_SESSION_HANDLE_INVALID, pkcs11.CKR_SESSION_CLOSED, pkcs11.CKR_USER_NOT_LOGGED_IN,
+// isSessionLost reports whether a new session may do better.
+func isSessionLost(err error) bool {
+	return isCKR(err, pkcs11.CKR_SESSION_HANDLE_INVALID, pkcs11.CKR_SESSION_CLOSED, pkcs11.CKR_USER_NOT_LOGGED_IN,
 		pkcs11.CKR_DEVICE_REMOVED, pkcs11.CKR_TOKEN_NOT_PRESENT, pkcs11.CKR_KEY_HANDLE_INVALID, pkcs11.CKR_OBJECT_HANDLE_INVALID,
 		pkcs11.CKR_OPERATION_ACTIVE, pkcs11.CKR_OPERATION_NOT_INITIALIZED)
 }
 
-// away reports whether the module itself may have to be started anew before it
+// isModuleGone reports whether the module itself may have to be started anew before it
 // finds a token: some see the tokens that were there when they were
 // initialized, and others are lost for this process with the device.
-func away(err error) bool {
+func isModuleGone(err error) bool {
 	if e, ok := errors.AsType[*Error](err); ok {
 		return e.Reason == reasonNoToken
 	}
-	return is11(err, pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED, pkcs11.CKR_TOKEN_NOT_PRESENT, pkcs11.CKR_TOKEN_NOT_RECOGNIZED,
+	return isCKR(err, pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED, pkcs11.CKR_TOKEN_NOT_PRESENT, pkcs11.CKR_TOKEN_NOT_RECOGNIZED,
 		pkcs11.CKR_DEVICE_REMOVED, pkcs11.CKR_DEVICE_ERROR, pkcs11.CKR_SLOT_ID_INVALID, pkcs11.CKR_SESSION_HANDLE_INVALID,
 		pkcs11.CKR_SESSION_CLOSED)
 }
@@ -130,12 +130,12 @@ func away(err error) bool {
 // reasonNoToken is the reason of an error of our own.
 const reasonNoToken = "NoToken"
 
-// badBlob reports whether err is that of a blob, after which the session is as good as before (section 5.9, C_Decrypt).
-func badBlob(err error) bool {
-	return is11(err, pkcs11.CKR_ENCRYPTED_DATA_INVALID, pkcs11.CKR_ENCRYPTED_DATA_LEN_RANGE, ckrAEADDecryptFailed)
+// isBadBlob reports whether err is that of a blob, after which the session is as good as before (section 5.9, C_Decrypt).
+func isBadBlob(err error) bool {
+	return isCKR(err, pkcs11.CKR_ENCRYPTED_DATA_INVALID, pkcs11.CKR_ENCRYPTED_DATA_LEN_RANGE, ckrAEADDecryptFailed)
 }
 
-// vague reports whether err may be about the blob, as some modules have no better answer to one that does not unwrap.
-func vague(err error) bool {
-	return is11(err, pkcs11.CKR_GENERAL_ERROR, pkcs11.CKR_FUNCTION_FAILED, pkcs11.CKR_DATA_INVALID, pkcs11.CKR_DEVICE_ERROR)
+// isAmbiguous reports whether err may be about the blob, as some modules have no better answer to one that does not unwrap.
+func isAmbiguous(err error) bool {
+	return isCKR(err, pkcs11.CKR_GENERAL_ERROR, pkcs11.CKR_FUNCTION_FAILED, pkcs11.CKR_DATA_INVALID, pkcs11.CKR_DEVICE_ERROR)
 }

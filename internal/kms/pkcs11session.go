@@ -85,17 +85,17 @@ func (m *hsmModule) restart() bool {
 	m.generation.Add(1)       // whatever comes of it: handles of sessions may be given out once more
 	_ = m.ctx.Finalize()      // it may not be initialized
 	err := m.ctx.Initialize() // if this fails, calls will say so, and it is tried again
-	return err == nil || is11(err, pkcs11.CKR_CRYPTOKI_ALREADY_INITIALIZED)
+	return err == nil || isCKR(err, pkcs11.CKR_CRYPTOKI_ALREADY_INITIALIZED)
 }
 
 // again is do, and once more after a restart if the module says that the token
-// is away.
+// is gone.
 func (m *hsmModule) again(do func() ([]byte, error)) ([]byte, error) {
 	out, err := do()
-	if !away(err) || !m.restart() {
+	if !isModuleGone(err) || !m.restart() {
 		return out, err
 	}
-	if out, err = do(); !away(err) { // it has helped
+	if out, err = do(); !isModuleGone(err) { // it has helped
 		m.restarting.Lock()
 		defer m.restarting.Unlock()
 		m.rest, m.nextRestart = 0, time.Time{}
@@ -133,7 +133,7 @@ func (m *hsmModule) load() error {
 	if ctx == nil {
 		return &Error{Kind: Invalid, Err: fmt.Errorf("%s is not a PKCS#11 library, or lacks another one that it needs", m.path)}
 	}
-	if err := ctx.Initialize(); err != nil && !is11(err, pkcs11.CKR_CRYPTOKI_ALREADY_INITIALIZED) {
+	if err := ctx.Initialize(); err != nil && !isCKR(err, pkcs11.CKR_CRYPTOKI_ALREADY_INITIALIZED) {
 		return err
 	}
 	m.ctx = ctx
@@ -151,10 +151,10 @@ func (m *hsmModule) login(s pkcs11.SessionHandle, token pkcs11.TokenInfo, pin st
 			"the token has refused this PIN before, and is not asked again until the proxy is started anew, lest it locks itself")}
 	}
 	err := m.ctx.Login(s, pkcs11.CKU_USER, pin)
-	if is11(err, pkcs11.CKR_USER_ALREADY_LOGGED_IN) {
+	if isCKR(err, pkcs11.CKR_USER_ALREADY_LOGGED_IN) {
 		return nil
 	}
-	if is11(err, pkcs11.CKR_PIN_INCORRECT) {
+	if isCKR(err, pkcs11.CKR_PIN_INCORRECT) {
 		m.refused[attempt] = true
 	}
 	return err
@@ -177,7 +177,7 @@ func (h *hsm) withSession(use func(*hsmSession) ([]byte, error)) ([]byte, error)
 func (h *hsm) withNewSession(use func(*hsmSession) ([]byte, error)) ([]byte, error) {
 	for attempt := 1; ; attempt++ {
 		out, err := h.useOne(use)
-		if err == nil || !lost(err) || attempt == 3 {
+		if err == nil || !isSessionLost(err) || attempt == 3 {
 			return out, err
 		}
 		h.closeIdle()
@@ -193,7 +193,7 @@ func (h *hsm) useOne(use func(*hsmSession) ([]byte, error)) ([]byte, error) {
 		}
 	}
 	out, err := use(s)
-	if err == nil || errors.Is(err, errHSMBlob) || badBlob(err) {
+	if err == nil || errors.Is(err, errHSMBlob) || isBadBlob(err) {
 		select {
 		case h.idle <- s:
 			return out, err

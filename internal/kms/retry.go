@@ -85,7 +85,7 @@ func (r *retrier) run(ctx context.Context, op string, call func() error) error {
 	limit := min(r.cfg.Base, r.cfg.Max)
 	for attempt := 1; ; attempt++ {
 		err := call()
-		r.earn(err, attempt)
+		r.creditSuccess(err, attempt)
 		if notAsked(err) && last != nil {
 			return last
 		}
@@ -93,7 +93,7 @@ func (r *retrier) run(ctx context.Context, op string, call func() error) error {
 			return err
 		}
 		last = err
-		r.fill()
+		r.creditTime()
 		if _, empty := r.budget.GetToken(ctx, retryCost); empty != nil && ctx.Err() == nil {
 			return last
 		}
@@ -107,8 +107,8 @@ func (r *retrier) run(ctx context.Context, op string, call func() error) error {
 	}
 }
 
-// earn adds to the budget what an attempt that succeeded is worth.
-func (r *retrier) earn(err error, attempt int) {
+// creditSuccess adds to the budget what an attempt that succeeded is worth.
+func (r *retrier) creditSuccess(err error, attempt int) {
 	switch {
 	case err != nil:
 	case attempt > 1:
@@ -118,8 +118,8 @@ func (r *retrier) earn(err error, attempt int) {
 	}
 }
 
-// fill adds a retry to the budget for each second that has passed.
-func (r *retrier) fill() {
+// creditTime adds a retry to the budget for each second that has passed.
+func (r *retrier) creditTime() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	const second = time.Second / retryCost // of one token

@@ -276,7 +276,7 @@ func newVaultConfig(cfg VaultConfig) (*api.Config, error) {
 	return &api.Config{
 		Address: cfg.Address,
 		HttpClient: &http.Client{
-			Transport: newReviving(transport),
+			Transport: newReconnecting(transport),
 			// The client follows redirects itself, one only, and not from https to http.
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},

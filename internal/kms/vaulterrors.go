@@ -34,7 +34,7 @@ func (v *Vault) fail(ctx context.Context, op string, err error) *Error {
 	case errors.Is(ctx.Err(), context.Canceled):
 		e.Kind, e.Err = Canceled, context.Canceled
 	case errors.As(err, &resp) && !isVaultError(resp):
-		e.Kind, e.Err = Unreachable, &strangerError{resp.StatusCode}
+		e.Kind, e.Err = Unreachable, &intermediaryError{resp.StatusCode}
 	case errors.As(err, &resp):
 		e.Reason = fmt.Sprintf("HTTP %d", resp.StatusCode)
 		e.Kind = vaultKind(op, resp)
@@ -122,7 +122,7 @@ func vaultTransportError(err error) error {
 	var send *url.Error
 	switch {
 	case errors.As(err, &send):
-		return errLost
+		return errConnectionLost
 	case errors.Is(err, errVaultAnswer):
 		return errVaultAnswer
 	default:

@@ -192,7 +192,7 @@ func testUnusableDEKs(t *testing.T, newKey func(*testing.T) kms.Wrapper) {
 	w := newKey(t)
 	for _, dek := range [][]byte{nil, make([]byte, 32), {1}, bytes.Repeat([]byte{7}, 31), bytes.Repeat([]byte{7}, 33)} {
 		_, err := w.Wrap(t.Context(), dek, contractContext)
-		if e := typed(t, err); e != nil && e.Kind != kms.Invalid {
+		if e := kmsError(t, err); e != nil && e.Kind != kms.Invalid {
 			t.Errorf("%d bytes: %v, want invalid request", len(dek), err)
 		}
 	}
@@ -202,7 +202,7 @@ func testInvalidContext(t *testing.T, newKey func(*testing.T) kms.Wrapper) {
 	w := newKey(t)
 	for _, ec := range []kms.EncryptionContext{{"": "x"}, Context("b", "\xff"), {"\xff": "x"}} {
 		_, err := w.Wrap(t.Context(), NewDEK(), ec)
-		if e := typed(t, err); e != nil && e.Kind != kms.Invalid {
+		if e := kmsError(t, err); e != nil && e.Kind != kms.Invalid {
 			t.Errorf("%q: %v, want invalid request", ec, err)
 		}
 	}
@@ -217,7 +217,7 @@ func testCanceled(t *testing.T, newKey func(*testing.T) kms.Wrapper) {
 	_, unwrapErr := w.Unwrap(ctx, blob, contractContext)
 	_, _, generateErr := kms.Generate(ctx, w, contractContext)
 	for _, err := range []error{wrapErr, unwrapErr, generateErr} {
-		if e := typed(t, err); e != nil && (e.Kind != kms.Canceled || !errors.Is(err, context.Canceled)) {
+		if e := kmsError(t, err); e != nil && (e.Kind != kms.Canceled || !errors.Is(err, context.Canceled)) {
 			t.Errorf("%v, want canceled", err)
 		}
 	}
@@ -285,10 +285,10 @@ func mustFail(t *testing.T, w kms.Wrapper, blob []byte, ec kms.EncryptionContext
 	if dek != nil {
 		t.Error("a DEK came with the error")
 	}
-	return typed(t, err)
+	return kmsError(t, err)
 }
 
-func typed(t *testing.T, err error) *kms.Error {
+func kmsError(t *testing.T, err error) *kms.Error {
 	t.Helper()
 	if err == nil {
 		t.Error("no error")

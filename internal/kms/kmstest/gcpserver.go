@@ -286,8 +286,8 @@ func (s *GCPServer) Encrypt(ctx context.Context, in *kmspb.EncryptRequest) (*kms
 	s.lock.Lock()
 	defer s.lock.Unlock()
 	aad := in.GetAdditionalAuthenticatedData()
-	k, err := s.find(in.GetName(), [2]string{sum(in.GetPlaintext()), given(in.GetPlaintextCrc32C())},
-		[2]string{sum(aad), given(in.GetAdditionalAuthenticatedDataCrc32C())})
+	k, err := s.find(in.GetName(), [2]string{sum(in.GetPlaintext()), checksumText(in.GetPlaintextCrc32C())},
+		[2]string{sum(aad), checksumText(in.GetAdditionalAuthenticatedDataCrc32C())})
 	if err != nil {
 		return nil, err
 	}
@@ -329,8 +329,8 @@ func (s *GCPServer) Decrypt(ctx context.Context, in *kmspb.DecryptRequest) (*kms
 	s.lock.Lock()
 	defer s.lock.Unlock()
 	aad := in.GetAdditionalAuthenticatedData()
-	k, err := s.find(in.GetName(), [2]string{sum(in.GetCiphertext()), given(in.GetCiphertextCrc32C())},
-		[2]string{sum(aad), given(in.GetAdditionalAuthenticatedDataCrc32C())})
+	k, err := s.find(in.GetName(), [2]string{sum(in.GetCiphertext()), checksumText(in.GetCiphertextCrc32C())},
+		[2]string{sum(aad), checksumText(in.GetAdditionalAuthenticatedDataCrc32C())})
 	if err != nil {
 		return nil, err
 	}
@@ -417,9 +417,9 @@ func number(b []byte) *wrapperspb.Int64Value {
 }
 
 // sum and given are a checksum as it should be and as it came; one that did not come is nobody's.
-func sum(b []byte) string { return given(number(b)) }
+func sum(b []byte) string { return checksumText(number(b)) }
 
-func given(n *wrapperspb.Int64Value) string {
+func checksumText(n *wrapperspb.Int64Value) string {
 	if n == nil {
 		return "none"
 	}

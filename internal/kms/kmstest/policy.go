@@ -23,9 +23,9 @@ type statement struct {
 	Sid              string
 	Effect           string
 	Principal        principals
-	Action, Resource texts
+	Action, Resource stringList
 	// Condition is by operator and then by key, such as StringEquals and kms:EncryptionContext:bucket.
-	Condition map[string]map[string]texts
+	Condition map[string]map[string]stringList
 }
 
 const (
@@ -57,7 +57,7 @@ func (p *keyPolicy) decide(a access) string {
 }
 
 func (s *statement) speaksOf(a access) bool {
-	action := func(pattern string) bool { return like(strings.ToLower(pattern), strings.ToLower(a.action)) }
+	action := func(pattern string) bool { return matchesPattern(strings.ToLower(pattern), strings.ToLower(a.action)) }
 	principal := func(p string) bool { return p == "*" || isPrincipal(p, a.caller) }
 	if !slices.ContainsFunc(s.Principal, principal) || !slices.ContainsFunc(s.Action, action) {
 		return false
@@ -105,12 +105,12 @@ func holds(operator string, wanted, got []string) bool {
 	case "StringNotEquals":
 		return !some(equal)
 	default: // parsePolicy knows of no other
-		return some(like)
+		return some(matchesPattern)
 	}
 }
 
-// like reports whether s has the form of a pattern with * for any run of characters and ? for one.
-func like(pattern, s string) bool {
+// matchesPattern reports whether s has the form of a pattern with * for any run of characters and ? for one.
+func matchesPattern(pattern, s string) bool {
 	form := regexp.QuoteMeta(pattern)
 	form = strings.ReplaceAll(strings.ReplaceAll(form, `\*`, `.*`), `\?`, `.`)
 	return regexp.MustCompile(`(?s)^` + form + `$`).MatchString(s)
@@ -194,7 +194,7 @@ func (s *statement) check() error {
 	return nil
 }
 
-func checkCondition(operator string, keys map[string]texts) error {
+func checkCondition(operator string, keys map[string]stringList) error {
 	if !slices.Contains([]string{"StringEquals", "StringNotEquals", "StringLike"}, operator) {
 		return fmt.Errorf("no condition operator %q", operator)
 	}
@@ -244,23 +244,23 @@ func readExactly(data []byte, to any, names ...string) error {
 	return json.Unmarshal(data, to)
 }
 
-// texts is a string or a list of strings.
-type texts []string
+// stringList is a string or a list of strings.
+type stringList []string
 
 // UnmarshalJSON implements json.Unmarshaler.
-func (t *texts) UnmarshalJSON(data []byte) error {
+func (t *stringList) UnmarshalJSON(data []byte) error {
 	if string(data) == "null" {
 		return errors.New("null for a string")
 	}
 	var one string
 	if json.Unmarshal(data, &one) == nil {
-		*t = texts{one}
+		*t = stringList{one}
 		return nil
 	}
 	return json.Unmarshal(data, (*[]string)(t))
 }
 
-// principals is "*" or {"AWS": texts}.
+// principals is "*" or {"AWS": stringList}.
 type principals []string
 
 // UnmarshalJSON implements json.Unmarshaler.
@@ -269,7 +269,7 @@ func (p *principals) UnmarshalJSON(data []byte) error {
 		*p = principals{"*"}
 		return nil
 	}
-	var in struct{ AWS texts }
+	var in struct{ AWS stringList }
 	if err := readExactly(data, &in, "AWS"); err != nil {
 		return err
 	}

@@ -80,7 +80,7 @@ func TestRevivingKeepsConnections(t *testing.T) {
 	canceled, cancel := context.WithCancel(t.Context())
 	cancel()
 	p := &pool{}
-	r := newReviving(p)
+	r := newReconnecting(p)
 	fails := func(*http.Request) error { return errors.New("no answer") }
 
 	for _, c := range []struct {
