@@ -61,12 +61,12 @@ type Client struct {
 // bucket "" stands for the service itself, as in a listing of all buckets; of all patterns only those made of nothing
 // but * match it.
 func (c *Client) May(action Action, bucket string) bool {
-	return c.any(action, bucket, (*Grant).whole)
+	return c.allows(action, bucket, (*Grant).coversAll)
 }
 
 // MayObject reports whether the client may do action on an object.
 func (c *Client) MayObject(action Action, bucket, key string) bool {
-	return c.any(action, bucket, func(g *Grant) bool { return g.whole() || c.begins(g, key) })
+	return c.allows(action, bucket, func(g *Grant) bool { return g.coversAll() || c.hasPrefix(g, key) })
 }
 
 // MayList reports whether the client may list all keys that begin with prefix.
@@ -74,7 +74,7 @@ func (c *Client) MayList(bucket, prefix string) bool { return c.MayObject(List, 
 
 // MaySome reports whether the client may do action on the bucket or on some objects in it.
 func (c *Client) MaySome(action Action, bucket string) bool {
-	return c.any(action, bucket, func(*Grant) bool { return true })
+	return c.allows(action, bucket, func(*Grant) bool { return true })
 }
 
 // Sees reports whether the client may do anything at all in the bucket.
@@ -82,18 +82,18 @@ func (c *Client) Sees(bucket string) bool {
 	return slices.ContainsFunc(actions, func(a Action) bool { return c.MaySome(a, bucket) })
 }
 
-func (c *Client) any(action Action, bucket string, covers func(*Grant) bool) bool {
+func (c *Client) allows(action Action, bucket string, covers func(*Grant) bool) bool {
 	return slices.ContainsFunc(c.Allow, func(g Grant) bool {
 		return slices.Contains(g.Actions, action) && covers(&g) &&
 			slices.ContainsFunc(g.Buckets, func(pattern string) bool { return glob.Match(pattern, bucket) })
 	})
 }
 
-func (g *Grant) whole() bool { return len(g.Prefixes) == 0 || slices.Contains(g.Prefixes, "") }
+func (g *Grant) coversAll() bool { return len(g.Prefixes) == 0 || slices.Contains(g.Prefixes, "") }
 
-// begins reports whether a key begins with one of the prefixes of a grant, and
+// hasPrefix reports whether a key begins with one of the prefixes of a grant, and
 // whether that means anything.
-func (c *Client) begins(g *Grant, key string) bool {
+func (c *Client) hasPrefix(g *Grant, key string) bool {
 	if !c.LiteralKeys && keyname.HasDots(key) {
 		return false
 	}

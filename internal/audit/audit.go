@@ -66,18 +66,18 @@ type Config struct {
 type Log struct {
 	cfg Config
 
-	mu      sync.Mutex
-	closed  bool
-	out     io.Writer // nil while there is no file
-	torn    bool      // what is in out may end within a line
-	line    bytes.Buffer
-	encoder *json.Encoder // to line
-	record  Record        // that is being written, here so that it is not allocated
+	mu          sync.Mutex
+	closed      bool
+	out         io.Writer // nil while there is no file
+	partialLine bool      // what is in out may end within a line
+	line        bytes.Buffer
+	encoder     *json.Encoder // to line
+	record      Record        // that is being written, here so that it is not allocated
 
-	file   *os.File
-	info   os.FileInfo // of file, as it was opened
-	size   int64       // of file
-	looked time.Time   // when the path was last compared with file
+	file    *os.File
+	info    os.FileInfo // of file, as it was opened
+	size    int64       // of file
+	checked time.Time   // when the path was last compared with file
 }
 
 // ErrClosed says that a Log was closed.
@@ -123,7 +123,7 @@ func (l *Log) appendRecord(r Record) error {
 	r.Time = now.UTC()
 	l.record = r
 	l.line.Reset()
-	l.line.WriteByte('\n') // the end of what is torn, and not written otherwise
+	l.line.WriteByte('\n') // ends a partial line, and is not written otherwise
 	if err := l.encoder.Encode(&l.record); err != nil {
 		return err
 	}
@@ -131,7 +131,7 @@ func (l *Log) appendRecord(r Record) error {
 		return err
 	}
 	line := l.line.Bytes()
-	if !l.torn {
+	if !l.partialLine {
 		line = line[1:]
 	}
 	n, err := l.out.Write(line)
@@ -139,7 +139,7 @@ func (l *Log) appendRecord(r Record) error {
 	if err == nil && n < len(line) {
 		err = io.ErrShortWrite
 	}
-	l.torn = err != nil && (l.torn || n > 0)
+	l.partialLine = err != nil && (l.partialLine || n > 0)
 	return err
 }
 
@@ -165,5 +165,5 @@ func (l *Log) Close() error {
 		return nil
 	}
 	l.closed = true
-	return l.drop()
+	return l.closeFile()
 }

@@ -11,9 +11,9 @@ import (
 	"time"
 )
 
-// lookEvery is how often the path is compared with the open file. What is written to a file that was removed is lost, and
+// checkInterval is how often the path is compared with the open file. What is written to a file that was removed is lost, and
 // no write of it fails.
-const lookEvery = time.Second
+const checkInterval = time.Second
 
 // prepare makes sure that a file is open, that it is the one at the path, and that it has room for a line of n bytes.
 func (l *Log) prepare(now time.Time, n int) error {
@@ -21,8 +21,8 @@ func (l *Log) prepare(now time.Time, n int) error {
 		return nil
 	}
 	full := l.cfg.MaxSize > 0 && l.size > 0 && l.size+int64(n) > l.cfg.MaxSize
-	if l.out == nil || full || now.Sub(l.looked) >= lookEvery {
-		if err := l.look(now); err != nil {
+	if l.out == nil || full || now.Sub(l.checked) >= checkInterval {
+		if err := l.reopenIfMoved(now); err != nil {
 			return err
 		}
 		if full && l.size > 0 && l.size+int64(n) > l.cfg.MaxSize { // and nobody else has renamed it
@@ -32,21 +32,21 @@ func (l *Log) prepare(now time.Time, n int) error {
 	return nil
 }
 
-// look opens the file that is at the path, if it is not the open one.
-func (l *Log) look(now time.Time) error {
+// reopenIfMoved opens the file that is at the path, if it is not the open one.
+func (l *Log) reopenIfMoved(now time.Time) error {
 	there, err := os.Stat(l.cfg.File)
 	if err != nil || l.out == nil || !os.SameFile(there, l.info) {
 		err = l.open()
 	} else if there.Mode().IsRegular() {
 		l.size = there.Size() // others may append, or cut it
 	}
-	l.looked = now
+	l.checked = now
 	return err
 }
 
 // open opens the file at the path in place of the open one.
 func (l *Log) open() error {
-	_ = l.drop() // each write has told by itself whether it failed
+	_ = l.closeFile() // each write has told by itself whether it failed
 	file, err := os.OpenFile(l.cfg.File, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
@@ -56,12 +56,12 @@ func (l *Log) open() error {
 		file.Close()
 		return err
 	}
-	l.file, l.out, l.info, l.size, l.torn = file, file, info, 0, false
+	l.file, l.out, l.info, l.size, l.partialLine = file, file, info, 0, false
 	if info.Mode().IsRegular() {
 		l.size = info.Size()
-		l.torn = l.size > 0 && !endsWithLine(l.cfg.File, l.size)
+		l.partialLine = l.size > 0 && !endsWithLine(l.cfg.File, l.size)
 	}
-	l.looked = l.cfg.Now()
+	l.checked = l.cfg.Now()
 	return nil
 }
 
@@ -77,7 +77,7 @@ func endsWithLine(path string, size int64) bool {
 	return err == nil && last[0] == '\n'
 }
 
-func (l *Log) drop() error {
+func (l *Log) closeFile() error {
 	file := l.file
 	if file == nil {
 		return nil
@@ -106,7 +106,7 @@ func (l *Log) rotate(now time.Time) error {
 	}
 	if err != nil {
 		l.cfg.Trouble(fmt.Errorf("audit: renaming %s: %w", l.cfg.File, err))
-		l.size = 0 // until the next look
+		l.size = 0 // until the next check
 		return nil
 	}
 	if err := l.open(); err != nil {

@@ -10,7 +10,7 @@ func IsAnonymous(r *http.Request) bool {
 		return false
 	}
 	for _, name := range []string{"X-Amz-Algorithm", "X-Amz-Signature", "X-Amz-Credential", "Signature", "AWSAccessKeyId"} {
-		if has(query, name) {
+		if hasParameter(query, name) {
 			return false
 		}
 	}

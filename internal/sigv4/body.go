@@ -83,9 +83,9 @@ func (b *Body) readPlain(p []byte) (int, error) {
 	case err == nil:
 		return n, nil
 	case err == io.EOF && b.remains > 0:
-		return n, wrongLength(errCut)
+		return n, wrongLength(errEarlyEnd)
 	case err != io.EOF:
-		return n, cut(err)
+		return n, earlyEndError(err)
 	}
 	if want := b.auth.payload.sha256; want != "" {
 		if got := hex.EncodeToString(b.hash.Sum(nil)); subtle.ConstantTimeCompare([]byte(got), []byte(want)) != 1 {
@@ -96,13 +96,13 @@ func (b *Body) readPlain(p []byte) (int, error) {
 	return n, io.EOF
 }
 
-var errCut = errors.New("the body has ended")
+var errEarlyEnd = errors.New("the body has ended")
 
-// cut names the end of the body in a place where it must not end. Nothing that it returns is io.EOF to errors.Is, nor
+// earlyEndError names the end of the body in a place where it must not end. Nothing that it returns is io.EOF to errors.Is, nor
 // io.ErrUnexpectedEOF: it says by itself what is wrong.
-func cut(err error) error {
+func earlyEndError(err error) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return incomplete(errCut)
+		return incomplete(errEarlyEnd)
 	}
 	return err
 }

@@ -81,7 +81,7 @@ func parseQuery(raw string) ([]parameter, error) {
 	return out, nil
 }
 
-func has(query []parameter, name string) bool {
+func hasParameter(query []parameter, name string) bool {
 	return slices.ContainsFunc(query, func(p parameter) bool { return p.name == name })
 }
 

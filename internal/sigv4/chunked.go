@@ -48,7 +48,7 @@ func (b *Body) readChunked(p []byte) (int, error) {
 	b.chunk.remains -= int64(n)
 	b.remains -= int64(n)
 	if err != nil {
-		return n, cut(err)
+		return n, earlyEndError(err)
 	}
 	if b.chunk.remains == 0 {
 		return n, b.endChunk()
@@ -102,7 +102,7 @@ func (b *Body) overlong() error {
 	data, err := b.src.Peek(int(b.chunk.size) + len("\r\n"))
 	switch {
 	case err != nil:
-		return cut(err)
+		return earlyEndError(err)
 	case !bytes.HasSuffix(data, []byte("\r\n")):
 		return malformed("a chunk is not followed by CRLF")
 	default:
@@ -164,7 +164,7 @@ func (b *Body) lineFeed() (line string, crlf bool, err error) {
 	case errors.Is(err, bufio.ErrBufferFull):
 		return "", false, malformed("a line is longer than " + strconv.Itoa(bufferSize) + " bytes")
 	case err != nil:
-		return "", false, cut(err)
+		return "", false, earlyEndError(err)
 	}
 	raw, crlf = bytes.CutSuffix(raw[:len(raw)-1], []byte("\r"))
 	if bytes.IndexByte(raw, '\r') >= 0 {
@@ -178,7 +178,7 @@ func (b *Body) expect(text string) error {
 	for i := range len(text) {
 		c, err := b.src.ReadByte()
 		if err != nil {
-			return cut(err)
+			return earlyEndError(err)
 		}
 		if c != text[i] {
 			return malformed("a chunk is not followed by CRLF")

@@ -201,7 +201,7 @@ func (p *Post) parse(policy string) (expiration time.Time, err error) {
 		return expiration, badPolicy("invalid Base64 encoding.")
 	}
 	var doc map[string]json.RawMessage
-	if err := strictly(text, &doc); err != nil || doc == nil {
+	if err := parseStrictObject(text, &doc); err != nil || doc == nil {
 		return expiration, badPolicy("Invalid JSON.")
 	}
 	for name := range doc {
@@ -248,7 +248,7 @@ func (p *Post) parseCondition(text json.RawMessage) error {
 	switch text[0] {
 	case '{':
 		var simple map[string]json.RawMessage
-		if err := strictly(text, &simple); err != nil || len(simple) != 1 {
+		if err := parseStrictObject(text, &simple); err != nil || len(simple) != 1 {
 			return badPolicy("Invalid Simple-Condition: Simple-Conditions must have exactly one property specified.")
 		}
 		for name, raw := range simple {
@@ -308,8 +308,8 @@ func (p *Post) parseList(text json.RawMessage, list []json.RawMessage) error {
 // isString tells a string from null, which encoding/json takes for one.
 func isString(text json.RawMessage) bool { return len(text) > 0 && text[0] == '"' }
 
-// strictly reads an object of which no name occurs twice: readers differ in which of them they take.
-func strictly(text []byte, into *map[string]json.RawMessage) error {
+// parseStrictObject reads an object of which no name occurs twice: readers differ in which of them they take.
+func parseStrictObject(text []byte, into *map[string]json.RawMessage) error {
 	if err := json.Unmarshal(text, into); err != nil {
 		return err
 	}

@@ -43,7 +43,7 @@ func (b *Body) finish() error {
 	case err == nil:
 		return malformed("bytes follow the payload")
 	case err != io.EOF:
-		return cut(err)
+		return earlyEndError(err)
 	}
 	return nil
 }

@@ -161,7 +161,7 @@ func RequestTarget(r *http.Request) (path, query string) {
 
 func claimOf(r *http.Request, query []parameter) (*claim, error) {
 	authorization := r.Header.Values("Authorization")
-	inQuery := has(query, "X-Amz-Algorithm") || has(query, "X-Amz-Signature") || has(query, "X-Amz-Credential")
+	inQuery := hasParameter(query, "X-Amz-Algorithm") || hasParameter(query, "X-Amz-Signature") || hasParameter(query, "X-Amz-Credential")
 	switch {
 	case len(authorization) > 0 && inQuery:
 		return nil, badAuthorization("Only one auth mechanism allowed; only the X-Amz-Algorithm query parameter, Signature query string parameter or the Authorization header should be specified", authorization[0])
@@ -171,7 +171,7 @@ func claimOf(r *http.Request, query []parameter) (*claim, error) {
 		return headerClaim(r, authorization[0])
 	case inQuery:
 		return queryClaim(r, query)
-	case has(query, "Signature") && has(query, "AWSAccessKeyId"):
+	case hasParameter(query, "Signature") && hasParameter(query, "AWSAccessKeyId"):
 		return nil, errOldSignature()
 	default:
 		return nil, fail("AccessDenied", "Access Denied")
