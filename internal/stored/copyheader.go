@@ -8,9 +8,9 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-// carried are the headers of a HEAD answer that a request to write takes in the same form. The store's own encryption is
+// copiedHeaders are the headers of a HEAD answer that a request to write takes in the same form. The store's own encryption is
 // not among them: what the bucket says of it holds, as it did for the proxy's own requests.
-var carried = []string{
+var copiedHeaders = []string{
 	"Cache-Control", "Content-Disposition", "Content-Encoding", "Content-Language", "Content-Type", "Expires",
 	"X-Amz-Storage-Class", "X-Amz-Website-Redirect-Location",
 	"X-Amz-Object-Lock-Mode", "X-Amz-Object-Lock-Retain-Until-Date", "X-Amz-Object-Lock-Legal-Hold",
@@ -25,7 +25,7 @@ func Carry(have http.Header, envelope map[string]string) (http.Header, error) {
 		return nil, fmt.Errorf("the store does not show %s of its metadata entries, so that they cannot be carried over", n)
 	}
 	h := make(http.Header)
-	for _, name := range carried {
+	for _, name := range copiedHeaders {
 		if values := have.Values(name); len(values) > 0 {
 			h[name] = values
 		}

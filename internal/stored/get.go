@@ -59,7 +59,7 @@ func (s *Reader) readWhole(ctx context.Context, q Request, resp *http.Response) 
 
 func (s *Reader) openWhole(ctx context.Context, q Request, resp *http.Response) (*Object, error) {
 	if resp.StatusCode == http.StatusNotModified {
-		closeBody(resp)
+		CloseBody(resp)
 		return &Object{Header: resp.Header, NotModified: true}, nil
 	}
 	f, err := factsOf(resp.Header, resp.ContentLength)
@@ -139,7 +139,7 @@ func (s *Reader) openSingle(ctx context.Context, q Request, resp *http.Response,
 	} else if err != nil {
 		return nil, err
 	}
-	opener, err := crypt.NewOpener(io.LimitReader(resp.Body, o.limit(resp, window)), window, dek, e.Header)
+	opener, err := crypt.NewOpener(io.LimitReader(resp.Body, o.readLimit(resp, window)), window, dek, e.Header)
 	if err != nil {
 		return nil, err
 	}
@@ -147,9 +147,9 @@ func (s *Reader) openSingle(ctx context.Context, q Request, resp *http.Response,
 	return o, nil
 }
 
-// limit is how much of an answer is looked at: of one to a range no more than the window, as more was asked for; of a
+// readLimit is how much of an answer is looked at: of one to a range no more than the window, as more was asked for; of a
 // whole one all, so that what follows the last segment is found.
-func (o *Object) limit(resp *http.Response, w crypt.Window) int64 {
+func (o *Object) readLimit(resp *http.Response, w crypt.Window) int64 {
 	if o.Partial {
 		return w.End - w.Start
 	}

@@ -19,7 +19,7 @@ func (s *Reader) headOnce(ctx context.Context, q Request) (*Object, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer closeBody(resp)
+	defer CloseBody(resp)
 	o := &Object{Header: resp.Header, source: s, object: q.Object}
 	if resp.StatusCode == http.StatusNotModified {
 		o.NotModified = true
@@ -51,7 +51,7 @@ func (s *Reader) headOnce(ctx context.Context, q Request) (*Object, error) {
 		return nil, err
 	}
 	o.Length = o.Size
-	err = o.narrow(q)
+	err = o.applyRange(q)
 	if outside := (*RangeError)(nil); errors.As(err, &outside) {
 		if failure := s.verifySize(ctx, q, o); failure != nil { // the error tells the size
 			return nil, failure
@@ -60,8 +60,8 @@ func (s *Reader) headOnce(ctx context.Context, q Request) (*Object, error) {
 	return o, err
 }
 
-// narrow applies a range or a part number to the whole.
-func (o *Object) narrow(q Request) error {
+// applyRange applies a range or a part number to the whole.
+func (o *Object) applyRange(q Request) error {
 	switch {
 	case q.Part > 0:
 		place, err := o.place(q.Part)

@@ -99,7 +99,7 @@ func (s *Reader) page(ctx context.Context, bucket string, query url.Values) (*li
 	if err != nil {
 		return nil, fmt.Errorf("listing bucket %s: %w", bucket, err)
 	}
-	defer closeBody(resp)
+	defer CloseBody(resp)
 	page := &listingPage{}
 	if err := xml.NewDecoder(io.LimitReader(resp.Body, maxListing)).Decode(page); err != nil {
 		return nil, fmt.Errorf("listing bucket %s: %w: %w", bucket, ErrStore, err)

@@ -59,7 +59,7 @@ func (s *Reader) Look(ctx context.Context, q Request) (*Seen, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer closeBody(resp)
+	defer CloseBody(resp)
 	if resp.StatusCode == http.StatusNotModified {
 		return &Seen{Header: resp.Header, NotModified: true}, nil
 	}
@@ -74,12 +74,12 @@ func (s *Reader) Peek(ctx context.Context, q Request, n int64) (*Seen, error) {
 	}
 	_, total, ok := parseContentRange(resp.Header.Get("Content-Range"))
 	if !ok {
-		closeBody(resp)
+		CloseBody(resp)
 		return nil, fmt.Errorf("%w answered %d to a range", ErrStore, resp.StatusCode)
 	}
 	seen, err := seenOf(resp.Header, total)
 	if err != nil {
-		closeBody(resp)
+		CloseBody(resp)
 		return nil, err
 	}
 	have, err := readChunk(resp)

@@ -26,16 +26,16 @@ func ParseRange(header string) *Range {
 	}
 	r := &Range{last: math.MaxInt64, suffix: -1}
 	if from == "" {
-		if r.suffix, ok = digits(to); !ok {
+		if r.suffix, ok = parseDigits(to); !ok {
 			return nil
 		}
 		return r
 	}
-	if r.first, ok = digits(from); !ok {
+	if r.first, ok = parseDigits(from); !ok {
 		return nil
 	}
 	if to != "" {
-		if r.last, ok = digits(to); !ok || r.last < r.first {
+		if r.last, ok = parseDigits(to); !ok || r.last < r.first {
 			return nil
 		}
 	}
@@ -55,8 +55,8 @@ func (r *Range) Is(offset, length int64) bool {
 	return r.first == offset && r.last == offset+length-1
 }
 
-// digits reads a number; one that is too large is as good as the largest.
-func digits(text string) (int64, bool) {
+// parseDigits reads a number; one that is too large is as good as the largest.
+func parseDigits(text string) (int64, bool) {
 	if text == "" || strings.Trim(text, "0123456789") != "" {
 		return 0, false
 	}

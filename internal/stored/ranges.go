@@ -29,7 +29,7 @@ func (s *Reader) getRange(ctx context.Context, q Request) (*Object, error) {
 		spec = q.Range.stored(crypt.PartOverhead)
 	}
 	resp, err := s.requestRange(ctx, q, spec)
-	if status(err) == http.StatusRequestedRangeNotSatisfiable {
+	if StatusOf(err) == http.StatusRequestedRangeNotSatisfiable {
 		return nil, s.outsideError(ctx, q)
 	}
 	if err != nil {
@@ -96,7 +96,7 @@ func (s *Reader) continueRange(ctx context.Context, q Request, resp *http.Respon
 	case f.kind == single && !probe:
 		return s.openSingle(ctx, q, resp, f.envelope, q.Range)
 	}
-	closeBody(resp)
+	CloseBody(resp)
 	spec := q.Range.stored(0)
 	if f.kind == plaintext {
 		if err := q.Plaintext(); err != nil {
@@ -105,7 +105,7 @@ func (s *Reader) continueRange(ctx context.Context, q Request, resp *http.Respon
 		spec = q.Range.String()
 	}
 	again, err := s.requestRange(ctx, q, spec)
-	if status(err) == http.StatusRequestedRangeNotSatisfiable {
+	if StatusOf(err) == http.StatusRequestedRangeNotSatisfiable {
 		return nil, s.outsideError(ctx, q)
 	}
 	if err != nil {
@@ -318,7 +318,7 @@ func (s *Reader) stretchBody(ctx context.Context, q Request, k *known, have chun
 		return &http.Response{Header: have.header, Body: io.NopCloser(bytes.NewReader(b))}, nil
 	}
 	resp, err := s.requestRange(ctx, q, fmt.Sprintf("bytes=%d-%d", from, to-1))
-	if status(err) == http.StatusRequestedRangeNotSatisfiable {
+	if StatusOf(err) == http.StatusRequestedRangeNotSatisfiable {
 		return nil, errChanged
 	}
 	if err != nil {

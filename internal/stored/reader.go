@@ -184,7 +184,7 @@ func (s *Reader) request(ctx context.Context, method string, q Request, header h
 	r := &http.Request{Method: method, URL: u, Header: header, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}
 	resp, err := s.Send(r.WithContext(ctx))
 	if err == nil && resp.StatusCode == http.StatusNotModified && header.Get("If-None-Match") == "" && header.Get("If-Modified-Since") == "" {
-		closeBody(resp)
+		CloseBody(resp)
 		return nil, fmt.Errorf("%w answered 304 to a request without a condition", ErrStore)
 	}
 	return resp, err
@@ -209,13 +209,13 @@ func (s *Reader) fetch(ctx context.Context, q Request, etag string, start, end i
 		"Range":    {fmt.Sprintf("bytes=%d-%d", start, end-1)},
 		"If-Match": {etag},
 	})
-	if status(err) == http.StatusPreconditionFailed || status(err) == http.StatusNotFound {
+	if StatusOf(err) == http.StatusPreconditionFailed || StatusOf(err) == http.StatusNotFound {
 		return nil, errChanged
 	}
 	if err != nil {
 		return nil, err
 	}
-	defer closeBody(resp)
+	defer CloseBody(resp)
 	from, _, ok := parseContentRange(resp.Header.Get("Content-Range"))
 	if resp.StatusCode != http.StatusPartialContent || !ok || from != start {
 		return nil, fmt.Errorf("%w answered %d to a range", ErrStore, resp.StatusCode)
@@ -234,8 +234,9 @@ func (s *Reader) fetch(ctx context.Context, q Request, etag string, start, end i
 // errChanged says that the object is another one than a moment ago: what was found out of it is void.
 var errChanged = errors.New("the object has changed")
 
-// status is the store's, 0 if it has not answered.
-func status(err error) int {
+// StatusOf returns the HTTP status of an error of Reader.Send: 0 if the store has
+// not answered.
+func StatusOf(err error) int {
 	var answered interface{ Status() int }
 	if errors.As(err, &answered) {
 		return answered.Status()
@@ -243,8 +244,9 @@ func status(err error) int {
 	return 0
 }
 
-// closeBody ends a response. What is left of a short one is read, so that the connection can be used again.
-func closeBody(resp *http.Response) {
+// CloseBody ends a response. It reads the rest of a short one, so that the
+// connection can be used again.
+func CloseBody(resp *http.Response) {
 	const worthReading = 16 << 10
 	_, _ = io.CopyN(io.Discard, resp.Body, worthReading)
 	_ = resp.Body.Close()
@@ -262,7 +264,7 @@ const maxChunk = 2 << 20
 
 // readChunk reads a short answer to a range, and gives up a long one.
 func readChunk(resp *http.Response) (chunk, error) {
-	defer closeBody(resp)
+	defer CloseBody(resp)
 	start, _, ok := parseContentRange(resp.Header.Get("Content-Range"))
 	if !ok || resp.ContentLength < 0 || resp.ContentLength > maxChunk {
 		return chunk{}, nil

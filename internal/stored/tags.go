@@ -16,14 +16,14 @@ const maxTagging = 64 << 10
 func (s *Reader) Tags(ctx context.Context, q Request) (string, error) {
 	q.Query, q.Header = url.Values{"tagging": {""}}, nil
 	resp, err := s.request(ctx, http.MethodGet, q, nil)
-	switch status(err) {
+	switch StatusOf(err) {
 	case http.StatusNotFound, http.StatusNotImplemented: // an object that is gone fails soon enough
 		return "", nil
 	}
 	if err != nil {
 		return "", fmt.Errorf("asking for the tags: %w", err)
 	}
-	defer closeBody(resp)
+	defer CloseBody(resp)
 	var doc struct {
 		Tags []struct{ Key, Value string } `xml:"TagSet>Tag"`
 	}
