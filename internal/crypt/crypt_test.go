@@ -95,18 +95,20 @@ func TestSealerReadsInAnyPieces(t *testing.T) {
 		"one byte at a time": iotest.OneByteReader(bytes.NewReader(text)),
 		"data with EOF":      iotest.DataErrReader(bytes.NewReader(text)),
 	} {
-		s, err := crypt.NewSealer(src, int64(len(text)), dek, rand.Reader)
-		if err != nil {
-			t.Fatal(err)
-		}
-		body, err := io.ReadAll(iotest.HalfReader(s))
-		if err != nil {
-			t.Fatalf("%s: %v", name, err)
-		}
-		got, err := openFrom(iotest.OneByteReader(bytes.NewReader(body)), crypt.Whole(int64(len(text))), dek, s.Header())
-		if err != nil || !bytes.Equal(got, text) {
-			t.Fatalf("%s: got %d bytes, %v", name, len(got), err)
-		}
+		t.Run(name, func(t *testing.T) {
+			s, err := crypt.NewSealer(src, int64(len(text)), dek, rand.Reader)
+			if err != nil {
+				t.Fatal(err)
+			}
+			body, err := io.ReadAll(iotest.HalfReader(s))
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := openFrom(iotest.OneByteReader(bytes.NewReader(body)), crypt.Whole(int64(len(text))), dek, s.Header())
+			if err != nil || !bytes.Equal(got, text) {
+				t.Fatalf("got %d bytes, %v", len(got), err)
+			}
+		})
 	}
 }
 
@@ -127,21 +129,23 @@ func TestSealerNeverFinishesABadSource(t *testing.T) {
 			},
 			"shorter": {bytes.NewReader(text[:max(size-1, 0)]), io.ErrUnexpectedEOF},
 		} {
-			if name == "shorter" && size == 0 {
-				continue
-			}
-			s, err := crypt.NewSealer(row.src, size, dek, rand.Reader)
-			if err != nil {
-				t.Fatal(err)
-			}
-			body, err := io.ReadAll(s)
-			if !errors.Is(err, row.want) {
-				t.Errorf("%d bytes, %s: error %v, want %v", size, name, err, row.want)
-			}
-			if int64(len(body)) > crypt.StoredSize(size)-crypt.TagSize-1 {
-				t.Errorf("%d bytes, %s: %d stored bytes came out, the last segment among them", size, name, len(body))
-			}
-			s.Close()
+			t.Run(name, func(t *testing.T) {
+				if name == "shorter" && size == 0 {
+					return
+				}
+				s, err := crypt.NewSealer(row.src, size, dek, rand.Reader)
+				if err != nil {
+					t.Fatal(err)
+				}
+				body, err := io.ReadAll(s)
+				if !errors.Is(err, row.want) {
+					t.Errorf("%d bytes, %s: error %v, want %v", size, name, err, row.want)
+				}
+				if int64(len(body)) > crypt.StoredSize(size)-crypt.TagSize-1 {
+					t.Errorf("%d bytes, %s: %d stored bytes came out, the last segment among them", size, name, len(body))
+				}
+				s.Close()
+			})
 		}
 	}
 }
@@ -203,9 +207,11 @@ func TestOpenRefusesAlteredBodies(t *testing.T) {
 		"another stream":               other,
 		"all zero":                     make([]byte, len(body)),
 	} {
-		if _, err := open(altered, crypt.Whole(4*65536), dek, h); !errors.Is(err, crypt.ErrAuth) {
-			t.Errorf("%s: error %v, want ErrAuth", name, err)
-		}
+		t.Run(name, func(t *testing.T) {
+			if _, err := open(altered, crypt.Whole(4*65536), dek, h); !errors.Is(err, crypt.ErrAuth) {
+				t.Errorf("error %v, want ErrAuth", err)
+			}
+		})
 	}
 	dropped := append(bytes.Clone(body[:n]), body[2*n:]...)
 	if _, err := open(dropped, crypt.Whole(4*65536), dek, h); !errors.Is(err, crypt.ErrAuth) && !errors.Is(err, crypt.ErrTruncated) {
@@ -252,12 +258,14 @@ func TestWrongKeys(t *testing.T) {
 		t.Errorf("another DEK opens: %v", err)
 	}
 	for name, bad := range map[string][]byte{"zero": make([]byte, 32), "short": dek[:31], "long": append(dek[:32:32], 1), "none": nil} {
-		if _, err := open(body, crypt.Whole(70_000), bad, h); !errors.Is(err, crypt.ErrDEK) {
-			t.Errorf("%s DEK opens: %v", name, err)
-		}
-		if _, err := crypt.NewSealer(bytes.NewReader(text), 70_000, bad, rand.Reader); !errors.Is(err, crypt.ErrDEK) {
-			t.Errorf("%s DEK seals: %v", name, err)
-		}
+		t.Run(name, func(t *testing.T) {
+			if _, err := open(body, crypt.Whole(70_000), bad, h); !errors.Is(err, crypt.ErrDEK) {
+				t.Errorf("%s DEK opens: %v", name, err)
+			}
+			if _, err := crypt.NewSealer(bytes.NewReader(text), 70_000, bad, rand.Reader); !errors.Is(err, crypt.ErrDEK) {
+				t.Errorf("%s DEK seals: %v", name, err)
+			}
+		})
 	}
 }
 
@@ -278,10 +286,12 @@ func TestOpenReportsTheSourcesError(t *testing.T) {
 	dek, text := newDEK(t), randomText(300_000)
 	body, h := seal(t, dek, text)
 	for _, at := range []int{0, 39, 65552, 270_000, len(body)} {
-		src := io.MultiReader(bytes.NewReader(body[:at]), iotest.ErrReader(errNet))
-		if _, err := openFrom(src, crypt.Whole(300_000), dek, h); !errors.Is(err, errNet) {
-			t.Errorf("failure at %d: error %v", at, err)
-		}
+		t.Run(fmt.Sprintf("at byte %d", at), func(t *testing.T) {
+			src := io.MultiReader(bytes.NewReader(body[:at]), iotest.ErrReader(errNet))
+			if _, err := openFrom(src, crypt.Whole(300_000), dek, h); !errors.Is(err, errNet) {
+				t.Errorf("failure at %d: error %v", at, err)
+			}
+		})
 	}
 }
 
@@ -321,9 +331,11 @@ func TestAnyRangeIsTheSlice(t *testing.T) {
 
 func TestCoverRefuses(t *testing.T) {
 	for _, row := range [][3]int64{{10, -1, 1}, {10, 0, 0}, {10, 10, 1}, {10, 5, 6}, {0, 0, 1}, {10, 0, -1}, {10, 1 << 62, 1 << 62}} {
-		if _, err := crypt.Cover(row[0], row[1], row[2]); !errors.Is(err, crypt.ErrSize) {
-			t.Errorf("Cover(%v): %v", row, err)
-		}
+		t.Run(fmt.Sprint(row), func(t *testing.T) {
+			if _, err := crypt.Cover(row[0], row[1], row[2]); !errors.Is(err, crypt.ErrSize) {
+				t.Errorf("Cover(%v): %v", row, err)
+			}
+		})
 	}
 }
 

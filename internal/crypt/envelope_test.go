@@ -68,9 +68,11 @@ func TestEnvelopeIsBoundToItsObjectAndKey(t *testing.T) {
 		"key in another form":  {Bucket: object.Bucket, Key: "2026/a b+c/ü.pdf"},
 		"bucket and key alike": {Bucket: object.Key, Key: object.Bucket},
 	} {
-		if err := e.Verify(dek, obj); !errors.Is(err, crypt.ErrAuth) {
-			t.Errorf("%s: %v", name, err)
-		}
+		t.Run(name, func(t *testing.T) {
+			if err := e.Verify(dek, obj); !errors.Is(err, crypt.ErrAuth) {
+				t.Error(err)
+			}
+		})
 	}
 	if err := e.Verify(newDEK(t), object); !errors.Is(err, crypt.ErrAuth) {
 		t.Errorf("another DEK: %v", err)
@@ -174,9 +176,11 @@ func TestParseEnvelopeRefuses(t *testing.T) {
 		{"empty sum", set("cmek-sum", ""), crypt.ErrEnvelope},
 		{"huge sum", set("cmek-sum", b64(make([]byte, 1025))), crypt.ErrEnvelope},
 	} {
-		if _, err := crypt.ParseEnvelope(row.m); !errors.Is(err, row.want) {
-			t.Errorf("%s: %v, want %v", row.name, err, row.want)
-		}
+		t.Run(row.name, func(t *testing.T) {
+			if _, err := crypt.ParseEnvelope(row.m); !errors.Is(err, row.want) {
+				t.Errorf("%v, want %v", err, row.want)
+			}
+		})
 	}
 }
 

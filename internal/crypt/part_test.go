@@ -184,15 +184,17 @@ func TestPartsRoundTrip(t *testing.T) {
 		{"larger segments", []int64{32<<20 - 40, 32<<20 - 39, 100}, nil, false},
 		{"much larger segments", []int64{140 << 20}, nil, true},
 	} {
-		u := newUpload(t, row.name, row.sizes, row.numbers, row.appended)
-		r := crypt.NewPartsReader(bytes.NewReader(u.stored()), u.config())
-		got, err := readAll(r)
-		if err != nil || !bytes.Equal(got, u.text) {
-			t.Errorf("%s: %d of %d bytes, %v", row.name, len(got), len(u.text), err)
-		}
-		if !reflect.DeepEqual(r.Layout(), u.layout) {
-			t.Errorf("%s: layout %v, want %v", row.name, r.Layout(), u.layout)
-		}
+		t.Run(row.name, func(t *testing.T) {
+			u := newUpload(t, row.name, row.sizes, row.numbers, row.appended)
+			r := crypt.NewPartsReader(bytes.NewReader(u.stored()), u.config())
+			got, err := readAll(r)
+			if err != nil || !bytes.Equal(got, u.text) {
+				t.Errorf("%d of %d bytes, %v", len(got), len(u.text), err)
+			}
+			if !reflect.DeepEqual(r.Layout(), u.layout) {
+				t.Errorf("layout %v, want %v", r.Layout(), u.layout)
+			}
+		})
 	}
 }
 
@@ -205,16 +207,18 @@ func TestStretches(t *testing.T) {
 		newUpload(t, "c", []int64{10, 10, 11}, []int{2, 5, 9}, true),
 		newUpload(t, "d", []int64{32<<20 + 5, 9}, nil, false),
 	} {
-		stored := u.stored()
-		for range 60 {
-			offset := random.Int64N(int64(len(u.text)))
-			length := 1 + random.Int64N(min(int64(len(u.text))-offset, 1+random.Int64N(300_000)))
-			toEnd := offset+length == int64(len(u.text))
-			got, err := readStretch(t, u, stored, offset, length, toEnd)
-			if err != nil || !bytes.Equal(got, u.text[offset:offset+length]) {
-				t.Fatalf("%s: %d+%d of %d: %d bytes, %v", u.obj.Key, offset, length, len(u.text), len(got), err)
+		t.Run(fmt.Sprint(u.layout), func(t *testing.T) {
+			stored := u.stored()
+			for range 60 {
+				offset := random.Int64N(int64(len(u.text)))
+				length := 1 + random.Int64N(min(int64(len(u.text))-offset, 1+random.Int64N(300_000)))
+				toEnd := offset+length == int64(len(u.text))
+				got, err := readStretch(t, u, stored, offset, length, toEnd)
+				if err != nil || !bytes.Equal(got, u.text[offset:offset+length]) {
+					t.Fatalf("%s: %d+%d of %d: %d bytes, %v", u.obj.Key, offset, length, len(u.text), len(got), err)
+				}
 			}
-		}
+		})
 	}
 }
 
@@ -291,13 +295,15 @@ func TestPartsTampering(t *testing.T) {
 		{"final mark removed", u, at(p[0], p[1], p[2], flip(p[3], 10))},
 		{"first segment altered", u, at(flip(p[0], 2000), p[1], p[2], p[3])},
 	} {
-		got, err := readAll(crypt.NewPartsReader(bytes.NewReader(row.stored), row.of.config()))
-		if err == nil {
-			t.Errorf("%s: read without an error", row.name)
-		}
-		if !bytes.HasPrefix(row.of.text, got) {
-			t.Errorf("%s: %d bytes that are not the plaintext's", row.name, len(got))
-		}
+		t.Run(row.name, func(t *testing.T) {
+			got, err := readAll(crypt.NewPartsReader(bytes.NewReader(row.stored), row.of.config()))
+			if err == nil {
+				t.Error("read without an error")
+			}
+			if !bytes.HasPrefix(row.of.text, got) {
+				t.Errorf("%d bytes that are not the plaintext's", len(got))
+			}
+		})
 	}
 	for i := range 8 * crypt.PartPrefixSize { // every bit of the header counts
 		bad := bytes.Clone(p[1][:crypt.PartPrefixSize])
@@ -322,10 +328,12 @@ func TestStretchTampering(t *testing.T) {
 		{"next part missing", p[0], 69_000, 2000},
 		{"fill between parts altered", func() []byte { s := u.stored(); s[len(p[0])-1] ^= 1; return s }(), 69_000, 2000},
 	} {
-		got, err := readStretch(t, u, row.stored, row.offset, row.length, row.offset+row.length == int64(len(u.text)))
-		if err == nil || !bytes.HasPrefix(u.text[row.offset:], got) {
-			t.Errorf("%s: %d bytes, %v", row.name, len(got), err)
-		}
+		t.Run(row.name, func(t *testing.T) {
+			got, err := readStretch(t, u, row.stored, row.offset, row.length, row.offset+row.length == int64(len(u.text)))
+			if err == nil || !bytes.HasPrefix(u.text[row.offset:], got) {
+				t.Errorf("%d bytes, %v", len(got), err)
+			}
+		})
 	}
 	place, _ := u.layout.At(1)
 	part, err := crypt.ParsePart(p[0]) // a header that is not the place's
@@ -349,11 +357,13 @@ func TestPartBinding(t *testing.T) {
 		},
 		"another size": func(c *crypt.PartsConfig) { c.Size = 99 },
 	} {
-		cfg := u.config()
-		change(&cfg)
-		if got, err := readAll(crypt.NewPartsReader(bytes.NewReader(u.stored()), cfg)); err == nil || len(got) > 0 && name != "another size" {
-			t.Errorf("%s: %d bytes, %v", name, len(got), err)
-		}
+		t.Run(name, func(t *testing.T) {
+			cfg := u.config()
+			change(&cfg)
+			if got, err := readAll(crypt.NewPartsReader(bytes.NewReader(u.stored()), cfg)); err == nil || len(got) > 0 && name != "another size" {
+				t.Errorf("%d bytes, %v", len(got), err)
+			}
+		})
 	}
 }
 
@@ -380,18 +390,22 @@ func TestPartLimits(t *testing.T) {
 			Number: 2, Size: 1, Final: true, KeyID: "k", WrappedDEK: []byte("w"), Record: crypt.NewRecord(crypt.Layout{{1, 1, 1}}, 0, nil),
 		},
 	} {
-		if s, err := crypt.NewPartSealer(bytes.NewReader(nil), &p, crypt.Object{}, dek, rand.Reader); err == nil {
-			if _, err := io.ReadAll(s); err == nil {
-				t.Errorf("%s: sealed", name)
+		t.Run(name, func(t *testing.T) {
+			if s, err := crypt.NewPartSealer(bytes.NewReader(nil), &p, crypt.Object{}, dek, rand.Reader); err == nil {
+				if _, err := io.ReadAll(s); err == nil {
+					t.Error("sealed")
+				}
 			}
-		}
+		})
 	}
 	for size, want := range map[int64]int64{0: 65536, 32<<20 - 40: 65536, 32<<20 - 39: 131_072, 64<<20 - 40: 131_072, crypt.MaxPartSize: 160 << 16} {
-		p := crypt.Part{Size: size}
-		w := p.Whole()
-		if n := (w.End - size - 40) / 16; n > 512 || (size+40+want-1)/want != max(n, 1) {
-			t.Errorf("a part of %d bytes has %d segments", size, n)
-		}
+		t.Run(fmt.Sprintf("%d bytes", size), func(t *testing.T) {
+			p := crypt.Part{Size: size}
+			w := p.Whole()
+			if n := (w.End - size - 40) / 16; n > 512 || (size+40+want-1)/want != max(n, 1) {
+				t.Errorf("a part of %d bytes has %d segments", size, n)
+			}
+		})
 	}
 	if !crypt.IsFinal(1, 5<<20-1) || crypt.IsFinal(1, 5<<20) || !crypt.IsFinal(10_000, 5<<30) {
 		t.Error("IsFinal")
@@ -401,20 +415,22 @@ func TestPartLimits(t *testing.T) {
 // The stream of a part is one of Tink's, with its segment size.
 func TestPartIsTink(t *testing.T) {
 	for _, size := range []int64{0, 70000, 32<<20 + 1} {
-		u := newUpload(t, "tink", []int64{size}, nil, false)
-		segment := 65536 * max(1, (size+40+32<<20-1)/(32<<20))
-		aead, err := subtle.NewAESGCMHKDF(dekOf("wrapped 0 of tink"), "SHA256", 32, int(segment)+16, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		n := max(1, (size+40+segment-1)/segment)
-		r, err := aead.NewDecryptingReader(bytes.NewReader(u.parts[0][984:984+size+40+16*n]), []byte("cmekproxy v1 body"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, u.text) {
-			t.Errorf("%d bytes: Tink reads %d, %v", size, len(got), err)
-		}
+		t.Run(fmt.Sprintf("%d bytes", size), func(t *testing.T) {
+			u := newUpload(t, "tink", []int64{size}, nil, false)
+			segment := 65536 * max(1, (size+40+32<<20-1)/(32<<20))
+			aead, err := subtle.NewAESGCMHKDF(dekOf("wrapped 0 of tink"), "SHA256", 32, int(segment)+16, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			n := max(1, (size+40+segment-1)/segment)
+			r, err := aead.NewDecryptingReader(bytes.NewReader(u.parts[0][984:984+size+40+16*n]), []byte("cmekproxy v1 body"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, u.text) {
+				t.Errorf("%d bytes: Tink reads %d, %v", size, len(got), err)
+			}
+		})
 	}
 }
 
@@ -424,24 +440,26 @@ func TestRecords(t *testing.T) {
 		long = long.Add(i+1, int64(i%2))
 	}
 	for _, l := range []crypt.Layout{{{1, 1, 5 << 20}}, {{1, 9999, 5 << 20}}, {{2, 1, 5}, {5, 2, 5}, {9000, 3, 7}}, long} {
-		b := crypt.NewRecord(l, crypt.NoChecksum, nil)
-		r, err := crypt.ParseRecord(b)
-		if err != nil || r.Parts != l.Parts() || !r.Matches(l) {
-			t.Fatalf("%d runs: %v", len(l), err)
-		}
-		if fits := len(l) < 600; fits != (r.Layout != nil) || fits && !reflect.DeepEqual(r.Layout, l) || len(b) > 8176 {
-			t.Errorf("%d runs: %d bytes, layout %v", len(l), len(b), r.Layout != nil)
-		}
-		if r.Matches(append(slices.Clone(l), crypt.Run{Number: 9999, Count: 1, Size: 1})) {
-			t.Error("a part more matches")
-		}
-		for i := range min(len(b), 200) {
-			bad := bytes.Clone(b)
-			bad[i] ^= 1
-			if r, err := crypt.ParseRecord(bad); err == nil && r.Matches(l) {
-				t.Errorf("byte %d can be altered", i)
+		t.Run(fmt.Sprintf("%d parts in %d runs", l.Parts(), len(l)), func(t *testing.T) {
+			b := crypt.NewRecord(l, crypt.NoChecksum, nil)
+			r, err := crypt.ParseRecord(b)
+			if err != nil || r.Parts != l.Parts() || !r.Matches(l) {
+				t.Fatalf("%d runs: %v", len(l), err)
 			}
-		}
+			if fits := len(l) < 600; fits != (r.Layout != nil) || fits && !reflect.DeepEqual(r.Layout, l) || len(b) > 8176 {
+				t.Errorf("%d runs: %d bytes, layout %v", len(l), len(b), r.Layout != nil)
+			}
+			if r.Matches(append(slices.Clone(l), crypt.Run{Number: 9999, Count: 1, Size: 1})) {
+				t.Error("a part more matches")
+			}
+			for i := range min(len(b), 200) {
+				bad := bytes.Clone(b)
+				bad[i] ^= 1
+				if r, err := crypt.ParseRecord(bad); err == nil && r.Matches(l) {
+					t.Errorf("byte %d can be altered", i)
+				}
+			}
+		})
 	}
 }
 

@@ -27,15 +27,17 @@ func TestWipe(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, keyed := range map[string]any{"GCM": aead, "GCM with random nonces": random, "AES": block} {
-		data := *(*[2]unsafe.Pointer)(unsafe.Pointer(&keyed)) // of the interface: type and pointer
-		holds := unsafe.Slice((*byte)(data[1]), 240)
-		if !bytes.Contains(holds, key) {
-			t.Fatalf("%s: the key is not where it was looked for", name)
-		}
-		Wipe(keyed)
-		if bytes.Contains(holds, key[:8]) {
-			t.Errorf("%s: the key is still there", name)
-		}
+		t.Run(name, func(t *testing.T) {
+			data := *(*[2]unsafe.Pointer)(unsafe.Pointer(&keyed)) // of the interface: type and pointer
+			holds := unsafe.Slice((*byte)(data[1]), 240)
+			if !bytes.Contains(holds, key) {
+				t.Fatal("the key is not where it was looked for")
+			}
+			Wipe(keyed)
+			if bytes.Contains(holds, key[:8]) {
+				t.Error("the key is still there")
+			}
+		})
 	}
 
 	var hashes hashWiper

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"maps"
 	"os"
 	"strings"
@@ -65,19 +66,21 @@ func makeKeyVectors(t *testing.T) keyVectors {
 		{"context", crypt.WrappedKey{Context: map[string]string{"tenant": "acme", "classe": "secr\u00e8te", "empty": ""}, Blob: []byte("what the KMS gave")}},
 		{"both", crypt.WrappedKey{Salt: fill(32, 9), Context: map[string]string{"a": "b"}, Blob: []byte{0}}},
 	} {
-		wrapped, err := w.Bytes()
-		if err != nil {
-			t.Fatal(err)
-		}
-		out := wrappedVector{Name: w.name, Wrapped: hex.EncodeToString(wrapped), Salt: hex.EncodeToString(w.Salt), Context: w.Context, Blob: hex.EncodeToString(w.Blob)}
-		if w.Salt != nil {
-			dek, err := crypt.DeriveDEK(fill(32, 100), w.Salt, obj)
+		t.Run(w.name, func(t *testing.T) {
+			wrapped, err := w.Bytes()
 			if err != nil {
 				t.Fatal(err)
 			}
-			out.BucketKey, out.Bucket, out.Key, out.DEK = hex.EncodeToString(fill(32, 100)), obj.Bucket, hex.EncodeToString([]byte(obj.Key)), hex.EncodeToString(dek)
-		}
-		v.Wrapped = append(v.Wrapped, out)
+			out := wrappedVector{Name: w.name, Wrapped: hex.EncodeToString(wrapped), Salt: hex.EncodeToString(w.Salt), Context: w.Context, Blob: hex.EncodeToString(w.Blob)}
+			if w.Salt != nil {
+				dek, err := crypt.DeriveDEK(fill(32, 100), w.Salt, obj)
+				if err != nil {
+					t.Fatal(err)
+				}
+				out.BucketKey, out.Bucket, out.Key, out.DEK = hex.EncodeToString(fill(32, 100)), obj.Bucket, hex.EncodeToString([]byte(obj.Key)), hex.EncodeToString(dek)
+			}
+			v.Wrapped = append(v.Wrapped, out)
+		})
 	}
 	wrapped, err := crypt.WrapByCustomer(fill(32, 7), fill(32, 50), obj, bytes.NewReader(fill(32, 200)))
 	if err != nil {
@@ -137,13 +140,15 @@ func TestKeyVectors(t *testing.T) {
 // What the KMS gives is not touched where there is nothing to add to it.
 func TestPlainWrappedKey(t *testing.T) {
 	for _, blob := range [][]byte{{0}, []byte("vault:v1:abc"), []byte("cmekwra")} {
-		w, err := crypt.ParseWrappedKey(blob)
-		if err != nil || w.Salt != nil || w.Context != nil || !bytes.Equal(w.Blob, blob) {
-			t.Errorf("%q: %+v, %v", blob, w, err)
-		}
-		if b, err := w.Bytes(); err != nil || !bytes.Equal(b, blob) {
-			t.Errorf("%q is stored as %q, %v", blob, b, err)
-		}
+		t.Run(fmt.Sprintf("%q", blob), func(t *testing.T) {
+			w, err := crypt.ParseWrappedKey(blob)
+			if err != nil || w.Salt != nil || w.Context != nil || !bytes.Equal(w.Blob, blob) {
+				t.Errorf("%q: %+v, %v", blob, w, err)
+			}
+			if b, err := w.Bytes(); err != nil || !bytes.Equal(b, blob) {
+				t.Errorf("%q is stored as %q, %v", blob, b, err)
+			}
+		})
 	}
 }
 
@@ -169,9 +174,11 @@ func TestWrappedKeyRefusals(t *testing.T) {
 		"the name key":           "cmekwrap\x01\x02\x00\x01\x00\x03key\x00\x00blob",
 		"a name that is no text": "cmekwrap\x01\x02\x00\x01\x00\x01\xff\x00\x00blob",
 	} {
-		if w, err := crypt.ParseWrappedKey([]byte(wrapped)); !errors.Is(err, crypt.ErrEnvelope) {
-			t.Errorf("%s: %+v, %v", name, w, err)
-		}
+		t.Run(name, func(t *testing.T) {
+			if w, err := crypt.ParseWrappedKey([]byte(wrapped)); !errors.Is(err, crypt.ErrEnvelope) {
+				t.Errorf("%+v, %v", w, err)
+			}
+		})
 	}
 	for name, w := range map[string]crypt.WrappedKey{
 		"an empty name":     {Context: map[string]string{"": "x"}, Blob: []byte("b")},
@@ -182,9 +189,11 @@ func TestWrappedKeyRefusals(t *testing.T) {
 		"a blob like ours":  {Blob: []byte("cmekwrap\x01\x01")},
 		"a compound within": {Salt: fill(32, 0), Blob: []byte("cmekwrap")},
 	} {
-		if b, err := w.Bytes(); !errors.Is(err, crypt.ErrEnvelope) {
-			t.Errorf("%s: %q, %v", name, b, err)
-		}
+		t.Run(name, func(t *testing.T) {
+			if b, err := w.Bytes(); !errors.Is(err, crypt.ErrEnvelope) {
+				t.Errorf("%q, %v", b, err)
+			}
+		})
 	}
 }
 
@@ -205,9 +214,11 @@ func TestDerivedDEKs(t *testing.T) {
 		"salt":       func() ([]byte, error) { return crypt.DeriveDEK(fill(32, 1), fill(32, 3), obj) },
 		"bucket key": func() ([]byte, error) { return crypt.DeriveDEK(fill(32, 4), fill(32, 2), obj) },
 	} {
-		if dek, err := got(); err != nil || bytes.Equal(dek, first) {
-			t.Errorf("another %s: %x, %v", name, dek, err)
-		}
+		t.Run(name, func(t *testing.T) {
+			if dek, err := got(); err != nil || bytes.Equal(dek, first) {
+				t.Errorf("another %s: %x, %v", name, dek, err)
+			}
+		})
 	}
 	if _, err := crypt.DeriveDEK(make([]byte, 32), fill(32, 2), obj); !errors.Is(err, crypt.ErrDEK) {
 		t.Errorf("a bucket key of zeros: %v", err)
@@ -238,9 +249,11 @@ func TestCustomerKeyRefusals(t *testing.T) {
 		"empty":          {key, nil, obj, crypt.ErrEnvelope},
 		"another form":   {key, append([]byte{2}, wrapped[1:]...), obj, crypt.ErrEnvelope},
 	} {
-		if got, err := crypt.UnwrapByCustomer(row.key, row.wrapped, row.obj); !errors.Is(err, row.want) || got != nil {
-			t.Errorf("%s: %x, %v", name, got, err)
-		}
+		t.Run(name, func(t *testing.T) {
+			if got, err := crypt.UnwrapByCustomer(row.key, row.wrapped, row.obj); !errors.Is(err, row.want) || got != nil {
+				t.Errorf("%x, %v", got, err)
+			}
+		})
 	}
 	for i := 1; i < len(wrapped); i++ {
 		flipped := bytes.Clone(wrapped)
@@ -250,12 +263,14 @@ func TestCustomerKeyRefusals(t *testing.T) {
 		}
 	}
 	for name, bad := range map[string][]byte{"zeros": make([]byte, 32), "short": fill(31, 1)} {
-		if _, err := crypt.WrapByCustomer(bad, dek, obj, rand.Reader); !errors.Is(err, crypt.ErrDEK) {
-			t.Errorf("a customer key: %s: %v", name, err)
-		}
-		if _, err := crypt.WrapByCustomer(key, bad, obj, rand.Reader); !errors.Is(err, crypt.ErrDEK) {
-			t.Errorf("a DEK: %s: %v", name, err)
-		}
+		t.Run(name, func(t *testing.T) {
+			if _, err := crypt.WrapByCustomer(bad, dek, obj, rand.Reader); !errors.Is(err, crypt.ErrDEK) {
+				t.Errorf("a customer key: %s: %v", name, err)
+			}
+			if _, err := crypt.WrapByCustomer(key, bad, obj, rand.Reader); !errors.Is(err, crypt.ErrDEK) {
+				t.Errorf("a DEK: %s: %v", name, err)
+			}
+		})
 	}
 }
 
@@ -287,21 +302,25 @@ func FuzzWrappedKey(f *testing.F) {
 // read where it is stored.
 func TestContextNamesByCase(t *testing.T) {
 	for _, name := range []string{"Bucket", "BUCKET", "kEy", "\u212aey"} {
-		context := map[string]string{name: "mine"}
-		if err := crypt.CheckNewContext(context); !errors.Is(err, crypt.ErrEnvelope) {
-			t.Errorf("%q is taken for a new object: %v", name, err)
-		}
-		stored, err := crypt.WrappedKey{Blob: []byte("blob"), Context: context}.Bytes()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if back, err := crypt.ParseWrappedKey(stored); err != nil || back.Context[name] != "mine" {
-			t.Errorf("%q is not read: %v, %v", name, back, err)
-		}
+		t.Run(name, func(t *testing.T) {
+			context := map[string]string{name: "mine"}
+			if err := crypt.CheckNewContext(context); !errors.Is(err, crypt.ErrEnvelope) {
+				t.Errorf("%q is taken for a new object: %v", name, err)
+			}
+			stored, err := crypt.WrappedKey{Blob: []byte("blob"), Context: context}.Bytes()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if back, err := crypt.ParseWrappedKey(stored); err != nil || back.Context[name] != "mine" {
+				t.Errorf("%q is not read: %v, %v", name, back, err)
+			}
+		})
 	}
 	for _, name := range []string{"buckets", "k", "the key"} {
-		if err := crypt.CheckNewContext(map[string]string{name: "mine"}); err != nil {
-			t.Errorf("%q: %v", name, err)
-		}
+		t.Run(name, func(t *testing.T) {
+			if err := crypt.CheckNewContext(map[string]string{name: "mine"}); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }

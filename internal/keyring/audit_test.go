@@ -312,7 +312,7 @@ func TestCutsAreAudited(t *testing.T) {
 		gone, cancel := context.WithTimeout(ctx, 2*time.Second)
 		defer cancel()
 		if err := sealed.Check(gone); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("%v", err)
+			t.Error(err)
 		}
 		audit.want(t)
 	})

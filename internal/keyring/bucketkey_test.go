@@ -286,9 +286,11 @@ func TestCustomerLease(t *testing.T) {
 		t.Errorf("another customer key: %v", err)
 	}
 	for bucket, want := range map[string]error{"closed": keyring.ErrNotAllowed, "elsewhere": keyring.ErrNoRule} {
-		if _, err := k.Create(asRequest(t), keyring.Object{Bucket: bucket, Key: "k"}, "", keyring.Choice{CustomerKey: key}); !errors.Is(err, want) {
-			t.Errorf("in %s: %v", bucket, err)
-		}
+		t.Run(bucket, func(t *testing.T) {
+			if _, err := k.Create(asRequest(t), keyring.Object{Bucket: bucket, Key: "k"}, "", keyring.Choice{CustomerKey: key}); !errors.Is(err, want) {
+				t.Errorf("in %s: %v", bucket, err)
+			}
+		})
 	}
 	if _, err := k.Open(asRequest(t), obj, crypt.CustomerKeyID, sealed.Wrapped); !errors.Is(err, keyring.ErrUnknownKey) {
 		t.Errorf("opened without a key: %v", err)

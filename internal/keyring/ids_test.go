@@ -67,7 +67,9 @@ func TestMultiRegionKey(t *testing.T) {
 		"another key":       primary[:len(primary)-1] + "x",
 		"a single key":      strings.Replace(primary, "key/mrk-", "key/", 1),
 	} {
-		wantUnknown(t, name, here, id, one)
+		t.Run(name, func(t *testing.T) {
+			wantUnknown(t, name, here, id, one)
+		})
 	}
 }
 
@@ -131,12 +133,14 @@ func TestTwins(t *testing.T) {
 		t.Errorf("twins %q", twins)
 	}
 	for _, asked := range []string{"", "twin", w.KeyID()} { // each is the key of the rule
-		sealed, err := k.Create(t.Context(), keyring.Object{Bucket: "twin", Key: "x"}, "", keyring.Choice{KeyID: asked})
-		if err != nil {
-			t.Errorf("asked for %q: %v", asked, err)
-			continue
-		}
-		sealed.Release()
+		t.Run(asked, func(t *testing.T) {
+			sealed, err := k.Create(t.Context(), keyring.Object{Bucket: "twin", Key: "x"}, "", keyring.Choice{KeyID: asked})
+			if err != nil {
+				t.Errorf("asked for %q: %v", asked, err)
+				return
+			}
+			sealed.Release()
+		})
 	}
 	k.PurgeAll()
 	sealed := create(t, k)
@@ -176,12 +180,14 @@ func TestSuccessor(t *testing.T) {
 	wantOpens(t, "the new object, after a rollback", open(oldKey), two)
 
 	for _, asked := range []string{oldKey.KeyID(), "k/1"} {
-		sealed, err := after.Create(t.Context(), obj, "", keyring.Choice{KeyID: asked})
-		if err != nil || sealed.KeyID != newKey.KeyID() {
-			t.Errorf("asked for %s: %v; want an object under the new key", asked, err)
-			continue
-		}
-		sealed.Release()
+		t.Run(asked, func(t *testing.T) {
+			sealed, err := after.Create(t.Context(), obj, "", keyring.Choice{KeyID: asked})
+			if err != nil || sealed.KeyID != newKey.KeyID() {
+				t.Errorf("asked for %s: %v; want an object under the new key", asked, err)
+				return
+			}
+			sealed.Release()
+		})
 	}
 	if twins := after.Twins(); len(twins) > 0 {
 		t.Errorf("twins %q", twins)

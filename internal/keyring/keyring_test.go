@@ -220,9 +220,11 @@ func TestOpenIsBoundToTheObject(t *testing.T) {
 		"moved boundary": {Bucket: "bucketa", Key: "/b.txt"},
 		"swapped":        {Bucket: obj.Key, Key: obj.Bucket},
 	} {
-		if _, err := k.Open(t.Context(), o, sealed.KeyID, sealed.Wrapped); !isKind(err, kms.InvalidCiphertext) {
-			t.Errorf("%s: %v, want invalid ciphertext", name, err)
-		}
+		t.Run(name, func(t *testing.T) {
+			if _, err := k.Open(t.Context(), o, sealed.KeyID, sealed.Wrapped); !isKind(err, kms.InvalidCiphertext) {
+				t.Errorf("%v, want invalid ciphertext", err)
+			}
+		})
 	}
 	altered := bytes.Clone(sealed.Wrapped)
 	altered[20] ^= 1
@@ -363,7 +365,7 @@ func TestPurge(t *testing.T) {
 			t.Errorf("%v, want revoked", err)
 		}
 		if _, err := k.Purge("other"); !errors.Is(err, keyring.ErrUnknownKey) {
-			t.Errorf("%v", err)
+			t.Error(err)
 		}
 	})
 }

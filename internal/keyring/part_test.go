@@ -277,8 +277,10 @@ func TestProbesOfSharedKeysAreByBucket(t *testing.T) {
 		c.Rules = []keyring.Rule{{Prefixes: []string{"a/", "b/", ""}, Key: "k", Reuse: &keyring.Reuse{MaxAge: time.Hour, MaxObjects: 100, MaxBytes: 1 << 30}}}
 	})
 	for _, key := range []string{"a/1", "b/1", "c"} {
-		createIn(t, k, "one", key, keyring.Choice{})
-		createIn(t, k, "two", key, keyring.Choice{})
+		t.Run(key, func(t *testing.T) {
+			createIn(t, k, "one", key, keyring.Choice{})
+			createIn(t, k, "two", key, keyring.Choice{})
+		})
 	}
 	if s := k.Status()[0]; s.Parts != 2 {
 		t.Errorf("%d parts, want one for each bucket", s.Parts)

@@ -47,22 +47,24 @@ func TestKeyOpensItsOwnBucketsOnly(t *testing.T) {
 		{"read", []keyring.Rule{{Key: "a", ReadKeys: []string{"b"}}}, nil},
 		{"others are read", []keyring.Rule{{Key: "a", AskedKeys: []string{"a"}, ReadKeys: []string{"c*"}}}, keyring.ErrNotRead},
 	} {
-		k, plant := tenants(t, nil, row.rules...)
-		obj := keyring.Object{Bucket: "a-bucket", Key: "k"}
-		id, wrapped := plant(obj)
-		l, err := k.Open(t.Context(), obj, id, wrapped)
-		if !errors.Is(err, row.want) {
-			t.Errorf("%s: %v", row.name, err)
-		}
-		if err == nil {
-			l.Release()
-		}
-		anyway, err := k.OpenAnyKey(t.Context(), obj, id, wrapped)
-		if err != nil {
-			t.Errorf("%s: with any key: %v", row.name, err)
-			continue
-		}
-		anyway.Release()
+		t.Run(row.name, func(t *testing.T) {
+			k, plant := tenants(t, nil, row.rules...)
+			obj := keyring.Object{Bucket: "a-bucket", Key: "k"}
+			id, wrapped := plant(obj)
+			l, err := k.Open(t.Context(), obj, id, wrapped)
+			if !errors.Is(err, row.want) {
+				t.Error(err)
+			}
+			if err == nil {
+				l.Release()
+			}
+			anyway, err := k.OpenAnyKey(t.Context(), obj, id, wrapped)
+			if err != nil {
+				t.Errorf("with any key: %v", err)
+				return
+			}
+			anyway.Release()
+		})
 	}
 }
 
@@ -72,20 +74,22 @@ func TestWhatIsAskedForIsRead(t *testing.T) {
 	for name, rule := range map[string]keyring.Rule{
 		"no other key": {Key: "a"}, "another key": {Key: "a", AskedKeys: []string{"b"}}, "a key to read": {Key: "a", ReadKeys: []string{"b"}},
 	} {
-		k, _ := tenants(t, nil, rule)
-		obj := keyring.Object{Bucket: "a-bucket", Key: "k"}
-		sealed, err := k.Create(t.Context(), obj, "", keyring.Choice{KeyID: "b"})
-		if len(rule.AskedKeys) == 0 {
-			if !errors.Is(err, keyring.ErrNotAllowed) {
-				t.Errorf("%s: asking for b: %v", name, err)
+		t.Run(name, func(t *testing.T) {
+			k, _ := tenants(t, nil, rule)
+			obj := keyring.Object{Bucket: "a-bucket", Key: "k"}
+			sealed, err := k.Create(t.Context(), obj, "", keyring.Choice{KeyID: "b"})
+			if len(rule.AskedKeys) == 0 {
+				if !errors.Is(err, keyring.ErrNotAllowed) {
+					t.Errorf("asking for b: %v", err)
+				}
+				return
 			}
-			continue
-		}
-		must(t, err)
-		l, err := k.Open(t.Context(), obj, sealed.KeyID, sealed.Wrapped)
-		must(t, err)
-		l.Release()
-		sealed.Release()
+			must(t, err)
+			l, err := k.Open(t.Context(), obj, sealed.KeyID, sealed.Wrapped)
+			must(t, err)
+			l.Release()
+			sealed.Release()
+		})
 	}
 }
 
@@ -96,16 +100,18 @@ func TestChosenKeyIsRead(t *testing.T) {
 	must(t, defaults.Set("a-bucket", "b"))
 	k, plant := tenants(t, defaults, keyring.Rule{Key: "a"})
 	for bucket, want := range map[string]error{"a-bucket": nil, "a-nother": keyring.ErrNotRead} {
-		obj := keyring.Object{Bucket: bucket, Key: "k"}
-		id, wrapped := plant(obj)
-		if _, err := k.Open(t.Context(), obj, id, wrapped); !errors.Is(err, want) {
-			t.Errorf("%s: %v", bucket, err)
-		}
-		sealed, err := k.Create(t.Context(), obj, "", keyring.Choice{})
-		must(t, err)
-		if isB := sealed.KeyID == id; isB != (want == nil) {
-			t.Errorf("%s: new objects are under b: %v", bucket, isB)
-		}
+		t.Run(bucket, func(t *testing.T) {
+			obj := keyring.Object{Bucket: bucket, Key: "k"}
+			id, wrapped := plant(obj)
+			if _, err := k.Open(t.Context(), obj, id, wrapped); !errors.Is(err, want) {
+				t.Error(err)
+			}
+			sealed, err := k.Create(t.Context(), obj, "", keyring.Choice{})
+			must(t, err)
+			if isB := sealed.KeyID == id; isB != (want == nil) {
+				t.Errorf("new objects are under b: %v", isB)
+			}
+		})
 	}
 	if err := k.SetDefault("a-nother", "", "b"); !errors.Is(err, keyring.ErrNotAllowed) {
 		t.Errorf("choosing a key that no rule allows: %v", err)
@@ -120,9 +126,11 @@ func TestUnread(t *testing.T) {
 		"one": {keyring.Rule{Key: "a"}, 1}, "none": {keyring.Rule{Key: "a", ReadKeys: []string{"b"}}, 0},
 		"none, by a pattern": {keyring.Rule{Key: "b", AskedKeys: []string{"*"}}, 0},
 	} {
-		k, _ := tenants(t, nil, row.rule)
-		if got := k.Unread(); len(got) != row.want {
-			t.Errorf("%s: %q", name, got)
-		}
+		t.Run(name, func(t *testing.T) {
+			k, _ := tenants(t, nil, row.rule)
+			if got := k.Unread(); len(got) != row.want {
+				t.Errorf("%q", got)
+			}
+		})
 	}
 }

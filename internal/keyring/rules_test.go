@@ -2,6 +2,7 @@ package keyring_test
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -43,24 +44,26 @@ func TestRules(t *testing.T) {
 		{"acb", "x", "", "", false},
 		{"ac", "x", "", "", false},
 	} {
-		obj := keyring.Object{Bucket: c.bucket, Key: c.object}
-		r, err := k.Rule(obj, c.client)
-		if r.Key != c.key || (c.key == "") != errors.Is(err, keyring.ErrNoRule) {
-			t.Errorf("%+v: key %q, %v", c, r.Key, err)
-		}
-		if k.AllowPlaintext(obj, c.client) != c.plaintext {
-			t.Errorf("%+v: plaintext is %v", c, !c.plaintext)
-		}
-		sealed, err := k.Create(t.Context(), obj, c.client, keyring.Choice{})
-		if (err == nil) != (c.key != "") {
-			t.Errorf("%+v: create: %v", c, err)
-		}
-		if err == nil {
-			if want := map[string]string{"hr": hr.KeyID(), "app": app.KeyID()}[c.key]; sealed.KeyID != want {
-				t.Errorf("%+v: sealed with %s, want %s", c, sealed.KeyID, want)
+		t.Run(fmt.Sprintf("%s/%s by %q", c.bucket, c.object, c.client), func(t *testing.T) {
+			obj := keyring.Object{Bucket: c.bucket, Key: c.object}
+			r, err := k.Rule(obj, c.client)
+			if r.Key != c.key || (c.key == "") != errors.Is(err, keyring.ErrNoRule) {
+				t.Errorf("%+v: key %q, %v", c, r.Key, err)
 			}
-			sealed.Release()
-		}
+			if k.AllowPlaintext(obj, c.client) != c.plaintext {
+				t.Errorf("%+v: plaintext is %v", c, !c.plaintext)
+			}
+			sealed, err := k.Create(t.Context(), obj, c.client, keyring.Choice{})
+			if (err == nil) != (c.key != "") {
+				t.Errorf("%+v: create: %v", c, err)
+			}
+			if err == nil {
+				if want := map[string]string{"hr": hr.KeyID(), "app": app.KeyID()}[c.key]; sealed.KeyID != want {
+					t.Errorf("%+v: sealed with %s, want %s", c, sealed.KeyID, want)
+				}
+				sealed.Release()
+			}
+		})
 	}
 }
 
@@ -74,12 +77,14 @@ func TestRequestedKeys(t *testing.T) {
 	})
 	must(t, err)
 	for requested, want := range map[string]string{"": a.KeyID(), "b": b.KeyID(), b.KeyID(): b.KeyID(), "a": a.KeyID()} {
-		sealed, err := k.Create(t.Context(), obj, "", keyring.Choice{KeyID: requested})
-		if err != nil || sealed.KeyID != want {
-			t.Errorf("requested %q: %v", requested, err)
-			continue
-		}
-		sealed.Release()
+		t.Run(requested, func(t *testing.T) {
+			sealed, err := k.Create(t.Context(), obj, "", keyring.Choice{KeyID: requested})
+			if err != nil || sealed.KeyID != want {
+				t.Errorf("requested %q: %v", requested, err)
+				return
+			}
+			sealed.Release()
+		})
 	}
 	if _, err := k.Create(t.Context(), obj, "", keyring.Choice{KeyID: "c"}); !errors.Is(err, keyring.ErrUnknownKey) {
 		t.Errorf("an unknown key: %v", err)
@@ -106,12 +111,14 @@ func TestConfigsThatAreRefused(t *testing.T) {
 		"without name": func(c *keyring.Config) { c.Keys = append(c.Keys, keyring.Key{Wrapper: b}) },
 		"name or KMS":  func(c *keyring.Config) { c.Keys = append(c.Keys, keyring.Key{Name: "b"}) },
 	} {
-		cfg := keyring.Config{
-			Keys: []keyring.Key{{Name: "a", Wrapper: a}}, Rules: []keyring.Rule{{Key: "a"}}, Cache: newCache(t, time.Minute),
-		}
-		change(&cfg)
-		if _, err := keyring.New(cfg); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%v, want %q", err, want)
-		}
+		t.Run(want, func(t *testing.T) {
+			cfg := keyring.Config{
+				Keys: []keyring.Key{{Name: "a", Wrapper: a}}, Rules: []keyring.Rule{{Key: "a"}}, Cache: newCache(t, time.Minute),
+			}
+			change(&cfg)
+			if _, err := keyring.New(cfg); err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("%v, want %q", err, want)
+			}
+		})
 	}
 }

@@ -249,9 +249,11 @@ func TestUnopenedKeys(t *testing.T) {
 		"a stored one": func() error { _, err := k.Open(t.Context(), late, b.KeyID(), make([]byte, 60)); return err }(),
 		"a trial":      k.Try(t.Context(), "late"),
 	} {
-		if !kms.IsUnreachable(err) {
-			t.Errorf("%s: %v, want unreachable: a client should come again", name, err)
-		}
+		t.Run(name, func(t *testing.T) {
+			if !kms.IsUnreachable(err) {
+				t.Errorf("%v, want unreachable: a client should come again", err)
+			}
+		})
 	}
 	if n, err := k.Purge("late"); n != 0 || err != nil {
 		t.Errorf("%d, %v", n, err)
@@ -268,7 +270,7 @@ func TestUnopenedKeys(t *testing.T) {
 		t.Errorf("sealed with %s", sealed.KeyID)
 	}
 	if _, err := k.Open(t.Context(), late, "unknown", nil); !errors.Is(err, keyring.ErrUnknownKey) {
-		t.Errorf("%v", err)
+		t.Error(err)
 	}
 }
 
@@ -277,22 +279,24 @@ func TestUnopenedKeysAreNotUnknown(t *testing.T) {
 	a, _ := newLocal(t)
 	late := keyring.Object{Bucket: "late", Key: "x"}
 	for _, kind := range []kms.Kind{kms.Unreachable, kms.Throttled, kms.Internal, kms.Denied, kms.NotFound} {
-		k := newRing(t, a, time.Minute, func(c *keyring.Config) {
-			c.Keys = append(c.Keys, keyring.Key{Name: "late", Unavailable: &kms.Error{Kind: kind, Op: "open", KeyID: "alias/b"}})
-			c.Rules = []keyring.Rule{{Buckets: []string{"late"}, Key: "late"}, {Key: "k", AskedKeys: []string{"*"}}}
+		t.Run(kind.String(), func(t *testing.T) {
+			k := newRing(t, a, time.Minute, func(c *keyring.Config) {
+				c.Keys = append(c.Keys, keyring.Key{Name: "late", Unavailable: &kms.Error{Kind: kind, Op: "open", KeyID: "alias/b"}})
+				c.Rules = []keyring.Rule{{Buckets: []string{"late"}, Key: "late"}, {Key: "k", AskedKeys: []string{"*"}}}
+			})
+			_, err := k.Open(t.Context(), late, "some id", make([]byte, 60))
+			if !errors.Is(err, keyring.ErrNotOpen) || errors.Is(err, keyring.ErrUnknownKey) || kms.IsRevoked(err) {
+				t.Errorf("%v: a stored object: %v", kind, err)
+			}
+			_, err = k.Create(t.Context(), keyring.Object{Bucket: "b", Key: "x"}, "", keyring.Choice{KeyID: "some id"})
+			if !errors.Is(err, keyring.ErrNotOpen) || kms.IsRevoked(err) {
+				t.Errorf("%v: a key that a client asks for: %v", kind, err)
+			}
+			_, err = k.Create(t.Context(), late, "", keyring.Choice{})
+			if no := kind == kms.Denied || kind == kms.NotFound; errors.Is(err, keyring.ErrNotOpen) == no || kms.IsRevoked(err) != no {
+				t.Errorf("%v: a new object: %v", kind, err)
+			}
 		})
-		_, err := k.Open(t.Context(), late, "some id", make([]byte, 60))
-		if !errors.Is(err, keyring.ErrNotOpen) || errors.Is(err, keyring.ErrUnknownKey) || kms.IsRevoked(err) {
-			t.Errorf("%v: a stored object: %v", kind, err)
-		}
-		_, err = k.Create(t.Context(), keyring.Object{Bucket: "b", Key: "x"}, "", keyring.Choice{KeyID: "some id"})
-		if !errors.Is(err, keyring.ErrNotOpen) || kms.IsRevoked(err) {
-			t.Errorf("%v: a key that a client asks for: %v", kind, err)
-		}
-		_, err = k.Create(t.Context(), late, "", keyring.Choice{})
-		if no := kind == kms.Denied || kind == kms.NotFound; errors.Is(err, keyring.ErrNotOpen) == no || kms.IsRevoked(err) != no {
-			t.Errorf("%v: a new object: %v", kind, err)
-		}
 	}
 }
 
@@ -301,7 +305,7 @@ func TestSetRules(t *testing.T) {
 	b, _ := newLocal(t)
 	k := newRing(t, a, time.Minute, func(c *keyring.Config) { c.Keys = append(c.Keys, keyring.Key{Name: "b", Wrapper: b}) })
 	if err := k.SetRules([]keyring.Rule{{Key: "b"}, {Key: "x"}}); !errors.Is(err, keyring.ErrUnknownKey) {
-		t.Errorf("%v", err)
+		t.Error(err)
 	}
 	sealed := create(t, k)
 	sealed.Release()

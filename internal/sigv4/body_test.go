@@ -85,8 +85,10 @@ func TestPlainBodyOfUnknownLength(t *testing.T) {
 		t.Error(err)
 	}
 	for _, other := range []string{"", "payloa", "payloads"} {
-		_, _, err = decode(auth, other)
-		wantCode(t, err, "XAmzContentSHA256Mismatch")
+		t.Run(other, func(t *testing.T) {
+			_, _, err = decode(auth, other)
+			wantCode(t, err, "XAmzContentSHA256Mismatch")
+		})
 	}
 }
 
@@ -113,11 +115,13 @@ func TestStreamingBody(t *testing.T) {
 				"plain": strings.NewReader(encoded), "one byte": iotest.OneByteReader(strings.NewReader(encoded)),
 				"half": iotest.HalfReader(strings.NewReader(encoded)), "data and error": iotest.DataErrReader(strings.NewReader(encoded)),
 			} {
-				body := auth.Body(src)
-				if err := iotest.TestReader(body, []byte(strings.Join(u.chunks, ""))); err != nil {
-					t.Errorf("%s: %v", kind, err)
-				}
-				wantTrailer(t, body.Trailer(), u.trailers)
+				t.Run(kind, func(t *testing.T) {
+					body := auth.Body(src)
+					if err := iotest.TestReader(body, []byte(strings.Join(u.chunks, ""))); err != nil {
+						t.Error(err)
+					}
+					wantTrailer(t, body.Trailer(), u.trailers)
+				})
 			}
 		})
 	}
@@ -179,14 +183,16 @@ func TestCut(t *testing.T) {
 // declared length, and then looks for io.EOF with errors.Is, must not be fooled.
 func TestAlteredAndCut(t *testing.T) {
 	for _, name := range []string{"signed", "signed trailer"} {
-		auth, encoded := small()[name].encode(t)
-		encoded = strings.Replace(encoded, "abc", "xyz", 1)
-		body := auth.Body(strings.NewReader(encoded[:strings.Index(encoded, "yz\r\n")+2]))
-		if _, err := io.ReadFull(body, make([]byte, auth.DecodedLength())); err != nil {
-			t.Fatal(err) // the data comes out before its signature is seen
-		}
-		_, err := body.Read(make([]byte, 1))
-		wantCode(t, err, "IncompleteBody")
+		t.Run(name, func(t *testing.T) {
+			auth, encoded := small()[name].encode(t)
+			encoded = strings.Replace(encoded, "abc", "xyz", 1)
+			body := auth.Body(strings.NewReader(encoded[:strings.Index(encoded, "yz\r\n")+2]))
+			if _, err := io.ReadFull(body, make([]byte, auth.DecodedLength())); err != nil {
+				t.Fatal(err) // the data comes out before its signature is seen
+			}
+			_, err := body.Read(make([]byte, 1))
+			wantCode(t, err, "IncompleteBody")
+		})
 	}
 }
 
@@ -305,12 +311,14 @@ func TestDecodedLength(t *testing.T) {
 
 func TestSmallChunkInTheMiddle(t *testing.T) {
 	for _, mode := range []string{signedChunks, signedTrailer, unsignedTrailer} {
-		auth, encoded := upload{mode: mode, chunks: []string{strings.Repeat("a", 8191), "b"}}.encode(t)
-		_, _, err := decode(auth, encoded)
-		e := wantCode(t, err, "InvalidChunkSizeError")
-		if got := fmt.Sprint(e.Details()); got != "[[Chunk 2] [BadChunkSize 8191]]" {
-			t.Errorf("details %s", got)
-		}
+		t.Run(mode, func(t *testing.T) {
+			auth, encoded := upload{mode: mode, chunks: []string{strings.Repeat("a", 8191), "b"}}.encode(t)
+			_, _, err := decode(auth, encoded)
+			e := wantCode(t, err, "InvalidChunkSizeError")
+			if got := fmt.Sprint(e.Details()); got != "[[Chunk 2] [BadChunkSize 8191]]" {
+				t.Errorf("details %s", got)
+			}
+		})
 	}
 }
 
@@ -356,9 +364,11 @@ func TestBytesAfterTheEnd(t *testing.T) {
 	for name, u := range small() {
 		auth, encoded := u.encode(t)
 		for _, more := range []string{"\n", "\r\n", "0", encoded} {
-			if _, _, err := decode(auth, encoded+more); err == nil {
-				t.Errorf("%s: %q accepted", name, more)
-			}
+			t.Run(more, func(t *testing.T) {
+				if _, _, err := decode(auth, encoded+more); err == nil {
+					t.Errorf("%s: %q accepted", name, more)
+				}
+			})
 		}
 	}
 }

@@ -3,6 +3,7 @@ package sigv4_test
 import (
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"net/http"
 	"slices"
 	"strings"
@@ -154,11 +155,13 @@ func TestBodyErrorWords(t *testing.T) {
 		{"3", "ffe\r\ndata\r\n0\r\n\r\n", unexpected},
 		{"3", "fff\r\ndata\r\n0\r\n\r\n", number}, // too long to find out
 	} {
-		auth, _ := upload{mode: unsignedTrailer, declared: row.declared}.verify(t)
-		_, _, err := decode(auth, row.encoded)
-		if e := wantCode(t, err, "IncompleteBody"); e.Message != row.message {
-			t.Errorf("got %q, want %q", e.Message, row.message)
-		}
+		t.Run(fmt.Sprintf("%s bytes declared, %.12q", row.declared, row.encoded), func(t *testing.T) {
+			auth, _ := upload{mode: unsignedTrailer, declared: row.declared}.verify(t)
+			_, _, err := decode(auth, row.encoded)
+			if e := wantCode(t, err, "IncompleteBody"); e.Message != row.message {
+				t.Errorf("got %q, want %q", e.Message, row.message)
+			}
+		})
 	}
 	auth, encoded := small()["signed"].encode(t)
 	_, _, err = decode(auth, strings.Replace(encoded, "abc", "xyz", 1))
@@ -217,15 +220,17 @@ func TestFramingOfPlainPayload(t *testing.T) {
 		{unsignedPayload, "x-aws-chunked", ""},
 		{hexSum("payload"), "aws-chunked", ""}, // an encoding like any other, to S3
 	} {
-		r := newRequest(t, http.MethodPut, bucketURL, "/key", "", "payload")
-		r.Header.Set("Content-Encoding", row.encoding)
-		sign(t, r, row.hash, exampleTime)
-		_, err := verifierAt(exampleTime).Verify(received(t, r))
-		if row.code != "" {
-			wantCode(t, err, row.code)
-		} else if err != nil {
-			t.Errorf("%s: %v", row.encoding, err)
-		}
+		t.Run(row.encoding, func(t *testing.T) {
+			r := newRequest(t, http.MethodPut, bucketURL, "/key", "", "payload")
+			r.Header.Set("Content-Encoding", row.encoding)
+			sign(t, r, row.hash, exampleTime)
+			_, err := verifierAt(exampleTime).Verify(received(t, r))
+			if row.code != "" {
+				wantCode(t, err, row.code)
+			} else if err != nil {
+				t.Errorf("%v", err)
+			}
+		})
 	}
 }
 
@@ -236,10 +241,12 @@ func TestReplay(t *testing.T) {
 		after time.Duration
 		code  string
 	}{{0, ""}, {0, ""}, {14 * time.Minute, ""}, {16 * time.Minute, "RequestTimeTooSkewed"}, {24 * time.Hour, "RequestTimeTooSkewed"}} {
-		_, err := verifierAt(exampleTime.Add(row.after)).Verify(r)
-		var e *sigv4.Error
-		if errors.As(err, &e) != (row.code != "") || e != nil && e.Code != row.code {
-			t.Errorf("after %s: %v, want %q", row.after, err, row.code)
-		}
+		t.Run(fmt.Sprint("after ", row.after), func(t *testing.T) {
+			_, err := verifierAt(exampleTime.Add(row.after)).Verify(r)
+			var e *sigv4.Error
+			if errors.As(err, &e) != (row.code != "") || e != nil && e.Code != row.code {
+				t.Errorf("after %s: %v, want %q", row.after, err, row.code)
+			}
+		})
 	}
 }

@@ -1,6 +1,7 @@
 package sigv4_test
 
 import (
+	"fmt"
 	"net/http"
 	"strings"
 	"testing"
@@ -176,14 +177,16 @@ func TestSkew(t *testing.T) {
 		{time.Minute, time.Minute, ""},
 		{time.Minute, 61 * time.Second, "RequestTimeTooSkewed"},
 	} {
-		v := verifierAt(exampleTime.Add(row.ago))
-		v.MaxSkew = row.skew
-		_, err := v.Verify(received(t, exampleSigned(t)))
-		if row.code != "" {
-			wantCode(t, err, row.code)
-		} else if err != nil {
-			t.Errorf("after %s: %v", row.ago, err)
-		}
+		t.Run(fmt.Sprintf("%s ago, skew %s", row.ago, row.skew), func(t *testing.T) {
+			v := verifierAt(exampleTime.Add(row.ago))
+			v.MaxSkew = row.skew
+			_, err := v.Verify(received(t, exampleSigned(t)))
+			if row.code != "" {
+				wantCode(t, err, row.code)
+			} else if err != nil {
+				t.Errorf("after %s: %v", row.ago, err)
+			}
+		})
 	}
 }
 
@@ -323,17 +326,19 @@ func TestPresignedLifetime(t *testing.T) {
 		{"604800", 7*24*time.Hour + time.Second, "AccessDenied"},
 		{"604801", 0, "AuthorizationQueryParametersError"},
 	} {
-		r := newRequest(t, http.MethodGet, bucketURL, "/key", "", "")
-		in := received(t, presign(t, r, unsignedPayload, exampleTime, row.lifetime))
-		auth, err := verifierAt(exampleTime.Add(row.ago)).Verify(in)
-		switch {
-		case row.code != "":
-			wantCode(t, err, row.code)
-		case err != nil:
-			t.Errorf("%s s, used after %s: %v", row.lifetime, row.ago, err)
-		case !auth.Presigned:
-			t.Error("not marked as presigned")
-		}
+		t.Run(fmt.Sprintf("%s s, after %s", row.lifetime, row.ago), func(t *testing.T) {
+			r := newRequest(t, http.MethodGet, bucketURL, "/key", "", "")
+			in := received(t, presign(t, r, unsignedPayload, exampleTime, row.lifetime))
+			auth, err := verifierAt(exampleTime.Add(row.ago)).Verify(in)
+			switch {
+			case row.code != "":
+				wantCode(t, err, row.code)
+			case err != nil:
+				t.Errorf("%s s, used after %s: %v", row.lifetime, row.ago, err)
+			case !auth.Presigned:
+				t.Error("not marked as presigned")
+			}
+		})
 	}
 }
 

@@ -134,9 +134,11 @@ func TestEscapePath(t *testing.T) {
 		{"/ü/\x00\xff", "/%C3%BC/%00%FF"},
 		{"/!\"#$&'()*,/:;<=>?@[]^`{|}", "/%21%22%23%24%26%27%28%29%2A%2C/%3A%3B%3C%3D%3E%3F%40%5B%5D%5E%60%7B%7C%7D"},
 	} {
-		if got := sigv4.EscapePath(row.path); got != row.want {
-			t.Errorf("EscapePath(%q) = %q, want %q", row.path, got, row.want)
-		}
+		t.Run(row.path, func(t *testing.T) {
+			if got := sigv4.EscapePath(row.path); got != row.want {
+				t.Errorf("EscapePath(%q) = %q, want %q", row.path, got, row.want)
+			}
+		})
 	}
 }
 
@@ -147,12 +149,16 @@ func TestUnescapePath(t *testing.T) {
 		{"/%41%2f%2F", "/A//"},
 		{"/%2541", "/%41"},
 	} {
-		if got, err := sigv4.UnescapePath(row.raw); err != nil || got != row.want {
-			t.Errorf("UnescapePath(%q) = %q, %v, want %q", row.raw, got, err, row.want)
-		}
+		t.Run(row.raw, func(t *testing.T) {
+			if got, err := sigv4.UnescapePath(row.raw); err != nil || got != row.want {
+				t.Errorf("UnescapePath(%q) = %q, %v, want %q", row.raw, got, err, row.want)
+			}
+		})
 	}
 	for _, raw := range []string{"%", "/%4", "/%4g", "/%+4", "/%-4", "/%4_", "/%%41"} {
-		_, err := sigv4.UnescapePath(raw)
-		wantCode(t, err, "InvalidURI")
+		t.Run(raw, func(t *testing.T) {
+			_, err := sigv4.UnescapePath(raw)
+			wantCode(t, err, "InvalidURI")
+		})
 	}
 }

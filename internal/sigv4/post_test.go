@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"maps"
 	"strings"
 	"testing"
@@ -153,17 +154,21 @@ func TestPostIsRefused(t *testing.T) {
 		"a field without $":         {of(`[["eq", "key", "x"]]`), "AccessDenied", "Policy Condition failed"},
 		"an expired policy":         {policy(`{"expiration": "2015-12-29T00:00:01Z", "conditions": []}`), "AccessDenied", "Policy expired"},
 	} {
-		fields := postExample()
-		row.change(fields)
-		_, err := postVerifier(postTime).VerifyPost(fields)
-		if failure := (*sigv4.Error)(nil); !errors.As(err, &failure) || failure.Code != row.code || !strings.Contains(failure.Message, row.message) {
-			t.Errorf("%s: %v", name, err)
-		}
+		t.Run(name, func(t *testing.T) {
+			fields := postExample()
+			row.change(fields)
+			_, err := postVerifier(postTime).VerifyPost(fields)
+			if failure := (*sigv4.Error)(nil); !errors.As(err, &failure) || failure.Code != row.code || !strings.Contains(failure.Message, row.message) {
+				t.Error(err)
+			}
+		})
 	}
 	for name, now := range map[string]time.Time{"too early": postTime.Add(-time.Hour), "too late": postTime.Add(36 * time.Hour), "a week too late": postTime.Add(8 * 24 * time.Hour)} {
-		if _, err := postVerifier(now).VerifyPost(postExample()); err == nil {
-			t.Errorf("%s: it is taken", name)
-		}
+		t.Run(name, func(t *testing.T) {
+			if _, err := postVerifier(now).VerifyPost(postExample()); err == nil {
+				t.Error("it is taken")
+			}
+		})
 	}
 }
 
@@ -188,23 +193,25 @@ func TestPostConditions(t *testing.T) {
 		"content types":          {`[["starts-with", "$Content-Type", "image/"]]`, map[string]string{"content-type": "image/jpg, image/png"}, ""},
 		"content types, one not": {`[["starts-with", "$Content-Type", "image/"]]`, map[string]string{"content-type": "image/jpg,text/html"}, "Policy Condition failed"},
 	} {
-		fields := postExample()
-		signPost(fields, `{"expiration": "2015-12-30T12:00:00Z", "conditions": [{"bucket": "b"}, `+strings.TrimPrefix(row.conditions, "[")+`}`)
-		post, err := postVerifier(postTime).VerifyPost(fields)
-		if err != nil {
-			t.Errorf("%s: %v", name, err)
-			continue
-		}
-		form := map[string]string{"bucket": "b", "policy": "p", "x-amz-signature": "s"}
-		maps.Copy(form, row.fields)
-		err = post.Check(form)
-		if (err == nil) != (row.want == "") || err != nil && !strings.Contains(err.Error(), row.want) {
-			t.Errorf("%s: %v", name, err)
-		}
-		form["bucket"] = "other"
-		if err := post.Check(form); err == nil {
-			t.Errorf("%s: another bucket is taken", name)
-		}
+		t.Run(name, func(t *testing.T) {
+			fields := postExample()
+			signPost(fields, `{"expiration": "2015-12-30T12:00:00Z", "conditions": [{"bucket": "b"}, `+strings.TrimPrefix(row.conditions, "[")+`}`)
+			post, err := postVerifier(postTime).VerifyPost(fields)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			form := map[string]string{"bucket": "b", "policy": "p", "x-amz-signature": "s"}
+			maps.Copy(form, row.fields)
+			err = post.Check(form)
+			if (err == nil) != (row.want == "") || err != nil && !strings.Contains(err.Error(), row.want) {
+				t.Error(err)
+			}
+			form["bucket"] = "other"
+			if err := post.Check(form); err == nil {
+				t.Error("another bucket is taken")
+			}
+		})
 	}
 	fields := postExample()
 	signPost(fields, `{"expiration": "2015-12-30T12:00:00Z", "conditions": [["content-length-range", 2, 5], ["content-length-range", 0, 4]]}`)
@@ -213,9 +220,11 @@ func TestPostConditions(t *testing.T) {
 		t.Fatal(err)
 	}
 	for n, want := range map[int64]string{1: "EntityTooSmall", 2: "", 4: "", 5: "EntityTooLarge", 6: "EntityTooLarge"} {
-		if err := post.CheckLength(n); (err == nil) != (want == "") || err != nil && !strings.HasPrefix(err.Error(), want) {
-			t.Errorf("%d bytes: %v", n, err)
-		}
+		t.Run(fmt.Sprintf("%d bytes", n), func(t *testing.T) {
+			if err := post.CheckLength(n); (err == nil) != (want == "") || err != nil && !strings.HasPrefix(err.Error(), want) {
+				t.Errorf("%d bytes: %v", n, err)
+			}
+		})
 	}
 	if err := post.Check(map[string]string{}); err == nil {
 		t.Error("a policy that names no bucket is taken")

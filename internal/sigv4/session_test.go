@@ -122,14 +122,16 @@ func TestIsAnonymous(t *testing.T) {
 		{"half of SigV2", "Signature=a", false},
 		{"no query at all", "a=%zz", false},
 	} {
-		r := newRequest(t, http.MethodGet, bucketURL, "/key", row.query, "")
-		if got := sigv4.IsAnonymous(r); got != row.want {
-			t.Errorf("%s: %v", row.name, got)
-		}
-		r.Header.Set("Authorization", "")
-		if sigv4.IsAnonymous(r) {
-			t.Errorf("%s, with an empty Authorization header: anonymous", row.name)
-		}
+		t.Run(row.name, func(t *testing.T) {
+			r := newRequest(t, http.MethodGet, bucketURL, "/key", row.query, "")
+			if got := sigv4.IsAnonymous(r); got != row.want {
+				t.Errorf("%v", got)
+			}
+			r.Header.Set("Authorization", "")
+			if sigv4.IsAnonymous(r) {
+				t.Error("with an empty Authorization header: anonymous")
+			}
+		})
 	}
 }
 
@@ -148,15 +150,17 @@ func TestAnonymousPayload(t *testing.T) {
 		{"no hash", http.Header{"X-Amz-Content-Sha256": {"nonsense"}}, "InvalidArgument"},
 		{"no length", http.Header{"X-Amz-Content-Sha256": {unsignedTrailer}}, "MissingContentLength"},
 	} {
-		r := newRequest(t, http.MethodPut, bucketURL, "/key", "", "body")
-		maps.Copy(r.Header, row.header)
-		auth, err := sigv4.Anonymous(r)
-		switch {
-		case row.code != "":
-			wantCode(t, err, row.code)
-		case err != nil || auth.DecodedLength() != 4 || auth.AccessKey != "":
-			t.Errorf("%s: %+v, %v", row.name, auth, err)
-		}
+		t.Run(row.name, func(t *testing.T) {
+			r := newRequest(t, http.MethodPut, bucketURL, "/key", "", "body")
+			maps.Copy(r.Header, row.header)
+			auth, err := sigv4.Anonymous(r)
+			switch {
+			case row.code != "":
+				wantCode(t, err, row.code)
+			case err != nil || auth.DecodedLength() != 4 || auth.AccessKey != "":
+				t.Errorf("%+v, %v", auth, err)
+			}
+		})
 	}
 }
 
@@ -180,26 +184,28 @@ func TestSessionTokenOfForm(t *testing.T) {
 		{"empty", "", `,["eq","$x-amz-security-token",""]`, 0, "InvalidToken"},
 		{"expired", sessionToken, `,["eq","$x-amz-security-token","` + sessionToken + `"]`, time.Hour, "ExpiredToken"},
 	} {
-		fields := postExample()
-		for name := range fields {
-			if !strings.HasPrefix(name, "x-amz-") || strings.HasPrefix(name, "x-amz-meta-") || strings.HasPrefix(name, "x-amz-server") {
-				delete(fields, name)
+		t.Run(row.name, func(t *testing.T) {
+			fields := postExample()
+			for name := range fields {
+				if !strings.HasPrefix(name, "x-amz-") || strings.HasPrefix(name, "x-amz-meta-") || strings.HasPrefix(name, "x-amz-server") {
+					delete(fields, name)
+				}
 			}
-		}
-		if row.token != "-" {
-			fields["x-amz-security-token"] = row.token
-		}
-		signPost(fields, `{"expiration":"2015-12-30T12:00:00Z","conditions":[`+conditions+row.covered+`]}`)
-		fields["bucket"] = "b"
-		post, err := verifier(postTime.Add(row.at)).VerifyPost(fields)
-		if err == nil {
-			err = post.Check(fields)
-		}
-		switch {
-		case row.code == "" && err != nil:
-			t.Errorf("%s: %v", row.name, err)
-		case row.code != "":
-			wantCode(t, err, row.code)
-		}
+			if row.token != "-" {
+				fields["x-amz-security-token"] = row.token
+			}
+			signPost(fields, `{"expiration":"2015-12-30T12:00:00Z","conditions":[`+conditions+row.covered+`]}`)
+			fields["bucket"] = "b"
+			post, err := verifier(postTime.Add(row.at)).VerifyPost(fields)
+			if err == nil {
+				err = post.Check(fields)
+			}
+			switch {
+			case row.code == "" && err != nil:
+				t.Error(err)
+			case row.code != "":
+				wantCode(t, err, row.code)
+			}
+		})
 	}
 }
