@@ -3,6 +3,21 @@
 // docs/format.md is its specification, exact to the byte; names here are the names there. The body is a Tink
 // AES256_GCM_HKDF stream, so that data can be read without this code. The package uses the standard library only, does
 // no I/O of its own, and takes randomness as an input.
+//
+//	crypt.go        sizes, errors, and the keys derived from a data key (DEK)
+//	envelope.go     Envelope and Mark: what is stored as metadata
+//	seal.go         Sealer: from plaintext to a body
+//	open.go         Opener: from a body to plaintext
+//	size.go         sizes and ranges: which stored bytes hold which plaintext
+//	part.go         parts of multipart objects: header and sealing
+//	parts.go        reading multipart objects
+//	layout.go       where parts lie, and the record of it
+//	wrappedkey.go   what is stored as a wrapped DEK; bucket keys
+//	customerkey.go  keys that clients bring (SSE-C)
+//	checksum.go     sealed checksums
+//	readfull.go     telling an end of the source from its failure
+//	buffer.go       pools of buffers
+//	wipe.go         overwriting keys in memory
 package crypt
 
 import (

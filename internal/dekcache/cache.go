@@ -10,6 +10,11 @@
 // it has wrapped.
 //
 // The package knows nothing of key management services: a fetch is a function, and a key id a string.
+//
+//	cache.go   Cache: getting, putting, purging
+//	flight.go  fetches, and those who wait for them
+//	term.go    Term: how long a DEK may be used
+//	expiry.go  the DEKs in the cache, and wiping them in time
 package dekcache
 
 import (

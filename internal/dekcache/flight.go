@@ -13,6 +13,11 @@ type flightID struct {
 }
 
 // flight is one fetch and all who wait for it.
+//
+// It is not golang.org/x/sync/singleflight, which logins and AWS credentials
+// use. There a later caller joins a fetch that is under way, and the result is
+// left to the garbage collector. Here a purge must keep later callers from
+// joining, and the DEK is wiped when the last caller has its copy.
 type flight struct {
 	term   Term
 	cancel context.CancelFunc

@@ -39,6 +39,11 @@ type bucketKey struct {
 	flight  *bucketKeyFlight // who makes a new one; nil if nobody does
 }
 
+// bucketKeyFlight is the making of a bucket key, and all who wait for it.
+//
+// It is not golang.org/x/sync/singleflight, which runs a call apart from its
+// callers. Here the call is that of one client, is audited as its own, and ends
+// when that client leaves; the others then make another.
 type bucketKeyFlight struct {
 	done chan struct{}
 	err  error

@@ -6,6 +6,18 @@
 // is asked again. If it says no, the stream is cut; if it cannot be reached, the stream waits for a while, and no byte
 // passes. So the time from revoking a key to the last byte of plaintext is bounded, for running transfers too: see
 // Status.Window.
+//
+//	keyring.go    Keyring: making, opening and rewrapping data keys
+//	rules.go      which key an object gets, and which it can be read under
+//	defaults.go   keys that clients have chosen for buckets
+//	bucketkey.go  one wrapped key for many objects
+//	customer.go   keys that clients bring (SSE-C)
+//	lease.go      Lease: the use of a data key, its renewal, the cut
+//	key.go        what is known of each KMS key
+//	part.go       the parts of a KMS key that the KMS can refuse one by one
+//	probe.go      asking the KMS about keys in use
+//	status.go     the state of each key
+//	audit.go      writing down each use
 package keyring
 
 import (

@@ -5,6 +5,24 @@
 // "the key was taken away" from "the KMS cannot be reached". Package kmstest holds the contract all providers pass.
 //
 // Neither an error nor a key id ever holds key material.
+//
+//	kms.go            Wrapper, and what all providers have in common
+//	errors.go         Error and its kinds
+//	decorator.go      what retry.go, breaker.go and limit.go have in common
+//	local*.go         the provider "local": a key in a file
+//	aws*.go           AWS KMS
+//	gcp*.go           Google Cloud KMS
+//	azure*.go         Azure Key Vault and Managed HSM
+//	vault*.go         the transit engine of HashiCorp Vault and OpenBao
+//	pkcs11*.go        hardware security modules, with the build tag pkcs11
+//	login.go          logins and tokens, apart from the calls that need them
+//	loginfile.go      files with credentials that are read again
+//	connections.go    giving up dead connections
+//	authorities.go    certificate authorities of a KMS
+//	keyid.go          comparing key ids
+//	version.go        which version of a key has wrapped a blob
+//	context.go        the encryption context as bytes
+//	trace.go          the KMS's name for a request
 package kms
 
 import (

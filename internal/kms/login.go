@@ -14,6 +14,9 @@ const loginTimeout = 30 * time.Second
 // of its own and is no part of an attempt, so that one which takes longer than
 // an attempt may still succeeds. All callers share it, and it survives the
 // caller that started it: the next caller finds it done, or nearly so.
+//
+// Data keys are fetched once for all callers too, but not by singleflight; see
+// flight in package dekcache.
 type logins[T any] struct{ group singleflight.Group }
 
 // begin starts a login, or joins the one by the same name that is under way.

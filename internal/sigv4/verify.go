@@ -4,6 +4,18 @@
 // of steps are those of
 // https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-authenticating-requests.html. The package uses the standard
 // library only, and takes the time as an input.
+//
+//	verify.go     Verifier and Auth, and the steps of a verification
+//	header.go     what the Authorization header says
+//	presign.go    what the query of a presigned URL says
+//	post.go       forms of browsers: policy and signature
+//	anonymous.go  requests that nobody has signed
+//	canonical.go  the canonical request, and escaping
+//	payload.go    what x-amz-content-sha256 says of the body
+//	body.go       Body: reading and verifying a payload
+//	chunked.go    aws-chunked framing
+//	trailer.go    headers behind the last chunk
+//	errors.go     Error: S3's codes and messages
 package sigv4
 
 import (
