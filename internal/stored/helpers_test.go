@@ -195,7 +195,9 @@ func (b *bench) putSingle(t testing.TB, obj crypt.Object, plaintext []byte) {
 	}
 	defer sealer.Close()
 
-	envelope := crypt.Envelope{KeyID: key.KeyID, WrappedDEK: key.Wrapped, Header: sealer.Header(), Size: int64(len(plaintext))}
+	envelope := crypt.Envelope{
+		KeyID: key.KeyID, WrappedDEK: key.Wrapped, Header: sealer.Header(), Size: int64(len(plaintext)),
+	}
 	if err := envelope.Sign(key.DEK(), obj); err != nil {
 		t.Fatal(err)
 	}

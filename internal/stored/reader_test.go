@@ -87,7 +87,8 @@ func checkRange(t *testing.T, plaintext []byte, wanted *stored.Range, got *store
 	case !bytes.Equal(data, plaintext[offset:offset+length]):
 		t.Errorf("read %d bytes that differ from the %d stored at %d", len(data), length, offset)
 	case !got.Partial || got.Offset != offset || got.Length != length || got.Size != int64(len(plaintext)):
-		t.Errorf("partial %t, %d+%d of %d; want %d+%d of %d", got.Partial, got.Offset, got.Length, got.Size, offset, length, len(plaintext))
+		t.Errorf("partial %t, %d+%d of %d; want %d+%d of %d",
+			got.Partial, got.Offset, got.Length, got.Size, offset, length, len(plaintext))
 	}
 }
 
@@ -261,14 +262,18 @@ var tampered = []struct {
 	{"first segment", "five segments", func(o *memoryObject) { o.body[1000] ^= 1 }, false},
 	{"last byte", "five segments", func(o *memoryObject) { o.body[len(o.body)-1] ^= 1 }, false},
 	{"cut within a segment", "five segments", func(o *memoryObject) { o.body = o.body[:len(o.body)-10] }, false},
-	{"cut between segments", "five segments", func(o *memoryObject) { o.body = o.body[:4*crypt.StoredSegmentSize] }, false},
+	{"cut between segments", "five segments", func(o *memoryObject) {
+		o.body = o.body[:4*crypt.StoredSegmentSize]
+	}, false},
 	{"all of the body gone", "one byte", func(o *memoryObject) { o.body = nil }, false},
 	{"a byte more", "five segments", func(o *memoryObject) { o.body = append(o.body, 0) }, false},
 	{"segments swapped", "five segments", func(o *memoryObject) {
 		first, second := crypt.StoredSegmentSize, 2*crypt.StoredSegmentSize
 		o.body = slices.Concat(o.body[:first], o.body[second:second+first], o.body[first:second], o.body[second+first:])
 	}, false},
-	{"another size in the envelope", "five segments", func(o *memoryObject) { o.header.Set("X-Amz-Meta-Cmek-Size", "299999") }, false},
+	{"another size in the envelope", "five segments", func(o *memoryObject) {
+		o.header.Set("X-Amz-Meta-Cmek-Size", "299999")
+	}, false},
 	{"cut, with the size that fits", "five segments", func(o *memoryObject) {
 		o.body = o.body[:crypt.StoredSize(200_000)]
 		o.header.Set("X-Amz-Meta-Cmek-Size", "200000")
@@ -277,7 +282,9 @@ var tampered = []struct {
 	{"no envelope", "five segments", func(o *memoryObject) { o.header = http.Header{"Etag": o.header["Etag"]} }, false},
 	{"a part header", "equal parts", func(o *memoryObject) { o.body[equalPart+20] ^= 1 }, false},
 	{"a byte of a part", "equal parts", func(o *memoryObject) { o.body[equalPart+2000] ^= 1 }, false},
-	{"a part missing", "equal parts", func(o *memoryObject) { o.body = slices.Delete(o.body, equalPart, 2*equalPart) }, false},
+	{"a part missing", "equal parts", func(o *memoryObject) {
+		o.body = slices.Delete(o.body, equalPart, 2*equalPart)
+	}, false},
 	{"parts swapped", "equal parts", func(o *memoryObject) {
 		o.body = slices.Concat(o.body[equalPart:2*equalPart], o.body[:equalPart], o.body[2*equalPart:])
 	}, false},
@@ -350,7 +357,9 @@ func TestGetOverwritten(t *testing.T) {
 					if err != nil {
 						t.Fatal(err)
 					}
-					if !bytes.Equal(data, c.old.plaintext[offset:offset+length]) && !bytes.Equal(data, c.new.plaintext[offset:offset+length]) {
+					isOld := bytes.Equal(data, c.old.plaintext[offset:offset+length])
+					isNew := bytes.Equal(data, c.new.plaintext[offset:offset+length])
+					if !isOld && !isNew {
 						t.Error("neither the old object nor the new one")
 					}
 				})
