@@ -38,7 +38,21 @@ func (s *Server) getObjectAttributes(c *call) error {
 			return err
 		}
 	}
-	out := attributes{XMLName: rootNamed("GetObjectAttributesResponse")}
+	out, err := attributesOf(c, q, o, wanted)
+	if err != nil {
+		return err
+	}
+	for _, name := range []string{"Last-Modified", "X-Amz-Version-Id", "X-Amz-Delete-Marker"} {
+		if value := o.Header.Get(name); value != "" {
+			c.w.Header().Set(name, value)
+		}
+	}
+	return c.answerDocument(out)
+}
+
+// attributesOf returns the attributes that are wanted of an object.
+func attributesOf(c *call, q stored.Request, o *stored.Object, wanted map[string]bool) (*attributes, error) {
+	out := &attributes{XMLName: rootNamed("GetObjectAttributesResponse")}
 	if wanted["ETag"] {
 		out.ETag = strings.Trim(showETag(o.Header.Get("Etag")), `"`)
 	}
@@ -53,28 +67,23 @@ func (s *Server) getObjectAttributes(c *call) error {
 	if wanted["ObjectParts"] {
 		layout, err := c.reader.Layout(c.Context(), q, o)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if out.ObjectParts, err = objectParts(c.Header, layout); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	if wanted["Checksum"] && !o.Plaintext {
 		if err := c.reader.Survey(c.Context(), q, o); err != nil { // the checksum is in the record
-			return err
+			return nil, err
 		}
 		sum, err := o.Checksum(c.Context())
 		if err != nil {
-			return err
+			return nil, err
 		}
 		out.Checksum = checksumAttributes(sum)
 	}
-	for _, name := range []string{"Last-Modified", "X-Amz-Version-Id", "X-Amz-Delete-Marker"} {
-		if value := o.Header.Get(name); value != "" {
-			c.w.Header().Set(name, value)
-		}
-	}
-	return c.answerDocument(out)
+	return out, nil
 }
 
 // attributes is the GetObjectAttributesResponse document.

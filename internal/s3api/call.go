@@ -20,7 +20,7 @@ type call struct {
 	*http.Request // the client's; takeHoisted and takeForm replace header and body
 
 	// The connection, and the time that the client has: newCall.
-	w             *response
+	w             response
 	idle          *idle
 	slot          slot                    // slots.go
 	cancelContext context.CancelCauseFunc // of the call's context
@@ -73,7 +73,7 @@ func newCall(s *Server, w http.ResponseWriter, r *http.Request, cancel context.C
 	c := &call{Request: r, secure: s.overTLS(r), cancelContext: cancel}
 	c.id, c.op, c.start = newRequestID(), "Unknown", s.Now()
 	c.idle = newIdle(s.IdleTimeout, http.NewResponseController(w), s.Now)
-	c.w = &response{ResponseWriter: w, idle: c.idle}
+	c.w.ResponseWriter, c.w.idle = w, c.idle
 	c.reader = s.newReader(c)
 	return c
 }

@@ -83,7 +83,7 @@ func (c *call) pass(resp *http.Response) error {
 		c.w.Header().Set("Content-Length", strconv.FormatInt(resp.ContentLength, 10))
 	}
 	c.w.WriteHeader(resp.StatusCode)
-	_, err := io.Copy(onlyWriter{c.w}, resp.Body)
+	_, err := io.Copy(onlyWriter{&c.w}, resp.Body)
 	return err
 }
 

@@ -12,6 +12,9 @@ import (
 
 // originQuery returns the query parameters of the operation itself, without the signature's.
 func (c *call) originQuery() url.Values {
+	if len(c.query) == 0 {
+		return nil
+	}
 	query := make(url.Values)
 	for name, values := range c.query {
 		if c.route.allowsQuery(name) && !signatureNames.has(name) && (len(name) < 2 || name[:2] != "x-") {

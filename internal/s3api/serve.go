@@ -212,7 +212,7 @@ func (s *Server) finish(c *call, err error) {
 			c.aborted = true
 		} else {
 			c.clearEncryptionHeaders()
-			answer.write(c.w, c.Request, c.resource(), c.id)
+			answer.write(&c.w, c.Request, c.resource(), c.id)
 		}
 	}
 	s.record(c, answer)
@@ -302,6 +302,8 @@ type callKey struct{}
 
 func newRequestID() string {
 	var id [8]byte
+	var text [2 * len(id)]byte
 	rand.Read(id[:])
-	return hex.EncodeToString(id[:])
+	hex.Encode(text[:], id[:])
+	return string(text[:])
 }
