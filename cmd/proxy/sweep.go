@@ -174,7 +174,7 @@ func (s *sweep) versions(ctx context.Context, note string) bool {
 func (s *sweep) keepsVersions(ctx context.Context) (bool, error) {
 	req := &http.Request{Method: http.MethodGet, URL: &url.URL{Path: "/" + s.bucket, RawQuery: "versioning="}, Header: make(http.Header)}
 	resp, err := s.send(req.WithContext(ctx))
-	if inplace.Status(err) == http.StatusNotImplemented {
+	if stored.StatusOf(err) == http.StatusNotImplemented {
 		return false, nil
 	}
 	if err != nil {

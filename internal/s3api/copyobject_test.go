@@ -308,7 +308,7 @@ func TestCopyObjectKeepsAlive(t *testing.T) {
 			if !slow(r) {
 				return nil, nil
 			}
-			time.Sleep(200 * time.Millisecond)
+			time.Sleep(600 * time.Millisecond) // 30 intervals
 			return nil, end
 		}, nil)
 	}
@@ -317,7 +317,7 @@ func TestCopyObjectKeepsAlive(t *testing.T) {
 	takesLong(copies, nil)
 	copied := request{method: "PUT", path: "/" + p.bucket + "/copy", header: http.Header{"X-Amz-Copy-Source": {p.bucket + "/source"}}}
 	a := p.send(copied)
-	if a.StatusCode != 200 || !bytes.HasPrefix(a.body, []byte("<?xml")) || !bytes.Contains(a.body, []byte("    <CopyObjectResult")) || a.Header.Get("X-Amz-Server-Side-Encryption") != "aws:kms" {
+	if a.StatusCode != 200 || !bytes.HasPrefix(a.body, []byte("<?xml")) || !bytes.Contains(a.body, []byte("  <CopyObjectResult")) || a.Header.Get("X-Amz-Server-Side-Encryption") != "aws:kms" {
 		t.Errorf("%d %v %s", a.StatusCode, a.Header, a.body)
 	}
 	if _, err := p.copy("source", "copy"); err != nil {
@@ -331,7 +331,7 @@ func TestCopyObjectKeepsAlive(t *testing.T) {
 	reads := func(r *http.Request) bool { return r.Method == http.MethodGet }
 	takesLong(reads, nil)
 	copied.header.Set("X-Amz-Checksum-Algorithm", "SHA256")
-	if a := p.send(copied); a.StatusCode != 200 || !bytes.Contains(a.body, []byte("    <CopyObjectResult")) || !bytes.Contains(a.body, []byte(sumOf("SHA256", []byte("text")))) {
+	if a := p.send(copied); a.StatusCode != 200 || !bytes.Contains(a.body, []byte("  <CopyObjectResult")) || !bytes.Contains(a.body, []byte(sumOf("SHA256", []byte("text")))) {
 		t.Errorf("with a checksum: %d %s", a.StatusCode, a.body)
 	}
 	takesLong(reads, gone)

@@ -83,7 +83,7 @@ func (e *Encrypter) Encrypt(ctx context.Context, bucket string, entry stored.Ent
 // writes, so that it can be called again whatever has happened. before is what an earlier call has tried to write.
 func (e *Encrypter) attempt(ctx context.Context, obj crypt.Object, before **written) (walk.Result, error) {
 	seen, err := e.reader.Look(ctx, stored.Request{Object: obj, Header: http.Header{"X-Amz-Checksum-Mode": {"ENABLED"}}})
-	if inplace.Status(err) == http.StatusNotFound {
+	if stored.StatusOf(err) == http.StatusNotFound {
 		return walk.Result{Outcome: walk.Gone}, err
 	}
 	if err != nil {

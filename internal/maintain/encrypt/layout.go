@@ -80,7 +80,7 @@ func possible(l crypt.Layout) bool {
 func (e *Encrypter) partSize(ctx context.Context, obj crypt.Object, seen *stored.Seen, number int) (int64, error) {
 	query := "partNumber=" + strconv.Itoa(number)
 	resp, err := e.store.Do(inplace.NewRequest(ctx, http.MethodHead, obj, query, http.Header{"If-Match": {seen.ETag}}, nil))
-	switch inplace.Status(err) {
+	switch stored.StatusOf(err) {
 	case http.StatusBadRequest, http.StatusRequestedRangeNotSatisfiable, http.StatusNotImplemented:
 		return -1, nil
 	}

@@ -185,7 +185,7 @@ func (e *Encrypter) sendPart(ctx context.Context, w *written, key *inplace.Key, 
 // readBack reads what is stored now, by the key as the KMS unwraps it, and compares it with what was there.
 func (e *Encrypter) readBack(ctx context.Context, w *written, etag string) error {
 	o, err := e.reader.Get(ctx, onlyIf(w.obj, etag))
-	switch inplace.Status(err) {
+	switch stored.StatusOf(err) {
 	case http.StatusNotFound:
 		return nil // deleted since
 	case http.StatusPreconditionFailed:
@@ -211,7 +211,7 @@ func (e *Encrypter) readBack(ctx context.Context, w *written, etag string) error
 // damaged reports whether an error says that the bytes are not what they were. A store or a KMS that does not answer says
 // nothing of that.
 func damaged(err error) bool {
-	if errors.Is(err, inplace.ErrChanged) || errors.Is(err, inplace.ErrUnanswered) || errors.Is(err, stored.ErrOverwritten) || inplace.Status(err) != 0 {
+	if errors.Is(err, inplace.ErrChanged) || errors.Is(err, inplace.ErrUnanswered) || errors.Is(err, stored.ErrOverwritten) || stored.StatusOf(err) != 0 {
 		return false
 	}
 	return !keyFailed(err) && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded)

@@ -82,7 +82,7 @@ func Insist(ctx context.Context, e stored.Entry, away func(error), attempt func(
 		}
 	}
 	r.Key, r.Version = e.Key, e.Version
-	if Status(err) == http.StatusNotFound && r.Outcome == walk.Gone {
+	if stored.StatusOf(err) == http.StatusNotFound && r.Outcome == walk.Gone {
 		err = nil
 		if strings.ContainsRune(e.Key, '\uFFFD') {
 			err = errors.New("not found by the name that the listing gives, which has characters that XML cannot hold")
@@ -100,7 +100,7 @@ func again(err error) bool {
 	if errors.Is(err, errTried) {
 		return false
 	}
-	switch Status(err) {
+	switch stored.StatusOf(err) {
 	case http.StatusNotFound, http.StatusPreconditionFailed, http.StatusConflict:
 		return true
 	}
@@ -112,7 +112,7 @@ func isAway(err error) bool { return kms.IsUnreachable(err) || kms.IsThrottled(e
 
 // falters reports whether it is the store that has no time or cannot be reached.
 func falters(err error) bool {
-	switch Status(err) {
+	switch stored.StatusOf(err) {
 	case http.StatusTooManyRequests, http.StatusInternalServerError, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
 		return true
 	}
@@ -155,7 +155,7 @@ func (s *Store) Do(r *http.Request) (*http.Response, error) {
 	if body, ok := r.Body.(*outgoing); ok {
 		body.wait(r.Context())
 	}
-	if err != nil && Status(err) == 0 {
+	if err != nil && stored.StatusOf(err) == 0 {
 		return nil, fmt.Errorf("%w: %w", ErrUnanswered, err)
 	}
 	if err == nil {
@@ -204,15 +204,6 @@ func (a *answer) Read(p []byte) (int, error) {
 		err = fmt.Errorf("%w: it broke off: %s", ErrUnanswered, err.Error())
 	}
 	return n, err
-}
-
-// Status is the store's answer, 0 if there is none.
-func Status(err error) int {
-	var answered interface{ Status() int }
-	if errors.As(err, &answered) {
-		return answered.Status()
-	}
-	return 0
 }
 
 // Unchanged looks at the object right before it is overwritten, where the store knows no condition. What a client writes

@@ -231,7 +231,7 @@ func TestConditions(t *testing.T) {
 	if err := s.Unchanged(t.Context(), obj, first); !errors.Is(err, inplace.ErrChanged) {
 		t.Errorf("changed: %v", err)
 	}
-	if _, err := put("third", http.Header{"If-Match": {first}}); inplace.Status(err) != http.StatusPreconditionFailed {
+	if _, err := put("third", http.Header{"If-Match": {first}}); stored.StatusOf(err) != http.StatusPreconditionFailed {
 		t.Errorf("If-Match of what is not there any more: %v", err)
 	}
 }
@@ -295,7 +295,7 @@ func TestSender(t *testing.T) {
 				func(*http.Request, *http.Response) error { return impostor },
 				func(*http.Request, int, string, []byte) error { return impostor })
 			_, err := send(inplace.NewRequest(t.Context(), http.MethodPut, crypt.Object{Bucket: "b", Key: "k"}, "", nil, nil))
-			if !errors.Is(err, impostor) || inplace.Status(err) != 0 {
+			if !errors.Is(err, impostor) || stored.StatusOf(err) != 0 {
 				t.Errorf("%v, want an error that is no answer of the store", err)
 			}
 		})

@@ -13,7 +13,6 @@ import (
 
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 	"github.com/cmekproxy/cmekproxy/internal/kms"
-	"github.com/cmekproxy/cmekproxy/internal/maintain/inplace"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/walk"
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
@@ -90,7 +89,7 @@ func (i *Inventory) object(ctx context.Context, bucket string, e stored.Entry) O
 	o := Object{Type: "object", Key: e.Key, Version: e.Version, Latest: e.Latest, Size: -1, Keys: []Key{}}
 	q := stored.Request{Object: crypt.Object{Bucket: bucket, Key: e.Key}, Version: e.Version}
 	err := i.look(ctx, q, &o)
-	if inplace.Status(err) == http.StatusNotFound && !strings.ContainsRune(e.Key, '\uFFFD') {
+	if stored.StatusOf(err) == http.StatusNotFound && !strings.ContainsRune(e.Key, '\uFFFD') {
 		o.gone = true
 		return o
 	}

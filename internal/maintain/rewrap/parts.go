@@ -128,7 +128,7 @@ func (m *Mover) reupload(ctx context.Context, obj crypt.Object, src *source, key
 func (m *Mover) confirmParts(ctx context.Context, obj crypt.Object, src *source, up *inplace.Upload) error {
 	q := request(obj)
 	seen, err := m.check.Look(ctx, q)
-	if inplace.Status(err) == http.StatusNotFound {
+	if stored.StatusOf(err) == http.StatusNotFound {
 		return nil // deleted since
 	}
 	if err != nil {

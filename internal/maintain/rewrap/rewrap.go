@@ -106,7 +106,7 @@ func (m *Mover) Move(ctx context.Context, bucket string, e stored.Entry) walk.Re
 func (m *Mover) attempt(ctx context.Context, obj crypt.Object) (walk.Result, error) {
 	q := request(obj)
 	seen, err := m.reader.Look(ctx, q)
-	if inplace.Status(err) == http.StatusNotFound {
+	if stored.StatusOf(err) == http.StatusNotFound {
 		return walk.Result{Outcome: walk.Gone}, err
 	}
 	if err != nil {

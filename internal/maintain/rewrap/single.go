@@ -151,7 +151,7 @@ func (m *Mover) confirm(ctx context.Context, obj crypt.Object, fresh *crypt.Enve
 		look = func() (*stored.Seen, error) { return m.check.Look(ctx, request(obj)) }
 	}
 	seen, err := look()
-	switch inplace.Status(err) {
+	switch stored.StatusOf(err) {
 	case http.StatusNotFound:
 		return nil // deleted since
 	case http.StatusRequestedRangeNotSatisfiable:

@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/cmekproxy/cmekproxy/internal/maintain/inplace"
+	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
 // Config configures a Probe.
@@ -171,7 +172,7 @@ func (p *Probe) do(ctx context.Context, method, path string, header http.Header,
 	r.ContentLength = length
 
 	resp, err := p.send(r)
-	if status := inplace.Status(err); status != 0 {
+	if status := stored.StatusOf(err); status != 0 {
 		return reply{status: status, refuse: err}, nil
 	}
 	if err != nil {

@@ -103,7 +103,7 @@ func (v *Verifier) read(ctx context.Context, q stored.Request) (walk.Result, err
 		return ErrPlaintext
 	}
 	o, err := s.Get(ctx, q)
-	if inplace.Status(err) == http.StatusNotFound {
+	if stored.StatusOf(err) == http.StatusNotFound {
 		return walk.Result{Outcome: walk.Gone}, err
 	}
 	r := walk.Result{KeyIDs: keys}
@@ -154,7 +154,7 @@ func FaultOf(err error) Fault {
 		return KeyUnknown
 	case errors.Is(err, keyring.ErrChanged):
 		return KeyUnavailable
-	case errors.Is(err, inplace.ErrUnanswered), inplace.Status(err) != 0:
+	case errors.Is(err, inplace.ErrUnanswered), stored.StatusOf(err) != 0:
 		return Store
 	case errors.Is(err, ErrPlaintext):
 		return Plaintext
