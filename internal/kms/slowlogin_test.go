@@ -26,8 +26,8 @@ type slowKey struct {
 }
 
 const (
-	shortAttempt = 500 * time.Millisecond
-	longLogin    = time.Second
+	shortAttempt = 1500 * time.Millisecond
+	longLogin    = 2 * time.Second
 )
 
 // eachSlowKey runs a test for each provider that logs in by a call of its own.
