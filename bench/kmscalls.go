@@ -12,11 +12,13 @@ import (
 // reuseRule has objects share what the KMS is asked for.
 const reuseRule = `{buckets: ["*"], key: bench, dek_reuse: {max_age: 1h, max_objects: 1000}}`
 
-// kmsObjects is how many objects are written and read to count what the KMS is asked.
+// kmsObjects is how many objects are written and read to count what the KMS is
+// asked.
 const kmsObjects = 2000
 
-// kmsCalls counts what the KMS is asked for the same objects with a data key for each, and with dek_reuse. Counts are exact,
-// whatever the machine does meanwhile.
+// kmsCalls counts what the KMS is asked for the same objects with a data key
+// for each, and with dek_reuse. Counts are exact, whatever the machine does
+// meanwhile.
 func kmsCalls(ctx context.Context, l *lab) error {
 	fmt.Printf("\n| %d objects of 4 KiB, dek_cache.ttl 5m | KMS calls to write them | to read them, with nothing cached |\n|---|---|---|\n", kmsObjects)
 	for _, row := range []struct{ name, label, rule string }{
@@ -50,7 +52,8 @@ func kmsCalls(ctx context.Context, l *lab) error {
 	return nil
 }
 
-// countCalls does something with each object, and returns how often the KMS was asked meanwhile.
+// countCalls does something with each object, and returns how often the KMS
+// was asked meanwhile.
 func (l *lab) countCalls(ctx context.Context, admin *target, do func(n int) error) (int64, error) {
 	before, err := calls(ctx, admin)
 	if err != nil {
@@ -72,7 +75,8 @@ func (l *lab) countCalls(ctx context.Context, admin *target, do func(n int) erro
 	return after - before, err
 }
 
-// calls is how often the KMS was asked so far, probes aside, as the proxy's metrics have it.
+// calls is how often the KMS was asked so far, probes aside, as the proxy's
+// metrics have it.
 func calls(ctx context.Context, admin *target) (sum int64, err error) {
 	resp, err := admin.send(ctx, http.MethodGet, "/metrics", nil, nil, 0)
 	if err != nil {

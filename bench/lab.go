@@ -23,7 +23,8 @@ const (
 	clientAccess, clientSecret = "benchclient", "benchclientsecret"
 )
 
-// target is something that requests are sent to. The bare store has no pids: its own CPU is not what is compared.
+// target is something that requests are sent to. The bare store has no pids:
+// its own CPU is not what is compared.
 type target struct {
 	name           string
 	url            string
@@ -87,7 +88,8 @@ func newTarget(name, url, access, secret string, pids func() []int) *target {
 	}
 }
 
-// startStore keeps objects in memory where that is large enough and has extended attributes, so that no disk is measured.
+// startStore keeps objects in memory where that is large enough and has
+// extended attributes, so that no disk is measured.
 func (l *lab) startStore(ctx context.Context) error {
 	var failures []error
 	for _, parent := range []string{"/dev/shm", l.dir} {
@@ -113,7 +115,8 @@ func (l *lab) startStoreIn(ctx context.Context, parent string) error {
 		return err
 	}
 	addr := freeAddress()
-	// It closes a connection after each answer unless told otherwise, and then TCP handshakes are what is measured.
+	// It closes a connection after each answer unless told otherwise, and then
+	// TCP handshakes are what is measured.
 	cmd := exec.CommandContext(ctx, filepath.Join(l.o.bin, "versitygw"), "--port", addr, "--region", region, "--quiet", "--keep-alive", "posix", dir)
 	cmd.Env = append(os.Environ(), "ROOT_ACCESS_KEY="+storeAccess, "ROOT_SECRET_KEY="+storeSecret)
 	if err := l.launch(cmd, "store", addr); err != nil {
@@ -123,8 +126,10 @@ func (l *lab) startStoreIn(ctx context.Context, parent string) error {
 	return nil
 }
 
-// space is how many bytes the store may have to keep at once: objects to read for each of three targets, those that one
-// target's clients upload, twice because the old one stays until the new one is complete, and the one of 1 GiB.
+// space is how many bytes the store may have to keep at once: objects to read
+// for each of three targets, those that one target's clients upload, twice
+// because the old one stays until the new one is complete, and the one of 1
+// GiB.
 func (o options) space() int64 {
 	total := int64(0)
 	if o.memory > 0 || o.full {
@@ -154,7 +159,8 @@ func (l *lab) startPlain(ctx context.Context) (*target, error) {
 	}
 }
 
-// startNginx passes Host unchanged, because it is signed. It writes no access log, unlike cmekproxy.
+// startNginx passes Host unchanged, because it is signed. It writes no access
+// log, unlike cmekproxy.
 func (l *lab) startNginx(ctx context.Context, nginx string) (*target, error) {
 	version, err := exec.CommandContext(ctx, nginx, "-v").CombinedOutput()
 	if err != nil {
@@ -187,7 +193,8 @@ http {
 	return newTarget("nginx", "http://"+addr, storeAccess, storeSecret, func() []int { return children(cmd.Process.Pid) }), nil
 }
 
-// startReverseProxy is Go's own, in a process of its own, so that its CPU and memory can be told from ours.
+// startReverseProxy is Go's own, in a process of its own, so that its CPU and
+// memory can be told from ours.
 func (l *lab) startReverseProxy(ctx context.Context) (*target, error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -210,7 +217,8 @@ func (l *lab) startProxy(ctx context.Context, name, store string) (*target, erro
 	return t, err
 }
 
-// startProxyWith starts a proxy with an encryption rule, and returns the address of its admin port too.
+// startProxyWith starts a proxy with an encryption rule, and returns the
+// address of its admin port too.
 func (l *lab) startProxyWith(ctx context.Context, name, store, rule string) (t *target, admin string, err error) {
 	key := make([]byte, 32)
 	rand.Read(key)
@@ -286,7 +294,8 @@ func freeAddress() string {
 	return l.Addr().String()
 }
 
-// newSink is a store that takes any body and keeps none: 64 uploads of 1 GiB at a time would need 64 GiB of disk.
+// newSink is a store that takes any body and keeps none: 64 uploads of 1 GiB
+// at a time would need 64 GiB of disk.
 func (l *lab) newSink() string {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if _, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, r.Body, make([]byte, 256<<10)); err != nil {

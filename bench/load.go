@@ -69,8 +69,9 @@ func (r *result) percentiles() (p50, p99 time.Duration) {
 	return r.latencies[n/2], r.latencies[n*99/100]
 }
 
-// measure loads the target for a time, after a warm-up with as many clients that opens their connections. What was
-// uploaded is removed again, at the store.
+// measure loads the target for a time, after a warm-up with as many clients
+// that opens their connections. What was uploaded is removed again, at the
+// store.
 func (c cell) measure(ctx context.Context, t, store *target, length time.Duration) result {
 	warm := c
 	warm.size = min(c.size, warmUpSize)
@@ -90,8 +91,9 @@ func (c cell) measure(ctx context.Context, t, store *target, length time.Duratio
 	return r
 }
 
-// load keeps the cell's clients busy for a time. Each finishes the request it is at, and what all have done counts
-// until then. A client stops at its first error.
+// load keeps the cell's clients busy for a time. Each finishes the request it
+// is at, and what all have done counts until then. A client stops at its first
+// error.
 func (c cell) load(ctx context.Context, t *target, length time.Duration) result {
 	var total result
 	var mu sync.Mutex
@@ -131,7 +133,8 @@ func (c cell) prepare(ctx context.Context, t *target) error {
 	return nil
 }
 
-// remove deletes what the cell's clients have uploaded: memory is what the store keeps it in.
+// remove deletes what the cell's clients have uploaded: memory is what the
+// store keeps it in.
 func (c cell) remove(ctx context.Context, t, store *target) error {
 	for n := range c.clients {
 		if _, err := store.do(ctx, http.MethodDelete, c.path(t, n), nil, 0); err != nil {
@@ -161,7 +164,8 @@ func (c cell) request(ctx context.Context, t *target, n int, method string) erro
 	return err
 }
 
-// do sends a signed request and reads the answer to its end. It returns the length of the answer's body.
+// do sends a signed request and reads the answer to its end. It returns the
+// length of the answer's body.
 func (t *target) do(ctx context.Context, method, path string, body io.Reader, length int64) (int64, error) {
 	resp, err := t.send(ctx, method, path, nil, body, length)
 	if err != nil {

@@ -1,5 +1,7 @@
-// Command bench compares cmekproxy with the bare store and with a plain reverse proxy, in one run on loopback. Cells are
-// measured in turns, round by round, so that the noise of a shared machine hits all alike; look at the ratios.
+// Command bench compares cmekproxy with the bare store and with a plain
+// reverse proxy, in one run on loopback. Cells are measured in turns, round by
+// round, so that the noise of a shared machine hits all alike; look at the
+// ratios.
 package main
 
 import (
@@ -143,8 +145,8 @@ func parseSize(text string) (int64, error) {
 	return 0, fmt.Errorf("size %q has no unit", text)
 }
 
-// compare measures every cell against every target and prints the table. A cell that fails does not keep the others
-// from being measured.
+// compare measures every cell against every target and prints the table. A
+// cell that fails does not keep the others from being measured.
 func compare(ctx context.Context, lab *lab, o options) error {
 	printHead(lab.targets)
 	var failures []error
@@ -168,7 +170,8 @@ func compare(ctx context.Context, lab *lab, o options) error {
 // row is a line of the table.
 type row interface {
 	label() (name string, clients int)
-	// measure loads a target for a time, or with one piece of work. store is the bare store.
+	// measure loads a target for a time, or with one piece of work. store is
+	// the bare store.
 	measure(ctx context.Context, t, store *target, length time.Duration) result
 }
 
@@ -187,7 +190,8 @@ func rows(o options) []row {
 	return all
 }
 
-// compareRow measures the row against all targets, forwards and backwards in turn.
+// compareRow measures the row against all targets, forwards and backwards in
+// turn.
 func compareRow(ctx context.Context, c row, targets []*target, o options) []result {
 	results := make([]result, len(targets))
 	order := make([]int, len(targets))

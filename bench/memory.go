@@ -17,8 +17,9 @@ const (
 	memoryLimit = 128 << 20
 )
 
-// memory runs 64 transfers of 1 GiB at a time through a fresh proxy, first down, then up, and compares its peak memory
-// with the limit. Downloads come from the real store; uploads go to a sink.
+// memory runs 64 transfers of 1 GiB at a time through a fresh proxy, first
+// down, then up, and compares its peak memory with the limit. Downloads come
+// from the real store; uploads go to a sink.
 func memory(ctx context.Context, l *lab, o options) error {
 	down, err := l.startProxy(ctx, "memory-get", l.store)
 	if err != nil {
@@ -65,7 +66,8 @@ type crowd struct {
 	paces   [transfers]pace
 }
 
-// run fails if a transfer does, if they were never all under way at once, or if the proxy took too much memory.
+// run fails if a transfer does, if they were never all under way at once, or
+// if the proxy took too much memory.
 func (c *crowd) run(ctx context.Context) error {
 	cut, cancel := ctx, context.CancelFunc(func() {})
 	how := "to their end"
@@ -108,7 +110,8 @@ func (c *crowd) run(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// watch waits for the transfers and returns the most of them that it saw under way at once.
+// watch waits for the transfers and returns the most of them that it saw under
+// way at once.
 func (c *crowd) watch(wg *sync.WaitGroup) (most int) {
 	finished := make(chan struct{})
 	go func() {
@@ -142,7 +145,8 @@ type pace struct {
 	done  atomic.Bool
 }
 
-// underWay reports whether more has moved than any buffers on the way could hold, and not all.
+// underWay reports whether more has moved than any buffers on the way could
+// hold, and not all.
 func (p *pace) underWay() bool {
 	n := p.moved.Load()
 	return n >= 8<<20 && n < transferred && !p.done.Load()

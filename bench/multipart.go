@@ -83,7 +83,8 @@ func (t *target) exchange(ctx context.Context, path string, body []byte, answer 
 	return xml.NewDecoder(resp.Body).Decode(answer)
 }
 
-// inParallel does a number of things, partClients at a time, each of which moves some bytes.
+// inParallel does a number of things, partClients at a time, each of which
+// moves some bytes.
 func inParallel(n int, one func(i int) (int64, error)) result {
 	var total result
 	var mu sync.Mutex
@@ -137,7 +138,8 @@ func (t *target) read(ctx context.Context, path string, from, length int64) (int
 	return n, err
 }
 
-// randomReads reads short pieces at random offsets of the object of partsUpload.
+// randomReads reads short pieces at random offsets of the object of
+// partsUpload.
 type randomReads struct{ size, length int64 }
 
 func (c randomReads) label() (string, int) {
@@ -184,8 +186,8 @@ const (
 	largestPart    = int64(5<<30) - 9216
 )
 
-// partsMemory sends 32 parts of 64 MiB at a time through a fresh proxy, and then one of the largest size that there is.
-// They go to a sink.
+// partsMemory sends 32 parts of 64 MiB at a time through a fresh proxy, and
+// then one of the largest size that there is. They go to a sink.
 func partsMemory(ctx context.Context, l *lab, o options) error {
 	up, err := l.startProxy(ctx, "memory-parts", l.newSink())
 	if err != nil {

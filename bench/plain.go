@@ -11,7 +11,8 @@ import (
 	"time"
 )
 
-// reverseProxyCommand makes this program the plain reverse proxy: reverse-proxy HOST:PORT STORE.
+// reverseProxyCommand makes this program the plain reverse proxy:
+// reverse-proxy HOST:PORT STORE.
 const reverseProxyCommand = "reverse-proxy"
 
 // serveReverseProxy stands in for nginx. Host passes unchanged: it is signed.

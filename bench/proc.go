@@ -44,7 +44,8 @@ func (t *target) resetPeakRSS() {
 	}
 }
 
-// peakRSS is the most memory that the target's processes have had in RAM, in bytes: the sum of their peaks.
+// peakRSS is the most memory that the target's processes have had in RAM, in
+// bytes: the sum of their peaks.
 func (t *target) peakRSS() int64 {
 	if t.pids == nil {
 		return 0
@@ -80,7 +81,8 @@ func children(pid int) []int {
 	return out
 }
 
-// loadAverage tells whether the machine had anything else to do: of the last minute, five, and fifteen.
+// loadAverage tells whether the machine had anything else to do: of the last
+// minute, five, and fifteen.
 func loadAverage() string {
 	data, err := os.ReadFile("/proc/loadavg")
 	if err != nil {
@@ -89,7 +91,8 @@ func loadAverage() string {
 	return strings.Join(strings.Fields(string(data))[:3], " ")
 }
 
-// room is how many bytes may be written to a directory, of the disk and, as it may be one in memory, of that.
+// room is how many bytes may be written to a directory, of the disk and, as it
+// may be one in memory, of that.
 func room(dir string) (int64, error) {
 	var fs syscall.Statfs_t
 	if err := syscall.Statfs(dir, &fs); err != nil {

@@ -19,7 +19,8 @@ func printHead(targets []*target) {
 	fmt.Print(strings.Repeat("---:|", 3*len(targets)+3*len(targets[1:])+4), "\n")
 }
 
-// printRow ends with the ratios of the last target to the one before: cmekproxy to the plain reverse proxy.
+// printRow ends with the ratios of the last target to the one before:
+// cmekproxy to the plain reverse proxy.
 func printRow(name string, clients int, results []result) {
 	fmt.Printf("| %s | %d |", name, clients)
 	for _, r := range results {
@@ -48,7 +49,8 @@ func printRow(name string, clients int, results []result) {
 		ratio(ours99.Seconds(), plain99.Seconds()), ratio(ours.cpuPerRequest(), plain.cpuPerRequest()))
 }
 
-// ratio is a/b. CPU times have a resolution of 10 ms, so a short run may have none to divide by.
+// ratio is a/b. CPU times have a resolution of 10 ms, so a short run may have
+// none to divide by.
 func ratio(a, b float64) string {
 	if b == 0 {
 		return "?"

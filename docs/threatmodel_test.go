@@ -46,8 +46,8 @@ func declaredTests(t *testing.T) map[string]bool {
 	return names
 }
 
-// TestThreatModelNamesItsTests: each row of what an attacker can try names a test
-// that exists, or says that it is not detected.
+// TestThreatModelNamesItsTests: each row of what an attacker can try names a
+// test that exists, or says that it is not detected.
 func TestThreatModelNamesItsTests(t *testing.T) {
 	text, err := os.ReadFile("threat-model.md")
 	if err != nil {

@@ -23,7 +23,8 @@ type awsCLI struct {
 
 func newAWSCLI(e endpoint, dir string) *awsCLI {
 	c := &awsCLI{endpoint: e, dir: dir}
-	// Version 1 presigns with Signature Version 2 unless told otherwise, which S3 itself no longer takes for new buckets.
+	// Version 1 presigns with Signature Version 2 unless told otherwise, which
+	// S3 itself no longer takes for new buckets.
 	config := filepath.Join(dir, "aws.config")
 	if err := os.WriteFile(config, []byte("[default]\ns3 =\n  signature_version = s3v4\n"), 0o600); err != nil {
 		panic(err)
@@ -43,7 +44,8 @@ func (c *awsCLI) runIn(env []string, args ...string) (string, error) {
 	return out, toolError(err)
 }
 
-// mustRoundTrip copies a file to an object and back, each with options of its own.
+// mustRoundTrip copies a file to an object and back, each with options of its
+// own.
 func (c *awsCLI) mustRoundTrip(t *testing.T, file, object string, there, back []string) {
 	t.Helper()
 	if out, err := c.run(append([]string{"s3", "cp", "--no-progress", file, object}, there...)...); err != nil {
@@ -154,7 +156,8 @@ func (c *awsCLI) putObject(bucket, key string, data []byte, flags ...string) err
 		return err
 	}
 	defer os.Remove(file)
-	// By default, BadDigest is sent again and again, with long pauses. Where it is the right answer, once is enough.
+	// By default, BadDigest is sent again and again, with long pauses. Where
+	// it is the right answer, once is enough.
 	env := append(slices.Clone(c.env), "AWS_MAX_ATTEMPTS=1")
 	_, err = c.runIn(env, append([]string{"s3api", "put-object", "--bucket", bucket, "--key", key, "--body", file}, flags...)...)
 	return err

@@ -217,7 +217,8 @@ func checkListing(t *testing.T, s *session) {
 	}
 }
 
-// checkSync is the check that sizes, times and ETags are such that a second run has nothing to do.
+// checkSync is the check that sizes, times and ETags are such that a second
+// run has nothing to do.
 func checkSync(t *testing.T, s *session) {
 	c, ok := s.client.(syncer)
 	if !ok {
@@ -227,7 +228,8 @@ func checkSync(t *testing.T, s *session) {
 	if err := os.CopyFS(dir, os.DirFS(s.Dir)); err != nil {
 		t.Fatal(err)
 	}
-	// A file that is as new as its copy may be copied again: times of objects are whole seconds.
+	// A file that is as new as its copy may be copied again: times of objects
+	// are whole seconds.
 	for _, body := range s.Bodies {
 		if err := os.Chtimes(filepath.Join(dir, body.Name), time.Time{}, time.Now().Add(-time.Hour)); err != nil {
 			t.Fatal(err)
@@ -589,7 +591,8 @@ func checkConditions(t *testing.T, s *session) {
 	same(t, "after a PUT with If-Match", got, err, []byte("replaced"))
 }
 
-// hungUp reports whether it was the store itself that closed a TLS connection on a refused PUT, without an answer.
+// hungUp reports whether it was the store itself that closed a TLS connection
+// on a refused PUT, without an answer.
 func (s *session) hungUp(err error) bool {
 	if s.proxied || err == nil || !strings.Contains(err.Error(), "EOF occurred in violation of protocol") {
 		return false

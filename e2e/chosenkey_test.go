@@ -10,8 +10,9 @@ import (
 	"testing"
 )
 
-// boto3 with a key and an encryption context of its own choice, for an object of one part and for one of several, the
-// parts of which go to two replicas in turn. It prints the key of each object.
+// boto3 with a key and an encryption context of its own choice, for an object
+// of one part and for one of several, the parts of which go to two replicas in
+// turn. It prints the key of each object.
 const chosenScript = `
 import base64, boto3, io, json, os, sys
 region, access, secret, bucket, ca = sys.argv[1:6]
@@ -34,7 +35,8 @@ for key in ("parts", "managed"):
 print(json.dumps({key: s3.head_object(Bucket=bucket, Key=key)["SSEKMSKeyId"] for key in ("whole", "parts", "managed", "rules")}))
 `
 
-// A client asks for another key than the rules', as SDKs and the command line do.
+// A client asks for another key than the rules', as SDKs and the command line
+// do.
 func TestChosenKeys(t *testing.T) {
 	s := startStack(t)
 	if !s.proxied {

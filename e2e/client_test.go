@@ -22,7 +22,8 @@ type client interface {
 	as(credentials) client
 }
 
-// What some clients can do besides. A check that needs more than a client can do does not apply to it.
+// What some clients can do besides. A check that needs more than a client can
+// do does not apply to it.
 type (
 	header interface {
 		head(bucket, key string) (attributes, error)
@@ -32,11 +33,13 @@ type (
 		getRange(bucket, key, spec string) ([]byte, error)
 	}
 	pager interface {
-		// page lists in pages of some keys until the end, and returns keys with sizes, and common prefixes.
+		// page lists in pages of some keys until the end, and returns keys
+		// with sizes, and common prefixes.
 		page(bucket, prefix, delimiter string, pageSize int) (map[string]int64, []string, error)
 	}
 	syncer interface {
-		// sync copies what is new in a directory to bucket/prefix, or back, and returns how many files it copied.
+		// sync copies what is new in a directory to bucket/prefix, or back,
+		// and returns how many files it copied.
 		sync(dir, bucket, prefix string) (copied int, err error)
 		syncBack(bucket, prefix, dir string) (copied int, err error)
 	}
@@ -53,9 +56,11 @@ type (
 	checksummer interface {
 		// putMD5 sends a Content-MD5, in base64.
 		putMD5(bucket, key string, data []byte, md5 string) error
-		// putChecksum has the client compute a checksum, such as SHA256; or sends value, in base64, where it is not empty.
+		// putChecksum has the client compute a checksum, such as SHA256; or
+		// sends value, in base64, where it is not empty.
 		putChecksum(bucket, key string, data []byte, algorithm, value string) error
-		// getVerified reads with checksums, and returns those that the server gave, in base64, by algorithm.
+		// getVerified reads with checksums, and returns those that the server
+		// gave, in base64, by algorithm.
 		getVerified(bucket, key string) ([]byte, map[string]string, error)
 		algorithms() []string
 	}
@@ -66,7 +71,8 @@ type (
 		removeBucket(bucket string) error
 	}
 	multiparter interface {
-		// putLarge and getLarge copy a file as the client does by default when it is too large for one request.
+		// putLarge and getLarge copy a file as the client does by default when
+		// it is too large for one request.
 		putLarge(bucket, key, file string) error
 		getLarge(bucket, key, file string) error
 	}
@@ -98,7 +104,8 @@ type attributes struct {
 	metadata                                                                 map[string]string // names in lower case
 }
 
-// apiError is an error of the S3 protocol. Code is "" where a client does not tell.
+// apiError is an error of the S3 protocol. Code is "" where a client does not
+// tell.
 type apiError struct {
 	code   string
 	status int // 0 where a client does not tell
@@ -109,8 +116,9 @@ func (e *apiError) Error() string {
 	return fmt.Sprintf("%s (%d): %s", e.code, e.status, e.text)
 }
 
-// refusedAs reports whether err is an API error with a status and one of codes. What a client does not tell is not
-// held against it. A HEAD has no body, and so no code.
+// refusedAs reports whether err is an API error with a status and one of
+// codes. What a client does not tell is not held against it. A HEAD has no
+// body, and so no code.
 func refusedAs(err error, status int, codes ...string) bool {
 	var e *apiError
 	if !errors.As(err, &e) {
@@ -137,7 +145,8 @@ var (
 	errorStatus = regexp.MustCompile(`(?:S3 error: |[Ss]tatus code: |An error occurred \()(\d{3})\b`)
 )
 
-// toolError turns what a command-line client has printed into an *apiError, if it looks like one.
+// toolError turns what a command-line client has printed into an *apiError, if
+// it looks like one.
 func toolError(err error) error {
 	if err == nil {
 		return nil

@@ -18,9 +18,10 @@ import (
 	"time"
 )
 
-// The store brings its own suite of conformance tests, which can be pointed at any endpoint. Each case is run at the
-// store and through the proxy; those that pass at the store only are the proxy's doing, and conformance.txt must name
-// each, with a reason. See conformance.sh.
+// The store brings its own suite of conformance tests, which can be pointed at
+// any endpoint. Each case is run at the store and through the proxy; those
+// that pass at the store only are the proxy's doing, and conformance.txt must
+// name each, with a reason. See conformance.sh.
 const (
 	suite          = "github.com/versity/versitygw"
 	suiteExpected  = "conformance.txt"
@@ -28,7 +29,8 @@ const (
 	suiteCaseLimit = 2 * time.Minute
 )
 
-// unexplained is the reason of new differences in conformance.txt after E2E_UPDATE=1: there for a better one to be written.
+// unexplained is the reason of new differences in conformance.txt after
+// E2E_UPDATE=1: there for a better one to be written.
 const unexplained = "no reason yet"
 
 // verdict is what became of a case; empty where it has passed.
@@ -73,7 +75,8 @@ func TestConformance(t *testing.T) {
 	checkSection(t, "conformance", conformanceSection(verdicts, expected))
 }
 
-// TestConformanceListed makes sure that the documentation names the cases of conformance.txt, without running any.
+// TestConformanceListed makes sure that the documentation names the cases of
+// conformance.txt, without running any.
 func TestConformanceListed(t *testing.T) {
 	_, _, section, _ := readSection(t, "conformance")
 	listed := make(map[string]bool)

@@ -11,8 +11,9 @@ import (
 	"testing"
 )
 
-// boto3 with a customer's key: a whole object, the transfer manager with parts, a copy to another key and to none, and
-// what is refused. It prints the code of each refusal.
+// boto3 with a customer's key: a whole object, the transfer manager with
+// parts, a copy to another key and to none, and what is refused. It prints the
+// code of each refusal.
 const customerScript = `
 import boto3, botocore.exceptions, io, json, os, sys
 endpoint, region, access, secret, bucket, ca = sys.argv[1:]

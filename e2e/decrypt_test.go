@@ -8,8 +8,9 @@ import (
 	"testing"
 )
 
-// checkDecrypted reads live objects without a proxy: by `cmekproxy decrypt`, and by the independent decryptor, which has
-// nothing but the specification in common with it.
+// checkDecrypted reads live objects without a proxy: by `cmekproxy decrypt`,
+// and by the independent decryptor, which has nothing but the specification in
+// common with it.
 func checkDecrypted(t *testing.T, c *cluster, bucket string, text []byte) {
 	if !c.store.proxied {
 		t.Skip("nothing is encrypted")
@@ -38,7 +39,7 @@ func checkDecrypted(t *testing.T, c *cluster, bucket string, text []byte) {
 		file := filepath.Join(dir, "decrypted")
 		for name, cmd := range map[string]*exec.Cmd{
 			"cmekproxy decrypt": exec.CommandContext(t.Context(), tool(t, "cmekproxy"), "decrypt", "--config", c.config, "s3://"+bucket+"/"+key, "-o", file),
-			"contrib":       independent(t, c, "s3://"+bucket+"/"+key, file),
+			"contrib":           independent(t, c, "s3://"+bucket+"/"+key, file),
 		} {
 			if cmd.Env == nil {
 				cmd.Env = c.env

@@ -1,10 +1,13 @@
-// Package e2e proves the proxy with real clients, each with its default settings apart from endpoint, credentials and
-// path style, over plain HTTP and TLS: aws-cli, boto3, the Go and JavaScript SDKs of AWS with their transfer managers,
-// minio-go, minio-js, mc, rclone and s3cmd; and with what is built on S3: backups, mounted buckets, databases.
+// Package e2e proves the proxy with real clients, each with its default
+// settings apart from endpoint, credentials and path style, over plain HTTP
+// and TLS: aws-cli, boto3, the Go and JavaScript SDKs of AWS with their
+// transfer managers, minio-go, minio-js, mc, rclone and s3cmd; and with what
+// is built on S3: backups, mounted buckets, databases.
 //
-// run.sh installs and builds what is needed and runs the tests, which start a store (versitygw) and a KMS (kmsd) as
-// processes of their own, and two proxies in front of them. At the end, everything the store has written to disk is
-// searched for what the clients had sent.
+// run.sh installs and builds what is needed and runs the tests, which start a
+// store (versitygw) and a KMS (kmsd) as processes of their own, and two
+// proxies in front of them. At the end, everything the store has written to
+// disk is searched for what the clients had sent.
 //
 //	stack_test.go     the processes
 //	fixture_test.go   the bodies and keys that clients store

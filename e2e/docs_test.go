@@ -9,8 +9,8 @@ import (
 
 const compatibility = "../docs/s3-compatibility.md"
 
-// checkSection compares a section of the documentation, between comments, with what the run says. With E2E_UPDATE=1 it
-// is written.
+// checkSection compares a section of the documentation, between comments, with
+// what the run says. With E2E_UPDATE=1 it is written.
 func checkSection(t *testing.T, name, want string) {
 	t.Helper()
 	text, before, got, after := readSection(t, name)
@@ -26,7 +26,8 @@ func checkSection(t *testing.T, name, want string) {
 	}
 }
 
-// readSection returns the whole text, and what is between the comments of one section.
+// readSection returns the whole text, and what is between the comments of one
+// section.
 func readSection(t *testing.T, name string) (text string, begin int, section string, end int) {
 	t.Helper()
 	data, err := os.ReadFile(compatibility)
@@ -42,7 +43,8 @@ func readSection(t *testing.T, name string) (text string, begin int, section str
 	return text, begin, text[begin:end], end
 }
 
-// moduleVersion is the version of a Go module that is tested with, or of the program that run.sh has built from it.
+// moduleVersion is the version of a Go module that is tested with, or of the
+// program that run.sh has built from it.
 func moduleVersion(path string) string {
 	for _, command := range [][]string{
 		{"go", "list", "-m", "-f", "{{.Version}}", path},

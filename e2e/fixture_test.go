@@ -12,11 +12,14 @@ import (
 	"testing"
 )
 
-// sizes are in bytes. 65496 is what the first segment of a stored body holds beside its header, 65536 what the others
-// hold: at their edges, arithmetic goes wrong first. All are below every client's threshold for multipart uploads.
+// sizes are in bytes. 65496 is what the first segment of a stored body holds
+// beside its header, 65536 what the others hold: at their edges, arithmetic
+// goes wrong first. All are below every client's threshold for multipart
+// uploads.
 var sizes = []int{0, 1, 65495, 65496, 65497, 64<<10 - 1, 64 << 10, 64<<10 + 1, 1 << 20, 5 << 20}
 
-// smallText is the body of objects that are about something other than their content.
+// smallText is the body of objects that are about something other than their
+// content.
 const smallText = "Small object of the end-to-end tests. If the store can read this line, the proxy has failed.\n"
 
 // body is something to store.
@@ -90,7 +93,8 @@ func (f *fixture) plaintexts() [][]byte {
 	return all
 }
 
-// manifest is what a script is told, as JSON in a file. Credentials are in its environment.
+// manifest is what a script is told, as JSON in a file. Credentials are in its
+// environment.
 type manifest struct {
 	*fixture
 	Endpoint string `json:"endpoint"`
@@ -127,7 +131,8 @@ func prose(random *rand.ChaCha8, size int) []byte {
 	return []byte(b.String()[:size])
 }
 
-// oddKeys are keys that some client, proxy or store gets wrong. A file system as the store does not take them all.
+// oddKeys are keys that some client, proxy or store gets wrong. A file system
+// as the store does not take them all.
 var oddKeys = []string{
 	"odd/with space",
 	"odd/two  spaces",

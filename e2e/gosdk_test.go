@@ -182,7 +182,8 @@ func (c *goSDK) list(bucket, prefix string) (map[string]int64, error) {
 	return sizes, err
 }
 
-// page lists twice, with either version of the operation, and makes sure that they agree.
+// page lists twice, with either version of the operation, and makes sure that
+// they agree.
 func (c *goSDK) page(bucket, prefix, delimiter string, pageSize int) (map[string]int64, []string, error) {
 	sizes, prefixes := make(map[string]int64), []string(nil)
 	pages := s3.NewListObjectsV2Paginator(c.s3, &s3.ListObjectsV2Input{
@@ -236,7 +237,8 @@ func (c *goSDK) pageV1(bucket, prefix, delimiter string, pageSize int) (map[stri
 	}
 }
 
-// putLarge uses both transfer managers: the one that is, and the one that it supersedes and most programs still use.
+// putLarge uses both transfer managers: the one that is, and the one that it
+// supersedes and most programs still use.
 func (c *goSDK) putLarge(bucket, key, file string) error {
 	f, err := os.Open(file)
 	if err != nil {

@@ -25,8 +25,8 @@ type outcome struct {
 	Attempts int
 }
 
-// TestKMSErrors has clients with default settings meet each way in which a KMS can fail the proxy. What a retry can help
-// is retried, and nothing else is.
+// TestKMSErrors has clients with default settings meet each way in which a KMS
+// can fail the proxy. What a retry can help is retried, and nothing else is.
 func TestKMSErrors(t *testing.T) {
 	t.Parallel() // with TestRevocation
 	s := newStage(t)

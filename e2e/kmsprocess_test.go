@@ -23,13 +23,15 @@ import (
 	kmstypes "github.com/aws/aws-sdk-go-v2/service/kms/types"
 )
 
-// The proxy's identity at the KMS. kmsd takes the access key for the name of a user.
+// The proxy's identity at the KMS. kmsd takes the access key for the name of a
+// user.
 const (
 	kmsAccessKey = "AKIDEXAMPLE"
 	kmsUser      = "arn:aws:iam::111122223333:user/" + kmsAccessKey
 )
 
-// customer is the KMS process and who rules it: the customer, with the official client.
+// customer is the KMS process and who rules it: the customer, with the
+// official client.
 type customer struct {
 	t       *testing.T
 	process *process
@@ -99,7 +101,8 @@ func denyBucket(bucket string) string {
 		`"Condition":{"StringEquals":{"kms:EncryptionContext:bucket":"` + bucket + `"}}}`
 }
 
-// grant gives the proxy the key by a grant alone, and returns how the grant is retired.
+// grant gives the proxy the key by a grant alone, and returns how the grant is
+// retired.
 func (c *customer) grant() (retire func()) {
 	out, err := c.api.CreateGrant(context.Background(), &awskms.CreateGrantInput{
 		KeyId: &c.key, GranteePrincipal: aws.String(kmsUser),
@@ -159,7 +162,8 @@ func pull(t *testing.T, url string) []byte {
 	return body
 }
 
-// relay passes bytes on between the proxy and the KMS, until it is told to refuse connections, or to swallow everything.
+// relay passes bytes on between the proxy and the KMS, until it is told to
+// refuse connections, or to swallow everything.
 type relay struct {
 	address, target string
 	swallowing      atomic.Bool
@@ -240,8 +244,9 @@ func (r *relay) portal() error {
 	return nil
 }
 
-// swallow is a black hole: what is sent on a connection is lost without a word, and the packets that ask for a new one are
-// dropped, as the queue of those that nobody has accepted is full.
+// swallow is a black hole: what is sent on a connection is lost without a
+// word, and the packets that ask for a new one are dropped, as the queue of
+// those that nobody has accepted is full.
 func (r *relay) swallow() error {
 	r.swallowing.Store(true)
 	r.mu.Lock()

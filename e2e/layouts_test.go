@@ -76,7 +76,8 @@ func checkLayouts(t *testing.T, judge *goSDK, bucket string, text []byte) {
 	}
 }
 
-// putLayout uploads the beginning of text in parts of these sizes, and returns its length.
+// putLayout uploads the beginning of text in parts of these sizes, and returns
+// its length.
 func putLayout(t *testing.T, judge *goSDK, bucket, key string, text []byte, sizes []int, numbers []int32) int {
 	t.Helper()
 	created, err := judge.s3.CreateMultipartUpload(t.Context(), &s3.CreateMultipartUploadInput{Bucket: &bucket, Key: &key})

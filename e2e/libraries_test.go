@@ -16,7 +16,8 @@ import (
 	thanos "github.com/thanos-io/objstore/providers/s3"
 )
 
-// thanosAcceptance is the suite that every object store must pass that Thanos, Cortex and Mimir keep blocks in.
+// thanosAcceptance is the suite that every object store must pass that Thanos,
+// Cortex and Mimir keep blocks in.
 func thanosAcceptance(t *testing.T, u *use) {
 	e := u.c.endpoint
 	config := thanos.DefaultConfig
@@ -63,7 +64,8 @@ func newMeasurement(i int) measurement {
 	return measurement{fmt.Sprintf("station %d", i%97), int64(i), float64(i) / 7, fmt.Sprintf("measured as number %d of all", i)}
 }
 
-// parquetColumns reads a Parquet file as query engines do: its end, its index, and then one column in one row group.
+// parquetColumns reads a Parquet file as query engines do: its end, its index,
+// and then one column in one row group.
 func parquetColumns(t *testing.T, u *use) {
 	var file bytes.Buffer
 	w := parquet.NewGenericWriter[measurement](&file, parquet.MaxRowsPerRowGroup(20_000))

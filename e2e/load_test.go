@@ -67,7 +67,8 @@ func (s *stage) startLoad(t *testing.T, bucket string) *load {
 	return l
 }
 
-// narrow has a receive buffer so small that what was sent and not read is with the sender.
+// narrow has a receive buffer so small that what was sent and not read is with
+// the sender.
 var narrow = &net.Dialer{Control: func(_, _ string, raw syscall.RawConn) error {
 	var failure error
 	err := raw.Control(func(fd uintptr) {
@@ -155,8 +156,9 @@ type arrival struct {
 
 func (l *load) last() arrival { return *l.lastByte.Load() }
 
-// stop ends what still goes on, and looks at what became of it: no transfer has ended well, each had ended before it was
-// told to, nothing is stored, and readers were told what it was.
+// stop ends what still goes on, and looks at what became of it: no transfer
+// has ended well, each had ended before it was told to, nothing is stored, and
+// readers were told what it was.
 func (l *load) stop(t *testing.T, a act) {
 	t.Helper()
 	l.mu.Lock()
@@ -241,7 +243,8 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-// TestStampede has a thousand clients ask for one object at once, of which the proxy knows nothing.
+// TestStampede has a thousand clients ask for one object at once, of which the
+// proxy knows nothing.
 func TestStampede(t *testing.T) {
 	if !selected("go-sdk") {
 		t.Skip("not selected")
@@ -337,7 +340,8 @@ func hotObjects(t *testing.T, s *stage) {
 	all.Wait()
 	took := time.Since(start)
 	calls := s.customer.calls("Decrypt") - before
-	// A DEK lives for 85 % of the TTL or more, and a probe of the one key is made every 10 s.
+	// A DEK lives for 85 % of the TTL or more, and a probe of the one key is
+	// made every 10 s.
 	lives, probes := int(took/(set.ttl*85/100))+1, int(took/set.probe)+1
 	if calls > objects*lives+probes {
 		t.Errorf("%d KMS calls for %d GETs of %d objects in %v, want at most %d", calls, gets, objects, took, objects*lives+probes)

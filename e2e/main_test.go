@@ -29,8 +29,8 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// clients are the clients that are driven from here. E2E_CLIENTS, a space-separated list, selects some of these and of
-// the scripts.
+// clients are the clients that are driven from here. E2E_CLIENTS, a
+// space-separated list, selects some of these and of the scripts.
 var clients = []struct {
 	name string
 	make func(e endpoint, dir string) client
@@ -43,8 +43,8 @@ var clients = []struct {
 	{"mc", func(e endpoint, dir string) client { return newMC(e, dir) }},
 }
 
-// scripts are the clients in other languages. Each is given a manifest, makes the same checks, and prints a line of JSON
-// for each.
+// scripts are the clients in other languages. Each is given a manifest, makes
+// the same checks, and prints a line of JSON for each.
 var scripts = []struct {
 	name    string
 	command func(manifest string) []string
@@ -132,7 +132,8 @@ func progress(t *testing.T) {
 	fmt.Printf("%-24s %s\n", strings.TrimPrefix(t.Name(), "TestClients/client/"), result)
 }
 
-// heavy clients take minutes to build. Only make e2e-full runs them, or who names them in E2E_CLIENTS.
+// heavy clients take minutes to build. Only make e2e-full runs them, or who
+// names them in E2E_CLIENTS.
 var heavy = []string{"mc", "litestream"}
 
 func selected(name string) bool {
@@ -143,8 +144,9 @@ func selected(name string) bool {
 	return len(list) == 0 && (os.Getenv("E2E_FULL") != "" || !slices.Contains(heavy, name))
 }
 
-// selectedAt leaves out aws-cli over plain HTTP, as it takes a second to start, a hundred times over: boto3, which is the
-// same library, runs over both.
+// selectedAt leaves out aws-cli over plain HTTP, as it takes a second to
+// start, a hundred times over: boto3, which is the same library, runs over
+// both.
 func selectedAt(name string, e endpoint) bool {
 	return selected(name) && (name != "aws-cli" || e.name == "https")
 }
@@ -199,7 +201,8 @@ func runScript(t *testing.T, e endpoint, column string, command []string) {
 	}
 }
 
-// storableKeys asks the store itself which of the odd keys it takes, and gives back as they were.
+// storableKeys asks the store itself which of the odd keys it takes, and gives
+// back as they were.
 func storableKeys(t *testing.T, s *stack) []string {
 	t.Helper()
 	const bucket = "e2e-keys"
@@ -221,7 +224,8 @@ func storableKeys(t *testing.T, s *stack) []string {
 	return keys
 }
 
-// storable puts nothing into the store that is searched for later: a store may keep for a while what was deleted.
+// storable puts nothing into the store that is searched for later: a store may
+// keep for a while what was deleted.
 func storable(c *goSDK, bucket, key string) error {
 	const text = "Does the store keep this key?"
 	if err := c.put(bucket, key, []byte(text)); err != nil {
@@ -241,8 +245,8 @@ func storable(c *goSDK, bucket, key string) error {
 	return c.remove(bucket, key)
 }
 
-// checkStore searches what the store has on disk. With no proxy in between it must find plaintext: that is what shows
-// that the search works.
+// checkStore searches what the store has on disk. With no proxy in between it
+// must find plaintext: that is what shows that the search works.
 func checkStore(t *testing.T, s *stack, f *fixture) {
 	files, size, found, err := searchStore(s.dir, f.plaintexts())
 	if err != nil {

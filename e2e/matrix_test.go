@@ -12,7 +12,8 @@ import (
 	"strings"
 )
 
-// operations are the columns of the matrix in the documentation, in their order, by the rows of the table.
+// operations are the columns of the matrix in the documentation, in their
+// order, by the rows of the table.
 var operations = []struct{ row, title string }{
 	{"bucket", "buckets"},
 	{"round trip", "put, get"},
@@ -34,7 +35,8 @@ var operations = []struct{ row, title string }{
 	{"credentials", "wrong keys"},
 }
 
-// versions are how to ask for the version of each client, in the order of the matrix.
+// versions are how to ask for the version of each client, in the order of the
+// matrix.
 var versions = []struct {
 	client, title string
 	version       func() string
@@ -105,7 +107,8 @@ of boto3 and the Go SDK here), and DuckDB and Arrow (DuckDB's npm package fetche
 Parquet by ranges in their place).
 `
 
-// cell is what a client has to show for a row: "FAIL" beats "ok", which beats "-".
+// cell is what a client has to show for a row: "FAIL" beats "ok", which beats
+// "-".
 func (r *report) cell(client, row string) string {
 	result := "-"
 	for at, one := range r.cells {
@@ -136,8 +139,8 @@ func (r *report) matrix() map[string]string {
 	return lines
 }
 
-// updateMatrix writes the lines of the clients that have run into the documentation, with E2E_UPDATE=1, or compares them,
-// but for versions.
+// updateMatrix writes the lines of the clients that have run into the
+// documentation, with E2E_UPDATE=1, or compares them, but for versions.
 func (r *report) updateMatrix() error {
 	text, err := os.ReadFile(compatibility)
 	if err != nil {

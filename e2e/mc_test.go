@@ -191,7 +191,8 @@ func (c *mc) syncBack(bucket, prefix, dir string) (int, error) {
 	return c.mirror(c.path(bucket, prefix), dir)
 }
 
-// mirror overwrites what differs. Where that is nothing, mc diff must find nothing either.
+// mirror overwrites what differs. Where that is nothing, mc diff must find
+// nothing either.
 func (c *mc) mirror(from, to string) (int, error) {
 	lines, err := c.run("mirror", "--overwrite", from, to)
 	if err != nil {

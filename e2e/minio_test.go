@@ -145,7 +145,8 @@ func (c *minioGo) getIf(bucket, key string, when condition) ([]byte, error) {
 	return c.read(bucket, key, options)
 }
 
-// read uses the one request that Core makes: Client.GetObject reads in ways of its own.
+// read uses the one request that Core makes: Client.GetObject reads in ways of
+// its own.
 func (c *minioGo) read(bucket, key string, options minio.GetObjectOptions) ([]byte, error) {
 	body, _, _, err := minio.Core{Client: c.api}.GetObject(context.Background(), bucket, key, options)
 	if err != nil {

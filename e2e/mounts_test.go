@@ -54,7 +54,8 @@ func device(t *testing.T, path string) uint64 {
 	return info.Sys().(*syscall.Stat_t).Dev
 }
 
-// readAtRandom reads pieces of a file as a program does that knows where to look.
+// readAtRandom reads pieces of a file as a program does that knows where to
+// look.
 func readAtRandom(t *testing.T, path, original string) {
 	t.Helper()
 	want, err := os.ReadFile(original)
@@ -77,7 +78,8 @@ func readAtRandom(t *testing.T, path, original string) {
 	}
 }
 
-// s3fsMount writes, reads, renames and removes files in a mounted bucket, and in a directory of it.
+// s3fsMount writes, reads, renames and removes files in a mounted bucket, and
+// in a directory of it.
 func s3fsMount(t *testing.T, u *use) {
 	e, dir := u.c.endpoint, t.TempDir()
 	password := filepath.Join(dir, "password")

@@ -15,7 +15,8 @@ import (
 	"github.com/minio/minio-go/v7"
 )
 
-// postForm is what a server hands to a browser: where to post to, and the fields.
+// postForm is what a server hands to a browser: where to post to, and the
+// fields.
 type postForm struct {
 	URL    string            `json:"url"`
 	Fields map[string]string `json:"fields"`

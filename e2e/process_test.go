@@ -20,8 +20,8 @@ import (
 // startTimeout bounds the start and the end of each process.
 const startTimeout = 30 * time.Second
 
-// environment is that of all children: the tests' own, without what would change a client's default settings or lead
-// it elsewhere, and with extra.
+// environment is that of all children: the tests' own, without what would
+// change a client's default settings or lead it elsewhere, and with extra.
 func environment(extra ...string) []string {
 	var env []string
 	for _, entry := range os.Environ() {
@@ -40,7 +40,8 @@ func meddles(name string) bool {
 	}, name) || strings.HasPrefix(name, "AWS_") || strings.HasPrefix(name, "RCLONE_") || strings.HasPrefix(name, "VGW_")
 }
 
-// process is a server that runs until the test ends. Its output goes to a file, whose end is printed if the test fails.
+// process is a server that runs until the test ends. Its output goes to a
+// file, whose end is printed if the test fails.
 type process struct {
 	name string
 	cmd  *exec.Cmd
@@ -57,7 +58,8 @@ func start(t *testing.T, name string, env []string, command string, args ...stri
 	}
 	p.cmd = exec.CommandContext(context.Background(), command, args...)
 	p.cmd.Env, p.cmd.Stdout, p.cmd.Stderr = env, out, out
-	// A group of its own: Ctrl-C ends the clients first, and what they were talking to at the end.
+	// A group of its own: Ctrl-C ends the clients first, and what they were
+	// talking to at the end.
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if err := p.cmd.Start(); err != nil {
 		t.Fatalf("starting %s: %v", name, err)
@@ -164,8 +166,9 @@ func tail(path string, lines int) string {
 	return strings.Join(last, "\n")
 }
 
-// runTool runs a client to its end and returns its standard output. Its error holds the standard error. A client that
-// only warns of an ETag or a checksum has failed too.
+// runTool runs a client to its end and returns its standard output. Its error
+// holds the standard error. A client that only warns of an ETag or a checksum
+// has failed too.
 func runTool(env []string, stdin []byte, command string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
@@ -185,7 +188,8 @@ func runTool(env []string, stdin []byte, command string, args ...string) (string
 
 var complaints = regexp.MustCompile(`(?im)^.*\b(?:e-?tags?|md5|checksums?|hash(?:es)? differ|corrupt(?:ed)?|mismatch(?:es)?)\b.*$`)
 
-// complaint is what a client that has succeeded says on its standard error about the integrity of what it has copied.
+// complaint is what a client that has succeeded says on its standard error
+// about the integrity of what it has copied.
 func complaint(stderr string) error {
 	if line := complaints.FindString(stderr); line != "" {
 		return fmt.Errorf("the client complains: %s", line)

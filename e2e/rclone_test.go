@@ -12,7 +12,8 @@ import (
 	"time"
 )
 
-// rclone is rclone with its s3 backend, as "rclone config" sets it up for a provider that is not listed.
+// rclone is rclone with its s3 backend, as "rclone config" sets it up for a
+// provider that is not listed.
 type rclone struct {
 	endpoint endpoint
 	dir      string
@@ -34,7 +35,8 @@ func newRclone(e endpoint, dir string) *rclone {
 }
 
 func (c *rclone) run(stdin []byte, args ...string) (string, error) {
-	// Failures here are answers to be judged: without these, rclone repeats them for a minute.
+	// Failures here are answers to be judged: without these, rclone repeats
+	// them for a minute.
 	args = append([]string{"--retries", "1", "--low-level-retries", "1"}, args...)
 	out, err := runTool(c.env, stdin, "rclone", args...)
 	return out, toolError(err)
@@ -85,14 +87,16 @@ func (c *rclone) putWith(bucket, key string, data []byte, a attributes) error {
 func (c *rclone) get(bucket, key string) ([]byte, error) {
 	file := filepath.Join(c.dir, "got")
 	defer os.Remove(file)
-	// Of an object that is not there, "cat" gives nothing, and "copyto" copies nothing; neither calls that an error.
+	// Of an object that is not there, "cat" gives nothing, and "copyto" copies
+	// nothing; neither calls that an error.
 	if _, err := c.run(nil, "copyto", "e2e:"+bucket+"/"+key, file); err != nil {
 		return nil, err
 	}
 	return os.ReadFile(file)
 }
 
-// getRange is an offset and a count. A range past the end is not for rclone to ask for: it knows the size.
+// getRange is an offset and a count. A range past the end is not for rclone to
+// ask for: it knows the size.
 func (c *rclone) getRange(bucket, key, spec string) ([]byte, error) {
 	from, to, _ := strings.Cut(spec, "-")
 	args := []string{"cat", "e2e:" + bucket + "/" + key}
@@ -130,7 +134,8 @@ func (c *rclone) list(bucket, prefix string) (map[string]int64, error) {
 	return sizes, err
 }
 
-// page lists with either version of the operation, and makes sure that they agree. To rclone, a prefix is a directory.
+// page lists with either version of the operation, and makes sure that they
+// agree. To rclone, a prefix is a directory.
 func (c *rclone) page(bucket, prefix, delimiter string, pageSize int) (map[string]int64, []string, error) {
 	args := []string{"e2e:" + bucket + "/" + strings.TrimSuffix(prefix, "/"), "--s3-list-chunk", strconv.Itoa(pageSize)}
 	if delimiter == "" {
@@ -198,7 +203,8 @@ func (c *rclone) compare(dir, bucket, prefix, how string) error {
 	return err
 }
 
-// putLarge asks for parts from 5 MiB on: by default, rclone makes them from 200 MiB on.
+// putLarge asks for parts from 5 MiB on: by default, rclone makes them from
+// 200 MiB on.
 func (c *rclone) putLarge(bucket, key, file string) error {
 	_, err := c.run(nil, "copyto", "--s3-upload-cutoff", "5Mi", file, "e2e:"+bucket+"/"+key)
 	return err

@@ -10,8 +10,9 @@ import (
 	registry "github.com/distribution/distribution/v3/registry/storage/driver/s3-aws"
 )
 
-// TestRegistry has the container registry's own S3 driver upload blobs in chunks. It keeps nothing between two chunks:
-// each is appended by a driver that finds the upload and its parts by listing them.
+// TestRegistry has the container registry's own S3 driver upload blobs in
+// chunks. It keeps nothing between two chunks: each is appended by a driver
+// that finds the upload and its parts by listing them.
 func TestRegistry(t *testing.T) {
 	table.addColumn("registry replicas")
 	table.run(t, "registry replicas", "multipart", writeBlobs)

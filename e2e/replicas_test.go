@@ -29,9 +29,10 @@ import (
 
 const mib = 1 << 20
 
-// cluster is two replicas of the proxy with one configuration, in front of one store and one KMS, behind a balancer that
-// sends each request to the next replica. With E2E_TARGET=store the balancer has the store behind it, and nothing is
-// killed: what fails then is not the proxy's doing.
+// cluster is two replicas of the proxy with one configuration, in front of one
+// store and one KMS, behind a balancer that sends each request to the next
+// replica. With E2E_TARGET=store the balancer has the store behind it, and
+// nothing is killed: what fails then is not the proxy's doing.
 type cluster struct {
 	endpoint endpoint // of the balancer
 	balancer *balancer
@@ -94,7 +95,8 @@ func startCluster(t *testing.T) *cluster {
 	return c
 }
 
-// balancer sends each request to the next target, and to the one after it if that does not take the connection.
+// balancer sends each request to the next target, and to the one after it if
+// that does not take the connection.
 type balancer struct {
 	targets []string
 	turn    atomic.Int64
@@ -195,7 +197,8 @@ func runUploader(e endpoint, command, script, file, bucket, key string) error {
 	return nil
 }
 
-// TestReplicas uploads 200 MiB with each client while one replica is killed with SIGKILL and started again.
+// TestReplicas uploads 200 MiB with each client while one replica is killed
+// with SIGKILL and started again.
 func TestReplicas(t *testing.T) {
 	c := startCluster(t)
 	judge := newGoSDK(c.endpoint)
@@ -271,7 +274,8 @@ func checkWhole(t *testing.T, judge *goSDK, bucket, key string, size int64, want
 	}
 }
 
-// resumeAfterRestart begins an upload, kills all replicas, and goes on with nothing but what the store lists.
+// resumeAfterRestart begins an upload, kills all replicas, and goes on with
+// nothing but what the store lists.
 func resumeAfterRestart(t *testing.T, c *cluster, bucket string, text []byte) {
 	defer progress(t)
 	const key, size = "resumed", 8 * mib
@@ -350,7 +354,8 @@ func listParts(t *testing.T, api *s3.Client, bucket, key, upload string) map[int
 	return parts
 }
 
-// checkAtRest looks for pieces of the plaintext in everything that the store has written.
+// checkAtRest looks for pieces of the plaintext in everything that the store
+// has written.
 func checkAtRest(t *testing.T, c *cluster, text []byte) {
 	defer progress(t)
 	var pieces [][]byte

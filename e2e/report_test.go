@@ -18,7 +18,8 @@ type report struct {
 	notes   []string
 }
 
-// run runs one check as a subtest and keeps its result. A check that does not apply calls notApplicable.
+// run runs one check as a subtest and keeps its result. A check that does not
+// apply calls notApplicable.
 func (r *report) run(t *testing.T, column, row string, check func(*testing.T)) {
 	t.Helper()
 	t.Run(row, func(t *testing.T) {

@@ -17,9 +17,11 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 )
 
-// TestRevocation measures what the product promises: how long after the customer has taken the key away the last byte of
-// plaintext arrives at a client, while readers, slow downloads and uploads are running. It must not exceed the window that
-// /metrics states. E2E_PROOF=full is the whole of it; without, the times are shortened.
+// TestRevocation measures what the product promises: how long after the
+// customer has taken the key away the last byte of plaintext arrives at a
+// client, while readers, slow downloads and uploads are running. It must not
+// exceed the window that /metrics states. E2E_PROOF=full is the whole of it;
+// without, the times are shortened.
 func TestRevocation(t *testing.T) {
 	if !selected("go-sdk") {
 		t.Skip("not selected")
@@ -140,7 +142,8 @@ func (s *stage) play(t *testing.T, set setting, a act) {
 	taken := time.Now() // the KMS has said that it is so
 	time.Sleep(time.Until(taken.Add(window + time.Second)))
 	stated := s.window(t, key)
-	// Where the KMS was too slow for a probe, on a busy machine, it is the TTL, and says so, until the next one.
+	// Where the KMS was too slow for a probe, on a busy machine, it is the
+	// TTL, and says so, until the next one.
 	for i := 0; i < 20 && stated != window; i++ {
 		time.Sleep(250 * time.Millisecond)
 		stated = s.window(t, key)
@@ -171,7 +174,8 @@ func (s *stage) play(t *testing.T, set setting, a act) {
 const (
 	outageWait  = 3 * time.Second
 	probeAnswer = time.Second // for the answer to the probe, and for a busy machine to send it
-	// readLag is for what is in a client's own buffers when it is read at downloadRate: it has left the proxy.
+	// readLag is for what is in a client's own buffers when it is read at
+	// downloadRate: it has left the proxy.
 	readLag = 100 * time.Millisecond
 )
 
@@ -344,7 +348,8 @@ func (s *stage) window(t *testing.T, key string) time.Duration {
 	return time.Duration(s.metric(t, "cmekproxy_revocation_window_seconds", `key="`+key+`"`) * float64(time.Second))
 }
 
-// metric returns the value of a metric, summed up over its labels; 0 if it is not there.
+// metric returns the value of a metric, summed up over its labels; 0 if it is
+// not there.
 func (s *stage) metric(t *testing.T, name string, labels ...string) (sum float64) {
 	t.Helper()
 	for line := range strings.Lines(string(pull(t, s.admin+"/metrics"))) {

@@ -8,7 +8,8 @@ import (
 	"strings"
 )
 
-// s3cmd is s3cmd, as "s3cmd --configure" sets it up for an endpoint without virtual hosts.
+// s3cmd is s3cmd, as "s3cmd --configure" sets it up for an endpoint without
+// virtual hosts.
 type s3cmd struct {
 	endpoint endpoint
 	dir      string
@@ -80,7 +81,8 @@ func (c *s3cmd) get(bucket, key string) ([]byte, error) {
 	return os.ReadFile(file)
 }
 
-// resume continues a download of which have is there already: a range with an open end.
+// resume continues a download of which have is there already: a range with an
+// open end.
 func (c *s3cmd) resume(bucket, key string, have []byte) ([]byte, error) {
 	file := filepath.Join(c.dir, "got")
 	defer os.Remove(file)
@@ -98,7 +100,8 @@ func (c *s3cmd) list(bucket, prefix string) (map[string]int64, error) {
 	return sizes, err
 }
 
-// page cannot choose how many keys a page has: s3cmd asks for as many as the server gives.
+// page cannot choose how many keys a page has: s3cmd asks for as many as the
+// server gives.
 func (c *s3cmd) page(bucket, prefix, delimiter string, _ int) (map[string]int64, []string, error) {
 	if delimiter == "" {
 		return c.ls("--recursive", "s3://"+bucket+"/"+prefix)
@@ -106,7 +109,8 @@ func (c *s3cmd) page(bucket, prefix, delimiter string, _ int) (map[string]int64,
 	return c.ls("s3://" + bucket + "/" + prefix)
 }
 
-// ls parses lines of "DATE TIME SIZE s3://BUCKET/KEY" and "DIR s3://BUCKET/PREFIX/".
+// ls parses lines of "DATE TIME SIZE s3://BUCKET/KEY" and "DIR
+// s3://BUCKET/PREFIX/".
 func (c *s3cmd) ls(args ...string) (map[string]int64, []string, error) {
 	out, err := c.run(append([]string{"ls"}, args...)...)
 	if err != nil {

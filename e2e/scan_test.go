@@ -11,17 +11,20 @@ import (
 	"testing"
 )
 
-// runLength is how many bytes of plaintext in a row give it away, and zeroLength how many zeros: fewer are the fill of a
-// part, which is part of the format.
+// runLength is how many bytes of plaintext in a row give it away, and
+// zeroLength how many zeros: fewer are the fill of a part, which is part of
+// the format.
 const (
 	runLength  = 16
 	zeroLength = 9_217
 )
 
-// searcher finds runs of plaintext in other data, wherever they begin in either.
+// searcher finds runs of plaintext in other data, wherever they begin in
+// either.
 //
-// Any run of 16 bytes holds a whole 8-byte block of the plaintext, counted from its start. So the blocks are indexed,
-// each offset of the data is looked up, and a hit is extended in both directions.
+// Any run of 16 bytes holds a whole 8-byte block of the plaintext, counted
+// from its start. So the blocks are indexed, each offset of the data is looked
+// up, and a hit is extended in both directions.
 type searcher struct {
 	plaintexts [][]byte
 	blocks     map[uint64][]position
@@ -33,7 +36,8 @@ type position struct{ text, offset int }
 const (
 	blockLength = runLength / 2
 	filterBits  = 26
-	// A block that occurs more often than this, in a plaintext that repeats itself, is known well enough.
+	// A block that occurs more often than this, in a plaintext that repeats
+	// itself, is known well enough.
 	maxPositions = 8
 )
 
@@ -75,7 +79,8 @@ func (s *searcher) find(data []byte) (offset int, found bool) {
 	return 0, false
 }
 
-// common is the length of the run around a[i] and b[j] that is the same in both.
+// common is the length of the run around a[i] and b[j] that is the same in
+// both.
 func common(a []byte, i int, b []byte, j int) int {
 	before, after := 0, 0
 	for i-before > 0 && j-before > 0 && a[i-before-1] == b[j-before-1] {
@@ -87,8 +92,8 @@ func common(a []byte, i int, b []byte, j int) int {
 	return before + after
 }
 
-// searchStore searches every file that the store has written. It returns how many files and bytes that were, and those
-// in which plaintext was found.
+// searchStore searches every file that the store has written. It returns how
+// many files and bytes that were, and those in which plaintext was found.
 func searchStore(dir string, plaintexts [][]byte) (files int, size int64, found []string, err error) {
 	return searchFiles(dir, newSearcher(plaintexts).find)
 }
@@ -114,7 +119,8 @@ func searchFiles(dir string, find func([]byte) (offset int, found bool)) (files 
 	return files, size, found, err
 }
 
-// TestSearcher plants a run in noise, at all alignments: a search that finds nothing must mean something.
+// TestSearcher plants a run in noise, at all alignments: a search that finds
+// nothing must mean something.
 func TestSearcher(t *testing.T) {
 	random := rand.NewChaCha8([32]byte{'s'})
 	noise, plaintext := make([]byte, 16384), make([]byte, 1000)

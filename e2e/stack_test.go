@@ -50,8 +50,8 @@ type stack struct {
 	proxied   bool
 }
 
-// startStack starts everything. With E2E_TARGET=store clients talk to the store itself: what fails there too is not the
-// proxy's doing.
+// startStack starts everything. With E2E_TARGET=store clients talk to the
+// store itself: what fails there too is not the proxy's doing.
 func startStack(t *testing.T) *stack {
 	t.Helper()
 	s := &stack{dir: storeDir(t), proxied: os.Getenv("E2E_TARGET") != "store"}
@@ -66,7 +66,8 @@ func startStack(t *testing.T) *stack {
 	client := newCredentials()
 	env = append(env, "ORIGIN_ACCESS_KEY="+s.store.accessKey, "ORIGIN_SECRET_KEY="+s.store.secret,
 		"APP_ACCESS_KEY="+client.accessKey, "APP_SECRET_KEY="+client.secret)
-	// Two proxies in front of one store, which share nothing but their configuration.
+	// Two proxies in front of one store, which share nothing but their
+	// configuration.
 	s.endpoints = []endpoint{
 		s.startProxy(t, "http", client, env, keyConfig, "", ""),
 		s.startProxy(t, "https", client, env, keyConfig, cert, key),
@@ -74,7 +75,8 @@ func startStack(t *testing.T) *stack {
 	return s
 }
 
-// storeDir is on a file system with extended attributes, which a temporary directory in memory may not be.
+// storeDir is on a file system with extended attributes, which a temporary
+// directory in memory may not be.
 func storeDir(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp(os.Getenv("E2E_CACHE"), "store-") //nolint:usetesting // see above
@@ -115,7 +117,8 @@ func (s *stack) versitygw(t *testing.T, e endpoint, key string) (env []string, c
 	return environment("ROOT_ACCESS_KEY="+e.accessKey, "ROOT_SECRET_KEY="+e.secret), tool(t, "versitygw"), append(args, s.dir)
 }
 
-// minio keeps versions by itself, and wants its certificate under a name of its own.
+// minio keeps versions by itself, and wants its certificate under a name of
+// its own.
 func (s *stack) minio(t *testing.T, e endpoint, key string) (env []string, command string, args []string) {
 	t.Helper()
 	certs := t.TempDir()
@@ -131,8 +134,8 @@ func (s *stack) minio(t *testing.T, e endpoint, key string) (env []string, comma
 	return env, tool(t, "minio"), []string{"server", "--quiet", "--certs-dir", certs, "--address", e.host(), s.dir}
 }
 
-// startKMS returns what a proxy needs to use it: environment, and the entries of two keys in its configuration; and its
-// URL.
+// startKMS returns what a proxy needs to use it: environment, and the entries
+// of two keys in its configuration; and its URL.
 func startKMS(t *testing.T) (env []string, keyConfig, url string) {
 	t.Helper()
 	p := start(t, "kms", environment(), tool(t, "kmsd"), "-create-key", "2", "-region", region)
@@ -216,7 +219,8 @@ func tool(t *testing.T, name string) string {
 	return filepath.Join(dir, name)
 }
 
-// newCertificate makes a self-signed certificate for 127.0.0.1, and returns the paths of it and its key.
+// newCertificate makes a self-signed certificate for 127.0.0.1, and returns
+// the paths of it and its key.
 func newCertificate(t *testing.T) (cert, key string) {
 	t.Helper()
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// tools are programs that use S3 for something of their own. What each proves is in the table, in the rows of the checks
-// that it comes closest to.
+// tools are programs that use S3 for something of their own. What each proves
+// is in the table, in the rows of the checks that it comes closest to.
 var tools = []struct {
 	name string
 	run  func(t *testing.T, u *use)
@@ -41,8 +41,9 @@ func (u *use) does(t *testing.T, row string, step func(t *testing.T)) {
 	table.run(t, u.name+" cluster", row, step)
 }
 
-// TestTools runs what people run every night: a sync that must find nothing to do the second time, a comparison of
-// every byte, backups, mounted buckets, and databases.
+// TestTools runs what people run every night: a sync that must find nothing to
+// do the second time, a comparison of every byte, backups, mounted buckets,
+// and databases.
 func TestTools(t *testing.T) {
 	c := startCluster(t)
 	for _, tool := range tools {

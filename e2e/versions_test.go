@@ -10,7 +10,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 )
 
-// TestVersions reads every version of an object that was put whole and in parts, in a bucket that keeps versions.
+// TestVersions reads every version of an object that was put whole and in
+// parts, in a bucket that keeps versions.
 func TestVersions(t *testing.T) {
 	c := startCluster(t)
 	defer progress(t)

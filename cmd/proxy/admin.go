@@ -126,8 +126,9 @@ func (s *server) servePurge(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// purge forgets the data keys of one key, or all, and says so in the audit log. It only takes away, so that it is done
-// even if it cannot be written down. by is what asked for it, and remote its address, if it has one.
+// purge forgets the data keys of one key, or all, and says so in the audit
+// log. It only takes away, so that it is done even if it cannot be written
+// down. by is what asked for it, and remote its address, if it has one.
 func (s *server) purge(key string, one bool, by, remote string) (n int, err error) { //nolint:revive // one tells "" from no name
 	if one {
 		n, err = s.keys.Purge(key)

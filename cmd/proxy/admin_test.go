@@ -111,7 +111,8 @@ func TestAdmin(t *testing.T) {
 	s.end(t)
 }
 
-// A key that does not work is named at once, and the others are served; it is opened when it can be.
+// A key that does not work is named at once, and the others are served; it is
+// opened when it can be.
 func TestServeWithABrokenKey(t *testing.T) {
 	t.Parallel()
 	listen, admin := freePort(t), freePort(t)

@@ -14,8 +14,9 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/config"
 )
 
-// openAudit opens the audit log, if there is to be one. It is that of the proxy that serves: a command that another user
-// runs would leave behind a file that the proxy may not write to.
+// openAudit opens the audit log, if there is to be one. It is that of the
+// proxy that serves: a command that another user runs would leave behind a
+// file that the proxy may not write to.
 func (s *server) openAudit(cfg config.Audit) (err error) {
 	out := audit.Config{
 		File: cfg.File, MaxSize: int64(cfg.MaxSizeMB) << 20, MaxAge: time.Duration(cfg.MaxAgeDays) * 24 * time.Hour, MaxFiles: cfg.MaxFiles,
@@ -32,7 +33,8 @@ func (s *server) openAudit(cfg config.Audit) (err error) {
 	return err
 }
 
-// record writes to the audit log, if there is one. What it fails for is counted, and named in the other log.
+// record writes to the audit log, if there is one. What it fails for is
+// counted, and named in the other log.
 func (s *server) record(r audit.Record) error {
 	if s.audit == nil {
 		return nil
@@ -55,7 +57,8 @@ func (s *server) reopenAudit() {
 	}
 }
 
-// checkAudit tests whether the audit log could be written, and leaves nothing behind.
+// checkAudit tests whether the audit log could be written, and leaves nothing
+// behind.
 func checkAudit(cfg config.Audit) error {
 	if cfg.File == "" {
 		return nil

@@ -101,7 +101,8 @@ func TestAuditLog(t *testing.T) {
 	s.end(t)
 }
 
-// With a log that cannot be written, nothing is used, a reload changes nothing, and a purge purges and says so.
+// With a log that cannot be written, nothing is used, a reload changes
+// nothing, and a purge purges and says so.
 func TestAuditLogThatIsFull(t *testing.T) {
 	if _, err := os.Stat("/dev/full"); err != nil {
 		t.Skip(err)

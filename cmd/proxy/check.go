@@ -34,7 +34,8 @@ func checkCommand() *cobra.Command {
 	return c
 }
 
-// check tests everything that serve depends on, and prints a line for each thing.
+// check tests everything that serve depends on, and prints a line for each
+// thing.
 func check(ctx context.Context, path, bucket string, stdout io.Writer) error {
 	file, err := readConfig(path)
 	if err != nil {

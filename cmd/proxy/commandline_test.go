@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// Where the configuration is read from: the flag, else the environment, else the
-// default path.
+// Where the configuration is read from: the flag, else the environment, else
+// the default path.
 func TestConfigFlag(t *testing.T) {
 	config := writeConfig(t, "http://127.0.0.1:1", "127.0.0.1:0", "127.0.0.1:1")
 	text, err := os.ReadFile(config)

@@ -131,8 +131,9 @@ func (r *decryptRun) toStream(ctx context.Context, w io.Writer) error {
 	return r.copy(ctx, w, o)
 }
 
-// toFile writes the object to a file of that name. Until it is whole it is called name.HASH.part, where the hash is of
-// the object's ETag: what is there of another object, or of an older one, is not gone on with.
+// toFile writes the object to a file of that name. Until it is whole it is
+// called name.HASH.part, where the hash is of the object's ETag: what is there
+// of another object, or of an older one, is not gone on with.
 func (r *decryptRun) toFile(ctx context.Context, name string) error {
 	head, err := r.reader.Head(ctx, r.request)
 	if err != nil {

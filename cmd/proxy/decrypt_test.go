@@ -227,7 +227,8 @@ func TestDecryptOtherDataKeys(t *testing.T) {
 	}
 }
 
-// resumed cuts a reading off in the middle, as by a store that breaks down, and has it go on.
+// resumed cuts a reading off in the middle, as by a store that breaks down,
+// and has it go on.
 func resumed(t *testing.T, config, dir string, text []byte) {
 	t.Helper()
 	file := filepath.Join(dir, "cut")
@@ -251,7 +252,8 @@ func resumed(t *testing.T, config, dir string, text []byte) {
 	if _, err := os.Stat(file); err == nil {
 		t.Error("a reading that was cut off leaves a file that looks whole")
 	}
-	// The name of the partial file is the program's business: it makes an empty one, which is filled here in its place.
+	// The name of the partial file is the program's business: it makes an
+	// empty one, which is filled here in its place.
 	probe := filepath.Join(dir, "probe")
 	if err := os.WriteFile(probe, nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -273,7 +275,8 @@ func resumed(t *testing.T, config, dir string, text []byte) {
 	}
 }
 
-// partName finds the name of the partial file by having the KMS key missing, which ends a reading before its first byte.
+// partName finds the name of the partial file by having the KMS key missing,
+// which ends a reading before its first byte.
 func partName(t *testing.T, config, file string) string {
 	t.Helper()
 	key := filepath.Join(filepath.Dir(config), "kms.key")

@@ -17,7 +17,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-// Credentials of `cmekproxy dev`. They protect nothing: it listens on loopback only.
+// Credentials of `cmekproxy dev`. They protect nothing: it listens on loopback
+// only.
 const (
 	devAccessKey = "cmekproxydev"
 	devSecretKey = "cmekproxydevsecret" //nolint:gosec // see above
@@ -45,8 +46,8 @@ type devOptions struct {
 	verbose                   bool
 }
 
-// dev runs the proxy in front of a store in this process, with a key file of its
-// own.
+// dev runs the proxy in front of a store in this process, with a key file of
+// its own.
 func dev(ctx context.Context, o devOptions, stdout io.Writer) error {
 	for _, addr := range []string{o.listen, o.adminListen} {
 		if err := loopbackOnly(addr); err != nil {
@@ -84,7 +85,8 @@ func dev(ctx context.Context, o devOptions, stdout io.Writer) error {
 	return s.serve(ctx, func(addr net.Addr) { greet(stdout, addr.String(), o.adminListen, buckets, keyFile) })
 }
 
-// loopbackOnly refuses addresses that others could reach: the credentials are printed in the README.
+// loopbackOnly refuses addresses that others could reach: the credentials are
+// printed in the README.
 func loopbackOnly(addr string) error {
 	host, _, err := net.SplitHostPort(addr)
 	if err != nil {

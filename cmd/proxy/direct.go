@@ -16,8 +16,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// direct is what a command needs that works on the objects of a bucket without a
-// proxy.
+// direct is what a command needs that works on the objects of a bucket without
+// a proxy.
 type direct struct {
 	*backend
 	bucket, prefix string
@@ -25,8 +25,8 @@ type direct struct {
 	progress       io.Writer
 }
 
-// openDirect opens the store and the keys, and keeps the keys working: a run can
-// take longer than a token lives.
+// openDirect opens the store and the keys, and keeps the keys working: a run
+// can take longer than a token lives.
 func openDirect(ctx context.Context, cfg *config.Config, target crypt.Object, progress io.Writer) (*direct, error) {
 	b, err := openBackend(ctx, cfg, zap.NewNop(), "", nil)
 	if err != nil {
@@ -42,7 +42,8 @@ func openDirect(ctx context.Context, cfg *config.Config, target crypt.Object, pr
 	return &direct{backend: b, bucket: target.Bucket, prefix: target.Key, send: send, progress: progress}, nil
 }
 
-// openBucket is openDirect for a command with --config and s3://BUCKET[/PREFIX].
+// openBucket is openDirect for a command with --config and
+// s3://BUCKET[/PREFIX].
 func openBucket(c *cobra.Command, config, arg string) (*direct, error) {
 	target, err := parseBucket(arg)
 	if err != nil {
@@ -76,7 +77,8 @@ func opened(lease *keyring.Lease, err error) (stored.Lease, error) {
 	return lease, nil
 }
 
-// keyNames are the names of the configured keys, by id. Of one that could not be opened the id is not known.
+// keyNames are the names of the configured keys, by id. Of one that could not
+// be opened the id is not known.
 func (d *direct) keyNames() map[string]string {
 	names := make(map[string]string)
 	for _, s := range d.keys.Status() {

@@ -83,7 +83,8 @@ func (e *encryptRun) run(ctx context.Context) error {
 	return errors.Join(err, e.failures())
 }
 
-// abilities finds out what the store can do, and refuses to go on where a client's write could be lost.
+// abilities finds out what the store can do, and refuses to go on where a
+// client's write could be lost.
 func (e *encryptRun) abilities(ctx context.Context) (inplace.Abilities, error) {
 	a, err := storecheck.Abilities(ctx, storecheck.Config{Send: e.send, Bucket: e.bucket, Prefix: e.prefix})
 	if err != nil {

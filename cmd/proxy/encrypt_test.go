@@ -153,8 +153,8 @@ func TestEncrypt(t *testing.T) {
 	}
 }
 
-// withoutPart takes out of what is shown the ETag, which has a part more where one is appended, and a composite checksum,
-// which is not kept.
+// withoutPart takes out of what is shown the ETag, which has a part more where
+// one is appended, and a composite checksum, which is not kept.
 func withoutPart(shown string) string {
 	first, rest, _ := strings.Cut(shown, "\n")
 	var kept []string
@@ -176,7 +176,8 @@ func (m *move) encryption(key string) string {
 	return string(head.ServerSideEncryption)
 }
 
-// What is stored is compared with what was read, and what is broken is left alone.
+// What is stored is compared with what was read, and what is broken is left
+// alone.
 func TestEncryptLeavesAloneWhatItCannotDo(t *testing.T) {
 	m := newMove(t)
 	m.past(func() { m.put("good", text(1, 1000)) })
@@ -218,8 +219,8 @@ func TestEncryptWithoutAKey(t *testing.T) {
 	m.readable(m.direct)
 }
 
-// What a client stores in the last moment before the store gets the ciphertext, or the completed upload, stays: by the proxy
-// or past it.
+// What a client stores in the last moment before the store gets the
+// ciphertext, or the completed upload, stays: by the proxy or past it.
 func TestEncryptNeverRollsBack(t *testing.T) {
 	m := newMove(t)
 	m.past(func() {

@@ -20,7 +20,8 @@ type inventoryWriter interface {
 	end(t *inventoryTotals) error
 }
 
-// newInventoryWriter returns the writer for a format. What a format has no place for goes to aside.
+// newInventoryWriter returns the writer for a format. What a format has no
+// place for goes to aside.
 func newInventoryWriter(format string, w, aside io.Writer) (inventoryWriter, error) {
 	switch format {
 	case "table":
@@ -43,7 +44,8 @@ type inventoryTotals struct {
 	broken int64
 }
 
-// keyTotal is what is under a version of a KMS key. An object under several keys counts for each.
+// keyTotal is what is under a version of a KMS key. An object under several
+// keys counts for each.
 type keyTotal struct {
 	Type string `json:"type"` // summary
 	inventory.Key
@@ -145,7 +147,8 @@ func (t *tableInventory) row(p inventory.Object) error {
 	return err
 }
 
-// visible is a key that cannot pass for a line of its own, or play with the terminal.
+// visible is a key that cannot pass for a line of its own, or play with the
+// terminal.
 func visible(key string) string {
 	if strings.IndexFunc(key, func(r rune) bool { return !unicode.IsPrint(r) || r == unicode.ReplacementChar }) >= 0 {
 		return strconv.Quote(key)
@@ -165,7 +168,8 @@ type csvInventory struct {
 	begun bool
 }
 
-// csvHeader names the columns. An object under several keys has them in one field each, with a space in between.
+// csvHeader names the columns. An object under several keys has them in one
+// field each, with a space in between.
 var csvHeader = []string{"key", "version_id", "latest", "size", "kind", "parts", "kms_key_ids", "kms_key_names", "kms_key_versions", "error", "etag"}
 
 func (c *csvInventory) header() error {
@@ -198,8 +202,8 @@ func (c *csvInventory) row(p inventory.Object) error {
 }
 
 // forSpreadsheets puts an apostrophe before a field that a spreadsheet would
-// take for a formula: clients choose object keys. An apostrophe of the field's own
-// gets one too, so that fromSpreadsheets can tell.
+// take for a formula: clients choose object keys. An apostrophe of the field's
+// own gets one too, so that fromSpreadsheets can tell.
 func forSpreadsheets(fields []string) []string {
 	for i, f := range fields {
 		if f != "" && f != "-" && strings.ContainsRune("=+-@\t\r'", rune(f[0])) {

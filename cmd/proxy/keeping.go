@@ -42,7 +42,8 @@ func (b *backend) openKeys(ctx context.Context) []openedKey {
 	return out
 }
 
-// withLimits bounds what is asked of a KMS, and asks again what it could not answer.
+// withLimits bounds what is asked of a KMS, and asks again what it could not
+// answer.
 func (b *backend) withLimits(k config.Key, w kms.Wrapper) kms.Wrapper {
 	label := w.KeyID()
 	if b.observer.label[k.Name] == otherKeys {
@@ -161,8 +162,9 @@ func (b *backend) openLater(ctx context.Context, k config.Key) {
 	}
 }
 
-// reopen opens the keys again whose secrets are others in next: a Vault token, a
-// secret id, or the PIN of an HSM. One that cannot be opened so stays as it was.
+// reopen opens the keys again whose secrets are others in next: a Vault token,
+// a secret id, or the PIN of an HSM. One that cannot be opened so stays as it
+// was.
 func (b *backend) reopen(ctx context.Context, before, next *config.Config) {
 	for _, k := range next.Keys {
 		i := slices.IndexFunc(before.Keys, func(old config.Key) bool { return old.Name == k.Name })

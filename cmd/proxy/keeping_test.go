@@ -53,7 +53,8 @@ func TestTimeoutOfAKey(t *testing.T) {
 	}
 }
 
-// The rate is for quotas, and a key file has none. A limiter says at once that a caller's turn would come too late.
+// The rate is for quotas, and a key file has none. A limiter says at once that
+// a caller's turn would come too late.
 func TestOnlyNetworkKeysHaveARate(t *testing.T) {
 	for _, provider := range []config.Provider{config.Local, config.VaultTransit} {
 		file := filepath.Join(t.TempDir(), "key")

@@ -38,8 +38,8 @@ func keysCommand() *cobra.Command {
 	return c
 }
 
-// keyFileCommand is a command that works on the FILE of a key. All of them print
-// what it then holds.
+// keyFileCommand is a command that works on the FILE of a key. All of them
+// print what it then holds.
 func keyFileCommand(name, short string, run func(path string, stdout io.Writer) error) *cobra.Command {
 	return &cobra.Command{
 		Use:   name + " FILE",

@@ -14,10 +14,12 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-// importKey is a key for tests; in base64 it has characters in which the two alphabets differ.
+// importKey is a key for tests; in base64 it has characters in which the two
+// alphabets differ.
 var importKey, _ = hex.DecodeString("fbefbe000102030405060708090a0b0c0d0e0f101112131415161718191afffe")
 
-// proxyKeys runs `cmekproxy keys` and returns what it prints. No command ever prints a key.
+// proxyKeys runs `cmekproxy keys` and returns what it prints. No command ever
+// prints a key.
 func proxyKeys(t *testing.T, wantCode int, args ...string) string {
 	t.Helper()
 	var out bytes.Buffer
@@ -50,7 +52,8 @@ func TestKeysLife(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Each step is made while w is in use, as by a proxy that runs; reads says what becomes of the first blob.
+	// Each step is made while w is in use, as by a proxy that runs; reads says
+	// what becomes of the first blob.
 	for _, step := range []struct {
 		args         []string
 		states       string

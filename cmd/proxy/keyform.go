@@ -15,9 +15,11 @@ import (
 // keySize is the size of a key in bytes.
 const keySize = 32
 
-// parseKey reads a key in whatever form it comes: 32 raw bytes, hexadecimal digits, base64 with either alphabet and with
-// or without padding, or PEM. Text may have white space around it. What can be read in two ways is refused, as one of them
-// is another key than was meant. Errors quote nothing of it.
+// parseKey reads a key in whatever form it comes: 32 raw bytes, hexadecimal
+// digits, base64 with either alphabet and with or without padding, or PEM.
+// Text may have white space around it. What can be read in two ways is
+// refused, as one of them is another key than was meant. Errors quote nothing
+// of it.
 func parseKey(text []byte) ([]byte, error) {
 	trimmed := bytes.TrimSpace(text)
 	switch {
@@ -51,7 +53,8 @@ func parseKey(text []byte) ([]byte, error) {
 	}
 }
 
-// isText reports whether somebody could have typed text. 32 random bytes are so once in more than 10^11 keys.
+// isText reports whether somebody could have typed text. 32 random bytes are
+// so once in more than 10^11 keys.
 func isText(text []byte) bool {
 	return utf8.Valid(text) && !bytes.ContainsFunc(text, func(r rune) bool { return unicode.IsControl(r) && !unicode.IsSpace(r) })
 }
@@ -71,7 +74,8 @@ func parseHex(text []byte) (key []byte, ok bool) {
 	return key, true
 }
 
-// parseBase64 takes either alphabet (RFC 4648, sections 4 and 5), but not a mixture.
+// parseBase64 takes either alphabet (RFC 4648, sections 4 and 5), but not a
+// mixture.
 func parseBase64(text []byte) (key []byte, ok bool) {
 	encoding := base64.StdEncoding
 	if bytes.ContainsAny(text, "-_") {
@@ -89,8 +93,9 @@ func parseBase64(text []byte) (key []byte, ok bool) {
 	return key[:n], true
 }
 
-// parsePEM takes one block with nothing around it. What it is called differs by program, but a certificate, or a public
-// or private key, is no key for AES, whatever its size.
+// parsePEM takes one block with nothing around it. What it is called differs
+// by program, but a certificate, or a public or private key, is no key for
+// AES, whatever its size.
 func parsePEM(text []byte) ([]byte, error) {
 	block, rest := pem.Decode(text)
 	if block == nil {

@@ -76,8 +76,8 @@ const measuredKeys = 100
 // otherKeys is the name in metrics of all keys beyond measuredKeys.
 const otherKeys = "(others)"
 
-// keyLabels returns the names of keys in metrics, by name. Each key has some 150
-// time series, so that not all of hundreds of keys can have their own.
+// keyLabels returns the names of keys in metrics, by name. Each key has some
+// 150 time series, so that not all of hundreds of keys can have their own.
 func (b *backend) keyLabels() map[string]string {
 	labels := make(map[string]string)
 	for i, k := range b.cfg.Keys {

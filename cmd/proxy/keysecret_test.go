@@ -11,8 +11,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
 )
 
-// TestKeySecretsInFilesAreReadAgain: a Vault token that was replaced in its file
-// is used without a restart.
+// TestKeySecretsInFilesAreReadAgain: a Vault token that was replaced in its
+// file is used without a restart.
 func TestKeySecretsInFilesAreReadAgain(t *testing.T) {
 	t.Parallel()
 	vault := kmstest.StartVault(t)

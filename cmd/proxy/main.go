@@ -1,5 +1,5 @@
-// Command proxy is cmekproxy: an S3 endpoint that encrypts what passes through it
-// under the customer's KMS key. It is built under the name cmekproxy:
+// Command proxy is cmekproxy: an S3 endpoint that encrypts what passes through
+// it under the customer's KMS key. It is built under the name cmekproxy:
 //
 //	go build -o cmekproxy ./cmd/proxy
 //
@@ -32,8 +32,8 @@ func main() {
 	os.Exit(code)
 }
 
-// begin comes before any command. Hardening that the system does not allow is no
-// reason not to work.
+// begin comes before any command. Hardening that the system does not allow is
+// no reason not to work.
 func begin() (ctx context.Context, stop func()) {
 	if err := harden(); err != nil {
 		fmt.Fprintf(os.Stderr, "cmekproxy: warning: %v\n", err)

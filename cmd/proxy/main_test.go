@@ -78,7 +78,8 @@ func freePort(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// status asks an admin endpoint until it answers want, and fails the test if it never does.
+// status asks an admin endpoint until it answers want, and fails the test if
+// it never does.
 func waitStatus(t *testing.T, url string, want int) {
 	t.Helper()
 	var last string
@@ -126,7 +127,8 @@ func client(addr, access, secret string) *s3.Client {
 	})
 }
 
-// The newcomer's first five minutes: start, store, look at the ciphertext, stop, start again, read.
+// The newcomer's first five minutes: start, store, look at the ciphertext,
+// stop, start again, read.
 func TestDev(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "data")
 	listen, admin := freePort(t), freePort(t)
@@ -217,7 +219,8 @@ func TestCommandLines(t *testing.T) {
 	}
 }
 
-// writeConfig returns the path of a configuration for a store at endpoint, after changes: pairs of old and new text.
+// writeConfig returns the path of a configuration for a store at endpoint,
+// after changes: pairs of old and new text.
 func writeConfig(t *testing.T, endpoint, listen, admin string, changes ...string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -255,7 +258,8 @@ func sink(t *testing.T) *httptest.Server {
 	return server
 }
 
-// When the proxy is told to stop, /readyz turns while a running upload is let finish, and new requests find nobody.
+// When the proxy is told to stop, /readyz turns while a running upload is let
+// finish, and new requests find nobody.
 func TestServeDrains(t *testing.T) {
 	listen, admin := freePort(t), freePort(t)
 	s := start(t, "serve", "--config", writeConfig(t, sink(t).URL, listen, admin))

@@ -77,8 +77,8 @@ func (m *move) worksOffline(t *testing.T, text string) {
 	}
 }
 
-// replaceSetting replaces a setting at the top of a configuration, with all that
-// is below it, or adds it.
+// replaceSetting replaces a setting at the top of a configuration, with all
+// that is below it, or adds it.
 func replaceSetting(config, name, line string) string {
 	var out strings.Builder
 	below := false

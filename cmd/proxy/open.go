@@ -47,8 +47,8 @@ type backend struct {
 }
 
 // openBackend opens the store and the keys. unixSocket, if not empty, is where
-// the store listens in place of its endpoint's host. auditor, if not nil, records
-// each use of a key.
+// the store listens in place of its endpoint's host. auditor, if not nil,
+// records each use of a key.
 func openBackend(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSocket string, auditor keyring.Auditor) (*backend, error) {
 	b := &backend{cfg: cfg, log: log, metrics: metrics.New()}
 	var err error
@@ -163,9 +163,9 @@ func (l *staticLogin) Retrieve(context.Context) (aws.Credentials, error) {
 	return *l.current.Load(), nil
 }
 
-// openKeyring makes the cache and the keyring, and has both measured. A key that
-// cannot be opened now does not keep the others from working: openLater goes on
-// trying.
+// openKeyring makes the cache and the keyring, and has both measured. A key
+// that cannot be opened now does not keep the others from working: openLater
+// goes on trying.
 func (b *backend) openKeyring(ctx context.Context, auditor keyring.Auditor) error {
 	b.observer = &keyObserver{log: b.log, metrics: b.metrics, label: b.keyLabels()}
 	keys, err := b.keyringKeys(ctx)

@@ -11,8 +11,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-// buildWrapper opens a key with the provider that its configuration names. One attempt for each call: kms.Retry makes the
-// others.
+// buildWrapper opens a key with the provider that its configuration names. One
+// attempt for each call: kms.Retry makes the others.
 func buildWrapper(ctx context.Context, k config.Key, report kms.Report) (kms.Wrapper, error) {
 	switch k.Provider {
 	case config.AWSKMS:

@@ -65,8 +65,8 @@ func (s *server) checkFiles() {
 
 // reload applies what may change while the proxy runs: dek_cache,
 // encryption.rules, clients, admin_token, the credentials for the store, and
-// the secrets of keys. It names the other changes, which need a restart. A configuration with an error changes
-// nothing.
+// the secrets of keys. It names the other changes, which need a restart. A
+// configuration with an error changes nothing.
 func (s *server) reload(ctx context.Context) {
 	if s.file == nil {
 		s.log.Warn("SIGHUP: there is no configuration file to reload")

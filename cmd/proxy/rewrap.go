@@ -70,9 +70,9 @@ func (o *rewrapOptions) check() error {
 	return o.sweepOptions.check()
 }
 
-// admit adds the key to move to, to those that the rules allow: what clients may
-// ask for does not bind who runs this. What is read has to be under a key that
-// the rules name all the same: rewrapped, it would be beyond doubt.
+// admit adds the key to move to, to those that the rules allow: what clients
+// may ask for does not bind who runs this. What is read has to be under a key
+// that the rules name all the same: rewrapped, it would be beyond doubt.
 func (o *rewrapOptions) admit(cfg *config.Config) error {
 	if o.bind && !slices.ContainsFunc(cfg.Keys, func(k config.Key) bool { return len(k.Bindings) > 0 }) {
 		return usageError{errors.New("--bind: no key of the configuration has bindings")}

@@ -41,7 +41,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/origin/embedded"
 )
 
-// commandEnv has the arguments for TestMainCommand, one a line: the test binary is then the program.
+// commandEnv has the arguments for TestMainCommand, one a line: the test
+// binary is then the program.
 const commandEnv = "CMEKPROXY_TEST_COMMAND"
 
 func TestMainCommand(t *testing.T) {
@@ -194,7 +195,8 @@ func (m *move) command(code int, args ...string) string {
 	return out.String()
 }
 
-// state is all that the store says of an object, less what differs from answer to answer.
+// state is all that the store says of an object, less what differs from answer
+// to answer.
 func (m *move) state() map[string]string {
 	m.t.Helper()
 	out := make(map[string]string)
@@ -431,8 +433,9 @@ func TestRewrap(t *testing.T) {
 	}
 }
 
-// Back to the key of the rules, without --to; and to a key that is already the right one, with --all.
-// Objects that stand for directories have no body in the store.
+// Back to the key of the rules, without --to; and to a key that is already the
+// right one, with --all. Objects that stand for directories have no body in
+// the store.
 func TestCommandsOnDirectoryMarkers(t *testing.T) {
 	m := newMove(t)
 	m.put("dir/", nil)
@@ -452,7 +455,8 @@ func TestCommandsOnDirectoryMarkers(t *testing.T) {
 	}
 }
 
-// What is under a client's own key is nobody else's to move or to verify, and no failure.
+// What is under a client's own key is nobody else's to move or to verify, and
+// no failure.
 func TestCommandsPassCustomerKeysBy(t *testing.T) {
 	m := newMove(t)
 	m.put("kms", []byte("text"))
@@ -516,7 +520,8 @@ func TestRewrapToAKeyThatIsGone(t *testing.T) {
 	m.readable(m.app)
 }
 
-// hook is a way to the store on which something happens to some requests, which are signed anew.
+// hook is a way to the store on which something happens to some requests,
+// which are signed anew.
 func (m *move) hook(before func(*http.Request)) string {
 	target, err := url.Parse(m.store)
 	if err != nil {
@@ -536,7 +541,8 @@ func (m *move) hook(before func(*http.Request)) string {
 	return server.URL
 }
 
-// What a client stores in the last moment before the store gets the new envelope, or the completed upload, stays.
+// What a client stores in the last moment before the store gets the new
+// envelope, or the completed upload, stays.
 func TestRewrapNeverRollsBack(t *testing.T) {
 	m := newMove(t)
 	for i := range 20 {
@@ -588,7 +594,8 @@ func TestRewrapNeverRollsBack(t *testing.T) {
 	}
 }
 
-// Clients write all the time. What they were told is stored is what is there in the end.
+// Clients write all the time. What they were told is stored is what is there
+// in the end.
 func TestRewrapWhileClientsWrite(t *testing.T) {
 	m := newMove(t)
 	const writers, keys = 4, 10
@@ -617,9 +624,9 @@ func TestRewrapWhileClientsWrite(t *testing.T) {
 	for i := range 3 {
 		var out output
 		to := []string{"new", "old"}[i%2]
-		// An object that is overwritten at each of the tries fails, which is as it
-		// should be. So do the temporary files of writes under way (sgwtmp), which
-		// this store lists now and then.
+		// An object that is overwritten at each of the tries fails, which is
+		// as it should be. So do the temporary files of writes under way
+		// (sgwtmp), which this store lists now and then.
 		code := run(t.Context(), []string{"rewrap", "--config", m.both, "s3://bucket", "--to", to}, &out, &out)
 		expected := func(word string) bool { return strings.Contains(out.String(), word) }
 		if code != 0 && !slices.ContainsFunc([]string{"changed", "412", ".sgwtmp."}, expected) {
@@ -666,7 +673,8 @@ func TestRewrapWithAStoreWithoutConditions(t *testing.T) {
 	}
 }
 
-// killed starts the command as a process, kills it once it has written some objects.
+// killed starts the command as a process, kills it once it has written some
+// objects.
 func (m *move) killed(after int64, command string, args ...string) {
 	m.t.Helper()
 	var writes atomic.Int64

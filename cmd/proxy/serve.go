@@ -103,8 +103,8 @@ func (s *server) serve(ctx context.Context, ready func(net.Addr)) error {
 		s.watchCertificate()
 	}
 
-	// The duties outlive the signal to stop: as long as a request runs, keys are
-	// probed, tokens renewed, and signals obeyed.
+	// The duties outlive the signal to stop: as long as a request runs, keys
+	// are probed, tokens renewed, and signals obeyed.
 	duties, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	s.startDuties(duties)
@@ -180,8 +180,8 @@ func (s *server) watchCertificate() {
 // AWS's own have 40.
 const goodSecret = 20
 
-// shortSecrets returns the names of the clients whose secret could be guessed by
-// whoever has seen a signature.
+// shortSecrets returns the names of the clients whose secret could be guessed
+// by whoever has seen a signature.
 func shortSecrets(clients []config.Client) (names []string) {
 	for _, c := range clients {
 		if !c.Anonymous && len(c.SecretKey) < goodSecret {

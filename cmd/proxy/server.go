@@ -38,8 +38,8 @@ type server struct {
 	tls        *pemfile.Server // nil for plain HTTP
 }
 
-// newServer opens the store and the keys, and puts the S3 API on top. unixSocket
-// is that of openBackend.
+// newServer opens the store and the keys, and puts the S3 API on top.
+// unixSocket is that of openBackend.
 func newServer(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSocket string) (*server, error) {
 	s := &server{}
 	s.adminToken.Store(&cfg.AdminToken)
@@ -129,8 +129,8 @@ func accessClients(list []config.Client, keys string) (clients []access.Client) 
 	return clients
 }
 
-// buildTLS reads the files of TLS, which serve reads again when they change; nil
-// for plain HTTP.
+// buildTLS reads the files of TLS, which serve reads again when they change;
+// nil for plain HTTP.
 func buildTLS(cfg config.TLS, log *zap.Logger) (*pemfile.Server, error) {
 	if cfg.CertFile == "" {
 		return nil, nil

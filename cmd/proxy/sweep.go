@@ -24,7 +24,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// sweep is a run over all objects of a bucket: what the commands have in common that can take hours.
+// sweep is a run over all objects of a bucket: what the commands have in
+// common that can take hours.
 type sweep struct {
 	*direct
 	sweepOptions
@@ -102,8 +103,8 @@ func (s *sweep) tryKey(ctx context.Context, name string) error {
 // lister lists objects, as stored.Store.List.
 type lister = func(ctx context.Context, l stored.Listing) iter.Seq2[stored.Entry, error]
 
-// walk does something with each object, and is told of each in the order of the listing. That some have failed is an error
-// at the end.
+// walk does something with each object, and is told of each in the order of
+// the listing. That some have failed is an error at the end.
 func (s *sweep) walk(ctx context.Context, state walk.State, list lister, do func(context.Context, stored.Entry) walk.Result, report func(walk.Result)) error {
 	s.bar = counter(s.progress, "looked at")
 	state.Bucket, state.Prefix = s.bucket, s.prefix
@@ -130,9 +131,11 @@ func (s *sweep) count(r walk.Result) {
 	}
 }
 
-// rewriting is what the commands have in common that write objects anew. What it is made of is closed with done.
+// rewriting is what the commands have in common that write objects anew. What
+// it is made of is closed with done.
 func (s *sweep) rewriting(ctx context.Context) (_ inplace.Config, done func(), _ error) {
-	// A second set of keys, whose cache knows nothing of what the first one has just wrapped: it asks the KMS.
+	// A second set of keys, whose cache knows nothing of what the first one
+	// has just wrapped: it asks the KMS.
 	again, err := openBackend(ctx, s.cfg, zap.NewNop(), "", nil)
 	if err != nil {
 		return inplace.Config{}, nil, err

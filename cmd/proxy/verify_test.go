@@ -70,7 +70,8 @@ func (m *move) putRaw(key string, metadata map[string]string, parts ...[]byte) {
 	}
 }
 
-// verified runs the command and returns the fault of each object that does not verify, and the summary.
+// verified runs the command and returns the fault of each object that does not
+// verify, and the summary.
 func (m *move) verified(config string, code int, args ...string) (map[string]string, faultTotals) {
 	m.t.Helper()
 	out := m.command(code, append([]string{"verify", "--config", config, "s3://bucket", "--format", "json"}, args...)...)

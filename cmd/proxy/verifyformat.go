@@ -22,7 +22,8 @@ type faulty struct {
 	Error   string       `json:"error"`
 }
 
-// keyName is a KMS key by its id and by its name in the configuration, "-" if it has none.
+// keyName is a KMS key by its id and by its name in the configuration, "-" if
+// it has none.
 type keyName struct {
 	ID   string `json:"id"`
 	Name string `json:"name"`
@@ -90,7 +91,8 @@ type faultWriter interface {
 	end(t *faultTotals) error
 }
 
-// newFaultWriter returns the writer for a format. What a format has no place for goes to aside.
+// newFaultWriter returns the writer for a format. What a format has no place
+// for goes to aside.
 func newFaultWriter(format string, w, aside io.Writer) (faultWriter, error) {
 	switch format {
 	case "table":
@@ -134,7 +136,8 @@ type csvFaults struct {
 	aside io.Writer
 }
 
-// faultColumns names the columns. Several keys are in one field each, with a space in between.
+// faultColumns names the columns. Several keys are in one field each, with a
+// space in between.
 var faultColumns = []string{"key", "version_id", "fault", "kms_key_ids", "kms_key_names", "error"}
 
 func (c *csvFaults) row(f faulty) error {

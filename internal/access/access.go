@@ -1,7 +1,9 @@
-// Package access holds the identities of the proxy's clients and what each may do.
+// Package access holds the identities of the proxy's clients and what each may
+// do.
 //
-// What no grant allows is denied. The package knows nothing of requests: it maps an access key to a client, and answers
-// whether that client may do one action on one bucket or object.
+// What no grant allows is denied. The package knows nothing of requests: it
+// maps an access key to a client, and answers whether that client may do one
+// action on one bucket or object.
 //
 //	access.go     clients and their grants
 //	directory.go  who there is at a moment, replaced as a whole
@@ -35,12 +37,14 @@ const (
 
 var actions = []Action{Read, Write, Delete, List, Admin, Lock, StoreAdmin}
 
-// Grant allows each of its actions on each bucket that one of its patterns matches, or on some objects in it.
+// Grant allows each of its actions on each bucket that one of its patterns
+// matches, or on some objects in it.
 type Grant struct {
-	// Buckets are names in which * stands for any run of characters, an empty one too. Nothing else is special.
+	// Buckets are names in which * stands for any run of characters, an empty
+	// one too. Nothing else is special.
 	Buckets []string
-	// Prefixes are beginnings of object keys, taken literally. None, or one that is empty: every object, and the bucket
-	// itself.
+	// Prefixes are beginnings of object keys, taken literally. None, or one
+	// that is empty: every object, and the bucket itself.
 	Prefixes []string
 	Actions  []Action
 }
@@ -57,9 +61,10 @@ type Client struct {
 	LiteralKeys bool
 }
 
-// May reports whether the client may do action on a bucket as a whole, for which it takes a grant without prefixes. The
-// bucket "" stands for the service itself, as in a listing of all buckets; of all patterns only those made of nothing
-// but * match it.
+// May reports whether the client may do action on a bucket as a whole, for
+// which it takes a grant without prefixes. The bucket "" stands for the
+// service itself, as in a listing of all buckets; of all patterns only those
+// made of nothing but * match it.
 func (c *Client) May(action Action, bucket string) bool {
 	return c.allows(action, bucket, (*Grant).coversAll)
 }
@@ -72,7 +77,8 @@ func (c *Client) MayObject(action Action, bucket, key string) bool {
 // MayList reports whether the client may list all keys that begin with prefix.
 func (c *Client) MayList(bucket, prefix string) bool { return c.MayObject(List, bucket, prefix) }
 
-// MaySome reports whether the client may do action on the bucket or on some objects in it.
+// MaySome reports whether the client may do action on the bucket or on some
+// objects in it.
 func (c *Client) MaySome(action Action, bucket string) bool {
 	return c.allows(action, bucket, func(*Grant) bool { return true })
 }
@@ -91,8 +97,8 @@ func (c *Client) allows(action Action, bucket string, covers func(*Grant) bool) 
 
 func (g *Grant) coversAll() bool { return len(g.Prefixes) == 0 || slices.Contains(g.Prefixes, "") }
 
-// hasPrefix reports whether a key begins with one of the prefixes of a grant, and
-// whether that means anything.
+// hasPrefix reports whether a key begins with one of the prefixes of a grant,
+// and whether that means anything.
 func (c *Client) hasPrefix(g *Grant, key string) bool {
 	if !c.LiteralKeys && keyname.HasDots(key) {
 		return false

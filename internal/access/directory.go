@@ -6,7 +6,8 @@ import (
 	"time"
 )
 
-// Directory is the clients, and those who act for one with temporary credentials. It is safe for concurrent use.
+// Directory is the clients, and those who act for one with temporary
+// credentials. It is safe for concurrent use.
 type Directory struct {
 	current  atomic.Pointer[clients]
 	sessions *Sessions // nil for none
@@ -19,9 +20,10 @@ type clients struct {
 	anonymous   *Client // nil for none
 }
 
-// New returns a Directory of copies of list. It refuses a client without name, access key or secret, two of one name or
-// access key, two that are anonymous, an empty bucket pattern, and an unknown action. Errors name clients, and hold no
-// secret.
+// New returns a Directory of copies of list. It refuses a client without name,
+// access key or secret, two of one name or access key, two that are anonymous,
+// an empty bucket pattern, and an unknown action. Errors name clients, and
+// hold no secret.
 func New(list []Client) (*Directory, error) {
 	d := &Directory{}
 	if err := d.Replace(list); err != nil {
@@ -30,8 +32,8 @@ func New(list []Client) (*Directory, error) {
 	return d, nil
 }
 
-// Replace puts other clients in the place of those that there are, from the next request on. After an error nothing has
-// changed.
+// Replace puts other clients in the place of those that there are, from the
+// next request on. After an error nothing has changed.
 func (d *Directory) Replace(list []Client) error {
 	set, err := newClients(list)
 	if err != nil {
@@ -41,7 +43,8 @@ func (d *Directory) Replace(list []Client) error {
 	return nil
 }
 
-// UseSessions has temporary credentials looked up in s. It must be called before the first request.
+// UseSessions has temporary credentials looked up in s. It must be called
+// before the first request.
 func (d *Directory) UseSessions(s *Sessions) { d.sessions = s }
 
 // CheckSessions reads the temporary credentials now if they have changed. What
@@ -55,8 +58,9 @@ func (d *Directory) CheckSessions() {
 // Clients returns how many clients there are, the anonymous one among them.
 func (d *Directory) Clients() int { return len(d.current.Load().byName) }
 
-// Now returns who there is at this moment. One request is judged by one View, so that what is replaced meanwhile never
-// makes the secret of one client the grants of another.
+// Now returns who there is at this moment. One request is judged by one View,
+// so that what is replaced meanwhile never makes the secret of one client the
+// grants of another.
 func (d *Directory) Now() View {
 	v := View{clients: d.current.Load()}
 	if d.sessions != nil {
@@ -96,8 +100,9 @@ func (v View) Secret(accessKey string) (string, bool) {
 	}
 }
 
-// Session returns the token that must come with an access key, and the time from which on it does not help any more. ok
-// is false for a client's own access key, with which no token must come.
+// Session returns the token that must come with an access key, and the time
+// from which on it does not help any more. ok is false for a client's own
+// access key, with which no token must come.
 func (v View) Session(accessKey string) (token string, expires time.Time, ok bool) {
 	s := v.sessions[accessKey]
 	if c, known := v.Client(accessKey); !known || c.AccessKey == accessKey {

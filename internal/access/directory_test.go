@@ -47,7 +47,8 @@ func TestReplace(t *testing.T) {
 	}
 }
 
-// sessionFile is a file of temporary credentials, a directory that knows it, and a clock.
+// sessionFile is a file of temporary credentials, a directory that knows it,
+// and a clock.
 type sessionFile struct {
 	t         *testing.T
 	path      string

@@ -79,7 +79,8 @@ func loadSessions(path string) (map[string]*Session, error) {
 	return sessions, nil
 }
 
-// readSessionFile reads the file, which holds secrets: not all users may access it.
+// readSessionFile reads the file, which holds secrets: not all users may
+// access it.
 func readSessionFile(path string) ([]byte, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a named pipe would wait for ever
 	if err != nil {
@@ -104,7 +105,8 @@ func readSessionFile(path string) ([]byte, error) {
 	return data.Bytes(), nil
 }
 
-// parseSessions reads the list. Errors say which entry is bad, and nothing of what is in it: it may be a secret.
+// parseSessions reads the list. Errors say which entry is bad, and nothing of
+// what is in it: it may be a secret.
 func parseSessions(data []byte) (map[string]*Session, error) {
 	var list []*Session
 	d := json.NewDecoder(bytes.NewReader(data))

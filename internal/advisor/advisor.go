@@ -1,18 +1,24 @@
-// Package advisor tells what each TTL of the data keys (DEKs) would cost, from the accesses that are really made.
+// Package advisor tells what each TTL of the data keys (DEKs) would cost, from
+// the accesses that are really made.
 //
-// A longer TTL asks the key management service (KMS) less often; a shorter one makes a revocation bite sooner. What a
-// TTL costs depends on how often which object is read, which nobody knows by heart. So the package runs, beside the
-// real cache, one simulated cache for each TTL of a short list, and counts how often each would have asked the KMS.
-// All of them follow the rule of the real one: a DEK may be used for the TTL (or Config.Life of it), counted from when the
-// KMS was asked, and no use makes it longer; a stream that lasts longer asks again. They have room for everything and the KMS answers at
-// once, so evictions, purges and refusals are not simulated.
+// A longer TTL asks the key management service (KMS) less often; a shorter one
+// makes a revocation bite sooner. What a TTL costs depends on how often which
+// object is read, which nobody knows by heart. So the package runs, beside the
+// real cache, one simulated cache for each TTL of a short list, and counts how
+// often each would have asked the KMS. All of them follow the rule of the real
+// one: a DEK may be used for the TTL (or Config.Life of it), counted from when
+// the KMS was asked, and no use makes it longer; a stream that lasts longer
+// asks again. They have room for everything and the KMS answers at once, so
+// evictions, purges and refusals are not simulated.
 //
-// The simulation runs for a sample of the blobs (a blob is a wrapped DEK), chosen by a hash of their ids as in SHARDS
-// (Waldspurger et al., "Efficient MRC Construction with SHARDS", FAST 2015,
-// https://www.usenix.org/conference/fast15/technical-sessions/presentation/waldspurger). So memory is bounded whatever
-// the traffic, and while there are few blobs, all are in the sample and the figures are exact. The hash is keyed by
-// chance, so that nobody outside can choose object names that are, or are not, in the sample. Neither names nor ids
-// are kept.
+// The simulation runs for a sample of the blobs (a blob is a wrapped DEK),
+// chosen by a hash of their ids as in SHARDS (Waldspurger et al., "Efficient
+// MRC Construction with SHARDS", FAST 2015,
+// https://www.usenix.org/conference/fast15/technical-sessions/presentation/waldspurger).
+// So memory is bounded whatever the traffic, and while there are few blobs,
+// all are in the sample and the figures are exact. The hash is keyed by
+// chance, so that nobody outside can choose object names that are, or are not,
+// in the sample. Neither names nor ids are kept.
 package advisor
 
 import (
@@ -25,8 +31,9 @@ import (
 
 // Defaults of Config.
 const (
-	// DefaultPricePer10000 is what AWS KMS takes in most regions, without the first 20,000 calls of a month, which are
-	// free (https://aws.amazon.com/kms/pricing/).
+	// DefaultPricePer10000 is what AWS KMS takes in most regions, without the
+	// first 20,000 calls of a month, which are free
+	// (https://aws.amazon.com/kms/pricing/).
 	DefaultPricePer10000 = 0.03
 	DefaultCurrency      = "USD"
 )
@@ -35,15 +42,18 @@ const (
 type Config struct {
 	// TTL is the TTL in force. 0: no cache.
 	TTL time.Duration
-	// Life tells how long a DEK lives under a TTL, on average, where a cache spreads its lives below the TTL; 0 of 0, else
-	// above 0. Nil: the TTL.
+	// Life tells how long a DEK lives under a TTL, on average, where a cache
+	// spreads its lives below the TTL; 0 of 0, else above 0. Nil: the TTL.
 	Life func(ttl time.Duration) time.Duration
-	// Window tells how long a revocation takes to bite with a TTL. It is called with each TTL of the report, also with
-	// 0. Nil: as long as the TTL.
+	// Window tells how long a revocation takes to bite with a TTL. It is
+	// called with each TTL of the report, also with 0. Nil: as long as the
+	// TTL.
 	Window func(ttl time.Duration) time.Duration
-	// ProbesPerSecond tells how many KMS calls are made whatever the TTL, to find out about revocations. Nil: none.
+	// ProbesPerSecond tells how many KMS calls are made whatever the TTL, to
+	// find out about revocations. Nil: none.
 	ProbesPerSecond func() float64
-	// PricePer10000 is the price of 10,000 KMS calls. 0: DefaultPricePer10000; below 0: they cost nothing.
+	// PricePer10000 is the price of 10,000 KMS calls. 0: DefaultPricePer10000;
+	// below 0: they cost nothing.
 	PricePer10000 float64
 	// Currency is the label of the price. Empty: DefaultCurrency.
 	Currency string
@@ -51,10 +61,11 @@ type Config struct {
 	Now func() time.Time
 }
 
-// Recorder is told of the uses of DEKs, and makes the Report. It is safe for concurrent use. Make one with New.
+// Recorder is told of the uses of DEKs, and makes the Report. It is safe for
+// concurrent use. Make one with New.
 //
-// Each Opened and each Created is to be followed by one Released of the same id: what lies between is a stream, and
-// counts as use without a pause.
+// Each Opened and each Created is to be followed by one Released of the same
+// id: what lies between is a stream, and counts as use without a pause.
 type Recorder struct {
 	cfg   Config
 	start time.Time
@@ -63,7 +74,8 @@ type Recorder struct {
 	// What is counted of every blob, not of the sample only.
 	accesses, creates atomic.Uint64
 
-	// Copies of sample.tracked and of when the next page of the diary is due, to be read without the lock.
+	// Copies of sample.tracked and of when the next page of the diary is due,
+	// to be read without the lock.
 	tracked atomic.Int32
 	due     atomic.Int64
 
@@ -108,7 +120,8 @@ func New(cfg Config) *Recorder {
 	return r
 }
 
-// Opened says that a stream wants the DEK of the blob id now, from the cache or the KMS.
+// Opened says that a stream wants the DEK of the blob id now, from the cache
+// or the KMS.
 func (r *Recorder) Opened(id [32]byte) {
 	h := r.hash(id)
 	if r.aside(h) {
@@ -123,8 +136,8 @@ func (r *Recorder) Opened(id [32]byte) {
 	r.tracked.Store(r.sample.tracked)
 }
 
-// Created says that the KMS made or wrapped the DEK of the new blob id now, for a stream that writes. It costs one call
-// whatever the TTL.
+// Created says that the KMS made or wrapped the DEK of the new blob id now,
+// for a stream that writes. It costs one call whatever the TTL.
 func (r *Recorder) Created(id [32]byte) {
 	h := r.hash(id)
 	if r.aside(h) {
@@ -150,7 +163,8 @@ func (r *Recorder) Released(id [32]byte) {
 	r.sample.release(h, r.advance())
 }
 
-// SetTTL says that another TTL is in force from now on. If it is not on the list, its simulation begins now.
+// SetTTL says that another TTL is in force from now on. If it is not on the
+// list, its simulation begins now.
 func (r *Recorder) SetTTL(ttl time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -161,16 +175,19 @@ func (r *Recorder) SetTTL(ttl time.Duration) {
 	}
 }
 
-// aside reports, without the lock, that a blob of this hash is not in the sample, and that no page of the diary is due:
-// then there is nothing to do but to count.
+// aside reports, without the lock, that a blob of this hash is not in the
+// sample, and that no page of the diary is due: then there is nothing to do
+// but to count.
 func (r *Recorder) aside(h uint64) bool {
 	return level(h) < r.tracked.Load() && int64(r.cfg.Now().Sub(r.start)) < r.due.Load()
 }
 
-// level of a hash: half of all blobs are of level 1 or more, a quarter of 2 or more, and so on.
+// level of a hash: half of all blobs are of level 1 or more, a quarter of 2 or
+// more, and so on.
 func level(h uint64) int32 { return int32(bits.LeadingZeros64(h)) } //nolint:gosec // at most 64
 
-// advance brings the diary up to the present, which it returns as the time since the start. The caller holds r.mu.
+// advance brings the diary up to the present, which it returns as the time
+// since the start. The caller holds r.mu.
 func (r *Recorder) advance() time.Duration {
 	now := r.cfg.Now().Sub(r.start)
 	for at := r.diary.next(); at <= now; at = r.diary.next() {

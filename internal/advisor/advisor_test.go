@@ -32,7 +32,8 @@ func id(n int) (id [32]byte) {
 	return id
 }
 
-// mix is a hash that is the same in each run (the end of MurmurHash3, which spreads every bit over all).
+// mix is a hash that is the same in each run (the end of MurmurHash3, which
+// spreads every bit over all).
 func mix(id [32]byte) uint64 {
 	h := binary.LittleEndian.Uint64(id[:]) + 0x9e3779b97f4a7c15
 	h = (h ^ h>>33) * 0xff51afd7ed558ccd
@@ -60,8 +61,9 @@ func tell(r *advisor.Recorder, e event) {
 // cost is what a cache did.
 type cost struct{ accesses, misses, renewals, creates, held int }
 
-// replay is a cache of one TTL, simulated in the plainest way: second by second, blob by blob. trace has the events of
-// each second. What happens before the second from is not counted.
+// replay is a cache of one TTL, simulated in the plainest way: second by
+// second, blob by blob. trace has the events of each second. What happens
+// before the second from is not counted.
 func replay(ttl time.Duration, trace [][]event, from int) cost {
 	var c cost
 	fetched, streams := map[int]int{}, map[int]int{}
@@ -105,7 +107,8 @@ func replay(ttl time.Duration, trace [][]event, from int) cost {
 	return c
 }
 
-// randomTrace has streams of all lengths, of blobs that are used often and seldom.
+// randomTrace has streams of all lengths, of blobs that are used often and
+// seldom.
 func randomTrace(seed uint64, seconds, blobs int) [][]event {
 	rng := rand.New(rand.NewPCG(seed, 0))
 	trace := make([][]event, seconds)
@@ -252,7 +255,8 @@ func TestAStreamUnderWayIsSeen(t *testing.T) {
 	}
 }
 
-// TestSampleOfManyBlobs bounds the error at a tenth of the KMS calls, and 0.05 of the hit ratio.
+// TestSampleOfManyBlobs bounds the error at a tenth of the KMS calls, and 0.05
+// of the hit ratio.
 func TestSampleOfManyBlobs(t *testing.T) {
 	const blobs, seconds, perSecond = 100_000, 3600 + 600, 200
 	rng := rand.New(rand.NewPCG(5, 6))
@@ -464,7 +468,8 @@ func TestNothingSeen(t *testing.T) {
 	}
 }
 
-// TestKeyedSample shows that nobody can tell from outside which blobs are in the sample: it is another in each process.
+// TestKeyedSample shows that nobody can tell from outside which blobs are in
+// the sample: it is another in each process.
 func TestKeyedSample(t *testing.T) {
 	var sizes []int
 	for range 4 {

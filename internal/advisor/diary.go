@@ -9,14 +9,16 @@ const (
 	pages  = int(window / page)
 )
 
-// tally is what was counted from the Recorder's start to a moment, but for the TTL in force, which see Recorder.since.
+// tally is what was counted from the Recorder's start to a moment, but for the
+// TTL in force, which see Recorder.since.
 type tally struct {
 	at                time.Duration // since the start
 	accesses, creates uint64
 	asked             [slots]asked
 }
 
-// diary is the tallies at the beginning of each page: what was counted since then is the difference to the present.
+// diary is the tallies at the beginning of each page: what was counted since
+// then is the difference to the present.
 type diary struct {
 	tallies [pages]tally
 	begun   int // how many pages, besides the first

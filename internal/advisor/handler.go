@@ -7,8 +7,9 @@ import (
 	"strings"
 )
 
-// Handler serves the Report: as JSON to whoever asks for it with "Accept: application/json" or "?format=json", and else
-// as a page that explains itself.
+// Handler serves the Report: as JSON to whoever asks for it with "Accept:
+// application/json" or "?format=json", and else as a page that explains
+// itself.
 func (r *Recorder) Handler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		if req.Method != http.MethodGet && req.Method != http.MethodHead {
@@ -43,7 +44,8 @@ func (r *Recorder) Handler() http.Handler {
 	})
 }
 
-// acceptsJSON reports whether JSON is named. What a browser accepts, it names; and it does not name JSON.
+// acceptsJSON reports whether JSON is named. What a browser accepts, it names;
+// and it does not name JSON.
 func acceptsJSON(accept []string) bool {
 	for _, line := range accept {
 		for element := range strings.SplitSeq(line, ",") {

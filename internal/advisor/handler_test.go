@@ -15,8 +15,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/advisor"
 )
 
-// recorded is a Recorder that has seen a read each second of 4 blobs in turn, for half an hour, and 18 new blobs. 2
-// minutes are in force.
+// recorded is a Recorder that has seen a read each second of 4 blobs in turn,
+// for half an hour, and 18 new blobs. 2 minutes are in force.
 func recorded() *advisor.Recorder {
 	c := newClock()
 	r := advisor.New(advisor.Config{
@@ -97,8 +97,9 @@ func TestJSON(t *testing.T) {
 	}
 }
 
-// document reads a page as XML, which it is but for void elements, so that a tag left open is found. It returns the
-// text of each row of the table and of each text of the plot.
+// document reads a page as XML, which it is but for void elements, so that a
+// tag left open is found. It returns the text of each row of the table and of
+// each text of the plot.
 func document(t *testing.T, page string) (rows []string, plot []string) {
 	t.Helper()
 	d := xml.NewDecoder(strings.NewReader(page))
@@ -238,7 +239,8 @@ func TestPageWithProbes(t *testing.T) {
 	c.sleep(26 * time.Hour)
 	page := body(t, ask(r, "GET", "/", ""))
 	rows, _ := document(t, page)
-	// The stream has begun more than a day ago, and goes on: a call for each TTL.
+	// The stream has begun more than a day ago, and goes on: a call for each
+	// TTL.
 	want := "5 min|in force|0.003|0.03|–|16.5 s|1"
 	if len(rows) != 8 || rows[5] != want {
 		t.Errorf("rows:\n%s\nwant %s", strings.Join(rows, "\n"), want)

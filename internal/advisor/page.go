@@ -38,7 +38,8 @@ type viewRow struct {
 
 func newView(rep Report) view {
 	v := view{Observed: inWords(rep.Observed), Currency: rep.Currency}
-	// Streams that began before the time observed may still renew, with the shortest TTL most often.
+	// Streams that began before the time observed may still renew, with the
+	// shortest TTL most often.
 	if rep.AccessesPerSecond == 0 && rep.CreatesPerSecond == 0 && rep.Rows[1].CallsPerSecond <= rep.ProbesPerSecond {
 		v.Empty = "No object was read or written in the last " + v.Observed + ", as long as the proxy looks back. " +
 			"Come back when there has been some traffic."
@@ -100,8 +101,8 @@ func figures(rep Report, current viewRow) []named {
 	}
 }
 
-// steps compares the row in force with its neighbours. With no cache there is nothing to choose, and what is still
-// warming up cannot be compared.
+// steps compares the row in force with its neighbours. With no cache there is
+// nothing to choose, and what is still warming up cannot be compared.
 func steps(rep Report, current int) []named {
 	var list []named
 	for _, i := range []int{current - 1, current + 1} {
@@ -178,7 +179,8 @@ func notes(rep Report) []string {
 		"The figures are of this process. Each replica asks for itself.")
 }
 
-// inWords writes a duration: below a minute to the millisecond, above an hour to the minute.
+// inWords writes a duration: below a minute to the millisecond, above an hour
+// to the minute.
 func inWords(d time.Duration) string {
 	if d <= 0 {
 		return "0 s"
@@ -203,7 +205,8 @@ func inWords(d time.Duration) string {
 	return strings.Join(words, " ")
 }
 
-// figure writes a number of any size with three digits, or all before the point.
+// figure writes a number of any size with three digits, or all before the
+// point.
 func figure(x float64) string {
 	switch {
 	case x == 0:

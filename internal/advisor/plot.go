@@ -6,8 +6,9 @@ import (
 	"strings"
 )
 
-// The places of the plot, in pixels of its view box: bars of the KMS calls above, dots of the hit ratio below, and a
-// line of text each for TTL and revocation window.
+// The places of the plot, in pixels of its view box: bars of the KMS calls
+// above, dots of the hit ratio below, and a line of text each for TTL and
+// revocation window.
 const (
 	plotWidth   = 960
 	plotHeight  = 448
@@ -20,7 +21,8 @@ const (
 	windowLine  = 432
 )
 
-// plot is the geometry of the SVG. The TTLs are at even distances, as on a logarithmic scale that also has a 0.
+// plot is the geometry of the SVG. The TTLs are at even distances, as on a
+// logarithmic scale that also has a 0.
 type plot struct {
 	Width, Height int
 	Description   string // for those who do not see it

@@ -9,7 +9,8 @@ import (
 // Month is the month of MonthlyCost.
 const Month = 30 * 24 * time.Hour
 
-// Report is what each TTL would cost, from what was seen in the last 24 hours, or since the start.
+// Report is what each TTL would cost, from what was seen in the last 24 hours,
+// or since the start.
 type Report struct {
 	Observed          time.Duration // how long
 	AccessesPerSecond float64       // streams that began to read
@@ -22,8 +23,9 @@ type Report struct {
 	Rows              []Row // from the shortest TTL, 0, to the longest
 }
 
-// Row is what one TTL would cost. With a TTL of 0 there is no cache, and each stream asks the KMS once, at its
-// beginning: a yardstick, whose window says nothing of streams under way.
+// Row is what one TTL would cost. With a TTL of 0 there is no cache, and each
+// stream asks the KMS once, at its beginning: a yardstick, whose window says
+// nothing of streams under way.
 type Row struct {
 	TTL              time.Duration
 	Current          bool          // in force now
@@ -32,8 +34,9 @@ type Row struct {
 	MonthlyCost      float64       // of CallsPerSecond, for a Month, in Currency
 	RevocationWindow time.Duration // how long a revocation takes to bite
 	DEKsHeld         float64       // how many DEKs would be in the cache now
-	// WarmingUp says that this TTL has been observed for less than itself: the first access of everything is in the
-	// figures, and they are an upper bound.
+	// WarmingUp says that this TTL has been observed for less than itself: the
+	// first access of everything is in the figures, and they are an upper
+	// bound.
 	WarmingUp bool
 }
 
@@ -101,8 +104,9 @@ func between(from, to tally) span {
 	return s
 }
 
-// row makes the row of a TTL, without what Config tells. Misses may be estimates, scaled up from the sample; accesses
-// are always counted, and cannot be fewer.
+// row makes the row of a TTL, without what Config tells. Misses may be
+// estimates, scaled up from the sample; accesses are always counted, and
+// cannot be fewer.
 func (s *span) row(ttl time.Duration, a asked) Row {
 	misses := min(a.misses, s.accesses)
 	row := Row{

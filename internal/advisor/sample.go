@@ -9,21 +9,25 @@ import (
 // maxBlobs bounds the sample: about half a megabyte.
 const maxBlobs = 4096
 
-// ladder is the list of TTLs that are always simulated. A TTL of 0 needs no simulation.
+// ladder is the list of TTLs that are always simulated. A TTL of 0 needs no
+// simulation.
 var ladder = [...]time.Duration{
 	10 * time.Second, 30 * time.Second, time.Minute, 5 * time.Minute, 15 * time.Minute, time.Hour,
 }
 
-// The simulated caches: one for each TTL of the ladder, and one for the TTL in force if it is not on it.
+// The simulated caches: one for each TTL of the ladder, and one for the TTL in
+// force if it is not on it.
 const (
 	own   = len(ladder)
 	slots = own + 1
 )
 
-// sample is the simulated caches, for the blobs whose hashes are of the level tracked or more: one in 2^tracked of all
-// blobs. When there are too many of them, the level is raised. When there are few, it is lowered again, so that a day
-// with millions of blobs does not leave a useless sample behind for ever; but the blobs that come in then have a past
-// that nobody has seen, and are not counted until the longest TTL has passed.
+// sample is the simulated caches, for the blobs whose hashes are of the level
+// tracked or more: one in 2^tracked of all blobs. When there are too many of
+// them, the level is raised. When there are few, it is lowered again, so that
+// a day with millions of blobs does not leave a useless sample behind for
+// ever; but the blobs that come in then have a past that nobody has seen, and
+// are not counted until the longest TTL has passed.
 type sample struct {
 	ttls    [slots]time.Duration // 0: this cache is not simulated
 	lives   [slots]time.Duration // of a DEK under each TTL; 0 like it
@@ -35,7 +39,8 @@ type sample struct {
 	asked   [slots]asked  // counted, and scaled up to all blobs
 }
 
-// blob is what the simulated caches know of a wrapped DEK. Times are since the Recorder's start.
+// blob is what the simulated caches know of a wrapped DEK. Times are since the
+// Recorder's start.
 type blob struct {
 	last    [slots]time.Duration // when the KMS was last asked for the DEK
 	level   int32
@@ -76,7 +81,8 @@ func (s *sample) open(h uint64, now time.Duration) {
 	b.streams++
 }
 
-// create begins a stream that writes with a DEK that has just come from the KMS.
+// create begins a stream that writes with a DEK that has just come from the
+// KMS.
 func (s *sample) create(h uint64, now time.Duration) {
 	b := s.admit(h, now)
 	if b == nil {
@@ -88,7 +94,8 @@ func (s *sample) create(h uint64, now time.Duration) {
 	b.streams++
 }
 
-// release ends a stream. One that began before its blob came into the sample was not counted.
+// release ends a stream. One that began before its blob came into the sample
+// was not counted.
 func (s *sample) release(h uint64, now time.Duration) {
 	if b := s.blobs[h]; b != nil && b.streams > 0 {
 		s.renew(b, now)
@@ -96,7 +103,8 @@ func (s *sample) release(h uint64, now time.Duration) {
 	}
 }
 
-// admit returns the blob of a hash, its streams simulated up to now, or nil if it is not in the sample.
+// admit returns the blob of a hash, its streams simulated up to now, or nil if
+// it is not in the sample.
 func (s *sample) admit(h uint64, now time.Duration) *blob {
 	if b := s.blobs[h]; b != nil {
 		s.renew(b, now)
@@ -116,8 +124,8 @@ func (s *sample) admit(h uint64, now time.Duration) *blob {
 	return b
 }
 
-// renew simulates streams under way up to and including now: they use the DEK without a pause, so that each cache asks
-// for it as soon as its time is over.
+// renew simulates streams under way up to and including now: they use the DEK
+// without a pause, so that each cache asks for it as soon as its time is over.
 func (s *sample) renew(b *blob, now time.Duration) {
 	if b.streams == 0 {
 		return
@@ -141,7 +149,8 @@ func (s *sample) weight(b *blob) uint64 {
 	return 1 << s.counted
 }
 
-// thin raises the level, and drops the blobs below it: half of them, more or less.
+// thin raises the level, and drops the blobs below it: half of them, more or
+// less.
 func (s *sample) thin(now time.Duration) {
 	s.tracked++
 	for h, b := range s.blobs {
@@ -153,8 +162,9 @@ func (s *sample) thin(now time.Duration) {
 	s.counted = max(s.counted, s.tracked)
 }
 
-// tidy simulates all streams up to now, forgets the blobs that every cache has forgotten, and lowers the level if that
-// leaves room. It is called from time to time.
+// tidy simulates all streams up to now, forgets the blobs that every cache has
+// forgotten, and lowers the level if that leaves room. It is called from time
+// to time.
 func (s *sample) tidy(now time.Duration) {
 	for h, b := range s.blobs {
 		s.renew(b, now)
@@ -174,7 +184,8 @@ func (s *sample) tidy(now time.Duration) {
 	}
 }
 
-// hold simulates all streams up to now, and returns how many DEKs each cache holds.
+// hold simulates all streams up to now, and returns how many DEKs each cache
+// holds.
 func (s *sample) hold(now time.Duration) (held [slots]float64) {
 	for _, b := range s.blobs {
 		s.renew(b, now)
@@ -188,7 +199,8 @@ func (s *sample) hold(now time.Duration) (held [slots]float64) {
 	return held
 }
 
-// size returns how many blobs are counted, and which part of all blobs they are.
+// size returns how many blobs are counted, and which part of all blobs they
+// are.
 func (s *sample) size() (n int, rate float64) {
 	for _, b := range s.blobs {
 		if b.level >= s.counted {
@@ -208,7 +220,8 @@ func (s *sample) held(b *blob, now time.Duration) bool {
 	return false
 }
 
-// choose sets the TTL of the cache for the TTL in force, and reports whether its simulation began afresh.
+// choose sets the TTL of the cache for the TTL in force, and reports whether
+// its simulation began afresh.
 func (s *sample) choose(ttl, now time.Duration) bool {
 	if slices.Contains(ladder[:], ttl) {
 		ttl = 0

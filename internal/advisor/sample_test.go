@@ -9,13 +9,15 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/advisor"
 )
 
-// leveled is the id of a blob of a level, for a Recorder whose hash is plain. One in two blobs is of level 0.
+// leveled is the id of a blob of a level, for a Recorder whose hash is plain.
+// One in two blobs is of level 0.
 func leveled(level, n int) [32]byte { return id(1<<(62-level) | n) }
 
 func plain(id [32]byte) uint64 { return binary.LittleEndian.Uint64(id[:]) << 1 }
 
-// thinned is a Recorder whose sample is of the blobs of level 1 and more: one, for now. It has seen MaxBlobs blobs of
-// level 0 besides, all streams of which are over, but that of the first.
+// thinned is a Recorder whose sample is of the blobs of level 1 and more: one,
+// for now. It has seen MaxBlobs blobs of level 0 besides, all streams of which
+// are over, but that of the first.
 func thinned(c *clock) *advisor.Recorder {
 	r := advisor.New(advisor.Config{TTL: time.Minute, Now: c.Now})
 	r.SetHash(plain)
@@ -43,8 +45,9 @@ func TestThinning(t *testing.T) {
 	if rep := r.Report(); r.Blobs() != 1 || rep.SampledBlobs != 1 || rep.SampleRate != 0.5 {
 		t.Errorf("%d blobs, %+v", r.Blobs(), rep)
 	}
-	// The first blob's stream has renewed every 10 seconds before it was dropped. The last blob would stand for two,
-	// but there were not as many accesses.
+	// The first blob's stream has renewed every 10 seconds before it was
+	// dropped. The last blob would stand for two, but there were not as many
+	// accesses.
 	if got, want := calls(r, 1), advisor.MaxBlobs+10+1; got != want {
 		t.Errorf("%d calls, want %d", got, want)
 	}

@@ -161,7 +161,8 @@ func names(t *testing.T, dir string) (names []string) {
 	return names
 }
 
-// limitFiles has a write fail that makes a file longer than so many bytes, until the test ends.
+// limitFiles has a write fail that makes a file longer than so many bytes,
+// until the test ends.
 func limitFiles(t *testing.T, bytes uint64) {
 	t.Helper()
 	var before syscall.Rlimit

@@ -1,8 +1,10 @@
-// Package audit keeps the log of the uses of keys: one JSON line for each, whole, and written before Write returns.
+// Package audit keeps the log of the uses of keys: one JSON line for each,
+// whole, and written before Write returns.
 //
-// The log is there to be relied on: who cannot write a line is told so, and must not use the key. What a failed write
-// leaves of a line, or a process that ended in the middle of one, stands on a line of its own and spoils no other: each
-// line that is JSON is a record, and is whole.
+// The log is there to be relied on: who cannot write a line is told so, and
+// must not use the key. What a failed write leaves of a line, or a process
+// that ended in the middle of one, stands on a line of its own and spoils no
+// other: each line that is JSON is a record, and is whole.
 package audit
 
 import (
@@ -45,20 +47,24 @@ const OK = "ok"
 
 // Config configures a Log. File or Out is required, and not both.
 type Config struct {
-	// File is the path of the log. It is made if it is not there, of mode 0600, and appended to if it is.
+	// File is the path of the log. It is made if it is not there, of mode
+	// 0600, and appended to if it is.
 	File string
 	// Out is where lines go in place of a file.
 	Out io.Writer
-	// MaxSize is the size in bytes beyond which a file is renamed, and another one begun. 0: no bound.
+	// MaxSize is the size in bytes beyond which a file is renamed, and another
+	// one begun. 0: no bound.
 	MaxSize int64
-	// MaxAge is how long a renamed file is kept. 0: for ever. It is looked at when a file is begun.
+	// MaxAge is how long a renamed file is kept. 0: for ever. It is looked at
+	// when a file is begun.
 	MaxAge time.Duration
 	// MaxFiles is how many renamed files are kept, the newest. 0: all.
 	MaxFiles int
 	// Now is the clock. Required.
 	Now func() time.Time
-	// Trouble is told of what went wrong and kept no record from being written: a file that could not be renamed or
-	// removed. It must not call the Log. Nil: nobody is.
+	// Trouble is told of what went wrong and kept no record from being
+	// written: a file that could not be renamed or removed. It must not call
+	// the Log. Nil: nobody is.
 	Trouble func(error)
 }
 
@@ -104,8 +110,9 @@ func New(cfg Config) (*Log, error) {
 	return l, nil
 }
 
-// Write writes one record as one line, in one write of the system. An error means that the record is not in the log, and
-// that what it tells of must not happen.
+// Write writes one record as one line, in one write of the system. An error
+// means that the record is not in the log, and that what it tells of must not
+// happen.
 func (l *Log) Write(r Record) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -143,8 +150,9 @@ func (l *Log) appendRecord(r Record) error {
 	return err
 }
 
-// Reopen lets go of the file and opens the one that is at its path now. It is for after a rotation by somebody else. On
-// an error nothing is written until the file can be opened.
+// Reopen lets go of the file and opens the one that is at its path now. It is
+// for after a rotation by somebody else. On an error nothing is written until
+// the file can be opened.
 func (l *Log) Reopen() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()

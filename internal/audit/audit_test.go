@@ -48,7 +48,8 @@ func write(t testing.TB, l *audit.Log, key string) {
 	}
 }
 
-// keys returns the object keys of the records in a file, in their order, and how many lines are none.
+// keys returns the object keys of the records in a file, in their order, and
+// how many lines are none.
 func keys(t testing.TB, path string) (keys []string, others int) {
 	t.Helper()
 	text, err := os.ReadFile(path)
@@ -100,7 +101,8 @@ func TestLineIsGolden(t *testing.T) {
 	}
 }
 
-// Lines of many writers, in two processes as it were, are whole, and each is there once.
+// Lines of many writers, in two processes as it were, are whole, and each is
+// there once.
 func TestConcurrentWriters(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.log")
 	logs := []*audit.Log{open(t, audit.Config{File: path}), open(t, audit.Config{File: path})}

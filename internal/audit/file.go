@@ -11,11 +11,12 @@ import (
 	"time"
 )
 
-// checkInterval is how often the path is compared with the open file. What is written to a file that was removed is lost, and
-// no write of it fails.
+// checkInterval is how often the path is compared with the open file. What is
+// written to a file that was removed is lost, and no write of it fails.
 const checkInterval = time.Second
 
-// prepare makes sure that a file is open, that it is the one at the path, and that it has room for a line of n bytes.
+// prepare makes sure that a file is open, that it is the one at the path, and
+// that it has room for a line of n bytes.
 func (l *Log) prepare(now time.Time, n int) error {
 	if l.cfg.File == "" {
 		return nil
@@ -86,11 +87,13 @@ func (l *Log) closeFile() error {
 	return file.Close()
 }
 
-// timeForm is that of the times in names of renamed files: in UTC, and in the order of the alphabet.
+// timeForm is that of the times in names of renamed files: in UTC, and in the
+// order of the alphabet.
 const timeForm = "20060102T150405.000000000Z"
 
-// rotate renames the file and begins another. A file that cannot be renamed goes on to be written: it is the disk that
-// bounds it then, and Trouble hears of it once a second.
+// rotate renames the file and begins another. A file that cannot be renamed
+// goes on to be written: it is the disk that bounds it then, and Trouble hears
+// of it once a second.
 func (l *Log) rotate(now time.Time) error {
 	if !l.info.Mode().IsRegular() {
 		return nil
@@ -116,7 +119,8 @@ func (l *Log) rotate(now time.Time) error {
 	return nil
 }
 
-// names returns what is before and behind the time in the path of a renamed file.
+// names returns what is before and behind the time in the path of a renamed
+// file.
 func (l *Log) names() (head, tail string) {
 	tail = filepath.Ext(l.cfg.File)
 	return strings.TrimSuffix(l.cfg.File, tail) + "-", tail

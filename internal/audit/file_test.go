@@ -72,7 +72,8 @@ func TestNothingIsRemovedUnasked(t *testing.T) {
 	}
 }
 
-// What cannot be renamed goes on to be written, and somebody is told, once a second.
+// What cannot be renamed goes on to be written, and somebody is told, once a
+// second.
 func TestRotationThatFails(t *testing.T) {
 	dir, c := t.TempDir(), newClock()
 	path := filepath.Join(dir, "audit.log")
@@ -97,7 +98,8 @@ func TestRotationThatFails(t *testing.T) {
 	wantKeys(t, filepath.Join(dir, "audit-20261123T100001.000000000Z.log"), 0, "1", "2")
 }
 
-// Whoever takes the file away, with a signal behind it or without, has the next lines written to the path.
+// Whoever takes the file away, with a signal behind it or without, has the
+// next lines written to the path.
 func TestFileThatIsTakenAway(t *testing.T) {
 	dir, c := t.TempDir(), newClock()
 	path := filepath.Join(dir, "audit.log")

@@ -1,4 +1,5 @@
-// Package checksum has S3's checksum algorithms: those of the x-amz-checksum-* headers.
+// Package checksum has S3's checksum algorithms: those of the x-amz-checksum-*
+// headers.
 // https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity-upload.html
 package checksum
 
@@ -56,7 +57,8 @@ func Named(name string) *Algorithm {
 	return nil
 }
 
-// OfHeader returns the algorithm whose header has that name, in any case; nil if there is none.
+// OfHeader returns the algorithm whose header has that name, in any case; nil
+// if there is none.
 func OfHeader(name string) *Algorithm {
 	if len(name) < len(Prefix) || !strings.EqualFold(name[:len(Prefix)], Prefix) {
 		return nil
@@ -69,7 +71,8 @@ func (a *Algorithm) Header() string {
 	return Prefix + http.CanonicalHeaderKey(strings.ToLower(a.Name))
 }
 
-// New begins a checksum. What has been written so far can be kept as a clone of it.
+// New begins a checksum. What has been written so far can be kept as a clone
+// of it.
 func (a *Algorithm) New() hash.Cloner { return a.newHash() }
 
 // Decode reads a digest as S3 writes it. ok is false for what cannot be one.
@@ -81,7 +84,8 @@ func (a *Algorithm) Decode(text string) (digest []byte, ok bool) {
 // Encode writes a digest as S3 does.
 func Encode(digest []byte) string { return base64.StdEncoding.EncodeToString(digest) }
 
-// crc64 is CRC64NVME, which is computed on amd64 and arm64 by their own instructions.
+// crc64 is CRC64NVME, which is computed on amd64 and arm64 by their own
+// instructions.
 type crc64 struct{ crc uint64 }
 
 func (h *crc64) Write(p []byte) (int, error) {
@@ -108,7 +112,8 @@ func (h xxh64) Clone() (hash.Cloner, error) {
 	return xxh64{&c}, nil
 }
 
-// xxh3of64 can be cloned too: all that its state points to is the key, which a seed of 0 leaves alone.
+// xxh3of64 can be cloned too: all that its state points to is the key, which a
+// seed of 0 leaves alone.
 type xxh3of64 struct{ *xxh3.Hasher }
 
 func (h xxh3of64) Clone() (hash.Cloner, error) {

@@ -1,9 +1,11 @@
 package checksum
 
-// IsCRC reports whether the checksum of a whole can be computed from those of its parts.
+// IsCRC reports whether the checksum of a whole can be computed from those of
+// its parts.
 func (a *Algorithm) IsCRC() bool { return a.polynomial != 0 }
 
-// Append returns the CRC of a text from that of its beginning, and that of its end with the end's length in bytes.
+// Append returns the CRC of a text from that of its beginning, and that of its
+// end with the end's length in bytes.
 func (a *Algorithm) Append(beginning, end []byte, length int64) []byte {
 	sum := appendCRC(number(beginning), number(end), length, a.polynomial, 8*a.ID.Size())
 	return appendUint(nil, sum, a.ID.Size())
@@ -24,8 +26,9 @@ func appendUint(b []byte, n uint64, size int) []byte {
 	return b
 }
 
-// appendCRC returns the CRC of A followed by B, from theirs and B's length in bytes. Appending a zero bit multiplies a
-// CRC by x modulo the polynomial, so appending n bytes multiplies it by x^(8n): the exponent is taken bit by bit.
+// appendCRC returns the CRC of A followed by B, from theirs and B's length in
+// bytes. Appending a zero bit multiplies a CRC by x modulo the polynomial, so
+// appending n bytes multiplies it by x^(8n): the exponent is taken bit by bit.
 // CRCs and polynomial are reflected: the highest power is the lowest bit.
 func appendCRC(a, b uint64, length int64, polynomial uint64, width int) uint64 {
 	square := uint64(1) << (width - 2) // x

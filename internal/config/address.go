@@ -9,8 +9,9 @@ import (
 	"strings"
 )
 
-// checkListeners checks the addresses to listen on, and that all can be listened
-// on at once. Those beside the S3 port may be the same, to the letter.
+// checkListeners checks the addresses to listen on, and that all can be
+// listened on at once. Those beside the S3 port may be the same, to the
+// letter.
 func (d *decoder) checkListeners(c *Config) {
 	type listener struct {
 		field      *string
@@ -68,7 +69,8 @@ func loopback(host string) bool {
 	return host == "localhost" || err == nil && addr.IsLoopback()
 }
 
-// checkEndpoint checks the URL of a server. An empty one is for the caller to judge.
+// checkEndpoint checks the URL of a server. An empty one is for the caller to
+// judge.
 func (d *decoder) checkEndpoint(field *string, name string) {
 	if *field == "" {
 		return

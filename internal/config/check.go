@@ -21,8 +21,8 @@ const (
 	minAdminToken   = 16
 )
 
-// check finds what each value for itself does not show. A field that could not be read has a problem already, and fail
-// leaves it at that.
+// check finds what each value for itself does not show. A field that could not
+// be read has a problem already, and fail leaves it at that.
 func (d *decoder) check(c *Config) {
 	d.checkOrigin(&c.Origin)
 	d.checkKeys(c.Keys)
@@ -50,7 +50,8 @@ func (d *decoder) checkServer(c *Config) {
 	d.checkLimits(&c.Limits)
 }
 
-// empty reports whether a field has no value, and that is not because the value could not be read.
+// empty reports whether a field has no value, and that is not because the
+// value could not be read.
 func empty[T ~string](d *decoder, field *T) bool { return *field == "" && !d.failed[field] }
 
 func (d *decoder) checkTLS(t *TLS) {
@@ -139,7 +140,8 @@ func (d *decoder) checkAnonymous(c *Client) {
 	}
 }
 
-// checkUnique reports a value that an earlier field has. Values are not shown: they may be from the environment.
+// checkUnique reports a value that an earlier field has. Values are not shown:
+// they may be from the environment.
 func (d *decoder) checkUnique(field *string, earlier map[string]*string, what string) {
 	if *field == "" {
 		return
@@ -151,7 +153,8 @@ func (d *decoder) checkUnique(field *string, earlier map[string]*string, what st
 	earlier[*field] = field
 }
 
-// An access key stands in a signature's credential scope, between slashes and commas.
+// An access key stands in a signature's credential scope, between slashes and
+// commas.
 var accessKeyForm = regexp.MustCompile(`^[A-Za-z0-9._-]{1,128}$`)
 
 func (d *decoder) checkAccessKey(field *string, name string) {
@@ -163,7 +166,8 @@ func (d *decoder) checkAccessKey(field *string, name string) {
 	}
 }
 
-// Bucket names as S3 has them, older ones with capitals and underscores included, and *.
+// Bucket names as S3 has them, older ones with capitals and underscores
+// included, and *.
 var patternForm = regexp.MustCompile(`^[A-Za-z0-9._*-]{1,255}$`)
 
 func (d *decoder) checkPatterns(buckets []string) {
@@ -265,7 +269,8 @@ func (d *decoder) checkAlsoKnownAs(k *Key) {
 	}
 }
 
-// checkSettings compares the settings of a key with those that its provider has.
+// checkSettings compares the settings of a key with those that its provider
+// has.
 func (d *decoder) checkSettings(k *Key) {
 	settings := providerSettings[k.Provider]
 	v := reflect.ValueOf(k).Elem()
@@ -342,7 +347,8 @@ func (d *decoder) checkRuleClients(c *Config) {
 	}
 }
 
-// checkKeyPatterns finds a pattern that no key matches, which is a slip of the pen.
+// checkKeyPatterns finds a pattern that no key matches, which is a slip of the
+// pen.
 func (d *decoder) checkKeyPatterns(patterns, keys []string) {
 	for i, pattern := range patterns {
 		if !slices.ContainsFunc(keys, func(name string) bool { return glob.Match(pattern, name) }) {
@@ -370,7 +376,8 @@ func matchesAll(r *Rule) bool {
 	return slices.Contains(r.Buckets, "*") && len(r.Clients) == 0 && (len(r.Prefixes) == 0 || slices.Contains(r.Prefixes, ""))
 }
 
-// checkName reports a name that is not among the names of a list; unless the list itself could not be read.
+// checkName reports a name that is not among the names of a list; unless the
+// list itself could not be read.
 func (d *decoder) checkName(field *string, names []string, what string, list any) {
 	if !slices.Contains(names, *field) && !d.failed[list] {
 		d.fail(field, "there is no %s of this name%s", what, didYouMean(*field, names))
@@ -398,7 +405,8 @@ func (d *decoder) checkDEKCache(c *DEKCache) {
 	}
 }
 
-// checkOutageWait: a transfer that waits moves no byte, and is not to be ended for that.
+// checkOutageWait: a transfer that waits moves no byte, and is not to be ended
+// for that.
 func (d *decoder) checkOutageWait(c *Config) {
 	wait, idle := &c.DEKCache.OutageWait, c.Limits.IdleTimeout
 	switch {

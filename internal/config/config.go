@@ -1,12 +1,16 @@
-// Package config reads the YAML file that configures the proxy into a typed Config.
+// Package config reads the YAML file that configures the proxy into a typed
+// Config.
 //
-// It is strict: what it does not know is an error, and so is a value that could not work. All problems are reported at
-// once, each with its line and column and, where one is near, the name that was probably meant. config.example.yaml
-// at the root of the repository is the reference of all settings.
+// It is strict: what it does not know is an error, and so is a value that
+// could not work. All problems are reported at once, each with its line and
+// column and, where one is near, the name that was probably meant.
+// config.example.yaml at the root of the repository is the reference of all
+// settings.
 //
-// In any value, ${NAME} is replaced by the environment variable NAME; $${ gives a literal ${. The text file:/PATH in
-// place of a secret reads it from that file. No secret, and nothing that came from the environment, is ever part of
-// an error.
+// In any value, ${NAME} is replaced by the environment variable NAME; $${
+// gives a literal ${. The text file:/PATH in place of a secret reads it from
+// that file. No secret, and nothing that came from the environment, is ever
+// part of an error.
 package config
 
 import (
@@ -17,7 +21,8 @@ import (
 	"os"
 )
 
-// maxFileSize bounds a config file, in bytes. The largest sensible one is a hundredth of this.
+// maxFileSize bounds a config file, in bytes. The largest sensible one is a
+// hundredth of this.
 const maxFileSize = 1 << 20
 
 // Where the file is if nobody says otherwise.

@@ -12,7 +12,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/config"
 )
 
-// base is the smallest config. Tests change a line of it: the line numbers are part of what they expect.
+// base is the smallest config. Tests change a line of it: the line numbers are
+// part of what they expect.
 const base = `listen: 127.0.0.1:9000
 origin:
   endpoint: http://127.0.0.1:7070
@@ -49,7 +50,8 @@ func parse(t testing.TB, text string) *config.Config {
 	return c
 }
 
-// replace fails the test if base has no old, so that a case cannot silently test nothing.
+// replace fails the test if base has no old, so that a case cannot silently
+// test nothing.
 func replace(t testing.TB, old, changed string) string {
 	t.Helper()
 	if strings.Count(base, old) != 1 {

@@ -8,14 +8,16 @@ import (
 	"go.yaml.in/yaml/v4"
 )
 
-// decoder walks the nodes of a YAML document and the fields of a Config side by side.
+// decoder walks the nodes of a YAML document and the fields of a Config side
+// by side.
 type decoder struct {
 	file      string
 	lookupEnv func(string) (string, bool)
 	offline   bool // settings that are for the server alone are skipped
 	problems  []Problem
-	// places says where a field was set, by the field's address: a problem found after the walk has a position too.
-	// A field that is not in the file has the place of the mapping where it belongs.
+	// places says where a field was set, by the field's address: a problem
+	// found after the walk has a position too. A field that is not in the file
+	// has the place of the mapping where it belongs.
 	places map[any]place
 	// given are the fields that are in the file.
 	given map[any]bool
@@ -53,7 +55,8 @@ func (d *decoder) problem(at place, format string, args ...any) {
 	d.problems = append(d.problems, Problem{d.file, at.line, at.column, fmt.Sprintf(format, args...)})
 }
 
-// fail reports a problem of a field, given by its address, unless the field has one already.
+// fail reports a problem of a field, given by its address, unless the field
+// has one already.
 func (d *decoder) fail(field any, format string, args ...any) {
 	if d.failed[field] {
 		return
@@ -68,7 +71,8 @@ func (d *decoder) structure(n *yaml.Node, c *Config) bool {
 	return !d.failed[c]
 }
 
-// mapping fills the struct v; path is its name in the words of the file, "" for the whole.
+// mapping fills the struct v; path is its name in the words of the file, ""
+// for the whole.
 func (d *decoder) mapping(n *yaml.Node, v reflect.Value, path string) {
 	self, at := v.Addr().Interface(), place{n.Line, n.Column}
 	d.placeAll(v, at)
@@ -113,7 +117,8 @@ func (d *decoder) mapping(n *yaml.Node, v reflect.Value, path string) {
 // skips reports whether a field is left at its default.
 func (d *decoder) skips(f field) bool { return d.offline && f.server }
 
-// placeAll gives a field its place, and all fields within it, which may not be in the file, the same for now.
+// placeAll gives a field its place, and all fields within it, which may not be
+// in the file, the same for now.
 func (d *decoder) placeAll(v reflect.Value, at place) {
 	d.places[v.Addr().Interface()] = at
 	if v.Kind() == reflect.Struct {
@@ -144,7 +149,8 @@ func (d *decoder) key(key, value *yaml.Node, path string, names []string) bool {
 	return false
 }
 
-// value fills the field v, whose name is path, from n. values is all that it can be, or empty.
+// value fills the field v, whose name is path, from n. values is all that it
+// can be, or empty.
 func (d *decoder) value(n *yaml.Node, v reflect.Value, path string, values []string) {
 	field := v.Addr().Interface()
 	d.placeAll(v, place{n.Line, n.Column})
@@ -172,8 +178,8 @@ func (d *decoder) value(n *yaml.Node, v reflect.Value, path string, values []str
 	}
 }
 
-// list fills the slice v. The slice has its final length before the first field in it is given a place: addresses
-// must not change.
+// list fills the slice v. The slice has its final length before the first
+// field in it is given a place: addresses must not change.
 func (d *decoder) list(items []*yaml.Node, v reflect.Value, path string, values []string) {
 	v.Set(reflect.MakeSlice(v.Type(), len(items), len(items)))
 	for i, item := range items {

@@ -10,7 +10,8 @@ import (
 	"go.yaml.in/yaml/v4"
 )
 
-// document parses the one YAML document in data. It returns nil after a problem that leaves nothing to walk.
+// document parses the one YAML document in data. It returns nil after a
+// problem that leaves nothing to walk.
 func (d *decoder) document(data []byte) *yaml.Node {
 	if len(data) > maxFileSize {
 		d.problem(place{1, 1}, "the file is larger than 1 MiB")
@@ -20,7 +21,8 @@ func (d *decoder) document(data []byte) *yaml.Node {
 		d.problem(at, "a character that is no UTF-8 text")
 		return nil
 	}
-	// The walk finds duplicate keys itself: it knows a better position and words.
+	// The walk finds duplicate keys itself: it knows a better position and
+	// words.
 	loader, err := yaml.NewLoader(bytes.NewReader(data), yaml.WithUniqueKeys(false))
 	if err != nil {
 		d.problem(place{1, 1}, "the YAML parser does not start")
@@ -45,8 +47,8 @@ func (d *decoder) document(data []byte) *yaml.Node {
 	return first.Content[0]
 }
 
-// syntax reports what the YAML parser could not read. Its words are kept unless they quote the file, where a secret
-// may stand.
+// syntax reports what the YAML parser could not read. Its words are kept
+// unless they quote the file, where a secret may stand.
 func (d *decoder) syntax(err error) {
 	at, text := place{1, 1}, "this is not YAML"
 	if e, ok := errors.AsType[*yaml.LoadError](err); ok {
@@ -68,10 +70,12 @@ func (d *decoder) syntax(err error) {
 	d.problem(at, "%s", text)
 }
 
-// inFlow reports whether a parser was within braces or brackets, by its own words for what it was doing.
+// inFlow reports whether a parser was within braces or brackets, by its own
+// words for what it was doing.
 func inFlow(context string) bool { return strings.Contains(context, "flow") }
 
-// findNoText finds the first character that YAML does not allow, for which its parser gives no position.
+// findNoText finds the first character that YAML does not allow, for which its
+// parser gives no position.
 func findNoText(data []byte) (place, bool) {
 	at := place{1, 1}
 	for i := 0; i < len(data); {

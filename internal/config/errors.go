@@ -19,7 +19,8 @@ func (p Problem) String() string {
 	return fmt.Sprintf("%s:%d:%d: %s", p.File, p.Line, p.Column, p.Text)
 }
 
-// Error is all that is wrong with a config file, in the order of the file. There is at least one problem.
+// Error is all that is wrong with a config file, in the order of the file.
+// There is at least one problem.
 type Error struct {
 	Problems []Problem
 }
@@ -33,7 +34,8 @@ func (e *Error) Error() string {
 	return strings.Join(lines, "\n")
 }
 
-// didYouMean is the end of a sentence about a name that is not one: the nearest that is, or all that there are.
+// didYouMean is the end of a sentence about a name that is not one: the
+// nearest that is, or all that there are.
 func didYouMean(name string, valid []string) string {
 	if nearest := nearest(name, valid); nearest != "" {
 		return fmt.Sprintf(" (did you mean %q?)", nearest)
@@ -41,7 +43,8 @@ func didYouMean(name string, valid []string) string {
 	return " (valid: " + strings.Join(valid, ", ") + ")"
 }
 
-// nearest is the valid name that was probably meant, or "". Half of its letters must be right.
+// nearest is the valid name that was probably meant, or "". Half of its
+// letters must be right.
 func nearest(name string, valid []string) string {
 	if len(valid) == 0 {
 		return ""
@@ -53,8 +56,9 @@ func nearest(name string, valid []string) string {
 	return n
 }
 
-// distance is how many bytes to insert, delete, replace or swap with their neighbour turn a into b: the optimal string
-// alignment distance. It reads no more than the first 64 bytes of a name.
+// distance is how many bytes to insert, delete, replace or swap with their
+// neighbour turn a into b: the optimal string alignment distance. It reads no
+// more than the first 64 bytes of a name.
 func distance(a, b string) int {
 	a, b = a[:min(len(a), 64)], b[:min(len(b), 64)]
 	before, previous, row := make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)

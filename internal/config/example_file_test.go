@@ -34,8 +34,8 @@ func TestExampleFile(t *testing.T) {
 	}
 }
 
-// TestExampleFileIsComplete holds every key of the config against the file, by its path: a key of the same name in
-// another section does not count.
+// TestExampleFileIsComplete holds every key of the config against the file, by
+// its path: a key of the same name in another section does not count.
 func TestExampleFileIsComplete(t *testing.T) {
 	data, err := os.ReadFile(exampleFile)
 	if err != nil {

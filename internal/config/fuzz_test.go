@@ -9,8 +9,9 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/config"
 )
 
-// FuzzParse looks for a panic, an error without a position in the file, an error of more than one line, a secret in an
-// error, and a config that breaks its own rules.
+// FuzzParse looks for a panic, an error without a position in the file, an
+// error of more than one line, a secret in an error, and a config that breaks
+// its own rules.
 func FuzzParse(f *testing.F) {
 	example, err := os.ReadFile(exampleFile)
 	if err != nil {

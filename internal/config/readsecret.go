@@ -15,7 +15,8 @@ import (
 // maxSecretFile bounds a file that a secret is read from, in bytes.
 const maxSecretFile = 4096
 
-// secret fills a secret from the text, the environment, or a file. No error of it holds any part of the value.
+// secret fills a secret from the text, the environment, or a file. No error of
+// it holds any part of the value.
 func (d *decoder) secret(n *yaml.Node, s *Secret, path string) {
 	if n.Kind != yaml.ScalarNode {
 		d.fail(s, "%s must be a string, not %s", path, describe(n))
@@ -28,7 +29,8 @@ func (d *decoder) secret(n *yaml.Node, s *Secret, path string) {
 	var unset *unsetError
 	switch {
 	case errors.As(err, &unset) && n.Value != "${"+unset.name+"}":
-		// A secret in clear may hold what looks like a variable: its name is then a part of the secret.
+		// A secret in clear may hold what looks like a variable: its name is
+		// then a part of the secret.
 		err = errors.New("it names an environment variable that is not set or empty; write $${ for a literal ${")
 	case err == nil && text == "":
 		err = errors.New("it is empty")

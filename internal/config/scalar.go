@@ -17,8 +17,8 @@ var durationType = reflect.TypeFor[time.Duration]()
 
 // scalar fills a field that is neither struct nor list.
 //
-// Errors show the text as it stands in the file: what the environment put in its place is not shown, nor is anything
-// of a secret.
+// Errors show the text as it stands in the file: what the environment put in
+// its place is not shown, nor is anything of a secret.
 func (d *decoder) scalar(n *yaml.Node, v reflect.Value, path string, values []string) {
 	field := v.Addr().Interface()
 	if secret, ok := field.(*Secret); ok {
@@ -91,7 +91,8 @@ func wanted(v reflect.Value, values []string) string {
 	}
 }
 
-// suggestion is the end of a sentence that has named all values, about one that is none of them.
+// suggestion is the end of a sentence that has named all values, about one
+// that is none of them.
 func suggestion(text string, values []string) string {
 	if nearest(text, values) == "" {
 		return ""
@@ -99,7 +100,8 @@ func suggestion(text string, values []string) string {
 	return didYouMean(text, values)
 }
 
-// unsetError is an environment variable that is not set, or is empty: an empty one could switch a protection off.
+// unsetError is an environment variable that is not set, or is empty: an empty
+// one could switch a protection off.
 type unsetError struct{ name, state string }
 
 func (e *unsetError) Error() string {
@@ -111,7 +113,8 @@ var (
 	variableName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 )
 
-// expand replaces each ${NAME} by the environment variable NAME, and $${ by ${. What it puts in is not expanded again.
+// expand replaces each ${NAME} by the environment variable NAME, and $${ by
+// ${. What it puts in is not expanded again.
 func (d *decoder) expand(text string) (string, error) {
 	var failure error
 	expanded := variable.ReplaceAllStringFunc(text, func(match string) string {
@@ -127,7 +130,8 @@ func (d *decoder) expand(text string) (string, error) {
 	return expanded, failure
 }
 
-// lookup returns the environment variable whose name, with the closing brace, is rest.
+// lookup returns the environment variable whose name, with the closing brace,
+// is rest.
 func (d *decoder) lookup(rest string) (string, error) {
 	name, closed := strings.CutSuffix(rest, "}")
 	if !closed || !variableName.MatchString(name) {

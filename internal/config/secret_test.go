@@ -96,7 +96,8 @@ func TestSecretIsInNoError(t *testing.T) {
 			}
 		})
 	}
-	// Nor is what the environment gave to settings that are not secret, for it may have been put there by mistake.
+	// Nor is what the environment gave to settings that are not secret, for it
+	// may have been put there by mistake.
 	for _, change := range [][2]string{
 		{"http://127.0.0.1:7070", "http://user:${HUNTER}@h"},
 		{"http://127.0.0.1:7070", "${HUNTER}"},

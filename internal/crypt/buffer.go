@@ -2,18 +2,20 @@ package crypt
 
 import "sync"
 
-// batch is the number of segments of SegmentSize that are read, sealed or opened at a time. 256 KiB reads and writes
-// cost a quarter less CPU than 64 KiB ones.
+// batch is the number of segments of SegmentSize that are read, sealed or
+// opened at a time. 256 KiB reads and writes cost a quarter less CPU than 64
+// KiB ones.
 const batch = 4
 
-// buffer holds the stored form of a batch of segments: segment i of it starts at i times the size of a stored segment.
+// buffer holds the stored form of a batch of segments: segment i of it starts
+// at i times the size of a stored segment.
 type buffer struct {
 	bytes []byte
 	class int
 }
 
-// The pools: class c holds 4 * 2^c segments of SegmentSize, class 0 being a batch and the last one the largest segment
-// of a part, 10 MiB.
+// The pools: class c holds 4 * 2^c segments of SegmentSize, class 0 being a
+// batch and the last one the largest segment of a part, 10 MiB.
 const classes = 7
 
 var pools [classes]sync.Pool

@@ -32,8 +32,8 @@ func (id ChecksumID) Size() int {
 
 var checksumSizes = [...]int{CRC32: 4, CRC32C: 4, CRC64NVME: 8, SHA1: 20, SHA256: 32, SHA512: 64, MD5: 16, XXHash64: 8, XXHash3: 8, XXHash128: 16}
 
-// SealChecksums encrypts digests of the plaintext: the store must not be able to confirm guesses by them. It returns
-// nil for no digests.
+// SealChecksums encrypts digests of the plaintext: the store must not be able
+// to confirm guesses by them. It returns nil for no digests.
 func SealChecksums(digests map[ChecksumID][]byte, dek []byte, random io.Reader) ([]byte, error) {
 	if len(digests) == 0 {
 		return nil, nil
@@ -59,7 +59,8 @@ func SealChecksums(digests map[ChecksumID][]byte, dek []byte, random io.Reader) 
 	return aead.Seal(nonce, nonce, records, nil), nil
 }
 
-// OpenChecksums is the inverse of SealChecksums. It returns ErrAuth or ErrEnvelope.
+// OpenChecksums is the inverse of SealChecksums. It returns ErrAuth or
+// ErrEnvelope.
 func OpenChecksums(sealed, dek []byte) (map[ChecksumID][]byte, error) {
 	if len(sealed) == 0 {
 		return nil, nil

@@ -1,8 +1,10 @@
-// Package crypt is the object format: the body, the envelope, and the arithmetic between plaintext and stored sizes.
+// Package crypt is the object format: the body, the envelope, and the
+// arithmetic between plaintext and stored sizes.
 //
-// docs/format.md is its specification, exact to the byte; names here are the names there. The body is a Tink
-// AES256_GCM_HKDF stream, so that data can be read without this code. The package uses the standard library only, does
-// no I/O of its own, and takes randomness as an input.
+// docs/format.md is its specification, exact to the byte; names here are the
+// names there. The body is a Tink AES256_GCM_HKDF stream, so that data can be
+// read without this code. The package uses the standard library only, does no
+// I/O of its own, and takes randomness as an input.
 //
 //	crypt.go        sizes, errors, and the keys derived from a data key (DEK)
 //	envelope.go     Envelope and Mark: what is stored as metadata
@@ -30,7 +32,8 @@ import (
 	"fmt"
 )
 
-// Sizes in bytes. A segment is what one GCM tag protects; segment 0 shares its place with the header.
+// Sizes in bytes. A segment is what one GCM tag protects; segment 0 shares its
+// place with the header.
 const (
 	DEKSize           = 32
 	HeaderSize        = 1 + saltSize + prefixSize
@@ -43,7 +46,8 @@ const (
 	nonceSize  = 12
 )
 
-// The info strings of HKDF keep the three keys of a DEK apart. Part of the format.
+// The info strings of HKDF keep the three keys of a DEK apart. Part of the
+// format.
 const (
 	infoBody     = "cmekproxy v1 body"
 	infoMAC      = "cmekproxy v1 mac"
@@ -54,20 +58,23 @@ const (
 )
 
 var (
-	// ErrAuth says that a tag or MAC did not verify: the data or the envelope was altered, cut, moved or swapped, or
-	// the DEK is another one.
+	// ErrAuth says that a tag or MAC did not verify: the data or the envelope
+	// was altered, cut, moved or swapped, or the DEK is another one.
 	ErrAuth = errors.New("crypt: authentication failed")
 	// ErrTruncated says that the stored body ended before its last segment.
 	ErrTruncated = errors.New("crypt: body is cut short")
 	// ErrTrailing says that bytes follow the last segment.
 	ErrTrailing = errors.New("crypt: bytes after the last segment")
-	// ErrSize says that a size cannot be: no plaintext gives this stored size, or the two disagree.
+	// ErrSize says that a size cannot be: no plaintext gives this stored size,
+	// or the two disagree.
 	ErrSize = errors.New("crypt: impossible size")
-	// ErrDEK says that a DEK is not 32 bytes or is all zero, the mark of a key that was never set.
+	// ErrDEK says that a DEK is not 32 bytes or is all zero, the mark of a key
+	// that was never set.
 	ErrDEK = errors.New("crypt: unusable data key")
 )
 
-// Header is the first 40 bytes of a body: its own length, the HKDF salt and the nonce prefix.
+// Header is the first 40 bytes of a body: its own length, the HKDF salt and
+// the nonce prefix.
 type Header [HeaderSize]byte
 
 func (h *Header) salt() []byte   { return h[1 : 1+saltSize] }
@@ -111,7 +118,8 @@ func (s *stream) wipe() {
 	s.aead = nil
 }
 
-// nonceOf sets the nonce for segment i. The last flag in it is what makes a cut at a segment boundary fail.
+// nonceOf sets the nonce for segment i. The last flag in it is what makes a
+// cut at a segment boundary fail.
 func (s *stream) nonceOf(i int64) []byte {
 	binary.BigEndian.PutUint32(s.nonce[prefixSize:], uint32(i)) //nolint:gosec // MaxPlaintextSize keeps i below 2^32
 	s.nonce[nonceSize-1] = 0
@@ -170,7 +178,8 @@ func hkdfKey(dek, salt []byte, info string) ([]byte, error) {
 	return expand.Sum(make([]byte, 0, DEKSize)), nil
 }
 
-// CheckDEK refuses what cannot be a data key: another length than 32 bytes, or nothing but zeros.
+// CheckDEK refuses what cannot be a data key: another length than 32 bytes, or
+// nothing but zeros.
 func CheckDEK(dek []byte) error {
 	if len(dek) != DEKSize {
 		return fmt.Errorf("%w: %d bytes long", ErrDEK, len(dek))

@@ -6,10 +6,12 @@ import (
 	"io"
 )
 
-// CustomerKeyID is the KMS key id of what is under a key that the client brings with each request (SSE-C).
+// CustomerKeyID is the KMS key id of what is under a key that the client
+// brings with each request (SSE-C).
 const CustomerKeyID = "sse-c"
 
-// ErrCustomerKey says that a customer's key is not the one that an object is under.
+// ErrCustomerKey says that a customer's key is not the one that an object is
+// under.
 var ErrCustomerKey = errors.New("crypt: another customer key")
 
 const (
@@ -17,8 +19,9 @@ const (
 	customerSize = 1 + saltSize + DEKSize + TagSize
 )
 
-// WrapByCustomer wraps the DEK of an object with the customer's key, 32 bytes. Each wrapping has an AES key of its own, so
-// that there is no bound on how many objects one customer key may have.
+// WrapByCustomer wraps the DEK of an object with the customer's key, 32 bytes.
+// Each wrapping has an AES key of its own, so that there is no bound on how
+// many objects one customer key may have.
 func WrapByCustomer(customerKey, dek []byte, obj Object, random io.Reader) ([]byte, error) {
 	if err := CheckDEK(dek); err != nil {
 		return nil, err
@@ -36,8 +39,8 @@ func WrapByCustomer(customerKey, dek []byte, obj Object, random io.Reader) ([]by
 	return aead.Seal(b, make([]byte, nonceSize), dek, nil), nil
 }
 
-// UnwrapByCustomer is the inverse of WrapByCustomer. It returns ErrCustomerKey, or ErrEnvelope for what is no such
-// wrapping.
+// UnwrapByCustomer is the inverse of WrapByCustomer. It returns
+// ErrCustomerKey, or ErrEnvelope for what is no such wrapping.
 func UnwrapByCustomer(customerKey, wrapped []byte, obj Object) ([]byte, error) {
 	if len(wrapped) != customerSize || wrapped[0] != customerForm {
 		return nil, fmt.Errorf("%w: a data key under a customer's key, of %d bytes", ErrEnvelope, len(wrapped))

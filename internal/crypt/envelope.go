@@ -17,7 +17,8 @@ const (
 	Suite   byte = 1
 )
 
-// Prefix starts the name of every metadata entry of an envelope. Names are without S3's own "x-amz-meta-".
+// Prefix starts the name of every metadata entry of an envelope. Names are
+// without S3's own "x-amz-meta-".
 const Prefix = "cmek-"
 
 // Names of the envelope's metadata entries.
@@ -41,18 +42,22 @@ const (
 )
 
 var (
-	// ErrNoEnvelope says that an object has no entry of an envelope at all: cmekproxy did not encrypt it, or all of
-	// the envelope was removed.
+	// ErrNoEnvelope says that an object has no entry of an envelope at all:
+	// cmekproxy did not encrypt it, or all of the envelope was removed.
 	ErrNoEnvelope = errors.New("crypt: object has no envelope")
-	// ErrEnvelope says that an envelope is malformed: an entry is missing, unknown, or not in its one valid form.
+	// ErrEnvelope says that an envelope is malformed: an entry is missing,
+	// unknown, or not in its one valid form.
 	ErrEnvelope = errors.New("crypt: malformed envelope")
-	// ErrMultipart says that an object was uploaded in parts, each of which has a header of its own; see ParseMark.
+	// ErrMultipart says that an object was uploaded in parts, each of which
+	// has a header of its own; see ParseMark.
 	ErrMultipart = errors.New("crypt: a multipart object")
-	// ErrVersion says that an envelope is of a version or suite that this package does not know.
+	// ErrVersion says that an envelope is of a version or suite that this
+	// package does not know.
 	ErrVersion = errors.New("crypt: unknown envelope version or suite")
 )
 
-// Object names what an envelope belongs to. Key is the raw key, after percent-decoding.
+// Object names what an envelope belongs to. Key is the raw key, after
+// percent-decoding.
 type Object struct{ Bucket, Key string }
 
 // Envelope is what is stored beside a body.
@@ -75,8 +80,9 @@ func (e *Envelope) Sign(dek []byte, obj Object) error {
 	return nil
 }
 
-// Verify returns ErrAuth unless the MAC is the one for obj under dek. Until it has returned nil, only KeyID and
-// WrappedDEK may be used, and only to get the DEK.
+// Verify returns ErrAuth unless the MAC is the one for obj under dek. Until it
+// has returned nil, only KeyID and WrappedDEK may be used, and only to get the
+// DEK.
 func (e *Envelope) Verify(dek []byte, obj Object) error {
 	mac, err := e.computeMAC(dek, obj)
 	if err != nil {
@@ -92,7 +98,8 @@ func (e *Envelope) computeMAC(dek []byte, obj Object) ([]byte, error) {
 	return macOf(dek, macFields(e.KeyID, e.WrappedDEK, &e.Header, e.Size, e.Sum, "object", obj))
 }
 
-// macFields are the fields that the MACs of envelopes and part headers begin with. extra is sealed checksums or a record.
+// macFields are the fields that the MACs of envelopes and part headers begin
+// with. extra is sealed checksums or a record.
 func macFields(keyID string, wrappedDEK []byte, h *Header, size int64, extra []byte, purpose string, obj Object) [][]byte {
 	return [][]byte{
 		{Version},
@@ -133,7 +140,8 @@ func hmacOf(dek []byte, fields [][]byte) ([]byte, error) {
 	return h.Sum(nil), nil
 }
 
-// Metadata returns the entries to be stored, or ErrEnvelope for an envelope that ParseEnvelope would refuse.
+// Metadata returns the entries to be stored, or ErrEnvelope for an envelope
+// that ParseEnvelope would refuse.
 func (e *Envelope) Metadata() (map[string]string, error) {
 	b64 := base64.StdEncoding.EncodeToString
 	m := map[string]string{
@@ -154,8 +162,9 @@ func (e *Envelope) Metadata() (map[string]string, error) {
 	return m, nil
 }
 
-// ParseEnvelope reads an envelope out of an object's metadata, whose names are in lower case and without
-// "x-amz-meta-". Entries without Prefix are not looked at. It returns ErrNoEnvelope, ErrEnvelope, ErrVersion, or
+// ParseEnvelope reads an envelope out of an object's metadata, whose names are
+// in lower case and without "x-amz-meta-". Entries without Prefix are not
+// looked at. It returns ErrNoEnvelope, ErrEnvelope, ErrVersion, or
 // ErrMultipart, in which case ParseMark reads the rest.
 func ParseEnvelope(metadata map[string]string) (*Envelope, error) {
 	p, err := newParser(metadata)
@@ -222,7 +231,8 @@ type parser struct {
 	err  error
 }
 
-// newParser takes the entries that start with Prefix, and checks version and suite.
+// newParser takes the entries that start with Prefix, and checks version and
+// suite.
 func newParser(metadata map[string]string) (*parser, error) {
 	p := &parser{left: make(map[string]string)}
 	for name, value := range metadata {
@@ -275,7 +285,8 @@ func isPrintable(id string) bool {
 	return id != "" && strings.IndexFunc(id, func(r rune) bool { return r < 0x21 || r > 0x7e }) < 0
 }
 
-// base64 takes an entry of min to max decoded bytes. Re-encoding finds what a lenient decoder lets pass.
+// base64 takes an entry of min to max decoded bytes. Re-encoding finds what a
+// lenient decoder lets pass.
 func (p *parser) base64(name string, least, most int) []byte {
 	text := p.take(name)
 	data, err := base64.StdEncoding.Strict().DecodeString(text)

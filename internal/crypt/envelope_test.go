@@ -85,7 +85,8 @@ func TestEnvelopeIsBoundToItsObjectAndKey(t *testing.T) {
 	}
 }
 
-// Every entry is covered by the MAC: one taken from another envelope, valid in itself, does not verify.
+// Every entry is covered by the MAC: one taken from another envelope, valid in
+// itself, does not verify.
 func TestEnvelopeEntriesCannotBeMixed(t *testing.T) {
 	dek := newDEK(t)
 	e := newEnvelope(t, dek)
@@ -197,8 +198,9 @@ func TestMetadataRefusesWhatCannotBeReadBack(t *testing.T) {
 	}
 }
 
-// S3 gives an object 2 KB of user metadata; the envelope's share with AWS KMS is promised to stay under 700 bytes,
-// also where a store counts the x-amz-meta- prefix of every name.
+// S3 gives an object 2 KB of user metadata; the envelope's share with AWS KMS
+// is promised to stay under 700 bytes, also where a store counts the
+// x-amz-meta- prefix of every name.
 func TestEnvelopeIsSmall(t *testing.T) {
 	dek := newDEK(t)
 	e := newEnvelope(t, dek)
@@ -269,7 +271,8 @@ func FuzzEnvelope(f *testing.F) {
 		if err != nil {
 			return
 		}
-		// What is accepted has one form only: writing it again gives the same entries.
+		// What is accepted has one form only: writing it again gives the same
+		// entries.
 		if again := metadata(t, e); !maps.Equal(m, again) {
 			t.Fatalf("%v became %v", m, again)
 		}

@@ -6,14 +6,16 @@ import (
 	"fmt"
 )
 
-// Run is a number of parts with consecutive numbers and plaintexts of one length.
+// Run is a number of parts with consecutive numbers and plaintexts of one
+// length.
 type Run struct {
 	Number int   // of the first of them
 	Count  int   // 1 or more
 	Size   int64 // of the plaintext of each, in bytes
 }
 
-// Layout is the parts of an object in order, without the one that the proxy may have appended to them.
+// Layout is the parts of an object in order, without the one that the proxy
+// may have appended to them.
 type Layout []Run
 
 // Place is where a part lies in its object.
@@ -57,7 +59,8 @@ func (at Place) skip(run Run, n int) Place {
 	return at
 }
 
-// Find returns the part that holds plaintext byte p. An empty last part holds the end.
+// Find returns the part that holds plaintext byte p. An empty last part holds
+// the end.
 func (l Layout) Find(p int64) (Place, bool) {
 	return l.search(func(run Run, at Place) int { return int(min((p-at.Offset)/max(run.Size, 1), int64(run.Count))) })
 }
@@ -67,7 +70,8 @@ func (l Layout) At(index int) (Place, bool) {
 	return l.search(func(run Run, at Place) int { return min(index-at.Index, run.Count) })
 }
 
-// search returns the part that is step parts behind the start of a run, at the first run in which there is one.
+// search returns the part that is step parts behind the start of a run, at the
+// first run in which there is one.
 func (l Layout) search(step func(Run, Place) int) (Place, bool) {
 	var at Place
 	for _, run := range l {
@@ -82,7 +86,8 @@ func (l Layout) search(step func(Run, Place) int) (Place, bool) {
 	return Place{}, false
 }
 
-// Contiguous reports whether the part numbers are 1, 2, 3 and so on. Without a record they must be.
+// Contiguous reports whether the part numbers are 1, 2, 3 and so on. Without a
+// record they must be.
 func (l Layout) Contiguous() bool {
 	next := 1
 	for _, run := range l {
@@ -132,7 +137,8 @@ const (
 	runSize     = 12
 )
 
-// NewRecord returns the bytes of the record of a layout, with the object's checksum.
+// NewRecord returns the bytes of the record of a layout, with the object's
+// checksum.
 func NewRecord(l Layout, kind ChecksumType, sum []byte) []byte {
 	digest := l.digest()
 	b := binary.BigEndian.AppendUint16(nil, uint16(l.Parts())) //nolint:gosec // 10,000 at most
@@ -150,7 +156,8 @@ func NewRecord(l Layout, kind ChecksumType, sum []byte) []byte {
 	return b
 }
 
-// ParseRecord reads the record of a part that has verified. It returns ErrEnvelope.
+// ParseRecord reads the record of a part that has verified. It returns
+// ErrEnvelope.
 func ParseRecord(b []byte) (*Record, error) {
 	bad := fmt.Errorf("%w: the record of the parts", ErrEnvelope)
 	if len(b) < recordFixed || len(b) < recordFixed+int(b[3]) {

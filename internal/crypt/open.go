@@ -19,8 +19,8 @@ type Opener struct {
 	plain       *plain // nil if a batch is one segment, which is opened in place
 }
 
-// NewOpener returns an Opener of the window w, whose stored bytes src yields from w.Start to w.End, under dek and the
-// header h of the envelope.
+// NewOpener returns an Opener of the window w, whose stored bytes src yields
+// from w.Start to w.End, under dek and the header h of the envelope.
 func NewOpener(src io.Reader, w Window, dek []byte, h Header) (*Opener, error) {
 	stream, err := newStream(dek, &h, w.size, w.segmentSize)
 	if err != nil {
@@ -38,9 +38,11 @@ func NewOpener(src io.Reader, w Window, dek []byte, h Header) (*Opener, error) {
 	return o, nil
 }
 
-// Next returns the next plaintext bytes, 256 KiB or one segment at most, every one of them verified; they are valid until the next
-// call. At the end it returns io.EOF, after making sure that src ends there too. On any other error, which is ErrAuth,
-// ErrTruncated, ErrTrailing or src's own, no further byte may be used.
+// Next returns the next plaintext bytes, 256 KiB or one segment at most, every
+// one of them verified; they are valid until the next call. At the end it
+// returns io.EOF, after making sure that src ends there too. On any other
+// error, which is ErrAuth, ErrTruncated, ErrTrailing or src's own, no further
+// byte may be used.
 func (o *Opener) Next() ([]byte, error) {
 	if o.buffer == nil || o.done() {
 		return nil, io.EOF
@@ -66,7 +68,8 @@ func (o *Opener) Next() ([]byte, error) {
 	return o.trim(text), nil
 }
 
-// Close gives the buffers back. The Opener, and what Next returned, must not be used after it.
+// Close gives the buffers back. The Opener, and what Next returned, must not
+// be used after it.
 func (o *Opener) Close() {
 	if o.plain != nil {
 		plainPool.Put(o.plain)
@@ -106,7 +109,8 @@ func (o *Opener) openBatch(stored []byte) ([]byte, error) {
 	return text, nil
 }
 
-// trim cuts away what a window has before the first byte wanted and behind the last.
+// trim cuts away what a window has before the first byte wanted and behind the
+// last.
 func (o *Opener) trim(text []byte) []byte {
 	text = text[o.skip:]
 	o.skip = 0

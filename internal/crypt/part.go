@@ -12,7 +12,8 @@ import (
 // Sizes of parts, in bytes.
 const (
 	PartHeaderSize = 984
-	// PartPrefixSize is what of a part it takes to verify its header, unless it has a record.
+	// PartPrefixSize is what of a part it takes to verify its header, unless
+	// it has a record.
 	PartPrefixSize = PartHeaderSize + HeaderSize
 	// PartOverhead is by how much every part is longer than its plaintext.
 	PartOverhead  = PartPrefixSize + maxSegments*TagSize
@@ -30,8 +31,8 @@ const partMagic = "cmekpart"
 
 const flagFinal = 0x01
 
-// Part is the header of a part. Until Verify has returned nil, only KeyID and WrappedDEK may be used, and only to get
-// the DEK.
+// Part is the header of a part. Until Verify has returned nil, only KeyID and
+// WrappedDEK may be used, and only to get the DEK.
 type Part struct {
 	Number     int   // 1 to MaxPartNumber
 	Size       int64 // of the plaintext, in bytes
@@ -49,7 +50,8 @@ type Part struct {
 // UploadOf is the Part.Upload for an upload id.
 func UploadOf(uploadID string) [sha256.Size]byte { return sha256.Sum256([]byte(uploadID)) }
 
-// IsFinal says whether a part that a client sends can only be the last one of its upload.
+// IsFinal says whether a part that a client sends can only be the last one of
+// its upload.
 func IsFinal(number int, size int64) bool { return size < MinPartSize || number == MaxPartNumber }
 
 // partSegmentSize keeps a part within its 512 segments.
@@ -63,19 +65,23 @@ func (p *Part) segmentSize() segmentBytes { return partSegmentSize(p.Size) }
 // streamSize is the size of the part's stream.
 func (p *Part) streamSize() int64 { return p.segmentSize().storedSize(p.Size) }
 
-// Whole is the window of the part's whole stream, which lies PartHeaderSize behind the start of the part.
+// Whole is the window of the part's whole stream, which lies PartHeaderSize
+// behind the start of the part.
 func (p *Part) Whole() Window { return p.segmentSize().wholeWindow(p.Size) }
 
-// Cover is the window for length bytes of the part's plaintext from offset; see the function Cover.
+// Cover is the window for length bytes of the part's plaintext from offset;
+// see the function Cover.
 func (p *Part) Cover(offset, length int64) (Window, error) {
 	return p.segmentSize().cover(p.Size, offset, length)
 }
 
-// HasRecord reports whether the part has a record. If ParsePart was given no more than PartPrefixSize bytes, it has to
-// be given the whole part, of PartOverhead bytes, before the part can be verified.
+// HasRecord reports whether the part has a record. If ParsePart was given no
+// more than PartPrefixSize bytes, it has to be given the whole part, of
+// PartOverhead bytes, before the part can be verified.
 func (p *Part) HasRecord() bool { return p.recordSize > 0 }
 
-// Sign sets the MAC, for obj and under dek. Header must be the one of the stream.
+// Sign sets the MAC, for obj and under dek. Header must be the one of the
+// stream.
 func (p *Part) Sign(dek []byte, obj Object) error {
 	mac, err := p.computeMAC(dek, obj)
 	if err != nil {
@@ -129,7 +135,8 @@ func (p *Part) check() error {
 	return fmt.Errorf("%w: part header: %s", ErrEnvelope, why)
 }
 
-// CheckPartKey returns ErrEnvelope for a key id and a wrapped DEK that no part header can hold.
+// CheckPartKey returns ErrEnvelope for a key id and a wrapped DEK that no part
+// header can hold.
 func CheckPartKey(id string, wrapped []byte) error {
 	var why string
 	switch {
@@ -145,7 +152,8 @@ func CheckPartKey(id string, wrapped []byte) error {
 	return fmt.Errorf("%w: part header: %s", ErrEnvelope, why)
 }
 
-// encode returns the part header, or ErrEnvelope for one that ParsePart would refuse.
+// encode returns the part header, or ErrEnvelope for one that ParsePart would
+// refuse.
 func (p *Part) encode() ([]byte, error) {
 	p.recordSize = len(p.Record)
 	if err := p.check(); err != nil {
@@ -167,8 +175,9 @@ func (p *Part) encode() ([]byte, error) {
 	return append(b, make([]byte, PartHeaderSize-len(b))...), nil
 }
 
-// ParsePart reads the header of a part from its first PartPrefixSize bytes, and the record if more of a part that has
-// one are there. It returns ErrEnvelope or ErrVersion. Verify has still to be called.
+// ParsePart reads the header of a part from its first PartPrefixSize bytes,
+// and the record if more of a part that has one are there. It returns
+// ErrEnvelope or ErrVersion. Verify has still to be called.
 func ParsePart(b []byte) (*Part, error) {
 	if len(b) < PartPrefixSize || string(b[:8]) != partMagic {
 		return nil, fmt.Errorf("%w: no part header", ErrEnvelope)
@@ -212,16 +221,18 @@ func allZero(b []byte) bool {
 	return or == 0
 }
 
-// PartSealer encrypts a part as its plaintext is read: header, stream and fill. Like a Sealer it seals the last segment
-// only after the source has returned io.EOF, and Close may be called while a Read is under way.
+// PartSealer encrypts a part as its plaintext is read: header, stream and
+// fill. Like a Sealer it seals the last segment only after the source has
+// returned io.EOF, and Close may be called while a Read is under way.
 type PartSealer struct {
 	sealer *Sealer
 	head   []byte // of the part, not handed out yet
 	tail   []byte
 }
 
-// NewPartSealer returns a PartSealer of the plaintext of p, p.Size bytes of src, for obj and under dek. It sets p.Header,
-// which comes from random, and signs p.
+// NewPartSealer returns a PartSealer of the plaintext of p, p.Size bytes of
+// src, for obj and under dek. It sets p.Header, which comes from random, and
+// signs p.
 func NewPartSealer(src io.Reader, p *Part, obj Object, dek []byte, random io.Reader) (*PartSealer, error) {
 	if err := p.check(); err != nil {
 		return nil, err
@@ -248,7 +259,8 @@ func (p *Part) signAndEncode(dek []byte, obj Object) ([]byte, error) {
 	return p.encode()
 }
 
-// Read yields the stored part, p.Size + PartOverhead bytes, then io.EOF. Errors are those of a Sealer.
+// Read yields the stored part, p.Size + PartOverhead bytes, then io.EOF.
+// Errors are those of a Sealer.
 func (s *PartSealer) Read(b []byte) (int, error) {
 	if len(s.head) > 0 {
 		n := copy(b, s.head)

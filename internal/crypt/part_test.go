@@ -49,8 +49,8 @@ type storedPart struct {
 	Bytes  string `json:"bytes,omitempty"` // without the zeros at its end; none for large parts
 }
 
-// refusal is an object that must not be read: the parts of another one in this order, with the lowest bit of one byte
-// flipped.
+// refusal is an object that must not be read: the parts of another one in this
+// order, with the lowest bit of one byte flipped.
 type refusal struct {
 	Name  string `json:"name"`
 	Of    string `json:"of"`
@@ -77,8 +77,9 @@ type upload struct {
 	parts  [][]byte // stored
 }
 
-// newUpload seals parts of these sizes under numbers, which are 1, 2, 3 and so on if nil. Only the last one is final; if
-// appended, that is an empty one with a record.
+// newUpload seals parts of these sizes under numbers, which are 1, 2, 3 and so
+// on if nil. Only the last one is final; if appended, that is an empty one
+// with a record.
 func newUpload(t testing.TB, name string, sizes []int64, numbers []int, appended bool) *upload {
 	t.Helper()
 	u := &upload{obj: crypt.Object{Bucket: "bucket", Key: "key of " + name}, id: "upload " + name}
@@ -198,7 +199,8 @@ func TestPartsRoundTrip(t *testing.T) {
 	}
 }
 
-// Any stretch of any layout is that of the plaintext, and needs no more than the bytes that Cover names.
+// Any stretch of any layout is that of the plaintext, and needs no more than
+// the bytes that Cover names.
 func TestStretches(t *testing.T) {
 	random := mathrand.New(mathrand.NewPCG(3, 4))
 	for _, u := range []*upload{
@@ -244,7 +246,8 @@ func readStretch(t *testing.T, u *upload, stored []byte, offset, length int64, t
 	return readAll(r)
 }
 
-// Whatever a store can do to a multipart object ends in an error, and what came out before it is a piece of the plaintext.
+// Whatever a store can do to a multipart object ends in an error, and what
+// came out before it is a piece of the plaintext.
 func TestPartsTampering(t *testing.T) {
 	u := newUpload(t, "u", []int64{70000, 70000, 70000, 50}, nil, false)
 	end := newUpload(t, "u", []int64{70000, 70000, 70000}, nil, true)
@@ -367,7 +370,8 @@ func TestPartBinding(t *testing.T) {
 	}
 }
 
-// A part that is sent twice shares neither salt nor nonce, nor any stretch of ciphertext, with the first attempt.
+// A part that is sent twice shares neither salt nor nonce, nor any stretch of
+// ciphertext, with the first attempt.
 func TestPartSentAgain(t *testing.T) {
 	u := newUpload(t, "u", []int64{100}, nil, false)
 	p := crypt.Part{Number: 1, Size: 70000, Final: true, WrappedDEK: []byte("w")}
@@ -488,7 +492,8 @@ func FuzzParsePart(f *testing.F) {
 	})
 }
 
-// No byte comes out that is not the plaintext's, and no altered object reads to its end.
+// No byte comes out that is not the plaintext's, and no altered object reads
+// to its end.
 func FuzzPartsReader(f *testing.F) {
 	u := newUpload(f, "fuzz", []int64{70000, 10}, []int{1, 3}, true)
 	stored := u.stored()
@@ -615,7 +620,8 @@ func TestPartVectors(t *testing.T) {
 	}
 }
 
-// readVector reads an object of the vectors from nothing but what is in the file.
+// readVector reads an object of the vectors from nothing but what is in the
+// file.
 func readVector(t *testing.T, v partVectors, name string, parts []int, flip int64) ([]byte, error) {
 	t.Helper()
 	o := v.Objects[slices.IndexFunc(v.Objects, func(o partObject) bool { return o.Name == name })]

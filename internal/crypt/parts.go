@@ -10,17 +10,21 @@ import (
 type PartsConfig struct {
 	Object Object
 	Size   int64 // of the object's plaintext, as the store's part count gives it; -1 if that is not known
-	// OpenEnd accepts a last part that is not final: whether parts were cut off behind it cannot be told then.
+	// OpenEnd accepts a last part that is not final: whether parts were cut
+	// off behind it cannot be told then.
 	OpenEnd bool
-	// Unlock returns the DEK of a part, which has not been verified yet. It stays valid until the next call.
+	// Unlock returns the DEK of a part, which has not been verified yet. It
+	// stays valid until the next call.
 	Unlock func(*Part) ([]byte, error)
-	// Record returns the record of the object's last part, verified, or nil if it has none. It is asked only when a
-	// gap in the part numbers would otherwise have to be taken for a part that was cut out.
+	// Record returns the record of the object's last part, verified, or nil if
+	// it has none. It is asked only when a gap in the part numbers would
+	// otherwise have to be taken for a part that was cut out.
 	Record func() (*Record, error)
 }
 
-// PartsReader decrypts a multipart object, or a stretch of it, a batch of verified segments at a time, and checks that
-// its parts are those that were uploaded.
+// PartsReader decrypts a multipart object, or a stretch of it, a batch of
+// verified segments at a time, and checks that its parts are those that were
+// uploaded.
 type PartsReader struct {
 	cfg      PartsConfig
 	src      io.Reader
@@ -38,7 +42,8 @@ type PartsReader struct {
 	buf      [PartOverhead]byte
 }
 
-// NewPartsReader returns a PartsReader of a whole object, of which src yields the stored bytes.
+// NewPartsReader returns a PartsReader of a whole object, of which src yields
+// the stored bytes.
 func NewPartsReader(src io.Reader, cfg PartsConfig) *PartsReader {
 	return &PartsReader{cfg: cfg, src: src, textLeft: -1, toEnd: true, place: Place{Index: -1}}
 }
@@ -53,8 +58,8 @@ type Stretch struct {
 	ToEnd  bool // src goes on to the end of the object, which is checked
 }
 
-// NewStretchReader returns a PartsReader of a stretch. src yields the stored bytes from the start of the segment of the
-// first byte; see Part.Cover.
+// NewStretchReader returns a PartsReader of a stretch. src yields the stored
+// bytes from the start of the segment of the first byte; see Part.Cover.
 func NewStretchReader(src io.Reader, s Stretch, cfg PartsConfig) (*PartsReader, error) {
 	r := &PartsReader{cfg: cfg, src: src, textLeft: s.Length, toEnd: s.ToEnd, expected: s.Layout, place: s.Place}
 	if err := r.checkPlace(s.Part, s.Place); err != nil {
@@ -68,8 +73,9 @@ func NewStretchReader(src io.Reader, s Stretch, cfg PartsConfig) (*PartsReader, 
 	return r, r.open(src, window)
 }
 
-// Next returns the next plaintext bytes, every one of them verified; they are valid until the next call. At the end it
-// returns io.EOF. On any other error, which is one of this package's or src's own, no further byte may be used.
+// Next returns the next plaintext bytes, every one of them verified; they are
+// valid until the next call. At the end it returns io.EOF. On any other error,
+// which is one of this package's or src's own, no further byte may be used.
 func (r *PartsReader) Next() ([]byte, error) {
 	for !r.done {
 		if r.opener == nil {
@@ -105,7 +111,8 @@ func (r *PartsReader) Close() {
 // Part returns the header of the part that is read, nil before the first.
 func (r *PartsReader) Part() *Part { return r.current }
 
-// Layout returns the parts of the object, once a whole object was read to its end.
+// Layout returns the parts of the object, once a whole object was read to its
+// end.
 func (r *PartsReader) Layout() Layout { return r.seen }
 
 // openNextPart reads the header of the next part, or finds that there is none.
@@ -209,7 +216,8 @@ func (r *PartsReader) checkRecord(part *Part) error {
 	return nil
 }
 
-// checkGap asks the record whether the gap in the part numbers was there from the start.
+// checkGap asks the record whether the gap in the part numbers was there from
+// the start.
 func (r *PartsReader) checkGap() error {
 	if r.record == nil && r.cfg.Record != nil {
 		var err error

@@ -25,7 +25,8 @@ func ReadFull(src io.Reader, b []byte) (n int, err error) {
 	}
 }
 
-// sourceEnded reports whether an error of ReadFull says that the source has ended.
+// sourceEnded reports whether an error of ReadFull says that the source has
+// ended.
 func sourceEnded(err error) bool {
 	return err == io.EOF || err == ErrTruncated //nolint:errorlint // bare: an error that wraps them is the source's
 }

@@ -9,10 +9,12 @@ import (
 
 // Sealer encrypts a plaintext of known size as it is read.
 //
-// The last segment is sealed only after the source has returned io.EOF, so a source that verifies what it yields, and
-// fails instead of returning io.EOF, keeps the body from becoming whole.
+// The last segment is sealed only after the source has returned io.EOF, so a
+// source that verifies what it yields, and fails instead of returning io.EOF,
+// keeps the body from becoming whole.
 //
-// Close may be called while a Read is under way, as an HTTP transport does; other calls may not overlap.
+// Close may be called while a Read is under way, as an HTTP transport does;
+// other calls may not overlap.
 type Sealer struct {
 	mu           sync.Mutex // held by Read
 	src          io.Reader
@@ -25,7 +27,8 @@ type Sealer struct {
 	err          error
 }
 
-// NewSealer returns a Sealer of the size bytes of src under dek. Salt and nonce prefix come from random.
+// NewSealer returns a Sealer of the size bytes of src under dek. Salt and
+// nonce prefix come from random.
 func NewSealer(src io.Reader, size int64, dek []byte, random io.Reader) (*Sealer, error) {
 	return newStreamSealer(src, size, defaultSegment, dek, random)
 }
@@ -47,8 +50,9 @@ func newStreamSealer(src io.Reader, size int64, segmentSize segmentBytes, dek []
 // Header returns the header of the body, to be copied into the envelope.
 func (s *Sealer) Header() Header { return s.streamHeader }
 
-// Read yields the stored body: StoredSize(size) bytes, then io.EOF. It fails with io.ErrUnexpectedEOF if the source is
-// shorter than the size, with ErrTrailing if it is longer, and otherwise with the source's error.
+// Read yields the stored body: StoredSize(size) bytes, then io.EOF. It fails
+// with io.ErrUnexpectedEOF if the source is shorter than the size, with
+// ErrTrailing if it is longer, and otherwise with the source's error.
 func (s *Sealer) Read(p []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -63,8 +67,8 @@ func (s *Sealer) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// Close gives the buffer back, or leaves it to the garbage collector if a Read is still using it. Reads after it fail
-// with io.ErrClosedPipe.
+// Close gives the buffer back, or leaves it to the garbage collector if a Read
+// is still using it. Reads after it fail with io.ErrClosedPipe.
 func (s *Sealer) Close() error {
 	if s.mu.TryLock() {
 		defer s.mu.Unlock()
@@ -77,7 +81,8 @@ func (s *Sealer) Close() error {
 	return nil
 }
 
-// sealBatch seals the next batch in place. It returns an error only if there is nothing to hand out.
+// sealBatch seals the next batch in place. It returns an error only if there
+// is nothing to hand out.
 func (s *Sealer) sealBatch() error {
 	if s.nextSegment > s.stream.last {
 		return io.EOF
@@ -120,7 +125,8 @@ func (s *Sealer) readSegment(text []byte) error {
 	return nil
 }
 
-// expectEOF returns nil if r is at its end, more if it is not, and r's own error otherwise.
+// expectEOF returns nil if r is at its end, more if it is not, and r's own
+// error otherwise.
 func expectEOF(r io.Reader, more error) error {
 	var one [1]byte
 	switch _, err := io.ReadFull(r, one[:]); err {

@@ -6,12 +6,13 @@ import (
 	"strings"
 )
 
-// MaxPlaintextSize is the longest plaintext of one body in bytes: 2^32 segments less the header.
+// MaxPlaintextSize is the longest plaintext of one body in bytes: 2^32
+// segments less the header.
 const MaxPlaintextSize = int64(SegmentSize)*(math.MaxUint32+1) - HeaderSize
 
-// segmentBytes is a segment size: the plaintext of a full segment in bytes. The
-// stream header counts as plaintext in all its arithmetic, as it takes the place
-// of the first bytes of segment 0.
+// segmentBytes is a segment size: the plaintext of a full segment in bytes.
+// The stream header counts as plaintext in all its arithmetic, as it takes the
+// place of the first bytes of segment 0.
 type segmentBytes int64
 
 // defaultSegment is the segment size of a single-PUT object, and of parts up to
@@ -30,10 +31,12 @@ func (s segmentBytes) lastSegment(p int64) int64 { return s.segmentOf(max(p-1, 0
 // storedSize returns the size of the stream of a plaintext of p bytes.
 func (s segmentBytes) storedSize(p int64) int64 { return p + HeaderSize + TagSize*(s.lastSegment(p)+1) }
 
-// StoredSize returns the size in bytes of the body of a plaintext of p bytes, 0 <= p <= MaxPlaintextSize.
+// StoredSize returns the size in bytes of the body of a plaintext of p bytes,
+// 0 <= p <= MaxPlaintextSize.
 func StoredSize(p int64) int64 { return defaultSegment.storedSize(p) }
 
-// PlaintextSize is the inverse of StoredSize. It returns ErrSize if no plaintext gives a body of s bytes.
+// PlaintextSize is the inverse of StoredSize. It returns ErrSize if no
+// plaintext gives a body of s bytes.
 func PlaintextSize(s int64) (int64, error) {
 	n := max(1, (s+StoredSegmentSize-1)/StoredSegmentSize)
 	p := s - HeaderSize - TagSize*n
@@ -43,15 +46,17 @@ func PlaintextSize(s int64) (int64, error) {
 	return p, nil
 }
 
-// Fits reports whether an object that was put whole can have so many stored bytes for a plaintext of p bytes. An empty one
-// may have no body at all; then its envelope, whose MAC covers the size, is all there is to verify.
+// Fits reports whether an object that was put whole can have so many stored
+// bytes for a plaintext of p bytes. An empty one may have no body at all; then
+// its envelope, whose MAC covers the size, is all there is to verify.
 func Fits(p, stored int64) bool { return stored == StoredSize(p) || p == 0 && stored == 0 }
 
-// IsMarker reports whether an object is what stands for a directory, which is written without a body: there are stores that
-// take none for it.
+// IsMarker reports whether an object is what stands for a directory, which is
+// written without a body: there are stores that take none for it.
 func IsMarker(obj Object, size int64) bool { return size == 0 && strings.HasSuffix(obj.Key, "/") }
 
-// Window is the stretch of a body that has to be fetched to read some bytes of the plaintext: whole segments.
+// Window is the stretch of a body that has to be fetched to read some bytes of
+// the plaintext: whole segments.
 type Window struct {
 	Start, End int64 // offsets in the body, End exclusive
 
@@ -65,8 +70,8 @@ type Window struct {
 // Whole is the window of a whole body with p bytes of plaintext.
 func Whole(p int64) Window { return defaultSegment.wholeWindow(p) }
 
-// Cover is the window for length bytes from offset, of a plaintext of p bytes. It returns ErrSize unless
-// 0 <= offset, 0 < length and offset+length <= p.
+// Cover is the window for length bytes from offset, of a plaintext of p bytes.
+// It returns ErrSize unless 0 <= offset, 0 < length and offset+length <= p.
 func Cover(p, offset, length int64) (Window, error) { return defaultSegment.cover(p, offset, length) }
 
 func (s segmentBytes) wholeWindow(p int64) Window {
@@ -89,7 +94,8 @@ func (s segmentBytes) cover(p, offset, length int64) (Window, error) {
 	}, nil
 }
 
-// skip is the number of plaintext bytes of the first segment that come before the first byte wanted.
+// skip is the number of plaintext bytes of the first segment that come before
+// the first byte wanted.
 func (w Window) skip() int {
 	if w.first == 0 {
 		return int(w.offset)
@@ -97,19 +103,23 @@ func (w Window) skip() int {
 	return int(w.offset + HeaderSize - w.first*int64(w.segmentSize))
 }
 
-// StoredFrom returns the stored offset of the segment that holds plaintext byte p, whatever the object's size.
+// StoredFrom returns the stored offset of the segment that holds plaintext
+// byte p, whatever the object's size.
 func StoredFrom(p int64) int64 {
 	return defaultSegment.segmentOf(p) * StoredSegmentSize
 }
 
-// StoredTo returns the stored offset behind the segment that holds plaintext byte p, if that segment is a full one.
+// StoredTo returns the stored offset behind the segment that holds plaintext
+// byte p, if that segment is a full one.
 func StoredTo(p int64) int64 {
 	return (defaultSegment.segmentOf(p) + 1) * StoredSegmentSize
 }
 
-// StoredSuffix returns a number of stored bytes, counted from the end of an object of unknown size, that is sure to hold
-// the segments of the last n bytes of its plaintext: of one that was put whole, and of one in parts if the bytes lie in
-// its last part of plaintext and that part has segments of SegmentSize.
+// StoredSuffix returns a number of stored bytes, counted from the end of an
+// object of unknown size, that is sure to hold the segments of the last n
+// bytes of its plaintext: of one that was put whole, and of one in parts if
+// the bytes lie in its last part of plaintext and that part has segments of
+// SegmentSize.
 func StoredSuffix(n int64) int64 {
 	n = min(n, MaxPlaintextSize)
 	return n + TagSize*(n/SegmentSize+2) + StoredSegmentSize + 2*PartOverhead

@@ -18,7 +18,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-// The vectors are part of the format: once released they never change. -write-vectors adds the file where there is none.
+// The vectors are part of the format: once released they never change.
+// -write-vectors adds the file where there is none.
 var writeVectors = flag.Bool("write-vectors", false, "write testdata/vectors.json if it does not exist")
 
 const vectorFile = "testdata/vectors.json"
@@ -43,7 +44,8 @@ type vector struct {
 	Checksums  map[string]string `json:"checksums,omitempty"` // by id
 }
 
-// pattern is the plaintext of the vectors: byte i is (i*131 + (i>>8)*17) mod 256.
+// pattern is the plaintext of the vectors: byte i is (i*131 + (i>>8)*17) mod
+// 256.
 func pattern(n int64) []byte {
 	text := make([]byte, n)
 	for i := range text {
@@ -209,7 +211,8 @@ func TestTinkInteroperates(t *testing.T) {
 	}
 }
 
-// Another associated data is another stream key: a Tink stream of another purpose under the same DEK is refused.
+// Another associated data is another stream key: a Tink stream of another
+// purpose under the same DEK is refused.
 func TestTinkStreamOfAnotherPurpose(t *testing.T) {
 	dek := make([]byte, 32)
 	rand.Read(dek)

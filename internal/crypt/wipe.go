@@ -8,8 +8,8 @@ import (
 
 // Wipe overwrites what a cipher or a MAC holds, the expanded key among it. The
 // standard library has no such thing; both are pointers to structures, or a
-// structure with such a pointer, and a MAC has its key in slices of bytes. It must
-// not be used any more.
+// structure with such a pointer, and a MAC has its key in slices of bytes. It
+// must not be used any more.
 func Wipe(keyed any) {
 	v := reflect.ValueOf(keyed)
 	if v.Kind() == reflect.Struct && v.NumField() > 0 {

@@ -11,13 +11,16 @@ import (
 	"unicode/utf8"
 )
 
-// WrappedKey is a wrapped DEK taken apart. Mostly it is what the KMS gave and nothing else. It is more than that where
-// the KMS wraps a bucket key, from which the DEKs of many objects are derived, and where the client has added to the
-// encryption context. See docs/format.md, section 9.
+// WrappedKey is a wrapped DEK taken apart. Mostly it is what the KMS gave and
+// nothing else. It is more than that where the KMS wraps a bucket key, from
+// which the DEKs of many objects are derived, and where the client has added
+// to the encryption context. See docs/format.md, section 9.
 type WrappedKey struct {
-	// Salt makes a DEK of a bucket key, see DeriveDEK; nil if the KMS wraps the DEK itself.
+	// Salt makes a DEK of a bucket key, see DeriveDEK; nil if the KMS wraps
+	// the DEK itself.
 	Salt []byte
-	// Context is what the client added to the encryption context. Names are not empty, and none of reservedContext.
+	// Context is what the client added to the encryption context. Names are
+	// not empty, and none of reservedContext.
 	Context map[string]string
 	// Blob is what the KMS gave.
 	Blob []byte
@@ -103,7 +106,8 @@ func appendText(b []byte, text string) []byte {
 	return append(b, text...)
 }
 
-// ParseWrappedKey takes a stored wrapped DEK apart, or returns ErrEnvelope. It shares memory with wrapped.
+// ParseWrappedKey takes a stored wrapped DEK apart, or returns ErrEnvelope. It
+// shares memory with wrapped.
 func ParseWrappedKey(wrapped []byte) (WrappedKey, error) {
 	rest, compound := bytes.CutPrefix(wrapped, []byte(wrappedMagic))
 	if !compound {
@@ -134,7 +138,8 @@ func ParseWrappedKey(wrapped []byte) (WrappedKey, error) {
 	return w, nil
 }
 
-// cutContext reads the entries of a context, which are in the order of their names.
+// cutContext reads the entries of a context, which are in the order of their
+// names.
 func cutContext(b []byte) (context map[string]string, rest []byte, ok bool) {
 	if len(b) < 2 {
 		return nil, nil, false
@@ -173,13 +178,14 @@ func NewSalt(random io.Reader) ([]byte, error) {
 	return salt, nil
 }
 
-// DeriveDEK makes the DEK of an object from a bucket key, which must itself be one that CheckDEK takes. It is bound to
-// the object's name.
+// DeriveDEK makes the DEK of an object from a bucket key, which must itself be
+// one that CheckDEK takes. It is bound to the object's name.
 func DeriveDEK(bucketKey, salt []byte, obj Object) ([]byte, error) {
 	return derive(bucketKey, salt, infoFor(infoBucketKey, obj))
 }
 
-// infoFor is an info string of HKDF for one object: the label, then bucket and key, each after its length.
+// infoFor is an info string of HKDF for one object: the label, then bucket and
+// key, each after its length.
 func infoFor(label string, obj Object) string {
 	b := []byte(label)
 	for _, s := range []string{obj.Bucket, obj.Key} {

@@ -17,7 +17,8 @@ import (
 
 const keyVectorFile = "testdata/key-vectors.json"
 
-// keyVectors are those of docs/format.md, section 9. Binary values and object keys are in hex. They never change.
+// keyVectors are those of docs/format.md, section 9. Binary values and object
+// keys are in hex. They never change.
 type keyVectors struct {
 	Comment  []string         `json:"comment"`
 	Wrapped  []wrappedVector  `json:"wrapped"`
@@ -30,7 +31,8 @@ type wrappedVector struct {
 	Salt    string            `json:"salt,omitempty"`
 	Context map[string]string `json:"context,omitempty"`
 	Blob    string            `json:"blob"`
-	// Of those with a salt: what the blob unwraps to, for which object, and the DEK.
+	// Of those with a salt: what the blob unwraps to, for which object, and
+	// the DEK.
 	BucketKey string `json:"bucket_key,omitempty"`
 	Bucket    string `json:"bucket,omitempty"`
 	Key       string `json:"key,omitempty"`
@@ -197,7 +199,8 @@ func TestWrappedKeyRefusals(t *testing.T) {
 	}
 }
 
-// Another object, salt or bucket key means another DEK; a bucket key of zeros means none.
+// Another object, salt or bucket key means another DEK; a bucket key of zeros
+// means none.
 func TestDerivedDEKs(t *testing.T) {
 	obj := crypt.Object{Bucket: "b", Key: "ck"}
 	first, err := crypt.DeriveDEK(fill(32, 1), fill(32, 2), obj)
@@ -274,7 +277,8 @@ func TestCustomerKeyRefusals(t *testing.T) {
 	}
 }
 
-// What is read is written the same again, so that the MAC, which covers it as it is stored, covers one form only.
+// What is read is written the same again, so that the MAC, which covers it as
+// it is stored, covers one form only.
 func FuzzWrappedKey(f *testing.F) {
 	f.Add([]byte("blob"))
 	f.Add([]byte("cmekwrap\x01\x01" + strings.Repeat("s", 32) + "blob"))

@@ -1,15 +1,18 @@
 // Package dekcache keeps unwrapped data keys (DEKs) for a bounded time.
 //
-// The bound is the point of the package: a DEK is usable for at most the TTL from the moment before the request that
-// fetched it was sent, and no use makes it longer. What leaves the cache, for whatever reason, is overwritten with
-// zeros, at its time and not at the next access. A purge, and a TTL that is made shorter, take effect on DEKs in the
-// cache, on those handed out (by their Term), and on fetches under way.
+// The bound is the point of the package: a DEK is usable for at most the TTL
+// from the moment before the request that fetched it was sent, and no use
+// makes it longer. What leaves the cache, for whatever reason, is overwritten
+// with zeros, at its time and not at the next access. A purge, and a TTL that
+// is made shorter, take effect on DEKs in the cache, on those handed out (by
+// their Term), and on fetches under way.
 //
-// The DEKs of a KMS key are in groups, each of which can be purged by itself: a
-// KMS may refuse a part of what a key protects, such as what an older version of
-// it has wrapped.
+// The DEKs of a KMS key are in groups, each of which can be purged by itself:
+// a KMS may refuse a part of what a key protects, such as what an older
+// version of it has wrapped.
 //
-// The package knows nothing of key management services: a fetch is a function, and a key id a string.
+// The package knows nothing of key management services: a fetch is a function,
+// and a key id a string.
 //
 //	cache.go   Cache: getting, putting, purging
 //	flight.go  fetches, and those who wait for them
@@ -36,21 +39,23 @@ const (
 	DefaultMaxEntries = 100_000
 )
 
-// maxFailures bounds the remembered failures. They are apart from the DEKs, so that a flood of requests for revoked
-// objects does not push out DEKs in use.
+// maxFailures bounds the remembered failures. They are apart from the DEKs, so
+// that a flood of requests for revoked objects does not push out DEKs in use.
 const maxFailures = 4096
 
 var (
 	// ErrClosed says that the cache was closed.
 	ErrClosed = errors.New("dekcache: closed")
-	// ErrTooLate says that a fetch took longer than the TTL, so that its answer is of no use.
+	// ErrTooLate says that a fetch took longer than the TTL, so that its
+	// answer is of no use.
 	ErrTooLate = errors.New("dekcache: the DEK came after the end of its time")
-	// ErrPurged says that the key was purged during each of several fetches in a row.
+	// ErrPurged says that the key was purged during each of several fetches in
+	// a row.
 	ErrPurged = errors.New("dekcache: purged while fetching")
 )
 
-// ID names a wrapped DEK: a hash over provider, key id, encryption context and wrapped DEK, so that no two of them share
-// one.
+// ID names a wrapped DEK: a hash over provider, key id, encryption context and
+// wrapped DEK, so that no two of them share one.
 type ID [32]byte
 
 // Group names DEKs that are purged together: those of a KMS key, or a part of
@@ -62,15 +67,19 @@ type Group struct {
 
 // Config configures a Cache.
 type Config struct {
-	// TTL is how long a DEK may be used, from before the request that fetched it. 0: DefaultTTL. See SetTTL.
+	// TTL is how long a DEK may be used, from before the request that fetched
+	// it. 0: DefaultTTL. See SetTTL.
 	TTL time.Duration
-	// MaxEntries is how many DEKs are kept; beyond, the least recently used one goes. 0: DefaultMaxEntries.
+	// MaxEntries is how many DEKs are kept; beyond, the least recently used
+	// one goes. 0: DefaultMaxEntries.
 	MaxEntries int
-	// Jitter returns by how much shorter than the TTL the life of one DEK is to be, so that DEKs that were fetched
-	// together are not fetched together again; it must be less than the TTL, and not negative. Nil: by nothing.
+	// Jitter returns by how much shorter than the TTL the life of one DEK is
+	// to be, so that DEKs that were fetched together are not fetched together
+	// again; it must be less than the TTL, and not negative. Nil: by nothing.
 	Jitter func(ttl time.Duration) time.Duration
-	// Remember returns how long the error of a fetch stands as the answer to whoever asks for the same DEK, without
-	// another fetch. It must not call the cache. Nil: not at all.
+	// Remember returns how long the error of a fetch stands as the answer to
+	// whoever asks for the same DEK, without another fetch. It must not call
+	// the cache. Nil: not at all.
 	Remember func(error) time.Duration
 	// Purged, if not nil, is called after each purge, in a goroutine of its
 	// own.
@@ -158,8 +167,9 @@ func (c *Cache) Now() time.Time { return c.cfg.Now() }
 // TTL is the longest time of a DEK, from before the request that fetched it.
 func (c *Cache) TTL() time.Duration { return time.Duration(c.ttlNanos.Load()) }
 
-// SetTTL changes the TTL. A shorter one holds for all DEKs at once, those handed out included; a longer one only for
-// those that are fetched from now on.
+// SetTTL changes the TTL. A shorter one holds for all DEKs at once, those
+// handed out included; a longer one only for those that are fetched from now
+// on.
 func (c *Cache) SetTTL(ttl time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -192,10 +202,12 @@ func (c *Cache) Resize(maxEntries int) {
 	c.schedule()
 }
 
-// Get returns the DEK of id, which belongs to the group g. If it is not in the cache, fetch is called, once at a time
-// for each id, whoever asks. fetch runs with the values of one caller's ctx but without its end, and should have a
-// timeout of its own; Close ends it. A caller whose ctx ends leaves with its error, and the fetch goes on for the
-// others. The cache takes over what fetch returns. An error of fetch goes to all who wait, as it is.
+// Get returns the DEK of id, which belongs to the group g. If it is not in the
+// cache, fetch is called, once at a time for each id, whoever asks. fetch runs
+// with the values of one caller's ctx but without its end, and should have a
+// timeout of its own; Close ends it. A caller whose ctx ends leaves with its
+// error, and the fetch goes on for the others. The cache takes over what fetch
+// returns. An error of fetch goes to all who wait, as it is.
 func (c *Cache) Get(ctx context.Context, id ID, g Group, fetch func(context.Context) ([]byte, error)) (Entry, error) {
 	for range 3 {
 		e, err := c.getOnce(ctx, id, g, fetch)
@@ -278,8 +290,8 @@ func (c *Cache) Put(id ID, g Group, m Mark, dek []byte) Entry {
 }
 
 // Purge forgets all DEKs and failures of a KMS key, ends the Term of those
-// handed out, and returns how many DEKs were in the cache. Fetches under way are
-// made again.
+// handed out, and returns how many DEKs were in the cache. Fetches under way
+// are made again.
 func (c *Cache) Purge(keyID string) int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -328,7 +340,8 @@ func (c *Cache) Busy(g Group) bool {
 	return known != nil && known.entries+known.flights > 0
 }
 
-// Holdings returns what the cache has of each KMS key, by its id. It looks at every DEK.
+// Holdings returns what the cache has of each KMS key, by its id. It looks at
+// every DEK.
 func (c *Cache) Holdings() map[string]Holding {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -354,7 +367,8 @@ func (c *Cache) Stats() Stats {
 	return s
 }
 
-// Close purges everything, ends the fetches under way and waits for them. Get then fails with ErrClosed.
+// Close purges everything, ends the fetches under way and waits for them. Get
+// then fails with ErrClosed.
 func (c *Cache) Close() {
 	c.mu.Lock()
 	c.closed = true
@@ -373,7 +387,8 @@ type failure struct {
 	until time.Time
 }
 
-// purgeMatching purges the groups that match. The caller has counted it in c.purges.
+// purgeMatching purges the groups that match. The caller has counted it in
+// c.purges.
 func (c *Cache) purgeMatching(match func(Group) bool) int {
 	before := c.counters.Purges
 	for name, g := range c.groups {
@@ -410,9 +425,11 @@ func (c *Cache) removeFailures(match func(Group) bool) {
 	}
 }
 
-// errStale says that the group was purged after the request was sent: the answer may be from before a revocation.
+// errStale says that the group was purged after the request was sent: the
+// answer may be from before a revocation.
 var errStale = errors.New("purged")
 
-// panicError is the error of a fetch that panicked. It must not end the process, as the panic of a goroutine does; what
-// it said is not kept, as it may hold a DEK.
+// panicError is the error of a fetch that panicked. It must not end the
+// process, as the panic of a goroutine does; what it said is not kept, as it
+// may hold a DEK.
 func panicError(v any) error { return fmt.Errorf("dekcache: fetch panicked (%T)", v) }

@@ -160,8 +160,8 @@ func TestWallClockEndsTheTermToo(t *testing.T) {
 	now := time.Now()
 	c := newCache(t, dekcache.Config{TTL: time.Minute, Now: func() time.Time { return now }})
 	e := get(t, c, 1, &source{})
-	// The monotonic clock stood still, as in a suspended machine. It is the second word of a time.Time, which has no
-	// other way to set it.
+	// The monotonic clock stood still, as in a suspended machine. It is the
+	// second word of a time.Time, which has no other way to set it.
 	now = now.Add(time.Minute)
 	*(*time.Duration)(unsafe.Add(unsafe.Pointer(&now), 8)) -= time.Minute
 	if !now.Before(e.Expires()) || now.Round(0).Before(e.Expires().Round(0)) {

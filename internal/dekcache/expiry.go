@@ -75,7 +75,8 @@ func (c *Cache) expire() {
 	c.expireBy(c.cfg.Now())
 }
 
-// expireBy wipes what is out of time, and sets the timer. The caller holds c.mu.
+// expireBy wipes what is out of time, and sets the timer. The caller holds
+// c.mu.
 func (c *Cache) expireBy(now time.Time) {
 	for len(c.byExpiry) > 0 && c.byExpiry[0].isOver(now) {
 		c.counters.Expirations++

@@ -1,6 +1,7 @@
 package dekcache
 
-// Held returns the cache's own bytes of a DEK, not a copy, so that tests can see them wiped.
+// Held returns the cache's own bytes of a DEK, not a copy, so that tests can
+// see them wiped.
 func (c *Cache) Held(id ID) []byte {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -10,7 +11,8 @@ func (c *Cache) Held(id ID) []byte {
 	return nil
 }
 
-// Bare reports whether nothing is left behind: no flight, no timer, no entry of any group.
+// Bare reports whether nothing is left behind: no flight, no timer, no entry
+// of any group.
 func (c *Cache) Bare() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -5,8 +5,8 @@ import (
 	"context"
 )
 
-// flightID names a fetch: two that fetch a DEK for different groups are not one,
-// as a purge of either group must end what it has fetched.
+// flightID names a fetch: two that fetch a DEK for different groups are not
+// one, as a purge of either group must end what it has fetched.
 type flightID struct {
 	id    ID
 	group Group

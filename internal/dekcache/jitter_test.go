@@ -5,7 +5,8 @@ import (
 	"time"
 )
 
-// The life of a DEK ends before the TTL, by enough for the KMS to be asked, and never after it.
+// The life of a DEK ends before the TTL, by enough for the KMS to be asked,
+// and never after it.
 func TestJitter(t *testing.T) {
 	for _, ttl := range []time.Duration{time.Millisecond, time.Second, 2 * time.Second, 10 * time.Second, 5 * time.Minute, 24 * time.Hour} {
 		least, most := ttl, time.Duration(0)

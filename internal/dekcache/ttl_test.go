@@ -175,9 +175,11 @@ func TestHoldings(t *testing.T) {
 	})
 }
 
-// TestNoStaleRead has a KMS whose answers carry the number of the revocation that they are from before, and readers,
-// purges and changes of the TTL at once. After a purge has returned, nobody may get, or have in force, a DEK of a request
-// that was sent before it; and nobody one that is older than every TTL there was.
+// TestNoStaleRead has a KMS whose answers carry the number of the revocation
+// that they are from before, and readers, purges and changes of the TTL at
+// once. After a purge has returned, nobody may get, or have in force, a DEK of
+// a request that was sent before it; and nobody one that is older than every
+// TTL there was.
 func TestNoStaleRead(t *testing.T) {
 	const longest = 50 * time.Millisecond
 	c := newCache(t, dekcache.Config{TTL: longest, Jitter: func(ttl time.Duration) time.Duration { return ttl / 10 }})

@@ -9,13 +9,16 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-// ErrAudit says that a use of a key could not be written down, and so was not allowed.
+// ErrAudit says that a use of a key could not be written down, and so was not
+// allowed.
 var ErrAudit = errors.New("keyring: the use of the key cannot be audited")
 
 // Auditor writes down each use of a key.
 type Auditor interface {
-	// Audit is called with each use before the DEK is handed out, and with each attempt that failed. If it returns an
-	// error, the DEK is not handed out. ctx has the values of the request that the use is for; it may have ended.
+	// Audit is called with each use before the DEK is handed out, and with
+	// each attempt that failed. If it returns an error, the DEK is not handed
+	// out. ctx has the values of the request that the use is for; it may have
+	// ended.
 	Audit(ctx context.Context, e Event) error
 }
 
@@ -27,9 +30,11 @@ type Event struct {
 	KeyVersion string // as kms.VersionOf
 	Object     Object
 	Source     Source // "" if nobody was asked
-	// KMSRequestID is the KMS's name for the request, where Source is FromKMS and the KMS has one.
+	// KMSRequestID is the KMS's name for the request, where Source is FromKMS
+	// and the KMS has one.
 	KMSRequestID string
-	// Err is why it was not allowed, or for Cut and ProbeRevoked why no longer. Nil for what was.
+	// Err is why it was not allowed, or for Cut and ProbeRevoked why no
+	// longer. Nil for what was.
 	Err error
 	// Purged is how many DEKs were forgotten, for ProbeRevoked.
 	Purged int
@@ -59,8 +64,8 @@ const (
 )
 
 // useTrace is what is known of where the answer to a use came from; nil if
-// nobody was asked. It is safe for concurrent use: a call goes on when its caller
-// has left.
+// nobody was asked. It is safe for concurrent use: a call goes on when its
+// caller has left.
 type useTrace struct {
 	kms.Trace
 	kms    atomic.Bool // it was
@@ -92,8 +97,8 @@ func (a *useTrace) requestID() string {
 	return a.RequestID()
 }
 
-// audit writes down a use. It returns the error of the use, or ErrAudit for one that was allowed and could not be
-// written down.
+// audit writes down a use. It returns the error of the use, or ErrAudit for
+// one that was allowed and could not be written down.
 func (k *Keyring) audit(ctx context.Context, l *Lease, action Action, a *useTrace, err error) error {
 	if k.cfg.Auditor == nil {
 		return err
@@ -112,8 +117,8 @@ func (k *Keyring) audit(ctx context.Context, l *Lease, action Action, a *useTrac
 	}
 }
 
-// auditRevoked writes down what a probe has found, of a part of the key where it
-// is not the whole. What it did about it only took away, so that it is done
+// auditRevoked writes down what a probe has found, of a part of the key where
+// it is not the whole. What it did about it only took away, so that it is done
 // already.
 func (k *Keyring) auditRevoked(ctx context.Context, key *keyState, v probeResult, p *part, purged int) {
 	if k.cfg.Auditor == nil {
@@ -129,8 +134,9 @@ func (k *Keyring) auditRevoked(ctx context.Context, key *keyState, v probeResult
 	_ = k.cfg.Auditor.Audit(ctx, e)
 }
 
-// auditCut writes down the end of a lease that was not renewed, once, whoever finds out: the stream, or who watches it.
-// The stream gets nothing more in any case, so that nothing follows from an error.
+// auditCut writes down the end of a lease that was not renewed, once, whoever
+// finds out: the stream, or who watches it. The stream gets nothing more in
+// any case, so that nothing follows from an error.
 func (l *Lease) auditCut(ctx context.Context, a *useTrace, err error) {
 	if !l.ended.Swap(true) {
 		_ = l.keyring.audit(ctx, l, ActionCut, a, err)

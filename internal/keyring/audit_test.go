@@ -177,7 +177,8 @@ func TestJoinedUsesAreAudited(t *testing.T) {
 	})
 }
 
-// What cannot be audited is not handed out, and what the KMS has said is not covered up by that.
+// What cannot be audited is not handed out, and what the KMS has said is not
+// covered up by that.
 func TestNoDEKWithoutAudit(t *testing.T) {
 	w, _ := newLocal(t)
 	audit, events, ctx := &trail{}, &seen{}, asRequest(t)
@@ -271,8 +272,8 @@ func TestRenewalsAreAudited(t *testing.T) {
 	})
 }
 
-// The end of a stream is in the log once, whether the stream finds out by itself, or who watches it, or both; and not if
-// the client went away.
+// The end of a stream is in the log once, whether the stream finds out by
+// itself, or who watches it, or both; and not if the client went away.
 func TestCutsAreAudited(t *testing.T) {
 	w, _ := newLocal(t)
 	kmstest.Bubble(t, func(t *testing.T) {

@@ -15,16 +15,19 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-// Reuse lets one data key that the KMS has wrapped, a bucket key, serve many objects of a bucket: the DEK of each is derived
-// from it. Objects that share one cost the KMS one call to be written and one in a TTL to be read. What ends the use of
-// a DEK ends that of a bucket key just the same: it is in the same cache, under the same leases.
+// Reuse lets one data key that the KMS has wrapped, a bucket key, serve many
+// objects of a bucket: the DEK of each is derived from it. Objects that share
+// one cost the KMS one call to be written and one in a TTL to be read. What
+// ends the use of a DEK ends that of a bucket key just the same: it is in the
+// same cache, under the same leases.
 type Reuse struct {
 	MaxAge     time.Duration // how long new objects are put under a bucket key
 	MaxObjects int64         // how many
 	MaxBytes   int64         // of how many bytes of plaintext in all; what is under way when it is reached still belongs to it
 }
 
-// maxBucketKeys bounds how many bucket keys are in use, of some 300 bytes each. It holds no key: what is unwrapped is the cache's.
+// maxBucketKeys bounds how many bucket keys are in use, of some 300 bytes
+// each. It holds no key: what is unwrapped is the cache's.
 const maxBucketKeys = 4096
 
 type bucketKeyName struct{ key, bucket string }
@@ -66,7 +69,8 @@ func (k *Keyring) bucketKeyFor(name bucketKeyName) *bucketKey {
 	return fresh
 }
 
-// createFromBucketKey makes a new DEK from a bucket key, and a new bucket key where there is none to be used.
+// createFromBucketKey makes a new DEK from a bucket key, and a new bucket key
+// where there is none to be used.
 func (k *Keyring) createFromBucketKey(ctx context.Context, l *Lease, limits Reuse) (*DataKey, error) {
 	salt, err := crypt.NewSalt(rand.Reader)
 	if err != nil {
@@ -122,7 +126,8 @@ func (k *Keyring) makeBucketKey(ctx context.Context, l *Lease, a *useTrace) ([]b
 	return fresh.wrapped.Blob, nil
 }
 
-// useForOne returns the wrapped bucket key for one more object. Those that come while a new one is made wait for it.
+// useForOne returns the wrapped bucket key for one more object. Those that
+// come while a new one is made wait for it.
 func (s *bucketKey) useForOne(ctx context.Context, now func() time.Time, limits Reuse, produce func(context.Context) ([]byte, error)) ([]byte, error) {
 	for {
 		s.mu.Lock()
@@ -186,7 +191,8 @@ func (s *bucketKey) discard(blob []byte) {
 // Shared reports whether the DEK comes from a bucket key.
 func (l *Lease) Shared() bool { return l.wrapped.Salt != nil }
 
-// Wrote counts n bytes of plaintext that are written under the lease, for Reuse.MaxBytes.
+// Wrote counts n bytes of plaintext that are written under the lease, for
+// Reuse.MaxBytes.
 func (l *Lease) Wrote(n int64) {
 	if l.wrapped.Salt == nil {
 		return

@@ -74,7 +74,8 @@ func TestReuseLimits(t *testing.T) {
 	}
 }
 
-// Buckets and KMS keys share nothing with each other, and what has an encryption context of its own shares with nobody.
+// Buckets and KMS keys share nothing with each other, and what has an
+// encryption context of its own shares with nobody.
 func TestReuseIsWithinABucket(t *testing.T) {
 	seen := &seen{}
 	w, _ := newLocal(t)
@@ -89,7 +90,8 @@ func TestReuseIsWithinABucket(t *testing.T) {
 	}
 }
 
-// A lost cache costs one unwrap for all, and the DEK of each object is the one that it was stored with, and no other's.
+// A lost cache costs one unwrap for all, and the DEK of each object is the one
+// that it was stored with, and no other's.
 func TestReuseOpens(t *testing.T) {
 	seen := &seen{}
 	w, _ := newLocal(t)
@@ -130,8 +132,9 @@ func TestReuseOpens(t *testing.T) {
 	lease.Release()
 }
 
-// What ends the use of data keys ends that of bucket keys: a key that is taken away takes new objects too once the TTL is
-// over or a purge has come, and one that is back serves again.
+// What ends the use of data keys ends that of bucket keys: a key that is taken
+// away takes new objects too once the TTL is over or a purge has come, and one
+// that is back serves again.
 func TestReuseEndsWithTheKey(t *testing.T) {
 	kmstest.Bubble(t, func(t *testing.T) {
 		w, _ := newLocal(t)
@@ -152,7 +155,8 @@ func TestReuseEndsWithTheKey(t *testing.T) {
 		if _, err := k.Create(t.Context(), object(5), "", keyring.Choice{}); !kms.IsRevoked(err) {
 			t.Errorf("after a purge: %v", err)
 		}
-		// A KMS that is out of reach takes no bucket key: the same one serves when it is back.
+		// A KMS that is out of reach takes no bucket key: the same one serves
+		// when it is back.
 		s.fail.Store(&kms.Error{Kind: kms.Unreachable, KeyID: w.KeyID()})
 		if _, err := k.Create(t.Context(), object(6), "", keyring.Choice{}); !kms.IsUnreachable(err) {
 			t.Errorf("out of reach: %v", err)
@@ -188,7 +192,8 @@ func (s *switched) Unwrap(ctx context.Context, wrapped []byte, ec kms.Encryption
 	return s.Wrapper.Unwrap(ctx, wrapped, ec)
 }
 
-// A version of the KMS key that is gone takes the bucket key that it wrapped, and the next object gets a new one.
+// A version of the KMS key that is gone takes the bucket key that it wrapped,
+// and the next object gets a new one.
 func TestReuseAfterARotation(t *testing.T) {
 	w, path := newLocal(t)
 	k := newRing(t, w, time.Minute, sharing(keyring.Reuse{MaxAge: time.Hour, MaxObjects: 1000, MaxBytes: 1000}, &seen{}))
@@ -208,8 +213,8 @@ func TestReuseAfterARotation(t *testing.T) {
 	lease.Release()
 }
 
-// Those that come while a bucket key is made wait for it, share its failure, and are not taken down by the one that
-// went away.
+// Those that come while a bucket key is made wait for it, share its failure,
+// and are not taken down by the one that went away.
 func TestReuseIsMadeOnce(t *testing.T) {
 	kmstest.Bubble(t, func(t *testing.T) {
 		w, _ := newLocal(t)

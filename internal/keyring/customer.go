@@ -8,10 +8,12 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-// A customer's key (SSE-C) comes with each request and wraps the DEK right here. Nothing of it is remembered: the lease of
-// such a DEK is in force until it is released, and its request ends before that.
+// A customer's key (SSE-C) comes with each request and wraps the DEK right
+// here. Nothing of it is remembered: the lease of such a DEK is in force until
+// it is released, and its request ends before that.
 
-// newCustomer returns what stands for all customers' keys in leases and audit records. It is no key that a rule can name.
+// newCustomer returns what stands for all customers' keys in leases and audit
+// records. It is no key that a rule can name.
 func newCustomer() *keyState {
 	k := newKey(Key{Name: crypt.CustomerKeyID, Provider: crypt.CustomerKeyID})
 	k.kms.Store(&service{id: crypt.CustomerKeyID})
@@ -38,8 +40,8 @@ func (k *Keyring) wrapForCustomer(ctx context.Context, obj Object, client string
 	return &DataKey{Lease: l, KeyID: crypt.CustomerKeyID, Wrapped: wrapped}, nil
 }
 
-// CheckCustomerKeys returns ErrNotAllowed where client may store nothing under a key that it brings, and ErrNoRule where it
-// may store nothing at all.
+// CheckCustomerKeys returns ErrNotAllowed where client may store nothing under
+// a key that it brings, and ErrNoRule where it may store nothing at all.
 func (k *Keyring) CheckCustomerKeys(obj Object, client string) error {
 	r, err := k.Rule(obj, client)
 	if err != nil {
@@ -51,8 +53,9 @@ func (k *Keyring) CheckCustomerKeys(obj Object, client string) error {
 	return nil
 }
 
-// OpenForCustomer returns the DEK of a stored object that is under a customer's key. Errors: crypt.ErrCustomerKey for
-// another key, crypt.ErrEnvelope and ErrAudit.
+// OpenForCustomer returns the DEK of a stored object that is under a
+// customer's key. Errors: crypt.ErrCustomerKey for another key,
+// crypt.ErrEnvelope and ErrAudit.
 func (k *Keyring) OpenForCustomer(ctx context.Context, obj Object, wrapped, customerKey []byte) (*Lease, error) {
 	dek, err := crypt.UnwrapByCustomer(customerKey, wrapped, obj)
 	l := k.customerLease(obj, dek)

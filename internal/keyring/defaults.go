@@ -15,10 +15,13 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/atomicfile"
 )
 
-// Defaults are the keys that clients have chosen for buckets while the proxy runs (PutBucketEncryption). They are in a
-// file, which all replicas share: each looks whether it has changed before it uses it, once in a second at most.
+// Defaults are the keys that clients have chosen for buckets while the proxy
+// runs (PutBucketEncryption). They are in a file, which all replicas share:
+// each looks whether it has changed before it uses it, once in a second at
+// most.
 //
-// A file that cannot be read is an error for all that is to be written, and never taken for one without defaults.
+// A file that cannot be read is an error for all that is to be written, and
+// never taken for one without defaults.
 type Defaults struct {
 	path string
 	now  func() time.Time
@@ -42,10 +45,12 @@ const (
 	checkInterval   = time.Second
 )
 
-// ErrDefaults says that the file of the buckets' keys cannot be read or written.
+// ErrDefaults says that the file of the buckets' keys cannot be read or
+// written.
 var ErrDefaults = errors.New("keyring: the file of the buckets' default keys")
 
-// OpenDefaults returns the defaults in a file, which need not exist yet; its directory must.
+// OpenDefaults returns the defaults in a file, which need not exist yet; its
+// directory must.
 func OpenDefaults(path string, now func() time.Time) (*Defaults, error) {
 	d := &Defaults{path: path, now: now}
 	if _, err := os.Stat(filepath.Dir(path)); err != nil {
@@ -55,7 +60,8 @@ func OpenDefaults(path string, now func() time.Time) (*Defaults, error) {
 	return d, err
 }
 
-// Key returns the name of the key that was chosen for a bucket, "" if none was. A nil Defaults has none.
+// Key returns the name of the key that was chosen for a bucket, "" if none
+// was. A nil Defaults has none.
 func (d *Defaults) Key(bucket string) (string, error) {
 	if d == nil {
 		return "", nil
@@ -106,8 +112,8 @@ func (d *Defaults) read() (map[string]string, error) {
 	return file.Buckets, nil
 }
 
-// Set chooses the key for a bucket by its name; "" takes the choice back. Replicas that set at the same time wait for each
-// other.
+// Set chooses the key for a bucket by its name; "" takes the choice back.
+// Replicas that set at the same time wait for each other.
 func (d *Defaults) Set(bucket, name string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()

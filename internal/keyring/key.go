@@ -66,8 +66,9 @@ func transient(err error) bool {
 		errors.Is(err, ErrAudit) || errors.Is(err, ErrNotOpen)
 }
 
-// recordAnswer notes the result of a KMS call about a part of the key. A revoked
-// key of one object's blob may be the blob's fault, so it only asks for a probe.
+// recordAnswer notes the result of a KMS call about a part of the key. A
+// revoked key of one object's blob may be the blob's fault, so it only asks
+// for a probe.
 func (k *keyState) recordAnswer(now time.Time, p *part, op string, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -93,8 +94,9 @@ func (k *keyState) recordAnswer(now time.Time, p *part, op string, err error) {
 	}
 }
 
-// recordRevoked notes that the KMS calls a part of the key revoked. With one part, it
-// is the key; with several, a probe has to find that out. The caller holds k.mu.
+// recordRevoked notes that the KMS calls a part of the key revoked. With one
+// part, it is the key; with several, a probe has to find that out. The caller
+// holds k.mu.
 func (k *keyState) recordRevoked(now time.Time, p *part) {
 	if p.revokedSince.IsZero() {
 		p.revokedSince, p.lastUse = now, 0
@@ -112,7 +114,8 @@ func (k *keyState) requestProbe() {
 	}
 }
 
-// recordLastUse notes the last moment at which a DEK of a part was of use to a stream.
+// recordLastUse notes the last moment at which a DEK of a part was of use to a
+// stream.
 func (k *keyState) recordLastUse(p *part, at time.Time) {
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -1,11 +1,14 @@
-// Package keyring decides which KMS key protects which object, and rules the life of the data keys (DEKs).
+// Package keyring decides which KMS key protects which object, and rules the
+// life of the data keys (DEKs).
 //
-// Every DEK that leaves this package does so in a Lease, and a Lease is in force for a bounded time: until the TTL of
-// the cache is over, counted from before the KMS was asked, or until its key is purged. A stream checks its lease as
-// it goes, and has it watched, so that a stream that is stuck does not outlive it either; when the lease is over, the KMS
-// is asked again. If it says no, the stream is cut; if it cannot be reached, the stream waits for a while, and no byte
-// passes. So the time from revoking a key to the last byte of plaintext is bounded, for running transfers too: see
-// Status.Window.
+// Every DEK that leaves this package does so in a Lease, and a Lease is in
+// force for a bounded time: until the TTL of the cache is over, counted from
+// before the KMS was asked, or until its key is purged. A stream checks its
+// lease as it goes, and has it watched, so that a stream that is stuck does
+// not outlive it either; when the lease is over, the KMS is asked again. If it
+// says no, the stream is cut; if it cannot be reached, the stream waits for a
+// while, and no byte passes. So the time from revoking a key to the last byte
+// of plaintext is bounded, for running transfers too: see Status.Window.
 //
 //	keyring.go    Keyring: making, opening and rewrapping data keys
 //	rules.go      which key an object gets, and which it can be read under
@@ -41,7 +44,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-// DefaultTimeout bounds a KMS call where Config names no timeout. It leaves room for the provider's own.
+// DefaultTimeout bounds a KMS call where Config names no timeout. It leaves
+// room for the provider's own.
 const DefaultTimeout = 6 * time.Second
 
 // DefaultProbeTimeout bounds a probe of a key that names no timeout of its own.
@@ -67,7 +71,8 @@ var (
 	ErrNotOpen = errors.New("keyring: not open yet")
 	// ErrNoRule says that no rule covers the object and client. It is refused.
 	ErrNoRule = errors.New("keyring: no rule covers this object")
-	// ErrNotAllowed says that the rule for the object does not allow what the client asks for.
+	// ErrNotAllowed says that the rule for the object does not allow what the
+	// client asks for.
 	ErrNotAllowed = errors.New("keyring: not allowed by the rule for this object")
 	// ErrNotRead says that no rule for the object names the key that it is
 	// under.
@@ -80,7 +85,8 @@ var (
 	ErrUnbound = errors.New("keyring: nothing proves who has made this data key: its blob is of form 1")
 	// ErrReleased says that a lease was used after its Release.
 	ErrReleased = errors.New("keyring: lease was released")
-	// ErrChanged says that the KMS unwrapped the same blob to another DEK than before.
+	// ErrChanged says that the KMS unwrapped the same blob to another DEK than
+	// before.
 	ErrChanged = errors.New("keyring: the KMS answered with another DEK")
 )
 
@@ -89,35 +95,40 @@ type Config struct {
 	// Keys are the KMS keys. Names must be unique. Of keys with one id, the
 	// first opens what names that id; see Twins.
 	Keys []Key
-	// Rules choose the key of a new object; the first that matches wins. What no rule matches is refused. See SetRules.
+	// Rules choose the key of a new object; the first that matches wins. What
+	// no rule matches is refused. See SetRules.
 	Rules []Rule
 	// LiteralKeys says that the store takes . and .. in an object's key for
 	// nothing but themselves. False: see ErrKeyName.
 	LiteralKeys bool
 	// Cache keeps the DEKs. Required. Its clock is the keyring's.
 	Cache *dekcache.Cache
-	// RevocationProbe is how often Run asks the KMS about each key in use. 0: never; only the TTL bounds a revocation.
-	// See SetProbe.
+	// RevocationProbe is how often Run asks the KMS about each key in use. 0:
+	// never; only the TTL bounds a revocation. See SetProbe.
 	RevocationProbe time.Duration
 	// Timeout bounds each KMS call of a key that has no Timeout of its own. 0:
 	// DefaultTimeout.
 	Timeout time.Duration
-	// OutageWait is how long a stream whose lease has run out waits for a KMS that cannot be reached or throttles. No
-	// byte of it passes meanwhile. 0: it is cut at the first such answer. See SetOutageWait.
+	// OutageWait is how long a stream whose lease has run out waits for a KMS
+	// that cannot be reached or throttles. No byte of it passes meanwhile. 0:
+	// it is cut at the first such answer. See SetOutageWait.
 	OutageWait time.Duration
 	// Observer, if not nil, is told what happens.
 	Observer Observer
-	// Defaults, if not nil, are keys that were chosen for buckets, and take the place of the rules' keys.
+	// Defaults, if not nil, are keys that were chosen for buckets, and take
+	// the place of the rules' keys.
 	Defaults *Defaults
-	// Auditor, if not nil, writes down each use of a key, and keeps from being done what it cannot write down. A renewal
-	// that cannot be written down counts as one that the KMS did not answer.
+	// Auditor, if not nil, writes down each use of a key, and keeps from being
+	// done what it cannot write down. A renewal that cannot be written down
+	// counts as one that the KMS did not answer.
 	Auditor Auditor
 }
 
 // Observer is told what happens to keys. Its methods must not block.
 type Observer interface {
-	// KMSCall tells of a call to the KMS: the name of the key, one of the Op constants, how long it took, and its error.
-	// ctx has the values of the request that caused it.
+	// KMSCall tells of a call to the KMS: the name of the key, one of the Op
+	// constants, how long it took, and its error. ctx has the values of the
+	// request that caused it.
 	KMSCall(ctx context.Context, key, op string, took time.Duration, err error)
 	// Revoked tells that a probe found a key revoked, or a part of what it
 	// protects; once, until a probe finds it usable again.
@@ -134,7 +145,8 @@ type Revocation struct {
 	Purged int    // how many DEKs were purged
 }
 
-// Use is an event in the life of a DEK. Each Created and each Opened is followed by one Released.
+// Use is an event in the life of a DEK. Each Created and each Opened is
+// followed by one Released.
 type Use int
 
 // The events.
@@ -155,7 +167,8 @@ type Key struct {
 	// one opens what names its id, and whoever asks for it by that id or its
 	// name gets the successor for new objects. Empty: it has none.
 	Successor string
-	// Wrapper is the key. Nil: it could not be opened yet, and what needs it fails with Unavailable; see Provide.
+	// Wrapper is the key. Nil: it could not be opened yet, and what needs it
+	// fails with Unavailable; see Provide.
 	Wrapper     kms.Wrapper
 	Unavailable error
 	// Timeout bounds each call with all its attempts. Half the TTL does too, as
@@ -164,7 +177,8 @@ type Key struct {
 	// ProbeTimeout bounds a probe, which is one attempt: it is what the
 	// revocation window has on top of the interval. 0: DefaultProbeTimeout.
 	ProbeTimeout time.Duration
-	// Probe is the same key for the probes, past whatever makes calls through Wrapper wait in a queue. Nil: Wrapper.
+	// Probe is the same key for the probes, past whatever makes calls through
+	// Wrapper wait in a queue. Nil: Wrapper.
 	Probe kms.Wrapper
 }
 
@@ -346,13 +360,16 @@ func (k *Keyring) unopenedError() error {
 	return nil
 }
 
-// Choice is what a client asks for in place of what the rules say. The zero Choice asks for nothing.
+// Choice is what a client asks for in place of what the rules say. The zero
+// Choice asks for nothing.
 type Choice struct {
-	// KeyID is the id or the name of a configured key; "" for the one of the rule.
+	// KeyID is the id or the name of a configured key; "" for the one of the
+	// rule.
 	KeyID string
 	// Context is added to the encryption context.
 	Context map[string]string
-	// CustomerKey, 32 bytes, takes the place of a KMS key. It is used here and now, and kept nowhere.
+	// CustomerKey, 32 bytes, takes the place of a KMS key. It is used here and
+	// now, and kept nowhere.
 	CustomerKey []byte
 	// Trust has Rewrap take a data key for genuine that nothing proves to be,
 	// see Lease.Unbound: whoever asks for that vouches for the object.
@@ -366,8 +383,8 @@ type DataKey struct {
 	Wrapped []byte
 }
 
-// Create makes a new DEK for obj, which client writes. Errors: ErrNoRule, ErrUnknownKey, ErrNotAllowed, ErrAudit, and those
-// of packages kms and crypt.
+// Create makes a new DEK for obj, which client writes. Errors: ErrNoRule,
+// ErrUnknownKey, ErrNotAllowed, ErrAudit, and those of packages kms and crypt.
 func (k *Keyring) Create(ctx context.Context, obj Object, client string, want Choice) (*DataKey, error) {
 	if want.CustomerKey != nil {
 		return k.createForCustomer(ctx, obj, client, want.CustomerKey)
@@ -393,8 +410,10 @@ func (k *Keyring) Create(ctx context.Context, obj Object, client string, want Ch
 	return k.leaseNewDEK(l, mark, dek)
 }
 
-// Rewrap wraps the DEK of a lease for another object, dst, so that a stored body can be copied as it is. All else is
-// as with Create. What is unbound stays unbound, or fails with ErrUnbound where that cannot be, unless want says Trust.
+// Rewrap wraps the DEK of a lease for another object, dst, so that a stored
+// body can be copied as it is. All else is as with Create. What is unbound
+// stays unbound, or fails with ErrUnbound where that cannot be, unless want
+// says Trust.
 func (k *Keyring) Rewrap(ctx context.Context, l *Lease, dst Object, client string, want Choice) (*DataKey, error) {
 	if err := l.Check(ctx); err != nil {
 		return nil, err
@@ -436,8 +455,8 @@ func (k *Keyring) leaseNewDEK(l *Lease, mark dekcache.Mark, dek []byte) (*DataKe
 	return k.dataKeyOf(l, entry, Created)
 }
 
-// dataKeyOf is the wrapped DEK of a lease that begins with what the KMS gave. The
-// lease has joined its part.
+// dataKeyOf is the wrapped DEK of a lease that begins with what the KMS gave.
+// The lease has joined its part.
 func (k *Keyring) dataKeyOf(l *Lease, entry dekcache.Entry, use Use) (*DataKey, error) {
 	given, err := l.wrapped.Bytes()
 	if err != nil {
@@ -453,9 +472,11 @@ func (k *Keyring) dataKeyOf(l *Lease, entry dekcache.Entry, use Use) (*DataKey, 
 	return &DataKey{Lease: l, KeyID: l.service.id, Wrapped: bytes.Clone(given)}, nil // the caller may do with it as he likes
 }
 
-// Open returns the DEK of a stored object, from the cache or by the KMS. keyID and wrapped are those of its envelope.
-// Errors: ErrUnknownKey if no configured key has that id, ErrNotOpen, ErrNotRead and ErrKeyName, ErrAudit, and those of packages kms,
-// dekcache and crypt. What is under a customer's key is for OpenForCustomer.
+// Open returns the DEK of a stored object, from the cache or by the KMS. keyID
+// and wrapped are those of its envelope. Errors: ErrUnknownKey if no
+// configured key has that id, ErrNotOpen, ErrNotRead and ErrKeyName, ErrAudit,
+// and those of packages kms, dekcache and crypt. What is under a customer's
+// key is for OpenForCustomer.
 func (k *Keyring) Open(ctx context.Context, obj Object, keyID string, wrapped []byte) (*Lease, error) {
 	key, err := k.findToRead(obj, keyID)
 	if err != nil {
@@ -559,8 +580,8 @@ func (k *Keyring) fetch(ctx context.Context, l *Lease, op string) (dekcache.Entr
 	return entry, a, err
 }
 
-// call makes a KMS call about a part of a key, with the timeout, and reports it.
-// A key that a probe has found to be gone is asked about by probes only.
+// call makes a KMS call about a part of a key, with the timeout, and reports
+// it. A key that a probe has found to be gone is asked about by probes only.
 func (k *Keyring) call(ctx context.Context, key *keyState, p *part, op string, a *useTrace, run func(context.Context) error) error {
 	if err := k.refusal(ctx, key); err != nil {
 		a.cached.Store(true)
@@ -587,8 +608,9 @@ func (k *Keyring) timeout(key *keyState) time.Duration {
 
 func (k *Keyring) now() time.Time { return k.cfg.Cache.Now() }
 
-// Purge forgets all DEKs of the key of that name and ends its leases, which ask the KMS again at their next check. It
-// returns how many DEKs were cached. Error: ErrUnknownKey.
+// Purge forgets all DEKs of the key of that name and ends its leases, which
+// ask the KMS again at their next check. It returns how many DEKs were cached.
+// Error: ErrUnknownKey.
 func (k *Keyring) Purge(keyName string) (int, error) {
 	key := k.byName[keyName]
 	if key == nil {
@@ -604,7 +626,8 @@ func (k *Keyring) Purge(keyName string) (int, error) {
 // PurgeAll is Purge for every key.
 func (k *Keyring) PurgeAll() int { return k.cfg.Cache.PurgeAll() }
 
-// encryptionContext is what the KMS binds a data key to. It is part of the format.
+// encryptionContext is what the KMS binds a data key to. It is part of the
+// format.
 func encryptionContext(obj Object, w crypt.WrappedKey) kms.EncryptionContext {
 	ec := kms.EncryptionContext{"bucket": obj.Bucket}
 	if w.Salt == nil {
@@ -614,7 +637,8 @@ func encryptionContext(obj Object, w crypt.WrappedKey) kms.EncryptionContext {
 	return ec
 }
 
-// cacheID hashes all that decides what a blob unwraps to, each part after its length.
+// cacheID hashes all that decides what a blob unwraps to, each part after its
+// length.
 func cacheID(l *Lease) dekcache.ID {
 	b := make([]byte, 0, 1536) // on the stack; enough for the longest object key and the blobs of all providers
 	key := l.obj.Key

@@ -26,7 +26,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var obj = keyring.Object{Bucket: "bucket", Key: "a/b.txt"}
 
-// slow is a real key whose KMS counts, takes a second for each answer, and can be made to fail.
+// slow is a real key whose KMS counts, takes a second for each answer, and can
+// be made to fail.
 type slow struct {
 	kms.Wrapper
 	unwraps atomic.Int64
@@ -74,7 +75,8 @@ func newCache(t testing.TB, ttl time.Duration) *dekcache.Cache {
 	return c
 }
 
-// newRing has one key named "k" for all objects. change, if not nil, edits the configuration.
+// newRing has one key named "k" for all objects. change, if not nil, edits the
+// configuration.
 func newRing(t testing.TB, w kms.Wrapper, ttl time.Duration, change func(*keyring.Config)) *keyring.Keyring {
 	t.Helper()
 	cfg := keyring.Config{
@@ -140,7 +142,8 @@ func (s *seen) uses(kind keyring.Use) int {
 	return s.used[kind]
 }
 
-// run has the probes made until the test ends, or until the returned function is called.
+// run has the probes made until the test ends, or until the returned function
+// is called.
 func run(t testing.TB, k *keyring.Keyring) (stop func()) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
@@ -208,7 +211,8 @@ func TestCreateAndOpen(t *testing.T) {
 	}
 }
 
-// The cached DEK of an object must not open another, and the KMS must be asked with the object's own name.
+// The cached DEK of an object must not open another, and the KMS must be asked
+// with the object's own name.
 func TestOpenIsBoundToTheObject(t *testing.T) {
 	w, _ := newLocal(t)
 	k := newRing(t, w, time.Minute, nil)
@@ -458,7 +462,8 @@ func TestProbeExtendsNothing(t *testing.T) {
 	})
 }
 
-// The same with a KMS on the network and real time: the key is disabled while a stream runs.
+// The same with a KMS on the network and real time: the key is disabled while
+// a stream runs.
 func TestRevocationOnTheNetwork(t *testing.T) {
 	server := kmstest.StartTest(t)
 	w := server.NewKey(t, nil)

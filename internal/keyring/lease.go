@@ -20,8 +20,9 @@ const (
 	longPause  = 2 * time.Second
 )
 
-// Lease is the right to use one DEK for a bounded time. It belongs to one stream: Check may be called while another
-// goroutine reads DEK, but Release ends both.
+// Lease is the right to use one DEK for a bounded time. It belongs to one
+// stream: Check may be called while another goroutine reads DEK, but Release
+// ends both.
 type Lease struct {
 	keyring   *Keyring
 	key       *keyState
@@ -54,7 +55,8 @@ func (k *Keyring) startLease(l *Lease, entry dekcache.Entry) error {
 	return nil
 }
 
-// dekOf takes over what the KMS gave, which is the DEK or the bucket key that the DEK is derived from.
+// dekOf takes over what the KMS gave, which is the DEK or the bucket key that
+// the DEK is derived from.
 func (l *Lease) dekOf(unwrapped []byte) ([]byte, error) {
 	if l.wrapped.Salt == nil {
 		return unwrapped, nil
@@ -78,15 +80,20 @@ func (l *Lease) Unbound() bool {
 	return l.service != nil && kms.Unbound(l.wrapper(), l.wrapped.Blob)
 }
 
-// DEK returns the 32 bytes of the DEK, which belong to the lease: they are zeros after Release.
+// DEK returns the 32 bytes of the DEK, which belong to the lease: they are
+// zeros after Release.
 func (l *Lease) DEK() []byte { return l.unwrapped }
 
-// Check returns nil while the lease is in force. It is cheap then, and meant to be called once for every piece of a
-// stream, before the piece goes out. When the lease has run out or the key was purged, it asks the KMS again, once for
-// all leases of the DEK, and waits for one that cannot be reached, for Config.OutageWait at most; ctx ends the waiting
-// too. An error means that the DEK must not be used any more: the KMS said no, was out of reach for too long, or answered
-// with another DEK (ErrChanged). A renewal that cannot be audited (ErrAudit) is waited for like a KMS that is out of
-// reach: no byte passes meanwhile, and a log that cannot be written for a moment is no reason to end all transfers.
+// Check returns nil while the lease is in force. It is cheap then, and meant
+// to be called once for every piece of a stream, before the piece goes out.
+// When the lease has run out or the key was purged, it asks the KMS again,
+// once for all leases of the DEK, and waits for one that cannot be reached,
+// for Config.OutageWait at most; ctx ends the waiting too. An error means that
+// the DEK must not be used any more: the KMS said no, was out of reach for too
+// long, or answered with another DEK (ErrChanged). A renewal that cannot be
+// audited (ErrAudit) is waited for like a KMS that is out of reach: no byte
+// passes meanwhile, and a log that cannot be written for a moment is no reason
+// to end all transfers.
 func (l *Lease) Check(ctx context.Context) error {
 	a, err := l.renewIfOver(ctx)
 	if err != nil && a != nil && ctx.Err() == nil { // else the stream has ended by itself
@@ -126,8 +133,8 @@ func (l *Lease) renew(ctx context.Context) (*useTrace, error) {
 	}
 }
 
-// askAgain makes one attempt at a renewal. Attempts that fail are not written down: there are many while a KMS is out of
-// reach, and none is a use.
+// askAgain makes one attempt at a renewal. Attempts that fail are not written
+// down: there are many while a KMS is out of reach, and none is a use.
 func (l *Lease) askAgain(ctx context.Context) (*useTrace, error) {
 	entry, a, err := l.keyring.fetch(ctx, l, OpRenew)
 	if err != nil {
@@ -157,14 +164,18 @@ func (l *Lease) askAgain(ctx context.Context) (*useTrace, error) {
 	return a, nil
 }
 
-// Watch looks after a stream that may be stuck, in a client that does not take what was sent or sends nothing more: when
-// the lease cannot be renewed, it calls cut, once, and never after Release. cut must end the stream at once and drop
-// what is on its way; it must not call the lease.
+// Watch looks after a stream that may be stuck, in a client that does not take
+// what was sent or sends nothing more: when the lease cannot be renewed, it
+// calls cut, once, and never after Release. cut must end the stream at once
+// and drop what is on its way; it must not call the lease.
 //
-// What a stream has handed out may still be on its way when the lease runs out. drained reports whether all of it has
-// arrived; if it has not at the end of the TTL, and the KMS has not renewed the lease by then, the stream is cut too.
+// What a stream has handed out may still be on its way when the lease runs
+// out. drained reports whether all of it has arrived; if it has not at the end
+// of the TTL, and the KMS has not renewed the lease by then, the stream is cut
+// too.
 //
-// ctx gives the values of the request that the stream is for. Its end means nothing here.
+// ctx gives the values of the request that the stream is for. Its end means
+// nothing here.
 func (l *Lease) Watch(ctx context.Context, cut func(error), drained func() bool) {
 	if l.term.Load() == nil {
 		return
@@ -193,8 +204,9 @@ func (l *Lease) watchTerm(ctx context.Context, cut func(error), drained func() b
 // errUndrained is why a stream was cut that could have waited.
 var errUndrained = errors.New("the TTL has ended before the client took what was sent, and the lease was not renewed")
 
-// atLimit cuts the stream at the end of the TTL if it has something on its way. Where there is no time between the end of
-// a term and its limit, there was none to drain.
+// atLimit cuts the stream at the end of the TTL if it has something on its
+// way. Where there is no time between the end of a term and its limit, there
+// was none to drain.
 func (l *Lease) atLimit(ctx context.Context, term *dekcache.Term, cut func(error), drained func() bool) (stop func()) {
 	limit := term.Limit()
 	if !limit.After(term.Expires()) {
@@ -208,7 +220,8 @@ func (l *Lease) atLimit(ctx context.Context, term *dekcache.Term, cut func(error
 	return func() { timer.Stop() }
 }
 
-// cutAndAudit ends the stream, and writes it down only then: a log that hangs must not keep it going.
+// cutAndAudit ends the stream, and writes it down only then: a log that hangs
+// must not keep it going.
 func (l *Lease) cutAndAudit(ctx context.Context, cut func(error), a *useTrace, err error) {
 	if l.endStream(cut, err) {
 		l.auditCut(ctx, a, err)

@@ -118,7 +118,8 @@ func TestAStuckStreamIsCut(t *testing.T) {
 	})
 }
 
-// A policy can deny the key for some objects only: each DEK is asked about, and only those streams are cut.
+// A policy can deny the key for some objects only: each DEK is asked about,
+// and only those streams are cut.
 func TestDeniedForSomeObjects(t *testing.T) {
 	w, _ := newLocal(t)
 	kmstest.Bubble(t, func(t *testing.T) {
@@ -160,7 +161,8 @@ func (c *choosy) Unwrap(ctx context.Context, wrapped []byte, ec kms.EncryptionCo
 	return c.Wrapper.Unwrap(ctx, wrapped, ec)
 }
 
-// The end of the TTL is the end of what is on its way too, if the KMS does not answer.
+// The end of the TTL is the end of what is on its way too, if the KMS does not
+// answer.
 func TestUndrainedStreamsAreCutAtTheTTL(t *testing.T) {
 	w, _ := newLocal(t)
 	kmstest.Bubble(t, func(t *testing.T) {

@@ -19,12 +19,13 @@ import (
 // part in use is probed with a blob of its own, and purged by itself.
 
 const (
-	// maxParts bounds the parts of a key that are probed by themselves: each costs
-	// a KMS call at each probe. What is in use beyond is the rest, of which a probe
-	// sees only the newest blob, and whose revocation window is the TTL.
+	// maxParts bounds the parts of a key that are probed by themselves: each
+	// costs a KMS call at each probe. What is in use beyond is the rest, of
+	// which a probe sees only the newest blob, and whose revocation window is
+	// the TTL.
 	maxParts = 32
-	// minScanInterval is the least time between two searches for a part that is not in
-	// use any more, when all are taken.
+	// minScanInterval is the least time between two searches for a part that
+	// is not in use any more, when all are taken.
 	minScanInterval = time.Second
 )
 
@@ -116,8 +117,8 @@ func contextText(w crypt.WrappedKey) string {
 	return string(b)
 }
 
-// joinPart makes the lease one of its part's uses, until leavePart. The part is not
-// given away meanwhile.
+// joinPart makes the lease one of its part's uses, until leavePart. The part
+// is not given away meanwhile.
 func (k *Keyring) joinPart(l *Lease) {
 	a, known := k.aspectOf(l)
 	key := l.key

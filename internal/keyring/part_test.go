@@ -39,8 +39,8 @@ func untilCut(t testing.TB, l *keyring.Lease, atMost time.Duration) error {
 	}
 }
 
-// TestEachVersionIsProbed takes an older version of the key away, at each kind of
-// KMS that can. The TTL is an hour, so that only a probe can have seen it.
+// TestEachVersionIsProbed takes an older version of the key away, at each kind
+// of KMS that can. The TTL is an hour, so that only a probe can have seen it.
 func TestEachVersionIsProbed(t *testing.T) {
 	for name, open := range map[string]func(t *testing.T) (w kms.Wrapper, rotate, takeFirst func()){
 		"local": func(t *testing.T) (kms.Wrapper, func(), func()) {
@@ -125,8 +125,8 @@ func policyOn(operator, name, value string) string {
 		 "Condition":{%q:{"kms:EncryptionContext:%s":%q}}}]}`, allow, operator, name, value)
 }
 
-// TestPolicyOnTheContextIsProbed denies a part of what the key protects. The TTL
-// is an hour, so that only a probe can have seen it.
+// TestPolicyOnTheContextIsProbed denies a part of what the key protects. The
+// TTL is an hour, so that only a probe can have seen it.
 func TestPolicyOnTheContextIsProbed(t *testing.T) {
 	for _, c := range []struct{ name, operator, context, value string }{
 		{"a bucket", "StringEquals", "bucket", "taken"},
@@ -236,8 +236,8 @@ func TestMorePartsThanAreProbed(t *testing.T) {
 	}
 }
 
-// TestPartsThatAreNotInUseMakeRoom: a part that came later is probed with a blob
-// of its own, in the place of one that is not in use any more.
+// TestPartsThatAreNotInUseMakeRoom: a part that came later is probed with a
+// blob of its own, in the place of one that is not in use any more.
 func TestPartsThatAreNotInUseMakeRoom(t *testing.T) {
 	w, _ := newLocal(t)
 	kmstest.Bubble(t, func(t *testing.T) {

@@ -13,11 +13,12 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-// minProbeInterval is the least time between two probes of a key, however often they
-// are asked for.
+// minProbeInterval is the least time between two probes of a key, however
+// often they are asked for.
 const minProbeInterval = time.Second
 
-// SetProbe changes how often the KMS is asked about each key in use; 0 is never.
+// SetProbe changes how often the KMS is asked about each key in use; 0 is
+// never.
 func (k *Keyring) SetProbe(interval time.Duration) {
 	k.probe.Store(int64(interval))
 	for _, key := range k.keys {
@@ -31,14 +32,14 @@ func (k *Keyring) SetProbe(interval time.Duration) {
 // SetOutageWait changes Config.OutageWait, for leases that run out from now on.
 func (k *Keyring) SetOutageWait(d time.Duration) { k.outageWait.Store(int64(d)) }
 
-// Run asks the KMS about each key in use, every RevocationProbe, until ctx ends; and at once when a KMS has called a key
-// revoked. In use is a key that has DEKs in the cache or leases out. It asks by
-// unwrapping blobs that unwrapped before, the only question that grants and
-// policies have a say in: one for each part of what the key protects that the KMS
-// could refuse by itself. An answer that it is revoked purges the DEKs of the
-// part, or of the key, so that leases ask again. No other answer has an effect:
-// an unreachable KMS is not a revoked key, and keeps nothing alive past its TTL
-// either.
+// Run asks the KMS about each key in use, every RevocationProbe, until ctx
+// ends; and at once when a KMS has called a key revoked. In use is a key that
+// has DEKs in the cache or leases out. It asks by unwrapping blobs that
+// unwrapped before, the only question that grants and policies have a say in:
+// one for each part of what the key protects that the KMS could refuse by
+// itself. An answer that it is revoked purges the DEKs of the part, or of the
+// key, so that leases ask again. No other answer has an effect: an unreachable
+// KMS is not a revoked key, and keeps nothing alive past its TTL either.
 //
 // Run must not run twice at a time. It returns when its last probe has.
 func (k *Keyring) Run(ctx context.Context) {
@@ -104,8 +105,8 @@ type probeResult struct {
 	purged int
 }
 
-// probeKey asks about all parts of a key at the same time, so that none is asked
-// about later than its interval.
+// probeKey asks about all parts of a key at the same time, so that none is
+// asked about later than its interval.
 func (k *Keyring) probeKey(ctx context.Context, key *keyState) {
 	defer key.beginProbe()()
 	service, recent := key.kms.Load(), key.newestSample.Load()
@@ -231,8 +232,9 @@ func (k *Keyring) probeTimeout(key *keyState) time.Duration {
 	return timeout
 }
 
-// stillWraps reports whether a key makes new DEKs though it does not unwrap an old one: then only the version is gone that
-// the old one is under, and probes ask about the new one from now on.
+// stillWraps reports whether a key makes new DEKs though it does not unwrap an
+// old one: then only the version is gone that the old one is under, and probes
+// ask about the new one from now on.
 func (k *Keyring) stillWraps(ctx context.Context, key *keyState, service *service) bool {
 	err := k.ask(ctx, key, key.rest, OpProbe, k.probeTimeout(key), func(ctx context.Context) error {
 		wrapped, ec, err := kms.RoundTrip(ctx, service.probe)
@@ -249,9 +251,9 @@ func isDenied(err error) bool {
 	return errors.As(err, &failure) && failure.Kind == kms.Denied
 }
 
-// recordProbe notes what a probe has found of the key as a whole, and reports whether
-// the one before had found the opposite. gone, if not nil, stands for all
-// objects until the next probe.
+// recordProbe notes what a probe has found of the key as a whole, and reports
+// whether the one before had found the opposite. gone, if not nil, stands for
+// all objects until the next probe.
 func (k *keyState) recordProbe(results []probeResult, revoked bool, gone error, now time.Time) (changed bool) { //nolint:revive // what was found, not what to do
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -275,7 +277,8 @@ func (k *keyState) recordProbe(results []probeResult, revoked bool, gone error, 
 	return changed
 }
 
-// recordPartProbe is recordProbe for a part, of a key that is not revoked as a whole.
+// recordPartProbe is recordProbe for a part, of a key that is not revoked as a
+// whole.
 func (k *keyState) recordPartProbe(p *part, err error) (changed bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -315,9 +318,9 @@ func IsRemembered(err error) bool {
 	return errors.As(err, &r)
 }
 
-// refusal returns why a key cannot be used, by the last probe. If that is not of
-// this moment, it has the next probe made at once, and waits for it: a key that
-// was given back works with the first request.
+// refusal returns why a key cannot be used, by the last probe. If that is not
+// of this moment, it has the next probe made at once, and waits for it: a key
+// that was given back works with the first request.
 func (k *Keyring) refusal(ctx context.Context, key *keyState) error {
 	at, gone := key.refusal()
 	if gone == nil {
@@ -354,8 +357,8 @@ func (k *keyState) awaitProbe(ctx context.Context, atMost time.Duration) {
 	}
 }
 
-// randomPhase is how long before the start the first interval of a key begins: keys
-// are not to be asked about all at the same time.
+// randomPhase is how long before the start the first interval of a key begins:
+// keys are not to be asked about all at the same time.
 func (k *Keyring) randomPhase() time.Duration {
 	interval := k.probe.Load()
 	if interval <= 0 {

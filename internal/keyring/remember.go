@@ -13,7 +13,8 @@ const (
 )
 
 // RememberFor returns for how long the error of a KMS stands, in which the KMS
-// is not asked again for the same DEK. It is meant for dekcache.Config.Remember.
+// is not asked again for the same DEK. It is meant for
+// dekcache.Config.Remember.
 func RememberFor(err error) time.Duration {
 	switch {
 	case IsRemembered(err):

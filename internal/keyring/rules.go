@@ -14,7 +14,8 @@ import (
 
 // Rule chooses the key for objects. An empty list matches everything.
 type Rule struct {
-	// Buckets are bucket names; '*' stands for any run of characters, also none.
+	// Buckets are bucket names; '*' stands for any run of characters, also
+	// none.
 	Buckets []string
 	// Prefixes are what object keys begin with, as they are.
 	Prefixes []string
@@ -29,11 +30,13 @@ type Rule struct {
 	// the same form: what is there can be read, and nothing new is put under
 	// them. For all clients; see Open.
 	ReadKeys []string
-	// RefuseCustomerKeys keeps clients from storing objects under keys of their own (SSE-C). What is stored can be read.
+	// RefuseCustomerKeys keeps clients from storing objects under keys of
+	// their own (SSE-C). What is stored can be read.
 	RefuseCustomerKeys bool
 	// Reuse, if not nil, lets objects share what the KMS is asked for.
 	Reuse *Reuse
-	// AllowPlaintext lets objects be read that were never sealed, for buckets in migration.
+	// AllowPlaintext lets objects be read that were never sealed, for buckets
+	// in migration.
 	AllowPlaintext bool
 }
 
@@ -51,7 +54,8 @@ func (k *Keyring) Rule(obj Object, client string) (Rule, error) {
 	return Rule{}, fmt.Errorf("%w: bucket %q, client %q", ErrNoRule, obj.Bucket, client)
 }
 
-// AllowPlaintext reports whether obj may be read by client though it was never sealed. Without a rule it may not.
+// AllowPlaintext reports whether obj may be read by client though it was never
+// sealed. Without a rule it may not.
 func (k *Keyring) AllowPlaintext(obj Object, client string) bool {
 	r, err := k.Rule(obj, client)
 	return err == nil && r.AllowPlaintext
@@ -77,8 +81,9 @@ func (k *Keyring) SetRules(rules []Rule) error {
 	return nil
 }
 
-// KeyID returns the id of the KMS key that Create would seal obj with. Errors: ErrNoRule, ErrUnknownKey, ErrNotAllowed, and
-// that of a key that is unavailable.
+// KeyID returns the id of the KMS key that Create would seal obj with. Errors:
+// ErrNoRule, ErrUnknownKey, ErrNotAllowed, and that of a key that is
+// unavailable.
 func (k *Keyring) KeyID(obj Object, client, requestedKeyID string) (string, error) {
 	_, _, service, err := k.keyFor(obj, client, requestedKeyID)
 	if err != nil {
@@ -95,8 +100,10 @@ func (k *Keyring) Unbound(keyID string, wrapped []byte) bool {
 	return key != nil && err == nil && kms.Unbound(key.kms.Load().wrapper, parsed.Blob)
 }
 
-// SetDefault chooses the key for new objects in a bucket, by its id or name; "" takes the choice back. It must be one that the
-// client could ask for with each object. Errors: as KeyID, and ErrDefaults, also where there is no file for it.
+// SetDefault chooses the key for new objects in a bucket, by its id or name;
+// "" takes the choice back. It must be one that the client could ask for with
+// each object. Errors: as KeyID, and ErrDefaults, also where there is no file
+// for it.
 func (k *Keyring) SetDefault(bucket, client, requestedKeyID string) error {
 	if k.cfg.Defaults == nil {
 		return fmt.Errorf("%w: none is configured", ErrDefaults)
@@ -115,8 +122,8 @@ func (k *Keyring) SetDefault(bucket, client, requestedKeyID string) error {
 // HasDefaults reports whether SetDefault has a file to write to.
 func (k *Keyring) HasDefaults() bool { return k.cfg.Defaults != nil }
 
-// keyFor returns the key to seal obj with. A client can ask for another key than the rule's, but not write where no
-// rule lets it.
+// keyFor returns the key to seal obj with. A client can ask for another key
+// than the rule's, but not write where no rule lets it.
 func (k *Keyring) keyFor(obj Object, client, requested string) (Rule, *keyState, *service, error) {
 	r, err := k.Rule(obj, client)
 	if err != nil {

@@ -27,30 +27,33 @@ type Status struct {
 	Provider string
 	ID       string // in the KMS; "" while it is unopened
 	State    State
-	// Answered is when the KMS last answered, whatever it said; zero for never. Outcome is that answer's error, or why
-	// the key is unopened; nil for a good one.
+	// Answered is when the KMS last answered, whatever it said; zero for
+	// never. Outcome is that answer's error, or why the key is unopened; nil
+	// for a good one.
 	Answered time.Time
 	Outcome  error
-	// DEKs is how many are in the cache; OldestAge is since the KMS was asked for the oldest of them. Leases is how many
-	// streams use one.
+	// DEKs is how many are in the cache; OldestAge is since the KMS was asked
+	// for the oldest of them. Leases is how many streams use one.
 	DEKs      int
 	OldestAge time.Duration
 	Leases    int
-	// Parts is how many parts of what the key protects are in use, and probed by
-	// themselves: by version of the key, bucket, prefix of the rule, and what
-	// clients have added to the encryption context. PartsRevoked is how many of
-	// them the KMS refuses. Unprobed is whether more are in use than are probed.
+	// Parts is how many parts of what the key protects are in use, and probed
+	// by themselves: by version of the key, bucket, prefix of the rule, and
+	// what clients have added to the encryption context. PartsRevoked is how
+	// many of them the KMS refuses. Unprobed is whether more are in use than
+	// are probed.
 	Parts, PartsRevoked int
 	Unprobed            bool
-	// Window is the longest time from the moment at which the KMS begins to refuse
-	// the key, or a part, to the last moment at which a byte passes: by the probe
-	// while that is on, answered, and asks about all parts in use; else by the TTL.
-	// A KMS itself may take a while to begin: AWS calls its key states eventually
-	// consistent. A policy that denies some objects of a part is not seen by a
-	// probe that asks about another one, and then it is the TTL.
+	// Window is the longest time from the moment at which the KMS begins to
+	// refuse the key, or a part, to the last moment at which a byte passes: by
+	// the probe while that is on, answered, and asks about all parts in use;
+	// else by the TTL. A KMS itself may take a while to begin: AWS calls its
+	// key states eventually consistent. A policy that denies some objects of a
+	// part is not seen by a probe that asks about another one, and then it is
+	// the TTL.
 	Window time.Duration
-	// RevokedSince is when the KMS first called the key revoked, zero if it does not; and LastUse how long after that a
-	// byte last passed under it.
+	// RevokedSince is when the KMS first called the key revoked, zero if it
+	// does not; and LastUse how long after that a byte last passed under it.
 	RevokedSince time.Time
 	LastUse      time.Duration
 }
@@ -113,7 +116,8 @@ func (k *keyState) probesAtOnce() int {
 	return max(1, k.probedBlobs)
 }
 
-// answersProbes reports whether the last probe had an answer; before the first one it is taken for granted.
+// answersProbes reports whether the last probe had an answer; before the first
+// one it is taken for granted.
 func (k *keyState) answersProbes() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -140,7 +144,8 @@ func (k *Keyring) windowOf(key *keyState, ttl time.Duration) time.Duration {
 	return min(ttl, interval+k.probeTimeout(key))
 }
 
-// ProbesPerSecond returns how many calls the probes make in a second, over all keys that are in use.
+// ProbesPerSecond returns how many calls the probes make in a second, over all
+// keys that are in use.
 func (k *Keyring) ProbesPerSecond() (n float64) {
 	interval := time.Duration(k.probe.Load())
 	if interval <= 0 {
@@ -160,7 +165,8 @@ func (k *Keyring) Unopened(name string) bool {
 	return key != nil && key.kms.Load() == nil
 }
 
-// Try makes a round trip with the key of that name, through the KMS, and returns what is wrong with it.
+// Try makes a round trip with the key of that name, through the KMS, and
+// returns what is wrong with it.
 func (k *Keyring) Try(ctx context.Context, name string) error {
 	key := k.byName[name]
 	if key == nil {

@@ -171,7 +171,8 @@ func TestABlobThatIsRefusedAloneRevokesNothing(t *testing.T) {
 	})
 }
 
-// versioned is a key of which one version can be disabled: it goes by the blobs that were made before.
+// versioned is a key of which one version can be disabled: it goes by the
+// blobs that were made before.
 type versioned struct {
 	kms.Wrapper
 	mu       sync.Mutex
@@ -206,7 +207,8 @@ func (v *versioned) rotateAndDisable() {
 	}
 }
 
-// A version that is disabled takes its objects with it and no others, though the probe was asking about one of its own.
+// A version that is disabled takes its objects with it and no others, though
+// the probe was asking about one of its own.
 func TestADisabledVersionIsNotTheKey(t *testing.T) {
 	w, _ := newLocal(t)
 	kmstest.Bubble(t, func(t *testing.T) {

@@ -29,29 +29,35 @@ const (
 	DefaultAWSMaxAttempts = 3
 )
 
-// awsDialTimeout leaves time for a second attempt within DefaultAWSTimeout when an address does not answer.
+// awsDialTimeout leaves time for a second attempt within DefaultAWSTimeout
+// when an address does not answer.
 const awsDialTimeout = 2 * time.Second
 
 // AWSConfig configures the provider "aws-kms".
 type AWSConfig struct {
-	// KeyID is a key ARN, a key id, an alias ARN, or "alias/name". Required. Give the key ARN in production: it alone
-	// needs no DescribeKey permission and no KMS at start.
+	// KeyID is a key ARN, a key id, an alias ARN, or "alias/name". Required.
+	// Give the key ARN in production: it alone needs no DescribeKey permission
+	// and no KMS at start.
 	KeyID string
-	// Region of the key, such as eu-central-1. Empty: the one in KeyID, else that of the environment.
+	// Region of the key, such as eu-central-1. Empty: the one in KeyID, else
+	// that of the environment.
 	Region string
-	// Endpoint is the URL of another server that speaks the AWS KMS API, or of a VPC endpoint. Empty: AWS.
+	// Endpoint is the URL of another server that speaks the AWS KMS API, or of
+	// a VPC endpoint. Empty: AWS.
 	Endpoint string
 	// RoleARN is a role to assume for every call. Empty: none.
 	RoleARN string
-	// ExternalID goes with RoleARN where the role's trust policy asks for one. Empty: none.
+	// ExternalID goes with RoleARN where the role's trust policy asks for one.
+	// Empty: none.
 	ExternalID string
 	// FIPS uses the FIPS endpoint of the region. It goes with no Endpoint.
 	FIPS bool
 	// Credentials sign the calls, those of AssumeRole included. Nil: the SDK's
 	// default chain, whose files are read again when they change.
 	Credentials aws.CredentialsProvider
-	// HTTPClient sends the calls. Nil: one with HTTP keep-alive and proxy settings from the environment. A plain
-	// *http.Client makes the SDK fail where AWS_CA_BUNDLE is set; give it an awshttp.BuildableClient.
+	// HTTPClient sends the calls. Nil: one with HTTP keep-alive and proxy
+	// settings from the environment. A plain *http.Client makes the SDK fail
+	// where AWS_CA_BUNDLE is set; give it an awshttp.BuildableClient.
 	HTTPClient aws.HTTPClient
 	// CAFile is a file of PEM certificates that sign those of the KMS and of
 	// STS, where RoleARN is to be assumed. It is read again when it changes.
@@ -64,7 +70,8 @@ type AWSConfig struct {
 	// around this Wrapper needs it. Credentials have a time of their own, for
 	// which a call waits until its context ends. 0: DefaultAWSTimeout.
 	Timeout time.Duration
-	// MaxAttempts counts the first attempt too. 1 within Retry, where more would multiply. 0: DefaultAWSMaxAttempts.
+	// MaxAttempts counts the first attempt too. 1 within Retry, where more
+	// would multiply. 0: DefaultAWSMaxAttempts.
 	MaxAttempts int
 }
 
@@ -86,7 +93,8 @@ type AWS struct {
 	timeout time.Duration
 }
 
-// NewAWS returns the key that cfg names. It calls the KMS only if KeyID is not a key ARN.
+// NewAWS returns the key that cfg names. It calls the KMS only if KeyID is not
+// a key ARN.
 func NewAWS(ctx context.Context, cfg AWSConfig) (*AWS, error) {
 	region, isKeyARN, err := parseAWSKeyID(cfg.KeyID, cfg.Region)
 	if err != nil {
@@ -120,7 +128,8 @@ func NewAWS(ctx context.Context, cfg AWSConfig) (*AWS, error) {
 // KeyID is the key's ARN.
 func (a *AWS) KeyID() string { return a.keyARN }
 
-// Wrap implements Wrapper by https://docs.aws.amazon.com/kms/latest/APIReference/API_Encrypt.html.
+// Wrap implements Wrapper by
+// https://docs.aws.amazon.com/kms/latest/APIReference/API_Encrypt.html.
 func (a *AWS) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]byte, error) {
 	if err := checkWrap(ctx, a.keyARN, dek, ec); err != nil {
 		return nil, err
@@ -143,13 +152,16 @@ func (a *AWS) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]byt
 	return out.CiphertextBlob, nil
 }
 
-// Unwrap implements Wrapper by https://docs.aws.amazon.com/kms/latest/APIReference/API_Decrypt.html. The key is
-// named in the request, so that AWS refuses a blob of any other key, though it could have opened it.
+// Unwrap implements Wrapper by
+// https://docs.aws.amazon.com/kms/latest/APIReference/API_Decrypt.html. The
+// key is named in the request, so that AWS refuses a blob of any other key,
+// though it could have opened it.
 func (a *AWS) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext) ([]byte, error) {
 	if err := checkCall(ctx, "unwrap", a.keyARN, ec); err != nil {
 		return nil, err
 	}
-	// The service model's limits on CiphertextBlob. What is outside them never came from this KMS.
+	// The service model's limits on CiphertextBlob. What is outside them never
+	// came from this KMS.
 	if len(wrapped) < 1 || len(wrapped) > 6144 {
 		err := fmt.Errorf("a blob of %d bytes", len(wrapped))
 		return nil, &Error{Kind: InvalidCiphertext, Op: "unwrap", KeyID: a.keyARN, Err: err}
@@ -173,7 +185,8 @@ func (a *AWS) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext) 
 	return out.Plaintext, nil
 }
 
-// Generate implements Generator by https://docs.aws.amazon.com/kms/latest/APIReference/API_GenerateDataKey.html.
+// Generate implements Generator by
+// https://docs.aws.amazon.com/kms/latest/APIReference/API_GenerateDataKey.html.
 func (a *AWS) Generate(ctx context.Context, ec EncryptionContext) (dek, wrapped []byte, err error) {
 	if err := checkCall(ctx, "generate", a.keyARN, ec); err != nil {
 		return nil, nil, err
@@ -207,7 +220,8 @@ func (a *AWS) begin(ctx context.Context, op string) (context.Context, context.Ca
 	return call, cancel, nil
 }
 
-// traceAWS reports the request id of an answer, which is the requestID of CloudTrail.
+// traceAWS reports the request id of an answer, which is the requestID of
+// CloudTrail.
 func traceAWS(ctx context.Context, answer middleware.Metadata) {
 	id, _ := awsmiddleware.GetRequestIDMetadata(answer)
 	traceRequest(ctx, id)
@@ -261,7 +275,8 @@ func (a *AWS) describe(ctx context.Context, op, key string) (*types.KeyMetadata,
 	return out.KeyMetadata, nil
 }
 
-// parseAWSKeyID returns the key's region, "" if nothing names one, and whether id is the ARN of a key.
+// parseAWSKeyID returns the key's region, "" if nothing names one, and whether
+// id is the ARN of a key.
 func parseAWSKeyID(id, region string) (_ string, isKeyARN bool, _ error) {
 	if id == "" {
 		return "", false, errors.New("no key id")
@@ -398,7 +413,8 @@ func awsClients(cfg AWSConfig) (client, own aws.HTTPClient, _ error) {
 	}, nil
 }
 
-// newAWSClient keeps more idle connections than the SDK's 10 a host: each PUT is one call, and they come in bursts.
+// newAWSClient keeps more idle connections than the SDK's 10 a host: each PUT
+// is one call, and they come in bursts.
 func newAWSClient() *awshttp.BuildableClient {
 	return awshttp.NewBuildableClient().
 		WithDialerOptions(func(d *net.Dialer) { d.Timeout = awsDialTimeout }).

@@ -75,8 +75,9 @@ func TestAWSContractOnMoto(t *testing.T) {
 	}
 }
 
-// motoGaps is where moto answers otherwise than AWS: AccessDeniedException where AWS has IncorrectKeyException or
-// InvalidCiphertextException. It does refuse.
+// motoGaps is where moto answers otherwise than AWS: AccessDeniedException
+// where AWS has IncorrectKeyException or InvalidCiphertextException. It does
+// refuse.
 var motoGaps = map[string]string{
 	"wrong key":     "moto says AccessDeniedException; that it refuses is tested apart",
 	"foreign blobs": "moto says AccessDeniedException; that it refuses is tested apart",
@@ -314,7 +315,8 @@ func TestAWSConfigsThatAreRefused(t *testing.T) {
 	}
 }
 
-// A broken or hostile server that quotes requests and answers must not get a DEK into an error.
+// A broken or hostile server that quotes requests and answers must not get a
+// DEK into an error.
 func TestAWSErrorsHoldNoKeys(t *testing.T) {
 	dek := kmstest.NewDEK()
 	encoded := base64.StdEncoding.EncodeToString(dek)
@@ -466,7 +468,8 @@ func TestAWSClockSkew(t *testing.T) {
 	}
 }
 
-// Environments with a CA bundle of their own are common; the SDK then wants an HTTP client it can configure.
+// Environments with a CA bundle of their own are common; the SDK then wants an
+// HTTP client it can configure.
 func TestAWSWithCABundle(t *testing.T) {
 	bundle := t.TempDir() + "/ca.pem"
 	https := httptest.NewTLSServer(nil)

@@ -23,17 +23,21 @@ import (
 // awsInvalidState stands for many states; see (*AWS).stateKind.
 const awsInvalidState = "KMSInvalidStateException"
 
-// awsKinds maps the error names of AWS KMS, and of AWS STS where a role is assumed. Names, not HTTP codes: AWS answers
-// 400 to nearly all of them. Sources: the errors of each operation in
+// awsKinds maps the error names of AWS KMS, and of AWS STS where a role is
+// assumed. Names, not HTTP codes: AWS answers 400 to nearly all of them.
+// Sources: the errors of each operation in
 // https://docs.aws.amazon.com/kms/latest/APIReference/API_Decrypt.html and
-// https://docs.aws.amazon.com/kms/latest/APIReference/CommonErrors.html, and of
+// https://docs.aws.amazon.com/kms/latest/APIReference/CommonErrors.html, and
+// of
 // https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRoleWithWebIdentity.html.
-// What is not here is Unreachable: a name that nobody knows is no evidence of anything.
+// What is not here is Unreachable: a name that nobody knows is no evidence of
+// anything.
 var awsKinds = map[string]Kind{
 	"DisabledException": Disabled,
 	"NotFoundException": NotFound,
 
-	// The caller's rights were taken away, by key policy or with the caller itself.
+	// The caller's rights were taken away, by key policy or with the caller
+	// itself.
 	"AccessDeniedException":       Denied,
 	"AccessDenied":                Denied, // STS
 	"NotAuthorized":               Denied,
@@ -101,8 +105,9 @@ const awsBadSignature = "InvalidSignatureException"
 // from its own clock.
 var awsSkews = []string{"Signature expired", "Signature not yet current"}
 
-// fail turns an error of the SDK into an *Error. The SDK's error is not kept: it can hold the answer's bytes, and the
-// answer to GenerateDataKey holds a DEK. ctx is the caller's, without our timeout.
+// fail turns an error of the SDK into an *Error. The SDK's error is not kept:
+// it can hold the answer's bytes, and the answer to GenerateDataKey holds a
+// DEK. ctx is the caller's, without our timeout.
 func (a *AWS) fail(ctx context.Context, op string, err error) *Error {
 	e := &Error{Op: op, KeyID: a.keyARN}
 	var (
@@ -212,10 +217,12 @@ func addAWSEvidence(stack *middleware.Stack) error {
 	return stack.Deserialize.Add(awsEvidence{}, middleware.After)
 }
 
-// stateKind asks for the key's state, because KMSInvalidStateException does not say which state was wrong, except in
-// its text (https://docs.aws.amazon.com/kms/latest/developerguide/key-state.html). If the state may not be asked for, the
-// answer stands as what it most often is: a key on its way out. If it cannot be had just now, nothing is known yet: the
-// trouble may be that of a key store, and the next call asks again.
+// stateKind asks for the key's state, because KMSInvalidStateException does
+// not say which state was wrong, except in its text
+// (https://docs.aws.amazon.com/kms/latest/developerguide/key-state.html). If
+// the state may not be asked for, the answer stands as what it most often is:
+// a key on its way out. If it cannot be had just now, nothing is known yet:
+// the trouble may be that of a key store, and the next call asks again.
 func (a *AWS) stateKind(ctx context.Context) Kind {
 	call, cancel := context.WithTimeout(ctx, a.timeout)
 	defer cancel()
@@ -232,10 +239,12 @@ func (a *AWS) stateKind(ctx context.Context) Kind {
 func awsStateKind(state types.KeyState) Kind {
 	switch state {
 	case types.KeyStatePendingImport, types.KeyStateUnavailable, types.KeyStateDisabled:
-		// The customer took out the imported material, or disconnected the key store.
+		// The customer took out the imported material, or disconnected the key
+		// store.
 		return Disabled
 	case types.KeyStateEnabled, types.KeyStateCreating, types.KeyStateUpdating:
-		// Either it passed, or the key store behind the key has a trouble of its own.
+		// Either it passed, or the key store behind the key has a trouble of
+		// its own.
 		return Unreachable
 	default:
 		return PendingDeletion

@@ -33,18 +33,22 @@ const (
 	AzureA256KW     = "A256KW"       // 256-bit symmetric keys of a Managed HSM
 )
 
-// azureProof is how long an unwrap proves that the key is in force; see (*Azure).prove.
+// azureProof is how long an unwrap proves that the key is in force; see
+// (*Azure).prove.
 const azureProof = 5 * time.Second
 
 // AzureConfig configures the provider "azure-keyvault".
 type AzureConfig struct {
-	// KeyID is the identifier of a key without its version, "https://NAME.vault.azure.net/keys/KEY", or of a Managed HSM,
+	// KeyID is the identifier of a key without its version,
+	// "https://NAME.vault.azure.net/keys/KEY", or of a Managed HSM,
 	// "https://NAME.managedhsm.azure.net/keys/KEY". Required.
 	KeyID string
-	// Algorithm is AzureRSAOAEP256 or AzureA256KW, as the key is. Empty: AzureRSAOAEP256.
+	// Algorithm is AzureRSAOAEP256 or AzureA256KW, as the key is. Empty:
+	// AzureRSAOAEP256.
 	Algorithm string
-	// EnvelopeID is the key's id in the envelopes of objects, printable ASCII. Empty: KeyID in lower case. Give the old
-	// one where a key was restored into another vault, which keeps its versions; never change it otherwise.
+	// EnvelopeID is the key's id in the envelopes of objects, printable ASCII.
+	// Empty: KeyID in lower case. Give the old one where a key was restored
+	// into another vault, which keeps its versions; never change it otherwise.
 	EnvelopeID string
 	// Bindings bind blobs of an RSA key to secrets that only the vault can
 	// unwrap, as Bind makes them. Without, whoever has the public key can make
@@ -65,10 +69,12 @@ type AzureConfig struct {
 	CAFile string
 	// Report, if not nil, is told of files that were read again.
 	Report Report
-	// Transport sends the calls. Nil: an HTTP client with keep-alive and proxy settings from the environment.
+	// Transport sends the calls. Nil: an HTTP client with keep-alive and proxy
+	// settings from the environment.
 	Transport policy.Transporter
-	// AnyChallenge sends tokens also to a server whose name does not end as the resource in its challenge does. For
-	// servers that are not Azure's only: it is what keeps tokens from a server that is not the vault.
+	// AnyChallenge sends tokens also to a server whose name does not end as
+	// the resource in its challenge does. For servers that are not Azure's
+	// only: it is what keeps tokens from a server that is not the vault.
 	AnyChallenge bool
 	// Timeout bounds one request with all its attempts. A token has 30 seconds
 	// of its own, for which a call waits until its context ends. 0:
@@ -78,15 +84,19 @@ type AzureConfig struct {
 	MaxAttempts int
 }
 
-// Azure is the provider "azure-keyvault": a key of Azure Key Vault or of a Managed HSM.
+// Azure is the provider "azure-keyvault": a key of Azure Key Vault or of a
+// Managed HSM.
 //
-// The operations wrapKey and unwrapKey take no associated data. So the key in Azure wraps a random key-encryption key
-// made for this one blob, and that one encrypts the DEK, with AES-256-GCM and the encryption context as associated data.
-// The binding to the context is therefore ours and not the KMS's: Azure's logs know nothing of buckets and keys, and
-// no policy there can depend on them. It costs no further call.
+// The operations wrapKey and unwrapKey take no associated data. So the key in
+// Azure wraps a random key-encryption key made for this one blob, and that one
+// encrypts the DEK, with AES-256-GCM and the encryption context as associated
+// data. The binding to the context is therefore ours and not the KMS's:
+// Azure's logs know nothing of buckets and keys, and no policy there can
+// depend on them. It costs no further call.
 //
-// The version of the key is kept in the blob, because unwrapKey has to be told: after a rotation, new blobs are of the
-// new version and old ones still open while their version is enabled.
+// The version of the key is kept in the blob, because unwrapKey has to be
+// told: after a rotation, new blobs are of the new version and old ones still
+// open while their version is enabled.
 type Azure struct {
 	client    *azkeys.Client
 	transport policy.Transporter
@@ -104,7 +114,8 @@ type Azure struct {
 
 var azureNameForm = regexp.MustCompile(`^[0-9a-zA-Z-]{1,127}$`)
 
-// NewAzure returns the key that cfg names. It calls nobody. It refuses a key whose blobs envelopes could not hold.
+// NewAzure returns the key that cfg names. It calls nobody. It refuses a key
+// whose blobs envelopes could not hold.
 func NewAzure(cfg AzureConfig) (*Azure, error) {
 	a := &Azure{id: cfg.EnvelopeID, timeout: cfg.Timeout}
 	if a.timeout <= 0 {
@@ -163,8 +174,8 @@ func (a *Azure) open(cfg AzureConfig) error {
 	return err
 }
 
-// setBindings reads what decides which form of blobs is made and opened. longest is
-// the size of the longest wrapped key.
+// setBindings reads what decides which form of blobs is made and opened.
+// longest is the size of the longest wrapped key.
 func (a *Azure) setBindings(cfg AzureConfig, longest int) error {
 	if err := a.parseAzureBindings(cfg.Bindings); err != nil {
 		return err
@@ -240,8 +251,8 @@ func (azureTrace) Do(r *policy.Request) (*http.Response, error) {
 	return resp, nil
 }
 
-// newAzureTransport keeps more idle connections than the 2 a host of net/http: each PUT is one call, and they come in
-// bursts.
+// newAzureTransport keeps more idle connections than the 2 a host of net/http:
+// each PUT is one call, and they come in bursts.
 func newAzureTransport(caFile string, report Report) (*http.Client, error) {
 	transport, err := withAuthorities(&http.Transport{
 		Proxy:               http.ProxyFromEnvironment,
@@ -255,7 +266,8 @@ func newAzureTransport(caFile string, report Report) (*http.Client, error) {
 	return &http.Client{Transport: transport}, err
 }
 
-// parseAzureKeyID returns URL and name in lower case: Azure does not tell the cases apart, but an envelope does.
+// parseAzureKeyID returns URL and name in lower case: Azure does not tell the
+// cases apart, but an envelope does.
 func parseAzureKeyID(id string) (vault, name string, err error) {
 	u, err := url.Parse(id)
 	if err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
@@ -271,10 +283,12 @@ func parseAzureKeyID(id string) (vault, name string, err error) {
 	return "https://" + strings.ToLower(u.Host), strings.ToLower(name), nil
 }
 
-// KeyID is AzureConfig.EnvelopeID, or the key's identifier without version, in lower case.
+// KeyID is AzureConfig.EnvelopeID, or the key's identifier without version, in
+// lower case.
 func (a *Azure) KeyID() string { return a.id }
 
-// Wrap implements Wrapper by https://learn.microsoft.com/en-us/rest/api/keyvault/keys/wrap-key/wrap-key.
+// Wrap implements Wrapper by
+// https://learn.microsoft.com/en-us/rest/api/keyvault/keys/wrap-key/wrap-key.
 func (a *Azure) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]byte, error) {
 	if err := checkWrap(ctx, a.id, dek, ec); err != nil {
 		return nil, err
@@ -338,10 +352,12 @@ func (a *Azure) wrapKEK(ctx context.Context, op string, blob *azureBlob) (kek []
 	return kek, nil
 }
 
-// prove unwraps what was just wrapped, unless an unwrap has succeeded within the last azureProof. wrapKey needs no more
-// of an RSA key than its public half, and Azure has been seen to do it with a key that is disabled
-// (https://github.com/Azure/azure-sdk-for-python/issues/45342): without the proof, a proxy would go on sealing objects
-// under a key that was taken away, and nobody could open them.
+// prove unwraps what was just wrapped, unless an unwrap has succeeded within
+// the last azureProof. wrapKey needs no more of an RSA key than its public
+// half, and Azure has been seen to do it with a key that is disabled
+// (https://github.com/Azure/azure-sdk-for-python/issues/45342): without the
+// proof, a proxy would go on sealing objects under a key that was taken away,
+// and nobody could open them.
 func (a *Azure) prove(ctx context.Context, blob *azureBlob, kek []byte) error {
 	if at := a.provenAt.Load(); at != nil && time.Since(*at) < azureProof {
 		return nil
@@ -358,7 +374,8 @@ func (a *Azure) prove(ctx context.Context, blob *azureBlob, kek []byte) error {
 	return nil
 }
 
-// Unwrap implements Wrapper by https://learn.microsoft.com/en-us/rest/api/keyvault/keys/unwrap-key/unwrap-key.
+// Unwrap implements Wrapper by
+// https://learn.microsoft.com/en-us/rest/api/keyvault/keys/unwrap-key/unwrap-key.
 func (a *Azure) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext) ([]byte, error) {
 	if err := checkCall(ctx, "unwrap", a.id, ec); err != nil {
 		return nil, err
@@ -449,7 +466,8 @@ func (a *Azure) unwrapKEK(ctx context.Context, op string, blob *azureBlob) ([]by
 	return nil, &Error{Kind: Internal, Op: op, KeyID: a.id, Err: err}
 }
 
-// answeredVersion makes sure that an answer is of the key that was asked, and returns the version.
+// answeredVersion makes sure that an answer is of the key that was asked, and
+// returns the version.
 func (a *Azure) answeredVersion(out azkeys.KeyOperationResult) (version [azureVersion]byte, _ error) {
 	name, ok := strings.CutPrefix(strings.ToLower(string(*out.KID)), a.vault+"/keys/"+a.name+"/")
 	if n, err := hex.Decode(version[:], []byte(name[:min(len(name), 2*azureVersion)])); !ok || err != nil ||

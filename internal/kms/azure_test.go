@@ -116,7 +116,8 @@ func TestAzureKeyStates(t *testing.T) {
 	wantKind(t, "the same key by another id", err, kms.InvalidCiphertext)
 }
 
-// A disabled RSA key may wrap all the same. What can no longer be unwrapped is not to be sealed.
+// A disabled RSA key may wrap all the same. What can no longer be unwrapped is
+// not to be sealed.
 func TestAzureWrapIsProven(t *testing.T) {
 	t.Parallel()
 	server := kmstest.StartAzure(t)
@@ -248,7 +249,8 @@ func TestAzureTokens(t *testing.T) {
 	server.SetLogin(nil)
 	wantDEK(t, "logins work again", w, blob, nil, dek)
 
-	// A server that is not the vault asks for a token of the vault's: it gets none.
+	// A server that is not the vault asks for a token of the vault's: it gets
+	// none.
 	strict := server.OpenKey(t, "key-1", func(c *kms.AzureConfig) { c.AnyChallenge = false; c.Algorithm = kms.AzureA256KW })
 	before := server.Logins()
 	_, err = strict.Unwrap(t.Context(), blob, nil)
@@ -322,8 +324,9 @@ func TestAzureConfigsThatAreRefused(t *testing.T) {
 	}
 }
 
-// A broken or hostile server that quotes requests and answers must not get a key into an error, be it the DEK or the
-// one that encrypts it, which is all that the server ever sees.
+// A broken or hostile server that quotes requests and answers must not get a
+// key into an error, be it the DEK or the one that encrypts it, which is all
+// that the server ever sees.
 func TestAzureErrorsHoldNoKeys(t *testing.T) {
 	server := kmstest.StartAzure(t)
 	dek := kmstest.NewDEK()

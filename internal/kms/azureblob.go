@@ -189,7 +189,8 @@ func parseAzureBlob(b []byte) (_ *azureBlob, sealed []byte, _ error) {
 // versionName is Azure's name of the version of the key.
 func (b *azureBlob) versionName() string { return hex.EncodeToString(b.version[:]) }
 
-// azureVersionOf is Azure's name of the version that a blob names, which must be a blob of that key.
+// azureVersionOf is Azure's name of the version that a blob names, which must
+// be a blob of that key.
 func azureVersionOf(keyID string, b []byte) string {
 	blob, _, err := parseAzureBlob(b)
 	if err != nil || blob.form == azureBindingForm || blob.key != azureTag(keyID) {

@@ -15,9 +15,12 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
 )
 
-// azureKinds maps the names of errors that say more than the HTTP status. They stand in "innererror", below a code that
-// is often no more than "Forbidden". Sources: https://learn.microsoft.com/en-us/azure/key-vault/general/rest-error-codes
-// and https://learn.microsoft.com/en-us/azure/key-vault/general/common-error-codes.
+// azureKinds maps the names of errors that say more than the HTTP status. They
+// stand in "innererror", below a code that is often no more than "Forbidden".
+// Sources:
+// https://learn.microsoft.com/en-us/azure/key-vault/general/rest-error-codes
+// and
+// https://learn.microsoft.com/en-us/azure/key-vault/general/common-error-codes.
 var azureKinds = map[string]Kind{
 	"KeyDisabled": Disabled,
 
@@ -37,8 +40,8 @@ var azureKinds = map[string]Kind{
 	"Throttled": Throttled,
 }
 
-// fail turns an error of the SDK into an *Error. The SDK's error is not kept: it prints the whole answer. ctx is the
-// caller's, without our timeout.
+// fail turns an error of the SDK into an *Error. The SDK's error is not kept:
+// it prints the whole answer. ctx is the caller's, without our timeout.
 func (a *Azure) fail(ctx context.Context, op string, err error) *Error {
 	e := &Error{Op: op, KeyID: a.id}
 	var (
@@ -90,8 +93,8 @@ func (a *Azure) failResponse(e *Error, resp *azcore.ResponseError) {
 // isAzureError reports whether Key Vault itself sent an error. It sends its
 // request id, and JSON with a code
 // (https://learn.microsoft.com/en-us/azure/key-vault/general/common-parameters-and-headers);
-// with 401 the challenge by which clients find out where to log in, and there a
-// Managed HSM sends no JSON.
+// with 401 the challenge by which clients find out where to log in, and there
+// a Managed HSM sends no JSON.
 func isAzureError(resp *http.Response) bool {
 	if resp.Header.Get("X-Ms-Request-Id") == "" {
 		return false
@@ -149,8 +152,8 @@ func azureStatusKind(op string, status int) Kind {
 }
 
 // azureRefusals are the errors of a token endpoint by which Microsoft Entra
-// says that this caller gets no token: the application was deleted or disabled,
-// or its secret has run out
+// says that this caller gets no token: the application was deleted or
+// disabled, or its secret has run out
 // (https://learn.microsoft.com/en-us/entra/identity-platform/reference-error-codes#handling-error-codes-in-your-application).
 var azureRefusals = []string{"invalid_client", "invalid_grant", "unauthorized_client", "access_denied"}
 
@@ -191,7 +194,8 @@ func isEntraRefusal(resp *http.Response) bool {
 	return slices.Contains(azureRefusals, doc.Error) && !passes
 }
 
-// azureTransportKind is for a call that got no answer, or none that can be read.
+// azureTransportKind is for a call that got no answer, or none that can be
+// read.
 func azureTransportKind(err error) (Kind, error) {
 	if cause := networkError(err); cause != nil {
 		return Unreachable, cause
@@ -212,9 +216,9 @@ func azureTransportKind(err error) (Kind, error) {
 	}
 }
 
-// isIMDSMissing reports whether a credential gave up because the instance metadata
-// service was silent or answered with an error. The SDK has the same type of
-// error for that and for no credential at all, so the text decides.
+// isIMDSMissing reports whether a credential gave up because the instance
+// metadata service was silent or answered with an error. The SDK has the same
+// type of error for that and for no credential at all, so the text decides.
 func isIMDSMissing(err error) bool {
 	text := err.Error()
 	return strings.Contains(text, "managed identity timed out") || strings.Contains(text, "The endpoint responded with")

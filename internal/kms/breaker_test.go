@@ -27,7 +27,8 @@ var silence = []error{
 	&kms.Error{Kind: kms.Throttled, Op: "unwrap", KeyID: "fake", Reason: "local limit", Err: kms.ErrLimit},
 }
 
-// circuit is a breaker that opens after three failures, for a minute, around a KMS that answers as the test says.
+// circuit is a breaker that opens after three failures, for a minute, around a
+// KMS that answers as the test says.
 type circuit struct {
 	kms.Wrapper
 	inner   *fakeKMS
@@ -42,7 +43,8 @@ func newCircuit() *circuit {
 	return c
 }
 
-// answer makes one call for each answer, and checks that the KMS is asked and its answer comes back.
+// answer makes one call for each answer, and checks that the KMS is asked and
+// its answer comes back.
 func (c *circuit) answer(t *testing.T, answers ...error) {
 	t.Helper()
 	for _, want := range answers {

@@ -39,10 +39,10 @@ var processStart = time.Now()
 // clock is a time that no change of the wall clock moves.
 func clock() time.Duration { return time.Since(processStart) }
 
-// reconnecting is a transport that gives up its idle connections when a request had
-// no answer in time, and no other request had one meanwhile. It is for
-// HTTP/1.1, where each dead connection in the pool costs a request of its own,
-// and for HTTP/2 between two pings.
+// reconnecting is a transport that gives up its idle connections when a
+// request had no answer in time, and no other request had one meanwhile. It is
+// for HTTP/1.1, where each dead connection in the pool costs a request of its
+// own, and for HTTP/2 between two pings.
 type reconnecting struct {
 	next  http.RoundTripper
 	heard atomic.Int64 // when the last answer came, by clock
@@ -70,9 +70,9 @@ func (r *reconnecting) CloseIdleConnections() {
 	}
 }
 
-// reconnectingAWS returns client with a reconnecting transport. A BuildableClient has
-// no way to give up connections, and makes a transport of its own for each
-// service.
+// reconnectingAWS returns client with a reconnecting transport. A
+// BuildableClient has no way to give up connections, and makes a transport of
+// its own for each service.
 func reconnectingAWS(client aws.HTTPClient) aws.HTTPClient {
 	switch c := client.(type) {
 	case *awshttp.BuildableClient:
@@ -87,7 +87,8 @@ func reconnectingAWS(client aws.HTTPClient) aws.HTTPClient {
 	}
 }
 
-// reconnectingAzure is reconnectingAWS for the clients that Azure's library takes.
+// reconnectingAzure is reconnectingAWS for the clients that Azure's library
+// takes.
 func reconnectingAzure(client policy.Transporter) policy.Transporter {
 	if c, ok := client.(*http.Client); ok {
 		return reconnectingHTTP(c)

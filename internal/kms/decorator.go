@@ -2,8 +2,8 @@ package kms
 
 import "context"
 
-// decorator is a Wrapper that makes every call of another one through run: what Limit, Retry and Breaker have in common.
-// It remembers no DEK.
+// decorator is a Wrapper that makes every call of another one through run:
+// what Limit, Retry and Breaker have in common. It remembers no DEK.
 type decorator struct {
 	w   Wrapper
 	run func(ctx context.Context, op string, call func() error) error
@@ -36,7 +36,8 @@ func (a *decorator) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionCon
 	return dek, nil
 }
 
-// Generate implements Generator, whether the Wrapper within does or not: it takes one Wrap where it does not.
+// Generate implements Generator, whether the Wrapper within does or not: it
+// takes one Wrap where it does not.
 func (a *decorator) Generate(ctx context.Context, ec EncryptionContext) (dek, wrapped []byte, err error) {
 	err = a.run(ctx, "generate", func() (err error) {
 		dek, wrapped, err = Generate(ctx, a.w, ec)

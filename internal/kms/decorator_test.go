@@ -12,7 +12,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
 )
 
-// decorators has each decorator on its own, and all of them in the order that a proxy has them.
+// decorators has each decorator on its own, and all of them in the order that
+// a proxy has them.
 var decorators = map[string]func(kms.Wrapper) kms.Wrapper{
 	"limit":   withLimit,
 	"retry":   withRetry,
@@ -63,7 +64,8 @@ func TestKeyIDPassesThrough(t *testing.T) {
 	}
 }
 
-// Each call must reach the KMS: a decorator that remembered a DEK would outlive the key.
+// Each call must reach the KMS: a decorator that remembered a DEK would
+// outlive the key.
 func TestNoDecoratorRemembersADEK(t *testing.T) {
 	for name, wrap := range decorators {
 		server := kmstest.StartTest(t)
@@ -80,7 +82,8 @@ func TestNoDecoratorRemembersADEK(t *testing.T) {
 	}
 }
 
-// fakeKMS answers the nth call, counted from 1, with answer(n); nil answers well.
+// fakeKMS answers the nth call, counted from 1, with answer(n); nil answers
+// well.
 type fakeKMS struct {
 	calls  atomic.Int64
 	answer func(ctx context.Context, n int64) error

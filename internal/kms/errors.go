@@ -14,19 +14,23 @@ import (
 type Kind int
 
 const (
-	// Internal is anything that has no kind of its own: a broken answer, bad credentials, a bug. It says nothing
-	// about the key.
+	// Internal is anything that has no kind of its own: a broken answer, bad
+	// credentials, a bug. It says nothing about the key.
 	Internal Kind = iota
-	// Invalid is a request that was never sent or that the KMS will not take: a DEK that cannot be one, a context
-	// that is not UTF-8, parameters the KMS does not know.
+	// Invalid is a request that was never sent or that the KMS will not take:
+	// a DEK that cannot be one, a context that is not UTF-8, parameters the
+	// KMS does not know.
 	Invalid
 	// Canceled is a call whose caller gave up. It says nothing about the KMS.
 	Canceled
-	// InvalidCiphertext is a blob that does not unwrap: another context, another key, altered or cut.
+	// InvalidCiphertext is a blob that does not unwrap: another context,
+	// another key, altered or cut.
 	InvalidCiphertext
-	// Disabled is a key that is switched off, or whose material was taken out of the KMS.
+	// Disabled is a key that is switched off, or whose material was taken out
+	// of the KMS.
 	Disabled
-	// Denied is a KMS that refuses this caller: by key policy, grant, role, or because the caller no longer exists.
+	// Denied is a KMS that refuses this caller: by key policy, grant, role, or
+	// because the caller no longer exists.
 	Denied
 	// PendingDeletion is a key that is scheduled for deletion.
 	PendingDeletion
@@ -34,7 +38,8 @@ const (
 	NotFound
 	// Throttled is a KMS that asks for fewer requests. Retry later.
 	Throttled
-	// Unreachable is a KMS that gave no answer in time, or says that it cannot answer now. Retry later.
+	// Unreachable is a KMS that gave no answer in time, or says that it cannot
+	// answer now. Retry later.
 	Unreachable
 )
 
@@ -59,7 +64,8 @@ func (k Kind) String() string {
 	return kindNames[k]
 }
 
-// Error is the error of every provider. It holds no key material, and no text of a KMS that could hold some.
+// Error is the error of every provider. It holds no key material, and no text
+// of a KMS that could hold some.
 type Error struct {
 	Kind   Kind
 	Op     string // wrap, unwrap, generate, open
@@ -84,10 +90,13 @@ func (e *Error) Error() string {
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
 
-// Revoked reports whether the KMS has answered, and the answer is that this key is not to be used by this caller.
+// Revoked reports whether the KMS has answered, and the answer is that this
+// key is not to be used by this caller.
 //
-// It speaks of the key only if the blob is known to be genuine: AWS and others answer the same to a blob that was
-// altered to name a key that does not exist. Whoever can write to the store must not be able to make a key look revoked.
+// It speaks of the key only if the blob is known to be genuine: AWS and others
+// answer the same to a blob that was altered to name a key that does not
+// exist. Whoever can write to the store must not be able to make a key look
+// revoked.
 func (e *Error) Revoked() bool {
 	switch e.Kind {
 	case Disabled, Denied, PendingDeletion, NotFound:
@@ -114,7 +123,8 @@ func hasKind(err error, k Kind) bool {
 	return errors.As(err, &e) && e.Kind == k
 }
 
-// contextError is the error of a call whose context has ended: a deadline is the KMS's fault, a cancel the caller's.
+// contextError is the error of a call whose context has ended: a deadline is
+// the KMS's fault, a cancel the caller's.
 func contextError(ctx context.Context, op, keyID string) *Error {
 	e := &Error{Kind: Canceled, Op: op, KeyID: keyID, Err: ctx.Err()}
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
@@ -123,15 +133,17 @@ func contextError(ctx context.Context, op, keyID string) *Error {
 	return e
 }
 
-// errConnectionLost is the cause of a call whose connection ended before an answer.
+// errConnectionLost is the cause of a call whose connection ended before an
+// answer.
 var errConnectionLost = errors.New("the connection was lost")
 
 // errUnreadable is the cause of an answer that does not parse, or lacks what
 // the KMS always sends. It is not the KMS's own then, or was damaged.
 var errUnreadable = errors.New("the answer cannot be read")
 
-// networkError returns what may be kept of an error of the network, or nil if err is none. Errors of a client are not
-// kept whole, as they can quote an answer: those of package net hold addresses only.
+// networkError returns what may be kept of an error of the network, or nil if
+// err is none. Errors of a client are not kept whole, as they can quote an
+// answer: those of package net hold addresses only.
 func networkError(err error) error {
 	var (
 		op   *net.OpError
@@ -154,10 +166,11 @@ func networkError(err error) error {
 	}
 }
 
-// intermediaryError says that an answer came from something on the way to the KMS,
-// such as a balancer, a firewall, a portal or an ingress, and not from the KMS.
-// Such an answer says nothing about the key, whatever its status: the key is
-// unreachable. Each provider has its own test of what the KMS itself sends.
+// intermediaryError says that an answer came from something on the way to the
+// KMS, such as a balancer, a firewall, a portal or an ingress, and not from
+// the KMS. Such an answer says nothing about the key, whatever its status: the
+// key is unreachable. Each provider has its own test of what the KMS itself
+// sends.
 type intermediaryError struct{ status int }
 
 func (e *intermediaryError) Error() string {

@@ -31,10 +31,12 @@ const (
 
 // GCPConfig configures the provider "gcp-kms".
 type GCPConfig struct {
-	// KeyID is the resource name of a symmetric key, "projects/P/locations/L/keyRings/R/cryptoKeys/K", without a version.
+	// KeyID is the resource name of a symmetric key,
+	// "projects/P/locations/L/keyRings/R/cryptoKeys/K", without a version.
 	// Required.
 	KeyID string
-	// Endpoint is the host and port of another endpoint, such as a regional or private one. Empty: that of Google.
+	// Endpoint is the host and port of another endpoint, such as a regional or
+	// private one. Empty: that of Google.
 	Endpoint string
 	// CAFile is a file of PEM certificates that sign the KMS's. It is read
 	// again when it changes. Empty: those of the system.
@@ -53,11 +55,14 @@ type GCPConfig struct {
 	MaxAttempts int
 }
 
-// GCP is the provider "gcp-kms": a symmetric key of Google Cloud KMS, of any protection level.
+// GCP is the provider "gcp-kms": a symmetric key of Google Cloud KMS, of any
+// protection level.
 //
-// Its KeyID is the name of the CryptoKey and not of a version: Encrypt uses the primary version, Decrypt finds the
-// version in the ciphertext, and so rotation needs nothing. A name is never used twice, not even that of a key that was
-// deleted (https://docs.cloud.google.com/kms/docs/delete-kms-resources).
+// Its KeyID is the name of the CryptoKey and not of a version: Encrypt uses
+// the primary version, Decrypt finds the version in the ciphertext, and so
+// rotation needs nothing. A name is never used twice, not even that of a key
+// that was deleted
+// (https://docs.cloud.google.com/kms/docs/delete-kms-resources).
 //
 // Google Cloud KMS makes no data keys: they are made here.
 type GCP struct {
@@ -70,7 +75,8 @@ type GCP struct {
 
 var gcpKeyForm = regexp.MustCompile(`^projects/[a-z0-9.:-]+/locations/[a-z0-9-]+/keyRings/[a-zA-Z0-9_-]{1,63}/cryptoKeys/[a-zA-Z0-9_-]{1,63}$`)
 
-// NewGCP returns the key that cfg names. It looks for credentials, and does not call the KMS.
+// NewGCP returns the key that cfg names. It looks for credentials, and does
+// not call the KMS.
 func NewGCP(ctx context.Context, cfg GCPConfig) (*GCP, error) {
 	g := &GCP{name: cfg.KeyID, timeout: cfg.Timeout, attempts: cfg.MaxAttempts}
 	if g.timeout <= 0 {
@@ -86,8 +92,9 @@ func NewGCP(ctx context.Context, cfg GCPConfig) (*GCP, error) {
 	if err := checkKeyID(g.name, gcpLeastBlob); err != nil {
 		return nil, &Error{Kind: Invalid, Op: "open", KeyID: printable(g.name, maxKeyID), Err: err}
 	}
-	// With GOOGLE_SDK_GO_LOGGING_LEVEL=debug in the environment, the client would write every request and answer to
-	// standard error, data keys and access tokens included.
+	// With GOOGLE_SDK_GO_LOGGING_LEVEL=debug in the environment, the client
+	// would write every request and answer to standard error, data keys and
+	// access tokens included.
 	silent := slog.New(slog.DiscardHandler)
 	options := cfg.Options
 	if options == nil {
@@ -131,10 +138,12 @@ func (g *GCP) KeyID() string { return g.name }
 // Close ends the connection to the KMS.
 func (g *GCP) Close() error { return g.conn.close() }
 
-// gcpLeastBlob is the least length of a ciphertext of 32 bytes: nonce and tag, besides Google's own.
+// gcpLeastBlob is the least length of a ciphertext of 32 bytes: nonce and tag,
+// besides Google's own.
 const gcpLeastBlob = 12 + DEKSize + 16
 
-// gcpMaxCiphertext is what of a blob is sent at most. Google takes 64 KiB of plaintext and what it adds.
+// gcpMaxCiphertext is what of a blob is sent at most. Google takes 64 KiB of
+// plaintext and what it adds.
 const gcpMaxCiphertext = 64 << 10
 
 // Wrap implements Wrapper by
@@ -213,8 +222,9 @@ var (
 )
 
 // call makes a call again when it was damaged on its way, as
-// https://cloud.google.com/kms/docs/data-integrity-guidelines asks for. Damage that the KMS finds out has the code
-// INVALID_ARGUMENT, which a blob that is not genuine has too, so that one gets a second try.
+// https://cloud.google.com/kms/docs/data-integrity-guidelines asks for. Damage
+// that the KMS finds out has the code INVALID_ARGUMENT, which a blob that is
+// not genuine has too, so that one gets a second try.
 func (g *GCP) call(ctx context.Context, op string, run func(context.Context) error) error {
 	if err := g.haveToken(ctx, op); err != nil {
 		return err
@@ -238,7 +248,8 @@ func (g *GCP) call(ctx context.Context, op string, run func(context.Context) err
 	return g.fail(ctx, op, err)
 }
 
-// retry bounds the attempts of a call that did not come through, which the client by itself makes until the deadline.
+// retry bounds the attempts of a call that did not come through, which the
+// client by itself makes until the deadline.
 func (g *GCP) retry() gax.CallOption {
 	return gax.WithRetry(func() gax.Retryer {
 		again := gax.OnCodes([]codes.Code{codes.Unavailable, codes.ResourceExhausted, codes.Internal}, gax.Backoff{
@@ -273,7 +284,8 @@ func isCRC32C(b []byte, sum *wrapperspb.Int64Value) bool {
 	return sum != nil && sum.GetValue() == crc32c(b).GetValue()
 }
 
-// isVersionOf reports whether version is one of key. The names may differ in the project, which has a number as well.
+// isVersionOf reports whether version is one of key. The names may differ in
+// the project, which has a number as well.
 func isVersionOf(version, key string) bool {
 	_, from, _ := strings.Cut(version, "/locations/")
 	_, of, _ := strings.Cut(key, "/locations/")

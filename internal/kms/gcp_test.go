@@ -256,7 +256,8 @@ func serviceAccount(t *testing.T) []byte {
 	return file
 }
 
-// A token that cannot be had says different things: the account is gone, or the network is.
+// A token that cannot be had says different things: the account is gone, or
+// the network is.
 func TestGCPCredentials(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "adc.json")
 	must(t, os.WriteFile(file, serviceAccount(t), 0o600))
@@ -307,7 +308,8 @@ type tokenFunc func() (*auth.Token, error)
 
 func (f tokenFunc) Token(context.Context) (*auth.Token, error) { return f() }
 
-// A broken or hostile server that quotes requests and answers must not get a DEK into an error.
+// A broken or hostile server that quotes requests and answers must not get a
+// DEK into an error.
 func TestGCPErrorsHoldNoKeys(t *testing.T) {
 	server := kmstest.StartGCP(t)
 	w := server.NewKey(t, nil)

@@ -14,8 +14,9 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// gcpKinds maps the codes of gRPC as Google uses them, https://cloud.google.com/apis/design/errors, but for those that
-// need a closer look. What is not here is Unreachable.
+// gcpKinds maps the codes of gRPC as Google uses them,
+// https://cloud.google.com/apis/design/errors, but for those that need a
+// closer look. What is not here is Unreachable.
 var gcpKinds = map[codes.Code]Kind{
 	codes.NotFound:         NotFound,
 	codes.PermissionDenied: Denied, // no role on the key, no such key for this caller, or the API was switched off
@@ -71,7 +72,8 @@ func (g *GCP) isGCPError(s *status.Status) bool {
 	return service || strings.Contains(s.Message(), key)
 }
 
-// gcpStates maps the types of violations in a PreconditionFailure, which say in what state the version of the key is
+// gcpStates maps the types of violations in a PreconditionFailure, which say
+// in what state the version of the key is
 // (https://cloud.google.com/kms/docs/key-states).
 var gcpStates = map[string]Kind{
 	"KEY_DISABLED":          Disabled,
@@ -79,8 +81,9 @@ var gcpStates = map[string]Kind{
 	"KEY_DESTROYED":         NotFound,
 }
 
-// fail turns an error of the client into an *Error. The client's error is not kept: it can hold what a server has sent.
-// ctx is the caller's, without our timeout.
+// fail turns an error of the client into an *Error. The client's error is not
+// kept: it can hold what a server has sent. ctx is the caller's, without our
+// timeout.
 func (g *GCP) fail(ctx context.Context, op string, err error) *Error {
 	e := &Error{Op: op, KeyID: g.name}
 	s, ok := status.FromError(err)
@@ -127,8 +130,10 @@ func (g *GCP) failStatus(ctx context.Context, e *Error, s *status.Status) {
 	}
 }
 
-// gcpState reads the state of the key out of an error. Where there is none, the answer stands as what it most often is:
-// better dark than late. A violation that is not about the key, such as one of an external key manager, is none.
+// gcpState reads the state of the key out of an error. Where there is none,
+// the answer stands as what it most often is: better dark than late. A
+// violation that is not about the key, such as one of an external key manager,
+// is none.
 func gcpState(e *Error, s *status.Status) Kind {
 	kind := Disabled
 	for _, detail := range s.Details() {
@@ -186,7 +191,8 @@ func (g *GCP) credentialsKind(ctx context.Context, s *status.Status) (Kind, erro
 	_, err := g.creds.Token(call)
 	switch {
 	case err == nil && g.isGCPError(s):
-		// A token that was got and is refused: the account was deleted or disabled since.
+		// A token that was got and is refused: the account was deleted or
+		// disabled since.
 		return Denied, errors.New("the KMS refused the credentials")
 	case err == nil:
 		return Unreachable, &intermediaryError{}

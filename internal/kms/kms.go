@@ -1,8 +1,11 @@
-// Package kms wraps data keys (DEKs) with a key that lives in a key management service.
+// Package kms wraps data keys (DEKs) with a key that lives in a key management
+// service.
 //
-// A Wrapper is one such key; there is one file per provider. Every provider binds what it wraps to an
-// EncryptionContext, refuses a DEK that cannot be one, and answers with a typed *Error, so that callers can tell
-// "the key was taken away" from "the KMS cannot be reached". Package kmstest holds the contract all providers pass.
+// A Wrapper is one such key; there is one file per provider. Every provider
+// binds what it wraps to an EncryptionContext, refuses a DEK that cannot be
+// one, and answers with a typed *Error, so that callers can tell "the key was
+// taken away" from "the KMS cannot be reached". Package kmstest holds the
+// contract all providers pass.
 //
 // Neither an error nor a key id ever holds key material.
 //
@@ -39,32 +42,39 @@ import (
 // DEKSize is the size of every DEK in bytes.
 const DEKSize = crypt.DEKSize
 
-// EncryptionContext is what a wrapped DEK is bound to: a DEK wrapped with one context does not unwrap with another.
-// It is authenticated, not secret: a KMS may write it to its logs in clear (AWS CloudTrail does, see
-// https://docs.aws.amazon.com/kms/latest/developerguide/encrypt_context.html). Names and values are UTF-8, names are
-// not empty.
+// EncryptionContext is what a wrapped DEK is bound to: a DEK wrapped with one
+// context does not unwrap with another. It is authenticated, not secret: a KMS
+// may write it to its logs in clear (AWS CloudTrail does, see
+// https://docs.aws.amazon.com/kms/latest/developerguide/encrypt_context.html).
+// Names and values are UTF-8, names are not empty.
 type EncryptionContext map[string]string
 
-// Wrapper is one key of a KMS. Implementations are safe for concurrent use. All errors are of type *Error.
+// Wrapper is one key of a KMS. Implementations are safe for concurrent use.
+// All errors are of type *Error.
 type Wrapper interface {
-	// KeyID names the key, as stored in each object's envelope: printable ASCII, stable for the life of the key, and
-	// no secret.
+	// KeyID names the key, as stored in each object's envelope: printable
+	// ASCII, stable for the life of the key, and no secret.
 	KeyID() string
-	// Wrap encrypts a DEK. The result is opaque, holds at least the DEK's size in bytes, and differs at every call.
+	// Wrap encrypts a DEK. The result is opaque, holds at least the DEK's size
+	// in bytes, and differs at every call.
 	Wrap(ctx context.Context, dek []byte, ec EncryptionContext) (wrapped []byte, err error)
-	// Unwrap decrypts what Wrap or Generate returned, for the same key and the same context only. It asks the KMS
-	// each time: a provider never remembers DEKs.
+	// Unwrap decrypts what Wrap or Generate returned, for the same key and the
+	// same context only. It asks the KMS each time: a provider never remembers
+	// DEKs.
 	Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext) (dek []byte, err error)
 }
 
-// Generator is a Wrapper whose KMS makes data keys itself, such as AWS GenerateDataKey.
+// Generator is a Wrapper whose KMS makes data keys itself, such as AWS
+// GenerateDataKey.
 type Generator interface {
-	// Generate returns a new 32-byte DEK, and the same DEK wrapped as Wrap would have.
+	// Generate returns a new 32-byte DEK, and the same DEK wrapped as Wrap
+	// would have.
 	Generate(ctx context.Context, ec EncryptionContext) (dek, wrapped []byte, err error)
 }
 
-// Generate makes a new 32-byte DEK under w: by the KMS where it can, else from the system's random source followed by
-// a Wrap. It refuses the answer of a KMS whose DEK is not 32 bytes or is all zero.
+// Generate makes a new 32-byte DEK under w: by the KMS where it can, else from
+// the system's random source followed by a Wrap. It refuses the answer of a
+// KMS whose DEK is not 32 bytes or is all zero.
 func Generate(ctx context.Context, w Wrapper, ec EncryptionContext) (dek, wrapped []byte, err error) {
 	if g, ok := w.(Generator); ok {
 		dek, wrapped, err = g.Generate(ctx, ec)
@@ -83,7 +93,8 @@ func Generate(ctx context.Context, w Wrapper, ec EncryptionContext) (dek, wrappe
 	return dek, wrapped, nil
 }
 
-// Wrap is w.Wrap, and refuses an empty answer: what is sealed with a DEK that nobody can unwrap is lost.
+// Wrap is w.Wrap, and refuses an empty answer: what is sealed with a DEK that
+// nobody can unwrap is lost.
 func Wrap(ctx context.Context, w Wrapper, dek []byte, ec EncryptionContext) (wrapped []byte, err error) {
 	wrapped, err = w.Wrap(ctx, dek, ec)
 	if err != nil {
@@ -92,7 +103,8 @@ func Wrap(ctx context.Context, w Wrapper, dek []byte, ec EncryptionContext) (wra
 	return wrapped, checkAnswer(w, "wrap", dek, wrapped)
 }
 
-// Unwrap is w.Unwrap, and refuses an answer that is not 32 bytes or is all zero, whatever the provider.
+// Unwrap is w.Unwrap, and refuses an answer that is not 32 bytes or is all
+// zero, whatever the provider.
 func Unwrap(ctx context.Context, w Wrapper, wrapped []byte, ec EncryptionContext) (dek []byte, err error) {
 	dek, err = w.Unwrap(ctx, wrapped, ec)
 	if err == nil {
@@ -105,8 +117,9 @@ func Unwrap(ctx context.Context, w Wrapper, wrapped []byte, ec EncryptionContext
 	return dek, nil
 }
 
-// RoundTrip makes a DEK, unwraps it, and makes sure that it does not unwrap with another context. It returns the wrapped
-// DEK, whose plaintext nobody has any more, and its context.
+// RoundTrip makes a DEK, unwraps it, and makes sure that it does not unwrap
+// with another context. It returns the wrapped DEK, whose plaintext nobody has
+// any more, and its context.
 func RoundTrip(ctx context.Context, w Wrapper) (wrapped []byte, ec EncryptionContext, err error) {
 	fault := func(text string) error {
 		return &Error{Kind: Internal, Op: "round trip", KeyID: w.KeyID(), Err: errors.New(text)}
@@ -143,8 +156,9 @@ func checkAnswer(w Wrapper, op string, dek, wrapped []byte) error {
 	return nil
 }
 
-// checkContext refuses what has no unambiguous form on the wire: JSON turns every invalid UTF-8 sequence into the same
-// replacement character, which would make two contexts one.
+// checkContext refuses what has no unambiguous form on the wire: JSON turns
+// every invalid UTF-8 sequence into the same replacement character, which
+// would make two contexts one.
 func checkContext(ec EncryptionContext) error {
 	for name, value := range ec {
 		if name == "" || !utf8.ValidString(name) || !utf8.ValidString(value) {
@@ -173,14 +187,16 @@ func checkCall(ctx context.Context, op, keyID string, ec EncryptionContext) erro
 	return nil
 }
 
-// Limits of the format on a key id, and on key id and blob together: what a part header has room for, which is less
-// than an envelope has. docs/format.md, sections 3 and 8.
+// Limits of the format on a key id, and on key id and blob together: what a
+// part header has room for, which is less than an envelope has.
+// docs/format.md, sections 3 and 8.
 const (
 	maxKeyID  = 512
 	maxFields = 888
 )
 
-// checkKeyID refuses an id that envelopes cannot hold, alone or with a blob of blobSize bytes.
+// checkKeyID refuses an id that envelopes cannot hold, alone or with a blob of
+// blobSize bytes.
 func checkKeyID(id string, blobSize int) error {
 	for _, c := range []byte(id) {
 		if c <= ' ' || c > '~' {

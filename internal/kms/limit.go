@@ -16,21 +16,26 @@ var ErrLimit = errors.New("no turn before the deadline")
 type LimitConfig struct {
 	// MaxConcurrent bounds the calls under way. 0: no bound.
 	MaxConcurrent int
-	// PerSecond is the rate of calls that is kept up. 0: no bound, and Burst means nothing.
+	// PerSecond is the rate of calls that is kept up. 0: no bound, and Burst
+	// means nothing.
 	PerSecond float64
-	// Burst is how many calls may come at once after a quiet time. 0: as many as PerSecond gives in a second, and at
-	// least one.
+	// Burst is how many calls may come at once after a quiet time. 0: as many
+	// as PerSecond gives in a second, and at least one.
 	Burst int
 }
 
-// Limit returns w with bounds on what one process asks of its KMS, so that a busy proxy does not use up the quota that
-// others share: AWS counts all symmetric operations of an account and region together
-// (https://docs.aws.amazon.com/kms/latest/developerguide/requests-per-second.html). The bounds are of this Wrapper, and
-// so of one key; a call that fails has cost as much as any other.
+// Limit returns w with bounds on what one process asks of its KMS, so that a
+// busy proxy does not use up the quota that others share: AWS counts all
+// symmetric operations of an account and region together
+// (https://docs.aws.amazon.com/kms/latest/developerguide/requests-per-second.html).
+// The bounds are of this Wrapper, and so of one key; a call that fails has
+// cost as much as any other.
 //
-// Calls over the bounds wait for their turn in the order they came. A caller whose turn does not come before its
-// deadline gets Throttled, by the reason "local limit" and the cause ErrLimit: as soon as the rate shows that it would
-// be late, at the latest at the deadline. One without a deadline waits until it is canceled.
+// Calls over the bounds wait for their turn in the order they came. A caller
+// whose turn does not come before its deadline gets Throttled, by the reason
+// "local limit" and the cause ErrLimit: as soon as the rate shows that it
+// would be late, at the latest at the deadline. One without a deadline waits
+// until it is canceled.
 func Limit(w Wrapper, cfg LimitConfig) Wrapper {
 	l := &limiter{keyID: w.KeyID()}
 	if cfg.MaxConcurrent > 0 {
@@ -53,8 +58,9 @@ type limiter struct {
 	tokens *rate.Limiter
 }
 
-// run takes the slot first and the token last, so that a token is never spent long before its call: callers that had
-// theirs and then waited for a slot would go on at a faster rate than was agreed.
+// run takes the slot first and the token last, so that a token is never spent
+// long before its call: callers that had theirs and then waited for a slot
+// would go on at a faster rate than was agreed.
 func (l *limiter) run(ctx context.Context, op string, call func() error) error {
 	if l.slots != nil {
 		if l.slots.Acquire(ctx, 1) != nil {
@@ -68,7 +74,8 @@ func (l *limiter) run(ctx context.Context, op string, call func() error) error {
 	return call()
 }
 
-// noTurnError is the error of a caller that had no turn. It is never Unreachable: the KMS was not asked.
+// noTurnError is the error of a caller that had no turn. It is never
+// Unreachable: the KMS was not asked.
 func (l *limiter) noTurnError(ctx context.Context, op string) error {
 	if errors.Is(ctx.Err(), context.Canceled) {
 		return contextError(ctx, op, l.keyID)

@@ -138,7 +138,8 @@ func TestLimitCanceled(t *testing.T) {
 				if took := time.Since(start); took != time.Second {
 					t.Errorf("answered after %v, want when it was canceled", took)
 				}
-				// It must have given its place back: the next one is served when the first slot or token is free.
+				// It must have given its place back: the next one is served
+				// when the first slot or token is free.
 				if err := unwrapOnce(t.Context(), w); err != nil || time.Since(start) > 10*time.Second {
 					t.Errorf("the next one: %v after %v", err, time.Since(start))
 				}

@@ -17,8 +17,9 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-// A wrapped DEK begins with a byte that names its form, and ends with a random 12-byte nonce, the encrypted DEK, and a
-// 16-byte tag. Form 2 has the number of the key's version in between, in 4 bytes; form 1 is from before keys had
+// A wrapped DEK begins with a byte that names its form, and ends with a random
+// 12-byte nonce, the encrypted DEK, and a 16-byte tag. Form 2 has the number
+// of the key's version in between, in 4 bytes; form 1 is from before keys had
 // versions, and always of version 1. All of it is authenticated.
 const (
 	localForm1  = 1
@@ -32,16 +33,20 @@ const localKeyPrefix = "local:"
 // localLabelAAD keeps what is wrapped here apart from other uses of a key.
 const localLabelAAD = "cmekproxy local wrap v1"
 
-// Local is the provider "local": an AES-256-GCM key in a file, of which there can be several versions. The newest one
-// that is enabled wraps; a blob names its version, so that older ones go on to unwrap what they wrapped.
+// Local is the provider "local": an AES-256-GCM key in a file, of which there
+// can be several versions. The newest one that is enabled wraps; a blob names
+// its version, so that older ones go on to unwrap what they wrapped.
 //
-// The key is read from the file at every use and not kept in memory, so that moving the file away revokes the key as a
-// KMS would: NotFound. So does a file that holds another key; one that others may read is Denied. What
+// The key is read from the file at every use and not kept in memory, so that
+// moving the file away revokes the key as a KMS would: NotFound. So does a
+// file that holds another key; one that others may read is Denied. What
 // ChangeLocalKeyFile does to the file is in force with the next use.
 //
-// A key that is disabled, or has only versions that are, is Disabled; one whose versions are all destroyed is NotFound.
-// A blob of a version that is not enabled, while another one is, is Denied: Disabled and NotFound speak of the key as a
-// whole, and would have a caller give up all of it, the versions in force too.
+// A key that is disabled, or has only versions that are, is Disabled; one
+// whose versions are all destroyed is NotFound. A blob of a version that is
+// not enabled, while another one is, is Denied: Disabled and NotFound speak of
+// the key as a whole, and would have a caller give up all of it, the versions
+// in force too.
 //
 // Random nonces limit one version to 2^32 wraps (NIST SP 800-38D, section 8.3).
 type Local struct {
@@ -50,8 +55,8 @@ type Local struct {
 }
 
 // NewLocal opens the key in the file at path. It refuses a file that all users
-// may access in any way, or that ParseLocalKeyFile refuses. The file's group may
-// have access, as it has to the files of Kubernetes secrets. A key that is
+// may access in any way, or that ParseLocalKeyFile refuses. The file's group
+// may have access, as it has to the files of Kubernetes secrets. A key that is
 // disabled can be opened.
 func NewLocal(path string) (*Local, error) {
 	l := &Local{path: path, id: localKeyPrefix + path} // until the real one is known
@@ -64,7 +69,8 @@ func NewLocal(path string) (*Local, error) {
 	return l, nil
 }
 
-// KeyID is "local:" and 16 hexadecimal digits of a one-way hash of the key's first version.
+// KeyID is "local:" and 16 hexadecimal digits of a one-way hash of the key's
+// first version.
 func (l *Local) KeyID() string { return l.id }
 
 // Wrap implements Wrapper.
@@ -124,8 +130,8 @@ func (l *Local) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext
 	return dek, nil
 }
 
-// localVersion is the version that a blob names. Blobs of other providers can look like those of this one, which are told
-// by the key id.
+// localVersion is the version that a blob names. Blobs of other providers can
+// look like those of this one, which are told by the key id.
 func localVersion(keyID string, blob []byte) string {
 	version, _ := localBlob(blob)
 	if version == 0 || !strings.HasPrefix(keyID, localKeyPrefix) {
@@ -134,7 +140,8 @@ func localVersion(keyID string, blob []byte) string {
 	return strconv.FormatUint(uint64(version), 10)
 }
 
-// localBlob returns the version that a blob names, 0 for what is no blob, and the length of what is before the nonce.
+// localBlob returns the version that a blob names, 0 for what is no blob, and
+// the length of what is before the nonce.
 func localBlob(wrapped []byte) (version uint32, prefix int) {
 	switch {
 	case len(wrapped) == 1+localSealed && wrapped[0] == localForm1:
@@ -146,8 +153,8 @@ func localBlob(wrapped []byte) (version uint32, prefix int) {
 	}
 }
 
-// open reads the file afresh, and makes sure that it has the key that this Local was opened with, and that it is not
-// disabled.
+// open reads the file afresh, and makes sure that it has the key that this
+// Local was opened with, and that it is not disabled.
 func (l *Local) open(op string) (*LocalKeyFile, error) {
 	file, err := l.read(op)
 	if err != nil {
@@ -165,8 +172,9 @@ func (l *Local) open(op string) (*LocalKeyFile, error) {
 	return nil, err
 }
 
-// usable says what is against the use of a version that a blob names. The blob may be forged, as anybody can write a
-// number; a number that the key never had is therefore the blob's fault.
+// usable says what is against the use of a version that a blob names. The blob
+// may be forged, as anybody can write a number; a number that the key never
+// had is therefore the blob's fault.
 func (l *Local) usable(file *LocalKeyFile, version uint32) error {
 	if int64(version) > int64(len(file.Versions)) {
 		return l.fail(InvalidCiphertext, "unwrap", "UnknownVersion", fmt.Errorf("the key has no version %d", version))
@@ -185,8 +193,8 @@ func (l *Local) usable(file *LocalKeyFile, version uint32) error {
 	return l.fail(Denied, "unwrap", reason, fmt.Errorf("version %d of the key is %s", version, state))
 }
 
-// noVersion is the error of a key that has no enabled version. One disabled version can be enabled again, and so can the
-// key.
+// noVersion is the error of a key that has no enabled version. One disabled
+// version can be enabled again, and so can the key.
 func (l *Local) noVersion(op string, file *LocalKeyFile) *Error {
 	for _, v := range file.Versions {
 		if v.State == LocalKeyDisabled {
@@ -205,7 +213,8 @@ func newGCM(key []byte) (cipher.AEAD, error) {
 	return cipher.NewGCMWithRandomNonce(block)
 }
 
-// aad encodes what is before the nonce, the key id and the context so that no two of them give the same bytes.
+// aad encodes what is before the nonce, the key id and the context so that no
+// two of them give the same bytes.
 func (l *Local) aad(prefix []byte, ec EncryptionContext) []byte {
 	aad := append([]byte(localLabelAAD), prefix...) // the first byte says how long it is
 	return appendContext(appendString(aad, l.id), ec)
@@ -234,7 +243,8 @@ func readLocal(path string) (*LocalKeyFile, *Error) {
 	return readOpenLocal(f)
 }
 
-// readOpenLocal is readLocal of an open file. What it checks, it checks on that: a path can change in between.
+// readOpenLocal is readLocal of an open file. What it checks, it checks on
+// that: a path can change in between.
 func readOpenLocal(f *os.File) (*LocalKeyFile, *Error) {
 	info, err := f.Stat()
 	if err != nil {
@@ -260,7 +270,8 @@ func readOpenLocal(f *os.File) (*LocalKeyFile, *Error) {
 	return file, nil
 }
 
-// localFileError tells a file that is gone from one that cannot be read just now, such as with too many files open.
+// localFileError tells a file that is gone from one that cannot be read just
+// now, such as with too many files open.
 func localFileError(err error) *Error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR):

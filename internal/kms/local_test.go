@@ -158,7 +158,8 @@ func TestLocalRevocation(t *testing.T) {
 	}
 }
 
-// A blob is bound to the key id as well, which is not visible from outside; this holds the form of the blob.
+// A blob is bound to the key id as well, which is not visible from outside;
+// this holds the form of the blob.
 func TestLocalBlobForm(t *testing.T) {
 	w, _ := newLocal(t)
 	blob, err := w.Wrap(t.Context(), kmstest.NewDEK(), nil)

@@ -16,8 +16,9 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-// A key file is lines of text, of the form that docs/format.md gives. Older ones are a single line: localPrefix1, and 32
-// bytes in standard base64 with padding. They hold one version.
+// A key file is lines of text, of the form that docs/format.md gives. Older
+// ones are a single line: localPrefix1, and 32 bytes in standard base64 with
+// padding. They hold one version.
 const (
 	localPrefix1     = "cmekproxy-local-key-v1:"
 	localHeader      = "cmekproxy-local-key-v2\n"
@@ -29,7 +30,8 @@ const (
 // LocalKeyState is the state of one version of a local key.
 type LocalKeyState string
 
-// The states. A version that is destroyed leaves its number behind, which is never used again.
+// The states. A version that is destroyed leaves its number behind, which is
+// never used again.
 const (
 	LocalKeyEnabled   LocalKeyState = "enabled"
 	LocalKeyDisabled  LocalKeyState = "disabled"
@@ -38,7 +40,8 @@ const (
 
 // LocalKeyFile is what a key file of provider local holds.
 type LocalKeyFile struct {
-	// ID is as Local.KeyID. It comes from the first version, and stays when that is destroyed.
+	// ID is as Local.KeyID. It comes from the first version, and stays when
+	// that is destroyed.
 	ID string
 	// Disabled is whether the key is, whatever its versions are.
 	Disabled bool
@@ -74,7 +77,8 @@ func localKeyID(key []byte) string {
 
 func toSecond(t time.Time) time.Time { return t.UTC().Truncate(time.Second) }
 
-// Current returns the number of the version that wraps, the newest that is enabled; 0 if none is.
+// Current returns the number of the version that wraps, the newest that is
+// enabled; 0 if none is.
 func (f *LocalKeyFile) Current() int {
 	for i, v := range slices.Backward(f.Versions) {
 		if v.State == LocalKeyEnabled {
@@ -95,7 +99,8 @@ func (f *LocalKeyFile) Rotate(now time.Time) (version int, err error) {
 	return len(f.Versions), nil
 }
 
-// SetState changes the state of a version. Destroying wipes its key; nothing brings a destroyed version back.
+// SetState changes the state of a version. Destroying wipes its key; nothing
+// brings a destroyed version back.
 func (f *LocalKeyFile) SetState(version int, state LocalKeyState) error {
 	if version < 1 || version > len(f.Versions) {
 		return fmt.Errorf("there is no version %d: the newest is %d", version, len(f.Versions))
@@ -116,7 +121,8 @@ func (f *LocalKeyFile) SetState(version int, state LocalKeyState) error {
 	return nil
 }
 
-// Wipe clears the keys, after which f can be looked at, but not written or used.
+// Wipe clears the keys, after which f can be looked at, but not written or
+// used.
 func (f *LocalKeyFile) Wipe() {
 	for _, v := range f.Versions {
 		clear(v.key)
@@ -162,8 +168,9 @@ func appendChecksum(b []byte, start int) []byte {
 
 const localChecksum = "checksum "
 
-// ParseLocalKeyFile reads the text of a key file, of either form, and keeps no part of it. It takes exactly what Append
-// writes; of the older form the final line feed may be missing. Its errors quote no key.
+// ParseLocalKeyFile reads the text of a key file, of either form, and keeps no
+// part of it. It takes exactly what Append writes; of the older form the final
+// line feed may be missing. Its errors quote no key.
 func ParseLocalKeyFile(text []byte) (*LocalKeyFile, error) {
 	switch {
 	case bytes.HasPrefix(text, []byte(localPrefix1)):
@@ -185,8 +192,8 @@ func ParseLocalKeyFile(text []byte) (*LocalKeyFile, error) {
 	}
 }
 
-// parseLocalVersions looks at the checksum first: what else is wrong with a file that was cut, damaged or edited would
-// only mislead.
+// parseLocalVersions looks at the checksum first: what else is wrong with a
+// file that was cut, damaged or edited would only mislead.
 func parseLocalVersions(text []byte) (_ *LocalKeyFile, err error) {
 	body := len(text) - len(localChecksum) - 2*sha256.Size - 1
 	if body < len(localHeader) || text[body-1] != '\n' || !bytes.HasPrefix(text[body:], []byte(localChecksum)) {

@@ -17,8 +17,9 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
 )
 
-// What the provider wrote: the files in testdata/local, and a blob of the DEK 0x01 to 0x20 under the newest version of
-// each. The first is from before keys had versions. They never change.
+// What the provider wrote: the files in testdata/local, and a blob of the DEK
+// 0x01 to 0x20 under the newest version of each. The first is from before keys
+// had versions. They never change.
 const (
 	goldenID   = "local:27b0053ddc947ad4"
 	goldenBlob = "01635ed84aa1206dd8343400ec0ad382a949beef16a0d2104725aa24654ff3dada32f35dfca35d104f73edd1f437f1a7cc0d0a287abdeb4755cf35ccfc"
@@ -83,7 +84,8 @@ func TestLocalContractAfterRotation(t *testing.T) {
 	}, nil)
 }
 
-// A file of the older form is read as it is, and what is wrapped under it has the older form too.
+// A file of the older form is read as it is, and what is wrapped under it has
+// the older form too.
 func TestLocalGolden(t *testing.T) {
 	w, path := goldenLocal(t, "v1.key")
 	checkGolden(t, w, goldenID, goldenBlob)
@@ -116,7 +118,8 @@ func TestLocalGolden(t *testing.T) {
 	checkGolden(t, newer, goldenID2, goldenBlob2)
 }
 
-// A version that a blob names is authenticated: both versions open what they wrapped, and nothing else.
+// A version that a blob names is authenticated: both versions open what they
+// wrapped, and nothing else.
 func TestLocalVersionsAreApart(t *testing.T) {
 	w, path := newLocal(t)
 	first := wrapLocal(t, w)
@@ -292,8 +295,8 @@ func TestLocalChangeRefusesWhatOpeningRefuses(t *testing.T) {
 	wantErrorKind(t, "no file", kms.NotFound, err)
 }
 
-// Changes of one file come one after the other: no rotation loses another's version. Meanwhile readers always find a
-// whole file.
+// Changes of one file come one after the other: no rotation loses another's
+// version. Meanwhile readers always find a whole file.
 func TestLocalChangesAtOnce(t *testing.T) {
 	w, path := newLocal(t)
 	blob := wrapLocal(t, w)

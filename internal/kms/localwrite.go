@@ -13,8 +13,9 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/atomicfile"
 )
 
-// CreateLocalKeyFile writes a new random key to a new file of mode 0600, and makes sure that it is on disk: what was
-// sealed under a lost key is lost. It never overwrites: an existing file is an error that is fs.ErrExist.
+// CreateLocalKeyFile writes a new random key to a new file of mode 0600, and
+// makes sure that it is on disk: what was sealed under a lost key is lost. It
+// never overwrites: an existing file is an error that is fs.ErrExist.
 func CreateLocalKeyFile(path string) error {
 	key := make([]byte, 32)
 	defer clear(key)
@@ -22,7 +23,8 @@ func CreateLocalKeyFile(path string) error {
 	return ImportLocalKeyFile(path, key)
 }
 
-// ImportLocalKeyFile is CreateLocalKeyFile with a key of the caller's, 32 bytes that are not all alike.
+// ImportLocalKeyFile is CreateLocalKeyFile with a key of the caller's, 32
+// bytes that are not all alike.
 func ImportLocalKeyFile(path string, key []byte) error {
 	if len(key) != 32 {
 		return fmt.Errorf("creating a local key: %d bytes, and a key has 32", len(key))
@@ -49,7 +51,8 @@ func allAlike(key []byte) bool {
 	return true
 }
 
-// ReadLocalKeyFile reads the key file at path. It refuses what NewLocal refuses; errors are of type *Error.
+// ReadLocalKeyFile reads the key file at path. It refuses what NewLocal
+// refuses; errors are of type *Error.
 func ReadLocalKeyFile(path string) (*LocalKeyFile, error) {
 	file, failure := readLocal(path)
 	if failure != nil {
@@ -58,13 +61,16 @@ func ReadLocalKeyFile(path string) (*LocalKeyFile, error) {
 	return file, nil
 }
 
-// ChangeLocalKeyFile reads the key file at path, has change act on it, and writes it back, in the newer form. Readers
-// see the file as it was or as it is to be, and nothing between. The new file is on disk when it returns, with the mode
-// and the owner of the old one. An error of change leaves the file as it is, and is returned as it is. Of several
-// processes that change one file, one goes after the other, so that none loses a version that another has added.
+// ChangeLocalKeyFile reads the key file at path, has change act on it, and
+// writes it back, in the newer form. Readers see the file as it was or as it
+// is to be, and nothing between. The new file is on disk when it returns, with
+// the mode and the owner of the old one. An error of change leaves the file as
+// it is, and is returned as it is. Of several processes that change one file,
+// one goes after the other, so that none loses a version that another has
+// added.
 //
-// A destroyed key is no longer in the file. That says nothing of backups, snapshots, and the blocks that the old file had
-// on the disk.
+// A destroyed key is no longer in the file. That says nothing of backups,
+// snapshots, and the blocks that the old file had on the disk.
 func ChangeLocalKeyFile(path string, change func(*LocalKeyFile) error) error {
 	target, err := filepath.EvalSymlinks(path) // else the rename would put a file in the place of the link
 	if err != nil {
@@ -100,8 +106,10 @@ func opening(failure *Error, path string) *Error {
 	return failure
 }
 
-// lockLocal opens the file at path and locks it until it is closed. Whoever waited for the lock may then hold a file that
-// was replaced in the meantime, and has to look again. It is opened for writing because NFS locks nothing else.
+// lockLocal opens the file at path and locks it until it is closed. Whoever
+// waited for the lock may then hold a file that was replaced in the meantime,
+// and has to look again. It is opened for writing because NFS locks nothing
+// else.
 func lockLocal(path string) (*os.File, error) {
 	for {
 		f, err := os.OpenFile(path, os.O_RDWR, 0)
@@ -136,7 +144,8 @@ func flock(f *os.File) error {
 	}
 }
 
-// localText is the text of a key file, in a slice so large that it need not grow, and leave copies.
+// localText is the text of a key file, in a slice so large that it need not
+// grow, and leave copies.
 func localText(file *LocalKeyFile) []byte {
 	return file.Append(make([]byte, 0, 256+128*len(file.Versions)))
 }

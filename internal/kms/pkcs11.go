@@ -12,8 +12,8 @@ import (
 	"github.com/miekg/pkcs11"
 )
 
-// A wrapped DEK is a version byte, a 12-byte nonce, the encrypted DEK, and a 16-byte tag. The version byte is
-// authenticated too.
+// A wrapped DEK is a version byte, a 12-byte nonce, the encrypted DEK, and a
+// 16-byte tag. The version byte is authenticated too.
 const (
 	hsmVersion    = 1
 	hsmNonce      = 12
@@ -22,34 +22,43 @@ const (
 	hsmLabelAAD   = "cmekproxy pkcs11 wrap v1"
 )
 
-// hsm is the provider "pkcs11": an AES-256 key that never leaves a hardware security module, used with CKM_AES_GCM
-// (PKCS #11 Current Mechanisms v2.40, section 2.8.2). The additional authenticated data are the encryption context.
+// hsm is the provider "pkcs11": an AES-256 key that never leaves a hardware
+// security module, used with CKM_AES_GCM (PKCS #11 Current Mechanisms v2.40,
+// section 2.8.2). The additional authenticated data are the encryption
+// context.
 //
-// One label and id name one key. PKCS#11 has no versions of a key, and no portable way to tell which of several objects
-// is the newest, so that two that match are an error. To rotate, make another key in the token, configure it beside the
-// old one, and let the rules name it.
+// One label and id name one key. PKCS#11 has no versions of a key, and no
+// portable way to tell which of several objects is the newest, so that two
+// that match are an error. To rotate, make another key in the token, configure
+// it beside the old one, and let the rules name it.
 //
-// The nonce is random: the token's own where the token insists on choosing, else of this process. Random nonces limit
-// one key to 2^32 wraps (NIST SP 800-38D, section 8.3).
+// The nonce is random: the token's own where the token insists on choosing,
+// else of this process. Random nonces limit one key to 2^32 wraps (NIST SP
+// 800-38D, section 8.3).
 //
-// A call into a module blocks for as long as the module likes and cannot be canceled. Each one therefore runs in a
-// goroutine that the caller leaves behind when its context ends; there are at most maxModuleCalls of them for one module,
-// and whoever comes when all hang waits until its own deadline, and is told Unreachable.
+// A call into a module blocks for as long as the module likes and cannot be
+// canceled. Each one therefore runs in a goroutine that the caller leaves
+// behind when its context ends; there are at most maxModuleCalls of them for
+// one module, and whoever comes when all hang waits until its own deadline,
+// and is told Unreachable.
 type hsm struct {
 	cfg    PKCS11Config
 	id     string
 	token  string // label
 	module *hsmModule
 	idle   chan *hsmSession
-	// canary is a blob of this key, and canaryContext its context: what tells a key that was replaced from one that is
-	// still there, and a blob that is at fault from a token that is.
+	// canary is a blob of this key, and canaryContext its context: what tells
+	// a key that was replaced from one that is still there, and a blob that is
+	// at fault from a token that is.
 	canary        []byte
 	canaryContext EncryptionContext
 	choosesNonce  atomic.Bool // the token does
 }
 
-// NewPKCS11 opens a key in an HSM: it loads the module, finds the token, logs in, finds the key, and makes a round trip
-// with it. A PIN that the token refuses is never tried again in this process, as a token locks itself after a few.
+// NewPKCS11 opens a key in an HSM: it loads the module, finds the token, logs
+// in, finds the key, and makes a round trip with it. A PIN that the token
+// refuses is never tried again in this process, as a token locks itself after
+// a few.
 func NewPKCS11(ctx context.Context, cfg PKCS11Config) (Wrapper, error) {
 	if cfg.Timeout <= 0 {
 		cfg.Timeout = DefaultPKCS11Timeout
@@ -73,7 +82,8 @@ func NewPKCS11(ctx context.Context, cfg PKCS11Config) (Wrapper, error) {
 	return h, nil
 }
 
-// open loads the module, and learns the token's label where only its slot is configured.
+// open loads the module, and learns the token's label where only its slot is
+// configured.
 func (h *hsm) open(ctx context.Context) error {
 	label, err := h.call(ctx, "open", func() ([]byte, error) {
 		if err := h.module.load(); err != nil {
@@ -95,7 +105,8 @@ func (h *hsm) open(ctx context.Context) error {
 	return nil
 }
 
-// KeyID is a URI by RFC 7512, of the token's label and of the key's label and id as they are configured.
+// KeyID is a URI by RFC 7512, of the token's label and of the key's label and
+// id as they are configured.
 func (h *hsm) KeyID() string { return h.id }
 
 // Wrap implements Wrapper.
@@ -130,8 +141,9 @@ func (h *hsm) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext) 
 	})
 }
 
-// call runs do in a goroutine of its own, as one of those that the module is allowed, until it is done or ctx or the
-// timeout ends. What comes too late is wiped.
+// call runs do in a goroutine of its own, as one of those that the module is
+// allowed, until it is done or ctx or the timeout ends. What comes too late is
+// wiped.
 func (h *hsm) call(ctx context.Context, op string, do func() ([]byte, error)) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, h.cfg.Timeout)
 	defer cancel()
@@ -165,8 +177,9 @@ func (h *hsm) call(ctx context.Context, op string, do func() ([]byte, error)) ([
 	}
 }
 
-// seal encrypts a DEK. A token that refuses the nonce of others (those of AWS CloudHSM and of some in FIPS mode do) gets
-// zeros, which it has to replace by a nonce of its own: a ciphertext under a nonce of zeros is never let out.
+// seal encrypts a DEK. A token that refuses the nonce of others (those of AWS
+// CloudHSM and of some in FIPS mode do) gets zeros, which it has to replace by
+// a nonce of its own: a ciphertext under a nonce of zeros is never let out.
 func (h *hsm) seal(s *hsmSession, dek []byte, ec EncryptionContext) ([]byte, error) {
 	nonce := make([]byte, hsmNonce)
 	if !h.choosesNonce.Load() {
@@ -188,7 +201,8 @@ func (h *hsm) seal(s *hsmSession, dek []byte, ec EncryptionContext) ([]byte, err
 	return blob, nil
 }
 
-// encrypt reads the nonce back after the token has used it: some put their own in its place.
+// encrypt reads the nonce back after the token has used it: some put their own
+// in its place.
 func (h *hsm) encrypt(s *hsmSession, nonce, dek []byte, ec EncryptionContext) ([]byte, error) {
 	params := pkcs11.NewGCMParams(nonce, hsmAAD(ec), 8*hsmTag)
 	defer params.Free()
@@ -224,9 +238,10 @@ func hsmAAD(ec EncryptionContext) []byte {
 	return appendContext(append([]byte(hsmLabelAAD), hsmVersion), ec)
 }
 
-// intact makes sure that the key of s is the one that this hsm was opened with, and that it works. A blob that does not
-// unwrap while it is intact is itself at fault: some modules answer a wrong tag with CKR_GENERAL_ERROR (SoftHSM 2.6 does),
-// which others say of a device that is broken.
+// intact makes sure that the key of s is the one that this hsm was opened
+// with, and that it works. A blob that does not unwrap while it is intact is
+// itself at fault: some modules answer a wrong tag with CKR_GENERAL_ERROR
+// (SoftHSM 2.6 does), which others say of a device that is broken.
 func (h *hsm) intact(s *hsmSession) error {
 	if h.canary == nil { // it is being opened
 		return errHSMUntested

@@ -28,7 +28,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
 )
 
-// SoftHSM reads its configuration once in a process, so that all tests share one directory of tokens.
+// SoftHSM reads its configuration once in a process, so that all tests share
+// one directory of tokens.
 var hsmDir string
 
 func TestMain(m *testing.M) {
@@ -50,7 +51,8 @@ func TestMain(m *testing.M) {
 
 const testPIN = "918273645"
 
-// softHSM is the library, for what the tests do to tokens; its path is the module of keys.
+// softHSM is the library, for what the tests do to tokens; its path is the
+// module of keys.
 func softHSM(t *testing.T) (ctx *pkcs11.Ctx, path string) {
 	t.Helper()
 	for _, path := range []string{"/usr/lib/softhsm/libsofthsm2.so", "/usr/lib64/libsofthsm2.so", "/usr/local/lib/softhsm/libsofthsm2.so", "/opt/homebrew/lib/softhsm/libsofthsm2.so"} {
@@ -122,7 +124,8 @@ func (tok *token) as(t *testing.T, pin string, do func(s pkcs11.SessionHandle)) 
 	must(t, tok.ctx.CloseSession(s))
 }
 
-// makeKey makes an AES key of value, and returns its handle for the token's user.
+// makeKey makes an AES key of value, and returns its handle for the token's
+// user.
 func (tok *token) makeKey(t *testing.T, label string, id, value []byte) {
 	t.Helper()
 	tok.as(t, testPIN, func(s pkcs11.SessionHandle) {
@@ -201,7 +204,8 @@ func TestPKCS11Contract(t *testing.T) {
 	kmstest.RunContract(t, func(t *testing.T) kms.Wrapper { w, _ := newHSMKey(t, tok); return w }, nil)
 }
 
-// The form of a blob, by Go's own AES-GCM with the key that the token was given.
+// The form of a blob, by Go's own AES-GCM with the key that the token was
+// given.
 func TestPKCS11BlobForm(t *testing.T) {
 	tok, key := newToken(t), kmstest.NewDEK()
 	tok.makeKey(t, "known", []byte{0xab, 1}, key)
@@ -231,8 +235,8 @@ func TestPKCS11BlobForm(t *testing.T) {
 	b.check(t, bySlot)
 }
 
-// A blob of the DEK 0x01 to 0x20 under the key 0x20 to 0x3f, made from the specification by other software. It never
-// changes.
+// A blob of the DEK 0x01 to 0x20 under the key 0x20 to 0x3f, made from the
+// specification by other software. It never changes.
 const goldenHSMBlob = "01404142434445464748494a4bc356be855570c2035b385b2488445e62029c8e97e056b0c677e48f1c7df4d022908738b13d86b438e78f0eb42a7b8d0b"
 
 func TestPKCS11Golden(t *testing.T) {
@@ -507,7 +511,8 @@ func TestPKCS11Configuration(t *testing.T) {
 	wantErrorKind(t, "of the twin", kms.InvalidCiphertext, unwrapError(t, two, wrapLocal(t, one).blob))
 }
 
-// faulty builds testdata/pkcs11/faulty.c, and returns a token behind it, and what controls it.
+// faulty builds testdata/pkcs11/faulty.c, and returns a token behind it, and
+// what controls it.
 func faulty(t *testing.T) (tok *token, control func(string)) {
 	t.Helper()
 	tok = newToken(t)
@@ -595,7 +600,8 @@ func TestPKCS11ReturnValues(t *testing.T) {
 	}
 }
 
-// A token that wants to choose the nonce gets its way, and one that would encrypt under a nonce of zeros does not.
+// A token that wants to choose the nonce gets its way, and one that would
+// encrypt under a nonce of zeros does not.
 func TestPKCS11NonceOfTheToken(t *testing.T) {
 	tok, control := faulty(t)
 	plain, _ := newHSMKey(t, tok)
@@ -613,8 +619,8 @@ func TestPKCS11NonceOfTheToken(t *testing.T) {
 	wantErrorKind(t, "nonce of zeros", kms.Internal, hsmOpenError(t, tok.config(label)))
 }
 
-// A module that hangs holds up its callers until their deadlines, or until they give up, and no more goroutines than its
-// calls.
+// A module that hangs holds up its callers until their deadlines, or until
+// they give up, and no more goroutines than its calls.
 func TestPKCS11Hangs(t *testing.T) {
 	tok, control := faulty(t)
 	_, label := newHSMKey(t, tok)

@@ -12,19 +12,23 @@ const DefaultPKCS11Timeout = 5 * time.Second
 
 // PKCS11Config configures NewPKCS11.
 type PKCS11Config struct {
-	// Module is the path of the HSM vendor's PKCS#11 library. Required. It is loaded into this process once and stays.
+	// Module is the path of the HSM vendor's PKCS#11 library. Required. It is
+	// loaded into this process once and stays.
 	Module string
 	// TokenLabel is the label of the token. Empty: the token in Slot.
 	TokenLabel string
-	// Slot is the id of the token's slot. It means nothing where TokenLabel is set, which is the better choice: many
-	// modules number their slots anew at each start.
+	// Slot is the id of the token's slot. It means nothing where TokenLabel is
+	// set, which is the better choice: many modules number their slots anew at
+	// each start.
 	Slot uint
-	// KeyLabel is the key's CKA_LABEL, and KeyID its CKA_ID. One of them is required. What is empty is not looked at, so
-	// that together they must name one key only. They become part of the KeyID that is stored with each object: keep both
-	// as they are for as long as such objects exist.
+	// KeyLabel is the key's CKA_LABEL, and KeyID its CKA_ID. One of them is
+	// required. What is empty is not looked at, so that together they must
+	// name one key only. They become part of the KeyID that is stored with
+	// each object: keep both as they are for as long as such objects exist.
 	KeyLabel string
 	KeyID    []byte
-	// PIN is that of the token's user (CKU_USER). It appears in no error. Empty: no login, for tokens that need none.
+	// PIN is that of the token's user (CKU_USER). It appears in no error.
+	// Empty: no login, for tokens that need none.
 	PIN string
 	// Timeout bounds one call. 0: DefaultPKCS11Timeout.
 	Timeout time.Duration
@@ -46,8 +50,9 @@ func (c PKCS11Config) check() error {
 // maxPKCS11KeyID is what docs/format.md allows a key id.
 const maxPKCS11KeyID = 512
 
-// uri names the key as RFC 7512 does. What is not an unreserved character is percent-encoded, so that it is printable
-// ASCII, and two names never give one URI.
+// uri names the key as RFC 7512 does. What is not an unreserved character is
+// percent-encoded, so that it is printable ASCII, and two names never give one
+// URI.
 func (c PKCS11Config) uri(tokenLabel string) string {
 	var b strings.Builder
 	b.WriteString("pkcs11:token=" + percentEncode(tokenLabel))

@@ -17,13 +17,16 @@ const (
 	ckrTokenExceeded     = 0x201
 )
 
-// hsmKinds maps return values (PKCS #11 Base v2.40, section 5.1; http://docs.oasis-open.org/pkcs11/pkcs11-base/v2.40/).
-// What is not here is Internal.
+// hsmKinds maps return values (PKCS #11 Base v2.40, section 5.1;
+// http://docs.oasis-open.org/pkcs11/pkcs11-base/v2.40/). What is not here is
+// Internal.
 var hsmKinds = map[uint]Kind{
-	// 5.1.6: the key is gone. Handles that ended otherwise, with a logout, were replaced before it comes to this.
+	// 5.1.6: the key is gone. Handles that ended otherwise, with a logout,
+	// were replaced before it comes to this.
 	pkcs11.CKR_KEY_HANDLE_INVALID:    NotFound,
 	pkcs11.CKR_OBJECT_HANDLE_INVALID: NotFound,
-	// CKA_ENCRYPT or CKA_DECRYPT was set to false, or the key is out of its dates.
+	// CKA_ENCRYPT or CKA_DECRYPT was set to false, or the key is out of its
+	// dates.
 	pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED: Disabled,
 
 	// 5.1.6: this user may not, or no longer.
@@ -43,7 +46,8 @@ var hsmKinds = map[uint]Kind{
 	pkcs11.CKR_SESSION_COUNT: Throttled,
 	ckrTokenExceeded:         Throttled,
 
-	// 5.1.1 to 5.1.3: the library, the session and the token fail, whatever the key is.
+	// 5.1.1 to 5.1.3: the library, the session and the token fail, whatever
+	// the key is.
 	pkcs11.CKR_GENERAL_ERROR:                  Unreachable,
 	pkcs11.CKR_HOST_MEMORY:                    Unreachable,
 	pkcs11.CKR_FUNCTION_FAILED:                Unreachable,
@@ -77,7 +81,8 @@ var (
 	errHSMUntested = errors.New("the key has not been tested yet")
 )
 
-// hsmFailure turns what went wrong in a call into an *Error. The bindings' errors hold a number, and never data.
+// hsmFailure turns what went wrong in a call into an *Error. The bindings'
+// errors hold a number, and never data.
 func hsmFailure(err error, op, keyID string) *Error {
 	if e := (*Error)(nil); errors.As(err, &e) {
 		return &Error{Kind: e.Kind, Op: op, KeyID: keyID, Reason: e.Reason, Err: e.Err}
@@ -93,7 +98,8 @@ func hsmFailure(err error, op, keyID string) *Error {
 	return &Error{Kind: kind, Op: op, KeyID: keyID, Reason: ckrName(code)}
 }
 
-// ckrName is the name of a return value, else its number. The bindings' text is "pkcs11: 0x30: CKR_DEVICE_ERROR".
+// ckrName is the name of a return value, else its number. The bindings' text
+// is "pkcs11: 0x30: CKR_DEVICE_ERROR".
 func ckrName(code pkcs11.Error) string {
 	text := code.Error()
 	if name := text[strings.LastIndex(text, " ")+1:]; strings.HasPrefix(name, "CKR_") {
@@ -115,8 +121,8 @@ func isSessionLost(err error) bool {
 		pkcs11.CKR_OPERATION_ACTIVE, pkcs11.CKR_OPERATION_NOT_INITIALIZED)
 }
 
-// isModuleGone reports whether the module itself may have to be started anew before it
-// finds a token: some see the tokens that were there when they were
+// isModuleGone reports whether the module itself may have to be started anew
+// before it finds a token: some see the tokens that were there when they were
 // initialized, and others are lost for this process with the device.
 func isModuleGone(err error) bool {
 	if e, ok := errors.AsType[*Error](err); ok {
@@ -130,12 +136,14 @@ func isModuleGone(err error) bool {
 // reasonNoToken is the reason of an error of our own.
 const reasonNoToken = "NoToken"
 
-// isBadBlob reports whether err is that of a blob, after which the session is as good as before (section 5.9, C_Decrypt).
+// isBadBlob reports whether err is that of a blob, after which the session is
+// as good as before (section 5.9, C_Decrypt).
 func isBadBlob(err error) bool {
 	return isCKR(err, pkcs11.CKR_ENCRYPTED_DATA_INVALID, pkcs11.CKR_ENCRYPTED_DATA_LEN_RANGE, ckrAEADDecryptFailed)
 }
 
-// isAmbiguous reports whether err may be about the blob, as some modules have no better answer to one that does not unwrap.
+// isAmbiguous reports whether err may be about the blob, as some modules have
+// no better answer to one that does not unwrap.
 func isAmbiguous(err error) bool {
 	return isCKR(err, pkcs11.CKR_GENERAL_ERROR, pkcs11.CKR_FUNCTION_FAILED, pkcs11.CKR_DATA_INVALID, pkcs11.CKR_DEVICE_ERROR)
 }

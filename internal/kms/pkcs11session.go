@@ -15,11 +15,13 @@ import (
 	"github.com/miekg/pkcs11"
 )
 
-// maxModuleCalls bounds the calls into one module at a time, those that hang included, and the sessions of one key.
+// maxModuleCalls bounds the calls into one module at a time, those that hang
+// included, and the sessions of one key.
 const maxModuleCalls = 16
 
-// hsmModule is the library of an HSM. The specification makes it one for the whole process: C_Initialize may be called
-// once, and who is logged in to a token is so in all sessions (PKCS #11 Base v2.40, sections 5.4 and 5.6).
+// hsmModule is the library of an HSM. The specification makes it one for the
+// whole process: C_Initialize may be called once, and who is logged in to a
+// token is so in all sessions (PKCS #11 Base v2.40, sections 5.4 and 5.6).
 type hsmModule struct {
 	path  string
 	calls chan struct{}
@@ -122,7 +124,8 @@ func moduleAt(path string) *hsmModule {
 	return m
 }
 
-// load loads and initializes the library, if that has not been done. It is never unloaded: a module may have threads.
+// load loads and initializes the library, if that has not been done. It is
+// never unloaded: a module may have threads.
 func (m *hsmModule) load() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -140,8 +143,9 @@ func (m *hsmModule) load() error {
 	return nil
 }
 
-// login logs this process in to the token of a session, unless it is already. A PIN that was refused is not tried again:
-// a few more attempts, such as those of a key that is opened every ten seconds, and the token locks itself.
+// login logs this process in to the token of a session, unless it is already.
+// A PIN that was refused is not tried again: a few more attempts, such as
+// those of a key that is opened every ten seconds, and the token locks itself.
 func (m *hsmModule) login(s pkcs11.SessionHandle, token pkcs11.TokenInfo, pin string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -167,9 +171,10 @@ type hsmSession struct {
 	generation uint64 // of the module. Of an older one, the handles mean nothing, or something else
 }
 
-// withSession makes use of a session. One that has been lost, with the login or the handle of the key that went with it,
-// is replaced by a new one in which the key is looked for anew: handles end with a logout, and with the key. The new one
-// may be lost in its turn, if somebody logs out just then.
+// withSession makes use of a session. One that has been lost, with the login
+// or the handle of the key that went with it, is replaced by a new one in
+// which the key is looked for anew: handles end with a logout, and with the
+// key. The new one may be lost in its turn, if somebody logs out just then.
 func (h *hsm) withSession(use func(*hsmSession) ([]byte, error)) ([]byte, error) {
 	return h.module.again(func() ([]byte, error) { return h.withNewSession(use) })
 }
@@ -251,8 +256,8 @@ func (h *hsm) newSession() (*hsmSession, error) {
 	return s, nil
 }
 
-// findToken returns the slot of the token now. It is Unreachable where there is none: a token that is not plugged in says
-// nothing of its keys.
+// findToken returns the slot of the token now. It is Unreachable where there
+// is none: a token that is not plugged in says nothing of its keys.
 func (h *hsm) findToken() (slot uint, info pkcs11.TokenInfo, err error) {
 	if h.cfg.TokenLabel == "" {
 		info, err = h.module.ctx.GetTokenInfo(h.cfg.Slot)
@@ -282,8 +287,8 @@ func (h *hsm) findToken() (slot uint, info pkcs11.TokenInfo, err error) {
 	}
 }
 
-// findKey looks for the key. None is NotFound only if the session is still logged in by then: to others, the token shows
-// no private objects.
+// findKey looks for the key. None is NotFound only if the session is still
+// logged in by then: to others, the token shows no private objects.
 func (h *hsm) findKey(s pkcs11.SessionHandle) (pkcs11.ObjectHandle, error) {
 	template := []*pkcs11.Attribute{
 		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
@@ -323,7 +328,8 @@ func (h *hsm) noKey(s pkcs11.SessionHandle) error {
 	return &Error{Kind: NotFound, Reason: "NoKey", Err: errors.New("the token has no AES key of this label and id")}
 }
 
-// checkSize refuses AES with shorter keys. A token that does not tell is believed.
+// checkSize refuses AES with shorter keys. A token that does not tell is
+// believed.
 func (h *hsm) checkSize(s pkcs11.SessionHandle, key pkcs11.ObjectHandle) error {
 	attributes, err := h.module.ctx.GetAttributeValue(s, key, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_VALUE_LEN, nil)})
 	if err != nil || len(attributes) != 1 {

@@ -23,35 +23,41 @@ const retryCost = 5
 
 // RetryConfig configures Retry. The zero value retries until the deadline.
 type RetryConfig struct {
-	// Base is the longest wait before the second attempt; it doubles with each further one. 0: DefaultRetryBase.
+	// Base is the longest wait before the second attempt; it doubles with each
+	// further one. 0: DefaultRetryBase.
 	Base time.Duration
 	// Max bounds what Base grows to. 0: DefaultRetryMax.
 	Max time.Duration
-	// MaxAttempts bounds the attempts of one call, the first included. 0: the deadline alone does, and a context
-	// without one is retried until it is canceled.
+	// MaxAttempts bounds the attempts of one call, the first included. 0: the
+	// deadline alone does, and a context without one is retried until it is
+	// canceled.
 	MaxAttempts int
-	// Budget is how many retries there may be at the expense of calls that have
-	// not succeeded yet: a retry takes one of it, and gives it back if it succeeds;
-	// so do five calls that succeed at once, and a second that passes. With none
-	// left, calls are not retried: a KMS that throttles is not to be asked several
-	// times as often.
-	// 0: DefaultRetryBudget.
+	// Budget is how many retries there may be at the expense of calls that
+	// have not succeeded yet: a retry takes one of it, and gives it back if it
+	// succeeds; so do five calls that succeed at once, and a second that
+	// passes. With none left, calls are not retried: a KMS that throttles is
+	// not to be asked several times as often. 0: DefaultRetryBudget.
 	Budget uint
 	// Jitter chooses a wait from 0 to limit. Nil: at random, all alike likely.
 	Jitter func(limit time.Duration) time.Duration
 }
 
-// Retry returns w with further attempts at what a KMS answers with Throttled or Unreachable, and at nothing else: all
-// other answers stay what they are. Nor does it retry what never reached the KMS, which is an error of Breaker or of
-// Limit; put it around those, so that it is every attempt that counts there.
+// Retry returns w with further attempts at what a KMS answers with Throttled
+// or Unreachable, and at nothing else: all other answers stay what they are.
+// Nor does it retry what never reached the KMS, which is an error of Breaker
+// or of Limit; put it around those, so that it is every attempt that counts
+// there.
 //
 // The waits between attempts have exponential backoff and full jitter
-// (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/). A wait that would go past the deadline
-// is not begun: the call then ends at once, with the last error that came from the KMS itself. A cancel ends it at once
-// with Canceled.
+// (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/).
+// A wait that would go past the deadline is not begun: the call then ends at
+// once, with the last error that came from the KMS itself. A cancel ends it at
+// once with Canceled.
 //
-// A provider must not retry on its own, or the attempts multiply: set AWSConfig.MaxAttempts to 1. Its Timeout is then
-// that of an attempt, and should be a part of the caller's deadline only, or a hanging KMS uses it up in one attempt.
+// A provider must not retry on its own, or the attempts multiply: set
+// AWSConfig.MaxAttempts to 1. Its Timeout is then that of an attempt, and
+// should be a part of the caller's deadline only, or a hanging KMS uses it up
+// in one attempt.
 func Retry(w Wrapper, cfg RetryConfig) Wrapper {
 	if cfg.Base <= 0 {
 		cfg.Base = DefaultRetryBase
@@ -69,8 +75,9 @@ func Retry(w Wrapper, cfg RetryConfig) Wrapper {
 	return &decorator{w, r.run}
 }
 
-// retrier is not github.com/cenkalti/backoff: that answers with the context's error in place of the KMS's, begins waits
-// that the deadline is going to cut, and its jitter is around the interval, not from zero.
+// retrier is not github.com/cenkalti/backoff: that answers with the context's
+// error in place of the KMS's, begins waits that the deadline is going to cut,
+// and its jitter is around the interval, not from zero.
 type retrier struct {
 	keyID  string
 	cfg    RetryConfig

@@ -93,7 +93,8 @@ func TestRetryCanceled(t *testing.T) {
 	})
 }
 
-// What Breaker and Limit say for themselves is no reason to ask again, and must not hide what the KMS said before.
+// What Breaker and Limit say for themselves is no reason to ask again, and
+// must not hide what the KMS said before.
 func TestRetryOfWhatWasNotAsked(t *testing.T) {
 	kmstest.Bubble(t, func(t *testing.T) {
 		open := &kms.Error{Kind: kms.Unreachable, Op: "unwrap", KeyID: "fake", Reason: "circuit open", Err: kms.ErrOpen}

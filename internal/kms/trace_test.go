@@ -11,8 +11,8 @@ import (
 
 var traced = kmstest.Context("b", "k")
 
-// Each KMS that names its requests has the name of the last one in the trace, of refused ones too where it tells, and
-// nobody else's request is in it.
+// Each KMS that names its requests has the name of the last one in the trace,
+// of refused ones too where it tells, and nobody else's request is in it.
 func TestTrace(t *testing.T) {
 	aws, azure := kmstest.StartTest(t), kmstest.StartAzure(t)
 	name := regexp.MustCompile(`^[0-9a-f]{32}$`)

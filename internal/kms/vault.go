@@ -27,17 +27,21 @@ const (
 
 // VaultConfig configures the provider "vault-transit".
 type VaultConfig struct {
-	// Address is the URL of the server, such as https://vault.example.com:8200. Required. The environment's VAULT_ADDR,
+	// Address is the URL of the server, such as
+	// https://vault.example.com:8200. Required. The environment's VAULT_ADDR,
 	// VAULT_TOKEN, VAULT_NAMESPACE and TLS settings are not looked at.
 	Address string
-	// Namespace is that of mount and login, such as "team/app". Empty: the root namespace.
+	// Namespace is that of mount and login, such as "team/app". Empty: the
+	// root namespace.
 	Namespace string
 	// Mount is the path of the transit engine. Empty: DefaultVaultMount.
 	Mount string
-	// KeyID is the name of the transit key. Required. The key must be symmetric and not convergent.
+	// KeyID is the name of the transit key. Required. The key must be
+	// symmetric and not convergent.
 	KeyID string
-	// EnvelopeID is the key's id in the envelopes of objects, printable ASCII. Empty: "vault:" and the path of
-	// namespace, mount and key. Give one where two servers have a key at the same path; never change it afterwards.
+	// EnvelopeID is the key's id in the envelopes of objects, printable ASCII.
+	// Empty: "vault:" and the path of namespace, mount and key. Give one where
+	// two servers have a key at the same path; never change it afterwards.
 	EnvelopeID string
 	// Login is how to get a token. Required.
 	Login VaultLogin
@@ -46,7 +50,8 @@ type VaultConfig struct {
 	CAFile string
 	// Report, if not nil, is told of files that were read again.
 	Report Report
-	// Transport sends the calls. Nil: one of its own, with proxy settings from the environment and CAFile.
+	// Transport sends the calls. Nil: one of its own, with proxy settings from
+	// the environment and CAFile.
 	Transport http.RoundTripper
 	// Timeout bounds one request to encrypt or decrypt, with all its attempts.
 	// A login has 30 seconds of its own, for which a call waits until its
@@ -56,16 +61,22 @@ type VaultConfig struct {
 	MaxAttempts int
 }
 
-// Vault is the provider "vault-transit": a key of the transit engine of HashiCorp Vault or OpenBao.
+// Vault is the provider "vault-transit": a key of the transit engine of
+// HashiCorp Vault or OpenBao.
 //
-// Its KeyID is a path and not the server's address: what identifies a transit key is where it is mounted, and a server
-// that moves, fails over to a replica, or is restored elsewhere keeps its keys and must keep the objects under them.
+// Its KeyID is a path and not the server's address: what identifies a transit
+// key is where it is mounted, and a server that moves, fails over to a
+// replica, or is restored elsewhere keeps its keys and must keep the objects
+// under them.
 //
-// The encryption context goes to Vault as associated data, which AES-GCM and ChaCha20-Poly1305 authenticate, and as
-// the context that derived keys are derived by and other keys ignore. Blobs are Vault's own ciphertext, "vault:v3:...",
-// which names the version of the key: rotation needs nothing, and min_decryption_version ends the old versions.
+// The encryption context goes to Vault as associated data, which AES-GCM and
+// ChaCha20-Poly1305 authenticate, and as the context that derived keys are
+// derived by and other keys ignore. Blobs are Vault's own ciphertext,
+// "vault:v3:...", which names the version of the key: rotation needs nothing,
+// and min_decryption_version ends the old versions.
 //
-// Data keys are made here: Vault's own datakey endpoint takes no associated data.
+// Data keys are made here: Vault's own datakey endpoint takes no associated
+// data.
 type Vault struct {
 	id      string
 	mount   string
@@ -74,7 +85,8 @@ type Vault struct {
 	login   *vaultTokens
 }
 
-// NewVault returns the key that cfg names. It calls nobody: the first login is at the first use.
+// NewVault returns the key that cfg names. It calls nobody: the first login is
+// at the first use.
 func NewVault(cfg VaultConfig) (*Vault, error) {
 	v := &Vault{
 		key:     cfg.KeyID,
@@ -105,8 +117,9 @@ func NewVault(cfg VaultConfig) (*Vault, error) {
 // KeyID is VaultConfig.EnvelopeID, or "vault:" and a path.
 func (v *Vault) KeyID() string { return v.id }
 
-// vaultFields is what of the parameters and answers of encrypt and decrypt is used here
-// (https://developer.hashicorp.com/vault/api-docs/secret/transit). Slices are base64 on the wire.
+// vaultFields is what of the parameters and answers of encrypt and decrypt is
+// used here (https://developer.hashicorp.com/vault/api-docs/secret/transit).
+// Slices are base64 on the wire.
 type vaultFields struct {
 	Plaintext      []byte `json:"plaintext,omitempty"`
 	Ciphertext     string `json:"ciphertext,omitempty"`
@@ -148,8 +161,9 @@ func (v *Vault) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext
 	return out.Plaintext, nil
 }
 
-// call sends one request. A token that Vault refuses may only have expired, so the first refusal leads to one login
-// and one more request; then the answer stands.
+// call sends one request. A token that Vault refuses may only have expired, so
+// the first refusal leads to one login and one more request; then the answer
+// stands.
 func (v *Vault) call(ctx context.Context, op, verb string, in vaultFields) (*vaultFields, error) {
 	s, err := v.login.session(ctx, nil)
 	if err != nil {
@@ -175,11 +189,13 @@ func (v *Vault) call(ctx context.Context, op, verb string, in vaultFields) (*vau
 // vaultMaxAnswer bounds an answer, in bytes. Real ones have a few hundred.
 const vaultMaxAnswer = 64 << 10
 
-// errVaultAnswer says that an answer is not what it should be. The parser's own error could quote it.
+// errVaultAnswer says that an answer is not what it should be. The parser's
+// own error could quote it.
 var errVaultAnswer = errors.New("the answer cannot be read")
 
-// send goes below api.Secret, whose strings cannot be wiped. The client's methods for raw bodies would do, but send
-// "null" for the body when a standby server redirects them (api 1.23.0).
+// send goes below api.Secret, whose strings cannot be wiped. The client's
+// methods for raw bodies would do, but send "null" for the body when a standby
+// server redirects them (api 1.23.0).
 func (v *Vault) send(ctx context.Context, s *vaultSession, verb string, in vaultFields) (*vaultFields, error) {
 	ctx, cancel := context.WithTimeout(ctx, v.timeout)
 	defer cancel()
@@ -211,13 +227,15 @@ func (v *Vault) send(ctx context.Context, s *vaultSession, verb string, in vault
 	return &out.Data, nil
 }
 
-// vaultMaxBlob is the longest that a blob can be, in bytes: a version of ten digits, and XChaCha20-Poly1305.
+// vaultMaxBlob is the longest that a blob can be, in bytes: a version of ten
+// digits, and XChaCha20-Poly1305.
 const vaultMaxBlob = len("vault:v:") + 10 + 96
 
 var vaultBlobForm = regexp.MustCompile(`^vault:v[1-9][0-9]{0,9}:([A-Za-z0-9+/]+={0,2})$`)
 
-// isVaultBlob reports whether s can be the ciphertext of a DEK: nonce, 32 bytes and tag. What cannot is not sent to
-// Vault, whose reading of base64 and numbers is lenient.
+// isVaultBlob reports whether s can be the ciphertext of a DEK: nonce, 32
+// bytes and tag. What cannot is not sent to Vault, whose reading of base64 and
+// numbers is lenient.
 func isVaultBlob(s string) bool {
 	form := vaultBlobForm.FindStringSubmatch(s)
 	if form == nil {
@@ -227,7 +245,8 @@ func isVaultBlob(s string) bool {
 	return err == nil && (len(raw) == 12+DEKSize+16 || len(raw) == 24+DEKSize+16)
 }
 
-// vaultVersion is the version that a blob names, the 3 of "vault:v3:...". No other provider's blobs look like this.
+// vaultVersion is the version that a blob names, the 3 of "vault:v3:...". No
+// other provider's blobs look like this.
 func vaultVersion(_ string, blob []byte) string {
 	if !isVaultBlob(string(blob)) {
 		return ""
@@ -277,13 +296,15 @@ func newVaultConfig(cfg VaultConfig) (*api.Config, error) {
 		Address: cfg.Address,
 		HttpClient: &http.Client{
 			Transport: newReconnecting(transport),
-			// The client follows redirects itself, one only, and not from https to http.
+			// The client follows redirects itself, one only, and not from
+			// https to http.
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
 		MaxRetries:   attempts - 1,
 		MinRetryWait: 100 * time.Millisecond,
 		MaxRetryWait: 400 * time.Millisecond,
-		// No Timeout: the client's own would end before the answer is read. Every call has a deadline.
+		// No Timeout: the client's own would end before the answer is read.
+		// Every call has a deadline.
 	}, nil
 }
 

@@ -219,7 +219,8 @@ func TestVaultRetries(t *testing.T) {
 	}
 }
 
-// login returns a server and a key that logs in by AppRole, with tokens of that kind.
+// login returns a server and a key that logs in by AppRole, with tokens of
+// that kind.
 func login(t *testing.T, token kmstest.VaultToken) (*kmstest.VaultServer, *kms.Vault) {
 	server := kmstest.StartVault(t)
 	server.AddAppRole("role", "secret", token)
@@ -297,7 +298,8 @@ func TestVaultRenewsTokens(t *testing.T) {
 	}
 }
 
-// A token that cannot be renewed, or not for long, is replaced before it ends: no call meets a refusal.
+// A token that cannot be renewed, or not for long, is replaced before it ends:
+// no call meets a refusal.
 func TestVaultReplacesTokens(t *testing.T) {
 	t.Parallel()
 	for name, token := range map[string]kmstest.VaultToken{
@@ -452,7 +454,8 @@ func TestVaultConfigsThatAreRefused(t *testing.T) {
 	}
 }
 
-// A broken or hostile server that quotes requests and answers must not get a DEK into an error.
+// A broken or hostile server that quotes requests and answers must not get a
+// DEK into an error.
 func TestVaultErrorsHoldNoKeys(t *testing.T) {
 	server := kmstest.StartVault(t)
 	w := server.NewKey(t, nil)

@@ -12,10 +12,12 @@ import (
 	"github.com/hashicorp/vault/api"
 )
 
-// Vault's errors have no codes besides HTTP's, and 400 stands for nearly all that the transit engine has to say. What
-// it says of the key, and not of the blob, is known by these texts, the same in Vault and OpenBao for many years
-// (builtin/logical/transit/path_decrypt.go and sdk/helper/keysutil/policy.go of either). Should one of them change,
-// then a refusal stays a refusal, but passes for one of the blob.
+// Vault's errors have no codes besides HTTP's, and 400 stands for nearly all
+// that the transit engine has to say. What it says of the key, and not of the
+// blob, is known by these texts, the same in Vault and OpenBao for many years
+// (builtin/logical/transit/path_decrypt.go and sdk/helper/keysutil/policy.go
+// of either). Should one of them change, then a refusal stays a refusal, but
+// passes for one of the blob.
 var vaultTexts = []struct {
 	text string
 	kind Kind
@@ -25,8 +27,9 @@ var vaultTexts = []struct {
 	{"refusing to use soft-deleted key", PendingDeletion},
 }
 
-// fail turns an error of the client into an *Error. The client's error is not kept: it holds the answer when it cannot
-// be parsed, and the URL of the server. ctx is the caller's, without our timeout.
+// fail turns an error of the client into an *Error. The client's error is not
+// kept: it holds the answer when it cannot be parsed, and the URL of the
+// server. ctx is the caller's, without our timeout.
 func (v *Vault) fail(ctx context.Context, op string, err error) *Error {
 	e := &Error{Op: op, KeyID: v.id}
 	var resp *api.ResponseError
@@ -47,7 +50,8 @@ func (v *Vault) fail(ctx context.Context, op string, err error) *Error {
 	return e
 }
 
-// failLogin is fail for a login. No text of the server is kept: it might quote the secret.
+// failLogin is fail for a login. No text of the server is kept: it might quote
+// the secret.
 func (v *Vault) failLogin(ctx context.Context, op string, err error) *Error {
 	e := v.fail(ctx, op, err)
 	var (
@@ -60,7 +64,8 @@ func (v *Vault) failLogin(ctx context.Context, op string, err error) *Error {
 		e.Err = errors.New("the login failed")
 		switch resp.StatusCode {
 		case http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden:
-			// The role or the secret id was taken away: AppRole says 400, Kubernetes 403.
+			// The role or the secret id was taken away: AppRole says 400,
+			// Kubernetes 403.
 			e.Kind = Denied
 		}
 	case errors.As(err, &file):
@@ -75,7 +80,8 @@ func (v *Vault) failLogin(ctx context.Context, op string, err error) *Error {
 // (https://developer.hashicorp.com/vault/api-docs#error-response).
 func isVaultError(resp *api.ResponseError) bool { return !resp.RawError && resp.Errors != nil }
 
-// vaultKind goes by https://developer.hashicorp.com/vault/api-docs#http-status-codes.
+// vaultKind goes by
+// https://developer.hashicorp.com/vault/api-docs#http-status-codes.
 func vaultKind(op string, resp *api.ResponseError) Kind {
 	switch resp.StatusCode {
 	case http.StatusBadRequest:
@@ -106,8 +112,9 @@ func vaultKind(op string, resp *api.ResponseError) Kind {
 	}
 }
 
-// isVaultForbidden reports whether Vault refused the token: an expired one and one without the right to do this get
-// the same status (https://developer.hashicorp.com/vault/docs/concepts/tokens).
+// isVaultForbidden reports whether Vault refused the token: an expired one and
+// one without the right to do this get the same status
+// (https://developer.hashicorp.com/vault/docs/concepts/tokens).
 func isVaultForbidden(err error) bool {
 	var resp *api.ResponseError
 	return errors.As(err, &resp) && isVaultError(resp) && resp.StatusCode == http.StatusForbidden

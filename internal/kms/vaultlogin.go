@@ -12,11 +12,13 @@ import (
 	"github.com/hashicorp/vault/api"
 )
 
-// VaultLogin is how to get a token: exactly one of Token, TokenFile, AppRole and Kubernetes.
+// VaultLogin is how to get a token: exactly one of Token, TokenFile, AppRole
+// and Kubernetes.
 type VaultLogin struct {
 	// Token is used as it is, and renewed where Vault lets it be.
 	Token string
-	// TokenFile holds a token, such as the sink of a Vault Agent. It is read again when the token no longer works.
+	// TokenFile holds a token, such as the sink of a Vault Agent. It is read
+	// again when the token no longer works.
 	TokenFile string
 	// AppRole logs in at auth/approle.
 	AppRole *VaultAppRole
@@ -28,7 +30,8 @@ type VaultLogin struct {
 type VaultAppRole struct {
 	// RoleID is required.
 	RoleID string
-	// SecretID, or SecretIDFile, which is read again at each login. Both empty: a role without bind_secret_id.
+	// SecretID, or SecretIDFile, which is read again at each login. Both
+	// empty: a role without bind_secret_id.
 	SecretID, SecretIDFile string
 	// Mount is the path of the auth method below auth/. Empty: approle.
 	Mount string
@@ -38,8 +41,8 @@ type VaultAppRole struct {
 type VaultKubernetes struct {
 	// Role is the name of a role of the auth method. Required.
 	Role string
-	// TokenFile holds the service account's token, which Kubernetes replaces: it is read again at each login. Empty:
-	// where Kubernetes mounts it.
+	// TokenFile holds the service account's token, which Kubernetes replaces:
+	// it is read again at each login. Empty: where Kubernetes mounts it.
 	TokenFile string
 	// Mount is the path of the auth method below auth/. Empty: kubernetes.
 	Mount string
@@ -61,7 +64,8 @@ type vaultTokens struct {
 	uselessAt atomic.Pointer[time.Time]
 }
 
-// vaultSession is a token. A session never changes; a renewal makes another one of the same token.
+// vaultSession is a token. A session never changes; a renewal makes another
+// one of the same token.
 type vaultSession struct {
 	client    *api.Client // with the token
 	renewable bool
@@ -75,7 +79,8 @@ func (s *vaultSession) works(refused *vaultSession) bool {
 	return s != nil && s != refused && (s.ttl == 0 || time.Since(s.since) < s.ttl)
 }
 
-// due reports whether it is time for a renewal: two thirds of the token's life are over.
+// due reports whether it is time for a renewal: two thirds of the token's life
+// are over.
 func (s *vaultSession) due() bool {
 	return s.ttl > 0 && time.Since(s.since) >= s.ttl*2/3
 }
@@ -128,7 +133,8 @@ func (h *VaultLogin) mount() string {
 	return mount
 }
 
-// client returns a client of its own for a token. The environment's token and namespace do not count.
+// client returns a client of its own for a token. The environment's token and
+// namespace do not count.
 func (l *vaultTokens) client(token string) (*api.Client, error) {
 	config := &api.Config{
 		Address:      l.config.Address,
@@ -205,7 +211,8 @@ func (l *vaultTokens) refresher(refused *vaultSession) func(ctx context.Context)
 
 func (l *vaultTokens) next(ctx context.Context, s, refused *vaultSession) (*vaultSession, error) {
 	if s.works(refused) && s.renewable {
-		// A token can be renewed up to its max_ttl only. As that comes near, log in before it is too late.
+		// A token can be renewed up to its max_ttl only. As that comes near,
+		// log in before it is too late.
 		renewed, err := l.renew(ctx, s)
 		if err == nil && (renewed.ttl >= s.granted/2 || l.how.mount() == "") {
 			return renewed, nil
@@ -278,7 +285,8 @@ func (l *vaultTokens) logIn(ctx context.Context) (*vaultSession, error) {
 	return newVaultSession(c, secret, start)
 }
 
-// lookUp asks how long a token lives. A token may not be allowed to ask: then it is used for as long as it works.
+// lookUp asks how long a token lives. A token may not be allowed to ask: then
+// it is used for as long as it works.
 func (l *vaultTokens) lookUp(ctx context.Context, token string) (*vaultSession, error) {
 	c, err := l.client(token)
 	if err != nil {
@@ -307,7 +315,8 @@ func newVaultSession(c *api.Client, secret *api.Secret, start time.Time) (*vault
 	return &vaultSession{client: c, renewable: renewable, since: start, ttl: ttl, granted: ttl}, nil
 }
 
-// fileOr returns what is in the file, without space around it, or value if no file is named.
+// fileOr returns what is in the file, without space around it, or value if no
+// file is named.
 func fileOr(file, value string) (string, error) {
 	if file == "" {
 		return value, nil
@@ -322,21 +331,23 @@ func fileOr(file, value string) (string, error) {
 	return value, nil
 }
 
-// markUseless notes that a new token was refused as the old one was: the trouble is not the token.
+// markUseless notes that a new token was refused as the old one was: the
+// trouble is not the token.
 func (l *vaultTokens) markUseless() {
 	now := time.Now()
 	l.uselessAt.Store(&now)
 }
 
-// isUseless reports whether that was just now. A key that is denied, and asked for all the time, must not become a
-// storm of logins.
+// isUseless reports whether that was just now. A key that is denied, and asked
+// for all the time, must not become a storm of logins.
 func (l *vaultTokens) isUseless() bool {
 	at := l.uselessAt.Load()
 	return at != nil && time.Since(*at) < vaultRetry
 }
 
-// Run keeps the token alive while nobody calls, until ctx ends. Without it a token is renewed at calls only, which is
-// enough where Vault can be logged in to again; a token that was given, and expires, needs Run.
+// Run keeps the token alive while nobody calls, until ctx ends. Without it a
+// token is renewed at calls only, which is enough where Vault can be logged in
+// to again; a token that was given, and expires, needs Run.
 func (v *Vault) Run(ctx context.Context) {
 	for {
 		s, err := v.login.renewed(ctx)

@@ -8,12 +8,13 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-// VersionOf is the version of a KMS key that a wrapped DEK names, in the words of the KMS; "" if it names none: the blobs
-// of AWS KMS and Google Cloud KMS are opaque, and keys of PKCS #11 have no versions. wrapped may be the blob alone, or what
-// an envelope has of it.
+// VersionOf is the version of a KMS key that a wrapped DEK names, in the words
+// of the KMS; "" if it names none: the blobs of AWS KMS and Google Cloud KMS
+// are opaque, and keys of PKCS #11 have no versions. wrapped may be the blob
+// alone, or what an envelope has of it.
 //
-// The key need not be configured, nor be there any more. No KMS is asked, so that the blob may be forged and its version
-// with it.
+// The key need not be configured, nor be there any more. No KMS is asked, so
+// that the blob may be forged and its version with it.
 func VersionOf(keyID string, wrapped []byte) string {
 	parsed, err := crypt.ParseWrappedKey(wrapped)
 	if err != nil {
@@ -57,10 +58,10 @@ const (
 )
 
 // Lineage tells the blobs of a key apart that its KMS could refuse apart from
-// each other, as different versions of the key have wrapped them: it is the same
-// for all blobs of a version. ok is false if a blob does not say. Where versions
-// cannot be taken away one by one, as those of AWS KMS and of PKCS #11 keys,
-// all blobs of a key have the lineage "".
+// each other, as different versions of the key have wrapped them: it is the
+// same for all blobs of a version. ok is false if a blob does not say. Where
+// versions cannot be taken away one by one, as those of AWS KMS and of PKCS
+// #11 keys, all blobs of a key have the lineage "".
 func Lineage(keyID string, blob []byte) (lineage string, ok bool) {
 	if strings.HasPrefix(keyID, gcpKeyPrefix) {
 		rest, found := bytes.CutPrefix(blob, gcpPrefix)

@@ -24,8 +24,9 @@ func TestVersionOf(t *testing.T) {
 	wantVersions(t, map[kms.Wrapper]string{local: "2", vault: "2"})
 }
 
-// wantVersions makes sure of what is told of blobs of these keys, by its pattern: of a blob alone, and with what an
-// envelope adds to it; and that nothing is told of one that was cut.
+// wantVersions makes sure of what is told of blobs of these keys, by its
+// pattern: of a blob alone, and with what an envelope adds to it; and that
+// nothing is told of one that was cut.
 func wantVersions(t *testing.T, want map[kms.Wrapper]string) {
 	t.Helper()
 	for w, pattern := range want {

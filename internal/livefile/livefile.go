@@ -90,9 +90,9 @@ func (f *File[T]) Check() error {
 	return f.reloadIfChanged()
 }
 
-// reloadIfChanged reads the files if they have changed. A reading that fails is made
-// again at the next reloadIfChanged: files that belong together may be replaced one
-// after the other.
+// reloadIfChanged reads the files if they have changed. A reading that fails
+// is made again at the next reloadIfChanged: files that belong together may be
+// replaced one after the other.
 func (f *File[T]) reloadIfChanged() error {
 	now := fingerprints(f.cfg.Paths)
 	if equal(now, f.read) {

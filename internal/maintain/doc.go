@@ -1,5 +1,5 @@
-// Package maintain has no code of its own. Below it is what works on the objects
-// of a bucket beside running proxies, and without one:
+// Package maintain has no code of its own. Below it is what works on the
+// objects of a bucket beside running proxies, and without one:
 //
 //	walk        all objects of a listing, several at a time, in order, resumable
 //	inplace     writing a stored object again under its own name, safely

@@ -1,4 +1,5 @@
-// Package metrics counts what the proxy does, for Prometheus. Names and labels are documented in docs/operations.md.
+// Package metrics counts what the proxy does, for Prometheus. Names and labels
+// are documented in docs/operations.md.
 package metrics
 
 import (
@@ -11,7 +12,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// Metrics are the proxy's counters. Buckets, keys and clients are in the access log, not here: their number has no bound.
+// Metrics are the proxy's counters. Buckets, keys and clients are in the
+// access log, not here: their number has no bound.
 type Metrics struct {
 	InFlight  prometheus.Gauge   // requests being served
 	OpenEnds  prometheus.Counter // multipart objects whose end is not authenticated
@@ -27,10 +29,12 @@ type Metrics struct {
 	breakers       *prometheus.GaugeVec
 }
 
-// seconds are the upper bounds of the histograms: from a cached small GET to a large transfer.
+// seconds are the upper bounds of the histograms: from a cached small GET to a
+// large transfer.
 var seconds = []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60}
 
-// New returns Metrics with a registry of their own, which also tells of the Go runtime and the process.
+// New returns Metrics with a registry of their own, which also tells of the Go
+// runtime and the process.
 func New() *Metrics {
 	m := &Metrics{
 		registry: prometheus.NewRegistry(),
@@ -70,7 +74,8 @@ func New() *Metrics {
 	return m
 }
 
-// Request counts an answered request. code is the S3 error code, empty for none.
+// Request counts an answered request. code is the S3 error code, empty for
+// none.
 func (m *Metrics) Request(operation string, status int, code string, took time.Duration, in, out int64) {
 	m.requests.WithLabelValues(operation, strconv.Itoa(status), code).Inc()
 	m.duration.WithLabelValues(operation).Observe(took.Seconds())
@@ -94,7 +99,8 @@ func (m *Metrics) Lease(key, event string) { m.leases.WithLabelValues(key, event
 // Breaker returns the gauge that is 1 while the KMS of a key is left alone.
 func (m *Metrics) Breaker(kmsKey string) prometheus.Gauge { return m.breakers.WithLabelValues(kmsKey) }
 
-// ByKey adds a value of each key, read when somebody asks. each calls its function with the name of every key.
+// ByKey adds a value of each key, read when somebody asks. each calls its
+// function with the name of every key.
 func (m *Metrics) ByKey(name, help string, each func(func(key string, value float64))) {
 	m.registry.MustRegister(byKey{prometheus.NewDesc(name, help, []string{"key"}, nil), each})
 }

@@ -1,8 +1,9 @@
 // Package origin sends requests to the store behind the proxy.
 //
-// Origin is an http.RoundTripper: it takes a request for /bucket/key, addresses and signs it for the store with the
-// store's own credentials, and returns the store's answer untouched. It mirrors no S3 operation, so a header or query
-// parameter that it does not know survives.
+// Origin is an http.RoundTripper: it takes a request for /bucket/key,
+// addresses and signs it for the store with the store's own credentials, and
+// returns the store's answer untouched. It mirrors no S3 operation, so a
+// header or query parameter that it does not know survives.
 package origin
 
 import (
@@ -20,8 +21,9 @@ import (
 	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
 )
 
-// UnsignedPayload is sent in place of the body's hash: hashing costs more CPU than encrypting, TLS protects the bytes on
-// the way, and whatever arrives altered is refused when it is read.
+// UnsignedPayload is sent in place of the body's hash: hashing costs more CPU
+// than encrypting, TLS protects the bytes on the way, and whatever arrives
+// altered is refused when it is read.
 const UnsignedPayload = "UNSIGNED-PAYLOAD"
 
 // Config says where the store is and how to speak to it.
@@ -69,10 +71,12 @@ func (o *Origin) signerOf(secret string) *signer {
 // ErrCredentials says that the proxy has no credentials for the store.
 var ErrCredentials = errors.New("origin: no credentials for the store")
 
-// RoundTrip sends r, whose URL holds nothing but /bucket/key (Path and RawPath) and the query. A body whose hash is in
-// X-Amz-Content-Sha256 is sent as it is; another one with a checksum in its trailer, or as UnsignedPayload. A multipart
-// upload is created with the algorithm of its parts' trailers, and Amazon S3 then wants the checksum of each part, see
-// stored.PartChecksum, when the upload is completed. r is not modified.
+// RoundTrip sends r, whose URL holds nothing but /bucket/key (Path and
+// RawPath) and the query. A body whose hash is in X-Amz-Content-Sha256 is sent
+// as it is; another one with a checksum in its trailer, or as UnsignedPayload.
+// A multipart upload is created with the algorithm of its parts' trailers, and
+// Amazon S3 then wants the checksum of each part, see stored.PartChecksum,
+// when the upload is completed. r is not modified.
 func (o *Origin) RoundTrip(r *http.Request) (*http.Response, error) {
 	out := r.Clone(r.Context())
 	out.URL.Scheme = o.cfg.Endpoint.Scheme
@@ -118,7 +122,8 @@ func (o *Origin) credentials(ctx context.Context) (aws.Credentials, error) {
 	return o.cfg.Credentials.Retrieve(ctx)
 }
 
-// closeBody keeps the promise of http.RoundTripper to close the body also on errors.
+// closeBody keeps the promise of http.RoundTripper to close the body also on
+// errors.
 func closeBody(r *http.Request) {
 	if r.Body != nil {
 		_ = r.Body.Close()

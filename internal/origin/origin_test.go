@@ -119,7 +119,8 @@ func TestAFailingBodyIsNeverWhole(t *testing.T) {
 	}
 }
 
-// A body that fails where it should end has all its bytes, and is not whole all the same; nor is one that goes on.
+// A body that fails where it should end has all its bytes, and is not whole
+// all the same; nor is one that goes on.
 func TestABodyIsWholeOnlyIfItSaysSo(t *testing.T) {
 	for _, size := range []int{1000, 1 << 20, 1<<20 + 7} {
 		for _, end := range []io.Reader{iotest.ErrReader(errors.New("bad checksum")), iotest.ErrReader(errors.Join(io.EOF)), strings.NewReader("x")} {
@@ -158,7 +159,8 @@ func TestHashedAndEmptyBodiesAreSentAsTheyAre(t *testing.T) {
 	}
 }
 
-// Amazon S3 takes parts with a checksum of their own for an upload that was created without, and then does not complete it.
+// Amazon S3 takes parts with a checksum of their own for an upload that was
+// created without, and then does not complete it.
 func TestUploadsAreCreatedWithTheChecksumOfTheirParts(t *testing.T) {
 	for _, row := range []struct {
 		method, query string

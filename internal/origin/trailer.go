@@ -12,10 +12,12 @@ import (
 	"strings"
 )
 
-// An upload goes to the store in aws-chunked framing, with the CRC32 of the bytes in a trailer: what every AWS SDK sends
-// by default since 2025. It buys two things at a tenth of a CPU-second per GiB. The store refuses bytes that were altered
-// on the way to it; and a body that breaks off can never be taken for whole, even by a server that takes the end of the
-// connection for the end of the body.
+// An upload goes to the store in aws-chunked framing, with the CRC32 of the
+// bytes in a trailer: what every AWS SDK sends by default since 2025. It buys
+// two things at a tenth of a CPU-second per GiB. The store refuses bytes that
+// were altered on the way to it; and a body that breaks off can never be taken
+// for whole, even by a server that takes the end of the connection for the end
+// of the body.
 //
 // https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-streaming-trailers.html
 const (
@@ -98,8 +100,8 @@ func (f *framed) Read(p []byte) (int, error) {
 	return n + m, err
 }
 
-// next begins the next chunk. The trailer, which makes the body a whole one, comes only after the body has said that it
-// is: with the bare io.EOF.
+// next begins the next chunk. The trailer, which makes the body a whole one,
+// comes only after the body has said that it is: with the bare io.EOF.
 func (f *framed) next() error {
 	if f.begun {
 		f.out = chunkEnd

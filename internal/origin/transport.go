@@ -204,9 +204,9 @@ func (w *watch) read(limit time.Duration) {
 	w.start(limit, ErrIdle)
 }
 
-// explain returns what the store was late with, or err. What it returns is never
-// io.EOF nor io.ErrUnexpectedEOF to errors.Is: readers of objects could take
-// these for an object that is too short.
+// explain returns what the store was late with, or err. What it returns is
+// never io.EOF nor io.ErrUnexpectedEOF to errors.Is: readers of objects could
+// take these for an object that is too short.
 func (w *watch) explain(err error) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()

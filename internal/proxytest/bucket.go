@@ -25,7 +25,8 @@ type Bucket struct {
 	origin *origin.Origin
 }
 
-// StartBucket starts a store with one bucket. Like StartStore it is for TestMain.
+// StartBucket starts a store with one bucket. Like StartStore it is for
+// TestMain.
 func StartBucket(name string) (*Bucket, error) {
 	store, err := StartStore()
 	if err != nil {
@@ -55,7 +56,8 @@ func (b *Bucket) Send(r *http.Request) (*http.Response, error) {
 	return nil, &inplace.StoreError{HTTPStatus: resp.StatusCode, Code: http.StatusText(resp.StatusCode), Message: body.String()}
 }
 
-// Ask sends a request for a key of the bucket, or for the bucket if key is empty.
+// Ask sends a request for a key of the bucket, or for the bucket if key is
+// empty.
 func (b *Bucket) Ask(ctx context.Context, method, key string, header http.Header, body []byte) error {
 	path := "/" + b.Name
 	if key != "" {
@@ -72,7 +74,8 @@ func (b *Bucket) Ask(ctx context.Context, method, key string, header http.Header
 	return err
 }
 
-// NewKeyring returns a keyring with a cache of its own, for the time of the test.
+// NewKeyring returns a keyring with a cache of its own, for the time of the
+// test.
 func NewKeyring(t testing.TB, cfg keyring.Config) *keyring.Keyring {
 	t.Helper()
 	cache := dekcache.New(dekcache.Config{TTL: time.Minute, MaxEntries: 1000, Now: time.Now})
@@ -85,8 +88,8 @@ func NewKeyring(t testing.TB, cfg keyring.Config) *keyring.Keyring {
 	return k
 }
 
-// Opening returns what stored.Reader.Open needs, from a keyring. One that has not
-// seen what another has wrapped has to ask the KMS.
+// Opening returns what stored.Reader.Open needs, from a keyring. One that has
+// not seen what another has wrapped has to ask the KMS.
 func Opening(k *keyring.Keyring) func(context.Context, crypt.Object, string, []byte) (stored.Lease, error) {
 	return func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
 		lease, err := k.Open(ctx, obj, keyID, wrapped)

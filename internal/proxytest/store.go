@@ -68,8 +68,9 @@ func (s *Store) Transport(timeout time.Duration) *origin.Transport {
 	})
 }
 
-// OriginConfig returns what a proxy needs to send requests to a store with these
-// keys by a transport, whose address is to be in Endpoint if it is another.
+// OriginConfig returns what a proxy needs to send requests to a store with
+// these keys by a transport, whose address is to be in Endpoint if it is
+// another.
 func OriginConfig(transport http.RoundTripper) origin.Config {
 	return origin.Config{
 		Endpoint: &url.URL{Scheme: "http", Host: "store"}, Region: Region, PathStyle: true, Trailers: true,

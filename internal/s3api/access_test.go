@@ -129,7 +129,8 @@ func TestPrefixes(t *testing.T) {
 	}
 }
 
-// ListBuckets shows the buckets in which a client may do something, were it to one object only.
+// ListBuckets shows the buckets in which a client may do something, were it to
+// one object only.
 func TestBucketsShown(t *testing.T) {
 	p := newProxy(t, withClients(team(), access.Client{Name: "other", AccessKey: "AKIAOTHER", Secret: "othersecretothersecret", Allow: []access.Grant{{Buckets: []string{"hidden"}, Actions: everything}}}))
 	hidden := p.newBucket("hidden-")
@@ -155,7 +156,8 @@ func TestBucketsShown(t *testing.T) {
 	}
 }
 
-// DeleteObjects judges each key, and says of each that may not be deleted that it was not.
+// DeleteObjects judges each key, and says of each that may not be deleted that
+// it was not.
 func TestDeleteObjectsByPrefix(t *testing.T) {
 	p := newProxy(t, withClients(team()))
 	for _, key := range []string{"team/a", "team/b", "secret/a<&>", "secret/b"} {
@@ -265,7 +267,8 @@ func TestAnonymous(t *testing.T) {
 	}
 }
 
-// Temporary credentials do what their client may, until they expire or the client is gone.
+// Temporary credentials do what their client may, until they expire or the
+// client is gone.
 func TestSessionCredentials(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "sessions.json")
 	session := func(accessKey, client string, ends time.Duration) string {

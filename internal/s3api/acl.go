@@ -13,9 +13,11 @@ const (
 	ownerEnforced = "BucketOwnerEnforced" // a bucket without ACLs
 )
 
-// putACL answers PutBucketAcl and PutObjectAcl. An ACL is the store's, and knows the store's identities only: whoever it
-// lets in besides the owner comes past the proxy, can read ciphertext only, and can put objects there that the proxy does
-// not read. So only the ACL that lets in nobody else is taken, in whichever form.
+// putACL answers PutBucketAcl and PutObjectAcl. An ACL is the store's, and
+// knows the store's identities only: whoever it lets in besides the owner
+// comes past the proxy, can read ciphertext only, and can put objects there
+// that the proxy does not read. So only the ACL that lets in nobody else is
+// taken, in whichever form.
 func (s *Server) putACL(c *call) error {
 	body, err := c.readBody()
 	if err != nil {
@@ -32,8 +34,8 @@ func (s *Server) putACL(c *call) error {
 	return s.forwardBody(c, nil)
 }
 
-// checkACL returns nil for an ACL that lets in nobody but the owner. One that is none is refused in S3's words, any other
-// with NotImplemented.
+// checkACL returns nil for an ACL that lets in nobody but the owner. One that
+// is none is refused in S3's words, any other with NotImplemented.
 func checkACL(h http.Header, body []byte) error {
 	canned, granted := h.Get(cannedHeader), false
 	for name := range h {
@@ -60,7 +62,8 @@ func checkACL(h http.Header, body []byte) error {
 	}
 }
 
-// unlessNoACLs is for a fault of an ACL, which S3 tells only of a bucket that is there and has ACLs.
+// unlessNoACLs is for a fault of an ACL, which S3 tells only of a bucket that
+// is there and has ACLs.
 func (s *Server) unlessNoACLs(c *call, fault error) error {
 	resp, err := s.sendToBucket(c, http.MethodGet, "ownershipControls=")
 	if hasCode(err, "NoSuchBucket") {
@@ -85,8 +88,8 @@ const ownerOnly = "others would come past the proxy, and read ciphertext"
 // cannedACLs are all of S3's.
 var cannedACLs = setOf("private public-read public-read-write aws-exec-read authenticated-read bucket-owner-read bucket-owner-full-control log-delivery-write")
 
-// checkCanned refuses a canned ACL, unless it lets in nobody who has no credentials of the proxy: they could read
-// ciphertext only.
+// checkCanned refuses a canned ACL, unless it lets in nobody who has no
+// credentials of the proxy: they could read ciphertext only.
 func checkCanned(h http.Header) error {
 	switch acl := h.Get(cannedHeader); {
 	case acl == "", acl == "private", acl == "bucket-owner-full-control":
@@ -117,7 +120,8 @@ type accessControl struct {
 	} `xml:"AccessControlList>Grant"`
 }
 
-// valid reports whether S3 would take the document: it names an owner, and each grant somebody and a permission.
+// valid reports whether S3 would take the document: it names an owner, and
+// each grant somebody and a permission.
 func (a *accessControl) valid() bool {
 	for _, g := range a.Grants {
 		if !permissions.has(g.Permission) {
@@ -136,7 +140,8 @@ func (a *accessControl) valid() bool {
 	return a.Owner.ID != ""
 }
 
-// private reports whether the owner has full control, and nobody else has anything.
+// private reports whether the owner has full control, and nobody else has
+// anything.
 func (a *accessControl) private() bool {
 	for _, g := range a.Grants {
 		if g.Grantee.Type == "Group" || g.Grantee.ID != a.Owner.ID || g.Permission != "FULL_CONTROL" {

@@ -53,9 +53,9 @@ func eachElement(doc []byte, check func(name, text string) error) error {
 // lockModeHeader is the retention that a new object is to have.
 const lockModeHeader = "X-Amz-Object-Lock-Mode"
 
-// isCompliance reports whether a retention is one that nobody can take back before its
-// time, not even who pays for the store. Whatever is not clearly the other mode
-// counts, as a store may take it so.
+// isCompliance reports whether a retention is one that nobody can take back
+// before its time, not even who pays for the store. Whatever is not clearly
+// the other mode counts, as a store may take it so.
 func isCompliance(mode string) bool {
 	return mode != "" && !strings.EqualFold(mode, "GOVERNANCE")
 }
@@ -133,7 +133,8 @@ func (c *call) needsStoreAdmin(what string) error {
 		c.client.Name, access.StoreAdmin, c.bucket, what, c.op))
 }
 
-// bucketOfARN returns the bucket that arn:aws:s3:::bucket, or a bare name, says.
+// bucketOfARN returns the bucket that arn:aws:s3:::bucket, or a bare name,
+// says.
 func bucketOfARN(text string) (bucket string, ok bool) {
 	if arn, isARN := strings.CutPrefix(text, "arn:"); isARN {
 		parts := strings.Split(arn, ":")

@@ -59,7 +59,8 @@ func TestInventedHeaders(t *testing.T) {
 			}
 		})
 	}
-	// What the store says to another origin than the one that asks is not for it.
+	// What the store says to another origin than the one that asks is not for
+	// it.
 	p.origin.set(nil, func(resp *http.Response) { resp.Header.Set("Access-Control-Allow-Origin", "https://other.example") })
 	if a := p.browse(request{method: "GET", path: b + "/k"}, page); a.StatusCode != http.StatusOK || a.Header.Get("Access-Control-Allow-Origin") != "" {
 		t.Errorf("to another origin: %d %v", a.StatusCode, a.Header)

@@ -11,13 +11,13 @@ import (
 	"strings"
 )
 
-// answer says what the store's answer to an operation has when the operation was
-// a success. It is the name of the root element of an XML document, or one of
-// the constants.
+// answer says what the store's answer to an operation has when the operation
+// was a success. It is the name of the root element of an XML document, or one
+// of the constants.
 //
-// Whoever stands between the proxy and its store, such as a login page or a load
-// balancer, can answer 200 to anything. What lacks what S3's answer must have is
-// no success, and nothing may be vouched for because of it.
+// Whoever stands between the proxy and its store, such as a login page or a
+// load balancer, can answer 200 to anything. What lacks what S3's answer must
+// have is no success, and nothing may be vouched for because of it.
 type answer string
 
 const (
@@ -30,9 +30,9 @@ const (
 	allowed  answer = "allowed" // what may be done by pages of the origin that asked
 )
 
-// CheckAnswer returns an error unless resp, an answer of 2xx, is what S3 answers
-// to r when it has done what r asks for. S3 also tells of some failures with
-// status 200: then the error is the one in the document.
+// CheckAnswer returns an error unless resp, an answer of 2xx, is what S3
+// answers to r when it has done what r asks for. S3 also tells of some
+// failures with status 200: then the error is the one in the document.
 //
 // r is a request for the store, whose URL holds nothing but /bucket/key and the
 // query. CheckAnswer may read from the body, and replaces it with an equal one.
@@ -213,8 +213,8 @@ func (f *errorReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// lateError reads an error that came with status 200: S3 begins to answer a copy
-// and the end of an upload before it is done.
+// lateError reads an error that came with status 200: S3 begins to answer a
+// copy and the end of an upload before it is done.
 func lateError(body []byte) *Error {
 	code, _, _ := element(body, "Code")
 	message, _, _ := element(body, "Message")

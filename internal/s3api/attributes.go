@@ -11,8 +11,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// getObjectAttributes answers from a HEAD, as the store's own attributes are those of ciphertext. The size is told only
-// when it has verified.
+// getObjectAttributes answers from a HEAD, as the store's own attributes are
+// those of ciphertext. The size is told only when it has verified.
 // https://docs.aws.amazon.com/AmazonS3/latest/API/API_GetObjectAttributes.html
 func (s *Server) getObjectAttributes(c *call) error {
 	wanted, err := attributeNames(c.Header)

@@ -10,8 +10,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-// Trail makes a record of each use of a key and of the S3 request that it was for, and has it written. It is a
-// keyring.Auditor.
+// Trail makes a record of each use of a key and of the S3 request that it was
+// for, and has it written. It is a keyring.Auditor.
 type Trail func(audit.Record) error
 
 // Audit implements keyring.Auditor.
@@ -30,7 +30,8 @@ func (write Trail) Audit(ctx context.Context, e keyring.Event) error {
 	return write(r)
 }
 
-// session is the access key of the request where it is one of temporary credentials, "" where it is the client's own.
+// session is the access key of the request where it is one of temporary
+// credentials, "" where it is the client's own.
 func (c *call) session() string {
 	if c.client == nil || c.auth.AccessKey == c.client.AccessKey {
 		return ""
@@ -38,8 +39,9 @@ func (c *call) session() string {
 	return c.auth.AccessKey
 }
 
-// Outcome says in a few words, which are always the same, what became of the use of a key: audit.OK, the kind of a KMS's
-// error, or what else was against it.
+// Outcome says in a few words, which are always the same, what became of the
+// use of a key: audit.OK, the kind of a KMS's error, or what else was against
+// it.
 func Outcome(err error) string {
 	var failure *kms.Error
 	switch {

@@ -83,7 +83,8 @@ func (a *auditLog) take() (records []audit.Record) {
 	return records
 }
 
-// want compares the records since the last take, each as "event operation source result".
+// want compares the records since the last take, each as "event operation
+// source result".
 func (a *auditLog) want(name string, want ...string) []audit.Record {
 	a.t.Helper()
 	records := a.take()
@@ -136,7 +137,8 @@ func TestEachUseOfAKeyIsAudited(t *testing.T) {
 	}
 }
 
-// Who comes with temporary credentials is told by their access key, besides the client that they stand for.
+// Who comes with temporary credentials is told by their access key, besides
+// the client that they stand for.
 func TestSessionsAreAudited(t *testing.T) {
 	const accessKey, secret, token = "ASIATEAM", "secret-of-session", "token/of+session=="
 	file := filepath.Join(t.TempDir(), "sessions.json")
@@ -190,7 +192,8 @@ func TestMultipartIsAudited(t *testing.T) {
 	}
 }
 
-// No byte goes out and none is stored while the log cannot be written; after that all is as before.
+// No byte goes out and none is stored while the log cannot be written; after
+// that all is as before.
 func TestNoUseWithoutAudit(t *testing.T) {
 	log := newAuditLog(t)
 	p := newProxy(t, log.option)
@@ -232,7 +235,8 @@ func TestNoUseWithoutAudit(t *testing.T) {
 	}
 }
 
-// Who watches a stream that is stuck writes for the same request as the stream itself.
+// Who watches a stream that is stuck writes for the same request as the stream
+// itself.
 func TestRenewalsAreAuditedForTheirRequest(t *testing.T) {
 	log := newAuditLog(t)
 	p := newProxy(t, log.option)

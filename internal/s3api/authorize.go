@@ -9,8 +9,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 )
 
-// authenticate finds out who the client is. A request without a signature is that of the anonymous client, if there is
-// one.
+// authenticate finds out who the client is. A request without a signature is
+// that of the anonymous client, if there is one.
 func (s *Server) authenticate(c *call) error {
 	known := s.Clients.Now()
 	if sigv4.IsAnonymous(c.Request) {
@@ -79,7 +79,8 @@ func (c *call) mayDo() bool {
 	}
 }
 
-// bypassHeader deletes or changes what is under a retention in governance mode, for which S3 has a permission of its own.
+// bypassHeader deletes or changes what is under a retention in governance
+// mode, for which S3 has a permission of its own.
 const bypassHeader = "X-Amz-Bypass-Governance-Retention" //nolint:gosec // a name, and no credential
 
 // wantsBypass takes whatever is not a clear no for a yes, as a store may.

@@ -22,8 +22,9 @@ const (
 	composite      = "COMPOSITE"   // of the checksums of the parts
 )
 
-// checksums is what a client says about its payload besides the signature: Content-MD5, and one x-amz-checksum-*, in a
-// header or announced for the trailer. Only what is said is computed.
+// checksums is what a client says about its payload besides the signature:
+// Content-MD5, and one x-amz-checksum-*, in a header or announced for the
+// trailer. Only what is said is computed.
 type checksums struct {
 	md5       []byte // nil if not said
 	algorithm *checksum.Algorithm
@@ -127,7 +128,8 @@ func decodeChecksum(a *checksum.Algorithm, text string) ([]byte, error) {
 // trailing reports whether the checksum comes after the body only.
 func (c *checksums) trailing() bool { return c.algorithm != nil && c.digest == nil }
 
-// known returns the digests to be kept with the object. Before the body has been read, they are what the client says.
+// known returns the digests to be kept with the object. Before the body has
+// been read, they are what the client says.
 func (c *checksums) known() digests {
 	if c.digest == nil {
 		return nil
@@ -135,7 +137,8 @@ func (c *checksums) known() digests {
 	return digests{c.algorithm.ID: c.digest}
 }
 
-// headers sets the checksum in an answer, as S3 does for an object that was put whole.
+// headers sets the checksum in an answer, as S3 does for an object that was
+// put whole.
 func (c *checksums) headers(h http.Header) {
 	if c.digest != nil {
 		setChecksum(h, c.algorithm, c.digest)
@@ -157,7 +160,8 @@ func setChecksum(h http.Header, a *checksum.Algorithm, digest []byte) {
 // checksumTypes are the values of x-amz-checksum-type.
 var checksumTypes = map[crypt.ChecksumType]string{crypt.FullObject: fullObject, crypt.Composite: composite}
 
-// checksumText is a checksum as S3 writes it: a composite one has the number of parts at its end.
+// checksumText is a checksum as S3 writes it: a composite one has the number
+// of parts at its end.
 func checksumText(digest []byte, kind crypt.ChecksumType, parts int) string {
 	text := checksum.Encode(digest)
 	if kind == crypt.Composite {
@@ -166,8 +170,8 @@ func checksumText(digest []byte, kind crypt.ChecksumType, parts int) string {
 	return text
 }
 
-// reader returns a reader of src that fails in place of io.EOF if a checksum is not the payload's. trailer is asked
-// after src has ended.
+// reader returns a reader of src that fails in place of io.EOF if a checksum
+// is not the payload's. trailer is asked after src has ended.
 func (c *checksums) reader(src io.Reader, trailer func() http.Header) io.Reader {
 	v := &verifier{src: src, said: c, trailer: trailer}
 	if c.md5 != nil {
@@ -182,8 +186,8 @@ func (c *checksums) reader(src io.Reader, trailer func() http.Header) io.Reader 
 	return v
 }
 
-// computing returns a reader of src that finds out the checksum which the client has not said. It is known once src has
-// ended.
+// computing returns a reader of src that finds out the checksum which the
+// client has not said. It is known once src has ended.
 func (c *checksums) computing(a *checksum.Algorithm, src io.Reader) io.Reader {
 	c.algorithm = a
 	return &verifier{src: src, said: c, sum: a.New(), computes: true}

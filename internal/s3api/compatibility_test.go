@@ -13,7 +13,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 )
 
-// compatibilityDoc is found before the store of the other tests changes the working directory.
+// compatibilityDoc is found before the store of the other tests changes the
+// working directory.
 var compatibilityDoc, _ = filepath.Abs("../../docs/s3-compatibility.md")
 
 var update = flag.Bool("update", false, "write the table of operations into docs/s3-compatibility.md")
@@ -60,7 +61,8 @@ func operationsTable() string {
 	return b.String()
 }
 
-// Every operation that AWS's SDK knows has a row: what S3 learns shows up here with an update of the SDK.
+// Every operation that AWS's SDK knows has a row: what S3 learns shows up here
+// with an update of the SDK.
 func TestEveryOperationHasARow(t *testing.T) {
 	rows := make(map[string]bool)
 	for _, row := range routes {

@@ -19,8 +19,9 @@ import (
 
 // completeMultipartUpload makes an object of the parts that the client lists.
 //
-// The store says which parts there are. If the last one that is listed is not one that can only be the last, an empty
-// part is appended that says so and names the parts ahead of it: a reader finds any that is missing.
+// The store says which parts there are. If the last one that is listed is not
+// one that can only be the last, an empty part is appended that says so and
+// names the parts ahead of it: a reader finds any that is missing.
 func (s *Server) completeMultipartUpload(c *call) error {
 	body, err := c.readBody()
 	if err != nil {
@@ -249,8 +250,8 @@ func checkObjectSize(h http.Header, size int64) error {
 	return nil
 }
 
-// appendEnd makes sure that the object's end will be recognised as such, and adds the part that is appended for that to the
-// list.
+// appendEnd makes sure that the object's end will be recognised as such, and
+// adds the part that is appended for that to the list.
 func (s *Server) appendEnd(c *call, list *completion, layout crypt.Layout, have map[int]listedPart, sum objectSum) error {
 	last := have[list.Parts[len(list.Parts)-1].PartNumber]
 	if crypt.IsFinal(last.number, last.size) {
@@ -358,8 +359,9 @@ func (c *call) answerCompleted(header http.Header, body []byte, sum objectSum, k
 	return c.answerXML(body)
 }
 
-// completedBefore answers a Complete that was sent again after it had succeeded, when the upload is gone. The object
-// itself says which upload it came from.
+// completedBefore answers a Complete that was sent again after it had
+// succeeded, when the upload is gone. The object itself says which upload it
+// came from.
 func (s *Server) completedBefore(c *call, body []byte, gone error) error {
 	q := stored.Request{Object: c.object(), Plaintext: func() error { return gone }}
 	o, err := c.reader.Head(c.Context(), q)

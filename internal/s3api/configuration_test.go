@@ -9,7 +9,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 )
 
-// What a bucket can be told is kept by the store, and asked, changed and taken away through the proxy.
+// What a bucket can be told is kept by the store, and asked, changed and taken
+// away through the proxy.
 func TestBucketConfiguration(t *testing.T) {
 	p := newProxy(t)
 	ctx, c, b := t.Context(), p.client, &p.bucket
@@ -111,7 +112,8 @@ func TestBucketConfiguration(t *testing.T) {
 	}
 }
 
-// Tags that come with an object are the store's, and their number is in the header of its answers.
+// Tags that come with an object are the store's, and their number is in the
+// header of its answers.
 func TestObjectTags(t *testing.T) {
 	p := newProxy(t)
 	p.put("k", []byte("x"), func(in *s3.PutObjectInput) { in.Tagging = aws.String("a=1&b=2%20x") })

@@ -88,7 +88,8 @@ func TestCopyObject(t *testing.T) {
 			p.origin.take()
 		})
 	}
-	// A copy is an object of its own: what was wrapped for the source does not open it.
+	// A copy is an object of its own: what was wrapped for the source does not
+	// open it.
 	_, from := p.stored("source")
 	body, _ := p.stored("copy")
 	p.store("copy", body, from)
@@ -177,7 +178,8 @@ func TestCopyObjectConditions(t *testing.T) {
 	}
 }
 
-// Parts cannot be taken over, and what was never encrypted is: both are read and sealed anew.
+// Parts cannot be taken over, and what was never encrypted is: both are read
+// and sealed anew.
 func TestCopyObjectStreams(t *testing.T) {
 	p := newProxy(t)
 	m := p.upload("parts", []int{5 << 20, 5<<20 + 7, 100})
@@ -208,7 +210,8 @@ func TestCopyObjectStreams(t *testing.T) {
 	}
 }
 
-// A copy signs a new envelope: it must not be one that the store has altered, which the signature would make good.
+// A copy signs a new envelope: it must not be one that the store has altered,
+// which the signature would make good.
 func TestCopyObjectOfAnAlteredEnvelope(t *testing.T) {
 	p := newProxy(t)
 	p.put("source", []byte("text"))
@@ -229,7 +232,8 @@ func TestCopyObjectOfAnAlteredEnvelope(t *testing.T) {
 	p.mustCopy("source", "copy")
 }
 
-// An object that is overwritten between the look at it and the copy is not copied with the old one's envelope.
+// An object that is overwritten between the look at it and the copy is not
+// copied with the old one's envelope.
 func TestCopyObjectOverwrittenMeanwhile(t *testing.T) {
 	p := newProxy(t)
 	p.put("source", []byte("old"))
@@ -299,7 +303,8 @@ func TestCopyObjectWithCustomerKeys(t *testing.T) {
 	}
 }
 
-// What takes the store long is told to be under way; the answer is the same in the end, or broken off.
+// What takes the store long is told to be under way; the answer is the same in
+// the end, or broken off.
 func TestCopyObjectKeepsAlive(t *testing.T) {
 	p := newProxy(t, func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) { cfg.KeepAlive = 20 * time.Millisecond })
 	p.put("source", []byte("text"))
@@ -340,7 +345,8 @@ func TestCopyObjectKeepsAlive(t *testing.T) {
 	}
 }
 
-// A copy has the one checksum that is asked for, of the plaintext; without that, its source's.
+// A copy has the one checksum that is asked for, of the plaintext; without
+// that, its source's.
 func TestChecksumsOfCopies(t *testing.T) {
 	p := newProxy(t)
 	plain := p.newBucket("plain-")
@@ -382,7 +388,8 @@ func TestChecksumsOfCopies(t *testing.T) {
 	}
 }
 
-// Nothing is copied of a source that cannot be read to its end, or whose checksum nobody knows how to compute.
+// Nothing is copied of a source that cannot be read to its end, or whose
+// checksum nobody knows how to compute.
 func TestChecksumsOfCopiesFail(t *testing.T) {
 	p := newProxy(t)
 	p.put("source", randomText(300_000))
@@ -402,7 +409,8 @@ func TestChecksumsOfCopiesFail(t *testing.T) {
 	}
 }
 
-// A source that is overwritten between the reading for its checksum and the copying is not copied under that checksum.
+// A source that is overwritten between the reading for its checksum and the
+// copying is not copied under that checksum.
 func TestChecksumOfASourceThatIsOverwritten(t *testing.T) {
 	p := newProxy(t)
 	other := p.replica()

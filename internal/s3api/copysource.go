@@ -33,8 +33,8 @@ func (s *Server) copySource(c *call) (stored.Request, error) {
 	return q, nil
 }
 
-// parseCopySource reads bucket/key, each escaped as in a path, and ?versionId= behind them. What is escaped is part of the
-// key, whatever it is.
+// parseCopySource reads bucket/key, each escaped as in a path, and ?versionId=
+// behind them. What is escaped is part of the key, whatever it is.
 func parseCopySource(text string, names keyname.Store) (src crypt.Object, version string, err error) {
 	const header = "x-amz-copy-source"
 	path, query, _ := strings.Cut(text, "?")

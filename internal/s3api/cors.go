@@ -9,16 +9,21 @@ import (
 	"time"
 )
 
-// A browser asks before a page of another origin may send a request, and looks at the answer's Access-Control- headers
-// before the page may see it. Both follow from the bucket's CORS configuration, which is the store's: it is asked.
+// A browser asks before a page of another origin may send a request, and looks
+// at the answer's Access-Control- headers before the page may see it. Both
+// follow from the bucket's CORS configuration, which is the store's: it is
+// asked.
 
 const corsPrefix = "Access-Control-"
 
-// corsTimeout is how long an answer of the proxy's own waits for what the store says to its origin.
+// corsTimeout is how long an answer of the proxy's own waits for what the
+// store says to its origin.
 const corsTimeout = 2 * time.Second
 
-// preflight answers the browser's question, which is never signed. Whatever belongs to the request that is asked about,
-// such as the query of a presigned URL, stays here, and of the store's answer nothing comes back but what it says of CORS.
+// preflight answers the browser's question, which is never signed. Whatever
+// belongs to the request that is asked about, such as the query of a presigned
+// URL, stays here, and of the store's answer nothing comes back but what it
+// says of CORS.
 // https://docs.aws.amazon.com/AmazonS3/latest/API/RESTOPTIONSobject.html
 func (s *Server) preflight(c *call) error {
 	method := c.Header.Get("Access-Control-Request-Method")
@@ -54,7 +59,8 @@ func corsRefused(cause error) *Error {
 	}
 }
 
-// askCORS asks the store what it says to the call's Origin about a method, and returns the headers that say it.
+// askCORS asks the store what it says to the call's Origin about a method, and
+// returns the headers that say it.
 func (s *Server) askCORS(ctx context.Context, c *call, method string) (http.Header, error) {
 	header := http.Header{"Origin": c.Header.Values("Origin"), "Access-Control-Request-Method": {method}}
 	if names := c.Header.Values("Access-Control-Request-Headers"); len(names) > 0 {
@@ -68,7 +74,8 @@ func (s *Server) askCORS(ctx context.Context, c *call, method string) (http.Head
 	return corsHeader(header.Get("Origin"), resp.Header), nil
 }
 
-// rememberCORS remembers what the store says to the call's Origin, if it was told of it with the call's own method.
+// rememberCORS remembers what the store says to the call's Origin, if it was
+// told of it with the call's own method.
 func (c *call) rememberCORS(r *http.Request, resp *http.Response) {
 	if origin := r.Header.Get("Origin"); origin != "" && r.Method == c.Method {
 		said := corsHeader(origin, resp.Header)
@@ -76,9 +83,10 @@ func (c *call) rememberCORS(r *http.Request, resp *http.Response) {
 	}
 }
 
-// addCORSHeaders has the answer to a page of another origin say what the store says to it, whatever the answer is: an error
-// of the proxy's own too, which the page could not see otherwise. Where the store was not asked in the course of the call,
-// it is now.
+// addCORSHeaders has the answer to a page of another origin say what the store
+// says to it, whatever the answer is: an error of the proxy's own too, which
+// the page could not see otherwise. Where the store was not asked in the
+// course of the call, it is now.
 func (s *Server) addCORSHeaders(c *call) {
 	if c.Header.Get("Origin") == "" || c.bucket == "" || c.Method == http.MethodOptions {
 		return

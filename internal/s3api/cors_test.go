@@ -10,7 +10,8 @@ import (
 
 const page = "https://page.example"
 
-// browse sends a request as a browser does: what a page may not choose, such as the signature, is left to r.
+// browse sends a request as a browser does: what a page may not choose, such
+// as the signature, is left to r.
 func (p *proxy) browse(r request, origin string) answer {
 	p.t.Helper()
 	if r.header == nil {
@@ -98,8 +99,9 @@ func TestCORS(t *testing.T) {
 	}
 }
 
-// Whatever is answered to a page says that the page may see it, errors of the proxy's own and answers that it makes itself
-// included; and to another page, nothing does.
+// Whatever is answered to a page says that the page may see it, errors of the
+// proxy's own and answers that it makes itself included; and to another page,
+// nothing does.
 func TestCORSOfAnswers(t *testing.T) {
 	p := newProxy(t)
 	p.put("k", []byte("for the page"))
@@ -144,7 +146,8 @@ func TestCORSOfAnswers(t *testing.T) {
 	}
 }
 
-// Of the store's answer to a preflight nothing gets out but what browsers look at.
+// Of the store's answer to a preflight nothing gets out but what browsers look
+// at.
 func TestPreflightLeaksNothing(t *testing.T) {
 	p, store := newRecorded(t)
 	store.set(func(w http.ResponseWriter, r *http.Request) {

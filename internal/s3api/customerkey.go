@@ -11,10 +11,12 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// Keys that a client brings with each request (SSE-C). A key lives as long as its request, and is wiped at the end of it.
+// Keys that a client brings with each request (SSE-C). A key lives as long as
+// its request, and is wiped at the end of it.
 // https://docs.aws.amazon.com/AmazonS3/latest/userguide/ServerSideEncryptionCustomerKeys.html
 
-// What the names of the three headers begin with: for the object of the request, and for the source of a copy.
+// What the names of the three headers begin with: for the object of the
+// request, and for the source of a copy.
 const (
 	customerPrefix       = "X-Amz-Server-Side-Encryption-Customer-"
 	sourceCustomerPrefix = "X-Amz-Copy-Source-Server-Side-Encryption-Customer-"
@@ -67,9 +69,9 @@ func (c *call) takeCustomerKey(prefix string) ([]byte, error) {
 	return key, nil
 }
 
-// overTLS reports whether a request came over TLS: to the proxy, or to what ends
-// TLS on the same machine, where the configuration says that there is such a
-// thing.
+// overTLS reports whether a request came over TLS: to the proxy, or to what
+// ends TLS on the same machine, where the configuration says that there is
+// such a thing.
 func (s *Server) overTLS(r *http.Request) bool {
 	if r.TLS != nil || !s.LocalTLS {
 		return r.TLS != nil
@@ -115,8 +117,8 @@ func (c *call) checkCustomerKey(o *stored.Object) error {
 	return nil
 }
 
-// proveCustomerKey has a request that reads nothing of an object under a customer's key show that it has the key, as S3
-// does.
+// proveCustomerKey has a request that reads nothing of an object under a
+// customer's key show that it has the key, as S3 does.
 func (s *Server) proveCustomerKey(c *call, q stored.Request, o *stored.Object) error {
 	if err := c.checkCustomerKey(o); err != nil || !o.CustomerKey {
 		return err

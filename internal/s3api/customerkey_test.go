@@ -173,7 +173,8 @@ func TestCustomerKeyInClear(t *testing.T) {
 	}
 }
 
-// Where they are switched off, nothing is stored under them; what is stored can be read.
+// Where they are switched off, nothing is stored under them; what is stored
+// can be read.
 func TestCustomerKeysSwitchedOff(t *testing.T) {
 	p := newProxy(t)
 	mine := newCustomer(1)
@@ -255,7 +256,8 @@ func TestCustomerKeyMultipart(t *testing.T) {
 	}
 }
 
-// The key is for the request alone: the next one must bring it again, also when the data key could have been remembered.
+// The key is for the request alone: the next one must bring it again, also
+// when the data key could have been remembered.
 func TestCustomerKeyIsNotRemembered(t *testing.T) {
 	p := newProxy(t, func(*proxy, *s3api.Config, *keyring.Config) {})
 	mine := newCustomer(1)
@@ -271,8 +273,8 @@ func TestCustomerKeyIsNotRemembered(t *testing.T) {
 	}
 }
 
-// TestCustomerKeysWithoutTLS: loopback alone is not secure. What ends TLS on the
-// same machine may have got the key over a network in clear.
+// TestCustomerKeysWithoutTLS: loopback alone is not secure. What ends TLS on
+// the same machine may have got the key over a network in clear.
 func TestCustomerKeysWithoutTLS(t *testing.T) {
 	p := newProxy(t, func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) { cfg.LocalTLS = false })
 	r := request{method: "PUT", path: "/" + p.bucket + "/k", header: newCustomer(1).headers(customerHeader), body: []byte("x")}

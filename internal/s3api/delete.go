@@ -22,8 +22,9 @@ const maxDeletes = 1000
 // sizeCondition has an object deleted only if it has that size.
 const sizeCondition = "x-amz-if-match-size"
 
-// deleteObject forwards a request to delete an object. A condition on its size, which is the plaintext's, is checked here, and
-// becomes one on the ETag: what the store deletes is the very object that was looked at.
+// deleteObject forwards a request to delete an object. A condition on its
+// size, which is the plaintext's, is checked here, and becomes one on the
+// ETag: what the store deletes is the very object that was looked at.
 func (s *Server) deleteObject(c *call) error {
 	said := c.Header.Get(sizeCondition)
 	if said == "" {
@@ -52,8 +53,9 @@ func (s *Server) deleteObject(c *call) error {
 	return s.forward(c)
 }
 
-// deleteObjects forwards a list of keys to be deleted, with the store's ETags in place of ours. Keys that the client may
-// not delete are left out, and have an error of their own in the answer, as in S3's.
+// deleteObjects forwards a list of keys to be deleted, with the store's ETags
+// in place of ours. Keys that the client may not delete are left out, and have
+// an error of their own in the answer, as in S3's.
 func (s *Server) deleteObjects(c *call) error {
 	body, err := c.readBody()
 	if err != nil {
@@ -103,7 +105,8 @@ func (s *Server) checkDeletion(c *call, o deletionObject) error {
 	return nil
 }
 
-// withErrors adds to a DeleteResult document that the objects were not deleted. An empty one is made.
+// withErrors adds to a DeleteResult document that the objects were not
+// deleted. An empty one is made.
 func withErrors(doc []byte, denied []deletionRefusal) []byte {
 	const end = "</DeleteResult>"
 	head, _, ok := bytes.Cut(doc, []byte(end))
@@ -137,8 +140,8 @@ type deletionObject struct {
 }
 
 // parseDeletion reads the list, and turns its ETags into the store's. It reads
-// as far as it is a good one. An element that is not known could make a deletion
-// conditional, so it is refused.
+// as far as it is a good one. An element that is not known could make a
+// deletion conditional, so it is refused.
 func parseDeletion(body []byte) (*deletion, error) {
 	list, err := newXMLBody(body, "Delete")
 	if err != nil {

@@ -8,12 +8,15 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 )
 
-// A request whose key is taken away ends there and then, wherever it is stuck: reading from a client that sends nothing,
-// or writing to one that takes nothing. A response that has begun is cut off with a TCP reset, which drops what the kernel
-// still holds of it; an ordinary end of the connection would have the kernel deliver that, megabytes of it, at whatever
-// pace the client likes.
+// A request whose key is taken away ends there and then, wherever it is stuck:
+// reading from a client that sends nothing, or writing to one that takes
+// nothing. A response that has begun is cut off with a TCP reset, which drops
+// what the kernel still holds of it; an ordinary end of the connection would
+// have the kernel deliver that, megabytes of it, at whatever pace the client
+// likes.
 
-// ConnContext belongs in http.Server.ConnContext: it is how a request finds its connection.
+// ConnContext belongs in http.Server.ConnContext: it is how a request finds
+// its connection.
 func ConnContext(ctx context.Context, conn net.Conn) context.Context {
 	return context.WithValue(ctx, connKey{}, conn)
 }
@@ -32,7 +35,8 @@ func (c *call) cut(err error) {
 	}
 }
 
-// reset ends the connection, and has the kernel forget what it holds of the answer. It reports whether it could.
+// reset ends the connection, and has the kernel forget what it holds of the
+// answer. It reports whether it could.
 func (c *call) reset() bool {
 	conn := c.conn()
 	if conn == nil {
@@ -51,7 +55,8 @@ func (c *call) drained() bool {
 	return !c.w.begun() || conn != nil && unacknowledged(conn) == 0
 }
 
-// conn returns the connection of the call, under TLS if there is some; nil if the server has no ConnContext.
+// conn returns the connection of the call, under TLS if there is some; nil if
+// the server has no ConnContext.
 func (c *call) conn() net.Conn {
 	conn, _ := c.Request.Context().Value(connKey{}).(net.Conn)
 	if secure, ok := conn.(*tls.Conn); ok {
@@ -60,7 +65,8 @@ func (c *call) conn() net.Conn {
 	return conn
 }
 
-// cutOff has all writes fail with err from now on, and reports whether the answer has begun.
+// cutOff has all writes fail with err from now on, and reports whether the
+// answer has begun.
 func (w *response) cutOff(err error) (begun bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -74,9 +80,10 @@ func (w *response) begun() bool {
 	return w.status != 0
 }
 
-// reopen lets the error be answered that the call was cut for, if its answer has not begun. It returns that error. The
-// connection ends with that: net/http may have met the deadline that interrupt has set, and would have the next request
-// canceled.
+// reopen lets the error be answered that the call was cut for, if its answer
+// has not begun. It returns that error. The connection ends with that:
+// net/http may have met the deadline that interrupt has set, and would have
+// the next request canceled.
 func (w *response) reopen() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()

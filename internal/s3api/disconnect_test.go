@@ -29,7 +29,8 @@ func (p *proxy) revoke() {
 	p.keys.PurgeAll()
 }
 
-// dialSlow connects with a receive buffer of a few KiB, so that what was sent and not taken stays with the sender.
+// dialSlow connects with a receive buffer of a few KiB, so that what was sent
+// and not taken stays with the sender.
 func (p *proxy) dialSlow(address string) net.Conn {
 	p.t.Helper()
 	dialer := net.Dialer{Control: func(_, _ string, raw syscall.RawConn) error {
@@ -50,8 +51,9 @@ func (p *proxy) dialSlow(address string) net.Conn {
 	return conn
 }
 
-// A client that takes nothing more of a download has the proxy stuck in a write, and the kernel full of plaintext. When
-// the key goes, neither may reach it any more, whatever it then does.
+// A client that takes nothing more of a download has the proxy stuck in a
+// write, and the kernel full of plaintext. When the key goes, neither may
+// reach it any more, whatever it then does.
 func TestStuckDownloadIsCut(t *testing.T) {
 	const size, taken, slack = 16 << 20, 1 << 20, 256 << 10
 	for _, scheme := range []string{"http", "https"} {
@@ -99,7 +101,8 @@ func TestStuckDownloadIsCut(t *testing.T) {
 	}
 }
 
-// The same where the proxy finds out by itself, between two pieces, that it must not go on.
+// The same where the proxy finds out by itself, between two pieces, that it
+// must not go on.
 func TestAnAbortedDownloadIsReset(t *testing.T) {
 	const size, slack = 3 << 20, 256 << 10
 	p := newProxy(t)
@@ -131,7 +134,8 @@ func (p *proxy) waitForLog(text string, also func() bool) {
 	p.t.Fatalf("the log has no %s", text)
 }
 
-// An upload whose client sends nothing more is answered at once when the key goes, with what happened.
+// An upload whose client sends nothing more is answered at once when the key
+// goes, with what happened.
 func TestStalledUploadIsCut(t *testing.T) {
 	for _, size := range []int{100, 3 << 20} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
@@ -161,7 +165,8 @@ func TestStalledUploadIsCut(t *testing.T) {
 	}
 }
 
-// The last byte of an upload that comes after the end of the DEK's time is of no use without the KMS.
+// The last byte of an upload that comes after the end of the DEK's time is of
+// no use without the KMS.
 func TestUploadThatEndsAfterTheTTL(t *testing.T) {
 	p := newProxy(t)
 	conn := p.dialPut(100)

@@ -9,8 +9,10 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 )
 
-// getBucketEncryption tells which KMS key the proxy's rules have for new objects in the bucket. Rules for prefixes only are
-// not in it: S3's answer has room for one key. What the store itself does to ciphertext is not the client's business.
+// getBucketEncryption tells which KMS key the proxy's rules have for new
+// objects in the bucket. Rules for prefixes only are not in it: S3's answer
+// has room for one key. What the store itself does to ciphertext is not the
+// client's business.
 func (s *Server) getBucketEncryption(c *call) error {
 	if err := s.findBucket(c); err != nil {
 		return err
@@ -43,8 +45,9 @@ func (s *Server) getBucketEncryption(c *call) error {
 	})
 }
 
-// putBucketEncryption chooses the KMS key for new objects in the bucket, where the configuration has room for that. Whatever
-// would be less than a KMS key is refused.
+// putBucketEncryption chooses the KMS key for new objects in the bucket, where
+// the configuration has room for that. Whatever would be less than a KMS key
+// is refused.
 func (s *Server) putBucketEncryption(c *call) error {
 	body, err := c.readBody()
 	if err != nil {

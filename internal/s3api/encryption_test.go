@@ -60,7 +60,8 @@ func bucketDefault(algorithm, key string) []byte {
 		`</SSEAlgorithm><KMSMasterKeyID>` + key + `</KMSMasterKeyID></ApplyServerSideEncryptionByDefault><BucketKeyEnabled>true</BucketKeyEnabled></Rule></ServerSideEncryptionConfiguration>`)
 }
 
-// A bucket's key is chosen while the proxy runs, and another replica, which shares the file, knows it.
+// A bucket's key is chosen while the proxy runs, and another replica, which
+// shares the file, knows it.
 func TestBucketDefaults(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "defaults.json")
 	second := secondKey(t)
@@ -153,7 +154,8 @@ func secondKey(t *testing.T) keyring.Key {
 	return keyring.Key{Name: "second", Wrapper: w}
 }
 
-// What a client adds to the encryption context is asked of the KMS with every use of the data key.
+// What a client adds to the encryption context is asked of the KMS with every
+// use of the data key.
 func TestEncryptionContext(t *testing.T) {
 	p := newProxy(t)
 	header := func(doc string) http.Header {
@@ -209,7 +211,8 @@ func TestEncryptionContext(t *testing.T) {
 	}
 }
 
-// Objects that share a key of the KMS have data keys of their own, and cost one call to be written and one to be read.
+// Objects that share a key of the KMS have data keys of their own, and cost
+// one call to be written and one to be read.
 func TestSharedDataKeys(t *testing.T) {
 	counted := &countedKey{}
 	p := newProxy(t, func(_ *proxy, _ *s3api.Config, cfg *keyring.Config) {
@@ -243,7 +246,8 @@ func TestSharedDataKeys(t *testing.T) {
 	if len(headers) != n {
 		t.Errorf("%d objects have %d wrapped keys", n, len(headers))
 	}
-	// One object's envelope does not open another one of the bucket, though the KMS would unwrap it.
+	// One object's envelope does not open another one of the bucket, though
+	// the KMS would unwrap it.
 	body, metadata := p.stored("k1")
 	p.store("k2", body, metadata)
 	if a := p.send(request{method: "GET", path: "/" + p.bucket + "/k2"}); a.Code != "ObjectIntegrityError" {

@@ -18,10 +18,12 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// Error is an S3 error answer. Clients see Code, Message and Details; the log sees the cause.
+// Error is an S3 error answer. Clients see Code, Message and Details; the log
+// sees the cause.
 //
-// Codes are those of https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html, and two of our own:
-// ObjectIntegrityError and PlaintextObject.
+// Codes are those of
+// https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html, and two
+// of our own: ObjectIntegrityError and PlaintextObject.
 type Error struct {
 	Code       string
 	Message    string
@@ -42,7 +44,8 @@ func (e *Error) Error() string {
 
 func (e *Error) Unwrap() error { return e.cause }
 
-// statuses are the HTTP status codes of the S3 error codes that are answered here.
+// statuses are the HTTP status codes of the S3 error codes that are answered
+// here.
 var statuses = map[string]int{
 	"AccessDenied":                      http.StatusForbidden,
 	"AccessForbidden":                   http.StatusForbidden,
@@ -136,7 +139,8 @@ func (e *Error) Status() int {
 	return http.StatusBadRequest // sigv4 may know codes that the table does not; all of them are the client's fault
 }
 
-// retryAfter is what a client is told to wait, in seconds, when the fault is a passing one.
+// retryAfter is what a client is told to wait, in seconds, when the fault is a
+// passing one.
 const retryAfter = 1
 
 // errIdle says that the client has sent nothing for the idle timeout.
@@ -221,8 +225,9 @@ func isTimeout(err error) bool {
 	return errors.As(err, &timeout) && timeout.Timeout()
 }
 
-// kmsError answers as S3 does for SSE-KMS: a key that was taken away is the client's 4xx, which no SDK retries; a KMS
-// that does not answer is a 503, which every SDK does.
+// kmsError answers as S3 does for SSE-KMS: a key that was taken away is the
+// client's 4xx, which no SDK retries; a KMS that does not answer is a 503,
+// which every SDK does.
 func kmsError(key *kms.Error, err error) *Error {
 	switch {
 	case key.Kind == kms.Disabled:

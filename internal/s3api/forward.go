@@ -19,7 +19,8 @@ func (s *Server) forward(c *call) error {
 	return s.forwardBody(c, body)
 }
 
-// readBody reads the whole body of a configuration request, which the route bounds, and verifies it.
+// readBody reads the whole body of a configuration request, which the route
+// bounds, and verifies it.
 func (c *call) readBody() ([]byte, error) {
 	if c.route.body == 0 {
 		return nil, nil
@@ -61,7 +62,8 @@ func replayable(r *http.Request, body []byte) *http.Request {
 	return r
 }
 
-// hasDigest reports whether the client says what its body must be, beside the signature.
+// hasDigest reports whether the client says what its body must be, beside the
+// signature.
 func (c *call) hasDigest() bool {
 	for name := range c.Header {
 		if name == "Content-Md5" || strings.HasPrefix(name, checksumPrefix) {

@@ -22,8 +22,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 )
 
-// witness is a store that keeps what it is asked, and answers what it is told to. It believes only requests that are
-// signed with the store's credentials.
+// witness is a store that keeps what it is asked, and answers what it is told
+// to. It believes only requests that are signed with the store's credentials.
 type witness struct {
 	mu     sync.Mutex
 	asked  []recorded
@@ -90,7 +90,8 @@ func newRecorded(t *testing.T) (*proxy, *witness) {
 	return p, store
 }
 
-// forwarded are requests that reach the store as they are. Those of the bucket have a query alone.
+// forwarded are requests that reach the store as they are. Those of the bucket
+// have a query alone.
 var forwarded = []struct {
 	method, query, body string
 	headers             []string // further x-amz- ones, that reach the store too
@@ -261,7 +262,8 @@ func TestForwardedErrors(t *testing.T) {
 	}
 }
 
-// Bodies are bounded as S3 bounds them, and the store sees none that is too long.
+// Bodies are bounded as S3 bounds them, and the store sees none that is too
+// long.
 func TestForwardedLimits(t *testing.T) {
 	p, store := newRecorded(t)
 	for query, limit := range map[string]int{
@@ -349,7 +351,8 @@ func TestACLs(t *testing.T) {
 	}
 }
 
-// An ACL that is refused is refused for what S3 looks at first: whether there is such a bucket, and whether it has ACLs.
+// An ACL that is refused is refused for what S3 looks at first: whether there
+// is such a bucket, and whether it has ACLs.
 func TestACLsOfTheBucket(t *testing.T) {
 	p, store := newRecorded(t)
 	enforced := `<OwnershipControls xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Rule><ObjectOwnership>BucketOwnerEnforced</ObjectOwnership></Rule></OwnershipControls>`
@@ -408,7 +411,8 @@ func TestACLsOfNewBuckets(t *testing.T) {
 	}
 }
 
-// S3 demands a digest of some bodies, even of one that is empty: it says that the document is missing, and not the digest.
+// S3 demands a digest of some bodies, even of one that is empty: it says that
+// the document is missing, and not the digest.
 func TestDigestOfAnEmptyBody(t *testing.T) {
 	p, store := newRecorded(t)
 	for name, row := range map[string]struct {
@@ -428,7 +432,8 @@ func TestDigestOfAnEmptyBody(t *testing.T) {
 	}
 }
 
-// What an argument of the store's answer says is passed on if the client has said it, and not if the proxy has.
+// What an argument of the store's answer says is passed on if the client has
+// said it, and not if the proxy has.
 func TestArgumentsOfErrors(t *testing.T) {
 	p, store := newRecorded(t)
 	for name, row := range map[string]struct {

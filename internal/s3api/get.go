@@ -14,10 +14,12 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// getObject decrypts an object, or a range or part of it, on its way to the client.
+// getObject decrypts an object, or a range or part of it, on its way to the
+// client.
 //
-// The answer begins only when the first bytes have verified, so a small object that was tampered with gets a clean
-// error; a later failure ends the connection.
+// The answer begins only when the first bytes have verified, so a small object
+// that was tampered with gets a clean error; a later failure ends the
+// connection.
 func (s *Server) getObject(c *call) error {
 	q, err := s.reading(c)
 	if err != nil {
@@ -53,8 +55,9 @@ func (s *Server) getObject(c *call) error {
 	return nil
 }
 
-// headObject answers with the plaintext's size, which needs arithmetic and no key, unless checksums are asked for.
-// Without the key the envelope is not verified: a HEAD says what the store says, unless VerifyHead is set.
+// headObject answers with the plaintext's size, which needs arithmetic and no
+// key, unless checksums are asked for. Without the key the envelope is not
+// verified: a HEAD says what the store says, unless VerifyHead is set.
 func (s *Server) headObject(c *call) error {
 	q, err := s.reading(c)
 	if err != nil {
@@ -74,8 +77,9 @@ func (s *Server) headObject(c *call) error {
 		return err
 	}
 	if c.wantsChecksum() {
-		// The checksum of an object in parts is in its record. A GET does not look for it: every SDK asks for checksums
-		// by default, and a GET is one request to the store.
+		// The checksum of an object in parts is in its record. A GET does not
+		// look for it: every SDK asks for checksums by default, and a GET is
+		// one request to the store.
 		if err := c.reader.Survey(c.Context(), q, o); err != nil {
 			return err
 		}
@@ -118,8 +122,8 @@ func (s *Server) reading(c *call) (stored.Request, error) {
 	return q, err
 }
 
-// admitPlaintext refuses an object without an envelope, unless the rules allow it: stripping the envelope off an object
-// must not turn into a read.
+// admitPlaintext refuses an object without an envelope, unless the rules allow
+// it: stripping the envelope off an object must not turn into a read.
 func (s *Server) admitPlaintext(c *call, obj crypt.Object) func() error {
 	return func() error {
 		if s.Keys.AllowPlaintext(obj, c.client.Name) {
@@ -164,7 +168,8 @@ func (s *Server) answer(c *call, o *stored.Object) error {
 
 func (c *call) wantsChecksum() bool { return c.Header.Get("X-Amz-Checksum-Mode") == "ENABLED" }
 
-// setObjectChecksum gives back what the client that stored the object said of it, if this client asks.
+// setObjectChecksum gives back what the client that stored the object said of
+// it, if this client asks.
 func (s *Server) setObjectChecksum(c *call, o *stored.Object) error {
 	if !c.wantsChecksum() || o.Plaintext {
 		return nil
@@ -204,7 +209,8 @@ func asLease(lease *keyring.Lease, err error) (stored.Lease, error) {
 	return lease, nil
 }
 
-// readError names the errors of reading in S3's words. ok is false for any other.
+// readError names the errors of reading in S3's words. ok is false for any
+// other.
 func readError(err error) (answer *Error, ok bool) {
 	outside := (*stored.RangeError)(nil)
 	switch {

@@ -24,14 +24,16 @@ const (
 	sseBucketKeyHeader = "X-Amz-Server-Side-Encryption-Bucket-Key-Enabled"
 )
 
-// forwardedHeaders are the request headers that reach the store, next to the x-amz- ones that the route names. Ranges and
-// conditions are translated on the way; see conditionHeaders.
+// forwardedHeaders are the request headers that reach the store, next to the
+// x-amz- ones that the route names. Ranges and conditions are translated on
+// the way; see conditionHeaders.
 var forwardedHeaders = append(slices.Clone(metadataHeaders),
 	"If-Modified-Since", "If-Unmodified-Since", "Origin",
 	"X-Amz-Expected-Bucket-Owner", "X-Amz-Request-Payer",
 )
 
-// metadataHeaders are an object's own, besides user metadata: what a copy's metadata directive is about.
+// metadataHeaders are an object's own, besides user metadata: what a copy's
+// metadata directive is about.
 var metadataHeaders = []string{"Cache-Control", "Content-Disposition", "Content-Encoding", "Content-Language", "Content-Type", "Expires"}
 
 // ownHeaders are those that the proxy answers to itself.
@@ -69,7 +71,8 @@ func (c *call) requestHeader() http.Header {
 // maxHeader is S3's limit for all of a request's header, in bytes.
 const maxHeader = 8 << 10
 
-// checkHeaderSize refuses a header that S3 would not take. Such as are several times longer the HTTP server refuses itself.
+// checkHeaderSize refuses a header that S3 would not take. Such as are several
+// times longer the HTTP server refuses itself.
 func checkHeaderSize(h http.Header) error {
 	total := 0
 	for name, values := range h {
@@ -86,7 +89,8 @@ func checkHeaderSize(h http.Header) error {
 	return nil
 }
 
-// checkMetadata refuses user metadata that takes the envelope's names, or that leaves it no room.
+// checkMetadata refuses user metadata that takes the envelope's names, or that
+// leaves it no room.
 func checkMetadata(h http.Header, envelope map[string]string) error {
 	var own int
 	for name, value := range envelope {
@@ -110,8 +114,9 @@ func checkMetadata(h http.Header, envelope map[string]string) error {
 	return nil
 }
 
-// encryption reads what the client asks of server-side encryption. AES256 and aws:kms are both met: everything is
-// encrypted under a KMS key, unless the client brings its own.
+// encryption reads what the client asks of server-side encryption. AES256 and
+// aws:kms are both met: everything is encrypted under a KMS key, unless the
+// client brings its own.
 func (c *call) encryption() (keyring.Choice, error) {
 	h, choice := c.Header, keyring.Choice{CustomerKey: c.customerKey, KeyID: c.Header.Get(sseKeyHeader)}
 	const onlyKMS = "Server Side Encryption with AWS KMS managed key requires HTTP header x-amz-server-side-encryption : aws:kms"
@@ -134,10 +139,12 @@ func (c *call) encryption() (keyring.Choice, error) {
 	return choice, err
 }
 
-// maxContext is the longest JSON of an encryption context, in bytes: it is stored beside the wrapped data key.
+// maxContext is the longest JSON of an encryption context, in bytes: it is
+// stored beside the wrapped data key.
 const maxContext = 400
 
-// encryptionContext reads x-amz-server-side-encryption-context: a JSON object with string values, in base64.
+// encryptionContext reads x-amz-server-side-encryption-context: a JSON object
+// with string values, in base64.
 func encryptionContext(text string) (map[string]string, error) {
 	if text == "" {
 		return nil, nil
@@ -227,7 +234,8 @@ func (c *call) copyHeader(from http.Header) {
 // envelopePrefix starts the names of the envelope's own metadata.
 var envelopePrefix = http.CanonicalHeaderKey(metaPrefix + crypt.Prefix)
 
-// setEncryptionHeaders tells the client what protects the object, in S3's words.
+// setEncryptionHeaders tells the client what protects the object, in S3's
+// words.
 func (c *call) setEncryptionHeaders(keyID string) {
 	if keyID == crypt.CustomerKeyID {
 		c.setCustomerKeyHeaders()
@@ -238,7 +246,8 @@ func (c *call) setEncryptionHeaders(keyID string) {
 	c.w.Header().Set(sseKeyHeader, keyID)
 }
 
-// clearEncryptionHeaders takes back what was said of an object that is not there after all.
+// clearEncryptionHeaders takes back what was said of an object that is not
+// there after all.
 func (c *call) clearEncryptionHeaders() {
 	h := c.w.Header()
 	for name := range h {
@@ -259,5 +268,6 @@ func (c *call) setSealedHeaders(sealed *keyring.DataKey) {
 	}
 }
 
-// setBucketKeyHeader tells that the object's data key comes from one that many objects share.
+// setBucketKeyHeader tells that the object's data key comes from one that many
+// objects share.
 func (c *call) setBucketKeyHeader() { c.w.Header().Set(sseBucketKeyHeader, "true") }

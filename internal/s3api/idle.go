@@ -19,8 +19,8 @@ import (
 // takes a deadline for that: it cancels the context of the connection, and so
 // every later request on it.
 //
-// It is safe for concurrent use: the transport reads an upload in a goroutine of
-// its own.
+// It is safe for concurrent use: the transport reads an upload in a goroutine
+// of its own.
 type idle struct {
 	limit  time.Duration
 	client *http.ResponseController
@@ -40,8 +40,8 @@ type idle struct {
 	whole  bool       // the request's body was read to its end, or has failed
 }
 
-// granularity is how far apart two deadlines are set at least: one for each read
-// and write would cost too much.
+// granularity is how far apart two deadlines are set at least: one for each
+// read and write would cost too much.
 const granularity = time.Second
 
 func newIdle(limit time.Duration, client *http.ResponseController, now func() time.Time) *idle {
@@ -121,11 +121,13 @@ func (i *idle) interrupt() {
 	_ = i.client.SetWriteDeadline(time.Unix(1, 0))
 }
 
-// lingerTime is how long the server may wait for the rest of a body that nobody wants any more. It does so before it
-// writes the answer, which therefore needs more time than that.
+// lingerTime is how long the server may wait for the rest of a body that
+// nobody wants any more. It does so before it writes the answer, which
+// therefore needs more time than that.
 const lingerTime = 5 * time.Second
 
-// stop ends the watch. The client gets as much time again to take what is still to be said.
+// stop ends the watch. The client gets as much time again to take what is
+// still to be said.
 func (i *idle) stop() {
 	i.mu.Lock()
 	defer i.mu.Unlock()

@@ -19,8 +19,9 @@ func withKMS(server *kmstest.Server, arn string) option {
 	}
 }
 
-// What a KMS answers reaches the client in S3's words: its own 4xx where the key was taken away, a 503 that SDKs retry
-// where the KMS cannot answer, and in no case a stored object or a byte of plaintext.
+// What a KMS answers reaches the client in S3's words: its own 4xx where the
+// key was taken away, a 503 that SDKs retry where the KMS cannot answer, and
+// in no case a stored object or a byte of plaintext.
 func TestKMSFaults(t *testing.T) {
 	server := kmstest.StartTest(t)
 	arn, err := server.CreateKey()
@@ -126,7 +127,8 @@ func TestUnopenedKMSKey(t *testing.T) {
 	}
 }
 
-// Another key of the same KMS opens nothing: the proxy that has it alone does not even ask.
+// Another key of the same KMS opens nothing: the proxy that has it alone does
+// not even ask.
 func TestAnotherKMSKeyOpensNothing(t *testing.T) {
 	server := kmstest.StartTest(t)
 	mine, err := server.CreateKey()
@@ -149,7 +151,8 @@ func TestAnotherKMSKeyOpensNothing(t *testing.T) {
 	mustRefuse(t, q, "an envelope that names another key", "k", nil, "ObjectIntegrityError")
 }
 
-// A GET after a PUT, and further GETs, cost no KMS request; HEAD and listings never do.
+// A GET after a PUT, and further GETs, cost no KMS request; HEAD and listings
+// never do.
 func TestKMSRequests(t *testing.T) {
 	server := kmstest.StartTest(t)
 	arn, err := server.CreateKey()

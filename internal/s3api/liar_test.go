@@ -84,7 +84,8 @@ type told struct {
 	slow   bool
 }
 
-// more, as a bit of a lie's first byte, has the next lie tell of the same answer.
+// more, as a bit of a lie's first byte, has the next lie tell of the same
+// answer.
 const more = 0x80
 
 func (l *liar) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -784,8 +785,8 @@ func TestLyingStore(t *testing.T) {
 		return
 	}
 
-	// Each lie of each kind, about each answer: of small objects all of them, of the
-	// large ones some.
+	// Each lie of each kind, about each answer: of small objects all of them,
+	// of the large ones some.
 	random := rand.New(rand.NewPCG(1, 2))
 	few := testing.Short() || raceDetector // CI runs them without it too
 	tried := 0
@@ -809,9 +810,9 @@ func TestLyingStore(t *testing.T) {
 	t.Logf("%d lies", tried)
 }
 
-// FuzzLyingStore has the store tell many lies at once. The first byte chooses the
-// object, the second how it is read, the third whether the proxy knows it; the
-// rest are the lies.
+// FuzzLyingStore has the store tell many lies at once. The first byte chooses
+// the object, the second how it is read, the third whether the proxy knows it;
+// the rest are the lies.
 func FuzzLyingStore(f *testing.F) {
 	tr := newTrial(f)
 	for kind := range lies {

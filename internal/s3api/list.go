@@ -8,22 +8,25 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// maxListing bounds a listing's XML in bytes: 1,000 keys of 1,024 bytes, each percent-encoded, with their owners, twice
-// over.
+// maxListing bounds a listing's XML in bytes: 1,000 keys of 1,024 bytes, each
+// percent-encoded, with their owners, twice over.
 const maxListing = 8 << 20
 
-// listObjects answers ListObjects and ListObjectsV2. The plaintext's size follows from stored size and ETag alone.
+// listObjects answers ListObjects and ListObjectsV2. The plaintext's size
+// follows from stored size and ETag alone.
 func (s *Server) listObjects(c *call) error {
 	return s.rewriteDocument(c, func(c *call, doc []byte) ([]byte, error) { return s.listWithSizes(c, doc, "Contents") })
 }
 
-// listObjectVersions does the same with versions. Delete markers have no size and no ETag.
+// listObjectVersions does the same with versions. Delete markers have no size
+// and no ETag.
 func (s *Server) listObjectVersions(c *call) error {
 	return s.rewriteDocument(c, func(c *call, doc []byte) ([]byte, error) { return s.listWithSizes(c, doc, "Version") })
 }
 
-// plaintextSize turns a size as the store has it. A part count in the ETag says that the object was uploaded in parts.
-// A size that no object of ours has stays as it is.
+// plaintextSize turns a size as the store has it. A part count in the ETag
+// says that the object was uploaded in parts. A size that no object of ours
+// has stays as it is.
 func plaintextSize(etag, size string) string {
 	n, err := strconv.ParseInt(size, 10, 64)
 	if err != nil {
@@ -49,9 +52,10 @@ func (s *Server) listBuckets(c *call) error {
 	})
 }
 
-// rewriteXML forwards the request and passes each <name> element of the answer through change. Everything else stays as
-// the store wrote it, byte for byte: it may hold elements that we do not know, and keys with characters that an XML
-// parser refuses.
+// rewriteXML forwards the request and passes each <name> element of the answer
+// through change. Everything else stays as the store wrote it, byte for byte:
+// it may hold elements that we do not know, and keys with characters that an
+// XML parser refuses.
 func (s *Server) rewriteXML(c *call, name string, change func([]byte) []byte) error {
 	return s.rewriteDocument(c, func(_ *call, doc []byte) ([]byte, error) { return changeElements(doc, name, change), nil })
 }

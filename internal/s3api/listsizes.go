@@ -16,7 +16,8 @@ import (
 // sizeRequests is how many objects of a listing are asked about at a time.
 const sizeRequests = 16
 
-// listWithSizes rewrites the elements of a listing that have this name. Where the stored size and the ETag do not tell the plaintext's size, the store is
+// listWithSizes rewrites the elements of a listing that have this name. Where
+// the stored size and the ETag do not tell the plaintext's size, the store is
 // asked about the object, unless it is remembered.
 func (s *Server) listWithSizes(c *call, doc []byte, name string) ([]byte, error) {
 	encoding, _, _ := element(doc, "EncodingType")
@@ -81,14 +82,15 @@ func listedObject(bucket string, entry []byte, encoding string) listed {
 	return listed{crypt.Object{Bucket: bucket, Key: key}, string(version), unquote(string(etag)), string(size)}
 }
 
-// needsHead reports whether arithmetic does not tell the size: the store's ETags do not name the number of parts, or the
-// object may be one that was never encrypted.
+// needsHead reports whether arithmetic does not tell the size: the store's
+// ETags do not name the number of parts, or the object may be one that was
+// never encrypted.
 func (s *Server) needsHead(c *call, e listed) bool {
 	return e.size != "" && e.size != "0" && (!s.ETagPartCount || s.Keys.AllowPlaintext(e.object, c.client.Name))
 }
 
-// sizeOf returns the size of a listed object's plaintext. One that was deleted since, or that no read would take, is
-// listed as the store has it.
+// sizeOf returns the size of a listed object's plaintext. One that was deleted
+// since, or that no read would take, is listed as the store has it.
 func (s *Server) sizeOf(c *call, e listed) (string, error) {
 	n, err := strconv.ParseInt(e.size, 10, 64)
 	if err != nil {
@@ -104,8 +106,8 @@ func (s *Server) sizeOf(c *call, e listed) (string, error) {
 	return strconv.FormatInt(size, 10), nil
 }
 
-// recovered turns a panic into an error: it must not end the process, as it would
-// not in the request's own goroutine.
+// recovered turns a panic into an error: it must not end the process, as it
+// would not in the request's own goroutine.
 func recovered(do func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {

@@ -9,7 +9,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 )
 
-// An empty object whose key ends in "/" has no body in the store, which in this store is a directory.
+// An empty object whose key ends in "/" has no body in the store, which in
+// this store is a directory.
 func TestDirectoryMarkers(t *testing.T) {
 	p := newProxy(t)
 	p.put("dir/", nil, func(in *s3.PutObjectInput) { in.Metadata = map[string]string{"mine": "1"} })
@@ -44,7 +45,8 @@ func TestDirectoryMarkers(t *testing.T) {
 	if a := p.send(bad); a.StatusCode != 400 || p.isStored("bad/") {
 		t.Errorf("a checksum that is wrong: %d %s", a.StatusCode, a.Code)
 	}
-	// An object that has a text is not taken for an empty one when its body is gone.
+	// An object that has a text is not taken for an empty one when its body is
+	// gone.
 	p.put("full", []byte("text"))
 	_, metadata := p.stored("full")
 	p.store("full", nil, metadata)

@@ -177,8 +177,8 @@ func TestMemoryAfterAPurge(t *testing.T) {
 	}
 }
 
-// maskedStreamKey derives the key of a body, by docs/format.md. It leaves a copy
-// or two itself.
+// maskedStreamKey derives the key of a body, by docs/format.md. It leaves a
+// copy or two itself.
 func maskedStreamKey(t *testing.T, head http.Header, masked []byte) []byte {
 	t.Helper()
 	header, err := base64.StdEncoding.DecodeString(head.Get("X-Amz-Meta-Cmek-Header"))

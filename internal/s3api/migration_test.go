@@ -10,8 +10,9 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 )
 
-// In a bucket in migration every size is right, of plaintext and of ciphertext, whatever arithmetic would take the one for.
-// That costs a HEAD for each object once, and none again until it is another one.
+// In a bucket in migration every size is right, of plaintext and of
+// ciphertext, whatever arithmetic would take the one for. That costs a HEAD
+// for each object once, and none again until it is another one.
 func TestListABucketInMigration(t *testing.T) {
 	p := newProxy(t)
 	p.bucket = p.newBucket("plain-")

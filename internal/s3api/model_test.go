@@ -13,8 +13,8 @@ import (
 	"go.uber.org/goleak"
 )
 
-// Property: through any sequence of puts, overwrites, deletes, reads, ranges and listings the proxy and its store behave
-// like a map in memory.
+// Property: through any sequence of puts, overwrites, deletes, reads, ranges
+// and listings the proxy and its store behave like a map in memory.
 func TestAgainstAModel(t *testing.T) {
 	p := newProxy(t)
 	r := rand.New(rand.NewPCG(7, rand.Uint64()))

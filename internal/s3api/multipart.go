@@ -13,10 +13,12 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// A multipart upload leaves nothing with the proxy. Each part carries its own header, so that any replica can seal it
-// and any replica can read it; what the parts are is asked of the store when the upload is completed.
+// A multipart upload leaves nothing with the proxy. Each part carries its own
+// header, so that any replica can seal it and any replica can read it; what
+// the parts are is asked of the store when the upload is completed.
 
-// createMultipartUpload marks the object as one that will have parts. Its metadata is fixed with that.
+// createMultipartUpload marks the object as one that will have parts. Its
+// metadata is fixed with that.
 func (s *Server) createMultipartUpload(c *call) error {
 	wanted, err := c.encryption()
 	if err != nil {
@@ -29,7 +31,8 @@ func (s *Server) createMultipartUpload(c *call) error {
 	if wanted.KeyID, err = s.otherKey(c, wanted.KeyID); err != nil {
 		return err
 	}
-	// A key that cannot be used is found out now, and not when the first part has come.
+	// A key that cannot be used is found out now, and not when the first part
+	// has come.
 	sealed, err := s.Keys.Create(c.Context(), c.object(), c.client.Name, wanted)
 	if err != nil {
 		return err
@@ -72,7 +75,8 @@ func (s *Server) createMultipartUpload(c *call) error {
 	return c.answerXML(c.showUpload(body))
 }
 
-// otherKey is the id of the KMS key that the client has asked for, or "" if that is the one of the rules.
+// otherKey is the id of the KMS key that the client has asked for, or "" if
+// that is the one of the rules.
 func (s *Server) otherKey(c *call, asked string) (string, error) {
 	if asked == "" {
 		return "", nil
@@ -107,7 +111,8 @@ func (s *Server) uploadPart(c *call) error {
 	return nil
 }
 
-// sealPart sends the payload, of that size, as the part that the query names, and sets the answer's header.
+// sealPart sends the payload, of that size, as the part that the query names,
+// and sets the answer's header.
 func (s *Server) sealPart(c *call, size int64) (*http.Response, error) {
 	number, err := partNumber(c.query.Get("partNumber"))
 	if err != nil {
@@ -136,7 +141,8 @@ func (s *Server) sealPart(c *call, size int64) (*http.Response, error) {
 	return resp, nil
 }
 
-// partError names what keeps a part from being written: it is the key's, not the stored data's.
+// partError names what keeps a part from being written: it is the key's, not
+// the stored data's.
 func partError(err error) error {
 	if errors.Is(err, crypt.ErrEnvelope) {
 		return &Error{Code: "InternalError", Message: "The KMS key's id and the data key that it wrapped do not fit into a part header. Please tell the operator of the proxy.", cause: err}
@@ -177,8 +183,8 @@ func (s *Server) listParts(c *call) error {
 	})
 }
 
-// listMultipartUploads shows the checksum that an upload was created with where this replica knows it. The store knows that
-// of the ciphertext.
+// listMultipartUploads shows the checksum that an upload was created with
+// where this replica knows it. The store knows that of the ciphertext.
 func (s *Server) listMultipartUploads(c *call) error {
 	return s.rewriteXML(c, "Upload", func(entry []byte) []byte {
 		key, _, _ := element(entry, "Key")
@@ -219,9 +225,10 @@ func parsePart(entry []byte) (listedPart, error) {
 	return listedPart{n, unquote(string(etag)), stored - crypt.PartOverhead, string(sum)}, nil
 }
 
-// appended reports whether a part may be the one that the proxy appends when an upload is completed. It is left over
-// when that failed. A client that lists its parts to go on must not see it; one that has sent an empty part itself may
-// complete the upload with it all the same.
+// appended reports whether a part may be the one that the proxy appends when
+// an upload is completed. It is left over when that failed. A client that
+// lists its parts to go on must not see it; one that has sent an empty part
+// itself may complete the upload with it all the same.
 func (p listedPart) appended() bool { return p.size == 0 && p.number > 1 }
 
 // storedParts asks the store for the parts of the upload, by number.

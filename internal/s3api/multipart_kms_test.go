@@ -14,7 +14,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
 )
 
-// An upload costs one data key for each replica, however many parts come at a time, and a read one Decrypt for each.
+// An upload costs one data key for each replica, however many parts come at a
+// time, and a read one Decrypt for each.
 func TestKMSRequestsOfAnUpload(t *testing.T) {
 	server := kmstest.StartTest(t)
 	arn, err := server.CreateKey()
@@ -54,7 +55,8 @@ func TestKMSRequestsOfAnUpload(t *testing.T) {
 	}
 }
 
-// A key that was taken away ends uploads and downloads in parts, and what is stored stays ciphertext.
+// A key that was taken away ends uploads and downloads in parts, and what is
+// stored stays ciphertext.
 func TestRevokedKeyOfAnUpload(t *testing.T) {
 	p := newProxy(t)
 	old := p.upload("old", []int{5 * mib, 5 * mib, 5 * mib})
@@ -98,7 +100,8 @@ func TestRevokedKeyOfAnUpload(t *testing.T) {
 	}
 }
 
-// What the store has of parts in the works is ciphertext, and no name, header or answer tells a checksum of it.
+// What the store has of parts in the works is ciphertext, and no name, header
+// or answer tells a checksum of it.
 func TestPartsAtRest(t *testing.T) {
 	p := newProxy(t)
 	text := bytes.Repeat([]byte("a secret that must not be stored"), 200_000)

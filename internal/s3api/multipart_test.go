@@ -132,7 +132,8 @@ func (m *multipart) text() []byte {
 	return out
 }
 
-// upload makes an object of parts of these sizes, with these numbers, or 1, 2, 3 and so on.
+// upload makes an object of parts of these sizes, with these numbers, or 1, 2,
+// 3 and so on.
 func (p *proxy) upload(key string, sizes []int, numbers ...int32) *multipart {
 	p.t.Helper()
 	m := p.create(key)
@@ -302,7 +303,8 @@ func checkRandomRange(t *testing.T, p *proxy, key string, text []byte, random *r
 	}
 }
 
-// What a range costs: one request where the layout and the part are known, four at most where nothing is.
+// What a range costs: one request where the layout and the part are known,
+// four at most where nothing is.
 func TestRequestsOfARange(t *testing.T) {
 	t.Parallel() // it takes long
 	p := newProxy(t)
@@ -356,7 +358,8 @@ func must[T any](v T, err error) T {
 	return v
 }
 
-// replica is another proxy in front of the same store with the same key, which shares nothing else.
+// replica is another proxy in front of the same store with the same key, which
+// shares nothing else.
 func (p *proxy) replica(options ...option) *proxy {
 	p.t.Helper()
 	r := newProxy(p.t, append(options, func(r *proxy, _ *s3api.Config, cfg *keyring.Config) {
@@ -420,7 +423,8 @@ func TestPartsSentAgain(t *testing.T) {
 	}
 }
 
-// Complete asks for all pages of the list of parts, however short the store makes them.
+// Complete asks for all pages of the list of parts, however short the store
+// makes them.
 func TestCompleteReadsAllPages(t *testing.T) {
 	t.Parallel() // it takes long
 	p := newProxy(t)
@@ -445,7 +449,8 @@ func TestCompleteReadsAllPages(t *testing.T) {
 	}
 }
 
-// A Complete that failed leaves its appended part behind: nobody sees it, and the next Complete takes its place.
+// A Complete that failed leaves its appended part behind: nobody sees it, and
+// the next Complete takes its place.
 func TestCompleteAfterAFailure(t *testing.T) {
 	p := newProxy(t)
 	m := p.create("k")
@@ -557,7 +562,8 @@ func TestCompleteErrors(t *testing.T) {
 	}
 }
 
-// S3 begins to answer a Complete before it is done, and may say in the middle of it that it has failed.
+// S3 begins to answer a Complete before it is done, and may say in the middle
+// of it that it has failed.
 func TestCompleteFailsWithStatus200(t *testing.T) {
 	p := newProxy(t)
 	m := p.create("k")
@@ -584,7 +590,8 @@ func TestCompleteFailsWithStatus200(t *testing.T) {
 	m.mustComplete()
 }
 
-// Whatever request of an upload the store fails, the client hears of it, and nothing comes of it that can be read.
+// Whatever request of an upload the store fails, the client hears of it, and
+// nothing comes of it that can be read.
 func TestUploadFaults(t *testing.T) {
 	p := newProxy(t)
 	for at := range 6 { // CreateMultipartUpload, two UploadParts, ListParts, the appended part, CompleteMultipartUpload
@@ -625,7 +632,8 @@ func TestUploadFaults(t *testing.T) {
 	}
 }
 
-// In a bucket in migration, sizes of objects that were never encrypted are told from those of objects that were.
+// In a bucket in migration, sizes of objects that were never encrypted are
+// told from those of objects that were.
 func TestListingOfABucketInMigration(t *testing.T) {
 	p := newProxy(t)
 	p.bucket = p.newBucket("plain-")
@@ -907,7 +915,8 @@ func (p *proxy) rewriteFile(key string, change func([]byte) []byte) {
 	}
 }
 
-// Promise P2 for objects in parts: a store that removes, swaps or alters parts is found out by whole reads and ranges.
+// Promise P2 for objects in parts: a store that removes, swaps or alters parts
+// is found out by whole reads and ranges.
 func TestMultipartTampering(t *testing.T) {
 	t.Parallel() // it takes long
 	p := newProxy(t)
@@ -968,8 +977,9 @@ func TestMultipartTampering(t *testing.T) {
 	_ = other
 }
 
-// Parts of 6, 5, 7 and 1 MiB begin and end where parts of one length would: that they are not is found out in the middle
-// of a reading, which goes on all the same.
+// Parts of 6, 5, 7 and 1 MiB begin and end where parts of one length would:
+// that they are not is found out in the middle of a reading, which goes on all
+// the same.
 func TestRangeThatBeginsWithAWrongGuess(t *testing.T) {
 	p := newProxy(t)
 	m := p.upload("k", []int{6 * mib, 5 * mib, 7 * mib, mib})
@@ -993,8 +1003,8 @@ func TestRangeThatBeginsWithAWrongGuess(t *testing.T) {
 	}
 }
 
-// A range in the middle of an object is not answered when the end of the object is not its own, even if the store makes
-// size and part count fit.
+// A range in the middle of an object is not answered when the end of the
+// object is not its own, even if the store makes size and part count fit.
 func TestRangeOfAnObjectWithoutItsEnd(t *testing.T) {
 	t.Parallel() // it takes long
 	p := newProxy(t)
@@ -1034,7 +1044,8 @@ func TestRangeOfAnObjectWithoutItsEnd(t *testing.T) {
 	mustRefuse(t, fooled(), "with a forged final mark", "k", end.text())
 }
 
-// An object that is overwritten between two requests of one read gives the one or the other, or an error, but no mix.
+// An object that is overwritten between two requests of one read gives the one
+// or the other, or an error, but no mix.
 func TestOverwrittenWhileRead(t *testing.T) {
 	t.Parallel() // it takes long
 	p := newProxy(t)
@@ -1069,7 +1080,8 @@ func TestOverwrittenWhileRead(t *testing.T) {
 	}
 }
 
-// Readers through two replicas that meet overwrites in parts get one object or the other, never a mix.
+// Readers through two replicas that meet overwrites in parts get one object or
+// the other, never a mix.
 func TestConcurrentMultipartOverwrites(t *testing.T) {
 	t.Parallel() // it takes long
 	p := newProxy(t)
@@ -1120,8 +1132,9 @@ func TestConcurrentMultipartOverwrites(t *testing.T) {
 	wg.Wait()
 }
 
-// A store that wants parts of one length takes no part behind a shorter one. What is stored there can be read back where
-// the setting says so, and nowhere else.
+// A store that wants parts of one length takes no part behind a shorter one.
+// What is stored there can be read back where the setting says so, and nowhere
+// else.
 func TestUniformParts(t *testing.T) {
 	strict := newProxy(t)
 	uniform := strict.replica(func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) { cfg.UniformParts = true })
@@ -1163,7 +1176,8 @@ func TestUniformParts(t *testing.T) {
 	}
 }
 
-// A store whose multipart ETags do not tell the number of parts: sizes come from the parts themselves.
+// A store whose multipart ETags do not tell the number of parts: sizes come
+// from the parts themselves.
 func TestETagsWithoutPartCount(t *testing.T) {
 	t.Parallel() // it takes long
 	p := newProxy(t)
@@ -1204,8 +1218,9 @@ func TestETagsWithoutPartCount(t *testing.T) {
 	}
 }
 
-// Property: any mix of layouts, parts that are sent again, copies, overwrites, ranges and listings behaves like a map in
-// memory, through several replicas. MODEL_TIME=10m lets it run for that long (make model).
+// Property: any mix of layouts, parts that are sent again, copies, overwrites,
+// ranges and listings behaves like a map in memory, through several replicas.
+// MODEL_TIME=10m lets it run for that long (make model).
 func TestMultipartModel(t *testing.T) {
 	long, _ := time.ParseDuration(os.Getenv("MODEL_TIME")) // 0 if there is none
 	start := time.Now()
@@ -1250,7 +1265,8 @@ func TestMultipartModel(t *testing.T) {
 	checkListing(t, p, model)
 }
 
-// randomUpload makes a multipart object through all replicas, of fresh bytes and of copies, and returns its text.
+// randomUpload makes a multipart object through all replicas, of fresh bytes
+// and of copies, and returns its text.
 func randomUpload(t *testing.T, replicas []*proxy, key string, model map[string][]byte, r *rand.Rand) []byte {
 	t.Helper()
 	m := replicas[0].create(key)
@@ -1281,7 +1297,8 @@ func randomUpload(t *testing.T, replicas []*proxy, key string, model map[string]
 	return m.text()
 }
 
-// copied makes the part a copy of a piece of another object, if one is long enough and chance has it so.
+// copied makes the part a copy of a piece of another object, if one is long
+// enough and chance has it so.
 func (m *multipart) copied(t *testing.T, model map[string][]byte, number int32, size int, r *rand.Rand) bool {
 	t.Helper()
 	if r.IntN(3) > 0 || size == 0 {

@@ -308,9 +308,9 @@ func (w *network) hangWithin(after int64) func(http.ResponseWriter, *http.Reques
 	}
 }
 
-// A store that hangs is not its client's fault, wherever it hangs: the answer is
-// 503 with Retry-After, and the connection is good for more. The client's own
-// time is the same as the store's here, so that the two cannot race.
+// A store that hangs is not its client's fault, wherever it hangs: the answer
+// is 503 with Retry-After, and the connection is good for more. The client's
+// own time is the same as the store's here, so that the two cannot race.
 func TestAStoreThatHangs(t *testing.T) {
 	t.Parallel()
 	p, w := behindNetwork(t, late)
@@ -441,8 +441,9 @@ func fault(code string) string {
 	return "<Error><Code>" + code + "</Code><Message>in the store's words</Message></Error>"
 }
 
-// What the store says of a connection that broke between the proxy and it is not
-// the client's fault. A request that can be made again is made again, once.
+// What the store says of a connection that broke between the proxy and it is
+// not the client's fault. A request that can be made again is made again,
+// once.
 func TestTheWayToTheStore(t *testing.T) {
 	p, w := behindNetwork(t, time.Minute)
 	p.fill()

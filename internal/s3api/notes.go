@@ -10,8 +10,9 @@ const (
 	byRules     = "the proxy's rules decide what protects an object"
 )
 
-// notes says for each operation that is refused why, and of others what is to be known. A client that is refused is told,
-// and docs/s3-compatibility.md has all of them.
+// notes says for each operation that is refused why, and of others what is to
+// be known. A client that is refused is told, and docs/s3-compatibility.md has
+// all of them.
 var notes = map[string]string{
 	"ListDirectoryBuckets":   directory,
 	"WriteGetObjectResponse": "an Object Lambda function would be given ciphertext",

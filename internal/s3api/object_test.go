@@ -72,7 +72,8 @@ func TestGetCostsOneRequest(t *testing.T) {
 	}
 }
 
-// Property: whatever range a client asks for, it gets that slice of the plaintext, or 416.
+// Property: whatever range a client asks for, it gets that slice of the
+// plaintext, or 416.
 func TestRanges(t *testing.T) {
 	p := newProxy(t)
 	r := rand.New(rand.NewPCG(5, 6))
@@ -96,7 +97,8 @@ func TestRanges(t *testing.T) {
 	}
 }
 
-// checkRange compares with Go's own file server, which is RFC 9110; only several ranges in one request are S3's way.
+// checkRange compares with Go's own file server, which is RFC 9110; only
+// several ranges in one request are S3's way.
 func checkRange(t *testing.T, p *proxy, key string, text []byte, header string) {
 	t.Helper()
 	path := "/" + p.bucket + "/" + key
@@ -121,7 +123,8 @@ func checkRange(t *testing.T, p *proxy, key string, text []byte, header string) 
 	}
 }
 
-// reference is a range by the letter of RFC 9110, written apart from the proxy's own.
+// reference is a range by the letter of RFC 9110, written apart from the
+// proxy's own.
 func reference(text []byte, header string) (status int, body []byte, contentRange string) {
 	size := len(text)
 	spec, isBytes := strings.CutPrefix(header, "bytes=")
@@ -360,7 +363,8 @@ func sums(values ...*string) map[string]bool {
 	return out
 }
 
-// Whatever a client says about its body is verified before the store can keep it.
+// Whatever a client says about its body is verified before the store can keep
+// it.
 func TestABodyThatIsNotWhatWasSaidIsNotStored(t *testing.T) {
 	p := newProxy(t)
 	text := randomText(3 << 20)

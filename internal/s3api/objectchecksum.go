@@ -64,8 +64,8 @@ func checksumXML(a *checksum.Algorithm, text string) []byte {
 	return fmt.Appendf(nil, "<Checksum%s>%s</Checksum%s>", a.Name, text, a.Name)
 }
 
-// uploadChecksum reads what CreateMultipartUpload says of checksums. Nothing keeps it: the parts and the list that
-// completes the upload say it again.
+// uploadChecksum reads what CreateMultipartUpload says of checksums. Nothing
+// keeps it: the parts and the list that completes the upload say it again.
 func uploadChecksum(h http.Header) (objectSum, error) {
 	kind := h.Get(checksumPrefix + "Type")
 	a, err := algorithmNamed(h.Get(checksumPrefix + "Algorithm"))
@@ -91,8 +91,9 @@ func errChecksumType() *Error {
 	return badRequest("InvalidRequest", "Value for x-amz-checksum-type header is invalid.")
 }
 
-// checkPart refuses a part whose checksum is not of the kind that its upload was created with. A part of an object with
-// one checksum for the whole may have none.
+// checkPart refuses a part whose checksum is not of the kind that its upload
+// was created with. A part of an object with one checksum for the whole may
+// have none.
 func (o objectSum) checkPart(part *checksums) error {
 	if o.algorithm == nil || part.algorithm == o.algorithm || part.algorithm == nil && o.kind == crypt.FullObject {
 		return nil
@@ -115,7 +116,8 @@ func (o objectSum) checkType(said claimedSum) error {
 	return badRequest("InvalidRequest", "The upload was created using the "+checksumTypes[o.kind]+" checksum mode. The complete request must use the same checksum mode.")
 }
 
-// newObjectSum checks that the algorithm can be of the type; "" stands for its default.
+// newObjectSum checks that the algorithm can be of the type; "" stands for its
+// default.
 func newObjectSum(a *checksum.Algorithm, kind string) (objectSum, error) {
 	o := objectSum{algorithm: a}
 	kind = strings.ToUpper(kind)
@@ -132,7 +134,8 @@ func newObjectSum(a *checksum.Algorithm, kind string) (objectSum, error) {
 	return o, nil
 }
 
-// claimedSumOf reads what a client that completes an upload says of the object's checksum.
+// claimedSumOf reads what a client that completes an upload says of the
+// object's checksum.
 func claimedSumOf(h http.Header) (claimedSum, error) {
 	said := claimedSum{kind: h.Get(checksumPrefix + "Type")}
 	for _, a := range checksum.All {
@@ -148,9 +151,10 @@ func claimedSumOf(h http.Header) (claimedSum, error) {
 	return said, nil
 }
 
-// checksum computes the object's checksum from those of the parts, which were each verified when the part came, and
-// compares it with what the client says of the whole. created and known are what this replica knows of the upload, and of
-// the part with an ETag.
+// checksum computes the object's checksum from those of the parts, which were
+// each verified when the part came, and compares it with what the client says
+// of the whole. created and known are what this replica knows of the upload,
+// and of the part with an ETag.
 func (list *completion) checksum(said claimedSum, layout crypt.Layout, created objectSum, known func(etag string) (objectSum, bool)) (objectSum, error) {
 	digests, of, err := list.digests(created, known)
 	if err != nil {
@@ -195,8 +199,9 @@ func (list *completion) checksum(said claimedSum, layout crypt.Layout, created o
 	return o, nil
 }
 
-// digests are the checksums of the parts, all of one algorithm; nil if there are none. Where the whole object has one
-// checksum, the list need not have those of the parts: S3 has computed them.
+// digests are the checksums of the parts, all of one algorithm; nil if there
+// are none. Where the whole object has one checksum, the list need not have
+// those of the parts: S3 has computed them.
 func (list *completion) digests(created objectSum, known func(etag string) (objectSum, bool)) ([][]byte, *checksum.Algorithm, error) {
 	of, listed := created.algorithm, false
 	sums := make([]objectSum, len(list.Parts))

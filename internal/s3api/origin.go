@@ -10,7 +10,8 @@ import (
 	"net/url"
 )
 
-// originQuery returns the query parameters of the operation itself, without the signature's.
+// originQuery returns the query parameters of the operation itself, without
+// the signature's.
 func (c *call) originQuery() url.Values {
 	if len(c.query) == 0 {
 		return nil
@@ -24,7 +25,8 @@ func (c *call) originQuery() url.Values {
 	return query
 }
 
-// originRequest returns the request for the store. length is that of body in bytes.
+// originRequest returns the request for the store. length is that of body in
+// bytes.
 func (c *call) originRequest(method string, header http.Header, body io.ReadCloser, length int64) *http.Request {
 	return c.originRequestTo(method, c.originQuery(), header, body, length)
 }
@@ -41,8 +43,10 @@ func (c *call) originRequestTo(method string, query url.Values, header http.Head
 	return r.WithContext(c.Context())
 }
 
-// send returns the store's answer if it is a good one or 304 Not Modified, and an error otherwise. A request that did not
-// come to the store in good order, which the store has refused for that, is sent once more if its body is still there.
+// send returns the store's answer if it is a good one or 304 Not Modified, and
+// an error otherwise. A request that did not come to the store in good order,
+// which the store has refused for that, is sent once more if its body is still
+// there.
 func (s *Server) send(c *call, r *http.Request) (*http.Response, error) {
 	resp, err := s.sendOnce(c, r)
 	if errors.Is(err, errTransfer) && rewind(r) {
@@ -88,7 +92,8 @@ func (s *Server) sendOnce(c *call, r *http.Request) (*http.Response, error) {
 	return nil, failure
 }
 
-// repeatAsGet asks again, with a GET, why the HEAD of a version was refused: its answer has no body, and so does not say.
+// repeatAsGet asks again, with a GET, why the HEAD of a version was refused:
+// its answer has no body, and so does not say.
 func (s *Server) repeatAsGet(c *call, head *http.Request, failure *Error) error {
 	r := head.Clone(head.Context())
 	r.Method = http.MethodGet
@@ -107,8 +112,9 @@ const lastStatus = 599
 // maxErrorBody bounds what is read of the store's error answers.
 const maxErrorBody = 64 << 10
 
-// originFaults are the store's codes that speak of the proxy's own request: its credentials, its clock, its region. The
-// client can do nothing about them.
+// originFaults are the store's codes that speak of the proxy's own request:
+// its credentials, its clock, its region. The client can do nothing about
+// them.
 var originFaults = map[string]bool{
 	"AuthorizationHeaderMalformed": true,
 	"ExpiredToken":                 true,
@@ -123,7 +129,8 @@ var originFaults = map[string]bool{
 	"TokenRefreshRequired":         true,
 }
 
-// originError turns the store's error answer into ours: its code and message, and nothing that tells of ciphertext.
+// originError turns the store's error answer into ours: its code and message,
+// and nothing that tells of ciphertext.
 func (c *call) originError(r *http.Request, resp *http.Response) *Error {
 	var doc struct {
 		Code, Message, BucketName, Condition, Method, ResourceType, ArgumentName, ArgumentValue string
@@ -166,15 +173,18 @@ func (c *call) originError(r *http.Request, resp *http.Response) *Error {
 	return e
 }
 
-// isOwnArgument reports whether an argument is the client's own, and not one that the proxy has put into its request.
+// isOwnArgument reports whether an argument is the client's own, and not one
+// that the proxy has put into its request.
 func (c *call) isOwnArgument(name, value string) bool {
 	return value != "" && (c.Header.Get(name) == value || c.query.Get(name) == value)
 }
 
-// notFound is the code of a 404 to a HEAD: whether key or bucket is missing is not said.
+// notFound is the code of a 404 to a HEAD: whether key or bucket is missing is
+// not said.
 const notFound = "NotFound"
 
-// codeOfStatus returns the S3 error code for a status whose response has no body.
+// codeOfStatus returns the S3 error code for a status whose response has no
+// body.
 func codeOfStatus(status int) string {
 	switch status {
 	case http.StatusBadRequest:
@@ -218,7 +228,8 @@ func (b *storeBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// closeBody ends a response. What is left of a short one is read, so that the connection can be used again.
+// closeBody ends a response. What is left of a short one is read, so that the
+// connection can be used again.
 func closeBody(resp *http.Response) {
 	const worthReading = 16 << 10
 	_, _ = io.CopyN(io.Discard, resp.Body, worthReading)

@@ -26,7 +26,8 @@ func withAlgorithm(a types.ChecksumAlgorithm, kind types.ChecksumType) func(*s3.
 	return func(in *s3.CreateMultipartUploadInput) { in.ChecksumAlgorithm, in.ChecksumType = a, kind }
 }
 
-// sendBare sends a part without a checksum, and returns the header of the answer.
+// sendBare sends a part without a checksum, and returns the header of the
+// answer.
 func (m *multipart) sendBare(number int, text []byte) http.Header {
 	m.p.t.Helper()
 	a := m.p.send(request{method: "PUT", path: fmt.Sprintf("/%s/%s?partNumber=%d&uploadId=%s", m.p.bucket, m.key, number, m.id), body: text})
@@ -46,7 +47,8 @@ func (m *multipart) list() *s3.ListPartsOutput {
 	return out
 }
 
-// Where the whole object is to have a checksum, those of the parts are computed, and none has to be said again.
+// Where the whole object is to have a checksum, those of the parts are
+// computed, and none has to be said again.
 func TestPartsWithoutChecksums(t *testing.T) {
 	p := newProxy(t)
 	m := p.create("full", withAlgorithm(types.ChecksumAlgorithmCrc32c, types.ChecksumTypeFullObject))
@@ -84,7 +86,8 @@ func TestPartsWithoutChecksums(t *testing.T) {
 	}
 }
 
-// A part of an upload that is to have no checksum is listed with none, also if it came with one.
+// A part of an upload that is to have no checksum is listed with none, also if
+// it came with one.
 func TestListPartsNamesNoOtherChecksums(t *testing.T) {
 	p := newProxy(t)
 	m := p.create("none")
@@ -95,14 +98,16 @@ func TestListPartsNamesNoOtherChecksums(t *testing.T) {
 	}
 }
 
-// A part that is copied has the checksum that its upload was created with, of the bytes that were copied.
+// A part that is copied has the checksum that its upload was created with, of
+// the bytes that were copied.
 func TestChecksumOfACopiedPart(t *testing.T) {
 	p := newProxy(t)
 	text := randomText(6 * mib)
 	p.put("source", text)
 	m := p.create("copy", withAlgorithm(types.ChecksumAlgorithmSha256, types.ChecksumTypeComposite))
 	want := sumOf("SHA256", text[5:5242891])
-	// What a client says of the payload, which is empty, is not the copied bytes'.
+	// What a client says of the payload, which is empty, is not the copied
+	// bytes'.
 	for name, header := range map[string]http.Header{"plain": {}, "with one of the payload": {"X-Amz-Checksum-Sha256": {sumOf("SHA256", nil)}}} {
 		t.Run(name, func(t *testing.T) {
 			header.Set("X-Amz-Copy-Source", p.bucket+"/source")

@@ -17,7 +17,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 )
 
-// postObject stores the file of a form, which authenticateForm has read up to there. It is PutObject from then on.
+// postObject stores the file of a form, which authenticateForm has read up to
+// there. It is PutObject from then on.
 //
 // https://docs.aws.amazon.com/AmazonS3/latest/API/RESTObjectPOST.html
 func (s *Server) postObject(c *call) error {
@@ -45,8 +46,8 @@ func isForm(r *http.Request) bool {
 	return err == nil && kind == "multipart/form-data"
 }
 
-// authenticateForm reads a form up to its file, verifies its policy, and turns the call into one that has the fields for
-// headers and the file for a body.
+// authenticateForm reads a form up to its file, verifies its policy, and turns
+// the call into one that has the fields for headers and the file for a body.
 func (s *Server) authenticateForm(c *call) error {
 	if c.ContentLength < 0 {
 		return badRequest("MissingContentLength", "You must provide the Content-Length HTTP header.")
@@ -83,7 +84,8 @@ func (s *Server) authenticateForm(c *call) error {
 	return err
 }
 
-// takeForm compares a form with its policy, and puts it in the place of the request's header and body.
+// takeForm compares a form with its policy, and puts it in the place of the
+// request's header and body.
 func (c *call) takeForm(f *form, post *sigv4.Post) error {
 	if err := f.fill(c.bucket); err != nil {
 		return err
@@ -112,18 +114,21 @@ func (s *Server) checkFormKey(key string) error {
 	return s.checkKey(key, keyname.Write)
 }
 
-// maxDiscard is how much of a form is read that has been refused, in bytes. A browser that is answered while it sends, and
-// cut off, does not show the answer.
+// maxDiscard is how much of a form is read that has been refused, in bytes. A
+// browser that is answered while it sends, and cut off, does not show the
+// answer.
 const maxDiscard = 16 << 20
 
 func (c *call) discard(f *form) {
 	_, _ = io.CopyN(io.Discard, &meter{src: f.src, c: c}, maxDiscard) // what has failed is told otherwise
 }
 
-// signing are the fields that say who signed the form, and nothing of the object.
+// signing are the fields that say who signed the form, and nothing of the
+// object.
 var signing = setOf("policy x-amz-signature x-amz-algorithm x-amz-credential x-amz-date")
 
-// fill puts in what the form leaves open, as S3 does before it looks at the policy: the file's name, and the bucket.
+// fill puts in what the form leaves open, as S3 does before it looks at the
+// policy: the file's name, and the bucket.
 func (f *form) fill(bucket string) error {
 	if _, ok := f.fields["key"]; !ok {
 		return invalidField("key", "Bucket POST must contain a field named 'key'.  If it is specified, please check the order of the fields.")
@@ -149,14 +154,15 @@ func (f *form) fill(bucket string) error {
 	return nil
 }
 
-// formHeaders are the fields that stand for headers of other names, or without x-amz-.
+// formHeaders are the fields that stand for headers of other names, or without
+// x-amz-.
 var formHeaders = map[string]string{
 	"acl": "X-Amz-Acl", "cache-control": "Cache-Control", "content-disposition": "Content-Disposition", "content-encoding": "Content-Encoding",
 	"content-language": "Content-Language", "content-md5": "Content-Md5", "content-type": "Content-Type", "expires": "Expires",
 }
 
-// header is that of a PutObject that says what the form says. Fields that are none of S3's say nothing, as the policy has
-// to name them all the same.
+// header is that of a PutObject that says what the form says. Fields that are
+// none of S3's say nothing, as the policy has to name them all the same.
 func (f *form) header() (http.Header, error) {
 	h := make(http.Header)
 	for field, value := range f.fields {
@@ -241,7 +247,8 @@ func (c *call) answerPosted(etag string) error {
 	return err
 }
 
-// redirect is where the form sends the browser, "" if nowhere: an address that is none is as if it were not there.
+// redirect is where the form sends the browser, "" if nowhere: an address that
+// is none is as if it were not there.
 func (f *form) redirect(bucket, key, etag string) string {
 	to := f.fields["success_action_redirect"]
 	if to == "" {

@@ -349,7 +349,8 @@ func TestPostObjectOddBodies(t *testing.T) {
 	}
 }
 
-// The delimiter in a large file is found wherever reads happen to end; what only looks like it is content.
+// The delimiter in a large file is found wherever reads happen to end; what
+// only looks like it is content.
 func TestPostObjectDelimiterInTheFile(t *testing.T) {
 	p := newProxy(t)
 	for _, at := range []int{0, 1, 4000, 4096 - 30, 20<<10 - 7, 1 << 20, 2<<20 - 100} {

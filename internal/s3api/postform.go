@@ -11,12 +11,15 @@ import (
 	"strings"
 )
 
-// form is the body of a form upload (RFC 7578): its fields, and behind them the file.
+// form is the body of a form upload (RFC 7578): its fields, and behind them
+// the file.
 //
-// An envelope goes ahead of its object and says the size, and a form does not say that of its file. It follows from the
-// length of the whole, if the file is the last field and the form ends as it does everywhere: with the closing boundary and
-// a line break. That is made sure of while the file is read, and nothing is stored if it is not so. Of a short file all is
-// read beforehand, and what follows it may be anything.
+// An envelope goes ahead of its object and says the size, and a form does not
+// say that of its file. It follows from the length of the whole, if the file
+// is the last field and the form ends as it does everywhere: with the closing
+// boundary and a line break. That is made sure of while the file is read, and
+// nothing is stored if it is not so. Of a short file all is read beforehand,
+// and what follows it may be anything.
 type form struct {
 	fields   map[string]string // those ahead of the file; names in lower case
 	filename string
@@ -34,7 +37,8 @@ const maxFields = 20 << 10
 
 var errMalformedForm = badRequest("MalformedPOSTRequest", "The body of your POST request is not well-formed multipart/form-data.")
 
-// readForm reads what is ahead of the file, which openFile begins to read. length is that of the body.
+// readForm reads what is ahead of the file, which openFile begins to read.
+// length is that of the body.
 func readForm(body io.Reader, contentType string, length int64) (*form, error) {
 	_, params, err := mime.ParseMediaType(contentType)
 	if err != nil || params["boundary"] == "" || len(params["boundary"]) > 70 {
@@ -191,7 +195,8 @@ func (f *form) ignore(rest []byte) error {
 	return nil
 }
 
-// formFile is a file that is taken to be the last of its form while it is read. The end comes only if it was.
+// formFile is a file that is taken to be the last of its form while it is
+// read. The end comes only if it was.
 type formFile struct {
 	src       io.Reader
 	left      int64 // of the file, in bytes
@@ -218,7 +223,8 @@ func (f *formFile) Read(p []byte) (int, error) {
 var errBehindFile = notImplemented("A form with more behind a file of over 1 MiB than the closing boundary and a line break",
 	"make the file the last field")
 
-// delimited reports whether the delimiter is in what has been read, and remembers the end of that.
+// delimited reports whether the delimiter is in what has been read, and
+// remembers the end of that.
 func (f *formFile) delimited(p []byte) bool {
 	overlap := append(f.before, p[:min(len(p), len(f.delimiter)-1)]...)
 	if bytes.Contains(overlap, f.delimiter) || bytes.Contains(p, f.delimiter) {

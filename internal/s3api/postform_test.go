@@ -25,8 +25,9 @@ func (c *counted) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// FuzzForm reads arbitrary bytes as a form. What is taken for the file stands there in these bytes, behind a header and
-// with a boundary behind it; and before anybody is authenticated, little is read.
+// FuzzForm reads arbitrary bytes as a form. What is taken for the file stands
+// there in these bytes, behind a header and with a boundary behind it; and
+// before anybody is authenticated, little is read.
 func FuzzForm(f *testing.F) {
 	const field, file, end = "--XX\r\nContent-Disposition: form-data; name=\"a\"\r\n\r\n", "--XX\r\nContent-Disposition: form-data; name=\"file\"\r\n\r\n", "--XX--\r\n"
 	for _, body := range []string{
@@ -74,7 +75,8 @@ func FuzzForm(f *testing.F) {
 	})
 }
 
-// wantFormError makes sure that a client is told what is wrong, or else it is the connection that broke.
+// wantFormError makes sure that a client is told what is wrong, or else it is
+// the connection that broke.
 func wantFormError(t *testing.T, err error) {
 	t.Helper()
 	if answer := (*Error)(nil); !errors.As(err, &answer) && !errors.Is(err, io.ErrUnexpectedEOF) {
@@ -82,8 +84,9 @@ func wantFormError(t *testing.T, err error) {
 	}
 }
 
-// FuzzFormRoundTrip reads forms that the standard library has written. What went in comes out, of long files as of short
-// ones; a form that was cut off gives no file.
+// FuzzFormRoundTrip reads forms that the standard library has written. What
+// went in comes out, of long files as of short ones; a form that was cut off
+// gives no file.
 func FuzzFormRoundTrip(f *testing.F) {
 	f.Add("key", "a/b", "photo.jpg", []byte("text"), 0, uint8(0))
 	f.Add("x-amz-meta-a", "with\r\nlines\r\n", `C:\"dir"\photo.jpg`, []byte("\r\n--X\r\n-XX\r\n--\r\n"), 0, uint8(1))

@@ -17,7 +17,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
-// owned is a key in some KMS, and how its owner takes it away and gives it back.
+// owned is a key in some KMS, and how its owner takes it away and gives it
+// back.
 type owned struct {
 	name       string
 	wrapper    kms.Wrapper
@@ -27,8 +28,8 @@ type owned struct {
 
 func done(f func()) func() error { return func() error { f(); return nil } }
 
-// allProviders is a key of each provider: those in the cloud by strict servers on loopback, the HSM by SoftHSM in builds
-// with -tags pkcs11, and a file.
+// allProviders is a key of each provider: those in the cloud by strict servers
+// on loopback, the HSM by SoftHSM in builds with -tags pkcs11, and a file.
 func allProviders(t *testing.T) []owned {
 	t.Helper()
 	amazon := kmstest.StartTest(t)
@@ -67,8 +68,8 @@ func allProviders(t *testing.T) []owned {
 	return list
 }
 
-// TestAllProvidersAtOnce serves a bucket under a key of each provider, takes each key away in turn, and sees that bucket go
-// dark and no other.
+// TestAllProvidersAtOnce serves a bucket under a key of each provider, takes
+// each key away in turn, and sees that bucket go dark and no other.
 func TestAllProvidersAtOnce(t *testing.T) {
 	providers := allProviders(t)
 	p := newProxy(t, func(_ *proxy, _ *s3api.Config, cfg *keyring.Config) {

@@ -214,7 +214,8 @@ func (p *proxy) storeDo(method, key string, header http.Header, body []byte) (*h
 	return resp, answer
 }
 
-// stored returns the object as the store has it: its body, and its metadata ready to be put again.
+// stored returns the object as the store has it: its body, and its metadata
+// ready to be put again.
 func (p *proxy) stored(key string) ([]byte, http.Header) {
 	p.t.Helper()
 	resp, body := p.storeDo(http.MethodGet, key, nil, nil)

@@ -14,11 +14,13 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 )
 
-// maxPeek is the longest body, in bytes, that is read whole before the envelope is written, so that a checksum that only
-// comes behind the body can be kept in it.
+// maxPeek is the longest body, in bytes, that is read whole before the
+// envelope is written, so that a checksum that only comes behind the body can
+// be kept in it.
 const maxPeek = 1 << 20
 
-// objectSize is the header in which a store may say the size of a new object: of ciphertext.
+// objectSize is the header in which a store may say the size of a new object:
+// of ciphertext.
 const objectSize = "X-Amz-Object-Size"
 
 // putObject stores the payload.
@@ -30,10 +32,13 @@ func (s *Server) putObject(c *call) error {
 	return nil
 }
 
-// sealObject encrypts the payload on its way to the store, and sets the header of the answer.
+// sealObject encrypts the payload on its way to the store, and sets the header
+// of the answer.
 //
-// The envelope goes ahead of the body, as metadata. The last segment goes out only once signature, length and checksums
-// have all been verified; until then the store has a body shorter than its Content-Length, which it must not keep.
+// The envelope goes ahead of the body, as metadata. The last segment goes out
+// only once signature, length and checksums have all been verified; until then
+// the store has a body shorter than its Content-Length, which it must not
+// keep.
 func (s *Server) sealObject(c *call) error {
 	wanted, err := c.encryption()
 	if err != nil {
@@ -75,7 +80,8 @@ func (s *Server) sealObject(c *call) error {
 	return nil
 }
 
-// sendSealed sends an upload to the store, and returns the store's answer if it is a good one to the whole of it.
+// sendSealed sends an upload to the store, and returns the store's answer if
+// it is a good one to the whole of it.
 func (s *Server) sendSealed(c *call, header http.Header, up *upload) (*http.Response, error) {
 	body, length := io.ReadCloser(up), up.size
 	if length == crypt.StoredSize(0) && crypt.IsMarker(c.object(), 0) {
@@ -127,7 +133,8 @@ func (s *Server) putHeader(c *call, lease *keyring.DataKey, h crypt.Header) (htt
 	return withEnvelope(c.requestHeader(), c.Header, &envelope)
 }
 
-// sign completes the envelope of the call's object, which is to have these checksums.
+// sign completes the envelope of the call's object, which is to have these
+// checksums.
 func (s *Server) sign(c *call, e *crypt.Envelope, lease *keyring.DataKey, sums digests) (err error) {
 	e.KeyID, e.WrappedDEK = lease.KeyID, lease.Wrapped
 	if e.Sum, err = crypt.SealChecksums(sums, lease.DEK(), s.Random); err != nil {
@@ -136,7 +143,8 @@ func (s *Server) sign(c *call, e *crypt.Envelope, lease *keyring.DataKey, sums d
 	return e.Sign(lease.DEK(), c.object())
 }
 
-// withEnvelope adds the envelope to a header for the store. own is what has the client's user metadata.
+// withEnvelope adds the envelope to a header for the store. own is what has
+// the client's user metadata.
 func withEnvelope(header, own http.Header, e *crypt.Envelope) (http.Header, error) {
 	metadata, err := e.Metadata()
 	if err != nil {
@@ -151,8 +159,8 @@ func withEnvelope(header, own http.Header, e *crypt.Envelope) (http.Header, erro
 	return header, nil
 }
 
-// upload is the body of the store's request. It remembers why it failed, which the transport may not hand on, and
-// whether it was read to the end.
+// upload is the body of the store's request. It remembers why it failed, which
+// the transport may not hand on, and whether it was read to the end.
 type upload struct {
 	sealer   io.ReadCloser
 	c        *call
@@ -164,8 +172,8 @@ type upload struct {
 	sent     int64
 }
 
-// Read hands out what was sealed only under a lease in force. The look at it comes last, as the client may have taken its
-// time with the plaintext.
+// Read hands out what was sealed only under a lease in force. The look at it
+// comes last, as the client may have taken its time with the plaintext.
 func (u *upload) Read(p []byte) (int, error) {
 	began := time.Now()
 	u.waiting.Store(&began)
@@ -200,7 +208,8 @@ func (u *upload) failure() error {
 	return nil
 }
 
-// bodyError names a payload that does not have its declared length. Other errors name themselves.
+// bodyError names a payload that does not have its declared length. Other
+// errors name themselves.
 func bodyError(err error) error {
 	if errors.Is(err, errOrigin) { // the payload is an object that is copied
 		return err

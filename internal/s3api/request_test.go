@@ -127,7 +127,8 @@ func TestVirtualHostStyle(t *testing.T) {
 	}
 }
 
-// Every operation and parameter that the table does not have is refused, and by name.
+// Every operation and parameter that the table does not have is refused, and
+// by name.
 func TestUnknownIsRefused(t *testing.T) {
 	p := newProxy(t)
 	p.put("k", []byte("x"))
@@ -200,7 +201,8 @@ func TestMalformedRequests(t *testing.T) {
 	}
 }
 
-// Requests that no client library would send. None may bring a 5xx, a panic or a hang.
+// Requests that no client library would send. None may bring a 5xx, a panic or
+// a hang.
 func TestRawNonsense(t *testing.T) {
 	p := newProxy(t)
 	addr := strings.TrimPrefix(p.url, "http://")
@@ -246,7 +248,8 @@ func TestRawNonsense(t *testing.T) {
 	}
 }
 
-// dial opens a connection on which the header of a signed PUT of length bytes has been sent.
+// dial opens a connection on which the header of a signed PUT of length bytes
+// has been sent.
 func (p *proxy) dialPut(length int) net.Conn {
 	p.t.Helper()
 	r := p.sign(request{method: "PUT", path: "/" + p.bucket + "/slow", body: make([]byte, length), hash: "UNSIGNED-PAYLOAD"})
@@ -303,8 +306,9 @@ func TestTooManyRequests(t *testing.T) {
 	<-first
 }
 
-// A chunked payload whose last chunk was altered must not be stored, wherever the body then ends: not even where all its
-// data is there and only the framing behind it, and with it the look at the signature, is missing.
+// A chunked payload whose last chunk was altered must not be stored, wherever
+// the body then ends: not even where all its data is there and only the
+// framing behind it, and with it the look at the signature, is missing.
 func TestForgedChunkIsNotStored(t *testing.T) {
 	p := newProxy(t)
 	const text, forged = "the text that was signed", "the text that was forged"
@@ -332,7 +336,8 @@ func TestForgedChunkIsNotStored(t *testing.T) {
 	}
 }
 
-// Framing is for the content of objects. Where it is broken, and what it is, is said in S3's words.
+// Framing is for the content of objects. Where it is broken, and what it is,
+// is said in S3's words.
 func TestFraming(t *testing.T) {
 	p := newProxy(t)
 	const unexpected, number = "The request body terminated unexpectedly", "You did not provide the number of bytes specified by the Content-Length HTTP header"
@@ -394,7 +399,8 @@ func TestRepeatedHeadersAreRefused(t *testing.T) {
 	}
 }
 
-// A client that waits for 100 Continue sends no body in vain: a request that is refused by its header is answered at once.
+// A client that waits for 100 Continue sends no body in vain: a request that
+// is refused by its header is answered at once.
 func TestExpectContinue(t *testing.T) {
 	p := newProxy(t)
 	first := func(secret, body string) string {

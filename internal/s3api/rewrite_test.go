@@ -42,7 +42,8 @@ func TestETags(t *testing.T) {
 	}
 }
 
-// A key may hold what an XML parser refuses, or what looks like markup once it is decoded.
+// A key may hold what an XML parser refuses, or what looks like markup once it
+// is decoded.
 func TestListingIsCopiedByteForByte(t *testing.T) {
 	const before = "<?xml version=\"1.0\"?>\n<ListBucketResult xmlns=\"ns\"><Name>b</Name><Size>1</Size>\n <Contents><Key>a&#x1;&lt;Size&gt;9</Key><ETag>&quot;e1&quot;</ETag><Size>66</Size><New><Thing/></New></Contents>" +
 		"<Contents><Size>15728640</Size><ETag>\"e2-3\"</ETag></Contents><Contents><Size>5</Size><ETag>e3</ETag></Contents><CommonPrefixes/></ListBucketResult>"
@@ -147,7 +148,8 @@ func FuzzHoisting(f *testing.F) {
 	})
 }
 
-// What was read of a list is what the store will be told, and nothing in it is lost on the way.
+// What was read of a list is what the store will be told, and nothing in it is
+// lost on the way.
 func FuzzCompletion(f *testing.F) {
 	f.Add([]byte(`<CompleteMultipartUpload><Part><PartNumber>1</PartNumber><ETag>"e-0"</ETag><ChecksumCRC32>AAAAAA==</ChecksumCRC32></Part></CompleteMultipartUpload>`))
 	f.Add([]byte(`<CompleteMultipartUpload xmlns="x"><Part><ETag>e</ETag><PartNumber>2</PartNumber></Part><Part><PartNumber>3</PartNumber><ETag>&lt;</ETag></Part></CompleteMultipartUpload>`))
@@ -169,7 +171,8 @@ func FuzzCompletion(f *testing.F) {
 	})
 }
 
-// What was not deleted is added to what the store says, and said alone where the store has nothing to say.
+// What was not deleted is added to what the store says, and said alone where
+// the store has nothing to say.
 func TestErrorsOfDeleteObjects(t *testing.T) {
 	no := &Error{Code: "AccessDenied", Message: "Access Denied"}
 	denied := []deletionRefusal{{deletionObject{Key: "a&b"}, no}, {deletionObject{Key: "c", VersionID: "v"}, no}}

@@ -23,7 +23,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
-// remembering is a key that remembers every DEK that it has seen, and can be made to say one in an error.
+// remembering is a key that remembers every DEK that it has seen, and can be
+// made to say one in an error.
 type remembering struct {
 	kms.Wrapper
 	mu   sync.Mutex
@@ -105,7 +106,8 @@ func TestLeaksAreFound(t *testing.T) {
 	}
 }
 
-// spoken is all that a proxy has said: to its log, its audit log, and its clients.
+// spoken is all that a proxy has said: to its log, its audit log, and its
+// clients.
 type spoken struct {
 	log, audit string
 	answers    bytes.Buffer
@@ -144,7 +146,8 @@ func (f failed) Read([]byte) (int, error) {
 	return 0, io.EOF
 }
 
-// useAll has a proxy do all that it does with keys, well and badly, and returns what was said, and the DEKs.
+// useAll has a proxy do all that it does with keys, well and badly, and
+// returns what was said, and the DEKs.
 func useAll(t *testing.T, leak func([]byte) string) (*spoken, [][]byte) {
 	t.Helper()
 	said, log, key := &spoken{}, newAuditLog(t), &remembering{}
@@ -205,8 +208,9 @@ func useAll(t *testing.T, leak func([]byte) string) (*spoken, [][]byte) {
 
 var signatureForm = regexp.MustCompile(`Signature=([0-9a-f]{64})`)
 
-// No DEK, secret or signature is in what the proxy says, in any form. S3's answer to a signature that is wrong repeats
-// it to the one who sent it, with what it should have been made of; that is no log.
+// No DEK, secret or signature is in what the proxy says, in any form. S3's
+// answer to a signature that is wrong repeats it to the one who sent it, with
+// what it should have been made of; that is no log.
 func TestSecretsAreKept(t *testing.T) {
 	said, deks := useAll(t, nil)
 	if len(deks) < 10 || len(said.log) < 5000 || len(said.audit) < 5000 || said.answers.Len() < 100_000 {
@@ -245,7 +249,8 @@ func TestSecretsAreKept(t *testing.T) {
 	}
 }
 
-// A provider that puts a DEK into its errors is found out: the test above would see it.
+// A provider that puts a DEK into its errors is found out: the test above
+// would see it.
 func TestALeakyProviderIsFoundOut(t *testing.T) {
 	for name, leak := range map[string]func([]byte) string{
 		"hex":     hex.EncodeToString,

@@ -22,7 +22,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// Config is what a Server needs. All fields but Domain and the three that speak of the store are required.
+// Config is what a Server needs. All fields but Domain and the three that
+// speak of the store are required.
 type Config struct {
 	Origin        http.RoundTripper // the store
 	Keys          *keyring.Keyring
@@ -94,8 +95,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c.idle.beforeWrite()
 	s.Metrics.InFlight.Inc()
 	defer s.Metrics.InFlight.Dec()
-	// net/http says 100 Continue when a body is first read, and never for an empty one. botocore asks for it with empty
-	// bodies too, and takes the status it gets in its place for that of its next request.
+	// net/http says 100 Continue when a body is first read, and never for an
+	// empty one. botocore asks for it with empty bodies too, and takes the
+	// status it gets in its place for that of its next request.
 	if r.ContentLength == 0 && strings.EqualFold(r.Header.Get("Expect"), "100-continue") {
 		w.WriteHeader(http.StatusContinue)
 	}
@@ -123,7 +125,8 @@ func (s *Server) handleRecovering(c *call) (err error) {
 	return s.handle(c)
 }
 
-// handle does what every operation has in common, in the order in which it can be refused.
+// handle does what every operation has in common, in the order in which it can
+// be refused.
 func (s *Server) handle(c *call) error {
 	if err := checkHeaderSize(c.Header); err != nil {
 		return err
@@ -201,8 +204,9 @@ func (s *Server) admit(c *call) error {
 
 const defaultHeaderTimeout = 10 * time.Second
 
-// finish answers the error, if there is one, logs the request and counts it. An error after the answer has begun ends
-// the connection: the client must never take what it has for the whole.
+// finish answers the error, if there is one, logs the request and counts it.
+// An error after the answer has begun ends the connection: the client must
+// never take what it has for the whole.
 func (s *Server) finish(c *call, err error) {
 	var answer *Error
 	if err != nil {
@@ -222,8 +226,8 @@ func (s *Server) finish(c *call, err error) {
 	}
 }
 
-// finishRecovering is finish, for which a panic is one more error: it is logged here
-// and ends the connection.
+// finishRecovering is finish, for which a panic is one more error: it is
+// logged here and ends the connection.
 func (s *Server) finishRecovering(c *call, err error) {
 	defer func() {
 		p := recover()
@@ -238,7 +242,8 @@ func (s *Server) finishRecovering(c *call, err error) {
 	s.finish(c, err)
 }
 
-// record writes the access log and the metrics. The log never holds a secret: no header and no query is in it.
+// record writes the access log and the metrics. The log never holds a secret:
+// no header and no query is in it.
 func (s *Server) record(c *call, answer *Error) {
 	took := s.Now().Sub(c.start)
 	code := ""
@@ -291,7 +296,8 @@ func cause(e *Error) string {
 	return e.Message
 }
 
-// RecordKMS adds the time of a KMS request to the log entry of the S3 request that ctx belongs to, if there is one.
+// RecordKMS adds the time of a KMS request to the log entry of the S3 request
+// that ctx belongs to, if there is one.
 func RecordKMS(ctx context.Context, took time.Duration) {
 	if c, ok := ctx.Value(callKey{}).(*call); ok {
 		c.kmsTime.Add(int64(took))

@@ -16,8 +16,8 @@ import (
 // and no client can keep another one out, as it has a share of each pool only.
 
 const (
-	// slowAfter is how often the pace of a request is looked at. It must have waited
-	// for its client for half of that.
+	// slowAfter is how often the pace of a request is looked at. It must have
+	// waited for its client for half of that.
 	slowAfter = time.Second
 	// slowRate is the pace, in bytes for each second of waiting for the client,
 	// below which a request is slow.
@@ -154,8 +154,8 @@ func (s *Server) leave(c *call) {
 	c.slot.move(nil, "")
 }
 
-// watchPace looks at the pace of a call, time and again. What the store or the KMS
-// takes does not count.
+// watchPace looks at the pace of a call, time and again. What the store or the
+// KMS takes does not count.
 func (s *Server) watchPace(c *call) {
 	if err := s.checkPace(c); err != nil {
 		c.cut(err)

@@ -215,8 +215,8 @@ func TestLeastRate(t *testing.T) {
 	}
 }
 
-// Preflights and the look-ups for errors are within a limit, and what is refused
-// for it costs the store nothing.
+// Preflights and the look-ups for errors are within a limit, and what is
+// refused for it costs the store nothing.
 func TestPreflightsAreLimited(t *testing.T) {
 	p := newProxy(t, few)
 	p.put("k", []byte("text"))

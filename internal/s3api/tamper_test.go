@@ -18,8 +18,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-// mustRefuse reads key whole and in ranges, and fails the test if a read succeeds, or yields a byte that the plaintext
-// does not have there.
+// mustRefuse reads key whole and in ranges, and fails the test if a read
+// succeeds, or yields a byte that the plaintext does not have there.
 func mustRefuse(t *testing.T, p *proxy, name, key string, text []byte, codes ...string) {
 	t.Helper()
 	got, _, err := p.get(key)
@@ -42,7 +42,8 @@ func mustRefuse(t *testing.T, p *proxy, name, key string, text []byte, codes ...
 
 const integrity = "ObjectIntegrityError"
 
-// Promise P2: the store can neither alter, cut, reorder, swap nor move what it holds without every read failing.
+// Promise P2: the store can neither alter, cut, reorder, swap nor move what it
+// holds without every read failing.
 func TestTampering(t *testing.T) {
 	p := newProxy(t)
 	const n = crypt.StoredSegmentSize
@@ -118,7 +119,8 @@ func TestMovedObjects(t *testing.T) {
 	mustRefuse(t, p, "moved to another bucket", "k", nil, integrity)
 }
 
-// A store that strips the envelope must not turn the read of an encrypted object into one of a plaintext object.
+// A store that strips the envelope must not turn the read of an encrypted
+// object into one of a plaintext object.
 func TestStrippedEnvelope(t *testing.T) {
 	p := newProxy(t)
 	p.put("k", randomText(1000))
@@ -222,7 +224,8 @@ func TestRevokedInMidTransfer(t *testing.T) {
 func TestUploadUnderARevokedKeyIsNotStored(t *testing.T) {
 	p := newProxy(t)
 	text := randomText(6 << 20)
-	// The key goes when the store has a MiB: the data key was made and is in use by then.
+	// The key goes when the store has a MiB: the data key was made and is in
+	// use by then.
 	revoke := &hook{at: 1 << 20, do: func() {
 		_ = os.Remove(p.keyFile)
 		p.keys.PurgeAll()
@@ -260,7 +263,8 @@ func (h *hook) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// A body that breaks off on its way from the store ends the client's connection, at whatever byte it breaks.
+// A body that breaks off on its way from the store ends the client's
+// connection, at whatever byte it breaks.
 func TestStoreBreaksOff(t *testing.T) {
 	p := newProxy(t)
 	text := randomText(700_000)
@@ -296,7 +300,8 @@ func (b *breaking) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// The store's answers that a client cannot do anything about are not passed on as its fault.
+// The store's answers that a client cannot do anything about are not passed on
+// as its fault.
 func TestStoreFaults(t *testing.T) {
 	p := newProxy(t)
 	p.put("k", []byte("x"))

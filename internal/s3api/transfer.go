@@ -13,9 +13,9 @@ import (
 // altered what passed. The client has no part in it.
 var errTransfer = errors.New("the way to the store is at fault")
 
-// transferFaults are the store's codes that say so. The proxy has verified length
-// and checksums of the client's body by itself, and those that the store speaks
-// of are of what the proxy sent.
+// transferFaults are the store's codes that say so. The proxy has verified
+// length and checksums of the client's body by itself, and those that the
+// store speaks of are of what the proxy sent.
 var transferFaults = map[string]bool{
 	"BadDigest":                   true,
 	"ClientDisconnected":          true, // of MinIO
@@ -30,9 +30,9 @@ var transferFaults = map[string]bool{
 	"XAmzContentSHA256Mismatch":   true,
 }
 
-// transferFault returns an error if a refusal has its cause between the proxy and
-// the store: by the store's code, or as what stands in between has refused the
-// request and not the store. That is told by an answer without a code.
+// transferFault returns an error if a refusal has its cause between the proxy
+// and the store: by the store's code, or as what stands in between has refused
+// the request and not the store. That is told by an answer without a code.
 func transferFault(r *http.Request, status int, code string, body []byte) *Error {
 	var why string
 	switch {
@@ -69,8 +69,8 @@ func isPage(body []byte) bool {
 	return bytes.HasPrefix(start, []byte("<!doctype html")) || bytes.HasPrefix(start, []byte("<html"))
 }
 
-// rewind makes a request ready to be sent again. It reports whether it could: the
-// body of most requests is gone with the first time.
+// rewind makes a request ready to be sent again. It reports whether it could:
+// the body of most requests is gone with the first time.
 func rewind(r *http.Request) bool {
 	if r.Body == nil || r.Body == http.NoBody {
 		return true

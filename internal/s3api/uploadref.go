@@ -14,10 +14,13 @@ import (
 
 // uploadRef is a multipart upload as a client names it.
 //
-// Which key its parts are to be under, every replica knows from the rules, and no replica can ask the store for what an
-// upload was created with. So where a client has asked for another KMS key, or for an encryption context, or brings a key
-// of its own, the upload id that it is given says that too, and says it again with each part. All other ids are the store's
-// own. Nothing vouches for what an id says: it is no more than what a PUT says in its headers, and is judged as that is.
+// Which key its parts are to be under, every replica knows from the rules, and
+// no replica can ask the store for what an upload was created with. So where a
+// client has asked for another KMS key, or for an encryption context, or
+// brings a key of its own, the upload id that it is given says that too, and
+// says it again with each part. All other ids are the store's own. Nothing
+// vouches for what an id says: it is no more than what a PUT says in its
+// headers, and is judged as that is.
 type uploadRef struct {
 	shown  string         // the id that the client has
 	stored string         // the id that the store has
@@ -25,7 +28,8 @@ type uploadRef struct {
 	sealed []byte         // the DEK that was made under a customer's key; nil for none
 }
 
-// uploadMark stands between the store's id and what the client has asked for: JSON in base64.
+// uploadMark stands between the store's id and what the client has asked for:
+// JSON in base64.
 const uploadMark = ".cmek."
 
 // uploadWish is what follows the mark.
@@ -35,7 +39,8 @@ type uploadWish struct {
 	Sealed  []byte            `json:"sealed,omitempty"`
 }
 
-// newUploadRef returns an upload that the store has just named. sealed is its first DEK.
+// newUploadRef returns an upload that the store has just named. sealed is its
+// first DEK.
 func newUploadRef(stored string, wanted keyring.Choice, sealed *keyring.DataKey) (uploadRef, error) {
 	ref := uploadRef{shown: stored, stored: stored, wanted: keyring.Choice{KeyID: wanted.KeyID, Context: wanted.Context}}
 	if wanted.CustomerKey != nil {
@@ -52,7 +57,8 @@ func newUploadRef(stored string, wanted keyring.Choice, sealed *keyring.DataKey)
 	return ref, nil
 }
 
-// parseUploadRef reads the id that a client sends. One that no proxy has made is that of no upload.
+// parseUploadRef reads the id that a client sends. One that no proxy has made
+// is that of no upload.
 func parseUploadRef(shown string) (uploadRef, error) {
 	stored, text, marked := strings.Cut(shown, uploadMark)
 	ref := uploadRef{shown: shown, stored: stored}
@@ -73,7 +79,8 @@ func parseUploadRef(shown string) (uploadRef, error) {
 	if err == nil {
 		err = crypt.CheckNewContext(wish.Context)
 	}
-	// Written again it is what it was, so there is nothing in it that is not known here.
+	// Written again it is what it was, so there is nothing in it that is not
+	// known here.
 	isEmpty := wish.KeyID == "" && len(wish.Context) == 0 && wish.Sealed == nil // which no mark says
 	if again, failed := json.Marshal(wish); isEmpty || err != nil || failed != nil || !bytes.Equal(again, doc) {
 		return ref, noSuchUpload(shown, err)
@@ -87,7 +94,8 @@ func (c *call) showUpload(doc []byte) []byte {
 	return replace(doc, "UploadId", func(string) string { return escapeXML(c.upload.shown) })
 }
 
-// takeUpload finds out which upload the call is for. From here on the query has the store's ids.
+// takeUpload finds out which upload the call is for. From here on the query
+// has the store's ids.
 func (c *call) takeUpload() error {
 	for _, name := range []string{"upload-id-marker", "uploadId"} {
 		if !c.query.Has(name) {

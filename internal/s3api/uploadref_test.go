@@ -32,7 +32,8 @@ func (k *switchedKey) Unwrap(ctx context.Context, wrapped []byte, ec kms.Encrypt
 	return k.Wrapper.Unwrap(ctx, wrapped, ec)
 }
 
-// twoReplicas are in front of the same bucket, with two keys: main, which the rules have, and second.
+// twoReplicas are in front of the same bucket, with two keys: main, which the
+// rules have, and second.
 func twoReplicas(t *testing.T) (a, b *proxy, second *switchedKey) {
 	t.Helper()
 	other := secondKey(t)
@@ -57,7 +58,8 @@ func asking(keyID, context string) func(*s3.CreateMultipartUploadInput) {
 	}
 }
 
-// partKeys are the key ids and encryption contexts of the parts of what is stored.
+// partKeys are the key ids and encryption contexts of the parts of what is
+// stored.
 func (p *proxy) partKeys(key string, sizes ...int) (ids []string, contexts []map[string]string) {
 	p.t.Helper()
 	body, _ := p.stored(key)
@@ -75,8 +77,8 @@ func (p *proxy) partKeys(key string, sizes ...int) (ids []string, contexts []map
 	return ids, contexts
 }
 
-// An upload for which the client has asked for a key of its own choice is under that key and no other, whichever replicas
-// get its parts.
+// An upload for which the client has asked for a key of its own choice is
+// under that key and no other, whichever replicas get its parts.
 func TestUploadUnderAnotherKey(t *testing.T) {
 	a, b, second := twoReplicas(t)
 	m := a.create("k", asking(second.KeyID(), `{"tenant":"acme"}`))
@@ -115,8 +117,8 @@ func TestUploadUnderAnotherKey(t *testing.T) {
 	}
 }
 
-// A context goes with the rules' own key too; asking for that key alone leaves the store's id as it is, as clients without
-// wishes have it.
+// A context goes with the rules' own key too; asking for that key alone leaves
+// the store's id as it is, as clients without wishes have it.
 func TestUploadIDs(t *testing.T) {
 	a, b, second := twoReplicas(t)
 	own := a.ringKeys[0].Wrapper.KeyID()
@@ -195,7 +197,8 @@ func TestForgedUploadIDs(t *testing.T) {
 	}
 }
 
-// Where customers' keys are switched off, an id that says that its upload is under one opens no way around that.
+// Where customers' keys are switched off, an id that says that its upload is
+// under one opens no way around that.
 func TestForgedUploadIDWhereCustomerKeysAreOff(t *testing.T) {
 	p := newProxy(t, func(_ *proxy, _ *s3api.Config, cfg *keyring.Config) {
 		cfg.Rules = []keyring.Rule{{Key: "main", RefuseCustomerKeys: true}}

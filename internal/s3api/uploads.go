@@ -13,20 +13,22 @@ import (
 // maxUploads bounds how many uploads are remembered, of about 1 KiB each.
 const maxUploads = 4096
 
-// uploadKeys remembers the wrapped DEK that this process uses for the parts of an upload, so that a part costs no KMS
-// request. Nothing depends on it: another replica, or this one after a restart, makes a DEK of its own. It holds no key;
-// unwrapped DEKs are the cache's, and age there.
+// uploadKeys remembers the wrapped DEK that this process uses for the parts of
+// an upload, so that a part costs no KMS request. Nothing depends on it:
+// another replica, or this one after a restart, makes a DEK of its own. It
+// holds no key; unwrapped DEKs are the cache's, and age there.
 type uploadKeys struct {
 	entries *lru.Cache[uploadID, *uploadKey]
 	sums    *lru.Cache[string, objectSum] // of parts, by the store's upload id and its ETag of the part
 	given   *lru.Cache[string, bool]      // the store's ids of uploads that were created here
 }
 
-// maxGiven bounds how many upload ids are remembered as given, of about 100 bytes
-// each.
+// maxGiven bounds how many upload ids are remembered as given, of about 100
+// bytes each.
 const maxGiven = 16_384
 
-// maxSums bounds how many checksums of parts are remembered, of about 200 bytes each.
+// maxSums bounds how many checksums of parts are remembered, of about 200
+// bytes each.
 const maxSums = 65_536
 
 type uploadID struct{ bucket, key, upload, client string }
@@ -56,15 +58,16 @@ func newUploadKeys() *uploadKeys {
 	return &uploadKeys{entries, sums, given}
 }
 
-// keepSum remembers the checksum of a part, to find a list that has another one. A list that another replica is given
-// is not looked at like this.
+// keepSum remembers the checksum of a part, to find a list that has another
+// one. A list that another replica is given is not looked at like this.
 func (u *uploadKeys) keepSum(upload, etag string, sums *checksums) {
 	if sums.digest != nil {
 		u.sums.Add(upload+" "+unquote(etag), objectSum{algorithm: sums.algorithm, digest: string(sums.digest)})
 	}
 }
 
-// partSum is the checksum of a part, if it is known: the one that it came with, or that was computed as it came.
+// partSum is the checksum of a part, if it is known: the one that it came
+// with, or that was computed as it came.
 func (u *uploadKeys) partSum(upload, etag string) (objectSum, bool) {
 	return u.sums.Get(upload + " " + etag)
 }
@@ -80,8 +83,8 @@ var errGivenBefore = &Error{
 	cause: errors.New("the store has given the upload id before: see docs/threat-model.md"),
 }
 
-// isNew reports whether the store has not given an id to an upload before, as far
-// as this replica knows, and remembers it.
+// isNew reports whether the store has not given an id to an upload before, as
+// far as this replica knows, and remembers it.
 func (u *uploadKeys) isNew(id string) bool {
 	before, _ := u.given.ContainsOrAdd(id, true)
 	return !before
@@ -92,7 +95,8 @@ func (u *uploadKeys) put(id uploadID, sealed *keyring.DataKey, sum objectSum) {
 	u.entries.Add(id, &uploadKey{turn: make(chan struct{}, 1), keyID: sealed.KeyID, wrapped: sealed.Wrapped, created: true, sum: sum})
 }
 
-// sum is the checksum that the upload was created with, as far as this replica knows.
+// sum is the checksum that the upload was created with, as far as this replica
+// knows.
 func (u *uploadKeys) sum(id uploadID) objectSum {
 	if entry, ok := u.entries.Peek(id); ok {
 		return entry.sum
@@ -100,7 +104,8 @@ func (u *uploadKeys) sum(id uploadID) objectSum {
 	return objectSum{}
 }
 
-// listed is what ListParts says of the checksum that the upload was created with: nothing where that is not known.
+// listed is what ListParts says of the checksum that the upload was created
+// with: nothing where that is not known.
 func (u *uploadKeys) listed(id uploadID) []byte {
 	entry, ok := u.entries.Peek(id)
 	switch {
@@ -122,7 +127,8 @@ func (u *uploadKeys) entry(id uploadID) *uploadKey {
 	return fresh
 }
 
-// partKey returns the DEK for a part of the call's upload. The call ends when the DEK may not be used any more.
+// partKey returns the DEK for a part of the call's upload. The call ends when
+// the DEK may not be used any more.
 func (s *Server) partKey(c *call) (*keyring.DataKey, error) {
 	sealed, err := s.uploadKey(c)
 	if err != nil {
@@ -132,8 +138,8 @@ func (s *Server) partKey(c *call) (*keyring.DataKey, error) {
 	return sealed, nil
 }
 
-// uploadKey returns the DEK for a part of the call's upload. Parts that come at the same time wait for the one that asks
-// the KMS first.
+// uploadKey returns the DEK for a part of the call's upload. Parts that come
+// at the same time wait for the one that asks the KMS first.
 func (s *Server) uploadKey(c *call) (*keyring.DataKey, error) {
 	ctx := c.Context()
 	entry := s.uploads.entry(c.uploadID())
@@ -163,15 +169,17 @@ func (s *Server) uploadKey(c *call) (*keyring.DataKey, error) {
 	return sealed, nil
 }
 
-// uploadChoice is what the client asks for in place of the rules' key, for a part.
+// uploadChoice is what the client asks for in place of the rules' key, for a
+// part.
 func (c *call) uploadChoice() keyring.Choice {
 	choice := c.upload.wanted
 	choice.CustomerKey = c.customerKey
 	return choice
 }
 
-// openUploadKey opens the DEK of an upload, as far as it is known here. The key that a client brings must be the one
-// that it has created the upload with, as with S3.
+// openUploadKey opens the DEK of an upload, as far as it is known here. The
+// key that a client brings must be the one that it has created the upload
+// with, as with S3.
 func (s *Server) openUploadKey(c *call, entry *uploadKey) (*keyring.Lease, error) {
 	switch underCustomer := entry.keyID == crypt.CustomerKeyID; {
 	case underCustomer && c.customerKey == nil:
@@ -191,8 +199,9 @@ func (s *Server) openUploadKey(c *call, entry *uploadKey) (*keyring.Lease, error
 	return lease, err
 }
 
-// endKey returns the DEK for the part that is appended. It is a KMS key's where the request does not bring the customer's
-// key: S3 does not ask for it when an upload is completed.
+// endKey returns the DEK for the part that is appended. It is a KMS key's
+// where the request does not bring the customer's key: S3 does not ask for it
+// when an upload is completed.
 func (s *Server) endKey(c *call) (*keyring.DataKey, error) {
 	if c.customerKey != nil || !s.uploads.forCustomer(c) {
 		return s.partKey(c)
@@ -205,7 +214,8 @@ func (s *Server) endKey(c *call) (*keyring.DataKey, error) {
 	return sealed, nil
 }
 
-// forCustomer reports whether the call's upload is known to be under a customer's key.
+// forCustomer reports whether the call's upload is known to be under a
+// customer's key.
 func (u *uploadKeys) forCustomer(c *call) bool {
 	if c.upload.sealed != nil {
 		return true

@@ -29,7 +29,8 @@ func (p *proxy) keepVersions(bucket string) {
 	}
 }
 
-// Old versions are read, headed, tagged, listed and deleted by their ids, with their own sizes.
+// Old versions are read, headed, tagged, listed and deleted by their ids, with
+// their own sizes.
 func TestVersions(t *testing.T) {
 	p := newProxy(t)
 	p.keepVersions(p.bucket)
@@ -124,8 +125,9 @@ func (p *proxy) tagVersions(key string, ids []string) {
 	}
 }
 
-// Sizes of versions that were never encrypted, of those in parts, and of keys that XML cannot hold.
-// A HEAD of the store does not say what is wrong with a version id; a GET does. It is asked only where the client can be told.
+// Sizes of versions that were never encrypted, of those in parts, and of keys
+// that XML cannot hold. A HEAD of the store does not say what is wrong with a
+// version id; a GET does. It is asked only where the client can be told.
 func TestVersionIDsOfNoForm(t *testing.T) {
 	p := newProxy(t)
 	p.keepVersions(p.bucket)
@@ -188,8 +190,8 @@ func TestVersionsListing(t *testing.T) {
 	}
 }
 
-// Pages of versions are the store's, asked for as the client asks; sizes of versions that have to be asked about are those
-// of that version.
+// Pages of versions are the store's, asked for as the client asks; sizes of
+// versions that have to be asked about are those of that version.
 func TestVersionsPages(t *testing.T) {
 	p, store := newRecorded(t)
 	const entry = `<Version><Key>%s</Key><VersionId>%s</VersionId><IsLatest>%v</IsLatest><ETag>&quot;%s&quot;</ETag><Size>%d</Size><ChecksumAlgorithm>CRC32</ChecksumAlgorithm></Version>`
@@ -229,7 +231,8 @@ func TestVersionsPages(t *testing.T) {
 	}
 }
 
-// What is under a lock cannot be deleted, and who may bypass a retention is an administrator.
+// What is under a lock cannot be deleted, and who may bypass a retention is an
+// administrator.
 func TestObjectLock(t *testing.T) {
 	p := newProxy(t)
 	bucket := "lock-" + strings.TrimPrefix(p.bucket, "test-")

@@ -10,7 +10,8 @@ import (
 
 // xmlBody reads the XML document of a request by one token after the other, so
 // that a document that is refused costs no more than what was read of it until
-// then. Package xml alone makes hundreds of bytes of each that a hostile one has.
+// then. Package xml alone makes hundreds of bytes of each that a hostile one
+// has.
 type xmlBody struct {
 	decoder *xml.Decoder
 	entries int // elements that were entered
@@ -52,7 +53,8 @@ func newXMLBody(body []byte, root string) (*xmlBody, error) {
 	return x, nil
 }
 
-// enter has the element that next has returned begin: next returns its children.
+// enter has the element that next has returned begin: next returns its
+// children.
 func (x *xmlBody) enter() { x.entries++ }
 
 // next returns the name of the next child of the element that was entered last,

@@ -2,7 +2,8 @@ package sigv4
 
 import "net/http"
 
-// IsAnonymous reports whether a request claims no identity at all: there is nothing in it to verify.
+// IsAnonymous reports whether a request claims no identity at all: there is
+// nothing in it to verify.
 func IsAnonymous(r *http.Request) bool {
 	_, rawQuery := RequestTarget(r)
 	query, err := parseQuery(rawQuery)
@@ -17,7 +18,8 @@ func IsAnonymous(r *http.Request) bool {
 	return true
 }
 
-// Anonymous describes the payload of a request that is anonymous. Every error is an *Error.
+// Anonymous describes the payload of a request that is anonymous. Every error
+// is an *Error.
 func Anonymous(r *http.Request) (*Auth, error) {
 	hash := unsignedPayload
 	switch values := r.Header.Values(contentSHA256); {

@@ -15,8 +15,10 @@ import (
 const (
 	emptySHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
-	// bufferSize bounds a line of the framing, in bytes. It is no larger because payload goes past the buffer, straight
-	// into the caller's slice: copying it once more would cost more than the reads that a large buffer saves.
+	// bufferSize bounds a line of the framing, in bytes. It is no larger
+	// because payload goes past the buffer, straight into the caller's slice:
+	// copying it once more would cost more than the reads that a large buffer
+	// saves.
 	bufferSize = 4 << 10
 )
 
@@ -44,7 +46,8 @@ func newBody(a *Auth, src io.Reader) *Body {
 	return b
 }
 
-// Trailer returns the headers behind the payload, verified: it is nil until Read has returned io.EOF.
+// Trailer returns the headers behind the payload, verified: it is nil until
+// Read has returned io.EOF.
 func (b *Body) Trailer() http.Header {
 	if b.err != io.EOF { //nolint:errorlint // Read's own, never wrapped
 		return nil
@@ -52,7 +55,8 @@ func (b *Body) Trailer() http.Header {
 	return b.trailerHeader
 }
 
-// Read implements io.Reader. Once it has failed, or has returned io.EOF, it returns the same error again.
+// Read implements io.Reader. Once it has failed, or has returned io.EOF, it
+// returns the same error again.
 func (b *Body) Read(p []byte) (int, error) {
 	if b.err != nil {
 		return 0, b.err
@@ -98,8 +102,9 @@ func (b *Body) readPlain(p []byte) (int, error) {
 
 var errEarlyEnd = errors.New("the body has ended")
 
-// earlyEndError names the end of the body in a place where it must not end. Nothing that it returns is io.EOF to errors.Is, nor
-// io.ErrUnexpectedEOF: it says by itself what is wrong.
+// earlyEndError names the end of the body in a place where it must not end.
+// Nothing that it returns is io.EOF to errors.Is, nor io.ErrUnexpectedEOF: it
+// says by itself what is wrong.
 func earlyEndError(err error) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return incomplete(errEarlyEnd)
@@ -107,7 +112,8 @@ func earlyEndError(err error) error {
 	return err
 }
 
-// incomplete is S3's answer to a body that ends too early, and to framing that is wrong in any way.
+// incomplete is S3's answer to a body that ends too early, and to framing that
+// is wrong in any way.
 func incomplete(cause error) *Error {
 	e := fail("IncompleteBody", "The request body terminated unexpectedly")
 	e.cause = cause

@@ -179,8 +179,9 @@ func TestCut(t *testing.T) {
 	}
 }
 
-// TestAlteredAndCut alters the data and ends the body before anything that would tell. A reader that takes exactly the
-// declared length, and then looks for io.EOF with errors.Is, must not be fooled.
+// TestAlteredAndCut alters the data and ends the body before anything that
+// would tell. A reader that takes exactly the declared length, and then looks
+// for io.EOF with errors.Is, must not be fooled.
 func TestAlteredAndCut(t *testing.T) {
 	for _, name := range []string{"signed", "signed trailer"} {
 		t.Run(name, func(t *testing.T) {
@@ -196,8 +197,9 @@ func TestAlteredAndCut(t *testing.T) {
 	}
 }
 
-// TestBitFlips flips every bit of the body. Those that may pass without harm are the case of a chunk size and of a
-// trailer's name. Unsigned, data and trailer values are another upload's, which the checksum is there to find.
+// TestBitFlips flips every bit of the body. Those that may pass without harm
+// are the case of a chunk size and of a trailer's name. Unsigned, data and
+// trailer values are another upload's, which the checksum is there to find.
 func TestBitFlips(t *testing.T) {
 	for name, u := range small() {
 		t.Run(name, func(t *testing.T) {
@@ -373,7 +375,8 @@ func TestBytesAfterTheEnd(t *testing.T) {
 	}
 }
 
-// Trailers after a payload "data", with a genuine signature where signed is set and the row does not bring its own.
+// Trailers after a payload "data", with a genuine signature where signed is
+// set and the row does not bring its own.
 func TestMalformedTrailers(t *testing.T) {
 	for name, row := range map[string]struct{ announce, wire, code string }{ // code: signed, and unsigned where it is another
 		"as announced":               {"a,b", "a:1\r\nb:2\r\n", ""},
@@ -463,7 +466,8 @@ func TestTrailerSignature(t *testing.T) {
 
 var errSource = errors.New("the source failed")
 
-// A failure of the source is passed on as it is, wherever it happens, and again at the next read.
+// A failure of the source is passed on as it is, wherever it happens, and
+// again at the next read.
 func TestSourceError(t *testing.T) {
 	auths := map[*sigv4.Auth]string{plain(t, hexSum("payload"), "payload"): "payload", plain(t, unsignedPayload, "payload"): "payload"}
 	for _, u := range small() {
@@ -483,7 +487,8 @@ func TestSourceError(t *testing.T) {
 	}
 }
 
-// An error that wraps io.EOF is a failure, not an end, and cannot be taken for one.
+// An error that wraps io.EOF is a failure, not an end, and cannot be taken for
+// one.
 func TestWrappedEOF(t *testing.T) {
 	r := newRequest(t, http.MethodPut, bucketURL, "/key", "", "payload")
 	r.ContentLength = -1

@@ -24,8 +24,8 @@ func canonicalRequest(r *http.Request, c *claim, rawPath string, query []paramet
 	return b.String(), nil
 }
 
-// canonicalHeader joins the values of a header, each without spaces around it and with single ones inside. The server
-// keeps some headers outside r.Header.
+// canonicalHeader joins the values of a header, each without spaces around it
+// and with single ones inside. The server keeps some headers outside r.Header.
 func canonicalHeader(r *http.Request, name string) string {
 	switch name {
 	case "host":
@@ -60,7 +60,8 @@ func collapse(value string) string {
 // parameter is a decoded query parameter.
 type parameter struct{ name, value string }
 
-// parseQuery decodes a raw query. A plus is a space here, as in every HTML form; AWS's own signers write %20.
+// parseQuery decodes a raw query. A plus is a space here, as in every HTML
+// form; AWS's own signers write %20.
 func parseQuery(raw string) ([]parameter, error) {
 	if raw == "" {
 		return nil, nil
@@ -85,7 +86,8 @@ func hasParameter(query []parameter, name string) bool {
 	return slices.ContainsFunc(query, func(p parameter) bool { return p.name == name })
 }
 
-// canonicalQuery sorts by encoded name, then by encoded value; the signature itself is not part of it.
+// canonicalQuery sorts by encoded name, then by encoded value; the signature
+// itself is not part of it.
 func canonicalQuery(query []parameter) string {
 	pairs := make([]parameter, 0, len(query))
 	for _, p := range query {
@@ -106,7 +108,8 @@ func canonicalQuery(query []parameter) string {
 	return strings.Join(out, "&")
 }
 
-// EscapePath percent-encodes a raw path as AWS does: every byte but A-Z a-z 0-9 - . _ ~ and the slash.
+// EscapePath percent-encodes a raw path as AWS does: every byte but A-Z a-z
+// 0-9 - . _ ~ and the slash.
 func EscapePath(path string) string {
 	if path == "" {
 		return "/"
@@ -114,8 +117,8 @@ func EscapePath(path string) string {
 	return escape(path, true)
 }
 
-// UnescapePath decodes a path once. A plus stays a plus. It returns an *Error with code InvalidURI for a percent sign
-// without two hex digits.
+// UnescapePath decodes a path once. A plus stays a plus. It returns an *Error
+// with code InvalidURI for a percent sign without two hex digits.
 func UnescapePath(raw string) (string, error) {
 	path, ok := unescape(raw, false)
 	if !ok {

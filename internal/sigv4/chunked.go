@@ -28,7 +28,8 @@ type chunk struct {
 	mac      hash.Hash // HMAC with the signing key
 }
 
-// readChunked reads "size[;chunk-signature=hex]\r\n data \r\n" until a chunk of size 0, and what follows it.
+// readChunked reads "size[;chunk-signature=hex]\r\n data \r\n" until a chunk
+// of size 0, and what follows it.
 func (b *Body) readChunked(p []byte) (int, error) {
 	if b.chunk.remains == 0 {
 		if err := b.nextChunk(); err != nil {
@@ -93,8 +94,9 @@ func (b *Body) nextChunk() error {
 	return nil
 }
 
-// overlong is S3's answer to a chunk that is longer than the payload: it may be that only its size is wrong, which shows
-// in what follows. A chunk that the buffer does not hold is not read for the sake of an error.
+// overlong is S3's answer to a chunk that is longer than the payload: it may
+// be that only its size is wrong, which shows in what follows. A chunk that
+// the buffer does not hold is not read for the sake of an error.
 func (b *Body) overlong() error {
 	if b.chunk.size > bufferSize-int64(len("\r\n")) {
 		return wrongLength(nil)
@@ -135,7 +137,8 @@ func (b *Body) verifyChunk() error {
 	return nil
 }
 
-// compare compares the signature that a chunk or a trailer claims with the one that it should have.
+// compare compares the signature that a chunk or a trailer claims with the one
+// that it should have.
 func (b *Body) compare(toSign, claimed string) error {
 	var sum [sha256.Size]byte
 	var want [sha256.Size * 2]byte
@@ -187,5 +190,6 @@ func (b *Body) expect(text string) error {
 	return nil
 }
 
-// malformed is a fault of the framing. S3 does not tell the client which; the log does.
+// malformed is a fault of the framing. S3 does not tell the client which; the
+// log does.
 func malformed(what string) *Error { return incomplete(errors.New(what)) }

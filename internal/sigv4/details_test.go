@@ -13,7 +13,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 )
 
-// TestErrorWords checks messages and elements that clients and people look for, against those that S3 gives.
+// TestErrorWords checks messages and elements that clients and people look
+// for, against those that S3 gives.
 func TestErrorWords(t *testing.T) {
 	later := exampleTime.Add(time.Hour)
 	hash := hexSum("payload")
@@ -170,7 +171,8 @@ func TestBodyErrorWords(t *testing.T) {
 	}
 }
 
-// A signature that does not match is answered with all that should have been signed, as text and byte by byte.
+// A signature that does not match is answered with all that should have been
+// signed, as text and byte by byte.
 func TestSignatureErrorWords(t *testing.T) {
 	const wrong = "incorrect_signature"
 	r := exampleSigned(t)
@@ -211,7 +213,8 @@ func TestSignatureErrorWords(t *testing.T) {
 	}
 }
 
-// A plain payload that says elsewhere that it is framed must not be stored with its framing.
+// A plain payload that says elsewhere that it is framed must not be stored
+// with its framing.
 func TestFramingOfPlainPayload(t *testing.T) {
 	for _, row := range []struct{ hash, encoding, code string }{
 		{unsignedPayload, "aws-chunked", "InvalidArgument"},

@@ -6,7 +6,8 @@ import (
 	"time"
 )
 
-// Error is a failure in the words of S3, to be told to the client as it is: it holds nothing secret. Codes are those of
+// Error is a failure in the words of S3, to be told to the client as it is: it
+// holds nothing secret. Codes are those of
 // https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html.
 type Error struct {
 	Code     string
@@ -40,13 +41,15 @@ func badAuthorization(message, authorization string) *Error {
 	return fail("InvalidArgument", message, "ArgumentName", "Authorization", "ArgumentValue", authorization)
 }
 
-// errSignature shows the client what it should have signed: as text, and byte by byte, as S3 does.
+// errSignature shows the client what it should have signed: as text, and byte
+// by byte, as S3 does.
 func errSignature(accessKey, toSign, claimed string, more ...string) *Error {
 	return fail("SignatureDoesNotMatch", "The request signature we calculated does not match the signature you provided. Check your key and signing method.",
 		append([]string{"AWSAccessKeyId", accessKey, "StringToSign", toSign, "SignatureProvided", claimed, "StringToSignBytes", hexBytes(toSign)}, more...)...)
 }
 
-// hexBytes writes text as S3 writes bytes: two hexadecimal digits each, with a space in between.
+// hexBytes writes text as S3 writes bytes: two hexadecimal digits each, with a
+// space in between.
 func hexBytes(text string) string { return fmt.Sprintf("% x", text) }
 
 func errAsymmetric() *Error {

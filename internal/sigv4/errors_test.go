@@ -156,7 +156,8 @@ func TestSecrets(t *testing.T) {
 	}
 }
 
-// Header keys that net/http would never hand out must not get past the check for unsigned ones.
+// Header keys that net/http would never hand out must not get past the check
+// for unsigned ones.
 func TestHeaderKeysNotCanonical(t *testing.T) {
 	r := received(t, exampleSigned(t))
 	r.Header["x-amz-acl"] = []string{"public-read"}

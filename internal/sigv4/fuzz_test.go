@@ -13,8 +13,9 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 )
 
-// FuzzChunkedDecode reads arbitrary bytes as each kind of streaming payload. A signed one can only be what was signed. An
-// unsigned one must be what a decoder without any streaming makes of it.
+// FuzzChunkedDecode reads arbitrary bytes as each kind of streaming payload. A
+// signed one can only be what was signed. An unsigned one must be what a
+// decoder without any streaming makes of it.
 func FuzzChunkedDecode(f *testing.F) {
 	modes := []string{"signed", "signed trailer", "unsigned trailer"}
 	auths := make([]*sigv4.Auth, len(modes))
@@ -68,7 +69,8 @@ func wholeUnsigned(encoded string) (data string, ok bool) {
 	}
 }
 
-// FuzzChunkedRoundTrip encodes data in chunks, and reads it back with a buffer of any size.
+// FuzzChunkedRoundTrip encodes data in chunks, and reads it back with a buffer
+// of any size.
 func FuzzChunkedRoundTrip(f *testing.F) {
 	f.Add(uint8(0), []byte(""), uint8(0), uint16(1))
 	f.Add(uint8(1), []byte("a"), uint8(1), uint16(0))
@@ -98,7 +100,8 @@ func FuzzChunkedRoundTrip(f *testing.F) {
 	})
 }
 
-// FuzzPath checks that a path survives its encoding, and that an encoding has one canonical form.
+// FuzzPath checks that a path survives its encoding, and that an encoding has
+// one canonical form.
 func FuzzPath(f *testing.F) {
 	for _, path := range []string{"", "/", "/a b", "/a+b%2F", "//.././", "/%", "/%4", "/\xff\x00", "/日本"} {
 		f.Add(path)

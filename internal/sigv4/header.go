@@ -51,7 +51,8 @@ func headerClaim(r *http.Request, authorization string) (*claim, error) {
 	return c, nil
 }
 
-// authorizationParts splits "Credential=…, SignedHeaders=…, Signature=…". Some clients leave the spaces out.
+// authorizationParts splits "Credential=…, SignedHeaders=…, Signature=…". Some
+// clients leave the spaces out.
 func authorizationParts(text string) (map[string]string, error) {
 	components := strings.Split(text, ",")
 	if len(components) != 3 {
@@ -74,8 +75,9 @@ func authorizationParts(text string) (map[string]string, error) {
 	return parts, nil
 }
 
-// setCredential reads ACCESSKEY/date/region/service/aws4_request. An access key may have slashes, the rest not: where the
-// end is wrong, nothing says which of more than five elements is the access key's.
+// setCredential reads ACCESSKEY/date/region/service/aws4_request. An access
+// key may have slashes, the rest not: where the end is wrong, nothing says
+// which of more than five elements is the access key's.
 func (c *claim) setCredential(text string) error {
 	const unclear = "the Credential is mal-formed; expecting \"<YOUR-AKID>/YYYYMMDD/REGION/SERVICE/aws4_request\"."
 	parts := strings.Split(text, "/")
@@ -124,7 +126,8 @@ func requestTime(r *http.Request) (time.Time, error) {
 	return time.Time{}, fail("AccessDenied", "AWS authentication requires a valid Date or x-amz-date header.")
 }
 
-// parseTime reads a time in timeFormat. time.Parse alone would take fractions of a second, too.
+// parseTime reads a time in timeFormat. time.Parse alone would take fractions
+// of a second, too.
 func parseTime(text string) (time.Time, error) {
 	if len(text) != len(timeFormat) {
 		return time.Time{}, errors.New("not of the form " + timeFormat)
@@ -134,7 +137,8 @@ func parseTime(text string) (time.Time, error) {
 
 const securityToken = "X-Amz-Security-Token" //nolint:gosec // a name, and no credential
 
-// tokenHeader returns the session token, "" for none. checkSigned sees to it that the header is signed.
+// tokenHeader returns the session token, "" for none. checkSigned sees to it
+// that the header is signed.
 func tokenHeader(r *http.Request) (string, error) {
 	values := r.Header.Values(securityToken)
 	switch {

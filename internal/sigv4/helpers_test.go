@@ -88,7 +88,8 @@ func signWith(tb testing.TB, r *http.Request, key, secret, hash string, at time.
 	}
 }
 
-// presign returns r as AWS's own signer presigns it, with the headers that were signed and no others.
+// presign returns r as AWS's own signer presigns it, with the headers that
+// were signed and no others.
 func presign(tb testing.TB, r *http.Request, hash string, at time.Time, lifetime string) *http.Request {
 	tb.Helper()
 	return presignWith(tb, r, accessKey, secretKey, hash, at, lifetime)
@@ -178,7 +179,8 @@ func wantCode(tb testing.TB, err error, code string) *sigv4.Error {
 	return e
 }
 
-// upload is a streaming upload: what the header says, and how the body is encoded.
+// upload is a streaming upload: what the header says, and how the body is
+// encoded.
 type upload struct {
 	mode     string
 	chunks   []string // data, without the last, empty one
@@ -221,7 +223,8 @@ func (u upload) verify(tb testing.TB) (auth *sigv4.Auth, seed string) {
 	return auth, seed
 }
 
-// pieces returns the encoded body: a string for each chunk, the last, empty one among them, and one for the trailer.
+// pieces returns the encoded body: a string for each chunk, the last, empty
+// one among them, and one for the trailer.
 func (u upload) pieces(seed string) []string {
 	var out []string
 	previous, signed := seed, u.mode != unsignedTrailer

@@ -14,7 +14,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 )
 
-// signedWire returns a signed request as it goes over the wire, in the header and presigned.
+// signedWire returns a signed request as it goes over the wire, in the header
+// and presigned.
 func signedWire(tb testing.TB) map[bool][]byte {
 	tb.Helper()
 	const path, query = "/bucket/a key+/../ü~", "prefix=a%2Fb%20c&list-type=2&acl"
@@ -40,8 +41,9 @@ func signedWire(tb testing.TB) map[bool][]byte {
 	return out
 }
 
-// meaning is all that a signature promises about a request, by the standard library's lights. Headers that are neither
-// signed nor x-amz- ones mean nothing here.
+// meaning is all that a signature promises about a request, by the standard
+// library's lights. Headers that are neither signed nor x-amz- ones mean
+// nothing here.
 func meaning(r *http.Request) string {
 	parts := []string{r.Method, r.URL.Path, r.Host}
 	var pairs []string
@@ -72,7 +74,8 @@ func meaning(r *http.Request) string {
 	return strings.Join(parts, "\n")
 }
 
-// checkAltered verifies a request that was altered on the wire: it must be refused, unless it means the same.
+// checkAltered verifies a request that was altered on the wire: it must be
+// refused, unless it means the same.
 func checkAltered(t *testing.T, verifier *sigv4.Verifier, original, altered []byte) {
 	t.Helper()
 	want, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(original)))
@@ -92,7 +95,8 @@ func checkAltered(t *testing.T, verifier *sigv4.Verifier, original, altered []by
 	}
 }
 
-// TestEveryBit flips each single bit of signed requests: of the method, the path, the query, each header, the signature.
+// TestEveryBit flips each single bit of signed requests: of the method, the
+// path, the query, each header, the signature.
 func TestEveryBit(t *testing.T) {
 	verifier := verifierAt(exampleTime)
 	for presigned, wire := range signedWire(t) {

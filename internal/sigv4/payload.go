@@ -62,8 +62,9 @@ func (a *Auth) describePayload(r *http.Request) error {
 	return nil
 }
 
-// refuseFraming refuses a plain payload that says elsewhere that it is framed: its framing would be stored as data.
-// S3 takes the Content-Encoding if the payload is hashed, and stores it as it stores any other.
+// refuseFraming refuses a plain payload that says elsewhere that it is framed:
+// its framing would be stored as data. S3 takes the Content-Encoding if the
+// payload is hashed, and stores it as it stores any other.
 func (a *Auth) refuseFraming(h http.Header) error {
 	if len(h.Values("X-Amz-Decoded-Content-Length")) > 0 {
 		return fail("InvalidRequest", "x-amz-decoded-content-length is for aws-chunked payloads only.")

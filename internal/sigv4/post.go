@@ -13,7 +13,8 @@ import (
 	"time"
 )
 
-// Post is a form upload whose policy is genuine: the string to sign is the policy, in base64 as it stands in the form.
+// Post is a form upload whose policy is genuine: the string to sign is the
+// policy, in base64 as it stands in the form.
 //
 // https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-authentication-HTTPPOST.html
 type Post struct {
@@ -26,8 +27,9 @@ type Post struct {
 // postFields are those by which a form is signed.
 var postFields = []string{"policy", "x-amz-algorithm", "x-amz-credential", "x-amz-date", "x-amz-signature"}
 
-// VerifyPost authenticates a form by its fields, whose names are in lower case. Nothing of the policy is looked at before
-// its signature has verified. Check and CheckLength have still to be called. Every error is an *Error.
+// VerifyPost authenticates a form by its fields, whose names are in lower
+// case. Nothing of the policy is looked at before its signature has verified.
+// Check and CheckLength have still to be called. Every error is an *Error.
 func (v *Verifier) VerifyPost(fields map[string]string) (*Post, error) {
 	c, err := postClaim(fields)
 	if err != nil {
@@ -113,7 +115,8 @@ func postClaim(fields map[string]string) (*claim, error) {
 	return c, nil
 }
 
-// Auth is the form's authentication as that of a request whose payload is the file, of length bytes.
+// Auth is the form's authentication as that of a request whose payload is the
+// file, of length bytes.
 func (p *Post) Auth(length int64) *Auth { return &Auth{AccessKey: p.AccessKey, length: length} }
 
 // condition is one that a field must meet.
@@ -127,8 +130,9 @@ type condition struct {
 // lengthRange is what the file's length in bytes must be within.
 type lengthRange struct{ least, most int64 }
 
-// Check compares the form with the policy: each condition must hold, and each field be named by one. The fields are those
-// of the form, with what they are to be replaced by in place; "bucket" is the one that is posted to.
+// Check compares the form with the policy: each condition must hold, and each
+// field be named by one. The fields are those of the form, with what they are
+// to be replaced by in place; "bucket" is the one that is posted to.
 func (p *Post) Check(fields map[string]string) error {
 	covered := make(map[string]bool)
 	for _, c := range p.conditions {
@@ -154,7 +158,8 @@ func (p *Post) Check(fields map[string]string) error {
 	return nil
 }
 
-// holds compares a value. One of Content-Type with commas is a list, and each of its entries must begin so.
+// holds compares a value. One of Content-Type with commas is a list, and each
+// of its entries must begin so.
 func (c condition) holds(value string) bool {
 	if !c.prefix {
 		return value == c.value
@@ -242,7 +247,8 @@ func parseExpiration(text json.RawMessage) (time.Time, error) {
 	return at, nil
 }
 
-// parseCondition reads {"field": "value"}, ["eq", "$field", "value"], ["starts-with", "$field", "value"] or
+// parseCondition reads {"field": "value"}, ["eq", "$field", "value"],
+// ["starts-with", "$field", "value"] or
 // ["content-length-range", least, most].
 func (p *Post) parseCondition(text json.RawMessage) error {
 	switch text[0] {
@@ -308,7 +314,8 @@ func (p *Post) parseList(text json.RawMessage, list []json.RawMessage) error {
 // isString tells a string from null, which encoding/json takes for one.
 func isString(text json.RawMessage) bool { return len(text) > 0 && text[0] == '"' }
 
-// parseStrictObject reads an object of which no name occurs twice: readers differ in which of them they take.
+// parseStrictObject reads an object of which no name occurs twice: readers
+// differ in which of them they take.
 func parseStrictObject(text []byte, into *map[string]json.RawMessage) error {
 	if err := json.Unmarshal(text, into); err != nil {
 		return err

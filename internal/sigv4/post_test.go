@@ -15,7 +15,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 )
 
-// The example of https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-post-example.html.
+// The example of
+// https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-post-example.html.
 const (
 	postAccess    = "AKIAIOSFODNN7EXAMPLE"
 	postSecret    = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
@@ -231,7 +232,8 @@ func TestPostConditions(t *testing.T) {
 	}
 }
 
-// Whatever a policy says, a form with a field that it does not name is refused, and a policy that was altered is not read.
+// Whatever a policy says, a form with a field that it does not name is
+// refused, and a policy that was altered is not read.
 func FuzzPostPolicy(f *testing.F) {
 	f.Add(postPolicy, "key", "user/user1/x", 3)
 	f.Add(`{"expiration": "2015-12-30T12:00:00Z", "conditions": [{"bucket": "b"}, ["starts-with", "$key", ""], ["content-length-range", 0, 10]]}`, "key", "a", 40)

@@ -52,7 +52,8 @@ func queryClaim(r *http.Request, query []parameter) (*claim, error) {
 	return c, err
 }
 
-// presignedToken is the session token: a parameter, or a signed header, or both alike.
+// presignedToken is the session token: a parameter, or a signed header, or
+// both alike.
 func presignedToken(r *http.Request, values map[string]string) (string, error) {
 	token, err := tokenHeader(r)
 	parameter, inQuery := values[securityToken]
@@ -68,8 +69,8 @@ func presignedToken(r *http.Request, values map[string]string) (string, error) {
 	}
 }
 
-// presignedHash is UNSIGNED-PAYLOAD unless the signer bound the URL to a payload: by a parameter, as the Go SDK does, or
-// by a signed header.
+// presignedHash is UNSIGNED-PAYLOAD unless the signer bound the URL to a
+// payload: by a parameter, as the Go SDK does, or by a signed header.
 func presignedHash(r *http.Request, values map[string]string) (string, error) {
 	header, parameter := r.Header.Get(contentSHA256), values[contentSHA256]
 	switch {

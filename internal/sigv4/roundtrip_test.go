@@ -13,7 +13,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 )
 
-// startServer verifies whatever arrives, and answers 200, or 403 with the error.
+// startServer verifies whatever arrives, and answers 200, or 403 with the
+// error.
 func startServer(t *testing.T) string {
 	t.Helper()
 	verifier := verifierAt(exampleTime)

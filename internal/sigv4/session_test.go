@@ -16,7 +16,8 @@ const (
 	sessionToken  = "FQoGZXIvYXdzEXAMPLE//token+with=signs"
 )
 
-// sessionVerifier knows the credentials of the examples, and temporary ones that last for an hour from then.
+// sessionVerifier knows the credentials of the examples, and temporary ones
+// that last for an hour from then.
 func sessionVerifier(now time.Time) *sigv4.Verifier {
 	v := verifierAt(now)
 	own := v.Secret
@@ -164,7 +165,8 @@ func TestAnonymousPayload(t *testing.T) {
 	}
 }
 
-// A form of temporary credentials needs their token, as a field that the policy names.
+// A form of temporary credentials needs their token, as a field that the
+// policy names.
 func TestSessionTokenOfForm(t *testing.T) {
 	const conditions = `{"bucket":"b"},["starts-with","$x-amz-credential",""],["starts-with","$x-amz-date",""],["starts-with","$x-amz-algorithm",""]`
 	verifier := func(now time.Time) *sigv4.Verifier {

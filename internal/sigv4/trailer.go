@@ -10,7 +10,8 @@ import (
 
 const signatureName = "x-amz-trailer-signature"
 
-// maxTrailers bounds the headers that a trailer may have. S3 has checksums only, one at a time.
+// maxTrailers bounds the headers that a trailer may have. S3 has checksums
+// only, one at a time.
 const maxTrailers = 8
 
 // announcedTrailers reads x-amz-trailer.
@@ -29,7 +30,8 @@ func (a *Auth) announcedTrailers(h http.Header) error {
 	return nil
 }
 
-// finish reads what follows the last chunk: the trailer, or one empty line, and then nothing.
+// finish reads what follows the last chunk: the trailer, or one empty line,
+// and then nothing.
 func (b *Body) finish() error {
 	b.trailerHeader = make(http.Header)
 	if b.auth.payload.trailer {
@@ -48,7 +50,8 @@ func (b *Body) finish() error {
 	return nil
 }
 
-// readTrailer reads header lines up to an empty line. The signature covers "name:value\n" of each:
+// readTrailer reads header lines up to an empty line. The signature covers
+// "name:value\n" of each:
 // https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-streaming-trailers.html.
 func (b *Body) readTrailer() error {
 	var signed strings.Builder
@@ -90,7 +93,8 @@ func (b *Body) readTrailer() error {
 	return b.compare("AWS4-HMAC-SHA256-TRAILER\n"+b.auth.date+"\n"+b.auth.scope+"\n"+b.chunk.previous+"\n"+hexSHA256(signed.String()), signature)
 }
 
-// trailerLine reads up to CRLF, or up to LF CRLF: minio-go ends a header of the trailer so, and S3 takes it.
+// trailerLine reads up to CRLF, or up to LF CRLF: minio-go ends a header of
+// the trailer so, and S3 takes it.
 func (b *Body) trailerLine() (string, error) {
 	line, ok, err := b.lineFeed()
 	if err == nil && !ok {

@@ -1,9 +1,10 @@
-// Package sigv4 is the server side of AWS Signature Version 4 for S3: it verifies what clients sign.
+// Package sigv4 is the server side of AWS Signature Version 4 for S3: it
+// verifies what clients sign.
 //
-// Header signatures, presigned URLs, hashed, unsigned and aws-chunked payloads, with trailers. The words and the order
-// of steps are those of
-// https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-authenticating-requests.html. The package uses the standard
-// library only, and takes the time as an input.
+// Header signatures, presigned URLs, hashed, unsigned and aws-chunked
+// payloads, with trailers. The words and the order of steps are those of
+// https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-authenticating-requests.html.
+// The package uses the standard library only, and takes the time as an input.
 //
 //	verify.go     Verifier and Auth, and the steps of a verification
 //	header.go     what the Authorization header says
@@ -48,14 +49,17 @@ type Verifier struct {
 	Now func() time.Time
 	// Secret returns the secret key of an access key.
 	Secret func(accessKey string) (secret string, ok bool)
-	// Session returns the token that must come with an access key of temporary credentials, and when they expire. ok is
-	// false for an access key with which no token must come. nil: for all of them.
+	// Session returns the token that must come with an access key of temporary
+	// credentials, and when they expire. ok is false for an access key with
+	// which no token must come. nil: for all of them.
 	Session func(accessKey string) (token string, expires time.Time, ok bool)
-	// MaxSkew is how far a request's time may be from Now, either way. 0 means 15 minutes, as S3.
+	// MaxSkew is how far a request's time may be from Now, either way. 0 means
+	// 15 minutes, as S3.
 	MaxSkew time.Duration
 }
 
-// Auth is a request whose signature is genuine. What the signature says of the payload is verified while it is read.
+// Auth is a request whose signature is genuine. What the signature says of the
+// payload is verified while it is read.
 type Auth struct {
 	AccessKey string
 	Presigned bool
@@ -89,11 +93,12 @@ func (s scope) String() string {
 	return s.date + "/" + s.region + "/" + s.service + "/" + s.terminator
 }
 
-// Verify authenticates r, which is a request as net/http's server gives it. It reads the header only, never the body.
-// Every error is an *Error.
+// Verify authenticates r, which is a request as net/http's server gives it. It
+// reads the header only, never the body. Every error is an *Error.
 //
-// Any region is accepted in the scope: secrets are this endpoint's own and Host is always signed, so a region adds no
-// protection, while clients have all kinds of defaults for it.
+// Any region is accepted in the scope: secrets are this endpoint's own and
+// Host is always signed, so a region adds no protection, while clients have
+// all kinds of defaults for it.
 func (v *Verifier) Verify(r *http.Request) (*Auth, error) {
 	rawPath, rawQuery := RequestTarget(r)
 	query, err := parseQuery(rawQuery)
@@ -143,20 +148,24 @@ func (v *Verifier) Verify(r *http.Request) (*Auth, error) {
 	return a, nil
 }
 
-// DecodedLength is the length in bytes of the payload without its framing, or -1 if the client did not say.
+// DecodedLength is the length in bytes of the payload without its framing, or
+// -1 if the client did not say.
 func (a *Auth) DecodedLength() int64 { return a.length }
 
 // Framed reports whether the payload comes in aws-chunked framing.
 func (a *Auth) Framed() bool { return a.payload.chunked }
 
-// Body returns the payload of the request's body: without aws-chunked framing, and with io.EOF only after length, hash
-// or chunk signatures, and trailer have all been verified. Any other end is an *Error, or the body's own.
+// Body returns the payload of the request's body: without aws-chunked framing,
+// and with io.EOF only after length, hash or chunk signatures, and trailer
+// have all been verified. Any other end is an *Error, or the body's own.
 //
-// A chunk may be longer than anybody wants to hold in memory, so its bytes come out before its signature has been
-// seen: do not act upon any of them before io.EOF.
+// A chunk may be longer than anybody wants to hold in memory, so its bytes
+// come out before its signature has been seen: do not act upon any of them
+// before io.EOF.
 func (a *Auth) Body(body io.Reader) *Body { return newBody(a, body) }
 
-// RequestTarget returns path and query as they stood in the request line, not decoded.
+// RequestTarget returns path and query as they stood in the request line, not
+// decoded.
 func RequestTarget(r *http.Request) (path, query string) {
 	target := r.RequestURI
 	if target == "" {
@@ -215,8 +224,8 @@ func (v *Verifier) checkTime(c *claim) error {
 	return nil
 }
 
-// checkSigned makes sure that nothing that decides what the request means was left out of the signature: Host, and every
-// x-amz- header.
+// checkSigned makes sure that nothing that decides what the request means was
+// left out of the signature: Host, and every x-amz- header.
 func checkSigned(r *http.Request, c *claim) error {
 	signed := make(map[string]bool, len(c.signed))
 	for _, name := range c.signed {
@@ -243,7 +252,8 @@ func checkSigned(r *http.Request, c *claim) error {
 	return nil
 }
 
-// checkToken compares the session token of a genuine request. As a header or parameter it is part of what was signed.
+// checkToken compares the session token of a genuine request. As a header or
+// parameter it is part of what was signed.
 func (v *Verifier) checkToken(c *claim) error {
 	want, expires, temporary := "", time.Time{}, false
 	if v.Session != nil {

@@ -8,14 +8,17 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-// Cache remembers how objects are laid out in the store, so that a range costs one request. What it says of an object
-// is never taken without asking whether the object is still the same; see errChanged. It holds no key and no plaintext.
+// Cache remembers how objects are laid out in the store, so that a range costs
+// one request. What it says of an object is never taken without asking whether
+// the object is still the same; see errChanged. It holds no key and no
+// plaintext.
 type Cache struct {
 	objects *lru.Cache[string, *known]
 	parts   *lru.Cache[partID, *crypt.Part]
 }
 
-// What a cache holds at most: about 300 bytes for an object whose layout is a regular one, and 600 for a part header.
+// What a cache holds at most: about 300 bytes for an object whose layout is a
+// regular one, and 600 for a part header.
 const (
 	maxObjects = 8192
 	maxParts   = 16_384
@@ -60,7 +63,8 @@ func (c *Cache) lookup(q Request) *known {
 	return k
 }
 
-// remember remembers the facts, and keeps the layout if the object is the one that it was found out of.
+// remember remembers the facts, and keeps the layout if the object is the one
+// that it was found out of.
 func (c *Cache) remember(q Request, f facts) *known {
 	if k := c.lookup(q); k != nil && k.same(f) {
 		return k

@@ -10,7 +10,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-// maxAttempts bounds how often a reading starts over because the object was overwritten in the middle of it.
+// maxAttempts bounds how often a reading starts over because the object was
+// overwritten in the middle of it.
 const maxAttempts = 4
 
 // Get begins to read an object.
@@ -18,7 +19,8 @@ func (s *Reader) Get(ctx context.Context, q Request) (*Object, error) {
 	return s.retryIfOverwritten(ctx, q, s.getOnce)
 }
 
-// retryIfOverwritten starts over as long as the object changes, and without the range where that is what S3 does.
+// retryIfOverwritten starts over as long as the object changes, and without
+// the range where that is what S3 does.
 func (s *Reader) retryIfOverwritten(ctx context.Context, q Request, attempt func(context.Context, Request) (*Object, error)) (*Object, error) {
 	for range maxAttempts {
 		o, err := attempt(ctx, q)
@@ -108,7 +110,8 @@ func (s *Reader) openPlaintext(q Request, resp *http.Response) (*Object, error) 
 	return o, nil
 }
 
-// openSingle reads an object that was put whole, or a range of it, from the answer.
+// openSingle reads an object that was put whole, or a range of it, from the
+// answer.
 func (s *Reader) openSingle(ctx context.Context, q Request, resp *http.Response, e *crypt.Envelope, wanted *Range) (*Object, error) {
 	o := &Object{Header: resp.Header, source: s, object: q.Object, body: resp.Body}
 	o.setEnvelope(e)
@@ -147,8 +150,9 @@ func (s *Reader) openSingle(ctx context.Context, q Request, resp *http.Response,
 	return o, nil
 }
 
-// readLimit is how much of an answer is looked at: of one to a range no more than the window, as more was asked for; of a
-// whole one all, so that what follows the last segment is found.
+// readLimit is how much of an answer is looked at: of one to a range no more
+// than the window, as more was asked for; of a whole one all, so that what
+// follows the last segment is found.
 func (o *Object) readLimit(resp *http.Response, w crypt.Window) int64 {
 	if o.Partial {
 		return w.End - w.Start
@@ -156,8 +160,8 @@ func (o *Object) readLimit(resp *http.Response, w crypt.Window) int64 {
 	return resp.ContentLength
 }
 
-// locate compares what the store says of its body with the envelope's size, and both with the range. The store sends
-// skip bytes ahead of the window.
+// locate compares what the store says of its body with the envelope's size,
+// and both with the range. The store sends skip bytes ahead of the window.
 func (o *Object) locate(resp *http.Response, wanted *Range) (w crypt.Window, skip int64, err error) {
 	start, total := int64(0), resp.ContentLength
 	if resp.StatusCode == http.StatusPartialContent {

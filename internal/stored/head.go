@@ -9,7 +9,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-// Head asks for an object without its body. Without the key nothing is verified: it says what the store says.
+// Head asks for an object without its body. Without the key nothing is
+// verified: it says what the store says.
 func (s *Reader) Head(ctx context.Context, q Request) (*Object, error) {
 	return s.retryIfOverwritten(ctx, q, s.headOnce)
 }
@@ -95,8 +96,9 @@ func (o *Object) place(number int) (crypt.Place, error) {
 	return place, nil
 }
 
-// Size returns the plaintext size of an object that a listing has with this ETag and stored size: from memory, or from
-// the store. q.Plaintext is not asked.
+// Size returns the plaintext size of an object that a listing has with this
+// ETag and stored size: from memory, or from the store. q.Plaintext is not
+// asked.
 func (s *Reader) Size(ctx context.Context, q Request, etag string, size int64) (int64, error) {
 	q.Plaintext = func() error { return nil }
 	if k := s.Cache.lookup(q); k != nil && k.etag == etag && k.size == size {
@@ -116,8 +118,9 @@ func (s *Reader) Size(ctx context.Context, q Request, etag string, size int64) (
 	return o.Size, nil
 }
 
-// Survey finds out what is known of a multipart object's parts, by a few requests: their number, the checksum, and the
-// layout if nothing odd is about it. It does nothing for an object that was put whole.
+// Survey finds out what is known of a multipart object's parts, by a few
+// requests: their number, the checksum, and the layout if nothing odd is about
+// it. It does nothing for an object that was put whole.
 func (s *Reader) Survey(ctx context.Context, q Request, o *Object) error {
 	if o.known == nil || o.known.kind != multipart {
 		return nil
@@ -133,8 +136,8 @@ func (s *Reader) Survey(ctx context.Context, q Request, o *Object) error {
 	return nil
 }
 
-// Layout returns the parts of a multipart object, each of which has been looked at or is in the record. It is nil for an
-// object that was put whole.
+// Layout returns the parts of a multipart object, each of which has been
+// looked at or is in the record. It is nil for an object that was put whole.
 func (s *Reader) Layout(ctx context.Context, q Request, o *Object) (crypt.Layout, error) {
 	if err := s.Survey(ctx, q, o); err != nil || o.known == nil {
 		return nil, err
@@ -150,7 +153,8 @@ func (s *Reader) Layout(ctx context.Context, q Request, o *Object) (crypt.Layout
 	return k.layout, nil
 }
 
-// MadeBy reports whether an upload of that id made the object, of parts with these numbers. Survey must have been called.
+// MadeBy reports whether an upload of that id made the object, of parts with
+// these numbers. Survey must have been called.
 func (o *Object) MadeBy(uploadID string, numbers []int) bool {
 	if o.known == nil || o.known.upload != crypt.UploadOf(uploadID) || o.known.layout.Parts() != len(numbers) {
 		return false

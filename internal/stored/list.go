@@ -19,7 +19,8 @@ type Listing struct {
 	Versions bool   // all versions, and not the current ones only. After must be empty then
 }
 
-// Entry is one object of a listing, or one version of it. Delete markers are left out.
+// Entry is one object of a listing, or one version of it. Delete markers are
+// left out.
 type Entry struct {
 	Key     string
 	Version string // version id; "" for the current version where versions were not asked for or there are none
@@ -27,11 +28,13 @@ type Entry struct {
 	Size    int64  // stored, in bytes
 }
 
-// maxListing bounds a page of a listing, in bytes: 1,000 entries with keys of 1,024 bytes, each byte in 3 or more.
+// maxListing bounds a page of a listing, in bytes: 1,000 entries with keys of
+// 1,024 bytes, each byte in 3 or more.
 const maxListing = 16 << 20
 
-// List lists objects as the store does, in the order of their keys, one page of the store in memory at a time. Sizes are
-// those of the ciphertext. An error is the last that it yields.
+// List lists objects as the store does, in the order of their keys, one page
+// of the store in memory at a time. Sizes are those of the ciphertext. An
+// error is the last that it yields.
 func (s *Reader) List(ctx context.Context, l Listing) iter.Seq2[Entry, error] {
 	return func(yield func(Entry, error) bool) {
 		query := l.first()
@@ -57,7 +60,8 @@ func (s *Reader) List(ctx context.Context, l Listing) iter.Seq2[Entry, error] {
 	}
 }
 
-// first is the query for the first page. Keys may hold what XML cannot, so they are wanted in percent-encoding.
+// first is the query for the first page. Keys may hold what XML cannot, so
+// they are wanted in percent-encoding.
 func (l Listing) first() url.Values {
 	query := url.Values{"max-keys": {"1000"}, "encoding-type": {"url"}}
 	if l.Prefix != "" {
@@ -107,7 +111,8 @@ func (s *Reader) page(ctx context.Context, bucket string, query url.Values) (*li
 	return page, page.decode()
 }
 
-// decode undoes the percent-encoding, where the store has done it: not every store knows it.
+// decode undoes the percent-encoding, where the store has done it: not every
+// store knows it.
 func (p *listingPage) decode() error {
 	if p.EncodingType != "url" {
 		return nil
@@ -128,7 +133,8 @@ func (p *listingPage) decode() error {
 	return nil
 }
 
-// entries are the objects of a page: Contents are all current versions, and a page has them or Version.
+// entries are the objects of a page: Contents are all current versions, and a
+// page has them or Version.
 func (p *listingPage) entries() []Entry {
 	out := make([]Entry, 0, len(p.Contents)+len(p.Version))
 	for _, o := range p.Contents {

@@ -9,7 +9,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-// Seen is what the store says of an object. It takes no key to find it out, so nothing of it is authenticated.
+// Seen is what the store says of an object. It takes no key to find it out, so
+// nothing of it is authenticated.
 type Seen struct {
 	Header http.Header // the store's
 	// NotModified: 304, a condition did not hold; all below is empty.
@@ -23,8 +24,8 @@ type Seen struct {
 	First       []byte      // its first bytes, if they were asked for
 }
 
-// Size is the size of the plaintext in bytes, -1 if it takes the part headers to tell. It is ErrIntegrity that the sizes
-// cannot be true.
+// Size is the size of the plaintext in bytes, -1 if it takes the part headers
+// to tell. It is ErrIntegrity that the sizes cannot be true.
 func (s *Seen) Size() (int64, error) {
 	switch {
 	case s.Plaintext:
@@ -41,7 +42,8 @@ func (s *Seen) Size() (int64, error) {
 	}
 }
 
-// KeyID is that of the KMS key that the object is under, as it says itself; "" for plaintext.
+// KeyID is that of the KMS key that the object is under, as it says itself; ""
+// for plaintext.
 func (s *Seen) KeyID() string {
 	switch {
 	case s.Envelope != nil:
@@ -66,7 +68,8 @@ func (s *Reader) Look(ctx context.Context, q Request) (*Seen, error) {
 	return seenOf(resp.Header, resp.ContentLength)
 }
 
-// Peek is Look for an object that is not empty in the store, with its first n bytes or all of a shorter one.
+// Peek is Look for an object that is not empty in the store, with its first n
+// bytes or all of a shorter one.
 func (s *Reader) Peek(ctx context.Context, q Request, n int64) (*Seen, error) {
 	resp, err := s.requestRange(ctx, q, fmt.Sprintf("bytes=0-%d", n-1))
 	if err != nil {
@@ -99,8 +102,10 @@ func seenOf(h http.Header, size int64) (*Seen, error) {
 	return s, nil
 }
 
-// PartHeaders reads the header of each part of a multipart object, one after the other, as each says where the next one
-// is. They are not verified. An error is the last that it yields; ErrOverwritten if the object is no longer the one seen.
+// PartHeaders reads the header of each part of a multipart object, one after
+// the other, as each says where the next one is. They are not verified. An
+// error is the last that it yields; ErrOverwritten if the object is no longer
+// the one seen.
 func (s *Reader) PartHeaders(ctx context.Context, q Request, seen *Seen) iter.Seq2[*crypt.Part, error] {
 	return func(yield func(*crypt.Part, error) bool) {
 		for at := int64(0); at < seen.Stored; {

@@ -35,8 +35,9 @@ type Object struct {
 	closeText func()
 }
 
-// Next returns the next bytes, which have verified, under a lease in force. They are valid until the next call. At the
-// end it returns io.EOF; on any other error no further byte may be used.
+// Next returns the next bytes, which have verified, under a lease in force.
+// They are valid until the next call. At the end it returns io.EOF; on any
+// other error no further byte may be used.
 func (o *Object) Next(ctx context.Context) ([]byte, error) {
 	text, err := o.nextText()
 	if err != nil {
@@ -92,7 +93,8 @@ type Checksum struct {
 	Parts   int // of a composite one
 }
 
-// Checksum returns the object's checksum, which may be empty. It asks for the key, if nothing has yet.
+// Checksum returns the object's checksum, which may be empty. It asks for the
+// key, if nothing has yet.
 func (o *Object) Checksum(ctx context.Context) (Checksum, error) {
 	var sum []byte
 	var keyID string
@@ -149,9 +151,9 @@ func (s *Reader) verifySize(ctx context.Context, q Request, o *Object) error {
 	}
 }
 
-// ProveCached is Prove as far as it takes neither the KMS nor the store: the MAC
-// of an object that was put whole is verified, if cached has the DEK, and the
-// size of one in parts is compared with what has verified before.
+// ProveCached is Prove as far as it takes neither the KMS nor the store: the
+// MAC of an object that was put whole is verified, if cached has the DEK, and
+// the size of one in parts is compared with what has verified before.
 func (s *Reader) ProveCached(o *Object, cached func(keyID string, wrapped []byte) (Lease, error)) error {
 	switch {
 	case o.Plaintext || o.NotModified:
@@ -170,8 +172,9 @@ func (s *Reader) ProveCached(o *Object, cached func(keyID string, wrapped []byte
 	}
 }
 
-// verifyPartsSize makes sure that the layout that the size comes from has verified.
-// What is remembered of the parts has, but possibly with a key that is gone now.
+// verifyPartsSize makes sure that the layout that the size comes from has
+// verified. What is remembered of the parts has, but possibly with a key that
+// is gone now.
 func (s *Reader) verifyPartsSize(ctx context.Context, q Request, o *Object, k *keys) error {
 	found, err := s.findLayout(ctx, q, o.known)
 	if err != nil {

@@ -9,7 +9,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-// openParts reads a multipart object from its first byte to its last, from the one answer.
+// openParts reads a multipart object from its first byte to its last, from the
+// one answer.
 func (s *Reader) openParts(ctx context.Context, q Request, resp *http.Response, f facts) (*Object, error) {
 	size, err := f.plaintextSize()
 	if err != nil {
@@ -55,7 +56,8 @@ func (s *Reader) config(ctx context.Context, q Request, o *Object, k *known) cry
 	}
 }
 
-// getPart reads one part of an object, or an object that was put whole as its own part 1.
+// getPart reads one part of an object, or an object that was put whole as its
+// own part 1.
 func (s *Reader) getPart(ctx context.Context, q Request) (*Object, error) {
 	head, err := s.headOnce(ctx, q)
 	if err != nil || head.NotModified {

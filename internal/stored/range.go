@@ -9,15 +9,17 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-// Range is one range of a Range header (RFC 9110, section 14.1.2), of the plaintext.
+// Range is one range of a Range header (RFC 9110, section 14.1.2), of the
+// plaintext.
 type Range struct {
 	first  int64
 	last   int64 // math.MaxInt64 for "first-"
 	suffix int64 // number of bytes at the end, for "-suffix"; -1 otherwise
 }
 
-// ParseRange reads a Range header. Like S3 it takes one range only; a header that is malformed or has several is not
-// there: nil, and the whole object is the answer.
+// ParseRange reads a Range header. Like S3 it takes one range only; a header
+// that is malformed or has several is not there: nil, and the whole object is
+// the answer.
 func ParseRange(header string) *Range {
 	spec, ok := strings.CutPrefix(header, "bytes=")
 	from, to, dash := strings.Cut(spec, "-")
@@ -50,7 +52,8 @@ func Bytes(offset, length int64) *Range {
 // Closed reports whether the range names its first byte and its last.
 func (r *Range) Closed() bool { return r.suffix < 0 && r.last < math.MaxInt64 }
 
-// Is reports whether the range is exactly length bytes from offset: whether no byte of it lies outside the object.
+// Is reports whether the range is exactly length bytes from offset: whether no
+// byte of it lies outside the object.
 func (r *Range) Is(offset, length int64) bool {
 	return r.first == offset && r.last == offset+length-1
 }
@@ -79,7 +82,8 @@ func (r *Range) String() string {
 	}
 }
 
-// Of returns where the range lies in size bytes. ok is false if it lies outside.
+// Of returns where the range lies in size bytes. ok is false if it lies
+// outside.
 func (r *Range) Of(size int64) (offset, length int64, ok bool) {
 	switch {
 	case r.suffix >= 0:
@@ -92,8 +96,8 @@ func (r *Range) Of(size int64) (offset, length int64, ok bool) {
 	}
 }
 
-// stored returns the Range header that fetches the segments of the range in an object that was put whole, whatever its
-// size, and pad bytes more.
+// stored returns the Range header that fetches the segments of the range in an
+// object that was put whole, whatever its size, and pad bytes more.
 func (r *Range) stored(pad int64) string {
 	switch {
 	case r.suffix >= 0:

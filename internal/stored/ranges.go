@@ -12,9 +12,10 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-// getRange reads a range. If nothing is known of the object, the first request finds out what it is: of one that was put
-// whole it brings what is wanted. Bytes that only a large object can have are more likely in one that has parts, and
-// then the request is for the header of the first part.
+// getRange reads a range. If nothing is known of the object, the first request
+// finds out what it is: of one that was put whole it brings what is wanted.
+// Bytes that only a large object can have are more likely in one that has
+// parts, and then the request is for the header of the first part.
 func (s *Reader) getRange(ctx context.Context, q Request) (*Object, error) {
 	k := s.Cache.lookup(q)
 	if k != nil && k.kind == multipart && k.parts > 0 {
@@ -48,7 +49,8 @@ func (s *Reader) getRange(ctx context.Context, q Request) (*Object, error) {
 	return o, err
 }
 
-// outsideError answers a range that seems to lie behind the object, with the object's size.
+// outsideError answers a range that seems to lie behind the object, with the
+// object's size.
 func (s *Reader) outsideError(ctx context.Context, q Request) error {
 	wanted := q.Range
 	q.Range = nil
@@ -65,8 +67,9 @@ func (s *Reader) outsideError(ctx context.Context, q Request) error {
 	return &RangeError{o.Size}
 }
 
-// emptyObjectError answers a range of an object that is empty, if that is true. Stores
-// take the last bytes of nothing for the whole of it, also where none is wanted.
+// emptyObjectError answers a range of an object that is empty, if that is
+// true. Stores take the last bytes of nothing for the whole of it, also where
+// none is wanted.
 func (s *Reader) emptyObjectError(ctx context.Context, q Request, resp *http.Response) error {
 	o, err := s.readWhole(ctx, q, resp)
 	if err != nil {
@@ -79,7 +82,8 @@ func (s *Reader) emptyObjectError(ctx context.Context, q Request, resp *http.Res
 	return &RangeError{0}
 }
 
-// continueRange reads a range from the first answer, or asks again in the terms of what the object has turned out to be.
+// continueRange reads a range from the first answer, or asks again in the
+// terms of what the object has turned out to be.
 func (s *Reader) continueRange(ctx context.Context, q Request, resp *http.Response, probe bool) (*Object, error) {
 	f, err := rangeFacts(resp)
 	if err != nil {
@@ -140,10 +144,13 @@ func rangeFacts(resp *http.Response) (facts, error) {
 	return factsOf(resp.Header, total)
 }
 
-// openRange reads a range of a multipart object. have is what the first request has already brought.
+// openRange reads a range of a multipart object. have is what the first
+// request has already brought.
 //
-// If the layout is not known yet, it is guessed from the first part; then the end of the object, the header of the part
-// and the bytes themselves are asked for at once. All must have come, and have verified, before a byte is handed out.
+// If the layout is not known yet, it is guessed from the first part; then the
+// end of the object, the header of the part and the bytes themselves are asked
+// for at once. All must have come, and have verified, before a byte is handed
+// out.
 func (s *Reader) openRange(ctx context.Context, q Request, k *known, have chunk) (*Object, error) {
 	if k.layout != nil {
 		return s.openStretch(ctx, q, k, have)
@@ -200,8 +207,9 @@ func (g guessedLayout) isInLastPart(r *Range) bool {
 	return ok && found && at.Stored == g.end
 }
 
-// openStretch reads a range of an object with the layout of k. If that was guessed and turns out to be wrong, it is
-// found out by walking along the parts.
+// openStretch reads a range of an object with the layout of k. If that was
+// guessed and turns out to be wrong, it is found out by walking along the
+// parts.
 func (s *Reader) openStretch(ctx context.Context, q Request, k *known, have chunk) (*Object, error) {
 	offset, length, ok := q.Range.Of(k.layout.Size())
 	if !ok {
@@ -225,12 +233,14 @@ func (s *Reader) openStretch(ctx context.Context, q Request, k *known, have chun
 	return o, nil
 }
 
-// mayBeWrongGuess reports whether an error may come from a layout that was guessed.
+// mayBeWrongGuess reports whether an error may come from a layout that was
+// guessed.
 func (k *known) mayBeWrongGuess(err error) bool {
 	return !k.verified && (errors.Is(err, crypt.ErrAuth) || errors.Is(err, crypt.ErrEnvelope) || errors.Is(err, crypt.ErrVersion) || errors.Is(err, crypt.ErrSize))
 }
 
-// recoverFromWrongGuess has the object go on by itself, where a guessed layout turns out to be wrong behind the first part.
+// recoverFromWrongGuess has the object go on by itself, where a guessed layout
+// turns out to be wrong behind the first part.
 func (s *Reader) recoverFromWrongGuess(ctx context.Context, q Request, o *Object, k *known) {
 	var done int64
 	next := o.nextText
@@ -255,7 +265,8 @@ func (s *Reader) recoverFromWrongGuess(ctx context.Context, q Request, o *Object
 	}
 }
 
-// stretch asks for the stored bytes of a range and, at the same time, for the header of the part in which it begins.
+// stretch asks for the stored bytes of a range and, at the same time, for the
+// header of the part in which it begins.
 func (s *Reader) stretch(ctx context.Context, q Request, k *known, have chunk, offset, length int64) (*Object, error) {
 	first, _ := k.layout.Find(offset)
 	last, ok := k.layout.Find(offset + length - 1)
@@ -298,7 +309,8 @@ func (s *Reader) stretch(ctx context.Context, q Request, k *known, have chunk, o
 	return o, nil
 }
 
-// storedStretch returns the stored offsets that a stretch needs, from a part to the same or a later one.
+// storedStretch returns the stored offsets that a stretch needs, from a part
+// to the same or a later one.
 func storedStretch(first, last crypt.Place, offset, length int64) (from, to int64, err error) {
 	begin, end := crypt.Part{Size: first.Size}, crypt.Part{Size: last.Size}
 	head, err := begin.Cover(offset-first.Offset, 1)
@@ -312,7 +324,8 @@ func storedStretch(first, last crypt.Place, offset, length int64) (from, to int6
 	return first.Stored + crypt.PartHeaderSize + head.Start, last.Stored + crypt.PartHeaderSize + tail.End, nil
 }
 
-// stretchBody returns the stored bytes from what there is already, or from the store.
+// stretchBody returns the stored bytes from what there is already, or from the
+// store.
 func (s *Reader) stretchBody(ctx context.Context, q Request, k *known, have chunk, from, to int64) (*http.Response, error) {
 	if b := have.slice(from, to); b != nil {
 		return &http.Response{Header: have.header, Body: io.NopCloser(bytes.NewReader(b))}, nil

@@ -1,7 +1,9 @@
-// Package stored reads objects as the store has them: whole objects and ranges, put whole or in parts.
+// Package stored reads objects as the store has them: whole objects and
+// ranges, put whole or in parts.
 //
-// It knows which stored bytes a stretch of the plaintext needs, gets them, and hands out nothing that has not verified.
-// It speaks to the store and to the keys through two functions, so the proxy and `cmekproxy decrypt` read alike.
+// It knows which stored bytes a stretch of the plaintext needs, gets them, and
+// hands out nothing that has not verified. It speaks to the store and to the
+// keys through two functions, so the proxy and `cmekproxy decrypt` read alike.
 //
 //	reader.go        Reader, and what the header of an answer says of an object
 //	get.go           whole objects; single-PUT objects
@@ -39,11 +41,13 @@ import (
 const MetaPrefix = "X-Amz-Meta-"
 
 var (
-	// ErrIntegrity says that the stored object is not what was stored. Errors of package crypt say so too.
+	// ErrIntegrity says that the stored object is not what was stored. Errors
+	// of package crypt say so too.
 	ErrIntegrity = errors.New("the stored object is not what was stored")
 	// ErrStore says that the store answered what it should not have.
 	ErrStore = errors.New("the store")
-	// ErrOverwritten says that the object was overwritten again and again while it was read.
+	// ErrOverwritten says that the object was overwritten again and again
+	// while it was read.
 	ErrOverwritten = errors.New("the object was overwritten while it was read")
 	// ErrPartNumber says that the object has no part of that number.
 	ErrPartNumber = errors.New("the object has no such part")
@@ -65,12 +69,15 @@ type Lease interface {
 
 // Reader reads objects. It is safe for concurrent use.
 type Reader struct {
-	// Send sends a request whose URL holds nothing but /bucket/key and the query. It returns the answer if it is a good
-	// one or 304 Not Modified, and otherwise an error, which has a method Status() int where the store has answered.
+	// Send sends a request whose URL holds nothing but /bucket/key and the
+	// query. It returns the answer if it is a good one or 304 Not Modified,
+	// and otherwise an error, which has a method Status() int where the store
+	// has answered.
 	Send func(*http.Request) (*http.Response, error)
 	// Open returns the DEK of an object or part.
 	Open func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (Lease, error)
-	// OpenEnd accepts objects whose last part is not marked as such; see the setting origin.uniform_parts.
+	// OpenEnd accepts objects whose last part is not marked as such; see the
+	// setting origin.uniform_parts.
 	OpenEnd bool
 	// Cache remembers what is known of objects. It holds no key.
 	Cache *Cache
@@ -84,7 +91,8 @@ type Request struct {
 	Header  http.Header // for the store: conditions and so on, in the store's terms. No Range
 	Range   *Range      // nil for the whole object
 	Part    int         // in place of a range, a part by its place among the object's, from 1, as S3 counts; 0 for none
-	// Plaintext is asked when the object was never encrypted; an error refuses it.
+	// Plaintext is asked when the object was never encrypted; an error refuses
+	// it.
 	Plaintext func() error
 }
 
@@ -108,7 +116,8 @@ type facts struct {
 	parts    int   // as the ETag has it; -1 if it does not say
 }
 
-// factsOf reads the header of a GET or HEAD answer; size is that of the whole stored object.
+// factsOf reads the header of a GET or HEAD answer; size is that of the whole
+// stored object.
 func factsOf(h http.Header, size int64) (facts, error) {
 	f := facts{etag: h.Get("Etag"), size: size, parts: partCount(h.Get("Etag"))}
 	metadata := make(map[string]string)
@@ -151,8 +160,8 @@ func (f facts) plaintextSize() (int64, error) {
 	return MultipartSize(f.size, f.parts)
 }
 
-// MultipartSize is the plaintext size of a multipart object, or ErrIntegrity if no object is of that size and number of
-// parts.
+// MultipartSize is the plaintext size of a multipart object, or ErrIntegrity
+// if no object is of that size and number of parts.
 func MultipartSize(stored int64, parts int) (int64, error) {
 	size := stored - int64(parts)*crypt.PartOverhead
 	if size < 0 {
@@ -161,13 +170,15 @@ func MultipartSize(stored int64, parts int) (int64, error) {
 	return size, nil
 }
 
-// MultipartETag returns the number of parts that an ETag of the store names; ok is false if it is no multipart one.
+// MultipartETag returns the number of parts that an ETag of the store names;
+// ok is false if it is no multipart one.
 func MultipartETag(etag string) (parts int, ok bool) {
 	n := partCount(etag)
 	return n, n > 0
 }
 
-// request sends a request of the reading's own, in addition to those of the client's.
+// request sends a request of the reading's own, in addition to those of the
+// client's.
 func (s *Reader) request(ctx context.Context, method string, q Request, header http.Header) (*http.Response, error) {
 	query := maps.Clone(q.Query)
 	if q.Version != "" {
@@ -231,11 +242,12 @@ func (s *Reader) fetch(ctx context.Context, q Request, etag string, start, end i
 	}
 }
 
-// errChanged says that the object is another one than a moment ago: what was found out of it is void.
+// errChanged says that the object is another one than a moment ago: what was
+// found out of it is void.
 var errChanged = errors.New("the object has changed")
 
-// StatusOf returns the HTTP status of an error of Reader.Send: 0 if the store has
-// not answered.
+// StatusOf returns the HTTP status of an error of Reader.Send: 0 if the store
+// has not answered.
 func StatusOf(err error) int {
 	var answered interface{ Status() int }
 	if errors.As(err, &answered) {
@@ -259,7 +271,8 @@ type chunk struct {
 	header http.Header // of the answer that it came with
 }
 
-// maxChunk bounds what is kept of an answer that turned out to be to the wrong question.
+// maxChunk bounds what is kept of an answer that turned out to be to the wrong
+// question.
 const maxChunk = 2 << 20
 
 // readChunk reads a short answer to a range, and gives up a long one.
@@ -277,7 +290,8 @@ func readChunk(resp *http.Response) (chunk, error) {
 	return chunk{start, b.Bytes(), resp.Header}, nil
 }
 
-// slice returns the stored bytes from start to end, nil if they are not all there.
+// slice returns the stored bytes from start to end, nil if they are not all
+// there.
 func (c chunk) slice(start, end int64) []byte {
 	if start < c.start || end < start || end > c.start+int64(len(c.bytes)) {
 		return nil

@@ -11,8 +11,9 @@ import (
 // errUneven says that the parts are not all of one length, as was supposed.
 var errUneven = errors.New("parts of several lengths")
 
-// findLayout finds out the layout of a multipart object: from the first part and the last one if all but the last have one
-// length, from the record if there is one, else from one part after the other.
+// findLayout finds out the layout of a multipart object: from the first part
+// and the last one if all but the last have one length, from the record if
+// there is one, else from one part after the other.
 func (s *Reader) findLayout(ctx context.Context, q Request, k *known) (*known, error) {
 	if k.layout != nil {
 		return k, nil
@@ -32,7 +33,8 @@ func (s *Reader) findLayout(ctx context.Context, q Request, k *known) (*known, e
 	return found, nil
 }
 
-// findLayoutWithPart is findLayout, and makes sure that the part that the request names is where the layout has it.
+// findLayoutWithPart is findLayout, and makes sure that the part that the
+// request names is where the layout has it.
 func (s *Reader) findLayoutWithPart(ctx context.Context, q Request, k *known) (*known, error) {
 	k, err := s.findLayout(ctx, q, k)
 	if err != nil || k.verified || q.Part == 0 {
@@ -94,7 +96,8 @@ func (s *Reader) verifyParts(ctx context.Context, q Request, k *known) (*known, 
 	return &out, nil
 }
 
-// guessedLayout is a layout of parts of one length, which has still to be confirmed at its end.
+// guessedLayout is a layout of parts of one length, which has still to be
+// confirmed at its end.
 type guessedLayout struct {
 	*known
 	end    int64 // stored offset of the last part
@@ -130,7 +133,8 @@ func (s *Reader) guessLayout(ctx context.Context, q Request, k *known, have chun
 	return g, nil
 }
 
-// confirmGuess looks at the last part. errUneven: there is none where the guess has it.
+// confirmGuess looks at the last part. errUneven: there is none where the
+// guess has it.
 func (s *Reader) confirmGuess(ctx context.Context, q Request, g guessedLayout, have chunk) (*known, error) {
 	last, err := s.partAt(ctx, q, g.known, have, g.end, g.length)
 	if errors.Is(err, crypt.ErrEnvelope) || errors.Is(err, crypt.ErrVersion) {
@@ -155,7 +159,8 @@ func (s *Reader) confirmGuess(ctx context.Context, q Request, g guessedLayout, h
 	return &out, nil
 }
 
-// withRecord takes the layout from the record, which knows best. errUneven: the record does not hold it.
+// withRecord takes the layout from the record, which knows best. errUneven:
+// the record does not hold it.
 func (k known) withRecord(part *crypt.Part) (*known, error) {
 	record, err := crypt.ParseRecord(part.Record)
 	if err != nil {
@@ -174,7 +179,8 @@ func (k known) withRecord(part *crypt.Part) (*known, error) {
 	return &k, nil
 }
 
-// walkParts reads the record at the end or, where there is none that helps, the header of each part after the other.
+// walkParts reads the record at the end or, where there is none that helps,
+// the header of each part after the other.
 func (s *Reader) walkParts(ctx context.Context, q Request, k *known) (*known, error) {
 	out := known{facts: k.facts}
 	last, err := s.partAt(ctx, q, k, chunk{}, k.size-crypt.PartOverhead, crypt.PartOverhead)
@@ -241,7 +247,8 @@ func (k *known) addPart(part *crypt.Part) error {
 	return nil
 }
 
-// partAtPlace returns the header of the part at a place of the layout, from the cache or the store.
+// partAtPlace returns the header of the part at a place of the layout, from
+// the cache or the store.
 func (s *Reader) partAtPlace(ctx context.Context, q Request, k *known, have chunk, at crypt.Place) (*crypt.Part, error) {
 	id := partID{cacheID(q), k.etag, at.Stored}
 	if p, ok := s.Cache.parts.Get(id); ok {
@@ -257,7 +264,8 @@ func (s *Reader) partAtPlace(ctx context.Context, q Request, k *known, have chun
 	return part, nil
 }
 
-// partAt reads and verifies the header of the part at a stored offset, with its record if length covers it.
+// partAt reads and verifies the header of the part at a stored offset, with
+// its record if length covers it.
 func (s *Reader) partAt(ctx context.Context, q Request, k *known, have chunk, at, length int64) (*crypt.Part, error) {
 	id := partID{cacheID(q), k.etag, at}
 	if p, ok := s.Cache.parts.Get(id); ok && (!p.HasRecord() || p.Record != nil) {

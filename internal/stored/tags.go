@@ -9,10 +9,12 @@ import (
 	"net/url"
 )
 
-// maxTagging bounds a Tagging document, in bytes: S3 has at most 10 tags of 384 characters.
+// maxTagging bounds a Tagging document, in bytes: S3 has at most 10 tags of
+// 384 characters.
 const maxTagging = 64 << 10
 
-// Tags returns the tags of an object as the header x-amz-tagging has them; "" for none, and for a store that knows none.
+// Tags returns the tags of an object as the header x-amz-tagging has them; ""
+// for none, and for a store that knows none.
 func (s *Reader) Tags(ctx context.Context, q Request) (string, error) {
 	q.Query, q.Header = url.Values{"tagging": {""}}, nil
 	resp, err := s.request(ctx, http.MethodGet, q, nil)

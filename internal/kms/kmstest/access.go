@@ -2,14 +2,17 @@ package kmstest
 
 import "slices"
 
-// user returns the ARN of the user that has an access key. There are no roles: a temporary access key is a user too.
+// user returns the ARN of the user that has an access key. There are no roles:
+// a temporary access key is a user too.
 func (s *store) user(accessKeyID string) string {
 	return "arn:aws:iam::" + s.account + ":user/" + accessKeyID
 }
 
-// authorize asks the policy of a key, and then its grants: they allow what the policy does not, but not what it denies
-// (https://docs.aws.amazon.com/kms/latest/developerguide/policy-evaluation.html). Only the operations that a proxy calls
-// ask it; all that change a key are for the test itself, which must not lock itself out.
+// authorize asks the policy of a key, and then its grants: they allow what the
+// policy does not, but not what it denies
+// (https://docs.aws.amazon.com/kms/latest/developerguide/policy-evaluation.html).
+// Only the operations that a proxy calls ask it; all that change a key are for
+// the test itself, which must not lock itself out.
 func (s *store) authorize(k *key, a access) error {
 	const refusal = "User: %s is not authorized to perform: %s on resource: %s "
 	switch k.rules.decide(a) {
@@ -26,8 +29,8 @@ func (s *store) authorize(k *key, a access) error {
 		a.caller, a.action, s.arn(k), a.action)
 }
 
-// defaultPolicy is the one that AWS gives to a key that is created without: every user of the account whose IAM
-// policies allow it.
+// defaultPolicy is the one that AWS gives to a key that is created without:
+// every user of the account whose IAM policies allow it.
 func (s *store) defaultPolicy() string {
 	return `{
   "Version" : "2012-10-17",
@@ -61,7 +64,8 @@ type policyIn struct {
 	KeyID      string `json:"KeyId"`
 	PolicyName string
 	Policy     string
-	// BypassPolicyLockoutSafetyCheck is of no use here, where nobody can be locked out.
+	// BypassPolicyLockoutSafetyCheck is of no use here, where nobody can be
+	// locked out.
 	BypassPolicyLockoutSafetyCheck bool
 }
 

@@ -202,7 +202,8 @@ func TestRefusalsAreInTheWordsOfAWS(t *testing.T) {
 	check(policyOf(statement("Deny", `"*"`, allActions, "")), who+w.KeyID()+" with an explicit deny in a resource-based policy")
 }
 
-// Whoever has no rights to a key does not learn whether it is enabled, nor what a blob is.
+// Whoever has no rights to a key does not learn whether it is enabled, nor
+// what a blob is.
 func TestPolicyBeforeState(t *testing.T) {
 	server := kmstest.StartTest(t)
 	arn, err := server.CreateKey()

@@ -24,10 +24,13 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-// AzureServer is A TEST SERVER, NOT MICROSOFT'S. It speaks wrapKey and unwrapKey of Azure Key Vault and of a Managed HSM
-// (https://learn.microsoft.com/en-us/rest/api/keyvault/keys/operation-groups), with real keys and versions, over TLS on
-// loopback and behind the challenge that Key Vault sends. Statuses and bodies of errors are Azure's. It is stricter where
-// a client's mistake should show: unknown parameters are refused. It keeps keys in memory, in clear.
+// AzureServer is A TEST SERVER, NOT MICROSOFT'S. It speaks wrapKey and
+// unwrapKey of Azure Key Vault and of a Managed HSM
+// (https://learn.microsoft.com/en-us/rest/api/keyvault/keys/operation-groups),
+// with real keys and versions, over TLS on loopback and behind the challenge
+// that Key Vault sends. Statuses and bodies of errors are Azure's. It is
+// stricter where a client's mistake should show: unknown parameters are
+// refused. It keeps keys in memory, in clear.
 type AzureServer struct {
 	*troubles
 	impostorSwitch
@@ -126,8 +129,10 @@ func (s *AzureServer) RevokeTokens() {
 	clear(s.tokens)
 }
 
-// NewKey makes a new key of a kind of CreateKey and returns it through the provider azure-keyvault. change, if not nil,
-// edits its configuration, which has one attempt and a timeout of 5 seconds: RSA is slow under the race detector.
+// NewKey makes a new key of a kind of CreateKey and returns it through the
+// provider azure-keyvault. change, if not nil, edits its configuration, which
+// has one attempt and a timeout of 5 seconds: RSA is slow under the race
+// detector.
 func (s *AzureServer) NewKey(t testing.TB, kind string, change func(*kms.AzureConfig)) *kms.Azure {
 	t.Helper()
 	s.lock.Lock()

@@ -1,5 +1,6 @@
-// Package kmstest holds what the tests of key management need: the contract that every provider of package kms must
-// pass, and a strict server that speaks the AWS KMS API.
+// Package kmstest holds what the tests of key management need: the contract
+// that every provider of package kms must pass, and a strict server that
+// speaks the AWS KMS API.
 package kmstest
 
 import (
@@ -15,8 +16,9 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-// RunContract runs the suite that every provider must pass. newKey returns a Wrapper on a key that no other call
-// returned; the keys must be able to live side by side. A case named in except is skipped, for a peer that is known to
+// RunContract runs the suite that every provider must pass. newKey returns a
+// Wrapper on a key that no other call returned; the keys must be able to live
+// side by side. A case named in except is skipped, for a peer that is known to
 // fall short; the value says why.
 func RunContract(t *testing.T, newKey func(t *testing.T) kms.Wrapper, except map[string]string) {
 	t.Helper()
@@ -50,7 +52,8 @@ func RunContract(t *testing.T, newKey func(t *testing.T) kms.Wrapper, except map
 	}
 }
 
-// Context returns the encryption context of an object, of the form that package keyring uses.
+// Context returns the encryption context of an object, of the form that
+// package keyring uses.
 func Context(bucket, key string) kms.EncryptionContext {
 	return kms.EncryptionContext{"bucket": bucket, "key": key}
 }

@@ -10,14 +10,17 @@ import (
 	"time"
 )
 
-// controlPath serves the server's own controls, to loopback clients only: GET answers with the faults and the calls
-// so far, PUT sets the faults. The body of both is JSON, with the faults under "faults".
+// controlPath serves the server's own controls, to loopback clients only: GET
+// answers with the faults and the calls so far, PUT sets the faults. The body
+// of both is JSON, with the faults under "faults".
 const controlPath = "/_control"
 
-// Faults is how a server misbehaves. The zero value behaves. Several faults at once act in the order of the fields.
+// Faults is how a server misbehaves. The zero value behaves. Several faults at
+// once act in the order of the fields.
 type Faults struct {
-	// Operations has these faults, by their AWS names: with ["Decrypt"], a KMS that still makes new keys but opens none.
-	// Empty: all that use a key, which are GenerateDataKey, Encrypt, Decrypt, ReEncrypt.
+	// Operations has these faults, by their AWS names: with ["Decrypt"], a KMS
+	// that still makes new keys but opens none. Empty: all that use a key,
+	// which are GenerateDataKey, Encrypt, Decrypt, ReEncrypt.
 	Operations []string `json:"operations,omitempty"`
 	// LatencyMS is how long to wait before each answer, in milliseconds.
 	LatencyMS int `json:"latency_ms,omitempty"`
@@ -27,11 +30,14 @@ type Faults struct {
 	Drop bool `json:"drop,omitempty"`
 	// ThrottleNext answers so many requests with ThrottlingException.
 	ThrottleNext int `json:"throttle_next,omitempty"`
-	// MaxPerSecond answers what goes beyond it with ThrottlingException. 0: no limit.
+	// MaxPerSecond answers what goes beyond it with ThrottlingException. 0: no
+	// limit.
 	MaxPerSecond int `json:"max_per_second,omitempty"`
-	// Deny answers with AccessDeniedException, as after a change of the key policy.
+	// Deny answers with AccessDeniedException, as after a change of the key
+	// policy.
 	Deny bool `json:"deny,omitempty"`
-	// Fail answers with the error of this AWS name, such as KMSInternalException. Empty: none.
+	// Fail answers with the error of this AWS name, such as
+	// KMSInternalException. Empty: none.
 	Fail string `json:"fail,omitempty"`
 	// Skew answers with InvalidSignatureException and this message. Empty:
 	// none.
@@ -52,7 +58,8 @@ var errDrop = errors.New("drop the connection")
 
 var keyOperations = []string{"GenerateDataKey", "Encrypt", "Decrypt", "ReEncrypt"}
 
-// misbehave does what the faults say, and returns the error to answer with, if any.
+// misbehave does what the faults say, and returns the error to answer with, if
+// any.
 func (s *Server) misbehave(ctx context.Context, operation string) error {
 	s.mu.Lock()
 	f := s.faults

@@ -31,11 +31,13 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-// GCPServer is A TEST SERVER, NOT GOOGLE'S. It speaks Encrypt and Decrypt of the gRPC service
-// google.cloud.kms.v1.KeyManagementService (https://cloud.google.com/kms/docs/reference/rpc/google.cloud.kms.v1), with
-// real keys and versions, over unencrypted loopback connections without authentication. Codes and details of errors are
-// Google's. It is stricter where a client's mistake should show: a request without its checksums is refused. It keeps
-// keys in memory, in clear.
+// GCPServer is A TEST SERVER, NOT GOOGLE'S. It speaks Encrypt and Decrypt of
+// the gRPC service google.cloud.kms.v1.KeyManagementService
+// (https://cloud.google.com/kms/docs/reference/rpc/google.cloud.kms.v1), with
+// real keys and versions, over unencrypted loopback connections without
+// authentication. Codes and details of errors are Google's. It is stricter
+// where a client's mistake should show: a request without its checksums is
+// refused. It keeps keys in memory, in clear.
 type GCPServer struct {
 	kmspb.UnimplementedKeyManagementServiceServer
 	*troubles
@@ -53,7 +55,8 @@ type GCPServer struct {
 
 // GCPDamage is what happens to messages on their way.
 type GCPDamage struct {
-	// Unverified leaves the verified flags of an answer false, as if the checksums of the request had been lost.
+	// Unverified leaves the verified flags of an answer false, as if the
+	// checksums of the request had been lost.
 	Unverified bool
 	// Request is a bit flipped in what was sent: the checksum does not match.
 	Request bool
@@ -128,8 +131,9 @@ func (s *GCPServer) SetDamage(d GCPDamage) {
 	s.damage = d
 }
 
-// NewKey makes a new key and returns it through the provider gcp-kms. change, if not nil, edits its configuration,
-// which has two attempts and a timeout of 2 seconds.
+// NewKey makes a new key and returns it through the provider gcp-kms. change,
+// if not nil, edits its configuration, which has two attempts and a timeout of
+// 2 seconds.
 func (s *GCPServer) NewKey(t testing.TB, change func(*kms.GCPConfig)) *kms.GCP {
 	t.Helper()
 	s.lock.Lock()
@@ -171,7 +175,8 @@ func (s *GCPServer) RotateKey(name string) {
 	s.keys[name].rotate()
 }
 
-// SetState sets the state of a version. A version that is DESTROYED loses its material.
+// SetState sets the state of a version. A version that is DESTROYED loses its
+// material.
 func (s *GCPServer) SetState(name string, version int, state kmspb.CryptoKeyVersion_CryptoKeyVersionState) {
 	s.lock.Lock()
 	defer s.lock.Unlock()
@@ -188,7 +193,8 @@ func (k *gcpKey) rotate() {
 
 var gcpName = regexp.MustCompile(`^projects/[^/]+/locations/[^/]+/keyRings/[^/]+/cryptoKeys/[^/]+$`)
 
-// misbehave does what the trouble says, and checks that the client routes its requests.
+// misbehave does what the trouble says, and checks that the client routes its
+// requests.
 func (s *GCPServer) misbehave(ctx context.Context, operation, name string) error {
 	s.count(operation)
 	md, _ := metadata.FromIncomingContext(ctx)
@@ -243,7 +249,8 @@ func refuseGCP(code codes.Code, text string, details ...protoadapt.MessageV1) er
 	return refusal.Err()
 }
 
-// find returns a key if the sums of a request are as given. The caller holds s.lock.
+// find returns a key if the sums of a request are as given. The caller holds
+// s.lock.
 func (s *GCPServer) find(name string, sums ...[2]string) (*gcpKey, error) {
 	if !gcpName.MatchString(name) {
 		return nil, status.Errorf(codes.InvalidArgument, "%s is not a valid resource type for this request.", name)
@@ -261,7 +268,8 @@ func (s *GCPServer) find(name string, sums ...[2]string) (*gcpKey, error) {
 	return k, nil
 }
 
-// usable refuses a version that is not enabled, with the details that Google sends.
+// usable refuses a version that is not enabled, with the details that Google
+// sends.
 func (k *gcpKey) usable(name string, version int) (*gcpVersion, error) {
 	v := k.versions[version-1]
 	if v.state == kmspb.CryptoKeyVersion_ENABLED {
@@ -372,8 +380,8 @@ func (s *GCPServer) spend() {
 
 // A blob is three bytes that all of Google's begin with, a hash of the key's
 // name, the number of the version, nonce, encrypted data and tag; all but the
-// last three are authenticated with the data. Google's are as opaque, and have 4
-// bytes there that differ with the version.
+// last three are authenticated with the data. Google's are as opaque, and have
+// 4 bytes there that differ with the version.
 const gcpBlobHeader = 3 + 2 + 2
 
 func gcpHeader(name string, version int) []byte {
@@ -416,7 +424,8 @@ func number(b []byte) *wrapperspb.Int64Value {
 	return wrapperspb.Int64(int64(crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli))))
 }
 
-// sum and given are a checksum as it should be and as it came; one that did not come is nobody's.
+// sum and given are a checksum as it should be and as it came; one that did
+// not come is nobody's.
 func sum(b []byte) string { return checksumText(number(b)) }
 
 func checksumText(n *wrapperspb.Int64Value) string {

@@ -16,18 +16,21 @@ import (
 type Grant struct {
 	// GranteePrincipal is the ARN of who may do the Operations. Required.
 	GranteePrincipal string
-	// RetiringPrincipal is kept and listed; who may retire a grant is not checked.
+	// RetiringPrincipal is kept and listed; who may retire a grant is not
+	// checked.
 	RetiringPrincipal string `json:",omitempty"`
 	// Operations are names such as Decrypt. At least one.
 	Operations []string
 	// Constraints limit the encryption contexts. The zero value does not.
 	Constraints GrantConstraints `json:",omitzero"`
-	// Name makes a repeated CreateGrant return the first grant. Empty: each makes a new one.
+	// Name makes a repeated CreateGrant return the first grant. Empty: each
+	// makes a new one.
 	Name string `json:",omitempty"`
 }
 
-// GrantConstraints are pairs that an encryption context must hold, or be equal to. Their names, unlike the values, are
-// compared without case. Empty: no constraint.
+// GrantConstraints are pairs that an encryption context must hold, or be equal
+// to. Their names, unlike the values, are compared without case. Empty: no
+// constraint.
 type GrantConstraints struct {
 	EncryptionContextSubset map[string]string `json:",omitempty"`
 	EncryptionContextEquals map[string]string `json:",omitempty"`
@@ -41,8 +44,8 @@ type storedGrant struct {
 	Created time.Time
 }
 
-// allows reports whether a is what the grant is for. AWS applies constraints to what has an encryption context, and so
-// not to DescribeKey.
+// allows reports whether a is what the grant is for. AWS applies constraints
+// to what has an encryption context, and so not to DescribeKey.
 func (g *storedGrant) allows(a access) bool {
 	operation := strings.TrimPrefix(a.action, "kms:")
 	if !isPrincipal(g.GranteePrincipal, a.caller) || !slices.Contains(g.Operations, operation) {

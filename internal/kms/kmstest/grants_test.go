@@ -13,7 +13,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
 )
 
-// newGranted returns a key whose policy allows ADMIN, and clients for it and for APP, whom only grants can allow.
+// newGranted returns a key whose policy allows ADMIN, and clients for it and
+// for APP, whom only grants can allow.
 func newGranted(t *testing.T) (server *kmstest.Server, admin, app *official) {
 	t.Helper()
 	server = kmstest.StartTest(t)

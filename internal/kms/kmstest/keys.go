@@ -59,7 +59,8 @@ func (s *Server) Replicate(key string, to *Server) (arn string, err error) {
 	return to.store.arn(replica), to.store.save()
 }
 
-// DisableKey is the operation of that name. The key may be given as an id or an ARN, as in all that follow.
+// DisableKey is the operation of that name. The key may be given as an id or
+// an ARN, as in all that follow.
 func (s *Server) DisableKey(key string) error { return s.do((*store).disableKey, key) }
 
 // EnableKey is the operation of that name.
@@ -87,14 +88,16 @@ func (s *Server) DestroyKey(key string) error {
 	}, key)
 }
 
-// SetAlias points an alias, "alias/name", to a key, whether it exists yet or not.
+// SetAlias points an alias, "alias/name", to a key, whether it exists yet or
+// not.
 func (s *Server) SetAlias(alias, key string) error {
 	return s.do(func(st *store, in keyIn) (any, error) {
 		return st.setAlias(aliasIn{AliasName: alias, TargetKeyID: in.KeyID})
 	}, key)
 }
 
-// UserARN is the principal, for policies and grants, that signs with an access key.
+// UserARN is the principal, for policies and grants, that signs with an access
+// key.
 func (s *Server) UserARN(accessKeyID string) string { return s.store.user(accessKeyID) }
 
 // PutKeyPolicy is the operation of that name, with a policy document in JSON.
@@ -104,7 +107,8 @@ func (s *Server) PutKeyPolicy(key, document string) error {
 	}, key)
 }
 
-// CreateGrant is the operation of that name. The grant is in force when it returns.
+// CreateGrant is the operation of that name. The grant is in force when it
+// returns.
 func (s *Server) CreateGrant(key string, g Grant) (id string, err error) {
 	err = s.do(func(st *store, in keyIn) (any, error) {
 		out, err := st.createGrant(createGrantIn{Grant: g, KeyID: in.KeyID})
@@ -121,7 +125,8 @@ func (s *Server) RevokeGrant(key, id string) error {
 	return s.do(func(st *store, in keyIn) (any, error) { return st.revokeGrant(grantIn{in.KeyID, id}) }, key)
 }
 
-// RetireGrant is the operation of that name, which here does as RevokeGrant does.
+// RetireGrant is the operation of that name, which here does as RevokeGrant
+// does.
 func (s *Server) RetireGrant(key, id string) error {
 	return s.do(func(st *store, in keyIn) (any, error) {
 		return st.retireGrant(retireGrantIn{KeyID: in.KeyID, GrantID: id})
@@ -152,8 +157,9 @@ func StartRegion(t testing.TB, cfg Config) *Server {
 // AccessKeyID is what NewKey and OpenKey sign with.
 const AccessKeyID = "AKIDEXAMPLE"
 
-// NewKey makes a new key and returns it through the provider aws-kms. change, if not nil, edits its configuration,
-// which has two attempts and a timeout of 2 seconds.
+// NewKey makes a new key and returns it through the provider aws-kms. change,
+// if not nil, edits its configuration, which has two attempts and a timeout of
+// 2 seconds.
 func (s *Server) NewKey(t testing.TB, change func(*kms.AWSConfig)) *kms.AWS {
 	t.Helper()
 	arn, err := s.CreateKey()

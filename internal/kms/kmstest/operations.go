@@ -13,8 +13,9 @@ import (
 // operation runs with the ARN of its caller and the body of its request.
 type operation func(s *store, caller string, body *json.Decoder) (any, error)
 
-// operations is all that the server can do. What is not here is UnknownOperationException. Those by opAs are allowed by
-// key policy or grant; those by op to everyone, see (*store).authorize.
+// operations is all that the server can do. What is not here is
+// UnknownOperationException. Those by opAs are allowed by key policy or grant;
+// those by op to everyone, see (*store).authorize.
 var operations = map[string]operation{
 	"DescribeKey":         opAs((*store).describeKey),
 	"GenerateDataKey":     opAs((*store).generateDataKey),
@@ -243,7 +244,8 @@ func (s *store) reEncrypt(caller string, in reEncryptIn) (any, error) {
 	}, nil
 }
 
-// open decrypts. AWS goes by the key in the blob; a KeyId in the request must name the same key.
+// open decrypts. AWS goes by the key in the blob; a KeyId in the request must
+// name the same key.
 func (s *store) open(a access, in decryptIn) (*key, []byte, error) {
 	if n := len(in.CiphertextBlob); n < 1 || n > 6144 {
 		return nil, nil, refuse("ValidationException", "1 validation error detected: Value at 'ciphertextBlob' failed to "+
@@ -287,7 +289,8 @@ func (s *store) open(a access, in decryptIn) (*key, []byte, error) {
 	return k, plaintext, nil
 }
 
-// usable finds a key that is to encrypt. A caller without rights does not learn the key's state.
+// usable finds a key that is to encrypt. A caller without rights does not
+// learn the key's state.
 func (s *store) usable(a access, id, algorithm string) (*key, error) {
 	if err := checkParameters(a.context, algorithm); err != nil {
 		return nil, err
@@ -313,7 +316,8 @@ func (s *store) checkEnabled(k *key) error {
 	}
 }
 
-// checkParameters bounds the context by 8192 bytes. AWS documents no bound; a client should stay well below this one.
+// checkParameters bounds the context by 8192 bytes. AWS documents no bound; a
+// client should stay well below this one.
 func checkParameters(context map[string]string, name string) error {
 	size := 0
 	for k, v := range context {

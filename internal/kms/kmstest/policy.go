@@ -11,8 +11,9 @@ import (
 )
 
 // keyPolicy is a key policy
-// (https://docs.aws.amazon.com/kms/latest/developerguide/key-policy-overview.html). It knows a part of the language
-// only, and refuses the rest: a condition that was ignored would make a test pass for the wrong reason.
+// (https://docs.aws.amazon.com/kms/latest/developerguide/key-policy-overview.html).
+// It knows a part of the language only, and refuses the rest: a condition that
+// was ignored would make a test pass for the wrong reason.
 type keyPolicy struct {
 	Version   string
 	ID        string `json:"Id"`
@@ -24,7 +25,8 @@ type statement struct {
 	Effect           string
 	Principal        principals
 	Action, Resource stringList
-	// Condition is by operator and then by key, such as StringEquals and kms:EncryptionContext:bucket.
+	// Condition is by operator and then by key, such as StringEquals and
+	// kms:EncryptionContext:bucket.
 	Condition map[string]map[string]stringList
 }
 
@@ -33,15 +35,16 @@ const (
 	effectDeny  = "Deny"
 )
 
-// access is what a caller asks of a key. An action that takes no encryption context has none.
+// access is what a caller asks of a key. An action that takes no encryption
+// context has none.
 type access struct {
 	caller  string // an ARN
 	action  string // such as kms:Decrypt
 	context map[string]string
 }
 
-// decide returns the effect of the statements that speak of a: effectDeny if any of them denies, else effectAllow if
-// any allows, else "".
+// decide returns the effect of the statements that speak of a: effectDeny if
+// any of them denies, else effectAllow if any allows, else "".
 func (p *keyPolicy) decide(a access) string {
 	effect := ""
 	for _, s := range p.Statement {
@@ -72,15 +75,16 @@ func (s *statement) speaksOf(a access) bool {
 	return true
 }
 
-// isPrincipal reports whether an ARN or account id in a policy or grant means the caller. The account's root stands for
-// all its users: AWS then asks their IAM policies, which here allow everything.
+// isPrincipal reports whether an ARN or account id in a policy or grant means
+// the caller. The account's root stands for all its users: AWS then asks their
+// IAM policies, which here allow everything.
 func isPrincipal(name, caller string) bool {
 	account := strings.Split(caller, ":")[4]
 	return name == caller || name == account || name == "arn:aws:iam::"+account+":root"
 }
 
-// contextValues returns the values that a condition key has in a request: one at most, but that names of an encryption
-// context are compared without case
+// contextValues returns the values that a condition key has in a request: one
+// at most, but that names of an encryption context are compared without case
 // (https://docs.aws.amazon.com/kms/latest/developerguide/conditions-kms.html#conditions-kms-encryption-context).
 func contextValues(key string, context map[string]string) (values []string) {
 	for name, value := range context {
@@ -91,7 +95,8 @@ func contextValues(key string, context map[string]string) (values []string) {
 	return values
 }
 
-// holds evaluates one line of a condition. What is not in the request equals nothing, and so is not equal either.
+// holds evaluates one line of a condition. What is not in the request equals
+// nothing, and so is not equal either.
 func holds(operator string, wanted, got []string) bool {
 	some := func(matches func(want, got string) bool) bool {
 		return slices.ContainsFunc(got, func(g string) bool {
@@ -109,7 +114,8 @@ func holds(operator string, wanted, got []string) bool {
 	}
 }
 
-// matchesPattern reports whether s has the form of a pattern with * for any run of characters and ? for one.
+// matchesPattern reports whether s has the form of a pattern with * for any
+// run of characters and ? for one.
 func matchesPattern(pattern, s string) bool {
 	form := regexp.QuoteMeta(pattern)
 	form = strings.ReplaceAll(strings.ReplaceAll(form, `\*`, `.*`), `\?`, `.`)
@@ -229,8 +235,8 @@ func (s *statement) UnmarshalJSON(data []byte) error {
 	return readExactly(data, (*plain)(s), "Sid", "Effect", "Principal", "Action", "Resource", "Condition")
 }
 
-// readExactly reads an object that has these names and no others. Package json would take them in any case, and AWS
-// does not.
+// readExactly reads an object that has these names and no others. Package json
+// would take them in any case, and AWS does not.
 func readExactly(data []byte, to any, names ...string) error {
 	var got map[string]json.RawMessage
 	if err := json.Unmarshal(data, &got); err != nil {

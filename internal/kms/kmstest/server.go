@@ -16,22 +16,27 @@ import (
 	"time"
 )
 
-// Config configures a Server. The zero value is a server on a free loopback port that keeps nothing.
+// Config configures a Server. The zero value is a server on a free loopback
+// port that keeps nothing.
 type Config struct {
 	// Listen is the address to listen on. Empty: 127.0.0.1 and a free port.
 	Listen string
-	// Region and AccountID stand in every ARN. Empty: us-east-1 and 111122223333.
+	// Region and AccountID stand in every ARN. Empty: us-east-1 and
+	// 111122223333.
 	Region, AccountID string
-	// StateFile keeps keys, their policies and grants, and aliases across restarts. It holds key material in clear, with mode 0600. Empty: none.
+	// StateFile keeps keys, their policies and grants, and aliases across
+	// restarts. It holds key material in clear, with mode 0600. Empty: none.
 	StateFile string
 	// Now is the clock that deletion dates go by. Nil: time.Now.
 	Now func() time.Time
 }
 
-// Server speaks the AWS KMS JSON 1.1 API (https://docs.aws.amazon.com/kms/latest/APIReference/Welcome.html) for
-// symmetric keys, and is stricter than AWS where a client's mistake should show: unknown parameters are refused. It
-// checks that requests are signed, not that the signature is right: a caller is who has the access key id that is named
-// in it, and the user UserARN by key policies and grants.
+// Server speaks the AWS KMS JSON 1.1 API
+// (https://docs.aws.amazon.com/kms/latest/APIReference/Welcome.html) for
+// symmetric keys, and is stricter than AWS where a client's mistake should
+// show: unknown parameters are refused. It checks that requests are signed,
+// not that the signature is right: a caller is who has the access key id that
+// is named in it, and the user UserARN by key policies and grants.
 type Server struct {
 	impostorSwitch
 	listener  net.Listener
@@ -83,7 +88,8 @@ func (s *Server) URL() string { return "http://" + s.listener.Addr().String() }
 // Region is the region in every ARN.
 func (s *Server) Region() string { return s.store.region }
 
-// Close ends the server and all its connections, hanging requests included. A second Close does nothing.
+// Close ends the server and all its connections, hanging requests included. A
+// second Close does nothing.
 func (s *Server) Close() (err error) {
 	s.closeOnce.Do(func() {
 		close(s.closing)
@@ -93,7 +99,8 @@ func (s *Server) Close() (err error) {
 	return err
 }
 
-// Calls returns how many requests each operation had, those that failed included.
+// Calls returns how many requests each operation had, those that failed
+// included.
 func (s *Server) Calls() map[string]int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -168,8 +175,9 @@ func refuse(code, format string, args ...any) *apiError {
 
 func (e *apiError) Error() string { return e.code + ": " + e.message }
 
-// status is 400 for every fault of the client, NotFoundException and AccessDeniedException included: that is what AWS
-// KMS sends, whatever the names suggest.
+// status is 400 for every fault of the client, NotFoundException and
+// AccessDeniedException included: that is what AWS KMS sends, whatever the
+// names suggest.
 func (e *apiError) status() int {
 	switch e.code {
 	case "KMSInternalException", "KeyUnavailableException":
@@ -184,7 +192,8 @@ func (e *apiError) status() int {
 var signedForm = regexp.MustCompile(`^AWS4-HMAC-SHA256 Credential=([^/ ,]+)/(\d{8})/([a-z0-9-]+)/([a-z0-9-]+)/aws4_request, ?` +
 	`SignedHeaders=([a-z0-9;-]+), ?Signature=[0-9a-f]{64}$`)
 
-// checkSigned checks the form of the signature, not the signature, and returns whose it claims to be.
+// checkSigned checks the form of the signature, not the signature, and returns
+// whose it claims to be.
 func checkSigned(r *http.Request, region string) (accessKeyID string, err error) {
 	auth := r.Header.Get("Authorization")
 	if auth == "" {

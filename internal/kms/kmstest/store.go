@@ -25,7 +25,8 @@ const (
 	statePendingDeletion = "PendingDeletion"
 )
 
-// store is the keys and aliases of a server, with their policies and grants. Fields with capitals are what the state file holds.
+// store is the keys and aliases of a server, with their policies and grants.
+// Fields with capitals are what the state file holds.
 type store struct {
 	account, region, file string
 	now                   func() time.Time
@@ -125,7 +126,8 @@ func (s *store) arn(k *key) string {
 	return "arn:aws:kms:" + s.region + ":" + s.account + ":key/" + k.ID
 }
 
-// find takes what AWS takes for a key: id, ARN, alias name, alias ARN. The caller holds s.mu.
+// find takes what AWS takes for a key: id, ARN, alias name, alias ARN. The
+// caller holds s.mu.
 func (s *store) find(name string) (*key, error) {
 	id := name
 	if arn, ok := strings.CutPrefix(name, "arn:"); ok {
@@ -161,8 +163,9 @@ func (s *store) findNoAlias(name string) (*key, error) {
 	return s.find(name)
 }
 
-// A blob is a fixed header, the key's id, frame, nonce, encrypted data and tag. All before the nonce is authenticated.
-// The frame fills it up to the size of AWS's blobs: 152 bytes more than the plaintext.
+// A blob is a fixed header, the key's id, frame, nonce, encrypted data and
+// tag. All before the nonce is authenticated. The frame fills it up to the
+// size of AWS's blobs: 152 bytes more than the plaintext.
 const (
 	blobID     = "\x01\x02\x02\x00\x78"
 	blobMulti  = "\x01\x02\x02\x00\x79" // of a multi-Region key
@@ -188,7 +191,8 @@ func (k *key) open(blob []byte, context map[string]string) ([]byte, error) {
 	return k.aead().Open(nil, nil, blob[blobHeader:], associatedData(blob[:blobHeader], context))
 }
 
-// blobKeyID returns the id of the key that a blob names, or false for what is no blob.
+// blobKeyID returns the id of the key that a blob names, or false for what is
+// no blob.
 func blobKeyID(blob []byte) (string, bool) {
 	if len(blob) < blobHeader {
 		return "", false

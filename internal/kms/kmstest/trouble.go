@@ -7,8 +7,9 @@ import (
 	"time"
 )
 
-// Trouble is how the servers of Vault, Google and Azure misbehave at operations with a key. The zero value behaves.
-// The first field that applies wins.
+// Trouble is how the servers of Vault, Google and Azure misbehave at
+// operations with a key. The zero value behaves. The first field that applies
+// wins.
 type Trouble struct {
 	// Latency is the time before each answer to an operation with a key. Vault
 	// and Azure only.
@@ -20,19 +21,22 @@ type Trouble struct {
 	Hang bool
 	// Drop closes the connection without an answer.
 	Drop bool
-	// ThrottleNext answers so many requests as the vendor does to too many. -1: all.
+	// ThrottleNext answers so many requests as the vendor does to too many.
+	// -1: all.
 	ThrottleNext int
 	// Deny refuses the caller, as after a change of policy.
 	Deny bool
-	// Fail answers with this HTTP status, or gRPC code for Google, and FailText. FailCode is the vendor's name of the
-	// error, for Google the type of a violated precondition. 0: it does not.
+	// Fail answers with this HTTP status, or gRPC code for Google, and
+	// FailText. FailCode is the vendor's name of the error, for Google the
+	// type of a violated precondition. 0: it does not.
 	Fail     int
 	FailCode string
 	FailText string
 	// FailReason is the reason in an ErrorInfo of Google's, beside Fail. Empty:
 	// no ErrorInfo.
 	FailReason string
-	// Answer is sent in place of the answer, with status 200. Not for Google. Empty: the real one.
+	// Answer is sent in place of the answer, with status 200. Not for Google.
+	// Empty: the real one.
 	Answer string
 }
 
@@ -62,7 +66,8 @@ func (t *troubles) trouble() Trouble {
 	return t.now
 }
 
-// Calls returns how many requests each operation had, those that failed included.
+// Calls returns how many requests each operation had, those that failed
+// included.
 func (t *troubles) Calls() map[string]int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -75,7 +80,8 @@ func (t *troubles) count(operation string) {
 	t.callCounts[operation]++
 }
 
-// next returns what is to happen to one request. It returns after a hang has ended.
+// next returns what is to happen to one request. It returns after a hang has
+// ended.
 func (t *troubles) next(ctx context.Context) Trouble {
 	t.mu.Lock()
 	now := t.now

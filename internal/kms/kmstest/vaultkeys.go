@@ -23,7 +23,8 @@ type vaultKey struct {
 	versions      [][]byte // from version 1
 }
 
-// CreateKey makes a key of a type of Vault's, or of OpenBao's xchacha20-poly1305. Of RSA types there are only refusals.
+// CreateKey makes a key of a type of Vault's, or of OpenBao's
+// xchacha20-poly1305. Of RSA types there are only refusals.
 func (s *VaultServer) CreateKey(name, kind string, derived bool) {
 	s.lock.Lock()
 	defer s.lock.Unlock()
@@ -83,7 +84,8 @@ func (s *VaultServer) transit(r *http.Request, verb, name string, token *issuedT
 	switch verb {
 	case "encrypt":
 		if k == nil && !token.CreateKeys {
-			// Without the key this is a create, which the policy does not allow.
+			// Without the key this is a create, which the policy does not
+			// allow.
 			return nil, vaultRefuse(http.StatusForbidden, "1 error occurred:\n\t* permission denied\n\n")
 		}
 		if k == nil {
@@ -161,7 +163,8 @@ func (k *vaultKey) decrypt(in transitIn, context, ad []byte) (map[string]any, er
 	return map[string]any{"data": map[string]any{"plaintext": base64.StdEncoding.EncodeToString(plaintext)}}, nil
 }
 
-// aead is the key of a version, derived where the key is (HKDF-SHA256 with the context as info).
+// aead is the key of a version, derived where the key is (HKDF-SHA256 with the
+// context as info).
 func (k *vaultKey) aead(version int, context, ad []byte) (cipher.AEAD, error) {
 	if k.softDeleted {
 		return nil, vaultRefuse(http.StatusBadRequest, "refusing to use soft-deleted key")

@@ -18,11 +18,14 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-// VaultServer is A TEST SERVER, NOT VAULT AND NOT OPENBAO. It speaks what the provider vault-transit needs of their HTTP
-// API (https://developer.hashicorp.com/vault/api-docs/secret/transit): encrypt and decrypt of the transit engine with
-// real keys and versions, tokens with policies and times to live, and the logins of AppRole and Kubernetes. Statuses and
-// texts of errors are Vault's. It is stricter than Vault where a client's mistake should show: unknown parameters are
-// refused. It keeps keys in memory, in clear.
+// VaultServer is A TEST SERVER, NOT VAULT AND NOT OPENBAO. It speaks what the
+// provider vault-transit needs of their HTTP API
+// (https://developer.hashicorp.com/vault/api-docs/secret/transit): encrypt and
+// decrypt of the transit engine with real keys and versions, tokens with
+// policies and times to live, and the logins of AppRole and Kubernetes.
+// Statuses and texts of errors are Vault's. It is stricter than Vault where a
+// client's mistake should show: unknown parameters are refused. It keeps keys
+// in memory, in clear.
 type VaultServer struct {
 	*troubles
 	impostorSwitch
@@ -48,7 +51,8 @@ type VaultToken struct {
 	NoDefaultPolicy bool
 	// NoKeys takes away the right to encrypt and decrypt.
 	NoKeys bool
-	// CreateKeys is the capability "create" on encrypt, by which Vault makes a key that is missing.
+	// CreateKeys is the capability "create" on encrypt, by which Vault makes a
+	// key that is missing.
 	CreateKeys bool
 }
 
@@ -125,7 +129,8 @@ func (s *VaultServer) RevokeTokens() {
 	clear(s.tokens)
 }
 
-// Deny takes the right to use keys from all tokens there are, and those of later logins: a change of policy.
+// Deny takes the right to use keys from all tokens there are, and those of
+// later logins: a change of policy.
 func (s *VaultServer) Deny(deny bool) {
 	s.lock.Lock()
 	defer s.lock.Unlock()
@@ -159,8 +164,9 @@ func (s *VaultServer) RemoveLogins() {
 	clear(s.logins)
 }
 
-// NewKey makes a new key and returns it through the provider vault-transit, with a token of its own. change, if not
-// nil, edits its configuration, which has one attempt and a timeout of 2 seconds.
+// NewKey makes a new key and returns it through the provider vault-transit,
+// with a token of its own. change, if not nil, edits its configuration, which
+// has one attempt and a timeout of 2 seconds.
 func (s *VaultServer) NewKey(t testing.TB, change func(*kms.VaultConfig)) *kms.Vault {
 	t.Helper()
 	s.lock.Lock()

@@ -1,9 +1,12 @@
 // Package encrypt encrypts objects of the store that never were, in place.
 //
-// On most buckets what it writes takes the place of the only copy. So no byte of it leaves before it has been decrypted
-// again, by the data key as the KMS has unwrapped it, and compared with what was read; what was read is compared with what
-// the store has of its checksums; the last of it leaves only when all has. A body that the store does not get whole is not
-// kept. It is written by a condition on the ETag, so that what a client stores meanwhile stays. Then it is read back.
+// On most buckets what it writes takes the place of the only copy. So no byte
+// of it leaves before it has been decrypted again, by the data key as the KMS
+// has unwrapped it, and compared with what was read; what was read is compared
+// with what the store has of its checksums; the last of it leaves only when
+// all has. A body that the store does not get whole is not kept. It is written
+// by a condition on the ETag, so that what a client stores meanwhile stays.
+// Then it is read back.
 //
 //	encrypt.go  one object, and what is to be done with it
 //	write.go    writing it, and reading it back
@@ -28,7 +31,8 @@ import (
 // Config is what an Encrypter works with.
 type Config struct {
 	inplace.Config
-	// Unconditional writes also what the store holds to no condition for. What a client stores in that moment is lost.
+	// Unconditional writes also what the store holds to no condition for. What
+	// a client stores in that moment is lost.
 	Unconditional bool
 	// Listed, if not nil, refuses an object that is not to be encrypted. What
 	// it was asked about is a condition of what is written.
@@ -36,7 +40,8 @@ type Config struct {
 }
 
 var (
-	// ErrLost says that what is stored now is not what was there. Nothing more is encrypted after it.
+	// ErrLost says that what is stored now is not what was there. Nothing more
+	// is encrypted after it.
 	ErrLost = fmt.Errorf("WHAT IS STORED NOW IS NOT WHAT WAS THERE; %w", walk.ErrStop)
 	// ErrUnconditional says that the store would not hold to the condition.
 	ErrUnconditional = errors.New("the store does not hold to If-Match here, so that what a client writes in the same moment could be lost")
@@ -79,8 +84,10 @@ func (e *Encrypter) Encrypt(ctx context.Context, bucket string, entry stored.Ent
 	})
 }
 
-// attempt looks at an object and does with it what it takes. All that it supposes of the object is a condition of what it
-// writes, so that it can be called again whatever has happened. before is what an earlier call has tried to write.
+// attempt looks at an object and does with it what it takes. All that it
+// supposes of the object is a condition of what it writes, so that it can be
+// called again whatever has happened. before is what an earlier call has tried
+// to write.
 func (e *Encrypter) attempt(ctx context.Context, obj crypt.Object, before **written) (walk.Result, error) {
 	seen, err := e.reader.Look(ctx, stored.Request{Object: obj, Header: http.Header{"X-Amz-Checksum-Mode": {"ENABLED"}}})
 	if stored.StatusOf(err) == http.StatusNotFound {
@@ -139,7 +146,8 @@ type written struct {
 	etag   string          // of what is stored; "" if the store has not said
 }
 
-// isIn reports whether it is what is stored. Both are drawn or named anew each time.
+// isIn reports whether it is what is stored. Both are drawn or named anew each
+// time.
 func (w *written) isIn(ctx context.Context, e *Encrypter, seen *stored.Seen) bool {
 	if w.up == nil {
 		return seen.Envelope != nil && bytes.Equal(seen.Envelope.Header[:], w.header[:])
@@ -160,7 +168,8 @@ func (w *written) numbers() []int {
 	return w.up.Numbers()[:w.layout.Parts()]
 }
 
-// onlyIf is a request that fails if the object is no longer the one with that ETag, or never was encrypted.
+// onlyIf is a request that fails if the object is no longer the one with that
+// ETag, or never was encrypted.
 func onlyIf(obj crypt.Object, etag string) stored.Request {
 	return stored.Request{Object: obj, Header: http.Header{"If-Match": {etag}}, Plaintext: func() error { return inplace.ErrChanged }}
 }

@@ -49,7 +49,8 @@ func ask(method, key string, body []byte) ([]byte, error) {
 	return (&inplace.Store{Send: send}).Ask(context.Background(), method, crypt.Object{Bucket: bucket, Key: path}, query, nil, p)
 }
 
-// lab is a store with one object in plaintext, and an Encrypter's configuration.
+// lab is a store with one object in plaintext, and an Encrypter's
+// configuration.
 type lab struct {
 	*testing.T
 	key  string
@@ -157,7 +158,8 @@ func (c *cut) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// A store that fails in the middle of an upload, or of the object that is read, leaves the old object as it was.
+// A store that fails in the middle of an upload, or of the object that is
+// read, leaves the old object as it was.
 func TestAStoreThatFails(t *testing.T) {
 	for name, sizes := range sizes {
 		for what, fault := range map[string]func(r *http.Request) (*http.Response, error){
@@ -229,7 +231,8 @@ func TestAFaultThatPasses(t *testing.T) {
 	}
 }
 
-// All the checksums that the store has of the whole are kept, also where a part has to be read twice for them.
+// All the checksums that the store has of the whole are kept, also where a
+// part has to be read twice for them.
 func TestChecksumsAreKept(t *testing.T) {
 	for name, sizes := range map[string][]int{"whole": {300_000}, "in parts": {5 * mib, 5 * mib}} {
 		l := newLab(t, localKey(t), sizes...)
@@ -321,8 +324,9 @@ func (f *flipped) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// A store that has other bytes than it was sent is found out: of a part before the old object goes, and of an object that was
-// put whole right after. Then nothing more is written.
+// A store that has other bytes than it was sent is found out: of a part before
+// the old object goes, and of an object that was put whole right after. Then
+// nothing more is written.
 func TestAStoreThatAltersWhatItGets(t *testing.T) {
 	for name, sizes := range sizes {
 		l := newLab(t, localKey(t), sizes...)
@@ -355,7 +359,8 @@ func TestAStoreThatAltersWhatItGets(t *testing.T) {
 	}
 }
 
-// oneWay is a key that wraps, and does not unwrap what it has wrapped, or unwraps it to something else.
+// oneWay is a key that wraps, and does not unwrap what it has wrapped, or
+// unwraps it to something else.
 type oneWay struct {
 	kms.Wrapper
 	answer func() ([]byte, error)
@@ -386,7 +391,8 @@ func TestAKeyThatOnlyWrapsGetsNothing(t *testing.T) {
 	}
 }
 
-// What the store has done although its answer never came is read back all the same.
+// What the store has done although its answer never came is read back all the
+// same.
 func TestAnAnswerThatIsLost(t *testing.T) {
 	for name, sizes := range sizes {
 		l := newLab(t, localKey(t), sizes...)
@@ -426,7 +432,8 @@ func TestAStoreThatDoesNotTellParts(t *testing.T) {
 	l.is(true)
 }
 
-// Without a condition the object is looked at when all has been read, and before the last of it is written.
+// Without a condition the object is looked at when all has been read, and
+// before the last of it is written.
 func TestUnconditional(t *testing.T) {
 	for name, sizes := range sizes {
 		l := newLab(t, localKey(t), sizes...)

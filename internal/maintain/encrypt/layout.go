@@ -13,13 +13,15 @@ import (
 const (
 	// maxPut is S3's limit for what is put whole, in stored bytes.
 	maxPut = 5 << 30
-	// usualPart is the least length of parts that are chosen here, in bytes; mib is what it is a multiple of.
+	// usualPart is the least length of parts that are chosen here, in bytes;
+	// mib is what it is a multiple of.
 	usualPart = 8 * mib
 	mib       = 1 << 20
 )
 
-// layout returns the parts in which an object is uploaded: those that it has, if the store tells them. It is nil for an
-// object that is put whole, as it was before.
+// layout returns the parts in which an object is uploaded: those that it has,
+// if the store tells them. It is nil for an object that is put whole, as it
+// was before.
 func (e *Encrypter) layout(ctx context.Context, obj crypt.Object, seen *stored.Seen) (crypt.Layout, error) {
 	if seen.Parts < 0 {
 		if crypt.StoredSize(seen.Stored) <= maxPut {
@@ -37,8 +39,9 @@ func (e *Encrypter) layout(ctx context.Context, obj crypt.Object, seen *stored.S
 	return layout, nil
 }
 
-// partsOf asks for the parts of an object. It returns nil if the store does not tell them, or if they cannot stay: in
-// another store they may have been shorter than is allowed.
+// partsOf asks for the parts of an object. It returns nil if the store does
+// not tell them, or if they cannot stay: in another store they may have been
+// shorter than is allowed.
 func (e *Encrypter) partsOf(ctx context.Context, obj crypt.Object, seen *stored.Seen) (crypt.Layout, error) {
 	first, err := e.partSize(ctx, obj, seen, 1)
 	if err != nil || first < 0 {
@@ -97,8 +100,9 @@ func (e *Encrypter) partSize(ctx context.Context, obj crypt.Object, seen *stored
 	return resp.ContentLength, nil
 }
 
-// Equal returns parts of one length, but for the last: as many as are wanted, if they can be, or else of 8 MiB or more, so
-// that there is room for the part that ends them.
+// Equal returns parts of one length, but for the last: as many as are wanted,
+// if they can be, or else of 8 MiB or more, so that there is room for the part
+// that ends them.
 func Equal(size int64, parts int) crypt.Layout {
 	length := max(usualPart, up(size, crypt.MaxPartNumber-1))
 	length = up(length, mib) * mib

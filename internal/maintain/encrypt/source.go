@@ -133,7 +133,8 @@ func cloneHash(h hash.Cloner) hash.Cloner {
 	return c
 }
 
-// source is plaintext that is being read. end, if not nil, is asked before it says that it is at its end.
+// source is plaintext that is being read. end, if not nil, is asked before it
+// says that it is at its end.
 type source struct {
 	r    io.Reader
 	sums *sums

@@ -70,7 +70,8 @@ func (e *Encrypter) put(ctx context.Context, w *written, before **written) error
 	return err
 }
 
-// envelope returns the header with an envelope that verifies, and with what the object had.
+// envelope returns the header with an envelope that verifies, and with what
+// the object had.
 func (e *Encrypter) envelope(ctx context.Context, w *written, key *inplace.Key) (http.Header, error) {
 	sum, err := crypt.SealChecksums(w.sums.digests(), key.DEK(), e.cfg.Random)
 	if err != nil {
@@ -102,7 +103,8 @@ func (e *Encrypter) carried(ctx context.Context, w *written, metadata map[string
 	return header, e.store.CarryTags(ctx, w.obj, header)
 }
 
-// atTheEnd is called when all has been read, and before the last of it is written.
+// atTheEnd is called when all has been read, and before the last of it is
+// written.
 func (e *Encrypter) atTheEnd(ctx context.Context, w *written, conditional bool) error { //nolint:revive // what the store can do, and no mode of this
 	if err := w.sums.check(); err != nil || conditional {
 		return err
@@ -182,7 +184,8 @@ func (e *Encrypter) sendPart(ctx context.Context, w *written, key *inplace.Key, 
 	return w.up.Seal(ctx, part, text, key, e.cfg.Random, text.seen)
 }
 
-// readBack reads what is stored now, by the key as the KMS unwraps it, and compares it with what was there.
+// readBack reads what is stored now, by the key as the KMS unwraps it, and
+// compares it with what was there.
 func (e *Encrypter) readBack(ctx context.Context, w *written, etag string) error {
 	o, err := e.reader.Get(ctx, onlyIf(w.obj, etag))
 	switch stored.StatusOf(err) {
@@ -208,8 +211,8 @@ func (e *Encrypter) readBack(ctx context.Context, w *written, etag string) error
 	return fmt.Errorf("it was encrypted, and could not be read back: %w", err)
 }
 
-// damaged reports whether an error says that the bytes are not what they were. A store or a KMS that does not answer says
-// nothing of that.
+// damaged reports whether an error says that the bytes are not what they were.
+// A store or a KMS that does not answer says nothing of that.
 func damaged(err error) bool {
 	if errors.Is(err, inplace.ErrChanged) || errors.Is(err, inplace.ErrUnanswered) || errors.Is(err, stored.ErrOverwritten) || stored.StatusOf(err) != 0 {
 		return false
@@ -217,7 +220,8 @@ func damaged(err error) bool {
 	return !keyFailed(err) && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded)
 }
 
-// keyFailed reports whether it was a key that could not be had, and not the object.
+// keyFailed reports whether it was a key that could not be had, and not the
+// object.
 func keyFailed(err error) bool {
 	var failure *kms.Error
 	return errors.As(err, &failure) && failure.Kind != kms.InvalidCiphertext

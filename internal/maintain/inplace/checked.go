@@ -10,10 +10,12 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// Checked is a body on its way to the store. It hands stored bytes on, each after its segment has verified and been
-// decrypted. The end comes only if all have.
+// Checked is a body on its way to the store. It hands stored bytes on, each
+// after its segment has verified and been decrypted. The end comes only if all
+// have.
 type Checked struct {
-	// Seen, if not nil, is given the plaintext of what is handed on next. An error keeps it back.
+	// Seen, if not nil, is given the plaintext of what is handed on next. An
+	// error keeps it back.
 	Seen func(text []byte) error
 	// Err is why it failed, which a transport may not hand on.
 	Err error
@@ -25,7 +27,8 @@ type Checked struct {
 	passed bytes.Buffer // what has verified
 }
 
-// CheckBody checks the body of an object that is put whole, with size bytes of plaintext.
+// CheckBody checks the body of an object that is put whole, with size bytes of
+// plaintext.
 func CheckBody(ctx context.Context, src io.Reader, size int64, h crypt.Header, lease stored.Lease) (*Checked, error) {
 	c := &Checked{ctx: ctx, lease: lease}
 	opener, err := crypt.NewOpener(io.TeeReader(src, &c.passed), crypt.Whole(size), lease.DEK(), h)

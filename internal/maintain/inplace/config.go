@@ -15,26 +15,30 @@ import (
 // Abilities are what a store can do; package storecheck finds it out. Most are
 // conditions that it holds to: whether it refuses to write, with 412, when the
 // object that would be overwritten does not have the ETag of If-Match.
-// x-amz-copy-source-if-match is not one of them: it is about what is read, and a
-// store may look at it long before it writes.
+// x-amz-copy-source-if-match is not one of them: it is about what is read, and
+// a store may look at it long before it writes.
 type Abilities struct {
 	CopyIfMatch     bool // CopyObject
 	PutIfMatch      bool // PutObject
 	CompleteIfMatch bool // CompleteMultipartUpload
-	// ETagIsMD5: the ETag of what is put, and of a part, is the MD5 of its bytes.
+	// ETagIsMD5: the ETag of what is put, and of a part, is the MD5 of its
+	// bytes.
 	ETagIsMD5 bool
 }
 
-// Config is what objects are written with. It is a part of the Config of each package that does.
+// Config is what objects are written with. It is a part of the Config of each
+// package that does.
 type Config struct {
 	// Send sends a request to the store, as stored.Store.Send.
 	Send Sender
-	// Keys makes data keys, or wraps those that it has unwrapped anew. Its rules choose the KMS key.
+	// Keys makes data keys, or wraps those that it has unwrapped anew. Its
+	// rules choose the KMS key.
 	Keys *keyring.Keyring
-	// Check unwraps what was wrapped, before anything is written and after. It must ask the KMS, and not remember what Keys
-	// has just wrapped.
+	// Check unwraps what was wrapped, before anything is written and after. It
+	// must ask the KMS, and not remember what Keys has just wrapped.
 	Check Open
-	// Client is in whose name the rules are asked; "" is a client that no rule names.
+	// Client is in whose name the rules are asked; "" is a client that no rule
+	// names.
 	Client string
 	// OpenEnd is that of stored.Store.
 	OpenEnd bool
@@ -61,8 +65,8 @@ func (c *Config) Reader(s *Store, open Open) *stored.Reader {
 	return &stored.Reader{Send: s.Do, Open: open, OpenEnd: c.OpenEnd, Cache: stored.NewCache()}
 }
 
-// Key is a new data key of an object, and the same one as the KMS has unwrapped it again: as whoever reads the object will
-// get it.
+// Key is a new data key of an object, and the same one as the KMS has
+// unwrapped it again: as whoever reads the object will get it.
 type Key struct {
 	*keyring.DataKey
 	Proof stored.Lease
@@ -88,8 +92,8 @@ func (c *Config) NewKey(ctx context.Context, obj crypt.Object, want keyring.Choi
 	return &Key{sealed, proof}, nil
 }
 
-// Prove has the KMS unwrap what it has just wrapped, and compares. The lease is of the data key as whoever reads the object
-// will get it.
+// Prove has the KMS unwrap what it has just wrapped, and compares. The lease
+// is of the data key as whoever reads the object will get it.
 func (c *Config) Prove(ctx context.Context, obj crypt.Object, sealed *keyring.DataKey) (stored.Lease, error) {
 	lease, err := c.Check(ctx, obj, sealed.KeyID, sealed.Wrapped)
 	if err != nil {

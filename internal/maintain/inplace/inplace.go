@@ -1,9 +1,11 @@
-// Package inplace writes stored objects anew under their own names. It is what the commands have in common that move
-// objects to another key and that encrypt what never was.
+// Package inplace writes stored objects anew under their own names. It is what
+// the commands have in common that move objects to another key and that
+// encrypt what never was.
 //
-// What they write replaces the only copy that there may be. So it is written only after it has been read again by a key
-// that the KMS has unwrapped, and only over the very object that it was made of: by a condition that the store holds to, see
-// Abilities. What a client stores meanwhile stays.
+// What they write replaces the only copy that there may be. So it is written
+// only after it has been read again by a key that the KMS has unwrapped, and
+// only over the very object that it was made of: by a condition that the store
+// holds to, see Abilities. What a client stores meanwhile stays.
 //
 //	config.go   what an object is written with: the store, the keys
 //	inplace.go  requests to the store, and when they are made again
@@ -41,21 +43,23 @@ var (
 	ErrUnanswered = errors.New("the store does not answer")
 )
 
-// tries is how often an object is tried that changes meanwhile or whose store falters; pause is the first one between.
+// tries is how often an object is tried that changes meanwhile or whose store
+// falters; pause is the first one between.
 const (
 	tries = 4
 	pause = 250 * time.Millisecond
 )
 
-// awayPause is the first pause before a KMS is asked again that does not answer,
-// longAwayPause the longest.
+// awayPause is the first pause before a KMS is asked again that does not
+// answer, longAwayPause the longest.
 const (
 	awayPause     = time.Second
 	longAwayPause = 30 * time.Second
 )
 
-// Insist makes attempts at an object until one of them succeeds or fails for good. An attempt that finds no object returns
-// the outcome Gone and the store's answer.
+// Insist makes attempts at an object until one of them succeeds or fails for
+// good. An attempt that finds no object returns the outcome Gone and the
+// store's answer.
 //
 // A KMS that does not answer says nothing of the object: Insist waits for it
 // until ctx ends. away, if not nil, is called with the error at each such wait.
@@ -94,8 +98,8 @@ func Insist(ctx context.Context, e stored.Entry, away func(error), attempt func(
 	return r
 }
 
-// again reports whether an error may pass, or the object be another one now. Not found, but for the first look at it, is
-// what was deleted meanwhile.
+// again reports whether an error may pass, or the object be another one now.
+// Not found, but for the first look at it, is what was deleted meanwhile.
 func again(err error) bool {
 	if errors.Is(err, errTried) {
 		return false
@@ -110,7 +114,8 @@ func again(err error) bool {
 // isAway reports whether err is a KMS that does not answer, or not now.
 func isAway(err error) bool { return kms.IsUnreachable(err) || kms.IsThrottled(err) }
 
-// falters reports whether it is the store that has no time or cannot be reached.
+// falters reports whether it is the store that has no time or cannot be
+// reached.
 func falters(err error) bool {
 	switch stored.StatusOf(err) {
 	case http.StatusTooManyRequests, http.StatusInternalServerError, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
@@ -119,7 +124,8 @@ func falters(err error) bool {
 	return errors.Is(err, ErrUnanswered)
 }
 
-// errTried says that a piece was tried often enough, so that the whole need not be.
+// errTried says that a piece was tried often enough, so that the whole need
+// not be.
 var errTried = fmt.Errorf("%d attempts", tries)
 
 // Retry makes attempts at a piece of an object as long as the store falters.
@@ -145,7 +151,8 @@ type Store struct {
 	ETagIsMD5 bool // see Abilities
 }
 
-// Do sends a request, and tells a store that has not answered from one that has said no.
+// Do sends a request, and tells a store that has not answered from one that
+// has said no.
 func (s *Store) Do(r *http.Request) (*http.Response, error) {
 	resp, err := s.Send(r)
 	if body, ok := r.Body.(*outgoing); ok && err == nil && !body.ended.Load() {
@@ -164,8 +171,9 @@ func (s *Store) Do(r *http.Request) (*http.Response, error) {
 	return resp, err
 }
 
-// outgoing is the body of a request. A transport may go on to read it after the store has answered; what it is made of can
-// be used again once it is closed.
+// outgoing is the body of a request. A transport may go on to read it after
+// the store has answered; what it is made of can be used again once it is
+// closed.
 type outgoing struct {
 	io.Reader
 	ended   atomic.Bool
@@ -194,8 +202,9 @@ func (o *outgoing) wait(ctx context.Context) {
 	}
 }
 
-// answer is a body that tells a connection that broke from a stored object that is too short. The cause is not wrapped:
-// an unexpected EOF is what readers take for the latter.
+// answer is a body that tells a connection that broke from a stored object
+// that is too short. The cause is not wrapped: an unexpected EOF is what
+// readers take for the latter.
 type answer struct{ io.ReadCloser }
 
 func (a *answer) Read(p []byte) (int, error) {
@@ -206,8 +215,9 @@ func (a *answer) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Unchanged looks at the object right before it is overwritten, where the store knows no condition. What a client writes
-// in between is overwritten too.
+// Unchanged looks at the object right before it is overwritten, where the
+// store knows no condition. What a client writes in between is overwritten
+// too.
 func (s *Store) Unchanged(ctx context.Context, obj crypt.Object, etag string) error {
 	resp, err := s.Do(NewRequest(ctx, http.MethodHead, obj, "", nil, nil))
 	if err != nil {
@@ -226,7 +236,8 @@ type Payload struct {
 	Length int64
 }
 
-// NewRequest returns a request for an object, with a query that is encoded already.
+// NewRequest returns a request for an object, with a query that is encoded
+// already.
 func NewRequest(ctx context.Context, method string, obj crypt.Object, query string, header http.Header, p *Payload) *http.Request {
 	u := &url.URL{Path: "/" + obj.Bucket + "/" + obj.Key, RawQuery: query}
 	u.RawPath = sigv4.EscapePath(u.Path)
@@ -243,8 +254,9 @@ func NewRequest(ctx context.Context, method string, obj crypt.Object, query stri
 // maxAnswer bounds the store's documents, in bytes.
 const maxAnswer = 1 << 20
 
-// Ask sends a request and returns the document in the answer. S3 begins to answer copies and completions before it is
-// done with them, so that a failure can come with status 200.
+// Ask sends a request and returns the document in the answer. S3 begins to
+// answer copies and completions before it is done with them, so that a failure
+// can come with status 200.
 func (s *Store) Ask(ctx context.Context, method string, obj crypt.Object, query string, header http.Header, p *Payload) ([]byte, error) {
 	resp, err := s.Do(NewRequest(ctx, method, obj, query, header, p))
 	if err != nil {
@@ -258,7 +270,8 @@ func (s *Store) Ask(ctx context.Context, method string, obj crypt.Object, query 
 	return body.Bytes(), lateError(body.Bytes())
 }
 
-// lateError reads an error document that came with a good status. Whatever it says, the request can be made again.
+// lateError reads an error document that came with a good status. Whatever it
+// says, the request can be made again.
 func lateError(body []byte) error {
 	var doc struct {
 		XMLName       xml.Name

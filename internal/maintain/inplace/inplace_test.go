@@ -109,8 +109,8 @@ func markOf(t *testing.T, key *inplace.Key) http.Header {
 	return h
 }
 
-// No byte reaches the store that does not decrypt again: neither of a single-PUT
-// body nor of a part.
+// No byte reaches the store that does not decrypt again: neither of a
+// single-PUT body nor of a part.
 func TestAlteredOnTheWay(t *testing.T) {
 	cfg, obj := newConfig(t), crypt.Object{Bucket: bucket, Key: t.Name()}
 	key := newKey(t, cfg, obj)
@@ -249,8 +249,8 @@ func (s toServer) RoundTrip(r *http.Request) (*http.Response, error) {
 	return http.DefaultTransport.RoundTrip(out)
 }
 
-// A request that only reads is sent again to a store that has no time; a refusal
-// stands, and a write is never sent twice.
+// A request that only reads is sent again to a store that has no time; a
+// refusal stands, and a write is never sent twice.
 func TestSender(t *testing.T) {
 	impostor := errors.New("not the store's answer")
 	for name, row := range map[string]struct {

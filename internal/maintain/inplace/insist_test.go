@@ -14,8 +14,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// TestInsistWaitsForTheKMS: that a KMS is away, for however long, is no fault of
-// the object.
+// TestInsistWaitsForTheKMS: that a KMS is away, for however long, is no fault
+// of the object.
 func TestInsistWaitsForTheKMS(t *testing.T) {
 	for _, kind := range []kms.Kind{kms.Unreachable, kms.Throttled} {
 		synctest.Test(t, func(t *testing.T) {

@@ -27,8 +27,8 @@ func (e *StoreError) Error() string {
 // Status is that of the answer; package stored looks at it.
 func (e *StoreError) Status() int { return e.HTTPStatus }
 
-// How often a request without a body is sent to a store that does not answer it,
-// and the first pause in between. It doubles each time.
+// How often a request without a body is sent to a store that does not answer
+// it, and the first pause in between. It doubles each time.
 const (
 	sendTries = 5
 	sendPause = 200 * time.Millisecond
@@ -41,9 +41,9 @@ const maxRefusal = 64 << 10
 // not a success is a *StoreError.
 //
 // checkAnswer and checkRefusal return an error for an answer that is not S3's:
-// something between here and the store has sent it. Requests that only read are
-// sent again when the store has no time for them: among millions there always is
-// one.
+// something between here and the store has sent it. Requests that only read
+// are sent again when the store has no time for them: among millions there
+// always is one.
 func NewSender(
 	transport http.RoundTripper,
 	checkAnswer func(*http.Request, *http.Response) error,

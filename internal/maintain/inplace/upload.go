@@ -52,7 +52,8 @@ func (s *Store) Create(ctx context.Context, obj crypt.Object, header http.Header
 	return &Upload{store: s, obj: obj, uploadID: doc.UploadId}, nil
 }
 
-// Send sends a part. Where the ETag tells, the store has got the bytes that left.
+// Send sends a part. Where the ETag tells, the store has got the bytes that
+// left.
 func (u *Upload) Send(ctx context.Context, number int, p *Payload) error {
 	sum := md5.New() //nolint:gosec // as above
 	if u.store.ETagIsMD5 {
@@ -73,8 +74,9 @@ func (u *Upload) Send(ctx context.Context, number int, p *Payload) error {
 	return nil
 }
 
-// Seal sends a part that is encrypted on its way, and of which no byte leaves that has not been decrypted again by the key
-// that the KMS has unwrapped. seen, if not nil, is Checked.Seen.
+// Seal sends a part that is encrypted on its way, and of which no byte leaves
+// that has not been decrypted again by the key that the KMS has unwrapped.
+// seen, if not nil, is Checked.Seen.
 func (u *Upload) Seal(ctx context.Context, part crypt.Part, text io.Reader, key *Key, random io.Reader, seen func([]byte) error) error {
 	err := u.sealPart(ctx, part, text, key, random, seen)
 	if err != nil {
@@ -106,7 +108,8 @@ func (u *Upload) sealPart(ctx context.Context, part crypt.Part, text io.Reader, 
 	return err
 }
 
-// End sends the part that ends an upload whose last part does not do so by itself. It says which parts there are.
+// End sends the part that ends an upload whose last part does not do so by
+// itself. It says which parts there are.
 func (u *Upload) End(ctx context.Context, layout crypt.Layout, sum stored.Checksum, key *Key, random io.Reader) error {
 	sealed, err := crypt.SealChecksums(sum.Digests, key.DEK(), random)
 	if err != nil {
@@ -136,7 +139,8 @@ func (u *Upload) End(ctx context.Context, layout crypt.Layout, sum stored.Checks
 	return u.Send(ctx, part.Number, &Payload{bytes.NewReader(body), int64(len(body))})
 }
 
-// Complete makes the object, if the one that is there has the ETag; "" for whatever is there.
+// Complete makes the object, if the one that is there has the ETag; "" for
+// whatever is there.
 func (u *Upload) Complete(ctx context.Context, etag string) error {
 	doc, err := xml.Marshal(struct {
 		XMLName xml.Name        `xml:"http://s3.amazonaws.com/doc/2006-03-01/ CompleteMultipartUpload"`
@@ -158,7 +162,8 @@ func (u *Upload) Complete(ctx context.Context, etag string) error {
 	return err
 }
 
-// Abort removes the parts. It is tried also when the work was canceled; what is left after all is the lifecycle rule's.
+// Abort removes the parts. It is tried also when the work was canceled; what
+// is left after all is the lifecycle rule's.
 func (u *Upload) Abort(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abortTimeout)
 	defer cancel()

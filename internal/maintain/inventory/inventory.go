@@ -1,6 +1,6 @@
-// Package inventory finds out which KMS key protects which object of a bucket, as
-// the envelopes have it. It asks no KMS: it is also for the day on which a key is
-// lost. So nothing of what it says is verified.
+// Package inventory finds out which KMS key protects which object of a bucket,
+// as the envelopes have it. It asks no KMS: it is also for the day on which a
+// key is lost. So nothing of what it says is verified.
 package inventory
 
 import (
@@ -41,8 +41,8 @@ type Object struct {
 	gone bool // it was deleted since it was listed
 }
 
-// Key is a KMS key as an envelope names it. Name is that of the configuration and
-// Version that of the key; "-" for what is not known.
+// Key is a KMS key as an envelope names it. Name is that of the configuration
+// and Version that of the key; "-" for what is not known.
 type Key struct {
 	ID      string `json:"id"`
 	Name    string `json:"name"`
@@ -55,8 +55,8 @@ type Config struct {
 	Reader *stored.Reader
 	// KeyNames are the names of KMS keys, by id.
 	KeyNames map[string]string
-	// Quick believes the mark that a multipart object was created with. Otherwise
-	// the header of each part is read.
+	// Quick believes the mark that a multipart object was created with.
+	// Otherwise the header of each part is read.
 	Quick bool
 	// Parallel is how many objects are looked at, at a time.
 	Parallel int

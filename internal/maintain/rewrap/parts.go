@@ -14,8 +14,10 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// moveParts reads a multipart object and uploads it anew, with parts of the same numbers and lengths, and the one at the
-// end that the proxy had appended, if it had: sizes in listings and part numbers stay. It returns the parts.
+// moveParts reads a multipart object and uploads it anew, with parts of the
+// same numbers and lengths, and the one at the end that the proxy had
+// appended, if it had: sizes in listings and part numbers stay. It returns the
+// parts.
 func (m *Mover) moveParts(ctx context.Context, obj crypt.Object, seen *stored.Seen) (crypt.Layout, error) {
 	src, err := m.survey(ctx, obj, seen)
 	if err != nil {
@@ -52,7 +54,8 @@ func (m *Mover) moveParts(ctx context.Context, obj crypt.Object, seen *stored.Se
 	return src.layout, m.confirmParts(ctx, obj, src, up)
 }
 
-// contextOf is what the client has added to the encryption context of an upload. The first part says it as all others do.
+// contextOf is what the client has added to the encryption context of an
+// upload. The first part says it as all others do.
 func (m *Mover) contextOf(ctx context.Context, obj crypt.Object, seen *stored.Seen) (map[string]string, error) {
 	for part, err := range m.reader.PartHeaders(ctx, onlyIf(obj, seen.ETag), seen) {
 		if err != nil {
@@ -73,7 +76,8 @@ type source struct {
 	checksum stored.Checksum
 }
 
-// survey finds out the parts of an object, each of which verifies or is in the record.
+// survey finds out the parts of an object, each of which verifies or is in the
+// record.
 func (m *Mover) survey(ctx context.Context, obj crypt.Object, seen *stored.Seen) (*source, error) {
 	s := &source{request: onlyIf(obj, seen.ETag), seen: seen}
 	head, err := m.reader.Head(ctx, s.request)
@@ -124,7 +128,8 @@ func (m *Mover) reupload(ctx context.Context, obj crypt.Object, src *source, key
 	return up.Complete(ctx, src.seen.ETag)
 }
 
-// confirmParts reads what is stored now through the new key: the record, or else the header of each part.
+// confirmParts reads what is stored now through the new key: the record, or
+// else the header of each part.
 func (m *Mover) confirmParts(ctx context.Context, obj crypt.Object, src *source, up *inplace.Upload) error {
 	q := request(obj)
 	seen, err := m.check.Look(ctx, q)

@@ -1,12 +1,15 @@
-// Package rewrap moves stored objects to another KMS key, or to the newest version of the one they are under.
+// Package rewrap moves stored objects to another KMS key, or to the newest
+// version of the one they are under.
 //
-// Of an object that was put whole only the envelope changes: its data key is unwrapped by the old KMS key and wrapped by
-// the new one, and the body stays as it is. An object in parts, each of which has a header of its own in the body, is read,
-// verified and uploaded anew with the same parts.
+// Of an object that was put whole only the envelope changes: its data key is
+// unwrapped by the old KMS key and wrapped by the new one, and the body stays
+// as it is. An object in parts, each of which has a header of its own in the
+// body, is read, verified and uploaded anew with the same parts.
 //
-// An envelope is the only way to its object. So a new one is written only after the KMS has unwrapped it again, and only
-// over the very object that it was made for: by a condition that the store holds to, see inplace.Abilities. What a client
-// stores meanwhile stays.
+// An envelope is the only way to its object. So a new one is written only
+// after the KMS has unwrapped it again, and only over the very object that it
+// was made for: by a condition that the store holds to, see inplace.Abilities.
+// What a client stores meanwhile stays.
 //
 //	rewrap.go  one object, and what is to be done with it
 //	single.go  those that were put whole
@@ -31,12 +34,14 @@ type Config struct {
 	inplace.Config
 	// To is the name or id of the key to move to; "" for the one of the rules.
 	To string
-	// All moves objects that are under the key already too, unless kms.VersionOf tells that they are under its newest version.
+	// All moves objects that are under the key already too, unless
+	// kms.VersionOf tells that they are under its newest version.
 	All bool
 	// Bind moves also what nothing proves to be genuine, see
 	// keyring.Lease.Unbound: whoever sets it vouches for the objects.
 	Bind bool
-	// Method is how an object that was put whole gets its envelope. It must be set, unless DryRun is.
+	// Method is how an object that was put whole gets its envelope. It must be
+	// set, unless DryRun is.
 	Method Method
 }
 
@@ -54,8 +59,8 @@ func (m Method) String() string {
 	return [...]string{"none", "copy", "put"}[m]
 }
 
-// Safest is the method by which nothing is lost that clients write meanwhile, the cheaper one of two. NoMethod if there is
-// none.
+// Safest is the method by which nothing is lost that clients write meanwhile,
+// the cheaper one of two. NoMethod if there is none.
 func Safest(a inplace.Abilities) Method {
 	switch {
 	case a.CopyIfMatch:
@@ -101,8 +106,9 @@ func (m *Mover) Move(ctx context.Context, bucket string, e stored.Entry) walk.Re
 	return inplace.Insist(ctx, e, m.cfg.Away, func(ctx context.Context) (walk.Result, error) { return m.attempt(ctx, obj) })
 }
 
-// attempt looks at an object and does with it what it takes. All that it supposes of the object is a condition of what it
-// writes, so that it can be called again whatever has happened.
+// attempt looks at an object and does with it what it takes. All that it
+// supposes of the object is a condition of what it writes, so that it can be
+// called again whatever has happened.
 func (m *Mover) attempt(ctx context.Context, obj crypt.Object) (walk.Result, error) {
 	q := request(obj)
 	seen, err := m.reader.Look(ctx, q)
@@ -146,7 +152,8 @@ func (m *Mover) attempt(ctx context.Context, obj crypt.Object) (walk.Result, err
 	return r, err
 }
 
-// current reports whether all of an object is under the key that it is to be under.
+// current reports whether all of an object is under the key that it is to be
+// under.
 func (m *Mover) current(ctx context.Context, q stored.Request, seen *stored.Seen) (bool, error) {
 	target, err := m.cfg.Keys.KeyID(q.Object, m.cfg.Client, m.cfg.To)
 	if err != nil {
@@ -166,7 +173,8 @@ func (m *Mover) current(ctx context.Context, q stored.Request, seen *stored.Seen
 	return true, nil
 }
 
-// under reports whether a wrapped data key is as it would be if it were wrapped now.
+// under reports whether a wrapped data key is as it would be if it were
+// wrapped now.
 func (m *Mover) under(ctx context.Context, obj crypt.Object, target, keyID string, wrapped []byte) (bool, error) {
 	same := kms.SameKey(keyID, target)
 	switch {
@@ -209,7 +217,8 @@ func request(obj crypt.Object) stored.Request {
 	return stored.Request{Object: obj, Plaintext: func() error { return inplace.ErrChanged }}
 }
 
-// onlyIf is a request that fails if the object is no longer the one with that ETag.
+// onlyIf is a request that fails if the object is no longer the one with that
+// ETag.
 func onlyIf(obj crypt.Object, etag string) stored.Request {
 	q := request(obj)
 	q.Header = http.Header{"If-Match": {etag}}

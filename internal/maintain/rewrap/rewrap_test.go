@@ -176,7 +176,8 @@ func (l *lab) reader() *stored.Reader {
 	}}
 }
 
-// read reads the object through both keys, and returns the id of the one that it is under.
+// read reads the object through both keys, and returns the id of the one that
+// it is under.
 func (l *lab) read() string {
 	l.Helper()
 	o, err := l.reader().Get(l.Context(), l.request())
@@ -192,7 +193,8 @@ func (l *lab) read() string {
 	return o.KeyID
 }
 
-// contexts are what the client has added to the encryption context, of the object or of each part.
+// contexts are what the client has added to the encryption context, of the
+// object or of each part.
 func (l *lab) contexts() (out []map[string]string) {
 	l.Helper()
 	take := func(wrapped []byte) {
@@ -274,7 +276,8 @@ func (c *counting) Unwrap(ctx context.Context, wrapped []byte, ec kms.Encryption
 	return c.Wrapper.Unwrap(ctx, wrapped, ec)
 }
 
-// oneWay is a key that wraps, and does not unwrap what it has wrapped, or unwraps it to something else.
+// oneWay is a key that wraps, and does not unwrap what it has wrapped, or
+// unwraps it to something else.
 type oneWay struct {
 	kms.Wrapper
 	answer func() ([]byte, error)
@@ -300,7 +303,8 @@ func TestThreeKMSCallsAnObject(t *testing.T) {
 	}
 }
 
-// The envelope that is there is the only way to the object. It is not given up for one that nobody can open.
+// The envelope that is there is the only way to the object. It is not given up
+// for one that nobody can open.
 func TestAKeyThatOnlyWrapsGetsNothing(t *testing.T) {
 	for name, answer := range map[string]func() ([]byte, error){
 		"denied":           func() ([]byte, error) { return nil, &kms.Error{Kind: kms.Denied, Op: "unwrap", Err: errors.New("no")} },
@@ -352,8 +356,9 @@ func TestWhatDoesNotVerifyIsNotTouched(t *testing.T) {
 	}
 }
 
-// asCopy is a store whose CopyObject holds to If-Match, as that of S3 does. before runs once, after the store has looked at
-// the source and before it looks at what it overwrites; behind runs after the copy.
+// asCopy is a store whose CopyObject holds to If-Match, as that of S3 does.
+// before runs once, after the store has looked at the source and before it
+// looks at what it overwrites; behind runs after the copy.
 func asCopy(before, behind func()) func(*http.Request) (*http.Response, error) {
 	once := func(f func()) {
 		if f != nil {
@@ -420,7 +425,8 @@ func TestCopyOfWhatWasOverwritten(t *testing.T) {
 	}
 }
 
-// A store that edits metadata in place can put the old object's envelope on a new body. It cannot be undone, and must be said.
+// A store that edits metadata in place can put the old object's envelope on a
+// new body. It cannot be undone, and must be said.
 func TestAnEnvelopeOnTheWrongBodyIsNoticed(t *testing.T) {
 	l := newLab(t, localKey(t))
 	l.cfg.Method = rewrap.Copy
@@ -448,7 +454,8 @@ func TestAnEnvelopeOnTheWrongBodyIsNoticed(t *testing.T) {
 	}
 }
 
-// What the store has done although its answer never came is not done again, or undone.
+// What the store has done although its answer never came is not done again, or
+// undone.
 func TestAnAnswerThatIsLost(t *testing.T) {
 	l := newLab(t, localKey(t))
 	lost := 0
@@ -469,7 +476,8 @@ func TestAnAnswerThatIsLost(t *testing.T) {
 	}
 }
 
-// A body that is damaged on its way out of the store does not take the place of the good one.
+// A body that is damaged on its way out of the store does not take the place
+// of the good one.
 func TestADamagedBodyIsNotSentBack(t *testing.T) {
 	for _, at := range []int64{0, 39, 40, 65_552, 100_000} {
 		l := newLab(t, localKey(t))
@@ -565,7 +573,8 @@ func TestProbe(t *testing.T) {
 	}
 }
 
-// What an object has beside its body is sent along, whatever the way; what the transfer and the envelope put there is not.
+// What an object has beside its body is sent along, whatever the way; what the
+// transfer and the envelope put there is not.
 func TestCarriedHeaders(t *testing.T) {
 	have := map[string]string{
 		"X-Amz-Storage-Class": "STANDARD_IA", "X-Amz-Object-Lock-Mode": "COMPLIANCE", "X-Amz-Object-Lock-Retain-Until-Date": "2030-01-01T00:00:00Z",
@@ -652,7 +661,8 @@ func TestEncryptionContextIsKept(t *testing.T) {
 	}
 }
 
-// --all moves what is under the key, but not what is under the newest version of it.
+// --all moves what is under the key, but not what is under the newest version
+// of it.
 func TestAllKnowsVersions(t *testing.T) {
 	key, path := proxytest.NewLocalKey(t)
 	l := newLab(t, key)

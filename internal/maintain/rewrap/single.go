@@ -14,10 +14,12 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// maxCopy is the longest object that one CopyObject or PutObject takes, in bytes.
+// maxCopy is the longest object that one CopyObject or PutObject takes, in
+// bytes.
 const maxCopy = 5 << 30
 
-// ErrLost says that the store has put an envelope on an object that it does not belong to.
+// ErrLost says that the store has put an envelope on an object that it does
+// not belong to.
 var ErrLost = errors.New("THE OBJECT CAN NO LONGER BE READ")
 
 // moveSingle gives an object that was put whole an envelope under the new key.
@@ -59,7 +61,8 @@ func (m *Mover) moveSingle(ctx context.Context, obj crypt.Object, seen *stored.S
 	return m.confirm(ctx, obj, fresh, seen.Stored == 0)
 }
 
-// rewrapped is the envelope under the new key, which has proved that it unwraps it.
+// rewrapped is the envelope under the new key, which has proved that it
+// unwraps it.
 func (m *Mover) rewrapped(ctx context.Context, obj crypt.Object, have *crypt.Envelope, old *keyring.Lease) (*crypt.Envelope, error) {
 	wrapped, err := crypt.ParseWrappedKey(have.WrappedDEK)
 	if err != nil {
@@ -80,8 +83,8 @@ func (m *Mover) rewrapped(ctx context.Context, obj crypt.Object, have *crypt.Env
 	return &fresh, fresh.Sign(old.DEK(), obj)
 }
 
-// copy has the store copy the object onto itself. The source is the current version and not one by its id: the condition
-// is then one on what is there.
+// copy has the store copy the object onto itself. The source is the current
+// version and not one by its id: the condition is then one on what is there.
 func (m *Mover) copy(ctx context.Context, obj crypt.Object, seen *stored.Seen, header http.Header) error {
 	header.Set("X-Amz-Copy-Source", sigv4.EscapePath("/"+obj.Bucket+"/"+obj.Key))
 	header.Set("X-Amz-Copy-Source-If-Match", seen.ETag)
@@ -98,8 +101,9 @@ func (m *Mover) copy(ctx context.Context, obj crypt.Object, seen *stored.Seen, h
 	return err
 }
 
-// put sends the stored body back to the store, with the new envelope. It is verified on the way, so that a body that was
-// damaged meanwhile does not take the place of a good one.
+// put sends the stored body back to the store, with the new envelope. It is
+// verified on the way, so that a body that was damaged meanwhile does not take
+// the place of a good one.
 func (m *Mover) put(ctx context.Context, obj crypt.Object, seen *stored.Seen, header http.Header, dek *keyring.Lease) error {
 	if err := m.store.CarryTags(ctx, obj, header); err != nil {
 		return err
@@ -143,8 +147,9 @@ func (m *Mover) putEmpty(ctx context.Context, obj crypt.Object, seen *stored.See
 	return err
 }
 
-// confirm looks at what is stored now. The header of the envelope is that of the body, which is drawn for each one that
-// is written: so the envelope and the body are seen to belong together.
+// confirm looks at what is stored now. The header of the envelope is that of
+// the body, which is drawn for each one that is written: so the envelope and
+// the body are seen to belong together.
 func (m *Mover) confirm(ctx context.Context, obj crypt.Object, fresh *crypt.Envelope, empty bool) error { //nolint:revive // of the object, and no mode
 	look := func() (*stored.Seen, error) { return m.check.Peek(ctx, request(obj), crypt.HeaderSize) }
 	if empty {

@@ -21,7 +21,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// walking is a Walk over keys that are all plaintext, or refused by the store where fails says so.
+// walking is a Walk over keys that are all plaintext, or refused by the store
+// where fails says so.
 type walking struct {
 	walk.Walk
 	fails func(key string) bool
@@ -108,7 +109,8 @@ func TestWalkGoesOnWhereItEnded(t *testing.T) {
 	}
 }
 
-// A walk that is ended while it tries again what failed before forgets none of it.
+// A walk that is ended while it tries again what failed before forgets none of
+// it.
 func TestWalkEndedInTheMiddleOfWhatFailed(t *testing.T) {
 	w := newWalking(t, "a", "b", "c", "d", "e")
 	w.fails = func(string) bool { return true }
@@ -152,7 +154,8 @@ func TestWalkEndsWhenNothingSucceeds(t *testing.T) {
 	if err := w.Run(t.Context(), walk.State{Command: "rewrap", Bucket: bucket}); err != nil || len(w.told) != 2990 {
 		t.Errorf("kept going: %v after %d", err, len(w.told))
 	}
-	// More have failed than a state holds: those that it does not hold lie behind its position.
+	// More have failed than a state holds: those that it does not hold lie
+	// behind its position.
 	s := w.state(t)
 	if len(s.Failed) != 1000 || s.After != "k01009" {
 		t.Errorf("at %s, %d failed", s.After, len(s.Failed))

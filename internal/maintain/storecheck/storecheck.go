@@ -36,8 +36,8 @@ type Config struct {
 	Prefix string
 }
 
-// Probe asks a store for small things. Its checks return what is worth saying of
-// a success, which may be nothing. It is not safe for concurrent use.
+// Probe asks a store for small things. Its checks return what is worth saying
+// of a success, which may be nothing. It is not safe for concurrent use.
 type Probe struct {
 	send   inplace.Sender
 	bucket string

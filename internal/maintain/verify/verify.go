@@ -1,5 +1,5 @@
-// Package verify reads stored objects to their last byte, and says of those that do not verify what is at fault: the
-// object, the key or the store.
+// Package verify reads stored objects to their last byte, and says of those
+// that do not verify what is at fault: the object, the key or the store.
 package verify
 
 import (
@@ -36,7 +36,8 @@ var Faults = []Fault{Integrity, Plaintext, KeyRevoked, KeyUnknown, KeyUnavailabl
 // ErrPlaintext says that an object has no envelope.
 var ErrPlaintext = errors.New("it has no encryption envelope: cmekproxy did not store it, or its envelope was removed")
 
-// errCustomer says that the key is one that the client brings with each request.
+// errCustomer says that the key is one that the client brings with each
+// request.
 var errCustomer = errors.New("under a key of the client's")
 
 // Config is what a Verifier works with.
@@ -141,8 +142,8 @@ var damage = []error{
 	stored.ErrIntegrity, crypt.ErrAuth, crypt.ErrTruncated, crypt.ErrTrailing, crypt.ErrSize, crypt.ErrEnvelope, crypt.ErrVersion, crypt.ErrDEK,
 }
 
-// FaultOf says what is at fault, by the error of an object that could not be read. What says nothing of the object is never
-// called damage.
+// FaultOf says what is at fault, by the error of an object that could not be
+// read. What says nothing of the object is never called damage.
 func FaultOf(err error) Fault {
 	var key *kms.Error
 	switch {

@@ -49,7 +49,8 @@ func TestFaultOf(t *testing.T) {
 	}
 }
 
-// A store that breaks off in the middle of a body has not damaged the object. It is asked again.
+// A store that breaks off in the middle of a body has not damaged the object.
+// It is asked again.
 func TestABrokenConnectionIsNoDamage(t *testing.T) {
 	key, _ := proxytest.NewLocalKey(t)
 	keys := proxytest.NewKeyring(t, keyring.Config{Keys: []keyring.Key{{Name: "key", Wrapper: key}}, Rules: []keyring.Rule{{Key: "key"}}})

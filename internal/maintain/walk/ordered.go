@@ -17,8 +17,8 @@ type ordered[Out any] struct {
 // up to which all is done. Up to ahead results wait for an earlier one.
 //
 // An error of in, or of ctx, is yielded after everything that came before it,
-// and ends the loop. When the loop is left, the context of work is canceled, and
-// all of it has returned.
+// and ends the loop. When the loop is left, the context of work is canceled,
+// and all of it has returned.
 func InOrder[In, Out any](ctx context.Context, in iter.Seq2[In, error], parallel, ahead int, work func(context.Context, In) Out) iter.Seq2[Out, error] {
 	return func(yield func(Out, error) bool) {
 		inner, cancel := context.WithCancel(ctx)

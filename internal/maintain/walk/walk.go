@@ -1,4 +1,5 @@
-// Package walk looks at all objects of a listing, several at a time and in its order, and can go on where it was ended.
+// Package walk looks at all objects of a listing, several at a time and in its
+// order, and can go on where it was ended.
 package walk
 
 import (
@@ -17,12 +18,15 @@ import (
 )
 
 const (
-	// maxFailed is how many failed keys a State holds. When there are more, its position stands still, and the next run
-	// looks at all that comes after it.
+	// maxFailed is how many failed keys a State holds. When there are more,
+	// its position stands still, and the next run looks at all that comes
+	// after it.
 	maxFailed = 1000
-	// window is how many objects may be done while an earlier one, such as a large one in parts, is not.
+	// window is how many objects may be done while an earlier one, such as a
+	// large one in parts, is not.
 	window = 2000
-	// inARow is how many failures in a row end a walk: the fault is then with a key or the store, and not with the objects.
+	// inARow is how many failures in a row end a walk: the fault is then with
+	// a key or the store, and not with the objects.
 	inARow = 200
 	// saveEvery is how often the state is written.
 	saveEvery = time.Second
@@ -61,7 +65,8 @@ type Result struct {
 	Parts   int      // of a multipart one that is done
 	KeyIDs  []string // of the KMS keys that it is under, as far as that was looked at
 	Err     error    // of one that failed
-	// Own says that the fault is the object's own, and tells nothing of those that come after it.
+	// Own says that the fault is the object's own, and tells nothing of those
+	// that come after it.
 	Own bool
 }
 
@@ -71,7 +76,8 @@ type Walk struct {
 	Do       func(ctx context.Context, e stored.Entry) Result
 	List     func(ctx context.Context, l stored.Listing) iter.Seq2[stored.Entry, error]
 	Parallel int // objects at a time
-	// File is the path of the state, by which a walk that was ended goes on; "" for none.
+	// File is the path of the state, by which a walk that was ended goes on;
+	// "" for none.
 	File string
 	// DryRun reads the state, and does not write it.
 	DryRun bool
@@ -83,7 +89,8 @@ type Walk struct {
 	Now func() time.Time
 }
 
-// State is how far a walk has come. It is written now and then, and lags behind what is done, never ahead of it.
+// State is how far a walk has come. It is written now and then, and lags
+// behind what is done, never ahead of it.
 type State struct {
 	Command string `json:"command"`
 	Bucket  string `json:"bucket"`
@@ -98,8 +105,10 @@ type State struct {
 	Saved  time.Time `json:"saved"`
 }
 
-// Run walks over what of fresh.Bucket has the prefix. What fresh says of itself must be what a state says that is gone on
-// with. It returns an error if it did not come to the end; that objects failed is none, and told to Report only.
+// Run walks over what of fresh.Bucket has the prefix. What fresh says of
+// itself must be what a state says that is gone on with. It returns an error
+// if it did not come to the end; that objects failed is none, and told to
+// Report only.
 func (w *Walk) Run(ctx context.Context, fresh State) error {
 	state, err := w.load(fresh)
 	if err != nil {
@@ -137,7 +146,8 @@ func (w *Walk) todo(ctx context.Context, state State) iter.Seq2[stored.Entry, er
 	}
 }
 
-// doAll does what is to be done, which begins with what failed before, and notes it in state.
+// doAll does what is to be done, which begins with what failed before, and
+// notes it in state.
 func (w *Walk) doAll(ctx context.Context, state *State, before []string, todo iter.Seq2[stored.Entry, error]) error {
 	saved, row, seen, frozen := w.Now(), 0, 0, false
 	defer func() {

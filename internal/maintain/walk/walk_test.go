@@ -42,7 +42,8 @@ func over(t *testing.T, n int, do func(key string) walk.Result) (w *walk.Walk, t
 
 var errFailure = errors.New("it failed")
 
-// After a result that says so nothing more is done, and the state has it among what failed.
+// After a result that says so nothing more is done, and the state has it among
+// what failed.
 func TestStop(t *testing.T) {
 	w, told := over(t, 100, func(key string) walk.Result {
 		if key == "k0005" {
@@ -64,7 +65,8 @@ func TestStop(t *testing.T) {
 	}
 }
 
-// Faults of objects do not end a walk, however many; those of keys and stores do.
+// Faults of objects do not end a walk, however many; those of keys and stores
+// do.
 func TestFaultsInARow(t *testing.T) {
 	for _, own := range []bool{true, false} {
 		w, told := over(t, 300, func(string) walk.Result { return walk.Result{Outcome: walk.Failed, Err: errFailure, Own: own} })

@@ -1,5 +1,6 @@
-// Package embedded is a real S3 store in this process, for `cmekproxy dev` and for tests: versitygw's posix backend, which
-// keeps objects as files below a directory.
+// Package embedded is a real S3 store in this process, for `cmekproxy dev` and
+// for tests: versitygw's posix backend, which keeps objects as files below a
+// directory.
 package embedded
 
 import (
@@ -27,8 +28,9 @@ type Config struct {
 	Versions  string // directory for old versions of objects; must exist. "": buckets cannot keep any
 }
 
-// Start runs the store on a Unix socket that only this user can open. One can run at a time in a process; it changes
-// the working directory of the process to Dir. stop ends it and waits.
+// Start runs the store on a Unix socket that only this user can open. One can
+// run at a time in a process; it changes the working directory of the process
+// to Dir. stop ends it and waits.
 func Start(ctx context.Context, cfg Config) (socket string, stop func(), err error) {
 	store, err := newBackend(cfg.Dir, cfg.Versions)
 	if err != nil {
@@ -64,7 +66,8 @@ func Start(ctx context.Context, cfg Config) (socket string, stop func(), err err
 // maxCopy is the longest object that CopyObject takes, in bytes: that of S3.
 const maxCopy = 5 << 30
 
-// newBackend keeps metadata in extended attributes, and in files beside the buckets where the file system has none.
+// newBackend keeps metadata in extended attributes, and in files beside the
+// buckets where the file system has none.
 func newBackend(dir, versions string) (backend.Backend, error) {
 	opts := posix.PosixOpts{NewDirPerm: 0o700, VersioningDir: versions, CopyObjectThreshold: maxCopy}
 	if (meta.XattrMeta{}).Test(dir) == nil {

@@ -1,6 +1,6 @@
 // Identcase finds identifiers that differ by case only, such as a method sum
-// beside a field Sum. A reader who hears or remembers one of them cannot tell it
-// from the other.
+// beside a field Sum. A reader who hears or remembers one of them cannot tell
+// it from the other.
 //
 //	identcase [DIR...]
 //

@@ -1,8 +1,10 @@
-// Command kmsd runs the AWS KMS look-alike of package kmstest as a process, for demonstrations and end-to-end tests.
-// It prints one line of JSON with its endpoint and the keys it created, and serves until it is told to stop.
+// Command kmsd runs the AWS KMS look-alike of package kmstest as a process,
+// for demonstrations and end-to-end tests. It prints one line of JSON with its
+// endpoint and the keys it created, and serves until it is told to stop.
 //
-// Who calls is told by the access key id alone: the user of that name, in account 111122223333, is its principal in key
-// policies and grants. The operations that change a key are for everyone.
+// Who calls is told by the access key id alone: the user of that name, in
+// account 111122223333, is its principal in key policies and grants. The
+// operations that change a key are for everyone.
 //
 // It is no KMS to trust: it takes any signature, and keeps keys in clear.
 package main
