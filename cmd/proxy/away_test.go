@@ -13,6 +13,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 
 	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
+	"github.com/cmekproxy/cmekproxy/internal/proxytest"
 )
 
 // TestSweepsWaitForTheKMS: an object is not called bad, nor left out, because
@@ -31,13 +32,13 @@ func TestSweepsWaitForTheKMS(t *testing.T) {
 	keys := fmt.Sprintf("keys: [{name: next, provider: aws-kms, key_id: %q, endpoint: %q}, {name: main, provider: aws-kms, key_id: %q, endpoint: %q}]\nunused: [",
 		arns[1], server.URL(), arns[0], server.URL())
 	listen, admin := freePort(t), freePort(t)
-	store := realStore(t)
+	store := proxytest.ServeStore(t)
 	config := writeConfig(t, store, listen, admin, "keys: [", keys)
 	dropLine(t, config, "unused: ")
 	s := start(t, "serve", "--config", config)
 	waitStatus(t, "http://"+admin+"/readyz", http.StatusOK)
 	bucket, key := "bucket", "key"
-	direct := client(strings.TrimPrefix(store, "http://"), "storekey", "storesecretstoresecret")
+	direct := client(strings.TrimPrefix(store, "http://"), proxytest.AccessKey, proxytest.SecretKey)
 	if _, err := direct.CreateBucket(t.Context(), &s3.CreateBucketInput{Bucket: &bucket}); err != nil {
 		t.Fatal(err)
 	}

@@ -8,12 +8,14 @@ import (
 	"testing"
 
 	"github.com/aws/aws-sdk-go-v2/service/s3"
+
+	"github.com/cmekproxy/cmekproxy/internal/proxytest"
 )
 
 // What the check finds out of a real store, and that it leaves nothing there.
 func TestCheckStore(t *testing.T) {
-	store := realStore(t)
-	direct, bucket := client(strings.TrimPrefix(store, "http://"), "storekey", "storesecretstoresecret"), "bucket"
+	store := proxytest.ServeStore(t)
+	direct, bucket := client(strings.TrimPrefix(store, "http://"), proxytest.AccessKey, proxytest.SecretKey), "bucket"
 	if _, err := direct.CreateBucket(t.Context(), &s3.CreateBucketInput{Bucket: &bucket}); err != nil {
 		t.Fatal(err)
 	}

@@ -8,7 +8,6 @@ import (
 	"crypto/md5"
 	"crypto/rand"
 	"encoding/base64"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -22,35 +21,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 
-	"github.com/cmekproxy/cmekproxy/internal/origin/embedded"
+	"github.com/cmekproxy/cmekproxy/internal/proxytest"
 )
-
-// realStore starts a store, and returns its URL.
-func realStore(t *testing.T) string {
-	t.Helper()
-	return startStore(t, embedded.Config{Dir: t.TempDir()})
-}
-
-func startStore(t *testing.T, cfg embedded.Config) string {
-	t.Helper()
-	cfg.AccessKey, cfg.SecretKey, cfg.Region = "storekey", "storesecretstoresecret", "us-east-1"
-	socket, stop, err := embedded.Start(context.Background(), cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(stop)
-	server := httptest.NewServer(&httputil.ReverseProxy{
-		Rewrite: func(r *httputil.ProxyRequest) {
-			r.SetURL(&url.URL{Scheme: "http", Host: r.In.Host})
-			r.Out.Host = r.In.Host
-		},
-		Transport: &http.Transport{DisableCompression: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", socket)
-		}},
-	})
-	t.Cleanup(server.Close)
-	return server.URL
-}
 
 // putParts uploads an object in parts.
 func putParts(t *testing.T, c *s3.Client, bucket, key string, parts ...[]byte) {
@@ -76,13 +48,13 @@ func putParts(t *testing.T, c *s3.Client, bucket, key string, parts ...[]byte) {
 }
 
 func TestDecrypt(t *testing.T) {
-	store := realStore(t)
+	store := proxytest.ServeStore(t)
 	listen, admin := freePort(t), freePort(t)
 	config := writeConfig(t, store, listen, admin)
 	s := start(t, "serve", "--config", config)
 	waitStatus(t, "http://"+admin+"/readyz", http.StatusOK)
 	bucket := "bucket"
-	direct := client(strings.TrimPrefix(store, "http://"), "storekey", "storesecretstoresecret")
+	direct := client(strings.TrimPrefix(store, "http://"), proxytest.AccessKey, proxytest.SecretKey)
 	if _, err := direct.CreateBucket(t.Context(), &s3.CreateBucketInput{Bucket: &bucket}); err != nil {
 		t.Fatal(err)
 	}
@@ -126,7 +98,7 @@ func TestDecrypt(t *testing.T) {
 
 // A store that has no time for a request is asked again, whatever the command.
 func TestDecryptOfAStoreThatFalters(t *testing.T) {
-	store, err := url.Parse(realStore(t))
+	store, err := url.Parse(proxytest.ServeStore(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -150,7 +122,7 @@ func TestDecryptOfAStoreThatFalters(t *testing.T) {
 	s := start(t, "serve", "--config", config)
 	waitStatus(t, "http://"+admin+"/readyz", http.StatusOK)
 	bucket := "bucket"
-	if _, err := client(store.Host, "storekey", "storesecretstoresecret").CreateBucket(t.Context(), &s3.CreateBucketInput{Bucket: &bucket}); err != nil {
+	if _, err := client(store.Host, proxytest.AccessKey, proxytest.SecretKey).CreateBucket(t.Context(), &s3.CreateBucketInput{Bucket: &bucket}); err != nil {
 		t.Fatal(err)
 	}
 	putParts(t, client(listen, "appkey", "appsecretappsecret"), bucket, "k", bytes.Repeat([]byte("x"), 5<<20), []byte("end"))
@@ -169,13 +141,13 @@ func TestDecryptOfAStoreThatFalters(t *testing.T) {
 
 // Data keys that are more than what the KMS gave, and keys that clients bring.
 func TestDecryptOtherDataKeys(t *testing.T) {
-	store := realStore(t)
+	store := proxytest.ServeStore(t)
 	listen, admin := freePort(t), freePort(t)
 	config := writeConfig(t, store, listen, admin, `buckets: ["*"], key: main`, `buckets: ["*"], key: main, dek_reuse: {max_age: 1h}`)
 	s := start(t, "serve", "--config", config)
 	waitStatus(t, "http://"+admin+"/readyz", http.StatusOK)
 	bucket := "bucket"
-	direct := client(strings.TrimPrefix(store, "http://"), "storekey", "storesecretstoresecret")
+	direct := client(strings.TrimPrefix(store, "http://"), proxytest.AccessKey, proxytest.SecretKey)
 	if _, err := direct.CreateBucket(t.Context(), &s3.CreateBucketInput{Bucket: &bucket}); err != nil {
 		t.Fatal(err)
 	}
@@ -306,7 +278,7 @@ func storeOf(t *testing.T, config string) string {
 func refused(t *testing.T, config, store, dir string) {
 	t.Helper()
 	bucket, key := "bucket", "plain"
-	direct := client(strings.TrimPrefix(store, "http://"), "storekey", "storesecretstoresecret")
+	direct := client(strings.TrimPrefix(store, "http://"), proxytest.AccessKey, proxytest.SecretKey)
 	if _, err := direct.PutObject(t.Context(), &s3.PutObjectInput{Bucket: &bucket, Key: &key, Body: strings.NewReader("x")}); err != nil {
 		t.Fatal(err)
 	}

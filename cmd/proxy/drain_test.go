@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/service/s3"
+
+	"github.com/cmekproxy/cmekproxy/internal/proxytest"
 )
 
 // drained is a proxy in front of a real store, with an object that a client
@@ -33,13 +35,13 @@ const drainSize = 64 << 20
 func newDrained(t *testing.T, limits string) *drained {
 	t.Helper()
 	d := &drained{listen: freePort(t), admin: freePort(t)}
-	store := realStore(t)
+	store := proxytest.ServeStore(t)
 	d.config = writeConfig(t, store, d.listen, d.admin, "limits: {shutdown_grace: 20s}", limits)
 	d.key = filepath.Join(filepath.Dir(d.config), "kms.key")
 	d.app = client(d.listen, "appkey", "appsecretappsecret")
 
 	bucket := "bucket"
-	direct := client(strings.TrimPrefix(store, "http://"), "storekey", "storesecretstoresecret")
+	direct := client(strings.TrimPrefix(store, "http://"), proxytest.AccessKey, proxytest.SecretKey)
 	if _, err := direct.CreateBucket(t.Context(), &s3.CreateBucketInput{Bucket: &bucket}); err != nil {
 		t.Fatal(err)
 	}

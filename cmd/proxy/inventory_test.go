@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"maps"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -18,7 +17,6 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 
 	"github.com/cmekproxy/cmekproxy/internal/maintain/inventory"
-	"github.com/cmekproxy/cmekproxy/internal/origin/embedded"
 )
 
 func TestInventory(t *testing.T) {
@@ -133,13 +131,7 @@ func TestInventoryCommandLines(t *testing.T) {
 // newVersioned is newMove with a bucket that keeps old versions.
 func newVersioned(t *testing.T) *move {
 	t.Helper()
-	dir := t.TempDir()
-	for _, name := range []string{"objects", "versions"} {
-		if err := os.Mkdir(filepath.Join(dir, name), 0o700); err != nil {
-			t.Fatal(err)
-		}
-	}
-	m := newMoveIn(t, embedded.Config{Dir: filepath.Join(dir, "objects"), Versions: filepath.Join(dir, "versions")})
+	m := newMove(t)
 	if _, err := m.direct.PutBucketVersioning(t.Context(), &s3.PutBucketVersioningInput{
 		Bucket: &m.bucket, VersioningConfiguration: &types.VersioningConfiguration{Status: types.BucketVersioningStatusEnabled},
 	}); err != nil {

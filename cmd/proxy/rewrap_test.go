@@ -38,7 +38,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/maintain/inventory"
 	"github.com/cmekproxy/cmekproxy/internal/maintain/walk"
 	"github.com/cmekproxy/cmekproxy/internal/origin"
-	"github.com/cmekproxy/cmekproxy/internal/origin/embedded"
+	"github.com/cmekproxy/cmekproxy/internal/proxytest"
 )
 
 // commandEnv has the arguments for TestMainCommand, one a line: the test
@@ -72,13 +72,8 @@ type move struct {
 
 func newMove(t *testing.T) *move {
 	t.Helper()
-	return newMoveIn(t, embedded.Config{Dir: t.TempDir()})
-}
-
-func newMoveIn(t *testing.T, store embedded.Config) *move {
-	t.Helper()
 	m := &move{
-		t: t, store: startStore(t, store), dir: t.TempDir(), bucket: "bucket",
+		t: t, store: proxytest.ServeStore(t), dir: t.TempDir(), bucket: "bucket",
 		keys: make(map[string]string), texts: make(map[string][sha256.Size]byte), plain: make(map[string]bool),
 	}
 	for _, name := range []string{"old", "new"} {
@@ -90,7 +85,7 @@ func newMoveIn(t *testing.T, store embedded.Config) *move {
 	m.both = m.config("both.yaml", m.store, "old", "old", "new")
 	m.onlyNew = m.config("new.yaml", m.store, "new", "new")
 	m.app, m.stopProxy = m.serve(m.both)
-	m.direct = client(strings.TrimPrefix(m.store, "http://"), "storekey", "storesecretstoresecret")
+	m.direct = client(strings.TrimPrefix(m.store, "http://"), proxytest.AccessKey, proxytest.SecretKey)
 	if _, err := m.direct.CreateBucket(t.Context(), &s3.CreateBucketInput{Bucket: &m.bucket}); err != nil {
 		t.Fatal(err)
 	}
@@ -534,7 +529,7 @@ func (m *move) hook(before func(*http.Request)) string {
 		},
 		Transport: origin.New(origin.Config{
 			Endpoint: target, Region: "us-east-1", PathStyle: true, Trailers: true, Now: time.Now, Transport: http.DefaultTransport,
-			Credentials: credentials.NewStaticCredentialsProvider("storekey", "storesecretstoresecret", ""),
+			Credentials: credentials.NewStaticCredentialsProvider(proxytest.AccessKey, proxytest.SecretKey, ""),
 		}),
 	})
 	m.t.Cleanup(server.Close)

@@ -17,13 +17,14 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 
 	"github.com/cmekproxy/cmekproxy/internal/pemfile/pemtest"
+	"github.com/cmekproxy/cmekproxy/internal/proxytest"
 )
 
 // The store's certificate is verified by origin.ca_file, by the file of
 // AWS_CA_BUNDLE where there is none, and by the new text of either when it
 // changes.
 func TestAuthoritiesOfTheStore(t *testing.T) {
-	store, err := url.Parse(realStore(t))
+	store, err := url.Parse(proxytest.ServeStore(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,7 +76,7 @@ func TestAuthoritiesOfTheStore(t *testing.T) {
 	s := start(t, "serve", "--config", withFile)
 	waitStatus(t, "http://"+admin+"/readyz", http.StatusOK)
 	bucket := "bucket"
-	if _, err := client(store.Host, "storekey", "storesecretstoresecret").CreateBucket(t.Context(), &s3.CreateBucketInput{Bucket: &bucket}); err != nil {
+	if _, err := client(store.Host, proxytest.AccessKey, proxytest.SecretKey).CreateBucket(t.Context(), &s3.CreateBucketInput{Bucket: &bucket}); err != nil {
 		t.Fatal(err)
 	}
 	put := func() error {

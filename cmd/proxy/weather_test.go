@@ -19,6 +19,8 @@ import (
 	"testing"
 
 	"github.com/aws/aws-sdk-go-v2/service/s3"
+
+	"github.com/cmekproxy/cmekproxy/internal/proxytest"
 )
 
 // breakingStore stands before a store and ends the connection within the body
@@ -52,7 +54,7 @@ func breakingStore(t *testing.T, store *url.URL) (front *httptest.Server, limit 
 // A connection to the store that ends within a body is not called damage, and
 // nobody is told to restore anything.
 func TestCommandsAtAStoreThatBreaksOff(t *testing.T) {
-	store, err := url.Parse(realStore(t))
+	store, err := url.Parse(proxytest.ServeStore(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,7 +64,7 @@ func TestCommandsAtAStoreThatBreaksOff(t *testing.T) {
 	s := start(t, "serve", "--config", config)
 	waitStatus(t, "http://"+admin+"/readyz", http.StatusOK)
 	bucket := "bucket"
-	if _, err := client(store.Host, "storekey", "storesecretstoresecret").CreateBucket(t.Context(), &s3.CreateBucketInput{Bucket: &bucket}); err != nil {
+	if _, err := client(store.Host, proxytest.AccessKey, proxytest.SecretKey).CreateBucket(t.Context(), &s3.CreateBucketInput{Bucket: &bucket}); err != nil {
 		t.Fatal(err)
 	}
 	app := client(listen, "appkey", "appsecretappsecret")

@@ -5,7 +5,10 @@ package proxytest
 import (
 	"context"
 	"errors"
+	"net"
 	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -21,7 +24,7 @@ import (
 
 // What every Store takes.
 const (
-	AccessKey = "storeaccess"
+	AccessKey = "storekey"
 	SecretKey = "storesecretstoresecret"
 	Region    = "us-east-1"
 )
@@ -52,6 +55,33 @@ func StartStore() (*Store, error) {
 		return nil, errors.Join(err, os.RemoveAll(root))
 	}
 	return s, nil
+}
+
+// ServeStore starts a store for the time of the test, and returns the URL at
+// which it is served over plain HTTP. No other store may run meanwhile.
+func ServeStore(t testing.TB) (address string) {
+	t.Helper()
+	s, err := StartStore()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+
+	server := httptest.NewServer(&httputil.ReverseProxy{
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.SetURL(&url.URL{Scheme: "http", Host: r.In.Host})
+			r.Out.Host = r.In.Host
+		},
+		Transport: &http.Transport{DisableCompression: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", s.socket)
+		}},
+	})
+	t.Cleanup(server.Close)
+	return server.URL
 }
 
 // Close stops the store and removes what it has.
