@@ -26,6 +26,7 @@ import (
 )
 
 func main() {
+	cobra.EnableCommandSorting = false // they are in the order in which one needs them
 	ctx, stop := begin()
 	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()
@@ -73,7 +74,6 @@ func newRoot() *cobra.Command {
 	}
 	root.SetVersionTemplate(versionLine() + "\n")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	cobra.EnableCommandSorting = false // they are in the order in which one needs them
 	root.AddCommand(
 		devCommand(),
 		serveCommand(),
