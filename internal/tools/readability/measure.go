@@ -13,7 +13,9 @@ import (
 // tab is the width of a tab, in columns.
 const tab = 4
 
-func width(line string) int { return utf8.RuneCountInString(strings.ReplaceAll(line, "\t", strings.Repeat(" ", tab))) }
+func width(line string) int {
+	return utf8.RuneCountInString(strings.ReplaceAll(line, "\t", strings.Repeat(" ", tab)))
+}
 
 func (r *report) readGo(path, text string) error {
 	fset := token.NewFileSet()
