@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -126,13 +127,25 @@ func (p *process) firstLine(t *testing.T) string {
 
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 1000 {
+		address := fmt.Sprintf("127.0.0.1:%d", nextPort.Add(1))
+		if l, err := net.Listen("tcp", address); err == nil {
+			l.Close()
+			return address
+		}
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Fatal("no port is free")
+	return ""
 }
+
+// nextPort is where freeAddress looks next. Ports below 32768 are not handed
+// out to outgoing connections, so that no client takes a port that was free a
+// moment ago.
+var nextPort = func() *atomic.Int64 {
+	var next atomic.Int64
+	next.Store(int64(12_000 + os.Getpid()*97%18_000))
+	return &next
+}()
 
 // logDir is where the logs of a test are kept.
 func logDir(t *testing.T) string {

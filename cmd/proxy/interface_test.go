@@ -47,9 +47,9 @@ func TestPublicInterface(t *testing.T) {
 	add("verify.json", jsonNames(reflect.TypeFor[faulty]()))
 	add("verify.json summary", jsonNames(reflect.TypeFor[faultTotals]()))
 	add("verify.csv", faultColumns)
-	for _, c := range newRoot().Commands() {
+	for _, c := range byName(newRoot().Commands()) {
 		add("flag "+c.Name(), flagNames(c))
-		for _, sub := range c.Commands() {
+		for _, sub := range byName(c.Commands()) {
 			add("flag "+c.Name()+" "+sub.Name(), flagNames(sub))
 		}
 	}
@@ -144,6 +144,10 @@ func metricNames(t *testing.T) (names []string) {
 	}
 	slices.Sort(names)
 	return names
+}
+
+func byName(commands []*cobra.Command) []*cobra.Command {
+	return slices.SortedFunc(slices.Values(commands), func(a, b *cobra.Command) int { return strings.Compare(a.Name(), b.Name()) })
 }
 
 // flagNames are the flags of a command, short forms too.

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -68,14 +69,27 @@ func (s *started) end(t *testing.T) int {
 	}
 }
 
+// nextPort is where freePort looks next. Ports below 32768 are not handed out
+// to outgoing connections, so that none of them takes a port that was free a
+// moment ago; each test process begins elsewhere.
+var nextPort = func() *atomic.Int64 {
+	var next atomic.Int64
+	next.Store(int64(12_000 + os.Getpid()*97%18_000))
+	return &next
+}()
+
+// freePort returns the address of a port on which nothing listens.
 func freePort(t *testing.T) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 1000 {
+		address := fmt.Sprintf("127.0.0.1:%d", nextPort.Add(1))
+		if l, err := net.Listen("tcp", address); err == nil {
+			l.Close()
+			return address
+		}
 	}
-	defer l.Close()
-	return l.Addr().String()
+	t.Fatal("no port is free")
+	return ""
 }
 
 // status asks an admin endpoint until it answers want, and fails the test if
