@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/fips140"
 	"errors"
 	"fmt"
 	"net/url"
@@ -50,6 +51,9 @@ type backend struct {
 // the store listens in place of its endpoint's host. auditor, if not nil,
 // records each use of a key.
 func openBackend(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSocket string, auditor keyring.Auditor) (*backend, error) {
+	if fips140.Enforced() {
+		return nil, errFIPSOnly
+	}
 	b := &backend{cfg: cfg, log: log, metrics: metrics.New()}
 	var err error
 	if b.origin, b.originLogin, err = openOrigin(ctx, cfg, unixSocket, log); err != nil {
@@ -60,6 +64,11 @@ func openBackend(ctx context.Context, cfg *config.Config, log *zap.Logger, unixS
 	}
 	return b, nil
 }
+
+// errFIPSOnly refuses a mode in which no object can be read or written. Without
+// it the proxy would start, and fail each request.
+var errFIPSOnly = errors.New("GODEBUG=fips140=only is not supported: it refuses AES-GCM with the nonces " +
+	"of the object format, and MD5, which S3 needs for Content-MD5; use GODEBUG=fips140=on")
 
 func (b *backend) close() {
 	if b.cache != nil {
