@@ -261,3 +261,17 @@ func checkLink(t *testing.T, path, target string) {
 		t.Errorf("%s links to %s, which has no such heading", path, target)
 	}
 }
+
+// TestIndexLinksToAllDocuments checks that docs/README.md names each page.
+func TestIndexLinksToAllDocuments(t *testing.T) {
+	all := documents(t)
+	for path := range all {
+		moved := path == "operations.md" || path == "README.md"
+		if strings.Contains(path, "/") || moved {
+			continue
+		}
+		if !strings.Contains(all["README.md"], "]("+path) {
+			t.Errorf("docs/README.md does not link to %s", path)
+		}
+	}
+}
