@@ -83,7 +83,7 @@ conformance: ## the store's own conformance suite, at the store and through the 
 	e2e/conformance.sh
 
 .PHONY: proof
-proof: ## the revocation window at full length (20 minutes); prints the table of docs/operations.md
+proof: ## the revocation window at full length (20 minutes); prints the table of docs/revocation.md
 	E2E_PROOF=full e2e/run.sh -run 'TestRevocation|TestStampede' -v -timeout 60m
 
 .PHONY: kms-live
