@@ -50,6 +50,7 @@ func (s *server) sidePorts(h *health) []sidePort {
 		}
 		fmt.Fprintln(w, "ready")
 	})
+
 	metrics.Handle("GET /metrics", s.metrics.Handler())
 	admin.Handle("/admin/", sameSite(s.operatorsOnly(s.adminAPI())))
 	return ports
@@ -59,7 +60,10 @@ func (s *server) adminAPI() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /admin/purge", s.servePurge)
 	mux.HandleFunc("GET /admin/keys", s.serveKeys)
-	mux.HandleFunc("GET /admin/ttl-advisor", func(w http.ResponseWriter, r *http.Request) { s.advisor.Handler().ServeHTTP(w, r) })
+	mux.HandleFunc(
+		"GET /admin/ttl-advisor",
+		func(w http.ResponseWriter, r *http.Request) { s.advisor.Handler().ServeHTTP(w, r) },
+	)
 	return mux
 }
 
@@ -82,12 +86,21 @@ func (s *server) operatorsOnly(next http.Handler) http.Handler {
 				return
 			}
 		case !arrivedOnLoopback(r):
-			http.Error(w, "/admin needs an admin_token in the configuration, or a request on a loopback address of the proxy", http.StatusForbidden)
+			http.Error(
+				w,
+				"/admin needs an admin_token in the configuration, or a request on a loopback address of the proxy",
+				http.StatusForbidden,
+			)
 			return
 		case !isLoopback(r.Host):
-			http.Error(w, "ask for /admin at localhost or a loopback address, or set an admin_token", http.StatusForbidden)
+			http.Error(
+				w,
+				"ask for /admin at localhost or a loopback address, or set an admin_token",
+				http.StatusForbidden,
+			)
 			return
 		}
+
 		next.ServeHTTP(w, r)
 	})
 }
@@ -111,16 +124,25 @@ func isLoopback(host string) bool {
 func (s *server) servePurge(w http.ResponseWriter, r *http.Request) {
 	for name := range r.URL.Query() {
 		if name != "key" {
-			http.Error(w, fmt.Sprintf("unknown parameter %q; there is key=NAME, and without it all keys are purged", name), http.StatusBadRequest)
+			http.Error(
+				w,
+				fmt.Sprintf("unknown parameter %q; there is key=NAME, and without it all keys are purged", name),
+				http.StatusBadRequest,
+			)
 			return
 		}
 	}
+
 	n, err := s.purge(r.URL.Query().Get("key"), r.URL.Query().Has("key"), "POST /admin/purge", r.RemoteAddr)
 	switch {
 	case errors.Is(err, keyring.ErrUnknownKey):
 		http.Error(w, err.Error(), http.StatusNotFound)
 	case err != nil:
-		http.Error(w, fmt.Sprintf("%d data keys were purged, but that is not in the audit log: %v", n, err), http.StatusInternalServerError)
+		http.Error(
+			w,
+			fmt.Sprintf("%d data keys were purged, but that is not in the audit log: %v", n, err),
+			http.StatusInternalServerError,
+		)
 	default:
 		answerJSON(w, map[string]int{"purged": n})
 	}
@@ -129,7 +151,11 @@ func (s *server) servePurge(w http.ResponseWriter, r *http.Request) {
 // purge forgets the data keys of one key, or all, and says so in the audit
 // log. It only takes away, so that it is done even if it cannot be written
 // down. by is what asked for it, and remote its address, if it has one.
-func (s *server) purge(key string, one bool, by, remote string) (n int, err error) { //nolint:revive // one tells "" from no name
+func (s *server) purge(
+	key string,
+	one bool,
+	by, remote string,
+) (n int, err error) { //nolint:revive // one tells "" from no name
 	if one {
 		n, err = s.keys.Purge(key)
 	} else {
@@ -180,9 +206,11 @@ func describeKey(s keyring.Status) keyStatus {
 	if !s.Answered.IsZero() {
 		out.LastAnswer, out.Answer = &s.Answered, "ok"
 	}
+
 	if !s.RevokedSince.IsZero() {
 		out.RevokedSince = &s.RevokedSince
 	}
+
 	if s.Outcome != nil {
 		out.Answer, out.Error = "error", s.Outcome.Error()
 		if failure := (*kms.Error)(nil); errors.As(s.Outcome, &failure) {

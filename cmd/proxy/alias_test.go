@@ -66,6 +66,7 @@ func TestAlsoKnownAs(t *testing.T) {
 	k := newAWSKey(t)
 	k.AlsoKnownAs = []string{k.old, k.next}
 	obj := keyring.Object{Bucket: "b", Key: "k"}
+
 	var sealed []*keyring.DataKey
 	for _, target := range []string{k.old, k.next, k.old} { // moved, and rolled back
 		k.point(t, target)
@@ -75,9 +76,11 @@ func TestAlsoKnownAs(t *testing.T) {
 			t.Fatal(err)
 		}
 		s.Release()
+
 		if s.KeyID != target {
 			t.Errorf("sealed under %s, want %s", s.KeyID, target)
 		}
+
 		sealed = append(sealed, s)
 		for _, s := range sealed {
 			l, err := a.keys.Open(t.Context(), obj, s.KeyID, s.Wrapped)
@@ -88,6 +91,7 @@ func TestAlsoKnownAs(t *testing.T) {
 			l.Release()
 		}
 	}
+
 	for _, s := range sealed[:2] {
 		k.AlsoKnownAs = nil
 		a, _ := buildRing(t, k.Key)
@@ -113,10 +117,12 @@ func TestMovedAliasIsNoticed(t *testing.T) {
 	a, logs := buildRing(t, k.Key)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
+
 	go func() {
 		defer close(done)
 		a.watchAlias(ctx, k.Key, a.opened[0].wrapper, 10*time.Millisecond)
 	}()
+
 	wait := func(text string) {
 		t.Helper()
 		for range 500 {
@@ -128,14 +134,17 @@ func TestMovedAliasIsNoticed(t *testing.T) {
 			}
 			time.Sleep(20 * time.Millisecond)
 		}
+
 		t.Errorf("never logged: %s", text)
 	}
+
 	k.point(t, k.next)
 	wait("also_known_as")
 	k.point(t, k.old)
 	wait("key in use again")
 	cancel()
 	<-done
+
 	if n := logs.FilterMessageSnippet("the alias").Len(); n != 2 {
 		t.Errorf("%d messages for two moves", n)
 	}
@@ -149,6 +158,7 @@ func TestCheckTellsOfAliases(t *testing.T) {
 		change(&key)
 		return checkKey(t.Context(), key)
 	}
+
 	for _, c := range []struct {
 		name   string
 		change func(*config.Key)
@@ -164,7 +174,8 @@ func TestCheckTellsOfAliases(t *testing.T) {
 		{"a key that is not there", func(c *config.Key) { c.AlsoKnownAs = []string{k.old, k.old[:len(k.old)-1] + "x"} }, "", "cannot be read"},
 	} {
 		detail, err := check(c.change)
-		if !strings.Contains(detail, c.want) || (err == nil) != (c.fails == "") || err != nil && !strings.Contains(err.Error(), c.fails) {
+		if !strings.Contains(detail, c.want) || (err == nil) != (c.fails == "") ||
+			err != nil && !strings.Contains(err.Error(), c.fails) {
 			t.Errorf("%s: %q, %v", c.name, detail, err)
 		}
 		if c.want == k.old && detail != k.old {
@@ -179,6 +190,7 @@ func TestCheckTellsOfAliases(t *testing.T) {
 	if _, err := check(both); !kms.IsRevoked(err) {
 		t.Errorf("an earlier key that is disabled: %v", err)
 	}
+
 	k.SetFaults(kmstest.Faults{Operations: []string{"DescribeKey"}, Deny: true})
 	detail, err := check(func(c *config.Key) { c.KeyID, c.AlsoKnownAs = k.old, []string{k.next} })
 	if err != nil || !strings.Contains(detail, "cannot tell") {

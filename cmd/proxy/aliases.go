@@ -26,12 +26,14 @@ func (b *backend) earlierKeys(ctx context.Context, k config.Key) ([]keyring.Key,
 			return nil, fmt.Errorf("key %s: also_known_as: %s: %w", k.Name, id, err)
 		}
 		b.opened = append(b.opened, openKey{earlier.Name, wrapper})
+
 		keys = append(keys, keyring.Key{
 			Name: earlier.Name, Provider: string(k.Provider), Successor: k.Name,
 			Wrapper: b.withLimits(earlier, wrapper), Probe: wrapper,
 			Timeout: kms.AttemptsPerCall * k.Timeout, ProbeTimeout: k.Timeout,
 		})
 	}
+
 	return keys, nil
 }
 
@@ -83,6 +85,7 @@ func (b *backend) watchAlias(ctx context.Context, k config.Key, w kms.Wrapper, e
 		told = now
 		log := b.log.With(zap.String("kms_key_name", k.Name), zap.String("key_id", k.KeyID),
 			zap.String("in_use", w.KeyID()), zap.String("now", now))
+
 		switch {
 		case now == w.KeyID():
 			log.Info("the alias points to the key in use again")
@@ -107,7 +110,10 @@ func checkAlias(ctx context.Context, k config.Key, arn string) (string, error) {
 				"cannot be read by proxies that were started before it moved, nor after it moves on or back; add it",
 				k.KeyID, arn)
 		default:
-			detail = append(detail, fmt.Sprintf("before %s moves to another key, put %s in also_known_as", k.KeyID, arn))
+			detail = append(
+				detail,
+				fmt.Sprintf("before %s moves to another key, put %s in also_known_as", k.KeyID, arn),
+			)
 		}
 	}
 
@@ -116,6 +122,7 @@ func checkAlias(ctx context.Context, k config.Key, arn string) (string, error) {
 		if err != nil {
 			return "", fmt.Errorf("also_known_as: %s: %w", id, err)
 		}
+
 		key, ok := wrapper.(interface {
 			Enabled(ctx context.Context) error
 		})
@@ -132,5 +139,6 @@ func checkAlias(ctx context.Context, k config.Key, arn string) (string, error) {
 			return "", fmt.Errorf("also_known_as: what is under %s cannot be read: %w", id, err)
 		}
 	}
+
 	return strings.Join(detail, "; "), nil
 }

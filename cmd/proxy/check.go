@@ -29,7 +29,11 @@ func checkCommand() *cobra.Command {
 		Args:  noArguments,
 	}
 	path := configFlag(c)
-	bucket := c.Flags().String("bucket", "", "`BUCKET` in which the store may be tested with small objects, which are removed again")
+	bucket := c.Flags().String(
+		"bucket",
+		"",
+		"`BUCKET` in which the store may be tested with small objects, which are removed again",
+	)
 	c.RunE = func(c *cobra.Command, _ []string) error { return check(c.Context(), *path, *bucket, c.OutOrStdout()) }
 	return c
 }
@@ -43,20 +47,33 @@ func check(ctx context.Context, path, bucket string, stdout io.Writer) error {
 	}
 	cfg, c := file.Config, &checker{out: stdout}
 	c.line(nil, "configuration %s", file.path)
+
 	for _, key := range cfg.Keys {
-		c.run(ctx, "key "+key.Name+" ("+string(key.Provider)+")", func(ctx context.Context) (string, error) { return checkKey(ctx, key) })
+		c.run(
+			ctx,
+			"key "+key.Name+" ("+string(key.Provider)+")",
+			func(ctx context.Context) (string, error) { return checkKey(ctx, key) },
+		)
 	}
+
 	c.line(checkAudit(cfg.Audit), "audit log")
 	c.certificate(cfg.TLS)
 	for _, name := range shortSecrets(cfg.Clients) {
-		fmt.Fprintf(stdout, "warn  client %s: secret_key has fewer than %d characters; choose a longer one\n", name, goodSecret)
+		fmt.Fprintf(
+			stdout,
+			"warn  client %s: secret_key has fewer than %d characters; choose a longer one\n",
+			name,
+			goodSecret,
+		)
 	}
+
 	c.server(ctx, cfg)
 	store, _, err := openOrigin(ctx, cfg, "", zap.NewNop())
 	if err != nil {
 		return err
 	}
 	c.store(ctx, store, cfg.Origin, bucket)
+
 	if c.failures > 0 {
 		return fmt.Errorf("%d of %d checks failed", c.failures, c.total)
 	}
@@ -98,12 +115,18 @@ func (c *checker) server(ctx context.Context, cfg *config.Config) {
 		return
 	}
 	defer s.close()
+
 	for _, pair := range s.keys.Twins() {
 		fmt.Fprintf(c.out, "note  keys %s and %s are one KMS key: what names it is opened by %s\n",
 			pair[0], pair[1], pair[0])
 	}
+
 	for _, name := range s.keys.Unread() {
-		fmt.Fprintf(c.out, "note  key %s: no rule names it (key, allowed_keys, read_keys), so nothing under it can be read\n", name)
+		fmt.Fprintf(
+			c.out,
+			"note  key %s: no rule names it (key, allowed_keys, read_keys), so nothing under it can be read\n",
+			name,
+		)
 	}
 }
 
@@ -114,6 +137,7 @@ func (c *checker) store(ctx context.Context, store *origin.Origin, cfg config.Or
 		Send: inplace.NewSender(store, s3api.CheckAnswer, s3api.CheckRefusal), Bucket: bucket,
 	})
 	c.run(ctx, "store "+cfg.Endpoint+": credentials", probe.List)
+
 	if bucket == "" {
 		fmt.Fprintln(c.out, "skip  what the store can do: give --bucket to find out")
 		return
@@ -122,11 +146,16 @@ func (c *checker) store(ctx context.Context, store *origin.Origin, cfg config.Or
 	c.run(ctx, "store: ranges", probe.Ranges)
 	c.run(ctx, "store: If-None-Match: * on PUT", probe.IfNoneMatch)
 	c.run(ctx, "store: If-Match on writes", probe.IfMatch)
+
 	c.run(ctx, "store: multipart uploads", func(ctx context.Context) (string, error) {
-		return probe.Multipart(ctx, storecheck.PartSettings{ETagPartCount: cfg.ETagPartCount, UniformParts: cfg.UniformParts})
+		return probe.Multipart(
+			ctx,
+			storecheck.PartSettings{ETagPartCount: cfg.ETagPartCount, UniformParts: cfg.UniformParts},
+		)
 	})
 	c.run(ctx, "store: a body cut short is not kept", probe.Cut)
 	c.run(ctx, "store: keys", func(ctx context.Context) (string, error) { return probe.Keys(ctx, cfg.Keys) })
+
 	c.run(ctx, "store: delete", probe.Remove)
 }
 
@@ -150,14 +179,17 @@ func checkKey(ctx context.Context, key config.Key) (string, error) {
 	if err != nil {
 		return "", err
 	}
+
 	wrapped, _, err := kms.RoundTrip(ctx, wrapper)
 	if err != nil {
 		return wrapper.KeyID(), err
 	}
+
 	if azure, ok := wrapper.(*kms.Azure); ok {
 		detail, err := checkBindings(ctx, azure, kms.VersionOf(azure.KeyID(), wrapped))
 		return azure.KeyID() + detail, err
 	}
+
 	detail, err := checkAlias(ctx, key, wrapper.KeyID())
 	if detail != "" {
 		detail = "; " + detail
@@ -176,6 +208,7 @@ func checkBindings(ctx context.Context, key *kms.Azure, newest string) (string, 
 		return "; whoever has the public key can make objects that are taken for genuine: " +
 			"add bindings (cmekproxy keys bind), or use A256KW on a Managed HSM", nil
 	}
+
 	if err := key.TryBindings(ctx); err != nil {
 		return "", err
 	}
@@ -188,5 +221,6 @@ func checkBindings(ctx context.Context, key *kms.Azure, newest string) (string, 
 				"before you disable that version, wrap the binding again (cmekproxy keys bind --again %d)", i+1, version, i+1)
 		}
 	}
+
 	return detail.String(), nil
 }

@@ -17,16 +17,19 @@ func TestCheckStore(t *testing.T) {
 	if _, err := direct.CreateBucket(t.Context(), &s3.CreateBucketInput{Bucket: &bucket}); err != nil {
 		t.Fatal(err)
 	}
+
 	for setting, want := range map[string]string{
 		"region: us-east-1,":                         "ok    store: multipart uploads: ETag",
 		"region: us-east-1, etag_part_count: false,": "origin.etag_part_count could be true",
 	} {
 		var out bytes.Buffer
 		config := writeConfig(t, store, "127.0.0.1:0", "127.0.0.1:1", "region: us-east-1,", setting)
-		if code := run(t.Context(), []string{"check", "--config", config, "--bucket", bucket}, &out, &out); code != 0 || !strings.Contains(out.String(), want) {
+		if code := run(t.Context(), []string{"check", "--config", config, "--bucket", bucket}, &out, &out); code != 0 ||
+			!strings.Contains(out.String(), want) {
 			t.Errorf("%s: exit code %d\n%s", setting, code, out.String())
 		}
 	}
+
 	for setting, want := range map[string]struct {
 		code int
 		line string
@@ -42,6 +45,7 @@ func TestCheckStore(t *testing.T) {
 			t.Errorf("%s: exit code %d\n%s", setting, code, out.String())
 		}
 	}
+
 	left, err := direct.ListObjectsV2(t.Context(), &s3.ListObjectsV2Input{Bucket: &bucket})
 	if err != nil || len(left.Contents) != 0 {
 		t.Errorf("the check leaves %d objects, %v", len(left.Contents), err)

@@ -47,11 +47,13 @@ func doubleDashes(root *cobra.Command, args []string) []string {
 	}
 	out := make([]string, len(args))
 	copy(out, args)
+
 	for i, arg := range args {
 		if arg == "--" {
 			break
 		}
 		name, _, _ := strings.Cut(strings.TrimLeft(arg, "-"), "=")
+
 		switch dashes := len(arg) - len(strings.TrimLeft(arg, "-")); {
 		case dashes == 1 && len(name) > 1 && isFlag(command, name):
 			out[i] = "-" + arg
@@ -59,6 +61,7 @@ func doubleDashes(root *cobra.Command, args []string) []string {
 			out[i] = arg[1:]
 		}
 	}
+
 	return out
 }
 
@@ -81,7 +84,9 @@ func readConfigText(flag string) (path string, text []byte, err error) {
 	path, named := config.Locate(flag, os.LookupEnv)
 	text, err = config.Read(path)
 	if !named && errors.Is(err, os.ErrNotExist) {
-		return path, nil, usageError{fmt.Errorf("no configuration: give --config FILE or set %s (%s does not exist)", config.PathVariable, path)}
+		return path, nil, usageError{
+			fmt.Errorf("no configuration: give --config FILE or set %s (%s does not exist)", config.PathVariable, path),
+		}
 	}
 	return path, text, err
 }

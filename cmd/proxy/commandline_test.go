@@ -16,6 +16,7 @@ func TestConfigFlag(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for name, row := range map[string]struct {
 		variable, stdin string
 		args            []string
@@ -77,7 +78,8 @@ func TestWrongCommandLines(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			var stdout, stderr bytes.Buffer
 			code := run(t.Context(), strings.Fields(row.args), &stdout, &stderr)
-			if code != 2 || stdout.Len() > 0 || strings.Count(stderr.String(), "\n") != 1 || !strings.Contains(stderr.String(), row.want) {
+			if code != 2 || stdout.Len() > 0 || strings.Count(stderr.String(), "\n") != 1 ||
+				!strings.Contains(stderr.String(), row.want) {
 				t.Errorf("exit code %d, stdout %q, stderr %q, want one line with %q", code, &stdout, &stderr, row.want)
 			}
 		})
@@ -104,7 +106,8 @@ func TestHelp(t *testing.T) {
 	} {
 		t.Run(args, func(t *testing.T) {
 			var stdout, stderr bytes.Buffer
-			if code := run(t.Context(), strings.Fields(args), &stdout, &stderr); code != 0 || !strings.Contains(stdout.String(), want) {
+			if code := run(t.Context(), strings.Fields(args), &stdout, &stderr); code != 0 ||
+				!strings.Contains(stdout.String(), want) {
 				t.Errorf("exit code %d, stdout %q, want %q; stderr %q", code, &stdout, want, &stderr)
 			}
 		})

@@ -30,30 +30,54 @@ func decryptCommand() *cobra.Command {
 		Args:  oneArgument("s3://bucket/key"),
 	}
 	config := configFlag(c)
+
 	flags := c.Flags()
-	flags.StringVarP(&o.output, "output", "o", "", "the `FILE` to be written; - for standard output (default: the last part of the key)")
-	flags.StringVar(&o.customerKey, "sse-customer-key", "", "`FILE` with the key that the client brought for the object (SSE-C): raw, hex, base64 or PEM")
+	flags.StringVarP(
+		&o.output,
+		"output",
+		"o",
+		"",
+		"the `FILE` to be written; - for standard output (default: the last part of the key)",
+	)
+
+	flags.StringVar(
+		&o.customerKey,
+		"sse-customer-key",
+		"",
+		"`FILE` with the key that the client brought for the object (SSE-C): raw, hex, base64 or PEM",
+	)
 	flags.StringVar(&o.version, "version-id", "", "`ID` of the version to read (default: the current one)")
-	flags.BoolVar(&o.anyKey, "any-key", false, "read what is under any configured key, also one that no rule names for the bucket: whoever may use it can have made the object")
+
+	flags.BoolVar(
+		&o.anyKey,
+		"any-key",
+		false,
+		"read what is under any configured key, also one that no rule names for the bucket: whoever may use it can have made the object",
+	)
+
 	c.RunE = func(c *cobra.Command, args []string) error {
 		target, err := parseObject(args[0])
 		if err != nil {
 			return err
 		}
+
 		cfg, err := readOffline(*config)
 		if err != nil {
 			return err
 		}
+
 		d, err := openDirect(c.Context(), cfg, target, c.ErrOrStderr())
 		if err != nil {
 			return err
 		}
 		defer d.close()
+
 		if err := d.decrypt(c.Context(), target, o, c.OutOrStdout()); err != nil {
 			return fmt.Errorf("s3://%s/%s: %w", target.Bucket, target.Key, err)
 		}
 		return nil
 	}
+
 	return c
 }
 
@@ -83,6 +107,7 @@ func (d *direct) decrypt(ctx context.Context, target crypt.Object, o decryptOpti
 			return d.open(ctx, obj, keyID, wrapped)
 		}
 	}
+
 	q := stored.Request{Object: target, Version: o.version, Plaintext: func() error { return verify.ErrPlaintext }}
 	r := decryptRun{reader: reader, request: q, progress: d.progress}
 	if o.output == "-" {
@@ -108,7 +133,11 @@ func readCustomerKey(path string) ([]byte, error) {
 	return key, nil
 }
 
-func (b *backend) openForCustomer(ctx context.Context, obj crypt.Object, wrapped, customerKey []byte) (stored.Lease, error) {
+func (b *backend) openForCustomer(
+	ctx context.Context,
+	obj crypt.Object,
+	wrapped, customerKey []byte,
+) (stored.Lease, error) {
 	if customerKey == nil {
 		return nil, errors.New("it is under a key that the client brought (SSE-C): say --sse-customer-key FILE")
 	}
@@ -139,13 +168,17 @@ func (r *decryptRun) toFile(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	state := sha256.Sum256([]byte(r.request.Object.Bucket + "/" + r.request.Object.Key + "\n" + head.Header.Get("Etag")))
+	state := sha256.Sum256(
+		[]byte(r.request.Object.Bucket + "/" + r.request.Object.Key + "\n" + head.Header.Get("Etag")),
+	)
+
 	part := name + "." + hex.EncodeToString(state[:4]) + ".part"
 	f, err := os.OpenFile(part, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
+
 	info, err := f.Stat()
 	if err != nil {
 		return err
@@ -153,9 +186,15 @@ func (r *decryptRun) toFile(ctx context.Context, name string) error {
 	if info.Size() > head.Size {
 		return fmt.Errorf("%s is longer than the object: remove it", part)
 	}
+
 	if err := r.goOn(ctx, f, info.Size(), head); err != nil {
-		return fmt.Errorf("%w\nwhat was read and verified so far is in %s; the same command goes on from there", err, part)
+		return fmt.Errorf(
+			"%w\nwhat was read and verified so far is in %s; the same command goes on from there",
+			err,
+			part,
+		)
 	}
+
 	if err := errors.Join(f.Sync(), f.Close(), os.Rename(part, name)); err != nil {
 		return err
 	}
@@ -174,6 +213,7 @@ func (r *decryptRun) goOn(ctx context.Context, f *os.File, done int64, head *sto
 		q.Range = stored.Bytes(done, head.Size-done)
 		fmt.Fprintf(r.progress, "going on at byte %d of %d\n", done, head.Size)
 	}
+
 	o, err := r.reader.Get(ctx, q)
 	if err != nil {
 		return err
@@ -187,6 +227,7 @@ func (r *decryptRun) copy(ctx context.Context, w io.Writer, o *stored.Object) er
 		progressbar.OptionSetWriter(r.progress), progressbar.OptionShowBytes(true), progressbar.OptionShowCount(),
 		progressbar.OptionThrottle(200*time.Millisecond), progressbar.OptionSetVisibility(isTerminal(r.progress)),
 		progressbar.OptionSetPredictTime(true), progressbar.OptionClearOnFinish())
+
 	for {
 		text, err := o.Next(ctx)
 		if err == io.EOF { //nolint:errorlint // bare: Next says so
@@ -195,6 +236,7 @@ func (r *decryptRun) copy(ctx context.Context, w io.Writer, o *stored.Object) er
 		if err != nil {
 			return err
 		}
+
 		if _, err := w.Write(text); err != nil {
 			return err
 		}

@@ -39,15 +39,20 @@ func startStore(t *testing.T, cfg embedded.Config) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(stop)
+
 	server := httptest.NewServer(&httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.SetURL(&url.URL{Scheme: "http", Host: r.In.Host})
 			r.Out.Host = r.In.Host
 		},
-		Transport: &http.Transport{DisableCompression: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", socket)
-		}},
+		Transport: &http.Transport{
+			DisableCompression: true,
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				return new(net.Dialer).DialContext(ctx, "unix", socket)
+			},
+		},
 	})
+
 	t.Cleanup(server.Close)
 	return server.URL
 }
@@ -59,15 +64,27 @@ func putParts(t *testing.T, c *s3.Client, bucket, key string, parts ...[]byte) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	var done []types.CompletedPart
 	for i, text := range parts {
 		number := int32(i + 1)
-		out, err := c.UploadPart(t.Context(), &s3.UploadPartInput{Bucket: &bucket, Key: &key, UploadId: upload.UploadId, PartNumber: &number, Body: bytes.NewReader(text)})
+		out, err := c.UploadPart(
+			t.Context(),
+			&s3.UploadPartInput{
+				Bucket:     &bucket,
+				Key:        &key,
+				UploadId:   upload.UploadId,
+				PartNumber: &number,
+				Body:       bytes.NewReader(text),
+			},
+		)
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		done = append(done, types.CompletedPart{PartNumber: &number, ETag: out.ETag})
 	}
+
 	if _, err := c.CompleteMultipartUpload(t.Context(), &s3.CompleteMultipartUploadInput{
 		Bucket: &bucket, Key: &key, UploadId: upload.UploadId, MultipartUpload: &types.CompletedMultipartUpload{Parts: done},
 	}); err != nil {
@@ -82,6 +99,7 @@ func TestDecrypt(t *testing.T) {
 	s := start(t, "serve", "--config", config)
 	waitStatus(t, "http://"+admin+"/readyz", http.StatusOK)
 	bucket := "bucket"
+
 	direct := client(strings.TrimPrefix(store, "http://"), "storekey", "storesecretstoresecret")
 	if _, err := direct.CreateBucket(t.Context(), &s3.CreateBucketInput{Bucket: &bucket}); err != nil {
 		t.Fatal(err)
@@ -89,6 +107,7 @@ func TestDecrypt(t *testing.T) {
 	text := make([]byte, 12<<20)
 	rand.Read(text)
 	app := client(listen, "appkey", "appsecretappsecret")
+
 	for key, n := range map[string]int{"single": 300_000, "empty": 0} {
 		if _, err := app.PutObject(t.Context(), &s3.PutObjectInput{Bucket: &bucket, Key: &key, Body: bytes.NewReader(text[:n])}); err != nil {
 			t.Fatal(err)
@@ -96,6 +115,7 @@ func TestDecrypt(t *testing.T) {
 	}
 	putParts(t, app, bucket, "dir/parts", text[:5<<20], text[5<<20:10<<20], text[10<<20:])
 	putParts(t, app, bucket, "appended", text[:6<<20], text[6<<20:])
+
 	s.stop()
 	s.end(t) // no proxy is running
 
@@ -111,13 +131,15 @@ func TestDecrypt(t *testing.T) {
 			t.Errorf("%s: %d of %d bytes, %v", key, len(got), len(want), err)
 		}
 	}
+
 	decrypted("single", text[:300_000])
 	decrypted("empty", nil)
 	decrypted("dir/parts", text)
 	decrypted("appended", text)
 
 	var out bytes.Buffer
-	if code := run(t.Context(), []string{"decrypt", "--config", config, "-o", "-", "s3://bucket/dir/parts"}, &out, &out); code != 0 || !bytes.Equal(out.Bytes(), text) {
+	if code := run(t.Context(), []string{"decrypt", "--config", config, "-o", "-", "s3://bucket/dir/parts"}, &out, &out); code != 0 ||
+		!bytes.Equal(out.Bytes(), text) {
 		t.Errorf("to standard output: exit code %d, %d bytes", code, out.Len())
 	}
 	resumed(t, config, dir, text)
@@ -132,10 +154,12 @@ func TestDecryptOfAStoreThatFalters(t *testing.T) {
 	}
 	var falters atomic.Bool
 	var asked, refused atomic.Int32
+
 	through := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
 		r.SetURL(store)
 		r.Out.Host = r.In.Host // which is signed
 	}}
+
 	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if falters.Load() && asked.Add(1)%2 == 1 {
 			refused.Add(1)
@@ -144,24 +168,38 @@ func TestDecryptOfAStoreThatFalters(t *testing.T) {
 		}
 		through.ServeHTTP(w, r)
 	}))
+
 	t.Cleanup(front.Close)
 	listen, admin := freePort(t), freePort(t)
 	config := writeConfig(t, front.URL, listen, admin)
 	s := start(t, "serve", "--config", config)
 	waitStatus(t, "http://"+admin+"/readyz", http.StatusOK)
+
 	bucket := "bucket"
 	if _, err := client(store.Host, "storekey", "storesecretstoresecret").CreateBucket(t.Context(), &s3.CreateBucketInput{Bucket: &bucket}); err != nil {
 		t.Fatal(err)
 	}
-	putParts(t, client(listen, "appkey", "appsecretappsecret"), bucket, "k", bytes.Repeat([]byte("x"), 5<<20), []byte("end"))
+
+	putParts(
+		t,
+		client(listen, "appkey", "appsecretappsecret"),
+		bucket,
+		"k",
+		bytes.Repeat([]byte("x"), 5<<20),
+		[]byte("end"),
+	)
+
 	s.stop()
 	s.end(t)
 	falters.Store(true)
 	file := filepath.Join(t.TempDir(), "k")
+
 	var out bytes.Buffer
-	if code := run(t.Context(), []string{"decrypt", "s3://bucket/k", "--config", config, "-o", file}, &out, &out); code != 0 || refused.Load() < 2 {
+	if code := run(t.Context(), []string{"decrypt", "s3://bucket/k", "--config", config, "-o", file}, &out, &out); code != 0 ||
+		refused.Load() < 2 {
 		t.Errorf("exit code %d after %d refusals: %s", code, refused.Load(), out.String())
 	}
+
 	if got, err := os.ReadFile(file); err != nil || len(got) != 5<<20+3 {
 		t.Errorf("%d bytes, %v", len(got), err)
 	}
@@ -171,7 +209,15 @@ func TestDecryptOfAStoreThatFalters(t *testing.T) {
 func TestDecryptOtherDataKeys(t *testing.T) {
 	store := realStore(t)
 	listen, admin := freePort(t), freePort(t)
-	config := writeConfig(t, store, listen, admin, `buckets: ["*"], key: main`, `buckets: ["*"], key: main, dek_reuse: {max_age: 1h}`)
+	config := writeConfig(
+		t,
+		store,
+		listen,
+		admin,
+		`buckets: ["*"], key: main`,
+		`buckets: ["*"], key: main, dek_reuse: {max_age: 1h}`,
+	)
+
 	s := start(t, "serve", "--config", config)
 	waitStatus(t, "http://"+admin+"/readyz", http.StatusOK)
 	bucket := "bucket"
@@ -179,9 +225,11 @@ func TestDecryptOtherDataKeys(t *testing.T) {
 	if _, err := direct.CreateBucket(t.Context(), &s3.CreateBucketInput{Bucket: &bucket}); err != nil {
 		t.Fatal(err)
 	}
+
 	app := client(listen, "appkey", "appsecretappsecret")
 	key := bytes.Repeat([]byte{0x80}, 32)
 	sum := md5.Sum(key)
+
 	put := func(name string, change func(*s3.PutObjectInput)) {
 		t.Helper()
 		in := &s3.PutObjectInput{Bucket: &bucket, Key: &name, Body: strings.NewReader("text of " + name)}
@@ -190,21 +238,33 @@ func TestDecryptOtherDataKeys(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+
 	put("shared", func(*s3.PutObjectInput) {})
 	put("context", func(in *s3.PutObjectInput) {
-		in.ServerSideEncryption, in.SSEKMSEncryptionContext = types.ServerSideEncryptionAwsKms, new(base64.StdEncoding.EncodeToString([]byte(`{"tenant":"acme"}`)))
+		in.ServerSideEncryption, in.SSEKMSEncryptionContext = types.ServerSideEncryptionAwsKms, new(
+			base64.StdEncoding.EncodeToString([]byte(`{"tenant":"acme"}`)),
+		)
 	})
 	put("customer", func(in *s3.PutObjectInput) {
-		in.SSECustomerAlgorithm, in.SSECustomerKey, in.SSECustomerKeyMD5 = new("AES256"), new(base64.StdEncoding.EncodeToString(key)), new(base64.StdEncoding.EncodeToString(sum[:]))
+		in.SSECustomerAlgorithm, in.SSECustomerKey, in.SSECustomerKeyMD5 = new(
+			"AES256",
+		), new(
+			base64.StdEncoding.EncodeToString(key),
+		), new(
+			base64.StdEncoding.EncodeToString(sum[:]),
+		)
 	})
+
 	s.stop()
 	s.end(t)
 	dir := t.TempDir()
+
 	for name, k := range map[string][]byte{"good": key, "bad": bytes.Repeat([]byte{0x81}, 32)} {
 		if err := os.WriteFile(filepath.Join(dir, name), k, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	for _, row := range []struct {
 		object, key string
 		code        int
@@ -220,6 +280,7 @@ func TestDecryptOtherDataKeys(t *testing.T) {
 		if row.key != "" {
 			args = append(args, "--sse-customer-key", filepath.Join(dir, row.key))
 		}
+
 		var out bytes.Buffer
 		if code := run(t.Context(), args, &out, &out); code != row.code || !strings.Contains(out.String(), row.want) {
 			t.Errorf("%v: exit code %d: %s", args, code, out.String())
@@ -237,6 +298,7 @@ func resumed(t *testing.T, config, dir string, text []byte) {
 	if code := run(t.Context(), args, &out, &out); code != 0 {
 		t.Fatal(out.String())
 	}
+
 	if err := os.Remove(file); err != nil {
 		t.Fatal(err)
 	}
@@ -244,20 +306,24 @@ func resumed(t *testing.T, config, dir string, text []byte) {
 	if code := run(t.Context(), append(args[:5:5], broken), &out, &out); code != 1 {
 		t.Errorf("a file that cannot be written: exit code %d", code)
 	}
+
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if code := run(ctx, args, &out, &out); code != 1 {
 		t.Errorf("cancelled: exit code %d", code)
 	}
+
 	if _, err := os.Stat(file); err == nil {
 		t.Error("a reading that was cut off leaves a file that looks whole")
 	}
+
 	// The name of the partial file is the program's business: it makes an
 	// empty one, which is filled here in its place.
 	probe := filepath.Join(dir, "probe")
 	if err := os.WriteFile(probe, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
+
 	for _, n := range []int{1, 5 << 20, 5<<20 + 70_000, 11 << 20, len(text)} {
 		part := partName(t, config, file)
 		if err := os.WriteFile(part, text[:n], 0o600); err != nil {
@@ -266,6 +332,7 @@ func resumed(t *testing.T, config, dir string, text []byte) {
 		if code := run(t.Context(), args, &out, &out); code != 0 {
 			t.Fatalf("going on at byte %d: %s", n, out.String())
 		}
+
 		if got, err := os.ReadFile(file); err != nil || !bytes.Equal(got, text) {
 			t.Errorf("going on at byte %d: %d bytes, %v", n, len(got), err)
 		}
@@ -310,6 +377,7 @@ func refused(t *testing.T, config, store, dir string) {
 	if _, err := direct.PutObject(t.Context(), &s3.PutObjectInput{Bucket: &bucket, Key: &key, Body: strings.NewReader("x")}); err != nil {
 		t.Fatal(err)
 	}
+
 	for target, want := range map[string]string{
 		"s3://bucket/plain":   "no encryption envelope",
 		"s3://bucket/nothing": "404",
@@ -318,7 +386,8 @@ func refused(t *testing.T, config, store, dir string) {
 	} {
 		var out bytes.Buffer
 		file := filepath.Join(dir, "never")
-		if code := run(t.Context(), []string{"decrypt", target, "--config", config, "-o", file}, &out, &out); code == 0 || !strings.Contains(out.String(), want) {
+		if code := run(t.Context(), []string{"decrypt", target, "--config", config, "-o", file}, &out, &out); code == 0 ||
+			!strings.Contains(out.String(), want) {
 			t.Errorf("%s: exit code %d, %s", target, code, out.String())
 		}
 		if _, err := os.Stat(file); err == nil {

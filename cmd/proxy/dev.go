@@ -33,9 +33,16 @@ func devCommand() *cobra.Command {
 		Args:  noArguments,
 		RunE:  func(c *cobra.Command, _ []string) error { return dev(c.Context(), o, c.OutOrStdout()) },
 	}
+
 	flags := c.Flags()
 	flags.StringVar(&o.listen, "listen", "127.0.0.1:9000", "loopback `HOST:PORT` of the S3 endpoint")
-	flags.StringVar(&o.adminListen, "admin-listen", "127.0.0.1:9001", "loopback `HOST:PORT` of /healthz, /readyz and /metrics")
+	flags.StringVar(
+		&o.adminListen,
+		"admin-listen",
+		"127.0.0.1:9001",
+		"loopback `HOST:PORT` of /healthz, /readyz and /metrics",
+	)
+
 	flags.StringVar(&o.data, "data", "./cmekproxy-dev", "`DIRECTORY` of the ciphertext and the key; kept between runs")
 	flags.BoolVarP(&o.verbose, "verbose", "v", false, "log every request")
 	return c
@@ -54,15 +61,18 @@ func dev(ctx context.Context, o devOptions, stdout io.Writer) error {
 			return usageError{err}
 		}
 	}
+
 	dir, err := filepath.Abs(o.data)
 	if err != nil {
 		return err
 	}
+
 	keyFile := filepath.Join(dir, "kms.key")
 	if err := prepareDev(dir, keyFile); err != nil {
 		return err
 	}
 	buckets := filepath.Join(dir, "buckets")
+
 	socket, stopStore, err := startDevStore(ctx, buckets)
 	if err != nil {
 		return fmt.Errorf("the embedded store: %w", err)
@@ -73,10 +83,12 @@ func dev(ctx context.Context, o devOptions, stdout io.Writer) error {
 	if o.verbose {
 		level = "info"
 	}
+
 	log, err := newLog(level)
 	if err != nil {
 		return err
 	}
+
 	s, err := newServer(ctx, devConfig(o.listen, o.adminListen, keyFile), log, socket)
 	if err != nil {
 		return err
@@ -93,7 +105,10 @@ func loopbackOnly(addr string) error {
 		return err
 	}
 	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
-		return fmt.Errorf("%s is not a loopback address; cmekproxy dev has well-known credentials and listens on loopback only", addr)
+		return fmt.Errorf(
+			"%s is not a loopback address; cmekproxy dev has well-known credentials and listens on loopback only",
+			addr,
+		)
 	}
 	return nil
 }
@@ -119,12 +134,23 @@ func devConfig(listen, adminListen, keyFile string) *config.Config {
 		},
 		Clients: []config.Client{{
 			Name: "dev", AccessKey: devAccessKey, SecretKey: devSecretKey,
-			Allow: []config.Grant{{Buckets: []string{"*"}, Actions: []string{"read", "write", "delete", "list", "admin", "lock"}}},
+			Allow: []config.Grant{
+				{Buckets: []string{"*"}, Actions: []string{"read", "write", "delete", "list", "admin", "lock"}},
+			},
 		}},
-		Keys:       []config.Key{{Name: "dev", Provider: config.Local, KeyFile: keyFile}},
-		Encryption: config.Encryption{Rules: []config.Rule{{Buckets: []string{"*"}, Key: "dev", PlaintextObjects: config.Deny, CustomerKeys: config.Deny}}},
-		DEKCache:   config.DEKCache{TTL: 30 * time.Second, MaxEntries: 10_000, RevocationProbe: 2 * time.Second, OutageWait: 10 * time.Second},
-		KMS:        config.KMS{MaxConcurrent: 64, MaxPerSecond: 1000, PricePer10000: 0.03, Currency: "USD"},
+		Keys: []config.Key{{Name: "dev", Provider: config.Local, KeyFile: keyFile}},
+		Encryption: config.Encryption{
+			Rules: []config.Rule{
+				{Buckets: []string{"*"}, Key: "dev", PlaintextObjects: config.Deny, CustomerKeys: config.Deny},
+			},
+		},
+		DEKCache: config.DEKCache{
+			TTL:             30 * time.Second,
+			MaxEntries:      10_000,
+			RevocationProbe: 2 * time.Second,
+			OutageWait:      10 * time.Second,
+		},
+		KMS: config.KMS{MaxConcurrent: 64, MaxPerSecond: 1000, PricePer10000: 0.03, Currency: "USD"},
 		Limits: config.Limits{
 			HeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute, MaxConcurrentRequests: 256, ShutdownGrace: 5 * time.Second,
 		},

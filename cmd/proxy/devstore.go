@@ -10,5 +10,8 @@ import (
 
 // startDevStore runs the embedded store.
 func startDevStore(ctx context.Context, dir string) (socket string, stop func(), err error) {
-	return embedded.Start(ctx, embedded.Config{Dir: dir, AccessKey: devAccessKey, SecretKey: devSecretKey, Region: devRegion})
+	return embedded.Start(
+		ctx,
+		embedded.Config{Dir: dir, AccessKey: devAccessKey, SecretKey: devSecretKey, Region: devRegion},
+	)
 }

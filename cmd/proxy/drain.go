@@ -34,6 +34,7 @@ func untilSignal() (ctx context.Context, stop func()) {
 		case <-ctx.Done():
 		}
 	}()
+
 	return ctx, func() {
 		signal.Stop(signals)
 		cancel(nil)
@@ -86,6 +87,7 @@ func (s *server) drain(cause error, s3 *http.Server, open *connections) error {
 	stopOn := make(chan os.Signal, 1)
 	signal.Notify(stopOn, os.Interrupt, syscall.SIGTERM)
 	defer signal.Stop(stopOn)
+
 	go func() {
 		select {
 		case <-stopOn:
@@ -102,10 +104,15 @@ func (s *server) drain(cause error, s3 *http.Server, open *connections) error {
 	}
 
 	if err := s3.Shutdown(grace); err != nil {
-		s.log.Warn("cutting the requests that are still running", zap.NamedError("reason", context.Cause(grace)), zap.Error(err))
+		s.log.Warn(
+			"cutting the requests that are still running",
+			zap.NamedError("reason", context.Cause(grace)),
+			zap.Error(err),
+		)
 		open.reset()
 		return s3.Close()
 	}
+
 	s.log.Info("drained")
 	return nil
 }

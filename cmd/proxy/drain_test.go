@@ -55,10 +55,17 @@ func (d *drained) put(t *testing.T) string {
 	if _, err := d.app.PutObject(t.Context(), put); err != nil {
 		t.Fatal(err)
 	}
-	signed, err := s3.NewPresignClient(d.app).PresignGetObject(t.Context(), &s3.GetObjectInput{Bucket: &bucket, Key: &key})
+
+	signed, err := s3.NewPresignClient(
+		d.app,
+	).PresignGetObject(
+		t.Context(),
+		&s3.GetObjectInput{Bucket: &bucket, Key: &key},
+	)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	return signed.URL
 }
 
@@ -67,15 +74,19 @@ func (d *drained) put(t *testing.T) string {
 func slowly(t *testing.T, url string) io.ReadCloser {
 	t.Helper()
 	dialer := &net.Dialer{Control: func(_, _ string, raw syscall.RawConn) error {
-		return raw.Control(func(fd uintptr) { _ = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, 32<<10) })
+		return raw.Control(
+			func(fd uintptr) { _ = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, 32<<10) },
+		)
 	}}
 	transport := &http.Transport{DialContext: dialer.DialContext, ReadBufferSize: 4096}
+
 	t.Cleanup(transport.CloseIdleConnections)
 	resp, err := (&http.Client{Transport: transport}).Get(url)
 	if err != nil || resp.StatusCode != http.StatusOK {
 		t.Fatal(resp, err)
 	}
 	t.Cleanup(func() { resp.Body.Close() })
+
 	if _, err := io.ReadFull(resp.Body, make([]byte, 1<<20)); err != nil {
 		t.Fatal(err)
 	}
@@ -123,10 +134,12 @@ func TestSignalsDuringTheDrain(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+
 	text, err := os.ReadFile(d.config)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	changed := strings.Replace(string(text), "ttl: 5m", "ttl: 4m", 1)
 	if err := os.WriteFile(d.config, []byte(changed), 0o600); err != nil {
 		t.Fatal(err)
@@ -134,6 +147,7 @@ func TestSignalsDuringTheDrain(t *testing.T) {
 	signal(syscall.SIGHUP)
 	waitMetric(t, "http://"+d.admin+"/metrics", `cmekproxy_revocation_window_seconds{key="main"} 240`)
 	waitMetric(t, "http://"+d.admin+"/metrics", `cmekproxy_dek_cache_entries{key="main"} 1`)
+
 	if err := os.Rename(d.key, d.key+".away"); err != nil {
 		t.Fatal(err)
 	}
@@ -149,11 +163,13 @@ func program(t *testing.T, args ...string) (cmd *exec.Cmd, ended chan error) {
 	cmd.Env = append(os.Environ(), commandEnv+"="+strings.Join(args, "\n"))
 	out := &output{}
 	cmd.Stdout, cmd.Stderr = out, out
+
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	ended = make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
+
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Log(out.String())
@@ -219,6 +235,7 @@ func TestShutdownDelay(t *testing.T) {
 			cmd, ended := program(t, "serve", "--config", d.config)
 			url := d.put(t)
 			send(t, cmd, c.sig)
+
 			if !c.answers {
 				mustEnd(t, ended)
 				return
@@ -229,6 +246,7 @@ func TestShutdownDelay(t *testing.T) {
 			if err != nil {
 				t.Fatal("refused within the delay:", err)
 			}
+
 			n, err := io.Copy(io.Discard, resp.Body)
 			if resp.Body.Close(); n != drainSize || err != nil || !resp.Close {
 				t.Errorf("%d bytes, %v; Connection: close is %v", n, err, resp.Close)

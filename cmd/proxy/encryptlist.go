@@ -53,11 +53,13 @@ func readObjectList(path string) (*objectList, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s is empty", path)
 	}
+
 	if first[0] == '{' {
 		err = l.readJSON(text)
 	} else {
 		err = l.readCSV(text)
 	}
+
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
@@ -76,6 +78,7 @@ func (l *objectList) readJSON(text io.Reader) error {
 		if p.Type != "object" || p.Kind != inventory.Plaintext || !p.Latest && p.Version != "" {
 			continue
 		}
+
 		if err := l.add(p.Key, listedObject{p.ETag, p.Version, p.Size}); err != nil {
 			return fmt.Errorf("object %d: %w", n, err)
 		}
@@ -85,7 +88,10 @@ func (l *objectList) readJSON(text io.Reader) error {
 // listColumns are the columns that are read, by this program's names and by
 // those of Amazon S3 Inventory.
 var listColumns = [][2]string{
-	{"key", "Key"}, {"version_id", "VersionId"}, {"latest", "IsLatest"}, {"size", "Size"}, {"kind", ""}, {"etag", "ETag"}, {"", "IsDeleteMarker"},
+	{
+		"key",
+		"Key",
+	}, {"version_id", "VersionId"}, {"latest", "IsLatest"}, {"size", "Size"}, {"kind", ""}, {"etag", "ETag"}, {"", "IsDeleteMarker"},
 }
 
 func (l *objectList) readCSV(text io.Reader) error {
@@ -97,10 +103,15 @@ func (l *objectList) readCSV(text io.Reader) error {
 	for i := range names {
 		names[i] = strings.TrimSpace(names[i])
 	}
+
 	columns := make([]int, len(listColumns))
 	for i, c := range listColumns {
-		columns[i] = slices.IndexFunc(names, func(name string) bool { return name != "" && (name == c[0] || name == c[1]) })
+		columns[i] = slices.IndexFunc(
+			names,
+			func(name string) bool { return name != "" && (name == c[0] || name == c[1]) },
+		)
 	}
+
 	if columns[0] < 0 || columns[3] < 0 || columns[1] < 0 && columns[5] < 0 {
 		return errors.New("the first line names no key, no size, or neither etag nor version_id: " +
 			"give the columns' names there (of Amazon S3 Inventory, those of fileSchema in its manifest)")
@@ -115,6 +126,7 @@ func (l *objectList) readCSV(text io.Reader) error {
 		if err != nil {
 			return err
 		}
+
 		if err := l.addRecord(record, columns, ours); err != nil {
 			line, _ := r.FieldPos(0)
 			return fmt.Errorf("line %d: %w", line, err)
@@ -124,23 +136,30 @@ func (l *objectList) readCSV(text io.Reader) error {
 
 // addRecord adds a line of CSV, of this program's inventory or else of Amazon
 // S3's, in which keys are escaped as in a form.
-func (l *objectList) addRecord(record []string, columns []int, ours bool) error { //nolint:revive // the format, and no mode
+func (l *objectList) addRecord(
+	record []string,
+	columns []int,
+	ours bool,
+) error { //nolint:revive // the format, and no mode
 	fields := make([]string, len(columns))
 	for i, at := range columns {
 		if at >= 0 {
 			fields[i] = fromSpreadsheets(record[at])
 		}
 	}
+
 	key, kind := fields[0], fields[4]
 	if fields[2] == "false" || fields[6] == "true" || kind != "" && kind != inventory.Plaintext {
 		return nil
 	}
+
 	if !ours {
 		var err error
 		if key, err = url.QueryUnescape(record[columns[0]]); err != nil {
 			return err
 		}
 	}
+
 	size, err := strconv.ParseInt(fields[3], 10, 64)
 	if err != nil {
 		return fmt.Errorf("the size of %q is not a number", key)
@@ -153,6 +172,7 @@ func (l *objectList) add(key string, o listedObject) error {
 	if o.version == "null" { // an object that was stored before the bucket kept versions
 		o.version = ""
 	}
+
 	switch _, twice := l.objects[key]; {
 	case key == "" || o.size < 0:
 		return errors.New("an object without a key or a size")
@@ -161,6 +181,7 @@ func (l *objectList) add(key string, o listedObject) error {
 	case twice:
 		return fmt.Errorf("%q is there twice", key)
 	}
+
 	l.objects[key] = o
 	return nil
 }

@@ -39,6 +39,7 @@ func TestPublicInterface(t *testing.T) {
 	}
 	add("setting", yamlNames(reflect.TypeFor[config.Config](), ""))
 	add("metric", metricNames(t))
+
 	add("audit", jsonNames(reflect.TypeFor[audit.Record]()))
 	add("state", jsonNames(reflect.TypeFor[walk.State]()))
 	add("inventory.json", jsonNames(reflect.TypeFor[inventory.Object]()))
@@ -47,6 +48,7 @@ func TestPublicInterface(t *testing.T) {
 	add("verify.json", jsonNames(reflect.TypeFor[faulty]()))
 	add("verify.json summary", jsonNames(reflect.TypeFor[faultTotals]()))
 	add("verify.csv", faultColumns)
+
 	for _, c := range newRoot().Commands() {
 		add("flag "+c.Name(), flagNames(c))
 		for _, sub := range c.Commands() {
@@ -58,18 +60,23 @@ func TestPublicInterface(t *testing.T) {
 	if errGolden != nil {
 		t.Fatal(errGolden)
 	}
+
 	if *updateInterface {
 		if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	want, err := os.ReadFile(golden)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if got != string(want) {
-		t.Errorf("the public interface has changed; go test ./cmd/proxy -run TestPublicInterface -update-interface, and look at the diff:\n%s",
-			difference(string(want), got))
+		t.Errorf(
+			"the public interface has changed; go test ./cmd/proxy -run TestPublicInterface -update-interface, and look at the diff:\n%s",
+			difference(string(want), got),
+		)
 	}
 }
 
@@ -124,6 +131,7 @@ func metricNames(t *testing.T) (names []string) {
 	if code := run(t.Context(), []string{"keys", "new", keyFile}, new(output), new(output)); code != 0 {
 		t.Fatal("keys new:", code)
 	}
+
 	a, err := newServer(t.Context(), devConfig("127.0.0.1:0", "127.0.0.1:0", keyFile), zap.NewNop(), "")
 	if err != nil {
 		t.Fatal(err)
@@ -133,6 +141,7 @@ func metricNames(t *testing.T) (names []string) {
 	described := make(chan *prometheus.Desc)
 	go func() { defer close(described); a.metrics.Describe(described) }()
 	parts := regexp.MustCompile(`fqName: "([^"]*)".*variableLabels: \{([^}]*)\}`)
+
 	for d := range described {
 		m := parts.FindStringSubmatch(d.String())
 		if m == nil {
@@ -142,6 +151,7 @@ func metricNames(t *testing.T) (names []string) {
 			names = append(names, strings.TrimSpace(m[1]+" "+m[2]))
 		}
 	}
+
 	slices.Sort(names)
 	return names
 }

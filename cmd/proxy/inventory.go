@@ -18,12 +18,19 @@ func inventoryCommand() *cobra.Command {
 			"It asks no KMS, so it also works when a key is lost. Nothing of what it says is verified; cmekproxy verify does that.",
 		Args: oneArgument("s3://bucket"),
 	}
+
 	config := configFlag(c)
 	flags := c.Flags()
 	format := flags.String("format", "table", "table, csv (RFC 4180), or json (an object a line)")
 	versions := flags.Bool("versions", false, "all versions of the objects, and not the current ones only")
-	quick := flags.Bool("quick", false, "of an object in parts believe the mark that it was created with, and not the header of each part")
+
+	quick := flags.Bool(
+		"quick",
+		false,
+		"of an object in parts believe the mark that it was created with, and not the header of each part",
+	)
 	parallel := flags.Int("parallel", 16, "`N` objects at a time")
+
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if err := checkParallel(*parallel); err != nil {
 			return err
@@ -33,14 +40,19 @@ func inventoryCommand() *cobra.Command {
 			return err
 		}
 		defer d.close()
+
 		out, err := newInventoryWriter(*format, c.OutOrStdout(), d.progress)
 		if err != nil {
 			return err
 		}
-		i := inventory.New(inventory.Config{Reader: d.reader(), KeyNames: d.keyNames(), Quick: *quick, Parallel: *parallel})
+		i := inventory.New(
+			inventory.Config{Reader: d.reader(), KeyNames: d.keyNames(), Quick: *quick, Parallel: *parallel},
+		)
+
 		list := stored.Listing{Bucket: d.bucket, Prefix: d.prefix, Versions: *versions}
 		return d.writeInventory(i.Objects(c.Context(), list), out)
 	}
+
 	return c
 }
 
@@ -48,12 +60,14 @@ func (d *direct) writeInventory(objects iter.Seq2[inventory.Object, error], out 
 	bar := counter(d.progress, "looked at")
 	defer bar.Finish() //nolint:errcheck // nothing depends on it
 	totals := newInventoryTotals()
+
 	for o, err := range objects {
 		if err != nil {
 			return err
 		}
 		_ = bar.Add(1)
 		totals.add(o)
+
 		if err := out.row(o); err != nil {
 			return err
 		}

@@ -66,9 +66,11 @@ func (t *inventoryTotals) add(p inventory.Object) {
 		return
 	}
 	keys := p.Keys
+
 	if p.Kind == inventory.Plaintext {
 		keys = []inventory.Key{noKey}
 	}
+
 	for _, k := range keys {
 		total := t.keys[k]
 		if total == nil {
@@ -86,7 +88,10 @@ func (t *inventoryTotals) sorted() []*keyTotal {
 	for _, total := range t.keys {
 		out = append(out, total)
 	}
-	slices.SortFunc(out, func(a, b *keyTotal) int { return cmp.Or(cmp.Compare(a.ID, b.ID), cmp.Compare(a.Version, b.Version)) })
+	slices.SortFunc(
+		out,
+		func(a, b *keyTotal) int { return cmp.Or(cmp.Compare(a.ID, b.ID), cmp.Compare(a.Version, b.Version)) },
+	)
 	return out
 }
 
@@ -120,12 +125,14 @@ func (t *tableInventory) row(p inventory.Object) error {
 		}
 	}
 	size, kind, object := "-", p.Kind, visible(p.Key)
+
 	if p.Size >= 0 {
 		size = strconv.FormatInt(p.Size, 10)
 	}
 	if p.Kind == inventory.Multipart {
 		kind = fmt.Sprintf("%s, %d", p.Kind, p.Parts)
 	}
+
 	var keys []string
 	for _, k := range p.Keys {
 		name := k.Name
@@ -135,8 +142,10 @@ func (t *tableInventory) row(p inventory.Object) error {
 		if k.Version != "-" {
 			name += " v" + k.Version
 		}
+
 		keys = append(keys, name)
 	}
+
 	if p.Version != "" {
 		object += "  version " + p.Version
 	}
@@ -144,6 +153,7 @@ func (t *tableInventory) row(p inventory.Object) error {
 		object += "  " + p.Error
 	}
 	_, err := fmt.Fprintf(t.w, "%16s  %-16s  %-24s  %s\n", size, kind, cmp.Or(strings.Join(keys, ", "), "-"), object)
+
 	return err
 }
 
@@ -170,7 +180,19 @@ type csvInventory struct {
 
 // csvHeader names the columns. An object under several keys has them in one
 // field each, with a space in between.
-var csvHeader = []string{"key", "version_id", "latest", "size", "kind", "parts", "kms_key_ids", "kms_key_names", "kms_key_versions", "error", "etag"}
+var csvHeader = []string{
+	"key",
+	"version_id",
+	"latest",
+	"size",
+	"kind",
+	"parts",
+	"kms_key_ids",
+	"kms_key_names",
+	"kms_key_versions",
+	"error",
+	"etag",
+}
 
 func (c *csvInventory) header() error {
 	if c.begun {
@@ -188,6 +210,7 @@ func (c *csvInventory) row(p inventory.Object) error {
 	for _, k := range p.Keys {
 		ids, names, versions = append(ids, k.ID), append(names, k.Name), append(versions, k.Version)
 	}
+
 	size, parts := "", ""
 	if p.Size >= 0 {
 		size = strconv.FormatInt(p.Size, 10)
@@ -195,6 +218,7 @@ func (c *csvInventory) row(p inventory.Object) error {
 	if p.Kind == inventory.Multipart {
 		parts = strconv.Itoa(p.Parts)
 	}
+
 	return c.w.Write(forSpreadsheets([]string{
 		p.Key, p.Version, strconv.FormatBool(p.Latest), size, p.Kind, parts,
 		strings.Join(ids, " "), strings.Join(names, " "), strings.Join(versions, " "), p.Error, p.ETag,

@@ -51,10 +51,12 @@ func (b *backend) withLimits(k config.Key, w kms.Wrapper) kms.Wrapper {
 	}
 	left := b.metrics.Breaker(label)
 	limits := kms.LimitConfig{MaxConcurrent: b.cfg.KMS.MaxConcurrent}
+
 	if k.Provider != config.Local { // which has no quota that others share
 		limits.PerSecond, limits.Burst = float64(b.cfg.KMS.MaxPerSecond), b.cfg.KMS.MaxPerSecond
 	}
 	limited := kms.Limit(w, limits)
+
 	broken := kms.Breaker(limited, kms.BreakerConfig{
 		OnChange: func(open bool) {
 			left.Add(map[bool]float64{true: 1, false: -1}[open])
@@ -64,6 +66,7 @@ func (b *backend) withLimits(k config.Key, w kms.Wrapper) kms.Wrapper {
 			}
 		},
 	})
+
 	return kms.Retry(broken, kms.RetryConfig{})
 }
 
@@ -93,6 +96,7 @@ func (b *backend) tryKeys(ctx context.Context) {
 	for _, duty := range b.duties {
 		go duty(ctx)
 	}
+
 	go func() {
 		var all errgroup.Group
 		all.SetLimit(startTogether)
@@ -102,6 +106,7 @@ func (b *backend) tryKeys(ctx context.Context) {
 				return nil
 			})
 		}
+
 		_ = all.Wait() // each has said what is wrong with it
 	}()
 }
@@ -147,6 +152,7 @@ func (b *backend) openLater(ctx context.Context, k config.Key) {
 			return
 		case <-time.After(reopenEvery):
 		}
+
 		wrapper, err := buildWrapper(ctx, k, b.reportReread(k))
 		if err == nil {
 			err = b.keys.Provide(k.Name, b.withLimits(k, wrapper), wrapper)
@@ -155,6 +161,7 @@ func (b *backend) openLater(ctx context.Context, k config.Key) {
 			b.log.Warn("this key cannot be opened yet", zap.String("kms_key_name", k.Name), zap.Error(err))
 			continue
 		}
+
 		b.keep(ctx, openKey{k.Name, wrapper})
 		go b.watchAlias(ctx, k, wrapper, aliasCheck)
 		b.warnOfTwins()
@@ -168,17 +175,25 @@ func (b *backend) openLater(ctx context.Context, k config.Key) {
 func (b *backend) reopen(ctx context.Context, before, next *config.Config) {
 	for _, k := range next.Keys {
 		i := slices.IndexFunc(before.Keys, func(old config.Key) bool { return old.Name == k.Name })
-		if i < 0 || reflect.DeepEqual(before.Keys[i], k) || !reflect.DeepEqual(withoutSecrets(before.Keys[i]), withoutSecrets(k)) {
+		if i < 0 || reflect.DeepEqual(before.Keys[i], k) ||
+			!reflect.DeepEqual(withoutSecrets(before.Keys[i]), withoutSecrets(k)) {
 			continue
 		}
+
 		wrapper, err := buildWrapper(ctx, k, b.reportReread(k))
 		if err == nil {
 			err = b.keys.Provide(k.Name, b.withLimits(k, wrapper), wrapper)
 		}
+
 		if err != nil {
-			b.log.Error("opening a key with its new secret failed; keeping the old one", zap.String("kms_key_name", k.Name), zap.Error(err))
+			b.log.Error(
+				"opening a key with its new secret failed; keeping the old one",
+				zap.String("kms_key_name", k.Name),
+				zap.Error(err),
+			)
 			continue
 		}
+
 		b.keep(ctx, openKey{k.Name, wrapper})
 		b.log.Info("key opened with its new secret", zap.String("kms_key_name", k.Name))
 	}

@@ -26,16 +26,19 @@ func TestTimeoutOfAKey(t *testing.T) {
 			Login: config.Login{AppRole: config.AppRole{RoleID: "role", SecretID: "secret"}},
 		}
 	}
+
 	cfg := &config.Config{
 		Keys:     []config.Key{key("patient", 5*time.Second), key("hasty", 200*time.Millisecond)},
 		KMS:      config.KMS{MaxConcurrent: 10, MaxPerSecond: 1000},
 		DEKCache: config.DEKCache{TTL: 5 * time.Minute, MaxEntries: 10, RevocationProbe: 10 * time.Second},
 	}
+
 	a := &backend{cfg: cfg, log: zap.NewNop(), metrics: metrics.New(), observer: &keyObserver{}}
 	if err := a.openKeyring(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}
 	defer a.cache.Close()
+
 	if got, want := a.keys.Window(cfg.DEKCache.TTL), 15*time.Second; got != want {
 		t.Errorf("window %v, want %v: the interval and the longest timeout", got, want)
 	}
@@ -45,6 +48,7 @@ func TestTimeoutOfAKey(t *testing.T) {
 		t.Errorf("a login that takes longer than an attempt may: %v", err)
 	}
 	server.SetTrouble(kmstest.Trouble{Latency: 400 * time.Millisecond})
+
 	if err := a.keys.Try(t.Context(), "patient"); err != nil {
 		t.Errorf("answers within the key's timeout: %v", err)
 	}
@@ -61,12 +65,20 @@ func TestOnlyNetworkKeysHaveARate(t *testing.T) {
 		if err := kms.CreateLocalKeyFile(file); err != nil {
 			t.Fatal(err)
 		}
+
 		key, err := kms.NewLocal(file)
 		if err != nil {
 			t.Fatal(err)
 		}
-		a := &backend{cfg: &config.Config{KMS: config.KMS{MaxConcurrent: 1, MaxPerSecond: 1}}, log: zap.NewNop(), metrics: metrics.New(), observer: &keyObserver{}}
+
+		a := &backend{
+			cfg:      &config.Config{KMS: config.KMS{MaxConcurrent: 1, MaxPerSecond: 1}},
+			log:      zap.NewNop(),
+			metrics:  metrics.New(),
+			observer: &keyObserver{},
+		}
 		w := a.withLimits(config.Key{Provider: provider}, key)
+
 		throttled := 0
 		for range 5 {
 			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
@@ -75,6 +87,7 @@ func TestOnlyNetworkKeysHaveARate(t *testing.T) {
 			}
 			cancel()
 		}
+
 		if limited := throttled > 0; limited != (provider != config.Local) {
 			t.Errorf("%s: %d of 5 calls were throttled", provider, throttled)
 		}
@@ -101,18 +114,27 @@ func TestBreakerResetsConnections(t *testing.T) {
 	if err := kms.CreateLocalKeyFile(file); err != nil {
 		t.Fatal(err)
 	}
+
 	key, err := kms.NewLocal(file)
 	if err != nil {
 		t.Fatal(err)
 	}
 	w := &away{key, make(chan struct{}, 100)}
-	a := &backend{cfg: &config.Config{KMS: config.KMS{MaxConcurrent: 1}}, log: zap.NewNop(), metrics: metrics.New(), observer: &keyObserver{}}
+
+	a := &backend{
+		cfg:      &config.Config{KMS: config.KMS{MaxConcurrent: 1}},
+		log:      zap.NewNop(),
+		metrics:  metrics.New(),
+		observer: &keyObserver{},
+	}
 	limited := a.withLimits(config.Key{Provider: config.Local}, w)
+
 	for range kms.DefaultBreakerFailures {
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 		_, _ = limited.Unwrap(ctx, nil, nil)
 		cancel()
 	}
+
 	select {
 	case <-w.resets:
 	case <-time.After(10 * time.Second):

@@ -20,7 +20,13 @@ func keysBindCommand() *cobra.Command {
 		Args:  oneArgument("NAME of a key"),
 	}
 	path := configFlag(c)
-	again := c.Flags().Int("again", 0, "wrap the `N`th binding of the configuration again, by the newest version of the key (default: make a new one)")
+
+	again := c.Flags().Int(
+		"again",
+		0,
+		"wrap the `N`th binding of the configuration again, by the newest version of the key (default: make a new one)",
+	)
+
 	c.RunE = func(c *cobra.Command, args []string) error {
 		return keysBind(c.Context(), *path, args[0], *again, c.OutOrStdout())
 	}
@@ -34,10 +40,12 @@ func keysBind(ctx context.Context, path, name string, again int, stdout io.Write
 	if err != nil {
 		return err
 	}
+
 	i := slices.IndexFunc(cfg.Keys, func(k config.Key) bool { return k.Name == name })
 	if i < 0 {
 		return fmt.Errorf("the configuration has no key %q", name)
 	}
+
 	key := cfg.Keys[i]
 	if key.Provider != config.AzureKeyVault || key.Algorithm == kms.AzureA256KW {
 		return fmt.Errorf("key %s needs no binding: only RSA keys of azure-keyvault do", key.Name)
@@ -51,6 +59,7 @@ func keysBind(ctx context.Context, path, name string, again int, stdout io.Write
 		return err
 	}
 	text := ""
+
 	if again > 0 {
 		text = key.Bindings[again-1]
 	}

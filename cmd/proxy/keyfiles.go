@@ -25,6 +25,7 @@ func keysCommand() *cobra.Command {
 		Args:  noCommand,
 		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
+
 	c.AddCommand(
 		keyFileCommand("new", "Make a key file with a new random key", keysNew),
 		keysImportCommand(),
@@ -35,6 +36,7 @@ func keysCommand() *cobra.Command {
 		keyFileCommand("list", "Print the versions; never a key", listKey),
 		keysBindCommand(),
 	)
+
 	return c
 }
 
@@ -60,9 +62,13 @@ func keysNew(path string, stdout io.Writer) error {
 // history, and everybody's ps shows them.
 func keysImportCommand() *cobra.Command {
 	var from string
-	c := keyFileCommand("import", "Make a key file with a key of yours: raw, hex, base64 or PEM", func(path string, stdout io.Writer) error {
-		return keysImport(path, from, stdout)
-	})
+	c := keyFileCommand(
+		"import",
+		"Make a key file with a key of yours: raw, hex, base64 or PEM",
+		func(path string, stdout io.Writer) error {
+			return keysImport(path, from, stdout)
+		},
+	)
 	c.Flags().StringVar(&from, "from", "-", "`FILE` with the key; - for standard input")
 	return c
 }
@@ -76,11 +82,13 @@ func keysImport(path, from string, stdout io.Writer) error {
 		}
 		defer source.Close()
 	}
+
 	key, err := readKey(source)
 	if err != nil {
 		return err
 	}
 	defer clear(key)
+
 	if err := kms.ImportLocalKeyFile(path, key); err != nil {
 		return err
 	}
@@ -128,15 +136,27 @@ func keysSwitchCommand(name, short string, state kms.LocalKeyState) *cobra.Comma
 func keysDestroyCommand() *cobra.Command {
 	var version versionNumber
 	var yes bool
-	c := keyFileCommand("destroy", "Remove the key of a version for ever, and with it all that it protects", func(path string, stdout io.Writer) error {
-		switch {
-		case version == 0:
-			return usageError{errors.New("--version N is missing")}
-		case !yes:
-			return usageError{fmt.Errorf("whatever version %d encrypted is lost for ever; say --yes if that is meant", version)}
-		}
-		return changeKey(path, stdout, func(f *kms.LocalKeyFile) error { return f.SetState(int(version), kms.LocalKeyDestroyed) })
-	})
+	c := keyFileCommand(
+		"destroy",
+		"Remove the key of a version for ever, and with it all that it protects",
+		func(path string, stdout io.Writer) error {
+			switch {
+			case version == 0:
+				return usageError{errors.New("--version N is missing")}
+			case !yes:
+				return usageError{
+					fmt.Errorf("whatever version %d encrypted is lost for ever; say --yes if that is meant", version),
+				}
+			}
+
+			return changeKey(
+				path,
+				stdout,
+				func(f *kms.LocalKeyFile) error { return f.SetState(int(version), kms.LocalKeyDestroyed) },
+			)
+		},
+	)
+
 	c.Flags().Var(&version, "version", "`N`umber of the version")
 	c.Flags().BoolVar(&yes, "yes", false, "it is meant: nothing can undo it")
 	return c
@@ -179,6 +199,7 @@ func listKey(path string, stdout io.Writer) error {
 	}
 	file.Wipe()
 	state := kms.LocalKeyEnabled
+
 	if file.Disabled {
 		state = kms.LocalKeyDisabled
 	}
@@ -186,6 +207,7 @@ func listKey(path string, stdout io.Writer) error {
 	fmt.Fprintf(&out, "%s  %s\n", file.ID, state)
 	table := tabwriter.NewWriter(&out, 0, 0, 2, ' ', 0)
 	fmt.Fprint(table, "VERSION\tSTATE\tCREATED\n")
+
 	for i, v := range file.Versions {
 		created := "unknown"
 		if !v.Created.IsZero() {
@@ -193,6 +215,7 @@ func listKey(path string, stdout io.Writer) error {
 		}
 		fmt.Fprintf(table, "%d\t%s\t%s\n", i+1, v.State, created)
 	}
+
 	if err := table.Flush(); err != nil {
 		return err
 	}

@@ -48,10 +48,12 @@ func TestKeysLife(t *testing.T) {
 		t.Fatal(err)
 	}
 	ec := kms.EncryptionContext{"bucket": "b", "key": "k"}
+
 	blob, err := w.Wrap(t.Context(), importKey, ec)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	// Each step is made while w is in use, as by a proxy that runs; reads says
 	// what becomes of the first blob.
 	for _, step := range []struct {
@@ -77,6 +79,7 @@ func TestKeysLife(t *testing.T) {
 		for _, line := range lines[2:] {
 			states += "/" + strings.Fields(line)[1]
 		}
+
 		if states != step.states {
 			t.Errorf("%q: printed %q, want %s", step.args, out, step.states)
 		}
@@ -89,7 +92,8 @@ func TestKeysLife(t *testing.T) {
 
 func checkOutcome(t *testing.T, args []string, err error, want kms.Kind) {
 	t.Helper()
-	if e, _ := err.(*kms.Error); want < 0 && err != nil || want >= 0 && (e == nil || e.Kind != want) { //nolint:errorlint // the type is the contract
+	if e, _ := err.(*kms.Error); want < 0 && err != nil ||
+		want >= 0 && (e == nil || e.Kind != want) { //nolint:errorlint // the type is the contract
 		t.Errorf("%q: %v, want %v", args, err, want)
 	}
 }
@@ -105,11 +109,13 @@ VERSION  STATE    CREATED
 $`).MatchString(out) {
 		t.Errorf("printed %q", out)
 	}
+
 	older := filepath.Join(t.TempDir(), "older")
 	line := "cmekproxy-local-key-v1:" + base64.StdEncoding.EncodeToString(importKey) + "\n"
 	if err := os.WriteFile(older, []byte(line), 0o600); err != nil {
 		t.Fatal(err)
 	}
+
 	if out := proxyKeys(t, 0, "list", older); !strings.Contains(out, "1        enabled  unknown\n") {
 		t.Errorf("a file of the older form: printed %q", out)
 	}
@@ -124,6 +130,7 @@ func TestKeysCommandLines(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for _, row := range []struct {
 		args []string
 		code int
@@ -154,15 +161,18 @@ func TestKeysCommandLines(t *testing.T) {
 			t.Errorf("%q: printed %q, want %q", row.args, out, row.want)
 		}
 	}
+
 	if after, _ := os.ReadFile(path); !bytes.Equal(before, after) {
 		t.Error("the key file was changed")
 	}
 	proxyKeys(t, 0, "destroy", path, "--version", "1", "--yes")
+
 	for _, args := range [][]string{{"enable"}, {"disable"}} {
 		if out := proxyKeys(t, 1, append(args, "--version", "1", path)...); !strings.Contains(out, "is destroyed") {
 			t.Errorf("%q of a destroyed version: printed %q", args, out)
 		}
 	}
+
 	if err := os.Chmod(path, 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -191,6 +201,7 @@ func TestKeysImport(t *testing.T) {
 			t.Fatal(err)
 		}
 		proxyKeys(t, 0, "import", path, "--from", from)
+
 		w, err := kms.NewLocal(path)
 		if err != nil {
 			t.Fatal(err)
@@ -198,12 +209,14 @@ func TestKeysImport(t *testing.T) {
 		if want == "" {
 			want = w.KeyID()
 		}
+
 		if w.KeyID() != want {
 			t.Errorf("%s: another key than in the other forms", name)
 		}
 		if written, _ := os.ReadFile(path); !bytes.Contains(written, []byte(std)) {
 			t.Errorf("%s: the file does not hold the key", name)
 		}
+
 		if out := proxyKeys(t, 1, "import", path, "--from", from); !strings.Contains(out, "file exists") {
 			t.Errorf("%s: a second import printed %q", name, out)
 		}
@@ -218,6 +231,7 @@ func TestKeysImportFromStandardInput(t *testing.T) {
 	}
 	stdin := os.Stdin
 	t.Cleanup(func() { os.Stdin = stdin })
+
 	var listed []string
 	for _, args := range [][]string{{"import"}, {"import", "--from", "-"}} {
 		f, err := os.Open(from)
@@ -226,8 +240,13 @@ func TestKeysImportFromStandardInput(t *testing.T) {
 		}
 		defer f.Close()
 		os.Stdin = f
-		listed = append(listed, strings.Fields(proxyKeys(t, 0, append(args, filepath.Join(dir, args[len(args)-1]))...))[0])
+
+		listed = append(
+			listed,
+			strings.Fields(proxyKeys(t, 0, append(args, filepath.Join(dir, args[len(args)-1]))...))[0],
+		)
 	}
+
 	if listed[0] != listed[1] {
 		t.Errorf("two keys: %q", listed)
 	}
@@ -281,6 +300,7 @@ func TestKeysImportRefuses(t *testing.T) {
 		if out := proxyKeys(t, 1, "import", path, "--from", from); !strings.Contains(out, row.want) {
 			t.Errorf("%s: printed %q, want %q", row.name, out, row.want)
 		}
+
 		if _, err := os.Stat(path); err == nil {
 			t.Errorf("%s: a key file was made", row.name)
 		}

@@ -30,10 +30,14 @@ func parseKey(text []byte) ([]byte, error) {
 	case bytes.HasPrefix(trimmed, []byte("-----BEGIN")):
 		return parsePEM(trimmed)
 	case len(text) == keySize:
-		return nil, fmt.Errorf("%d bytes of text: a passphrase, or a shorter key in another form, and no raw key", keySize)
+		return nil, fmt.Errorf(
+			"%d bytes of text: a passphrase, or a shorter key in another form, and no raw key",
+			keySize,
+		)
 	case bytes.ContainsFunc(trimmed, func(r rune) bool { return r <= ' ' || r > '~' }):
 		return nil, fmt.Errorf("%d bytes that are not text on one line: a raw key has %d", len(text), keySize)
 	}
+
 	asHex, isHex := parseHex(trimmed)
 	asBase64, isBase64 := parseBase64(trimmed)
 	switch {
@@ -56,7 +60,8 @@ func parseKey(text []byte) ([]byte, error) {
 // isText reports whether somebody could have typed text. 32 random bytes are
 // so once in more than 10^11 keys.
 func isText(text []byte) bool {
-	return utf8.Valid(text) && !bytes.ContainsFunc(text, func(r rune) bool { return unicode.IsControl(r) && !unicode.IsSpace(r) })
+	return utf8.Valid(text) &&
+		!bytes.ContainsFunc(text, func(r rune) bool { return unicode.IsControl(r) && !unicode.IsSpace(r) })
 }
 
 // parseHex returns no bytes for an odd number of digits.
@@ -84,6 +89,7 @@ func parseBase64(text []byte) (key []byte, ok bool) {
 	if !bytes.ContainsRune(text, '=') {
 		encoding = encoding.WithPadding(base64.NoPadding)
 	}
+
 	key = make([]byte, encoding.DecodedLen(len(text)))
 	n, err := encoding.Strict().Decode(key, text)
 	if err != nil {
@@ -102,11 +108,13 @@ func parsePEM(text []byte) ([]byte, error) {
 		return nil, errors.New("a PEM block that is damaged")
 	}
 	defer clear(block.Bytes)
+
 	for _, other := range []string{"CERTIFICATE", "PUBLIC", "PRIVATE", "ENCRYPTED", "PARAMETERS"} {
 		if strings.Contains(block.Type, other) {
 			return nil, fmt.Errorf("PEM of type %q, which is no AES key", block.Type)
 		}
 	}
+
 	switch {
 	case len(bytes.TrimSpace(rest)) > 0:
 		return nil, errors.New("more than one PEM block")
@@ -115,5 +123,6 @@ func parsePEM(text []byte) ([]byte, error) {
 	case len(block.Bytes) != keySize:
 		return nil, fmt.Errorf("PEM of %d bytes: a key has %d", len(block.Bytes), keySize)
 	}
+
 	return bytes.Clone(block.Bytes), nil
 }

@@ -34,24 +34,43 @@ func (o *keyObserver) KMSCall(ctx context.Context, key, op string, took time.Dur
 		result = "error"
 	}
 	s3api.RecordKMS(ctx, took)
+
 	o.metrics.KMS(o.label[key], op, result, took)
 	if _, broken := o.broken.Load(key); err == nil && broken {
 		o.broken.Delete(key)
 		o.log.Info("this key works now", zap.String("kms_key_name", key), zap.String("operation", op))
 	}
+
 	if err != nil {
-		o.log.Warn("kms request failed", zap.String("kms_key_name", key), zap.String("operation", op), zap.Stringer("took", took), zap.Error(err))
+		o.log.Warn(
+			"kms request failed",
+			zap.String("kms_key_name", key),
+			zap.String("operation", op),
+			zap.Stringer("took", took),
+			zap.Error(err),
+		)
 	}
 }
 
 // Revoked implements keyring.Observer.
 func (o *keyObserver) Revoked(r keyring.Revocation) {
 	if r.Part == "" {
-		o.log.Warn("key revoked: its data keys are purged", zap.String("kms_key_name", r.Key), zap.Int("purged", r.Purged), zap.Error(r.Err))
+		o.log.Warn(
+			"key revoked: its data keys are purged",
+			zap.String("kms_key_name", r.Key),
+			zap.Int("purged", r.Purged),
+			zap.Error(r.Err),
+		)
 		return
 	}
-	o.log.Warn("key revoked for some objects: their data keys are purged", zap.String("kms_key_name", r.Key), zap.String("part", r.Part),
-		zap.Int("purged", r.Purged), zap.Error(r.Err))
+
+	o.log.Warn(
+		"key revoked for some objects: their data keys are purged",
+		zap.String("kms_key_name", r.Key),
+		zap.String("part", r.Part),
+		zap.Int("purged", r.Purged),
+		zap.Error(r.Err),
+	)
 }
 
 // Used implements keyring.Observer.
@@ -97,11 +116,34 @@ func (b *backend) measureKeys() {
 	count := func(name, help string, of func(dekcache.Stats) uint64) {
 		b.metrics.Counter(name, help, func() float64 { return float64(of(b.cache.Stats())) })
 	}
-	count("cmekproxy_dek_cache_hits_total", "Data keys found in the cache.", func(s dekcache.Stats) uint64 { return s.Hits })
-	count("cmekproxy_dek_cache_misses_total", "Data keys not found in the cache, and asked of the KMS.", func(s dekcache.Stats) uint64 { return s.Misses })
-	count("cmekproxy_dek_cache_joins_total", "Data keys that somebody else was asking the KMS for already.", func(s dekcache.Stats) uint64 { return s.Shared })
-	count("cmekproxy_dek_cache_negative_hits_total", "Data keys that the KMS had refused, or not answered for, a moment before.", func(s dekcache.Stats) uint64 { return s.NegativeHits })
-	count("cmekproxy_dek_cache_evictions_total", "Data keys dropped because the cache was full.", func(s dekcache.Stats) uint64 { return s.Evictions })
+
+	count(
+		"cmekproxy_dek_cache_hits_total",
+		"Data keys found in the cache.",
+		func(s dekcache.Stats) uint64 { return s.Hits },
+	)
+	count(
+		"cmekproxy_dek_cache_misses_total",
+		"Data keys not found in the cache, and asked of the KMS.",
+		func(s dekcache.Stats) uint64 { return s.Misses },
+	)
+
+	count(
+		"cmekproxy_dek_cache_joins_total",
+		"Data keys that somebody else was asking the KMS for already.",
+		func(s dekcache.Stats) uint64 { return s.Shared },
+	)
+	count(
+		"cmekproxy_dek_cache_negative_hits_total",
+		"Data keys that the KMS had refused, or not answered for, a moment before.",
+		func(s dekcache.Stats) uint64 { return s.NegativeHits },
+	)
+
+	count(
+		"cmekproxy_dek_cache_evictions_total",
+		"Data keys dropped because the cache was full.",
+		func(s dekcache.Stats) uint64 { return s.Evictions },
+	)
 
 	sum := func(a, b float64) float64 { return a + b }
 	most := func(a, b float64) float64 { return max(a, b) }
@@ -137,7 +179,10 @@ func revokedAsNumber(s keyring.Status) float64 {
 }
 
 // ofEachLabel is a value for each label of keys.
-func (b *backend) ofEachLabel(of func(keyring.Status) float64, together func(a, b float64) float64) func(yield func(string, float64)) {
+func (b *backend) ofEachLabel(
+	of func(keyring.Status) float64,
+	together func(a, b float64) float64,
+) func(yield func(string, float64)) {
 	return func(yield func(string, float64)) {
 		values := make(map[string]float64)
 		for _, s := range b.keys.Status() {
@@ -148,6 +193,7 @@ func (b *backend) ofEachLabel(of func(keyring.Status) float64, together func(a, 
 				values[label] = of(s)
 			}
 		}
+
 		for label, value := range values {
 			yield(label, value)
 		}

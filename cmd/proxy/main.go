@@ -48,6 +48,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	root.SetArgs(doubleDashes(root, args))
+
 	command, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return 0
@@ -71,9 +72,11 @@ func newRoot() *cobra.Command {
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
+
 	root.SetVersionTemplate(versionLine() + "\n")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	cobra.EnableCommandSorting = false // they are in the order in which one needs them
+
 	root.AddCommand(
 		devCommand(),
 		serveCommand(),
@@ -86,6 +89,7 @@ func newRoot() *cobra.Command {
 		verifyCommand(),
 		versionCommand(),
 	)
+
 	return root
 }
 

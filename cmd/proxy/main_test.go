@@ -94,8 +94,10 @@ func waitStatus(t *testing.T, url string, want int) {
 		} else {
 			last = err.Error()
 		}
+
 		time.Sleep(50 * time.Millisecond)
 	}
+
 	t.Fatalf("%s: %s, not %d", url, last, want)
 }
 
@@ -108,6 +110,7 @@ func waitMetric(t *testing.T, url, line string) {
 		}
 		text, err := io.ReadAll(resp.Body)
 		resp.Body.Close()
+
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -116,6 +119,7 @@ func waitMetric(t *testing.T, url, line string) {
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
+
 	t.Fatalf("%s never says %s", url, line)
 }
 
@@ -134,6 +138,7 @@ func TestDev(t *testing.T) {
 	listen, admin := freePort(t), freePort(t)
 	text := strings.Repeat("top secret ", 20_000)
 	bucket, key := "demo", "dir/hello.txt"
+
 	dev := func() *started {
 		s := start(t, "dev", "--listen", listen, "--admin-listen", admin, "--data", dir)
 		waitStatus(t, "http://"+admin+"/readyz", http.StatusOK)
@@ -147,16 +152,19 @@ func TestDev(t *testing.T) {
 			t.Errorf("the greeting has no %q:\n%s", want, s.out.String())
 		}
 	}
+
 	if _, err := c.CreateBucket(t.Context(), &s3.CreateBucketInput{Bucket: &bucket}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := c.PutObject(t.Context(), &s3.PutObjectInput{Bucket: &bucket, Key: &key, Body: strings.NewReader(text)}); err != nil {
 		t.Fatal(err)
 	}
+
 	stored, err := os.ReadFile(filepath.Join(dir, "buckets", bucket, key))
 	if err != nil || bytes.Contains(stored, []byte("top secret")) || len(stored) < len(text) {
 		t.Errorf("the store has %d bytes, plaintext among them or an error: %v", len(stored), err)
 	}
+
 	info, err := os.Stat(filepath.Join(dir, "kms.key"))
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("the key file: %v, %v", info.Mode(), err)
@@ -171,6 +179,7 @@ func TestDev(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer got.Body.Close()
+
 	if back, err := io.ReadAll(got.Body); err != nil || string(back) != text {
 		t.Errorf("after a restart: %d bytes, %v", len(back), err)
 	}
@@ -185,6 +194,7 @@ func TestDevListensOnLoopbackOnly(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second) // should it serve after all
 			code := run(ctx, []string{"dev", "--data", dir, flag, addr}, &out, &out)
 			cancel()
+
 			if code != 2 {
 				t.Errorf("%s %s: exit code %d:\n%s", flag, addr, code, out.String())
 			}
@@ -213,7 +223,8 @@ func TestCommandLines(t *testing.T) {
 		{[]string{"serve", "--config", "/does/not/exist"}, 1, "/does/not/exist"},
 	} {
 		var out bytes.Buffer
-		if code := run(t.Context(), row.args, &out, &out); code != row.code || !strings.Contains(out.String(), row.want) {
+		if code := run(t.Context(), row.args, &out, &out); code != row.code ||
+			!strings.Contains(out.String(), row.want) {
 			t.Errorf("%q: exit code %d, printed %q", row.args, code, out.String())
 		}
 	}
@@ -228,6 +239,7 @@ func writeConfig(t *testing.T, endpoint, listen, admin string, changes ...string
 	if err := kms.CreateLocalKeyFile(keyFile); err != nil {
 		t.Fatal(err)
 	}
+
 	text := strings.NewReplacer(changes...).Replace(fmt.Sprintf(`listen: %s
 admin_listen: %s
 origin: {endpoint: "%s", region: us-east-1, access_key: storekey, secret_key: storesecretstoresecret}
@@ -238,6 +250,7 @@ encryption: {customer_keys: allow, rules: [{buckets: ["*"], key: main}]}
 limits: {shutdown_grace: 20s}
 tls: {ends_on_this_machine: true}
 `, listen, admin, endpoint, keyFile))
+
 	path := filepath.Join(dir, "config.yaml")
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
@@ -269,18 +282,26 @@ func TestServeDrains(t *testing.T) {
 	body, feed := io.Pipe()
 	bucket, key := "bucket", "key"
 	done := make(chan error, 1)
+
 	go func() {
-		presigned, err := s3.NewPresignClient(client(listen, "appkey", "appsecretappsecret")).PresignPutObject(context.Background(), &s3.PutObjectInput{Bucket: &bucket, Key: &key})
+		presigned, err := s3.NewPresignClient(
+			client(listen, "appkey", "appsecretappsecret"),
+		).PresignPutObject(
+			context.Background(),
+			&s3.PutObjectInput{Bucket: &bucket, Key: &key},
+		)
 		if err != nil {
 			done <- err
 			return
 		}
+
 		r, err := http.NewRequest(http.MethodPut, presigned.URL, body)
 		if err != nil {
 			done <- err
 			return
 		}
 		r.ContentLength = size
+
 		resp, err := http.DefaultTransport.RoundTrip(r)
 		if err == nil {
 			resp.Body.Close()
@@ -288,8 +309,10 @@ func TestServeDrains(t *testing.T) {
 				err = fmt.Errorf("answered %s", resp.Status)
 			}
 		}
+
 		done <- err
 	}()
+
 	if _, err := feed.Write(make([]byte, size/2)); err != nil {
 		t.Fatal(err)
 	}
@@ -297,18 +320,21 @@ func TestServeDrains(t *testing.T) {
 	s.stop()
 	waitStatus(t, "http://"+admin+"/readyz", http.StatusServiceUnavailable)
 	waitStatus(t, "http://"+admin+"/healthz", http.StatusOK)
+
 	if _, err := feed.Write(make([]byte, size/2)); err != nil {
 		t.Fatal(err)
 	}
 	if err := feed.Close(); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := <-done; err != nil {
 		t.Error("the running upload was not let finish:", err)
 	}
 	if code := s.end(t); code != 0 {
 		t.Errorf("exit code %d", code)
 	}
+
 	if conn, err := net.Dial("tcp", listen); err == nil {
 		conn.Close()
 		t.Error("it still accepts connections")
@@ -317,7 +343,13 @@ func TestServeDrains(t *testing.T) {
 
 func TestShutdownIsBounded(t *testing.T) {
 	listen, admin := freePort(t), freePort(t)
-	s := start(t, "serve", "--config", writeConfig(t, sink(t).URL, listen, admin, "shutdown_grace: 20s", "shutdown_grace: 100ms"))
+	s := start(
+		t,
+		"serve",
+		"--config",
+		writeConfig(t, sink(t).URL, listen, admin, "shutdown_grace: 20s", "shutdown_grace: 100ms"),
+	)
+
 	waitStatus(t, "http://"+admin+"/readyz", http.StatusOK)
 	conn, err := net.Dial("tcp", listen)
 	if err != nil {
@@ -325,6 +357,7 @@ func TestShutdownIsBounded(t *testing.T) {
 	}
 	defer conn.Close()
 	fmt.Fprint(conn, "PUT /bucket/key HTTP/1.1\r\nHost: h\r\nContent-Le") // a request that never ends
+
 	time.Sleep(100 * time.Millisecond)
 	s.end(t)
 }
@@ -341,10 +374,13 @@ func TestStrictConfiguration(t *testing.T) {
 		for _, command := range []string{"serve", "check"} {
 			var out bytes.Buffer
 			path := writeConfig(t, "http://127.0.0.1:1", "127.0.0.1:0", "127.0.0.1:1", row.old, row.new)
-			if code := run(t.Context(), []string{command, "--config", path}, &out, &out); code != 1 || !strings.Contains(out.String(), row.want) {
+			if code := run(t.Context(), []string{command, "--config", path}, &out, &out); code != 1 ||
+				!strings.Contains(out.String(), row.want) {
 				t.Errorf("%s, %s: exit code %d, printed\n%s", command, row.new, code, out.String())
 			}
-			if strings.Contains(out.String(), "storesecretstoresecret") || strings.Contains(out.String(), "appsecretappsecret") {
+
+			if strings.Contains(out.String(), "storesecretstoresecret") ||
+				strings.Contains(out.String(), "appsecretappsecret") {
 				t.Errorf("%s, %s: a secret was printed", command, row.new)
 			}
 		}
@@ -354,14 +390,19 @@ func TestStrictConfiguration(t *testing.T) {
 func TestCheckFailsWithoutAStoreOrAKey(t *testing.T) {
 	var out bytes.Buffer
 	path := writeConfig(t, "http://127.0.0.1:1", "127.0.0.1:0", "127.0.0.1:1")
-	if code := run(t.Context(), []string{"check", "--config", path}, &out, &out); code != 1 || !strings.Contains(out.String(), "FAIL  store") || !strings.Contains(out.String(), "ok    key main") {
+	if code := run(t.Context(), []string{"check", "--config", path}, &out, &out); code != 1 ||
+		!strings.Contains(out.String(), "FAIL  store") ||
+		!strings.Contains(out.String(), "ok    key main") {
 		t.Errorf("exit code %d, printed\n%s", code, out.String())
 	}
+
 	out.Reset()
 	if err := os.Remove(filepath.Join(filepath.Dir(path), "kms.key")); err != nil {
 		t.Fatal(err)
 	}
-	if code := run(t.Context(), []string{"check", "--config", path}, &out, &out); code != 1 || !strings.Contains(out.String(), "FAIL  key main") {
+
+	if code := run(t.Context(), []string{"check", "--config", path}, &out, &out); code != 1 ||
+		!strings.Contains(out.String(), "FAIL  key main") {
 		t.Errorf("without the key file: exit code %d, printed\n%s", code, out.String())
 	}
 }

@@ -24,12 +24,14 @@ func TestMemoryIsFreedAfterPurges(t *testing.T) {
 		}
 		time.Sleep(2 * freeAfter)
 		synctest.Wait()
+
 		if len(frees) != 1 || <-frees != freeAfter {
 			t.Fatalf("memory was freed %d times more", len(frees))
 		}
 		cache.Purge("key")
 		time.Sleep(2 * freeAfter)
 		synctest.Wait()
+
 		if len(frees) != 1 {
 			t.Errorf("a later purge: memory was freed %d times", len(frees))
 		}

@@ -22,6 +22,7 @@ func TestCommandsWithoutTheServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	whole := string(config)
+
 	broken := map[string]string{
 		"tls":                      "tls: {cert_file: /gone/tls.crt, key_file: /gone/tls.key, client_ca_file: /gone/ca.crt}",
 		"session_credentials_file": "session_credentials_file: /gone/sessions.json",
@@ -36,14 +37,19 @@ func TestCommandsWithoutTheServer(t *testing.T) {
 		"log":                      "log: {level: shout}",
 		"limits":                   "limits: {idle_timeout: 0s}",
 	}
+
 	everything := whole
 	for setting, line := range broken {
 		everything = replaceSetting(everything, setting, line)
 		t.Run(setting, func(t *testing.T) { m.worksOffline(t, replaceSetting(whole, setting, line)) })
 	}
+
 	t.Run("all", func(t *testing.T) {
 		// Rules may speak of clients that are not there.
-		m.worksOffline(t, strings.Replace(everything, "rules: [{", "rules: [{clients: [nobody], buckets: [x], key: old}, {", 1))
+		m.worksOffline(
+			t,
+			strings.Replace(everything, "rules: [{", "rules: [{clients: [nobody], buckets: [x], key: old}, {", 1),
+		)
 	})
 	t.Run("what they need", func(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "config.yaml")
@@ -65,6 +71,7 @@ func (m *move) worksOffline(t *testing.T, text string) {
 	if out := m.command(0, "decrypt", "--config", path, "s3://bucket/k", "-o", "-"); out == "" {
 		t.Error("nothing was decrypted")
 	}
+
 	for _, args := range [][]string{
 		{"inventory"}, {"verify"}, {"rewrap", "--to", "new", "--dry-run"}, {"encrypt", "--dry-run"},
 	} {
@@ -90,8 +97,10 @@ func replaceSetting(config, name, line string) string {
 		case below && strings.HasPrefix(old, " "):
 			continue
 		}
+
 		below = false
 		out.WriteString(old)
 	}
+
 	return out.String() + line + "\n"
 }

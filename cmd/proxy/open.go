@@ -49,7 +49,13 @@ type backend struct {
 // openBackend opens the store and the keys. unixSocket, if not empty, is where
 // the store listens in place of its endpoint's host. auditor, if not nil,
 // records each use of a key.
-func openBackend(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSocket string, auditor keyring.Auditor) (*backend, error) {
+func openBackend(
+	ctx context.Context,
+	cfg *config.Config,
+	log *zap.Logger,
+	unixSocket string,
+	auditor keyring.Auditor,
+) (*backend, error) {
 	b := &backend{cfg: cfg, log: log, metrics: metrics.New()}
 	var err error
 	if b.origin, b.originLogin, err = openOrigin(ctx, cfg, unixSocket, log); err != nil {
@@ -69,15 +75,22 @@ func (b *backend) close() {
 
 // openOrigin prepares requests to the store. The login is nil where the SDK's
 // default chain finds the credentials.
-func openOrigin(ctx context.Context, cfg *config.Config, unixSocket string, log *zap.Logger) (*origin.Origin, *staticLogin, error) {
+func openOrigin(
+	ctx context.Context,
+	cfg *config.Config,
+	unixSocket string,
+	log *zap.Logger,
+) (*origin.Origin, *staticLogin, error) {
 	credentials, err := originCredentials(ctx, cfg.Origin, log)
 	if err != nil {
 		return nil, nil, err
 	}
+
 	endpoint, err := url.Parse(cfg.Origin.Endpoint)
 	if err != nil {
 		return nil, nil, fmt.Errorf("origin.endpoint: %w", err)
 	}
+
 	transport, err := buildTransport(cfg, unixSocket, log)
 	if err != nil {
 		return nil, nil, err
@@ -103,6 +116,7 @@ func buildTransport(cfg *config.Config, unixSocket string, log *zap.Logger) (*or
 		MaxConns:        2 * cfg.Limits.MaxConcurrentRequests, // as many slow ones, beside
 		UnixSocket:      unixSocket,
 	}
+
 	if cfg.Origin.CAFile != "" && strings.HasPrefix(cfg.Origin.Endpoint, "https:") {
 		pool, err := pemfile.OpenPool(cfg.Origin.CAFile, func(err error) {
 			if err != nil {
@@ -114,8 +128,10 @@ func buildTransport(cfg *config.Config, unixSocket string, log *zap.Logger) (*or
 		if err != nil {
 			return nil, fmt.Errorf("origin.ca_file, or AWS_CA_BUNDLE: %w", err)
 		}
+
 		out.Authorities = pool
 	}
+
 	return origin.NewTransport(out), nil
 }
 
@@ -133,15 +149,20 @@ func originCredentials(ctx context.Context, cfg config.Origin, log *zap.Logger) 
 		},
 		Report: func(err error) {
 			if err != nil {
-				log.Error("the store's AWS credentials were not read again, and the old ones stay in force", zap.Error(err))
+				log.Error(
+					"the store's AWS credentials were not read again, and the old ones stay in force",
+					zap.Error(err),
+				)
 				return
 			}
+
 			log.Info("the store's AWS credentials read again")
 		},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("the store's credentials from the AWS SDK's default chain: %w", err)
 	}
+
 	return creds, nil
 }
 
@@ -154,7 +175,9 @@ type staticLogin struct {
 // set changes the credentials, unless there are none in the configuration.
 func (l *staticLogin) set(cfg config.Origin) {
 	if l != nil && cfg.AccessKey != "" {
-		l.current.Store(&aws.Credentials{AccessKeyID: cfg.AccessKey, SecretAccessKey: cfg.SecretKey.Reveal(), Source: "config"})
+		l.current.Store(
+			&aws.Credentials{AccessKeyID: cfg.AccessKey, SecretAccessKey: cfg.SecretKey.Reveal(), Source: "config"},
+		)
 	}
 }
 
@@ -174,6 +197,7 @@ func (b *backend) openKeyring(ctx context.Context, auditor keyring.Auditor) erro
 	}
 	b.buildCache()
 	var defaults *keyring.Defaults
+
 	if path := b.cfg.Encryption.BucketDefaultsFile; path != "" {
 		if defaults, err = keyring.OpenDefaults(path, time.Now); err != nil {
 			return err
@@ -189,6 +213,7 @@ func (b *backend) openKeyring(ctx context.Context, auditor keyring.Auditor) erro
 	if err != nil {
 		return err
 	}
+
 	b.warnOfTwins()
 	b.warnOfUnread()
 	b.measureKeys()
@@ -205,6 +230,7 @@ func (b *backend) keyringKeys(ctx context.Context) ([]keyring.Key, error) {
 			Name: k.Name, Provider: string(k.Provider), Timeout: kms.AttemptsPerCall * k.Timeout, ProbeTimeout: k.Timeout,
 		}
 		wrapper, err := opened[i].wrapper, opened[i].err
+
 		switch failure := (*kms.Error)(nil); {
 		case err == nil:
 			key.Wrapper, key.Probe = b.withLimits(k, wrapper), wrapper
@@ -215,6 +241,7 @@ func (b *backend) keyringKeys(ctx context.Context) ([]keyring.Key, error) {
 		default:
 			return nil, fmt.Errorf("key %s: %w", k.Name, err)
 		}
+
 		keys = append(keys, key)
 
 		before, err := b.earlierKeys(ctx, k)
@@ -223,6 +250,7 @@ func (b *backend) keyringKeys(ctx context.Context) ([]keyring.Key, error) {
 		}
 		earlier = append(earlier, before...)
 	}
+
 	return append(keys, earlier...), nil
 }
 
@@ -233,6 +261,7 @@ func (b *backend) buildCache() {
 	b.cache = dekcache.New(dekcache.Config{
 		Purged: memory.purged, TTL: dek.TTL, MaxEntries: dek.MaxEntries, Jitter: dekcache.RandomJitter, Remember: keyring.RememberFor, Now: time.Now,
 	})
+
 	b.advisor = advisor.New(advisor.Config{
 		TTL:             dek.TTL,
 		Life:            dekcache.MeanLife,
@@ -242,6 +271,7 @@ func (b *backend) buildCache() {
 		Currency:        b.cfg.KMS.Currency,
 		Now:             time.Now,
 	})
+
 	b.observer.advisor = b.advisor
 }
 

@@ -10,9 +10,17 @@ import (
 
 // counter shows how many objects are done, of nobody knows how many.
 func counter(w io.Writer, what string) *progressbar.ProgressBar {
-	return progressbar.NewOptions64(-1, progressbar.OptionSetWriter(w), progressbar.OptionSetDescription(what), progressbar.OptionShowCount(),
-		progressbar.OptionShowIts(), progressbar.OptionSetItsString("objects"), progressbar.OptionThrottle(200*time.Millisecond),
-		progressbar.OptionSetVisibility(isTerminal(w)), progressbar.OptionClearOnFinish())
+	return progressbar.NewOptions64(
+		-1,
+		progressbar.OptionSetWriter(w),
+		progressbar.OptionSetDescription(what),
+		progressbar.OptionShowCount(),
+		progressbar.OptionShowIts(),
+		progressbar.OptionSetItsString("objects"),
+		progressbar.OptionThrottle(200*time.Millisecond),
+		progressbar.OptionSetVisibility(isTerminal(w)),
+		progressbar.OptionClearOnFinish(),
+	)
 }
 
 func isTerminal(w io.Writer) bool {

@@ -56,9 +56,15 @@ func vaultLogin(l config.Login) kms.VaultLogin {
 			RoleID: l.AppRole.RoleID, SecretID: l.AppRole.SecretID.Reveal(), SecretIDFile: l.AppRole.SecretIDFile, Mount: l.AppRole.Mount,
 		}
 	}
+
 	if l.Kubernetes != (config.Kubernetes{}) {
-		out.Kubernetes = &kms.VaultKubernetes{Role: l.Kubernetes.Role, TokenFile: l.Kubernetes.TokenFile, Mount: l.Kubernetes.Mount}
+		out.Kubernetes = &kms.VaultKubernetes{
+			Role:      l.Kubernetes.Role,
+			TokenFile: l.Kubernetes.TokenFile,
+			Mount:     l.Kubernetes.Mount,
+		}
 	}
+
 	return out
 }
 
@@ -77,6 +83,9 @@ func (b *backend) reportReread(k config.Key) kms.Report {
 // warnOfUnread warns of keys that no rule names.
 func (b *backend) warnOfUnread() {
 	for _, name := range b.keys.Unread() {
-		b.log.Warn("no rule names this key (key, allowed_keys, read_keys): nothing under it can be read", zap.String("kms_key_name", name))
+		b.log.Warn(
+			"no rule names this key (key, allowed_keys, read_keys): nothing under it can be read",
+			zap.String("kms_key_name", name),
+		)
 	}
 }

@@ -26,6 +26,7 @@ func (s *server) onSignals(ctx context.Context) {
 		defer signal.Stop(signals)
 		secrets := time.NewTicker(secretsInterval)
 		defer secrets.Stop()
+
 		for {
 			select {
 			case <-ctx.Done():
@@ -72,10 +73,12 @@ func (s *server) reload(ctx context.Context) {
 		s.log.Warn("SIGHUP: there is no configuration file to reload")
 		return
 	}
+
 	if s.file.path == config.Stdin {
 		s.log.Warn("SIGHUP: the configuration came from standard input, and cannot be read again")
 		return
 	}
+
 	next, err := readConfig(s.file.path)
 	if err == nil {
 		err = s.apply(ctx, next.Config, "SIGHUP")
@@ -86,9 +89,17 @@ func (s *server) reload(ctx context.Context) {
 	}
 
 	s.file = next
-	s.log.Info("configuration reloaded", zap.Stringer("dek_cache.ttl", next.DEKCache.TTL),
-		zap.Stringer("dek_cache.revocation_probe", next.DEKCache.RevocationProbe), zap.Int("encryption.rules", len(next.Encryption.Rules)),
-		zap.Int("clients", len(next.Clients)))
+	s.log.Info(
+		"configuration reloaded",
+		zap.Stringer("dek_cache.ttl", next.DEKCache.TTL),
+		zap.Stringer(
+			"dek_cache.revocation_probe",
+			next.DEKCache.RevocationProbe,
+		),
+		zap.Int("encryption.rules", len(next.Encryption.Rules)),
+		zap.Int("clients", len(next.Clients)),
+	)
+
 	if rest := needsRestart(s.cfg, next.Config); len(rest) > 0 {
 		s.log.Warn("these changes need a restart", zap.Strings("settings", rest))
 	}
@@ -101,6 +112,7 @@ func (s *server) reloadSecrets(ctx context.Context) {
 	if s.file == nil {
 		return
 	}
+
 	next, err := s.file.again()
 	if err == nil && reflect.DeepEqual(next.Config, s.file.Config) {
 		s.file.problem = ""
@@ -109,6 +121,7 @@ func (s *server) reloadSecrets(ctx context.Context) {
 	if err == nil {
 		err = s.apply(ctx, next.Config, "secret file")
 	}
+
 	if err != nil {
 		if text := err.Error(); text != s.file.problem {
 			s.file.problem = text
@@ -134,10 +147,17 @@ func (s *server) apply(ctx context.Context, next *config.Config, why string) err
 	if _, err := access.New(clients); err != nil {
 		return err
 	}
+
 	dek := next.DEKCache
 	err := s.record(audit.Record{
 		Event: "reload", Result: audit.OK, Operation: why,
-		Detail: fmt.Sprintf("dek_cache.ttl=%v dek_cache.revocation_probe=%v encryption.rules=%d clients=%d", dek.TTL, dek.RevocationProbe, len(rules), len(clients)),
+		Detail: fmt.Sprintf(
+			"dek_cache.ttl=%v dek_cache.revocation_probe=%v encryption.rules=%d clients=%d",
+			dek.TTL,
+			dek.RevocationProbe,
+			len(rules),
+			len(clients),
+		),
 	})
 	if err != nil {
 		return err
@@ -150,6 +170,7 @@ func (s *server) apply(ctx context.Context, next *config.Config, why string) err
 		return err
 	}
 	s.adminToken.Store(&next.AdminToken)
+
 	s.originLogin.set(next.Origin)
 	s.reopen(ctx, s.file.Config, next)
 	s.cache.SetTTL(dek.TTL)
@@ -157,6 +178,7 @@ func (s *server) apply(ctx context.Context, next *config.Config, why string) err
 	s.keys.SetProbe(dek.RevocationProbe)
 	s.keys.SetOutageWait(dek.OutageWait)
 	s.advisor.SetTTL(dek.TTL)
+
 	return nil
 }
 
@@ -177,6 +199,7 @@ func needsRestart(old, next *config.Config) (names []string) {
 	}
 	b.AdminToken = a.AdminToken
 	a.Keys, b.Keys = keysWithoutSecrets(a.Keys), keysWithoutSecrets(b.Keys)
+
 	left, right := reflect.ValueOf(a), reflect.ValueOf(b)
 	for i := range left.NumField() {
 		if !reflect.DeepEqual(left.Field(i).Interface(), right.Field(i).Interface()) {
@@ -184,5 +207,6 @@ func needsRestart(old, next *config.Config) (names []string) {
 			names = append(names, name)
 		}
 	}
+
 	return names
 }

@@ -23,13 +23,32 @@ func rewrapCommand() *cobra.Command {
 		Long:  "Move the objects of a bucket to another KMS key, without a proxy and beside those that run.",
 		Args:  oneArgument("s3://bucket"),
 	}
+
 	config := configFlag(c)
 	flags := c.Flags()
 	flags.StringVar(&o.to, "to", "", "`NAME` of the key to move to (default: for each object the key of the rules)")
-	flags.BoolVar(&o.all, "all", false, "also what is under the key already, for a new version of it; where the version can be told, not what is under the newest")
-	flags.BoolVar(&o.bind, "bind", false, "also what is under form 1 of an Azure RSA key with bindings, which whoever has the public key can make: you vouch that all of it is genuine")
+
+	flags.BoolVar(
+		&o.all,
+		"all",
+		false,
+		"also what is under the key already, for a new version of it; where the version can be told, not what is under the newest",
+	)
+	flags.BoolVar(
+		&o.bind,
+		"bind",
+		false,
+		"also what is under form 1 of an Azure RSA key with bindings, which whoever has the public key can make: you vouch that all of it is genuine",
+	)
+
 	flags.BoolVar(&o.dryRun, "dry-run", false, "write nothing, and say what would be moved")
-	flags.StringVar(&o.method, "method", "auto", "how an object that was put whole gets its new envelope: copy by the store, put back by this command, or auto for the way that loses no concurrent write")
+	flags.StringVar(
+		&o.method,
+		"method",
+		"auto",
+		"how an object that was put whole gets its new envelope: copy by the store, put back by this command, or auto for the way that loses no concurrent write",
+	)
+
 	o.declare(flags, "move")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		target, err := parseBucket(args[0])
@@ -39,6 +58,7 @@ func rewrapCommand() *cobra.Command {
 		if err := o.check(); err != nil {
 			return err
 		}
+
 		cfg, err := readOffline(*config)
 		if err != nil {
 			return err
@@ -46,14 +66,24 @@ func rewrapCommand() *cobra.Command {
 		if err := o.admit(cfg); err != nil {
 			return err
 		}
+
 		d, err := openDirect(c.Context(), cfg, target, c.ErrOrStderr())
 		if err != nil {
 			return err
 		}
 		defer d.close()
-		r := &rewrapRun{sweep{direct: d, sweepOptions: o.sweepOptions, out: c.OutOrStdout()}, o.to, o.method, o.all, o.bind}
+
+		r := &rewrapRun{
+			sweep{direct: d, sweepOptions: o.sweepOptions, out: c.OutOrStdout()},
+			o.to,
+			o.method,
+			o.all,
+			o.bind,
+		}
+
 		return r.run(c.Context())
 	}
+
 	return c
 }
 
@@ -100,11 +130,13 @@ func (r *rewrapRun) run(ctx context.Context) error {
 			return fmt.Errorf("key %s: %w", r.to, err)
 		}
 	}
+
 	common, done, err := r.rewriting(ctx)
 	if err != nil {
 		return err
 	}
 	defer done()
+
 	c := rewrap.Config{Config: common, To: r.to, All: r.all, Bind: r.bind}
 	if err := r.prepare(ctx, &c); err != nil {
 		return err
@@ -112,6 +144,7 @@ func (r *rewrapRun) run(ctx context.Context) error {
 	mover := rewrap.New(c)
 	move := func(ctx context.Context, e stored.Entry) walk.Result { return mover.Move(ctx, r.bucket, e) }
 	err = r.walk(ctx, walk.State{Command: "rewrap", To: r.to, All: r.all, Bind: r.bind}, r.reader().List, move, r.name)
+
 	r.summary()
 	return errors.Join(err, r.failures())
 }
@@ -122,23 +155,35 @@ func (r *rewrapRun) prepare(ctx context.Context, c *rewrap.Config) error {
 	if c.DryRun {
 		return nil
 	}
+
 	var err error
 	if c.Abilities, err = storecheck.Abilities(ctx, storecheck.Config{Send: r.send, Bucket: r.bucket, Prefix: r.prefix}); err != nil {
 		return fmt.Errorf("finding out what the store can do: %w", err)
 	}
 	c.Method = map[string]rewrap.Method{"auto": rewrap.Safest(c.Abilities), "copy": rewrap.Copy, "put": rewrap.Put}[r.method]
 	safe := c.Method == rewrap.Copy && c.Abilities.CopyIfMatch || c.Method == rewrap.Put && c.Abilities.PutIfMatch
+
 	switch {
 	case c.Method == rewrap.NoMethod:
-		return errors.New("the store refuses neither a CopyObject nor a PutObject by If-Match, so what a client writes in the same moment could be lost. " +
-			"Stop all that writes to the bucket, and say --method copy (or put)")
+		return errors.New(
+			"the store refuses neither a CopyObject nor a PutObject by If-Match, so what a client writes in the same moment could be lost. " +
+				"Stop all that writes to the bucket, and say --method copy (or put)",
+		)
 	case !safe:
-		fmt.Fprintf(r.out, "WARNING: method %s, and this store does not hold to If-Match there: what a client writes in the same moment can be lost\n", c.Method)
+		fmt.Fprintf(
+			r.out,
+			"WARNING: method %s, and this store does not hold to If-Match there: what a client writes in the same moment can be lost\n",
+			c.Method,
+		)
 	default:
 		fmt.Fprintf(r.out, "objects that were put whole: method %s, with If-Match\n", c.Method)
 	}
+
 	if !c.Abilities.CompleteIfMatch {
-		fmt.Fprintln(r.out, "WARNING: the store does not hold to If-Match when an upload is completed. The object is looked at right before; what a client writes in between is lost")
+		fmt.Fprintln(
+			r.out,
+			"WARNING: the store does not hold to If-Match when an upload is completed. The object is looked at right before; what a client writes in between is lost",
+		)
 	}
 	return nil
 }
@@ -149,7 +194,14 @@ func (r *rewrapRun) summary() {
 		verb = "to rewrap"
 	}
 	fmt.Fprintf(r.out, "%s  %d objects, %d bytes; %d of them in parts\n", verb, r.counts[walk.Done], r.bytes, r.parts)
-	fmt.Fprintf(r.out, "skipped    %d under the right key already, %d plaintext, %d deleted meanwhile, %d under keys that clients bring (SSE-C)\n",
-		r.counts[walk.Current], r.counts[walk.Plaintext], r.counts[walk.Gone], r.counts[walk.Customer])
+	fmt.Fprintf(
+		r.out,
+		"skipped    %d under the right key already, %d plaintext, %d deleted meanwhile, %d under keys that clients bring (SSE-C)\n",
+		r.counts[walk.Current],
+		r.counts[walk.Plaintext],
+		r.counts[walk.Gone],
+		r.counts[walk.Customer],
+	)
+
 	fmt.Fprintf(r.out, "failed     %d\n", r.counts[walk.Failed])
 }

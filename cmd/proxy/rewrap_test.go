@@ -81,6 +81,7 @@ func newMoveIn(t *testing.T, store embedded.Config) *move {
 		t: t, store: startStore(t, store), dir: t.TempDir(), bucket: "bucket",
 		keys: make(map[string]string), texts: make(map[string][sha256.Size]byte), plain: make(map[string]bool),
 	}
+
 	for _, name := range []string{"old", "new"} {
 		m.keys[name] = filepath.Join(m.dir, name+".key")
 		if err := kms.CreateLocalKeyFile(m.keys[name]); err != nil {
@@ -88,6 +89,7 @@ func newMoveIn(t *testing.T, store embedded.Config) *move {
 		}
 	}
 	m.both = m.config("both.yaml", m.store, "old", "old", "new")
+
 	m.onlyNew = m.config("new.yaml", m.store, "new", "new")
 	m.app, m.stopProxy = m.serve(m.both)
 	m.direct = client(strings.TrimPrefix(m.store, "http://"), "storekey", "storesecretstoresecret")
@@ -104,6 +106,7 @@ func (m *move) config(name, store, rule string, keys ...string) string {
 	for _, key := range keys {
 		fmt.Fprintf(&list, "  - {name: %s, provider: local, key_file: %s}\n", key, m.keys[key])
 	}
+
 	text := fmt.Sprintf(`listen: %s
 admin_listen: %s
 origin: {endpoint: "%s", region: us-east-1, access_key: storekey, secret_key: storesecretstoresecret}
@@ -113,6 +116,7 @@ keys:
 %stls: {ends_on_this_machine: true}
 encryption: {customer_keys: allow, rules: [{buckets: ["*"], key: %s, plaintext_objects: allow, allowed_keys: ["*"]}]}
 `, freePort(m.t), freePort(m.t), store, list.String(), rule)
+
 	path := filepath.Join(m.dir, name)
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		m.t.Fatal(err)
@@ -158,14 +162,18 @@ func (m *move) upload(key string, numbers []int32, sizes ...int) {
 	m.t.Helper()
 	in := &s3.CreateMultipartUploadInput{
 		Bucket: &m.bucket, Key: &key, Metadata: map[string]string{"parts": strconv.Itoa(len(sizes))},
-		ContentType: aws.String("application/x-parts"), Tagging: aws.String("kind=parts&a%20b=c"), ChecksumAlgorithm: types.ChecksumAlgorithmCrc32c,
+		ContentType: aws.String(
+			"application/x-parts",
+		), Tagging: aws.String("kind=parts&a%20b=c"), ChecksumAlgorithm: types.ChecksumAlgorithmCrc32c,
 	}
+
 	up, err := m.app.CreateMultipartUpload(m.t.Context(), in)
 	if err != nil {
 		m.t.Fatal(err)
 	}
 	var done []types.CompletedPart
 	whole := sha256.New()
+
 	for i, size := range sizes {
 		body := text(uint64(len(key)*100+i), size)
 		whole.Write(body)
@@ -175,8 +183,13 @@ func (m *move) upload(key string, numbers []int32, sizes ...int) {
 		if err != nil {
 			m.t.Fatal(err)
 		}
-		done = append(done, types.CompletedPart{PartNumber: &numbers[i], ETag: out.ETag, ChecksumCRC32C: out.ChecksumCRC32C})
+
+		done = append(
+			done,
+			types.CompletedPart{PartNumber: &numbers[i], ETag: out.ETag, ChecksumCRC32C: out.ChecksumCRC32C},
+		)
 	}
+
 	if _, err := m.app.CompleteMultipartUpload(m.t.Context(), &s3.CompleteMultipartUploadInput{
 		Bucket: &m.bucket, Key: &key, UploadId: up.UploadId, MultipartUpload: &types.CompletedMultipartUpload{Parts: done},
 	}); err != nil {
@@ -206,11 +219,13 @@ func (m *move) state() map[string]string {
 		if err != nil {
 			m.t.Fatal(err)
 		}
+
 		for _, o := range page.Contents {
 			head, err := m.direct.HeadObject(m.t.Context(), &s3.HeadObjectInput{Bucket: &m.bucket, Key: o.Key})
 			if err != nil {
 				m.t.Fatal(err)
 			}
+
 			metadata, err := json.Marshal(head.Metadata) // with its names in order
 			if err != nil {
 				m.t.Fatal(err)
@@ -218,36 +233,60 @@ func (m *move) state() map[string]string {
 			out[*o.Key] = fmt.Sprintf("%s %d %s %s", *head.ETag, *head.ContentLength, head.LastModified, metadata)
 		}
 	}
+
 	return out
 }
 
 // shown is what a client is shown of an object, less what rewrapping changes.
 func (m *move) shown(c *s3.Client, key string) string {
 	m.t.Helper()
-	head, err := c.HeadObject(m.t.Context(), &s3.HeadObjectInput{Bucket: &m.bucket, Key: &key, ChecksumMode: types.ChecksumModeEnabled})
+	head, err := c.HeadObject(
+		m.t.Context(),
+		&s3.HeadObjectInput{Bucket: &m.bucket, Key: &key, ChecksumMode: types.ChecksumModeEnabled},
+	)
 	if err != nil {
 		m.t.Fatalf("%s: %v", key, err)
 	}
+
 	tags, err := m.direct.GetObjectTagging(m.t.Context(), &s3.GetObjectTaggingInput{Bucket: &m.bucket, Key: &key})
 	if err != nil {
 		m.t.Fatalf("%s: %v", key, err)
 	}
+
 	var tagged []string
 	for _, tag := range tags.TagSet {
 		tagged = append(tagged, *tag.Key+"="+*tag.Value)
 	}
 	slices.Sort(tagged)
+
 	metadata, err := json.Marshal(head.Metadata)
 	if err != nil {
 		m.t.Fatal(err)
 	}
+
 	etag := *head.ETag
 	if _, count, ok := strings.Cut(etag, "-"); ok && count != `0"` {
 		etag = count // of one in parts
 	}
-	s := fmt.Sprintln(etag, *head.ContentLength, aws.ToString(head.ContentType), aws.ToString(head.ContentEncoding), aws.ToString(head.CacheControl),
-		aws.ToString(head.ContentDisposition), aws.ToString(head.ContentLanguage), aws.ToString(head.ExpiresString), string(metadata), tagged,
-		aws.ToString(head.ChecksumCRC32C), aws.ToString(head.ChecksumCRC32), head.ChecksumType)
+
+	s := fmt.Sprintln(
+		etag,
+		*head.ContentLength,
+		aws.ToString(head.ContentType),
+		aws.ToString(head.ContentEncoding),
+		aws.ToString(head.CacheControl),
+		aws.ToString(
+			head.ContentDisposition,
+		),
+		aws.ToString(head.ContentLanguage),
+		aws.ToString(head.ExpiresString),
+		string(metadata),
+		tagged,
+		aws.ToString(head.ChecksumCRC32C),
+		aws.ToString(head.ChecksumCRC32),
+		head.ChecksumType,
+	)
+
 	for part := int32(1); etag != *head.ETag; part++ {
 		head, err := c.HeadObject(m.t.Context(), &s3.HeadObjectInput{Bucket: &m.bucket, Key: &key, PartNumber: &part})
 		if err != nil {
@@ -255,6 +294,7 @@ func (m *move) shown(c *s3.Client, key string) string {
 		}
 		s += fmt.Sprintln("part", part, *head.ContentLength)
 	}
+
 	return s
 }
 
@@ -269,6 +309,7 @@ func (m *move) readable(c *s3.Client) {
 		}
 		sum := sha256.New()
 		_, err = io.Copy(sum, out.Body)
+
 		out.Body.Close()
 		if err != nil || [sha256.Size]byte(sum.Sum(nil)) != want {
 			m.t.Errorf("%q: other bytes than were stored, %v", key, err)
@@ -279,8 +320,11 @@ func (m *move) readable(c *s3.Client) {
 // keysOf is what the inventory says: the names of the keys of each object.
 func (m *move) keysOf(config string, code int, args ...string) (map[string]string, map[string]int64) {
 	m.t.Helper()
-	out := m.command(code, append([]string{"inventory", "--config", config, "s3://bucket", "--format", "json"}, args...)...)
+	out := m.command(
+		code,
+		append([]string{"inventory", "--config", config, "s3://bucket", "--format", "json"}, args...)...)
 	keys, totals := make(map[string]string), make(map[string]int64)
+
 	for line := range strings.Lines(out) {
 		var row struct {
 			Type, Key, Kind, Name string
@@ -293,15 +337,18 @@ func (m *move) keysOf(config string, code int, args ...string) (map[string]strin
 			}
 			m.t.Fatalf("%v: %s", err, line)
 		}
+
 		if row.Type == "summary" {
 			totals[row.Name] += row.Objects
 			continue
 		}
 		keys[row.Key] = row.Kind
+
 		for _, k := range row.Keys {
 			keys[row.Key] += " " + k.Name
 		}
 	}
+
 	return keys, totals
 }
 
@@ -319,18 +366,31 @@ func (m *move) seed() {
 		m.put(key, text(uint64(i), 1000+i))
 	}
 	sizes := []int{0, 1, 16, 65_495, 65_496, 65_497, 131_032, 300_000, 1<<20 + 3}
+
 	for i := range 264 {
 		size := sizes[i%len(sizes)]
 		if i > 40 {
 			size = min(size, 65_497)
 		}
+
 		m.put(fmt.Sprintf("data/%03d", i), text(uint64(1000+i), size), func(in *s3.PutObjectInput) {
 			switch i % 4 {
 			case 0:
-				in.Metadata = map[string]string{"number": strconv.Itoa(i), "mixed-Case": "a  b = c, d: Größe", "empty": ""}
+				in.Metadata = map[string]string{
+					"number":     strconv.Itoa(i),
+					"mixed-Case": "a  b = c, d: Größe",
+					"empty":      "",
+				}
 				in.Tagging = aws.String("team=a%2Bb%20c&empty=")
 			case 1:
-				in.ContentType, in.CacheControl, in.ContentDisposition = aws.String("text/plain; charset=utf-8"), aws.String("no-cache, max-age=0"), aws.String(`attachment; filename="a b.txt"`)
+				in.ContentType, in.CacheControl, in.ContentDisposition = aws.String(
+					"text/plain; charset=utf-8",
+				), aws.String(
+					"no-cache, max-age=0",
+				), aws.String(
+					`attachment; filename="a b.txt"`,
+				)
+
 				in.ContentLanguage, in.ContentEncoding = aws.String("de, en"), aws.String("x-none")
 				in.Expires = aws.Time(time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC))
 			case 2:
@@ -338,6 +398,7 @@ func (m *move) seed() {
 			}
 		})
 	}
+
 	const mib = 1 << 20
 	m.upload("parts/uniform", []int32{1, 2, 3}, 5*mib, 5*mib, 5*mib)  // with a part appended
 	m.upload("parts/short end", []int32{1, 2, 3}, 5*mib, 5*mib, 1000) // ends by itself
@@ -346,6 +407,7 @@ func (m *move) seed() {
 	m.upload("parts/odd short", []int32{1, 2, 3}, 6*mib, 5*mib, 7)
 	m.upload("parts/gaps", []int32{2, 5, 9}, 5*mib, 5*mib+3, 5*mib)
 	m.upload("parts/one", []int32{1}, 6*mib)
+
 	m.upload("parts/tiny", []int32{1}, 10)
 	for i := range 12 {
 		key, body := fmt.Sprintf("plain/%d", i), text(uint64(5000+i), i*100)
@@ -354,6 +416,7 @@ func (m *move) seed() {
 		}
 		m.texts[key], m.plain[key] = sha256.Sum256(body), true
 	}
+
 	if len(m.texts) != 300 {
 		m.t.Fatalf("%d objects", len(m.texts))
 	}
@@ -371,11 +434,15 @@ func (m *move) under(name string) {
 		if m.plain[key] {
 			want = "plaintext"
 		}
+
 		if keys[key] != want {
 			m.t.Errorf("%q: %q, not %q", key, keys[key], want)
 		}
 	}
-	if len(keys) != len(m.texts) || totals[name] != int64(len(m.texts)-len(m.plain)) || totals["-"] != int64(len(m.plain)) || len(totals) > 2 {
+
+	if len(keys) != len(m.texts) || totals[name] != int64(len(m.texts)-len(m.plain)) ||
+		totals["-"] != int64(len(m.plain)) ||
+		len(totals) > 2 {
 		m.t.Errorf("%d objects in the inventory, totals %v", len(keys), totals)
 	}
 }
@@ -388,12 +455,15 @@ func TestRewrap(t *testing.T) {
 	for key := range m.texts {
 		shown[key] = m.shown(m.app, key)
 	}
+
 	all := len(m.texts) - len(m.plain)
 
 	dry := m.command(0, "rewrap", "--config", m.both, "s3://bucket", "--to", "new", "--dry-run")
-	if want := fmt.Sprintf("to rewrap  %d objects", all); !strings.Contains(dry, want) || !strings.Contains(dry, "8 of them in parts") {
+	if want := fmt.Sprintf("to rewrap  %d objects", all); !strings.Contains(dry, want) ||
+		!strings.Contains(dry, "8 of them in parts") {
 		t.Errorf("the dry run does not say %q:\n%s", want, dry)
 	}
+
 	if after := m.state(); !maps.Equal(before, after) {
 		t.Error("the dry run has changed the store")
 	}
@@ -402,16 +472,24 @@ func TestRewrap(t *testing.T) {
 	if !strings.Contains(part, "rewrapped  10 objects") {
 		t.Errorf("a prefix:\n%s", part)
 	}
+
 	out := m.command(0, "rewrap", "--config", m.both, "s3://bucket", "--to", "new")
 	if want := fmt.Sprintf("rewrapped  %d objects", all-10); !strings.Contains(out, want) || !strings.Contains(out, "10 under the right key already, 12 plaintext, 0 deleted") ||
-		!strings.Contains(out, "8 of them in parts") || !strings.Contains(out, "method put, with If-Match") || strings.Contains(out, "WARNING") {
+		!strings.Contains(out, "8 of them in parts") ||
+		!strings.Contains(out, "method put, with If-Match") ||
+		strings.Contains(out, "WARNING") {
 		t.Errorf("it does not say %q:\n%s", want, out)
 	}
+
 	m.under("new")
 	again := m.state()
-	if out := m.command(0, "rewrap", "--config", m.both, "s3://bucket", "--to", "new"); !strings.Contains(out, "rewrapped  0 objects") {
+	if out := m.command(0, "rewrap", "--config", m.both, "s3://bucket", "--to", "new"); !strings.Contains(
+		out,
+		"rewrapped  0 objects",
+	) {
 		t.Errorf("a second time:\n%s", out)
 	}
+
 	if !maps.Equal(again, m.state()) {
 		t.Error("the second run has changed the store")
 	}
@@ -423,12 +501,15 @@ func TestRewrap(t *testing.T) {
 	}
 	reader, _ := m.serve(m.onlyNew)
 	m.readable(reader)
+
 	for key := range m.texts {
 		if got := m.shown(reader, key); got != shown[key] {
 			t.Errorf("%q:\n%sbefore:\n%s", key, got, shown[key])
 		}
 	}
-	if uploads, err := m.direct.ListMultipartUploads(t.Context(), &s3.ListMultipartUploadsInput{Bucket: &m.bucket}); err != nil || len(uploads.Uploads) > 0 {
+
+	if uploads, err := m.direct.ListMultipartUploads(t.Context(), &s3.ListMultipartUploadsInput{Bucket: &m.bucket}); err != nil ||
+		len(uploads.Uploads) > 0 {
 		t.Errorf("uploads are left over: %v, %v", uploads, err)
 	}
 }
@@ -444,13 +525,25 @@ func TestCommandsOnDirectoryMarkers(t *testing.T) {
 	if _, err := m.direct.PutObject(t.Context(), &s3.PutObjectInput{Bucket: &m.bucket, Key: &key}); err != nil {
 		t.Fatal(err)
 	}
-	if out := m.command(0, "encrypt", "--config", m.both, "s3://bucket"); !strings.Contains(out, "encrypted  1 objects") {
+
+	if out := m.command(0, "encrypt", "--config", m.both, "s3://bucket"); !strings.Contains(
+		out,
+		"encrypted  1 objects",
+	) {
 		t.Errorf("encrypt: %s", out)
 	}
-	if out := m.command(0, "rewrap", "--config", m.both, "--to", "new", "s3://bucket"); !strings.Contains(out, "rewrapped  3 objects") {
+
+	if out := m.command(0, "rewrap", "--config", m.both, "--to", "new", "s3://bucket"); !strings.Contains(
+		out,
+		"rewrapped  3 objects",
+	) {
 		t.Errorf("rewrap: %s", out)
 	}
-	if out := m.command(0, "verify", "--config", m.onlyNew, "s3://bucket"); !strings.Contains(out, "verified   3 objects") {
+
+	if out := m.command(0, "verify", "--config", m.onlyNew, "s3://bucket"); !strings.Contains(
+		out,
+		"verified   3 objects",
+	) {
 		t.Errorf("verify: %s", out)
 	}
 }
@@ -462,13 +555,30 @@ func TestCommandsPassCustomerKeysBy(t *testing.T) {
 	m.put("kms", []byte("text"))
 	key := bytes.Repeat([]byte{7}, 32)
 	sum := md5.Sum(key)
+
 	m.put("customer", []byte("text"), func(in *s3.PutObjectInput) {
-		in.SSECustomerAlgorithm, in.SSECustomerKey, in.SSECustomerKeyMD5 = new("AES256"), new(base64.StdEncoding.EncodeToString(key)), new(base64.StdEncoding.EncodeToString(sum[:]))
+		in.SSECustomerAlgorithm, in.SSECustomerKey, in.SSECustomerKeyMD5 = new(
+			"AES256",
+		), new(
+			base64.StdEncoding.EncodeToString(key),
+		), new(
+			base64.StdEncoding.EncodeToString(sum[:]),
+		)
 	})
-	if out := m.command(0, "rewrap", "--config", m.both, "--to", "new", "s3://bucket"); !strings.Contains(out, "rewrapped  1 objects") || !strings.Contains(out, "1 under keys that clients bring") {
+
+	if out := m.command(0, "rewrap", "--config", m.both, "--to", "new", "s3://bucket"); !strings.Contains(
+		out,
+		"rewrapped  1 objects",
+	) ||
+		!strings.Contains(out, "1 under keys that clients bring") {
 		t.Errorf("rewrap: %s", out)
 	}
-	if out := m.command(0, "verify", "--config", m.both, "s3://bucket"); !strings.Contains(out, "verified   1 objects") || !strings.Contains(out, "1 under keys that clients bring") {
+
+	if out := m.command(0, "verify", "--config", m.both, "s3://bucket"); !strings.Contains(
+		out,
+		"verified   1 objects",
+	) ||
+		!strings.Contains(out, "1 under keys that clients bring") {
 		t.Errorf("verify: %s", out)
 	}
 }
@@ -481,12 +591,18 @@ func TestRewrapToTheKeyOfTheRules(t *testing.T) {
 	m.command(0, "rewrap", "--config", m.both, "s3://bucket/", "--to", "new")
 	m.under("new")
 	m.command(0, "rewrap", "--config", m.both, "s3://bucket/")
+
 	m.under("old")
 	before := m.state()
 	// A local key of one version is at its newest: nothing to do.
-	if out := m.command(0, "rewrap", "--config", m.both, "s3://bucket", "--all"); !strings.Contains(out, "rewrapped  0 objects") || !maps.Equal(before, m.state()) {
+	if out := m.command(0, "rewrap", "--config", m.both, "s3://bucket", "--all"); !strings.Contains(
+		out,
+		"rewrapped  0 objects",
+	) ||
+		!maps.Equal(before, m.state()) {
 		t.Errorf("--all without a newer version:\n%s", out)
 	}
+
 	m.readable(m.app)
 }
 
@@ -499,6 +615,7 @@ func TestRewrapToAKeyThatIsGone(t *testing.T) {
 	m.upload("parts/a", []int32{1}, 6<<20)
 	before := m.state()
 	ruled := m.config("ruled.yaml", m.store, "new", "old", "new")
+
 	if err := os.Remove(m.keys["new"]); err != nil {
 		t.Fatal(err)
 	}
@@ -506,10 +623,12 @@ func TestRewrapToAKeyThatIsGone(t *testing.T) {
 	if !strings.Contains(out, "key new") {
 		t.Errorf("it does not name the key:\n%s", out)
 	}
+
 	out = m.command(1, "rewrap", "--config", ruled, "s3://bucket")
 	if !strings.Contains(out, "failed     21") || strings.Count(out, "FAILED") != 21 {
 		t.Errorf("by the rules:\n%s", out)
 	}
+
 	out = m.command(1, "rewrap", "--config", m.both, "s3://bucket", "--to", "nobody")
 	if !strings.Contains(out, `unknown key "nobody"`) {
 		t.Errorf("an unknown key:\n%s", out)
@@ -517,6 +636,7 @@ func TestRewrapToAKeyThatIsGone(t *testing.T) {
 	if !maps.Equal(before, m.state()) {
 		t.Error("the store has changed")
 	}
+
 	m.readable(m.app)
 }
 
@@ -527,6 +647,7 @@ func (m *move) hook(before func(*http.Request)) string {
 	if err != nil {
 		m.t.Fatal(err)
 	}
+
 	server := httptest.NewServer(&httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
 			before(r.Out)
@@ -537,6 +658,7 @@ func (m *move) hook(before func(*http.Request)) string {
 			Credentials: credentials.NewStaticCredentialsProvider("storekey", "storesecretstoresecret", ""),
 		}),
 	})
+
 	m.t.Cleanup(server.Close)
 	return server.URL
 }
@@ -551,17 +673,21 @@ func TestRewrapNeverRollsBack(t *testing.T) {
 	m.upload("parts/a", []int32{1, 2}, 5<<20, 6<<20)
 	m.upload("parts/b", []int32{1, 2}, 5<<20, 7)
 	fresh, overwritten := text(777, 12_345), make(map[string]bool)
+
 	var mu sync.Mutex
 	var deletedOnce bool
 	hooked := m.hook(func(r *http.Request) {
 		key, ok := strings.CutPrefix(r.URL.Path, "/bucket/")
-		writes := r.Method == http.MethodPut && r.URL.RawQuery == "" || r.Method == http.MethodPost && strings.Contains(r.URL.RawQuery, "uploadId")
+		writes := r.Method == http.MethodPut && r.URL.RawQuery == "" ||
+			r.Method == http.MethodPost && strings.Contains(r.URL.RawQuery, "uploadId")
 		mu.Lock()
 		defer mu.Unlock()
+
 		if !ok || !writes || overwritten[key] || strings.Contains(key, "cmekproxy-check") {
 			return
 		}
 		overwritten[key] = true
+
 		if key == "k07" {
 			deletedOnce = true
 			if _, err := m.app.DeleteObject(context.Background(), &s3.DeleteObjectInput{Bucket: &m.bucket, Key: &key}); err != nil {
@@ -569,27 +695,42 @@ func TestRewrapNeverRollsBack(t *testing.T) {
 			}
 			return
 		}
+
 		if _, err := m.app.PutObject(context.Background(), &s3.PutObjectInput{Bucket: &m.bucket, Key: &key, Body: bytes.NewReader(fresh)}); err != nil {
 			t.Error(err)
 		}
 		m.texts[key] = sha256.Sum256(fresh)
 	})
-	out := m.command(0, "rewrap", "--config", m.config("hooked.yaml", hooked, "old", "old", "new"), "s3://bucket", "--to", "new")
-	if len(overwritten) != 22 || !deletedOnce || !strings.Contains(out, "rewrapped  21 objects") || !strings.Contains(out, "1 deleted meanwhile") {
+
+	out := m.command(
+		0,
+		"rewrap",
+		"--config",
+		m.config("hooked.yaml", hooked, "old", "old", "new"),
+		"s3://bucket",
+		"--to",
+		"new",
+	)
+	if len(overwritten) != 22 || !deletedOnce || !strings.Contains(out, "rewrapped  21 objects") ||
+		!strings.Contains(out, "1 deleted meanwhile") {
 		t.Errorf("%d overwritten:\n%s", len(overwritten), out)
 	}
+
 	delete(m.texts, "k07")
 	if _, err := m.direct.HeadObject(t.Context(), &s3.HeadObjectInput{Bucket: &m.bucket, Key: aws.String("k07")}); err == nil {
 		t.Error("what was deleted is there again")
 	}
 	m.readable(m.app)
 	keys, _ := m.keysOf(m.both, 0)
+
 	for key := range m.texts {
 		if keys[key] != "single new" {
 			t.Errorf("%s: %s", key, keys[key])
 		}
 	}
-	if uploads, err := m.direct.ListMultipartUploads(t.Context(), &s3.ListMultipartUploadsInput{Bucket: &m.bucket}); err != nil || len(uploads.Uploads) > 0 {
+
+	if uploads, err := m.direct.ListMultipartUploads(t.Context(), &s3.ListMultipartUploadsInput{Bucket: &m.bucket}); err != nil ||
+		len(uploads.Uploads) > 0 {
 		t.Errorf("uploads are left over: %v, %v", uploads, err)
 	}
 }
@@ -604,6 +745,7 @@ func TestRewrapWhileClientsWrite(t *testing.T) {
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
+
 	var mu sync.Mutex
 	var written atomic.Int64
 	for w := range writers {
@@ -616,23 +758,28 @@ func TestRewrapWhileClientsWrite(t *testing.T) {
 				}
 				written.Add(1)
 				mu.Lock()
+
 				m.texts[key] = sha256.Sum256(body)
 				mu.Unlock()
 			}
 		})
 	}
+
 	for i := range 3 {
 		var out output
 		to := []string{"new", "old"}[i%2]
+
 		// An object that is overwritten at each of the tries fails, which is
 		// as it should be. So do the temporary files of writes under way
 		// (sgwtmp), which this store lists now and then.
 		code := run(t.Context(), []string{"rewrap", "--config", m.both, "s3://bucket", "--to", to}, &out, &out)
+
 		expected := func(word string) bool { return strings.Contains(out.String(), word) }
 		if code != 0 && !slices.ContainsFunc([]string{"changed", "412", ".sgwtmp."}, expected) {
 			t.Errorf("exit code %d:\n%s", code, out.String())
 		}
 	}
+
 	stop()
 	wg.Wait()
 	if written.Load() < 30 {
@@ -640,6 +787,7 @@ func TestRewrapWhileClientsWrite(t *testing.T) {
 	}
 	m.readable(m.app)
 	m.command(0, "rewrap", "--config", m.both, "s3://bucket", "--to", "new")
+
 	m.under("new")
 	m.readable(m.app)
 }
@@ -652,16 +800,19 @@ func TestRewrapWithAStoreWithoutConditions(t *testing.T) {
 	}
 	m.upload("parts/a", []int32{1, 2}, 5<<20, 6<<20)
 	before := m.state()
+
 	hooked := m.hook(func(r *http.Request) {
 		if r.Method == http.MethodPut || r.Method == http.MethodPost {
 			r.Header.Del("If-Match")
 		}
 	})
 	config := m.config("hooked.yaml", hooked, "old", "old", "new")
+
 	out := m.command(1, "rewrap", "--config", config, "s3://bucket", "--to", "new")
 	if !strings.Contains(out, "refuses neither") || !maps.Equal(before, m.state()) {
 		t.Errorf("it does not refuse:\n%s", out)
 	}
+
 	for _, method := range []string{"put", "copy"} {
 		to := map[string]string{"put": "new", "copy": "old"}[method]
 		out := m.command(0, "rewrap", "--config", config, "s3://bucket", "--to", to, "--method", method)
@@ -683,16 +834,22 @@ func (m *move) killed(after int64, command string, args ...string) {
 			writes.Add(1)
 		}
 	})
+
 	config := m.config("killed.yaml", hooked, "old", "old", "new")
 	cmd := exec.Command(os.Args[0], "-test.run=^TestMainCommand$")
-	cmd.Env = append(os.Environ(), commandEnv+"="+strings.Join(append([]string{command, "--config", config, "s3://bucket"}, args...), "\n"))
+	cmd.Env = append(
+		os.Environ(),
+		commandEnv+"="+strings.Join(append([]string{command, "--config", config, "s3://bucket"}, args...), "\n"),
+	)
 	var out output
+
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Start(); err != nil {
 		m.t.Fatal(err)
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
+
 	for writes.Load() < after {
 		select {
 		case err := <-ended:
@@ -700,6 +857,7 @@ func (m *move) killed(after int64, command string, args ...string) {
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
+
 	if err := cmd.Process.Kill(); err != nil {
 		m.t.Fatal(err)
 	}
@@ -716,15 +874,18 @@ func TestRewrapKilledAndResumed(t *testing.T) {
 	m.upload("parts/a", []int32{1, 2}, 5<<20, 6<<20)
 	file := filepath.Join(m.dir, "state")
 	m.killed(90, "rewrap", "--to", "new", "--state", file, "--parallel", "4", "--rate", "50")
+
 	m.readable(m.app) // in whatever state it was left
 	written, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal("no state is left:", err)
 	}
+
 	var state walk.State
 	if err := json.Unmarshal(written, &state); err != nil || state.After < "k010" || state.After >= "k149" {
 		t.Errorf("%v: %s", err, written)
 	}
+
 	keys, _ := m.keysOf(m.both, 0)
 	for key, kind := range keys {
 		if key <= state.After && kind != "single new" {
@@ -738,10 +899,15 @@ func TestRewrapKilledAndResumed(t *testing.T) {
 			heads.Add(1)
 		}
 	})
+
 	config := m.config("resumed.yaml", hooked, "old", "old", "new")
-	if out := m.command(1, "rewrap", "--config", config, "s3://bucket/k", "--to", "new", "--state", file); !strings.Contains(out, "is of another run") {
+	if out := m.command(1, "rewrap", "--config", config, "s3://bucket/k", "--to", "new", "--state", file); !strings.Contains(
+		out,
+		"is of another run",
+	) {
 		t.Errorf("the state of another run:\n%s", out)
 	}
+
 	m.command(0, "rewrap", "--config", config, "s3://bucket", "--to", "new", "--state", file)
 	left := int64(0)
 	for key := range keys {
@@ -749,6 +915,7 @@ func TestRewrapKilledAndResumed(t *testing.T) {
 			left++
 		}
 	}
+
 	if n := heads.Load(); n < left || n > left+10 { // the one in parts is looked at more than once
 		t.Errorf("the run that goes on asks %d times for the %d objects that are left", n, left)
 	}
@@ -756,6 +923,7 @@ func TestRewrapKilledAndResumed(t *testing.T) {
 		t.Error("the state is still there")
 	}
 	m.under("new")
+
 	m.readable(m.app)
 }
 
@@ -766,18 +934,22 @@ func TestRewrapRetriesWhatFailed(t *testing.T) {
 		m.put(fmt.Sprintf("k%d", i), text(uint64(i), 100))
 	}
 	key := "k3"
+
 	head, err := m.direct.HeadObject(t.Context(), &s3.HeadObjectInput{Bucket: &m.bucket, Key: &key})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	body, err := m.direct.GetObject(t.Context(), &s3.GetObjectInput{Bucket: &m.bucket, Key: &key})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	good, err := io.ReadAll(body.Body)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	store := func(metadata map[string]string, body []byte) {
 		t.Helper()
 		if _, err := m.direct.PutObject(t.Context(), &s3.PutObjectInput{Bucket: &m.bucket, Key: &key, Metadata: metadata, Body: bytes.NewReader(body)}); err != nil {
@@ -785,6 +957,7 @@ func TestRewrapRetriesWhatFailed(t *testing.T) {
 		}
 	}
 	forged := maps.Clone(head.Metadata)
+
 	forged["cmek-size"] = "101"
 	file := filepath.Join(m.dir, "state")
 	for name, broken := range map[string]func(){
@@ -798,17 +971,24 @@ func TestRewrapRetriesWhatFailed(t *testing.T) {
 		if strings.Count(out, "FAILED  k3") != 1 || !strings.Contains(out, "failed     1") {
 			t.Errorf("%s:\n%s", name, out)
 		}
+
 		if m.state()[key] != before {
 			t.Errorf("%s: the object was written", name)
 		}
-		if written, err := os.ReadFile(file); err != nil || !strings.Contains(string(written), `"after":"k9","failed":["k3"]`) {
+		if written, err := os.ReadFile(file); err != nil ||
+			!strings.Contains(string(written), `"after":"k9","failed":["k3"]`) {
 			t.Errorf("%s: %v: %s", name, err, written)
 		}
 	}
+
 	store(head.Metadata, good)
-	if out := m.command(0, "rewrap", "--config", m.both, "s3://bucket", "--to", "new", "--state", file); !strings.Contains(out, "rewrapped  1 objects") {
+	if out := m.command(0, "rewrap", "--config", m.both, "s3://bucket", "--to", "new", "--state", file); !strings.Contains(
+		out,
+		"rewrapped  1 objects",
+	) {
 		t.Errorf("it does not try again:\n%s", out)
 	}
+
 	m.under("new")
 	m.readable(m.app)
 }
@@ -822,6 +1002,7 @@ func TestRewrapLong(t *testing.T) {
 	m := newMove(t)
 	var wg sync.WaitGroup
 	began := time.Now()
+
 	for w := range 8 {
 		wg.Go(func() {
 			for i := w; i < n; i += 8 {
@@ -833,6 +1014,7 @@ func TestRewrapLong(t *testing.T) {
 			}
 		})
 	}
+
 	wg.Wait()
 	for i := range n {
 		m.texts[fmt.Sprintf("k%05d", i)] = sha256.Sum256(text(uint64(i), 1000))
@@ -840,6 +1022,7 @@ func TestRewrapLong(t *testing.T) {
 	t.Logf("stored in %v", time.Since(began))
 	file := filepath.Join(m.dir, "state")
 	began = time.Now()
+
 	m.killed(n/2, "rewrap", "--to", "new", "--state", file)
 	t.Logf("killed after %v", time.Since(began))
 	began = time.Now()
@@ -847,6 +1030,7 @@ func TestRewrapLong(t *testing.T) {
 	t.Logf("the rest in %v", time.Since(began))
 	began = time.Now()
 	m.under("new")
+
 	t.Logf("inventory in %v", time.Since(began))
 	m.readable(m.app)
 }
@@ -860,14 +1044,17 @@ func TestRewrapReadsUnderNamedKeysOnly(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	changed := strings.Replace(string(text), "key: old, plaintext_objects: allow, allowed_keys: [\"*\"]", "key: new", 1)
 	if changed == string(text) {
 		t.Fatal("the rule is not changed")
 	}
+
 	strict := filepath.Join(m.dir, "strict.yaml")
 	if err := os.WriteFile(strict, []byte(changed), 0o600); err != nil {
 		t.Fatal(err)
 	}
+
 	for _, args := range [][]string{
 		{"rewrap", "--config", strict, "s3://bucket"},
 		{"rewrap", "--config", strict, "s3://bucket", "--to", "new"},
@@ -878,11 +1065,13 @@ func TestRewrapReadsUnderNamedKeysOnly(t *testing.T) {
 			t.Errorf("%s does not say read_keys:\n%s", args[0], out)
 		}
 	}
+
 	m.command(0, "decrypt", "--any-key", "--config", strict, "s3://bucket/k", "-o", filepath.Join(m.dir, "out"))
 	check := m.command(0, "check", "--config", strict)
 	if !strings.Contains(check, "note  key old: no rule names it") {
 		t.Errorf("check:\n%s", check)
 	}
+
 	named := filepath.Join(m.dir, "named.yaml")
 	if err := os.WriteFile(named, []byte(strings.Replace(changed, "key: new}", "key: new, read_keys: [old]}", 1)), 0o600); err != nil {
 		t.Fatal(err)

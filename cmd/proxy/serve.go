@@ -35,10 +35,12 @@ func serve(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
+
 	log, err := newLog(file.Log.Level)
 	if err != nil {
 		return err
 	}
+
 	s, err := newServer(ctx, file.Config, log, "")
 	if err != nil {
 		return err
@@ -47,8 +49,12 @@ func serve(ctx context.Context, path string) error {
 
 	s.file = file
 	for _, name := range shortSecrets(file.Clients) {
-		log.Warn("the secret key of a client has fewer than 20 characters: choose a longer one", zap.String("client", name))
+		log.Warn(
+			"the secret key of a client has fewer than 20 characters: choose a longer one",
+			zap.String("client", name),
+		)
 	}
+
 	return s.serve(ctx, nil)
 }
 
@@ -97,6 +103,7 @@ func (s *server) serve(ctx context.Context, ready func(net.Addr)) error {
 	}
 	defer side.close()
 	s3Server := s.httpServer(health.leaving(s.s3))
+
 	s3Server.ConnContext, s3Server.ConnState = s3api.ConnContext, open.track
 	if s.tls != nil {
 		s3Server.TLSConfig = s.tls.TLS()
@@ -110,11 +117,19 @@ func (s *server) serve(ctx context.Context, ready func(net.Addr)) error {
 	s.startDuties(duties)
 	failed := make(chan error, 1+len(side))
 	go func() { failed <- serveHTTP(s3Server, s3) }()
+
 	side.serve(failed)
 
 	health.ready.Store(true)
-	s.log.Info("serving", zap.Stringer("s3", s3.Addr()), zap.String("admin", strings.Join(side.addresses(), " ")), zap.Bool("tls", s.tls != nil),
-		zap.Stringer("revocation_window", s.keys.Window(s.cache.TTL())), zap.String("version", versionString()))
+	s.log.Info(
+		"serving",
+		zap.Stringer("s3", s3.Addr()),
+		zap.String("admin", strings.Join(side.addresses(), " ")),
+		zap.Bool("tls", s.tls != nil),
+		zap.Stringer("revocation_window", s.keys.Window(s.cache.TTL())),
+		zap.String("version", versionString()),
+	)
+
 	if ready != nil {
 		ready(s3.Addr())
 	}
@@ -122,6 +137,7 @@ func (s *server) serve(ctx context.Context, ready func(net.Addr)) error {
 	case err = <-failed:
 	case <-ctx.Done():
 	}
+
 	health.ready.Store(false)
 	return errors.Join(err, s.drain(context.Cause(ctx), s3Server, open))
 }
@@ -169,8 +185,11 @@ func (b beside) addresses() (out []string) {
 
 // watchCertificate says when the certificate ends, and at once if it has.
 func (s *server) watchCertificate() {
-	s.metrics.Gauge("cmekproxy_tls_certificate_expiry_timestamp_seconds", "When the certificate of the S3 port ends, in Unix time.",
-		func() float64 { return float64(s.tls.Certificate().NotAfter.Unix()) })
+	s.metrics.Gauge(
+		"cmekproxy_tls_certificate_expiry_timestamp_seconds",
+		"When the certificate of the S3 port ends, in Unix time.",
+		func() float64 { return float64(s.tls.Certificate().NotAfter.Unix()) },
+	)
 	if err := s.tls.Valid(time.Now()); err != nil {
 		s.log.Error("clients will refuse the S3 port", zap.String("cert_file", s.cfg.TLS.CertFile), zap.Error(err))
 	}

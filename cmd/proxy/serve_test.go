@@ -29,6 +29,7 @@ func TestErrorsOfTheServerAreLogged(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
+
 	if _, err := conn.Write([]byte("this is not TLS at all\r\n\r\n")); err != nil {
 		t.Fatal(err)
 	}

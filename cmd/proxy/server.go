@@ -50,6 +50,7 @@ func newServer(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSoc
 	if s.tls, err = buildTLS(cfg.TLS, log); err != nil {
 		return nil, err
 	}
+
 	var auditor keyring.Auditor
 	if cfg.Audit.File != "" || cfg.Audit.Stdout {
 		auditor = s3api.Trail(s.record)
@@ -79,6 +80,7 @@ func newServer(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSoc
 		Random:        rand.Reader,
 		LocalTLS:      cfg.TLS.EndsOnThisMachine,
 	})
+
 	return s, nil
 }
 
@@ -95,6 +97,7 @@ func buildClients(cfg *config.Config, log *zap.Logger) (*access.Directory, error
 	if err != nil || cfg.SessionCredentialsFile == "" {
 		return clients, err
 	}
+
 	sessions, err := access.OpenSessions(cfg.SessionCredentialsFile, time.Now, func(err error, sessions int) {
 		if err != nil {
 			log.Error("the temporary credentials were not read again, and the old ones stay in force", zap.Error(err))
@@ -105,6 +108,7 @@ func buildClients(cfg *config.Config, log *zap.Logger) (*access.Directory, error
 	if err != nil {
 		return nil, fmt.Errorf("session_credentials_file: %w", err)
 	}
+
 	clients.UseSessions(sessions)
 	return clients, nil
 }
@@ -117,6 +121,7 @@ func accessClients(list []config.Client, keys string) (clients []access.Client) 
 			Name: c.Name, AccessKey: c.AccessKey, Secret: c.SecretKey.Reveal(), Anonymous: c.Anonymous,
 			LiteralKeys: keys == config.LiteralKeys,
 		}
+
 		for _, grant := range c.Allow {
 			g := access.Grant{Buckets: grant.Buckets, Prefixes: grant.Prefixes}
 			for _, action := range grant.Actions {
@@ -124,8 +129,10 @@ func accessClients(list []config.Client, keys string) (clients []access.Client) 
 			}
 			client.Allow = append(client.Allow, g)
 		}
+
 		clients = append(clients, client)
 	}
+
 	return clients
 }
 
@@ -135,6 +142,7 @@ func buildTLS(cfg config.TLS, log *zap.Logger) (*pemfile.Server, error) {
 	if cfg.CertFile == "" {
 		return nil, nil
 	}
+
 	server, err := pemfile.OpenServer(pemfile.ServerConfig{
 		CertFile: cfg.CertFile, KeyFile: cfg.KeyFile, ClientCAFile: cfg.ClientCAFile,
 		Report: func(err error) {
@@ -148,6 +156,7 @@ func buildTLS(cfg config.TLS, log *zap.Logger) (*pemfile.Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("tls: %w", err)
 	}
+
 	return server, nil
 }
 

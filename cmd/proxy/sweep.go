@@ -49,10 +49,22 @@ type sweepOptions struct {
 
 // declare adds the flags. verb is what the command does with an object.
 func (o *sweepOptions) declare(flags *pflag.FlagSet, verb string) {
-	flags.StringVar(&o.client, "client", "", "`NAME` of the client in whose name the rules are asked (default: one that no rule names)")
+	flags.StringVar(
+		&o.client,
+		"client",
+		"",
+		"`NAME` of the client in whose name the rules are asked (default: one that no rule names)",
+	)
 	flags.IntVar(&o.parallel, "parallel", 8, "`N` objects at a time")
+
 	flags.Float64Var(&o.rate, "rate", 0, verb+" no more than `N` objects in a second (default: as many as can be)")
-	flags.StringVar(&o.state, "state", "", "`FILE` that keeps the position: with it a run that was ended goes on where it was")
+	flags.StringVar(
+		&o.state,
+		"state",
+		"",
+		"`FILE` that keeps the position: with it a run that was ended goes on where it was",
+	)
+
 	flags.BoolVar(&o.keepGoing, "keep-going", false, "do not end when many objects in a row have failed")
 }
 
@@ -105,7 +117,13 @@ type lister = func(ctx context.Context, l stored.Listing) iter.Seq2[stored.Entry
 
 // walk does something with each object, and is told of each in the order of
 // the listing. That some have failed is an error at the end.
-func (s *sweep) walk(ctx context.Context, state walk.State, list lister, do func(context.Context, stored.Entry) walk.Result, report func(walk.Result)) error {
+func (s *sweep) walk(
+	ctx context.Context,
+	state walk.State,
+	list lister,
+	do func(context.Context, stored.Entry) walk.Result,
+	report func(walk.Result),
+) error {
 	s.bar = counter(s.progress, "looked at")
 	state.Bucket, state.Prefix = s.bucket, s.prefix
 	w := walk.Walk{
@@ -175,7 +193,12 @@ func (s *sweep) versions(ctx context.Context, note string) bool {
 
 // keepsVersions asks whether the bucket has, or had, versioning.
 func (s *sweep) keepsVersions(ctx context.Context) (bool, error) {
-	req := &http.Request{Method: http.MethodGet, URL: &url.URL{Path: "/" + s.bucket, RawQuery: "versioning="}, Header: make(http.Header)}
+	req := &http.Request{
+		Method: http.MethodGet,
+		URL:    &url.URL{Path: "/" + s.bucket, RawQuery: "versioning="},
+		Header: make(http.Header),
+	}
+
 	resp, err := s.send(req.WithContext(ctx))
 	if stored.StatusOf(err) == http.StatusNotImplemented {
 		return false, nil
@@ -184,6 +207,7 @@ func (s *sweep) keepsVersions(ctx context.Context) (bool, error) {
 		return false, err
 	}
 	defer resp.Body.Close()
+
 	var doc struct{ Status string }
 	err = xml.NewDecoder(io.LimitReader(resp.Body, 64<<10)).Decode(&doc)
 	return doc.Status != "", err

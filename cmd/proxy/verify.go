@@ -22,9 +22,16 @@ func verifyCommand() *cobra.Command {
 		Args:  oneArgument("s3://bucket"),
 	}
 	config := configFlag(c)
+
 	flags := c.Flags()
 	format := flags.String("format", "table", "table, csv (RFC 4180), or json (an object a line)")
-	flags.BoolVar(&v.old, "versions", false, "all versions of the objects, and not the current ones only; cannot be used with --state")
+	flags.BoolVar(
+		&v.old,
+		"versions",
+		false,
+		"all versions of the objects, and not the current ones only; cannot be used with --state",
+	)
+
 	v.declare(flags, "read")
 	c.RunE = func(c *cobra.Command, args []string) (err error) {
 		if err := v.check(); err != nil {
@@ -34,12 +41,14 @@ func verifyCommand() *cobra.Command {
 			return err
 		}
 		defer v.close()
+
 		v.out = v.progress
 		if v.faults, err = newFaultWriter(*format, c.OutOrStdout(), v.progress); err != nil {
 			return err
 		}
 		return v.run(c.Context())
 	}
+
 	return c
 }
 
@@ -52,7 +61,11 @@ type verifyRun struct {
 
 func (v *verifyRun) check() error {
 	if v.old && v.state != "" {
-		return usageError{errors.New("--state keeps a position among keys, and not among their versions: it cannot be used with --versions")}
+		return usageError{
+			errors.New(
+				"--state keeps a position among keys, and not among their versions: it cannot be used with --versions",
+			),
+		}
 	}
 	return v.sweepOptions.check()
 }
@@ -65,6 +78,7 @@ func (v *verifyRun) run(ctx context.Context) error {
 	names, totals := v.keyNames(), newFaultTotals()
 	var written error
 	do := func(ctx context.Context, e stored.Entry) walk.Result { return verifier.Verify(ctx, v.bucket, e) }
+
 	err := v.walk(ctx, walk.State{Command: "verify"}, v.list, do, func(r walk.Result) {
 		totals.add(r)
 		if r.Outcome == walk.Failed {
@@ -74,6 +88,7 @@ func (v *verifyRun) run(ctx context.Context) error {
 	if err := errors.Join(err, written, v.faults.end(totals)); err != nil {
 		return err
 	}
+
 	if failed := v.counts[walk.Failed]; failed > 0 {
 		return fmt.Errorf("%d objects do not verify", failed)
 	}

@@ -30,7 +30,14 @@ type keyName struct {
 }
 
 func faultOf(r walk.Result, names map[string]string) faulty {
-	f := faulty{Type: "object", Key: r.Key, Version: r.Version, Fault: verify.FaultOf(r.Err), Keys: []keyName{}, Error: r.Err.Error()}
+	f := faulty{
+		Type:    "object",
+		Key:     r.Key,
+		Version: r.Version,
+		Fault:   verify.FaultOf(r.Err),
+		Keys:    []keyName{},
+		Error:   r.Err.Error(),
+	}
 	for _, id := range r.KeyIDs {
 		f.Keys = append(f.Keys, keyName{id, cmp.Or(names[id], "-")})
 	}
@@ -120,11 +127,21 @@ func (t *tableFaults) row(f faulty) error {
 		}
 		keys = append(keys, k.Name)
 	}
+
 	object := visible(f.Key)
 	if f.Version != "" {
 		object += "  version " + f.Version
 	}
-	_, err := fmt.Fprintf(t.w, "FAILED  %-15s  %-24s  %s: %s\n", f.Fault, cmp.Or(strings.Join(keys, ", "), "-"), object, f.Error)
+
+	_, err := fmt.Fprintf(
+		t.w,
+		"FAILED  %-15s  %-24s  %s: %s\n",
+		f.Fault,
+		cmp.Or(strings.Join(keys, ", "), "-"),
+		object,
+		f.Error,
+	)
+
 	return err
 }
 

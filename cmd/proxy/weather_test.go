@@ -30,6 +30,7 @@ func breakingStore(t *testing.T, store *url.URL) (front *httptest.Server, limit 
 		r.SetURL(store)
 		r.Out.Host = r.In.Host // which is signed
 	}}
+
 	front = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if limit.Load() == 0 || r.Method != http.MethodGet || r.URL.Query().Has("list-type") {
 			through.ServeHTTP(w, r)
@@ -38,6 +39,7 @@ func breakingStore(t *testing.T, store *url.URL) (front *httptest.Server, limit 
 		answer := httptest.NewRecorder()
 		through.ServeHTTP(answer, r)
 		maps.Copy(w.Header(), answer.Header())
+
 		w.Header().Set("Content-Length", strconv.Itoa(answer.Body.Len()))
 		w.WriteHeader(answer.Code)
 		http.NewResponseController(w).Flush()
@@ -45,6 +47,7 @@ func breakingStore(t *testing.T, store *url.URL) (front *httptest.Server, limit 
 			panic(http.ErrAbortHandler) // which ends the connection
 		}
 	}))
+
 	t.Cleanup(front.Close)
 	return front, limit
 }
@@ -59,6 +62,7 @@ func TestCommandsAtAStoreThatBreaksOff(t *testing.T) {
 	front, limit := breakingStore(t, store)
 	listen, admin := freePort(t), freePort(t)
 	config := writeConfig(t, front.URL, listen, admin)
+
 	s := start(t, "serve", "--config", config)
 	waitStatus(t, "http://"+admin+"/readyz", http.StatusOK)
 	bucket := "bucket"
@@ -66,6 +70,7 @@ func TestCommandsAtAStoreThatBreaksOff(t *testing.T) {
 		t.Fatal(err)
 	}
 	app := client(listen, "appkey", "appsecretappsecret")
+
 	whole := bytes.Repeat([]byte("0123456789abcdef"), 30_000)
 	if _, err := app.PutObject(t.Context(), &s3.PutObjectInput{Bucket: &bucket, Key: new("whole"), Body: bytes.NewReader(whole)}); err != nil {
 		t.Fatal(err)
@@ -85,8 +90,15 @@ func TestCommandsAtAStoreThatBreaksOff(t *testing.T) {
 			code := run(t.Context(), args, &out, &out)
 			text := out.String()
 			if code == 0 || !strings.Contains(text, "ended before its answer did") {
-				t.Errorf("%v, cut after %d bytes: exit code %d: %.300s", args[:2], after, code, text[max(0, len(text)-300):])
+				t.Errorf(
+					"%v, cut after %d bytes: exit code %d: %.300s",
+					args[:2],
+					after,
+					code,
+					text[max(0, len(text)-300):],
+				)
 			}
+
 			for _, wrong := range []string{"cut short", "not what was stored", `"integrity"`} {
 				if strings.Contains(text, wrong) {
 					t.Errorf("%v, cut after %d bytes: it speaks of damage (%s)", args[:2], after, wrong)
@@ -99,11 +111,13 @@ func TestCommandsAtAStoreThatBreaksOff(t *testing.T) {
 	limit.Store(300_000)
 	file := filepath.Join(t.TempDir(), "whole")
 	var out bytes.Buffer
+
 	for code, tries := 1, 0; code != 0; tries++ {
 		if code = run(t.Context(), []string{"decrypt", "s3://bucket/whole", "--config", config, "-o", file}, &out, &out); tries > 9 {
 			t.Fatalf("it does not get to the end: %s", out.String())
 		}
 	}
+
 	if got, err := os.ReadFile(file); err != nil || !bytes.Equal(got, whole) {
 		t.Errorf("%d bytes, %v", len(got), err)
 	}
@@ -144,14 +158,18 @@ func TestCommandsInFrontOfAPortal(t *testing.T) {
 			if code == 0 || code == 2 || !strings.Contains(out.String(), "not the store that answers") {
 				t.Errorf("%v: exit code %d: %s", args, code, out.String())
 			}
+
 			if args[0] != "verify" && args[0] != "decrypt" {
 				return
 			}
 			out.Reset()
-			if code := run(t.Context(), append(args, "--config", missing), &out, &out); code != 1 || !strings.Contains(out.String(), "the way to the store is at fault") {
+
+			if code := run(t.Context(), append(args, "--config", missing), &out, &out); code != 1 ||
+				!strings.Contains(out.String(), "the way to the store is at fault") {
 				t.Errorf("%v, 404: exit code %d: %s", args, code, out.String())
 			}
 		})
 	}
+
 	all.Wait()
 }

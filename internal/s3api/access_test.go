@@ -20,12 +20,30 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
-var everything = []access.Action{access.Read, access.Write, access.Delete, access.List, access.Admin, access.Lock, access.StoreAdmin}
+var everything = []access.Action{
+	access.Read,
+	access.Write,
+	access.Delete,
+	access.List,
+	access.Admin,
+	access.Lock,
+	access.StoreAdmin,
+}
 
 // withClients adds clients to the one that may do everything.
 func withClients(clients ...access.Client) option {
 	return func(p *proxy, cfg *s3api.Config, _ *keyring.Config) {
-		all := append([]access.Client{{Name: "app", AccessKey: clientAccess, Secret: clientSecret, Allow: []access.Grant{{Buckets: []string{"*"}, Actions: everything}}}}, clients...)
+		all := append(
+			[]access.Client{
+				{
+					Name:      "app",
+					AccessKey: clientAccess,
+					Secret:    clientSecret,
+					Allow:     []access.Grant{{Buckets: []string{"*"}, Actions: everything}},
+				},
+			},
+			clients...)
+
 		directory, err := access.New(all)
 		if err != nil {
 			p.t.Fatal(err)
@@ -37,7 +55,11 @@ func withClients(clients ...access.Client) option {
 // team may do everything below team/, and read below shared/.
 func team() access.Client {
 	return access.Client{Name: "team", AccessKey: readerAccess, Secret: readerSecret, Allow: []access.Grant{
-		{Buckets: []string{"test-*"}, Prefixes: []string{"team/"}, Actions: []access.Action{access.Read, access.Write, access.Delete, access.List}},
+		{
+			Buckets:  []string{"test-*"},
+			Prefixes: []string{"team/"},
+			Actions:  []access.Action{access.Read, access.Write, access.Delete, access.List},
+		},
 		{Buckets: []string{"test-*"}, Prefixes: []string{"shared/"}, Actions: []access.Action{access.Read}},
 	}}
 }
@@ -56,6 +78,7 @@ func TestPrefixes(t *testing.T) {
 	}
 	b := "/" + p.bucket
 	copyOf := func(key string) http.Header { return http.Header{"X-Amz-Copy-Source": {p.bucket + "/" + key}} }
+
 	upload := p.create("team/up")
 	for _, row := range []struct {
 		name   string
@@ -119,11 +142,13 @@ func TestPrefixes(t *testing.T) {
 			}
 		})
 	}
+
 	for _, key := range []string{"team/a", "shared/a", "secret/a"} {
 		if got := p.mustGet(key); string(got) != "text of "+key {
 			t.Errorf("%s is %q", key, got)
 		}
 	}
+
 	if p.isStored("secret/b") {
 		t.Error("an object was written outside")
 	}
@@ -132,7 +157,19 @@ func TestPrefixes(t *testing.T) {
 // ListBuckets shows the buckets in which a client may do something, were it to
 // one object only.
 func TestBucketsShown(t *testing.T) {
-	p := newProxy(t, withClients(team(), access.Client{Name: "other", AccessKey: "AKIAOTHER", Secret: "othersecretothersecret", Allow: []access.Grant{{Buckets: []string{"hidden"}, Actions: everything}}}))
+	p := newProxy(
+		t,
+		withClients(
+			team(),
+			access.Client{
+				Name:      "other",
+				AccessKey: "AKIAOTHER",
+				Secret:    "othersecretothersecret",
+				Allow:     []access.Grant{{Buckets: []string{"hidden"}, Actions: everything}},
+			},
+		),
+	)
+
 	hidden := p.newBucket("hidden-")
 	for _, row := range []struct {
 		accessKey, secret   string
@@ -145,6 +182,7 @@ func TestBucketsShown(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			var test, other bool
 			for _, b := range out.Buckets {
 				test, other = test || *b.Name == p.bucket, other || *b.Name == hidden
@@ -164,18 +202,24 @@ func TestDeleteObjectsByPrefix(t *testing.T) {
 		p.put(key, []byte("x"))
 	}
 	team := p.as(readerAccess, readerSecret)
+
 	remove := func(quiet bool, keys ...string) *s3.DeleteObjectsOutput {
 		t.Helper()
 		in := &s3.DeleteObjectsInput{Bucket: &p.bucket, Delete: &types.Delete{Quiet: &quiet}}
 		for _, key := range keys {
-			in.Delete.Objects = append(in.Delete.Objects, types.ObjectIdentifier{Key: &key, VersionId: aws.String("null")})
+			in.Delete.Objects = append(
+				in.Delete.Objects,
+				types.ObjectIdentifier{Key: &key, VersionId: aws.String("null")},
+			)
 		}
+
 		out, err := team.DeleteObjects(t.Context(), in)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return out
 	}
+
 	want := func(name string, out *s3.DeleteObjectsOutput, deleted int, denied ...string) {
 		t.Helper()
 		var got []string
@@ -185,10 +229,12 @@ func TestDeleteObjectsByPrefix(t *testing.T) {
 			}
 			got = append(got, *e.Key)
 		}
+
 		if deleted >= 0 && len(out.Deleted) != deleted || strings.Join(got, " ") != strings.Join(denied, " ") {
 			t.Errorf("%s: %d deleted, denied %q", name, len(out.Deleted), got)
 		}
 	}
+
 	want("mixed", remove(false, "team/a", "secret/a<&>", "team/../secret/b"), 1, "secret/a<&>", "team/../secret/b")
 	want("mixed and quiet", remove(true, "secret/b", "team/b"), -1, "secret/b") // this store is never quiet
 	p.origin.take()
@@ -196,6 +242,7 @@ func TestDeleteObjectsByPrefix(t *testing.T) {
 	if asked := p.origin.take(); len(asked) != 0 {
 		t.Errorf("the store was asked %v", asked)
 	}
+
 	for key, there := range map[string]bool{"team/a": false, "team/b": false, "secret/a<&>": true, "secret/b": true} {
 		t.Run(key, func(t *testing.T) {
 			if p.isStored(key) != there {
@@ -203,7 +250,16 @@ func TestDeleteObjectsByPrefix(t *testing.T) {
 			}
 		})
 	}
-	a := p.sendAs(readerAccess, readerSecret, request{method: "POST", path: "/other-bucket?delete", body: []byte("<Delete><Object><Key>team/a</Key></Object></Delete>")})
+
+	a := p.sendAs(
+		readerAccess,
+		readerSecret,
+		request{
+			method: "POST",
+			path:   "/other-bucket?delete",
+			body:   []byte("<Delete><Object><Key>team/a</Key></Object></Delete>"),
+		},
+	)
 	if a.StatusCode != http.StatusForbidden {
 		t.Errorf("in a bucket where nothing may be deleted: %d %s", a.StatusCode, a.body)
 	}
@@ -211,9 +267,14 @@ func TestDeleteObjectsByPrefix(t *testing.T) {
 
 func TestAnonymous(t *testing.T) {
 	p := newProxy(t, withClients(access.Client{Name: "everybody", Anonymous: true, Allow: []access.Grant{
-		{Buckets: []string{"test-*"}, Prefixes: []string{"public/"}, Actions: []access.Action{access.Read, access.List}},
+		{
+			Buckets:  []string{"test-*"},
+			Prefixes: []string{"public/"},
+			Actions:  []access.Action{access.Read, access.List},
+		},
 		{Buckets: []string{"test-*"}, Prefixes: []string{"inbox/"}, Actions: []access.Action{access.Write}},
 	}}))
+
 	p.put("public/k", []byte("for all"))
 	p.put("secret/k", []byte("not for all"))
 	b := "/" + p.bucket
@@ -255,14 +316,17 @@ func TestAnonymous(t *testing.T) {
 			}
 		})
 	}
+
 	if stored, _ := p.stored("inbox/k"); len(stored) < 40 {
 		t.Errorf("what somebody has put is stored in %d bytes", len(stored))
 	}
 	if !strings.Contains(p.log.String(), `"client":"everybody"`) {
 		t.Error("the log does not name the client")
 	}
+
 	closed := newProxy(t)
-	if resp, body := closed.unsigned("GET", "/"+closed.bucket, nil); resp.StatusCode != http.StatusForbidden || !strings.Contains(body, "AccessDenied") {
+	if resp, body := closed.unsigned("GET", "/"+closed.bucket, nil); resp.StatusCode != http.StatusForbidden ||
+		!strings.Contains(body, "AccessDenied") {
 		t.Errorf("without an anonymous client: %d %s", resp.StatusCode, body)
 	}
 }
@@ -272,12 +336,32 @@ func TestAnonymous(t *testing.T) {
 func TestSessionCredentials(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "sessions.json")
 	session := func(accessKey, client string, ends time.Duration) string {
-		return fmt.Sprintf(`{"access_key":%q,"secret_key":"secret-of-session","session_token":"token/of+%s==","expires":%q,"client":%q}`, accessKey, accessKey, time.Now().Add(ends).Format(time.RFC3339), client)
+		return fmt.Sprintf(
+			`{"access_key":%q,"secret_key":"secret-of-session","session_token":"token/of+%s==","expires":%q,"client":%q}`,
+			accessKey,
+			accessKey,
+			time.Now().Add(ends).Format(time.RFC3339),
+			client,
+		)
 	}
-	text := "[" + session("ASIATEAM", "team", time.Hour) + "," + session("ASIAOLD", "team", -time.Hour) + "," + session("ASIANOBODY", "nobody", time.Hour) + "]"
+
+	text := "[" + session(
+		"ASIATEAM",
+		"team",
+		time.Hour,
+	) + "," + session(
+		"ASIAOLD",
+		"team",
+		-time.Hour,
+	) + "," + session(
+		"ASIANOBODY",
+		"nobody",
+		time.Hour,
+	) + "]"
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
+
 	var directory *access.Directory
 	p := newProxy(t, withClients(team()), func(p *proxy, cfg *s3api.Config, _ *keyring.Config) {
 		sessions, err := access.OpenSessions(file, time.Now, func(error, int) {})
@@ -287,6 +371,7 @@ func TestSessionCredentials(t *testing.T) {
 		cfg.Clients.UseSessions(sessions)
 		directory = cfg.Clients
 	})
+
 	p.put("team/k", []byte("text"))
 	p.put("secret/k", []byte("text"))
 	by := func(accessKey, token string) *s3.Client {
@@ -294,6 +379,7 @@ func TestSessionCredentials(t *testing.T) {
 			o.Credentials = credentials.NewStaticCredentialsProvider(accessKey, "secret-of-session", token)
 		})
 	}
+
 	get := func(c *s3.Client, key string) string {
 		_, err := c.GetObject(t.Context(), &s3.GetObjectInput{Bucket: &p.bucket, Key: &key})
 		if err == nil {
@@ -301,6 +387,7 @@ func TestSessionCredentials(t *testing.T) {
 		}
 		return code(err)
 	}
+
 	for _, row := range []struct{ name, accessKey, token, key, code string }{
 		{"within", "ASIATEAM", "token/of+ASIATEAM==", "team/k", ""},
 		{"outside", "ASIATEAM", "token/of+ASIATEAM==", "secret/k", "AccessDenied"},
@@ -315,10 +402,17 @@ func TestSessionCredentials(t *testing.T) {
 			}
 		})
 	}
-	presigned, err := s3.NewPresignClient(by("ASIATEAM", "token/of+ASIATEAM==")).PresignGetObject(t.Context(), &s3.GetObjectInput{Bucket: &p.bucket, Key: aws.String("team/k")})
+
+	presigned, err := s3.NewPresignClient(
+		by("ASIATEAM", "token/of+ASIATEAM=="),
+	).PresignGetObject(
+		t.Context(),
+		&s3.GetObjectInput{Bucket: &p.bucket, Key: aws.String("team/k")},
+	)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	path := strings.TrimPrefix(presigned.URL, p.url)
 	if resp, body := p.unsigned("GET", path, nil); resp.StatusCode != 200 || body != "text" {
 		t.Errorf("presigned: %d %s", resp.StatusCode, body)
@@ -326,17 +420,21 @@ func TestSessionCredentials(t *testing.T) {
 	if resp, _ := p.unsigned("GET", strings.Replace(path, "ASIATEAM%3D%3D", "ASIATEAM%3D", 1), nil); resp.StatusCode == 200 {
 		t.Error("presigned, with another token")
 	}
+
 	for _, secret := range []string{"secret-of-session", "token/of"} {
 		if bytes.Contains([]byte(p.log.String()), []byte(secret)) {
 			t.Errorf("%q is in the log", secret)
 		}
 	}
-	if !strings.Contains(p.log.String(), `"session":"ASIATEAM"`) || strings.Contains(p.log.String(), `"session":"`+clientAccess) {
+
+	if !strings.Contains(p.log.String(), `"session":"ASIATEAM"`) ||
+		strings.Contains(p.log.String(), `"session":"`+clientAccess) {
 		t.Error("the log does not tell who came with temporary credentials")
 	}
 	if err := directory.Replace([]access.Client{{Name: "app", AccessKey: clientAccess, Secret: clientSecret}}); err != nil {
 		t.Fatal(err)
 	}
+
 	if got := get(by("ASIATEAM", "token/of+ASIATEAM=="), "team/k"); got != "InvalidAccessKeyId" {
 		t.Errorf("after its client is gone: %q", got)
 	}

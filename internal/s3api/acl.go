@@ -42,13 +42,18 @@ func checkACL(h http.Header, body []byte) error {
 		granted = granted || strings.HasPrefix(strings.ToLower(name), grantPrefix)
 	}
 	refusal := checkCanned(h)
+
 	if canned != "" && !cannedACLs.has(canned) {
 		return refusal
 	}
 	var acl accessControl
+
 	switch {
 	case len(body) > 0 && (xml.Unmarshal(body, &acl) != nil || !acl.valid()):
-		return badRequest("MalformedACLError", "The XML you provided was not well-formed or did not validate against our published schema.")
+		return badRequest(
+			"MalformedACLError",
+			"The XML you provided was not well-formed or did not validate against our published schema.",
+		)
 	case len(body) > 0 && (canned != "" || granted):
 		return badRequest("UnexpectedContent", "This request does not support content.")
 	case canned != "" && granted:
@@ -73,6 +78,7 @@ func (s *Server) unlessNoACLs(c *call, fault error) error {
 		return fault // it may have no ownership controls, or the store none at all
 	}
 	defer closeBody(resp)
+
 	var doc struct {
 		Ownership []string `xml:"Rule>ObjectOwnership"`
 	}
@@ -86,7 +92,9 @@ func (s *Server) unlessNoACLs(c *call, fault error) error {
 const ownerOnly = "others would come past the proxy, and read ciphertext"
 
 // cannedACLs are all of S3's.
-var cannedACLs = setOf("private public-read public-read-write aws-exec-read authenticated-read bucket-owner-read bucket-owner-full-control log-delivery-write")
+var cannedACLs = setOf(
+	"private public-read public-read-write aws-exec-read authenticated-read bucket-owner-read bucket-owner-full-control log-delivery-write",
+)
 
 // checkCanned refuses a canned ACL, unless it lets in nobody who has no
 // credentials of the proxy: they could read ciphertext only.
@@ -95,9 +103,16 @@ func checkCanned(h http.Header) error {
 	case acl == "", acl == "private", acl == "bucket-owner-full-control":
 		return nil
 	case !cannedACLs.has(acl):
-		return &Error{Code: "InvalidArgument", Message: "There is no such canned ACL.", Details: [][2]string{{"ArgumentName", "x-amz-acl"}, {"ArgumentValue", acl}}}
+		return &Error{
+			Code:    "InvalidArgument",
+			Message: "There is no such canned ACL.",
+			Details: [][2]string{{"ArgumentName", "x-amz-acl"}, {"ArgumentValue", acl}},
+		}
 	case h.Get("X-Amz-Object-Ownership") == ownerEnforced: // of a bucket that is to be created
-		return badRequest("InvalidBucketAclWithObjectOwnership", "Bucket cannot have ACLs set with ObjectOwnership's BucketOwnerEnforced setting")
+		return badRequest(
+			"InvalidBucketAclWithObjectOwnership",
+			"Bucket cannot have ACLs set with ObjectOwnership's BucketOwnerEnforced setting",
+		)
 	default:
 		return notImplemented("The canned ACL "+acl, ownerOnly)
 	}
@@ -127,6 +142,7 @@ func (a *accessControl) valid() bool {
 		if !permissions.has(g.Permission) {
 			return false
 		}
+
 		switch g.Grantee.Type {
 		case "Group", "AmazonCustomerByEmail":
 		case "CanonicalUser", "":
@@ -137,6 +153,7 @@ func (a *accessControl) valid() bool {
 			return false
 		}
 	}
+
 	return a.Owner.ID != ""
 }
 

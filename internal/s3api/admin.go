@@ -21,6 +21,7 @@ func eachElement(doc []byte, check func(name, text string) error) error {
 	}
 	decoder := xml.NewDecoder(bytes.NewReader(doc))
 	var open []element
+
 	for {
 		token, err := decoder.Token()
 		if err == io.EOF { //nolint:errorlint // bare, as Token says
@@ -75,6 +76,7 @@ func (s *Server) putRetention(c *call) error {
 	if err != nil {
 		return err
 	}
+
 	err = eachElement(body, func(name, text string) error {
 		if name == "Mode" && isCompliance(text) && !c.mayLock() {
 			return accessDenied(fmt.Errorf("client %q has no grant to %s %q", c.client.Name, access.Lock, c.resource()))
@@ -84,6 +86,7 @@ func (s *Server) putRetention(c *call) error {
 	if err != nil {
 		return err
 	}
+
 	return s.forwardBody(c, body)
 }
 
@@ -109,9 +112,12 @@ func (c *call) checkTarget(name, text string) error {
 		if ok && (target == c.bucket || c.client.May(access.Write, target)) {
 			return nil
 		}
+
 		if ok {
-			return accessDenied(fmt.Errorf("client %q has no grant to %s %q, which the configuration of %q has as a target",
-				c.client.Name, access.Write, target, c.bucket))
+			return accessDenied(
+				fmt.Errorf("client %q has no grant to %s %q, which the configuration of %q has as a target",
+					c.client.Name, access.Write, target, c.bucket),
+			)
 		}
 	case "TargetGrants", "AccessControlTranslation", // for identities of the store
 		"TopicConfiguration", "QueueConfiguration", "CloudFunctionConfiguration", "LambdaFunctionConfiguration",
@@ -120,6 +126,7 @@ func (c *call) checkTarget(name, text string) error {
 	default:
 		return nil
 	}
+
 	return c.needsStoreAdmin(name)
 }
 
@@ -154,6 +161,7 @@ func (s *Server) putPublicAccessBlock(c *call) error {
 		return err
 	}
 	blocked := make(map[string]bool)
+
 	err = eachElement(body, func(name, text string) error {
 		_, twice := blocked[name]
 		blocked[name] = text == "true" && !twice
@@ -162,6 +170,7 @@ func (s *Server) putPublicAccessBlock(c *call) error {
 	if err != nil {
 		return err
 	}
+
 	for _, name := range []string{"BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets"} {
 		if !blocked[name] {
 			if err := c.needsStoreAdmin(name + " that is not true"); err != nil {
@@ -169,5 +178,6 @@ func (s *Server) putPublicAccessBlock(c *call) error {
 			}
 		}
 	}
+
 	return s.forwardBody(c, body)
 }

@@ -14,7 +14,10 @@ import (
 // those of the logs.
 func own(actions ...access.Action) access.Client {
 	return access.Client{Name: "own", AccessKey: readerAccess, Secret: readerSecret, Allow: []access.Grant{
-		{Buckets: []string{"test-*"}, Actions: actions}, {Buckets: []string{"logs-*"}, Actions: []access.Action{access.Write}},
+		{
+			Buckets: []string{"test-*"},
+			Actions: actions,
+		}, {Buckets: []string{"logs-*"}, Actions: []access.Action{access.Write}},
 	}}
 }
 
@@ -22,21 +25,41 @@ func own(actions ...access.Action) access.Client {
 func (p *proxy) accepting() {
 	p.origin.set(func(r *http.Request) (*http.Response, error) {
 		header := http.Header{"X-Amz-Request-Id": {"1"}}
-		return &http.Response{StatusCode: http.StatusOK, Header: header, Body: io.NopCloser(bytes.NewReader(nil)), Request: r}, nil
+		return &http.Response{
+			StatusCode: http.StatusOK,
+			Header:     header,
+			Body:       io.NopCloser(bytes.NewReader(nil)),
+			Request:    r,
+		}, nil
 	}, nil)
 }
 
 // decides makes sure that of two clients the one may do something and the other
 // may not, and that the store is not asked for the latter.
-func decides(t *testing.T, name string, allowed bool, client access.Client, method, query, body string, header http.Header) {
+func decides(
+	t *testing.T,
+	name string,
+	allowed bool,
+	client access.Client,
+	method, query, body string,
+	header http.Header,
+) {
 	t.Helper()
 	p := newProxy(t, withClients(client))
 	p.accepting()
 	p.origin.take()
-	r := request{method: method, path: "/" + p.bucket + query, body: []byte(strings.ReplaceAll(body, "OWN", p.bucket)), header: header}
+
+	r := request{
+		method: method,
+		path:   "/" + p.bucket + query,
+		body:   []byte(strings.ReplaceAll(body, "OWN", p.bucket)),
+		header: header,
+	}
 	got := p.sendAs(readerAccess, readerSecret, r)
+
 	asked := p.origin.take()
-	if denied := got.StatusCode == http.StatusForbidden && got.Code == "AccessDenied"; denied == allowed || denied != (len(asked) == 0) {
+	if denied := got.StatusCode == http.StatusForbidden && got.Code == "AccessDenied"; denied == allowed ||
+		denied != (len(asked) == 0) {
 		t.Errorf("%s: %d %s; the store was asked %q", name, got.StatusCode, got.body, asked)
 	}
 }
@@ -51,10 +74,15 @@ func TestComplianceModeNeedsLock(t *testing.T) {
 		return "<ObjectLockConfiguration><ObjectLockEnabled>Enabled</ObjectLockEnabled><Rule><DefaultRetention><Mode>" + mode +
 			"</Mode><Years>99</Years></DefaultRetention></Rule></ObjectLockConfiguration>"
 	}
+
 	header := func(mode string) http.Header {
-		return http.Header{"X-Amz-Object-Lock-Mode": {mode}, "X-Amz-Object-Lock-Retain-Until-Date": {"2099-01-01T00:00:00Z"}}
+		return http.Header{
+			"X-Amz-Object-Lock-Mode":              {mode},
+			"X-Amz-Object-Lock-Retain-Until-Date": {"2099-01-01T00:00:00Z"},
+		}
 	}
 	copied := header("COMPLIANCE")
+
 	copied.Set("X-Amz-Copy-Source", "test-bucket/k")
 	for _, row := range []struct {
 		name, method, query, body string
@@ -108,6 +136,7 @@ func TestAdminIsNoConfusedDeputy(t *testing.T) {
 	logging := func(bucket, more string) string {
 		return "<BucketLoggingStatus><LoggingEnabled><TargetBucket>" + bucket + "</TargetBucket><TargetPrefix>p</TargetPrefix>" + more + "</LoggingEnabled></BucketLoggingStatus>"
 	}
+
 	inventory := func(bucket string) string {
 		return "<InventoryConfiguration><Destination><S3BucketDestination><Bucket>" + bucket + "</Bucket></S3BucketDestination></Destination></InventoryConfiguration>"
 	}
@@ -115,11 +144,13 @@ func TestAdminIsNoConfusedDeputy(t *testing.T) {
 		return "<AnalyticsConfiguration><StorageClassAnalysis><DataExport><Destination><S3BucketDestination><Bucket>" + bucket +
 			"</Bucket></S3BucketDestination></Destination></DataExport></StorageClassAnalysis></AnalyticsConfiguration>"
 	}
+
 	block := func(last string) string {
 		return "<PublicAccessBlockConfiguration><BlockPublicAcls>true</BlockPublicAcls><IgnorePublicAcls>true</IgnorePublicAcls>" +
 			"<BlockPublicPolicy>true</BlockPublicPolicy>" + last + "</PublicAccessBlockConfiguration>"
 	}
 	const theirs, ours = "arn:aws:s3:::victim-bucket", "arn:aws:s3:::logs-bucket"
+
 	const never, target, store = 0, 1, 2 // whom it is refused to: nobody, admin, all but store_admin
 	for _, row := range []struct {
 		name, method, query, body string
@@ -154,6 +185,15 @@ func TestAdminIsNoConfusedDeputy(t *testing.T) {
 	} {
 		admin := own(access.Read, access.Write, access.Delete, access.List, access.Admin, access.Lock)
 		decides(t, row.name, row.needs == never, admin, row.method, row.query, row.body, nil)
-		decides(t, row.name+", with store_admin", row.needs != target, own(access.Admin, access.StoreAdmin), row.method, row.query, row.body, nil)
+		decides(
+			t,
+			row.name+", with store_admin",
+			row.needs != target,
+			own(access.Admin, access.StoreAdmin),
+			row.method,
+			row.query,
+			row.body,
+			nil,
+		)
 	}
 }

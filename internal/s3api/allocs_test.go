@@ -28,6 +28,7 @@ func (m *memoryStore) RoundTrip(r *http.Request) (*http.Response, error) {
 		}
 		sum := md5.Sum(m.body)
 		m.header = http.Header{"Etag": {`"` + hex.EncodeToString(sum[:]) + `"`}}
+
 		for name, values := range r.Header {
 			if strings.HasPrefix(name, "X-Amz-Meta-") {
 				m.header[name] = values
@@ -36,7 +37,12 @@ func (m *memoryStore) RoundTrip(r *http.Request) (*http.Response, error) {
 		resp.Header.Set("Etag", m.header.Get("Etag"))
 		return resp, nil
 	}
-	resp.Header, resp.Body, resp.ContentLength = m.header.Clone(), io.NopCloser(bytes.NewReader(m.body)), int64(len(m.body))
+
+	resp.Header, resp.Body, resp.ContentLength = m.header.Clone(), io.NopCloser(
+		bytes.NewReader(m.body),
+	), int64(
+		len(m.body),
+	)
 	return resp, nil
 }
 
@@ -76,6 +82,7 @@ func wholePath(t testing.TB) map[string]func() {
 	path, text := "/"+p.bucket+"/k", randomText(4096)
 	p.origin.next = &memoryStore{}
 	out := make(map[string]func())
+
 	for _, r := range []request{{method: "PUT", path: path, body: text}, {method: "GET", path: path}} {
 		signed := p.sign(r)
 		signed.RequestURI, signed.RemoteAddr, signed.URL = path, "127.0.0.1:1", &url.URL{Path: path}
@@ -89,6 +96,7 @@ func wholePath(t testing.TB) map[string]func() {
 			}
 		}
 	}
+
 	out["PUT"]() // there is something to GET
 	return out
 }

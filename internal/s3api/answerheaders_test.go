@@ -27,11 +27,13 @@ func TestInventedHeaders(t *testing.T) {
 	p := newProxy(t)
 	p.put("k", []byte("text"), nil...)
 	p.upload("parts", []int{100}).mustComplete()
+
 	p.origin.set(nil, func(resp *http.Response) {
 		for name, value := range invented {
 			resp.Header.Set(name, value)
 		}
 	})
+
 	b := "/" + p.bucket
 	for _, r := range []request{
 		{method: "GET", path: b + "/k"},
@@ -59,10 +61,16 @@ func TestInventedHeaders(t *testing.T) {
 			}
 		})
 	}
+
 	// What the store says to another origin than the one that asks is not for
 	// it.
-	p.origin.set(nil, func(resp *http.Response) { resp.Header.Set("Access-Control-Allow-Origin", "https://other.example") })
-	if a := p.browse(request{method: "GET", path: b + "/k"}, page); a.StatusCode != http.StatusOK || a.Header.Get("Access-Control-Allow-Origin") != "" {
+	p.origin.set(
+		nil,
+		func(resp *http.Response) { resp.Header.Set("Access-Control-Allow-Origin", "https://other.example") },
+	)
+
+	if a := p.browse(request{method: "GET", path: b + "/k"}, page); a.StatusCode != http.StatusOK ||
+		a.Header.Get("Access-Control-Allow-Origin") != "" {
 		t.Errorf("to another origin: %d %v", a.StatusCode, a.Header)
 	}
 }
@@ -75,12 +83,14 @@ func TestHeadersOfS3(t *testing.T) {
 		"Cache-Control": "no-store", "Content-Language": "en", "Last-Modified": "Mon, 02 Jan 2006 15:04:05 GMT", "X-Amz-Version-Id": "v", "X-Amz-Storage-Class": "GLACIER",
 		"X-Amz-Expiration": "e", "X-Amz-Restore": "r", "X-Amz-Object-Lock-Mode": "GOVERNANCE", "X-Amz-Meta-Color": "blue", "X-Amz-Tagging-Count": "2",
 	}
+
 	p.origin.set(nil, func(resp *http.Response) {
 		for name, value := range said {
 			resp.Header.Set(name, value)
 		}
 	})
 	a := p.send(request{method: "GET", path: "/" + p.bucket + "/k"})
+
 	for name, want := range said {
 		if got := a.Header.Get(name); got != want {
 			t.Errorf("%s is %q, want %q", name, got, want)
@@ -94,12 +104,19 @@ func TestInventedCodes(t *testing.T) {
 	counted := metrics.New()
 	p := newProxy(t, func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) { cfg.Metrics = counted })
 	p.put("k", []byte("text"))
+
 	answer := func(status int, code string) func(*http.Request) (*http.Response, error) {
 		return func(*http.Request) (*http.Response, error) {
 			body := "<Error><Code>" + code + "</Code><Message>\xff\xfe</Message></Error>"
-			return &http.Response{StatusCode: status, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(body)), ContentLength: int64(len(body))}, nil
+			return &http.Response{
+				StatusCode:    status,
+				Header:        http.Header{},
+				Body:          io.NopCloser(strings.NewReader(body)),
+				ContentLength: int64(len(body)),
+			}, nil
 		}
 	}
+
 	for _, status := range []int{0, 99, 200, 404, 500, 600, 999} {
 		t.Run(fmt.Sprint(status), func(t *testing.T) {
 			for n, code := range []string{"\xff\xfe", "Invented" + fmt.Sprint(status), "a b", strings.Repeat("x", 2000), "&#1;", "NoSuchKey"} {
@@ -112,10 +129,20 @@ func TestInventedCodes(t *testing.T) {
 						continue
 					}
 					body, _ := io.ReadAll(resp.Body)
+
 					resp.Body.Close()
 					if resp.StatusCode < 400 || resp.StatusCode > 599 {
-						t.Errorf("%d, code %d, %s %s: answered %d %s", status, n, r.method, r.path, resp.StatusCode, body)
+						t.Errorf(
+							"%d, code %d, %s %s: answered %d %s",
+							status,
+							n,
+							r.method,
+							r.path,
+							resp.StatusCode,
+							body,
+						)
 					}
+
 					if log := p.log.String(); strings.Contains(log, "panic") || !strings.Contains(log, `"operation"`) {
 						t.Errorf("%d, code %d, %s %s: the log has %s", status, n, r.method, r.path, log)
 					}
@@ -123,10 +150,13 @@ func TestInventedCodes(t *testing.T) {
 			}
 		})
 	}
+
 	w := httptest.NewRecorder()
 	counted.Handler().ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", nil))
 	text := w.Body.String()
-	if strings.Contains(text, "Invented") || strings.Contains(text, "xxxx") || !strings.Contains(text, `code="Other"`) || !strings.Contains(text, `code="NoSuchKey"`) {
+	if strings.Contains(text, "Invented") || strings.Contains(text, "xxxx") ||
+		!strings.Contains(text, `code="Other"`) ||
+		!strings.Contains(text, `code="NoSuchKey"`) {
 		for line := range strings.Lines(text) {
 			if strings.HasPrefix(line, "cmekproxy_requests_total") {
 				t.Log(line)
@@ -148,6 +178,7 @@ func TestPreflightsTellNoBuckets(t *testing.T) {
 		resp.Header.Del("Date")
 		resp.Header.Del("Content-Length")
 		said := fmt.Sprint(resp.StatusCode, resp.Header, body)
+
 		if first == "" {
 			first = said
 		}
@@ -160,10 +191,17 @@ func TestPreflightsTellNoBuckets(t *testing.T) {
 	for _, status := range []int{301, 307, 403, 404, 405, 500, 501} {
 		t.Run(fmt.Sprint(status), func(t *testing.T) {
 			p.origin.set(func(*http.Request) (*http.Response, error) {
-				return &http.Response{StatusCode: status, Header: http.Header{"X-Amz-Bucket-Region": {"here"}, "Allow": {"GET"}}, Body: http.NoBody}, nil
+				return &http.Response{
+					StatusCode: status,
+					Header:     http.Header{"X-Amz-Bucket-Region": {"here"}, "Allow": {"GET"}},
+					Body:       http.NoBody,
+				}, nil
 			}, nil)
+
 			resp, body := p.unsigned("OPTIONS", "/"+p.bucket+"/k", preflight(page, "GET", ""))
-			if resp.StatusCode != http.StatusForbidden || !strings.Contains(body, "AccessForbidden") || resp.Header.Get("X-Amz-Bucket-Region") != "" || resp.Header.Get("Allow") != "" {
+			if resp.StatusCode != http.StatusForbidden || !strings.Contains(body, "AccessForbidden") ||
+				resp.Header.Get("X-Amz-Bucket-Region") != "" ||
+				resp.Header.Get("Allow") != "" {
 				t.Errorf("the store answers %d, the proxy %d %s", status, resp.StatusCode, body)
 			}
 		})

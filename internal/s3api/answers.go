@@ -39,7 +39,12 @@ const (
 func CheckAnswer(r *http.Request, resp *http.Response) error {
 	row := sentAs(r)
 	if row == nil {
-		return fmt.Errorf("%w was sent a request that is not in the table of operations: %s %s", errOrigin, r.Method, r.URL)
+		return fmt.Errorf(
+			"%w was sent a request that is not in the table of operations: %s %s",
+			errOrigin,
+			r.Method,
+			r.URL,
+		)
 	}
 
 	why, err := row.answer.mismatch(r, resp)
@@ -49,6 +54,7 @@ func CheckAnswer(r *http.Request, resp *http.Response) error {
 	if why == "" {
 		return nil
 	}
+
 	return &Error{
 		Code: "ServiceUnavailable", Message: "The store behind the proxy sent an answer that is not S3's. Please try again.", RetryAfter: retryAfter,
 		cause: fmt.Errorf("%w answered %d to %s with %s (Content-Type %q): it is not the store that answers",
@@ -131,6 +137,7 @@ func checkJSON(resp *http.Response) (why string, err error) {
 	var seen bytes.Buffer
 	defer putBack(resp, &seen)
 	var one [1]byte
+
 	for {
 		_, err := io.ReadFull(resp.Body, one[:])
 		if errors.Is(err, io.EOF) {
@@ -139,6 +146,7 @@ func checkJSON(resp *http.Response) (why string, err error) {
 		if err != nil {
 			return "", err
 		}
+
 		seen.Write(one[:])
 		switch {
 		case one[0] == '{':
@@ -177,6 +185,7 @@ func rootOf(resp *http.Response) (root string, err error) {
 	source := &errorReader{src: io.LimitReader(resp.Body, maxProlog)}
 	d := xml.NewDecoder(io.TeeReader(source, &seen))
 	d.CharsetReader = func(_ string, in io.Reader) (io.Reader, error) { return in, nil } // names are ASCII in all of them
+
 	for {
 		token, err := d.RawToken()
 		if source.err != nil {
@@ -185,6 +194,7 @@ func rootOf(resp *http.Response) (root string, err error) {
 		if err != nil {
 			return "", nil // it is not XML
 		}
+
 		if start, ok := token.(xml.StartElement); ok {
 			return start.Name.Local, nil
 		}
@@ -218,10 +228,15 @@ func (f *errorReader) Read(p []byte) (int, error) {
 func lateError(body []byte) *Error {
 	code, _, _ := element(body, "Code")
 	message, _, _ := element(body, "Message")
-	e := &Error{Code: string(code), Message: html.UnescapeString(string(message)), cause: fmt.Errorf("%w answered 200 with %.300q", errOrigin, body)}
+	e := &Error{
+		Code:    string(code),
+		Message: html.UnescapeString(string(message)),
+		cause:   fmt.Errorf("%w answered 200 with %.300q", errOrigin, body),
+	}
 	if _, ok := statuses[e.Code]; !ok {
 		e.httpStatus = http.StatusInternalServerError
 	}
+
 	if !codeForm.MatchString(e.Code) {
 		e.Code, e.Message = "InternalError", "The store has not completed the upload. Please try again."
 	}

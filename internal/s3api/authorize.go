@@ -18,6 +18,7 @@ func (s *Server) authenticate(c *call) error {
 		if !ok {
 			return accessDenied(errors.New("the request is not signed, and no client is anonymous"))
 		}
+
 		auth, err := sigv4.Anonymous(c.Request)
 		if err != nil {
 			return err
@@ -25,10 +26,12 @@ func (s *Server) authenticate(c *call) error {
 		c.auth, c.client = auth, client
 		return nil
 	}
+
 	auth, err := s.verifier(known).Verify(c.Request)
 	if err != nil {
 		return err
 	}
+
 	client, ok := known.Client(auth.AccessKey)
 	if !ok {
 		return badRequest("InvalidAccessKeyId", "The AWS Access Key Id you provided does not exist in our records.")
@@ -47,11 +50,21 @@ func (c *call) authorize() error {
 	case !c.mayDo():
 		return accessDenied(fmt.Errorf("client %q has no grant to %s %q", c.client.Name, c.route.action, c.resource()))
 	case c.wantsBypass() && !c.mayBypass():
-		return accessDenied(fmt.Errorf("client %q has no grant to %s %q, and wants to bypass a retention", c.client.Name, access.Admin, c.resource()))
+		return accessDenied(
+			fmt.Errorf(
+				"client %q has no grant to %s %q, and wants to bypass a retention",
+				c.client.Name,
+				access.Admin,
+				c.resource(),
+			),
+		)
 	case isCompliance(c.Header.Get(lockModeHeader)) && !c.mayLock():
 		return accessDenied(fmt.Errorf("client %q has no grant to %s %q", c.client.Name, access.Lock, c.resource()))
 	case c.client.Anonymous && c.overridesHeaders(): // as S3: a link that anybody can make must not choose what a browser does with the answer
-		return badRequest("InvalidRequest", "Request specific response headers cannot be used for anonymous GET requests.")
+		return badRequest(
+			"InvalidRequest",
+			"Request specific response headers cannot be used for anonymous GET requests.",
+		)
 	default:
 		return nil
 	}

@@ -27,7 +27,13 @@ func noSuchBucket(c *call, err error) error {
 	if !hasCode(err, notFound) {
 		return err
 	}
-	return &Error{Code: "NoSuchBucket", Message: "The specified bucket does not exist.", Details: [][2]string{{"BucketName", c.bucket}}, httpStatus: http.StatusNotFound, cause: err}
+	return &Error{
+		Code:       "NoSuchBucket",
+		Message:    "The specified bucket does not exist.",
+		Details:    [][2]string{{"BucketName", c.bucket}},
+		httpStatus: http.StatusNotFound,
+		cause:      err,
+	}
 }
 
 // nameNotFound gives an error its name that came as the answer to a HEAD, which
@@ -37,9 +43,18 @@ func (s *Server) nameNotFound(c *call, err error) error {
 	if c.Method == http.MethodHead || !errors.As(err, &answer) || answer.Code != notFound {
 		return err
 	}
+
 	if s.findBucket(c) == nil {
-		return &Error{Code: "NoSuchKey", Message: "The specified key does not exist.", Details: [][2]string{{"Key", c.key}}, Header: answer.Header, httpStatus: answer.httpStatus, cause: err}
+		return &Error{
+			Code:       "NoSuchKey",
+			Message:    "The specified key does not exist.",
+			Details:    [][2]string{{"Key", c.key}},
+			Header:     answer.Header,
+			httpStatus: answer.httpStatus,
+			cause:      err,
+		}
 	}
+
 	return noSuchBucket(c, err)
 }
 

@@ -40,10 +40,16 @@ func newChecksums(h http.Header) (*checksums, error) {
 	if values := h.Values("Content-Md5"); len(values) > 0 {
 		sum, err := base64.StdEncoding.DecodeString(values[0])
 		if err != nil || len(sum) != md5.Size || len(values) > 1 {
-			return nil, &Error{Code: "InvalidDigest", Message: "The Content-Md5 you specified is not valid.", Details: [][2]string{{"Content-MD5", values[0]}}}
+			return nil, &Error{
+				Code:    "InvalidDigest",
+				Message: "The Content-Md5 you specified is not valid.",
+				Details: [][2]string{{"Content-MD5", values[0]}},
+			}
 		}
+
 		c.md5 = sum
 	}
+
 	for name, values := range h {
 		switch name {
 		case checksumPrefix + "Mode", checksumPrefix + "Algorithm", checksumPrefix + "Type":
@@ -52,30 +58,39 @@ func newChecksums(h http.Header) (*checksums, error) {
 		if !strings.HasPrefix(name, checksumPrefix) {
 			continue
 		}
+
 		a := checksum.OfHeader(name)
 		if a == nil {
-			return nil, badRequest("InvalidRequest", "The algorithm type you specified in x-amz-checksum- header is invalid.")
+			return nil, badRequest(
+				"InvalidRequest",
+				"The algorithm type you specified in x-amz-checksum- header is invalid.",
+			)
 		}
+
 		if len(values) > 1 || c.algorithm != nil {
 			return nil, severalChecksums()
 		}
 		c.algorithm = a
 	}
+
 	given := c.algorithm
 	if err := c.announced(h); err != nil {
 		return nil, err
 	}
+
 	if given != nil {
 		var err error
 		if c.digest, err = decodeChecksum(given, h.Get(given.Header())); err != nil {
 			return nil, err
 		}
 	}
+
 	for _, name := range []string{"X-Amz-Sdk-Checksum-Algorithm", checksumPrefix + "Algorithm"} {
 		if want := h.Get(name); want != "" && c.algorithm != nil && !strings.EqualFold(want, c.algorithm.Name) {
 			return nil, badRequest("InvalidRequest", "Value for "+strings.ToLower(name)+" header is invalid.")
 		}
 	}
+
 	if kind := h.Get(checksumPrefix + "Type"); kind != "" && kind != fullObject {
 		return nil, badRequest("InvalidRequest", "Value for x-amz-checksum-type header is invalid.")
 	}
@@ -100,7 +115,10 @@ func (c *checksums) announced(h http.Header) error {
 }
 
 func severalChecksums() *Error {
-	return badRequest("InvalidRequest", "Expecting a single x-amz-checksum- header. Multiple checksum Types are not allowed.")
+	return badRequest(
+		"InvalidRequest",
+		"Expecting a single x-amz-checksum- header. Multiple checksum Types are not allowed.",
+	)
 }
 
 // algorithmNamed finds the algorithm that a client names; nil for "".
@@ -109,12 +127,20 @@ func algorithmNamed(name string) (*checksum.Algorithm, error) {
 	if a != nil || name == "" {
 		return a, nil
 	}
+
 	var names []string
 	for _, a := range checksum.All {
 		names = append(names, a.Name)
 	}
 	slices.Sort(names)
-	return nil, badRequest("InvalidRequest", "Checksum algorithm provided is unsupported. Please try again with any of the valid types: ["+strings.Join(names, ", ")+"]")
+
+	return nil, badRequest(
+		"InvalidRequest",
+		"Checksum algorithm provided is unsupported. Please try again with any of the valid types: ["+strings.Join(
+			names,
+			", ",
+		)+"]",
+	)
 }
 
 func decodeChecksum(a *checksum.Algorithm, text string) ([]byte, error) {
@@ -210,9 +236,11 @@ func (v *verifier) Read(p []byte) (int, error) {
 	if v.md5 != nil {
 		v.md5.Write(p[:n])
 	}
+
 	if v.sum != nil {
 		v.sum.Write(p[:n])
 	}
+
 	if err != nil {
 		v.end = err
 		if err == io.EOF { // bare: an error that wraps it is a failure
@@ -221,6 +249,7 @@ func (v *verifier) Read(p []byte) (int, error) {
 			}
 		}
 	}
+
 	return n, v.end
 }
 
@@ -229,10 +258,14 @@ func (v *verifier) verify() error {
 		if sum := v.md5.Sum(nil); !bytes.Equal(sum, v.said.md5) {
 			return &Error{
 				Code: "BadDigest", Message: "The Content-MD5 you specified did not match what we received.",
-				Details: [][2]string{{"ExpectedDigest", hex.EncodeToString(v.said.md5)}, {"CalculatedDigest", checksum.Encode(sum)}},
+				Details: [][2]string{
+					{"ExpectedDigest", hex.EncodeToString(v.said.md5)},
+					{"CalculatedDigest", checksum.Encode(sum)},
+				},
 			}
 		}
 	}
+
 	if v.sum == nil {
 		return nil
 	}
@@ -240,19 +273,25 @@ func (v *verifier) verify() error {
 		v.said.digest = v.sum.Sum(nil)
 		return nil
 	}
+
 	a := v.said.algorithm
 	want := v.said.digest
 	if want == nil {
 		values := v.trailer().Values(a.Header())
 		if len(values) != 1 {
-			return badRequest("MalformedTrailerError", "The request contained trailing data that was not well-formed or did not conform to our published schema.")
+			return badRequest(
+				"MalformedTrailerError",
+				"The request contained trailing data that was not well-formed or did not conform to our published schema.",
+			)
 		}
+
 		var ok bool
 		if want, ok = a.Decode(values[0]); !ok {
 			return badRequest("InvalidRequest", "Value for "+strings.ToLower(a.Header())+" trailing header is invalid.")
 		}
 		v.said.digest = want
 	}
+
 	if !bytes.Equal(v.sum.Sum(nil), want) {
 		return badRequest("BadDigest", "The "+a.Name+" you specified did not match the calculated checksum.")
 	}

@@ -37,6 +37,7 @@ func TestAClockThatIsSet(t *testing.T) {
 			t.Parallel()
 			const limit, size = 2 * time.Second, 25
 			var jumped atomic.Bool
+
 			p := newProxy(t, func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) {
 				cfg.IdleTimeout = limit
 				cfg.Now = func() time.Time {
@@ -55,12 +56,14 @@ func TestAClockThatIsSet(t *testing.T) {
 				time.Sleep(limit / 10)
 				conn.Write([]byte("x"))
 			}
+
 			resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 			if err != nil {
 				t.Fatal(err)
 			}
 			text, _ := io.ReadAll(resp.Body)
 			resp.Body.Close()
+
 			if resp.StatusCode != http.StatusOK {
 				t.Errorf("an upload whose bytes moved: %d %s", resp.StatusCode, text)
 			}
@@ -72,11 +75,13 @@ func TestAClockThatIsSet(t *testing.T) {
 				time.Sleep(time.Millisecond)
 			}
 			jumped.Store(true)
+
 			resp, err = http.ReadResponse(bufio.NewReader(conn), nil)
 			if err != nil {
 				t.Fatal(err)
 			}
 			resp.Body.Close()
+
 			if resp.StatusCode != http.StatusBadRequest {
 				t.Errorf("an upload that stalls: %d", resp.StatusCode)
 			}

@@ -27,14 +27,17 @@ func (s *Server) completeMultipartUpload(c *call) error {
 	if err != nil {
 		return err
 	}
+
 	said, err := claimedSumOf(c.Header)
 	if err != nil {
 		return err
 	}
+
 	created := s.uploads.sum(c.uploadID())
 	if err := created.checkType(said); err != nil {
 		return err
 	}
+
 	have, err := s.storedParts(c) // a list of parts is worth reading if there is such an upload
 	if hasCode(err, "NoSuchUpload") {
 		return s.completedBefore(c, body, err)
@@ -42,11 +45,13 @@ func (s *Server) completeMultipartUpload(c *call) error {
 	if err != nil {
 		return err
 	}
+
 	list, err := parseCompletion(body)
 	if err != nil {
 		return err
 	}
 	list.upload = c.upload.shown
+
 	layout, err := list.match(have)
 	if err != nil {
 		return err
@@ -54,10 +59,17 @@ func (s *Server) completeMultipartUpload(c *call) error {
 	if err := checkObjectSize(c.Header, layout.Size()); err != nil {
 		return err
 	}
-	sum, err := list.checksum(said, layout, created, func(etag string) (objectSum, bool) { return s.uploads.partSum(c.upload.stored, etag) })
+
+	sum, err := list.checksum(
+		said,
+		layout,
+		created,
+		func(etag string) (objectSum, bool) { return s.uploads.partSum(c.upload.stored, etag) },
+	)
 	if err != nil {
 		return err
 	}
+
 	if err := s.appendEnd(c, list, layout, have, sum); err != nil {
 		return err
 	}
@@ -91,11 +103,13 @@ func parseCompletion(body []byte) (*completion, error) {
 		return nil, malformedXML(err)
 	}
 	list := &completion{}
+
 	for {
 		name, err := doc.next()
 		if errors.Is(err, io.EOF) {
 			break
 		}
+
 		switch {
 		case err != nil:
 			return nil, malformedXML(err)
@@ -113,6 +127,7 @@ func parseCompletion(body []byte) (*completion, error) {
 			return nil, err
 		}
 	}
+
 	if len(list.Parts) == 0 {
 		return nil, malformedXML(nil)
 	}
@@ -130,12 +145,14 @@ func parseCompletionPart(doc *xmlBody) (completionPart, error) {
 			return part, nil
 		}
 		algorithm := checksumElement(name)
+
 		switch {
 		case err != nil:
 			return part, malformedXML(err)
 		case algorithm == nil && name != "PartNumber" && name != "ETag" && name != "Size" && name != "LastModified":
 			return part, notImplemented("The element "+name+" of CompleteMultipartUpload", changesMeaning)
 		}
+
 		text, err := doc.text()
 		if err == nil {
 			err = part.set(name, algorithm, text)
@@ -151,7 +168,9 @@ func parseCompletionPart(doc *xmlBody) (completionPart, error) {
 func (p *completionPart) set(name string, algorithm *checksum.Algorithm, text string) (err error) {
 	twice := errors.New("the element " + name + " occurs twice")
 	switch {
-	case name == "PartNumber" && p.PartNumber != noNumber, name == "ETag" && p.ETag != "", algorithm != nil && p.sum(algorithm) != "":
+	case name == "PartNumber" && p.PartNumber != noNumber,
+		name == "ETag" && p.ETag != "",
+		algorithm != nil && p.sum(algorithm) != "":
 		return twice
 	case name == "PartNumber":
 		p.PartNumber, err = 0, nil
@@ -163,6 +182,7 @@ func (p *completionPart) set(name string, algorithm *checksum.Algorithm, text st
 	case algorithm != nil && text != "":
 		p.sums = append(p.sums, claimedSum{algorithm: algorithm, text: text})
 	}
+
 	return err
 }
 
@@ -193,8 +213,12 @@ func (list *completion) add(p completionPart) error {
 		_, err := partNumber(strconv.Itoa(p.PartNumber))
 		return err
 	case n > 0 && p.PartNumber <= list.Parts[n-1].PartNumber:
-		return badRequest("InvalidPartOrder", "The list of parts was not in ascending order. Parts must be ordered by part number.")
+		return badRequest(
+			"InvalidPartOrder",
+			"The list of parts was not in ascending order. Parts must be ordered by part number.",
+		)
 	}
+
 	list.Parts = append(list.Parts, p)
 	return nil
 }
@@ -215,6 +239,7 @@ func (list *completion) match(have map[int]listedPart) (crypt.Layout, error) {
 		if !ok || unquote(storedETags(p.ETag)) != stored.etag || stored.size < 0 {
 			return nil, list.invalid(p)
 		}
+
 		if stored.size < crypt.MinPartSize && i < len(list.Parts)-1 {
 			return nil, &Error{
 				Code: "EntityTooSmall", Message: "Your proposed upload is smaller than the minimum allowed size",
@@ -226,9 +251,11 @@ func (list *completion) match(have map[int]listedPart) (crypt.Layout, error) {
 				},
 			}
 		}
+
 		p.ETag, p.stored = stored.etag, stored.sum
 		layout = layout.Add(p.PartNumber, stored.size)
 	}
+
 	return layout, nil
 }
 
@@ -239,59 +266,99 @@ func checkObjectSize(h http.Header, size int64) error {
 		return nil
 	}
 	n, err := strconv.ParseInt(said, 10, 64)
+
 	switch {
 	case err != nil:
-		return badRequest("InvalidRequest", fmt.Sprintf("Value for x-amz-mp-object-size header is invalid: '%.20s'", said))
+		return badRequest(
+			"InvalidRequest",
+			fmt.Sprintf("Value for x-amz-mp-object-size header is invalid: '%.20s'", said),
+		)
 	case n < 0:
-		return badRequest("InvalidRequest", fmt.Sprintf("Value for x-amz-mp-object-size header is less than zero: '%d'", n))
+		return badRequest(
+			"InvalidRequest",
+			fmt.Sprintf("Value for x-amz-mp-object-size header is less than zero: '%d'", n),
+		)
 	case n != size:
-		return badRequest("InvalidRequest", fmt.Sprintf("The provided 'x-amz-mp-object-size' header value %d does not match what was computed: %d", n, size))
+		return badRequest(
+			"InvalidRequest",
+			fmt.Sprintf(
+				"The provided 'x-amz-mp-object-size' header value %d does not match what was computed: %d",
+				n,
+				size,
+			),
+		)
 	}
+
 	return nil
 }
 
 // appendEnd makes sure that the object's end will be recognised as such, and
 // adds the part that is appended for that to the list.
-func (s *Server) appendEnd(c *call, list *completion, layout crypt.Layout, have map[int]listedPart, sum objectSum) error {
+func (s *Server) appendEnd(
+	c *call,
+	list *completion,
+	layout crypt.Layout,
+	have map[int]listedPart,
+	sum objectSum,
+) error {
 	last := have[list.Parts[len(list.Parts)-1].PartNumber]
 	if crypt.IsFinal(last.number, last.size) {
 		if layout.Contiguous() {
 			return nil
 		}
-		return badRequest("InvalidRequest", "The part numbers have gaps, and the last part is shorter than 5 MiB or has number 10000. The proxy could not tell such an object from one of which a part was removed: number the parts 1, 2, 3 and so on, or end with a part of 5 MiB or more.")
+		return badRequest(
+			"InvalidRequest",
+			"The part numbers have gaps, and the last part is shorter than 5 MiB or has number 10000. The proxy could not tell such an object from one of which a part was removed: number the parts 1, 2, 3 and so on, or end with a part of 5 MiB or more.",
+		)
 	}
+
 	if first, _ := layout.At(0); s.UniformParts && last.size != first.Size {
 		s.Metrics.OpenEnds.Inc() // a part behind this one would be refused
 		return nil
 	}
+
 	number := last.number + 1
 	for number < crypt.MaxPartNumber && have[number].number != 0 && !have[number].appended() {
 		number++ // a part that the client has sent and does not list
 	}
+
 	lease, err := s.endKey(c)
 	if err != nil {
 		return err
 	}
 	defer lease.Release()
+
 	sealed, err := crypt.SealChecksums(sum.digests(), lease.DEK(), s.Random)
 	if err != nil {
 		return err
 	}
+
 	part := crypt.Part{
 		Number: number, Final: true, Upload: crypt.UploadOf(c.upload.stored), KeyID: lease.KeyID, WrappedDEK: lease.Wrapped,
 		Record: crypt.NewRecord(layout, sum.kind, sealed),
 	}
+
 	sealer, err := crypt.NewPartSealer(http.NoBody, &part, c.object(), lease.DEK(), s.Random)
 	if err != nil {
 		return partError(err)
 	}
 	query := c.uploadQuery(url.Values{"partNumber": {strconv.Itoa(number)}})
+
 	resp, err := s.send(c, c.originRequestTo(http.MethodPut, query, make(http.Header), sealer, crypt.PartOverhead))
 	if err != nil {
 		return err
 	}
 	closeBody(resp)
-	list.Parts = append(list.Parts, completionPart{PartNumber: number, ETag: unquote(resp.Header.Get("Etag")), stored: stored.PartChecksumOf(resp.Header)})
+
+	list.Parts = append(
+		list.Parts,
+		completionPart{
+			PartNumber: number,
+			ETag:       unquote(resp.Header.Get("Etag")),
+			stored:     stored.PartChecksumOf(resp.Header),
+		},
+	)
+
 	return nil
 }
 
@@ -311,8 +378,12 @@ type committedPart struct {
 func (s *Server) commit(c *call, list *completion, sum objectSum) error {
 	out := committed{XMLName: rootNamed("CompleteMultipartUpload")}
 	for _, p := range list.Parts {
-		out.Parts = append(out.Parts, committedPart{PartNumber: p.PartNumber, ETag: `"` + p.ETag + `"`, CRC32: p.stored})
+		out.Parts = append(
+			out.Parts,
+			committedPart{PartNumber: p.PartNumber, ETag: `"` + p.ETag + `"`, CRC32: p.stored},
+		)
 	}
+
 	doc, err := xml.Marshal(out)
 	if err != nil {
 		return err
@@ -321,6 +392,7 @@ func (s *Server) commit(c *call, list *completion, sum objectSum) error {
 	header.Del("X-Amz-Mp-Object-Size")
 	header.Set("Content-Type", "application/xml")
 	header.Set("X-Amz-Content-Sha256", sha256Of(doc))
+
 	answer, body, err := s.sendCompletion(c, header, doc)
 	if err != nil {
 		return err
@@ -328,6 +400,7 @@ func (s *Server) commit(c *call, list *completion, sum objectSum) error {
 	if bytes.Contains(body, []byte("<Error>")) || !bytes.Contains(body, []byte("CompleteMultipartUploadResult")) {
 		return lateError(body)
 	}
+
 	keyID := crypt.CustomerKeyID
 	if !s.uploads.forCustomer(c) {
 		if keyID, err = s.Keys.KeyID(c.object(), c.client.Name, c.upload.wanted.KeyID); err != nil {
@@ -335,6 +408,7 @@ func (s *Server) commit(c *call, list *completion, sum objectSum) error {
 		}
 	}
 	s.uploads.entries.Remove(c.uploadID())
+
 	return c.answerCompleted(answer, body, sum, keyID)
 }
 
@@ -368,10 +442,12 @@ func (s *Server) completedBefore(c *call, body []byte, gone error) error {
 	if err != nil {
 		return gone
 	}
+
 	list, err := parseCompletion(body)
 	if err != nil {
 		return gone
 	}
+
 	var numbers []int
 	for _, p := range list.Parts {
 		numbers = append(numbers, p.PartNumber)
@@ -379,6 +455,7 @@ func (s *Server) completedBefore(c *call, body []byte, gone error) error {
 	if err := c.reader.Survey(c.Context(), q, o); err != nil || !o.MadeBy(c.upload.stored, numbers) {
 		return gone
 	}
+
 	doc, err := encodeXML(struct {
 		XMLName                     xml.Name
 		Location, Bucket, Key, ETag string
@@ -386,6 +463,7 @@ func (s *Server) completedBefore(c *call, body []byte, gone error) error {
 	if err != nil {
 		return err
 	}
+
 	header := make(http.Header)
 	if version := o.Header.Get("X-Amz-Version-Id"); version != "" {
 		header.Set("X-Amz-Version-Id", version)

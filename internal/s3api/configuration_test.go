@@ -107,7 +107,9 @@ func TestBucketConfiguration(t *testing.T) {
 			}
 		})
 	}
-	if a := p.send(request{method: "GET", path: "/" + p.bucket + "?cors"}); a.StatusCode != 404 || a.Code != "NoSuchCORSConfiguration" {
+
+	if a := p.send(request{method: "GET", path: "/" + p.bucket + "?cors"}); a.StatusCode != 404 ||
+		a.Code != "NoSuchCORSConfiguration" {
 		t.Errorf("no CORS: %d %s", a.StatusCode, a.Code)
 	}
 }
@@ -117,10 +119,14 @@ func TestBucketConfiguration(t *testing.T) {
 func TestObjectTags(t *testing.T) {
 	p := newProxy(t)
 	p.put("k", []byte("x"), func(in *s3.PutObjectInput) { in.Tagging = aws.String("a=1&b=2%20x") })
-	out, err := p.client.GetObjectTagging(t.Context(), &s3.GetObjectTaggingInput{Bucket: &p.bucket, Key: aws.String("k")})
+	out, err := p.client.GetObjectTagging(
+		t.Context(),
+		&s3.GetObjectTaggingInput{Bucket: &p.bucket, Key: aws.String("k")},
+	)
 	if err != nil || len(out.TagSet) != 2 {
 		t.Fatalf("%+v, %v", out, err)
 	}
+
 	head, err := p.client.HeadObject(t.Context(), &s3.HeadObjectInput{Bucket: &p.bucket, Key: aws.String("k")})
 	if err != nil || aws.ToInt32(head.TagCount) != 2 {
 		t.Errorf("tag count %v, %v", head.TagCount, err)
@@ -128,6 +134,7 @@ func TestObjectTags(t *testing.T) {
 	if _, err := p.client.PutObjectTagging(t.Context(), &s3.PutObjectTaggingInput{Bucket: &p.bucket, Key: aws.String("none"), Tagging: &types.Tagging{TagSet: []types.Tag{}}}); code(err) != "NoSuchKey" {
 		t.Errorf("tags of no object: %v", err)
 	}
+
 	if got := p.mustGet("k"); string(got) != "x" {
 		t.Errorf("%q", got)
 	}

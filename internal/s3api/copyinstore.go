@@ -20,6 +20,7 @@ func (s *Server) copyInStore(c *objectCopy) error {
 		return err
 	}
 	defer lease.Release()
+
 	if err := fresh.Verify(lease.DEK(), c.source.Object); err != nil {
 		return err
 	}
@@ -34,6 +35,7 @@ func (s *Server) copyInStore(c *objectCopy) error {
 	defer sealed.Release()
 	c.watch(sealed.Lease)
 	fresh.KeyID, fresh.WrappedDEK = sealed.KeyID, sealed.Wrapped
+
 	c.setSealedHeaders(sealed)
 
 	stop := s.keepAlive(c.call)
@@ -53,6 +55,7 @@ func readEnds(c *objectCopy, size int64) error {
 	if size > crypt.SegmentSize {
 		ends = append(ends, size-1)
 	}
+
 	for _, at := range ends {
 		if size > 0 {
 			q.Range = stored.Bytes(at, 1)
@@ -61,12 +64,14 @@ func readEnds(c *objectCopy, size int64) error {
 		if err != nil {
 			return err
 		}
+
 		_, err = o.Next(c.Context())
 		o.Close()
 		if err != nil && err != io.EOF { //nolint:errorlint // bare: Next says so
 			return err
 		}
 	}
+
 	return nil
 }
 
@@ -78,6 +83,7 @@ func (s *Server) sendEnvelope(c *objectCopy, e *crypt.Envelope, lease *keyring.L
 	if result.sums, err = crypt.OpenChecksums(e.Sum, lease.DEK()); err != nil {
 		return nil, result, err
 	}
+
 	if c.wanted != nil {
 		if result.sums, err = wantedSums(c, result.sums); err != nil {
 			return nil, result, err
@@ -86,6 +92,7 @@ func (s *Server) sendEnvelope(c *objectCopy, e *crypt.Envelope, lease *keyring.L
 			return nil, result, err
 		}
 	}
+
 	if err := e.Sign(lease.DEK(), c.object()); err != nil {
 		return nil, result, err
 	}
@@ -97,6 +104,7 @@ func (s *Server) sendEnvelope(c *objectCopy, e *crypt.Envelope, lease *keyring.L
 	header.Set("X-Amz-Copy-Source", copySourceHeader(c.source.Object, c.source.Version))
 	header.Set("X-Amz-Copy-Source-If-Match", c.seen.ETag)
 	header.Set("X-Amz-Metadata-Directive", "REPLACE") // the envelope is metadata
+
 	if c.replaces("Tagging") {
 		header.Set("X-Amz-Tagging-Directive", "REPLACE")
 	}
@@ -124,10 +132,12 @@ func (s *Server) sendCopy(c *call, header http.Header) (http.Header, []byte, err
 		return nil, nil, err
 	}
 	defer closeBody(resp)
+
 	body, err := readAnswer(resp)
 	if err != nil {
 		return nil, nil, err
 	}
+
 	_, start, _ := element(body, "ETag")
 	if start < 0 {
 		return nil, nil, lateError(body)

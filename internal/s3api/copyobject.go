@@ -38,6 +38,7 @@ func (s *Server) copyObject(c *call) error {
 	if err := c.checkDirectives(); err != nil {
 		return err
 	}
+
 	wanted, err := algorithmNamed(c.Header.Get(checksumPrefix + "Algorithm"))
 	if err != nil {
 		return err
@@ -50,6 +51,7 @@ func (s *Server) copyObject(c *call) error {
 	if q.Range != nil {
 		return notImplemented("The header x-amz-copy-source-range of CopyObject", changesMeaning)
 	}
+
 	if err := c.checkSelfCopy(q); err != nil {
 		return err
 	}
@@ -58,6 +60,7 @@ func (s *Server) copyObject(c *call) error {
 	if err != nil {
 		return err
 	}
+
 	q.Header = http.Header{"If-Match": {seen.ETag}}
 	if owner := c.Header.Get("X-Amz-Source-Expected-Bucket-Owner"); owner != "" {
 		q.Header.Set("X-Amz-Expected-Bucket-Owner", owner)
@@ -65,6 +68,7 @@ func (s *Server) copyObject(c *call) error {
 	if version := seen.Header.Get("X-Amz-Version-Id"); version != "" {
 		c.w.Header().Set("X-Amz-Copy-Source-Version-Id", version)
 	}
+
 	copied := &objectCopy{call: c, source: q, seen: seen, choice: choice, wanted: wanted}
 	if seen.Envelope != nil && seen.Stored > 0 { // some stores do not copy directory markers
 		return s.copyInStore(copied)
@@ -76,7 +80,10 @@ func (s *Server) copyObject(c *call) error {
 func (c *call) checkDirectives() error {
 	for _, name := range []string{"X-Amz-Metadata-Directive", "X-Amz-Tagging-Directive"} {
 		if value := c.Header.Get(name); value != "" && value != "COPY" && value != "REPLACE" {
-			return badRequest("InvalidArgument", "Unknown "+strings.ToLower(name[len("X-Amz-"):len(name)-len("-Directive")])+" directive.")
+			return badRequest(
+				"InvalidArgument",
+				"Unknown "+strings.ToLower(name[len("X-Amz-"):len(name)-len("-Directive")])+" directive.",
+			)
 		}
 	}
 	return checkMetadata(c.Header, nil)
@@ -96,7 +103,10 @@ func (c *call) checkSelfCopy(q stored.Request) error {
 			return nil
 		}
 	}
-	return badRequest("InvalidRequest", "This copy request is illegal because it is trying to copy an object to itself without changing the object's metadata, storage class, website redirect location or encryption attributes.")
+	return badRequest(
+		"InvalidRequest",
+		"This copy request is illegal because it is trying to copy an object to itself without changing the object's metadata, storage class, website redirect location or encryption attributes.",
+	)
 }
 
 // inspectSource finds out what the source is, if the conditions on it hold.
@@ -109,12 +119,14 @@ func (s *Server) inspectSource(c *call, q stored.Request) (*stored.Seen, error) 
 		}
 		return nil, errors.Join(named, err)
 	}
+
 	if err != nil {
 		return nil, err
 	}
 	if seen.NotModified { // what is a 304 to a GET fails a copy
 		return nil, errCondition()
 	}
+
 	if seen.Plaintext {
 		return seen, q.Plaintext()
 	}
@@ -139,6 +151,7 @@ func wantedSums(c *objectCopy, sums digests) (digests, error) {
 		}
 		digest = sum.Sum(nil)
 	}
+
 	return digests{c.wanted.ID: digest}, nil
 }
 
@@ -158,11 +171,13 @@ func (c *call) copiedHeader(source http.Header, e *crypt.Envelope) (http.Header,
 	if c.replaces("Metadata") {
 		return withEnvelope(header, c.Header, e)
 	}
+
 	for name := range header {
 		if strings.HasPrefix(name, metaPrefix) || slices.Contains(metadataHeaders, name) {
 			delete(header, name)
 		}
 	}
+
 	carried, err := stored.Carry(source, nil)
 	if err != nil {
 		return nil, err
@@ -172,6 +187,7 @@ func (c *call) copiedHeader(source http.Header, e *crypt.Envelope) (http.Header,
 			header[name] = values
 		}
 	}
+
 	return withEnvelope(header, carried, e)
 }
 
@@ -205,11 +221,16 @@ func (c *call) answerResult(name string, r copyResult) error {
 		LastModified: cmp.Or(r.modified, c.start.UTC().Format(time.RFC3339)),
 		ETag:         `"` + unquote(showETag(`"`+unquote(r.etag)+`"`)) + `"`,
 	}
+
 	for _, a := range checksum.All {
 		if digest, ok := r.sums[a.ID]; ok {
 			out.ChecksumType = r.kind
-			out.Sums = append(out.Sums, xmlText{xml.Name{Local: "Checksum" + a.Name}, checksumText(digest, crypt.FullObject, 0)})
+			out.Sums = append(
+				out.Sums,
+				xmlText{xml.Name{Local: "Checksum" + a.Name}, checksumText(digest, crypt.FullObject, 0)},
+			)
 		}
 	}
+
 	return c.answerDocument(out)
 }

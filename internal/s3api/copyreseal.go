@@ -22,12 +22,16 @@ func (s *Server) resealCopy(c *objectCopy) error {
 		return err
 	}
 	defer source.Close()
+
 	switch {
 	case source.Length > maxCopy:
 		return sourceTooLarge(maxCopy)
 	case source.Length > maxObject:
-		return badRequest("InvalidRequest", fmt.Sprintf("The specified copy source is larger than what the proxy can store "+
-			"as one object that was not uploaded in parts: %d. Copy it in parts.", maxObject))
+		return badRequest(
+			"InvalidRequest",
+			fmt.Sprintf("The specified copy source is larger than what the proxy can store "+
+				"as one object that was not uploaded in parts: %d. Copy it in parts.", maxObject),
+		)
 	}
 
 	lease, err := s.Keys.Create(c.Context(), c.object(), c.client.Name, c.choice)
@@ -37,6 +41,7 @@ func (s *Server) resealCopy(c *objectCopy) error {
 	defer lease.Release()
 	c.watch(lease.Lease)
 	lease.Wrote(source.Length)
+
 	sums, err := copiedSums(c.call, source)
 	if err != nil {
 		return err
@@ -51,6 +56,7 @@ func (s *Server) resealCopy(c *objectCopy) error {
 		source.Close() // it would wait in the meantime, and the store with it
 		answer, sums, err = s.sealCopyWith(c, lease, sums)
 	}
+
 	// Nothing was stored, and the source is still there.
 	if errors.Is(err, errTransfer) && (c.wanted == nil || sums != nil) {
 		source.Close()
@@ -94,6 +100,7 @@ func (s *Server) sealCopy(
 	if err != nil {
 		return nil, err
 	}
+
 	header, err := s.resealedHeader(c, source, lease, sealer.Header(), sums)
 	if err != nil {
 		return nil, errors.Join(err, sealer.Close())

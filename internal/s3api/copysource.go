@@ -21,15 +21,28 @@ func (s *Server) copySource(c *call) (stored.Request, error) {
 		return stored.Request{}, err
 	}
 	if !c.client.MayObject(access.Read, src.Bucket, src.Key) {
-		return stored.Request{}, accessDenied(fmt.Errorf("client %q has no grant to read %q", c.client.Name, "/"+src.Bucket+"/"+src.Key))
+		return stored.Request{}, accessDenied(
+			fmt.Errorf("client %q has no grant to read %q", c.client.Name, "/"+src.Bucket+"/"+src.Key),
+		)
 	}
-	q := stored.Request{Object: src, Version: version, Header: copyConditions(c.Header), Plaintext: s.admitPlaintext(c, src)}
+
+	q := stored.Request{
+		Object:    src,
+		Version:   version,
+		Header:    copyConditions(c.Header),
+		Plaintext: s.admitPlaintext(c, src),
+	}
+
 	if text := c.Header.Get("X-Amz-Copy-Source-Range"); text != "" {
 		q.Range = stored.ParseRange(text)
 		if q.Range == nil || !q.Range.Closed() {
-			return q, badRequest("InvalidArgument", "The x-amz-copy-source-range value must be of the form bytes=first-last where first and last are the zero-based offsets of the first and last bytes to copy")
+			return q, badRequest(
+				"InvalidArgument",
+				"The x-amz-copy-source-range value must be of the form bytes=first-last where first and last are the zero-based offsets of the first and last bytes to copy",
+			)
 		}
 	}
+
 	return q, nil
 }
 
@@ -42,6 +55,7 @@ func parseCopySource(text string, names keyname.Store) (src crypt.Object, versio
 	if err != nil {
 		return src, "", invalidArgument("Invalid copy source encoding", header, text)
 	}
+
 	src.Bucket, src.Key, _ = strings.Cut(strings.TrimPrefix(path, "/"), "/")
 	if _, err := netip.ParseAddr(src.Bucket); err == nil || !bucketName.MatchString(src.Bucket) {
 		return src, "", invalidArgument("Invalid copy source bucket name", header, text)
@@ -49,10 +63,16 @@ func parseCopySource(text string, names keyname.Store) (src crypt.Object, versio
 	if src.Key == "" || names.Check(src.Key, keyname.Read) != nil {
 		return src, "", invalidArgument("Invalid copy source object key", header, src.Key)
 	}
+
 	parameters, err := url.ParseQuery(query)
 	if err != nil || len(parameters) > 1 || len(parameters) == 1 && !parameters.Has("versionId") {
-		return src, "", invalidArgument("Copy Source must mention the source bucket and key: sourcebucket/sourcekey", header, text)
+		return src, "", invalidArgument(
+			"Copy Source must mention the source bucket and key: sourcebucket/sourcekey",
+			header,
+			text,
+		)
 	}
+
 	version = parameters.Get("versionId")
 	return src, version, checkVersionID(version)
 }
@@ -65,9 +85,11 @@ func copyConditions(h http.Header) http.Header {
 			out.Set(name, value)
 		}
 	}
+
 	if owner := h.Get("X-Amz-Source-Expected-Bucket-Owner"); owner != "" {
 		out.Set("X-Amz-Expected-Bucket-Owner", owner)
 	}
+
 	for _, name := range []string{"If-Match", "If-None-Match"} {
 		if value := out.Get(name); value != "" {
 			out.Set(name, storedETags(value))

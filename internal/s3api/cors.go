@@ -33,6 +33,7 @@ func (s *Server) preflight(c *call) error {
 	case !slices.Contains([]string{"GET", "PUT", "HEAD", "POST", "DELETE"}, method):
 		return badRequest("BadRequest", "Invalid Access-Control-Request-Method: "+method)
 	}
+
 	answer, err := s.askCORS(c.Context(), c, method)
 	if own := (*Error)(nil); errors.As(err, &own) && own.Status() != http.StatusServiceUnavailable {
 		return corsRefused(own)
@@ -40,6 +41,7 @@ func (s *Server) preflight(c *call) error {
 	if err != nil {
 		return err
 	}
+
 	if answer.Get(corsPrefix+"Allow-Origin") == "" {
 		return corsRefused(nil)
 	}
@@ -91,6 +93,7 @@ func (s *Server) addCORSHeaders(c *call) {
 	if c.Header.Get("Origin") == "" || c.bucket == "" || c.Method == http.MethodOptions {
 		return
 	}
+
 	c.w.last = func() {
 		if said := c.cors.Load(); said != nil {
 			maps.Copy(c.w.Header(), *said)
@@ -99,6 +102,7 @@ func (s *Server) addCORSHeaders(c *call) {
 		if !c.slot.held() && s.enter(c, s.unsigned, "") != nil {
 			return
 		}
+
 		ctx, cancel := context.WithTimeout(c.Context(), corsTimeout)
 		defer cancel()
 		if said, err := s.askCORS(ctx, c, c.Method); err == nil {
@@ -120,10 +124,12 @@ func corsHeader(origin string, h http.Header) http.Header {
 	if vary := h.Values("Vary"); len(vary) > 0 {
 		out["Vary"] = vary
 	}
+
 	allowed := h.Values(corsPrefix + "Allow-Origin")
 	if len(allowed) != 1 || allowed[0] != "*" && allowed[0] != origin {
 		return out
 	}
+
 	for _, name := range corsHeaders {
 		if values := h.Values(name); len(values) > 0 {
 			out[name] = values

@@ -29,11 +29,13 @@ func (p *proxy) unsigned(method, path string, header http.Header) (*http.Respons
 		p.t.Fatal(err)
 	}
 	maps.Copy(r.Header, header)
+
 	resp, err := p.server.Client().Do(r)
 	if err != nil {
 		p.t.Fatal(err)
 	}
 	defer resp.Body.Close()
+
 	body, err := io.ReadAll(resp.Body)
 	if err != nil {
 		p.t.Fatal(err)
@@ -57,20 +59,29 @@ func TestCORS(t *testing.T) {
 	p := newProxy(t)
 	p.put("k", []byte("for the page"))
 	b := "/" + p.bucket
-	if resp, body := p.unsigned("OPTIONS", b+"/k", preflight(page, "GET", "")); resp.StatusCode != http.StatusForbidden || !strings.Contains(body, "AccessForbidden") || resp.Header.Get("Access-Control-Allow-Origin") != "" {
+	if resp, body := p.unsigned("OPTIONS", b+"/k", preflight(page, "GET", "")); resp.StatusCode != http.StatusForbidden ||
+		!strings.Contains(body, "AccessForbidden") ||
+		resp.Header.Get("Access-Control-Allow-Origin") != "" {
 		t.Errorf("without a configuration: %d %s", resp.StatusCode, body)
 	}
+
 	if a := p.send(request{method: "PUT", path: b + "?cors", body: []byte(corsRules)}); a.StatusCode != http.StatusOK {
 		t.Fatalf("PutBucketCors: %d %s", a.StatusCode, a.body)
 	}
-	if a := p.send(request{method: "GET", path: b + "?cors"}); a.StatusCode != http.StatusOK || !strings.Contains(string(a.body), page) {
+	if a := p.send(request{method: "GET", path: b + "?cors"}); a.StatusCode != http.StatusOK ||
+		!strings.Contains(string(a.body), page) {
 		t.Errorf("GetBucketCors: %d %s", a.StatusCode, a.body)
 	}
 
-	resp, body := p.unsigned("OPTIONS", b+"/k?X-Amz-Signature=a&X-Amz-Security-Token=b", preflight(page, "PUT", "content-type,x-amz-meta-a"))
+	resp, body := p.unsigned(
+		"OPTIONS",
+		b+"/k?X-Amz-Signature=a&X-Amz-Security-Token=b",
+		preflight(page, "PUT", "content-type,x-amz-meta-a"),
+	)
 	if resp.StatusCode != http.StatusOK || body != "" {
 		t.Errorf("preflight: %d %q", resp.StatusCode, body)
 	}
+
 	for name, want := range map[string]string{
 		"Access-Control-Allow-Origin": page, "Access-Control-Allow-Methods": "GET, PUT", "Access-Control-Allow-Headers": "content-type, x-amz-meta-a", "Access-Control-Max-Age": "600", "Access-Control-Expose-Headers": "ETag",
 	} {
@@ -80,20 +91,24 @@ func TestCORS(t *testing.T) {
 			}
 		})
 	}
+
 	if !strings.Contains(resp.Header.Get("Vary"), "Origin") {
 		t.Errorf("preflight: Vary is %q", resp.Header.Get("Vary"))
 	}
+
 	for name, header := range map[string]http.Header{
 		"another origin": preflight("https://other.example", "GET", ""), "another method": preflight(page, "DELETE", ""),
 		"no origin": {"Access-Control-Request-Method": {"GET"}}, "no method": {"Origin": {page}}, "a method that S3 has not": preflight(page, "PATCH", ""),
 	} {
 		t.Run(name, func(t *testing.T) {
 			resp, body := p.unsigned("OPTIONS", b+"/k", header)
-			if resp.StatusCode < 400 || resp.Header.Get("Access-Control-Allow-Origin") != "" || !strings.Contains(body, "<Code>") {
+			if resp.StatusCode < 400 || resp.Header.Get("Access-Control-Allow-Origin") != "" ||
+				!strings.Contains(body, "<Code>") {
 				t.Errorf("preflight, %s: %d %v %s", name, resp.StatusCode, resp.Header, body)
 			}
 		})
 	}
+
 	if resp, _ := p.unsigned("OPTIONS", b, preflight(page, "GET", "")); resp.StatusCode != http.StatusOK {
 		t.Errorf("preflight of the bucket: %d", resp.StatusCode)
 	}
@@ -109,6 +124,7 @@ func TestCORSOfAnswers(t *testing.T) {
 	if a := p.send(request{method: "PUT", path: b + "?cors", body: []byte(corsRules)}); a.StatusCode != http.StatusOK {
 		t.Fatal(a.StatusCode)
 	}
+
 	for _, row := range []struct {
 		name   string
 		r      request
@@ -129,18 +145,23 @@ func TestCORSOfAnswers(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			p.origin.take()
 			a := p.browse(row.r, page)
-			if a.StatusCode != row.status || a.Header.Get("Access-Control-Allow-Origin") != page || !strings.Contains(a.Header.Get("Access-Control-Expose-Headers"), "ETag") {
+			if a.StatusCode != row.status || a.Header.Get("Access-Control-Allow-Origin") != page ||
+				!strings.Contains(a.Header.Get("Access-Control-Expose-Headers"), "ETag") {
 				t.Errorf("%d, %v", a.StatusCode, a.Header)
 			}
+
 			if asked := p.origin.take(); row.asked > 0 && len(asked) > row.asked {
 				t.Errorf("the store was asked %v", asked)
 			}
 			row.r.header = row.r.header.Clone()
-			if a := p.browse(row.r, "https://other.example"); a.StatusCode != row.status || a.Header.Get("Access-Control-Allow-Origin") != "" {
+
+			if a := p.browse(row.r, "https://other.example"); a.StatusCode != row.status ||
+				a.Header.Get("Access-Control-Allow-Origin") != "" {
 				t.Errorf("of another page: %d, %v", a.StatusCode, a.Header)
 			}
 		})
 	}
+
 	if a := p.send(request{method: "GET", path: b + "/k"}); a.Header.Get("Access-Control-Allow-Origin") != "" {
 		t.Errorf("to no page: %v", a.Header)
 	}
@@ -156,11 +177,13 @@ func TestPreflightLeaksNothing(t *testing.T) {
 		} {
 			w.Header().Set(name, value)
 		}
+
 		if r.URL.Path == "/"+p.bucket+"/denied" {
 			w.WriteHeader(http.StatusForbidden)
 		}
 		io.WriteString(w, "<Error><Code>AccessForbidden</Code><Message>no</Message></Error>")
 	})
+
 	for path, status := range map[string]int{"/k?versionId=v&X-Amz-Signature=s": 200, "/denied": 403} {
 		t.Run(path, func(t *testing.T) {
 			header := preflight(page, "GET", "x-amz-date")
@@ -170,6 +193,7 @@ func TestPreflightLeaksNothing(t *testing.T) {
 			if resp.StatusCode != status || strings.Contains(body, "secret") {
 				t.Errorf("%d %s", resp.StatusCode, body)
 			}
+
 			for name := range resp.Header {
 				switch name {
 				case "Access-Control-Allow-Origin", "Content-Length", "Content-Type", "Date", "X-Amz-Request-Id":
@@ -177,8 +201,11 @@ func TestPreflightLeaksNothing(t *testing.T) {
 					t.Errorf("the header %s", name)
 				}
 			}
+
 			asked := store.take()
-			if len(asked) != 1 || asked[0].URL.RawQuery != "" || asked[0].Method != "OPTIONS" || asked[0].Header.Get("Cookie") != "" || asked[0].Header.Get("Access-Control-Request-Headers") != "x-amz-date" {
+			if len(asked) != 1 || asked[0].URL.RawQuery != "" || asked[0].Method != "OPTIONS" ||
+				asked[0].Header.Get("Cookie") != "" ||
+				asked[0].Header.Get("Access-Control-Request-Headers") != "x-amz-date" {
 				t.Errorf("the store was asked %+v", asked)
 			}
 		})

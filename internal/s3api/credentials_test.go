@@ -31,6 +31,7 @@ func TestStoreCredentialsThatHang(t *testing.T) {
 		creds.CanExpire, creds.Expires = true, time.Now() // so that each request asks
 		return creds, err
 	})
+
 	creds, err := awscreds.New(t.Context(), awscreds.Config{
 		Load: func(context.Context) (aws.CredentialsProvider, error) { return source, nil },
 		Wait: 200 * time.Millisecond, Timeout: 300 * time.Millisecond,
@@ -38,6 +39,7 @@ func TestStoreCredentialsThatHang(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	p := newProxy(t, func(p *proxy, cfg *s3api.Config, _ *keyring.Config) {
 		store := proxytest.OriginConfig(store.transport)
 		store.Credentials = creds
@@ -51,10 +53,16 @@ func TestStoreCredentialsThatHang(t *testing.T) {
 		t.Run(method, func(t *testing.T) {
 			a := p.send(request{method: method, path: "/" + p.bucket + "/k"})
 			if a.StatusCode != http.StatusServiceUnavailable || a.Header.Get("Retry-After") == "" {
-				t.Errorf("%d %s, Retry-After %q; want 503 with Retry-After", a.StatusCode, a.Code, a.Header.Get("Retry-After"))
+				t.Errorf(
+					"%d %s, Retry-After %q; want 503 with Retry-After",
+					a.StatusCode,
+					a.Code,
+					a.Header.Get("Retry-After"),
+				)
 			}
 		})
 	}
+
 	hang.Store(false)
 	for range 20 { // the attempt that hangs may have to end first
 		if a := p.send(request{method: http.MethodGet, path: "/" + p.bucket + "/k"}); a.StatusCode == http.StatusOK {

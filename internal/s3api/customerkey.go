@@ -56,16 +56,25 @@ func (c *call) takeCustomerKey(prefix string) ([]byte, error) {
 	case sum == "":
 		return nil, badRequest("InvalidArgument", must+"provide the client calculated MD5 of the secret key.")
 	case algorithm != "AES256":
-		return nil, badRequest("InvalidEncryptionAlgorithmError", "The encryption algorithm specified is not valid. Supported value: AES256.")
+		return nil, badRequest(
+			"InvalidEncryptionAlgorithmError",
+			"The encryption algorithm specified is not valid. Supported value: AES256.",
+		)
 	}
+
 	key, err := base64.StdEncoding.DecodeString(text)
 	if err != nil || crypt.CheckDEK(key) != nil {
 		return nil, badRequest("InvalidArgument", "The secret key was invalid for the specified algorithm.")
 	}
+
 	if md5Of(key) != sum {
 		clear(key)
-		return nil, badRequest("InvalidArgument", "The calculated MD5 hash of the key did not match the hash that was provided.")
+		return nil, badRequest(
+			"InvalidArgument",
+			"The calculated MD5 hash of the key did not match the hash that was provided.",
+		)
 	}
+
 	return key, nil
 }
 
@@ -89,15 +98,25 @@ func (c *call) readingKey() []byte {
 }
 
 // openKey returns the DEK of an object that the call reads.
-func (s *Server) openKey(ctx context.Context, c *call, obj crypt.Object, keyID string, wrapped []byte) (lease *keyring.Lease, err error) {
+func (s *Server) openKey(
+	ctx context.Context,
+	c *call,
+	obj crypt.Object,
+	keyID string,
+	wrapped []byte,
+) (lease *keyring.Lease, err error) {
 	switch key := c.readingKey(); {
 	case keyID != crypt.CustomerKeyID:
 		lease, err = s.Keys.Open(ctx, obj, keyID, wrapped)
 	case key == nil:
-		return nil, badRequest("InvalidRequest", "The object was stored using a form of Server Side Encryption. The correct parameters must be provided to retrieve the object.")
+		return nil, badRequest(
+			"InvalidRequest",
+			"The object was stored using a form of Server Side Encryption. The correct parameters must be provided to retrieve the object.",
+		)
 	default:
 		lease, err = s.Keys.OpenForCustomer(ctx, obj, wrapped, key)
 	}
+
 	if err != nil {
 		return nil, err
 	}
@@ -105,6 +124,7 @@ func (s *Server) openKey(ctx context.Context, c *call, obj crypt.Object, keyID s
 		lease.Release()
 		return nil, keyring.ErrUnbound
 	}
+
 	c.watch(lease)
 	return lease, nil
 }

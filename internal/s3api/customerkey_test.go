@@ -24,7 +24,11 @@ type customer struct{ algorithm, key, md5 *string }
 func newCustomer(fill byte) customer {
 	key := bytes.Repeat([]byte{fill}, 32)
 	sum := md5.Sum(key)
-	return customer{aws.String("AES256"), aws.String(base64.StdEncoding.EncodeToString(key)), aws.String(base64.StdEncoding.EncodeToString(sum[:]))}
+	return customer{
+		aws.String("AES256"),
+		aws.String(base64.StdEncoding.EncodeToString(key)),
+		aws.String(base64.StdEncoding.EncodeToString(sum[:])),
+	}
 }
 
 func (k customer) headers(prefix string) http.Header {
@@ -53,21 +57,28 @@ func TestCustomerKey(t *testing.T) {
 	if *out.SSECustomerAlgorithm != "AES256" || *out.SSECustomerKeyMD5 != *mine.md5 || out.ServerSideEncryption != "" {
 		t.Errorf("PUT: %+v", out)
 	}
+
 	got, answer, err := p.get("k", mine.get)
 	if err != nil || !bytes.Equal(got, text) || *answer.SSECustomerKeyMD5 != *mine.md5 || answer.SSEKMSKeyId != nil {
 		t.Fatalf("GET: %d bytes, %+v, %v", len(got), answer, err)
 	}
-	if got, _, err := p.get("k", mine.get, func(in *s3.GetObjectInput) { in.Range = aws.String("bytes=70000-70009") }); err != nil || string(got) != string(text[70000:70010]) {
+	if got, _, err := p.get("k", mine.get, func(in *s3.GetObjectInput) { in.Range = aws.String("bytes=70000-70009") }); err != nil ||
+		string(got) != string(text[70000:70010]) {
 		t.Errorf("range: %q, %v", got, err)
 	}
+
 	body, metadata := p.stored("k")
 	raw, err := base64.StdEncoding.DecodeString(*mine.key)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if bytes.Contains(body, []byte("secret")) || bytes.Contains(body, raw) || strings.Contains(p.log.String(), *mine.key) || metadata.Get("X-Amz-Meta-Cmek-Key") != "sse-c" {
+
+	if bytes.Contains(body, []byte("secret")) || bytes.Contains(body, raw) ||
+		strings.Contains(p.log.String(), *mine.key) ||
+		metadata.Get("X-Amz-Meta-Cmek-Key") != "sse-c" {
 		t.Errorf("stored: %v", metadata)
 	}
+
 	for name, header := range map[string]http.Header{"none": nil, "another": other.headers(customerHeader)} {
 		t.Run(name, func(t *testing.T) {
 			want := map[string]string{"none": "400 InvalidRequest", "another": "403 AccessDenied"}[name]
@@ -76,15 +87,23 @@ func TestCustomerKey(t *testing.T) {
 				r.header = merge(r.header, header)
 				a := p.send(r)
 				code := strings.Fields(want)[1]
-				if got := strconv.Itoa(a.StatusCode) + " " + a.Code; r.method == "HEAD" && strings.Fields(want)[0] != strconv.Itoa(a.StatusCode) || r.method != "HEAD" && got != want || bytes.Contains(a.body, []byte("secret of")) {
+
+				if got := strconv.Itoa(a.StatusCode) + " " + a.Code; r.method == "HEAD" &&
+					strings.Fields(want)[0] != strconv.Itoa(a.StatusCode) ||
+					r.method != "HEAD" && got != want ||
+					bytes.Contains(a.body, []byte("secret of")) {
 					t.Errorf("%s %s with key %s: %s, want %s %s", r.method, r.path, name, got, want, code)
 				}
 			}
 		})
 	}
-	if a := p.send(request{method: "HEAD", path: "/" + p.bucket + "/k", header: mine.headers(customerHeader)}); a.StatusCode != 200 || a.ContentLength != int64(len(text)) || a.Header.Get(customerHeader+"Key-Md5") != *mine.md5 {
+
+	if a := p.send(request{method: "HEAD", path: "/" + p.bucket + "/k", header: mine.headers(customerHeader)}); a.StatusCode != 200 ||
+		a.ContentLength != int64(len(text)) ||
+		a.Header.Get(customerHeader+"Key-Md5") != *mine.md5 {
 		t.Errorf("HEAD: %d, %v", a.StatusCode, a.Header)
 	}
+
 	// A key for what is under none is a mistake of the client's.
 	p.put("kms", text)
 	for _, method := range []string{"GET", "HEAD"} {
@@ -94,6 +113,7 @@ func TestCustomerKey(t *testing.T) {
 			}
 		})
 	}
+
 	// The envelope is bound to the name, as any other.
 	p.store("moved", body, metadata)
 	if _, _, err := p.get("moved", mine.get); err == nil {
@@ -134,6 +154,7 @@ func TestCustomerKeyRefusals(t *testing.T) {
 					delete(header, h)
 				}
 			}
+
 			if a := p.send(request{method: "PUT", path: "/" + p.bucket + "/k", header: header, body: []byte("x")}); a.Code != row.code {
 				t.Errorf("%d %s, want %s", a.StatusCode, a.Code, row.code)
 			}
@@ -142,6 +163,7 @@ func TestCustomerKeyRefusals(t *testing.T) {
 			}
 		})
 	}
+
 	// A key in a URL ends up in logs.
 	query := "?X-Amz-Server-Side-Encryption-Customer-Algorithm=AES256&X-Amz-Expires=60"
 	if a := p.send(request{method: "PUT", path: "/" + p.bucket + "/k" + query, presign: true, body: []byte("x"), hash: "UNSIGNED-PAYLOAD"}); a.StatusCode != 501 {
@@ -167,8 +189,17 @@ func TestCustomerKeyInClear(t *testing.T) {
 		r.RemoteAddr = "192.0.2.1:1234"
 		handler.ServeHTTP(w, r)
 	})
-	a := p.send(request{method: "PUT", path: "/" + p.bucket + "/k", header: newCustomer(1).headers(customerHeader), body: []byte("x")})
-	if a.StatusCode != 400 || a.Code != "InvalidRequest" || !bytes.Contains(a.body, []byte("secure connection")) || p.isStored("k") {
+
+	a := p.send(
+		request{
+			method: "PUT",
+			path:   "/" + p.bucket + "/k",
+			header: newCustomer(1).headers(customerHeader),
+			body:   []byte("x"),
+		},
+	)
+	if a.StatusCode != 400 || a.Code != "InvalidRequest" || !bytes.Contains(a.body, []byte("secure connection")) ||
+		p.isStored("k") {
 		t.Errorf("%d %s", a.StatusCode, a.body)
 	}
 }
@@ -182,9 +213,11 @@ func TestCustomerKeysSwitchedOff(t *testing.T) {
 	if err := p.keys.SetRules([]keyring.Rule{{Key: "main", RefuseCustomerKeys: true}}); err != nil {
 		t.Fatal(err)
 	}
+
 	if got, _, err := p.get("before", mine.get); err != nil || string(got) != "text" {
 		t.Errorf("%q, %v", got, err)
 	}
+
 	path := "/" + p.bucket + "/k"
 	for _, r := range []request{
 		{method: "PUT", path: path, header: mine.headers(customerHeader), body: []byte("x")},
@@ -203,14 +236,30 @@ func TestCustomerKeyMultipart(t *testing.T) {
 	p := newProxy(t)
 	r := p.replica() // which knows nothing but what the upload's id says
 	mine, other := newCustomer(1), newCustomer(2)
+
 	first, last := bytes.Repeat([]byte("0123456789abcdef"), 5<<20/16), bytes.Repeat([]byte("end"), 2<<20)
 	for name, whole := range map[string][][]byte{"short end": {first, []byte("end")}, "appended end": {first, last}} {
 		t.Run(name, func(t *testing.T) {
-			created, err := p.client.CreateMultipartUpload(t.Context(), &s3.CreateMultipartUploadInput{Bucket: &p.bucket, Key: &name, SSECustomerAlgorithm: mine.algorithm, SSECustomerKey: mine.key, SSECustomerKeyMD5: mine.md5})
+			created, err := p.client.CreateMultipartUpload(
+				t.Context(),
+				&s3.CreateMultipartUploadInput{
+					Bucket:               &p.bucket,
+					Key:                  &name,
+					SSECustomerAlgorithm: mine.algorithm,
+					SSECustomerKey:       mine.key,
+					SSECustomerKeyMD5:    mine.md5,
+				},
+			)
 			if err != nil || *created.SSECustomerKeyMD5 != *mine.md5 {
 				t.Fatalf("create: %+v, %v", created, err)
 			}
-			path := "/" + p.bucket + "/" + strings.ReplaceAll(name, " ", "%20") + "?partNumber=1&uploadId=" + *created.UploadId
+
+			path := "/" + p.bucket + "/" + strings.ReplaceAll(
+				name,
+				" ",
+				"%20",
+			) + "?partNumber=1&uploadId=" + *created.UploadId
+
 			for key, header := range map[string]http.Header{"no key": nil, "another key": other.headers(customerHeader)} {
 				for at, replica := range []*proxy{p, r} {
 					if a := replica.send(request{method: "PUT", path: path, header: header, body: []byte("x")}); a.Code != "InvalidRequest" {
@@ -218,6 +267,7 @@ func TestCustomerKeyMultipart(t *testing.T) {
 					}
 				}
 			}
+
 			var parts []types.CompletedPart
 			for i, text := range whole {
 				number := int32(i + 1)
@@ -228,19 +278,27 @@ func TestCustomerKeyMultipart(t *testing.T) {
 				if err != nil || *part.SSECustomerKeyMD5 != *mine.md5 {
 					t.Fatalf("part %d: %+v, %v", number, part, err)
 				}
+
 				parts = append(parts, types.CompletedPart{ETag: part.ETag, PartNumber: &number})
 			}
-			if done, err := r.client.CompleteMultipartUpload(t.Context(), &s3.CompleteMultipartUploadInput{Bucket: &p.bucket, Key: &name, UploadId: created.UploadId, MultipartUpload: &types.CompletedMultipartUpload{Parts: parts}}); err != nil || done.SSEKMSKeyId != nil {
+
+			if done, err := r.client.CompleteMultipartUpload(t.Context(), &s3.CompleteMultipartUploadInput{Bucket: &p.bucket, Key: &name, UploadId: created.UploadId, MultipartUpload: &types.CompletedMultipartUpload{Parts: parts}}); err != nil ||
+				done.SSEKMSKeyId != nil {
 				t.Fatalf("%+v, %v", done, err)
 			}
+
 			want := bytes.Join(whole, nil)
-			if got, out, err := p.get(name, mine.get); err != nil || !bytes.Equal(got, want) || *out.SSECustomerKeyMD5 != *mine.md5 {
+			if got, out, err := p.get(name, mine.get); err != nil || !bytes.Equal(got, want) ||
+				*out.SSECustomerKeyMD5 != *mine.md5 {
 				t.Errorf("%d bytes, %v", len(got), err)
 			}
-			if got, _, err := p.get(name, mine.get, func(in *s3.GetObjectInput) { in.Range = aws.String("bytes=-2") }); err != nil || string(got) != "nd" {
+
+			if got, _, err := p.get(name, mine.get, func(in *s3.GetObjectInput) { in.Range = aws.String("bytes=-2") }); err != nil ||
+				string(got) != "nd" {
 				t.Errorf("the end: %q, %v", got, err)
 			}
 			escaped := "/" + p.bucket + "/" + strings.ReplaceAll(name, " ", "%20")
+
 			for _, method := range []string{"GET", "HEAD"} { // after a range has had part headers remembered
 				if a := p.send(request{method: method, path: escaped}); a.StatusCode != 400 {
 					t.Errorf("%s of %s without a key: %d", method, name, a.StatusCode)
@@ -248,7 +306,9 @@ func TestCustomerKeyMultipart(t *testing.T) {
 				if a := p.send(request{method: method, path: escaped, header: other.headers(customerHeader)}); a.StatusCode != 403 {
 					t.Errorf("%s of %s with another key: %d %s", method, name, a.StatusCode, a.body)
 				}
-				if a := p.send(request{method: method, path: escaped, header: mine.headers(customerHeader)}); a.StatusCode != 200 || a.ContentLength != int64(len(want)) {
+
+				if a := p.send(request{method: method, path: escaped, header: mine.headers(customerHeader)}); a.StatusCode != 200 ||
+					a.ContentLength != int64(len(want)) {
 					t.Errorf("%s of %s: %d, %d bytes", method, name, a.StatusCode, a.ContentLength)
 				}
 			}
@@ -277,8 +337,14 @@ func TestCustomerKeyIsNotRemembered(t *testing.T) {
 // the same machine may have got the key over a network in clear.
 func TestCustomerKeysWithoutTLS(t *testing.T) {
 	p := newProxy(t, func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) { cfg.LocalTLS = false })
-	r := request{method: "PUT", path: "/" + p.bucket + "/k", header: newCustomer(1).headers(customerHeader), body: []byte("x")}
-	if a := p.send(r); a.StatusCode != http.StatusBadRequest || a.Code != "InvalidRequest" || !strings.Contains(string(a.body), "secure connection") {
+	r := request{
+		method: "PUT",
+		path:   "/" + p.bucket + "/k",
+		header: newCustomer(1).headers(customerHeader),
+		body:   []byte("x"),
+	}
+	if a := p.send(r); a.StatusCode != http.StatusBadRequest || a.Code != "InvalidRequest" ||
+		!strings.Contains(string(a.body), "secure connection") {
 		t.Errorf("%d %s: %s", a.StatusCode, a.Code, a.body)
 	}
 }

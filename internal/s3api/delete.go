@@ -30,10 +30,12 @@ func (s *Server) deleteObject(c *call) error {
 	if said == "" {
 		return s.forward(c)
 	}
+
 	size, err := strconv.ParseInt(said, 10, 64)
 	if err != nil || size < 0 {
 		return invalidArgument("The value of "+sizeCondition+" must be a size in bytes.", sizeCondition, said)
 	}
+
 	q := stored.Request{
 		Object: c.object(), Version: c.query.Get("versionId"), Header: c.requestHeader(),
 		Plaintext: func() error { return nil }, // it is only to be deleted
@@ -41,6 +43,7 @@ func (s *Server) deleteObject(c *call) error {
 	for name := range c.route.headerNames.exact {
 		q.Header.Del(name)
 	}
+
 	o, err := c.reader.Head(c.Context(), q)
 	if err != nil {
 		return err
@@ -48,6 +51,7 @@ func (s *Server) deleteObject(c *call) error {
 	if o.Size != size {
 		return errCondition()
 	}
+
 	c.Header = c.Header.Clone()
 	c.Header.Set("If-Match", showETag(o.Header.Get("Etag")))
 	return s.forward(c)
@@ -61,17 +65,20 @@ func (s *Server) deleteObjects(c *call) error {
 	if err != nil {
 		return err
 	}
+
 	doc, err := parseDeletion(body)
 	if err != nil {
 		return err
 	}
 	denied := doc.split(func(o deletionObject) error { return s.checkDeletion(c, o) })
+
 	if len(doc.Objects) == 0 {
 		return c.answerXML(withErrors(nil, denied))
 	}
 	if body, err = doc.encode(); err != nil {
 		return err
 	}
+
 	if len(denied) == 0 {
 		return s.forwardBody(c, body)
 	}
@@ -80,6 +87,7 @@ func (s *Server) deleteObjects(c *call) error {
 		return err
 	}
 	defer closeBody(resp)
+
 	answer, err := readListing(resp)
 	if err != nil {
 		return err
@@ -87,6 +95,7 @@ func (s *Server) deleteObjects(c *call) error {
 	if !bytes.Contains(answer, []byte("<DeleteResult")) {
 		return fmt.Errorf("%w did not say what it has deleted", errOrigin)
 	}
+
 	c.copyHeader(resp.Header)
 	return c.answerXML(withErrors(answer, denied))
 }
@@ -115,13 +124,22 @@ func withErrors(doc []byte, denied []deletionRefusal) []byte {
 	}
 	var out bytes.Buffer
 	out.Write(head)
+
 	for _, o := range denied {
 		out.WriteString("<Error><Key>" + escapeXML(o.Key) + "</Key>")
 		if o.VersionID != "" {
 			out.WriteString("<VersionId>" + escapeXML(o.VersionID) + "</VersionId>")
 		}
-		out.WriteString("<Code>" + escapeXML(o.reason.Code) + "</Code><Message>" + escapeXML(o.reason.Message) + "</Message></Error>")
+
+		out.WriteString(
+			"<Code>" + escapeXML(
+				o.reason.Code,
+			) + "</Code><Message>" + escapeXML(
+				o.reason.Message,
+			) + "</Message></Error>",
+		)
 	}
+
 	out.WriteString(end)
 	return out.Bytes()
 }
@@ -148,11 +166,13 @@ func parseDeletion(body []byte) (*deletion, error) {
 		return nil, malformedXML(err)
 	}
 	var doc deletion
+
 	for {
 		name, err := list.next()
 		if errors.Is(err, io.EOF) {
 			break
 		}
+
 		switch {
 		case err != nil:
 			return nil, malformedXML(err)
@@ -165,10 +185,12 @@ func parseDeletion(body []byte) (*deletion, error) {
 		default:
 			err = notImplemented("The element "+name+" of DeleteObjects", changesMeaning)
 		}
+
 		if err != nil {
 			return nil, err
 		}
 	}
+
 	if len(doc.Objects) == 0 {
 		return nil, malformedXML(nil)
 	}
@@ -192,6 +214,7 @@ func (d *deletion) add(list *xmlBody) error {
 	var o deletionObject
 	fields := map[string]*string{"Key": &o.Key, "VersionId": &o.VersionID, "ETag": &o.ETag}
 	list.enter()
+
 	for {
 		name, err := list.next()
 		if errors.Is(err, io.EOF) {
@@ -200,6 +223,7 @@ func (d *deletion) add(list *xmlBody) error {
 		if err != nil {
 			return malformedXML(err)
 		}
+
 		field := fields[name]
 		if field == nil {
 			return notImplemented("The element "+name+" of DeleteObjects", changesMeaning)
@@ -207,10 +231,12 @@ func (d *deletion) add(list *xmlBody) error {
 		if *field != "" { // two readers could disagree about which one counts
 			return malformedXML(errors.New("the element " + name + " occurs twice"))
 		}
+
 		if *field, err = list.text(); err != nil {
 			return malformedXML(err)
 		}
 	}
+
 	if o.Key == "" {
 		return malformedXML(nil)
 	}

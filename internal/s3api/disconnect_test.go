@@ -40,11 +40,13 @@ func (p *proxy) dialSlow(address string) net.Conn {
 		})
 		return errors.Join(err, failure)
 	}}
+
 	conn, err := dialer.DialContext(p.t.Context(), "tcp", address)
 	if err != nil {
 		p.t.Fatal(err)
 	}
 	p.t.Cleanup(func() { conn.Close() })
+
 	if err := conn.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
 		p.t.Fatal(err)
 	}
@@ -67,12 +69,14 @@ func TestStuckDownloadIsCut(t *testing.T) {
 				t.Cleanup(p.server.Close)
 				p.url = p.server.URL
 			}
+
 			r := p.sign(request{method: "GET", path: "/" + p.bucket + "/big"})
 			conn := p.dialSlow(r.Host)
 			if scheme == "https" {
 				conn = tls.Client(conn, &tls.Config{InsecureSkipVerify: true})
 			}
 			r.URL.Scheme, r.URL.Opaque, r.URL.Path = "", "", "/"+p.bucket+"/big"
+
 			if err := r.Write(conn); err != nil {
 				t.Fatal(err)
 			}
@@ -81,12 +85,18 @@ func TestStuckDownloadIsCut(t *testing.T) {
 				t.Fatal(resp, err)
 			}
 			defer resp.Body.Close()
+
 			if _, err := io.CopyN(io.Discard, resp.Body, taken); err != nil {
 				t.Fatal(err)
 			}
 			time.Sleep(300 * time.Millisecond) // the kernel's buffers fill up
 			p.revoke()
-			p.waitForLog(`"aborted":true`, func() bool { return strings.Contains(p.log.String(), `"code":"KMS.NotFoundException"`) })
+
+			p.waitForLog(
+				`"aborted":true`,
+				func() bool { return strings.Contains(p.log.String(), `"code":"KMS.NotFoundException"`) },
+			)
+
 			rest, err := io.Copy(io.Discard, resp.Body)
 			if err == nil {
 				t.Errorf("a clean end after %d bytes", taken+rest)
@@ -94,6 +104,7 @@ func TestStuckDownloadIsCut(t *testing.T) {
 			if rest > slack {
 				t.Errorf("%d bytes arrived after the cut", rest)
 			}
+
 			if scheme == "http" && !errors.Is(err, syscall.ECONNRESET) {
 				t.Errorf("%v, want a reset", err)
 			}
@@ -111,12 +122,14 @@ func TestAnAbortedDownloadIsReset(t *testing.T) {
 	body[len(body)-1] ^= 1
 	p.store("big", body, header)
 	r := p.sign(request{method: "GET", path: "/" + p.bucket + "/big"})
+
 	conn := p.dialSlow(r.Host)
 	r.URL.Scheme, r.URL.Opaque, r.URL.Path = "", "", "/"+p.bucket+"/big"
 	if err := r.Write(conn); err != nil {
 		t.Fatal(err)
 	}
 	p.waitForLog(`"aborted":true`, func() bool { return true }) // all but the last piece is in the kernel by now
+
 	got, err := io.Copy(io.Discard, conn)
 	if !errors.Is(err, syscall.ECONNRESET) || got > slack {
 		t.Errorf("%d bytes, %v; want a reset", got, err)
@@ -144,18 +157,22 @@ func TestStalledUploadIsCut(t *testing.T) {
 			if _, err := conn.Write(bytes.Repeat([]byte("x"), size-1)); err != nil {
 				t.Fatal(err)
 			}
+
 			for p.keys.Status()[0].Leases == 0 {
 				time.Sleep(time.Millisecond)
 			}
 			time.Sleep(50 * time.Millisecond)
 			p.revoke()
+
 			resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 			if err != nil {
 				t.Fatal(err)
 			}
 			body, _ := io.ReadAll(resp.Body)
 			resp.Body.Close()
-			if resp.StatusCode != http.StatusBadRequest || !bytes.Contains(body, []byte("<Code>KMS.NotFoundException<")) {
+
+			if resp.StatusCode != http.StatusBadRequest ||
+				!bytes.Contains(body, []byte("<Code>KMS.NotFoundException<")) {
 				t.Errorf("%d %s", resp.StatusCode, body)
 			}
 			if p.isStored("slow") {
@@ -174,18 +191,24 @@ func TestUploadThatEndsAfterTheTTL(t *testing.T) {
 	for p.keys.Status()[0].Leases == 0 {
 		time.Sleep(time.Millisecond)
 	}
-	time.Sleep(50 * time.Millisecond) // whoever watches the lease is asleep until its end, and sees nothing of the clock's jump
+
+	time.Sleep(
+		50 * time.Millisecond,
+	) // whoever watches the lease is asleep until its end, and sees nothing of the clock's jump
 	if err := os.Rename(p.keyFile, p.keyFile+".gone"); err != nil {
 		t.Fatal(err)
 	}
 	p.clock.Add(int64(2 * time.Minute))
+
 	fmt.Fprint(conn, "x")
 	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	if body, _ := io.ReadAll(resp.Body); resp.StatusCode != http.StatusBadRequest || !bytes.Contains(body, []byte("KMS.NotFoundException")) {
+
+	if body, _ := io.ReadAll(resp.Body); resp.StatusCode != http.StatusBadRequest ||
+		!bytes.Contains(body, []byte("KMS.NotFoundException")) {
 		t.Errorf("%d %s", resp.StatusCode, body)
 	}
 	if p.isStored("slow") {
@@ -199,11 +222,13 @@ func TestPurgeInMidTransfer(t *testing.T) {
 	text := randomText(8 << 20)
 	p.put("big", text)
 	r := p.sign(request{method: "GET", path: "/" + p.bucket + "/big"})
+
 	resp, err := p.server.Client().Do(r)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
+
 	var got bytes.Buffer
 	for range 8 {
 		if _, err := io.CopyN(&got, resp.Body, 1<<20); err != nil {
@@ -211,6 +236,7 @@ func TestPurgeInMidTransfer(t *testing.T) {
 		}
 		p.keys.PurgeAll()
 	}
+
 	if !bytes.Equal(got.Bytes(), text) {
 		t.Error("another text")
 	}

@@ -19,23 +19,28 @@ func (s *Server) getBucketEncryption(c *call) error {
 	}
 	chosen, err := s.Keys.Rule(crypt.Object{Bucket: c.bucket}, c.client.Name)
 	keyID := ""
+
 	if err == nil {
 		keyID, err = s.Keys.KeyID(crypt.Object{Bucket: c.bucket}, c.client.Name, "")
 	}
+
 	if errors.Is(err, keyring.ErrNoRule) {
 		return &Error{
 			Code: "ServerSideEncryptionConfigurationNotFoundError", Message: "The server side encryption configuration was not found",
 			Details: [][2]string{{"BucketName", c.bucket}}, cause: err,
 		}
 	}
+
 	if err != nil {
 		return err
 	}
 	type byDefault struct{ SSEAlgorithm, KMSMasterKeyID string }
+
 	type rule struct {
 		Default          byDefault `xml:"ApplyServerSideEncryptionByDefault"`
 		BucketKeyEnabled bool
 	}
+
 	return c.answerDocument(struct {
 		XMLName xml.Name
 		Rule    rule
@@ -53,6 +58,7 @@ func (s *Server) putBucketEncryption(c *call) error {
 	if err != nil {
 		return err
 	}
+
 	var doc struct {
 		Rules []struct {
 			Default struct{ SSEAlgorithm, KMSMasterKeyID string } `xml:"ApplyServerSideEncryptionByDefault"`
@@ -62,11 +68,13 @@ func (s *Server) putBucketEncryption(c *call) error {
 	if err := xml.Unmarshal(body, &doc); err != nil || len(doc.Rules) != 1 {
 		return malformedXML(err)
 	}
+
 	for _, e := range doc.Rules[0].Unknown {
 		if e.XMLName.Local != "BucketKeyEnabled" { // the rule's dek_reuse decides, and GetBucketEncryption tells
 			return notImplemented("The element "+e.XMLName.Local+" of PutBucketEncryption", changesMeaning)
 		}
 	}
+
 	wanted := doc.Rules[0].Default
 	if wanted.SSEAlgorithm != "aws:kms" {
 		return badRequest("InvalidArgument", "The proxy encrypts with KMS keys: SSEAlgorithm must be aws:kms.")
@@ -74,6 +82,7 @@ func (s *Server) putBucketEncryption(c *call) error {
 	if err := s.findBucket(c); err != nil {
 		return err
 	}
+
 	return s.setDefault(c, wanted.KMSMasterKeyID, http.StatusOK)
 }
 

@@ -97,16 +97,18 @@ var statuses = map[string]int{
 // storeCodes are the codes that S3 and the stores have besides. What is none of
 // all these is counted as otherCode: a label of a metric must have few values,
 // and no store may choose them.
-var storeCodes = setOf("AccessControlListNotSupported AccountProblem AllAccessDisabled BadRequest BucketAlreadyExists " +
-	"BucketAlreadyOwnedByYou BucketNotEmpty ConditionalRequestConflict CORSConfigurationNotFoundError " +
-	"InsufficientStorage InvalidBucketState InvalidLocationConstraint IllegalLocationConstraintException " +
-	"InvalidObjectState InvalidPolicyDocument InvalidStorageClass InvalidTag InvalidTagError MalformedACLError " +
-	"MalformedPolicy MethodNotAllowed MissingRequestBodyError NoSuchBucket NoSuchBucketPolicy NoSuchConfiguration " +
-	"NoSuchCORSConfiguration NoSuchKey NoSuchLifecycleConfiguration NoSuchObjectLockConfiguration " +
-	"NoSuchPublicAccessBlockConfiguration NoSuchTagSet NoSuchTagSetError NoSuchVersion NoSuchWebsiteConfiguration " +
-	"ObjectLockConfigurationNotFoundError ObjectNotInActiveTierError OperationAborted " +
-	"OwnershipControlsNotFoundError PreconditionFailed ReplicationConfigurationNotFoundError " +
-	"RestoreAlreadyInProgress TooManyBuckets UserKeyMustBeSpecified NotFound")
+var storeCodes = setOf(
+	"AccessControlListNotSupported AccountProblem AllAccessDisabled BadRequest BucketAlreadyExists " +
+		"BucketAlreadyOwnedByYou BucketNotEmpty ConditionalRequestConflict CORSConfigurationNotFoundError " +
+		"InsufficientStorage InvalidBucketState InvalidLocationConstraint IllegalLocationConstraintException " +
+		"InvalidObjectState InvalidPolicyDocument InvalidStorageClass InvalidTag InvalidTagError MalformedACLError " +
+		"MalformedPolicy MethodNotAllowed MissingRequestBodyError NoSuchBucket NoSuchBucketPolicy NoSuchConfiguration " +
+		"NoSuchCORSConfiguration NoSuchKey NoSuchLifecycleConfiguration NoSuchObjectLockConfiguration " +
+		"NoSuchPublicAccessBlockConfiguration NoSuchTagSet NoSuchTagSetError NoSuchVersion NoSuchWebsiteConfiguration " +
+		"ObjectLockConfigurationNotFoundError ObjectNotInActiveTierError OperationAborted " +
+		"OwnershipControlsNotFoundError PreconditionFailed ReplicationConfigurationNotFoundError " +
+		"RestoreAlreadyInProgress TooManyBuckets UserKeyMustBeSpecified NotFound",
+)
 
 const otherCode = "Other"
 
@@ -149,12 +151,20 @@ var errIdle = errors.New("the client sent no byte within limits.idle_timeout")
 func badRequest(code, message string) *Error { return &Error{Code: code, Message: message} }
 
 func malformedXML(cause error) *Error {
-	return &Error{Code: "MalformedXML", Message: "The XML you provided was not well-formed or did not validate against our published schema.", cause: cause}
+	return &Error{
+		Code:    "MalformedXML",
+		Message: "The XML you provided was not well-formed or did not validate against our published schema.",
+		cause:   cause,
+	}
 }
 
 // invalidArgument refuses the value of a parameter, a header or an element.
 func invalidArgument(message, name, value string) *Error {
-	return &Error{Code: "InvalidArgument", Message: message, Details: [][2]string{{"ArgumentName", name}, {"ArgumentValue", value}}}
+	return &Error{
+		Code:    "InvalidArgument",
+		Message: message,
+		Details: [][2]string{{"ArgumentName", name}, {"ArgumentValue", value}},
+	}
 }
 
 // notImplemented refuses something that S3 may know. what begins a sentence of
@@ -175,46 +185,109 @@ func asError(ctx context.Context, err error) *Error {
 	if answer, ok := readError(err); ok {
 		return answer
 	}
+
 	switch {
 	case errors.As(err, &own):
 		return own
 	case errors.As(err, &signature):
 		return &Error{Code: signature.Code, Message: signature.Message, Details: signature.Details(), cause: err}
 	case errors.Is(err, keyring.ErrNotOpen): // whatever kept the key from being opened is tried again
-		return &Error{Code: "ServiceUnavailable", Message: "A KMS key of the proxy could not be opened yet. Please try again.", RetryAfter: retryAfter, cause: err}
+		return &Error{
+			Code:       "ServiceUnavailable",
+			Message:    "A KMS key of the proxy could not be opened yet. Please try again.",
+			RetryAfter: retryAfter,
+			cause:      err,
+		}
 	case errors.As(err, &key):
 		return kmsError(key, err)
 	case errors.Is(err, keyring.ErrAudit):
-		return &Error{Code: "ServiceUnavailable", Message: "The proxy cannot write its audit log, and uses no key without. Please try again.", RetryAfter: retryAfter, cause: err}
+		return &Error{
+			Code:       "ServiceUnavailable",
+			Message:    "The proxy cannot write its audit log, and uses no key without. Please try again.",
+			RetryAfter: retryAfter,
+			cause:      err,
+		}
 	case errors.Is(err, keyring.ErrNoRule):
-		return &Error{Code: "AccessDenied", Message: "No encryption rule of the proxy covers this object, so it cannot be stored or read.", cause: err}
+		return &Error{
+			Code:    "AccessDenied",
+			Message: "No encryption rule of the proxy covers this object, so it cannot be stored or read.",
+			cause:   err,
+		}
 	case errors.Is(err, keyring.ErrNotRead):
-		return &Error{Code: "AccessDenied", Message: "No encryption rule of the proxy for this object names the KMS key that it is under, so it is not read.", cause: err}
+		return &Error{
+			Code:    "AccessDenied",
+			Message: "No encryption rule of the proxy for this object names the KMS key that it is under, so it is not read.",
+			cause:   err,
+		}
 	case errors.Is(err, keyring.ErrKeyName):
-		return &Error{Code: "InvalidArgument", Message: "The key has a segment that is . or .., and the proxy's encryption rules go by prefixes.", cause: err}
+		return &Error{
+			Code:    "InvalidArgument",
+			Message: "The key has a segment that is . or .., and the proxy's encryption rules go by prefixes.",
+			cause:   err,
+		}
 	case errors.Is(err, keyring.ErrNotAllowed):
-		return &Error{Code: "AccessDenied", Message: "The proxy's encryption rule for this object does not allow the key that was asked for.", cause: err}
+		return &Error{
+			Code:    "AccessDenied",
+			Message: "The proxy's encryption rule for this object does not allow the key that was asked for.",
+			cause:   err,
+		}
 	case errors.Is(err, keyring.ErrUnbound):
-		return &Error{Code: "InvalidRequest", Message: "Nothing proves who has made the copy source: its data key is wrapped in form 1, and a copy would vouch for it. The proxy's operator has to rewrap it first.", cause: err}
+		return &Error{
+			Code:    "InvalidRequest",
+			Message: "Nothing proves who has made the copy source: its data key is wrapped in form 1, and a copy would vouch for it. The proxy's operator has to rewrap it first.",
+			cause:   err,
+		}
 	case errors.Is(err, crypt.ErrCustomerKey):
 		return &Error{Code: "AccessDenied", Message: "Access Denied", cause: err} // in S3's words
 	case errors.Is(err, keyring.ErrDefaults):
-		return &Error{Code: "ServiceUnavailable", Message: "The proxy cannot read or write the buckets' default keys. Please try again, and tell its operator.", RetryAfter: retryAfter, cause: err}
+		return &Error{
+			Code:       "ServiceUnavailable",
+			Message:    "The proxy cannot read or write the buckets' default keys. Please try again, and tell its operator.",
+			RetryAfter: retryAfter,
+			cause:      err,
+		}
 	case errors.Is(err, keyring.ErrUnknownKey):
-		return &Error{Code: "KMS.NotFoundException", Message: "The KMS key is not one of the keys configured in the proxy.", cause: err}
-	case errors.Is(err, stored.ErrIntegrity), errors.Is(err, crypt.ErrAuth), errors.Is(err, crypt.ErrTruncated), errors.Is(err, crypt.ErrTrailing),
-		errors.Is(err, crypt.ErrEnvelope), errors.Is(err, crypt.ErrVersion), errors.Is(err, crypt.ErrSize), errors.Is(err, crypt.ErrDEK):
-		return &Error{Code: "ObjectIntegrityError", Message: "The stored object or its envelope was altered, cut or moved, and is refused. Restore it from a copy; see the proxy's log.", cause: err}
+		return &Error{
+			Code:    "KMS.NotFoundException",
+			Message: "The KMS key is not one of the keys configured in the proxy.",
+			cause:   err,
+		}
+	case errors.Is(err, stored.ErrIntegrity),
+		errors.Is(err, crypt.ErrAuth),
+		errors.Is(err, crypt.ErrTruncated),
+		errors.Is(err, crypt.ErrTrailing),
+		errors.Is(err, crypt.ErrEnvelope),
+		errors.Is(err, crypt.ErrVersion),
+		errors.Is(err, crypt.ErrSize),
+		errors.Is(err, crypt.ErrDEK):
+		return &Error{
+			Code:    "ObjectIntegrityError",
+			Message: "The stored object or its envelope was altered, cut or moved, and is refused. Restore it from a copy; see the proxy's log.",
+			cause:   err,
+		}
 	case errors.Is(err, errIdle), isTimeout(err) && !errors.Is(err, errOrigin):
-		return &Error{Code: "RequestTimeout", Message: "Your socket connection to the server was not read from or written to within the timeout period.", cause: err}
+		return &Error{
+			Code:    "RequestTimeout",
+			Message: "Your socket connection to the server was not read from or written to within the timeout period.",
+			cause:   err,
+		}
 	case errors.Is(err, errClient), errors.Is(context.Cause(ctx), context.Canceled):
 		return &Error{Code: "ClientClosedRequest", Message: "The client closed the connection.", cause: err}
 	case errors.As(err, &tooLong):
 		return &Error{Code: "MaxMessageLengthExceeded", Message: "Your request was too big.", cause: err}
 	case errors.Is(err, errOrigin), errors.Is(err, stored.ErrStore):
-		return &Error{Code: "ServiceUnavailable", Message: "The store behind the proxy cannot be reached. Please try again.", RetryAfter: retryAfter, cause: err}
+		return &Error{
+			Code:       "ServiceUnavailable",
+			Message:    "The store behind the proxy cannot be reached. Please try again.",
+			RetryAfter: retryAfter,
+			cause:      err,
+		}
 	case errors.Is(err, io.ErrUnexpectedEOF):
-		return &Error{Code: "IncompleteBody", Message: "You did not provide the number of bytes specified by the Content-Length HTTP header", cause: err}
+		return &Error{
+			Code:    "IncompleteBody",
+			Message: "You did not provide the number of bytes specified by the Content-Length HTTP header",
+			cause:   err,
+		}
 	default:
 		return &Error{Code: "InternalError", Message: "We encountered an internal error. Please try again.", cause: err}
 	}
@@ -233,19 +306,45 @@ func kmsError(key *kms.Error, err error) *Error {
 	case key.Kind == kms.Disabled:
 		return &Error{Code: "KMS.DisabledException", Message: "The KMS key " + key.KeyID + " is disabled.", cause: err}
 	case key.Kind == kms.PendingDeletion:
-		return &Error{Code: "KMS.KMSInvalidStateException", Message: "The KMS key " + key.KeyID + " is pending deletion.", cause: err}
+		return &Error{
+			Code:    "KMS.KMSInvalidStateException",
+			Message: "The KMS key " + key.KeyID + " is pending deletion.",
+			cause:   err,
+		}
 	case key.Kind == kms.NotFound:
-		return &Error{Code: "KMS.NotFoundException", Message: "The KMS key " + key.KeyID + " does not exist.", cause: err}
+		return &Error{
+			Code:    "KMS.NotFoundException",
+			Message: "The KMS key " + key.KeyID + " does not exist.",
+			cause:   err,
+		}
 	case key.Revoked():
 		return &Error{Code: "AccessDenied", Message: "The proxy may not use the KMS key " + key.KeyID + ".", cause: err}
 	case key.Kind == kms.InvalidCiphertext:
-		return &Error{Code: "ObjectIntegrityError", Message: "The KMS key " + key.KeyID + " does not open the object's data key: the envelope was altered or belongs to another object.", cause: err}
+		return &Error{
+			Code:    "ObjectIntegrityError",
+			Message: "The KMS key " + key.KeyID + " does not open the object's data key: the envelope was altered or belongs to another object.",
+			cause:   err,
+		}
 	case kms.IsThrottled(err):
-		return &Error{Code: "SlowDown", Message: "The KMS is throttling. Please reduce your request rate.", RetryAfter: retryAfter, cause: err}
+		return &Error{
+			Code:       "SlowDown",
+			Message:    "The KMS is throttling. Please reduce your request rate.",
+			RetryAfter: retryAfter,
+			cause:      err,
+		}
 	case kms.IsUnreachable(err):
-		return &Error{Code: "ServiceUnavailable", Message: "The KMS cannot be reached. Please try again.", RetryAfter: retryAfter, cause: err}
+		return &Error{
+			Code:       "ServiceUnavailable",
+			Message:    "The KMS cannot be reached. Please try again.",
+			RetryAfter: retryAfter,
+			cause:      err,
+		}
 	default:
-		return &Error{Code: "InternalError", Message: "The KMS failed. Please tell the operator of the proxy.", cause: err}
+		return &Error{
+			Code:    "InternalError",
+			Message: "The KMS failed. Please tell the operator of the proxy.",
+			cause:   err,
+		}
 	}
 }
 
@@ -274,6 +373,7 @@ func (e *Error) xml(resource, requestID string) []byte {
 		Resource  string
 		RequestID string `xml:"RequestId"`
 	}{Code: e.Code, Message: e.Message, Resource: resource, RequestID: requestID}
+
 	for _, detail := range e.Details {
 		doc.Details = append(doc.Details, xmlText{xml.Name{Local: detail[0]}, detail[1]})
 	}
@@ -281,5 +381,6 @@ func (e *Error) xml(resource, requestID string) []byte {
 	if err != nil {
 		return []byte(xml.Header + "<Error><Code>InternalError</Code></Error>")
 	}
+
 	return body
 }

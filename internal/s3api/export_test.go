@@ -18,7 +18,10 @@ type Row struct {
 // Rows is the table of operations.
 func Rows() (rows []Row) {
 	for _, r := range routes {
-		rows = append(rows, Row{r.op, r.method, r.path, r.match, r.query, r.headers, string(r.answer), r.policy == refuse})
+		rows = append(
+			rows,
+			Row{r.op, r.method, r.path, r.match, r.query, r.headers, string(r.answer), r.policy == refuse},
+		)
 	}
 	return rows
 }

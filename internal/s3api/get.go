@@ -25,17 +25,20 @@ func (s *Server) getObject(c *call) error {
 	if err != nil {
 		return err
 	}
+
 	o, err := c.reader.Get(c.Context(), q)
 	if err != nil {
 		return err
 	}
 	defer o.Close()
+
 	if o.NotModified {
 		return c.notModified(o)
 	}
 	if err := c.checkCustomerKey(o); err != nil {
 		return err
 	}
+
 	text, err := o.Next(c.Context())
 	if err != nil && err != io.EOF { //nolint:errorlint // bare: Next says so
 		return err
@@ -43,12 +46,14 @@ func (s *Server) getObject(c *call) error {
 	if err := s.answer(c, o); err != nil {
 		return err
 	}
+
 	for err == nil {
 		if _, err = c.w.Write(text); err != nil {
 			return err
 		}
 		text, err = o.Next(c.Context())
 	}
+
 	if err != io.EOF { //nolint:errorlint // bare: Next says so
 		return err
 	}
@@ -63,6 +68,7 @@ func (s *Server) headObject(c *call) error {
 	if err != nil {
 		return err
 	}
+
 	o, err := c.reader.Head(c.Context(), q)
 	if err != nil {
 		return err
@@ -70,12 +76,14 @@ func (s *Server) headObject(c *call) error {
 	if o.NotModified {
 		return c.notModified(o)
 	}
+
 	if err := s.proveCustomerKey(c, q, o); err != nil {
 		return err
 	}
 	if err := s.proveHead(c, q, o); err != nil {
 		return err
 	}
+
 	if c.wantsChecksum() {
 		// The checksum of an object in parts is in its record. A GET does not
 		// look for it: every SDK asks for checksums by default, and a GET is
@@ -84,6 +92,7 @@ func (s *Server) headObject(c *call) error {
 			return err
 		}
 	}
+
 	return s.answer(c, o)
 }
 
@@ -107,11 +116,13 @@ func (s *Server) reading(c *call) (stored.Request, error) {
 		Object: c.object(), Version: c.query.Get("versionId"), Query: make(url.Values), Header: c.requestHeader(),
 		Range: stored.ParseRange(c.Header.Get("Range")), Plaintext: s.admitPlaintext(c, c.object()),
 	}
+
 	for name, values := range c.query {
 		if overrideNames.has(name) {
 			q.Query[name] = values
 		}
 	}
+
 	if !c.query.Has("partNumber") {
 		return q, nil
 	}
@@ -119,6 +130,7 @@ func (s *Server) reading(c *call) (stored.Request, error) {
 	if q.Part, err = partNumber(c.query.Get("partNumber")); err == nil && q.Range != nil {
 		err = badRequest("InvalidRequest", "Cannot specify both Range header and partNumber query parameter")
 	}
+
 	return q, err
 }
 
@@ -129,7 +141,10 @@ func (s *Server) admitPlaintext(c *call, obj crypt.Object) func() error {
 		if s.Keys.AllowPlaintext(obj, c.client.Name) {
 			return nil
 		}
-		return &Error{Code: "PlaintextObject", Message: "The object has no encryption envelope: it was stored past the proxy, or its envelope was removed. The proxy is configured not to read such objects (plaintext_objects: deny)."}
+		return &Error{
+			Code:    "PlaintextObject",
+			Message: "The object has no encryption envelope: it was stored past the proxy, or its envelope was removed. The proxy is configured not to read such objects (plaintext_objects: deny).",
+		}
 	}
 }
 
@@ -149,6 +164,7 @@ func (s *Server) answer(c *call, o *stored.Object) error {
 			c.setBucketKeyHeader()
 		}
 	}
+
 	h.Set("Content-Length", strconv.FormatInt(o.Length, 10))
 	h.Set("Accept-Ranges", "bytes")
 	h.Del("Content-Range")
@@ -156,6 +172,7 @@ func (s *Server) answer(c *call, o *stored.Object) error {
 		h.Set("X-Amz-Mp-Parts-Count", strconv.Itoa(o.Parts))
 	}
 	status := http.StatusOK
+
 	if o.Partial {
 		status = http.StatusPartialContent
 		h.Set("Content-Range", stored.ContentRange(o.Offset, o.Length, o.Size))
@@ -163,6 +180,7 @@ func (s *Server) answer(c *call, o *stored.Object) error {
 		return err
 	}
 	c.w.WriteHeader(status)
+
 	return nil
 }
 
@@ -178,6 +196,7 @@ func (s *Server) setObjectChecksum(c *call, o *stored.Object) error {
 	if err != nil {
 		return err
 	}
+
 	for _, a := range checksum.All {
 		if digest, ok := sum.Digests[a.ID]; ok {
 			h := c.w.Header()
@@ -185,6 +204,7 @@ func (s *Server) setObjectChecksum(c *call, o *stored.Object) error {
 			h.Set(checksumPrefix+"Type", checksumTypes[sum.Type])
 		}
 	}
+
 	return nil
 }
 
@@ -221,9 +241,18 @@ func readError(err error) (answer *Error, ok bool) {
 			Header: http.Header{"Content-Range": {"bytes */" + size}}, cause: err,
 		}, true
 	case errors.Is(err, stored.ErrPartNumber):
-		return &Error{Code: "InvalidPartNumber", Message: "The requested partnumber is not satisfiable.", cause: err}, true
+		return &Error{
+			Code:    "InvalidPartNumber",
+			Message: "The requested partnumber is not satisfiable.",
+			cause:   err,
+		}, true
 	case errors.Is(err, stored.ErrOverwritten):
-		return &Error{Code: "ServiceUnavailable", Message: "The object was overwritten again and again while it was read. Please try again.", RetryAfter: retryAfter, cause: err}, true
+		return &Error{
+			Code:       "ServiceUnavailable",
+			Message:    "The object was overwritten again and again while it was read. Please try again.",
+			RetryAfter: retryAfter,
+			cause:      err,
+		}, true
 	default:
 		return nil, false
 	}

@@ -39,6 +39,7 @@ func TestUploadIDsGolden(t *testing.T) {
 			if err != nil || ref.shown != row.id {
 				t.Errorf("%s, %v, want %s", ref.shown, err, row.id)
 			}
+
 			back, err := parseUploadRef(row.id)
 			if err != nil || back.stored != stored || back.wanted.KeyID != row.wanted.KeyID {
 				t.Errorf("read back: %+v, %v", back, err)

@@ -29,6 +29,7 @@ func TestHeadIsVerified(t *testing.T) {
 			p := newProxy(t, func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) { cfg.VerifyHead = always })
 			p.put("single", randomText(1000))
 			p.upload("parts", []int{5 * mib, 1000}).mustComplete()
+
 			for _, warm := range []bool{false, true} {
 				for _, key := range []string{"single", "parts"} {
 					p.keys.PurgeAll()
@@ -36,6 +37,7 @@ func TestHeadIsVerified(t *testing.T) {
 					if warm {
 						p.mustGet(key)
 					}
+
 					head := request{method: "HEAD", path: "/" + p.bucket + "/" + key}
 					if a := p.send(head); a.StatusCode != http.StatusOK {
 						t.Errorf("%s, always %t, warm %t: %d of what is true", key, always, warm, a.StatusCode)
@@ -43,9 +45,17 @@ func TestHeadIsVerified(t *testing.T) {
 					p.origin.set(nil, shrink)
 					a := p.send(head)
 					p.origin.set(nil, nil)
+
 					must := always || warm && key == "single"
 					if must && a.StatusCode < 400 {
-						t.Errorf("%s, always %t, warm %t: %d, %d bytes of what is not", key, always, warm, a.StatusCode, a.ContentLength)
+						t.Errorf(
+							"%s, always %t, warm %t: %d, %d bytes of what is not",
+							key,
+							always,
+							warm,
+							a.StatusCode,
+							a.ContentLength,
+						)
 					}
 				}
 			}
@@ -59,11 +69,13 @@ func TestHeadOfARangeOutside(t *testing.T) {
 	p.put("single", randomText(1000))
 	p.keys.PurgeAll()
 	head := request{method: "HEAD", path: "/" + p.bucket + "/single", header: http.Header{"Range": {"bytes=5000-"}}}
-	if a := p.send(head); a.StatusCode != http.StatusRequestedRangeNotSatisfiable || a.Header.Get("Content-Range") != "bytes */1000" {
+	if a := p.send(head); a.StatusCode != http.StatusRequestedRangeNotSatisfiable ||
+		a.Header.Get("Content-Range") != "bytes */1000" {
 		t.Errorf("%d, Content-Range %q", a.StatusCode, a.Header.Get("Content-Range"))
 	}
 	p.origin.set(nil, shrink)
-	if a := p.send(head); a.StatusCode == http.StatusRequestedRangeNotSatisfiable || a.Header.Get("Content-Range") != "" {
+	if a := p.send(head); a.StatusCode == http.StatusRequestedRangeNotSatisfiable ||
+		a.Header.Get("Content-Range") != "" {
 		t.Errorf("the store lies: %d, Content-Range %q", a.StatusCode, a.Header.Get("Content-Range"))
 	}
 }
@@ -82,17 +94,31 @@ func TestCopyOfADamagedObject(t *testing.T) {
 			}
 			body[at] ^= 1
 			p.store("k", body, meta)
-			a := p.send(request{method: "PUT", path: "/" + p.bucket + "/copy", header: http.Header{"X-Amz-Copy-Source": {fmt.Sprintf("/%s/k", p.bucket)}}})
+
+			a := p.send(
+				request{
+					method: "PUT",
+					path:   "/" + p.bucket + "/copy",
+					header: http.Header{"X-Amz-Copy-Source": {fmt.Sprintf("/%s/k", p.bucket)}},
+				},
+			)
 			if a.StatusCode != http.StatusUnprocessableEntity || p.isStored("copy") {
 				t.Errorf("%d %s", a.StatusCode, a.body)
 			}
 		})
 	}
+
 	for _, size := range []int{0, 1, crypt.SegmentSize, crypt.SegmentSize + 1, n} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
 			text := randomText(size)
 			p.put("k", text)
-			a := p.send(request{method: "PUT", path: "/" + p.bucket + "/copy", header: http.Header{"X-Amz-Copy-Source": {fmt.Sprintf("/%s/k", p.bucket)}}})
+			a := p.send(
+				request{
+					method: "PUT",
+					path:   "/" + p.bucket + "/copy",
+					header: http.Header{"X-Amz-Copy-Source": {fmt.Sprintf("/%s/k", p.bucket)}},
+				},
+			)
 			if a.StatusCode != http.StatusOK || string(p.mustGet("copy")) != string(text) {
 				t.Errorf("%d bytes: %d %s", size, a.StatusCode, a.body)
 			}

@@ -34,10 +34,19 @@ var forwardedHeaders = append(slices.Clone(metadataHeaders),
 
 // metadataHeaders are an object's own, besides user metadata: what a copy's
 // metadata directive is about.
-var metadataHeaders = []string{"Cache-Control", "Content-Disposition", "Content-Encoding", "Content-Language", "Content-Type", "Expires"}
+var metadataHeaders = []string{
+	"Cache-Control",
+	"Content-Disposition",
+	"Content-Encoding",
+	"Content-Language",
+	"Content-Type",
+	"Expires",
+}
 
 // ownHeaders are those that the proxy answers to itself.
-var ownHeaders = setOf(sseHeaders + " " + customerHeaders + " " + copyHeaders + " x-amz-checksum-mode x-amz-metadata-directive x-amz-tagging-directive " + sizeCondition)
+var ownHeaders = setOf(
+	sseHeaders + " " + customerHeaders + " " + copyHeaders + " x-amz-checksum-mode x-amz-metadata-directive x-amz-tagging-directive " + sizeCondition,
+)
 
 // conditionHeaders hold entity tags, which differ between client and store.
 var conditionHeaders = []string{"If-Match", "If-None-Match", "If-Range"}
@@ -50,11 +59,13 @@ func (c *call) requestHeader() http.Header {
 			h[name] = values
 		}
 	}
+
 	for _, name := range conditionHeaders {
 		for _, value := range c.Header.Values(name) {
 			h.Add(name, storedETags(value))
 		}
 	}
+
 	for name, values := range c.Header {
 		if !isAmz(name) { // no row names another
 			continue
@@ -64,6 +75,7 @@ func (c *call) requestHeader() http.Header {
 			h[name] = values
 		}
 	}
+
 	stored.WithoutFraming(h)
 	return h
 }
@@ -97,20 +109,30 @@ func checkMetadata(h http.Header, envelope map[string]string) error {
 		own += len(name) + len(value)
 	}
 	total := own
+
 	for name, values := range h {
 		if user, ok := strings.CutPrefix(name, metaPrefix); ok {
 			if strings.HasPrefix(strings.ToLower(user), crypt.Prefix) {
-				return badRequest("InvalidArgument", "Metadata names that start with "+crypt.Prefix+" are reserved for the proxy.")
+				return badRequest(
+					"InvalidArgument",
+					"Metadata names that start with "+crypt.Prefix+" are reserved for the proxy.",
+				)
 			}
 			total += len(user) + len(strings.Join(values, ","))
 		}
 	}
+
 	if total > maxMetadata {
 		return &Error{
 			Code: "MetadataTooLarge", Message: "Your metadata headers exceed the maximum allowed metadata size",
-			Details: [][2]string{{"Size", strconv.Itoa(total)}, {"MaxSizeAllowed", strconv.Itoa(maxMetadata)}, {"EncryptionEnvelopeSize", strconv.Itoa(own)}},
+			Details: [][2]string{
+				{"Size", strconv.Itoa(total)},
+				{"MaxSizeAllowed", strconv.Itoa(maxMetadata)},
+				{"EncryptionEnvelopeSize", strconv.Itoa(own)},
+			},
 		}
 	}
+
 	return nil
 }
 
@@ -122,18 +144,29 @@ func (c *call) encryption() (keyring.Choice, error) {
 	const onlyKMS = "Server Side Encryption with AWS KMS managed key requires HTTP header x-amz-server-side-encryption : aws:kms"
 	switch want := h.Get(sseHeader); {
 	case c.customerKey != nil && (want != "" || choice.KeyID != "" || h.Get(sseContextHeader) != ""):
-		return choice, badRequest("InvalidArgument", "Server Side Encryption with Customer provided key is incompatible with the encryption method specified")
+		return choice, badRequest(
+			"InvalidArgument",
+			"Server Side Encryption with Customer provided key is incompatible with the encryption method specified",
+		)
 	case want == "aws:kms":
 	case choice.KeyID != "" || h.Get(sseContextHeader) != "":
 		return choice, badRequest("InvalidArgument", onlyKMS)
 	case want == "" || want == "AES256":
 	default:
-		return choice, badRequest("InvalidEncryptionAlgorithmError", "The encryption request you specified is not valid. Supported value: aws:kms.")
+		return choice, badRequest(
+			"InvalidEncryptionAlgorithmError",
+			"The encryption request you specified is not valid. Supported value: aws:kms.",
+		)
 	}
+
 	// S3 Bucket Keys are what the rule's dek_reuse says, and the answer tells.
 	if asked := h.Get(sseBucketKeyHeader); asked != "" && asked != "true" && asked != "false" {
-		return choice, badRequest("InvalidArgument", "The value of the header x-amz-server-side-encryption-bucket-key-enabled must be true or false.")
+		return choice, badRequest(
+			"InvalidArgument",
+			"The value of the header x-amz-server-side-encryption-bucket-key-enabled must be true or false.",
+		)
 	}
+
 	var err error
 	choice.Context, err = encryptionContext(h.Get(sseContextHeader))
 	return choice, err
@@ -150,6 +183,7 @@ func encryptionContext(text string) (map[string]string, error) {
 		return nil, nil
 	}
 	var context map[string]string
+
 	doc, err := base64.StdEncoding.DecodeString(text)
 	if err == nil {
 		err = json.Unmarshal(doc, &context)
@@ -157,12 +191,25 @@ func encryptionContext(text string) (map[string]string, error) {
 	if err == nil {
 		err = crypt.CheckNewContext(context)
 	}
+
 	if err == nil && len(doc) > maxContext {
-		return nil, badRequest("InvalidArgument", fmt.Sprintf("The encryption context is longer than %d bytes, which is what the proxy has room for.", maxContext))
+		return nil, badRequest(
+			"InvalidArgument",
+			fmt.Sprintf(
+				"The encryption context is longer than %d bytes, which is what the proxy has room for.",
+				maxContext,
+			),
+		)
 	}
+
 	if err != nil || context == nil {
-		return nil, &Error{Code: "InvalidArgument", Message: "The header 'x-amz-server-side-encryption-context' must be the base64 of a JSON object whose values are strings, and whose names are neither bucket nor key, in whichever case.", cause: err}
+		return nil, &Error{
+			Code:    "InvalidArgument",
+			Message: "The header 'x-amz-server-side-encryption-context' must be the base64 of a JSON object whose values are strings, and whose names are neither bucket nor key, in whichever case.",
+			cause:   err,
+		}
 	}
+
 	return context, nil
 }
 
@@ -220,10 +267,13 @@ func (c *call) copyHeader(from http.Header) {
 			to[strings.ToLower(name)] = values // as S3 sends it: clients take the name as it comes
 		}
 	}
-	if place := from.Get("Location"); strings.HasPrefix(place, "/") && !strings.HasPrefix(place, "//") { // of a new bucket
+
+	if place := from.Get("Location"); strings.HasPrefix(place, "/") &&
+		!strings.HasPrefix(place, "//") { // of a new bucket
 		to.Set("Location", place)
 	}
 	to.Set("X-Amz-Request-Id", c.id)
+
 	if etag := from.Get("Etag"); etag != "" {
 		to.Del("Etag")
 		to["ETag"] = []string{showETag(etag)} // as S3 spells it, for clients that do not know better

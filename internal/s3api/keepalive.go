@@ -21,6 +21,7 @@ func (s *Server) keepAlive(c *call) (stop func()) {
 	}
 	ticker := time.NewTicker(interval)
 	end, ended := make(chan struct{}), make(chan struct{})
+
 	go func() {
 		defer close(ended)
 		text := xml.Header
@@ -30,6 +31,7 @@ func (s *Server) keepAlive(c *call) (stop func()) {
 				return
 			case <-ticker.C:
 			}
+
 			if !c.w.begun() {
 				c.w.Header().Set("Content-Type", "application/xml")
 			}
@@ -37,10 +39,12 @@ func (s *Server) keepAlive(c *call) (stop func()) {
 				c.cancelContext(err)
 				return
 			}
+
 			_ = http.NewResponseController(c.w.ResponseWriter).Flush()
 			text = " "
 		}
 	}()
+
 	return func() {
 		ticker.Stop()
 		close(end)

@@ -30,6 +30,7 @@ func TestKMSFaults(t *testing.T) {
 	}
 	p := newProxy(t, withKMS(server, arn))
 	text := randomText(1000)
+
 	p.put("k", text)
 	fault := func(f kmstest.Faults) func() error { return func() error { server.SetFaults(f); return nil } }
 	impostor := func(status int) func() error {
@@ -70,21 +71,32 @@ func TestKMSFaults(t *testing.T) {
 			}
 			p.keys.PurgeAll()
 			get := p.send(request{method: "GET", path: "/" + p.bucket + "/k"})
+
 			put := p.send(request{method: "PUT", path: "/" + p.bucket + "/new", body: text})
 			for _, a := range []answer{get, put} {
 				if a.StatusCode != row.status || a.Code != row.code || bytes.Contains(a.body, text[:16]) {
-					t.Errorf("%s answered %d %s, want %d %s", a.Request.Method, a.StatusCode, a.Code, row.status, row.code)
+					t.Errorf(
+						"%s answered %d %s, want %d %s",
+						a.Request.Method,
+						a.StatusCode,
+						a.Code,
+						row.status,
+						row.code,
+					)
 				}
+
 				if (a.StatusCode == http.StatusServiceUnavailable) != (a.Header.Get("Retry-After") != "") {
 					t.Errorf("Retry-After %q with %d", a.Header.Get("Retry-After"), a.StatusCode)
 				}
 			}
+
 			if p.isStored("new") {
 				t.Errorf("stored all the same")
 			}
 			if row.give == nil {
 				return
 			}
+
 			if err := row.give(); err != nil {
 				t.Fatal(row.name, err)
 			}
@@ -105,6 +117,7 @@ func TestUnopenedKMSKey(t *testing.T) {
 	}
 	p := newProxy(t, withKMS(server, arn))
 	text := randomText(100)
+
 	p.put("k", text)
 
 	for _, row := range []struct {
@@ -119,6 +132,7 @@ func TestUnopenedKMSKey(t *testing.T) {
 			if get.StatusCode != 503 || get.Header.Get("Retry-After") == "" {
 				t.Errorf("%v: GET answered %d %s, want 503", row.kind, get.StatusCode, get.Code)
 			}
+
 			put := q.send(request{method: "PUT", path: "/" + p.bucket + "/new", body: text})
 			if put.StatusCode != row.status {
 				t.Errorf("%v: PUT answered %d %s, want %d", row.kind, put.StatusCode, put.Code, row.status)
@@ -135,6 +149,7 @@ func TestAnotherKMSKeyOpensNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	other, err := server.CreateKey()
 	if err != nil {
 		t.Fatal(err)
@@ -161,21 +176,25 @@ func TestKMSRequests(t *testing.T) {
 	}
 	p := newProxy(t, withKMS(server, arn))
 	p.put("k", randomText(100))
+
 	for range 3 {
 		p.mustGet("k")
 		p.send(request{method: "HEAD", path: "/" + p.bucket + "/k"})
 		p.send(request{method: "GET", path: "/" + p.bucket + "?list-type=2"})
 	}
+
 	if calls := server.Calls(); calls["GenerateDataKey"] != 1 || calls["Decrypt"] != 0 {
 		t.Errorf("%v", calls)
 	}
 	p.keys.PurgeAll()
 	p.send(request{method: "HEAD", path: "/" + p.bucket + "/k"})
+
 	if n := server.Calls()["Decrypt"]; n != 0 {
 		t.Errorf("a HEAD cost %d Decrypt", n)
 	}
 	p.mustGet("k")
 	p.mustGet("k")
+
 	if n := server.Calls()["Decrypt"]; n != 1 {
 		t.Errorf("two GETs cost %d Decrypt", n)
 	}

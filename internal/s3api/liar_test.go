@@ -96,6 +96,7 @@ func (l *liar) RoundTrip(r *http.Request) (*http.Response, error) {
 	if len(script) == 0 {
 		return l.next.RoundTrip(r)
 	}
+
 	truth, err := l.ask(r)
 	if err != nil {
 		return nil, err
@@ -109,6 +110,7 @@ func (l *liar) RoundTrip(r *http.Request) (*http.Response, error) {
 			return nil, err
 		}
 	}
+
 	return out.response(r), nil
 }
 
@@ -200,7 +202,21 @@ func pick(h http.Header, a byte) string {
 
 // near changes a number by little, by a lot, or to one that has a meaning.
 func near(n int64, b byte) int64 {
-	steps := []int64{1, -1, 16, -16, crypt.SegmentSize, -crypt.SegmentSize, crypt.PartOverhead, -crypt.PartOverhead, 5 * mib, -n, 1 << 40, -n - 1}
+	steps := []int64{
+		1,
+		-1,
+		16,
+		-16,
+		crypt.SegmentSize,
+		-crypt.SegmentSize,
+		crypt.PartOverhead,
+		-crypt.PartOverhead,
+		5 * mib,
+		-n,
+		1 << 40,
+		-n - 1,
+	}
+
 	return n + steps[int(b)%len(steps)]
 }
 
@@ -209,7 +225,10 @@ var lies = []struct {
 	tell func(l *liar, r *http.Request, t *told, a, b byte) error
 }{
 	{"nothing", func(*liar, *http.Request, *told, byte, byte) error { return nil }},
-	{"drop a header", func(_ *liar, _ *http.Request, t *told, a, _ byte) error { t.header.Del(pick(t.header, a)); return nil }},
+	{
+		"drop a header",
+		func(_ *liar, _ *http.Request, t *told, a, _ byte) error { t.header.Del(pick(t.header, a)); return nil },
+	},
 	{"alter a header", func(_ *liar, _ *http.Request, t *told, a, b byte) error {
 		alter(t.header, pick(t.header, a), b)
 		return nil
@@ -323,14 +342,20 @@ var lies = []struct {
 		t.header.Set("X-Amz-Meta-Cmek-Size", strconv.FormatInt(near(n, b), 10))
 		return nil
 	}},
-	{"an empty object", func(_ *liar, _ *http.Request, t *told, a, _ byte) error { resize(t, 0, a%2 == 0); return nil }},
+	{
+		"an empty object",
+		func(_ *liar, _ *http.Request, t *told, a, _ byte) error { resize(t, 0, a%2 == 0); return nil },
+	},
 	{"another size in all places", func(_ *liar, _ *http.Request, t *told, a, b byte) error {
 		n, _ := strconv.ParseInt(t.header.Get("X-Amz-Meta-Cmek-Size"), 10, 64)
 		resize(t, max(0, near(n, b)), a%2 == 0)
 		return nil
 	}},
 	{"without an envelope", func(_ *liar, _ *http.Request, t *told, _, _ byte) error {
-		maps.DeleteFunc(t.header, func(name string, _ []string) bool { return strings.HasPrefix(name, "X-Amz-Meta-Cmek-") })
+		maps.DeleteFunc(
+			t.header,
+			func(name string, _ []string) bool { return strings.HasPrefix(name, "X-Amz-Meta-Cmek-") },
+		)
 		return nil
 	}},
 	{"length", func(_ *liar, _ *http.Request, t *told, _, b byte) error { t.length = near(t.length, b); return nil }},
@@ -345,6 +370,7 @@ func resize(t *told, size int64, whole bool) {
 		stored = 0 // so it may be stored too
 	}
 	t.header.Set("X-Amz-Meta-Cmek-Size", strconv.FormatInt(size, 10))
+
 	if t.status == http.StatusPartialContent && !whole {
 		var from, to, total int64
 		fmt.Sscanf(t.header.Get("Content-Range"), "bytes %d-%d/%d", &from, &to, &total)
@@ -354,6 +380,7 @@ func resize(t *told, size int64, whole bool) {
 		t.length = int64(len(t.body))
 		return
 	}
+
 	t.header.Del("Content-Range")
 	t.status, t.length = http.StatusOK, stored
 	t.body = t.body[:min(int64(len(t.body)), stored)]
@@ -365,6 +392,7 @@ func alter(h http.Header, name string, b byte) {
 		h.Set(name, "x")
 		return
 	}
+
 	i := int(b) % len(value)
 	switch c := value[i]; {
 	case c >= '0' && c < '9', c >= 'a' && c < 'z', c >= 'A' && c < 'Z':
@@ -374,6 +402,7 @@ func alter(h http.Header, name string, b byte) {
 	default:
 		value[i] = 'a'
 	}
+
 	h.Set(name, string(value))
 }
 
@@ -387,12 +416,14 @@ func (l *liar) shift(r *http.Request, t *told, a, b byte) error {
 	moved := r.Clone(r.Context())
 	by := near(0, b)
 	moved.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", max(0, from+by), max(0, to+by)))
+
 	answer, err := l.ask(moved)
 	if err != nil || answer.status != http.StatusPartialContent {
 		return err
 	}
 	said := t.header["Content-Range"]
 	*t = *answer
+
 	if a%2 == 0 {
 		t.header["Content-Range"] = said
 	}
@@ -432,9 +463,14 @@ func newTrial(t testing.TB) *trial {
 	tr := &trial{liar: &liar{}}
 	tr.proxy = newProxy(t, func(_ *proxy, cfg *s3api.Config, ring *keyring.Config) {
 		tr.liar.next, cfg.Origin, cfg.VerifyHead = cfg.Origin, tr.liar, true
-		reuse := keyring.Rule{Buckets: []string{"reuse-*"}, Key: "main", Reuse: &keyring.Reuse{MaxObjects: 1 << 30, MaxAge: 1 << 50, MaxBytes: 1 << 50}}
+		reuse := keyring.Rule{
+			Buckets: []string{"reuse-*"},
+			Key:     "main",
+			Reuse:   &keyring.Reuse{MaxObjects: 1 << 30, MaxAge: 1 << 50, MaxBytes: 1 << 50},
+		}
 		ring.Rules = append([]keyring.Rule{reuse}, ring.Rules...)
 	})
+
 	versioned := func(bucket string) string {
 		if _, err := tr.client.PutBucketVersioning(t.Context(), &s3.PutBucketVersioningInput{
 			Bucket: &bucket, VersioningConfiguration: &types.VersioningConfiguration{Status: types.BucketVersioningStatusEnabled},
@@ -443,6 +479,7 @@ func newTrial(t testing.TB) *trial {
 		}
 		return bucket
 	}
+
 	main := versioned(tr.bucket)
 	reuse, plain := versioned(tr.newBucket("reuse-")), versioned(tr.newBucket("plain-"))
 	const segments = 2*crypt.SegmentSize + 100
@@ -455,6 +492,7 @@ func newTrial(t testing.TB) *trial {
 	tr.single(main, "customer", &mine, randomText(segments), randomText(segments))
 	tr.single(reuse, "shared", nil, randomText(segments), randomText(segments))
 	tr.single(plain, "sealed", nil, randomText(segments), randomText(1000)).plain = true
+
 	tr.multi(main, "one-part", []int{segments}, []int{100})
 	tr.multi(main, "no-bytes", []int{0}, []int{0})
 	tr.multi(main, "uniform", []int{5 * mib, 1234}, []int{5 * mib, 1234})
@@ -471,6 +509,7 @@ func (tr *trial) single(bucket, name string, key *customer, texts ...[]byte) *vi
 			key.put(in)
 			v.header, v.customer = key.headers(customerHeader), key.headers(sourceHeader)
 		}
+
 		out, err := tr.client.PutObject(tr.t.Context(), in)
 		if err != nil {
 			tr.t.Fatal(err)
@@ -478,6 +517,7 @@ func (tr *trial) single(bucket, name string, key *customer, texts ...[]byte) *vi
 		v.versions, v.etag = append(v.versions, *out.VersionId), *out.ETag
 		v.parts = append(v.parts, nil)
 	}
+
 	tr.victims = append(tr.victims, v)
 	return v
 }
@@ -493,9 +533,11 @@ func (tr *trial) multi(bucket, name string, layouts ...[]int) {
 			m.send(int32(i+1), parts[i])
 		}
 		out := m.mustComplete()
+
 		v.versions, v.etag = append(v.versions, *out.VersionId), *out.ETag
 		v.texts, v.parts = append(v.texts, m.text()), append(v.parts, parts)
 	}
+
 	tr.victims = append(tr.victims, v)
 }
 
@@ -527,12 +569,17 @@ func (v *victim) forms() []readForm {
 		{name: "if none match", head: http.Header{"If-None-Match": {v.etag}}},
 		{name: "if range", spec: "bytes=1-5", head: http.Header{"If-Range": {v.etag}}},
 		{name: "if modified since", head: http.Header{"If-Modified-Since": {"Mon, 02 Jan 2006 15:04:05 GMT"}}},
-		{name: "attributes", query: "?attributes", head: http.Header{"X-Amz-Object-Attributes": {"ObjectSize,ObjectParts,Checksum"}}},
+		{
+			name:  "attributes",
+			query: "?attributes",
+			head:  http.Header{"X-Amz-Object-Attributes": {"ObjectSize,ObjectParts,Checksum"}},
+		},
 		{name: "head", size: true},
 		{name: "copy", copy: true},
 		{name: "part copy", copy: true, part: 1},
 		{name: "part copy of a range", copy: true, part: 1, spec: "bytes=2-8"},
 	}
+
 	return forms
 }
 
@@ -544,16 +591,22 @@ func (tr *trial) run(v *victim, form readForm, script []byte, warm bool) error {
 		if o.bucket != v.bucket || o.name == "odd" && v.parts[0] == nil {
 			continue
 		}
+
 		for i := range o.versions {
 			u := &url.URL{Path: "/" + o.bucket + "/" + o.name, RawQuery: "versionId=" + url.QueryEscape(o.versions[i])}
-			others = append(others, &http.Request{URL: u, Header: http.Header{}, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1})
+			others = append(
+				others,
+				&http.Request{URL: u, Header: http.Header{}, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1},
+			)
 		}
 	}
+
 	tr.liar.mu.Lock()
 	tr.liar.others = others
 	tr.liar.mu.Unlock()
 	tr.log.reset()
 	tr.server.Config.Handler.(*s3api.Server).Forget()
+
 	if warm {
 		if form.copy || form.query == "?attributes" {
 			form := readForm{spec: "bytes=0-0"}
@@ -572,6 +625,7 @@ func (tr *trial) run(v *victim, form readForm, script []byte, warm bool) error {
 		tr.liar.lieWith(script)
 		err = tr.check(v, form, tr.read(v, form))
 	}
+
 	if log := tr.log.String(); strings.Contains(log, "panic") {
 		return fmt.Errorf("a panic: %s", log)
 	}
@@ -616,18 +670,21 @@ func (tr *trial) check(v *victim, form readForm, g got) error {
 			return fmt.Errorf("%d tells of a size of %s, which no version has", g.StatusCode, size)
 		}
 	}
+
 	if g.StatusCode < 200 || g.StatusCode > 299 || v.plain {
 		return nil
 	}
 	if form.query == "?attributes" {
 		return v.checkAttributes(g)
 	}
+
 	if form.size {
 		if size := strconv.FormatInt(g.ContentLength, 10); !v.hasSize(size) {
 			return fmt.Errorf("a HEAD tells of a size of %s, which no version has", size)
 		}
 		return nil
 	}
+
 	for i, text := range v.texts {
 		offset, length := int64(0), int64(len(text))
 		if g.StatusCode == http.StatusPartialContent {
@@ -644,12 +701,20 @@ func (tr *trial) check(v *victim, form readForm, g got) error {
 			}
 			length = 0
 		}
+
 		want := text[offset : offset+length]
 		if g.cut != nil && bytes.HasPrefix(want, g.body) || g.cut == nil && bytes.Equal(want, g.body) {
 			return nil
 		}
 	}
-	return fmt.Errorf("%d, Content-Range %q, %d bytes (%s): no version has that", g.StatusCode, g.Header.Get("Content-Range"), len(g.body), fmt.Sprint(g.cut))
+
+	return fmt.Errorf(
+		"%d, Content-Range %q, %d bytes (%s): no version has that",
+		g.StatusCode,
+		g.Header.Get("Content-Range"),
+		len(g.body),
+		fmt.Sprint(g.cut),
+	)
 }
 
 func (v *victim) hasSize(size string) bool {
@@ -662,10 +727,12 @@ func (v *victim) stretch(version int, form readForm) (offset, length int64, ok b
 	if form.part == 0 {
 		return place(form.spec, int64(len(text)))
 	}
+
 	parts := v.parts[version]
 	if parts == nil {
 		return 0, int64(len(text)), form.part == 1
 	}
+
 	for i, part := range parts {
 		if i+1 == form.part {
 			return offset, int64(len(part)), true
@@ -701,6 +768,7 @@ func (v *victim) checkAttributes(g got) error {
 	if err := xml.Unmarshal(g.body, &doc); err != nil {
 		return cmp.Or(g.cut, err)
 	}
+
 	for i, text := range v.texts {
 		if doc.ObjectSize != strconv.Itoa(len(text)) || (doc.ObjectParts == nil) != (v.parts[i] == nil) {
 			continue
@@ -708,10 +776,16 @@ func (v *victim) checkAttributes(g got) error {
 		if doc.ObjectParts == nil {
 			return nil
 		}
-		if slices.EqualFunc(doc.ObjectParts.Part, v.parts[i], func(said struct{ Size int }, part []byte) bool { return said.Size == len(part) }) {
+
+		if slices.EqualFunc(
+			doc.ObjectParts.Part,
+			v.parts[i],
+			func(said struct{ Size int }, part []byte) bool { return said.Size == len(part) },
+		) {
 			return nil
 		}
 	}
+
 	return fmt.Errorf("attributes that no version has: %s", g.body)
 }
 
@@ -724,6 +798,7 @@ func (tr *trial) copyOf(v *victim, form readForm, script []byte) error {
 	path := "/" + v.bucket + "/copied"
 	r := request{method: "PUT", path: path, header: header}
 	var m *s3.CreateMultipartUploadOutput
+
 	if form.part > 0 {
 		var err error
 		if m, err = tr.client.CreateMultipartUpload(tr.t.Context(), &s3.CreateMultipartUploadInput{Bucket: &v.bucket, Key: new("copied")}); err != nil {
@@ -738,18 +813,22 @@ func (tr *trial) copyOf(v *victim, form readForm, script []byte) error {
 	if g.StatusCode != http.StatusOK || bytes.Contains(g.body, []byte("<Error>")) {
 		return nil
 	}
+
 	if m != nil {
 		var part struct{ ETag string }
 		if err := xml.Unmarshal(g.body, &part); err != nil {
 			return err
 		}
 		tr.do(request{method: "POST", path: path + "?uploadId=" + url.QueryEscape(*m.UploadId), body: []byte(
-			`<CompleteMultipartUpload><Part><PartNumber>1</PartNumber><ETag>` + part.ETag + `</ETag></Part></CompleteMultipartUpload>`)})
+			`<CompleteMultipartUpload><Part><PartNumber>1</PartNumber><ETag>` + part.ETag + `</ETag></Part></CompleteMultipartUpload>`,
+		)})
 	}
+
 	g = tr.do(request{method: "GET", path: path})
 	if g.StatusCode > 299 || g.cut != nil || v.plain {
 		return nil //nolint:nilerr // an error is a good answer
 	}
+
 	for _, text := range v.texts {
 		offset, length := int64(0), int64(len(text))
 		if form.spec != "" {
@@ -759,6 +838,7 @@ func (tr *trial) copyOf(v *victim, form readForm, script []byte) error {
 			return nil
 		}
 	}
+
 	return fmt.Errorf("the copy has %d bytes that no version has", len(g.body))
 }
 
@@ -781,6 +861,7 @@ func TestLyingStore(t *testing.T) {
 			}
 		}
 	}
+
 	if t.Failed() {
 		return
 	}
@@ -790,6 +871,7 @@ func TestLyingStore(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	few := testing.Short() || raceDetector // CI runs them without it too
 	tried := 0
+
 	for _, v := range tr.victims {
 		large := len(v.texts[0]) > mib
 		for _, form := range v.forms() {
@@ -800,6 +882,7 @@ func TestLyingStore(t *testing.T) {
 					}
 					script := append(make([]byte, 3*place), byte(kind), byte(random.Uint32()), byte(random.Uint32()))
 					tried++
+
 					if err := tr.run(v, form, script, random.IntN(2) == 0); err != nil {
 						t.Errorf("%s, %s, %s (%v): %v", v.name, form.name, lies[kind].name, script, err)
 					}
@@ -807,6 +890,7 @@ func TestLyingStore(t *testing.T) {
 			}
 		}
 	}
+
 	t.Logf("%d lies", tried)
 }
 
@@ -818,6 +902,7 @@ func FuzzLyingStore(f *testing.F) {
 	for kind := range lies {
 		f.Add([]byte{byte(kind), byte(kind), byte(kind & 1), byte(kind), byte(kind), byte(7 * kind)})
 	}
+
 	f.Fuzz(func(t *testing.T, plan []byte) {
 		if len(plan) < 3 || len(plan) > 3+3*16 {
 			return
@@ -825,6 +910,7 @@ func FuzzLyingStore(f *testing.F) {
 		tr.t = t
 		v := tr.victims[int(plan[0])%len(tr.victims)]
 		forms := v.forms()
+
 		form := forms[int(plan[1])%len(forms)]
 		if err := tr.run(v, form, plan[3:], plan[2]&1 == 1); err != nil {
 			t.Errorf("%s, %s: %v", v.name, form.name, err)

@@ -15,7 +15,10 @@ const maxListing = 8 << 20
 // listObjects answers ListObjects and ListObjectsV2. The plaintext's size
 // follows from stored size and ETag alone.
 func (s *Server) listObjects(c *call) error {
-	return s.rewriteDocument(c, func(c *call, doc []byte) ([]byte, error) { return s.listWithSizes(c, doc, "Contents") })
+	return s.rewriteDocument(
+		c,
+		func(c *call, doc []byte) ([]byte, error) { return s.listWithSizes(c, doc, "Contents") },
+	)
 }
 
 // listObjectVersions does the same with versions. Delete markers have no size
@@ -57,7 +60,10 @@ func (s *Server) listBuckets(c *call) error {
 // it may hold elements that we do not know, and keys with characters that an
 // XML parser refuses.
 func (s *Server) rewriteXML(c *call, name string, change func([]byte) []byte) error {
-	return s.rewriteDocument(c, func(_ *call, doc []byte) ([]byte, error) { return changeElements(doc, name, change), nil })
+	return s.rewriteDocument(
+		c,
+		func(_ *call, doc []byte) ([]byte, error) { return changeElements(doc, name, change), nil },
+	)
 }
 
 func (s *Server) rewriteDocument(c *call, change func(*call, []byte) ([]byte, error)) error {
@@ -66,10 +72,12 @@ func (s *Server) rewriteDocument(c *call, change func(*call, []byte) ([]byte, er
 		return err
 	}
 	defer closeBody(resp)
+
 	doc, err := readListing(resp)
 	if err != nil {
 		return err
 	}
+
 	out, err := change(c, doc)
 	if err != nil {
 		return err
@@ -77,6 +85,7 @@ func (s *Server) rewriteDocument(c *call, change func(*call, []byte) ([]byte, er
 	c.copyHeader(resp.Header)
 	c.w.Header().Set("Content-Length", strconv.Itoa(len(out)))
 	c.w.WriteHeader(http.StatusOK)
+
 	_, err = c.w.Write(out)
 	return err
 }

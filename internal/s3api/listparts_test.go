@@ -18,6 +18,7 @@ func TestListingInCircles(t *testing.T) {
 			m := p.create("k")
 			m.send(1, []byte("text"))
 			asked := 0
+
 			p.origin.set(func(r *http.Request) (*http.Response, error) {
 				if r.Method != http.MethodGet || r.URL.Query().Get("uploadId") == "" {
 					return nil, nil
@@ -26,8 +27,15 @@ func TestListingInCircles(t *testing.T) {
 					return nil, fmt.Errorf("asked too often")
 				}
 				body := "<ListPartsResult><IsTruncated>true</IsTruncated><NextPartNumberMarker>" + next[(asked-1)%len(next)] + "</NextPartNumberMarker></ListPartsResult>"
-				return &http.Response{StatusCode: http.StatusOK, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(body)), ContentLength: int64(len(body))}, nil
+
+				return &http.Response{
+					StatusCode:    http.StatusOK,
+					Header:        http.Header{},
+					Body:          io.NopCloser(strings.NewReader(body)),
+					ContentLength: int64(len(body)),
+				}, nil
 			}, nil)
+
 			if _, err := m.complete(); err == nil || asked > len(next) {
 				t.Errorf("asked %d times, %v", asked, err)
 			}

@@ -26,11 +26,13 @@ func (s *Server) listWithSizes(c *call, doc []byte, name string) ([]byte, error)
 		entries = append(entries, listedObject(c.bucket, entry, string(encoding)))
 		return entry
 	})
+
 	sizes, err := s.plaintextSizes(c, entries)
 	if err != nil {
 		return nil, err
 	}
 	i := -1
+
 	return changeElements(doc, name, func(entry []byte) []byte {
 		i++
 		entry = replace(withoutChecksums(entry), "Size", func(string) string { return sizes[i] })
@@ -43,11 +45,13 @@ func (s *Server) plaintextSizes(c *call, entries []listed) ([]string, error) {
 	sizes := make([]string, len(entries))
 	var asked errgroup.Group
 	asked.SetLimit(sizeRequests)
+
 	for i, e := range entries {
 		sizes[i] = plaintextSize(e.etag, e.size)
 		if !s.needsHead(c, e) {
 			continue
 		}
+
 		asked.Go(func() error {
 			return recovered(func() (err error) {
 				sizes[i], err = s.sizeOf(c, e)
@@ -55,6 +59,7 @@ func (s *Server) plaintextSizes(c *call, entries []listed) ([]string, error) {
 			})
 		})
 	}
+
 	return sizes, asked.Wait()
 }
 
@@ -70,11 +75,13 @@ func listedObject(bucket string, entry []byte, encoding string) listed {
 	etag, _, _ := element(entry, "ETag")
 	size, _, _ := element(entry, "Size")
 	key := html.UnescapeString(string(name))
+
 	if encoding == "url" {
 		if decoded, err := url.QueryUnescape(key); err == nil {
 			key = decoded
 		}
 	}
+
 	version, _, _ := element(entry, "VersionId")
 	if latest, _, _ := element(entry, "IsLatest"); string(version) == "null" && string(latest) == "true" {
 		version = nil // of a bucket without versions, whose store may not know the id
@@ -98,7 +105,8 @@ func (s *Server) sizeOf(c *call, e listed) (string, error) {
 	}
 	size, err := c.reader.Size(c.Context(), stored.Request{Object: e.object, Version: e.version}, `"`+e.etag+`"`, n)
 	if err != nil {
-		if answer := asError(c.Context(), err); answer.Status() == http.StatusNotFound || answer.Code == "ObjectIntegrityError" {
+		if answer := asError(c.Context(), err); answer.Status() == http.StatusNotFound ||
+			answer.Code == "ObjectIntegrityError" {
 			return e.size, nil
 		}
 		return "", err

@@ -39,6 +39,7 @@ func newRoutes(table []operation) []route {
 			row.queryNames.exact[name] = true
 		}
 	}
+
 	return out
 }
 
@@ -91,11 +92,13 @@ func (row *route) matches(r *http.Request, _ *mux.RouteMatch) bool {
 	if r.Method != row.method {
 		return false
 	}
+
 	for _, name := range row.matchHeader {
 		if len(r.Header.Values(name)) == 0 {
 			return false
 		}
 	}
+
 	for _, match := range row.matchQuery {
 		if !hasParameter(r.URL.RawQuery, match) {
 			return false

@@ -62,17 +62,25 @@ func (n *noting) Wrap(ctx context.Context, dek []byte, ec kms.EncryptionContext)
 func copiesInMemory(t *testing.T, masked []byte) (copies int) {
 	t.Helper()
 	const piece = 1 << 20
-	buffer, err := syscall.Mmap(-1, 0, piece+64, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_ANON|syscall.MAP_PRIVATE)
+	buffer, err := syscall.Mmap(
+		-1,
+		0,
+		piece+64,
+		syscall.PROT_READ|syscall.PROT_WRITE,
+		syscall.MAP_ANON|syscall.MAP_PRIVATE,
+	)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer syscall.Munmap(buffer)
+
 	own := uintptr(unsafe.Pointer(&buffer[0]))
 	mem, err := os.Open("/proc/self/mem")
 	if err != nil {
 		t.Skipf("the process cannot read its own memory: %v", err)
 	}
 	defer mem.Close()
+
 	maps, err := os.ReadFile("/proc/self/maps")
 	if err != nil {
 		t.Fatal(err)
@@ -81,9 +89,11 @@ func copiesInMemory(t *testing.T, masked []byte) (copies int) {
 	for lines := bufio.NewScanner(bytes.NewReader(maps)); lines.Scan(); {
 		var from, to uintptr
 		var rights string
-		if n, _ := fmt.Sscanf(lines.Text(), "%x-%x %s", &from, &to, &rights); n != 3 || !strings.HasPrefix(rights, "rw") {
+		if n, _ := fmt.Sscanf(lines.Text(), "%x-%x %s", &from, &to, &rights); n != 3 ||
+			!strings.HasPrefix(rights, "rw") {
 			continue
 		}
+
 		for at := from; at < to; at += piece {
 			n, _ := mem.ReadAt(buffer[:min(piece+31, to-at)], int64(at))
 			for i := range max(n-31, 0) {
@@ -94,9 +104,11 @@ func copiesInMemory(t *testing.T, masked []byte) (copies int) {
 					copies++
 				}
 			}
+
 			clear(buffer)
 		}
 	}
+
 	return copies
 }
 
@@ -123,11 +135,13 @@ func TestMemoryAfterAPurge(t *testing.T) {
 	})
 	text := randomText(100_000)
 	p.put("k", text)
+
 	m := p.upload("parts", []int{5 << 20, 100})
 
 	whole := m.text()
 	var all errgroup.Group
 	all.SetLimit(8)
+
 	for i := range 300 {
 		all.Go(func() error {
 			name, spec, want := "k", "", text
@@ -137,6 +151,7 @@ func TestMemoryAfterAPurge(t *testing.T) {
 			case i%3 == 0:
 				spec, want = "bytes=70000-80000", text[70000:80001]
 			}
+
 			got, _, err := p.getRange(name, spec)
 			if err == nil && !bytes.Equal(got, want) {
 				err = fmt.Errorf("%s: another text of %d bytes", name, len(got))
@@ -144,12 +159,14 @@ func TestMemoryAfterAPurge(t *testing.T) {
 			return err
 		})
 	}
+
 	if err := all.Wait(); err != nil {
 		t.Fatal(err)
 	}
 	if len(key.masked) != 2 {
 		t.Fatalf("%d data keys", len(key.masked))
 	}
+
 	count := func() (copies int) {
 		for _, masked := range key.masked {
 			copies += copiesInMemory(t, masked)
@@ -164,6 +181,7 @@ func TestMemoryAfterAPurge(t *testing.T) {
 	}
 	p.keys.PurgeAll()
 	p.server.Close() // its connections have handlers on their stacks
+
 	if n := count(); n > fewCopies {
 		t.Errorf("after a purge %d copies of data keys are in memory, want %d at most", n, fewCopies)
 	} else {
@@ -187,6 +205,7 @@ func maskedStreamKey(t *testing.T, head http.Header, masked []byte) []byte {
 	}
 	dek := bytes.Clone(masked)
 	defer clear(dek)
+
 	for i := range dek {
 		dek[i] ^= mask
 	}
@@ -194,6 +213,7 @@ func maskedStreamKey(t *testing.T, head http.Header, masked []byte) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for i := range key {
 		key[i] ^= mask
 	}

@@ -18,6 +18,7 @@ func TestListABucketInMigration(t *testing.T) {
 	p.bucket = p.newBucket("plain-")
 	want := make(map[string]int64)
 	unclear := 0 // all but those that are empty in the store
+
 	for i := range 120 {
 		key, size := fmt.Sprintf("k%03d", i), []int{0, 1, 56, 57, 1000, 65_592}[i%6] // 56 and 65592 could be ciphertext
 		want[key] = int64(size)
@@ -26,20 +27,24 @@ func TestListABucketInMigration(t *testing.T) {
 		} else {
 			p.put(key, randomText(size))
 		}
+
 		if size > 0 || i/6%2 == 1 {
 			unclear++
 		}
 	}
+
 	list := func(what string, heads int) {
 		t.Helper()
 		p.origin.take()
 		began, seen := time.Now(), 0
+
 		pages := s3.NewListObjectsV2Paginator(p.client, &s3.ListObjectsV2Input{Bucket: &p.bucket})
 		for pages.HasMorePages() {
 			page, err := pages.NextPage(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			for _, o := range page.Contents {
 				seen++
 				if *o.Size != want[*o.Key] {
@@ -47,6 +52,7 @@ func TestListABucketInMigration(t *testing.T) {
 				}
 			}
 		}
+
 		asked := 0
 		for _, r := range p.origin.take() {
 			if strings.HasPrefix(r, http.MethodHead) {
@@ -54,10 +60,12 @@ func TestListABucketInMigration(t *testing.T) {
 			}
 		}
 		t.Logf("%s: %d objects, %d HEADs, %v", what, seen, asked, time.Since(began))
+
 		if asked != heads || seen != len(want) {
 			t.Errorf("%s: %d HEADs, not %d, for %d objects", what, asked, heads, seen)
 		}
 	}
+
 	list("first", unclear)
 	list("again", 0)
 	p.store("k001", randomText(77), nil) // past the proxy

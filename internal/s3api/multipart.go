@@ -24,6 +24,7 @@ func (s *Server) createMultipartUpload(c *call) error {
 	if err != nil {
 		return err
 	}
+
 	kind, err := uploadChecksum(c.Header)
 	if err != nil {
 		return err
@@ -31,6 +32,7 @@ func (s *Server) createMultipartUpload(c *call) error {
 	if wanted.KeyID, err = s.otherKey(c, wanted.KeyID); err != nil {
 		return err
 	}
+
 	// A key that cannot be used is found out now, and not when the first part
 	// has come.
 	sealed, err := s.Keys.Create(c.Context(), c.object(), c.client.Name, wanted)
@@ -38,6 +40,7 @@ func (s *Server) createMultipartUpload(c *call) error {
 		return err
 	}
 	defer sealed.Release()
+
 	if err := crypt.CheckPartKey(sealed.KeyID, sealed.Wrapped); err != nil {
 		return partError(err)
 	}
@@ -45,6 +48,7 @@ func (s *Server) createMultipartUpload(c *call) error {
 	if err != nil {
 		return err
 	}
+
 	if err := checkMetadata(c.Header, metadata); err != nil {
 		return err
 	}
@@ -52,15 +56,18 @@ func (s *Server) createMultipartUpload(c *call) error {
 	for name, value := range metadata {
 		header.Set(metaPrefix+name, value)
 	}
+
 	resp, err := s.send(c, c.originRequest(http.MethodPost, header, nil, 0))
 	if err != nil {
 		return err
 	}
 	defer closeBody(resp)
+
 	body, err := readAnswer(resp)
 	if err != nil {
 		return err
 	}
+
 	upload, _, _ := element(body, "UploadId")
 	if !s.uploads.isNew(string(upload)) {
 		return errGivenBefore
@@ -68,6 +75,7 @@ func (s *Server) createMultipartUpload(c *call) error {
 	if c.upload, err = newUploadRef(html.UnescapeString(string(upload)), wanted, sealed); err != nil {
 		return err
 	}
+
 	s.uploads.put(c.uploadID(), sealed, kind)
 	c.copyHeader(resp.Header)
 	c.setSealedHeaders(sealed)
@@ -100,6 +108,7 @@ func (s *Server) uploadPart(c *call) error {
 	if created.algorithm != nil && c.checks.algorithm == nil {
 		c.payload = c.checks.computing(created.algorithm, c.payload)
 	}
+
 	resp, err := s.sealPart(c, c.auth.DecodedLength())
 	if err != nil {
 		return err
@@ -107,6 +116,7 @@ func (s *Server) uploadPart(c *call) error {
 	defer closeBody(resp)
 	s.uploads.keepSum(c.upload.stored, resp.Header.Get("Etag"), c.checks)
 	c.checks.partHeader(c.w.Header())
+
 	c.w.WriteHeader(http.StatusOK)
 	return nil
 }
@@ -118,24 +128,33 @@ func (s *Server) sealPart(c *call, size int64) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	lease, err := s.partKey(c)
 	if err != nil {
 		return nil, err
 	}
 	defer lease.Release()
 	lease.Wrote(size)
+
 	part := crypt.Part{
 		Number: number, Size: size, Final: crypt.IsFinal(number, size), Upload: crypt.UploadOf(c.upload.stored),
 		KeyID: lease.KeyID, WrappedDEK: lease.Wrapped,
 	}
+
 	sealer, err := crypt.NewPartSealer(c.payload, &part, c.object(), lease.DEK(), s.Random)
 	if err != nil {
 		return nil, partError(err)
 	}
-	resp, err := s.sendSealed(c, make(http.Header), &upload{sealer: sealer, c: c, lease: lease.Lease, size: size + crypt.PartOverhead})
+
+	resp, err := s.sendSealed(
+		c,
+		make(http.Header),
+		&upload{sealer: sealer, c: c, lease: lease.Lease, size: size + crypt.PartOverhead},
+	)
 	if err != nil {
 		return nil, err
 	}
+
 	c.copyHeader(resp.Header)
 	c.setEncryptionHeaders(lease.KeyID)
 	return resp, nil
@@ -145,7 +164,11 @@ func (s *Server) sealPart(c *call, size int64) (*http.Response, error) {
 // the stored data's.
 func partError(err error) error {
 	if errors.Is(err, crypt.ErrEnvelope) {
-		return &Error{Code: "InternalError", Message: "The KMS key's id and the data key that it wrapped do not fit into a part header. Please tell the operator of the proxy.", cause: err}
+		return &Error{
+			Code:    "InternalError",
+			Message: "The KMS key's id and the data key that it wrapped do not fit into a part header. Please tell the operator of the proxy.",
+			cause:   err,
+		}
 	}
 	return err
 }
@@ -172,12 +195,14 @@ func (s *Server) listParts(c *call) error {
 			if err != nil || p.appended() {
 				return nil
 			}
+
 			sum, ok := s.uploads.partSum(c.upload.stored, p.etag)
 			if !ok || sum.algorithm != created.algorithm {
 				return showPart(p, entry)
 			}
 			return appendTo(showPart(p, entry), "Part", checksumXML(sum.algorithm, checksum.Encode([]byte(sum.digest))))
 		})
+
 		doc = remove(remove(doc, "ChecksumAlgorithm"), "ChecksumType")
 		return c.showUpload(appendTo(doc, "ListPartsResult", s.uploads.listed(c.uploadID()))), nil
 	})
@@ -189,7 +214,9 @@ func (s *Server) listMultipartUploads(c *call) error {
 	return s.rewriteXML(c, "Upload", func(entry []byte) []byte {
 		key, _, _ := element(entry, "Key")
 		id, _, _ := element(entry, "UploadId")
-		created := s.uploads.sum(uploadID{c.bucket, html.UnescapeString(string(key)), html.UnescapeString(string(id)), c.client.Name})
+		created := s.uploads.sum(
+			uploadID{c.bucket, html.UnescapeString(string(key)), html.UnescapeString(string(id)), c.client.Name},
+		)
 		return appendTo(withoutChecksums(entry), "Upload", created.listed())
 	})
 }
@@ -243,9 +270,11 @@ func (s *Server) storedParts(c *call) (map[int]listedPart, error) {
 		}
 		body, err := readAnswer(resp)
 		closeBody(resp)
+
 		if err != nil {
 			return nil, err
 		}
+
 		changeElements(body, "Part", func(entry []byte) []byte {
 			p, failure := parsePart(entry)
 			if failure != nil {
@@ -254,11 +283,13 @@ func (s *Server) storedParts(c *call) (map[int]listedPart, error) {
 			parts[p.number] = p
 			return nil
 		})
+
 		truncated, _, _ := element(body, "IsTruncated")
 		next, _, _ := element(body, "NextPartNumberMarker")
 		if err != nil || string(truncated) != "true" {
 			return parts, err
 		}
+
 		if marker, err = nextMarker(marker, string(next)); err != nil {
 			return nil, err
 		}

@@ -24,6 +24,7 @@ func TestKMSRequestsOfAnUpload(t *testing.T) {
 	}
 	a := newProxy(t, withKMS(server, arn))
 	b := newProxy(t, withKMS(server, arn))
+
 	b.bucket = a.bucket
 	m := a.create("k")
 	var wg sync.WaitGroup
@@ -31,25 +32,38 @@ func TestKMSRequestsOfAnUpload(t *testing.T) {
 		by := []*proxy{a, b}[i%2]
 		text := randomText(5 * mib)
 		wg.Go(func() {
-			out, err := by.client.UploadPart(t.Context(), &s3.UploadPartInput{Bucket: &a.bucket, Key: &m.key, UploadId: &m.id, PartNumber: new(int32(i + 1)), Body: bytes.NewReader(text)})
+			out, err := by.client.UploadPart(
+				t.Context(),
+				&s3.UploadPartInput{
+					Bucket:     &a.bucket,
+					Key:        &m.key,
+					UploadId:   &m.id,
+					PartNumber: new(int32(i + 1)),
+					Body:       bytes.NewReader(text),
+				},
+			)
 			if err != nil {
 				t.Error(err)
 				return
 			}
+
 			m.keep(partOf(i+1, out.ETag), text)
 		})
 	}
+
 	wg.Wait()
 	m.mustComplete()
 	if calls := server.Calls(); calls["GenerateDataKey"] != 2 || calls["Decrypt"] != 0 {
 		t.Errorf("the upload cost %v", calls)
 	}
 	a.keys.PurgeAll()
+
 	for range 2 {
 		if got := a.mustGet("k"); !bytes.Equal(got, m.text()) {
 			t.Error("another text")
 		}
 	}
+
 	if calls := server.Calls(); calls["Decrypt"] != 2 {
 		t.Errorf("two reads cost %v", calls)
 	}
@@ -62,11 +76,13 @@ func TestRevokedKeyOfAnUpload(t *testing.T) {
 	old := p.upload("old", []int{5 * mib, 5 * mib, 5 * mib})
 	m := p.create("new")
 	m.send(1, randomText(5*mib))
+
 	out, err := p.client.GetObject(t.Context(), &s3.GetObjectInput{Bucket: &p.bucket, Key: &old.key})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer out.Body.Close()
+
 	if _, err := io.ReadFull(out.Body, make([]byte, 100_000)); err != nil {
 		t.Fatal(err)
 	}
@@ -74,11 +90,13 @@ func TestRevokedKeyOfAnUpload(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.keys.PurgeAll()
+
 	if rest, err := io.ReadAll(out.Body); err == nil || len(rest) > 14*mib {
 		t.Errorf("%d bytes still came, %v", len(rest), err)
 	}
 	text := randomText(300_000)
 	const want = "KMS.NotFoundException"
+
 	path := "/" + p.bucket + "/new?partNumber=2&uploadId=" + m.id
 	if a := p.send(request{method: "PUT", path: path, body: text}); a.Code != want {
 		t.Errorf("UploadPart: %d %s", a.StatusCode, a.Code)
@@ -86,12 +104,14 @@ func TestRevokedKeyOfAnUpload(t *testing.T) {
 	if _, err := m.complete(); code(err) != want { // the part to be appended needs the key
 		t.Errorf("CompleteMultipartUpload: %v", err)
 	}
+
 	if _, err := p.client.CreateMultipartUpload(t.Context(), &s3.CreateMultipartUploadInput{Bucket: &p.bucket, Key: new("x")}); code(err) != want {
 		t.Errorf("CreateMultipartUpload: %v", err)
 	}
 	if _, _, err := p.getRange("old", "bytes=6000000-6000100"); code(err) != want {
 		t.Errorf("a range: %v", err)
 	}
+
 	if p.isStored("new") {
 		t.Error("an object came of it")
 	}
@@ -109,6 +129,7 @@ func TestPartsAtRest(t *testing.T) {
 	m.send(1, text)
 	m.send(2, text[:1000])
 	found := 0
+
 	for _, path := range filesBelow(t, store.Dir) {
 		b, err := os.ReadFile(path)
 		if err != nil {
@@ -117,15 +138,19 @@ func TestPartsAtRest(t *testing.T) {
 		if bytes.Contains(b, []byte("cmekpart")) {
 			found++
 		}
+
 		if bytes.Contains(b, text[:32]) {
 			t.Errorf("%s has plaintext", path)
 		}
 	}
+
 	if found < 2 {
 		t.Errorf("%d parts found in the store's directory", found)
 	}
+
 	done := p.send(request{method: "POST", path: "/" + p.bucket + "/k?uploadId=" + m.id, body: m.document()})
-	if done.StatusCode != http.StatusOK || strings.Contains(string(done.body), "Checksum") || !strings.Contains(string(done.body), "<Location>"+p.url+"/"+p.bucket+"/k</Location>") {
+	if done.StatusCode != http.StatusOK || strings.Contains(string(done.body), "Checksum") ||
+		!strings.Contains(string(done.body), "<Location>"+p.url+"/"+p.bucket+"/k</Location>") {
 		t.Errorf("%d %s", done.StatusCode, done.body)
 	}
 }

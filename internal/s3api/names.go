@@ -44,6 +44,7 @@ func (s *Server) checkPathNames(c *call) error {
 			}
 		}
 	}
+
 	return nil
 }
 

@@ -98,6 +98,7 @@ func (a *attack) check(what string) {
 	own := a.bucket
 	a.bucket = a.victim
 	text, _, err := a.get("k")
+
 	a.bucket = own
 	if err != nil || string(text) != "the victim's" {
 		a.t.Fatalf("%s: the victim's object: %q, %v", what, text, err)
@@ -105,6 +106,7 @@ func (a *attack) check(what string) {
 	if _, err := os.Stat(filepath.Join(store.Dir, own)); err != nil {
 		a.t.Fatalf("%s: the bucket is gone: %v", what, err)
 	}
+
 	a.origin.take()
 }
 
@@ -116,15 +118,21 @@ func (a *attack) refused(what string, r request) {
 	}
 	r.header.Set("Origin", "http://example.com") // about which the store may be asked
 	a.origin.take()
+
 	got := a.send(r)
 	if got.StatusCode < 400 || got.StatusCode >= 500 && got.Code != "NotImplemented" {
 		a.t.Errorf("%s: %s %s: %d %s", what, r.method, r.path, got.StatusCode, got.body)
 	}
+
 	for _, asked := range a.origin.take() {
-		if !slices.Contains([]string{"OPTIONS /" + a.bucket + " ", "OPTIONS /" + a.bucket + "/k ", "HEAD /" + a.bucket + " "}, asked) {
+		if !slices.Contains(
+			[]string{"OPTIONS /" + a.bucket + " ", "OPTIONS /" + a.bucket + "/k ", "HEAD /" + a.bucket + " "},
+			asked,
+		) {
 			a.t.Errorf("%s: %s %s: the store was asked %s", what, r.method, r.path, asked)
 		}
 	}
+
 	a.check(what)
 }
 
@@ -134,6 +142,7 @@ func (a *attack) requestFor(row s3api.Row, key string, parameters url.Values) re
 	if strings.Contains(row.Path, "key") {
 		path += "/" + strings.TrimPrefix(sigv4.EscapePath("/"+key), "/")
 	}
+
 	for match := range strings.FieldsSeq(row.Match) {
 		name, value, _ := strings.Cut(match, "=")
 		if isHeader, ok := strings.CutPrefix(match, "header:"); ok {
@@ -142,6 +151,7 @@ func (a *attack) requestFor(row s3api.Row, key string, parameters url.Values) re
 			query.Set(name, value)
 		}
 	}
+
 	if strings.Contains(row.Query, "partNumber") && query.Has("uploadId") {
 		query.Set("partNumber", "1")
 	}
@@ -149,7 +159,12 @@ func (a *attack) requestFor(row s3api.Row, key string, parameters url.Values) re
 	if row.Method == http.MethodOptions {
 		header.Set("Access-Control-Request-Method", "GET")
 	}
-	return request{method: row.Method, path: path + "?" + strings.ReplaceAll(query.Encode(), "+", "%20"), header: header}
+
+	return request{
+		method: row.Method,
+		path:   path + "?" + strings.ReplaceAll(query.Encode(), "+", "%20"),
+		header: header,
+	}
 }
 
 // No operation takes a name that leads out of the bucket, in whichever place.
@@ -157,15 +172,18 @@ func TestHostileNamesOnEveryRoute(t *testing.T) {
 	a := newAttack(t)
 	a.put("source", []byte("x"))
 	upload := a.create("k")
+
 	for _, row := range s3api.Rows() {
 		if row.Path == "/" || row.Op == "WriteGetObjectResponse" {
 			continue
 		}
+
 		if strings.Contains(row.Path, "key") {
 			for _, key := range hostileKeys(a.victim) {
 				a.refused(row.Op+" of the key "+key, a.requestFor(row, key, nil))
 			}
 		}
+
 		for parameter := range strings.FieldsSeq(row.Match + " " + row.Query) {
 			name, _, _ := strings.Cut(parameter, "=")
 			names := hostileParameters[name]
@@ -176,6 +194,7 @@ func TestHostileNamesOnEveryRoute(t *testing.T) {
 				a.refused(row.Op+" with the "+name+" "+value, a.requestFor(row, "k", url.Values{name: {value}}))
 			}
 		}
+
 		if !strings.Contains(row.Match, "x-amz-copy-source") {
 			continue
 		}
@@ -183,9 +202,11 @@ func TestHostileNamesOnEveryRoute(t *testing.T) {
 		for _, key := range hostileKeys(a.victim) {
 			sources = append(sources, sigv4.EscapePath(a.bucket+"/"+key))
 		}
+
 		for _, id := range hostileIDs(a.victim) {
 			sources = append(sources, a.bucket+"/source?versionId="+url.QueryEscape(id))
 		}
+
 		for _, source := range sources {
 			r := a.requestFor(row, "k", nil)
 			if strings.Contains(row.Match, "uploadId") {
@@ -215,7 +236,16 @@ func TestHostileNamesInDeleteObjects(t *testing.T) {
 		t.Helper()
 		a.put("good", []byte("x"))
 		doc := "<Delete>" + object("good", "") + object(key, version) + "</Delete>"
-		got := a.send(request{method: http.MethodPost, path: "/" + a.bucket + "?delete", body: []byte(doc), header: http.Header{"Content-Type": {"application/xml"}}})
+
+		got := a.send(
+			request{
+				method: http.MethodPost,
+				path:   "/" + a.bucket + "?delete",
+				body:   []byte(doc),
+				header: http.Header{"Content-Type": {"application/xml"}},
+			},
+		)
+
 		var answer struct {
 			Deleted []struct{ Key string }
 			Error   []struct{ Key, Code string }
@@ -223,11 +253,15 @@ func TestHostileNamesInDeleteObjects(t *testing.T) {
 		if err := xml.Unmarshal(got.body, &answer); err != nil || got.StatusCode != http.StatusOK {
 			t.Fatalf("%q: %d %s", key, got.StatusCode, got.body)
 		}
-		if len(answer.Deleted) != 1 || answer.Deleted[0].Key != "good" || len(answer.Error) != 1 || answer.Error[0].Code != "InvalidArgument" || answer.Error[0].Key != key {
+
+		if len(answer.Deleted) != 1 || answer.Deleted[0].Key != "good" || len(answer.Error) != 1 ||
+			answer.Error[0].Code != "InvalidArgument" ||
+			answer.Error[0].Key != key {
 			t.Errorf("%q, version %q: %s", key, version, got.body)
 		}
 		a.check("deleting " + key + " of version " + version)
 	}
+
 	for _, key := range hostileKeys(a.victim) {
 		remove(key, "")
 	}
@@ -259,14 +293,17 @@ func TestHostileNamesInForms(t *testing.T) {
 		if resp.StatusCode != http.StatusBadRequest || !strings.Contains(answer, "<Code>InvalidArgument</Code>") {
 			t.Errorf("%s: %d %s", what, resp.StatusCode, answer)
 		}
+
 		if asked := a.origin.take(); len(asked) > 0 {
 			t.Errorf("%s: the store was asked %v", what, asked)
 		}
 		a.check(what)
 	}
+
 	for _, key := range append(hostileKeys(a.victim), "uploads/../secret/x", `uploads/..\x`) {
 		post(key, a.form(key, []byte("x")))
 	}
+
 	for _, name := range []string{"..", "."} {
 		u := a.form("uploads/${filename}", []byte("x"))
 		u.filename = name
@@ -274,16 +311,21 @@ func TestHostileNamesInForms(t *testing.T) {
 	}
 	u := a.form("uploads/${filename}", []byte("x"))
 	u.change = func(fields map[string]string) { fields["key"] = "uploads/../secret/x" }
+
 	post("a key that the policy's prefix says nothing about", u)
 }
 
 // A store takes a request with an empty upload id for one without: for
 // DeleteObject in place of AbortMultipartUpload, which a client may do.
 func TestEmptyUploadID(t *testing.T) {
-	p := newProxy(t, withClients(access.Client{Name: "writer", AccessKey: readerAccess, Secret: readerSecret, Allow: []access.Grant{
-		{Buckets: []string{"*"}, Actions: []access.Action{access.Write}},
-	}}))
+	p := newProxy(
+		t,
+		withClients(access.Client{Name: "writer", AccessKey: readerAccess, Secret: readerSecret, Allow: []access.Grant{
+			{Buckets: []string{"*"}, Actions: []access.Action{access.Write}},
+		}}),
+	)
 	p.put("k", []byte("text"))
+
 	for _, row := range s3api.Rows() {
 		if !strings.Contains(row.Match, "uploadId") {
 			continue
@@ -291,13 +333,16 @@ func TestEmptyUploadID(t *testing.T) {
 		a := &attack{proxy: p}
 		r := a.requestFor(row, "k", url.Values{"uploadId": {""}})
 		p.origin.take()
-		if got := p.sendAs(readerAccess, readerSecret, r); got.StatusCode != http.StatusNotFound || got.Code != "NoSuchUpload" {
+
+		if got := p.sendAs(readerAccess, readerSecret, r); got.StatusCode != http.StatusNotFound ||
+			got.Code != "NoSuchUpload" {
 			t.Errorf("%s: %d %s", row.Op, got.StatusCode, got.body)
 		}
 		if asked := p.origin.take(); len(asked) > 0 {
 			t.Errorf("%s: the store was asked %v", row.Op, asked)
 		}
 	}
+
 	if !p.isStored("k") {
 		t.Error("the object is gone")
 	}
@@ -312,6 +357,7 @@ func TestUploadIDsAreReadStrictly(t *testing.T) {
 		t.Fatalf("the id %q has no spare bits", m.id)
 	}
 	alphabet := "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+
 	last := strings.IndexByte(alphabet, text[len(text)-1])
 	for name, id := range map[string]string{
 		"spare bits":        m.id[:len(m.id)-1] + alphabet[last+1:last+2],
@@ -325,6 +371,7 @@ func TestUploadIDsAreReadStrictly(t *testing.T) {
 			}
 		})
 	}
+
 	parts, err := a.client.ListParts(t.Context(), &s3.ListPartsInput{Bucket: &a.bucket, Key: &m.key, UploadId: &m.id})
 	if err != nil || len(parts.Parts) != 0 {
 		t.Errorf("a part was stored: %+v, %v", parts, err)
@@ -377,6 +424,7 @@ func TestKeyNames(t *testing.T) {
 			if refused := got.Code == "InvalidArgument"; refused != row.refused {
 				t.Errorf("%d %s", got.StatusCode, got.body)
 			}
+
 			asked := strings.Join(p.origin.take(), "\n")
 			if strings.Contains(asked, row.request.path) == row.refused {
 				t.Errorf("the store was asked:\n%s", asked)
@@ -390,7 +438,8 @@ func TestPlaintextBelowAPrefixOnly(t *testing.T) {
 	rules := []keyring.Rule{{Prefixes: []string{"open/"}, Key: "main", AllowPlaintext: true}, {Key: "main"}}
 	p := newProxy(t, withNames(keyname.Unknown, rules...))
 	p.store("secret", []byte("planted"), nil)
-	if got := p.send(request{method: "GET", path: "/" + p.bucket + "/open/../secret"}); got.StatusCode < 400 || bytes.Contains(got.body, []byte("planted")) {
+	if got := p.send(request{method: "GET", path: "/" + p.bucket + "/open/../secret"}); got.StatusCode < 400 ||
+		bytes.Contains(got.body, []byte("planted")) {
 		t.Errorf("%d %s", got.StatusCode, got.body)
 	}
 }

@@ -44,10 +44,12 @@ func behindNetwork(t testing.TB, late time.Duration) (*proxy, *network) {
 	w := &network{t: t, late: late, end: make(chan struct{})}
 	w.server = httptest.NewServer(w)
 	t.Cleanup(func() { close(w.end); w.server.Close() })
+
 	endpoint, err := url.Parse(w.server.URL)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	direct := func(p *proxy, cfg *s3api.Config, _ *keyring.Config) {
 		cfg.IdleTimeout = late
 		store := proxytest.OriginConfig(newNetworkTransport(w.late))
@@ -55,6 +57,7 @@ func behindNetwork(t testing.TB, late time.Duration) (*proxy, *network) {
 		p.origin.next = origin.New(store)
 	}
 	p := newProxy(t, direct)
+
 	w.take()
 	return p, w
 }
@@ -67,6 +70,7 @@ func (w *network) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	if fault != nil && fault(rw, r) {
 		return
 	}
+
 	resp, err := w.ask(r)
 	if err != nil {
 		w.t.Logf("the store: %v", err)
@@ -74,6 +78,7 @@ func (w *network) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	}
 	defer resp.Body.Close()
 	answerLike(rw, resp)
+
 	if _, err := io.Copy(rw, resp.Body); err != nil {
 		panic(http.ErrAbortHandler)
 	}
@@ -124,6 +129,7 @@ func (w *network) cutBodies(after int64) {
 			panic(http.ErrAbortHandler)
 		}
 		defer resp.Body.Close()
+
 		if resp.ContentLength <= after {
 			answerLike(rw, resp)
 			io.Copy(rw, resp.Body)
@@ -131,6 +137,7 @@ func (w *network) cutBodies(after int64) {
 		}
 		answerLike(rw, resp)
 		io.CopyN(rw, resp.Body, after)
+
 		panic(http.ErrAbortHandler) // which ends the connection
 	})
 }
@@ -147,6 +154,7 @@ func (w *network) shortenBodies(to int64) {
 			panic(http.ErrAbortHandler)
 		}
 		defer resp.Body.Close()
+
 		resp.ContentLength = min(to, resp.ContentLength)
 		answerLike(rw, resp)
 		io.CopyN(rw, resp.Body, resp.ContentLength)
@@ -167,6 +175,7 @@ func reads(p *proxy) map[string]func() (status int, code string, err error) {
 			defer resp.Body.Close()
 			body, err := io.ReadAll(resp.Body)
 			code, _, _ := strings.Cut(string(body), "</Code>")
+
 			_, code, _ = strings.Cut(code, "<Code>")
 			if resp.StatusCode == http.StatusServiceUnavailable && resp.Header.Get("Retry-After") == "" {
 				p.t.Errorf("%s %s: no Retry-After", r.method, r.path)
@@ -174,6 +183,7 @@ func reads(p *proxy) map[string]func() (status int, code string, err error) {
 			return resp.StatusCode, code, err
 		}
 	}
+
 	b := "/" + p.bucket
 	get := func(key, bytes string) func() (int, string, error) {
 		header := http.Header{}
@@ -182,6 +192,7 @@ func reads(p *proxy) map[string]func() (status int, code string, err error) {
 		}
 		return do(request{method: "GET", path: b + "/" + key, header: header})
 	}
+
 	copied := func(path, key, bytes string) func() (int, string, error) {
 		header := http.Header{"X-Amz-Copy-Source": {b + "/" + key}}
 		if bytes != "" {
@@ -189,20 +200,27 @@ func reads(p *proxy) map[string]func() (status int, code string, err error) {
 		}
 		return do(request{method: "PUT", path: b + "/" + path, header: header})
 	}
+
 	target := url.QueryEscape(p.create("target").id)
 	return map[string]func() (int, string, error){
-		"GET of one that was put whole":  get("single", ""),
-		"GET of one that is small":       get("small", ""),
-		"GET of one in parts":            get("parts", ""),
-		"range of one put whole":         get("single", "100000-199999"),
-		"range of one in parts":          get("parts", "5242000-5999999"),
-		"range at the end of parts":      get("parts", "-100000"),
-		"GET of a part":                  get("parts?partNumber=2", ""),
-		"GET of plaintext":               do(request{method: "GET", path: b + "/clear"}),
-		"copy of one in parts":           copied("copy", "parts", ""),
-		"part copy of one put whole":     copied("target?partNumber=1&uploadId="+target, "single", ""),
-		"part copy of a range of parts":  copied("target?partNumber=2&uploadId="+target, "parts", "0-5299999"),
-		"copy that computes a checksum":  do(request{method: "PUT", path: b + "/copy", header: http.Header{"X-Amz-Copy-Source": {b + "/single"}, "X-Amz-Checksum-Algorithm": {"SHA256"}}}),
+		"GET of one that was put whole": get("single", ""),
+		"GET of one that is small":      get("small", ""),
+		"GET of one in parts":           get("parts", ""),
+		"range of one put whole":        get("single", "100000-199999"),
+		"range of one in parts":         get("parts", "5242000-5999999"),
+		"range at the end of parts":     get("parts", "-100000"),
+		"GET of a part":                 get("parts?partNumber=2", ""),
+		"GET of plaintext":              do(request{method: "GET", path: b + "/clear"}),
+		"copy of one in parts":          copied("copy", "parts", ""),
+		"part copy of one put whole":    copied("target?partNumber=1&uploadId="+target, "single", ""),
+		"part copy of a range of parts": copied("target?partNumber=2&uploadId="+target, "parts", "0-5299999"),
+		"copy that computes a checksum": do(
+			request{
+				method: "PUT",
+				path:   b + "/copy",
+				header: http.Header{"X-Amz-Copy-Source": {b + "/single"}, "X-Amz-Checksum-Algorithm": {"SHA256"}},
+			},
+		),
 		"copy of plaintext":              copied("copy", "clear", ""),
 		"part copy of plaintext, ranged": copied("target?partNumber=3&uploadId="+target, "clear", "0-99999"),
 	}
@@ -230,6 +248,7 @@ func TestACutIsACut(t *testing.T) {
 			t.Fatalf("%s, on a sound network: %d %s %v", name, status, code, err)
 		}
 		cut := 0
+
 		for _, after := range []int64{0, 1, 500, 984, 1000, 1040, 65_551, 65_552, 90_000, 262_300, 5_300_000} {
 			w.cutBodies(after)
 			switch status, code, err := read(); {
@@ -241,10 +260,12 @@ func TestACutIsACut(t *testing.T) {
 				t.Errorf("%s, cut after %d bytes: %d %s", name, after, status, code)
 			}
 		}
+
 		if cut < 2 {
 			t.Errorf("%s: %d cuts were noticed", name, cut)
 		}
 	}
+
 	if log := p.log.String(); strings.Contains(log, integrity) {
 		t.Error("the log speaks of tampering")
 	}
@@ -259,6 +280,7 @@ func TestAWholeAnswerThatIsTooShortIsTampering(t *testing.T) {
 		if strings.Contains(name, "plaintext") { // of which nothing is known
 			continue
 		}
+
 		for _, to := range []int64{0, 1000, 90_000} {
 			w.shortenBodies(to)
 			switch status, code, err := read(); {
@@ -272,7 +294,9 @@ func TestAWholeAnswerThatIsTooShortIsTampering(t *testing.T) {
 }
 
 func newNetworkTransport(late time.Duration) http.RoundTripper {
-	return origin.NewTransport(origin.TransportConfig{ConnectTimeout: late, ResponseTimeout: late, IdleTimeout: late, MaxConns: 16})
+	return origin.NewTransport(
+		origin.TransportConfig{ConnectTimeout: late, ResponseTimeout: late, IdleTimeout: late, MaxConns: 16},
+	)
 }
 
 // late is the time after which a store is late, and a client too: the two must
@@ -300,6 +324,7 @@ func (w *network) hangWithin(after int64) func(http.ResponseWriter, *http.Reques
 			panic(http.ErrAbortHandler)
 		}
 		defer resp.Body.Close()
+
 		answerLike(rw, resp)
 		io.CopyN(rw, resp.Body, after)
 		http.NewResponseController(rw).Flush()
@@ -316,6 +341,7 @@ func TestAStoreThatHangs(t *testing.T) {
 	p, w := behindNetwork(t, late)
 	p.put("k", randomText(300_000))
 	body := randomText(32 << 20) // more than the kernel keeps
+
 	b := "/" + p.bucket
 	for name, row := range map[string]struct {
 		fault func(http.ResponseWriter, *http.Request) bool
@@ -341,6 +367,7 @@ func TestAStoreThatHangs(t *testing.T) {
 				return
 			}
 			text, _ := io.ReadAll(resp.Body)
+
 			resp.Body.Close()
 			if resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") == "" {
 				t.Errorf("%d %s", resp.StatusCode, text)
@@ -360,19 +387,23 @@ func TestAClientThatHangs(t *testing.T) {
 				conn := p.dialPut(100_000)
 				defer conn.Close()
 				conn.Write(randomText(sent))
+
 				resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 				if err != nil {
 					t.Error(err)
 					return
 				}
 				defer resp.Body.Close()
+
 				text, _ := io.ReadAll(resp.Body)
-				if resp.StatusCode != http.StatusBadRequest || !bytes.Contains(text, []byte("<Code>RequestTimeout<")) || !resp.Close {
+				if resp.StatusCode != http.StatusBadRequest || !bytes.Contains(text, []byte("<Code>RequestTimeout<")) ||
+					!resp.Close {
 					t.Errorf("after %d bytes: %d %s; closed: %v", sent, resp.StatusCode, text, resp.Close)
 				}
 			})
 		}
 	}
+
 	all.Wait()
 }
 
@@ -387,6 +418,7 @@ func TestKeepAliveAfterATimeout(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
+
 	reader := bufio.NewReader(conn)
 	ask := func() *http.Response {
 		t.Helper()
@@ -395,22 +427,26 @@ func TestKeepAliveAfterATimeout(t *testing.T) {
 		if err := r.Write(conn); err != nil {
 			t.Fatal(err)
 		}
+
 		resp, err := http.ReadResponse(reader, r)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer resp.Body.Close()
+
 		if _, err := io.Copy(io.Discard, resp.Body); err != nil {
 			t.Fatal(err)
 		}
 		return resp
 	}
+
 	for _, fault := range []func(http.ResponseWriter, *http.Request) bool{w.hang, w.hangWithin(50_000)} {
 		w.set(fault)
 		if resp := ask(); resp.StatusCode != http.StatusServiceUnavailable || resp.Close {
 			t.Fatalf("%d %v", resp.StatusCode, resp.Header)
 		}
 		w.set(nil)
+
 		for range 3 {
 			if resp := ask(); resp.StatusCode != http.StatusOK {
 				t.Fatalf("the store is back: %d", resp.StatusCode)
@@ -450,6 +486,7 @@ func TestTheWayToTheStore(t *testing.T) {
 	m := p.create("target")
 	m.send(1, randomText(100))
 	b := "/" + p.bucket
+
 	from := func(key string) http.Header { return http.Header{"X-Amz-Copy-Source": {b + "/" + key}} }
 	for _, row := range []struct {
 		name   string
@@ -481,6 +518,7 @@ func TestTheWayToTheStore(t *testing.T) {
 				name := fmt.Sprintf("%s, %d %.40s", row.name, refusal.status, refusal.answer)
 				w.refuseUploads(1, refusal.status, refusal.answer)
 				a := p.send(row.r)
+
 				switch {
 				case row.repeat && a.StatusCode >= 300:
 					t.Errorf("%s: it is not made again: %d %s", name, a.StatusCode, a.body)
@@ -489,13 +527,16 @@ func TestTheWayToTheStore(t *testing.T) {
 				}
 
 				left := w.refuseUploads(1000, refusal.status, refusal.answer)
-				if a = p.send(row.r); a.StatusCode != http.StatusServiceUnavailable || a.Header.Get("Retry-After") == "" {
+				if a = p.send(row.r); a.StatusCode != http.StatusServiceUnavailable ||
+					a.Header.Get("Retry-After") == "" {
 					t.Errorf("%s, always: %d %s", name, a.StatusCode, a.body)
 				}
+
 				if made := 1000 - left.Load(); made > 2 {
 					t.Errorf("%s: it is made %d times", name, made)
 				}
 			}
+
 			w.refuseUploads(1, 400, fault("MalformedThing"))
 			if a := p.send(row.r); a.StatusCode != http.StatusBadRequest || a.Code != "MalformedThing" {
 				t.Errorf("what the store refuses for good: %d %s", a.StatusCode, a.Code)
@@ -523,6 +564,7 @@ func TestAStoreThatLosesPatienceWithAClient(t *testing.T) {
 		io.WriteString(rw, fault("RequestTimeout"))
 		return true
 	})
+
 	conn := p.dialPut(300_000)
 	defer conn.Close()
 	conn.Write(randomText(200_000))
@@ -531,7 +573,9 @@ func TestAStoreThatLosesPatienceWithAClient(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	if text, _ := io.ReadAll(resp.Body); resp.StatusCode != http.StatusBadRequest || !bytes.Contains(text, []byte("<Code>RequestTimeout<")) {
+
+	if text, _ := io.ReadAll(resp.Body); resp.StatusCode != http.StatusBadRequest ||
+		!bytes.Contains(text, []byte("<Code>RequestTimeout<")) {
 		t.Errorf("%d %s", resp.StatusCode, text)
 	}
 }

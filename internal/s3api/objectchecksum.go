@@ -57,7 +57,12 @@ func (o objectSum) listed() []byte {
 	if o.algorithm == nil {
 		return nil
 	}
-	return fmt.Appendf(nil, "<ChecksumAlgorithm>%s</ChecksumAlgorithm><ChecksumType>%s</ChecksumType>", o.algorithm.Name, checksumTypes[o.kind])
+	return fmt.Appendf(
+		nil,
+		"<ChecksumAlgorithm>%s</ChecksumAlgorithm><ChecksumType>%s</ChecksumType>",
+		o.algorithm.Name,
+		checksumTypes[o.kind],
+	)
 }
 
 func checksumXML(a *checksum.Algorithm, text string) []byte {
@@ -77,8 +82,12 @@ func uploadChecksum(h http.Header) (objectSum, error) {
 	case kind != "" && !isChecksumType(kind):
 		return objectSum{}, errChecksumType()
 	case kind != "":
-		return objectSum{}, badRequest("InvalidRequest", "The x-amz-checksum-type header can only be used with the x-amz-checksum-algorithm header.")
+		return objectSum{}, badRequest(
+			"InvalidRequest",
+			"The x-amz-checksum-type header can only be used with the x-amz-checksum-algorithm header.",
+		)
 	}
+
 	return objectSum{}, nil
 }
 
@@ -102,7 +111,10 @@ func (o objectSum) checkPart(part *checksums) error {
 	if part.algorithm != nil {
 		actual = part.algorithm.Name
 	}
-	return badRequest("InvalidRequest", "Checksum Type mismatch occurred, expected checksum Type: "+o.algorithm.Name+", actual checksum Type: "+actual)
+	return badRequest(
+		"InvalidRequest",
+		"Checksum Type mismatch occurred, expected checksum Type: "+o.algorithm.Name+", actual checksum Type: "+actual,
+	)
 }
 
 // checkType refuses another type than that which the upload was created with.
@@ -113,7 +125,10 @@ func (o objectSum) checkType(said claimedSum) error {
 	case !isChecksumType(said.kind):
 		return errChecksumType()
 	}
-	return badRequest("InvalidRequest", "The upload was created using the "+checksumTypes[o.kind]+" checksum mode. The complete request must use the same checksum mode.")
+	return badRequest(
+		"InvalidRequest",
+		"The upload was created using the "+checksumTypes[o.kind]+" checksum mode. The complete request must use the same checksum mode.",
+	)
 }
 
 // newObjectSum checks that the algorithm can be of the type; "" stands for its
@@ -129,8 +144,16 @@ func newObjectSum(a *checksum.Algorithm, kind string) (objectSum, error) {
 	case kind == fullObject && a.IsCRC(), kind == "":
 		o.kind = crypt.FullObject
 	default:
-		return o, badRequest("InvalidRequest", fmt.Sprintf("The %s checksum type cannot be used with the %s checksum algorithm.", kind, strings.ToLower(a.Name)))
+		return o, badRequest(
+			"InvalidRequest",
+			fmt.Sprintf(
+				"The %s checksum type cannot be used with the %s checksum algorithm.",
+				kind,
+				strings.ToLower(a.Name),
+			),
+		)
 	}
+
 	return o, nil
 }
 
@@ -155,37 +178,55 @@ func claimedSumOf(h http.Header) (claimedSum, error) {
 // each verified when the part came, and compares it with what the client says
 // of the whole. created and known are what this replica knows of the upload,
 // and of the part with an ETag.
-func (list *completion) checksum(said claimedSum, layout crypt.Layout, created objectSum, known func(etag string) (objectSum, bool)) (objectSum, error) {
+func (list *completion) checksum(
+	said claimedSum,
+	layout crypt.Layout,
+	created objectSum,
+	known func(etag string) (objectSum, bool),
+) (objectSum, error) {
 	digests, of, err := list.digests(created, known)
 	if err != nil {
 		return objectSum{}, err
 	}
 	a := said.algorithm
+
 	switch {
 	case of == nil && a == nil:
 		return objectSum{}, nil
 	case of == nil:
-		return objectSum{}, badRequest("InvalidRequest", "The complete request must include the checksum for each part: without them the proxy cannot verify the "+strings.ToLower(a.Name)+" of the object.")
+		return objectSum{}, badRequest(
+			"InvalidRequest",
+			"The complete request must include the checksum for each part: without them the proxy cannot verify the "+strings.ToLower(
+				a.Name,
+			)+" of the object.",
+		)
 	case a != nil && a != of:
-		return objectSum{}, badRequest("InvalidRequest", "The checksums of the parts and of the object are of different algorithms.")
+		return objectSum{}, badRequest(
+			"InvalidRequest",
+			"The checksums of the parts and of the object are of different algorithms.",
+		)
 	}
+
 	if a != nil {
 		if _, err := decodeChecksum(a, strings.TrimSuffix(said.text, "-"+strconv.Itoa(len(digests)))); err != nil {
 			return objectSum{}, err
 		}
 	}
 	kind := said.kind
+
 	switch {
 	case kind == "" && created.algorithm == of:
 		kind = checksumTypes[created.kind]
 	case kind == "" && said.text != "" && of.IsCRC() && !strings.Contains(said.text, "-"):
 		kind = fullObject
 	}
+
 	o, err := newObjectSum(of, kind)
 	if err != nil {
 		return o, err
 	}
 	o.parts = len(digests)
+
 	if o.kind == crypt.Composite {
 		sum := of.New()
 		sum.Write(bytes.Join(digests, nil))
@@ -193,6 +234,7 @@ func (list *completion) checksum(said claimedSum, layout crypt.Layout, created o
 	} else {
 		o.digest = string(combine(of, digests, layout))
 	}
+
 	if said.text != "" && said.text != o.text() && said.text+"-"+strconv.Itoa(o.parts) != o.text() {
 		return o, badRequest("BadDigest", "The "+of.Name+" you specified did not match the calculated checksum.")
 	}
@@ -202,7 +244,10 @@ func (list *completion) checksum(said claimedSum, layout crypt.Layout, created o
 // digests are the checksums of the parts, all of one algorithm; nil if there
 // are none. Where the whole object has one checksum, the list need not have
 // those of the parts: S3 has computed them.
-func (list *completion) digests(created objectSum, known func(etag string) (objectSum, bool)) ([][]byte, *checksum.Algorithm, error) {
+func (list *completion) digests(
+	created objectSum,
+	known func(etag string) (objectSum, bool),
+) ([][]byte, *checksum.Algorithm, error) {
 	of, listed := created.algorithm, false
 	sums := make([]objectSum, len(list.Parts))
 	for i := range list.Parts {
@@ -210,6 +255,7 @@ func (list *completion) digests(created objectSum, known func(etag string) (obje
 		if err != nil {
 			return nil, nil, err
 		}
+
 		if sum.algorithm != nil {
 			listed = true
 			if of == nil {
@@ -218,9 +264,11 @@ func (list *completion) digests(created objectSum, known func(etag string) (obje
 		}
 		sums[i] = sum
 	}
+
 	if of == nil {
 		return nil, nil, nil
 	}
+
 	var out [][]byte
 	for i, sum := range sums {
 		p := &list.Parts[i]
@@ -228,18 +276,35 @@ func (list *completion) digests(created objectSum, known func(etag string) (obje
 		if sum.algorithm == nil && created.kind == crypt.FullObject && have.algorithm == created.algorithm {
 			sum = have
 		}
+
 		switch {
 		case sum.algorithm == nil && created.kind == crypt.FullObject && !listed:
 			return nil, nil, nil // and the object has none
 		case sum.algorithm == nil:
-			return nil, nil, badRequest("InvalidRequest", fmt.Sprintf("The upload was created using a %s checksum. The complete request must include the checksum for each part. It was missing for part %d in the request.", strings.ToLower(of.Name), p.PartNumber))
+			return nil, nil, badRequest(
+				"InvalidRequest",
+				fmt.Sprintf(
+					"The upload was created using a %s checksum. The complete request must include the checksum for each part. It was missing for part %d in the request.",
+					strings.ToLower(of.Name),
+					p.PartNumber,
+				),
+			)
 		case sum.algorithm != of:
-			return nil, nil, badRequest("BadDigest", fmt.Sprintf("The %s you specified for part %d did not match what we received.", strings.ToLower(sum.algorithm.Name), p.PartNumber))
+			return nil, nil, badRequest(
+				"BadDigest",
+				fmt.Sprintf(
+					"The %s you specified for part %d did not match what we received.",
+					strings.ToLower(sum.algorithm.Name),
+					p.PartNumber,
+				),
+			)
 		case ok && have != sum:
 			return nil, nil, list.invalid(p)
 		}
+
 		out = append(out, []byte(sum.digest))
 	}
+
 	return out, of, nil
 }
 
@@ -248,6 +313,7 @@ func (p *completionPart) checksum() (objectSum, error) {
 	var sum objectSum
 	var all string
 	valid, n := true, 0
+
 	for _, a := range checksum.All {
 		text := p.sum(a)
 		if text == "" {
@@ -257,6 +323,7 @@ func (p *completionPart) checksum() (objectSum, error) {
 		valid = valid && ok
 		sum, all, n = objectSum{algorithm: a, digest: string(digest)}, all+a.Name+":"+text+";", n+1
 	}
+
 	if n > 1 || !valid {
 		if n == 1 {
 			_, all, _ = strings.Cut(strings.TrimSuffix(all, ";"), ":")

@@ -32,7 +32,13 @@ func (c *call) originRequest(method string, header http.Header, body io.ReadClos
 }
 
 // originRequestTo is originRequest with another query.
-func (c *call) originRequestTo(method string, query url.Values, header http.Header, body io.ReadCloser, length int64) *http.Request {
+func (c *call) originRequestTo(
+	method string,
+	query url.Values,
+	header http.Header,
+	body io.ReadCloser,
+	length int64,
+) *http.Request {
 	r := &http.Request{
 		Method: method, URL: c.objectURL(query), Header: header, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 		Body: body, ContentLength: length,
@@ -60,11 +66,13 @@ func (s *Server) sendOnce(c *call, r *http.Request) (*http.Response, error) {
 	resp, err := s.Origin.RoundTrip(r)
 	took := s.Now().Sub(start)
 	c.originTime.Add(int64(took))
+
 	if err != nil {
 		s.Metrics.Origin(c.op, 0, took)
 		return nil, fmt.Errorf("%w: %w", errOrigin, err)
 	}
 	s.Metrics.Origin(c.op, resp.StatusCode, took)
+
 	if id := resp.Header.Get("X-Amz-Request-Id"); id != "" {
 		c.originID.Store(&id)
 	}
@@ -72,12 +80,14 @@ func (s *Server) sendOnce(c *call, r *http.Request) (*http.Response, error) {
 		_ = resp.Body.Close()
 		return nil, fmt.Errorf("%w answered with the status %d", errOrigin, resp.StatusCode)
 	}
+
 	c.rememberCORS(r, resp)
 	if resp.StatusCode < 300 || resp.StatusCode == http.StatusNotModified {
 		resp.Body = &storeBody{resp.Body}
 		if resp.StatusCode == http.StatusNotModified {
 			return resp, nil
 		}
+
 		if err := s.check(r, resp); err != nil {
 			_ = resp.Body.Close()
 			return nil, err
@@ -85,8 +95,10 @@ func (s *Server) sendOnce(c *call, r *http.Request) (*http.Response, error) {
 		return resp, nil
 	}
 	defer closeBody(resp)
+
 	failure := c.originError(r, resp)
-	if resp.StatusCode == http.StatusBadRequest && r.Method == http.MethodHead && c.Method != http.MethodHead && r.URL.Query().Has("versionId") {
+	if resp.StatusCode == http.StatusBadRequest && r.Method == http.MethodHead && c.Method != http.MethodHead &&
+		r.URL.Query().Has("versionId") {
 		return nil, s.repeatAsGet(c, r, failure)
 	}
 	return nil, failure
@@ -135,6 +147,7 @@ func (c *call) originError(r *http.Request, resp *http.Response) *Error {
 	var doc struct {
 		Code, Message, BucketName, Condition, Method, ResourceType, ArgumentName, ArgumentValue string
 	}
+
 	// An answer that is no XML, as to a HEAD, leaves the fields empty.
 	var body bytes.Buffer
 	_, _ = body.ReadFrom(io.LimitReader(resp.Body, maxErrorBody))
@@ -142,31 +155,52 @@ func (c *call) originError(r *http.Request, resp *http.Response) *Error {
 	if fault := transferFault(r, resp.StatusCode, doc.Code, body.Bytes()); fault != nil {
 		return fault
 	}
+
 	cause := fmt.Errorf("%w answered %d %s: %s", errOrigin, resp.StatusCode, doc.Code, doc.Message)
 	if originFaults[doc.Code] || resp.StatusCode >= 300 && resp.StatusCode < 400 {
-		return &Error{Code: "InternalError", Message: "The store refuses the proxy's own request. Please tell the proxy's operator.", cause: cause}
+		return &Error{
+			Code:    "InternalError",
+			Message: "The store refuses the proxy's own request. Please tell the proxy's operator.",
+			cause:   cause,
+		}
 	}
-	e := &Error{Code: doc.Code, Message: doc.Message, Header: make(http.Header), httpStatus: resp.StatusCode, cause: cause}
+
+	e := &Error{
+		Code:       doc.Code,
+		Message:    doc.Message,
+		Header:     make(http.Header),
+		httpStatus: resp.StatusCode,
+		cause:      cause,
+	}
 	if e.httpStatus > lastStatus {
 		e.httpStatus = http.StatusInternalServerError
 	}
+
 	if !codeForm.MatchString(e.Code) {
 		e.Code = codeOfStatus(resp.StatusCode)
 		e.Message = messages[e.Code]
 	}
+
 	for _, detail := range [][2]string{{"BucketName", doc.BucketName}, {"Condition", doc.Condition}, {"Method", doc.Method}, {"ResourceType", doc.ResourceType}} {
 		if detail[1] != "" {
 			e.Details = append(e.Details, detail)
 		}
 	}
+
 	if c.isOwnArgument(doc.ArgumentName, doc.ArgumentValue) {
-		e.Details = append(e.Details, [2]string{"ArgumentName", doc.ArgumentName}, [2]string{"ArgumentValue", doc.ArgumentValue})
+		e.Details = append(
+			e.Details,
+			[2]string{"ArgumentName", doc.ArgumentName},
+			[2]string{"ArgumentValue", doc.ArgumentValue},
+		)
 	}
+
 	for _, name := range []string{"X-Amz-Delete-Marker", "X-Amz-Version-Id", "X-Amz-Bucket-Region", "Allow", "Retry-After"} {
 		if values := resp.Header.Values(name); len(values) > 0 {
 			e.Header[name] = values
 		}
 	}
+
 	if resp.StatusCode == http.StatusServiceUnavailable && e.Header.Get("Retry-After") == "" {
 		e.RetryAfter = retryAfter
 	}

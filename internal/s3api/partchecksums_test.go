@@ -30,7 +30,13 @@ func withAlgorithm(a types.ChecksumAlgorithm, kind types.ChecksumType) func(*s3.
 // answer.
 func (m *multipart) sendBare(number int, text []byte) http.Header {
 	m.p.t.Helper()
-	a := m.p.send(request{method: "PUT", path: fmt.Sprintf("/%s/%s?partNumber=%d&uploadId=%s", m.p.bucket, m.key, number, m.id), body: text})
+	a := m.p.send(
+		request{
+			method: "PUT",
+			path:   fmt.Sprintf("/%s/%s?partNumber=%d&uploadId=%s", m.p.bucket, m.key, number, m.id),
+			body:   text,
+		},
+	)
 	if a.StatusCode != http.StatusOK {
 		m.p.t.Fatalf("part %d: %d %s", number, a.StatusCode, a.body)
 	}
@@ -40,7 +46,10 @@ func (m *multipart) sendBare(number int, text []byte) http.Header {
 
 func (m *multipart) list() *s3.ListPartsOutput {
 	m.p.t.Helper()
-	out, err := m.p.client.ListParts(m.p.t.Context(), &s3.ListPartsInput{Bucket: &m.p.bucket, Key: &m.key, UploadId: &m.id})
+	out, err := m.p.client.ListParts(
+		m.p.t.Context(),
+		&s3.ListPartsInput{Bucket: &m.p.bucket, Key: &m.key, UploadId: &m.id},
+	)
 	if err != nil {
 		m.p.t.Fatal(err)
 	}
@@ -53,27 +62,33 @@ func TestPartsWithoutChecksums(t *testing.T) {
 	p := newProxy(t)
 	m := p.create("full", withAlgorithm(types.ChecksumAlgorithmCrc32c, types.ChecksumTypeFullObject))
 	m.sendBare(1, randomText(5*mib))
+
 	for number, size := range map[int]int{1: 5*mib + 1, 2: 300_000} { // part 1 is sent again
 		text := randomText(size)
 		if got := m.sendBare(number, text).Get("X-Amz-Checksum-Crc32c"); got != sumOf("CRC32C", text) {
 			t.Errorf("part %d has the checksum %q", number, got)
 		}
 	}
+
 	parts := m.list()
-	if parts.ChecksumAlgorithm != types.ChecksumAlgorithmCrc32c || parts.ChecksumType != types.ChecksumTypeFullObject || len(parts.Parts) != 2 {
+	if parts.ChecksumAlgorithm != types.ChecksumAlgorithmCrc32c || parts.ChecksumType != types.ChecksumTypeFullObject ||
+		len(parts.Parts) != 2 {
 		t.Errorf("parts: %+v", parts)
 	}
+
 	for _, part := range parts.Parts {
 		if part.ChecksumCRC32C == nil || *part.ChecksumCRC32C != sumOf("CRC32C", m.texts[*part.PartNumber]) {
 			t.Errorf("part %d is listed with %v", *part.PartNumber, part.ChecksumCRC32C)
 		}
 	}
 	m.p = p.replica() // which knows nothing of the upload
+
 	if parts := m.list(); parts.ChecksumAlgorithm != "" || parts.Parts[0].ChecksumCRC32C != nil {
 		t.Errorf("at another replica: %+v", parts)
 	}
 	m.p = p
 	whole := sumOf("CRC32C", m.text())
+
 	if _, err := m.complete(func(in *s3.CompleteMultipartUploadInput) { in.ChecksumCRC32C = new(sumOf("CRC32C", []byte("other"))) }); code(err) != "BadDigest" {
 		t.Errorf("another checksum of the object: %v", err)
 	}
@@ -81,6 +96,7 @@ func TestPartsWithoutChecksums(t *testing.T) {
 	if out.ChecksumCRC32C == nil || *out.ChecksumCRC32C != whole || out.ChecksumType != types.ChecksumTypeFullObject {
 		t.Errorf("%+v", out)
 	}
+
 	if got := p.mustGet("full"); !bytes.Equal(got, m.text()) {
 		t.Error("another text")
 	}
@@ -93,7 +109,8 @@ func TestListPartsNamesNoOtherChecksums(t *testing.T) {
 	m := p.create("none")
 	m.send(1, []byte("text"), func(in *s3.UploadPartInput) { in.ChecksumAlgorithm = types.ChecksumAlgorithmSha256 })
 	a := p.send(request{method: "GET", path: "/" + p.bucket + "/none?uploadId=" + m.id})
-	if a.StatusCode != http.StatusOK || bytes.Contains(a.body, []byte("ChecksumSHA256")) || !bytes.Contains(a.body, []byte("<PartNumber>1</PartNumber>")) {
+	if a.StatusCode != http.StatusOK || bytes.Contains(a.body, []byte("ChecksumSHA256")) ||
+		!bytes.Contains(a.body, []byte("<PartNumber>1</PartNumber>")) {
 		t.Errorf("%d %s", a.StatusCode, a.body)
 	}
 }
@@ -106,24 +123,40 @@ func TestChecksumOfACopiedPart(t *testing.T) {
 	p.put("source", text)
 	m := p.create("copy", withAlgorithm(types.ChecksumAlgorithmSha256, types.ChecksumTypeComposite))
 	want := sumOf("SHA256", text[5:5242891])
+
 	// What a client says of the payload, which is empty, is not the copied
 	// bytes'.
 	for name, header := range map[string]http.Header{"plain": {}, "with one of the payload": {"X-Amz-Checksum-Sha256": {sumOf("SHA256", nil)}}} {
 		t.Run(name, func(t *testing.T) {
 			header.Set("X-Amz-Copy-Source", p.bucket+"/source")
 			header.Set("X-Amz-Copy-Source-Range", "bytes=5-5242890")
-			a := p.send(request{method: "PUT", path: "/" + p.bucket + "/copy?partNumber=1&uploadId=" + m.id, header: header})
+			a := p.send(
+				request{method: "PUT", path: "/" + p.bucket + "/copy?partNumber=1&uploadId=" + m.id, header: header},
+			)
+
 			var result struct{ ETag, ChecksumSHA256, ChecksumType string }
-			if err := xml.Unmarshal(a.body, &result); err != nil || a.StatusCode != http.StatusOK || result.ChecksumSHA256 != want || result.ChecksumType != "" {
+			if err := xml.Unmarshal(a.body, &result); err != nil || a.StatusCode != http.StatusOK ||
+				result.ChecksumSHA256 != want ||
+				result.ChecksumType != "" {
 				t.Fatalf("%d %s", a.StatusCode, a.body)
 			}
-			m.keep(types.CompletedPart{PartNumber: new(int32(1)), ETag: &result.ETag, ChecksumSHA256: &result.ChecksumSHA256}, text[5:5242891])
+
+			m.keep(
+				types.CompletedPart{
+					PartNumber:     new(int32(1)),
+					ETag:           &result.ETag,
+					ChecksumSHA256: &result.ChecksumSHA256,
+				},
+				text[5:5242891],
+			)
 		})
 	}
+
 	m.parts[0].ChecksumSHA256 = new(sumOf("SHA256", nil))
 	if _, err := m.complete(); code(err) != "InvalidPart" {
 		t.Errorf("the checksum of other bytes: %v", err)
 	}
+
 	m.parts[0].ChecksumSHA256 = &want
 	if out := m.mustComplete(); out.ChecksumSHA256 == nil || !strings.HasSuffix(*out.ChecksumSHA256, "-1") {
 		t.Errorf("%+v", out)
@@ -135,8 +168,13 @@ func TestCompletionsWithWrongChecksums(t *testing.T) {
 	p := newProxy(t)
 	m := p.create("k", withAlgorithm(types.ChecksumAlgorithmCrc32, types.ChecksumTypeComposite))
 	for i, size := range []int{5 * mib, 100} {
-		m.send(int32(i+1), randomText(size), func(in *s3.UploadPartInput) { in.ChecksumAlgorithm = types.ChecksumAlgorithmCrc32 })
+		m.send(
+			int32(i+1),
+			randomText(size),
+			func(in *s3.UploadPartInput) { in.ChecksumAlgorithm = types.ChecksumAlgorithmCrc32 },
+		)
 	}
+
 	crc, sha := *m.parts[0].ChecksumCRC32, sumOf("SHA1", nil)
 	for name, row := range map[string]struct {
 		change func(*types.CompletedPart, *s3.CompleteMultipartUploadInput)
@@ -201,13 +239,16 @@ func TestCompletionsWithWrongChecksums(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := m.complete(func(in *s3.CompleteMultipartUploadInput) {
-				in.MultipartUpload = &types.CompletedMultipartUpload{Parts: append([]types.CompletedPart(nil), m.parts...)}
+				in.MultipartUpload = &types.CompletedMultipartUpload{
+					Parts: append([]types.CompletedPart(nil), m.parts...),
+				}
 				row.change(&in.MultipartUpload.Parts[0], in)
 			})
 			if code(err) != row.code {
 				t.Errorf("%v", err)
 				return
 			}
+
 			for _, text := range row.text {
 				if !strings.Contains(err.Error(), text) {
 					t.Errorf("%v", err)
@@ -215,15 +256,24 @@ func TestCompletionsWithWrongChecksums(t *testing.T) {
 			}
 		})
 	}
-	doc := []byte("<CompleteMultipartUpload><Part><ETag>" + *m.parts[0].ETag + "</ETag></Part></CompleteMultipartUpload>")
+
+	doc := []byte(
+		"<CompleteMultipartUpload><Part><ETag>" + *m.parts[0].ETag + "</ETag></Part></CompleteMultipartUpload>",
+	)
 	if a := p.send(request{method: "POST", path: "/" + p.bucket + "/k?uploadId=" + m.id, body: doc}); a.Code != "MalformedXML" {
 		t.Errorf("a part without a number: %d %s", a.StatusCode, a.body)
 	}
-	doc = []byte("<CompleteMultipartUpload><Part><PartNumber>1</PartNumber><ETag>none</ETag></Part></CompleteMultipartUpload>")
+
+	doc = []byte(
+		"<CompleteMultipartUpload><Part><PartNumber>1</PartNumber><ETag>none</ETag></Part></CompleteMultipartUpload>",
+	)
+
 	a := p.send(request{method: "POST", path: "/" + p.bucket + "/k?uploadId=" + m.id, body: doc})
-	if want := "<UploadId>" + m.id + "</UploadId><PartNumber>1</PartNumber><ETag>none</ETag>"; a.Code != "InvalidPart" || !bytes.Contains(a.body, []byte(want)) {
+	if want := "<UploadId>" + m.id + "</UploadId><PartNumber>1</PartNumber><ETag>none</ETag>"; a.Code != "InvalidPart" ||
+		!bytes.Contains(a.body, []byte(want)) {
 		t.Errorf("another part: %d %s", a.StatusCode, a.body)
 	}
+
 	out := m.mustComplete() // the type is the upload's
 	if out.ChecksumCRC32 == nil || out.ChecksumType != types.ChecksumTypeComposite {
 		t.Errorf("%+v", out)
@@ -243,10 +293,15 @@ func TestSeveralChecksums(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r := request{method: "PUT", path: "/" + p.bucket + "/k", header: header, body: []byte("abc")}
 			if header.Get("X-Amz-Trailer") != "" {
-				r.hash, r.body = "STREAMING-UNSIGNED-PAYLOAD-TRAILER", []byte("3\r\nabc\r\n0\r\nx-amz-checksum-crc32:NSRBwg==\r\n\r\n")
+				r.hash, r.body = "STREAMING-UNSIGNED-PAYLOAD-TRAILER", []byte(
+					"3\r\nabc\r\n0\r\nx-amz-checksum-crc32:NSRBwg==\r\n\r\n",
+				)
 			}
+
 			a := p.send(r)
-			if a.Code != "InvalidRequest" || !bytes.Contains(a.body, []byte("Multiple checksum Types are not allowed.")) || p.isStored("k") {
+			if a.Code != "InvalidRequest" ||
+				!bytes.Contains(a.body, []byte("Multiple checksum Types are not allowed.")) ||
+				p.isStored("k") {
 				t.Errorf("%d %s", a.StatusCode, a.body)
 			}
 		})
@@ -262,7 +317,14 @@ func TestWrongDigestsAreTold(t *testing.T) {
 		algorithms.Encode(wrong[:15]): "<Code>InvalidDigest</Code>",
 	} {
 		t.Run(text, func(t *testing.T) {
-			a := p.send(request{method: "PUT", path: "/" + p.bucket + "/k", header: http.Header{"Content-Md5": {text}}, body: []byte("abc")})
+			a := p.send(
+				request{
+					method: "PUT",
+					path:   "/" + p.bucket + "/k",
+					header: http.Header{"Content-Md5": {text}},
+					body:   []byte("abc"),
+				},
+			)
 			if a.StatusCode != http.StatusBadRequest || !bytes.Contains(a.body, []byte(want)) || p.isStored("k") {
 				t.Errorf("%d %s", a.StatusCode, a.body)
 			}

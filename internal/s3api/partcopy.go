@@ -36,9 +36,11 @@ func (s *Server) copyPart(c *call, q stored.Request) error {
 		return err
 	}
 	defer source.Close()
+
 	if err := c.checkCustomerKey(source); err != nil {
 		return err
 	}
+
 	switch {
 	case source.NotModified: // what is a 304 to a GET fails a copy
 		return errCondition()
@@ -47,16 +49,19 @@ func (s *Server) copyPart(c *call, q stored.Request) error {
 	case q.Range != nil && !q.Range.Is(source.Offset, source.Length):
 		return invalidSourceRange(source.Size)
 	}
+
 	sums := &checksums{}
 	c.payload = source.Reader(c.Context())
 	if created := s.uploads.sum(c.uploadID()); created.algorithm != nil {
 		c.payload = sums.computing(created.algorithm, c.payload)
 	}
+
 	resp, err := s.sealPart(c, source.Length)
 	if err != nil {
 		return err
 	}
 	defer closeBody(resp)
+
 	if version := source.Header.Get("X-Amz-Version-Id"); version != "" {
 		c.w.Header().Set("X-Amz-Copy-Source-Version-Id", version)
 	}

@@ -20,26 +20,45 @@ func pageOf(status int, contentType, text string) func(*http.Request) (*http.Res
 			body = ""
 		}
 		header := http.Header{"Content-Type": {contentType}, "Content-Length": {strconv.Itoa(len(text))}}
-		return &http.Response{StatusCode: status, Header: header, Body: io.NopCloser(strings.NewReader(body)), ContentLength: int64(len(text)), Request: r}, nil
+
+		return &http.Response{
+			StatusCode:    status,
+			Header:        header,
+			Body:          io.NopCloser(strings.NewReader(body)),
+			ContentLength: int64(len(text)),
+			Request:       r,
+		}, nil
 	}
 }
 
 // triggers are the requests for which the body or header of a row is not what
 // the table tells.
 var triggers = map[string]request{
-	"DeleteObjects":           {body: []byte("<Delete><Object><Key>k</Key></Object></Delete>")},
-	"CompleteMultipartUpload": {body: []byte("<CompleteMultipartUpload><Part><PartNumber>1</PartNumber><ETag>e</ETag></Part></CompleteMultipartUpload>")},
-	"PutBucketEncryption": {body: []byte("<ServerSideEncryptionConfiguration><Rule><ApplyServerSideEncryptionByDefault><SSEAlgorithm>aws:kms</SSEAlgorithm>" +
-		"</ApplyServerSideEncryptionByDefault></Rule></ServerSideEncryptionConfiguration>")},
+	"DeleteObjects": {body: []byte("<Delete><Object><Key>k</Key></Object></Delete>")},
+	"CompleteMultipartUpload": {
+		body: []byte(
+			"<CompleteMultipartUpload><Part><PartNumber>1</PartNumber><ETag>e</ETag></Part></CompleteMultipartUpload>",
+		),
+	},
+	"PutBucketEncryption": {
+		body: []byte(
+			"<ServerSideEncryptionConfiguration><Rule><ApplyServerSideEncryptionByDefault><SSEAlgorithm>aws:kms</SSEAlgorithm>" +
+				"</ApplyServerSideEncryptionByDefault></Rule></ServerSideEncryptionConfiguration>",
+		),
+	},
 	"PutBucketAcl":        {header: http.Header{"X-Amz-Acl": {"private"}}},
 	"PutObjectAcl":        {header: http.Header{"X-Amz-Acl": {"private"}}},
 	"RestoreObject":       {body: []byte("<RestoreRequest><Days>1</Days></RestoreRequest>")},
 	"GetObjectAttributes": {header: http.Header{"X-Amz-Object-Attributes": {"ETag"}}},
 	"UploadPart":          {body: []byte("part")},
 	"PutObject":           {body: []byte("text")},
-	"OptionsBucket":       {header: http.Header{"Origin": {"https://page.example"}, "Access-Control-Request-Method": {"GET"}}},
-	"OptionsObject":       {header: http.Header{"Origin": {"https://page.example"}, "Access-Control-Request-Method": {"GET"}}},
-	"CreateBucket":        {}, "UploadPartCopy": {}, "CopyObject": {}, "CreateMultipartUpload": {},
+	"OptionsBucket": {
+		header: http.Header{"Origin": {"https://page.example"}, "Access-Control-Request-Method": {"GET"}},
+	},
+	"OptionsObject": {
+		header: http.Header{"Origin": {"https://page.example"}, "Access-Control-Request-Method": {"GET"}},
+	},
+	"CreateBucket": {}, "UploadPartCopy": {}, "CopyObject": {}, "CreateMultipartUpload": {},
 }
 
 // trigger makes a request that is the operation of a row.
@@ -50,6 +69,7 @@ func (p *proxy) trigger(row s3api.Row) request {
 		r.header = http.Header{}
 	}
 	query := url.Values{}
+
 	for match := range strings.FieldsSeq(row.Match) {
 		if name, ok := strings.CutPrefix(match, "header:"); ok {
 			r.header.Set(name, p.bucket+"/source")
@@ -57,10 +77,12 @@ func (p *proxy) trigger(row s3api.Row) request {
 		}
 		name, value, _ := strings.Cut(match, "=")
 		query.Set(name, value)
+
 		if name == "uploadId" || name == "id" {
 			query.Set(name, "x")
 		}
 	}
+
 	if strings.HasPrefix(row.Op, "UploadPart") {
 		query.Set("partNumber", "1")
 	}
@@ -68,6 +90,7 @@ func (p *proxy) trigger(row s3api.Row) request {
 	if len(query) > 0 {
 		r.path += "?" + query.Encode()
 	}
+
 	if !special && (r.method == http.MethodPut || r.method == http.MethodPost) {
 		r.body = []byte("<Document/>")
 	}
@@ -81,7 +104,8 @@ func wantNoSuccess(t *testing.T, name string, a answer) {
 		t.Errorf("%s: %d %s %.200s", name, a.StatusCode, a.Code, a.body)
 	}
 	for header := range a.Header {
-		if lower := strings.ToLower(header); lower == "etag" || strings.HasPrefix(lower, "x-amz-server-side") || strings.HasPrefix(lower, "x-amz-checksum") {
+		if lower := strings.ToLower(header); lower == "etag" || strings.HasPrefix(lower, "x-amz-server-side") ||
+			strings.HasPrefix(lower, "x-amz-checksum") {
 			t.Errorf("%s: it vouches by %s", name, header)
 		}
 	}
@@ -96,6 +120,7 @@ func TestAPortalInFrontOfEveryOperation(t *testing.T) {
 		if row.Refused || row.Op == "PostObject" {
 			continue
 		}
+
 		for name, portal := range map[string]func(*http.Request) (*http.Response, error){
 			"a page":      pageOf(200, "text/html; charset=utf-8", "<!DOCTYPE html>\n<html lang=en><body>Please log in<br></body></html>"),
 			"a bare page": pageOf(200, "text/html", "<HTML><p>Please log in"),
@@ -110,9 +135,11 @@ func TestAPortalInFrontOfEveryOperation(t *testing.T) {
 					op := s3api.SentAs(r)
 					sent[op] = true
 					what := answerOf(op)
-					told = told || what != "nothing" || r.Method != http.MethodHead && name != "nothing" || r.Method == http.MethodHead && strings.HasSuffix(name, "page")
+					told = told || what != "nothing" || r.Method != http.MethodHead && name != "nothing" ||
+						r.Method == http.MethodHead && strings.HasSuffix(name, "page")
 					return portal(r)
 				}, nil)
+
 				a := p.send(ask)
 				if told {
 					wantNoSuccess(t, row.Op+", "+name, a)
@@ -120,6 +147,7 @@ func TestAPortalInFrontOfEveryOperation(t *testing.T) {
 			})
 		}
 	}
+
 	for _, row := range s3api.Rows() {
 		if row.Refused && row.Answer != "" {
 			t.Errorf("%s is refused, and has an answer of the store's", row.Op)
@@ -128,6 +156,7 @@ func TestAPortalInFrontOfEveryOperation(t *testing.T) {
 			t.Errorf("%s is sent to the store, and what a success of it is was not said", row.Op)
 		}
 	}
+
 	if len(sent) < 70 {
 		t.Errorf("only %d operations were sent", len(sent))
 	}
@@ -148,6 +177,7 @@ func TestAPortalInTheMiddleOfAnOperation(t *testing.T) {
 	m := p.create("target")
 	m.send(1, randomText(5<<20))
 	b := "/" + p.bucket
+
 	from := func(key string) http.Header { return http.Header{"X-Amz-Copy-Source": {b + "/" + key}} }
 	for name, ask := range map[string]func() answer{
 		"completion": func() answer {
@@ -189,6 +219,7 @@ func TestAPortalInTheMiddleOfAnOperation(t *testing.T) {
 					}
 					return nil, nil
 				}, nil)
+
 				a := ask()
 				if turn == 0 {
 					ops = nil
@@ -196,11 +227,13 @@ func TestAPortalInTheMiddleOfAnOperation(t *testing.T) {
 				if len(seen) > len(ops) {
 					ops = seen
 				}
+
 				if failed == "" {
 					break
 				}
 				wantNoSuccess(t, name+", at its "+failed, a)
 			}
+
 			if len(ops) == 0 {
 				t.Errorf("the store was asked nothing")
 			}
@@ -233,6 +266,7 @@ func TestAnswersThatAreNotQuiteS3s(t *testing.T) {
 				resp.Header.Set("Etag", `"0123456789abcdef0123456789abcdef"`)
 				return resp, err
 			}, nil)
+
 			if a := p.send(row.r); a.StatusCode != row.status || a.Code != row.code {
 				t.Errorf("%d %s", a.StatusCode, a.body)
 			}

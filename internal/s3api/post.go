@@ -36,7 +36,9 @@ func (s *Server) postObject(c *call) error {
 func errNotForm() error {
 	return &Error{
 		Code: "PreconditionFailed", Message: messages["PreconditionFailed"],
-		Details: [][2]string{{"Condition", "Bucket POST must be of the enclosure-type multipart/form-data"}}, httpStatus: http.StatusPreconditionFailed,
+		Details: [][2]string{
+			{"Condition", "Bucket POST must be of the enclosure-type multipart/form-data"},
+		}, httpStatus: http.StatusPreconditionFailed,
 	}
 }
 
@@ -52,25 +54,30 @@ func (s *Server) authenticateForm(c *call) error {
 	if c.ContentLength < 0 {
 		return badRequest("MissingContentLength", "You must provide the Content-Length HTTP header.")
 	}
+
 	for name := range c.Header { // nothing signs them
 		if name = strings.ToLower(name); strings.HasPrefix(name, "x-amz-") && name != "x-amz-user-agent" {
 			return notImplemented("The header "+name+" of a form upload", changesMeaning)
 		}
 	}
+
 	f, err := readForm(c.Body, c.Header.Get("Content-Type"), c.ContentLength)
 	if err != nil {
 		return err
 	}
 	c.in.Add(c.ContentLength - f.left)
 	known := s.Clients.Now()
+
 	post, err := s.verifier(known).VerifyPost(f.fields)
 	if err != nil {
 		return err
 	}
+
 	client, ok := known.Client(post.AccessKey)
 	if !ok {
 		return badRequest("InvalidAccessKeyId", "The AWS Access Key Id you provided does not exist in our records.")
 	}
+
 	if err = f.openFile(); err == nil {
 		c.client, c.auth = client, post.Auth(f.size)
 		err = c.takeForm(f, post)
@@ -78,6 +85,7 @@ func (s *Server) authenticateForm(c *call) error {
 	if err == nil {
 		err = s.checkFormKey(c.key)
 	}
+
 	if err != nil {
 		c.discard(f)
 	}
@@ -94,6 +102,7 @@ func (c *call) takeForm(f *form, post *sigv4.Post) error {
 	if err := post.Check(f.fields); err != nil {
 		return err
 	}
+
 	if err := post.CheckLength(f.size); err != nil {
 		return err
 	}
@@ -101,6 +110,7 @@ func (c *call) takeForm(f *form, post *sigv4.Post) error {
 	if c.Header, err = f.header(); err != nil {
 		return err
 	}
+
 	c.posted, c.Body = f, io.NopCloser(f.file)
 	return nil
 }
@@ -131,26 +141,36 @@ var signing = setOf("policy x-amz-signature x-amz-algorithm x-amz-credential x-a
 // policy: the file's name, and the bucket.
 func (f *form) fill(bucket string) error {
 	if _, ok := f.fields["key"]; !ok {
-		return invalidField("key", "Bucket POST must contain a field named 'key'.  If it is specified, please check the order of the fields.")
+		return invalidField(
+			"key",
+			"Bucket POST must contain a field named 'key'.  If it is specified, please check the order of the fields.",
+		)
 	}
 	filename := f.filename[strings.LastIndexAny(f.filename, `/\`)+1:]
+
 	for name, value := range f.fields {
 		if !signing.has(name) {
 			f.fields[name] = strings.ReplaceAll(value, "${filename}", filename)
 		}
 	}
+
 	if said, ok := f.fields["bucket"]; ok && said != bucket {
 		return invalidField("bucket", "The form names another bucket than it is posted to.")
 	}
 	f.fields["bucket"] = bucket
+
 	switch key := f.fields["key"]; {
 	case key == "":
-		return badRequest("UserKeyMustBeSpecified", "The bucket POST must contain the specified field name. If it is specified, check the order of the fields.")
+		return badRequest(
+			"UserKeyMustBeSpecified",
+			"The bucket POST must contain the specified field name. If it is specified, check the order of the fields.",
+		)
 	case len(key) > maxKeyLength:
 		return badRequest("KeyTooLongError", "Your key is too long")
 	case !utf8.ValidString(key):
 		return invalidField("key", "The key is not UTF-8.")
 	}
+
 	return nil
 }
 
@@ -170,6 +190,7 @@ func (f *form) header() (http.Header, error) {
 		if !ok && strings.HasPrefix(field, "x-amz-") && !signing.has(field) {
 			name, ok = field, true
 		}
+
 		switch {
 		case field == "tagging":
 			tags, err := tagsOf(value)
@@ -180,6 +201,7 @@ func (f *form) header() (http.Header, error) {
 		case !ok:
 			continue
 		}
+
 		if !httpguts.ValidHeaderFieldName(name) || !httpguts.ValidHeaderFieldValue(value) {
 			return nil, invalidField(field, "The form field stands for a header, and cannot be one.")
 		}
@@ -188,6 +210,7 @@ func (f *form) header() (http.Header, error) {
 		}
 		h.Set(name, value)
 	}
+
 	return h, nil
 }
 
@@ -202,6 +225,7 @@ func tagsOf(text string) (string, error) {
 	if err := xml.Unmarshal([]byte(text), &doc); err != nil {
 		return "", malformedXML(err)
 	}
+
 	tags := make(url.Values)
 	for _, tag := range doc.Tags {
 		if tag.Key == "" || tags.Has(tag.Key) {
@@ -209,6 +233,7 @@ func tagsOf(text string) (string, error) {
 		}
 		tags.Set(tag.Key, tag.Value)
 	}
+
 	return tags.Encode(), nil
 }
 
@@ -221,6 +246,7 @@ func (c *call) answerForm() error {
 		return nil
 	}
 	c.w.Header().Set("Location", c.ownURL())
+
 	switch c.posted.fields["success_action_status"] {
 	case "200":
 		c.w.WriteHeader(http.StatusOK)
@@ -229,6 +255,7 @@ func (c *call) answerForm() error {
 	default:
 		c.w.WriteHeader(http.StatusNoContent)
 	}
+
 	return nil
 }
 
@@ -254,6 +281,7 @@ func (f *form) redirect(bucket, key, etag string) string {
 	if to == "" {
 		to = f.fields["redirect"] // its old name
 	}
+
 	u, err := url.Parse(to)
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 		return ""
@@ -262,6 +290,7 @@ func (f *form) redirect(bucket, key, etag string) string {
 	query.Set("bucket", bucket)
 	query.Set("key", key)
 	query.Set("etag", etag)
+
 	u.RawQuery = query.Encode()
 	return u.String()
 }

@@ -35,7 +35,10 @@ type form struct {
 // maxFields is S3's limit for a form without its file, in bytes.
 const maxFields = 20 << 10
 
-var errMalformedForm = badRequest("MalformedPOSTRequest", "The body of your POST request is not well-formed multipart/form-data.")
+var errMalformedForm = badRequest(
+	"MalformedPOSTRequest",
+	"The body of your POST request is not well-formed multipart/form-data.",
+)
 
 // readForm reads what is ahead of the file, which openFile begins to read.
 // length is that of the body.
@@ -44,10 +47,12 @@ func readForm(body io.Reader, contentType string, length int64) (*form, error) {
 	if err != nil || params["boundary"] == "" || len(params["boundary"]) > 70 {
 		return nil, errMalformedForm
 	}
+
 	f := &form{
 		fields: make(map[string]string), src: bufio.NewReaderSize(body, maxFields),
 		boundary: "--" + params["boundary"], left: length, budget: maxFields,
 	}
+
 	line, err := f.line()
 	if err != nil {
 		return nil, err
@@ -55,6 +60,7 @@ func readForm(body io.Reader, contentType string, length int64) (*form, error) {
 	if found, end := f.delimits(line); !found || end {
 		return nil, errMalformedForm
 	}
+
 	for {
 		name, err := f.part()
 		if err != nil {
@@ -63,6 +69,7 @@ func readForm(body io.Reader, contentType string, length int64) (*form, error) {
 		if name == "file" {
 			return f, nil
 		}
+
 		value, end, err := f.value()
 		if err != nil {
 			return nil, err
@@ -70,6 +77,7 @@ func readForm(body io.Reader, contentType string, length int64) (*form, error) {
 		if _, twice := f.fields[name]; twice {
 			return nil, invalidField(name, "The form field "+name+" occurs more than once.")
 		}
+
 		f.fields[name] = value
 		if end {
 			return nil, filesError(0)
@@ -93,8 +101,12 @@ func (f *form) line() ([]byte, error) {
 	line, err := f.src.ReadSlice('\n')
 	f.left -= int64(len(line))
 	if f.budget -= len(line); f.budget < 0 || errors.Is(err, bufio.ErrBufferFull) {
-		return nil, badRequest("MaxPostPreDataLengthExceeded", "Your POST request fields preceding the upload file were too large.")
+		return nil, badRequest(
+			"MaxPostPreDataLengthExceeded",
+			"Your POST request fields preceding the upload file were too large.",
+		)
 	}
+
 	if err == io.EOF && len(line) > 0 { // bare, as every io.Reader must say it
 		return line, nil
 	}
@@ -119,16 +131,20 @@ func (f *form) part() (name string, err error) {
 			return "", err
 		}
 		header.Write(line)
+
 		if string(line) == "\r\n" {
 			break
 		}
 	}
+
 	h, err := textproto.NewReader(bufio.NewReader(&header)).ReadMIMEHeader()
 	if err != nil {
 		return "", errMalformedForm
 	}
+
 	kind, params, err := mime.ParseMediaType(h.Get("Content-Disposition"))
-	if err != nil || kind != "form-data" || params["name"] == "" || h.Get("Content-Transfer-Encoding") != "" && !strings.EqualFold(h.Get("Content-Transfer-Encoding"), "binary") {
+	if err != nil || kind != "form-data" || params["name"] == "" ||
+		h.Get("Content-Transfer-Encoding") != "" && !strings.EqualFold(h.Get("Content-Transfer-Encoding"), "binary") {
 		return "", errMalformedForm
 	}
 	f.filename = params["filename"]
@@ -159,11 +175,13 @@ func (f *form) openFile() error {
 		f.file = &formFile{src: f.src, left: f.size, delimiter: delimiter, end: end, before: []byte("\r\n")}
 		return nil
 	}
+
 	rest := make([]byte, max(f.left, 0))
 	if _, err := io.ReadFull(f.src, rest); err != nil {
 		return bodyError(err)
 	}
 	f.left = 0
+
 	i := bytes.Index(rest, delimiter)
 	if i < 0 || bytes.HasPrefix(rest, []byte(f.boundary)) {
 		return errMalformedForm
@@ -174,12 +192,18 @@ func (f *form) openFile() error {
 
 // ignore reads over what follows the file, as S3 does.
 func (f *form) ignore(rest []byte) error {
-	behind := &form{src: bufio.NewReaderSize(bytes.NewReader(rest), max(len(rest), 16)), boundary: f.boundary, budget: len(rest)}
+	behind := &form{
+		src:      bufio.NewReaderSize(bytes.NewReader(rest), max(len(rest), 16)),
+		boundary: f.boundary,
+		budget:   len(rest),
+	}
 	line, err := behind.line()
+
 	found, end := behind.delimits(line)
 	if err != nil || !found {
 		return errMalformedForm
 	}
+
 	for !end {
 		name, err := behind.part()
 		if err != nil {
@@ -188,10 +212,12 @@ func (f *form) ignore(rest []byte) error {
 		if name == "file" {
 			return filesError(2)
 		}
+
 		if _, end, err = behind.value(); err != nil {
 			return errMalformedForm
 		}
 	}
+
 	return nil
 }
 
@@ -220,8 +246,10 @@ func (f *formFile) Read(p []byte) (int, error) {
 	return n, err
 }
 
-var errBehindFile = notImplemented("A form with more behind a file of over 1 MiB than the closing boundary and a line break",
-	"make the file the last field")
+var errBehindFile = notImplemented(
+	"A form with more behind a file of over 1 MiB than the closing boundary and a line break",
+	"make the file the last field",
+)
 
 // delimited reports whether the delimiter is in what has been read, and
 // remembers the end of that.

@@ -45,12 +45,19 @@ func FuzzForm(f *testing.F) {
 			f.Add(formType, []byte(body), more-1)
 		}
 	}
+
 	for _, long := range []string{"a long line", "\r\n"} {
 		f.Add(formType, []byte(field+strings.Repeat(long, 2*maxFields)+"\r\n"+file+"text\r\n"+end), int16(0))
 	}
-	f.Add("multipart/form-data; boundary="+strings.Repeat("X", 71), []byte("--"+strings.Repeat("X", 71)+"\r\n"), int16(0))
+
+	f.Add(
+		"multipart/form-data; boundary="+strings.Repeat("X", 71),
+		[]byte("--"+strings.Repeat("X", 71)+"\r\n"),
+		int16(0),
+	)
 	f.Add(`multipart/form-data; boundary="X X"`, []byte("--X X\r\n"), int16(0))
 	f.Add("multipart/form-data", []byte("--\r\n"), int16(0))
+
 	f.Fuzz(func(t *testing.T, contentType string, body []byte, more int16) {
 		length := max(int64(len(body))+int64(more), 0) // what the request says that it has
 		src := &counted{Reader: io.LimitReader(bytes.NewReader(body), length)}
@@ -58,18 +65,24 @@ func FuzzForm(f *testing.F) {
 		if src.n > 2*maxFields {
 			t.Fatalf("%d bytes are read ahead of the file", src.n)
 		}
+
 		if err != nil {
 			wantFormError(t, err)
 			return
 		}
 		ahead := length - form.left
+
 		if err := form.openFile(); err != nil {
 			wantFormError(t, err)
 			return
 		}
+
 		text, err := io.ReadAll(form.file)
 		if err != nil || int64(len(text)) != form.size || !bytes.HasPrefix(body[ahead:], text) ||
-			!bytes.HasPrefix(body[ahead+form.size:], []byte("\r\n"+form.boundary)) || bytes.Contains(text, []byte("\r\n"+form.boundary)) {
+			!bytes.HasPrefix(
+				body[ahead+form.size:],
+				[]byte("\r\n"+form.boundary),
+			) || bytes.Contains(text, []byte("\r\n"+form.boundary)) {
 			t.Fatalf("%q of %d bytes at %d, %v", text, form.size, ahead, err)
 		}
 	})
@@ -94,15 +107,18 @@ func FuzzFormRoundTrip(f *testing.F) {
 	f.Add("key", "k", "", []byte(""), maxPeek+7, uint8(4))
 	f.Add("key", "k", "", []byte("\r"), 65_000, uint8(200))
 	f.Add("\xf2\x11\"0;;", "\n\nR\n\r", "\x01=\xcb;\"", []byte("\xff\x00"), 0, uint8(0))
+
 	f.Fuzz(func(t *testing.T, name, value, filename string, text []byte, repeat int, cut uint8) {
 		if strings.Contains("\r\n"+value+"\r\n", "\r\n--XX") || strings.Contains("\r\n"+string(text), "\r\n--XX") {
 			t.Skip("what a boundary may not be in")
 		}
+
 		// Repeated, so that some are long.
 		file := bytes.Repeat(append(text, '.'), 1+min(max(repeat, 0), 2*maxPeek)/(len(text)+1))
 		var body bytes.Buffer
 		w := mimeform.NewWriter(&body)
 		_ = w.SetBoundary("XX")
+
 		if err := w.WriteField(name, value); err != nil {
 			t.Skip(err)
 		}
@@ -110,33 +126,51 @@ func FuzzFormRoundTrip(f *testing.F) {
 		if err != nil {
 			t.Skip(err)
 		}
+
 		ahead := body.Len()
 		part.Write(file)
 		w.Close()
 		length := int64(body.Len())
+
 		fields, err := fieldsOf(body.Bytes())
 		if err != nil || fields["name"] == "" || strings.EqualFold(fields["name"], "file") || ahead > maxFields {
 			return // not a form that is to be read
 		}
 		body.Truncate(body.Len() - min(int(cut), body.Len()))
 		src := &counted{Reader: &body}
+
 		form, err := readForm(src, formType, length)
 		if err == nil {
 			err = form.openFile()
 		}
 		var got []byte
+
 		if err == nil {
 			got, err = io.ReadAll(form.file)
 		}
+
 		if cut > 0 {
 			if err == nil {
 				t.Fatalf("%d bytes are missing, and nobody notices", cut)
 			}
 			return
 		}
+
 		want := map[string]string{strings.ToLower(fields["name"]): fields["value"]}
-		if err != nil || !bytes.Equal(got, file) || form.size != int64(len(file)) || src.n != length || !maps.Equal(form.fields, want) || form.filename != fields["filename"] {
-			t.Fatalf("%d of %d bytes, size %d, fields %q not %q, file %q not %q, %v", len(got), len(file), form.size, form.fields, want, form.filename, fields["filename"], err)
+		if err != nil || !bytes.Equal(got, file) || form.size != int64(len(file)) || src.n != length ||
+			!maps.Equal(form.fields, want) ||
+			form.filename != fields["filename"] {
+			t.Fatalf(
+				"%d of %d bytes, size %d, fields %q not %q, file %q not %q, %v",
+				len(got),
+				len(file),
+				form.size,
+				form.fields,
+				want,
+				form.filename,
+				fields["filename"],
+				err,
+			)
 		}
 	})
 }
@@ -148,11 +182,13 @@ func fieldsOf(body []byte) (map[string]string, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	value, err := io.ReadAll(field)
 	if err != nil {
 		return nil, err
 	}
 	out := map[string]string{"name": field.FormName(), "value": string(value)}
+
 	file, err := r.NextRawPart()
 	if err != nil {
 		return nil, err

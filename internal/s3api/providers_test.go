@@ -38,6 +38,7 @@ func allProviders(t *testing.T) []owned {
 	vault := hashi.NewKey(t, nil)
 	google := kmstest.StartGCP(t)
 	gcp := google.NewKey(t, nil)
+
 	microsoft := kmstest.StartAzure(t)
 	azure := microsoft.NewKey(t, "RSA-2048", nil)
 	azureName := azure.KeyID()[strings.LastIndex(azure.KeyID(), "/")+1:]
@@ -45,12 +46,20 @@ func allProviders(t *testing.T) []owned {
 	if err := kms.CreateLocalKeyFile(file); err != nil {
 		t.Fatal(err)
 	}
+
 	local, err := kms.NewLocal(file)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	list := []owned{
-		{"aws-kms", aws, func() error { return amazon.DisableKey(aws.KeyID()) }, func() error { return amazon.EnableKey(aws.KeyID()) }, "KMS.DisabledException"},
+		{
+			"aws-kms",
+			aws,
+			func() error { return amazon.DisableKey(aws.KeyID()) },
+			func() error { return amazon.EnableKey(aws.KeyID()) },
+			"KMS.DisabledException",
+		},
 		{"vault-transit", vault, done(func() { hashi.Deny(true) }), done(func() { hashi.Deny(false) }), "AccessDenied"},
 		{
 			"gcp-kms", gcp, done(func() { google.SetState(gcp.KeyID(), 1, kmspb.CryptoKeyVersion_DISABLED) }),
@@ -60,8 +69,15 @@ func allProviders(t *testing.T) []owned {
 			"azure-keyvault", azure, done(func() { microsoft.SetEnabled(azureName, 1, false) }), done(func() { microsoft.SetEnabled(azureName, 1, true) }),
 			"KMS.DisabledException",
 		},
-		{"local", local, func() error { return os.Rename(file, file+".gone") }, func() error { return os.Rename(file+".gone", file) }, "KMS.NotFoundException"},
+		{
+			"local",
+			local,
+			func() error { return os.Rename(file, file+".gone") },
+			func() error { return os.Rename(file+".gone", file) },
+			"KMS.NotFoundException",
+		},
 	}
+
 	if hsm := hsmKey(t); hsm != nil {
 		list = append(list, *hsm)
 	}
@@ -80,11 +96,13 @@ func TestAllProvidersAtOnce(t *testing.T) {
 			cfg.Rules = append(cfg.Rules, keyring.Rule{Buckets: []string{o.name + "-*"}, Key: o.name})
 		}
 	})
+
 	ctx, stop := t.Context(), make(chan struct{})
 	go func() { defer close(stop); p.keys.Run(ctx) }()
 	t.Cleanup(func() { <-stop })
 	text := randomText(100_000)
 	buckets := make(map[string]string)
+
 	for _, o := range providers {
 		p.bucket = p.newBucket(o.name + "-")
 		buckets[o.name] = p.bucket
@@ -94,6 +112,7 @@ func TestAllProvidersAtOnce(t *testing.T) {
 			t.Fatalf("%s: sealed with %q, want %q; %v", o.name, id, o.wrapper.KeyID(), head)
 		}
 	}
+
 	read := func(name string) error {
 		p.bucket = buckets[name]
 		got, _, err := p.get("k")
@@ -102,18 +121,22 @@ func TestAllProvidersAtOnce(t *testing.T) {
 		}
 		return err
 	}
+
 	for _, o := range providers {
 		if err := o.take(); err != nil {
 			t.Fatal(o.name, err)
 		}
+
 		// A read that is under way when the purge comes is cut, which a client
 		// sees as a reset. The next one must be told why.
 		var err error
+
 		for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 			if err = read(o.name); err != nil && strings.Contains(err.Error(), o.code) {
 				break
 			}
 		}
+
 		if err == nil || !strings.Contains(err.Error(), o.code) {
 			t.Errorf("%s: reading without the key: %v, want %s", o.name, err, o.code)
 		}
@@ -121,6 +144,7 @@ func TestAllProvidersAtOnce(t *testing.T) {
 		if _, err := p.client.PutObject(ctx, &s3.PutObjectInput{Bucket: &bucket, Key: &key, Body: bytes.NewReader(text)}); err == nil {
 			t.Errorf("%s: stored without the key", o.name)
 		}
+
 		for _, other := range providers {
 			if other.name != o.name {
 				if err := read(other.name); err != nil {
@@ -128,6 +152,7 @@ func TestAllProvidersAtOnce(t *testing.T) {
 				}
 			}
 		}
+
 		if err := o.give(); err != nil {
 			t.Fatal(o.name, err)
 		}
@@ -135,6 +160,7 @@ func TestAllProvidersAtOnce(t *testing.T) {
 		for deadline := time.Now().Add(20 * time.Second); err != nil && time.Now().Before(deadline); err = read(o.name) {
 			time.Sleep(20 * time.Millisecond)
 		}
+
 		if err != nil {
 			t.Errorf("%s: given back: %v", o.name, err)
 		}

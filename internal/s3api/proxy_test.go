@@ -87,23 +87,42 @@ func newProxy(t testing.TB, options ...option) *proxy {
 	p.origin = &tap{next: origin.New(proxytest.OriginConfig(store.transport))}
 	p.cache = dekcache.New(dekcache.Config{TTL: time.Minute, MaxEntries: 1000, Now: now})
 	t.Cleanup(p.cache.Close)
+
 	ringConfig := keyring.Config{
-		Keys:  []keyring.Key{{Name: "main", Wrapper: key}},
-		Rules: []keyring.Rule{{Buckets: []string{"plain-*"}, Key: "main", AllowPlaintext: true}, {Key: "main", AskedKeys: []string{"*"}}},
+		Keys: []keyring.Key{{Name: "main", Wrapper: key}},
+		Rules: []keyring.Rule{
+			{Buckets: []string{"plain-*"}, Key: "main", AllowPlaintext: true},
+			{Key: "main", AskedKeys: []string{"*"}},
+		},
 		Cache: p.cache,
 	}
+
 	clients, err := access.New([]access.Client{
-		{Name: "app", AccessKey: clientAccess, Secret: clientSecret, Allow: []access.Grant{{Buckets: []string{"*"}, Actions: everything}}},
-		{Name: "reader", AccessKey: readerAccess, Secret: readerSecret, Allow: []access.Grant{{Buckets: []string{"shared-*"}, Actions: []access.Action{access.Read, access.List}}}},
+		{
+			Name:      "app",
+			AccessKey: clientAccess,
+			Secret:    clientSecret,
+			Allow:     []access.Grant{{Buckets: []string{"*"}, Actions: everything}},
+		},
+		{
+			Name:      "reader",
+			AccessKey: readerAccess,
+			Secret:    readerSecret,
+			Allow: []access.Grant{
+				{Buckets: []string{"shared-*"}, Actions: []access.Action{access.Read, access.List}},
+			},
+		},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	cfg := s3api.Config{
 		Origin: p.origin, Clients: clients, Domain: "s3.test", ETagPartCount: true, Metrics: metrics.New(), IdleTimeout: 20 * time.Second,
 		MaxConcurrent: 96, Now: now, Random: rand.Reader, LocalTLS: true, // 72 of them for one client
 		Log: zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig()), p.log, zap.DebugLevel)),
 	}
+
 	for _, o := range options {
 		o(p, &cfg, &ringConfig)
 	}
@@ -111,6 +130,7 @@ func newProxy(t testing.TB, options ...option) *proxy {
 	if p.keys, err = keyring.New(ringConfig); err != nil {
 		t.Fatal(err)
 	}
+
 	cfg.Keys = p.keys
 	p.server = httptest.NewUnstartedServer(s3api.New(cfg))
 	p.server.Config.DisableGeneralOptionsHandler = true
@@ -124,6 +144,7 @@ func newProxy(t testing.TB, options ...option) *proxy {
 			}
 		}
 	})
+
 	p.url = p.server.URL
 	p.client = p.as(clientAccess, clientSecret)
 	p.bucket = p.newBucket("test-")
@@ -167,13 +188,17 @@ func (p *proxy) get(key string, more ...func(*s3.GetObjectInput)) ([]byte, *s3.G
 	for _, m := range more {
 		m(in)
 	}
+
 	out, err := p.client.GetObject(p.t.Context(), in)
 	if err != nil {
 		return nil, nil, err
 	}
 	defer out.Body.Close()
 	var text bytes.Buffer
-	text.Grow(int(max(0, *out.ContentLength)) + bytes.MinRead) // no copies of what was read: the race detector looks at each byte
+
+	text.Grow(
+		int(max(0, *out.ContentLength)) + bytes.MinRead,
+	) // no copies of what was read: the race detector looks at each byte
 	_, err = text.ReadFrom(out.Body)
 	return text.Bytes(), out, err
 }
@@ -195,10 +220,14 @@ func (p *proxy) storeDo(method, key string, header http.Header, body []byte) (*h
 		u.Path = "/" + p.bucket
 	}
 	u.RawPath = sigv4.EscapePath(u.Path)
+
 	if header == nil {
 		header = http.Header{}
 	}
-	r := (&http.Request{Method: method, URL: u, Header: header, Body: io.NopCloser(bytes.NewReader(body)), ContentLength: int64(len(body))}).WithContext(p.t.Context())
+	r := (&http.Request{Method: method, URL: u, Header: header, Body: io.NopCloser(bytes.NewReader(body)), ContentLength: int64(len(body))}).WithContext(
+		p.t.Context(),
+	)
+
 	if len(body) == 0 {
 		r.Body = nil
 	}
@@ -207,6 +236,7 @@ func (p *proxy) storeDo(method, key string, header http.Header, body []byte) (*h
 		p.t.Fatal(err)
 	}
 	defer resp.Body.Close()
+
 	answer, err := io.ReadAll(resp.Body)
 	if err != nil {
 		p.t.Fatal(err)
@@ -268,17 +298,21 @@ func (p *proxy) send(r request) answer {
 		p.t.Fatal(err)
 	}
 	defer resp.Body.Close()
+
 	a := answer{Response: resp}
 	if a.body, err = io.ReadAll(resp.Body); err != nil {
 		p.t.Fatal(err)
 	}
+
 	if resp.StatusCode >= 300 && len(a.body) > 0 {
 		var doc struct{ Code, RequestId string }
-		if err := xml.Unmarshal(a.body, &doc); err != nil || doc.RequestId != resp.Header.Get("X-Amz-Request-Id") || doc.RequestId == "" {
+		if err := xml.Unmarshal(a.body, &doc); err != nil || doc.RequestId != resp.Header.Get("X-Amz-Request-Id") ||
+			doc.RequestId == "" {
 			p.t.Errorf("%s %s: the error is not S3's XML with the request id: %s", r.method, r.path, a.body)
 		}
 		a.Code = doc.Code
 	}
+
 	return a
 }
 
@@ -290,16 +324,21 @@ func (p *proxy) sign(r request) *http.Request {
 	}
 	raw, query, _ := strings.Cut(r.path, "?")
 	u.RawQuery = query
+
 	u.Opaque = "//" + u.Host + raw
-	req := (&http.Request{Method: r.method, URL: u, Host: u.Host, Header: http.Header{}, ContentLength: int64(len(r.body))}).WithContext(p.t.Context())
+	req := (&http.Request{Method: r.method, URL: u, Host: u.Host, Header: http.Header{}, ContentLength: int64(len(r.body))}).WithContext(
+		p.t.Context(),
+	)
 	if r.body != nil {
 		req.Body = io.NopCloser(bytes.NewReader(r.body))
 	}
+
 	maps.Copy(req.Header, r.header)
 	if r.hash == "" {
 		sum := sha256.Sum256(r.body)
 		r.hash = hex.EncodeToString(sum[:])
 	}
+
 	if r.at.IsZero() {
 		r.at = time.Now()
 	}
@@ -307,10 +346,12 @@ func (p *proxy) sign(r request) *http.Request {
 	if r.accessKey != "" {
 		creds.AccessKeyID = r.accessKey
 	}
+
 	if r.secret != "" {
 		creds.SecretAccessKey = r.secret
 	}
 	signer := v4.NewSigner(func(o *v4.SignerOptions) { o.DisableURIPathEscaping = true })
+
 	if !r.presign {
 		req.Header.Set("X-Amz-Content-Sha256", r.hash)
 		if err := signer.SignHTTP(p.t.Context(), creds, req, r.hash, "s3", region, r.at); err != nil {
@@ -318,6 +359,7 @@ func (p *proxy) sign(r request) *http.Request {
 		}
 		return req
 	}
+
 	signed, _, err := signer.PresignHTTP(p.t.Context(), creds, req, "UNSIGNED-PAYLOAD", "s3", region, r.at)
 	if err != nil {
 		p.t.Fatal(err)
@@ -325,6 +367,7 @@ func (p *proxy) sign(r request) *http.Request {
 	if req.URL, err = url.Parse(signed); err != nil {
 		p.t.Fatal(err)
 	}
+
 	return req
 }
 
@@ -344,6 +387,7 @@ func (t *tap) RoundTrip(r *http.Request) (*http.Response, error) {
 	t.requests = append(t.requests, r.Method+" "+r.URL.Path+" "+r.Header.Get("Range"))
 	fault, alter := t.fault, t.alter
 	t.mu.Unlock()
+
 	if fault != nil {
 		if resp, err := fault(r); resp != nil || err != nil {
 			if r.Body != nil {
@@ -352,10 +396,12 @@ func (t *tap) RoundTrip(r *http.Request) (*http.Response, error) {
 			return resp, err
 		}
 	}
+
 	if t.condition != nil {
 		r = r.Clone(r.Context())
 		t.condition(r)
 	}
+
 	resp, err := t.next.RoundTrip(r)
 	if err == nil && alter != nil {
 		alter(resp)

@@ -47,6 +47,7 @@ func (s *Server) sealObject(c *call) error {
 	if err := checkMetadata(c.Header, nil); err != nil {
 		return err
 	}
+
 	lease, err := s.Keys.Create(c.Context(), c.object(), c.client.Name, wanted)
 	if err != nil {
 		return err
@@ -54,23 +55,32 @@ func (s *Server) sealObject(c *call) error {
 	defer lease.Release()
 	c.watch(lease.Lease)
 	lease.Wrote(c.auth.DecodedLength())
+
 	if err := c.peek(); err != nil {
 		return err
 	}
 	size := c.auth.DecodedLength()
+
 	sealer, err := crypt.NewSealer(c.payload, size, lease.DEK(), s.Random)
 	if err != nil {
 		return err
 	}
+
 	header, err := s.putHeader(c, lease, sealer.Header())
 	if err != nil {
 		return errors.Join(err, sealer.Close())
 	}
-	resp, err := s.sendSealed(c, header, &upload{sealer: sealer, c: c, lease: lease.Lease, size: crypt.StoredSize(size)})
+
+	resp, err := s.sendSealed(
+		c,
+		header,
+		&upload{sealer: sealer, c: c, lease: lease.Lease, size: crypt.StoredSize(size)},
+	)
 	if err != nil {
 		return err
 	}
 	defer closeBody(resp)
+
 	c.copyHeader(resp.Header)
 	if resp.Header.Get(objectSize) != "" { // of stores that say so
 		c.w.Header().Set(objectSize, strconv.FormatInt(size, 10))
@@ -90,6 +100,7 @@ func (s *Server) sendSealed(c *call, header http.Header, up *upload) (*http.Resp
 			body, length = nil, 0
 		}
 	}
+
 	resp, err := s.send(c, c.originRequest(http.MethodPut, header, body, length))
 	if failure := up.failure(); failure != nil {
 		if err == nil {
@@ -97,6 +108,7 @@ func (s *Server) sendSealed(c *call, header http.Header, up *upload) (*http.Resp
 		}
 		return nil, failure // the client's fault, and why the store was left with half a body
 	}
+
 	if err != nil {
 		return nil, up.clientTimeout(err)
 	}
@@ -104,6 +116,7 @@ func (s *Server) sendSealed(c *call, header http.Header, up *upload) (*http.Resp
 		closeBody(resp)
 		return nil, fmt.Errorf("%w answered %d before it had the whole body", errOrigin, resp.StatusCode)
 	}
+
 	return resp, nil
 }
 
@@ -179,11 +192,13 @@ func (u *upload) Read(p []byte) (int, error) {
 	u.waiting.Store(&began)
 	n, err := u.sealer.Read(p)
 	u.waiting.Store(nil)
+
 	if n > 0 {
 		if err := u.lease.Check(u.c.Context()); err != nil {
 			return 0, u.fail(err)
 		}
 	}
+
 	u.sent += int64(n)
 	if u.sent == u.size {
 		u.finished.Store(true)
@@ -191,6 +206,7 @@ func (u *upload) Read(p []byte) (int, error) {
 	if err != nil && err != io.EOF && !errors.Is(err, io.ErrClosedPipe) { // bare, as above
 		return n, u.fail(bodyError(err))
 	}
+
 	return n, err
 }
 
@@ -214,8 +230,13 @@ func bodyError(err error) error {
 	if errors.Is(err, errOrigin) { // the payload is an object that is copied
 		return err
 	}
-	if err == nil || errors.Is(err, crypt.ErrTrailing) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return &Error{Code: "IncompleteBody", Message: "You did not provide the number of bytes specified by the Content-Length HTTP header.", cause: err}
+	if err == nil || errors.Is(err, crypt.ErrTrailing) || errors.Is(err, io.EOF) ||
+		errors.Is(err, io.ErrUnexpectedEOF) {
+		return &Error{
+			Code:    "IncompleteBody",
+			Message: "You did not provide the number of bytes specified by the Content-Length HTTP header.",
+			cause:   err,
+		}
 	}
 	return err
 }

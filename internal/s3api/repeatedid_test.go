@@ -29,8 +29,10 @@ func TestAnUploadIDThatIsGivenTwice(t *testing.T) {
 		resp.Body.Close()
 		body = uploadIDElement.ReplaceAll(body, []byte("<UploadId>"+string(found[1])+"</UploadId>"))
 		resp.Body, resp.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+
 		resp.Header.Del("Content-Length")
 	})
+
 	if again := create(); again.StatusCode != http.StatusServiceUnavailable || again.Code != "ServiceUnavailable" {
 		t.Errorf("an id of before: %d %s", again.StatusCode, again.body)
 	}

@@ -39,20 +39,28 @@ func (c *call) locate(domain string) error {
 	if !strings.HasPrefix(path, "/") {
 		return badRequest("InvalidURI", "Couldn't parse the specified URI.")
 	}
+
 	if c.query, err = url.ParseQuery(rawQuery); err != nil {
 		return badRequest("InvalidURI", "Couldn't parse the query of the specified URI.")
 	}
 	path = path[1:]
+
 	if sub, ok := bucketOfHost(c.Host, domain); ok {
 		c.bucket, c.key = sub, path
 	} else {
 		c.bucket, c.key, _ = strings.Cut(path, "/")
 	}
+
 	if c.bucket == "" && path != "" || c.bucket != "" && !validBucket(c.bucket) {
 		bucket := c.bucket
 		c.bucket, c.key = "", ""
-		return &Error{Code: "InvalidBucketName", Message: "The specified bucket is not valid.", Details: [][2]string{{"BucketName", bucket}}}
+		return &Error{
+			Code:    "InvalidBucketName",
+			Message: "The specified bucket is not valid.",
+			Details: [][2]string{{"BucketName", bucket}},
+		}
 	}
+
 	switch {
 	case len(c.key) > maxKeyLength:
 		return badRequest("KeyTooLongError", "Your key is too long")
@@ -101,19 +109,28 @@ func (c *call) takeHoisted() error {
 		return nil
 	}
 	c.Header = c.Header.Clone()
+
 	for name, values := range c.query {
-		if signatureNames.has(name) || !c.route.allowsHeader(strings.ToLower(name)) || customerNames.has(strings.ToLower(name)) { // no key in a URL
+		if signatureNames.has(name) || !c.route.allowsHeader(strings.ToLower(name)) ||
+			customerNames.has(strings.ToLower(name)) { // no key in a URL
 			continue
 		}
-		if !httpguts.ValidHeaderFieldName(name) || slices.ContainsFunc(values, func(v string) bool { return !httpguts.ValidHeaderFieldValue(v) }) {
-			return badRequest("InvalidArgument", fmt.Sprintf("The query parameter %q stands for a header, and cannot be one.", name))
+
+		if !httpguts.ValidHeaderFieldName(name) ||
+			slices.ContainsFunc(values, func(v string) bool { return !httpguts.ValidHeaderFieldValue(v) }) {
+			return badRequest(
+				"InvalidArgument",
+				fmt.Sprintf("The query parameter %q stands for a header, and cannot be one.", name),
+			)
 		}
+
 		if len(c.Header.Values(name)) > 0 && !slices.Equal(c.Header.Values(name), values) {
 			return badRequest("InvalidArgument", "The header "+name+" and the query parameter of its name differ.")
 		}
 		c.Header[http.CanonicalHeaderKey(name)] = values
 		delete(c.query, name)
 	}
+
 	return nil
 }
 
@@ -128,23 +145,30 @@ func (c *call) checkNames() error {
 			return badRequest("InvalidArgument", "The query parameter "+name+" occurs more than once.")
 		}
 	}
+
 	for name, values := range c.Header {
 		if !isAmz(name) && len(values) == 1 {
 			continue
 		}
+
 		name = strings.ToLower(name)
 		if isAmz(name) && !c.route.allowsHeader(name) {
 			if strings.HasPrefix(name, strings.ToLower(checksumPrefix)) {
-				return badRequest("InvalidRequest", "The algorithm type you specified in x-amz-checksum- header is invalid.")
+				return badRequest(
+					"InvalidRequest",
+					"The algorithm type you specified in x-amz-checksum- header is invalid.",
+				)
 			}
 			return notImplemented("The header "+name+" of "+c.op, changesMeaning)
 		}
+
 		// A signature does not tell two headers from one with a comma, so it
 		// must not matter which one is looked at.
 		if len(values) > 1 && !repeatable(name) {
 			return badRequest("InvalidArgument", "The header "+name+" occurs more than once.")
 		}
 	}
+
 	if c.route.flags&checksACL != 0 {
 		return nil
 	}
@@ -164,7 +188,9 @@ func repeatable(name string) bool {
 	case "range", "if-modified-since", "if-unmodified-since", "content-type", "content-md5", "expires":
 		return false
 	default:
-		return !strings.HasPrefix(name, "x-amz-") || strings.HasPrefix(name, "x-amz-meta-") || name == "x-amz-trailer" || name == "x-amz-object-attributes"
+		return !strings.HasPrefix(name, "x-amz-") || strings.HasPrefix(name, "x-amz-meta-") ||
+			name == "x-amz-trailer" ||
+			name == "x-amz-object-attributes"
 	}
 }
 
@@ -176,19 +202,26 @@ func (c *call) openBody() error {
 			return badRequest("MissingContentLength", "You must provide the Content-Length HTTP header.")
 		}
 	}
+
 	stores := c.route.policy == seal && c.route.body > 0
 	if c.auth.Framed() && !stores {
 		return badRequest("InvalidRequest", "The value of x-amz-content-sha256 header is invalid.")
 	}
+
 	if c.auth.DecodedLength() > c.route.body {
 		if stores {
 			return &Error{
 				Code: "EntityTooLarge", Message: "Your proposed upload exceeds the maximum allowed object size.",
-				Details: [][2]string{{"ProposedSize", strconv.FormatInt(c.auth.DecodedLength(), 10)}, {"MaxSizeAllowed", strconv.FormatInt(c.route.body, 10)}},
+				Details: [][2]string{
+					{"ProposedSize", strconv.FormatInt(c.auth.DecodedLength(), 10)},
+					{"MaxSizeAllowed", strconv.FormatInt(c.route.body, 10)},
+				},
 			}
 		}
+
 		return badRequest("MaxMessageLengthExceeded", "Your request was too big.")
 	}
+
 	var err error
 	if c.checks, err = newChecksums(c.route.payloadHeader(c.Header)); err != nil {
 		return err

@@ -48,6 +48,7 @@ func TestSignatures(t *testing.T) {
 			}
 		})
 	}
+
 	if _, err := p.as("AKIANOBODY", "x").GetObject(t.Context(), &s3.GetObjectInput{Bucket: &p.bucket, Key: new("k")}); code(err) != "InvalidAccessKeyId" {
 		t.Errorf("unknown access key: %v", err)
 	}
@@ -55,6 +56,7 @@ func TestSignatures(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	resp.Body.Close()
 	if resp.StatusCode != http.StatusForbidden {
 		t.Errorf("anonymous: %d", resp.StatusCode)
@@ -68,25 +70,33 @@ func TestPresignedBySDK(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	get, err := presign.PresignGetObject(t.Context(), &s3.GetObjectInput{Bucket: &p.bucket, Key: new("a b/ü+"), ResponseContentType: new("text/x-asked")})
+
+	get, err := presign.PresignGetObject(
+		t.Context(),
+		&s3.GetObjectInput{Bucket: &p.bucket, Key: new("a b/ü+"), ResponseContentType: new("text/x-asked")},
+	)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	do := func(method, url string, header http.Header, body string) (int, string, http.Header) {
 		r, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		for name, values := range header {
 			if name != "Host" && name != "Content-Length" {
 				r.Header[name] = values
 			}
 		}
+
 		resp, err := p.server.Client().Do(r)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer resp.Body.Close()
+
 		text, err := io.ReadAll(resp.Body)
 		if err != nil {
 			t.Fatal(err)
@@ -96,12 +106,15 @@ func TestPresignedBySDK(t *testing.T) {
 	if status, text, _ := do("PUT", put.URL, put.SignedHeader, "presigned"); status != 200 {
 		t.Fatalf("PUT: %d %s", status, text)
 	}
-	if status, text, h := do("GET", get.URL, get.SignedHeader, ""); status != 200 || text != "presigned" || h.Get("Content-Type") != "text/x-asked" {
+
+	if status, text, h := do("GET", get.URL, get.SignedHeader, ""); status != 200 || text != "presigned" ||
+		h.Get("Content-Type") != "text/x-asked" {
 		t.Errorf("GET: %d %s %s", status, text, h.Get("Content-Type"))
 	}
 	if status, _, _ := do("DELETE", get.URL, nil, ""); status != http.StatusForbidden {
 		t.Errorf("a GET URL used for DELETE: %d", status)
 	}
+
 	if status, _, _ := do("GET", strings.Replace(get.URL, "text%2Fx-asked", "text%2Fhtml", 1), nil, ""); status != http.StatusForbidden {
 		t.Errorf("an altered override: %d", status)
 	}
@@ -111,17 +124,26 @@ func TestVirtualHostStyle(t *testing.T) {
 	p := newProxy(t)
 	p.put("dir/k", []byte("virtual"))
 	port := p.url[strings.LastIndex(p.url, ":"):]
-	r := &http.Request{Method: "GET", URL: &url.URL{Scheme: "http", Host: strings.TrimPrefix(p.url, "http://"), Path: "/dir/k"}, Host: p.bucket + ".s3.test" + port, Header: http.Header{"X-Amz-Content-Sha256": {"UNSIGNED-PAYLOAD"}}}
+
+	r := &http.Request{
+		Method: "GET",
+		URL:    &url.URL{Scheme: "http", Host: strings.TrimPrefix(p.url, "http://"), Path: "/dir/k"},
+		Host:   p.bucket + ".s3.test" + port,
+		Header: http.Header{"X-Amz-Content-Sha256": {"UNSIGNED-PAYLOAD"}},
+	}
 	r = r.WithContext(t.Context())
+
 	creds := aws.Credentials{AccessKeyID: clientAccess, SecretAccessKey: clientSecret}
 	if err := v4.NewSigner().SignHTTP(t.Context(), creds, r, "UNSIGNED-PAYLOAD", "s3", region, time.Now()); err != nil {
 		t.Fatal(err)
 	}
+
 	resp, err := p.server.Client().Do(r)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
+
 	if text, err := io.ReadAll(resp.Body); err != nil || string(text) != "virtual" {
 		t.Errorf("%d %s %v", resp.StatusCode, text, err)
 	}
@@ -159,9 +181,11 @@ func TestUnknownIsRefused(t *testing.T) {
 			}
 		})
 	}
+
 	if !bytes.Equal(p.mustGet("k"), []byte("x")) {
 		t.Error("the object was changed")
 	}
+
 	for _, path := range []string{b + "/k?x-id=GetObject", b + "/k?x-my-tracking=5"} {
 		t.Run(path, func(t *testing.T) {
 			if a := p.send(request{method: "GET", path: path}); a.StatusCode != 200 {
@@ -195,7 +219,15 @@ func TestMalformedRequests(t *testing.T) {
 	} {
 		t.Run(row.r.method+" "+row.r.path, func(t *testing.T) {
 			if a := p.send(row.r); a.StatusCode != row.status || a.Code != row.code {
-				t.Errorf("%s %s: %d %s, want %d %s", row.r.method, row.r.path, a.StatusCode, a.Code, row.status, row.code)
+				t.Errorf(
+					"%s %s: %d %s, want %d %s",
+					row.r.method,
+					row.r.path,
+					a.StatusCode,
+					a.Code,
+					row.status,
+					row.code,
+				)
 			}
 		})
 	}
@@ -231,10 +263,12 @@ func TestRawNonsense(t *testing.T) {
 		if err := conn.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
 			t.Fatal(err)
 		}
+
 		fmt.Fprint(conn, raw)
 		if len(raw) < 16 {
 			fmt.Fprint(conn, "\r\n\r\n")
 		}
+
 		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 		if err != nil {
 			t.Errorf("%q: %v", raw, err)
@@ -243,6 +277,7 @@ func TestRawNonsense(t *testing.T) {
 		}
 		conn.Close()
 	}
+
 	if strings.Contains(p.log.String(), "panic") {
 		t.Error("something panicked:\n", p.log.String())
 	}
@@ -252,12 +287,16 @@ func TestRawNonsense(t *testing.T) {
 // has been sent.
 func (p *proxy) dialPut(length int) net.Conn {
 	p.t.Helper()
-	r := p.sign(request{method: "PUT", path: "/" + p.bucket + "/slow", body: make([]byte, length), hash: "UNSIGNED-PAYLOAD"})
+	r := p.sign(
+		request{method: "PUT", path: "/" + p.bucket + "/slow", body: make([]byte, length), hash: "UNSIGNED-PAYLOAD"},
+	)
+
 	conn, err := net.Dial("tcp", strings.TrimPrefix(p.url, "http://"))
 	if err != nil {
 		p.t.Fatal(err)
 	}
 	p.t.Cleanup(func() { conn.Close() })
+
 	if err := conn.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
 		p.t.Fatal(err)
 	}
@@ -265,6 +304,7 @@ func (p *proxy) dialPut(length int) net.Conn {
 	if err := r.Header.Write(conn); err != nil {
 		p.t.Fatal(err)
 	}
+
 	fmt.Fprint(conn, "\r\n")
 	return conn
 }
@@ -278,6 +318,7 @@ func TestClientThatStalls(t *testing.T) {
 		t.Fatal(err, p.log.String())
 	}
 	defer resp.Body.Close()
+
 	body, _ := io.ReadAll(resp.Body)
 	if resp.StatusCode != http.StatusBadRequest || !bytes.Contains(body, []byte("<Code>RequestTimeout<")) {
 		t.Errorf("%d %s", resp.StatusCode, body)
@@ -295,11 +336,14 @@ func TestTooManyRequests(t *testing.T) {
 		<-release
 		return nil, errors.New("released")
 	}, nil)
+
 	first := make(chan answer, 1)
 	go func() { first <- p.send(request{method: "GET", path: "/" + p.bucket + "/k"}) }()
 	<-reached
+
 	second := p.send(request{method: "GET", path: "/" + p.bucket + "/k"})
-	if second.StatusCode != http.StatusServiceUnavailable || second.Code != "SlowDown" || second.Header.Get("Retry-After") == "" {
+	if second.StatusCode != http.StatusServiceUnavailable || second.Code != "SlowDown" ||
+		second.Header.Get("Retry-After") == "" {
 		t.Errorf("%d %s", second.StatusCode, second.Code)
 	}
 	close(release)
@@ -315,6 +359,7 @@ func TestForgedChunkIsNotStored(t *testing.T) {
 	chunk := func(data, signature string) string {
 		return fmt.Sprintf("%x;chunk-signature=%s\r\n%s", len(data), signature, data)
 	}
+
 	for _, tail := range []string{"", "\r", "\r\n", "\r\n0;chunk-signature=" + strings.Repeat("0", 64) + "\r\n\r\n"} {
 		const hash = "STREAMING-AWS4-HMAC-SHA256-PAYLOAD"
 		r := p.sign(request{method: "PUT", path: "/" + p.bucket + "/k", hash: hash, header: http.Header{
@@ -322,11 +367,13 @@ func TestForgedChunkIsNotStored(t *testing.T) {
 		}})
 		body := chunk(forged, strings.Repeat("a", 64)) + tail
 		r.Body, r.ContentLength = io.NopCloser(strings.NewReader(body)), int64(len(body))
+
 		resp, err := p.server.Client().Do(r)
 		if err != nil {
 			t.Fatal(err)
 		}
 		resp.Body.Close()
+
 		if resp.StatusCode < 400 || resp.StatusCode >= 500 {
 			t.Errorf("ending in %q: %d", tail, resp.StatusCode)
 		}
@@ -357,15 +404,18 @@ func TestFraming(t *testing.T) {
 			if row.path == "?delete" || strings.Contains(row.path, "uploadId") {
 				method = "POST"
 			}
+
 			a := p.send(request{
 				method: method, path: "/" + p.bucket + row.path, body: []byte(row.body), hash: "STREAMING-UNSIGNED-PAYLOAD-TRAILER",
 				header: http.Header{"X-Amz-Decoded-Content-Length": {"5"}},
 			})
-			if a.Code != row.code || row.code != "" && !bytes.Contains(a.body, []byte("<Message>"+row.message+"</Message>")) {
+			if a.Code != row.code ||
+				row.code != "" && !bytes.Contains(a.body, []byte("<Message>"+row.message+"</Message>")) {
 				t.Errorf("%s %q: %d %s", row.path, row.body, a.StatusCode, a.body)
 			}
 		})
 	}
+
 	if string(p.mustGet("k")) != "abcde" {
 		t.Error("another object is stored")
 	}
@@ -376,10 +426,18 @@ func TestHoistedNonsenseIsTheClientsFault(t *testing.T) {
 	p := newProxy(t)
 	for _, parameter := range []string{"x-amz-meta-a%20b=1", "x-amz-meta-a=1%0Ab", "x-amz-meta-a=%00", "x-amz-meta-%C3%BC=1", "x-amz-meta-a%0D%0Ax=1", "x-amz-meta-cmek%20v=1"} {
 		t.Run(parameter, func(t *testing.T) {
-			a := p.send(request{method: "PUT", path: "/" + p.bucket + "/k?X-Amz-Expires=60&" + parameter, presign: true, body: []byte("x")})
+			a := p.send(
+				request{
+					method:  "PUT",
+					path:    "/" + p.bucket + "/k?X-Amz-Expires=60&" + parameter,
+					presign: true,
+					body:    []byte("x"),
+				},
+			)
 			if a.StatusCode != http.StatusBadRequest || a.Code != "InvalidArgument" {
 				t.Errorf("%d %s", a.StatusCode, a.Code)
 			}
+
 			if p.isStored("k") {
 				t.Fatalf("stored")
 			}
@@ -391,7 +449,14 @@ func TestRepeatedHeadersAreRefused(t *testing.T) {
 	p := newProxy(t)
 	for _, name := range []string{"Range", "X-Amz-Storage-Class", "X-Amz-Server-Side-Encryption"} {
 		t.Run(name, func(t *testing.T) {
-			a := p.send(request{method: "PUT", path: "/" + p.bucket + "/k", header: http.Header{name: {"bytes=0-1", "bytes=5-6"}}, body: []byte("x")})
+			a := p.send(
+				request{
+					method: "PUT",
+					path:   "/" + p.bucket + "/k",
+					header: http.Header{name: {"bytes=0-1", "bytes=5-6"}},
+					body:   []byte("x"),
+				},
+			)
 			if a.Code != "InvalidArgument" {
 				t.Errorf("%d %s", a.StatusCode, a.Code)
 			}
@@ -404,41 +469,64 @@ func TestRepeatedHeadersAreRefused(t *testing.T) {
 func TestExpectContinue(t *testing.T) {
 	p := newProxy(t)
 	first := func(secret, body string) string {
-		r := p.sign(request{method: "PUT", path: "/" + p.bucket + "/k", body: []byte(body), hash: "UNSIGNED-PAYLOAD", secret: secret})
+		r := p.sign(
+			request{
+				method: "PUT",
+				path:   "/" + p.bucket + "/k",
+				body:   []byte(body),
+				hash:   "UNSIGNED-PAYLOAD",
+				secret: secret,
+			},
+		)
+
 		conn, err := net.Dial("tcp", strings.TrimPrefix(p.url, "http://"))
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer conn.Close()
+
 		if err := conn.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
 			t.Fatal(err)
 		}
-		fmt.Fprintf(conn, "PUT /%s/k HTTP/1.1\r\nHost: %s\r\nContent-Length: %d\r\nExpect: 100-continue\r\n", p.bucket, r.Host, len(body))
+
+		fmt.Fprintf(
+			conn,
+			"PUT /%s/k HTTP/1.1\r\nHost: %s\r\nContent-Length: %d\r\nExpect: 100-continue\r\n",
+			p.bucket,
+			r.Host,
+			len(body),
+		)
+
 		if err := r.Header.Write(conn); err != nil {
 			t.Fatal(err)
 		}
 		fmt.Fprint(conn, "\r\n")
 		answers := bufio.NewReader(conn)
+
 		line, err := answers.ReadString('\n')
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		if strings.Contains(line, "100 Continue") {
 			fmt.Fprint(conn, body)
 			if _, err := answers.ReadString('\n'); err != nil { // the empty line
 				t.Fatal(err)
 			}
+
 			next, err := answers.ReadString('\n')
 			if err != nil {
 				t.Fatal(err)
 			}
 			line += next
 		}
+
 		return line
 	}
 	if got := first("", ""); got != "HTTP/1.1 100 Continue\r\nHTTP/1.1 200 OK\r\n" {
 		t.Errorf("with an empty body: %q", got)
 	}
+
 	if got := first("", "body"); got != "HTTP/1.1 100 Continue\r\nHTTP/1.1 200 OK\r\n" {
 		t.Errorf("%q", got)
 	}
@@ -450,7 +538,14 @@ func TestExpectContinue(t *testing.T) {
 func TestHeaderThatIsTooLong(t *testing.T) {
 	p := newProxy(t)
 	for n, code := range map[int]string{7000: "MetadataTooLarge", 8 << 10: "RequestHeaderSectionTooLarge"} {
-		a := p.send(request{method: http.MethodPut, path: "/" + p.bucket + "/k", header: http.Header{"X-Amz-Meta-Long": {strings.Repeat("x", n)}}, body: []byte("text")})
+		a := p.send(
+			request{
+				method: http.MethodPut,
+				path:   "/" + p.bucket + "/k",
+				header: http.Header{"X-Amz-Meta-Long": {strings.Repeat("x", n)}},
+				body:   []byte("text"),
+			},
+		)
 		if a.StatusCode != http.StatusBadRequest || a.Code != code || p.isStored("k") {
 			t.Errorf("%d bytes: %d %s", n, a.StatusCode, a.Code)
 		}

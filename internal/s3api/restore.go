@@ -10,15 +10,18 @@ func (s *Server) restoreObject(c *call) error {
 	if err != nil {
 		return err
 	}
+
 	var doc struct {
 		XMLName  xml.Name         `xml:"RestoreRequest"`
 		Elements []unknownElement `xml:",any"`
 	}
+
 	if len(body) > 0 {
 		if err := xml.Unmarshal(body, &doc); err != nil {
 			return malformedXML(err)
 		}
 	}
+
 	for _, element := range doc.Elements {
 		switch element.XMLName.Local {
 		case "Days", "GlacierJobParameters", "Tier":
@@ -26,5 +29,6 @@ func (s *Server) restoreObject(c *call) error {
 			return notImplemented("The element "+element.XMLName.Local+" of RestoreObject", changesMeaning)
 		}
 	}
+
 	return s.forwardBody(c, body)
 }

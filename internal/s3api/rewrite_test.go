@@ -31,6 +31,7 @@ func TestETags(t *testing.T) {
 			}
 		})
 	}
+
 	for shown, stored := range map[string]string{
 		`"a-0", "b-0"`: `"a", "b"`, `"a-0","b-5"`: `"a", "b-5"`, `*`: `*`, `a-0`: `a`, `"a-00"`: `"a-00"`, `"-0"`: `""`,
 	} {
@@ -71,6 +72,7 @@ func FuzzListing(f *testing.F) {
 	f.Add([]byte("<Contents><Size>66</Size><ETag>e</ETag></Contents>"))
 	f.Add([]byte("<Contents><Contents></Contents>"))
 	f.Add([]byte("<Contents><Size></Contents></Size>"))
+
 	f.Fuzz(func(t *testing.T, doc []byte) {
 		if got := changeElements(doc, "Contents", func(entry []byte) []byte { return entry }); !bytes.Equal(got, doc) {
 			t.Fatal("changing nothing changes something")
@@ -79,6 +81,7 @@ func FuzzListing(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		if before, after := keysOf(doc), keysOf(shown); !slices.Equal(before, after) {
 			t.Fatalf("keys come or go: %q became %q", before, after)
 		}
@@ -108,6 +111,7 @@ func FuzzHoisting(f *testing.F) {
 	} {
 		f.Add(query, "X-Amz-Meta-A", "1", byte(0))
 	}
+
 	f.Fuzz(func(t *testing.T, rawQuery, name, value string, which byte) {
 		query, err := url.ParseQuery(rawQuery)
 		if err != nil {
@@ -115,14 +119,22 @@ func FuzzHoisting(f *testing.F) {
 		}
 		sent := http.Header{}
 		sent.Set(name, value)
-		c := &call{Request: &http.Request{Header: sent.Clone()}, auth: &sigv4.Auth{Presigned: true}, route: &routes[int(which)%len(routes)], query: maps.Clone(query)}
+
+		c := &call{
+			Request: &http.Request{Header: sent.Clone()},
+			auth:    &sigv4.Auth{Presigned: true},
+			route:   &routes[int(which)%len(routes)],
+			query:   maps.Clone(query),
+		}
 		original := c.Header
+
 		if err := c.takeHoisted(); err != nil {
 			return
 		}
 		if !maps.EqualFunc(original, sent, slices.Equal[[]string]) {
 			t.Fatal("the request's own header is altered")
 		}
+
 		for parameter, values := range query {
 			if c.query.Has(parameter) {
 				continue
@@ -131,17 +143,24 @@ func FuzzHoisting(f *testing.F) {
 			if !c.route.allowsHeader(lower) || customerNames.has(lower) || signatureNames.has(parameter) {
 				t.Fatalf("%q became a header", parameter)
 			}
+
 			if got := c.Header.Values(parameter); !slices.Equal(got, values) {
 				t.Fatalf("%q is the header %q, and was the parameter %q", parameter, got, values)
 			}
+
 			for _, v := range values {
 				if strings.ContainsAny(parameter+v, "\r\n\x00") {
 					t.Fatalf("the header %q: %q", parameter, v)
 				}
 			}
 		}
+
 		for header, values := range c.Header {
-			if !slices.Equal(values, sent[header]) && !query.Has(header) && !slices.ContainsFunc(slices.Collect(maps.Keys(query)), func(q string) bool { return strings.EqualFold(q, header) }) {
+			if !slices.Equal(values, sent[header]) && !query.Has(header) &&
+				!slices.ContainsFunc(
+					slices.Collect(maps.Keys(query)),
+					func(q string) bool { return strings.EqualFold(q, header) },
+				) {
 				t.Fatalf("the header %q comes from nowhere", header)
 			}
 		}
@@ -151,21 +170,33 @@ func FuzzHoisting(f *testing.F) {
 // What was read of a list is what the store will be told, and nothing in it is
 // lost on the way.
 func FuzzCompletion(f *testing.F) {
-	f.Add([]byte(`<CompleteMultipartUpload><Part><PartNumber>1</PartNumber><ETag>"e-0"</ETag><ChecksumCRC32>AAAAAA==</ChecksumCRC32></Part></CompleteMultipartUpload>`))
-	f.Add([]byte(`<CompleteMultipartUpload xmlns="x"><Part><ETag>e</ETag><PartNumber>2</PartNumber></Part><Part><PartNumber>3</PartNumber><ETag>&lt;</ETag></Part></CompleteMultipartUpload>`))
+	f.Add(
+		[]byte(
+			`<CompleteMultipartUpload><Part><PartNumber>1</PartNumber><ETag>"e-0"</ETag><ChecksumCRC32>AAAAAA==</ChecksumCRC32></Part></CompleteMultipartUpload>`,
+		),
+	)
+	f.Add(
+		[]byte(
+			`<CompleteMultipartUpload xmlns="x"><Part><ETag>e</ETag><PartNumber>2</PartNumber></Part><Part><PartNumber>3</PartNumber><ETag>&lt;</ETag></Part></CompleteMultipartUpload>`,
+		),
+	)
+
 	f.Fuzz(func(t *testing.T, body []byte) {
 		list, err := parseCompletion(body)
 		if err != nil {
 			return
 		}
 		last := 0
+
 		for _, p := range list.Parts {
 			if p.PartNumber <= last || p.PartNumber > crypt.MaxPartNumber || p.ETag == "" {
 				t.Fatalf("part %d after %d, ETag %q", p.PartNumber, last, p.ETag)
 			}
 			last = p.PartNumber
 		}
-		if _, _, err := list.digests(objectSum{}, func(string) (objectSum, bool) { return objectSum{}, false }); err == nil && len(list.Parts) == 0 {
+
+		if _, _, err := list.digests(objectSum{}, func(string) (objectSum, bool) { return objectSum{}, false }); err == nil &&
+			len(list.Parts) == 0 {
 			t.Fatal("an empty list")
 		}
 	})
@@ -178,6 +209,7 @@ func TestErrorsOfDeleteObjects(t *testing.T) {
 	denied := []deletionRefusal{{deletionObject{Key: "a&b"}, no}, {deletionObject{Key: "c", VersionID: "v"}, no}}
 	const errors = "<Error><Key>a&amp;b</Key><Code>AccessDenied</Code><Message>Access Denied</Message></Error>" +
 		"<Error><Key>c</Key><VersionId>v</VersionId><Code>AccessDenied</Code><Message>Access Denied</Message></Error></DeleteResult>"
+
 	const alone = xml.Header + `<DeleteResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">` + errors
 	for said, want := range map[string]string{
 		"<DeleteResult><Deleted><Key>x</Key></Deleted></DeleteResult>\n": "<DeleteResult><Deleted><Key>x</Key></Deleted>" + errors,
@@ -199,10 +231,12 @@ func FuzzDeleteDocument(f *testing.F) {
 		if err != nil {
 			return
 		}
+
 		once, err := first.encode()
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		second, err := parseDeletion(once)
 		if err != nil {
 			t.Fatalf("%q became %q, which is refused: %v", body, once, err)

@@ -37,7 +37,12 @@ func (r *remembering) remember(dek []byte) error {
 	defer r.mu.Unlock()
 	r.deks = append(r.deks, bytes.Clone(dek))
 	if r.leak != nil {
-		return &kms.Error{Kind: kms.Internal, Op: "unwrap", KeyID: r.KeyID(), Err: errors.New("could not take " + r.leak(dek))}
+		return &kms.Error{
+			Kind:  kms.Internal,
+			Op:    "unwrap",
+			KeyID: r.KeyID(),
+			Err:   errors.New("could not take " + r.leak(dek)),
+		}
 	}
 	return nil
 }
@@ -66,6 +71,7 @@ func forms(secret []byte) map[string]string {
 		"decimal": strings.Trim(decimal(secret), "[]"),
 		"quoted":  strings.Trim(fmt.Sprintf("%q", secret), `"`),
 	}
+
 	for name, encoding := range map[string]*base64.Encoding{"base64": base64.RawStdEncoding, "base64 for URLs": base64.RawURLEncoding} {
 		for shift := range 3 { // as a part of something longer; the characters at the ends depend on that
 			text := encoding.EncodeToString(append(make([]byte, shift), secret...))
@@ -73,6 +79,7 @@ func forms(secret []byte) map[string]string {
 			out[fmt.Sprintf("%s, shifted by %d", name, shift)] = text[:len(secret)*8/6-1]
 		}
 	}
+
 	return out
 }
 
@@ -101,6 +108,7 @@ func TestLeaksAreFound(t *testing.T) {
 			t.Errorf("not found in %q: %q", text, secret)
 		}
 	}
+
 	if found := leaks(string(randomText(10_000))+hex.EncodeToString(randomText(10_000)), secret); len(found) != 0 {
 		t.Errorf("found where it is not: %v", found)
 	}
@@ -156,9 +164,11 @@ func useAll(t *testing.T, leak func([]byte) string) (*spoken, [][]byte) {
 		cfg.Keys[0].Wrapper = key
 	})
 	client := p.server.Client()
+
 	client.Transport = recorder{client.Transport, said}
 	path := "/" + p.bucket + "/k"
 	text := randomText(200_000)
+
 	all := func() {
 		p.send(request{method: "PUT", path: path, body: text})
 		for _, r := range []request{
@@ -175,10 +185,12 @@ func useAll(t *testing.T, leak func([]byte) string) (*spoken, [][]byte) {
 		} {
 			p.send(r)
 		}
+
 		if resp, err := client.Get(p.url + path + "?X-Amz-Credential=x&X-Amz-Signature=notasignature"); err == nil {
 			resp.Body.Close()
 		}
 	}
+
 	all()
 	p.upload("m", []int{5 * mib, 10})
 	p.mustGet("m")
@@ -186,9 +198,11 @@ func useAll(t *testing.T, leak func([]byte) string) (*spoken, [][]byte) {
 	body[len(body)/2] ^= 1
 	p.store("altered", body, header)
 	p.store("k2", body, header)
+
 	if _, _, err := p.get("k2"); err == nil {
 		t.Error("an altered object was read")
 	}
+
 	for _, take := range []func(){
 		func() { key.leak = leak },
 		func() { _ = os.Rename(p.keyFile, p.keyFile+".away") },
@@ -198,6 +212,7 @@ func useAll(t *testing.T, leak func([]byte) string) (*spoken, [][]byte) {
 		p.keys.PurgeAll()
 		all()
 	}
+
 	if _, err := p.client.ListObjectsV2(t.Context(), &s3.ListObjectsV2Input{Bucket: &p.bucket}); err != nil {
 		t.Error(err)
 	}
@@ -214,8 +229,15 @@ var signatureForm = regexp.MustCompile(`Signature=([0-9a-f]{64})`)
 func TestSecretsAreKept(t *testing.T) {
 	said, deks := useAll(t, nil)
 	if len(deks) < 10 || len(said.log) < 5000 || len(said.audit) < 5000 || said.answers.Len() < 100_000 {
-		t.Fatalf("not much was done: %d DEKs, %d, %d and %d bytes", len(deks), len(said.log), len(said.audit), said.answers.Len())
+		t.Fatalf(
+			"not much was done: %d DEKs, %d, %d and %d bytes",
+			len(deks),
+			len(said.log),
+			len(said.audit),
+			said.answers.Len(),
+		)
 	}
+
 	answers := said.answers.String()
 	places := map[string]string{"log": said.log, "audit log": said.audit, "answers": answers}
 	for place, text := range places {
@@ -224,16 +246,19 @@ func TestSecretsAreKept(t *testing.T) {
 				t.Errorf("a DEK is in the %s: %v", place, found)
 			}
 		}
+
 		for _, secret := range []string{clientSecret, storeSecret, readerSecret, "another secret"} {
 			if found := leaks(text, []byte(secret)); len(found) > 0 {
 				t.Errorf("the secret %q is in the %s: %v", secret, place, found)
 			}
 		}
 	}
+
 	signatures := signatureForm.FindAllStringSubmatch(said.requests.String(), -1)
 	if len(signatures) < 30 {
 		t.Fatalf("%d signatures", len(signatures))
 	}
+
 	for _, s := range signatures {
 		if strings.Contains(said.log, s[1]) || strings.Contains(said.audit, s[1]) {
 			t.Errorf("the signature %s is in a log", s[1])
@@ -242,6 +267,7 @@ func TestSecretsAreKept(t *testing.T) {
 			t.Errorf("the signature %s is in an answer", s[1])
 		}
 	}
+
 	for _, word := range []string{"notasignature", "X-Amz-Credential", "Credential=", clientAccess + "/"} {
 		if strings.Contains(said.log, word) || strings.Contains(said.audit, word) {
 			t.Errorf("%s is in a log", word)
@@ -263,6 +289,7 @@ func TestALeakyProviderIsFoundOut(t *testing.T) {
 			for _, dek := range deks {
 				found = found || len(leaks(said.log, dek)) > 0
 			}
+
 			if !found {
 				t.Errorf("not found")
 			}

@@ -83,18 +83,22 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	ctx, cancel := context.WithCancelCause(parent)
 	defer cancel(nil)
+
 	c := newCall(s, w, r, cancel)
 	c.w.close = poisoned
 	defer s.leave(c) // behind the error's answer, which may ask the store
 	c.Request = r.WithContext(context.WithValue(ctx, callKey{}, c))
+
 	if r.Body == nil || r.Body == http.NoBody {
 		c.idle.whole = true
 	} else {
 		c.Body = &clientBody{r.Body, c.idle}
 	}
 	c.idle.beforeWrite()
+
 	s.Metrics.InFlight.Inc()
 	defer s.Metrics.InFlight.Dec()
+
 	// net/http says 100 Continue when a body is first read, and never for an
 	// empty one. botocore asks for it with empty bodies too, and takes the
 	// status it gets in its place for that of its next request.
@@ -109,6 +113,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		err = errors.Join(errIdle, err)
 	}
 	c.idle.stop()
+
 	if cut := c.w.reopen(); cut != nil {
 		err = cut
 	}
@@ -134,6 +139,7 @@ func (s *Server) handle(c *call) error {
 	if err := c.locate(s.Domain); err != nil {
 		return err
 	}
+
 	row := s.matcher.find(c)
 	if row != nil {
 		c.op, c.route = row.op, row
@@ -141,6 +147,7 @@ func (s *Server) handle(c *call) error {
 	if err := s.checkPathNames(c); err != nil {
 		return err
 	}
+
 	s.addCORSHeaders(c)
 	if row != nil && row.scope == unsigned {
 		if err := s.enter(c, s.unsigned, ""); err != nil {
@@ -148,30 +155,39 @@ func (s *Server) handle(c *call) error {
 		}
 		return row.serve(s, c)
 	}
+
 	if err := s.admit(c); err != nil {
 		return err
 	}
+
 	if row == nil {
-		return notImplemented("The operation "+c.Method+" on "+c.resource(), "it is not one of the operations that the proxy knows")
+		return notImplemented(
+			"The operation "+c.Method+" on "+c.resource(),
+			"it is not one of the operations that the proxy knows",
+		)
 	}
+
 	if err := c.takeHoisted(); err != nil { // before the grants are looked at: a header may ask for more than the operation
 		return err
 	}
 	if err := c.authorize(); err != nil {
 		return err
 	}
+
 	if row.policy == refuse {
 		return notImplemented(row.op, notes[row.op])
 	}
 	if err := c.checkNames(); err != nil {
 		return err
 	}
+
 	if err := c.takeUpload(); err != nil {
 		return err
 	}
 	if err := c.takeCustomerKeys(); err != nil {
 		return err
 	}
+
 	if err := c.openBody(); err != nil {
 		return err
 	}
@@ -186,6 +202,7 @@ func (s *Server) admit(c *call) error {
 		}
 		return s.enter(c, s.fast, c.client.Name)
 	}
+
 	if !isForm(c.Request) {
 		return errNotForm()
 	}
@@ -196,6 +213,7 @@ func (s *Server) admit(c *call) error {
 	stop := c.within(cmp.Or(s.HeaderTimeout, defaultHeaderTimeout))
 	err := s.authenticateForm(c)
 	stop()
+
 	if err != nil {
 		return err
 	}
@@ -219,6 +237,7 @@ func (s *Server) finish(c *call, err error) {
 			answer.write(&c.w, c.Request, c.resource(), c.id)
 		}
 	}
+
 	s.record(c, answer)
 	if c.aborted {
 		c.reset() // the call may have found out by itself that its key is gone, before whoever watches it did
@@ -234,11 +253,19 @@ func (s *Server) finishRecovering(c *call, err error) {
 		if p == nil {
 			return
 		}
+
 		if p != http.ErrAbortHandler { //nolint:errorlint // the very value that net/http knows
-			s.Log.Error("request", zap.String("request_id", c.id), zap.String("operation", c.op), zap.String("cause", fmt.Sprintf("panic: %v\n%s", p, debug.Stack())))
+			s.Log.Error(
+				"request",
+				zap.String("request_id", c.id),
+				zap.String("operation", c.op),
+				zap.String("cause", fmt.Sprintf("panic: %v\n%s", p, debug.Stack())),
+			)
 		}
+
 		panic(http.ErrAbortHandler)
 	}()
+
 	s.finish(c, err)
 }
 
@@ -261,12 +288,14 @@ func (s *Server) record(c *call, answer *Error) {
 		milliseconds("kms_ms", time.Duration(c.kmsTime.Load())),
 		milliseconds("origin_ms", time.Duration(c.originTime.Load())), // up to the header of the store's answer
 	}
+
 	if session := c.session(); session != "" {
 		fields = append(fields, zap.String("session", session))
 	}
 	if c.keyID != "" {
 		fields = append(fields, zap.String("kms_key", c.keyID))
 	}
+
 	if id := c.originID.Load(); id != nil {
 		fields = append(fields, zap.String("origin_request_id", *id))
 	}
@@ -274,6 +303,7 @@ func (s *Server) record(c *call, answer *Error) {
 		fields = append(fields, zap.Bool("aborted", true))
 	}
 	log := s.Log.Info
+
 	if answer != nil {
 		code = answer.Code
 		fields = append(fields, zap.String("code", code), zap.String("cause", cause(answer)))
@@ -281,6 +311,7 @@ func (s *Server) record(c *call, answer *Error) {
 			log = s.Log.Error
 		}
 	}
+
 	log("request", fields...)
 	s.Metrics.Request(c.op, c.w.status, countedCode(code), took, c.in.Load(), c.w.bytes)
 }

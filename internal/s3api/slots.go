@@ -177,6 +177,7 @@ func (s *Server) checkPace(c *call) error {
 	if longer.waited >= s.IdleTimeout {
 		c.slot.floor = now
 	}
+
 	switch {
 	case longer.waited >= s.IdleTimeout && longer.below(s.MinRate):
 		return errIdle
@@ -187,6 +188,7 @@ func (s *Server) checkPace(c *call) error {
 	case s.fast.nearlyFull():
 		return errBusy()
 	}
+
 	return nil
 }
 

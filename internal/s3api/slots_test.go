@@ -44,17 +44,23 @@ func (p *proxy) dial(text string) net.Conn {
 func TestHalfSentForms(t *testing.T) {
 	p := newProxy(t, few)
 	p.put("k", []byte("text"))
-	form := fmt.Sprintf("POST /%s HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\nContent-Length: 100000\r\n\r\n--b\r\n", p.bucket)
+	form := fmt.Sprintf(
+		"POST /%s HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\nContent-Length: 100000\r\n\r\n--b\r\n",
+		p.bucket,
+	)
+
 	var conns []net.Conn
 	for range 20 {
 		conns = append(conns, p.dial(form))
 	}
+
 	for range 20 {
 		if a := p.send(request{method: "GET", path: "/" + p.bucket + "/k"}); a.StatusCode != http.StatusOK {
 			t.Fatalf("a client that signs: %d %s", a.StatusCode, a.Code)
 		}
 	}
 	codes := make(map[string]int)
+
 	for _, conn := range conns {
 		_ = conn.SetReadDeadline(time.Now().Add(soon))
 		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
@@ -63,13 +69,16 @@ func TestHalfSentForms(t *testing.T) {
 		}
 		body, _ := io.ReadAll(resp.Body)
 		resp.Body.Close()
+
 		for _, code := range []string{"SlowDown", "RequestTimeout"} {
 			if strings.Contains(string(body), code) {
 				codes[code]++
 			}
 		}
 	}
-	if codes["RequestTimeout"] == 0 || codes["SlowDown"] == 0 || codes["RequestTimeout"]+codes["SlowDown"] != len(conns) {
+
+	if codes["RequestTimeout"] == 0 || codes["SlowDown"] == 0 ||
+		codes["RequestTimeout"]+codes["SlowDown"] != len(conns) {
 		t.Errorf("%v", codes)
 	}
 }
@@ -125,13 +134,20 @@ func TestAClientAlone(t *testing.T) {
 	p := newProxy(t, few, func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) {
 		alone, err := access.New([]access.Client{{
 			Name: "app", AccessKey: clientAccess, Secret: clientSecret,
-			Allow: []access.Grant{{Buckets: []string{"*"}, Actions: []access.Action{access.Read, access.Write, access.Delete, access.List, access.Admin}}},
+			Allow: []access.Grant{
+				{
+					Buckets: []string{"*"},
+					Actions: []access.Action{access.Read, access.Write, access.Delete, access.List, access.Admin},
+				},
+			},
 		}})
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		cfg.Clients = alone
 	})
+
 	p.put("k", []byte("text"))
 	p.put("held", []byte("text"))
 	defer p.holdThree()()
@@ -146,6 +162,7 @@ func TestSlowReadersMakeRoom(t *testing.T) {
 	p.bucket = p.newBucket("shared-")
 	p.put("large", randomText(32<<20))
 	p.put("k", []byte("text"))
+
 	for i := range 4 { // all slots
 		r := request{method: "GET", path: "/" + p.bucket + "/large"}
 		if i == 3 {
@@ -154,6 +171,7 @@ func TestSlowReadersMakeRoom(t *testing.T) {
 		signed := p.sign(r)
 		var text strings.Builder
 		fmt.Fprintf(&text, "GET /%s/large HTTP/1.1\r\nHost: %s\r\n", p.bucket, signed.Host)
+
 		for name, values := range signed.Header {
 			fmt.Fprintf(&text, "%s: %s\r\n", name, values[0])
 		}
@@ -162,6 +180,7 @@ func TestSlowReadersMakeRoom(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+
 	for deadline := time.Now().Add(15 * time.Second); ; time.Sleep(50 * time.Millisecond) { // idle_timeout is 20 s
 		a := p.send(request{method: "GET", path: "/" + p.bucket + "/k"})
 		if a.StatusCode == http.StatusOK {
@@ -181,6 +200,7 @@ func TestLeastRate(t *testing.T) {
 	conn := p.dialPut(1000)
 	ended := make(chan struct{})
 	defer func() { <-ended }()
+
 	stop := make(chan struct{})
 	defer close(stop)
 	go func() {
@@ -191,17 +211,20 @@ func TestLeastRate(t *testing.T) {
 				return
 			case <-time.After(100 * time.Millisecond):
 			}
+
 			if _, err := conn.Write([]byte("x")); err != nil {
 				return
 			}
 		}
 	}()
+
 	_ = conn.SetReadDeadline(time.Now().Add(soon))
 	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if err != nil {
 		t.Fatalf("the upload goes on: %v", err)
 	}
 	defer resp.Body.Close()
+
 	body, _ := io.ReadAll(resp.Body)
 	if !strings.Contains(string(body), "RequestTimeout") {
 		t.Errorf("%d %s", resp.StatusCode, body)
@@ -225,6 +248,7 @@ func TestPreflightsAreLimited(t *testing.T) {
 	p.origin.take()
 	const n = 20
 	var refused atomic.Int32
+
 	var wg sync.WaitGroup
 	for i := range n {
 		wg.Go(func() {
@@ -234,17 +258,20 @@ func TestPreflightsAreLimited(t *testing.T) {
 			} else { // the error of a stranger, which is looked up for the page
 				resp, _ = p.unsigned("GET", "/"+p.bucket+"/held", http.Header{"Origin": {page}})
 			}
+
 			if resp.StatusCode == http.StatusServiceUnavailable || i%2 == 1 {
 				refused.Add(1)
 			}
 		})
 	}
+
 	for deadline := time.Now().Add(soon); refused.Load() < n-1 && time.Now().Before(deadline); {
 		time.Sleep(time.Millisecond)
 		if refused.Load() == n-2 { // the one that the store has may be a stranger's, and ends by itself
 			break
 		}
 	}
+
 	if got := held.Load(); got > 2 {
 		t.Errorf("the store has %d requests of strangers at a time", got)
 	}
@@ -252,5 +279,6 @@ func TestPreflightsAreLimited(t *testing.T) {
 		t.Errorf("a client that signs: %d %s", a.StatusCode, a.Code)
 	}
 	release()
+
 	wg.Wait()
 }

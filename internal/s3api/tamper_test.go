@@ -30,6 +30,7 @@ func mustRefuse(t *testing.T, p *proxy, name, key string, text []byte, codes ...
 	if !bytes.HasPrefix(text, got) {
 		t.Errorf("%s: GET yields bytes that were never stored", name)
 	}
+
 	if len(codes) > 0 && got == nil {
 		for _, want := range codes {
 			if code(err) == want {
@@ -52,9 +53,11 @@ func TestTampering(t *testing.T) {
 	p.put("other", randomText(len(text)))
 	body, meta := p.stored("k")
 	otherBody, otherMeta := p.stored("other")
+
 	seg := func(i int) []byte { return body[i*n : min((i+1)*n, len(body))] }
 	join := func(parts ...[]byte) []byte { return bytes.Join(parts, nil) }
 	flip := func(i int) []byte { b := bytes.Clone(body); b[i] ^= 1; return b }
+
 	with := func(name, value string) http.Header {
 		h := maps.Clone(meta)
 		h["X-Amz-Meta-Cmek-"+name] = []string{value}
@@ -101,6 +104,7 @@ func TestTampering(t *testing.T) {
 			mustRefuse(t, p, row.name, "k", text)
 		})
 	}
+
 	p.store("k", body, meta)
 	if !bytes.Equal(p.mustGet("k"), text) {
 		t.Error("the untouched object cannot be read any more")
@@ -129,6 +133,7 @@ func TestStrippedEnvelope(t *testing.T) {
 	mustRefuse(t, p, "envelope stripped", "k", nil, "PlaintextObject")
 	p.store("k", []byte("planted by the store"), nil)
 	mustRefuse(t, p, "plaintext planted", "k", nil, "PlaintextObject")
+
 	if a := p.send(request{method: "HEAD", path: "/" + p.bucket + "/k"}); a.StatusCode != http.StatusForbidden {
 		t.Errorf("HEAD of a stripped object: %d", a.StatusCode)
 	}
@@ -136,6 +141,7 @@ func TestStrippedEnvelope(t *testing.T) {
 	if a.StatusCode != http.StatusForbidden {
 		t.Errorf("range behind a stripped object: %d", a.StatusCode)
 	}
+
 	for name := range meta {
 		partial := maps.Clone(meta)
 		delete(partial, name)
@@ -152,6 +158,7 @@ func TestPlaintextWhereAllowed(t *testing.T) {
 	if got := p.mustGet("old"); !bytes.Equal(got, text) {
 		t.Error("the plaintext object is altered")
 	}
+
 	for _, header := range []string{"bytes=0-9", "bytes=-7", "bytes=150000-", "bytes=65530-65540", "bytes=200000-"} {
 		t.Run(header, func(t *testing.T) {
 			a := p.send(request{method: "GET", path: "/" + p.bucket + "/old", header: http.Header{"Range": {header}}})
@@ -161,6 +168,7 @@ func TestPlaintextWhereAllowed(t *testing.T) {
 			}
 		})
 	}
+
 	if a := p.send(request{method: "HEAD", path: "/" + p.bucket + "/old"}); a.ContentLength != int64(len(text)) {
 		t.Errorf("HEAD: %d", a.ContentLength)
 	}
@@ -177,15 +185,21 @@ func TestRevokedKey(t *testing.T) {
 	if err := os.Rename(p.keyFile, p.keyFile+".away"); err != nil {
 		t.Fatal(err)
 	}
+
 	if got := p.mustGet("k"); !bytes.Equal(got, text) {
 		t.Error("within the window the cached key serves")
 	}
 	p.keys.PurgeAll()
 	mustRefuse(t, p, "revoked", "k", nil, "KMS.NotFoundException")
-	_, err := p.client.PutObject(t.Context(), &s3.PutObjectInput{Bucket: &p.bucket, Key: new("new"), Body: bytes.NewReader(text)})
+
+	_, err := p.client.PutObject(
+		t.Context(),
+		&s3.PutObjectInput{Bucket: &p.bucket, Key: new("new"), Body: bytes.NewReader(text)},
+	)
 	if code(err) != "KMS.NotFoundException" || p.isStored("new") {
 		t.Errorf("PUT under a revoked key: %v", err)
 	}
+
 	if err := os.Rename(p.keyFile+".away", p.keyFile); err != nil {
 		t.Fatal(err)
 	}
@@ -205,6 +219,7 @@ func TestRevokedInMidTransfer(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer out.Body.Close()
+
 	if _, err := io.ReadFull(out.Body, make([]byte, 100_000)); err != nil {
 		t.Fatal(err)
 	}
@@ -212,6 +227,7 @@ func TestRevokedInMidTransfer(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.keys.PurgeAll()
+
 	rest, err := io.ReadAll(out.Body)
 	if err == nil {
 		t.Fatal("the download ends cleanly after its key was taken away")
@@ -224,12 +240,14 @@ func TestRevokedInMidTransfer(t *testing.T) {
 func TestUploadUnderARevokedKeyIsNotStored(t *testing.T) {
 	p := newProxy(t)
 	text := randomText(6 << 20)
+
 	// The key goes when the store has a MiB: the data key was made and is in
 	// use by then.
 	revoke := &hook{at: 1 << 20, do: func() {
 		_ = os.Remove(p.keyFile)
 		p.keys.PurgeAll()
 	}}
+
 	p.origin.set(func(r *http.Request) (*http.Response, error) {
 		if r.Method == http.MethodPut {
 			r.Body = struct {
@@ -239,6 +257,7 @@ func TestUploadUnderARevokedKeyIsNotStored(t *testing.T) {
 		}
 		return nil, nil
 	}, nil)
+
 	a := p.send(request{method: "PUT", path: "/" + p.bucket + "/k", body: text, hash: "UNSIGNED-PAYLOAD"})
 	if a.Code != "KMS.NotFoundException" || revoke.do != nil {
 		t.Errorf("answered %d %s; revoked: %v", a.StatusCode, a.Code, revoke.do == nil)
@@ -269,6 +288,7 @@ func TestStoreBreaksOff(t *testing.T) {
 	p := newProxy(t)
 	text := randomText(700_000)
 	p.put("k", text)
+
 	for _, at := range []int64{0, 1, 39, 40, 65551, 65552, 300_000, 262_208, 262_209, 700_100} {
 		t.Run(fmt.Sprint(at), func(t *testing.T) {
 			p.origin.set(nil, func(resp *http.Response) {
@@ -280,6 +300,7 @@ func TestStoreBreaksOff(t *testing.T) {
 			}
 		})
 	}
+
 	p.origin.set(nil, nil)
 	if !bytes.Equal(p.mustGet("k"), text) {
 		t.Error("the object does not recover")
@@ -307,7 +328,12 @@ func TestStoreFaults(t *testing.T) {
 	p.put("k", []byte("x"))
 	answer := func(status int, body string) func(*http.Request) (*http.Response, error) {
 		return func(*http.Request) (*http.Response, error) {
-			return &http.Response{StatusCode: status, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(body)), ContentLength: int64(len(body))}, nil
+			return &http.Response{
+				StatusCode:    status,
+				Header:        http.Header{},
+				Body:          io.NopCloser(strings.NewReader(body)),
+				ContentLength: int64(len(body)),
+			}, nil
 		}
 	}
 	for _, row := range []struct {
@@ -336,6 +362,7 @@ func TestStoreFaults(t *testing.T) {
 			if a.StatusCode == 503 && a.Header.Get("Retry-After") == "" {
 				t.Errorf("no Retry-After")
 			}
+
 			for _, secret := range []string{storeAccess, storeSecret, clientSecret} {
 				if bytes.Contains(a.body, []byte(secret)) {
 					t.Errorf("the answer has a secret in it")
@@ -352,6 +379,7 @@ func TestSecretsAreNotLogged(t *testing.T) {
 	p.send(request{method: "GET", path: "/" + p.bucket + "/k?X-Amz-Expires=60", presign: true})
 	p.send(request{method: "GET", path: "/" + p.bucket + "/k", secret: "not the secret"})
 	log := p.log.String()
+
 	key, err := os.ReadFile(p.keyFile)
 	if err != nil {
 		t.Fatal(err)
@@ -361,9 +389,11 @@ func TestSecretsAreNotLogged(t *testing.T) {
 			t.Errorf("the log holds %q", secret)
 		}
 	}
+
 	if found := regexp.MustCompile("[0-9a-f]{64}").FindString(log); found != "" {
 		t.Errorf("the log holds a signature: %s", found)
 	}
+
 	for _, want := range []string{`"operation":"PutObject"`, `"operation":"GetObject"`, `"bucket":"` + p.bucket, `"key":"k"`, `"client":"app"`, `"code":"SignatureDoesNotMatch"`, `"status":403`, `"bytes_in":`, `"total_ms":`, `"kms_ms":`, `"origin_ms":`} {
 		if !strings.Contains(log, want) {
 			t.Errorf("the log has no %s", want)

@@ -47,6 +47,7 @@ func transferFault(r *http.Request, status int, code string, body []byte) *Error
 	default:
 		return nil
 	}
+
 	return &Error{
 		Code: "ServiceUnavailable", Message: "The connection between the proxy and its store broke. Please try again.", RetryAfter: retryAfter,
 		cause: fmt.Errorf("%w: %w answered %d: %s", errTransfer, errOrigin, status, why),
@@ -92,7 +93,8 @@ const stallTime = 2 * time.Second
 // store has lost patience with an upload for which the proxy waits itself.
 func (u *upload) clientTimeout(err error) error {
 	began := u.waiting.Load()
-	if began == nil || u.c.route.flags&readsSource != 0 || time.Since(*began) < stallTime || !errors.Is(err, errTransfer) {
+	if began == nil || u.c.route.flags&readsSource != 0 || time.Since(*began) < stallTime ||
+		!errors.Is(err, errTransfer) {
 		return err
 	}
 	return errors.Join(errIdle, errors.New(err.Error())) // no longer the store's, which comes first

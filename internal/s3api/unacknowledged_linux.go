@@ -15,11 +15,13 @@ func unacknowledged(conn net.Conn) int {
 	if !ok {
 		return 1
 	}
+
 	raw, err := socket.SyscallConn()
 	if err != nil {
 		return 1
 	}
 	n := 1
+
 	_ = raw.Control(func(fd uintptr) {
 		if held, err := unix.IoctlGetInt(int(fd), unix.SIOCOUTQ); err == nil {
 			n = held

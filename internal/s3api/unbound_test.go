@@ -40,6 +40,7 @@ func TestCopiesVouchForNothing(t *testing.T) {
 	p := newProxy(t, secondRule, func(_ *proxy, _ *s3api.Config, cfg *keyring.Config) {
 		cfg.Keys[0].Wrapper = kms.Retry(key, kms.RetryConfig{})
 	})
+
 	form := func(name string) byte {
 		_, head := p.stored(name)
 		blob, err := base64.StdEncoding.DecodeString(head.Get("X-Amz-Meta-Cmek-Dek"))
@@ -55,6 +56,7 @@ func TestCopiesVouchForNothing(t *testing.T) {
 	parts := p.upload("parts", []int{5 << 20, 10})
 	key.old.Store(false)
 	p.put("bound", text)
+
 	if old, bound := form("old"), form("bound"); old != 1 || bound != 2 {
 		t.Fatalf("stored in forms %d and %d", old, bound)
 	}
@@ -65,6 +67,7 @@ func TestCopiesVouchForNothing(t *testing.T) {
 	if old, bound := form("old copy"), form("bound copy"); old != 1 || bound != 2 {
 		t.Errorf("copies are of forms %d and %d, want 1 and 2", old, bound)
 	}
+
 	for _, name := range []string{"old copy", "bound copy", "other/bound copy"} {
 		if got, _, err := p.get(name); err != nil || !bytes.Equal(got, text) {
 			t.Errorf("%s: %d bytes, %v", name, len(got), err)
@@ -73,7 +76,8 @@ func TestCopiesVouchForNothing(t *testing.T) {
 
 	for _, names := range [][2]string{{"old", "other/copy"}, {"old copy", "other/copy"}, {parts.key, "copy"}, {parts.key, "other/copy"}} {
 		t.Run(names[0]+" to "+names[1], func(t *testing.T) {
-			if _, err := p.copy(names[0], names[1]); code(err) != "InvalidRequest" || !strings.Contains(err.Error(), "rewrap") {
+			if _, err := p.copy(names[0], names[1]); code(err) != "InvalidRequest" ||
+				!strings.Contains(err.Error(), "rewrap") {
 				t.Errorf("copying %s to %s: %v", names[0], names[1], err)
 			}
 			if p.isStored(names[1]) {
@@ -81,6 +85,7 @@ func TestCopiesVouchForNothing(t *testing.T) {
 			}
 		})
 	}
+
 	m := p.create("target")
 	for source, want := range map[string]string{"old": "InvalidRequest", parts.key: "InvalidRequest", "bound": ""} {
 		t.Run(source, func(t *testing.T) {

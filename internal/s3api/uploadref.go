@@ -42,13 +42,19 @@ type uploadWish struct {
 // newUploadRef returns an upload that the store has just named. sealed is its
 // first DEK.
 func newUploadRef(stored string, wanted keyring.Choice, sealed *keyring.DataKey) (uploadRef, error) {
-	ref := uploadRef{shown: stored, stored: stored, wanted: keyring.Choice{KeyID: wanted.KeyID, Context: wanted.Context}}
+	ref := uploadRef{
+		shown:  stored,
+		stored: stored,
+		wanted: keyring.Choice{KeyID: wanted.KeyID, Context: wanted.Context},
+	}
+
 	if wanted.CustomerKey != nil {
 		ref.sealed = sealed.Wrapped
 	}
 	if ref.wanted.KeyID == "" && len(ref.wanted.Context) == 0 && ref.sealed == nil {
 		return ref, nil
 	}
+
 	wish, err := json.Marshal(uploadWish{ref.wanted.KeyID, ref.wanted.Context, ref.sealed})
 	if err != nil {
 		return ref, err
@@ -65,10 +71,12 @@ func parseUploadRef(shown string) (uploadRef, error) {
 	if err := keyname.CheckID(stored); err != nil || marked && stored == "" {
 		return ref, noSuchUpload(shown, err)
 	}
+
 	if !marked {
 		return ref, nil
 	}
 	var wish uploadWish
+
 	doc, err := base64.RawURLEncoding.Strict().DecodeString(text)
 	if err == nil && base64.RawURLEncoding.EncodeToString(doc) != text {
 		err = errors.New("it is not the one form of what it says") // line feeds are skipped
@@ -76,9 +84,11 @@ func parseUploadRef(shown string) (uploadRef, error) {
 	if err == nil {
 		err = json.Unmarshal(doc, &wish)
 	}
+
 	if err == nil {
 		err = crypt.CheckNewContext(wish.Context)
 	}
+
 	// Written again it is what it was, so there is nothing in it that is not
 	// known here.
 	isEmpty := wish.KeyID == "" && len(wish.Context) == 0 && wish.Sealed == nil // which no mark says
@@ -86,6 +96,7 @@ func parseUploadRef(shown string) (uploadRef, error) {
 		return ref, noSuchUpload(shown, err)
 	}
 	ref.wanted, ref.sealed = keyring.Choice{KeyID: wish.KeyID, Context: wish.Context}, wish.Sealed
+
 	return ref, nil
 }
 
@@ -105,6 +116,7 @@ func (c *call) takeUpload() error {
 		if err != nil {
 			return err
 		}
+
 		// A store takes an empty id for none, and the request for another one:
 		// for DeleteObject in place of AbortMultipartUpload.
 		if ref.shown == "" && name == "uploadId" {
@@ -113,5 +125,6 @@ func (c *call) takeUpload() error {
 		c.query.Set(name, ref.stored)
 		c.upload = ref
 	}
+
 	return nil
 }

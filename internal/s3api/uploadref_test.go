@@ -41,7 +41,10 @@ func twoReplicas(t *testing.T) (a, b *proxy, second *switchedKey) {
 	other.Wrapper = second
 	a = newProxy(t, func(_ *proxy, _ *s3api.Config, cfg *keyring.Config) {
 		cfg.Keys = append(cfg.Keys, other)
-		cfg.Rules = []keyring.Rule{{Prefixes: []string{"tied/"}, Key: "main", AskedKeys: []string{"main"}}, {Key: "main", AskedKeys: []string{"*"}}}
+		cfg.Rules = []keyring.Rule{
+			{Prefixes: []string{"tied/"}, Key: "main", AskedKeys: []string{"main"}},
+			{Key: "main", AskedKeys: []string{"*"}},
+		}
 	})
 	return a, a.replica(), second
 }
@@ -68,12 +71,14 @@ func (p *proxy) partKeys(key string, sizes ...int) (ids []string, contexts []map
 		if err != nil {
 			p.t.Fatal(err)
 		}
+
 		wrapped, err := crypt.ParseWrappedKey(part.WrappedDEK)
 		if err != nil {
 			p.t.Fatal(err)
 		}
 		ids, contexts, body = append(ids, part.KeyID), append(contexts, wrapped.Context), body[size+crypt.PartOverhead:]
 	}
+
 	return ids, contexts
 }
 
@@ -89,6 +94,7 @@ func TestUploadUnderAnotherKey(t *testing.T) {
 			t.Fatalf("part %d: %+v", i+1, out)
 		}
 	}
+
 	parts, err := b.client.ListParts(t.Context(), &s3.ListPartsInput{Bucket: &a.bucket, Key: &m.key, UploadId: &m.id})
 	if err != nil || len(parts.Parts) != 4 || *parts.UploadId != m.id {
 		t.Errorf("listed: %+v, %v", parts, err)
@@ -96,22 +102,26 @@ func TestUploadUnderAnotherKey(t *testing.T) {
 	if done := m.mustComplete(); *done.SSEKMSKeyId != second.KeyID() {
 		t.Errorf("completed under %s", *done.SSEKMSKeyId)
 	}
+
 	ids, contexts := a.partKeys("k", 5*mib, 5*mib, 5*mib, 5*mib, 0)
 	for i := range ids {
 		if ids[i] != second.KeyID() || contexts[i]["tenant"] != "acme" {
 			t.Errorf("part %d is under %s, %v", i+1, ids[i], contexts[i])
 		}
 	}
+
 	head, err := b.client.HeadObject(t.Context(), &s3.HeadObjectInput{Bucket: &a.bucket, Key: &m.key})
 	if err != nil || *head.SSEKMSKeyId != second.KeyID() || *head.ContentLength != 20*mib {
 		t.Errorf("HEAD: %+v, %v", head, err)
 	}
 	a.cache.PurgeAll()
+
 	if got := a.mustGet("k"); !bytes.Equal(got, m.text()) {
 		t.Error("another text")
 	}
 	second.off = &kms.Error{Kind: kms.Disabled, KeyID: second.KeyID()}
 	a.cache.PurgeAll()
+
 	if _, _, err := a.get("k"); code(err) != "KMS.DisabledException" {
 		t.Errorf("the key is disabled, and reading: %v", err)
 	}
@@ -143,6 +153,7 @@ func TestUploadIDs(t *testing.T) {
 			m.p = b
 			m.send(1, []byte("text"))
 			m.mustComplete()
+
 			if ids, _ := a.partKeys(m.key, 4); ids[0] != row.key {
 				t.Errorf("under %s", ids[0])
 			}
@@ -150,11 +161,16 @@ func TestUploadIDs(t *testing.T) {
 				t.Errorf("%q", got)
 			}
 			gone := a.create("gone", row.ask)
+
 			gone.send(1, []byte("text"))
-			uploads, err := b.client.ListMultipartUploads(t.Context(), &s3.ListMultipartUploadsInput{Bucket: &a.bucket, Prefix: new("gone")})
+			uploads, err := b.client.ListMultipartUploads(
+				t.Context(),
+				&s3.ListMultipartUploadsInput{Bucket: &a.bucket, Prefix: new("gone")},
+			)
 			if err != nil || len(uploads.Uploads) != 1 || !strings.HasPrefix(gone.id, *uploads.Uploads[0].UploadId) {
 				t.Errorf("uploads: %+v, %v", uploads, err)
 			}
+
 			if _, err := b.client.AbortMultipartUpload(t.Context(), &s3.AbortMultipartUploadInput{Bucket: &a.bucket, Key: &gone.key, UploadId: &gone.id}); err != nil {
 				t.Errorf("abort: %v", err)
 			}
@@ -191,6 +207,7 @@ func TestForgedUploadIDs(t *testing.T) {
 			}
 		})
 	}
+
 	parts, err := a.client.ListParts(t.Context(), &s3.ListPartsInput{Bucket: &a.bucket, Key: &m.key, UploadId: &m.id})
 	if err != nil || len(parts.Parts) != 0 {
 		t.Errorf("a part was stored: %+v, %v", parts, err)
@@ -204,19 +221,40 @@ func TestForgedUploadIDWhereCustomerKeysAreOff(t *testing.T) {
 		cfg.Rules = []keyring.Rule{{Key: "main", RefuseCustomerKeys: true}}
 	})
 	m, mine := p.create("k"), newCustomer(1)
-	key, err := base64.StdEncoding.DecodeString(mine.headers(customerHeader).Get("X-Amz-Server-Side-Encryption-Customer-Key"))
+
+	key, err := base64.StdEncoding.DecodeString(
+		mine.headers(customerHeader).Get("X-Amz-Server-Side-Encryption-Customer-Key"),
+	)
 	if err != nil {
 		t.Fatal(err)
 	}
-	wrapped, err := crypt.WrapByCustomer(key, randomText(crypt.DEKSize), crypt.Object{Bucket: p.bucket, Key: "k"}, rand.Reader)
+
+	wrapped, err := crypt.WrapByCustomer(
+		key,
+		randomText(crypt.DEKSize),
+		crypt.Object{Bucket: p.bucket, Key: "k"},
+		rand.Reader,
+	)
 	if err != nil {
 		t.Fatal(err)
 	}
-	forged := m.id + ".cmek." + base64.RawURLEncoding.EncodeToString([]byte(`{"sealed":"`+base64.StdEncoding.EncodeToString(wrapped)+`"}`))
-	a := p.send(request{method: http.MethodPut, path: "/" + p.bucket + "/k?partNumber=1&uploadId=" + forged, header: mine.headers(customerHeader), body: []byte("text")})
+
+	forged := m.id + ".cmek." + base64.RawURLEncoding.EncodeToString(
+		[]byte(`{"sealed":"`+base64.StdEncoding.EncodeToString(wrapped)+`"}`),
+	)
+
+	a := p.send(
+		request{
+			method: http.MethodPut,
+			path:   "/" + p.bucket + "/k?partNumber=1&uploadId=" + forged,
+			header: mine.headers(customerHeader),
+			body:   []byte("text"),
+		},
+	)
 	if a.Code != "AccessDenied" {
 		t.Errorf("%d %s", a.StatusCode, a.Code)
 	}
+
 	parts, err := p.client.ListParts(t.Context(), &s3.ListPartsInput{Bucket: &p.bucket, Key: &m.key, UploadId: &m.id})
 	if err != nil || len(parts.Parts) != 0 {
 		t.Errorf("a part was stored: %+v, %v", parts, err)
@@ -228,10 +266,18 @@ func TestUploadKeyThatDoesNotFit(t *testing.T) {
 	p := newProxy(t, func(_ *proxy, _ *s3api.Config, cfg *keyring.Config) {
 		cfg.Keys[0].Wrapper = &longKey{cfg.Keys[0].Wrapper}
 	})
-	header := http.Header{"X-Amz-Server-Side-Encryption": {"aws:kms"}, "X-Amz-Server-Side-Encryption-Context": {base64.StdEncoding.EncodeToString([]byte(`{"a":"` + strings.Repeat("x", 380) + `"}`))}}
-	if a := p.send(request{method: http.MethodPost, path: "/" + p.bucket + "/k?uploads", header: header}); a.Code != "InternalError" || !strings.Contains(string(a.body), "part header") {
+
+	header := http.Header{
+		"X-Amz-Server-Side-Encryption": {"aws:kms"},
+		"X-Amz-Server-Side-Encryption-Context": {
+			base64.StdEncoding.EncodeToString([]byte(`{"a":"` + strings.Repeat("x", 380) + `"}`)),
+		},
+	}
+	if a := p.send(request{method: http.MethodPost, path: "/" + p.bucket + "/k?uploads", header: header}); a.Code != "InternalError" ||
+		!strings.Contains(string(a.body), "part header") {
 		t.Errorf("%d %s", a.StatusCode, a.body)
 	}
+
 	uploads, err := p.client.ListMultipartUploads(t.Context(), &s3.ListMultipartUploadsInput{Bucket: &p.bucket})
 	if err != nil || len(uploads.Uploads) != 0 {
 		t.Errorf("an upload was begun: %+v, %v", uploads, err)

@@ -92,7 +92,10 @@ func (u *uploadKeys) isNew(id string) bool {
 
 // put remembers the DEK of a new upload.
 func (u *uploadKeys) put(id uploadID, sealed *keyring.DataKey, sum objectSum) {
-	u.entries.Add(id, &uploadKey{turn: make(chan struct{}, 1), keyID: sealed.KeyID, wrapped: sealed.Wrapped, created: true, sum: sum})
+	u.entries.Add(
+		id,
+		&uploadKey{turn: make(chan struct{}, 1), keyID: sealed.KeyID, wrapped: sealed.Wrapped, created: true, sum: sum},
+	)
 }
 
 // sum is the checksum that the upload was created with, as far as this replica
@@ -149,9 +152,11 @@ func (s *Server) uploadKey(c *call) (*keyring.DataKey, error) {
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
+
 	if entry.wrapped == nil && c.upload.sealed != nil {
 		entry.keyID, entry.wrapped = crypt.CustomerKeyID, c.upload.sealed
 	}
+
 	if entry.wrapped != nil {
 		lease, err := s.openUploadKey(c, entry)
 		if !errors.Is(err, keyring.ErrUnknownKey) {
@@ -161,6 +166,7 @@ func (s *Server) uploadKey(c *call) (*keyring.DataKey, error) {
 			return &keyring.DataKey{Lease: lease, KeyID: entry.keyID, Wrapped: entry.wrapped}, nil
 		}
 	}
+
 	sealed, err := s.Keys.Create(ctx, c.object(), c.client.Name, c.uploadChoice())
 	if err != nil {
 		return nil, err
@@ -183,19 +189,29 @@ func (c *call) uploadChoice() keyring.Choice {
 func (s *Server) openUploadKey(c *call, entry *uploadKey) (*keyring.Lease, error) {
 	switch underCustomer := entry.keyID == crypt.CustomerKeyID; {
 	case underCustomer && c.customerKey == nil:
-		return nil, badRequest("InvalidRequest", "The multipart upload initiate requested encryption. Subsequent part requests must include the appropriate encryption parameters.")
+		return nil, badRequest(
+			"InvalidRequest",
+			"The multipart upload initiate requested encryption. Subsequent part requests must include the appropriate encryption parameters.",
+		)
 	case !underCustomer && c.customerKey != nil:
 		return nil, badRequest("InvalidRequest", "The encryption parameters are not applicable to this object.")
 	case !underCustomer:
 		return s.Keys.Open(c.Context(), c.object(), entry.keyID, entry.wrapped)
 	}
+
 	if err := s.Keys.CheckCustomerKeys(c.object(), c.client.Name); err != nil { // it may be a DEK that the upload id has brought
 		return nil, err
 	}
+
 	lease, err := s.Keys.OpenForCustomer(c.Context(), c.object(), entry.wrapped, c.customerKey)
 	if errors.Is(err, crypt.ErrCustomerKey) {
-		return nil, &Error{Code: "InvalidRequest", Message: "The provided encryption parameters did not match the ones used originally.", cause: err}
+		return nil, &Error{
+			Code:    "InvalidRequest",
+			Message: "The provided encryption parameters did not match the ones used originally.",
+			cause:   err,
+		}
 	}
+
 	return lease, err
 }
 
@@ -224,6 +240,7 @@ func (u *uploadKeys) forCustomer(c *call) bool {
 	if !ok {
 		return false
 	}
+
 	select {
 	case entry.turn <- struct{}{}:
 		defer func() { <-entry.turn }()

@@ -24,10 +24,14 @@ func readForms(path string) map[string]request {
 		}
 		return r
 	}
+
 	attributes := form("?attributes", "")
 	attributes.header.Set("X-Amz-Object-Attributes", "ObjectSize,ObjectParts")
 	return map[string]request{
-		"whole": form("", ""), "range": form("", "bytes=0-0"), "suffix": form("", "bytes=-5"), "all": form("", "bytes=0-"),
+		"whole": form(
+			"",
+			"",
+		), "range": form("", "bytes=0-0"), "suffix": form("", "bytes=-5"), "all": form("", "bytes=0-"),
 		"part 1": form("?partNumber=1", ""), "part 2": form("?partNumber=2", ""), "attributes": attributes,
 		"outside": form("", "bytes=999999999-"),
 	}
@@ -40,6 +44,7 @@ func TestSizeOfZero(t *testing.T) {
 	mine := newCustomer(1)
 	p.put("single", randomText(1000))
 	p.put("customer", randomText(1000), mine.put)
+
 	p.origin.set(nil, func(resp *http.Response) {
 		if resp.Header.Get("X-Amz-Meta-Cmek-Size") == "" {
 			return
@@ -49,6 +54,7 @@ func TestSizeOfZero(t *testing.T) {
 		_ = resp.Body.Close()
 		resp.StatusCode, resp.ContentLength, resp.Body = http.StatusOK, 0, http.NoBody
 	})
+
 	for _, key := range []string{"single", "customer"} {
 		t.Run(key, func(t *testing.T) {
 			for form, r := range readForms("/" + p.bucket + "/" + key) {
@@ -64,9 +70,16 @@ func TestSizeOfZero(t *testing.T) {
 		})
 	}
 
-	manager := transfermanager.New(p.client, func(o *transfermanager.Options) { o.GetObjectType = tmtypes.GetObjectParts })
+	manager := transfermanager.New(
+		p.client,
+		func(o *transfermanager.Options) { o.GetObjectType = tmtypes.GetObjectParts },
+	)
 	var got discarded
-	out, err := manager.DownloadObject(t.Context(), &transfermanager.DownloadObjectInput{Bucket: &p.bucket, Key: new("single"), WriterAt: &got})
+
+	out, err := manager.DownloadObject(
+		t.Context(),
+		&transfermanager.DownloadObjectInput{Bucket: &p.bucket, Key: new("single"), WriterAt: &got},
+	)
 	if err == nil {
 		t.Errorf("the transfer manager: %d bytes, %+v, no error", got, out)
 	}
@@ -90,6 +103,7 @@ func TestNoKeyNoSize(t *testing.T) {
 	p.upload("ended", []int{5 << 20, 5 << 20}).mustComplete()
 	p.upload("empty-parts", []int{0}).mustComplete()
 	p.upload("empty-end", []int{5 << 20, 0}).mustComplete()
+
 	keys := []string{"single", "empty", "parts", "ended", "empty-parts", "empty-end"}
 	for _, key := range keys {
 		for form, r := range readForms("/" + p.bucket + "/" + key) {
@@ -104,11 +118,18 @@ func TestNoKeyNoSize(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.keys.PurgeAll()
+
 	for _, key := range keys {
 		for form, r := range readForms("/" + p.bucket + "/" + key) {
 			a := p.send(r)
 			if a.StatusCode < 300 || a.Header.Get("Content-Range") != "" {
-				t.Errorf("the key of %s is gone, %s: %d, Content-Range %q", key, form, a.StatusCode, a.Header.Get("Content-Range"))
+				t.Errorf(
+					"the key of %s is gone, %s: %d, Content-Range %q",
+					key,
+					form,
+					a.StatusCode,
+					a.Header.Get("Content-Range"),
+				)
 			}
 		}
 	}
@@ -123,10 +144,12 @@ func TestNoCustomerKeyNoSize(t *testing.T) {
 	m := p.create("parts", func(in *s3.CreateMultipartUploadInput) {
 		in.SSECustomerAlgorithm, in.SSECustomerKey, in.SSECustomerKeyMD5 = mine.algorithm, mine.key, mine.md5
 	})
+
 	m.send(1, nil, func(in *s3.UploadPartInput) {
 		in.SSECustomerAlgorithm, in.SSECustomerKey, in.SSECustomerKeyMD5 = mine.algorithm, mine.key, mine.md5
 	})
 	m.mustComplete()
+
 	for _, key := range []string{"single", "empty", "parts"} {
 		t.Run(key, func(t *testing.T) {
 			for form, r := range readForms("/" + p.bucket + "/" + key) {
@@ -135,9 +158,17 @@ func TestNoCustomerKeyNoSize(t *testing.T) {
 					r.header = merge(r.header, header)
 					a := p.send(r)
 					good := a.StatusCode < 300 || a.StatusCode == http.StatusRequestedRangeNotSatisfiable
+
 					told := a.StatusCode < 300 || a.Header.Get("Content-Range") != ""
 					if name == "its" && !good || name != "its" && told {
-						t.Errorf("%s, with %s key: %d %s, Content-Range %q", form, name, a.StatusCode, a.Code, a.Header.Get("Content-Range"))
+						t.Errorf(
+							"%s, with %s key: %d %s, Content-Range %q",
+							form,
+							name,
+							a.StatusCode,
+							a.Code,
+							a.Header.Get("Content-Range"),
+						)
 					}
 				}
 			}
@@ -155,9 +186,13 @@ func TestTotalWithinAPart(t *testing.T) {
 			p.origin.set(nil, func(resp *http.Response) {
 				var from, to, size int64
 				if n, _ := fmt.Sscanf(resp.Header.Get("Content-Range"), "bytes %d-%d/%d", &from, &to, &size); n == 3 {
-					resp.Header.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", min(from, total-1), min(to, total-1), total))
+					resp.Header.Set(
+						"Content-Range",
+						fmt.Sprintf("bytes %d-%d/%d", min(from, total-1), min(to, total-1), total),
+					)
 				}
 			})
+
 			for _, spec := range []string{"bytes=0-9", "bytes=-20", "bytes=0-", "bytes=5242870-"} {
 				p.server.Config.Handler.(*s3api.Server).Forget()
 				p.log.reset()
@@ -165,6 +200,7 @@ func TestTotalWithinAPart(t *testing.T) {
 				if err == nil && !bytes.HasSuffix([]byte(*out.ContentRange), fmt.Appendf(nil, "/%d", len(text))) {
 					t.Errorf("of %d, %s: %d bytes, Content-Range %s", total, spec, len(got), *out.ContentRange)
 				}
+
 				if strings.Contains(p.log.String(), "panic") {
 					t.Errorf("of %d, %s: a panic", total, spec)
 				}

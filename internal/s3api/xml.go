@@ -23,6 +23,7 @@ func changeElements(doc []byte, name string, change func([]byte) []byte) []byte 
 		if i < 0 {
 			return append(out, doc...)
 		}
+
 		j := bytes.Index(doc[i:], end)
 		if j < 0 {
 			return append(out, doc...)
@@ -30,6 +31,7 @@ func changeElements(doc []byte, name string, change func([]byte) []byte) []byte 
 		j += i + len(end)
 		out = append(out, doc[:i]...)
 		out = append(out, change(doc[i:j])...)
+
 		doc = doc[j:]
 	}
 }

@@ -38,6 +38,7 @@ func newXMLBody(body []byte, root string) (*xmlBody, error) {
 		if run > maxXMLRun {
 			return nil, errXML
 		}
+
 		rest = rest[run+1:]
 	}
 
@@ -49,6 +50,7 @@ func newXMLBody(body []byte, root string) (*xmlBody, error) {
 	if name != root {
 		return nil, errors.New("the document is a " + name)
 	}
+
 	x.entries++
 	return x, nil
 }
@@ -68,6 +70,7 @@ func (x *xmlBody) next() (string, error) {
 		if err != nil {
 			return "", err
 		}
+
 		switch t := token.(type) {
 		case xml.StartElement:
 			return t.Name.Local, nil
@@ -85,6 +88,7 @@ func (x *xmlBody) text() (string, error) {
 		if err != nil {
 			return "", err
 		}
+
 		switch t := token.(type) {
 		case xml.CharData:
 			text.Write(t)

@@ -84,8 +84,14 @@ func TestXMLOfTheLongestList(t *testing.T) {
 	var doc bytes.Buffer
 	doc.WriteString("<CompleteMultipartUpload>")
 	for i := range crypt.MaxPartNumber {
-		fmt.Fprintf(&doc, `<Part><PartNumber>%d</PartNumber><ETag>"%032x-0"</ETag><ChecksumCRC32>AAAAAA==</ChecksumCRC32><Size>5</Size><LastModified>x</LastModified></Part>`, i+1, i)
+		fmt.Fprintf(
+			&doc,
+			`<Part><PartNumber>%d</PartNumber><ETag>"%032x-0"</ETag><ChecksumCRC32>AAAAAA==</ChecksumCRC32><Size>5</Size><LastModified>x</LastModified></Part>`,
+			i+1,
+			i,
+		)
 	}
+
 	doc.WriteString("</CompleteMultipartUpload>")
 	var list *completion
 	var err error
@@ -93,13 +99,17 @@ func TestXMLOfTheLongestList(t *testing.T) {
 		list, err = parseCompletion(doc.Bytes())
 		return list
 	})
+
 	if err != nil || len(list.Parts) != crypt.MaxPartNumber {
 		t.Fatal(err)
 	}
 	if size > 3*uint64(doc.Len()) {
 		t.Errorf("%d bytes for a document of %d", size, doc.Len())
 	}
-	if last := list.Parts[crypt.MaxPartNumber-1]; last.PartNumber != crypt.MaxPartNumber || !strings.HasPrefix(last.ETag, `"`) || len(last.sums) != 1 {
+
+	if last := list.Parts[crypt.MaxPartNumber-1]; last.PartNumber != crypt.MaxPartNumber ||
+		!strings.HasPrefix(last.ETag, `"`) ||
+		len(last.sums) != 1 {
 		t.Errorf("%+v", last)
 	}
 }
@@ -122,11 +132,13 @@ func TestAmbiguousXML(t *testing.T) {
 	} {
 		t.Run(body, func(t *testing.T) {
 			_, err := parseCompletion([]byte("<CompleteMultipartUpload>" + body + "</CompleteMultipartUpload>"))
-			if answer, _ := err.(*Error); code == "" && err != nil || code != "" && (answer == nil || answer.Code != code) { //nolint:errorlint // as it is returned
+			if answer, _ := err.(*Error); code == "" && err != nil ||
+				code != "" && (answer == nil || answer.Code != code) { //nolint:errorlint // as it is returned
 				t.Errorf("%v, want %q", err, code)
 			}
 		})
 	}
+
 	for body, code := range map[string]string{
 		"<Object><Key>k</Key></Object><Quiet>true</Quiet>":    "",
 		"<Object><Key>k</Key><Key>other</Key></Object>":       "MalformedXML",
@@ -140,7 +152,8 @@ func TestAmbiguousXML(t *testing.T) {
 	} {
 		t.Run(body, func(t *testing.T) {
 			_, err := parseDeletion([]byte("<Delete>" + body + "</Delete>"))
-			if answer, _ := err.(*Error); code == "" && err != nil || code != "" && (answer == nil || answer.Code != code) { //nolint:errorlint // as it is returned
+			if answer, _ := err.(*Error); code == "" && err != nil ||
+				code != "" && (answer == nil || answer.Code != code) { //nolint:errorlint // as it is returned
 				t.Errorf("%.80s: %v, want %q", body, err, code)
 			}
 		})

@@ -24,20 +24,26 @@ var envelopePrefix = http.CanonicalHeaderKey(MetaPrefix + crypt.Prefix)
 // its body and tags, with another envelope.
 func Carry(have http.Header, envelope map[string]string) (http.Header, error) {
 	if n := have.Get("X-Amz-Missing-Meta"); n != "" && n != "0" {
-		return nil, fmt.Errorf("the store does not show %s of its metadata entries, so that they cannot be carried over", n)
+		return nil, fmt.Errorf(
+			"the store does not show %s of its metadata entries, so that they cannot be carried over",
+			n,
+		)
 	}
 	h := make(http.Header)
+
 	for _, name := range copiedHeaders {
 		if values := have.Values(name); len(values) > 0 {
 			h[name] = values
 		}
 	}
 	WithoutFraming(h)
+
 	for name, values := range have {
 		if strings.HasPrefix(name, MetaPrefix) && !strings.HasPrefix(name, envelopePrefix) {
 			h[name] = values
 		}
 	}
+
 	for name, value := range envelope {
 		h.Set(MetaPrefix+name, value)
 	}
@@ -52,6 +58,7 @@ func WithoutFraming(h http.Header) {
 	if len(values) == 0 {
 		return
 	}
+
 	var kept []string
 	for _, value := range values {
 		for coding := range strings.SplitSeq(value, ",") {
@@ -60,6 +67,7 @@ func WithoutFraming(h http.Header) {
 			}
 		}
 	}
+
 	h.Del("Content-Encoding")
 	if len(kept) > 0 {
 		h.Set("Content-Encoding", strings.Join(kept, ","))

@@ -21,7 +21,11 @@ func (s *Reader) Get(ctx context.Context, q Request) (*Object, error) {
 
 // retryIfOverwritten starts over as long as the object changes, and without
 // the range where that is what S3 does.
-func (s *Reader) retryIfOverwritten(ctx context.Context, q Request, attempt func(context.Context, Request) (*Object, error)) (*Object, error) {
+func (s *Reader) retryIfOverwritten(
+	ctx context.Context,
+	q Request,
+	attempt func(context.Context, Request) (*Object, error),
+) (*Object, error) {
 	for range maxAttempts {
 		o, err := attempt(ctx, q)
 		switch outside := (*RangeError)(nil); {
@@ -64,11 +68,13 @@ func (s *Reader) openWhole(ctx context.Context, q Request, resp *http.Response) 
 		CloseBody(resp)
 		return &Object{Header: resp.Header, NotModified: true}, nil
 	}
+
 	f, err := factsOf(resp.Header, resp.ContentLength)
 	if err != nil {
 		return nil, err
 	}
 	s.Cache.remember(q, f)
+
 	switch f.kind {
 	case plaintext:
 		return s.openPlaintext(q, resp)
@@ -84,7 +90,15 @@ func (s *Reader) openPlaintext(q Request, resp *http.Response) (*Object, error) 
 	if err := q.Plaintext(); err != nil {
 		return nil, err
 	}
-	o := &Object{Header: resp.Header, Plaintext: true, Size: resp.ContentLength, Length: resp.ContentLength, body: resp.Body}
+
+	o := &Object{
+		Header:    resp.Header,
+		Plaintext: true,
+		Size:      resp.ContentLength,
+		Length:    resp.ContentLength,
+		body:      resp.Body,
+	}
+
 	if resp.StatusCode == http.StatusPartialContent {
 		var ok bool
 		if o.Offset, o.Size, ok = parseContentRange(resp.Header.Get("Content-Range")); !ok {
@@ -92,6 +106,7 @@ func (s *Reader) openPlaintext(q Request, resp *http.Response) (*Object, error) 
 		}
 		o.Partial = true
 	}
+
 	remains := o.Length
 	buffer := make([]byte, 64<<10)
 	o.nextText = func() ([]byte, error) {
@@ -102,26 +117,36 @@ func (s *Reader) openPlaintext(q Request, resp *http.Response) (*Object, error) 
 		if remains -= int64(n); n > 0 {
 			return buffer[:n], nil
 		}
+
 		if err == io.EOF { // bare, as every io.Reader must say it
 			return nil, fmt.Errorf("%w: the body is cut short", ErrStore)
 		}
 		return nil, err
 	}
+
 	return o, nil
 }
 
 // openSingle reads an object that was put whole, or a range of it, from the
 // answer.
-func (s *Reader) openSingle(ctx context.Context, q Request, resp *http.Response, e *crypt.Envelope, wanted *Range) (*Object, error) {
+func (s *Reader) openSingle(
+	ctx context.Context,
+	q Request,
+	resp *http.Response,
+	e *crypt.Envelope,
+	wanted *Range,
+) (*Object, error) {
 	o := &Object{Header: resp.Header, source: s, object: q.Object, body: resp.Body}
 	o.setEnvelope(e)
 	o.keys = &keys{source: s, object: q.Object}
+
 	opened := false
 	defer func() {
 		if !opened {
 			o.keys.release()
 		}
 	}()
+
 	dek, err := o.keys.open(ctx, e.KeyID, e.WrappedDEK)
 	if err != nil {
 		return nil, err
@@ -129,10 +154,12 @@ func (s *Reader) openSingle(ctx context.Context, q Request, resp *http.Response,
 	if err := e.Verify(dek, q.Object); err != nil {
 		return nil, err
 	}
+
 	if resp.StatusCode == http.StatusOK && resp.ContentLength == 0 && e.Size == 0 {
 		opened, o.nextText = true, func() ([]byte, error) { return nil, io.EOF } // see crypt.Fits
 		return o, nil
 	}
+
 	window, skip, err := o.locate(resp, wanted)
 	if err != nil {
 		return nil, err
@@ -142,6 +169,7 @@ func (s *Reader) openSingle(ctx context.Context, q Request, resp *http.Response,
 	} else if err != nil {
 		return nil, err
 	}
+
 	opener, err := crypt.NewOpener(io.LimitReader(resp.Body, o.readLimit(resp, window)), window, dek, e.Header)
 	if err != nil {
 		return nil, err
@@ -167,9 +195,14 @@ func (o *Object) locate(resp *http.Response, wanted *Range) (w crypt.Window, ski
 	if resp.StatusCode == http.StatusPartialContent {
 		var ok bool
 		if start, total, ok = parseContentRange(resp.Header.Get("Content-Range")); !ok || wanted == nil {
-			return w, 0, fmt.Errorf("%w: Content-Range %q was not asked for", ErrStore, resp.Header.Get("Content-Range"))
+			return w, 0, fmt.Errorf(
+				"%w: Content-Range %q was not asked for",
+				ErrStore,
+				resp.Header.Get("Content-Range"),
+			)
 		}
 	}
+
 	if total != crypt.StoredSize(o.Size) {
 		return w, 0, fmt.Errorf("%w: %d stored bytes for a plaintext of %d", ErrIntegrity, total, o.Size)
 	}
@@ -177,6 +210,7 @@ func (o *Object) locate(resp *http.Response, wanted *Range) (w crypt.Window, ski
 		o.Length = o.Size // no range, or the store found If-Range not to hold
 		return crypt.Whole(o.Size), 0, nil
 	}
+
 	var ok bool
 	if o.Offset, o.Length, ok = wanted.Of(o.Size); !ok {
 		return w, 0, &RangeError{o.Size}
@@ -184,6 +218,7 @@ func (o *Object) locate(resp *http.Response, wanted *Range) (w crypt.Window, ski
 	if w, err = crypt.Cover(o.Size, o.Offset, o.Length); err != nil {
 		return w, 0, err
 	}
+
 	if w.Start < start {
 		return w, 0, fmt.Errorf("%w sent bytes from %d, not from %d", ErrStore, start, w.Start)
 	}

@@ -22,15 +22,18 @@ func (s *Reader) headOnce(ctx context.Context, q Request) (*Object, error) {
 	}
 	defer CloseBody(resp)
 	o := &Object{Header: resp.Header, source: s, object: q.Object}
+
 	if resp.StatusCode == http.StatusNotModified {
 		o.NotModified = true
 		return o, nil
 	}
+
 	f, err := factsOf(resp.Header, resp.ContentLength)
 	if err != nil {
 		return nil, err
 	}
 	o.known = s.Cache.remember(q, f)
+
 	switch f.kind {
 	case plaintext:
 		o.Plaintext, o.Size = true, f.size
@@ -48,10 +51,12 @@ func (s *Reader) headOnce(ctx context.Context, q Request) (*Object, error) {
 			}
 		}
 	}
+
 	if err != nil {
 		return nil, err
 	}
 	o.Length = o.Size
+
 	err = o.applyRange(q)
 	if outside := (*RangeError)(nil); errors.As(err, &outside) {
 		if failure := s.verifySize(ctx, q, o); failure != nil { // the error tells the size
@@ -77,6 +82,7 @@ func (o *Object) applyRange(q Request) error {
 		}
 		o.Partial = true
 	}
+
 	return nil
 }
 
@@ -111,6 +117,7 @@ func (s *Reader) Size(ctx context.Context, q Request, etag string, size int64) (
 			return k.layout.Size(), nil
 		}
 	}
+
 	o, err := s.Head(ctx, q)
 	if err != nil {
 		return 0, err

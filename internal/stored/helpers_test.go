@@ -71,6 +71,7 @@ func (s *memoryStore) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.NotFound(w, r)
 		return
 	}
+
 	maps.Copy(w.Header(), o.header)
 	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(o.body))
 }
@@ -145,12 +146,14 @@ func newBench(t testing.TB) *bench {
 	if err := kms.CreateLocalKeyFile(path); err != nil {
 		t.Fatal(err)
 	}
+
 	kek, err := kms.NewLocal(path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	cache := dekcache.New(dekcache.Config{})
 	t.Cleanup(cache.Close)
+
 	keys, err := keyring.New(keyring.Config{
 		Keys: []keyring.Key{{Name: "k", Wrapper: kek}}, Rules: []keyring.Rule{{Key: "k"}}, Cache: cache,
 	})
@@ -201,6 +204,7 @@ func (b *bench) putSingle(t testing.TB, obj crypt.Object, plaintext []byte) {
 	if err := envelope.Sign(key.DEK(), obj); err != nil {
 		t.Fatal(err)
 	}
+
 	metadata, err := envelope.Metadata()
 	if err != nil {
 		t.Fatal(err)
@@ -219,6 +223,7 @@ func (b *bench) putParts(t testing.TB, obj crypt.Object, plaintext []byte, parts
 	key := b.newKey(t, obj)
 	var upload [16]byte
 	rand.Read(upload[:])
+
 	seal := func(p crypt.Part, text []byte) []byte {
 		p.Upload, p.KeyID, p.WrappedDEK = crypt.UploadOf(string(upload[:])), key.KeyID, key.Wrapped
 		sealer, err := crypt.NewPartSealer(bytes.NewReader(text), &p, obj, key.DEK(), rand.Reader)
@@ -233,18 +238,23 @@ func (b *bench) putParts(t testing.TB, obj crypt.Object, plaintext []byte, parts
 	for _, p := range parts {
 		layout = layout.Add(p.number, int64(p.size))
 	}
+
 	var body []byte
 	for i, p := range parts {
 		final := i == len(parts)-1 && layout.Contiguous()
-		body = append(body, seal(crypt.Part{Number: p.number, Size: int64(p.size), Final: final}, plaintext[:p.size])...)
+		body = append(
+			body,
+			seal(crypt.Part{Number: p.number, Size: int64(p.size), Final: final}, plaintext[:p.size])...)
 		plaintext = plaintext[p.size:]
 	}
+
 	count := len(parts)
 	if !layout.Contiguous() {
 		record := crypt.NewRecord(layout, crypt.NoChecksum, nil)
 		body = append(body, seal(crypt.Part{Number: parts[count-1].number + 1, Final: true, Record: record}, nil)...)
 		count++
 	}
+
 	metadata, err := crypt.Mark{KeyID: key.KeyID}.Metadata()
 	if err != nil {
 		t.Fatal(err)

@@ -44,16 +44,22 @@ func (s *Reader) List(ctx context.Context, l Listing) iter.Seq2[Entry, error] {
 				yield(Entry{}, err)
 				return
 			}
+
 			for _, e := range page.entries() {
 				if !yield(e, nil) {
 					return
 				}
 			}
+
 			if !page.IsTruncated {
 				return
 			}
+
 			if !page.next(query) {
-				yield(Entry{}, fmt.Errorf("%w does not say where its listing goes on, or that it goes on where it was", ErrStore))
+				yield(
+					Entry{},
+					fmt.Errorf("%w does not say where its listing goes on, or that it goes on where it was", ErrStore),
+				)
 				return
 			}
 		}
@@ -98,12 +104,21 @@ type listedObject struct {
 
 func (s *Reader) page(ctx context.Context, bucket string, query url.Values) (*listingPage, error) {
 	u := &url.URL{Path: "/" + bucket, RawQuery: strings.ReplaceAll(query.Encode(), "+", "%20")}
-	r := &http.Request{Method: http.MethodGet, URL: u, Header: make(http.Header), Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}
+	r := &http.Request{
+		Method:     http.MethodGet,
+		URL:        u,
+		Header:     make(http.Header),
+		Proto:      "HTTP/1.1",
+		ProtoMajor: 1,
+		ProtoMinor: 1,
+	}
+
 	resp, err := s.Send(r.WithContext(ctx))
 	if err != nil {
 		return nil, fmt.Errorf("listing bucket %s: %w", bucket, err)
 	}
 	defer CloseBody(resp)
+
 	page := &listingPage{}
 	if err := xml.NewDecoder(io.LimitReader(resp.Body, maxListing)).Decode(page); err != nil {
 		return nil, fmt.Errorf("listing bucket %s: %w: %w", bucket, ErrStore, err)
@@ -118,11 +133,13 @@ func (p *listingPage) decode() error {
 		return nil
 	}
 	names := []*string{&p.NextKeyMarker}
+
 	for _, list := range [][]listedObject{p.Contents, p.Version} {
 		for i := range list {
 			names = append(names, &list[i].Key)
 		}
 	}
+
 	for _, name := range names {
 		plain, err := url.QueryUnescape(*name)
 		if err != nil {
@@ -130,6 +147,7 @@ func (p *listingPage) decode() error {
 		}
 		*name = plain
 	}
+
 	return nil
 }
 
@@ -157,11 +175,13 @@ func (p *listingPage) next(query url.Values) bool {
 		query.Set("continuation-token", p.NextContinuationToken)
 		return p.NextContinuationToken != "" && !same
 	}
+
 	if query.Get("key-marker") == p.NextKeyMarker && query.Get("version-id-marker") == p.NextVersionIdMarker {
 		return false
 	}
 	query.Set("key-marker", p.NextKeyMarker)
 	query.Del("version-id-marker")
+
 	if p.NextVersionIdMarker != "" {
 		query.Set("version-id-marker", p.NextVersionIdMarker)
 	}

@@ -75,11 +75,13 @@ func (s *Reader) Peek(ctx context.Context, q Request, n int64) (*Seen, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	_, total, ok := parseContentRange(resp.Header.Get("Content-Range"))
 	if !ok {
 		CloseBody(resp)
 		return nil, fmt.Errorf("%w answered %d to a range", ErrStore, resp.StatusCode)
 	}
+
 	seen, err := seenOf(resp.Header, total)
 	if err != nil {
 		CloseBody(resp)
@@ -87,6 +89,7 @@ func (s *Reader) Peek(ctx context.Context, q Request, n int64) (*Seen, error) {
 	}
 	have, err := readChunk(resp)
 	seen.First = have.bytes
+
 	return seen, err
 }
 
@@ -95,7 +98,16 @@ func seenOf(h http.Header, size int64) (*Seen, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Seen{Header: h, ETag: f.etag, Stored: size, Plaintext: f.kind == plaintext, Envelope: f.envelope, Parts: f.parts}
+
+	s := &Seen{
+		Header:    h,
+		ETag:      f.etag,
+		Stored:    size,
+		Plaintext: f.kind == plaintext,
+		Envelope:  f.envelope,
+		Parts:     f.parts,
+	}
+
 	if f.kind == multipart {
 		s.Mark = &f.mark
 	}
@@ -130,6 +142,7 @@ func (s *Reader) partHeader(ctx context.Context, q Request, seen *Seen, at int64
 	if err == errChanged { //nolint:errorlint // as fetch says it
 		return nil, ErrOverwritten
 	}
+
 	if err != nil {
 		return nil, err
 	}
@@ -137,5 +150,6 @@ func (s *Reader) partHeader(ctx context.Context, q Request, seen *Seen, at int64
 	if err == nil && at+part.Size+crypt.PartOverhead > seen.Stored {
 		err = fmt.Errorf("%w: part %d is longer than what is left of the object", ErrIntegrity, part.Number)
 	}
+
 	return part, err
 }

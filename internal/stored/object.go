@@ -100,6 +100,7 @@ func (o *Object) Checksum(ctx context.Context) (Checksum, error) {
 	var keyID string
 	var wrapped []byte
 	out := Checksum{Type: crypt.FullObject}
+
 	switch {
 	case o.envelope != nil:
 		sum, keyID, wrapped = o.envelope.Sum, o.envelope.KeyID, o.envelope.WrappedDEK
@@ -107,6 +108,7 @@ func (o *Object) Checksum(ctx context.Context) (Checksum, error) {
 		sum, keyID, wrapped = o.known.record.Sum, o.known.recordPart.KeyID, o.known.recordPart.WrappedDEK
 		out.Type, out.Parts = o.known.record.ChecksumType, o.known.record.Parts
 	}
+
 	if len(sum) == 0 {
 		return Checksum{}, nil
 	}
@@ -115,6 +117,7 @@ func (o *Object) Checksum(ctx context.Context) (Checksum, error) {
 		return Checksum{}, err
 	}
 	defer lease.Release()
+
 	if o.envelope != nil {
 		if err := o.envelope.Verify(lease.DEK(), o.object); err != nil {
 			return Checksum{}, err
@@ -183,6 +186,7 @@ func (s *Reader) verifyPartsSize(ctx context.Context, q Request, o *Object, k *k
 	if o.Size != found.layout.Size() {
 		return fmt.Errorf("%w: %d bytes by its ETag, %d by its parts", ErrIntegrity, o.Size, found.layout.Size())
 	}
+
 	o.known = found
 
 	first, err := s.partAt(ctx, q, found, chunk{}, 0, min(crypt.PartPrefixSize, found.size))

@@ -17,6 +17,7 @@ func (s *Reader) openParts(ctx context.Context, q Request, resp *http.Response, 
 		return nil, err
 	}
 	k := s.Cache.remember(q, f)
+
 	if size < 0 {
 		if k, err = s.findLayout(ctx, q, k); err != nil {
 			return nil, err
@@ -24,6 +25,7 @@ func (s *Reader) openParts(ctx context.Context, q Request, resp *http.Response, 
 		size = k.layout.Size()
 	}
 	o := s.multipartObject(q, k, resp)
+
 	o.Size, o.Length = size, size
 	cfg := s.config(ctx, q, o, k)
 	cfg.Size = size
@@ -65,6 +67,7 @@ func (s *Reader) getPart(ctx context.Context, q Request) (*Object, error) {
 	}
 	number := q.Part
 	q.Part = 0
+
 	if head.known.kind != multipart {
 		return s.getOnlyPart(ctx, q)
 	}
@@ -72,11 +75,13 @@ func (s *Reader) getPart(ctx context.Context, q Request) (*Object, error) {
 		return s.emptyPart(ctx, q, head, number)
 	}
 	q.Range = Bytes(head.Offset, head.Length)
+
 	o, err := s.openStretch(ctx, q, head.known, chunk{})
 	if err != nil {
 		return nil, err
 	}
 	o.Parts = head.Parts
+
 	if place, ok := o.known.layout.At(number - 1); !ok || place.Offset != o.Offset || place.Size != o.Length {
 		o.Close()
 		return nil, errChanged
@@ -91,6 +96,7 @@ func (s *Reader) getOnlyPart(ctx context.Context, q Request) (*Object, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	o, err := s.readWhole(ctx, q, resp)
 	if err != nil || o.NotModified {
 		return o, err
@@ -99,6 +105,7 @@ func (s *Reader) getOnlyPart(ctx context.Context, q Request) (*Object, error) {
 		o.Close()
 		return nil, errChanged
 	}
+
 	o.Partial = o.Length > 0
 	return o, nil
 }
@@ -115,10 +122,18 @@ func (s *Reader) emptyPart(ctx context.Context, q Request, head *Object, number 
 	}
 
 	head.keys = &keys{source: s, object: q.Object}
-	part, err := s.partAt(ctx, q, head.known, chunk{}, place.Stored, min(crypt.PartPrefixSize, head.known.size-place.Stored))
+	part, err := s.partAt(
+		ctx,
+		q,
+		head.known,
+		chunk{},
+		place.Stored,
+		min(crypt.PartPrefixSize, head.known.size-place.Stored),
+	)
 	if err == nil {
 		_, err = head.keys.open(ctx, part.KeyID, part.WrappedDEK)
 	}
+
 	if err == nil && (part.Size != 0 || part.Number != place.Number) {
 		err = fmt.Errorf("%w: part %d is not the empty one that it was", ErrIntegrity, place.Number)
 	}
@@ -126,6 +141,7 @@ func (s *Reader) emptyPart(ctx context.Context, q Request, head *Object, number 
 		head.keys.release()
 		return nil, err
 	}
+
 	head.nextText = func() ([]byte, error) { return nil, io.EOF }
 	return head, nil
 }

@@ -27,15 +27,18 @@ func ParseRange(header string) *Range {
 		return nil
 	}
 	r := &Range{last: math.MaxInt64, suffix: -1}
+
 	if from == "" {
 		if r.suffix, ok = parseDigits(to); !ok {
 			return nil
 		}
 		return r
 	}
+
 	if r.first, ok = parseDigits(from); !ok {
 		return nil
 	}
+
 	if to != "" {
 		if r.last, ok = parseDigits(to); !ok || r.last < r.first {
 			return nil

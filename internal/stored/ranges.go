@@ -23,12 +23,14 @@ func (s *Reader) getRange(ctx context.Context, q Request) (*Object, error) {
 	}
 	probe := k == nil && q.Range.suffix < 0 && q.Range.first >= crypt.MinPartSize
 	spec := q.Range.stored(0)
+
 	switch {
 	case probe:
 		spec = fmt.Sprintf("bytes=0-%d", crypt.PartPrefixSize-1)
 	case k == nil:
 		spec = q.Range.stored(crypt.PartOverhead)
 	}
+
 	resp, err := s.requestRange(ctx, q, spec)
 	if StatusOf(err) == http.StatusRequestedRangeNotSatisfiable {
 		return nil, s.outsideError(ctx, q)
@@ -36,12 +38,15 @@ func (s *Reader) getRange(ctx context.Context, q Request) (*Object, error) {
 	if err != nil {
 		return nil, err
 	}
-	if resp.StatusCode == http.StatusOK && resp.ContentLength == 0 && q.Range.suffix <= 0 && q.Header.Get("If-Range") == "" {
+
+	if resp.StatusCode == http.StatusOK && resp.ContentLength == 0 && q.Range.suffix <= 0 &&
+		q.Header.Get("If-Range") == "" {
 		return nil, s.emptyObjectError(ctx, q, resp)
 	}
 	if resp.StatusCode != http.StatusPartialContent { // 304, or the store found If-Range not to hold
 		return s.readWhole(ctx, q, resp)
 	}
+
 	o, err := s.continueRange(ctx, q, resp, probe)
 	if err != nil {
 		_ = resp.Body.Close()
@@ -90,6 +95,7 @@ func (s *Reader) continueRange(ctx context.Context, q Request, resp *http.Respon
 		return nil, err
 	}
 	k := s.Cache.remember(q, f)
+
 	switch {
 	case f.kind == multipart:
 		have, err := readChunk(resp)
@@ -100,6 +106,7 @@ func (s *Reader) continueRange(ctx context.Context, q Request, resp *http.Respon
 	case f.kind == single && !probe:
 		return s.openSingle(ctx, q, resp, f.envelope, q.Range)
 	}
+
 	CloseBody(resp)
 	spec := q.Range.stored(0)
 	if f.kind == plaintext {
@@ -108,6 +115,7 @@ func (s *Reader) continueRange(ctx context.Context, q Request, resp *http.Respon
 		}
 		spec = q.Range.String()
 	}
+
 	again, err := s.requestRange(ctx, q, spec)
 	if StatusOf(err) == http.StatusRequestedRangeNotSatisfiable {
 		return nil, s.outsideError(ctx, q)
@@ -115,6 +123,7 @@ func (s *Reader) continueRange(ctx context.Context, q Request, resp *http.Respon
 	if err != nil {
 		return nil, err
 	}
+
 	o, err := s.openAgain(ctx, q, again, f)
 	if err != nil {
 		_ = again.Body.Close()
@@ -139,7 +148,12 @@ func (s *Reader) openAgain(ctx context.Context, q Request, resp *http.Response, 
 func rangeFacts(resp *http.Response) (facts, error) {
 	_, total, ok := parseContentRange(resp.Header.Get("Content-Range"))
 	if !ok || resp.StatusCode != http.StatusPartialContent {
-		return facts{}, fmt.Errorf("%w answered %d, Content-Range %q", ErrStore, resp.StatusCode, resp.Header.Get("Content-Range"))
+		return facts{}, fmt.Errorf(
+			"%w answered %d, Content-Range %q",
+			ErrStore,
+			resp.StatusCode,
+			resp.Header.Get("Content-Range"),
+		)
 	}
 	return factsOf(resp.Header, total)
 }
@@ -155,6 +169,7 @@ func (s *Reader) openRange(ctx context.Context, q Request, k *known, have chunk)
 	if k.layout != nil {
 		return s.openStretch(ctx, q, k, have)
 	}
+
 	g, err := s.guessLayout(ctx, q, k, have)
 	if errors.Is(err, errUneven) {
 		if k, err = s.walkParts(ctx, q, k); err != nil {
@@ -162,19 +177,23 @@ func (s *Reader) openRange(ctx context.Context, q Request, k *known, have chunk)
 		}
 		return s.openStretch(ctx, q, k, have)
 	}
+
 	if err != nil {
 		return nil, err
 	}
 	var confirmed *known
+
 	confirm := func() (err error) {
 		confirmed, err = s.confirmGuess(ctx, q, g, have)
 		return err
 	}
 	end := startTask(confirm)
+
 	if g.isInLastPart(q.Range) { // the header of the last part is wanted for the bytes themselves, and once is enough
 		end = finishedTask(end.wait())
 	}
 	o, err := s.openStretch(ctx, q, g.known, have)
+
 	if failure := end.wait(); failure != nil {
 		if o != nil {
 			o.Close()
@@ -182,18 +201,22 @@ func (s *Reader) openRange(ctx context.Context, q Request, k *known, have chunk)
 		if !errors.Is(failure, errUneven) {
 			return nil, failure
 		}
+
 		if k, err = s.walkParts(ctx, q, k); err != nil {
 			return nil, err
 		}
 		return s.openStretch(ctx, q, k, have)
 	}
+
 	s.Cache.put(q, confirmed)
-	if !slices.Equal(confirmed.layout, g.layout) || err != nil && confirmed.verified { // the record has set the guess right
+	if !slices.Equal(confirmed.layout, g.layout) ||
+		err != nil && confirmed.verified { // the record has set the guess right
 		if o != nil {
 			o.Close()
 		}
 		return s.openStretch(ctx, q, confirmed, have)
 	}
+
 	if o != nil {
 		o.known = confirmed
 	}
@@ -215,6 +238,7 @@ func (s *Reader) openStretch(ctx context.Context, q Request, k *known, have chun
 	if !ok {
 		return nil, s.outsideError(ctx, q)
 	}
+
 	o, err := s.stretch(ctx, q, k, have, offset, length)
 	if err != nil && k.mayBeWrongGuess(err) {
 		if k, err = s.walkParts(ctx, q, k); err != nil {
@@ -225,6 +249,7 @@ func (s *Reader) openStretch(ctx context.Context, q Request, k *known, have chun
 		}
 		o, err = s.stretch(ctx, q, k, have, offset, length)
 	}
+
 	if err != nil {
 		return nil, err
 	}
@@ -236,7 +261,8 @@ func (s *Reader) openStretch(ctx context.Context, q Request, k *known, have chun
 // mayBeWrongGuess reports whether an error may come from a layout that was
 // guessed.
 func (k *known) mayBeWrongGuess(err error) bool {
-	return !k.verified && (errors.Is(err, crypt.ErrAuth) || errors.Is(err, crypt.ErrEnvelope) || errors.Is(err, crypt.ErrVersion) || errors.Is(err, crypt.ErrSize))
+	return !k.verified &&
+		(errors.Is(err, crypt.ErrAuth) || errors.Is(err, crypt.ErrEnvelope) || errors.Is(err, crypt.ErrVersion) || errors.Is(err, crypt.ErrSize))
 }
 
 // recoverFromWrongGuess has the object go on by itself, where a guessed layout
@@ -254,12 +280,14 @@ func (s *Reader) recoverFromWrongGuess(ctx context.Context, q Request, o *Object
 			if err != nil {
 				return nil, err
 			}
+
 			o.Close()
 			o.body, o.keys, o.closeText, next = rest.body, rest.keys, rest.closeText, rest.nextText
 			text, err = next()
 			done += int64(len(text))
 			return text, err
 		}
+
 		done += int64(len(text))
 		return text, err
 	}
@@ -274,6 +302,7 @@ func (s *Reader) stretch(ctx context.Context, q Request, k *known, have chunk, o
 		return nil, fmt.Errorf("%w: bytes %d+%d of %d", crypt.ErrSize, offset, length, k.layout.Size())
 	}
 	toEnd := offset+length == k.layout.Size()
+
 	from, to, err := storedStretch(first, last, offset, length)
 	if err != nil {
 		return nil, err
@@ -281,14 +310,17 @@ func (s *Reader) stretch(ctx context.Context, q Request, k *known, have chunk, o
 	if toEnd {
 		to = k.size
 	}
+
 	if from >= to { // the layout and the size do not go together
 		return nil, fmt.Errorf("%w: stored bytes %d to %d of %d", crypt.ErrSize, from, to, k.size)
 	}
 	var part *crypt.Part
+
 	header := startTask(func() (err error) {
 		part, err = s.partAtPlace(ctx, q, k, have, first)
 		return err
 	})
+
 	resp, err := s.stretchBody(ctx, q, k, have, from, to)
 	if failure := header.wait(); failure != nil || err != nil {
 		if err == nil {
@@ -297,6 +329,7 @@ func (s *Reader) stretch(ctx context.Context, q Request, k *known, have chunk, o
 		}
 		return nil, err
 	}
+
 	o := s.multipartObject(q, k, resp)
 	r, err := crypt.NewStretchReader(resp.Body, crypt.Stretch{
 		Layout: k.layout, Place: first, Part: part, Offset: offset - first.Offset, Length: length, ToEnd: toEnd,
@@ -305,6 +338,7 @@ func (s *Reader) stretch(ctx context.Context, q Request, k *known, have chunk, o
 		o.Close()
 		return nil, err
 	}
+
 	o.nextText, o.closeText = r.Next, r.Close
 	return o, nil
 }
@@ -326,7 +360,13 @@ func storedStretch(first, last crypt.Place, offset, length int64) (from, to int6
 
 // stretchBody returns the stored bytes from what there is already, or from the
 // store.
-func (s *Reader) stretchBody(ctx context.Context, q Request, k *known, have chunk, from, to int64) (*http.Response, error) {
+func (s *Reader) stretchBody(
+	ctx context.Context,
+	q Request,
+	k *known,
+	have chunk,
+	from, to int64,
+) (*http.Response, error) {
 	if b := have.slice(from, to); b != nil {
 		return &http.Response{Header: have.header, Body: io.NopCloser(bytes.NewReader(b))}, nil
 	}
@@ -334,11 +374,14 @@ func (s *Reader) stretchBody(ctx context.Context, q Request, k *known, have chun
 	if StatusOf(err) == http.StatusRequestedRangeNotSatisfiable {
 		return nil, errChanged
 	}
+
 	if err != nil {
 		return nil, err
 	}
+
 	start, total, ok := parseContentRange(resp.Header.Get("Content-Range"))
-	if resp.StatusCode != http.StatusPartialContent || !ok || total != k.size || start != from || resp.Header.Get("Etag") != k.etag {
+	if resp.StatusCode != http.StatusPartialContent || !ok || total != k.size || start != from ||
+		resp.Header.Get("Etag") != k.etag {
 		_ = resp.Body.Close()
 		return nil, errChanged // or a 304, or an If-Range that does not hold: a request that supposes nothing will tell
 	}

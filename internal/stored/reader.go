@@ -126,6 +126,7 @@ func factsOf(h http.Header, size int64) (facts, error) {
 			metadata[strings.ToLower(own)] = strings.Join(values, ",") // a repeated one is refused by its joined value
 		}
 	}
+
 	var err error
 	f.envelope, err = crypt.ParseEnvelope(metadata)
 	switch {
@@ -187,14 +188,21 @@ func (s *Reader) request(ctx context.Context, method string, q Request, header h
 		}
 		query.Set("versionId", q.Version)
 	}
-	u := &url.URL{Path: "/" + q.Object.Bucket + "/" + q.Object.Key, RawQuery: strings.ReplaceAll(query.Encode(), "+", "%20")}
+
+	u := &url.URL{
+		Path:     "/" + q.Object.Bucket + "/" + q.Object.Key,
+		RawQuery: strings.ReplaceAll(query.Encode(), "+", "%20"),
+	}
 	u.RawPath = sigv4.EscapePath(u.Path)
+
 	if header == nil {
 		header = make(http.Header)
 	}
 	r := &http.Request{Method: method, URL: u, Header: header, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}
+
 	resp, err := s.Send(r.WithContext(ctx))
-	if err == nil && resp.StatusCode == http.StatusNotModified && header.Get("If-None-Match") == "" && header.Get("If-Modified-Since") == "" {
+	if err == nil && resp.StatusCode == http.StatusNotModified && header.Get("If-None-Match") == "" &&
+		header.Get("If-Modified-Since") == "" {
 		CloseBody(resp)
 		return nil, fmt.Errorf("%w answered 304 to a request without a condition", ErrStore)
 	}
@@ -223,14 +231,17 @@ func (s *Reader) fetch(ctx context.Context, q Request, etag string, start, end i
 	if StatusOf(err) == http.StatusPreconditionFailed || StatusOf(err) == http.StatusNotFound {
 		return nil, errChanged
 	}
+
 	if err != nil {
 		return nil, err
 	}
 	defer CloseBody(resp)
+
 	from, _, ok := parseContentRange(resp.Header.Get("Content-Range"))
 	if resp.StatusCode != http.StatusPartialContent || !ok || from != start {
 		return nil, fmt.Errorf("%w answered %d to a range", ErrStore, resp.StatusCode)
 	}
+
 	out := make([]byte, end-start)
 	switch _, err := crypt.ReadFull(resp.Body, out); err {
 	case nil:

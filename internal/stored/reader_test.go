@@ -22,6 +22,7 @@ func TestGetWhole(t *testing.T) {
 			obj := crypt.Object{Bucket: "bucket", Key: keyOf(o.name)}
 			b.putObject(t, obj, o)
 			r := b.reader()
+
 			for range 2 { // the second time with what is remembered
 				got, data, err := read(t, r, requestFor(obj))
 				if err != nil {
@@ -30,8 +31,16 @@ func TestGetWhole(t *testing.T) {
 				if !bytes.Equal(data, o.plaintext) {
 					t.Errorf("read %d bytes that differ from the %d stored", len(data), len(o.plaintext))
 				}
-				if size := int64(len(o.plaintext)); got.Size != size || got.Length != size || got.Partial || got.Plaintext {
-					t.Errorf("size %d, length %d, partial %t, plaintext %t", got.Size, got.Length, got.Partial, got.Plaintext)
+
+				if size := int64(len(o.plaintext)); got.Size != size || got.Length != size || got.Partial ||
+					got.Plaintext {
+					t.Errorf(
+						"size %d, length %d, partial %t, plaintext %t",
+						got.Size,
+						got.Length,
+						got.Partial,
+						got.Plaintext,
+					)
 				}
 			}
 		})
@@ -50,6 +59,7 @@ func TestGetRange(t *testing.T) {
 		{"outside", "bytes=5242880-5242889"},
 		{"far outside", "bytes=99999999999-"},
 	}
+
 	for _, o := range objects {
 		for _, c := range ranges {
 			t.Run(o.name+"/"+c.name, func(t *testing.T) {
@@ -58,6 +68,7 @@ func TestGetRange(t *testing.T) {
 				b.putObject(t, obj, o)
 				r := b.reader()
 				q := requestFor(obj)
+
 				for range 2 { // the second time with what is remembered
 					q.Range = stored.ParseRange(c.header)
 					got, data, err := read(t, r, q)
@@ -73,6 +84,7 @@ func checkRange(t *testing.T, plaintext []byte, wanted *stored.Range, got *store
 	t.Helper()
 	offset, length, ok := wanted.Of(int64(len(plaintext)))
 	var outside *stored.RangeError
+
 	switch {
 	case len(plaintext) == 0 && err == nil: // the last bytes of nothing are all of it
 		if len(data) > 0 || got.Partial {
@@ -118,6 +130,7 @@ func TestGetPart(t *testing.T) {
 			if !errors.Is(err, c.err) {
 				t.Fatalf("error %v, want %v", err, c.err)
 			}
+
 			if !bytes.Equal(data, c.want) {
 				t.Errorf("read %d bytes that differ from the %d of the part", len(data), len(c.want))
 			}
@@ -132,6 +145,7 @@ func TestHead(t *testing.T) {
 			obj := crypt.Object{Bucket: "bucket", Key: keyOf(o.name)}
 			b.putObject(t, obj, o)
 			r := b.reader()
+
 			got, err := r.Head(t.Context(), requestFor(obj))
 			if err != nil {
 				t.Fatal(err)
@@ -139,6 +153,7 @@ func TestHead(t *testing.T) {
 			if got.Size != int64(len(o.plaintext)) {
 				t.Errorf("size %d, want %d", got.Size, len(o.plaintext))
 			}
+
 			if err := r.Prove(t.Context(), requestFor(obj), got); err != nil {
 				t.Error(err)
 			}
@@ -146,9 +161,11 @@ func TestHead(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			if layout.Parts() != len(o.parts) {
 				t.Fatalf("%d parts, want %d", layout.Parts(), len(o.parts))
 			}
+
 			for i, p := range o.parts {
 				if at, _ := layout.At(i); at.Number != p.number || at.Size != int64(p.size) {
 					t.Errorf("part %d of %d bytes, want part %d of %d", at.Number, at.Size, p.number, p.size)
@@ -175,6 +192,7 @@ func TestGetPlaintext(t *testing.T) {
 			t.Errorf("%q, %+v, %v", data, o, err)
 		}
 	})
+
 	t.Run("a range", func(t *testing.T) {
 		q := stored.Request{Object: obj, Plaintext: func() error { return nil }, Range: stored.Bytes(6, 9)}
 		o, data, err := read(t, b.reader(), q)
@@ -203,6 +221,7 @@ func TestGetOfErrors(t *testing.T) {
 			t.Errorf("%+v, %v", o, err)
 		}
 	})
+
 	t.Run("revoked key", func(t *testing.T) {
 		if err := os.Remove(b.keyFile); err != nil {
 			t.Fatal(err)
@@ -226,6 +245,7 @@ func TestGetTampered(t *testing.T) {
 			genuine := b.get(obj)
 			altered := memoryObject{maps.Clone(genuine.header), slices.Clone(genuine.body)}
 			c.tamper(&altered)
+
 			b.set(obj, altered)
 
 			q := requestFor(obj)
@@ -235,6 +255,7 @@ func TestGetTampered(t *testing.T) {
 				return
 			}
 			q.Range = stored.Bytes(0, int64(len(o.plaintext)))
+
 			_, data, err = read(t, b.reader(), q)
 			checkTampered(t, "all as a range", o.plaintext, data, err)
 		})
@@ -341,6 +362,7 @@ func TestGetOverwritten(t *testing.T) {
 					b.putObject(t, obj, c.old)
 					r := b.reader()
 					q := requestFor(obj)
+
 					q.Range = stored.Bytes(offset, length)
 					if kind == "warm" {
 						if _, _, err := read(t, r, q); err != nil {
@@ -353,11 +375,13 @@ func TestGetOverwritten(t *testing.T) {
 							b.set(obj, replacement)
 						}
 					})
+
 					_, data, err := read(t, r, q)
 					if err != nil {
 						t.Fatal(err)
 					}
 					isOld := bytes.Equal(data, c.old.plaintext[offset:offset+length])
+
 					isNew := bytes.Equal(data, c.new.plaintext[offset:offset+length])
 					if !isOld && !isNew {
 						t.Error("neither the old object nor the new one")
@@ -372,6 +396,7 @@ func TestGetOverwrittenAgainAndAgain(t *testing.T) {
 	b := newBench(t)
 	obj := crypt.Object{Bucket: "bucket", Key: "key"}
 	o := objectNamed(t, "equal parts")
+
 	var versions []memoryObject
 	for range 50 {
 		b.putObject(t, obj, o)

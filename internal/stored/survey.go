@@ -19,6 +19,7 @@ func (s *Reader) findLayout(ctx context.Context, q Request, k *known) (*known, e
 		return k, nil
 	}
 	var found *known
+
 	g, err := s.guessLayout(ctx, q, k, chunk{})
 	if err == nil {
 		found, err = s.confirmGuess(ctx, q, g, chunk{})
@@ -26,6 +27,7 @@ func (s *Reader) findLayout(ctx context.Context, q Request, k *known) (*known, e
 	if errors.Is(err, errUneven) {
 		found, err = s.walkParts(ctx, q, k)
 	}
+
 	if err != nil {
 		return nil, err
 	}
@@ -54,9 +56,18 @@ func (s *Reader) checkPlace(ctx context.Context, q Request, k *known, at crypt.P
 	if err != nil {
 		return err
 	}
+
 	if part.Number != at.Number || part.Size != at.Size {
-		return fmt.Errorf("%w: part %d of %d bytes, not part %d of %d", crypt.ErrAuth, part.Number, part.Size, at.Number, at.Size)
+		return fmt.Errorf(
+			"%w: part %d of %d bytes, not part %d of %d",
+			crypt.ErrAuth,
+			part.Number,
+			part.Size,
+			at.Number,
+			at.Size,
+		)
 	}
+
 	return nil
 }
 
@@ -69,6 +80,7 @@ func (s *Reader) verifyParts(ctx context.Context, q Request, k *known) (*known, 
 		return k, nil
 	}
 	turns := make(chan struct{}, maxHeaderRequests)
+
 	tasks := make([]task, k.layout.Parts())
 	for i := range tasks {
 		at, _ := k.layout.At(i)
@@ -78,12 +90,14 @@ func (s *Reader) verifyParts(ctx context.Context, q Request, k *known) (*known, 
 			return s.checkPlace(ctx, q, k, at)
 		})
 	}
+
 	var failure error
 	for _, t := range tasks {
 		if err := t.wait(); err != nil {
 			failure = err
 		}
 	}
+
 	if failure != nil {
 		if k.mayBeWrongGuess(failure) {
 			return s.walkParts(ctx, q, k)
@@ -91,6 +105,7 @@ func (s *Reader) verifyParts(ctx context.Context, q Request, k *known) (*known, 
 		return nil, failure
 	}
 	out := *k
+
 	out.verified = true
 	s.Cache.put(q, &out)
 	return &out, nil
@@ -111,12 +126,14 @@ func (s *Reader) guessLayout(ctx context.Context, q Request, k *known, have chun
 		return guessedLayout{}, err
 	}
 	g := guessedLayout{known: &known{facts: k.facts, upload: first.Upload}}
+
 	size, err := k.plaintextSize()
 	if err != nil {
 		return guessedLayout{}, err
 	}
 	ahead := int64(k.parts-1) * first.Size
 	rest := size - ahead
+
 	switch {
 	case k.parts < 1, first.Number != 1, rest < 0, rest > first.Size, k.parts > 1 && first.Size == 0:
 		return guessedLayout{}, errUneven
@@ -130,6 +147,7 @@ func (s *Reader) guessLayout(ctx context.Context, q Request, k *known, have chun
 		g.layout = g.layout.Add(k.parts, rest)
 		g.end, g.length = k.size-rest-crypt.PartOverhead, crypt.PartPrefixSize
 	}
+
 	return g, nil
 }
 
@@ -143,12 +161,18 @@ func (s *Reader) confirmGuess(ctx context.Context, q Request, g guessedLayout, h
 	if err != nil {
 		return nil, err
 	}
+
 	out := *g.known
 	switch {
 	case last.Upload != g.upload:
 		return nil, fmt.Errorf("%w: the last part is of another upload than the first", ErrIntegrity)
 	case !last.Final && !s.OpenEnd:
-		return nil, fmt.Errorf("%w: %w: the last part is missing: part %d is not final", ErrIntegrity, crypt.ErrTruncated, last.Number)
+		return nil, fmt.Errorf(
+			"%w: %w: the last part is missing: part %d is not final",
+			ErrIntegrity,
+			crypt.ErrTruncated,
+			last.Number,
+		)
 	case last.HasRecord():
 		return out.withRecord(last)
 	case last.Number != g.parts || g.end+last.Size+crypt.PartOverhead != g.size:
@@ -156,6 +180,7 @@ func (s *Reader) confirmGuess(ctx context.Context, q Request, g guessedLayout, h
 	case last.Size == 0 && g.parts > 1:
 		out.layout = out.layout.Add(last.Number, 0)
 	}
+
 	return &out, nil
 }
 
@@ -169,6 +194,7 @@ func (k known) withRecord(part *crypt.Part) (*known, error) {
 	if record.Layout != nil {
 		k.layout = record.Layout
 	}
+
 	if k.layout == nil || !record.Matches(k.layout) {
 		return nil, errUneven
 	}
@@ -176,6 +202,7 @@ func (k known) withRecord(part *crypt.Part) (*known, error) {
 		return nil, fmt.Errorf("%w: %d stored bytes, where the record's parts have %d", ErrIntegrity, k.size, stored)
 	}
 	k.record, k.recordPart, k.upload, k.verified = record, part, part.Upload, true
+
 	return &k, nil
 }
 
@@ -196,11 +223,13 @@ func (s *Reader) walkParts(ctx context.Context, q Request, k *known) (*known, er
 	case err != nil && !errors.Is(err, crypt.ErrEnvelope) && !errors.Is(err, crypt.ErrVersion):
 		return nil, err
 	}
+
 	for at := int64(0); at < k.size; {
 		length := int64(crypt.PartPrefixSize)
 		if at+crypt.PartOverhead == k.size {
 			length = crypt.PartOverhead // an empty part, which may have a record
 		}
+
 		part, err := s.partAt(ctx, q, k, chunk{}, at, length)
 		if err != nil {
 			return nil, err
@@ -208,14 +237,29 @@ func (s *Reader) walkParts(ctx context.Context, q Request, k *known) (*known, er
 		if err := out.addPart(part); err != nil {
 			return nil, err
 		}
+
 		at += part.Size + crypt.PartOverhead
 		if at > k.size {
-			return nil, fmt.Errorf("%w: part %d ends behind the end of the object's %d bytes", ErrIntegrity, part.Number, k.size)
+			return nil, fmt.Errorf(
+				"%w: part %d ends behind the end of the object's %d bytes",
+				ErrIntegrity,
+				part.Number,
+				k.size,
+			)
 		}
+
 		if end := at == k.size; part.Final != end && (!end || !s.OpenEnd) {
-			return nil, fmt.Errorf("%w: part %d ends at byte %d of %d, and is final: %t", ErrIntegrity, part.Number, at, k.size, part.Final)
+			return nil, fmt.Errorf(
+				"%w: part %d ends at byte %d of %d, and is final: %t",
+				ErrIntegrity,
+				part.Number,
+				at,
+				k.size,
+				part.Final,
+			)
 		}
 	}
+
 	if out.record == nil && !out.layout.Contiguous() {
 		return nil, fmt.Errorf("%w: a part is missing: the numbers have gaps", ErrIntegrity)
 	}
@@ -232,10 +276,12 @@ func (k *known) addPart(part *crypt.Part) error {
 	if part.Upload != k.upload {
 		return fmt.Errorf("%w: part %d is of another upload than the first", ErrIntegrity, part.Number)
 	}
+
 	if !part.HasRecord() {
 		k.layout = k.layout.Add(part.Number, part.Size)
 		return nil
 	}
+
 	record, err := crypt.ParseRecord(part.Record)
 	if err != nil {
 		return err
@@ -243,13 +289,20 @@ func (k *known) addPart(part *crypt.Part) error {
 	if !record.Matches(k.layout) {
 		return fmt.Errorf("%w: the parts are not those of the record", ErrIntegrity)
 	}
+
 	k.record, k.recordPart = record, part
 	return nil
 }
 
 // partAtPlace returns the header of the part at a place of the layout, from
 // the cache or the store.
-func (s *Reader) partAtPlace(ctx context.Context, q Request, k *known, have chunk, at crypt.Place) (*crypt.Part, error) {
+func (s *Reader) partAtPlace(
+	ctx context.Context,
+	q Request,
+	k *known,
+	have chunk,
+	at crypt.Place,
+) (*crypt.Part, error) {
 	id := partID{cacheID(q), k.etag, at.Stored}
 	if p, ok := s.Cache.parts.Get(id); ok {
 		return p, nil
@@ -274,6 +327,7 @@ func (s *Reader) partAt(ctx context.Context, q Request, k *known, have chunk, at
 	if at < 0 || at+length > k.size {
 		return nil, fmt.Errorf("%w: no room for a part at %d of %d", crypt.ErrEnvelope, at, k.size)
 	}
+
 	b := have.slice(at, at+length)
 	if b == nil {
 		var err error
@@ -281,15 +335,18 @@ func (s *Reader) partAt(ctx context.Context, q Request, k *known, have chunk, at
 			return nil, err
 		}
 	}
+
 	part, err := crypt.ParsePart(b)
 	if err != nil {
 		return nil, err
 	}
+
 	lease, err := s.Open(ctx, q.Object, part.KeyID, part.WrappedDEK)
 	if err != nil {
 		return nil, err
 	}
 	defer lease.Release()
+
 	if err := part.Verify(lease.DEK(), q.Object); err != nil {
 		return nil, err
 	}

@@ -22,10 +22,12 @@ func (s *Reader) Tags(ctx context.Context, q Request) (string, error) {
 	case http.StatusNotFound, http.StatusNotImplemented: // an object that is gone fails soon enough
 		return "", nil
 	}
+
 	if err != nil {
 		return "", fmt.Errorf("asking for the tags: %w", err)
 	}
 	defer CloseBody(resp)
+
 	var doc struct {
 		Tags []struct{ Key, Value string } `xml:"TagSet>Tag"`
 	}
@@ -33,6 +35,7 @@ func (s *Reader) Tags(ctx context.Context, q Request) (string, error) {
 		return "", fmt.Errorf("asking for the tags: %w", err)
 	}
 	tags := make(url.Values)
+
 	for _, tag := range doc.Tags {
 		tags.Set(tag.Key, tag.Value)
 	}

@@ -44,7 +44,9 @@ var (
 	// is encrypted after it.
 	ErrLost = fmt.Errorf("WHAT IS STORED NOW IS NOT WHAT WAS THERE; %w", walk.ErrStop)
 	// ErrUnconditional says that the store would not hold to the condition.
-	ErrUnconditional = errors.New("the store does not hold to If-Match here, so that what a client writes in the same moment could be lost")
+	ErrUnconditional = errors.New(
+		"the store does not hold to If-Match here, so that what a client writes in the same moment could be lost",
+	)
 	// ErrDenied says that the rules take no plaintext there. It may have been
 	// planted, and encrypting it would have readers take it for genuine.
 	ErrDenied = errors.New("it is plaintext where the rule denies that, so nothing tells whose it is: " +
@@ -89,14 +91,19 @@ func (e *Encrypter) Encrypt(ctx context.Context, bucket string, entry stored.Ent
 // called again whatever has happened. before is what an earlier call has tried
 // to write.
 func (e *Encrypter) attempt(ctx context.Context, obj crypt.Object, before **written) (walk.Result, error) {
-	seen, err := e.reader.Look(ctx, stored.Request{Object: obj, Header: http.Header{"X-Amz-Checksum-Mode": {"ENABLED"}}})
+	seen, err := e.reader.Look(
+		ctx,
+		stored.Request{Object: obj, Header: http.Header{"X-Amz-Checksum-Mode": {"ENABLED"}}},
+	)
 	if stored.StatusOf(err) == http.StatusNotFound {
 		return walk.Result{Outcome: walk.Gone}, err
 	}
+
 	if err != nil {
 		return walk.Result{}, err
 	}
 	r := walk.Result{Outcome: walk.Done, Size: seen.Stored, Parts: max(seen.Parts, 0)}
+
 	if !seen.Plaintext {
 		if w := *before; w != nil && w.isIn(ctx, e, seen) { // its answer was lost
 			r.Size, r.Parts = w.size, w.layout.Parts()
@@ -104,33 +111,40 @@ func (e *Encrypter) attempt(ctx context.Context, obj crypt.Object, before **writ
 		}
 		return walk.Result{Outcome: walk.Current}, nil
 	}
+
 	if !e.cfg.Keys.AllowPlaintext(obj, e.cfg.Client) {
 		return r, ErrDenied
 	}
+
 	if e.cfg.Listed != nil {
 		if err := e.cfg.Listed(obj, seen); err != nil {
 			return r, err
 		}
 	}
+
 	if _, err := e.cfg.Keys.KeyID(obj, e.cfg.Client, ""); err != nil || e.cfg.DryRun {
 		return r, err
 	}
+
 	if e.cfg.Wait != nil {
 		if err := e.cfg.Wait(ctx); err != nil {
 			return r, err
 		}
 	}
+
 	layout, err := e.layout(ctx, obj, seen)
 	if err != nil {
 		return r, err
 	}
 	r.Parts = layout.Parts()
 	w := &written{original: newOriginal(obj, seen, e.cfg.Abilities.ETagIsMD5), layout: layout}
+
 	if layout == nil {
 		err = e.put(ctx, w, before)
 	} else {
 		err = e.upload(ctx, w, before)
 	}
+
 	if err != nil {
 		return r, err
 	}
@@ -171,5 +185,9 @@ func (w *written) numbers() []int {
 // onlyIf is a request that fails if the object is no longer the one with that
 // ETag, or never was encrypted.
 func onlyIf(obj crypt.Object, etag string) stored.Request {
-	return stored.Request{Object: obj, Header: http.Header{"If-Match": {etag}}, Plaintext: func() error { return inplace.ErrChanged }}
+	return stored.Request{
+		Object:    obj,
+		Header:    http.Header{"If-Match": {etag}},
+		Plaintext: func() error { return inplace.ErrChanged },
+	}
 }

@@ -46,7 +46,14 @@ func send(r *http.Request) (*http.Response, error) { return store.Send(r) }
 func ask(method, key string, body []byte) ([]byte, error) {
 	p := &inplace.Payload{Body: bytes.NewReader(body), Length: int64(len(body))}
 	path, query, _ := strings.Cut(key, "?")
-	return (&inplace.Store{Send: send}).Ask(context.Background(), method, crypt.Object{Bucket: bucket, Key: path}, query, nil, p)
+	return (&inplace.Store{Send: send}).Ask(
+		context.Background(),
+		method,
+		crypt.Object{Bucket: bucket, Key: path},
+		query,
+		nil,
+		p,
+	)
 }
 
 // lab is a store with one object in plaintext, and an Encrypter's
@@ -79,25 +86,30 @@ func (l *lab) store(sizes ...int) {
 	l.Helper()
 	up := &inplace.Upload{}
 	var err error
+
 	if len(sizes) > 1 {
 		if up, err = (&inplace.Store{Send: send}).Create(l.Context(), crypt.Object{Bucket: bucket, Key: l.key}, make(http.Header)); err != nil {
 			l.Fatal(err)
 		}
 	}
 	l.text = nil
+
 	for i, size := range sizes {
 		text := make([]byte, size)
 		rand.Read(text)
 		l.text = append(l.text, text...)
+
 		if len(sizes) == 1 {
 			_, err = ask(http.MethodPut, l.key, text)
 		} else {
 			err = up.Send(l.Context(), i+1, &inplace.Payload{Body: bytes.NewReader(text), Length: int64(size)})
 		}
+
 		if err != nil {
 			l.Fatal(err)
 		}
 	}
+
 	if len(sizes) > 1 {
 		if err := up.Complete(l.Context(), ""); err != nil {
 			l.Fatal(err)
@@ -113,11 +125,15 @@ func (l *lab) encrypt() walk.Result {
 func (l *lab) is(encrypted bool) {
 	l.Helper()
 	s := &stored.Reader{Send: send, Cache: stored.NewCache(), Open: l.cfg.Check}
-	o, err := s.Get(l.Context(), stored.Request{Object: crypt.Object{Bucket: bucket, Key: l.key}, Plaintext: func() error { return nil }})
+	o, err := s.Get(
+		l.Context(),
+		stored.Request{Object: crypt.Object{Bucket: bucket, Key: l.key}, Plaintext: func() error { return nil }},
+	)
 	if err != nil {
 		l.Fatal(err)
 	}
 	defer o.Close()
+
 	got, err := io.ReadAll(o.Reader(l.Context()))
 	if err != nil || !bytes.Equal(got, l.text) || o.Plaintext == encrypted {
 		l.Errorf("%d of %d bytes, plaintext: %t, %v", len(got), len(l.text), o.Plaintext, err)
@@ -213,6 +229,7 @@ func TestAFaultThatPasses(t *testing.T) {
 			t.Parallel()
 			l := newLab(t, localKey(t), sizes...)
 			var faults atomic.Int64
+
 			l.cfg.Send = func(r *http.Request) (*http.Response, error) {
 				if isBody(r) && faults.Add(1) == 2 {
 					r.Body = &cut{r.Body, 200_000}
@@ -221,8 +238,10 @@ func TestAFaultThatPasses(t *testing.T) {
 				if err == nil && isPlain(r) && faults.Add(1) == 1 {
 					resp.Body = &cut{resp.Body, 200_000}
 				}
+
 				return resp, err
 			}
+
 			if r := l.encrypt(); r.Outcome != walk.Done || r.Err != nil || r.Size != int64(len(l.text)) {
 				t.Errorf("%+v", r)
 			}
@@ -244,6 +263,7 @@ func TestChecksumsAreKept(t *testing.T) {
 					resp.Body = &cut{resp.Body, 200_001}
 				}
 			}
+
 			if err == nil && r.Method == http.MethodHead {
 				resp.Header.Set("X-Amz-Checksum-Type", "FULL_OBJECT")
 				for _, a := range checksum.All {
@@ -252,6 +272,7 @@ func TestChecksumsAreKept(t *testing.T) {
 			}
 			return resp, err
 		}
+
 		if r := l.encrypt(); r.Outcome != walk.Done || r.Err != nil {
 			t.Fatalf("%s: %+v", name, r)
 		}
@@ -259,6 +280,7 @@ func TestChecksumsAreKept(t *testing.T) {
 		if len(sizes) > 1 && faults < 3 {
 			t.Errorf("%s: no part was read twice", name)
 		}
+
 		s := &stored.Reader{Send: send, Cache: stored.NewCache(), Open: l.cfg.Check}
 		q := stored.Request{Object: crypt.Object{Bucket: bucket, Key: l.key}}
 		o, err := s.Head(t.Context(), q)
@@ -268,10 +290,12 @@ func TestChecksumsAreKept(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		kept, err := o.Checksum(t.Context())
 		if err != nil || kept.Type != crypt.FullObject {
 			t.Errorf("%s: type %d, %v", name, kept.Type, err)
 		}
+
 		for _, a := range checksum.All {
 			if !bytes.Equal(kept.Digests[a.ID], sum(a, l.text)) {
 				t.Errorf("%s: %s is %x", name, a.Name, kept.Digests[a.ID])
@@ -300,8 +324,10 @@ func TestADamagedSource(t *testing.T) {
 				resp.Header.Set(header, "AAAAAAAAAAAAAAAAAAAAAA==")
 				resp.Header.Set("X-Amz-Checksum-Type", "FULL_OBJECT")
 			}
+
 			return resp, err
 		}
+
 		if r := l.encrypt(); r.Outcome != walk.Failed || !errors.Is(r.Err, encrypt.ErrSource) {
 			t.Errorf("%s: %+v", name, r)
 		}
@@ -338,6 +364,7 @@ func TestAStoreThatAltersWhatItGets(t *testing.T) {
 			}
 			return send(r)
 		}
+
 		e := encrypt.New(l.cfg)
 		r := e.Encrypt(t.Context(), bucket, stored.Entry{Key: l.key})
 		if len(sizes) > 1 {
@@ -347,11 +374,14 @@ func TestAStoreThatAltersWhatItGets(t *testing.T) {
 			l.is(false)
 			continue
 		}
-		if r.Outcome != walk.Failed || !errors.Is(r.Err, encrypt.ErrLost) || !errors.Is(r.Err, walk.ErrStop) || altered != 1 {
+
+		if r.Outcome != walk.Failed || !errors.Is(r.Err, encrypt.ErrLost) || !errors.Is(r.Err, walk.ErrStop) ||
+			altered != 1 {
 			t.Errorf("%s: %+v", name, r)
 		}
 		l.key += "-next"
 		l.store(sizes...)
+
 		if r := e.Encrypt(t.Context(), bucket, stored.Entry{Key: l.key}); r.Outcome != walk.Failed || altered != 1 {
 			t.Errorf("%s: it goes on: %+v", name, r)
 		}
@@ -384,6 +414,7 @@ func TestAKeyThatOnlyWrapsGetsNothing(t *testing.T) {
 				}
 				return send(r)
 			}
+
 			if r := l.encrypt(); r.Outcome != walk.Failed || r.Err == nil || writes > 0 {
 				t.Errorf("%s, %s: %+v, %d writes", what, name, r, writes)
 			}
@@ -398,18 +429,21 @@ func TestAnAnswerThatIsLost(t *testing.T) {
 		l := newLab(t, localKey(t), sizes...)
 		lost, back := 0, 0
 		l.cfg.Send = func(r *http.Request) (*http.Response, error) {
-			last := r.Method == http.MethodPut && r.URL.RawQuery == "" || r.Method == http.MethodPost && strings.HasPrefix(r.URL.RawQuery, "uploadId")
+			last := r.Method == http.MethodPut && r.URL.RawQuery == "" ||
+				r.Method == http.MethodPost && strings.HasPrefix(r.URL.RawQuery, "uploadId")
 			resp, err := send(r)
 			if err == nil && last && lost == 0 {
 				lost++
 				resp.Body.Close()
 				return nil, io.ErrUnexpectedEOF
 			}
+
 			if err == nil && lost > 0 && isPlain(r) {
 				back += int(resp.ContentLength)
 			}
 			return resp, err
 		}
+
 		if r := l.encrypt(); r.Outcome != walk.Done || r.Err != nil || lost != 1 || back < len(l.text) {
 			t.Errorf("%s: %+v, %d bytes were read back", name, r, back)
 		}
@@ -443,11 +477,13 @@ func TestUnconditional(t *testing.T) {
 		}
 		l.is(false)
 		l.cfg.Unconditional = true
+
 		overwritten := false
 		l.cfg.Send = func(r *http.Request) (*http.Response, error) {
 			if r.Header.Get("If-Match") != "" && (isBody(r) || r.Method == http.MethodPost) {
 				t.Errorf("%s: a condition that the store does not hold to", name)
 			}
+
 			resp, err := send(r)
 			if err == nil && isPlain(r) && !overwritten {
 				overwritten = true
@@ -457,8 +493,10 @@ func TestUnconditional(t *testing.T) {
 				resp.Body = io.NopCloser(bytes.NewReader(text))
 				l.store(20_000)
 			}
+
 			return resp, err
 		}
+
 		if r := l.encrypt(); r.Outcome != walk.Done || !overwritten || r.Size != 20_000 {
 			t.Errorf("%s: %+v", name, r)
 		}
@@ -487,7 +525,9 @@ func TestEqual(t *testing.T) {
 		l := encrypt.Equal(row.size, row.parts)
 		first, _ := l.At(0)
 		last, ok := l.At(l.Parts() - 1)
-		if l.Size() != row.size || l.Parts() != row.count || first.Size != row.length || !ok || last.Size > first.Size || !l.Contiguous() {
+		if l.Size() != row.size || l.Parts() != row.count || first.Size != row.length || !ok ||
+			last.Size > first.Size ||
+			!l.Contiguous() {
 			t.Errorf("%d in %d: %v of %d bytes", row.size, row.parts, l, l.Size())
 		}
 	}

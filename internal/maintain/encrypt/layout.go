@@ -29,6 +29,7 @@ func (e *Encrypter) layout(ctx context.Context, obj crypt.Object, seen *stored.S
 		}
 		return Equal(seen.Stored, 0), nil
 	}
+
 	layout, err := e.partsOf(ctx, obj, seen)
 	if err != nil {
 		return nil, err
@@ -36,6 +37,7 @@ func (e *Encrypter) layout(ctx context.Context, obj crypt.Object, seen *stored.S
 	if layout == nil {
 		layout = Equal(seen.Stored, seen.Parts)
 	}
+
 	return layout, nil
 }
 
@@ -50,6 +52,7 @@ func (e *Encrypter) partsOf(ctx context.Context, obj crypt.Object, seen *stored.
 	n := int64(seen.Parts)
 	rest := seen.Stored - (n-1)*first
 	var layout crypt.Layout
+
 	if n > 1 && rest > 0 && rest <= first { // all but the last have one length
 		layout = crypt.Layout{{Number: 1, Count: seen.Parts - 1, Size: first}}.Add(seen.Parts, rest)
 	} else {
@@ -62,6 +65,7 @@ func (e *Encrypter) partsOf(ctx context.Context, obj crypt.Object, seen *stored.
 			layout = layout.Add(number, size)
 		}
 	}
+
 	if layout.Size() != seen.Stored || !possible(layout) {
 		return nil, nil
 	}
@@ -82,11 +86,14 @@ func possible(l crypt.Layout) bool {
 // partSize asks for the length of a part, -1 if the store does not tell.
 func (e *Encrypter) partSize(ctx context.Context, obj crypt.Object, seen *stored.Seen, number int) (int64, error) {
 	query := "partNumber=" + strconv.Itoa(number)
-	resp, err := e.store.Do(inplace.NewRequest(ctx, http.MethodHead, obj, query, http.Header{"If-Match": {seen.ETag}}, nil))
+	resp, err := e.store.Do(
+		inplace.NewRequest(ctx, http.MethodHead, obj, query, http.Header{"If-Match": {seen.ETag}}, nil),
+	)
 	switch stored.StatusOf(err) {
 	case http.StatusBadRequest, http.StatusRequestedRangeNotSatisfiable, http.StatusNotImplemented:
 		return -1, nil
 	}
+
 	if err != nil {
 		return -1, err
 	}
@@ -94,6 +101,7 @@ func (e *Encrypter) partSize(ctx context.Context, obj crypt.Object, seen *stored
 	if resp.Header.Get("Etag") != seen.ETag {
 		return -1, inplace.ErrChanged
 	}
+
 	if resp.Header.Get("X-Amz-Mp-Parts-Count") != strconv.Itoa(seen.Parts) {
 		return -1, nil
 	}
@@ -111,10 +119,12 @@ func Equal(size int64, parts int) crypt.Layout {
 		if round := up(exact, mib) * mib; up(size, round) == int64(parts) {
 			exact = round
 		}
-		if parts == 1 && exact <= crypt.MaxPartSize || exact >= crypt.MinPartSize && exact <= crypt.MaxPartSize && up(size, exact) == int64(parts) {
+		if parts == 1 && exact <= crypt.MaxPartSize ||
+			exact >= crypt.MinPartSize && exact <= crypt.MaxPartSize && up(size, exact) == int64(parts) {
 			length = exact
 		}
 	}
+
 	var l crypt.Layout
 	n := int(max(1, up(size, max(length, 1))))
 	if n > 1 {

@@ -28,8 +28,19 @@ type original struct {
 	sums   *sums
 }
 
-func newOriginal(obj crypt.Object, seen *stored.Seen, etagIsMD5 bool) *original { //nolint:revive // what the store can do, and no mode of this
-	o := &original{obj: obj, have: seen.Header, stored: seen.ETag, size: seen.Stored, sums: &sums{whole: sha256.New().(hash.Cloner)}}
+func newOriginal(
+	obj crypt.Object,
+	seen *stored.Seen,
+	etagIsMD5 bool,
+) *original { //nolint:revive // what the store can do, and no mode of this
+	o := &original{
+		obj:    obj,
+		have:   seen.Header,
+		stored: seen.ETag,
+		size:   seen.Stored,
+		sums:   &sums{whole: sha256.New().(hash.Cloner)},
+	}
+
 	kind := seen.Header.Get("X-Amz-Checksum-Type")
 	if kind == "FULL_OBJECT" || kind == "" && seen.Parts < 0 {
 		for _, a := range checksum.All {
@@ -39,12 +50,17 @@ func newOriginal(obj crypt.Object, seen *stored.Seen, etagIsMD5 bool) *original 
 			}
 		}
 	}
+
 	// Under the store's own SSE-KMS an ETag is no MD5.
 	sse := seen.Header.Get("X-Amz-Server-Side-Encryption")
 	md5OfETag, err := hex.DecodeString(strings.Trim(seen.ETag, `"`))
 	if etagIsMD5 && (sse == "" || sse == "AES256") && err == nil && len(md5OfETag) == md5.Size {
-		o.sums.said = append(o.sums.said, said{"ETag", 0, md5.New().(hash.Cloner), md5OfETag}) //nolint:gosec // as above
+		o.sums.said = append(
+			o.sums.said,
+			said{"ETag", 0, md5.New().(hash.Cloner), md5OfETag},
+		) //nolint:gosec // as above
 	}
+
 	return o
 }
 
@@ -63,11 +79,14 @@ func (e *Encrypter) read(ctx context.Context, o *original, offset, length int64)
 	if length < o.size {
 		header.Set("Range", stored.Bytes(offset, length).String())
 	}
+
 	resp, err := e.store.Do(inplace.NewRequest(ctx, http.MethodGet, o.obj, "", header, nil))
 	if err != nil {
 		return nil, err
 	}
-	partial := resp.StatusCode == http.StatusPartialContent && resp.Header.Get("Content-Range") == stored.ContentRange(offset, length, o.size)
+
+	partial := resp.StatusCode == http.StatusPartialContent &&
+		resp.Header.Get("Content-Range") == stored.ContentRange(offset, length, o.size)
 	if resp.Header.Get("Etag") != o.stored || resp.ContentLength != length || length < o.size && !partial {
 		_ = resp.Body.Close()
 		return nil, inplace.ErrChanged

@@ -26,32 +26,45 @@ func (e *Encrypter) put(ctx context.Context, w *written, before **written) error
 		return err
 	}
 	defer key.Release()
+
 	body, err := e.read(ctx, w.original, 0, w.size)
 	if err != nil {
 		return err
 	}
 	defer body.Close()
-	text := &twin{src: &source{r: body, sums: w.sums, end: func() error { return e.atTheEnd(ctx, w, e.cfg.Abilities.PutIfMatch) }}}
+
+	text := &twin{
+		src: &source{
+			r:    body,
+			sums: w.sums,
+			end:  func() error { return e.atTheEnd(ctx, w, e.cfg.Abilities.PutIfMatch) },
+		},
+	}
+
 	sealer, err := crypt.NewSealer(text, w.size, key.DEK(), e.cfg.Random)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = sealer.Close() }() // it only gives a buffer back
 	w.header = sealer.Header()
+
 	header, err := e.envelope(ctx, w, key)
 	if err != nil {
 		return err
 	}
+
 	checked, err := inplace.CheckBody(ctx, sealer, w.size, w.header, key.Proof)
 	if err != nil {
 		return err
 	}
 	defer checked.Close()
 	checked.Seen = text.seen
+
 	if e.cfg.Abilities.PutIfMatch {
 		header.Set("If-Match", w.stored)
 	}
 	payload := &inplace.Payload{Body: checked, Length: crypt.StoredSize(w.size)}
+
 	if crypt.IsMarker(w.obj, w.size) {
 		if _, err := io.Copy(io.Discard, checked); err != nil { // that it is empty is verified all the same
 			return err
@@ -59,11 +72,13 @@ func (e *Encrypter) put(ctx context.Context, w *written, before **written) error
 		payload = nil
 	}
 	*before = w
+
 	resp, err := e.store.Do(inplace.NewRequest(ctx, http.MethodPut, w.obj, "", header, payload))
 	if err == nil {
 		w.etag = resp.Header.Get("Etag")
 		err = resp.Body.Close()
 	}
+
 	if checked.Err != nil {
 		return checked.Err // and why the store was left with half a body
 	}
@@ -77,14 +92,17 @@ func (e *Encrypter) envelope(ctx context.Context, w *written, key *inplace.Key) 
 	if err != nil {
 		return nil, err
 	}
+
 	envelope := crypt.Envelope{KeyID: key.KeyID, WrappedDEK: key.Wrapped, Header: w.header, Size: w.size, Sum: sum}
 	if err := envelope.Sign(key.DEK(), w.obj); err != nil {
 		return nil, err
 	}
+
 	metadata, err := envelope.Metadata()
 	if err != nil {
 		return nil, err
 	}
+
 	again, err := crypt.ParseEnvelope(metadata)
 	if err != nil {
 		return nil, err
@@ -92,6 +110,7 @@ func (e *Encrypter) envelope(ctx context.Context, w *written, key *inplace.Key) 
 	if err := again.Verify(key.Proof.DEK(), w.obj); err != nil {
 		return nil, err
 	}
+
 	return e.carried(ctx, w, metadata)
 }
 
@@ -105,7 +124,11 @@ func (e *Encrypter) carried(ctx context.Context, w *written, metadata map[string
 
 // atTheEnd is called when all has been read, and before the last of it is
 // written.
-func (e *Encrypter) atTheEnd(ctx context.Context, w *written, conditional bool) error { //nolint:revive // what the store can do, and no mode of this
+func (e *Encrypter) atTheEnd(
+	ctx context.Context,
+	w *written,
+	conditional bool,
+) error { //nolint:revive // what the store can do, and no mode of this
 	if err := w.sums.check(); err != nil || conditional {
 		return err
 	}
@@ -122,10 +145,12 @@ func (e *Encrypter) upload(ctx context.Context, w *written, before **written) er
 		return err
 	}
 	defer key.Release()
+
 	mark, err := crypt.Mark{KeyID: key.KeyID}.Metadata()
 	if err != nil {
 		return err
 	}
+
 	header, err := e.carried(ctx, w, mark)
 	if err != nil {
 		return err
@@ -133,12 +158,14 @@ func (e *Encrypter) upload(ctx context.Context, w *written, before **written) er
 	if w.up, err = e.store.Create(ctx, w.obj, header); err != nil {
 		return err
 	}
+
 	if err := e.sendParts(ctx, w, key); err != nil {
 		w.up.Abort(ctx)
 		return err
 	}
 	*before = w
 	condition := w.stored
+
 	if !e.cfg.Abilities.CompleteIfMatch {
 		condition = ""
 	}
@@ -146,6 +173,7 @@ func (e *Encrypter) upload(ctx context.Context, w *written, before **written) er
 		w.up.Abort(ctx)
 		return err
 	}
+
 	w.etag = w.up.ETag
 	return nil
 }
@@ -162,10 +190,12 @@ func (e *Encrypter) sendParts(ctx context.Context, w *written, key *inplace.Key)
 			return err
 		}
 	}
+
 	if err := e.atTheEnd(ctx, w, e.cfg.Abilities.CompleteIfMatch); err != nil {
 		return err
 	}
 	first, _ := w.layout.At(0)
+
 	last, _ := w.layout.At(n - 1)
 	if crypt.IsFinal(last.Number, last.Size) || e.cfg.OpenEnd && last.Size != first.Size {
 		return nil // the end shows, or cannot: a part behind this one would be refused
@@ -194,6 +224,7 @@ func (e *Encrypter) readBack(ctx context.Context, w *written, etag string) error
 	case http.StatusPreconditionFailed:
 		return inplace.ErrChanged // overwritten since: what is there now is looked at in its turn
 	}
+
 	if err == nil {
 		sum := sha256.New()
 		_, err = io.Copy(sum, o.Reader(ctx))
@@ -201,10 +232,12 @@ func (e *Encrypter) readBack(ctx context.Context, w *written, etag string) error
 		if err == nil && !bytes.Equal(sum.Sum(nil), w.sums.whole.Sum(nil)) {
 			err = errors.New("other bytes come back")
 		}
+
 		if err == nil {
 			return nil
 		}
 	}
+
 	if damaged(err) {
 		return fmt.Errorf("%w: it was encrypted, and read back: %w", ErrLost, err)
 	}
@@ -214,7 +247,9 @@ func (e *Encrypter) readBack(ctx context.Context, w *written, etag string) error
 // damaged reports whether an error says that the bytes are not what they were.
 // A store or a KMS that does not answer says nothing of that.
 func damaged(err error) bool {
-	if errors.Is(err, inplace.ErrChanged) || errors.Is(err, inplace.ErrUnanswered) || errors.Is(err, stored.ErrOverwritten) || stored.StatusOf(err) != 0 {
+	if errors.Is(err, inplace.ErrChanged) || errors.Is(err, inplace.ErrUnanswered) ||
+		errors.Is(err, stored.ErrOverwritten) ||
+		stored.StatusOf(err) != 0 {
 		return false
 	}
 	return !keyFailed(err) && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded)

@@ -47,6 +47,7 @@ func CheckPart(ctx context.Context, src io.Reader, obj crypt.Object, lease store
 	if _, err := io.ReadFull(src, prefix); err != nil {
 		return nil, err
 	}
+
 	part, err := crypt.ParsePart(prefix)
 	if err != nil {
 		return nil, err
@@ -54,12 +55,14 @@ func CheckPart(ctx context.Context, src io.Reader, obj crypt.Object, lease store
 	if err := part.Verify(lease.DEK(), obj); err != nil {
 		return nil, err
 	}
+
 	window := part.Whole()
 	stream := io.LimitReader(io.MultiReader(bytes.NewReader(prefix[crypt.PartHeaderSize:]), src), window.End)
 	if c.opener, err = crypt.NewOpener(stream, window, lease.DEK(), part.Header); err != nil {
 		return nil, err
 	}
 	fill := part.Size + crypt.PartOverhead - crypt.PartHeaderSize - window.End
+
 	c.next = func() ([]byte, error) {
 		text, err := c.opener.Next()
 		if err == io.EOF && fill >= 0 { //nolint:errorlint // bare: Next says so
@@ -69,6 +72,7 @@ func CheckPart(ctx context.Context, src io.Reader, obj crypt.Object, lease store
 		}
 		return text, err
 	}
+
 	return c, nil
 }
 
@@ -76,7 +80,8 @@ func CheckPart(ctx context.Context, src io.Reader, obj crypt.Object, lease store
 func expectZeros(src io.Reader, n int64) error {
 	fill := make([]byte, n+1)
 	got, err := crypt.ReadFull(src, fill)
-	if err != nil && err != io.EOF && err != crypt.ErrTruncated { //nolint:errorlint // bare: what wraps them is the source's
+	if err != nil && err != io.EOF &&
+		err != crypt.ErrTruncated { //nolint:errorlint // bare: what wraps them is the source's
 		return err
 	}
 	if int64(got) != n || !bytes.Equal(fill[:n], make([]byte, n)) {

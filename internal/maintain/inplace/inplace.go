@@ -63,15 +63,22 @@ const (
 //
 // A KMS that does not answer says nothing of the object: Insist waits for it
 // until ctx ends. away, if not nil, is called with the error at each such wait.
-func Insist(ctx context.Context, e stored.Entry, away func(error), attempt func(context.Context) (walk.Result, error)) walk.Result {
+func Insist(
+	ctx context.Context,
+	e stored.Entry,
+	away func(error),
+	attempt func(context.Context) (walk.Result, error),
+) walk.Result {
 	var r walk.Result
 	var err error
 	wait := awayPause
+
 	for i := 0; i < tries; {
 		if r, err = attempt(ctx); r.Outcome == walk.Gone || !again(err) || ctx.Err() != nil {
 			break
 		}
 		next := pause << i
+
 		if isAway(err) {
 			if away != nil {
 				away(err)
@@ -80,11 +87,13 @@ func Insist(ctx context.Context, e stored.Entry, away func(error), attempt func(
 		} else {
 			i++
 		}
+
 		select {
 		case <-ctx.Done():
 		case <-time.After(next):
 		}
 	}
+
 	r.Key, r.Version = e.Key, e.Version
 	if stored.StatusOf(err) == http.StatusNotFound && r.Outcome == walk.Gone {
 		err = nil
@@ -92,6 +101,7 @@ func Insist(ctx context.Context, e stored.Entry, away func(error), attempt func(
 			err = errors.New("not found by the name that the listing gives, which has characters that XML cannot hold")
 		}
 	}
+
 	if err != nil {
 		r.Outcome, r.Err = walk.Failed, err
 	}
@@ -118,7 +128,11 @@ func isAway(err error) bool { return kms.IsUnreachable(err) || kms.IsThrottled(e
 // reached.
 func falters(err error) bool {
 	switch stored.StatusOf(err) {
-	case http.StatusTooManyRequests, http.StatusInternalServerError, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+	case http.StatusTooManyRequests,
+		http.StatusInternalServerError,
+		http.StatusBadGateway,
+		http.StatusServiceUnavailable,
+		http.StatusGatewayTimeout:
 		return true
 	}
 	return errors.Is(err, ErrUnanswered)
@@ -159,12 +173,14 @@ func (s *Store) Do(r *http.Request) (*http.Response, error) {
 		_ = resp.Body.Close()
 		err = fmt.Errorf("%w answered %d before it had the whole body", stored.ErrStore, resp.StatusCode)
 	}
+
 	if body, ok := r.Body.(*outgoing); ok {
 		body.wait(r.Context())
 	}
 	if err != nil && stored.StatusOf(err) == 0 {
 		return nil, fmt.Errorf("%w: %w", ErrUnanswered, err)
 	}
+
 	if err == nil {
 		resp.Body = &answer{resp.Body}
 	}
@@ -238,7 +254,14 @@ type Payload struct {
 
 // NewRequest returns a request for an object, with a query that is encoded
 // already.
-func NewRequest(ctx context.Context, method string, obj crypt.Object, query string, header http.Header, p *Payload) *http.Request {
+func NewRequest(
+	ctx context.Context,
+	method string,
+	obj crypt.Object,
+	query string,
+	header http.Header,
+	p *Payload,
+) *http.Request {
 	u := &url.URL{Path: "/" + obj.Bucket + "/" + obj.Key, RawQuery: query}
 	u.RawPath = sigv4.EscapePath(u.Path)
 	if header == nil {
@@ -257,7 +280,14 @@ const maxAnswer = 1 << 20
 // Ask sends a request and returns the document in the answer. S3 begins to
 // answer copies and completions before it is done with them, so that a failure
 // can come with status 200.
-func (s *Store) Ask(ctx context.Context, method string, obj crypt.Object, query string, header http.Header, p *Payload) ([]byte, error) {
+func (s *Store) Ask(
+	ctx context.Context,
+	method string,
+	obj crypt.Object,
+	query string,
+	header http.Header,
+	p *Payload,
+) ([]byte, error) {
 	resp, err := s.Do(NewRequest(ctx, method, obj, query, header, p))
 	if err != nil {
 		return nil, err

@@ -44,7 +44,10 @@ func newConfig(t *testing.T) *inplace.Config {
 	t.Helper()
 	key, _ := proxytest.NewLocalKey(t)
 	ring := func() *keyring.Keyring {
-		return proxytest.NewKeyring(t, keyring.Config{Keys: []keyring.Key{{Name: "key", Wrapper: key}}, Rules: []keyring.Rule{{Key: "key"}}})
+		return proxytest.NewKeyring(
+			t,
+			keyring.Config{Keys: []keyring.Key{{Name: "key", Wrapper: key}}, Rules: []keyring.Rule{{Key: "key"}}},
+		)
 	}
 	return &inplace.Config{
 		Send: store.Send, Keys: ring(), Check: proxytest.Opening(ring()), Random: rand.Reader,
@@ -81,6 +84,7 @@ func TestUpload(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+
 	if err := up.Complete(t.Context(), ""); err != nil {
 		t.Fatal(err)
 	}
@@ -90,6 +94,7 @@ func TestUpload(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer o.Close()
+
 	if got, err := io.ReadAll(o.Reader(t.Context())); err != nil || !bytes.Equal(got, text) {
 		t.Errorf("read %d of %d bytes: %v", len(got), len(text), err)
 	}
@@ -116,10 +121,12 @@ func TestAlteredOnTheWay(t *testing.T) {
 	key := newKey(t, cfg, obj)
 	text := make([]byte, 300_000)
 	rand.Read(text)
+
 	sealer, err := crypt.NewSealer(bytes.NewReader(text), int64(len(text)), key.DEK(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	body, err := io.ReadAll(sealer)
 	if err != nil {
 		t.Fatal(err)
@@ -136,11 +143,18 @@ func TestAlteredOnTheWay(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			altered := row.change(bytes.Clone(body))
-			checked, err := inplace.CheckBody(t.Context(), bytes.NewReader(altered), int64(len(text)), sealer.Header(), key.Proof)
+			checked, err := inplace.CheckBody(
+				t.Context(),
+				bytes.NewReader(altered),
+				int64(len(text)),
+				sealer.Header(),
+				key.Proof,
+			)
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer checked.Close()
+
 			passed, err := io.ReadAll(checked)
 			if err == nil || checked.Err == nil {
 				t.Fatal("the end came as if all were well")
@@ -160,6 +174,7 @@ func TestSeenKeepsBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	checked, err := inplace.CheckBody(t.Context(), sealer, 8, sealer.Header(), key.Proof)
 	if err != nil {
 		t.Fatal(err)
@@ -167,6 +182,7 @@ func TestSeenKeepsBack(t *testing.T) {
 	defer checked.Close()
 	refused := errors.New("refused")
 	checked.Seen = func([]byte) error { return refused }
+
 	if passed, err := io.ReadAll(checked); len(passed) > 0 || !errors.Is(err, refused) {
 		t.Errorf("%d bytes passed, %v", len(passed), err)
 	}
@@ -187,8 +203,12 @@ func (w otherDEK) Unwrap(ctx context.Context, wrapped []byte, ec kms.EncryptionC
 func TestNewKeyIsProved(t *testing.T) {
 	local, _ := proxytest.NewLocalKey(t)
 	ring := func(w kms.Wrapper) *keyring.Keyring {
-		return proxytest.NewKeyring(t, keyring.Config{Keys: []keyring.Key{{Name: "key", Wrapper: w}}, Rules: []keyring.Rule{{Key: "key"}}})
+		return proxytest.NewKeyring(
+			t,
+			keyring.Config{Keys: []keyring.Key{{Name: "key", Wrapper: w}}, Rules: []keyring.Rule{{Key: "key"}}},
+		)
 	}
+
 	foreign, _ := proxytest.NewLocalKey(t)
 	for name, row := range map[string]struct {
 		check kms.Wrapper
@@ -212,12 +232,23 @@ func TestConditions(t *testing.T) {
 	cfg, obj := newConfig(t), crypt.Object{Bucket: bucket, Key: t.Name()}
 	s := cfg.Store()
 	put := func(text string, header http.Header) (string, error) {
-		resp, err := s.Do(inplace.NewRequest(t.Context(), http.MethodPut, obj, "", header, &inplace.Payload{Body: strings.NewReader(text), Length: int64(len(text))}))
+		resp, err := s.Do(
+			inplace.NewRequest(
+				t.Context(),
+				http.MethodPut,
+				obj,
+				"",
+				header,
+				&inplace.Payload{Body: strings.NewReader(text), Length: int64(len(text))},
+			),
+		)
 		if err != nil {
 			return "", err
 		}
+
 		return resp.Header.Get("Etag"), resp.Body.Close()
 	}
+
 	first, err := put("first", nil)
 	if err != nil {
 		t.Fatal(err)
@@ -225,12 +256,14 @@ func TestConditions(t *testing.T) {
 	if err := s.Unchanged(t.Context(), obj, first); err != nil {
 		t.Errorf("unchanged: %v", err)
 	}
+
 	if _, err := put("second", nil); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Unchanged(t.Context(), obj, first); !errors.Is(err, inplace.ErrChanged) {
 		t.Errorf("changed: %v", err)
 	}
+
 	if _, err := put("third", http.Header{"If-Match": {first}}); stored.StatusOf(err) != http.StatusPreconditionFailed {
 		t.Errorf("If-Match of what is not there any more: %v", err)
 	}
@@ -274,27 +307,39 @@ func TestSender(t *testing.T) {
 				w.WriteHeader(row.statuses[i])
 			}))
 			defer server.Close()
+
 			send := inplace.NewSender(toServer{server.URL},
 				func(*http.Request, *http.Response) error { return nil },
 				func(*http.Request, int, string, []byte) error { return nil })
-			resp, err := send(inplace.NewRequest(t.Context(), row.method, crypt.Object{Bucket: "b", Key: "k"}, "", nil, nil))
+
+			resp, err := send(
+				inplace.NewRequest(t.Context(), row.method, crypt.Object{Bucket: "b", Key: "k"}, "", nil, nil),
+			)
 			if err == nil {
 				resp.Body.Close()
 			}
+
 			var refusal *inplace.StoreError
-			if asked.Load() != row.attempts || (row.want == 0) != (err == nil) || row.want != 0 && (!errors.As(err, &refusal) || refusal.Status() != row.want) {
+			if asked.Load() != row.attempts || (row.want == 0) != (err == nil) ||
+				row.want != 0 && (!errors.As(err, &refusal) || refusal.Status() != row.want) {
 				t.Errorf("%d attempts, want %d; %v, want status %d", asked.Load(), row.attempts, err, row.want)
 			}
 		})
 	}
+
 	for name, status := range map[string]int{"a page that says 200": 200, "a page that says 403": 403} {
 		t.Run(name, func(t *testing.T) {
-			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(status) }))
+			server := httptest.NewServer(
+				http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(status) }),
+			)
 			defer server.Close()
 			send := inplace.NewSender(toServer{server.URL},
 				func(*http.Request, *http.Response) error { return impostor },
 				func(*http.Request, int, string, []byte) error { return impostor })
-			_, err := send(inplace.NewRequest(t.Context(), http.MethodPut, crypt.Object{Bucket: "b", Key: "k"}, "", nil, nil))
+
+			_, err := send(
+				inplace.NewRequest(t.Context(), http.MethodPut, crypt.Object{Bucket: "b", Key: "k"}, "", nil, nil),
+			)
 			if !errors.Is(err, impostor) || stored.StatusOf(err) != 0 {
 				t.Errorf("%v, want an error that is no answer of the store", err)
 			}

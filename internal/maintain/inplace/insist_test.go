@@ -21,16 +21,22 @@ func TestInsistWaitsForTheKMS(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			back := time.Now().Add(6 * time.Hour)
 			told, attempts := 0, 0
-			r := inplace.Insist(t.Context(), stored.Entry{Key: "k"}, func(error) { told++ }, func(context.Context) (walk.Result, error) {
-				attempts++
-				if time.Now().Before(back) {
-					return walk.Result{}, fmt.Errorf("opening: %w", &kms.Error{Kind: kind})
-				}
-				return walk.Result{Outcome: walk.Done}, nil
-			})
+			r := inplace.Insist(
+				t.Context(),
+				stored.Entry{Key: "k"},
+				func(error) { told++ },
+				func(context.Context) (walk.Result, error) {
+					attempts++
+					if time.Now().Before(back) {
+						return walk.Result{}, fmt.Errorf("opening: %w", &kms.Error{Kind: kind})
+					}
+					return walk.Result{Outcome: walk.Done}, nil
+				},
+			)
 			if r.Err != nil || r.Outcome != walk.Done || told != attempts-1 {
 				t.Errorf("%v: %+v after %d attempts, told of %d", kind, r, attempts, told)
 			}
+
 			if attempts > 6*3600/25 {
 				t.Errorf("%v: %d attempts in six hours", kind, attempts)
 			}

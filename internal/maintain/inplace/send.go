@@ -68,6 +68,7 @@ func NewSender(
 		var body bytes.Buffer
 		_, _ = body.ReadFrom(io.LimitReader(resp.Body, maxRefusal))
 		_ = xml.Unmarshal(body.Bytes(), &doc) // a HEAD has none
+
 		if err := checkRefusal(r, resp.StatusCode, doc.Code, body.Bytes()); err != nil {
 			return nil, err
 		}
@@ -89,7 +90,8 @@ func repeated(send Sender) Sender {
 			}
 
 			var refusal *StoreError
-			if errors.As(err, &refusal) && refusal.HTTPStatus < 500 && refusal.HTTPStatus != http.StatusTooManyRequests {
+			if errors.As(err, &refusal) && refusal.HTTPStatus < 500 &&
+				refusal.HTTPStatus != http.StatusTooManyRequests {
 				return resp, err
 			}
 

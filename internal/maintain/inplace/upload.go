@@ -59,6 +59,7 @@ func (u *Upload) Send(ctx context.Context, number int, p *Payload) error {
 	if u.store.ETagIsMD5 {
 		p = &Payload{io.TeeReader(p.Body, sum), p.Length}
 	}
+
 	resp, err := u.store.Do(NewRequest(ctx, http.MethodPut, u.obj, u.query(number), nil, p))
 	if err != nil {
 		return err
@@ -66,10 +67,16 @@ func (u *Upload) Send(ctx context.Context, number int, p *Payload) error {
 	if err := resp.Body.Close(); err != nil {
 		return err
 	}
+
 	etag := resp.Header.Get("Etag")
 	if u.store.ETagIsMD5 && strings.Trim(etag, `"`) != hex.EncodeToString(sum.Sum(nil)) {
-		return fmt.Errorf("%w has other bytes of the part than it was sent, or does not hold to MD5 for the ETag: %s", stored.ErrStore, etag)
+		return fmt.Errorf(
+			"%w has other bytes of the part than it was sent, or does not hold to MD5 for the ETag: %s",
+			stored.ErrStore,
+			etag,
+		)
 	}
+
 	u.parts = append(u.parts, completedPart{number, etag, stored.PartChecksumOf(resp.Header)})
 	return nil
 }
@@ -77,7 +84,14 @@ func (u *Upload) Send(ctx context.Context, number int, p *Payload) error {
 // Seal sends a part that is encrypted on its way, and of which no byte leaves
 // that has not been decrypted again by the key that the KMS has unwrapped.
 // seen, if not nil, is Checked.Seen.
-func (u *Upload) Seal(ctx context.Context, part crypt.Part, text io.Reader, key *Key, random io.Reader, seen func([]byte) error) error {
+func (u *Upload) Seal(
+	ctx context.Context,
+	part crypt.Part,
+	text io.Reader,
+	key *Key,
+	random io.Reader,
+	seen func([]byte) error,
+) error {
 	err := u.sealPart(ctx, part, text, key, random, seen)
 	if err != nil {
 		return fmt.Errorf("part %d: %w", part.Number, err)
@@ -85,16 +99,25 @@ func (u *Upload) Seal(ctx context.Context, part crypt.Part, text io.Reader, key 
 	return nil
 }
 
-func (u *Upload) sealPart(ctx context.Context, part crypt.Part, text io.Reader, key *Key, random io.Reader, seen func([]byte) error) error {
+func (u *Upload) sealPart(
+	ctx context.Context,
+	part crypt.Part,
+	text io.Reader,
+	key *Key,
+	random io.Reader,
+	seen func([]byte) error,
+) error {
 	if err := key.Check(ctx); err != nil {
 		return err
 	}
 	part.Upload, part.KeyID, part.WrappedDEK = crypt.UploadOf(u.uploadID), key.KeyID, key.Wrapped
+
 	sealer, err := crypt.NewPartSealer(text, &part, u.obj, key.DEK(), random)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = sealer.Close() }() // it only gives a buffer back
+
 	body, err := CheckPart(ctx, sealer, u.obj, key.Proof)
 	if err != nil {
 		return err
@@ -102,6 +125,7 @@ func (u *Upload) sealPart(ctx context.Context, part crypt.Part, text io.Reader, 
 	defer body.Close()
 	body.Seen = seen
 	err = u.Send(ctx, part.Number, &Payload{body, part.Size + crypt.PartOverhead})
+
 	if body.Err != nil {
 		return body.Err // and why the store was left with half a part
 	}
@@ -116,19 +140,23 @@ func (u *Upload) End(ctx context.Context, layout crypt.Layout, sum stored.Checks
 		return err
 	}
 	last, _ := layout.At(layout.Parts() - 1)
+
 	part := crypt.Part{
 		Number: last.Number + 1, Final: true, Record: crypt.NewRecord(layout, sum.Type, sealed),
 		Upload: crypt.UploadOf(u.uploadID), KeyID: key.KeyID, WrappedDEK: key.Wrapped,
 	}
+
 	sealer, err := crypt.NewPartSealer(http.NoBody, &part, u.obj, key.DEK(), random)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = sealer.Close() }() // as above
+
 	body := make([]byte, crypt.PartOverhead)
 	if _, err := io.ReadFull(sealer, body); err != nil {
 		return err
 	}
+
 	again, err := crypt.ParsePart(body)
 	if err != nil {
 		return err
@@ -136,6 +164,7 @@ func (u *Upload) End(ctx context.Context, layout crypt.Layout, sum stored.Checks
 	if err := again.Verify(key.Proof.DEK(), u.obj); err != nil {
 		return err
 	}
+
 	return u.Send(ctx, part.Number, &Payload{bytes.NewReader(body), int64(len(body))})
 }
 
@@ -149,15 +178,29 @@ func (u *Upload) Complete(ctx context.Context, etag string) error {
 	if err != nil {
 		return err
 	}
+
 	digest := sha256.Sum256(doc)
-	header := http.Header{"Content-Type": {"application/xml"}, "X-Amz-Content-Sha256": {hex.EncodeToString(digest[:])}} // in place of the framing of uploads
+	header := http.Header{
+		"Content-Type":         {"application/xml"},
+		"X-Amz-Content-Sha256": {hex.EncodeToString(digest[:])},
+	} // in place of the framing of uploads
+
 	if etag != "" {
 		header.Set("If-Match", etag)
 	}
-	body, err := u.store.Ask(ctx, http.MethodPost, u.obj, u.query(0), header, &Payload{bytes.NewReader(doc), int64(len(doc))})
+
+	body, err := u.store.Ask(
+		ctx,
+		http.MethodPost,
+		u.obj,
+		u.query(0),
+		header,
+		&Payload{bytes.NewReader(doc), int64(len(doc))},
+	)
 	if err != nil {
 		return err
 	}
+
 	u.ETag, err = ETagOf(body)
 	return err
 }
@@ -167,7 +210,14 @@ func (u *Upload) Complete(ctx context.Context, etag string) error {
 func (u *Upload) Abort(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abortTimeout)
 	defer cancel()
-	_, _ = u.store.Ask(ctx, http.MethodDelete, u.obj, u.query(0), nil, nil) // the upload may be completed, or never have begun
+	_, _ = u.store.Ask(
+		ctx,
+		http.MethodDelete,
+		u.obj,
+		u.query(0),
+		nil,
+		nil,
+	) // the upload may be completed, or never have begun
 }
 
 // ID is the store's name of it.

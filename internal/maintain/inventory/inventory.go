@@ -105,6 +105,7 @@ func (i *Inventory) look(ctx context.Context, q stored.Request, o *Object) error
 		return err
 	}
 	o.ETag = strings.Trim(seen.ETag, `"`)
+
 	if o.Size, err = seen.Size(); err != nil {
 		o.Size = -1
 		return err
@@ -123,6 +124,7 @@ func (i *Inventory) look(ctx context.Context, q stored.Request, o *Object) error
 		o.Kind = Multipart
 		return i.lookAtParts(ctx, q, seen, o)
 	}
+
 	return nil
 }
 
@@ -138,6 +140,7 @@ func (i *Inventory) lookAtParts(ctx context.Context, q stored.Request, seen *sto
 		size += part.Size
 		o.add(i.key(part.KeyID, part.WrappedDEK))
 	}
+
 	if o.Size >= 0 && size != o.Size {
 		return fmt.Errorf("%w: parts of %d bytes in an object of %d", stored.ErrIntegrity, size, o.Size)
 	}

@@ -23,19 +23,23 @@ func (m *Mover) moveParts(ctx context.Context, obj crypt.Object, seen *stored.Se
 	if err != nil {
 		return nil, err
 	}
+
 	context, err := m.contextOf(ctx, obj, seen)
 	if err != nil {
 		return nil, err
 	}
+
 	key, err := m.cfg.NewKey(ctx, obj, keyring.Choice{KeyID: m.cfg.To, Context: context})
 	if err != nil {
 		return nil, err
 	}
 	defer key.Release()
+
 	mark, err := crypt.Mark{KeyID: key.KeyID}.Metadata()
 	if err != nil {
 		return nil, err
 	}
+
 	header, err := stored.Carry(seen.Header, mark)
 	if err != nil {
 		return nil, err
@@ -43,6 +47,7 @@ func (m *Mover) moveParts(ctx context.Context, obj crypt.Object, seen *stored.Se
 	if err := m.store.CarryTags(ctx, obj, header); err != nil {
 		return nil, err
 	}
+
 	up, err := m.store.Create(ctx, obj, header)
 	if err != nil {
 		return nil, err
@@ -51,6 +56,7 @@ func (m *Mover) moveParts(ctx context.Context, obj crypt.Object, seen *stored.Se
 		up.Abort(ctx)
 		return nil, err
 	}
+
 	return src.layout, m.confirmParts(ctx, obj, src, up)
 }
 
@@ -87,6 +93,7 @@ func (m *Mover) survey(ctx context.Context, obj crypt.Object, seen *stored.Seen)
 	if s.layout, err = m.reader.Layout(ctx, s.request, head); err != nil {
 		return nil, err
 	}
+
 	if len(s.layout) == 0 {
 		return nil, inplace.ErrChanged
 	}
@@ -96,13 +103,20 @@ func (m *Mover) survey(ctx context.Context, obj crypt.Object, seen *stored.Seen)
 }
 
 // reupload sends all parts and completes the upload.
-func (m *Mover) reupload(ctx context.Context, obj crypt.Object, src *source, key *inplace.Key, up *inplace.Upload) error {
+func (m *Mover) reupload(
+	ctx context.Context,
+	obj crypt.Object,
+	src *source,
+	key *inplace.Key,
+	up *inplace.Upload,
+) error {
 	o, err := m.reader.Get(ctx, src.request)
 	if err != nil {
 		return err
 	}
 	defer o.Close()
 	text := o.Reader(ctx)
+
 	for i := range src.layout.Parts() {
 		at, _ := src.layout.At(i)
 		part := crypt.Part{Number: at.Number, Size: at.Size, Final: crypt.IsFinal(at.Number, at.Size)}
@@ -110,15 +124,18 @@ func (m *Mover) reupload(ctx context.Context, obj crypt.Object, src *source, key
 			return err
 		}
 	}
+
 	// The object's end is verified behind its last byte.
 	if n, err := io.ReadFull(text, make([]byte, 1)); n > 0 || err != io.EOF { // bare: Reader says so
 		return errors.Join(fmt.Errorf("%w: it does not end with its last part", stored.ErrIntegrity), err)
 	}
+
 	if src.appended {
 		if err := up.End(ctx, src.layout, src.checksum, key, m.cfg.Random); err != nil {
 			return err
 		}
 	}
+
 	if !m.cfg.Abilities.CompleteIfMatch {
 		if err := m.store.Unchanged(ctx, obj, src.seen.ETag); err != nil {
 			return err
@@ -139,14 +156,17 @@ func (m *Mover) confirmParts(ctx context.Context, obj crypt.Object, src *source,
 	if err != nil {
 		return fmt.Errorf("it was moved, and could not be looked at after: %w", err)
 	}
+
 	if seen.ETag != up.ETag {
 		return inplace.ErrChanged // overwritten since: what is there now is looked at in its turn
 	}
 	var layout crypt.Layout
+
 	head, err := m.check.Head(ctx, q)
 	if err == nil {
 		layout, err = m.check.Layout(ctx, q, head)
 	}
+
 	switch {
 	case err != nil:
 		return fmt.Errorf("it was moved, and does not verify after: %w", err)

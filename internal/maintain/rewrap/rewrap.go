@@ -95,15 +95,28 @@ func New(cfg Config) *Mover {
 			lease.Release()
 			return nil, keyring.ErrUnbound
 		}
+
 		return lease, nil
 	}
-	return &Mover{cfg: cfg, store: store, reader: cfg.Reader(store, open), check: cfg.Reader(store, cfg.Check), newest: make(map[string][]byte)}
+
+	return &Mover{
+		cfg:    cfg,
+		store:  store,
+		reader: cfg.Reader(store, open),
+		check:  cfg.Reader(store, cfg.Check),
+		newest: make(map[string][]byte),
+	}
 }
 
 // Move moves the object of a listing's entry.
 func (m *Mover) Move(ctx context.Context, bucket string, e stored.Entry) walk.Result {
 	obj := crypt.Object{Bucket: bucket, Key: e.Key}
-	return inplace.Insist(ctx, e, m.cfg.Away, func(ctx context.Context) (walk.Result, error) { return m.attempt(ctx, obj) })
+	return inplace.Insist(
+		ctx,
+		e,
+		m.cfg.Away,
+		func(ctx context.Context) (walk.Result, error) { return m.attempt(ctx, obj) },
+	)
 }
 
 // attempt looks at an object and does with it what it takes. All that it
@@ -118,32 +131,38 @@ func (m *Mover) attempt(ctx context.Context, obj crypt.Object) (walk.Result, err
 	if err != nil {
 		return walk.Result{}, err
 	}
+
 	if seen.Plaintext {
 		return walk.Result{Outcome: walk.Plaintext}, nil
 	}
 	if seen.KeyID() == crypt.CustomerKeyID {
 		return walk.Result{Outcome: walk.Customer}, nil
 	}
+
 	current, err := m.current(ctx, q, seen)
 	if current || err != nil {
 		return walk.Result{Outcome: walk.Current}, err
 	}
+
 	size, err := seen.Size()
 	if err != nil {
 		return walk.Result{}, err
 	}
 	r := walk.Result{Outcome: walk.Done, Size: size}
+
 	if seen.Envelope == nil {
 		r.Parts = seen.Parts
 	}
 	if m.cfg.DryRun {
 		return r, nil
 	}
+
 	if m.cfg.Wait != nil {
 		if err := m.cfg.Wait(ctx); err != nil {
 			return r, err
 		}
 	}
+
 	if seen.Envelope != nil {
 		return r, m.moveSingle(ctx, obj, seen)
 	}
@@ -162,6 +181,7 @@ func (m *Mover) current(ctx context.Context, q stored.Request, seen *stored.Seen
 	if e := seen.Envelope; e != nil {
 		return m.under(ctx, q.Object, target, e.KeyID, e.WrappedDEK)
 	}
+
 	for part, err := range m.reader.PartHeaders(ctx, q, seen) {
 		if err != nil {
 			return false, err
@@ -170,6 +190,7 @@ func (m *Mover) current(ctx context.Context, q stored.Request, seen *stored.Seen
 			return false, err
 		}
 	}
+
 	return true, nil
 }
 
@@ -183,10 +204,12 @@ func (m *Mover) under(ctx context.Context, obj crypt.Object, target, keyID strin
 	case !same || !m.cfg.All:
 		return same, nil
 	}
+
 	of := kms.WrappingOf
 	if m.cfg.Keys.Unbound(keyID, wrapped) {
 		of = kms.VersionOf // it stays unbound
 	}
+
 	version := of(keyID, wrapped)
 	if version == "" {
 		return false, nil

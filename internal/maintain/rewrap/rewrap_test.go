@@ -79,8 +79,15 @@ func newLab(t *testing.T, fresh kms.Wrapper) *lab {
 	t.Helper()
 	old := &counting{Wrapper: localKey(t), calls: &calls{}}
 	counted := &counting{Wrapper: fresh, calls: old.calls}
-	l := &lab{T: t, obj: crypt.Object{Bucket: bucket, Key: "dir/" + t.Name()}, text: make([]byte, 100_000), calls: old.calls}
+
+	l := &lab{
+		T:     t,
+		obj:   crypt.Object{Bucket: bucket, Key: "dir/" + t.Name()},
+		text:  make([]byte, 100_000),
+		calls: old.calls,
+	}
 	rand.Read(l.text)
+
 	l.keys = ring(t, old, counted)
 	again := ring(t, old, counted)
 	l.cfg = rewrap.Config{To: "new", Method: rewrap.Put, Config: inplace.Config{
@@ -88,6 +95,7 @@ func newLab(t *testing.T, fresh kms.Wrapper) *lab {
 		Check: proxytest.Opening(again),
 	}}
 	l.put(nil)
+
 	*l.calls = calls{}
 	return l
 }
@@ -100,18 +108,27 @@ func (l *lab) put(change func(map[string]string)) {
 		l.Fatal(err)
 	}
 	defer sealed.Release()
+
 	sealer, err := crypt.NewSealer(bytes.NewReader(l.text), int64(len(l.text)), sealed.DEK(), rand.Reader)
 	if err != nil {
 		l.Fatal(err)
 	}
+
 	body, err := io.ReadAll(sealer)
 	if err != nil {
 		l.Fatal(err)
 	}
-	e := crypt.Envelope{KeyID: sealed.KeyID, WrappedDEK: sealed.Wrapped, Header: sealer.Header(), Size: int64(len(l.text))}
+
+	e := crypt.Envelope{
+		KeyID:      sealed.KeyID,
+		WrappedDEK: sealed.Wrapped,
+		Header:     sealer.Header(),
+		Size:       int64(len(l.text)),
+	}
 	if err := e.Sign(sealed.DEK(), l.obj); err != nil {
 		l.Fatal(err)
 	}
+
 	metadata, err := e.Metadata()
 	if err != nil {
 		l.Fatal(err)
@@ -119,6 +136,7 @@ func (l *lab) put(change func(map[string]string)) {
 	if change != nil {
 		change(metadata)
 	}
+
 	header := http.Header{"X-Amz-Meta-Own": {"value"}}
 	for name, value := range metadata {
 		header.Set(stored.MetaPrefix+name, value)
@@ -135,16 +153,19 @@ func (l *lab) putParts() {
 	rand.Read(l.text)
 	cfg := l.cfg.Config
 	cfg.Keys = l.keys
+
 	key, err := cfg.NewKey(l.Context(), l.obj, keyring.Choice{KeyID: "old", Context: l.added})
 	if err != nil {
 		l.Fatal(err)
 	}
 	defer key.Release()
+
 	mark, err := crypt.Mark{KeyID: key.KeyID}.Metadata()
 	if err != nil {
 		l.Fatal(err)
 	}
 	header := http.Header{"X-Amz-Meta-Own": {"value"}}
+
 	for name, value := range mark {
 		header.Set(stored.MetaPrefix+name, value)
 	}
@@ -152,6 +173,7 @@ func (l *lab) putParts() {
 	if err != nil {
 		l.Fatal(err)
 	}
+
 	text := bytes.NewReader(l.text)
 	for i, size := range []int64{5 << 20, 100} {
 		part := crypt.Part{Number: i + 1, Size: size, Final: crypt.IsFinal(i+1, size)}
@@ -159,6 +181,7 @@ func (l *lab) putParts() {
 			l.Fatal(err)
 		}
 	}
+
 	if err := up.Complete(l.Context(), ""); err != nil {
 		l.Fatal(err)
 	}
@@ -171,9 +194,13 @@ func (l *lab) request() stored.Request {
 
 // reader reads through both keys.
 func (l *lab) reader() *stored.Reader {
-	return &stored.Reader{Send: send, Cache: stored.NewCache(), Open: func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
-		return l.keys.Open(ctx, obj, keyID, wrapped)
-	}}
+	return &stored.Reader{
+		Send:  send,
+		Cache: stored.NewCache(),
+		Open: func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
+			return l.keys.Open(ctx, obj, keyID, wrapped)
+		},
+	}
 }
 
 // read reads the object through both keys, and returns the id of the one that
@@ -204,6 +231,7 @@ func (l *lab) contexts() (out []map[string]string) {
 		}
 		out = append(out, parsed.Context)
 	}
+
 	seen, err := l.reader().Look(l.Context(), l.request())
 	if err != nil {
 		l.Fatal(err)
@@ -212,6 +240,7 @@ func (l *lab) contexts() (out []map[string]string) {
 		take(seen.Envelope.WrappedDEK)
 		return out
 	}
+
 	for part, err := range l.reader().PartHeaders(l.Context(), l.request(), seen) {
 		if err != nil {
 			l.Fatal(err)
@@ -232,6 +261,7 @@ func (l *lab) forms() (out []byte) {
 	if seen.Envelope != nil {
 		return seen.Envelope.WrappedDEK[:1]
 	}
+
 	for part, err := range l.reader().PartHeaders(l.Context(), l.request(), seen) {
 		if err != nil {
 			l.Fatal(err)
@@ -289,16 +319,20 @@ func (o oneWay) Unwrap(context.Context, []byte, kms.EncryptionContext) ([]byte, 
 
 func TestThreeKMSCallsAnObject(t *testing.T) {
 	l := newLab(t, localKey(t))
-	if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Done || r.Err != nil || r.Size != int64(len(l.text)) {
+	if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Done ||
+		r.Err != nil ||
+		r.Size != int64(len(l.text)) {
 		t.Fatalf("%+v", r)
 	}
 	if l.calls.wrap != 1 || l.calls.unwrap != 2 {
 		t.Errorf("%d wraps and %d unwraps", l.calls.wrap, l.calls.unwrap)
 	}
+
 	if id := l.read(); id != l.id("new") {
 		t.Errorf("under %s", id)
 	}
-	if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Current || l.calls.wrap != 1 {
+	if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Current ||
+		l.calls.wrap != 1 {
 		t.Errorf("a second time: %+v, %d wraps", r, l.calls.wrap)
 	}
 }
@@ -314,9 +348,11 @@ func TestAKeyThatOnlyWrapsGetsNothing(t *testing.T) {
 		l := newLab(t, oneWay{localKey(t), answer})
 		for _, method := range []rewrap.Method{rewrap.Put, rewrap.Copy} {
 			l.cfg.Method = method
-			if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Failed || r.Err == nil {
+			if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Failed ||
+				r.Err == nil {
 				t.Errorf("%s: %+v", name, r)
 			}
+
 			if id := l.read(); id != l.id("old") {
 				t.Errorf("%s: under %s", name, id)
 			}
@@ -344,13 +380,17 @@ func TestWhatDoesNotVerifyIsNotTouched(t *testing.T) {
 		l := newLab(t, localKey(t))
 		l.put(change)
 		writes := 0
+
 		l.cfg.Send = func(r *http.Request) (*http.Response, error) {
 			if r.Method != http.MethodGet && r.Method != http.MethodHead {
 				writes++
 			}
 			return send(r)
 		}
-		if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Failed || r.Err == nil || writes > 0 {
+
+		if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Failed ||
+			r.Err == nil ||
+			writes > 0 {
 			t.Errorf("%s: %+v, %d writes", name, r, writes)
 		}
 	}
@@ -365,6 +405,7 @@ func asCopy(before, behind func()) func(*http.Request) (*http.Response, error) {
 			f()
 		}
 	}
+
 	return func(r *http.Request) (*http.Response, error) {
 		if r.Header.Get("X-Amz-Copy-Source") == "" {
 			return send(r)
@@ -372,17 +413,22 @@ func asCopy(before, behind func()) func(*http.Request) (*http.Response, error) {
 		r.Header.Del("X-Amz-Copy-Source-If-Match") // it has looked at the source before
 		once(before)
 		before = nil
+
 		if etag := r.Header.Get("If-Match"); etag != "" {
-			head := (&http.Request{Method: http.MethodHead, URL: r.URL, Header: make(http.Header)}).WithContext(r.Context())
+			head := (&http.Request{Method: http.MethodHead, URL: r.URL, Header: make(http.Header)}).WithContext(
+				r.Context(),
+			)
 			resp, err := send(head)
 			if err != nil {
 				return nil, err
 			}
+
 			resp.Body.Close()
 			if resp.Header.Get("Etag") != etag {
 				return nil, &inplace.StoreError{HTTPStatus: http.StatusPreconditionFailed, Code: "PreconditionFailed"}
 			}
 		}
+
 		resp, err := send(r)
 		once(behind)
 		behind = nil
@@ -394,6 +440,7 @@ func TestCopyMovesNoBody(t *testing.T) {
 	l := newLab(t, localKey(t))
 	to := asCopy(nil, nil)
 	sent := int64(0)
+
 	l.cfg.Send = func(r *http.Request) (*http.Response, error) {
 		sent += r.ContentLength
 		if r.Method == http.MethodGet && r.Header.Get("Range") == "" {
@@ -401,6 +448,7 @@ func TestCopyMovesNoBody(t *testing.T) {
 		}
 		return to(r)
 	}
+
 	l.cfg.Method, l.cfg.Abilities.CopyIfMatch = rewrap.Copy, true
 	if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Done {
 		t.Fatalf("%+v", r)
@@ -431,11 +479,14 @@ func TestAnEnvelopeOnTheWrongBodyIsNoticed(t *testing.T) {
 	l := newLab(t, localKey(t))
 	l.cfg.Method = rewrap.Copy
 	l.cfg.Send = asCopy(nil, func() {
-		r := (&http.Request{Method: http.MethodHead, URL: &url.URL{Path: "/" + bucket + "/" + l.obj.Key}, Header: make(http.Header)}).WithContext(t.Context())
+		r := (&http.Request{Method: http.MethodHead, URL: &url.URL{Path: "/" + bucket + "/" + l.obj.Key}, Header: make(http.Header)}).WithContext(
+			t.Context(),
+		)
 		resp, err := send(r)
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		resp.Body.Close()
 		header := make(http.Header)
 		for name, values := range resp.Header {
@@ -443,13 +494,16 @@ func TestAnEnvelopeOnTheWrongBodyIsNoticed(t *testing.T) {
 				header[name] = values
 			}
 		}
+
 		body := make([]byte, resp.ContentLength)
 		rand.Read(body)
 		if err := store.Ask(r.Context(), http.MethodPut, strings.TrimPrefix(r.URL.Path, "/"+bucket+"/"), header, body); err != nil {
 			t.Fatal(err)
 		}
 	})
-	if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Failed || !errors.Is(r.Err, rewrap.ErrLost) {
+
+	if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Failed ||
+		!errors.Is(r.Err, rewrap.ErrLost) {
 		t.Errorf("%+v", r)
 	}
 }
@@ -468,9 +522,13 @@ func TestAnAnswerThatIsLost(t *testing.T) {
 		}
 		return resp, err
 	}
-	if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Current || r.Err != nil || lost != 1 {
+
+	if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Current ||
+		r.Err != nil ||
+		lost != 1 {
 		t.Errorf("%+v", r)
 	}
+
 	if id := l.read(); id != l.id("new") || l.calls.wrap != 1 {
 		t.Errorf("under %s after %d wraps", id, l.calls.wrap)
 	}
@@ -488,7 +546,9 @@ func TestADamagedBodyIsNotSentBack(t *testing.T) {
 			}
 			return resp, err
 		}
-		if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Failed || !errors.Is(r.Err, crypt.ErrAuth) {
+
+		if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Failed ||
+			!errors.Is(r.Err, crypt.ErrAuth) {
 			t.Errorf("byte %d: %+v", at, r)
 		}
 		if id := l.read(); id != l.id("old") {
@@ -505,11 +565,16 @@ func TestABrokenConnection(t *testing.T) {
 		resp, err := send(r)
 		if err == nil && r.Method == http.MethodGet && r.URL.RawQuery == "" && broken < 2 {
 			broken++
-			resp.Body = io.NopCloser(io.MultiReader(io.LimitReader(resp.Body, 50_000), iotest.ErrReader(io.ErrUnexpectedEOF)))
+			resp.Body = io.NopCloser(
+				io.MultiReader(io.LimitReader(resp.Body, 50_000), iotest.ErrReader(io.ErrUnexpectedEOF)),
+			)
 		}
+
 		return resp, err
 	}
-	if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Done || broken != 2 {
+
+	if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Done ||
+		broken != 2 {
 		t.Errorf("%+v after %d breaks", r, broken)
 	}
 	if id := l.read(); id != l.id("new") {
@@ -553,18 +618,26 @@ func TestProbe(t *testing.T) {
 			without(func(r *http.Request) bool { return r.Method == http.MethodPost }), inplace.Abilities{PutIfMatch: true, ETagIsMD5: true}, rewrap.Put,
 		},
 	} {
-		got, err := storecheck.Abilities(t.Context(), storecheck.Config{Send: row.send, Bucket: bucket, Prefix: "probe/"})
+		got, err := storecheck.Abilities(
+			t.Context(),
+			storecheck.Config{Send: row.send, Bucket: bucket, Prefix: "probe/"},
+		)
 		if err != nil || got != row.want || rewrap.Safest(got) != row.safe {
 			t.Errorf("%s: %+v, %v, %v", name, got, rewrap.Safest(got), err)
 		}
 	}
+
 	var list struct{ Contents []struct{ Key string } }
-	r := (&http.Request{Method: http.MethodGet, URL: &url.URL{Path: "/" + bucket, RawQuery: "list-type=2&prefix=probe%2F"}, Header: make(http.Header)}).WithContext(t.Context())
+	r := (&http.Request{Method: http.MethodGet, URL: &url.URL{Path: "/" + bucket, RawQuery: "list-type=2&prefix=probe%2F"}, Header: make(http.Header)}).WithContext(
+		t.Context(),
+	)
+
 	resp, err := send(r)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
+
 	if err := xml.NewDecoder(resp.Body).Decode(&list); err != nil || len(list.Contents) > 0 {
 		t.Errorf("left over: %v, %v", list, err)
 	}
@@ -580,10 +653,12 @@ func TestCarriedHeaders(t *testing.T) {
 		"X-Amz-Storage-Class": "STANDARD_IA", "X-Amz-Object-Lock-Mode": "COMPLIANCE", "X-Amz-Object-Lock-Retain-Until-Date": "2030-01-01T00:00:00Z",
 		"X-Amz-Object-Lock-Legal-Hold": "ON", "X-Amz-Website-Redirect-Location": "/there", "Cache-Control": "no-cache", "Expires": "Wed, 02 Jan 2030 03:04:05 GMT",
 	}
+
 	for _, method := range []rewrap.Method{rewrap.Put, rewrap.Copy} {
 		l := newLab(t, localKey(t))
 		l.cfg.Method = method
 		var written http.Header
+
 		l.cfg.Send = func(r *http.Request) (*http.Response, error) {
 			if r.Method == http.MethodPut {
 				written = r.Header.Clone()
@@ -592,6 +667,7 @@ func TestCarriedHeaders(t *testing.T) {
 				}
 				return nil, &inplace.StoreError{HTTPStatus: http.StatusForbidden, Code: "AccessDenied"}
 			}
+
 			resp, err := send(r)
 			if err == nil && r.Method == http.MethodHead {
 				for name, value := range have {
@@ -601,21 +677,29 @@ func TestCarriedHeaders(t *testing.T) {
 				resp.Header.Set("X-Amz-Server-Side-Encryption", "AES256")
 				resp.Header.Set("X-Amz-Checksum-Crc32", "AAAAAA==")
 			}
+
 			return resp, err
 		}
-		if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Failed || written == nil {
+
+		if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Failed ||
+			written == nil {
 			t.Fatalf("%v: %+v", method, r)
 		}
+
 		for name, value := range have {
 			if written.Get(name) != value {
 				t.Errorf("%v: %s is %q", method, name, written.Get(name))
 			}
 		}
-		if written.Get("Content-Encoding") != "gzip" || written.Get("X-Amz-Meta-Own") != "value" || written.Get("X-Amz-Meta-Cmek-Key") != l.id("new") {
+
+		if written.Get("Content-Encoding") != "gzip" || written.Get("X-Amz-Meta-Own") != "value" ||
+			written.Get("X-Amz-Meta-Cmek-Key") != l.id("new") {
 			t.Errorf("%v: %v", method, written)
 		}
+
 		for name := range written {
-			if strings.HasPrefix(name, "X-Amz-Server-Side-Encryption") || strings.HasPrefix(name, "X-Amz-Checksum") || name == "Content-Md5" {
+			if strings.HasPrefix(name, "X-Amz-Server-Side-Encryption") || strings.HasPrefix(name, "X-Amz-Checksum") ||
+				name == "Content-Md5" {
 				t.Errorf("%v: %s is sent along", method, name)
 			}
 		}
@@ -631,7 +715,9 @@ func TestMetadataThatIsNotShownIsNotLost(t *testing.T) {
 		}
 		return resp, err
 	}
-	if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Failed || r.Err == nil {
+
+	if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Failed ||
+		r.Err == nil {
 		t.Errorf("%+v", r)
 	}
 	if id := l.read(); id != l.id("old") {
@@ -648,6 +734,7 @@ func TestEncryptionContextIsKept(t *testing.T) {
 			store(l)
 			before := l.contexts()
 			l.move(walk.Done)
+
 			after := l.contexts()
 			if len(before) == 0 || len(after) != len(before) {
 				t.Fatalf("%s: %v, and %v before", name, after, before)
@@ -669,6 +756,7 @@ func TestAllKnowsVersions(t *testing.T) {
 	l.cfg.All = true
 	l.move(walk.Done)
 	l.move(walk.Current)
+
 	if err := kms.ChangeLocalKeyFile(path, func(f *kms.LocalKeyFile) error { _, err := f.Rotate(time.Now()); return err }); err != nil {
 		t.Fatal(err)
 	}
@@ -676,6 +764,7 @@ func TestAllKnowsVersions(t *testing.T) {
 	l.move(walk.Current)
 	l = newLab(t, opaque{localKey(t)})
 	l.cfg.All = true
+
 	l.move(walk.Done)
 	l.move(walk.Done) // nobody can tell
 }

@@ -25,13 +25,18 @@ var ErrLost = errors.New("THE OBJECT CAN NO LONGER BE READ")
 // moveSingle gives an object that was put whole an envelope under the new key.
 func (m *Mover) moveSingle(ctx context.Context, obj crypt.Object, seen *stored.Seen) error {
 	if seen.Stored > maxCopy {
-		return fmt.Errorf("its %d stored bytes are more than one request can copy (5 GiB): download it and upload it again, in parts", seen.Stored)
+		return fmt.Errorf(
+			"its %d stored bytes are more than one request can copy (5 GiB): download it and upload it again, in parts",
+			seen.Stored,
+		)
 	}
+
 	old, err := m.cfg.Keys.Open(ctx, obj, seen.Envelope.KeyID, seen.Envelope.WrappedDEK)
 	if err != nil {
 		return err
 	}
 	defer old.Release()
+
 	if err := seen.Envelope.Verify(old.DEK(), obj); err != nil {
 		return err
 	}
@@ -39,14 +44,17 @@ func (m *Mover) moveSingle(ctx context.Context, obj crypt.Object, seen *stored.S
 	if err != nil {
 		return err
 	}
+
 	metadata, err := fresh.Metadata()
 	if err != nil {
 		return err
 	}
+
 	header, err := stored.Carry(seen.Header, metadata)
 	if err != nil {
 		return err
 	}
+
 	switch {
 	case seen.Stored == 0:
 		err = m.putEmpty(ctx, obj, seen, header)
@@ -55,6 +63,7 @@ func (m *Mover) moveSingle(ctx context.Context, obj crypt.Object, seen *stored.S
 	default:
 		err = m.put(ctx, obj, seen, header, old)
 	}
+
 	if err != nil {
 		return err
 	}
@@ -63,16 +72,29 @@ func (m *Mover) moveSingle(ctx context.Context, obj crypt.Object, seen *stored.S
 
 // rewrapped is the envelope under the new key, which has proved that it
 // unwraps it.
-func (m *Mover) rewrapped(ctx context.Context, obj crypt.Object, have *crypt.Envelope, old *keyring.Lease) (*crypt.Envelope, error) {
+func (m *Mover) rewrapped(
+	ctx context.Context,
+	obj crypt.Object,
+	have *crypt.Envelope,
+	old *keyring.Lease,
+) (*crypt.Envelope, error) {
 	wrapped, err := crypt.ParseWrappedKey(have.WrappedDEK)
 	if err != nil {
 		return nil, err
 	}
-	sealed, err := m.cfg.Keys.Rewrap(ctx, old, obj, m.cfg.Client, keyring.Choice{KeyID: m.cfg.To, Context: wrapped.Context, Trust: m.cfg.Bind})
+
+	sealed, err := m.cfg.Keys.Rewrap(
+		ctx,
+		old,
+		obj,
+		m.cfg.Client,
+		keyring.Choice{KeyID: m.cfg.To, Context: wrapped.Context, Trust: m.cfg.Bind},
+	)
 	if err != nil {
 		return nil, err
 	}
 	defer sealed.Release()
+
 	proof, err := m.cfg.Prove(ctx, obj, sealed)
 	if err != nil {
 		return nil, err
@@ -80,6 +102,7 @@ func (m *Mover) rewrapped(ctx context.Context, obj crypt.Object, have *crypt.Env
 	proof.Release()
 	fresh := *have
 	fresh.KeyID, fresh.WrappedDEK = sealed.KeyID, sealed.Wrapped
+
 	return &fresh, fresh.Sign(old.DEK(), obj)
 }
 
@@ -104,7 +127,13 @@ func (m *Mover) copy(ctx context.Context, obj crypt.Object, seen *stored.Seen, h
 // put sends the stored body back to the store, with the new envelope. It is
 // verified on the way, so that a body that was damaged meanwhile does not take
 // the place of a good one.
-func (m *Mover) put(ctx context.Context, obj crypt.Object, seen *stored.Seen, header http.Header, dek *keyring.Lease) error {
+func (m *Mover) put(
+	ctx context.Context,
+	obj crypt.Object,
+	seen *stored.Seen,
+	header http.Header,
+	dek *keyring.Lease,
+) error {
 	if err := m.store.CarryTags(ctx, obj, header); err != nil {
 		return err
 	}
@@ -113,6 +142,7 @@ func (m *Mover) put(ctx context.Context, obj crypt.Object, seen *stored.Seen, he
 		return err
 	}
 	defer resp.Body.Close()
+
 	if resp.Header.Get("Etag") != seen.ETag || resp.ContentLength != seen.Stored {
 		return inplace.ErrChanged
 	}
@@ -121,12 +151,14 @@ func (m *Mover) put(ctx context.Context, obj crypt.Object, seen *stored.Seen, he
 		return err
 	}
 	defer body.Close()
+
 	if m.cfg.Abilities.PutIfMatch {
 		header.Set("If-Match", seen.ETag)
 	} else if err := m.store.Unchanged(ctx, obj, seen.ETag); err != nil {
 		return err
 	}
 	_, err = m.store.Ask(ctx, http.MethodPut, obj, "", header, &inplace.Payload{Body: body, Length: seen.Stored})
+
 	if body.Err != nil {
 		return body.Err // and why the store was left with half a body
 	}
@@ -150,11 +182,17 @@ func (m *Mover) putEmpty(ctx context.Context, obj crypt.Object, seen *stored.See
 // confirm looks at what is stored now. The header of the envelope is that of
 // the body, which is drawn for each one that is written: so the envelope and
 // the body are seen to belong together.
-func (m *Mover) confirm(ctx context.Context, obj crypt.Object, fresh *crypt.Envelope, empty bool) error { //nolint:revive // of the object, and no mode
+func (m *Mover) confirm(
+	ctx context.Context,
+	obj crypt.Object,
+	fresh *crypt.Envelope,
+	empty bool,
+) error { //nolint:revive // of the object, and no mode
 	look := func() (*stored.Seen, error) { return m.check.Peek(ctx, request(obj), crypt.HeaderSize) }
 	if empty {
 		look = func() (*stored.Seen, error) { return m.check.Look(ctx, request(obj)) }
 	}
+
 	seen, err := look()
 	switch stored.StatusOf(err) {
 	case http.StatusNotFound:
@@ -162,6 +200,7 @@ func (m *Mover) confirm(ctx context.Context, obj crypt.Object, fresh *crypt.Enve
 	case http.StatusRequestedRangeNotSatisfiable:
 		return inplace.ErrChanged // for something empty
 	}
+
 	if err != nil {
 		return fmt.Errorf("it was moved, and could not be looked at after: %w", err)
 	}
@@ -169,14 +208,20 @@ func (m *Mover) confirm(ctx context.Context, obj crypt.Object, fresh *crypt.Enve
 	if have == nil || have.KeyID != fresh.KeyID || !bytes.Equal(have.WrappedDEK, fresh.WrappedDEK) {
 		return inplace.ErrChanged // overwritten since: what is there now is looked at in its turn
 	}
+
 	if !empty && !bytes.Equal(seen.First, fresh.Header[:]) || empty && seen.Stored > 0 {
-		return fmt.Errorf("%w: it was overwritten while the store copied it, and the store put the old object's envelope on the new body", ErrLost)
+		return fmt.Errorf(
+			"%w: it was overwritten while the store copied it, and the store put the old object's envelope on the new body",
+			ErrLost,
+		)
 	}
+
 	lease, err := m.cfg.Check(ctx, obj, have.KeyID, have.WrappedDEK)
 	if err != nil {
 		return fmt.Errorf("it was moved, and could not be opened after: %w", err)
 	}
 	defer lease.Release()
+
 	if err := have.Verify(lease.DEK(), obj); err != nil {
 		return fmt.Errorf("it was moved, and does not verify after: %w", err)
 	}

@@ -22,6 +22,7 @@ func TestRewrapBindsOnDemandOnly(t *testing.T) {
 		t.Fatal(err)
 	}
 	bound := server.OpenKey(t, "key-1", func(c *kms.AzureConfig) { c.Bindings = []string{binding} })
+
 	strict := server.OpenKey(t, "key-1", func(c *kms.AzureConfig) { c.Bindings, c.AcceptForm = []string{binding}, 2 })
 	second, err := plain.Bind(t.Context(), "")
 	if err != nil {
@@ -29,6 +30,7 @@ func TestRewrapBindsOnDemandOnly(t *testing.T) {
 	}
 	both := server.OpenKey(t, "key-1", func(c *kms.AzureConfig) { c.Bindings = []string{second, binding} })
 	next := server.OpenKey(t, "key-1", func(c *kms.AzureConfig) { c.Bindings, c.AcceptForm = []string{second}, 2 })
+
 	other := localKey(t)
 
 	for name, put := range map[string]func(*lab){"whole": func(*lab) {}, "in parts": (*lab).putParts} {
@@ -39,6 +41,7 @@ func TestRewrapBindsOnDemandOnly(t *testing.T) {
 			l.cfg.Check = proxytest.Opening(again)
 			l.put(nil)
 			put(l)
+
 			if got := l.forms(); got[0] != 1 {
 				t.Fatalf("stored in form %d", got[0])
 			}
@@ -48,6 +51,7 @@ func TestRewrapBindsOnDemandOnly(t *testing.T) {
 				t.Errorf("to another key: %+v", r)
 			}
 			l.cfg.To = "old"
+
 			if r := l.moved(); r.Outcome != walk.Current || r.Err != nil || l.forms()[0] != 1 {
 				t.Errorf("under the same key: %+v, form %d", r, l.forms()[0])
 			}
@@ -56,6 +60,7 @@ func TestRewrapBindsOnDemandOnly(t *testing.T) {
 			if r := l.moved(); r.Outcome != walk.Done || r.Err != nil {
 				t.Errorf("with --bind: %+v", r)
 			}
+
 			for _, form := range l.forms() {
 				if form != 2 {
 					t.Errorf("bound, and of form %d", form)
@@ -63,6 +68,7 @@ func TestRewrapBindsOnDemandOnly(t *testing.T) {
 			}
 			l.keys = ring(t, strict, other)
 			l.read()
+
 			if r := l.moved(); r.Outcome != walk.Current || r.Err != nil {
 				t.Errorf("a second time: %+v", r)
 			}
@@ -74,6 +80,7 @@ func TestRewrapBindsOnDemandOnly(t *testing.T) {
 			}
 			l.keys = ring(t, next, other)
 			l.read()
+
 			if r := l.moved(); r.Outcome != walk.Current || r.Err != nil {
 				t.Errorf("to the next binding a second time: %+v", r)
 			}

@@ -49,6 +49,7 @@ func (p *Probe) abilities(ctx context.Context) (a inplace.Abilities, err error) 
 		return a, err
 	}
 	defer func() { _ = p.abort(ctx, path, upload) }() // none is left if it was completed
+
 	sent, err := p.sendPart(ctx, path, upload, 1, text)
 	if err != nil {
 		return a, err
@@ -56,6 +57,7 @@ func (p *Probe) abilities(ctx context.Context) (a inplace.Abilities, err error) 
 	sum := md5.Sum(text) //nolint:gosec // what stores take for an ETag
 	quoted := `"` + hex.EncodeToString(sum[:]) + `"`
 	a.ETagIsMD5 = first.header.Get("Etag") == quoted && sent.ETag == quoted
+
 	got, err := p.complete(ctx, path, upload, []part{sent}, ifMatch())
 	if err != nil {
 		return a, err
@@ -93,7 +95,15 @@ func refused(got reply) (bool, error) {
 // IfNoneMatch says whether the store holds to the condition by which clients
 // create an object only if it is not there.
 func (p *Probe) IfNoneMatch(ctx context.Context) (string, error) {
-	got, err := p.do(ctx, http.MethodPut, p.path(p.name), http.Header{"If-None-Match": {"*"}}, bytes.NewReader(text), int64(len(text)))
+	got, err := p.do(
+		ctx,
+		http.MethodPut,
+		p.path(p.name),
+		http.Header{"If-None-Match": {"*"}},
+		bytes.NewReader(text),
+		int64(len(text)),
+	)
+
 	switch {
 	case err != nil:
 		return "", err
@@ -113,6 +123,7 @@ func (p *Probe) IfMatch(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
+
 	var held, ignored []string
 	for _, write := range []struct {
 		name string
@@ -124,6 +135,7 @@ func (p *Probe) IfMatch(ctx context.Context) (string, error) {
 			ignored = append(ignored, write.name)
 		}
 	}
+
 	switch {
 	case len(ignored) == 0:
 		return "held to by all writes", nil

@@ -25,6 +25,7 @@ func (p *Probe) Keys(ctx context.Context, configured string) (string, error) {
 	folder := p.name + "-keys/"
 	odd := []string{folder + "a/../dots", folder + "b//slashes"}
 	refused := 0
+
 	for _, key := range odd {
 		got, err := p.do(ctx, http.MethodPut, p.path(key), nil, bytes.NewReader(text), int64(len(text)))
 		switch {
@@ -46,6 +47,7 @@ func (p *Probe) Keys(ctx context.Context, configured string) (string, error) {
 			return "", err
 		}
 	}
+
 	if refused < len(odd) && len(listed) == 0 {
 		return "", errors.New("the store took odd keys, and lists none of them")
 	}
@@ -63,7 +65,9 @@ func compareKeys(literal bool, configured string) (string, error) {
 	case configured == pathKeys:
 		return "taken as paths", nil
 	case configured == literalKeys:
-		return "", errors.New("the store takes keys as paths, so that a client could reach past its prefix: set origin.keys to path")
+		return "", errors.New(
+			"the store takes keys as paths, so that a client could reach past its prefix: set origin.keys to path",
+		)
 	default:
 		return "taken as paths: set origin.keys to path, and keys that the store takes for others are refused", nil
 	}
@@ -76,6 +80,7 @@ func (p *Probe) listed(ctx context.Context, prefix string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	var doc struct {
 		Contents []struct{ Key string }
 	}

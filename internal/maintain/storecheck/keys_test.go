@@ -30,6 +30,7 @@ func (s *keyStore) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("X-Amz-Request-Id", "1")
 	key, object := strings.CutPrefix(r.URL.Path, "/bucket/")
 	s.asked = append(s.asked, r.URL.Path)
+
 	switch name, ok := s.name(key); {
 	case !object:
 		type content struct{ Key string }
@@ -40,6 +41,7 @@ func (s *keyStore) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		for _, k := range s.keys {
 			doc.Contents = append(doc.Contents, content{k})
 		}
+
 		text, _ := xml.Marshal(doc)
 		w.Header().Set("Content-Type", "application/xml")
 		_, _ = w.Write(text)
@@ -73,15 +75,18 @@ func TestProbeOfKeys(t *testing.T) {
 		server := httptest.NewServer(store)
 		probe := &Probe{send: sendTo(server.URL), bucket: "bucket", name: ".check"}
 		detail, err := probe.Keys(t.Context(), row.configured)
+
 		switch {
 		case row.fail == "" && (err != nil || !strings.Contains(detail, row.want)):
 			t.Errorf("%s: %q, %v", name, detail, err)
 		case row.fail != "" && (err == nil || !strings.Contains(err.Error(), row.fail)):
 			t.Errorf("%s: %q, %v", name, detail, err)
 		}
+
 		if len(store.keys) > 0 {
 			t.Errorf("%s: the probe leaves %q", name, store.keys)
 		}
+
 		for _, asked := range store.asked {
 			if asked != "/bucket" && !strings.HasPrefix(path.Clean(asked), "/bucket/.check-keys/") {
 				t.Errorf("%s: the probe asked for %s", name, asked)

@@ -37,6 +37,7 @@ func (p *Probe) Multipart(ctx context.Context, settings PartSettings) (string, e
 	if settings.UniformParts {
 		lengths[0] = size
 	}
+
 	etag, err := p.putParts(ctx, path, lengths)
 	if err != nil {
 		return "", err
@@ -51,7 +52,10 @@ func (p *Probe) Multipart(ctx context.Context, settings PartSettings) (string, e
 	case named:
 		return "ETag " + etag + " names the number of parts: origin.etag_part_count could be true, and listings would need no further requests", nil
 	case settings.ETagPartCount:
-		return "", fmt.Errorf("the ETag %s does not name the number of parts, so sizes in listings would be wrong: set origin.etag_part_count to false", etag)
+		return "", fmt.Errorf(
+			"the ETag %s does not name the number of parts, so sizes in listings would be wrong: set origin.etag_part_count to false",
+			etag,
+		)
 	default:
 		return "ETag " + etag + " does not name the number of parts: each object of a listing that is not remembered costs a HEAD", nil
 	}
@@ -83,6 +87,7 @@ func (p *Probe) completeParts(ctx context.Context, path, upload string, sizes []
 	if err != nil {
 		return "", err
 	}
+
 	var parts struct{ Part []part }
 	if err := xml.Unmarshal(listed.body, &parts); err != nil || len(parts.Part) != len(sizes) {
 		return "", fmt.Errorf("ListParts: %s", listed)
@@ -92,10 +97,15 @@ func (p *Probe) completeParts(ctx context.Context, path, upload string, sizes []
 	if err != nil {
 		return "", err
 	}
+
 	var done struct{ ETag string }
 	if err := xml.Unmarshal(got.body, &done); err != nil || got.status != http.StatusOK || done.ETag == "" {
-		return "", fmt.Errorf("the store does not take parts of different lengths with a small one at the end, which the proxy appends (would it with origin.uniform_parts: true?): CompleteMultipartUpload: %s", got)
+		return "", fmt.Errorf(
+			"the store does not take parts of different lengths with a small one at the end, which the proxy appends (would it with origin.uniform_parts: true?): CompleteMultipartUpload: %s",
+			got,
+		)
 	}
+
 	return done.ETag, nil
 }
 
@@ -120,7 +130,14 @@ func (p *Probe) createUpload(ctx context.Context, path string) (string, error) {
 }
 
 func (p *Probe) sendPart(ctx context.Context, path, upload string, number int, body []byte) (part, error) {
-	got, err := p.want(ctx, http.StatusOK, http.MethodPut, path+"?partNumber="+strconv.Itoa(number)+"&"+upload, nil, body)
+	got, err := p.want(
+		ctx,
+		http.StatusOK,
+		http.MethodPut,
+		path+"?partNumber="+strconv.Itoa(number)+"&"+upload,
+		nil,
+		body,
+	)
 	if err != nil {
 		return part{}, err
 	}

@@ -72,10 +72,18 @@ func (p *Probe) List(ctx context.Context) (string, error) {
 // need.
 func (p *Probe) Put(ctx context.Context) (string, error) {
 	value := hex.EncodeToString(make([]byte, 1000))
-	stored, err := p.want(ctx, http.StatusOK, http.MethodPut, p.path(p.name), http.Header{"X-Amz-Meta-Cmek-Check": {value}}, text)
+	stored, err := p.want(
+		ctx,
+		http.StatusOK,
+		http.MethodPut,
+		p.path(p.name),
+		http.Header{"X-Amz-Meta-Cmek-Check": {value}},
+		text,
+	)
 	if err != nil {
 		return "", err
 	}
+
 	head, err := p.want(ctx, http.StatusOK, http.MethodHead, p.path(p.name), nil, nil)
 	if err != nil {
 		return "", err
@@ -83,20 +91,30 @@ func (p *Probe) Put(ctx context.Context) (string, error) {
 	if head.header.Get("X-Amz-Meta-Cmek-Check") != value {
 		return "", errors.New("metadata comes back altered")
 	}
+
 	return "ETag " + stored.header.Get("Etag"), nil
 }
 
 // Ranges reads pieces of the object that Put has stored.
 func (p *Probe) Ranges(ctx context.Context) (string, error) {
 	for header, want := range map[string][]byte{"bytes=3-9": text[3:10], "bytes=-5": text[len(text)-5:]} {
-		got, err := p.want(ctx, http.StatusPartialContent, http.MethodGet, p.path(p.name), http.Header{"Range": {header}}, nil)
+		got, err := p.want(
+			ctx,
+			http.StatusPartialContent,
+			http.MethodGet,
+			p.path(p.name),
+			http.Header{"Range": {header}},
+			nil,
+		)
 		if err != nil {
 			return "", err
 		}
+
 		if !bytes.Equal(got.body, want) {
 			return "", fmt.Errorf("range %s gave other bytes", header)
 		}
 	}
+
 	return "", nil
 }
 
@@ -116,10 +134,18 @@ func (p *Probe) Cut(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
+
 	if got.status != http.StatusNotFound {
 		_, err := p.do(ctx, http.MethodDelete, path, nil, nil, 0)
-		return "", errors.Join(fmt.Errorf("HEAD answered %d, not 404: a failed upload leaves an object behind; is origin.checksum_trailer off?", got.status), err)
+		return "", errors.Join(
+			fmt.Errorf(
+				"HEAD answered %d, not 404: a failed upload leaves an object behind; is origin.checksum_trailer off?",
+				got.status,
+			),
+			err,
+		)
 	}
+
 	return "", nil
 }
 
@@ -160,12 +186,24 @@ const maxBody = 64 << 10
 
 // do sends a request for /bucket/key?query. An answer of the store is no error,
 // whatever it says.
-func (p *Probe) do(ctx context.Context, method, path string, header http.Header, body io.Reader, length int64) (reply, error) {
+func (p *Probe) do(
+	ctx context.Context,
+	method, path string,
+	header http.Header,
+	body io.Reader,
+	length int64,
+) (reply, error) {
 	path, query, _ := strings.Cut(path, "?")
-	r, err := http.NewRequestWithContext(ctx, method, (&url.URL{Scheme: "http", Host: "origin", Path: path, RawQuery: query}).String(), body)
+	r, err := http.NewRequestWithContext(
+		ctx,
+		method,
+		(&url.URL{Scheme: "http", Host: "origin", Path: path, RawQuery: query}).String(),
+		body,
+	)
 	if err != nil {
 		return reply{}, err
 	}
+
 	if header != nil {
 		r.Header = header
 	}
@@ -179,6 +217,7 @@ func (p *Probe) do(ctx context.Context, method, path string, header http.Header,
 		return reply{}, err
 	}
 	defer resp.Body.Close()
+
 	if id := resp.Header.Get("X-Amz-Version-Id"); id != "" && method != http.MethodHead && method != http.MethodGet {
 		p.versions = append(p.versions, version{path, id})
 	}
@@ -191,7 +230,13 @@ func (p *Probe) do(ctx context.Context, method, path string, header http.Header,
 }
 
 // want is do for a request with one right answer.
-func (p *Probe) want(ctx context.Context, status int, method, path string, header http.Header, body []byte) (reply, error) {
+func (p *Probe) want(
+	ctx context.Context,
+	status int,
+	method, path string,
+	header http.Header,
+	body []byte,
+) (reply, error) {
 	got, err := p.do(ctx, method, path, header, bytes.NewReader(body), int64(len(body)))
 	if err != nil {
 		return reply{}, err

@@ -97,36 +97,43 @@ func (v *Verifier) read(ctx context.Context, q stored.Request) (walk.Result, err
 			return v.cfg.Open(ctx, obj, keyID, wrapped)
 		},
 	}
+
 	q.Plaintext = func() error {
 		if v.cfg.AllowPlaintext(q.Object) {
 			return nil
 		}
 		return ErrPlaintext
 	}
+
 	o, err := s.Get(ctx, q)
 	if stored.StatusOf(err) == http.StatusNotFound {
 		return walk.Result{Outcome: walk.Gone}, err
 	}
 	r := walk.Result{KeyIDs: keys}
+
 	if errors.Is(err, errCustomer) {
 		r.Outcome = walk.Customer
 		return r, nil
 	}
+
 	if err != nil {
 		return r, err
 	}
 	defer o.Close()
 	r.Size = o.Size
+
 	if o.Plaintext {
 		r.Outcome = walk.Plaintext
 		return r, nil // there is nothing to compare it with
 	}
+
 	for {
 		_, err := o.Next(ctx)
 		r.KeyIDs = keys
 		if err == io.EOF { //nolint:errorlint // bare: Next says so
 			return r, nil
 		}
+
 		if errors.Is(err, errCustomer) {
 			r.Outcome = walk.Customer
 			return r, nil

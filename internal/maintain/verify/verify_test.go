@@ -53,9 +53,13 @@ func TestFaultOf(t *testing.T) {
 // It is asked again.
 func TestABrokenConnectionIsNoDamage(t *testing.T) {
 	key, _ := proxytest.NewLocalKey(t)
-	keys := proxytest.NewKeyring(t, keyring.Config{Keys: []keyring.Key{{Name: "key", Wrapper: key}}, Rules: []keyring.Rule{{Key: "key"}}})
+	keys := proxytest.NewKeyring(
+		t,
+		keyring.Config{Keys: []keyring.Key{{Name: "key", Wrapper: key}}, Rules: []keyring.Rule{{Key: "key"}}},
+	)
 	body, metadata := sealed(t, keys, crypt.Object{Bucket: "b", Key: "k"}, 300_000)
 	breaks, asked, flip := 0, 0, -1
+
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		for name, value := range metadata {
 			w.Header().Set(stored.MetaPrefix+name, value)
@@ -63,6 +67,7 @@ func TestABrokenConnectionIsNoDamage(t *testing.T) {
 		w.Header().Set("Etag", `"e"`)
 		w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 		out := bytes.Clone(body)
+
 		if flip >= 0 {
 			out[flip] ^= 1
 		}
@@ -70,13 +75,16 @@ func TestABrokenConnectionIsNoDamage(t *testing.T) {
 			w.Write(out[:200_000])
 			panic(http.ErrAbortHandler)
 		}
+
 		w.Write(out)
 	}))
 	defer server.Close()
+
 	address, err := url.Parse(server.URL)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	v := verify.New(verify.Config{
 		Send: func(r *http.Request) (*http.Response, error) {
 			r.URL.Scheme, r.URL.Host = address.Scheme, address.Host
@@ -87,6 +95,7 @@ func TestABrokenConnectionIsNoDamage(t *testing.T) {
 		},
 		AllowPlaintext: func(crypt.Object) bool { return false },
 	})
+
 	for name, row := range map[string]struct {
 		breaks, flip int
 		want         walk.Outcome
@@ -103,8 +112,10 @@ func TestABrokenConnectionIsNoDamage(t *testing.T) {
 		if name == "moved" {
 			entry.Key = "other"
 		}
+
 		r := v.Verify(t.Context(), "b", entry)
-		if r.Outcome != row.want || row.fault != "" && verify.FaultOf(r.Err) != row.fault || len(r.KeyIDs) != 1 || r.Own != (row.fault == verify.Integrity) {
+		if r.Outcome != row.want || row.fault != "" && verify.FaultOf(r.Err) != row.fault || len(r.KeyIDs) != 1 ||
+			r.Own != (row.fault == verify.Integrity) {
 			t.Errorf("%s: %+v", name, r)
 		}
 	}
@@ -118,18 +129,22 @@ func sealed(t *testing.T, keys *keyring.Keyring, obj crypt.Object, size int) ([]
 		t.Fatal(err)
 	}
 	defer dek.Release()
+
 	sealer, err := crypt.NewSealer(bytes.NewReader(make([]byte, size)), int64(size), dek.DEK(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	body, err := io.ReadAll(sealer)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	e := crypt.Envelope{KeyID: dek.KeyID, WrappedDEK: dek.Wrapped, Header: sealer.Header(), Size: int64(size)}
 	if err := e.Sign(dek.DEK(), obj); err != nil {
 		t.Fatal(err)
 	}
+
 	metadata, err := e.Metadata()
 	if err != nil {
 		t.Fatal(err)

@@ -19,7 +19,12 @@ type ordered[Out any] struct {
 // An error of in, or of ctx, is yielded after everything that came before it,
 // and ends the loop. When the loop is left, the context of work is canceled,
 // and all of it has returned.
-func InOrder[In, Out any](ctx context.Context, in iter.Seq2[In, error], parallel, ahead int, work func(context.Context, In) Out) iter.Seq2[Out, error] {
+func InOrder[In, Out any](
+	ctx context.Context,
+	in iter.Seq2[In, error],
+	parallel, ahead int,
+	work func(context.Context, In) Out,
+) iter.Seq2[Out, error] {
 	return func(yield func(Out, error) bool) {
 		inner, cancel := context.WithCancel(ctx)
 		var running sync.WaitGroup
@@ -27,6 +32,7 @@ func InOrder[In, Out any](ctx context.Context, in iter.Seq2[In, error], parallel
 		defer cancel()
 		pending := make(chan chan ordered[Out], ahead)
 		turns := make(chan struct{}, parallel)
+
 		running.Go(func() {
 			defer close(pending)
 			for value, err := range in {
@@ -34,22 +40,26 @@ func InOrder[In, Out any](ctx context.Context, in iter.Seq2[In, error], parallel
 				if !send(inner, turns, struct{}{}) || !send(inner, pending, slot) {
 					return
 				}
+
 				if err != nil {
 					slot <- ordered[Out]{err: err}
 					return
 				}
+
 				running.Go(func() {
 					defer func() { <-turns }()
 					slot <- ordered[Out]{out: work(inner, value)}
 				})
 			}
 		})
+
 		for slot := range pending {
 			r := <-slot
 			if !yield(r.out, r.err) || r.err != nil {
 				return
 			}
 		}
+
 		if err := ctx.Err(); err != nil {
 			var none Out
 			yield(none, err)

@@ -117,6 +117,7 @@ func (w *Walk) Run(ctx context.Context, fresh State) error {
 	todo, before := w.todo(ctx, state), state.Failed
 	state.Failed = nil
 	walkErr := w.doAll(ctx, &state, before, todo)
+
 	switch {
 	case w.File == "" || w.DryRun:
 		return walkErr
@@ -155,6 +156,7 @@ func (w *Walk) doAll(ctx context.Context, state *State, before []string, todo it
 			state.Failed = append(state.Failed, before[seen:]...) // it did not even come to these
 		}
 	}()
+
 	for r, err := range InOrder(ctx, todo, w.Parallel, window, w.Do) {
 		if err != nil {
 			return err
@@ -163,25 +165,30 @@ func (w *Walk) doAll(ctx context.Context, state *State, before []string, todo it
 			return ctx.Err() // it has not failed by itself
 		}
 		seen++
+
 		w.Report(r)
 		row++
 		if r.Outcome != Failed || r.Own {
 			row = 0
 		}
+
 		if r.Outcome == Failed {
 			if frozen = frozen || len(state.Failed) == maxFailed; !frozen {
 				state.Failed = append(state.Failed, r.Key)
 			}
 		}
+
 		if seen > len(before) && !frozen && utf8.ValidString(r.Key) {
 			state.After = r.Key
 		}
 		if errors.Is(r.Err, ErrStop) {
 			return r.Err
 		}
+
 		if row == inARow && !w.KeepGoing {
 			return ErrInARow
 		}
+
 		if now := w.Now(); now.Sub(saved) >= saveEvery && seen >= len(before) && w.File != "" && !w.DryRun {
 			if err := w.save(*state); err != nil {
 				return err
@@ -189,6 +196,7 @@ func (w *Walk) doAll(ctx context.Context, state *State, before []string, todo it
 			saved = now
 		}
 	}
+
 	return nil
 }
 
@@ -201,6 +209,7 @@ func (w *Walk) load(fresh State) (State, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return fresh, nil
 	}
+
 	if err != nil {
 		return fresh, err
 	}
@@ -208,10 +217,20 @@ func (w *Walk) load(fresh State) (State, error) {
 	if err := json.Unmarshal(text, &s); err != nil {
 		return fresh, fmt.Errorf("%s: %w", w.File, err)
 	}
+
 	if s.Command != fresh.Command || s.Bucket != fresh.Bucket || s.Prefix != fresh.Prefix || s.To != fresh.To || s.All != fresh.All ||
-		s.Bind != fresh.Bind || s.Listed != fresh.Listed {
-		return fresh, fmt.Errorf("%s is of another run, of %s s3://%s/%s to %q: go on with that one, or remove the file", w.File, s.Command, s.Bucket, s.Prefix, s.To)
+		s.Bind != fresh.Bind ||
+		s.Listed != fresh.Listed {
+		return fresh, fmt.Errorf(
+			"%s is of another run, of %s s3://%s/%s to %q: go on with that one, or remove the file",
+			w.File,
+			s.Command,
+			s.Bucket,
+			s.Prefix,
+			s.To,
+		)
 	}
+
 	return s, nil
 }
 

@@ -52,13 +52,17 @@ func TestStop(t *testing.T) {
 		return walk.Result{}
 	})
 	w.KeepGoing = true
-	if err := w.Run(t.Context(), walk.State{Command: "c", Bucket: "b"}); !errors.Is(err, errFailure) || len(*told) != 6 {
+
+	if err := w.Run(t.Context(), walk.State{Command: "c", Bucket: "b"}); !errors.Is(err, errFailure) ||
+		len(*told) != 6 {
 		t.Fatalf("%v after %v", err, *told)
 	}
+
 	text, err := os.ReadFile(w.File)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	var s walk.State
 	if err := json.Unmarshal(text, &s); err != nil || !slices.Equal(s.Failed, []string{"k0005"}) || s.After != "k0005" {
 		t.Errorf("%+v, %v", s, err)
@@ -69,7 +73,11 @@ func TestStop(t *testing.T) {
 // do.
 func TestFaultsInARow(t *testing.T) {
 	for _, own := range []bool{true, false} {
-		w, told := over(t, 300, func(string) walk.Result { return walk.Result{Outcome: walk.Failed, Err: errFailure, Own: own} })
+		w, told := over(
+			t,
+			300,
+			func(string) walk.Result { return walk.Result{Outcome: walk.Failed, Err: errFailure, Own: own} },
+		)
 		err := w.Run(t.Context(), walk.State{Command: "c", Bucket: "b"})
 		if own && (err != nil || len(*told) != 300) || !own && (!errors.Is(err, walk.ErrInARow) || len(*told) != 200) {
 			t.Errorf("own: %t: %v after %d", own, err, len(*told))
@@ -85,6 +93,7 @@ func TestStateOfAnother(t *testing.T) {
 	if err := w.Run(t.Context(), fresh); err != nil {
 		t.Fatal(err)
 	}
+
 	if _, err := os.Stat(w.File); err == nil {
 		t.Error("a dry run writes a state")
 	}
@@ -92,6 +101,7 @@ func TestStateOfAnother(t *testing.T) {
 	if err := w.Run(t.Context(), fresh); err != nil {
 		t.Fatal(err)
 	}
+
 	for _, other := range []walk.State{
 		{Command: "verify", Bucket: "b", Prefix: "p"},
 		{Command: "encrypt", Bucket: "c", Prefix: "p"},
@@ -103,6 +113,7 @@ func TestStateOfAnother(t *testing.T) {
 			t.Errorf("%+v goes on with it", other)
 		}
 	}
+
 	if err := w.Run(t.Context(), fresh); err != nil {
 		t.Error(err)
 	}
