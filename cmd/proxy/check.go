@@ -19,7 +19,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
-// checkTimeout bounds each single check.
+// checkTimeout limits each single check.
 const checkTimeout = 15 * time.Second
 
 func checkCommand() *cobra.Command {
@@ -32,14 +32,14 @@ func checkCommand() *cobra.Command {
 	bucket := c.Flags().String(
 		"bucket",
 		"",
-		"`BUCKET` in which the store may be tested with small objects, which are removed again",
+		"`BUCKET` for testing the store: small objects are written and removed",
 	)
 	c.RunE = func(c *cobra.Command, _ []string) error { return check(c.Context(), *path, *bucket, c.OutOrStdout()) }
 	return c
 }
 
-// check tests everything that serve depends on, and prints a line for each
-// thing.
+// check tests everything that serve needs, and prints one line for each
+// check.
 func check(ctx context.Context, path, bucket string, stdout io.Writer) error {
 	file, err := readConfig(path)
 	if err != nil {
@@ -107,7 +107,8 @@ func (c *checker) line(err error, format string, args ...any) {
 	fmt.Fprintf(c.out, "ok    %s\n", what)
 }
 
-// server builds the server as serve does, and says what is odd about its keys.
+// server builds the server as serve does, and prints what is unusual about
+// its keys.
 func (c *checker) server(ctx context.Context, cfg *config.Config) {
 	s, err := newServer(ctx, cfg, zap.NewNop(), "")
 	if err != nil {
@@ -117,21 +118,21 @@ func (c *checker) server(ctx context.Context, cfg *config.Config) {
 	defer s.close()
 
 	for _, pair := range s.keys.Twins() {
-		fmt.Fprintf(c.out, "note  keys %s and %s are one KMS key: what names it is opened by %s\n",
+		fmt.Fprintf(c.out, "note  keys %s and %s are the same KMS key: objects under it are opened through %s\n",
 			pair[0], pair[1], pair[0])
 	}
 
 	for _, name := range s.keys.Unread() {
 		fmt.Fprintf(
 			c.out,
-			"note  key %s: no rule names it (key, allowed_keys, read_keys), so nothing under it can be read\n",
+			"note  key %s: no rule names it (key, allowed_keys, read_keys), so objects under it cannot be read\n",
 			name,
 		)
 	}
 }
 
-// store finds out what the store can do, with objects in a bucket if one is
-// given.
+// store tests what the store can do. Without a bucket, it tests the
+// credentials only.
 func (c *checker) store(ctx context.Context, store *origin.Origin, cfg config.Origin, bucket string) {
 	probe := storecheck.New(storecheck.Config{
 		Send: inplace.NewSender(store, s3api.CheckAnswer, s3api.CheckRefusal), Bucket: bucket,
@@ -139,7 +140,7 @@ func (c *checker) store(ctx context.Context, store *origin.Origin, cfg config.Or
 	c.run(ctx, "store "+cfg.Endpoint+": credentials", probe.List)
 
 	if bucket == "" {
-		fmt.Fprintln(c.out, "skip  what the store can do: give --bucket to find out")
+		fmt.Fprintln(c.out, "skip  features of the store: give --bucket to test them")
 		return
 	}
 	c.run(ctx, "store: put, 2 KB of metadata", probe.Put)
@@ -153,13 +154,13 @@ func (c *checker) store(ctx context.Context, store *origin.Origin, cfg config.Or
 			storecheck.PartSettings{ETagPartCount: cfg.ETagPartCount, UniformParts: cfg.UniformParts},
 		)
 	})
-	c.run(ctx, "store: a body cut short is not kept", probe.Cut)
+	c.run(ctx, "store: a truncated body is not kept", probe.Cut)
 	c.run(ctx, "store: keys", func(ctx context.Context) (string, error) { return probe.Keys(ctx, cfg.Keys) })
 
 	c.run(ctx, "store: delete", probe.Remove)
 }
 
-// certificate looks at the certificate of the S3 port.
+// certificate checks the certificate of the S3 port.
 func (c *checker) certificate(cfg config.TLS) {
 	server, err := buildTLS(cfg, zap.NewNop())
 	if server == nil && err == nil {
@@ -173,7 +174,7 @@ func (c *checker) certificate(cfg config.TLS) {
 	c.line(err, "%s", what)
 }
 
-// checkKey makes a round trip with a key.
+// checkKey wraps and unwraps a data key with a KMS key.
 func checkKey(ctx context.Context, key config.Key) (string, error) {
 	wrapper, err := buildWrapper(ctx, key, nil)
 	if err != nil {
@@ -197,15 +198,15 @@ func checkKey(ctx context.Context, key config.Key) (string, error) {
 	return wrapper.KeyID() + detail, err
 }
 
-// checkBindings has an Azure key unwrap its bindings, and says what they are
-// worth. newest is the present version of the key.
+// checkBindings unwraps the bindings of an Azure RSA key, and reports
+// problems with them. newest is the current version of the key.
 func checkBindings(ctx context.Context, key *kms.Azure, newest string) (string, error) {
 	versions := key.Bound()
 	switch {
 	case !key.IsRSA():
 		return "", nil
 	case len(versions) == 0:
-		return "; whoever has the public key can make objects that are taken for genuine: " +
+		return "; anyone with the public key can forge objects: " +
 			"add bindings (cmekproxy keys bind), or use A256KW on a Managed HSM", nil
 	}
 
@@ -217,7 +218,7 @@ func checkBindings(ctx context.Context, key *kms.Azure, newest string) (string, 
 	fmt.Fprintf(&detail, "; %d bindings", len(versions))
 	for i, version := range versions {
 		if version != newest {
-			fmt.Fprintf(&detail, "; binding %d is under version %s and not the newest: "+
+			fmt.Fprintf(&detail, "; binding %d is wrapped by version %s, not the newest: "+
 				"before you disable that version, wrap the binding again (cmekproxy keys bind --again %d)", i+1, version, i+1)
 		}
 	}

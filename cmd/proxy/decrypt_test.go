@@ -330,14 +330,14 @@ func resumed(t *testing.T, config, dir string, text []byte) {
 			t.Fatal(err)
 		}
 		if code := run(t.Context(), args, &out, &out); code != 0 {
-			t.Fatalf("going on at byte %d: %s", n, out.String())
+			t.Fatalf("continuing at byte %d: %s", n, out.String())
 		}
 
 		if got, err := os.ReadFile(file); err != nil || !bytes.Equal(got, text) {
-			t.Errorf("going on at byte %d: %d bytes, %v", n, len(got), err)
+			t.Errorf("continuing at byte %d: %d bytes, %v", n, len(got), err)
 		}
 		if _, err := os.Stat(part); err == nil {
-			t.Errorf("going on at byte %d: the partial file is left", n)
+			t.Errorf("continuing at byte %d: the partial file is left", n)
 		}
 	}
 }

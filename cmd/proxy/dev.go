@@ -17,7 +17,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-// Credentials of `cmekproxy dev`. They protect nothing: it listens on loopback
+// Credentials of `cmekproxy dev`. They are public: dev listens on loopback
 // only.
 const (
 	devAccessKey = "cmekproxydev"
@@ -43,7 +43,7 @@ func devCommand() *cobra.Command {
 		"loopback `HOST:PORT` of /healthz, /readyz and /metrics",
 	)
 
-	flags.StringVar(&o.data, "data", "./cmekproxy-dev", "`DIRECTORY` of the ciphertext and the key; kept between runs")
+	flags.StringVar(&o.data, "data", "./cmekproxy-dev", "`DIRECTORY` for the ciphertext and the key; kept between runs")
 	flags.BoolVarP(&o.verbose, "verbose", "v", false, "log every request")
 	return c
 }
@@ -53,8 +53,7 @@ type devOptions struct {
 	verbose                   bool
 }
 
-// dev runs the proxy in front of a store in this process, with a key file of
-// its own.
+// dev runs the proxy with a store in the same process and its own key file.
 func dev(ctx context.Context, o devOptions, stdout io.Writer) error {
 	for _, addr := range []string{o.listen, o.adminListen} {
 		if err := loopbackOnly(addr); err != nil {
@@ -97,8 +96,8 @@ func dev(ctx context.Context, o devOptions, stdout io.Writer) error {
 	return s.serve(ctx, func(addr net.Addr) { greet(stdout, addr.String(), o.adminListen, buckets, keyFile) })
 }
 
-// loopbackOnly refuses addresses that others could reach: the credentials are
-// printed in the README.
+// loopbackOnly refuses addresses that other machines could reach: the README
+// has the credentials.
 func loopbackOnly(addr string) error {
 	host, _, err := net.SplitHostPort(addr)
 	if err != nil {
@@ -106,7 +105,7 @@ func loopbackOnly(addr string) error {
 	}
 	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
 		return fmt.Errorf(
-			"%s is not a loopback address; cmekproxy dev has well-known credentials and listens on loopback only",
+			"%s is not a loopback address; cmekproxy dev has public credentials and listens on loopback only",
 			addr,
 		)
 	}
@@ -169,10 +168,10 @@ Paste into another terminal:
   aws s3 ls s3://demo
   aws s3 cp s3://demo/hello.txt -
 
-See what the store has of it:
+See what the store has:
 
   xxd %[3]s/demo/hello.txt
 
-Keys:    http://%[2]s/admin/keys   Metrics: http://%[2]s/metrics   What another cache time would cost: http://%[2]s/admin/ttl-advisor
+Keys:    http://%[2]s/admin/keys   Metrics: http://%[2]s/metrics   Cost of other cache times: http://%[2]s/admin/ttl-advisor
 `, addr, admin, buckets, keyFile, devAccessKey, devSecretKey, devRegion)
 }

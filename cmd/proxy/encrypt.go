@@ -18,25 +18,26 @@ func encryptCommand() *cobra.Command {
 	e := &encryptRun{}
 	c := &cobra.Command{
 		Use:   "encrypt s3://BUCKET[/PREFIX]",
-		Short: "Encrypt in place what a bucket holds in plaintext",
-		Long:  "Encrypt in place what a bucket holds in plaintext, without a proxy and beside those that run.",
+		Short: "Encrypt the plaintext objects of a bucket in place",
+		Long:  "Encrypt the plaintext objects of a bucket in place. This needs no proxy; proxies can keep running.",
 		Args:  oneArgument("s3://bucket"),
 	}
 
 	config := configFlag(c)
 	flags := c.Flags()
-	flags.BoolVar(&e.dryRun, "dry-run", false, "write nothing, and say what would be encrypted")
+	flags.BoolVar(&e.dryRun, "dry-run", false, "write nothing; report what would be encrypted")
 	flags.BoolVar(
 		&e.unconditional,
 		"unconditional",
 		false,
-		"write also where the store does not hold to If-Match; only when nothing else writes to the bucket",
+		"write even if the store does not honor If-Match; only if nothing else writes to the bucket",
 	)
 
 	only := flags.String(
 		"only-listed",
 		"",
-		"`FILE` that lists what the bucket held before the migration, such as an inventory in csv or json: all else is left alone",
+		"`FILE` with the objects to encrypt, such as an inventory (csv or json) from before the migration; "+
+			"other objects are skipped",
 	)
 	e.declare(flags, "encrypt")
 
@@ -83,7 +84,8 @@ func (e *encryptRun) run(ctx context.Context) error {
 	}
 	kept := e.versions(
 		ctx,
-		"What is encrypted stays there in plaintext as an older version, until that is deleted; cmekproxy inventory --versions counts them",
+		"Each encrypted object remains in plaintext as an older version until that version is deleted; "+
+			"cmekproxy inventory --versions counts them",
 	)
 
 	if !e.dryRun {
@@ -100,17 +102,17 @@ func (e *encryptRun) run(ctx context.Context) error {
 	e.summary()
 
 	if kept && !e.dryRun && e.counts[walk.Done] > 0 {
-		fmt.Fprintf(e.out, "versions   %d older ones in plaintext are left behind by this run\n", e.counts[walk.Done])
+		fmt.Fprintf(e.out, "versions   %d older versions in plaintext remain from this run\n", e.counts[walk.Done])
 	}
 	return errors.Join(err, e.failures())
 }
 
-// abilities finds out what the store can do, and refuses to go on where a
-// client's write could be lost.
+// abilities tests what the store can do. It returns an error if a client's
+// write could be lost, unless --unconditional is set.
 func (e *encryptRun) abilities(ctx context.Context) (inplace.Abilities, error) {
 	a, err := storecheck.Abilities(ctx, storecheck.Config{Send: e.send, Bucket: e.bucket, Prefix: e.prefix})
 	if err != nil {
-		return a, fmt.Errorf("finding out what the store can do: %w", err)
+		return a, fmt.Errorf("testing what the store can do: %w", err)
 	}
 
 	for _, write := range []struct {
@@ -121,14 +123,15 @@ func (e *encryptRun) abilities(ctx context.Context) (inplace.Abilities, error) {
 		case write.held:
 		case !e.unconditional:
 			return a, fmt.Errorf(
-				"the store does not refuse %s by If-Match, so what a client writes in the same moment could be lost. "+
-					"Stop all that writes to the bucket, and say --unconditional",
+				"the store does not honor If-Match in %s, so a concurrent write of a client could be lost. "+
+					"Stop all writes to the bucket, then give --unconditional",
 				write.name,
 			)
 		default:
 			fmt.Fprintf(
 				e.out,
-				"WARNING: the store does not hold to If-Match with %s. The object is looked at right before; what a client writes in between is lost\n",
+				"WARNING: the store does not honor If-Match in %s. "+
+					"The object is checked right before the write; a client's write in between is lost\n",
 				write.name,
 			)
 		}
@@ -137,7 +140,7 @@ func (e *encryptRun) abilities(ctx context.Context) (inplace.Abilities, error) {
 	if !a.ETagIsMD5 {
 		fmt.Fprintln(
 			e.out,
-			"note: ETags of this store are no MD5s, so that what is read and written is compared with them nowhere",
+			"note: ETags of this store are not MD5s, so reads and writes are not compared with them",
 		)
 	}
 	return a, nil
@@ -148,10 +151,10 @@ func (e *encryptRun) summary() {
 	if e.dryRun {
 		verb = "to encrypt"
 	}
-	fmt.Fprintf(e.out, "%s  %d objects, %d bytes; %d of them in parts\n", verb, e.counts[walk.Done], e.bytes, e.parts)
+	fmt.Fprintf(e.out, "%s  %d objects, %d bytes; %d of them multipart\n", verb, e.counts[walk.Done], e.bytes, e.parts)
 	fmt.Fprintf(
 		e.out,
-		"skipped    %d encrypted already, %d deleted meanwhile\n",
+		"skipped    %d already encrypted, %d deleted during the run\n",
 		e.counts[walk.Current],
 		e.counts[walk.Gone],
 	)

@@ -131,7 +131,7 @@ func TestEncrypt(t *testing.T) {
 	out := m.command(0, "encrypt", "--config", m.both, "s3://bucket", "--dry-run")
 	if want := fmt.Sprintf("to encrypt  %d objects", all); !strings.Contains(out, want) ||
 		!strings.Contains(out, "6 of them in parts") ||
-		!strings.Contains(out, "6 encrypted already") {
+		!strings.Contains(out, "6 already encrypted") {
 		t.Errorf("the dry run does not say %q:\n%s", want, out)
 	}
 
@@ -309,7 +309,7 @@ func TestEncryptNeverRollsBack(t *testing.T) {
 		"--parallel",
 		"1",
 	)
-	if len(overwritten) != 12 || !strings.Contains(out, "1 deleted meanwhile") ||
+	if len(overwritten) != 12 || !strings.Contains(out, "1 deleted during the run") ||
 		!strings.Contains(out, "failed     0") {
 		t.Errorf("%d overwritten:\n%s", len(overwritten), out)
 	}
@@ -345,7 +345,7 @@ func TestEncryptWithAStoreWithoutConditions(t *testing.T) {
 	config := m.config("hooked.yaml", hooked, "old", "old")
 	if out := m.command(1, "encrypt", "--config", config, "s3://bucket"); !strings.Contains(
 		out,
-		"does not refuse PutObject",
+		"does not honor If-Match in PutObject",
 	) ||
 		!maps.Equal(before, m.state()) {
 		t.Errorf("it does not refuse:\n%s", out)
@@ -422,7 +422,7 @@ func TestEncryptTellsOfVersions(t *testing.T) {
 	})
 
 	out := m.command(0, "encrypt", "--config", m.both, "s3://bucket")
-	if !strings.Contains(out, "keeps old versions") || !strings.Contains(out, "versions   3 older ones in plaintext") {
+	if !strings.Contains(out, "keeps old versions") || !strings.Contains(out, "versions   3 older versions in plaintext") {
 		t.Error(out)
 	}
 
@@ -521,7 +521,7 @@ func TestEncryptOnlyListed(t *testing.T) {
 
 			state := filepath.Join(t.TempDir(), "state")
 			out := m.command(1, "encrypt", "--config", m.both, "s3://bucket", "--only-listed", list, "--state", state)
-			if strings.Count(out, "FAILED") != 4 || strings.Count(out, "left alone") != 4 ||
+			if strings.Count(out, "FAILED") != 4 || strings.Count(out, "skipped because of --only-listed") != 4 ||
 				!strings.Contains(out, "encrypted  5 objects") {
 				t.Error(out)
 			}

@@ -20,25 +20,26 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// objectList is what a bucket held before its migration: what comes later may
-// have been planted.
+// objectList is what a bucket held before its migration. Objects that came
+// later may have been planted.
 type objectList struct {
 	digest  string // of the file, in hexadecimal
 	objects map[string]listedObject
 }
 
-// listedObject is one of them. An empty ETag or version is not known; one of
-// the two is.
+// listedObject is one object of the list. The ETag or the version may be
+// empty, but not both.
 type listedObject struct {
 	etag, version string
 	size          int64
 }
 
-// errUnlisted says that an object is not the one of the list.
-var errUnlisted = errors.New("left alone, because of --only-listed")
+// errUnlisted is the error for an object that is not in the list.
+var errUnlisted = errors.New("skipped because of --only-listed")
 
-// readObjectList reads the FILE of --only-listed: an inventory of this program
-// in CSV or JSON, or one of Amazon S3 below a line that names its columns.
+// readObjectList reads the FILE of --only-listed: an inventory of this
+// program in CSV or JSON, or an Amazon S3 Inventory in CSV with a first line
+// that names its columns.
 func readObjectList(path string) (*objectList, error) {
 	file, err := os.Open(path)
 	if err != nil {
@@ -85,13 +86,16 @@ func (l *objectList) readJSON(text io.Reader) error {
 	}
 }
 
-// listColumns are the columns that are read, by this program's names and by
-// those of Amazon S3 Inventory.
+// listColumns are the columns that are read: their names in this program's
+// inventory, and in Amazon S3 Inventory.
 var listColumns = [][2]string{
-	{
-		"key",
-		"Key",
-	}, {"version_id", "VersionId"}, {"latest", "IsLatest"}, {"size", "Size"}, {"kind", ""}, {"etag", "ETag"}, {"", "IsDeleteMarker"},
+	{"key", "Key"},
+	{"version_id", "VersionId"},
+	{"latest", "IsLatest"},
+	{"size", "Size"},
+	{"kind", ""},
+	{"etag", "ETag"},
+	{"", "IsDeleteMarker"},
 }
 
 func (l *objectList) readCSV(text io.Reader) error {
@@ -113,8 +117,8 @@ func (l *objectList) readCSV(text io.Reader) error {
 	}
 
 	if columns[0] < 0 || columns[3] < 0 || columns[1] < 0 && columns[5] < 0 {
-		return errors.New("the first line names no key, no size, or neither etag nor version_id: " +
-			"give the columns' names there (of Amazon S3 Inventory, those of fileSchema in its manifest)")
+		return errors.New("the first line must name the columns key, size, and etag or version_id " +
+			"(for Amazon S3 Inventory, copy the names from fileSchema in its manifest)")
 	}
 
 	ours := names[columns[0]] == listColumns[0][0]
@@ -134,13 +138,9 @@ func (l *objectList) readCSV(text io.Reader) error {
 	}
 }
 
-// addRecord adds a line of CSV, of this program's inventory or else of Amazon
-// S3's, in which keys are escaped as in a form.
-func (l *objectList) addRecord(
-	record []string,
-	columns []int,
-	ours bool,
-) error { //nolint:revive // the format, and no mode
+// addRecord adds one line of CSV. ours means that it is from this program's
+// inventory. In Amazon S3 Inventory, keys are escaped as in a query.
+func (l *objectList) addRecord(record []string, columns []int, ours bool) error { //nolint:revive // ours is the format
 	fields := make([]string, len(columns))
 	for i, at := range columns {
 		if at >= 0 {
@@ -169,7 +169,7 @@ func (l *objectList) addRecord(
 
 func (l *objectList) add(key string, o listedObject) error {
 	o.etag = strings.Trim(o.etag, `"`)
-	if o.version == "null" { // an object that was stored before the bucket kept versions
+	if o.version == "null" { // stored before the bucket kept versions
 		o.version = ""
 	}
 
@@ -177,16 +177,17 @@ func (l *objectList) add(key string, o listedObject) error {
 	case key == "" || o.size < 0:
 		return errors.New("an object without a key or a size")
 	case o.etag == "" && o.version == "":
-		return fmt.Errorf("%q has neither an ETag nor a version id, so that another object could take its place", key)
+		return fmt.Errorf("%q has neither an ETag nor a version id, so another object could take its place", key)
 	case twice:
-		return fmt.Errorf("%q is there twice", key)
+		return fmt.Errorf("%q is listed twice", key)
 	}
 
 	l.objects[key] = o
 	return nil
 }
 
-// check refuses an object that is not in the list, or is another one.
+// check returns an error for an object that is not in the list, or that has
+// changed.
 func (l *objectList) check(obj crypt.Object, seen *stored.Seen) error {
 	want, ok := l.objects[obj.Key]
 	version := seen.Header.Get("X-Amz-Version-Id")
@@ -194,11 +195,11 @@ func (l *objectList) check(obj crypt.Object, seen *stored.Seen) error {
 	case !ok:
 		return fmt.Errorf("%w: it is not in the list", errUnlisted)
 	case want.size != seen.Stored:
-		return fmt.Errorf("%w: it has %d bytes, and in the list %d", errUnlisted, seen.Stored, want.size)
+		return fmt.Errorf("%w: it has %d bytes, the list says %d", errUnlisted, seen.Stored, want.size)
 	case want.etag != "" && want.etag != strings.Trim(seen.ETag, `"`):
-		return fmt.Errorf("%w: its ETag is %s, and in the list %q", errUnlisted, seen.ETag, want.etag)
+		return fmt.Errorf("%w: its ETag is %s, the list says %q", errUnlisted, seen.ETag, want.etag)
 	case want.version != "" && want.version != version:
-		return fmt.Errorf("%w: its version id is %q, and in the list %q", errUnlisted, version, want.version)
+		return fmt.Errorf("%w: its version id is %q, the list says %q", errUnlisted, version, want.version)
 	default:
 		return nil
 	}

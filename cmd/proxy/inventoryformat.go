@@ -20,8 +20,8 @@ type inventoryWriter interface {
 	end(t *inventoryTotals) error
 }
 
-// newInventoryWriter returns the writer for a format. What a format has no
-// place for goes to aside.
+// newInventoryWriter returns the writer for a format. Text that the format
+// has no place for goes to aside.
 func newInventoryWriter(format string, w, aside io.Writer) (inventoryWriter, error) {
 	switch format {
 	case "table":
@@ -38,14 +38,14 @@ func newInventoryWriter(format string, w, aside io.Writer) (inventoryWriter, err
 	return nil, usageError{fmt.Errorf("--format is %q, and must be table, csv or json", format)}
 }
 
-// inventoryTotals is the summary.
+// inventoryTotals is the summary of an inventory.
 type inventoryTotals struct {
 	keys   map[inventory.Key]*keyTotal
 	broken int64
 }
 
-// keyTotal is what is under a version of a KMS key. An object under several
-// keys counts for each.
+// keyTotal is the total of the objects under one version of a KMS key. An
+// object under several keys counts for each.
 type keyTotal struct {
 	Type string `json:"type"` // summary
 	inventory.Key
@@ -57,7 +57,7 @@ func newInventoryTotals() *inventoryTotals {
 	return &inventoryTotals{keys: make(map[inventory.Key]*keyTotal)}
 }
 
-// noKey stands for what no key protects.
+// noKey is the Key of plaintext objects in the summary.
 var noKey = inventory.Key{ID: inventory.Plaintext, Name: "-", Version: "-"}
 
 func (t *inventoryTotals) add(p inventory.Object) {
@@ -82,7 +82,7 @@ func (t *inventoryTotals) add(p inventory.Object) {
 	}
 }
 
-// sorted is the summary in an order that is the same each time.
+// sorted returns the summary in a fixed order.
 func (t *inventoryTotals) sorted() []*keyTotal {
 	var out []*keyTotal
 	for _, total := range t.keys {
@@ -111,7 +111,7 @@ func (t *inventoryTotals) print(w io.Writer) error {
 	return nil
 }
 
-// tableInventory is for people.
+// tableInventory is the format for people.
 type tableInventory struct {
 	w     io.Writer
 	begun bool
@@ -157,8 +157,8 @@ func (t *tableInventory) row(p inventory.Object) error {
 	return err
 }
 
-// visible is a key that cannot pass for a line of its own, or play with the
-// terminal.
+// visible quotes a key that is not printable, so that it cannot look like
+// another line or control the terminal.
 func visible(key string) string {
 	if strings.IndexFunc(key, func(r rune) bool { return !unicode.IsPrint(r) || r == unicode.ReplacementChar }) >= 0 {
 		return strconv.Quote(key)
@@ -171,15 +171,16 @@ func (t *tableInventory) end(totals *inventoryTotals) error {
 	return totals.print(t.w)
 }
 
-// csvInventory has the summary beside it, as all its records are alike.
+// csvInventory writes the summary to aside, because all CSV records must
+// have the same columns.
 type csvInventory struct {
 	w     *csv.Writer
 	aside io.Writer
 	begun bool
 }
 
-// csvHeader names the columns. An object under several keys has them in one
-// field each, with a space in between.
+// csvHeader names the columns. If an object is under several keys, one field
+// has all of them, separated by spaces.
 var csvHeader = []string{
 	"key",
 	"version_id",
@@ -226,8 +227,8 @@ func (c *csvInventory) row(p inventory.Object) error {
 }
 
 // forSpreadsheets puts an apostrophe before a field that a spreadsheet would
-// take for a formula: clients choose object keys. An apostrophe of the field's
-// own gets one too, so that fromSpreadsheets can tell.
+// treat as a formula: clients choose object keys. A field that starts with
+// an apostrophe also gets one, so that fromSpreadsheets can undo it.
 func forSpreadsheets(fields []string) []string {
 	for i, f := range fields {
 		if f != "" && f != "-" && strings.ContainsRune("=+-@\t\r'", rune(f[0])) {
@@ -237,7 +238,7 @@ func forSpreadsheets(fields []string) []string {
 	return fields
 }
 
-// fromSpreadsheets takes the apostrophe out again.
+// fromSpreadsheets removes that apostrophe.
 func fromSpreadsheets(field string) string {
 	if len(field) > 1 && field[0] == '\'' && strings.ContainsRune("=+-@\t\r'", rune(field[1])) {
 		return field[1:]
@@ -256,7 +257,7 @@ func (c *csvInventory) end(totals *inventoryTotals) error {
 	return totals.print(c.aside)
 }
 
-// jsonInventory ends with a line for each key, of type summary.
+// jsonInventory ends with one line of type summary for each key.
 type jsonInventory struct{ e *json.Encoder }
 
 func (j *jsonInventory) row(p inventory.Object) error { return j.e.Encode(p) }

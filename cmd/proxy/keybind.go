@@ -16,7 +16,7 @@ import (
 func keysBindCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "bind NAME",
-		Short: "Print a binding for the Azure RSA key of that NAME in the configuration",
+		Short: "Print a binding for the Azure RSA key NAME of the configuration",
 		Args:  oneArgument("NAME of a key"),
 	}
 	path := configFlag(c)
@@ -24,7 +24,7 @@ func keysBindCommand() *cobra.Command {
 	again := c.Flags().Int(
 		"again",
 		0,
-		"wrap the `N`th binding of the configuration again, by the newest version of the key (default: make a new one)",
+		"wrap the `N`th binding of the configuration again, with the newest version of the key (default: a new binding)",
 	)
 
 	c.RunE = func(c *cobra.Command, args []string) error {
@@ -33,8 +33,9 @@ func keysBindCommand() *cobra.Command {
 	return c
 }
 
-// keysBind prints a binding for an Azure key, which goes into the configuration
-// of all proxies. It is no secret: only the vault can unwrap it.
+// keysBind prints a binding for an Azure key. The binding goes into the
+// configuration of all proxies. It is not a secret: only the vault can
+// unwrap it.
 func keysBind(ctx context.Context, path, name string, again int, stdout io.Writer) error {
 	cfg, err := readOffline(path)
 	if err != nil {
@@ -66,7 +67,8 @@ func keysBind(ctx context.Context, path, name string, again int, stdout io.Write
 	return printBinding(ctx, wrapper, text, stdout)
 }
 
-// printBinding makes a binding, or wraps again the one that is given.
+// printBinding makes a new binding. If again is a binding, it wraps that one
+// again.
 func printBinding(ctx context.Context, w kms.Wrapper, again string, stdout io.Writer) error {
 	binder, ok := w.(interface {
 		Bind(ctx context.Context, again string) (string, error)

@@ -147,8 +147,8 @@ func TestKeysCommandLines(t *testing.T) {
 		{[]string{"new", path}, 1, "file exists"},
 		{[]string{"list", path + ".none"}, 1, "no such file"},
 		{[]string{"rotate", path + ".none"}, 1, "no such file"},
-		{[]string{"disable", path, "--version", "0"}, 2, "not the number of a version"},
-		{[]string{"disable", path, "--version", "one"}, 2, "not the number of a version"},
+		{[]string{"disable", path, "--version", "0"}, 2, "not a version number"},
+		{[]string{"disable", path, "--version", "one"}, 2, "not a version number"},
 		{[]string{"disable", path, "--version", "2"}, 1, "there is no version 2"},
 		{[]string{"destroy", path}, 2, "--version N is missing"},
 		{[]string{"destroy", path, "--yes"}, 2, "--version N is missing"},
@@ -256,8 +256,8 @@ func TestKeysImportRefuses(t *testing.T) {
 	std := base64.StdEncoding.EncodeToString
 	mixed := strings.Replace(std(importKey), "+", "-", 1)
 	for _, row := range []struct{ name, text, want string }{
-		{"nothing", "", "there is no key"},
-		{"white space", " \n\t\n", "there is no key"},
+		{"nothing", "", "no key: the input is empty"},
+		{"white space", " \n\t\n", "no key: the input is empty"},
 		{"31 bytes", string(importKey[:31]), "31 bytes that are not text"},
 		{"raw and a line feed", string(importKey) + "\n", "33 bytes that are not text"},
 		{"two raw keys", string(importKey) + string(importKey), "64 bytes that are not text"},
@@ -282,7 +282,7 @@ func TestKeysImportRefuses(t *testing.T) {
 		{"PEM of 16", string(pemOf("AES KEY", importKey[:16])), "PEM of 16 bytes: a key has 32"},
 		{"two PEM blocks", string(pemOf("AES KEY", importKey)) + string(pemOf("AES KEY", importKey)), "more than one PEM block"},
 		{"private key", string(pemOf("PRIVATE KEY", importKey)), `PEM of type "PRIVATE KEY"`},
-		{"certificate", string(pemOf("CERTIFICATE", importKey)), "no AES key"},
+		{"certificate", string(pemOf("CERTIFICATE", importKey)), "not an AES key"},
 		{"encrypted PEM", string(pem.EncodeToMemory(&pem.Block{Type: "AES KEY", Headers: map[string]string{"Proc-Type": "4,ENCRYPTED"}, Bytes: importKey})), "is it encrypted?"},
 		{"cut PEM", string(pemOf("AES KEY", importKey)[:60]), "damaged"},
 		{"raw zeros", string(make([]byte, 32)), "alike"},

@@ -8,7 +8,7 @@ import (
 	"github.com/schollz/progressbar/v3"
 )
 
-// counter shows how many objects are done, of nobody knows how many.
+// counter shows the number of objects done, without a total.
 func counter(w io.Writer, what string) *progressbar.ProgressBar {
 	return progressbar.NewOptions64(
 		-1,

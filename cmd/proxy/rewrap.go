@@ -20,7 +20,7 @@ func rewrapCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "rewrap s3://BUCKET[/PREFIX]",
 		Short: "Move the objects of a bucket to another KMS key",
-		Long:  "Move the objects of a bucket to another KMS key, without a proxy and beside those that run.",
+		Long:  "Move the objects of a bucket to another KMS key. This needs no proxy; proxies can keep running.",
 		Args:  oneArgument("s3://bucket"),
 	}
 
@@ -32,21 +32,24 @@ func rewrapCommand() *cobra.Command {
 		&o.all,
 		"all",
 		false,
-		"also what is under the key already, for a new version of it; where the version can be told, not what is under the newest",
+		"also rewrap objects that are already under the key, to use a new version of it; "+
+			"objects known to be under the newest version are skipped",
 	)
 	flags.BoolVar(
 		&o.bind,
 		"bind",
 		false,
-		"also what is under form 1 of an Azure RSA key with bindings, which whoever has the public key can make: you vouch that all of it is genuine",
+		"also rewrap objects under form 1 of an Azure RSA key with bindings. Anyone with the public key "+
+			"can make such objects: you vouch that all of them are genuine",
 	)
 
-	flags.BoolVar(&o.dryRun, "dry-run", false, "write nothing, and say what would be moved")
+	flags.BoolVar(&o.dryRun, "dry-run", false, "write nothing; report what would be moved")
 	flags.StringVar(
 		&o.method,
 		"method",
 		"auto",
-		"how an object that was put whole gets its new envelope: copy by the store, put back by this command, or auto for the way that loses no concurrent write",
+		"how a single-PUT object gets its new envelope: copy (by the store), put (by this command), "+
+			"or auto (the one that loses no concurrent write)",
 	)
 
 	o.declare(flags, "move")
@@ -100,9 +103,9 @@ func (o *rewrapOptions) check() error {
 	return o.sweepOptions.check()
 }
 
-// admit adds the key to move to, to those that the rules allow: what clients
-// may ask for does not bind who runs this. What is read has to be under a key
-// that the rules name all the same: rewrapped, it would be beyond doubt.
+// admit adds --to to the keys that the rules allow: the limits of clients do
+// not apply to the operator. Objects are still read only under keys that the
+// rules name, because after a rewrap nobody could doubt them.
 func (o *rewrapOptions) admit(cfg *config.Config) error {
 	if o.bind && !slices.ContainsFunc(cfg.Keys, func(k config.Key) bool { return len(k.Bindings) > 0 }) {
 		return usageError{errors.New("--bind: no key of the configuration has bindings")}
@@ -149,40 +152,50 @@ func (r *rewrapRun) run(ctx context.Context) error {
 	return errors.Join(err, r.failures())
 }
 
-// prepare finds out what the store can do, and says what follows from it.
+// prepare tests what the store can do, chooses the method, and prints
+// warnings.
 func (r *rewrapRun) prepare(ctx context.Context, c *rewrap.Config) error {
-	r.versions(ctx, "They stay under their keys; cmekproxy inventory --versions counts them")
+	r.versions(ctx, "Old versions stay under their keys; cmekproxy inventory --versions counts them")
 	if c.DryRun {
 		return nil
 	}
 
 	var err error
-	if c.Abilities, err = storecheck.Abilities(ctx, storecheck.Config{Send: r.send, Bucket: r.bucket, Prefix: r.prefix}); err != nil {
-		return fmt.Errorf("finding out what the store can do: %w", err)
+	c.Abilities, err = storecheck.Abilities(ctx, storecheck.Config{Send: r.send, Bucket: r.bucket, Prefix: r.prefix})
+	if err != nil {
+		return fmt.Errorf("testing what the store can do: %w", err)
 	}
-	c.Method = map[string]rewrap.Method{"auto": rewrap.Safest(c.Abilities), "copy": rewrap.Copy, "put": rewrap.Put}[r.method]
+
+	c.Method = map[string]rewrap.Method{
+		"auto": rewrap.Safest(c.Abilities),
+		"copy": rewrap.Copy,
+		"put":  rewrap.Put,
+	}[r.method]
 	safe := c.Method == rewrap.Copy && c.Abilities.CopyIfMatch || c.Method == rewrap.Put && c.Abilities.PutIfMatch
 
 	switch {
 	case c.Method == rewrap.NoMethod:
 		return errors.New(
-			"the store refuses neither a CopyObject nor a PutObject by If-Match, so what a client writes in the same moment could be lost. " +
-				"Stop all that writes to the bucket, and say --method copy (or put)",
+			"the store honors If-Match neither in CopyObject nor in PutObject, " +
+				"so a concurrent write of a client could be lost. " +
+				"Stop all writes to the bucket, then give --method copy (or put)",
 		)
 	case !safe:
 		fmt.Fprintf(
 			r.out,
-			"WARNING: method %s, and this store does not hold to If-Match there: what a client writes in the same moment can be lost\n",
+			"WARNING: method %s, for which the store does not honor If-Match: "+
+				"a concurrent write of a client can be lost\n",
 			c.Method,
 		)
 	default:
-		fmt.Fprintf(r.out, "objects that were put whole: method %s, with If-Match\n", c.Method)
+		fmt.Fprintf(r.out, "single-PUT objects: method %s, with If-Match\n", c.Method)
 	}
 
 	if !c.Abilities.CompleteIfMatch {
 		fmt.Fprintln(
 			r.out,
-			"WARNING: the store does not hold to If-Match when an upload is completed. The object is looked at right before; what a client writes in between is lost",
+			"WARNING: the store does not honor If-Match in CompleteMultipartUpload. "+
+				"The object is checked right before the write; a client's write in between is lost",
 		)
 	}
 	return nil
@@ -193,10 +206,11 @@ func (r *rewrapRun) summary() {
 	if r.dryRun {
 		verb = "to rewrap"
 	}
-	fmt.Fprintf(r.out, "%s  %d objects, %d bytes; %d of them in parts\n", verb, r.counts[walk.Done], r.bytes, r.parts)
+	fmt.Fprintf(r.out, "%s  %d objects, %d bytes; %d of them multipart\n", verb, r.counts[walk.Done], r.bytes, r.parts)
 	fmt.Fprintf(
 		r.out,
-		"skipped    %d under the right key already, %d plaintext, %d deleted meanwhile, %d under keys that clients bring (SSE-C)\n",
+		"skipped    %d already under the right key, %d plaintext, %d deleted during the run, "+
+			"%d under customer keys (SSE-C)\n",
 		r.counts[walk.Current],
 		r.counts[walk.Plaintext],
 		r.counts[walk.Gone],

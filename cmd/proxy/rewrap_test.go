@@ -474,7 +474,7 @@ func TestRewrap(t *testing.T) {
 	}
 
 	out := m.command(0, "rewrap", "--config", m.both, "s3://bucket", "--to", "new")
-	if want := fmt.Sprintf("rewrapped  %d objects", all-10); !strings.Contains(out, want) || !strings.Contains(out, "10 under the right key already, 12 plaintext, 0 deleted") ||
+	if want := fmt.Sprintf("rewrapped  %d objects", all-10); !strings.Contains(out, want) || !strings.Contains(out, "10 already under the right key, 12 plaintext, 0 deleted") ||
 		!strings.Contains(out, "8 of them in parts") ||
 		!strings.Contains(out, "method put, with If-Match") ||
 		strings.Contains(out, "WARNING") {
@@ -570,7 +570,7 @@ func TestCommandsPassCustomerKeysBy(t *testing.T) {
 		out,
 		"rewrapped  1 objects",
 	) ||
-		!strings.Contains(out, "1 under keys that clients bring") {
+		!strings.Contains(out, "1 under customer keys") {
 		t.Errorf("rewrap: %s", out)
 	}
 
@@ -578,7 +578,7 @@ func TestCommandsPassCustomerKeysBy(t *testing.T) {
 		out,
 		"verified   1 objects",
 	) ||
-		!strings.Contains(out, "1 under keys that clients bring") {
+		!strings.Contains(out, "1 under customer keys") {
 		t.Errorf("verify: %s", out)
 	}
 }
@@ -712,7 +712,7 @@ func TestRewrapNeverRollsBack(t *testing.T) {
 		"new",
 	)
 	if len(overwritten) != 22 || !deletedOnce || !strings.Contains(out, "rewrapped  21 objects") ||
-		!strings.Contains(out, "1 deleted meanwhile") {
+		!strings.Contains(out, "1 deleted during the run") {
 		t.Errorf("%d overwritten:\n%s", len(overwritten), out)
 	}
 

@@ -58,12 +58,12 @@ func serve(ctx context.Context, path string) error {
 	return s.serve(ctx, nil)
 }
 
-// configFile is a configuration with the text that it was read from.
+// configFile is a configuration, and the text from which it was parsed.
 type configFile struct {
 	*config.Config
 	path    string
 	text    []byte
-	problem string // the last error of reading its secrets again
+	problem string // the last error of reloading its secrets
 }
 
 func readConfig(flag string) (*configFile, error) {
@@ -74,7 +74,8 @@ func readConfig(flag string) (*configFile, error) {
 	return (&configFile{path: path, text: text}).again()
 }
 
-// again parses the same text again, which reads the files of its secrets.
+// again parses the same text again. This reloads the secrets that are in
+// files.
 func (f *configFile) again() (*configFile, error) {
 	//nolint:forbidigo // hands the environment to internal/config
 	cfg, err := config.Parse(f.path, f.text, os.LookupEnv)
@@ -84,8 +85,8 @@ func (f *configFile) again() (*configFile, error) {
 	return &configFile{Config: cfg, path: f.path, text: f.text}, nil
 }
 
-// serve answers requests until ctx ends, and then drains. ready, if not nil, is
-// called with the S3 address once it listens.
+// serve handles requests until ctx ends, and then drains. ready, if not nil,
+// is called with the S3 address once the port is open.
 func (s *server) serve(ctx context.Context, ready func(net.Addr)) error {
 	if err := s.openAudit(s.cfg.Audit); err != nil {
 		return err
@@ -110,8 +111,8 @@ func (s *server) serve(ctx context.Context, ready func(net.Addr)) error {
 		s.watchCertificate()
 	}
 
-	// The duties outlive the signal to stop: as long as a request runs, keys
-	// are probed, tokens renewed, and signals obeyed.
+	// The duties continue after the signal to stop: while a request runs,
+	// keys are probed, tokens are renewed, and signals are handled.
 	duties, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	s.startDuties(duties)
@@ -142,7 +143,7 @@ func (s *server) serve(ctx context.Context, ready func(net.Addr)) error {
 	return errors.Join(err, s.drain(context.Cause(ctx), s3Server, open))
 }
 
-// beside are the servers of the ports beside that of S3. They serve until the
+// beside are the servers of all ports other than S3's. They run until the
 // last S3 request has ended.
 type beside []besideServer
 
@@ -171,7 +172,7 @@ func (b beside) serve(failed chan<- error) {
 
 func (b beside) close() {
 	for _, s := range b {
-		_ = s.listener.Close() // if it was never served
+		_ = s.listener.Close() // for a listener that was never served
 		_ = s.server.Close()
 	}
 }
@@ -183,24 +184,25 @@ func (b beside) addresses() (out []string) {
 	return out
 }
 
-// watchCertificate says when the certificate ends, and at once if it has.
+// watchCertificate exports the certificate's expiry as a metric, and logs an
+// error if the certificate is not valid now.
 func (s *server) watchCertificate() {
 	s.metrics.Gauge(
 		"cmekproxy_tls_certificate_expiry_timestamp_seconds",
-		"When the certificate of the S3 port ends, in Unix time.",
+		"Expiry of the certificate of the S3 port, in Unix time.",
 		func() float64 { return float64(s.tls.Certificate().NotAfter.Unix()) },
 	)
 	if err := s.tls.Valid(time.Now()); err != nil {
-		s.log.Error("clients will refuse the S3 port", zap.String("cert_file", s.cfg.TLS.CertFile), zap.Error(err))
+		s.log.Error("clients will reject the certificate of the S3 port", zap.String("cert_file", s.cfg.TLS.CertFile), zap.Error(err))
 	}
 }
 
-// goodSecret is how long the secret key of a client should be, in characters.
-// AWS's own have 40.
+// goodSecret is the shortest length that a client's secret key should have,
+// in characters. AWS secret keys have 40.
 const goodSecret = 20
 
-// shortSecrets returns the names of the clients whose secret could be guessed
-// by whoever has seen a signature.
+// shortSecrets returns the names of the clients with a short secret key. A
+// short key can be guessed from one signature.
 func shortSecrets(clients []config.Client) (names []string) {
 	for _, c := range clients {
 		if !c.Anonymous && len(c.SecretKey) < goodSecret {
@@ -210,7 +212,7 @@ func shortSecrets(clients []config.Client) (names []string) {
 	return names
 }
 
-// startDuties starts what runs beside the requests, until ctx ends.
+// startDuties starts the background work, which ends with ctx.
 func (s *server) startDuties(ctx context.Context) {
 	go s.keys.Run(ctx)
 	s.tryKeys(ctx)

@@ -12,8 +12,8 @@ import (
 )
 
 // eachElement calls check with the name and the text of each element of a
-// document, in whichever namespace and order they come. It takes nothing that
-// two parsers could read in two ways.
+// document, in any namespace and order. It refuses documents that two
+// parsers could read differently.
 func eachElement(doc []byte, check func(name, text string) error) error {
 	type element struct {
 		name string
@@ -24,7 +24,7 @@ func eachElement(doc []byte, check func(name, text string) error) error {
 
 	for {
 		token, err := decoder.Token()
-		if err == io.EOF { //nolint:errorlint // bare, as Token says
+		if err == io.EOF { //nolint:errorlint // Token returns io.EOF unwrapped
 			return nil
 		}
 		if err != nil {
@@ -45,23 +45,24 @@ func eachElement(doc []byte, check func(name, text string) error) error {
 			if err := check(last.name, string(bytes.TrimSpace(last.text))); err != nil {
 				return err
 			}
-		case xml.Directive: // could define entities
+		case xml.Directive: // it could define entities
 			return malformedXML(errors.New("it has a document type"))
 		}
 	}
 }
 
-// lockModeHeader is the retention that a new object is to have.
+// lockModeHeader has the retention mode of a new object.
 const lockModeHeader = "X-Amz-Object-Lock-Mode"
 
-// isCompliance reports whether a retention is one that nobody can take back
-// before its time, not even who pays for the store. Whatever is not clearly
-// the other mode counts, as a store may take it so.
+// isCompliance reports whether a retention is in compliance mode, in which
+// not even the owner of the store can shorten it. Every value except
+// GOVERNANCE counts as compliance mode, because a store may treat it so.
 func isCompliance(mode string) bool {
 	return mode != "" && !strings.EqualFold(mode, "GOVERNANCE")
 }
 
-// mayLock reports whether the client may store or keep what nobody can delete.
+// mayLock reports whether the client may set a retention that nobody can
+// remove.
 func (c *call) mayLock() bool {
 	if c.key == "" {
 		return c.client.May(access.Lock, c.bucket)
@@ -69,8 +70,8 @@ func (c *call) mayLock() bool {
 	return c.client.MayObject(access.Lock, c.bucket, c.key)
 }
 
-// putRetention forwards the retention of an object, or of all new objects in a
-// bucket, if the client may ask for its mode.
+// putRetention forwards the retention of an object, or of all new objects in
+// a bucket, if the client has the grant for its mode.
 func (s *Server) putRetention(c *call) error {
 	body, err := c.readBody()
 	if err != nil {
@@ -90,9 +91,9 @@ func (s *Server) putRetention(c *call) error {
 	return s.forwardBody(c, body)
 }
 
-// putTargeted forwards a configuration that has the store write elsewhere, in
-// its own name: the client may configure the bucket, and needs a right on the
-// target too.
+// putTargeted forwards a configuration that makes the store write to another
+// bucket, with the store's own permissions. The client needs a grant for
+// that bucket as well.
 func (s *Server) putTargeted(c *call) error {
 	body, err := c.readBody()
 	if err != nil {
@@ -104,7 +105,8 @@ func (s *Server) putTargeted(c *call) error {
 	return s.forwardBody(c, body)
 }
 
-// checkTarget returns why an element of a configuration is refused, or nil.
+// checkTarget returns the reason for refusing an element of a configuration,
+// or nil.
 func (c *call) checkTarget(name, text string) error {
 	switch name {
 	case "Bucket", "TargetBucket":
@@ -119,7 +121,7 @@ func (c *call) checkTarget(name, text string) error {
 					c.client.Name, access.Write, target, c.bucket),
 			)
 		}
-	case "TargetGrants", "AccessControlTranslation", // for identities of the store
+	case "TargetGrants", "AccessControlTranslation", // these are for identities of the store
 		"TopicConfiguration", "QueueConfiguration", "CloudFunctionConfiguration", "LambdaFunctionConfiguration",
 		"EventBridgeConfiguration",
 		"Topic", "Queue", "CloudFunction", "LambdaFunctionArn":
@@ -130,8 +132,8 @@ func (c *call) checkTarget(name, text string) error {
 	return c.needsStoreAdmin(name)
 }
 
-// needsStoreAdmin refuses what opens the bucket past the proxy, unless the
-// client may do that.
+// needsStoreAdmin refuses a setting that opens the bucket to others than the
+// proxy, unless the client has the grant for it.
 func (c *call) needsStoreAdmin(what string) error {
 	if c.client.May(access.StoreAdmin, c.bucket) {
 		return nil
@@ -140,8 +142,8 @@ func (c *call) needsStoreAdmin(what string) error {
 		c.client.Name, access.StoreAdmin, c.bucket, what, c.op))
 }
 
-// bucketOfARN returns the bucket that arn:aws:s3:::bucket, or a bare name,
-// says.
+// bucketOfARN returns the bucket in arn:aws:s3:::bucket or in a plain bucket
+// name.
 func bucketOfARN(text string) (bucket string, ok bool) {
 	if arn, isARN := strings.CutPrefix(text, "arn:"); isARN {
 		parts := strings.Split(arn, ":")
@@ -153,8 +155,9 @@ func bucketOfARN(text string) (bucket string, ok bool) {
 	return text, bucketName.MatchString(text)
 }
 
-// putPublicAccessBlock forwards a block of public access. One that is less than
-// whole makes room for what opens the bucket.
+// putPublicAccessBlock forwards a block of public access. If it does not
+// block everything, the client needs the same grant as for opening the
+// bucket.
 func (s *Server) putPublicAccessBlock(c *call) error {
 	body, err := c.readBody()
 	if err != nil {

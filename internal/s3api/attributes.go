@@ -11,8 +11,9 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// getObjectAttributes answers from a HEAD, as the store's own attributes are
-// those of ciphertext. The size is told only when it has verified.
+// getObjectAttributes answers from a HEAD, because the store's own
+// attributes describe ciphertext. It returns the size only after verifying
+// it.
 // https://docs.aws.amazon.com/AmazonS3/latest/API/API_GetObjectAttributes.html
 func (s *Server) getObjectAttributes(c *call) error {
 	wanted, err := attributeNames(c.Header)
@@ -61,7 +62,7 @@ func (s *Server) getObjectAttributes(c *call) error {
 	return c.answerDocument(out)
 }
 
-// attributesOf returns the attributes that are wanted of an object.
+// attributesOf returns the attributes that the client wants.
 func attributesOf(c *call, q stored.Request, o *stored.Object, wanted map[string]bool) (*attributes, error) {
 	out := &attributes{XMLName: rootNamed("GetObjectAttributesResponse")}
 	if wanted["ETag"] {
@@ -131,7 +132,7 @@ type partAttribute struct {
 	Size       int64
 }
 
-// attributeNames reads x-amz-object-attributes.
+// attributeNames parses x-amz-object-attributes.
 func attributeNames(h http.Header) (map[string]bool, error) {
 	wanted := make(map[string]bool)
 	if h.Get("X-Amz-Object-Attributes") == "" {
@@ -155,14 +156,17 @@ func attributeNames(h http.Header) (map[string]bool, error) {
 
 const maxPartAttributes = 1000
 
-// objectParts is a page of the parts; nil for an object that was put whole.
+// objectParts returns one page of the parts; nil for a single-PUT object.
 func objectParts(h http.Header, layout crypt.Layout) (*partAttributes, error) {
 	if layout == nil {
 		return nil, nil
 	}
 
 	out := &partAttributes{PartsCount: layout.Parts(), MaxParts: maxPartAttributes}
-	for name, value := range map[string]*int{"X-Amz-Max-Parts": &out.MaxParts, "X-Amz-Part-Number-Marker": &out.PartNumberMarker} {
+	for name, value := range map[string]*int{
+		"X-Amz-Max-Parts":          &out.MaxParts,
+		"X-Amz-Part-Number-Marker": &out.PartNumberMarker,
+	} {
 		text := h.Get(name)
 		if text == "" {
 			continue
@@ -178,7 +182,7 @@ func objectParts(h http.Header, layout crypt.Layout) (*partAttributes, error) {
 	out.MaxParts = min(out.MaxParts, maxPartAttributes)
 	for i := range layout.Parts() {
 		at, _ := layout.At(i)
-		number := i + 1 // S3 counts the parts of an object anew
+		number := i + 1 // S3 numbers the parts of an object from 1, without gaps
 		if number <= out.PartNumberMarker {
 			continue
 		}

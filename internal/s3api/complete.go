@@ -17,11 +17,13 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// completeMultipartUpload makes an object of the parts that the client lists.
+// completeMultipartUpload makes an object of the parts that the client
+// lists.
 //
-// The store says which parts there are. If the last one that is listed is not
-// one that can only be the last, an empty part is appended that says so and
-// names the parts ahead of it: a reader finds any that is missing.
+// The store knows which parts exist. A reader must be able to tell that no
+// part is missing at the end. If the last listed part cannot be recognized
+// as the last one, an empty final part is appended, which records all parts
+// before it.
 func (s *Server) completeMultipartUpload(c *call) error {
 	body, err := c.readBody()
 	if err != nil {
@@ -38,7 +40,8 @@ func (s *Server) completeMultipartUpload(c *call) error {
 		return err
 	}
 
-	have, err := s.storedParts(c) // a list of parts is worth reading if there is such an upload
+	// Before the list is parsed: S3 returns NoSuchUpload first.
+	have, err := s.storedParts(c)
 	if hasCode(err, "NoSuchUpload") {
 		return s.completedBefore(c, body, err)
 	}
@@ -86,16 +89,16 @@ type completion struct {
 type completionPart struct {
 	PartNumber int
 	ETag       string
-	sums       []claimedSum // mostly one or none
+	sums       []claimedSum // usually one or none
 
-	stored string // the store's checksum of the part, of ciphertext; "" if it has none
+	stored string // the store's checksum of the part's ciphertext; "" if it has none
 }
 
-// noNumber is the PartNumber of a part that has none.
+// noNumber is the PartNumber of a part without one.
 const noNumber = math.MinInt
 
-// parseCompletion reads a list of parts, as far as it is a good one. An element
-// that is not known could make it conditional, so it is refused.
+// parseCompletion parses the list of parts, up to the first error. An
+// unknown element could be a condition, so it is refused.
 func parseCompletion(body []byte) (*completion, error) {
 	const root = "CompleteMultipartUpload"
 	doc, err := newXMLBody(body, root)
@@ -134,8 +137,8 @@ func parseCompletion(body []byte) (*completion, error) {
 	return list, nil
 }
 
-// parseCompletionPart reads one Part. Size and LastModified come from clients
-// that give back what ListParts has told them.
+// parseCompletionPart parses one Part. Some clients return Size and
+// LastModified from ListParts; they are ignored.
 func parseCompletionPart(doc *xmlBody) (completionPart, error) {
 	part := completionPart{PartNumber: noNumber}
 	doc.enter()
@@ -163,8 +166,8 @@ func parseCompletionPart(doc *xmlBody) (completionPart, error) {
 	}
 }
 
-// set takes an element of a part. What is there twice is refused: two readers
-// could disagree about it.
+// set sets an element of a part. A repeated element is refused, because two
+// parsers could disagree about it.
 func (p *completionPart) set(name string, algorithm *checksum.Algorithm, text string) (err error) {
 	twice := errors.New("the element " + name + " occurs twice")
 	switch {
@@ -186,8 +189,7 @@ func (p *completionPart) set(name string, algorithm *checksum.Algorithm, text st
 	return err
 }
 
-// checksumElement returns the algorithm that an element has the checksum of, or
-// nil.
+// checksumElement returns the algorithm of a checksum element, or nil.
 func checksumElement(name string) *checksum.Algorithm {
 	named, ok := strings.CutPrefix(name, "Checksum")
 	if !ok {
@@ -201,7 +203,8 @@ func checksumElement(name string) *checksum.Algorithm {
 	return nil
 }
 
-// add appends a part to the list, if it may follow.
+// add appends a part to the list, if its number is valid and larger than the
+// last.
 func (list *completion) add(p completionPart) error {
 	n := len(list.Parts)
 	switch {
@@ -225,12 +228,15 @@ func (list *completion) add(p completionPart) error {
 
 func (list *completion) invalid(p *completionPart) *Error {
 	return &Error{
-		Code: "InvalidPart", Message: "One or more of the specified parts could not be found.  The part may not have been uploaded, or the specified entity tag may not match the part's entity tag.",
+		Code: "InvalidPart",
+		Message: "One or more of the specified parts could not be found.  The part may not have been uploaded, " +
+			"or the specified entity tag may not match the part's entity tag.",
 		Details: [][2]string{{"UploadId", list.upload}, {"PartNumber", strconv.Itoa(p.PartNumber)}, {"ETag", p.ETag}},
 	}
 }
 
-// match compares the list with what the store has.
+// match compares the list with the parts in the store, and returns their
+// layout.
 func (list *completion) match(have map[int]listedPart) (crypt.Layout, error) {
 	var layout crypt.Layout
 	for i := range list.Parts {
@@ -259,7 +265,7 @@ func (list *completion) match(have map[int]listedPart) (crypt.Layout, error) {
 	return layout, nil
 }
 
-// checkObjectSize compares x-amz-mp-object-size with the parts.
+// checkObjectSize compares x-amz-mp-object-size with the size of the parts.
 func checkObjectSize(h http.Header, size int64) error {
 	said := h.Get("X-Amz-Mp-Object-Size")
 	if said == "" {
@@ -292,8 +298,8 @@ func checkObjectSize(h http.Header, size int64) error {
 	return nil
 }
 
-// appendEnd makes sure that the object's end will be recognised as such, and
-// adds the part that is appended for that to the list.
+// appendEnd makes sure that readers recognize the end of the object. If
+// necessary, it uploads a final part and adds it to the list.
 func (s *Server) appendEnd(
 	c *call,
 	list *completion,
@@ -308,18 +314,20 @@ func (s *Server) appendEnd(
 		}
 		return badRequest(
 			"InvalidRequest",
-			"The part numbers have gaps, and the last part is shorter than 5 MiB or has number 10000. The proxy could not tell such an object from one of which a part was removed: number the parts 1, 2, 3 and so on, or end with a part of 5 MiB or more.",
+			"The part numbers have gaps, and the last part is shorter than 5 MiB or has number 10000. "+
+				"The proxy could not detect the removal of a part from such an object: "+
+				"number the parts 1, 2, 3 and so on, or end with a part of 5 MiB or more.",
 		)
 	}
 
 	if first, _ := layout.At(0); s.UniformParts && last.size != first.Size {
-		s.Metrics.OpenEnds.Inc() // a part behind this one would be refused
+		s.Metrics.OpenEnds.Inc() // the store would refuse another part after this one
 		return nil
 	}
 
 	number := last.number + 1
 	for number < crypt.MaxPartNumber && have[number].number != 0 && !have[number].appended() {
-		number++ // a part that the client has sent and does not list
+		number++ // a part that the client uploaded but does not list
 	}
 
 	lease, err := s.endKey(c)
@@ -362,7 +370,8 @@ func (s *Server) appendEnd(
 	return nil
 }
 
-// committed is the CompleteMultipartUpload document for the store.
+// committed is the CompleteMultipartUpload document that is sent to the
+// store.
 type committed struct {
 	XMLName xml.Name
 	Parts   []committedPart `xml:"Part"`
@@ -374,7 +383,7 @@ type committedPart struct {
 	CRC32      string `xml:"ChecksumCRC32,omitempty"`
 }
 
-// commit has the store complete the upload.
+// commit completes the upload in the store.
 func (s *Server) commit(c *call, list *completion, sum objectSum) error {
 	out := committed{XMLName: rootNamed("CompleteMultipartUpload")}
 	for _, p := range list.Parts {
@@ -423,7 +432,8 @@ func (s *Server) sendCompletion(c *call, header http.Header, doc []byte) (http.H
 	return resp.Header, body, err
 }
 
-// answerCompleted answers with the store's document, in the client's terms.
+// answerCompleted sends the store's document, with the location, the ETag
+// and the checksum that the client expects.
 func (c *call) answerCompleted(header http.Header, body []byte, sum objectSum, keyID string) error {
 	body = replace(withoutChecksums(body), "Location", func(string) string { return escapeXML(c.ownURL()) })
 	body = replace(body, "ETag", showETagXML)
@@ -433,9 +443,8 @@ func (c *call) answerCompleted(header http.Header, body []byte, sum objectSum, k
 	return c.answerXML(body)
 }
 
-// completedBefore answers a Complete that was sent again after it had
-// succeeded, when the upload is gone. The object itself says which upload it
-// came from.
+// completedBefore answers a repeated CompleteMultipartUpload, whose upload
+// no longer exists. The object itself shows from which upload it was made.
 func (s *Server) completedBefore(c *call, body []byte, gone error) error {
 	q := stored.Request{Object: c.object(), Plaintext: func() error { return gone }}
 	o, err := c.reader.Head(c.Context(), q)
@@ -471,7 +480,7 @@ func (s *Server) completedBefore(c *call, body []byte, gone error) error {
 	return c.answerCompleted(header, doc, objectSum{}, o.KeyID)
 }
 
-// ownURL is the object's address at the proxy.
+// ownURL returns the URL of the object at the proxy.
 func (c *call) ownURL() string {
 	scheme := "http"
 	if c.TLS != nil {
@@ -480,7 +489,8 @@ func (c *call) ownURL() string {
 	return scheme + "://" + c.Host + c.objectURL(nil).EscapedPath()
 }
 
-// uploadQuery is a query for the call's upload, with further parameters.
+// uploadQuery returns a query for the call's upload, with further
+// parameters.
 func (c *call) uploadQuery(more url.Values) url.Values {
 	more.Set("uploadId", c.upload.stored)
 	return more

@@ -11,8 +11,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// copyInStore has the store copy a single-PUT object, with an envelope for its
-// new name.
+// copyInStore makes the store copy a single-PUT object, with a new envelope
+// for its new name.
 func (s *Server) copyInStore(c *objectCopy) error {
 	fresh := *c.seen.Envelope
 	lease, err := s.openKey(c.Context(), c.call, c.source.Object, fresh.KeyID, fresh.WrappedDEK)
@@ -47,9 +47,8 @@ func (s *Server) copyInStore(c *objectCopy) error {
 	return c.answerCopied(answer, result)
 }
 
-// readEnds verifies the first and the last segment of a source that the store
-// copies by itself. What is damaged between the two is found when the copy is
-// read.
+// readEnds verifies the first and the last segment of a source that the
+// store copies. Damage between them is found when the copy is read.
 func readEnds(c *objectCopy, size int64) error {
 	q, ends := c.source, []int64{0}
 	if size > crypt.SegmentSize {
@@ -67,7 +66,7 @@ func readEnds(c *objectCopy, size int64) error {
 
 		_, err = o.Next(c.Context())
 		o.Close()
-		if err != nil && err != io.EOF { //nolint:errorlint // bare: Next says so
+		if err != nil && err != io.EOF { //nolint:errorlint // Next returns io.EOF unwrapped
 			return err
 		}
 	}
@@ -75,7 +74,7 @@ func readEnds(c *objectCopy, size int64) error {
 	return nil
 }
 
-// sendEnvelope signs the envelope of the copy, and has the store copy the
+// sendEnvelope signs the envelope of the copy, and makes the store copy the
 // source with it.
 func (s *Server) sendEnvelope(c *objectCopy, e *crypt.Envelope, lease *keyring.Lease) (http.Header, copyResult, error) {
 	result := copyResult{kind: fullObject}
@@ -116,7 +115,7 @@ func (s *Server) sendEnvelope(c *objectCopy, e *crypt.Envelope, lease *keyring.L
 	return answer, result, err
 }
 
-// copySourceHeader names the source of a copy to the store.
+// copySourceHeader returns x-amz-copy-source for the store.
 func copySourceHeader(src crypt.Object, version string) string {
 	source := sigv4.EscapePath("/" + src.Bucket + "/" + src.Key)
 	if version != "" {
@@ -125,7 +124,8 @@ func copySourceHeader(src crypt.Object, version string) string {
 	return source
 }
 
-// sendCopy has the store copy, and returns its answer: header and document.
+// sendCopy makes the store copy an object, and returns the headers and the
+// document of its answer.
 func (s *Server) sendCopy(c *call, header http.Header) (http.Header, []byte, error) {
 	resp, err := s.send(c, c.originRequest(http.MethodPut, header, nil, 0))
 	if err != nil {

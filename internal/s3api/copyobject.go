@@ -16,18 +16,18 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// objectCopy is a CopyObject while it is served.
+// objectCopy is a CopyObject request while it is being served.
 type objectCopy struct {
 	*call
-	source stored.Request      // the very object that seen is of, or none
-	seen   *stored.Seen        // the source, as it was found
+	source stored.Request      // the version that seen describes, and no other
+	seen   *stored.Seen        // what was found out about the source
 	choice keyring.Choice      // of the key for the copy
-	wanted *checksum.Algorithm // of the copy's checksum; nil for that of the source
+	wanted *checksum.Algorithm // the checksum of the copy; nil to keep that of the source
 }
 
-// copyObject copies an object in one of two ways. The store copies a single-PUT
-// object by itself: the body stays as it is, and its data key is wrapped for
-// the new name (copyinstore.go). Any other object is read, and sealed as a
+// copyObject copies an object in one of two ways. The store copies a
+// single-PUT object: the body does not change, and its data key is wrapped
+// for the new name (copyinstore.go). Other objects are read, and sealed as a
 // single-PUT object (copyreseal.go).
 // https://docs.aws.amazon.com/AmazonS3/latest/API/API_CopyObject.html
 func (s *Server) copyObject(c *call) error {
@@ -76,7 +76,7 @@ func (s *Server) copyObject(c *call) error {
 	return s.resealCopy(copied)
 }
 
-// checkDirectives refuses what is neither of the two words.
+// checkDirectives refuses directives other than COPY and REPLACE.
 func (c *call) checkDirectives() error {
 	for _, name := range []string{"X-Amz-Metadata-Directive", "X-Amz-Tagging-Directive"} {
 		if value := c.Header.Get(name); value != "" && value != "COPY" && value != "REPLACE" {
@@ -93,7 +93,8 @@ func (c *call) replaces(what string) bool {
 	return c.Header.Get("X-Amz-"+what+"-Directive") == "REPLACE"
 }
 
-// checkSelfCopy refuses a copy that would change nothing.
+// checkSelfCopy refuses a copy of an object to itself that would change
+// nothing.
 func (c *call) checkSelfCopy(q stored.Request) error {
 	if q.Object != c.object() || q.Version != "" || c.replaces("Metadata") {
 		return nil
@@ -105,15 +106,17 @@ func (c *call) checkSelfCopy(q stored.Request) error {
 	}
 	return badRequest(
 		"InvalidRequest",
-		"This copy request is illegal because it is trying to copy an object to itself without changing the object's metadata, storage class, website redirect location or encryption attributes.",
+		"This copy request is illegal because it is trying to copy an object to itself without changing "+
+			"the object's metadata, storage class, website redirect location or encryption attributes.",
 	)
 }
 
-// inspectSource finds out what the source is, if the conditions on it hold.
+// inspectSource looks at the source, and checks the conditions on it.
 func (s *Server) inspectSource(c *call, q stored.Request) (*stored.Seen, error) {
 	seen, err := c.reader.Look(c.Context(), q)
 	if hasCode(err, notFound, "InvalidRequest") {
-		o, named := c.reader.Get(c.Context(), q) // whose answer says what is missing or wrong, and is about the source
+		// The answer to a GET says what is missing or wrong.
+		o, named := c.reader.Get(c.Context(), q)
 		if named == nil {
 			o.Close()
 		}
@@ -123,7 +126,7 @@ func (s *Server) inspectSource(c *call, q stored.Request) (*stored.Seen, error) 
 	if err != nil {
 		return nil, err
 	}
-	if seen.NotModified { // what is a 304 to a GET fails a copy
+	if seen.NotModified { // a condition that gives 304 for GET fails a copy
 		return nil, errCondition()
 	}
 
@@ -133,9 +136,9 @@ func (s *Server) inspectSource(c *call, q stored.Request) (*stored.Seen, error) 
 	return seen, c.checkCustomerKey(&stored.Object{CustomerKey: seen.KeyID() == crypt.CustomerKeyID})
 }
 
-// wantedSums returns the wanted one of the source's checksums. If the source
-// does not have it, the source is read for it: the envelope goes ahead of the
-// body.
+// wantedSums returns the source's checksum of the wanted algorithm. If the
+// source does not have it, wantedSums reads the source to compute it,
+// because the envelope is sent before the body.
 func wantedSums(c *objectCopy, sums digests) (digests, error) {
 	digest, ok := sums[c.wanted.ID]
 	if !ok {
@@ -155,14 +158,14 @@ func wantedSums(c *objectCopy, sums digests) (digests, error) {
 	return digests{c.wanted.ID: digest}, nil
 }
 
-// notCopied are what belongs to one object and not to its copies.
+// notCopied are headers that belong to one object and not to its copies.
 var notCopied = []string{
 	"X-Amz-Storage-Class", "X-Amz-Website-Redirect-Location",
 	"X-Amz-Object-Lock-Mode", "X-Amz-Object-Lock-Retain-Until-Date", "X-Amz-Object-Lock-Legal-Hold",
 }
 
-// copiedHeader is the header of the copy: the source's or the request's, as the
-// directives say, and the envelope.
+// copiedHeader returns the headers of the copy: the source's or the
+// request's, depending on the directives, and the envelope.
 func (c *call) copiedHeader(source http.Header, e *crypt.Envelope) (http.Header, error) {
 	header := c.requestHeader()
 	if !c.replaces("Tagging") {
@@ -191,24 +194,24 @@ func (c *call) copiedHeader(source http.Header, e *crypt.Envelope) (http.Header,
 	return withEnvelope(header, carried, e)
 }
 
-// copyResult is what the document that answers a copy is made of.
+// copyResult has the values for the document that answers a copy.
 type copyResult struct {
-	etag     string // the store's, as it stands in XML or a header
-	modified string // "" if the store did not say
+	etag     string // the store's, from XML or a header
+	modified string // "" if the store did not send it
 	sums     digests
-	kind     string // of sums; "" if it is not told
+	kind     string // checksum type of sums; "" to leave it out
 }
 
-// answerCopied answers with a CopyObjectResult.
+// answerCopied sends a CopyObjectResult.
 func (c *call) answerCopied(header http.Header, r copyResult) error {
 	if !c.w.begun() {
 		c.copyHeader(header)
-		delete(c.w.Header(), "ETag") // it is in the document
+		delete(c.w.Header(), "ETag") // the document has it
 	}
 	return c.answerResult("CopyObjectResult", r)
 }
 
-// answerResult is what CopyObject and UploadPartCopy answer.
+// answerResult sends the document that answers CopyObject or UploadPartCopy.
 func (c *call) answerResult(name string, r copyResult) error {
 	out := struct {
 		XMLName      xml.Name

@@ -14,7 +14,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// copySource reads x-amz-copy-source and what belongs to it.
+// copySource parses x-amz-copy-source and the headers for it. It checks that
+// the client may read the source.
 func (s *Server) copySource(c *call) (stored.Request, error) {
 	src, version, err := parseCopySource(c.Header.Get("X-Amz-Copy-Source"), s.KeyNames)
 	if err != nil {
@@ -38,7 +39,8 @@ func (s *Server) copySource(c *call) (stored.Request, error) {
 		if q.Range == nil || !q.Range.Closed() {
 			return q, badRequest(
 				"InvalidArgument",
-				"The x-amz-copy-source-range value must be of the form bytes=first-last where first and last are the zero-based offsets of the first and last bytes to copy",
+				"The x-amz-copy-source-range value must be of the form bytes=first-last "+
+					"where first and last are the zero-based offsets of the first and last bytes to copy",
 			)
 		}
 	}
@@ -46,8 +48,8 @@ func (s *Server) copySource(c *call) (stored.Request, error) {
 	return q, nil
 }
 
-// parseCopySource reads bucket/key, each escaped as in a path, and ?versionId=
-// behind them. What is escaped is part of the key, whatever it is.
+// parseCopySource parses bucket/key, escaped as in a path, and an optional
+// ?versionId= at the end. An escaped ? or / belongs to the key.
 func parseCopySource(text string, names keyname.Store) (src crypt.Object, version string, err error) {
 	const header = "x-amz-copy-source"
 	path, query, _ := strings.Cut(text, "?")
@@ -98,13 +100,13 @@ func copyConditions(h http.Header) http.Header {
 	return out
 }
 
-// sourceTooLarge refuses a source of more than limit bytes.
+// sourceTooLarge is the error for a source larger than limit bytes.
 func sourceTooLarge(limit int64) *Error {
 	return badRequest("InvalidRequest",
 		fmt.Sprintf("The specified copy source is larger than the maximum allowable size for a copy source: %d", limit))
 }
 
-// errCondition says that a condition does not hold.
+// errCondition returns the error for a condition that does not hold.
 func errCondition() *Error {
 	return &Error{Code: "PreconditionFailed", Message: messages["PreconditionFailed"]}
 }

@@ -10,8 +10,8 @@ import (
 	"net/url"
 )
 
-// originQuery returns the query parameters of the operation itself, without
-// the signature's.
+// originQuery returns the query for the store: without the signature and
+// without parameters that S3 ignores.
 func (c *call) originQuery() url.Values {
 	if len(c.query) == 0 {
 		return nil
@@ -25,8 +25,8 @@ func (c *call) originQuery() url.Values {
 	return query
 }
 
-// originRequest returns the request for the store. length is that of body in
-// bytes.
+// originRequest returns a request to the store. length is the length of body
+// in bytes.
 func (c *call) originRequest(method string, header http.Header, body io.ReadCloser, length int64) *http.Request {
 	return c.originRequestTo(method, c.originQuery(), header, body, length)
 }
@@ -49,10 +49,9 @@ func (c *call) originRequestTo(
 	return r.WithContext(c.Context())
 }
 
-// send returns the store's answer if it is a good one or 304 Not Modified, and
-// an error otherwise. A request that did not come to the store in good order,
-// which the store has refused for that, is sent once more if its body is still
-// there.
+// send returns the store's answer if it is a success or 304 Not Modified,
+// and an error otherwise. If the store refuses the request as damaged in
+// transfer, send repeats it once, unless the body cannot be read again.
 func (s *Server) send(c *call, r *http.Request) (*http.Response, error) {
 	resp, err := s.sendOnce(c, r)
 	if errors.Is(err, errTransfer) && rewind(r) {
@@ -104,8 +103,8 @@ func (s *Server) sendOnce(c *call, r *http.Request) (*http.Response, error) {
 	return nil, failure
 }
 
-// repeatAsGet asks again, with a GET, why the HEAD of a version was refused:
-// its answer has no body, and so does not say.
+// repeatAsGet returns the reason why the store refused the HEAD of a
+// version. An answer to HEAD has no body, so repeatAsGet sends a GET.
 func (s *Server) repeatAsGet(c *call, head *http.Request, failure *Error) error {
 	r := head.Clone(head.Context())
 	r.Method = http.MethodGet
@@ -118,15 +117,14 @@ func (s *Server) repeatAsGet(c *call, head *http.Request, failure *Error) error 
 	return failure
 }
 
-// lastStatus is the highest status that HTTP has.
+// lastStatus is the highest HTTP status code.
 const lastStatus = 599
 
-// maxErrorBody bounds what is read of the store's error answers.
+// maxErrorBody limits what is read of the store's error answers, in bytes.
 const maxErrorBody = 64 << 10
 
-// originFaults are the store's codes that speak of the proxy's own request:
-// its credentials, its clock, its region. The client can do nothing about
-// them.
+// originFaults are the store's error codes for the proxy's own credentials,
+// clock or region. The client cannot fix them.
 var originFaults = map[string]bool{
 	"AuthorizationHeaderMalformed": true,
 	"ExpiredToken":                 true,
@@ -141,14 +139,14 @@ var originFaults = map[string]bool{
 	"TokenRefreshRequired":         true,
 }
 
-// originError turns the store's error answer into ours: its code and message,
-// and nothing that tells of ciphertext.
+// originError converts the store's error answer. It keeps the code and the
+// message, but no details that describe ciphertext.
 func (c *call) originError(r *http.Request, resp *http.Response) *Error {
 	var doc struct {
 		Code, Message, BucketName, Condition, Method, ResourceType, ArgumentName, ArgumentValue string
 	}
 
-	// An answer that is no XML, as to a HEAD, leaves the fields empty.
+	// The fields stay empty if the body is not XML, as after a HEAD.
 	var body bytes.Buffer
 	_, _ = body.ReadFrom(io.LimitReader(resp.Body, maxErrorBody))
 	_ = xml.Unmarshal(body.Bytes(), &doc)
@@ -160,7 +158,7 @@ func (c *call) originError(r *http.Request, resp *http.Response) *Error {
 	if originFaults[doc.Code] || resp.StatusCode >= 300 && resp.StatusCode < 400 {
 		return &Error{
 			Code:    "InternalError",
-			Message: "The store refuses the proxy's own request. Please tell the proxy's operator.",
+			Message: "The store refused the proxy's own request. Please tell the proxy's operator.",
 			cause:   cause,
 		}
 	}
@@ -207,14 +205,14 @@ func (c *call) originError(r *http.Request, resp *http.Response) *Error {
 	return e
 }
 
-// isOwnArgument reports whether an argument is the client's own, and not one
-// that the proxy has put into its request.
+// isOwnArgument reports whether an argument comes from the client, and not
+// from the proxy.
 func (c *call) isOwnArgument(name, value string) bool {
 	return value != "" && (c.Header.Get(name) == value || c.query.Get(name) == value)
 }
 
-// notFound is the code of a 404 to a HEAD: whether key or bucket is missing is
-// not said.
+// notFound is the code for a 404 to HEAD, which does not say whether the key
+// or the bucket is missing.
 const notFound = "NotFound"
 
 // codeOfStatus returns the S3 error code for a status whose response has no
@@ -240,9 +238,9 @@ func codeOfStatus(status int) string {
 	}
 }
 
-// messages are S3's for those codes.
+// messages are the messages for the codes of codeOfStatus.
 var messages = map[string]string{
-	"InvalidRequest":     "The store refuses the request.",
+	"InvalidRequest":     "The store refused the request.",
 	"AccessDenied":       "Access Denied.",
 	"MethodNotAllowed":   "The specified method is not allowed against this resource.",
 	"PreconditionFailed": "At least one of the pre-conditions you specified did not hold.",
@@ -251,19 +249,20 @@ var messages = map[string]string{
 	"InternalError":      "We encountered an internal error. Please try again.",
 }
 
-// storeBody reads the store's body. Its errors are the store's.
+// storeBody is the body of the store's answer. It wraps read errors in
+// errOrigin.
 type storeBody struct{ io.ReadCloser }
 
 func (b *storeBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
-	if err != nil && err != io.EOF { //nolint:errorlint // bare, as every io.Reader must say it
+	if err != nil && err != io.EOF { //nolint:errorlint // Read must return io.EOF unwrapped
 		err = fmt.Errorf("%w: reading: %w", errOrigin, err)
 	}
 	return n, err
 }
 
-// closeBody ends a response. What is left of a short one is read, so that the
-// connection can be used again.
+// closeBody closes a response. It reads the rest of a short body, so that
+// the connection can be reused.
 func closeBody(resp *http.Response) {
 	const worthReading = 16 << 10
 	_, _ = io.CopyN(io.Discard, resp.Body, worthReading)

@@ -16,20 +16,20 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 )
 
-// bucketName is S3's rule for general purpose buckets, less what only matters
-// when one is created.
+// bucketName is S3's rule for the names of general purpose buckets, without
+// the parts that only matter at creation.
 var bucketName = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$`)
 
-// validBucket also takes the one path of S3 that looks like a bucket and is
-// none, so that its row can refuse it.
+// validBucket also accepts WriteGetObjectResponse, S3's only path that looks
+// like a bucket but is not one, so that its row can refuse it.
 func validBucket(name string) bool {
 	return "/"+name == objectLambda || bucketName.MatchString(name) && !strings.Contains(name, "..")
 }
 
 const maxKeyLength = 1024
 
-// locate finds bucket and key: virtual-host-style if the host is below domain,
-// else path-style.
+// locate finds bucket and key. The request is virtual-host-style if its host
+// is a subdomain of domain, else path-style.
 func (c *call) locate(domain string) error {
 	rawPath, rawQuery := sigv4.RequestTarget(c.Request)
 	path, err := sigv4.UnescapePath(rawPath)
@@ -64,13 +64,15 @@ func (c *call) locate(domain string) error {
 	switch {
 	case len(c.key) > maxKeyLength:
 		return badRequest("KeyTooLongError", "Your key is too long")
-	case !utf8.ValidString(c.key): // S3 keys are UTF-8; no KMS takes anything else in an encryption context
+	// S3 keys are UTF-8, and a KMS takes only UTF-8 in an encryption
+	// context.
+	case !utf8.ValidString(c.key):
 		return badRequest("InvalidURI", "Couldn't parse the specified URI: the key is not UTF-8.")
 	}
 	return nil
 }
 
-// bucketOfHost returns the bucket in a Host header like
+// bucketOfHost returns the bucket of a Host header such as
 // bucket.s3.example.com:9000.
 func bucketOfHost(host, domain string) (string, bool) {
 	if domain == "" {
@@ -82,28 +84,27 @@ func bucketOfHost(host, domain string) (string, bool) {
 	return strings.CutSuffix(strings.ToLower(host), "."+strings.ToLower(domain))
 }
 
-// pathStyle returns the request as the routes expect it, whichever style the
-// client used.
+// pathStyle returns the request with a path-style URL, as the routes expect.
 func (c *call) pathStyle() *http.Request {
 	return &http.Request{Method: c.Method, Header: c.Header, URL: c.objectURL(c.query)}
 }
 
-// objectURL returns the URL of the call's bucket or object, to be completed by
-// the origin.
+// objectURL returns the URL of the call's bucket or object. The origin adds
+// scheme and host.
 func (c *call) objectURL(query url.Values) *url.URL {
 	u := &url.URL{Path: c.resource(), RawQuery: encodeQuery(query)}
 	u.RawPath = sigv4.EscapePath(u.Path)
 	return u
 }
 
-// encodeQuery writes a query as AWS does: sorted, and a space is %20.
+// encodeQuery encodes a query as AWS does: sorted, and a space as %20.
 func encodeQuery(query url.Values) string {
 	return strings.ReplaceAll(query.Encode(), "+", "%20")
 }
 
-// takeHoisted turns x-amz- parameters of a presigned URL into the headers that
-// they stand for: some signers move them into the query, where the signature
-// covers them alike.
+// takeHoisted turns x-amz- parameters of a presigned URL into headers. Some
+// signers move headers into the query, where the signature covers them as
+// well.
 func (c *call) takeHoisted() error {
 	if !c.auth.Presigned {
 		return nil
@@ -112,7 +113,7 @@ func (c *call) takeHoisted() error {
 
 	for name, values := range c.query {
 		if signatureNames.has(name) || !c.route.allowsHeader(strings.ToLower(name)) ||
-			customerNames.has(strings.ToLower(name)) { // no key in a URL
+			customerNames.has(strings.ToLower(name)) { // keys do not belong in a URL
 			continue
 		}
 
@@ -120,12 +121,12 @@ func (c *call) takeHoisted() error {
 			slices.ContainsFunc(values, func(v string) bool { return !httpguts.ValidHeaderFieldValue(v) }) {
 			return badRequest(
 				"InvalidArgument",
-				fmt.Sprintf("The query parameter %q stands for a header, and cannot be one.", name),
+				fmt.Sprintf("The query parameter %q is not valid as a header.", name),
 			)
 		}
 
 		if len(c.Header.Values(name)) > 0 && !slices.Equal(c.Header.Values(name), values) {
-			return badRequest("InvalidArgument", "The header "+name+" and the query parameter of its name differ.")
+			return badRequest("InvalidArgument", "The header "+name+" and the query parameter with the same name differ.")
 		}
 		c.Header[http.CanonicalHeaderKey(name)] = values
 		delete(c.query, name)
@@ -135,7 +136,7 @@ func (c *call) takeHoisted() error {
 }
 
 // checkNames refuses query parameters and x-amz- headers that the operation
-// does not know.
+// does not have.
 func (c *call) checkNames() error {
 	for name, values := range c.query {
 		if !c.route.allowsQuery(name) {
@@ -162,8 +163,8 @@ func (c *call) checkNames() error {
 			return notImplemented("The header "+name+" of "+c.op, changesMeaning)
 		}
 
-		// A signature does not tell two headers from one with a comma, so it
-		// must not matter which one is looked at.
+		// The signature does not distinguish two headers from one with a
+		// comma, so a header that is read once must not be repeated.
 		if len(values) > 1 && !repeatable(name) {
 			return badRequest("InvalidArgument", "The header "+name+" occurs more than once.")
 		}
@@ -175,14 +176,14 @@ func (c *call) checkNames() error {
 	return checkCanned(c.Header)
 }
 
-// isAmz reports whether a header is one of S3's own.
+// isAmz reports whether a header starts with x-amz-.
 func isAmz(name string) bool {
 	const prefix = "x-amz-"
 	return len(name) >= len(prefix) && strings.EqualFold(name[:len(prefix)], prefix)
 }
 
-// repeatable reports whether all values of a header, given in lower case, are
-// looked at wherever it is used.
+// repeatable reports whether every use of a header, given in lower case,
+// reads all of its values.
 func repeatable(name string) bool {
 	switch name {
 	case "range", "if-modified-since", "if-unmodified-since", "content-type", "content-md5", "expires":
@@ -194,8 +195,8 @@ func repeatable(name string) bool {
 	}
 }
 
-// openBody sets payload. Nothing is read yet, so a client that waits for 100
-// Continue is not told to go on.
+// openBody sets payload. It does not read yet, so a client that waits for
+// 100 Continue is not asked to send the body.
 func (c *call) openBody() error {
 	if c.route.method == http.MethodPut || c.route.method == http.MethodPost {
 		if c.auth.DecodedLength() < 0 {
