@@ -130,7 +130,7 @@ func TestEncrypt(t *testing.T) {
 
 	out := m.command(0, "encrypt", "--config", m.both, "s3://bucket", "--dry-run")
 	if want := fmt.Sprintf("to encrypt  %d objects", all); !strings.Contains(out, want) ||
-		!strings.Contains(out, "6 of them in parts") ||
+		!strings.Contains(out, "6 of them multipart") ||
 		!strings.Contains(out, "6 already encrypted") {
 		t.Errorf("the dry run does not say %q:\n%s", want, out)
 	}
@@ -141,7 +141,7 @@ func TestEncrypt(t *testing.T) {
 
 	out = m.command(0, "encrypt", "--config", m.both, "s3://bucket")
 	if want := fmt.Sprintf("encrypted  %d objects", all); !strings.Contains(out, want) ||
-		!strings.Contains(out, "6 of them in parts") ||
+		!strings.Contains(out, "6 of them multipart") ||
 		!strings.Contains(out, "failed     0") ||
 		strings.Contains(out, "WARNING") {
 		t.Errorf("it does not say %q:\n%s", want, out)

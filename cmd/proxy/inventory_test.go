@@ -120,7 +120,7 @@ func (m *move) broken(table string) {
 		}
 	}
 
-	if !strings.Contains(out, "of 3 objects it cannot be said") ||
+	if !strings.Contains(out, "cannot determine the KMS key of 3 objects") ||
 		strings.Count(table, "\n") >= strings.Count(out, "\n") {
 		m.t.Errorf("the table:\n%s", out)
 	}

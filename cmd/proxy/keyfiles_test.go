@@ -152,7 +152,7 @@ func TestKeysCommandLines(t *testing.T) {
 		{[]string{"disable", path, "--version", "2"}, 1, "there is no version 2"},
 		{[]string{"destroy", path}, 2, "--version N is missing"},
 		{[]string{"destroy", path, "--yes"}, 2, "--version N is missing"},
-		{[]string{"destroy", path, "--version", "1"}, 2, "say --yes"},
+		{[]string{"destroy", path, "--version", "1"}, 2, "give --yes"},
 		{[]string{"destroy", path, "--version", "2", "--yes"}, 1, "there is no version 2"},
 		{[]string{"import", path, "--from", path + ".none"}, 1, "no such file"},
 		{[]string{"import", filepath.Join(t.TempDir(), "new"), hex.EncodeToString(importKey[:1])}, 2, "want one FILE"},

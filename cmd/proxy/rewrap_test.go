@@ -460,7 +460,7 @@ func TestRewrap(t *testing.T) {
 
 	dry := m.command(0, "rewrap", "--config", m.both, "s3://bucket", "--to", "new", "--dry-run")
 	if want := fmt.Sprintf("to rewrap  %d objects", all); !strings.Contains(dry, want) ||
-		!strings.Contains(dry, "8 of them in parts") {
+		!strings.Contains(dry, "8 of them multipart") {
 		t.Errorf("the dry run does not say %q:\n%s", want, dry)
 	}
 
@@ -475,7 +475,7 @@ func TestRewrap(t *testing.T) {
 
 	out := m.command(0, "rewrap", "--config", m.both, "s3://bucket", "--to", "new")
 	if want := fmt.Sprintf("rewrapped  %d objects", all-10); !strings.Contains(out, want) || !strings.Contains(out, "10 already under the right key, 12 plaintext, 0 deleted") ||
-		!strings.Contains(out, "8 of them in parts") ||
+		!strings.Contains(out, "8 of them multipart") ||
 		!strings.Contains(out, "method put, with If-Match") ||
 		strings.Contains(out, "WARNING") {
 		t.Errorf("it does not say %q:\n%s", want, out)
@@ -809,7 +809,7 @@ func TestRewrapWithAStoreWithoutConditions(t *testing.T) {
 	config := m.config("hooked.yaml", hooked, "old", "old", "new")
 
 	out := m.command(1, "rewrap", "--config", config, "s3://bucket", "--to", "new")
-	if !strings.Contains(out, "refuses neither") || !maps.Equal(before, m.state()) {
+	if !strings.Contains(out, "honors If-Match neither") || !maps.Equal(before, m.state()) {
 		t.Errorf("it does not refuse:\n%s", out)
 	}
 

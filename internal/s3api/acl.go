@@ -93,7 +93,8 @@ const ownerOnly = "others would read ciphertext from the store, without the prox
 
 // cannedACLs are all canned ACLs of S3.
 var cannedACLs = setOf(
-	"private public-read public-read-write aws-exec-read authenticated-read bucket-owner-read bucket-owner-full-control log-delivery-write",
+	"private public-read public-read-write aws-exec-read authenticated-read " +
+		"bucket-owner-read bucket-owner-full-control log-delivery-write",
 )
 
 // checkCanned refuses a canned ACL that lets in anyone besides the store's

@@ -90,7 +90,8 @@ func (a answer) mismatch(r *http.Request, resp *http.Response) (why string, err 
 		return "no ETag", nil
 	case a == content && resp.ContentLength < 0:
 		return "a body of unknown length", nil
-	case r.Method == http.MethodHead && resp.ContentLength > 0 && a == nothing && strings.HasPrefix(h.Get("Content-Type"), "text/html"):
+	case r.Method == http.MethodHead && resp.ContentLength > 0 && a == nothing &&
+		strings.HasPrefix(h.Get("Content-Type"), "text/html"):
 		return "a page", nil
 	case a == allowed, a == content, r.Method == http.MethodHead:
 		return "", nil
@@ -186,7 +187,9 @@ func rootOf(resp *http.Response) (root string, err error) {
 	defer putBack(resp, &seen)
 	source := &errorReader{src: io.LimitReader(resp.Body, maxProlog)}
 	d := xml.NewDecoder(io.TeeReader(source, &seen))
-	d.CharsetReader = func(_ string, in io.Reader) (io.Reader, error) { return in, nil } // element names are ASCII in all charsets
+
+	// Element names are ASCII in all charsets.
+	d.CharsetReader = func(_ string, in io.Reader) (io.Reader, error) { return in, nil }
 
 	for {
 		token, err := d.RawToken()

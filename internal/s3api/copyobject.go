@@ -99,7 +99,9 @@ func (c *call) checkSelfCopy(q stored.Request) error {
 	if q.Object != c.object() || q.Version != "" || c.replaces("Metadata") {
 		return nil
 	}
-	for _, name := range []string{sseHeader, customerPrefix + "Algorithm", "X-Amz-Storage-Class", "X-Amz-Website-Redirect-Location"} {
+	for _, name := range []string{
+		sseHeader, customerPrefix + "Algorithm", "X-Amz-Storage-Class", "X-Amz-Website-Redirect-Location",
+	} {
 		if c.Header.Get(name) != "" {
 			return nil
 		}

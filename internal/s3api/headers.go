@@ -45,7 +45,8 @@ var metadataHeaders = []string{
 
 // ownHeaders are x-amz- headers that the proxy handles itself.
 var ownHeaders = setOf(
-	sseHeaders + " " + customerHeaders + " " + copyHeaders + " x-amz-checksum-mode x-amz-metadata-directive x-amz-tagging-directive " + sizeCondition,
+	sseHeaders + " " + customerHeaders + " " + copyHeaders + " " + sizeCondition +
+		" x-amz-checksum-mode x-amz-metadata-directive x-amz-tagging-directive",
 )
 
 // conditionHeaders have ETags, which differ between client and store.
@@ -142,7 +143,9 @@ func checkMetadata(h http.Header, envelope map[string]string) error {
 // own key.
 func (c *call) encryption() (keyring.Choice, error) {
 	h, choice := c.Header, keyring.Choice{CustomerKey: c.customerKey, KeyID: c.Header.Get(sseKeyHeader)}
-	const onlyKMS = "Server Side Encryption with AWS KMS managed key requires HTTP header x-amz-server-side-encryption : aws:kms"
+	const onlyKMS = "Server Side Encryption with AWS KMS managed key requires HTTP header " +
+		"x-amz-server-side-encryption : aws:kms"
+
 	switch want := h.Get(sseHeader); {
 	case c.customerKey != nil && (want != "" || choice.KeyID != "" || h.Get(sseContextHeader) != ""):
 		return choice, badRequest(

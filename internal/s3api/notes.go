@@ -4,7 +4,7 @@ const (
 	ofStore     = "concerns the store's identities: the proxy is one of them, its clients are not"
 	byStore     = "done by the store, which sees ciphertext: sizes and ETags are those of the stored objects"
 	annotations = "an annotation is content and would be stored in plaintext"
-	tables      = "the store writes the tables, and clients read them from the store: they show the sizes and ETags of ciphertext"
+	tables      = "the store writes the tables, and they show the sizes and ETags of ciphertext"
 	directory   = "directory buckets are not supported: their requests are signed with session keys"
 	aclNote     = "`private` only, in any form: others would read ciphertext from the store, without the proxy"
 	byRules     = "the proxy's rules choose the key of an object"
@@ -17,7 +17,7 @@ var notes = map[string]string{
 	"ListDirectoryBuckets":   directory,
 	"WriteGetObjectResponse": "an Object Lambda function would get ciphertext",
 	"CreateSession":          directory,
-	"RenameObject":           "an object's envelope is bound to its key, so a renamed object could not be read; copy it instead",
+	"RenameObject":           "an envelope is bound to the object's key, so a renamed object is unreadable; copy it instead",
 	"SelectObjectContent":    "the store would query ciphertext",
 	"GetObjectTorrent":       "the torrent would have ciphertext, and clients would load it from the store",
 	"UpdateObjectEncryption": byRules + "; `cmekproxy rewrap` re-encrypts data keys under another KMS key",
@@ -47,7 +47,7 @@ var notes = map[string]string{
 	"PutBucketAcl":          aclNote,
 	"PutObjectAcl":          aclNote,
 	"GetBucketPolicy":       ofStore,
-	"PutBucketPolicy":       ofStore + "; a policy can lock the proxy out, and can let others store objects that it does not read",
+	"PutBucketPolicy":       ofStore + "; a policy can lock the proxy out, or let others store objects in plaintext",
 	"GetBucketPolicyStatus": ofStore,
 	"GetBucketEncryption":   "returns the key of the proxy's rules",
 	"PutBucketEncryption": "chooses one of the proxy's KMS keys, if `bucket_defaults_file` is configured; " +
@@ -61,7 +61,7 @@ var notes = map[string]string{
 		"`plaintext_objects: allow`",
 	"PutBucketInventoryConfiguration": byStore + "; reports are in plaintext; reading them " +
 		"through the proxy needs `plaintext_objects: allow`",
-	"PutBucketNotificationConfiguration": "events come directly from the store: their sizes and ETags are those of the stored objects",
+	"PutBucketNotificationConfiguration": "events come from the store: their sizes and ETags are those of ciphertext",
 	"PutBucketAnalyticsConfiguration":    byStore,
 	"PutBucketMetricsConfiguration":      byStore,
 	"PutBucketAccelerateConfiguration":   "the accelerated endpoint is the store's; the proxy does not use it",
@@ -71,7 +71,7 @@ var notes = map[string]string{
 	"PutBucketWebsite":      "the store's website endpoint does not use the proxy, and serves ciphertext",
 	"PutObjectRetention":    "`x-amz-bypass-governance-retention` needs admin",
 	"DeleteObject":          "`x-amz-bypass-governance-retention` needs admin",
-	"DeleteObjects":         "each key needs a grant; `x-amz-bypass-governance-retention` needs admin for the whole bucket",
+	"DeleteObjects":         "every key needs a grant; `x-amz-bypass-governance-retention` needs admin for the bucket",
 	"PutObjectLegalHold":    "can remove a hold, so it needs admin",
 	"RestoreObject":         "without SELECT queries",
 	"ListObjects":           "sizes and ETags are the plaintext's",

@@ -179,7 +179,12 @@ func (c *call) originError(r *http.Request, resp *http.Response) *Error {
 		e.Message = messages[e.Code]
 	}
 
-	for _, detail := range [][2]string{{"BucketName", doc.BucketName}, {"Condition", doc.Condition}, {"Method", doc.Method}, {"ResourceType", doc.ResourceType}} {
+	for _, detail := range [][2]string{
+		{"BucketName", doc.BucketName},
+		{"Condition", doc.Condition},
+		{"Method", doc.Method},
+		{"ResourceType", doc.ResourceType},
+	} {
 		if detail[1] != "" {
 			e.Details = append(e.Details, detail)
 		}
@@ -193,7 +198,9 @@ func (c *call) originError(r *http.Request, resp *http.Response) *Error {
 		)
 	}
 
-	for _, name := range []string{"X-Amz-Delete-Marker", "X-Amz-Version-Id", "X-Amz-Bucket-Region", "Allow", "Retry-After"} {
+	for _, name := range []string{
+		"X-Amz-Delete-Marker", "X-Amz-Version-Id", "X-Amz-Bucket-Region", "Allow", "Retry-After",
+	} {
 		if values := resp.Header.Values(name); len(values) > 0 {
 			e.Header[name] = values
 		}

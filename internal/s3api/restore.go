@@ -2,8 +2,8 @@ package s3api
 
 import "encoding/xml"
 
-// restoreObject forwards the wish to have an archived object back, in which S3
-// once took queries on its content.
+// restoreObject forwards RestoreObject. S3's former queries on archived
+// content are refused.
 // https://docs.aws.amazon.com/AmazonS3/latest/API/API_RestoreObject.html
 func (s *Server) restoreObject(c *call) error {
 	body, err := c.readBody()

@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// unacknowledged returns how many bytes the kernel holds that the peer has not
-// acknowledged, or 1 if that cannot be known. See SIOCOUTQ in
+// unacknowledged returns the number of bytes in the kernel that the peer has
+// not acknowledged, or 1 if it is not known. See SIOCOUTQ in
 // https://man7.org/linux/man-pages/man7/tcp.7.html.
 func unacknowledged(conn net.Conn) int {
 	socket, ok := conn.(syscall.Conn)

@@ -10,17 +10,18 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-// maxAttempts bounds how often a reading starts over because the object was
-// overwritten in the middle of it.
+// maxAttempts limits how often a read starts over because the object was
+// overwritten.
 const maxAttempts = 4
 
-// Get begins to read an object.
+// Get starts to read an object.
 func (s *Reader) Get(ctx context.Context, q Request) (*Object, error) {
 	return s.retryIfOverwritten(ctx, q, s.getOnce)
 }
 
-// retryIfOverwritten starts over as long as the object changes, and without
-// the range where that is what S3 does.
+// retryIfOverwritten repeats an attempt if the object has changed. If the
+// range is a suffix of an empty object, it repeats the attempt without the
+// range, as S3 does.
 func (s *Reader) retryIfOverwritten(
 	ctx context.Context,
 	q Request,
@@ -32,7 +33,7 @@ func (s *Reader) retryIfOverwritten(
 		case errors.Is(err, errChanged):
 			s.Cache.forget(q)
 		case errors.As(err, &outside) && outside.Size == 0 && q.Range != nil && q.Range.suffix > 0:
-			q.Range = nil // the last bytes of an empty object are the whole of it
+			q.Range = nil // the last bytes of an empty object are the whole object
 		default:
 			return o, err
 		}
@@ -85,7 +86,7 @@ func (s *Reader) openWhole(ctx context.Context, q Request, resp *http.Response) 
 	}
 }
 
-// openPlaintext passes an object through that was never encrypted.
+// openPlaintext returns an object that was never encrypted.
 func (s *Reader) openPlaintext(q Request, resp *http.Response) (*Object, error) {
 	if err := q.Plaintext(); err != nil {
 		return nil, err
@@ -118,8 +119,8 @@ func (s *Reader) openPlaintext(q Request, resp *http.Response) (*Object, error) 
 			return buffer[:n], nil
 		}
 
-		if err == io.EOF { // bare, as every io.Reader must say it
-			return nil, fmt.Errorf("%w: the body is cut short", ErrStore)
+		if err == io.EOF { // unwrapped, as readers return it
+			return nil, fmt.Errorf("%w: the body is truncated", ErrStore)
 		}
 		return nil, err
 	}
@@ -127,8 +128,7 @@ func (s *Reader) openPlaintext(q Request, resp *http.Response) (*Object, error) 
 	return o, nil
 }
 
-// openSingle reads an object that was put whole, or a range of it, from the
-// answer.
+// openSingle reads a single-PUT object, or a range of it, from an answer.
 func (s *Reader) openSingle(
 	ctx context.Context,
 	q Request,
@@ -164,9 +164,11 @@ func (s *Reader) openSingle(
 	if err != nil {
 		return nil, err
 	}
-	if _, err := io.CopyN(io.Discard, resp.Body, skip); err == io.EOF { //nolint:errorlint // bare: the answer is whole, and too short
+	_, err = io.CopyN(io.Discard, resp.Body, skip)
+	if err == io.EOF { //nolint:errorlint // unwrapped: the answer is complete, but too short
 		return nil, fmt.Errorf("%w: %w", ErrIntegrity, crypt.ErrTruncated)
-	} else if err != nil {
+	}
+	if err != nil {
 		return nil, err
 	}
 
@@ -178,9 +180,10 @@ func (s *Reader) openSingle(
 	return o, nil
 }
 
-// readLimit is how much of an answer is looked at: of one to a range no more
-// than the window, as more was asked for; of a whole one all, so that what
-// follows the last segment is found.
+// readLimit returns how many bytes of an answer are used. An answer to a
+// range may have more than the window, because more was requested. From an
+// answer without a range, all bytes are read, to detect bytes after the last
+// segment.
 func (o *Object) readLimit(resp *http.Response, w crypt.Window) int64 {
 	if o.Partial {
 		return w.End - w.Start
@@ -188,15 +191,15 @@ func (o *Object) readLimit(resp *http.Response, w crypt.Window) int64 {
 	return resp.ContentLength
 }
 
-// locate compares what the store says of its body with the envelope's size,
-// and both with the range. The store sends skip bytes ahead of the window.
+// locate checks the size of the store's answer against the envelope's size
+// and the range. The store sends skip bytes before the window.
 func (o *Object) locate(resp *http.Response, wanted *Range) (w crypt.Window, skip int64, err error) {
 	start, total := int64(0), resp.ContentLength
 	if resp.StatusCode == http.StatusPartialContent {
 		var ok bool
 		if start, total, ok = parseContentRange(resp.Header.Get("Content-Range")); !ok || wanted == nil {
 			return w, 0, fmt.Errorf(
-				"%w: Content-Range %q was not asked for",
+				"%w: unexpected Content-Range %q",
 				ErrStore,
 				resp.Header.Get("Content-Range"),
 			)
@@ -207,7 +210,7 @@ func (o *Object) locate(resp *http.Response, wanted *Range) (w crypt.Window, ski
 		return w, 0, fmt.Errorf("%w: %d stored bytes for a plaintext of %d", ErrIntegrity, total, o.Size)
 	}
 	if resp.StatusCode != http.StatusPartialContent {
-		o.Length = o.Size // no range, or the store found If-Range not to hold
+		o.Length = o.Size // no range, or If-Range did not match
 		return crypt.Whole(o.Size), 0, nil
 	}
 

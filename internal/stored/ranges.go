@@ -12,10 +12,10 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-// getRange reads a range. If nothing is known of the object, the first request
-// finds out what it is: of one that was put whole it brings what is wanted.
-// Bytes that only a large object can have are more likely in one that has
-// parts, and then the request is for the header of the first part.
+// getRange reads a range. If the object is not in the cache, the first
+// request is meant for a single-PUT object. If the range starts where the
+// first part could have ended, the object is more likely a multipart object,
+// and the first request reads the header of the first part.
 func (s *Reader) getRange(ctx context.Context, q Request) (*Object, error) {
 	k := s.Cache.lookup(q)
 	if k != nil && k.kind == multipart && k.parts > 0 {
@@ -43,7 +43,7 @@ func (s *Reader) getRange(ctx context.Context, q Request) (*Object, error) {
 		q.Header.Get("If-Range") == "" {
 		return nil, s.emptyObjectError(ctx, q, resp)
 	}
-	if resp.StatusCode != http.StatusPartialContent { // 304, or the store found If-Range not to hold
+	if resp.StatusCode != http.StatusPartialContent { // 304, or If-Range did not match
 		return s.readWhole(ctx, q, resp)
 	}
 
@@ -54,8 +54,8 @@ func (s *Reader) getRange(ctx context.Context, q Request) (*Object, error) {
 	return o, err
 }
 
-// outsideError answers a range that seems to lie behind the object, with the
-// object's size.
+// outsideError returns the error for a range that seems to be after the end
+// of the object.
 func (s *Reader) outsideError(ctx context.Context, q Request) error {
 	wanted := q.Range
 	q.Range = nil
@@ -66,15 +66,14 @@ func (s *Reader) outsideError(ctx context.Context, q Request) error {
 	if _, _, ok := wanted.Of(o.Size); ok {
 		return errChanged
 	}
-	if err := s.verifySize(ctx, q, o); err != nil { // the store is not believed when it says that there is nothing to read
+	if err := s.verifySize(ctx, q, o); err != nil { // the store's word that there is nothing to read is not enough
 		return err
 	}
 	return &RangeError{o.Size}
 }
 
-// emptyObjectError answers a range of an object that is empty, if that is
-// true. Stores take the last bytes of nothing for the whole of it, also where
-// none is wanted.
+// emptyObjectError returns the error for a range of an object that the store
+// says is empty. Some stores return an empty object for the last 0 bytes.
 func (s *Reader) emptyObjectError(ctx context.Context, q Request, resp *http.Response) error {
 	o, err := s.readWhole(ctx, q, resp)
 	if err != nil {
@@ -87,8 +86,8 @@ func (s *Reader) emptyObjectError(ctx context.Context, q Request, resp *http.Res
 	return &RangeError{0}
 }
 
-// continueRange reads a range from the first answer, or asks again in the
-// terms of what the object has turned out to be.
+// continueRange reads a range from the first answer. If that answer does not
+// fit the kind of object, it sends a second request.
 func (s *Reader) continueRange(ctx context.Context, q Request, resp *http.Response, probe bool) (*Object, error) {
 	f, err := rangeFacts(resp)
 	if err != nil {
@@ -159,12 +158,11 @@ func rangeFacts(resp *http.Response) (facts, error) {
 }
 
 // openRange reads a range of a multipart object. have is what the first
-// request has already brought.
+// request has returned.
 //
-// If the layout is not known yet, it is guessed from the first part; then the
-// end of the object, the header of the part and the bytes themselves are asked
-// for at once. All must have come, and have verified, before a byte is handed
-// out.
+// If the layout is not known, it is guessed from the first part. Then the
+// end of the object, the part header and the content are requested at the
+// same time. All of them must be verified before any byte is returned.
 func (s *Reader) openRange(ctx context.Context, q Request, k *known, have chunk) (*Object, error) {
 	if k.layout != nil {
 		return s.openStretch(ctx, q, k, have)
@@ -181,15 +179,17 @@ func (s *Reader) openRange(ctx context.Context, q Request, k *known, have chunk)
 	if err != nil {
 		return nil, err
 	}
-	var confirmed *known
 
+	var confirmed *known
 	confirm := func() (err error) {
 		confirmed, err = s.confirmGuess(ctx, q, g, have)
 		return err
 	}
 	end := startTask(confirm)
 
-	if g.isInLastPart(q.Range) { // the header of the last part is wanted for the bytes themselves, and once is enough
+	// The content needs the same part header, so wait for it instead of
+	// requesting it twice.
+	if g.isInLastPart(q.Range) {
 		end = finishedTask(end.wait())
 	}
 	o, err := s.openStretch(ctx, q, g.known, have)
@@ -210,7 +210,7 @@ func (s *Reader) openRange(ctx context.Context, q Request, k *known, have chunk)
 
 	s.Cache.put(q, confirmed)
 	if !slices.Equal(confirmed.layout, g.layout) ||
-		err != nil && confirmed.verified { // the record has set the guess right
+		err != nil && confirmed.verified { // the record has corrected the guess
 		if o != nil {
 			o.Close()
 		}
@@ -230,9 +230,9 @@ func (g guessedLayout) isInLastPart(r *Range) bool {
 	return ok && found && at.Stored == g.end
 }
 
-// openStretch reads a range of an object with the layout of k. If that was
-// guessed and turns out to be wrong, it is found out by walking along the
-// parts.
+// openStretch reads a range of an object with the layout of k. If a guessed
+// layout turns out to be wrong, it reads the part headers one after the
+// other.
 func (s *Reader) openStretch(ctx context.Context, q Request, k *known, have chunk) (*Object, error) {
 	offset, length, ok := q.Range.Of(k.layout.Size())
 	if !ok {
@@ -258,21 +258,22 @@ func (s *Reader) openStretch(ctx context.Context, q Request, k *known, have chun
 	return o, nil
 }
 
-// mayBeWrongGuess reports whether an error may come from a layout that was
-// guessed.
+// mayBeWrongGuess reports whether an error may come from a wrong guess of
+// the layout.
 func (k *known) mayBeWrongGuess(err error) bool {
 	return !k.verified &&
-		(errors.Is(err, crypt.ErrAuth) || errors.Is(err, crypt.ErrEnvelope) || errors.Is(err, crypt.ErrVersion) || errors.Is(err, crypt.ErrSize))
+		(errors.Is(err, crypt.ErrAuth) || errors.Is(err, crypt.ErrEnvelope) ||
+			errors.Is(err, crypt.ErrVersion) || errors.Is(err, crypt.ErrSize))
 }
 
-// recoverFromWrongGuess has the object go on by itself, where a guessed layout
-// turns out to be wrong behind the first part.
+// recoverFromWrongGuess makes the object continue with the correct layout if
+// the guess turns out to be wrong after the first part.
 func (s *Reader) recoverFromWrongGuess(ctx context.Context, q Request, o *Object, k *known) {
 	var done int64
 	next := o.nextText
 	o.nextText = func() ([]byte, error) {
 		text, err := next()
-		if err != nil && err != io.EOF && k.mayBeWrongGuess(err) { //nolint:errorlint // bare: Next says so
+		if err != nil && err != io.EOF && k.mayBeWrongGuess(err) { //nolint:errorlint // Next returns io.EOF unwrapped
 			if k, err = s.walkParts(ctx, q, k); err != nil {
 				return nil, err
 			}
@@ -293,8 +294,8 @@ func (s *Reader) recoverFromWrongGuess(ctx context.Context, q Request, o *Object
 	}
 }
 
-// stretch asks for the stored bytes of a range and, at the same time, for the
-// header of the part in which it begins.
+// stretch requests the stored bytes of a range and, at the same time, the
+// header of the part in which the range begins.
 func (s *Reader) stretch(ctx context.Context, q Request, k *known, have chunk, offset, length int64) (*Object, error) {
 	first, _ := k.layout.Find(offset)
 	last, ok := k.layout.Find(offset + length - 1)
@@ -311,11 +312,11 @@ func (s *Reader) stretch(ctx context.Context, q Request, k *known, have chunk, o
 		to = k.size
 	}
 
-	if from >= to { // the layout and the size do not go together
+	if from >= to { // the layout and the size contradict each other
 		return nil, fmt.Errorf("%w: stored bytes %d to %d of %d", crypt.ErrSize, from, to, k.size)
 	}
-	var part *crypt.Part
 
+	var part *crypt.Part
 	header := startTask(func() (err error) {
 		part, err = s.partAtPlace(ctx, q, k, have, first)
 		return err
@@ -343,8 +344,8 @@ func (s *Reader) stretch(ctx context.Context, q Request, k *known, have chunk, o
 	return o, nil
 }
 
-// storedStretch returns the stored offsets that a stretch needs, from a part
-// to the same or a later one.
+// storedStretch returns the stored offsets of a range that begins in one
+// part and ends in the same or a later one.
 func storedStretch(first, last crypt.Place, offset, length int64) (from, to int64, err error) {
 	begin, end := crypt.Part{Size: first.Size}, crypt.Part{Size: last.Size}
 	head, err := begin.Cover(offset-first.Offset, 1)
@@ -358,8 +359,8 @@ func storedStretch(first, last crypt.Place, offset, length int64) (from, to int6
 	return first.Stored + crypt.PartHeaderSize + head.Start, last.Stored + crypt.PartHeaderSize + tail.End, nil
 }
 
-// stretchBody returns the stored bytes from what there is already, or from the
-// store.
+// stretchBody returns stored bytes, from have if it has them, or else from
+// the store.
 func (s *Reader) stretchBody(
 	ctx context.Context,
 	q Request,
@@ -383,7 +384,9 @@ func (s *Reader) stretchBody(
 	if resp.StatusCode != http.StatusPartialContent || !ok || total != k.size || start != from ||
 		resp.Header.Get("Etag") != k.etag {
 		_ = resp.Body.Close()
-		return nil, errChanged // or a 304, or an If-Range that does not hold: a request that supposes nothing will tell
+		// It may also be a 304, or an If-Range that does not match. The
+		// retry finds out.
+		return nil, errChanged
 	}
 	return resp, nil
 }

@@ -8,12 +8,13 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-// errUneven says that the parts are not all of one length, as was supposed.
+// errUneven means that the parts do not all have the same length, as the
+// guess assumed.
 var errUneven = errors.New("parts of several lengths")
 
-// findLayout finds out the layout of a multipart object: from the first part
-// and the last one if all but the last have one length, from the record if
-// there is one, else from one part after the other.
+// findLayout returns the layout of a multipart object. If all parts but the
+// last have the same length, it needs the first and the last part. Otherwise
+// it needs the record, or without a record the headers of all parts.
 func (s *Reader) findLayout(ctx context.Context, q Request, k *known) (*known, error) {
 	if k.layout != nil {
 		return k, nil
@@ -35,8 +36,8 @@ func (s *Reader) findLayout(ctx context.Context, q Request, k *known) (*known, e
 	return found, nil
 }
 
-// findLayoutWithPart is findLayout, and makes sure that the part that the
-// request names is where the layout has it.
+// findLayoutWithPart is findLayout, and verifies that the part that the
+// request names is where the layout says.
 func (s *Reader) findLayoutWithPart(ctx context.Context, q Request, k *known) (*known, error) {
 	k, err := s.findLayout(ctx, q, k)
 	if err != nil || k.verified || q.Part == 0 {
@@ -50,7 +51,7 @@ func (s *Reader) findLayoutWithPart(ctx context.Context, q Request, k *known) (*
 	return s.walkParts(ctx, q, k)
 }
 
-// checkPlace looks at the header of the part at a place of the layout.
+// checkPlace checks the header of the part at a place of the layout.
 func (s *Reader) checkPlace(ctx context.Context, q Request, k *known, at crypt.Place) error {
 	part, err := s.partAtPlace(ctx, q, k, chunk{}, at)
 	if err != nil {
@@ -71,10 +72,11 @@ func (s *Reader) checkPlace(ctx context.Context, q Request, k *known, at crypt.P
 	return nil
 }
 
-// maxHeaderRequests is how many headers are asked for at a time.
+// maxHeaderRequests is the number of concurrent requests for part headers.
 const maxHeaderRequests = 16
 
-// verifyParts looks at every part that is not in a record.
+// verifyParts verifies the header of each part, unless a record has verified
+// them.
 func (s *Reader) verifyParts(ctx context.Context, q Request, k *known) (*known, error) {
 	if k.verified || k.kind != multipart {
 		return k, nil
@@ -111,15 +113,16 @@ func (s *Reader) verifyParts(ctx context.Context, q Request, k *known) (*known, 
 	return &out, nil
 }
 
-// guessedLayout is a layout of parts of one length, which has still to be
-// confirmed at its end.
+// guessedLayout is a layout with parts of the same length. The end must
+// still confirm it.
 type guessedLayout struct {
 	*known
 	end    int64 // stored offset of the last part
-	length int64 // what it takes to verify the last part
+	length int64 // number of stored bytes that verify the last part
 }
 
-// guessLayout supposes that all parts but the last are as long as the first.
+// guessLayout assumes that all parts except the last are as long as the
+// first.
 func (s *Reader) guessLayout(ctx context.Context, q Request, k *known, have chunk) (guessedLayout, error) {
 	first, err := s.partAt(ctx, q, k, have, 0, crypt.PartPrefixSize)
 	if err != nil {
@@ -137,7 +140,7 @@ func (s *Reader) guessLayout(ctx context.Context, q Request, k *known, have chun
 	switch {
 	case k.parts < 1, first.Number != 1, rest < 0, rest > first.Size, k.parts > 1 && first.Size == 0:
 		return guessedLayout{}, errUneven
-	case rest == 0 && k.parts > 1: // appended, or an empty one of the client's
+	case rest == 0 && k.parts > 1: // appended, or an empty part from the client
 		g.layout = crypt.Layout{{Number: 1, Count: k.parts - 1, Size: first.Size}}
 		g.end, g.length = k.size-crypt.PartOverhead, crypt.PartOverhead
 	default:
@@ -151,8 +154,8 @@ func (s *Reader) guessLayout(ctx context.Context, q Request, k *known, have chun
 	return g, nil
 }
 
-// confirmGuess looks at the last part. errUneven: there is none where the
-// guess has it.
+// confirmGuess checks the last part. It returns errUneven if there is no
+// part where the guess expects it.
 func (s *Reader) confirmGuess(ctx context.Context, q Request, g guessedLayout, have chunk) (*known, error) {
 	last, err := s.partAt(ctx, q, g.known, have, g.end, g.length)
 	if errors.Is(err, crypt.ErrEnvelope) || errors.Is(err, crypt.ErrVersion) {
@@ -184,8 +187,8 @@ func (s *Reader) confirmGuess(ctx context.Context, q Request, g guessedLayout, h
 	return &out, nil
 }
 
-// withRecord takes the layout from the record, which knows best. errUneven:
-// the record does not hold it.
+// withRecord takes the layout from the record, which is authoritative. It
+// returns errUneven if the record does not have the layout.
 func (k known) withRecord(part *crypt.Part) (*known, error) {
 	record, err := crypt.ParseRecord(part.Record)
 	if err != nil {
@@ -199,15 +202,15 @@ func (k known) withRecord(part *crypt.Part) (*known, error) {
 		return nil, errUneven
 	}
 	if stored := k.layout.Size() + int64(k.layout.Parts()+1)*crypt.PartOverhead; stored != k.size {
-		return nil, fmt.Errorf("%w: %d stored bytes, where the record's parts have %d", ErrIntegrity, k.size, stored)
+		return nil, fmt.Errorf("%w: %d stored bytes, but the parts of the record have %d", ErrIntegrity, k.size, stored)
 	}
 	k.record, k.recordPart, k.upload, k.verified = record, part, part.Upload, true
 
 	return &k, nil
 }
 
-// walkParts reads the record at the end or, where there is none that helps,
-// the header of each part after the other.
+// walkParts finds the layout in the record at the end. Without a usable
+// record, it reads the headers of all parts in order.
 func (s *Reader) walkParts(ctx context.Context, q Request, k *known) (*known, error) {
 	out := known{facts: k.facts}
 	last, err := s.partAt(ctx, q, k, chunk{}, k.size-crypt.PartOverhead, crypt.PartOverhead)
@@ -227,7 +230,7 @@ func (s *Reader) walkParts(ctx context.Context, q Request, k *known) (*known, er
 	for at := int64(0); at < k.size; {
 		length := int64(crypt.PartPrefixSize)
 		if at+crypt.PartOverhead == k.size {
-			length = crypt.PartOverhead // an empty part, which may have a record
+			length = crypt.PartOverhead // an empty part may have a record
 		}
 
 		part, err := s.partAt(ctx, q, k, chunk{}, at, length)
@@ -241,7 +244,7 @@ func (s *Reader) walkParts(ctx context.Context, q Request, k *known) (*known, er
 		at += part.Size + crypt.PartOverhead
 		if at > k.size {
 			return nil, fmt.Errorf(
-				"%w: part %d ends behind the end of the object's %d bytes",
+				"%w: part %d ends after the object's %d bytes",
 				ErrIntegrity,
 				part.Number,
 				k.size,
@@ -268,7 +271,8 @@ func (s *Reader) walkParts(ctx context.Context, q Request, k *known) (*known, er
 	return &out, nil
 }
 
-// addPart adds a part to the layout, as the whole object would be read.
+// addPart adds a part to the layout, with the checks of reading the whole
+// object.
 func (k *known) addPart(part *crypt.Part) error {
 	if k.layout == nil {
 		k.upload = part.Upload
@@ -287,7 +291,7 @@ func (k *known) addPart(part *crypt.Part) error {
 		return err
 	}
 	if !record.Matches(k.layout) {
-		return fmt.Errorf("%w: the parts are not those of the record", ErrIntegrity)
+		return fmt.Errorf("%w: the parts do not match the record", ErrIntegrity)
 	}
 
 	k.record, k.recordPart = record, part
@@ -317,8 +321,8 @@ func (s *Reader) partAtPlace(
 	return part, nil
 }
 
-// partAt reads and verifies the header of the part at a stored offset, with
-// its record if length covers it.
+// partAt returns the verified header of the part at a stored offset. It
+// includes the record if length covers it.
 func (s *Reader) partAt(ctx context.Context, q Request, k *known, have chunk, at, length int64) (*crypt.Part, error) {
 	id := partID{cacheID(q), k.etag, at}
 	if p, ok := s.Cache.parts.Get(id); ok && (!p.HasRecord() || p.Record != nil) {
@@ -354,7 +358,7 @@ func (s *Reader) partAt(ctx context.Context, q Request, k *known, have chunk, at
 	return part, nil
 }
 
-// task is something that runs beside the rest.
+// task is a function that runs in another goroutine.
 type task struct{ done chan error }
 
 func startTask(run func() error) task {
@@ -362,7 +366,9 @@ func startTask(run func() error) task {
 	go func() {
 		err := errors.New("panic")
 		defer func() {
-			if p := recover(); p != nil { // it must not end the process, as it would not in the request's own goroutine
+			// Outside the request's own goroutine, a panic would end the
+			// process.
+			if p := recover(); p != nil {
 				err = fmt.Errorf("panic: %v", p)
 			}
 			t.done <- err
@@ -372,7 +378,7 @@ func startTask(run func() error) task {
 	return t
 }
 
-// finishedTask is a task that has ended.
+// finishedTask returns a task that has ended.
 func finishedTask(err error) task {
 	t := task{make(chan error, 1)}
 	t.done <- err
