@@ -151,11 +151,11 @@ func (s *server) servePurge(w http.ResponseWriter, r *http.Request) {
 // purge forgets the data keys of one key, or all, and says so in the audit
 // log. It only takes away, so that it is done even if it cannot be written
 // down. by is what asked for it, and remote its address, if it has one.
-func (s *server) purge(
+func (s *server) purge( //nolint:revive // one distinguishes key "" from all keys
 	key string,
 	one bool,
 	by, remote string,
-) (n int, err error) { //nolint:revive // one tells "" from no name
+) (n int, err error) {
 	if one {
 		n, err = s.keys.Purge(key)
 	} else {

@@ -393,7 +393,7 @@ func TestEncryptKilledAndResumed(t *testing.T) {
 
 	if out := m.command(1, "rewrap", "--config", m.both, "s3://bucket", "--state", file); !strings.Contains(
 		out,
-		"is of another run",
+		"belongs to another run",
 	) {
 		t.Errorf("the state of another command:\n%s", out)
 	}
@@ -536,7 +536,7 @@ func TestEncryptOnlyListed(t *testing.T) {
 
 			if out := m.command(1, "encrypt", "--config", m.both, "s3://bucket", "--state", state); !strings.Contains(
 				out,
-				"of another run",
+				"belongs to another run",
 			) {
 				t.Errorf("the same state without the list: %s", out)
 			}

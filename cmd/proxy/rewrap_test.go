@@ -903,7 +903,7 @@ func TestRewrapKilledAndResumed(t *testing.T) {
 	config := m.config("resumed.yaml", hooked, "old", "old", "new")
 	if out := m.command(1, "rewrap", "--config", config, "s3://bucket/k", "--to", "new", "--state", file); !strings.Contains(
 		out,
-		"is of another run",
+		"belongs to another run",
 	) {
 		t.Errorf("the state of another run:\n%s", out)
 	}

@@ -16,7 +16,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// put writes an object whole.
+// put writes a single-PUT object.
 func (e *Encrypter) put(ctx context.Context, w *written, before **written) error {
 	if !e.cfg.Abilities.PutIfMatch && !e.cfg.Unconditional {
 		return fmt.Errorf("PutObject: %w", ErrUnconditional)
@@ -45,7 +45,7 @@ func (e *Encrypter) put(ctx context.Context, w *written, before **written) error
 	if err != nil {
 		return err
 	}
-	defer func() { _ = sealer.Close() }() // it only gives a buffer back
+	defer func() { _ = sealer.Close() }() // it only returns a buffer
 	w.header = sealer.Header()
 
 	header, err := e.envelope(ctx, w, key)
@@ -66,7 +66,7 @@ func (e *Encrypter) put(ctx context.Context, w *written, before **written) error
 	payload := &inplace.Payload{Body: checked, Length: crypt.StoredSize(w.size)}
 
 	if crypt.IsMarker(w.obj, w.size) {
-		if _, err := io.Copy(io.Discard, checked); err != nil { // that it is empty is verified all the same
+		if _, err := io.Copy(io.Discard, checked); err != nil { // verifies that it is empty
 			return err
 		}
 		payload = nil
@@ -80,13 +80,14 @@ func (e *Encrypter) put(ctx context.Context, w *written, before **written) error
 	}
 
 	if checked.Err != nil {
-		return checked.Err // and why the store was left with half a body
+		// The error of the request to the store is only its result.
+		return checked.Err
 	}
 	return err
 }
 
-// envelope returns the header with an envelope that verifies, and with what
-// the object had.
+// envelope returns headers with a verified envelope and the object's
+// metadata.
 func (e *Encrypter) envelope(ctx context.Context, w *written, key *inplace.Key) (http.Header, error) {
 	sum, err := crypt.SealChecksums(w.sums.digests(), key.DEK(), e.cfg.Random)
 	if err != nil {
@@ -122,20 +123,20 @@ func (e *Encrypter) carried(ctx context.Context, w *written, metadata map[string
 	return header, e.store.CarryTags(ctx, w.obj, header)
 }
 
-// atTheEnd is called when all has been read, and before the last of it is
-// written.
-func (e *Encrypter) atTheEnd(
+// atTheEnd is called after all bytes were read, and before the last of them
+// is sent.
+func (e *Encrypter) atTheEnd( //nolint:revive // conditional describes the store
 	ctx context.Context,
 	w *written,
 	conditional bool,
-) error { //nolint:revive // what the store can do, and no mode of this
+) error {
 	if err := w.sums.check(); err != nil || conditional {
 		return err
 	}
 	return e.store.Unchanged(ctx, w.obj, w.stored)
 }
 
-// upload writes an object in parts.
+// upload writes a multipart object.
 func (e *Encrypter) upload(ctx context.Context, w *written, before **written) error {
 	if !e.cfg.Abilities.CompleteIfMatch && !e.cfg.Unconditional {
 		return fmt.Errorf("CompleteMultipartUpload: %w", ErrUnconditional)
@@ -198,7 +199,9 @@ func (e *Encrypter) sendParts(ctx context.Context, w *written, key *inplace.Key)
 
 	last, _ := w.layout.At(n - 1)
 	if crypt.IsFinal(last.Number, last.Size) || e.cfg.OpenEnd && last.Size != first.Size {
-		return nil // the end shows, or cannot: a part behind this one would be refused
+		// The end is recognizable, or the store would refuse another part
+		// after this one.
+		return nil
 	}
 	return w.up.End(ctx, w.layout, w.checksum(), key, e.cfg.Random)
 }
@@ -214,15 +217,17 @@ func (e *Encrypter) sendPart(ctx context.Context, w *written, key *inplace.Key, 
 	return w.up.Seal(ctx, part, text, key, e.cfg.Random, text.seen)
 }
 
-// readBack reads what is stored now, by the key as the KMS unwraps it, and
-// compares it with what was there.
+// readBack reads the stored object with the key as the KMS unwraps it, and
+// compares it with the original.
 func (e *Encrypter) readBack(ctx context.Context, w *written, etag string) error {
 	o, err := e.reader.Get(ctx, onlyIf(w.obj, etag))
 	switch stored.StatusOf(err) {
 	case http.StatusNotFound:
-		return nil // deleted since
+		return nil // deleted in the meantime
 	case http.StatusPreconditionFailed:
-		return inplace.ErrChanged // overwritten since: what is there now is looked at in its turn
+		// Overwritten in the meantime: the next attempt handles the new
+		// object.
+		return inplace.ErrChanged
 	}
 
 	if err == nil {
@@ -230,7 +235,7 @@ func (e *Encrypter) readBack(ctx context.Context, w *written, etag string) error
 		_, err = io.Copy(sum, o.Reader(ctx))
 		o.Close()
 		if err == nil && !bytes.Equal(sum.Sum(nil), w.sums.whole.Sum(nil)) {
-			err = errors.New("other bytes come back")
+			err = errors.New("the stored object has other bytes")
 		}
 
 		if err == nil {
@@ -239,13 +244,13 @@ func (e *Encrypter) readBack(ctx context.Context, w *written, etag string) error
 	}
 
 	if damaged(err) {
-		return fmt.Errorf("%w: it was encrypted, and read back: %w", ErrLost, err)
+		return fmt.Errorf("%w: after encryption, reading it back: %w", ErrLost, err)
 	}
-	return fmt.Errorf("it was encrypted, and could not be read back: %w", err)
+	return fmt.Errorf("it was encrypted, but could not be read back: %w", err)
 }
 
-// damaged reports whether an error says that the bytes are not what they were.
-// A store or a KMS that does not answer says nothing of that.
+// damaged reports whether an error means that the bytes have changed. An
+// unreachable store or KMS does not mean that.
 func damaged(err error) bool {
 	if errors.Is(err, inplace.ErrChanged) || errors.Is(err, inplace.ErrUnanswered) ||
 		errors.Is(err, stored.ErrOverwritten) ||
@@ -255,8 +260,8 @@ func damaged(err error) bool {
 	return !keyFailed(err) && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded)
 }
 
-// keyFailed reports whether it was a key that could not be had, and not the
-// object.
+// keyFailed reports whether the key could not be used, through no fault of
+// the object.
 func keyFailed(err error) bool {
 	var failure *kms.Error
 	return errors.As(err, &failure) && failure.Kind != kms.InvalidCiphertext

@@ -14,9 +14,9 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// moveParts reads a multipart object and uploads it anew, with parts of the
-// same numbers and lengths, and the one at the end that the proxy had
-// appended, if it had: sizes in listings and part numbers stay. It returns the
+// moveParts reads a multipart object and uploads it again. The parts keep
+// their numbers and lengths, and an appended final part is appended again.
+// So part numbers and the sizes in listings do not change. It returns the
 // parts.
 func (m *Mover) moveParts(ctx context.Context, obj crypt.Object, seen *stored.Seen) (crypt.Layout, error) {
 	src, err := m.survey(ctx, obj, seen)
@@ -60,8 +60,8 @@ func (m *Mover) moveParts(ctx context.Context, obj crypt.Object, seen *stored.Se
 	return src.layout, m.confirmParts(ctx, obj, src, up)
 }
 
-// contextOf is what the client has added to the encryption context of an
-// upload. The first part says it as all others do.
+// contextOf returns what the client has added to the encryption context of
+// an upload. All parts have the same, so it reads the first.
 func (m *Mover) contextOf(ctx context.Context, obj crypt.Object, seen *stored.Seen) (map[string]string, error) {
 	for part, err := range m.reader.PartHeaders(ctx, onlyIf(obj, seen.ETag), seen) {
 		if err != nil {
@@ -73,17 +73,17 @@ func (m *Mover) contextOf(ctx context.Context, obj crypt.Object, seen *stored.Se
 	return nil, inplace.ErrChanged
 }
 
-// source is a multipart object that is to be uploaded anew.
+// source is a multipart object that is to be uploaded again.
 type source struct {
-	request  stored.Request // fails if the object is another one
+	request  stored.Request // fails if the object has changed
 	seen     *stored.Seen
 	layout   crypt.Layout
-	appended bool // the object ends with a part that is in no layout
+	appended bool // the object has an appended final part, which is not in the layout
 	checksum stored.Checksum
 }
 
-// survey finds out the parts of an object, each of which verifies or is in the
-// record.
+// survey reads the parts of an object. Each part is verified by its header
+// or by the record.
 func (m *Mover) survey(ctx context.Context, obj crypt.Object, seen *stored.Seen) (*source, error) {
 	s := &source{request: onlyIf(obj, seen.ETag), seen: seen}
 	head, err := m.reader.Head(ctx, s.request)
@@ -125,9 +125,9 @@ func (m *Mover) reupload(
 		}
 	}
 
-	// The object's end is verified behind its last byte.
-	if n, err := io.ReadFull(text, make([]byte, 1)); n > 0 || err != io.EOF { // bare: Reader says so
-		return errors.Join(fmt.Errorf("%w: it does not end with its last part", stored.ErrIntegrity), err)
+	// The end of the object is verified after its last byte.
+	if n, err := io.ReadFull(text, make([]byte, 1)); n > 0 || err != io.EOF { // Reader returns io.EOF unwrapped
+		return errors.Join(fmt.Errorf("%w: it does not end after its last part", stored.ErrIntegrity), err)
 	}
 
 	if src.appended {
@@ -145,20 +145,22 @@ func (m *Mover) reupload(
 	return up.Complete(ctx, src.seen.ETag)
 }
 
-// confirmParts reads what is stored now through the new key: the record, or
-// else the header of each part.
+// confirmParts reads the new object through the new key: the record, or else
+// the header of each part.
 func (m *Mover) confirmParts(ctx context.Context, obj crypt.Object, src *source, up *inplace.Upload) error {
 	q := request(obj)
 	seen, err := m.check.Look(ctx, q)
 	if stored.StatusOf(err) == http.StatusNotFound {
-		return nil // deleted since
+		return nil // deleted in the meantime
 	}
 	if err != nil {
-		return fmt.Errorf("it was moved, and could not be looked at after: %w", err)
+		return fmt.Errorf("it was moved, but could not be checked afterwards: %w", err)
 	}
 
 	if seen.ETag != up.ETag {
-		return inplace.ErrChanged // overwritten since: what is there now is looked at in its turn
+		// Overwritten in the meantime: the next attempt handles the new
+		// object.
+		return inplace.ErrChanged
 	}
 	var layout crypt.Layout
 
@@ -169,9 +171,9 @@ func (m *Mover) confirmParts(ctx context.Context, obj crypt.Object, src *source,
 
 	switch {
 	case err != nil:
-		return fmt.Errorf("it was moved, and does not verify after: %w", err)
+		return fmt.Errorf("it was moved, but fails verification afterwards: %w", err)
 	case !slices.Equal(layout, src.layout):
-		return fmt.Errorf("%w: it was moved, and has other parts than before", stored.ErrIntegrity)
+		return fmt.Errorf("%w: it was moved, but has other parts than before", stored.ErrIntegrity)
 	}
 	return nil
 }

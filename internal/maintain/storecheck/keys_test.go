@@ -62,7 +62,7 @@ func TestProbeOfKeys(t *testing.T) {
 		configured, want, fail string
 	}{
 		"as they are":                  {func(k string) (string, bool) { return k, true }, "", "origin.keys could be literal", ""},
-		"as they are, and known":       {func(k string) (string, bool) { return k, true }, "literal", "taken as they are", ""},
+		"as they are, and known":       {func(k string) (string, bool) { return k, true }, "literal", "taken literally", ""},
 		"as they are, said to be path": {func(k string) (string, bool) { return k, true }, "path", "origin.keys could be literal", ""},
 		"as paths":                     {func(k string) (string, bool) { return path.Clean(k), true }, "", "set origin.keys to path", ""},
 		"as paths, said to be literal": {func(k string) (string, bool) { return path.Clean(k), true }, "literal", "", "set origin.keys to path"},
