@@ -107,7 +107,7 @@ func TestTwinsAreToldOf(t *testing.T) {
 	again := k.Key
 	again.Name, again.KeyID = "again", k.old
 	_, logs := buildRing(t, k.Key, again)
-	if n := logs.FilterMessageSnippet("two names for one KMS key").Len(); n != 1 {
+	if n := logs.FilterMessageSnippet("two configured keys are the same KMS key").Len(); n != 1 {
 		t.Errorf("%d warnings, want 1: %v", n, logs.All())
 	}
 }
@@ -170,7 +170,7 @@ func TestCheckTellsOfAliases(t *testing.T) {
 		{"an alias by its ARN", func(c *config.Key) { c.KeyID = k.old[:strings.Index(k.old, "key/")] + "alias/app" }, "in also_known_as", ""},
 		{"an alias alone", func(*config.Key) {}, "put " + k.old + " in also_known_as", ""},
 		{"an alias and both keys", func(c *config.Key) { c.AlsoKnownAs = []string{k.old, k.next} }, k.old, ""},
-		{"an alias at an unknown key", func(c *config.Key) { c.AlsoKnownAs = []string{k.next} }, "", "which also_known_as does not have"},
+		{"an alias at an unknown key", func(c *config.Key) { c.AlsoKnownAs = []string{k.next} }, "", "which is not in also_known_as"},
 		{"a key that is not there", func(c *config.Key) { c.AlsoKnownAs = []string{k.old, k.old[:len(k.old)-1] + "x"} }, "", "cannot be read"},
 	} {
 		detail, err := check(c.change)

@@ -151,7 +151,8 @@ func devConfig(listen, adminListen, keyFile string) *config.Config {
 		},
 		KMS: config.KMS{MaxConcurrent: 64, MaxPerSecond: 1000, PricePer10000: 0.03, Currency: "USD"},
 		Limits: config.Limits{
-			HeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute, MaxConcurrentRequests: 256, ShutdownGrace: 5 * time.Second,
+			HeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute,
+			MaxConcurrentRequests: 256, ShutdownGrace: 5 * time.Second,
 		},
 	}
 }
@@ -172,6 +173,8 @@ See what the store has:
 
   xxd %[3]s/demo/hello.txt
 
-Keys:    http://%[2]s/admin/keys   Metrics: http://%[2]s/metrics   Cost of other cache times: http://%[2]s/admin/ttl-advisor
+Keys:                        http://%[2]s/admin/keys
+Metrics:                     http://%[2]s/metrics
+Cost of other cache times:   http://%[2]s/admin/ttl-advisor
 `, addr, admin, buckets, keyFile, devAccessKey, devSecretKey, devRegion)
 }

@@ -96,11 +96,13 @@ func (t *inventoryTotals) sorted() []*keyTotal {
 }
 
 func (t *inventoryTotals) print(w io.Writer) error {
-	if _, err := fmt.Fprintf(w, "%10s  %16s  %-12s  %-8s  %s\n", "OBJECTS", "BYTES", "NAME", "VERSION", "KMS KEY"); err != nil {
+	_, err := fmt.Fprintf(w, "%10s  %16s  %-12s  %-8s  %s\n", "OBJECTS", "BYTES", "NAME", "VERSION", "KMS KEY")
+	if err != nil {
 		return err
 	}
 	for _, k := range t.sorted() {
-		if _, err := fmt.Fprintf(w, "%10d  %16d  %-12s  %-8s  %s\n", k.Objects, k.Bytes, k.Name, k.Version, k.ID); err != nil {
+		_, err := fmt.Fprintf(w, "%10d  %16d  %-12s  %-8s  %s\n", k.Objects, k.Bytes, k.Name, k.Version, k.ID)
+		if err != nil {
 			return err
 		}
 	}

@@ -16,13 +16,13 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
-// keyObserver counts and logs what happens to keys.
+// keyObserver counts and logs events of keys.
 type keyObserver struct {
 	log     *zap.Logger
 	metrics *metrics.Metrics
 	advisor *advisor.Recorder
-	label   map[string]string // of keys in metrics, by name
-	broken  sync.Map          // names of keys of which it was said that they do not work
+	label   map[string]string // metric labels of keys, by name
+	broken  sync.Map          // names of keys that were logged as not working
 }
 
 // KMSCall implements keyring.Observer.
@@ -89,14 +89,14 @@ func (o *keyObserver) Used(key string, id [32]byte, use keyring.Use) {
 	}
 }
 
-// measuredKeys is how many keys have metrics of their own.
+// measuredKeys is the number of keys with their own metrics.
 const measuredKeys = 100
 
-// otherKeys is the name in metrics of all keys beyond measuredKeys.
+// otherKeys is the metric label of all other keys.
 const otherKeys = "(others)"
 
-// keyLabels returns the names of keys in metrics, by name. Each key has some
-// 150 time series, so that not all of hundreds of keys can have their own.
+// keyLabels returns the metric labels of keys, by name. Each key has about
+// 150 time series, so with hundreds of keys not all can have their own.
 func (b *backend) keyLabels() map[string]string {
 	labels := make(map[string]string)
 	for i, k := range b.cfg.Keys {
@@ -124,18 +124,18 @@ func (b *backend) measureKeys() {
 	)
 	count(
 		"cmekproxy_dek_cache_misses_total",
-		"Data keys not found in the cache, and asked of the KMS.",
+		"Data keys not found in the cache, and requested from the KMS.",
 		func(s dekcache.Stats) uint64 { return s.Misses },
 	)
 
 	count(
 		"cmekproxy_dek_cache_joins_total",
-		"Data keys that somebody else was asking the KMS for already.",
+		"Data keys that another request was already requesting from the KMS.",
 		func(s dekcache.Stats) uint64 { return s.Shared },
 	)
 	count(
 		"cmekproxy_dek_cache_negative_hits_total",
-		"Data keys that the KMS had refused, or not answered for, a moment before.",
+		"Data keys that were not requested, because the KMS had just refused them or not answered.",
 		func(s dekcache.Stats) uint64 { return s.NegativeHits },
 	)
 
@@ -149,23 +149,40 @@ func (b *backend) measureKeys() {
 	most := func(a, b float64) float64 { return max(a, b) }
 	for _, m := range []struct {
 		name, help string
-		together   func(a, b float64) float64 // of keys that share a label
+		together   func(a, b float64) float64 // combines the values of keys that share a label
 		of         func(keyring.Status) float64
 	}{
-		{"cmekproxy_dek_cache_entries", "Data keys in the cache.", sum, func(s keyring.Status) float64 { return float64(s.DEKs) }},
-		{"cmekproxy_dek_cache_oldest_seconds", "Age of the oldest data key in the cache.", most, func(s keyring.Status) float64 { return s.OldestAge.Seconds() }},
-		{"cmekproxy_dek_leases", "Transfers that use a data key.", sum, func(s keyring.Status) float64 { return float64(s.Leases) }},
-		{"cmekproxy_key_parts", "Parts of what the key protects that are in use and probed by themselves.", sum, func(s keyring.Status) float64 { return float64(s.Parts) }},
-		{"cmekproxy_key_parts_revoked", "Parts of what the key protects that the KMS refuses.", sum, func(s keyring.Status) float64 { return float64(s.PartsRevoked) }},
 		{
-			"cmekproxy_revocation_window_seconds", "Longest time from the moment at which the KMS begins to refuse the key, to the last byte: now.",
+			"cmekproxy_dek_cache_entries", "Data keys in the cache.", sum,
+			func(s keyring.Status) float64 { return float64(s.DEKs) },
+		},
+		{
+			"cmekproxy_dek_cache_oldest_seconds", "Age of the oldest data key in the cache.", most,
+			func(s keyring.Status) float64 { return s.OldestAge.Seconds() },
+		},
+		{
+			"cmekproxy_dek_leases", "Transfers that use a data key.", sum,
+			func(s keyring.Status) float64 { return float64(s.Leases) },
+		},
+		{
+			"cmekproxy_key_parts", "Parts of the objects under the key that are in use and probed separately.", sum,
+			func(s keyring.Status) float64 { return float64(s.Parts) },
+		},
+		{
+			"cmekproxy_key_parts_revoked", "Parts of the objects under the key that the KMS refuses.", sum,
+			func(s keyring.Status) float64 { return float64(s.PartsRevoked) },
+		},
+		{
+			"cmekproxy_revocation_window_seconds",
+			"Current upper bound of the time from the KMS's refusal of the key to the last byte under it.",
 			most, func(s keyring.Status) float64 { return s.Window.Seconds() },
 		},
 		{
-			"cmekproxy_revocation_last_byte_seconds", "Time from the KMS's first answer that the key is revoked, to the last byte under it; 0 while it is not.",
+			"cmekproxy_revocation_last_byte_seconds",
+			"Time from the KMS's first refusal of the key to the last byte under it; 0 if it is not revoked.",
 			most, func(s keyring.Status) float64 { return s.LastUse.Seconds() },
 		},
-		{"cmekproxy_key_revoked", "1 while the KMS calls the key revoked; for several keys, how many.", sum, revokedAsNumber},
+		{"cmekproxy_key_revoked", "Number of keys with this label that the KMS reports as revoked.", sum, revokedAsNumber},
 	} {
 		b.metrics.ByKey(m.name, m.help, b.ofEachLabel(m.of, m.together))
 	}
@@ -178,7 +195,7 @@ func revokedAsNumber(s keyring.Status) float64 {
 	return 0
 }
 
-// ofEachLabel is a value for each label of keys.
+// ofEachLabel returns a value for each label of keys.
 func (b *backend) ofEachLabel(
 	of func(keyring.Status) float64,
 	together func(a, b float64) float64,

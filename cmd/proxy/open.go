@@ -26,28 +26,28 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/pemfile"
 )
 
-// backend is the store and the keys. It is all that a command needs that works
-// on a bucket without a server, and what the server is built on. Nothing of it
-// depends on settings that are for the server alone.
+// backend is the store and the keys. It is all that commands without a
+// server need, and the basis of the server. It does not depend on settings
+// of the server.
 type backend struct {
 	cfg     *config.Config
 	log     *zap.Logger
 	metrics *metrics.Metrics
 
 	origin      *origin.Origin
-	originLogin *staticLogin // nil where the SDK's default chain finds the credentials
+	originLogin *staticLogin // nil if the SDK's default chain finds the credentials
 
 	cache    *dekcache.Cache
 	keys     *keyring.Keyring
 	advisor  *advisor.Recorder
 	observer *keyObserver
-	opened   []openKey                   // at the start
-	keeping  sync.Map                    // by name of a key, the context.CancelFunc that ends what keep has begun
-	duties   []func(ctx context.Context) // what has to go on while the keys are in use
+	opened   []openKey                   // the keys that could be opened at the start
+	keeping  sync.Map                    // by key name, the context.CancelFunc that ends keep
+	duties   []func(ctx context.Context) // background work while the keys are in use
 }
 
-// openBackend opens the store and the keys. unixSocket, if not empty, is where
-// the store listens in place of its endpoint's host. auditor, if not nil,
+// openBackend opens the store and the keys. unixSocket, if not empty, is
+// used instead of the host of the store's endpoint. auditor, if not nil,
 // records each use of a key.
 func openBackend(
 	ctx context.Context,
@@ -73,7 +73,7 @@ func (b *backend) close() {
 	}
 }
 
-// openOrigin prepares requests to the store. The login is nil where the SDK's
+// openOrigin prepares requests to the store. The login is nil if the SDK's
 // default chain finds the credentials.
 func openOrigin(
 	ctx context.Context,
@@ -113,7 +113,7 @@ func buildTransport(cfg *config.Config, unixSocket string, log *zap.Logger) (*or
 		ConnectTimeout:  cfg.Origin.ConnectTimeout,
 		ResponseTimeout: cfg.Origin.ResponseTimeout,
 		IdleTimeout:     cfg.Origin.IdleTimeout,
-		MaxConns:        2 * cfg.Limits.MaxConcurrentRequests, // as many slow ones, beside
+		MaxConns:        2 * cfg.Limits.MaxConcurrentRequests, // twice, because slow requests have a pool of the same size
 		UnixSocket:      unixSocket,
 	}
 
@@ -150,7 +150,7 @@ func originCredentials(ctx context.Context, cfg config.Origin, log *zap.Logger) 
 		Report: func(err error) {
 			if err != nil {
 				log.Error(
-					"the store's AWS credentials were not read again, and the old ones stay in force",
+					"reading the store's AWS credentials failed; keeping the ones read before",
 					zap.Error(err),
 				)
 				return
@@ -166,13 +166,13 @@ func originCredentials(ctx context.Context, cfg config.Origin, log *zap.Logger) 
 	return creds, nil
 }
 
-// staticLogin is the credentials for the store from the configuration, which a
-// reload may change.
+// staticLogin has the credentials for the store from the configuration. A
+// reload can change them.
 type staticLogin struct {
 	current atomic.Pointer[aws.Credentials]
 }
 
-// set changes the credentials, unless there are none in the configuration.
+// set changes the credentials, unless the configuration has none.
 func (l *staticLogin) set(cfg config.Origin) {
 	if l != nil && cfg.AccessKey != "" {
 		l.current.Store(
@@ -186,9 +186,9 @@ func (l *staticLogin) Retrieve(context.Context) (aws.Credentials, error) {
 	return *l.current.Load(), nil
 }
 
-// openKeyring makes the cache and the keyring, and has both measured. A key
-// that cannot be opened now does not keep the others from working: openLater
-// goes on trying.
+// openKeyring creates the cache and the keyring, and their metrics. A key
+// that cannot be opened now does not stop the others; openLater tries it
+// again.
 func (b *backend) openKeyring(ctx context.Context, auditor keyring.Auditor) error {
 	b.observer = &keyObserver{log: b.log, metrics: b.metrics, label: b.keyLabels()}
 	keys, err := b.keyringKeys(ctx)
@@ -220,8 +220,8 @@ func (b *backend) openKeyring(ctx context.Context, auditor keyring.Auditor) erro
 	return nil
 }
 
-// keyringKeys opens the keys of the configuration, and behind them those that
-// also_known_as names.
+// keyringKeys opens the keys of the configuration, and then the keys in
+// also_known_as.
 func (b *backend) keyringKeys(ctx context.Context) ([]keyring.Key, error) {
 	var keys, earlier []keyring.Key
 	opened := b.openKeys(ctx)
@@ -254,12 +254,17 @@ func (b *backend) keyringKeys(ctx context.Context) ([]keyring.Key, error) {
 	return append(keys, earlier...), nil
 }
 
-// buildCache makes the cache of data keys, and what measures it.
+// buildCache creates the cache of data keys and the advisor.
 func (b *backend) buildCache() {
 	dek := b.cfg.DEKCache
 	memory := &freeing{free: debug.FreeOSMemory}
 	b.cache = dekcache.New(dekcache.Config{
-		Purged: memory.purged, TTL: dek.TTL, MaxEntries: dek.MaxEntries, Jitter: dekcache.RandomJitter, Remember: keyring.RememberFor, Now: time.Now,
+		Purged:     memory.purged,
+		TTL:        dek.TTL,
+		MaxEntries: dek.MaxEntries,
+		Jitter:     dekcache.RandomJitter,
+		Remember:   keyring.RememberFor,
+		Now:        time.Now,
 	})
 
 	b.advisor = advisor.New(advisor.Config{
@@ -275,7 +280,8 @@ func (b *backend) buildCache() {
 	b.observer.advisor = b.advisor
 }
 
-// price is as the advisor takes it, to whom 0 is no price named.
+// price converts a configured price for the advisor, which takes 0 for no
+// price.
 func price(configured float64) float64 {
 	if configured == 0 {
 		return -1
@@ -288,9 +294,10 @@ func buildRules(list []config.Rule) []keyring.Rule {
 	for _, r := range list {
 		rules = append(rules, keyring.Rule{
 			Buckets: r.Buckets, Prefixes: r.Prefixes, Clients: r.Clients, Key: r.Key,
-			AllowPlaintext: r.PlaintextObjects == config.Allow, AskedKeys: r.AllowedKeys, RefuseCustomerKeys: r.CustomerKeys == config.Deny,
-			ReadKeys: r.ReadKeys,
-			Reuse:    buildReuse(r.DEKReuse),
+			AllowPlaintext: r.PlaintextObjects == config.Allow, AskedKeys: r.AllowedKeys,
+			RefuseCustomerKeys: r.CustomerKeys == config.Deny,
+			ReadKeys:           r.ReadKeys,
+			Reuse:              buildReuse(r.DEKReuse),
 		})
 	}
 	return rules

@@ -17,8 +17,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/config"
 )
 
-// onSignals purges all data keys on SIGUSR1, and reloads what can change while
-// the proxy runs on SIGHUP, from now until ctx ends.
+// onSignals purges all data keys on SIGUSR1, and reloads the configuration
+// on SIGHUP, until ctx ends.
 func (s *server) onSignals(ctx context.Context) {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGUSR1, syscall.SIGHUP)
@@ -40,14 +40,13 @@ func (s *server) onSignals(ctx context.Context) {
 	}()
 }
 
-// secretsInterval is how often the files that secrets are read from are looked
-// at.
+// secretsInterval is the interval at which the files of secrets are checked.
 const secretsInterval = 5 * time.Second
 
 func (s *server) obey(ctx context.Context, signal os.Signal) {
 	switch signal {
 	case syscall.SIGUSR1:
-		_, _ = s.purge("", false, "SIGUSR1", "") // the log has it
+		_, _ = s.purge("", false, "SIGUSR1", "") // purge logs its result
 	case syscall.SIGHUP:
 		s.reopenAudit()
 		s.checkFiles()
@@ -55,8 +54,8 @@ func (s *server) obey(ctx context.Context, signal os.Signal) {
 	}
 }
 
-// checkFiles reads the files that are followed now, and not at their next use.
-// The log has what is wrong with them.
+// checkFiles rereads files now instead of at their next use. Errors are
+// logged.
 func (s *server) checkFiles() {
 	if s.tls != nil {
 		_ = s.tls.Check()
@@ -64,10 +63,10 @@ func (s *server) checkFiles() {
 	s.clients.CheckSessions()
 }
 
-// reload applies what may change while the proxy runs: dek_cache,
-// encryption.rules, clients, admin_token, the credentials for the store, and
-// the secrets of keys. It names the other changes, which need a restart. A
-// configuration with an error changes nothing.
+// reload applies the settings that can change while the proxy runs:
+// dek_cache, encryption.rules, clients, admin_token, the credentials for the
+// store, and the secrets of keys. It logs which other changes need a
+// restart. An invalid configuration changes nothing.
 func (s *server) reload(ctx context.Context) {
 	if s.file == nil {
 		s.log.Warn("SIGHUP: there is no configuration file to reload")
@@ -105,9 +104,9 @@ func (s *server) reload(ctx context.Context) {
 	}
 }
 
-// reloadSecrets reads the secrets again that the configuration takes from files
-// (file:/PATH). The text of the configuration is the one in force: what was
-// edited in it since waits for SIGHUP.
+// reloadSecrets rereads the secrets that the configuration takes from files
+// (file:/PATH). It uses the text of the current configuration; later edits
+// of the configuration wait for SIGHUP.
 func (s *server) reloadSecrets(ctx context.Context) {
 	if s.file == nil {
 		return
@@ -137,8 +136,8 @@ func (s *server) reloadSecrets(ctx context.Context) {
 	}
 }
 
-// apply puts in force what may change. The audit log has it before it is in
-// force; if it cannot be written there, nothing changes.
+// apply applies the settings that can change. It writes the change to the
+// audit log first. If that fails, nothing changes.
 func (s *server) apply(ctx context.Context, next *config.Config, why string) error {
 	rules, clients := buildRules(next.Encryption.Rules), accessClients(next.Clients, s.cfg.Origin.Keys)
 	if err := s.keys.CheckRules(rules); err != nil {
@@ -190,7 +189,8 @@ func keysWithoutSecrets(keys []config.Key) []config.Key {
 	return out
 }
 
-// needsRestart names the sections that differ and were not applied.
+// needsRestart returns the names of the sections that differ and were not
+// applied.
 func needsRestart(old, next *config.Config) (names []string) {
 	a, b := *old, *next
 	b.DEKCache, b.Encryption.Rules, b.Clients = a.DEKCache, a.Encryption.Rules, a.Clients

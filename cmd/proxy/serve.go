@@ -193,7 +193,11 @@ func (s *server) watchCertificate() {
 		func() float64 { return float64(s.tls.Certificate().NotAfter.Unix()) },
 	)
 	if err := s.tls.Valid(time.Now()); err != nil {
-		s.log.Error("clients will reject the certificate of the S3 port", zap.String("cert_file", s.cfg.TLS.CertFile), zap.Error(err))
+		s.log.Error(
+			"clients will reject the certificate of the S3 port",
+			zap.String("cert_file", s.cfg.TLS.CertFile),
+			zap.Error(err),
+		)
 	}
 }
 

@@ -140,7 +140,7 @@ func TestDoesNotWorkIsTakenBack(t *testing.T) {
 	a.tryKeys(t.Context())
 
 	eventually(t, "the key is said not to work", func() bool {
-		return logs.FilterMessage("this key does not work; the others are served").Len() == 1
+		return logs.FilterMessage("this key does not work; requests for other keys are served").Len() == 1
 	})
 
 	if err := os.Rename(key+".away", key); err != nil {

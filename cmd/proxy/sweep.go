@@ -159,8 +159,9 @@ func (s *sweep) rewriting(ctx context.Context) (_ inplace.Config, done func(), _
 		return inplace.Config{}, nil, err
 	}
 	return inplace.Config{
-		Send: s.send, Keys: s.keys, Check: (&direct{backend: again}).open, Client: s.client, OpenEnd: s.cfg.Origin.UniformParts,
-		DryRun: s.dryRun, Wait: s.wait(), Away: s.away, Random: rand.Reader,
+		Send: s.send, Keys: s.keys, Check: (&direct{backend: again}).open, Client: s.client,
+		OpenEnd: s.cfg.Origin.UniformParts,
+		DryRun:  s.dryRun, Wait: s.wait(), Away: s.away, Random: rand.Reader,
 	}, again.close, nil
 }
 

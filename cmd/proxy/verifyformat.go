@@ -167,7 +167,8 @@ func (c *csvFaults) row(f faulty) error {
 	for _, k := range f.Keys {
 		ids, names = append(ids, k.ID), append(names, k.Name)
 	}
-	if err := c.w.Write(forSpreadsheets([]string{f.Key, f.Version, string(f.Fault), strings.Join(ids, " "), strings.Join(names, " "), f.Error})); err != nil {
+	row := []string{f.Key, f.Version, string(f.Fault), strings.Join(ids, " "), strings.Join(names, " "), f.Error}
+	if err := c.w.Write(forSpreadsheets(row)); err != nil {
 		return err
 	}
 	c.w.Flush() // a run can take hours
