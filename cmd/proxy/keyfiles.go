@@ -145,7 +145,7 @@ func keysDestroyCommand() *cobra.Command {
 				return usageError{errors.New("--version N is missing")}
 			case !yes:
 				return usageError{
-					fmt.Errorf("objects under version %d become unreadable for ever; give --yes to confirm", version),
+					fmt.Errorf("objects under version %d become unreadable forever; give --yes to confirm", version),
 				}
 			}
 

@@ -280,8 +280,8 @@ func (b *backend) buildCache() {
 	b.observer.advisor = b.advisor
 }
 
-// price converts a configured price for the advisor, which takes 0 for no
-// price.
+// price converts a configured price for the advisor. A configured 0 means that
+// calls are free, for which the advisor takes a negative number.
 func price(configured float64) float64 {
 	if configured == 0 {
 		return -1

@@ -105,7 +105,7 @@ func (o *rewrapOptions) check() error {
 
 // admit adds --to to the keys that the rules allow: the limits of clients do
 // not apply to the operator. Objects are still read only under keys that the
-// rules name, because after a rewrap nobody could doubt them.
+// rules name, because after a rewrap no reader could doubt them.
 func (o *rewrapOptions) admit(cfg *config.Config) error {
 	if o.bind && !slices.ContainsFunc(cfg.Keys, func(k config.Key) bool { return len(k.Bindings) > 0 }) {
 		return usageError{errors.New("--bind: no key of the configuration has bindings")}

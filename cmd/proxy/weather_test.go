@@ -99,7 +99,7 @@ func TestCommandsAtAStoreThatBreaksOff(t *testing.T) {
 				)
 			}
 
-			for _, wrong := range []string{"cut short", "crypt: ", "was altered", `"integrity"`} {
+			for _, wrong := range []string{"cut short", " crypt: ", "was altered", `"integrity"`} {
 				if strings.Contains(text, wrong) {
 					t.Errorf("%v, cut after %d bytes: it speaks of damage (%s)", args[:2], after, wrong)
 				}
