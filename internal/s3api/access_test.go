@@ -30,7 +30,7 @@ var everything = []access.Action{
 	access.StoreAdmin,
 }
 
-// withClients adds clients to the one that may do everything.
+// withClients adds clients to the one that has all grants.
 func withClients(clients ...access.Client) option {
 	return func(p *proxy, cfg *s3api.Config, _ *keyring.Config) {
 		all := append(
@@ -52,7 +52,7 @@ func withClients(clients ...access.Client) option {
 	}
 }
 
-// team may do everything below team/, and read below shared/.
+// team has all grants below team/, and read below shared/.
 func team() access.Client {
 	return access.Client{Name: "team", AccessKey: readerAccess, Secret: readerSecret, Allow: []access.Grant{
 		{
@@ -64,7 +64,7 @@ func team() access.Client {
 	}}
 }
 
-// sendAs is send with another client's credentials.
+// sendAs is send with the credentials of another client.
 func (p *proxy) sendAs(accessKey, secret string, r request) answer {
 	p.t.Helper()
 	r.accessKey, r.secret = accessKey, secret
@@ -154,8 +154,8 @@ func TestPrefixes(t *testing.T) {
 	}
 }
 
-// ListBuckets shows the buckets in which a client may do something, were it to
-// one object only.
+// ListBuckets lists the buckets for which a client has a grant, even for a
+// single object.
 func TestBucketsShown(t *testing.T) {
 	p := newProxy(
 		t,
@@ -194,8 +194,8 @@ func TestBucketsShown(t *testing.T) {
 	}
 }
 
-// DeleteObjects judges each key, and says of each that may not be deleted that
-// it was not.
+// DeleteObjects checks each key, and returns an error for each key that the
+// client may not delete.
 func TestDeleteObjectsByPrefix(t *testing.T) {
 	p := newProxy(t, withClients(team()))
 	for _, key := range []string{"team/a", "team/b", "secret/a<&>", "secret/b"} {
@@ -236,7 +236,7 @@ func TestDeleteObjectsByPrefix(t *testing.T) {
 	}
 
 	want("mixed", remove(false, "team/a", "secret/a<&>", "team/../secret/b"), 1, "secret/a<&>", "team/../secret/b")
-	want("mixed and quiet", remove(true, "secret/b", "team/b"), -1, "secret/b") // this store is never quiet
+	want("mixed and quiet", remove(true, "secret/b", "team/b"), -1, "secret/b") // this store ignores Quiet
 	p.origin.take()
 	want("none allowed", remove(false, "secret/b"), 0, "secret/b")
 	if asked := p.origin.take(); len(asked) != 0 {
@@ -331,8 +331,8 @@ func TestAnonymous(t *testing.T) {
 	}
 }
 
-// Temporary credentials do what their client may, until they expire or the
-// client is gone.
+// Temporary credentials have the grants of their client, until they expire
+// or the client is removed.
 func TestSessionCredentials(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "sessions.json")
 	session := func(accessKey, client string, ends time.Duration) string {

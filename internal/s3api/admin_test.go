@@ -10,7 +10,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/access"
 )
 
-// own is a client that may do these things in its own buckets, and write in
+// own returns a client with these grants for its own buckets, and write for
 // those of the logs.
 func own(actions ...access.Action) access.Client {
 	return access.Client{Name: "own", AccessKey: readerAccess, Secret: readerSecret, Allow: []access.Grant{
@@ -21,7 +21,7 @@ func own(actions ...access.Action) access.Client {
 	}}
 }
 
-// accepting answers in place of the store, as one that takes everything.
+// accepting answers like a store that accepts everything.
 func (p *proxy) accepting() {
 	p.origin.set(func(r *http.Request) (*http.Response, error) {
 		header := http.Header{"X-Amz-Request-Id": {"1"}}
@@ -34,8 +34,8 @@ func (p *proxy) accepting() {
 	}, nil)
 }
 
-// decides makes sure that of two clients the one may do something and the other
-// may not, and that the store is not asked for the latter.
+// decides checks that one of two clients may do something and the other may
+// not, and that the store gets no request for the latter.
 func decides(
 	t *testing.T,
 	name string,
@@ -64,8 +64,8 @@ func decides(
 	}
 }
 
-// Nobody can delete what is kept in COMPLIANCE mode. It takes more than the
-// right to write.
+// Objects in COMPLIANCE mode cannot be deleted by anyone. Setting it needs
+// more than the grant to write.
 func TestComplianceModeNeedsLock(t *testing.T) {
 	retention := func(mode string) string {
 		return "<Retention><Mode>" + mode + "</Mode><RetainUntilDate>2099-01-01T00:00:00Z</RetainUntilDate></Retention>"
@@ -104,7 +104,7 @@ func TestComplianceModeNeedsLock(t *testing.T) {
 	} {
 		without := own(access.Read, access.Write, access.Delete, access.List, access.Admin)
 		decides(t, row.name, !row.needsLock, without, row.method, row.query, row.body, row.header)
-		if row.name != "copy" && row.name != "create" { // which ask the store for more than this one says
+		if row.name != "copy" && row.name != "create" { // these need more answers than this store gives
 			with := own(access.Write, access.Admin, access.Lock)
 			decides(t, row.name+", with lock", true, with, row.method, row.query, row.body, row.header)
 		}
@@ -125,9 +125,9 @@ func TestComplianceModeInForms(t *testing.T) {
 	}
 }
 
-// The store writes to the target of a configuration in the proxy's name: the
-// client must have a right there. What opens a bucket past the proxy needs an
-// action of its own.
+// The store writes to the target of a configuration with the proxy's
+// permissions, so the client needs a grant for the target. Opening a bucket
+// to others than the proxy needs a separate action.
 func TestAdminIsNoConfusedDeputy(t *testing.T) {
 	replication := func(bucket, more string) string {
 		return "<ReplicationConfiguration><Role>r</Role><Rule><Status>Enabled</Status><Filter><Prefix>Bucket</Prefix></Filter><Destination><Bucket>" +
@@ -151,7 +151,8 @@ func TestAdminIsNoConfusedDeputy(t *testing.T) {
 	}
 	const theirs, ours = "arn:aws:s3:::victim-bucket", "arn:aws:s3:::logs-bucket"
 
-	const never, target, store = 0, 1, 2 // whom it is refused to: nobody, admin, all but store_admin
+	// To whom it is refused: no one, admin, everyone except store_admin.
+	const never, target, store = 0, 1, 2
 	for _, row := range []struct {
 		name, method, query, body string
 		needs                     int

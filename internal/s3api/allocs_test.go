@@ -12,8 +12,8 @@ import (
 	"testing"
 )
 
-// memoryStore answers PUT, and GET with the object that was put last. It costs
-// next to nothing, so that what is counted is the proxy's.
+// memoryStore accepts PUT, and answers GET with the object that was stored
+// last. It costs almost nothing, so the allocations counted are the proxy's.
 type memoryStore struct {
 	header http.Header
 	body   []byte
@@ -46,11 +46,11 @@ func (m *memoryStore) RoundTrip(r *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
-// maxAllocs is how often the proxy may allocate for a PUT and a GET of 4 KiB.
-// They took 390 and 291 allocations when this was written.
+// maxAllocs limits the allocations of the proxy for a PUT and a GET of 4
+// KiB. When this was written, they took 390 and 291.
 var maxAllocs = map[string]float64{"PUT": 410, "GET": 310}
 
-// TestAllocsOfARequest keeps the fast path fast.
+// TestAllocsOfARequest guards the number of allocations.
 func TestAllocsOfARequest(t *testing.T) {
 	if raceDetector {
 		t.Skip("the race detector allocates too")
@@ -75,8 +75,9 @@ func BenchmarkWholePath(b *testing.B) {
 	}
 }
 
-// wholePath returns, by method, what serves a PUT and a GET of one object of
-// 4 KiB without the network. Their signatures are good for 15 minutes.
+// wholePath returns, by method, functions that serve a PUT and a GET of one
+// object of 4 KiB without the network. Their signatures are valid for 15
+// minutes.
 func wholePath(t testing.TB) map[string]func() {
 	p := newProxy(t)
 	path, text := "/"+p.bucket+"/k", randomText(4096)
@@ -97,6 +98,6 @@ func wholePath(t testing.TB) map[string]func() {
 		}
 	}
 
-	out["PUT"]() // there is something to GET
+	out["PUT"]() // so that there is an object to GET
 	return out
 }

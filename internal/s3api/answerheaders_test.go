@@ -13,8 +13,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
-// invented are headers that a store, or who stands before it, may send to
-// browsers that trust the proxy's host.
+// invented are headers that a store, or something in front of it, could send
+// to browsers that trust the proxy's host.
 var invented = map[string]string{
 	"Set-Cookie": "session=theirs", "Clear-Site-Data": `"*"`, "Alt-Svc": `h3="evil.example:443"`, "Access-Control-Allow-Origin": "*",
 	"Access-Control-Allow-Credentials": "true", "Access-Control-Allow-Private-Network": "true", "Refresh": "0; url=https://evil.example",
@@ -22,7 +22,7 @@ var invented = map[string]string{
 	"Location": "https://evil.example", "X-Anything": "at all", "Proxy-Authenticate": "Basic", "Sourcemap": "x", "Nel": "{}",
 }
 
-// What a store invents does not reach clients, whatever it answers to.
+// Headers that a store invents never reach clients.
 func TestInventedHeaders(t *testing.T) {
 	p := newProxy(t)
 	p.put("k", []byte("text"), nil...)
@@ -62,8 +62,7 @@ func TestInventedHeaders(t *testing.T) {
 		})
 	}
 
-	// What the store says to another origin than the one that asks is not for
-	// it.
+	// CORS headers for another origin than the client's are dropped.
 	p.origin.set(
 		nil,
 		func(resp *http.Response) { resp.Header.Set("Access-Control-Allow-Origin", "https://other.example") },
@@ -75,7 +74,7 @@ func TestInventedHeaders(t *testing.T) {
 	}
 }
 
-// What S3 says of an object is still said.
+// S3's own headers are kept.
 func TestHeadersOfS3(t *testing.T) {
 	p := newProxy(t)
 	p.put("k", []byte("text"))
@@ -98,8 +97,8 @@ func TestHeadersOfS3(t *testing.T) {
 	}
 }
 
-// Codes that a store invents end up neither in the metrics nor, if they are no
-// codes at all, in the answer; and none makes the proxy panic.
+// Codes that a store invents do not become metric labels. Malformed ones do
+// not reach the client, and none makes the proxy panic.
 func TestInventedCodes(t *testing.T) {
 	counted := metrics.New()
 	p := newProxy(t, func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) { cfg.Metrics = counted })
@@ -166,7 +165,7 @@ func TestInventedCodes(t *testing.T) {
 	}
 }
 
-// Who does not sign does not learn from preflights which buckets there are.
+// Unsigned preflights do not reveal which buckets exist.
 func TestPreflightsTellNoBuckets(t *testing.T) {
 	p := newProxy(t)
 	p.put("k", []byte("text"))
@@ -187,7 +186,7 @@ func TestPreflightsTellNoBuckets(t *testing.T) {
 		}
 	}
 
-	// Neither do they where the store answers otherwise than S3.
+	// Not even if the store's answers differ from S3's.
 	for _, status := range []int{301, 307, 403, 404, 405, 500, 501} {
 		t.Run(fmt.Sprint(status), func(t *testing.T) {
 			p.origin.set(func(*http.Request) (*http.Response, error) {

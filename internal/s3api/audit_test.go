@@ -26,21 +26,21 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
-// auditLog is the audit log of a proxy, in a file. full has it fail.
+// auditLog is the audit log of a proxy, in a file. full makes writing fail.
 type auditLog struct {
 	t    testing.TB
 	path string
 	full atomic.Bool
 
 	mu   sync.Mutex
-	read int // bytes of it
+	read int // bytes of the log
 }
 
 func newAuditLog(t testing.TB) *auditLog {
 	return &auditLog{t: t, path: filepath.Join(t.TempDir(), "audit.log")}
 }
 
-// option has a proxy write the log.
+// option makes a proxy write the log.
 func (a *auditLog) option(_ *proxy, _ *s3api.Config, cfg *keyring.Config) {
 	log, err := audit.New(audit.Config{File: a.path, Now: time.Now})
 	if err != nil {
@@ -85,8 +85,8 @@ func (a *auditLog) take() (records []audit.Record) {
 	return records
 }
 
-// want compares the records since the last take, each as "event operation
-// source result".
+// want compares the records since the last take, each written as "event
+// operation source result".
 func (a *auditLog) want(name string, want ...string) []audit.Record {
 	a.t.Helper()
 	records := a.take()
@@ -148,8 +148,8 @@ func TestEachUseOfAKeyIsAudited(t *testing.T) {
 	}
 }
 
-// Who comes with temporary credentials is told by their access key, besides
-// the client that they stand for.
+// Records of temporary credentials have the access key, in addition to the
+// client.
 func TestSessionsAreAudited(t *testing.T) {
 	const accessKey, secret, token = "ASIATEAM", "secret-of-session", "token/of+session=="
 	file := filepath.Join(t.TempDir(), "sessions.json")
@@ -217,8 +217,8 @@ func TestMultipartIsAudited(t *testing.T) {
 	}
 }
 
-// No byte goes out and none is stored while the log cannot be written; after
-// that all is as before.
+// While the log cannot be written, no byte is sent or stored. Afterwards
+// everything works as before.
 func TestNoUseWithoutAudit(t *testing.T) {
 	log := newAuditLog(t)
 	p := newProxy(t, log.option)
@@ -268,8 +268,8 @@ func TestNoUseWithoutAudit(t *testing.T) {
 	}
 }
 
-// Who watches a stream that is stuck writes for the same request as the stream
-// itself.
+// The watcher of a blocked stream writes records for the same request as the
+// stream.
 func TestRenewalsAreAuditedForTheirRequest(t *testing.T) {
 	log := newAuditLog(t)
 	p := newProxy(t, log.option)
@@ -305,7 +305,7 @@ func TestRenewalsAreAuditedForTheirRequest(t *testing.T) {
 	}
 }
 
-// A transfer that runs does not go on when its renewal cannot be audited.
+// A running transfer ends if its renewal cannot be audited.
 func TestUnauditedRenewalEndsADownload(t *testing.T) {
 	log := newAuditLog(t)
 	p := newProxy(t, log.option)
@@ -339,7 +339,7 @@ func BenchmarkAuditedGet(b *testing.B) {
 	}
 }
 
-// What reads the log goes by these names, in each record of an S3 request.
+// Readers of the log rely on these names, in each record of an S3 request.
 func TestAuditFieldsGolden(t *testing.T) {
 	const fields = "time event result kms_key_name kms_key kms_key_version source client remote request_id operation bucket key"
 	log := newAuditLog(t)
@@ -355,7 +355,7 @@ func TestAuditFieldsGolden(t *testing.T) {
 	}
 }
 
-// fieldNames are the names in a flat JSON object, in their order.
+// fieldNames returns the names in a flat JSON object, in order.
 func fieldNames(t *testing.T, object string) (names []string) {
 	t.Helper()
 	d := json.NewDecoder(strings.NewReader(object))

@@ -13,12 +13,12 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
-// wallShifted returns t as the clock would have told it if the wall clock, and
-// not the monotonic one, had been set by d, whole seconds. Package time has no
-// way to make such a time, so this writes into one.
+// wallShifted returns t as if the wall clock, but not the monotonic clock,
+// had been changed by d, in whole seconds. Package time cannot make such a
+// time, so this changes its fields.
 func wallShifted(t testing.TB, at time.Time, d time.Duration) time.Time {
 	t.Helper()
-	const secondsShift = 30 // of the wall clock's seconds, see package time
+	const secondsShift = 30 // position of the wall clock's seconds, see package time
 	out := at
 	wall := (*uint64)(unsafe.Pointer(&out))
 	*wall += uint64(int64(d/time.Second)) << secondsShift
@@ -28,8 +28,8 @@ func wallShifted(t testing.TB, at time.Time, d time.Duration) time.Time {
 	return out
 }
 
-// A clock that is set back, or forward, does not end a transfer in which bytes
-// move, and does not keep one alive in which none do.
+// Setting the clock back or forward does not end an active transfer, and
+// does not keep an idle one alive.
 func TestAClockThatIsSet(t *testing.T) {
 	t.Parallel()
 	for name, by := range map[string]time.Duration{"back": -time.Hour, "forward": time.Hour} {
@@ -71,7 +71,7 @@ func TestAClockThatIsSet(t *testing.T) {
 			jumped.Store(false)
 			conn = p.dialPut(size)
 			conn.Write([]byte("x"))
-			for p.keys.Status()[0].Leases == 0 { // its signature was verified
+			for p.keys.Status()[0].Leases == 0 { // the signature was verified
 				time.Sleep(time.Millisecond)
 			}
 			jumped.Store(true)

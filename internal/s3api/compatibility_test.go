@@ -13,13 +13,13 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 )
 
-// compatibilityDoc is found before the store of the other tests changes the
-// working directory.
+// compatibilityDoc is resolved before the store of the other tests changes
+// the working directory.
 var compatibilityDoc, _ = filepath.Abs("../../docs/s3-compatibility.md")
 
 var update = flag.Bool("update", false, "write the table of operations into docs/s3-compatibility.md")
 
-// The page has the table of operations from the routes themselves.
+// The page has the table of operations, generated from the routes.
 func TestCompatibilityDoc(t *testing.T) {
 	const begin, end = "<!-- operations -->\n", "<!-- /operations -->"
 	page, err := os.ReadFile(compatibilityDoc)
@@ -70,8 +70,8 @@ func operationsTable() string {
 	return b.String()
 }
 
-// Every operation that AWS's SDK knows has a row: what S3 learns shows up here
-// with an update of the SDK.
+// Every operation of the AWS SDK has a row. New operations of S3 show up
+// here with an update of the SDK.
 func TestEveryOperationHasARow(t *testing.T) {
 	rows := make(map[string]bool)
 	for _, row := range routes {
@@ -84,7 +84,7 @@ func TestEveryOperationHasARow(t *testing.T) {
 	client, known := reflect.TypeFor[*s3.Client](), 0
 	for m := range client.Methods() {
 		if m.Type.NumIn() != 4 || m.Type.In(1) != reflect.TypeFor[context.Context]() {
-			continue // Options
+			continue // an options type
 		}
 		known++
 		if !rows[m.Name] {

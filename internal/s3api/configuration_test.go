@@ -9,8 +9,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 )
 
-// What a bucket can be told is kept by the store, and asked, changed and taken
-// away through the proxy.
+// Bucket configurations are stored by the store, and read, changed and
+// deleted through the proxy.
 func TestBucketConfiguration(t *testing.T) {
 	p := newProxy(t)
 	ctx, c, b := t.Context(), p.client, &p.bucket
@@ -18,7 +18,7 @@ func TestBucketConfiguration(t *testing.T) {
 	for _, step := range []struct {
 		name string
 		do   func() error
-		code string // "" for none
+		code string // "" for success
 	}{
 		{"no tags", func() error { _, err := c.GetBucketTagging(ctx, &s3.GetBucketTaggingInput{Bucket: b}); return err }, "NoSuchTagSet"},
 		{"put tags", func() error {
@@ -114,8 +114,8 @@ func TestBucketConfiguration(t *testing.T) {
 	}
 }
 
-// Tags that come with an object are the store's, and their number is in the
-// header of its answers.
+// Tags that come with an object are passed to the store, and the store's
+// answers have their number.
 func TestObjectTags(t *testing.T) {
 	p := newProxy(t)
 	p.put("k", []byte("x"), func(in *s3.PutObjectInput) { in.Tagging = aws.String("a=1&b=2%20x") })

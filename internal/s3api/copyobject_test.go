@@ -18,7 +18,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
-// copy copies within the proxy's bucket.
+// copy copies an object within the proxy's bucket.
 func (p *proxy) copy(from, to string, more ...func(*s3.CopyObjectInput)) (*s3.CopyObjectOutput, error) {
 	p.t.Helper()
 	in := &s3.CopyObjectInput{Bucket: &p.bucket, Key: &to, CopySource: aws.String(p.bucket + "/" + from)}
@@ -37,7 +37,7 @@ func (p *proxy) mustCopy(from, to string, more ...func(*s3.CopyObjectInput)) *s3
 	return out
 }
 
-// withSecondKey has what is below other/ under another KMS key.
+// withSecondKey puts the objects below other/ under another KMS key.
 func withSecondKey(t *testing.T) (option, string) {
 	second := secondKey(t)
 	return func(_ *proxy, _ *s3api.Config, cfg *keyring.Config) {
@@ -112,7 +112,7 @@ func TestCopyObject(t *testing.T) {
 		})
 	}
 
-	// A copy is an object of its own: what was wrapped for the source does not
+	// A copy has its own envelope: the source's wrapped data key does not
 	// open it.
 	_, from := p.stored("source")
 	body, _ := p.stored("copy")
@@ -138,7 +138,7 @@ func TestCopyObjectReplaces(t *testing.T) {
 	}
 
 	for _, to := range []string{"copy", "source"} {
-		t.Run(to, func(t *testing.T) { // a copy onto itself changes the metadata alone
+		t.Run(to, func(t *testing.T) { // a copy onto itself only changes the metadata
 			p.mustCopy("source", to, replace)
 			got, answer, err := p.get(to)
 			if err != nil || string(got) != "text" || *answer.ContentType != "image/png" || len(answer.Metadata) != 1 ||
@@ -221,8 +221,8 @@ func TestCopyObjectConditions(t *testing.T) {
 	}
 }
 
-// Parts cannot be taken over, and what was never encrypted is: both are read
-// and sealed anew.
+// Ciphertext of parts cannot be copied, and plaintext must be encrypted:
+// both are read and sealed again.
 func TestCopyObjectStreams(t *testing.T) {
 	p := newProxy(t)
 	m := p.upload("parts", []int{5 << 20, 5<<20 + 7, 100})
@@ -236,7 +236,7 @@ func TestCopyObjectStreams(t *testing.T) {
 		t.Errorf("listed with %d bytes", size)
 	}
 
-	// Where the source was altered, nothing is stored.
+	// If the source was altered, nothing is stored.
 	p.rewriteFile("parts", func(b []byte) []byte { b[len(b)-20_000] ^= 1; return b })
 	if _, err := p.copy("parts", "broken"); err == nil || p.isStored("broken") {
 		t.Errorf("of an altered source: %v", err)
@@ -257,8 +257,8 @@ func TestCopyObjectStreams(t *testing.T) {
 	}
 }
 
-// A copy signs a new envelope: it must not be one that the store has altered,
-// which the signature would make good.
+// A copy signs a new envelope. It must not sign one that the store has
+// altered.
 func TestCopyObjectOfAnAlteredEnvelope(t *testing.T) {
 	p := newProxy(t)
 	p.put("source", []byte("text"))
@@ -281,8 +281,8 @@ func TestCopyObjectOfAnAlteredEnvelope(t *testing.T) {
 	p.mustCopy("source", "copy")
 }
 
-// An object that is overwritten between the look at it and the copy is not
-// copied with the old one's envelope.
+// If an object is overwritten between the HEAD and the copy, it is not
+// copied with the envelope of the old object.
 func TestCopyObjectOverwrittenMeanwhile(t *testing.T) {
 	p := newProxy(t)
 	p.put("source", []byte("old"))
@@ -358,8 +358,8 @@ func TestCopyObjectWithCustomerKeys(t *testing.T) {
 	}
 }
 
-// What takes the store long is told to be under way; the answer is the same in
-// the end, or broken off.
+// A slow copy sends white space. The final answer is the same, or the
+// connection breaks.
 func TestCopyObjectKeepsAlive(t *testing.T) {
 	p := newProxy(t, func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) { cfg.KeepAlive = 20 * time.Millisecond })
 	p.put("source", []byte("text"))
@@ -398,7 +398,7 @@ func TestCopyObjectKeepsAlive(t *testing.T) {
 		t.Error("a failure passed for a copy")
 	}
 
-	// So is the reading of the source, for a checksum that it does not have.
+	// So does reading the source to compute a missing checksum.
 	reads := func(r *http.Request) bool { return r.Method == http.MethodGet }
 	takesLong(reads, nil)
 	copied.header.Set("X-Amz-Checksum-Algorithm", "SHA256")
@@ -414,8 +414,8 @@ func TestCopyObjectKeepsAlive(t *testing.T) {
 	}
 }
 
-// A copy has the one checksum that is asked for, of the plaintext; without
-// that, its source's.
+// A copy has only the requested checksum, of the plaintext; without a
+// request, the source's.
 func TestChecksumsOfCopies(t *testing.T) {
 	p := newProxy(t)
 	plain := p.newBucket("plain-")
@@ -455,7 +455,7 @@ func TestChecksumsOfCopies(t *testing.T) {
 		})
 	}
 
-	// What is kept is not read for again.
+	// A stored checksum does not need another read.
 	p.origin.take()
 	p.mustCopy("whole", "copy", func(in *s3.CopyObjectInput) { in.ChecksumAlgorithm = types.ChecksumAlgorithmCrc32 })
 	if sent := p.origin.take(); len(sent) != 4 { // HEAD, the first segment, the last, and the copy
@@ -468,8 +468,8 @@ func TestChecksumsOfCopies(t *testing.T) {
 	}
 }
 
-// Nothing is copied of a source that cannot be read to its end, or whose
-// checksum nobody knows how to compute.
+// Nothing is copied if the source cannot be read to its end, or if the
+// checksum algorithm is unknown.
 func TestChecksumsOfCopiesFail(t *testing.T) {
 	p := newProxy(t)
 	p.put("source", randomText(300_000))
@@ -493,8 +493,8 @@ func TestChecksumsOfCopiesFail(t *testing.T) {
 	}
 }
 
-// A source that is overwritten between the reading for its checksum and the
-// copying is not copied under that checksum.
+// If a source is overwritten between reading it for its checksum and copying
+// it, it is not copied with that checksum.
 func TestChecksumOfASourceThatIsOverwritten(t *testing.T) {
 	p := newProxy(t)
 	other := p.replica()
@@ -534,7 +534,7 @@ func TestChecksumOfASourceThatIsOverwritten(t *testing.T) {
 		}
 
 		if !overwritten {
-			break // that was all reads
+			break // these were all reads
 		}
 	}
 }

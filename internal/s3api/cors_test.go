@@ -10,7 +10,7 @@ import (
 
 const page = "https://page.example"
 
-// browse sends a request as a browser does: what a page may not choose, such
+// browse sends a request as a browser does. What a page may not choose, such
 // as the signature, is left to r.
 func (p *proxy) browse(r request, origin string) answer {
 	p.t.Helper()
@@ -21,7 +21,7 @@ func (p *proxy) browse(r request, origin string) answer {
 	return p.send(r)
 }
 
-// unsigned sends a request without any signature.
+// unsigned sends a request without a signature.
 func (p *proxy) unsigned(method, path string, header http.Header) (*http.Response, string) {
 	p.t.Helper()
 	r, err := http.NewRequestWithContext(p.t.Context(), method, p.url+path, nil)
@@ -54,7 +54,8 @@ func preflight(origin, method, headers string) http.Header {
 const corsRules = `<CORSConfiguration><CORSRule><AllowedOrigin>` + page + `</AllowedOrigin><AllowedMethod>GET</AllowedMethod><AllowedMethod>PUT</AllowedMethod>` +
 	`<AllowedHeader>*</AllowedHeader><ExposeHeader>ETag</ExposeHeader><MaxAgeSeconds>600</MaxAgeSeconds></CORSRule></CORSConfiguration>`
 
-// The store's CORS configuration is set, asked and obeyed through the proxy.
+// The store's CORS configuration is set, read and enforced through the
+// proxy.
 func TestCORS(t *testing.T) {
 	p := newProxy(t)
 	p.put("k", []byte("for the page"))
@@ -114,9 +115,8 @@ func TestCORS(t *testing.T) {
 	}
 }
 
-// Whatever is answered to a page says that the page may see it, errors of the
-// proxy's own and answers that it makes itself included; and to another page,
-// nothing does.
+// Every response to an allowed page has CORS headers, including the proxy's
+// own errors. No response to another page has them.
 func TestCORSOfAnswers(t *testing.T) {
 	p := newProxy(t)
 	p.put("k", []byte("for the page"))
@@ -167,8 +167,8 @@ func TestCORSOfAnswers(t *testing.T) {
 	}
 }
 
-// Of the store's answer to a preflight nothing gets out but what browsers look
-// at.
+// From the store's answer to a preflight, only the CORS headers are
+// returned.
 func TestPreflightLeaksNothing(t *testing.T) {
 	p, store := newRecorded(t)
 	store.set(func(w http.ResponseWriter, r *http.Request) {

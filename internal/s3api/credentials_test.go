@@ -17,8 +17,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
-// A source of the store's credentials that hangs is no fault of the client, and
-// is not waited for without a bound.
+// If the source of the store's credentials hangs, the client is not at
+// fault, and the wait is limited.
 func TestStoreCredentialsThatHang(t *testing.T) {
 	var hang atomic.Bool
 	good := credentials.NewStaticCredentialsProvider(storeAccess, storeSecret, "")
@@ -28,7 +28,7 @@ func TestStoreCredentialsThatHang(t *testing.T) {
 			return aws.Credentials{}, ctx.Err()
 		}
 		creds, err := good.Retrieve(ctx)
-		creds.CanExpire, creds.Expires = true, time.Now() // so that each request asks
+		creds.CanExpire, creds.Expires = true, time.Now() // so that each request asks for credentials
 		return creds, err
 	})
 
@@ -64,7 +64,7 @@ func TestStoreCredentialsThatHang(t *testing.T) {
 	}
 
 	hang.Store(false)
-	for range 20 { // the attempt that hangs may have to end first
+	for range 20 { // the hanging attempt may have to end first
 		if a := p.send(request{method: http.MethodGet, path: "/" + p.bucket + "/k"}); a.StatusCode == http.StatusOK {
 			return
 		}

@@ -18,7 +18,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
-// customer is a customer's key as SDKs take it.
+// customer is a customer key in the form that SDKs take.
 type customer struct{ algorithm, key, md5 *string }
 
 func newCustomer(fill byte) customer {
@@ -40,7 +40,7 @@ const (
 	sourceHeader   = "X-Amz-Copy-Source-Server-Side-Encryption-Customer-"
 )
 
-// with adds the key to the input of an operation.
+// put adds the key to the input of PutObject.
 func (k customer) put(in *s3.PutObjectInput) {
 	in.SSECustomerAlgorithm, in.SSECustomerKey, in.SSECustomerKeyMD5 = k.algorithm, k.key, k.md5
 }
@@ -104,7 +104,7 @@ func TestCustomerKey(t *testing.T) {
 		t.Errorf("HEAD: %d, %v", a.StatusCode, a.Header)
 	}
 
-	// A key for what is under none is a mistake of the client's.
+	// A customer key for an object that is not under one is an error.
 	p.put("kms", text)
 	for _, method := range []string{"GET", "HEAD"} {
 		t.Run(method, func(t *testing.T) {
@@ -114,7 +114,7 @@ func TestCustomerKey(t *testing.T) {
 		})
 	}
 
-	// The envelope is bound to the name, as any other.
+	// Like any envelope, it is bound to the object's name.
 	p.store("moved", body, metadata)
 	if _, _, err := p.get("moved", mine.get); err == nil {
 		t.Error("an object was moved in the store, and read")
@@ -164,7 +164,7 @@ func TestCustomerKeyRefusals(t *testing.T) {
 		})
 	}
 
-	// A key in a URL ends up in logs.
+	// A key in a URL would end up in logs.
 	query := "?X-Amz-Server-Side-Encryption-Customer-Algorithm=AES256&X-Amz-Expires=60"
 	if a := p.send(request{method: "PUT", path: "/" + p.bucket + "/k" + query, presign: true, body: []byte("x"), hash: "UNSIGNED-PAYLOAD"}); a.StatusCode != 501 {
 		t.Errorf("in the query: %d %s", a.StatusCode, a.Code)
@@ -181,7 +181,7 @@ func newCustomerRow(fill byte) struct {
 	}{newCustomer(fill).headers(customerHeader), "InvalidArgument"}
 }
 
-// Keys are taken over TLS or from the machine itself only.
+// Customer keys are accepted only over TLS or from the same machine.
 func TestCustomerKeyInClear(t *testing.T) {
 	p := newProxy(t)
 	handler := p.server.Config.Handler
@@ -204,8 +204,8 @@ func TestCustomerKeyInClear(t *testing.T) {
 	}
 }
 
-// Where they are switched off, nothing is stored under them; what is stored
-// can be read.
+// If customer keys are denied, nothing can be stored under them, but stored
+// objects can be read.
 func TestCustomerKeysSwitchedOff(t *testing.T) {
 	p := newProxy(t)
 	mine := newCustomer(1)
@@ -234,7 +234,7 @@ func TestCustomerKeysSwitchedOff(t *testing.T) {
 
 func TestCustomerKeyMultipart(t *testing.T) {
 	p := newProxy(t)
-	r := p.replica() // which knows nothing but what the upload's id says
+	r := p.replica() // it only knows the upload from its id
 	mine, other := newCustomer(1), newCustomer(2)
 
 	first, last := bytes.Repeat([]byte("0123456789abcdef"), 5<<20/16), bytes.Repeat([]byte("end"), 2<<20)
@@ -299,7 +299,7 @@ func TestCustomerKeyMultipart(t *testing.T) {
 			}
 			escaped := "/" + p.bucket + "/" + strings.ReplaceAll(name, " ", "%20")
 
-			for _, method := range []string{"GET", "HEAD"} { // after a range has had part headers remembered
+			for _, method := range []string{"GET", "HEAD"} { // after a range has cached part headers
 				if a := p.send(request{method: method, path: escaped}); a.StatusCode != 400 {
 					t.Errorf("%s of %s without a key: %d", method, name, a.StatusCode)
 				}
@@ -316,8 +316,8 @@ func TestCustomerKeyMultipart(t *testing.T) {
 	}
 }
 
-// The key is for the request alone: the next one must bring it again, also
-// when the data key could have been remembered.
+// The key is valid for one request. The next request must send it again,
+// even if the data key is still cached.
 func TestCustomerKeyIsNotRemembered(t *testing.T) {
 	p := newProxy(t, func(*proxy, *s3api.Config, *keyring.Config) {})
 	mine := newCustomer(1)
@@ -333,8 +333,9 @@ func TestCustomerKeyIsNotRemembered(t *testing.T) {
 	}
 }
 
-// TestCustomerKeysWithoutTLS: loopback alone is not secure. What ends TLS on
-// the same machine may have got the key over a network in clear.
+// TestCustomerKeysWithoutTLS: loopback alone is not secure. A TLS terminator
+// on the same machine could have received the key over an unencrypted
+// network.
 func TestCustomerKeysWithoutTLS(t *testing.T) {
 	p := newProxy(t, func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) { cfg.LocalTLS = false })
 	r := request{

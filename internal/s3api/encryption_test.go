@@ -54,7 +54,7 @@ func TestBucketEncryption(t *testing.T) {
 	}
 
 	for method, body := range map[string][]byte{"PUT": bucketDefault("aws:kms", "main"), "DELETE": nil} {
-		t.Run(method, func(t *testing.T) { // there is no file for it
+		t.Run(method, func(t *testing.T) { // without a defaults file
 			if a := p.send(request{method: method, path: "/" + p.bucket + "?encryption", body: body}); a.StatusCode != 501 {
 				t.Errorf("?encryption: %d %s", a.StatusCode, a.Code)
 			}
@@ -69,8 +69,8 @@ func bucketDefault(algorithm, key string) []byte {
 	)
 }
 
-// A bucket's key is chosen while the proxy runs, and another replica, which
-// shares the file, knows it.
+// The key of a bucket can be changed while the proxy runs. Another replica
+// with the same file uses it too.
 func TestBucketDefaults(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "defaults.json")
 	second := secondKey(t)
@@ -157,7 +157,7 @@ func TestBucketDefaults(t *testing.T) {
 		t.Errorf("taken back, and the object is under %s", got)
 	}
 
-	// A file that cannot be read is no file without defaults.
+	// An unreadable file is not treated like a missing one.
 	if err := os.WriteFile(file, []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -182,8 +182,8 @@ func secondKey(t *testing.T) keyring.Key {
 	return keyring.Key{Name: "second", Wrapper: w}
 }
 
-// What a client adds to the encryption context is asked of the KMS with every
-// use of the data key.
+// The client's encryption context is sent to the KMS with every use of the
+// data key.
 func TestEncryptionContext(t *testing.T) {
 	p := newProxy(t)
 	header := func(doc string) http.Header {
@@ -221,7 +221,7 @@ func TestEncryptionContext(t *testing.T) {
 	if err != nil || len(parsed.Context) != 2 || parsed.Context["reason"] != "café" {
 		t.Fatalf("stored: %+v, %v", parsed, err)
 	}
-	parsed.Context["tenant"] = "another" // who stores it says so, and the KMS does not agree
+	parsed.Context["tenant"] = "another" // the KMS does not accept another context
 
 	if wrapped, err = parsed.Bytes(); err != nil {
 		t.Fatal(err)
@@ -257,8 +257,8 @@ func TestEncryptionContext(t *testing.T) {
 	}
 }
 
-// Objects that share a key of the KMS have data keys of their own, and cost
-// one call to be written and one to be read.
+// Objects that share a KMS-wrapped key have different data keys. They need
+// one KMS call to be written and one to be read.
 func TestSharedDataKeys(t *testing.T) {
 	counted := &countedKey{}
 	p := newProxy(t, func(_ *proxy, _ *s3api.Config, cfg *keyring.Config) {
@@ -276,7 +276,7 @@ func TestSharedDataKeys(t *testing.T) {
 	}
 	all.Wait()
 
-	if calls := counted.wraps.Load(); calls != 2 { // of 40 and of 20
+	if calls := counted.wraps.Load(); calls != 2 { // for 40 and for 20 objects
 		t.Errorf("%d objects cost %d wraps", n, calls)
 	}
 	p.cache.PurgeAll()
@@ -301,15 +301,15 @@ func TestSharedDataKeys(t *testing.T) {
 		t.Errorf("%d objects have %d wrapped keys", n, len(headers))
 	}
 
-	// One object's envelope does not open another one of the bucket, though
-	// the KMS would unwrap it.
+	// The envelope of one object does not open another one in the same
+	// bucket, although the KMS would unwrap it.
 	body, metadata := p.stored("k1")
 	p.store("k2", body, metadata)
 	if a := p.send(request{method: "GET", path: "/" + p.bucket + "/k2"}); a.Code != "ObjectIntegrityError" {
 		t.Errorf("k1 in the place of k2: %d %s", a.StatusCode, a.Code)
 	}
 
-	// Nor one of another bucket.
+	// Nor one in another bucket.
 	elsewhere := p.newBucket("test-")
 	own := p.bucket
 	p.bucket = elsewhere
@@ -321,7 +321,7 @@ func TestSharedDataKeys(t *testing.T) {
 	p.bucket = own
 }
 
-// countedKey counts what its KMS is asked.
+// countedKey counts the requests to its KMS.
 type countedKey struct {
 	kms.Wrapper
 	wraps, unwraps atomic.Int64

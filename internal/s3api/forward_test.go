@@ -22,8 +22,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 )
 
-// witness is a store that keeps what it is asked, and answers what it is told
-// to. It believes only requests that are signed with the store's credentials.
+// witness is a store that records requests, and answers as configured. It
+// accepts only requests that are signed with the store's credentials.
 type witness struct {
 	mu     sync.Mutex
 	asked  []recorded
@@ -62,7 +62,7 @@ func (s *witness) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// take returns what was asked since the last call.
+// take returns the requests since the last call.
 func (s *witness) take() []recorded {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -77,6 +77,7 @@ func (s *witness) set(answer func(http.ResponseWriter, *http.Request)) {
 	s.answer = answer
 }
 
+// newRecorded starts a proxy in front of a witness.
 // newRecorded starts a proxy in front of a witness.
 func newRecorded(t *testing.T) (*proxy, *witness) {
 	t.Helper()
@@ -98,11 +99,11 @@ func newRecorded(t *testing.T) (*proxy, *witness) {
 	return p, store
 }
 
-// forwarded are requests that reach the store as they are. Those of the bucket
-// have a query alone.
+// forwarded are requests that the proxy forwards. Those for the bucket only
+// have a query.
 var forwarded = []struct {
 	method, query, body string
-	headers             []string // further x-amz- ones, that reach the store too
+	headers             []string // further x-amz- headers that are forwarded too
 }{
 	{"GET", "?abac", "", nil},
 	{"PUT", "?abac", "<AbacStatus><Status>Enabled</Status></AbacStatus>", nil},
@@ -234,7 +235,7 @@ func TestForwarded(t *testing.T) {
 	}
 }
 
-// bodyOf is nil for "": an empty body would have no length.
+// bodyOf returns nil for "", because an empty body would have no length.
 func bodyOf(text string) []byte {
 	if text == "" {
 		return nil
@@ -270,7 +271,7 @@ func wantForwarded(t *testing.T, got recorded, method, path, body string, header
 	}
 }
 
-// What the store does not have is said in its own words, with its status.
+// The store's errors are returned with their code and status.
 func TestForwardedErrors(t *testing.T) {
 	p, store := newRecorded(t)
 	for _, row := range []struct {
@@ -299,8 +300,8 @@ func TestForwardedErrors(t *testing.T) {
 	}
 }
 
-// Bodies are bounded as S3 bounds them, and the store sees none that is too
-// long.
+// The limits of bodies are those of S3, and the store never gets a longer
+// one.
 func TestForwardedLimits(t *testing.T) {
 	p, store := newRecorded(t)
 	for query, limit := range map[string]int{
@@ -399,14 +400,14 @@ func TestACLs(t *testing.T) {
 	}
 }
 
-// An ACL that is refused is refused for what S3 looks at first: whether there
-// is such a bucket, and whether it has ACLs.
+// An invalid ACL gets the error that S3 returns first: that the bucket does
+// not exist, or that it has no ACLs.
 func TestACLsOfTheBucket(t *testing.T) {
 	p, store := newRecorded(t)
 	enforced := `<OwnershipControls xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Rule><ObjectOwnership>BucketOwnerEnforced</ObjectOwnership></Rule></OwnershipControls>`
 	for _, row := range []struct {
 		status             int
-		answer, code, none string // code of a public ACL, and of none
+		answer, code, none string // the code for a public ACL, and for none
 	}{
 		{200, enforced, "AccessControlListNotSupported", "AccessControlListNotSupported"},
 		{200, strings.Replace(enforced, "Enforced", "Preferred", 1), "NotImplemented", "MissingSecurityHeader"},
@@ -485,8 +486,8 @@ func TestACLsOfNewBuckets(t *testing.T) {
 	}
 }
 
-// S3 demands a digest of some bodies, even of one that is empty: it says that
-// the document is missing, and not the digest.
+// S3 requires a digest of some bodies, even of an empty one. It then returns
+// the error for the missing document, not for the digest.
 func TestDigestOfAnEmptyBody(t *testing.T) {
 	p, store := newRecorded(t)
 	for name, row := range map[string]struct {
@@ -507,8 +508,8 @@ func TestDigestOfAnEmptyBody(t *testing.T) {
 	}
 }
 
-// What an argument of the store's answer says is passed on if the client has
-// said it, and not if the proxy has.
+// An argument in the store's error is returned if the client sent it, and
+// not if the proxy did.
 func TestArgumentsOfErrors(t *testing.T) {
 	p, store := newRecorded(t)
 	for name, row := range map[string]struct {

@@ -23,7 +23,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 )
 
-// sent is a transport that keeps what a store would read.
+// sent is a transport that records what a store would get.
 type sent struct {
 	t       *testing.T
 	request *http.Request
@@ -42,8 +42,8 @@ func (s *sent) RoundTrip(r *http.Request) (*http.Response, error) {
 	return nil, io.EOF
 }
 
-// FuzzLocate: the path that a signature covers, the bucket and the key that
-// are looked up and judged, the route, and what goes to the store are one.
+// FuzzLocate checks that the path of the signature, the bucket and key, the
+// route, and the request to the store agree.
 func FuzzLocate(f *testing.F) {
 	for _, target := range []string{
 		"/bucket/key", "/bucket", "/bucket/", "/", "/bucket//", "/bucket/a//b", "/bucket/a/../b", "/bucket/../b", "/bucket/%2e%2e/b",
@@ -101,7 +101,7 @@ func FuzzLocate(f *testing.F) {
 	})
 }
 
-// checkSent sends a call to a store that keeps what it is sent.
+// checkSent sends a call to a store that records requests.
 func checkSent(t *testing.T, c *call) {
 	t.Helper()
 	store := &sent{t: t}
@@ -132,8 +132,8 @@ func checkSent(t *testing.T, c *call) {
 	}
 }
 
-// FuzzCopySource: a source that is taken is one object, which is what the
-// store is told.
+// FuzzCopySource checks that an accepted source is one object, and that the
+// store gets the same one.
 func FuzzCopySource(f *testing.F) {
 	for _, source := range []string{
 		"bucket/key", "/bucket/key", "bucket/a/../b", "bucket/../b", "bucket/%2e%2e/b", "bucket/k?versionId=v", "bucket/k?versionId=../v",
@@ -173,7 +173,8 @@ func FuzzCopySource(f *testing.F) {
 	})
 }
 
-// FuzzUploadID: an id that is taken has one form, and leads nowhere.
+// FuzzUploadID checks that an accepted id has one form, and leads out of no
+// folder.
 func FuzzUploadID(f *testing.F) {
 	for _, id := range []string{
 		"", "x", "../..", "a/b+c==", "x.cmek.", "x.cmek.e30", "..cmek.e30", "x.cmek.eyJrZXkiOiJtYWluIn0", "x.cmek.eyJrZXkiOiJtYWluIn1",
@@ -203,8 +204,9 @@ func FuzzUploadID(f *testing.F) {
 	})
 }
 
-// FuzzHoist: a parameter of a presigned URL becomes the header that it stands
-// for, as it is, or stays what it was; a customer's key never comes from a URL.
+// FuzzHoist checks that a parameter of a presigned URL becomes a header with
+// the same value, or remains a parameter. A customer key never comes from a
+// URL.
 func FuzzHoist(f *testing.F) {
 	for _, query := range []string{
 		"", "x-amz-acl=private", "X-Amz-Acl=private&X-Amz-Meta-A=b", "x-amz-meta-a=%0a", "x-amz-meta-%20=b", "versionId=x",

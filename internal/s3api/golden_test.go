@@ -6,8 +6,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 )
 
-// Clients keep upload ids for days, and replicas of two versions must read each
-// other's: what an id says is never written in another way.
+// Clients keep upload ids for days, and replicas of different versions must
+// read each other's. So the encoding of an id never changes.
 func TestUploadIDsGolden(t *testing.T) {
 	const stored = "VXBsb2FkIElE"
 	customer := &keyring.DataKey{Wrapped: []byte{0, 1, 2, 0xfd, 0xfe, 0xff}}

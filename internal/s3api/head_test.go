@@ -11,7 +11,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
-// shrink has the store say that an object is empty.
+// shrink makes the store report an object as empty.
 func shrink(resp *http.Response) {
 	if resp.Header.Get("X-Amz-Meta-Cmek-Size") != "" {
 		resp.Header.Set("X-Amz-Meta-Cmek-Size", "0")
@@ -23,6 +23,7 @@ func shrink(resp *http.Response) {
 }
 
 // A HEAD is verified where the key is at hand, and always if that is set.
+// A HEAD is verified if the key is cached, and always if VerifyHead is set.
 func TestHeadIsVerified(t *testing.T) {
 	for _, always := range []bool{false, true} {
 		t.Run(fmt.Sprintf("always %t", always), func(t *testing.T) {
@@ -63,7 +64,7 @@ func TestHeadIsVerified(t *testing.T) {
 	}
 }
 
-// A HEAD of a range behind the end tells the size only when it has verified.
+// A HEAD of a range after the end returns the size only after verifying it.
 func TestHeadOfARangeOutside(t *testing.T) {
 	p := newProxy(t)
 	p.put("single", randomText(1000))
@@ -80,8 +81,8 @@ func TestHeadOfARangeOutside(t *testing.T) {
 	}
 }
 
-// A copy within the store of an object whose beginning or end is damaged is
-// refused.
+// A copy within the store is refused if the beginning or the end of the
+// object is damaged.
 func TestCopyOfADamagedObject(t *testing.T) {
 	p := newProxy(t)
 	const n = 3*crypt.SegmentSize + 100

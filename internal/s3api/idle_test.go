@@ -12,8 +12,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/metrics"
 )
 
-// A connection whose context net/http has cancelled, for a deadline that
-// passed, serves one more request and ends with it.
+// A connection whose context net/http has canceled because of a deadline
+// serves one more request and is then closed.
 func TestAPoisonedConnection(t *testing.T) {
 	s := New(
 		Config{Log: zap.NewNop(), Metrics: metrics.New(), IdleTimeout: time.Minute, MaxConcurrent: 1, Now: time.Now},

@@ -12,16 +12,16 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
-// withKMS has the proxy's key in a KMS that speaks AWS's API.
+// withKMS moves the proxy's key to a KMS that uses the API of AWS.
 func withKMS(server *kmstest.Server, arn string) option {
 	return func(p *proxy, _ *s3api.Config, cfg *keyring.Config) {
 		cfg.Keys[0].Wrapper = server.OpenKey(p.t, arn, func(c *kms.AWSConfig) { c.Timeout = 2 * time.Second })
 	}
 }
 
-// What a KMS answers reaches the client in S3's words: its own 4xx where the
-// key was taken away, a 503 that SDKs retry where the KMS cannot answer, and
-// in no case a stored object or a byte of plaintext.
+// Errors of the KMS are returned as S3 returns them: a 4xx for a revoked
+// key, and a 503, which SDKs retry, if the KMS cannot answer. Nothing is
+// stored, and no plaintext is returned.
 func TestKMSFaults(t *testing.T) {
 	server := kmstest.StartTest(t)
 	arn, err := server.CreateKey()
@@ -107,8 +107,8 @@ func TestKMSFaults(t *testing.T) {
 	}
 }
 
-// What is under a key that could not be opened at the start is there, and a
-// client is to come again.
+// Objects under a key that could not be opened at the start are available
+// later, so clients get a 503.
 func TestUnopenedKMSKey(t *testing.T) {
 	server := kmstest.StartTest(t)
 	arn, err := server.CreateKey()
@@ -122,7 +122,7 @@ func TestUnopenedKMSKey(t *testing.T) {
 
 	for _, row := range []struct {
 		kind   kms.Kind
-		status int // of a PUT
+		status int // status of a PUT
 	}{{kms.Unreachable, 503}, {kms.Throttled, 503}, {kms.Internal, 503}, {kms.Denied, 403}, {kms.NotFound, 400}} {
 		t.Run(row.kind.String(), func(t *testing.T) {
 			q := newProxy(t, func(_ *proxy, _ *s3api.Config, c *keyring.Config) {
@@ -141,7 +141,7 @@ func TestUnopenedKMSKey(t *testing.T) {
 	}
 }
 
-// Another key of the same KMS opens nothing: the proxy that has it alone does
+// Another key of the same KMS opens nothing: a proxy with only that key does
 // not even ask.
 func TestAnotherKMSKeyOpensNothing(t *testing.T) {
 	server := kmstest.StartTest(t)
@@ -161,13 +161,13 @@ func TestAnotherKMSKeyOpensNothing(t *testing.T) {
 	q := newProxy(t, withKMS(server, other))
 	q.bucket = p.bucket
 	mustRefuse(t, q, "another key", "k", nil, "KMS.NotFoundException")
-	meta.Set("X-Amz-Meta-Cmek-Key", other) // and an envelope that claims to be under it
+	meta.Set("X-Amz-Meta-Cmek-Key", other) // an envelope that claims to be under the other key
 	q.store("k", body, meta)
 	mustRefuse(t, q, "an envelope that names another key", "k", nil, "ObjectIntegrityError")
 }
 
-// A GET after a PUT, and further GETs, cost no KMS request; HEAD and listings
-// never do.
+// A GET after a PUT, and further GETs, need no KMS request. HEAD and
+// listings never do.
 func TestKMSRequests(t *testing.T) {
 	server := kmstest.StartTest(t)
 	arn, err := server.CreateKey()

@@ -25,25 +25,25 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
-// liar stands between the proxy and its store, and lies about what the store
-// has answered. A script says how, three bytes for each lie.
+// liar is a proxy between the proxy and its store that falsifies the store's
+// answers. A script selects the changes, three bytes for each.
 type liar struct {
 	next http.RoundTripper
 
 	mu     sync.Mutex
 	script []byte
-	others []*http.Request // what it can answer with in place of the truth
+	others []*http.Request // requests whose answers it can use instead
 	past   []*told
 }
 
-// lieWith begins anew, with another script.
+// lieWith starts with a new script.
 func (l *liar) lieWith(script []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.script, l.past = script, nil
 }
 
-// take returns the lies about the next answer.
+// take returns the changes for the next answer.
 func (l *liar) take() (script []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -64,7 +64,7 @@ func (l *liar) remember(t *told) {
 	l.past = append(l.past, t)
 }
 
-// earlier returns an answer that was given before.
+// earlier returns an earlier answer.
 func (l *liar) earlier(n byte) *told {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -80,12 +80,12 @@ type told struct {
 	header http.Header
 	length int64
 	body   []byte
-	end    error // in place of io.EOF
+	end    error // instead of io.EOF
 	slow   bool
 }
 
-// more, as a bit of a lie's first byte, has the next lie tell of the same
-// answer.
+// more, as a bit of a change's first byte, applies the next change to the
+// same answer.
 const more = 0x80
 
 func (l *liar) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -127,8 +127,8 @@ func (l *liar) ask(r *http.Request) (*told, error) {
 	return &told{status: resp.StatusCode, header: resp.Header, length: resp.ContentLength, body: body}, nil
 }
 
-// other returns what the store says of another object, or of another version,
-// to the same question.
+// other returns the store's answer to the same request for another object,
+// or for another version.
 func (l *liar) other(r *http.Request, n byte) *told {
 	l.mu.Lock()
 	instead := l.others[int(n)%len(l.others)].Clone(r.Context())
@@ -168,12 +168,12 @@ type ends struct{ err error }
 
 func (e ends) Read([]byte) (int, error) { return 0, e.err }
 
-// sip gives at most seven bytes at a time, and nothing at all in between.
+// sip returns at most seven bytes at a time, and sometimes none.
 type sip struct{ io.Reader }
 
 func (s *sip) Read(p []byte) (int, error) { return s.Reader.Read(p[:min(len(p), 7)]) }
 
-// boundary returns a place in n bytes at which something begins or ends.
+// boundary returns an offset in n bytes where something begins or ends.
 func boundary(n int, choice byte) int {
 	const segment = crypt.StoredSegmentSize
 	places := []int{
@@ -184,7 +184,7 @@ func boundary(n int, choice byte) int {
 	return max(0, min(n, at))
 }
 
-// headerNames are those of an answer that are worth a lie.
+// headerNames returns the headers of an answer that are worth changing.
 func headerNames(h http.Header) []string {
 	names := []string{"Etag", "Content-Range", "Last-Modified", "X-Amz-Version-Id", "Content-Encoding", "Content-Type"}
 	for _, name := range slices.Sorted(maps.Keys(h)) {
@@ -200,7 +200,8 @@ func pick(h http.Header, a byte) string {
 	return names[int(a)%len(names)]
 }
 
-// near changes a number by little, by a lot, or to one that has a meaning.
+// near changes a number by a little, by a lot, or to a number with a
+// meaning.
 func near(n int64, b byte) int64 {
 	steps := []int64{
 		1,
@@ -362,12 +363,11 @@ var lies = []struct {
 	{"slowly", func(_ *liar, _ *http.Request, t *told, _, _ byte) error { t.slow = len(t.body) < 1<<18; return nil }},
 }
 
-// resize has an answer tell of an object of another size, wherever it tells of
-// the size.
+// resize makes an answer describe an object of another size, in all headers.
 func resize(t *told, size int64, whole bool) {
 	stored := min(crypt.StoredSize(size), 1<<30)
 	if size == 0 && whole {
-		stored = 0 // so it may be stored too
+		stored = 0 // the stored size may be 0 too
 	}
 	t.header.Set("X-Amz-Meta-Cmek-Size", strconv.FormatInt(size, 10))
 
@@ -406,8 +406,7 @@ func alter(h http.Header, name string, b byte) {
 	h.Set(name, string(value))
 }
 
-// shift answers with another range than the one that was asked for, and says
-// that it is the one.
+// shift answers with another range, but claims that it is the requested one.
 func (l *liar) shift(r *http.Request, t *told, a, b byte) error {
 	var from, to int64
 	if n, _ := fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-%d", &from, &to); n != 2 {
@@ -439,20 +438,20 @@ func contentRange(t *told, a, b byte) {
 	t.header.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", from, to, total))
 }
 
-// victim is an object about which the liar lies.
+// victim is an object whose answers are falsified.
 type victim struct {
 	name     string
 	bucket   string
 	texts    [][]byte    // all versions
-	parts    [][][]byte  // of each version, the parts; nil for one that was put whole
+	parts    [][][]byte  // the parts of each version; nil for a single-PUT object
 	versions []string    // ids
 	etag     string      // of the last version, as clients see it
-	header   http.Header // for reading it
-	customer http.Header // for copying it
-	plain    bool        // nothing is promised
+	header   http.Header // for reading the object
+	customer http.Header // for copying the object
+	plain    bool        // it is plaintext, so nothing is guaranteed
 }
 
-// trial is a proxy before a store that lies.
+// trial is a proxy in front of a store that lies.
 type trial struct {
 	*proxy
 	liar    *liar
@@ -541,7 +540,7 @@ func (tr *trial) multi(bucket, name string, layouts ...[]int) {
 	tr.victims = append(tr.victims, v)
 }
 
-// readForm is a way to read, and what it reads.
+// readForm is a way to read an object.
 type readForm struct {
 	name  string
 	query string
@@ -583,7 +582,8 @@ func (v *victim) forms() []readForm {
 	return forms
 }
 
-// run reads once while the store lies, and returns what is wrong with it.
+// run reads once while the store lies, and returns an error if the result is
+// wrong.
 func (tr *trial) run(v *victim, form readForm, script []byte, warm bool) error {
 	tr.liar.lieWith(nil)
 	var others []*http.Request
@@ -633,6 +633,7 @@ func (tr *trial) run(v *victim, form readForm, script []byte, warm bool) error {
 }
 
 // got is what a client got.
+// got is what a client has received.
 type got struct {
 	*http.Response
 	body []byte
@@ -663,7 +664,7 @@ func (tr *trial) do(r request) got {
 	return got{resp, body, err}
 }
 
-// check holds an answer against the versions that there have been.
+// check compares a response with all versions of the object.
 func (tr *trial) check(v *victim, form readForm, g got) error {
 	if size, ok := strings.CutPrefix(g.Header.Get("Content-Range"), "bytes */"); ok && !v.plain {
 		if !v.hasSize(size) {
@@ -721,7 +722,7 @@ func (v *victim) hasSize(size string) bool {
 	return slices.ContainsFunc(v.texts, func(text []byte) bool { return strconv.Itoa(len(text)) == size })
 }
 
-// stretch returns what a form asks for of a version.
+// stretch returns the range of a version that a form asks for.
 func (v *victim) stretch(version int, form readForm) (offset, length int64, ok bool) {
 	text := v.texts[version]
 	if form.part == 0 {
@@ -742,7 +743,7 @@ func (v *victim) stretch(version int, form readForm) (offset, length int64, ok b
 	return 0, 0, false
 }
 
-// place says where a Range lies in so many bytes.
+// place resolves a Range for an object of the given size.
 func place(spec string, size int64) (offset, length int64, ok bool) {
 	from, to, _ := strings.Cut(strings.TrimPrefix(spec, "bytes="), "-")
 	a, errA := strconv.ParseInt(from, 10, 64)
@@ -789,7 +790,8 @@ func (v *victim) checkAttributes(g got) error {
 	return fmt.Errorf("attributes that no version has: %s", g.body)
 }
 
-// copyOf copies while the store lies, and reads the copy when it does not.
+// copyOf copies while the store lies, and then reads the copy while it does
+// not.
 func (tr *trial) copyOf(v *victim, form readForm, script []byte) error {
 	header := merge(v.customer, http.Header{"X-Amz-Copy-Source": {"/" + v.bucket + "/" + v.name}})
 	if form.spec != "" {
@@ -826,7 +828,7 @@ func (tr *trial) copyOf(v *victim, form readForm, script []byte) error {
 
 	g = tr.do(request{method: "GET", path: path})
 	if g.StatusCode > 299 || g.cut != nil || v.plain {
-		return nil //nolint:nilerr // an error is a good answer
+		return nil //nolint:nilerr // an error is a correct result
 	}
 
 	for _, text := range v.texts {
@@ -848,8 +850,8 @@ func (b *logBuffer) reset() {
 	b.buf.Reset()
 }
 
-// Whatever the store says, a client gets what was stored, or something whole
-// that was stored under that name before, or an error.
+// Whatever the store says, a client gets the stored object, or an earlier
+// object of that name, or an error.
 func TestLyingStore(t *testing.T) {
 	tr := newTrial(t)
 	for _, v := range tr.victims {
@@ -866,10 +868,10 @@ func TestLyingStore(t *testing.T) {
 		return
 	}
 
-	// Each lie of each kind, about each answer: of small objects all of them,
-	// of the large ones some.
+	// Each kind of lie about each answer: all of them for small objects,
+	// some for large ones.
 	random := rand.New(rand.NewPCG(1, 2))
-	few := testing.Short() || raceDetector // CI runs them without it too
+	few := testing.Short() || raceDetector // CI also runs them without the race detector
 	tried := 0
 
 	for _, v := range tr.victims {
@@ -894,9 +896,9 @@ func TestLyingStore(t *testing.T) {
 	t.Logf("%d lies", tried)
 }
 
-// FuzzLyingStore has the store tell many lies at once. The first byte chooses
-// the object, the second how it is read, the third whether the proxy knows it;
-// the rest are the lies.
+// FuzzLyingStore tells many lies at once. The first byte chooses the object,
+// the second how it is read, the third whether it is cached; the rest are
+// the lies.
 func FuzzLyingStore(f *testing.F) {
 	tr := newTrial(f)
 	for kind := range lies {

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// A store whose listing of parts leads in circles is given up on.
+// A listing of parts that never ends is an error.
 func TestListingInCircles(t *testing.T) {
 	for name, next := range map[string][]string{
 		"two pages": {"1", "2", "1"}, "backwards": {"9", "8", "7", "6"}, "no number": {"x", "y"}, "beyond the last part": {"10000", "20000", "30000"},
@@ -43,7 +43,7 @@ func TestListingInCircles(t *testing.T) {
 	}
 }
 
-// An upload is looked up before its list of parts is read.
+// The upload is looked up before the list of parts is parsed.
 func TestUploadIsLookedUpFirst(t *testing.T) {
 	p := newProxy(t)
 	body := []byte("<CompleteMultipartUpload>" + strings.Repeat("<Part/>", 500_000) + "</CompleteMultipartUpload>")

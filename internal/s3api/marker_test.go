@@ -9,8 +9,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 )
 
-// An empty object whose key ends in "/" has no body in the store, which in
-// this store is a directory.
+// An empty object whose key ends in "/" has no body in the store; in this
+// store, it is a directory.
 func TestDirectoryMarkers(t *testing.T) {
 	p := newProxy(t)
 	p.put("dir/", nil, func(in *s3.PutObjectInput) { in.Metadata = map[string]string{"mine": "1"} })
@@ -45,7 +45,7 @@ func TestDirectoryMarkers(t *testing.T) {
 		t.Errorf("a copy: %q, %v", got, err)
 	}
 
-	// The end of the client's body is verified all the same.
+	// The end of the client's body is verified anyway.
 	header := http.Header{
 		"X-Amz-Content-Sha256":         {"STREAMING-UNSIGNED-PAYLOAD-TRAILER"},
 		"X-Amz-Decoded-Content-Length": {"0"},
@@ -63,8 +63,8 @@ func TestDirectoryMarkers(t *testing.T) {
 		t.Errorf("a checksum that is wrong: %d %s", a.StatusCode, a.Code)
 	}
 
-	// An object that has a text is not taken for an empty one when its body is
-	// gone.
+	// An object with content is not taken for an empty one if its body is
+	// removed.
 	p.put("full", []byte("text"))
 	_, metadata := p.stored("full")
 	p.store("full", nil, metadata)
@@ -73,7 +73,7 @@ func TestDirectoryMarkers(t *testing.T) {
 		t.Errorf("without its body: %d %s", a.StatusCode, a.Code)
 	}
 
-	// Nor is an empty object's envelope taken for another's.
+	// The envelope of an empty object is not valid for another object.
 	_, metadata = p.stored("dir/")
 	p.store("moved", nil, metadata)
 	if a := p.send(request{method: "GET", path: "/" + p.bucket + "/moved"}); a.Code != "ObjectIntegrityError" {

@@ -1,4 +1,4 @@
-// The race detector maps too much memory to be scanned.
+// The race detector maps too much memory to scan.
 
 //go:build linux && !race
 
@@ -27,10 +27,10 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
-// mask hides a data key from the scan in what the test itself keeps of it.
+// mask hides data keys that the test itself keeps from the scan.
 const mask = 0x5a
 
-// noting is a key that notes its data keys, masked.
+// noting is a key that records its data keys, masked.
 type noting struct {
 	kms.Wrapper
 	mu     sync.Mutex
@@ -57,8 +57,8 @@ func (n *noting) Wrap(ctx context.Context, dek []byte, ec kms.EncryptionContext)
 	return n.Wrapper.Wrap(ctx, dek, ec)
 }
 
-// copiesInMemory counts the places in this process's writable memory at which
-// a masked needle stands unmasked.
+// copiesInMemory counts the places in this process's writable memory that
+// contain the unmasked needle.
 func copiesInMemory(t *testing.T, masked []byte) (copies int) {
 	t.Helper()
 	const piece = 1 << 20
@@ -121,12 +121,12 @@ func same(b, masked []byte) bool {
 	return true
 }
 
-// fewCopies is how many copies of a data key may be left that nobody can wipe:
-// of a stack that has grown, or in a register that was saved.
+// fewCopies is the number of copies of a data key that cannot be wiped: on a
+// stack that was moved, or in a saved register.
 const fewCopies = 3
 
-// A purge leaves no data key behind in memory that is free, but for what Go
-// does not let anybody reach.
+// A purge leaves no data key in freed memory, except where Go gives no
+// access.
 func TestMemoryAfterAPurge(t *testing.T) {
 	key := &noting{}
 	p := newProxy(t, func(_ *proxy, _ *s3api.Config, cfg *keyring.Config) {
@@ -180,7 +180,7 @@ func TestMemoryAfterAPurge(t *testing.T) {
 		t.Logf("cached: %d copies", n)
 	}
 	p.keys.PurgeAll()
-	p.server.Close() // its connections have handlers on their stacks
+	p.server.Close() // connection handlers have keys on their stacks
 
 	if n := count(); n > fewCopies {
 		t.Errorf("after a purge %d copies of data keys are in memory, want %d at most", n, fewCopies)
@@ -195,7 +195,7 @@ func TestMemoryAfterAPurge(t *testing.T) {
 	}
 }
 
-// maskedStreamKey derives the key of a body, by docs/format.md. It leaves a
+// maskedStreamKey derives the key of a body, see docs/format.md. It leaves a
 // copy or two itself.
 func maskedStreamKey(t *testing.T, head http.Header, masked []byte) []byte {
 	t.Helper()

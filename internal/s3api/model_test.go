@@ -13,8 +13,8 @@ import (
 	"go.uber.org/goleak"
 )
 
-// Property: through any sequence of puts, overwrites, deletes, reads, ranges
-// and listings the proxy and its store behave like a map in memory.
+// Property: after any sequence of puts, overwrites, deletes, reads, ranges
+// and listings, the proxy and its store behave like a map in memory.
 func TestAgainstAModel(t *testing.T) {
 	p := newProxy(t)
 	r := rand.New(rand.NewPCG(7, rand.Uint64()))
@@ -90,7 +90,7 @@ func checkListing(t *testing.T, p *proxy, model map[string][]byte) {
 	}
 }
 
-// Readers that meet an overwrite get one object or the other, never a mix.
+// Readers during an overwrite get the old or the new object, never a mix.
 func TestConcurrentOverwrites(t *testing.T) {
 	p := newProxy(t)
 	texts := [][]byte{randomText(200_000), randomText(300_000)}
@@ -116,7 +116,7 @@ func TestConcurrentOverwrites(t *testing.T) {
 	wg.Wait()
 }
 
-// Requests that fail or are given up in the middle leave no goroutine behind.
+// Requests that fail or are canceled leave no goroutines behind.
 func TestNoLeaks(t *testing.T) {
 	p := newProxy(t)
 	p.put("k", randomText(3<<20))
@@ -134,7 +134,7 @@ func TestNoLeaks(t *testing.T) {
 			t.Fatal(err)
 		}
 
-		resp.Body.Close() // in mid-download
+		resp.Body.Close() // in the middle of a download
 		resp, err = p.server.Client().Do(
 			p.sign(
 				request{
@@ -148,11 +148,11 @@ func TestNoLeaks(t *testing.T) {
 			t.Fatal(err)
 		}
 
-		resp.Body.Close() // while other requests to the store are under way
+		resp.Body.Close() // while other requests to the store are running
 		fresh := p.replica()
 		fresh.origin.set(func(r *http.Request) (*http.Response, error) {
 			if r.Header.Get("If-Match") != "" {
-				return nil, errors.New("cut") // a look at a header fails, beside the range that is being read
+				return nil, errors.New("cut") // reading a header fails while the range is being read
 			}
 			return nil, nil
 		}, nil)

@@ -14,8 +14,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
 )
 
-// An upload costs one data key for each replica, however many parts come at a
-// time, and a read one Decrypt for each.
+// An upload needs one data key per replica, even with concurrent parts, and
+// a read needs one Decrypt for each of them.
 func TestKMSRequestsOfAnUpload(t *testing.T) {
 	server := kmstest.StartTest(t)
 	arn, err := server.CreateKey()
@@ -69,8 +69,8 @@ func TestKMSRequestsOfAnUpload(t *testing.T) {
 	}
 }
 
-// A key that was taken away ends uploads and downloads in parts, and what is
-// stored stays ciphertext.
+// Revoking a key ends multipart uploads and downloads, and stored objects
+// stay ciphertext.
 func TestRevokedKeyOfAnUpload(t *testing.T) {
 	p := newProxy(t)
 	old := p.upload("old", []int{5 * mib, 5 * mib, 5 * mib})
@@ -101,7 +101,7 @@ func TestRevokedKeyOfAnUpload(t *testing.T) {
 	if a := p.send(request{method: "PUT", path: path, body: text}); a.Code != want {
 		t.Errorf("UploadPart: %d %s", a.StatusCode, a.Code)
 	}
-	if _, err := m.complete(); code(err) != want { // the part to be appended needs the key
+	if _, err := m.complete(); code(err) != want { // the appended part needs the key
 		t.Errorf("CompleteMultipartUpload: %v", err)
 	}
 
@@ -120,8 +120,8 @@ func TestRevokedKeyOfAnUpload(t *testing.T) {
 	}
 }
 
-// What the store has of parts in the works is ciphertext, and no name, header
-// or answer tells a checksum of it.
+// Parts of an unfinished upload are stored as ciphertext, and no name,
+// header or answer has a checksum of the plaintext.
 func TestPartsAtRest(t *testing.T) {
 	p := newProxy(t)
 	text := bytes.Repeat([]byte("a secret that must not be stored"), 200_000)

@@ -33,7 +33,7 @@ import (
 
 const mib = 1 << 20
 
-// multipart is an upload in the works.
+// multipart is an upload in progress.
 type multipart struct {
 	p     *proxy
 	key   string
@@ -57,7 +57,7 @@ func (p *proxy) create(key string, more ...func(*s3.CreateMultipartUploadInput))
 	return &multipart{p: p, key: key, id: *out.UploadId, texts: make(map[int32][]byte)}
 }
 
-// send uploads a part; the last one of a number counts.
+// send uploads a part. The last part with a number counts.
 func (m *multipart) send(number int32, text []byte, more ...func(*s3.UploadPartInput)) *s3.UploadPartOutput {
 	m.p.t.Helper()
 	in := &s3.UploadPartInput{
@@ -133,7 +133,7 @@ func partOf(number int, etag *string) types.CompletedPart {
 	return types.CompletedPart{PartNumber: new(int32(number)), ETag: etag}
 }
 
-// document is the body of CompleteMultipartUpload, without checksums.
+// document returns the body of CompleteMultipartUpload, without checksums.
 func (m *multipart) document() []byte {
 	doc := "<CompleteMultipartUpload>"
 	for _, p := range m.parts {
@@ -142,7 +142,7 @@ func (m *multipart) document() []byte {
 	return []byte(doc + "</CompleteMultipartUpload>")
 }
 
-// text is the plaintext of the parts as they are listed.
+// text returns the plaintext of the listed parts.
 func (m *multipart) text() []byte {
 	var out []byte
 	for _, p := range m.parts {
@@ -151,8 +151,8 @@ func (m *multipart) text() []byte {
 	return out
 }
 
-// upload makes an object of parts of these sizes, with these numbers, or 1, 2,
-// 3 and so on.
+// upload creates an object from parts of these sizes, with these numbers or
+// 1, 2, 3 and so on.
 func (p *proxy) upload(key string, sizes []int, numbers ...int32) *multipart {
 	p.t.Helper()
 	m := p.create(key)
@@ -235,7 +235,7 @@ func TestMultipart(t *testing.T) {
 	}
 }
 
-// What a replica remembers of an object must not outlive it.
+// A replica must not use a cached layout after the object was overwritten.
 func TestRangeAfterAnOverwrite(t *testing.T) {
 	p := newProxy(t)
 	r := p.replica()
@@ -268,7 +268,7 @@ func TestRangeAfterAnOverwrite(t *testing.T) {
 func checkParts(t *testing.T, p *proxy, m *multipart) {
 	t.Helper()
 	for i, part := range m.parts {
-		want, number := m.texts[*part.PartNumber], new(int32(i+1)) // whatever number it was uploaded with
+		want, number := m.texts[*part.PartNumber], new(int32(i+1)) // the part may have been uploaded with another number
 		got, out, err := p.get(m.key, func(in *s3.GetObjectInput) { in.PartNumber = number })
 		if err != nil || !bytes.Equal(got, want) || len(want) > 0 && *out.PartsCount != int32(len(m.parts)) {
 			t.Errorf("%s: part %d: %d of %d bytes, %v", m.key, *part.PartNumber, len(got), len(want), err)
@@ -347,8 +347,8 @@ func checkRandomRange(t *testing.T, p *proxy, key string, text []byte, random *r
 	}
 }
 
-// What a range costs: one request where the layout and the part are known,
-// four at most where nothing is.
+// Reading a range takes one request if the layout and the part are cached,
+// and at most four if not.
 func TestRequestsOfARange(t *testing.T) {
 	t.Parallel() // it takes long
 	p := newProxy(t)
@@ -374,7 +374,7 @@ func TestRequestsOfARange(t *testing.T) {
 				m = p.upload(key, row.sizes)
 				uploads[key] = m
 			}
-			fresh := p.replica() // knows nothing
+			fresh := p.replica() // with an empty cache
 
 			fresh.origin.take()
 			_, want, _ := reference(m.text(), row.spec)
@@ -406,8 +406,8 @@ func must[T any](v T, err error) T {
 	return v
 }
 
-// replica is another proxy in front of the same store with the same key, which
-// shares nothing else.
+// replica starts another proxy in front of the same store, with the same key
+// and nothing else in common.
 func (p *proxy) replica(options ...option) *proxy {
 	p.t.Helper()
 	r := newProxy(p.t, append(options, func(r *proxy, _ *s3api.Config, cfg *keyring.Config) {
@@ -440,7 +440,7 @@ func TestUploadAcrossReplicas(t *testing.T) {
 	}
 }
 
-// Parts may come in any order, be sent again, and be left out of the list.
+// Parts may be sent in any order, sent again, and left out of the list.
 func TestPartsSentAgain(t *testing.T) {
 	p := newProxy(t)
 	m := p.create("k")
@@ -479,8 +479,8 @@ func TestPartsSentAgain(t *testing.T) {
 	}
 }
 
-// Complete asks for all pages of the list of parts, however short the store
-// makes them.
+// CompleteMultipartUpload reads all pages of the list of parts, however
+// short they are.
 func TestCompleteReadsAllPages(t *testing.T) {
 	t.Parallel() // it takes long
 	p := newProxy(t)
@@ -507,8 +507,8 @@ func TestCompleteReadsAllPages(t *testing.T) {
 	}
 }
 
-// A Complete that failed leaves its appended part behind: nobody sees it, and
-// the next Complete takes its place.
+// A failed CompleteMultipartUpload leaves its appended part behind. Clients
+// do not see it, and the next CompleteMultipartUpload replaces it.
 func TestCompleteAfterAFailure(t *testing.T) {
 	p := newProxy(t)
 	m := p.create("k")
@@ -534,7 +534,7 @@ func TestCompleteAfterAFailure(t *testing.T) {
 	if err != nil || len(list.Parts) != 2 {
 		t.Errorf("%d parts are listed, %v", len(list.Parts), err)
 	}
-	m.send(3, randomText(5*mib)) // where the appended part was
+	m.send(3, randomText(5*mib)) // with the number of the appended part
 	first := m.mustComplete()
 
 	if got := p.mustGet("k"); !bytes.Equal(got, m.text()) {
@@ -562,7 +562,7 @@ func TestCompleteErrors(t *testing.T) {
 	p := newProxy(t)
 	m := p.create("k")
 	m.send(1, randomText(5*mib))
-	m.send(2, randomText(5*mib-1)) // its stored form is longer than 5 MiB
+	m.send(2, randomText(5*mib-1)) // its stored size is more than 5 MiB
 	m.send(3, randomText(5*mib))
 	good := m.parts
 	with := func(parts ...types.CompletedPart) []types.CompletedPart { return parts }
@@ -653,8 +653,8 @@ func TestCompleteErrors(t *testing.T) {
 	}
 }
 
-// S3 begins to answer a Complete before it is done, and may say in the middle
-// of it that it has failed.
+// S3 begins to answer CompleteMultipartUpload before it is done, so the
+// answer may contain an error.
 func TestCompleteFailsWithStatus200(t *testing.T) {
 	p := newProxy(t)
 	m := p.create("k")
@@ -689,8 +689,8 @@ func TestCompleteFailsWithStatus200(t *testing.T) {
 	m.mustComplete()
 }
 
-// Whatever request of an upload the store fails, the client hears of it, and
-// nothing comes of it that can be read.
+// If any request of an upload fails in the store, the client gets an error,
+// and no object is created.
 func TestUploadFaults(t *testing.T) {
 	p := newProxy(t)
 	for at := range 6 { // CreateMultipartUpload, two UploadParts, ListParts, the appended part, CompleteMultipartUpload
@@ -758,12 +758,12 @@ func TestUploadFaults(t *testing.T) {
 	}
 }
 
-// In a bucket in migration, sizes of objects that were never encrypted are
-// told from those of objects that were.
+// While a bucket is being migrated, plaintext and encrypted objects are
+// listed with the right sizes.
 func TestListingOfABucketInMigration(t *testing.T) {
 	p := newProxy(t)
 	p.bucket = p.newBucket("plain-")
-	direct := &proxy{t: t, bucket: p.bucket} // the same harness, at the store itself
+	direct := &proxy{t: t, bucket: p.bucket} // the same test helper, without the proxy
 
 	direct.client = s3.New(s3.Options{
 		BaseEndpoint: new(
@@ -797,7 +797,7 @@ func TestPart10000(t *testing.T) {
 	m := p.create("k")
 	m.send(10_000, randomText(5*mib))
 	m.send(1, randomText(5*mib))
-	if _, err := m.complete(); code(err) != "InvalidRequest" { // nothing can stand behind it that would name the parts
+	if _, err := m.complete(); code(err) != "InvalidRequest" { // no part can follow that records the others
 		t.Errorf("gaps before part 10000: %v", err)
 	}
 	m.send(9_999, randomText(5*mib))
@@ -808,7 +808,7 @@ func TestPart10000(t *testing.T) {
 	}
 }
 
-// A part whose body, signature or checksum is wrong stores nothing.
+// A part with a wrong body, signature or checksum is not stored.
 func TestBadParts(t *testing.T) {
 	p := newProxy(t)
 	m := p.create("k")
@@ -904,7 +904,7 @@ func TestMultipartChecksums(t *testing.T) {
 					t.Errorf("%s: HEAD: %+v, %v", name, head, err)
 				}
 
-				if got := p.mustGet(name); !bytes.Equal(got, m.text()) { // the SDK verifies a full checksum
+				if got := p.mustGet(name); !bytes.Equal(got, m.text()) { // the SDK verifies a checksum of the full object
 					t.Errorf("%s: another text", name)
 				}
 
@@ -931,7 +931,7 @@ func TestMultipartChecksums(t *testing.T) {
 	}
 	m.parts[0].ChecksumCRC32 = nil
 
-	for who, want := range map[*proxy]string{p: "BadDigest", p.replica(): "InvalidRequest"} { // the other one cannot verify it
+	for who, want := range map[*proxy]string{p: "BadDigest", p.replica(): "InvalidRequest"} { // cannot verify it
 		m.p = who
 		if _, err := m.complete(func(in *s3.CompleteMultipartUploadInput) {
 			in.ChecksumType, in.ChecksumCRC32 = types.ChecksumTypeFullObject, new("AAAAAA==")
@@ -941,7 +941,7 @@ func TestMultipartChecksums(t *testing.T) {
 	}
 }
 
-// The replica that an upload was created with knows what its parts must have.
+// The replica that created an upload knows which checksums its parts need.
 func checkPartChecksums(t *testing.T, p *proxy) {
 	t.Helper()
 	m := p.create(
@@ -1053,7 +1053,7 @@ func TestUploadPartCopy(t *testing.T) {
 	}
 }
 
-// storeTo puts plaintext past the proxy.
+// storeTo stores plaintext without the proxy.
 func (p *proxy) storeTo(bucket, key string, text []byte) {
 	p.t.Helper()
 	old := p.bucket
@@ -1077,7 +1077,7 @@ func filesBelow(t *testing.T, dir string) []string {
 	return out
 }
 
-// file is an object as the embedded store keeps it.
+// file returns the path at which the embedded store keeps an object.
 func (p *proxy) file(key string) string { return filepath.Join(store.Dir, p.bucket, key) }
 
 func (p *proxy) rewriteFile(key string, change func([]byte) []byte) {
@@ -1088,7 +1088,7 @@ func (p *proxy) rewriteFile(key string, change func([]byte) []byte) {
 		p.t.Fatal(err)
 	}
 
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_TRUNC, 0) // the attributes stay
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_TRUNC, 0) // the file's attributes stay
 	if err != nil {
 		p.t.Fatal(err)
 	}
@@ -1099,8 +1099,8 @@ func (p *proxy) rewriteFile(key string, change func([]byte) []byte) {
 	}
 }
 
-// Promise P2 for objects in parts: a store that removes, swaps or alters parts
-// is found out by whole reads and ranges.
+// Promise P2 for multipart objects: if a store removes, swaps or alters
+// parts, whole reads and ranges detect it.
 func TestMultipartTampering(t *testing.T) {
 	t.Parallel() // it takes long
 	p := newProxy(t)
@@ -1166,9 +1166,9 @@ func TestMultipartTampering(t *testing.T) {
 	_ = other
 }
 
-// Parts of 6, 5, 7 and 1 MiB begin and end where parts of one length would:
-// that they are not is found out in the middle of a reading, which goes on all
-// the same.
+// Parts of 6, 5, 7 and 1 MiB have boundaries that fit parts of equal length.
+// The wrong guess is noticed in the middle of the read, which continues
+// correctly.
 func TestRangeThatBeginsWithAWrongGuess(t *testing.T) {
 	p := newProxy(t)
 	m := p.upload("k", []int{6 * mib, 5 * mib, 7 * mib, mib})
@@ -1185,7 +1185,7 @@ func TestRangeThatBeginsWithAWrongGuess(t *testing.T) {
 		})
 	}
 
-	p.rewriteFile("k", func(b []byte) []byte { b[8*mib] ^= 1; return b }) // behind the wrong guess, and altered besides
+	p.rewriteFile("k", func(b []byte) []byte { b[8*mib] ^= 1; return b }) // altered as well
 	fresh := p.replica()
 	got, _, err := fresh.getRange("k", "bytes=1000-17000000")
 	if err == nil || !bytes.HasPrefix(m.text()[1000:], got) {
@@ -1193,8 +1193,8 @@ func TestRangeThatBeginsWithAWrongGuess(t *testing.T) {
 	}
 }
 
-// A range in the middle of an object is not answered when the end of the
-// object is not its own, even if the store makes size and part count fit.
+// A range in the middle of an object fails if the end of the object was
+// replaced, even if the store makes the size and the part count fit.
 func TestRangeOfAnObjectWithoutItsEnd(t *testing.T) {
 	t.Parallel() // it takes long
 	p := newProxy(t)
@@ -1222,7 +1222,7 @@ func TestRangeOfAnObjectWithoutItsEnd(t *testing.T) {
 
 	end := p.upload("k", []int{5 * mib, 5 * mib, 5 * mib})
 	p.rewriteFile("k", func(b []byte) []byte { return b[:3*stored] })
-	fooled := func() *proxy { // by a store that counts three parts
+	fooled := func() *proxy { // fooled by a store that reports three parts
 		r := p.replica()
 		r.origin.set(nil, func(resp *http.Response) {
 			resp.Header.Set("Etag", strings.Replace(resp.Header.Get("Etag"), "-4", "-3", 1))
@@ -1238,8 +1238,8 @@ func TestRangeOfAnObjectWithoutItsEnd(t *testing.T) {
 	mustRefuse(t, fooled(), "with a forged final mark", "k", end.text())
 }
 
-// An object that is overwritten between two requests of one read gives the one
-// or the other, or an error, but no mix.
+// If an object is overwritten between two requests of one read, the client
+// gets the old or the new object, or an error, but no mix.
 func TestOverwrittenWhileRead(t *testing.T) {
 	t.Parallel() // it takes long
 	p := newProxy(t)
@@ -1278,8 +1278,8 @@ func TestOverwrittenWhileRead(t *testing.T) {
 	}
 }
 
-// Readers through two replicas that meet overwrites in parts get one object or
-// the other, never a mix.
+// Readers through two replicas during multipart overwrites get the old or
+// the new object, never a mix.
 func TestConcurrentMultipartOverwrites(t *testing.T) {
 	t.Parallel() // it takes long
 	p := newProxy(t)
@@ -1337,9 +1337,8 @@ func TestConcurrentMultipartOverwrites(t *testing.T) {
 	wg.Wait()
 }
 
-// A store that wants parts of one length takes no part behind a shorter one.
-// What is stored there can be read back where the setting says so, and nowhere
-// else.
+// A store that requires equal parts accepts no part after a shorter one. Its
+// objects can be read only with the setting uniform_parts.
 func TestUniformParts(t *testing.T) {
 	strict := newProxy(t)
 	uniform := strict.replica(func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) { cfg.UniformParts = true })
@@ -1385,8 +1384,8 @@ func TestUniformParts(t *testing.T) {
 	}
 }
 
-// A store whose multipart ETags do not tell the number of parts: sizes come
-// from the parts themselves.
+// With a store whose multipart ETags do not have the number of parts, sizes
+// come from the parts.
 func TestETagsWithoutPartCount(t *testing.T) {
 	t.Parallel() // it takes long
 	p := newProxy(t)
@@ -1406,7 +1405,7 @@ func TestETagsWithoutPartCount(t *testing.T) {
 				}
 			})
 
-			// The store that is simulated would know its own ETags.
+			// A real store would know its own ETags.
 			r.origin.condition = func(r *http.Request) { r.Header.Del("If-Match") }
 			head, err := r.client.HeadObject(t.Context(), &s3.HeadObjectInput{Bucket: &p.bucket, Key: &name})
 			if err != nil || *head.ContentLength != int64(len(m.text())) {
@@ -1431,11 +1430,11 @@ func TestETagsWithoutPartCount(t *testing.T) {
 	}
 }
 
-// Property: any mix of layouts, parts that are sent again, copies, overwrites,
-// ranges and listings behaves like a map in memory, through several replicas.
-// MODEL_TIME=10m lets it run for that long (make model).
+// Property: any mix of layouts, repeated parts, copies, overwrites, ranges
+// and listings behaves like a map in memory, through several replicas.
+// MODEL_TIME=10m makes it run that long (make model).
 func TestMultipartModel(t *testing.T) {
-	long, _ := time.ParseDuration(os.Getenv("MODEL_TIME")) // 0 if there is none
+	long, _ := time.ParseDuration(os.Getenv("MODEL_TIME")) // 0 if it is not set
 	start := time.Now()
 	p := newProxy(t)
 	replicas := []*proxy{p, p.replica(), p.replica()}
@@ -1490,8 +1489,8 @@ func TestMultipartModel(t *testing.T) {
 	checkListing(t, p, model)
 }
 
-// randomUpload makes a multipart object through all replicas, of fresh bytes
-// and of copies, and returns its text.
+// randomUpload creates a multipart object through all replicas, from new
+// bytes and from copies, and returns its text.
 func randomUpload(t *testing.T, replicas []*proxy, key string, model map[string][]byte, r *rand.Rand) []byte {
 	t.Helper()
 	m := replicas[0].create(key)
@@ -1513,7 +1512,7 @@ func randomUpload(t *testing.T, replicas []*proxy, key string, model map[string]
 			size = r.IntN(5 * mib)
 		}
 
-		if r.IntN(4) == 0 { // to be sent again
+		if r.IntN(4) == 0 { // to send the part again
 			m.send(number, randomText(r.IntN(6*mib)))
 		}
 		if !m.copied(t, model, number, size, r) {
@@ -1526,8 +1525,8 @@ func randomUpload(t *testing.T, replicas []*proxy, key string, model map[string]
 	return m.text()
 }
 
-// copied makes the part a copy of a piece of another object, if one is long
-// enough and chance has it so.
+// copied may make the part a copy of a range of another object, if one is
+// long enough.
 func (m *multipart) copied(t *testing.T, model map[string][]byte, number int32, size int, r *rand.Rand) bool {
 	t.Helper()
 	if r.IntN(3) > 0 || size == 0 {

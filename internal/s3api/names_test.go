@@ -22,8 +22,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 )
 
-// hostileKeys are keys that, taken for paths, lead out of their bucket to an
-// object, or to the bucket itself.
+// hostileKeys returns keys that, used as paths, lead out of their bucket to
+// an object, or to the bucket itself.
 func hostileKeys(victim string) []string {
 	return []string{
 		"../" + victim, "../" + victim + "/k", "a/../../" + victim + "/k", "a/../../" + victim, "./../" + victim + "/k",
@@ -32,8 +32,8 @@ func hostileKeys(victim string) []string {
 	}
 }
 
-// hostileIDs are ids of uploads and versions that lead out of the folder in
-// which a store may keep them.
+// hostileIDs returns ids of uploads and versions that lead out of the folder
+// in which a store may keep them.
 func hostileIDs(victim string) []string {
 	return []string{
 		"..", ".", "../../..", "../../../../" + victim, "../../../../" + victim + "/k", "/../../../..", "a/../../x", "./x", "a/..",
@@ -41,13 +41,14 @@ func hostileIDs(victim string) []string {
 	}
 }
 
-// hostileUploads are hostileIDs, also with the mark of what a client asked for.
+// hostileUploads returns hostileIDs, with and without the mark of the
+// proxy's ids.
 func hostileUploads(victim string) []string {
 	ids, wish := hostileIDs(victim), ".cmek."+base64.RawURLEncoding.EncodeToString([]byte("{}"))
 	return append(ids, "../../.."+wish, ".."+wish, "."+wish, wish)
 }
 
-// hostileParameters are the query parameters that hold names.
+// hostileParameters are the query parameters that contain names.
 var hostileParameters = map[string]func(string) []string{
 	"uploadId": hostileUploads, "upload-id-marker": hostileUploads, "versionId": hostileIDs, "version-id-marker": hostileIDs,
 	"id": hostileIDs, "annotationName": hostileIDs,
@@ -55,19 +56,19 @@ var hostileParameters = map[string]func(string) []string{
 	"continuation-token": hostileListed,
 }
 
-// harmlessParameters hold numbers or words of S3's.
+// harmlessParameters contain numbers or fixed words.
 const harmlessParameters = "list-type x-id max-keys max-parts max-uploads max-buckets delimiter encoding-type fetch-owner bucket-region " +
 	"part-number-marker partNumber response-cache-control response-content-disposition response-content-encoding " +
 	"response-content-language response-content-type response-expires"
 
 func hostileListed(victim string) []string {
-	return slices.DeleteFunc(hostileKeys(victim), func(key string) bool { // these may be the beginning of a good key
+	return slices.DeleteFunc(hostileKeys(victim), func(key string) bool { // these may be prefixes of a valid key
 		return slices.Contains([]string{".", "a/..", "./.", "a//..", "/", "//", `a\b/..`}, key)
 	})
 }
 
-// attack is a proxy in front of the store, with somebody else's bucket and a
-// file beside the store's folder.
+// attack is a proxy in front of the store, with another client's bucket and
+// a file next to the store's folder.
 type attack struct {
 	*proxy
 	victim, outside string
@@ -81,7 +82,7 @@ func newAttack(t *testing.T) *attack {
 	p.bucket = a.victim
 	p.put("k", []byte("the victim's"))
 	p.bucket = own
-	p.newBucket("empty-") // so that a folder which is empty shows that it is gone
+	p.newBucket("empty-") // so that an empty folder that was removed is noticed
 	if err := os.WriteFile(a.outside, []byte("a file"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -89,7 +90,7 @@ func newAttack(t *testing.T) *attack {
 	return a
 }
 
-// check makes sure that nothing was altered.
+// check verifies that nothing was altered.
 func (a *attack) check(what string) {
 	a.t.Helper()
 	if text, err := os.ReadFile(a.outside); err != nil || string(text) != "a file" {
@@ -110,13 +111,13 @@ func (a *attack) check(what string) {
 	a.origin.take()
 }
 
-// refused sends a request with a hostile name, which the store must not see.
+// refused sends a request with a hostile name. The store must not get it.
 func (a *attack) refused(what string, r request) {
 	a.t.Helper()
 	if r.header == nil {
 		r.header = http.Header{}
 	}
-	r.header.Set("Origin", "http://example.com") // about which the store may be asked
+	r.header.Set("Origin", "http://example.com") // the store may be asked about it
 	a.origin.take()
 
 	got := a.send(r)
@@ -136,7 +137,7 @@ func (a *attack) refused(what string, r request) {
 	a.check(what)
 }
 
-// requestFor is a request of a row, for a key, with further parameters.
+// requestFor returns a request for a row and a key, with further parameters.
 func (a *attack) requestFor(row s3api.Row, key string, parameters url.Values) request {
 	path, query, header := "/"+a.bucket, url.Values{}, http.Header{}
 	if strings.Contains(row.Path, "key") {
@@ -167,7 +168,7 @@ func (a *attack) requestFor(row s3api.Row, key string, parameters url.Values) re
 	}
 }
 
-// No operation takes a name that leads out of the bucket, in whichever place.
+// No operation accepts a name that leads out of the bucket, in any place.
 func TestHostileNamesOnEveryRoute(t *testing.T) {
 	a := newAttack(t)
 	a.put("source", []byte("x"))
@@ -218,7 +219,8 @@ func TestHostileNamesOnEveryRoute(t *testing.T) {
 	}
 }
 
-// Whoever adds a parameter to a route says here whether it is a name.
+// Each new parameter of a route must be declared here as a name or as
+// harmless.
 func TestEveryParameterIsJudgedOrHarmless(t *testing.T) {
 	for _, row := range s3api.Rows() {
 		for parameter := range strings.FieldsSeq(row.Query) {
@@ -229,7 +231,7 @@ func TestEveryParameterIsJudgedOrHarmless(t *testing.T) {
 	}
 }
 
-// DeleteObjects has its keys in the body; each is judged for itself.
+// DeleteObjects has keys in its body; each of them is checked.
 func TestHostileNamesInDeleteObjects(t *testing.T) {
 	a := newAttack(t)
 	remove := func(key, version string) {
@@ -283,7 +285,7 @@ func object(key, version string) string {
 	return b.String() + "</Object>"
 }
 
-// A form names its key in a field, in which the file's name is put in.
+// A form has its key in a field, into which the file's name can be inserted.
 func TestHostileNamesInForms(t *testing.T) {
 	a := newAttack(t)
 	post := func(what string, u *upload) {
@@ -315,8 +317,8 @@ func TestHostileNamesInForms(t *testing.T) {
 	post("a key that the policy's prefix says nothing about", u)
 }
 
-// A store takes a request with an empty upload id for one without: for
-// DeleteObject in place of AbortMultipartUpload, which a client may do.
+// A store ignores an empty upload id, and would take AbortMultipartUpload
+// for DeleteObject.
 func TestEmptyUploadID(t *testing.T) {
 	p := newProxy(
 		t,
@@ -348,7 +350,7 @@ func TestEmptyUploadID(t *testing.T) {
 	}
 }
 
-// An upload id is read in one way only, so that no two ids are one upload.
+// Each upload has exactly one id: other encodings are refused.
 func TestUploadIDsAreReadStrictly(t *testing.T) {
 	a, _, second := twoReplicas(t)
 	m := a.create("k", asking(second.KeyID(), ""))
@@ -378,7 +380,7 @@ func TestUploadIDsAreReadStrictly(t *testing.T) {
 	}
 }
 
-// withNames has the proxy take keys as a store of that kind does.
+// withNames makes the proxy treat keys as a store of that kind does.
 func withNames(names keyname.Store, rules ...keyring.Rule) option {
 	return func(_ *proxy, cfg *s3api.Config, ring *keyring.Config) {
 		cfg.KeyNames, ring.LiteralKeys = names, names == keyname.Literal
@@ -388,8 +390,8 @@ func withNames(names keyname.Store, rules ...keyring.Rule) option {
 	}
 }
 
-// What a key with odd segments may do depends on what the store makes of it,
-// and on whether a prefix decides anything.
+// Whether a key with unusual segments is accepted depends on the kind of
+// store, and on whether rules or grants have prefixes.
 func TestKeyNames(t *testing.T) {
 	prefixed := []keyring.Rule{{Prefixes: []string{"uploads/"}, Key: "main", AllowPlaintext: true}, {Key: "main"}}
 	put := func(key string) request { return request{method: "PUT", path: key, body: []byte("x")} }
@@ -433,7 +435,7 @@ func TestKeyNames(t *testing.T) {
 	}
 }
 
-// Plaintext that a rule lets be read below a prefix is not read above it.
+// Plaintext that a rule allows below a prefix cannot be read outside it.
 func TestPlaintextBelowAPrefixOnly(t *testing.T) {
 	rules := []keyring.Rule{{Prefixes: []string{"open/"}, Key: "main", AllowPlaintext: true}, {Key: "main"}}
 	p := newProxy(t, withNames(keyname.Unknown, rules...))

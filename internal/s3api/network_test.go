@@ -23,22 +23,22 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
-// network stands between a proxy and the store, speaks HTTP over TCP to both,
-// and does harm to what passes.
+// network is an HTTP intermediary between a proxy and the store that damages
+// traffic.
 type network struct {
 	t      testing.TB
 	server *httptest.Server
 
-	late time.Duration // when the store is late
+	late time.Duration // how long a late store waits
 	end  chan struct{}
 
 	mu    sync.Mutex
-	fault func(http.ResponseWriter, *http.Request) bool // true: it has answered
+	fault func(http.ResponseWriter, *http.Request) bool // true if it has answered
 	seen  []string
 }
 
-// behindNetwork starts a proxy whose store is behind a network. A store and a
-// client that do nothing for this long are late.
+// behindNetwork starts a proxy whose store is behind a network. late is the
+// timeout for the store and for the client.
 func behindNetwork(t testing.TB, late time.Duration) (*proxy, *network) {
 	t.Helper()
 	w := &network{t: t, late: late, end: make(chan struct{})}
@@ -84,14 +84,15 @@ func (w *network) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// ask sends a request on to the store, with the host that its signature covers.
+// ask forwards a request to the store, with the host that its signature
+// covers.
 func (w *network) ask(r *http.Request) (*http.Response, error) {
 	out := r.Clone(r.Context())
 	out.URL.Scheme, out.URL.Host, out.RequestURI = "http", r.Host, ""
 	return store.transport.RoundTrip(out)
 }
 
-// answerLike writes the header of an answer, its length included.
+// answerLike writes the headers of an answer, including its length.
 func answerLike(rw http.ResponseWriter, resp *http.Response) {
 	maps.Copy(rw.Header(), resp.Header)
 	if resp.ContentLength >= 0 {
@@ -101,7 +102,7 @@ func answerLike(rw http.ResponseWriter, resp *http.Response) {
 	http.NewResponseController(rw).Flush()
 }
 
-// set has fault see every request from now on.
+// set installs a fault for every request from now on.
 func (w *network) set(fault func(http.ResponseWriter, *http.Request) bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -117,8 +118,8 @@ func (w *network) take() []string {
 	return out
 }
 
-// cutBodies ends the connection within the body of every answer to a GET, after
-// so many bytes of it.
+// cutBodies ends the connection within the body of every answer to a GET,
+// after the given number of bytes.
 func (w *network) cutBodies(after int64) {
 	w.set(func(rw http.ResponseWriter, r *http.Request) bool {
 		if r.Method != http.MethodGet {
@@ -138,12 +139,12 @@ func (w *network) cutBodies(after int64) {
 		answerLike(rw, resp)
 		io.CopyN(rw, resp.Body, after)
 
-		panic(http.ErrAbortHandler) // which ends the connection
+		panic(http.ErrAbortHandler) // closes the connection
 	})
 }
 
-// shortenBodies has every answer to a GET end early, as a whole one: with a
-// Content-Length that says so.
+// shortenBodies shortens every answer to a GET, with a Content-Length that
+// fits.
 func (w *network) shortenBodies(to int64) {
 	w.set(func(rw http.ResponseWriter, r *http.Request) bool {
 		if r.Method != http.MethodGet {
@@ -162,9 +163,9 @@ func (w *network) shortenBodies(to int64) {
 	})
 }
 
-// reads are all kinds of request for which the proxy reads the body of a stored
-// object. Each returns the status and the code, or the error of an answer that
-// broke off.
+// reads returns all kinds of request for which the proxy reads the body of a
+// stored object. Each returns the status and the code, or the error of a
+// broken response.
 func reads(p *proxy) map[string]func() (status int, code string, err error) {
 	do := func(r request) func() (int, string, error) {
 		return func() (int, string, error) {
@@ -226,7 +227,7 @@ func reads(p *proxy) map[string]func() (status int, code string, err error) {
 	}
 }
 
-// fill stores what reads is about, in a bucket whose plaintext may be read.
+// fill stores the objects of reads, in a bucket whose plaintext may be read.
 func (p *proxy) fill() {
 	p.t.Helper()
 	p.bucket = p.newBucket("plain-")
@@ -236,9 +237,9 @@ func (p *proxy) fill() {
 	p.upload("parts", []int{5 << 20, 1 << 20})
 }
 
-// A connection to the store that ends within a body says nothing of the object.
-// It is answered with 503, or ends the connection of a client whose answer has
-// begun, and is never called tampering.
+// If the connection to the store ends within a body, the object is not at
+// fault. The client gets a 503, or a closed connection if the response has
+// begun, and never an integrity error.
 func TestACutIsACut(t *testing.T) {
 	p, w := behindNetwork(t, time.Minute)
 	p.fill()
@@ -252,7 +253,7 @@ func TestACutIsACut(t *testing.T) {
 		for _, after := range []int64{0, 1, 500, 984, 1000, 1040, 65_551, 65_552, 90_000, 262_300, 5_300_000} {
 			w.cutBodies(after)
 			switch status, code, err := read(); {
-			case err != nil: // the answer had begun
+			case err != nil: // the response had begun
 				cut++
 			case status == http.StatusServiceUnavailable && code == "ServiceUnavailable":
 				cut++
@@ -271,13 +272,12 @@ func TestACutIsACut(t *testing.T) {
 	}
 }
 
-// A store that sends a whole answer which is too short for the object has not
-// what was stored.
+// A complete answer that is too short for the object is an integrity error.
 func TestAWholeAnswerThatIsTooShortIsTampering(t *testing.T) {
 	p, w := behindNetwork(t, time.Minute)
 	p.fill()
 	for name, read := range reads(p) {
-		if strings.Contains(name, "plaintext") { // of which nothing is known
+		if strings.Contains(name, "plaintext") { // plaintext cannot be verified
 			continue
 		}
 
@@ -299,21 +299,21 @@ func newNetworkTransport(late time.Duration) http.RoundTripper {
 	)
 }
 
-// late is the time after which a store is late, and a client too: the two must
-// not be taken for each other when both times are the same.
+// late is the timeout for both the store and the client, which must not be
+// confused even if their timeouts are equal.
 const late = time.Second
 
-// hang has a request wait until its connection ends, before anything is read of
-// it or written.
+// hang blocks a request until its connection ends, before anything is read
+// or written.
 func (w *network) hang(_ http.ResponseWriter, r *http.Request) bool {
 	select {
 	case <-r.Context().Done():
-	case <-w.end: // net/http does not see the end of a connection with an unread body
+	case <-w.end: // net/http does not notice the end of a connection with an unread body
 	}
 	return true
 }
 
-// hangWithin has an answer to a GET stop within its body.
+// hangWithin makes an answer to a GET stop within its body.
 func (w *network) hangWithin(after int64) func(http.ResponseWriter, *http.Request) bool {
 	return func(rw http.ResponseWriter, r *http.Request) bool {
 		if r.Method != http.MethodGet {
@@ -333,14 +333,14 @@ func (w *network) hangWithin(after int64) func(http.ResponseWriter, *http.Reques
 	}
 }
 
-// A store that hangs is not its client's fault, wherever it hangs: the answer
-// is 503 with Retry-After, and the connection is good for more. The client's
-// own time is the same as the store's here, so that the two cannot race.
+// A store that hangs is not the client's fault: the client gets a 503 with
+// Retry-After, and its connection remains usable. The client's timeout
+// equals the store's, so that the two could be confused.
 func TestAStoreThatHangs(t *testing.T) {
 	t.Parallel()
 	p, w := behindNetwork(t, late)
 	p.put("k", randomText(300_000))
-	body := randomText(32 << 20) // more than the kernel keeps
+	body := randomText(32 << 20) // more than the kernel buffers
 
 	b := "/" + p.bucket
 	for name, row := range map[string]struct {
@@ -376,7 +376,8 @@ func TestAStoreThatHangs(t *testing.T) {
 	}
 }
 
-// A client that does not send its body is told so, whatever the store may take.
+// A client that does not send its body gets RequestTimeout, however slow the
+// store is.
 func TestAClientThatHangs(t *testing.T) {
 	t.Parallel()
 	p, _ := behindNetwork(t, late)
@@ -407,8 +408,7 @@ func TestAClientThatHangs(t *testing.T) {
 	all.Wait()
 }
 
-// A client that keeps its connection finds it usable, or closed, after whatever
-// has timed out on it.
+// After any timeout, a client's connection is either usable or closed.
 func TestKeepAliveAfterATimeout(t *testing.T) {
 	t.Parallel()
 	p, w := behindNetwork(t, late)
@@ -457,6 +457,8 @@ func TestKeepAliveAfterATimeout(t *testing.T) {
 
 // refuseUploads has the store's next uploads refused with an answer, so many of
 // them, after it has taken what there is of them.
+// refuseUploads refuses the store's next uploads with an answer, after
+// reading what has arrived of them.
 func (w *network) refuseUploads(times int, status int, answer string) *atomic.Int64 {
 	var left atomic.Int64
 	left.Store(int64(times))
@@ -477,9 +479,8 @@ func fault(code string) string {
 	return "<Error><Code>" + code + "</Code><Message>in the store's words</Message></Error>"
 }
 
-// What the store says of a connection that broke between the proxy and it is
-// not the client's fault. A request that can be made again is made again,
-// once.
+// If the connection to the store breaks, the client is not at fault. A
+// request that can be repeated is repeated once.
 func TestTheWayToTheStore(t *testing.T) {
 	p, w := behindNetwork(t, time.Minute)
 	p.fill()
@@ -491,7 +492,7 @@ func TestTheWayToTheStore(t *testing.T) {
 	for _, row := range []struct {
 		name   string
 		r      request
-		repeat bool // it is made again by the proxy
+		repeat bool // the proxy repeats it
 	}{
 		{"part copy", request{method: "PUT", path: b + "/target?partNumber=2&uploadId=" + url.QueryEscape(m.id), header: from("parts")}, true},
 		{"copy of parts", request{method: "PUT", path: b + "/copy", header: from("parts")}, true},
@@ -550,8 +551,8 @@ func TestTheWayToTheStore(t *testing.T) {
 	}
 }
 
-// A store loses patience with an upload whose client does not go on: then it is
-// the client's fault.
+// If the store times out because the client stops sending, the client is at
+// fault.
 func TestAStoreThatLosesPatienceWithAClient(t *testing.T) {
 	t.Parallel()
 	p, w := behindNetwork(t, time.Minute)

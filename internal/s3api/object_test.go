@@ -74,8 +74,7 @@ func TestGetCostsOneRequest(t *testing.T) {
 	}
 }
 
-// Property: whatever range a client asks for, it gets that slice of the
-// plaintext, or 416.
+// Property: for any range, a client gets that part of the plaintext, or 416.
 func TestRanges(t *testing.T) {
 	p := newProxy(t)
 	r := rand.New(rand.NewPCG(5, 6))
@@ -103,8 +102,8 @@ func TestRanges(t *testing.T) {
 	}
 }
 
-// checkRange compares with Go's own file server, which is RFC 9110; only
-// several ranges in one request are S3's way.
+// checkRange compares with Go's file server, which implements RFC 9110. Only
+// several ranges in one request are handled as in S3.
 func checkRange(t *testing.T, p *proxy, key string, text []byte, header string) {
 	t.Helper()
 	path := "/" + p.bucket + "/" + key
@@ -147,8 +146,8 @@ func checkRange(t *testing.T, p *proxy, key string, text []byte, header string) 
 	}
 }
 
-// reference is a range by the letter of RFC 9110, written apart from the
-// proxy's own.
+// reference resolves a range according to RFC 9110, independently of the
+// proxy's code.
 func reference(text []byte, header string) (status int, body []byte, contentRange string) {
 	size := len(text)
 	spec, isBytes := strings.CutPrefix(header, "bytes=")
@@ -162,7 +161,7 @@ func reference(text []byte, header string) (status int, body []byte, contentRang
 	case strings.HasPrefix(spec, "-"):
 		fmt.Sscanf(spec, "-%d", &a)
 		if size == 0 && a > 0 {
-			return 200, text, "" // so S3
+			return 200, text, "" // as in S3
 		}
 		a, b = max(size-a, 0), size-1
 	case strings.HasSuffix(spec, "-"), strings.HasSuffix(spec, "99999999999999999999"):
@@ -317,11 +316,11 @@ func TestMetadataRefusals(t *testing.T) {
 		{"X-Amz-Meta-Cmek-V", "1", "InvalidArgument"},
 		{"X-Amz-Meta-Cmek-Anything", "1", "InvalidArgument"},
 		{"X-Amz-Meta-Big", strings.Repeat("x", 2048), "MetadataTooLarge"},
-		{"X-Amz-Meta-Big", strings.Repeat("x", 1900), "MetadataTooLarge"}, // fits S3, but not beside the envelope
+		{"X-Amz-Meta-Big", strings.Repeat("x", 1900), "MetadataTooLarge"}, // fits, but not with the envelope
 		{"X-Amz-Server-Side-Encryption", "rot13", "InvalidEncryptionAlgorithmError"},
 		{"X-Amz-Server-Side-Encryption-Aws-Kms-Key-Id", "main", "InvalidArgument"},
 		{"X-Amz-Server-Side-Encryption-Customer-Algorithm", "AES256", "InvalidArgument"},
-		{"X-Amz-Object-Lock-Mode", "GOVERNANCE", "InvalidArgument"}, // the store wants a date with it
+		{"X-Amz-Object-Lock-Mode", "GOVERNANCE", "InvalidArgument"}, // the store requires a date with it
 		{"X-Amz-Object-Lock-Event-Hold", "ON", "NotImplemented"},
 		{"X-Amz-Write-Offset-Bytes", "3", "NotImplemented"},
 		{"X-Amz-Acl", "public-read", "NotImplemented"},
@@ -439,7 +438,7 @@ func TestChecksums(t *testing.T) {
 	}
 }
 
-// The digests of "abc" are those of the algorithms' own test vectors.
+// The digests of "abc" come from the test vectors of the algorithms.
 func TestChecksumAlgorithms(t *testing.T) {
 	p := newProxy(t)
 	for name, digest := range map[string]string{
@@ -485,8 +484,8 @@ func sums(values ...*string) map[string]bool {
 	return out
 }
 
-// Whatever a client says about its body is verified before the store can keep
-// it.
+// All digests that a client sends are verified before the store can keep the
+// body.
 func TestABodyThatIsNotWhatWasSaidIsNotStored(t *testing.T) {
 	p := newProxy(t)
 	text := randomText(3 << 20)

@@ -12,10 +12,10 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 
-	algorithms "github.com/cmekproxy/cmekproxy/internal/checksum" // a test has a function of its name
+	algorithms "github.com/cmekproxy/cmekproxy/internal/checksum" // a test function has the name checksum
 )
 
-// sumOf is a checksum as S3 writes it.
+// sumOf returns a checksum as S3 writes it.
 func sumOf(name string, text []byte) string {
 	h := algorithms.Named(name).New()
 	h.Write(text)
@@ -26,8 +26,8 @@ func withAlgorithm(a types.ChecksumAlgorithm, kind types.ChecksumType) func(*s3.
 	return func(in *s3.CreateMultipartUploadInput) { in.ChecksumAlgorithm, in.ChecksumType = a, kind }
 }
 
-// sendBare sends a part without a checksum, and returns the header of the
-// answer.
+// sendBare sends a part without a checksum, and returns the headers of the
+// response.
 func (m *multipart) sendBare(number int, text []byte) http.Header {
 	m.p.t.Helper()
 	a := m.p.send(
@@ -56,8 +56,8 @@ func (m *multipart) list() *s3.ListPartsOutput {
 	return out
 }
 
-// Where the whole object is to have a checksum, those of the parts are
-// computed, and none has to be said again.
+// If the upload has a checksum for the full object, the proxy computes those
+// of the parts, and the completion need not repeat them.
 func TestPartsWithoutChecksums(t *testing.T) {
 	p := newProxy(t)
 	m := p.create("full", withAlgorithm(types.ChecksumAlgorithmCrc32c, types.ChecksumTypeFullObject))
@@ -81,7 +81,7 @@ func TestPartsWithoutChecksums(t *testing.T) {
 			t.Errorf("part %d is listed with %v", *part.PartNumber, part.ChecksumCRC32C)
 		}
 	}
-	m.p = p.replica() // which knows nothing of the upload
+	m.p = p.replica() // it does not know the upload
 
 	if parts := m.list(); parts.ChecksumAlgorithm != "" || parts.Parts[0].ChecksumCRC32C != nil {
 		t.Errorf("at another replica: %+v", parts)
@@ -102,8 +102,8 @@ func TestPartsWithoutChecksums(t *testing.T) {
 	}
 }
 
-// A part of an upload that is to have no checksum is listed with none, also if
-// it came with one.
+// If an upload has no checksum, its parts are listed without one, even if
+// they were sent with one.
 func TestListPartsNamesNoOtherChecksums(t *testing.T) {
 	p := newProxy(t)
 	m := p.create("none")
@@ -115,8 +115,8 @@ func TestListPartsNamesNoOtherChecksums(t *testing.T) {
 	}
 }
 
-// A part that is copied has the checksum that its upload was created with, of
-// the bytes that were copied.
+// A copied part gets the checksum algorithm of its upload, computed from the
+// copied bytes.
 func TestChecksumOfACopiedPart(t *testing.T) {
 	p := newProxy(t)
 	text := randomText(6 * mib)
@@ -124,8 +124,7 @@ func TestChecksumOfACopiedPart(t *testing.T) {
 	m := p.create("copy", withAlgorithm(types.ChecksumAlgorithmSha256, types.ChecksumTypeComposite))
 	want := sumOf("SHA256", text[5:5242891])
 
-	// What a client says of the payload, which is empty, is not the copied
-	// bytes'.
+	// A checksum of the empty payload does not apply to the copied bytes.
 	for name, header := range map[string]http.Header{"plain": {}, "with one of the payload": {"X-Amz-Checksum-Sha256": {sumOf("SHA256", nil)}}} {
 		t.Run(name, func(t *testing.T) {
 			header.Set("X-Amz-Copy-Source", p.bucket+"/source")
@@ -163,7 +162,7 @@ func TestChecksumOfACopiedPart(t *testing.T) {
 	}
 }
 
-// Each of these is refused in S3's words.
+// Each of these gets S3's error.
 func TestCompletionsWithWrongChecksums(t *testing.T) {
 	p := newProxy(t)
 	m := p.create("k", withAlgorithm(types.ChecksumAlgorithmCrc32, types.ChecksumTypeComposite))
@@ -274,13 +273,13 @@ func TestCompletionsWithWrongChecksums(t *testing.T) {
 		t.Errorf("another part: %d %s", a.StatusCode, a.body)
 	}
 
-	out := m.mustComplete() // the type is the upload's
+	out := m.mustComplete() // the type is that of the upload
 	if out.ChecksumCRC32 == nil || out.ChecksumType != types.ChecksumTypeComposite {
 		t.Errorf("%+v", out)
 	}
 }
 
-// What is wrong with two checksums is that they are two, whatever they are.
+// Two checksums are always refused.
 func TestSeveralChecksums(t *testing.T) {
 	p := newProxy(t)
 	for name, header := range map[string]http.Header{

@@ -12,7 +12,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
-// pageOf answers as a login page does, or a balancer, whatever was asked.
+// pageOf answers every request like a login page or a load balancer.
 func pageOf(status int, contentType, text string) func(*http.Request) (*http.Response, error) {
 	return func(r *http.Request) (*http.Response, error) {
 		body := text
@@ -31,8 +31,8 @@ func pageOf(status int, contentType, text string) func(*http.Request) (*http.Res
 	}
 }
 
-// triggers are the requests for which the body or header of a row is not what
-// the table tells.
+// triggers are the requests whose body or headers do not follow from the
+// row.
 var triggers = map[string]request{
 	"DeleteObjects": {body: []byte("<Delete><Object><Key>k</Key></Object></Delete>")},
 	"CompleteMultipartUpload": {
@@ -61,7 +61,7 @@ var triggers = map[string]request{
 	"CreateBucket": {}, "UploadPartCopy": {}, "CopyObject": {}, "CreateMultipartUpload": {},
 }
 
-// trigger makes a request that is the operation of a row.
+// trigger returns a request for the operation of a row.
 func (p *proxy) trigger(row s3api.Row) request {
 	r, special := triggers[row.Op]
 	r.method, r.header = row.Method, r.header.Clone()
@@ -97,7 +97,7 @@ func (p *proxy) trigger(row s3api.Row) request {
 	return r
 }
 
-// wantNoSuccess is an answer that vouches for nothing, and that SDKs retry.
+// wantNoSuccess checks that a response is an error that SDKs retry.
 func wantNoSuccess(t *testing.T, name string, a answer) {
 	t.Helper()
 	if a.StatusCode != http.StatusServiceUnavailable || a.Header.Get("Retry-After") == "" {
@@ -111,8 +111,8 @@ func wantNoSuccess(t *testing.T, name string, a answer) {
 	}
 }
 
-// Something other than the store that answers 200 to everything makes no
-// operation a success.
+// If something other than the store answers 200 to everything, no operation
+// succeeds.
 func TestAPortalInFrontOfEveryOperation(t *testing.T) {
 	p := newProxy(t)
 	sent := make(map[string]bool)
@@ -130,7 +130,7 @@ func TestAPortalInFrontOfEveryOperation(t *testing.T) {
 		} {
 			t.Run(name, func(t *testing.T) {
 				ask := p.trigger(row)
-				told := false // whether a test can tell: a HEAD has no body, and some successes have none either
+				told := false // whether the test can tell: the response to HEAD has no body, and some successes have none either
 				p.origin.set(func(r *http.Request) (*http.Response, error) {
 					op := s3api.SentAs(r)
 					sent[op] = true
@@ -167,8 +167,8 @@ func answerOf(op string) string {
 	return rows[slices.IndexFunc(rows, func(row s3api.Row) bool { return row.Op == op })].Answer
 }
 
-// The same where the store itself has answered so far: of an operation that is
-// several requests to the store, each in turn is answered by the portal.
+// The same in the middle of an operation: if it needs several requests to
+// the store, the portal answers each of them in turn.
 func TestAPortalInTheMiddleOfAnOperation(t *testing.T) {
 	portal := pageOf(200, "text/html", "<!DOCTYPE html><html>Please log in</html>")
 	p := newProxy(t)
@@ -241,8 +241,8 @@ func TestAPortalInTheMiddleOfAnOperation(t *testing.T) {
 	}
 }
 
-// S3 answers some operations with nothing, and some stores with a document. S3
-// itself tells of failures with status 200 at times.
+// For some operations, S3 sends an empty body and some stores send a
+// document. S3 itself reports some errors with status 200.
 func TestAnswersThatAreNotQuiteS3s(t *testing.T) {
 	p := newProxy(t)
 	for _, row := range []struct {

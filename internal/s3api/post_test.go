@@ -28,13 +28,13 @@ import (
 type upload struct {
 	p          *proxy
 	fields     map[string]string
-	conditions []any // besides one for each field
+	conditions []any // in addition to one for each field
 	expires    time.Duration
 	filename   string
 	file       []byte
-	behind     func(*mimeform.Writer)  // fields behind the file
-	change     func(map[string]string) // after the policy was signed
-	cut        int                     // bytes that are missing at the end
+	behind     func(*mimeform.Writer)  // fields after the file
+	change     func(map[string]string) // applied after the policy was signed
+	cut        int                     // bytes missing at the end
 	header     http.Header
 	access     string
 }
@@ -50,7 +50,7 @@ func (p *proxy) form(key string, file []byte) *upload {
 	}
 }
 
-// body signs the form, as every SDK does, and writes it.
+// body signs the form like an SDK, and writes it.
 func (u *upload) body() (*bytes.Buffer, string) {
 	now := time.Now().UTC()
 	scope := now.Format("20060102") + "/" + region + "/s3/aws4_request"
@@ -296,7 +296,7 @@ func TestPostObjectAnswers(t *testing.T) {
 	}
 }
 
-// What is refused stores nothing.
+// Refused forms store nothing.
 func TestPostObjectIsRefused(t *testing.T) {
 	p := newProxy(t)
 	field := func(name, value string) func(*upload) { return func(u *upload) { u.fields[name] = value } }
@@ -317,7 +317,7 @@ func TestPostObjectIsRefused(t *testing.T) {
 	for name, row := range map[string]struct {
 		change func(*upload)
 		status int
-		want   string // in the answer
+		want   string // text in the response
 	}{
 		"another key":            {later("key", "other"), 403, "Policy Condition failed: [&#34;eq&#34;, &#34;$key&#34;"},
 		"a field more":           {later("x-amz-meta-a", "b"), 403, "Invalid according to Policy: Extra input fields: x-amz-meta-a"},
@@ -376,6 +376,7 @@ func TestPostObjectIsRefused(t *testing.T) {
 }
 
 // Bodies that no form writer makes.
+// Bodies that no form library writes.
 func TestPostObjectOddBodies(t *testing.T) {
 	p := newProxy(t)
 	body, contentType := p.form("k", []byte("0123456789")).body()
@@ -419,8 +420,8 @@ func TestPostObjectOddBodies(t *testing.T) {
 	}
 }
 
-// The delimiter in a large file is found wherever reads happen to end; what
-// only looks like it is content.
+// The delimiter is found in a large file wherever reads end. Similar bytes
+// are content.
 func TestPostObjectDelimiterInTheFile(t *testing.T) {
 	p := newProxy(t)
 	for _, at := range []int{0, 1, 4000, 4096 - 30, 20<<10 - 7, 1 << 20, 2<<20 - 100} {
@@ -444,7 +445,7 @@ func TestPostObjectDelimiterInTheFile(t *testing.T) {
 	from := bytes.Index(body.Bytes(), u.file[:64])
 
 	for _, at := range []int{100, 70_000, 2<<20 - 200} {
-		like := "\r\n--" + boundary[:len(boundary)-1] + "!" // and not, by chance, the last character of the boundary
+		like := "\r\n--" + boundary[:len(boundary)-1] + "!" // never equal to the boundary
 		copy(body.Bytes()[from+at:], like)
 		copy(u.file[at:], like)
 	}
@@ -456,6 +457,7 @@ func TestPostObjectDelimiterInTheFile(t *testing.T) {
 }
 
 // A client that goes away in the middle of its file stores nothing.
+// If a client disconnects within its file, nothing is stored.
 func TestPostObjectBrokenOff(t *testing.T) {
 	p := newProxy(t)
 	body, contentType := p.form("k", randomText(2<<20)).body()

@@ -13,7 +13,7 @@ import (
 
 const formType = "multipart/form-data; boundary=XX"
 
-// counted counts what is read of a body.
+// counted counts the bytes that are read of a body.
 type counted struct {
 	io.Reader
 	n int64
@@ -25,9 +25,9 @@ func (c *counted) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// FuzzForm reads arbitrary bytes as a form. What is taken for the file stands
-// there in these bytes, behind a header and with a boundary behind it; and
-// before anybody is authenticated, little is read.
+// FuzzForm parses arbitrary bytes as a form. The file must be in these
+// bytes, after a header and before a boundary. Before authentication, little
+// is read.
 func FuzzForm(f *testing.F) {
 	const field, file, end = "--XX\r\nContent-Disposition: form-data; name=\"a\"\r\n\r\n", "--XX\r\nContent-Disposition: form-data; name=\"file\"\r\n\r\n", "--XX--\r\n"
 	for _, body := range []string{
@@ -59,7 +59,7 @@ func FuzzForm(f *testing.F) {
 	f.Add("multipart/form-data", []byte("--\r\n"), int16(0))
 
 	f.Fuzz(func(t *testing.T, contentType string, body []byte, more int16) {
-		length := max(int64(len(body))+int64(more), 0) // what the request says that it has
+		length := max(int64(len(body))+int64(more), 0) // the Content-Length of the request
 		src := &counted{Reader: io.LimitReader(bytes.NewReader(body), length)}
 		form, err := readForm(src, contentType, length)
 		if src.n > 2*maxFields {
@@ -88,8 +88,8 @@ func FuzzForm(f *testing.F) {
 	})
 }
 
-// wantFormError makes sure that a client is told what is wrong, or else it is
-// the connection that broke.
+// wantFormError checks that the client gets an error about the form, or that
+// the connection broke.
 func wantFormError(t *testing.T, err error) {
 	t.Helper()
 	if answer := (*Error)(nil); !errors.As(err, &answer) && !errors.Is(err, io.ErrUnexpectedEOF) {
@@ -97,9 +97,8 @@ func wantFormError(t *testing.T, err error) {
 	}
 }
 
-// FuzzFormRoundTrip reads forms that the standard library has written. What
-// went in comes out, of long files as of short ones; a form that was cut off
-// gives no file.
+// FuzzFormRoundTrip parses forms that the standard library has written.
+// Short and long files come out unchanged; a truncated form gives no file.
 func FuzzFormRoundTrip(f *testing.F) {
 	f.Add("key", "a/b", "photo.jpg", []byte("text"), 0, uint8(0))
 	f.Add("x-amz-meta-a", "with\r\nlines\r\n", `C:\"dir"\photo.jpg`, []byte("\r\n--X\r\n-XX\r\n--\r\n"), 0, uint8(1))
@@ -134,7 +133,7 @@ func FuzzFormRoundTrip(f *testing.F) {
 
 		fields, err := fieldsOf(body.Bytes())
 		if err != nil || fields["name"] == "" || strings.EqualFold(fields["name"], "file") || ahead > maxFields {
-			return // not a form that is to be read
+			return // not a valid form
 		}
 		body.Truncate(body.Len() - min(int(cut), body.Len()))
 		src := &counted{Reader: &body}
@@ -175,7 +174,7 @@ func FuzzFormRoundTrip(f *testing.F) {
 	})
 }
 
-// fieldsOf reads what is ahead of the file as the standard library does.
+// fieldsOf parses the fields before the file with the standard library.
 func fieldsOf(body []byte) (map[string]string, error) {
 	r := mimeform.NewReader(bytes.NewReader(body), "XX")
 	field, err := r.NextRawPart()
@@ -193,7 +192,7 @@ func fieldsOf(body []byte) (map[string]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	_, params, err := mime.ParseMediaType(file.Header.Get("Content-Disposition")) // FileName would cut off directories
+	_, params, err := mime.ParseMediaType(file.Header.Get("Content-Disposition")) // FileName would remove directories
 	out["filename"] = params["filename"]
 	return out, err
 }

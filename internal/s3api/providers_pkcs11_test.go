@@ -12,8 +12,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-// hsmKey is a key in a token of SoftHSM's, ruled with the tools of Debian's
-// softhsm2 and opensc.
+// hsmKey returns a key in a SoftHSM token, managed with the tools of
+// Debian's softhsm2 and opensc.
 func hsmKey(t *testing.T) *owned {
 	t.Helper()
 	const module, pin = "/usr/lib/softhsm/libsofthsm2.so", "1234567"

@@ -17,19 +17,19 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
-// owned is a key in some KMS, and how its owner takes it away and gives it
-// back.
+// owned is a key in some KMS, with functions to revoke and restore it.
 type owned struct {
 	name       string
 	wrapper    kms.Wrapper
 	take, give func() error
-	code       string // S3's, while it is away
+	code       string // S3's code while the key is revoked
 }
 
 func done(f func()) func() error { return func() error { f(); return nil } }
 
-// allProviders is a key of each provider: those in the cloud by strict servers
-// on loopback, the HSM by SoftHSM in builds with -tags pkcs11, and a file.
+// allProviders returns a key of each provider: cloud providers use strict
+// servers on loopback, the HSM uses SoftHSM in builds with -tags pkcs11, and
+// the local key is a file.
 func allProviders(t *testing.T) []owned {
 	t.Helper()
 	amazon := kmstest.StartTest(t)
@@ -84,8 +84,9 @@ func allProviders(t *testing.T) []owned {
 	return list
 }
 
-// TestAllProvidersAtOnce serves a bucket under a key of each provider, takes
-// each key away in turn, and sees that bucket go dark and no other.
+// TestAllProvidersAtOnce serves a bucket under a key of each provider,
+// revokes each key in turn, and checks that only its bucket becomes
+// unreadable.
 func TestAllProvidersAtOnce(t *testing.T) {
 	providers := allProviders(t)
 	p := newProxy(t, func(_ *proxy, _ *s3api.Config, cfg *keyring.Config) {
@@ -127,8 +128,8 @@ func TestAllProvidersAtOnce(t *testing.T) {
 			t.Fatal(o.name, err)
 		}
 
-		// A read that is under way when the purge comes is cut, which a client
-		// sees as a reset. The next one must be told why.
+		// A read that runs during the purge is cut, which a client sees as a
+		// reset. The next read gets the reason.
 		var err error
 
 		for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {

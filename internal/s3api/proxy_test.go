@@ -42,7 +42,7 @@ const (
 	region                     = proxytest.Region
 )
 
-// store is the one real store of this test process.
+// store is the real store of this test process.
 var store struct {
 	*proxytest.Store
 	transport *origin.Transport
@@ -71,14 +71,14 @@ type proxy struct {
 	keyFile  string
 	ringKeys []keyring.Key
 	log      *logBuffer
-	clock    atomic.Int64 // nanoseconds that the proxy's clock is ahead
+	clock    atomic.Int64 // nanoseconds by which the proxy's clock is ahead
 	client   *s3.Client
 	bucket   string
 }
 
 type option func(*proxy, *s3api.Config, *keyring.Config)
 
-// newProxy starts a proxy with a bucket of its own.
+// newProxy starts a proxy with a new bucket.
 func newProxy(t testing.TB, options ...option) *proxy {
 	t.Helper()
 	key, keyFile := proxytest.NewLocalKey(t)
@@ -119,7 +119,8 @@ func newProxy(t testing.TB, options ...option) *proxy {
 
 	cfg := s3api.Config{
 		Origin: p.origin, Clients: clients, Domain: "s3.test", ETagPartCount: true, Metrics: metrics.New(), IdleTimeout: 20 * time.Second,
-		MaxConcurrent: 96, Now: now, Random: rand.Reader, LocalTLS: true, // 72 of them for one client
+		// 72 of them for one client
+		MaxConcurrent: 96, Now: now, Random: rand.Reader, LocalTLS: true,
 		Log: zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig()), p.log, zap.DebugLevel)),
 	}
 
@@ -181,7 +182,7 @@ func (p *proxy) put(key string, text []byte, more ...func(*s3.PutObjectInput)) *
 	return out
 }
 
-// get returns the body and the error of reading it to its end.
+// get returns the body and the error of reading it to the end.
 func (p *proxy) get(key string, more ...func(*s3.GetObjectInput)) ([]byte, *s3.GetObjectOutput, error) {
 	p.t.Helper()
 	in := &s3.GetObjectInput{Bucket: &p.bucket, Key: &key}
@@ -198,7 +199,7 @@ func (p *proxy) get(key string, more ...func(*s3.GetObjectInput)) ([]byte, *s3.G
 
 	text.Grow(
 		int(max(0, *out.ContentLength)) + bytes.MinRead,
-	) // no copies of what was read: the race detector looks at each byte
+	) // read without copies, because the race detector checks each byte
 	_, err = text.ReadFrom(out.Body)
 	return text.Bytes(), out, err
 }
@@ -212,7 +213,8 @@ func (p *proxy) mustGet(key string) []byte {
 	return text
 }
 
-// storeDo speaks to the store past the proxy, as its administrator could.
+// storeDo sends a request to the store without the proxy, as the store's
+// administrator could.
 func (p *proxy) storeDo(method, key string, header http.Header, body []byte) (*http.Response, []byte) {
 	p.t.Helper()
 	u := &url.URL{Path: "/" + p.bucket + "/" + key}
@@ -244,8 +246,8 @@ func (p *proxy) storeDo(method, key string, header http.Header, body []byte) (*h
 	return resp, answer
 }
 
-// stored returns the object as the store has it: its body, and its metadata
-// ready to be put again.
+// stored returns the object as it is in the store: its body, and its
+// metadata in a form that can be stored again.
 func (p *proxy) stored(key string) ([]byte, http.Header) {
 	p.t.Helper()
 	resp, body := p.storeDo(http.MethodGet, key, nil, nil)
@@ -273,13 +275,13 @@ func (p *proxy) isStored(key string) bool {
 	return resp.StatusCode == http.StatusOK
 }
 
-// request is an HTTP request of the client's, signed with the SDK's signer.
+// request is an HTTP request of a client, signed with the SDK's signer.
 type request struct {
-	method, path string // path is raw, with its query
+	method, path string // path is raw, and includes the query
 	header       http.Header
 	body         []byte
-	hash         string // x-amz-content-sha256; "" for the body's
-	accessKey    string // "" for the client's own, as secret
+	hash         string // x-amz-content-sha256; "" for the hash of the body
+	accessKey    string // "" for the client's own; the same for secret
 	secret       string
 	at           time.Time
 	presign      bool
@@ -371,15 +373,17 @@ func (p *proxy) sign(r request) *http.Request {
 	return req
 }
 
-// tap counts and can break what goes to the store.
+// tap counts the requests to the store, and can break them.
 type tap struct {
 	next http.RoundTripper
 
-	mu        sync.Mutex
-	requests  []string
-	fault     func(*http.Request) (*http.Response, error) // answers in place of the store where it is not nil and returns something
+	mu       sync.Mutex
+	requests []string
+	// If it is not nil and returns something, it answers instead of the
+	// store.
+	fault     func(*http.Request) (*http.Response, error)
 	alter     func(*http.Response)
-	condition func(*http.Request) // changes what is asked; of a clone
+	condition func(*http.Request) // changes a clone of the request
 }
 
 func (t *tap) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -424,7 +428,7 @@ func (t *tap) set(fault func(*http.Request) (*http.Response, error), alter func(
 	t.fault, t.alter = fault, alter
 }
 
-// logBuffer holds what the proxy logged.
+// logBuffer holds the proxy's log.
 type logBuffer struct {
 	mu  sync.Mutex
 	buf bytes.Buffer

@@ -11,7 +11,7 @@ import (
 var uploadIDElement = regexp.MustCompile(`<UploadId>([^<]+)</UploadId>`)
 
 // TestAnUploadIDThatIsGivenTwice: the id binds parts to their upload, so a
-// store that gives it to two could mix them.
+// store that reuses an id could mix parts.
 func TestAnUploadIDThatIsGivenTwice(t *testing.T) {
 	p := newProxy(t)
 	create := func() answer { return p.send(request{method: "POST", path: "/" + p.bucket + "/k?uploads"}) }

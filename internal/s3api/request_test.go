@@ -149,8 +149,7 @@ func TestVirtualHostStyle(t *testing.T) {
 	}
 }
 
-// Every operation and parameter that the table does not have is refused, and
-// by name.
+// Every operation and parameter that is not in the table is refused by name.
 func TestUnknownIsRefused(t *testing.T) {
 	p := newProxy(t)
 	p.put("k", []byte("x"))
@@ -233,8 +232,8 @@ func TestMalformedRequests(t *testing.T) {
 	}
 }
 
-// Requests that no client library would send. None may bring a 5xx, a panic or
-// a hang.
+// Requests that no client library would send. None may cause a 5xx, a panic
+// or a hang.
 func TestRawNonsense(t *testing.T) {
 	p := newProxy(t)
 	addr := strings.TrimPrefix(p.url, "http://")
@@ -283,8 +282,8 @@ func TestRawNonsense(t *testing.T) {
 	}
 }
 
-// dial opens a connection on which the header of a signed PUT of length bytes
-// has been sent.
+// dialPut opens a connection and sends the headers of a signed PUT with a
+// body of length bytes.
 func (p *proxy) dialPut(length int) net.Conn {
 	p.t.Helper()
 	r := p.sign(
@@ -350,9 +349,9 @@ func TestTooManyRequests(t *testing.T) {
 	<-first
 }
 
-// A chunked payload whose last chunk was altered must not be stored, wherever
-// the body then ends: not even where all its data is there and only the
-// framing behind it, and with it the look at the signature, is missing.
+// A chunked payload with an altered last chunk must not be stored, even if
+// the body ends after its data and before the end of its framing, where the
+// signature is checked.
 func TestForgedChunkIsNotStored(t *testing.T) {
 	p := newProxy(t)
 	const text, forged = "the text that was signed", "the text that was forged"
@@ -383,8 +382,8 @@ func TestForgedChunkIsNotStored(t *testing.T) {
 	}
 }
 
-// Framing is for the content of objects. Where it is broken, and what it is,
-// is said in S3's words.
+// Framing is allowed for object content only. S3's errors say where it is
+// wrong.
 func TestFraming(t *testing.T) {
 	p := newProxy(t)
 	const unexpected, number = "The request body terminated unexpectedly", "You did not provide the number of bytes specified by the Content-Length HTTP header"
@@ -421,7 +420,7 @@ func TestFraming(t *testing.T) {
 	}
 }
 
-// A parameter that stands for a header must be able to be one.
+// A parameter that becomes a header must be valid as one.
 func TestHoistedNonsenseIsTheClientsFault(t *testing.T) {
 	p := newProxy(t)
 	for _, parameter := range []string{"x-amz-meta-a%20b=1", "x-amz-meta-a=1%0Ab", "x-amz-meta-a=%00", "x-amz-meta-%C3%BC=1", "x-amz-meta-a%0D%0Ax=1", "x-amz-meta-cmek%20v=1"} {
@@ -464,8 +463,8 @@ func TestRepeatedHeadersAreRefused(t *testing.T) {
 	}
 }
 
-// A client that waits for 100 Continue sends no body in vain: a request that
-// is refused by its header is answered at once.
+// A client that waits for 100 Continue need not send its body in vain: a
+// request that is refused because of its headers is answered at once.
 func TestExpectContinue(t *testing.T) {
 	p := newProxy(t)
 	first := func(secret, body string) string {

@@ -43,8 +43,8 @@ func TestETags(t *testing.T) {
 	}
 }
 
-// A key may hold what an XML parser refuses, or what looks like markup once it
-// is decoded.
+// A key may contain characters that an XML parser refuses, or text that
+// looks like markup when it is decoded.
 func TestListingIsCopiedByteForByte(t *testing.T) {
 	const before = "<?xml version=\"1.0\"?>\n<ListBucketResult xmlns=\"ns\"><Name>b</Name><Size>1</Size>\n <Contents><Key>a&#x1;&lt;Size&gt;9</Key><ETag>&quot;e1&quot;</ETag><Size>66</Size><New><Thing/></New></Contents>" +
 		"<Contents><Size>15728640</Size><ETag>\"e2-3\"</ETag></Contents><Contents><Size>5</Size><ETag>e3</ETag></Contents><CommonPrefixes/></ListBucketResult>"
@@ -56,11 +56,11 @@ func TestListingIsCopiedByteForByte(t *testing.T) {
 	}
 }
 
-// listing rewrites a listing of objects that need not be asked about.
+// listing rewrites a listing whose objects need no HEAD.
 func listing(doc []byte) ([]byte, error) {
 	cache := dekcache.New(dekcache.Config{TTL: time.Minute, MaxEntries: 1, Now: time.Now})
 	defer cache.Close()
-	keys, err := keyring.New(keyring.Config{Cache: cache}) // without a rule, nothing may be plaintext
+	keys, err := keyring.New(keyring.Config{Cache: cache}) // without a rule, plaintext is not allowed
 	if err != nil {
 		return nil, err
 	}
@@ -91,7 +91,7 @@ func FuzzListing(f *testing.F) {
 	})
 }
 
-// keysOf are the keys of a listing's entries, in their order.
+// keysOf returns the keys of a listing's entries, in order.
 func keysOf(doc []byte) (keys []string) {
 	changeElements(doc, "Contents", func(entry []byte) []byte {
 		key, _, _ := element(entry, "Key")
@@ -101,8 +101,8 @@ func keysOf(doc []byte) (keys []string) {
 	return keys
 }
 
-// FuzzHoisting checks what parameters of a presigned URL become headers: only
-// those that the operation knows, none twice, and nothing that can break a
+// FuzzHoisting checks which parameters of a presigned URL become headers:
+// only those that the operation has, none twice, and none that breaks a
 // header.
 func FuzzHoisting(f *testing.F) {
 	for _, query := range []string{
@@ -167,8 +167,7 @@ func FuzzHoisting(f *testing.F) {
 	})
 }
 
-// What was read of a list is what the store will be told, and nothing in it is
-// lost on the way.
+// The list that was parsed is sent to the store without losses.
 func FuzzCompletion(f *testing.F) {
 	f.Add(
 		[]byte(
@@ -202,8 +201,8 @@ func FuzzCompletion(f *testing.F) {
 	})
 }
 
-// What was not deleted is added to what the store says, and said alone where
-// the store has nothing to say.
+// Refused keys are added to the store's answer. If the store's answer is
+// empty, they are sent alone.
 func TestErrorsOfDeleteObjects(t *testing.T) {
 	no := &Error{Code: "AccessDenied", Message: "Access Denied"}
 	denied := []deletionRefusal{{deletionObject{Key: "a&b"}, no}, {deletionObject{Key: "c", VersionID: "v"}, no}}

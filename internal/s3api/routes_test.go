@@ -8,8 +8,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/access"
 )
 
-// Every operation says where a client needs the grant for it, and says so of
-// what its path names.
+// Every operation has a scope that fits its path.
 func TestEveryOperationHasAScope(t *testing.T) {
 	fitting := map[string][]scope{
 		service:      {bySigner},
@@ -22,7 +21,7 @@ func TestEveryOperationHasAScope(t *testing.T) {
 		t.Run(row.op, func(t *testing.T) {
 			allowed := fitting[row.path]
 			if row.flags&signedByForm != 0 {
-				allowed = []scope{byKey} // which the form names
+				allowed = []scope{byKey} // the form has the key
 			}
 			if !slices.Contains(allowed, row.scope) {
 				t.Errorf("%s has the scope %q, want one of %q", row.path, row.scope, allowed)
@@ -46,6 +45,7 @@ func TestEveryOperationHasAScope(t *testing.T) {
 }
 
 // The scopes that let in more clients than that of the path does.
+// The scopes that are wider than the path.
 func TestScopesGolden(t *testing.T) {
 	wide := map[scope][]string{
 		byPrefix: {"ListObjectsV2", "ListMultipartUploads", "ListObjectVersions", "ListObjects"},
@@ -72,7 +72,7 @@ func TestScopesGolden(t *testing.T) {
 	}
 }
 
-// What a row does not say, no grant allows.
+// An operation without a scope is denied, whatever the grants.
 func TestNoScopeIsDenied(t *testing.T) {
 	all := []access.Action{
 		access.Read,

@@ -23,13 +23,13 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
-// remembering is a key that remembers every DEK that it has seen, and can be
-// made to say one in an error.
+// remembering is a key that records every data key, and can be made to leak
+// one in an error.
 type remembering struct {
 	kms.Wrapper
 	mu   sync.Mutex
 	deks [][]byte
-	leak func(dek []byte) string // nil for none
+	leak func(dek []byte) string // nil for no leak
 }
 
 func (r *remembering) remember(dek []byte) error {
@@ -62,7 +62,7 @@ func (r *remembering) Unwrap(ctx context.Context, wrapped []byte, ec kms.Encrypt
 	return dek, err
 }
 
-// forms are the ways in which 32 bytes get into a text.
+// forms are the forms in which 32 bytes can appear in a text.
 func forms(secret []byte) map[string]string {
 	out := map[string]string{
 		"raw":     string(secret),
@@ -73,7 +73,7 @@ func forms(secret []byte) map[string]string {
 	}
 
 	for name, encoding := range map[string]*base64.Encoding{"base64": base64.RawStdEncoding, "base64 for URLs": base64.RawURLEncoding} {
-		for shift := range 3 { // as a part of something longer; the characters at the ends depend on that
+		for shift := range 3 { // as part of something longer; the characters at the ends depend on that
 			text := encoding.EncodeToString(append(make([]byte, shift), secret...))
 			text = text[(shift*8+5)/6:]
 			out[fmt.Sprintf("%s, shifted by %d", name, shift)] = text[:len(secret)*8/6-1]
@@ -85,7 +85,7 @@ func forms(secret []byte) map[string]string {
 
 func decimal(secret []byte) string { return fmt.Sprintf("%d", secret) }
 
-// leaks returns the forms in which a secret is in a text.
+// leaks returns the forms in which a secret appears in a text.
 func leaks(text string, secret []byte) (found []string) {
 	for name, form := range forms(secret) {
 		if strings.Contains(text, form) {
@@ -114,8 +114,8 @@ func TestLeaksAreFound(t *testing.T) {
 	}
 }
 
-// spoken is all that a proxy has said: to its log, its audit log, and its
-// clients.
+// spoken is everything that a proxy has sent: to its log, its audit log, and
+// its clients.
 type spoken struct {
 	log, audit string
 	answers    bytes.Buffer
@@ -123,7 +123,7 @@ type spoken struct {
 	mu         sync.Mutex
 }
 
-// recorder is a client's transport that keeps what passes.
+// recorder is a client's transport that records traffic.
 type recorder struct {
 	next http.RoundTripper
 	to   *spoken
@@ -144,7 +144,7 @@ func (r recorder) RoundTrip(req *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
-// failed ends a body as it ended.
+// failed is a body that ends with the same error.
 type failed struct{ err error }
 
 func (f failed) Read([]byte) (int, error) {
@@ -154,8 +154,8 @@ func (f failed) Read([]byte) (int, error) {
 	return 0, io.EOF
 }
 
-// useAll has a proxy do all that it does with keys, well and badly, and
-// returns what was said, and the DEKs.
+// useAll makes a proxy use keys in all ways, with and without errors. It
+// returns what was sent, and the data keys.
 func useAll(t *testing.T, leak func([]byte) string) (*spoken, [][]byte) {
 	t.Helper()
 	said, log, key := &spoken{}, newAuditLog(t), &remembering{}
@@ -216,16 +216,16 @@ func useAll(t *testing.T, leak func([]byte) string) (*spoken, [][]byte) {
 	if _, err := p.client.ListObjectsV2(t.Context(), &s3.ListObjectsV2Input{Bucket: &p.bucket}); err != nil {
 		t.Error(err)
 	}
-	p.server.Close() // all is said
+	p.server.Close() // nothing more is written after this
 	said.log, said.audit = p.log.String(), log.text()
 	return said, key.deks
 }
 
 var signatureForm = regexp.MustCompile(`Signature=([0-9a-f]{64})`)
 
-// No DEK, secret or signature is in what the proxy says, in any form. S3's
-// answer to a signature that is wrong repeats it to the one who sent it, with
-// what it should have been made of; that is no log.
+// No data key, secret or signature appears in what the proxy sends, in any
+// form. The one exception is S3's response to a wrong signature, which
+// repeats the signature and its input to the client; it is not in the log.
 func TestSecretsAreKept(t *testing.T) {
 	said, deks := useAll(t, nil)
 	if len(deks) < 10 || len(said.log) < 5000 || len(said.audit) < 5000 || said.answers.Len() < 100_000 {
@@ -275,8 +275,8 @@ func TestSecretsAreKept(t *testing.T) {
 	}
 }
 
-// A provider that puts a DEK into its errors is found out: the test above
-// would see it.
+// A provider that puts a data key into its errors is detected: the test
+// above would fail.
 func TestALeakyProviderIsFoundOut(t *testing.T) {
 	for name, leak := range map[string]func([]byte) string{
 		"hex":     hex.EncodeToString,

@@ -17,11 +17,11 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
-// soon is how long something may take that takes a moment on an idle machine.
+// soon is the timeout for something that takes a moment on an idle machine.
 const soon = time.Minute
 
-// few has the proxy serve four requests at a time: three of a client, and one
-// without a signature.
+// few limits the proxy to four concurrent requests: three per client, and
+// one without a signature.
 func few(_ *proxy, cfg *s3api.Config, _ *keyring.Config) {
 	cfg.MaxConcurrent, cfg.HeaderTimeout = 4, 500*time.Millisecond
 }
@@ -40,7 +40,7 @@ func (p *proxy) dial(text string) net.Conn {
 	return conn
 }
 
-// Forms that are sent half keep no client out that signs, and end in time.
+// Half-sent forms block no signed client, and end in time.
 func TestHalfSentForms(t *testing.T) {
 	p := newProxy(t, few)
 	p.put("k", []byte("text"))
@@ -83,8 +83,8 @@ func TestHalfSentForms(t *testing.T) {
 	}
 }
 
-// held has requests for keys that begin with "held" wait for the store until
-// release is called; held is how many of them the store has.
+// hold blocks requests for keys that begin with "held" in the store until
+// release is called. held is the number of blocked requests.
 func (p *proxy) hold() (held *atomic.Int32, release func()) {
 	held, end := &atomic.Int32{}, make(chan struct{})
 	p.origin.set(func(r *http.Request) (*http.Response, error) {
@@ -112,8 +112,8 @@ func TestShareOfAClient(t *testing.T) {
 	}
 }
 
-// holdThree has three reads of the object "held" under way until it is told to
-// end them.
+// holdThree keeps three reads of the object "held" running until end is
+// called.
 func (p *proxy) holdThree() (end func()) {
 	held, release := p.hold()
 	var wg sync.WaitGroup
@@ -129,7 +129,7 @@ func (p *proxy) holdThree() (end func()) {
 	}
 }
 
-// TestAClientAlone may have all slots: there is nobody to keep out.
+// TestAClientAlone: a single client may have all slots.
 func TestAClientAlone(t *testing.T) {
 	p := newProxy(t, few, func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) {
 		alone, err := access.New([]access.Client{{
@@ -156,7 +156,8 @@ func TestAClientAlone(t *testing.T) {
 	}
 }
 
-// Those that read slowly make room for others, also for those of their client.
+// Slow readers make room for other requests, including those of the same
+// client.
 func TestSlowReadersMakeRoom(t *testing.T) {
 	p := newProxy(t, few)
 	p.bucket = p.newBucket("shared-")
@@ -176,7 +177,7 @@ func TestSlowReadersMakeRoom(t *testing.T) {
 			fmt.Fprintf(&text, "%s: %s\r\n", name, values[0])
 		}
 		conn := p.dial(text.String() + "\r\n")
-		if _, err := conn.Read(make([]byte, 10)); err != nil { // it is under way
+		if _, err := conn.Read(make([]byte, 10)); err != nil { // the response has begun
 			t.Fatal(err)
 		}
 	}
@@ -192,7 +193,8 @@ func TestSlowReadersMakeRoom(t *testing.T) {
 	}
 }
 
-// An upload that drips ends, and a pause of the store's does not count.
+// An upload that is too slow ends; time spent waiting for the store does not
+// count.
 func TestLeastRate(t *testing.T) {
 	p := newProxy(t, func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) {
 		cfg.IdleTimeout, cfg.MinRate = 2*time.Second, 1024
@@ -238,8 +240,8 @@ func TestLeastRate(t *testing.T) {
 	}
 }
 
-// Preflights and the look-ups for errors are within a limit, and what is
-// refused for it costs the store nothing.
+// Preflights and the look-ups for errors are limited. A refused one causes
+// no request to the store.
 func TestPreflightsAreLimited(t *testing.T) {
 	p := newProxy(t, few)
 	p.put("k", []byte("text"))
@@ -255,7 +257,7 @@ func TestPreflightsAreLimited(t *testing.T) {
 			var resp *http.Response
 			if i%2 == 0 {
 				resp, _ = p.unsigned("OPTIONS", "/"+p.bucket+"/held", preflight(page, "GET", ""))
-			} else { // the error of a stranger, which is looked up for the page
+			} else { // the error of an unsigned request, which needs a look-up for the page
 				resp, _ = p.unsigned("GET", "/"+p.bucket+"/held", http.Header{"Origin": {page}})
 			}
 
@@ -267,7 +269,7 @@ func TestPreflightsAreLimited(t *testing.T) {
 
 	for deadline := time.Now().Add(soon); refused.Load() < n-1 && time.Now().Before(deadline); {
 		time.Sleep(time.Millisecond)
-		if refused.Load() == n-2 { // the one that the store has may be a stranger's, and ends by itself
+		if refused.Load() == n-2 { // the request that the store has may be unsigned, and ends by itself
 			break
 		}
 	}

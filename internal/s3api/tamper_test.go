@@ -18,8 +18,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-// mustRefuse reads key whole and in ranges, and fails the test if a read
-// succeeds, or yields a byte that the plaintext does not have there.
+// mustRefuse reads an object whole and in ranges. The test fails if a read
+// succeeds, or returns a byte that differs from the plaintext.
 func mustRefuse(t *testing.T, p *proxy, name, key string, text []byte, codes ...string) {
 	t.Helper()
 	got, _, err := p.get(key)
@@ -43,8 +43,8 @@ func mustRefuse(t *testing.T, p *proxy, name, key string, text []byte, codes ...
 
 const integrity = "ObjectIntegrityError"
 
-// Promise P2: the store can neither alter, cut, reorder, swap nor move what it
-// holds without every read failing.
+// Promise P2: if the store alters, truncates, reorders, swaps or moves what
+// it stores, every read fails.
 func TestTampering(t *testing.T) {
 	p := newProxy(t)
 	const n = crypt.StoredSegmentSize
@@ -123,8 +123,8 @@ func TestMovedObjects(t *testing.T) {
 	mustRefuse(t, p, "moved to another bucket", "k", nil, integrity)
 }
 
-// A store that strips the envelope must not turn the read of an encrypted
-// object into one of a plaintext object.
+// If a store removes the envelope of an encrypted object, it must not be
+// read as plaintext.
 func TestStrippedEnvelope(t *testing.T) {
 	p := newProxy(t)
 	p.put("k", randomText(1000))
@@ -203,13 +203,14 @@ func TestRevokedKey(t *testing.T) {
 	if err := os.Rename(p.keyFile+".away", p.keyFile); err != nil {
 		t.Fatal(err)
 	}
-	p.clock.Add(int64(2 * time.Second)) // past the memory of the refusal
+	p.clock.Add(int64(2 * time.Second)) // after the refusal is no longer cached
 	if got := p.mustGet("k"); !bytes.Equal(got, text) {
 		t.Error("with the key back the object is readable again")
 	}
 }
 
-// The window holds for transfers that are already running, in both directions.
+// The revocation window also applies to running transfers, in both
+// directions.
 func TestRevokedInMidTransfer(t *testing.T) {
 	p := newProxy(t)
 	text := randomText(8 << 20)
@@ -241,8 +242,8 @@ func TestUploadUnderARevokedKeyIsNotStored(t *testing.T) {
 	p := newProxy(t)
 	text := randomText(6 << 20)
 
-	// The key goes when the store has a MiB: the data key was made and is in
-	// use by then.
+	// The key is revoked when the store has received a MiB. The data key is
+	// in use by then.
 	revoke := &hook{at: 1 << 20, do: func() {
 		_ = os.Remove(p.keyFile)
 		p.keys.PurgeAll()
@@ -267,7 +268,7 @@ func TestUploadUnderARevokedKeyIsNotStored(t *testing.T) {
 	}
 }
 
-// hook does something once so many bytes have passed.
+// hook calls a function after the given number of bytes.
 type hook struct {
 	n, at int
 	do    func()
@@ -282,8 +283,8 @@ func (h *hook) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// A body that breaks off on its way from the store ends the client's
-// connection, at whatever byte it breaks.
+// If the body from the store breaks at any byte, the client's connection is
+// closed.
 func TestStoreBreaksOff(t *testing.T) {
 	p := newProxy(t)
 	text := randomText(700_000)
@@ -321,8 +322,8 @@ func (b *breaking) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// The store's answers that a client cannot do anything about are not passed on
-// as its fault.
+// Errors of the store that a client cannot fix are not reported as the
+// client's fault.
 func TestStoreFaults(t *testing.T) {
 	p := newProxy(t)
 	p.put("k", []byte("x"))

@@ -16,8 +16,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
-// twoForms is a bound Azure key that makes blobs of form 1 on demand, as
-// whoever has its public key can.
+// twoForms is a bound Azure key that can make blobs of form 1, as anyone
+// with its public key can.
 type twoForms struct {
 	*kms.Azure
 	old atomic.Bool
@@ -30,9 +30,9 @@ func (w *twoForms) Wrap(ctx context.Context, dek []byte, ec kms.EncryptionContex
 	return w.Azure.Wrap(ctx, dek, ec)
 }
 
-// A copy of an object that nothing proves to be genuine is no proof either: it
-// stays as it is under the same key, and is refused where the new data key
-// would vouch for it.
+// A copy of an object that nothing proves to be genuine must not look
+// genuine. Under the same key it keeps its form. It is refused if a new data
+// key would vouch for it.
 func TestCopiesVouchForNothing(t *testing.T) {
 	azure, _ := kmstest.StartAzure(t).NewBoundKey(t, "RSA-2048", nil)
 	key := &twoForms{Azure: azure}

@@ -32,8 +32,8 @@ func (k *switchedKey) Unwrap(ctx context.Context, wrapped []byte, ec kms.Encrypt
 	return k.Wrapper.Unwrap(ctx, wrapped, ec)
 }
 
-// twoReplicas are in front of the same bucket, with two keys: main, which the
-// rules have, and second.
+// twoReplicas returns two proxies for the same bucket, with two keys: main,
+// which the rules use, and second.
 func twoReplicas(t *testing.T) (a, b *proxy, second *switchedKey) {
 	t.Helper()
 	other := secondKey(t)
@@ -61,8 +61,8 @@ func asking(keyID, context string) func(*s3.CreateMultipartUploadInput) {
 	}
 }
 
-// partKeys are the key ids and encryption contexts of the parts of what is
-// stored.
+// partKeys returns the key ids and encryption contexts of the parts of a
+// stored object.
 func (p *proxy) partKeys(key string, sizes ...int) (ids []string, contexts []map[string]string) {
 	p.t.Helper()
 	body, _ := p.stored(key)
@@ -82,8 +82,8 @@ func (p *proxy) partKeys(key string, sizes ...int) (ids []string, contexts []map
 	return ids, contexts
 }
 
-// An upload for which the client has asked for a key of its own choice is
-// under that key and no other, whichever replicas get its parts.
+// If a client requests a key for an upload, all parts are under that key, on
+// any replica.
 func TestUploadUnderAnotherKey(t *testing.T) {
 	a, b, second := twoReplicas(t)
 	m := a.create("k", asking(second.KeyID(), `{"tenant":"acme"}`))
@@ -127,8 +127,8 @@ func TestUploadUnderAnotherKey(t *testing.T) {
 	}
 }
 
-// A context goes with the rules' own key too; asking for that key alone leaves
-// the store's id as it is, as clients without wishes have it.
+// A context can be used with the rules' own key. If only that key is
+// requested, the upload id is the store's.
 func TestUploadIDs(t *testing.T) {
 	a, b, second := twoReplicas(t)
 	own := a.ringKeys[0].Wrapper.KeyID()
@@ -181,7 +181,7 @@ func TestUploadIDs(t *testing.T) {
 	}
 }
 
-// What an id says is judged as what headers say, at each part.
+// The contents of an id are checked like headers, for each part.
 func TestForgedUploadIDs(t *testing.T) {
 	a, _, second := twoReplicas(t)
 	m := a.create("tied/k")
@@ -197,7 +197,7 @@ func TestForgedUploadIDs(t *testing.T) {
 		"more behind it":                     {marked(`{"key":"main"}{}`), "NoSuchUpload"},
 		"no base64":                          {m.id + ".cmek.!", "NoSuchUpload"},
 		"nothing":                            {m.id + ".cmek.", "NoSuchUpload"},
-		"a customer's data key":              {marked(`{"sealed":"AAAA"}`), "InvalidRequest"}, // and no key with it
+		"a customer's data key":              {marked(`{"sealed":"AAAA"}`), "InvalidRequest"}, // without the customer key
 		"another upload":                     {"x" + marked(`{"key":"main"}`), "NoSuchUpload"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -214,8 +214,8 @@ func TestForgedUploadIDs(t *testing.T) {
 	}
 }
 
-// Where customers' keys are switched off, an id that says that its upload is
-// under one opens no way around that.
+// If customer keys are denied, an id that says that its upload is under one
+// does not circumvent that.
 func TestForgedUploadIDWhereCustomerKeysAreOff(t *testing.T) {
 	p := newProxy(t, func(_ *proxy, _ *s3api.Config, cfg *keyring.Config) {
 		cfg.Rules = []keyring.Rule{{Key: "main", RefuseCustomerKeys: true}}
@@ -261,7 +261,8 @@ func TestForgedUploadIDWhereCustomerKeysAreOff(t *testing.T) {
 	}
 }
 
-// What no part header has room for is said before the first part comes.
+// A key that does not fit into part headers is refused before the first
+// part.
 func TestUploadKeyThatDoesNotFit(t *testing.T) {
 	p := newProxy(t, func(_ *proxy, _ *s3api.Config, cfg *keyring.Config) {
 		cfg.Keys[0].Wrapper = &longKey{cfg.Keys[0].Wrapper}
@@ -284,7 +285,7 @@ func TestUploadKeyThatDoesNotFit(t *testing.T) {
 	}
 }
 
-// longKey wraps to blobs of 512 bytes, as RSA keys of 4096 bits do.
+// longKey wraps to blobs of 512 bytes, as 4096-bit RSA keys do.
 type longKey struct{ kms.Wrapper }
 
 func (k *longKey) Wrap(ctx context.Context, dek []byte, ec kms.EncryptionContext) ([]byte, error) {

@@ -15,7 +15,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 )
 
-// keepVersions has the bucket keep old versions, as a client tells it to.
+// keepVersions enables versioning of the bucket, through the proxy.
 func (p *proxy) keepVersions(bucket string) {
 	p.t.Helper()
 	if _, err := p.client.PutBucketVersioning(p.t.Context(), &s3.PutBucketVersioningInput{
@@ -29,7 +29,7 @@ func (p *proxy) keepVersions(bucket string) {
 	}
 }
 
-// Old versions are read, headed, tagged, listed and deleted by their ids, with
+// Old versions can be read, tagged, listed and deleted by their ids, with
 // their own sizes.
 func TestVersions(t *testing.T) {
 	p := newProxy(t)
@@ -156,9 +156,9 @@ func (p *proxy) tagVersions(key string, ids []string) {
 	}
 }
 
-// Sizes of versions that were never encrypted, of those in parts, and of keys
-// that XML cannot hold. A HEAD of the store does not say what is wrong with a
-// version id; a GET does. It is asked only where the client can be told.
+// The store's answer to the HEAD of an invalid version id does not say what
+// is wrong, but its answer to a GET does. The proxy sends the GET only if
+// the client's response can have a body.
 func TestVersionIDsOfNoForm(t *testing.T) {
 	p := newProxy(t)
 	p.keepVersions(p.bucket)
@@ -208,6 +208,8 @@ func TestVersionIDsOfNoForm(t *testing.T) {
 	}
 }
 
+// The sizes of plaintext and multipart versions are right, also under keys with
+// characters that XML does not allow.
 func TestVersionsListing(t *testing.T) {
 	p := newProxy(t)
 	p.bucket = p.newBucket("plain-")
@@ -243,15 +245,15 @@ func TestVersionsListing(t *testing.T) {
 	}
 }
 
-// Pages of versions are the store's, asked for as the client asks; sizes of
-// versions that have to be asked about are those of that version.
+// Pages of versions are those of the store, as the client requests them. If
+// a version needs a HEAD for its size, the HEAD has its id.
 func TestVersionsPages(t *testing.T) {
 	p, store := newRecorded(t)
 	const entry = `<Version><Key>%s</Key><VersionId>%s</VersionId><IsLatest>%v</IsLatest><ETag>&quot;%s&quot;</ETag><Size>%d</Size><ChecksumAlgorithm>CRC32</ChecksumAlgorithm></Version>`
 	const marker = `<DeleteMarker><Key>gone</Key><VersionId>m</VersionId><IsLatest>true</IsLatest></DeleteMarker>`
 
 	store.set(func(w http.ResponseWriter, r *http.Request) {
-		if r.Method == http.MethodHead { // of an object that was never encrypted
+		if r.Method == http.MethodHead { // a plaintext object
 			w.Header().Set("Content-Length", "66")
 			w.Header().Set("ETag", `"e"`)
 			return
@@ -312,8 +314,8 @@ func TestVersionsPages(t *testing.T) {
 	}
 }
 
-// What is under a lock cannot be deleted, and who may bypass a retention is an
-// administrator.
+// A locked object cannot be deleted, and only an administrator may bypass a
+// retention.
 func TestObjectLock(t *testing.T) {
 	p := newProxy(t)
 	bucket := "lock-" + strings.TrimPrefix(p.bucket, "test-")

@@ -15,7 +15,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
-// readForms are the ways to ask for an object's bytes or its size.
+// readForms are the ways to read an object or its size.
 func readForms(path string) map[string]request {
 	form := func(query, spec string) request {
 		r := request{method: "GET", path: path + query, header: http.Header{}}
@@ -37,8 +37,8 @@ func readForms(path string) map[string]request {
 	}
 }
 
-// A store that sets the size in the envelope to 0 gets no answer that vouches
-// for an empty object, in whatever form the client asks.
+// If a store sets the size in the envelope to 0, no request gets a
+// successful response for an empty object.
 func TestSizeOfZero(t *testing.T) {
 	p := newProxy(t)
 	mine := newCustomer(1)
@@ -93,8 +93,8 @@ func (d *discarded) WriteAt(b []byte, _ int64) (int, error) {
 	return len(b), nil
 }
 
-// Nothing is said of an object whose key is gone, be it empty or not, and also
-// where the proxy remembers how the object is laid out.
+// Nothing is revealed about an object whose key is revoked, even if it is
+// empty or its layout is cached.
 func TestNoKeyNoSize(t *testing.T) {
 	p := newProxy(t)
 	p.put("single", randomText(1000))
@@ -135,7 +135,7 @@ func TestNoKeyNoSize(t *testing.T) {
 	}
 }
 
-// The same for keys that the client has to bring.
+// The same for customer keys.
 func TestNoCustomerKeyNoSize(t *testing.T) {
 	p := newProxy(t)
 	mine, other := newCustomer(1), newCustomer(2)
@@ -176,8 +176,8 @@ func TestNoCustomerKeyNoSize(t *testing.T) {
 	}
 }
 
-// A store that says that an object ends within its first part gets no layout
-// believed that ends there.
+// If a store says that an object ends within its first part, the layout is
+// not accepted.
 func TestTotalWithinAPart(t *testing.T) {
 	p := newProxy(t)
 	text := p.upload("k", []int{5 * mib, 1234}).text()

@@ -10,7 +10,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-// allocated returns how many bytes were allocated while f ran.
+// allocated returns how many bytes are allocated while f runs.
 func allocated(f func()) uint64 {
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
@@ -19,7 +19,7 @@ func allocated(f func()) uint64 {
 	return after.TotalAlloc - before.TotalAlloc
 }
 
-// kept returns how many bytes are held when f is done.
+// kept returns how many bytes are still in use after f.
 func kept(f func() any) uint64 {
 	var before, after runtime.MemStats
 	runtime.GC()
@@ -34,13 +34,12 @@ func kept(f func() any) uint64 {
 	return after.HeapAlloc - before.HeapAlloc
 }
 
-// filled repeats a text to the longest body that the routes allow.
+// filled repeats a text up to the longest body that the routes allow.
 func filled(before, text, after string) []byte {
 	return []byte(before + strings.Repeat(text, (maxList-len(before)-len(after))/len(text)) + after)
 }
 
-// A document that means nothing costs less than three times its size, whatever
-// is in it.
+// A useless document costs less than three times its size in memory.
 func TestXMLThatCostsMuch(t *testing.T) {
 	for _, list := range []struct {
 		root, entry, good string
@@ -79,7 +78,7 @@ func TestXMLThatCostsMuch(t *testing.T) {
 	}
 }
 
-// The longest good list is kept in less than three times its size.
+// The longest valid list takes less than three times its size in memory.
 func TestXMLOfTheLongestList(t *testing.T) {
 	var doc bytes.Buffer
 	doc.WriteString("<CompleteMultipartUpload>")
@@ -114,8 +113,8 @@ func TestXMLOfTheLongestList(t *testing.T) {
 	}
 }
 
-// What two readers could understand in two ways is refused, as is what could
-// make the request conditional.
+// Text that two parsers could understand differently is refused, and so is
+// text that could make the request conditional.
 func TestAmbiguousXML(t *testing.T) {
 	const part = "<PartNumber>1</PartNumber><ETag>e</ETag>"
 	for body, code := range map[string]string{
