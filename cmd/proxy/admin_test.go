@@ -26,7 +26,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/metrics"
 )
 
-// adminDo sends a request to the admin port and returns status and body.
+// adminDo sends a request to the admin port and returns the status and the
+// body.
 func adminDo(t *testing.T, method, url string, header http.Header) (int, []byte) {
 	t.Helper()
 	r, err := http.NewRequestWithContext(t.Context(), method, url, nil)
@@ -122,8 +123,8 @@ func TestAdmin(t *testing.T) {
 	s.end(t)
 }
 
-// A key that does not work is named at once, and the others are served; it is
-// opened when it can be.
+// A key that does not work is logged at once, and requests for other keys
+// are served. It is opened when that becomes possible.
 func TestServeWithABrokenKey(t *testing.T) {
 	t.Parallel()
 	listen, admin := freePort(t), freePort(t)
@@ -199,8 +200,8 @@ func TestReload(t *testing.T) {
 	s.end(t)
 }
 
-// adminGuard is the admin API behind its guard, as it is reached at a local
-// address.
+// adminGuard returns the admin API with its access control, as it is reached
+// at a local address.
 func adminGuard(t *testing.T, token config.Secret, local string) func(host, authorization string) int {
 	t.Helper()
 	a := &server{
@@ -242,8 +243,8 @@ func newEmptyRing(t *testing.T) *keyring.Keyring {
 	return ring
 }
 
-// TestWhoReachesAdmin: not a web page whose name leads here, nor the network,
-// but who has the token.
+// TestWhoReachesAdmin: web pages that resolve to this machine and the
+// network are refused; clients with the token are accepted.
 func TestWhoReachesAdmin(t *testing.T) {
 	t.Parallel()
 	const token = "a-token-of-some-length"
@@ -275,7 +276,7 @@ func TestWhoReachesAdmin(t *testing.T) {
 	}
 }
 
-// TestPortsApart: each port has its own paths and no others.
+// TestPortsApart: each port serves its own paths only.
 func TestPortsApart(t *testing.T) {
 	t.Parallel()
 	listen, admin, health, figures := freePort(t), freePort(t), freePort(t), freePort(t)

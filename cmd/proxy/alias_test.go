@@ -17,7 +17,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/metrics"
 )
 
-// awsKey is a key by an alias, at a test server.
+// awsKey is a key with an alias, on a test server.
 type awsKey struct {
 	*kmstest.Server
 	config.Key
@@ -44,7 +44,8 @@ func (k *awsKey) point(t *testing.T, arn string) {
 	}
 }
 
-// buildRing makes a proxy's keyring of keys. The rule names the first.
+// buildRing returns a proxy's keyring with these keys. The rule names the
+// first.
 func buildRing(t *testing.T, keys ...config.Key) (*backend, *observer.ObservedLogs) {
 	t.Helper()
 	core, logs := observer.New(zapcore.InfoLevel)
@@ -60,15 +61,15 @@ func buildRing(t *testing.T, keys ...config.Key) (*backend, *observer.ObservedLo
 	return a, logs
 }
 
-// What is written before and after an alias has moved can be read, by a
-// configuration that is the same all the time.
+// Objects that were stored before and after an alias moved can be read, with
+// an unchanged configuration.
 func TestAlsoKnownAs(t *testing.T) {
 	k := newAWSKey(t)
 	k.AlsoKnownAs = []string{k.old, k.next}
 	obj := keyring.Object{Bucket: "b", Key: "k"}
 
 	var sealed []*keyring.DataKey
-	for _, target := range []string{k.old, k.next, k.old} { // moved, and rolled back
+	for _, target := range []string{k.old, k.next, k.old} { // moved, and moved back
 		k.point(t, target)
 		a, _ := buildRing(t, k.Key)
 		s, err := a.keys.Create(t.Context(), obj, "", keyring.Choice{})
@@ -150,7 +151,7 @@ func TestMovedAliasIsNoticed(t *testing.T) {
 	}
 }
 
-// check says what will break.
+// check reports what will break.
 func TestCheckTellsOfAliases(t *testing.T) {
 	k := newAWSKey(t)
 	check := func(change func(*config.Key)) (string, error) {
@@ -162,7 +163,7 @@ func TestCheckTellsOfAliases(t *testing.T) {
 	for _, c := range []struct {
 		name   string
 		change func(*config.Key)
-		want   string // of the detail
+		want   string // text in the detail
 		fails  string
 	}{
 		{"a key by its ARN", func(c *config.Key) { c.KeyID = k.old }, k.old, ""},

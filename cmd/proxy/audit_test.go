@@ -33,7 +33,7 @@ func auditRecords(t *testing.T, path string) (records []audit.Record) {
 	return records
 }
 
-// waitRecord waits for a record of an event, the last in the log.
+// waitRecord waits until the last record of the log is for an event.
 func waitRecord(t *testing.T, path, event, operation string) audit.Record {
 	t.Helper()
 	for range 600 {
@@ -111,8 +111,8 @@ func TestAuditLog(t *testing.T) {
 	s.end(t)
 }
 
-// With a log that cannot be written, nothing is used, a reload changes
-// nothing, and a purge purges and says so.
+// If the log cannot be written, no key is used, a reload changes nothing,
+// and a purge succeeds and reports the error.
 func TestAuditLogThatIsFull(t *testing.T) {
 	if _, err := os.Stat("/dev/full"); err != nil {
 		t.Skip(err)
@@ -152,7 +152,7 @@ func TestAuditLogThatIsFull(t *testing.T) {
 
 	signalSelf(t, syscall.SIGHUP)
 	waitMetric(t, metrics, "cmekproxy_audit_failures_total 3\n")
-	waitMetric(t, metrics, `cmekproxy_revocation_window_seconds{key="main"} 12`+"\n") // as it was
+	waitMetric(t, metrics, `cmekproxy_revocation_window_seconds{key="main"} 12`+"\n") // unchanged
 	s.end(t)
 }
 

@@ -15,8 +15,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
 )
 
-// TestSweepsWaitForTheKMS: an object is not called bad, nor left out, because
-// the KMS has no time.
+// TestSweepsWaitForTheKMS: if the KMS is overloaded, objects are neither
+// reported as bad nor skipped.
 func TestSweepsWaitForTheKMS(t *testing.T) {
 	t.Setenv("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")
 	t.Setenv("AWS_SECRET_ACCESS_KEY", "example")

@@ -10,7 +10,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 )
 
-// What the check finds out of a real store, and that it leaves nothing there.
+// The check's results for a real store, where it leaves nothing behind.
 func TestCheckStore(t *testing.T) {
 	store := realStore(t)
 	direct, bucket := client(strings.TrimPrefix(store, "http://"), "storekey", "storesecretstoresecret"), "bucket"

@@ -20,7 +20,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/access"
 )
 
-// A signal puts other clients and grants in force, all of them at once.
+// A signal applies changed clients and grants, all at once.
 func TestReloadOfClients(t *testing.T) {
 	listen, admin := freePort(t), freePort(t)
 	path := writeConfig(t, sink(t).URL, listen, admin)
@@ -80,7 +80,7 @@ func TestReloadOfClients(t *testing.T) {
 	s.end(t)
 }
 
-// A configuration that is bad in any way changes nothing, and the log says so.
+// An invalid configuration changes nothing, and is logged.
 func TestBadReloadOfClients(t *testing.T) {
 	path := writeConfig(t, "http://127.0.0.1:1", "127.0.0.1:0", "127.0.0.1:0")
 	file, err := readConfig(path)

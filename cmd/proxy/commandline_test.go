@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// Where the configuration is read from: the flag, else the environment, else
-// the default path.
+// The source of the configuration: the flag, else the environment, else the
+// default path.
 func TestConfigFlag(t *testing.T) {
 	config := writeConfig(t, "http://127.0.0.1:1", "127.0.0.1:0", "127.0.0.1:1")
 	text, err := os.ReadFile(config)
@@ -45,7 +45,7 @@ func TestConfigFlag(t *testing.T) {
 	}
 }
 
-// useStdin has the test's standard input hold a text.
+// useStdin sets the text of the test's standard input.
 func useStdin(t *testing.T, text string) {
 	t.Helper()
 	r, w, err := os.Pipe()
@@ -61,7 +61,7 @@ func useStdin(t *testing.T, text string) {
 	t.Cleanup(func() { os.Stdin = before; r.Close() })
 }
 
-// A command line that makes no sense is one line on stderr, which names the
+// An invalid command line prints one line on stderr, with the name of the
 // command, and nothing on stdout.
 func TestWrongCommandLines(t *testing.T) {
 	for name, row := range map[string]struct{ args, want string }{
@@ -86,7 +86,7 @@ func TestWrongCommandLines(t *testing.T) {
 	}
 }
 
-// What is asked for is on stdout.
+// Requested help is printed on stdout.
 func TestHelp(t *testing.T) {
 	for args, want := range map[string]string{
 		"":                     "Available Commands:",

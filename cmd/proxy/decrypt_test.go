@@ -57,7 +57,7 @@ func startStore(t *testing.T, cfg embedded.Config) string {
 	return server.URL
 }
 
-// putParts uploads an object in parts.
+// putParts uploads a multipart object.
 func putParts(t *testing.T, c *s3.Client, bucket, key string, parts ...[]byte) {
 	t.Helper()
 	upload, err := c.CreateMultipartUpload(t.Context(), &s3.CreateMultipartUploadInput{Bucket: &bucket, Key: &key})
@@ -146,7 +146,7 @@ func TestDecrypt(t *testing.T) {
 	refused(t, config, store, dir)
 }
 
-// A store that has no time for a request is asked again, whatever the command.
+// A request to an overloaded store is repeated, in every command.
 func TestDecryptOfAStoreThatFalters(t *testing.T) {
 	store, err := url.Parse(realStore(t))
 	if err != nil {
@@ -157,7 +157,7 @@ func TestDecryptOfAStoreThatFalters(t *testing.T) {
 
 	through := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
 		r.SetURL(store)
-		r.Out.Host = r.In.Host // which is signed
+		r.Out.Host = r.In.Host // the signature covers it
 	}}
 
 	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -205,7 +205,7 @@ func TestDecryptOfAStoreThatFalters(t *testing.T) {
 	}
 }
 
-// Data keys that are more than what the KMS gave, and keys that clients bring.
+// Shared data keys, encryption contexts, and customer keys.
 func TestDecryptOtherDataKeys(t *testing.T) {
 	store := realStore(t)
 	listen, admin := freePort(t), freePort(t)
@@ -288,8 +288,8 @@ func TestDecryptOtherDataKeys(t *testing.T) {
 	}
 }
 
-// resumed cuts a reading off in the middle, as by a store that breaks down,
-// and has it go on.
+// resumed interrupts a decryption in the middle, as if the store had failed,
+// and continues it.
 func resumed(t *testing.T, config, dir string, text []byte) {
 	t.Helper()
 	file := filepath.Join(dir, "cut")
@@ -317,8 +317,8 @@ func resumed(t *testing.T, config, dir string, text []byte) {
 		t.Error("a reading that was cut off leaves a file that looks whole")
 	}
 
-	// The name of the partial file is the program's business: it makes an
-	// empty one, which is filled here in its place.
+	// Only the program knows the name of the partial file: it creates an
+	// empty one, which the test fills.
 	probe := filepath.Join(dir, "probe")
 	if err := os.WriteFile(probe, nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -342,8 +342,8 @@ func resumed(t *testing.T, config, dir string, text []byte) {
 	}
 }
 
-// partName finds the name of the partial file by having the KMS key missing,
-// which ends a reading before its first byte.
+// partName finds the name of the partial file by removing the KMS key, which
+// ends a decryption before its first byte.
 func partName(t *testing.T, config, file string) string {
 	t.Helper()
 	key := filepath.Join(filepath.Dir(config), "kms.key")

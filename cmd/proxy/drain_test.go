@@ -21,7 +21,7 @@ import (
 )
 
 // drained is a proxy in front of a real store, with an object that a client
-// reads slowly while the proxy is told to stop.
+// reads slowly while the proxy stops.
 type drained struct {
 	listen, admin string
 	config, key   string // paths
@@ -46,7 +46,7 @@ func newDrained(t *testing.T, limits string) *drained {
 	return d
 }
 
-// put stores the object, and returns a URL to read it.
+// put stores the object, and returns a URL for reading it.
 func (d *drained) put(t *testing.T) string {
 	t.Helper()
 	waitStatus(t, "http://"+d.admin+"/readyz", http.StatusOK)
@@ -69,8 +69,8 @@ func (d *drained) put(t *testing.T) string {
 	return signed.URL
 }
 
-// slowly begins a download with a small receive buffer, so that most of the
-// object stays with the proxy.
+// slowly starts a download with a small receive buffer, so that most of the
+// object stays in the proxy.
 func slowly(t *testing.T, url string) io.ReadCloser {
 	t.Helper()
 	dialer := &net.Dialer{Control: func(_, _ string, raw syscall.RawConn) error {
@@ -93,7 +93,7 @@ func slowly(t *testing.T, url string) io.ReadCloser {
 	return resp.Body
 }
 
-// mustBeCut reads the rest of a download.
+// mustBeCut reads the rest of a download, which must be cut.
 func mustBeCut(t *testing.T, body io.Reader) {
 	t.Helper()
 	n, err := io.Copy(io.Discard, body)
@@ -115,7 +115,7 @@ func TestKeysAreProbedDuringTheDrain(t *testing.T) {
 	if err := os.Rename(d.key, d.key+".away"); err != nil {
 		t.Fatal(err)
 	}
-	if code := s.end(t); code != 0 { // when the download is cut: nothing else runs
+	if code := s.end(t); code != 0 { // it ends when the download is cut, because nothing else is running
 		t.Errorf("exit code %d", code)
 	}
 	mustBeCut(t, body)
@@ -152,7 +152,7 @@ func TestSignalsDuringTheDrain(t *testing.T) {
 		t.Fatal(err)
 	}
 	signal(syscall.SIGUSR1)
-	mustBeCut(t, body) // the key is not there to renew the lease
+	mustBeCut(t, body) // the lease cannot be renewed without the key
 	s.end(t)
 }
 
@@ -210,7 +210,7 @@ func TestSecondSignalEndsTheDrain(t *testing.T) {
 	}
 }
 
-// TestEndOfTheGraceIsAReset: what the kernel holds must not be delivered when
+// TestEndOfTheGraceIsAReset: the kernel must not deliver its buffers after
 // the process has ended.
 func TestEndOfTheGraceIsAReset(t *testing.T) {
 	d := newDrained(t, "limits: {shutdown_grace: 1s}")
@@ -220,7 +220,7 @@ func TestEndOfTheGraceIsAReset(t *testing.T) {
 	send(t, cmd, syscall.SIGTERM)
 	mustEnd(t, ended)
 	n, err := io.Copy(io.Discard, body)
-	if err == nil || n > 512<<10 { // what the client's own buffers hold
+	if err == nil || n > 512<<10 { // size of the client's own buffers
 		t.Errorf("%d bytes after the process has ended, %v", n, err)
 	}
 }

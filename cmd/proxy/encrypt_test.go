@@ -26,7 +26,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// past the proxy, what m.put and m.upload do stores plaintext.
+// past runs f with m.put and m.upload storing plaintext, without the proxy.
 func (m *move) past(f func()) {
 	app := m.app
 	m.app = m.direct
@@ -34,7 +34,7 @@ func (m *move) past(f func()) {
 	f()
 }
 
-// plaintext stores objects of all kinds past the proxy.
+// plaintext stores objects of all kinds without the proxy.
 func (m *move) plaintext() {
 	const mib = 1 << 20
 	m.past(func() {
@@ -68,7 +68,7 @@ func (m *move) plaintext() {
 	})
 }
 
-// sizes are what a client sees of the sizes, in listings and by HEAD.
+// sizes returns the sizes that a client gets, in listings and from HEAD.
 func (m *move) sizes(c *s3.Client) map[string]int64 {
 	m.t.Helper()
 	out := make(map[string]int64)
@@ -95,7 +95,7 @@ func (m *move) sizes(c *s3.Client) map[string]int64 {
 	return out
 }
 
-// denying is a configuration by which plaintext cannot be read.
+// denying returns a configuration that denies plaintext.
 func (m *move) denying() string {
 	m.t.Helper()
 	config := m.config("deny.yaml", m.store, "old", "old", "new")
@@ -120,7 +120,7 @@ func TestEncrypt(t *testing.T) {
 
 	shown, sizes := make(map[string]string), m.sizes(m.app)
 	for key := range m.texts {
-		shown[key] = m.shown(m.direct, key) // with its checksums, which the proxy does not show of plaintext
+		shown[key] = m.shown(m.direct, key) // with its checksums, which the proxy does not return for plaintext
 		if strings.HasPrefix(key, "sealed/") != strings.Contains(m.encryption(key), "aws:kms") {
 			t.Fatalf("%s is encrypted: %q", key, m.encryption(key))
 		}
@@ -165,7 +165,7 @@ func TestEncrypt(t *testing.T) {
 	if got := m.sizes(m.app); !maps.Equal(got, sizes) {
 		t.Errorf("sizes are %v, and were %v", got, sizes)
 	}
-	m.readable(m.app) // the proxy that served all the time
+	m.readable(m.app) // the proxy that was running all the time
 	reader, _ := m.serve(m.denying())
 	m.readable(reader)
 
@@ -184,8 +184,8 @@ func TestEncrypt(t *testing.T) {
 	}
 }
 
-// withoutPart takes out of what is shown the ETag, which has a part more where
-// one is appended, and a composite checksum, which is not kept.
+// withoutPart removes the ETag, which counts an appended part, and a
+// composite checksum, which is not kept.
 func withoutPart(shown string) string {
 	first, rest, _ := strings.Cut(shown, "\n")
 	var kept []string
@@ -197,7 +197,7 @@ func withoutPart(shown string) string {
 	return strings.Join(kept, " ") + "\n" + rest
 }
 
-// encryption is what a client is told.
+// encryption returns the encryption headers that a client gets.
 func (m *move) encryption(key string) string {
 	m.t.Helper()
 	head, err := m.app.HeadObject(m.t.Context(), &s3.HeadObjectInput{Bucket: &m.bucket, Key: &key})
@@ -207,8 +207,8 @@ func (m *move) encryption(key string) string {
 	return string(head.ServerSideEncryption)
 }
 
-// What is stored is compared with what was read, and what is broken is left
-// alone.
+// The stored object is compared with what was read, and broken objects are
+// skipped.
 func TestEncryptLeavesAloneWhatItCannotDo(t *testing.T) {
 	m := newMove(t)
 	m.past(func() { m.put("good", text(1, 1000)) })
@@ -235,7 +235,7 @@ func TestEncryptLeavesAloneWhatItCannotDo(t *testing.T) {
 	m.readable(m.app)
 }
 
-// A key that is gone leaves everything as it is.
+// If the key is not available, nothing changes.
 func TestEncryptWithoutAKey(t *testing.T) {
 	m := newMove(t)
 	m.plaintext()
@@ -255,8 +255,8 @@ func TestEncryptWithoutAKey(t *testing.T) {
 	m.readable(m.direct)
 }
 
-// What a client stores in the last moment before the store gets the
-// ciphertext, or the completed upload, stays: by the proxy or past it.
+// What a client stores right before the store receives the ciphertext, or
+// completes the upload, is kept: through the proxy or without it.
 func TestEncryptNeverRollsBack(t *testing.T) {
 	m := newMove(t)
 	m.past(func() {
@@ -327,7 +327,8 @@ func TestEncryptNeverRollsBack(t *testing.T) {
 	}
 }
 
-// A store that ignores If-Match is not written to, unless the operator says so.
+// If a store ignores If-Match, nothing is written unless the operator allows
+// it.
 func TestEncryptWithAStoreWithoutConditions(t *testing.T) {
 	m := newMove(t)
 	m.past(func() {
@@ -374,7 +375,7 @@ func TestEncryptKilledAndResumed(t *testing.T) {
 	sizes := m.sizes(m.app)
 	file := filepath.Join(m.dir, "state")
 	m.killed(70, "encrypt", "--state", file, "--parallel", "4", "--rate", "50")
-	m.readable(m.app) // in whatever state it was left
+	m.readable(m.app) // whatever state it was left in
 	if got := m.sizes(m.app); !maps.Equal(got, sizes) {
 		t.Errorf("half encrypted, sizes are %v, and were %v", got, sizes)
 	}
@@ -412,7 +413,8 @@ func TestEncryptKilledAndResumed(t *testing.T) {
 	}
 }
 
-// On a bucket with versions the plaintext is still there, and it is said.
+// If the bucket keeps versions, the plaintext remains, and the command says
+// so.
 func TestEncryptTellsOfVersions(t *testing.T) {
 	m := newVersioned(t)
 	m.past(func() {
@@ -463,8 +465,8 @@ func TestSweepCommandLines(t *testing.T) {
 	}
 }
 
-// Plaintext that somebody has planted where the rule says deny is not made
-// genuine.
+// Plaintext where the rule denies it may have been planted, so it is not
+// encrypted.
 func TestEncryptRefusesWhereTheRuleDenies(t *testing.T) {
 	m := newMove(t)
 	m.past(func() {
@@ -485,7 +487,8 @@ func TestEncryptRefusesWhereTheRuleDenies(t *testing.T) {
 	}
 }
 
-// With a list only what is in it is encrypted, and only as it was.
+// With a list, only objects of the list are encrypted, and only if they have
+// not changed.
 func TestEncryptOnlyListed(t *testing.T) {
 	for _, format := range []string{"csv", "json"} {
 		t.Run(format, func(t *testing.T) {
@@ -503,7 +506,7 @@ func TestEncryptOnlyListed(t *testing.T) {
 			m.put("sealed", text(12, 1000))
 			list := filepath.Join(t.TempDir(), "list")
 			inventory := m.command(0, "inventory", "--config", m.both, "s3://bucket", "--format", format)
-			if format == "csv" { // what is printed beside it is not of the file
+			if format == "csv" { // the summary is printed too, but not to the file
 				inventory = inventory[:strings.LastIndex(inventory, "\r\n")+2]
 			}
 
@@ -544,7 +547,7 @@ func TestEncryptOnlyListed(t *testing.T) {
 	}
 }
 
-// Lists of Amazon S3 Inventory, and those that are none.
+// Lists from Amazon S3 Inventory, and invalid ones.
 func TestObjectLists(t *testing.T) {
 	read := func(text string) (*objectList, error) {
 		path := filepath.Join(t.TempDir(), "list")

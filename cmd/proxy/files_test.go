@@ -18,7 +18,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 )
 
-// eventually allows for the seconds between two looks at a file.
+// eventually waits several intervals of checking a file.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	for range 600 {
@@ -30,7 +30,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	t.Errorf("never: %s", what)
 }
 
-// tlsConfig is a configuration with a certificate of name.
+// tlsConfig returns a configuration with a certificate for name.
 func tlsConfig(t *testing.T, pair pemtest.Pair, listen, admin string) (config, cert, key string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -114,7 +114,7 @@ type secretVolume struct {
 
 func (v *secretVolume) path() string { return filepath.Join(v.dir, "secret") }
 
-// write replaces the secret by a swap of the ..data link.
+// write replaces the secret by changing the ..data link.
 func (v *secretVolume) write(secret string) {
 	v.t.Helper()
 	v.versions++
@@ -136,7 +136,8 @@ func (v *secretVolume) write(secret string) {
 	}
 }
 
-// TestSecretsInFilesAreReadAgain without a signal, for clients and the store.
+// TestSecretsInFilesAreReadAgain: no signal is needed, for secrets of
+// clients and of the store.
 func TestSecretsInFilesAreReadAgain(t *testing.T) {
 	t.Parallel()
 	clientSecret, storeSecret := &secretVolume{t: t, dir: t.TempDir()}, &secretVolume{t: t, dir: t.TempDir()}
@@ -184,7 +185,7 @@ func TestSecretsInFilesAreReadAgain(t *testing.T) {
 	s.end(t)
 }
 
-// signedSink is a sink that judges signatures.
+// signedSink is a sink that verifies signatures.
 func signedSink(t *testing.T, accessKey, secret string) *httptest.Server {
 	t.Helper()
 	verifier := &sigv4.Verifier{

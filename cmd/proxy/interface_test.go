@@ -27,9 +27,9 @@ var updateInterface = flag.Bool("update-interface", false, "write testdata/inter
 // golden is made absolute before any test changes the working directory.
 var golden, errGolden = filepath.Abs(filepath.Join("testdata", "interface.txt"))
 
-// What scripts, dashboards and auditors hold on to: settings, flags, metrics,
-// fields of the audit log, of state files and of reports. A name that vanishes
-// from the list breaks somebody; a new one is added with -update-interface.
+// The names on which scripts, dashboards and auditors rely: settings, flags,
+// metrics, fields of the audit log, of state files and of reports. Removing
+// a name breaks users. Add a new one with -update-interface.
 func TestPublicInterface(t *testing.T) {
 	var names []string
 	add := func(kind string, list []string) {
@@ -96,7 +96,7 @@ func difference(old, next string) string {
 	return out.String()
 }
 
-// yamlNames are the paths of all settings of a type, in its order.
+// yamlNames returns the paths of all settings of a type, in order.
 func yamlNames(typ reflect.Type, path string) (names []string) {
 	for typ.Kind() == reflect.Pointer || typ.Kind() == reflect.Slice {
 		typ = typ.Elem()
@@ -124,7 +124,7 @@ func jsonNames(typ reflect.Type) (names []string) {
 	return names
 }
 
-// metricNames are the metrics of a proxy, with their labels.
+// metricNames returns the metrics of a proxy, with their labels.
 func metricNames(t *testing.T) (names []string) {
 	t.Helper()
 	keyFile := filepath.Join(t.TempDir(), "kms.key")
@@ -156,7 +156,7 @@ func metricNames(t *testing.T) (names []string) {
 	return names
 }
 
-// flagNames are the flags of a command, short forms too.
+// flagNames returns the flags of a command, including short forms.
 func flagNames(c *cobra.Command) (names []string) {
 	c.Flags().VisitAll(func(f *pflag.Flag) {
 		names = append(names, f.Name)

@@ -34,7 +34,7 @@ func TestInventory(t *testing.T) {
 	}
 	m.command(0, "rewrap", "--config", m.both, "s3://bucket/empty", "--to", "new")
 
-	// The day on which both keys are gone is the one on which it must work.
+	// The command must work even if both keys are lost.
 	for _, file := range m.keys {
 		if err := os.Rename(file, file+".away"); err != nil {
 			t.Fatal(err)
@@ -91,7 +91,7 @@ func TestInventory(t *testing.T) {
 	m.broken(table)
 }
 
-// broken has objects that are not what they say.
+// broken stores objects whose envelopes or headers are wrong.
 func (m *move) broken(table string) {
 	m.t.Helper()
 	put := func(key string, metadata map[string]string, n int) {
@@ -106,7 +106,7 @@ func (m *move) broken(table string) {
 		m.t.Fatal(err)
 	}
 	put("zz-half", map[string]string{"cmek-v": "1"}, 10)
-	put("zz-size", head.Metadata, 57) // a byte too long
+	put("zz-size", head.Metadata, 57) // one byte too long
 	put(
 		"zz-mark",
 		map[string]string{"cmek-v": "1", "cmek-suite": "1", "cmek-type": "multipart", "cmek-key": "id"},
@@ -156,7 +156,7 @@ func TestInventoryCommandLines(t *testing.T) {
 	}
 }
 
-// newVersioned is newMove with a bucket that keeps old versions.
+// newVersioned is newMove with a bucket that keeps versions.
 func newVersioned(t *testing.T) *move {
 	t.Helper()
 	dir := t.TempDir()
@@ -175,7 +175,8 @@ func newVersioned(t *testing.T) *move {
 	return m
 }
 
-// Old versions stay under the old key, are said to, and are counted.
+// Old versions stay under the old key. The command says so, and inventory
+// counts them.
 func TestVersions(t *testing.T) {
 	m := newVersioned(t)
 	for i := range 3 {
@@ -210,13 +211,13 @@ func TestVersions(t *testing.T) {
 		}
 	}
 
-	if current != 2 || old != 4 { // the three that were overwritten by clients and rewrap, and that of the other object
+	if current != 2 || old != 4 { // three were overwritten by clients and rewrap, and one belongs to the other object
 		t.Errorf("%d current and %d old versions", current, old)
 	}
 	m.readable(m.app)
 }
 
-// TestFieldsForSpreadsheets: no object key becomes a formula.
+// TestFieldsForSpreadsheets: an object key never becomes a formula.
 func TestFieldsForSpreadsheets(t *testing.T) {
 	in := []string{"=cmd|' /C calc'!A0", "+1", "-1", "@SUM(A1)", "\tx", "\rx", "a=b", "", "'x", "-", "'-1"}
 	want := []string{"'=cmd|' /C calc'!A0", "'+1", "'-1", "'@SUM(A1)", "'\tx", "'\rx", "a=b", "", "''x", "-", "''-1"}

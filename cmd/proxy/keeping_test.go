@@ -14,8 +14,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/metrics"
 )
 
-// kms.timeout bounds an attempt, for each key by itself, and no login counts
-// for it.
+// kms.timeout limits each attempt of each key. Logins do not count.
 func TestTimeoutOfAKey(t *testing.T) {
 	server := kmstest.StartVault(t)
 	server.AddAppRole("role", "secret", kmstest.VaultToken{TTL: time.Hour})
@@ -57,8 +56,8 @@ func TestTimeoutOfAKey(t *testing.T) {
 	}
 }
 
-// The rate is for quotas, and a key file has none. A limiter says at once that
-// a caller's turn would come too late.
+// The rate is for quotas, and a key file has none. A limiter returns an
+// error at once if a caller's turn would come too late.
 func TestOnlyNetworkKeysHaveARate(t *testing.T) {
 	for _, provider := range []config.Provider{config.Local, config.VaultTransit} {
 		file := filepath.Join(t.TempDir(), "key")
@@ -94,8 +93,8 @@ func TestOnlyNetworkKeysHaveARate(t *testing.T) {
 	}
 }
 
-// away is a key whose KMS is away. It counts the times that its connections are
-// to be given up.
+// away is a key whose KMS is unreachable. It counts how often its
+// connections are reset.
 type away struct {
 	kms.Wrapper
 	resets chan struct{}
@@ -107,8 +106,8 @@ func (w *away) Unwrap(context.Context, []byte, kms.EncryptionContext) ([]byte, e
 
 func (w *away) ResetConnections() { w.resets <- struct{}{} }
 
-// When the breaker opens, the connections are given up: they may be what is
-// dead.
+// When the breaker opens, the connections are reset, because they may be the
+// cause.
 func TestBreakerResetsConnections(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "key")
 	if err := kms.CreateLocalKeyFile(file); err != nil {

@@ -11,8 +11,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
 )
 
-// A binding that was printed goes into the configuration, and cmekproxy check
-// tells what it is worth.
+// A printed binding goes into the configuration, and cmekproxy check reports
+// on it.
 func TestKeysBind(t *testing.T) {
 	server := kmstest.StartAzure(t)
 	plain := server.NewKey(t, "RSA-2048", nil)

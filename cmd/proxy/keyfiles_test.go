@@ -14,11 +14,11 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-// importKey is a key for tests; in base64 it has characters in which the two
-// alphabets differ.
+// importKey is a key for tests. In base64, it has characters that differ
+// between the two alphabets.
 var importKey, _ = hex.DecodeString("fbefbe000102030405060708090a0b0c0d0e0f101112131415161718191afffe")
 
-// proxyKeys runs `cmekproxy keys` and returns what it prints. No command ever
+// proxyKeys runs `cmekproxy keys` and returns what it prints. No command
 // prints a key.
 func proxyKeys(t *testing.T, wantCode int, args ...string) string {
 	t.Helper()
@@ -54,12 +54,12 @@ func TestKeysLife(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	// Each step is made while w is in use, as by a proxy that runs; reads says
-	// what becomes of the first blob.
+	// Each step is made while w is in use, as in a running proxy. reads is
+	// the result of opening the first blob.
 	for _, step := range []struct {
 		args         []string
 		states       string
-		reads, wraps kms.Kind // -1: it works
+		reads, wraps kms.Kind // -1: success
 	}{
 		{[]string{"list"}, "enabled:/enabled", -1, -1},
 		{[]string{"rotate"}, "enabled:/enabled/enabled", -1, -1},

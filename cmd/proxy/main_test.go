@@ -78,8 +78,8 @@ func freePort(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// status asks an admin endpoint until it answers want, and fails the test if
-// it never does.
+// waitStatus polls an admin endpoint until it returns the wanted status, and
+// fails the test if it never does.
 func waitStatus(t *testing.T, url string, want int) {
 	t.Helper()
 	var last string
@@ -131,7 +131,7 @@ func client(addr, access, secret string) *s3.Client {
 	})
 }
 
-// The newcomer's first five minutes: start, store, look at the ciphertext,
+// A new user's first five minutes: start, store, look at the ciphertext,
 // stop, start again, read.
 func TestDev(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "data")
@@ -191,7 +191,7 @@ func TestDevListensOnLoopbackOnly(t *testing.T) {
 		for _, flag := range []string{"--listen", "--admin-listen"} {
 			var out bytes.Buffer
 			dir := filepath.Join(t.TempDir(), "data")
-			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second) // should it serve after all
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second) // in case it serves
 			code := run(ctx, []string{"dev", "--data", dir, flag, addr}, &out, &out)
 			cancel()
 
@@ -230,8 +230,8 @@ func TestCommandLines(t *testing.T) {
 	}
 }
 
-// writeConfig returns the path of a configuration for a store at endpoint,
-// after changes: pairs of old and new text.
+// writeConfig returns the path of a configuration for a store at endpoint.
+// changes are pairs of old and new text.
 func writeConfig(t *testing.T, endpoint, listen, admin string, changes ...string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -258,7 +258,8 @@ tls: {ends_on_this_machine: true}
 	return path
 }
 
-// sink is a store that keeps nothing: it reads a body to its end and says so.
+// sink is a store that keeps nothing: it reads each body to the end and
+// reports success.
 func sink(t *testing.T) *httptest.Server {
 	t.Helper()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -271,8 +272,8 @@ func sink(t *testing.T) *httptest.Server {
 	return server
 }
 
-// When the proxy is told to stop, /readyz turns while a running upload is let
-// finish, and new requests find nobody.
+// When the proxy stops, /readyz changes, a running upload can finish, and
+// new connections are refused.
 func TestServeDrains(t *testing.T) {
 	listen, admin := freePort(t), freePort(t)
 	s := start(t, "serve", "--config", writeConfig(t, sink(t).URL, listen, admin))

@@ -8,7 +8,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/dekcache"
 )
 
-// Memory is given back after a purge, once for many, and later again.
+// Memory is returned after a purge, once for several purges, and again after
+// later ones.
 func TestMemoryIsFreedAfterPurges(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		frees := make(chan time.Duration, 10)

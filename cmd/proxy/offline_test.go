@@ -9,9 +9,9 @@ import (
 	"testing"
 )
 
-// On the day on which the owner of the keys has to work without the server, its
-// files, its environment and its clients may be gone. The commands that work on
-// a bucket need none of them.
+// When the key owner has to work without the server, its files, its
+// environment and its clients may be lost. The commands for buckets need
+// none of them.
 func TestCommandsWithoutTheServer(t *testing.T) {
 	m := newMove(t)
 	m.put("k", text(1, 1000))
@@ -45,7 +45,7 @@ func TestCommandsWithoutTheServer(t *testing.T) {
 	}
 
 	t.Run("all", func(t *testing.T) {
-		// Rules may speak of clients that are not there.
+		// Rules may name clients that are not configured.
 		m.worksOffline(
 			t,
 			strings.Replace(everything, "rules: [{", "rules: [{clients: [nobody], buckets: [x], key: old}, {", 1),
@@ -60,8 +60,8 @@ func TestCommandsWithoutTheServer(t *testing.T) {
 	})
 }
 
-// worksOffline runs the commands with a configuration, and the server without
-// success.
+// worksOffline checks that the commands work with a configuration, and that
+// serve does not.
 func (m *move) worksOffline(t *testing.T, text string) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "config.yaml")
@@ -84,8 +84,8 @@ func (m *move) worksOffline(t *testing.T, text string) {
 	}
 }
 
-// replaceSetting replaces a setting at the top of a configuration, with all
-// that is below it, or adds it.
+// replaceSetting replaces a top-level setting of a configuration, with
+// everything below it, or adds it.
 func replaceSetting(config, name, line string) string {
 	var out strings.Builder
 	below := false

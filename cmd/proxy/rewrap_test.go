@@ -41,7 +41,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/origin/embedded"
 )
 
-// commandEnv has the arguments for TestMainCommand, one a line: the test
+// commandEnv has the arguments for TestMainCommand, one per line. The test
 // binary is then the program.
 const commandEnv = "CMEKPROXY_TEST_COMMAND"
 
@@ -50,23 +50,24 @@ func TestMainCommand(t *testing.T) {
 	if args == "" {
 		t.Skip("for processes that other tests start and kill")
 	}
-	ctx, _ := begin() // as main does
+	ctx, _ := begin() // as in main
 	os.Exit(run(ctx, strings.Split(args, "\n"), os.Stdout, os.Stderr))
 }
 
-// move is a store with objects under key old, which are to be moved to key new.
+// move is a store with objects under key old, which are to be moved to key
+// new.
 type move struct {
 	t         *testing.T
 	store     string // URL
 	dir       string
-	keys      map[string]string // files, by name
-	app       *s3.Client        // through a proxy whose rules say old
+	keys      map[string]string // files, by key name
+	app       *s3.Client        // uses a proxy whose rules name old
 	direct    *s3.Client
 	bucket    string
 	texts     map[string][sha256.Size]byte
 	plain     map[string]bool
-	both      string // configuration with both keys
-	onlyNew   string // without the old one
+	both      string // path of a configuration with both keys
+	onlyNew   string // the same without the old key
 	stopProxy func()
 }
 
@@ -99,7 +100,7 @@ func newMoveIn(t *testing.T, store embedded.Config) *move {
 	return m
 }
 
-// config writes a configuration. Its addresses are free ones.
+// config writes a configuration with free addresses.
 func (m *move) config(name, store, rule string, keys ...string) string {
 	m.t.Helper()
 	var list strings.Builder
@@ -137,7 +138,7 @@ func (m *move) serve(config string) (*s3.Client, func()) {
 	return client(strings.TrimPrefix(lines[0], "listen: "), "appkey", "appsecretappsecret"), func() { s.end(m.t) }
 }
 
-// text is n bytes that are the same for the same seed.
+// text returns n bytes, the same for the same seed.
 func text(seed uint64, n int) []byte {
 	b := make([]byte, n)
 	source := rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8), byte(seed >> 16)})
@@ -157,7 +158,7 @@ func (m *move) put(key string, body []byte, more ...func(*s3.PutObjectInput)) {
 	m.texts[key] = sha256.Sum256(body)
 }
 
-// upload puts an object in parts with these numbers.
+// upload stores a multipart object with these part numbers.
 func (m *move) upload(key string, numbers []int32, sizes ...int) {
 	m.t.Helper()
 	in := &s3.CreateMultipartUploadInput{
@@ -208,8 +209,8 @@ func (m *move) command(code int, args ...string) string {
 	return out.String()
 }
 
-// state is all that the store says of an object, less what differs from answer
-// to answer.
+// state returns everything that the store reports about the objects, except
+// what differs between answers.
 func (m *move) state() map[string]string {
 	m.t.Helper()
 	out := make(map[string]string)
@@ -226,7 +227,7 @@ func (m *move) state() map[string]string {
 				m.t.Fatal(err)
 			}
 
-			metadata, err := json.Marshal(head.Metadata) // with its names in order
+			metadata, err := json.Marshal(head.Metadata) // with sorted names
 			if err != nil {
 				m.t.Fatal(err)
 			}
@@ -237,7 +238,8 @@ func (m *move) state() map[string]string {
 	return out
 }
 
-// shown is what a client is shown of an object, less what rewrapping changes.
+// shown returns what a client gets for an object, except what rewrapping
+// changes.
 func (m *move) shown(c *s3.Client, key string) string {
 	m.t.Helper()
 	head, err := c.HeadObject(
@@ -266,7 +268,7 @@ func (m *move) shown(c *s3.Client, key string) string {
 
 	etag := *head.ETag
 	if _, count, ok := strings.Cut(etag, "-"); ok && count != `0"` {
-		etag = count // of one in parts
+		etag = count // for multipart objects
 	}
 
 	s := fmt.Sprintln(
@@ -317,7 +319,8 @@ func (m *move) readable(c *s3.Client) {
 	}
 }
 
-// keysOf is what the inventory says: the names of the keys of each object.
+// keysOf returns the inventory: the key names of each object, and the
+// totals.
 func (m *move) keysOf(config string, code int, args ...string) (map[string]string, map[string]int64) {
 	m.t.Helper()
 	out := m.command(
@@ -333,7 +336,7 @@ func (m *move) keysOf(config string, code int, args ...string) (map[string]strin
 		}
 		if err := json.Unmarshal([]byte(line), &row); err != nil {
 			if code != 0 {
-				continue // what the program says of its exit code
+				continue // the program's own line about its exit code
 			}
 			m.t.Fatalf("%v: %s", err, line)
 		}
@@ -352,7 +355,7 @@ func (m *move) keysOf(config string, code int, args ...string) (map[string]strin
 	return keys, totals
 }
 
-// oddKeys are hard on paths, queries, XML and listings.
+// oddKeys are difficult for paths, queries, XML and listings.
 var oddKeys = []string{
 	"a b", "a+b", "a%20b", "a%2Fb", "ü/日本語/😀", "<&>\"'", "dir/with//no", "?query=1&x", "#fragment", "semi;colon,comma", "back\\slash", "star*", "=1+1", "~tilde", "trailing ", "[1]{2}",
 }
@@ -400,8 +403,8 @@ func (m *move) seed() {
 	}
 
 	const mib = 1 << 20
-	m.upload("parts/uniform", []int32{1, 2, 3}, 5*mib, 5*mib, 5*mib)  // with a part appended
-	m.upload("parts/short end", []int32{1, 2, 3}, 5*mib, 5*mib, 1000) // ends by itself
+	m.upload("parts/uniform", []int32{1, 2, 3}, 5*mib, 5*mib, 5*mib)  // with an appended part
+	m.upload("parts/short end", []int32{1, 2, 3}, 5*mib, 5*mib, 1000) // without an appended part
 	m.upload("parts/empty end", []int32{1, 2}, 5*mib, 0)
 	m.upload("parts/odd", []int32{1, 2, 3}, 5*mib, 6*mib, 5*mib+1)
 	m.upload("parts/odd short", []int32{1, 2, 3}, 6*mib, 5*mib, 7)
@@ -422,7 +425,7 @@ func (m *move) seed() {
 	}
 }
 
-// under makes sure that the inventory has all objects under one key.
+// under checks that the inventory has all objects under one key.
 func (m *move) under(name string) {
 	m.t.Helper()
 	keys, totals := m.keysOf(m.both, 0)
@@ -493,7 +496,7 @@ func TestRewrap(t *testing.T) {
 	if !maps.Equal(again, m.state()) {
 		t.Error("the second run has changed the store")
 	}
-	m.readable(m.app) // the proxy that served all the time has both keys
+	m.readable(m.app) // the proxy that was running all the time has both keys
 
 	m.stopProxy()
 	if err := os.Remove(m.keys["old"]); err != nil {
@@ -514,9 +517,8 @@ func TestRewrap(t *testing.T) {
 	}
 }
 
-// Back to the key of the rules, without --to; and to a key that is already the
-// right one, with --all. Objects that stand for directories have no body in
-// the store.
+// Back to the key of the rules, without --to; and to the key that is already
+// in use, with --all. Directory markers have no body in the store.
 func TestCommandsOnDirectoryMarkers(t *testing.T) {
 	m := newMove(t)
 	m.put("dir/", nil)
@@ -548,8 +550,8 @@ func TestCommandsOnDirectoryMarkers(t *testing.T) {
 	}
 }
 
-// What is under a client's own key is nobody else's to move or to verify, and
-// no failure.
+// Objects under customer keys cannot be moved or verified, which is not an
+// error.
 func TestCommandsPassCustomerKeysBy(t *testing.T) {
 	m := newMove(t)
 	m.put("kms", []byte("text"))
@@ -594,7 +596,8 @@ func TestRewrapToTheKeyOfTheRules(t *testing.T) {
 
 	m.under("old")
 	before := m.state()
-	// A local key of one version is at its newest: nothing to do.
+	// A local key with one version is at its newest version, so nothing is
+	// done.
 	if out := m.command(0, "rewrap", "--config", m.both, "s3://bucket", "--all"); !strings.Contains(
 		out,
 		"rewrapped  0 objects",
@@ -606,7 +609,7 @@ func TestRewrapToTheKeyOfTheRules(t *testing.T) {
 	m.readable(m.app)
 }
 
-// A target key that cannot be used leaves everything as it is.
+// If the target key cannot be used, nothing changes.
 func TestRewrapToAKeyThatIsGone(t *testing.T) {
 	m := newMove(t)
 	for i := range 20 {
@@ -640,8 +643,8 @@ func TestRewrapToAKeyThatIsGone(t *testing.T) {
 	m.readable(m.app)
 }
 
-// hook is a way to the store on which something happens to some requests,
-// which are signed anew.
+// hook returns the URL of a proxy to the store that changes some requests
+// and signs them again.
 func (m *move) hook(before func(*http.Request)) string {
 	target, err := url.Parse(m.store)
 	if err != nil {
@@ -663,8 +666,8 @@ func (m *move) hook(before func(*http.Request)) string {
 	return server.URL
 }
 
-// What a client stores in the last moment before the store gets the new
-// envelope, or the completed upload, stays.
+// What a client stores right before the store receives the new envelope, or
+// completes the upload, is kept.
 func TestRewrapNeverRollsBack(t *testing.T) {
 	m := newMove(t)
 	for i := range 20 {
@@ -735,8 +738,8 @@ func TestRewrapNeverRollsBack(t *testing.T) {
 	}
 }
 
-// Clients write all the time. What they were told is stored is what is there
-// in the end.
+// Clients write all the time. In the end, every write that was acknowledged
+// is there.
 func TestRewrapWhileClientsWrite(t *testing.T) {
 	m := newMove(t)
 	const writers, keys = 4, 10
@@ -769,9 +772,9 @@ func TestRewrapWhileClientsWrite(t *testing.T) {
 		var out output
 		to := []string{"new", "old"}[i%2]
 
-		// An object that is overwritten at each of the tries fails, which is
-		// as it should be. So do the temporary files of writes under way
-		// (sgwtmp), which this store lists now and then.
+		// An object that is overwritten during every attempt fails, as it
+		// should. So do the temporary files of running writes (sgwtmp),
+		// which this store lists sometimes.
 		code := run(t.Context(), []string{"rewrap", "--config", m.both, "s3://bucket", "--to", to}, &out, &out)
 
 		expected := func(word string) bool { return strings.Contains(out.String(), word) }
@@ -792,7 +795,8 @@ func TestRewrapWhileClientsWrite(t *testing.T) {
 	m.readable(m.app)
 }
 
-// A store that ignores If-Match is not written to, unless the operator says so.
+// If a store ignores If-Match, nothing is written unless the operator allows
+// it.
 func TestRewrapWithAStoreWithoutConditions(t *testing.T) {
 	m := newMove(t)
 	for i := range 4 {
@@ -824,8 +828,8 @@ func TestRewrapWithAStoreWithoutConditions(t *testing.T) {
 	}
 }
 
-// killed starts the command as a process, kills it once it has written some
-// objects.
+// killed starts the command as a process, and kills it after it has written
+// some objects.
 func (m *move) killed(after int64, command string, args ...string) {
 	m.t.Helper()
 	var writes atomic.Int64
@@ -875,7 +879,7 @@ func TestRewrapKilledAndResumed(t *testing.T) {
 	file := filepath.Join(m.dir, "state")
 	m.killed(90, "rewrap", "--to", "new", "--state", file, "--parallel", "4", "--rate", "50")
 
-	m.readable(m.app) // in whatever state it was left
+	m.readable(m.app) // whatever state it was left in
 	written, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal("no state is left:", err)
@@ -916,7 +920,7 @@ func TestRewrapKilledAndResumed(t *testing.T) {
 		}
 	}
 
-	if n := heads.Load(); n < left || n > left+10 { // the one in parts is looked at more than once
+	if n := heads.Load(); n < left || n > left+10 { // the multipart object needs more than one request
 		t.Errorf("the run that goes on asks %d times for the %d objects that are left", n, left)
 	}
 	if _, err := os.Stat(file); err == nil {
@@ -927,7 +931,7 @@ func TestRewrapKilledAndResumed(t *testing.T) {
 	m.readable(m.app)
 }
 
-// What failed is tried again first, and named in the state meanwhile.
+// Failed objects are retried first, and stay in the state until then.
 func TestRewrapRetriesWhatFailed(t *testing.T) {
 	m := newMove(t)
 	for i := range 10 {
@@ -1035,8 +1039,8 @@ func TestRewrapLong(t *testing.T) {
 	m.readable(m.app)
 }
 
-// What was planted under a key that the rules do not name stays planted: moved
-// to the right key, it would pass for genuine.
+// An object under a key that the rules do not name may have been planted, so
+// it is not moved: under the right key, it would look genuine.
 func TestRewrapReadsUnderNamedKeysOnly(t *testing.T) {
 	m := newMove(t)
 	m.put("k", text(1, 100)) // under the old key

@@ -14,7 +14,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/config"
 )
 
-// TestErrorsOfTheServerAreLogged: what net/http itself has to say is a warning.
+// TestErrorsOfTheServerAreLogged: errors of net/http are logged as warnings.
 func TestErrorsOfTheServerAreLogged(t *testing.T) {
 	t.Parallel()
 	core, logs := observer.New(zap.WarnLevel)

@@ -19,9 +19,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/pemfile/pemtest"
 )
 
-// The store's certificate is verified by origin.ca_file, by the file of
-// AWS_CA_BUNDLE where there is none, and by the new text of either when it
-// changes.
+// The store's certificate is verified with origin.ca_file, or else with the
+// file of AWS_CA_BUNDLE, and with the new content of either after a change.
 func TestAuthoritiesOfTheStore(t *testing.T) {
 	store, err := url.Parse(realStore(t))
 	if err != nil {
@@ -38,7 +37,7 @@ func TestAuthoritiesOfTheStore(t *testing.T) {
 
 	front := httptest.NewUnstartedServer(&httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
 		r.SetURL(store)
-		r.Out.Host = r.In.Host // which is signed
+		r.Out.Host = r.In.Host // the signature covers it
 	}})
 	front.TLS = &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
 		return &tls.Config{Certificates: []tls.Certificate{*shown.Load()}}, nil

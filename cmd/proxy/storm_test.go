@@ -20,7 +20,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
 )
 
-// manyKeys are AWS keys of one KMS behind a door that counts who is inside.
+// manyKeys are AWS keys of one KMS behind a handler that counts concurrent
+// requests.
 type manyKeys struct {
 	server  *kmstest.Server
 	url     string
@@ -77,8 +78,8 @@ func (m *manyKeys) config() *config.Config {
 	return cfg
 }
 
-// TestHundredsOfKeysAtTheStart are opened and tried a few at a time, and their
-// metrics are bounded.
+// TestHundredsOfKeysAtTheStart: the keys are opened and tried a few at a
+// time, and the number of their metrics is limited.
 func TestHundredsOfKeysAtTheStart(t *testing.T) {
 	m := newManyKeys(t, 300)
 	core, logs := observer.New(zap.InfoLevel)
@@ -117,7 +118,8 @@ func TestHundredsOfKeysAtTheStart(t *testing.T) {
 	}
 }
 
-// TestDoesNotWorkIsTakenBack when the key works, by whatever call.
+// TestDoesNotWorkIsTakenBack: a success of the key, in any request, ends the
+// state "does not work".
 func TestDoesNotWorkIsTakenBack(t *testing.T) {
 	t.Parallel()
 	path := writeConfig(t, "http://127.0.0.1:1", "127.0.0.1:0", "127.0.0.1:0")
@@ -170,7 +172,7 @@ func startProxyTo(t *testing.T, target string, around func(http.Handler) http.Ha
 	}
 	forward := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
 		r.SetURL(u)
-		r.Out.Host = r.In.Host // it is signed
+		r.Out.Host = r.In.Host // the signature covers it
 	}}
 	server := httptest.NewServer(around(forward))
 	t.Cleanup(server.Close)

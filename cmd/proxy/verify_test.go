@@ -21,7 +21,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 )
 
-// raw is an object as the store has it.
+// raw is an object as it is in the store.
 type raw struct {
 	metadata map[string]string
 	body     []byte
@@ -41,7 +41,7 @@ func (m *move) raw(key string) raw {
 	return raw{out.Metadata, body}
 }
 
-// putRaw stores an object as it is: whole, or in parts.
+// putRaw stores an object unchanged: with one PUT, or in parts.
 func (m *move) putRaw(key string, metadata map[string]string, parts ...[]byte) {
 	m.t.Helper()
 	if len(parts) == 1 {
@@ -86,8 +86,8 @@ func (m *move) putRaw(key string, metadata map[string]string, parts ...[]byte) {
 	}
 }
 
-// verified runs the command and returns the fault of each object that does not
-// verify, and the summary.
+// verified runs the command and returns the fault of each object that fails,
+// and the summary.
 func (m *move) verified(config string, code int, args ...string) (map[string]string, faultTotals) {
 	m.t.Helper()
 	out := m.command(
@@ -99,7 +99,7 @@ func (m *move) verified(config string, code int, args ...string) (map[string]str
 	for line := range strings.Lines(out) {
 		var row faulty
 		if err := json.Unmarshal([]byte(line), &row); err != nil {
-			continue // what the program says of its exit code
+			continue // the program's own line about its exit code
 		}
 
 		if row.Type == "summary" {
@@ -225,7 +225,7 @@ func TestVerifyFindsEachTampering(t *testing.T) {
 	m.command(0, "verify", "--config", m.both, "s3://bucket/good/")
 }
 
-// What a KMS or a store fails at is no damage to the object.
+// An error of a KMS or a store is not reported as damage.
 func TestVerifyTellsKeysFromDamage(t *testing.T) {
 	m := newMove(t)
 	for i := range 3 {
@@ -258,7 +258,7 @@ func TestVerifyWithAStoreThatAnswersSomethingElse(t *testing.T) {
 	hooked := m.hook(func(r *http.Request) {
 		if r.Method == http.MethodGet && r.URL.Path == "/bucket/k" {
 			asked.Add(1)
-			r.Header.Set("Range", "bytes=0-99999") // answered 206, which nobody has asked for
+			r.Header.Set("Range", "bytes=0-99999") // answered 206 without being requested
 		}
 	})
 	got, _ := m.verified(m.config("hooked.yaml", hooked, "old", "old"), 1)

@@ -21,14 +21,14 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 )
 
-// breakingStore stands before a store and ends the connection within the body
-// of each answer to a GET that is longer than limit, if limit is not 0.
+// breakingStore is a proxy to the store that ends the connection within the
+// body of each answer to a GET that is longer than limit, if limit is not 0.
 func breakingStore(t *testing.T, store *url.URL) (front *httptest.Server, limit *atomic.Int64) {
 	t.Helper()
 	limit = new(atomic.Int64)
 	through := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
 		r.SetURL(store)
-		r.Out.Host = r.In.Host // which is signed
+		r.Out.Host = r.In.Host // the signature covers it
 	}}
 
 	front = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -44,7 +44,7 @@ func breakingStore(t *testing.T, store *url.URL) (front *httptest.Server, limit 
 		w.WriteHeader(answer.Code)
 		http.NewResponseController(w).Flush()
 		if n, err := io.CopyN(w, answer.Body, limit.Load()); err == nil && n == limit.Load() {
-			panic(http.ErrAbortHandler) // which ends the connection
+			panic(http.ErrAbortHandler) // ends the connection
 		}
 	}))
 
@@ -52,8 +52,8 @@ func breakingStore(t *testing.T, store *url.URL) (front *httptest.Server, limit 
 	return front, limit
 }
 
-// A connection to the store that ends within a body is not called damage, and
-// nobody is told to restore anything.
+// If the connection to the store ends within a body, it is not reported as
+// damage.
 func TestCommandsAtAStoreThatBreaksOff(t *testing.T) {
 	store, err := url.Parse(realStore(t))
 	if err != nil {
@@ -107,7 +107,7 @@ func TestCommandsAtAStoreThatBreaksOff(t *testing.T) {
 		}
 	}
 
-	// decrypt goes on from what it has got.
+	// decrypt continues with what it has.
 	limit.Store(300_000)
 	file := filepath.Join(t.TempDir(), "whole")
 	var out bytes.Buffer
@@ -123,8 +123,8 @@ func TestCommandsAtAStoreThatBreaksOff(t *testing.T) {
 	}
 }
 
-// pages starts a server that answers every request with a page, as a portal or
-// a balancer does.
+// pages starts a server that answers every request with a page, as a portal
+// or a load balancer does.
 func pages(t *testing.T, status int) string {
 	t.Helper()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -136,12 +136,11 @@ func pages(t *testing.T, status int) string {
 	return server.URL
 }
 
-// A page that is answered to every request is not an empty bucket, and nothing
-// that was written.
+// A page in every answer is neither an empty bucket nor a successful write.
 func TestCommandsInFrontOfAPortal(t *testing.T) {
 	config := writeConfig(t, pages(t, http.StatusOK), freePort(t), freePort(t))
 	missing := writeConfig(t, pages(t, http.StatusNotFound), freePort(t), freePort(t))
-	var all sync.WaitGroup // most of them wait before they ask again
+	var all sync.WaitGroup // most of them wait before they repeat a request
 	for _, args := range [][]string{
 		{"check"},
 		{"decrypt", "s3://bucket/key", "-o", "-"},

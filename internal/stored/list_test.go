@@ -14,7 +14,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// pages answers one request after the other, and keeps their queries.
+// pages answers requests in turn, and records their queries.
 type pages struct {
 	bodies  []string
 	queries []url.Values
@@ -119,7 +119,7 @@ func TestListFails(t *testing.T) {
 	}
 }
 
-// answers is a store that has one object.
+// answers returns a reader of a store with one object.
 func answers(header http.Header, body []byte) *stored.Reader {
 	return &stored.Reader{Cache: stored.NewCache(), Send: func(r *http.Request) (*http.Response, error) {
 		resp := &http.Response{

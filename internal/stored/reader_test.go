@@ -23,7 +23,7 @@ func TestGetWhole(t *testing.T) {
 			b.putObject(t, obj, o)
 			r := b.reader()
 
-			for range 2 { // the second time with what is remembered
+			for range 2 { // the second time from the cache
 				got, data, err := read(t, r, requestFor(obj))
 				if err != nil {
 					t.Fatal(err)
@@ -69,7 +69,7 @@ func TestGetRange(t *testing.T) {
 				r := b.reader()
 				q := requestFor(obj)
 
-				for range 2 { // the second time with what is remembered
+				for range 2 { // the second time from the cache
 					q.Range = stored.ParseRange(c.header)
 					got, data, err := read(t, r, q)
 					checkRange(t, o.plaintext, q.Range, got, data, err)
@@ -79,14 +79,15 @@ func TestGetRange(t *testing.T) {
 	}
 }
 
-// checkRange compares what was read with what net/http takes a range to mean.
+// checkRange compares the result with net/http's interpretation of the
+// range.
 func checkRange(t *testing.T, plaintext []byte, wanted *stored.Range, got *stored.Object, data []byte, err error) {
 	t.Helper()
 	offset, length, ok := wanted.Of(int64(len(plaintext)))
 	var outside *stored.RangeError
 
 	switch {
-	case len(plaintext) == 0 && err == nil: // the last bytes of nothing are all of it
+	case len(plaintext) == 0 && err == nil: // the last bytes of an empty object are the whole object
 		if len(data) > 0 || got.Partial {
 			t.Errorf("%d bytes of an empty object, partial: %t", len(data), got.Partial)
 		}
@@ -233,8 +234,8 @@ func TestGetOfErrors(t *testing.T) {
 	})
 }
 
-// TestGetTampered: whatever the store does to an object, no byte comes out that
-// is not the plaintext's, and the end is an error.
+// TestGetTampered: whatever the store does to an object, only bytes of the
+// plaintext are returned, and the read ends with an error.
 func TestGetTampered(t *testing.T) {
 	for _, c := range tampered {
 		t.Run(c.name, func(t *testing.T) {
@@ -272,12 +273,12 @@ func checkTampered(t *testing.T, what string, plaintext, data []byte, err error)
 	}
 }
 
-const equalPart = 150_000 + crypt.PartOverhead // a part of "equal parts", as stored
+const equalPart = 150_000 + crypt.PartOverhead // stored size of a part of "equal parts"
 
 var tampered = []struct {
 	name, object string
 	tamper       func(o *memoryObject)
-	wholeOnly    bool // a range need not read what was altered
+	wholeOnly    bool // a range may not read what was altered
 }{
 	{"header", "five segments", func(o *memoryObject) { o.body[5] ^= 1 }, false},
 	{"first segment", "five segments", func(o *memoryObject) { o.body[1000] ^= 1 }, false},
@@ -320,8 +321,8 @@ var tampered = []struct {
 	{"the fill of a part", "equal parts", func(o *memoryObject) { o.body[equalPart-1] ^= 1 }, true},
 }
 
-// TestGetMoved: an object does not verify under another name, though its key
-// opens there.
+// TestGetMoved: an object fails verification under another name, even if its
+// key can be opened there.
 func TestGetMoved(t *testing.T) {
 	for _, name := range []string{"five segments", "equal parts"} {
 		t.Run(name, func(t *testing.T) {
@@ -336,7 +337,7 @@ func TestGetMoved(t *testing.T) {
 	}
 }
 
-// TestGetOverwritten: a read that meets an overwrite returns the old object or
+// TestGetOverwritten: a read during an overwrite returns the old object or
 // the new one, and never a mix.
 func TestGetOverwritten(t *testing.T) {
 	before, after := objectNamed(t, "equal parts"), objectNamed(t, "gaps in the part numbers")

@@ -23,7 +23,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// store is the one real store of this test process.
+// store is the real store of this test process.
 var store *proxytest.Bucket
 
 const bucket = "bucket"
@@ -40,7 +40,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// send is a function that tests wrap.
+// send is a function, so that tests can wrap it.
 func send(r *http.Request) (*http.Response, error) { return store.Send(r) }
 
 func ask(method, key string, body []byte) ([]byte, error) {
@@ -56,7 +56,7 @@ func ask(method, key string, body []byte) ([]byte, error) {
 	)
 }
 
-// lab is a store with one object in plaintext, and an Encrypter's
+// lab is a store with one plaintext object, and an Encrypter's
 // configuration.
 type lab struct {
 	*testing.T
@@ -81,7 +81,7 @@ func newLab(t *testing.T, key kms.Wrapper, sizes ...int) *lab {
 	return l
 }
 
-// store stores the object: whole, or in several parts.
+// store stores the object with one PUT, or in several parts.
 func (l *lab) store(sizes ...int) {
 	l.Helper()
 	up := &inplace.Upload{}
@@ -121,7 +121,7 @@ func (l *lab) encrypt() walk.Result {
 	return encrypt.New(l.cfg).Encrypt(l.Context(), bucket, stored.Entry{Key: l.key})
 }
 
-// is compares the object with its text, and whether it is encrypted.
+// is checks the object's content, and whether it is encrypted.
 func (l *lab) is(encrypted bool) {
 	l.Helper()
 	s := &stored.Reader{Send: send, Cache: stored.NewCache(), Open: l.cfg.Check}
@@ -148,18 +148,18 @@ func localKey(t *testing.T) kms.Wrapper {
 
 const mib = 1 << 20
 
-// sizes are an object that is put whole, and one in parts.
+// sizes are a single-PUT object and a multipart object.
 var sizes = map[string][]int{"whole": {300_000}, "in parts": {5 * mib, 5 * mib, 100}}
 
-// isBody reports whether a request carries ciphertext.
+// isBody reports whether a request sends ciphertext.
 func isBody(r *http.Request) bool { return r.Method == http.MethodPut && r.ContentLength > 0 }
 
-// isPlain reports whether a request is for the bytes that are to be encrypted.
+// isPlain reports whether a request reads the plaintext.
 func isPlain(r *http.Request) bool {
 	return r.Method == http.MethodGet && r.URL.RawQuery == "" && r.Header.Get("X-Amz-Checksum-Mode") == ""
 }
 
-// cut is a body that breaks off.
+// cut is a body that ends with an error.
 type cut struct {
 	io.ReadCloser
 	left int64
@@ -174,8 +174,8 @@ func (c *cut) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// A store that fails in the middle of an upload, or of the object that is
-// read, leaves the old object as it was.
+// If the store fails in the middle of an upload, or while the object is
+// read, the old object does not change.
 func TestAStoreThatFails(t *testing.T) {
 	for name, sizes := range sizes {
 		for what, fault := range map[string]func(r *http.Request) (*http.Response, error){
@@ -222,7 +222,7 @@ func TestAStoreThatFails(t *testing.T) {
 	}
 }
 
-// A fault that passes costs another attempt, and not the object.
+// A transient error only costs another attempt.
 func TestAFaultThatPasses(t *testing.T) {
 	for name, sizes := range sizes {
 		t.Run(name, func(t *testing.T) {
@@ -250,8 +250,8 @@ func TestAFaultThatPasses(t *testing.T) {
 	}
 }
 
-// All the checksums that the store has of the whole are kept, also where a
-// part has to be read twice for them.
+// All checksums that the store has for the full object are kept, even if a
+// part has to be read twice to verify them.
 func TestChecksumsAreKept(t *testing.T) {
 	for name, sizes := range map[string][]int{"whole": {300_000}, "in parts": {5 * mib, 5 * mib}} {
 		l := newLab(t, localKey(t), sizes...)
@@ -310,7 +310,7 @@ func sum(a *checksum.Algorithm, text []byte) []byte {
 	return h.Sum(nil)
 }
 
-// What comes out of the store otherwise than it went in is not sealed.
+// An object that does not match the store's checksums is not encrypted.
 func TestADamagedSource(t *testing.T) {
 	for name, sizes := range sizes {
 		l := newLab(t, localKey(t), sizes...)
@@ -335,7 +335,7 @@ func TestADamagedSource(t *testing.T) {
 	}
 }
 
-// flipped has one byte changed.
+// flipped is a body with one changed byte.
 type flipped struct {
 	io.ReadCloser
 	at int64
@@ -350,9 +350,9 @@ func (f *flipped) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// A store that has other bytes than it was sent is found out: of a part before
-// the old object goes, and of an object that was put whole right after. Then
-// nothing more is written.
+// A store that alters what it receives is detected: for a part, before the
+// old object is overwritten, and for a single-PUT object, right afterwards.
+// Then nothing more is written.
 func TestAStoreThatAltersWhatItGets(t *testing.T) {
 	for name, sizes := range sizes {
 		l := newLab(t, localKey(t), sizes...)
@@ -389,7 +389,7 @@ func TestAStoreThatAltersWhatItGets(t *testing.T) {
 	}
 }
 
-// oneWay is a key that wraps, and does not unwrap what it has wrapped, or
+// oneWay is a key that can wrap, but does not unwrap what it has wrapped, or
 // unwraps it to something else.
 type oneWay struct {
 	kms.Wrapper
@@ -422,8 +422,8 @@ func TestAKeyThatOnlyWrapsGetsNothing(t *testing.T) {
 	}
 }
 
-// What the store has done although its answer never came is read back all the
-// same.
+// If the answer of a successful write is lost, the object is read back
+// anyway.
 func TestAnAnswerThatIsLost(t *testing.T) {
 	for name, sizes := range sizes {
 		l := newLab(t, localKey(t), sizes...)
@@ -451,7 +451,8 @@ func TestAnAnswerThatIsLost(t *testing.T) {
 	}
 }
 
-// A store that does not tell the parts of an object gets as many of one length.
+// If the store does not report the parts of an object, the upload has the
+// same number of equal parts.
 func TestAStoreThatDoesNotTellParts(t *testing.T) {
 	l := newLab(t, localKey(t), 5*mib, 6*mib, 3)
 	l.cfg.Send = func(r *http.Request) (*http.Response, error) {
@@ -460,14 +461,14 @@ func TestAStoreThatDoesNotTellParts(t *testing.T) {
 		}
 		return send(r)
 	}
-	if r := l.encrypt(); r.Outcome != walk.Done || r.Parts != 2 { // three of one length would be too short
+	if r := l.encrypt(); r.Outcome != walk.Done || r.Parts != 2 { // three equal parts would be too short
 		t.Errorf("%+v", r)
 	}
 	l.is(true)
 }
 
-// Without a condition the object is looked at when all has been read, and
-// before the last of it is written.
+// Without a condition, the object is checked after it was read completely,
+// and before the last bytes are sent.
 func TestUnconditional(t *testing.T) {
 	for name, sizes := range sizes {
 		l := newLab(t, localKey(t), sizes...)
@@ -517,7 +518,7 @@ func TestEqual(t *testing.T) {
 		{20 * mib, 3, 3, 7 * mib},
 		{15 * mib, 3, 3, 5 * mib},
 		{10 * mib, 4, 2, 8 * mib},                     // four would be too short
-		{5*10_000*mib + 1, 10_000, 10_000, 5_242_881}, // of no whole number of MiB
+		{5*10_000*mib + 1, 10_000, 10_000, 5_242_881}, // not a whole number of MiB
 		{6 * gib, 0, 768, 8 * mib},
 		{5 * 1024 * gib, 0, 9987, 525 * mib},
 		{6 * gib, 1, 768, 8 * mib}, // one would be too long

@@ -22,7 +22,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// store is the one real store of this test process.
+// store is the real store of this test process.
 var store *proxytest.Bucket
 
 const bucket = "bucket"
@@ -39,7 +39,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// newConfig is a Config for the store, whose keys are under one local key.
+// newConfig returns a Config for the store, with keys under one local key.
 func newConfig(t *testing.T) *inplace.Config {
 	t.Helper()
 	key, _ := proxytest.NewLocalKey(t)
@@ -65,7 +65,7 @@ func newKey(t *testing.T, cfg *inplace.Config, obj crypt.Object) *inplace.Key {
 	return key
 }
 
-// What an upload seals and sends can be read with the key as the KMS has
+// The sealed and uploaded object can be read with the key as the KMS has
 // unwrapped it.
 func TestUpload(t *testing.T) {
 	cfg, obj := newConfig(t), crypt.Object{Bucket: bucket, Key: t.Name()}
@@ -100,7 +100,7 @@ func TestUpload(t *testing.T) {
 	}
 }
 
-// markOf is the header that a multipart object under a key is created with.
+// markOf returns the headers for creating a multipart object under a key.
 func markOf(t *testing.T, key *inplace.Key) http.Header {
 	t.Helper()
 	metadata, err := crypt.Mark{KeyID: key.KeyID}.Metadata()
@@ -114,8 +114,8 @@ func markOf(t *testing.T, key *inplace.Key) http.Header {
 	return h
 }
 
-// No byte reaches the store that does not decrypt again: neither of a
-// single-PUT body nor of a part.
+// Bytes that cannot be decrypted again never reach the store, neither from a
+// single-PUT body nor from a part.
 func TestAlteredOnTheWay(t *testing.T) {
 	cfg, obj := newConfig(t), crypt.Object{Bucket: bucket, Key: t.Name()}
 	key := newKey(t, cfg, obj)
@@ -134,7 +134,7 @@ func TestAlteredOnTheWay(t *testing.T) {
 
 	for name, row := range map[string]struct {
 		change func(body []byte) []byte
-		most   int // bytes that may pass before it is noticed
+		most   int // bytes that may be sent before it is noticed
 	}{
 		"first byte": {func(b []byte) []byte { b[0] ^= 1; return b }, 0},
 		"last byte":  {func(b []byte) []byte { b[len(b)-1] ^= 1; return b }, len(body) - 1},
@@ -166,7 +166,7 @@ func TestAlteredOnTheWay(t *testing.T) {
 	}
 }
 
-// A plaintext that the caller refuses is kept back with its ciphertext.
+// If the caller refuses a plaintext, its ciphertext is not sent.
 func TestSeenKeepsBack(t *testing.T) {
 	cfg, obj := newConfig(t), crypt.Object{Bucket: bucket, Key: t.Name()}
 	key := newKey(t, cfg, obj)
@@ -199,7 +199,7 @@ func (w otherDEK) Unwrap(ctx context.Context, wrapped []byte, ec kms.EncryptionC
 	return dek, err
 }
 
-// Nothing is written under a key that does not give back what it has wrapped.
+// Nothing is written under a key that does not unwrap what it has wrapped.
 func TestNewKeyIsProved(t *testing.T) {
 	local, _ := proxytest.NewLocalKey(t)
 	ring := func(w kms.Wrapper) *keyring.Keyring {
@@ -227,7 +227,7 @@ func TestNewKeyIsProved(t *testing.T) {
 	}
 }
 
-// A write by a condition leaves alone what has changed meanwhile.
+// A conditional write does not overwrite an object that has changed.
 func TestConditions(t *testing.T) {
 	cfg, obj := newConfig(t), crypt.Object{Bucket: bucket, Key: t.Name()}
 	s := cfg.Store()
@@ -269,7 +269,7 @@ func TestConditions(t *testing.T) {
 	}
 }
 
-// toServer sends to a server on loopback what is for the store.
+// toServer sends requests for the store to a server on loopback.
 type toServer struct{ address string }
 
 func (s toServer) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -282,13 +282,13 @@ func (s toServer) RoundTrip(r *http.Request) (*http.Response, error) {
 	return http.DefaultTransport.RoundTrip(out)
 }
 
-// A request that only reads is sent again to a store that has no time; a
-// refusal stands, and a write is never sent twice.
+// A request that only reads is repeated if the store is overloaded. A
+// refusal is final, and a write is never repeated.
 func TestSender(t *testing.T) {
 	impostor := errors.New("not the store's answer")
 	for name, row := range map[string]struct {
 		method   string
-		statuses []int // of the answers; the last one stays
+		statuses []int // statuses of the answers; the last one is repeated
 		attempts int64
 		want     int // status of the error, 0 for success
 	}{
@@ -347,7 +347,8 @@ func TestSender(t *testing.T) {
 	}
 }
 
-// A store that answers before it has the whole body has not stored it.
+// If a store answers before it has received the whole body, the object was
+// not stored.
 func TestAnswerBeforeTheBody(t *testing.T) {
 	early := func(r *http.Request) (*http.Response, error) {
 		go func() { _ = r.Body.Close() }()

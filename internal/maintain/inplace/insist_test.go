@@ -14,8 +14,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// TestInsistWaitsForTheKMS: that a KMS is away, for however long, is no fault
-// of the object.
+// TestInsistWaitsForTheKMS: an unreachable KMS is not a fault of the object,
+// however long it lasts.
 func TestInsistWaitsForTheKMS(t *testing.T) {
 	for _, kind := range []kms.Kind{kms.Unreachable, kms.Throttled} {
 		synctest.Test(t, func(t *testing.T) {
@@ -44,7 +44,8 @@ func TestInsistWaitsForTheKMS(t *testing.T) {
 	}
 }
 
-// TestInsistGivesUp on what does not pass, and when it is told to.
+// TestInsistGivesUp: permanent errors and a canceled context end the
+// attempts.
 func TestInsistGivesUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		attempts := 0

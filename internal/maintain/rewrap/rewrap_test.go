@@ -28,7 +28,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// store is the one real store of this test process.
+// store is the real store of this test process.
 var store *proxytest.Bucket
 
 const bucket = "bucket"
@@ -45,10 +45,10 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// send is a function that tests wrap.
+// send is a function, so that tests can wrap it.
 func send(r *http.Request) (*http.Response, error) { return store.Send(r) }
 
-// ring is a keyring with the keys old and new. The rules say old.
+// ring returns a keyring with the keys old and new. The rules name old.
 func ring(t *testing.T, old, fresh kms.Wrapper) *keyring.Keyring {
 	t.Helper()
 	return proxytest.NewKeyring(t, keyring.Config{
@@ -68,8 +68,8 @@ type lab struct {
 	*testing.T
 	obj   crypt.Object
 	text  []byte
-	keys  *keyring.Keyring  // has seen everything; the Mover has others
-	added map[string]string // to the encryption context, by the client
+	keys  *keyring.Keyring  // a keyring that has cached everything; the Mover has others
+	added map[string]string // the client's encryption context
 	cfg   rewrap.Config
 	calls *calls
 }
@@ -100,7 +100,7 @@ func newLab(t *testing.T, fresh kms.Wrapper) *lab {
 	return l
 }
 
-// put stores the object, after a change to its envelope's entries.
+// put stores the object with changes to its envelope.
 func (l *lab) put(change func(map[string]string)) {
 	l.Helper()
 	sealed, err := l.keys.Create(l.Context(), l.obj, "", keyring.Choice{KeyID: "old", Context: l.added})
@@ -187,12 +187,12 @@ func (l *lab) putParts() {
 	}
 }
 
-// request is one for all of the object.
+// request returns a request for the whole object.
 func (l *lab) request() stored.Request {
 	return stored.Request{Object: l.obj, Plaintext: func() error { return errors.New("plaintext") }}
 }
 
-// reader reads through both keys.
+// reader returns a reader that uses both keys.
 func (l *lab) reader() *stored.Reader {
 	return &stored.Reader{
 		Send:  send,
@@ -203,8 +203,8 @@ func (l *lab) reader() *stored.Reader {
 	}
 }
 
-// read reads the object through both keys, and returns the id of the one that
-// it is under.
+// read reads the object with both keys, and returns the id of the key that
+// encrypts it.
 func (l *lab) read() string {
 	l.Helper()
 	o, err := l.reader().Get(l.Context(), l.request())
@@ -220,8 +220,8 @@ func (l *lab) read() string {
 	return o.KeyID
 }
 
-// contexts are what the client has added to the encryption context, of the
-// object or of each part.
+// contexts returns the client's encryption context of the object, or of each
+// part.
 func (l *lab) contexts() (out []map[string]string) {
 	l.Helper()
 	take := func(wrapped []byte) {
@@ -250,8 +250,8 @@ func (l *lab) contexts() (out []map[string]string) {
 	return out
 }
 
-// forms are the first bytes of the wrapped data keys, of the object or of each
-// part.
+// forms returns the first byte of the wrapped data key of the object, or of
+// each part.
 func (l *lab) forms() (out []byte) {
 	l.Helper()
 	seen, err := l.reader().Look(l.Context(), l.request())
@@ -280,7 +280,7 @@ func (l *lab) id(name string) string {
 	return id
 }
 
-// calls counts what the KMS is asked.
+// calls counts the requests to the KMS.
 type calls struct {
 	mu           sync.Mutex
 	wrap, unwrap int
@@ -306,7 +306,7 @@ func (c *counting) Unwrap(ctx context.Context, wrapped []byte, ec kms.Encryption
 	return c.Wrapper.Unwrap(ctx, wrapped, ec)
 }
 
-// oneWay is a key that wraps, and does not unwrap what it has wrapped, or
+// oneWay is a key that can wrap, but does not unwrap what it has wrapped, or
 // unwraps it to something else.
 type oneWay struct {
 	kms.Wrapper
@@ -337,8 +337,8 @@ func TestThreeKMSCallsAnObject(t *testing.T) {
 	}
 }
 
-// The envelope that is there is the only way to the object. It is not given up
-// for one that nobody can open.
+// Without its envelope, the object is lost. It must not be replaced by one
+// that cannot be opened.
 func TestAKeyThatOnlyWrapsGetsNothing(t *testing.T) {
 	for name, answer := range map[string]func() ([]byte, error){
 		"denied":           func() ([]byte, error) { return nil, &kms.Error{Kind: kms.Denied, Op: "unwrap", Err: errors.New("no")} },
@@ -396,9 +396,9 @@ func TestWhatDoesNotVerifyIsNotTouched(t *testing.T) {
 	}
 }
 
-// asCopy is a store whose CopyObject holds to If-Match, as that of S3 does.
-// before runs once, after the store has looked at the source and before it
-// looks at what it overwrites; behind runs after the copy.
+// asCopy is a store whose CopyObject honors If-Match, like S3's. before runs
+// once, after the store has checked the source and before it checks the
+// object to overwrite. behind runs after the copy.
 func asCopy(before, behind func()) func(*http.Request) (*http.Response, error) {
 	once := func(f func()) {
 		if f != nil {
@@ -410,7 +410,7 @@ func asCopy(before, behind func()) func(*http.Request) (*http.Response, error) {
 		if r.Header.Get("X-Amz-Copy-Source") == "" {
 			return send(r)
 		}
-		r.Header.Del("X-Amz-Copy-Source-If-Match") // it has looked at the source before
+		r.Header.Del("X-Amz-Copy-Source-If-Match") // it has checked the source already
 		once(before)
 		before = nil
 
@@ -473,8 +473,8 @@ func TestCopyOfWhatWasOverwritten(t *testing.T) {
 	}
 }
 
-// A store that edits metadata in place can put the old object's envelope on a
-// new body. It cannot be undone, and must be said.
+// A store that edits metadata in place can put the old object's envelope on
+// a new body. This cannot be undone, so it must be reported.
 func TestAnEnvelopeOnTheWrongBodyIsNoticed(t *testing.T) {
 	l := newLab(t, localKey(t))
 	l.cfg.Method = rewrap.Copy
@@ -508,8 +508,8 @@ func TestAnEnvelopeOnTheWrongBodyIsNoticed(t *testing.T) {
 	}
 }
 
-// What the store has done although its answer never came is not done again, or
-// undone.
+// If the answer of a successful write is lost, the write is neither repeated
+// nor undone.
 func TestAnAnswerThatIsLost(t *testing.T) {
 	l := newLab(t, localKey(t))
 	lost := 0
@@ -534,8 +534,7 @@ func TestAnAnswerThatIsLost(t *testing.T) {
 	}
 }
 
-// A body that is damaged on its way out of the store does not take the place
-// of the good one.
+// A body that is damaged when it is read does not replace the good one.
 func TestADamagedBodyIsNotSentBack(t *testing.T) {
 	for _, at := range []int64{0, 39, 40, 65_552, 100_000} {
 		l := newLab(t, localKey(t))
@@ -557,7 +556,7 @@ func TestADamagedBodyIsNotSentBack(t *testing.T) {
 	}
 }
 
-// A connection that breaks is no damage to the object, and it is tried again.
+// A broken connection is not damage, and the object is tried again.
 func TestABrokenConnection(t *testing.T) {
 	l := newLab(t, localKey(t))
 	broken := 0
@@ -582,7 +581,7 @@ func TestABrokenConnection(t *testing.T) {
 	}
 }
 
-// flipped has one byte changed.
+// flipped is a body with one changed byte.
 type flipped struct {
 	io.ReadCloser
 	at int64
@@ -646,8 +645,8 @@ func TestProbe(t *testing.T) {
 	}
 }
 
-// What an object has beside its body is sent along, whatever the way; what the
-// transfer and the envelope put there is not.
+// The metadata of an object is kept by all methods, without the headers of
+// the transfer and the old envelope.
 func TestCarriedHeaders(t *testing.T) {
 	have := map[string]string{
 		"X-Amz-Storage-Class": "STANDARD_IA", "X-Amz-Object-Lock-Mode": "COMPLIANCE", "X-Amz-Object-Lock-Retain-Until-Date": "2030-01-01T00:00:00Z",
@@ -725,7 +724,7 @@ func TestMetadataThatIsNotShownIsNotLost(t *testing.T) {
 	}
 }
 
-// What the client has added to the encryption context goes with the object.
+// The client's encryption context is kept.
 func TestEncryptionContextIsKept(t *testing.T) {
 	for name, store := range map[string]func(*lab){"single": func(l *lab) { l.put(nil) }, "parts": (*lab).putParts} {
 		for _, added := range []map[string]string{nil, {"tenant": "acme", "ä": ""}} {
@@ -748,8 +747,8 @@ func TestEncryptionContextIsKept(t *testing.T) {
 	}
 }
 
-// --all moves what is under the key, but not what is under the newest version
-// of it.
+// --all moves objects that are under the key, except those under its newest
+// version.
 func TestAllKnowsVersions(t *testing.T) {
 	key, path := proxytest.NewLocalKey(t)
 	l := newLab(t, key)
@@ -766,10 +765,10 @@ func TestAllKnowsVersions(t *testing.T) {
 	l.cfg.All = true
 
 	l.move(walk.Done)
-	l.move(walk.Done) // nobody can tell
+	l.move(walk.Done) // the version is not known
 }
 
-// move moves the object by a new Mover, and reads it.
+// move moves the object with a new Mover, and reads it.
 func (l *lab) move(want walk.Outcome) {
 	l.Helper()
 	before := l.calls.wrap
@@ -782,7 +781,7 @@ func (l *lab) move(want walk.Outcome) {
 	}
 }
 
-// opaque is a key whose blobs name no version.
+// opaque is a key whose blobs have no version.
 type opaque struct{ kms.Wrapper }
 
 func (o opaque) Wrap(ctx context.Context, dek []byte, ec kms.EncryptionContext) ([]byte, error) {

@@ -13,7 +13,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// What nothing proves to be genuine is bound by the operator's word only.
+// An object that nothing proves to be genuine is bound only if the operator
+// asks for it.
 func TestRewrapBindsOnDemandOnly(t *testing.T) {
 	server := kmstest.StartAzure(t)
 	plain := server.NewKey(t, "RSA-2048", nil)

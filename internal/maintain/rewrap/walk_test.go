@@ -21,8 +21,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// walking is a Walk over keys that are all plaintext, or refused by the store
-// where fails says so.
+// walking is a Walk over keys that are all plaintext, or refused by the
+// store if fails says so.
 type walking struct {
 	walk.Walk
 	fails func(key string) bool
@@ -30,7 +30,7 @@ type walking struct {
 	mu     sync.Mutex
 	looked []string
 	told   []string
-	end    error // of the listing
+	end    error // error of the listing
 }
 
 func newWalking(t *testing.T, keys ...string) *walking {
@@ -119,8 +119,8 @@ func TestWalkGoesOnWhereItEnded(t *testing.T) {
 	}
 }
 
-// A walk that is ended while it tries again what failed before forgets none of
-// it.
+// A walk that is interrupted while it retries failed keys forgets none of
+// them.
 func TestWalkEndedInTheMiddleOfWhatFailed(t *testing.T) {
 	w := newWalking(t, "a", "b", "c", "d", "e")
 	w.fails = func(string) bool { return true }
@@ -171,8 +171,8 @@ func TestWalkEndsWhenNothingSucceeds(t *testing.T) {
 		t.Errorf("kept going: %v after %d", err, len(w.told))
 	}
 
-	// More have failed than a state holds: those that it does not hold lie
-	// behind its position.
+	// More keys failed than a state holds: the others come after its
+	// position.
 	s := w.state(t)
 	if len(s.Failed) != 1000 || s.After != "k01009" {
 		t.Errorf("at %s, %d failed", s.After, len(s.Failed))

@@ -14,8 +14,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/maintain/inplace"
 )
 
-// keyStore lists the keys of what was put, as name turns them. It knows nothing
-// besides.
+// keyStore lists the stored keys, as converted by name. It supports nothing
+// else.
 type keyStore struct {
 	name func(key string) (string, bool)
 
@@ -96,14 +96,14 @@ func TestProbeOfKeys(t *testing.T) {
 	}
 }
 
-// sendTo sends to a server what is for the store.
+// sendTo sends requests for the store to a server.
 func sendTo(server string) inplace.Sender {
 	answer := func(*http.Request, *http.Response) error { return nil }
 	refusal := func(*http.Request, int, string, []byte) error { return nil }
 	return inplace.NewSender(redirected{server}, answer, refusal)
 }
 
-// redirected sends to a server what is for the store.
+// redirected sends requests for the store to a server.
 type redirected struct{ server string }
 
 func (s redirected) RoundTrip(r *http.Request) (*http.Response, error) {

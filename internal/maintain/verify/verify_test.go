@@ -49,8 +49,8 @@ func TestFaultOf(t *testing.T) {
 	}
 }
 
-// A store that breaks off in the middle of a body has not damaged the object.
-// It is asked again.
+// If the store's connection breaks within a body, the object is not damaged.
+// It is read again.
 func TestABrokenConnectionIsNoDamage(t *testing.T) {
 	key, _ := proxytest.NewLocalKey(t)
 	keys := proxytest.NewKeyring(
@@ -121,7 +121,7 @@ func TestABrokenConnectionIsNoDamage(t *testing.T) {
 	}
 }
 
-// sealed is an object as the proxy stores it.
+// sealed returns an object as the proxy stores it.
 func sealed(t *testing.T, keys *keyring.Keyring, obj crypt.Object, size int) ([]byte, map[string]string) {
 	t.Helper()
 	dek, err := keys.Create(t.Context(), obj, "", keyring.Choice{})

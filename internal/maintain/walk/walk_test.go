@@ -16,7 +16,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// over is a walk over n keys, which are done by do.
+// over returns a walk over n keys, which do processes.
 func over(t *testing.T, n int, do func(key string) walk.Result) (w *walk.Walk, told *[]string) {
 	t.Helper()
 	told = new([]string)
@@ -42,8 +42,8 @@ func over(t *testing.T, n int, do func(key string) walk.Result) (w *walk.Walk, t
 
 var errFailure = errors.New("it failed")
 
-// After a result that says so nothing more is done, and the state has it among
-// what failed.
+// A result with ErrStop ends the walk, and the state has its key among the
+// failed ones.
 func TestStop(t *testing.T) {
 	w, told := over(t, 100, func(key string) walk.Result {
 		if key == "k0005" {
@@ -69,8 +69,8 @@ func TestStop(t *testing.T) {
 	}
 }
 
-// Faults of objects do not end a walk, however many; those of keys and stores
-// do.
+// Faults of objects do not end a walk, however many there are. Faults of
+// keys and stores do.
 func TestFaultsInARow(t *testing.T) {
 	for _, own := range []bool{true, false} {
 		w, told := over(
@@ -85,7 +85,7 @@ func TestFaultsInARow(t *testing.T) {
 	}
 }
 
-// A state is of one command, and a dry run leaves it as it is.
+// A state belongs to one command, and a dry run does not change it.
 func TestStateOfAnother(t *testing.T) {
 	w, _ := over(t, 10, func(string) walk.Result { return walk.Result{Outcome: walk.Failed, Err: errFailure} })
 	fresh := walk.State{Command: "encrypt", Bucket: "b", Prefix: "p"}
