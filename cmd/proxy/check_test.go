@@ -20,7 +20,7 @@ func TestCheckStore(t *testing.T) {
 
 	for setting, want := range map[string]string{
 		"region: us-east-1,":                         "ok    store: multipart uploads: ETag",
-		"region: us-east-1, etag_part_count: false,": "origin.etag_part_count could be true",
+		"region: us-east-1, etag_part_count: false,": "with origin.etag_part_count: true",
 	} {
 		var out bytes.Buffer
 		config := writeConfig(t, store, "127.0.0.1:0", "127.0.0.1:1", "region: us-east-1,", setting)

@@ -247,7 +247,7 @@ func TestVerifyTellsKeysFromDamage(t *testing.T) {
 
 	if got, totals := m.verified(m.both, 1); strings.HasPrefix(got["k1"], "integrity") || totals.Failed != 3 ||
 		totals.Faults["integrity"] > 0 {
-		t.Errorf("a key that is gone: %v, %+v", got, totals)
+		t.Errorf("a missing key: %v, %+v", got, totals)
 	}
 }
 

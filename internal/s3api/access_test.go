@@ -318,7 +318,7 @@ func TestAnonymous(t *testing.T) {
 	}
 
 	if stored, _ := p.stored("inbox/k"); len(stored) < 40 {
-		t.Errorf("what somebody has put is stored in %d bytes", len(stored))
+		t.Errorf("the object is stored in %d bytes", len(stored))
 	}
 	if !strings.Contains(p.log.String(), `"client":"everybody"`) {
 		t.Error("the log does not name the client")
@@ -436,7 +436,7 @@ func TestSessionCredentials(t *testing.T) {
 	}
 
 	if got := get(by("ASIATEAM", "token/of+ASIATEAM=="), "team/k"); got != "InvalidAccessKeyId" {
-		t.Errorf("after its client is gone: %q", got)
+		t.Errorf("after its client was removed: %q", got)
 	}
 	if got := get(p.client, "team/k"); got != "AccessDenied" {
 		t.Errorf("a client whose grants are gone: %q", got)

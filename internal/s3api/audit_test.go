@@ -244,7 +244,7 @@ func TestNoUseWithoutAudit(t *testing.T) {
 					t.Errorf("%s %s: %d %s", r.method, r.path, a.StatusCode, a.body)
 				}
 				if !bytes.Contains(a.body, []byte("audit log")) || bytes.Contains(a.body, []byte("no space")) {
-					t.Errorf("%s %s: the client is told %s", r.method, r.path, a.body)
+					t.Errorf("%s %s: the client gets %s", r.method, r.path, a.body)
 				}
 			}
 
@@ -287,7 +287,7 @@ func TestRenewalsAreAuditedForTheirRequest(t *testing.T) {
 	var records []audit.Record
 	for deadline := time.Now().Add(20 * time.Second); len(records) == 0; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatal("not renewed, though nobody reads")
+			t.Fatal("not renewed while no client reads")
 		}
 		records = log.take()
 	}

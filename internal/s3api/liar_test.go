@@ -668,7 +668,7 @@ func (tr *trial) do(r request) got {
 func (tr *trial) check(v *victim, form readForm, g got) error {
 	if size, ok := strings.CutPrefix(g.Header.Get("Content-Range"), "bytes */"); ok && !v.plain {
 		if !v.hasSize(size) {
-			return fmt.Errorf("%d tells of a size of %s, which no version has", g.StatusCode, size)
+			return fmt.Errorf("%d with a size of %s, which no version has", g.StatusCode, size)
 		}
 	}
 
@@ -681,7 +681,7 @@ func (tr *trial) check(v *victim, form readForm, g got) error {
 
 	if form.size {
 		if size := strconv.FormatInt(g.ContentLength, 10); !v.hasSize(size) {
-			return fmt.Errorf("a HEAD tells of a size of %s, which no version has", size)
+			return fmt.Errorf("a HEAD with a size of %s, which no version has", size)
 		}
 		return nil
 	}

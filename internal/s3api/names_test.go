@@ -105,7 +105,7 @@ func (a *attack) check(what string) {
 		a.t.Fatalf("%s: the victim's object: %q, %v", what, text, err)
 	}
 	if _, err := os.Stat(filepath.Join(store.Dir, own)); err != nil {
-		a.t.Fatalf("%s: the bucket is gone: %v", what, err)
+		a.t.Fatalf("%s: the bucket was removed: %v", what, err)
 	}
 
 	a.origin.take()
@@ -346,7 +346,7 @@ func TestEmptyUploadID(t *testing.T) {
 	}
 
 	if !p.isStored("k") {
-		t.Error("the object is gone")
+		t.Error("the object was removed")
 	}
 }
 

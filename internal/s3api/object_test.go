@@ -669,7 +669,7 @@ func TestDelete(t *testing.T) {
 		t.Errorf("a condition we cannot translate: %d %s", a.StatusCode, a.Code)
 	}
 	if !p.isStored("d") {
-		t.Error("d is gone")
+		t.Error("d was removed")
 	}
 }
 
@@ -835,7 +835,7 @@ func TestDeleteIfSize(t *testing.T) {
 	}, nil)
 
 	if a := remove("4"); a.Code != "PreconditionFailed" || string(p.mustGet("k")) != "next" {
-		t.Errorf("overwritten meanwhile: %d %s", a.StatusCode, a.Code)
+		t.Errorf("overwritten in the meantime: %d %s", a.StatusCode, a.Code)
 	}
 	p.origin.set(nil, nil)
 	if a := remove("4"); a.StatusCode != http.StatusNoContent || p.isStored("k") {

@@ -284,7 +284,7 @@ func TestSeveralChecksums(t *testing.T) {
 	p := newProxy(t)
 	for name, header := range map[string]http.Header{
 		"two":               {"X-Amz-Checksum-Crc32": {"NSRBwg=="}, "X-Amz-Checksum-Sha1": {sumOf("SHA1", []byte("abc"))}},
-		"two that are none": {"X-Amz-Checksum-Crc32": {""}, "X-Amz-Checksum-Sha1": {""}},
+		"two empty ones": {"X-Amz-Checksum-Crc32": {""}, "X-Amz-Checksum-Sha1": {""}},
 		"another for the trailer": {
 			"X-Amz-Checksum-Crc32": {"no"}, "X-Amz-Trailer": {"x-amz-checksum-crc32"}, "X-Amz-Decoded-Content-Length": {"3"},
 		},

@@ -150,7 +150,7 @@ func FuzzFormRoundTrip(f *testing.F) {
 
 		if cut > 0 {
 			if err == nil {
-				t.Fatalf("%d bytes are missing, and nobody notices", cut)
+				t.Fatalf("%d bytes are missing, and it is not noticed", cut)
 			}
 			return
 		}

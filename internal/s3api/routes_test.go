@@ -33,7 +33,7 @@ func TestEveryOperationHasAScope(t *testing.T) {
 
 			for name := range row.headerNames.exact {
 				if !isAmz(name) {
-					t.Errorf("it names the header %s, and only x-amz- ones are looked at", name)
+					t.Errorf("it names the header %s, and only x-amz- ones are checked", name)
 				}
 			}
 

@@ -188,7 +188,7 @@ func TestSlowReadersMakeRoom(t *testing.T) {
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("beside clients that read nothing: %d %s", a.StatusCode, a.Code)
+			t.Fatalf("while other clients read nothing: %d %s", a.StatusCode, a.Code)
 		}
 	}
 }
@@ -223,7 +223,7 @@ func TestLeastRate(t *testing.T) {
 	_ = conn.SetReadDeadline(time.Now().Add(soon))
 	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if err != nil {
-		t.Fatalf("the upload goes on: %v", err)
+		t.Fatalf("the upload continues: %v", err)
 	}
 	defer resp.Body.Close()
 

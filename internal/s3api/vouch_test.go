@@ -124,7 +124,7 @@ func TestNoKeyNoSize(t *testing.T) {
 			a := p.send(r)
 			if a.StatusCode < 300 || a.Header.Get("Content-Range") != "" {
 				t.Errorf(
-					"the key of %s is gone, %s: %d, Content-Range %q",
+					"the key of %s is revoked, %s: %d, Content-Range %q",
 					key,
 					form,
 					a.StatusCode,

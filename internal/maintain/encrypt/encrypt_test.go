@@ -149,7 +149,7 @@ func localKey(t *testing.T) kms.Wrapper {
 const mib = 1 << 20
 
 // sizes are a single-PUT object and a multipart object.
-var sizes = map[string][]int{"whole": {300_000}, "in parts": {5 * mib, 5 * mib, 100}}
+var sizes = map[string][]int{"whole": {300_000}, "multipart": {5 * mib, 5 * mib, 100}}
 
 // isBody reports whether a request sends ciphertext.
 func isBody(r *http.Request) bool { return r.Method == http.MethodPut && r.ContentLength > 0 }
@@ -253,7 +253,7 @@ func TestAFaultThatPasses(t *testing.T) {
 // All checksums that the store has for the full object are kept, even if a
 // part has to be read twice to verify them.
 func TestChecksumsAreKept(t *testing.T) {
-	for name, sizes := range map[string][]int{"whole": {300_000}, "in parts": {5 * mib, 5 * mib}} {
+	for name, sizes := range map[string][]int{"whole": {300_000}, "multipart": {5 * mib, 5 * mib}} {
 		l := newLab(t, localKey(t), sizes...)
 		faults := 0
 		l.cfg.Send = func(r *http.Request) (*http.Response, error) {
@@ -383,7 +383,7 @@ func TestAStoreThatAltersWhatItGets(t *testing.T) {
 		l.store(sizes...)
 
 		if r := e.Encrypt(t.Context(), bucket, stored.Entry{Key: l.key}); r.Outcome != walk.Failed || altered != 1 {
-			t.Errorf("%s: it goes on: %+v", name, r)
+			t.Errorf("%s: it continues: %+v", name, r)
 		}
 		l.is(false)
 	}
@@ -482,7 +482,7 @@ func TestUnconditional(t *testing.T) {
 		overwritten := false
 		l.cfg.Send = func(r *http.Request) (*http.Response, error) {
 			if r.Header.Get("If-Match") != "" && (isBody(r) || r.Method == http.MethodPost) {
-				t.Errorf("%s: a condition that the store does not hold to", name)
+				t.Errorf("%s: a condition that the store does not honor", name)
 			}
 
 			resp, err := send(r)

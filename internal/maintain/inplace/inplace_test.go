@@ -341,7 +341,7 @@ func TestSender(t *testing.T) {
 				inplace.NewRequest(t.Context(), http.MethodPut, crypt.Object{Bucket: "b", Key: "k"}, "", nil, nil),
 			)
 			if !errors.Is(err, impostor) || stored.StatusOf(err) != 0 {
-				t.Errorf("%v, want an error that is no answer of the store", err)
+				t.Errorf("%v, want an error other than an answer of the store", err)
 			}
 		})
 	}

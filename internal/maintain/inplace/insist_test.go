@@ -34,7 +34,7 @@ func TestInsistWaitsForTheKMS(t *testing.T) {
 				},
 			)
 			if r.Err != nil || r.Outcome != walk.Done || told != attempts-1 {
-				t.Errorf("%v: %+v after %d attempts, told of %d", kind, r, attempts, told)
+				t.Errorf("%v: %+v after %d attempts, %d reports", kind, r, attempts, told)
 			}
 
 			if attempts > 6*3600/25 {
@@ -72,7 +72,7 @@ func TestInsistGivesUp(t *testing.T) {
 			return walk.Result{}, &kms.Error{Kind: kms.Unreachable}
 		})
 		if r.Outcome != walk.Failed || ctx.Err() == nil {
-			t.Errorf("when it is told to end: %+v", r)
+			t.Errorf("when ctx is canceled: %+v", r)
 		}
 	})
 }

@@ -34,7 +34,7 @@ func TestRewrapBindsOnDemandOnly(t *testing.T) {
 
 	other := localKey(t)
 
-	for name, put := range map[string]func(*lab){"whole": func(*lab) {}, "in parts": (*lab).putParts} {
+	for name, put := range map[string]func(*lab){"whole": func(*lab) {}, "multipart": (*lab).putParts} {
 		t.Run(name, func(t *testing.T) {
 			l := newLab(t, localKey(t))
 			l.keys, l.cfg.Keys = ring(t, plain, other), ring(t, bound, other)

@@ -110,7 +110,7 @@ func TestStateOfAnother(t *testing.T) {
 		{Command: "encrypt", Bucket: "b", Prefix: "p", All: true},
 	} {
 		if err := w.Run(t.Context(), other); err == nil {
-			t.Errorf("%+v goes on with it", other)
+			t.Errorf("%+v continues with it", other)
 		}
 	}
 
