@@ -204,17 +204,17 @@ func reads(p *proxy) map[string]func() (status int, code string, err error) {
 
 	target := url.QueryEscape(p.create("target").id)
 	return map[string]func() (int, string, error){
-		"GET of a single-PUT object": get("single", ""),
-		"GET of one that is small":      get("small", ""),
-		"GET of a multipart object":           get("parts", ""),
-		"range of a single-PUT object":        get("single", "100000-199999"),
-		"range of a multipart object":         get("parts", "5242000-5999999"),
-		"range at the end of parts":     get("parts", "-100000"),
-		"GET of a part":                 get("parts?partNumber=2", ""),
-		"GET of plaintext":              do(request{method: "GET", path: b + "/clear"}),
-		"copy of a multipart object":          copied("copy", "parts", ""),
-		"part copy of a single-PUT object":    copied("target?partNumber=1&uploadId="+target, "single", ""),
-		"part copy of a range of parts": copied("target?partNumber=2&uploadId="+target, "parts", "0-5299999"),
+		"GET of a single-PUT object":       get("single", ""),
+		"GET of one that is small":         get("small", ""),
+		"GET of a multipart object":        get("parts", ""),
+		"range of a single-PUT object":     get("single", "100000-199999"),
+		"range of a multipart object":      get("parts", "5242000-5999999"),
+		"range at the end of parts":        get("parts", "-100000"),
+		"GET of a part":                    get("parts?partNumber=2", ""),
+		"GET of plaintext":                 do(request{method: "GET", path: b + "/clear"}),
+		"copy of a multipart object":       copied("copy", "parts", ""),
+		"part copy of a single-PUT object": copied("target?partNumber=1&uploadId="+target, "single", ""),
+		"part copy of a range of parts":    copied("target?partNumber=2&uploadId="+target, "parts", "0-5299999"),
 		"copy that computes a checksum": do(
 			request{
 				method: "PUT",

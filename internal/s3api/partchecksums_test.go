@@ -283,7 +283,7 @@ func TestCompletionsWithWrongChecksums(t *testing.T) {
 func TestSeveralChecksums(t *testing.T) {
 	p := newProxy(t)
 	for name, header := range map[string]http.Header{
-		"two":               {"X-Amz-Checksum-Crc32": {"NSRBwg=="}, "X-Amz-Checksum-Sha1": {sumOf("SHA1", []byte("abc"))}},
+		"two":            {"X-Amz-Checksum-Crc32": {"NSRBwg=="}, "X-Amz-Checksum-Sha1": {sumOf("SHA1", []byte("abc"))}},
 		"two empty ones": {"X-Amz-Checksum-Crc32": {""}, "X-Amz-Checksum-Sha1": {""}},
 		"another for the trailer": {
 			"X-Amz-Checksum-Crc32": {"no"}, "X-Amz-Trailer": {"x-amz-checksum-crc32"}, "X-Amz-Decoded-Content-Length": {"3"},

@@ -275,7 +275,7 @@ func TestPostObjectAnswers(t *testing.T) {
 	}{
 		"nothing":             {nil, 204, p.url + "/" + p.bucket + "/k"},
 		"200":                 {map[string]string{"success_action_status": "200"}, 200, p.url + "/" + p.bucket + "/k"},
-		"an invalid status": {map[string]string{"success_action_status": "500"}, 204, p.url + "/" + p.bucket + "/k"},
+		"an invalid status":   {map[string]string{"success_action_status": "500"}, 204, p.url + "/" + p.bucket + "/k"},
 		"redirect":            {map[string]string{"success_action_redirect": "https://example.com/done?x=y", "success_action_status": "201"}, 303, "https://example.com/done?bucket=" + p.bucket + "&etag=%22"},
 		"redirect, as before": {map[string]string{"redirect": "http://example.com/"}, 303, "http://example.com/?bucket=" + p.bucket + "&etag=%22"},
 		"no address":          {map[string]string{"success_action_redirect": "javascript:alert(1)"}, 204, p.url + "/" + p.bucket + "/k"},
