@@ -72,7 +72,9 @@ func TestAdmin(t *testing.T) {
 	if _, err := c.CreateBucket(t.Context(), &s3.CreateBucketInput{Bucket: &bucket}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.PutObject(t.Context(), &s3.PutObjectInput{Bucket: &bucket, Key: &key, Body: strings.NewReader("x")}); err != nil {
+	if _, err := c.PutObject(t.Context(), &s3.PutObjectInput{
+		Bucket: &bucket, Key: &key, Body: strings.NewReader("x"),
+	}); err != nil {
 		t.Fatal(err)
 	}
 
@@ -112,7 +114,9 @@ func TestAdmin(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	if _, err := c.PutObject(t.Context(), &s3.PutObjectInput{Bucket: &bucket, Key: &key, Body: strings.NewReader("x")}); err == nil {
+	if _, err := c.PutObject(t.Context(), &s3.PutObjectInput{
+		Bucket: &bucket, Key: &key, Body: strings.NewReader("x"),
+	}); err == nil {
 		t.Error("stored without a key")
 	}
 	if keys := keysOf(t, admin); keys[0].State != "revoked" || keys[0].Answer != "key not found" ||
@@ -308,7 +312,9 @@ func TestPortsApart(t *testing.T) {
 		{admin, "/healthz", http.StatusNotFound},
 		{admin, "/admin/keys", http.StatusUnauthorized},
 	} {
-		if status, _ := adminDo(t, http.MethodGet, "http://"+c.at+c.path, http.Header{"Host": {"10.0.0.7"}}); status != c.want {
+		if status, _ := adminDo(t, http.MethodGet, "http://"+c.at+c.path, http.Header{
+			"Host": {"10.0.0.7"},
+		}); status != c.want {
 			t.Errorf("%s at %s: %d, want %d", c.path, c.at, status, c.want)
 		}
 	}

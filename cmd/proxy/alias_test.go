@@ -31,7 +31,8 @@ func newAWSKey(t *testing.T) *awsKey {
 	k := &awsKey{Server: kmstest.StartTest(t)}
 	k.old, k.next = k.NewKey(t, nil).KeyID(), k.NewKey(t, nil).KeyID()
 	k.Key = config.Key{
-		Name: "app", Provider: config.AWSKMS, KeyID: "alias/app", Region: k.Server.Region(), Endpoint: k.URL(), Timeout: 5 * time.Second,
+		Name: "app", Provider: config.AWSKMS, KeyID: "alias/app", Region: k.Server.Region(), Endpoint: k.URL(),
+		Timeout: 5 * time.Second,
 	}
 	k.point(t, k.old)
 	return k
@@ -168,11 +169,20 @@ func TestCheckTellsOfAliases(t *testing.T) {
 	}{
 		{"a key by its ARN", func(c *config.Key) { c.KeyID = k.old }, k.old, ""},
 		{"a key by its id", func(c *config.Key) { c.KeyID = k.old[strings.LastIndexByte(k.old, '/')+1:] }, k.old, ""},
-		{"an alias by its ARN", func(c *config.Key) { c.KeyID = k.old[:strings.Index(k.old, "key/")] + "alias/app" }, "in also_known_as", ""},
+		{
+			"an alias by its ARN", func(c *config.Key) { c.KeyID = k.old[:strings.Index(k.old, "key/")] + "alias/app" },
+			"in also_known_as", "",
+		},
 		{"an alias alone", func(*config.Key) {}, "put " + k.old + " in also_known_as", ""},
 		{"an alias and both keys", func(c *config.Key) { c.AlsoKnownAs = []string{k.old, k.next} }, k.old, ""},
-		{"an alias at an unknown key", func(c *config.Key) { c.AlsoKnownAs = []string{k.next} }, "", "which is not in also_known_as"},
-		{"a key that is not there", func(c *config.Key) { c.AlsoKnownAs = []string{k.old, k.old[:len(k.old)-1] + "x"} }, "", "cannot be read"},
+		{
+			"an alias at an unknown key", func(c *config.Key) { c.AlsoKnownAs = []string{k.next} }, "",
+			"which is not in also_known_as",
+		},
+		{
+			"a key that is not there", func(c *config.Key) { c.AlsoKnownAs = []string{k.old, k.old[:len(k.old)-1] + "x"} }, "",
+			"cannot be read",
+		},
 	} {
 		detail, err := check(c.change)
 		if !strings.Contains(detail, c.want) || (err == nil) != (c.fails == "") ||

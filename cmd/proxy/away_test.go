@@ -52,7 +52,9 @@ func TestSweepsWaitForTheKMS(t *testing.T) {
 	}
 
 	app := client(listen, "appkey", "appsecretappsecret")
-	if _, err := app.PutObject(t.Context(), &s3.PutObjectInput{Bucket: &bucket, Key: &key, Body: strings.NewReader("text")}); err != nil {
+	if _, err := app.PutObject(t.Context(), &s3.PutObjectInput{
+		Bucket: &bucket, Key: &key, Body: strings.NewReader("text"),
+	}); err != nil {
 		t.Fatal(err)
 	}
 	s.end(t)

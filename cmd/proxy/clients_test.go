@@ -121,9 +121,12 @@ func TestBadReloadOfClients(t *testing.T) {
 
 	const stays = "config reload failed; keeping the current configuration"
 	for name, change := range map[string][2]string{
-		"an unknown action":         {"actions: [read, write]", "actions: [reed]"},
-		"an unknown setting":        {"clients:", "klients: 1\nclients:"},
-		"two of one access key":     {"keys: [", "  - {name: b, access_key: appkey, secret_key: appsecretappsecret, allow: [{buckets: [a], actions: [read]}]}\nkeys: ["},
+		"an unknown action":  {"actions: [read, write]", "actions: [reed]"},
+		"an unknown setting": {"clients:", "klients: 1\nclients:"},
+		"two of one access key": {
+			"keys: [",
+			"  - {name: b, access_key: appkey, secret_key: appsecretappsecret, allow: [{buckets: [a], actions: [read]}]}\nkeys: [",
+		},
 		"clients, but no rule":      {`{buckets: ["*"], key: main}`, `{buckets: ["*"], key: none}`},
 		"no client at all":          {"clients:", "#"},
 		"a client without a secret": {", secret_key: appsecretappsecret", ""},

@@ -109,7 +109,9 @@ func TestDecrypt(t *testing.T) {
 	app := client(listen, "appkey", "appsecretappsecret")
 
 	for key, n := range map[string]int{"single": 300_000, "empty": 0} {
-		if _, err := app.PutObject(t.Context(), &s3.PutObjectInput{Bucket: &bucket, Key: &key, Body: bytes.NewReader(text[:n])}); err != nil {
+		if _, err := app.PutObject(t.Context(), &s3.PutObjectInput{
+			Bucket: &bucket, Key: &key, Body: bytes.NewReader(text[:n]),
+		}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -124,7 +126,9 @@ func TestDecrypt(t *testing.T) {
 		t.Helper()
 		var out bytes.Buffer
 		file := filepath.Join(dir, filepath.Base(key))
-		if code := run(t.Context(), []string{"decrypt", "s3://bucket/" + key, "--config", config, "-o", file}, &out, &out); code != 0 {
+		if code := run(t.Context(), []string{
+			"decrypt", "s3://bucket/" + key, "--config", config, "-o", file,
+		}, &out, &out); code != 0 {
 			t.Fatalf("%s: exit code %d: %s", key, code, out.String())
 		}
 		if got, err := os.ReadFile(file); err != nil || !bytes.Equal(got, want) {
@@ -138,7 +142,9 @@ func TestDecrypt(t *testing.T) {
 	decrypted("appended", text)
 
 	var out bytes.Buffer
-	if code := run(t.Context(), []string{"decrypt", "--config", config, "-o", "-", "s3://bucket/dir/parts"}, &out, &out); code != 0 ||
+	if code := run(t.Context(), []string{
+		"decrypt", "--config", config, "-o", "-", "s3://bucket/dir/parts",
+	}, &out, &out); code != 0 ||
 		!bytes.Equal(out.Bytes(), text) {
 		t.Errorf("to standard output: exit code %d, %d bytes", code, out.Len())
 	}
@@ -176,7 +182,9 @@ func TestDecryptOfAStoreThatFalters(t *testing.T) {
 	waitStatus(t, "http://"+admin+"/readyz", http.StatusOK)
 
 	bucket := "bucket"
-	if _, err := client(store.Host, "storekey", "storesecretstoresecret").CreateBucket(t.Context(), &s3.CreateBucketInput{Bucket: &bucket}); err != nil {
+	if _, err := client(store.Host, "storekey", "storesecretstoresecret").CreateBucket(t.Context(), &s3.CreateBucketInput{
+		Bucket: &bucket,
+	}); err != nil {
 		t.Fatal(err)
 	}
 
@@ -195,7 +203,9 @@ func TestDecryptOfAStoreThatFalters(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "k")
 
 	var out bytes.Buffer
-	if code := run(t.Context(), []string{"decrypt", "s3://bucket/k", "--config", config, "-o", file}, &out, &out); code != 0 ||
+	if code := run(t.Context(), []string{
+		"decrypt", "s3://bucket/k", "--config", config, "-o", file,
+	}, &out, &out); code != 0 ||
 		refused.Load() < 2 {
 		t.Errorf("exit code %d after %d refusals: %s", code, refused.Load(), out.String())
 	}
@@ -349,7 +359,9 @@ func partName(t *testing.T, config, file string) string {
 	key := filepath.Join(filepath.Dir(config), "kms.key")
 	other := writeConfig(t, storeOf(t, config), "127.0.0.1:0", "127.0.0.1:1")
 	var out bytes.Buffer
-	if code := run(t.Context(), []string{"decrypt", "--config", other, "s3://bucket/dir/parts", "-o", file}, &out, &out); code != 1 {
+	if code := run(t.Context(), []string{
+		"decrypt", "--config", other, "s3://bucket/dir/parts", "-o", file,
+	}, &out, &out); code != 1 {
 		t.Fatalf("another KMS key decrypts it: %s", out.String())
 	}
 	names, err := filepath.Glob(file + ".*.part")
@@ -374,7 +386,9 @@ func refused(t *testing.T, config, store, dir string) {
 	t.Helper()
 	bucket, key := "bucket", "plain"
 	direct := client(strings.TrimPrefix(store, "http://"), "storekey", "storesecretstoresecret")
-	if _, err := direct.PutObject(t.Context(), &s3.PutObjectInput{Bucket: &bucket, Key: &key, Body: strings.NewReader("x")}); err != nil {
+	if _, err := direct.PutObject(t.Context(), &s3.PutObjectInput{
+		Bucket: &bucket, Key: &key, Body: strings.NewReader("x"),
+	}); err != nil {
 		t.Fatal(err)
 	}
 

@@ -103,7 +103,9 @@ func (m *move) denying() string {
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	if err := os.WriteFile(config, bytes.Replace(written, []byte(", plaintext_objects: allow"), nil, 1), 0o600); err != nil {
+	if err := os.WriteFile(
+		config, bytes.Replace(written, []byte(", plaintext_objects: allow"), nil, 1), 0o600,
+	); err != nil {
 		m.t.Fatal(err)
 	}
 	return config
@@ -178,7 +180,9 @@ func TestEncrypt(t *testing.T) {
 		}
 	}
 
-	if uploads, err := m.direct.ListMultipartUploads(t.Context(), &s3.ListMultipartUploadsInput{Bucket: &m.bucket}); err != nil ||
+	if uploads, err := m.direct.ListMultipartUploads(t.Context(), &s3.ListMultipartUploadsInput{
+		Bucket: &m.bucket,
+	}); err != nil ||
 		len(uploads.Uploads) > 0 {
 		t.Errorf("uploads are left over: %v, %v", uploads, err)
 	}
@@ -213,7 +217,8 @@ func TestEncryptLeavesAloneWhatItCannotDo(t *testing.T) {
 	m := newMove(t)
 	m.past(func() { m.put("good", text(1, 1000)) })
 	for key, metadata := range map[string]map[string]string{
-		"half an envelope": {"cmek-v": "1"}, "a mark of nothing": {"cmek-v": "1", "cmek-suite": "1", "cmek-type": "other", "cmek-key": "x"},
+		"half an envelope":  {"cmek-v": "1"},
+		"a mark of nothing": {"cmek-v": "1", "cmek-suite": "1", "cmek-type": "other", "cmek-key": "x"},
 	} {
 		m.past(func() { m.put(key, text(2, 1000), func(in *s3.PutObjectInput) { in.Metadata = metadata }) })
 		delete(m.texts, key)
@@ -282,7 +287,9 @@ func TestEncryptNeverRollsBack(t *testing.T) {
 		overwritten[key] = true
 
 		if key == "k07" {
-			if _, err := m.direct.DeleteObject(context.Background(), &s3.DeleteObjectInput{Bucket: &m.bucket, Key: &key}); err != nil {
+			if _, err := m.direct.DeleteObject(context.Background(), &s3.DeleteObjectInput{
+				Bucket: &m.bucket, Key: &key,
+			}); err != nil {
 				t.Error(err)
 			}
 			return
@@ -293,7 +300,9 @@ func TestEncryptNeverRollsBack(t *testing.T) {
 			client = m.direct
 		}
 		fresh := text(uint64(777+len(overwritten)), 12_345)
-		if _, err := client.PutObject(context.Background(), &s3.PutObjectInput{Bucket: &m.bucket, Key: &key, Body: bytes.NewReader(fresh)}); err != nil {
+		if _, err := client.PutObject(context.Background(), &s3.PutObjectInput{
+			Bucket: &m.bucket, Key: &key, Body: bytes.NewReader(fresh),
+		}); err != nil {
 			t.Error(err)
 		}
 
@@ -315,13 +324,17 @@ func TestEncryptNeverRollsBack(t *testing.T) {
 	}
 
 	delete(m.texts, "k07")
-	if _, err := m.direct.HeadObject(t.Context(), &s3.HeadObjectInput{Bucket: &m.bucket, Key: aws.String("k07")}); err == nil {
+	if _, err := m.direct.HeadObject(t.Context(), &s3.HeadObjectInput{
+		Bucket: &m.bucket, Key: aws.String("k07"),
+	}); err == nil {
 		t.Error("what was deleted is there again")
 	}
 	reader, _ := m.serve(m.denying())
 	m.readable(reader)
 
-	if uploads, err := m.direct.ListMultipartUploads(t.Context(), &s3.ListMultipartUploadsInput{Bucket: &m.bucket}); err != nil ||
+	if uploads, err := m.direct.ListMultipartUploads(t.Context(), &s3.ListMultipartUploadsInput{
+		Bucket: &m.bucket,
+	}); err != nil ||
 		len(uploads.Uploads) > 0 {
 		t.Errorf("uploads are left over: %v, %v", uploads, err)
 	}

@@ -29,7 +29,9 @@ func TestInventory(t *testing.T) {
 	m.upload("parts", []int32{1, 2}, 5<<20, 6<<20) // a part is appended
 
 	plain := "plain"
-	if _, err := m.direct.PutObject(t.Context(), &s3.PutObjectInput{Bucket: &m.bucket, Key: &plain, Body: strings.NewReader("12345")}); err != nil {
+	if _, err := m.direct.PutObject(t.Context(), &s3.PutObjectInput{
+		Bucket: &m.bucket, Key: &plain, Body: strings.NewReader("12345"),
+	}); err != nil {
 		t.Fatal(err)
 	}
 	m.command(0, "rewrap", "--config", m.both, "s3://bucket/empty", "--to", "new")
@@ -53,7 +55,9 @@ func TestInventory(t *testing.T) {
 	}
 
 	table := m.command(0, "inventory", "--config", m.both, "s3://bucket")
-	for _, want := range []string{"multipart, 3", "old v1", "new v1", "plaintext", "11534336", "         2          11604336  old"} {
+	for _, want := range []string{
+		"multipart, 3", "old v1", "new v1", "plaintext", "11534336", "         2          11604336  old",
+	} {
 		if !strings.Contains(table, want) {
 			t.Errorf("the table has no %q:\n%s", want, table)
 		}
@@ -67,7 +71,9 @@ func TestInventory(t *testing.T) {
 	}
 
 	var rows, summary output
-	if code := run(t.Context(), []string{"inventory", "--config", m.both, "s3://bucket", "--format", "csv"}, &rows, &summary); code != 0 ||
+	if code := run(t.Context(), []string{
+		"inventory", "--config", m.both, "s3://bucket", "--format", "csv",
+	}, &rows, &summary); code != 0 ||
 		!strings.Contains(summary.String(), "OBJECTS") {
 		t.Fatalf("exit code %d, summary on stderr: %s", code, &summary)
 	}
@@ -82,7 +88,10 @@ func TestInventory(t *testing.T) {
 		kinds[r[0]] = strings.Join([]string{r[3], r[4], r[5], r[7], r[8]}, " ")
 	}
 
-	if want := map[string]string{"empty": "0 single  new 1", odd: "70000 single  old 1", "parts": "11534336 multipart 3 old 1", "plain": "5 plaintext   "}; !maps.Equal(
+	if want := map[string]string{
+		"empty": "0 single  new 1", odd: "70000 single  old 1", "parts": "11534336 multipart 3 old 1",
+		"plain": "5 plaintext   ",
+	}; !maps.Equal(
 		kinds,
 		want,
 	) {
@@ -96,7 +105,9 @@ func (m *move) broken(table string) {
 	m.t.Helper()
 	put := func(key string, metadata map[string]string, n int) {
 		m.t.Helper()
-		if _, err := m.direct.PutObject(m.t.Context(), &s3.PutObjectInput{Bucket: &m.bucket, Key: &key, Metadata: metadata, Body: bytes.NewReader(text(3, n))}); err != nil {
+		if _, err := m.direct.PutObject(m.t.Context(), &s3.PutObjectInput{
+			Bucket: &m.bucket, Key: &key, Metadata: metadata, Body: bytes.NewReader(text(3, n)),
+		}); err != nil {
 			m.t.Fatal(err)
 		}
 	}
@@ -168,7 +179,8 @@ func newVersioned(t *testing.T) *move {
 
 	m := newMoveIn(t, embedded.Config{Dir: filepath.Join(dir, "objects"), Versions: filepath.Join(dir, "versions")})
 	if _, err := m.direct.PutBucketVersioning(t.Context(), &s3.PutBucketVersioningInput{
-		Bucket: &m.bucket, VersioningConfiguration: &types.VersioningConfiguration{Status: types.BucketVersioningStatusEnabled},
+		Bucket:                  &m.bucket,
+		VersioningConfiguration: &types.VersioningConfiguration{Status: types.BucketVersioningStatusEnabled},
 	}); err != nil {
 		t.Fatal(err)
 	}
@@ -190,7 +202,9 @@ func TestVersions(t *testing.T) {
 	}
 
 	var current, old int
-	for line := range strings.Lines(m.command(0, "inventory", "--config", m.both, "s3://bucket", "--versions", "--format", "json")) {
+	for line := range strings.Lines(
+		m.command(0, "inventory", "--config", m.both, "s3://bucket", "--versions", "--format", "json"),
+	) {
 		var p inventory.Object
 		if err := json.Unmarshal([]byte(line), &p); err != nil {
 			t.Fatal(err)

@@ -189,7 +189,8 @@ func TestKeysImport(t *testing.T) {
 	std, url := base64.StdEncoding.EncodeToString(importKey), base64.URLEncoding.EncodeToString(importKey)
 	want := ""
 	for name, text := range map[string]string{
-		"raw": string(importKey), "hex": hex.EncodeToString(importKey), "hex in capitals": strings.ToUpper(hex.EncodeToString(importKey)),
+		"raw": string(importKey), "hex": hex.EncodeToString(importKey),
+		"hex in capitals":     strings.ToUpper(hex.EncodeToString(importKey)),
 		"hex and a line feed": hex.EncodeToString(importKey) + "\n", "hex and CR LF": hex.EncodeToString(importKey) + "\r\n",
 		"base64": std, "base64 and a line feed": std + "\n", "base64 without padding": strings.TrimRight(std, "="),
 		"base64url": url, "base64url without padding": strings.TrimRight(url, "=") + "\n",
@@ -269,7 +270,10 @@ func TestKeysImportRefuses(t *testing.T) {
 		{"66 hexadecimal digits", hex.EncodeToString(importKey) + "00", "66 hexadecimal digits: a key has 64"},
 		{"63 hexadecimal digits", hex.EncodeToString(importKey)[1:], "63 hexadecimal digits"},
 		{"hex or base64", "0" + strings.Repeat("ab", 20) + "A0", "could also be base64"},
-		{"hex on two lines", hex.EncodeToString(importKey[:16]) + "\n" + hex.EncodeToString(importKey[16:]), "not text on one line"},
+		{
+			"hex on two lines", hex.EncodeToString(importKey[:16]) + "\n" + hex.EncodeToString(importKey[16:]),
+			"not text on one line",
+		},
 		{"passphrase", "Tr0ub4dor&3", "neither raw"},
 		{"hex with 0x", "0x" + hex.EncodeToString(importKey), "neither raw"},
 		{"base64 of 31", std(importKey[:31]), "base64 of 31 bytes: a key has 32"},
@@ -280,10 +284,15 @@ func TestKeysImportRefuses(t *testing.T) {
 		{"base64 on two lines", std(importKey)[:20] + "\n" + std(importKey)[20:], "not text on one line"},
 		{"base64 with unused bits", "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh9=", "neither raw"},
 		{"PEM of 16", string(pemOf("AES KEY", importKey[:16])), "PEM of 16 bytes: a key has 32"},
-		{"two PEM blocks", string(pemOf("AES KEY", importKey)) + string(pemOf("AES KEY", importKey)), "more than one PEM block"},
+		{
+			"two PEM blocks", string(pemOf("AES KEY", importKey)) + string(pemOf("AES KEY", importKey)),
+			"more than one PEM block",
+		},
 		{"private key", string(pemOf("PRIVATE KEY", importKey)), `PEM of type "PRIVATE KEY"`},
 		{"certificate", string(pemOf("CERTIFICATE", importKey)), "not an AES key"},
-		{"encrypted PEM", string(pem.EncodeToMemory(&pem.Block{Type: "AES KEY", Headers: map[string]string{"Proc-Type": "4,ENCRYPTED"}, Bytes: importKey})), "is it encrypted?"},
+		{"encrypted PEM", string(pem.EncodeToMemory(&pem.Block{
+			Type: "AES KEY", Headers: map[string]string{"Proc-Type": "4,ENCRYPTED"}, Bytes: importKey,
+		})), "is it encrypted?"},
 		{"cut PEM", string(pemOf("AES KEY", importKey)[:60]), "damaged"},
 		{"raw zeros", string(make([]byte, 32)), "alike"},
 		{"zeros in hex", strings.Repeat("0", 64), "alike"},

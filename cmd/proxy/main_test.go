@@ -147,7 +147,9 @@ func TestDev(t *testing.T) {
 	c := client(listen, devAccessKey, devSecretKey)
 
 	s := dev()
-	for _, want := range []string{"http://" + listen, devAccessKey, devSecretKey, "aws s3 cp", "aws s3 ls", filepath.Join(dir, "buckets")} {
+	for _, want := range []string{
+		"http://" + listen, devAccessKey, devSecretKey, "aws s3 cp", "aws s3 ls", filepath.Join(dir, "buckets"),
+	} {
 		if !strings.Contains(s.out.String(), want) {
 			t.Errorf("the greeting has no %q:\n%s", want, s.out.String())
 		}
@@ -156,7 +158,9 @@ func TestDev(t *testing.T) {
 	if _, err := c.CreateBucket(t.Context(), &s3.CreateBucketInput{Bucket: &bucket}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.PutObject(t.Context(), &s3.PutObjectInput{Bucket: &bucket, Key: &key, Body: strings.NewReader(text)}); err != nil {
+	if _, err := c.PutObject(t.Context(), &s3.PutObjectInput{
+		Bucket: &bucket, Key: &key, Body: strings.NewReader(text),
+	}); err != nil {
 		t.Fatal(err)
 	}
 
@@ -365,7 +369,10 @@ func TestShutdownIsBounded(t *testing.T) {
 
 func TestStrictConfiguration(t *testing.T) {
 	for _, row := range []struct{ old, new, want string }{
-		{"admin_listen:", "admin_lisen:", `config.yaml:2:1: unknown key "admin_lisen" in the file (did you mean "admin_listen"?)`},
+		{
+			"admin_listen:", "admin_lisen:",
+			`config.yaml:2:1: unknown key "admin_lisen" in the file (did you mean "admin_listen"?)`,
+		},
 		{"key: main", "key: mian", `did you mean "main"?`},
 		{"{shutdown_grace: 20s}", "{shutdown_grace: soon}", "config.yaml:8:"},
 		{"storesecretstoresecret", `"${NOT_SET_ANYWHERE}"`, "NOT_SET_ANYWHERE"},

@@ -179,7 +179,8 @@ func (m *move) upload(key string, numbers []int32, sizes ...int) {
 		body := text(uint64(len(key)*100+i), size)
 		whole.Write(body)
 		out, err := m.app.UploadPart(m.t.Context(), &s3.UploadPartInput{
-			Bucket: &m.bucket, Key: &key, UploadId: up.UploadId, PartNumber: &numbers[i], Body: bytes.NewReader(body), ChecksumAlgorithm: types.ChecksumAlgorithmCrc32c,
+			Bucket: &m.bucket, Key: &key, UploadId: up.UploadId, PartNumber: &numbers[i], Body: bytes.NewReader(body),
+			ChecksumAlgorithm: types.ChecksumAlgorithmCrc32c,
 		})
 		if err != nil {
 			m.t.Fatal(err)
@@ -357,7 +358,8 @@ func (m *move) keysOf(config string, code int, args ...string) (map[string]strin
 
 // oddKeys are difficult for paths, queries, XML and listings.
 var oddKeys = []string{
-	"a b", "a+b", "a%20b", "a%2Fb", "ü/日本語/😀", "<&>\"'", "dir/with//no", "?query=1&x", "#fragment", "semi;colon,comma", "back\\slash", "star*", "=1+1", "~tilde", "trailing ", "[1]{2}",
+	"a b", "a+b", "a%20b", "a%2Fb", "ü/日本語/😀", "<&>\"'", "dir/with//no", "?query=1&x", "#fragment", "semi;colon,comma",
+	"back\\slash", "star*", "=1+1", "~tilde", "trailing ", "[1]{2}",
 }
 
 // seed stores 300 objects of all kinds.
@@ -414,7 +416,9 @@ func (m *move) seed() {
 	m.upload("parts/tiny", []int32{1}, 10)
 	for i := range 12 {
 		key, body := fmt.Sprintf("plain/%d", i), text(uint64(5000+i), i*100)
-		if _, err := m.direct.PutObject(m.t.Context(), &s3.PutObjectInput{Bucket: &m.bucket, Key: &key, Body: bytes.NewReader(body)}); err != nil {
+		if _, err := m.direct.PutObject(m.t.Context(), &s3.PutObjectInput{
+			Bucket: &m.bucket, Key: &key, Body: bytes.NewReader(body),
+		}); err != nil {
 			m.t.Fatal(err)
 		}
 		m.texts[key], m.plain[key] = sha256.Sum256(body), true
@@ -477,7 +481,9 @@ func TestRewrap(t *testing.T) {
 	}
 
 	out := m.command(0, "rewrap", "--config", m.both, "s3://bucket", "--to", "new")
-	if want := fmt.Sprintf("rewrapped  %d objects", all-10); !strings.Contains(out, want) || !strings.Contains(out, "10 already under the right key, 12 plaintext, 0 deleted") ||
+	if want := fmt.Sprintf(
+		"rewrapped  %d objects", all-10,
+	); !strings.Contains(out, want) || !strings.Contains(out, "10 already under the right key, 12 plaintext, 0 deleted") ||
 		!strings.Contains(out, "8 of them multipart") ||
 		!strings.Contains(out, "method put, with If-Match") ||
 		strings.Contains(out, "WARNING") {
@@ -511,7 +517,9 @@ func TestRewrap(t *testing.T) {
 		}
 	}
 
-	if uploads, err := m.direct.ListMultipartUploads(t.Context(), &s3.ListMultipartUploadsInput{Bucket: &m.bucket}); err != nil ||
+	if uploads, err := m.direct.ListMultipartUploads(t.Context(), &s3.ListMultipartUploadsInput{
+		Bucket: &m.bucket,
+	}); err != nil ||
 		len(uploads.Uploads) > 0 {
 		t.Errorf("uploads are left over: %v, %v", uploads, err)
 	}
@@ -657,7 +665,8 @@ func (m *move) hook(before func(*http.Request)) string {
 			r.Out.Header.Del("Authorization")
 		},
 		Transport: origin.New(origin.Config{
-			Endpoint: target, Region: "us-east-1", PathStyle: true, Trailers: true, Now: time.Now, Transport: http.DefaultTransport,
+			Endpoint: target, Region: "us-east-1", PathStyle: true, Trailers: true, Now: time.Now,
+			Transport:   http.DefaultTransport,
 			Credentials: credentials.NewStaticCredentialsProvider("storekey", "storesecretstoresecret", ""),
 		}),
 	})
@@ -693,13 +702,17 @@ func TestRewrapNeverRollsBack(t *testing.T) {
 
 		if key == "k07" {
 			deletedOnce = true
-			if _, err := m.app.DeleteObject(context.Background(), &s3.DeleteObjectInput{Bucket: &m.bucket, Key: &key}); err != nil {
+			if _, err := m.app.DeleteObject(context.Background(), &s3.DeleteObjectInput{
+				Bucket: &m.bucket, Key: &key,
+			}); err != nil {
 				t.Error(err)
 			}
 			return
 		}
 
-		if _, err := m.app.PutObject(context.Background(), &s3.PutObjectInput{Bucket: &m.bucket, Key: &key, Body: bytes.NewReader(fresh)}); err != nil {
+		if _, err := m.app.PutObject(context.Background(), &s3.PutObjectInput{
+			Bucket: &m.bucket, Key: &key, Body: bytes.NewReader(fresh),
+		}); err != nil {
 			t.Error(err)
 		}
 		m.texts[key] = sha256.Sum256(fresh)
@@ -720,7 +733,9 @@ func TestRewrapNeverRollsBack(t *testing.T) {
 	}
 
 	delete(m.texts, "k07")
-	if _, err := m.direct.HeadObject(t.Context(), &s3.HeadObjectInput{Bucket: &m.bucket, Key: aws.String("k07")}); err == nil {
+	if _, err := m.direct.HeadObject(t.Context(), &s3.HeadObjectInput{
+		Bucket: &m.bucket, Key: aws.String("k07"),
+	}); err == nil {
 		t.Error("what was deleted is there again")
 	}
 	m.readable(m.app)
@@ -732,7 +747,9 @@ func TestRewrapNeverRollsBack(t *testing.T) {
 		}
 	}
 
-	if uploads, err := m.direct.ListMultipartUploads(t.Context(), &s3.ListMultipartUploadsInput{Bucket: &m.bucket}); err != nil ||
+	if uploads, err := m.direct.ListMultipartUploads(t.Context(), &s3.ListMultipartUploadsInput{
+		Bucket: &m.bucket,
+	}); err != nil ||
 		len(uploads.Uploads) > 0 {
 		t.Errorf("uploads are left over: %v, %v", uploads, err)
 	}
@@ -755,7 +772,9 @@ func TestRewrapWhileClientsWrite(t *testing.T) {
 		wg.Go(func() {
 			for n := uint64(0); ctx.Err() == nil; n++ {
 				key, body := fmt.Sprintf("k%02d", w*keys+int(n%keys)), text(n*31+uint64(w), int(n*997%70_000))
-				if _, err := m.app.PutObject(t.Context(), &s3.PutObjectInput{Bucket: &m.bucket, Key: &key, Body: bytes.NewReader(body)}); err != nil {
+				if _, err := m.app.PutObject(t.Context(), &s3.PutObjectInput{
+					Bucket: &m.bucket, Key: &key, Body: bytes.NewReader(body),
+				}); err != nil {
 					t.Error(err)
 					return
 				}
@@ -905,7 +924,9 @@ func TestRewrapKilledAndResumed(t *testing.T) {
 	})
 
 	config := m.config("resumed.yaml", hooked, "old", "old", "new")
-	if out := m.command(1, "rewrap", "--config", config, "s3://bucket/k", "--to", "new", "--state", file); !strings.Contains(
+	if out := m.command(
+		1, "rewrap", "--config", config, "s3://bucket/k", "--to", "new", "--state", file,
+	); !strings.Contains(
 		out,
 		"belongs to another run",
 	) {
@@ -956,7 +977,9 @@ func TestRewrapRetriesWhatFailed(t *testing.T) {
 
 	store := func(metadata map[string]string, body []byte) {
 		t.Helper()
-		if _, err := m.direct.PutObject(t.Context(), &s3.PutObjectInput{Bucket: &m.bucket, Key: &key, Metadata: metadata, Body: bytes.NewReader(body)}); err != nil {
+		if _, err := m.direct.PutObject(t.Context(), &s3.PutObjectInput{
+			Bucket: &m.bucket, Key: &key, Metadata: metadata, Body: bytes.NewReader(body),
+		}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -966,8 +989,12 @@ func TestRewrapRetriesWhatFailed(t *testing.T) {
 	file := filepath.Join(m.dir, "state")
 	for name, broken := range map[string]func(){
 		"another size in the envelope": func() { store(forged, good) },
-		"a body that was altered":      func() { store(head.Metadata, append(bytes.Clone(good[:len(good)-1]), good[len(good)-1]^1)) },
-		"half an envelope":             func() { store(map[string]string{"cmek-v": "1"}, good) },
+		"a body that was altered": func() {
+			store(
+				head.Metadata, append(bytes.Clone(good[:len(good)-1]), good[len(good)-1]^1),
+			)
+		},
+		"half an envelope": func() { store(map[string]string{"cmek-v": "1"}, good) },
 	} {
 		broken()
 		before := m.state()[key]
@@ -1011,7 +1038,9 @@ func TestRewrapLong(t *testing.T) {
 		wg.Go(func() {
 			for i := w; i < n; i += 8 {
 				key := fmt.Sprintf("k%05d", i)
-				if _, err := m.app.PutObject(t.Context(), &s3.PutObjectInput{Bucket: &m.bucket, Key: &key, Body: bytes.NewReader(text(uint64(i), 1000))}); err != nil {
+				if _, err := m.app.PutObject(t.Context(), &s3.PutObjectInput{
+					Bucket: &m.bucket, Key: &key, Body: bytes.NewReader(text(uint64(i), 1000)),
+				}); err != nil {
 					t.Error(err)
 					return
 				}
@@ -1077,7 +1106,9 @@ func TestRewrapReadsUnderNamedKeysOnly(t *testing.T) {
 	}
 
 	named := filepath.Join(m.dir, "named.yaml")
-	if err := os.WriteFile(named, []byte(strings.Replace(changed, "key: new}", "key: new, read_keys: [old]}", 1)), 0o600); err != nil {
+	if err := os.WriteFile(
+		named, []byte(strings.Replace(changed, "key: new}", "key: new, read_keys: [old]}", 1)), 0o600,
+	); err != nil {
 		t.Fatal(err)
 	}
 	m.command(0, "rewrap", "--config", named, "s3://bucket")

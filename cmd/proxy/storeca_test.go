@@ -88,7 +88,9 @@ func TestAuthoritiesOfTheStore(t *testing.T) {
 	s := start(t, "serve", "--config", withFile)
 	waitStatus(t, "http://"+admin+"/readyz", http.StatusOK)
 	bucket := "bucket"
-	if _, err := client(store.Host, "storekey", "storesecretstoresecret").CreateBucket(t.Context(), &s3.CreateBucketInput{Bucket: &bucket}); err != nil {
+	if _, err := client(store.Host, "storekey", "storesecretstoresecret").CreateBucket(t.Context(), &s3.CreateBucketInput{
+		Bucket: &bucket,
+	}); err != nil {
 		t.Fatal(err)
 	}
 

@@ -45,7 +45,9 @@ func (m *move) raw(key string) raw {
 func (m *move) putRaw(key string, metadata map[string]string, parts ...[]byte) {
 	m.t.Helper()
 	if len(parts) == 1 {
-		if _, err := m.direct.PutObject(m.t.Context(), &s3.PutObjectInput{Bucket: &m.bucket, Key: &key, Metadata: metadata, Body: bytes.NewReader(parts[0])}); err != nil {
+		if _, err := m.direct.PutObject(m.t.Context(), &s3.PutObjectInput{
+			Bucket: &m.bucket, Key: &key, Metadata: metadata, Body: bytes.NewReader(parts[0]),
+		}); err != nil {
 			m.t.Fatal(err)
 		}
 		return
@@ -154,7 +156,9 @@ func TestVerifyFindsEachTampering(t *testing.T) {
 		want["bad/"+key] = fault
 	}
 
-	for what, at := range map[string]int{"first byte": 0, "salt": 20, "first segment": 50, "middle": 150_000, "last byte": len(whole.body) - 1} {
+	for what, at := range map[string]int{
+		"first byte": 0, "salt": 20, "first segment": 50, "middle": 150_000, "last byte": len(whole.body) - 1,
+	} {
 		tamper("integrity old", "flip "+what, whole.metadata, flip(whole.body, at))
 	}
 	tamper("integrity old", "cut by one", whole.metadata, whole.body[:len(whole.body)-1])
@@ -314,7 +318,9 @@ func TestVerifyFormats(t *testing.T) {
 	}
 
 	var out, failure output
-	if code := run(t.Context(), []string{"verify", "--config", m.both, "s3://bucket", "--format", "csv"}, &out, &failure); code != 1 {
+	if code := run(t.Context(), []string{
+		"verify", "--config", m.both, "s3://bucket", "--format", "csv",
+	}, &out, &failure); code != 1 {
 		t.Errorf("exit code %d", code)
 	}
 

@@ -66,13 +66,17 @@ func TestCommandsAtAStoreThatBreaksOff(t *testing.T) {
 	s := start(t, "serve", "--config", config)
 	waitStatus(t, "http://"+admin+"/readyz", http.StatusOK)
 	bucket := "bucket"
-	if _, err := client(store.Host, "storekey", "storesecretstoresecret").CreateBucket(t.Context(), &s3.CreateBucketInput{Bucket: &bucket}); err != nil {
+	if _, err := client(store.Host, "storekey", "storesecretstoresecret").CreateBucket(t.Context(), &s3.CreateBucketInput{
+		Bucket: &bucket,
+	}); err != nil {
 		t.Fatal(err)
 	}
 	app := client(listen, "appkey", "appsecretappsecret")
 
 	whole := bytes.Repeat([]byte("0123456789abcdef"), 30_000)
-	if _, err := app.PutObject(t.Context(), &s3.PutObjectInput{Bucket: &bucket, Key: new("whole"), Body: bytes.NewReader(whole)}); err != nil {
+	if _, err := app.PutObject(t.Context(), &s3.PutObjectInput{
+		Bucket: &bucket, Key: new("whole"), Body: bytes.NewReader(whole),
+	}); err != nil {
 		t.Fatal(err)
 	}
 	putParts(t, app, bucket, "parts", bytes.Repeat([]byte("x"), 5<<20), whole)
@@ -113,7 +117,9 @@ func TestCommandsAtAStoreThatBreaksOff(t *testing.T) {
 	var out bytes.Buffer
 
 	for code, tries := 1, 0; code != 0; tries++ {
-		if code = run(t.Context(), []string{"decrypt", "s3://bucket/whole", "--config", config, "-o", file}, &out, &out); tries > 9 {
+		if code = run(t.Context(), []string{
+			"decrypt", "s3://bucket/whole", "--config", config, "-o", file,
+		}, &out, &out); tries > 9 {
 			t.Fatalf("it does not get to the end: %s", out.String())
 		}
 	}

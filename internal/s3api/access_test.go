@@ -87,7 +87,10 @@ func TestPrefixes(t *testing.T) {
 	}{
 		{"read", request{method: "GET", path: b + "/team/a"}, 200},
 		{"head", request{method: "HEAD", path: b + "/team/a"}, 200},
-		{"tags", request{method: "PUT", path: b + "/team/a?tagging", body: []byte("<Tagging><TagSet></TagSet></Tagging>")}, 200},
+		{
+			"tags", request{method: "PUT", path: b + "/team/a?tagging", body: []byte("<Tagging><TagSet></TagSet></Tagging>")},
+			200,
+		},
 		{"write", request{method: "PUT", path: b + "/team/b", body: []byte("x")}, 200},
 		{"delete", request{method: "DELETE", path: b + "/team/b"}, 204},
 		{"list", request{method: "GET", path: b + "?list-type=2&prefix=team/"}, 200},
@@ -97,14 +100,26 @@ func TestPrefixes(t *testing.T) {
 		{"is the bucket there", request{method: "HEAD", path: b}, 200},
 		{"where is it", request{method: "GET", path: b + "?location"}, 200},
 		{"read what is shared", request{method: "GET", path: b + "/shared/a"}, 200},
-		{"a part that is copied", request{method: "PUT", path: b + "/team/up?partNumber=1&uploadId=" + upload.id, header: copyOf("shared/a")}, 200},
+		{
+			"a part that is copied",
+			request{method: "PUT", path: b + "/team/up?partNumber=1&uploadId=" + upload.id, header: copyOf("shared/a")}, 200,
+		},
 		{"a copy", request{method: "PUT", path: b + "/team/copy", header: copyOf("shared/a")}, 200},
 
 		{"a copy from elsewhere", request{method: "PUT", path: b + "/team/copy", header: copyOf("secret/a")}, 403},
 		{"a copy to elsewhere", request{method: "PUT", path: b + "/shared/copy", header: copyOf("team/a")}, 403},
-		{"a copy from elsewhere by ..", request{method: "PUT", path: b + "/team/copy", header: copyOf("team/../secret/a")}, 403},
-		{"a part that is copied from elsewhere", request{method: "PUT", path: b + "/team/up?partNumber=1&uploadId=" + upload.id, header: copyOf("secret/a")}, 403},
-		{"a part that is copied to elsewhere", request{method: "PUT", path: b + "/secret/up?partNumber=1&uploadId=" + upload.id, header: copyOf("shared/a")}, 403},
+		{
+			"a copy from elsewhere by ..", request{method: "PUT", path: b + "/team/copy", header: copyOf("team/../secret/a")},
+			403,
+		},
+		{
+			"a part that is copied from elsewhere",
+			request{method: "PUT", path: b + "/team/up?partNumber=1&uploadId=" + upload.id, header: copyOf("secret/a")}, 403,
+		},
+		{
+			"a part that is copied to elsewhere",
+			request{method: "PUT", path: b + "/secret/up?partNumber=1&uploadId=" + upload.id, header: copyOf("shared/a")}, 403,
+		},
 		{"read outside", request{method: "GET", path: b + "/secret/a"}, 403},
 		{"head outside", request{method: "HEAD", path: b + "/secret/a"}, 403},
 		{"head of what is not there", request{method: "HEAD", path: b + "/secret/none"}, 403},
@@ -129,11 +144,26 @@ func TestPrefixes(t *testing.T) {
 		{"the bucket's versioning", request{method: "GET", path: b + "?versioning"}, 403},
 		{"the bucket's policy", request{method: "GET", path: b + "?policy"}, 403},
 		{"delete the bucket", request{method: "DELETE", path: b}, 403},
-		{"a legal hold, which is an administrator's", request{method: "PUT", path: b + "/team/a?legal-hold", body: []byte("<LegalHold/>")}, 403},
-		{"a bypass, which is an administrator's", request{method: "DELETE", path: b + "/team/a", header: http.Header{"X-Amz-Bypass-Governance-Retention": {"true"}}}, 403},
-		{"a bypass in other words", request{method: "DELETE", path: b + "/team/a", header: http.Header{"X-Amz-Bypass-Governance-Retention": {"1"}}}, 403},
-		{"a bypass in a URL", request{method: "DELETE", path: b + "/team/a?X-Amz-Bypass-Governance-Retention=True&X-Amz-Expires=60", presign: true}, 403},
-		{"a bypass in a URL, in lower case", request{method: "DELETE", path: b + "/team/a?x-amz-bypass-governance-retention=true&X-Amz-Expires=60", presign: true}, 403},
+		{
+			"a legal hold, which is an administrator's",
+			request{method: "PUT", path: b + "/team/a?legal-hold", body: []byte("<LegalHold/>")}, 403,
+		},
+		{
+			"a bypass, which is an administrator's",
+			request{method: "DELETE", path: b + "/team/a", header: http.Header{"X-Amz-Bypass-Governance-Retention": {"true"}}},
+			403,
+		},
+		{
+			"a bypass in other words",
+			request{method: "DELETE", path: b + "/team/a", header: http.Header{"X-Amz-Bypass-Governance-Retention": {"1"}}},
+			403,
+		},
+		{"a bypass in a URL", request{
+			method: "DELETE", path: b + "/team/a?X-Amz-Bypass-Governance-Retention=True&X-Amz-Expires=60", presign: true,
+		}, 403},
+		{"a bypass in a URL, in lower case", request{
+			method: "DELETE", path: b + "/team/a?x-amz-bypass-governance-retention=true&X-Amz-Expires=60", presign: true,
+		}, 403},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			a := p.sendAs(readerAccess, readerSecret, row.r)
@@ -175,7 +205,8 @@ func TestBucketsShown(t *testing.T) {
 		accessKey, secret   string
 		seesTest, seesOther bool
 	}{
-		{clientAccess, clientSecret, true, true}, {readerAccess, readerSecret, true, false}, {"AKIAOTHER", "othersecretothersecret", false, false},
+		{clientAccess, clientSecret, true, true}, {readerAccess, readerSecret, true, false},
+		{"AKIAOTHER", "othersecretothersecret", false, false},
 	} {
 		t.Run(row.accessKey, func(t *testing.T) {
 			out, err := p.as(row.accessKey, row.secret).ListBuckets(t.Context(), &s3.ListBucketsInput{})
@@ -304,7 +335,11 @@ func TestAnonymous(t *testing.T) {
 		{"GET", b + "/public/k", http.Header{"X-Amz-Security-Token": {"t"}}, 400, "InvalidToken"},
 		{"GET", b + "/public/k?X-Amz-Signature=0", nil, 400, "AuthorizationQueryParametersError"},
 		{"GET", b + "/public/k?AWSAccessKeyId=a&Signature=b&Expires=1", nil, 400, "InvalidRequest"},
-		{"PUT", b + "/inbox/k", http.Header{"X-Amz-Content-Sha256": {"STREAMING-AWS4-HMAC-SHA256-PAYLOAD"}, "X-Amz-Decoded-Content-Length": {"0"}}, 403, "AccessDenied"},
+		{
+			"PUT", b + "/inbox/k",
+			http.Header{"X-Amz-Content-Sha256": {"STREAMING-AWS4-HMAC-SHA256-PAYLOAD"}, "X-Amz-Decoded-Content-Length": {"0"}},
+			403, "AccessDenied",
+		},
 	} {
 		t.Run(row.method+" "+row.path, func(t *testing.T) {
 			resp, body := p.unsigned(row.method, row.path, row.header)
@@ -417,7 +452,9 @@ func TestSessionCredentials(t *testing.T) {
 	if resp, body := p.unsigned("GET", path, nil); resp.StatusCode != 200 || body != "text" {
 		t.Errorf("presigned: %d %s", resp.StatusCode, body)
 	}
-	if resp, _ := p.unsigned("GET", strings.Replace(path, "ASIATEAM%3D%3D", "ASIATEAM%3D", 1), nil); resp.StatusCode == 200 {
+	if resp, _ := p.unsigned(
+		"GET", strings.Replace(path, "ASIATEAM%3D%3D", "ASIATEAM%3D", 1), nil,
+	); resp.StatusCode == 200 {
 		t.Error("presigned, with another token")
 	}
 
@@ -431,7 +468,9 @@ func TestSessionCredentials(t *testing.T) {
 		strings.Contains(p.log.String(), `"session":"`+clientAccess) {
 		t.Error("the log does not tell who came with temporary credentials")
 	}
-	if err := directory.Replace([]access.Client{{Name: "app", AccessKey: clientAccess, Secret: clientSecret}}); err != nil {
+	if err := directory.Replace([]access.Client{
+		{Name: "app", AccessKey: clientAccess, Secret: clientSecret},
+	}); err != nil {
 		t.Fatal(err)
 	}
 

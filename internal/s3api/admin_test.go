@@ -90,8 +90,14 @@ func TestComplianceModeNeedsLock(t *testing.T) {
 		needsLock                 bool
 	}{
 		{"retention", "PUT", "/k?retention", retention("COMPLIANCE"), nil, true},
-		{"retention in a namespace", "PUT", "/k?retention", `<x:Retention xmlns:x="y"><x:Mode> COMPLIANCE</x:Mode></x:Retention>`, nil, true},
-		{"retention with two modes", "PUT", "/k?retention", "<Retention><Mode>COMPLIANCE</Mode><Mode>GOVERNANCE</Mode></Retention>", nil, true},
+		{
+			"retention in a namespace", "PUT", "/k?retention",
+			`<x:Retention xmlns:x="y"><x:Mode> COMPLIANCE</x:Mode></x:Retention>`, nil, true,
+		},
+		{
+			"retention with two modes", "PUT", "/k?retention",
+			"<Retention><Mode>COMPLIANCE</Mode><Mode>GOVERNANCE</Mode></Retention>", nil, true,
+		},
 		{"another mode", "PUT", "/k?retention", retention("GOVERNANCE"), nil, false},
 		{"no mode", "PUT", "/k?retention", "<Retention/>", nil, false},
 		{"PUT", "PUT", "/k", "text", header("COMPLIANCE"), true},
@@ -159,10 +165,19 @@ func TestAdminIsNoConfusedDeputy(t *testing.T) {
 	}{
 		{"replication elsewhere", "PUT", "?replication", replication(theirs, ""), target},
 		{"replication in another partition", "PUT", "?replication", replication("arn:aws-cn:s3:::victim-bucket", ""), target},
-		{"replication with a comment", "PUT", "?replication", replication("<!-- -->arn:aws:s3:::victim<!-- -->-bucket", ""), target},
+		{
+			"replication with a comment", "PUT", "?replication", replication("<!-- -->arn:aws:s3:::victim<!-- -->-bucket", ""),
+			target,
+		},
 		{"replication", "PUT", "?replication", replication(ours, ""), never},
-		{"replication to another owner", "PUT", "?replication", replication(ours, "<AccessControlTranslation><Owner>Destination</Owner></AccessControlTranslation>"), store},
-		{"replication to an access point", "PUT", "?replication", replication("arn:aws:s3:eu-west-1:111122223333:accesspoint/a", ""), store},
+		{
+			"replication to another owner", "PUT", "?replication",
+			replication(ours, "<AccessControlTranslation><Owner>Destination</Owner></AccessControlTranslation>"), store,
+		},
+		{
+			"replication to an access point", "PUT", "?replication",
+			replication("arn:aws:s3:eu-west-1:111122223333:accesspoint/a", ""), store,
+		},
 		{"logs elsewhere", "PUT", "?logging", logging("victim-bucket", ""), target},
 		{"logs", "PUT", "?logging", logging("logs-bucket", ""), never},
 		{"logs to itself", "PUT", "?logging", logging("OWN", ""), never},
@@ -172,15 +187,28 @@ func TestAdminIsNoConfusedDeputy(t *testing.T) {
 		{"inventory", "PUT", "?inventory&id=a", inventory(ours), never},
 		{"analytics elsewhere", "PUT", "?analytics&id=a", analytics(theirs), target},
 		{"analytics", "PUT", "?analytics&id=a", analytics(ours), never},
-		{"notifications", "PUT", "?notification", "<NotificationConfiguration><TopicConfiguration><Topic>arn:aws:sns:r:a:t</Topic></TopicConfiguration></NotificationConfiguration>", store},
+		{
+			"notifications", "PUT", "?notification",
+			"<NotificationConfiguration><TopicConfiguration><Topic>arn:aws:sns:r:a:t</Topic></TopicConfiguration></NotificationConfiguration>",
+			store,
+		},
 		{"no notifications", "PUT", "?notification", "<NotificationConfiguration/>", never},
 		{"a policy", "PUT", "?policy", `{"Statement":[]}`, store},
 		{"no policy", "DELETE", "?policy", "", store},
 		{"a website", "PUT", "?website", "<WebsiteConfiguration/>", store},
 		{"access by tags", "PUT", "?abac", "<AbacStatus/>", store},
-		{"a whole block of public access", "PUT", "?publicAccessBlock", block("<RestrictPublicBuckets>true</RestrictPublicBuckets>"), never},
-		{"half a block of public access", "PUT", "?publicAccessBlock", block("<RestrictPublicBuckets>false</RestrictPublicBuckets>"), store},
-		{"a block that says two things", "PUT", "?publicAccessBlock", block("<RestrictPublicBuckets>true</RestrictPublicBuckets><BlockPublicAcls>false</BlockPublicAcls>"), store},
+		{
+			"a whole block of public access", "PUT", "?publicAccessBlock",
+			block("<RestrictPublicBuckets>true</RestrictPublicBuckets>"), never,
+		},
+		{
+			"half a block of public access", "PUT", "?publicAccessBlock",
+			block("<RestrictPublicBuckets>false</RestrictPublicBuckets>"), store,
+		},
+		{
+			"a block that says two things", "PUT", "?publicAccessBlock",
+			block("<RestrictPublicBuckets>true</RestrictPublicBuckets><BlockPublicAcls>false</BlockPublicAcls>"), store,
+		},
 		{"less than a block of public access", "PUT", "?publicAccessBlock", block(""), store},
 		{"no block of public access", "DELETE", "?publicAccessBlock", "", store},
 	} {

@@ -16,10 +16,14 @@ import (
 // invented are headers that a store, or something in front of it, could send
 // to browsers that trust the proxy's host.
 var invented = map[string]string{
-	"Set-Cookie": "session=theirs", "Clear-Site-Data": `"*"`, "Alt-Svc": `h3="evil.example:443"`, "Access-Control-Allow-Origin": "*",
-	"Access-Control-Allow-Credentials": "true", "Access-Control-Allow-Private-Network": "true", "Refresh": "0; url=https://evil.example",
-	"Link": "<https://evil.example>; rel=preload", "Strict-Transport-Security": "max-age=99999999", "Www-Authenticate": "Basic",
-	"Location": "https://evil.example", "X-Anything": "at all", "Proxy-Authenticate": "Basic", "Sourcemap": "x", "Nel": "{}",
+	"Set-Cookie": "session=theirs", "Clear-Site-Data": `"*"`, "Alt-Svc": `h3="evil.example:443"`,
+	"Access-Control-Allow-Origin":      "*",
+	"Access-Control-Allow-Credentials": "true", "Access-Control-Allow-Private-Network": "true",
+	"Refresh": "0; url=https://evil.example",
+	"Link":    "<https://evil.example>; rel=preload", "Strict-Transport-Security": "max-age=99999999",
+	"Www-Authenticate": "Basic",
+	"Location":         "https://evil.example", "X-Anything": "at all", "Proxy-Authenticate": "Basic", "Sourcemap": "x",
+	"Nel": "{}",
 }
 
 // Headers that a store invents never reach clients.
@@ -79,8 +83,10 @@ func TestHeadersOfS3(t *testing.T) {
 	p := newProxy(t)
 	p.put("k", []byte("text"))
 	said := map[string]string{
-		"Cache-Control": "no-store", "Content-Language": "en", "Last-Modified": "Mon, 02 Jan 2006 15:04:05 GMT", "X-Amz-Version-Id": "v", "X-Amz-Storage-Class": "GLACIER",
-		"X-Amz-Expiration": "e", "X-Amz-Restore": "r", "X-Amz-Object-Lock-Mode": "GOVERNANCE", "X-Amz-Meta-Color": "blue", "X-Amz-Tagging-Count": "2",
+		"Cache-Control": "no-store", "Content-Language": "en", "Last-Modified": "Mon, 02 Jan 2006 15:04:05 GMT",
+		"X-Amz-Version-Id": "v", "X-Amz-Storage-Class": "GLACIER",
+		"X-Amz-Expiration": "e", "X-Amz-Restore": "r", "X-Amz-Object-Lock-Mode": "GOVERNANCE", "X-Amz-Meta-Color": "blue",
+		"X-Amz-Tagging-Count": "2",
 	}
 
 	p.origin.set(nil, func(resp *http.Response) {
@@ -118,9 +124,14 @@ func TestInventedCodes(t *testing.T) {
 
 	for _, status := range []int{0, 99, 200, 404, 500, 600, 999} {
 		t.Run(fmt.Sprint(status), func(t *testing.T) {
-			for n, code := range []string{"\xff\xfe", "Invented" + fmt.Sprint(status), "a b", strings.Repeat("x", 2000), "&#1;", "NoSuchKey"} {
+			for n, code := range []string{
+				"\xff\xfe", "Invented" + fmt.Sprint(status), "a b", strings.Repeat("x", 2000), "&#1;", "NoSuchKey",
+			} {
 				p.origin.set(answer(status, code), nil)
-				for _, r := range []request{{method: "GET", path: "/" + p.bucket + "?versioning"}, {method: "GET", path: "/" + p.bucket + "/k"}, {method: "DELETE", path: "/" + p.bucket + "/k"}} {
+				for _, r := range []request{
+					{method: "GET", path: "/" + p.bucket + "?versioning"}, {method: "GET", path: "/" + p.bucket + "/k"},
+					{method: "DELETE", path: "/" + p.bucket + "/k"},
+				} {
 					p.log.reset()
 					resp, err := p.server.Client().Do(p.sign(r))
 					if err != nil {
@@ -170,7 +181,9 @@ func TestPreflightsTellNoBuckets(t *testing.T) {
 	p := newProxy(t)
 	p.put("k", []byte("text"))
 	var first string
-	for _, path := range []string{"/" + p.bucket, "/" + p.bucket + "/k", "/no-such-bucket-at-all", "/no-such-bucket-at-all/k"} {
+	for _, path := range []string{
+		"/" + p.bucket, "/" + p.bucket + "/k", "/no-such-bucket-at-all", "/no-such-bucket-at-all/k",
+	} {
 		resp, body := p.unsigned("OPTIONS", path, preflight(page, "GET", ""))
 		body = strings.ReplaceAll(strings.ReplaceAll(body, resp.Header.Get("X-Amz-Request-Id"), ""), path, "")
 		resp.Header.Del("X-Amz-Request-Id")

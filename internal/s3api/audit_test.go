@@ -114,7 +114,9 @@ func TestEachUseOfAKeyIsAudited(t *testing.T) {
 	put := p.send(request{method: "PUT", path: path, body: []byte("x")})
 
 	r := log.want("PUT", "create PutObject kms ok")[0]
-	if r.Time.Before(before.Add(-time.Second)) || r.Time.After(time.Now()) || r.KMSKeyName != "main" || r.KMSKey != arn || len(r.KMSRequestID) != 32 || r.Client != "app" ||
+	if r.Time.Before(before.Add(-time.Second)) || r.Time.After(
+		time.Now(),
+	) || r.KMSKeyName != "main" || r.KMSKey != arn || len(r.KMSRequestID) != 32 || r.Client != "app" ||
 		!strings.HasPrefix(r.Remote, "127.0.0.1:") || r.RequestID == "" ||
 		r.RequestID != put.Header.Get("X-Amz-Request-Id") ||
 		r.Bucket != p.bucket ||
@@ -255,7 +257,9 @@ func TestNoUseWithoutAudit(t *testing.T) {
 				t.Error("stored without audit")
 			}
 
-			if uploads, err := p.client.ListMultipartUploads(t.Context(), &s3.ListMultipartUploadsInput{Bucket: &p.bucket}); err != nil ||
+			if uploads, err := p.client.ListMultipartUploads(t.Context(), &s3.ListMultipartUploadsInput{
+				Bucket: &p.bucket,
+			}); err != nil ||
 				len(uploads.Uploads) != 0 {
 				t.Errorf("uploads were begun: %+v, %v", uploads, err)
 			}

@@ -20,9 +20,14 @@ func TestBucketConfiguration(t *testing.T) {
 		do   func() error
 		code string // "" for success
 	}{
-		{"no tags", func() error { _, err := c.GetBucketTagging(ctx, &s3.GetBucketTaggingInput{Bucket: b}); return err }, "NoSuchTagSet"},
+		{
+			"no tags", func() error { _, err := c.GetBucketTagging(ctx, &s3.GetBucketTaggingInput{Bucket: b}); return err },
+			"NoSuchTagSet",
+		},
 		{"put tags", func() error {
-			_, err := c.PutBucketTagging(ctx, &s3.PutBucketTaggingInput{Bucket: b, Tagging: &types.Tagging{TagSet: []types.Tag{{Key: aws.String("team"), Value: aws.String("a")}}}})
+			_, err := c.PutBucketTagging(ctx, &s3.PutBucketTaggingInput{
+				Bucket: b, Tagging: &types.Tagging{TagSet: []types.Tag{{Key: aws.String("team"), Value: aws.String("a")}}},
+			})
 			return err
 		}, ""},
 		{"tags", func() error {
@@ -36,9 +41,15 @@ func TestBucketConfiguration(t *testing.T) {
 			_, err := c.DeleteBucketTagging(ctx, &s3.DeleteBucketTaggingInput{Bucket: b})
 			return err
 		}, ""},
-		{"tags again", func() error { _, err := c.GetBucketTagging(ctx, &s3.GetBucketTaggingInput{Bucket: b}); return err }, "NoSuchTagSet"},
+		{
+			"tags again", func() error { _, err := c.GetBucketTagging(ctx, &s3.GetBucketTaggingInput{Bucket: b}); return err },
+			"NoSuchTagSet",
+		},
 
-		{"no policy", func() error { _, err := c.GetBucketPolicy(ctx, &s3.GetBucketPolicyInput{Bucket: b}); return err }, "NoSuchBucketPolicy"},
+		{
+			"no policy", func() error { _, err := c.GetBucketPolicy(ctx, &s3.GetBucketPolicyInput{Bucket: b}); return err },
+			"NoSuchBucketPolicy",
+		},
 		{"put policy", func() error {
 			_, err := c.PutBucketPolicy(ctx, &s3.PutBucketPolicyInput{Bucket: b, Policy: &policy})
 			return err
@@ -61,10 +72,15 @@ func TestBucketConfiguration(t *testing.T) {
 			_, err := c.PutBucketPolicy(ctx, &s3.PutBucketPolicyInput{Bucket: b, Policy: aws.String("{}")})
 			return err
 		}, "MalformedPolicy"},
-		{"delete policy", func() error { _, err := c.DeleteBucketPolicy(ctx, &s3.DeleteBucketPolicyInput{Bucket: b}); return err }, ""},
+		{
+			"delete policy",
+			func() error { _, err := c.DeleteBucketPolicy(ctx, &s3.DeleteBucketPolicyInput{Bucket: b}); return err }, "",
+		},
 
 		{"put ownership", func() error {
-			_, err := c.PutBucketOwnershipControls(ctx, &s3.PutBucketOwnershipControlsInput{Bucket: b, OwnershipControls: &types.OwnershipControls{Rules: []types.OwnershipControlsRule{{ObjectOwnership: types.ObjectOwnershipBucketOwnerPreferred}}}})
+			_, err := c.PutBucketOwnershipControls(ctx, &s3.PutBucketOwnershipControlsInput{Bucket: b, OwnershipControls: &types.OwnershipControls{
+				Rules: []types.OwnershipControlsRule{{ObjectOwnership: types.ObjectOwnershipBucketOwnerPreferred}},
+			}})
 			return err
 		}, ""},
 		{"ownership", func() error {
@@ -76,7 +92,9 @@ func TestBucketConfiguration(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			_, err = c.PutBucketAcl(ctx, &s3.PutBucketAclInput{Bucket: b, AccessControlPolicy: &types.AccessControlPolicy{Owner: out.Owner, Grants: out.Grants}})
+			_, err = c.PutBucketAcl(ctx, &s3.PutBucketAclInput{
+				Bucket: b, AccessControlPolicy: &types.AccessControlPolicy{Owner: out.Owner, Grants: out.Grants},
+			})
 			return err
 		}, ""},
 		{"a public ACL", func() error {
@@ -131,7 +149,9 @@ func TestObjectTags(t *testing.T) {
 	if err != nil || aws.ToInt32(head.TagCount) != 2 {
 		t.Errorf("tag count %v, %v", head.TagCount, err)
 	}
-	if _, err := p.client.PutObjectTagging(t.Context(), &s3.PutObjectTaggingInput{Bucket: &p.bucket, Key: aws.String("none"), Tagging: &types.Tagging{TagSet: []types.Tag{}}}); code(err) != "NoSuchKey" {
+	if _, err := p.client.PutObjectTagging(t.Context(), &s3.PutObjectTaggingInput{
+		Bucket: &p.bucket, Key: aws.String("none"), Tagging: &types.Tagging{TagSet: []types.Tag{}},
+	}); code(err) != "NoSuchKey" {
 		t.Errorf("tags of no object: %v", err)
 	}
 

@@ -192,15 +192,19 @@ func TestCopyObjectConditions(t *testing.T) {
 		in   func(*s3.CopyObjectInput)
 		want string
 	}{
-		"if-match":                  {func(in *s3.CopyObjectInput) { in.CopySourceIfMatch = etag }, ""},
-		"if-match another":          {func(in *s3.CopyObjectInput) { in.CopySourceIfMatch = aws.String(`"abc-0"`) }, "PreconditionFailed"},
-		"if-none-match":             {func(in *s3.CopyObjectInput) { in.CopySourceIfNoneMatch = etag }, "PreconditionFailed"},
-		"if-none-match another":     {func(in *s3.CopyObjectInput) { in.CopySourceIfNoneMatch = aws.String(`"abc-0"`) }, ""},
-		"if-modified-since":         {func(in *s3.CopyObjectInput) { in.CopySourceIfModifiedSince = &before }, ""},
-		"if-unmodified-since":       {func(in *s3.CopyObjectInput) { in.CopySourceIfUnmodifiedSince = &after }, ""},
-		"if-unmodified-since, past": {func(in *s3.CopyObjectInput) { in.CopySourceIfUnmodifiedSince = &before }, "PreconditionFailed"},
-		"no such key":               {func(in *s3.CopyObjectInput) { in.CopySource = aws.String(p.bucket + "/nothing") }, "NoSuchKey"},
-		"no such bucket":            {func(in *s3.CopyObjectInput) { in.CopySource = aws.String("test-nothing/k") }, "NoSuchBucket"},
+		"if-match": {func(in *s3.CopyObjectInput) { in.CopySourceIfMatch = etag }, ""},
+		"if-match another": {
+			func(in *s3.CopyObjectInput) { in.CopySourceIfMatch = aws.String(`"abc-0"`) }, "PreconditionFailed",
+		},
+		"if-none-match":         {func(in *s3.CopyObjectInput) { in.CopySourceIfNoneMatch = etag }, "PreconditionFailed"},
+		"if-none-match another": {func(in *s3.CopyObjectInput) { in.CopySourceIfNoneMatch = aws.String(`"abc-0"`) }, ""},
+		"if-modified-since":     {func(in *s3.CopyObjectInput) { in.CopySourceIfModifiedSince = &before }, ""},
+		"if-unmodified-since":   {func(in *s3.CopyObjectInput) { in.CopySourceIfUnmodifiedSince = &after }, ""},
+		"if-unmodified-since, past": {
+			func(in *s3.CopyObjectInput) { in.CopySourceIfUnmodifiedSince = &before }, "PreconditionFailed",
+		},
+		"no such key":    {func(in *s3.CopyObjectInput) { in.CopySource = aws.String(p.bucket + "/nothing") }, "NoSuchKey"},
+		"no such bucket": {func(in *s3.CopyObjectInput) { in.CopySource = aws.String("test-nothing/k") }, "NoSuchBucket"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := p.copy("source", "copy", row.in)
@@ -216,7 +220,9 @@ func TestCopyObjectConditions(t *testing.T) {
 	}
 
 	reader := p.as(readerAccess, readerSecret)
-	if _, err := reader.CopyObject(t.Context(), &s3.CopyObjectInput{Bucket: &p.bucket, Key: aws.String("x"), CopySource: aws.String(p.bucket + "/source")}); code(err) != "AccessDenied" {
+	if _, err := reader.CopyObject(t.Context(), &s3.CopyObjectInput{
+		Bucket: &p.bucket, Key: aws.String("x"), CopySource: aws.String(p.bucket + "/source"),
+	}); code(err) != "AccessDenied" {
 		t.Errorf("by a client without a grant: %v", err)
 	}
 }
@@ -351,8 +357,10 @@ func TestCopyObjectWithCustomerKeys(t *testing.T) {
 
 	m := p.create("parts")
 	if _, err := p.client.UploadPartCopy(t.Context(), &s3.UploadPartCopyInput{
-		Bucket: &p.bucket, Key: aws.String("parts"), UploadId: &m.id, PartNumber: aws.Int32(1), CopySource: aws.String(p.bucket + "/mine"),
-		CopySourceSSECustomerAlgorithm: mine.algorithm, CopySourceSSECustomerKey: mine.key, CopySourceSSECustomerKeyMD5: mine.md5,
+		Bucket: &p.bucket, Key: aws.String("parts"), UploadId: &m.id, PartNumber: aws.Int32(1),
+		CopySource:                     aws.String(p.bucket + "/mine"),
+		CopySourceSSECustomerAlgorithm: mine.algorithm, CopySourceSSECustomerKey: mine.key,
+		CopySourceSSECustomerKeyMD5: mine.md5,
 	}); err != nil {
 		t.Errorf("as a part: %v", err)
 	}
@@ -409,7 +417,9 @@ func TestCopyObjectKeepsAlive(t *testing.T) {
 	}
 	takesLong(reads, gone)
 
-	if _, err := p.copy("source", "copy", func(in *s3.CopyObjectInput) { in.ChecksumAlgorithm = types.ChecksumAlgorithmSha256 }); err == nil {
+	if _, err := p.copy(
+		"source", "copy", func(in *s3.CopyObjectInput) { in.ChecksumAlgorithm = types.ChecksumAlgorithmSha256 },
+	); err == nil {
 		t.Error("a source that could not be read passed for a copy")
 	}
 }
@@ -425,7 +435,9 @@ func TestChecksumsOfCopies(t *testing.T) {
 	p.storeTo(plain, "bare", text)
 
 	parts := p.upload("parts", []int{5 * mib, 77}).text()
-	for source, want := range map[string][]byte{p.bucket + "/whole": text, p.bucket + "/empty": nil, plain + "/bare": text, p.bucket + "/parts": parts} {
+	for source, want := range map[string][]byte{
+		p.bucket + "/whole": text, p.bucket + "/empty": nil, plain + "/bare": text, p.bucket + "/parts": parts,
+	} {
 		t.Run(source, func(t *testing.T) {
 			from := func(in *s3.CopyObjectInput) {
 				in.CopySource, in.ChecksumAlgorithm = &source, types.ChecksumAlgorithmSha256
@@ -474,7 +486,9 @@ func TestChecksumsOfCopiesFail(t *testing.T) {
 	p := newProxy(t)
 	p.put("source", randomText(300_000))
 	sha := func(in *s3.CopyObjectInput) { in.ChecksumAlgorithm = types.ChecksumAlgorithmSha256 }
-	if _, err := p.copy("source", "copy", func(in *s3.CopyObjectInput) { in.ChecksumAlgorithm = "SHA3" }); code(err) != "InvalidRequest" ||
+	if _, err := p.copy(
+		"source", "copy", func(in *s3.CopyObjectInput) { in.ChecksumAlgorithm = "SHA3" },
+	); code(err) != "InvalidRequest" ||
 		!strings.Contains(err.Error(), "[CRC32, CRC32C, CRC64NVME, MD5, SHA1, ") {
 		t.Errorf("an unknown algorithm: %v", err)
 	}
@@ -487,7 +501,10 @@ func TestChecksumsOfCopiesFail(t *testing.T) {
 	}
 
 	path := "/" + p.bucket + "/copy"
-	if a := p.send(request{method: "PUT", path: path, header: http.Header{"X-Amz-Copy-Source": {p.bucket + "/source"}, "X-Amz-Copy-Source-Range": {"bytes=0-9"}}}); a.Code != "NotImplemented" ||
+	if a := p.send(request{
+		method: "PUT", path: path,
+		header: http.Header{"X-Amz-Copy-Source": {p.bucket + "/source"}, "X-Amz-Copy-Source-Range": {"bytes=0-9"}},
+	}); a.Code != "NotImplemented" ||
 		p.isStored("copy") {
 		t.Errorf("a range of the source: %d %s", a.StatusCode, a.body)
 	}
@@ -543,11 +560,14 @@ func TestCopySources(t *testing.T) {
 	p := newProxy(t)
 	p.put("a//b", []byte("text"))
 	for source, want := range map[string]string{
-		"bucket/%ZZ": "Invalid copy source encoding", "%": "Invalid copy source encoding", "100%/a": "Invalid copy source encoding",
+		"bucket/%ZZ": "Invalid copy source encoding", "%": "Invalid copy source encoding",
+		"100%/a":        "Invalid copy source encoding",
 		"192.168.1.1/a": "Invalid copy source bucket name", "Bucket/a": "Invalid copy source bucket name",
-		"bucket": "Invalid copy source object key", "bucket/": "Invalid copy source object key", "bucket/.": "Invalid copy source object key",
-		"bucket/..": "Invalid copy source object key", "bucket/a/../../b": "Invalid copy source object key", "bucket/%2e%2E/b": "Invalid copy source object key",
-		"bucket/a?acl": "Copy Source must mention", "bucket/a?versionId=1&acl=2": "Copy Source must mention",
+		"bucket": "Invalid copy source object key", "bucket/": "Invalid copy source object key",
+		"bucket/.":  "Invalid copy source object key",
+		"bucket/..": "Invalid copy source object key", "bucket/a/../../b": "Invalid copy source object key",
+		"bucket/%2e%2E/b": "Invalid copy source object key",
+		"bucket/a?acl":    "Copy Source must mention", "bucket/a?versionId=1&acl=2": "Copy Source must mention",
 	} {
 		t.Run(source, func(t *testing.T) {
 			header := http.Header{"X-Amz-Copy-Source": {source}}
@@ -557,14 +577,19 @@ func TestCopySources(t *testing.T) {
 					!bytes.Contains(a.body, []byte("<ArgumentName>x-amz-copy-source<")) {
 					t.Errorf("%d %s", a.StatusCode, a.body)
 				}
-				if a := p.send(request{method: "PUT", path: "/nosuchbucket/copy" + query, header: header}); a.Code != "NoSuchBucket" {
+				if a := p.send(request{
+					method: "PUT", path: "/nosuchbucket/copy" + query, header: header,
+				}); a.Code != "NoSuchBucket" {
 					t.Errorf("to no bucket: %d %s", a.StatusCode, a.body)
 				}
 			}
 		})
 	}
 
-	if a := p.send(request{method: "PUT", path: "/" + p.bucket + "/copy", header: http.Header{"X-Amz-Copy-Source": {p.bucket + "/a/./%2F../b"}}}); a.Code == "InvalidArgument" {
+	if a := p.send(request{
+		method: "PUT", path: "/" + p.bucket + "/copy",
+		header: http.Header{"X-Amz-Copy-Source": {p.bucket + "/a/./%2F../b"}},
+	}); a.Code == "InvalidArgument" {
 		t.Errorf("a key that does not lead out: %s", a.body)
 	}
 }

@@ -84,7 +84,9 @@ func TestCORS(t *testing.T) {
 	}
 
 	for name, want := range map[string]string{
-		"Access-Control-Allow-Origin": page, "Access-Control-Allow-Methods": "GET, PUT", "Access-Control-Allow-Headers": "content-type, x-amz-meta-a", "Access-Control-Max-Age": "600", "Access-Control-Expose-Headers": "ETag",
+		"Access-Control-Allow-Origin": page, "Access-Control-Allow-Methods": "GET, PUT",
+		"Access-Control-Allow-Headers": "content-type, x-amz-meta-a", "Access-Control-Max-Age": "600",
+		"Access-Control-Expose-Headers": "ETag",
 	} {
 		t.Run(name, func(t *testing.T) {
 			if got := resp.Header.Get(name); got != want {
@@ -99,7 +101,8 @@ func TestCORS(t *testing.T) {
 
 	for name, header := range map[string]http.Header{
 		"another origin": preflight("https://other.example", "GET", ""), "another method": preflight(page, "DELETE", ""),
-		"no origin": {"Access-Control-Request-Method": {"GET"}}, "no method": {"Origin": {page}}, "a method that S3 has not": preflight(page, "PATCH", ""),
+		"no origin": {"Access-Control-Request-Method": {"GET"}}, "no method": {"Origin": {page}},
+		"a method that S3 has not": preflight(page, "PATCH", ""),
 	} {
 		t.Run(name, func(t *testing.T) {
 			resp, body := p.unsigned("OPTIONS", b+"/k", header)
@@ -140,7 +143,11 @@ func TestCORSOfAnswers(t *testing.T) {
 		{"no such key", request{method: "GET", path: b + "/none"}, 404, 1},
 		{"bad signature", request{method: "GET", path: b + "/k", secret: "another"}, 403, 1},
 		{"refused", request{method: "GET", path: b + "/k?torrent"}, 501, 1},
-		{"a document of the proxy's own", request{method: "GET", path: b + "/k?attributes", header: http.Header{"X-Amz-Object-Attributes": {"ETag"}}}, 200, 2},
+		{
+			"a document of the proxy's own",
+			request{method: "GET", path: b + "/k?attributes", header: http.Header{"X-Amz-Object-Attributes": {"ETag"}}}, 200,
+			2,
+		},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			p.origin.take()
@@ -173,7 +180,8 @@ func TestPreflightLeaksNothing(t *testing.T) {
 	p, store := newRecorded(t)
 	store.set(func(w http.ResponseWriter, r *http.Request) {
 		for name, value := range map[string]string{
-			"Access-Control-Allow-Origin": page, "X-Amz-Bucket-Region": "secret-region-1", "X-Amz-Version-Id": "v", "Server": "Store", "X-Amz-Meta-Cmek-V": "1", "Set-Cookie": "a=b",
+			"Access-Control-Allow-Origin": page, "X-Amz-Bucket-Region": "secret-region-1", "X-Amz-Version-Id": "v",
+			"Server": "Store", "X-Amz-Meta-Cmek-V": "1", "Set-Cookie": "a=b",
 		} {
 			w.Header().Set(name, value)
 		}

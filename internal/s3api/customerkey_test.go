@@ -62,7 +62,9 @@ func TestCustomerKey(t *testing.T) {
 	if err != nil || !bytes.Equal(got, text) || *answer.SSECustomerKeyMD5 != *mine.md5 || answer.SSEKMSKeyId != nil {
 		t.Fatalf("GET: %d bytes, %+v, %v", len(got), answer, err)
 	}
-	if got, _, err := p.get("k", mine.get, func(in *s3.GetObjectInput) { in.Range = aws.String("bytes=70000-70009") }); err != nil ||
+	if got, _, err := p.get(
+		"k", mine.get, func(in *s3.GetObjectInput) { in.Range = aws.String("bytes=70000-70009") },
+	); err != nil ||
 		string(got) != string(text[70000:70010]) {
 		t.Errorf("range: %q, %v", got, err)
 	}
@@ -82,7 +84,10 @@ func TestCustomerKey(t *testing.T) {
 	for name, header := range map[string]http.Header{"none": nil, "another": other.headers(customerHeader)} {
 		t.Run(name, func(t *testing.T) {
 			want := map[string]string{"none": "400 InvalidRequest", "another": "403 AccessDenied"}[name]
-			for _, r := range []request{{method: "GET"}, {method: "HEAD"}, {method: "GET", header: http.Header{"Range": {"bytes=0-0"}}}, {method: "GET", path: "?attributes", header: http.Header{"X-Amz-Object-Attributes": {"ObjectSize"}}}} {
+			for _, r := range []request{
+				{method: "GET"}, {method: "HEAD"}, {method: "GET", header: http.Header{"Range": {"bytes=0-0"}}},
+				{method: "GET", path: "?attributes", header: http.Header{"X-Amz-Object-Attributes": {"ObjectSize"}}},
+			} {
 				r.path = "/" + p.bucket + "/k" + r.path
 				r.header = merge(r.header, header)
 				a := p.send(r)
@@ -98,7 +103,9 @@ func TestCustomerKey(t *testing.T) {
 		})
 	}
 
-	if a := p.send(request{method: "HEAD", path: "/" + p.bucket + "/k", header: mine.headers(customerHeader)}); a.StatusCode != 200 ||
+	if a := p.send(request{
+		method: "HEAD", path: "/" + p.bucket + "/k", header: mine.headers(customerHeader),
+	}); a.StatusCode != 200 ||
 		a.ContentLength != int64(len(text)) ||
 		a.Header.Get(customerHeader+"Key-Md5") != *mine.md5 {
 		t.Errorf("HEAD: %d, %v", a.StatusCode, a.Header)
@@ -108,7 +115,9 @@ func TestCustomerKey(t *testing.T) {
 	p.put("kms", text)
 	for _, method := range []string{"GET", "HEAD"} {
 		t.Run(method, func(t *testing.T) {
-			if a := p.send(request{method: method, path: "/" + p.bucket + "/kms", header: mine.headers(customerHeader)}); a.StatusCode != 400 {
+			if a := p.send(request{
+				method: method, path: "/" + p.bucket + "/kms", header: mine.headers(customerHeader),
+			}); a.StatusCode != 400 {
 				t.Errorf("of an object under KMS with a customer's key: %d %s", a.StatusCode, a.Code)
 			}
 		})
@@ -142,10 +151,12 @@ func TestCustomerKeyRefusals(t *testing.T) {
 		"no MD5":            {http.Header{customerHeader + "Key-Md5": nil}, "InvalidArgument"},
 		"another MD5":       {http.Header{customerHeader + "Key-Md5": {*newCustomer(2).md5}}, "InvalidArgument"},
 		"no base64":         {http.Header{customerHeader + "Key": {"%%%"}}, "InvalidArgument"},
-		"31 bytes":          {http.Header{customerHeader + "Key": {base64.StdEncoding.EncodeToString(make([]byte, 31))}}, "InvalidArgument"},
-		"zeros":             newCustomerRow(0),
-		"and KMS":           {http.Header{"X-Amz-Server-Side-Encryption": {"aws:kms"}}, "InvalidArgument"},
-		"and AES256":        {http.Header{"X-Amz-Server-Side-Encryption": {"AES256"}}, "InvalidArgument"},
+		"31 bytes": {
+			http.Header{customerHeader + "Key": {base64.StdEncoding.EncodeToString(make([]byte, 31))}}, "InvalidArgument",
+		},
+		"zeros":      newCustomerRow(0),
+		"and KMS":    {http.Header{"X-Amz-Server-Side-Encryption": {"aws:kms"}}, "InvalidArgument"},
+		"and AES256": {http.Header{"X-Amz-Server-Side-Encryption": {"AES256"}}, "InvalidArgument"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			header := merge(good.headers(customerHeader), row.change)
@@ -155,7 +166,9 @@ func TestCustomerKeyRefusals(t *testing.T) {
 				}
 			}
 
-			if a := p.send(request{method: "PUT", path: "/" + p.bucket + "/k", header: header, body: []byte("x")}); a.Code != row.code {
+			if a := p.send(request{
+				method: "PUT", path: "/" + p.bucket + "/k", header: header, body: []byte("x"),
+			}); a.Code != row.code {
 				t.Errorf("%d %s, want %s", a.StatusCode, a.Code, row.code)
 			}
 			if p.isStored("k") {
@@ -166,7 +179,9 @@ func TestCustomerKeyRefusals(t *testing.T) {
 
 	// A key in a URL would end up in logs.
 	query := "?X-Amz-Server-Side-Encryption-Customer-Algorithm=AES256&X-Amz-Expires=60"
-	if a := p.send(request{method: "PUT", path: "/" + p.bucket + "/k" + query, presign: true, body: []byte("x"), hash: "UNSIGNED-PAYLOAD"}); a.StatusCode != 501 {
+	if a := p.send(request{
+		method: "PUT", path: "/" + p.bucket + "/k" + query, presign: true, body: []byte("x"), hash: "UNSIGNED-PAYLOAD",
+	}); a.StatusCode != 501 {
 		t.Errorf("in the query: %d %s", a.StatusCode, a.Code)
 	}
 }
@@ -222,7 +237,10 @@ func TestCustomerKeysSwitchedOff(t *testing.T) {
 	for _, r := range []request{
 		{method: "PUT", path: path, header: mine.headers(customerHeader), body: []byte("x")},
 		{method: "POST", path: path + "?uploads", header: mine.headers(customerHeader)},
-		{method: "PUT", path: path, header: merge(merge(mine.headers(customerHeader), mine.headers(sourceHeader)), http.Header{"X-Amz-Copy-Source": {p.bucket + "/before"}})},
+		{method: "PUT", path: path, header: merge(
+			merge(mine.headers(customerHeader), mine.headers(sourceHeader)),
+			http.Header{"X-Amz-Copy-Source": {p.bucket + "/before"}},
+		)},
 	} {
 		t.Run(r.method+" "+r.path, func(t *testing.T) {
 			if a := p.send(r); a.Code != "AccessDenied" || p.isStored("k") {
@@ -262,7 +280,9 @@ func TestCustomerKeyMultipart(t *testing.T) {
 
 			for key, header := range map[string]http.Header{"no key": nil, "another key": other.headers(customerHeader)} {
 				for at, replica := range []*proxy{p, r} {
-					if a := replica.send(request{method: "PUT", path: path, header: header, body: []byte("x")}); a.Code != "InvalidRequest" {
+					if a := replica.send(request{
+						method: "PUT", path: path, header: header, body: []byte("x"),
+					}); a.Code != "InvalidRequest" {
 						t.Errorf("a part with %s, at replica %d: %d %s", key, at, a.StatusCode, a.Code)
 					}
 				}
@@ -282,7 +302,10 @@ func TestCustomerKeyMultipart(t *testing.T) {
 				parts = append(parts, types.CompletedPart{ETag: part.ETag, PartNumber: &number})
 			}
 
-			if done, err := r.client.CompleteMultipartUpload(t.Context(), &s3.CompleteMultipartUploadInput{Bucket: &p.bucket, Key: &name, UploadId: created.UploadId, MultipartUpload: &types.CompletedMultipartUpload{Parts: parts}}); err != nil ||
+			if done, err := r.client.CompleteMultipartUpload(t.Context(), &s3.CompleteMultipartUploadInput{
+				Bucket: &p.bucket, Key: &name, UploadId: created.UploadId,
+				MultipartUpload: &types.CompletedMultipartUpload{Parts: parts},
+			}); err != nil ||
 				done.SSEKMSKeyId != nil {
 				t.Fatalf("%+v, %v", done, err)
 			}
@@ -293,7 +316,9 @@ func TestCustomerKeyMultipart(t *testing.T) {
 				t.Errorf("%d bytes, %v", len(got), err)
 			}
 
-			if got, _, err := p.get(name, mine.get, func(in *s3.GetObjectInput) { in.Range = aws.String("bytes=-2") }); err != nil ||
+			if got, _, err := p.get(
+				name, mine.get, func(in *s3.GetObjectInput) { in.Range = aws.String("bytes=-2") },
+			); err != nil ||
 				string(got) != "nd" {
 				t.Errorf("the end: %q, %v", got, err)
 			}

@@ -43,7 +43,9 @@ func TestBucketEncryption(t *testing.T) {
 	}
 
 	part, missing := p.newBucket("part-"), "missing-bucket"
-	for bucket, want := range map[string]string{part: "ServerSideEncryptionConfigurationNotFoundError", missing: "NoSuchBucket"} {
+	for bucket, want := range map[string]string{
+		part: "ServerSideEncryptionConfigurationNotFoundError", missing: "NoSuchBucket",
+	} {
 		t.Run(bucket, func(t *testing.T) {
 			_, err := p.client.GetBucketEncryption(t.Context(), &s3.GetBucketEncryptionInput{Bucket: &bucket})
 			var answer smithy.APIError
@@ -146,7 +148,9 @@ func TestBucketDefaults(t *testing.T) {
 	}
 
 	tied := p.newBucket("tied-")
-	if a := p.send(request{method: "PUT", path: "/" + tied + "?encryption", body: bucketDefault("aws:kms", other)}); a.Code != "AccessDenied" {
+	if a := p.send(request{
+		method: "PUT", path: "/" + tied + "?encryption", body: bucketDefault("aws:kms", other),
+	}); a.Code != "AccessDenied" {
 		t.Errorf("a key that the rule does not allow: %d %s", a.StatusCode, a.Code)
 	}
 	if a := p.send(request{method: "DELETE", path: path}); a.StatusCode != 204 {
@@ -234,22 +238,26 @@ func TestEncryptionContext(t *testing.T) {
 	}
 
 	for name, h := range map[string]http.Header{
-		"no base64":         {"X-Amz-Server-Side-Encryption": {"aws:kms"}, "X-Amz-Server-Side-Encryption-Context": {"{}"}},
-		"no JSON":           header("tenant=acme"),
-		"numbers":           header(`{"a":1}`),
-		"null":              header(`null`),
-		"the name bucket":   header(`{"bucket":"mine"}`),
-		"the name Bucket":   header(`{"Bucket":"mine"}`),
-		"the name KEY":      header(`{"a":"b","KEY":"mine"}`),
-		"key with K for k":  header(`{"\u212aey":"mine"}`), // the Kelvin sign
-		"the name key":      header(`{"key":"mine"}`),
-		"an empty name":     header(`{"":"x"}`),
-		"too long":          header(`{"a":"` + strings.Repeat("x", 500) + `"}`),
-		"without aws:kms":   {"X-Amz-Server-Side-Encryption-Context": header(`{"a":"b"}`)["X-Amz-Server-Side-Encryption-Context"]},
+		"no base64":        {"X-Amz-Server-Side-Encryption": {"aws:kms"}, "X-Amz-Server-Side-Encryption-Context": {"{}"}},
+		"no JSON":          header("tenant=acme"),
+		"numbers":          header(`{"a":1}`),
+		"null":             header(`null`),
+		"the name bucket":  header(`{"bucket":"mine"}`),
+		"the name Bucket":  header(`{"Bucket":"mine"}`),
+		"the name KEY":     header(`{"a":"b","KEY":"mine"}`),
+		"key with K for k": header(`{"\u212aey":"mine"}`), // the Kelvin sign
+		"the name key":     header(`{"key":"mine"}`),
+		"an empty name":    header(`{"":"x"}`),
+		"too long":         header(`{"a":"` + strings.Repeat("x", 500) + `"}`),
+		"without aws:kms": {
+			"X-Amz-Server-Side-Encryption-Context": header(`{"a":"b"}`)["X-Amz-Server-Side-Encryption-Context"],
+		},
 		"a bad bucket hint": {"X-Amz-Server-Side-Encryption-Bucket-Key-Enabled": {"yes"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if a := p.send(request{method: "PUT", path: "/" + p.bucket + "/bad", header: h, body: []byte("x")}); a.Code != "InvalidArgument" ||
+			if a := p.send(request{
+				method: "PUT", path: "/" + p.bucket + "/bad", header: h, body: []byte("x"),
+			}); a.Code != "InvalidArgument" ||
 				p.isStored("bad") {
 				t.Errorf("%d %s", a.StatusCode, a.Code)
 			}

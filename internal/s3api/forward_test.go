@@ -278,7 +278,8 @@ func TestForwardedErrors(t *testing.T) {
 		status int
 		code   string
 	}{
-		{501, "NotImplemented"}, {404, "NoSuchTagSet"}, {404, "NoSuchLifecycleConfiguration"}, {400, "MalformedXML"}, {405, "MethodNotAllowed"}, {409, "OperationAborted"}, {403, "AccessDenied"},
+		{501, "NotImplemented"}, {404, "NoSuchTagSet"}, {404, "NoSuchLifecycleConfiguration"}, {400, "MalformedXML"},
+		{405, "MethodNotAllowed"}, {409, "OperationAborted"}, {403, "AccessDenied"},
 	} {
 		t.Run(fmt.Sprint(row.status, row.code), func(t *testing.T) {
 			store.set(func(w http.ResponseWriter, _ *http.Request) {
@@ -305,7 +306,8 @@ func TestForwardedErrors(t *testing.T) {
 func TestForwardedLimits(t *testing.T) {
 	p, store := newRecorded(t)
 	for query, limit := range map[string]int{
-		"?policy": 20 << 10, "?cors": 64 << 10, "?website": 128 << 10, "?tagging": 128 << 10, "?lifecycle": 2 << 20, "?replication": 2 << 20, "/k?tagging": 128 << 10, "/k?retention": 64 << 10,
+		"?policy": 20 << 10, "?cors": 64 << 10, "?website": 128 << 10, "?tagging": 128 << 10, "?lifecycle": 2 << 20,
+		"?replication": 2 << 20, "/k?tagging": 128 << 10, "/k?retention": 64 << 10,
 	} {
 		t.Run(query, func(t *testing.T) {
 			body := bytes.Repeat([]byte(" "), limit)
@@ -313,12 +315,16 @@ func TestForwardedLimits(t *testing.T) {
 				len(store.take()) != 1 {
 				t.Errorf("of %d bytes: %d %s", limit, a.StatusCode, a.Code)
 			}
-			if a := p.send(request{method: "PUT", path: "/" + p.bucket + query, body: append(body, ' ')}); a.Code != "MaxMessageLengthExceeded" ||
+			if a := p.send(request{
+				method: "PUT", path: "/" + p.bucket + query, body: append(body, ' '),
+			}); a.Code != "MaxMessageLengthExceeded" ||
 				len(store.take()) != 0 {
 				t.Errorf("of %d bytes: %d %s", limit+1, a.StatusCode, a.Code)
 			}
 
-			if a := p.send(request{method: "PUT", path: "/" + p.bucket + query, body: body, hash: strings.Repeat("0", 64)}); a.Code != "XAmzContentSHA256Mismatch" ||
+			if a := p.send(request{
+				method: "PUT", path: "/" + p.bucket + query, body: body, hash: strings.Repeat("0", 64),
+			}); a.Code != "XAmzContentSHA256Mismatch" ||
 				len(store.take()) != 0 {
 				t.Errorf("whose hash is another's: %d %s", a.StatusCode, a.Code)
 			}
@@ -370,8 +376,14 @@ func TestACLs(t *testing.T) {
 		{"no owner", "", strings.Replace(policy(own), "<ID>owner</ID>", "", 1), "MalformedACLError"},
 		{"somebody else", "", policy(own, grant("<ID>other</ID>", "READ")), "NotImplemented"},
 		{"everybody", "", policy(own, typed("Group", "<URI>"+group+"</URI>", "READ")), "NotImplemented"},
-		{"everybody, with the owner's ID", "", policy(grant("<ID>owner</ID><URI>"+group+"</URI>", "FULL_CONTROL")), "NotImplemented"},
-		{"somebody by mail", "", policy(own, typed("AmazonCustomerByEmail", "<EmailAddress>a@b</EmailAddress>", "READ")), "NotImplemented"},
+		{
+			"everybody, with the owner's ID", "", policy(grant("<ID>owner</ID><URI>"+group+"</URI>", "FULL_CONTROL")),
+			"NotImplemented",
+		},
+		{
+			"somebody by mail", "", policy(own, typed("AmazonCustomerByEmail", "<EmailAddress>a@b</EmailAddress>", "READ")),
+			"NotImplemented",
+		},
 		{"the owner, who may only read", "", policy(grant("<ID>owner</ID>", "READ")), "NotImplemented"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
@@ -390,9 +402,13 @@ func TestACLs(t *testing.T) {
 				}
 
 				switch {
-				case row.code != "" && (len(asked) != 1 || asked[0].Method != http.MethodGet || asked[0].URL.RawQuery != "ownershipControls="):
+				case row.code != "" && (len(
+					asked,
+				) != 1 || asked[0].Method != http.MethodGet || asked[0].URL.RawQuery != "ownershipControls="):
 					t.Errorf("%s: the store was asked otherwise than for the bucket's ownership", path)
-				case row.code == "" && (len(asked) != 1 || asked[0].Header.Get("X-Amz-Acl") != "private" || len(asked[0].body) != 0):
+				case row.code == "" && (len(
+					asked,
+				) != 1 || asked[0].Header.Get("X-Amz-Acl") != "private" || len(asked[0].body) != 0):
 					t.Errorf("%s: the store was not asked for a private ACL", path)
 				}
 			}

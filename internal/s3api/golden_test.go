@@ -17,7 +17,9 @@ func TestUploadIDsGolden(t *testing.T) {
 		id     string
 	}{
 		"nothing asked for": {keyring.Choice{}, nil, stored},
-		"a key":             {keyring.Choice{KeyID: "arn:aws:kms:eu:1:key/2"}, nil, stored + ".cmek.eyJrZXkiOiJhcm46YXdzOmttczpldToxOmtleS8yIn0"},
+		"a key": {
+			keyring.Choice{KeyID: "arn:aws:kms:eu:1:key/2"}, nil, stored + ".cmek.eyJrZXkiOiJhcm46YXdzOmttczpldToxOmtleS8yIn0",
+		},
 		"a context": {
 			keyring.Choice{Context: map[string]string{"tenant": "acme", "a": "<&>"}},
 			nil,

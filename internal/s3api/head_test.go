@@ -86,7 +86,9 @@ func TestHeadOfARangeOutside(t *testing.T) {
 func TestCopyOfADamagedObject(t *testing.T) {
 	p := newProxy(t)
 	const n = 3*crypt.SegmentSize + 100
-	for name, at := range map[string]int{"the header": 3, "the first segment": 100, "the last segment": -50, "the last byte": -1} {
+	for name, at := range map[string]int{
+		"the header": 3, "the first segment": 100, "the last segment": -50, "the last byte": -1,
+	} {
 		t.Run(name, func(t *testing.T) {
 			p.put("k", randomText(n))
 			body, meta := p.stored("k")

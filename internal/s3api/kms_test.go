@@ -46,7 +46,10 @@ func TestKMSFaults(t *testing.T) {
 		status     int
 		code       string
 	}{
-		{"disabled", func() error { return server.DisableKey(arn) }, func() error { return server.EnableKey(arn) }, 400, "KMS.DisabledException"},
+		{
+			"disabled", func() error { return server.DisableKey(arn) }, func() error { return server.EnableKey(arn) }, 400,
+			"KMS.DisabledException",
+		},
 		{"denied", fault(kmstest.Faults{Deny: true}), fault(kmstest.Faults{}), 403, "AccessDenied"},
 		{"throttled", fault(kmstest.Faults{ThrottleNext: 100}), fault(kmstest.Faults{}), 503, "SlowDown"},
 		{"hanging", fault(kmstest.Faults{Hang: true}), fault(kmstest.Faults{}), 503, "ServiceUnavailable"},
@@ -54,8 +57,14 @@ func TestKMSFaults(t *testing.T) {
 		{"behind a firewall", impostor(403), impostor(0), 503, "ServiceUnavailable"},
 		{"behind a balancer without it", impostor(404), impostor(0), 503, "ServiceUnavailable"},
 		{"behind a login page", impostor(200), impostor(0), 503, "ServiceUnavailable"},
-		{"with expired credentials", fault(kmstest.Faults{Fail: "ExpiredTokenException"}), fault(kmstest.Faults{}), 503, "ServiceUnavailable"},
-		{"with a wrong clock", fault(kmstest.Faults{Skew: "Signature expired: x"}), fault(kmstest.Faults{}), 503, "ServiceUnavailable"},
+		{
+			"with expired credentials", fault(kmstest.Faults{Fail: "ExpiredTokenException"}), fault(kmstest.Faults{}), 503,
+			"ServiceUnavailable",
+		},
+		{
+			"with a wrong clock", fault(kmstest.Faults{Skew: "Signature expired: x"}), fault(kmstest.Faults{}), 503,
+			"ServiceUnavailable",
+		},
 		{"failing", fault(kmstest.Faults{Fail: "KMSInternalException"}), fault(kmstest.Faults{}), 503, "ServiceUnavailable"},
 		{"pending deletion", func() error { return server.ScheduleKeyDeletion(arn) }, func() error {
 			if err := server.CancelKeyDeletion(arn); err != nil {

@@ -177,8 +177,10 @@ func (s *sip) Read(p []byte) (int, error) { return s.Reader.Read(p[:min(len(p), 
 func boundary(n int, choice byte) int {
 	const segment = crypt.StoredSegmentSize
 	places := []int{
-		0, crypt.HeaderSize, crypt.PartHeaderSize, crypt.PartPrefixSize, segment, crypt.HeaderSize + segment, crypt.PartHeaderSize + segment,
-		crypt.PartPrefixSize + segment, n / 2, n - segment, n - crypt.PartOverhead, n - crypt.PartPrefixSize, n - crypt.TagSize, n,
+		0, crypt.HeaderSize, crypt.PartHeaderSize, crypt.PartPrefixSize, segment, crypt.HeaderSize + segment,
+		crypt.PartHeaderSize + segment,
+		crypt.PartPrefixSize + segment, n / 2, n - segment, n - crypt.PartOverhead, n - crypt.PartPrefixSize,
+		n - crypt.TagSize, n,
 	}
 	at := places[int(choice)%len(places)] + int(choice)/len(places)%3 - 1
 	return max(0, min(n, at))
@@ -472,7 +474,8 @@ func newTrial(t testing.TB) *trial {
 
 	versioned := func(bucket string) string {
 		if _, err := tr.client.PutBucketVersioning(t.Context(), &s3.PutBucketVersioningInput{
-			Bucket: &bucket, VersioningConfiguration: &types.VersioningConfiguration{Status: types.BucketVersioningStatusEnabled},
+			Bucket:                  &bucket,
+			VersioningConfiguration: &types.VersioningConfiguration{Status: types.BucketVersioningStatusEnabled},
 		}); err != nil {
 			t.Fatal(err)
 		}
@@ -803,7 +806,9 @@ func (tr *trial) copyOf(v *victim, form readForm, script []byte) error {
 
 	if form.part > 0 {
 		var err error
-		if m, err = tr.client.CreateMultipartUpload(tr.t.Context(), &s3.CreateMultipartUploadInput{Bucket: &v.bucket, Key: new("copied")}); err != nil {
+		if m, err = tr.client.CreateMultipartUpload(tr.t.Context(), &s3.CreateMultipartUploadInput{
+			Bucket: &v.bucket, Key: new("copied"),
+		}); err != nil {
 			return err
 		}
 		r.path += "?partNumber=1&uploadId=" + url.QueryEscape(*m.UploadId)

@@ -11,7 +11,8 @@ import (
 // A listing of parts that never ends is an error.
 func TestListingInCircles(t *testing.T) {
 	for name, next := range map[string][]string{
-		"two pages": {"1", "2", "1"}, "backwards": {"9", "8", "7", "6"}, "no number": {"x", "y"}, "beyond the last part": {"10000", "20000", "30000"},
+		"two pages": {"1", "2", "1"}, "backwards": {"9", "8", "7", "6"}, "no number": {"x", "y"},
+		"beyond the last part": {"10000", "20000", "30000"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := newProxy(t)
@@ -26,7 +27,9 @@ func TestListingInCircles(t *testing.T) {
 				if asked++; asked > 20 {
 					return nil, fmt.Errorf("asked too often")
 				}
-				body := "<ListPartsResult><IsTruncated>true</IsTruncated><NextPartNumberMarker>" + next[(asked-1)%len(next)] + "</NextPartNumberMarker></ListPartsResult>"
+				body := "<ListPartsResult><IsTruncated>true</IsTruncated><NextPartNumberMarker>" + next[(asked-1)%len(
+					next,
+				)] + "</NextPartNumberMarker></ListPartsResult>"
 
 				return &http.Response{
 					StatusCode:    http.StatusOK,

@@ -34,7 +34,9 @@ func TestDirectoryMarkers(t *testing.T) {
 
 	for spec, want := range map[string]int{"bytes=0-0": 416, "bytes=-0": 416, "bytes=5-": 416, "bytes=-1": 200} {
 		t.Run(spec, func(t *testing.T) {
-			if a := p.send(request{method: "GET", path: "/" + p.bucket + "/dir/", header: http.Header{"Range": {spec}}}); a.StatusCode != want {
+			if a := p.send(request{
+				method: "GET", path: "/" + p.bucket + "/dir/", header: http.Header{"Range": {spec}},
+			}); a.StatusCode != want {
 				t.Errorf("%d %s", a.StatusCode, a.Code)
 			}
 		})

@@ -105,7 +105,9 @@ func TestRevokedKeyOfAnUpload(t *testing.T) {
 		t.Errorf("CompleteMultipartUpload: %v", err)
 	}
 
-	if _, err := p.client.CreateMultipartUpload(t.Context(), &s3.CreateMultipartUploadInput{Bucket: &p.bucket, Key: new("x")}); code(err) != want {
+	if _, err := p.client.CreateMultipartUpload(t.Context(), &s3.CreateMultipartUploadInput{
+		Bucket: &p.bucket, Key: new("x"),
+	}); code(err) != want {
 		t.Errorf("CreateMultipartUpload: %v", err)
 	}
 	if _, _, err := p.getRange("old", "bytes=6000000-6000100"); code(err) != want {

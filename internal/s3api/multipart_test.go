@@ -241,7 +241,9 @@ func TestRangeAfterAnOverwrite(t *testing.T) {
 	r := p.replica()
 	random := rand.New(rand.NewPCG(9, 9))
 
-	for _, sizes := range [][]int{{5 * mib, 100}, {5 * mib, 5 * mib, 5 * mib}, {100}, {6 * mib, 6 * mib}, nil, {5 * mib, 7}} {
+	for _, sizes := range [][]int{
+		{5 * mib, 100}, {5 * mib, 5 * mib, 5 * mib}, {100}, {6 * mib, 6 * mib}, nil, {5 * mib, 7},
+	} {
 		t.Run(fmt.Sprint(sizes), func(t *testing.T) {
 			var text []byte
 			if sizes == nil {
@@ -251,7 +253,9 @@ func TestRangeAfterAnOverwrite(t *testing.T) {
 				text = p.upload("k", sizes).text()
 			}
 
-			for _, spec := range []string{"bytes=-1", fmt.Sprintf("bytes=%d-", len(text)-1), fmt.Sprintf("bytes=%d-", len(text)), "bytes=0-0"} {
+			for _, spec := range []string{
+				"bytes=-1", fmt.Sprintf("bytes=%d-", len(text)-1), fmt.Sprintf("bytes=%d-", len(text)), "bytes=0-0",
+			} {
 				status, want, _ := reference(text, spec)
 				got, _, err := r.getRange("k", spec)
 				if status == http.StatusPartialContent && (err != nil || !bytes.Equal(got, want)) ||
@@ -283,7 +287,9 @@ func checkParts(t *testing.T, p *proxy, m *multipart) {
 		}
 	}
 
-	if _, _, err := p.get(m.key, func(in *s3.GetObjectInput) { in.PartNumber = new(int32(9999)) }); code(err) != "InvalidPartNumber" {
+	if _, _, err := p.get(
+		m.key, func(in *s3.GetObjectInput) { in.PartNumber = new(int32(9999)) },
+	); code(err) != "InvalidPartNumber" {
 		t.Errorf("%s: a part that is not there: %v", m.key, err)
 	}
 }
@@ -388,7 +394,9 @@ func TestRequestsOfARange(t *testing.T) {
 				}
 			}
 
-			if got, err := io.ReadAll(must(fresh.client.GetObject(t.Context(), &s3.GetObjectInput{Bucket: &p.bucket, Key: &key})).Body); err != nil ||
+			if got, err := io.ReadAll(must(fresh.client.GetObject(t.Context(), &s3.GetObjectInput{
+				Bucket: &p.bucket, Key: &key,
+			})).Body); err != nil ||
 				!bytes.Equal(got, m.text()) {
 				t.Fatal(err)
 			}
@@ -576,14 +584,16 @@ func TestCompleteErrors(t *testing.T) {
 		parts []types.CompletedPart
 		want  string
 	}{
-		"too small":              {good, "EntityTooSmall"},
-		"wrong order":            {with(good[2], good[0]), "InvalidPartOrder"},
-		"twice":                  {with(good[0], good[0]), "InvalidPartOrder"},
-		"wrong ETag":             {with(fake, good[2]), "InvalidPart"},
-		"absent":                 {with(good[0], absent), "InvalidPart"},
-		"none":                   {nil, "MalformedXML"},
-		"number 0":               {with(zero), "InvalidArgument"},
-		"gap before a small one": {with(types.CompletedPart{PartNumber: good[1].PartNumber, ETag: good[1].ETag}), "InvalidRequest"},
+		"too small":   {good, "EntityTooSmall"},
+		"wrong order": {with(good[2], good[0]), "InvalidPartOrder"},
+		"twice":       {with(good[0], good[0]), "InvalidPartOrder"},
+		"wrong ETag":  {with(fake, good[2]), "InvalidPart"},
+		"absent":      {with(good[0], absent), "InvalidPart"},
+		"none":        {nil, "MalformedXML"},
+		"number 0":    {with(zero), "InvalidArgument"},
+		"gap before a small one": {
+			with(types.CompletedPart{PartNumber: good[1].PartNumber, ETag: good[1].ETag}), "InvalidRequest",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m.parts = row.parts
@@ -605,14 +615,20 @@ func TestCompleteErrors(t *testing.T) {
 	n := p.create("k")
 	n.send(1, []byte("x"))
 
-	if _, err := n.complete(func(in *s3.CompleteMultipartUploadInput) { in.IfNoneMatch = new("*") }); code(err) != "PreconditionFailed" {
+	if _, err := n.complete(
+		func(in *s3.CompleteMultipartUploadInput) { in.IfNoneMatch = new("*") },
+	); code(err) != "PreconditionFailed" {
 		t.Errorf("If-None-Match: %v", err)
 	}
-	if _, err := n.complete(func(in *s3.CompleteMultipartUploadInput) { in.MpuObjectSize = new(int64(2)) }); code(err) != "InvalidRequest" {
+	if _, err := n.complete(
+		func(in *s3.CompleteMultipartUploadInput) { in.MpuObjectSize = new(int64(2)) },
+	); code(err) != "InvalidRequest" {
 		t.Errorf("x-amz-mp-object-size: %v", err)
 	}
 
-	if _, err := p.client.AbortMultipartUpload(t.Context(), &s3.AbortMultipartUploadInput{Bucket: &p.bucket, Key: &n.key, UploadId: &n.id}); err != nil {
+	if _, err := p.client.AbortMultipartUpload(t.Context(), &s3.AbortMultipartUploadInput{
+		Bucket: &p.bucket, Key: &n.key, UploadId: &n.id,
+	}); err != nil {
 		t.Error(err)
 	}
 
@@ -826,10 +842,14 @@ func TestBadParts(t *testing.T) {
 		})
 	}
 
-	if a := p.send(request{method: "PUT", path: path, body: text, hash: strings.Repeat("0", 64)}); a.Code != "XAmzContentSHA256Mismatch" {
+	if a := p.send(request{
+		method: "PUT", path: path, body: text, hash: strings.Repeat("0", 64),
+	}); a.Code != "XAmzContentSHA256Mismatch" {
 		t.Errorf("hash: %s", a.Code)
 	}
-	if a := p.send(request{method: "PUT", path: path + "&x-amz-unknown=1", body: text}); a.StatusCode != http.StatusNotImplemented {
+	if a := p.send(request{
+		method: "PUT", path: path + "&x-amz-unknown=1", body: text,
+	}); a.StatusCode != http.StatusNotImplemented {
 		t.Errorf("unknown parameter: %d", a.StatusCode)
 	}
 
@@ -958,14 +978,18 @@ func checkPartChecksums(t *testing.T, p *proxy) {
 	}
 	m.send(1, randomText(100), func(in *s3.UploadPartInput) { in.ChecksumAlgorithm = types.ChecksumAlgorithmSha256 })
 
-	if _, err := m.complete(func(in *s3.CompleteMultipartUploadInput) { in.ChecksumType = types.ChecksumTypeFullObject }); code(err) != "InvalidRequest" {
+	if _, err := m.complete(
+		func(in *s3.CompleteMultipartUploadInput) { in.ChecksumType = types.ChecksumTypeFullObject },
+	); code(err) != "InvalidRequest" {
 		t.Errorf("another type than it was created with: %v", err)
 	}
 
 	full := p.create("full", func(in *s3.CreateMultipartUploadInput) {
 		in.ChecksumAlgorithm, in.ChecksumType = types.ChecksumAlgorithmCrc32, types.ChecksumTypeFullObject
 	})
-	if a := p.send(request{method: "PUT", path: "/" + p.bucket + "/full?partNumber=1&uploadId=" + full.id, body: []byte("abc")}); a.StatusCode != 200 {
+	if a := p.send(request{
+		method: "PUT", path: "/" + p.bucket + "/full?partNumber=1&uploadId=" + full.id, body: []byte("abc"),
+	}); a.StatusCode != 200 {
 		t.Errorf("a part without a checksum, of an object with one: %d %s", a.StatusCode, a.body)
 	}
 }
@@ -1048,7 +1072,9 @@ func TestUploadPartCopy(t *testing.T) {
 	}
 
 	reader := p.as(readerAccess, readerSecret)
-	if _, err := reader.UploadPartCopy(t.Context(), &s3.UploadPartCopyInput{Bucket: &p.bucket, Key: &m.key, UploadId: &m.id, PartNumber: new(int32(1)), CopySource: new(p.bucket + "/multi")}); code(err) != "AccessDenied" {
+	if _, err := reader.UploadPartCopy(t.Context(), &s3.UploadPartCopyInput{
+		Bucket: &p.bucket, Key: &m.key, UploadId: &m.id, PartNumber: new(int32(1)), CopySource: new(p.bucket + "/multi"),
+	}); code(err) != "AccessDenied" {
 		t.Errorf("a client without a grant: %v", err)
 	}
 }
@@ -1120,8 +1146,14 @@ func TestMultipartTampering(t *testing.T) {
 		m      *multipart
 		change func([]byte) []byte
 	}{
-		{"parts swapped", m, func(b []byte) []byte { return bytes.Join([][]byte{part(b, 1), part(b, 0), b[2*stored:]}, nil) }},
-		{"middle part replaced by another's", m, func(b []byte) []byte { return bytes.Join([][]byte{part(b, 0), part(theirs, 1), b[2*stored:]}, nil) }},
+		{
+			"parts swapped", m,
+			func(b []byte) []byte { return bytes.Join([][]byte{part(b, 1), part(b, 0), b[2*stored:]}, nil) },
+		},
+		{
+			"middle part replaced by another's", m,
+			func(b []byte) []byte { return bytes.Join([][]byte{part(b, 0), part(theirs, 1), b[2*stored:]}, nil) },
+		},
 		{"object replaced by another", m, func([]byte) []byte { return theirs }},
 		{"middle part removed", m, func(b []byte) []byte { return append(bytes.Clone(part(b, 0)), b[2*stored:]...) }},
 		{"last part removed", m, func(b []byte) []byte { return b[:2*stored] }},
@@ -1143,7 +1175,9 @@ func TestMultipartTampering(t *testing.T) {
 			mustRefuse(t, p, row.name, row.m.key, row.m.text())
 			fresh := p.replica()
 
-			for _, spec := range []string{"bytes=0-", "bytes=-10000000", fmt.Sprintf("bytes=%d-%d", 2*mib, 7*mib), "bytes=5242800-"} {
+			for _, spec := range []string{
+				"bytes=0-", "bytes=-10000000", fmt.Sprintf("bytes=%d-%d", 2*mib, 7*mib), "bytes=5242800-",
+			} {
 				_, want, _ := reference(row.m.text(), spec)
 				got, _, err := fresh.getRange(row.m.key, spec)
 				if err == nil && !bytes.Equal(got, want) || err != nil && !bytes.HasPrefix(want, got) {
@@ -1172,7 +1206,10 @@ func TestMultipartTampering(t *testing.T) {
 func TestRangeThatBeginsWithAWrongGuess(t *testing.T) {
 	p := newProxy(t)
 	m := p.upload("k", []int{6 * mib, 5 * mib, 7 * mib, mib})
-	for _, spec := range []string{"bytes=1000-17000000", "bytes=5-", "bytes=6291455-6291456", "bytes=11534335-11534337", "bytes=12000000-13000000", "bytes=18000000-18874370"} {
+	for _, spec := range []string{
+		"bytes=1000-17000000", "bytes=5-", "bytes=6291455-6291456", "bytes=11534335-11534337", "bytes=12000000-13000000",
+		"bytes=18000000-18874370",
+	} {
 		t.Run(spec, func(t *testing.T) {
 			fresh := p.replica()
 			_, want, _ := reference(m.text(), spec)
@@ -1541,7 +1578,8 @@ func (m *multipart) copied(t *testing.T, model map[string][]byte, number int32, 
 		source := m.p.bucket + "/" + strings.ReplaceAll(key, " ", "%20")
 
 		out, err := m.p.client.UploadPartCopy(context.WithoutCancel(t.Context()), &s3.UploadPartCopyInput{
-			Bucket: &m.p.bucket, Key: &m.key, UploadId: &m.id, PartNumber: &number, CopySource: &source, CopySourceRange: new(fmt.Sprintf("bytes=%d-%d", from, from+size-1)),
+			Bucket: &m.p.bucket, Key: &m.key, UploadId: &m.id, PartNumber: &number, CopySource: &source,
+			CopySourceRange: new(fmt.Sprintf("bytes=%d-%d", from, from+size-1)),
 		})
 		if err != nil {
 			t.Fatal(err)

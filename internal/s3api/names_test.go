@@ -36,7 +36,8 @@ func hostileKeys(victim string) []string {
 // in which a store may keep them.
 func hostileIDs(victim string) []string {
 	return []string{
-		"..", ".", "../../..", "../../../../" + victim, "../../../../" + victim + "/k", "/../../../..", "a/../../x", "./x", "a/..",
+		"..", ".", "../../..", "../../../../" + victim, "../../../../" + victim + "/k", "/../../../..", "a/../../x", "./x",
+		"a/..",
 		`..\..\..`, `a\..\x`,
 	}
 }
@@ -50,8 +51,9 @@ func hostileUploads(victim string) []string {
 
 // hostileParameters are the query parameters that contain names.
 var hostileParameters = map[string]func(string) []string{
-	"uploadId": hostileUploads, "upload-id-marker": hostileUploads, "versionId": hostileIDs, "version-id-marker": hostileIDs,
-	"id": hostileIDs, "annotationName": hostileIDs,
+	"uploadId": hostileUploads, "upload-id-marker": hostileUploads, "versionId": hostileIDs,
+	"version-id-marker": hostileIDs,
+	"id":                hostileIDs, "annotationName": hostileIDs,
 	"prefix": hostileListed, "marker": hostileListed, "start-after": hostileListed, "key-marker": hostileListed,
 	"continuation-token": hostileListed,
 }

@@ -347,13 +347,16 @@ func TestAStoreThatHangs(t *testing.T) {
 		fault func(http.ResponseWriter, *http.Request) bool
 		r     request
 	}{
-		"GET":             {w.hang, request{method: "GET", path: b + "/k"}},
-		"GET, within":     {w.hangWithin(50_000), request{method: "GET", path: b + "/k"}},
-		"HEAD":            {w.hang, request{method: "HEAD", path: b + "/k"}},
-		"range":           {w.hang, request{method: "GET", path: b + "/k", header: http.Header{"Range": {"bytes=5-9"}}}},
-		"PUT":             {w.hang, request{method: "PUT", path: b + "/new", body: []byte("x")}},
-		"PUT, large":      {w.hang, request{method: "PUT", path: b + "/new", body: body, hash: "UNSIGNED-PAYLOAD"}},
-		"copy, within":    {w.hangWithin(50_000), request{method: "PUT", path: b + "/copy", header: http.Header{"X-Amz-Copy-Source": {b + "/k"}, "X-Amz-Checksum-Algorithm": {"SHA256"}}}},
+		"GET":         {w.hang, request{method: "GET", path: b + "/k"}},
+		"GET, within": {w.hangWithin(50_000), request{method: "GET", path: b + "/k"}},
+		"HEAD":        {w.hang, request{method: "HEAD", path: b + "/k"}},
+		"range":       {w.hang, request{method: "GET", path: b + "/k", header: http.Header{"Range": {"bytes=5-9"}}}},
+		"PUT":         {w.hang, request{method: "PUT", path: b + "/new", body: []byte("x")}},
+		"PUT, large":  {w.hang, request{method: "PUT", path: b + "/new", body: body, hash: "UNSIGNED-PAYLOAD"}},
+		"copy, within": {w.hangWithin(50_000), request{
+			method: "PUT", path: b + "/copy",
+			header: http.Header{"X-Amz-Copy-Source": {b + "/k"}, "X-Amz-Checksum-Algorithm": {"SHA256"}},
+		}},
 		"listing":         {w.hang, request{method: "GET", path: b + "?list-type=2"}},
 		"listing, within": {w.hangWithin(50), request{method: "GET", path: b + "?list-type=2"}},
 		"DELETE":          {w.hang, request{method: "DELETE", path: b + "/k"}},
@@ -494,15 +497,26 @@ func TestTheWayToTheStore(t *testing.T) {
 		r      request
 		repeat bool // the proxy repeats it
 	}{
-		{"part copy", request{method: "PUT", path: b + "/target?partNumber=2&uploadId=" + url.QueryEscape(m.id), header: from("parts")}, true},
+		{
+			"part copy",
+			request{method: "PUT", path: b + "/target?partNumber=2&uploadId=" + url.QueryEscape(m.id), header: from("parts")},
+			true,
+		},
 		{"copy of parts", request{method: "PUT", path: b + "/copy", header: from("parts")}, true},
 		{"copy of plaintext", request{method: "PUT", path: b + "/copy", header: from("clear")}, true},
 		{"copy in the store", request{method: "PUT", path: b + "/copy", header: from("single")}, true},
-		{"tags", request{method: "PUT", path: b + "/single?tagging", body: []byte("<Tagging><TagSet><Tag><Key>a</Key><Value>b</Value></Tag></TagSet></Tagging>")}, true},
+		{"tags", request{
+			method: "PUT", path: b + "/single?tagging",
+			body: []byte("<Tagging><TagSet><Tag><Key>a</Key><Value>b</Value></Tag></TagSet></Tagging>"),
+		}, true},
 		{"deletion", request{method: "DELETE", path: b + "/copy"}, true},
 		{"upload", request{method: "PUT", path: b + "/new", body: randomText(200_000)}, false},
 		{"small upload", request{method: "PUT", path: b + "/new", body: []byte("x")}, false},
-		{"part", request{method: "PUT", path: b + "/target?partNumber=1&uploadId=" + url.QueryEscape(m.id), body: randomText(100)}, false},
+		{
+			"part",
+			request{method: "PUT", path: b + "/target?partNumber=1&uploadId=" + url.QueryEscape(m.id), body: randomText(100)},
+			false,
+		},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			for _, refusal := range []struct {

@@ -83,7 +83,8 @@ func TestRanges(t *testing.T) {
 			key, text := fmt.Sprint(size), randomText(size)
 			p.put(key, text)
 			headers := []string{
-				"bytes=0-", "bytes=0-0", "bytes=-1", "bytes=-0", "bytes=-999999999", fmt.Sprintf("bytes=%d-", size), fmt.Sprintf("bytes=%d-", max(size-1, 0)),
+				"bytes=0-", "bytes=0-0", "bytes=-1", "bytes=-0", "bytes=-999999999", fmt.Sprintf("bytes=%d-", size),
+				fmt.Sprintf("bytes=%d-", max(size-1, 0)),
 				fmt.Sprintf(
 					"bytes=0-%d",
 					size,
@@ -248,7 +249,9 @@ func TestConditions(t *testing.T) {
 	if raw == etag {
 		t.Error("the shown ETag is the store's")
 	}
-	if a := p.send(request{method: "PUT", path: "/" + p.bucket + "/new", header: http.Header{"If-None-Match": {"*"}}, body: []byte("x")}); a.StatusCode != 200 {
+	if a := p.send(request{
+		method: "PUT", path: "/" + p.bucket + "/new", header: http.Header{"If-None-Match": {"*"}}, body: []byte("x"),
+	}); a.StatusCode != 200 {
 		t.Errorf("If-None-Match: * on a new key: %d", a.StatusCode)
 	}
 }
@@ -298,7 +301,10 @@ func TestMetadataAndHeadersAreKept(t *testing.T) {
 		},
 	)
 
-	for name, want := range map[string]string{"Content-Type": "text/plain", "Cache-Control": "no-store", "Content-Disposition": "inline", "Content-Language": "fr", "Content-Encoding": "br"} {
+	for name, want := range map[string]string{
+		"Content-Type": "text/plain", "Cache-Control": "no-store", "Content-Disposition": "inline",
+		"Content-Language": "fr", "Content-Encoding": "br",
+	} {
 		t.Run(name, func(t *testing.T) {
 			if got := a.Header.Get(name); got != want {
 				t.Errorf("response override of %s: %q, want %q", name, got, want)
@@ -341,7 +347,9 @@ func TestMetadataRefusals(t *testing.T) {
 		})
 	}
 
-	if a := p.send(request{method: "PUT", path: path, header: http.Header{"X-Amz-Meta-Big": {strings.Repeat("x", 1200)}}, body: []byte("x")}); a.StatusCode != 200 {
+	if a := p.send(request{
+		method: "PUT", path: path, header: http.Header{"X-Amz-Meta-Big": {strings.Repeat("x", 1200)}}, body: []byte("x"),
+	}); a.StatusCode != 200 {
 		t.Errorf("1,200 bytes of metadata: %d %s", a.StatusCode, a.Code)
 	}
 }
@@ -352,11 +360,15 @@ func TestChosenKey(t *testing.T) {
 		"X-Amz-Server-Side-Encryption":                {"aws:kms"},
 		"X-Amz-Server-Side-Encryption-Aws-Kms-Key-Id": {"main"},
 	}
-	if a := p.send(request{method: "PUT", path: "/" + p.bucket + "/k", header: header, body: []byte("x")}); a.StatusCode != 200 {
+	if a := p.send(request{
+		method: "PUT", path: "/" + p.bucket + "/k", header: header, body: []byte("x"),
+	}); a.StatusCode != 200 {
 		t.Errorf("%d %s", a.StatusCode, a.body)
 	}
 	header.Set("X-Amz-Server-Side-Encryption-Aws-Kms-Key-Id", "another")
-	if a := p.send(request{method: "PUT", path: "/" + p.bucket + "/other", header: header, body: []byte("x")}); a.Code != "KMS.NotFoundException" ||
+	if a := p.send(request{
+		method: "PUT", path: "/" + p.bucket + "/other", header: header, body: []byte("x"),
+	}); a.Code != "KMS.NotFoundException" ||
 		p.isStored("other") {
 		t.Errorf("a key that is not configured: %d %s", a.StatusCode, a.Code)
 	}
@@ -442,7 +454,8 @@ func TestChecksums(t *testing.T) {
 func TestChecksumAlgorithms(t *testing.T) {
 	p := newProxy(t)
 	for name, digest := range map[string]string{
-		"Crc32": "352441c2", "Crc32c": "364b3fb7", "Md5": "900150983cd24fb0d6963f7d28e17f72", "Sha1": "a9993e364706816aba3e25717850c26c9cd0d89d",
+		"Crc32": "352441c2", "Crc32c": "364b3fb7", "Md5": "900150983cd24fb0d6963f7d28e17f72",
+		"Sha1":     "a9993e364706816aba3e25717850c26c9cd0d89d",
 		"Sha256":   "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
 		"Sha512":   "ddaf35a193617abacc417349ae20413112e6fa4e89a97ea20a9eeee64b55d39a2192992a274fc1a836ba3c23a3feebbd454d4423643ce80e2a9ac94fa54ca49f",
 		"Xxhash64": "44bc2cf5ad770999", "Xxhash3": "78af5f94892f3950", "Xxhash128": "06b05ab6733a618578af5f94892f3950",
@@ -455,16 +468,22 @@ func TestChecksumAlgorithms(t *testing.T) {
 			text, header := base64.StdEncoding.EncodeToString(sum), "X-Amz-Checksum-"+name
 
 			path := "/" + p.bucket + "/" + name
-			if a := p.send(request{method: "PUT", path: path, header: http.Header{header: {text}}, body: []byte("abd")}); a.Code != "BadDigest" ||
+			if a := p.send(request{
+				method: "PUT", path: path, header: http.Header{header: {text}}, body: []byte("abd"),
+			}); a.Code != "BadDigest" ||
 				p.isStored(name) {
 				t.Errorf("of another text: %d %s", a.StatusCode, a.Code)
 			}
-			if a := p.send(request{method: "PUT", path: path, header: http.Header{header: {text}}, body: []byte("abc")}); a.StatusCode != 200 ||
+			if a := p.send(request{
+				method: "PUT", path: path, header: http.Header{header: {text}}, body: []byte("abc"),
+			}); a.StatusCode != 200 ||
 				a.Header.Get(header) != text {
 				t.Errorf("%d %s", a.StatusCode, a.body)
 			}
 
-			if a := p.send(request{method: "HEAD", path: path, header: http.Header{"X-Amz-Checksum-Mode": {"ENABLED"}}}); a.Header.Get(
+			if a := p.send(request{
+				method: "HEAD", path: path, header: http.Header{"X-Amz-Checksum-Mode": {"ENABLED"}},
+			}); a.Header.Get(
 				header,
 			) != text ||
 				a.Header.Get("X-Amz-Checksum-Type") != "FULL_OBJECT" {
@@ -530,7 +549,9 @@ func TestABodyThatIsNotWhatWasSaidIsNotStored(t *testing.T) {
 		})
 	}
 
-	if a := p.send(request{method: "PUT", path: "/" + p.bucket + "/k", header: http.Header{"Content-Md5": {b64(right[:])}}, body: text}); a.StatusCode != 200 {
+	if a := p.send(request{
+		method: "PUT", path: "/" + p.bucket + "/k", header: http.Header{"Content-Md5": {b64(right[:])}}, body: text,
+	}); a.StatusCode != 200 {
 		t.Errorf("the right Content-MD5: %d %s", a.StatusCode, a.body)
 	}
 }
@@ -567,8 +588,10 @@ type failing struct{}
 func (failing) Read([]byte) (int, error) { return 0, errors.New("the client dies") }
 
 var oddKeys = []string{
-	"a b", "a+b", "100%", "%2F", "%252F", "ü/日本語", "a&b=c", "quote\"'", "semi;colon", "star*", "tilde~", "a=b?c#d", "brace{}", "pipe|",
-	"back\\slash", "<xml>&amp;", "ends.", "-dash", "comma,", "at@", "colon:", "dollar$", "hat^", "tick`", "caps/ÄÖÜ", strings.Repeat("k", 255),
+	"a b", "a+b", "100%", "%2F", "%252F", "ü/日本語", "a&b=c", "quote\"'", "semi;colon", "star*", "tilde~", "a=b?c#d",
+	"brace{}", "pipe|",
+	"back\\slash", "<xml>&amp;", "ends.", "-dash", "comma,", "at@", "colon:", "dollar$", "hat^", "tick`", "caps/ÄÖÜ",
+	strings.Repeat("k", 255),
 }
 
 func TestOddKeys(t *testing.T) {
@@ -604,7 +627,8 @@ func TestOddKeys(t *testing.T) {
 func TestPathsAreNotCleaned(t *testing.T) {
 	p := newProxy(t)
 	for sent, key := range map[string]string{
-		"/a//b": "/a//b", "/a/../c": "/a/../c", "/./d": "/./d", "/a/%2e%2e/c": "/a/../c", "//x": "//x", "/a%2Fb%2f%2Fc": "/a/b//c", "/a+b%2Bc": "/a+b+c",
+		"/a//b": "/a//b", "/a/../c": "/a/../c", "/./d": "/./d", "/a/%2e%2e/c": "/a/../c", "//x": "//x",
+		"/a%2Fb%2f%2Fc": "/a/b//c", "/a+b%2Bc": "/a+b+c",
 	} {
 		t.Run(sent, func(t *testing.T) {
 			p.origin.take()
@@ -632,7 +656,9 @@ func TestDelete(t *testing.T) {
 		t.Error(err)
 	}
 
-	if _, err := p.client.DeleteObject(t.Context(), &s3.DeleteObjectInput{Bucket: &p.bucket, Key: new("never")}); err != nil {
+	if _, err := p.client.DeleteObject(t.Context(), &s3.DeleteObjectInput{
+		Bucket: &p.bucket, Key: new("never"),
+	}); err != nil {
 		t.Error("deleting what is not there:", err)
 	}
 
@@ -658,14 +684,18 @@ func TestDelete(t *testing.T) {
 		"another doc": "<Erase><Object><Key>d</Key></Object></Erase>",
 	} {
 		t.Run(name, func(t *testing.T) {
-			if a := p.send(request{method: "POST", path: "/" + p.bucket + "?delete", body: []byte(body)}); a.Code != "MalformedXML" {
+			if a := p.send(request{
+				method: "POST", path: "/" + p.bucket + "?delete", body: []byte(body),
+			}); a.Code != "MalformedXML" {
 				t.Errorf("%d %s", a.StatusCode, a.Code)
 			}
 		})
 	}
 
 	conditional := "<Delete><Object><Key>d</Key><Size>5</Size></Object></Delete>"
-	if a := p.send(request{method: "POST", path: "/" + p.bucket + "?delete", body: []byte(conditional)}); a.Code != "NotImplemented" {
+	if a := p.send(request{
+		method: "POST", path: "/" + p.bucket + "?delete", body: []byte(conditional),
+	}); a.Code != "NotImplemented" {
 		t.Errorf("a condition we cannot translate: %d %s", a.StatusCode, a.Code)
 	}
 	if !p.isStored("d") {
@@ -764,7 +794,9 @@ func TestBuckets(t *testing.T) {
 		t.Errorf("creating a bucket twice: %v", err)
 	}
 
-	if _, _, err := p.get("none", func(in *s3.GetObjectInput) { in.Bucket = new("no-such-bucket-here") }); code(err) != "NoSuchBucket" {
+	if _, _, err := p.get(
+		"none", func(in *s3.GetObjectInput) { in.Bucket = new("no-such-bucket-here") },
+	); code(err) != "NoSuchBucket" {
 		t.Errorf("no such bucket: %v", err)
 	}
 }
@@ -819,7 +851,9 @@ func TestDeleteIfSize(t *testing.T) {
 		t.Errorf("stored with %s bytes", a.Header.Get("X-Amz-Object-Size"))
 	}
 
-	for size, code := range map[string]string{"60": "PreconditionFailed", "5": "PreconditionFailed", "-1": "InvalidArgument", "four": "InvalidArgument"} {
+	for size, code := range map[string]string{
+		"60": "PreconditionFailed", "5": "PreconditionFailed", "-1": "InvalidArgument", "four": "InvalidArgument",
+	} {
 		t.Run(size, func(t *testing.T) {
 			if a := remove(size); a.Code != code || !p.isStored("k") {
 				t.Errorf("size %s: %d %s", size, a.StatusCode, a.Code)

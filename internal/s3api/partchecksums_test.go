@@ -89,7 +89,9 @@ func TestPartsWithoutChecksums(t *testing.T) {
 	m.p = p
 	whole := sumOf("CRC32C", m.text())
 
-	if _, err := m.complete(func(in *s3.CompleteMultipartUploadInput) { in.ChecksumCRC32C = new(sumOf("CRC32C", []byte("other"))) }); code(err) != "BadDigest" {
+	if _, err := m.complete(
+		func(in *s3.CompleteMultipartUploadInput) { in.ChecksumCRC32C = new(sumOf("CRC32C", []byte("other"))) },
+	); code(err) != "BadDigest" {
 		t.Errorf("another checksum of the object: %v", err)
 	}
 	out := m.mustComplete(func(in *s3.CompleteMultipartUploadInput) { in.ChecksumCRC32C = &whole })
@@ -125,7 +127,9 @@ func TestChecksumOfACopiedPart(t *testing.T) {
 	want := sumOf("SHA256", text[5:5242891])
 
 	// A checksum of the empty payload does not apply to the copied bytes.
-	for name, header := range map[string]http.Header{"plain": {}, "with one of the payload": {"X-Amz-Checksum-Sha256": {sumOf("SHA256", nil)}}} {
+	for name, header := range map[string]http.Header{
+		"plain": {}, "with one of the payload": {"X-Amz-Checksum-Sha256": {sumOf("SHA256", nil)}},
+	} {
 		t.Run(name, func(t *testing.T) {
 			header.Set("X-Amz-Copy-Source", p.bucket+"/source")
 			header.Set("X-Amz-Copy-Source-Range", "bytes=5-5242890")
@@ -208,7 +212,9 @@ func TestCompletionsWithWrongChecksums(t *testing.T) {
 		},
 		"none of any part": {
 			func(_ *types.CompletedPart, in *s3.CompleteMultipartUploadInput) {
-				in.MultipartUpload = &types.CompletedMultipartUpload{Parts: []types.CompletedPart{partOf(1, m.parts[0].ETag), partOf(2, m.parts[1].ETag)}}
+				in.MultipartUpload = &types.CompletedMultipartUpload{
+					Parts: []types.CompletedPart{partOf(1, m.parts[0].ETag), partOf(2, m.parts[1].ETag)},
+				}
 			},
 			"InvalidRequest",
 			[]string{"created using a crc32 checksum", "missing for part 1"},
@@ -259,7 +265,9 @@ func TestCompletionsWithWrongChecksums(t *testing.T) {
 	doc := []byte(
 		"<CompleteMultipartUpload><Part><ETag>" + *m.parts[0].ETag + "</ETag></Part></CompleteMultipartUpload>",
 	)
-	if a := p.send(request{method: "POST", path: "/" + p.bucket + "/k?uploadId=" + m.id, body: doc}); a.Code != "MalformedXML" {
+	if a := p.send(request{
+		method: "POST", path: "/" + p.bucket + "/k?uploadId=" + m.id, body: doc,
+	}); a.Code != "MalformedXML" {
 		t.Errorf("a part without a number: %d %s", a.StatusCode, a.body)
 	}
 
@@ -311,8 +319,10 @@ func TestWrongDigestsAreTold(t *testing.T) {
 	p := newProxy(t)
 	right, wrong := md5.Sum([]byte("abc")), md5.Sum([]byte("abd"))
 	for text, want := range map[string]string{
-		"none":                        "<Code>InvalidDigest</Code><Message>The Content-Md5 you specified is not valid.</Message><Content-MD5>none</Content-MD5>",
-		algorithms.Encode(wrong[:]):   fmt.Sprintf("<ExpectedDigest>%x</ExpectedDigest><CalculatedDigest>%s</CalculatedDigest>", wrong, algorithms.Encode(right[:])),
+		"none": "<Code>InvalidDigest</Code><Message>The Content-Md5 you specified is not valid.</Message><Content-MD5>none</Content-MD5>",
+		algorithms.Encode(wrong[:]): fmt.Sprintf(
+			"<ExpectedDigest>%x</ExpectedDigest><CalculatedDigest>%s</CalculatedDigest>", wrong, algorithms.Encode(right[:]),
+		),
 		algorithms.Encode(wrong[:15]): "<Code>InvalidDigest</Code>",
 	} {
 		t.Run(text, func(t *testing.T) {

@@ -122,11 +122,15 @@ func TestAPortalInFrontOfEveryOperation(t *testing.T) {
 		}
 
 		for name, portal := range map[string]func(*http.Request) (*http.Response, error){
-			"a page":      pageOf(200, "text/html; charset=utf-8", "<!DOCTYPE html>\n<html lang=en><body>Please log in<br></body></html>"),
+			"a page": pageOf(
+				200, "text/html; charset=utf-8", "<!DOCTYPE html>\n<html lang=en><body>Please log in<br></body></html>",
+			),
 			"a bare page": pageOf(200, "text/html", "<HTML><p>Please log in"),
 			"a word":      pageOf(200, "text/plain", "OK\n"),
-			"other XML":   pageOf(200, "application/xml", `<?xml version="1.0" encoding="ISO-8859-1"?><html xmlns="http://www.w3.org/1999/xhtml"/>`),
-			"nothing":     pageOf(200, "", ""),
+			"other XML": pageOf(
+				200, "application/xml", `<?xml version="1.0" encoding="ISO-8859-1"?><html xmlns="http://www.w3.org/1999/xhtml"/>`,
+			),
+			"nothing": pageOf(200, "", ""),
 		} {
 			t.Run(name, func(t *testing.T) {
 				ask := p.trigger(row)
@@ -195,14 +199,18 @@ func TestAPortalInTheMiddleOfAnOperation(t *testing.T) {
 			return p.send(request{method: "GET", path: b + "/parts", header: http.Header{"Range": {"bytes=5242870-5242890"}}})
 		},
 		"attributes": func() answer {
-			return p.send(request{method: "GET", path: b + "/parts?attributes", header: http.Header{"X-Amz-Object-Attributes": {"ObjectParts"}}})
+			return p.send(request{
+				method: "GET", path: b + "/parts?attributes", header: http.Header{"X-Amz-Object-Attributes": {"ObjectParts"}},
+			})
 		},
 		"upload by a form": func() answer {
 			resp, text := p.form("form", []byte("text")).post()
 			return answer{Response: resp, body: []byte(text)}
 		},
 		"deletion of a few": func() answer {
-			return p.send(request{method: "POST", path: b + "?delete", body: []byte("<Delete><Object><Key>k</Key></Object></Delete>")})
+			return p.send(request{
+				method: "POST", path: b + "?delete", body: []byte("<Delete><Object><Key>k</Key></Object></Delete>"),
+			})
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -252,13 +260,34 @@ func TestAnswersThatAreNotQuiteS3s(t *testing.T) {
 		status int
 		code   string
 	}{
-		{"a new bucket", request{method: "PUT", path: "/another"}, "<CreateBucketResponse><Bucket>another</Bucket></CreateBucketResponse>", 200, ""},
-		{"a configuration", request{method: "PUT", path: "/" + p.bucket + "?versioning", body: []byte("<X/>")}, " \n", 200, ""},
-		{"an object is deleted", request{method: "DELETE", path: "/" + p.bucket + "/k"}, "<DeleteResponse/>", 503, "ServiceUnavailable"},
-		{"an object is stored", request{method: "PUT", path: "/" + p.bucket + "/k", body: []byte("x")}, "<PutResponse/>", 503, "ServiceUnavailable"},
-		{"a failure", request{method: "GET", path: "/" + p.bucket + "?list-type=2"}, "<?xml version=\"1.0\"?>\n <Error><Code>SlowDown</Code></Error>", 503, "SlowDown"},
-		{"a failure to configure", request{method: "PUT", path: "/" + p.bucket + "?versioning", body: []byte("<X/>")}, "<Error><Code>InternalError</Code></Error>", 500, "InternalError"},
-		{"another listing", request{method: "GET", path: "/" + p.bucket + "?list-type=2"}, "<ListVersionsResult/>", 503, "ServiceUnavailable"},
+		{
+			"a new bucket", request{method: "PUT", path: "/another"},
+			"<CreateBucketResponse><Bucket>another</Bucket></CreateBucketResponse>", 200, "",
+		},
+		{
+			"a configuration", request{method: "PUT", path: "/" + p.bucket + "?versioning", body: []byte("<X/>")}, " \n", 200,
+			"",
+		},
+		{
+			"an object is deleted", request{method: "DELETE", path: "/" + p.bucket + "/k"}, "<DeleteResponse/>", 503,
+			"ServiceUnavailable",
+		},
+		{
+			"an object is stored", request{method: "PUT", path: "/" + p.bucket + "/k", body: []byte("x")}, "<PutResponse/>",
+			503, "ServiceUnavailable",
+		},
+		{
+			"a failure", request{method: "GET", path: "/" + p.bucket + "?list-type=2"},
+			"<?xml version=\"1.0\"?>\n <Error><Code>SlowDown</Code></Error>", 503, "SlowDown",
+		},
+		{
+			"a failure to configure", request{method: "PUT", path: "/" + p.bucket + "?versioning", body: []byte("<X/>")},
+			"<Error><Code>InternalError</Code></Error>", 500, "InternalError",
+		},
+		{
+			"another listing", request{method: "GET", path: "/" + p.bucket + "?list-type=2"}, "<ListVersionsResult/>", 503,
+			"ServiceUnavailable",
+		},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			p.origin.set(func(r *http.Request) (*http.Response, error) {

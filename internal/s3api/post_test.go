@@ -202,7 +202,8 @@ func TestPostObjectFields(t *testing.T) {
 	u.filename = `C:\Users\me\ü b.txt`
 
 	maps.Copy(u.fields, map[string]string{
-		"Content-Type": "text/plain", "Cache-Control": "no-cache", "Content-Disposition": "attachment", "Expires": "Wed, 02 Jan 2030 03:04:05 GMT",
+		"Content-Type": "text/plain", "Cache-Control": "no-cache", "Content-Disposition": "attachment",
+		"Expires":        "Wed, 02 Jan 2030 03:04:05 GMT",
 		"x-amz-meta-One": "1 & ${filename}", "acl": "private", "x-amz-server-side-encryption": "AES256",
 		"tagging": "<Tagging><TagSet><Tag><Key>a b</Key><Value>c+d</Value></Tag></TagSet></Tagging>",
 		"content-md5": base64.StdEncoding.EncodeToString(
@@ -246,7 +247,10 @@ func TestPostObjectFields(t *testing.T) {
 		t.Errorf("%+v, %v", head, err)
 	}
 
-	r := (&http.Request{Method: http.MethodGet, URL: &url.URL{Path: "/" + p.bucket + "/" + key, RawQuery: "tagging="}, Header: make(http.Header)}).WithContext(
+	r := (&http.Request{
+		Method: http.MethodGet, URL: &url.URL{Path: "/" + p.bucket + "/" + key, RawQuery: "tagging="},
+		Header: make(http.Header),
+	}).WithContext(
 		t.Context(),
 	)
 	tagging, err := p.origin.next.RoundTrip(r)
@@ -273,12 +277,19 @@ func TestPostObjectAnswers(t *testing.T) {
 		status   int
 		location string
 	}{
-		"nothing":             {nil, 204, p.url + "/" + p.bucket + "/k"},
-		"200":                 {map[string]string{"success_action_status": "200"}, 200, p.url + "/" + p.bucket + "/k"},
-		"an invalid status":   {map[string]string{"success_action_status": "500"}, 204, p.url + "/" + p.bucket + "/k"},
-		"redirect":            {map[string]string{"success_action_redirect": "https://example.com/done?x=y", "success_action_status": "201"}, 303, "https://example.com/done?bucket=" + p.bucket + "&etag=%22"},
-		"redirect, as before": {map[string]string{"redirect": "http://example.com/"}, 303, "http://example.com/?bucket=" + p.bucket + "&etag=%22"},
-		"no address":          {map[string]string{"success_action_redirect": "javascript:alert(1)"}, 204, p.url + "/" + p.bucket + "/k"},
+		"nothing":           {nil, 204, p.url + "/" + p.bucket + "/k"},
+		"200":               {map[string]string{"success_action_status": "200"}, 200, p.url + "/" + p.bucket + "/k"},
+		"an invalid status": {map[string]string{"success_action_status": "500"}, 204, p.url + "/" + p.bucket + "/k"},
+		"redirect": {
+			map[string]string{"success_action_redirect": "https://example.com/done?x=y", "success_action_status": "201"}, 303,
+			"https://example.com/done?bucket=" + p.bucket + "&etag=%22",
+		},
+		"redirect, as before": {
+			map[string]string{"redirect": "http://example.com/"}, 303, "http://example.com/?bucket=" + p.bucket + "&etag=%22",
+		},
+		"no address": {
+			map[string]string{"success_action_redirect": "javascript:alert(1)"}, 204, p.url + "/" + p.bucket + "/k",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			u := p.form("k", []byte(name))
@@ -319,45 +330,68 @@ func TestPostObjectIsRefused(t *testing.T) {
 		status int
 		want   string // text in the response
 	}{
-		"another key":            {later("key", "other"), 403, "Policy Condition failed: [&#34;eq&#34;, &#34;$key&#34;"},
-		"a field more":           {later("x-amz-meta-a", "b"), 403, "Invalid according to Policy: Extra input fields: x-amz-meta-a"},
+		"another key": {later("key", "other"), 403, "Policy Condition failed: [&#34;eq&#34;, &#34;$key&#34;"},
+		"a field more": {
+			later("x-amz-meta-a", "b"), 403, "Invalid according to Policy: Extra input fields: x-amz-meta-a",
+		},
 		"another signature":      {later("x-amz-signature", strings.Repeat("0", 64)), 403, "SignatureDoesNotMatch"},
 		"an unknown client":      {func(u *upload) { u.access = "nobody" }, 403, "InvalidAccessKeyId"},
 		"a client without grant": {func(u *upload) { u.access = readerAccess }, 403, "AccessDenied"},
-		"expired":                {func(u *upload) { u.expires = -time.Second }, 403, "Invalid according to Policy: Policy expired."},
+		"expired": {
+			func(u *upload) { u.expires = -time.Second }, 403, "Invalid according to Policy: Policy expired.",
+		},
 		"anonymous": {func(u *upload) {
 			u.change = func(f map[string]string) { maps.DeleteFunc(f, func(k, _ string) bool { return k != "key" }) }
 		}, 403, "AccessDenied"},
-		"too long":                            {condition("content-length-range", 0, 99), 400, "EntityTooLarge"},
-		"too short":                           {condition("content-length-range", 101, 200), 400, "EntityTooSmall"},
-		"too long, and large":                 {large(condition("content-length-range", 0, 2<<20-1)), 400, "EntityTooLarge"},
-		"a condition":                         {condition("starts-with", "$Content-Type", "image/"), 403, "Policy Condition failed"},
-		"no key":                              {func(u *upload) { delete(u.fields, "key") }, 400, "Bucket POST must contain a field named"},
-		"an empty key":                        {field("key", ""), 400, "UserKeyMustBeSpecified"},
-		"a key that is too long":              {field("key", strings.Repeat("k", 1025)), 400, "KeyTooLongError"},
-		"no file":                             {func(u *upload) { u.file = nil }, 400, "POST requires exactly one file upload per request."},
-		"two files":                           {func(u *upload) { u.behind = func(w *mimeform.Writer) { w.CreateFormFile("file", "b") } }, 400, "POST requires exactly one file upload per request."},
-		"a field behind a large":              {large(func(u *upload) { u.behind = func(w *mimeform.Writer) { w.WriteField("submit", "x") } }), 501, "make the file the last field"},
+		"too long":            {condition("content-length-range", 0, 99), 400, "EntityTooLarge"},
+		"too short":           {condition("content-length-range", 101, 200), 400, "EntityTooSmall"},
+		"too long, and large": {large(condition("content-length-range", 0, 2<<20-1)), 400, "EntityTooLarge"},
+		"a condition": {
+			condition("starts-with", "$Content-Type", "image/"), 403, "Policy Condition failed",
+		},
+		"no key": {
+			func(u *upload) { delete(u.fields, "key") }, 400, "Bucket POST must contain a field named",
+		},
+		"an empty key":           {field("key", ""), 400, "UserKeyMustBeSpecified"},
+		"a key that is too long": {field("key", strings.Repeat("k", 1025)), 400, "KeyTooLongError"},
+		"no file": {
+			func(u *upload) { u.file = nil }, 400, "POST requires exactly one file upload per request.",
+		},
+		"two files": {
+			func(u *upload) { u.behind = func(w *mimeform.Writer) { w.CreateFormFile("file", "b") } }, 400,
+			"POST requires exactly one file upload per request.",
+		},
+		"a field behind a large": {
+			large(func(u *upload) { u.behind = func(w *mimeform.Writer) { w.WriteField("submit", "x") } }), 501,
+			"make the file the last field",
+		},
 		"no line break at the end of a large": {large(func(u *upload) { u.cut = 2 }), 501, "make the file the last field"},
 		"no end":                              {func(u *upload) { u.cut = 6 }, 400, "MalformedPOSTRequest"},
 		"no end of a large":                   {large(func(u *upload) { u.cut = 6 }), 501, "NotImplemented"},
-		"fields that are too long":            {field("x-amz-meta-a", strings.Repeat("a", 21<<10)), 400, "MaxPostPreDataLengthExceeded"},
-		"another MD5":                         {field("content-md5", "AAAAAAAAAAAAAAAAAAAAAA=="), 400, "BadDigest"},
-		"another checksum":                    {field("x-amz-checksum-sha256", checksum(nil)), 400, "BadDigest"},
-		"another checksum of a large":         {large(field("x-amz-checksum-sha256", checksum(nil))), 400, "BadDigest"},
-		"tags of no XML":                      {field("tagging", "a=b"), 400, "MalformedXML"},
-		"tags of two":                         {field("tagging", "<Tagging><TagSet><Tag><Key>a</Key></Tag><Tag><Key>a</Key></Tag></TagSet></Tagging>"), 400, "InvalidTag"},
-		"a public ACL":                        {field("acl", "public-read"), 501, "The canned ACL public-read"},
-		"a field of S3's":                     {field("x-amz-object-lock-event-hold", "ON"), 501, "x-amz-object-lock-event-hold"},
-		"the envelope's own":                  {field("x-amz-meta-cmek-key", "x"), 400, "reserved for the proxy"},
-		"another encryption":                  {field("x-amz-server-side-encryption", "rot13"), 400, "InvalidEncryptionAlgorithmError"},
-		"a line break in a header":            {field("x-amz-meta-a", "b\r\nx-amz-meta-c: d"), 400, "cannot be one"},
+		"fields that are too long": {
+			field("x-amz-meta-a", strings.Repeat("a", 21<<10)), 400, "MaxPostPreDataLengthExceeded",
+		},
+		"another MD5":                 {field("content-md5", "AAAAAAAAAAAAAAAAAAAAAA=="), 400, "BadDigest"},
+		"another checksum":            {field("x-amz-checksum-sha256", checksum(nil)), 400, "BadDigest"},
+		"another checksum of a large": {large(field("x-amz-checksum-sha256", checksum(nil))), 400, "BadDigest"},
+		"tags of no XML":              {field("tagging", "a=b"), 400, "MalformedXML"},
+		"tags of two": {
+			field("tagging", "<Tagging><TagSet><Tag><Key>a</Key></Tag><Tag><Key>a</Key></Tag></TagSet></Tagging>"), 400,
+			"InvalidTag",
+		},
+		"a public ACL":             {field("acl", "public-read"), 501, "The canned ACL public-read"},
+		"a field of S3's":          {field("x-amz-object-lock-event-hold", "ON"), 501, "x-amz-object-lock-event-hold"},
+		"the envelope's own":       {field("x-amz-meta-cmek-key", "x"), 400, "reserved for the proxy"},
+		"another encryption":       {field("x-amz-server-side-encryption", "rot13"), 400, "InvalidEncryptionAlgorithmError"},
+		"a line break in a header": {field("x-amz-meta-a", "b\r\nx-amz-meta-c: d"), 400, "cannot be one"},
 		"another bucket in a field": {func(u *upload) {
 			u.conditions = []any{map[string]string{"bucket": "other"}}
 			u.change = func(f map[string]string) { f["bucket"] = "other" }
 		}, 400, "another bucket"},
-		"a header of S3's": {func(u *upload) { u.header = http.Header{"X-Amz-Acl": {"public-read"}} }, 501, "The header x-amz-acl"},
-		"a session token":  {field("x-amz-security-token", "t"), 400, "InvalidToken"},
+		"a header of S3's": {
+			func(u *upload) { u.header = http.Header{"X-Amz-Acl": {"public-read"}} }, 501, "The header x-amz-acl",
+		},
+		"a session token": {field("x-amz-security-token", "t"), 400, "InvalidToken"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			u := p.form("refused", randomText(100))
@@ -388,14 +422,20 @@ func TestPostObjectOddBodies(t *testing.T) {
 		status            int
 		code              string
 	}{
-		"an empty body":        {"", contentType, 400, "MalformedPOSTRequest"},
-		"another boundary":     {whole, strings.Replace(contentType, boundary, "other", 1), 400, "MalformedPOSTRequest"},
-		"no boundary":          {whole, "multipart/form-data", 400, "MalformedPOSTRequest"},
-		"no form":              {whole, "application/x-www-form-urlencoded", 412, "PreconditionFailed"},
-		"the end at once":      {"--" + boundary + "--\r\n", contentType, 400, "MalformedPOSTRequest"},
-		"a part without name":  {strings.Replace(whole, `name="key"`, `x="key"`, 1), contentType, 400, "MalformedPOSTRequest"},
-		"one in quoted":        {strings.Replace(whole, "Content-Disposition", "Content-Transfer-Encoding: quoted-printable\r\nContent-Disposition", 1), contentType, 400, "MalformedPOSTRequest"},
-		"a field twice":        {strings.Replace(whole, `name="policy"`, `name="key"`, 1), contentType, 400, "InvalidArgument"},
+		"an empty body":    {"", contentType, 400, "MalformedPOSTRequest"},
+		"another boundary": {whole, strings.Replace(contentType, boundary, "other", 1), 400, "MalformedPOSTRequest"},
+		"no boundary":      {whole, "multipart/form-data", 400, "MalformedPOSTRequest"},
+		"no form":          {whole, "application/x-www-form-urlencoded", 412, "PreconditionFailed"},
+		"the end at once":  {"--" + boundary + "--\r\n", contentType, 400, "MalformedPOSTRequest"},
+		"a part without name": {
+			strings.Replace(whole, `name="key"`, `x="key"`, 1), contentType, 400, "MalformedPOSTRequest",
+		},
+		"one in quoted": {strings.Replace(
+			whole, "Content-Disposition", "Content-Transfer-Encoding: quoted-printable\r\nContent-Disposition", 1,
+		), contentType, 400, "MalformedPOSTRequest"},
+		"a field twice": {
+			strings.Replace(whole, `name="policy"`, `name="key"`, 1), contentType, 400, "InvalidArgument",
+		},
 		"words behind the end": {whole + "and so on", contentType, 204, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -411,7 +451,9 @@ func TestPostObjectOddBodies(t *testing.T) {
 		})
 	}
 
-	if resp, answer := p.postBody(strings.NewReader(whole), -1, contentType, nil); resp.StatusCode != http.StatusLengthRequired ||
+	if resp, answer := p.postBody(
+		strings.NewReader(whole), -1, contentType, nil,
+	); resp.StatusCode != http.StatusLengthRequired ||
 		!strings.Contains(answer, "MissingContentLength") {
 		t.Errorf("without a length: %d %s", resp.StatusCode, answer)
 	}
@@ -432,7 +474,9 @@ func TestPostObjectDelimiterInTheFile(t *testing.T) {
 			from := bytes.Index(body.Bytes(), u.file[:64])
 			copy(body.Bytes()[from+at:], "\r\n--"+boundary)
 
-			if resp, answer := p.postBody(body, int64(body.Len()), contentType, nil); resp.StatusCode != http.StatusNotImplemented ||
+			if resp, answer := p.postBody(
+				body, int64(body.Len()), contentType, nil,
+			); resp.StatusCode != http.StatusNotImplemented ||
 				p.isStored("k") {
 				t.Errorf("at %d: %d %s", at, resp.StatusCode, answer)
 			}

@@ -66,7 +66,8 @@ func allProviders(t *testing.T) []owned {
 			done(func() { google.SetState(gcp.KeyID(), 1, kmspb.CryptoKeyVersion_ENABLED) }), "KMS.DisabledException",
 		},
 		{
-			"azure-keyvault", azure, done(func() { microsoft.SetEnabled(azureName, 1, false) }), done(func() { microsoft.SetEnabled(azureName, 1, true) }),
+			"azure-keyvault", azure, done(func() { microsoft.SetEnabled(azureName, 1, false) }),
+			done(func() { microsoft.SetEnabled(azureName, 1, true) }),
 			"KMS.DisabledException",
 		},
 		{
@@ -142,7 +143,9 @@ func TestAllProvidersAtOnce(t *testing.T) {
 			t.Errorf("%s: reading without the key: %v, want %s", o.name, err, o.code)
 		}
 		bucket, key := buckets[o.name], "new"
-		if _, err := p.client.PutObject(ctx, &s3.PutObjectInput{Bucket: &bucket, Key: &key, Body: bytes.NewReader(text)}); err == nil {
+		if _, err := p.client.PutObject(ctx, &s3.PutObjectInput{
+			Bucket: &bucket, Key: &key, Body: bytes.NewReader(text),
+		}); err == nil {
 			t.Errorf("%s: stored without the key", o.name)
 		}
 

@@ -118,7 +118,8 @@ func newProxy(t testing.TB, options ...option) *proxy {
 	}
 
 	cfg := s3api.Config{
-		Origin: p.origin, Clients: clients, Domain: "s3.test", ETagPartCount: true, Metrics: metrics.New(), IdleTimeout: 20 * time.Second,
+		Origin: p.origin, Clients: clients, Domain: "s3.test", ETagPartCount: true, Metrics: metrics.New(),
+		IdleTimeout: 20 * time.Second,
 		// 72 of them for one client
 		MaxConcurrent: 96, Now: now, Random: rand.Reader, LocalTLS: true,
 		Log: zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig()), p.log, zap.DebugLevel)),
@@ -226,7 +227,9 @@ func (p *proxy) storeDo(method, key string, header http.Header, body []byte) (*h
 	if header == nil {
 		header = http.Header{}
 	}
-	r := (&http.Request{Method: method, URL: u, Header: header, Body: io.NopCloser(bytes.NewReader(body)), ContentLength: int64(len(body))}).WithContext(
+	r := (&http.Request{
+		Method: method, URL: u, Header: header, Body: io.NopCloser(bytes.NewReader(body)), ContentLength: int64(len(body)),
+	}).WithContext(
 		p.t.Context(),
 	)
 
@@ -328,7 +331,9 @@ func (p *proxy) sign(r request) *http.Request {
 	u.RawQuery = query
 
 	u.Opaque = "//" + u.Host + raw
-	req := (&http.Request{Method: r.method, URL: u, Host: u.Host, Header: http.Header{}, ContentLength: int64(len(r.body))}).WithContext(
+	req := (&http.Request{
+		Method: r.method, URL: u, Host: u.Host, Header: http.Header{}, ContentLength: int64(len(r.body)),
+	}).WithContext(
 		p.t.Context(),
 	)
 	if r.body != nil {

@@ -33,14 +33,30 @@ func TestSignatures(t *testing.T) {
 	}{
 		{"good", request{method: "GET", path: path}, 200, ""},
 		{"wrong secret", request{method: "GET", path: path, secret: "another"}, 403, "SignatureDoesNotMatch"},
-		{"replayed after 16 minutes", request{method: "GET", path: path, at: time.Now().Add(-16 * time.Minute)}, 403, "RequestTimeTooSkewed"},
-		{"from the future", request{method: "GET", path: path, at: time.Now().Add(16 * time.Minute)}, 403, "RequestTimeTooSkewed"},
+		{
+			"replayed after 16 minutes", request{method: "GET", path: path, at: time.Now().Add(-16 * time.Minute)}, 403,
+			"RequestTimeTooSkewed",
+		},
+		{
+			"from the future", request{method: "GET", path: path, at: time.Now().Add(16 * time.Minute)}, 403,
+			"RequestTimeTooSkewed",
+		},
 		{"good presigned", request{method: "GET", path: path + "?X-Amz-Expires=60", presign: true}, 200, ""},
 		{"presigned HEAD", request{method: "HEAD", path: path + "?X-Amz-Expires=60", presign: true}, 200, ""},
-		{"presigned PUT", request{method: "PUT", path: path + "-p?X-Amz-Expires=60", presign: true, body: []byte("y")}, 200, ""},
+		{
+			"presigned PUT", request{method: "PUT", path: path + "-p?X-Amz-Expires=60", presign: true, body: []byte("y")}, 200,
+			"",
+		},
 		{"presigned DELETE", request{method: "DELETE", path: path + "-p?X-Amz-Expires=60", presign: true}, 204, ""},
-		{"presigned, expired", request{method: "GET", path: path + "?X-Amz-Expires=60", presign: true, at: time.Now().Add(-2 * time.Minute)}, 403, "AccessDenied"},
-		{"presigned for 8 days", request{method: "GET", path: path + "?X-Amz-Expires=691200", presign: true}, 400, "AuthorizationQueryParametersError"},
+		{
+			"presigned, expired",
+			request{method: "GET", path: path + "?X-Amz-Expires=60", presign: true, at: time.Now().Add(-2 * time.Minute)}, 403,
+			"AccessDenied",
+		},
+		{
+			"presigned for 8 days", request{method: "GET", path: path + "?X-Amz-Expires=691200", presign: true}, 400,
+			"AuthorizationQueryParametersError",
+		},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			if a := p.send(row.r); a.StatusCode != row.status || a.Code != row.code {
@@ -49,7 +65,9 @@ func TestSignatures(t *testing.T) {
 		})
 	}
 
-	if _, err := p.as("AKIANOBODY", "x").GetObject(t.Context(), &s3.GetObjectInput{Bucket: &p.bucket, Key: new("k")}); code(err) != "InvalidAccessKeyId" {
+	if _, err := p.as("AKIANOBODY", "x").GetObject(t.Context(), &s3.GetObjectInput{
+		Bucket: &p.bucket, Key: new("k"),
+	}); code(err) != "InvalidAccessKeyId" {
 		t.Errorf("unknown access key: %v", err)
 	}
 	resp, err := p.server.Client().Get(p.url + path)
@@ -115,7 +133,9 @@ func TestPresignedBySDK(t *testing.T) {
 		t.Errorf("a GET URL used for DELETE: %d", status)
 	}
 
-	if status, _, _ := do("GET", strings.Replace(get.URL, "text%2Fx-asked", "text%2Fhtml", 1), nil, ""); status != http.StatusForbidden {
+	if status, _, _ := do(
+		"GET", strings.Replace(get.URL, "text%2Fx-asked", "text%2Fhtml", 1), nil, "",
+	); status != http.StatusForbidden {
 		t.Errorf("an altered override: %d", status)
 	}
 }
@@ -171,7 +191,11 @@ func TestUnknownIsRefused(t *testing.T) {
 		{method: "POST", path: b + "?metadataConfiguration", body: []byte("<MetadataConfiguration/>")},
 		{method: "PUT", path: b + "/k", header: http.Header{"X-Amz-Write-Offset-Bytes": {"1"}}, body: []byte("more")},
 		{method: "PUT", path: b + "/k", header: http.Header{"X-Amz-Acl": {"public-read"}}, body: []byte("more")},
-		{method: "PUT", path: b + "/k", header: http.Header{"X-Amz-Grant-Read": {"uri=http://acs.amazonaws.com/groups/global/AllUsers"}}, body: []byte("more")},
+		{
+			method: "PUT", path: b + "/k",
+			header: http.Header{"X-Amz-Grant-Read": {"uri=http://acs.amazonaws.com/groups/global/AllUsers"}},
+			body:   []byte("more"),
+		},
 		{method: "OPTIONS", path: "/"},
 	} {
 		t.Run(row.method+" "+row.path, func(t *testing.T) {
@@ -208,11 +232,23 @@ func TestMalformedRequests(t *testing.T) {
 		{request{method: "GET", path: "/" + p.bucket + "/" + strings.Repeat("k", 1025)}, 400, "KeyTooLongError"},
 		{request{method: "GET", path: "/" + p.bucket + "/%FF%FE"}, 400, "InvalidURI"},
 		{request{method: "PUT", path: "/" + p.bucket + "?list-type=2"}, 501, "NotImplemented"},
-		{request{method: "POST", path: "/" + p.bucket + "?delete", body: bytes.Repeat([]byte("x"), 3<<20)}, 400, "MaxMessageLengthExceeded"},
+		{
+			request{method: "POST", path: "/" + p.bucket + "?delete", body: bytes.Repeat([]byte("x"), 3<<20)}, 400,
+			"MaxMessageLengthExceeded",
+		},
 		{request{method: "GET", path: "/" + p.bucket + "/k?versionId=a&versionId=b"}, 400, "InvalidArgument"},
-		{request{method: "GET", path: "/" + p.bucket + "/k", body: []byte("a GET with a body")}, 400, "MaxMessageLengthExceeded"},
-		{request{method: "PUT", path: "/" + p.bucket + "/k", header: http.Header{"X-Amz-Acl": {"invalid_acl"}}}, 400, "InvalidArgument"},
-		{request{method: "PUT", path: "/" + p.bucket + "/k", header: http.Header{"X-Amz-Checksum-Invalid": {"invalid"}}}, 400, "InvalidRequest"},
+		{
+			request{method: "GET", path: "/" + p.bucket + "/k", body: []byte("a GET with a body")}, 400,
+			"MaxMessageLengthExceeded",
+		},
+		{
+			request{method: "PUT", path: "/" + p.bucket + "/k", header: http.Header{"X-Amz-Acl": {"invalid_acl"}}}, 400,
+			"InvalidArgument",
+		},
+		{
+			request{method: "PUT", path: "/" + p.bucket + "/k", header: http.Header{"X-Amz-Checksum-Invalid": {"invalid"}}},
+			400, "InvalidRequest",
+		},
 		{request{method: "GET", path: "/" + p.bucket + "/k?attributes"}, 400, "InvalidRequest"},
 		{request{method: "GET", path: "/no-such-bucket/k?attributes"}, 404, "NoSuchBucket"},
 	} {
@@ -396,7 +432,10 @@ func TestFraming(t *testing.T) {
 		{"/k", "4\r\nabcd\r\n0\r\n\r\n", "IncompleteBody", number},
 		{"?cors", "5\r\nabcde\r\n0\r\n\r\n", "InvalidRequest", "The value of x-amz-content-sha256 header is invalid."},
 		{"?delete", "5\r\nabcde\r\n0\r\n\r\n", "InvalidRequest", "The value of x-amz-content-sha256 header is invalid."},
-		{"/k?uploadId=u", "5\r\nabcde\r\n0\r\n\r\n", "InvalidRequest", "The value of x-amz-content-sha256 header is invalid."},
+		{
+			"/k?uploadId=u", "5\r\nabcde\r\n0\r\n\r\n", "InvalidRequest",
+			"The value of x-amz-content-sha256 header is invalid.",
+		},
 	} {
 		t.Run(row.body, func(t *testing.T) {
 			method := "PUT"
@@ -423,7 +462,10 @@ func TestFraming(t *testing.T) {
 // A parameter that becomes a header must be valid as one.
 func TestHoistedNonsenseIsTheClientsFault(t *testing.T) {
 	p := newProxy(t)
-	for _, parameter := range []string{"x-amz-meta-a%20b=1", "x-amz-meta-a=1%0Ab", "x-amz-meta-a=%00", "x-amz-meta-%C3%BC=1", "x-amz-meta-a%0D%0Ax=1", "x-amz-meta-cmek%20v=1"} {
+	for _, parameter := range []string{
+		"x-amz-meta-a%20b=1", "x-amz-meta-a=1%0Ab", "x-amz-meta-a=%00", "x-amz-meta-%C3%BC=1", "x-amz-meta-a%0D%0Ax=1",
+		"x-amz-meta-cmek%20v=1",
+	} {
 		t.Run(parameter, func(t *testing.T) {
 			a := p.send(
 				request{

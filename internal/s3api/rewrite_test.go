@@ -106,8 +106,10 @@ func keysOf(doc []byte) (keys []string) {
 // header.
 func FuzzHoisting(f *testing.F) {
 	for _, query := range []string{
-		"X-Amz-Acl=private", "x-amz-acl=private&X-Amz-Acl=public-read", "X-Amz-Meta-A=%0d%0aInjected:1", "x-amz-meta-%00=1", "X-Amz-Signature=s&x-id=PutObject",
-		"x-amz-server-side-encryption-customer-key=k", "Host=evil", "x-amz-copy-source=/a/b", "x-amz-meta-a=1&x-amz-meta-a=2", "versionId=v&partNumber=1",
+		"X-Amz-Acl=private", "x-amz-acl=private&X-Amz-Acl=public-read", "X-Amz-Meta-A=%0d%0aInjected:1", "x-amz-meta-%00=1",
+		"X-Amz-Signature=s&x-id=PutObject",
+		"x-amz-server-side-encryption-customer-key=k", "Host=evil", "x-amz-copy-source=/a/b",
+		"x-amz-meta-a=1&x-amz-meta-a=2", "versionId=v&partNumber=1",
 	} {
 		f.Add(query, "X-Amz-Meta-A", "1", byte(0))
 	}

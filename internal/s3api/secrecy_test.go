@@ -72,7 +72,9 @@ func forms(secret []byte) map[string]string {
 		"quoted":  strings.Trim(fmt.Sprintf("%q", secret), `"`),
 	}
 
-	for name, encoding := range map[string]*base64.Encoding{"base64": base64.RawStdEncoding, "base64 for URLs": base64.RawURLEncoding} {
+	for name, encoding := range map[string]*base64.Encoding{
+		"base64": base64.RawStdEncoding, "base64 for URLs": base64.RawURLEncoding,
+	} {
 		for shift := range 3 { // as part of something longer; the characters at the ends depend on that
 			text := encoding.EncodeToString(append(make([]byte, shift), secret...))
 			text = text[(shift*8+5)/6:]
@@ -99,10 +101,12 @@ func leaks(text string, secret []byte) (found []string) {
 func TestLeaksAreFound(t *testing.T) {
 	secret := randomText(32)
 	for _, text := range []string{
-		"a " + string(secret), fmt.Sprintf("%x", secret), fmt.Sprintf("%X", secret), decimal(secret), fmt.Sprintf("%q", secret),
+		"a " + string(secret), fmt.Sprintf("%x", secret), fmt.Sprintf("%X", secret), decimal(secret),
+		fmt.Sprintf("%q", secret),
 		base64.StdEncoding.EncodeToString(secret), base64.RawStdEncoding.EncodeToString(secret),
 		base64.URLEncoding.EncodeToString(secret), base64.RawURLEncoding.EncodeToString(secret),
-		base64.StdEncoding.EncodeToString([]byte("a" + string(secret) + "b")), base64.URLEncoding.EncodeToString([]byte("ab" + string(secret) + "bc")),
+		base64.StdEncoding.EncodeToString([]byte("a" + string(secret) + "b")),
+		base64.URLEncoding.EncodeToString([]byte("ab" + string(secret) + "bc")),
 	} {
 		if len(leaks(text, secret)) == 0 {
 			t.Errorf("not found in %q: %q", text, secret)

@@ -107,7 +107,9 @@ func TestShareOfAClient(t *testing.T) {
 	if a := p.send(request{method: "GET", path: "/" + p.bucket + "/k"}); a.Code != "SlowDown" {
 		t.Errorf("a fourth one of the client: %d %s", a.StatusCode, a.Code)
 	}
-	if a := p.send(request{method: "GET", path: "/" + p.bucket + "/k", accessKey: readerAccess, secret: readerSecret}); a.StatusCode != http.StatusOK {
+	if a := p.send(request{
+		method: "GET", path: "/" + p.bucket + "/k", accessKey: readerAccess, secret: readerSecret,
+	}); a.StatusCode != http.StatusOK {
 		t.Errorf("another client: %d %s", a.StatusCode, a.Code)
 	}
 }

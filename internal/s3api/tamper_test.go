@@ -343,14 +343,20 @@ func TestStoreFaults(t *testing.T) {
 		status int
 		code   string
 	}{
-		{"unreachable", func(*http.Request) (*http.Response, error) { return nil, errors.New("connection refused") }, 503, "ServiceUnavailable"},
+		{
+			"unreachable", func(*http.Request) (*http.Response, error) { return nil, errors.New("connection refused") }, 503,
+			"ServiceUnavailable",
+		},
 		{"throttling", answer(503, "<Error><Code>SlowDown</Code></Error>"), 503, "SlowDown"},
 		{"bad credentials", answer(403, "<Error><Code>InvalidAccessKeyId</Code></Error>"), 500, "InternalError"},
 		{"bad signature", answer(403, "<Error><Code>SignatureDoesNotMatch</Code></Error>"), 500, "InternalError"},
 		{"denied", answer(403, "<Error><Code>AccessDenied</Code></Error>"), 403, "AccessDenied"},
 		{"redirect", answer(301, "<Error><Code>PermanentRedirect</Code></Error>"), 500, "InternalError"},
 		{"no XML", answer(502, "<html>bad gateway"), 502, "InternalError"},
-		{"a page for what is missing", answer(404, "<!DOCTYPE html>\n<title>404 Not Found</title>"), 503, "ServiceUnavailable"},
+		{
+			"a page for what is missing", answer(404, "<!DOCTYPE html>\n<title>404 Not Found</title>"), 503,
+			"ServiceUnavailable",
+		},
 		{"a page for what is denied", answer(403, "<html><h1>Forbidden</h1></html>"), 503, "ServiceUnavailable"},
 		{"missing", answer(404, "<Error><Code>NoSuchKey</Code><Message>m</Message></Error>"), 404, "NoSuchKey"},
 	} {
@@ -385,7 +391,9 @@ func TestSecretsAreNotLogged(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, secret := range []string{clientSecret, storeSecret, storeAccess, strings.TrimSpace(string(key)), "Credential="} {
+	for _, secret := range []string{
+		clientSecret, storeSecret, storeAccess, strings.TrimSpace(string(key)), "Credential=",
+	} {
 		if strings.Contains(log, secret) {
 			t.Errorf("the log holds %q", secret)
 		}
@@ -395,7 +403,10 @@ func TestSecretsAreNotLogged(t *testing.T) {
 		t.Errorf("the log holds a signature: %s", found)
 	}
 
-	for _, want := range []string{`"operation":"PutObject"`, `"operation":"GetObject"`, `"bucket":"` + p.bucket, `"key":"k"`, `"client":"app"`, `"code":"SignatureDoesNotMatch"`, `"status":403`, `"bytes_in":`, `"total_ms":`, `"kms_ms":`, `"origin_ms":`} {
+	for _, want := range []string{
+		`"operation":"PutObject"`, `"operation":"GetObject"`, `"bucket":"` + p.bucket, `"key":"k"`, `"client":"app"`,
+		`"code":"SignatureDoesNotMatch"`, `"status":403`, `"bytes_in":`, `"total_ms":`, `"kms_ms":`, `"origin_ms":`,
+	} {
 		if !strings.Contains(log, want) {
 			t.Errorf("the log has no %s", want)
 		}

@@ -74,7 +74,9 @@ func TestCopiesVouchForNothing(t *testing.T) {
 		}
 	}
 
-	for _, names := range [][2]string{{"old", "other/copy"}, {"old copy", "other/copy"}, {parts.key, "copy"}, {parts.key, "other/copy"}} {
+	for _, names := range [][2]string{
+		{"old", "other/copy"}, {"old copy", "other/copy"}, {parts.key, "copy"}, {parts.key, "other/copy"},
+	} {
 		t.Run(names[0]+" to "+names[1], func(t *testing.T) {
 			if _, err := p.copy(names[0], names[1]); code(err) != "InvalidRequest" ||
 				!strings.Contains(err.Error(), "rewrap") {
@@ -90,7 +92,8 @@ func TestCopiesVouchForNothing(t *testing.T) {
 	for source, want := range map[string]string{"old": "InvalidRequest", parts.key: "InvalidRequest", "bound": ""} {
 		t.Run(source, func(t *testing.T) {
 			_, err := p.client.UploadPartCopy(t.Context(), &s3.UploadPartCopyInput{
-				Bucket: &p.bucket, Key: &m.key, UploadId: &m.id, PartNumber: new(int32(1)), CopySource: new(p.bucket + "/" + source),
+				Bucket: &p.bucket, Key: &m.key, UploadId: &m.id, PartNumber: new(int32(1)),
+				CopySource: new(p.bucket + "/" + source),
 			})
 			if (err != nil) != (want != "") || err != nil && code(err) != want {
 				t.Errorf("a part of %s: %v, want %q", source, err, want)

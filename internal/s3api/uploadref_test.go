@@ -171,7 +171,9 @@ func TestUploadIDs(t *testing.T) {
 				t.Errorf("uploads: %+v, %v", uploads, err)
 			}
 
-			if _, err := b.client.AbortMultipartUpload(t.Context(), &s3.AbortMultipartUploadInput{Bucket: &a.bucket, Key: &gone.key, UploadId: &gone.id}); err != nil {
+			if _, err := b.client.AbortMultipartUpload(t.Context(), &s3.AbortMultipartUploadInput{
+				Bucket: &a.bucket, Key: &gone.key, UploadId: &gone.id,
+			}); err != nil {
 				t.Errorf("abort: %v", err)
 			}
 			if _, err := gone.complete(); code(err) != "NoSuchUpload" {
@@ -274,7 +276,9 @@ func TestUploadKeyThatDoesNotFit(t *testing.T) {
 			base64.StdEncoding.EncodeToString([]byte(`{"a":"` + strings.Repeat("x", 380) + `"}`)),
 		},
 	}
-	if a := p.send(request{method: http.MethodPost, path: "/" + p.bucket + "/k?uploads", header: header}); a.Code != "InternalError" ||
+	if a := p.send(request{
+		method: http.MethodPost, path: "/" + p.bucket + "/k?uploads", header: header,
+	}); a.Code != "InternalError" ||
 		!strings.Contains(string(a.body), "part header") {
 		t.Errorf("%d %s", a.StatusCode, a.body)
 	}

@@ -63,7 +63,9 @@ func TestVersions(t *testing.T) {
 
 		part, out, err := p.get("dir/k", of(id), func(in *s3.GetObjectInput) { in.Range = aws.String("bytes=2-4") })
 		if sizes[i] > 0 &&
-			(err != nil || string(part) != strings.Repeat(string(rune('a'+i)), 3) || aws.ToString(out.ContentRange) != fmt.Sprintf("bytes 2-4/%d", sizes[i])) {
+			(err != nil || string(part) != strings.Repeat(
+				string(rune('a'+i)), 3,
+			) || aws.ToString(out.ContentRange) != fmt.Sprintf("bytes 2-4/%d", sizes[i])) {
 			t.Errorf("range of version %d: %q, %v", i, part, err)
 		}
 	}
@@ -87,7 +89,9 @@ func TestVersions(t *testing.T) {
 	}
 
 	marker := "?versionId=" + *deleted.VersionId
-	if a := p.send(request{method: "GET", path: "/" + p.bucket + "/dir/k" + marker}); a.StatusCode != http.StatusMethodNotAllowed ||
+	if a := p.send(request{
+		method: "GET", path: "/" + p.bucket + "/dir/k" + marker,
+	}); a.StatusCode != http.StatusMethodNotAllowed ||
 		a.Header.Get("X-Amz-Delete-Marker") != "true" {
 		t.Errorf("GET of a delete marker: %d %s %v", a.StatusCode, a.Code, a.Header)
 	}
@@ -104,7 +108,9 @@ func TestVersions(t *testing.T) {
 		}
 	}
 
-	if _, err := p.client.DeleteObject(t.Context(), &s3.DeleteObjectInput{Bucket: &p.bucket, Key: aws.String("dir/k"), VersionId: deleted.VersionId}); err != nil {
+	if _, err := p.client.DeleteObject(t.Context(), &s3.DeleteObjectInput{
+		Bucket: &p.bucket, Key: aws.String("dir/k"), VersionId: deleted.VersionId,
+	}); err != nil {
 		t.Fatal(err)
 	}
 	if got := p.mustGet("dir/k"); len(got) != 0 {
@@ -130,13 +136,16 @@ func (p *proxy) tagVersions(key string, ids []string) {
 	p.t.Helper()
 	for i, id := range ids[:2] {
 		if _, err := p.client.PutObjectTagging(p.t.Context(), &s3.PutObjectTaggingInput{
-			Bucket: &p.bucket, Key: &key, VersionId: &id, Tagging: &types.Tagging{TagSet: []types.Tag{{Key: aws.String("n"), Value: aws.String(fmt.Sprint("+ ", i))}}},
+			Bucket: &p.bucket, Key: &key, VersionId: &id,
+			Tagging: &types.Tagging{TagSet: []types.Tag{{Key: aws.String("n"), Value: aws.String(fmt.Sprint("+ ", i))}}},
 		}); err != nil {
 			p.t.Fatal(err)
 		}
 	}
 
-	if _, err := p.client.DeleteObjectTagging(p.t.Context(), &s3.DeleteObjectTaggingInput{Bucket: &p.bucket, Key: &key, VersionId: &ids[1]}); err != nil {
+	if _, err := p.client.DeleteObjectTagging(p.t.Context(), &s3.DeleteObjectTaggingInput{
+		Bucket: &p.bucket, Key: &key, VersionId: &ids[1],
+	}); err != nil {
 		p.t.Fatal(err)
 	}
 
@@ -202,7 +211,9 @@ func TestVersionIDsOfNoForm(t *testing.T) {
 	}
 
 	asked = nil
-	if a := p.send(request{method: "HEAD", path: "/" + p.bucket + "/k?versionId=invalid"}); a.StatusCode != http.StatusBadRequest ||
+	if a := p.send(request{
+		method: "HEAD", path: "/" + p.bucket + "/k?versionId=invalid",
+	}); a.StatusCode != http.StatusBadRequest ||
 		len(asked) != 1 {
 		t.Errorf("HeadObject: %d, asked %q", a.StatusCode, asked)
 	}
@@ -319,7 +330,9 @@ func TestVersionsPages(t *testing.T) {
 func TestObjectLock(t *testing.T) {
 	p := newProxy(t)
 	bucket := "lock-" + strings.TrimPrefix(p.bucket, "test-")
-	if _, err := p.client.CreateBucket(t.Context(), &s3.CreateBucketInput{Bucket: &bucket, ObjectLockEnabledForBucket: aws.Bool(true)}); err != nil {
+	if _, err := p.client.CreateBucket(t.Context(), &s3.CreateBucketInput{
+		Bucket: &bucket, ObjectLockEnabledForBucket: aws.Bool(true),
+	}); err != nil {
 		t.Fatal(err)
 	}
 	p.bucket = bucket
@@ -344,24 +357,37 @@ func TestObjectLock(t *testing.T) {
 		t.Errorf("HEAD: %+v, %v", head, err)
 	}
 
-	if hold, err := p.client.GetObjectLegalHold(t.Context(), &s3.GetObjectLegalHoldInput{Bucket: &bucket, Key: aws.String("k")}); err != nil ||
+	if hold, err := p.client.GetObjectLegalHold(t.Context(), &s3.GetObjectLegalHoldInput{
+		Bucket: &bucket, Key: aws.String("k"),
+	}); err != nil ||
 		hold.LegalHold.Status != types.ObjectLockLegalHoldStatusOn {
 		t.Errorf("GetObjectLegalHold: %+v, %v", hold, err)
 	}
-	if _, err := p.client.PutObjectLegalHold(t.Context(), &s3.PutObjectLegalHoldInput{Bucket: &bucket, Key: aws.String("k"), LegalHold: &types.ObjectLockLegalHold{Status: types.ObjectLockLegalHoldStatusOff}}); err != nil {
+	if _, err := p.client.PutObjectLegalHold(t.Context(), &s3.PutObjectLegalHoldInput{
+		Bucket: &bucket, Key: aws.String("k"),
+		LegalHold: &types.ObjectLockLegalHold{Status: types.ObjectLockLegalHoldStatusOff},
+	}); err != nil {
 		t.Errorf("PutObjectLegalHold: %v", err)
 	}
 
 	longer := until.Add(time.Hour)
-	if _, err := p.client.PutObjectRetention(t.Context(), &s3.PutObjectRetentionInput{Bucket: &bucket, Key: aws.String("k"), Retention: &types.ObjectLockRetention{Mode: types.ObjectLockRetentionModeGovernance, RetainUntilDate: &longer}}); err != nil {
+	if _, err := p.client.PutObjectRetention(t.Context(), &s3.PutObjectRetentionInput{
+		Bucket: &bucket, Key: aws.String("k"),
+		Retention: &types.ObjectLockRetention{Mode: types.ObjectLockRetentionModeGovernance, RetainUntilDate: &longer},
+	}); err != nil {
 		t.Errorf("PutObjectRetention: %v", err)
 	}
-	if kept, err := p.client.GetObjectRetention(t.Context(), &s3.GetObjectRetentionInput{Bucket: &bucket, Key: aws.String("k"), VersionId: out.VersionId}); err != nil ||
+	if kept, err := p.client.GetObjectRetention(t.Context(), &s3.GetObjectRetentionInput{
+		Bucket: &bucket, Key: aws.String("k"), VersionId: out.VersionId,
+	}); err != nil ||
 		!kept.Retention.RetainUntilDate.Equal(longer) {
 		t.Errorf("GetObjectRetention: %+v, %v", kept, err)
 	}
 
-	if a := p.send(request{method: "PUT", path: "/" + bucket + "/url?X-Amz-Object-Lock-Legal-Hold=ON&X-Amz-Expires=60", presign: true, body: []byte("x")}); a.StatusCode != http.StatusOK {
+	if a := p.send(request{
+		method: "PUT", path: "/" + bucket + "/url?X-Amz-Object-Lock-Legal-Hold=ON&X-Amz-Expires=60", presign: true,
+		body: []byte("x"),
+	}); a.StatusCode != http.StatusOK {
 		t.Errorf("a hold in a URL: %d %s", a.StatusCode, a.body)
 	}
 
@@ -380,7 +406,9 @@ func TestObjectLock(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 
-	if a := p.send(request{method: "DELETE", path: path, header: http.Header{"X-Amz-Bypass-Governance-Retention": {"true"}}}); a.StatusCode != http.StatusNoContent {
+	if a := p.send(request{
+		method: "DELETE", path: path, header: http.Header{"X-Amz-Bypass-Governance-Retention": {"true"}},
+	}); a.StatusCode != http.StatusNoContent {
 		t.Errorf("DELETE with the bypass: %d %s", a.StatusCode, a.Code)
 	}
 }

@@ -153,7 +153,9 @@ func TestNoCustomerKeyNoSize(t *testing.T) {
 	for _, key := range []string{"single", "empty", "parts"} {
 		t.Run(key, func(t *testing.T) {
 			for form, r := range readForms("/" + p.bucket + "/" + key) {
-				for name, header := range map[string]http.Header{"its": mine.headers(customerHeader), "no": nil, "another": other.headers(customerHeader)} {
+				for name, header := range map[string]http.Header{
+					"its": mine.headers(customerHeader), "no": nil, "another": other.headers(customerHeader),
+				} {
 					r := r
 					r.header = merge(r.header, header)
 					a := p.send(r)

@@ -45,7 +45,10 @@ func TestXMLThatCostsMuch(t *testing.T) {
 		root, entry, good string
 		parse             func([]byte) error
 	}{
-		{"CompleteMultipartUpload", "Part", "<PartNumber>1</PartNumber><ETag>e</ETag>", func(b []byte) error { _, err := parseCompletion(b); return err }},
+		{
+			"CompleteMultipartUpload", "Part", "<PartNumber>1</PartNumber><ETag>e</ETag>",
+			func(b []byte) error { _, err := parseCompletion(b); return err },
+		},
 		{"Delete", "Object", "<Key>k</Key>", func(b []byte) error { _, err := parseDeletion(b); return err }},
 	} {
 		t.Run(list.root, func(t *testing.T) {

@@ -9,7 +9,9 @@ import (
 )
 
 func FuzzRangeHeader(f *testing.F) {
-	for _, header := range []string{"bytes=0-1", "bytes=-5", "bytes=7-", "bytes=9-2", "bytes=99999999999999999999-", "bytes=--1", "x"} {
+	for _, header := range []string{
+		"bytes=0-1", "bytes=-5", "bytes=7-", "bytes=9-2", "bytes=99999999999999999999-", "bytes=--1", "x",
+	} {
 		f.Add(header, int64(100))
 	}
 

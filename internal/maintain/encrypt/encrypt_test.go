@@ -74,8 +74,9 @@ func newLab(t *testing.T, key kms.Wrapper, sizes ...int) *lab {
 	}
 	l := &lab{T: t, key: "dir/" + t.Name()}
 	l.cfg = encrypt.Config{Config: inplace.Config{
-		Send: send, Keys: ring(), Random: rand.Reader, Abilities: inplace.Abilities{PutIfMatch: true, CompleteIfMatch: true, ETagIsMD5: true},
-		Check: proxytest.Opening(ring()),
+		Send: send, Keys: ring(), Random: rand.Reader,
+		Abilities: inplace.Abilities{PutIfMatch: true, CompleteIfMatch: true, ETagIsMD5: true},
+		Check:     proxytest.Opening(ring()),
 	}}
 	l.store(sizes...)
 	return l
@@ -88,7 +89,9 @@ func (l *lab) store(sizes ...int) {
 	var err error
 
 	if len(sizes) > 1 {
-		if up, err = (&inplace.Store{Send: send}).Create(l.Context(), crypt.Object{Bucket: bucket, Key: l.key}, make(http.Header)); err != nil {
+		if up, err = (&inplace.Store{
+			Send: send,
+		}).Create(l.Context(), crypt.Object{Bucket: bucket, Key: l.key}, make(http.Header)); err != nil {
 			l.Fatal(err)
 		}
 	}
@@ -201,7 +204,9 @@ func TestAStoreThatFails(t *testing.T) {
 				return send(r)
 			},
 			"at the end of the upload": func(r *http.Request) (*http.Response, error) {
-				if isBody(r) && r.URL.RawQuery == "" || r.Method == http.MethodPost && strings.HasPrefix(r.URL.RawQuery, "uploadId") {
+				if isBody(
+					r,
+				) && r.URL.RawQuery == "" || r.Method == http.MethodPost && strings.HasPrefix(r.URL.RawQuery, "uploadId") {
 					io.Copy(io.Discard, r.Body)
 					r.Body.Close()
 					return nil, &inplace.StoreError{HTTPStatus: http.StatusInternalServerError, Code: "InternalError"}
@@ -402,7 +407,11 @@ func (o oneWay) Unwrap(context.Context, []byte, kms.EncryptionContext) ([]byte, 
 
 func TestAKeyThatOnlyWrapsGetsNothing(t *testing.T) {
 	for what, answer := range map[string]func() ([]byte, error){
-		"denied":           func() ([]byte, error) { return nil, &kms.Error{Kind: kms.Denied, Op: "unwrap", Err: errors.New("no")} },
+		"denied": func() ([]byte, error) {
+			return nil, &kms.Error{
+				Kind: kms.Denied, Op: "unwrap", Err: errors.New("no"),
+			}
+		},
 		"another data key": func() ([]byte, error) { return bytes.Repeat([]byte{7}, kms.DEKSize), nil },
 	} {
 		for name, sizes := range sizes {

@@ -91,8 +91,9 @@ func newLab(t *testing.T, fresh kms.Wrapper) *lab {
 	l.keys = ring(t, old, counted)
 	again := ring(t, old, counted)
 	l.cfg = rewrap.Config{To: "new", Method: rewrap.Put, Config: inplace.Config{
-		Send: send, Keys: ring(t, old, counted), Random: rand.Reader, Abilities: inplace.Abilities{PutIfMatch: true, CompleteIfMatch: true},
-		Check: proxytest.Opening(again),
+		Send: send, Keys: ring(t, old, counted), Random: rand.Reader,
+		Abilities: inplace.Abilities{PutIfMatch: true, CompleteIfMatch: true},
+		Check:     proxytest.Opening(again),
 	}}
 	l.put(nil)
 
@@ -341,7 +342,11 @@ func TestThreeKMSCallsAnObject(t *testing.T) {
 // that cannot be opened.
 func TestAKeyThatOnlyWrapsGetsNothing(t *testing.T) {
 	for name, answer := range map[string]func() ([]byte, error){
-		"denied":           func() ([]byte, error) { return nil, &kms.Error{Kind: kms.Denied, Op: "unwrap", Err: errors.New("no")} },
+		"denied": func() ([]byte, error) {
+			return nil, &kms.Error{
+				Kind: kms.Denied, Op: "unwrap", Err: errors.New("no"),
+			}
+		},
 		"another data key": func() ([]byte, error) { return bytes.Repeat([]byte{7}, kms.DEKSize), nil },
 		"a short answer":   func() ([]byte, error) { return []byte{1}, nil },
 	} {
@@ -479,7 +484,9 @@ func TestAnEnvelopeOnTheWrongBodyIsNoticed(t *testing.T) {
 	l := newLab(t, localKey(t))
 	l.cfg.Method = rewrap.Copy
 	l.cfg.Send = asCopy(nil, func() {
-		r := (&http.Request{Method: http.MethodHead, URL: &url.URL{Path: "/" + bucket + "/" + l.obj.Key}, Header: make(http.Header)}).WithContext(
+		r := (&http.Request{
+			Method: http.MethodHead, URL: &url.URL{Path: "/" + bucket + "/" + l.obj.Key}, Header: make(http.Header),
+		}).WithContext(
 			t.Context(),
 		)
 		resp, err := send(r)
@@ -497,7 +504,9 @@ func TestAnEnvelopeOnTheWrongBodyIsNoticed(t *testing.T) {
 
 		body := make([]byte, resp.ContentLength)
 		rand.Read(body)
-		if err := store.Ask(r.Context(), http.MethodPut, strings.TrimPrefix(r.URL.Path, "/"+bucket+"/"), header, body); err != nil {
+		if err := store.Ask(
+			r.Context(), http.MethodPut, strings.TrimPrefix(r.URL.Path, "/"+bucket+"/"), header, body,
+		); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -610,11 +619,17 @@ func TestProbe(t *testing.T) {
 		want inplace.Abilities
 		safe rewrap.Method
 	}{
-		"versitygw":     {send, inplace.Abilities{PutIfMatch: true, CompleteIfMatch: true, ETagIsMD5: true}, rewrap.Put},
-		"as S3":         {asCopy(nil, nil), inplace.Abilities{CopyIfMatch: true, PutIfMatch: true, CompleteIfMatch: true, ETagIsMD5: true}, rewrap.Copy},
-		"no conditions": {without(func(*http.Request) bool { return true }), inplace.Abilities{ETagIsMD5: true}, rewrap.NoMethod},
+		"versitygw": {send, inplace.Abilities{PutIfMatch: true, CompleteIfMatch: true, ETagIsMD5: true}, rewrap.Put},
+		"as S3": {
+			asCopy(nil, nil), inplace.Abilities{CopyIfMatch: true, PutIfMatch: true, CompleteIfMatch: true, ETagIsMD5: true},
+			rewrap.Copy,
+		},
+		"no conditions": {
+			without(func(*http.Request) bool { return true }), inplace.Abilities{ETagIsMD5: true}, rewrap.NoMethod,
+		},
 		"not on Complete": {
-			without(func(r *http.Request) bool { return r.Method == http.MethodPost }), inplace.Abilities{PutIfMatch: true, ETagIsMD5: true}, rewrap.Put,
+			without(func(r *http.Request) bool { return r.Method == http.MethodPost }),
+			inplace.Abilities{PutIfMatch: true, ETagIsMD5: true}, rewrap.Put,
 		},
 	} {
 		got, err := storecheck.Abilities(
@@ -627,7 +642,10 @@ func TestProbe(t *testing.T) {
 	}
 
 	var list struct{ Contents []struct{ Key string } }
-	r := (&http.Request{Method: http.MethodGet, URL: &url.URL{Path: "/" + bucket, RawQuery: "list-type=2&prefix=probe%2F"}, Header: make(http.Header)}).WithContext(
+	r := (&http.Request{
+		Method: http.MethodGet, URL: &url.URL{Path: "/" + bucket, RawQuery: "list-type=2&prefix=probe%2F"},
+		Header: make(http.Header),
+	}).WithContext(
 		t.Context(),
 	)
 
@@ -649,8 +667,10 @@ func TestProbe(t *testing.T) {
 // the transfer and the old envelope.
 func TestCarriedHeaders(t *testing.T) {
 	have := map[string]string{
-		"X-Amz-Storage-Class": "STANDARD_IA", "X-Amz-Object-Lock-Mode": "COMPLIANCE", "X-Amz-Object-Lock-Retain-Until-Date": "2030-01-01T00:00:00Z",
-		"X-Amz-Object-Lock-Legal-Hold": "ON", "X-Amz-Website-Redirect-Location": "/there", "Cache-Control": "no-cache", "Expires": "Wed, 02 Jan 2030 03:04:05 GMT",
+		"X-Amz-Storage-Class": "STANDARD_IA", "X-Amz-Object-Lock-Mode": "COMPLIANCE",
+		"X-Amz-Object-Lock-Retain-Until-Date": "2030-01-01T00:00:00Z",
+		"X-Amz-Object-Lock-Legal-Hold":        "ON", "X-Amz-Website-Redirect-Location": "/there",
+		"Cache-Control": "no-cache", "Expires": "Wed, 02 Jan 2030 03:04:05 GMT",
 	}
 
 	for _, method := range []rewrap.Method{rewrap.Put, rewrap.Copy} {
@@ -756,7 +776,9 @@ func TestAllKnowsVersions(t *testing.T) {
 	l.move(walk.Done)
 	l.move(walk.Current)
 
-	if err := kms.ChangeLocalKeyFile(path, func(f *kms.LocalKeyFile) error { _, err := f.Rotate(time.Now()); return err }); err != nil {
+	if err := kms.ChangeLocalKeyFile(
+		path, func(f *kms.LocalKeyFile) error { _, err := f.Rotate(time.Now()); return err },
+	); err != nil {
 		t.Fatal(err)
 	}
 	l.move(walk.Done)

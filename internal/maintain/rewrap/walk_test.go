@@ -52,7 +52,8 @@ func newWalking(t *testing.T, keys ...string) *walking {
 
 	mover := rewrap.New(l.cfg)
 	w.Walk = walk.Walk{
-		Do: func(ctx context.Context, e stored.Entry) walk.Result { return mover.Move(ctx, bucket, e) }, Parallel: 3, File: filepath.Join(t.TempDir(), "state"), Now: time.Now,
+		Do: func(ctx context.Context, e stored.Entry) walk.Result { return mover.Move(ctx, bucket, e) }, Parallel: 3,
+		File: filepath.Join(t.TempDir(), "state"), Now: time.Now,
 		Report: func(r walk.Result) { w.told = append(w.told, fmt.Sprint(r.Key, " ", r.Outcome)) },
 		List: func(_ context.Context, l stored.Listing) iter.Seq2[stored.Entry, error] {
 			return func(yield func(stored.Entry, error) bool) {

@@ -61,14 +61,23 @@ func TestProbeOfKeys(t *testing.T) {
 		store                  func(string) (string, bool)
 		configured, want, fail string
 	}{
-		"as they are":                  {func(k string) (string, bool) { return k, true }, "", "origin.keys could be literal", ""},
-		"as they are, and known":       {func(k string) (string, bool) { return k, true }, "literal", "taken literally", ""},
-		"as they are, said to be path": {func(k string) (string, bool) { return k, true }, "path", "origin.keys could be literal", ""},
-		"as paths":                     {func(k string) (string, bool) { return path.Clean(k), true }, "", "set origin.keys to path", ""},
-		"as paths, said to be literal": {func(k string) (string, bool) { return path.Clean(k), true }, "literal", "", "set origin.keys to path"},
-		"not at all":                   {func(string) (string, bool) { return "", false }, "", "set origin.keys to path", ""},
+		"as they are": {
+			func(k string) (string, bool) { return k, true }, "", "origin.keys could be literal", "",
+		},
+		"as they are, and known": {func(k string) (string, bool) { return k, true }, "literal", "taken literally", ""},
+		"as they are, said to be path": {
+			func(k string) (string, bool) { return k, true }, "path", "origin.keys could be literal", "",
+		},
+		"as paths": {
+			func(k string) (string, bool) { return path.Clean(k), true }, "", "set origin.keys to path", "",
+		},
+		"as paths, said to be literal": {
+			func(k string) (string, bool) { return path.Clean(k), true }, "literal", "", "set origin.keys to path",
+		},
+		"not at all": {func(string) (string, bool) { return "", false }, "", "set origin.keys to path", ""},
 		"slashes only": {
-			func(k string) (string, bool) { return strings.ReplaceAll(k, "//", "/"), true }, "literal", "", "set origin.keys to path",
+			func(k string) (string, bool) { return strings.ReplaceAll(k, "//", "/"), true }, "literal", "",
+			"set origin.keys to path",
 		},
 	} {
 		store := &keyStore{name: row.store}

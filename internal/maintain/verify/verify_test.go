@@ -32,14 +32,21 @@ func TestFaultOf(t *testing.T) {
 	of := func(kind kms.Kind) error { return fmt.Errorf("opening: %w", &kms.Error{Kind: kind, Op: "unwrap"}) }
 	for want, errs := range map[verify.Fault][]error{
 		verify.Integrity: {
-			crypt.ErrAuth, crypt.ErrTruncated, crypt.ErrTrailing, crypt.ErrSize, crypt.ErrEnvelope, crypt.ErrVersion, crypt.ErrDEK,
+			crypt.ErrAuth, crypt.ErrTruncated, crypt.ErrTrailing, crypt.ErrSize, crypt.ErrEnvelope, crypt.ErrVersion,
+			crypt.ErrDEK,
 			fmt.Errorf("%w: %w", stored.ErrIntegrity, errors.New("x")), of(kms.InvalidCiphertext),
 		},
-		verify.Plaintext:      {fmt.Errorf("k: %w", verify.ErrPlaintext)},
-		verify.KeyRevoked:     {of(kms.Disabled), of(kms.Denied), of(kms.PendingDeletion), of(kms.NotFound)},
-		verify.KeyUnknown:     {fmt.Errorf("%w %q", keyring.ErrUnknownKey, "x")},
-		verify.KeyUnavailable: {of(kms.Unreachable), of(kms.Throttled), of(kms.Internal), of(kms.Canceled), of(kms.Invalid), keyring.ErrChanged, keyring.ErrNotOpen, errors.Join(crypt.ErrAuth, of(kms.Unreachable))},
-		verify.Store:          {answered(403), answered(503), inplace.ErrUnanswered, stored.ErrStore, stored.ErrOverwritten, fmt.Errorf("%w: %w", inplace.ErrUnanswered, crypt.ErrTruncated), errors.New("x")},
+		verify.Plaintext:  {fmt.Errorf("k: %w", verify.ErrPlaintext)},
+		verify.KeyRevoked: {of(kms.Disabled), of(kms.Denied), of(kms.PendingDeletion), of(kms.NotFound)},
+		verify.KeyUnknown: {fmt.Errorf("%w %q", keyring.ErrUnknownKey, "x")},
+		verify.KeyUnavailable: {
+			of(kms.Unreachable), of(kms.Throttled), of(kms.Internal), of(kms.Canceled), of(kms.Invalid), keyring.ErrChanged,
+			keyring.ErrNotOpen, errors.Join(crypt.ErrAuth, of(kms.Unreachable)),
+		},
+		verify.Store: {
+			answered(403), answered(503), inplace.ErrUnanswered, stored.ErrStore, stored.ErrOverwritten,
+			fmt.Errorf("%w: %w", inplace.ErrUnanswered, crypt.ErrTruncated), errors.New("x"),
+		},
 	} {
 		for _, err := range errs {
 			if got := verify.FaultOf(err); got != want {

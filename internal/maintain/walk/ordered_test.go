@@ -55,7 +55,9 @@ func TestErrorOfTheInputComesLast(t *testing.T) {
 	failure := errors.New("failure")
 	n := 0
 	var last error
-	for _, err := range walk.InOrder(t.Context(), count(10, failure), 3, 5, func(_ context.Context, i int) int { return i }) {
+	for _, err := range walk.InOrder(
+		t.Context(), count(10, failure), 3, 5, func(_ context.Context, i int) int { return i },
+	) {
 		if last = err; err == nil {
 			n++
 		}
