@@ -87,8 +87,8 @@ func TestBadReloadOfClients(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	core, logs := observer.New(zap.InfoLevel)
 
+	core, logs := observer.New(zap.InfoLevel)
 	a, err := newServer(t.Context(), file.Config, zap.New(core), "")
 	if err != nil {
 		t.Fatal(err)

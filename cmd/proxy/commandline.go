@@ -54,8 +54,8 @@ func doubleDashes(root *cobra.Command, args []string) []string {
 		if arg == "--" {
 			break
 		}
-		name, _, _ := strings.Cut(strings.TrimLeft(arg, "-"), "=")
 
+		name, _, _ := strings.Cut(strings.TrimLeft(arg, "-"), "=")
 		switch dashes := len(arg) - len(strings.TrimLeft(arg, "-")); {
 		case dashes == 1 && len(name) > 1 && isFlag(command, name):
 			out[i] = "-" + arg

@@ -70,8 +70,8 @@ func dev(ctx context.Context, o devOptions, stdout io.Writer) error {
 	if err := prepareDev(dir, keyFile); err != nil {
 		return err
 	}
-	buckets := filepath.Join(dir, "buckets")
 
+	buckets := filepath.Join(dir, "buckets")
 	socket, stopStore, err := startDevStore(ctx, buckets)
 	if err != nil {
 		return fmt.Errorf("the embedded store: %w", err)

@@ -93,8 +93,8 @@ func (e *encryptRun) run(ctx context.Context) error {
 			return err
 		}
 	}
-	encrypter := encrypt.New(c)
 
+	encrypter := encrypt.New(c)
 	do := func(ctx context.Context, entry stored.Entry) walk.Result {
 		return encrypter.Encrypt(ctx, e.bucket, entry)
 	}

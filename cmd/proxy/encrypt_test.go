@@ -230,8 +230,8 @@ func TestEncryptLeavesAloneWhatItCannotDo(t *testing.T) {
 		!strings.Contains(out, "malformed envelope") {
 		t.Error(out)
 	}
-	after := m.state()
 
+	after := m.state()
 	for key := range before {
 		if (key == "good") == (before[key] == after[key]) {
 			t.Errorf("%s: %s, and before %s", key, after[key], before[key])
@@ -294,8 +294,8 @@ func TestEncryptNeverRollsBack(t *testing.T) {
 			}
 			return
 		}
-		client := m.app
 
+		client := m.app
 		if len(overwritten)%2 == 0 {
 			client = m.direct
 		}
@@ -541,8 +541,8 @@ func TestEncryptOnlyListed(t *testing.T) {
 				!strings.Contains(out, "encrypted  5 objects") {
 				t.Error(out)
 			}
-			after := m.state()
 
+			after := m.state()
 			for key := range before {
 				if listed := slices.Contains(keys, key); listed == (before[key] == after[key]) {
 					t.Errorf("%q: %s, and before %s", key, after[key], before[key])

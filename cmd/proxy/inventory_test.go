@@ -82,8 +82,8 @@ func TestInventory(t *testing.T) {
 	if err != nil || len(records) != 5 {
 		t.Fatalf("%d records, %v", len(records), err)
 	}
-	kinds := make(map[string]string)
 
+	kinds := make(map[string]string)
 	for _, r := range records[1:] {
 		kinds[r[0]] = strings.Join([]string{r[3], r[4], r[5], r[7], r[8]}, " ")
 	}

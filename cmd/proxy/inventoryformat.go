@@ -65,8 +65,8 @@ func (t *inventoryTotals) add(p inventory.Object) {
 		t.broken++
 		return
 	}
-	keys := p.Keys
 
+	keys := p.Keys
 	if p.Kind == inventory.Plaintext {
 		keys = []inventory.Key{noKey}
 	}
@@ -126,8 +126,8 @@ func (t *tableInventory) row(p inventory.Object) error {
 			return err
 		}
 	}
-	size, kind, object := "-", p.Kind, visible(p.Key)
 
+	size, kind, object := "-", p.Kind, visible(p.Key)
 	if p.Size >= 0 {
 		size = strconv.FormatInt(p.Size, 10)
 	}

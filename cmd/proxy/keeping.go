@@ -55,8 +55,8 @@ func (b *backend) withLimits(k config.Key, w kms.Wrapper) kms.Wrapper {
 	if k.Provider != config.Local { // a local key has no quota
 		limits.PerSecond, limits.Burst = float64(b.cfg.KMS.MaxPerSecond), b.cfg.KMS.MaxPerSecond
 	}
-	limited := kms.Limit(w, limits)
 
+	limited := kms.Limit(w, limits)
 	broken := kms.Breaker(limited, kms.BreakerConfig{
 		OnChange: func(open bool) {
 			left.Add(map[bool]float64{true: 1, false: -1}[open])

@@ -76,8 +76,8 @@ func TestOnlyNetworkKeysHaveARate(t *testing.T) {
 			metrics:  metrics.New(),
 			observer: &keyObserver{},
 		}
-		w := a.withLimits(config.Key{Provider: provider}, key)
 
+		w := a.withLimits(config.Key{Provider: provider}, key)
 		throttled := 0
 		for range 5 {
 			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
@@ -118,16 +118,16 @@ func TestBreakerResetsConnections(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &away{key, make(chan struct{}, 100)}
 
+	w := &away{key, make(chan struct{}, 100)}
 	a := &backend{
 		cfg:      &config.Config{KMS: config.KMS{MaxConcurrent: 1}},
 		log:      zap.NewNop(),
 		metrics:  metrics.New(),
 		observer: &keyObserver{},
 	}
-	limited := a.withLimits(config.Key{Provider: config.Local}, w)
 
+	limited := a.withLimits(config.Key{Provider: config.Local}, w)
 	for range kms.DefaultBreakerFailures {
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 		_, _ = limited.Unwrap(ctx, nil, nil)

@@ -59,8 +59,8 @@ func keysBind(ctx context.Context, path, name string, again int, stdout io.Write
 	if err != nil {
 		return err
 	}
-	text := ""
 
+	text := ""
 	if again > 0 {
 		text = key.Bindings[again-1]
 	}

@@ -49,8 +49,8 @@ func TestKeysBind(t *testing.T) {
 	if detail := check(server.NewKey(t, "oct-HSM", nil)); detail != "" {
 		t.Errorf("a symmetric key: %q", detail)
 	}
-	binding := bind(plain, "")
 
+	binding := bind(plain, "")
 	bound := open(binding)
 	if detail := check(bound); detail != "; 1 bindings" {
 		t.Errorf("with a binding: %q", detail)

@@ -47,8 +47,8 @@ func TestKeysLife(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ec := kms.EncryptionContext{"bucket": "b", "key": "k"}
 
+	ec := kms.EncryptionContext{"bucket": "b", "key": "k"}
 	blob, err := w.Wrap(t.Context(), importKey, ec)
 	if err != nil {
 		t.Fatal(err)

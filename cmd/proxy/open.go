@@ -229,8 +229,8 @@ func (b *backend) keyringKeys(ctx context.Context) ([]keyring.Key, error) {
 		key := keyring.Key{
 			Name: k.Name, Provider: string(k.Provider), Timeout: kms.AttemptsPerCall * k.Timeout, ProbeTimeout: k.Timeout,
 		}
-		wrapper, err := opened[i].wrapper, opened[i].err
 
+		wrapper, err := opened[i].wrapper, opened[i].err
 		switch failure := (*kms.Error)(nil); {
 		case err == nil:
 			key.Wrapper, key.Probe = b.withLimits(k, wrapper), wrapper

@@ -89,8 +89,8 @@ func newMoveIn(t *testing.T, store embedded.Config) *move {
 			t.Fatal(err)
 		}
 	}
-	m.both = m.config("both.yaml", m.store, "old", "old", "new")
 
+	m.both = m.config("both.yaml", m.store, "old", "old", "new")
 	m.onlyNew = m.config("new.yaml", m.store, "new", "new")
 	m.app, m.stopProxy = m.serve(m.both)
 	m.direct = client(strings.TrimPrefix(m.store, "http://"), "storekey", "storesecretstoresecret")
@@ -370,8 +370,8 @@ func (m *move) seed() {
 		}
 		m.put(key, text(uint64(i), 1000+i))
 	}
-	sizes := []int{0, 1, 16, 65_495, 65_496, 65_497, 131_032, 300_000, 1<<20 + 3}
 
+	sizes := []int{0, 1, 16, 65_495, 65_496, 65_497, 131_032, 300_000, 1<<20 + 3}
 	for i := range 264 {
 		size := sizes[i%len(sizes)]
 		if i > 40 {
@@ -958,8 +958,8 @@ func TestRewrapRetriesWhatFailed(t *testing.T) {
 	for i := range 10 {
 		m.put(fmt.Sprintf("k%d", i), text(uint64(i), 100))
 	}
-	key := "k3"
 
+	key := "k3"
 	head, err := m.direct.HeadObject(t.Context(), &s3.HeadObjectInput{Bucket: &m.bucket, Key: &key})
 	if err != nil {
 		t.Fatal(err)
@@ -983,8 +983,8 @@ func TestRewrapRetriesWhatFailed(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	forged := maps.Clone(head.Metadata)
 
+	forged := maps.Clone(head.Metadata)
 	forged["cmek-size"] = "101"
 	file := filepath.Join(m.dir, "state")
 	for name, broken := range map[string]func(){

@@ -26,8 +26,8 @@ func TestAuthoritiesOfTheStore(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var shown atomic.Pointer[tls.Certificate]
 
+	var shown atomic.Pointer[tls.Certificate]
 	show := func(pair pemtest.Pair) {
 		certificate := pair.TLS(t)
 		shown.Store(&certificate)

@@ -127,8 +127,8 @@ func TestDoesNotWorkIsTakenBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	core, logs := observer.New(zap.InfoLevel)
 
+	core, logs := observer.New(zap.InfoLevel)
 	a, err := newServer(t.Context(), file.Config, zap.New(core), "")
 	if err != nil {
 		t.Fatal(err)

@@ -148,8 +148,8 @@ func TestVerifyFindsEachTampering(t *testing.T) {
 		metadata[name] = value
 		return metadata
 	}
-	want := make(map[string]string)
 
+	want := make(map[string]string)
 	tamper := func(fault, key string, metadata map[string]string, parts ...[]byte) {
 		t.Helper()
 		m.putRaw("bad/"+key, metadata, parts...)

@@ -71,8 +71,8 @@ func TestCommandsAtAStoreThatBreaksOff(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	app := client(listen, "appkey", "appsecretappsecret")
 
+	app := client(listen, "appkey", "appsecretappsecret")
 	whole := bytes.Repeat([]byte("0123456789abcdef"), 30_000)
 	if _, err := app.PutObject(t.Context(), &s3.PutObjectInput{
 		Bucket: &bucket, Key: new("whole"), Body: bytes.NewReader(whole),

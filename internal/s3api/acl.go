@@ -41,13 +41,13 @@ func checkACL(h http.Header, body []byte) error {
 	for name := range h {
 		granted = granted || strings.HasPrefix(strings.ToLower(name), grantPrefix)
 	}
-	refusal := checkCanned(h)
 
+	refusal := checkCanned(h)
 	if canned != "" && !cannedACLs.has(canned) {
 		return refusal
 	}
-	var acl accessControl
 
+	var acl accessControl
 	switch {
 	case len(body) > 0 && (xml.Unmarshal(body, &acl) != nil || !acl.valid()):
 		return badRequest(

@@ -163,8 +163,8 @@ func (s *Server) putPublicAccessBlock(c *call) error {
 	if err != nil {
 		return err
 	}
-	blocked := make(map[string]bool)
 
+	blocked := make(map[string]bool)
 	err = eachElement(body, func(name, text string) error {
 		_, twice := blocked[name]
 		blocked[name] = text == "true" && !twice

@@ -55,8 +55,8 @@ func decides(
 		body:   []byte(strings.ReplaceAll(body, "OWN", p.bucket)),
 		header: header,
 	}
-	got := p.sendAs(readerAccess, readerSecret, r)
 
+	got := p.sendAs(readerAccess, readerSecret, r)
 	asked := p.origin.take()
 	if denied := got.StatusCode == http.StatusForbidden && got.Code == "AccessDenied"; denied == allowed ||
 		denied != (len(asked) == 0) {
@@ -81,8 +81,8 @@ func TestComplianceModeNeedsLock(t *testing.T) {
 			"X-Amz-Object-Lock-Retain-Until-Date": {"2099-01-01T00:00:00Z"},
 		}
 	}
-	copied := header("COMPLIANCE")
 
+	copied := header("COMPLIANCE")
 	copied.Set("X-Amz-Copy-Source", "test-bucket/k")
 	for _, row := range []struct {
 		name, method, query, body string
@@ -155,8 +155,8 @@ func TestAdminIsNoConfusedDeputy(t *testing.T) {
 		return "<PublicAccessBlockConfiguration><BlockPublicAcls>true</BlockPublicAcls><IgnorePublicAcls>true</IgnorePublicAcls>" +
 			"<BlockPublicPolicy>true</BlockPublicPolicy>" + last + "</PublicAccessBlockConfiguration>"
 	}
-	const theirs, ours = "arn:aws:s3:::victim-bucket", "arn:aws:s3:::logs-bucket"
 
+	const theirs, ours = "arn:aws:s3:::victim-bucket", "arn:aws:s3:::logs-bucket"
 	// To whom it is refused: no one, admin, everyone except store_admin.
 	const never, target, store = 0, 1, 2
 	for _, row := range []struct {

@@ -138,8 +138,8 @@ func TestInventedCodes(t *testing.T) {
 						t.Errorf("%d, code %d, %s %s: %v", status, n, r.method, r.path, err)
 						continue
 					}
-					body, _ := io.ReadAll(resp.Body)
 
+					body, _ := io.ReadAll(resp.Body)
 					resp.Body.Close()
 					if resp.StatusCode < 400 || resp.StatusCode > 599 {
 						t.Errorf(

@@ -26,8 +26,8 @@ func TestCompatibilityDoc(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	before, rest, ok := strings.Cut(string(page), begin)
 
+	before, rest, ok := strings.Cut(string(page), begin)
 	table, after, ok2 := strings.Cut(rest, end)
 	if !ok || !ok2 {
 		t.Fatalf("%s has no %s … %s", compatibilityDoc, begin, end)

@@ -147,8 +147,8 @@ func parseCompletionPart(doc *xmlBody) (completionPart, error) {
 		if errors.Is(err, io.EOF) {
 			return part, nil
 		}
-		algorithm := checksumElement(name)
 
+		algorithm := checksumElement(name)
 		switch {
 		case err != nil:
 			return part, malformedXML(err)
@@ -271,8 +271,8 @@ func checkObjectSize(h http.Header, size int64) error {
 	if said == "" {
 		return nil
 	}
-	n, err := strconv.ParseInt(said, 10, 64)
 
+	n, err := strconv.ParseInt(said, 10, 64)
 	switch {
 	case err != nil:
 		return badRequest(
@@ -350,8 +350,8 @@ func (s *Server) appendEnd(
 	if err != nil {
 		return partError(err)
 	}
-	query := c.uploadQuery(url.Values{"partNumber": {strconv.Itoa(number)}})
 
+	query := c.uploadQuery(url.Values{"partNumber": {strconv.Itoa(number)}})
 	resp, err := s.send(c, c.originRequestTo(http.MethodPut, query, make(http.Header), sealer, crypt.PartOverhead))
 	if err != nil {
 		return err

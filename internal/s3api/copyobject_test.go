@@ -87,8 +87,8 @@ func TestCopyObject(t *testing.T) {
 				len(answer.Metadata) != 1 {
 				t.Errorf("%+v", answer)
 			}
-			want := p.ringKeys[0].Wrapper.KeyID()
 
+			want := p.ringKeys[0].Wrapper.KeyID()
 			if strings.HasPrefix(to, "other/") {
 				want = second
 			}
@@ -442,8 +442,8 @@ func TestChecksumsOfCopies(t *testing.T) {
 			from := func(in *s3.CopyObjectInput) {
 				in.CopySource, in.ChecksumAlgorithm = &source, types.ChecksumAlgorithmSha256
 			}
-			out := p.mustCopy("", "copy", from).CopyObjectResult
 
+			out := p.mustCopy("", "copy", from).CopyObjectResult
 			sum := sumOf("SHA256", want)
 			if out.ChecksumSHA256 == nil || *out.ChecksumSHA256 != sum || out.ChecksumCRC32 != nil ||
 				out.ChecksumType != types.ChecksumTypeFullObject {

@@ -322,8 +322,8 @@ func TestCustomerKeyMultipart(t *testing.T) {
 				string(got) != "nd" {
 				t.Errorf("the end: %q, %v", got, err)
 			}
-			escaped := "/" + p.bucket + "/" + strings.ReplaceAll(name, " ", "%20")
 
+			escaped := "/" + p.bucket + "/" + strings.ReplaceAll(name, " ", "%20")
 			for _, method := range []string{"GET", "HEAD"} { // after a range has cached part headers
 				if a := p.send(request{method: method, path: escaped}); a.StatusCode != 400 {
 					t.Errorf("%s of %s without a key: %d", method, name, a.StatusCode)

@@ -71,8 +71,8 @@ func (s *Server) deleteObjects(c *call) error {
 	if err != nil {
 		return err
 	}
-	denied := doc.split(func(o deletionObject) error { return s.checkDeletion(c, o) })
 
+	denied := doc.split(func(o deletionObject) error { return s.checkDeletion(c, o) })
 	if len(doc.Objects) == 0 {
 		return c.answerXML(withErrors(nil, denied))
 	}

@@ -214,8 +214,8 @@ func TestEncryptionContext(t *testing.T) {
 	if got := p.mustGet("k"); string(got) != "text" {
 		t.Errorf("%q", got)
 	}
-	body, metadata := p.stored("k")
 
+	body, metadata := p.stored("k")
 	wrapped, err := base64.StdEncoding.DecodeString(metadata.Get("X-Amz-Meta-Cmek-Dek"))
 	if err != nil {
 		t.Fatal(err)
@@ -297,8 +297,8 @@ func TestSharedDataKeys(t *testing.T) {
 			!*out.BucketKeyEnabled {
 			t.Fatalf("%s: %q, %+v, %v", key, text, out, err)
 		}
-		_, metadata := p.stored(key)
 
+		_, metadata := p.stored(key)
 		headers[metadata.Get("X-Amz-Meta-Cmek-Dek")] = true
 	}
 

@@ -345,8 +345,8 @@ func TestACLs(t *testing.T) {
 	typed := func(kind, grantee, permission string) string {
 		return `<Grant><Grantee xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" xsi:type="` + kind + `">` + grantee + `</Grantee><Permission>` + permission + `</Permission></Grant>`
 	}
-	grant := func(grantee, permission string) string { return typed("CanonicalUser", grantee, permission) }
 
+	grant := func(grantee, permission string) string { return typed("CanonicalUser", grantee, permission) }
 	own := grant("<ID>owner</ID><DisplayName>me</DisplayName>", "FULL_CONTROL")
 	for _, row := range []struct {
 		name, header, body, code string
@@ -394,8 +394,8 @@ func TestACLs(t *testing.T) {
 						header.Set(name, value)
 					}
 				}
-				a := p.send(request{method: "PUT", path: "/" + p.bucket + path, header: header, body: bodyOf(row.body)})
 
+				a := p.send(request{method: "PUT", path: "/" + p.bucket + path, header: header, body: bodyOf(row.body)})
 				asked := store.take()
 				if a.Code != row.code {
 					t.Errorf("%s: %d %s, want %s", path, a.StatusCode, a.Code, row.code)
@@ -553,13 +553,13 @@ func TestArgumentsOfErrors(t *testing.T) {
 				"X-Amz-Object-Lock-Retain-Until-Date": {"invalid_date"},
 				"X-Amz-Object-Lock-Mode":              {"GOVERNANCE"},
 			}
-			r := request{method: "PUT", path: "/" + p.bucket + "/k", header: header}
 
+			r := request{method: "PUT", path: "/" + p.bucket + "/k", header: header}
 			if row.argument == "versionId" {
 				r = request{method: "GET", path: "/" + p.bucket + "/k?tagging&versionId=v"}
 			}
-			a := p.send(r)
 
+			a := p.send(r)
 			said := "<ArgumentName>" + row.argument + "</ArgumentName><ArgumentValue>" + row.value + "</ArgumentValue>"
 			if a.Code != "InvalidArgument" || strings.Contains(string(a.body), said) != row.shown ||
 				!row.shown && strings.Contains(string(a.body), "<ArgumentName>") {

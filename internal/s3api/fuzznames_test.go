@@ -70,8 +70,8 @@ func FuzzLocate(f *testing.F) {
 		if c.locate("s3.test") != nil {
 			return
 		}
-		rawPath, rawQuery := sigv4.RequestTarget(r)
 
+		rawPath, rawQuery := sigv4.RequestTarget(r)
 		verified, err := sigv4.UnescapePath(rawPath)
 		if err != nil {
 			t.Fatalf("%q was located, and cannot be verified: %v", target, err)
@@ -119,8 +119,8 @@ func checkSent(t *testing.T, c *call) {
 	if store.request == nil {
 		t.Fatalf("%q is not sent", c.resource())
 	}
-	rawPath, rawQuery := sigv4.RequestTarget(store.request)
 
+	rawPath, rawQuery := sigv4.RequestTarget(store.request)
 	got, err := sigv4.UnescapePath(rawPath)
 	if err != nil || got != c.resource() || got != store.request.URL.Path {
 		t.Fatalf("%q is sent as %q, which net/http reads as %q: %v", c.resource(), got, store.request.URL.Path, err)
@@ -229,8 +229,8 @@ func FuzzHoist(f *testing.F) {
 		if err != nil || !httpguts.ValidHeaderFieldName(name) || !httpguts.ValidHeaderFieldValue(value) {
 			t.Skip()
 		}
-		header := http.Header{http.CanonicalHeaderKey(name): {value}}
 
+		header := http.Header{http.CanonicalHeaderKey(name): {value}}
 		c := &call{
 			Request: &http.Request{Header: header.Clone()},
 			route:   &row,

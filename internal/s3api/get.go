@@ -174,8 +174,8 @@ func (s *Server) answer(c *call, o *stored.Object) error {
 	if o.Parts > 0 {
 		h.Set("X-Amz-Mp-Parts-Count", strconv.Itoa(o.Parts))
 	}
-	status := http.StatusOK
 
+	status := http.StatusOK
 	if o.Partial {
 		status = http.StatusPartialContent
 		h.Set("Content-Range", stored.ContentRange(o.Offset, o.Length, o.Size))

@@ -110,8 +110,8 @@ func checkMetadata(h http.Header, envelope map[string]string) error {
 	for name, value := range envelope {
 		own += len(name) + len(value)
 	}
-	total := own
 
+	total := own
 	for name, values := range h {
 		if user, ok := strings.CutPrefix(name, metaPrefix); ok {
 			if strings.HasPrefix(strings.ToLower(user), crypt.Prefix) {
@@ -187,8 +187,8 @@ func encryptionContext(text string) (map[string]string, error) {
 	if text == "" {
 		return nil, nil
 	}
-	var context map[string]string
 
+	var context map[string]string
 	doc, err := base64.StdEncoding.DecodeString(text)
 	if err == nil {
 		err = json.Unmarshal(doc, &context)

@@ -534,8 +534,8 @@ func (tr *trial) multi(bucket, name string, layouts ...[]int) {
 			parts = append(parts, randomText(size))
 			m.send(int32(i+1), parts[i])
 		}
-		out := m.mustComplete()
 
+		out := m.mustComplete()
 		v.versions, v.etag = append(v.versions, *out.VersionId), *out.ETag
 		v.texts, v.parts = append(v.texts, m.text()), append(v.parts, parts)
 	}

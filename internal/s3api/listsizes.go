@@ -31,8 +31,8 @@ func (s *Server) listWithSizes(c *call, doc []byte, name string) ([]byte, error)
 	if err != nil {
 		return nil, err
 	}
-	i := -1
 
+	i := -1
 	return changeElements(doc, name, func(entry []byte) []byte {
 		i++
 		entry = replace(withoutChecksums(entry), "Size", func(string) string { return sizes[i] })

@@ -338,8 +338,8 @@ func checkRandomRange(t *testing.T, p *proxy, key string, text []byte, random *r
 	case 1:
 		spec = fmt.Sprintf("bytes=%d-", from)
 	}
-	status, want, contentRange := reference(text, spec)
 
+	status, want, contentRange := reference(text, spec)
 	got, out, err := p.getRange(key, spec)
 	switch {
 	case status == http.StatusRequestedRangeNotSatisfiable:
@@ -380,8 +380,8 @@ func TestRequestsOfARange(t *testing.T) {
 				m = p.upload(key, row.sizes)
 				uploads[key] = m
 			}
-			fresh := p.replica() // with an empty cache
 
+			fresh := p.replica() // with an empty cache
 			fresh.origin.take()
 			_, want, _ := reference(m.text(), row.spec)
 			for i, most := range []int{row.cold, 1} {
@@ -496,8 +496,8 @@ func TestCompleteReadsAllPages(t *testing.T) {
 	for number := range 5 {
 		m.send(int32(number+1), randomText(5*mib))
 	}
-	pages := 0
 
+	pages := 0
 	p.origin.condition = func(r *http.Request) {
 		if query := r.URL.Query(); query.Has("part-number-marker") {
 			pages++
@@ -885,8 +885,8 @@ func TestMultipartChecksums(t *testing.T) {
 					kind == types.ChecksumTypeComposite && algorithm == types.ChecksumAlgorithmCrc64nvme {
 					continue
 				}
-				name := string(algorithm) + string(kind)
 
+				name := string(algorithm) + string(kind)
 				m := p.create(
 					name,
 					func(in *s3.CreateMultipartUploadInput) { in.ChecksumAlgorithm, in.ChecksumType = algorithm, kind },
@@ -1303,8 +1303,8 @@ func TestOverwrittenWhileRead(t *testing.T) {
 				if b == nil {
 					continue
 				}
-				_, old, _ := reference(a.text(), spec)
 
+				_, old, _ := reference(a.text(), spec)
 				status, now, _ := reference(b.text(), spec)
 				if err == nil && !bytes.Equal(got, old) && !bytes.Equal(got, now) ||
 					err != nil && status == http.StatusPartialContent && code(err) != "ServiceUnavailable" {
@@ -1540,8 +1540,8 @@ func randomUpload(t *testing.T, replicas []*proxy, key string, model map[string]
 		if gaps {
 			number += int32(r.IntN(3))
 		}
-		size := 5 * mib
 
+		size := 5 * mib
 		if !uniform {
 			size += r.IntN(2 * mib)
 		}

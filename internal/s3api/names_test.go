@@ -360,8 +360,8 @@ func TestUploadIDsAreReadStrictly(t *testing.T) {
 	if !ok || len(text)%4 == 0 {
 		t.Fatalf("the id %q has no spare bits", m.id)
 	}
-	alphabet := "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
+	alphabet := "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 	last := strings.IndexByte(alphabet, text[len(text)-1])
 	for name, id := range map[string]string{
 		"spare bits":        m.id[:len(m.id)-1] + alphabet[last+1:last+2],

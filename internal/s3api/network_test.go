@@ -56,8 +56,8 @@ func behindNetwork(t testing.TB, late time.Duration) (*proxy, *network) {
 		store.Endpoint = endpoint
 		p.origin.next = origin.New(store)
 	}
-	p := newProxy(t, direct)
 
+	p := newProxy(t, direct)
 	w.take()
 	return p, w
 }
@@ -248,8 +248,8 @@ func TestACutIsACut(t *testing.T) {
 		if status, code, err := read(); status >= 300 || err != nil {
 			t.Fatalf("%s, on a sound network: %d %s %v", name, status, code, err)
 		}
-		cut := 0
 
+		cut := 0
 		for _, after := range []int64{0, 1, 500, 984, 1000, 1040, 65_551, 65_552, 90_000, 262_300, 5_300_000} {
 			w.cutBodies(after)
 			switch status, code, err := read(); {
@@ -369,8 +369,8 @@ func TestAStoreThatHangs(t *testing.T) {
 				t.Errorf("%v", err)
 				return
 			}
-			text, _ := io.ReadAll(resp.Body)
 
+			text, _ := io.ReadAll(resp.Body)
 			resp.Body.Close()
 			if resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") == "" {
 				t.Errorf("%d %s", resp.StatusCode, text)

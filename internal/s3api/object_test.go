@@ -465,8 +465,8 @@ func TestChecksumAlgorithms(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			text, header := base64.StdEncoding.EncodeToString(sum), "X-Amz-Checksum-"+name
 
+			text, header := base64.StdEncoding.EncodeToString(sum), "X-Amz-Checksum-"+name
 			path := "/" + p.bucket + "/" + name
 			if a := p.send(request{
 				method: "PUT", path: path, header: http.Header{header: {text}}, body: []byte("abd"),
@@ -709,8 +709,8 @@ func TestListing(t *testing.T) {
 	for key, size := range sizes {
 		p.put(key, randomText(size))
 	}
-	seen := make(map[string]int64)
 
+	seen := make(map[string]int64)
 	pages := s3.NewListObjectsV2Paginator(
 		p.client,
 		&s3.ListObjectsV2Input{Bucket: &p.bucket, MaxKeys: new(int32(2)), FetchOwner: new(true)},

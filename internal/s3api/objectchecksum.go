@@ -194,8 +194,8 @@ func (list *completion) checksum(
 	if err != nil {
 		return objectSum{}, err
 	}
-	a := said.algorithm
 
+	a := said.algorithm
 	switch {
 	case of == nil && a == nil:
 		return objectSum{}, nil
@@ -217,8 +217,8 @@ func (list *completion) checksum(
 			return objectSum{}, err
 		}
 	}
-	kind := said.kind
 
+	kind := said.kind
 	switch {
 	case kind == "" && created.algorithm == of:
 		kind = checksumTypes[created.kind]

@@ -81,8 +81,8 @@ func TestPartsWithoutChecksums(t *testing.T) {
 			t.Errorf("part %d is listed with %v", *part.PartNumber, part.ChecksumCRC32C)
 		}
 	}
-	m.p = p.replica() // it does not know the upload
 
+	m.p = p.replica() // it does not know the upload
 	if parts := m.list(); parts.ChecksumAlgorithm != "" || parts.Parts[0].ChecksumCRC32C != nil {
 		t.Errorf("at another replica: %+v", parts)
 	}

@@ -19,8 +19,8 @@ func pageOf(status int, contentType, text string) func(*http.Request) (*http.Res
 		if r.Method == http.MethodHead {
 			body = ""
 		}
-		header := http.Header{"Content-Type": {contentType}, "Content-Length": {strconv.Itoa(len(text))}}
 
+		header := http.Header{"Content-Type": {contentType}, "Content-Length": {strconv.Itoa(len(text))}}
 		return &http.Response{
 			StatusCode:    status,
 			Header:        header,
@@ -68,8 +68,8 @@ func (p *proxy) trigger(row s3api.Row) request {
 	if r.header == nil {
 		r.header = http.Header{}
 	}
-	query := url.Values{}
 
+	query := url.Values{}
 	for match := range strings.FieldsSeq(row.Match) {
 		if name, ok := strings.CutPrefix(match, "header:"); ok {
 			r.header.Set(name, p.bucket+"/source")

@@ -147,8 +147,8 @@ func (f *form) fill(bucket string) error {
 			"Bucket POST must contain a field named 'key'.  If it is specified, please check the order of the fields.",
 		)
 	}
-	filename := f.filename[strings.LastIndexAny(f.filename, `/\`)+1:]
 
+	filename := f.filename[strings.LastIndexAny(f.filename, `/\`)+1:]
 	for name, value := range f.fields {
 		if !signing.has(name) {
 			f.fields[name] = strings.ReplaceAll(value, "${filename}", filename)

@@ -200,8 +200,8 @@ func (f *form) ignore(rest []byte) error {
 		boundary: f.boundary,
 		budget:   len(rest),
 	}
-	line, err := behind.line()
 
+	line, err := behind.line()
 	found, end := behind.delimits(line)
 	if err != nil || !found {
 		return errMalformedForm

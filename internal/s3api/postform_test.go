@@ -142,8 +142,8 @@ func FuzzFormRoundTrip(f *testing.F) {
 		if err == nil {
 			err = form.openFile()
 		}
-		var got []byte
 
+		var got []byte
 		if err == nil {
 			got, err = io.ReadAll(form.file)
 		}
@@ -186,8 +186,8 @@ func fieldsOf(body []byte) (map[string]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := map[string]string{"name": field.FormName(), "value": string(value)}
 
+	out := map[string]string{"name": field.FormName(), "value": string(value)}
 	file, err := r.NextRawPart()
 	if err != nil {
 		return nil, err

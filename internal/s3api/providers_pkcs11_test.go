@@ -20,8 +20,8 @@ func hsmKey(t *testing.T) *owned {
 	if _, err := os.Stat(module); err != nil {
 		t.Fatal("SoftHSM is not installed: apt-get install softhsm2 opensc")
 	}
-	dir := t.TempDir()
 
+	dir := t.TempDir()
 	conf := filepath.Join(dir, "softhsm2.conf")
 	if err := os.WriteFile(
 		conf, []byte("directories.tokendir = "+dir+"\nobjectstore.backend = file\nlog.level = ERROR\n"), 0o600,
@@ -42,8 +42,8 @@ func hsmKey(t *testing.T) *owned {
 			"pkcs11-tool",
 			append([]string{"--module", module, "--token-label", "premises", "--login", "--pin", pin}, args...)...)
 	}
-	value := filepath.Join(dir, "value")
 
+	value := filepath.Join(dir, "value")
 	steps := []error{
 		tool("softhsm2-util", "--init-token", "--free", "--label", "premises", "--pin", pin, "--so-pin", "12345678"),
 		os.WriteFile(value, randomText(32), 0o600),

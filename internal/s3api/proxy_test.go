@@ -357,8 +357,8 @@ func (p *proxy) sign(r request) *http.Request {
 	if r.secret != "" {
 		creds.SecretAccessKey = r.secret
 	}
-	signer := v4.NewSigner(func(o *v4.SignerOptions) { o.DisableURIPathEscaping = true })
 
+	signer := v4.NewSigner(func(o *v4.SignerOptions) { o.DisableURIPathEscaping = true })
 	if !r.presign {
 		req.Header.Set("X-Amz-Content-Sha256", r.hash)
 		if err := signer.SignHTTP(p.t.Context(), creds, req, r.hash, "s3", region, r.at); err != nil {

@@ -58,8 +58,8 @@ func (s *Server) sealObject(c *call) error {
 	if err := c.peek(); err != nil {
 		return err
 	}
-	size := c.auth.DecodedLength()
 
+	size := c.auth.DecodedLength()
 	sealer, err := crypt.NewSealer(c.payload, size, lease.DEK(), s.Random)
 	if err != nil {
 		return err

@@ -43,8 +43,8 @@ func (c *call) locate(domain string) error {
 	if c.query, err = url.ParseQuery(rawQuery); err != nil {
 		return badRequest("InvalidURI", "Couldn't parse the query of the specified URI.")
 	}
-	path = path[1:]
 
+	path = path[1:]
 	if sub, ok := bucketOfHost(c.Host, domain); ok {
 		c.bucket, c.key = sub, path
 	} else {

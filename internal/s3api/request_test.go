@@ -151,8 +151,8 @@ func TestVirtualHostStyle(t *testing.T) {
 		Host:   p.bucket + ".s3.test" + port,
 		Header: http.Header{"X-Amz-Content-Sha256": {"UNSIGNED-PAYLOAD"}},
 	}
-	r = r.WithContext(t.Context())
 
+	r = r.WithContext(t.Context())
 	creds := aws.Credentials{AccessKeyID: clientAccess, SecretAccessKey: clientSecret}
 	if err := v4.NewSigner().SignHTTP(t.Context(), creds, r, "UNSIGNED-PAYLOAD", "s3", region, time.Now()); err != nil {
 		t.Fatal(err)

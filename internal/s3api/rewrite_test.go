@@ -128,8 +128,8 @@ func FuzzHoisting(f *testing.F) {
 			route:   &routes[int(which)%len(routes)],
 			query:   maps.Clone(query),
 		}
-		original := c.Header
 
+		original := c.Header
 		if err := c.takeHoisted(); err != nil {
 			return
 		}
@@ -187,8 +187,8 @@ func FuzzCompletion(f *testing.F) {
 		if err != nil {
 			return
 		}
-		last := 0
 
+		last := 0
 		for _, p := range list.Parts {
 			if p.PartNumber <= last || p.PartNumber > crypt.MaxPartNumber || p.ETag == "" {
 				t.Fatalf("part %d after %d, ETag %q", p.PartNumber, last, p.ETag)

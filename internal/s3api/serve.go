@@ -310,8 +310,8 @@ func (s *Server) record(c *call, answer *Error) {
 	if c.aborted {
 		fields = append(fields, zap.Bool("aborted", true))
 	}
-	log := s.Log.Info
 
+	log := s.Log.Info
 	if answer != nil {
 		code = answer.Code
 		fields = append(fields, zap.String("code", code), zap.String("cause", cause(answer)))

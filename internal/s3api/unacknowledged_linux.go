@@ -20,8 +20,8 @@ func unacknowledged(conn net.Conn) int {
 	if err != nil {
 		return 1
 	}
-	n := 1
 
+	n := 1
 	_ = raw.Control(func(fd uintptr) {
 		if held, err := unix.IoctlGetInt(int(fd), unix.SIOCOUTQ); err == nil {
 			n = held

@@ -74,8 +74,8 @@ func parseUploadRef(shown string) (uploadRef, error) {
 	if !marked {
 		return ref, nil
 	}
-	var wish uploadWish
 
+	var wish uploadWish
 	doc, err := base64.RawURLEncoding.Strict().DecodeString(text)
 	if err == nil && base64.RawURLEncoding.EncodeToString(doc) != text {
 		err = errors.New("it is not in canonical form") // the decoder skips line feeds

@@ -160,8 +160,8 @@ func TestUploadIDs(t *testing.T) {
 			if got := a.mustGet(m.key); string(got) != "text" {
 				t.Errorf("%q", got)
 			}
-			gone := a.create("gone", row.ask)
 
+			gone := a.create("gone", row.ask)
 			gone.send(1, []byte("text"))
 			uploads, err := b.client.ListMultipartUploads(
 				t.Context(),

@@ -186,8 +186,8 @@ func TestVersionIDsOfNoForm(t *testing.T) {
 	if _, err := p.copy("k?versionId=invalid", "copy"); code(err) != "InvalidArgument" {
 		t.Errorf("CopyObject: %v", err)
 	}
-	var asked []string
 
+	var asked []string
 	refuse := func(r *http.Request) (*http.Response, error) {
 		asked = append(asked, r.Method+" "+r.Header.Get("Range"))
 		status := http.StatusBadRequest
@@ -335,8 +335,8 @@ func TestObjectLock(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	p.bucket = bucket
 
+	p.bucket = bucket
 	config, err := p.client.GetObjectLockConfiguration(
 		t.Context(),
 		&s3.GetObjectLockConfigurationInput{Bucket: &bucket},

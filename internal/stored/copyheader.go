@@ -29,8 +29,8 @@ func Carry(have http.Header, envelope map[string]string) (http.Header, error) {
 			n,
 		)
 	}
-	h := make(http.Header)
 
+	h := make(http.Header)
 	for _, name := range copiedHeaders {
 		if values := have.Values(name); len(values) > 0 {
 			h[name] = values

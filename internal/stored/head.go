@@ -32,8 +32,8 @@ func (s *Reader) headOnce(ctx context.Context, q Request) (*Object, error) {
 	if err != nil {
 		return nil, err
 	}
-	o.known = s.Cache.remember(q, f)
 
+	o.known = s.Cache.remember(q, f)
 	switch f.kind {
 	case plaintext:
 		o.Plaintext, o.Size = true, f.size

@@ -131,8 +131,8 @@ func (p *listingPage) decode() error {
 	if p.EncodingType != "url" {
 		return nil
 	}
-	names := []*string{&p.NextKeyMarker}
 
+	names := []*string{&p.NextKeyMarker}
 	for _, list := range [][]listedObject{p.Contents, p.Version} {
 		for i := range list {
 			names = append(names, &list[i].Key)

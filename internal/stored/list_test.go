@@ -132,8 +132,8 @@ func answers(header http.Header, body []byte) *stored.Reader {
 		if r.Method == http.MethodHead {
 			return resp, nil
 		}
-		piece := stored.ParseRange(r.Header.Get("Range"))
 
+		piece := stored.ParseRange(r.Header.Get("Range"))
 		offset, length, ok := piece.Of(int64(len(body)))
 		if !ok {
 			return nil, errors.New("not satisfiable")

@@ -15,16 +15,16 @@ func (s *Reader) openParts(ctx context.Context, q Request, resp *http.Response, 
 	if err != nil {
 		return nil, err
 	}
-	k := s.Cache.remember(q, f)
 
+	k := s.Cache.remember(q, f)
 	if size < 0 {
 		if k, err = s.findLayout(ctx, q, k); err != nil {
 			return nil, err
 		}
 		size = k.layout.Size()
 	}
-	o := s.multipartObject(q, k, resp)
 
+	o := s.multipartObject(q, k, resp)
 	o.Size, o.Length = size, size
 	cfg := s.config(ctx, q, o, k)
 	cfg.Size = size

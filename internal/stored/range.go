@@ -26,8 +26,8 @@ func ParseRange(header string) *Range {
 	if !ok || !dash {
 		return nil
 	}
-	r := &Range{last: math.MaxInt64, suffix: -1}
 
+	r := &Range{last: math.MaxInt64, suffix: -1}
 	if from == "" {
 		if r.suffix, ok = parseDigits(to); !ok {
 			return nil

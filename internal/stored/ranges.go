@@ -93,8 +93,8 @@ func (s *Reader) continueRange(ctx context.Context, q Request, resp *http.Respon
 	if err != nil {
 		return nil, err
 	}
-	k := s.Cache.remember(q, f)
 
+	k := s.Cache.remember(q, f)
 	switch {
 	case f.kind == multipart:
 		have, err := readChunk(resp)
@@ -185,15 +185,15 @@ func (s *Reader) openRange(ctx context.Context, q Request, k *known, have chunk)
 		confirmed, err = s.confirmGuess(ctx, q, g, have)
 		return err
 	}
-	end := startTask(confirm)
 
+	end := startTask(confirm)
 	// The content needs the same part header, so wait for it instead of
 	// requesting it twice.
 	if g.isInLastPart(q.Range) {
 		end = finishedTask(end.wait())
 	}
-	o, err := s.openStretch(ctx, q, g.known, have)
 
+	o, err := s.openStretch(ctx, q, g.known, have)
 	if failure := end.wait(); failure != nil {
 		if o != nil {
 			o.Close()
@@ -302,8 +302,8 @@ func (s *Reader) stretch(ctx context.Context, q Request, k *known, have chunk, o
 	if !ok {
 		return nil, fmt.Errorf("%w: bytes %d+%d of %d", crypt.ErrSize, offset, length, k.layout.Size())
 	}
-	toEnd := offset+length == k.layout.Size()
 
+	toEnd := offset+length == k.layout.Size()
 	from, to, err := storedStretch(first, last, offset, length)
 	if err != nil {
 		return nil, err

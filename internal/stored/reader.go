@@ -200,8 +200,8 @@ func (s *Reader) request(ctx context.Context, method string, q Request, header h
 	if header == nil {
 		header = make(http.Header)
 	}
-	r := &http.Request{Method: method, URL: u, Header: header, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}
 
+	r := &http.Request{Method: method, URL: u, Header: header, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}
 	resp, err := s.Send(r.WithContext(ctx))
 	if err == nil && resp.StatusCode == http.StatusNotModified && header.Get("If-None-Match") == "" &&
 		header.Get("If-Modified-Since") == "" {

@@ -381,8 +381,8 @@ func TestGetOverwritten(t *testing.T) {
 					if err != nil {
 						t.Fatal(err)
 					}
-					isOld := bytes.Equal(data, c.old.plaintext[offset:offset+length])
 
+					isOld := bytes.Equal(data, c.old.plaintext[offset:offset+length])
 					isNew := bytes.Equal(data, c.new.plaintext[offset:offset+length])
 					if !isOld && !isNew {
 						t.Error("neither the old object nor the new one")

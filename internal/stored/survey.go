@@ -19,8 +19,8 @@ func (s *Reader) findLayout(ctx context.Context, q Request, k *known) (*known, e
 	if k.layout != nil {
 		return k, nil
 	}
-	var found *known
 
+	var found *known
 	g, err := s.guessLayout(ctx, q, k, chunk{})
 	if err == nil {
 		found, err = s.confirmGuess(ctx, q, g, chunk{})
@@ -81,8 +81,8 @@ func (s *Reader) verifyParts(ctx context.Context, q Request, k *known) (*known, 
 	if k.verified || k.kind != multipart {
 		return k, nil
 	}
-	turns := make(chan struct{}, maxHeaderRequests)
 
+	turns := make(chan struct{}, maxHeaderRequests)
 	tasks := make([]task, k.layout.Parts())
 	for i := range tasks {
 		at, _ := k.layout.At(i)
@@ -106,8 +106,8 @@ func (s *Reader) verifyParts(ctx context.Context, q Request, k *known) (*known, 
 		}
 		return nil, failure
 	}
-	out := *k
 
+	out := *k
 	out.verified = true
 	s.Cache.put(q, &out)
 	return &out, nil

@@ -35,8 +35,8 @@ func (s *Reader) Tags(ctx context.Context, q Request) (string, error) {
 	if err := xml.NewDecoder(io.LimitReader(resp.Body, maxTagging)).Decode(&doc); err != nil {
 		return "", fmt.Errorf("reading the tags: %w", err)
 	}
-	tags := make(url.Values)
 
+	tags := make(url.Values)
 	for _, tag := range doc.Tags {
 		tags.Set(tag.Key, tag.Value)
 	}

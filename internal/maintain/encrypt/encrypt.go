@@ -111,8 +111,8 @@ func (e *Encrypter) attempt(ctx context.Context, obj crypt.Object, before **writ
 	if err != nil {
 		return walk.Result{}, err
 	}
-	r := walk.Result{Outcome: walk.Done, Size: seen.Stored, Parts: max(seen.Parts, 0)}
 
+	r := walk.Result{Outcome: walk.Done, Size: seen.Stored, Parts: max(seen.Parts, 0)}
 	if !seen.Plaintext {
 		if w := *before; w != nil && w.isIn(ctx, e, seen) { // the answer to the write was lost
 			r.Size, r.Parts = w.size, w.layout.Parts()

@@ -95,8 +95,8 @@ func (l *lab) store(sizes ...int) {
 			l.Fatal(err)
 		}
 	}
-	l.text = nil
 
+	l.text = nil
 	for i, size := range sizes {
 		text := make([]byte, size)
 		rand.Read(text)

@@ -63,8 +63,8 @@ func (e *Encrypter) put(ctx context.Context, w *written, before **written) error
 	if e.cfg.Abilities.PutIfMatch {
 		header.Set("If-Match", w.stored)
 	}
-	payload := &inplace.Payload{Body: checked, Length: crypt.StoredSize(w.size)}
 
+	payload := &inplace.Payload{Body: checked, Length: crypt.StoredSize(w.size)}
 	if crypt.IsMarker(w.obj, w.size) {
 		if _, err := io.Copy(io.Discard, checked); err != nil { // verifies that it is empty
 			return err
@@ -195,8 +195,8 @@ func (e *Encrypter) sendParts(ctx context.Context, w *written, key *inplace.Key)
 	if err := e.atTheEnd(ctx, w, e.cfg.Abilities.CompleteIfMatch); err != nil {
 		return err
 	}
-	first, _ := w.layout.At(0)
 
+	first, _ := w.layout.At(0)
 	last, _ := w.layout.At(n - 1)
 	if crypt.IsFinal(last.Number, last.Size) || e.cfg.OpenEnd && last.Size != first.Size {
 		// The end is recognizable, or the store would refuse another part

@@ -61,8 +61,8 @@ func CheckPart(ctx context.Context, src io.Reader, obj crypt.Object, lease store
 	if c.opener, err = crypt.NewOpener(stream, window, lease.DEK(), part.Header); err != nil {
 		return nil, err
 	}
-	fill := part.Size + crypt.PartOverhead - crypt.PartHeaderSize - window.End
 
+	fill := part.Size + crypt.PartOverhead - crypt.PartHeaderSize - window.End
 	c.next = func() ([]byte, error) {
 		text, err := c.opener.Next()
 		if err == io.EOF && fill >= 0 { //nolint:errorlint // Next returns io.EOF unwrapped

@@ -79,8 +79,8 @@ func Insist(
 		if r, err = attempt(ctx); r.Outcome == walk.Gone || !again(err) || ctx.Err() != nil {
 			break
 		}
-		next := pause << i
 
+		next := pause << i
 		if isAway(err) {
 			if away != nil {
 				away(err)

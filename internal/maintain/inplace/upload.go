@@ -140,8 +140,8 @@ func (u *Upload) End(ctx context.Context, layout crypt.Layout, sum stored.Checks
 	if err != nil {
 		return err
 	}
-	last, _ := layout.At(layout.Parts() - 1)
 
+	last, _ := layout.At(layout.Parts() - 1)
 	part := crypt.Part{
 		Number: last.Number + 1, Final: true, Record: crypt.NewRecord(layout, sum.Type, sealed),
 		Upload: crypt.UploadOf(u.uploadID), KeyID: key.KeyID, WrappedDEK: key.Wrapped,

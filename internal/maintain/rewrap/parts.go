@@ -162,8 +162,8 @@ func (m *Mover) confirmParts(ctx context.Context, obj crypt.Object, src *source,
 		// object.
 		return inplace.ErrChanged
 	}
-	var layout crypt.Layout
 
+	var layout crypt.Layout
 	head, err := m.check.Head(ctx, q)
 	if err == nil {
 		layout, err = m.check.Layout(ctx, q, head)

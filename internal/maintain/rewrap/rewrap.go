@@ -148,8 +148,8 @@ func (m *Mover) attempt(ctx context.Context, obj crypt.Object) (walk.Result, err
 	if err != nil {
 		return walk.Result{}, err
 	}
-	r := walk.Result{Outcome: walk.Done, Size: size}
 
+	r := walk.Result{Outcome: walk.Done, Size: size}
 	if seen.Envelope == nil {
 		r.Parts = seen.Parts
 	}

@@ -165,8 +165,8 @@ func (l *lab) putParts() {
 	if err != nil {
 		l.Fatal(err)
 	}
-	header := http.Header{"X-Amz-Meta-Own": {"value"}}
 
+	header := http.Header{"X-Amz-Meta-Own": {"value"}}
 	for name, value := range mark {
 		header.Set(stored.MetaPrefix+name, value)
 	}

@@ -141,8 +141,8 @@ func TestWalkEndedInTheMiddleOfWhatFailed(t *testing.T) {
 	if err := w.Run(ctx, walk.State{Command: "rewrap", Bucket: bucket}); !errors.Is(err, context.Canceled) {
 		t.Fatal(err)
 	}
-	s := w.state(t)
 
+	s := w.state(t)
 	for _, key := range []string{"b", "d", "e"} {
 		if !slices.Contains(s.Failed, key) {
 			t.Errorf("%s is forgotten: %+v", key, s)

@@ -110,8 +110,8 @@ func (v *Verifier) read(ctx context.Context, q stored.Request) (walk.Result, err
 	if stored.StatusOf(err) == http.StatusNotFound {
 		return walk.Result{Outcome: walk.Gone}, err
 	}
-	r := walk.Result{KeyIDs: keys}
 
+	r := walk.Result{KeyIDs: keys}
 	if errors.Is(err, errCustomer) {
 		r.Outcome = walk.Customer
 		return r, nil
