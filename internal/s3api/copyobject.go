@@ -124,10 +124,10 @@ func (s *Server) inspectSource(c *call, q stored.Request) (*stored.Seen, error) 
 		}
 		return nil, errors.Join(named, err)
 	}
-
 	if err != nil {
 		return nil, err
 	}
+
 	if seen.NotModified { // a condition that gives 304 for GET fails a copy
 		return nil, errCondition()
 	}

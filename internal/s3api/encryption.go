@@ -31,7 +31,6 @@ func (s *Server) getBucketEncryption(c *call) error {
 			Details: [][2]string{{"BucketName", c.bucket}}, cause: err,
 		}
 	}
-
 	if err != nil {
 		return err
 	}

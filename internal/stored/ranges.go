@@ -175,7 +175,6 @@ func (s *Reader) openRange(ctx context.Context, q Request, k *known, have chunk)
 		}
 		return s.openStretch(ctx, q, k, have)
 	}
-
 	if err != nil {
 		return nil, err
 	}
@@ -249,10 +248,10 @@ func (s *Reader) openStretch(ctx context.Context, q Request, k *known, have chun
 		}
 		o, err = s.stretch(ctx, q, k, have, offset, length)
 	}
-
 	if err != nil {
 		return nil, err
 	}
+
 	o.Size, o.Offset, o.Length, o.Partial = k.layout.Size(), offset, length, true
 	s.recoverFromWrongGuess(ctx, q, o, k)
 	return o, nil
@@ -375,7 +374,6 @@ func (s *Reader) stretchBody(
 	if StatusOf(err) == http.StatusRequestedRangeNotSatisfiable {
 		return nil, errChanged
 	}
-
 	if err != nil {
 		return nil, err
 	}

@@ -233,7 +233,6 @@ func (s *Reader) fetch(ctx context.Context, q Request, etag string, start, end i
 	if StatusOf(err) == http.StatusPreconditionFailed || StatusOf(err) == http.StatusNotFound {
 		return nil, errChanged
 	}
-
 	if err != nil {
 		return nil, err
 	}

@@ -28,10 +28,10 @@ func (s *Reader) findLayout(ctx context.Context, q Request, k *known) (*known, e
 	if errors.Is(err, errUneven) {
 		found, err = s.walkParts(ctx, q, k)
 	}
-
 	if err != nil {
 		return nil, err
 	}
+
 	s.Cache.put(q, found)
 	return found, nil
 }

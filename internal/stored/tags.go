@@ -23,7 +23,6 @@ func (s *Reader) Tags(ctx context.Context, q Request) (string, error) {
 	case http.StatusNotFound, http.StatusNotImplemented: // if the object no longer exists, the next request fails
 		return "", nil
 	}
-
 	if err != nil {
 		return "", fmt.Errorf("reading the tags: %w", err)
 	}

@@ -107,7 +107,6 @@ func (e *Encrypter) attempt(ctx context.Context, obj crypt.Object, before **writ
 	if stored.StatusOf(err) == http.StatusNotFound {
 		return walk.Result{Outcome: walk.Gone}, err
 	}
-
 	if err != nil {
 		return walk.Result{}, err
 	}

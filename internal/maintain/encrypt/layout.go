@@ -94,7 +94,6 @@ func (e *Encrypter) partSize(ctx context.Context, obj crypt.Object, seen *stored
 	case http.StatusBadRequest, http.StatusRequestedRangeNotSatisfiable, http.StatusNotImplemented:
 		return -1, nil
 	}
-
 	if err != nil {
 		return -1, err
 	}

@@ -103,7 +103,6 @@ func Insist(
 			err = errors.New("not found under its listed name, which has characters that XML does not allow")
 		}
 	}
-
 	if err != nil {
 		r.Outcome, r.Err = walk.Failed, err
 	}

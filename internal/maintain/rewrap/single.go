@@ -201,10 +201,10 @@ func (m *Mover) confirm( //nolint:revive // empty describes the object
 	case http.StatusRequestedRangeNotSatisfiable:
 		return inplace.ErrChanged // the new object is empty
 	}
-
 	if err != nil {
 		return fmt.Errorf("it was moved, but could not be checked afterwards: %w", err)
 	}
+
 	have := seen.Envelope
 	if have == nil || have.KeyID != fresh.KeyID || !bytes.Equal(have.WrappedDEK, fresh.WrappedDEK) {
 		// Overwritten in the meantime: the next attempt handles the new

@@ -116,7 +116,6 @@ func (v *Verifier) read(ctx context.Context, q stored.Request) (walk.Result, err
 		r.Outcome = walk.Customer
 		return r, nil
 	}
-
 	if err != nil {
 		return r, err
 	}

@@ -210,10 +210,10 @@ func (w *Walk) load(fresh State) (State, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return fresh, nil
 	}
-
 	if err != nil {
 		return fresh, err
 	}
+
 	var s State
 	if err := json.Unmarshal(text, &s); err != nil {
 		return fresh, fmt.Errorf("%s: %w", w.File, err)
