@@ -63,13 +63,15 @@ type operation struct {
 	path   string
 	// Space-separated conditions: a query parameter as name or name=value,
 	// or header:name.
-	match   string
-	policy  policy
-	action  access.Action
-	scope   scope
-	body    int64  // longest request body in bytes
-	query   string // further query parameters that are allowed, space-separated
-	headers string // x-amz- headers that are allowed besides commonNames, space-separated; a - at the end makes a prefix
+	match  string
+	policy policy
+	action access.Action
+	scope  scope
+	body   int64  // longest request body in bytes
+	query  string // further query parameters that are allowed, space-separated
+	// Space-separated x-amz- headers that are allowed besides commonNames. A
+	// - at the end makes a prefix.
+	headers string
 	flags   flags
 	answer  answer // what the store's answer to a successful request has
 	serve   func(*Server, *call) error
@@ -87,17 +89,26 @@ const (
 )
 
 const (
-	sseHeaders            = "x-amz-server-side-encryption x-amz-server-side-encryption-aws-kms-key-id x-amz-server-side-encryption-context x-amz-server-side-encryption-bucket-key-enabled"
-	putHeaders            = sseHeaders + " " + customerHeaders + " x-amz-meta- x-amz-storage-class x-amz-tagging x-amz-website-redirect-location x-amz-acl" + holdHeaders
-	holdHeaders           = " x-amz-object-lock-mode x-amz-object-lock-retain-until-date x-amz-object-lock-legal-hold"
-	readHeaders           = customerHeaders + " x-amz-checksum-mode"
-	overrides             = "response-cache-control response-content-disposition response-content-encoding response-content-language response-content-type response-expires"
-	listQuery             = "prefix delimiter max-keys encoding-type"
-	listHeaders           = "x-amz-optional-object-attributes"
-	copyHeaders           = sourceCustomerHeaders + " x-amz-copy-source x-amz-copy-source-range x-amz-copy-source-if-match x-amz-copy-source-if-none-match x-amz-copy-source-if-modified-since x-amz-copy-source-if-unmodified-since x-amz-source-expected-bucket-owner"
-	customerHeaders       = "x-amz-server-side-encryption-customer-algorithm x-amz-server-side-encryption-customer-key x-amz-server-side-encryption-customer-key-md5"
-	sourceCustomerHeaders = "x-amz-copy-source-server-side-encryption-customer-algorithm x-amz-copy-source-server-side-encryption-customer-key x-amz-copy-source-server-side-encryption-customer-key-md5"
-	lockHeaders           = "x-amz-mfa x-amz-bypass-governance-retention"
+	sseHeaders = "x-amz-server-side-encryption x-amz-server-side-encryption-aws-kms-key-id" +
+		" x-amz-server-side-encryption-context x-amz-server-side-encryption-bucket-key-enabled"
+	putHeaders = sseHeaders + " " + customerHeaders +
+		" x-amz-meta- x-amz-storage-class x-amz-tagging x-amz-website-redirect-location x-amz-acl" + holdHeaders
+	holdHeaders = " x-amz-object-lock-mode x-amz-object-lock-retain-until-date x-amz-object-lock-legal-hold"
+	readHeaders = customerHeaders + " x-amz-checksum-mode"
+	overrides   = "response-cache-control response-content-disposition response-content-encoding" +
+		" response-content-language response-content-type response-expires"
+	listQuery   = "prefix delimiter max-keys encoding-type"
+	listHeaders = "x-amz-optional-object-attributes"
+	copyHeaders = sourceCustomerHeaders +
+		" x-amz-copy-source x-amz-copy-source-range x-amz-copy-source-if-match" +
+		" x-amz-copy-source-if-none-match x-amz-copy-source-if-modified-since" +
+		" x-amz-copy-source-if-unmodified-since x-amz-source-expected-bucket-owner"
+	customerHeaders = "x-amz-server-side-encryption-customer-algorithm x-amz-server-side-encryption-customer-key" +
+		" x-amz-server-side-encryption-customer-key-md5"
+	sourceCustomerHeaders = "x-amz-copy-source-server-side-encryption-customer-algorithm" +
+		" x-amz-copy-source-server-side-encryption-customer-key" +
+		" x-amz-copy-source-server-side-encryption-customer-key-md5"
+	lockHeaders = "x-amz-mfa x-amz-bypass-governance-retention"
 )
 
 // operations is the table of all operations. The first matching row wins, so
@@ -229,14 +240,20 @@ var operations = []operation{
 // commonNames are allowed with every operation. The proxy handles the
 // signature, the framing and the checksums itself and never forwards them.
 // See forwardedHeaders for those that it forwards.
-var commonNames = setOf("x-amz-date x-amz-content-sha256 x-amz-security-token x-amz-user-agent x-amz-decoded-content-length x-amz-trailer " +
-	"x-amz-sdk-checksum-algorithm x-amz-checksum-algorithm x-amz-checksum-type x-amz-checksum-crc32 x-amz-checksum-crc32c x-amz-checksum-crc64nvme x-amz-checksum-sha1 " +
-	"x-amz-checksum-sha256 x-amz-checksum-sha512 x-amz-checksum-md5 x-amz-checksum-xxhash64 x-amz-checksum-xxhash3 x-amz-checksum-xxhash128 x-amz-expected-bucket-owner x-amz-request-payer")
+var commonNames = setOf(
+	"x-amz-date x-amz-content-sha256 x-amz-security-token x-amz-user-agent x-amz-decoded-content-length",
+	"x-amz-trailer x-amz-sdk-checksum-algorithm x-amz-checksum-algorithm x-amz-checksum-type",
+	"x-amz-checksum-crc32 x-amz-checksum-crc32c x-amz-checksum-crc64nvme x-amz-checksum-sha1",
+	"x-amz-checksum-sha256 x-amz-checksum-sha512 x-amz-checksum-md5 x-amz-checksum-xxhash64",
+	"x-amz-checksum-xxhash3 x-amz-checksum-xxhash128 x-amz-expected-bucket-owner x-amz-request-payer",
+)
 
 // overrideNames are the query parameters that set response headers.
 var overrideNames = setOf(overrides)
 
 // signatureNames are the query parameters of a presigned URL, and x-id, in
 // which SDKs name the operation.
-var signatureNames = setOf("X-Amz-Algorithm X-Amz-Credential X-Amz-Date X-Amz-Expires X-Amz-SignedHeaders X-Amz-Signature " +
-	"X-Amz-Content-Sha256 X-Amz-Security-Token x-id")
+var signatureNames = setOf(
+	"X-Amz-Algorithm X-Amz-Credential X-Amz-Date X-Amz-Expires X-Amz-SignedHeaders X-Amz-Signature",
+	"X-Amz-Content-Sha256 X-Amz-Security-Token x-id",
+)

@@ -215,7 +215,7 @@ func TestNewKeyIsProved(t *testing.T) {
 		want  string
 	}{
 		"unwraps another data key": {otherDEK{local}, "another data key"},
-		"does not unwrap":          {foreign, "does not unwrap"},
+		"does not unwrap":          {foreign, "can wrap, but not unwrap"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg := &inplace.Config{Keys: ring(local), Check: proxytest.Opening(ring(row.check))}

@@ -62,11 +62,11 @@ func TestProbeOfKeys(t *testing.T) {
 		configured, want, fail string
 	}{
 		"as they are": {
-			func(k string) (string, bool) { return k, true }, "", "origin.keys could be literal", "",
+			func(k string) (string, bool) { return k, true }, "", "with origin.keys: literal", "",
 		},
 		"as they are, and known": {func(k string) (string, bool) { return k, true }, "literal", "taken literally", ""},
 		"as they are, said to be path": {
-			func(k string) (string, bool) { return k, true }, "path", "origin.keys could be literal", "",
+			func(k string) (string, bool) { return k, true }, "path", "with origin.keys: literal", "",
 		},
 		"as paths": {
 			func(k string) (string, bool) { return path.Clean(k), true }, "", "set origin.keys to path", "",
