@@ -204,7 +204,7 @@ func TestCheckTellsOfAliases(t *testing.T) {
 
 	k.SetFaults(kmstest.Faults{Operations: []string{"DescribeKey"}, Deny: true})
 	detail, err := check(func(c *config.Key) { c.KeyID, c.AlsoKnownAs = k.old, []string{k.next} })
-	if err != nil || !strings.Contains(detail, "cannot tell") {
+	if err != nil || !strings.Contains(detail, "cannot check") {
 		t.Errorf("without the right to describe: %q, %v", detail, err)
 	}
 }
