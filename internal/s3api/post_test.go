@@ -387,7 +387,7 @@ func TestPostObjectIsRefused(t *testing.T) {
 		"another bucket in a field": {func(u *upload) {
 			u.conditions = []any{map[string]string{"bucket": "other"}}
 			u.change = func(f map[string]string) { f["bucket"] = "other" }
-		}, 400, "another bucket"},
+		}, 400, "a different bucket"},
 		"a header of S3's": {
 			func(u *upload) { u.header = http.Header{"X-Amz-Acl": {"public-read"}} }, 501, "The header x-amz-acl",
 		},
