@@ -16,8 +16,8 @@ import (
 
 const corsPrefix = "Access-Control-"
 
-// corsTimeout is how long an error response waits for the store's CORS
-// headers.
+// corsTimeout is how long a response of the proxy's own, such as an error,
+// waits for the store's CORS headers.
 const corsTimeout = 2 * time.Second
 
 // preflight answers the browser's question, which is never signed. The proxy

@@ -73,7 +73,8 @@ func (s *Reader) outsideError(ctx context.Context, q Request) error {
 }
 
 // emptyObjectError returns the error for a range of an object that the store
-// says is empty. Some stores return an empty object for the last 0 bytes.
+// says is empty. For a suffix of an empty object, stores return the whole
+// object, even for a suffix of 0 bytes.
 func (s *Reader) emptyObjectError(ctx context.Context, q Request, resp *http.Response) error {
 	o, err := s.readWhole(ctx, q, resp)
 	if err != nil {
