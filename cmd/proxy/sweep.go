@@ -53,7 +53,7 @@ func (o *sweepOptions) declare(flags *pflag.FlagSet, verb string) {
 		&o.client,
 		"client",
 		"",
-		"`NAME` of the client to whom the rules apply (default: a client that no rule names)",
+		"`NAME` of the client whose rules apply (default: a client that no rule names)",
 	)
 	flags.IntVar(&o.parallel, "parallel", 8, "`N` objects at a time")
 

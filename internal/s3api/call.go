@@ -17,7 +17,7 @@ import (
 // call is one S3 request while it is being served. Fields are grouped by the
 // file that sets them.
 type call struct {
-	*http.Request // the client's; takeHoisted and takeForm replace its header and body
+	*http.Request // the client's, but header and body may be replaced: takeHoisted, takeForm
 
 	// The connection and its time limits: newCall.
 	w             response

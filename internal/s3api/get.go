@@ -61,9 +61,9 @@ func (s *Server) getObject(c *call) error {
 }
 
 // headObject returns the size of the plaintext, which is computed from the
-// stored size without a key. Without a key the envelope is not verified, so
-// a HEAD repeats what the store says. The data key is used if VerifyHead is
-// set, if it is cached, or if the client asks for checksums.
+// stored size without a key. So a HEAD repeats what the store says, unless the
+// envelope is verified: with VerifyHead, if the data key is cached, for a
+// customer key, or if the client asks for checksums.
 func (s *Server) headObject(c *call) error {
 	q, err := s.reading(c)
 	if err != nil {

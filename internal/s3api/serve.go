@@ -36,7 +36,7 @@ type Config struct {
 	Metrics       *metrics.Metrics
 	IdleTimeout   time.Duration // a transfer is ended when no byte moves for this long
 	KeepAlive     time.Duration // a slow operation such as a copy sends white space this often; 0: 10 s
-	HeaderTimeout time.Duration // limit for reading a form up to its policy; 0: 10 s
+	HeaderTimeout time.Duration // limit for reading a form up to its file; 0: 10 s
 	MaxConcurrent int           // concurrent requests; more get 503 SlowDown
 	MaxPerClient  int           // concurrent requests of one client; 0: three quarters of MaxConcurrent
 	MaxUnsigned   int           // concurrent requests that are not authenticated; 0: MaxConcurrent/16

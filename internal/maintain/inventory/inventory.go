@@ -58,7 +58,7 @@ type Config struct {
 	// Quick trusts the mark from the creation of a multipart object.
 	// Otherwise the header of each part is read.
 	Quick bool
-	// Parallel is the number of concurrent requests.
+	// Parallel is the number of objects that are read at the same time.
 	Parallel int
 }
 
