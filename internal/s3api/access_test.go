@@ -88,7 +88,8 @@ func TestPrefixes(t *testing.T) {
 		{"read", request{method: "GET", path: b + "/team/a"}, 200},
 		{"head", request{method: "HEAD", path: b + "/team/a"}, 200},
 		{
-			"tags", request{method: "PUT", path: b + "/team/a?tagging", body: []byte("<Tagging><TagSet></TagSet></Tagging>")},
+			"tags",
+			request{method: "PUT", path: b + "/team/a?tagging", body: []byte("<Tagging><TagSet></TagSet></Tagging>")},
 			200,
 		},
 		{"write", request{method: "PUT", path: b + "/team/b", body: []byte("x")}, 200},
@@ -102,23 +103,27 @@ func TestPrefixes(t *testing.T) {
 		{"read what is shared", request{method: "GET", path: b + "/shared/a"}, 200},
 		{
 			"a part that is copied",
-			request{method: "PUT", path: b + "/team/up?partNumber=1&uploadId=" + upload.id, header: copyOf("shared/a")}, 200,
+			request{method: "PUT", path: b + "/team/up?partNumber=1&uploadId=" + upload.id, header: copyOf("shared/a")},
+			200,
 		},
 		{"a copy", request{method: "PUT", path: b + "/team/copy", header: copyOf("shared/a")}, 200},
 
 		{"a copy from elsewhere", request{method: "PUT", path: b + "/team/copy", header: copyOf("secret/a")}, 403},
 		{"a copy to elsewhere", request{method: "PUT", path: b + "/shared/copy", header: copyOf("team/a")}, 403},
 		{
-			"a copy from elsewhere by ..", request{method: "PUT", path: b + "/team/copy", header: copyOf("team/../secret/a")},
+			"a copy from elsewhere by ..",
+			request{method: "PUT", path: b + "/team/copy", header: copyOf("team/../secret/a")},
 			403,
 		},
 		{
 			"a part that is copied from elsewhere",
-			request{method: "PUT", path: b + "/team/up?partNumber=1&uploadId=" + upload.id, header: copyOf("secret/a")}, 403,
+			request{method: "PUT", path: b + "/team/up?partNumber=1&uploadId=" + upload.id, header: copyOf("secret/a")},
+			403,
 		},
 		{
 			"a part that is copied to elsewhere",
-			request{method: "PUT", path: b + "/secret/up?partNumber=1&uploadId=" + upload.id, header: copyOf("shared/a")}, 403,
+			request{method: "PUT", path: b + "/secret/up?partNumber=1&uploadId=" + upload.id, header: copyOf("shared/a")},
+			403,
 		},
 		{"read outside", request{method: "GET", path: b + "/secret/a"}, 403},
 		{"head outside", request{method: "HEAD", path: b + "/secret/a"}, 403},
@@ -146,7 +151,8 @@ func TestPrefixes(t *testing.T) {
 		{"delete the bucket", request{method: "DELETE", path: b}, 403},
 		{
 			"a legal hold, which is an administrator's",
-			request{method: "PUT", path: b + "/team/a?legal-hold", body: []byte("<LegalHold/>")}, 403,
+			request{method: "PUT", path: b + "/team/a?legal-hold", body: []byte("<LegalHold/>")},
+			403,
 		},
 		{
 			"a bypass, which is an administrator's",
@@ -205,7 +211,8 @@ func TestBucketsShown(t *testing.T) {
 		accessKey, secret   string
 		seesTest, seesOther bool
 	}{
-		{clientAccess, clientSecret, true, true}, {readerAccess, readerSecret, true, false},
+		{clientAccess, clientSecret, true, true},
+		{readerAccess, readerSecret, true, false},
 		{"AKIAOTHER", "othersecretothersecret", false, false},
 	} {
 		t.Run(row.accessKey, func(t *testing.T) {

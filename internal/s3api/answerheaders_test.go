@@ -129,7 +129,8 @@ func TestInventedCodes(t *testing.T) {
 			} {
 				p.origin.set(answer(status, code), nil)
 				for _, r := range []request{
-					{method: "GET", path: "/" + p.bucket + "?versioning"}, {method: "GET", path: "/" + p.bucket + "/k"},
+					{method: "GET", path: "/" + p.bucket + "?versioning"},
+					{method: "GET", path: "/" + p.bucket + "/k"},
 					{method: "DELETE", path: "/" + p.bucket + "/k"},
 				} {
 					p.log.reset()

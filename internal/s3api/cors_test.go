@@ -145,7 +145,8 @@ func TestCORSOfAnswers(t *testing.T) {
 		{"refused", request{method: "GET", path: b + "/k?torrent"}, 501, 1},
 		{
 			"a document of the proxy's own",
-			request{method: "GET", path: b + "/k?attributes", header: http.Header{"X-Amz-Object-Attributes": {"ETag"}}}, 200,
+			request{method: "GET", path: b + "/k?attributes", header: http.Header{"X-Amz-Object-Attributes": {"ETag"}}},
+			200,
 			2,
 		},
 	} {

@@ -85,7 +85,9 @@ func TestCustomerKey(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			want := map[string]string{"none": "400 InvalidRequest", "another": "403 AccessDenied"}[name]
 			for _, r := range []request{
-				{method: "GET"}, {method: "HEAD"}, {method: "GET", header: http.Header{"Range": {"bytes=0-0"}}},
+				{method: "GET"},
+				{method: "HEAD"},
+				{method: "GET", header: http.Header{"Range": {"bytes=0-0"}}},
 				{method: "GET", path: "?attributes", header: http.Header{"X-Amz-Object-Attributes": {"ObjectSize"}}},
 			} {
 				r.path = "/" + p.bucket + "/k" + r.path

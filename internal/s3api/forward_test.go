@@ -278,8 +278,13 @@ func TestForwardedErrors(t *testing.T) {
 		status int
 		code   string
 	}{
-		{501, "NotImplemented"}, {404, "NoSuchTagSet"}, {404, "NoSuchLifecycleConfiguration"}, {400, "MalformedXML"},
-		{405, "MethodNotAllowed"}, {409, "OperationAborted"}, {403, "AccessDenied"},
+		{501, "NotImplemented"},
+		{404, "NoSuchTagSet"},
+		{404, "NoSuchLifecycleConfiguration"},
+		{400, "MalformedXML"},
+		{405, "MethodNotAllowed"},
+		{409, "OperationAborted"},
+		{403, "AccessDenied"},
 	} {
 		t.Run(fmt.Sprint(row.status, row.code), func(t *testing.T) {
 			store.set(func(w http.ResponseWriter, _ *http.Request) {

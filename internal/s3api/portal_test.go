@@ -261,31 +261,42 @@ func TestAnswersThatAreNotQuiteS3s(t *testing.T) {
 		code   string
 	}{
 		{
-			"a new bucket", request{method: "PUT", path: "/another"},
+			"a new bucket",
+			request{method: "PUT", path: "/another"},
 			"<CreateBucketResponse><Bucket>another</Bucket></CreateBucketResponse>", 200, "",
 		},
 		{
-			"a configuration", request{method: "PUT", path: "/" + p.bucket + "?versioning", body: []byte("<X/>")}, " \n", 200,
+			"a configuration",
+			request{method: "PUT", path: "/" + p.bucket + "?versioning", body: []byte("<X/>")},
+			" \n", 200,
 			"",
 		},
 		{
-			"an object is deleted", request{method: "DELETE", path: "/" + p.bucket + "/k"}, "<DeleteResponse/>", 503,
+			"an object is deleted",
+			request{method: "DELETE", path: "/" + p.bucket + "/k"},
+			"<DeleteResponse/>", 503,
 			"ServiceUnavailable",
 		},
 		{
-			"an object is stored", request{method: "PUT", path: "/" + p.bucket + "/k", body: []byte("x")}, "<PutResponse/>",
+			"an object is stored",
+			request{method: "PUT", path: "/" + p.bucket + "/k", body: []byte("x")},
+			"<PutResponse/>",
 			503, "ServiceUnavailable",
 		},
 		{
-			"a failure", request{method: "GET", path: "/" + p.bucket + "?list-type=2"},
+			"a failure",
+			request{method: "GET", path: "/" + p.bucket + "?list-type=2"},
 			"<?xml version=\"1.0\"?>\n <Error><Code>SlowDown</Code></Error>", 503, "SlowDown",
 		},
 		{
-			"a failure to configure", request{method: "PUT", path: "/" + p.bucket + "?versioning", body: []byte("<X/>")},
+			"a failure to configure",
+			request{method: "PUT", path: "/" + p.bucket + "?versioning", body: []byte("<X/>")},
 			"<Error><Code>InternalError</Code></Error>", 500, "InternalError",
 		},
 		{
-			"another listing", request{method: "GET", path: "/" + p.bucket + "?list-type=2"}, "<ListVersionsResult/>", 503,
+			"another listing",
+			request{method: "GET", path: "/" + p.bucket + "?list-type=2"},
+			"<ListVersionsResult/>", 503,
 			"ServiceUnavailable",
 		},
 	} {

@@ -281,7 +281,8 @@ func TestPostObjectAnswers(t *testing.T) {
 		"200":               {map[string]string{"success_action_status": "200"}, 200, p.url + "/" + p.bucket + "/k"},
 		"an invalid status": {map[string]string{"success_action_status": "500"}, 204, p.url + "/" + p.bucket + "/k"},
 		"redirect": {
-			map[string]string{"success_action_redirect": "https://example.com/done?x=y", "success_action_status": "201"}, 303,
+			map[string]string{"success_action_redirect": "https://example.com/done?x=y", "success_action_status": "201"},
+			303,
 			"https://example.com/done?bucket=" + p.bucket + "&etag=%22",
 		},
 		"redirect, as before": {

@@ -621,7 +621,8 @@ func TestProbe(t *testing.T) {
 	}{
 		"versitygw": {send, inplace.Abilities{PutIfMatch: true, CompleteIfMatch: true, ETagIsMD5: true}, rewrap.Put},
 		"as S3": {
-			asCopy(nil, nil), inplace.Abilities{CopyIfMatch: true, PutIfMatch: true, CompleteIfMatch: true, ETagIsMD5: true},
+			asCopy(nil, nil),
+			inplace.Abilities{CopyIfMatch: true, PutIfMatch: true, CompleteIfMatch: true, ETagIsMD5: true},
 			rewrap.Copy,
 		},
 		"no conditions": {
@@ -629,7 +630,8 @@ func TestProbe(t *testing.T) {
 		},
 		"not on Complete": {
 			without(func(r *http.Request) bool { return r.Method == http.MethodPost }),
-			inplace.Abilities{PutIfMatch: true, ETagIsMD5: true}, rewrap.Put,
+			inplace.Abilities{PutIfMatch: true, ETagIsMD5: true},
+			rewrap.Put,
 		},
 	} {
 		got, err := storecheck.Abilities(
