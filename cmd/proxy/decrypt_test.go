@@ -320,7 +320,7 @@ func resumed(t *testing.T, config, dir string, text []byte) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if code := run(ctx, args, &out, &out); code != 1 {
-		t.Errorf("cancelled: exit code %d", code)
+		t.Errorf("canceled: exit code %d", code)
 	}
 
 	if _, err := os.Stat(file); err == nil {
