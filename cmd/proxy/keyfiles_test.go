@@ -92,8 +92,8 @@ func TestKeysLife(t *testing.T) {
 
 func checkOutcome(t *testing.T, args []string, err error, want kms.Kind) {
 	t.Helper()
-	if e, _ := err.(*kms.Error); want < 0 && err != nil ||
-		want >= 0 && (e == nil || e.Kind != want) { //nolint:errorlint // the type is the contract
+	if e, _ := err.(*kms.Error); want < 0 && err != nil || //nolint:errorlint // the type is the contract
+		want >= 0 && (e == nil || e.Kind != want) {
 		t.Errorf("%q: %v, want %v", args, err, want)
 	}
 }

@@ -4,7 +4,7 @@
 //	walk        process all objects of a listing: in parallel, in order, resumable
 //	inplace     rewrite a stored object under its own name, safely
 //	rewrap      move objects to another KMS key
-//	encrypt     encrypt objects that were stored in plaintext
+//	encrypt     seal objects that were stored in plaintext
 //	verify      read objects to the last byte
 //	inventory   list which KMS key protects which object
 //	storecheck  test what a store can do

@@ -134,8 +134,8 @@ func TestAmbiguousXML(t *testing.T) {
 	} {
 		t.Run(body, func(t *testing.T) {
 			_, err := parseCompletion([]byte("<CompleteMultipartUpload>" + body + "</CompleteMultipartUpload>"))
-			if answer, _ := err.(*Error); code == "" && err != nil ||
-				code != "" && (answer == nil || answer.Code != code) { //nolint:errorlint // as it is returned
+			if answer, _ := err.(*Error); code == "" && err != nil || //nolint:errorlint // it is not wrapped
+				code != "" && (answer == nil || answer.Code != code) {
 				t.Errorf("%v, want %q", err, code)
 			}
 		})
@@ -154,8 +154,8 @@ func TestAmbiguousXML(t *testing.T) {
 	} {
 		t.Run(body, func(t *testing.T) {
 			_, err := parseDeletion([]byte("<Delete>" + body + "</Delete>"))
-			if answer, _ := err.(*Error); code == "" && err != nil ||
-				code != "" && (answer == nil || answer.Code != code) { //nolint:errorlint // as it is returned
+			if answer, _ := err.(*Error); code == "" && err != nil || //nolint:errorlint // it is not wrapped
+				code != "" && (answer == nil || answer.Code != code) {
 				t.Errorf("%.80s: %v, want %q", body, err, code)
 			}
 		})

@@ -80,8 +80,7 @@ func CheckPart(ctx context.Context, src io.Reader, obj crypt.Object, lease store
 func expectZeros(src io.Reader, n int64) error {
 	fill := make([]byte, n+1)
 	got, err := crypt.ReadFull(src, fill)
-	if err != nil && err != io.EOF &&
-		err != crypt.ErrTruncated { //nolint:errorlint // bare: what wraps them is the source's
+	if err != nil && err != io.EOF && err != crypt.ErrTruncated { //nolint:errorlint // wrapped ones are from the source
 		return err
 	}
 	if int64(got) != n || !bytes.Equal(fill[:n], make([]byte, n)) {
