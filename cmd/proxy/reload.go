@@ -91,10 +91,7 @@ func (s *server) reload(ctx context.Context) {
 	s.log.Info(
 		"configuration reloaded",
 		zap.Stringer("dek_cache.ttl", next.DEKCache.TTL),
-		zap.Stringer(
-			"dek_cache.revocation_probe",
-			next.DEKCache.RevocationProbe,
-		),
+		zap.Stringer("dek_cache.revocation_probe", next.DEKCache.RevocationProbe),
 		zap.Int("encryption.rules", len(next.Encryption.Rules)),
 		zap.Int("clients", len(next.Clients)),
 	)

@@ -8,7 +8,7 @@ import (
 // A request holds a slot of one of three pools while it is served:
 //
 //	unsigned  requests that are not authenticated yet and cost more than
-//	          computing: forms up to their policy, preflights, and look-ups
+//	          computing: forms up to their file, preflights, and look-ups
 //	          for the errors of unsigned requests
 //	fast      authenticated requests
 //	slow      requests that spend most of their time waiting for the client

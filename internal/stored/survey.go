@@ -36,8 +36,8 @@ func (s *Reader) findLayout(ctx context.Context, q Request, k *known) (*known, e
 	return found, nil
 }
 
-// findLayoutWithPart is findLayout, and verifies that the part that the
-// request names is where the layout says.
+// findLayoutWithPart is findLayout, but also verifies the place of the part in
+// the request.
 func (s *Reader) findLayoutWithPart(ctx context.Context, q Request, k *known) (*known, error) {
 	k, err := s.findLayout(ctx, q, k)
 	if err != nil || k.verified || q.Part == 0 {
