@@ -19,14 +19,14 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-// sidePort is a port beside that of S3.
+// sidePort is a port other than the S3 port.
 type sidePort struct {
 	address string
 	mux     *http.ServeMux
 }
 
-// sidePorts returns the ports of health checks, metrics and the admin API: one
-// for all, or apart.
+// sidePorts returns the ports of health checks, metrics and the admin API.
+// They can share one port.
 func (s *server) sidePorts(h *health) []sidePort {
 	var ports []sidePort
 	at := func(setting string) *http.ServeMux {
@@ -50,6 +50,7 @@ func (s *server) sidePorts(h *health) []sidePort {
 		}
 		fmt.Fprintln(w, "ready")
 	})
+
 	metrics.Handle("GET /metrics", s.metrics.Handler())
 	admin.Handle("/admin/", sameSite(s.operatorsOnly(s.adminAPI())))
 	return ports
@@ -59,17 +60,21 @@ func (s *server) adminAPI() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /admin/purge", s.servePurge)
 	mux.HandleFunc("GET /admin/keys", s.serveKeys)
-	mux.HandleFunc("GET /admin/ttl-advisor", func(w http.ResponseWriter, r *http.Request) { s.advisor.Handler().ServeHTTP(w, r) })
+	mux.HandleFunc(
+		"GET /admin/ttl-advisor",
+		func(w http.ResponseWriter, r *http.Request) { s.advisor.Handler().ServeHTTP(w, r) },
+	)
 	return mux
 }
 
-// sameSite refuses what a web page of another site has an operator's browser
-// send.
+// sameSite refuses requests that a web page of another site makes an
+// operator's browser send.
 func sameSite(next http.Handler) http.Handler { return http.NewCrossOriginProtection().Handler(next) }
 
-// operatorsOnly lets those in who bring admin_token. Where there is none, it
-// lets in who is on this machine, and asks for it by a name of loopback: a web
-// page whose name was made to lead here has its own name in the Host header.
+// operatorsOnly accepts requests with the admin_token. If none is
+// configured, it accepts requests from this machine that use a loopback
+// name. A web page whose DNS name was pointed at this machine has its own
+// name in the Host header.
 func (s *server) operatorsOnly(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		token := s.adminToken.Load()
@@ -78,16 +83,25 @@ func (s *server) operatorsOnly(next http.Handler) http.Handler {
 			given, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 			if !ok || subtle.ConstantTimeCompare([]byte(given), []byte(*token)) != 1 {
 				w.Header().Set("WWW-Authenticate", `Bearer realm="cmekproxy admin"`)
-				http.Error(w, "give the admin_token of the configuration as a bearer token", http.StatusUnauthorized)
+				http.Error(w, "send the configuration's admin_token as a bearer token", http.StatusUnauthorized)
 				return
 			}
 		case !arrivedOnLoopback(r):
-			http.Error(w, "/admin needs an admin_token in the configuration, or a request on a loopback address of the proxy", http.StatusForbidden)
+			http.Error(
+				w,
+				"/admin needs an admin_token in the configuration, or a request on a loopback address of the proxy",
+				http.StatusForbidden,
+			)
 			return
 		case !isLoopback(r.Host):
-			http.Error(w, "ask for /admin at localhost or a loopback address, or set an admin_token", http.StatusForbidden)
+			http.Error(
+				w,
+				"use localhost or a loopback address for /admin, or set an admin_token",
+				http.StatusForbidden,
+			)
 			return
 		}
+
 		next.ServeHTTP(w, r)
 	})
 }
@@ -97,7 +111,7 @@ func arrivedOnLoopback(r *http.Request) bool {
 	return ok && isLoopback(local.String())
 }
 
-// isLoopback reports whether HOST or HOST:PORT is a loopback address, or
+// isLoopback reports whether HOST or HOST:PORT is a loopback address or
 // localhost.
 func isLoopback(host string) bool {
 	if name, _, err := net.SplitHostPort(host); err == nil {
@@ -107,29 +121,44 @@ func isLoopback(host string) bool {
 	return strings.EqualFold(host, "localhost") || ip != nil && ip.IsLoopback()
 }
 
-// servePurge forgets the data keys of the key that the query names, or all.
+// servePurge purges the data keys of the key that the query names, or of all
+// keys.
 func (s *server) servePurge(w http.ResponseWriter, r *http.Request) {
 	for name := range r.URL.Query() {
 		if name != "key" {
-			http.Error(w, fmt.Sprintf("unknown parameter %q; there is key=NAME, and without it all keys are purged", name), http.StatusBadRequest)
+			http.Error(
+				w,
+				fmt.Sprintf("unknown parameter %q; use key=NAME, or no parameter to purge all keys", name),
+				http.StatusBadRequest,
+			)
 			return
 		}
 	}
+
 	n, err := s.purge(r.URL.Query().Get("key"), r.URL.Query().Has("key"), "POST /admin/purge", r.RemoteAddr)
 	switch {
 	case errors.Is(err, keyring.ErrUnknownKey):
 		http.Error(w, err.Error(), http.StatusNotFound)
 	case err != nil:
-		http.Error(w, fmt.Sprintf("%d data keys were purged, but that is not in the audit log: %v", n, err), http.StatusInternalServerError)
+		http.Error(
+			w,
+			fmt.Sprintf("%d data keys were purged, but that is not in the audit log: %v", n, err),
+			http.StatusInternalServerError,
+		)
 	default:
 		answerJSON(w, map[string]int{"purged": n})
 	}
 }
 
-// purge forgets the data keys of one key, or all, and says so in the audit
-// log. It only takes away, so that it is done even if it cannot be written
-// down. by is what asked for it, and remote its address, if it has one.
-func (s *server) purge(key string, one bool, by, remote string) (n int, err error) { //nolint:revive // one tells "" from no name
+// purge removes the data keys of one key or of all keys from memory, and
+// records it in the audit log. It only removes access, so it is done even if
+// the record cannot be written. by is what asked for it, and remote is the
+// client's address, if there is one.
+func (s *server) purge( //nolint:revive // one distinguishes key "" from all keys
+	key string,
+	one bool,
+	by, remote string,
+) (n int, err error) {
 	if one {
 		n, err = s.keys.Purge(key)
 	} else {
@@ -144,24 +173,24 @@ func (s *server) purge(key string, one bool, by, remote string) (n int, err erro
 	})
 }
 
-// keyStatus is a key in the answer to /admin/keys.
+// keyStatus is a key in the response of /admin/keys.
 type keyStatus struct {
 	Name              string     `json:"name"`
 	Provider          string     `json:"provider"`
 	ID                string     `json:"id,omitempty"`
 	State             string     `json:"state"`
-	LastAnswer        *time.Time `json:"last_answer,omitempty"` // of the KMS
-	Answer            string     `json:"answer,omitempty"`      // ok, or a kind of error
+	LastAnswer        *time.Time `json:"last_answer,omitempty"` // time of the KMS's last answer
+	Answer            string     `json:"answer,omitempty"`      // ok, or the kind of an error
 	Error             string     `json:"error,omitempty"`
 	DEKs              int        `json:"deks"`
 	OldestSeconds     float64    `json:"oldest_seconds"`
 	Leases            int        `json:"leases"`
-	Parts             int        `json:"parts"` // in use, and probed by themselves
+	Parts             int        `json:"parts"` // parts in use that are probed separately
 	PartsRevoked      int        `json:"parts_revoked"`
-	Unprobed          bool       `json:"unprobed,omitempty"` // more parts are in use than are probed
+	Unprobed          bool       `json:"unprobed,omitempty"` // more parts are in use than can be probed
 	RevocationSeconds float64    `json:"revocation_window_seconds"`
 	RevokedSince      *time.Time `json:"revoked_since,omitempty"`
-	LastByteSeconds   float64    `json:"last_byte_seconds,omitempty"` // after RevokedSince
+	LastByteSeconds   float64    `json:"last_byte_seconds,omitempty"` // time from RevokedSince to the last byte
 }
 
 func (s *server) serveKeys(w http.ResponseWriter, _ *http.Request) {
@@ -174,15 +203,19 @@ func (s *server) serveKeys(w http.ResponseWriter, _ *http.Request) {
 
 func describeKey(s keyring.Status) keyStatus {
 	out := keyStatus{
-		Name: s.Name, Provider: s.Provider, ID: s.ID, State: string(s.State), DEKs: s.DEKs, OldestSeconds: s.OldestAge.Seconds(),
-		Leases: s.Leases, Parts: s.Parts, PartsRevoked: s.PartsRevoked, Unprobed: s.Unprobed, RevocationSeconds: s.Window.Seconds(), LastByteSeconds: s.LastUse.Seconds(),
+		Name: s.Name, Provider: s.Provider, ID: s.ID, State: string(s.State),
+		DEKs: s.DEKs, OldestSeconds: s.OldestAge.Seconds(), Leases: s.Leases,
+		Parts: s.Parts, PartsRevoked: s.PartsRevoked, Unprobed: s.Unprobed,
+		RevocationSeconds: s.Window.Seconds(), LastByteSeconds: s.LastUse.Seconds(),
 	}
 	if !s.Answered.IsZero() {
 		out.LastAnswer, out.Answer = &s.Answered, "ok"
 	}
+
 	if !s.RevokedSince.IsZero() {
 		out.RevokedSince = &s.RevokedSince
 	}
+
 	if s.Outcome != nil {
 		out.Answer, out.Error = "error", s.Outcome.Error()
 		if failure := (*kms.Error)(nil); errors.As(s.Outcome, &failure) {
@@ -197,5 +230,5 @@ func answerJSON(w http.ResponseWriter, body any) {
 	w.Header().Set("Cache-Control", "no-store")
 	encoder := json.NewEncoder(w)
 	encoder.SetIndent("", "  ")
-	_ = encoder.Encode(body) // the client is gone
+	_ = encoder.Encode(body) // an error means that the client has disconnected
 }

@@ -26,13 +26,15 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/metrics"
 )
 
-// adminDo sends a request to the admin port and returns status and body.
+// adminDo sends a request to the admin port and returns the status and the
+// body.
 func adminDo(t *testing.T, method, url string, header http.Header) (int, []byte) {
 	t.Helper()
 	r, err := http.NewRequestWithContext(t.Context(), method, url, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if header != nil {
 		r.Header = header
 	}
@@ -41,6 +43,7 @@ func adminDo(t *testing.T, method, url string, header http.Header) (int, []byte)
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
+
 	body, err := io.ReadAll(resp.Body)
 	if err != nil {
 		t.Fatal(err)
@@ -64,17 +67,24 @@ func TestAdmin(t *testing.T) {
 	s := start(t, "dev", "--listen", listen, "--admin-listen", admin, "--data", dir)
 	waitStatus(t, "http://"+admin+"/readyz", http.StatusOK)
 	c := client(listen, devAccessKey, devSecretKey)
+
 	bucket, key := "demo", "k"
 	if _, err := c.CreateBucket(t.Context(), &s3.CreateBucketInput{Bucket: &bucket}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.PutObject(t.Context(), &s3.PutObjectInput{Bucket: &bucket, Key: &key, Body: strings.NewReader("x")}); err != nil {
+	if _, err := c.PutObject(t.Context(), &s3.PutObjectInput{
+		Bucket: &bucket, Key: &key, Body: strings.NewReader("x"),
+	}); err != nil {
 		t.Fatal(err)
 	}
+
 	keys := keysOf(t, admin)
-	if len(keys) != 1 || keys[0].Name != "dev" || keys[0].State != "usable" || keys[0].DEKs != 1 || keys[0].RevocationSeconds != 4 || keys[0].Answer != "ok" {
+	if len(keys) != 1 || keys[0].Name != "dev" || keys[0].State != "usable" || keys[0].DEKs != 1 ||
+		keys[0].RevocationSeconds != 4 ||
+		keys[0].Answer != "ok" {
 		t.Errorf("%+v", keys)
 	}
+
 	url := "http://" + admin + "/admin/purge"
 	for _, row := range []struct {
 		method, url string
@@ -96,23 +106,29 @@ func TestAdmin(t *testing.T) {
 			t.Errorf("%s %s: %d %.300s, want %d %s", row.method, row.url, status, body, row.status, row.body)
 		}
 	}
+
 	if keys := keysOf(t, admin); keys[0].DEKs != 0 {
 		t.Errorf("after the purge: %+v", keys)
 	}
 	if err := os.Rename(filepath.Join(dir, "kms.key"), filepath.Join(dir, "gone")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.PutObject(t.Context(), &s3.PutObjectInput{Bucket: &bucket, Key: &key, Body: strings.NewReader("x")}); err == nil {
+
+	if _, err := c.PutObject(t.Context(), &s3.PutObjectInput{
+		Bucket: &bucket, Key: &key, Body: strings.NewReader("x"),
+	}); err == nil {
 		t.Error("stored without a key")
 	}
-	if keys := keysOf(t, admin); keys[0].State != "revoked" || keys[0].Answer != "key not found" || keys[0].RevokedSince == nil {
+	if keys := keysOf(t, admin); keys[0].State != "revoked" || keys[0].Answer != "key not found" ||
+		keys[0].RevokedSince == nil {
 		t.Errorf("without the key file: %+v", keys)
 	}
+
 	s.end(t)
 }
 
-// A key that does not work is named at once, and the others are served; it is
-// opened when it can be.
+// A key that does not work is logged at once, and requests for other keys
+// are served. It is opened when that becomes possible.
 func TestServeWithABrokenKey(t *testing.T) {
 	t.Parallel()
 	listen, admin := freePort(t), freePort(t)
@@ -121,6 +137,7 @@ func TestServeWithABrokenKey(t *testing.T) {
 	path := writeConfig(t, sink(t).URL, listen, admin, "rules: [", "rules: [{buckets: [late], key: late}, ",
 		"keys: [", "keys: [{name: late, provider: local, key_file: "+late+"}, ")
 	s := start(t, "serve", "--config", path)
+
 	waitStatus(t, "http://"+admin+"/readyz", http.StatusOK)
 	c := client(listen, "appkey", "appsecretappsecret")
 	put := func(bucket string) error {
@@ -131,6 +148,7 @@ func TestServeWithABrokenKey(t *testing.T) {
 	if err := put("other"); err != nil {
 		t.Errorf("the key that works: %v", err)
 	}
+
 	if err := put("late"); err == nil || !strings.Contains(err.Error(), "KMS.NotFoundException") {
 		t.Errorf("the key that does not: %v", err)
 	}
@@ -138,12 +156,14 @@ func TestServeWithABrokenKey(t *testing.T) {
 	for _, k := range keysOf(t, admin) {
 		states[k.Name] = k.State
 	}
+
 	if states["late"] != "unopened" || states["main"] != "usable" {
 		t.Errorf("%v", states)
 	}
 	if err := kms.CreateLocalKeyFile(late); err != nil {
 		t.Fatal(err)
 	}
+
 	for deadline := time.Now().Add(time.Minute); put("late") != nil; time.Sleep(200 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("the key is not opened when it is there")
@@ -160,10 +180,12 @@ func TestReload(t *testing.T) {
 	metrics := "http://" + admin + "/metrics"
 	const window = `cmekproxy_revocation_window_seconds{key="main"} `
 	waitMetric(t, metrics, window+"12\n")
+
 	text, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	rewrite := func(more string) {
 		t.Helper()
 		if err := os.WriteFile(path, append(bytes.Clone(text), more...), 0o600); err != nil {
@@ -173,6 +195,7 @@ func TestReload(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+
 	rewrite("dek_cache: {ttl: 20s, revocation_probe: 0}\n")
 	waitMetric(t, metrics, window+"20\n")
 	rewrite("dek_cache: {ttl: nonsense}\n")
@@ -181,18 +204,29 @@ func TestReload(t *testing.T) {
 	s.end(t)
 }
 
-// adminGuard is the admin API behind its guard, as it is reached at a local
-// address.
+// adminGuard returns the admin API with its access control, as it is reached
+// at a local address.
 func adminGuard(t *testing.T, token config.Secret, local string) func(host, authorization string) int {
 	t.Helper()
-	a := &server{backend: &backend{cfg: devConfig("127.0.0.1:0", "127.0.0.1:0", ""), log: zap.NewNop(), metrics: metrics.New()}}
+	a := &server{
+		backend: &backend{cfg: devConfig("127.0.0.1:0", "127.0.0.1:0", ""), log: zap.NewNop(), metrics: metrics.New()},
+	}
 	a.adminToken.Store(&token)
 	a.keys = newEmptyRing(t)
 	handler := a.sidePorts(&health{})[0].mux
+
 	return func(host, authorization string) int {
 		r := httptest.NewRequestWithContext(
-			context.WithValue(t.Context(), http.LocalAddrContextKey, net.Addr(&net.TCPAddr{IP: net.ParseIP(local), Port: 9001})),
-			http.MethodGet, "http://"+host+"/admin/keys", nil)
+			context.WithValue(
+				t.Context(),
+				http.LocalAddrContextKey,
+				net.Addr(&net.TCPAddr{IP: net.ParseIP(local), Port: 9001}),
+			),
+			http.MethodGet,
+			"http://"+host+"/admin/keys",
+			nil,
+		)
+
 		if authorization != "" {
 			r.Header.Set("Authorization", authorization)
 		}
@@ -213,8 +247,8 @@ func newEmptyRing(t *testing.T) *keyring.Keyring {
 	return ring
 }
 
-// TestWhoReachesAdmin: not a web page whose name leads here, nor the network,
-// but who has the token.
+// TestWhoReachesAdmin: web pages that resolve to this machine and the
+// network are refused; clients with the token are accepted.
 func TestWhoReachesAdmin(t *testing.T) {
 	t.Parallel()
 	const token = "a-token-of-some-length"
@@ -246,12 +280,23 @@ func TestWhoReachesAdmin(t *testing.T) {
 	}
 }
 
-// TestPortsApart: each port has its own paths and no others.
+// TestPortsApart: each port serves its own paths only.
 func TestPortsApart(t *testing.T) {
 	t.Parallel()
 	listen, admin, health, figures := freePort(t), freePort(t), freePort(t), freePort(t)
-	config := writeConfig(t, sink(t).URL, listen, admin, "limits:",
-		fmt.Sprintf("health_listen: %s\nmetrics_listen: %s\nadmin_token: a-token-of-some-length\nlimits:", health, figures))
+	config := writeConfig(
+		t,
+		sink(t).URL,
+		listen,
+		admin,
+		"limits:",
+		fmt.Sprintf(
+			"health_listen: %s\nmetrics_listen: %s\nadmin_token: a-token-of-some-length\nlimits:",
+			health,
+			figures,
+		),
+	)
+
 	s := start(t, "serve", "--config", config)
 	waitStatus(t, "http://"+health+"/readyz", http.StatusOK)
 	for _, c := range []struct {
@@ -267,10 +312,13 @@ func TestPortsApart(t *testing.T) {
 		{admin, "/healthz", http.StatusNotFound},
 		{admin, "/admin/keys", http.StatusUnauthorized},
 	} {
-		if status, _ := adminDo(t, http.MethodGet, "http://"+c.at+c.path, http.Header{"Host": {"10.0.0.7"}}); status != c.want {
+		if status, _ := adminDo(t, http.MethodGet, "http://"+c.at+c.path, http.Header{
+			"Host": {"10.0.0.7"},
+		}); status != c.want {
 			t.Errorf("%s at %s: %d, want %d", c.path, c.at, status, c.want)
 		}
 	}
+
 	bearer := http.Header{"Authorization": {"Bearer a-token-of-some-length"}}
 	if status, _ := adminDo(t, http.MethodGet, "http://"+admin+"/admin/keys", bearer); status != http.StatusOK {
 		t.Errorf("with the token: %d", status)

@@ -17,7 +17,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/metrics"
 )
 
-// awsKey is a key by an alias, at a test server.
+// awsKey is a key with an alias, on a test server.
 type awsKey struct {
 	*kmstest.Server
 	config.Key
@@ -31,7 +31,8 @@ func newAWSKey(t *testing.T) *awsKey {
 	k := &awsKey{Server: kmstest.StartTest(t)}
 	k.old, k.next = k.NewKey(t, nil).KeyID(), k.NewKey(t, nil).KeyID()
 	k.Key = config.Key{
-		Name: "app", Provider: config.AWSKMS, KeyID: "alias/app", Region: k.Server.Region(), Endpoint: k.URL(), Timeout: 5 * time.Second,
+		Name: "app", Provider: config.AWSKMS, KeyID: "alias/app", Region: k.Server.Region(), Endpoint: k.URL(),
+		Timeout: 5 * time.Second,
 	}
 	k.point(t, k.old)
 	return k
@@ -44,7 +45,8 @@ func (k *awsKey) point(t *testing.T, arn string) {
 	}
 }
 
-// buildRing makes a proxy's keyring of keys. The rule names the first.
+// buildRing returns a proxy's keyring with these keys. The rule names the
+// first.
 func buildRing(t *testing.T, keys ...config.Key) (*backend, *observer.ObservedLogs) {
 	t.Helper()
 	core, logs := observer.New(zapcore.InfoLevel)
@@ -60,14 +62,15 @@ func buildRing(t *testing.T, keys ...config.Key) (*backend, *observer.ObservedLo
 	return a, logs
 }
 
-// What is written before and after an alias has moved can be read, by a
-// configuration that is the same all the time.
+// Objects that were stored before and after an alias moved can be read, with
+// an unchanged configuration.
 func TestAlsoKnownAs(t *testing.T) {
 	k := newAWSKey(t)
 	k.AlsoKnownAs = []string{k.old, k.next}
 	obj := keyring.Object{Bucket: "b", Key: "k"}
+
 	var sealed []*keyring.DataKey
-	for _, target := range []string{k.old, k.next, k.old} { // moved, and rolled back
+	for _, target := range []string{k.old, k.next, k.old} { // moved, and moved back
 		k.point(t, target)
 		a, _ := buildRing(t, k.Key)
 		s, err := a.keys.Create(t.Context(), obj, "", keyring.Choice{})
@@ -75,9 +78,11 @@ func TestAlsoKnownAs(t *testing.T) {
 			t.Fatal(err)
 		}
 		s.Release()
+
 		if s.KeyID != target {
 			t.Errorf("sealed under %s, want %s", s.KeyID, target)
 		}
+
 		sealed = append(sealed, s)
 		for _, s := range sealed {
 			l, err := a.keys.Open(t.Context(), obj, s.KeyID, s.Wrapped)
@@ -88,6 +93,7 @@ func TestAlsoKnownAs(t *testing.T) {
 			l.Release()
 		}
 	}
+
 	for _, s := range sealed[:2] {
 		k.AlsoKnownAs = nil
 		a, _ := buildRing(t, k.Key)
@@ -103,7 +109,7 @@ func TestTwinsAreToldOf(t *testing.T) {
 	again := k.Key
 	again.Name, again.KeyID = "again", k.old
 	_, logs := buildRing(t, k.Key, again)
-	if n := logs.FilterMessageSnippet("two names for one KMS key").Len(); n != 1 {
+	if n := logs.FilterMessageSnippet("two configured keys are the same KMS key").Len(); n != 1 {
 		t.Errorf("%d warnings, want 1: %v", n, logs.All())
 	}
 }
@@ -113,10 +119,12 @@ func TestMovedAliasIsNoticed(t *testing.T) {
 	a, logs := buildRing(t, k.Key)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
+
 	go func() {
 		defer close(done)
 		a.watchAlias(ctx, k.Key, a.opened[0].wrapper, 10*time.Millisecond)
 	}()
+
 	wait := func(text string) {
 		t.Helper()
 		for range 500 {
@@ -128,20 +136,23 @@ func TestMovedAliasIsNoticed(t *testing.T) {
 			}
 			time.Sleep(20 * time.Millisecond)
 		}
+
 		t.Errorf("never logged: %s", text)
 	}
+
 	k.point(t, k.next)
 	wait("also_known_as")
 	k.point(t, k.old)
 	wait("key in use again")
 	cancel()
 	<-done
+
 	if n := logs.FilterMessageSnippet("the alias").Len(); n != 2 {
 		t.Errorf("%d messages for two moves", n)
 	}
 }
 
-// check says what will break.
+// check reports what will break.
 func TestCheckTellsOfAliases(t *testing.T) {
 	k := newAWSKey(t)
 	check := func(change func(*config.Key)) (string, error) {
@@ -149,22 +160,33 @@ func TestCheckTellsOfAliases(t *testing.T) {
 		change(&key)
 		return checkKey(t.Context(), key)
 	}
+
 	for _, c := range []struct {
 		name   string
 		change func(*config.Key)
-		want   string // of the detail
+		want   string // text in the detail
 		fails  string
 	}{
 		{"a key by its ARN", func(c *config.Key) { c.KeyID = k.old }, k.old, ""},
 		{"a key by its id", func(c *config.Key) { c.KeyID = k.old[strings.LastIndexByte(k.old, '/')+1:] }, k.old, ""},
-		{"an alias by its ARN", func(c *config.Key) { c.KeyID = k.old[:strings.Index(k.old, "key/")] + "alias/app" }, "in also_known_as", ""},
+		{
+			"an alias by its ARN", func(c *config.Key) { c.KeyID = k.old[:strings.Index(k.old, "key/")] + "alias/app" },
+			"in also_known_as", "",
+		},
 		{"an alias alone", func(*config.Key) {}, "put " + k.old + " in also_known_as", ""},
 		{"an alias and both keys", func(c *config.Key) { c.AlsoKnownAs = []string{k.old, k.next} }, k.old, ""},
-		{"an alias at an unknown key", func(c *config.Key) { c.AlsoKnownAs = []string{k.next} }, "", "which also_known_as does not have"},
-		{"a key that is not there", func(c *config.Key) { c.AlsoKnownAs = []string{k.old, k.old[:len(k.old)-1] + "x"} }, "", "cannot be read"},
+		{
+			"an alias at an unknown key", func(c *config.Key) { c.AlsoKnownAs = []string{k.next} }, "",
+			"which is not in also_known_as",
+		},
+		{
+			"a key that is not there", func(c *config.Key) { c.AlsoKnownAs = []string{k.old, k.old[:len(k.old)-1] + "x"} }, "",
+			"cannot be read",
+		},
 	} {
 		detail, err := check(c.change)
-		if !strings.Contains(detail, c.want) || (err == nil) != (c.fails == "") || err != nil && !strings.Contains(err.Error(), c.fails) {
+		if !strings.Contains(detail, c.want) || (err == nil) != (c.fails == "") ||
+			err != nil && !strings.Contains(err.Error(), c.fails) {
 			t.Errorf("%s: %q, %v", c.name, detail, err)
 		}
 		if c.want == k.old && detail != k.old {
@@ -179,9 +201,10 @@ func TestCheckTellsOfAliases(t *testing.T) {
 	if _, err := check(both); !kms.IsRevoked(err) {
 		t.Errorf("an earlier key that is disabled: %v", err)
 	}
+
 	k.SetFaults(kmstest.Faults{Operations: []string{"DescribeKey"}, Deny: true})
 	detail, err := check(func(c *config.Key) { c.KeyID, c.AlsoKnownAs = k.old, []string{k.next} })
-	if err != nil || !strings.Contains(detail, "cannot tell") {
+	if err != nil || !strings.Contains(detail, "cannot check") {
 		t.Errorf("without the right to describe: %q, %v", detail, err)
 	}
 }

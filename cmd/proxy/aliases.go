@@ -15,8 +15,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-// earlierKeys returns the keys that also_known_as names. They are called NAME/1
-// and so on, and open what is under them.
+// earlierKeys returns the keys in also_known_as, named NAME/1 and so on.
+// They open the objects that are under them.
 func (b *backend) earlierKeys(ctx context.Context, k config.Key) ([]keyring.Key, error) {
 	var keys []keyring.Key
 	for i, id := range k.AlsoKnownAs {
@@ -26,27 +26,29 @@ func (b *backend) earlierKeys(ctx context.Context, k config.Key) ([]keyring.Key,
 			return nil, fmt.Errorf("key %s: also_known_as: %s: %w", k.Name, id, err)
 		}
 		b.opened = append(b.opened, openKey{earlier.Name, wrapper})
+
 		keys = append(keys, keyring.Key{
 			Name: earlier.Name, Provider: string(k.Provider), Successor: k.Name,
 			Wrapper: b.withLimits(earlier, wrapper), Probe: wrapper,
 			Timeout: kms.AttemptsPerCall * k.Timeout, ProbeTimeout: k.Timeout,
 		})
 	}
+
 	return keys, nil
 }
 
-// earlierKey is the configuration of one of also_known_as, counted from 0. Its
-// ARN names its region.
+// earlierKey returns the configuration of the i-th key in also_known_as. The
+// region comes from its ARN.
 func earlierKey(k config.Key, i int) config.Key {
 	k.Name, k.KeyID, k.Region = fmt.Sprintf("%s/%d", k.Name, i+1), k.AlsoKnownAs[i], ""
 	k.AlsoKnownAs = nil
 	return k
 }
 
-// warnOfTwins warns of keys that are one key.
+// warnOfTwins warns of configured keys that are the same KMS key.
 func (b *backend) warnOfTwins() {
 	for _, pair := range b.keys.Twins() {
-		b.log.Warn("two names for one KMS key: what names the key is opened by the first",
+		b.log.Warn("two configured keys are the same KMS key; objects under it are opened through the first",
 			zap.String("kms_key_name", pair[0]), zap.String("other_kms_key_name", pair[1]))
 	}
 }
@@ -55,11 +57,11 @@ func isAlias(id string) bool {
 	return strings.HasPrefix(id, "alias/") || strings.HasPrefix(id, "arn:") && strings.Contains(id, ":alias/")
 }
 
-// aliasCheck is the time between two looks at where an alias points.
+// aliasCheck is the interval at which an alias is resolved.
 const aliasCheck = time.Minute
 
-// watchAlias warns when an alias points to another key than it did when the key
-// was opened, until ctx ends.
+// watchAlias warns when an alias points to another key than when the key was
+// opened. It runs until ctx ends.
 func (b *backend) watchAlias(ctx context.Context, k config.Key, w kms.Wrapper, every time.Duration) {
 	target, ok := w.(interface {
 		Target(ctx context.Context) (string, error)
@@ -78,16 +80,17 @@ func (b *backend) watchAlias(ctx context.Context, k config.Key, w kms.Wrapper, e
 
 		now, err := target.Target(ctx)
 		if err != nil || now == told {
-			continue // what is wrong with the KMS shows elsewhere
+			continue // errors of the KMS are reported elsewhere
 		}
 		told = now
 		log := b.log.With(zap.String("kms_key_name", k.Name), zap.String("key_id", k.KeyID),
 			zap.String("in_use", w.KeyID()), zap.String("now", now))
+
 		switch {
 		case now == w.KeyID():
 			log.Info("the alias points to the key in use again")
 		case slices.Contains(k.AlsoKnownAs, w.KeyID()):
-			log.Warn("the alias points to another key: restart the proxy, so that new objects are put under it")
+			log.Warn("the alias points to another key: restart the proxy to use it for new objects")
 		default:
 			log.Warn("the alias points to another key: add the one in use to also_known_as, " +
 				"or its objects cannot be read after a restart")
@@ -95,19 +98,22 @@ func (b *backend) watchAlias(ctx context.Context, k config.Key, w kms.Wrapper, e
 	}
 }
 
-// checkAlias says what follows from where an alias points, and whether the keys
-// of also_known_as are in force.
+// checkAlias returns advice about an alias, and checks that the keys in
+// also_known_as are enabled.
 func checkAlias(ctx context.Context, k config.Key, arn string) (string, error) {
 	var detail []string
 	if isAlias(k.KeyID) {
 		switch {
 		case slices.ContainsFunc(k.AlsoKnownAs, func(id string) bool { return kms.SameKey(id, arn) }):
 		case len(k.AlsoKnownAs) > 0:
-			return "", fmt.Errorf("%s points to %s, which also_known_as does not have: what is put under it now "+
-				"cannot be read by proxies that were started before it moved, nor after it moves on or back; add it",
+			return "", fmt.Errorf("%s points to %s, which is not in also_known_as: objects that are stored under it now "+
+				"cannot be read by proxies that were started before the alias moved, nor after it moves again; add it",
 				k.KeyID, arn)
 		default:
-			detail = append(detail, fmt.Sprintf("before %s moves to another key, put %s in also_known_as", k.KeyID, arn))
+			detail = append(
+				detail,
+				fmt.Sprintf("before %s moves to another key, put %s in also_known_as", k.KeyID, arn),
+			)
 		}
 	}
 
@@ -116,6 +122,7 @@ func checkAlias(ctx context.Context, k config.Key, arn string) (string, error) {
 		if err != nil {
 			return "", fmt.Errorf("also_known_as: %s: %w", id, err)
 		}
+
 		key, ok := wrapper.(interface {
 			Enabled(ctx context.Context) error
 		})
@@ -127,10 +134,11 @@ func checkAlias(ctx context.Context, k config.Key, arn string) (string, error) {
 		switch err := key.Enabled(ctx); {
 		case err == nil:
 		case errors.As(err, &failure) && failure.Kind == kms.Denied:
-			detail = append(detail, "cannot tell whether "+id+" is enabled: kms:DescribeKey is denied")
+			detail = append(detail, "cannot check whether "+id+" is enabled: kms:DescribeKey is denied")
 		default:
-			return "", fmt.Errorf("also_known_as: what is under %s cannot be read: %w", id, err)
+			return "", fmt.Errorf("also_known_as: objects under %s cannot be read: %w", id, err)
 		}
 	}
+
 	return strings.Join(detail, "; "), nil
 }

@@ -14,14 +14,17 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/config"
 )
 
-// openAudit opens the audit log, if there is to be one. It is that of the
-// proxy that serves: a command that another user runs would leave behind a
-// file that the proxy may not write to.
+// openAudit opens the audit log, if it is configured. Only serve opens it: a
+// command that another user runs could create a file to which the proxy may
+// not write.
 func (s *server) openAudit(cfg config.Audit) (err error) {
 	out := audit.Config{
-		File: cfg.File, MaxSize: int64(cfg.MaxSizeMB) << 20, MaxAge: time.Duration(cfg.MaxAgeDays) * 24 * time.Hour, MaxFiles: cfg.MaxFiles,
-		Now:     time.Now,
-		Trouble: func(err error) { s.log.Error("the audit log's files", zap.Error(err)) },
+		File:     cfg.File,
+		MaxSize:  int64(cfg.MaxSizeMB) << 20,
+		MaxAge:   time.Duration(cfg.MaxAgeDays) * 24 * time.Hour,
+		MaxFiles: cfg.MaxFiles,
+		Now:      time.Now,
+		Trouble:  func(err error) { s.log.Error("managing the audit log's files failed", zap.Error(err)) },
 	}
 	switch {
 	case cfg.Stdout:
@@ -33,8 +36,8 @@ func (s *server) openAudit(cfg config.Audit) (err error) {
 	return err
 }
 
-// record writes to the audit log, if there is one. What it fails for is
-// counted, and named in the other log.
+// record writes to the audit log, if there is one. An error is counted and
+// logged.
 func (s *server) record(r audit.Record) error {
 	if s.audit == nil {
 		return nil
@@ -42,7 +45,7 @@ func (s *server) record(r audit.Record) error {
 	err := s.audit.Write(r)
 	if err != nil {
 		s.metrics.Unaudited.Inc()
-		s.log.Error("not written to the audit log", zap.String("event", r.Event), zap.String("result", r.Result),
+		s.log.Error("writing to the audit log failed", zap.String("event", r.Event), zap.String("result", r.Result),
 			zap.String("request_id", r.RequestID), zap.String("kms_key_name", r.KMSKeyName), zap.Error(err))
 	}
 	return err
@@ -53,12 +56,12 @@ func (s *server) reopenAudit() {
 		return
 	}
 	if err := s.audit.Reopen(); err != nil {
-		s.log.Error("the audit log cannot be opened anew; no key is used until it can be", zap.Error(err))
+		s.log.Error("reopening the audit log failed; no key is used until it succeeds", zap.Error(err))
 	}
 }
 
-// checkAudit tests whether the audit log could be written, and leaves nothing
-// behind.
+// checkAudit tests whether the audit log can be written, without changing
+// it.
 func checkAudit(cfg config.Audit) error {
 	if cfg.File == "" {
 		return nil
@@ -70,7 +73,7 @@ func checkAudit(cfg config.Audit) error {
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("it could not be written: %w", err)
+		return fmt.Errorf("it cannot be written: %w", err)
 	}
 	return file.Close()
 }

@@ -16,12 +16,13 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/proxytest"
 )
 
-// TestSweepsWaitForTheKMS: an object is not called bad, nor left out, because
-// the KMS has no time.
+// TestSweepsWaitForTheKMS: if the KMS is overloaded, objects are neither
+// reported as bad nor skipped.
 func TestSweepsWaitForTheKMS(t *testing.T) {
 	t.Setenv("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")
 	t.Setenv("AWS_SECRET_ACCESS_KEY", "example")
 	server := kmstest.StartTest(t)
+
 	arns := make([]string, 2)
 	for i := range arns {
 		var err error
@@ -29,8 +30,15 @@ func TestSweepsWaitForTheKMS(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	keys := fmt.Sprintf("keys: [{name: next, provider: aws-kms, key_id: %q, endpoint: %q}, {name: main, provider: aws-kms, key_id: %q, endpoint: %q}]\nunused: [",
-		arns[1], server.URL(), arns[0], server.URL())
+
+	keys := fmt.Sprintf(
+		"keys: [{name: next, provider: aws-kms, key_id: %q, endpoint: %q}, {name: main, provider: aws-kms, key_id: %q, endpoint: %q}]\nunused: [",
+		arns[1],
+		server.URL(),
+		arns[0],
+		server.URL(),
+	)
+
 	listen, admin := freePort(t), freePort(t)
 	store := proxytest.ServeStore(t)
 	config := writeConfig(t, store, listen, admin, "keys: [", keys)
@@ -38,12 +46,16 @@ func TestSweepsWaitForTheKMS(t *testing.T) {
 	s := start(t, "serve", "--config", config)
 	waitStatus(t, "http://"+admin+"/readyz", http.StatusOK)
 	bucket, key := "bucket", "key"
+
 	direct := client(strings.TrimPrefix(store, "http://"), proxytest.AccessKey, proxytest.SecretKey)
 	if _, err := direct.CreateBucket(t.Context(), &s3.CreateBucketInput{Bucket: &bucket}); err != nil {
 		t.Fatal(err)
 	}
+
 	app := client(listen, "appkey", "appsecretappsecret")
-	if _, err := app.PutObject(t.Context(), &s3.PutObjectInput{Bucket: &bucket, Key: &key, Body: strings.NewReader("text")}); err != nil {
+	if _, err := app.PutObject(t.Context(), &s3.PutObjectInput{
+		Bucket: &bucket, Key: &key, Body: strings.NewReader("text"),
+	}); err != nil {
 		t.Fatal(err)
 	}
 	s.end(t)
@@ -56,6 +68,7 @@ func TestSweepsWaitForTheKMS(t *testing.T) {
 			t.Fatalf("%s has ended with %d while the KMS had no time:\n%s", command[0], code, sweep.out.String())
 		case <-time.After(10 * time.Second):
 		}
+
 		server.SetFaults(kmstest.Faults{})
 		select {
 		case code := <-sweep.code:
@@ -75,12 +88,14 @@ func dropLine(t *testing.T, path, text string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	var kept strings.Builder
 	for line := range strings.Lines(string(content)) {
 		if !strings.HasPrefix(line, text) {
 			kept.WriteString(line)
 		}
 	}
+
 	if err := os.WriteFile(path, []byte(kept.String()), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -19,7 +19,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
-// checkTimeout bounds each single check.
+// checkTimeout limits each single check.
 const checkTimeout = 15 * time.Second
 
 func checkCommand() *cobra.Command {
@@ -29,13 +29,17 @@ func checkCommand() *cobra.Command {
 		Args:  noArguments,
 	}
 	path := configFlag(c)
-	bucket := c.Flags().String("bucket", "", "`BUCKET` in which the store may be tested with small objects, which are removed again")
+	bucket := c.Flags().String(
+		"bucket",
+		"",
+		"`BUCKET` for testing the store: small objects are written and removed",
+	)
 	c.RunE = func(c *cobra.Command, _ []string) error { return check(c.Context(), *path, *bucket, c.OutOrStdout()) }
 	return c
 }
 
-// check tests everything that serve depends on, and prints a line for each
-// thing.
+// check tests everything that serve needs, and prints one line for each
+// check.
 func check(ctx context.Context, path, bucket string, stdout io.Writer) error {
 	file, err := readConfig(path)
 	if err != nil {
@@ -43,20 +47,33 @@ func check(ctx context.Context, path, bucket string, stdout io.Writer) error {
 	}
 	cfg, c := file.Config, &checker{out: stdout}
 	c.line(nil, "configuration %s", file.path)
+
 	for _, key := range cfg.Keys {
-		c.run(ctx, "key "+key.Name+" ("+string(key.Provider)+")", func(ctx context.Context) (string, error) { return checkKey(ctx, key) })
+		c.run(
+			ctx,
+			"key "+key.Name+" ("+string(key.Provider)+")",
+			func(ctx context.Context) (string, error) { return checkKey(ctx, key) },
+		)
 	}
+
 	c.line(checkAudit(cfg.Audit), "audit log")
 	c.certificate(cfg.TLS)
 	for _, name := range shortSecrets(cfg.Clients) {
-		fmt.Fprintf(stdout, "warn  client %s: secret_key has fewer than %d characters; choose a longer one\n", name, goodSecret)
+		fmt.Fprintf(
+			stdout,
+			"warn  client %s: secret_key has fewer than %d characters; choose a longer one\n",
+			name,
+			goodSecret,
+		)
 	}
+
 	c.server(ctx, cfg)
 	store, _, err := openOrigin(ctx, cfg, "", zap.NewNop())
 	if err != nil {
 		return err
 	}
 	c.store(ctx, store, cfg.Origin, bucket)
+
 	if c.failures > 0 {
 		return fmt.Errorf("%d of %d checks failed", c.failures, c.total)
 	}
@@ -90,7 +107,8 @@ func (c *checker) line(err error, format string, args ...any) {
 	fmt.Fprintf(c.out, "ok    %s\n", what)
 }
 
-// server builds the server as serve does, and says what is odd about its keys.
+// server builds the server as serve does, and prints what is unusual about
+// its keys.
 func (c *checker) server(ctx context.Context, cfg *config.Config) {
 	s, err := newServer(ctx, cfg, zap.NewNop(), "")
 	if err != nil {
@@ -98,39 +116,51 @@ func (c *checker) server(ctx context.Context, cfg *config.Config) {
 		return
 	}
 	defer s.close()
+
 	for _, pair := range s.keys.Twins() {
-		fmt.Fprintf(c.out, "note  keys %s and %s are one KMS key: what names it is opened by %s\n",
+		fmt.Fprintf(c.out, "note  keys %s and %s are the same KMS key: objects under it are opened through %s\n",
 			pair[0], pair[1], pair[0])
 	}
+
 	for _, name := range s.keys.Unread() {
-		fmt.Fprintf(c.out, "note  key %s: no rule names it (key, allowed_keys, read_keys), so nothing under it can be read\n", name)
+		fmt.Fprintf(
+			c.out,
+			"note  key %s: no rule names it (key, allowed_keys, read_keys), so objects under it cannot be read\n",
+			name,
+		)
 	}
 }
 
-// store finds out what the store can do, with objects in a bucket if one is
-// given.
+// store tests what the store can do. Without a bucket, it tests the
+// credentials only.
 func (c *checker) store(ctx context.Context, store *origin.Origin, cfg config.Origin, bucket string) {
 	probe := storecheck.New(storecheck.Config{
 		Send: inplace.NewSender(store, s3api.CheckAnswer, s3api.CheckRefusal), Bucket: bucket,
 	})
 	c.run(ctx, "store "+cfg.Endpoint+": credentials", probe.List)
+
 	if bucket == "" {
-		fmt.Fprintln(c.out, "skip  what the store can do: give --bucket to find out")
+		fmt.Fprintln(c.out, "skip  features of the store: give --bucket to test them")
 		return
 	}
 	c.run(ctx, "store: put, 2 KB of metadata", probe.Put)
 	c.run(ctx, "store: ranges", probe.Ranges)
 	c.run(ctx, "store: If-None-Match: * on PUT", probe.IfNoneMatch)
 	c.run(ctx, "store: If-Match on writes", probe.IfMatch)
+
 	c.run(ctx, "store: multipart uploads", func(ctx context.Context) (string, error) {
-		return probe.Multipart(ctx, storecheck.PartSettings{ETagPartCount: cfg.ETagPartCount, UniformParts: cfg.UniformParts})
+		return probe.Multipart(
+			ctx,
+			storecheck.PartSettings{ETagPartCount: cfg.ETagPartCount, UniformParts: cfg.UniformParts},
+		)
 	})
-	c.run(ctx, "store: a body cut short is not kept", probe.Cut)
+	c.run(ctx, "store: a truncated body is not kept", probe.Cut)
 	c.run(ctx, "store: keys", func(ctx context.Context) (string, error) { return probe.Keys(ctx, cfg.Keys) })
+
 	c.run(ctx, "store: delete", probe.Remove)
 }
 
-// certificate looks at the certificate of the S3 port.
+// certificate checks the certificate of the S3 port.
 func (c *checker) certificate(cfg config.TLS) {
 	server, err := buildTLS(cfg, zap.NewNop())
 	if server == nil && err == nil {
@@ -144,20 +174,23 @@ func (c *checker) certificate(cfg config.TLS) {
 	c.line(err, "%s", what)
 }
 
-// checkKey makes a round trip with a key.
+// checkKey wraps and unwraps a data key with a KMS key.
 func checkKey(ctx context.Context, key config.Key) (string, error) {
 	wrapper, err := buildWrapper(ctx, key, nil)
 	if err != nil {
 		return "", err
 	}
+
 	wrapped, _, err := kms.RoundTrip(ctx, wrapper)
 	if err != nil {
 		return wrapper.KeyID(), err
 	}
+
 	if azure, ok := wrapper.(*kms.Azure); ok {
 		detail, err := checkBindings(ctx, azure, kms.VersionOf(azure.KeyID(), wrapped))
 		return azure.KeyID() + detail, err
 	}
+
 	detail, err := checkAlias(ctx, key, wrapper.KeyID())
 	if detail != "" {
 		detail = "; " + detail
@@ -165,17 +198,18 @@ func checkKey(ctx context.Context, key config.Key) (string, error) {
 	return wrapper.KeyID() + detail, err
 }
 
-// checkBindings has an Azure key unwrap its bindings, and says what they are
-// worth. newest is the present version of the key.
+// checkBindings unwraps the bindings of an Azure RSA key, and reports
+// problems with them. newest is the current version of the key.
 func checkBindings(ctx context.Context, key *kms.Azure, newest string) (string, error) {
 	versions := key.Bound()
 	switch {
 	case !key.IsRSA():
 		return "", nil
 	case len(versions) == 0:
-		return "; whoever has the public key can make objects that are taken for genuine: " +
+		return "; anyone with the public key can forge objects: " +
 			"add bindings (cmekproxy keys bind), or use A256KW on a Managed HSM", nil
 	}
+
 	if err := key.TryBindings(ctx); err != nil {
 		return "", err
 	}
@@ -184,9 +218,10 @@ func checkBindings(ctx context.Context, key *kms.Azure, newest string) (string, 
 	fmt.Fprintf(&detail, "; %d bindings", len(versions))
 	for i, version := range versions {
 		if version != newest {
-			fmt.Fprintf(&detail, "; binding %d is under version %s and not the newest: "+
+			fmt.Fprintf(&detail, "; binding %d is wrapped by version %s, not the newest: "+
 				"before you disable that version, wrap the binding again (cmekproxy keys bind --again %d)", i+1, version, i+1)
 		}
 	}
+
 	return detail.String(), nil
 }

@@ -13,10 +13,10 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-// usageError is a command line that makes no sense.
+// usageError is the error for an invalid command line.
 type usageError struct{ error }
 
-// noArguments refuses arguments beside flags.
+// noArguments refuses arguments other than flags.
 func noArguments(_ *cobra.Command, args []string) error {
 	if len(args) > 0 {
 		return usageError{fmt.Errorf("unexpected argument %q", args[0])}
@@ -24,7 +24,8 @@ func noArguments(_ *cobra.Command, args []string) error {
 	return nil
 }
 
-// oneArgument requires one argument beside flags. what names it.
+// oneArgument requires exactly one argument besides flags. what is its name
+// in errors.
 func oneArgument(what string) cobra.PositionalArgs {
 	return func(_ *cobra.Command, args []string) error {
 		switch {
@@ -38,8 +39,9 @@ func oneArgument(what string) cobra.PositionalArgs {
 	}
 }
 
-// doubleDashes gives long flags a second dash that have one, as in -config: it
-// was the documented form once. A single letter gets one dash.
+// doubleDashes adds a dash to long flags with one dash, such as -config,
+// which earlier documentation used. It removes a dash from single-letter
+// flags with two.
 func doubleDashes(root *cobra.Command, args []string) []string {
 	command, _, err := root.Find(args)
 	if err != nil {
@@ -47,10 +49,12 @@ func doubleDashes(root *cobra.Command, args []string) []string {
 	}
 	out := make([]string, len(args))
 	copy(out, args)
+
 	for i, arg := range args {
 		if arg == "--" {
 			break
 		}
+
 		name, _, _ := strings.Cut(strings.TrimLeft(arg, "-"), "=")
 		switch dashes := len(arg) - len(strings.TrimLeft(arg, "-")); {
 		case dashes == 1 && len(name) > 1 && isFlag(command, name):
@@ -59,10 +63,11 @@ func doubleDashes(root *cobra.Command, args []string) []string {
 			out[i] = arg[1:]
 		}
 	}
+
 	return out
 }
 
-// isFlag reports whether a command has a long flag of that name.
+// isFlag reports whether a command has a long flag with this name.
 func isFlag(c *cobra.Command, name string) bool {
 	found := name == "help" || name == "version" && c.Version != ""
 	c.Flags().VisitAll(func(f *pflag.Flag) { found = found || f.Name == name })
@@ -75,19 +80,21 @@ func configFlag(c *cobra.Command) *string {
 		"(default: the value of $"+config.PathVariable+", else "+config.DefaultPath+")")
 }
 
-// readConfigText reads the file of --config, and returns where it was.
+// readConfigText reads the file that --config names, and returns its path.
 func readConfigText(flag string) (path string, text []byte, err error) {
 	//nolint:forbidigo // hands the environment to internal/config
 	path, named := config.Locate(flag, os.LookupEnv)
 	text, err = config.Read(path)
 	if !named && errors.Is(err, os.ErrNotExist) {
-		return path, nil, usageError{fmt.Errorf("no configuration: give --config FILE or set %s (%s does not exist)", config.PathVariable, path)}
+		return path, nil, usageError{
+			fmt.Errorf("no configuration: give --config FILE or set %s (%s does not exist)", config.PathVariable, path),
+		}
 	}
 	return path, text, err
 }
 
-// readOffline reads what a configuration says of the store and the keys, for
-// commands that work without a server.
+// readOffline reads the configuration of the store and the keys, for
+// commands that need no server.
 func readOffline(flag string) (*config.Config, error) {
 	path, text, err := readConfigText(flag)
 	if err != nil {
@@ -97,7 +104,7 @@ func readOffline(flag string) (*config.Config, error) {
 	return config.ParseOffline(path, text, os.LookupEnv)
 }
 
-// parseObject reads s3://bucket/key.
+// parseObject parses s3://bucket/key.
 func parseObject(arg string) (crypt.Object, error) {
 	obj, err := parseBucket(arg)
 	if err == nil && obj.Key == "" {
@@ -106,7 +113,7 @@ func parseObject(arg string) (crypt.Object, error) {
 	return obj, err
 }
 
-// parseBucket reads s3://bucket or s3://bucket/prefix.
+// parseBucket parses s3://bucket or s3://bucket/prefix.
 func parseBucket(arg string) (crypt.Object, error) {
 	rest, ok := strings.CutPrefix(arg, "s3://")
 	bucket, prefix, _ := strings.Cut(rest, "/")
@@ -116,7 +123,7 @@ func parseBucket(arg string) (crypt.Object, error) {
 	return crypt.Object{Bucket: bucket, Key: prefix}, nil
 }
 
-// checkParallel refuses what no number of parallel requests can be.
+// checkParallel refuses an invalid value of --parallel.
 func checkParallel(n int) error {
 	if n < 1 || n > 1000 {
 		return usageError{fmt.Errorf("--parallel is %d, and must be from 1 to 1000", n)}

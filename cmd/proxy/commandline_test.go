@@ -8,14 +8,15 @@ import (
 	"testing"
 )
 
-// Where the configuration is read from: the flag, else the environment, else
-// the default path.
+// The source of the configuration: the flag, else the environment, else the
+// default path.
 func TestConfigFlag(t *testing.T) {
 	config := writeConfig(t, "http://127.0.0.1:1", "127.0.0.1:0", "127.0.0.1:1")
 	text, err := os.ReadFile(config)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for name, row := range map[string]struct {
 		variable, stdin string
 		args            []string
@@ -44,7 +45,7 @@ func TestConfigFlag(t *testing.T) {
 	}
 }
 
-// useStdin has the test's standard input hold a text.
+// useStdin sets the text of the test's standard input.
 func useStdin(t *testing.T, text string) {
 	t.Helper()
 	r, w, err := os.Pipe()
@@ -60,7 +61,7 @@ func useStdin(t *testing.T, text string) {
 	t.Cleanup(func() { os.Stdin = before; r.Close() })
 }
 
-// A command line that makes no sense is one line on stderr, which names the
+// An invalid command line prints one line on stderr, with the name of the
 // command, and nothing on stdout.
 func TestWrongCommandLines(t *testing.T) {
 	for name, row := range map[string]struct{ args, want string }{
@@ -77,14 +78,15 @@ func TestWrongCommandLines(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			var stdout, stderr bytes.Buffer
 			code := run(t.Context(), strings.Fields(row.args), &stdout, &stderr)
-			if code != 2 || stdout.Len() > 0 || strings.Count(stderr.String(), "\n") != 1 || !strings.Contains(stderr.String(), row.want) {
+			if code != 2 || stdout.Len() > 0 || strings.Count(stderr.String(), "\n") != 1 ||
+				!strings.Contains(stderr.String(), row.want) {
 				t.Errorf("exit code %d, stdout %q, stderr %q, want one line with %q", code, &stdout, &stderr, row.want)
 			}
 		})
 	}
 }
 
-// What is asked for is on stdout.
+// Requested help is printed on stdout.
 func TestHelp(t *testing.T) {
 	for args, want := range map[string]string{
 		"":                     "Available Commands:",
@@ -104,7 +106,8 @@ func TestHelp(t *testing.T) {
 	} {
 		t.Run(args, func(t *testing.T) {
 			var stdout, stderr bytes.Buffer
-			if code := run(t.Context(), strings.Fields(args), &stdout, &stderr); code != 0 || !strings.Contains(stdout.String(), want) {
+			if code := run(t.Context(), strings.Fields(args), &stdout, &stderr); code != 0 ||
+				!strings.Contains(stdout.String(), want) {
 				t.Errorf("exit code %d, stdout %q, want %q; stderr %q", code, &stdout, want, &stderr)
 			}
 		})

@@ -26,34 +26,59 @@ func decryptCommand() *cobra.Command {
 	var o decryptOptions
 	c := &cobra.Command{
 		Use:   "decrypt s3://BUCKET/KEY",
-		Short: "Read one object straight from the store, without a proxy running",
+		Short: "Read one object directly from the store, without a proxy",
 		Args:  oneArgument("s3://bucket/key"),
 	}
 	config := configFlag(c)
+
 	flags := c.Flags()
-	flags.StringVarP(&o.output, "output", "o", "", "the `FILE` to be written; - for standard output (default: the last part of the key)")
-	flags.StringVar(&o.customerKey, "sse-customer-key", "", "`FILE` with the key that the client brought for the object (SSE-C): raw, hex, base64 or PEM")
+	flags.StringVarP(
+		&o.output,
+		"output",
+		"o",
+		"",
+		"`FILE` to write; - for standard output (default: the last segment of the key)",
+	)
+
+	flags.StringVar(
+		&o.customerKey,
+		"sse-customer-key",
+		"",
+		"`FILE` with the customer key of the object (SSE-C): raw, hex, base64 or PEM",
+	)
 	flags.StringVar(&o.version, "version-id", "", "`ID` of the version to read (default: the current one)")
-	flags.BoolVar(&o.anyKey, "any-key", false, "read what is under any configured key, also one that no rule names for the bucket: whoever may use it can have made the object")
+
+	flags.BoolVar(
+		&o.anyKey,
+		"any-key",
+		false,
+		"also read objects under keys that no rule names for the bucket; "+
+			"anyone who can use such a key may have made the object",
+	)
+
 	c.RunE = func(c *cobra.Command, args []string) error {
 		target, err := parseObject(args[0])
 		if err != nil {
 			return err
 		}
+
 		cfg, err := readOffline(*config)
 		if err != nil {
 			return err
 		}
+
 		d, err := openDirect(c.Context(), cfg, target, c.ErrOrStderr())
 		if err != nil {
 			return err
 		}
 		defer d.close()
+
 		if err := d.decrypt(c.Context(), target, o, c.OutOrStdout()); err != nil {
 			return fmt.Errorf("s3://%s/%s: %w", target.Bucket, target.Key, err)
 		}
 		return nil
 	}
+
 	return c
 }
 
@@ -62,9 +87,9 @@ type decryptOptions struct {
 	anyKey                       bool
 }
 
-// decrypt reads one object straight from the store. It writes to a file that is
-// not whole yet under another name, so that what has the object's own name is
-// the object. Called again, it goes on where it ended.
+// decrypt reads one object directly from the store. Until the object is
+// complete, the file has another name, so a file with the object's name is
+// always complete. If decrypt is repeated, it continues where it stopped.
 func (d *direct) decrypt(ctx context.Context, target crypt.Object, o decryptOptions, stdout io.Writer) error {
 	customerKey, err := readCustomerKey(o.customerKey)
 	if err != nil {
@@ -83,6 +108,7 @@ func (d *direct) decrypt(ctx context.Context, target crypt.Object, o decryptOpti
 			return d.open(ctx, obj, keyID, wrapped)
 		}
 	}
+
 	q := stored.Request{Object: target, Version: o.version, Plaintext: func() error { return verify.ErrPlaintext }}
 	r := decryptRun{reader: reader, request: q, progress: d.progress}
 	if o.output == "-" {
@@ -91,7 +117,7 @@ func (d *direct) decrypt(ctx context.Context, target crypt.Object, o decryptOpti
 	return r.toFile(ctx, cmp.Or(o.output, path.Base(target.Key)))
 }
 
-// readCustomerKey reads a key from a file; nil for no file.
+// readCustomerKey reads a key from a file; it returns nil if path is empty.
 func readCustomerKey(path string) ([]byte, error) {
 	if path == "" {
 		return nil, nil
@@ -108,14 +134,18 @@ func readCustomerKey(path string) ([]byte, error) {
 	return key, nil
 }
 
-func (b *backend) openForCustomer(ctx context.Context, obj crypt.Object, wrapped, customerKey []byte) (stored.Lease, error) {
+func (b *backend) openForCustomer(
+	ctx context.Context,
+	obj crypt.Object,
+	wrapped, customerKey []byte,
+) (stored.Lease, error) {
 	if customerKey == nil {
-		return nil, errors.New("it is under a key that the client brought (SSE-C): say --sse-customer-key FILE")
+		return nil, errors.New("it is under a customer key (SSE-C): give --sse-customer-key FILE")
 	}
 	return b.keys.OpenForCustomer(ctx, obj, wrapped, customerKey)
 }
 
-// decryptRun is one object on its way out of the store.
+// decryptRun decrypts one object.
 type decryptRun struct {
 	reader   *stored.Reader
 	request  stored.Request
@@ -131,21 +161,25 @@ func (r *decryptRun) toStream(ctx context.Context, w io.Writer) error {
 	return r.copy(ctx, w, o)
 }
 
-// toFile writes the object to a file of that name. Until it is whole it is
-// called name.HASH.part, where the hash is of the object's ETag: what is there
-// of another object, or of an older one, is not gone on with.
+// toFile writes the object to the file name. Until the object is complete,
+// the file is called name.HASH.part. The hash includes the ETag, so toFile
+// never continues a file of another object or of an older one.
 func (r *decryptRun) toFile(ctx context.Context, name string) error {
 	head, err := r.reader.Head(ctx, r.request)
 	if err != nil {
 		return err
 	}
-	state := sha256.Sum256([]byte(r.request.Object.Bucket + "/" + r.request.Object.Key + "\n" + head.Header.Get("Etag")))
+	state := sha256.Sum256(
+		[]byte(r.request.Object.Bucket + "/" + r.request.Object.Key + "\n" + head.Header.Get("Etag")),
+	)
+
 	part := name + "." + hex.EncodeToString(state[:4]) + ".part"
 	f, err := os.OpenFile(part, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
+
 	info, err := f.Stat()
 	if err != nil {
 		return err
@@ -153,17 +187,24 @@ func (r *decryptRun) toFile(ctx context.Context, name string) error {
 	if info.Size() > head.Size {
 		return fmt.Errorf("%s is longer than the object: remove it", part)
 	}
+
 	if err := r.goOn(ctx, f, info.Size(), head); err != nil {
-		return fmt.Errorf("%w\nwhat was read and verified so far is in %s; the same command goes on from there", err, part)
+		return fmt.Errorf(
+			"%w\nthe bytes verified so far are in %s; run the same command again to continue",
+			err,
+			part,
+		)
 	}
+
 	if err := errors.Join(f.Sync(), f.Close(), os.Rename(part, name)); err != nil {
 		return err
 	}
-	fmt.Fprintf(r.progress, "%s: %d bytes, every one verified\n", filepath.Base(name), head.Size)
+	fmt.Fprintf(r.progress, "%s: %d bytes, all verified\n", filepath.Base(name), head.Size)
 	return nil
 }
 
-// goOn appends what is missing to a file that has the first done bytes.
+// goOn appends the rest of the object to a file that has its first done
+// bytes.
 func (r *decryptRun) goOn(ctx context.Context, f *os.File, done int64, head *stored.Object) error {
 	q := r.request
 	q.Header = http.Header{"If-Match": {head.Header.Get("Etag")}}
@@ -172,8 +213,9 @@ func (r *decryptRun) goOn(ctx context.Context, f *os.File, done int64, head *sto
 		return nil
 	case done > 0:
 		q.Range = stored.Bytes(done, head.Size-done)
-		fmt.Fprintf(r.progress, "going on at byte %d of %d\n", done, head.Size)
+		fmt.Fprintf(r.progress, "continuing at byte %d of %d\n", done, head.Size)
 	}
+
 	o, err := r.reader.Get(ctx, q)
 	if err != nil {
 		return err
@@ -183,18 +225,20 @@ func (r *decryptRun) goOn(ctx context.Context, f *os.File, done int64, head *sto
 }
 
 func (r *decryptRun) copy(ctx context.Context, w io.Writer, o *stored.Object) error {
-	bar := progressbar.NewOptions64(o.Length, // what is still to be read
+	bar := progressbar.NewOptions64(o.Length, // the bytes that are still to be read
 		progressbar.OptionSetWriter(r.progress), progressbar.OptionShowBytes(true), progressbar.OptionShowCount(),
 		progressbar.OptionThrottle(200*time.Millisecond), progressbar.OptionSetVisibility(isTerminal(r.progress)),
 		progressbar.OptionSetPredictTime(true), progressbar.OptionClearOnFinish())
+
 	for {
 		text, err := o.Next(ctx)
-		if err == io.EOF { //nolint:errorlint // bare: Next says so
+		if err == io.EOF { //nolint:errorlint // Next returns io.EOF unwrapped
 			return bar.Finish()
 		}
 		if err != nil {
 			return err
 		}
+
 		if _, err := w.Write(text); err != nil {
 			return err
 		}

@@ -17,7 +17,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-// Credentials of `cmekproxy dev`. They protect nothing: it listens on loopback
+// Credentials of `cmekproxy dev`. They are public: dev listens on loopback
 // only.
 const (
 	devAccessKey = "cmekproxydev"
@@ -33,10 +33,17 @@ func devCommand() *cobra.Command {
 		Args:  noArguments,
 		RunE:  func(c *cobra.Command, _ []string) error { return dev(c.Context(), o, c.OutOrStdout()) },
 	}
+
 	flags := c.Flags()
 	flags.StringVar(&o.listen, "listen", "127.0.0.1:9000", "loopback `HOST:PORT` of the S3 endpoint")
-	flags.StringVar(&o.adminListen, "admin-listen", "127.0.0.1:9001", "loopback `HOST:PORT` of /healthz, /readyz and /metrics")
-	flags.StringVar(&o.data, "data", "./cmekproxy-dev", "`DIRECTORY` of the ciphertext and the key; kept between runs")
+	flags.StringVar(
+		&o.adminListen,
+		"admin-listen",
+		"127.0.0.1:9001",
+		"loopback `HOST:PORT` of /healthz, /readyz and /metrics",
+	)
+
+	flags.StringVar(&o.data, "data", "./cmekproxy-dev", "`DIRECTORY` for the ciphertext and the key; kept between runs")
 	flags.BoolVarP(&o.verbose, "verbose", "v", false, "log every request")
 	return c
 }
@@ -46,22 +53,24 @@ type devOptions struct {
 	verbose                   bool
 }
 
-// dev runs the proxy in front of a store in this process, with a key file of
-// its own.
+// dev runs the proxy with a store in the same process and its own key file.
 func dev(ctx context.Context, o devOptions, stdout io.Writer) error {
 	for _, addr := range []string{o.listen, o.adminListen} {
 		if err := loopbackOnly(addr); err != nil {
 			return usageError{err}
 		}
 	}
+
 	dir, err := filepath.Abs(o.data)
 	if err != nil {
 		return err
 	}
+
 	keyFile := filepath.Join(dir, "kms.key")
 	if err := prepareDev(dir, keyFile); err != nil {
 		return err
 	}
+
 	buckets := filepath.Join(dir, "buckets")
 	socket, stopStore, err := startDevStore(ctx, buckets)
 	if err != nil {
@@ -73,10 +82,12 @@ func dev(ctx context.Context, o devOptions, stdout io.Writer) error {
 	if o.verbose {
 		level = "info"
 	}
+
 	log, err := newLog(level)
 	if err != nil {
 		return err
 	}
+
 	s, err := newServer(ctx, devConfig(o.listen, o.adminListen, keyFile), log, socket)
 	if err != nil {
 		return err
@@ -85,15 +96,18 @@ func dev(ctx context.Context, o devOptions, stdout io.Writer) error {
 	return s.serve(ctx, func(addr net.Addr) { greet(stdout, addr.String(), o.adminListen, buckets, keyFile) })
 }
 
-// loopbackOnly refuses addresses that others could reach: the credentials are
-// printed in the README.
+// loopbackOnly refuses addresses that other machines could reach: the README
+// has the credentials.
 func loopbackOnly(addr string) error {
 	host, _, err := net.SplitHostPort(addr)
 	if err != nil {
 		return err
 	}
 	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
-		return fmt.Errorf("%s is not a loopback address; cmekproxy dev has well-known credentials and listens on loopback only", addr)
+		return fmt.Errorf(
+			"%s is not a loopback address; cmekproxy dev has public credentials and listens on loopback only",
+			addr,
+		)
 	}
 	return nil
 }
@@ -119,14 +133,26 @@ func devConfig(listen, adminListen, keyFile string) *config.Config {
 		},
 		Clients: []config.Client{{
 			Name: "dev", AccessKey: devAccessKey, SecretKey: devSecretKey,
-			Allow: []config.Grant{{Buckets: []string{"*"}, Actions: []string{"read", "write", "delete", "list", "admin", "lock"}}},
+			Allow: []config.Grant{
+				{Buckets: []string{"*"}, Actions: []string{"read", "write", "delete", "list", "admin", "lock"}},
+			},
 		}},
-		Keys:       []config.Key{{Name: "dev", Provider: config.Local, KeyFile: keyFile}},
-		Encryption: config.Encryption{Rules: []config.Rule{{Buckets: []string{"*"}, Key: "dev", PlaintextObjects: config.Deny, CustomerKeys: config.Deny}}},
-		DEKCache:   config.DEKCache{TTL: 30 * time.Second, MaxEntries: 10_000, RevocationProbe: 2 * time.Second, OutageWait: 10 * time.Second},
-		KMS:        config.KMS{MaxConcurrent: 64, MaxPerSecond: 1000, PricePer10000: 0.03, Currency: "USD"},
+		Keys: []config.Key{{Name: "dev", Provider: config.Local, KeyFile: keyFile}},
+		Encryption: config.Encryption{
+			Rules: []config.Rule{
+				{Buckets: []string{"*"}, Key: "dev", PlaintextObjects: config.Deny, CustomerKeys: config.Deny},
+			},
+		},
+		DEKCache: config.DEKCache{
+			TTL:             30 * time.Second,
+			MaxEntries:      10_000,
+			RevocationProbe: 2 * time.Second,
+			OutageWait:      10 * time.Second,
+		},
+		KMS: config.KMS{MaxConcurrent: 64, MaxPerSecond: 1000, PricePer10000: 0.03, Currency: "USD"},
 		Limits: config.Limits{
-			HeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute, MaxConcurrentRequests: 256, ShutdownGrace: 5 * time.Second,
+			HeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute,
+			MaxConcurrentRequests: 256, ShutdownGrace: 5 * time.Second,
 		},
 	}
 }
@@ -143,10 +169,12 @@ Paste into another terminal:
   aws s3 ls s3://demo
   aws s3 cp s3://demo/hello.txt -
 
-See what the store has of it:
+See what the store has:
 
   xxd %[3]s/demo/hello.txt
 
-Keys:    http://%[2]s/admin/keys   Metrics: http://%[2]s/metrics   What another cache time would cost: http://%[2]s/admin/ttl-advisor
+Keys:                        http://%[2]s/admin/keys
+Metrics:                     http://%[2]s/metrics
+Cost of other cache times:   http://%[2]s/admin/ttl-advisor
 `, addr, admin, buckets, keyFile, devAccessKey, devSecretKey, devRegion)
 }

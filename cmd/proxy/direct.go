@@ -16,8 +16,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// direct is what a command needs that works on the objects of a bucket without
-// a proxy.
+// direct is for commands that work on the objects of a bucket without a
+// proxy.
 type direct struct {
 	*backend
 	bucket, prefix string
@@ -25,8 +25,8 @@ type direct struct {
 	progress       io.Writer
 }
 
-// openDirect opens the store and the keys, and keeps the keys working: a run
-// can take longer than a token lives.
+// openDirect opens the store and the keys, and keeps the keys usable,
+// because a run can outlive a token.
 func openDirect(ctx context.Context, cfg *config.Config, target crypt.Object, progress io.Writer) (*direct, error) {
 	b, err := openBackend(ctx, cfg, zap.NewNop(), "", nil)
 	if err != nil {
@@ -36,13 +36,13 @@ func openDirect(ctx context.Context, cfg *config.Config, target crypt.Object, pr
 		b.keep(ctx, k)
 	}
 	for _, k := range cfg.Keys {
-		go b.openLater(ctx, k) // a key whose KMS is away is waited for
+		go b.openLater(ctx, k) // waits for a KMS that cannot be reached
 	}
 	send := inplace.NewSender(b.origin, s3api.CheckAnswer, s3api.CheckRefusal)
 	return &direct{backend: b, bucket: target.Bucket, prefix: target.Key, send: send, progress: progress}, nil
 }
 
-// openBucket is openDirect for a command with --config and
+// openBucket is openDirect for commands with --config and
 // s3://BUCKET[/PREFIX].
 func openBucket(c *cobra.Command, config, arg string) (*direct, error) {
 	target, err := parseBucket(arg)
@@ -56,7 +56,7 @@ func openBucket(c *cobra.Command, config, arg string) (*direct, error) {
 	return openDirect(c.Context(), cfg, target, c.ErrOrStderr())
 }
 
-// reader reads through the keys of the configuration.
+// reader returns a reader that uses the keys of the configuration.
 func (d *direct) reader() *stored.Reader {
 	return &stored.Reader{Send: d.send, Open: d.open, Cache: stored.NewCache(), OpenEnd: d.cfg.Origin.UniformParts}
 }
@@ -65,20 +65,20 @@ func (d *direct) open(ctx context.Context, obj crypt.Object, keyID string, wrapp
 	return opened(d.keys.Open(ctx, obj, keyID, wrapped))
 }
 
-// openAnyKey opens also with a key that no rule for the object names.
+// openAnyKey also opens keys that no rule for the object names.
 func (d *direct) openAnyKey(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
 	return opened(d.keys.OpenAnyKey(ctx, obj, keyID, wrapped))
 }
 
 func opened(lease *keyring.Lease, err error) (stored.Lease, error) {
 	if err != nil {
-		return nil, err // and not a nil *Lease in an interface
+		return nil, err // not a nil *Lease in an interface
 	}
 	return lease, nil
 }
 
-// keyNames are the names of the configured keys, by id. Of one that could not
-// be opened the id is not known.
+// keyNames maps the ids of the configured keys to their names. The id of a
+// key that is not open yet is not known.
 func (d *direct) keyNames() map[string]string {
 	names := make(map[string]string)
 	for _, s := range d.keys.Status() {

@@ -16,12 +16,13 @@ import (
 	"go.uber.org/zap"
 )
 
-// signalError is the cause of a context that a signal ended.
+// signalError is the cause of a context that was canceled by a signal.
 type signalError struct{ os.Signal }
 
 func (s signalError) Error() string { return s.String() }
 
-// untilSignal returns a context that the first SIGINT or SIGTERM ends.
+// untilSignal returns a context that is canceled by the first SIGINT or
+// SIGTERM.
 func untilSignal() (ctx context.Context, stop func()) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	signals := make(chan os.Signal, 1)
@@ -34,18 +35,19 @@ func untilSignal() (ctx context.Context, stop func()) {
 		case <-ctx.Done():
 		}
 	}()
+
 	return ctx, func() {
 		signal.Stop(signals)
 		cancel(nil)
 	}
 }
 
-// health is what /readyz tells.
+// health is the state that /readyz reports.
 type health struct{ ready atomic.Bool }
 
-// leaving has each response on the S3 port end its connection once the proxy is
-// to stop, so that clients with connections of long standing go elsewhere while
-// the port still answers.
+// leaving makes each response on the S3 port close its connection once the
+// proxy is stopping. Clients with long-lived connections then move to
+// another proxy while the port still answers.
 func (h *health) leaving(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !h.ready.Load() {
@@ -55,11 +57,11 @@ func (h *health) leaving(next http.Handler) http.Handler {
 	})
 }
 
-// lastResponse is the last one of its connection.
+// lastResponse closes its connection.
 type lastResponse struct{ http.ResponseWriter }
 
-// WriteHeader sets the header at the last moment: the handler copies that of
-// the store's response over its own.
+// WriteHeader sets the header last, because the handler copies headers from
+// the store's answer.
 func (w *lastResponse) WriteHeader(status int) {
 	w.Header().Set("Connection", "close")
 	w.ResponseWriter.WriteHeader(status)
@@ -73,11 +75,11 @@ var (
 	errSecondSignal = errors.New("a second signal to stop")
 )
 
-// drain stops the server. After a SIGTERM the port answers for
-// limits.shutdown_delay longer, so that load balancers have time to notice
-// /readyz. Then it accepts no more, and waits for running requests. Both
-// together take limits.shutdown_grace at most; a second signal ends them at
-// once. What still runs then is cut.
+// drain stops the server. After a SIGTERM, the port still answers for
+// limits.shutdown_delay, so that load balancers notice /readyz. Then it
+// accepts no more connections, and waits for running requests. Both together
+// take at most limits.shutdown_grace. A second signal ends the wait at once.
+// Requests that still run are then aborted.
 func (s *server) drain(cause error, s3 *http.Server, open *connections) error {
 	grace, end := context.WithCancelCause(context.Background())
 	defer end(nil)
@@ -86,6 +88,7 @@ func (s *server) drain(cause error, s3 *http.Server, open *connections) error {
 	stopOn := make(chan os.Signal, 1)
 	signal.Notify(stopOn, os.Interrupt, syscall.SIGTERM)
 	defer signal.Stop(stopOn)
+
 	go func() {
 		select {
 		case <-stopOn:
@@ -102,16 +105,22 @@ func (s *server) drain(cause error, s3 *http.Server, open *connections) error {
 	}
 
 	if err := s3.Shutdown(grace); err != nil {
-		s.log.Warn("cutting the requests that are still running", zap.NamedError("reason", context.Cause(grace)), zap.Error(err))
+		s.log.Warn(
+			"aborting the requests that are still running",
+			zap.NamedError("reason", context.Cause(grace)),
+			zap.Error(err),
+		)
 		open.reset()
 		return s3.Close()
 	}
+
 	s.log.Info("drained")
 	return nil
 }
 
-// delay is how long the port still answers. Only a SIGTERM has one: it is what
-// an orchestrator sends while it takes the proxy out of its load balancers.
+// delay returns how long the port still answers. Only a SIGTERM has a delay:
+// orchestrators send it while they remove the proxy from their load
+// balancers.
 func (s *server) delay(cause error) time.Duration {
 	var ended signalError
 	if errors.As(cause, &ended) && ended.Signal == syscall.SIGTERM {
@@ -120,13 +129,13 @@ func (s *server) delay(cause error) time.Duration {
 	return 0
 }
 
-// connections are those of a server on which a request is being served.
+// connections are the connections on which a request is being served.
 type connections struct {
 	mu     sync.Mutex
 	active map[net.Conn]bool
 }
 
-// track belongs in http.Server.ConnState.
+// track is the http.Server's ConnState.
 func (c *connections) track(conn net.Conn, state http.ConnState) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -137,9 +146,9 @@ func (c *connections) track(conn net.Conn, state http.ConnState) {
 	}
 }
 
-// reset has the kernel drop what it still holds for the clients when the
-// connections are closed. It would go on delivering that, megabytes for a slow
-// client, when nothing watches over the keys any more.
+// reset discards the kernel's send buffers and closes the connections.
+// Otherwise the kernel would still deliver megabytes to slow clients after
+// the proxy has stopped checking the keys.
 func (c *connections) reset() {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -23,7 +23,7 @@ import (
 )
 
 // drained is a proxy in front of a real store, with an object that a client
-// reads slowly while the proxy is told to stop.
+// reads slowly while the proxy stops.
 type drained struct {
 	listen, admin string
 	config, key   string // paths
@@ -48,7 +48,7 @@ func newDrained(t *testing.T, limits string) *drained {
 	return d
 }
 
-// put stores the object, and returns a URL to read it.
+// put stores the object, and returns a URL for reading it.
 func (d *drained) put(t *testing.T) string {
 	t.Helper()
 	waitStatus(t, "http://"+d.admin+"/readyz", http.StatusOK)
@@ -57,34 +57,45 @@ func (d *drained) put(t *testing.T) string {
 	if _, err := d.app.PutObject(t.Context(), put); err != nil {
 		t.Fatal(err)
 	}
-	signed, err := s3.NewPresignClient(d.app).PresignGetObject(t.Context(), &s3.GetObjectInput{Bucket: &bucket, Key: &key})
+
+	signed, err := s3.NewPresignClient(
+		d.app,
+	).PresignGetObject(
+		t.Context(),
+		&s3.GetObjectInput{Bucket: &bucket, Key: &key},
+	)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	return signed.URL
 }
 
-// slowly begins a download with a small receive buffer, so that most of the
-// object stays with the proxy.
+// slowly starts a download with a small receive buffer, so that most of the
+// object stays in the proxy.
 func slowly(t *testing.T, url string) io.ReadCloser {
 	t.Helper()
 	dialer := &net.Dialer{Control: func(_, _ string, raw syscall.RawConn) error {
-		return raw.Control(func(fd uintptr) { _ = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, 32<<10) })
+		return raw.Control(
+			func(fd uintptr) { _ = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, 32<<10) },
+		)
 	}}
 	transport := &http.Transport{DialContext: dialer.DialContext, ReadBufferSize: 4096}
+
 	t.Cleanup(transport.CloseIdleConnections)
 	resp, err := (&http.Client{Transport: transport}).Get(url)
 	if err != nil || resp.StatusCode != http.StatusOK {
 		t.Fatal(resp, err)
 	}
 	t.Cleanup(func() { resp.Body.Close() })
+
 	if _, err := io.ReadFull(resp.Body, make([]byte, 1<<20)); err != nil {
 		t.Fatal(err)
 	}
 	return resp.Body
 }
 
-// mustBeCut reads the rest of a download.
+// mustBeCut reads the rest of a download, which must be cut.
 func mustBeCut(t *testing.T, body io.Reader) {
 	t.Helper()
 	n, err := io.Copy(io.Discard, body)
@@ -106,7 +117,7 @@ func TestKeysAreProbedDuringTheDrain(t *testing.T) {
 	if err := os.Rename(d.key, d.key+".away"); err != nil {
 		t.Fatal(err)
 	}
-	if code := s.end(t); code != 0 { // when the download is cut: nothing else runs
+	if code := s.end(t); code != 0 { // it ends when the download is cut, because nothing else is running
 		t.Errorf("exit code %d", code)
 	}
 	mustBeCut(t, body)
@@ -125,10 +136,12 @@ func TestSignalsDuringTheDrain(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+
 	text, err := os.ReadFile(d.config)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	changed := strings.Replace(string(text), "ttl: 5m", "ttl: 4m", 1)
 	if err := os.WriteFile(d.config, []byte(changed), 0o600); err != nil {
 		t.Fatal(err)
@@ -136,11 +149,12 @@ func TestSignalsDuringTheDrain(t *testing.T) {
 	signal(syscall.SIGHUP)
 	waitMetric(t, "http://"+d.admin+"/metrics", `cmekproxy_revocation_window_seconds{key="main"} 240`)
 	waitMetric(t, "http://"+d.admin+"/metrics", `cmekproxy_dek_cache_entries{key="main"} 1`)
+
 	if err := os.Rename(d.key, d.key+".away"); err != nil {
 		t.Fatal(err)
 	}
 	signal(syscall.SIGUSR1)
-	mustBeCut(t, body) // the key is not there to renew the lease
+	mustBeCut(t, body) // the lease cannot be renewed without the key
 	s.end(t)
 }
 
@@ -151,11 +165,13 @@ func program(t *testing.T, args ...string) (cmd *exec.Cmd, ended chan error) {
 	cmd.Env = append(os.Environ(), commandEnv+"="+strings.Join(args, "\n"))
 	out := &output{}
 	cmd.Stdout, cmd.Stderr = out, out
+
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	ended = make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
+
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Log(out.String())
@@ -196,7 +212,7 @@ func TestSecondSignalEndsTheDrain(t *testing.T) {
 	}
 }
 
-// TestEndOfTheGraceIsAReset: what the kernel holds must not be delivered when
+// TestEndOfTheGraceIsAReset: the kernel must not deliver its buffers after
 // the process has ended.
 func TestEndOfTheGraceIsAReset(t *testing.T) {
 	d := newDrained(t, "limits: {shutdown_grace: 1s}")
@@ -206,7 +222,7 @@ func TestEndOfTheGraceIsAReset(t *testing.T) {
 	send(t, cmd, syscall.SIGTERM)
 	mustEnd(t, ended)
 	n, err := io.Copy(io.Discard, body)
-	if err == nil || n > 512<<10 { // what the client's own buffers hold
+	if err == nil || n > 512<<10 { // size of the client's own buffers
 		t.Errorf("%d bytes after the process has ended, %v", n, err)
 	}
 }
@@ -221,6 +237,7 @@ func TestShutdownDelay(t *testing.T) {
 			cmd, ended := program(t, "serve", "--config", d.config)
 			url := d.put(t)
 			send(t, cmd, c.sig)
+
 			if !c.answers {
 				mustEnd(t, ended)
 				return
@@ -231,6 +248,7 @@ func TestShutdownDelay(t *testing.T) {
 			if err != nil {
 				t.Fatal("refused within the delay:", err)
 			}
+
 			n, err := io.Copy(io.Discard, resp.Body)
 			if resp.Body.Close(); n != drainSize || err != nil || !resp.Close {
 				t.Errorf("%d bytes, %v; Connection: close is %v", n, err, resp.Close)

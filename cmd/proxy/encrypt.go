@@ -18,25 +18,40 @@ func encryptCommand() *cobra.Command {
 	e := &encryptRun{}
 	c := &cobra.Command{
 		Use:   "encrypt s3://BUCKET[/PREFIX]",
-		Short: "Encrypt in place what a bucket holds in plaintext",
-		Long:  "Encrypt in place what a bucket holds in plaintext, without a proxy and beside those that run.",
+		Short: "Encrypt the plaintext objects of a bucket in place",
+		Long:  "Encrypt the plaintext objects of a bucket in place. This needs no proxy; proxies can keep running.",
 		Args:  oneArgument("s3://bucket"),
 	}
+
 	config := configFlag(c)
 	flags := c.Flags()
-	flags.BoolVar(&e.dryRun, "dry-run", false, "write nothing, and say what would be encrypted")
-	flags.BoolVar(&e.unconditional, "unconditional", false, "write also where the store does not hold to If-Match; only when nothing else writes to the bucket")
-	only := flags.String("only-listed", "", "`FILE` that lists what the bucket held before the migration, such as an inventory in csv or json: all else is left alone")
+	flags.BoolVar(&e.dryRun, "dry-run", false, "write nothing; report what would be encrypted")
+	flags.BoolVar(
+		&e.unconditional,
+		"unconditional",
+		false,
+		"write even if the store does not honor If-Match; only if nothing else writes to the bucket",
+	)
+
+	only := flags.String(
+		"only-listed",
+		"",
+		"`FILE` with the objects to encrypt, such as an inventory (csv or json) from before the migration; "+
+			"other objects are skipped",
+	)
 	e.declare(flags, "encrypt")
+
 	c.RunE = func(c *cobra.Command, args []string) (err error) {
 		if err := e.check(); err != nil {
 			return err
 		}
+
 		if *only != "" {
 			if e.listed, err = readObjectList(*only); err != nil {
 				return err
 			}
 		}
+
 		if e.direct, err = openBucket(c, *config, args[0]); err != nil {
 			return err
 		}
@@ -44,6 +59,7 @@ func encryptCommand() *cobra.Command {
 		e.out = c.OutOrStdout()
 		return e.run(c.Context())
 	}
+
 	return c
 }
 
@@ -62,34 +78,43 @@ func (e *encryptRun) run(ctx context.Context) error {
 	defer done()
 	c := encrypt.Config{Config: common, Unconditional: e.unconditional}
 	state := walk.State{Command: "encrypt"}
+
 	if e.listed != nil {
 		c.Listed, state.Listed = e.listed.check, e.listed.digest
 	}
-	kept := e.versions(ctx, "What is encrypted stays there in plaintext as an older version, until that is deleted; cmekproxy inventory --versions counts them")
+	kept := e.versions(
+		ctx,
+		"Each encrypted object remains in plaintext as an older version until that version is deleted; "+
+			"cmekproxy inventory --versions counts them",
+	)
+
 	if !e.dryRun {
 		if c.Abilities, err = e.abilities(ctx); err != nil {
 			return err
 		}
 	}
+
 	encrypter := encrypt.New(c)
 	do := func(ctx context.Context, entry stored.Entry) walk.Result {
 		return encrypter.Encrypt(ctx, e.bucket, entry)
 	}
 	err = e.walk(ctx, state, e.reader().List, do, e.name)
 	e.summary()
+
 	if kept && !e.dryRun && e.counts[walk.Done] > 0 {
-		fmt.Fprintf(e.out, "versions   %d older ones in plaintext are left behind by this run\n", e.counts[walk.Done])
+		fmt.Fprintf(e.out, "versions   %d older versions in plaintext remain from this run\n", e.counts[walk.Done])
 	}
 	return errors.Join(err, e.failures())
 }
 
-// abilities finds out what the store can do, and refuses to go on where a
-// client's write could be lost.
+// abilities tests what the store can do. It returns an error if a client's
+// write could be lost, unless --unconditional is set.
 func (e *encryptRun) abilities(ctx context.Context) (inplace.Abilities, error) {
 	a, err := storecheck.Abilities(ctx, storecheck.Config{Send: e.send, Bucket: e.bucket, Prefix: e.prefix})
 	if err != nil {
-		return a, fmt.Errorf("finding out what the store can do: %w", err)
+		return a, fmt.Errorf("testing what the store can do: %w", err)
 	}
+
 	for _, write := range []struct {
 		name string
 		held bool
@@ -97,14 +122,26 @@ func (e *encryptRun) abilities(ctx context.Context) (inplace.Abilities, error) {
 		switch {
 		case write.held:
 		case !e.unconditional:
-			return a, fmt.Errorf("the store does not refuse %s by If-Match, so what a client writes in the same moment could be lost. "+
-				"Stop all that writes to the bucket, and say --unconditional", write.name)
+			return a, fmt.Errorf(
+				"the store does not honor If-Match in %s, so a concurrent write of a client could be lost. "+
+					"Stop all writes to the bucket, then give --unconditional",
+				write.name,
+			)
 		default:
-			fmt.Fprintf(e.out, "WARNING: the store does not hold to If-Match with %s. The object is looked at right before; what a client writes in between is lost\n", write.name)
+			fmt.Fprintf(
+				e.out,
+				"WARNING: the store does not honor If-Match in %s. "+
+					"The object is checked right before the write; a client's write in between is lost\n",
+				write.name,
+			)
 		}
 	}
+
 	if !a.ETagIsMD5 {
-		fmt.Fprintln(e.out, "note: ETags of this store are no MD5s, so that what is read and written is compared with them nowhere")
+		fmt.Fprintln(
+			e.out,
+			"note: ETags of this store are not MD5s, so reads and writes are not compared with them",
+		)
 	}
 	return a, nil
 }
@@ -114,7 +151,12 @@ func (e *encryptRun) summary() {
 	if e.dryRun {
 		verb = "to encrypt"
 	}
-	fmt.Fprintf(e.out, "%s  %d objects, %d bytes; %d of them in parts\n", verb, e.counts[walk.Done], e.bytes, e.parts)
-	fmt.Fprintf(e.out, "skipped    %d encrypted already, %d deleted meanwhile\n", e.counts[walk.Current], e.counts[walk.Gone])
+	fmt.Fprintf(e.out, "%s  %d objects, %d bytes; %d of them multipart\n", verb, e.counts[walk.Done], e.bytes, e.parts)
+	fmt.Fprintf(
+		e.out,
+		"skipped    %d already encrypted, %d deleted during the run\n",
+		e.counts[walk.Current],
+		e.counts[walk.Gone],
+	)
 	fmt.Fprintf(e.out, "failed     %d\n", e.counts[walk.Failed])
 }

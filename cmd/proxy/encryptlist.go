@@ -20,25 +20,26 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// objectList is what a bucket held before its migration: what comes later may
-// have been planted.
+// objectList is what a bucket held before its migration. Objects that came
+// later may have been planted.
 type objectList struct {
 	digest  string // of the file, in hexadecimal
 	objects map[string]listedObject
 }
 
-// listedObject is one of them. An empty ETag or version is not known; one of
-// the two is.
+// listedObject is one object of the list. The ETag or the version may be
+// empty, but not both.
 type listedObject struct {
 	etag, version string
 	size          int64
 }
 
-// errUnlisted says that an object is not the one of the list.
-var errUnlisted = errors.New("left alone, because of --only-listed")
+// errUnlisted is the error for an object that is not in the list.
+var errUnlisted = errors.New("skipped because of --only-listed")
 
-// readObjectList reads the FILE of --only-listed: an inventory of this program
-// in CSV or JSON, or one of Amazon S3 below a line that names its columns.
+// readObjectList reads the FILE of --only-listed: an inventory of this
+// program in CSV or JSON, or an Amazon S3 Inventory in CSV with a first line
+// that names its columns.
 func readObjectList(path string) (*objectList, error) {
 	file, err := os.Open(path)
 	if err != nil {
@@ -53,11 +54,13 @@ func readObjectList(path string) (*objectList, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s is empty", path)
 	}
+
 	if first[0] == '{' {
 		err = l.readJSON(text)
 	} else {
 		err = l.readCSV(text)
 	}
+
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
@@ -76,16 +79,23 @@ func (l *objectList) readJSON(text io.Reader) error {
 		if p.Type != "object" || p.Kind != inventory.Plaintext || !p.Latest && p.Version != "" {
 			continue
 		}
+
 		if err := l.add(p.Key, listedObject{p.ETag, p.Version, p.Size}); err != nil {
 			return fmt.Errorf("object %d: %w", n, err)
 		}
 	}
 }
 
-// listColumns are the columns that are read, by this program's names and by
-// those of Amazon S3 Inventory.
+// listColumns are the columns that are read: their names in this program's
+// inventory, and in Amazon S3 Inventory.
 var listColumns = [][2]string{
-	{"key", "Key"}, {"version_id", "VersionId"}, {"latest", "IsLatest"}, {"size", "Size"}, {"kind", ""}, {"etag", "ETag"}, {"", "IsDeleteMarker"},
+	{"key", "Key"},
+	{"version_id", "VersionId"},
+	{"latest", "IsLatest"},
+	{"size", "Size"},
+	{"kind", ""},
+	{"etag", "ETag"},
+	{"", "IsDeleteMarker"},
 }
 
 func (l *objectList) readCSV(text io.Reader) error {
@@ -97,13 +107,18 @@ func (l *objectList) readCSV(text io.Reader) error {
 	for i := range names {
 		names[i] = strings.TrimSpace(names[i])
 	}
+
 	columns := make([]int, len(listColumns))
 	for i, c := range listColumns {
-		columns[i] = slices.IndexFunc(names, func(name string) bool { return name != "" && (name == c[0] || name == c[1]) })
+		columns[i] = slices.IndexFunc(
+			names,
+			func(name string) bool { return name != "" && (name == c[0] || name == c[1]) },
+		)
 	}
+
 	if columns[0] < 0 || columns[3] < 0 || columns[1] < 0 && columns[5] < 0 {
-		return errors.New("the first line names no key, no size, or neither etag nor version_id: " +
-			"give the columns' names there (of Amazon S3 Inventory, those of fileSchema in its manifest)")
+		return errors.New("the first line must name the columns key, size, and etag or version_id " +
+			"(for Amazon S3 Inventory, copy the names from fileSchema in its manifest)")
 	}
 
 	ours := names[columns[0]] == listColumns[0][0]
@@ -115,6 +130,7 @@ func (l *objectList) readCSV(text io.Reader) error {
 		if err != nil {
 			return err
 		}
+
 		if err := l.addRecord(record, columns, ours); err != nil {
 			line, _ := r.FieldPos(0)
 			return fmt.Errorf("line %d: %w", line, err)
@@ -122,25 +138,28 @@ func (l *objectList) readCSV(text io.Reader) error {
 	}
 }
 
-// addRecord adds a line of CSV, of this program's inventory or else of Amazon
-// S3's, in which keys are escaped as in a form.
-func (l *objectList) addRecord(record []string, columns []int, ours bool) error { //nolint:revive // the format, and no mode
+// addRecord adds one line of CSV. ours means that it is from this program's
+// inventory. In Amazon S3 Inventory, keys are escaped as in a query.
+func (l *objectList) addRecord(record []string, columns []int, ours bool) error { //nolint:revive // ours is the format
 	fields := make([]string, len(columns))
 	for i, at := range columns {
 		if at >= 0 {
 			fields[i] = fromSpreadsheets(record[at])
 		}
 	}
+
 	key, kind := fields[0], fields[4]
 	if fields[2] == "false" || fields[6] == "true" || kind != "" && kind != inventory.Plaintext {
 		return nil
 	}
+
 	if !ours {
 		var err error
 		if key, err = url.QueryUnescape(record[columns[0]]); err != nil {
 			return err
 		}
 	}
+
 	size, err := strconv.ParseInt(fields[3], 10, 64)
 	if err != nil {
 		return fmt.Errorf("the size of %q is not a number", key)
@@ -150,22 +169,25 @@ func (l *objectList) addRecord(record []string, columns []int, ours bool) error 
 
 func (l *objectList) add(key string, o listedObject) error {
 	o.etag = strings.Trim(o.etag, `"`)
-	if o.version == "null" { // an object that was stored before the bucket kept versions
+	if o.version == "null" { // stored before the bucket kept versions
 		o.version = ""
 	}
+
 	switch _, twice := l.objects[key]; {
 	case key == "" || o.size < 0:
 		return errors.New("an object without a key or a size")
 	case o.etag == "" && o.version == "":
-		return fmt.Errorf("%q has neither an ETag nor a version id, so that another object could take its place", key)
+		return fmt.Errorf("%q has neither an ETag nor a version id, so another object could take its place", key)
 	case twice:
-		return fmt.Errorf("%q is there twice", key)
+		return fmt.Errorf("%q is listed twice", key)
 	}
+
 	l.objects[key] = o
 	return nil
 }
 
-// check refuses an object that is not in the list, or is another one.
+// check returns an error for an object that is not in the list, or that has
+// changed.
 func (l *objectList) check(obj crypt.Object, seen *stored.Seen) error {
 	want, ok := l.objects[obj.Key]
 	version := seen.Header.Get("X-Amz-Version-Id")
@@ -173,11 +195,11 @@ func (l *objectList) check(obj crypt.Object, seen *stored.Seen) error {
 	case !ok:
 		return fmt.Errorf("%w: it is not in the list", errUnlisted)
 	case want.size != seen.Stored:
-		return fmt.Errorf("%w: it has %d bytes, and in the list %d", errUnlisted, seen.Stored, want.size)
+		return fmt.Errorf("%w: it has %d bytes, the list says %d", errUnlisted, seen.Stored, want.size)
 	case want.etag != "" && want.etag != strings.Trim(seen.ETag, `"`):
-		return fmt.Errorf("%w: its ETag is %s, and in the list %q", errUnlisted, seen.ETag, want.etag)
+		return fmt.Errorf("%w: its ETag is %s, the list says %q", errUnlisted, seen.ETag, want.etag)
 	case want.version != "" && want.version != version:
-		return fmt.Errorf("%w: its version id is %q, and in the list %q", errUnlisted, version, want.version)
+		return fmt.Errorf("%w: its version id is %q, the list says %q", errUnlisted, version, want.version)
 	default:
 		return nil
 	}

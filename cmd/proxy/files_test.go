@@ -18,7 +18,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 )
 
-// eventually allows for the seconds between two looks at a file.
+// eventually waits several intervals of checking a file.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	for range 600 {
@@ -30,14 +30,21 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	t.Errorf("never: %s", what)
 }
 
-// tlsConfig is a configuration with a certificate of name.
+// tlsConfig returns a configuration with a certificate for name.
 func tlsConfig(t *testing.T, pair pemtest.Pair, listen, admin string) (config, cert, key string) {
 	t.Helper()
 	dir := t.TempDir()
 	cert, key = filepath.Join(dir, "tls.crt"), filepath.Join(dir, "tls.key")
 	pemtest.Replace(t, cert, pair.Cert)
 	pemtest.Replace(t, key, pair.Key)
-	return writeConfig(t, sink(t).URL, listen, admin, "tls: {ends_on_this_machine: true}", fmt.Sprintf("tls: {cert_file: %s, key_file: %s}", cert, key)), cert, key
+	return writeConfig(
+		t,
+		sink(t).URL,
+		listen,
+		admin,
+		"tls: {ends_on_this_machine: true}",
+		fmt.Sprintf("tls: {cert_file: %s, key_file: %s}", cert, key),
+	), cert, key
 }
 
 func TestCertificateIsReplacedWhileServing(t *testing.T) {
@@ -45,6 +52,7 @@ func TestCertificateIsReplacedWhileServing(t *testing.T) {
 	config, cert, key := tlsConfig(t, pemtest.New(t, "old"), listen, admin)
 	s := start(t, "serve", "--config", config)
 	waitStatus(t, "http://"+admin+"/readyz", http.StatusOK)
+
 	shown := func() string {
 		conn, err := tls.Dial("tcp", listen, &tls.Config{InsecureSkipVerify: true})
 		if err != nil {
@@ -64,8 +72,13 @@ func TestCertificateIsReplacedWhileServing(t *testing.T) {
 	if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil { // the proxy runs in this process
 		t.Fatal(err)
 	}
+
 	eventually(t, "the new certificate", func() bool { return shown() == "new" })
-	waitMetric(t, "http://"+admin+"/metrics", fmt.Sprintf("cmekproxy_tls_certificate_expiry_timestamp_seconds %v", float64(end.Unix())))
+	waitMetric(
+		t,
+		"http://"+admin+"/metrics",
+		fmt.Sprintf("cmekproxy_tls_certificate_expiry_timestamp_seconds %v", float64(end.Unix())),
+	)
 	s.end(t)
 }
 
@@ -74,11 +87,13 @@ func TestExpiredCertificateIsNamed(t *testing.T) {
 	listen, admin := freePort(t), freePort(t)
 	expired := pemtest.Between(t, "expired", time.Now().Add(-2*time.Hour), time.Now().Add(-time.Hour))
 	config, cert, _ := tlsConfig(t, expired, listen, admin)
+
 	var out output
 	if code := run(t.Context(), []string{"check", "--config", config}, &out, &out); code != 1 {
 		t.Errorf("check exits with %d", code)
 	}
-	if want := "FAIL  certificate " + cert; !strings.Contains(out.String(), want) || !strings.Contains(out.String(), "expired on") {
+	if want := "FAIL  certificate " + cert; !strings.Contains(out.String(), want) ||
+		!strings.Contains(out.String(), "expired on") {
 		t.Errorf("check does not say %q:\n%s", want, out.String())
 	}
 
@@ -99,11 +114,12 @@ type secretVolume struct {
 
 func (v *secretVolume) path() string { return filepath.Join(v.dir, "secret") }
 
-// write replaces the secret by a swap of the ..data link.
+// write replaces the secret by changing the ..data link.
 func (v *secretVolume) write(secret string) {
 	v.t.Helper()
 	v.versions++
 	version := fmt.Sprintf("..version%d", v.versions)
+
 	must := func(err error) {
 		v.t.Helper()
 		if err != nil {
@@ -112,6 +128,7 @@ func (v *secretVolume) write(secret string) {
 	}
 	must(os.Mkdir(filepath.Join(v.dir, version), 0o700))
 	must(os.WriteFile(filepath.Join(v.dir, version, "secret"), []byte(secret), 0o440))
+
 	must(os.Symlink(version, filepath.Join(v.dir, "..data_tmp")))
 	must(os.Rename(filepath.Join(v.dir, "..data_tmp"), filepath.Join(v.dir, "..data")))
 	if v.versions == 1 {
@@ -119,7 +136,8 @@ func (v *secretVolume) write(secret string) {
 	}
 }
 
-// TestSecretsInFilesAreReadAgain without a signal, for clients and the store.
+// TestSecretsInFilesAreReadAgain: no signal is needed, for secrets of
+// clients and of the store.
 func TestSecretsInFilesAreReadAgain(t *testing.T) {
 	t.Parallel()
 	clientSecret, storeSecret := &secretVolume{t: t, dir: t.TempDir()}, &secretVolume{t: t, dir: t.TempDir()}
@@ -127,14 +145,24 @@ func TestSecretsInFilesAreReadAgain(t *testing.T) {
 	storeSecret.write("wrong-store-secret")
 	listen, admin := freePort(t), freePort(t)
 	store := signedSink(t, "storekey", "right-store-secret")
+
 	config := writeConfig(t, store.URL, listen, admin,
 		"secret_key: appsecretappsecret", "secret_key: file:"+clientSecret.path(),
 		"secret_key: storesecretstoresecret", "secret_key: file:"+storeSecret.path())
 	s := start(t, "serve", "--config", config)
 	waitStatus(t, "http://"+admin+"/readyz", http.StatusOK)
+
 	put := func(secret string) error {
 		bucket, key := "bucket", "key"
-		_, err := client(listen, "appkey", secret).PutObject(t.Context(), &s3.PutObjectInput{Bucket: &bucket, Key: &key, Body: strings.NewReader("x")})
+		_, err := client(
+			listen,
+			"appkey",
+			secret,
+		).PutObject(
+			t.Context(),
+			&s3.PutObjectInput{Bucket: &bucket, Key: &key, Body: strings.NewReader("x")},
+		)
+
 		return err
 	}
 	if put("first-client-secret") == nil {
@@ -157,12 +185,16 @@ func TestSecretsInFilesAreReadAgain(t *testing.T) {
 	s.end(t)
 }
 
-// signedSink is a sink that judges signatures.
+// signedSink is a sink that verifies signatures.
 func signedSink(t *testing.T, accessKey, secret string) *httptest.Server {
 	t.Helper()
-	verifier := &sigv4.Verifier{Now: time.Now, Secret: func(id string) (string, bool) { return secret, id == accessKey }}
+	verifier := &sigv4.Verifier{
+		Now:    time.Now,
+		Secret: func(id string) (string, bool) { return secret, id == accessKey },
+	}
 	store := sink(t)
 	keep := store.Config.Handler
+
 	store.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if _, err := verifier.Verify(r); err != nil {
 			http.Error(w, err.Error(), http.StatusForbidden)
@@ -170,5 +202,6 @@ func signedSink(t *testing.T, accessKey, secret string) *httptest.Server {
 		}
 		keep.ServeHTTP(w, r)
 	})
+
 	return store
 }

@@ -6,14 +6,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// harden keeps what this process has in memory, data keys among it, out of core
-// files and from other processes of the same user, such as debuggers.
+// harden keeps the memory of this process, which has data keys, out of core
+// files and away from other processes of the same user, such as debuggers.
 func harden() error {
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-		return fmt.Errorf("keeping other processes out of this one's memory: %w", err)
+		return fmt.Errorf("denying other processes access to this process's memory: %w", err)
 	}
 	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
-		return fmt.Errorf("switching off core files: %w", err)
+		return fmt.Errorf("disabling core files: %w", err)
 	}
 	return nil
 }

@@ -10,10 +10,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// hardenedEnv has TestHardened be the process that is looked at.
+// hardenedEnv makes TestHardened the process that is examined.
 const hardenedEnv = "CMEKPROXY_TEST_HARDENED"
 
-// The process writes no core, and no other of the same user reads its memory.
+// The process writes no core file, and other processes of the same user
+// cannot read its memory.
 func TestHardened(t *testing.T) {
 	if os.Getenv(hardenedEnv) != "" {
 		_, stop := begin()

@@ -2,5 +2,5 @@
 
 package main
 
-// harden is for Linux.
+// harden does nothing: it supports Linux only.
 func harden() error { return nil }

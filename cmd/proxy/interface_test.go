@@ -27,9 +27,9 @@ var updateInterface = flag.Bool("update-interface", false, "write testdata/inter
 // golden is made absolute before any test changes the working directory.
 var golden, errGolden = filepath.Abs(filepath.Join("testdata", "interface.txt"))
 
-// What scripts, dashboards and auditors hold on to: settings, flags, metrics,
-// fields of the audit log, of state files and of reports. A name that vanishes
-// from the list breaks somebody; a new one is added with -update-interface.
+// The names on which scripts, dashboards and auditors rely: settings, flags,
+// metrics, fields of the audit log, of state files and of reports. Removing
+// a name breaks users. Add a new one with -update-interface.
 func TestPublicInterface(t *testing.T) {
 	var names []string
 	add := func(kind string, list []string) {
@@ -39,6 +39,7 @@ func TestPublicInterface(t *testing.T) {
 	}
 	add("setting", yamlNames(reflect.TypeFor[config.Config](), ""))
 	add("metric", metricNames(t))
+
 	add("audit", jsonNames(reflect.TypeFor[audit.Record]()))
 	add("state", jsonNames(reflect.TypeFor[walk.State]()))
 	add("inventory.json", jsonNames(reflect.TypeFor[inventory.Object]()))
@@ -58,18 +59,23 @@ func TestPublicInterface(t *testing.T) {
 	if errGolden != nil {
 		t.Fatal(errGolden)
 	}
+
 	if *updateInterface {
 		if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	want, err := os.ReadFile(golden)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if got != string(want) {
-		t.Errorf("the public interface has changed; go test ./cmd/proxy -run TestPublicInterface -update-interface, and look at the diff:\n%s",
-			difference(string(want), got))
+		t.Errorf(
+			"the public interface has changed; go test ./cmd/proxy -run TestPublicInterface -update-interface, and look at the diff:\n%s",
+			difference(string(want), got),
+		)
 	}
 }
 
@@ -89,7 +95,7 @@ func difference(old, next string) string {
 	return out.String()
 }
 
-// yamlNames are the paths of all settings of a type, in its order.
+// yamlNames returns the paths of all settings of a type, in order.
 func yamlNames(typ reflect.Type, path string) (names []string) {
 	for typ.Kind() == reflect.Pointer || typ.Kind() == reflect.Slice {
 		typ = typ.Elem()
@@ -117,13 +123,14 @@ func jsonNames(typ reflect.Type) (names []string) {
 	return names
 }
 
-// metricNames are the metrics of a proxy, with their labels.
+// metricNames returns the metrics of a proxy, with their labels.
 func metricNames(t *testing.T) (names []string) {
 	t.Helper()
 	keyFile := filepath.Join(t.TempDir(), "kms.key")
 	if code := run(t.Context(), []string{"keys", "new", keyFile}, new(output), new(output)); code != 0 {
 		t.Fatal("keys new:", code)
 	}
+
 	a, err := newServer(t.Context(), devConfig("127.0.0.1:0", "127.0.0.1:0", keyFile), zap.NewNop(), "")
 	if err != nil {
 		t.Fatal(err)
@@ -133,6 +140,7 @@ func metricNames(t *testing.T) (names []string) {
 	described := make(chan *prometheus.Desc)
 	go func() { defer close(described); a.metrics.Describe(described) }()
 	parts := regexp.MustCompile(`fqName: "([^"]*)".*variableLabels: \{([^}]*)\}`)
+
 	for d := range described {
 		m := parts.FindStringSubmatch(d.String())
 		if m == nil {
@@ -142,6 +150,7 @@ func metricNames(t *testing.T) (names []string) {
 			names = append(names, strings.TrimSpace(m[1]+" "+m[2]))
 		}
 	}
+
 	slices.Sort(names)
 	return names
 }

@@ -20,8 +20,8 @@ type inventoryWriter interface {
 	end(t *inventoryTotals) error
 }
 
-// newInventoryWriter returns the writer for a format. What a format has no
-// place for goes to aside.
+// newInventoryWriter returns the writer for a format. Text that the format
+// has no place for goes to aside.
 func newInventoryWriter(format string, w, aside io.Writer) (inventoryWriter, error) {
 	switch format {
 	case "table":
@@ -38,14 +38,14 @@ func newInventoryWriter(format string, w, aside io.Writer) (inventoryWriter, err
 	return nil, usageError{fmt.Errorf("--format is %q, and must be table, csv or json", format)}
 }
 
-// inventoryTotals is the summary.
+// inventoryTotals is the summary of an inventory.
 type inventoryTotals struct {
 	keys   map[inventory.Key]*keyTotal
 	broken int64
 }
 
-// keyTotal is what is under a version of a KMS key. An object under several
-// keys counts for each.
+// keyTotal is the total of the objects under one version of a KMS key. An
+// object under several keys counts for each.
 type keyTotal struct {
 	Type string `json:"type"` // summary
 	inventory.Key
@@ -57,7 +57,7 @@ func newInventoryTotals() *inventoryTotals {
 	return &inventoryTotals{keys: make(map[inventory.Key]*keyTotal)}
 }
 
-// noKey stands for what no key protects.
+// noKey is the Key of plaintext objects in the summary.
 var noKey = inventory.Key{ID: inventory.Plaintext, Name: "-", Version: "-"}
 
 func (t *inventoryTotals) add(p inventory.Object) {
@@ -65,10 +65,12 @@ func (t *inventoryTotals) add(p inventory.Object) {
 		t.broken++
 		return
 	}
+
 	keys := p.Keys
 	if p.Kind == inventory.Plaintext {
 		keys = []inventory.Key{noKey}
 	}
+
 	for _, k := range keys {
 		total := t.keys[k]
 		if total == nil {
@@ -80,22 +82,27 @@ func (t *inventoryTotals) add(p inventory.Object) {
 	}
 }
 
-// sorted is the summary in an order that is the same each time.
+// sorted returns the summary in a fixed order.
 func (t *inventoryTotals) sorted() []*keyTotal {
 	var out []*keyTotal
 	for _, total := range t.keys {
 		out = append(out, total)
 	}
-	slices.SortFunc(out, func(a, b *keyTotal) int { return cmp.Or(cmp.Compare(a.ID, b.ID), cmp.Compare(a.Version, b.Version)) })
+	slices.SortFunc(
+		out,
+		func(a, b *keyTotal) int { return cmp.Or(cmp.Compare(a.ID, b.ID), cmp.Compare(a.Version, b.Version)) },
+	)
 	return out
 }
 
 func (t *inventoryTotals) print(w io.Writer) error {
-	if _, err := fmt.Fprintf(w, "%10s  %16s  %-12s  %-8s  %s\n", "OBJECTS", "BYTES", "NAME", "VERSION", "KMS KEY"); err != nil {
+	_, err := fmt.Fprintf(w, "%10s  %16s  %-12s  %-8s  %s\n", "OBJECTS", "BYTES", "NAME", "VERSION", "KMS KEY")
+	if err != nil {
 		return err
 	}
 	for _, k := range t.sorted() {
-		if _, err := fmt.Fprintf(w, "%10d  %16d  %-12s  %-8s  %s\n", k.Objects, k.Bytes, k.Name, k.Version, k.ID); err != nil {
+		_, err := fmt.Fprintf(w, "%10d  %16d  %-12s  %-8s  %s\n", k.Objects, k.Bytes, k.Name, k.Version, k.ID)
+		if err != nil {
 			return err
 		}
 	}
@@ -106,7 +113,7 @@ func (t *inventoryTotals) print(w io.Writer) error {
 	return nil
 }
 
-// tableInventory is for people.
+// tableInventory is the format for people.
 type tableInventory struct {
 	w     io.Writer
 	begun bool
@@ -119,6 +126,7 @@ func (t *tableInventory) row(p inventory.Object) error {
 			return err
 		}
 	}
+
 	size, kind, object := "-", p.Kind, visible(p.Key)
 	if p.Size >= 0 {
 		size = strconv.FormatInt(p.Size, 10)
@@ -126,6 +134,7 @@ func (t *tableInventory) row(p inventory.Object) error {
 	if p.Kind == inventory.Multipart {
 		kind = fmt.Sprintf("%s, %d", p.Kind, p.Parts)
 	}
+
 	var keys []string
 	for _, k := range p.Keys {
 		name := k.Name
@@ -135,8 +144,10 @@ func (t *tableInventory) row(p inventory.Object) error {
 		if k.Version != "-" {
 			name += " v" + k.Version
 		}
+
 		keys = append(keys, name)
 	}
+
 	if p.Version != "" {
 		object += "  version " + p.Version
 	}
@@ -144,11 +155,12 @@ func (t *tableInventory) row(p inventory.Object) error {
 		object += "  " + p.Error
 	}
 	_, err := fmt.Fprintf(t.w, "%16s  %-16s  %-24s  %s\n", size, kind, cmp.Or(strings.Join(keys, ", "), "-"), object)
+
 	return err
 }
 
-// visible is a key that cannot pass for a line of its own, or play with the
-// terminal.
+// visible quotes a key that is not printable, so that it cannot look like
+// another line or control the terminal.
 func visible(key string) string {
 	if strings.IndexFunc(key, func(r rune) bool { return !unicode.IsPrint(r) || r == unicode.ReplacementChar }) >= 0 {
 		return strconv.Quote(key)
@@ -161,16 +173,29 @@ func (t *tableInventory) end(totals *inventoryTotals) error {
 	return totals.print(t.w)
 }
 
-// csvInventory has the summary beside it, as all its records are alike.
+// csvInventory writes the summary to aside, because all CSV records must
+// have the same columns.
 type csvInventory struct {
 	w     *csv.Writer
 	aside io.Writer
 	begun bool
 }
 
-// csvHeader names the columns. An object under several keys has them in one
-// field each, with a space in between.
-var csvHeader = []string{"key", "version_id", "latest", "size", "kind", "parts", "kms_key_ids", "kms_key_names", "kms_key_versions", "error", "etag"}
+// csvHeader names the columns. If an object is under several keys, one field
+// has all of them, separated by spaces.
+var csvHeader = []string{
+	"key",
+	"version_id",
+	"latest",
+	"size",
+	"kind",
+	"parts",
+	"kms_key_ids",
+	"kms_key_names",
+	"kms_key_versions",
+	"error",
+	"etag",
+}
 
 func (c *csvInventory) header() error {
 	if c.begun {
@@ -188,6 +213,7 @@ func (c *csvInventory) row(p inventory.Object) error {
 	for _, k := range p.Keys {
 		ids, names, versions = append(ids, k.ID), append(names, k.Name), append(versions, k.Version)
 	}
+
 	size, parts := "", ""
 	if p.Size >= 0 {
 		size = strconv.FormatInt(p.Size, 10)
@@ -195,6 +221,7 @@ func (c *csvInventory) row(p inventory.Object) error {
 	if p.Kind == inventory.Multipart {
 		parts = strconv.Itoa(p.Parts)
 	}
+
 	return c.w.Write(forSpreadsheets([]string{
 		p.Key, p.Version, strconv.FormatBool(p.Latest), size, p.Kind, parts,
 		strings.Join(ids, " "), strings.Join(names, " "), strings.Join(versions, " "), p.Error, p.ETag,
@@ -202,8 +229,8 @@ func (c *csvInventory) row(p inventory.Object) error {
 }
 
 // forSpreadsheets puts an apostrophe before a field that a spreadsheet would
-// take for a formula: clients choose object keys. An apostrophe of the field's
-// own gets one too, so that fromSpreadsheets can tell.
+// treat as a formula: clients choose object keys. A field that starts with
+// an apostrophe also gets one, so that fromSpreadsheets can undo it.
 func forSpreadsheets(fields []string) []string {
 	for i, f := range fields {
 		if f != "" && f != "-" && strings.ContainsRune("=+-@\t\r'", rune(f[0])) {
@@ -213,7 +240,7 @@ func forSpreadsheets(fields []string) []string {
 	return fields
 }
 
-// fromSpreadsheets takes the apostrophe out again.
+// fromSpreadsheets removes that apostrophe.
 func fromSpreadsheets(field string) string {
 	if len(field) > 1 && field[0] == '\'' && strings.ContainsRune("=+-@\t\r'", rune(field[1])) {
 		return field[1:]
@@ -232,7 +259,7 @@ func (c *csvInventory) end(totals *inventoryTotals) error {
 	return totals.print(c.aside)
 }
 
-// jsonInventory ends with a line for each key, of type summary.
+// jsonInventory ends with one line of type summary for each key.
 type jsonInventory struct{ e *json.Encoder }
 
 func (j *jsonInventory) row(p inventory.Object) error { return j.e.Encode(p) }

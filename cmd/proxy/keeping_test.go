@@ -14,8 +14,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/metrics"
 )
 
-// kms.timeout bounds an attempt, for each key by itself, and no login counts
-// for it.
+// kms.timeout limits each attempt of each key. Logins do not count.
 func TestTimeoutOfAKey(t *testing.T) {
 	server := kmstest.StartVault(t)
 	server.AddAppRole("role", "secret", kmstest.VaultToken{TTL: time.Hour})
@@ -26,16 +25,19 @@ func TestTimeoutOfAKey(t *testing.T) {
 			Login: config.Login{AppRole: config.AppRole{RoleID: "role", SecretID: "secret"}},
 		}
 	}
+
 	cfg := &config.Config{
 		Keys:     []config.Key{key("patient", 5*time.Second), key("hasty", 200*time.Millisecond)},
 		KMS:      config.KMS{MaxConcurrent: 10, MaxPerSecond: 1000},
 		DEKCache: config.DEKCache{TTL: 5 * time.Minute, MaxEntries: 10, RevocationProbe: 10 * time.Second},
 	}
+
 	a := &backend{cfg: cfg, log: zap.NewNop(), metrics: metrics.New(), observer: &keyObserver{}}
 	if err := a.openKeyring(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}
 	defer a.cache.Close()
+
 	if got, want := a.keys.Window(cfg.DEKCache.TTL), 15*time.Second; got != want {
 		t.Errorf("window %v, want %v: the interval and the longest timeout", got, want)
 	}
@@ -45,6 +47,7 @@ func TestTimeoutOfAKey(t *testing.T) {
 		t.Errorf("a login that takes longer than an attempt may: %v", err)
 	}
 	server.SetTrouble(kmstest.Trouble{Latency: 400 * time.Millisecond})
+
 	if err := a.keys.Try(t.Context(), "patient"); err != nil {
 		t.Errorf("answers within the key's timeout: %v", err)
 	}
@@ -53,19 +56,27 @@ func TestTimeoutOfAKey(t *testing.T) {
 	}
 }
 
-// The rate is for quotas, and a key file has none. A limiter says at once that
-// a caller's turn would come too late.
+// The rate is for quotas, and a key file has none. A limiter returns an
+// error at once if a caller's turn would come too late.
 func TestOnlyNetworkKeysHaveARate(t *testing.T) {
 	for _, provider := range []config.Provider{config.Local, config.VaultTransit} {
 		file := filepath.Join(t.TempDir(), "key")
 		if err := kms.CreateLocalKeyFile(file); err != nil {
 			t.Fatal(err)
 		}
+
 		key, err := kms.NewLocal(file)
 		if err != nil {
 			t.Fatal(err)
 		}
-		a := &backend{cfg: &config.Config{KMS: config.KMS{MaxConcurrent: 1, MaxPerSecond: 1}}, log: zap.NewNop(), metrics: metrics.New(), observer: &keyObserver{}}
+
+		a := &backend{
+			cfg:      &config.Config{KMS: config.KMS{MaxConcurrent: 1, MaxPerSecond: 1}},
+			log:      zap.NewNop(),
+			metrics:  metrics.New(),
+			observer: &keyObserver{},
+		}
+
 		w := a.withLimits(config.Key{Provider: provider}, key)
 		throttled := 0
 		for range 5 {
@@ -75,14 +86,15 @@ func TestOnlyNetworkKeysHaveARate(t *testing.T) {
 			}
 			cancel()
 		}
+
 		if limited := throttled > 0; limited != (provider != config.Local) {
 			t.Errorf("%s: %d of 5 calls were throttled", provider, throttled)
 		}
 	}
 }
 
-// away is a key whose KMS is away. It counts the times that its connections are
-// to be given up.
+// away is a key whose KMS is unreachable. It counts how often its
+// connections are reset.
 type away struct {
 	kms.Wrapper
 	resets chan struct{}
@@ -94,25 +106,34 @@ func (w *away) Unwrap(context.Context, []byte, kms.EncryptionContext) ([]byte, e
 
 func (w *away) ResetConnections() { w.resets <- struct{}{} }
 
-// When the breaker opens, the connections are given up: they may be what is
-// dead.
+// When the breaker opens, the connections are reset, because they may be the
+// cause.
 func TestBreakerResetsConnections(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "key")
 	if err := kms.CreateLocalKeyFile(file); err != nil {
 		t.Fatal(err)
 	}
+
 	key, err := kms.NewLocal(file)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	w := &away{key, make(chan struct{}, 100)}
-	a := &backend{cfg: &config.Config{KMS: config.KMS{MaxConcurrent: 1}}, log: zap.NewNop(), metrics: metrics.New(), observer: &keyObserver{}}
+	a := &backend{
+		cfg:      &config.Config{KMS: config.KMS{MaxConcurrent: 1}},
+		log:      zap.NewNop(),
+		metrics:  metrics.New(),
+		observer: &keyObserver{},
+	}
+
 	limited := a.withLimits(config.Key{Provider: config.Local}, w)
 	for range kms.DefaultBreakerFailures {
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 		_, _ = limited.Unwrap(ctx, nil, nil)
 		cancel()
 	}
+
 	select {
 	case <-w.resets:
 	case <-time.After(10 * time.Second):

@@ -11,8 +11,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
 )
 
-// A binding that was printed goes into the configuration, and cmekproxy check
-// tells what it is worth.
+// A printed binding goes into the configuration, and cmekproxy check reports
+// on it.
 func TestKeysBind(t *testing.T) {
 	server := kmstest.StartAzure(t)
 	plain := server.NewKey(t, "RSA-2048", nil)
@@ -24,15 +24,18 @@ func TestKeysBind(t *testing.T) {
 		}
 		return strings.TrimSpace(out.String())
 	}
+
 	open := func(binding string) *kms.Azure {
 		return server.OpenKey(t, "key-1", func(c *kms.AzureConfig) { c.Bindings = []string{binding} })
 	}
+
 	check := func(w *kms.Azure) string {
 		t.Helper()
 		wrapped, _, err := kms.RoundTrip(t.Context(), w)
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		detail, err := checkBindings(t.Context(), w, kms.VersionOf(w.KeyID(), wrapped))
 		if err != nil {
 			t.Fatal(err)
@@ -46,12 +49,14 @@ func TestKeysBind(t *testing.T) {
 	if detail := check(server.NewKey(t, "oct-HSM", nil)); detail != "" {
 		t.Errorf("a symmetric key: %q", detail)
 	}
+
 	binding := bind(plain, "")
 	bound := open(binding)
 	if detail := check(bound); detail != "; 1 bindings" {
 		t.Errorf("with a binding: %q", detail)
 	}
 	server.RotateKey(t, "key-1")
+
 	if detail := check(bound); !strings.Contains(detail, "--again 1") {
 		t.Errorf("under an earlier version: %q", detail)
 	}
@@ -78,6 +83,7 @@ func TestKeysBindCommandLines(t *testing.T) {
 	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
+
 	for want, args := range map[string][]string{
 		"want one NAME of a key":                {"bind", "--config", path},
 		`no key "none"`:                         {"bind", "none", "--config", path},
@@ -86,7 +92,8 @@ func TestKeysBindCommandLines(t *testing.T) {
 		"--again is 1, and the key has 0 bindi": {"bind", "rsa", "--again", "1", "--config", path},
 	} {
 		var out bytes.Buffer
-		if code := run(t.Context(), append([]string{"keys"}, args...), &out, &out); code == 0 || !strings.Contains(out.String(), want) {
+		if code := run(t.Context(), append([]string{"keys"}, args...), &out, &out); code == 0 ||
+			!strings.Contains(out.String(), want) {
 			t.Errorf("%q: exit code %d, %q", args, code, out.String())
 		}
 	}

@@ -15,31 +15,33 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-// keysCommand looks after the key files of provider local. Proxies that run
+// keysCommand manages the key files of provider local. Running proxies
 // notice a change by themselves.
 func keysCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "keys",
-		Short: "Make, rotate, disable and list local keys (provider local)",
-		Long:  "Key files of provider local, and bindings of azure-keyvault.",
+		Short: "Create, rotate, disable and list local keys (provider local)",
+		Long:  "Manage key files of provider local, and print bindings for azure-keyvault.",
 		Args:  noCommand,
 		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
+
 	c.AddCommand(
-		keyFileCommand("new", "Make a key file with a new random key", keysNew),
+		keyFileCommand("new", "Create a key file with a random key", keysNew),
 		keysImportCommand(),
-		keyFileCommand("rotate", "Add a version, which encrypts from then on; older ones go on to decrypt", keysRotate),
-		keysSwitchCommand("disable", "Switch off the key, or one version of it", kms.LocalKeyDisabled),
-		keysSwitchCommand("enable", "Switch it on again", kms.LocalKeyEnabled),
+		keyFileCommand("rotate", "Add a version that encrypts from now on; older versions still decrypt", keysRotate),
+		keysSwitchCommand("disable", "Disable the key, or one version of it", kms.LocalKeyDisabled),
+		keysSwitchCommand("enable", "Enable the key, or one version of it", kms.LocalKeyEnabled),
 		keysDestroyCommand(),
-		keyFileCommand("list", "Print the versions; never a key", listKey),
+		keyFileCommand("list", "Print the versions, without the keys", listKey),
 		keysBindCommand(),
 	)
+
 	return c
 }
 
-// keyFileCommand is a command that works on the FILE of a key. All of them
-// print what it then holds.
+// keyFileCommand returns a command that works on the key file FILE, and
+// prints its versions afterwards.
 func keyFileCommand(name, short string, run func(path string, stdout io.Writer) error) *cobra.Command {
 	return &cobra.Command{
 		Use:   name + " FILE",
@@ -56,13 +58,17 @@ func keysNew(path string, stdout io.Writer) error {
 	return listKey(path, stdout)
 }
 
-// keysImportCommand takes no key as an argument: those end up in the shell's
-// history, and everybody's ps shows them.
+// keysImportCommand does not take the key as an argument: arguments end up
+// in the shell's history, and ps shows them to all users.
 func keysImportCommand() *cobra.Command {
 	var from string
-	c := keyFileCommand("import", "Make a key file with a key of yours: raw, hex, base64 or PEM", func(path string, stdout io.Writer) error {
-		return keysImport(path, from, stdout)
-	})
+	c := keyFileCommand(
+		"import",
+		"Create a key file with your own key: raw, hex, base64 or PEM",
+		func(path string, stdout io.Writer) error {
+			return keysImport(path, from, stdout)
+		},
+	)
 	c.Flags().StringVar(&from, "from", "-", "`FILE` with the key; - for standard input")
 	return c
 }
@@ -76,18 +82,20 @@ func keysImport(path, from string, stdout io.Writer) error {
 		}
 		defer source.Close()
 	}
+
 	key, err := readKey(source)
 	if err != nil {
 		return err
 	}
 	defer clear(key)
+
 	if err := kms.ImportLocalKeyFile(path, key); err != nil {
 		return err
 	}
 	return listKey(path, stdout)
 }
 
-// maxKeyText is more than any form of a key takes.
+// maxKeyText is longer than a key in any form, in bytes.
 const maxKeyText = 4096
 
 func readKey(source io.Reader) ([]byte, error) {
@@ -98,7 +106,7 @@ func readKey(source io.Reader) ([]byte, error) {
 		return nil, fmt.Errorf("reading the key: %w", err)
 	}
 	if n > maxKeyText {
-		return nil, fmt.Errorf("more than %d bytes: that is no key", maxKeyText)
+		return nil, fmt.Errorf("more than %d bytes: this is not a key", maxKeyText)
 	}
 	return parseKey(text[:n])
 }
@@ -121,29 +129,41 @@ func keysSwitchCommand(name, short string, state kms.LocalKeyState) *cobra.Comma
 			return f.SetState(int(version), state)
 		})
 	})
-	c.Flags().Var(&version, "version", "`N`umber of the version (default: the key as a whole)")
+	c.Flags().Var(&version, "version", "`N`umber of the version (default: the whole key)")
 	return c
 }
 
 func keysDestroyCommand() *cobra.Command {
 	var version versionNumber
 	var yes bool
-	c := keyFileCommand("destroy", "Remove the key of a version for ever, and with it all that it protects", func(path string, stdout io.Writer) error {
-		switch {
-		case version == 0:
-			return usageError{errors.New("--version N is missing")}
-		case !yes:
-			return usageError{fmt.Errorf("whatever version %d encrypted is lost for ever; say --yes if that is meant", version)}
-		}
-		return changeKey(path, stdout, func(f *kms.LocalKeyFile) error { return f.SetState(int(version), kms.LocalKeyDestroyed) })
-	})
+	c := keyFileCommand(
+		"destroy",
+		"Destroy a version of the key; objects under it become unreadable",
+		func(path string, stdout io.Writer) error {
+			switch {
+			case version == 0:
+				return usageError{errors.New("--version N is missing")}
+			case !yes:
+				return usageError{
+					fmt.Errorf("objects under version %d become unreadable forever; give --yes to confirm", version),
+				}
+			}
+
+			return changeKey(
+				path,
+				stdout,
+				func(f *kms.LocalKeyFile) error { return f.SetState(int(version), kms.LocalKeyDestroyed) },
+			)
+		},
+	)
+
 	c.Flags().Var(&version, "version", "`N`umber of the version")
-	c.Flags().BoolVar(&yes, "yes", false, "it is meant: nothing can undo it")
+	c.Flags().BoolVar(&yes, "yes", false, "confirm: this cannot be undone")
 	return c
 }
 
-// versionNumber is the value of --version: 0 where it is not given, which no
-// version is.
+// versionNumber is the value of --version; 0 means that the flag is not
+// given.
 type versionNumber int
 
 func (v *versionNumber) String() string {
@@ -156,7 +176,7 @@ func (v *versionNumber) String() string {
 func (v *versionNumber) Set(value string) error {
 	n, err := strconv.Atoi(value)
 	if err != nil || n < 1 {
-		return errors.New("not the number of a version")
+		return errors.New("not a version number")
 	}
 	*v = versionNumber(n)
 	return nil
@@ -171,7 +191,8 @@ func changeKey(path string, stdout io.Writer, change func(*kms.LocalKeyFile) err
 	return listKey(path, stdout)
 }
 
-// listKey prints in one piece, as the change before it has been made by then.
+// listKey prints all lines at once, so that they are complete even though
+// the file was already changed.
 func listKey(path string, stdout io.Writer) error {
 	file, err := kms.ReadLocalKeyFile(path)
 	if err != nil {
@@ -179,6 +200,7 @@ func listKey(path string, stdout io.Writer) error {
 	}
 	file.Wipe()
 	state := kms.LocalKeyEnabled
+
 	if file.Disabled {
 		state = kms.LocalKeyDisabled
 	}
@@ -186,6 +208,7 @@ func listKey(path string, stdout io.Writer) error {
 	fmt.Fprintf(&out, "%s  %s\n", file.ID, state)
 	table := tabwriter.NewWriter(&out, 0, 0, 2, ' ', 0)
 	fmt.Fprint(table, "VERSION\tSTATE\tCREATED\n")
+
 	for i, v := range file.Versions {
 		created := "unknown"
 		if !v.Created.IsZero() {
@@ -193,6 +216,7 @@ func listKey(path string, stdout io.Writer) error {
 		}
 		fmt.Fprintf(table, "%d\t%s\t%s\n", i+1, v.State, created)
 	}
+
 	if err := table.Flush(); err != nil {
 		return err
 	}

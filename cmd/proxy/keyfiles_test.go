@@ -14,11 +14,11 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-// importKey is a key for tests; in base64 it has characters in which the two
-// alphabets differ.
+// importKey is a key for tests. In base64, it has characters that differ
+// between the two alphabets.
 var importKey, _ = hex.DecodeString("fbefbe000102030405060708090a0b0c0d0e0f101112131415161718191afffe")
 
-// proxyKeys runs `cmekproxy keys` and returns what it prints. No command ever
+// proxyKeys runs `cmekproxy keys` and returns what it prints. No command
 // prints a key.
 func proxyKeys(t *testing.T, wantCode int, args ...string) string {
 	t.Helper()
@@ -47,17 +47,19 @@ func TestKeysLife(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	ec := kms.EncryptionContext{"bucket": "b", "key": "k"}
 	blob, err := w.Wrap(t.Context(), importKey, ec)
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Each step is made while w is in use, as by a proxy that runs; reads says
-	// what becomes of the first blob.
+
+	// Each step is made while w is in use, as in a running proxy. reads is
+	// the result of opening the first blob.
 	for _, step := range []struct {
 		args         []string
 		states       string
-		reads, wraps kms.Kind // -1: it works
+		reads, wraps kms.Kind // -1: success
 	}{
 		{[]string{"list"}, "enabled:/enabled", -1, -1},
 		{[]string{"rotate"}, "enabled:/enabled/enabled", -1, -1},
@@ -77,6 +79,7 @@ func TestKeysLife(t *testing.T) {
 		for _, line := range lines[2:] {
 			states += "/" + strings.Fields(line)[1]
 		}
+
 		if states != step.states {
 			t.Errorf("%q: printed %q, want %s", step.args, out, step.states)
 		}
@@ -89,7 +92,8 @@ func TestKeysLife(t *testing.T) {
 
 func checkOutcome(t *testing.T, args []string, err error, want kms.Kind) {
 	t.Helper()
-	if e, _ := err.(*kms.Error); want < 0 && err != nil || want >= 0 && (e == nil || e.Kind != want) { //nolint:errorlint // the type is the contract
+	if e, _ := err.(*kms.Error); want < 0 && err != nil || //nolint:errorlint // the type is the contract
+		want >= 0 && (e == nil || e.Kind != want) {
 		t.Errorf("%q: %v, want %v", args, err, want)
 	}
 }
@@ -105,11 +109,13 @@ VERSION  STATE    CREATED
 $`).MatchString(out) {
 		t.Errorf("printed %q", out)
 	}
+
 	older := filepath.Join(t.TempDir(), "older")
 	line := "cmekproxy-local-key-v1:" + base64.StdEncoding.EncodeToString(importKey) + "\n"
 	if err := os.WriteFile(older, []byte(line), 0o600); err != nil {
 		t.Fatal(err)
 	}
+
 	if out := proxyKeys(t, 0, "list", older); !strings.Contains(out, "1        enabled  unknown\n") {
 		t.Errorf("a file of the older form: printed %q", out)
 	}
@@ -124,6 +130,7 @@ func TestKeysCommandLines(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for _, row := range []struct {
 		args []string
 		code int
@@ -140,12 +147,12 @@ func TestKeysCommandLines(t *testing.T) {
 		{[]string{"new", path}, 1, "file exists"},
 		{[]string{"list", path + ".none"}, 1, "no such file"},
 		{[]string{"rotate", path + ".none"}, 1, "no such file"},
-		{[]string{"disable", path, "--version", "0"}, 2, "not the number of a version"},
-		{[]string{"disable", path, "--version", "one"}, 2, "not the number of a version"},
+		{[]string{"disable", path, "--version", "0"}, 2, "not a version number"},
+		{[]string{"disable", path, "--version", "one"}, 2, "not a version number"},
 		{[]string{"disable", path, "--version", "2"}, 1, "there is no version 2"},
 		{[]string{"destroy", path}, 2, "--version N is missing"},
 		{[]string{"destroy", path, "--yes"}, 2, "--version N is missing"},
-		{[]string{"destroy", path, "--version", "1"}, 2, "say --yes"},
+		{[]string{"destroy", path, "--version", "1"}, 2, "give --yes"},
 		{[]string{"destroy", path, "--version", "2", "--yes"}, 1, "there is no version 2"},
 		{[]string{"import", path, "--from", path + ".none"}, 1, "no such file"},
 		{[]string{"import", filepath.Join(t.TempDir(), "new"), hex.EncodeToString(importKey[:1])}, 2, "want one FILE"},
@@ -154,15 +161,18 @@ func TestKeysCommandLines(t *testing.T) {
 			t.Errorf("%q: printed %q, want %q", row.args, out, row.want)
 		}
 	}
+
 	if after, _ := os.ReadFile(path); !bytes.Equal(before, after) {
 		t.Error("the key file was changed")
 	}
 	proxyKeys(t, 0, "destroy", path, "--version", "1", "--yes")
+
 	for _, args := range [][]string{{"enable"}, {"disable"}} {
 		if out := proxyKeys(t, 1, append(args, "--version", "1", path)...); !strings.Contains(out, "is destroyed") {
 			t.Errorf("%q of a destroyed version: printed %q", args, out)
 		}
 	}
+
 	if err := os.Chmod(path, 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -179,7 +189,8 @@ func TestKeysImport(t *testing.T) {
 	std, url := base64.StdEncoding.EncodeToString(importKey), base64.URLEncoding.EncodeToString(importKey)
 	want := ""
 	for name, text := range map[string]string{
-		"raw": string(importKey), "hex": hex.EncodeToString(importKey), "hex in capitals": strings.ToUpper(hex.EncodeToString(importKey)),
+		"raw": string(importKey), "hex": hex.EncodeToString(importKey),
+		"hex in capitals":     strings.ToUpper(hex.EncodeToString(importKey)),
 		"hex and a line feed": hex.EncodeToString(importKey) + "\n", "hex and CR LF": hex.EncodeToString(importKey) + "\r\n",
 		"base64": std, "base64 and a line feed": std + "\n", "base64 without padding": strings.TrimRight(std, "="),
 		"base64url": url, "base64url without padding": strings.TrimRight(url, "=") + "\n",
@@ -191,6 +202,7 @@ func TestKeysImport(t *testing.T) {
 			t.Fatal(err)
 		}
 		proxyKeys(t, 0, "import", path, "--from", from)
+
 		w, err := kms.NewLocal(path)
 		if err != nil {
 			t.Fatal(err)
@@ -198,12 +210,14 @@ func TestKeysImport(t *testing.T) {
 		if want == "" {
 			want = w.KeyID()
 		}
+
 		if w.KeyID() != want {
 			t.Errorf("%s: another key than in the other forms", name)
 		}
 		if written, _ := os.ReadFile(path); !bytes.Contains(written, []byte(std)) {
 			t.Errorf("%s: the file does not hold the key", name)
 		}
+
 		if out := proxyKeys(t, 1, "import", path, "--from", from); !strings.Contains(out, "file exists") {
 			t.Errorf("%s: a second import printed %q", name, out)
 		}
@@ -218,6 +232,7 @@ func TestKeysImportFromStandardInput(t *testing.T) {
 	}
 	stdin := os.Stdin
 	t.Cleanup(func() { os.Stdin = stdin })
+
 	var listed []string
 	for _, args := range [][]string{{"import"}, {"import", "--from", "-"}} {
 		f, err := os.Open(from)
@@ -226,8 +241,13 @@ func TestKeysImportFromStandardInput(t *testing.T) {
 		}
 		defer f.Close()
 		os.Stdin = f
-		listed = append(listed, strings.Fields(proxyKeys(t, 0, append(args, filepath.Join(dir, args[len(args)-1]))...))[0])
+
+		listed = append(
+			listed,
+			strings.Fields(proxyKeys(t, 0, append(args, filepath.Join(dir, args[len(args)-1]))...))[0],
+		)
 	}
+
 	if listed[0] != listed[1] {
 		t.Errorf("two keys: %q", listed)
 	}
@@ -237,8 +257,8 @@ func TestKeysImportRefuses(t *testing.T) {
 	std := base64.StdEncoding.EncodeToString
 	mixed := strings.Replace(std(importKey), "+", "-", 1)
 	for _, row := range []struct{ name, text, want string }{
-		{"nothing", "", "there is no key"},
-		{"white space", " \n\t\n", "there is no key"},
+		{"nothing", "", "no key: the input is empty"},
+		{"white space", " \n\t\n", "no key: the input is empty"},
 		{"31 bytes", string(importKey[:31]), "31 bytes that are not text"},
 		{"raw and a line feed", string(importKey) + "\n", "33 bytes that are not text"},
 		{"two raw keys", string(importKey) + string(importKey), "64 bytes that are not text"},
@@ -250,7 +270,10 @@ func TestKeysImportRefuses(t *testing.T) {
 		{"66 hexadecimal digits", hex.EncodeToString(importKey) + "00", "66 hexadecimal digits: a key has 64"},
 		{"63 hexadecimal digits", hex.EncodeToString(importKey)[1:], "63 hexadecimal digits"},
 		{"hex or base64", "0" + strings.Repeat("ab", 20) + "A0", "could also be base64"},
-		{"hex on two lines", hex.EncodeToString(importKey[:16]) + "\n" + hex.EncodeToString(importKey[16:]), "not text on one line"},
+		{
+			"hex on two lines", hex.EncodeToString(importKey[:16]) + "\n" + hex.EncodeToString(importKey[16:]),
+			"not text on one line",
+		},
 		{"passphrase", "Tr0ub4dor&3", "neither raw"},
 		{"hex with 0x", "0x" + hex.EncodeToString(importKey), "neither raw"},
 		{"base64 of 31", std(importKey[:31]), "base64 of 31 bytes: a key has 32"},
@@ -261,10 +284,15 @@ func TestKeysImportRefuses(t *testing.T) {
 		{"base64 on two lines", std(importKey)[:20] + "\n" + std(importKey)[20:], "not text on one line"},
 		{"base64 with unused bits", "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh9=", "neither raw"},
 		{"PEM of 16", string(pemOf("AES KEY", importKey[:16])), "PEM of 16 bytes: a key has 32"},
-		{"two PEM blocks", string(pemOf("AES KEY", importKey)) + string(pemOf("AES KEY", importKey)), "more than one PEM block"},
+		{
+			"two PEM blocks", string(pemOf("AES KEY", importKey)) + string(pemOf("AES KEY", importKey)),
+			"more than one PEM block",
+		},
 		{"private key", string(pemOf("PRIVATE KEY", importKey)), `PEM of type "PRIVATE KEY"`},
-		{"certificate", string(pemOf("CERTIFICATE", importKey)), "no AES key"},
-		{"encrypted PEM", string(pem.EncodeToMemory(&pem.Block{Type: "AES KEY", Headers: map[string]string{"Proc-Type": "4,ENCRYPTED"}, Bytes: importKey})), "is it encrypted?"},
+		{"certificate", string(pemOf("CERTIFICATE", importKey)), "not an AES key"},
+		{"encrypted PEM", string(pem.EncodeToMemory(&pem.Block{
+			Type: "AES KEY", Headers: map[string]string{"Proc-Type": "4,ENCRYPTED"}, Bytes: importKey,
+		})), "is it encrypted?"},
 		{"cut PEM", string(pemOf("AES KEY", importKey)[:60]), "damaged"},
 		{"raw zeros", string(make([]byte, 32)), "alike"},
 		{"zeros in hex", strings.Repeat("0", 64), "alike"},
@@ -281,6 +309,7 @@ func TestKeysImportRefuses(t *testing.T) {
 		if out := proxyKeys(t, 1, "import", path, "--from", from); !strings.Contains(out, row.want) {
 			t.Errorf("%s: printed %q, want %q", row.name, out, row.want)
 		}
+
 		if _, err := os.Stat(path); err == nil {
 			t.Errorf("%s: a key file was made", row.name)
 		}

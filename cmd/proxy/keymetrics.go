@@ -16,13 +16,13 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
-// keyObserver counts and logs what happens to keys.
+// keyObserver counts and logs events of keys.
 type keyObserver struct {
 	log     *zap.Logger
 	metrics *metrics.Metrics
 	advisor *advisor.Recorder
-	label   map[string]string // of keys in metrics, by name
-	broken  sync.Map          // names of keys of which it was said that they do not work
+	label   map[string]string // metric labels of keys, by name
+	broken  sync.Map          // names of keys that were logged as not working
 }
 
 // KMSCall implements keyring.Observer.
@@ -34,24 +34,43 @@ func (o *keyObserver) KMSCall(ctx context.Context, key, op string, took time.Dur
 		result = "error"
 	}
 	s3api.RecordKMS(ctx, took)
+
 	o.metrics.KMS(o.label[key], op, result, took)
 	if _, broken := o.broken.Load(key); err == nil && broken {
 		o.broken.Delete(key)
 		o.log.Info("this key works now", zap.String("kms_key_name", key), zap.String("operation", op))
 	}
+
 	if err != nil {
-		o.log.Warn("kms request failed", zap.String("kms_key_name", key), zap.String("operation", op), zap.Stringer("took", took), zap.Error(err))
+		o.log.Warn(
+			"kms request failed",
+			zap.String("kms_key_name", key),
+			zap.String("operation", op),
+			zap.Stringer("took", took),
+			zap.Error(err),
+		)
 	}
 }
 
 // Revoked implements keyring.Observer.
 func (o *keyObserver) Revoked(r keyring.Revocation) {
 	if r.Part == "" {
-		o.log.Warn("key revoked: its data keys are purged", zap.String("kms_key_name", r.Key), zap.Int("purged", r.Purged), zap.Error(r.Err))
+		o.log.Warn(
+			"key revoked: its data keys are purged",
+			zap.String("kms_key_name", r.Key),
+			zap.Int("purged", r.Purged),
+			zap.Error(r.Err),
+		)
 		return
 	}
-	o.log.Warn("key revoked for some objects: their data keys are purged", zap.String("kms_key_name", r.Key), zap.String("part", r.Part),
-		zap.Int("purged", r.Purged), zap.Error(r.Err))
+
+	o.log.Warn(
+		"key revoked for some objects: their data keys are purged",
+		zap.String("kms_key_name", r.Key),
+		zap.String("part", r.Part),
+		zap.Int("purged", r.Purged),
+		zap.Error(r.Err),
+	)
 }
 
 // Used implements keyring.Observer.
@@ -70,14 +89,14 @@ func (o *keyObserver) Used(key string, id [32]byte, use keyring.Use) {
 	}
 }
 
-// measuredKeys is how many keys have metrics of their own.
+// measuredKeys is the number of keys with their own metrics.
 const measuredKeys = 100
 
-// otherKeys is the name in metrics of all keys beyond measuredKeys.
+// otherKeys is the metric label of all other keys.
 const otherKeys = "(others)"
 
-// keyLabels returns the names of keys in metrics, by name. Each key has some
-// 150 time series, so that not all of hundreds of keys can have their own.
+// keyLabels returns the metric labels of keys, by name. Each key has about
+// 150 time series, so with hundreds of keys not all can have their own.
 func (b *backend) keyLabels() map[string]string {
 	labels := make(map[string]string)
 	for i, k := range b.cfg.Keys {
@@ -97,33 +116,73 @@ func (b *backend) measureKeys() {
 	count := func(name, help string, of func(dekcache.Stats) uint64) {
 		b.metrics.Counter(name, help, func() float64 { return float64(of(b.cache.Stats())) })
 	}
-	count("cmekproxy_dek_cache_hits_total", "Data keys found in the cache.", func(s dekcache.Stats) uint64 { return s.Hits })
-	count("cmekproxy_dek_cache_misses_total", "Data keys not found in the cache, and asked of the KMS.", func(s dekcache.Stats) uint64 { return s.Misses })
-	count("cmekproxy_dek_cache_joins_total", "Data keys that somebody else was asking the KMS for already.", func(s dekcache.Stats) uint64 { return s.Shared })
-	count("cmekproxy_dek_cache_negative_hits_total", "Data keys that the KMS had refused, or not answered for, a moment before.", func(s dekcache.Stats) uint64 { return s.NegativeHits })
-	count("cmekproxy_dek_cache_evictions_total", "Data keys dropped because the cache was full.", func(s dekcache.Stats) uint64 { return s.Evictions })
+
+	count(
+		"cmekproxy_dek_cache_hits_total",
+		"Data keys found in the cache.",
+		func(s dekcache.Stats) uint64 { return s.Hits },
+	)
+	count(
+		"cmekproxy_dek_cache_misses_total",
+		"Data keys not found in the cache, and requested from the KMS.",
+		func(s dekcache.Stats) uint64 { return s.Misses },
+	)
+
+	count(
+		"cmekproxy_dek_cache_joins_total",
+		"Data keys that another request was already requesting from the KMS.",
+		func(s dekcache.Stats) uint64 { return s.Shared },
+	)
+	count(
+		"cmekproxy_dek_cache_negative_hits_total",
+		"Data keys that were not requested, because the KMS had just refused them or not answered.",
+		func(s dekcache.Stats) uint64 { return s.NegativeHits },
+	)
+
+	count(
+		"cmekproxy_dek_cache_evictions_total",
+		"Data keys dropped because the cache was full.",
+		func(s dekcache.Stats) uint64 { return s.Evictions },
+	)
 
 	sum := func(a, b float64) float64 { return a + b }
 	most := func(a, b float64) float64 { return max(a, b) }
 	for _, m := range []struct {
 		name, help string
-		together   func(a, b float64) float64 // of keys that share a label
+		together   func(a, b float64) float64 // combines the values of keys that share a label
 		of         func(keyring.Status) float64
 	}{
-		{"cmekproxy_dek_cache_entries", "Data keys in the cache.", sum, func(s keyring.Status) float64 { return float64(s.DEKs) }},
-		{"cmekproxy_dek_cache_oldest_seconds", "Age of the oldest data key in the cache.", most, func(s keyring.Status) float64 { return s.OldestAge.Seconds() }},
-		{"cmekproxy_dek_leases", "Transfers that use a data key.", sum, func(s keyring.Status) float64 { return float64(s.Leases) }},
-		{"cmekproxy_key_parts", "Parts of what the key protects that are in use and probed by themselves.", sum, func(s keyring.Status) float64 { return float64(s.Parts) }},
-		{"cmekproxy_key_parts_revoked", "Parts of what the key protects that the KMS refuses.", sum, func(s keyring.Status) float64 { return float64(s.PartsRevoked) }},
 		{
-			"cmekproxy_revocation_window_seconds", "Longest time from the moment at which the KMS begins to refuse the key, to the last byte: now.",
+			"cmekproxy_dek_cache_entries", "Data keys in the cache.", sum,
+			func(s keyring.Status) float64 { return float64(s.DEKs) },
+		},
+		{
+			"cmekproxy_dek_cache_oldest_seconds", "Age of the oldest data key in the cache.", most,
+			func(s keyring.Status) float64 { return s.OldestAge.Seconds() },
+		},
+		{
+			"cmekproxy_dek_leases", "Transfers that use a data key.", sum,
+			func(s keyring.Status) float64 { return float64(s.Leases) },
+		},
+		{
+			"cmekproxy_key_parts", "Parts of the objects under the key that are in use and probed separately.", sum,
+			func(s keyring.Status) float64 { return float64(s.Parts) },
+		},
+		{
+			"cmekproxy_key_parts_revoked", "Parts of the objects under the key that the KMS refuses.", sum,
+			func(s keyring.Status) float64 { return float64(s.PartsRevoked) },
+		},
+		{
+			"cmekproxy_revocation_window_seconds",
+			"Current upper bound of the time from the KMS's refusal of the key to the last byte under it.",
 			most, func(s keyring.Status) float64 { return s.Window.Seconds() },
 		},
 		{
-			"cmekproxy_revocation_last_byte_seconds", "Time from the KMS's first answer that the key is revoked, to the last byte under it; 0 while it is not.",
+			"cmekproxy_revocation_last_byte_seconds",
+			"Time from the KMS's first refusal of the key to the last byte under it; 0 if it is not revoked.",
 			most, func(s keyring.Status) float64 { return s.LastUse.Seconds() },
 		},
-		{"cmekproxy_key_revoked", "1 while the KMS calls the key revoked; for several keys, how many.", sum, revokedAsNumber},
+		{"cmekproxy_key_revoked", "Number of keys with this label that the KMS reports as revoked.", sum, revokedAsNumber},
 	} {
 		b.metrics.ByKey(m.name, m.help, b.ofEachLabel(m.of, m.together))
 	}
@@ -136,8 +195,11 @@ func revokedAsNumber(s keyring.Status) float64 {
 	return 0
 }
 
-// ofEachLabel is a value for each label of keys.
-func (b *backend) ofEachLabel(of func(keyring.Status) float64, together func(a, b float64) float64) func(yield func(string, float64)) {
+// ofEachLabel returns a value for each label of keys.
+func (b *backend) ofEachLabel(
+	of func(keyring.Status) float64,
+	together func(a, b float64) float64,
+) func(yield func(string, float64)) {
 	return func(yield func(string, float64)) {
 		values := make(map[string]float64)
 		for _, s := range b.keys.Status() {
@@ -148,6 +210,7 @@ func (b *backend) ofEachLabel(of func(keyring.Status) float64, together func(a, 
 				values[label] = of(s)
 			}
 		}
+
 		for label, value := range values {
 			yield(label, value)
 		}

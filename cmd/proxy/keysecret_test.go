@@ -20,13 +20,35 @@ func TestKeySecretsInFilesAreReadAgain(t *testing.T) {
 	token := &secretVolume{t: t, dir: t.TempDir()}
 	token.write(vault.NewToken(kmstest.VaultToken{}))
 	listen, admin := freePort(t), freePort(t)
-	config := writeConfig(t, sink(t).URL, listen, admin, "rules: [", "rules: [{buckets: [vault], key: vault}, ", "keys: [", fmt.Sprintf(
-		"keys: [{name: vault, provider: vault-transit, address: %q, key_id: key, login: {token: \"file:%s\"}}, ", vault.URL(), token.path()))
+
+	config := writeConfig(
+		t,
+		sink(t).URL,
+		listen,
+		admin,
+		"rules: [",
+		"rules: [{buckets: [vault], key: vault}, ",
+		"keys: [",
+		fmt.Sprintf(
+			"keys: [{name: vault, provider: vault-transit, address: %q, key_id: key, login: {token: \"file:%s\"}}, ",
+			vault.URL(),
+			token.path(),
+		),
+	)
+
 	s := start(t, "serve", "--config", config)
 	waitStatus(t, "http://"+admin+"/readyz", http.StatusOK)
 	put := func() error {
 		bucket, key := "vault", "key"
-		_, err := client(listen, "appkey", "appsecretappsecret").PutObject(t.Context(), &s3.PutObjectInput{Bucket: &bucket, Key: &key, Body: strings.NewReader("x")})
+		_, err := client(
+			listen,
+			"appkey",
+			"appsecretappsecret",
+		).PutObject(
+			t.Context(),
+			&s3.PutObjectInput{Bucket: &bucket, Key: &key, Body: strings.NewReader("x")},
+		)
+
 		return err
 	}
 	if err := put(); err != nil {

@@ -1,17 +1,18 @@
-// Command proxy is cmekproxy: an S3 endpoint that encrypts what passes through
-// it under the customer's KMS key. It is built under the name cmekproxy:
+// Command proxy is cmekproxy, an S3 proxy that encrypts objects with the
+// customer's KMS key. Build it under the name cmekproxy:
 //
 //	go build -o cmekproxy ./cmd/proxy
 //
 // Where things are:
 //
-//	commandline.go  what the commands have in common: flags, arguments, errors
-//	open.go         the store and the keys, which all commands are built on
-//	keeping.go      keeping keys working: opening, trying, opening again
-//	server.go       the server, which is the S3 API on top of them
-//	serve.go        serve: ports, requests until a signal, drain.go: after it
+//	commandline.go  flags, arguments and errors of all commands
+//	open.go         the store and the keys, which every command needs
+//	keeping.go      opening keys, trying them, and opening them again
+//	server.go       the server: the S3 API on top of store and keys
+//	serve.go        the command serve: ports, and requests until a signal
+//	drain.go        the end of serve, after the signal
 //	direct.go       commands that work on a bucket without a server
-//	sweep.go        those of them that can take hours
+//	sweep.go        commands that work on all objects of a bucket
 package main
 
 import (
@@ -33,8 +34,8 @@ func main() {
 	os.Exit(code)
 }
 
-// begin comes before any command. Hardening that the system does not allow is
-// no reason not to work.
+// begin runs before any command. If the system does not allow hardening, it
+// prints a warning and continues.
 func begin() (ctx context.Context, stop func()) {
 	if err := harden(); err != nil {
 		fmt.Fprintf(os.Stderr, "cmekproxy: warning: %v\n", err)
@@ -42,13 +43,14 @@ func begin() (ctx context.Context, stop func()) {
 	return untilSignal()
 }
 
-// run returns the exit code: 0 for success, 1 for failure, 2 for a command line
-// that makes no sense. An error is one line on stderr.
+// run returns the exit code: 0 for success, 1 for failure, 2 for an invalid
+// command line. It prints an error as one line on stderr.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root := newRoot()
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	root.SetArgs(doubleDashes(root, args))
+
 	command, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return 0
@@ -64,7 +66,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 func newRoot() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "cmekproxy",
-		Short: "An S3 endpoint that encrypts what passes through it under the customer's KMS key",
+		Short: "An S3 proxy that encrypts objects with the customer's KMS key",
 		Args:  noCommand,
 		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
 
@@ -72,6 +74,7 @@ func newRoot() *cobra.Command {
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
+
 	root.SetVersionTemplate(versionLine() + "\n")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(
@@ -86,6 +89,7 @@ func newRoot() *cobra.Command {
 		verifyCommand(),
 		versionCommand(),
 	)
+
 	return root
 }
 

@@ -92,8 +92,8 @@ func freePort(t *testing.T) string {
 	return ""
 }
 
-// status asks an admin endpoint until it answers want, and fails the test if
-// it never does.
+// waitStatus polls an admin endpoint until it returns the wanted status, and
+// fails the test if it never does.
 func waitStatus(t *testing.T, url string, want int) {
 	t.Helper()
 	var last string
@@ -108,8 +108,10 @@ func waitStatus(t *testing.T, url string, want int) {
 		} else {
 			last = err.Error()
 		}
+
 		time.Sleep(50 * time.Millisecond)
 	}
+
 	t.Fatalf("%s: %s, not %d", url, last, want)
 }
 
@@ -122,6 +124,7 @@ func waitMetric(t *testing.T, url, line string) {
 		}
 		text, err := io.ReadAll(resp.Body)
 		resp.Body.Close()
+
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -130,6 +133,7 @@ func waitMetric(t *testing.T, url, line string) {
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
+
 	t.Fatalf("%s never says %s", url, line)
 }
 
@@ -141,13 +145,14 @@ func client(addr, access, secret string) *s3.Client {
 	})
 }
 
-// The newcomer's first five minutes: start, store, look at the ciphertext,
+// A new user's first five minutes: start, store, look at the ciphertext,
 // stop, start again, read.
 func TestDev(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "data")
 	listen, admin := freePort(t), freePort(t)
 	text := strings.Repeat("top secret ", 20_000)
 	bucket, key := "demo", "dir/hello.txt"
+
 	dev := func() *started {
 		s := start(t, "dev", "--listen", listen, "--admin-listen", admin, "--data", dir)
 		waitStatus(t, "http://"+admin+"/readyz", http.StatusOK)
@@ -156,21 +161,28 @@ func TestDev(t *testing.T) {
 	c := client(listen, devAccessKey, devSecretKey)
 
 	s := dev()
-	for _, want := range []string{"http://" + listen, devAccessKey, devSecretKey, "aws s3 cp", "aws s3 ls", filepath.Join(dir, "buckets")} {
+	for _, want := range []string{
+		"http://" + listen, devAccessKey, devSecretKey, "aws s3 cp", "aws s3 ls", filepath.Join(dir, "buckets"),
+	} {
 		if !strings.Contains(s.out.String(), want) {
 			t.Errorf("the greeting has no %q:\n%s", want, s.out.String())
 		}
 	}
+
 	if _, err := c.CreateBucket(t.Context(), &s3.CreateBucketInput{Bucket: &bucket}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.PutObject(t.Context(), &s3.PutObjectInput{Bucket: &bucket, Key: &key, Body: strings.NewReader(text)}); err != nil {
+	if _, err := c.PutObject(t.Context(), &s3.PutObjectInput{
+		Bucket: &bucket, Key: &key, Body: strings.NewReader(text),
+	}); err != nil {
 		t.Fatal(err)
 	}
+
 	stored, err := os.ReadFile(filepath.Join(dir, "buckets", bucket, key))
 	if err != nil || bytes.Contains(stored, []byte("top secret")) || len(stored) < len(text) {
 		t.Errorf("the store has %d bytes, plaintext among them or an error: %v", len(stored), err)
 	}
+
 	info, err := os.Stat(filepath.Join(dir, "kms.key"))
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("the key file: %v, %v", info.Mode(), err)
@@ -185,6 +197,7 @@ func TestDev(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer got.Body.Close()
+
 	if back, err := io.ReadAll(got.Body); err != nil || string(back) != text {
 		t.Errorf("after a restart: %d bytes, %v", len(back), err)
 	}
@@ -196,9 +209,10 @@ func TestDevListensOnLoopbackOnly(t *testing.T) {
 		for _, flag := range []string{"--listen", "--admin-listen"} {
 			var out bytes.Buffer
 			dir := filepath.Join(t.TempDir(), "data")
-			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second) // should it serve after all
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second) // in case it serves
 			code := run(ctx, []string{"dev", "--data", dir, flag, addr}, &out, &out)
 			cancel()
+
 			if code != 2 {
 				t.Errorf("%s %s: exit code %d:\n%s", flag, addr, code, out.String())
 			}
@@ -227,14 +241,15 @@ func TestCommandLines(t *testing.T) {
 		{[]string{"serve", "--config", "/does/not/exist"}, 1, "/does/not/exist"},
 	} {
 		var out bytes.Buffer
-		if code := run(t.Context(), row.args, &out, &out); code != row.code || !strings.Contains(out.String(), row.want) {
+		if code := run(t.Context(), row.args, &out, &out); code != row.code ||
+			!strings.Contains(out.String(), row.want) {
 			t.Errorf("%q: exit code %d, printed %q", row.args, code, out.String())
 		}
 	}
 }
 
-// writeConfig returns the path of a configuration for a store at endpoint,
-// after changes: pairs of old and new text.
+// writeConfig returns the path of a configuration for a store at endpoint.
+// changes are pairs of old and new text.
 func writeConfig(t *testing.T, endpoint, listen, admin string, changes ...string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -242,6 +257,7 @@ func writeConfig(t *testing.T, endpoint, listen, admin string, changes ...string
 	if err := kms.CreateLocalKeyFile(keyFile); err != nil {
 		t.Fatal(err)
 	}
+
 	text := strings.NewReplacer(changes...).Replace(fmt.Sprintf(`listen: %s
 admin_listen: %s
 origin: {endpoint: "%s", region: us-east-1, access_key: storekey, secret_key: storesecretstoresecret}
@@ -252,6 +268,7 @@ encryption: {customer_keys: allow, rules: [{buckets: ["*"], key: main}]}
 limits: {shutdown_grace: 20s}
 tls: {ends_on_this_machine: true}
 `, listen, admin, endpoint, keyFile))
+
 	path := filepath.Join(dir, "config.yaml")
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
@@ -259,7 +276,8 @@ tls: {ends_on_this_machine: true}
 	return path
 }
 
-// sink is a store that keeps nothing: it reads a body to its end and says so.
+// sink is a store that keeps nothing: it reads each body to the end and
+// reports success.
 func sink(t *testing.T) *httptest.Server {
 	t.Helper()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -272,8 +290,8 @@ func sink(t *testing.T) *httptest.Server {
 	return server
 }
 
-// When the proxy is told to stop, /readyz turns while a running upload is let
-// finish, and new requests find nobody.
+// When the proxy stops, /readyz changes, a running upload can finish, and
+// new connections are refused.
 func TestServeDrains(t *testing.T) {
 	listen, admin := freePort(t), freePort(t)
 	s := start(t, "serve", "--config", writeConfig(t, sink(t).URL, listen, admin))
@@ -283,18 +301,26 @@ func TestServeDrains(t *testing.T) {
 	body, feed := io.Pipe()
 	bucket, key := "bucket", "key"
 	done := make(chan error, 1)
+
 	go func() {
-		presigned, err := s3.NewPresignClient(client(listen, "appkey", "appsecretappsecret")).PresignPutObject(context.Background(), &s3.PutObjectInput{Bucket: &bucket, Key: &key})
+		presigned, err := s3.NewPresignClient(
+			client(listen, "appkey", "appsecretappsecret"),
+		).PresignPutObject(
+			context.Background(),
+			&s3.PutObjectInput{Bucket: &bucket, Key: &key},
+		)
 		if err != nil {
 			done <- err
 			return
 		}
+
 		r, err := http.NewRequest(http.MethodPut, presigned.URL, body)
 		if err != nil {
 			done <- err
 			return
 		}
 		r.ContentLength = size
+
 		resp, err := http.DefaultTransport.RoundTrip(r)
 		if err == nil {
 			resp.Body.Close()
@@ -302,8 +328,10 @@ func TestServeDrains(t *testing.T) {
 				err = fmt.Errorf("answered %s", resp.Status)
 			}
 		}
+
 		done <- err
 	}()
+
 	if _, err := feed.Write(make([]byte, size/2)); err != nil {
 		t.Fatal(err)
 	}
@@ -311,18 +339,21 @@ func TestServeDrains(t *testing.T) {
 	s.stop()
 	waitStatus(t, "http://"+admin+"/readyz", http.StatusServiceUnavailable)
 	waitStatus(t, "http://"+admin+"/healthz", http.StatusOK)
+
 	if _, err := feed.Write(make([]byte, size/2)); err != nil {
 		t.Fatal(err)
 	}
 	if err := feed.Close(); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := <-done; err != nil {
 		t.Error("the running upload was not let finish:", err)
 	}
 	if code := s.end(t); code != 0 {
 		t.Errorf("exit code %d", code)
 	}
+
 	if conn, err := net.Dial("tcp", listen); err == nil {
 		conn.Close()
 		t.Error("it still accepts connections")
@@ -331,7 +362,13 @@ func TestServeDrains(t *testing.T) {
 
 func TestShutdownIsBounded(t *testing.T) {
 	listen, admin := freePort(t), freePort(t)
-	s := start(t, "serve", "--config", writeConfig(t, sink(t).URL, listen, admin, "shutdown_grace: 20s", "shutdown_grace: 100ms"))
+	s := start(
+		t,
+		"serve",
+		"--config",
+		writeConfig(t, sink(t).URL, listen, admin, "shutdown_grace: 20s", "shutdown_grace: 100ms"),
+	)
+
 	waitStatus(t, "http://"+admin+"/readyz", http.StatusOK)
 	conn, err := net.Dial("tcp", listen)
 	if err != nil {
@@ -339,13 +376,17 @@ func TestShutdownIsBounded(t *testing.T) {
 	}
 	defer conn.Close()
 	fmt.Fprint(conn, "PUT /bucket/key HTTP/1.1\r\nHost: h\r\nContent-Le") // a request that never ends
+
 	time.Sleep(100 * time.Millisecond)
 	s.end(t)
 }
 
 func TestStrictConfiguration(t *testing.T) {
 	for _, row := range []struct{ old, new, want string }{
-		{"admin_listen:", "admin_lisen:", `config.yaml:2:1: unknown key "admin_lisen" in the file (did you mean "admin_listen"?)`},
+		{
+			"admin_listen:", "admin_lisen:",
+			`config.yaml:2:1: unknown key "admin_lisen" in the file (did you mean "admin_listen"?)`,
+		},
 		{"key: main", "key: mian", `did you mean "main"?`},
 		{"{shutdown_grace: 20s}", "{shutdown_grace: soon}", "config.yaml:8:"},
 		{"storesecretstoresecret", `"${NOT_SET_ANYWHERE}"`, "NOT_SET_ANYWHERE"},
@@ -355,10 +396,13 @@ func TestStrictConfiguration(t *testing.T) {
 		for _, command := range []string{"serve", "check"} {
 			var out bytes.Buffer
 			path := writeConfig(t, "http://127.0.0.1:1", "127.0.0.1:0", "127.0.0.1:1", row.old, row.new)
-			if code := run(t.Context(), []string{command, "--config", path}, &out, &out); code != 1 || !strings.Contains(out.String(), row.want) {
+			if code := run(t.Context(), []string{command, "--config", path}, &out, &out); code != 1 ||
+				!strings.Contains(out.String(), row.want) {
 				t.Errorf("%s, %s: exit code %d, printed\n%s", command, row.new, code, out.String())
 			}
-			if strings.Contains(out.String(), "storesecretstoresecret") || strings.Contains(out.String(), "appsecretappsecret") {
+
+			if strings.Contains(out.String(), "storesecretstoresecret") ||
+				strings.Contains(out.String(), "appsecretappsecret") {
 				t.Errorf("%s, %s: a secret was printed", command, row.new)
 			}
 		}
@@ -368,14 +412,19 @@ func TestStrictConfiguration(t *testing.T) {
 func TestCheckFailsWithoutAStoreOrAKey(t *testing.T) {
 	var out bytes.Buffer
 	path := writeConfig(t, "http://127.0.0.1:1", "127.0.0.1:0", "127.0.0.1:1")
-	if code := run(t.Context(), []string{"check", "--config", path}, &out, &out); code != 1 || !strings.Contains(out.String(), "FAIL  store") || !strings.Contains(out.String(), "ok    key main") {
+	if code := run(t.Context(), []string{"check", "--config", path}, &out, &out); code != 1 ||
+		!strings.Contains(out.String(), "FAIL  store") ||
+		!strings.Contains(out.String(), "ok    key main") {
 		t.Errorf("exit code %d, printed\n%s", code, out.String())
 	}
+
 	out.Reset()
 	if err := os.Remove(filepath.Join(filepath.Dir(path), "kms.key")); err != nil {
 		t.Fatal(err)
 	}
-	if code := run(t.Context(), []string{"check", "--config", path}, &out, &out); code != 1 || !strings.Contains(out.String(), "FAIL  key main") {
+
+	if code := run(t.Context(), []string{"check", "--config", path}, &out, &out); code != 1 ||
+		!strings.Contains(out.String(), "FAIL  key main") {
 		t.Errorf("without the key file: exit code %d, printed\n%s", code, out.String())
 	}
 }

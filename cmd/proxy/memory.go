@@ -5,12 +5,14 @@ import (
 	"time"
 )
 
-// freeAfter is how long after a purge memory is given back: transfers that the
-// purge cuts have ended by then. Purges within that time are one.
+// freeAfter is the time between a purge and returning memory to the system.
+// By then, the transfers that the purge cuts have ended. Purges within that
+// time count as one.
 const freeAfter = 5 * time.Second
 
-// freeing gives memory back to the system some time after a purge, which wipes
-// what was in it. It costs a garbage collection, so it is bounded in number.
+// freeing returns memory to the system some time after a purge, which
+// removes what was in it. That takes a garbage collection, so it is done
+// once for several purges.
 type freeing struct {
 	free func()
 
@@ -18,7 +20,7 @@ type freeing struct {
 	planned bool
 }
 
-// purged plans it.
+// purged schedules it.
 func (f *freeing) purged() {
 	f.mu.Lock()
 	defer f.mu.Unlock()

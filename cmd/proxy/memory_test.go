@@ -8,7 +8,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/dekcache"
 )
 
-// Memory is given back after a purge, once for many, and later again.
+// Memory is returned after a purge, once for several purges, and again after
+// later ones.
 func TestMemoryIsFreedAfterPurges(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		frees := make(chan time.Duration, 10)
@@ -24,12 +25,14 @@ func TestMemoryIsFreedAfterPurges(t *testing.T) {
 		}
 		time.Sleep(2 * freeAfter)
 		synctest.Wait()
+
 		if len(frees) != 1 || <-frees != freeAfter {
 			t.Fatalf("memory was freed %d times more", len(frees))
 		}
 		cache.Purge("key")
 		time.Sleep(2 * freeAfter)
 		synctest.Wait()
+
 		if len(frees) != 1 {
 			t.Errorf("a later purge: memory was freed %d times", len(frees))
 		}

@@ -9,9 +9,9 @@ import (
 	"testing"
 )
 
-// On the day on which the owner of the keys has to work without the server, its
-// files, its environment and its clients may be gone. The commands that work on
-// a bucket need none of them.
+// When the key owner has to work without the server, its files, its
+// environment and its clients may be lost. The commands for buckets need
+// none of them.
 func TestCommandsWithoutTheServer(t *testing.T) {
 	m := newMove(t)
 	m.put("k", text(1, 1000))
@@ -22,6 +22,7 @@ func TestCommandsWithoutTheServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	whole := string(config)
+
 	broken := map[string]string{
 		"tls":                      "tls: {cert_file: /gone/tls.crt, key_file: /gone/tls.key, client_ca_file: /gone/ca.crt}",
 		"session_credentials_file": "session_credentials_file: /gone/sessions.json",
@@ -36,14 +37,19 @@ func TestCommandsWithoutTheServer(t *testing.T) {
 		"log":                      "log: {level: shout}",
 		"limits":                   "limits: {idle_timeout: 0s}",
 	}
+
 	everything := whole
 	for setting, line := range broken {
 		everything = replaceSetting(everything, setting, line)
 		t.Run(setting, func(t *testing.T) { m.worksOffline(t, replaceSetting(whole, setting, line)) })
 	}
+
 	t.Run("all", func(t *testing.T) {
-		// Rules may speak of clients that are not there.
-		m.worksOffline(t, strings.Replace(everything, "rules: [{", "rules: [{clients: [nobody], buckets: [x], key: old}, {", 1))
+		// Rules may name clients that are not configured.
+		m.worksOffline(
+			t,
+			strings.Replace(everything, "rules: [{", "rules: [{clients: [nobody], buckets: [x], key: old}, {", 1),
+		)
 	})
 	t.Run("what they need", func(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "config.yaml")
@@ -54,8 +60,8 @@ func TestCommandsWithoutTheServer(t *testing.T) {
 	})
 }
 
-// worksOffline runs the commands with a configuration, and the server without
-// success.
+// worksOffline checks that the commands work with a configuration, and that
+// serve does not.
 func (m *move) worksOffline(t *testing.T, text string) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "config.yaml")
@@ -65,6 +71,7 @@ func (m *move) worksOffline(t *testing.T, text string) {
 	if out := m.command(0, "decrypt", "--config", path, "s3://bucket/k", "-o", "-"); out == "" {
 		t.Error("nothing was decrypted")
 	}
+
 	for _, args := range [][]string{
 		{"inventory"}, {"verify"}, {"rewrap", "--to", "new", "--dry-run"}, {"encrypt", "--dry-run"},
 	} {
@@ -77,8 +84,8 @@ func (m *move) worksOffline(t *testing.T, text string) {
 	}
 }
 
-// replaceSetting replaces a setting at the top of a configuration, with all
-// that is below it, or adds it.
+// replaceSetting replaces a top-level setting of a configuration, with
+// everything below it, or adds it.
 func replaceSetting(config, name, line string) string {
 	var out strings.Builder
 	below := false
@@ -90,8 +97,10 @@ func replaceSetting(config, name, line string) string {
 		case below && strings.HasPrefix(old, " "):
 			continue
 		}
+
 		below = false
 		out.WriteString(old)
 	}
+
 	return out.String() + line + "\n"
 }

@@ -27,33 +27,40 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/pemfile"
 )
 
-// backend is the store and the keys. It is all that a command needs that works
-// on a bucket without a server, and what the server is built on. Nothing of it
-// depends on settings that are for the server alone.
+// backend is the store and the keys. It is all that commands without a
+// server need, and the basis of the server. It does not depend on settings
+// of the server.
 type backend struct {
 	cfg     *config.Config
 	log     *zap.Logger
 	metrics *metrics.Metrics
 
 	origin      *origin.Origin
-	originLogin *staticLogin // nil where the SDK's default chain finds the credentials
+	originLogin *staticLogin // nil if the SDK's default chain finds the credentials
 
 	cache    *dekcache.Cache
 	keys     *keyring.Keyring
 	advisor  *advisor.Recorder
 	observer *keyObserver
-	opened   []openKey                   // at the start
-	keeping  sync.Map                    // by name of a key, the context.CancelFunc that ends what keep has begun
-	duties   []func(ctx context.Context) // what has to go on while the keys are in use
+	opened   []openKey                   // the keys that could be opened at the start
+	keeping  sync.Map                    // by key name, the context.CancelFunc that ends keep
+	duties   []func(ctx context.Context) // background work while the keys are in use
 }
 
-// openBackend opens the store and the keys. unixSocket, if not empty, is where
-// the store listens in place of its endpoint's host. auditor, if not nil,
+// openBackend opens the store and the keys. unixSocket, if not empty, is
+// used instead of the host of the store's endpoint. auditor, if not nil,
 // records each use of a key.
-func openBackend(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSocket string, auditor keyring.Auditor) (*backend, error) {
+func openBackend(
+	ctx context.Context,
+	cfg *config.Config,
+	log *zap.Logger,
+	unixSocket string,
+	auditor keyring.Auditor,
+) (*backend, error) {
 	if fips140.Enforced() {
 		return nil, errFIPSOnly
 	}
+
 	b := &backend{cfg: cfg, log: log, metrics: metrics.New()}
 	var err error
 	if b.origin, b.originLogin, err = openOrigin(ctx, cfg, unixSocket, log); err != nil {
@@ -76,17 +83,24 @@ func (b *backend) close() {
 	}
 }
 
-// openOrigin prepares requests to the store. The login is nil where the SDK's
+// openOrigin prepares requests to the store. The login is nil if the SDK's
 // default chain finds the credentials.
-func openOrigin(ctx context.Context, cfg *config.Config, unixSocket string, log *zap.Logger) (*origin.Origin, *staticLogin, error) {
+func openOrigin(
+	ctx context.Context,
+	cfg *config.Config,
+	unixSocket string,
+	log *zap.Logger,
+) (*origin.Origin, *staticLogin, error) {
 	credentials, err := originCredentials(ctx, cfg.Origin, log)
 	if err != nil {
 		return nil, nil, err
 	}
+
 	endpoint, err := url.Parse(cfg.Origin.Endpoint)
 	if err != nil {
 		return nil, nil, fmt.Errorf("origin.endpoint: %w", err)
 	}
+
 	transport, err := buildTransport(cfg, unixSocket, log)
 	if err != nil {
 		return nil, nil, err
@@ -109,9 +123,10 @@ func buildTransport(cfg *config.Config, unixSocket string, log *zap.Logger) (*or
 		ConnectTimeout:  cfg.Origin.ConnectTimeout,
 		ResponseTimeout: cfg.Origin.ResponseTimeout,
 		IdleTimeout:     cfg.Origin.IdleTimeout,
-		MaxConns:        2 * cfg.Limits.MaxConcurrentRequests, // as many slow ones, beside
+		MaxConns:        2 * cfg.Limits.MaxConcurrentRequests, // twice, because slow requests have a pool of the same size
 		UnixSocket:      unixSocket,
 	}
+
 	if cfg.Origin.CAFile != "" && strings.HasPrefix(cfg.Origin.Endpoint, "https:") {
 		pool, err := pemfile.OpenPool(cfg.Origin.CAFile, func(err error) {
 			if err != nil {
@@ -123,8 +138,10 @@ func buildTransport(cfg *config.Config, unixSocket string, log *zap.Logger) (*or
 		if err != nil {
 			return nil, fmt.Errorf("origin.ca_file, or AWS_CA_BUNDLE: %w", err)
 		}
+
 		out.Authorities = pool
 	}
+
 	return origin.NewTransport(out), nil
 }
 
@@ -142,28 +159,35 @@ func originCredentials(ctx context.Context, cfg config.Origin, log *zap.Logger) 
 		},
 		Report: func(err error) {
 			if err != nil {
-				log.Error("the store's AWS credentials were not read again, and the old ones stay in force", zap.Error(err))
+				log.Error(
+					"reading the store's AWS credentials failed; keeping the ones read before",
+					zap.Error(err),
+				)
 				return
 			}
+
 			log.Info("the store's AWS credentials read again")
 		},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("the store's credentials from the AWS SDK's default chain: %w", err)
 	}
+
 	return creds, nil
 }
 
-// staticLogin is the credentials for the store from the configuration, which a
-// reload may change.
+// staticLogin has the credentials for the store from the configuration. A
+// reload can change them.
 type staticLogin struct {
 	current atomic.Pointer[aws.Credentials]
 }
 
-// set changes the credentials, unless there are none in the configuration.
+// set changes the credentials, unless the configuration has none.
 func (l *staticLogin) set(cfg config.Origin) {
 	if l != nil && cfg.AccessKey != "" {
-		l.current.Store(&aws.Credentials{AccessKeyID: cfg.AccessKey, SecretAccessKey: cfg.SecretKey.Reveal(), Source: "config"})
+		l.current.Store(
+			&aws.Credentials{AccessKeyID: cfg.AccessKey, SecretAccessKey: cfg.SecretKey.Reveal(), Source: "config"},
+		)
 	}
 }
 
@@ -172,9 +196,9 @@ func (l *staticLogin) Retrieve(context.Context) (aws.Credentials, error) {
 	return *l.current.Load(), nil
 }
 
-// openKeyring makes the cache and the keyring, and has both measured. A key
-// that cannot be opened now does not keep the others from working: openLater
-// goes on trying.
+// openKeyring creates the cache and the keyring, and their metrics. A key
+// that cannot be opened now does not stop the others; openLater tries it
+// again.
 func (b *backend) openKeyring(ctx context.Context, auditor keyring.Auditor) error {
 	b.observer = &keyObserver{log: b.log, metrics: b.metrics, label: b.keyLabels()}
 	keys, err := b.keyringKeys(ctx)
@@ -183,6 +207,7 @@ func (b *backend) openKeyring(ctx context.Context, auditor keyring.Auditor) erro
 	}
 	b.buildCache()
 	var defaults *keyring.Defaults
+
 	if path := b.cfg.Encryption.BucketDefaultsFile; path != "" {
 		if defaults, err = keyring.OpenDefaults(path, time.Now); err != nil {
 			return err
@@ -198,14 +223,15 @@ func (b *backend) openKeyring(ctx context.Context, auditor keyring.Auditor) erro
 	if err != nil {
 		return err
 	}
+
 	b.warnOfTwins()
 	b.warnOfUnread()
 	b.measureKeys()
 	return nil
 }
 
-// keyringKeys opens the keys of the configuration, and behind them those that
-// also_known_as names.
+// keyringKeys opens the keys of the configuration, and then the keys in
+// also_known_as.
 func (b *backend) keyringKeys(ctx context.Context) ([]keyring.Key, error) {
 	var keys, earlier []keyring.Key
 	opened := b.openKeys(ctx)
@@ -213,6 +239,7 @@ func (b *backend) keyringKeys(ctx context.Context) ([]keyring.Key, error) {
 		key := keyring.Key{
 			Name: k.Name, Provider: string(k.Provider), Timeout: kms.AttemptsPerCall * k.Timeout, ProbeTimeout: k.Timeout,
 		}
+
 		wrapper, err := opened[i].wrapper, opened[i].err
 		switch failure := (*kms.Error)(nil); {
 		case err == nil:
@@ -224,6 +251,7 @@ func (b *backend) keyringKeys(ctx context.Context) ([]keyring.Key, error) {
 		default:
 			return nil, fmt.Errorf("key %s: %w", k.Name, err)
 		}
+
 		keys = append(keys, key)
 
 		before, err := b.earlierKeys(ctx, k)
@@ -232,16 +260,23 @@ func (b *backend) keyringKeys(ctx context.Context) ([]keyring.Key, error) {
 		}
 		earlier = append(earlier, before...)
 	}
+
 	return append(keys, earlier...), nil
 }
 
-// buildCache makes the cache of data keys, and what measures it.
+// buildCache creates the cache of data keys and the advisor.
 func (b *backend) buildCache() {
 	dek := b.cfg.DEKCache
 	memory := &freeing{free: debug.FreeOSMemory}
 	b.cache = dekcache.New(dekcache.Config{
-		Purged: memory.purged, TTL: dek.TTL, MaxEntries: dek.MaxEntries, Jitter: dekcache.RandomJitter, Remember: keyring.RememberFor, Now: time.Now,
+		Purged:     memory.purged,
+		TTL:        dek.TTL,
+		MaxEntries: dek.MaxEntries,
+		Jitter:     dekcache.RandomJitter,
+		Remember:   keyring.RememberFor,
+		Now:        time.Now,
 	})
+
 	b.advisor = advisor.New(advisor.Config{
 		TTL:             dek.TTL,
 		Life:            dekcache.MeanLife,
@@ -251,10 +286,12 @@ func (b *backend) buildCache() {
 		Currency:        b.cfg.KMS.Currency,
 		Now:             time.Now,
 	})
+
 	b.observer.advisor = b.advisor
 }
 
-// price is as the advisor takes it, to whom 0 is no price named.
+// price converts a configured price for the advisor. A configured 0 means that
+// calls are free, for which the advisor takes a negative number.
 func price(configured float64) float64 {
 	if configured == 0 {
 		return -1
@@ -267,9 +304,10 @@ func buildRules(list []config.Rule) []keyring.Rule {
 	for _, r := range list {
 		rules = append(rules, keyring.Rule{
 			Buckets: r.Buckets, Prefixes: r.Prefixes, Clients: r.Clients, Key: r.Key,
-			AllowPlaintext: r.PlaintextObjects == config.Allow, AskedKeys: r.AllowedKeys, RefuseCustomerKeys: r.CustomerKeys == config.Deny,
-			ReadKeys: r.ReadKeys,
-			Reuse:    buildReuse(r.DEKReuse),
+			AllowPlaintext: r.PlaintextObjects == config.Allow, AskedKeys: r.AllowedKeys,
+			RefuseCustomerKeys: r.CustomerKeys == config.Deny,
+			ReadKeys:           r.ReadKeys,
+			Reuse:              buildReuse(r.DEKReuse),
 		})
 	}
 	return rules

@@ -11,8 +11,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-// buildWrapper opens a key with the provider that its configuration names. One
-// attempt for each call: kms.Retry makes the others.
+// buildWrapper opens a key with its configured provider. Each call makes one
+// attempt; kms.Retry repeats them.
 func buildWrapper(ctx context.Context, k config.Key, report kms.Report) (kms.Wrapper, error) {
 	switch k.Provider {
 	case config.AWSKMS:
@@ -53,20 +53,30 @@ func vaultLogin(l config.Login) kms.VaultLogin {
 	out := kms.VaultLogin{Token: l.Token.Reveal(), TokenFile: l.TokenFile}
 	if l.AppRole != (config.AppRole{}) {
 		out.AppRole = &kms.VaultAppRole{
-			RoleID: l.AppRole.RoleID, SecretID: l.AppRole.SecretID.Reveal(), SecretIDFile: l.AppRole.SecretIDFile, Mount: l.AppRole.Mount,
+			RoleID:       l.AppRole.RoleID,
+			SecretID:     l.AppRole.SecretID.Reveal(),
+			SecretIDFile: l.AppRole.SecretIDFile,
+			Mount:        l.AppRole.Mount,
 		}
 	}
+
 	if l.Kubernetes != (config.Kubernetes{}) {
-		out.Kubernetes = &kms.VaultKubernetes{Role: l.Kubernetes.Role, TokenFile: l.Kubernetes.TokenFile, Mount: l.Kubernetes.Mount}
+		out.Kubernetes = &kms.VaultKubernetes{
+			Role:      l.Kubernetes.Role,
+			TokenFile: l.Kubernetes.TokenFile,
+			Mount:     l.Kubernetes.Mount,
+		}
 	}
+
 	return out
 }
 
-// reportReread logs what becomes of the files of a key when they change.
+// reportReread returns a function that logs when the files of a key are read
+// again.
 func (b *backend) reportReread(k config.Key) kms.Report {
 	return func(what string, err error) {
 		if err != nil {
-			b.log.Error("reading "+what+" again failed; what was read before stays in force",
+			b.log.Error("reading "+what+" again failed; keeping what was read before",
 				zap.String("kms_key_name", k.Name), zap.Error(err))
 			return
 		}
@@ -77,6 +87,9 @@ func (b *backend) reportReread(k config.Key) kms.Report {
 // warnOfUnread warns of keys that no rule names.
 func (b *backend) warnOfUnread() {
 	for _, name := range b.keys.Unread() {
-		b.log.Warn("no rule names this key (key, allowed_keys, read_keys): nothing under it can be read", zap.String("kms_key_name", name))
+		b.log.Warn(
+			"no rule names this key (key, allowed_keys, read_keys): objects under it cannot be read",
+			zap.String("kms_key_name", name),
+		)
 	}
 }

@@ -17,8 +17,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/config"
 )
 
-// onSignals purges all data keys on SIGUSR1, and reloads what can change while
-// the proxy runs on SIGHUP, from now until ctx ends.
+// onSignals purges all data keys on SIGUSR1, and reloads the configuration
+// on SIGHUP, until ctx ends.
 func (s *server) onSignals(ctx context.Context) {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGUSR1, syscall.SIGHUP)
@@ -26,6 +26,7 @@ func (s *server) onSignals(ctx context.Context) {
 		defer signal.Stop(signals)
 		secrets := time.NewTicker(secretsInterval)
 		defer secrets.Stop()
+
 		for {
 			select {
 			case <-ctx.Done():
@@ -39,14 +40,13 @@ func (s *server) onSignals(ctx context.Context) {
 	}()
 }
 
-// secretsInterval is how often the files that secrets are read from are looked
-// at.
+// secretsInterval is the interval at which the files of secrets are checked.
 const secretsInterval = 5 * time.Second
 
 func (s *server) obey(ctx context.Context, signal os.Signal) {
 	switch signal {
 	case syscall.SIGUSR1:
-		_, _ = s.purge("", false, "SIGUSR1", "") // the log has it
+		_, _ = s.purge("", false, "SIGUSR1", "") // purge logs its result
 	case syscall.SIGHUP:
 		s.reopenAudit()
 		s.checkFiles()
@@ -54,8 +54,8 @@ func (s *server) obey(ctx context.Context, signal os.Signal) {
 	}
 }
 
-// checkFiles reads the files that are followed now, and not at their next use.
-// The log has what is wrong with them.
+// checkFiles rereads files now instead of at their next use. Errors are
+// logged.
 func (s *server) checkFiles() {
 	if s.tls != nil {
 		_ = s.tls.Check()
@@ -63,19 +63,21 @@ func (s *server) checkFiles() {
 	s.clients.CheckSessions()
 }
 
-// reload applies what may change while the proxy runs: dek_cache,
-// encryption.rules, clients, admin_token, the credentials for the store, and
-// the secrets of keys. It names the other changes, which need a restart. A
-// configuration with an error changes nothing.
+// reload applies the settings that can change while the proxy runs:
+// dek_cache, encryption.rules, clients, admin_token, the credentials for the
+// store, and the secrets of keys. It logs which other changes need a
+// restart. An invalid configuration changes nothing.
 func (s *server) reload(ctx context.Context) {
 	if s.file == nil {
 		s.log.Warn("SIGHUP: there is no configuration file to reload")
 		return
 	}
+
 	if s.file.path == config.Stdin {
 		s.log.Warn("SIGHUP: the configuration came from standard input, and cannot be read again")
 		return
 	}
+
 	next, err := readConfig(s.file.path)
 	if err == nil {
 		err = s.apply(ctx, next.Config, "SIGHUP")
@@ -86,21 +88,27 @@ func (s *server) reload(ctx context.Context) {
 	}
 
 	s.file = next
-	s.log.Info("configuration reloaded", zap.Stringer("dek_cache.ttl", next.DEKCache.TTL),
-		zap.Stringer("dek_cache.revocation_probe", next.DEKCache.RevocationProbe), zap.Int("encryption.rules", len(next.Encryption.Rules)),
-		zap.Int("clients", len(next.Clients)))
+	s.log.Info(
+		"configuration reloaded",
+		zap.Stringer("dek_cache.ttl", next.DEKCache.TTL),
+		zap.Stringer("dek_cache.revocation_probe", next.DEKCache.RevocationProbe),
+		zap.Int("encryption.rules", len(next.Encryption.Rules)),
+		zap.Int("clients", len(next.Clients)),
+	)
+
 	if rest := needsRestart(s.cfg, next.Config); len(rest) > 0 {
 		s.log.Warn("these changes need a restart", zap.Strings("settings", rest))
 	}
 }
 
-// reloadSecrets reads the secrets again that the configuration takes from files
-// (file:/PATH). The text of the configuration is the one in force: what was
-// edited in it since waits for SIGHUP.
+// reloadSecrets rereads the secrets that the configuration takes from files
+// (file:/PATH). It uses the text of the current configuration; later edits
+// of the configuration wait for SIGHUP.
 func (s *server) reloadSecrets(ctx context.Context) {
 	if s.file == nil {
 		return
 	}
+
 	next, err := s.file.again()
 	if err == nil && reflect.DeepEqual(next.Config, s.file.Config) {
 		s.file.problem = ""
@@ -109,6 +117,7 @@ func (s *server) reloadSecrets(ctx context.Context) {
 	if err == nil {
 		err = s.apply(ctx, next.Config, "secret file")
 	}
+
 	if err != nil {
 		if text := err.Error(); text != s.file.problem {
 			s.file.problem = text
@@ -124,8 +133,8 @@ func (s *server) reloadSecrets(ctx context.Context) {
 	}
 }
 
-// apply puts in force what may change. The audit log has it before it is in
-// force; if it cannot be written there, nothing changes.
+// apply applies the settings that can change. It writes the change to the
+// audit log first. If that fails, nothing changes.
 func (s *server) apply(ctx context.Context, next *config.Config, why string) error {
 	rules, clients := buildRules(next.Encryption.Rules), accessClients(next.Clients, s.cfg.Origin.Keys)
 	if err := s.keys.CheckRules(rules); err != nil {
@@ -134,10 +143,17 @@ func (s *server) apply(ctx context.Context, next *config.Config, why string) err
 	if _, err := access.New(clients); err != nil {
 		return err
 	}
+
 	dek := next.DEKCache
 	err := s.record(audit.Record{
 		Event: "reload", Result: audit.OK, Operation: why,
-		Detail: fmt.Sprintf("dek_cache.ttl=%v dek_cache.revocation_probe=%v encryption.rules=%d clients=%d", dek.TTL, dek.RevocationProbe, len(rules), len(clients)),
+		Detail: fmt.Sprintf(
+			"dek_cache.ttl=%v dek_cache.revocation_probe=%v encryption.rules=%d clients=%d",
+			dek.TTL,
+			dek.RevocationProbe,
+			len(rules),
+			len(clients),
+		),
 	})
 	if err != nil {
 		return err
@@ -150,6 +166,7 @@ func (s *server) apply(ctx context.Context, next *config.Config, why string) err
 		return err
 	}
 	s.adminToken.Store(&next.AdminToken)
+
 	s.originLogin.set(next.Origin)
 	s.reopen(ctx, s.file.Config, next)
 	s.cache.SetTTL(dek.TTL)
@@ -157,6 +174,7 @@ func (s *server) apply(ctx context.Context, next *config.Config, why string) err
 	s.keys.SetProbe(dek.RevocationProbe)
 	s.keys.SetOutageWait(dek.OutageWait)
 	s.advisor.SetTTL(dek.TTL)
+
 	return nil
 }
 
@@ -168,7 +186,8 @@ func keysWithoutSecrets(keys []config.Key) []config.Key {
 	return out
 }
 
-// needsRestart names the sections that differ and were not applied.
+// needsRestart returns the names of the sections that differ and were not
+// applied.
 func needsRestart(old, next *config.Config) (names []string) {
 	a, b := *old, *next
 	b.DEKCache, b.Encryption.Rules, b.Clients = a.DEKCache, a.Encryption.Rules, a.Clients
@@ -177,6 +196,7 @@ func needsRestart(old, next *config.Config) (names []string) {
 	}
 	b.AdminToken = a.AdminToken
 	a.Keys, b.Keys = keysWithoutSecrets(a.Keys), keysWithoutSecrets(b.Keys)
+
 	left, right := reflect.ValueOf(a), reflect.ValueOf(b)
 	for i := range left.NumField() {
 		if !reflect.DeepEqual(left.Field(i).Interface(), right.Field(i).Interface()) {
@@ -184,5 +204,6 @@ func needsRestart(old, next *config.Config) (names []string) {
 			names = append(names, name)
 		}
 	}
+
 	return names
 }

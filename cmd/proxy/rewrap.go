@@ -20,16 +20,38 @@ func rewrapCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "rewrap s3://BUCKET[/PREFIX]",
 		Short: "Move the objects of a bucket to another KMS key",
-		Long:  "Move the objects of a bucket to another KMS key, without a proxy and beside those that run.",
+		Long:  "Move the objects of a bucket to another KMS key. This needs no proxy; proxies can keep running.",
 		Args:  oneArgument("s3://bucket"),
 	}
+
 	config := configFlag(c)
 	flags := c.Flags()
 	flags.StringVar(&o.to, "to", "", "`NAME` of the key to move to (default: for each object the key of the rules)")
-	flags.BoolVar(&o.all, "all", false, "also what is under the key already, for a new version of it; where the version can be told, not what is under the newest")
-	flags.BoolVar(&o.bind, "bind", false, "also what is under form 1 of an Azure RSA key with bindings, which whoever has the public key can make: you vouch that all of it is genuine")
-	flags.BoolVar(&o.dryRun, "dry-run", false, "write nothing, and say what would be moved")
-	flags.StringVar(&o.method, "method", "auto", "how an object that was put whole gets its new envelope: copy by the store, put back by this command, or auto for the way that loses no concurrent write")
+
+	flags.BoolVar(
+		&o.all,
+		"all",
+		false,
+		"also rewrap objects that are already under the key, to use a new version of it; "+
+			"objects known to be under the newest version are skipped",
+	)
+	flags.BoolVar(
+		&o.bind,
+		"bind",
+		false,
+		"also rewrap objects under form 1 of an Azure RSA key with bindings. Anyone with the public key "+
+			"can make such objects: you vouch that all of them are genuine",
+	)
+
+	flags.BoolVar(&o.dryRun, "dry-run", false, "write nothing; report what would be moved")
+	flags.StringVar(
+		&o.method,
+		"method",
+		"auto",
+		"how a single-PUT object gets its new envelope: copy (by the store), put (by this command), "+
+			"or auto (the one that loses no concurrent write)",
+	)
+
 	o.declare(flags, "move")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		target, err := parseBucket(args[0])
@@ -39,6 +61,7 @@ func rewrapCommand() *cobra.Command {
 		if err := o.check(); err != nil {
 			return err
 		}
+
 		cfg, err := readOffline(*config)
 		if err != nil {
 			return err
@@ -46,14 +69,24 @@ func rewrapCommand() *cobra.Command {
 		if err := o.admit(cfg); err != nil {
 			return err
 		}
+
 		d, err := openDirect(c.Context(), cfg, target, c.ErrOrStderr())
 		if err != nil {
 			return err
 		}
 		defer d.close()
-		r := &rewrapRun{sweep{direct: d, sweepOptions: o.sweepOptions, out: c.OutOrStdout()}, o.to, o.method, o.all, o.bind}
+
+		r := &rewrapRun{
+			sweep{direct: d, sweepOptions: o.sweepOptions, out: c.OutOrStdout()},
+			o.to,
+			o.method,
+			o.all,
+			o.bind,
+		}
+
 		return r.run(c.Context())
 	}
+
 	return c
 }
 
@@ -70,9 +103,9 @@ func (o *rewrapOptions) check() error {
 	return o.sweepOptions.check()
 }
 
-// admit adds the key to move to, to those that the rules allow: what clients
-// may ask for does not bind who runs this. What is read has to be under a key
-// that the rules name all the same: rewrapped, it would be beyond doubt.
+// admit adds --to to the keys that the rules allow: the limits of clients do
+// not apply to the operator. Objects are still read only under keys that the
+// rules name, because after a rewrap no reader could doubt them.
 func (o *rewrapOptions) admit(cfg *config.Config) error {
 	if o.bind && !slices.ContainsFunc(cfg.Keys, func(k config.Key) bool { return len(k.Bindings) > 0 }) {
 		return usageError{errors.New("--bind: no key of the configuration has bindings")}
@@ -100,11 +133,13 @@ func (r *rewrapRun) run(ctx context.Context) error {
 			return fmt.Errorf("key %s: %w", r.to, err)
 		}
 	}
+
 	common, done, err := r.rewriting(ctx)
 	if err != nil {
 		return err
 	}
 	defer done()
+
 	c := rewrap.Config{Config: common, To: r.to, All: r.all, Bind: r.bind}
 	if err := r.prepare(ctx, &c); err != nil {
 		return err
@@ -112,33 +147,56 @@ func (r *rewrapRun) run(ctx context.Context) error {
 	mover := rewrap.New(c)
 	move := func(ctx context.Context, e stored.Entry) walk.Result { return mover.Move(ctx, r.bucket, e) }
 	err = r.walk(ctx, walk.State{Command: "rewrap", To: r.to, All: r.all, Bind: r.bind}, r.reader().List, move, r.name)
+
 	r.summary()
 	return errors.Join(err, r.failures())
 }
 
-// prepare finds out what the store can do, and says what follows from it.
+// prepare tests what the store can do, chooses the method, and prints
+// warnings.
 func (r *rewrapRun) prepare(ctx context.Context, c *rewrap.Config) error {
-	r.versions(ctx, "They stay under their keys; cmekproxy inventory --versions counts them")
+	r.versions(ctx, "Old versions stay under their keys; cmekproxy inventory --versions counts them")
 	if c.DryRun {
 		return nil
 	}
+
 	var err error
-	if c.Abilities, err = storecheck.Abilities(ctx, storecheck.Config{Send: r.send, Bucket: r.bucket, Prefix: r.prefix}); err != nil {
-		return fmt.Errorf("finding out what the store can do: %w", err)
+	c.Abilities, err = storecheck.Abilities(ctx, storecheck.Config{Send: r.send, Bucket: r.bucket, Prefix: r.prefix})
+	if err != nil {
+		return fmt.Errorf("testing what the store can do: %w", err)
 	}
-	c.Method = map[string]rewrap.Method{"auto": rewrap.Safest(c.Abilities), "copy": rewrap.Copy, "put": rewrap.Put}[r.method]
+
+	c.Method = map[string]rewrap.Method{
+		"auto": rewrap.Safest(c.Abilities),
+		"copy": rewrap.Copy,
+		"put":  rewrap.Put,
+	}[r.method]
 	safe := c.Method == rewrap.Copy && c.Abilities.CopyIfMatch || c.Method == rewrap.Put && c.Abilities.PutIfMatch
+
 	switch {
 	case c.Method == rewrap.NoMethod:
-		return errors.New("the store refuses neither a CopyObject nor a PutObject by If-Match, so what a client writes in the same moment could be lost. " +
-			"Stop all that writes to the bucket, and say --method copy (or put)")
+		return errors.New(
+			"the store honors If-Match neither in CopyObject nor in PutObject, " +
+				"so a concurrent write of a client could be lost. " +
+				"Stop all writes to the bucket, then give --method copy (or put)",
+		)
 	case !safe:
-		fmt.Fprintf(r.out, "WARNING: method %s, and this store does not hold to If-Match there: what a client writes in the same moment can be lost\n", c.Method)
+		fmt.Fprintf(
+			r.out,
+			"WARNING: method %s, for which the store does not honor If-Match: "+
+				"a concurrent write of a client can be lost\n",
+			c.Method,
+		)
 	default:
-		fmt.Fprintf(r.out, "objects that were put whole: method %s, with If-Match\n", c.Method)
+		fmt.Fprintf(r.out, "single-PUT objects: method %s, with If-Match\n", c.Method)
 	}
+
 	if !c.Abilities.CompleteIfMatch {
-		fmt.Fprintln(r.out, "WARNING: the store does not hold to If-Match when an upload is completed. The object is looked at right before; what a client writes in between is lost")
+		fmt.Fprintln(
+			r.out,
+			"WARNING: the store does not honor If-Match in CompleteMultipartUpload. "+
+				"The object is checked right before the write; a client's write in between is lost",
+		)
 	}
 	return nil
 }
@@ -148,8 +206,16 @@ func (r *rewrapRun) summary() {
 	if r.dryRun {
 		verb = "to rewrap"
 	}
-	fmt.Fprintf(r.out, "%s  %d objects, %d bytes; %d of them in parts\n", verb, r.counts[walk.Done], r.bytes, r.parts)
-	fmt.Fprintf(r.out, "skipped    %d under the right key already, %d plaintext, %d deleted meanwhile, %d under keys that clients bring (SSE-C)\n",
-		r.counts[walk.Current], r.counts[walk.Plaintext], r.counts[walk.Gone], r.counts[walk.Customer])
+	fmt.Fprintf(r.out, "%s  %d objects, %d bytes; %d of them multipart\n", verb, r.counts[walk.Done], r.bytes, r.parts)
+	fmt.Fprintf(
+		r.out,
+		"skipped    %d already under the right key, %d plaintext, %d deleted during the run, "+
+			"%d under customer keys (SSE-C)\n",
+		r.counts[walk.Current],
+		r.counts[walk.Plaintext],
+		r.counts[walk.Gone],
+		r.counts[walk.Customer],
+	)
+
 	fmt.Fprintf(r.out, "failed     %d\n", r.counts[walk.Failed])
 }

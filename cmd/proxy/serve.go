@@ -35,10 +35,12 @@ func serve(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
+
 	log, err := newLog(file.Log.Level)
 	if err != nil {
 		return err
 	}
+
 	s, err := newServer(ctx, file.Config, log, "")
 	if err != nil {
 		return err
@@ -47,17 +49,21 @@ func serve(ctx context.Context, path string) error {
 
 	s.file = file
 	for _, name := range shortSecrets(file.Clients) {
-		log.Warn("the secret key of a client has fewer than 20 characters: choose a longer one", zap.String("client", name))
+		log.Warn(
+			"the secret key of a client has fewer than 20 characters: choose a longer one",
+			zap.String("client", name),
+		)
 	}
+
 	return s.serve(ctx, nil)
 }
 
-// configFile is a configuration with the text that it was read from.
+// configFile is a configuration, and the text from which it was parsed.
 type configFile struct {
 	*config.Config
 	path    string
 	text    []byte
-	problem string // the last error of reading its secrets again
+	problem string // the last error of reloading its secrets
 }
 
 func readConfig(flag string) (*configFile, error) {
@@ -68,7 +74,8 @@ func readConfig(flag string) (*configFile, error) {
 	return (&configFile{path: path, text: text}).again()
 }
 
-// again parses the same text again, which reads the files of its secrets.
+// again parses the same text again. This reloads the secrets that are in
+// files.
 func (f *configFile) again() (*configFile, error) {
 	//nolint:forbidigo // hands the environment to internal/config
 	cfg, err := config.Parse(f.path, f.text, os.LookupEnv)
@@ -78,8 +85,8 @@ func (f *configFile) again() (*configFile, error) {
 	return &configFile{Config: cfg, path: f.path, text: f.text}, nil
 }
 
-// serve answers requests until ctx ends, and then drains. ready, if not nil, is
-// called with the S3 address once it listens.
+// serve handles requests until ctx ends, and then drains. ready, if not nil,
+// is called with the S3 address once the port is open.
 func (s *server) serve(ctx context.Context, ready func(net.Addr)) error {
 	if err := s.openAudit(s.cfg.Audit); err != nil {
 		return err
@@ -97,24 +104,33 @@ func (s *server) serve(ctx context.Context, ready func(net.Addr)) error {
 	}
 	defer side.close()
 	s3Server := s.httpServer(health.leaving(s.s3))
+
 	s3Server.ConnContext, s3Server.ConnState = s3api.ConnContext, open.track
 	if s.tls != nil {
 		s3Server.TLSConfig = s.tls.TLS()
 		s.watchCertificate()
 	}
 
-	// The duties outlive the signal to stop: as long as a request runs, keys
-	// are probed, tokens renewed, and signals obeyed.
+	// The duties continue after the signal to stop: while a request runs,
+	// keys are probed, tokens are renewed, and signals are handled.
 	duties, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	s.startDuties(duties)
 	failed := make(chan error, 1+len(side))
 	go func() { failed <- serveHTTP(s3Server, s3) }()
+
 	side.serve(failed)
 
 	health.ready.Store(true)
-	s.log.Info("serving", zap.Stringer("s3", s3.Addr()), zap.String("admin", strings.Join(side.addresses(), " ")), zap.Bool("tls", s.tls != nil),
-		zap.Stringer("revocation_window", s.keys.Window(s.cache.TTL())), zap.String("version", versionString()))
+	s.log.Info(
+		"serving",
+		zap.Stringer("s3", s3.Addr()),
+		zap.String("admin", strings.Join(side.addresses(), " ")),
+		zap.Bool("tls", s.tls != nil),
+		zap.Stringer("revocation_window", s.keys.Window(s.cache.TTL())),
+		zap.String("version", versionString()),
+	)
+
 	if ready != nil {
 		ready(s3.Addr())
 	}
@@ -122,11 +138,12 @@ func (s *server) serve(ctx context.Context, ready func(net.Addr)) error {
 	case err = <-failed:
 	case <-ctx.Done():
 	}
+
 	health.ready.Store(false)
 	return errors.Join(err, s.drain(context.Cause(ctx), s3Server, open))
 }
 
-// beside are the servers of the ports beside that of S3. They serve until the
+// beside are the servers of all ports other than S3's. They run until the
 // last S3 request has ended.
 type beside []besideServer
 
@@ -155,7 +172,7 @@ func (b beside) serve(failed chan<- error) {
 
 func (b beside) close() {
 	for _, s := range b {
-		_ = s.listener.Close() // if it was never served
+		_ = s.listener.Close() // for a listener that was never served
 		_ = s.server.Close()
 	}
 }
@@ -167,21 +184,29 @@ func (b beside) addresses() (out []string) {
 	return out
 }
 
-// watchCertificate says when the certificate ends, and at once if it has.
+// watchCertificate exports the certificate's expiry as a metric, and logs an
+// error if the certificate is not valid now.
 func (s *server) watchCertificate() {
-	s.metrics.Gauge("cmekproxy_tls_certificate_expiry_timestamp_seconds", "When the certificate of the S3 port ends, in Unix time.",
-		func() float64 { return float64(s.tls.Certificate().NotAfter.Unix()) })
+	s.metrics.Gauge(
+		"cmekproxy_tls_certificate_expiry_timestamp_seconds",
+		"Expiry of the certificate of the S3 port, in Unix time.",
+		func() float64 { return float64(s.tls.Certificate().NotAfter.Unix()) },
+	)
 	if err := s.tls.Valid(time.Now()); err != nil {
-		s.log.Error("clients will refuse the S3 port", zap.String("cert_file", s.cfg.TLS.CertFile), zap.Error(err))
+		s.log.Error(
+			"clients will reject the certificate of the S3 port",
+			zap.String("cert_file", s.cfg.TLS.CertFile),
+			zap.Error(err),
+		)
 	}
 }
 
-// goodSecret is how long the secret key of a client should be, in characters.
-// AWS's own have 40.
+// goodSecret is the shortest length that a client's secret key should have,
+// in characters. AWS secret keys have 40.
 const goodSecret = 20
 
-// shortSecrets returns the names of the clients whose secret could be guessed
-// by whoever has seen a signature.
+// shortSecrets returns the names of the clients with a short secret key. A
+// short key can be guessed from one signature.
 func shortSecrets(clients []config.Client) (names []string) {
 	for _, c := range clients {
 		if !c.Anonymous && len(c.SecretKey) < goodSecret {
@@ -191,7 +216,7 @@ func shortSecrets(clients []config.Client) (names []string) {
 	return names
 }
 
-// startDuties starts what runs beside the requests, until ctx ends.
+// startDuties starts the background work, which ends with ctx.
 func (s *server) startDuties(ctx context.Context) {
 	go s.keys.Run(ctx)
 	s.tryKeys(ctx)

@@ -14,7 +14,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/config"
 )
 
-// TestErrorsOfTheServerAreLogged: what net/http itself has to say is a warning.
+// TestErrorsOfTheServerAreLogged: errors of net/http are logged as warnings.
 func TestErrorsOfTheServerAreLogged(t *testing.T) {
 	t.Parallel()
 	core, logs := observer.New(zap.WarnLevel)
@@ -29,6 +29,7 @@ func TestErrorsOfTheServerAreLogged(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
+
 	if _, err := conn.Write([]byte("this is not TLS at all\r\n\r\n")); err != nil {
 		t.Fatal(err)
 	}

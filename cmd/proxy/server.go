@@ -20,17 +20,17 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
-// Time limits that are nobody's business to tune.
+// Limits without a setting.
 const (
-	maxHeaderBytes = 32 << 10 // S3 itself takes 8 KiB of headers
+	maxHeaderBytes = 32 << 10 // S3 itself accepts 8 KiB
 	idleConnection = 2 * time.Minute
 )
 
-// server is the proxy, built from its configuration and not yet serving.
+// server is the proxy, built from its configuration, before serve starts it.
 type server struct {
 	*backend
-	file    *configFile // what cfg was read from, and its last reload; nil for none
-	audit   *audit.Log  // nil for none, and before serve
+	file    *configFile // the source of cfg, and its last reload; nil for none
+	audit   *audit.Log  // nil without an audit log, and before serve
 	clients *access.Directory
 
 	adminToken atomic.Pointer[config.Secret]
@@ -38,8 +38,8 @@ type server struct {
 	tls        *pemfile.Server // nil for plain HTTP
 }
 
-// newServer opens the store and the keys, and puts the S3 API on top.
-// unixSocket is that of openBackend.
+// newServer opens the store and the keys, and creates the S3 API. unixSocket
+// is that of openBackend.
 func newServer(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSocket string) (*server, error) {
 	s := &server{}
 	s.adminToken.Store(&cfg.AdminToken)
@@ -50,6 +50,7 @@ func newServer(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSoc
 	if s.tls, err = buildTLS(cfg.TLS, log); err != nil {
 		return nil, err
 	}
+
 	var auditor keyring.Auditor
 	if cfg.Audit.File != "" || cfg.Audit.Stdout {
 		auditor = s3api.Trail(s.record)
@@ -79,13 +80,14 @@ func newServer(ctx context.Context, cfg *config.Config, log *zap.Logger, unixSoc
 		Random:        rand.Reader,
 		LocalTLS:      cfg.TLS.EndsOnThisMachine,
 	})
+
 	return s, nil
 }
 
 func (s *server) close() {
 	s.backend.close()
 	if s.audit != nil {
-		_ = s.audit.Close() // each record has been written, or its writer was told
+		_ = s.audit.Close() // each record was written, or its writer got an error
 	}
 	_ = s.log.Sync()
 }
@@ -95,9 +97,10 @@ func buildClients(cfg *config.Config, log *zap.Logger) (*access.Directory, error
 	if err != nil || cfg.SessionCredentialsFile == "" {
 		return clients, err
 	}
+
 	sessions, err := access.OpenSessions(cfg.SessionCredentialsFile, time.Now, func(err error, sessions int) {
 		if err != nil {
-			log.Error("the temporary credentials were not read again, and the old ones stay in force", zap.Error(err))
+			log.Error("reading the temporary credentials failed; keeping the ones read before", zap.Error(err))
 			return
 		}
 		log.Info("temporary credentials read again", zap.Int("sessions", sessions))
@@ -105,18 +108,20 @@ func buildClients(cfg *config.Config, log *zap.Logger) (*access.Directory, error
 	if err != nil {
 		return nil, fmt.Errorf("session_credentials_file: %w", err)
 	}
+
 	clients.UseSessions(sessions)
 	return clients, nil
 }
 
-// accessClients are the clients of the configuration, for a store that takes
-// keys as keys says.
+// accessClients returns the clients of the configuration. keys is the
+// setting origin.keys.
 func accessClients(list []config.Client, keys string) (clients []access.Client) {
 	for _, c := range list {
 		client := access.Client{
 			Name: c.Name, AccessKey: c.AccessKey, Secret: c.SecretKey.Reveal(), Anonymous: c.Anonymous,
 			LiteralKeys: keys == config.LiteralKeys,
 		}
+
 		for _, grant := range c.Allow {
 			g := access.Grant{Buckets: grant.Buckets, Prefixes: grant.Prefixes}
 			for _, action := range grant.Actions {
@@ -124,17 +129,20 @@ func accessClients(list []config.Client, keys string) (clients []access.Client) 
 			}
 			client.Allow = append(client.Allow, g)
 		}
+
 		clients = append(clients, client)
 	}
+
 	return clients
 }
 
-// buildTLS reads the files of TLS, which serve reads again when they change;
-// nil for plain HTTP.
+// buildTLS reads the TLS files, and rereads them when they change. It
+// returns nil for plain HTTP.
 func buildTLS(cfg config.TLS, log *zap.Logger) (*pemfile.Server, error) {
 	if cfg.CertFile == "" {
 		return nil, nil
 	}
+
 	server, err := pemfile.OpenServer(pemfile.ServerConfig{
 		CertFile: cfg.CertFile, KeyFile: cfg.KeyFile, ClientCAFile: cfg.ClientCAFile,
 		Report: func(err error) {
@@ -148,10 +156,11 @@ func buildTLS(cfg config.TLS, log *zap.Logger) (*pemfile.Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("tls: %w", err)
 	}
+
 	return server, nil
 }
 
-// newLog returns the JSON log on standard error. Times are RFC 3339.
+// newLog returns a JSON log on standard error, with times in RFC 3339.
 func newLog(level string) (*zap.Logger, error) {
 	parsed, err := zapcore.ParseLevel(level)
 	if err != nil {
@@ -159,7 +168,7 @@ func newLog(level string) (*zap.Logger, error) {
 	}
 	cfg := zap.NewProductionConfig()
 	cfg.Level = zap.NewAtomicLevelAt(parsed)
-	cfg.Sampling = nil // an access log with holes is none
+	cfg.Sampling = nil // an access log must be complete
 	cfg.DisableCaller = true
 	cfg.DisableStacktrace = true
 	cfg.EncoderConfig.TimeKey = "time"

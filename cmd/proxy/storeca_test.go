@@ -20,14 +20,14 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/proxytest"
 )
 
-// The store's certificate is verified by origin.ca_file, by the file of
-// AWS_CA_BUNDLE where there is none, and by the new text of either when it
-// changes.
+// The store's certificate is verified with origin.ca_file, or else with the
+// file of AWS_CA_BUNDLE, and with the new content of either after a change.
 func TestAuthoritiesOfTheStore(t *testing.T) {
 	store, err := url.Parse(proxytest.ServeStore(t))
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	var shown atomic.Pointer[tls.Certificate]
 	show := func(pair pemtest.Pair) {
 		certificate := pair.TLS(t)
@@ -35,13 +35,15 @@ func TestAuthoritiesOfTheStore(t *testing.T) {
 	}
 	old, next, other := pemtest.New(t, "old"), pemtest.New(t, "next"), pemtest.New(t, "other")
 	show(old)
+
 	front := httptest.NewUnstartedServer(&httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
 		r.SetURL(store)
-		r.Out.Host = r.In.Host // which is signed
+		r.Out.Host = r.In.Host // the signature covers it
 	}})
 	front.TLS = &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
 		return &tls.Config{Certificates: []tls.Certificate{*shown.Load()}}, nil
 	}}
+
 	front.StartTLS()
 	t.Cleanup(front.Close)
 
@@ -50,7 +52,16 @@ func TestAuthoritiesOfTheStore(t *testing.T) {
 	pemtest.Replace(t, file, old.Cert)
 	pemtest.Replace(t, bundle, other.Cert)
 	listen, admin := freePort(t), freePort(t)
-	withFile := writeConfig(t, front.URL, listen, admin, "region: us-east-1,", fmt.Sprintf("region: us-east-1, ca_file: %s,", file))
+
+	withFile := writeConfig(
+		t,
+		front.URL,
+		listen,
+		admin,
+		"region: us-east-1,",
+		fmt.Sprintf("region: us-east-1, ca_file: %s,", file),
+	)
+
 	without := writeConfig(t, front.URL, freePort(t), freePort(t))
 	check := func(config string) int {
 		var out bytes.Buffer
@@ -61,6 +72,7 @@ func TestAuthoritiesOfTheStore(t *testing.T) {
 	if check(without) == 0 {
 		t.Error("a certificate of no known authority is trusted")
 	}
+
 	t.Setenv("AWS_CA_BUNDLE", bundle)
 	if check(without) == 0 {
 		t.Error("AWS_CA_BUNDLE of another authority: the certificate is trusted")
@@ -68,6 +80,7 @@ func TestAuthoritiesOfTheStore(t *testing.T) {
 	if check(withFile) != 0 {
 		t.Error("origin.ca_file does not come before AWS_CA_BUNDLE")
 	}
+
 	pemtest.Replace(t, bundle, old.Cert)
 	if check(without) != 0 {
 		t.Error("AWS_CA_BUNDLE does not count for the store")
@@ -76,17 +89,29 @@ func TestAuthoritiesOfTheStore(t *testing.T) {
 	s := start(t, "serve", "--config", withFile)
 	waitStatus(t, "http://"+admin+"/readyz", http.StatusOK)
 	bucket := "bucket"
-	if _, err := client(store.Host, proxytest.AccessKey, proxytest.SecretKey).CreateBucket(t.Context(), &s3.CreateBucketInput{Bucket: &bucket}); err != nil {
+	if _, err := client(store.Host, proxytest.AccessKey, proxytest.SecretKey).CreateBucket(t.Context(), &s3.CreateBucketInput{
+		Bucket: &bucket,
+	}); err != nil {
 		t.Fatal(err)
 	}
+
 	put := func() error {
 		front.CloseClientConnections()
-		_, err := client(listen, "appkey", "appsecretappsecret").PutObject(t.Context(), &s3.PutObjectInput{Bucket: &bucket, Key: new("k"), Body: bytes.NewReader([]byte("x"))})
+		_, err := client(
+			listen,
+			"appkey",
+			"appsecretappsecret",
+		).PutObject(
+			t.Context(),
+			&s3.PutObjectInput{Bucket: &bucket, Key: new("k"), Body: bytes.NewReader([]byte("x"))},
+		)
+
 		return err
 	}
 	if err := put(); err != nil {
 		t.Error(err)
 	}
+
 	show(next)
 	if put() == nil {
 		t.Error("a certificate of another authority than the file's is trusted")
@@ -94,5 +119,6 @@ func TestAuthoritiesOfTheStore(t *testing.T) {
 	pemtest.Replace(t, file, next.Cert)
 	eventually(t, "the new authority", func() bool { return put() == nil })
 	s.stop()
+
 	s.end(t)
 }

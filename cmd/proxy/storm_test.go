@@ -20,7 +20,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
 )
 
-// manyKeys are AWS keys of one KMS behind a door that counts who is inside.
+// manyKeys are AWS keys of one KMS behind a handler that counts concurrent
+// requests.
 type manyKeys struct {
 	server  *kmstest.Server
 	url     string
@@ -33,17 +34,20 @@ func newManyKeys(t *testing.T, n int) *manyKeys {
 	t.Setenv("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")
 	t.Setenv("AWS_SECRET_ACCESS_KEY", "example")
 	m := &manyKeys{server: kmstest.StartTest(t)}
+
 	for i := range n {
 		arn, err := m.server.CreateKey()
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		alias := fmt.Sprint("alias/key-", i)
 		if err := m.server.SetAlias(alias, arn); err != nil {
 			t.Fatal(err)
 		}
 		m.aliases = append(m.aliases, alias)
 	}
+
 	var inside atomic.Int64
 	m.url = startProxyTo(t, m.server.URL(), func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -55,6 +59,7 @@ func newManyKeys(t *testing.T, n int) *manyKeys {
 			next.ServeHTTP(w, r)
 		})
 	})
+
 	return m
 }
 
@@ -63,15 +68,18 @@ func (m *manyKeys) config() *config.Config {
 	cfg.Keys = nil
 	for i, alias := range m.aliases {
 		cfg.Keys = append(cfg.Keys, config.Key{
-			Name: fmt.Sprint("key-", i), Provider: config.AWSKMS, KeyID: alias, Endpoint: m.url, Region: m.server.Region(), Timeout: 5 * time.Second,
+			Name: fmt.Sprint(
+				"key-",
+				i,
+			), Provider: config.AWSKMS, KeyID: alias, Endpoint: m.url, Region: m.server.Region(), Timeout: 5 * time.Second,
 		})
 	}
 	cfg.Encryption.Rules[0].Key = "key-0"
 	return cfg
 }
 
-// TestHundredsOfKeysAtTheStart are opened and tried a few at a time, and their
-// metrics are bounded.
+// TestHundredsOfKeysAtTheStart: the keys are opened and tried a few at a
+// time, and the number of their metrics is limited.
 func TestHundredsOfKeysAtTheStart(t *testing.T) {
 	m := newManyKeys(t, 300)
 	core, logs := observer.New(zap.InfoLevel)
@@ -80,6 +88,7 @@ func TestHundredsOfKeysAtTheStart(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer a.close()
+
 	a.tryKeys(t.Context())
 	eventually(t, "all keys were tried", func() bool { return logs.FilterMessage("this key works").Len() == 300 })
 	if most := m.most.Load(); most > 2*startTogether {
@@ -93,20 +102,24 @@ func TestHundredsOfKeysAtTheStart(t *testing.T) {
 			series++
 		}
 	}
+
 	if series > measuredKeys*60 {
 		t.Errorf("%d time series of keys", series)
 	}
+
 	for _, want := range []string{`cmekproxy_key_revoked{key="key-99"} 0`, `cmekproxy_key_revoked{key="(others)"} 0`} {
 		if !strings.Contains(page, want) {
 			t.Errorf("no %s", want)
 		}
 	}
+
 	if strings.Contains(page, `key="key-100"`) {
 		t.Error("key-100 has a label of its own")
 	}
 }
 
-// TestDoesNotWorkIsTakenBack when the key works, by whatever call.
+// TestDoesNotWorkIsTakenBack: a success of the key, in any request, ends the
+// state "does not work".
 func TestDoesNotWorkIsTakenBack(t *testing.T) {
 	t.Parallel()
 	path := writeConfig(t, "http://127.0.0.1:1", "127.0.0.1:0", "127.0.0.1:0")
@@ -114,25 +127,34 @@ func TestDoesNotWorkIsTakenBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	core, logs := observer.New(zap.InfoLevel)
 	a, err := newServer(t.Context(), file.Config, zap.New(core), "")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer a.close()
+
 	key := filepath.Join(filepath.Dir(path), "kms.key")
 	if err := os.Rename(key, key+".away"); err != nil {
 		t.Fatal(err)
 	}
 	a.tryKeys(t.Context())
+
 	eventually(t, "the key is said not to work", func() bool {
-		return logs.FilterMessage("this key does not work; the others are served").Len() == 1
+		return logs.FilterMessage("this key does not work; requests for other keys are served").Len() == 1
 	})
 
 	if err := os.Rename(key+".away", key); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "it is said that the key works now", func() bool { return logs.FilterMessage("this key works now").Len() == 1 })
+
+	eventually(
+		t,
+		"it is said that the key works now",
+		func() bool { return logs.FilterMessage("this key works now").Len() == 1 },
+	)
+
 	if err := a.keys.Try(t.Context(), "main"); err != nil {
 		t.Fatal(err)
 	}
@@ -150,7 +172,7 @@ func startProxyTo(t *testing.T, target string, around func(http.Handler) http.Ha
 	}
 	forward := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
 		r.SetURL(u)
-		r.Out.Host = r.In.Host // it is signed
+		r.Out.Host = r.In.Host // the signature covers it
 	}}
 	server := httptest.NewServer(around(forward))
 	t.Cleanup(server.Close)
@@ -160,6 +182,9 @@ func startProxyTo(t *testing.T, target string, around func(http.Handler) http.Ha
 func scrape(t *testing.T, a *server) string {
 	t.Helper()
 	recorder := httptest.NewRecorder()
-	a.metrics.Handler().ServeHTTP(recorder, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", nil))
+	a.metrics.Handler().ServeHTTP(
+		recorder,
+		httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", nil),
+	)
 	return recorder.Body.String()
 }

@@ -24,19 +24,19 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// sweep is a run over all objects of a bucket: what the commands have in
-// common that can take hours.
+// sweep is a run over all objects of a bucket. It is what the commands share
+// that can take hours.
 type sweep struct {
 	*direct
 	sweepOptions
-	out io.Writer // for people
+	out io.Writer // output for people
 	bar *progressbar.ProgressBar
 
 	waiting     sync.Mutex
 	waitingSaid time.Time
 
 	counts walk.Counts
-	parts  int64 // objects in parts among those done
+	parts  int64 // multipart objects among those done
 	bytes  int64 // of those done
 }
 
@@ -49,11 +49,23 @@ type sweepOptions struct {
 
 // declare adds the flags. verb is what the command does with an object.
 func (o *sweepOptions) declare(flags *pflag.FlagSet, verb string) {
-	flags.StringVar(&o.client, "client", "", "`NAME` of the client in whose name the rules are asked (default: one that no rule names)")
+	flags.StringVar(
+		&o.client,
+		"client",
+		"",
+		"`NAME` of the client whose rules apply (default: a client that no rule names)",
+	)
 	flags.IntVar(&o.parallel, "parallel", 8, "`N` objects at a time")
-	flags.Float64Var(&o.rate, "rate", 0, verb+" no more than `N` objects in a second (default: as many as can be)")
-	flags.StringVar(&o.state, "state", "", "`FILE` that keeps the position: with it a run that was ended goes on where it was")
-	flags.BoolVar(&o.keepGoing, "keep-going", false, "do not end when many objects in a row have failed")
+
+	flags.Float64Var(&o.rate, "rate", 0, verb+" at most `N` objects per second (default: no limit)")
+	flags.StringVar(
+		&o.state,
+		"state",
+		"",
+		"`FILE` for the position: a run that was interrupted continues from there",
+	)
+
+	flags.BoolVar(&o.keepGoing, "keep-going", false, "continue even if many objects in a row fail")
 }
 
 func (o *sweepOptions) check() error {
@@ -63,7 +75,7 @@ func (o *sweepOptions) check() error {
 	return checkParallel(o.parallel)
 }
 
-// wait holds up what comes too fast. It is nil for no limit.
+// wait returns a function that limits the rate; nil for no limit.
 func (o *sweepOptions) wait() func(context.Context) error {
 	if o.rate == 0 {
 		return nil
@@ -71,10 +83,10 @@ func (o *sweepOptions) wait() func(context.Context) error {
 	return rate.NewLimiter(rate.Limit(o.rate), 1).Wait
 }
 
-// awayInterval is how often a run says that it waits for a KMS.
+// awayInterval is how often a run reports that it waits for a KMS.
 const awayInterval = time.Minute
 
-// away says that the run waits for a KMS.
+// away reports that the run waits for a KMS.
 func (s *sweep) away(err error) {
 	s.waiting.Lock()
 	defer s.waiting.Unlock()
@@ -84,7 +96,7 @@ func (s *sweep) away(err error) {
 	}
 }
 
-// tryKey is keyring.Try, and waits for a KMS that is away.
+// tryKey is keyring.Try, but waits for a KMS that cannot be reached.
 func (s *sweep) tryKey(ctx context.Context, name string) error {
 	for {
 		err := s.keys.Try(ctx, name)
@@ -100,13 +112,19 @@ func (s *sweep) tryKey(ctx context.Context, name string) error {
 	}
 }
 
-// lister lists objects, as stored.Store.List.
+// lister lists objects; see stored.Reader.List.
 type lister = func(ctx context.Context, l stored.Listing) iter.Seq2[stored.Entry, error]
 
-// walk does something with each object, and is told of each in the order of
-// the listing. That some have failed is an error at the end.
-func (s *sweep) walk(ctx context.Context, state walk.State, list lister, do func(context.Context, stored.Entry) walk.Result, report func(walk.Result)) error {
-	s.bar = counter(s.progress, "looked at")
+// walk calls do for each object, and report in the order of the listing. If
+// objects have failed, it returns an error at the end.
+func (s *sweep) walk(
+	ctx context.Context,
+	state walk.State,
+	list lister,
+	do func(context.Context, stored.Entry) walk.Result,
+	report func(walk.Result),
+) error {
+	s.bar = counter(s.progress, "objects")
 	state.Bucket, state.Prefix = s.bucket, s.prefix
 	w := walk.Walk{
 		Do: do, List: list, Parallel: s.parallel, File: s.state, DryRun: s.dryRun, KeepGoing: s.keepGoing, Now: time.Now,
@@ -131,51 +149,58 @@ func (s *sweep) count(r walk.Result) {
 	}
 }
 
-// rewriting is what the commands have in common that write objects anew. What
-// it is made of is closed with done.
+// rewriting returns the configuration that encrypt and rewrap share. The
+// caller must call done.
 func (s *sweep) rewriting(ctx context.Context) (_ inplace.Config, done func(), _ error) {
-	// A second set of keys, whose cache knows nothing of what the first one
-	// has just wrapped: it asks the KMS.
+	// A second keyring has an empty cache, so it asks the KMS for data keys
+	// that the first one has just wrapped.
 	again, err := openBackend(ctx, s.cfg, zap.NewNop(), "", nil)
 	if err != nil {
 		return inplace.Config{}, nil, err
 	}
 	return inplace.Config{
-		Send: s.send, Keys: s.keys, Check: (&direct{backend: again}).open, Client: s.client, OpenEnd: s.cfg.Origin.UniformParts,
-		DryRun: s.dryRun, Wait: s.wait(), Away: s.away, Random: rand.Reader,
+		Send: s.send, Keys: s.keys, Check: (&direct{backend: again}).open, Client: s.client,
+		OpenEnd: s.cfg.Origin.UniformParts,
+		DryRun:  s.dryRun, Wait: s.wait(), Away: s.away, Random: rand.Reader,
 	}, again.close, nil
 }
 
-// name names an object that failed.
+// name prints an object that failed.
 func (s *sweep) name(r walk.Result) {
 	if r.Outcome == walk.Failed {
 		fmt.Fprintf(s.out, "FAILED  %s: %v\n", visible(r.Key), r.Err)
 	}
 }
 
-// failures is the error of a run in which objects have failed.
+// failures returns an error if objects have failed.
 func (s *sweep) failures() error {
 	if failed := s.counts[walk.Failed]; failed > 0 {
-		return fmt.Errorf("%d objects have failed", failed)
+		return fmt.Errorf("%d objects failed", failed)
 	}
 	return nil
 }
 
-// versions says whether the bucket keeps old versions.
+// versions prints a note if the bucket keeps old versions.
 func (s *sweep) versions(ctx context.Context, note string) bool {
 	kept, err := s.keepsVersions(ctx)
 	switch {
 	case err != nil:
-		fmt.Fprintf(s.out, "note: whether the bucket keeps old versions could not be found out: %v\n", err)
+		fmt.Fprintf(s.out, "note: cannot find out whether the bucket keeps old versions: %v\n", err)
 	case kept:
 		fmt.Fprintln(s.out, "note: the bucket keeps old versions. "+note)
 	}
 	return kept
 }
 
-// keepsVersions asks whether the bucket has, or had, versioning.
+// keepsVersions reports whether versioning of the bucket is, or was,
+// enabled.
 func (s *sweep) keepsVersions(ctx context.Context) (bool, error) {
-	req := &http.Request{Method: http.MethodGet, URL: &url.URL{Path: "/" + s.bucket, RawQuery: "versioning="}, Header: make(http.Header)}
+	req := &http.Request{
+		Method: http.MethodGet,
+		URL:    &url.URL{Path: "/" + s.bucket, RawQuery: "versioning="},
+		Header: make(http.Header),
+	}
+
 	resp, err := s.send(req.WithContext(ctx))
 	if stored.StatusOf(err) == http.StatusNotImplemented {
 		return false, nil
@@ -184,6 +209,7 @@ func (s *sweep) keepsVersions(ctx context.Context) (bool, error) {
 		return false, err
 	}
 	defer resp.Body.Close()
+
 	var doc struct{ Status string }
 	err = xml.NewDecoder(io.LimitReader(resp.Body, 64<<10)).Decode(&doc)
 	return doc.Status != "", err

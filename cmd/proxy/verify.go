@@ -18,13 +18,20 @@ func verifyCommand() *cobra.Command {
 	v := &verifyRun{}
 	c := &cobra.Command{
 		Use:   "verify s3://BUCKET[/PREFIX]",
-		Short: "Read all objects of a bucket to their last byte; exit 1 if any does not verify",
+		Short: "Read all objects of a bucket to the last byte; exit 1 if any fails verification",
 		Args:  oneArgument("s3://bucket"),
 	}
 	config := configFlag(c)
+
 	flags := c.Flags()
-	format := flags.String("format", "table", "table, csv (RFC 4180), or json (an object a line)")
-	flags.BoolVar(&v.old, "versions", false, "all versions of the objects, and not the current ones only; cannot be used with --state")
+	format := flags.String("format", "table", "table, csv (RFC 4180), or json (one object per line)")
+	flags.BoolVar(
+		&v.old,
+		"versions",
+		false,
+		"all versions of the objects, not only the current ones; cannot be used with --state",
+	)
+
 	v.declare(flags, "read")
 	c.RunE = func(c *cobra.Command, args []string) (err error) {
 		if err := v.check(); err != nil {
@@ -34,25 +41,31 @@ func verifyCommand() *cobra.Command {
 			return err
 		}
 		defer v.close()
+
 		v.out = v.progress
 		if v.faults, err = newFaultWriter(*format, c.OutOrStdout(), v.progress); err != nil {
 			return err
 		}
 		return v.run(c.Context())
 	}
+
 	return c
 }
 
 // verifyRun is one run of the command.
 type verifyRun struct {
 	sweep
-	old    bool // versions
+	old    bool // --versions
 	faults faultWriter
 }
 
 func (v *verifyRun) check() error {
 	if v.old && v.state != "" {
-		return usageError{errors.New("--state keeps a position among keys, and not among their versions: it cannot be used with --versions")}
+		return usageError{
+			errors.New(
+				"--state records a position among keys, not among versions: it cannot be used with --versions",
+			),
+		}
 	}
 	return v.sweepOptions.check()
 }
@@ -65,6 +78,7 @@ func (v *verifyRun) run(ctx context.Context) error {
 	names, totals := v.keyNames(), newFaultTotals()
 	var written error
 	do := func(ctx context.Context, e stored.Entry) walk.Result { return verifier.Verify(ctx, v.bucket, e) }
+
 	err := v.walk(ctx, walk.State{Command: "verify"}, v.list, do, func(r walk.Result) {
 		totals.add(r)
 		if r.Outcome == walk.Failed {
@@ -74,13 +88,14 @@ func (v *verifyRun) run(ctx context.Context) error {
 	if err := errors.Join(err, written, v.faults.end(totals)); err != nil {
 		return err
 	}
+
 	if failed := v.counts[walk.Failed]; failed > 0 {
-		return fmt.Errorf("%d objects do not verify", failed)
+		return fmt.Errorf("%d objects failed verification", failed)
 	}
 	return nil
 }
 
-// list lists what is to be read.
+// list lists the objects to read, with their versions if --versions is set.
 func (v *verifyRun) list(ctx context.Context, l stored.Listing) iter.Seq2[stored.Entry, error] {
 	l.Versions = v.old
 	return v.reader().List(ctx, l)

@@ -12,39 +12,46 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/maintain/walk"
 )
 
-// faulty is an object that does not verify.
+// faulty is an object that failed verification.
 type faulty struct {
 	Type    string       `json:"type"` // object
 	Key     string       `json:"key"`
 	Version string       `json:"version_id,omitempty"`
 	Fault   verify.Fault `json:"fault"`
-	Keys    []keyName    `json:"kms_keys"` // that the envelope names, as far as it was read
+	Keys    []keyName    `json:"kms_keys"` // as far as the envelope was read
 	Error   string       `json:"error"`
 }
 
-// keyName is a KMS key by its id and by its name in the configuration, "-" if
-// it has none.
+// keyName is a KMS key: its id, and its name in the configuration, "-" if it
+// has no name.
 type keyName struct {
 	ID   string `json:"id"`
 	Name string `json:"name"`
 }
 
 func faultOf(r walk.Result, names map[string]string) faulty {
-	f := faulty{Type: "object", Key: r.Key, Version: r.Version, Fault: verify.FaultOf(r.Err), Keys: []keyName{}, Error: r.Err.Error()}
+	f := faulty{
+		Type:    "object",
+		Key:     r.Key,
+		Version: r.Version,
+		Fault:   verify.FaultOf(r.Err),
+		Keys:    []keyName{},
+		Error:   r.Err.Error(),
+	}
 	for _, id := range r.KeyIDs {
 		f.Keys = append(f.Keys, keyName{id, cmp.Or(names[id], "-")})
 	}
 	return f
 }
 
-// faultTotals is the summary.
+// faultTotals is the summary of a run.
 type faultTotals struct {
 	Type      string                 `json:"type"` // summary
 	Verified  int64                  `json:"verified"`
-	Bytes     int64                  `json:"bytes"`     // of the plaintext of those
-	Plaintext int64                  `json:"plaintext"` // allowed to be
+	Bytes     int64                  `json:"bytes"`     // plaintext bytes of verified objects
+	Plaintext int64                  `json:"plaintext"` // allowed by the rules
 	Gone      int64                  `json:"gone"`
-	Customer  int64                  `json:"customer_keys"` // under keys that clients bring: not read
+	Customer  int64                  `json:"customer_keys"` // under customer keys: not read
 	Failed    int64                  `json:"failed"`
 	Faults    map[verify.Fault]int64 `json:"faults"`
 }
@@ -71,7 +78,11 @@ func (t *faultTotals) add(r walk.Result) {
 }
 
 func (t *faultTotals) print(w io.Writer) error {
-	if _, err := fmt.Fprintf(w, "verified   %d objects, %d bytes\nplaintext  %d, which the rules allow\nskipped    %d deleted meanwhile, %d under keys that clients bring (SSE-C)\nfailed     %d\n",
+	const format = "verified   %d objects, %d bytes\n" +
+		"plaintext  %d, allowed by the rules\n" +
+		"skipped    %d deleted during the run, %d under customer keys (SSE-C)\n" +
+		"failed     %d\n"
+	if _, err := fmt.Fprintf(w, format,
 		t.Verified, t.Bytes, t.Plaintext, t.Gone, t.Customer, t.Failed); err != nil {
 		return err
 	}
@@ -85,14 +96,14 @@ func (t *faultTotals) print(w io.Writer) error {
 	return nil
 }
 
-// faultWriter writes what does not verify, and the summary.
+// faultWriter writes the objects that failed, and the summary.
 type faultWriter interface {
 	row(f faulty) error
 	end(t *faultTotals) error
 }
 
-// newFaultWriter returns the writer for a format. What a format has no place
-// for goes to aside.
+// newFaultWriter returns the writer for a format. Text that the format has
+// no place for goes to aside.
 func newFaultWriter(format string, w, aside io.Writer) (faultWriter, error) {
 	switch format {
 	case "table":
@@ -109,7 +120,7 @@ func newFaultWriter(format string, w, aside io.Writer) (faultWriter, error) {
 	return nil, usageError{fmt.Errorf("--format is %q, and must be table, csv or json", format)}
 }
 
-// tableFaults is for people.
+// tableFaults is the format for people.
 type tableFaults struct{ w io.Writer }
 
 func (t *tableFaults) row(f faulty) error {
@@ -120,24 +131,35 @@ func (t *tableFaults) row(f faulty) error {
 		}
 		keys = append(keys, k.Name)
 	}
+
 	object := visible(f.Key)
 	if f.Version != "" {
 		object += "  version " + f.Version
 	}
-	_, err := fmt.Fprintf(t.w, "FAILED  %-15s  %-24s  %s: %s\n", f.Fault, cmp.Or(strings.Join(keys, ", "), "-"), object, f.Error)
+
+	_, err := fmt.Fprintf(
+		t.w,
+		"FAILED  %-15s  %-24s  %s: %s\n",
+		f.Fault,
+		cmp.Or(strings.Join(keys, ", "), "-"),
+		object,
+		f.Error,
+	)
+
 	return err
 }
 
 func (t *tableFaults) end(totals *faultTotals) error { return totals.print(t.w) }
 
-// csvFaults has the summary beside it, as all its records are alike.
+// csvFaults writes the summary to aside, because all CSV records must have
+// the same columns.
 type csvFaults struct {
 	w     *csv.Writer
 	aside io.Writer
 }
 
-// faultColumns names the columns. Several keys are in one field each, with a
-// space in between.
+// faultColumns names the columns. If an object is under several keys, one
+// field has all of them, separated by spaces.
 var faultColumns = []string{"key", "version_id", "fault", "kms_key_ids", "kms_key_names", "error"}
 
 func (c *csvFaults) row(f faulty) error {
@@ -145,7 +167,8 @@ func (c *csvFaults) row(f faulty) error {
 	for _, k := range f.Keys {
 		ids, names = append(ids, k.ID), append(names, k.Name)
 	}
-	if err := c.w.Write(forSpreadsheets([]string{f.Key, f.Version, string(f.Fault), strings.Join(ids, " "), strings.Join(names, " "), f.Error})); err != nil {
+	row := []string{f.Key, f.Version, string(f.Fault), strings.Join(ids, " "), strings.Join(names, " "), f.Error}
+	if err := c.w.Write(forSpreadsheets(row)); err != nil {
 		return err
 	}
 	c.w.Flush() // a run can take hours
@@ -160,7 +183,7 @@ func (c *csvFaults) end(totals *faultTotals) error {
 	return totals.print(c.aside)
 }
 
-// jsonFaults ends with a line of type summary.
+// jsonFaults ends with one line of type summary.
 type jsonFaults struct{ e *json.Encoder }
 
 func (j *jsonFaults) row(f faulty) error { return j.e.Encode(f) }

@@ -8,8 +8,9 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// release is set by the linker for released binaries: -ldflags "-X
-// main.release=v1.2.3".
+// release is set by the linker for released binaries:
+//
+//	-ldflags "-X main.release=v1.2.3"
 var release = ""
 
 func versionCommand() *cobra.Command {
@@ -28,8 +29,8 @@ func versionLine() string {
 	return fmt.Sprintf("cmekproxy %s (%s, %s/%s)", versionString(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 }
 
-// versionString is the release, else what the Go toolchain recorded of the
-// source.
+// versionString returns the release, or else what the Go toolchain recorded
+// about the source.
 func versionString() string {
 	if release != "" {
 		return release

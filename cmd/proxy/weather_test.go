@@ -23,15 +23,16 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/proxytest"
 )
 
-// breakingStore stands before a store and ends the connection within the body
-// of each answer to a GET that is longer than limit, if limit is not 0.
+// breakingStore is a proxy to the store that ends the connection within the
+// body of each answer to a GET that is longer than limit, if limit is not 0.
 func breakingStore(t *testing.T, store *url.URL) (front *httptest.Server, limit *atomic.Int64) {
 	t.Helper()
 	limit = new(atomic.Int64)
 	through := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
 		r.SetURL(store)
-		r.Out.Host = r.In.Host // which is signed
+		r.Out.Host = r.In.Host // the signature covers it
 	}}
+
 	front = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if limit.Load() == 0 || r.Method != http.MethodGet || r.URL.Query().Has("list-type") {
 			through.ServeHTTP(w, r)
@@ -40,19 +41,21 @@ func breakingStore(t *testing.T, store *url.URL) (front *httptest.Server, limit 
 		answer := httptest.NewRecorder()
 		through.ServeHTTP(answer, r)
 		maps.Copy(w.Header(), answer.Header())
+
 		w.Header().Set("Content-Length", strconv.Itoa(answer.Body.Len()))
 		w.WriteHeader(answer.Code)
 		http.NewResponseController(w).Flush()
 		if n, err := io.CopyN(w, answer.Body, limit.Load()); err == nil && n == limit.Load() {
-			panic(http.ErrAbortHandler) // which ends the connection
+			panic(http.ErrAbortHandler) // ends the connection
 		}
 	}))
+
 	t.Cleanup(front.Close)
 	return front, limit
 }
 
-// A connection to the store that ends within a body is not called damage, and
-// nobody is told to restore anything.
+// If the connection to the store ends within a body, it is not reported as
+// damage.
 func TestCommandsAtAStoreThatBreaksOff(t *testing.T) {
 	store, err := url.Parse(proxytest.ServeStore(t))
 	if err != nil {
@@ -61,15 +64,21 @@ func TestCommandsAtAStoreThatBreaksOff(t *testing.T) {
 	front, limit := breakingStore(t, store)
 	listen, admin := freePort(t), freePort(t)
 	config := writeConfig(t, front.URL, listen, admin)
+
 	s := start(t, "serve", "--config", config)
 	waitStatus(t, "http://"+admin+"/readyz", http.StatusOK)
 	bucket := "bucket"
-	if _, err := client(store.Host, proxytest.AccessKey, proxytest.SecretKey).CreateBucket(t.Context(), &s3.CreateBucketInput{Bucket: &bucket}); err != nil {
+	if _, err := client(store.Host, proxytest.AccessKey, proxytest.SecretKey).CreateBucket(t.Context(), &s3.CreateBucketInput{
+		Bucket: &bucket,
+	}); err != nil {
 		t.Fatal(err)
 	}
+
 	app := client(listen, "appkey", "appsecretappsecret")
 	whole := bytes.Repeat([]byte("0123456789abcdef"), 30_000)
-	if _, err := app.PutObject(t.Context(), &s3.PutObjectInput{Bucket: &bucket, Key: new("whole"), Body: bytes.NewReader(whole)}); err != nil {
+	if _, err := app.PutObject(t.Context(), &s3.PutObjectInput{
+		Bucket: &bucket, Key: new("whole"), Body: bytes.NewReader(whole),
+	}); err != nil {
 		t.Fatal(err)
 	}
 	putParts(t, app, bucket, "parts", bytes.Repeat([]byte("x"), 5<<20), whole)
@@ -87,9 +96,16 @@ func TestCommandsAtAStoreThatBreaksOff(t *testing.T) {
 			code := run(t.Context(), args, &out, &out)
 			text := out.String()
 			if code == 0 || !strings.Contains(text, "ended before its answer did") {
-				t.Errorf("%v, cut after %d bytes: exit code %d: %.300s", args[:2], after, code, text[max(0, len(text)-300):])
+				t.Errorf(
+					"%v, cut after %d bytes: exit code %d: %.300s",
+					args[:2],
+					after,
+					code,
+					text[max(0, len(text)-300):],
+				)
 			}
-			for _, wrong := range []string{"cut short", "not what was stored", `"integrity"`} {
+
+			for _, wrong := range []string{"cut short", " crypt: ", "was altered", `"integrity"`} {
 				if strings.Contains(text, wrong) {
 					t.Errorf("%v, cut after %d bytes: it speaks of damage (%s)", args[:2], after, wrong)
 				}
@@ -97,22 +113,26 @@ func TestCommandsAtAStoreThatBreaksOff(t *testing.T) {
 		}
 	}
 
-	// decrypt goes on from what it has got.
+	// decrypt continues with what it has.
 	limit.Store(300_000)
 	file := filepath.Join(t.TempDir(), "whole")
 	var out bytes.Buffer
+
 	for code, tries := 1, 0; code != 0; tries++ {
-		if code = run(t.Context(), []string{"decrypt", "s3://bucket/whole", "--config", config, "-o", file}, &out, &out); tries > 9 {
+		if code = run(t.Context(), []string{
+			"decrypt", "s3://bucket/whole", "--config", config, "-o", file,
+		}, &out, &out); tries > 9 {
 			t.Fatalf("it does not get to the end: %s", out.String())
 		}
 	}
+
 	if got, err := os.ReadFile(file); err != nil || !bytes.Equal(got, whole) {
 		t.Errorf("%d bytes, %v", len(got), err)
 	}
 }
 
-// pages starts a server that answers every request with a page, as a portal or
-// a balancer does.
+// pages starts a server that answers every request with a page, as a portal
+// or a load balancer does.
 func pages(t *testing.T, status int) string {
 	t.Helper()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -124,12 +144,11 @@ func pages(t *testing.T, status int) string {
 	return server.URL
 }
 
-// A page that is answered to every request is not an empty bucket, and nothing
-// that was written.
+// A page in every answer is neither an empty bucket nor a successful write.
 func TestCommandsInFrontOfAPortal(t *testing.T) {
 	config := writeConfig(t, pages(t, http.StatusOK), freePort(t), freePort(t))
 	missing := writeConfig(t, pages(t, http.StatusNotFound), freePort(t), freePort(t))
-	var all sync.WaitGroup // most of them wait before they ask again
+	var all sync.WaitGroup // most of them wait before they repeat a request
 	for _, args := range [][]string{
 		{"check"},
 		{"decrypt", "s3://bucket/key", "-o", "-"},
@@ -143,17 +162,21 @@ func TestCommandsInFrontOfAPortal(t *testing.T) {
 		all.Go(func() {
 			var out bytes.Buffer
 			code := run(t.Context(), append(args, "--config", config), &out, &out)
-			if code == 0 || code == 2 || !strings.Contains(out.String(), "not the store that answers") {
+			if code == 0 || code == 2 || !strings.Contains(out.String(), "something other than the store answered") {
 				t.Errorf("%v: exit code %d: %s", args, code, out.String())
 			}
+
 			if args[0] != "verify" && args[0] != "decrypt" {
 				return
 			}
 			out.Reset()
-			if code := run(t.Context(), append(args, "--config", missing), &out, &out); code != 1 || !strings.Contains(out.String(), "the way to the store is at fault") {
+
+			if code := run(t.Context(), append(args, "--config", missing), &out, &out); code != 1 ||
+				!strings.Contains(out.String(), "the connection to the store is at fault") {
 				t.Errorf("%v, 404: exit code %d: %s", args, code, out.String())
 			}
 		})
 	}
+
 	all.Wait()
 }

@@ -1,13 +1,13 @@
-// Package maintain has no code of its own. Below it is what works on the
-// objects of a bucket beside running proxies, and without one:
+// Package maintain has no code. The packages below it work on the objects of a
+// bucket, with or without running proxies:
 //
-//	walk        all objects of a listing, several at a time, in order, resumable
-//	inplace     writing a stored object again under its own name, safely
-//	rewrap      moving objects to another KMS key
-//	encrypt     encrypting objects that were stored in plaintext
-//	verify      reading objects to their last byte
-//	inventory   which KMS key protects which object
-//	storecheck  what a store can do
+//	walk        process all objects of a listing: in parallel, in order, resumable
+//	inplace     rewrite a stored object under its own name, safely
+//	rewrap      move objects to another KMS key
+//	encrypt     seal objects that were stored in plaintext
+//	verify      read objects to the last byte
+//	inventory   list which KMS key protects which object
+//	storecheck  test what a store can do
 //
 // These packages never import the S3 API, and the S3 API never imports them.
 package maintain

@@ -20,12 +20,30 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
-var everything = []access.Action{access.Read, access.Write, access.Delete, access.List, access.Admin, access.Lock, access.StoreAdmin}
+var everything = []access.Action{
+	access.Read,
+	access.Write,
+	access.Delete,
+	access.List,
+	access.Admin,
+	access.Lock,
+	access.StoreAdmin,
+}
 
-// withClients adds clients to the one that may do everything.
+// withClients adds clients to the one that has all grants.
 func withClients(clients ...access.Client) option {
 	return func(p *proxy, cfg *s3api.Config, _ *keyring.Config) {
-		all := append([]access.Client{{Name: "app", AccessKey: clientAccess, Secret: clientSecret, Allow: []access.Grant{{Buckets: []string{"*"}, Actions: everything}}}}, clients...)
+		all := append(
+			[]access.Client{
+				{
+					Name:      "app",
+					AccessKey: clientAccess,
+					Secret:    clientSecret,
+					Allow:     []access.Grant{{Buckets: []string{"*"}, Actions: everything}},
+				},
+			},
+			clients...)
+
 		directory, err := access.New(all)
 		if err != nil {
 			p.t.Fatal(err)
@@ -34,15 +52,19 @@ func withClients(clients ...access.Client) option {
 	}
 }
 
-// team may do everything below team/, and read below shared/.
+// team has all grants below team/, and read below shared/.
 func team() access.Client {
 	return access.Client{Name: "team", AccessKey: readerAccess, Secret: readerSecret, Allow: []access.Grant{
-		{Buckets: []string{"test-*"}, Prefixes: []string{"team/"}, Actions: []access.Action{access.Read, access.Write, access.Delete, access.List}},
+		{
+			Buckets:  []string{"test-*"},
+			Prefixes: []string{"team/"},
+			Actions:  []access.Action{access.Read, access.Write, access.Delete, access.List},
+		},
 		{Buckets: []string{"test-*"}, Prefixes: []string{"shared/"}, Actions: []access.Action{access.Read}},
 	}}
 }
 
-// sendAs is send with another client's credentials.
+// sendAs is send with the credentials of another client.
 func (p *proxy) sendAs(accessKey, secret string, r request) answer {
 	p.t.Helper()
 	r.accessKey, r.secret = accessKey, secret
@@ -56,6 +78,7 @@ func TestPrefixes(t *testing.T) {
 	}
 	b := "/" + p.bucket
 	copyOf := func(key string) http.Header { return http.Header{"X-Amz-Copy-Source": {p.bucket + "/" + key}} }
+
 	upload := p.create("team/up")
 	for _, row := range []struct {
 		name   string
@@ -64,7 +87,11 @@ func TestPrefixes(t *testing.T) {
 	}{
 		{"read", request{method: "GET", path: b + "/team/a"}, 200},
 		{"head", request{method: "HEAD", path: b + "/team/a"}, 200},
-		{"tags", request{method: "PUT", path: b + "/team/a?tagging", body: []byte("<Tagging><TagSet></TagSet></Tagging>")}, 200},
+		{
+			"tags",
+			request{method: "PUT", path: b + "/team/a?tagging", body: []byte("<Tagging><TagSet></TagSet></Tagging>")},
+			200,
+		},
 		{"write", request{method: "PUT", path: b + "/team/b", body: []byte("x")}, 200},
 		{"delete", request{method: "DELETE", path: b + "/team/b"}, 204},
 		{"list", request{method: "GET", path: b + "?list-type=2&prefix=team/"}, 200},
@@ -74,14 +101,30 @@ func TestPrefixes(t *testing.T) {
 		{"is the bucket there", request{method: "HEAD", path: b}, 200},
 		{"where is it", request{method: "GET", path: b + "?location"}, 200},
 		{"read what is shared", request{method: "GET", path: b + "/shared/a"}, 200},
-		{"a part that is copied", request{method: "PUT", path: b + "/team/up?partNumber=1&uploadId=" + upload.id, header: copyOf("shared/a")}, 200},
+		{
+			"a part that is copied",
+			request{method: "PUT", path: b + "/team/up?partNumber=1&uploadId=" + upload.id, header: copyOf("shared/a")},
+			200,
+		},
 		{"a copy", request{method: "PUT", path: b + "/team/copy", header: copyOf("shared/a")}, 200},
 
 		{"a copy from elsewhere", request{method: "PUT", path: b + "/team/copy", header: copyOf("secret/a")}, 403},
 		{"a copy to elsewhere", request{method: "PUT", path: b + "/shared/copy", header: copyOf("team/a")}, 403},
-		{"a copy from elsewhere by ..", request{method: "PUT", path: b + "/team/copy", header: copyOf("team/../secret/a")}, 403},
-		{"a part that is copied from elsewhere", request{method: "PUT", path: b + "/team/up?partNumber=1&uploadId=" + upload.id, header: copyOf("secret/a")}, 403},
-		{"a part that is copied to elsewhere", request{method: "PUT", path: b + "/secret/up?partNumber=1&uploadId=" + upload.id, header: copyOf("shared/a")}, 403},
+		{
+			"a copy from elsewhere by ..",
+			request{method: "PUT", path: b + "/team/copy", header: copyOf("team/../secret/a")},
+			403,
+		},
+		{
+			"a part that is copied from elsewhere",
+			request{method: "PUT", path: b + "/team/up?partNumber=1&uploadId=" + upload.id, header: copyOf("secret/a")},
+			403,
+		},
+		{
+			"a part that is copied to elsewhere",
+			request{method: "PUT", path: b + "/secret/up?partNumber=1&uploadId=" + upload.id, header: copyOf("shared/a")},
+			403,
+		},
 		{"read outside", request{method: "GET", path: b + "/secret/a"}, 403},
 		{"head outside", request{method: "HEAD", path: b + "/secret/a"}, 403},
 		{"head of what is not there", request{method: "HEAD", path: b + "/secret/none"}, 403},
@@ -106,11 +149,27 @@ func TestPrefixes(t *testing.T) {
 		{"the bucket's versioning", request{method: "GET", path: b + "?versioning"}, 403},
 		{"the bucket's policy", request{method: "GET", path: b + "?policy"}, 403},
 		{"delete the bucket", request{method: "DELETE", path: b}, 403},
-		{"a legal hold, which is an administrator's", request{method: "PUT", path: b + "/team/a?legal-hold", body: []byte("<LegalHold/>")}, 403},
-		{"a bypass, which is an administrator's", request{method: "DELETE", path: b + "/team/a", header: http.Header{"X-Amz-Bypass-Governance-Retention": {"true"}}}, 403},
-		{"a bypass in other words", request{method: "DELETE", path: b + "/team/a", header: http.Header{"X-Amz-Bypass-Governance-Retention": {"1"}}}, 403},
-		{"a bypass in a URL", request{method: "DELETE", path: b + "/team/a?X-Amz-Bypass-Governance-Retention=True&X-Amz-Expires=60", presign: true}, 403},
-		{"a bypass in a URL, in lower case", request{method: "DELETE", path: b + "/team/a?x-amz-bypass-governance-retention=true&X-Amz-Expires=60", presign: true}, 403},
+		{
+			"a legal hold, which is an administrator's",
+			request{method: "PUT", path: b + "/team/a?legal-hold", body: []byte("<LegalHold/>")},
+			403,
+		},
+		{
+			"a bypass, which is an administrator's",
+			request{method: "DELETE", path: b + "/team/a", header: http.Header{"X-Amz-Bypass-Governance-Retention": {"true"}}},
+			403,
+		},
+		{
+			"a bypass in other words",
+			request{method: "DELETE", path: b + "/team/a", header: http.Header{"X-Amz-Bypass-Governance-Retention": {"1"}}},
+			403,
+		},
+		{"a bypass in a URL", request{
+			method: "DELETE", path: b + "/team/a?X-Amz-Bypass-Governance-Retention=True&X-Amz-Expires=60", presign: true,
+		}, 403},
+		{"a bypass in a URL, in lower case", request{
+			method: "DELETE", path: b + "/team/a?x-amz-bypass-governance-retention=true&X-Amz-Expires=60", presign: true,
+		}, 403},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			a := p.sendAs(readerAccess, readerSecret, row.r)
@@ -119,32 +178,49 @@ func TestPrefixes(t *testing.T) {
 			}
 		})
 	}
+
 	for _, key := range []string{"team/a", "shared/a", "secret/a"} {
 		if got := p.mustGet(key); string(got) != "text of "+key {
 			t.Errorf("%s is %q", key, got)
 		}
 	}
+
 	if p.isStored("secret/b") {
 		t.Error("an object was written outside")
 	}
 }
 
-// ListBuckets shows the buckets in which a client may do something, were it to
-// one object only.
+// ListBuckets lists the buckets for which a client has a grant, even for a
+// single object.
 func TestBucketsShown(t *testing.T) {
-	p := newProxy(t, withClients(team(), access.Client{Name: "other", AccessKey: "AKIAOTHER", Secret: "othersecretothersecret", Allow: []access.Grant{{Buckets: []string{"hidden"}, Actions: everything}}}))
+	p := newProxy(
+		t,
+		withClients(
+			team(),
+			access.Client{
+				Name:      "other",
+				AccessKey: "AKIAOTHER",
+				Secret:    "othersecretothersecret",
+				Allow:     []access.Grant{{Buckets: []string{"hidden"}, Actions: everything}},
+			},
+		),
+	)
+
 	hidden := p.newBucket("hidden-")
 	for _, row := range []struct {
 		accessKey, secret   string
 		seesTest, seesOther bool
 	}{
-		{clientAccess, clientSecret, true, true}, {readerAccess, readerSecret, true, false}, {"AKIAOTHER", "othersecretothersecret", false, false},
+		{clientAccess, clientSecret, true, true},
+		{readerAccess, readerSecret, true, false},
+		{"AKIAOTHER", "othersecretothersecret", false, false},
 	} {
 		t.Run(row.accessKey, func(t *testing.T) {
 			out, err := p.as(row.accessKey, row.secret).ListBuckets(t.Context(), &s3.ListBucketsInput{})
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			var test, other bool
 			for _, b := range out.Buckets {
 				test, other = test || *b.Name == p.bucket, other || *b.Name == hidden
@@ -156,26 +232,32 @@ func TestBucketsShown(t *testing.T) {
 	}
 }
 
-// DeleteObjects judges each key, and says of each that may not be deleted that
-// it was not.
+// DeleteObjects checks each key, and returns an error for each key that the
+// client may not delete.
 func TestDeleteObjectsByPrefix(t *testing.T) {
 	p := newProxy(t, withClients(team()))
 	for _, key := range []string{"team/a", "team/b", "secret/a<&>", "secret/b"} {
 		p.put(key, []byte("x"))
 	}
 	team := p.as(readerAccess, readerSecret)
+
 	remove := func(quiet bool, keys ...string) *s3.DeleteObjectsOutput {
 		t.Helper()
 		in := &s3.DeleteObjectsInput{Bucket: &p.bucket, Delete: &types.Delete{Quiet: &quiet}}
 		for _, key := range keys {
-			in.Delete.Objects = append(in.Delete.Objects, types.ObjectIdentifier{Key: &key, VersionId: aws.String("null")})
+			in.Delete.Objects = append(
+				in.Delete.Objects,
+				types.ObjectIdentifier{Key: &key, VersionId: aws.String("null")},
+			)
 		}
+
 		out, err := team.DeleteObjects(t.Context(), in)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return out
 	}
+
 	want := func(name string, out *s3.DeleteObjectsOutput, deleted int, denied ...string) {
 		t.Helper()
 		var got []string
@@ -185,17 +267,20 @@ func TestDeleteObjectsByPrefix(t *testing.T) {
 			}
 			got = append(got, *e.Key)
 		}
+
 		if deleted >= 0 && len(out.Deleted) != deleted || strings.Join(got, " ") != strings.Join(denied, " ") {
 			t.Errorf("%s: %d deleted, denied %q", name, len(out.Deleted), got)
 		}
 	}
+
 	want("mixed", remove(false, "team/a", "secret/a<&>", "team/../secret/b"), 1, "secret/a<&>", "team/../secret/b")
-	want("mixed and quiet", remove(true, "secret/b", "team/b"), -1, "secret/b") // this store is never quiet
+	want("mixed and quiet", remove(true, "secret/b", "team/b"), -1, "secret/b") // this store ignores Quiet
 	p.origin.take()
 	want("none allowed", remove(false, "secret/b"), 0, "secret/b")
 	if asked := p.origin.take(); len(asked) != 0 {
 		t.Errorf("the store was asked %v", asked)
 	}
+
 	for key, there := range map[string]bool{"team/a": false, "team/b": false, "secret/a<&>": true, "secret/b": true} {
 		t.Run(key, func(t *testing.T) {
 			if p.isStored(key) != there {
@@ -203,7 +288,16 @@ func TestDeleteObjectsByPrefix(t *testing.T) {
 			}
 		})
 	}
-	a := p.sendAs(readerAccess, readerSecret, request{method: "POST", path: "/other-bucket?delete", body: []byte("<Delete><Object><Key>team/a</Key></Object></Delete>")})
+
+	a := p.sendAs(
+		readerAccess,
+		readerSecret,
+		request{
+			method: "POST",
+			path:   "/other-bucket?delete",
+			body:   []byte("<Delete><Object><Key>team/a</Key></Object></Delete>"),
+		},
+	)
 	if a.StatusCode != http.StatusForbidden {
 		t.Errorf("in a bucket where nothing may be deleted: %d %s", a.StatusCode, a.body)
 	}
@@ -211,9 +305,14 @@ func TestDeleteObjectsByPrefix(t *testing.T) {
 
 func TestAnonymous(t *testing.T) {
 	p := newProxy(t, withClients(access.Client{Name: "everybody", Anonymous: true, Allow: []access.Grant{
-		{Buckets: []string{"test-*"}, Prefixes: []string{"public/"}, Actions: []access.Action{access.Read, access.List}},
+		{
+			Buckets:  []string{"test-*"},
+			Prefixes: []string{"public/"},
+			Actions:  []access.Action{access.Read, access.List},
+		},
 		{Buckets: []string{"test-*"}, Prefixes: []string{"inbox/"}, Actions: []access.Action{access.Write}},
 	}}))
+
 	p.put("public/k", []byte("for all"))
 	p.put("secret/k", []byte("not for all"))
 	b := "/" + p.bucket
@@ -243,7 +342,11 @@ func TestAnonymous(t *testing.T) {
 		{"GET", b + "/public/k", http.Header{"X-Amz-Security-Token": {"t"}}, 400, "InvalidToken"},
 		{"GET", b + "/public/k?X-Amz-Signature=0", nil, 400, "AuthorizationQueryParametersError"},
 		{"GET", b + "/public/k?AWSAccessKeyId=a&Signature=b&Expires=1", nil, 400, "InvalidRequest"},
-		{"PUT", b + "/inbox/k", http.Header{"X-Amz-Content-Sha256": {"STREAMING-AWS4-HMAC-SHA256-PAYLOAD"}, "X-Amz-Decoded-Content-Length": {"0"}}, 403, "AccessDenied"},
+		{
+			"PUT", b + "/inbox/k",
+			http.Header{"X-Amz-Content-Sha256": {"STREAMING-AWS4-HMAC-SHA256-PAYLOAD"}, "X-Amz-Decoded-Content-Length": {"0"}},
+			403, "AccessDenied",
+		},
 	} {
 		t.Run(row.method+" "+row.path, func(t *testing.T) {
 			resp, body := p.unsigned(row.method, row.path, row.header)
@@ -255,29 +358,52 @@ func TestAnonymous(t *testing.T) {
 			}
 		})
 	}
+
 	if stored, _ := p.stored("inbox/k"); len(stored) < 40 {
-		t.Errorf("what somebody has put is stored in %d bytes", len(stored))
+		t.Errorf("the object is stored in %d bytes", len(stored))
 	}
 	if !strings.Contains(p.log.String(), `"client":"everybody"`) {
 		t.Error("the log does not name the client")
 	}
+
 	closed := newProxy(t)
-	if resp, body := closed.unsigned("GET", "/"+closed.bucket, nil); resp.StatusCode != http.StatusForbidden || !strings.Contains(body, "AccessDenied") {
+	if resp, body := closed.unsigned("GET", "/"+closed.bucket, nil); resp.StatusCode != http.StatusForbidden ||
+		!strings.Contains(body, "AccessDenied") {
 		t.Errorf("without an anonymous client: %d %s", resp.StatusCode, body)
 	}
 }
 
-// Temporary credentials do what their client may, until they expire or the
-// client is gone.
+// Temporary credentials have the grants of their client, until they expire
+// or the client is removed.
 func TestSessionCredentials(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "sessions.json")
 	session := func(accessKey, client string, ends time.Duration) string {
-		return fmt.Sprintf(`{"access_key":%q,"secret_key":"secret-of-session","session_token":"token/of+%s==","expires":%q,"client":%q}`, accessKey, accessKey, time.Now().Add(ends).Format(time.RFC3339), client)
+		return fmt.Sprintf(
+			`{"access_key":%q,"secret_key":"secret-of-session","session_token":"token/of+%s==","expires":%q,"client":%q}`,
+			accessKey,
+			accessKey,
+			time.Now().Add(ends).Format(time.RFC3339),
+			client,
+		)
 	}
-	text := "[" + session("ASIATEAM", "team", time.Hour) + "," + session("ASIAOLD", "team", -time.Hour) + "," + session("ASIANOBODY", "nobody", time.Hour) + "]"
+
+	text := "[" + session(
+		"ASIATEAM",
+		"team",
+		time.Hour,
+	) + "," + session(
+		"ASIAOLD",
+		"team",
+		-time.Hour,
+	) + "," + session(
+		"ASIANOBODY",
+		"nobody",
+		time.Hour,
+	) + "]"
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
+
 	var directory *access.Directory
 	p := newProxy(t, withClients(team()), func(p *proxy, cfg *s3api.Config, _ *keyring.Config) {
 		sessions, err := access.OpenSessions(file, time.Now, func(error, int) {})
@@ -287,6 +413,7 @@ func TestSessionCredentials(t *testing.T) {
 		cfg.Clients.UseSessions(sessions)
 		directory = cfg.Clients
 	})
+
 	p.put("team/k", []byte("text"))
 	p.put("secret/k", []byte("text"))
 	by := func(accessKey, token string) *s3.Client {
@@ -294,6 +421,7 @@ func TestSessionCredentials(t *testing.T) {
 			o.Credentials = credentials.NewStaticCredentialsProvider(accessKey, "secret-of-session", token)
 		})
 	}
+
 	get := func(c *s3.Client, key string) string {
 		_, err := c.GetObject(t.Context(), &s3.GetObjectInput{Bucket: &p.bucket, Key: &key})
 		if err == nil {
@@ -301,6 +429,7 @@ func TestSessionCredentials(t *testing.T) {
 		}
 		return code(err)
 	}
+
 	for _, row := range []struct{ name, accessKey, token, key, code string }{
 		{"within", "ASIATEAM", "token/of+ASIATEAM==", "team/k", ""},
 		{"outside", "ASIATEAM", "token/of+ASIATEAM==", "secret/k", "AccessDenied"},
@@ -315,30 +444,45 @@ func TestSessionCredentials(t *testing.T) {
 			}
 		})
 	}
-	presigned, err := s3.NewPresignClient(by("ASIATEAM", "token/of+ASIATEAM==")).PresignGetObject(t.Context(), &s3.GetObjectInput{Bucket: &p.bucket, Key: aws.String("team/k")})
+
+	presigned, err := s3.NewPresignClient(
+		by("ASIATEAM", "token/of+ASIATEAM=="),
+	).PresignGetObject(
+		t.Context(),
+		&s3.GetObjectInput{Bucket: &p.bucket, Key: aws.String("team/k")},
+	)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	path := strings.TrimPrefix(presigned.URL, p.url)
 	if resp, body := p.unsigned("GET", path, nil); resp.StatusCode != 200 || body != "text" {
 		t.Errorf("presigned: %d %s", resp.StatusCode, body)
 	}
-	if resp, _ := p.unsigned("GET", strings.Replace(path, "ASIATEAM%3D%3D", "ASIATEAM%3D", 1), nil); resp.StatusCode == 200 {
+	if resp, _ := p.unsigned(
+		"GET", strings.Replace(path, "ASIATEAM%3D%3D", "ASIATEAM%3D", 1), nil,
+	); resp.StatusCode == 200 {
 		t.Error("presigned, with another token")
 	}
+
 	for _, secret := range []string{"secret-of-session", "token/of"} {
 		if bytes.Contains([]byte(p.log.String()), []byte(secret)) {
 			t.Errorf("%q is in the log", secret)
 		}
 	}
-	if !strings.Contains(p.log.String(), `"session":"ASIATEAM"`) || strings.Contains(p.log.String(), `"session":"`+clientAccess) {
+
+	if !strings.Contains(p.log.String(), `"session":"ASIATEAM"`) ||
+		strings.Contains(p.log.String(), `"session":"`+clientAccess) {
 		t.Error("the log does not tell who came with temporary credentials")
 	}
-	if err := directory.Replace([]access.Client{{Name: "app", AccessKey: clientAccess, Secret: clientSecret}}); err != nil {
+	if err := directory.Replace([]access.Client{
+		{Name: "app", AccessKey: clientAccess, Secret: clientSecret},
+	}); err != nil {
 		t.Fatal(err)
 	}
+
 	if got := get(by("ASIATEAM", "token/of+ASIATEAM=="), "team/k"); got != "InvalidAccessKeyId" {
-		t.Errorf("after its client is gone: %q", got)
+		t.Errorf("after its client was removed: %q", got)
 	}
 	if got := get(p.client, "team/k"); got != "AccessDenied" {
 		t.Errorf("a client whose grants are gone: %q", got)

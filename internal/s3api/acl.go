@@ -13,11 +13,11 @@ const (
 	ownerEnforced = "BucketOwnerEnforced" // a bucket without ACLs
 )
 
-// putACL answers PutBucketAcl and PutObjectAcl. An ACL is the store's, and
-// knows the store's identities only: whoever it lets in besides the owner
-// comes past the proxy, can read ciphertext only, and can put objects there
-// that the proxy does not read. So only the ACL that lets in nobody else is
-// taken, in whichever form.
+// putACL handles PutBucketAcl and PutObjectAcl. ACLs name identities of the
+// store. Others whom an ACL lets in use the store without the proxy: they
+// could read only ciphertext, and store objects that the proxy does not
+// read. So only an ACL that grants access to the owner alone is accepted, in
+// any of its forms.
 func (s *Server) putACL(c *call) error {
 	body, err := c.readBody()
 	if err != nil {
@@ -34,21 +34,26 @@ func (s *Server) putACL(c *call) error {
 	return s.forwardBody(c, nil)
 }
 
-// checkACL returns nil for an ACL that lets in nobody but the owner. One that
-// is none is refused in S3's words, any other with NotImplemented.
+// checkACL returns nil for an ACL that grants access only to the owner. A
+// malformed ACL gets S3's error, any other ACL NotImplemented.
 func checkACL(h http.Header, body []byte) error {
 	canned, granted := h.Get(cannedHeader), false
 	for name := range h {
 		granted = granted || strings.HasPrefix(strings.ToLower(name), grantPrefix)
 	}
+
 	refusal := checkCanned(h)
 	if canned != "" && !cannedACLs.has(canned) {
 		return refusal
 	}
+
 	var acl accessControl
 	switch {
 	case len(body) > 0 && (xml.Unmarshal(body, &acl) != nil || !acl.valid()):
-		return badRequest("MalformedACLError", "The XML you provided was not well-formed or did not validate against our published schema.")
+		return badRequest(
+			"MalformedACLError",
+			"The XML you provided was not well-formed or did not validate against our published schema.",
+		)
 	case len(body) > 0 && (canned != "" || granted):
 		return badRequest("UnexpectedContent", "This request does not support content.")
 	case canned != "" && granted:
@@ -56,23 +61,24 @@ func checkACL(h http.Header, body []byte) error {
 	case len(body) == 0 && canned == "" && !granted:
 		return badRequest("MissingSecurityHeader", "Your request was missing a required header.")
 	case granted, len(body) > 0 && !acl.private():
-		return notImplemented("An ACL that grants anything to others than the owner", ownerOnly)
+		return notImplemented("An ACL that grants access to anyone but the owner", ownerOnly)
 	default:
 		return refusal
 	}
 }
 
-// unlessNoACLs is for a fault of an ACL, which S3 tells only of a bucket that
-// is there and has ACLs.
+// unlessNoACLs returns the error for an invalid ACL. Like S3, it returns
+// another error first if the bucket does not exist or has no ACLs.
 func (s *Server) unlessNoACLs(c *call, fault error) error {
 	resp, err := s.sendToBucket(c, http.MethodGet, "ownershipControls=")
 	if hasCode(err, "NoSuchBucket") {
 		return err
 	}
 	if err != nil {
-		return fault // it may have no ownership controls, or the store none at all
+		return fault // the bucket may have no ownership controls, or the store may not support them
 	}
 	defer closeBody(resp)
+
 	var doc struct {
 		Ownership []string `xml:"Rule>ObjectOwnership"`
 	}
@@ -82,28 +88,38 @@ func (s *Server) unlessNoACLs(c *call, fault error) error {
 	return fault
 }
 
-// ownerOnly is why no other ACL is taken.
-const ownerOnly = "others would come past the proxy, and read ciphertext"
+// ownerOnly is the reason why other ACLs are refused.
+const ownerOnly = "others would read ciphertext from the store, without the proxy"
 
-// cannedACLs are all of S3's.
-var cannedACLs = setOf("private public-read public-read-write aws-exec-read authenticated-read bucket-owner-read bucket-owner-full-control log-delivery-write")
+// cannedACLs are all canned ACLs of S3.
+var cannedACLs = setOf(
+	"private public-read public-read-write aws-exec-read authenticated-read " +
+		"bucket-owner-read bucket-owner-full-control log-delivery-write",
+)
 
-// checkCanned refuses a canned ACL, unless it lets in nobody who has no
-// credentials of the proxy: they could read ciphertext only.
+// checkCanned refuses a canned ACL that lets in anyone besides the store's
+// owner, because others could read only ciphertext.
 func checkCanned(h http.Header) error {
 	switch acl := h.Get(cannedHeader); {
 	case acl == "", acl == "private", acl == "bucket-owner-full-control":
 		return nil
 	case !cannedACLs.has(acl):
-		return &Error{Code: "InvalidArgument", Message: "There is no such canned ACL.", Details: [][2]string{{"ArgumentName", "x-amz-acl"}, {"ArgumentValue", acl}}}
-	case h.Get("X-Amz-Object-Ownership") == ownerEnforced: // of a bucket that is to be created
-		return badRequest("InvalidBucketAclWithObjectOwnership", "Bucket cannot have ACLs set with ObjectOwnership's BucketOwnerEnforced setting")
+		return &Error{
+			Code:    "InvalidArgument",
+			Message: "There is no such canned ACL.",
+			Details: [][2]string{{"ArgumentName", "x-amz-acl"}, {"ArgumentValue", acl}},
+		}
+	case h.Get("X-Amz-Object-Ownership") == ownerEnforced: // for CreateBucket
+		return badRequest(
+			"InvalidBucketAclWithObjectOwnership",
+			"Bucket cannot have ACLs set with ObjectOwnership's BucketOwnerEnforced setting",
+		)
 	default:
 		return notImplemented("The canned ACL "+acl, ownerOnly)
 	}
 }
 
-// permissions are all that a grant can give.
+// permissions are all permissions of S3's ACLs.
 var permissions = setOf("FULL_CONTROL WRITE WRITE_ACP READ READ_ACP")
 
 // accessControl is the AccessControlPolicy document.
@@ -120,13 +136,14 @@ type accessControl struct {
 	} `xml:"AccessControlList>Grant"`
 }
 
-// valid reports whether S3 would take the document: it names an owner, and
-// each grant somebody and a permission.
+// valid reports whether S3 would accept the document: it names an owner, and
+// each grant has a grantee and a permission.
 func (a *accessControl) valid() bool {
 	for _, g := range a.Grants {
 		if !permissions.has(g.Permission) {
 			return false
 		}
+
 		switch g.Grantee.Type {
 		case "Group", "AmazonCustomerByEmail":
 		case "CanonicalUser", "":
@@ -137,11 +154,12 @@ func (a *accessControl) valid() bool {
 			return false
 		}
 	}
+
 	return a.Owner.ID != ""
 }
 
-// private reports whether the owner has full control, and nobody else has
-// anything.
+// private reports whether the owner has full control, and no other grants
+// exist.
 func (a *accessControl) private() bool {
 	for _, g := range a.Grants {
 		if g.Grantee.Type == "Group" || g.Grantee.ID != a.Owner.ID || g.Permission != "FULL_CONTROL" {

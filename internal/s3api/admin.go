@@ -12,8 +12,8 @@ import (
 )
 
 // eachElement calls check with the name and the text of each element of a
-// document, in whichever namespace and order they come. It takes nothing that
-// two parsers could read in two ways.
+// document, in any namespace and order. It refuses documents that two
+// parsers could read differently.
 func eachElement(doc []byte, check func(name, text string) error) error {
 	type element struct {
 		name string
@@ -21,9 +21,10 @@ func eachElement(doc []byte, check func(name, text string) error) error {
 	}
 	decoder := xml.NewDecoder(bytes.NewReader(doc))
 	var open []element
+
 	for {
 		token, err := decoder.Token()
-		if err == io.EOF { //nolint:errorlint // bare, as Token says
+		if err == io.EOF { //nolint:errorlint // Token returns io.EOF unwrapped
 			return nil
 		}
 		if err != nil {
@@ -44,23 +45,24 @@ func eachElement(doc []byte, check func(name, text string) error) error {
 			if err := check(last.name, string(bytes.TrimSpace(last.text))); err != nil {
 				return err
 			}
-		case xml.Directive: // could define entities
+		case xml.Directive: // it could define entities
 			return malformedXML(errors.New("it has a document type"))
 		}
 	}
 }
 
-// lockModeHeader is the retention that a new object is to have.
+// lockModeHeader has the retention mode of a new object.
 const lockModeHeader = "X-Amz-Object-Lock-Mode"
 
-// isCompliance reports whether a retention is one that nobody can take back
-// before its time, not even who pays for the store. Whatever is not clearly
-// the other mode counts, as a store may take it so.
+// isCompliance reports whether a retention is in compliance mode, in which
+// not even the owner of the store can shorten it. Every value except
+// GOVERNANCE counts as compliance mode, because a store may treat it so.
 func isCompliance(mode string) bool {
 	return mode != "" && !strings.EqualFold(mode, "GOVERNANCE")
 }
 
-// mayLock reports whether the client may store or keep what nobody can delete.
+// mayLock reports whether the client may set a retention that nobody can
+// remove.
 func (c *call) mayLock() bool {
 	if c.key == "" {
 		return c.client.May(access.Lock, c.bucket)
@@ -68,13 +70,14 @@ func (c *call) mayLock() bool {
 	return c.client.MayObject(access.Lock, c.bucket, c.key)
 }
 
-// putRetention forwards the retention of an object, or of all new objects in a
-// bucket, if the client may ask for its mode.
+// putRetention forwards the retention of an object, or of all new objects in
+// a bucket, if the client has the grant for its mode.
 func (s *Server) putRetention(c *call) error {
 	body, err := c.readBody()
 	if err != nil {
 		return err
 	}
+
 	err = eachElement(body, func(name, text string) error {
 		if name == "Mode" && isCompliance(text) && !c.mayLock() {
 			return accessDenied(fmt.Errorf("client %q has no grant to %s %q", c.client.Name, access.Lock, c.resource()))
@@ -84,12 +87,13 @@ func (s *Server) putRetention(c *call) error {
 	if err != nil {
 		return err
 	}
+
 	return s.forwardBody(c, body)
 }
 
-// putTargeted forwards a configuration that has the store write elsewhere, in
-// its own name: the client may configure the bucket, and needs a right on the
-// target too.
+// putTargeted forwards a configuration that makes the store write to another
+// bucket, with the store's own permissions. The client needs a grant for
+// that bucket as well.
 func (s *Server) putTargeted(c *call) error {
 	body, err := c.readBody()
 	if err != nil {
@@ -101,7 +105,8 @@ func (s *Server) putTargeted(c *call) error {
 	return s.forwardBody(c, body)
 }
 
-// checkTarget returns why an element of a configuration is refused, or nil.
+// checkTarget returns the reason for refusing an element of a configuration,
+// or nil.
 func (c *call) checkTarget(name, text string) error {
 	switch name {
 	case "Bucket", "TargetBucket":
@@ -109,22 +114,26 @@ func (c *call) checkTarget(name, text string) error {
 		if ok && (target == c.bucket || c.client.May(access.Write, target)) {
 			return nil
 		}
+
 		if ok {
-			return accessDenied(fmt.Errorf("client %q has no grant to %s %q, which the configuration of %q has as a target",
-				c.client.Name, access.Write, target, c.bucket))
+			return accessDenied(
+				fmt.Errorf("client %q has no grant to %s %q, which the configuration of %q has as a target",
+					c.client.Name, access.Write, target, c.bucket),
+			)
 		}
-	case "TargetGrants", "AccessControlTranslation", // for identities of the store
+	case "TargetGrants", "AccessControlTranslation", // these are for identities of the store
 		"TopicConfiguration", "QueueConfiguration", "CloudFunctionConfiguration", "LambdaFunctionConfiguration",
 		"EventBridgeConfiguration",
 		"Topic", "Queue", "CloudFunction", "LambdaFunctionArn":
 	default:
 		return nil
 	}
+
 	return c.needsStoreAdmin(name)
 }
 
-// needsStoreAdmin refuses what opens the bucket past the proxy, unless the
-// client may do that.
+// needsStoreAdmin refuses a setting that opens the bucket to others than the
+// proxy, unless the client has the grant for it.
 func (c *call) needsStoreAdmin(what string) error {
 	if c.client.May(access.StoreAdmin, c.bucket) {
 		return nil
@@ -133,8 +142,8 @@ func (c *call) needsStoreAdmin(what string) error {
 		c.client.Name, access.StoreAdmin, c.bucket, what, c.op))
 }
 
-// bucketOfARN returns the bucket that arn:aws:s3:::bucket, or a bare name,
-// says.
+// bucketOfARN returns the bucket in arn:aws:s3:::bucket or in a plain bucket
+// name.
 func bucketOfARN(text string) (bucket string, ok bool) {
 	if arn, isARN := strings.CutPrefix(text, "arn:"); isARN {
 		parts := strings.Split(arn, ":")
@@ -146,13 +155,15 @@ func bucketOfARN(text string) (bucket string, ok bool) {
 	return text, bucketName.MatchString(text)
 }
 
-// putPublicAccessBlock forwards a block of public access. One that is less than
-// whole makes room for what opens the bucket.
+// putPublicAccessBlock forwards a block of public access. If it does not
+// block everything, the client needs the same grant as for opening the
+// bucket.
 func (s *Server) putPublicAccessBlock(c *call) error {
 	body, err := c.readBody()
 	if err != nil {
 		return err
 	}
+
 	blocked := make(map[string]bool)
 	err = eachElement(body, func(name, text string) error {
 		_, twice := blocked[name]
@@ -162,6 +173,7 @@ func (s *Server) putPublicAccessBlock(c *call) error {
 	if err != nil {
 		return err
 	}
+
 	for _, name := range []string{"BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets"} {
 		if !blocked[name] {
 			if err := c.needsStoreAdmin(name + " that is not true"); err != nil {
@@ -169,5 +181,6 @@ func (s *Server) putPublicAccessBlock(c *call) error {
 			}
 		}
 	}
+
 	return s.forwardBody(c, body)
 }

@@ -12,8 +12,8 @@ import (
 	"testing"
 )
 
-// memoryStore answers PUT, and GET with the object that was put last. It costs
-// next to nothing, so that what is counted is the proxy's.
+// memoryStore accepts PUT, and answers GET with the object that was stored
+// last. It costs almost nothing, so the allocations counted are the proxy's.
 type memoryStore struct {
 	header http.Header
 	body   []byte
@@ -28,6 +28,7 @@ func (m *memoryStore) RoundTrip(r *http.Request) (*http.Response, error) {
 		}
 		sum := md5.Sum(m.body)
 		m.header = http.Header{"Etag": {`"` + hex.EncodeToString(sum[:]) + `"`}}
+
 		for name, values := range r.Header {
 			if strings.HasPrefix(name, "X-Amz-Meta-") {
 				m.header[name] = values
@@ -36,15 +37,20 @@ func (m *memoryStore) RoundTrip(r *http.Request) (*http.Response, error) {
 		resp.Header.Set("Etag", m.header.Get("Etag"))
 		return resp, nil
 	}
-	resp.Header, resp.Body, resp.ContentLength = m.header.Clone(), io.NopCloser(bytes.NewReader(m.body)), int64(len(m.body))
+
+	resp.Header, resp.Body, resp.ContentLength = m.header.Clone(), io.NopCloser(
+		bytes.NewReader(m.body),
+	), int64(
+		len(m.body),
+	)
 	return resp, nil
 }
 
-// maxAllocs is how often the proxy may allocate for a PUT and a GET of 4 KiB.
-// They took 390 and 291 allocations when this was written.
+// maxAllocs limits the allocations of the proxy for a PUT and a GET of 4
+// KiB. When this was written, they took 390 and 291.
 var maxAllocs = map[string]float64{"PUT": 410, "GET": 310}
 
-// TestAllocsOfARequest keeps the fast path fast.
+// TestAllocsOfARequest guards the number of allocations.
 func TestAllocsOfARequest(t *testing.T) {
 	if raceDetector {
 		t.Skip("the race detector allocates too")
@@ -69,13 +75,15 @@ func BenchmarkWholePath(b *testing.B) {
 	}
 }
 
-// wholePath returns, by method, what serves a PUT and a GET of one object of
-// 4 KiB without the network. Their signatures are good for 15 minutes.
+// wholePath returns, by method, functions that serve a PUT and a GET of one
+// object of 4 KiB without the network. Their signatures are valid for 15
+// minutes.
 func wholePath(t testing.TB) map[string]func() {
 	p := newProxy(t)
 	path, text := "/"+p.bucket+"/k", randomText(4096)
 	p.origin.next = &memoryStore{}
 	out := make(map[string]func())
+
 	for _, r := range []request{{method: "PUT", path: path, body: text}, {method: "GET", path: path}} {
 		signed := p.sign(r)
 		signed.RequestURI, signed.RemoteAddr, signed.URL = path, "127.0.0.1:1", &url.URL{Path: path}
@@ -89,6 +97,7 @@ func wholePath(t testing.TB) map[string]func() {
 			}
 		}
 	}
-	out["PUT"]() // there is something to GET
+
+	out["PUT"]() // so that there is an object to GET
 	return out
 }

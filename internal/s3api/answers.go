@@ -11,35 +11,41 @@ import (
 	"strings"
 )
 
-// answer says what the store's answer to an operation has when the operation
-// was a success. It is the name of the root element of an XML document, or one
-// of the constants.
+// answer describes what the store's answer to a successful operation must
+// have. It is the name of the root element of an XML document, or one of the
+// constants.
 //
-// Whoever stands between the proxy and its store, such as a login page or a
-// load balancer, can answer 200 to anything. What lacks what S3's answer must
-// have is no success, and nothing may be vouched for because of it.
+// A login page or a load balancer between the proxy and its store can answer
+// 200 to any request. If an answer lacks what S3 always sends, the proxy
+// does not treat it as a success.
 type answer string
 
 const (
-	unsent   answer = ""        // the proxy never sends it: it is refused, or answered otherwise
-	nothing  answer = "nothing" // an empty body; of what is not a DELETE, a document too
+	unsent   answer = ""        // the proxy never sends it to the store
+	nothing  answer = "nothing" // an empty body; stores may send XML instead, except for DELETE
 	written  answer = "written" // an ETag and an empty body
-	content  answer = "content" // an ETag and a body of known length: an object
+	content  answer = "content" // an ETag and a body of known length
 	document answer = "xml"     // XML, whose root element stores do not agree on
 	policies answer = "json"    // a JSON object
-	allowed  answer = "allowed" // what may be done by pages of the origin that asked
+	allowed  answer = "allowed" // an Access-Control-Allow-Origin header
 )
 
-// CheckAnswer returns an error unless resp, an answer of 2xx, is what S3
-// answers to r when it has done what r asks for. S3 also tells of some
-// failures with status 200: then the error is the one in the document.
+// CheckAnswer returns an error unless resp, an answer with status 2xx, is
+// what S3 sends after it has done what r asks for. S3 reports some failures
+// with status 200; CheckAnswer returns the error that is in the document.
 //
-// r is a request for the store, whose URL holds nothing but /bucket/key and the
-// query. CheckAnswer may read from the body, and replaces it with an equal one.
+// r is a request to the store. Its URL has only the path /bucket/key and the
+// query. CheckAnswer may read from the body, and replaces it with an equal
+// one.
 func CheckAnswer(r *http.Request, resp *http.Response) error {
 	row := sentAs(r)
 	if row == nil {
-		return fmt.Errorf("%w was sent a request that is not in the table of operations: %s %s", errOrigin, r.Method, r.URL)
+		return fmt.Errorf(
+			"%w was sent a request that is not in the table of operations: %s %s",
+			errOrigin,
+			r.Method,
+			r.URL,
+		)
 	}
 
 	why, err := row.answer.mismatch(r, resp)
@@ -49,14 +55,16 @@ func CheckAnswer(r *http.Request, resp *http.Response) error {
 	if why == "" {
 		return nil
 	}
+
 	return &Error{
-		Code: "ServiceUnavailable", Message: "The store behind the proxy sent an answer that is not S3's. Please try again.", RetryAfter: retryAfter,
-		cause: fmt.Errorf("%w answered %d to %s with %s (Content-Type %q): it is not the store that answers",
+		Code: "ServiceUnavailable", Message: "The store behind the proxy sent an answer that is not S3's. Please try again.",
+		RetryAfter: retryAfter,
+		cause: fmt.Errorf("%w answered %d to %s with %s (Content-Type %q): something other than the store answered",
 			errOrigin, resp.StatusCode, row.op, why, resp.Header.Get("Content-Type")),
 	}
 }
 
-// sentAs returns the operation that a request for the store is, or nil.
+// sentAs returns the operation of a request to the store, or nil.
 func sentAs(r *http.Request) *route {
 	named := service
 	if name, key, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/"); key != "" {
@@ -72,7 +80,7 @@ func sentAs(r *http.Request) *route {
 	return nil
 }
 
-// mismatch says in a few words what is wrong with an answer; "" if nothing is.
+// mismatch describes what is wrong with an answer; "" if it is right.
 func (a answer) mismatch(r *http.Request, resp *http.Response) (why string, err error) {
 	h := resp.Header
 	switch {
@@ -82,7 +90,8 @@ func (a answer) mismatch(r *http.Request, resp *http.Response) (why string, err 
 		return "no ETag", nil
 	case a == content && resp.ContentLength < 0:
 		return "a body of unknown length", nil
-	case r.Method == http.MethodHead && resp.ContentLength > 0 && a == nothing && strings.HasPrefix(h.Get("Content-Type"), "text/html"):
+	case r.Method == http.MethodHead && resp.ContentLength > 0 && a == nothing &&
+		strings.HasPrefix(h.Get("Content-Type"), "text/html"):
 		return "a page", nil
 	case a == allowed, a == content, r.Method == http.MethodHead:
 		return "", nil
@@ -97,8 +106,8 @@ func (a answer) mismatch(r *http.Request, resp *http.Response) (why string, err 
 	}
 }
 
-// maxProlog bounds what is read of a document up to its root element: white
-// space included, which keeps a client waiting.
+// maxProlog limits, in bytes, what is read of a document up to its root
+// element. White space counts: stores send it to keep a client waiting.
 const maxProlog = 64 << 10
 
 func checkEmpty(resp *http.Response) (why string, err error) {
@@ -107,13 +116,13 @@ func checkEmpty(resp *http.Response) (why string, err error) {
 		return "", err
 	}
 	if text := bytes.TrimSpace(body.Bytes()); len(text) > 0 {
-		return fmt.Sprintf("a body where there is none: %.60q", text), nil
+		return fmt.Sprintf("a body that should be empty: %.60q", text), nil
 	}
 	return "", nil
 }
 
-// checkEmptyOrXML is for a body that is empty with S3, where a store may send a
-// document all the same: no SDK reads it.
+// checkEmptyOrXML accepts an empty body, which S3 sends, and an XML
+// document, which other stores may send. SDKs ignore the document.
 func checkEmptyOrXML(resp *http.Response) (why string, err error) {
 	var seen bytes.Buffer
 	if _, err := seen.ReadFrom(io.LimitReader(resp.Body, maxProlog)); err != nil {
@@ -131,6 +140,7 @@ func checkJSON(resp *http.Response) (why string, err error) {
 	var seen bytes.Buffer
 	defer putBack(resp, &seen)
 	var one [1]byte
+
 	for {
 		_, err := io.ReadFull(resp.Body, one[:])
 		if errors.Is(err, io.EOF) {
@@ -139,12 +149,13 @@ func checkJSON(resp *http.Response) (why string, err error) {
 		if err != nil {
 			return "", err
 		}
+
 		seen.Write(one[:])
 		switch {
 		case one[0] == '{':
 			return "", nil
 		case !strings.Contains(" \t\r\n", string(one[:])) || seen.Len() > maxProlog:
-			return "what is not JSON", nil
+			return "a body that is not JSON", nil
 		}
 	}
 }
@@ -161,7 +172,7 @@ func (a answer) checkRoot(resp *http.Response) (why string, err error) {
 		}
 		return "", lateError(body.Bytes())
 	case root == "":
-		return "what is not XML", nil
+		return "a body that is not XML", nil
 	case root != string(a) && (a != document || strings.EqualFold(root, "html")):
 		return "a document <" + root + ">", nil
 	default:
@@ -169,29 +180,33 @@ func (a answer) checkRoot(resp *http.Response) (why string, err error) {
 	}
 }
 
-// rootOf reads the body up to its root element, and puts back what it has read.
-// It returns "" for what is not XML.
+// rootOf returns the name of the body's root element, and puts back what it
+// has read. It returns "" if the body is not XML.
 func rootOf(resp *http.Response) (root string, err error) {
 	var seen bytes.Buffer
 	defer putBack(resp, &seen)
 	source := &errorReader{src: io.LimitReader(resp.Body, maxProlog)}
 	d := xml.NewDecoder(io.TeeReader(source, &seen))
-	d.CharsetReader = func(_ string, in io.Reader) (io.Reader, error) { return in, nil } // names are ASCII in all of them
+
+	// Element names are ASCII in all charsets.
+	d.CharsetReader = func(_ string, in io.Reader) (io.Reader, error) { return in, nil }
+
 	for {
 		token, err := d.RawToken()
 		if source.err != nil {
 			return "", source.err
 		}
 		if err != nil {
-			return "", nil // it is not XML
+			return "", nil // not XML
 		}
+
 		if start, ok := token.(xml.StartElement); ok {
 			return start.Name.Local, nil
 		}
 	}
 }
 
-// putBack has the body begin with what was read of it.
+// putBack makes the body start with seen again.
 func putBack(resp *http.Response, seen *bytes.Buffer) {
 	resp.Body = struct {
 		io.Reader
@@ -199,7 +214,7 @@ func putBack(resp *http.Response, seen *bytes.Buffer) {
 	}{io.MultiReader(seen, resp.Body), resp.Body}
 }
 
-// errorReader remembers that reading failed, which a parser may name otherwise.
+// errorReader remembers a read error, which a parser may replace by its own.
 type errorReader struct {
 	src io.Reader
 	err error
@@ -213,15 +228,20 @@ func (f *errorReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// lateError reads an error that came with status 200: S3 begins to answer a
-// copy and the end of an upload before it is done.
+// lateError returns the error in an answer with status 200. S3 begins to
+// answer CopyObject and CompleteMultipartUpload before it is done.
 func lateError(body []byte) *Error {
 	code, _, _ := element(body, "Code")
 	message, _, _ := element(body, "Message")
-	e := &Error{Code: string(code), Message: html.UnescapeString(string(message)), cause: fmt.Errorf("%w answered 200 with %.300q", errOrigin, body)}
+	e := &Error{
+		Code:    string(code),
+		Message: html.UnescapeString(string(message)),
+		cause:   fmt.Errorf("%w answered 200 with %.300q", errOrigin, body),
+	}
 	if _, ok := statuses[e.Code]; !ok {
 		e.httpStatus = http.StatusInternalServerError
 	}
+
 	if !codeForm.MatchString(e.Code) {
 		e.Code, e.Message = "InternalError", "The store has not completed the upload. Please try again."
 	}

@@ -11,15 +11,23 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// getObjectAttributes answers from a HEAD, as the store's own attributes are
-// those of ciphertext. The size is told only when it has verified.
+// getObjectAttributes answers from a HEAD, because the store's own
+// attributes describe ciphertext. It returns the size only after verifying
+// it.
 // https://docs.aws.amazon.com/AmazonS3/latest/API/API_GetObjectAttributes.html
 func (s *Server) getObjectAttributes(c *call) error {
 	wanted, err := attributeNames(c.Header)
 	if err != nil {
 		return s.unlessNoBucket(c, err)
 	}
-	q := stored.Request{Object: c.object(), Version: c.query.Get("versionId"), Header: c.requestHeader(), Plaintext: s.admitPlaintext(c, c.object())}
+
+	q := stored.Request{
+		Object:    c.object(),
+		Version:   c.query.Get("versionId"),
+		Header:    c.requestHeader(),
+		Plaintext: s.admitPlaintext(c, c.object()),
+	}
+
 	for _, name := range []string{"X-Amz-Object-Attributes", "X-Amz-Max-Parts", "X-Amz-Part-Number-Marker"} {
 		q.Header.Del(name)
 	}
@@ -27,21 +35,25 @@ func (s *Server) getObjectAttributes(c *call) error {
 	if err != nil {
 		return err
 	}
+
 	if o.NotModified {
 		return c.notModified(o)
 	}
 	if err := c.checkCustomerKey(o); err != nil {
 		return err
 	}
+
 	if o.CustomerKey || wanted["ObjectSize"] || wanted["ObjectParts"] {
 		if err := c.reader.Prove(c.Context(), q, o); err != nil {
 			return err
 		}
 	}
+
 	out, err := attributesOf(c, q, o, wanted)
 	if err != nil {
 		return err
 	}
+
 	for _, name := range []string{"Last-Modified", "X-Amz-Version-Id", "X-Amz-Delete-Marker"} {
 		if value := o.Header.Get(name); value != "" {
 			c.w.Header().Set(name, value)
@@ -50,7 +62,7 @@ func (s *Server) getObjectAttributes(c *call) error {
 	return c.answerDocument(out)
 }
 
-// attributesOf returns the attributes that are wanted of an object.
+// attributesOf returns the attributes that the client wants.
 func attributesOf(c *call, q stored.Request, o *stored.Object, wanted map[string]bool) (*attributes, error) {
 	out := &attributes{XMLName: rootNamed("GetObjectAttributesResponse")}
 	if wanted["ETag"] {
@@ -59,11 +71,13 @@ func attributesOf(c *call, q stored.Request, o *stored.Object, wanted map[string
 	if wanted["ObjectSize"] {
 		out.ObjectSize = &o.Size
 	}
+
 	if wanted["StorageClass"] {
 		if out.StorageClass = o.Header.Get("X-Amz-Storage-Class"); out.StorageClass == "" {
 			out.StorageClass = "STANDARD"
 		}
 	}
+
 	if wanted["ObjectParts"] {
 		layout, err := c.reader.Layout(c.Context(), q, o)
 		if err != nil {
@@ -73,6 +87,7 @@ func attributesOf(c *call, q stored.Request, o *stored.Object, wanted map[string
 			return nil, err
 		}
 	}
+
 	if wanted["Checksum"] && !o.Plaintext {
 		if err := c.reader.Survey(c.Context(), q, o); err != nil { // the checksum is in the record
 			return nil, err
@@ -81,8 +96,10 @@ func attributesOf(c *call, q stored.Request, o *stored.Object, wanted map[string
 		if err != nil {
 			return nil, err
 		}
+
 		out.Checksum = checksumAttributes(sum)
 	}
+
 	return out, nil
 }
 
@@ -115,12 +132,16 @@ type partAttribute struct {
 	Size       int64
 }
 
-// attributeNames reads x-amz-object-attributes.
+// attributeNames parses x-amz-object-attributes.
 func attributeNames(h http.Header) (map[string]bool, error) {
 	wanted := make(map[string]bool)
 	if h.Get("X-Amz-Object-Attributes") == "" {
-		return nil, badRequest("InvalidRequest", "The x-amz-object-attributes header specifying the attributes to be retrieved is either missing or empty")
+		return nil, badRequest(
+			"InvalidRequest",
+			"The x-amz-object-attributes header specifying the attributes to be retrieved is either missing or empty",
+		)
 	}
+
 	for name := range strings.SplitSeq(strings.Join(h.Values("X-Amz-Object-Attributes"), ","), ",") {
 		switch name = strings.TrimSpace(name); name {
 		case "ETag", "Checksum", "ObjectParts", "StorageClass", "ObjectSize":
@@ -129,35 +150,43 @@ func attributeNames(h http.Header) (map[string]bool, error) {
 			return nil, badRequest("InvalidArgument", "Invalid attribute name specified.")
 		}
 	}
+
 	return wanted, nil
 }
 
 const maxPartAttributes = 1000
 
-// objectParts is a page of the parts; nil for an object that was put whole.
+// objectParts returns one page of the parts; nil for a single-PUT object.
 func objectParts(h http.Header, layout crypt.Layout) (*partAttributes, error) {
 	if layout == nil {
 		return nil, nil
 	}
+
 	out := &partAttributes{PartsCount: layout.Parts(), MaxParts: maxPartAttributes}
-	for name, value := range map[string]*int{"X-Amz-Max-Parts": &out.MaxParts, "X-Amz-Part-Number-Marker": &out.PartNumberMarker} {
+	for name, value := range map[string]*int{
+		"X-Amz-Max-Parts":          &out.MaxParts,
+		"X-Amz-Part-Number-Marker": &out.PartNumberMarker,
+	} {
 		text := h.Get(name)
 		if text == "" {
 			continue
 		}
+
 		n, err := strconv.Atoi(text)
 		if err != nil || n < 0 {
 			return nil, badRequest("InvalidArgument", "The header "+strings.ToLower(name)+" is not a number.")
 		}
 		*value = min(n, crypt.MaxPartNumber)
 	}
+
 	out.MaxParts = min(out.MaxParts, maxPartAttributes)
 	for i := range layout.Parts() {
 		at, _ := layout.At(i)
-		number := i + 1 // S3 counts the parts of an object anew
+		number := i + 1 // S3 numbers the parts of an object from 1, without gaps
 		if number <= out.PartNumberMarker {
 			continue
 		}
+
 		if len(out.Parts) == out.MaxParts {
 			out.IsTruncated = true
 			break
@@ -165,6 +194,7 @@ func objectParts(h http.Header, layout crypt.Layout) (*partAttributes, error) {
 		out.Parts = append(out.Parts, partAttribute{number, at.Size})
 		out.NextPartNumberMarker = number
 	}
+
 	return out, nil
 }
 
@@ -175,7 +205,10 @@ func checksumAttributes(sum stored.Checksum) *checksumAttribute {
 	out := &checksumAttribute{Type: checksumTypes[sum.Type]}
 	for _, a := range checksum.All {
 		if digest, ok := sum.Digests[a.ID]; ok {
-			out.Values = append(out.Values, xmlText{xml.Name{Local: "Checksum" + a.Name}, checksumText(digest, sum.Type, sum.Parts)})
+			out.Values = append(
+				out.Values,
+				xmlText{xml.Name{Local: "Checksum" + a.Name}, checksumText(digest, sum.Type, sum.Parts)},
+			)
 		}
 	}
 	return out

@@ -10,16 +10,17 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-// Trail makes a record of each use of a key and of the S3 request that it was
-// for, and has it written. It is a keyring.Auditor.
+// Trail writes an audit record for each use of a key, with the S3 request
+// that needed it. It is a keyring.Auditor.
 type Trail func(audit.Record) error
 
 // Audit implements keyring.Auditor.
 func (write Trail) Audit(ctx context.Context, e keyring.Event) error {
 	r := audit.Record{
 		Event: string(e.Action), Result: Outcome(e.Err),
-		KMSKeyName: e.KeyName, KMSKey: e.KeyID, KMSKeyVersion: e.KeyVersion, Source: string(e.Source), KMSRequestID: e.KMSRequestID,
-		Bucket: e.Object.Bucket, Key: e.Object.Key,
+		KMSKeyName: e.KeyName, KMSKey: e.KeyID, KMSKeyVersion: e.KeyVersion, Source: string(e.Source),
+		KMSRequestID: e.KMSRequestID,
+		Bucket:       e.Object.Bucket, Key: e.Object.Key,
 	}
 	if e.Action == keyring.ActionProbeRevoked {
 		r.Purged = &e.Purged
@@ -30,8 +31,8 @@ func (write Trail) Audit(ctx context.Context, e keyring.Event) error {
 	return write(r)
 }
 
-// session is the access key of the request where it is one of temporary
-// credentials, "" where it is the client's own.
+// session returns the access key of the request if it belongs to temporary
+// credentials, "" if it is the client's own.
 func (c *call) session() string {
 	if c.client == nil || c.auth.AccessKey == c.client.AccessKey {
 		return ""
@@ -39,9 +40,8 @@ func (c *call) session() string {
 	return c.auth.AccessKey
 }
 
-// Outcome says in a few words, which are always the same, what became of the
-// use of a key: audit.OK, the kind of a KMS's error, or what else was against
-// it.
+// Outcome returns the result of using a key, as one of a fixed set of texts:
+// audit.OK, the kind of a KMS error, or another reason for the failure.
 func Outcome(err error) string {
 	var failure *kms.Error
 	switch {

@@ -9,8 +9,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 )
 
-// authenticate finds out who the client is. A request without a signature is
-// that of the anonymous client, if there is one.
+// authenticate sets the call's client. A request without a signature is from
+// the anonymous client, if one is configured.
 func (s *Server) authenticate(c *call) error {
 	known := s.Clients.Now()
 	if sigv4.IsAnonymous(c.Request) {
@@ -18,6 +18,7 @@ func (s *Server) authenticate(c *call) error {
 		if !ok {
 			return accessDenied(errors.New("the request is not signed, and no client is anonymous"))
 		}
+
 		auth, err := sigv4.Anonymous(c.Request)
 		if err != nil {
 			return err
@@ -25,10 +26,12 @@ func (s *Server) authenticate(c *call) error {
 		c.auth, c.client = auth, client
 		return nil
 	}
+
 	auth, err := s.verifier(known).Verify(c.Request)
 	if err != nil {
 		return err
 	}
+
 	client, ok := known.Client(auth.AccessKey)
 	if !ok {
 		return badRequest("InvalidAccessKeyId", "The AWS Access Key Id you provided does not exist in our records.")
@@ -41,24 +44,36 @@ func (s *Server) verifier(known access.View) *sigv4.Verifier {
 	return &sigv4.Verifier{Now: s.Now, Secret: known.Secret, Session: known.Session}
 }
 
-// authorize asks whether the client may do what it wants to.
+// authorize checks that the client has the grants for the request.
 func (c *call) authorize() error {
 	switch {
 	case !c.mayDo():
 		return accessDenied(fmt.Errorf("client %q has no grant to %s %q", c.client.Name, c.route.action, c.resource()))
 	case c.wantsBypass() && !c.mayBypass():
-		return accessDenied(fmt.Errorf("client %q has no grant to %s %q, and wants to bypass a retention", c.client.Name, access.Admin, c.resource()))
+		return accessDenied(
+			fmt.Errorf(
+				"client %q has no grant to %s %q, which is needed to bypass a retention",
+				c.client.Name,
+				access.Admin,
+				c.resource(),
+			),
+		)
 	case isCompliance(c.Header.Get(lockModeHeader)) && !c.mayLock():
 		return accessDenied(fmt.Errorf("client %q has no grant to %s %q", c.client.Name, access.Lock, c.resource()))
-	case c.client.Anonymous && c.overridesHeaders(): // as S3: a link that anybody can make must not choose what a browser does with the answer
-		return badRequest("InvalidRequest", "Request specific response headers cannot be used for anonymous GET requests.")
+	// As in S3: an unsigned link must not choose what a browser does with
+	// the object.
+	case c.client.Anonymous && c.overridesHeaders():
+		return badRequest(
+			"InvalidRequest",
+			"Request specific response headers cannot be used for anonymous GET requests.",
+		)
 	default:
 		return nil
 	}
 }
 
-// mayDo reports whether the client has the grant that the operation's row asks
-// for. A row that asks for none denies every client.
+// mayDo reports whether the client has the grant for the operation. A row
+// without a scope is denied to all clients.
 func (c *call) mayDo() bool {
 	row, client := c.route, c.client
 	switch row.scope {
@@ -79,11 +94,12 @@ func (c *call) mayDo() bool {
 	}
 }
 
-// bypassHeader deletes or changes what is under a retention in governance
-// mode, for which S3 has a permission of its own.
-const bypassHeader = "X-Amz-Bypass-Governance-Retention" //nolint:gosec // a name, and no credential
+// bypassHeader asks to delete or change an object under a retention in
+// governance mode. S3 has a separate permission for it.
+const bypassHeader = "X-Amz-Bypass-Governance-Retention" //nolint:gosec // a name, not a credential
 
-// wantsBypass takes whatever is not a clear no for a yes, as a store may.
+// wantsBypass treats every value but "false" as a request to bypass, because
+// a store may do so too.
 func (c *call) wantsBypass() bool {
 	value := c.Header.Get(bypassHeader)
 	return value != "" && !strings.EqualFold(value, "false")

@@ -14,59 +14,61 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// call is one S3 request while it is served. Its fields stand in groups, by the
+// call is one S3 request while it is being served. Fields are grouped by the
 // file that sets them.
 type call struct {
-	*http.Request // the client's; takeHoisted and takeForm replace header and body
+	*http.Request // the client's, but header and body may be replaced: takeHoisted, takeForm
 
-	// The connection, and the time that the client has: newCall.
+	// The connection and its time limits: newCall.
 	w             response
 	idle          *idle
 	slot          slot                    // slots.go
-	cancelContext context.CancelCauseFunc // of the call's context
-	secure        bool                    // it came over TLS
+	cancelContext context.CancelCauseFunc // cancels the call's context
+	secure        bool                    // the request came over TLS
 
-	// What is asked for: request.go, the route by handle, the upload by
-	// uploadref.go.
-	route  *route // nil while it is not known
+	// What the request asks for: request.go. The route is set by handle, the
+	// upload by uploadref.go.
+	route  *route // nil until it is known
 	bucket string
 	key    string // raw: decoded exactly once
 	query  url.Values
-	upload uploadRef // of an operation on a multipart upload
+	upload uploadRef // for operations on a multipart upload
 
-	// Who asks: authorize.go, post.go.
+	// The client: authorize.go, post.go.
 	auth   *sigv4.Auth
 	client *access.Client
 
-	reader stored.Reader // of the store's objects, for this call: get.go
+	reader stored.Reader // reads stored objects for this call: get.go
 
 	// The body: openBody in request.go.
 	payload io.Reader // framing removed, signature and checksums verified before io.EOF
 	checks  *checksums
-	posted  *form // of a form upload; else nil: post.go
+	posted  *form // nil unless it is a form upload: post.go
 
-	// SSE-C: customerkey.go.
-	customerKey []byte // that the client brings for the object; nil for none
-	sourceKey   []byte // and for the source of a copy
-	reseals     bool   // what the call reads is sealed under another data key: the copies
+	// Keys for SSE-C: customerkey.go.
+	customerKey []byte // for the object; nil for none
+	sourceKey   []byte // for the source of a copy; nil for none
+	reseals     bool   // a copy that seals what it reads under another data key
 
-	cors atomic.Pointer[http.Header] // what the store has said to the call's Origin; nil if it was not asked: cors.go
+	// The store's CORS headers for the request's Origin; nil if the store
+	// was not asked: cors.go.
+	cors atomic.Pointer[http.Header]
 
 	logged
 }
 
-// logged is what the access log and the metrics say of a call.
+// logged has what the access log and the metrics record of a call.
 type logged struct {
 	id      string // newCall
-	op      string // S3's name of the operation; "Unknown" until it is known: handle
+	op      string // S3's name of the operation; "Unknown" until handle sets it
 	start   time.Time
-	keyID   string // KMS key that was used: headers.go
-	aborted bool   // the connection was cut, because the answer had begun: finish
+	keyID   string // id of the KMS key that was used: headers.go
+	aborted bool   // finish cut the connection, because the response had begun
 
-	in         atomic.Int64           // bytes of the client's: connection.go
+	in         atomic.Int64           // bytes from the client: connection.go
 	kmsTime    atomic.Int64           // nanoseconds: RecordKMS
-	originTime atomic.Int64           // nanoseconds, as originID: origin.go
-	originID   atomic.Pointer[string] // the store's own request id, of its last answer
+	originTime atomic.Int64           // nanoseconds: origin.go
+	originID   atomic.Pointer[string] // the store's request id, from its last answer: origin.go
 }
 
 func newCall(s *Server, w http.ResponseWriter, r *http.Request, cancel context.CancelCauseFunc) *call {
@@ -87,7 +89,7 @@ func (c *call) clientName() string {
 	return c.client.Name
 }
 
-// resource is what the request is about, for error answers.
+// resource returns the Resource element of error responses.
 func (c *call) resource() string {
 	if c.key != "" {
 		return "/" + c.bucket + "/" + c.key

@@ -18,32 +18,38 @@ import (
 
 const (
 	checksumPrefix = checksum.Prefix
-	fullObject     = "FULL_OBJECT" // the checksum type of an object that was put whole
-	composite      = "COMPOSITE"   // of the checksums of the parts
+	fullObject     = "FULL_OBJECT" // checksum type of the whole object
+	composite      = "COMPOSITE"   // checksum type of the part checksums
 )
 
-// checksums is what a client says about its payload besides the signature:
-// Content-MD5, and one x-amz-checksum-*, in a header or announced for the
-// trailer. Only what is said is computed.
+// checksums are the checksums that a client sends for its payload, besides
+// the signature: Content-MD5, and one x-amz-checksum-*, as a header or
+// announced for the trailer. Only these are computed.
 type checksums struct {
 	md5       []byte // nil if not said
 	algorithm *checksum.Algorithm
-	digest    []byte // nil while it is still to come in the trailer
+	digest    []byte // nil until it arrives in the trailer
 }
 
-// digests are the checksums that are kept with an object.
+// digests are the checksums that are stored with an object.
 type digests = map[crypt.ChecksumID][]byte
 
-// newChecksums reads the headers. S3's answers to bad ones are kept.
+// newChecksums parses the headers. It returns S3's errors for invalid ones.
 func newChecksums(h http.Header) (*checksums, error) {
 	c := &checksums{}
 	if values := h.Values("Content-Md5"); len(values) > 0 {
 		sum, err := base64.StdEncoding.DecodeString(values[0])
 		if err != nil || len(sum) != md5.Size || len(values) > 1 {
-			return nil, &Error{Code: "InvalidDigest", Message: "The Content-Md5 you specified is not valid.", Details: [][2]string{{"Content-MD5", values[0]}}}
+			return nil, &Error{
+				Code:    "InvalidDigest",
+				Message: "The Content-Md5 you specified is not valid.",
+				Details: [][2]string{{"Content-MD5", values[0]}},
+			}
 		}
+
 		c.md5 = sum
 	}
+
 	for name, values := range h {
 		switch name {
 		case checksumPrefix + "Mode", checksumPrefix + "Algorithm", checksumPrefix + "Type":
@@ -52,37 +58,46 @@ func newChecksums(h http.Header) (*checksums, error) {
 		if !strings.HasPrefix(name, checksumPrefix) {
 			continue
 		}
+
 		a := checksum.OfHeader(name)
 		if a == nil {
-			return nil, badRequest("InvalidRequest", "The algorithm type you specified in x-amz-checksum- header is invalid.")
+			return nil, badRequest(
+				"InvalidRequest",
+				"The algorithm type you specified in x-amz-checksum- header is invalid.",
+			)
 		}
+
 		if len(values) > 1 || c.algorithm != nil {
 			return nil, severalChecksums()
 		}
 		c.algorithm = a
 	}
+
 	given := c.algorithm
 	if err := c.announced(h); err != nil {
 		return nil, err
 	}
+
 	if given != nil {
 		var err error
 		if c.digest, err = decodeChecksum(given, h.Get(given.Header())); err != nil {
 			return nil, err
 		}
 	}
+
 	for _, name := range []string{"X-Amz-Sdk-Checksum-Algorithm", checksumPrefix + "Algorithm"} {
 		if want := h.Get(name); want != "" && c.algorithm != nil && !strings.EqualFold(want, c.algorithm.Name) {
 			return nil, badRequest("InvalidRequest", "Value for "+strings.ToLower(name)+" header is invalid.")
 		}
 	}
+
 	if kind := h.Get(checksumPrefix + "Type"); kind != "" && kind != fullObject {
 		return nil, badRequest("InvalidRequest", "Value for x-amz-checksum-type header is invalid.")
 	}
 	return c, nil
 }
 
-// announced looks for a checksum in x-amz-trailer.
+// announced looks for a checksum that x-amz-trailer announces.
 func (c *checksums) announced(h http.Header) error {
 	for _, line := range h.Values("X-Amz-Trailer") {
 		for name := range strings.SplitSeq(line, ",") {
@@ -100,21 +115,30 @@ func (c *checksums) announced(h http.Header) error {
 }
 
 func severalChecksums() *Error {
-	return badRequest("InvalidRequest", "Expecting a single x-amz-checksum- header. Multiple checksum Types are not allowed.")
+	return badRequest(
+		"InvalidRequest",
+		"Expecting a single x-amz-checksum- header. Multiple checksum Types are not allowed.",
+	)
 }
 
-// algorithmNamed finds the algorithm that a client names; nil for "".
+// algorithmNamed returns the algorithm with this name; nil for "".
 func algorithmNamed(name string) (*checksum.Algorithm, error) {
 	a := checksum.Named(name)
 	if a != nil || name == "" {
 		return a, nil
 	}
+
 	var names []string
 	for _, a := range checksum.All {
 		names = append(names, a.Name)
 	}
 	slices.Sort(names)
-	return nil, badRequest("InvalidRequest", "Checksum algorithm provided is unsupported. Please try again with any of the valid types: ["+strings.Join(names, ", ")+"]")
+
+	return nil, badRequest(
+		"InvalidRequest",
+		"Checksum algorithm provided is unsupported. Please try again with any of the valid types: "+
+			"["+strings.Join(names, ", ")+"]",
+	)
 }
 
 func decodeChecksum(a *checksum.Algorithm, text string) ([]byte, error) {
@@ -125,11 +149,11 @@ func decodeChecksum(a *checksum.Algorithm, text string) ([]byte, error) {
 	return digest, nil
 }
 
-// trailing reports whether the checksum comes after the body only.
+// trailing reports whether the checksum is in the trailer and not yet known.
 func (c *checksums) trailing() bool { return c.algorithm != nil && c.digest == nil }
 
-// known returns the digests to be kept with the object. Before the body has
-// been read, they are what the client says.
+// known returns the checksums to store with the object. Before the body is
+// read, they are not verified yet.
 func (c *checksums) known() digests {
 	if c.digest == nil {
 		return nil
@@ -137,15 +161,14 @@ func (c *checksums) known() digests {
 	return digests{c.algorithm.ID: c.digest}
 }
 
-// headers sets the checksum in an answer, as S3 does for an object that was
-// put whole.
+// headers sets the checksum headers of a response for a single-PUT object.
 func (c *checksums) headers(h http.Header) {
 	if c.digest != nil {
 		setChecksum(h, c.algorithm, c.digest)
 	}
 }
 
-// partHeader sets the checksum in the answer to a part.
+// partHeader sets the checksum header of a response for a part.
 func (c *checksums) partHeader(h http.Header) {
 	if c.digest != nil {
 		h.Set(c.algorithm.Header(), checksum.Encode(c.digest))
@@ -157,11 +180,11 @@ func setChecksum(h http.Header, a *checksum.Algorithm, digest []byte) {
 	h.Set(checksumPrefix+"Type", fullObject)
 }
 
-// checksumTypes are the values of x-amz-checksum-type.
+// checksumTypes maps the types to the values of x-amz-checksum-type.
 var checksumTypes = map[crypt.ChecksumType]string{crypt.FullObject: fullObject, crypt.Composite: composite}
 
-// checksumText is a checksum as S3 writes it: a composite one has the number
-// of parts at its end.
+// checksumText formats a checksum as S3 does: a composite checksum ends in
+// the number of parts.
 func checksumText(digest []byte, kind crypt.ChecksumType, parts int) string {
 	text := checksum.Encode(digest)
 	if kind == crypt.Composite {
@@ -170,8 +193,9 @@ func checksumText(digest []byte, kind crypt.ChecksumType, parts int) string {
 	return text
 }
 
-// reader returns a reader of src that fails in place of io.EOF if a checksum
-// is not the payload's. trailer is asked after src has ended.
+// reader returns a reader of src that verifies the checksums at the end. It
+// fails instead of returning io.EOF if one does not match. trailer is called
+// after src has ended.
 func (c *checksums) reader(src io.Reader, trailer func() http.Header) io.Reader {
 	v := &verifier{src: src, said: c, trailer: trailer}
 	if c.md5 != nil {
@@ -186,8 +210,8 @@ func (c *checksums) reader(src io.Reader, trailer func() http.Header) io.Reader 
 	return v
 }
 
-// computing returns a reader of src that finds out the checksum which the
-// client has not said. It is known once src has ended.
+// computing returns a reader of src that computes a checksum which the
+// client has not sent. The checksum is known when src has ended.
 func (c *checksums) computing(a *checksum.Algorithm, src io.Reader) io.Reader {
 	c.algorithm = a
 	return &verifier{src: src, said: c, sum: a.New(), computes: true}
@@ -197,8 +221,8 @@ type verifier struct {
 	src      io.Reader
 	said     *checksums
 	trailer  func() http.Header
-	md5, sum hash.Hash // nil if not wanted
-	computes bool      // there is nothing to compare sum with
+	md5, sum hash.Hash // nil if not needed
+	computes bool      // only compute sum, there is nothing to compare it with
 	end      error     // set once src has ended
 }
 
@@ -210,17 +234,20 @@ func (v *verifier) Read(p []byte) (int, error) {
 	if v.md5 != nil {
 		v.md5.Write(p[:n])
 	}
+
 	if v.sum != nil {
 		v.sum.Write(p[:n])
 	}
+
 	if err != nil {
 		v.end = err
-		if err == io.EOF { // bare: an error that wraps it is a failure
+		if err == io.EOF { // unwrapped: an error that wraps io.EOF is a failure
 			if mismatch := v.verify(); mismatch != nil {
 				v.end = mismatch
 			}
 		}
 	}
+
 	return n, v.end
 }
 
@@ -229,10 +256,14 @@ func (v *verifier) verify() error {
 		if sum := v.md5.Sum(nil); !bytes.Equal(sum, v.said.md5) {
 			return &Error{
 				Code: "BadDigest", Message: "The Content-MD5 you specified did not match what we received.",
-				Details: [][2]string{{"ExpectedDigest", hex.EncodeToString(v.said.md5)}, {"CalculatedDigest", checksum.Encode(sum)}},
+				Details: [][2]string{
+					{"ExpectedDigest", hex.EncodeToString(v.said.md5)},
+					{"CalculatedDigest", checksum.Encode(sum)},
+				},
 			}
 		}
 	}
+
 	if v.sum == nil {
 		return nil
 	}
@@ -240,19 +271,25 @@ func (v *verifier) verify() error {
 		v.said.digest = v.sum.Sum(nil)
 		return nil
 	}
+
 	a := v.said.algorithm
 	want := v.said.digest
 	if want == nil {
 		values := v.trailer().Values(a.Header())
 		if len(values) != 1 {
-			return badRequest("MalformedTrailerError", "The request contained trailing data that was not well-formed or did not conform to our published schema.")
+			return badRequest(
+				"MalformedTrailerError",
+				"The request contained trailing data that was not well-formed or did not conform to our published schema.",
+			)
 		}
+
 		var ok bool
 		if want, ok = a.Decode(values[0]); !ok {
 			return badRequest("InvalidRequest", "Value for "+strings.ToLower(a.Header())+" trailing header is invalid.")
 		}
 		v.said.digest = want
 	}
+
 	if !bytes.Equal(v.sum.Sum(nil), want) {
 		return badRequest("BadDigest", "The "+a.Name+" you specified did not match the calculated checksum.")
 	}

@@ -13,12 +13,12 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
-// wallShifted returns t as the clock would have told it if the wall clock, and
-// not the monotonic one, had been set by d, whole seconds. Package time has no
-// way to make such a time, so this writes into one.
+// wallShifted returns t as if the wall clock, but not the monotonic clock,
+// had been changed by d, in whole seconds. Package time cannot make such a
+// time, so this changes its fields.
 func wallShifted(t testing.TB, at time.Time, d time.Duration) time.Time {
 	t.Helper()
-	const secondsShift = 30 // of the wall clock's seconds, see package time
+	const secondsShift = 30 // position of the wall clock's seconds, see package time
 	out := at
 	wall := (*uint64)(unsafe.Pointer(&out))
 	*wall += uint64(int64(d/time.Second)) << secondsShift
@@ -28,8 +28,8 @@ func wallShifted(t testing.TB, at time.Time, d time.Duration) time.Time {
 	return out
 }
 
-// A clock that is set back, or forward, does not end a transfer in which bytes
-// move, and does not keep one alive in which none do.
+// Setting the clock back or forward does not end an active transfer, and
+// does not keep an idle one alive.
 func TestAClockThatIsSet(t *testing.T) {
 	t.Parallel()
 	for name, by := range map[string]time.Duration{"back": -time.Hour, "forward": time.Hour} {
@@ -37,6 +37,7 @@ func TestAClockThatIsSet(t *testing.T) {
 			t.Parallel()
 			const limit, size = 2 * time.Second, 25
 			var jumped atomic.Bool
+
 			p := newProxy(t, func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) {
 				cfg.IdleTimeout = limit
 				cfg.Now = func() time.Time {
@@ -55,12 +56,14 @@ func TestAClockThatIsSet(t *testing.T) {
 				time.Sleep(limit / 10)
 				conn.Write([]byte("x"))
 			}
+
 			resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 			if err != nil {
 				t.Fatal(err)
 			}
 			text, _ := io.ReadAll(resp.Body)
 			resp.Body.Close()
+
 			if resp.StatusCode != http.StatusOK {
 				t.Errorf("an upload whose bytes moved: %d %s", resp.StatusCode, text)
 			}
@@ -68,15 +71,17 @@ func TestAClockThatIsSet(t *testing.T) {
 			jumped.Store(false)
 			conn = p.dialPut(size)
 			conn.Write([]byte("x"))
-			for p.keys.Status()[0].Leases == 0 { // its signature was verified
+			for p.keys.Status()[0].Leases == 0 { // the signature was verified
 				time.Sleep(time.Millisecond)
 			}
 			jumped.Store(true)
+
 			resp, err = http.ReadResponse(bufio.NewReader(conn), nil)
 			if err != nil {
 				t.Fatal(err)
 			}
 			resp.Body.Close()
+
 			if resp.StatusCode != http.StatusBadRequest {
 				t.Errorf("an upload that stalls: %d", resp.StatusCode)
 			}

@@ -13,31 +13,38 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 )
 
-// compatibilityDoc is found before the store of the other tests changes the
-// working directory.
+// compatibilityDoc is resolved before the store of the other tests changes
+// the working directory.
 var compatibilityDoc, _ = filepath.Abs("../../docs/s3-compatibility.md")
 
 var update = flag.Bool("update", false, "write the table of operations into docs/s3-compatibility.md")
 
-// The page has the table of operations from the routes themselves.
+// The page has the table of operations, generated from the routes.
 func TestCompatibilityDoc(t *testing.T) {
 	const begin, end = "<!-- operations -->\n", "<!-- /operations -->"
 	page, err := os.ReadFile(compatibilityDoc)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	before, rest, ok := strings.Cut(string(page), begin)
 	table, after, ok2 := strings.Cut(rest, end)
 	if !ok || !ok2 {
 		t.Fatalf("%s has no %s … %s", compatibilityDoc, begin, end)
 	}
+
 	want := operationsTable()
 	if table == want {
 		return
 	}
+
 	if !*update {
-		t.Fatalf("%s does not have the operations of routes.go; update it:\ngo test ./internal/s3api -run TestCompatibilityDoc -update", compatibilityDoc)
+		t.Fatalf(
+			"%s does not have the operations of routes.go; update it:\ngo test ./internal/s3api -run TestCompatibilityDoc -update",
+			compatibilityDoc,
+		)
 	}
+
 	if err := os.WriteFile(compatibilityDoc, []byte(before+begin+want+end+after), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -56,13 +63,15 @@ func operationsTable() string {
 		case row.scope == unsigned:
 			action = "nothing"
 		}
+
 		fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", row.op, row.policy, action, notes[row.op])
 	}
+
 	return b.String()
 }
 
-// Every operation that AWS's SDK knows has a row: what S3 learns shows up here
-// with an update of the SDK.
+// Every operation of the AWS SDK has a row. New operations of S3 show up
+// here with an update of the SDK.
 func TestEveryOperationHasARow(t *testing.T) {
 	rows := make(map[string]bool)
 	for _, row := range routes {
@@ -71,16 +80,18 @@ func TestEveryOperationHasARow(t *testing.T) {
 		}
 		rows[row.op] = true
 	}
+
 	client, known := reflect.TypeFor[*s3.Client](), 0
 	for m := range client.Methods() {
 		if m.Type.NumIn() != 4 || m.Type.In(1) != reflect.TypeFor[context.Context]() {
-			continue // Options
+			continue // an options type
 		}
 		known++
 		if !rows[m.Name] {
 			t.Errorf("%s has no row", m.Name)
 		}
 	}
+
 	if known < 100 {
 		t.Errorf("only %d operations found in the SDK", known)
 	}
@@ -92,6 +103,7 @@ func TestRefusedHaveAReason(t *testing.T) {
 		if (row.policy == refuse) != (row.serve == nil) {
 			t.Errorf("%s is %s, and has a handler: %v", row.op, row.policy, row.serve != nil)
 		}
+
 		if row.policy == refuse {
 			refused++
 			if notes[row.op] == "" {
@@ -99,9 +111,11 @@ func TestRefusedHaveAReason(t *testing.T) {
 			}
 		}
 	}
+
 	if refused < 20 {
 		t.Errorf("only %d operations are refused", refused)
 	}
+
 	for op := range notes {
 		if !hasRow(op) {
 			t.Errorf("a note is about %s, which has no row", op)

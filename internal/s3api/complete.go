@@ -17,36 +17,44 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// completeMultipartUpload makes an object of the parts that the client lists.
+// completeMultipartUpload makes an object of the parts that the client
+// lists.
 //
-// The store says which parts there are. If the last one that is listed is not
-// one that can only be the last, an empty part is appended that says so and
-// names the parts ahead of it: a reader finds any that is missing.
+// The store knows which parts exist. A reader must be able to tell that no
+// part is missing at the end. If the last listed part cannot be recognized
+// as the last one, an empty final part is appended, which records all parts
+// before it.
 func (s *Server) completeMultipartUpload(c *call) error {
 	body, err := c.readBody()
 	if err != nil {
 		return err
 	}
+
 	said, err := claimedSumOf(c.Header)
 	if err != nil {
 		return err
 	}
+
 	created := s.uploads.sum(c.uploadID())
 	if err := created.checkType(said); err != nil {
 		return err
 	}
-	have, err := s.storedParts(c) // a list of parts is worth reading if there is such an upload
+
+	// Before the list is parsed: S3 returns NoSuchUpload first.
+	have, err := s.storedParts(c)
 	if hasCode(err, "NoSuchUpload") {
 		return s.completedBefore(c, body, err)
 	}
 	if err != nil {
 		return err
 	}
+
 	list, err := parseCompletion(body)
 	if err != nil {
 		return err
 	}
 	list.upload = c.upload.shown
+
 	layout, err := list.match(have)
 	if err != nil {
 		return err
@@ -54,10 +62,17 @@ func (s *Server) completeMultipartUpload(c *call) error {
 	if err := checkObjectSize(c.Header, layout.Size()); err != nil {
 		return err
 	}
-	sum, err := list.checksum(said, layout, created, func(etag string) (objectSum, bool) { return s.uploads.partSum(c.upload.stored, etag) })
+
+	sum, err := list.checksum(
+		said,
+		layout,
+		created,
+		func(etag string) (objectSum, bool) { return s.uploads.partSum(c.upload.stored, etag) },
+	)
 	if err != nil {
 		return err
 	}
+
 	if err := s.appendEnd(c, list, layout, have, sum); err != nil {
 		return err
 	}
@@ -74,16 +89,16 @@ type completion struct {
 type completionPart struct {
 	PartNumber int
 	ETag       string
-	sums       []claimedSum // mostly one or none
+	sums       []claimedSum // usually one or none
 
-	stored string // the store's checksum of the part, of ciphertext; "" if it has none
+	stored string // the store's checksum of the part's ciphertext; "" if it has none
 }
 
-// noNumber is the PartNumber of a part that has none.
+// noNumber is the PartNumber of a part without one.
 const noNumber = math.MinInt
 
-// parseCompletion reads a list of parts, as far as it is a good one. An element
-// that is not known could make it conditional, so it is refused.
+// parseCompletion parses the list of parts, up to the first error. An
+// unknown element could be a condition, so it is refused.
 func parseCompletion(body []byte) (*completion, error) {
 	const root = "CompleteMultipartUpload"
 	doc, err := newXMLBody(body, root)
@@ -91,11 +106,13 @@ func parseCompletion(body []byte) (*completion, error) {
 		return nil, malformedXML(err)
 	}
 	list := &completion{}
+
 	for {
 		name, err := doc.next()
 		if errors.Is(err, io.EOF) {
 			break
 		}
+
 		switch {
 		case err != nil:
 			return nil, malformedXML(err)
@@ -113,14 +130,15 @@ func parseCompletion(body []byte) (*completion, error) {
 			return nil, err
 		}
 	}
+
 	if len(list.Parts) == 0 {
 		return nil, malformedXML(nil)
 	}
 	return list, nil
 }
 
-// parseCompletionPart reads one Part. Size and LastModified come from clients
-// that give back what ListParts has told them.
+// parseCompletionPart parses one Part. Some clients return Size and
+// LastModified from ListParts; they are ignored.
 func parseCompletionPart(doc *xmlBody) (completionPart, error) {
 	part := completionPart{PartNumber: noNumber}
 	doc.enter()
@@ -129,6 +147,7 @@ func parseCompletionPart(doc *xmlBody) (completionPart, error) {
 		if errors.Is(err, io.EOF) {
 			return part, nil
 		}
+
 		algorithm := checksumElement(name)
 		switch {
 		case err != nil:
@@ -136,6 +155,7 @@ func parseCompletionPart(doc *xmlBody) (completionPart, error) {
 		case algorithm == nil && name != "PartNumber" && name != "ETag" && name != "Size" && name != "LastModified":
 			return part, notImplemented("The element "+name+" of CompleteMultipartUpload", changesMeaning)
 		}
+
 		text, err := doc.text()
 		if err == nil {
 			err = part.set(name, algorithm, text)
@@ -146,12 +166,14 @@ func parseCompletionPart(doc *xmlBody) (completionPart, error) {
 	}
 }
 
-// set takes an element of a part. What is there twice is refused: two readers
-// could disagree about it.
+// set sets an element of a part. A repeated element is refused, because two
+// parsers could disagree about it.
 func (p *completionPart) set(name string, algorithm *checksum.Algorithm, text string) (err error) {
 	twice := errors.New("the element " + name + " occurs twice")
 	switch {
-	case name == "PartNumber" && p.PartNumber != noNumber, name == "ETag" && p.ETag != "", algorithm != nil && p.sum(algorithm) != "":
+	case name == "PartNumber" && p.PartNumber != noNumber,
+		name == "ETag" && p.ETag != "",
+		algorithm != nil && p.sum(algorithm) != "":
 		return twice
 	case name == "PartNumber":
 		p.PartNumber, err = 0, nil
@@ -163,11 +185,11 @@ func (p *completionPart) set(name string, algorithm *checksum.Algorithm, text st
 	case algorithm != nil && text != "":
 		p.sums = append(p.sums, claimedSum{algorithm: algorithm, text: text})
 	}
+
 	return err
 }
 
-// checksumElement returns the algorithm that an element has the checksum of, or
-// nil.
+// checksumElement returns the algorithm of a checksum element, or nil.
 func checksumElement(name string) *checksum.Algorithm {
 	named, ok := strings.CutPrefix(name, "Checksum")
 	if !ok {
@@ -181,7 +203,8 @@ func checksumElement(name string) *checksum.Algorithm {
 	return nil
 }
 
-// add appends a part to the list, if it may follow.
+// add appends a part to the list, if its number is valid and larger than the
+// last.
 func (list *completion) add(p completionPart) error {
 	n := len(list.Parts)
 	switch {
@@ -193,20 +216,27 @@ func (list *completion) add(p completionPart) error {
 		_, err := partNumber(strconv.Itoa(p.PartNumber))
 		return err
 	case n > 0 && p.PartNumber <= list.Parts[n-1].PartNumber:
-		return badRequest("InvalidPartOrder", "The list of parts was not in ascending order. Parts must be ordered by part number.")
+		return badRequest(
+			"InvalidPartOrder",
+			"The list of parts was not in ascending order. Parts must be ordered by part number.",
+		)
 	}
+
 	list.Parts = append(list.Parts, p)
 	return nil
 }
 
 func (list *completion) invalid(p *completionPart) *Error {
 	return &Error{
-		Code: "InvalidPart", Message: "One or more of the specified parts could not be found.  The part may not have been uploaded, or the specified entity tag may not match the part's entity tag.",
+		Code: "InvalidPart",
+		Message: "One or more of the specified parts could not be found.  The part may not have been uploaded, " +
+			"or the specified entity tag may not match the part's entity tag.",
 		Details: [][2]string{{"UploadId", list.upload}, {"PartNumber", strconv.Itoa(p.PartNumber)}, {"ETag", p.ETag}},
 	}
 }
 
-// match compares the list with what the store has.
+// match compares the list with the parts in the store, and returns their
+// layout.
 func (list *completion) match(have map[int]listedPart) (crypt.Layout, error) {
 	var layout crypt.Layout
 	for i := range list.Parts {
@@ -215,6 +245,7 @@ func (list *completion) match(have map[int]listedPart) (crypt.Layout, error) {
 		if !ok || unquote(storedETags(p.ETag)) != stored.etag || stored.size < 0 {
 			return nil, list.invalid(p)
 		}
+
 		if stored.size < crypt.MinPartSize && i < len(list.Parts)-1 {
 			return nil, &Error{
 				Code: "EntityTooSmall", Message: "Your proposed upload is smaller than the minimum allowed size",
@@ -226,76 +257,121 @@ func (list *completion) match(have map[int]listedPart) (crypt.Layout, error) {
 				},
 			}
 		}
+
 		p.ETag, p.stored = stored.etag, stored.sum
 		layout = layout.Add(p.PartNumber, stored.size)
 	}
+
 	return layout, nil
 }
 
-// checkObjectSize compares x-amz-mp-object-size with the parts.
+// checkObjectSize compares x-amz-mp-object-size with the size of the parts.
 func checkObjectSize(h http.Header, size int64) error {
 	said := h.Get("X-Amz-Mp-Object-Size")
 	if said == "" {
 		return nil
 	}
+
 	n, err := strconv.ParseInt(said, 10, 64)
 	switch {
 	case err != nil:
-		return badRequest("InvalidRequest", fmt.Sprintf("Value for x-amz-mp-object-size header is invalid: '%.20s'", said))
+		return badRequest(
+			"InvalidRequest",
+			fmt.Sprintf("Value for x-amz-mp-object-size header is invalid: '%.20s'", said),
+		)
 	case n < 0:
-		return badRequest("InvalidRequest", fmt.Sprintf("Value for x-amz-mp-object-size header is less than zero: '%d'", n))
+		return badRequest(
+			"InvalidRequest",
+			fmt.Sprintf("Value for x-amz-mp-object-size header is less than zero: '%d'", n),
+		)
 	case n != size:
-		return badRequest("InvalidRequest", fmt.Sprintf("The provided 'x-amz-mp-object-size' header value %d does not match what was computed: %d", n, size))
+		return badRequest(
+			"InvalidRequest",
+			fmt.Sprintf(
+				"The provided 'x-amz-mp-object-size' header value %d does not match what was computed: %d",
+				n,
+				size,
+			),
+		)
 	}
+
 	return nil
 }
 
-// appendEnd makes sure that the object's end will be recognised as such, and
-// adds the part that is appended for that to the list.
-func (s *Server) appendEnd(c *call, list *completion, layout crypt.Layout, have map[int]listedPart, sum objectSum) error {
+// appendEnd makes sure that readers recognize the end of the object. If
+// necessary, it uploads a final part and adds it to the list.
+func (s *Server) appendEnd(
+	c *call,
+	list *completion,
+	layout crypt.Layout,
+	have map[int]listedPart,
+	sum objectSum,
+) error {
 	last := have[list.Parts[len(list.Parts)-1].PartNumber]
 	if crypt.IsFinal(last.number, last.size) {
 		if layout.Contiguous() {
 			return nil
 		}
-		return badRequest("InvalidRequest", "The part numbers have gaps, and the last part is shorter than 5 MiB or has number 10000. The proxy could not tell such an object from one of which a part was removed: number the parts 1, 2, 3 and so on, or end with a part of 5 MiB or more.")
+		return badRequest(
+			"InvalidRequest",
+			"The part numbers have gaps, and the last part is shorter than 5 MiB or has number 10000. "+
+				"The proxy could not detect the removal of a part from such an object: "+
+				"number the parts 1, 2, 3 and so on, or end with a part of 5 MiB or more.",
+		)
 	}
+
 	if first, _ := layout.At(0); s.UniformParts && last.size != first.Size {
-		s.Metrics.OpenEnds.Inc() // a part behind this one would be refused
+		s.Metrics.OpenEnds.Inc() // the store would refuse another part after this one
 		return nil
 	}
+
 	number := last.number + 1
 	for number < crypt.MaxPartNumber && have[number].number != 0 && !have[number].appended() {
-		number++ // a part that the client has sent and does not list
+		number++ // a part that the client uploaded but does not list
 	}
+
 	lease, err := s.endKey(c)
 	if err != nil {
 		return err
 	}
 	defer lease.Release()
+
 	sealed, err := crypt.SealChecksums(sum.digests(), lease.DEK(), s.Random)
 	if err != nil {
 		return err
 	}
+
 	part := crypt.Part{
 		Number: number, Final: true, Upload: crypt.UploadOf(c.upload.stored), KeyID: lease.KeyID, WrappedDEK: lease.Wrapped,
 		Record: crypt.NewRecord(layout, sum.kind, sealed),
 	}
+
 	sealer, err := crypt.NewPartSealer(http.NoBody, &part, c.object(), lease.DEK(), s.Random)
 	if err != nil {
 		return partError(err)
 	}
+
 	query := c.uploadQuery(url.Values{"partNumber": {strconv.Itoa(number)}})
 	resp, err := s.send(c, c.originRequestTo(http.MethodPut, query, make(http.Header), sealer, crypt.PartOverhead))
 	if err != nil {
 		return err
 	}
 	closeBody(resp)
-	list.Parts = append(list.Parts, completionPart{PartNumber: number, ETag: unquote(resp.Header.Get("Etag")), stored: stored.PartChecksumOf(resp.Header)})
+
+	list.Parts = append(
+		list.Parts,
+		completionPart{
+			PartNumber: number,
+			ETag:       unquote(resp.Header.Get("Etag")),
+			stored:     stored.PartChecksumOf(resp.Header),
+		},
+	)
+
 	return nil
 }
 
-// committed is the CompleteMultipartUpload document for the store.
+// committed is the CompleteMultipartUpload document that is sent to the
+// store.
 type committed struct {
 	XMLName xml.Name
 	Parts   []committedPart `xml:"Part"`
@@ -307,12 +383,16 @@ type committedPart struct {
 	CRC32      string `xml:"ChecksumCRC32,omitempty"`
 }
 
-// commit has the store complete the upload.
+// commit completes the upload in the store.
 func (s *Server) commit(c *call, list *completion, sum objectSum) error {
 	out := committed{XMLName: rootNamed("CompleteMultipartUpload")}
 	for _, p := range list.Parts {
-		out.Parts = append(out.Parts, committedPart{PartNumber: p.PartNumber, ETag: `"` + p.ETag + `"`, CRC32: p.stored})
+		out.Parts = append(
+			out.Parts,
+			committedPart{PartNumber: p.PartNumber, ETag: `"` + p.ETag + `"`, CRC32: p.stored},
+		)
 	}
+
 	doc, err := xml.Marshal(out)
 	if err != nil {
 		return err
@@ -321,6 +401,7 @@ func (s *Server) commit(c *call, list *completion, sum objectSum) error {
 	header.Del("X-Amz-Mp-Object-Size")
 	header.Set("Content-Type", "application/xml")
 	header.Set("X-Amz-Content-Sha256", sha256Of(doc))
+
 	answer, body, err := s.sendCompletion(c, header, doc)
 	if err != nil {
 		return err
@@ -328,6 +409,7 @@ func (s *Server) commit(c *call, list *completion, sum objectSum) error {
 	if bytes.Contains(body, []byte("<Error>")) || !bytes.Contains(body, []byte("CompleteMultipartUploadResult")) {
 		return lateError(body)
 	}
+
 	keyID := crypt.CustomerKeyID
 	if !s.uploads.forCustomer(c) {
 		if keyID, err = s.Keys.KeyID(c.object(), c.client.Name, c.upload.wanted.KeyID); err != nil {
@@ -335,6 +417,7 @@ func (s *Server) commit(c *call, list *completion, sum objectSum) error {
 		}
 	}
 	s.uploads.entries.Remove(c.uploadID())
+
 	return c.answerCompleted(answer, body, sum, keyID)
 }
 
@@ -349,7 +432,8 @@ func (s *Server) sendCompletion(c *call, header http.Header, doc []byte) (http.H
 	return resp.Header, body, err
 }
 
-// answerCompleted answers with the store's document, in the client's terms.
+// answerCompleted sends the store's document, with the location, the ETag
+// and the checksum that the client expects.
 func (c *call) answerCompleted(header http.Header, body []byte, sum objectSum, keyID string) error {
 	body = replace(withoutChecksums(body), "Location", func(string) string { return escapeXML(c.ownURL()) })
 	body = replace(body, "ETag", showETagXML)
@@ -359,19 +443,20 @@ func (c *call) answerCompleted(header http.Header, body []byte, sum objectSum, k
 	return c.answerXML(body)
 }
 
-// completedBefore answers a Complete that was sent again after it had
-// succeeded, when the upload is gone. The object itself says which upload it
-// came from.
+// completedBefore answers a repeated CompleteMultipartUpload, whose upload
+// no longer exists. The object itself shows from which upload it was made.
 func (s *Server) completedBefore(c *call, body []byte, gone error) error {
 	q := stored.Request{Object: c.object(), Plaintext: func() error { return gone }}
 	o, err := c.reader.Head(c.Context(), q)
 	if err != nil {
 		return gone
 	}
+
 	list, err := parseCompletion(body)
 	if err != nil {
 		return gone
 	}
+
 	var numbers []int
 	for _, p := range list.Parts {
 		numbers = append(numbers, p.PartNumber)
@@ -379,6 +464,7 @@ func (s *Server) completedBefore(c *call, body []byte, gone error) error {
 	if err := c.reader.Survey(c.Context(), q, o); err != nil || !o.MadeBy(c.upload.stored, numbers) {
 		return gone
 	}
+
 	doc, err := encodeXML(struct {
 		XMLName                     xml.Name
 		Location, Bucket, Key, ETag string
@@ -386,6 +472,7 @@ func (s *Server) completedBefore(c *call, body []byte, gone error) error {
 	if err != nil {
 		return err
 	}
+
 	header := make(http.Header)
 	if version := o.Header.Get("X-Amz-Version-Id"); version != "" {
 		header.Set("X-Amz-Version-Id", version)
@@ -393,7 +480,7 @@ func (s *Server) completedBefore(c *call, body []byte, gone error) error {
 	return c.answerCompleted(header, doc, objectSum{}, o.KeyID)
 }
 
-// ownURL is the object's address at the proxy.
+// ownURL returns the URL of the object at the proxy.
 func (c *call) ownURL() string {
 	scheme := "http"
 	if c.TLS != nil {
@@ -402,7 +489,8 @@ func (c *call) ownURL() string {
 	return scheme + "://" + c.Host + c.objectURL(nil).EscapedPath()
 }
 
-// uploadQuery is a query for the call's upload, with further parameters.
+// uploadQuery returns a query for the call's upload, with further
+// parameters.
 func (c *call) uploadQuery(more url.Values) url.Values {
 	more.Set("uploadId", c.upload.stored)
 	return more

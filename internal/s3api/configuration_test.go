@@ -9,8 +9,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 )
 
-// What a bucket can be told is kept by the store, and asked, changed and taken
-// away through the proxy.
+// Bucket configurations are stored by the store, and read, changed and
+// deleted through the proxy.
 func TestBucketConfiguration(t *testing.T) {
 	p := newProxy(t)
 	ctx, c, b := t.Context(), p.client, &p.bucket
@@ -18,11 +18,16 @@ func TestBucketConfiguration(t *testing.T) {
 	for _, step := range []struct {
 		name string
 		do   func() error
-		code string // "" for none
+		code string // "" for success
 	}{
-		{"no tags", func() error { _, err := c.GetBucketTagging(ctx, &s3.GetBucketTaggingInput{Bucket: b}); return err }, "NoSuchTagSet"},
+		{
+			"no tags", func() error { _, err := c.GetBucketTagging(ctx, &s3.GetBucketTaggingInput{Bucket: b}); return err },
+			"NoSuchTagSet",
+		},
 		{"put tags", func() error {
-			_, err := c.PutBucketTagging(ctx, &s3.PutBucketTaggingInput{Bucket: b, Tagging: &types.Tagging{TagSet: []types.Tag{{Key: aws.String("team"), Value: aws.String("a")}}}})
+			_, err := c.PutBucketTagging(ctx, &s3.PutBucketTaggingInput{
+				Bucket: b, Tagging: &types.Tagging{TagSet: []types.Tag{{Key: aws.String("team"), Value: aws.String("a")}}},
+			})
 			return err
 		}, ""},
 		{"tags", func() error {
@@ -36,9 +41,15 @@ func TestBucketConfiguration(t *testing.T) {
 			_, err := c.DeleteBucketTagging(ctx, &s3.DeleteBucketTaggingInput{Bucket: b})
 			return err
 		}, ""},
-		{"tags again", func() error { _, err := c.GetBucketTagging(ctx, &s3.GetBucketTaggingInput{Bucket: b}); return err }, "NoSuchTagSet"},
+		{
+			"tags again", func() error { _, err := c.GetBucketTagging(ctx, &s3.GetBucketTaggingInput{Bucket: b}); return err },
+			"NoSuchTagSet",
+		},
 
-		{"no policy", func() error { _, err := c.GetBucketPolicy(ctx, &s3.GetBucketPolicyInput{Bucket: b}); return err }, "NoSuchBucketPolicy"},
+		{
+			"no policy", func() error { _, err := c.GetBucketPolicy(ctx, &s3.GetBucketPolicyInput{Bucket: b}); return err },
+			"NoSuchBucketPolicy",
+		},
 		{"put policy", func() error {
 			_, err := c.PutBucketPolicy(ctx, &s3.PutBucketPolicyInput{Bucket: b, Policy: &policy})
 			return err
@@ -61,10 +72,15 @@ func TestBucketConfiguration(t *testing.T) {
 			_, err := c.PutBucketPolicy(ctx, &s3.PutBucketPolicyInput{Bucket: b, Policy: aws.String("{}")})
 			return err
 		}, "MalformedPolicy"},
-		{"delete policy", func() error { _, err := c.DeleteBucketPolicy(ctx, &s3.DeleteBucketPolicyInput{Bucket: b}); return err }, ""},
+		{
+			"delete policy",
+			func() error { _, err := c.DeleteBucketPolicy(ctx, &s3.DeleteBucketPolicyInput{Bucket: b}); return err }, "",
+		},
 
 		{"put ownership", func() error {
-			_, err := c.PutBucketOwnershipControls(ctx, &s3.PutBucketOwnershipControlsInput{Bucket: b, OwnershipControls: &types.OwnershipControls{Rules: []types.OwnershipControlsRule{{ObjectOwnership: types.ObjectOwnershipBucketOwnerPreferred}}}})
+			_, err := c.PutBucketOwnershipControls(ctx, &s3.PutBucketOwnershipControlsInput{Bucket: b, OwnershipControls: &types.OwnershipControls{
+				Rules: []types.OwnershipControlsRule{{ObjectOwnership: types.ObjectOwnershipBucketOwnerPreferred}},
+			}})
 			return err
 		}, ""},
 		{"ownership", func() error {
@@ -76,7 +92,9 @@ func TestBucketConfiguration(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			_, err = c.PutBucketAcl(ctx, &s3.PutBucketAclInput{Bucket: b, AccessControlPolicy: &types.AccessControlPolicy{Owner: out.Owner, Grants: out.Grants}})
+			_, err = c.PutBucketAcl(ctx, &s3.PutBucketAclInput{
+				Bucket: b, AccessControlPolicy: &types.AccessControlPolicy{Owner: out.Owner, Grants: out.Grants},
+			})
 			return err
 		}, ""},
 		{"a public ACL", func() error {
@@ -107,27 +125,36 @@ func TestBucketConfiguration(t *testing.T) {
 			}
 		})
 	}
-	if a := p.send(request{method: "GET", path: "/" + p.bucket + "?cors"}); a.StatusCode != 404 || a.Code != "NoSuchCORSConfiguration" {
+
+	if a := p.send(request{method: "GET", path: "/" + p.bucket + "?cors"}); a.StatusCode != 404 ||
+		a.Code != "NoSuchCORSConfiguration" {
 		t.Errorf("no CORS: %d %s", a.StatusCode, a.Code)
 	}
 }
 
-// Tags that come with an object are the store's, and their number is in the
-// header of its answers.
+// Tags that come with an object are passed to the store, and the store's
+// answers have their number.
 func TestObjectTags(t *testing.T) {
 	p := newProxy(t)
 	p.put("k", []byte("x"), func(in *s3.PutObjectInput) { in.Tagging = aws.String("a=1&b=2%20x") })
-	out, err := p.client.GetObjectTagging(t.Context(), &s3.GetObjectTaggingInput{Bucket: &p.bucket, Key: aws.String("k")})
+	out, err := p.client.GetObjectTagging(
+		t.Context(),
+		&s3.GetObjectTaggingInput{Bucket: &p.bucket, Key: aws.String("k")},
+	)
 	if err != nil || len(out.TagSet) != 2 {
 		t.Fatalf("%+v, %v", out, err)
 	}
+
 	head, err := p.client.HeadObject(t.Context(), &s3.HeadObjectInput{Bucket: &p.bucket, Key: aws.String("k")})
 	if err != nil || aws.ToInt32(head.TagCount) != 2 {
 		t.Errorf("tag count %v, %v", head.TagCount, err)
 	}
-	if _, err := p.client.PutObjectTagging(t.Context(), &s3.PutObjectTaggingInput{Bucket: &p.bucket, Key: aws.String("none"), Tagging: &types.Tagging{TagSet: []types.Tag{}}}); code(err) != "NoSuchKey" {
+	if _, err := p.client.PutObjectTagging(t.Context(), &s3.PutObjectTaggingInput{
+		Bucket: &p.bucket, Key: aws.String("none"), Tagging: &types.Tagging{TagSet: []types.Tag{}},
+	}); code(err) != "NoSuchKey" {
 		t.Errorf("tags of no object: %v", err)
 	}
+
 	if got := p.mustGet("k"); string(got) != "x" {
 		t.Errorf("%q", got)
 	}

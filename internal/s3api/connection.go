@@ -7,20 +7,20 @@ import (
 	"sync"
 )
 
-// response remembers what was answered.
+// response is the response to the client. It remembers its status and size.
 type response struct {
 	http.ResponseWriter
 	idle  *idle
 	bytes int64
-	last  func() // called before the header goes out; nil for nothing to do
-	close bool   // the connection ends with this answer
+	last  func() // called before the headers are sent; nil for nothing to do
+	close bool   // close the connection after this response
 
 	mu     sync.Mutex
 	status int
-	ended  error // why it was cut off; nil if it was not
+	ended  error // why the response was cut off; nil if it was not
 }
 
-// WriteHeader does nothing once the response is cut off.
+// WriteHeader does nothing if the response was cut off.
 func (w *response) WriteHeader(status int) {
 	if status >= http.StatusOK {
 		w.finish()
@@ -36,7 +36,7 @@ func (w *response) WriteHeader(status int) {
 	w.ResponseWriter.WriteHeader(status)
 }
 
-// finish completes the header, once, before it goes out.
+// finish completes the headers, once, before they are sent.
 func (w *response) finish() {
 	if last := w.last; last != nil {
 		w.last = nil
@@ -72,7 +72,7 @@ func (w *response) permit() error {
 	return w.ended
 }
 
-// meter counts what the client sends.
+// meter counts the bytes that the client sends.
 type meter struct {
 	src io.Reader
 	c   *call
@@ -84,4 +84,4 @@ func (m *meter) Read(p []byte) (int, error) {
 	return n, err
 }
 
-var errClient = errors.New("the client went away")
+var errClient = errors.New("the client disconnected")

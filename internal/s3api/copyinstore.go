@@ -11,8 +11,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// copyInStore has the store copy a single-PUT object, with an envelope for its
-// new name.
+// copyInStore makes the store copy a single-PUT object, with a new envelope
+// for its new name.
 func (s *Server) copyInStore(c *objectCopy) error {
 	fresh := *c.seen.Envelope
 	lease, err := s.openKey(c.Context(), c.call, c.source.Object, fresh.KeyID, fresh.WrappedDEK)
@@ -20,6 +20,7 @@ func (s *Server) copyInStore(c *objectCopy) error {
 		return err
 	}
 	defer lease.Release()
+
 	if err := fresh.Verify(lease.DEK(), c.source.Object); err != nil {
 		return err
 	}
@@ -34,6 +35,7 @@ func (s *Server) copyInStore(c *objectCopy) error {
 	defer sealed.Release()
 	c.watch(sealed.Lease)
 	fresh.KeyID, fresh.WrappedDEK = sealed.KeyID, sealed.Wrapped
+
 	c.setSealedHeaders(sealed)
 
 	stop := s.keepAlive(c.call)
@@ -45,14 +47,14 @@ func (s *Server) copyInStore(c *objectCopy) error {
 	return c.answerCopied(answer, result)
 }
 
-// readEnds verifies the first and the last segment of a source that the store
-// copies by itself. What is damaged between the two is found when the copy is
-// read.
+// readEnds verifies the first and the last segment of a source that the
+// store copies. Damage between them is found when the copy is read.
 func readEnds(c *objectCopy, size int64) error {
 	q, ends := c.source, []int64{0}
 	if size > crypt.SegmentSize {
 		ends = append(ends, size-1)
 	}
+
 	for _, at := range ends {
 		if size > 0 {
 			q.Range = stored.Bytes(at, 1)
@@ -61,16 +63,18 @@ func readEnds(c *objectCopy, size int64) error {
 		if err != nil {
 			return err
 		}
+
 		_, err = o.Next(c.Context())
 		o.Close()
-		if err != nil && err != io.EOF { //nolint:errorlint // bare: Next says so
+		if err != nil && err != io.EOF { //nolint:errorlint // Next returns io.EOF unwrapped
 			return err
 		}
 	}
+
 	return nil
 }
 
-// sendEnvelope signs the envelope of the copy, and has the store copy the
+// sendEnvelope signs the envelope of the copy, and makes the store copy the
 // source with it.
 func (s *Server) sendEnvelope(c *objectCopy, e *crypt.Envelope, lease *keyring.Lease) (http.Header, copyResult, error) {
 	result := copyResult{kind: fullObject}
@@ -78,6 +82,7 @@ func (s *Server) sendEnvelope(c *objectCopy, e *crypt.Envelope, lease *keyring.L
 	if result.sums, err = crypt.OpenChecksums(e.Sum, lease.DEK()); err != nil {
 		return nil, result, err
 	}
+
 	if c.wanted != nil {
 		if result.sums, err = wantedSums(c, result.sums); err != nil {
 			return nil, result, err
@@ -86,6 +91,7 @@ func (s *Server) sendEnvelope(c *objectCopy, e *crypt.Envelope, lease *keyring.L
 			return nil, result, err
 		}
 	}
+
 	if err := e.Sign(lease.DEK(), c.object()); err != nil {
 		return nil, result, err
 	}
@@ -97,6 +103,7 @@ func (s *Server) sendEnvelope(c *objectCopy, e *crypt.Envelope, lease *keyring.L
 	header.Set("X-Amz-Copy-Source", copySourceHeader(c.source.Object, c.source.Version))
 	header.Set("X-Amz-Copy-Source-If-Match", c.seen.ETag)
 	header.Set("X-Amz-Metadata-Directive", "REPLACE") // the envelope is metadata
+
 	if c.replaces("Tagging") {
 		header.Set("X-Amz-Tagging-Directive", "REPLACE")
 	}
@@ -108,7 +115,7 @@ func (s *Server) sendEnvelope(c *objectCopy, e *crypt.Envelope, lease *keyring.L
 	return answer, result, err
 }
 
-// copySourceHeader names the source of a copy to the store.
+// copySourceHeader returns x-amz-copy-source for the store.
 func copySourceHeader(src crypt.Object, version string) string {
 	source := sigv4.EscapePath("/" + src.Bucket + "/" + src.Key)
 	if version != "" {
@@ -117,17 +124,20 @@ func copySourceHeader(src crypt.Object, version string) string {
 	return source
 }
 
-// sendCopy has the store copy, and returns its answer: header and document.
+// sendCopy makes the store copy an object, and returns the headers and the
+// document of its answer.
 func (s *Server) sendCopy(c *call, header http.Header) (http.Header, []byte, error) {
 	resp, err := s.send(c, c.originRequest(http.MethodPut, header, nil, 0))
 	if err != nil {
 		return nil, nil, err
 	}
 	defer closeBody(resp)
+
 	body, err := readAnswer(resp)
 	if err != nil {
 		return nil, nil, err
 	}
+
 	_, start, _ := element(body, "ETag")
 	if start < 0 {
 		return nil, nil, lateError(body)

@@ -18,7 +18,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
-// copy copies within the proxy's bucket.
+// copy copies an object within the proxy's bucket.
 func (p *proxy) copy(from, to string, more ...func(*s3.CopyObjectInput)) (*s3.CopyObjectOutput, error) {
 	p.t.Helper()
 	in := &s3.CopyObjectInput{Bucket: &p.bucket, Key: &to, CopySource: aws.String(p.bucket + "/" + from)}
@@ -37,7 +37,7 @@ func (p *proxy) mustCopy(from, to string, more ...func(*s3.CopyObjectInput)) *s3
 	return out
 }
 
-// withSecondKey has what is below other/ under another KMS key.
+// withSecondKey puts the objects below other/ under another KMS key.
 func withSecondKey(t *testing.T) (option, string) {
 	second := secondKey(t)
 	return func(_ *proxy, _ *s3api.Config, cfg *keyring.Config) {
@@ -50,10 +50,21 @@ func TestCopyObject(t *testing.T) {
 	secondRule, second := withSecondKey(t)
 	p := newProxy(t, secondRule)
 	text := randomText(200_000)
+
 	put := p.put("source", text, func(in *s3.PutObjectInput) {
-		in.ContentType, in.CacheControl, in.Metadata, in.Tagging = aws.String("text/x-test"), aws.String("no-store"), map[string]string{"mine": "1"}, aws.String("a=b&c=d")
+		in.ContentType, in.CacheControl, in.Metadata, in.Tagging = aws.String(
+			"text/x-test",
+		), aws.String(
+			"no-store",
+		), map[string]string{
+			"mine": "1",
+		}, aws.String(
+			"a=b&c=d",
+		)
+
 		in.ChecksumAlgorithm, in.StorageClass = types.ChecksumAlgorithmCrc32c, types.StorageClassStandard
 	})
+
 	p.origin.take()
 	for _, to := range []string{"copy", "other/copy", "dir/\u00e4 +%2F copy"} {
 		t.Run(to, func(t *testing.T) {
@@ -61,16 +72,22 @@ func TestCopyObject(t *testing.T) {
 			if sent := p.origin.take(); len(sent) != 4 { // HEAD, the first segment, the last, and the copy
 				t.Errorf("%q, and the store was to copy by itself", sent)
 			}
+
 			got, answer, err := p.get(to)
 			if err != nil || !bytes.Equal(got, text) {
 				t.Fatalf("%d bytes, %v", len(got), err)
 			}
-			if *answer.ETag != *out.CopyObjectResult.ETag || !strings.HasSuffix(*answer.ETag, `-0"`) || out.CopyObjectResult.LastModified.Before(time.Now().Add(-time.Hour)) {
+			if *answer.ETag != *out.CopyObjectResult.ETag || !strings.HasSuffix(*answer.ETag, `-0"`) ||
+				out.CopyObjectResult.LastModified.Before(time.Now().Add(-time.Hour)) {
 				t.Errorf("ETag %s, and %+v", *answer.ETag, out.CopyObjectResult)
 			}
-			if *answer.ContentType != "text/x-test" || *answer.CacheControl != "no-store" || answer.Metadata["mine"] != "1" || len(answer.Metadata) != 1 {
+
+			if *answer.ContentType != "text/x-test" || *answer.CacheControl != "no-store" ||
+				answer.Metadata["mine"] != "1" ||
+				len(answer.Metadata) != 1 {
 				t.Errorf("%+v", answer)
 			}
+
 			want := p.ringKeys[0].Wrapper.KeyID()
 			if strings.HasPrefix(to, "other/") {
 				want = second
@@ -78,21 +95,29 @@ func TestCopyObject(t *testing.T) {
 			if *out.SSEKMSKeyId != want || *answer.SSEKMSKeyId != want {
 				t.Errorf("under %s and %s, want %s", *out.SSEKMSKeyId, *answer.SSEKMSKeyId, want)
 			}
+
 			if sum := out.CopyObjectResult.ChecksumCRC32C; sum == nil || *sum != *put.ChecksumCRC32C {
 				t.Errorf("answered %+v", out.CopyObjectResult)
 			}
-			tags, err := p.client.GetObject(t.Context(), &s3.GetObjectInput{Bucket: &p.bucket, Key: &to, ChecksumMode: types.ChecksumModeEnabled})
+
+			tags, err := p.client.GetObject(
+				t.Context(),
+				&s3.GetObjectInput{Bucket: &p.bucket, Key: &to, ChecksumMode: types.ChecksumModeEnabled},
+			)
 			if err != nil || tags.ChecksumCRC32C == nil || *tags.ChecksumCRC32C != *put.ChecksumCRC32C {
 				t.Errorf("the checksum: %+v, %v", tags, err)
 			}
+
 			p.origin.take()
 		})
 	}
-	// A copy is an object of its own: what was wrapped for the source does not
+
+	// A copy has its own envelope: the source's wrapped data key does not
 	// open it.
 	_, from := p.stored("source")
 	body, _ := p.stored("copy")
 	p.store("copy", body, from)
+
 	if a := p.send(request{method: "GET", path: "/" + p.bucket + "/copy"}); a.Code != "ObjectIntegrityError" {
 		t.Errorf("the source's envelope on the copy: %d %s", a.StatusCode, a.Code)
 	}
@@ -103,25 +128,40 @@ func TestCopyObjectReplaces(t *testing.T) {
 	p.put("source", []byte("text"), func(in *s3.PutObjectInput) {
 		in.ContentType, in.Metadata = aws.String("text/x-test"), map[string]string{"mine": "1"}
 	})
+
 	replace := func(in *s3.CopyObjectInput) {
-		in.MetadataDirective, in.ContentType, in.Metadata = types.MetadataDirectiveReplace, aws.String("image/png"), map[string]string{"new": "2"}
+		in.MetadataDirective, in.ContentType, in.Metadata = types.MetadataDirectiveReplace, aws.String(
+			"image/png",
+		), map[string]string{
+			"new": "2",
+		}
 	}
+
 	for _, to := range []string{"copy", "source"} {
-		t.Run(to, func(t *testing.T) { // a copy onto itself changes the metadata alone
+		t.Run(to, func(t *testing.T) { // a copy onto itself only changes the metadata
 			p.mustCopy("source", to, replace)
 			got, answer, err := p.get(to)
-			if err != nil || string(got) != "text" || *answer.ContentType != "image/png" || len(answer.Metadata) != 1 || answer.Metadata["new"] != "2" {
+			if err != nil || string(got) != "text" || *answer.ContentType != "image/png" || len(answer.Metadata) != 1 ||
+				answer.Metadata["new"] != "2" {
 				t.Errorf("%q, %+v, %v", got, answer, err)
 			}
 		})
 	}
+
 	if _, err := p.copy("source", "source"); code(err) != "InvalidRequest" {
 		t.Errorf("a copy onto itself that changes nothing: %v", err)
 	}
-	p.mustCopy("source", "source", func(in *s3.CopyObjectInput) { in.ServerSideEncryption = types.ServerSideEncryptionAwsKms })
+
+	p.mustCopy(
+		"source",
+		"source",
+		func(in *s3.CopyObjectInput) { in.ServerSideEncryption = types.ServerSideEncryptionAwsKms },
+	)
+
 	if got := p.mustGet("source"); string(got) != "text" {
 		t.Errorf("%q", got)
 	}
+
 	for name, in := range map[string]func(*s3.CopyObjectInput){
 		"the envelope's names": func(in *s3.CopyObjectInput) {
 			in.MetadataDirective, in.Metadata = types.MetadataDirectiveReplace, map[string]string{"cmek-v": "1"}
@@ -135,6 +175,7 @@ func TestCopyObjectReplaces(t *testing.T) {
 			}
 		})
 	}
+
 	big := map[string]string{"big": strings.Repeat("x", 1900)}
 	if _, err := p.copy("source", "bad", func(in *s3.CopyObjectInput) {
 		in.MetadataDirective, in.Metadata = types.MetadataDirectiveReplace, big
@@ -151,15 +192,19 @@ func TestCopyObjectConditions(t *testing.T) {
 		in   func(*s3.CopyObjectInput)
 		want string
 	}{
-		"if-match":                  {func(in *s3.CopyObjectInput) { in.CopySourceIfMatch = etag }, ""},
-		"if-match another":          {func(in *s3.CopyObjectInput) { in.CopySourceIfMatch = aws.String(`"abc-0"`) }, "PreconditionFailed"},
-		"if-none-match":             {func(in *s3.CopyObjectInput) { in.CopySourceIfNoneMatch = etag }, "PreconditionFailed"},
-		"if-none-match another":     {func(in *s3.CopyObjectInput) { in.CopySourceIfNoneMatch = aws.String(`"abc-0"`) }, ""},
-		"if-modified-since":         {func(in *s3.CopyObjectInput) { in.CopySourceIfModifiedSince = &before }, ""},
-		"if-unmodified-since":       {func(in *s3.CopyObjectInput) { in.CopySourceIfUnmodifiedSince = &after }, ""},
-		"if-unmodified-since, past": {func(in *s3.CopyObjectInput) { in.CopySourceIfUnmodifiedSince = &before }, "PreconditionFailed"},
-		"no such key":               {func(in *s3.CopyObjectInput) { in.CopySource = aws.String(p.bucket + "/nothing") }, "NoSuchKey"},
-		"no such bucket":            {func(in *s3.CopyObjectInput) { in.CopySource = aws.String("test-nothing/k") }, "NoSuchBucket"},
+		"if-match": {func(in *s3.CopyObjectInput) { in.CopySourceIfMatch = etag }, ""},
+		"if-match another": {
+			func(in *s3.CopyObjectInput) { in.CopySourceIfMatch = aws.String(`"abc-0"`) }, "PreconditionFailed",
+		},
+		"if-none-match":         {func(in *s3.CopyObjectInput) { in.CopySourceIfNoneMatch = etag }, "PreconditionFailed"},
+		"if-none-match another": {func(in *s3.CopyObjectInput) { in.CopySourceIfNoneMatch = aws.String(`"abc-0"`) }, ""},
+		"if-modified-since":     {func(in *s3.CopyObjectInput) { in.CopySourceIfModifiedSince = &before }, ""},
+		"if-unmodified-since":   {func(in *s3.CopyObjectInput) { in.CopySourceIfUnmodifiedSince = &after }, ""},
+		"if-unmodified-since, past": {
+			func(in *s3.CopyObjectInput) { in.CopySourceIfUnmodifiedSince = &before }, "PreconditionFailed",
+		},
+		"no such key":    {func(in *s3.CopyObjectInput) { in.CopySource = aws.String(p.bucket + "/nothing") }, "NoSuchKey"},
+		"no such bucket": {func(in *s3.CopyObjectInput) { in.CopySource = aws.String("test-nothing/k") }, "NoSuchBucket"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := p.copy("source", "copy", row.in)
@@ -169,17 +214,21 @@ func TestCopyObjectConditions(t *testing.T) {
 			if row.want != "" && p.isStored("copy") {
 				t.Errorf("copied all the same")
 			}
+
 			p.storeDo(http.MethodDelete, "copy", nil, nil)
 		})
 	}
+
 	reader := p.as(readerAccess, readerSecret)
-	if _, err := reader.CopyObject(t.Context(), &s3.CopyObjectInput{Bucket: &p.bucket, Key: aws.String("x"), CopySource: aws.String(p.bucket + "/source")}); code(err) != "AccessDenied" {
+	if _, err := reader.CopyObject(t.Context(), &s3.CopyObjectInput{
+		Bucket: &p.bucket, Key: aws.String("x"), CopySource: aws.String(p.bucket + "/source"),
+	}); code(err) != "AccessDenied" {
 		t.Errorf("by a client without a grant: %v", err)
 	}
 }
 
-// Parts cannot be taken over, and what was never encrypted is: both are read
-// and sealed anew.
+// Ciphertext of parts cannot be copied, and plaintext must be encrypted:
+// both are read and sealed again.
 func TestCopyObjectStreams(t *testing.T) {
 	p := newProxy(t)
 	m := p.upload("parts", []int{5 << 20, 5<<20 + 7, 100})
@@ -188,16 +237,19 @@ func TestCopyObjectStreams(t *testing.T) {
 	if err != nil || !bytes.Equal(got, m.text()) || !strings.HasSuffix(*out.ETag, `-0"`) {
 		t.Fatalf("%d bytes, %v", len(got), err)
 	}
+
 	if size := p.listed("copy"); size != int64(len(got)) {
 		t.Errorf("listed with %d bytes", size)
 	}
-	// Where the source was altered, nothing is stored.
+
+	// If the source was altered, nothing is stored.
 	p.rewriteFile("parts", func(b []byte) []byte { b[len(b)-20_000] ^= 1; return b })
 	if _, err := p.copy("parts", "broken"); err == nil || p.isStored("broken") {
 		t.Errorf("of an altered source: %v", err)
 	}
 	plain := p.newBucket("plain-")
 	p.storeTo(plain, "k", []byte("never encrypted"))
+
 	from := func(in *s3.CopyObjectInput) { in.CopySource = aws.String(plain + "/k") }
 	p.mustCopy("", "sealed", from)
 	body, _ := p.stored("sealed")
@@ -205,19 +257,21 @@ func TestCopyObjectStreams(t *testing.T) {
 		t.Errorf("%q, stored as %q", got, body)
 	}
 	p.store("past", []byte("stored past the proxy"), nil)
+
 	if _, err := p.copy("past", "bad"); code(err) != "PlaintextObject" || p.isStored("bad") {
 		t.Errorf("of an object without an envelope: %v", err)
 	}
 }
 
-// A copy signs a new envelope: it must not be one that the store has altered,
-// which the signature would make good.
+// A copy signs a new envelope. It must not sign one that the store has
+// altered.
 func TestCopyObjectOfAnAlteredEnvelope(t *testing.T) {
 	p := newProxy(t)
 	p.put("source", []byte("text"))
 	p.put("other", []byte("another text"))
 	body, good := p.stored("source")
 	_, other := p.stored("other")
+
 	for _, name := range []string{"Size", "Header", "Mac", "Dek"} {
 		t.Run(name, func(t *testing.T) {
 			bad := good.Clone()
@@ -228,12 +282,13 @@ func TestCopyObjectOfAnAlteredEnvelope(t *testing.T) {
 			}
 		})
 	}
+
 	p.store("source", body, good)
 	p.mustCopy("source", "copy")
 }
 
-// An object that is overwritten between the look at it and the copy is not
-// copied with the old one's envelope.
+// If an object is overwritten between the HEAD and the copy, it is not
+// copied with the envelope of the old object.
 func TestCopyObjectOverwrittenMeanwhile(t *testing.T) {
 	p := newProxy(t)
 	p.put("source", []byte("old"))
@@ -257,6 +312,7 @@ func TestCopyObjectWithCustomerKeys(t *testing.T) {
 			in.CopySourceSSECustomerAlgorithm, in.CopySourceSSECustomerKey, in.CopySourceSSECustomerKeyMD5 = k.algorithm, k.key, k.md5
 		}
 	}
+
 	target := func(k customer) func(*s3.CopyObjectInput) {
 		return func(in *s3.CopyObjectInput) {
 			in.SSECustomerAlgorithm, in.SSECustomerKey, in.SSECustomerKeyMD5 = k.algorithm, k.key, k.md5
@@ -264,11 +320,14 @@ func TestCopyObjectWithCustomerKeys(t *testing.T) {
 	}
 	p.put("mine", []byte("text"), mine.put)
 	p.put("kms", []byte("text"))
-	if out := p.mustCopy("mine", "other", source(mine), target(other)); *out.SSECustomerKeyMD5 != *other.md5 || out.SSEKMSKeyId != nil {
+
+	if out := p.mustCopy("mine", "other", source(mine), target(other)); *out.SSECustomerKeyMD5 != *other.md5 ||
+		out.SSEKMSKeyId != nil {
 		t.Errorf("%+v", out)
 	}
 	p.mustCopy("mine", "to-kms", source(mine))
 	p.mustCopy("kms", "to-mine", target(mine))
+
 	for key, k := range map[string]*customer{"other": &other, "to-kms": nil, "to-mine": &mine} {
 		var with []func(*s3.GetObjectInput)
 		if k != nil {
@@ -278,6 +337,7 @@ func TestCopyObjectWithCustomerKeys(t *testing.T) {
 			t.Errorf("%s: %q, %v", key, got, err)
 		}
 	}
+
 	for name, row := range map[string]struct {
 		from string
 		in   []func(*s3.CopyObjectInput)
@@ -294,17 +354,20 @@ func TestCopyObjectWithCustomerKeys(t *testing.T) {
 			}
 		})
 	}
+
 	m := p.create("parts")
 	if _, err := p.client.UploadPartCopy(t.Context(), &s3.UploadPartCopyInput{
-		Bucket: &p.bucket, Key: aws.String("parts"), UploadId: &m.id, PartNumber: aws.Int32(1), CopySource: aws.String(p.bucket + "/mine"),
-		CopySourceSSECustomerAlgorithm: mine.algorithm, CopySourceSSECustomerKey: mine.key, CopySourceSSECustomerKeyMD5: mine.md5,
+		Bucket: &p.bucket, Key: aws.String("parts"), UploadId: &m.id, PartNumber: aws.Int32(1),
+		CopySource:                     aws.String(p.bucket + "/mine"),
+		CopySourceSSECustomerAlgorithm: mine.algorithm, CopySourceSSECustomerKey: mine.key,
+		CopySourceSSECustomerKeyMD5: mine.md5,
 	}); err != nil {
 		t.Errorf("as a part: %v", err)
 	}
 }
 
-// What takes the store long is told to be under way; the answer is the same in
-// the end, or broken off.
+// A slow copy sends white space. The final answer is the same, or the
+// connection breaks.
 func TestCopyObjectKeepsAlive(t *testing.T) {
 	p := newProxy(t, func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) { cfg.KeepAlive = 20 * time.Millisecond })
 	p.put("source", []byte("text"))
@@ -317,14 +380,24 @@ func TestCopyObjectKeepsAlive(t *testing.T) {
 			return nil, end
 		}, nil)
 	}
+
 	gone := errors.New("the store is gone")
 	copies := func(r *http.Request) bool { return r.Header.Get("X-Amz-Copy-Source") != "" }
 	takesLong(copies, nil)
-	copied := request{method: "PUT", path: "/" + p.bucket + "/copy", header: http.Header{"X-Amz-Copy-Source": {p.bucket + "/source"}}}
+
+	copied := request{
+		method: "PUT",
+		path:   "/" + p.bucket + "/copy",
+		header: http.Header{"X-Amz-Copy-Source": {p.bucket + "/source"}},
+	}
+
 	a := p.send(copied)
-	if a.StatusCode != 200 || !bytes.HasPrefix(a.body, []byte("<?xml")) || !bytes.Contains(a.body, []byte("  <CopyObjectResult")) || a.Header.Get("X-Amz-Server-Side-Encryption") != "aws:kms" {
+	if a.StatusCode != 200 || !bytes.HasPrefix(a.body, []byte("<?xml")) ||
+		!bytes.Contains(a.body, []byte("  <CopyObjectResult")) ||
+		a.Header.Get("X-Amz-Server-Side-Encryption") != "aws:kms" {
 		t.Errorf("%d %v %s", a.StatusCode, a.Header, a.body)
 	}
+
 	if _, err := p.copy("source", "copy"); err != nil {
 		t.Errorf("the SDK: %v", err)
 	}
@@ -332,21 +405,27 @@ func TestCopyObjectKeepsAlive(t *testing.T) {
 	if _, err := p.copy("source", "copy"); err == nil {
 		t.Error("a failure passed for a copy")
 	}
-	// So is the reading of the source, for a checksum that it does not have.
+
+	// So does reading the source to compute a missing checksum.
 	reads := func(r *http.Request) bool { return r.Method == http.MethodGet }
 	takesLong(reads, nil)
 	copied.header.Set("X-Amz-Checksum-Algorithm", "SHA256")
-	if a := p.send(copied); a.StatusCode != 200 || !bytes.Contains(a.body, []byte("  <CopyObjectResult")) || !bytes.Contains(a.body, []byte(sumOf("SHA256", []byte("text")))) {
+
+	if a := p.send(copied); a.StatusCode != 200 || !bytes.Contains(a.body, []byte("  <CopyObjectResult")) ||
+		!bytes.Contains(a.body, []byte(sumOf("SHA256", []byte("text")))) {
 		t.Errorf("with a checksum: %d %s", a.StatusCode, a.body)
 	}
 	takesLong(reads, gone)
-	if _, err := p.copy("source", "copy", func(in *s3.CopyObjectInput) { in.ChecksumAlgorithm = types.ChecksumAlgorithmSha256 }); err == nil {
+
+	if _, err := p.copy(
+		"source", "copy", func(in *s3.CopyObjectInput) { in.ChecksumAlgorithm = types.ChecksumAlgorithmSha256 },
+	); err == nil {
 		t.Error("a source that could not be read passed for a copy")
 	}
 }
 
-// A copy has the one checksum that is asked for, of the plaintext; without
-// that, its source's.
+// A copy has only the requested checksum, of the plaintext; without a
+// request, the source's.
 func TestChecksumsOfCopies(t *testing.T) {
 	p := newProxy(t)
 	plain := p.newBucket("plain-")
@@ -354,21 +433,31 @@ func TestChecksumsOfCopies(t *testing.T) {
 	p.put("whole", text, func(in *s3.PutObjectInput) { in.ChecksumAlgorithm = types.ChecksumAlgorithmCrc32 })
 	p.put("empty", nil)
 	p.storeTo(plain, "bare", text)
+
 	parts := p.upload("parts", []int{5 * mib, 77}).text()
-	for source, want := range map[string][]byte{p.bucket + "/whole": text, p.bucket + "/empty": nil, plain + "/bare": text, p.bucket + "/parts": parts} {
+	for source, want := range map[string][]byte{
+		p.bucket + "/whole": text, p.bucket + "/empty": nil, plain + "/bare": text, p.bucket + "/parts": parts,
+	} {
 		t.Run(source, func(t *testing.T) {
 			from := func(in *s3.CopyObjectInput) {
 				in.CopySource, in.ChecksumAlgorithm = &source, types.ChecksumAlgorithmSha256
 			}
+
 			out := p.mustCopy("", "copy", from).CopyObjectResult
 			sum := sumOf("SHA256", want)
-			if out.ChecksumSHA256 == nil || *out.ChecksumSHA256 != sum || out.ChecksumCRC32 != nil || out.ChecksumType != types.ChecksumTypeFullObject {
+			if out.ChecksumSHA256 == nil || *out.ChecksumSHA256 != sum || out.ChecksumCRC32 != nil ||
+				out.ChecksumType != types.ChecksumTypeFullObject {
 				t.Errorf("%+v", out)
 			}
-			head, err := p.client.HeadObject(t.Context(), &s3.HeadObjectInput{Bucket: &p.bucket, Key: new("copy"), ChecksumMode: types.ChecksumModeEnabled})
+
+			head, err := p.client.HeadObject(
+				t.Context(),
+				&s3.HeadObjectInput{Bucket: &p.bucket, Key: new("copy"), ChecksumMode: types.ChecksumModeEnabled},
+			)
 			if err != nil || head.ChecksumSHA256 == nil || *head.ChecksumSHA256 != sum || head.ChecksumCRC32 != nil {
 				t.Errorf("HEAD: %+v, %v", head, err)
 			}
+
 			if got := p.mustGet("copy"); !bytes.Equal(got, want) { // the SDK verifies the checksum
 				t.Errorf("another text")
 			}
@@ -377,40 +466,52 @@ func TestChecksumsOfCopies(t *testing.T) {
 			}
 		})
 	}
-	// What is kept is not read for again.
+
+	// A stored checksum does not need another read.
 	p.origin.take()
 	p.mustCopy("whole", "copy", func(in *s3.CopyObjectInput) { in.ChecksumAlgorithm = types.ChecksumAlgorithmCrc32 })
 	if sent := p.origin.take(); len(sent) != 4 { // HEAD, the first segment, the last, and the copy
 		t.Errorf("for a checksum that is kept: %q", sent)
 	}
-	if out := p.mustCopy("copy", "copy 2").CopyObjectResult; out.ChecksumCRC32 == nil || *out.ChecksumCRC32 != sumOf("CRC32", text) {
+
+	if out := p.mustCopy("copy", "copy 2").CopyObjectResult; out.ChecksumCRC32 == nil ||
+		*out.ChecksumCRC32 != sumOf("CRC32", text) {
 		t.Errorf("a copy of the copy: %+v", out)
 	}
 }
 
-// Nothing is copied of a source that cannot be read to its end, or whose
-// checksum nobody knows how to compute.
+// Nothing is copied if the source cannot be read to its end, or if the
+// checksum algorithm is unknown.
 func TestChecksumsOfCopiesFail(t *testing.T) {
 	p := newProxy(t)
 	p.put("source", randomText(300_000))
 	sha := func(in *s3.CopyObjectInput) { in.ChecksumAlgorithm = types.ChecksumAlgorithmSha256 }
-	if _, err := p.copy("source", "copy", func(in *s3.CopyObjectInput) { in.ChecksumAlgorithm = "SHA3" }); code(err) != "InvalidRequest" || !strings.Contains(err.Error(), "[CRC32, CRC32C, CRC64NVME, MD5, SHA1, ") {
+	if _, err := p.copy(
+		"source", "copy", func(in *s3.CopyObjectInput) { in.ChecksumAlgorithm = "SHA3" },
+	); code(err) != "InvalidRequest" ||
+		!strings.Contains(err.Error(), "[CRC32, CRC32C, CRC64NVME, MD5, SHA1, ") {
 		t.Errorf("an unknown algorithm: %v", err)
 	}
+
 	body, header := p.stored("source")
 	body[len(body)-1] ^= 1
 	p.store("source", body, header)
 	if _, err := p.copy("source", "copy", sha); code(err) != "ObjectIntegrityError" || p.isStored("copy") {
 		t.Errorf("a source that was altered: %v", err)
 	}
+
 	path := "/" + p.bucket + "/copy"
-	if a := p.send(request{method: "PUT", path: path, header: http.Header{"X-Amz-Copy-Source": {p.bucket + "/source"}, "X-Amz-Copy-Source-Range": {"bytes=0-9"}}}); a.Code != "NotImplemented" || p.isStored("copy") {
+	if a := p.send(request{
+		method: "PUT", path: path,
+		header: http.Header{"X-Amz-Copy-Source": {p.bucket + "/source"}, "X-Amz-Copy-Source-Range": {"bytes=0-9"}},
+	}); a.Code != "NotImplemented" ||
+		p.isStored("copy") {
 		t.Errorf("a range of the source: %d %s", a.StatusCode, a.body)
 	}
 }
 
-// A source that is overwritten between the reading for its checksum and the
-// copying is not copied under that checksum.
+// If a source is overwritten between reading it for its checksum and copying
+// it, it is not copied with that checksum.
 func TestChecksumOfASourceThatIsOverwritten(t *testing.T) {
 	p := newProxy(t)
 	other := p.replica()
@@ -418,6 +519,7 @@ func TestChecksumOfASourceThatIsOverwritten(t *testing.T) {
 		p.upload("source", []int{5 * mib, 100})
 		var mu sync.Mutex
 		count, overwritten := 0, false
+
 		p.origin.set(func(r *http.Request) (*http.Response, error) {
 			mu.Lock()
 			defer mu.Unlock()
@@ -427,10 +529,17 @@ func TestChecksumOfASourceThatIsOverwritten(t *testing.T) {
 					other.put("source", randomText(5*mib+100))
 				}
 			}
+
 			return nil, nil
 		}, nil)
-		_, err := p.copy("source", "copy", func(in *s3.CopyObjectInput) { in.ChecksumAlgorithm = types.ChecksumAlgorithmSha256 })
+
+		_, err := p.copy(
+			"source",
+			"copy",
+			func(in *s3.CopyObjectInput) { in.ChecksumAlgorithm = types.ChecksumAlgorithmSha256 },
+		)
 		p.origin.set(nil, nil)
+
 		if p.isStored("copy") {
 			text, out, err := p.get("copy", func(in *s3.GetObjectInput) { in.ChecksumMode = types.ChecksumModeEnabled })
 			if err != nil || out.ChecksumSHA256 == nil || *out.ChecksumSHA256 != sumOf("SHA256", text) {
@@ -440,8 +549,9 @@ func TestChecksumOfASourceThatIsOverwritten(t *testing.T) {
 		} else if err == nil {
 			t.Errorf("overwritten at read %d: nothing is stored, and no error", at)
 		}
+
 		if !overwritten {
-			break // that was all reads
+			break // these were all reads
 		}
 	}
 }
@@ -450,26 +560,36 @@ func TestCopySources(t *testing.T) {
 	p := newProxy(t)
 	p.put("a//b", []byte("text"))
 	for source, want := range map[string]string{
-		"bucket/%ZZ": "Invalid copy source encoding", "%": "Invalid copy source encoding", "100%/a": "Invalid copy source encoding",
+		"bucket/%ZZ": "Invalid copy source encoding", "%": "Invalid copy source encoding",
+		"100%/a":        "Invalid copy source encoding",
 		"192.168.1.1/a": "Invalid copy source bucket name", "Bucket/a": "Invalid copy source bucket name",
-		"bucket": "Invalid copy source object key", "bucket/": "Invalid copy source object key", "bucket/.": "Invalid copy source object key",
-		"bucket/..": "Invalid copy source object key", "bucket/a/../../b": "Invalid copy source object key", "bucket/%2e%2E/b": "Invalid copy source object key",
-		"bucket/a?acl": "Copy Source must mention", "bucket/a?versionId=1&acl=2": "Copy Source must mention",
+		"bucket": "Invalid copy source object key", "bucket/": "Invalid copy source object key",
+		"bucket/.":  "Invalid copy source object key",
+		"bucket/..": "Invalid copy source object key", "bucket/a/../../b": "Invalid copy source object key",
+		"bucket/%2e%2E/b": "Invalid copy source object key",
+		"bucket/a?acl":    "Copy Source must mention", "bucket/a?versionId=1&acl=2": "Copy Source must mention",
 	} {
 		t.Run(source, func(t *testing.T) {
 			header := http.Header{"X-Amz-Copy-Source": {source}}
 			for _, query := range []string{"", "?partNumber=1&uploadId=none"} {
 				a := p.send(request{method: "PUT", path: "/" + p.bucket + "/copy" + query, header: header})
-				if a.Code != "InvalidArgument" || !bytes.Contains(a.body, []byte(want)) || !bytes.Contains(a.body, []byte("<ArgumentName>x-amz-copy-source<")) {
+				if a.Code != "InvalidArgument" || !bytes.Contains(a.body, []byte(want)) ||
+					!bytes.Contains(a.body, []byte("<ArgumentName>x-amz-copy-source<")) {
 					t.Errorf("%d %s", a.StatusCode, a.body)
 				}
-				if a := p.send(request{method: "PUT", path: "/nosuchbucket/copy" + query, header: header}); a.Code != "NoSuchBucket" {
+				if a := p.send(request{
+					method: "PUT", path: "/nosuchbucket/copy" + query, header: header,
+				}); a.Code != "NoSuchBucket" {
 					t.Errorf("to no bucket: %d %s", a.StatusCode, a.body)
 				}
 			}
 		})
 	}
-	if a := p.send(request{method: "PUT", path: "/" + p.bucket + "/copy", header: http.Header{"X-Amz-Copy-Source": {p.bucket + "/a/./%2F../b"}}}); a.Code == "InvalidArgument" {
+
+	if a := p.send(request{
+		method: "PUT", path: "/" + p.bucket + "/copy",
+		header: http.Header{"X-Amz-Copy-Source": {p.bucket + "/a/./%2F../b"}},
+	}); a.Code == "InvalidArgument" {
 		t.Errorf("a key that does not lead out: %s", a.body)
 	}
 }

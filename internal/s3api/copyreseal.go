@@ -10,10 +10,10 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// maxCopy is S3's limit for the source of a copy, in bytes.
+// maxCopy is S3's limit for the size of a copy source, in bytes.
 const maxCopy = 5 << 30
 
-// resealCopy reads the source, and seals it under a new data key, as a
+// resealCopy reads the source and seals it under a new data key, as a
 // single-PUT object.
 func (s *Server) resealCopy(c *objectCopy) error {
 	c.reseals = true
@@ -22,12 +22,16 @@ func (s *Server) resealCopy(c *objectCopy) error {
 		return err
 	}
 	defer source.Close()
+
 	switch {
 	case source.Length > maxCopy:
 		return sourceTooLarge(maxCopy)
 	case source.Length > maxObject:
-		return badRequest("InvalidRequest", fmt.Sprintf("The specified copy source is larger than what the proxy can store "+
-			"as one object that was not uploaded in parts: %d. Copy it in parts.", maxObject))
+		return badRequest(
+			"InvalidRequest",
+			fmt.Sprintf("The specified copy source is larger than the proxy can store "+
+				"with one PUT: %d. Copy it with a multipart upload.", maxObject),
+		)
 	}
 
 	lease, err := s.Keys.Create(c.Context(), c.object(), c.client.Name, c.choice)
@@ -37,6 +41,7 @@ func (s *Server) resealCopy(c *objectCopy) error {
 	defer lease.Release()
 	c.watch(lease.Lease)
 	lease.Wrote(source.Length)
+
 	sums, err := copiedSums(c.call, source)
 	if err != nil {
 		return err
@@ -48,10 +53,11 @@ func (s *Server) resealCopy(c *objectCopy) error {
 	if c.wanted == nil {
 		answer, err = s.sealCopy(c, source, lease, sums)
 	} else {
-		source.Close() // it would wait in the meantime, and the store with it
+		source.Close() // while it waits, it would hold a connection to the store
 		answer, sums, err = s.sealCopyWith(c, lease, sums)
 	}
-	// Nothing was stored, and the source is still there.
+
+	// Nothing was stored, and the source can be read again.
 	if errors.Is(err, errTransfer) && (c.wanted == nil || sums != nil) {
 		source.Close()
 		answer, err = s.sealCopyAgain(c, lease, sums)
@@ -64,8 +70,8 @@ func (s *Server) resealCopy(c *objectCopy) error {
 	return c.answerCopied(answer, copyResult{etag: answer.Get("Etag"), sums: sums, kind: fullObject})
 }
 
-// sealCopyWith is sealCopy of a copy that is to have the wanted checksum, which
-// it returns too.
+// sealCopyWith is sealCopy for a copy that needs the wanted checksum. It
+// also returns that checksum.
 func (s *Server) sealCopyWith(c *objectCopy, lease *keyring.DataKey, sums digests) (http.Header, digests, error) {
 	sums, err := wantedSums(c, sums)
 	if err != nil {
@@ -75,7 +81,7 @@ func (s *Server) sealCopyWith(c *objectCopy, lease *keyring.DataKey, sums digest
 	return answer, sums, err
 }
 
-// sealCopyAgain is sealCopy of a source that is read once more.
+// sealCopyAgain is sealCopy with a new read of the source.
 func (s *Server) sealCopyAgain(c *objectCopy, lease *keyring.DataKey, sums digests) (http.Header, error) {
 	source, err := c.reader.Get(c.Context(), c.source)
 	if err != nil {
@@ -85,8 +91,8 @@ func (s *Server) sealCopyAgain(c *objectCopy, lease *keyring.DataKey, sums diges
 	return s.sealCopy(c, source, lease, sums)
 }
 
-// sealCopy encrypts the source on its way back to the store, and returns the
-// header of the store's answer.
+// sealCopy encrypts the source and sends it to the store. It returns the
+// headers of the store's answer.
 func (s *Server) sealCopy(
 	c *objectCopy, source *stored.Object, lease *keyring.DataKey, sums digests,
 ) (http.Header, error) {
@@ -94,6 +100,7 @@ func (s *Server) sealCopy(
 	if err != nil {
 		return nil, err
 	}
+
 	header, err := s.resealedHeader(c, source, lease, sealer.Header(), sums)
 	if err != nil {
 		return nil, errors.Join(err, sealer.Close())
@@ -108,8 +115,8 @@ func (s *Server) sealCopy(
 	return resp.Header, nil
 }
 
-// resealedHeader is the header of the copy, with its envelope and the source's
-// tags.
+// resealedHeader returns the headers of the copy, with its envelope and the
+// source's tags.
 func (s *Server) resealedHeader(
 	c *objectCopy, source *stored.Object, lease *keyring.DataKey, h crypt.Header, sums digests,
 ) (http.Header, error) {
@@ -128,13 +135,13 @@ func (s *Server) resealedHeader(
 	return header, err
 }
 
-// copiedSums are the checksums of the source that its copy can have.
+// copiedSums returns the checksums of the source that also fit its copy.
 func copiedSums(c *call, source *stored.Object) (digests, error) {
 	if source.Plaintext {
 		return nil, nil
 	}
 	sum, err := source.Checksum(c.Context())
-	if err != nil || sum.Type != crypt.FullObject { // one of parts means nothing once there are none
+	if err != nil || sum.Type != crypt.FullObject { // a checksum of parts does not fit an object without parts
 		return nil, err
 	}
 	return sum.Digests, nil

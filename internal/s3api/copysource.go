@@ -14,27 +14,42 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// copySource reads x-amz-copy-source and what belongs to it.
+// copySource parses x-amz-copy-source and the headers for it. It checks that
+// the client may read the source.
 func (s *Server) copySource(c *call) (stored.Request, error) {
 	src, version, err := parseCopySource(c.Header.Get("X-Amz-Copy-Source"), s.KeyNames)
 	if err != nil {
 		return stored.Request{}, err
 	}
 	if !c.client.MayObject(access.Read, src.Bucket, src.Key) {
-		return stored.Request{}, accessDenied(fmt.Errorf("client %q has no grant to read %q", c.client.Name, "/"+src.Bucket+"/"+src.Key))
+		return stored.Request{}, accessDenied(
+			fmt.Errorf("client %q has no grant to read %q", c.client.Name, "/"+src.Bucket+"/"+src.Key),
+		)
 	}
-	q := stored.Request{Object: src, Version: version, Header: copyConditions(c.Header), Plaintext: s.admitPlaintext(c, src)}
+
+	q := stored.Request{
+		Object:    src,
+		Version:   version,
+		Header:    copyConditions(c.Header),
+		Plaintext: s.admitPlaintext(c, src),
+	}
+
 	if text := c.Header.Get("X-Amz-Copy-Source-Range"); text != "" {
 		q.Range = stored.ParseRange(text)
 		if q.Range == nil || !q.Range.Closed() {
-			return q, badRequest("InvalidArgument", "The x-amz-copy-source-range value must be of the form bytes=first-last where first and last are the zero-based offsets of the first and last bytes to copy")
+			return q, badRequest(
+				"InvalidArgument",
+				"The x-amz-copy-source-range value must be of the form bytes=first-last "+
+					"where first and last are the zero-based offsets of the first and last bytes to copy",
+			)
 		}
 	}
+
 	return q, nil
 }
 
-// parseCopySource reads bucket/key, each escaped as in a path, and ?versionId=
-// behind them. What is escaped is part of the key, whatever it is.
+// parseCopySource parses bucket/key, escaped as in a path, and an optional
+// ?versionId= at the end. An escaped ? or / belongs to the key.
 func parseCopySource(text string, names keyname.Store) (src crypt.Object, version string, err error) {
 	const header = "x-amz-copy-source"
 	path, query, _ := strings.Cut(text, "?")
@@ -42,6 +57,7 @@ func parseCopySource(text string, names keyname.Store) (src crypt.Object, versio
 	if err != nil {
 		return src, "", invalidArgument("Invalid copy source encoding", header, text)
 	}
+
 	src.Bucket, src.Key, _ = strings.Cut(strings.TrimPrefix(path, "/"), "/")
 	if _, err := netip.ParseAddr(src.Bucket); err == nil || !bucketName.MatchString(src.Bucket) {
 		return src, "", invalidArgument("Invalid copy source bucket name", header, text)
@@ -49,10 +65,16 @@ func parseCopySource(text string, names keyname.Store) (src crypt.Object, versio
 	if src.Key == "" || names.Check(src.Key, keyname.Read) != nil {
 		return src, "", invalidArgument("Invalid copy source object key", header, src.Key)
 	}
+
 	parameters, err := url.ParseQuery(query)
 	if err != nil || len(parameters) > 1 || len(parameters) == 1 && !parameters.Has("versionId") {
-		return src, "", invalidArgument("Copy Source must mention the source bucket and key: sourcebucket/sourcekey", header, text)
+		return src, "", invalidArgument(
+			"Copy Source must mention the source bucket and key: sourcebucket/sourcekey",
+			header,
+			text,
+		)
 	}
+
 	version = parameters.Get("versionId")
 	return src, version, checkVersionID(version)
 }
@@ -65,9 +87,11 @@ func copyConditions(h http.Header) http.Header {
 			out.Set(name, value)
 		}
 	}
+
 	if owner := h.Get("X-Amz-Source-Expected-Bucket-Owner"); owner != "" {
 		out.Set("X-Amz-Expected-Bucket-Owner", owner)
 	}
+
 	for _, name := range []string{"If-Match", "If-None-Match"} {
 		if value := out.Get(name); value != "" {
 			out.Set(name, storedETags(value))
@@ -76,13 +100,13 @@ func copyConditions(h http.Header) http.Header {
 	return out
 }
 
-// sourceTooLarge refuses a source of more than limit bytes.
+// sourceTooLarge is the error for a source larger than limit bytes.
 func sourceTooLarge(limit int64) *Error {
 	return badRequest("InvalidRequest",
 		fmt.Sprintf("The specified copy source is larger than the maximum allowable size for a copy source: %d", limit))
 }
 
-// errCondition says that a condition does not hold.
+// errCondition returns the error for a condition that does not hold.
 func errCondition() *Error {
 	return &Error{Code: "PreconditionFailed", Message: messages["PreconditionFailed"]}
 }

@@ -9,21 +9,20 @@ import (
 	"time"
 )
 
-// A browser asks before a page of another origin may send a request, and looks
-// at the answer's Access-Control- headers before the page may see it. Both
-// follow from the bucket's CORS configuration, which is the store's: it is
-// asked.
+// Before a page of another origin may send a request, the browser asks
+// whether it is allowed. Before the page sees a response, the browser checks
+// its Access-Control- headers. Both depend on the bucket's CORS
+// configuration, which the store has, so the proxy asks the store.
 
 const corsPrefix = "Access-Control-"
 
-// corsTimeout is how long an answer of the proxy's own waits for what the
-// store says to its origin.
+// corsTimeout is how long a response of the proxy's own, such as an error,
+// waits for the store's CORS headers.
 const corsTimeout = 2 * time.Second
 
-// preflight answers the browser's question, which is never signed. Whatever
-// belongs to the request that is asked about, such as the query of a presigned
-// URL, stays here, and of the store's answer nothing comes back but what it
-// says of CORS.
+// preflight answers the browser's question, which is never signed. The proxy
+// does not forward other parts of the request, such as the query of a
+// presigned URL. From the store's answer, it returns only the CORS headers.
 // https://docs.aws.amazon.com/AmazonS3/latest/API/RESTOPTIONSobject.html
 func (s *Server) preflight(c *call) error {
 	method := c.Header.Get("Access-Control-Request-Method")
@@ -33,6 +32,7 @@ func (s *Server) preflight(c *call) error {
 	case !slices.Contains([]string{"GET", "PUT", "HEAD", "POST", "DELETE"}, method):
 		return badRequest("BadRequest", "Invalid Access-Control-Request-Method: "+method)
 	}
+
 	answer, err := s.askCORS(c.Context(), c, method)
 	if own := (*Error)(nil); errors.As(err, &own) && own.Status() != http.StatusServiceUnavailable {
 		return corsRefused(own)
@@ -40,6 +40,7 @@ func (s *Server) preflight(c *call) error {
 	if err != nil {
 		return err
 	}
+
 	if answer.Get(corsPrefix+"Allow-Origin") == "" {
 		return corsRefused(nil)
 	}
@@ -49,18 +50,19 @@ func (s *Server) preflight(c *call) error {
 	return nil
 }
 
-// corsRefused is the one answer to all preflights that the store refuses: who
-// does not sign must not learn whether the bucket exists, or what it allows.
+// corsRefused is the same answer to all preflights that the store refuses.
+// An unsigned request must not find out whether the bucket exists.
 func corsRefused(cause error) *Error {
 	return &Error{
-		Code:    "AccessForbidden",
-		Message: "CORSResponse: This CORS request is not allowed. The CORS configuration of the bucket, if there is such a bucket, does not allow the origin, the method or a header.",
-		cause:   cause,
+		Code: "AccessForbidden",
+		Message: "CORSResponse: This CORS request is not allowed. The CORS configuration of the bucket, " +
+			"if there is such a bucket, does not allow the origin, the method or a header.",
+		cause: cause,
 	}
 }
 
-// askCORS asks the store what it says to the call's Origin about a method, and
-// returns the headers that say it.
+// askCORS asks the store which CORS headers it sends to the call's Origin
+// for a method.
 func (s *Server) askCORS(ctx context.Context, c *call, method string) (http.Header, error) {
 	header := http.Header{"Origin": c.Header.Values("Origin"), "Access-Control-Request-Method": {method}}
 	if names := c.Header.Values("Access-Control-Request-Headers"); len(names) > 0 {
@@ -74,8 +76,8 @@ func (s *Server) askCORS(ctx context.Context, c *call, method string) (http.Head
 	return corsHeader(header.Get("Origin"), resp.Header), nil
 }
 
-// rememberCORS remembers what the store says to the call's Origin, if it was
-// told of it with the call's own method.
+// rememberCORS keeps the CORS headers of a store's answer, if the request
+// had the call's Origin and method.
 func (c *call) rememberCORS(r *http.Request, resp *http.Response) {
 	if origin := r.Header.Get("Origin"); origin != "" && r.Method == c.Method {
 		said := corsHeader(origin, resp.Header)
@@ -83,14 +85,15 @@ func (c *call) rememberCORS(r *http.Request, resp *http.Response) {
 	}
 }
 
-// addCORSHeaders has the answer to a page of another origin say what the store
-// says to it, whatever the answer is: an error of the proxy's own too, which
-// the page could not see otherwise. Where the store was not asked in the
-// course of the call, it is now.
+// addCORSHeaders makes every response to a page of another origin have the
+// store's CORS headers. The proxy's own errors need them too, or the page
+// could not see them. If the call has not asked the store, the store is
+// asked before the response is sent.
 func (s *Server) addCORSHeaders(c *call) {
 	if c.Header.Get("Origin") == "" || c.bucket == "" || c.Method == http.MethodOptions {
 		return
 	}
+
 	c.w.last = func() {
 		if said := c.cors.Load(); said != nil {
 			maps.Copy(c.w.Header(), *said)
@@ -99,6 +102,7 @@ func (s *Server) addCORSHeaders(c *call) {
 		if !c.slot.held() && s.enter(c, s.unsigned, "") != nil {
 			return
 		}
+
 		ctx, cancel := context.WithTimeout(c.Context(), corsTimeout)
 		defer cancel()
 		if said, err := s.askCORS(ctx, c, c.Method); err == nil {
@@ -107,23 +111,26 @@ func (s *Server) addCORSHeaders(c *call) {
 	}
 }
 
-// corsHeaders are those that S3 sends to browsers.
+// corsHeaders are the headers that S3 sends to browsers.
 var corsHeaders = []string{
-	"Access-Control-Allow-Credentials", "Access-Control-Allow-Headers", "Access-Control-Allow-Methods", "Access-Control-Allow-Origin",
+	"Access-Control-Allow-Credentials", "Access-Control-Allow-Headers",
+	"Access-Control-Allow-Methods", "Access-Control-Allow-Origin",
 	"Access-Control-Expose-Headers", "Access-Control-Max-Age", "Vary",
 }
 
-// corsHeader returns the part of the store's answer that speaks to browsers. It
-// is empty if it does not speak to the origin that asked.
+// corsHeader returns the CORS headers of a store's answer. Apart from Vary,
+// it returns none if the answer does not allow the origin.
 func corsHeader(origin string, h http.Header) http.Header {
 	out := make(http.Header)
 	if vary := h.Values("Vary"); len(vary) > 0 {
 		out["Vary"] = vary
 	}
+
 	allowed := h.Values(corsPrefix + "Allow-Origin")
 	if len(allowed) != 1 || allowed[0] != "*" && allowed[0] != origin {
 		return out
 	}
+
 	for _, name := range corsHeaders {
 		if values := h.Values(name); len(values) > 0 {
 			out[name] = values

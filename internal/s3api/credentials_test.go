@@ -17,8 +17,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
-// A source of the store's credentials that hangs is no fault of the client, and
-// is not waited for without a bound.
+// If the source of the store's credentials hangs, the client is not at
+// fault, and the wait is limited.
 func TestStoreCredentialsThatHang(t *testing.T) {
 	var hang atomic.Bool
 	good := credentials.NewStaticCredentialsProvider(storeAccess, storeSecret, "")
@@ -28,9 +28,10 @@ func TestStoreCredentialsThatHang(t *testing.T) {
 			return aws.Credentials{}, ctx.Err()
 		}
 		creds, err := good.Retrieve(ctx)
-		creds.CanExpire, creds.Expires = true, time.Now() // so that each request asks
+		creds.CanExpire, creds.Expires = true, time.Now() // so that each request asks for credentials
 		return creds, err
 	})
+
 	creds, err := awscreds.New(t.Context(), awscreds.Config{
 		Load: func(context.Context) (aws.CredentialsProvider, error) { return source, nil },
 		Wait: 200 * time.Millisecond, Timeout: 300 * time.Millisecond,
@@ -38,6 +39,7 @@ func TestStoreCredentialsThatHang(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	p := newProxy(t, func(p *proxy, cfg *s3api.Config, _ *keyring.Config) {
 		store := proxytest.OriginConfig(store.transport)
 		store.Credentials = creds
@@ -51,12 +53,18 @@ func TestStoreCredentialsThatHang(t *testing.T) {
 		t.Run(method, func(t *testing.T) {
 			a := p.send(request{method: method, path: "/" + p.bucket + "/k"})
 			if a.StatusCode != http.StatusServiceUnavailable || a.Header.Get("Retry-After") == "" {
-				t.Errorf("%d %s, Retry-After %q; want 503 with Retry-After", a.StatusCode, a.Code, a.Header.Get("Retry-After"))
+				t.Errorf(
+					"%d %s, Retry-After %q; want 503 with Retry-After",
+					a.StatusCode,
+					a.Code,
+					a.Header.Get("Retry-After"),
+				)
 			}
 		})
 	}
+
 	hang.Store(false)
-	for range 20 { // the attempt that hangs may have to end first
+	for range 20 { // the hanging attempt may have to end first
 		if a := p.send(request{method: http.MethodGet, path: "/" + p.bucket + "/k"}); a.StatusCode == http.StatusOK {
 			return
 		}

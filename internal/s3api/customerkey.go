@@ -11,12 +11,12 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// Keys that a client brings with each request (SSE-C). A key lives as long as
-// its request, and is wiped at the end of it.
+// SSE-C: keys that a client sends with each request. A key is kept only
+// during the request, and wiped at its end.
 // https://docs.aws.amazon.com/AmazonS3/latest/userguide/ServerSideEncryptionCustomerKeys.html
 
-// What the names of the three headers begin with: for the object of the
-// request, and for the source of a copy.
+// Prefixes of the three SSE-C headers: for the object of the request, and
+// for the source of a copy.
 const (
 	customerPrefix       = "X-Amz-Server-Side-Encryption-Customer-"
 	sourceCustomerPrefix = "X-Amz-Copy-Source-Server-Side-Encryption-Customer-"
@@ -25,7 +25,7 @@ const (
 // customerNames are the three headers for the object, in lower case.
 var customerNames = setOf(customerHeaders)
 
-// takeCustomerKeys reads the keys that the request brings.
+// takeCustomerKeys reads the customer keys of the request.
 func (c *call) takeCustomerKeys() (err error) {
 	if c.customerKey, err = c.takeCustomerKey(customerPrefix); err != nil {
 		return err
@@ -34,13 +34,14 @@ func (c *call) takeCustomerKeys() (err error) {
 	return err
 }
 
-// wipeCustomerKeys is for the end of the call.
+// wipeCustomerKeys overwrites the keys at the end of the call.
 func (c *call) wipeCustomerKeys() {
 	clear(c.customerKey)
 	clear(c.sourceKey)
 }
 
-// takeCustomerKey reads three headers. It returns nil if there is none of them.
+// takeCustomerKey reads the three headers. It returns nil if none of them is
+// sent.
 func (c *call) takeCustomerKey(prefix string) ([]byte, error) {
 	algorithm, text, sum := c.Header.Get(prefix+"Algorithm"), c.Header.Get(prefix+"Key"), c.Header.Get(prefix+"Key-Md5")
 	const must = "Requests specifying Server Side Encryption with Customer provided keys must "
@@ -56,22 +57,30 @@ func (c *call) takeCustomerKey(prefix string) ([]byte, error) {
 	case sum == "":
 		return nil, badRequest("InvalidArgument", must+"provide the client calculated MD5 of the secret key.")
 	case algorithm != "AES256":
-		return nil, badRequest("InvalidEncryptionAlgorithmError", "The encryption algorithm specified is not valid. Supported value: AES256.")
+		return nil, badRequest(
+			"InvalidEncryptionAlgorithmError",
+			"The encryption algorithm specified is not valid. Supported value: AES256.",
+		)
 	}
+
 	key, err := base64.StdEncoding.DecodeString(text)
 	if err != nil || crypt.CheckDEK(key) != nil {
 		return nil, badRequest("InvalidArgument", "The secret key was invalid for the specified algorithm.")
 	}
+
 	if md5Of(key) != sum {
 		clear(key)
-		return nil, badRequest("InvalidArgument", "The calculated MD5 hash of the key did not match the hash that was provided.")
+		return nil, badRequest(
+			"InvalidArgument",
+			"The calculated MD5 hash of the key did not match the hash that was provided.",
+		)
 	}
+
 	return key, nil
 }
 
-// overTLS reports whether a request came over TLS: to the proxy, or to what
-// ends TLS on the same machine, where the configuration says that there is
-// such a thing.
+// overTLS reports whether a request came over TLS, to the proxy itself or to
+// a TLS terminator on the same machine, if one is configured.
 func (s *Server) overTLS(r *http.Request) bool {
 	if r.TLS != nil || !s.LocalTLS {
 		return r.TLS != nil
@@ -80,7 +89,7 @@ func (s *Server) overTLS(r *http.Request) bool {
 	return err == nil && net.ParseIP(host).IsLoopback()
 }
 
-// readingKey is the key for what the call reads.
+// readingKey returns the customer key for what the call reads.
 func (c *call) readingKey() []byte {
 	if c.route.flags&readsSource != 0 {
 		return c.sourceKey
@@ -88,28 +97,41 @@ func (c *call) readingKey() []byte {
 	return c.customerKey
 }
 
-// openKey returns the DEK of an object that the call reads.
-func (s *Server) openKey(ctx context.Context, c *call, obj crypt.Object, keyID string, wrapped []byte) (lease *keyring.Lease, err error) {
+// openKey returns the data key of an object that the call reads.
+func (s *Server) openKey(
+	ctx context.Context,
+	c *call,
+	obj crypt.Object,
+	keyID string,
+	wrapped []byte,
+) (lease *keyring.Lease, err error) {
 	switch key := c.readingKey(); {
 	case keyID != crypt.CustomerKeyID:
 		lease, err = s.Keys.Open(ctx, obj, keyID, wrapped)
 	case key == nil:
-		return nil, badRequest("InvalidRequest", "The object was stored using a form of Server Side Encryption. The correct parameters must be provided to retrieve the object.")
+		return nil, badRequest(
+			"InvalidRequest",
+			"The object was stored using a form of Server Side Encryption. "+
+				"The correct parameters must be provided to retrieve the object.",
+		)
 	default:
 		lease, err = s.Keys.OpenForCustomer(ctx, obj, wrapped, key)
 	}
+
 	if err != nil {
 		return nil, err
 	}
-	if c.reseals && lease.Unbound() { // the new data key would vouch for it
+	if c.reseals && lease.Unbound() { // the copy's new data key would vouch for it
 		lease.Release()
 		return nil, keyring.ErrUnbound
 	}
+
 	c.watch(lease)
 	return lease, nil
 }
 
-// checkCustomerKey refuses a customer's key for an object that is under none.
+// checkCustomerKey refuses a customer key for an object that is not under
+// one.
 func (c *call) checkCustomerKey(o *stored.Object) error {
 	if c.readingKey() != nil && !o.NotModified && !o.CustomerKey {
 		return badRequest("InvalidRequest", "The encryption parameters are not applicable to this object.")
@@ -117,8 +139,8 @@ func (c *call) checkCustomerKey(o *stored.Object) error {
 	return nil
 }
 
-// proveCustomerKey has a request that reads nothing of an object under a
-// customer's key show that it has the key, as S3 does.
+// proveCustomerKey makes a client show that it has the customer key of an
+// object, even for a request that reads no content. S3 does the same.
 func (s *Server) proveCustomerKey(c *call, q stored.Request, o *stored.Object) error {
 	if err := c.checkCustomerKey(o); err != nil || !o.CustomerKey {
 		return err
@@ -126,7 +148,7 @@ func (s *Server) proveCustomerKey(c *call, q stored.Request, o *stored.Object) e
 	return c.reader.Prove(c.Context(), q, o)
 }
 
-// setCustomerKeyHeaders tells the client that its own key protects the object.
+// setCustomerKeyHeaders sets the SSE-C headers of the response.
 func (c *call) setCustomerKeyHeaders() {
 	c.keyID = crypt.CustomerKeyID
 	for _, name := range []string{"Algorithm", "Key-Md5"} {

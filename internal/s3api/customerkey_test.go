@@ -18,13 +18,17 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
-// customer is a customer's key as SDKs take it.
+// customer is a customer key in the form that SDKs take.
 type customer struct{ algorithm, key, md5 *string }
 
 func newCustomer(fill byte) customer {
 	key := bytes.Repeat([]byte{fill}, 32)
 	sum := md5.Sum(key)
-	return customer{aws.String("AES256"), aws.String(base64.StdEncoding.EncodeToString(key)), aws.String(base64.StdEncoding.EncodeToString(sum[:]))}
+	return customer{
+		aws.String("AES256"),
+		aws.String(base64.StdEncoding.EncodeToString(key)),
+		aws.String(base64.StdEncoding.EncodeToString(sum[:])),
+	}
 }
 
 func (k customer) headers(prefix string) http.Header {
@@ -36,7 +40,7 @@ const (
 	sourceHeader   = "X-Amz-Copy-Source-Server-Side-Encryption-Customer-"
 )
 
-// with adds the key to the input of an operation.
+// put adds the key to the input of PutObject.
 func (k customer) put(in *s3.PutObjectInput) {
 	in.SSECustomerAlgorithm, in.SSECustomerKey, in.SSECustomerKeyMD5 = k.algorithm, k.key, k.md5
 }
@@ -53,48 +57,75 @@ func TestCustomerKey(t *testing.T) {
 	if *out.SSECustomerAlgorithm != "AES256" || *out.SSECustomerKeyMD5 != *mine.md5 || out.ServerSideEncryption != "" {
 		t.Errorf("PUT: %+v", out)
 	}
+
 	got, answer, err := p.get("k", mine.get)
 	if err != nil || !bytes.Equal(got, text) || *answer.SSECustomerKeyMD5 != *mine.md5 || answer.SSEKMSKeyId != nil {
 		t.Fatalf("GET: %d bytes, %+v, %v", len(got), answer, err)
 	}
-	if got, _, err := p.get("k", mine.get, func(in *s3.GetObjectInput) { in.Range = aws.String("bytes=70000-70009") }); err != nil || string(got) != string(text[70000:70010]) {
+	if got, _, err := p.get(
+		"k", mine.get, func(in *s3.GetObjectInput) { in.Range = aws.String("bytes=70000-70009") },
+	); err != nil ||
+		string(got) != string(text[70000:70010]) {
 		t.Errorf("range: %q, %v", got, err)
 	}
+
 	body, metadata := p.stored("k")
 	raw, err := base64.StdEncoding.DecodeString(*mine.key)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if bytes.Contains(body, []byte("secret")) || bytes.Contains(body, raw) || strings.Contains(p.log.String(), *mine.key) || metadata.Get("X-Amz-Meta-Cmek-Key") != "sse-c" {
+
+	if bytes.Contains(body, []byte("secret")) || bytes.Contains(body, raw) ||
+		strings.Contains(p.log.String(), *mine.key) ||
+		metadata.Get("X-Amz-Meta-Cmek-Key") != "sse-c" {
 		t.Errorf("stored: %v", metadata)
 	}
+
 	for name, header := range map[string]http.Header{"none": nil, "another": other.headers(customerHeader)} {
 		t.Run(name, func(t *testing.T) {
 			want := map[string]string{"none": "400 InvalidRequest", "another": "403 AccessDenied"}[name]
-			for _, r := range []request{{method: "GET"}, {method: "HEAD"}, {method: "GET", header: http.Header{"Range": {"bytes=0-0"}}}, {method: "GET", path: "?attributes", header: http.Header{"X-Amz-Object-Attributes": {"ObjectSize"}}}} {
+			for _, r := range []request{
+				{method: "GET"},
+				{method: "HEAD"},
+				{method: "GET", header: http.Header{"Range": {"bytes=0-0"}}},
+				{method: "GET", path: "?attributes", header: http.Header{"X-Amz-Object-Attributes": {"ObjectSize"}}},
+			} {
 				r.path = "/" + p.bucket + "/k" + r.path
 				r.header = merge(r.header, header)
 				a := p.send(r)
 				code := strings.Fields(want)[1]
-				if got := strconv.Itoa(a.StatusCode) + " " + a.Code; r.method == "HEAD" && strings.Fields(want)[0] != strconv.Itoa(a.StatusCode) || r.method != "HEAD" && got != want || bytes.Contains(a.body, []byte("secret of")) {
+
+				if got := strconv.Itoa(a.StatusCode) + " " + a.Code; r.method == "HEAD" &&
+					strings.Fields(want)[0] != strconv.Itoa(a.StatusCode) ||
+					r.method != "HEAD" && got != want ||
+					bytes.Contains(a.body, []byte("secret of")) {
 					t.Errorf("%s %s with key %s: %s, want %s %s", r.method, r.path, name, got, want, code)
 				}
 			}
 		})
 	}
-	if a := p.send(request{method: "HEAD", path: "/" + p.bucket + "/k", header: mine.headers(customerHeader)}); a.StatusCode != 200 || a.ContentLength != int64(len(text)) || a.Header.Get(customerHeader+"Key-Md5") != *mine.md5 {
+
+	if a := p.send(request{
+		method: "HEAD", path: "/" + p.bucket + "/k", header: mine.headers(customerHeader),
+	}); a.StatusCode != 200 ||
+		a.ContentLength != int64(len(text)) ||
+		a.Header.Get(customerHeader+"Key-Md5") != *mine.md5 {
 		t.Errorf("HEAD: %d, %v", a.StatusCode, a.Header)
 	}
-	// A key for what is under none is a mistake of the client's.
+
+	// A customer key for an object that is not under one is an error.
 	p.put("kms", text)
 	for _, method := range []string{"GET", "HEAD"} {
 		t.Run(method, func(t *testing.T) {
-			if a := p.send(request{method: method, path: "/" + p.bucket + "/kms", header: mine.headers(customerHeader)}); a.StatusCode != 400 {
+			if a := p.send(request{
+				method: method, path: "/" + p.bucket + "/kms", header: mine.headers(customerHeader),
+			}); a.StatusCode != 400 {
 				t.Errorf("of an object under KMS with a customer's key: %d %s", a.StatusCode, a.Code)
 			}
 		})
 	}
-	// The envelope is bound to the name, as any other.
+
+	// Like any envelope, it is bound to the object's name.
 	p.store("moved", body, metadata)
 	if _, _, err := p.get("moved", mine.get); err == nil {
 		t.Error("an object was moved in the store, and read")
@@ -122,10 +153,12 @@ func TestCustomerKeyRefusals(t *testing.T) {
 		"no MD5":            {http.Header{customerHeader + "Key-Md5": nil}, "InvalidArgument"},
 		"another MD5":       {http.Header{customerHeader + "Key-Md5": {*newCustomer(2).md5}}, "InvalidArgument"},
 		"no base64":         {http.Header{customerHeader + "Key": {"%%%"}}, "InvalidArgument"},
-		"31 bytes":          {http.Header{customerHeader + "Key": {base64.StdEncoding.EncodeToString(make([]byte, 31))}}, "InvalidArgument"},
-		"zeros":             newCustomerRow(0),
-		"and KMS":           {http.Header{"X-Amz-Server-Side-Encryption": {"aws:kms"}}, "InvalidArgument"},
-		"and AES256":        {http.Header{"X-Amz-Server-Side-Encryption": {"AES256"}}, "InvalidArgument"},
+		"31 bytes": {
+			http.Header{customerHeader + "Key": {base64.StdEncoding.EncodeToString(make([]byte, 31))}}, "InvalidArgument",
+		},
+		"zeros":      newCustomerRow(0),
+		"and KMS":    {http.Header{"X-Amz-Server-Side-Encryption": {"aws:kms"}}, "InvalidArgument"},
+		"and AES256": {http.Header{"X-Amz-Server-Side-Encryption": {"AES256"}}, "InvalidArgument"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			header := merge(good.headers(customerHeader), row.change)
@@ -134,7 +167,10 @@ func TestCustomerKeyRefusals(t *testing.T) {
 					delete(header, h)
 				}
 			}
-			if a := p.send(request{method: "PUT", path: "/" + p.bucket + "/k", header: header, body: []byte("x")}); a.Code != row.code {
+
+			if a := p.send(request{
+				method: "PUT", path: "/" + p.bucket + "/k", header: header, body: []byte("x"),
+			}); a.Code != row.code {
 				t.Errorf("%d %s, want %s", a.StatusCode, a.Code, row.code)
 			}
 			if p.isStored("k") {
@@ -142,9 +178,12 @@ func TestCustomerKeyRefusals(t *testing.T) {
 			}
 		})
 	}
-	// A key in a URL ends up in logs.
+
+	// A key in a URL would end up in logs.
 	query := "?X-Amz-Server-Side-Encryption-Customer-Algorithm=AES256&X-Amz-Expires=60"
-	if a := p.send(request{method: "PUT", path: "/" + p.bucket + "/k" + query, presign: true, body: []byte("x"), hash: "UNSIGNED-PAYLOAD"}); a.StatusCode != 501 {
+	if a := p.send(request{
+		method: "PUT", path: "/" + p.bucket + "/k" + query, presign: true, body: []byte("x"), hash: "UNSIGNED-PAYLOAD",
+	}); a.StatusCode != 501 {
 		t.Errorf("in the query: %d %s", a.StatusCode, a.Code)
 	}
 }
@@ -159,7 +198,7 @@ func newCustomerRow(fill byte) struct {
 	}{newCustomer(fill).headers(customerHeader), "InvalidArgument"}
 }
 
-// Keys are taken over TLS or from the machine itself only.
+// Customer keys are accepted only over TLS or from the same machine.
 func TestCustomerKeyInClear(t *testing.T) {
 	p := newProxy(t)
 	handler := p.server.Config.Handler
@@ -167,14 +206,23 @@ func TestCustomerKeyInClear(t *testing.T) {
 		r.RemoteAddr = "192.0.2.1:1234"
 		handler.ServeHTTP(w, r)
 	})
-	a := p.send(request{method: "PUT", path: "/" + p.bucket + "/k", header: newCustomer(1).headers(customerHeader), body: []byte("x")})
-	if a.StatusCode != 400 || a.Code != "InvalidRequest" || !bytes.Contains(a.body, []byte("secure connection")) || p.isStored("k") {
+
+	a := p.send(
+		request{
+			method: "PUT",
+			path:   "/" + p.bucket + "/k",
+			header: newCustomer(1).headers(customerHeader),
+			body:   []byte("x"),
+		},
+	)
+	if a.StatusCode != 400 || a.Code != "InvalidRequest" || !bytes.Contains(a.body, []byte("secure connection")) ||
+		p.isStored("k") {
 		t.Errorf("%d %s", a.StatusCode, a.body)
 	}
 }
 
-// Where they are switched off, nothing is stored under them; what is stored
-// can be read.
+// If customer keys are denied, nothing can be stored under them, but stored
+// objects can be read.
 func TestCustomerKeysSwitchedOff(t *testing.T) {
 	p := newProxy(t)
 	mine := newCustomer(1)
@@ -182,14 +230,19 @@ func TestCustomerKeysSwitchedOff(t *testing.T) {
 	if err := p.keys.SetRules([]keyring.Rule{{Key: "main", RefuseCustomerKeys: true}}); err != nil {
 		t.Fatal(err)
 	}
+
 	if got, _, err := p.get("before", mine.get); err != nil || string(got) != "text" {
 		t.Errorf("%q, %v", got, err)
 	}
+
 	path := "/" + p.bucket + "/k"
 	for _, r := range []request{
 		{method: "PUT", path: path, header: mine.headers(customerHeader), body: []byte("x")},
 		{method: "POST", path: path + "?uploads", header: mine.headers(customerHeader)},
-		{method: "PUT", path: path, header: merge(merge(mine.headers(customerHeader), mine.headers(sourceHeader)), http.Header{"X-Amz-Copy-Source": {p.bucket + "/before"}})},
+		{method: "PUT", path: path, header: merge(
+			merge(mine.headers(customerHeader), mine.headers(sourceHeader)),
+			http.Header{"X-Amz-Copy-Source": {p.bucket + "/before"}},
+		)},
 	} {
 		t.Run(r.method+" "+r.path, func(t *testing.T) {
 			if a := p.send(r); a.Code != "AccessDenied" || p.isStored("k") {
@@ -201,23 +254,42 @@ func TestCustomerKeysSwitchedOff(t *testing.T) {
 
 func TestCustomerKeyMultipart(t *testing.T) {
 	p := newProxy(t)
-	r := p.replica() // which knows nothing but what the upload's id says
+	r := p.replica() // it only knows the upload from its id
 	mine, other := newCustomer(1), newCustomer(2)
+
 	first, last := bytes.Repeat([]byte("0123456789abcdef"), 5<<20/16), bytes.Repeat([]byte("end"), 2<<20)
 	for name, whole := range map[string][][]byte{"short end": {first, []byte("end")}, "appended end": {first, last}} {
 		t.Run(name, func(t *testing.T) {
-			created, err := p.client.CreateMultipartUpload(t.Context(), &s3.CreateMultipartUploadInput{Bucket: &p.bucket, Key: &name, SSECustomerAlgorithm: mine.algorithm, SSECustomerKey: mine.key, SSECustomerKeyMD5: mine.md5})
+			created, err := p.client.CreateMultipartUpload(
+				t.Context(),
+				&s3.CreateMultipartUploadInput{
+					Bucket:               &p.bucket,
+					Key:                  &name,
+					SSECustomerAlgorithm: mine.algorithm,
+					SSECustomerKey:       mine.key,
+					SSECustomerKeyMD5:    mine.md5,
+				},
+			)
 			if err != nil || *created.SSECustomerKeyMD5 != *mine.md5 {
 				t.Fatalf("create: %+v, %v", created, err)
 			}
-			path := "/" + p.bucket + "/" + strings.ReplaceAll(name, " ", "%20") + "?partNumber=1&uploadId=" + *created.UploadId
+
+			path := "/" + p.bucket + "/" + strings.ReplaceAll(
+				name,
+				" ",
+				"%20",
+			) + "?partNumber=1&uploadId=" + *created.UploadId
+
 			for key, header := range map[string]http.Header{"no key": nil, "another key": other.headers(customerHeader)} {
 				for at, replica := range []*proxy{p, r} {
-					if a := replica.send(request{method: "PUT", path: path, header: header, body: []byte("x")}); a.Code != "InvalidRequest" {
+					if a := replica.send(request{
+						method: "PUT", path: path, header: header, body: []byte("x"),
+					}); a.Code != "InvalidRequest" {
 						t.Errorf("a part with %s, at replica %d: %d %s", key, at, a.StatusCode, a.Code)
 					}
 				}
 			}
+
 			var parts []types.CompletedPart
 			for i, text := range whole {
 				number := int32(i + 1)
@@ -228,27 +300,42 @@ func TestCustomerKeyMultipart(t *testing.T) {
 				if err != nil || *part.SSECustomerKeyMD5 != *mine.md5 {
 					t.Fatalf("part %d: %+v, %v", number, part, err)
 				}
+
 				parts = append(parts, types.CompletedPart{ETag: part.ETag, PartNumber: &number})
 			}
-			if done, err := r.client.CompleteMultipartUpload(t.Context(), &s3.CompleteMultipartUploadInput{Bucket: &p.bucket, Key: &name, UploadId: created.UploadId, MultipartUpload: &types.CompletedMultipartUpload{Parts: parts}}); err != nil || done.SSEKMSKeyId != nil {
+
+			if done, err := r.client.CompleteMultipartUpload(t.Context(), &s3.CompleteMultipartUploadInput{
+				Bucket: &p.bucket, Key: &name, UploadId: created.UploadId,
+				MultipartUpload: &types.CompletedMultipartUpload{Parts: parts},
+			}); err != nil ||
+				done.SSEKMSKeyId != nil {
 				t.Fatalf("%+v, %v", done, err)
 			}
+
 			want := bytes.Join(whole, nil)
-			if got, out, err := p.get(name, mine.get); err != nil || !bytes.Equal(got, want) || *out.SSECustomerKeyMD5 != *mine.md5 {
+			if got, out, err := p.get(name, mine.get); err != nil || !bytes.Equal(got, want) ||
+				*out.SSECustomerKeyMD5 != *mine.md5 {
 				t.Errorf("%d bytes, %v", len(got), err)
 			}
-			if got, _, err := p.get(name, mine.get, func(in *s3.GetObjectInput) { in.Range = aws.String("bytes=-2") }); err != nil || string(got) != "nd" {
+
+			if got, _, err := p.get(
+				name, mine.get, func(in *s3.GetObjectInput) { in.Range = aws.String("bytes=-2") },
+			); err != nil ||
+				string(got) != "nd" {
 				t.Errorf("the end: %q, %v", got, err)
 			}
+
 			escaped := "/" + p.bucket + "/" + strings.ReplaceAll(name, " ", "%20")
-			for _, method := range []string{"GET", "HEAD"} { // after a range has had part headers remembered
+			for _, method := range []string{"GET", "HEAD"} { // after a range has cached part headers
 				if a := p.send(request{method: method, path: escaped}); a.StatusCode != 400 {
 					t.Errorf("%s of %s without a key: %d", method, name, a.StatusCode)
 				}
 				if a := p.send(request{method: method, path: escaped, header: other.headers(customerHeader)}); a.StatusCode != 403 {
 					t.Errorf("%s of %s with another key: %d %s", method, name, a.StatusCode, a.body)
 				}
-				if a := p.send(request{method: method, path: escaped, header: mine.headers(customerHeader)}); a.StatusCode != 200 || a.ContentLength != int64(len(want)) {
+
+				if a := p.send(request{method: method, path: escaped, header: mine.headers(customerHeader)}); a.StatusCode != 200 ||
+					a.ContentLength != int64(len(want)) {
 					t.Errorf("%s of %s: %d, %d bytes", method, name, a.StatusCode, a.ContentLength)
 				}
 			}
@@ -256,8 +343,8 @@ func TestCustomerKeyMultipart(t *testing.T) {
 	}
 }
 
-// The key is for the request alone: the next one must bring it again, also
-// when the data key could have been remembered.
+// The key is valid for one request. The next request must send it again,
+// even if the data key is still cached.
 func TestCustomerKeyIsNotRemembered(t *testing.T) {
 	p := newProxy(t, func(*proxy, *s3api.Config, *keyring.Config) {})
 	mine := newCustomer(1)
@@ -273,12 +360,19 @@ func TestCustomerKeyIsNotRemembered(t *testing.T) {
 	}
 }
 
-// TestCustomerKeysWithoutTLS: loopback alone is not secure. What ends TLS on
-// the same machine may have got the key over a network in clear.
+// TestCustomerKeysWithoutTLS: loopback alone is not secure. A TLS terminator
+// on the same machine could have received the key over an unencrypted
+// network.
 func TestCustomerKeysWithoutTLS(t *testing.T) {
 	p := newProxy(t, func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) { cfg.LocalTLS = false })
-	r := request{method: "PUT", path: "/" + p.bucket + "/k", header: newCustomer(1).headers(customerHeader), body: []byte("x")}
-	if a := p.send(r); a.StatusCode != http.StatusBadRequest || a.Code != "InvalidRequest" || !strings.Contains(string(a.body), "secure connection") {
+	r := request{
+		method: "PUT",
+		path:   "/" + p.bucket + "/k",
+		header: newCustomer(1).headers(customerHeader),
+		body:   []byte("x"),
+	}
+	if a := p.send(r); a.StatusCode != http.StatusBadRequest || a.Code != "InvalidRequest" ||
+		!strings.Contains(string(a.body), "secure connection") {
 		t.Errorf("%d %s: %s", a.StatusCode, a.Code, a.body)
 	}
 }

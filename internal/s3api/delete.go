@@ -16,31 +16,35 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// maxDeletes is S3's limit on the keys of one DeleteObjects.
+// maxDeletes is S3's limit for the number of keys in DeleteObjects.
 const maxDeletes = 1000
 
-// sizeCondition has an object deleted only if it has that size.
+// sizeCondition is a header: delete the object only if it has this size.
 const sizeCondition = "x-amz-if-match-size"
 
-// deleteObject forwards a request to delete an object. A condition on its
-// size, which is the plaintext's, is checked here, and becomes one on the
-// ETag: what the store deletes is the very object that was looked at.
+// deleteObject forwards DeleteObject. A condition on the size is about the
+// plaintext, so the proxy checks it, and sends the store a condition on the
+// ETag instead. The store then deletes exactly the object whose size was
+// checked.
 func (s *Server) deleteObject(c *call) error {
 	said := c.Header.Get(sizeCondition)
 	if said == "" {
 		return s.forward(c)
 	}
+
 	size, err := strconv.ParseInt(said, 10, 64)
 	if err != nil || size < 0 {
 		return invalidArgument("The value of "+sizeCondition+" must be a size in bytes.", sizeCondition, said)
 	}
+
 	q := stored.Request{
 		Object: c.object(), Version: c.query.Get("versionId"), Header: c.requestHeader(),
-		Plaintext: func() error { return nil }, // it is only to be deleted
+		Plaintext: func() error { return nil }, // plaintext may be deleted
 	}
 	for name := range c.route.headerNames.exact {
 		q.Header.Del(name)
 	}
+
 	o, err := c.reader.Head(c.Context(), q)
 	if err != nil {
 		return err
@@ -48,23 +52,26 @@ func (s *Server) deleteObject(c *call) error {
 	if o.Size != size {
 		return errCondition()
 	}
+
 	c.Header = c.Header.Clone()
 	c.Header.Set("If-Match", showETag(o.Header.Get("Etag")))
 	return s.forward(c)
 }
 
-// deleteObjects forwards a list of keys to be deleted, with the store's ETags
-// in place of ours. Keys that the client may not delete are left out, and have
-// an error of their own in the answer, as in S3's.
+// deleteObjects forwards the list of keys, with the store's ETags. Keys that
+// the client may not delete are left out. The answer has an error for each
+// of them, as in S3.
 func (s *Server) deleteObjects(c *call) error {
 	body, err := c.readBody()
 	if err != nil {
 		return err
 	}
+
 	doc, err := parseDeletion(body)
 	if err != nil {
 		return err
 	}
+
 	denied := doc.split(func(o deletionObject) error { return s.checkDeletion(c, o) })
 	if len(doc.Objects) == 0 {
 		return c.answerXML(withErrors(nil, denied))
@@ -72,6 +79,7 @@ func (s *Server) deleteObjects(c *call) error {
 	if body, err = doc.encode(); err != nil {
 		return err
 	}
+
 	if len(denied) == 0 {
 		return s.forwardBody(c, body)
 	}
@@ -80,18 +88,21 @@ func (s *Server) deleteObjects(c *call) error {
 		return err
 	}
 	defer closeBody(resp)
+
 	answer, err := readListing(resp)
 	if err != nil {
 		return err
 	}
 	if !bytes.Contains(answer, []byte("<DeleteResult")) {
-		return fmt.Errorf("%w did not say what it has deleted", errOrigin)
+		return fmt.Errorf("%w did not answer with a DeleteResult", errOrigin)
 	}
+
 	c.copyHeader(resp.Header)
 	return c.answerXML(withErrors(answer, denied))
 }
 
-// checkDeletion returns why one object of the list is not deleted, or nil.
+// checkDeletion returns the reason for not deleting an object of the list,
+// or nil.
 func (s *Server) checkDeletion(c *call, o deletionObject) error {
 	if err := s.checkKey(o.Key, keyname.Read); err != nil {
 		return err
@@ -105,23 +116,27 @@ func (s *Server) checkDeletion(c *call, o deletionObject) error {
 	return nil
 }
 
-// withErrors adds to a DeleteResult document that the objects were not
-// deleted. An empty one is made.
+// withErrors adds the refused objects to a DeleteResult document. If the
+// document is empty, it makes a new one.
 func withErrors(doc []byte, denied []deletionRefusal) []byte {
 	const end = "</DeleteResult>"
 	head, _, ok := bytes.Cut(doc, []byte(end))
-	if !ok { // nothing was to be told: <DeleteResult/>, or nothing at all
+	if !ok { // the document is <DeleteResult/> or empty
 		head = []byte(xml.Header + `<DeleteResult xmlns="` + namespace + `">`)
 	}
 	var out bytes.Buffer
 	out.Write(head)
+
 	for _, o := range denied {
 		out.WriteString("<Error><Key>" + escapeXML(o.Key) + "</Key>")
 		if o.VersionID != "" {
 			out.WriteString("<VersionId>" + escapeXML(o.VersionID) + "</VersionId>")
 		}
-		out.WriteString("<Code>" + escapeXML(o.reason.Code) + "</Code><Message>" + escapeXML(o.reason.Message) + "</Message></Error>")
+
+		out.WriteString("<Code>" + escapeXML(o.reason.Code) + "</Code>")
+		out.WriteString("<Message>" + escapeXML(o.reason.Message) + "</Message></Error>")
 	}
+
 	out.WriteString(end)
 	return out.Bytes()
 }
@@ -139,20 +154,22 @@ type deletionObject struct {
 	ETag      string `xml:"ETag,omitempty"`
 }
 
-// parseDeletion reads the list, and turns its ETags into the store's. It reads
-// as far as it is a good one. An element that is not known could make a
-// deletion conditional, so it is refused.
+// parseDeletion parses the list up to the first error, and converts its
+// ETags to the store's. An unknown element could be a condition, so it is
+// refused.
 func parseDeletion(body []byte) (*deletion, error) {
 	list, err := newXMLBody(body, "Delete")
 	if err != nil {
 		return nil, malformedXML(err)
 	}
 	var doc deletion
+
 	for {
 		name, err := list.next()
 		if errors.Is(err, io.EOF) {
 			break
 		}
+
 		switch {
 		case err != nil:
 			return nil, malformedXML(err)
@@ -165,10 +182,12 @@ func parseDeletion(body []byte) (*deletion, error) {
 		default:
 			err = notImplemented("The element "+name+" of DeleteObjects", changesMeaning)
 		}
+
 		if err != nil {
 			return nil, err
 		}
 	}
+
 	if len(doc.Objects) == 0 {
 		return nil, malformedXML(nil)
 	}
@@ -187,11 +206,12 @@ func parseQuiet(list *xmlBody) (*bool, error) {
 	return &quiet, nil
 }
 
-// add reads an Object.
+// add parses an Object element.
 func (d *deletion) add(list *xmlBody) error {
 	var o deletionObject
 	fields := map[string]*string{"Key": &o.Key, "VersionId": &o.VersionID, "ETag": &o.ETag}
 	list.enter()
+
 	for {
 		name, err := list.next()
 		if errors.Is(err, io.EOF) {
@@ -200,17 +220,20 @@ func (d *deletion) add(list *xmlBody) error {
 		if err != nil {
 			return malformedXML(err)
 		}
+
 		field := fields[name]
 		if field == nil {
 			return notImplemented("The element "+name+" of DeleteObjects", changesMeaning)
 		}
-		if *field != "" { // two readers could disagree about which one counts
+		if *field != "" { // two parsers could disagree about which one counts
 			return malformedXML(errors.New("the element " + name + " occurs twice"))
 		}
+
 		if *field, err = list.text(); err != nil {
 			return malformedXML(err)
 		}
 	}
+
 	if o.Key == "" {
 		return malformedXML(nil)
 	}
@@ -219,13 +242,13 @@ func (d *deletion) add(list *xmlBody) error {
 	return nil
 }
 
-// deletionRefusal is an object that is not deleted, and why.
+// deletionRefusal is an object that is not deleted, with the reason.
 type deletionRefusal struct {
 	deletionObject
 	reason *Error
 }
 
-// split takes out the objects that may not be deleted, and returns them.
+// split removes the objects that may not be deleted, and returns them.
 func (d *deletion) split(check func(deletionObject) error) (denied []deletionRefusal) {
 	allowed := d.Objects[:0]
 	for _, o := range d.Objects {

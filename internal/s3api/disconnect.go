@@ -8,25 +8,24 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 )
 
-// A request whose key is taken away ends there and then, wherever it is stuck:
-// reading from a client that sends nothing, or writing to one that takes
-// nothing. A response that has begun is cut off with a TCP reset, which drops
-// what the kernel still holds of it; an ordinary end of the connection would
-// have the kernel deliver that, megabytes of it, at whatever pace the client
-// likes.
+// A request ends as soon as its key is revoked, even if it is blocked:
+// reading from a client that sends nothing, or writing to a client that
+// reads nothing. A response that has begun is cut off with a TCP reset,
+// which discards the kernel's send buffer. After a normal close, the kernel
+// would still deliver megabytes, as slowly as the client reads.
 
-// ConnContext belongs in http.Server.ConnContext: it is how a request finds
-// its connection.
+// ConnContext must be the http.Server's ConnContext, so that a request can
+// find its connection.
 func ConnContext(ctx context.Context, conn net.Conn) context.Context {
 	return context.WithValue(ctx, connKey{}, conn)
 }
 
 type connKey struct{}
 
-// watch has the lease end the call when its time is over.
+// watch makes the lease cut the call when it ends.
 func (c *call) watch(l *keyring.Lease) { l.Watch(c.Context(), c.cut, c.drained) }
 
-// cut ends the call. It is called from outside of the call's goroutine.
+// cut ends the call. Other goroutines than the call's may call it.
 func (c *call) cut(err error) {
 	begun := c.w.cutOff(err)
 	c.cancelContext(err)
@@ -35,8 +34,8 @@ func (c *call) cut(err error) {
 	}
 }
 
-// reset ends the connection, and has the kernel forget what it holds of the
-// answer. It reports whether it could.
+// reset closes the connection, and discards what the kernel has not sent
+// yet. It reports whether it found a connection.
 func (c *call) reset() bool {
 	conn := c.conn()
 	if conn == nil {
@@ -49,14 +48,15 @@ func (c *call) reset() bool {
 	return true
 }
 
-// drained reports whether the client's machine has all that was written to it.
+// drained reports whether the client's machine has received all that was
+// written.
 func (c *call) drained() bool {
 	conn := c.conn()
 	return !c.w.begun() || conn != nil && unacknowledged(conn) == 0
 }
 
-// conn returns the connection of the call, under TLS if there is some; nil if
-// the server has no ConnContext.
+// conn returns the call's connection, below TLS if it is used; nil if the
+// server does not use ConnContext.
 func (c *call) conn() net.Conn {
 	conn, _ := c.Request.Context().Value(connKey{}).(net.Conn)
 	if secure, ok := conn.(*tls.Conn); ok {
@@ -65,8 +65,8 @@ func (c *call) conn() net.Conn {
 	return conn
 }
 
-// cutOff has all writes fail with err from now on, and reports whether the
-// answer has begun.
+// cutOff makes all further writes fail with err, and reports whether the
+// response has begun.
 func (w *response) cutOff(err error) (begun bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -80,10 +80,10 @@ func (w *response) begun() bool {
 	return w.status != 0
 }
 
-// reopen lets the error be answered that the call was cut for, if its answer
-// has not begun. It returns that error. The connection ends with that:
-// net/http may have met the deadline that interrupt has set, and would have
-// the next request canceled.
+// reopen allows an error response after the call was cut, if the response
+// has not begun. It returns the error for which the call was cut. The
+// connection is closed after the response: net/http may have seen the
+// deadline that interrupt set, and would cancel the next request.
 func (w *response) reopen() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -91,7 +91,7 @@ func (w *response) reopen() error {
 	if err != nil && w.status == 0 {
 		w.ended = nil
 		id := w.Header().Get("X-Amz-Request-Id")
-		clear(w.Header()) // what was meant for a good answer
+		clear(w.Header()) // headers of the successful response
 		w.Header().Set("X-Amz-Request-Id", id)
 		w.Header().Set("Connection", "close")
 	}

@@ -20,7 +20,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
-// revoke takes the key away and has every lease ask for it.
+// revoke revokes the key and makes every lease ask for it.
 func (p *proxy) revoke() {
 	p.t.Helper()
 	if err := os.Rename(p.keyFile, p.keyFile+".gone"); err != nil {
@@ -29,8 +29,8 @@ func (p *proxy) revoke() {
 	p.keys.PurgeAll()
 }
 
-// dialSlow connects with a receive buffer of a few KiB, so that what was sent
-// and not taken stays with the sender.
+// dialSlow connects with a receive buffer of a few KiB, so that unread data
+// stays with the sender.
 func (p *proxy) dialSlow(address string) net.Conn {
 	p.t.Helper()
 	dialer := net.Dialer{Control: func(_, _ string, raw syscall.RawConn) error {
@@ -40,20 +40,22 @@ func (p *proxy) dialSlow(address string) net.Conn {
 		})
 		return errors.Join(err, failure)
 	}}
+
 	conn, err := dialer.DialContext(p.t.Context(), "tcp", address)
 	if err != nil {
 		p.t.Fatal(err)
 	}
 	p.t.Cleanup(func() { conn.Close() })
+
 	if err := conn.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
 		p.t.Fatal(err)
 	}
 	return conn
 }
 
-// A client that takes nothing more of a download has the proxy stuck in a
-// write, and the kernel full of plaintext. When the key goes, neither may
-// reach it any more, whatever it then does.
+// If a client stops reading a download, the proxy blocks in a write, and the
+// kernel buffers plaintext. When the key is revoked, the client gets
+// neither, whatever it does then.
 func TestStuckDownloadIsCut(t *testing.T) {
 	const size, taken, slack = 16 << 20, 1 << 20, 256 << 10
 	for _, scheme := range []string{"http", "https"} {
@@ -67,12 +69,14 @@ func TestStuckDownloadIsCut(t *testing.T) {
 				t.Cleanup(p.server.Close)
 				p.url = p.server.URL
 			}
+
 			r := p.sign(request{method: "GET", path: "/" + p.bucket + "/big"})
 			conn := p.dialSlow(r.Host)
 			if scheme == "https" {
 				conn = tls.Client(conn, &tls.Config{InsecureSkipVerify: true})
 			}
 			r.URL.Scheme, r.URL.Opaque, r.URL.Path = "", "", "/"+p.bucket+"/big"
+
 			if err := r.Write(conn); err != nil {
 				t.Fatal(err)
 			}
@@ -81,12 +85,18 @@ func TestStuckDownloadIsCut(t *testing.T) {
 				t.Fatal(resp, err)
 			}
 			defer resp.Body.Close()
+
 			if _, err := io.CopyN(io.Discard, resp.Body, taken); err != nil {
 				t.Fatal(err)
 			}
-			time.Sleep(300 * time.Millisecond) // the kernel's buffers fill up
+			time.Sleep(300 * time.Millisecond) // until the kernel's buffers are full
 			p.revoke()
-			p.waitForLog(`"aborted":true`, func() bool { return strings.Contains(p.log.String(), `"code":"KMS.NotFoundException"`) })
+
+			p.waitForLog(
+				`"aborted":true`,
+				func() bool { return strings.Contains(p.log.String(), `"code":"KMS.NotFoundException"`) },
+			)
+
 			rest, err := io.Copy(io.Discard, resp.Body)
 			if err == nil {
 				t.Errorf("a clean end after %d bytes", taken+rest)
@@ -94,6 +104,7 @@ func TestStuckDownloadIsCut(t *testing.T) {
 			if rest > slack {
 				t.Errorf("%d bytes arrived after the cut", rest)
 			}
+
 			if scheme == "http" && !errors.Is(err, syscall.ECONNRESET) {
 				t.Errorf("%v, want a reset", err)
 			}
@@ -101,8 +112,8 @@ func TestStuckDownloadIsCut(t *testing.T) {
 	}
 }
 
-// The same where the proxy finds out by itself, between two pieces, that it
-// must not go on.
+// The same if the proxy itself notices, between two pieces, that it must
+// stop.
 func TestAnAbortedDownloadIsReset(t *testing.T) {
 	const size, slack = 3 << 20, 256 << 10
 	p := newProxy(t)
@@ -111,19 +122,21 @@ func TestAnAbortedDownloadIsReset(t *testing.T) {
 	body[len(body)-1] ^= 1
 	p.store("big", body, header)
 	r := p.sign(request{method: "GET", path: "/" + p.bucket + "/big"})
+
 	conn := p.dialSlow(r.Host)
 	r.URL.Scheme, r.URL.Opaque, r.URL.Path = "", "", "/"+p.bucket+"/big"
 	if err := r.Write(conn); err != nil {
 		t.Fatal(err)
 	}
-	p.waitForLog(`"aborted":true`, func() bool { return true }) // all but the last piece is in the kernel by now
+	p.waitForLog(`"aborted":true`, func() bool { return true }) // everything except the last piece is in the kernel now
+
 	got, err := io.Copy(io.Discard, conn)
 	if !errors.Is(err, syscall.ECONNRESET) || got > slack {
 		t.Errorf("%d bytes, %v; want a reset", got, err)
 	}
 }
 
-// waitForLog waits until the log holds a text and a condition.
+// waitForLog waits until the log contains a text and a condition is true.
 func (p *proxy) waitForLog(text string, also func() bool) {
 	p.t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
@@ -134,8 +147,8 @@ func (p *proxy) waitForLog(text string, also func() bool) {
 	p.t.Fatalf("the log has no %s", text)
 }
 
-// An upload whose client sends nothing more is answered at once when the key
-// goes, with what happened.
+// An upload whose client stops sending gets an error as soon as the key is
+// revoked.
 func TestStalledUploadIsCut(t *testing.T) {
 	for _, size := range []int{100, 3 << 20} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
@@ -144,18 +157,22 @@ func TestStalledUploadIsCut(t *testing.T) {
 			if _, err := conn.Write(bytes.Repeat([]byte("x"), size-1)); err != nil {
 				t.Fatal(err)
 			}
+
 			for p.keys.Status()[0].Leases == 0 {
 				time.Sleep(time.Millisecond)
 			}
 			time.Sleep(50 * time.Millisecond)
 			p.revoke()
+
 			resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 			if err != nil {
 				t.Fatal(err)
 			}
 			body, _ := io.ReadAll(resp.Body)
 			resp.Body.Close()
-			if resp.StatusCode != http.StatusBadRequest || !bytes.Contains(body, []byte("<Code>KMS.NotFoundException<")) {
+
+			if resp.StatusCode != http.StatusBadRequest ||
+				!bytes.Contains(body, []byte("<Code>KMS.NotFoundException<")) {
 				t.Errorf("%d %s", resp.StatusCode, body)
 			}
 			if p.isStored("slow") {
@@ -165,8 +182,8 @@ func TestStalledUploadIsCut(t *testing.T) {
 	}
 }
 
-// The last byte of an upload that comes after the end of the DEK's time is of
-// no use without the KMS.
+// If the last byte of an upload comes after the TTL of the data key, it
+// needs the KMS.
 func TestUploadThatEndsAfterTheTTL(t *testing.T) {
 	p := newProxy(t)
 	conn := p.dialPut(100)
@@ -174,18 +191,24 @@ func TestUploadThatEndsAfterTheTTL(t *testing.T) {
 	for p.keys.Status()[0].Leases == 0 {
 		time.Sleep(time.Millisecond)
 	}
-	time.Sleep(50 * time.Millisecond) // whoever watches the lease is asleep until its end, and sees nothing of the clock's jump
+
+	time.Sleep(
+		50 * time.Millisecond,
+	) // the lease's watcher sleeps until its end, and does not notice the jump of the clock
 	if err := os.Rename(p.keyFile, p.keyFile+".gone"); err != nil {
 		t.Fatal(err)
 	}
 	p.clock.Add(int64(2 * time.Minute))
+
 	fmt.Fprint(conn, "x")
 	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	if body, _ := io.ReadAll(resp.Body); resp.StatusCode != http.StatusBadRequest || !bytes.Contains(body, []byte("KMS.NotFoundException")) {
+
+	if body, _ := io.ReadAll(resp.Body); resp.StatusCode != http.StatusBadRequest ||
+		!bytes.Contains(body, []byte("KMS.NotFoundException")) {
 		t.Errorf("%d %s", resp.StatusCode, body)
 	}
 	if p.isStored("slow") {
@@ -193,17 +216,20 @@ func TestUploadThatEndsAfterTheTTL(t *testing.T) {
 	}
 }
 
-// A purge by hand asks the KMS again, and does no harm where the key is good.
+// A manual purge makes leases ask the KMS again. It has no other effect if
+// the key is valid.
 func TestPurgeInMidTransfer(t *testing.T) {
 	p := newProxy(t, func(_ *proxy, _ *s3api.Config, cfg *keyring.Config) { cfg.OutageWait = time.Second })
 	text := randomText(8 << 20)
 	p.put("big", text)
 	r := p.sign(request{method: "GET", path: "/" + p.bucket + "/big"})
+
 	resp, err := p.server.Client().Do(r)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
+
 	var got bytes.Buffer
 	for range 8 {
 		if _, err := io.CopyN(&got, resp.Body, 1<<20); err != nil {
@@ -211,6 +237,7 @@ func TestPurgeInMidTransfer(t *testing.T) {
 		}
 		p.keys.PurgeAll()
 	}
+
 	if !bytes.Equal(got.Bytes(), text) {
 		t.Error("another text")
 	}

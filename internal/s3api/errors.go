@@ -18,12 +18,13 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// Error is an S3 error answer. Clients see Code, Message and Details; the log
-// sees the cause.
+// Error is an S3 error response. Clients get Code, Message and Details; only
+// the log has the cause.
 //
 // Codes are those of
-// https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html, and two
-// of our own: ObjectIntegrityError and PlaintextObject.
+// https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html, and
+// three of the proxy's own: ObjectIntegrityError, PlaintextObject, and
+// ClientClosedRequest, which only the log shows.
 type Error struct {
 	Code       string
 	Message    string
@@ -31,7 +32,7 @@ type Error struct {
 	Header     http.Header // further response headers
 	RetryAfter int         // seconds; 0 for none
 
-	httpStatus int // in place of the one that belongs to Code; 0 for that
+	httpStatus int // replaces the status of Code; 0: the status of Code
 	cause      error
 }
 
@@ -44,15 +45,15 @@ func (e *Error) Error() string {
 
 func (e *Error) Unwrap() error { return e.cause }
 
-// statuses are the HTTP status codes of the S3 error codes that are answered
-// here.
+// statuses maps the S3 error codes that the proxy itself returns to HTTP
+// status codes.
 var statuses = map[string]int{
 	"AccessDenied":                      http.StatusForbidden,
 	"AccessForbidden":                   http.StatusForbidden,
 	"AuthorizationHeaderMalformed":      http.StatusBadRequest,
 	"AuthorizationQueryParametersError": http.StatusBadRequest,
 	"BadDigest":                         http.StatusBadRequest,
-	"ClientClosedRequest":               499, // nobody reads it; for the log, as nginx has it
+	"ClientClosedRequest":               499, // as in nginx: for the log, the client does not read it
 	"EntityTooLarge":                    http.StatusBadRequest,
 	"EntityTooSmall":                    http.StatusBadRequest,
 	"IncompleteBody":                    http.StatusBadRequest,
@@ -94,23 +95,25 @@ var statuses = map[string]int{
 	"XAmzContentSHA256Mismatch":                      http.StatusBadRequest,
 }
 
-// storeCodes are the codes that S3 and the stores have besides. What is none of
-// all these is counted as otherCode: a label of a metric must have few values,
-// and no store may choose them.
-var storeCodes = setOf("AccessControlListNotSupported AccountProblem AllAccessDisabled BadRequest BucketAlreadyExists " +
-	"BucketAlreadyOwnedByYou BucketNotEmpty ConditionalRequestConflict CORSConfigurationNotFoundError " +
-	"InsufficientStorage InvalidBucketState InvalidLocationConstraint IllegalLocationConstraintException " +
-	"InvalidObjectState InvalidPolicyDocument InvalidStorageClass InvalidTag InvalidTagError MalformedACLError " +
-	"MalformedPolicy MethodNotAllowed MissingRequestBodyError NoSuchBucket NoSuchBucketPolicy NoSuchConfiguration " +
-	"NoSuchCORSConfiguration NoSuchKey NoSuchLifecycleConfiguration NoSuchObjectLockConfiguration " +
-	"NoSuchPublicAccessBlockConfiguration NoSuchTagSet NoSuchTagSetError NoSuchVersion NoSuchWebsiteConfiguration " +
-	"ObjectLockConfigurationNotFoundError ObjectNotInActiveTierError OperationAborted " +
-	"OwnershipControlsNotFoundError PreconditionFailed ReplicationConfigurationNotFoundError " +
-	"RestoreAlreadyInProgress TooManyBuckets UserKeyMustBeSpecified NotFound")
+// storeCodes are other codes of S3 and similar stores. Codes in neither list
+// are counted as otherCode: a metric label must have few values, and the
+// store must not be able to add some.
+var storeCodes = setOf(
+	"AccessControlListNotSupported AccountProblem AllAccessDisabled BadRequest BucketAlreadyExists " +
+		"BucketAlreadyOwnedByYou BucketNotEmpty ConditionalRequestConflict CORSConfigurationNotFoundError " +
+		"InsufficientStorage InvalidBucketState InvalidLocationConstraint IllegalLocationConstraintException " +
+		"InvalidObjectState InvalidPolicyDocument InvalidStorageClass InvalidTag InvalidTagError MalformedACLError " +
+		"MalformedPolicy MethodNotAllowed MissingRequestBodyError NoSuchBucket NoSuchBucketPolicy NoSuchConfiguration " +
+		"NoSuchCORSConfiguration NoSuchKey NoSuchLifecycleConfiguration NoSuchObjectLockConfiguration " +
+		"NoSuchPublicAccessBlockConfiguration NoSuchTagSet NoSuchTagSetError NoSuchVersion NoSuchWebsiteConfiguration " +
+		"ObjectLockConfigurationNotFoundError ObjectNotInActiveTierError OperationAborted " +
+		"OwnershipControlsNotFoundError PreconditionFailed ReplicationConfigurationNotFoundError " +
+		"RestoreAlreadyInProgress TooManyBuckets UserKeyMustBeSpecified NotFound",
+)
 
 const otherCode = "Other"
 
-// countedCode is the code of an error as metrics have it; "" for none.
+// countedCode returns the metric label for an error code; "" for no error.
 func countedCode(code string) string {
 	_, own := statuses[code]
 	if code == "" || own || storeCodes.has(code) || originFaults[code] || transferFaults[code] {
@@ -119,7 +122,7 @@ func countedCode(code string) string {
 	return otherCode
 }
 
-// codeForm is what every code of S3 looks like.
+// codeForm matches S3 error codes.
 var codeForm = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
 
 // hasCode reports whether err is an S3 error with one of the codes.
@@ -136,37 +139,45 @@ func (e *Error) Status() int {
 	if status, ok := statuses[e.Code]; ok {
 		return status
 	}
-	return http.StatusBadRequest // sigv4 may know codes that the table does not; all of them are the client's fault
+	return http.StatusBadRequest // sigv4 has codes that are not in the table; all are client errors
 }
 
-// retryAfter is what a client is told to wait, in seconds, when the fault is a
-// passing one.
+// retryAfter is how long a client should wait, in seconds, before it retries
+// after a transient error.
 const retryAfter = 1
 
-// errIdle says that the client has sent nothing for the idle timeout.
+// errIdle is the cause when a client was idle for too long.
 var errIdle = errors.New("the client sent no byte within limits.idle_timeout")
 
 func badRequest(code, message string) *Error { return &Error{Code: code, Message: message} }
 
 func malformedXML(cause error) *Error {
-	return &Error{Code: "MalformedXML", Message: "The XML you provided was not well-formed or did not validate against our published schema.", cause: cause}
+	return &Error{
+		Code:    "MalformedXML",
+		Message: "The XML you provided was not well-formed or did not validate against our published schema.",
+		cause:   cause,
+	}
 }
 
 // invalidArgument refuses the value of a parameter, a header or an element.
 func invalidArgument(message, name, value string) *Error {
-	return &Error{Code: "InvalidArgument", Message: message, Details: [][2]string{{"ArgumentName", name}, {"ArgumentValue", value}}}
+	return &Error{
+		Code:    "InvalidArgument",
+		Message: message,
+		Details: [][2]string{{"ArgumentName", name}, {"ArgumentValue", value}},
+	}
 }
 
-// notImplemented refuses something that S3 may know. what begins a sentence of
-// its message, and why ends it.
+// notImplemented refuses a feature that S3 may have. what is the subject of
+// the message, and why is the reason.
 func notImplemented(what, why string) *Error {
 	return &Error{Code: "NotImplemented", Message: what + " is not implemented by this proxy: " + why + "."}
 }
 
-// changesMeaning is why a name that the proxy does not know is refused.
+// changesMeaning is the reason for refusing an unknown name.
 const changesMeaning = "it could change what the request means"
 
-// asError turns whatever a handler returned into the answer for the client.
+// asError turns the error of a handler into the response for the client.
 func asError(ctx context.Context, err error) *Error {
 	var own *Error
 	var signature *sigv4.Error
@@ -175,46 +186,111 @@ func asError(ctx context.Context, err error) *Error {
 	if answer, ok := readError(err); ok {
 		return answer
 	}
+
 	switch {
 	case errors.As(err, &own):
 		return own
 	case errors.As(err, &signature):
 		return &Error{Code: signature.Code, Message: signature.Message, Details: signature.Details(), cause: err}
-	case errors.Is(err, keyring.ErrNotOpen): // whatever kept the key from being opened is tried again
-		return &Error{Code: "ServiceUnavailable", Message: "A KMS key of the proxy could not be opened yet. Please try again.", RetryAfter: retryAfter, cause: err}
+	case errors.Is(err, keyring.ErrNotOpen): // the proxy keeps trying to open it
+		return &Error{
+			Code:       "ServiceUnavailable",
+			Message:    "A KMS key of the proxy could not be opened yet. Please try again.",
+			RetryAfter: retryAfter,
+			cause:      err,
+		}
 	case errors.As(err, &key):
 		return kmsError(key, err)
 	case errors.Is(err, keyring.ErrAudit):
-		return &Error{Code: "ServiceUnavailable", Message: "The proxy cannot write its audit log, and uses no key without. Please try again.", RetryAfter: retryAfter, cause: err}
+		return &Error{
+			Code:       "ServiceUnavailable",
+			Message:    "The proxy cannot write its audit log, and does not use keys without it. Please try again.",
+			RetryAfter: retryAfter,
+			cause:      err,
+		}
 	case errors.Is(err, keyring.ErrNoRule):
-		return &Error{Code: "AccessDenied", Message: "No encryption rule of the proxy covers this object, so it cannot be stored or read.", cause: err}
+		return &Error{
+			Code:    "AccessDenied",
+			Message: "No encryption rule of the proxy covers this object, so it cannot be stored or read.",
+			cause:   err,
+		}
 	case errors.Is(err, keyring.ErrNotRead):
-		return &Error{Code: "AccessDenied", Message: "No encryption rule of the proxy for this object names the KMS key that it is under, so it is not read.", cause: err}
+		return &Error{
+			Code:    "AccessDenied",
+			Message: "No encryption rule of the proxy for this object names the KMS key that encrypts it, so it cannot be read.",
+			cause:   err,
+		}
 	case errors.Is(err, keyring.ErrKeyName):
-		return &Error{Code: "InvalidArgument", Message: "The key has a segment that is . or .., and the proxy's encryption rules go by prefixes.", cause: err}
+		return &Error{
+			Code:    "InvalidArgument",
+			Message: "The key has a path segment . or .., which the proxy's rules for prefixes do not allow.",
+			cause:   err,
+		}
 	case errors.Is(err, keyring.ErrNotAllowed):
-		return &Error{Code: "AccessDenied", Message: "The proxy's encryption rule for this object does not allow the key that was asked for.", cause: err}
+		return &Error{
+			Code:    "AccessDenied",
+			Message: "The proxy's encryption rule for this object does not allow the requested key.",
+			cause:   err,
+		}
 	case errors.Is(err, keyring.ErrUnbound):
-		return &Error{Code: "InvalidRequest", Message: "Nothing proves who has made the copy source: its data key is wrapped in form 1, and a copy would vouch for it. The proxy's operator has to rewrap it first.", cause: err}
+		return &Error{
+			Code: "InvalidRequest",
+			Message: "The data key of the copy source is wrapped in form 1, which does not prove who made the " +
+				"object, and a copy would vouch for it. The proxy's operator must rewrap the object first.",
+			cause: err,
+		}
 	case errors.Is(err, crypt.ErrCustomerKey):
 		return &Error{Code: "AccessDenied", Message: "Access Denied", cause: err} // in S3's words
 	case errors.Is(err, keyring.ErrDefaults):
-		return &Error{Code: "ServiceUnavailable", Message: "The proxy cannot read or write the buckets' default keys. Please try again, and tell its operator.", RetryAfter: retryAfter, cause: err}
+		return &Error{
+			Code:       "ServiceUnavailable",
+			Message:    "The proxy cannot read or write the buckets' default keys. Please try again, and tell its operator.",
+			RetryAfter: retryAfter,
+			cause:      err,
+		}
 	case errors.Is(err, keyring.ErrUnknownKey):
-		return &Error{Code: "KMS.NotFoundException", Message: "The KMS key is not one of the keys configured in the proxy.", cause: err}
-	case errors.Is(err, stored.ErrIntegrity), errors.Is(err, crypt.ErrAuth), errors.Is(err, crypt.ErrTruncated), errors.Is(err, crypt.ErrTrailing),
-		errors.Is(err, crypt.ErrEnvelope), errors.Is(err, crypt.ErrVersion), errors.Is(err, crypt.ErrSize), errors.Is(err, crypt.ErrDEK):
-		return &Error{Code: "ObjectIntegrityError", Message: "The stored object or its envelope was altered, cut or moved, and is refused. Restore it from a copy; see the proxy's log.", cause: err}
+		return &Error{
+			Code:    "KMS.NotFoundException",
+			Message: "The KMS key is not configured in the proxy.",
+			cause:   err,
+		}
+	case errors.Is(err, stored.ErrIntegrity),
+		errors.Is(err, crypt.ErrAuth),
+		errors.Is(err, crypt.ErrTruncated),
+		errors.Is(err, crypt.ErrTrailing),
+		errors.Is(err, crypt.ErrEnvelope),
+		errors.Is(err, crypt.ErrVersion),
+		errors.Is(err, crypt.ErrSize),
+		errors.Is(err, crypt.ErrDEK):
+		return &Error{
+			Code: "ObjectIntegrityError",
+			Message: "The stored object or its envelope was altered, truncated or moved, so it cannot be read. " +
+				"Restore it from a copy; the proxy's log has the cause.",
+			cause: err,
+		}
 	case errors.Is(err, errIdle), isTimeout(err) && !errors.Is(err, errOrigin):
-		return &Error{Code: "RequestTimeout", Message: "Your socket connection to the server was not read from or written to within the timeout period.", cause: err}
+		return &Error{
+			Code:    "RequestTimeout",
+			Message: "Your socket connection to the server was not read from or written to within the timeout period.",
+			cause:   err,
+		}
 	case errors.Is(err, errClient), errors.Is(context.Cause(ctx), context.Canceled):
 		return &Error{Code: "ClientClosedRequest", Message: "The client closed the connection.", cause: err}
 	case errors.As(err, &tooLong):
 		return &Error{Code: "MaxMessageLengthExceeded", Message: "Your request was too big.", cause: err}
 	case errors.Is(err, errOrigin), errors.Is(err, stored.ErrStore):
-		return &Error{Code: "ServiceUnavailable", Message: "The store behind the proxy cannot be reached. Please try again.", RetryAfter: retryAfter, cause: err}
+		return &Error{
+			Code:       "ServiceUnavailable",
+			Message:    "The store behind the proxy cannot be reached. Please try again.",
+			RetryAfter: retryAfter,
+			cause:      err,
+		}
 	case errors.Is(err, io.ErrUnexpectedEOF):
-		return &Error{Code: "IncompleteBody", Message: "You did not provide the number of bytes specified by the Content-Length HTTP header", cause: err}
+		return &Error{
+			Code:    "IncompleteBody",
+			Message: "You did not provide the number of bytes specified by the Content-Length HTTP header",
+			cause:   err,
+		}
 	default:
 		return &Error{Code: "InternalError", Message: "We encountered an internal error. Please try again.", cause: err}
 	}
@@ -225,31 +301,58 @@ func isTimeout(err error) bool {
 	return errors.As(err, &timeout) && timeout.Timeout()
 }
 
-// kmsError answers as S3 does for SSE-KMS: a key that was taken away is the
-// client's 4xx, which no SDK retries; a KMS that does not answer is a 503,
-// which every SDK does.
+// kmsError returns the errors that S3 returns for SSE-KMS. A revoked key is
+// a 4xx, which SDKs do not retry. An unreachable KMS is a 503, which they
+// do.
 func kmsError(key *kms.Error, err error) *Error {
 	switch {
 	case key.Kind == kms.Disabled:
 		return &Error{Code: "KMS.DisabledException", Message: "The KMS key " + key.KeyID + " is disabled.", cause: err}
 	case key.Kind == kms.PendingDeletion:
-		return &Error{Code: "KMS.KMSInvalidStateException", Message: "The KMS key " + key.KeyID + " is pending deletion.", cause: err}
+		return &Error{
+			Code:    "KMS.KMSInvalidStateException",
+			Message: "The KMS key " + key.KeyID + " is pending deletion.",
+			cause:   err,
+		}
 	case key.Kind == kms.NotFound:
-		return &Error{Code: "KMS.NotFoundException", Message: "The KMS key " + key.KeyID + " does not exist.", cause: err}
+		return &Error{
+			Code:    "KMS.NotFoundException",
+			Message: "The KMS key " + key.KeyID + " does not exist.",
+			cause:   err,
+		}
 	case key.Revoked():
 		return &Error{Code: "AccessDenied", Message: "The proxy may not use the KMS key " + key.KeyID + ".", cause: err}
 	case key.Kind == kms.InvalidCiphertext:
-		return &Error{Code: "ObjectIntegrityError", Message: "The KMS key " + key.KeyID + " does not open the object's data key: the envelope was altered or belongs to another object.", cause: err}
+		return &Error{
+			Code: "ObjectIntegrityError",
+			Message: "The KMS key " + key.KeyID + " does not decrypt the object's data key: " +
+				"the envelope was altered or belongs to another object.",
+			cause: err,
+		}
 	case kms.IsThrottled(err):
-		return &Error{Code: "SlowDown", Message: "The KMS is throttling. Please reduce your request rate.", RetryAfter: retryAfter, cause: err}
+		return &Error{
+			Code:       "SlowDown",
+			Message:    "The KMS is throttling. Please reduce your request rate.",
+			RetryAfter: retryAfter,
+			cause:      err,
+		}
 	case kms.IsUnreachable(err):
-		return &Error{Code: "ServiceUnavailable", Message: "The KMS cannot be reached. Please try again.", RetryAfter: retryAfter, cause: err}
+		return &Error{
+			Code:       "ServiceUnavailable",
+			Message:    "The KMS cannot be reached. Please try again.",
+			RetryAfter: retryAfter,
+			cause:      err,
+		}
 	default:
-		return &Error{Code: "InternalError", Message: "The KMS failed. Please tell the operator of the proxy.", cause: err}
+		return &Error{
+			Code:    "InternalError",
+			Message: "The KMS failed. Please tell the operator of the proxy.",
+			cause:   err,
+		}
 	}
 }
 
-// write answers with S3's XML. A HEAD gets the headers alone.
+// write sends the error as S3's XML. The response to a HEAD has no body.
 func (e *Error) write(w http.ResponseWriter, r *http.Request, resource, requestID string) {
 	h := w.Header()
 	maps.Copy(h, e.Header)
@@ -274,6 +377,7 @@ func (e *Error) xml(resource, requestID string) []byte {
 		Resource  string
 		RequestID string `xml:"RequestId"`
 	}{Code: e.Code, Message: e.Message, Resource: resource, RequestID: requestID}
+
 	for _, detail := range e.Details {
 		doc.Details = append(doc.Details, xmlText{xml.Name{Local: detail[0]}, detail[1]})
 	}
@@ -281,5 +385,6 @@ func (e *Error) xml(resource, requestID string) []byte {
 	if err != nil {
 		return []byte(xml.Header + "<Error><Code>InternalError</Code></Error>")
 	}
+
 	return body
 }

@@ -2,14 +2,14 @@ package s3api
 
 import "strings"
 
-// The store's ETag is the MD5 of ciphertext, and a client that takes it for
-// the MD5 of the content would find the content corrupt. S3's own convention
-// is that an ETag with a hyphen is no MD5, so a stored ETag E without one is
-// shown as E-0, everywhere alike, and E-0 in a request means E. No store
-// prints a part count of 0.
+// The store's ETag is the MD5 of ciphertext. A client that takes it for the
+// MD5 of the content would report corruption. By S3's convention, an ETag
+// with a hyphen is not an MD5. So clients see a stored ETag E without a
+// hyphen as E-0, in all responses, and E-0 in a request means E. No store
+// uses a part count of 0.
 const etagMark = "-0"
 
-// showETag turns the store's ETag, with or without its quotes, into the one
+// showETag converts the store's ETag, with or without quotes, to the one
 // that clients see.
 func showETag(stored string) string {
 	text, quoted := strings.CutSuffix(stored, `"`)
@@ -22,8 +22,8 @@ func showETag(stored string) string {
 	return stored + etagMark
 }
 
-// storedETags turns the entity tags of a condition header, a list or "*", back
-// into the store's.
+// storedETags converts the ETags of a condition header, a list or "*", to
+// the store's.
 func storedETags(condition string) string {
 	tags := strings.Split(condition, ",")
 	for i, tag := range tags {

@@ -10,7 +10,8 @@ import (
 	"strings"
 )
 
-// forward sends a request on that has nothing of an object's content in it.
+// forward sends the request to the store, and its answer to the client.
+// Neither has object content.
 func (s *Server) forward(c *call) error {
 	body, err := c.readBody()
 	if err != nil {
@@ -19,8 +20,8 @@ func (s *Server) forward(c *call) error {
 	return s.forwardBody(c, body)
 }
 
-// readBody reads the whole body of a configuration request, which the route
-// bounds, and verifies it.
+// readBody reads the whole body of a configuration request, and verifies it.
+// The route limits its size.
 func (c *call) readBody() ([]byte, error) {
 	if c.route.body == 0 {
 		return nil, nil
@@ -48,7 +49,7 @@ func (s *Server) sendBody(c *call, body []byte) (*http.Response, error) {
 	header := c.requestHeader()
 	header.Set("X-Amz-Content-Sha256", sha256Of(body))
 	if len(body) > 0 || c.hasDigest() {
-		header.Set("Content-Md5", md5Of(body)) // S3 demands it of some operations
+		header.Set("Content-Md5", md5Of(body)) // S3 requires it for some operations
 	}
 	return s.send(c, replayable(c.originRequest(c.Method, header, nil, int64(len(body))), body))
 }
@@ -62,8 +63,8 @@ func replayable(r *http.Request, body []byte) *http.Request {
 	return r
 }
 
-// hasDigest reports whether the client says what its body must be, beside the
-// signature.
+// hasDigest reports whether the client sent a digest of its body, besides
+// the signature.
 func (c *call) hasDigest() bool {
 	for name := range c.Header {
 		if name == "Content-Md5" || strings.HasPrefix(name, checksumPrefix) {
@@ -78,7 +79,7 @@ func sha256Of(body []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// pass copies the store's answer to the client unchanged.
+// pass sends the store's answer to the client.
 func (c *call) pass(resp *http.Response) error {
 	c.copyHeader(resp.Header)
 	if resp.ContentLength >= 0 {
@@ -89,5 +90,5 @@ func (c *call) pass(resp *http.Response) error {
 	return err
 }
 
-// onlyWriter keeps io.Copy from going around response.Write.
+// onlyWriter hides ReadFrom, so that io.Copy uses response.Write.
 type onlyWriter struct{ io.Writer }

@@ -22,8 +22,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 )
 
-// witness is a store that keeps what it is asked, and answers what it is told
-// to. It believes only requests that are signed with the store's credentials.
+// witness is a store that records requests, and answers as configured. It
+// accepts only requests that are signed with the store's credentials.
 type witness struct {
 	mu     sync.Mutex
 	asked  []recorded
@@ -36,12 +36,17 @@ type recorded struct {
 }
 
 func (s *witness) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	verifier := &sigv4.Verifier{Now: time.Now, Secret: func(accessKey string) (string, bool) { return storeSecret, accessKey == storeAccess }}
+	verifier := &sigv4.Verifier{
+		Now:    time.Now,
+		Secret: func(accessKey string) (string, bool) { return storeSecret, accessKey == storeAccess },
+	}
+
 	auth, err := verifier.Verify(r)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusForbidden)
 		return
 	}
+
 	body, err := io.ReadAll(auth.Body(r.Body))
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
@@ -49,6 +54,7 @@ func (s *witness) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	s.mu.Lock()
 	s.asked = append(s.asked, recorded{r, body})
+
 	answer := s.answer
 	s.mu.Unlock()
 	if answer != nil {
@@ -56,7 +62,7 @@ func (s *witness) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// take returns what was asked since the last call.
+// take returns the requests since the last call.
 func (s *witness) take() []recorded {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -72,15 +78,18 @@ func (s *witness) set(answer func(http.ResponseWriter, *http.Request)) {
 }
 
 // newRecorded starts a proxy in front of a witness.
+// newRecorded starts a proxy in front of a witness.
 func newRecorded(t *testing.T) (*proxy, *witness) {
 	t.Helper()
 	store := &witness{}
 	server := httptest.NewServer(store)
 	t.Cleanup(server.Close)
+
 	endpoint, err := url.Parse(server.URL)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	p := newProxy(t, func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) {
 		store := proxytest.OriginConfig(server.Client().Transport)
 		store.Endpoint = endpoint
@@ -90,11 +99,11 @@ func newRecorded(t *testing.T) (*proxy, *witness) {
 	return p, store
 }
 
-// forwarded are requests that reach the store as they are. Those of the bucket
-// have a query alone.
+// forwarded are requests that the proxy forwards. Those for the bucket only
+// have a query.
 var forwarded = []struct {
 	method, query, body string
-	headers             []string // further x-amz- ones, that reach the store too
+	headers             []string // further x-amz- headers that are forwarded too
 }{
 	{"GET", "?abac", "", nil},
 	{"PUT", "?abac", "<AbacStatus><Status>Enabled</Status></AbacStatus>", nil},
@@ -119,7 +128,12 @@ var forwarded = []struct {
 	{"PUT", "?id=a&inventory", "<InventoryConfiguration/>", nil},
 	{"DELETE", "?id=a&inventory", "", nil},
 	{"GET", "?lifecycle", "", nil},
-	{"PUT", "?lifecycle", "<LifecycleConfiguration/>", []string{"X-Amz-Transition-Default-Minimum-Object-Size: varies_by_storage_class"}},
+	{
+		"PUT",
+		"?lifecycle",
+		"<LifecycleConfiguration/>",
+		[]string{"X-Amz-Transition-Default-Minimum-Object-Size: varies_by_storage_class"},
+	},
 	{"DELETE", "?lifecycle", "", nil},
 	{"GET", "?location", "", nil},
 	{"GET", "?logging", "", nil},
@@ -165,7 +179,12 @@ var forwarded = []struct {
 	{"GET", "/a%20b/%C3%BC?tagging&versionId=v", "", nil},
 	{"PUT", "/a%20b/%C3%BC?tagging&versionId=v", "<Tagging/>", []string{"X-Amz-Expected-Bucket-Owner: 111122223333"}},
 	{"DELETE", "/a%20b/%C3%BC?tagging&versionId=v", "", []string{"X-Amz-Request-Payer: requester"}},
-	{"POST", "/a%20b/%C3%BC?restore&versionId=v", "<RestoreRequest><Days>1</Days><GlacierJobParameters><Tier>Bulk</Tier></GlacierJobParameters></RestoreRequest>", nil},
+	{
+		"POST",
+		"/a%20b/%C3%BC?restore&versionId=v",
+		"<RestoreRequest><Days>1</Days><GlacierJobParameters><Tier>Bulk</Tier></GlacierJobParameters></RestoreRequest>",
+		nil,
+	},
 	{"POST", "/k?restore", "", nil},
 }
 
@@ -182,12 +201,14 @@ func TestForwarded(t *testing.T) {
 			return said
 		}
 	}
+
 	store.set(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Amz-Version-Id", "v1")
 		w.Header().Set("X-Amz-Request-Charged", "requester")
 		w.Header().Set("Server", "Store")
 		io.WriteString(w, saidTo(r.Method, strings.TrimSuffix("?"+r.URL.RawQuery, "=")))
 	})
+
 	for _, row := range forwarded {
 		t.Run(row.method+" "+row.query, func(t *testing.T) {
 			path := "/" + p.bucket + row.query
@@ -196,10 +217,15 @@ func TestForwarded(t *testing.T) {
 				name, value, _ := strings.Cut(h, ": ")
 				header.Set(name, value)
 			}
+
 			a := p.send(request{method: row.method, path: path, header: header, body: bodyOf(row.body)})
-			if a.StatusCode != http.StatusOK || string(a.body) != saidTo(row.method, row.query) || a.Header.Get("X-Amz-Version-Id") != "v1" || a.Header.Get("X-Amz-Request-Charged") != "requester" || a.Header.Get("Server") != "" {
+			if a.StatusCode != http.StatusOK || string(a.body) != saidTo(row.method, row.query) ||
+				a.Header.Get("X-Amz-Version-Id") != "v1" ||
+				a.Header.Get("X-Amz-Request-Charged") != "requester" ||
+				a.Header.Get("Server") != "" {
 				t.Errorf("answered %d %v %s", a.StatusCode, a.Header, a.body)
 			}
+
 			asked := store.take()
 			if len(asked) != 1 {
 				t.Fatalf("the store was asked %d times", len(asked))
@@ -209,7 +235,7 @@ func TestForwarded(t *testing.T) {
 	}
 }
 
-// bodyOf is nil for "": an empty body would have no length.
+// bodyOf returns nil for "", because an empty body would have no length.
 func bodyOf(text string) []byte {
 	if text == "" {
 		return nil
@@ -219,15 +245,19 @@ func bodyOf(text string) []byte {
 
 func wantForwarded(t *testing.T, got recorded, method, path, body string, headers []string) {
 	t.Helper()
-	if uri := strings.ReplaceAll(got.RequestURI, "=&", "&"); got.Method != method || strings.TrimSuffix(uri, "=") != path {
+	if uri := strings.ReplaceAll(got.RequestURI, "=&", "&"); got.Method != method ||
+		strings.TrimSuffix(uri, "=") != path {
 		t.Errorf("%s %s", got.Method, got.RequestURI)
 	}
+
 	if string(got.body) != body {
 		t.Errorf("body %q", got.body)
 	}
-	if sum := md5.Sum(got.body); body != "" && got.Header.Get("Content-Md5") != base64.StdEncoding.EncodeToString(sum[:]) {
+	if sum := md5.Sum(got.body); body != "" &&
+		got.Header.Get("Content-Md5") != base64.StdEncoding.EncodeToString(sum[:]) {
 		t.Errorf("Content-MD5 %q", got.Header.Get("Content-Md5"))
 	}
+
 	var further []string
 	for name, values := range got.Header {
 		if strings.HasPrefix(name, "X-Amz-") && name != "X-Amz-Date" && name != "X-Amz-Content-Sha256" {
@@ -235,49 +265,72 @@ func wantForwarded(t *testing.T, got recorded, method, path, body string, header
 		}
 	}
 	slices.Sort(further)
+
 	if !slices.Equal(further, headers) {
 		t.Errorf("headers %q, want %q", further, headers)
 	}
 }
 
-// What the store does not have is said in its own words, with its status.
+// The store's errors are returned with their code and status.
 func TestForwardedErrors(t *testing.T) {
 	p, store := newRecorded(t)
 	for _, row := range []struct {
 		status int
 		code   string
 	}{
-		{501, "NotImplemented"}, {404, "NoSuchTagSet"}, {404, "NoSuchLifecycleConfiguration"}, {400, "MalformedXML"}, {405, "MethodNotAllowed"}, {409, "OperationAborted"}, {403, "AccessDenied"},
+		{501, "NotImplemented"},
+		{404, "NoSuchTagSet"},
+		{404, "NoSuchLifecycleConfiguration"},
+		{400, "MalformedXML"},
+		{405, "MethodNotAllowed"},
+		{409, "OperationAborted"},
+		{403, "AccessDenied"},
 	} {
 		t.Run(fmt.Sprint(row.status, row.code), func(t *testing.T) {
 			store.set(func(w http.ResponseWriter, _ *http.Request) {
 				w.WriteHeader(row.status)
-				io.WriteString(w, "<Error><Code>"+row.code+"</Code><Message>in its own words</Message><Method>GET</Method><HostId>h</HostId></Error>")
+				io.WriteString(
+					w,
+					"<Error><Code>"+row.code+"</Code><Message>in its own words</Message><Method>GET</Method><HostId>h</HostId></Error>",
+				)
 			})
+
 			a := p.send(request{method: "GET", path: "/" + p.bucket + "?lifecycle"})
-			if a.StatusCode != row.status || a.Code != row.code || !bytes.Contains(a.body, []byte("in its own words")) || !bytes.Contains(a.body, []byte("<Method>GET</Method>")) || bytes.Contains(a.body, []byte("HostId")) {
+			if a.StatusCode != row.status || a.Code != row.code ||
+				!bytes.Contains(a.body, []byte("in its own words")) ||
+				!bytes.Contains(a.body, []byte("<Method>GET</Method>")) ||
+				bytes.Contains(a.body, []byte("HostId")) {
 				t.Errorf("%d %s: %d %s", row.status, row.code, a.StatusCode, a.body)
 			}
 		})
 	}
 }
 
-// Bodies are bounded as S3 bounds them, and the store sees none that is too
-// long.
+// The limits of bodies are those of S3, and the store never gets a longer
+// one.
 func TestForwardedLimits(t *testing.T) {
 	p, store := newRecorded(t)
 	for query, limit := range map[string]int{
-		"?policy": 20 << 10, "?cors": 64 << 10, "?website": 128 << 10, "?tagging": 128 << 10, "?lifecycle": 2 << 20, "?replication": 2 << 20, "/k?tagging": 128 << 10, "/k?retention": 64 << 10,
+		"?policy": 20 << 10, "?cors": 64 << 10, "?website": 128 << 10, "?tagging": 128 << 10, "?lifecycle": 2 << 20,
+		"?replication": 2 << 20, "/k?tagging": 128 << 10, "/k?retention": 64 << 10,
 	} {
 		t.Run(query, func(t *testing.T) {
 			body := bytes.Repeat([]byte(" "), limit)
-			if a := p.send(request{method: "PUT", path: "/" + p.bucket + query, body: body}); a.StatusCode != http.StatusOK || len(store.take()) != 1 {
+			if a := p.send(request{method: "PUT", path: "/" + p.bucket + query, body: body}); a.StatusCode != http.StatusOK ||
+				len(store.take()) != 1 {
 				t.Errorf("of %d bytes: %d %s", limit, a.StatusCode, a.Code)
 			}
-			if a := p.send(request{method: "PUT", path: "/" + p.bucket + query, body: append(body, ' ')}); a.Code != "MaxMessageLengthExceeded" || len(store.take()) != 0 {
+			if a := p.send(request{
+				method: "PUT", path: "/" + p.bucket + query, body: append(body, ' '),
+			}); a.Code != "MaxMessageLengthExceeded" ||
+				len(store.take()) != 0 {
 				t.Errorf("of %d bytes: %d %s", limit+1, a.StatusCode, a.Code)
 			}
-			if a := p.send(request{method: "PUT", path: "/" + p.bucket + query, body: body, hash: strings.Repeat("0", 64)}); a.Code != "XAmzContentSHA256Mismatch" || len(store.take()) != 0 {
+
+			if a := p.send(request{
+				method: "PUT", path: "/" + p.bucket + query, body: body, hash: strings.Repeat("0", 64),
+			}); a.Code != "XAmzContentSHA256Mismatch" ||
+				len(store.take()) != 0 {
 				t.Errorf("whose hash is another's: %d %s", a.StatusCode, a.Code)
 			}
 		})
@@ -288,11 +341,16 @@ func TestACLs(t *testing.T) {
 	p, store := newRecorded(t)
 	const group = "http://acs.amazonaws.com/groups/global/AllUsers"
 	policy := func(grants ...string) string {
-		return `<AccessControlPolicy xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Owner><ID>owner</ID></Owner><AccessControlList>` + strings.Join(grants, "") + `</AccessControlList></AccessControlPolicy>`
+		return `<AccessControlPolicy xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Owner><ID>owner</ID></Owner><AccessControlList>` + strings.Join(
+			grants,
+			"",
+		) + `</AccessControlList></AccessControlPolicy>`
 	}
+
 	typed := func(kind, grantee, permission string) string {
 		return `<Grant><Grantee xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" xsi:type="` + kind + `">` + grantee + `</Grantee><Permission>` + permission + `</Permission></Grant>`
 	}
+
 	grant := func(grantee, permission string) string { return typed("CanonicalUser", grantee, permission) }
 	own := grant("<ID>owner</ID><DisplayName>me</DisplayName>", "FULL_CONTROL")
 	for _, row := range []struct {
@@ -323,8 +381,14 @@ func TestACLs(t *testing.T) {
 		{"no owner", "", strings.Replace(policy(own), "<ID>owner</ID>", "", 1), "MalformedACLError"},
 		{"somebody else", "", policy(own, grant("<ID>other</ID>", "READ")), "NotImplemented"},
 		{"everybody", "", policy(own, typed("Group", "<URI>"+group+"</URI>", "READ")), "NotImplemented"},
-		{"everybody, with the owner's ID", "", policy(grant("<ID>owner</ID><URI>"+group+"</URI>", "FULL_CONTROL")), "NotImplemented"},
-		{"somebody by mail", "", policy(own, typed("AmazonCustomerByEmail", "<EmailAddress>a@b</EmailAddress>", "READ")), "NotImplemented"},
+		{
+			"everybody, with the owner's ID", "", policy(grant("<ID>owner</ID><URI>"+group+"</URI>", "FULL_CONTROL")),
+			"NotImplemented",
+		},
+		{
+			"somebody by mail", "", policy(own, typed("AmazonCustomerByEmail", "<EmailAddress>a@b</EmailAddress>", "READ")),
+			"NotImplemented",
+		},
 		{"the owner, who may only read", "", policy(grant("<ID>owner</ID>", "READ")), "NotImplemented"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
@@ -335,15 +399,21 @@ func TestACLs(t *testing.T) {
 						header.Set(name, value)
 					}
 				}
+
 				a := p.send(request{method: "PUT", path: "/" + p.bucket + path, header: header, body: bodyOf(row.body)})
 				asked := store.take()
 				if a.Code != row.code {
 					t.Errorf("%s: %d %s, want %s", path, a.StatusCode, a.Code, row.code)
 				}
+
 				switch {
-				case row.code != "" && (len(asked) != 1 || asked[0].Method != http.MethodGet || asked[0].URL.RawQuery != "ownershipControls="):
+				case row.code != "" && (len(
+					asked,
+				) != 1 || asked[0].Method != http.MethodGet || asked[0].URL.RawQuery != "ownershipControls="):
 					t.Errorf("%s: the store was asked otherwise than for the bucket's ownership", path)
-				case row.code == "" && (len(asked) != 1 || asked[0].Header.Get("X-Amz-Acl") != "private" || len(asked[0].body) != 0):
+				case row.code == "" && (len(
+					asked,
+				) != 1 || asked[0].Header.Get("X-Amz-Acl") != "private" || len(asked[0].body) != 0):
 					t.Errorf("%s: the store was not asked for a private ACL", path)
 				}
 			}
@@ -351,14 +421,14 @@ func TestACLs(t *testing.T) {
 	}
 }
 
-// An ACL that is refused is refused for what S3 looks at first: whether there
-// is such a bucket, and whether it has ACLs.
+// An invalid ACL gets the error that S3 returns first: that the bucket does
+// not exist, or that it has no ACLs.
 func TestACLsOfTheBucket(t *testing.T) {
 	p, store := newRecorded(t)
 	enforced := `<OwnershipControls xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Rule><ObjectOwnership>BucketOwnerEnforced</ObjectOwnership></Rule></OwnershipControls>`
 	for _, row := range []struct {
 		status             int
-		answer, code, none string // code of a public ACL, and of none
+		answer, code, none string // the code for a public ACL, and for none
 	}{
 		{200, enforced, "AccessControlListNotSupported", "AccessControlListNotSupported"},
 		{200, strings.Replace(enforced, "Enforced", "Preferred", 1), "NotImplemented", "MissingSecurityHeader"},
@@ -372,11 +442,28 @@ func TestACLsOfTheBucket(t *testing.T) {
 				w.WriteHeader(row.status)
 				io.WriteString(w, row.answer)
 			})
-			public := p.send(request{method: "PUT", path: "/" + p.bucket + "?acl", header: http.Header{"X-Amz-Acl": {"public-read"}}})
+
+			public := p.send(
+				request{
+					method: "PUT",
+					path:   "/" + p.bucket + "?acl",
+					header: http.Header{"X-Amz-Acl": {"public-read"}},
+				},
+			)
+
 			none := p.send(request{method: "PUT", path: "/" + p.bucket + "?acl"})
 			if public.Code != row.code || none.Code != row.none {
-				t.Errorf("%d %s: %s and %s, want %s and %s", row.status, row.answer, public.Code, none.Code, row.code, row.none)
+				t.Errorf(
+					"%d %s: %s and %s, want %s and %s",
+					row.status,
+					row.answer,
+					public.Code,
+					none.Code,
+					row.code,
+					row.none,
+				)
 			}
+
 			for _, asked := range store.take() {
 				if asked.Method != http.MethodGet {
 					t.Errorf("the store was asked to %s", asked.Method)
@@ -403,16 +490,25 @@ func TestACLsOfNewBuckets(t *testing.T) {
 			if row.ownership != "" {
 				header.Set("X-Amz-Object-Ownership", row.ownership)
 			}
+
 			a := p.send(request{method: "PUT", path: "/new-bucket", header: header})
 			if asked := store.take(); a.Code != row.code || len(asked) != 0 && row.code != "" {
-				t.Errorf("%s, %s: %d %s, want %s; the store was asked %d times", row.acl, row.ownership, a.StatusCode, a.Code, row.code, len(asked))
+				t.Errorf(
+					"%s, %s: %d %s, want %s; the store was asked %d times",
+					row.acl,
+					row.ownership,
+					a.StatusCode,
+					a.Code,
+					row.code,
+					len(asked),
+				)
 			}
 		})
 	}
 }
 
-// S3 demands a digest of some bodies, even of one that is empty: it says that
-// the document is missing, and not the digest.
+// S3 requires a digest of some bodies, even of an empty one. It then returns
+// the error for the missing document, not for the digest.
 func TestDigestOfAnEmptyBody(t *testing.T) {
 	p, store := newRecorded(t)
 	for name, row := range map[string]struct {
@@ -425,15 +521,16 @@ func TestDigestOfAnEmptyBody(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := p.send(request{method: "PUT", path: "/" + p.bucket + "/k?legal-hold", header: row.header})
-			if asked := store.take(); a.StatusCode != 200 || len(asked) != 1 || asked[0].Header.Get("Content-Md5") != row.want {
+			if asked := store.take(); a.StatusCode != 200 || len(asked) != 1 ||
+				asked[0].Header.Get("Content-Md5") != row.want {
 				t.Errorf("%d %s, %v", a.StatusCode, a.Code, asked)
 			}
 		})
 	}
 }
 
-// What an argument of the store's answer says is passed on if the client has
-// said it, and not if the proxy has.
+// An argument in the store's error is returned if the client sent it, and
+// not if the proxy did.
 func TestArgumentsOfErrors(t *testing.T) {
 	p, store := newRecorded(t)
 	for name, row := range map[string]struct {
@@ -449,16 +546,28 @@ func TestArgumentsOfErrors(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			store.set(func(w http.ResponseWriter, _ *http.Request) {
 				w.WriteHeader(http.StatusBadRequest)
-				fmt.Fprintf(w, "<Error><Code>InvalidArgument</Code><Message>m</Message><ArgumentName>%s</ArgumentName><ArgumentValue>%s</ArgumentValue></Error>", row.argument, row.value)
+				fmt.Fprintf(
+					w,
+					"<Error><Code>InvalidArgument</Code><Message>m</Message><ArgumentName>%s</ArgumentName><ArgumentValue>%s</ArgumentValue></Error>",
+					row.argument,
+					row.value,
+				)
 			})
-			header := http.Header{"X-Amz-Object-Lock-Retain-Until-Date": {"invalid_date"}, "X-Amz-Object-Lock-Mode": {"GOVERNANCE"}}
+
+			header := http.Header{
+				"X-Amz-Object-Lock-Retain-Until-Date": {"invalid_date"},
+				"X-Amz-Object-Lock-Mode":              {"GOVERNANCE"},
+			}
+
 			r := request{method: "PUT", path: "/" + p.bucket + "/k", header: header}
 			if row.argument == "versionId" {
 				r = request{method: "GET", path: "/" + p.bucket + "/k?tagging&versionId=v"}
 			}
+
 			a := p.send(r)
 			said := "<ArgumentName>" + row.argument + "</ArgumentName><ArgumentValue>" + row.value + "</ArgumentValue>"
-			if a.Code != "InvalidArgument" || strings.Contains(string(a.body), said) != row.shown || !row.shown && strings.Contains(string(a.body), "<ArgumentName>") {
+			if a.Code != "InvalidArgument" || strings.Contains(string(a.body), said) != row.shown ||
+				!row.shown && strings.Contains(string(a.body), "<ArgumentName>") {
 				t.Errorf("%s", a.body)
 			}
 		})
@@ -482,7 +591,8 @@ func TestRestoreObject(t *testing.T) {
 	} {
 		t.Run(row.body, func(t *testing.T) {
 			a := p.send(request{method: "POST", path: "/" + p.bucket + "/k?restore", body: []byte(row.body)})
-			if asked := len(store.take()); a.StatusCode != row.status || a.Code != row.code || (asked == 1) != (row.code == "") {
+			if asked := len(store.take()); a.StatusCode != row.status || a.Code != row.code ||
+				(asked == 1) != (row.code == "") {
 				t.Errorf("%d %s, asked %d times", a.StatusCode, a.Code, asked)
 			}
 		})

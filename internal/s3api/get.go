@@ -14,55 +14,62 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// getObject decrypts an object, or a range or part of it, on its way to the
-// client.
+// getObject decrypts an object, or a range or part of it, and sends it to
+// the client.
 //
-// The answer begins only when the first bytes have verified, so a small object
-// that was tampered with gets a clean error; a later failure ends the
-// connection.
+// The response begins only after the first bytes are verified, so a small
+// object that was tampered with gets a regular error response. If a later
+// byte fails, the connection is closed.
 func (s *Server) getObject(c *call) error {
 	q, err := s.reading(c)
 	if err != nil {
 		return err
 	}
+
 	o, err := c.reader.Get(c.Context(), q)
 	if err != nil {
 		return err
 	}
 	defer o.Close()
+
 	if o.NotModified {
 		return c.notModified(o)
 	}
 	if err := c.checkCustomerKey(o); err != nil {
 		return err
 	}
+
 	text, err := o.Next(c.Context())
-	if err != nil && err != io.EOF { //nolint:errorlint // bare: Next says so
+	if err != nil && err != io.EOF { //nolint:errorlint // Next returns io.EOF unwrapped
 		return err
 	}
 	if err := s.answer(c, o); err != nil {
 		return err
 	}
+
 	for err == nil {
 		if _, err = c.w.Write(text); err != nil {
 			return err
 		}
 		text, err = o.Next(c.Context())
 	}
-	if err != io.EOF { //nolint:errorlint // bare: Next says so
+
+	if err != io.EOF { //nolint:errorlint // Next returns io.EOF unwrapped
 		return err
 	}
 	return nil
 }
 
-// headObject answers with the plaintext's size, which needs arithmetic and no
-// key, unless checksums are asked for. Without the key the envelope is not
-// verified: a HEAD says what the store says, unless VerifyHead is set.
+// headObject returns the size of the plaintext, which is computed from the
+// stored size without a key. So a HEAD repeats what the store says, unless the
+// envelope is verified: with VerifyHead, if the data key is cached, for a
+// customer key, or if the client asks for checksums.
 func (s *Server) headObject(c *call) error {
 	q, err := s.reading(c)
 	if err != nil {
 		return err
 	}
+
 	o, err := c.reader.Head(c.Context(), q)
 	if err != nil {
 		return err
@@ -70,28 +77,31 @@ func (s *Server) headObject(c *call) error {
 	if o.NotModified {
 		return c.notModified(o)
 	}
+
 	if err := s.proveCustomerKey(c, q, o); err != nil {
 		return err
 	}
 	if err := s.proveHead(c, q, o); err != nil {
 		return err
 	}
+
 	if c.wantsChecksum() {
-		// The checksum of an object in parts is in its record. A GET does not
-		// look for it: every SDK asks for checksums by default, and a GET is
-		// one request to the store.
+		// The record of a multipart object has its checksum. A GET does not
+		// read the record: every SDK asks for checksums by default, and a
+		// GET should be one request to the store.
 		if err := c.reader.Survey(c.Context(), q, o); err != nil {
 			return err
 		}
 	}
+
 	return s.answer(c, o)
 }
 
-// proveHead verifies what a HEAD tells: with VerifyHead always, else where it
-// costs no request.
+// proveHead verifies the envelope of a HEAD: always if VerifyHead is set,
+// otherwise only if the data key is cached.
 func (s *Server) proveHead(c *call, q stored.Request, o *stored.Object) error {
 	switch {
-	case o.CustomerKey: // done already
+	case o.CustomerKey: // verified by proveCustomerKey
 		return nil
 	case s.VerifyHead:
 		return c.reader.Prove(c.Context(), q, o)
@@ -101,17 +111,19 @@ func (s *Server) proveHead(c *call, q stored.Request, o *stored.Object) error {
 	})
 }
 
-// reading is what the client wants to read.
+// reading returns the read that the client asks for.
 func (s *Server) reading(c *call) (stored.Request, error) {
 	q := stored.Request{
 		Object: c.object(), Version: c.query.Get("versionId"), Query: make(url.Values), Header: c.requestHeader(),
 		Range: stored.ParseRange(c.Header.Get("Range")), Plaintext: s.admitPlaintext(c, c.object()),
 	}
+
 	for name, values := range c.query {
 		if overrideNames.has(name) {
 			q.Query[name] = values
 		}
 	}
+
 	if !c.query.Has("partNumber") {
 		return q, nil
 	}
@@ -119,17 +131,23 @@ func (s *Server) reading(c *call) (stored.Request, error) {
 	if q.Part, err = partNumber(c.query.Get("partNumber")); err == nil && q.Range != nil {
 		err = badRequest("InvalidRequest", "Cannot specify both Range header and partNumber query parameter")
 	}
+
 	return q, err
 }
 
-// admitPlaintext refuses an object without an envelope, unless the rules allow
-// it: stripping the envelope off an object must not turn into a read.
+// admitPlaintext returns a function that refuses objects without an
+// envelope, unless the rules allow them. Otherwise anyone who removes an
+// envelope could have the proxy return the bytes.
 func (s *Server) admitPlaintext(c *call, obj crypt.Object) func() error {
 	return func() error {
 		if s.Keys.AllowPlaintext(obj, c.client.Name) {
 			return nil
 		}
-		return &Error{Code: "PlaintextObject", Message: "The object has no encryption envelope: it was stored past the proxy, or its envelope was removed. The proxy is configured not to read such objects (plaintext_objects: deny)."}
+		return &Error{
+			Code: "PlaintextObject",
+			Message: "The object has no encryption envelope: it was stored without the proxy, or its envelope was " +
+				"removed. The proxy is configured not to read such objects (plaintext_objects: deny).",
+		}
 	}
 }
 
@@ -139,7 +157,7 @@ func (c *call) notModified(o *stored.Object) error {
 	return nil
 }
 
-// answer writes the status and the headers.
+// answer writes the status and the headers of a GET or HEAD.
 func (s *Server) answer(c *call, o *stored.Object) error {
 	c.copyHeader(o.Header)
 	h := c.w.Header()
@@ -149,12 +167,14 @@ func (s *Server) answer(c *call, o *stored.Object) error {
 			c.setBucketKeyHeader()
 		}
 	}
+
 	h.Set("Content-Length", strconv.FormatInt(o.Length, 10))
 	h.Set("Accept-Ranges", "bytes")
 	h.Del("Content-Range")
 	if o.Parts > 0 {
 		h.Set("X-Amz-Mp-Parts-Count", strconv.Itoa(o.Parts))
 	}
+
 	status := http.StatusOK
 	if o.Partial {
 		status = http.StatusPartialContent
@@ -163,13 +183,14 @@ func (s *Server) answer(c *call, o *stored.Object) error {
 		return err
 	}
 	c.w.WriteHeader(status)
+
 	return nil
 }
 
 func (c *call) wantsChecksum() bool { return c.Header.Get("X-Amz-Checksum-Mode") == "ENABLED" }
 
-// setObjectChecksum gives back what the client that stored the object said of
-// it, if this client asks.
+// setObjectChecksum returns the checksum that was stored with the object, if
+// the client asks for it.
 func (s *Server) setObjectChecksum(c *call, o *stored.Object) error {
 	if !c.wantsChecksum() || o.Plaintext {
 		return nil
@@ -178,6 +199,7 @@ func (s *Server) setObjectChecksum(c *call, o *stored.Object) error {
 	if err != nil {
 		return err
 	}
+
 	for _, a := range checksum.All {
 		if digest, ok := sum.Digests[a.ID]; ok {
 			h := c.w.Header()
@@ -185,10 +207,11 @@ func (s *Server) setObjectChecksum(c *call, o *stored.Object) error {
 			h.Set(checksumPrefix+"Type", checksumTypes[sum.Type])
 		}
 	}
+
 	return nil
 }
 
-// newReader returns what reads objects of the store for a call.
+// newReader returns the reader of stored objects for one call.
 func (s *Server) newReader(c *call) stored.Reader {
 	return stored.Reader{
 		Send: func(r *http.Request) (*http.Response, error) { return s.send(c, r) },
@@ -200,8 +223,8 @@ func (s *Server) newReader(c *call) stored.Reader {
 	}
 }
 
-// asLease returns nil for a lease that is not there, and not an interface that
-// holds one.
+// asLease converts a lease to the interface. If err is not nil, the
+// interface is nil, instead of holding a nil *keyring.Lease.
 func asLease(lease *keyring.Lease, err error) (stored.Lease, error) {
 	if err != nil {
 		return nil, err
@@ -209,21 +232,31 @@ func asLease(lease *keyring.Lease, err error) (stored.Lease, error) {
 	return lease, nil
 }
 
-// readError names the errors of reading in S3's words. ok is false for any
-// other.
+// readError converts the errors of package stored to S3 errors. ok is false
+// for all other errors.
 func readError(err error) (answer *Error, ok bool) {
 	outside := (*stored.RangeError)(nil)
 	switch {
 	case errors.As(err, &outside):
 		size := strconv.FormatInt(outside.Size, 10)
 		return &Error{
-			Code: "InvalidRange", Message: "The requested range is not satisfiable", Details: [][2]string{{"ActualObjectSize", size}},
-			Header: http.Header{"Content-Range": {"bytes */" + size}}, cause: err,
+			Code: "InvalidRange", Message: "The requested range is not satisfiable",
+			Details: [][2]string{{"ActualObjectSize", size}},
+			Header:  http.Header{"Content-Range": {"bytes */" + size}}, cause: err,
 		}, true
 	case errors.Is(err, stored.ErrPartNumber):
-		return &Error{Code: "InvalidPartNumber", Message: "The requested partnumber is not satisfiable.", cause: err}, true
+		return &Error{
+			Code:    "InvalidPartNumber",
+			Message: "The requested partnumber is not satisfiable.",
+			cause:   err,
+		}, true
 	case errors.Is(err, stored.ErrOverwritten):
-		return &Error{Code: "ServiceUnavailable", Message: "The object was overwritten again and again while it was read. Please try again.", RetryAfter: retryAfter, cause: err}, true
+		return &Error{
+			Code:       "ServiceUnavailable",
+			Message:    "The object was overwritten repeatedly while it was read. Please try again.",
+			RetryAfter: retryAfter,
+			cause:      err,
+		}, true
 	default:
 		return nil, false
 	}

@@ -6,8 +6,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 )
 
-// Clients keep upload ids for days, and replicas of two versions must read each
-// other's: what an id says is never written in another way.
+// Clients keep upload ids for days, and replicas of different versions must
+// read each other's. So the encoding of an id never changes.
 func TestUploadIDsGolden(t *testing.T) {
 	const stored = "VXBsb2FkIElE"
 	customer := &keyring.DataKey{Wrapped: []byte{0, 1, 2, 0xfd, 0xfe, 0xff}}
@@ -17,7 +17,9 @@ func TestUploadIDsGolden(t *testing.T) {
 		id     string
 	}{
 		"nothing asked for": {keyring.Choice{}, nil, stored},
-		"a key":             {keyring.Choice{KeyID: "arn:aws:kms:eu:1:key/2"}, nil, stored + ".cmek.eyJrZXkiOiJhcm46YXdzOmttczpldToxOmtleS8yIn0"},
+		"a key": {
+			keyring.Choice{KeyID: "arn:aws:kms:eu:1:key/2"}, nil, stored + ".cmek.eyJrZXkiOiJhcm46YXdzOmttczpldToxOmtleS8yIn0",
+		},
 		"a context": {
 			keyring.Choice{Context: map[string]string{"tenant": "acme", "a": "<&>"}},
 			nil,
@@ -39,6 +41,7 @@ func TestUploadIDsGolden(t *testing.T) {
 			if err != nil || ref.shown != row.id {
 				t.Errorf("%s, %v, want %s", ref.shown, err, row.id)
 			}
+
 			back, err := parseUploadRef(row.id)
 			if err != nil || back.stored != stored || back.wanted.KeyID != row.wanted.KeyID {
 				t.Errorf("read back: %+v, %v", back, err)

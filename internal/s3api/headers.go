@@ -24,25 +24,36 @@ const (
 	sseBucketKeyHeader = "X-Amz-Server-Side-Encryption-Bucket-Key-Enabled"
 )
 
-// forwardedHeaders are the request headers that reach the store, next to the
-// x-amz- ones that the route names. Ranges and conditions are translated on
-// the way; see conditionHeaders.
+// forwardedHeaders are the request headers that are sent to the store,
+// besides the x-amz- headers of the route. Ranges and conditions are
+// translated; see conditionHeaders.
 var forwardedHeaders = append(slices.Clone(metadataHeaders),
 	"If-Modified-Since", "If-Unmodified-Since", "Origin",
 	"X-Amz-Expected-Bucket-Owner", "X-Amz-Request-Payer",
 )
 
-// metadataHeaders are an object's own, besides user metadata: what a copy's
-// metadata directive is about.
-var metadataHeaders = []string{"Cache-Control", "Content-Disposition", "Content-Encoding", "Content-Language", "Content-Type", "Expires"}
+// metadataHeaders are the system metadata of an object that clients set. A
+// copy's metadata directive applies to them and to user metadata.
+var metadataHeaders = []string{
+	"Cache-Control",
+	"Content-Disposition",
+	"Content-Encoding",
+	"Content-Language",
+	"Content-Type",
+	"Expires",
+}
 
-// ownHeaders are those that the proxy answers to itself.
-var ownHeaders = setOf(sseHeaders + " " + customerHeaders + " " + copyHeaders + " x-amz-checksum-mode x-amz-metadata-directive x-amz-tagging-directive " + sizeCondition)
+// ownHeaders are x-amz- headers that the proxy handles itself.
+var ownHeaders = setOf(
+	sseHeaders + " " + customerHeaders + " " + copyHeaders + " " + sizeCondition +
+		" x-amz-checksum-mode x-amz-metadata-directive x-amz-tagging-directive",
+)
 
-// conditionHeaders hold entity tags, which differ between client and store.
+// conditionHeaders have ETags, which differ between client and store.
 var conditionHeaders = []string{"If-Match", "If-None-Match", "If-Range"}
 
-// requestHeader returns what of the client's header is meant for the store.
+// requestHeader returns the headers of the client that are sent to the
+// store.
 func (c *call) requestHeader() http.Header {
 	h := make(http.Header)
 	for _, name := range forwardedHeaders {
@@ -50,13 +61,15 @@ func (c *call) requestHeader() http.Header {
 			h[name] = values
 		}
 	}
+
 	for _, name := range conditionHeaders {
 		for _, value := range c.Header.Values(name) {
 			h.Add(name, storedETags(value))
 		}
 	}
+
 	for name, values := range c.Header {
-		if !isAmz(name) { // no row names another
+		if !isAmz(name) { // rows name x-amz- headers only
 			continue
 		}
 		lower := strings.ToLower(name)
@@ -64,15 +77,16 @@ func (c *call) requestHeader() http.Header {
 			h[name] = values
 		}
 	}
+
 	stored.WithoutFraming(h)
 	return h
 }
 
-// maxHeader is S3's limit for all of a request's header, in bytes.
+// maxHeader is S3's limit for all headers of a request, in bytes.
 const maxHeader = 8 << 10
 
-// checkHeaderSize refuses a header that S3 would not take. Such as are several
-// times longer the HTTP server refuses itself.
+// checkHeaderSize refuses headers that S3 would refuse for their size. The
+// HTTP server refuses headers that are several times larger.
 func checkHeaderSize(h http.Header) error {
 	total := 0
 	for name, values := range h {
@@ -89,66 +103,91 @@ func checkHeaderSize(h http.Header) error {
 	return nil
 }
 
-// checkMetadata refuses user metadata that takes the envelope's names, or that
-// leaves it no room.
+// checkMetadata refuses user metadata that uses the envelope's names, or
+// that does not fit next to the envelope.
 func checkMetadata(h http.Header, envelope map[string]string) error {
 	var own int
 	for name, value := range envelope {
 		own += len(name) + len(value)
 	}
+
 	total := own
 	for name, values := range h {
 		if user, ok := strings.CutPrefix(name, metaPrefix); ok {
 			if strings.HasPrefix(strings.ToLower(user), crypt.Prefix) {
-				return badRequest("InvalidArgument", "Metadata names that start with "+crypt.Prefix+" are reserved for the proxy.")
+				return badRequest(
+					"InvalidArgument",
+					"Metadata names that start with "+crypt.Prefix+" are reserved for the proxy.",
+				)
 			}
 			total += len(user) + len(strings.Join(values, ","))
 		}
 	}
+
 	if total > maxMetadata {
 		return &Error{
 			Code: "MetadataTooLarge", Message: "Your metadata headers exceed the maximum allowed metadata size",
-			Details: [][2]string{{"Size", strconv.Itoa(total)}, {"MaxSizeAllowed", strconv.Itoa(maxMetadata)}, {"EncryptionEnvelopeSize", strconv.Itoa(own)}},
+			Details: [][2]string{
+				{"Size", strconv.Itoa(total)},
+				{"MaxSizeAllowed", strconv.Itoa(maxMetadata)},
+				{"EncryptionEnvelopeSize", strconv.Itoa(own)},
+			},
 		}
 	}
+
 	return nil
 }
 
-// encryption reads what the client asks of server-side encryption. AES256 and
-// aws:kms are both met: everything is encrypted under a KMS key, unless the
-// client brings its own.
+// encryption reads the client's headers for server-side encryption. AES256
+// and aws:kms get the same result: a KMS key, unless the client brings its
+// own key.
 func (c *call) encryption() (keyring.Choice, error) {
 	h, choice := c.Header, keyring.Choice{CustomerKey: c.customerKey, KeyID: c.Header.Get(sseKeyHeader)}
-	const onlyKMS = "Server Side Encryption with AWS KMS managed key requires HTTP header x-amz-server-side-encryption : aws:kms"
+	const onlyKMS = "Server Side Encryption with AWS KMS managed key requires HTTP header " +
+		"x-amz-server-side-encryption : aws:kms"
+
 	switch want := h.Get(sseHeader); {
 	case c.customerKey != nil && (want != "" || choice.KeyID != "" || h.Get(sseContextHeader) != ""):
-		return choice, badRequest("InvalidArgument", "Server Side Encryption with Customer provided key is incompatible with the encryption method specified")
+		return choice, badRequest(
+			"InvalidArgument",
+			"Server Side Encryption with Customer provided key is incompatible with the encryption method specified",
+		)
 	case want == "aws:kms":
 	case choice.KeyID != "" || h.Get(sseContextHeader) != "":
 		return choice, badRequest("InvalidArgument", onlyKMS)
 	case want == "" || want == "AES256":
 	default:
-		return choice, badRequest("InvalidEncryptionAlgorithmError", "The encryption request you specified is not valid. Supported value: aws:kms.")
+		return choice, badRequest(
+			"InvalidEncryptionAlgorithmError",
+			"The encryption request you specified is not valid. Supported value: aws:kms.",
+		)
 	}
-	// S3 Bucket Keys are what the rule's dek_reuse says, and the answer tells.
+
+	// The rule's dek_reuse decides about S3 Bucket Keys; the response has
+	// the result.
 	if asked := h.Get(sseBucketKeyHeader); asked != "" && asked != "true" && asked != "false" {
-		return choice, badRequest("InvalidArgument", "The value of the header x-amz-server-side-encryption-bucket-key-enabled must be true or false.")
+		return choice, badRequest(
+			"InvalidArgument",
+			"The value of the header x-amz-server-side-encryption-bucket-key-enabled must be true or false.",
+		)
 	}
+
 	var err error
 	choice.Context, err = encryptionContext(h.Get(sseContextHeader))
 	return choice, err
 }
 
-// maxContext is the longest JSON of an encryption context, in bytes: it is
-// stored beside the wrapped data key.
+// maxContext is the longest JSON of an encryption context, in bytes. It is
+// stored with the wrapped data key.
 const maxContext = 400
 
-// encryptionContext reads x-amz-server-side-encryption-context: a JSON object
-// with string values, in base64.
+// encryptionContext reads x-amz-server-side-encryption-context: the base64
+// of a JSON object with string values.
 func encryptionContext(text string) (map[string]string, error) {
 	if text == "" {
 		return nil, nil
 	}
+
 	var context map[string]string
 	doc, err := base64.StdEncoding.DecodeString(text)
 	if err == nil {
@@ -157,19 +196,33 @@ func encryptionContext(text string) (map[string]string, error) {
 	if err == nil {
 		err = crypt.CheckNewContext(context)
 	}
+
 	if err == nil && len(doc) > maxContext {
-		return nil, badRequest("InvalidArgument", fmt.Sprintf("The encryption context is longer than %d bytes, which is what the proxy has room for.", maxContext))
+		return nil, badRequest(
+			"InvalidArgument",
+			fmt.Sprintf(
+				"The encryption context is longer than %d bytes, the most that the proxy can store.",
+				maxContext,
+			),
+		)
 	}
+
 	if err != nil || context == nil {
-		return nil, &Error{Code: "InvalidArgument", Message: "The header 'x-amz-server-side-encryption-context' must be the base64 of a JSON object whose values are strings, and whose names are neither bucket nor key, in whichever case.", cause: err}
+		return nil, &Error{
+			Code: "InvalidArgument",
+			Message: "The header 'x-amz-server-side-encryption-context' must be the base64 of a JSON object " +
+				"with string values. The names bucket and key are reserved, in upper and lower case.",
+			cause: err,
+		}
 	}
+
 	return context, nil
 }
 
-// shownHeaders are those of the store's answers that reach clients, beside user
-// metadata: what S3 may say of an object or a bucket. Whatever else a store or
-// what stands before it may think of, such as a cookie, ends here. What S3 says
-// of encryption, checksums, sizes and numbers of parts is the proxy's to say.
+// shownHeaders are the headers of the store's answers that clients get,
+// besides user metadata: what S3 may say about an object or a bucket. Other
+// headers, such as cookies of a load balancer, are dropped. The proxy itself
+// sets the headers for encryption, checksums, sizes and part counts.
 var shownHeaders = map[string]bool{
 	"Accept-Ranges":       true,
 	"Cache-Control":       true,
@@ -209,7 +262,7 @@ var shownHeaders = map[string]bool{
 	"X-Amz-Website-Redirect-Location":              true,
 }
 
-// copyHeader copies what clients may see of the store's answer.
+// copyHeader copies the store's headers that clients may get.
 func (c *call) copyHeader(from http.Header) {
 	to := c.w.Header()
 	for name, values := range from {
@@ -217,25 +270,27 @@ func (c *call) copyHeader(from http.Header) {
 		case shownHeaders[name]:
 			to[name] = values
 		case strings.HasPrefix(name, metaPrefix) && !strings.HasPrefix(name, envelopePrefix):
-			to[strings.ToLower(name)] = values // as S3 sends it: clients take the name as it comes
+			to[strings.ToLower(name)] = values // lower case, as S3 sends it: clients show the name as it arrives
 		}
 	}
-	if place := from.Get("Location"); strings.HasPrefix(place, "/") && !strings.HasPrefix(place, "//") { // of a new bucket
+
+	if place := from.Get("Location"); strings.HasPrefix(place, "/") &&
+		!strings.HasPrefix(place, "//") { // of CreateBucket
 		to.Set("Location", place)
 	}
 	to.Set("X-Amz-Request-Id", c.id)
+
 	if etag := from.Get("Etag"); etag != "" {
 		to.Del("Etag")
-		to["ETag"] = []string{showETag(etag)} // as S3 spells it, for clients that do not know better
+		to["ETag"] = []string{showETag(etag)} // S3's spelling, for clients that do not ignore case
 	}
 	stored.WithoutFraming(to)
 }
 
-// envelopePrefix starts the names of the envelope's own metadata.
+// envelopePrefix is the prefix of the envelope's metadata headers.
 var envelopePrefix = http.CanonicalHeaderKey(metaPrefix + crypt.Prefix)
 
-// setEncryptionHeaders tells the client what protects the object, in S3's
-// words.
+// setEncryptionHeaders sets S3's headers for the encryption of the object.
 func (c *call) setEncryptionHeaders(keyID string) {
 	if keyID == crypt.CustomerKeyID {
 		c.setCustomerKeyHeaders()
@@ -246,8 +301,8 @@ func (c *call) setEncryptionHeaders(keyID string) {
 	c.w.Header().Set(sseKeyHeader, keyID)
 }
 
-// clearEncryptionHeaders takes back what was said of an object that is not
-// there after all.
+// clearEncryptionHeaders removes the encryption headers from an error
+// response.
 func (c *call) clearEncryptionHeaders() {
 	h := c.w.Header()
 	for name := range h {
@@ -257,7 +312,7 @@ func (c *call) clearEncryptionHeaders() {
 	}
 }
 
-// setSealedHeaders is setEncryptionHeaders for a new object.
+// setSealedHeaders sets the encryption headers for a new object.
 func (c *call) setSealedHeaders(sealed *keyring.DataKey) {
 	c.setEncryptionHeaders(sealed.KeyID)
 	if sealed.Shared() {
@@ -268,6 +323,6 @@ func (c *call) setSealedHeaders(sealed *keyring.DataKey) {
 	}
 }
 
-// setBucketKeyHeader tells that the object's data key comes from one that many
-// objects share.
+// setBucketKeyHeader says that the object's data key is derived from one
+// that many objects share.
 func (c *call) setBucketKeyHeader() { c.w.Header().Set(sseBucketKeyHeader, "true") }

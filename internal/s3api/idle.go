@@ -10,38 +10,39 @@ import (
 	"time"
 )
 
-// idle ends a call whose client moves no byte while the proxy waits for it. It
-// sets deadlines of the client's connection, for a read or a write of a call
-// only. What the store may take is the origin's to say.
+// idle ends a call if its client moves no bytes while the proxy waits for
+// it. It sets deadlines on the client's connection, only for the reads and
+// writes of one call. Timeouts of the store belong to package origin.
 //
-// A read deadline must never be in force when nobody reads the request's body.
-// net/http then reads by itself, to find out whether the client goes away, and
-// takes a deadline for that: it cancels the context of the connection, and so
-// every later request on it.
+// A read deadline must not remain set when the proxy is not reading the
+// request's body. net/http then reads from the connection to notice when the
+// client closes it. If that read meets a deadline, net/http cancels the
+// context of the connection, and with it every later request on the
+// connection.
 //
-// It is safe for concurrent use: the transport reads an upload in a goroutine
-// of its own.
+// It is safe for concurrent use: the transport reads an upload in another
+// goroutine.
 type idle struct {
 	limit  time.Duration
 	client *http.ResponseController
-	now    func() time.Time // only differences count, which the monotonic clock tells
+	now    func() time.Time // for differences only, which use the monotonic clock
 	start  time.Time
 
-	received, writing pacer // bytes of the client's, and those for it
+	received, writing pacer // bytes from the client, and bytes to it
 
-	reading atomic.Bool  // a read of the request's body is under way
-	written atomic.Int64 // when the write deadline was set, since start; -1 for never
-	read    atomic.Int64 // the same of the read deadline
+	reading atomic.Bool  // the request's body is being read
+	written atomic.Int64 // when the write deadline was set, as nanoseconds since start; -1 for never
+	read    atomic.Int64 // the same for the read deadline
 
 	mu     sync.Mutex // held while deadlines are set
-	ended  bool       // nothing but stop sets a deadline any more
+	ended  bool       // only stop may still set deadlines
 	readBy time.Time  // the read deadline; zero for none
-	late   bool       // the client has let a read deadline pass
-	whole  bool       // the request's body was read to its end, or has failed
+	late   bool       // the client has missed a read deadline
+	whole  bool       // the request's body was read to its end, or reading failed
 }
 
-// granularity is how far apart two deadlines are set at least: one for each
-// read and write would cost too much.
+// granularity is the shortest time between two settings of a deadline. One
+// for each read and write would cost too much.
 const granularity = time.Second
 
 func newIdle(limit time.Duration, client *http.ResponseController, now func() time.Time) *idle {
@@ -51,7 +52,8 @@ func newIdle(limit time.Duration, client *http.ResponseController, now func() ti
 	return i
 }
 
-// due reports whether a deadline that was set at last is to be set again.
+// due reports whether a deadline must be set again. last is when it was last
+// set.
 func (i *idle) due(last *atomic.Int64) bool {
 	elapsed, before := int64(i.now().Sub(i.start)), last.Load()
 	if before >= 0 && elapsed-before < int64(min(granularity, i.limit/4)) {
@@ -77,7 +79,7 @@ func (i *idle) beforeRead() {
 	if !i.due(&i.read) {
 		return
 	}
-	i.beforeWrite() // a first read may write 100 Continue
+	i.beforeWrite() // the first read may write 100 Continue
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if !i.ended && !i.whole {
@@ -86,7 +88,7 @@ func (i *idle) beforeRead() {
 	}
 }
 
-// afterRead takes the read deadline away at the end of the body.
+// afterRead removes the read deadline at the end of the body.
 func (i *idle) afterRead(err error) {
 	i.reading.Store(false)
 	if err == nil {
@@ -103,16 +105,16 @@ func (i *idle) afterRead(err error) {
 	_ = i.client.SetReadDeadline(time.Time{})
 }
 
-// isLate reports whether the client has sent nothing for the time that it has.
-// It is true before the read returns that has found out: net/http cancels the
-// context of the call ahead of that, so that the call may end first.
+// isLate reports whether the client has missed its read deadline. It can be
+// true before that read returns: net/http may cancel the call's context
+// earlier, so that the call ends first.
 func (i *idle) isLate() bool {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	return i.late || i.reading.Load() && !i.readBy.IsZero() && !time.Now().Before(i.readBy)
 }
 
-// interrupt has whatever waits for the client return at once.
+// interrupt makes all reads from the client and writes to it return at once.
 func (i *idle) interrupt() {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -121,13 +123,13 @@ func (i *idle) interrupt() {
 	_ = i.client.SetWriteDeadline(time.Unix(1, 0))
 }
 
-// lingerTime is how long the server may wait for the rest of a body that
-// nobody wants any more. It does so before it writes the answer, which
-// therefore needs more time than that.
+// lingerTime limits how long net/http may wait for the rest of an unread
+// body. It waits before it writes the response, so the response needs more
+// time than that.
 const lingerTime = 5 * time.Second
 
-// stop ends the watch. The client gets as much time again to take what is
-// still to be said.
+// stop ends the call's deadlines, and sets final ones for the rest of the
+// response and of the request's body.
 func (i *idle) stop() {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -139,7 +141,7 @@ func (i *idle) stop() {
 	}
 }
 
-// clientBody is the body of a client's request.
+// clientBody is the body of a client's request. It sets the read deadlines.
 type clientBody struct {
 	io.ReadCloser
 	idle *idle
@@ -154,14 +156,14 @@ func (b *clientBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// pacer measures how long a client is waited for, and for how many bytes. There
-// is one read and one write at a time.
+// pacer measures how long the proxy waits for a client, and for how many
+// bytes. At most one read and one write run at a time.
 type pacer struct {
 	moved, waited atomic.Int64 // bytes, nanoseconds
-	since         atomic.Int64 // when the wait that is going on began, since epoch; 0 for none
+	since         atomic.Int64 // start of the current wait, as time since epoch; 0 for none
 }
 
-// epoch is when the monotonic clock of pacers begins.
+// epoch is the zero time of pacers.
 var epoch = time.Now()
 
 func (p *pacer) begin() { p.since.Store(max(1, int64(time.Since(epoch)))) }
@@ -179,8 +181,8 @@ func (p *pacer) read() (moved, waited int64) {
 	return moved, waited
 }
 
-// pace returns how many bytes the client has moved, and for how long it was
-// waited for.
+// pace returns how many bytes the client has moved, and how long the proxy
+// has waited for it.
 func (i *idle) pace() (moved int64, waited time.Duration) {
 	in, forIn := i.received.read()
 	out, forOut := i.writing.read()

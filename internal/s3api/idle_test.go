@@ -12,19 +12,23 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/metrics"
 )
 
-// A connection whose context net/http has cancelled, for a deadline that
-// passed, serves one more request and ends with it.
+// A connection whose context net/http has canceled because of a deadline
+// serves one more request and is then closed.
 func TestAPoisonedConnection(t *testing.T) {
-	s := New(Config{Log: zap.NewNop(), Metrics: metrics.New(), IdleTimeout: time.Minute, MaxConcurrent: 1, Now: time.Now})
+	s := New(
+		Config{Log: zap.NewNop(), Metrics: metrics.New(), IdleTimeout: time.Minute, MaxConcurrent: 1, Now: time.Now},
+	)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	w := httptest.NewRecorder()
 	s.ServeHTTP(w, httptest.NewRequestWithContext(ctx, http.MethodGet, "/BAD/k", nil))
+
 	if w.Code != http.StatusBadRequest || w.Header().Get("Connection") != "close" {
 		t.Errorf("%d %v", w.Code, w.Header())
 	}
 	w = httptest.NewRecorder()
 	s.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/BAD/k", nil))
+
 	if w.Code != http.StatusBadRequest || w.Header().Get("Connection") != "" {
 		t.Errorf("a good connection: %d %v", w.Code, w.Header())
 	}

@@ -6,14 +6,14 @@ import (
 	"time"
 )
 
-// defaultKeepAlive is well below what clients wait for an answer to begin: 50
-// s the AWS SDK for Java, 60 s boto3.
+// defaultKeepAlive is well below the time that clients wait for a response
+// to begin: 50 s for the AWS SDK for Java, 60 s for boto3.
 const defaultKeepAlive = 10 * time.Second
 
-// keepAlive begins the answer of a call that takes long, and has spaces
-// follow, which XML ignores: so S3 does itself. The answer is then a good one
-// or none: whatever fails later ends the connection. stop must be called
-// before anything else is written.
+// keepAlive begins the response of a slow call, and then sends spaces, which
+// XML ignores. S3 does the same. After that, the response cannot become an
+// error: a later failure closes the connection. stop must be called before
+// anything else is written.
 func (s *Server) keepAlive(c *call) (stop func()) {
 	interval := s.KeepAlive
 	if interval <= 0 {
@@ -21,6 +21,7 @@ func (s *Server) keepAlive(c *call) (stop func()) {
 	}
 	ticker := time.NewTicker(interval)
 	end, ended := make(chan struct{}), make(chan struct{})
+
 	go func() {
 		defer close(ended)
 		text := xml.Header
@@ -30,6 +31,7 @@ func (s *Server) keepAlive(c *call) (stop func()) {
 				return
 			case <-ticker.C:
 			}
+
 			if !c.w.begun() {
 				c.w.Header().Set("Content-Type", "application/xml")
 			}
@@ -37,10 +39,12 @@ func (s *Server) keepAlive(c *call) (stop func()) {
 				c.cancelContext(err)
 				return
 			}
+
 			_ = http.NewResponseController(c.w.ResponseWriter).Flush()
 			text = " "
 		}
 	}()
+
 	return func() {
 		ticker.Stop()
 		close(end)

@@ -25,25 +25,25 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
-// liar stands between the proxy and its store, and lies about what the store
-// has answered. A script says how, three bytes for each lie.
+// liar is a proxy between the proxy and its store that falsifies the store's
+// answers. A script selects the changes, three bytes for each.
 type liar struct {
 	next http.RoundTripper
 
 	mu     sync.Mutex
 	script []byte
-	others []*http.Request // what it can answer with in place of the truth
+	others []*http.Request // requests whose answers it can use instead
 	past   []*told
 }
 
-// lieWith begins anew, with another script.
+// lieWith starts with a new script.
 func (l *liar) lieWith(script []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.script, l.past = script, nil
 }
 
-// take returns the lies about the next answer.
+// take returns the changes for the next answer.
 func (l *liar) take() (script []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -64,7 +64,7 @@ func (l *liar) remember(t *told) {
 	l.past = append(l.past, t)
 }
 
-// earlier returns an answer that was given before.
+// earlier returns an earlier answer.
 func (l *liar) earlier(n byte) *told {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -80,12 +80,12 @@ type told struct {
 	header http.Header
 	length int64
 	body   []byte
-	end    error // in place of io.EOF
+	end    error // instead of io.EOF
 	slow   bool
 }
 
-// more, as a bit of a lie's first byte, has the next lie tell of the same
-// answer.
+// more, as a bit of a change's first byte, applies the next change to the
+// same answer.
 const more = 0x80
 
 func (l *liar) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -96,6 +96,7 @@ func (l *liar) RoundTrip(r *http.Request) (*http.Response, error) {
 	if len(script) == 0 {
 		return l.next.RoundTrip(r)
 	}
+
 	truth, err := l.ask(r)
 	if err != nil {
 		return nil, err
@@ -109,6 +110,7 @@ func (l *liar) RoundTrip(r *http.Request) (*http.Response, error) {
 			return nil, err
 		}
 	}
+
 	return out.response(r), nil
 }
 
@@ -125,8 +127,8 @@ func (l *liar) ask(r *http.Request) (*told, error) {
 	return &told{status: resp.StatusCode, header: resp.Header, length: resp.ContentLength, body: body}, nil
 }
 
-// other returns what the store says of another object, or of another version,
-// to the same question.
+// other returns the store's answer to the same request for another object,
+// or for another version.
 func (l *liar) other(r *http.Request, n byte) *told {
 	l.mu.Lock()
 	instead := l.others[int(n)%len(l.others)].Clone(r.Context())
@@ -166,23 +168,25 @@ type ends struct{ err error }
 
 func (e ends) Read([]byte) (int, error) { return 0, e.err }
 
-// sip gives at most seven bytes at a time, and nothing at all in between.
+// sip returns at most seven bytes at a time, and sometimes none.
 type sip struct{ io.Reader }
 
 func (s *sip) Read(p []byte) (int, error) { return s.Reader.Read(p[:min(len(p), 7)]) }
 
-// boundary returns a place in n bytes at which something begins or ends.
+// boundary returns an offset in n bytes where something begins or ends.
 func boundary(n int, choice byte) int {
 	const segment = crypt.StoredSegmentSize
 	places := []int{
-		0, crypt.HeaderSize, crypt.PartHeaderSize, crypt.PartPrefixSize, segment, crypt.HeaderSize + segment, crypt.PartHeaderSize + segment,
-		crypt.PartPrefixSize + segment, n / 2, n - segment, n - crypt.PartOverhead, n - crypt.PartPrefixSize, n - crypt.TagSize, n,
+		0, crypt.HeaderSize, crypt.PartHeaderSize, crypt.PartPrefixSize, segment, crypt.HeaderSize + segment,
+		crypt.PartHeaderSize + segment,
+		crypt.PartPrefixSize + segment, n / 2, n - segment, n - crypt.PartOverhead, n - crypt.PartPrefixSize,
+		n - crypt.TagSize, n,
 	}
 	at := places[int(choice)%len(places)] + int(choice)/len(places)%3 - 1
 	return max(0, min(n, at))
 }
 
-// headerNames are those of an answer that are worth a lie.
+// headerNames returns the headers of an answer that are worth changing.
 func headerNames(h http.Header) []string {
 	names := []string{"Etag", "Content-Range", "Last-Modified", "X-Amz-Version-Id", "Content-Encoding", "Content-Type"}
 	for _, name := range slices.Sorted(maps.Keys(h)) {
@@ -198,9 +202,24 @@ func pick(h http.Header, a byte) string {
 	return names[int(a)%len(names)]
 }
 
-// near changes a number by little, by a lot, or to one that has a meaning.
+// near changes a number by a little, by a lot, or to a number with a
+// meaning.
 func near(n int64, b byte) int64 {
-	steps := []int64{1, -1, 16, -16, crypt.SegmentSize, -crypt.SegmentSize, crypt.PartOverhead, -crypt.PartOverhead, 5 * mib, -n, 1 << 40, -n - 1}
+	steps := []int64{
+		1,
+		-1,
+		16,
+		-16,
+		crypt.SegmentSize,
+		-crypt.SegmentSize,
+		crypt.PartOverhead,
+		-crypt.PartOverhead,
+		5 * mib,
+		-n,
+		1 << 40,
+		-n - 1,
+	}
+
 	return n + steps[int(b)%len(steps)]
 }
 
@@ -209,7 +228,10 @@ var lies = []struct {
 	tell func(l *liar, r *http.Request, t *told, a, b byte) error
 }{
 	{"nothing", func(*liar, *http.Request, *told, byte, byte) error { return nil }},
-	{"drop a header", func(_ *liar, _ *http.Request, t *told, a, _ byte) error { t.header.Del(pick(t.header, a)); return nil }},
+	{
+		"drop a header",
+		func(_ *liar, _ *http.Request, t *told, a, _ byte) error { t.header.Del(pick(t.header, a)); return nil },
+	},
 	{"alter a header", func(_ *liar, _ *http.Request, t *told, a, b byte) error {
 		alter(t.header, pick(t.header, a), b)
 		return nil
@@ -323,28 +345,34 @@ var lies = []struct {
 		t.header.Set("X-Amz-Meta-Cmek-Size", strconv.FormatInt(near(n, b), 10))
 		return nil
 	}},
-	{"an empty object", func(_ *liar, _ *http.Request, t *told, a, _ byte) error { resize(t, 0, a%2 == 0); return nil }},
+	{
+		"an empty object",
+		func(_ *liar, _ *http.Request, t *told, a, _ byte) error { resize(t, 0, a%2 == 0); return nil },
+	},
 	{"another size in all places", func(_ *liar, _ *http.Request, t *told, a, b byte) error {
 		n, _ := strconv.ParseInt(t.header.Get("X-Amz-Meta-Cmek-Size"), 10, 64)
 		resize(t, max(0, near(n, b)), a%2 == 0)
 		return nil
 	}},
 	{"without an envelope", func(_ *liar, _ *http.Request, t *told, _, _ byte) error {
-		maps.DeleteFunc(t.header, func(name string, _ []string) bool { return strings.HasPrefix(name, "X-Amz-Meta-Cmek-") })
+		maps.DeleteFunc(
+			t.header,
+			func(name string, _ []string) bool { return strings.HasPrefix(name, "X-Amz-Meta-Cmek-") },
+		)
 		return nil
 	}},
 	{"length", func(_ *liar, _ *http.Request, t *told, _, b byte) error { t.length = near(t.length, b); return nil }},
 	{"slowly", func(_ *liar, _ *http.Request, t *told, _, _ byte) error { t.slow = len(t.body) < 1<<18; return nil }},
 }
 
-// resize has an answer tell of an object of another size, wherever it tells of
-// the size.
+// resize makes an answer describe an object of another size, in all headers.
 func resize(t *told, size int64, whole bool) {
 	stored := min(crypt.StoredSize(size), 1<<30)
 	if size == 0 && whole {
-		stored = 0 // so it may be stored too
+		stored = 0 // the stored size may be 0 too
 	}
 	t.header.Set("X-Amz-Meta-Cmek-Size", strconv.FormatInt(size, 10))
+
 	if t.status == http.StatusPartialContent && !whole {
 		var from, to, total int64
 		fmt.Sscanf(t.header.Get("Content-Range"), "bytes %d-%d/%d", &from, &to, &total)
@@ -354,6 +382,7 @@ func resize(t *told, size int64, whole bool) {
 		t.length = int64(len(t.body))
 		return
 	}
+
 	t.header.Del("Content-Range")
 	t.status, t.length = http.StatusOK, stored
 	t.body = t.body[:min(int64(len(t.body)), stored)]
@@ -365,6 +394,7 @@ func alter(h http.Header, name string, b byte) {
 		h.Set(name, "x")
 		return
 	}
+
 	i := int(b) % len(value)
 	switch c := value[i]; {
 	case c >= '0' && c < '9', c >= 'a' && c < 'z', c >= 'A' && c < 'Z':
@@ -374,11 +404,11 @@ func alter(h http.Header, name string, b byte) {
 	default:
 		value[i] = 'a'
 	}
+
 	h.Set(name, string(value))
 }
 
-// shift answers with another range than the one that was asked for, and says
-// that it is the one.
+// shift answers with another range, but claims that it is the requested one.
 func (l *liar) shift(r *http.Request, t *told, a, b byte) error {
 	var from, to int64
 	if n, _ := fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-%d", &from, &to); n != 2 {
@@ -387,12 +417,14 @@ func (l *liar) shift(r *http.Request, t *told, a, b byte) error {
 	moved := r.Clone(r.Context())
 	by := near(0, b)
 	moved.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", max(0, from+by), max(0, to+by)))
+
 	answer, err := l.ask(moved)
 	if err != nil || answer.status != http.StatusPartialContent {
 		return err
 	}
 	said := t.header["Content-Range"]
 	*t = *answer
+
 	if a%2 == 0 {
 		t.header["Content-Range"] = said
 	}
@@ -408,20 +440,20 @@ func contentRange(t *told, a, b byte) {
 	t.header.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", from, to, total))
 }
 
-// victim is an object about which the liar lies.
+// victim is an object whose answers are falsified.
 type victim struct {
 	name     string
 	bucket   string
 	texts    [][]byte    // all versions
-	parts    [][][]byte  // of each version, the parts; nil for one that was put whole
+	parts    [][][]byte  // the parts of each version; nil for a single-PUT object
 	versions []string    // ids
 	etag     string      // of the last version, as clients see it
-	header   http.Header // for reading it
-	customer http.Header // for copying it
-	plain    bool        // nothing is promised
+	header   http.Header // for reading the object
+	customer http.Header // for copying the object
+	plain    bool        // it is plaintext, so nothing is guaranteed
 }
 
-// trial is a proxy before a store that lies.
+// trial is a proxy in front of a store that lies.
 type trial struct {
 	*proxy
 	liar    *liar
@@ -432,17 +464,24 @@ func newTrial(t testing.TB) *trial {
 	tr := &trial{liar: &liar{}}
 	tr.proxy = newProxy(t, func(_ *proxy, cfg *s3api.Config, ring *keyring.Config) {
 		tr.liar.next, cfg.Origin, cfg.VerifyHead = cfg.Origin, tr.liar, true
-		reuse := keyring.Rule{Buckets: []string{"reuse-*"}, Key: "main", Reuse: &keyring.Reuse{MaxObjects: 1 << 30, MaxAge: 1 << 50, MaxBytes: 1 << 50}}
+		reuse := keyring.Rule{
+			Buckets: []string{"reuse-*"},
+			Key:     "main",
+			Reuse:   &keyring.Reuse{MaxObjects: 1 << 30, MaxAge: 1 << 50, MaxBytes: 1 << 50},
+		}
 		ring.Rules = append([]keyring.Rule{reuse}, ring.Rules...)
 	})
+
 	versioned := func(bucket string) string {
 		if _, err := tr.client.PutBucketVersioning(t.Context(), &s3.PutBucketVersioningInput{
-			Bucket: &bucket, VersioningConfiguration: &types.VersioningConfiguration{Status: types.BucketVersioningStatusEnabled},
+			Bucket:                  &bucket,
+			VersioningConfiguration: &types.VersioningConfiguration{Status: types.BucketVersioningStatusEnabled},
 		}); err != nil {
 			t.Fatal(err)
 		}
 		return bucket
 	}
+
 	main := versioned(tr.bucket)
 	reuse, plain := versioned(tr.newBucket("reuse-")), versioned(tr.newBucket("plain-"))
 	const segments = 2*crypt.SegmentSize + 100
@@ -455,6 +494,7 @@ func newTrial(t testing.TB) *trial {
 	tr.single(main, "customer", &mine, randomText(segments), randomText(segments))
 	tr.single(reuse, "shared", nil, randomText(segments), randomText(segments))
 	tr.single(plain, "sealed", nil, randomText(segments), randomText(1000)).plain = true
+
 	tr.multi(main, "one-part", []int{segments}, []int{100})
 	tr.multi(main, "no-bytes", []int{0}, []int{0})
 	tr.multi(main, "uniform", []int{5 * mib, 1234}, []int{5 * mib, 1234})
@@ -471,6 +511,7 @@ func (tr *trial) single(bucket, name string, key *customer, texts ...[]byte) *vi
 			key.put(in)
 			v.header, v.customer = key.headers(customerHeader), key.headers(sourceHeader)
 		}
+
 		out, err := tr.client.PutObject(tr.t.Context(), in)
 		if err != nil {
 			tr.t.Fatal(err)
@@ -478,6 +519,7 @@ func (tr *trial) single(bucket, name string, key *customer, texts ...[]byte) *vi
 		v.versions, v.etag = append(v.versions, *out.VersionId), *out.ETag
 		v.parts = append(v.parts, nil)
 	}
+
 	tr.victims = append(tr.victims, v)
 	return v
 }
@@ -492,14 +534,16 @@ func (tr *trial) multi(bucket, name string, layouts ...[]int) {
 			parts = append(parts, randomText(size))
 			m.send(int32(i+1), parts[i])
 		}
+
 		out := m.mustComplete()
 		v.versions, v.etag = append(v.versions, *out.VersionId), *out.ETag
 		v.texts, v.parts = append(v.texts, m.text()), append(v.parts, parts)
 	}
+
 	tr.victims = append(tr.victims, v)
 }
 
-// readForm is a way to read, and what it reads.
+// readForm is a way to read an object.
 type readForm struct {
 	name  string
 	query string
@@ -527,16 +571,22 @@ func (v *victim) forms() []readForm {
 		{name: "if none match", head: http.Header{"If-None-Match": {v.etag}}},
 		{name: "if range", spec: "bytes=1-5", head: http.Header{"If-Range": {v.etag}}},
 		{name: "if modified since", head: http.Header{"If-Modified-Since": {"Mon, 02 Jan 2006 15:04:05 GMT"}}},
-		{name: "attributes", query: "?attributes", head: http.Header{"X-Amz-Object-Attributes": {"ObjectSize,ObjectParts,Checksum"}}},
+		{
+			name:  "attributes",
+			query: "?attributes",
+			head:  http.Header{"X-Amz-Object-Attributes": {"ObjectSize,ObjectParts,Checksum"}},
+		},
 		{name: "head", size: true},
 		{name: "copy", copy: true},
 		{name: "part copy", copy: true, part: 1},
 		{name: "part copy of a range", copy: true, part: 1, spec: "bytes=2-8"},
 	}
+
 	return forms
 }
 
-// run reads once while the store lies, and returns what is wrong with it.
+// run reads once while the store lies, and returns an error if the result is
+// wrong.
 func (tr *trial) run(v *victim, form readForm, script []byte, warm bool) error {
 	tr.liar.lieWith(nil)
 	var others []*http.Request
@@ -544,16 +594,22 @@ func (tr *trial) run(v *victim, form readForm, script []byte, warm bool) error {
 		if o.bucket != v.bucket || o.name == "odd" && v.parts[0] == nil {
 			continue
 		}
+
 		for i := range o.versions {
 			u := &url.URL{Path: "/" + o.bucket + "/" + o.name, RawQuery: "versionId=" + url.QueryEscape(o.versions[i])}
-			others = append(others, &http.Request{URL: u, Header: http.Header{}, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1})
+			others = append(
+				others,
+				&http.Request{URL: u, Header: http.Header{}, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1},
+			)
 		}
 	}
+
 	tr.liar.mu.Lock()
 	tr.liar.others = others
 	tr.liar.mu.Unlock()
 	tr.log.reset()
 	tr.server.Config.Handler.(*s3api.Server).Forget()
+
 	if warm {
 		if form.copy || form.query == "?attributes" {
 			form := readForm{spec: "bytes=0-0"}
@@ -572,6 +628,7 @@ func (tr *trial) run(v *victim, form readForm, script []byte, warm bool) error {
 		tr.liar.lieWith(script)
 		err = tr.check(v, form, tr.read(v, form))
 	}
+
 	if log := tr.log.String(); strings.Contains(log, "panic") {
 		return fmt.Errorf("a panic: %s", log)
 	}
@@ -579,6 +636,7 @@ func (tr *trial) run(v *victim, form readForm, script []byte, warm bool) error {
 }
 
 // got is what a client got.
+// got is what a client has received.
 type got struct {
 	*http.Response
 	body []byte
@@ -609,25 +667,28 @@ func (tr *trial) do(r request) got {
 	return got{resp, body, err}
 }
 
-// check holds an answer against the versions that there have been.
+// check compares a response with all versions of the object.
 func (tr *trial) check(v *victim, form readForm, g got) error {
 	if size, ok := strings.CutPrefix(g.Header.Get("Content-Range"), "bytes */"); ok && !v.plain {
 		if !v.hasSize(size) {
-			return fmt.Errorf("%d tells of a size of %s, which no version has", g.StatusCode, size)
+			return fmt.Errorf("%d with a size of %s, which no version has", g.StatusCode, size)
 		}
 	}
+
 	if g.StatusCode < 200 || g.StatusCode > 299 || v.plain {
 		return nil
 	}
 	if form.query == "?attributes" {
 		return v.checkAttributes(g)
 	}
+
 	if form.size {
 		if size := strconv.FormatInt(g.ContentLength, 10); !v.hasSize(size) {
-			return fmt.Errorf("a HEAD tells of a size of %s, which no version has", size)
+			return fmt.Errorf("a HEAD with a size of %s, which no version has", size)
 		}
 		return nil
 	}
+
 	for i, text := range v.texts {
 		offset, length := int64(0), int64(len(text))
 		if g.StatusCode == http.StatusPartialContent {
@@ -644,28 +705,38 @@ func (tr *trial) check(v *victim, form readForm, g got) error {
 			}
 			length = 0
 		}
+
 		want := text[offset : offset+length]
 		if g.cut != nil && bytes.HasPrefix(want, g.body) || g.cut == nil && bytes.Equal(want, g.body) {
 			return nil
 		}
 	}
-	return fmt.Errorf("%d, Content-Range %q, %d bytes (%s): no version has that", g.StatusCode, g.Header.Get("Content-Range"), len(g.body), fmt.Sprint(g.cut))
+
+	return fmt.Errorf(
+		"%d, Content-Range %q, %d bytes (%s): no version has that",
+		g.StatusCode,
+		g.Header.Get("Content-Range"),
+		len(g.body),
+		fmt.Sprint(g.cut),
+	)
 }
 
 func (v *victim) hasSize(size string) bool {
 	return slices.ContainsFunc(v.texts, func(text []byte) bool { return strconv.Itoa(len(text)) == size })
 }
 
-// stretch returns what a form asks for of a version.
+// stretch returns the range of a version that a form asks for.
 func (v *victim) stretch(version int, form readForm) (offset, length int64, ok bool) {
 	text := v.texts[version]
 	if form.part == 0 {
 		return place(form.spec, int64(len(text)))
 	}
+
 	parts := v.parts[version]
 	if parts == nil {
 		return 0, int64(len(text)), form.part == 1
 	}
+
 	for i, part := range parts {
 		if i+1 == form.part {
 			return offset, int64(len(part)), true
@@ -675,7 +746,7 @@ func (v *victim) stretch(version int, form readForm) (offset, length int64, ok b
 	return 0, 0, false
 }
 
-// place says where a Range lies in so many bytes.
+// place resolves a Range for an object of the given size.
 func place(spec string, size int64) (offset, length int64, ok bool) {
 	from, to, _ := strings.Cut(strings.TrimPrefix(spec, "bytes="), "-")
 	a, errA := strconv.ParseInt(from, 10, 64)
@@ -701,6 +772,7 @@ func (v *victim) checkAttributes(g got) error {
 	if err := xml.Unmarshal(g.body, &doc); err != nil {
 		return cmp.Or(g.cut, err)
 	}
+
 	for i, text := range v.texts {
 		if doc.ObjectSize != strconv.Itoa(len(text)) || (doc.ObjectParts == nil) != (v.parts[i] == nil) {
 			continue
@@ -708,14 +780,21 @@ func (v *victim) checkAttributes(g got) error {
 		if doc.ObjectParts == nil {
 			return nil
 		}
-		if slices.EqualFunc(doc.ObjectParts.Part, v.parts[i], func(said struct{ Size int }, part []byte) bool { return said.Size == len(part) }) {
+
+		if slices.EqualFunc(
+			doc.ObjectParts.Part,
+			v.parts[i],
+			func(said struct{ Size int }, part []byte) bool { return said.Size == len(part) },
+		) {
 			return nil
 		}
 	}
+
 	return fmt.Errorf("attributes that no version has: %s", g.body)
 }
 
-// copyOf copies while the store lies, and reads the copy when it does not.
+// copyOf copies while the store lies, and then reads the copy while it does
+// not.
 func (tr *trial) copyOf(v *victim, form readForm, script []byte) error {
 	header := merge(v.customer, http.Header{"X-Amz-Copy-Source": {"/" + v.bucket + "/" + v.name}})
 	if form.spec != "" {
@@ -724,9 +803,12 @@ func (tr *trial) copyOf(v *victim, form readForm, script []byte) error {
 	path := "/" + v.bucket + "/copied"
 	r := request{method: "PUT", path: path, header: header}
 	var m *s3.CreateMultipartUploadOutput
+
 	if form.part > 0 {
 		var err error
-		if m, err = tr.client.CreateMultipartUpload(tr.t.Context(), &s3.CreateMultipartUploadInput{Bucket: &v.bucket, Key: new("copied")}); err != nil {
+		if m, err = tr.client.CreateMultipartUpload(tr.t.Context(), &s3.CreateMultipartUploadInput{
+			Bucket: &v.bucket, Key: new("copied"),
+		}); err != nil {
 			return err
 		}
 		r.path += "?partNumber=1&uploadId=" + url.QueryEscape(*m.UploadId)
@@ -738,18 +820,22 @@ func (tr *trial) copyOf(v *victim, form readForm, script []byte) error {
 	if g.StatusCode != http.StatusOK || bytes.Contains(g.body, []byte("<Error>")) {
 		return nil
 	}
+
 	if m != nil {
 		var part struct{ ETag string }
 		if err := xml.Unmarshal(g.body, &part); err != nil {
 			return err
 		}
 		tr.do(request{method: "POST", path: path + "?uploadId=" + url.QueryEscape(*m.UploadId), body: []byte(
-			`<CompleteMultipartUpload><Part><PartNumber>1</PartNumber><ETag>` + part.ETag + `</ETag></Part></CompleteMultipartUpload>`)})
+			`<CompleteMultipartUpload><Part><PartNumber>1</PartNumber><ETag>` + part.ETag + `</ETag></Part></CompleteMultipartUpload>`,
+		)})
 	}
+
 	g = tr.do(request{method: "GET", path: path})
 	if g.StatusCode > 299 || g.cut != nil || v.plain {
-		return nil //nolint:nilerr // an error is a good answer
+		return nil //nolint:nilerr // an error is a correct result
 	}
+
 	for _, text := range v.texts {
 		offset, length := int64(0), int64(len(text))
 		if form.spec != "" {
@@ -759,6 +845,7 @@ func (tr *trial) copyOf(v *victim, form readForm, script []byte) error {
 			return nil
 		}
 	}
+
 	return fmt.Errorf("the copy has %d bytes that no version has", len(g.body))
 }
 
@@ -768,8 +855,8 @@ func (b *logBuffer) reset() {
 	b.buf.Reset()
 }
 
-// Whatever the store says, a client gets what was stored, or something whole
-// that was stored under that name before, or an error.
+// Whatever the store says, a client gets the stored object, or an earlier
+// object of that name, or an error.
 func TestLyingStore(t *testing.T) {
 	tr := newTrial(t)
 	for _, v := range tr.victims {
@@ -781,15 +868,17 @@ func TestLyingStore(t *testing.T) {
 			}
 		}
 	}
+
 	if t.Failed() {
 		return
 	}
 
-	// Each lie of each kind, about each answer: of small objects all of them,
-	// of the large ones some.
+	// Each kind of lie about each answer: all of them for small objects,
+	// some for large ones.
 	random := rand.New(rand.NewPCG(1, 2))
-	few := testing.Short() || raceDetector // CI runs them without it too
+	few := testing.Short() || raceDetector // CI also runs them without the race detector
 	tried := 0
+
 	for _, v := range tr.victims {
 		large := len(v.texts[0]) > mib
 		for _, form := range v.forms() {
@@ -800,6 +889,7 @@ func TestLyingStore(t *testing.T) {
 					}
 					script := append(make([]byte, 3*place), byte(kind), byte(random.Uint32()), byte(random.Uint32()))
 					tried++
+
 					if err := tr.run(v, form, script, random.IntN(2) == 0); err != nil {
 						t.Errorf("%s, %s, %s (%v): %v", v.name, form.name, lies[kind].name, script, err)
 					}
@@ -807,17 +897,19 @@ func TestLyingStore(t *testing.T) {
 			}
 		}
 	}
+
 	t.Logf("%d lies", tried)
 }
 
-// FuzzLyingStore has the store tell many lies at once. The first byte chooses
-// the object, the second how it is read, the third whether the proxy knows it;
-// the rest are the lies.
+// FuzzLyingStore tells many lies at once. The first byte chooses the object,
+// the second how it is read, the third whether it is cached; the rest are
+// the lies.
 func FuzzLyingStore(f *testing.F) {
 	tr := newTrial(f)
 	for kind := range lies {
 		f.Add([]byte{byte(kind), byte(kind), byte(kind & 1), byte(kind), byte(kind), byte(7 * kind)})
 	}
+
 	f.Fuzz(func(t *testing.T, plan []byte) {
 		if len(plan) < 3 || len(plan) > 3+3*16 {
 			return
@@ -825,6 +917,7 @@ func FuzzLyingStore(f *testing.F) {
 		tr.t = t
 		v := tr.victims[int(plan[0])%len(tr.victims)]
 		forms := v.forms()
+
 		form := forms[int(plan[1])%len(forms)]
 		if err := tr.run(v, form, plan[3:], plan[2]&1 == 1); err != nil {
 			t.Errorf("%s, %s: %v", v.name, form.name, err)

@@ -8,25 +8,28 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// maxListing bounds a listing's XML in bytes: 1,000 keys of 1,024 bytes, each
-// percent-encoded, with their owners, twice over.
+// maxListing is the largest XML of a listing, in bytes: twice the size of
+// 1,000 keys of 1,024 bytes, percent-encoded, with their owners.
 const maxListing = 8 << 20
 
-// listObjects answers ListObjects and ListObjectsV2. The plaintext's size
-// follows from stored size and ETag alone.
+// listObjects handles ListObjects and ListObjectsV2. Usually, the
+// plaintext's size follows from the stored size and the ETag.
 func (s *Server) listObjects(c *call) error {
-	return s.rewriteDocument(c, func(c *call, doc []byte) ([]byte, error) { return s.listWithSizes(c, doc, "Contents") })
+	return s.rewriteDocument(
+		c,
+		func(c *call, doc []byte) ([]byte, error) { return s.listWithSizes(c, doc, "Contents") },
+	)
 }
 
-// listObjectVersions does the same with versions. Delete markers have no size
+// listObjectVersions handles ListObjectVersions. Delete markers have no size
 // and no ETag.
 func (s *Server) listObjectVersions(c *call) error {
 	return s.rewriteDocument(c, func(c *call, doc []byte) ([]byte, error) { return s.listWithSizes(c, doc, "Version") })
 }
 
-// plaintextSize turns a size as the store has it. A part count in the ETag
-// says that the object was uploaded in parts. A size that no object of ours
-// has stays as it is.
+// plaintextSize converts a size from a listing. A part count in the ETag
+// means that it is a multipart object. A size that no encrypted object can
+// have is returned unchanged.
 func plaintextSize(etag, size string) string {
 	n, err := strconv.ParseInt(size, 10, 64)
 	if err != nil {
@@ -42,7 +45,7 @@ func plaintextSize(etag, size string) string {
 	return strconv.FormatInt(plain, 10)
 }
 
-// listBuckets shows a client the buckets in which it may do anything at all.
+// listBuckets lists the buckets for which the client has a grant.
 func (s *Server) listBuckets(c *call) error {
 	return s.rewriteXML(c, "Bucket", func(entry []byte) []byte {
 		if name, _, _ := element(entry, "Name"); c.client.Sees(string(name)) {
@@ -52,12 +55,15 @@ func (s *Server) listBuckets(c *call) error {
 	})
 }
 
-// rewriteXML forwards the request and passes each <name> element of the answer
-// through change. Everything else stays as the store wrote it, byte for byte:
-// it may hold elements that we do not know, and keys with characters that an
-// XML parser refuses.
+// rewriteXML forwards the request, and passes each <name> element of the
+// answer through change. Everything else stays as the store sent it, byte
+// for byte: it may have elements that the proxy does not know, and keys with
+// characters that an XML parser refuses.
 func (s *Server) rewriteXML(c *call, name string, change func([]byte) []byte) error {
-	return s.rewriteDocument(c, func(_ *call, doc []byte) ([]byte, error) { return changeElements(doc, name, change), nil })
+	return s.rewriteDocument(
+		c,
+		func(_ *call, doc []byte) ([]byte, error) { return changeElements(doc, name, change), nil },
+	)
 }
 
 func (s *Server) rewriteDocument(c *call, change func(*call, []byte) ([]byte, error)) error {
@@ -66,10 +72,12 @@ func (s *Server) rewriteDocument(c *call, change func(*call, []byte) ([]byte, er
 		return err
 	}
 	defer closeBody(resp)
+
 	doc, err := readListing(resp)
 	if err != nil {
 		return err
 	}
+
 	out, err := change(c, doc)
 	if err != nil {
 		return err
@@ -77,6 +85,7 @@ func (s *Server) rewriteDocument(c *call, change func(*call, []byte) ([]byte, er
 	c.copyHeader(resp.Header)
 	c.w.Header().Set("Content-Length", strconv.Itoa(len(out)))
 	c.w.WriteHeader(http.StatusOK)
+
 	_, err = c.w.Write(out)
 	return err
 }

@@ -13,12 +13,12 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// sizeRequests is how many objects of a listing are asked about at a time.
+// sizeRequests is the number of concurrent HEAD requests for a listing.
 const sizeRequests = 16
 
-// listWithSizes rewrites the elements of a listing that have this name. Where
-// the stored size and the ETag do not tell the plaintext's size, the store is
-// asked about the object, unless it is remembered.
+// listWithSizes rewrites the elements of a listing with this name. If the
+// size of a plaintext does not follow from the stored size and the ETag, it
+// sends a HEAD for the object, unless the size is cached.
 func (s *Server) listWithSizes(c *call, doc []byte, name string) ([]byte, error) {
 	encoding, _, _ := element(doc, "EncodingType")
 	var entries []listed
@@ -26,10 +26,12 @@ func (s *Server) listWithSizes(c *call, doc []byte, name string) ([]byte, error)
 		entries = append(entries, listedObject(c.bucket, entry, string(encoding)))
 		return entry
 	})
+
 	sizes, err := s.plaintextSizes(c, entries)
 	if err != nil {
 		return nil, err
 	}
+
 	i := -1
 	return changeElements(doc, name, func(entry []byte) []byte {
 		i++
@@ -43,11 +45,13 @@ func (s *Server) plaintextSizes(c *call, entries []listed) ([]string, error) {
 	sizes := make([]string, len(entries))
 	var asked errgroup.Group
 	asked.SetLimit(sizeRequests)
+
 	for i, e := range entries {
 		sizes[i] = plaintextSize(e.etag, e.size)
 		if !s.needsHead(c, e) {
 			continue
 		}
+
 		asked.Go(func() error {
 			return recovered(func() (err error) {
 				sizes[i], err = s.sizeOf(c, e)
@@ -55,14 +59,15 @@ func (s *Server) plaintextSizes(c *call, entries []listed) ([]string, error) {
 			})
 		})
 	}
+
 	return sizes, asked.Wait()
 }
 
-// listed is an object in a listing.
+// listed is an object of a listing.
 type listed struct {
 	object     crypt.Object
-	version    string // "" for the current one
-	etag, size string // the store's; the ETag without quotes
+	version    string // "" for the current version
+	etag, size string // as in the store; the ETag without quotes
 }
 
 func listedObject(bucket string, entry []byte, encoding string) listed {
@@ -70,35 +75,37 @@ func listedObject(bucket string, entry []byte, encoding string) listed {
 	etag, _, _ := element(entry, "ETag")
 	size, _, _ := element(entry, "Size")
 	key := html.UnescapeString(string(name))
+
 	if encoding == "url" {
 		if decoded, err := url.QueryUnescape(key); err == nil {
 			key = decoded
 		}
 	}
+
 	version, _, _ := element(entry, "VersionId")
 	if latest, _, _ := element(entry, "IsLatest"); string(version) == "null" && string(latest) == "true" {
-		version = nil // of a bucket without versions, whose store may not know the id
+		version = nil // a bucket without versions, whose store may not know the id null
 	}
 	return listed{crypt.Object{Bucket: bucket, Key: key}, string(version), unquote(string(etag)), string(size)}
 }
 
-// needsHead reports whether arithmetic does not tell the size: the store's
-// ETags do not name the number of parts, or the object may be one that was
-// never encrypted.
+// needsHead reports whether the size cannot be computed: the store's ETags
+// do not have the number of parts, or the object may be plaintext.
 func (s *Server) needsHead(c *call, e listed) bool {
 	return e.size != "" && e.size != "0" && (!s.ETagPartCount || s.Keys.AllowPlaintext(e.object, c.client.Name))
 }
 
-// sizeOf returns the size of a listed object's plaintext. One that was deleted
-// since, or that no read would take, is listed as the store has it.
+// sizeOf returns the size of a listed object's plaintext. If the object was
+// deleted in the meantime, or cannot be read, it returns the stored size.
 func (s *Server) sizeOf(c *call, e listed) (string, error) {
 	n, err := strconv.ParseInt(e.size, 10, 64)
 	if err != nil {
-		return e.size, nil //nolint:nilerr // what has no size is shown as it came
+		return e.size, nil //nolint:nilerr // without a size, the text is shown unchanged
 	}
 	size, err := c.reader.Size(c.Context(), stored.Request{Object: e.object, Version: e.version}, `"`+e.etag+`"`, n)
 	if err != nil {
-		if answer := asError(c.Context(), err); answer.Status() == http.StatusNotFound || answer.Code == "ObjectIntegrityError" {
+		if answer := asError(c.Context(), err); answer.Status() == http.StatusNotFound ||
+			answer.Code == "ObjectIntegrityError" {
 			return e.size, nil
 		}
 		return "", err
@@ -106,8 +113,8 @@ func (s *Server) sizeOf(c *call, e listed) (string, error) {
 	return strconv.FormatInt(size, 10), nil
 }
 
-// recovered turns a panic into an error: it must not end the process, as it
-// would not in the request's own goroutine.
+// recovered turns a panic into an error. Outside the request's own
+// goroutine, a panic would end the process.
 func recovered(do func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {

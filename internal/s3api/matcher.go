@@ -8,18 +8,17 @@ import (
 	"github.com/gorilla/mux"
 )
 
-// route is a row of the table of operations, ready to be held against requests.
+// route is a row of the table of operations, prepared for matching requests.
 type route struct {
 	operation
 
-	matchQuery  []string // parameters that must be there, each a name or name=value
-	matchHeader []string // names of headers that must be there
-	queryNames  nameSet  // of match and query
-	headerNames nameSet  // of headers
+	matchQuery  []string // required query parameters, each a name or name=value
+	matchHeader []string // required headers
+	queryNames  nameSet  // allowed query parameters: match and query
+	headerNames nameSet  // allowed x-amz- headers
 }
 
-// routes are the operations, in the order in which a request is held against
-// them.
+// routes are the operations, in the order in which they are matched.
 var routes = newRoutes(operations)
 
 func newRoutes(table []operation) []route {
@@ -39,19 +38,20 @@ func newRoutes(table []operation) []route {
 			row.queryNames.exact[name] = true
 		}
 	}
+
 	return out
 }
 
-// matcher finds the row of a request: a router for each kind of thing that a
-// path names, so that a request for an object is not held against the many rows
-// of buckets.
+// matcher finds the row for a request. It has one router for each kind of
+// path, so that a request for an object is not compared with the many rows
+// for buckets.
 type matcher struct {
 	routers map[string]*mux.Router
 	rows    map[*mux.Route]*route
 }
 
-// newMatcher builds the routers. Paths are matched as they were encoded and
-// never cleaned: "a//b", ".." and %2F are all part of a key.
+// newMatcher builds the routers. They match encoded paths and never clean
+// them: "a//b", ".." and %2F are parts of a key.
 func newMatcher() matcher {
 	m := matcher{routers: make(map[string]*mux.Router), rows: make(map[*mux.Route]*route)}
 	for _, named := range []string{service, bucket, object} {
@@ -68,7 +68,7 @@ func newMatcher() matcher {
 	return m
 }
 
-// find returns the operation that the call is, or nil.
+// find returns the call's operation, or nil.
 func (m matcher) find(c *call) *route {
 	named := object
 	switch {
@@ -84,18 +84,20 @@ func (m matcher) find(c *call) *route {
 	return m.rows[match.Route]
 }
 
-// matches reports whether method, query and header make a request this
-// operation. It is asked before the path is held against a regular expression,
-// as most rows are told apart by it.
+// matches reports whether method, query and headers fit the operation. It
+// runs before the path is matched with a regular expression, because it
+// rules out most rows.
 func (row *route) matches(r *http.Request, _ *mux.RouteMatch) bool {
 	if r.Method != row.method {
 		return false
 	}
+
 	for _, name := range row.matchHeader {
 		if len(r.Header.Values(name)) == 0 {
 			return false
 		}
 	}
+
 	for _, match := range row.matchQuery {
 		if !hasParameter(r.URL.RawQuery, match) {
 			return false
@@ -104,8 +106,8 @@ func (row *route) matches(r *http.Request, _ *mux.RouteMatch) bool {
 	return true
 }
 
-// hasParameter looks for a parameter, given by its name alone or as name=value,
-// in an encoded query.
+// hasParameter reports whether an encoded query has a parameter, given as
+// its name or as name=value.
 func hasParameter(query, match string) bool {
 	for parameter := range strings.SplitSeq(query, "&") {
 		name, _, _ := strings.Cut(parameter, "=")
@@ -116,21 +118,22 @@ func hasParameter(query, match string) bool {
 	return false
 }
 
-// allowsQuery reports whether the operation knows the query parameter. S3
-// ignores parameters that start with x-, which people put into presigned URLs
-// for their access logs; so do we.
+// allowsQuery reports whether the operation allows the query parameter. Like
+// S3, it ignores parameters that start with x-, which people put into
+// presigned URLs for their access logs.
 func (row *route) allowsQuery(name string) bool {
 	return row.queryNames.has(name) || signatureNames.has(name) ||
 		strings.HasPrefix(name, "x-") && !strings.HasPrefix(name, "x-amz-")
 }
 
-// allowsHeader reports whether the operation knows the header, which is an
-// x-amz- one in lower case.
+// allowsHeader reports whether the operation allows an x-amz- header, given
+// in lower case.
 func (row *route) allowsHeader(name string) bool {
 	return commonNames.has(name) || row.headerNames.has(name)
 }
 
-// payloadHeader returns the header that says what the payload is.
+// payloadHeader returns the headers without checksums that are not those of
+// the payload.
 func (row *route) payloadHeader(h http.Header) http.Header {
 	if row.flags&sumsOfObject == 0 {
 		return h
@@ -144,14 +147,13 @@ func (row *route) payloadHeader(h http.Header) http.Header {
 	return h
 }
 
-// nameSet is a set of names. Entries that end in "-" stand for all names that
-// begin so.
+// nameSet is a set of names. An entry that ends in "-" is a prefix.
 type nameSet struct {
 	exact    map[string]bool
 	prefixes []string
 }
 
-// setOf reads space-separated lists.
+// setOf returns the set of the names in space-separated lists.
 func setOf(lists ...string) nameSet {
 	s := nameSet{exact: make(map[string]bool)}
 	for _, list := range lists {

@@ -1,4 +1,4 @@
-// The race detector maps too much memory to be scanned.
+// The race detector maps too much memory to scan.
 
 //go:build linux && !race
 
@@ -27,10 +27,10 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
-// mask hides a data key from the scan in what the test itself keeps of it.
+// mask hides data keys that the test itself keeps from the scan.
 const mask = 0x5a
 
-// noting is a key that notes its data keys, masked.
+// noting is a key that records its data keys, masked.
 type noting struct {
 	kms.Wrapper
 	mu     sync.Mutex
@@ -57,22 +57,30 @@ func (n *noting) Wrap(ctx context.Context, dek []byte, ec kms.EncryptionContext)
 	return n.Wrapper.Wrap(ctx, dek, ec)
 }
 
-// copiesInMemory counts the places in this process's writable memory at which
-// a masked needle stands unmasked.
+// copiesInMemory counts the places in this process's writable memory that
+// contain the unmasked needle.
 func copiesInMemory(t *testing.T, masked []byte) (copies int) {
 	t.Helper()
 	const piece = 1 << 20
-	buffer, err := syscall.Mmap(-1, 0, piece+64, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_ANON|syscall.MAP_PRIVATE)
+	buffer, err := syscall.Mmap(
+		-1,
+		0,
+		piece+64,
+		syscall.PROT_READ|syscall.PROT_WRITE,
+		syscall.MAP_ANON|syscall.MAP_PRIVATE,
+	)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer syscall.Munmap(buffer)
+
 	own := uintptr(unsafe.Pointer(&buffer[0]))
 	mem, err := os.Open("/proc/self/mem")
 	if err != nil {
 		t.Skipf("the process cannot read its own memory: %v", err)
 	}
 	defer mem.Close()
+
 	maps, err := os.ReadFile("/proc/self/maps")
 	if err != nil {
 		t.Fatal(err)
@@ -81,9 +89,11 @@ func copiesInMemory(t *testing.T, masked []byte) (copies int) {
 	for lines := bufio.NewScanner(bytes.NewReader(maps)); lines.Scan(); {
 		var from, to uintptr
 		var rights string
-		if n, _ := fmt.Sscanf(lines.Text(), "%x-%x %s", &from, &to, &rights); n != 3 || !strings.HasPrefix(rights, "rw") {
+		if n, _ := fmt.Sscanf(lines.Text(), "%x-%x %s", &from, &to, &rights); n != 3 ||
+			!strings.HasPrefix(rights, "rw") {
 			continue
 		}
+
 		for at := from; at < to; at += piece {
 			n, _ := mem.ReadAt(buffer[:min(piece+31, to-at)], int64(at))
 			for i := range max(n-31, 0) {
@@ -94,9 +104,11 @@ func copiesInMemory(t *testing.T, masked []byte) (copies int) {
 					copies++
 				}
 			}
+
 			clear(buffer)
 		}
 	}
+
 	return copies
 }
 
@@ -109,12 +121,12 @@ func same(b, masked []byte) bool {
 	return true
 }
 
-// fewCopies is how many copies of a data key may be left that nobody can wipe:
-// of a stack that has grown, or in a register that was saved.
+// fewCopies is the number of copies of a data key that cannot be wiped: on a
+// stack that was moved, or in a saved register.
 const fewCopies = 3
 
-// A purge leaves no data key behind in memory that is free, but for what Go
-// does not let anybody reach.
+// A purge leaves no data key in freed memory, except where Go gives no
+// access.
 func TestMemoryAfterAPurge(t *testing.T) {
 	key := &noting{}
 	p := newProxy(t, func(_ *proxy, _ *s3api.Config, cfg *keyring.Config) {
@@ -123,11 +135,13 @@ func TestMemoryAfterAPurge(t *testing.T) {
 	})
 	text := randomText(100_000)
 	p.put("k", text)
+
 	m := p.upload("parts", []int{5 << 20, 100})
 
 	whole := m.text()
 	var all errgroup.Group
 	all.SetLimit(8)
+
 	for i := range 300 {
 		all.Go(func() error {
 			name, spec, want := "k", "", text
@@ -137,6 +151,7 @@ func TestMemoryAfterAPurge(t *testing.T) {
 			case i%3 == 0:
 				spec, want = "bytes=70000-80000", text[70000:80001]
 			}
+
 			got, _, err := p.getRange(name, spec)
 			if err == nil && !bytes.Equal(got, want) {
 				err = fmt.Errorf("%s: another text of %d bytes", name, len(got))
@@ -144,12 +159,14 @@ func TestMemoryAfterAPurge(t *testing.T) {
 			return err
 		})
 	}
+
 	if err := all.Wait(); err != nil {
 		t.Fatal(err)
 	}
 	if len(key.masked) != 2 {
 		t.Fatalf("%d data keys", len(key.masked))
 	}
+
 	count := func() (copies int) {
 		for _, masked := range key.masked {
 			copies += copiesInMemory(t, masked)
@@ -163,7 +180,8 @@ func TestMemoryAfterAPurge(t *testing.T) {
 		t.Logf("cached: %d copies", n)
 	}
 	p.keys.PurgeAll()
-	p.server.Close() // its connections have handlers on their stacks
+	p.server.Close() // connection handlers have keys on their stacks
+
 	if n := count(); n > fewCopies {
 		t.Errorf("after a purge %d copies of data keys are in memory, want %d at most", n, fewCopies)
 	} else {
@@ -177,7 +195,7 @@ func TestMemoryAfterAPurge(t *testing.T) {
 	}
 }
 
-// maskedStreamKey derives the key of a body, by docs/format.md. It leaves a
+// maskedStreamKey derives the key of a body, see docs/format.md. It leaves a
 // copy or two itself.
 func maskedStreamKey(t *testing.T, head http.Header, masked []byte) []byte {
 	t.Helper()
@@ -187,6 +205,7 @@ func maskedStreamKey(t *testing.T, head http.Header, masked []byte) []byte {
 	}
 	dek := bytes.Clone(masked)
 	defer clear(dek)
+
 	for i := range dek {
 		dek[i] ^= mask
 	}
@@ -194,6 +213,7 @@ func maskedStreamKey(t *testing.T, head http.Header, masked []byte) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for i := range key {
 		key[i] ^= mask
 	}

@@ -13,13 +13,14 @@ import (
 	"go.uber.org/goleak"
 )
 
-// Property: through any sequence of puts, overwrites, deletes, reads, ranges
-// and listings the proxy and its store behave like a map in memory.
+// Property: after any sequence of puts, overwrites, deletes, reads, ranges
+// and listings, the proxy and its store behave like a map in memory.
 func TestAgainstAModel(t *testing.T) {
 	p := newProxy(t)
 	r := rand.New(rand.NewPCG(7, rand.Uint64()))
 	model := make(map[string][]byte)
 	sizes := []int{0, 1, 100, 65495, 65496, 65497, 131_032, 131_033, 262_104, 262_105, 300_000}
+
 	for step := range 400 {
 		key := fmt.Sprintf("dir%d/key %d", r.IntN(3), r.IntN(5))
 		text, exists := model[key]
@@ -35,15 +36,25 @@ func TestAgainstAModel(t *testing.T) {
 		case 3:
 			got, _, err := p.get(key)
 			if exists && (err != nil || !bytes.Equal(got, text)) || !exists && code(err) != "NoSuchKey" {
-				t.Fatalf("step %d: GET %s: %d bytes, %v; want %d, exists %v", step, key, len(got), err, len(text), exists)
+				t.Fatalf(
+					"step %d: GET %s: %d bytes, %v; want %d, exists %v",
+					step,
+					key,
+					len(got),
+					err,
+					len(text),
+					exists,
+				)
 			}
 		case 4:
 			if exists {
 				a, b := r.IntN(len(text)+2), r.IntN(len(text)+2)
 				header := fmt.Sprintf("bytes=%d-%d", min(a, b), max(a, b))
 				status, want, _ := reference(text, header)
+
 				got, out, err := p.get(key, func(in *s3.GetObjectInput) { in.Range = &header })
-				if status == http.StatusPartialContent && (err != nil || !bytes.Equal(got, want)) || status != http.StatusPartialContent && err == nil {
+				if status == http.StatusPartialContent && (err != nil || !bytes.Equal(got, want)) ||
+					status != http.StatusPartialContent && err == nil {
 					t.Fatalf("step %d: %s of %d bytes: %d, %+v, %v", step, header, len(text), len(got), out, err)
 				}
 			}
@@ -51,6 +62,7 @@ func TestAgainstAModel(t *testing.T) {
 			checkListing(t, p, model)
 		}
 	}
+
 	checkListing(t, p, model)
 }
 
@@ -63,6 +75,7 @@ func checkListing(t *testing.T, p *proxy, model map[string][]byte) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		for _, o := range page.Contents {
 			text, ok := model[*o.Key]
 			if !ok || *o.Size != int64(len(text)) {
@@ -71,16 +84,18 @@ func checkListing(t *testing.T, p *proxy, model map[string][]byte) {
 			seen++
 		}
 	}
+
 	if seen != len(model) {
 		t.Fatalf("%d of %d objects are listed", seen, len(model))
 	}
 }
 
-// Readers that meet an overwrite get one object or the other, never a mix.
+// Readers during an overwrite get the old or the new object, never a mix.
 func TestConcurrentOverwrites(t *testing.T) {
 	p := newProxy(t)
 	texts := [][]byte{randomText(200_000), randomText(300_000)}
 	p.put("k", texts[0])
+
 	var wg sync.WaitGroup
 	for i := range 4 {
 		wg.Go(func() {
@@ -89,6 +104,7 @@ func TestConcurrentOverwrites(t *testing.T) {
 					p.put("k", texts[n%2])
 					continue
 				}
+
 				got, _, err := p.get("k")
 				if err == nil && !bytes.Equal(got, texts[0]) && !bytes.Equal(got, texts[1]) {
 					t.Error("a mix of two objects")
@@ -96,10 +112,11 @@ func TestConcurrentOverwrites(t *testing.T) {
 			}
 		})
 	}
+
 	wg.Wait()
 }
 
-// Requests that fail or are given up in the middle leave no goroutine behind.
+// Requests that fail or are canceled leave no goroutines behind.
 func TestNoLeaks(t *testing.T) {
 	p := newProxy(t)
 	p.put("k", randomText(3<<20))
@@ -107,6 +124,7 @@ func TestNoLeaks(t *testing.T) {
 	p.server.Client().CloseIdleConnections()
 	store.transport.CloseIdleConnections()
 	before := goleak.IgnoreCurrent()
+
 	for range 10 {
 		resp, err := p.server.Client().Do(p.sign(request{method: "GET", path: "/" + p.bucket + "/k"}))
 		if err != nil {
@@ -115,29 +133,55 @@ func TestNoLeaks(t *testing.T) {
 		if _, err := resp.Body.Read(make([]byte, 10)); err != nil {
 			t.Fatal(err)
 		}
-		resp.Body.Close() // in mid-download
-		resp, err = p.server.Client().Do(p.sign(request{method: "GET", path: "/" + p.bucket + "/parts", header: http.Header{"Range": {"bytes=6000000-"}}}))
+
+		resp.Body.Close() // in the middle of a download
+		resp, err = p.server.Client().Do(
+			p.sign(
+				request{
+					method: "GET",
+					path:   "/" + p.bucket + "/parts",
+					header: http.Header{"Range": {"bytes=6000000-"}},
+				},
+			),
+		)
 		if err != nil {
 			t.Fatal(err)
 		}
-		resp.Body.Close() // while other requests to the store are under way
+
+		resp.Body.Close() // while other requests to the store are running
 		fresh := p.replica()
 		fresh.origin.set(func(r *http.Request) (*http.Response, error) {
 			if r.Header.Get("If-Match") != "" {
-				return nil, errors.New("cut") // a look at a header fails, beside the range that is being read
+				return nil, errors.New("cut") // reading a header fails while the range is being read
 			}
 			return nil, nil
 		}, nil)
+
 		fresh.getRange("parts", "bytes=6000000-6000100")
 		fresh.server.Client().CloseIdleConnections()
 		fresh.server.Close()
 		p.dialPut(100_000).Close()
-		p.send(request{method: "PUT", path: "/" + p.bucket + "/x", header: http.Header{"X-Amz-Checksum-Crc32": {"AAAAAA=="}}, body: randomText(300_000)})
+
+		p.send(
+			request{
+				method: "PUT",
+				path:   "/" + p.bucket + "/x",
+				header: http.Header{"X-Amz-Checksum-Crc32": {"AAAAAA=="}},
+				body:   randomText(300_000),
+			},
+		)
 	}
+
 	p.server.Client().CloseIdleConnections()
 	p.server.CloseClientConnections()
 	store.transport.CloseIdleConnections()
-	goleak.VerifyNone(t, before,
-		goleak.IgnoreAnyFunction("github.com/valyala/fasthttp.(*workerPool).workerFunc"), // the embedded store keeps its workers
-		goleak.IgnoreAnyFunction("github.com/valyala/fasthttp.(*workerPool).getCh.func1"))
+
+	goleak.VerifyNone(
+		t,
+		before,
+		goleak.IgnoreAnyFunction(
+			"github.com/valyala/fasthttp.(*workerPool).workerFunc",
+		), // the embedded store keeps its workers
+		goleak.IgnoreAnyFunction("github.com/valyala/fasthttp.(*workerPool).getCh.func1"),
+	)
 }

@@ -13,17 +13,18 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// A multipart upload leaves nothing with the proxy. Each part carries its own
-// header, so that any replica can seal it and any replica can read it; what
-// the parts are is asked of the store when the upload is completed.
+// The proxy keeps no state of a multipart upload. Each part has its own
+// header, so any replica can seal it and any replica can read it. When the
+// upload is completed, the proxy asks the store for the parts.
 
-// createMultipartUpload marks the object as one that will have parts. Its
-// metadata is fixed with that.
+// createMultipartUpload creates an upload, and marks the object as a
+// multipart object. The object's metadata is fixed at this point.
 func (s *Server) createMultipartUpload(c *call) error {
 	wanted, err := c.encryption()
 	if err != nil {
 		return err
 	}
+
 	kind, err := uploadChecksum(c.Header)
 	if err != nil {
 		return err
@@ -31,13 +32,15 @@ func (s *Server) createMultipartUpload(c *call) error {
 	if wanted.KeyID, err = s.otherKey(c, wanted.KeyID); err != nil {
 		return err
 	}
-	// A key that cannot be used is found out now, and not when the first part
-	// has come.
+
+	// If the key cannot be used, the client gets the error now, and not with
+	// the first part.
 	sealed, err := s.Keys.Create(c.Context(), c.object(), c.client.Name, wanted)
 	if err != nil {
 		return err
 	}
 	defer sealed.Release()
+
 	if err := crypt.CheckPartKey(sealed.KeyID, sealed.Wrapped); err != nil {
 		return partError(err)
 	}
@@ -45,6 +48,7 @@ func (s *Server) createMultipartUpload(c *call) error {
 	if err != nil {
 		return err
 	}
+
 	if err := checkMetadata(c.Header, metadata); err != nil {
 		return err
 	}
@@ -52,15 +56,18 @@ func (s *Server) createMultipartUpload(c *call) error {
 	for name, value := range metadata {
 		header.Set(metaPrefix+name, value)
 	}
+
 	resp, err := s.send(c, c.originRequest(http.MethodPost, header, nil, 0))
 	if err != nil {
 		return err
 	}
 	defer closeBody(resp)
+
 	body, err := readAnswer(resp)
 	if err != nil {
 		return err
 	}
+
 	upload, _, _ := element(body, "UploadId")
 	if !s.uploads.isNew(string(upload)) {
 		return errGivenBefore
@@ -68,6 +75,7 @@ func (s *Server) createMultipartUpload(c *call) error {
 	if c.upload, err = newUploadRef(html.UnescapeString(string(upload)), wanted, sealed); err != nil {
 		return err
 	}
+
 	s.uploads.put(c.uploadID(), sealed, kind)
 	c.copyHeader(resp.Header)
 	c.setSealedHeaders(sealed)
@@ -75,8 +83,8 @@ func (s *Server) createMultipartUpload(c *call) error {
 	return c.answerXML(c.showUpload(body))
 }
 
-// otherKey is the id of the KMS key that the client has asked for, or "" if
-// that is the one of the rules.
+// otherKey returns the id of the KMS key that the client asks for, or "" if
+// it is the key of the rules.
 func (s *Server) otherKey(c *call, asked string) (string, error) {
 	if asked == "" {
 		return "", nil
@@ -91,7 +99,7 @@ func (s *Server) otherKey(c *call, asked string) (string, error) {
 	return id, nil
 }
 
-// uploadPart encrypts a part on its way to the store.
+// uploadPart encrypts a part and sends it to the store.
 func (s *Server) uploadPart(c *call) error {
 	created := s.uploads.sum(c.uploadID())
 	if err := created.checkPart(c.checks); err != nil {
@@ -100,6 +108,7 @@ func (s *Server) uploadPart(c *call) error {
 	if created.algorithm != nil && c.checks.algorithm == nil {
 		c.payload = c.checks.computing(created.algorithm, c.payload)
 	}
+
 	resp, err := s.sealPart(c, c.auth.DecodedLength())
 	if err != nil {
 		return err
@@ -107,45 +116,60 @@ func (s *Server) uploadPart(c *call) error {
 	defer closeBody(resp)
 	s.uploads.keepSum(c.upload.stored, resp.Header.Get("Etag"), c.checks)
 	c.checks.partHeader(c.w.Header())
+
 	c.w.WriteHeader(http.StatusOK)
 	return nil
 }
 
-// sealPart sends the payload, of that size, as the part that the query names,
-// and sets the answer's header.
+// sealPart sends a payload of the given size as the part that the query
+// names, and sets the headers of the response.
 func (s *Server) sealPart(c *call, size int64) (*http.Response, error) {
 	number, err := partNumber(c.query.Get("partNumber"))
 	if err != nil {
 		return nil, err
 	}
+
 	lease, err := s.partKey(c)
 	if err != nil {
 		return nil, err
 	}
 	defer lease.Release()
 	lease.Wrote(size)
+
 	part := crypt.Part{
 		Number: number, Size: size, Final: crypt.IsFinal(number, size), Upload: crypt.UploadOf(c.upload.stored),
 		KeyID: lease.KeyID, WrappedDEK: lease.Wrapped,
 	}
+
 	sealer, err := crypt.NewPartSealer(c.payload, &part, c.object(), lease.DEK(), s.Random)
 	if err != nil {
 		return nil, partError(err)
 	}
-	resp, err := s.sendSealed(c, make(http.Header), &upload{sealer: sealer, c: c, lease: lease.Lease, size: size + crypt.PartOverhead})
+
+	resp, err := s.sendSealed(
+		c,
+		make(http.Header),
+		&upload{sealer: sealer, c: c, lease: lease.Lease, size: size + crypt.PartOverhead},
+	)
 	if err != nil {
 		return nil, err
 	}
+
 	c.copyHeader(resp.Header)
 	c.setEncryptionHeaders(lease.KeyID)
 	return resp, nil
 }
 
-// partError names what keeps a part from being written: it is the key's, not
-// the stored data's.
+// partError converts the error for a part that cannot be written. The cause
+// is the KMS key, not the stored data.
 func partError(err error) error {
 	if errors.Is(err, crypt.ErrEnvelope) {
-		return &Error{Code: "InternalError", Message: "The KMS key's id and the data key that it wrapped do not fit into a part header. Please tell the operator of the proxy.", cause: err}
+		return &Error{
+			Code: "InternalError",
+			Message: "The KMS key's id and the wrapped data key do not fit into a part header. " +
+				"Please tell the operator of the proxy.",
+			cause: err,
+		}
 	}
 	return err
 }
@@ -163,7 +187,7 @@ func (s *Server) abortMultipartUpload(c *call) error {
 	return s.forward(c)
 }
 
-// listParts shows the parts with the sizes of their plaintexts.
+// listParts returns the parts with the sizes of their plaintexts.
 func (s *Server) listParts(c *call) error {
 	created := s.uploads.sum(c.uploadID())
 	return s.rewriteDocument(c, func(c *call, doc []byte) ([]byte, error) {
@@ -172,43 +196,47 @@ func (s *Server) listParts(c *call) error {
 			if err != nil || p.appended() {
 				return nil
 			}
+
 			sum, ok := s.uploads.partSum(c.upload.stored, p.etag)
 			if !ok || sum.algorithm != created.algorithm {
 				return showPart(p, entry)
 			}
 			return appendTo(showPart(p, entry), "Part", checksumXML(sum.algorithm, checksum.Encode([]byte(sum.digest))))
 		})
+
 		doc = remove(remove(doc, "ChecksumAlgorithm"), "ChecksumType")
 		return c.showUpload(appendTo(doc, "ListPartsResult", s.uploads.listed(c.uploadID()))), nil
 	})
 }
 
-// listMultipartUploads shows the checksum that an upload was created with
-// where this replica knows it. The store knows that of the ciphertext.
+// listMultipartUploads adds the checksum algorithm of each upload, if this
+// replica knows it. The store's own is for ciphertext.
 func (s *Server) listMultipartUploads(c *call) error {
 	return s.rewriteXML(c, "Upload", func(entry []byte) []byte {
 		key, _, _ := element(entry, "Key")
 		id, _, _ := element(entry, "UploadId")
-		created := s.uploads.sum(uploadID{c.bucket, html.UnescapeString(string(key)), html.UnescapeString(string(id)), c.client.Name})
+		created := s.uploads.sum(
+			uploadID{c.bucket, html.UnescapeString(string(key)), html.UnescapeString(string(id)), c.client.Name},
+		)
 		return appendTo(withoutChecksums(entry), "Upload", created.listed())
 	})
 }
 
-// showPart is a part of a listing as clients see it.
+// showPart returns a part of a listing as clients see it.
 func showPart(p listedPart, entry []byte) []byte {
 	entry = replace(entry, "Size", func(string) string { return strconv.FormatInt(p.size, 10) })
 	return replace(withoutChecksums(entry), "ETag", showETagXML)
 }
 
-// listedPart is a part of an upload as the store lists it.
+// listedPart is a part in the store's listing of an upload.
 type listedPart struct {
 	number int
-	etag   string // the store's, without quotes
-	size   int64  // of the plaintext; negative for what the proxy cannot have sent
-	sum    string // the store's, of ciphertext; "" if it has none
+	etag   string // the store's ETag, without quotes
+	size   int64  // of the plaintext; negative if the proxy cannot have sent the part
+	sum    string // the store's checksum of ciphertext; "" if it has none
 }
 
-// parsePart reads a <Part> of a listing.
+// parsePart parses a <Part> of a listing.
 func parsePart(entry []byte) (listedPart, error) {
 	number, _, _ := element(entry, "PartNumber")
 	etag, _, _ := element(entry, "ETag")
@@ -225,13 +253,13 @@ func parsePart(entry []byte) (listedPart, error) {
 	return listedPart{n, unquote(string(etag)), stored - crypt.PartOverhead, string(sum)}, nil
 }
 
-// appended reports whether a part may be the one that the proxy appends when
-// an upload is completed. It is left over when that failed. A client that
-// lists its parts to go on must not see it; one that has sent an empty part
-// itself may complete the upload with it all the same.
+// appended reports whether a part may be a final part that the proxy has
+// appended. If completing the upload fails, that part remains. A client that
+// lists its parts to resume must not see it. A client that uploaded an empty
+// part itself can still complete the upload with it.
 func (p listedPart) appended() bool { return p.size == 0 && p.number > 1 }
 
-// storedParts asks the store for the parts of the upload, by number.
+// storedParts returns the parts of the upload in the store, by number.
 func (s *Server) storedParts(c *call) (map[int]listedPart, error) {
 	parts := make(map[int]listedPart)
 	marker := "0"
@@ -243,9 +271,11 @@ func (s *Server) storedParts(c *call) (map[int]listedPart, error) {
 		}
 		body, err := readAnswer(resp)
 		closeBody(resp)
+
 		if err != nil {
 			return nil, err
 		}
+
 		changeElements(body, "Part", func(entry []byte) []byte {
 			p, failure := parsePart(entry)
 			if failure != nil {
@@ -254,19 +284,21 @@ func (s *Server) storedParts(c *call) (map[int]listedPart, error) {
 			parts[p.number] = p
 			return nil
 		})
+
 		truncated, _, _ := element(body, "IsTruncated")
 		next, _, _ := element(body, "NextPartNumberMarker")
 		if err != nil || string(truncated) != "true" {
 			return parts, err
 		}
+
 		if marker, err = nextMarker(marker, string(next)); err != nil {
 			return nil, err
 		}
 	}
 }
 
-// nextMarker returns the marker of the next page of a listing, which must lie
-// behind that of this page: a listing that goes in circles never ends.
+// nextMarker returns the marker of the next page of a listing. It must be
+// after that of this page, or the listing would never end.
 func nextMarker(marker, next string) (string, error) {
 	before, err := strconv.Atoi(marker)
 	if err != nil {
@@ -274,7 +306,7 @@ func nextMarker(marker, next string) (string, error) {
 	}
 	n, err := strconv.Atoi(next)
 	if err != nil || n <= before || n > crypt.MaxPartNumber {
-		return "", fmt.Errorf("%w lists parts in circles: behind %d it goes on behind %.20q", errOrigin, before, next)
+		return "", fmt.Errorf("%w lists parts in circles: page %d is followed by page %.20q", errOrigin, before, next)
 	}
 	return next, nil
 }

@@ -7,18 +7,18 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/keyname"
 )
 
-// idParameters are the query parameters that hold ids of the store's, and
-// listParameters those that hold prefixes and markers. A test makes sure that
-// each parameter of a route is one of them, or holds no name.
+// idParameters are the query parameters that hold ids of the store.
+// listParameters are those that hold prefixes and markers. A test checks
+// that every other parameter of a route holds no name.
 var (
 	idParameters   = setOf("uploadId upload-id-marker versionId version-id-marker id annotationName")
 	listParameters = setOf("prefix marker start-after key-marker continuation-token")
 )
 
-// checkPathNames refuses a request before the store sees it if its path or a
-// parameter holds a name that, taken for a path, leads out of its place. Names
-// in the body and in headers are checked where they are read: see checkKey and
-// checkVersionID.
+// checkPathNames refuses a request if its path or a query parameter has a
+// name that would lead out of its place when a store uses it as a path. The
+// request is refused before the store sees it. Names in bodies and headers
+// are checked where they are read; see checkKey and checkVersionID.
 func (s *Server) checkPathNames(c *call) error {
 	if c.key != "" {
 		use := keyname.Read
@@ -44,18 +44,19 @@ func (s *Server) checkPathNames(c *call) error {
 			}
 		}
 	}
+
 	return nil
 }
 
-// stores reports whether the operation makes an object of the call's key, or a
-// part of one, or changes what belongs to it.
+// stores reports whether the operation writes the call's object, a part of
+// it, or its settings.
 func (c *call) stores() bool {
 	return c.route != nil && (c.Method == http.MethodPut || c.Method == http.MethodPost) &&
 		(c.route.action == access.Write || c.route.action == access.Admin)
 }
 
-// checkKey refuses the key of an object that the store could take for another
-// one. A form or a request in its body may name it.
+// checkKey refuses an object key that the store could take for another key.
+// The key may come from the path, a form, or the body of a request.
 func (s *Server) checkKey(key string, use keyname.Use) error {
 	if err := s.KeyNames.Check(key, use); err != nil {
 		return invalidName("key", key, err)
@@ -63,7 +64,7 @@ func (s *Server) checkKey(key string, use keyname.Use) error {
 	return nil
 }
 
-// checkVersionID refuses what is no version's id.
+// checkVersionID refuses an invalid version id.
 func checkVersionID(id string) error {
 	if err := keyname.CheckID(id); err != nil {
 		return invalidID("versionId", id, err)
@@ -72,12 +73,12 @@ func checkVersionID(id string) error {
 }
 
 func invalidName(name, value string, cause error) error {
-	refusal := invalidArgument("The name is not taken: "+cause.Error()+".", name, value)
+	refusal := invalidArgument("The name is not accepted: "+cause.Error()+".", name, value)
 	refusal.cause = cause
 	return refusal
 }
 
-// invalidID says of each kind of id that there is no such thing, in S3's words.
+// invalidID returns S3's error for an id that does not exist.
 func invalidID(name, value string, cause error) error {
 	switch name {
 	case "uploadId", "upload-id-marker":

@@ -22,8 +22,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 )
 
-// hostileKeys are keys that, taken for paths, lead out of their bucket to an
-// object, or to the bucket itself.
+// hostileKeys returns keys that, used as paths, lead out of their bucket to
+// an object, or to the bucket itself.
 func hostileKeys(victim string) []string {
 	return []string{
 		"../" + victim, "../" + victim + "/k", "a/../../" + victim + "/k", "a/../../" + victim, "./../" + victim + "/k",
@@ -32,42 +32,45 @@ func hostileKeys(victim string) []string {
 	}
 }
 
-// hostileIDs are ids of uploads and versions that lead out of the folder in
-// which a store may keep them.
+// hostileIDs returns ids of uploads and versions that lead out of the folder
+// in which a store may keep them.
 func hostileIDs(victim string) []string {
 	return []string{
-		"..", ".", "../../..", "../../../../" + victim, "../../../../" + victim + "/k", "/../../../..", "a/../../x", "./x", "a/..",
+		"..", ".", "../../..", "../../../../" + victim, "../../../../" + victim + "/k", "/../../../..", "a/../../x", "./x",
+		"a/..",
 		`..\..\..`, `a\..\x`,
 	}
 }
 
-// hostileUploads are hostileIDs, also with the mark of what a client asked for.
+// hostileUploads returns hostileIDs, with and without the mark of the
+// proxy's ids.
 func hostileUploads(victim string) []string {
 	ids, wish := hostileIDs(victim), ".cmek."+base64.RawURLEncoding.EncodeToString([]byte("{}"))
 	return append(ids, "../../.."+wish, ".."+wish, "."+wish, wish)
 }
 
-// hostileParameters are the query parameters that hold names.
+// hostileParameters are the query parameters that contain names.
 var hostileParameters = map[string]func(string) []string{
-	"uploadId": hostileUploads, "upload-id-marker": hostileUploads, "versionId": hostileIDs, "version-id-marker": hostileIDs,
-	"id": hostileIDs, "annotationName": hostileIDs,
+	"uploadId": hostileUploads, "upload-id-marker": hostileUploads, "versionId": hostileIDs,
+	"version-id-marker": hostileIDs,
+	"id":                hostileIDs, "annotationName": hostileIDs,
 	"prefix": hostileListed, "marker": hostileListed, "start-after": hostileListed, "key-marker": hostileListed,
 	"continuation-token": hostileListed,
 }
 
-// harmlessParameters hold numbers or words of S3's.
+// harmlessParameters contain numbers or fixed words.
 const harmlessParameters = "list-type x-id max-keys max-parts max-uploads max-buckets delimiter encoding-type fetch-owner bucket-region " +
 	"part-number-marker partNumber response-cache-control response-content-disposition response-content-encoding " +
 	"response-content-language response-content-type response-expires"
 
 func hostileListed(victim string) []string {
-	return slices.DeleteFunc(hostileKeys(victim), func(key string) bool { // these may be the beginning of a good key
+	return slices.DeleteFunc(hostileKeys(victim), func(key string) bool { // these may be prefixes of a valid key
 		return slices.Contains([]string{".", "a/..", "./.", "a//..", "/", "//", `a\b/..`}, key)
 	})
 }
 
-// attack is a proxy in front of the store, with somebody else's bucket and a
-// file beside the store's folder.
+// attack is a proxy in front of the store, with another client's bucket and
+// a file next to the store's folder.
 type attack struct {
 	*proxy
 	victim, outside string
@@ -81,7 +84,7 @@ func newAttack(t *testing.T) *attack {
 	p.bucket = a.victim
 	p.put("k", []byte("the victim's"))
 	p.bucket = own
-	p.newBucket("empty-") // so that a folder which is empty shows that it is gone
+	p.newBucket("empty-") // so that an empty folder that was removed is noticed
 	if err := os.WriteFile(a.outside, []byte("a file"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -89,7 +92,7 @@ func newAttack(t *testing.T) *attack {
 	return a
 }
 
-// check makes sure that nothing was altered.
+// check verifies that nothing was altered.
 func (a *attack) check(what string) {
 	a.t.Helper()
 	if text, err := os.ReadFile(a.outside); err != nil || string(text) != "a file" {
@@ -98,42 +101,51 @@ func (a *attack) check(what string) {
 	own := a.bucket
 	a.bucket = a.victim
 	text, _, err := a.get("k")
+
 	a.bucket = own
 	if err != nil || string(text) != "the victim's" {
 		a.t.Fatalf("%s: the victim's object: %q, %v", what, text, err)
 	}
 	if _, err := os.Stat(filepath.Join(store.Dir, own)); err != nil {
-		a.t.Fatalf("%s: the bucket is gone: %v", what, err)
+		a.t.Fatalf("%s: the bucket was removed: %v", what, err)
 	}
+
 	a.origin.take()
 }
 
-// refused sends a request with a hostile name, which the store must not see.
+// refused sends a request with a hostile name. The store must not get it.
 func (a *attack) refused(what string, r request) {
 	a.t.Helper()
 	if r.header == nil {
 		r.header = http.Header{}
 	}
-	r.header.Set("Origin", "http://example.com") // about which the store may be asked
+	r.header.Set("Origin", "http://example.com") // the store may be asked about it
 	a.origin.take()
+
 	got := a.send(r)
 	if got.StatusCode < 400 || got.StatusCode >= 500 && got.Code != "NotImplemented" {
 		a.t.Errorf("%s: %s %s: %d %s", what, r.method, r.path, got.StatusCode, got.body)
 	}
+
 	for _, asked := range a.origin.take() {
-		if !slices.Contains([]string{"OPTIONS /" + a.bucket + " ", "OPTIONS /" + a.bucket + "/k ", "HEAD /" + a.bucket + " "}, asked) {
+		if !slices.Contains(
+			[]string{"OPTIONS /" + a.bucket + " ", "OPTIONS /" + a.bucket + "/k ", "HEAD /" + a.bucket + " "},
+			asked,
+		) {
 			a.t.Errorf("%s: %s %s: the store was asked %s", what, r.method, r.path, asked)
 		}
 	}
+
 	a.check(what)
 }
 
-// requestFor is a request of a row, for a key, with further parameters.
+// requestFor returns a request for a row and a key, with further parameters.
 func (a *attack) requestFor(row s3api.Row, key string, parameters url.Values) request {
 	path, query, header := "/"+a.bucket, url.Values{}, http.Header{}
 	if strings.Contains(row.Path, "key") {
 		path += "/" + strings.TrimPrefix(sigv4.EscapePath("/"+key), "/")
 	}
+
 	for match := range strings.FieldsSeq(row.Match) {
 		name, value, _ := strings.Cut(match, "=")
 		if isHeader, ok := strings.CutPrefix(match, "header:"); ok {
@@ -142,6 +154,7 @@ func (a *attack) requestFor(row s3api.Row, key string, parameters url.Values) re
 			query.Set(name, value)
 		}
 	}
+
 	if strings.Contains(row.Query, "partNumber") && query.Has("uploadId") {
 		query.Set("partNumber", "1")
 	}
@@ -149,23 +162,31 @@ func (a *attack) requestFor(row s3api.Row, key string, parameters url.Values) re
 	if row.Method == http.MethodOptions {
 		header.Set("Access-Control-Request-Method", "GET")
 	}
-	return request{method: row.Method, path: path + "?" + strings.ReplaceAll(query.Encode(), "+", "%20"), header: header}
+
+	return request{
+		method: row.Method,
+		path:   path + "?" + strings.ReplaceAll(query.Encode(), "+", "%20"),
+		header: header,
+	}
 }
 
-// No operation takes a name that leads out of the bucket, in whichever place.
+// No operation accepts a name that leads out of the bucket, in any place.
 func TestHostileNamesOnEveryRoute(t *testing.T) {
 	a := newAttack(t)
 	a.put("source", []byte("x"))
 	upload := a.create("k")
+
 	for _, row := range s3api.Rows() {
 		if row.Path == "/" || row.Op == "WriteGetObjectResponse" {
 			continue
 		}
+
 		if strings.Contains(row.Path, "key") {
 			for _, key := range hostileKeys(a.victim) {
 				a.refused(row.Op+" of the key "+key, a.requestFor(row, key, nil))
 			}
 		}
+
 		for parameter := range strings.FieldsSeq(row.Match + " " + row.Query) {
 			name, _, _ := strings.Cut(parameter, "=")
 			names := hostileParameters[name]
@@ -176,6 +197,7 @@ func TestHostileNamesOnEveryRoute(t *testing.T) {
 				a.refused(row.Op+" with the "+name+" "+value, a.requestFor(row, "k", url.Values{name: {value}}))
 			}
 		}
+
 		if !strings.Contains(row.Match, "x-amz-copy-source") {
 			continue
 		}
@@ -183,9 +205,11 @@ func TestHostileNamesOnEveryRoute(t *testing.T) {
 		for _, key := range hostileKeys(a.victim) {
 			sources = append(sources, sigv4.EscapePath(a.bucket+"/"+key))
 		}
+
 		for _, id := range hostileIDs(a.victim) {
 			sources = append(sources, a.bucket+"/source?versionId="+url.QueryEscape(id))
 		}
+
 		for _, source := range sources {
 			r := a.requestFor(row, "k", nil)
 			if strings.Contains(row.Match, "uploadId") {
@@ -197,7 +221,8 @@ func TestHostileNamesOnEveryRoute(t *testing.T) {
 	}
 }
 
-// Whoever adds a parameter to a route says here whether it is a name.
+// Each new parameter of a route must be declared here as a name or as
+// harmless.
 func TestEveryParameterIsJudgedOrHarmless(t *testing.T) {
 	for _, row := range s3api.Rows() {
 		for parameter := range strings.FieldsSeq(row.Query) {
@@ -208,14 +233,23 @@ func TestEveryParameterIsJudgedOrHarmless(t *testing.T) {
 	}
 }
 
-// DeleteObjects has its keys in the body; each is judged for itself.
+// DeleteObjects has keys in its body; each of them is checked.
 func TestHostileNamesInDeleteObjects(t *testing.T) {
 	a := newAttack(t)
 	remove := func(key, version string) {
 		t.Helper()
 		a.put("good", []byte("x"))
 		doc := "<Delete>" + object("good", "") + object(key, version) + "</Delete>"
-		got := a.send(request{method: http.MethodPost, path: "/" + a.bucket + "?delete", body: []byte(doc), header: http.Header{"Content-Type": {"application/xml"}}})
+
+		got := a.send(
+			request{
+				method: http.MethodPost,
+				path:   "/" + a.bucket + "?delete",
+				body:   []byte(doc),
+				header: http.Header{"Content-Type": {"application/xml"}},
+			},
+		)
+
 		var answer struct {
 			Deleted []struct{ Key string }
 			Error   []struct{ Key, Code string }
@@ -223,11 +257,15 @@ func TestHostileNamesInDeleteObjects(t *testing.T) {
 		if err := xml.Unmarshal(got.body, &answer); err != nil || got.StatusCode != http.StatusOK {
 			t.Fatalf("%q: %d %s", key, got.StatusCode, got.body)
 		}
-		if len(answer.Deleted) != 1 || answer.Deleted[0].Key != "good" || len(answer.Error) != 1 || answer.Error[0].Code != "InvalidArgument" || answer.Error[0].Key != key {
+
+		if len(answer.Deleted) != 1 || answer.Deleted[0].Key != "good" || len(answer.Error) != 1 ||
+			answer.Error[0].Code != "InvalidArgument" ||
+			answer.Error[0].Key != key {
 			t.Errorf("%q, version %q: %s", key, version, got.body)
 		}
 		a.check("deleting " + key + " of version " + version)
 	}
+
 	for _, key := range hostileKeys(a.victim) {
 		remove(key, "")
 	}
@@ -249,7 +287,7 @@ func object(key, version string) string {
 	return b.String() + "</Object>"
 }
 
-// A form names its key in a field, in which the file's name is put in.
+// A form has its key in a field, into which the file's name can be inserted.
 func TestHostileNamesInForms(t *testing.T) {
 	a := newAttack(t)
 	post := func(what string, u *upload) {
@@ -259,14 +297,17 @@ func TestHostileNamesInForms(t *testing.T) {
 		if resp.StatusCode != http.StatusBadRequest || !strings.Contains(answer, "<Code>InvalidArgument</Code>") {
 			t.Errorf("%s: %d %s", what, resp.StatusCode, answer)
 		}
+
 		if asked := a.origin.take(); len(asked) > 0 {
 			t.Errorf("%s: the store was asked %v", what, asked)
 		}
 		a.check(what)
 	}
+
 	for _, key := range append(hostileKeys(a.victim), "uploads/../secret/x", `uploads/..\x`) {
 		post(key, a.form(key, []byte("x")))
 	}
+
 	for _, name := range []string{"..", "."} {
 		u := a.form("uploads/${filename}", []byte("x"))
 		u.filename = name
@@ -274,16 +315,21 @@ func TestHostileNamesInForms(t *testing.T) {
 	}
 	u := a.form("uploads/${filename}", []byte("x"))
 	u.change = func(fields map[string]string) { fields["key"] = "uploads/../secret/x" }
+
 	post("a key that the policy's prefix says nothing about", u)
 }
 
-// A store takes a request with an empty upload id for one without: for
-// DeleteObject in place of AbortMultipartUpload, which a client may do.
+// A store ignores an empty upload id, and would take AbortMultipartUpload
+// for DeleteObject.
 func TestEmptyUploadID(t *testing.T) {
-	p := newProxy(t, withClients(access.Client{Name: "writer", AccessKey: readerAccess, Secret: readerSecret, Allow: []access.Grant{
-		{Buckets: []string{"*"}, Actions: []access.Action{access.Write}},
-	}}))
+	p := newProxy(
+		t,
+		withClients(access.Client{Name: "writer", AccessKey: readerAccess, Secret: readerSecret, Allow: []access.Grant{
+			{Buckets: []string{"*"}, Actions: []access.Action{access.Write}},
+		}}),
+	)
 	p.put("k", []byte("text"))
+
 	for _, row := range s3api.Rows() {
 		if !strings.Contains(row.Match, "uploadId") {
 			continue
@@ -291,19 +337,22 @@ func TestEmptyUploadID(t *testing.T) {
 		a := &attack{proxy: p}
 		r := a.requestFor(row, "k", url.Values{"uploadId": {""}})
 		p.origin.take()
-		if got := p.sendAs(readerAccess, readerSecret, r); got.StatusCode != http.StatusNotFound || got.Code != "NoSuchUpload" {
+
+		if got := p.sendAs(readerAccess, readerSecret, r); got.StatusCode != http.StatusNotFound ||
+			got.Code != "NoSuchUpload" {
 			t.Errorf("%s: %d %s", row.Op, got.StatusCode, got.body)
 		}
 		if asked := p.origin.take(); len(asked) > 0 {
 			t.Errorf("%s: the store was asked %v", row.Op, asked)
 		}
 	}
+
 	if !p.isStored("k") {
-		t.Error("the object is gone")
+		t.Error("the object was removed")
 	}
 }
 
-// An upload id is read in one way only, so that no two ids are one upload.
+// Each upload has exactly one id: other encodings are refused.
 func TestUploadIDsAreReadStrictly(t *testing.T) {
 	a, _, second := twoReplicas(t)
 	m := a.create("k", asking(second.KeyID(), ""))
@@ -311,6 +360,7 @@ func TestUploadIDsAreReadStrictly(t *testing.T) {
 	if !ok || len(text)%4 == 0 {
 		t.Fatalf("the id %q has no spare bits", m.id)
 	}
+
 	alphabet := "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 	last := strings.IndexByte(alphabet, text[len(text)-1])
 	for name, id := range map[string]string{
@@ -325,13 +375,14 @@ func TestUploadIDsAreReadStrictly(t *testing.T) {
 			}
 		})
 	}
+
 	parts, err := a.client.ListParts(t.Context(), &s3.ListPartsInput{Bucket: &a.bucket, Key: &m.key, UploadId: &m.id})
 	if err != nil || len(parts.Parts) != 0 {
 		t.Errorf("a part was stored: %+v, %v", parts, err)
 	}
 }
 
-// withNames has the proxy take keys as a store of that kind does.
+// withNames makes the proxy treat keys as a store of that kind does.
 func withNames(names keyname.Store, rules ...keyring.Rule) option {
 	return func(_ *proxy, cfg *s3api.Config, ring *keyring.Config) {
 		cfg.KeyNames, ring.LiteralKeys = names, names == keyname.Literal
@@ -341,8 +392,8 @@ func withNames(names keyname.Store, rules ...keyring.Rule) option {
 	}
 }
 
-// What a key with odd segments may do depends on what the store makes of it,
-// and on whether a prefix decides anything.
+// Whether a key with unusual segments is accepted depends on the kind of
+// store, and on whether rules or grants have prefixes.
 func TestKeyNames(t *testing.T) {
 	prefixed := []keyring.Rule{{Prefixes: []string{"uploads/"}, Key: "main", AllowPlaintext: true}, {Key: "main"}}
 	put := func(key string) request { return request{method: "PUT", path: key, body: []byte("x")} }
@@ -377,6 +428,7 @@ func TestKeyNames(t *testing.T) {
 			if refused := got.Code == "InvalidArgument"; refused != row.refused {
 				t.Errorf("%d %s", got.StatusCode, got.body)
 			}
+
 			asked := strings.Join(p.origin.take(), "\n")
 			if strings.Contains(asked, row.request.path) == row.refused {
 				t.Errorf("the store was asked:\n%s", asked)
@@ -385,12 +437,13 @@ func TestKeyNames(t *testing.T) {
 	}
 }
 
-// Plaintext that a rule lets be read below a prefix is not read above it.
+// Plaintext that a rule allows below a prefix cannot be read outside it.
 func TestPlaintextBelowAPrefixOnly(t *testing.T) {
 	rules := []keyring.Rule{{Prefixes: []string{"open/"}, Key: "main", AllowPlaintext: true}, {Key: "main"}}
 	p := newProxy(t, withNames(keyname.Unknown, rules...))
 	p.store("secret", []byte("planted"), nil)
-	if got := p.send(request{method: "GET", path: "/" + p.bucket + "/open/../secret"}); got.StatusCode < 400 || bytes.Contains(got.body, []byte("planted")) {
+	if got := p.send(request{method: "GET", path: "/" + p.bucket + "/open/../secret"}); got.StatusCode < 400 ||
+		bytes.Contains(got.body, []byte("planted")) {
 		t.Errorf("%d %s", got.StatusCode, got.body)
 	}
 }

@@ -23,37 +23,40 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
-// network stands between a proxy and the store, speaks HTTP over TCP to both,
-// and does harm to what passes.
+// network is an HTTP intermediary between a proxy and the store that damages
+// traffic.
 type network struct {
 	t      testing.TB
 	server *httptest.Server
 
-	late time.Duration // when the store is late
+	late time.Duration // how long a late store waits
 	end  chan struct{}
 
 	mu    sync.Mutex
-	fault func(http.ResponseWriter, *http.Request) bool // true: it has answered
+	fault func(http.ResponseWriter, *http.Request) bool // true if it has answered
 	seen  []string
 }
 
-// behindNetwork starts a proxy whose store is behind a network. A store and a
-// client that do nothing for this long are late.
+// behindNetwork starts a proxy whose store is behind a network. late is the
+// timeout for the store and for the client.
 func behindNetwork(t testing.TB, late time.Duration) (*proxy, *network) {
 	t.Helper()
 	w := &network{t: t, late: late, end: make(chan struct{})}
 	w.server = httptest.NewServer(w)
 	t.Cleanup(func() { close(w.end); w.server.Close() })
+
 	endpoint, err := url.Parse(w.server.URL)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	direct := func(p *proxy, cfg *s3api.Config, _ *keyring.Config) {
 		cfg.IdleTimeout = late
 		store := proxytest.OriginConfig(newNetworkTransport(w.late))
 		store.Endpoint = endpoint
 		p.origin.next = origin.New(store)
 	}
+
 	p := newProxy(t, direct)
 	w.take()
 	return p, w
@@ -67,6 +70,7 @@ func (w *network) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	if fault != nil && fault(rw, r) {
 		return
 	}
+
 	resp, err := w.ask(r)
 	if err != nil {
 		w.t.Logf("the store: %v", err)
@@ -74,19 +78,21 @@ func (w *network) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	}
 	defer resp.Body.Close()
 	answerLike(rw, resp)
+
 	if _, err := io.Copy(rw, resp.Body); err != nil {
 		panic(http.ErrAbortHandler)
 	}
 }
 
-// ask sends a request on to the store, with the host that its signature covers.
+// ask forwards a request to the store, with the host that its signature
+// covers.
 func (w *network) ask(r *http.Request) (*http.Response, error) {
 	out := r.Clone(r.Context())
 	out.URL.Scheme, out.URL.Host, out.RequestURI = "http", r.Host, ""
 	return store.transport.RoundTrip(out)
 }
 
-// answerLike writes the header of an answer, its length included.
+// answerLike writes the headers of an answer, including its length.
 func answerLike(rw http.ResponseWriter, resp *http.Response) {
 	maps.Copy(rw.Header(), resp.Header)
 	if resp.ContentLength >= 0 {
@@ -96,7 +102,7 @@ func answerLike(rw http.ResponseWriter, resp *http.Response) {
 	http.NewResponseController(rw).Flush()
 }
 
-// set has fault see every request from now on.
+// set installs a fault for every request from now on.
 func (w *network) set(fault func(http.ResponseWriter, *http.Request) bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -112,8 +118,8 @@ func (w *network) take() []string {
 	return out
 }
 
-// cutBodies ends the connection within the body of every answer to a GET, after
-// so many bytes of it.
+// cutBodies ends the connection within the body of every answer to a GET,
+// after the given number of bytes.
 func (w *network) cutBodies(after int64) {
 	w.set(func(rw http.ResponseWriter, r *http.Request) bool {
 		if r.Method != http.MethodGet {
@@ -124,6 +130,7 @@ func (w *network) cutBodies(after int64) {
 			panic(http.ErrAbortHandler)
 		}
 		defer resp.Body.Close()
+
 		if resp.ContentLength <= after {
 			answerLike(rw, resp)
 			io.Copy(rw, resp.Body)
@@ -131,12 +138,13 @@ func (w *network) cutBodies(after int64) {
 		}
 		answerLike(rw, resp)
 		io.CopyN(rw, resp.Body, after)
-		panic(http.ErrAbortHandler) // which ends the connection
+
+		panic(http.ErrAbortHandler) // closes the connection
 	})
 }
 
-// shortenBodies has every answer to a GET end early, as a whole one: with a
-// Content-Length that says so.
+// shortenBodies shortens every answer to a GET, with a Content-Length that
+// fits.
 func (w *network) shortenBodies(to int64) {
 	w.set(func(rw http.ResponseWriter, r *http.Request) bool {
 		if r.Method != http.MethodGet {
@@ -147,6 +155,7 @@ func (w *network) shortenBodies(to int64) {
 			panic(http.ErrAbortHandler)
 		}
 		defer resp.Body.Close()
+
 		resp.ContentLength = min(to, resp.ContentLength)
 		answerLike(rw, resp)
 		io.CopyN(rw, resp.Body, resp.ContentLength)
@@ -154,9 +163,9 @@ func (w *network) shortenBodies(to int64) {
 	})
 }
 
-// reads are all kinds of request for which the proxy reads the body of a stored
-// object. Each returns the status and the code, or the error of an answer that
-// broke off.
+// reads returns all kinds of request for which the proxy reads the body of a
+// stored object. Each returns the status and the code, or the error of a
+// broken response.
 func reads(p *proxy) map[string]func() (status int, code string, err error) {
 	do := func(r request) func() (int, string, error) {
 		return func() (int, string, error) {
@@ -167,6 +176,7 @@ func reads(p *proxy) map[string]func() (status int, code string, err error) {
 			defer resp.Body.Close()
 			body, err := io.ReadAll(resp.Body)
 			code, _, _ := strings.Cut(string(body), "</Code>")
+
 			_, code, _ = strings.Cut(code, "<Code>")
 			if resp.StatusCode == http.StatusServiceUnavailable && resp.Header.Get("Retry-After") == "" {
 				p.t.Errorf("%s %s: no Retry-After", r.method, r.path)
@@ -174,6 +184,7 @@ func reads(p *proxy) map[string]func() (status int, code string, err error) {
 			return resp.StatusCode, code, err
 		}
 	}
+
 	b := "/" + p.bucket
 	get := func(key, bytes string) func() (int, string, error) {
 		header := http.Header{}
@@ -182,6 +193,7 @@ func reads(p *proxy) map[string]func() (status int, code string, err error) {
 		}
 		return do(request{method: "GET", path: b + "/" + key, header: header})
 	}
+
 	copied := func(path, key, bytes string) func() (int, string, error) {
 		header := http.Header{"X-Amz-Copy-Source": {b + "/" + key}}
 		if bytes != "" {
@@ -189,26 +201,33 @@ func reads(p *proxy) map[string]func() (status int, code string, err error) {
 		}
 		return do(request{method: "PUT", path: b + "/" + path, header: header})
 	}
+
 	target := url.QueryEscape(p.create("target").id)
 	return map[string]func() (int, string, error){
-		"GET of one that was put whole":  get("single", ""),
-		"GET of one that is small":       get("small", ""),
-		"GET of one in parts":            get("parts", ""),
-		"range of one put whole":         get("single", "100000-199999"),
-		"range of one in parts":          get("parts", "5242000-5999999"),
-		"range at the end of parts":      get("parts", "-100000"),
-		"GET of a part":                  get("parts?partNumber=2", ""),
-		"GET of plaintext":               do(request{method: "GET", path: b + "/clear"}),
-		"copy of one in parts":           copied("copy", "parts", ""),
-		"part copy of one put whole":     copied("target?partNumber=1&uploadId="+target, "single", ""),
-		"part copy of a range of parts":  copied("target?partNumber=2&uploadId="+target, "parts", "0-5299999"),
-		"copy that computes a checksum":  do(request{method: "PUT", path: b + "/copy", header: http.Header{"X-Amz-Copy-Source": {b + "/single"}, "X-Amz-Checksum-Algorithm": {"SHA256"}}}),
+		"GET of a single-PUT object":       get("single", ""),
+		"GET of one that is small":         get("small", ""),
+		"GET of a multipart object":        get("parts", ""),
+		"range of a single-PUT object":     get("single", "100000-199999"),
+		"range of a multipart object":      get("parts", "5242000-5999999"),
+		"range at the end of parts":        get("parts", "-100000"),
+		"GET of a part":                    get("parts?partNumber=2", ""),
+		"GET of plaintext":                 do(request{method: "GET", path: b + "/clear"}),
+		"copy of a multipart object":       copied("copy", "parts", ""),
+		"part copy of a single-PUT object": copied("target?partNumber=1&uploadId="+target, "single", ""),
+		"part copy of a range of parts":    copied("target?partNumber=2&uploadId="+target, "parts", "0-5299999"),
+		"copy that computes a checksum": do(
+			request{
+				method: "PUT",
+				path:   b + "/copy",
+				header: http.Header{"X-Amz-Copy-Source": {b + "/single"}, "X-Amz-Checksum-Algorithm": {"SHA256"}},
+			},
+		),
 		"copy of plaintext":              copied("copy", "clear", ""),
 		"part copy of plaintext, ranged": copied("target?partNumber=3&uploadId="+target, "clear", "0-99999"),
 	}
 }
 
-// fill stores what reads is about, in a bucket whose plaintext may be read.
+// fill stores the objects of reads, in a bucket whose plaintext may be read.
 func (p *proxy) fill() {
 	p.t.Helper()
 	p.bucket = p.newBucket("plain-")
@@ -218,9 +237,9 @@ func (p *proxy) fill() {
 	p.upload("parts", []int{5 << 20, 1 << 20})
 }
 
-// A connection to the store that ends within a body says nothing of the object.
-// It is answered with 503, or ends the connection of a client whose answer has
-// begun, and is never called tampering.
+// If the connection to the store ends within a body, the object is not at
+// fault. The client gets a 503, or a closed connection if the response has
+// begun, and never an integrity error.
 func TestACutIsACut(t *testing.T) {
 	p, w := behindNetwork(t, time.Minute)
 	p.fill()
@@ -229,11 +248,12 @@ func TestACutIsACut(t *testing.T) {
 		if status, code, err := read(); status >= 300 || err != nil {
 			t.Fatalf("%s, on a sound network: %d %s %v", name, status, code, err)
 		}
+
 		cut := 0
 		for _, after := range []int64{0, 1, 500, 984, 1000, 1040, 65_551, 65_552, 90_000, 262_300, 5_300_000} {
 			w.cutBodies(after)
 			switch status, code, err := read(); {
-			case err != nil: // the answer had begun
+			case err != nil: // the response had begun
 				cut++
 			case status == http.StatusServiceUnavailable && code == "ServiceUnavailable":
 				cut++
@@ -241,24 +261,26 @@ func TestACutIsACut(t *testing.T) {
 				t.Errorf("%s, cut after %d bytes: %d %s", name, after, status, code)
 			}
 		}
+
 		if cut < 2 {
 			t.Errorf("%s: %d cuts were noticed", name, cut)
 		}
 	}
+
 	if log := p.log.String(); strings.Contains(log, integrity) {
 		t.Error("the log speaks of tampering")
 	}
 }
 
-// A store that sends a whole answer which is too short for the object has not
-// what was stored.
+// A complete answer that is too short for the object is an integrity error.
 func TestAWholeAnswerThatIsTooShortIsTampering(t *testing.T) {
 	p, w := behindNetwork(t, time.Minute)
 	p.fill()
 	for name, read := range reads(p) {
-		if strings.Contains(name, "plaintext") { // of which nothing is known
+		if strings.Contains(name, "plaintext") { // plaintext cannot be verified
 			continue
 		}
+
 		for _, to := range []int64{0, 1000, 90_000} {
 			w.shortenBodies(to)
 			switch status, code, err := read(); {
@@ -272,24 +294,26 @@ func TestAWholeAnswerThatIsTooShortIsTampering(t *testing.T) {
 }
 
 func newNetworkTransport(late time.Duration) http.RoundTripper {
-	return origin.NewTransport(origin.TransportConfig{ConnectTimeout: late, ResponseTimeout: late, IdleTimeout: late, MaxConns: 16})
+	return origin.NewTransport(
+		origin.TransportConfig{ConnectTimeout: late, ResponseTimeout: late, IdleTimeout: late, MaxConns: 16},
+	)
 }
 
-// late is the time after which a store is late, and a client too: the two must
-// not be taken for each other when both times are the same.
+// late is the timeout for both the store and the client, which must not be
+// confused even if their timeouts are equal.
 const late = time.Second
 
-// hang has a request wait until its connection ends, before anything is read of
-// it or written.
+// hang blocks a request until its connection ends, before anything is read
+// or written.
 func (w *network) hang(_ http.ResponseWriter, r *http.Request) bool {
 	select {
 	case <-r.Context().Done():
-	case <-w.end: // net/http does not see the end of a connection with an unread body
+	case <-w.end: // net/http does not notice the end of a connection with an unread body
 	}
 	return true
 }
 
-// hangWithin has an answer to a GET stop within its body.
+// hangWithin makes an answer to a GET stop within its body.
 func (w *network) hangWithin(after int64) func(http.ResponseWriter, *http.Request) bool {
 	return func(rw http.ResponseWriter, r *http.Request) bool {
 		if r.Method != http.MethodGet {
@@ -300,6 +324,7 @@ func (w *network) hangWithin(after int64) func(http.ResponseWriter, *http.Reques
 			panic(http.ErrAbortHandler)
 		}
 		defer resp.Body.Close()
+
 		answerLike(rw, resp)
 		io.CopyN(rw, resp.Body, after)
 		http.NewResponseController(rw).Flush()
@@ -308,26 +333,30 @@ func (w *network) hangWithin(after int64) func(http.ResponseWriter, *http.Reques
 	}
 }
 
-// A store that hangs is not its client's fault, wherever it hangs: the answer
-// is 503 with Retry-After, and the connection is good for more. The client's
-// own time is the same as the store's here, so that the two cannot race.
+// A store that hangs is not the client's fault: the client gets a 503 with
+// Retry-After, and its connection remains usable. The client's timeout
+// equals the store's, so that the two could be confused.
 func TestAStoreThatHangs(t *testing.T) {
 	t.Parallel()
 	p, w := behindNetwork(t, late)
 	p.put("k", randomText(300_000))
-	body := randomText(32 << 20) // more than the kernel keeps
+	body := randomText(32 << 20) // more than the kernel buffers
+
 	b := "/" + p.bucket
 	for name, row := range map[string]struct {
 		fault func(http.ResponseWriter, *http.Request) bool
 		r     request
 	}{
-		"GET":             {w.hang, request{method: "GET", path: b + "/k"}},
-		"GET, within":     {w.hangWithin(50_000), request{method: "GET", path: b + "/k"}},
-		"HEAD":            {w.hang, request{method: "HEAD", path: b + "/k"}},
-		"range":           {w.hang, request{method: "GET", path: b + "/k", header: http.Header{"Range": {"bytes=5-9"}}}},
-		"PUT":             {w.hang, request{method: "PUT", path: b + "/new", body: []byte("x")}},
-		"PUT, large":      {w.hang, request{method: "PUT", path: b + "/new", body: body, hash: "UNSIGNED-PAYLOAD"}},
-		"copy, within":    {w.hangWithin(50_000), request{method: "PUT", path: b + "/copy", header: http.Header{"X-Amz-Copy-Source": {b + "/k"}, "X-Amz-Checksum-Algorithm": {"SHA256"}}}},
+		"GET":         {w.hang, request{method: "GET", path: b + "/k"}},
+		"GET, within": {w.hangWithin(50_000), request{method: "GET", path: b + "/k"}},
+		"HEAD":        {w.hang, request{method: "HEAD", path: b + "/k"}},
+		"range":       {w.hang, request{method: "GET", path: b + "/k", header: http.Header{"Range": {"bytes=5-9"}}}},
+		"PUT":         {w.hang, request{method: "PUT", path: b + "/new", body: []byte("x")}},
+		"PUT, large":  {w.hang, request{method: "PUT", path: b + "/new", body: body, hash: "UNSIGNED-PAYLOAD"}},
+		"copy, within": {w.hangWithin(50_000), request{
+			method: "PUT", path: b + "/copy",
+			header: http.Header{"X-Amz-Copy-Source": {b + "/k"}, "X-Amz-Checksum-Algorithm": {"SHA256"}},
+		}},
 		"listing":         {w.hang, request{method: "GET", path: b + "?list-type=2"}},
 		"listing, within": {w.hangWithin(50), request{method: "GET", path: b + "?list-type=2"}},
 		"DELETE":          {w.hang, request{method: "DELETE", path: b + "/k"}},
@@ -340,6 +369,7 @@ func TestAStoreThatHangs(t *testing.T) {
 				t.Errorf("%v", err)
 				return
 			}
+
 			text, _ := io.ReadAll(resp.Body)
 			resp.Body.Close()
 			if resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") == "" {
@@ -349,7 +379,8 @@ func TestAStoreThatHangs(t *testing.T) {
 	}
 }
 
-// A client that does not send its body is told so, whatever the store may take.
+// A client that does not send its body gets RequestTimeout, however slow the
+// store is.
 func TestAClientThatHangs(t *testing.T) {
 	t.Parallel()
 	p, _ := behindNetwork(t, late)
@@ -360,24 +391,27 @@ func TestAClientThatHangs(t *testing.T) {
 				conn := p.dialPut(100_000)
 				defer conn.Close()
 				conn.Write(randomText(sent))
+
 				resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 				if err != nil {
 					t.Error(err)
 					return
 				}
 				defer resp.Body.Close()
+
 				text, _ := io.ReadAll(resp.Body)
-				if resp.StatusCode != http.StatusBadRequest || !bytes.Contains(text, []byte("<Code>RequestTimeout<")) || !resp.Close {
+				if resp.StatusCode != http.StatusBadRequest || !bytes.Contains(text, []byte("<Code>RequestTimeout<")) ||
+					!resp.Close {
 					t.Errorf("after %d bytes: %d %s; closed: %v", sent, resp.StatusCode, text, resp.Close)
 				}
 			})
 		}
 	}
+
 	all.Wait()
 }
 
-// A client that keeps its connection finds it usable, or closed, after whatever
-// has timed out on it.
+// After any timeout, a client's connection is either usable or closed.
 func TestKeepAliveAfterATimeout(t *testing.T) {
 	t.Parallel()
 	p, w := behindNetwork(t, late)
@@ -387,6 +421,7 @@ func TestKeepAliveAfterATimeout(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
+
 	reader := bufio.NewReader(conn)
 	ask := func() *http.Response {
 		t.Helper()
@@ -395,22 +430,26 @@ func TestKeepAliveAfterATimeout(t *testing.T) {
 		if err := r.Write(conn); err != nil {
 			t.Fatal(err)
 		}
+
 		resp, err := http.ReadResponse(reader, r)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer resp.Body.Close()
+
 		if _, err := io.Copy(io.Discard, resp.Body); err != nil {
 			t.Fatal(err)
 		}
 		return resp
 	}
+
 	for _, fault := range []func(http.ResponseWriter, *http.Request) bool{w.hang, w.hangWithin(50_000)} {
 		w.set(fault)
 		if resp := ask(); resp.StatusCode != http.StatusServiceUnavailable || resp.Close {
 			t.Fatalf("%d %v", resp.StatusCode, resp.Header)
 		}
 		w.set(nil)
+
 		for range 3 {
 			if resp := ask(); resp.StatusCode != http.StatusOK {
 				t.Fatalf("the store is back: %d", resp.StatusCode)
@@ -421,6 +460,8 @@ func TestKeepAliveAfterATimeout(t *testing.T) {
 
 // refuseUploads has the store's next uploads refused with an answer, so many of
 // them, after it has taken what there is of them.
+// refuseUploads refuses the store's next uploads with an answer, after
+// reading what has arrived of them.
 func (w *network) refuseUploads(times int, status int, answer string) *atomic.Int64 {
 	var left atomic.Int64
 	left.Store(int64(times))
@@ -441,30 +482,41 @@ func fault(code string) string {
 	return "<Error><Code>" + code + "</Code><Message>in the store's words</Message></Error>"
 }
 
-// What the store says of a connection that broke between the proxy and it is
-// not the client's fault. A request that can be made again is made again,
-// once.
+// If the connection to the store breaks, the client is not at fault. A
+// request that can be repeated is repeated once.
 func TestTheWayToTheStore(t *testing.T) {
 	p, w := behindNetwork(t, time.Minute)
 	p.fill()
 	m := p.create("target")
 	m.send(1, randomText(100))
 	b := "/" + p.bucket
+
 	from := func(key string) http.Header { return http.Header{"X-Amz-Copy-Source": {b + "/" + key}} }
 	for _, row := range []struct {
 		name   string
 		r      request
-		repeat bool // it is made again by the proxy
+		repeat bool // the proxy repeats it
 	}{
-		{"part copy", request{method: "PUT", path: b + "/target?partNumber=2&uploadId=" + url.QueryEscape(m.id), header: from("parts")}, true},
+		{
+			"part copy",
+			request{method: "PUT", path: b + "/target?partNumber=2&uploadId=" + url.QueryEscape(m.id), header: from("parts")},
+			true,
+		},
 		{"copy of parts", request{method: "PUT", path: b + "/copy", header: from("parts")}, true},
 		{"copy of plaintext", request{method: "PUT", path: b + "/copy", header: from("clear")}, true},
 		{"copy in the store", request{method: "PUT", path: b + "/copy", header: from("single")}, true},
-		{"tags", request{method: "PUT", path: b + "/single?tagging", body: []byte("<Tagging><TagSet><Tag><Key>a</Key><Value>b</Value></Tag></TagSet></Tagging>")}, true},
+		{"tags", request{
+			method: "PUT", path: b + "/single?tagging",
+			body: []byte("<Tagging><TagSet><Tag><Key>a</Key><Value>b</Value></Tag></TagSet></Tagging>"),
+		}, true},
 		{"deletion", request{method: "DELETE", path: b + "/copy"}, true},
 		{"upload", request{method: "PUT", path: b + "/new", body: randomText(200_000)}, false},
 		{"small upload", request{method: "PUT", path: b + "/new", body: []byte("x")}, false},
-		{"part", request{method: "PUT", path: b + "/target?partNumber=1&uploadId=" + url.QueryEscape(m.id), body: randomText(100)}, false},
+		{
+			"part",
+			request{method: "PUT", path: b + "/target?partNumber=1&uploadId=" + url.QueryEscape(m.id), body: randomText(100)},
+			false,
+		},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			for _, refusal := range []struct {
@@ -481,6 +533,7 @@ func TestTheWayToTheStore(t *testing.T) {
 				name := fmt.Sprintf("%s, %d %.40s", row.name, refusal.status, refusal.answer)
 				w.refuseUploads(1, refusal.status, refusal.answer)
 				a := p.send(row.r)
+
 				switch {
 				case row.repeat && a.StatusCode >= 300:
 					t.Errorf("%s: it is not made again: %d %s", name, a.StatusCode, a.body)
@@ -489,13 +542,16 @@ func TestTheWayToTheStore(t *testing.T) {
 				}
 
 				left := w.refuseUploads(1000, refusal.status, refusal.answer)
-				if a = p.send(row.r); a.StatusCode != http.StatusServiceUnavailable || a.Header.Get("Retry-After") == "" {
+				if a = p.send(row.r); a.StatusCode != http.StatusServiceUnavailable ||
+					a.Header.Get("Retry-After") == "" {
 					t.Errorf("%s, always: %d %s", name, a.StatusCode, a.body)
 				}
+
 				if made := 1000 - left.Load(); made > 2 {
 					t.Errorf("%s: it is made %d times", name, made)
 				}
 			}
+
 			w.refuseUploads(1, 400, fault("MalformedThing"))
 			if a := p.send(row.r); a.StatusCode != http.StatusBadRequest || a.Code != "MalformedThing" {
 				t.Errorf("what the store refuses for good: %d %s", a.StatusCode, a.Code)
@@ -509,8 +565,8 @@ func TestTheWayToTheStore(t *testing.T) {
 	}
 }
 
-// A store loses patience with an upload whose client does not go on: then it is
-// the client's fault.
+// If the store times out because the client stops sending, the client is at
+// fault.
 func TestAStoreThatLosesPatienceWithAClient(t *testing.T) {
 	t.Parallel()
 	p, w := behindNetwork(t, time.Minute)
@@ -523,6 +579,7 @@ func TestAStoreThatLosesPatienceWithAClient(t *testing.T) {
 		io.WriteString(rw, fault("RequestTimeout"))
 		return true
 	})
+
 	conn := p.dialPut(300_000)
 	defer conn.Close()
 	conn.Write(randomText(200_000))
@@ -531,7 +588,9 @@ func TestAStoreThatLosesPatienceWithAClient(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	if text, _ := io.ReadAll(resp.Body); resp.StatusCode != http.StatusBadRequest || !bytes.Contains(text, []byte("<Code>RequestTimeout<")) {
+
+	if text, _ := io.ReadAll(resp.Body); resp.StatusCode != http.StatusBadRequest ||
+		!bytes.Contains(text, []byte("<Code>RequestTimeout<")) {
 		t.Errorf("%d %s", resp.StatusCode, text)
 	}
 }

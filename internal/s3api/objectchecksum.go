@@ -11,22 +11,24 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-// objectSum is the checksum of an object or of a part. The zero value is none.
+// objectSum is the checksum of an object or of a part. The zero value means
+// that there is none.
 type objectSum struct {
 	algorithm *checksum.Algorithm
-	digest    string             // "" in an upload that is only created
-	kind      crypt.ChecksumType // of an object
-	parts     int                // of an object's composite one
+	digest    string             // "" for a new upload
+	kind      crypt.ChecksumType // for objects only
+	parts     int                // number of parts, for a composite checksum
 }
 
-// claimedSum is the checksum of an object or of a part, as a client writes it.
+// claimedSum is the checksum of an object or of a part, as the client sends
+// it.
 type claimedSum struct {
-	algorithm *checksum.Algorithm // nil if it says none
+	algorithm *checksum.Algorithm // nil for none
 	text      string
-	kind      string // of an object; "" if it does not say
+	kind      string // for objects; "" if not sent
 }
 
-// headers says which checksum an upload was created with.
+// headers sets the headers for the checksum algorithm of an upload.
 func (o objectSum) headers(h http.Header) {
 	if o.algorithm != nil {
 		h.Set(checksumPrefix+"Algorithm", o.algorithm.Name)
@@ -34,7 +36,7 @@ func (o objectSum) headers(h http.Header) {
 	}
 }
 
-// digests is what is kept with the object.
+// digests returns the checksum to store with the object.
 func (o objectSum) digests() digests {
 	if o.digest == "" {
 		return nil
@@ -44,7 +46,8 @@ func (o objectSum) digests() digests {
 
 func (o objectSum) text() string { return checksumText([]byte(o.digest), o.kind, o.parts) }
 
-// xml is what S3 says of it in the answer to CompleteMultipartUpload.
+// xml returns the checksum elements for the response to
+// CompleteMultipartUpload.
 func (o objectSum) xml() []byte {
 	if o.digest == "" {
 		return nil
@@ -52,20 +55,27 @@ func (o objectSum) xml() []byte {
 	return fmt.Appendf(checksumXML(o.algorithm, o.text()), "<ChecksumType>%s</ChecksumType>", checksumTypes[o.kind])
 }
 
-// listed is what ListParts says of an upload that was created with it.
+// listed returns the checksum elements for a new upload in the response to
+// ListParts.
 func (o objectSum) listed() []byte {
 	if o.algorithm == nil {
 		return nil
 	}
-	return fmt.Appendf(nil, "<ChecksumAlgorithm>%s</ChecksumAlgorithm><ChecksumType>%s</ChecksumType>", o.algorithm.Name, checksumTypes[o.kind])
+	return fmt.Appendf(
+		nil,
+		"<ChecksumAlgorithm>%s</ChecksumAlgorithm><ChecksumType>%s</ChecksumType>",
+		o.algorithm.Name,
+		checksumTypes[o.kind],
+	)
 }
 
 func checksumXML(a *checksum.Algorithm, text string) []byte {
 	return fmt.Appendf(nil, "<Checksum%s>%s</Checksum%s>", a.Name, text, a.Name)
 }
 
-// uploadChecksum reads what CreateMultipartUpload says of checksums. Nothing
-// keeps it: the parts and the list that completes the upload say it again.
+// uploadChecksum parses the checksum headers of CreateMultipartUpload. They
+// need not be stored, because the client repeats them with the parts and
+// with the completion.
 func uploadChecksum(h http.Header) (objectSum, error) {
 	kind := h.Get(checksumPrefix + "Type")
 	a, err := algorithmNamed(h.Get(checksumPrefix + "Algorithm"))
@@ -77,8 +87,12 @@ func uploadChecksum(h http.Header) (objectSum, error) {
 	case kind != "" && !isChecksumType(kind):
 		return objectSum{}, errChecksumType()
 	case kind != "":
-		return objectSum{}, badRequest("InvalidRequest", "The x-amz-checksum-type header can only be used with the x-amz-checksum-algorithm header.")
+		return objectSum{}, badRequest(
+			"InvalidRequest",
+			"The x-amz-checksum-type header can only be used with the x-amz-checksum-algorithm header.",
+		)
 	}
+
 	return objectSum{}, nil
 }
 
@@ -91,9 +105,9 @@ func errChecksumType() *Error {
 	return badRequest("InvalidRequest", "Value for x-amz-checksum-type header is invalid.")
 }
 
-// checkPart refuses a part whose checksum is not of the kind that its upload
-// was created with. A part of an object with one checksum for the whole may
-// have none.
+// checkPart refuses a part with a checksum of another algorithm than that of
+// its upload. If the upload has one checksum for the full object, parts need
+// no checksum.
 func (o objectSum) checkPart(part *checksums) error {
 	if o.algorithm == nil || part.algorithm == o.algorithm || part.algorithm == nil && o.kind == crypt.FullObject {
 		return nil
@@ -102,10 +116,13 @@ func (o objectSum) checkPart(part *checksums) error {
 	if part.algorithm != nil {
 		actual = part.algorithm.Name
 	}
-	return badRequest("InvalidRequest", "Checksum Type mismatch occurred, expected checksum Type: "+o.algorithm.Name+", actual checksum Type: "+actual)
+	return badRequest(
+		"InvalidRequest",
+		"Checksum Type mismatch occurred, expected checksum Type: "+o.algorithm.Name+", actual checksum Type: "+actual,
+	)
 }
 
-// checkType refuses another type than that which the upload was created with.
+// checkType refuses a checksum type other than that of the upload.
 func (o objectSum) checkType(said claimedSum) error {
 	switch {
 	case o.algorithm == nil || said.kind == "" || strings.ToUpper(said.kind) == checksumTypes[o.kind]:
@@ -113,11 +130,15 @@ func (o objectSum) checkType(said claimedSum) error {
 	case !isChecksumType(said.kind):
 		return errChecksumType()
 	}
-	return badRequest("InvalidRequest", "The upload was created using the "+checksumTypes[o.kind]+" checksum mode. The complete request must use the same checksum mode.")
+	return badRequest(
+		"InvalidRequest",
+		"The upload was created using the "+checksumTypes[o.kind]+" checksum mode. "+
+			"The complete request must use the same checksum mode.",
+	)
 }
 
-// newObjectSum checks that the algorithm can be of the type; "" stands for its
-// default.
+// newObjectSum checks that the algorithm allows the type. An empty type
+// means the algorithm's default.
 func newObjectSum(a *checksum.Algorithm, kind string) (objectSum, error) {
 	o := objectSum{algorithm: a}
 	kind = strings.ToUpper(kind)
@@ -129,13 +150,21 @@ func newObjectSum(a *checksum.Algorithm, kind string) (objectSum, error) {
 	case kind == fullObject && a.IsCRC(), kind == "":
 		o.kind = crypt.FullObject
 	default:
-		return o, badRequest("InvalidRequest", fmt.Sprintf("The %s checksum type cannot be used with the %s checksum algorithm.", kind, strings.ToLower(a.Name)))
+		return o, badRequest(
+			"InvalidRequest",
+			fmt.Sprintf(
+				"The %s checksum type cannot be used with the %s checksum algorithm.",
+				kind,
+				strings.ToLower(a.Name),
+			),
+		)
 	}
+
 	return o, nil
 }
 
-// claimedSumOf reads what a client that completes an upload says of the
-// object's checksum.
+// claimedSumOf returns the checksum of the whole object in a
+// CompleteMultipartUpload request.
 func claimedSumOf(h http.Header) (claimedSum, error) {
 	said := claimedSum{kind: h.Get(checksumPrefix + "Type")}
 	for _, a := range checksum.All {
@@ -151,29 +180,44 @@ func claimedSumOf(h http.Header) (claimedSum, error) {
 	return said, nil
 }
 
-// checksum computes the object's checksum from those of the parts, which were
-// each verified when the part came, and compares it with what the client says
-// of the whole. created and known are what this replica knows of the upload,
-// and of the part with an ETag.
-func (list *completion) checksum(said claimedSum, layout crypt.Layout, created objectSum, known func(etag string) (objectSum, bool)) (objectSum, error) {
+// checksum computes the object's checksum from those of the parts, each of
+// which was verified when the part was uploaded. It compares the result with
+// the checksum that the client sends for the object. created and known are
+// what this replica knows about the upload, and about the part with an ETag.
+func (list *completion) checksum(
+	said claimedSum,
+	layout crypt.Layout,
+	created objectSum,
+	known func(etag string) (objectSum, bool),
+) (objectSum, error) {
 	digests, of, err := list.digests(created, known)
 	if err != nil {
 		return objectSum{}, err
 	}
+
 	a := said.algorithm
 	switch {
 	case of == nil && a == nil:
 		return objectSum{}, nil
 	case of == nil:
-		return objectSum{}, badRequest("InvalidRequest", "The complete request must include the checksum for each part: without them the proxy cannot verify the "+strings.ToLower(a.Name)+" of the object.")
+		return objectSum{}, badRequest(
+			"InvalidRequest",
+			"The complete request must include the checksum for each part: without them the proxy cannot verify the "+
+				strings.ToLower(a.Name)+" of the object.",
+		)
 	case a != nil && a != of:
-		return objectSum{}, badRequest("InvalidRequest", "The checksums of the parts and of the object are of different algorithms.")
+		return objectSum{}, badRequest(
+			"InvalidRequest",
+			"The checksums of the parts and of the object are of different algorithms.",
+		)
 	}
+
 	if a != nil {
 		if _, err := decodeChecksum(a, strings.TrimSuffix(said.text, "-"+strconv.Itoa(len(digests)))); err != nil {
 			return objectSum{}, err
 		}
 	}
+
 	kind := said.kind
 	switch {
 	case kind == "" && created.algorithm == of:
@@ -181,11 +225,13 @@ func (list *completion) checksum(said claimedSum, layout crypt.Layout, created o
 	case kind == "" && said.text != "" && of.IsCRC() && !strings.Contains(said.text, "-"):
 		kind = fullObject
 	}
+
 	o, err := newObjectSum(of, kind)
 	if err != nil {
 		return o, err
 	}
 	o.parts = len(digests)
+
 	if o.kind == crypt.Composite {
 		sum := of.New()
 		sum.Write(bytes.Join(digests, nil))
@@ -193,16 +239,20 @@ func (list *completion) checksum(said claimedSum, layout crypt.Layout, created o
 	} else {
 		o.digest = string(combine(of, digests, layout))
 	}
+
 	if said.text != "" && said.text != o.text() && said.text+"-"+strconv.Itoa(o.parts) != o.text() {
 		return o, badRequest("BadDigest", "The "+of.Name+" you specified did not match the calculated checksum.")
 	}
 	return o, nil
 }
 
-// digests are the checksums of the parts, all of one algorithm; nil if there
-// are none. Where the whole object has one checksum, the list need not have
-// those of the parts: S3 has computed them.
-func (list *completion) digests(created objectSum, known func(etag string) (objectSum, bool)) ([][]byte, *checksum.Algorithm, error) {
+// digests returns the checksums of the parts, all of one algorithm; nil if
+// there are none. If the upload has one checksum for the full object, the
+// list may leave them out, because S3 has computed them.
+func (list *completion) digests(
+	created objectSum,
+	known func(etag string) (objectSum, bool),
+) ([][]byte, *checksum.Algorithm, error) {
 	of, listed := created.algorithm, false
 	sums := make([]objectSum, len(list.Parts))
 	for i := range list.Parts {
@@ -210,6 +260,7 @@ func (list *completion) digests(created objectSum, known func(etag string) (obje
 		if err != nil {
 			return nil, nil, err
 		}
+
 		if sum.algorithm != nil {
 			listed = true
 			if of == nil {
@@ -218,9 +269,11 @@ func (list *completion) digests(created objectSum, known func(etag string) (obje
 		}
 		sums[i] = sum
 	}
+
 	if of == nil {
 		return nil, nil, nil
 	}
+
 	var out [][]byte
 	for i, sum := range sums {
 		p := &list.Parts[i]
@@ -228,26 +281,46 @@ func (list *completion) digests(created objectSum, known func(etag string) (obje
 		if sum.algorithm == nil && created.kind == crypt.FullObject && have.algorithm == created.algorithm {
 			sum = have
 		}
+
 		switch {
 		case sum.algorithm == nil && created.kind == crypt.FullObject && !listed:
-			return nil, nil, nil // and the object has none
+			return nil, nil, nil // the object gets no checksum
 		case sum.algorithm == nil:
-			return nil, nil, badRequest("InvalidRequest", fmt.Sprintf("The upload was created using a %s checksum. The complete request must include the checksum for each part. It was missing for part %d in the request.", strings.ToLower(of.Name), p.PartNumber))
+			return nil, nil, badRequest(
+				"InvalidRequest",
+				fmt.Sprintf(
+					"The upload was created using a %s checksum. The complete request must include the checksum "+
+						"for each part. It was missing for part %d in the request.",
+					strings.ToLower(of.Name),
+					p.PartNumber,
+				),
+			)
 		case sum.algorithm != of:
-			return nil, nil, badRequest("BadDigest", fmt.Sprintf("The %s you specified for part %d did not match what we received.", strings.ToLower(sum.algorithm.Name), p.PartNumber))
+			return nil, nil, badRequest(
+				"BadDigest",
+				fmt.Sprintf(
+					"The %s you specified for part %d did not match what we received.",
+					strings.ToLower(sum.algorithm.Name),
+					p.PartNumber,
+				),
+			)
 		case ok && have != sum:
 			return nil, nil, list.invalid(p)
 		}
+
 		out = append(out, []byte(sum.digest))
 	}
+
 	return out, of, nil
 }
 
-// checksum is the one that the list has for the part; zero if it has none.
+// checksum returns the checksum of the part in the list; zero if there is
+// none.
 func (p *completionPart) checksum() (objectSum, error) {
 	var sum objectSum
 	var all string
 	valid, n := true, 0
+
 	for _, a := range checksum.All {
 		text := p.sum(a)
 		if text == "" {
@@ -257,6 +330,7 @@ func (p *completionPart) checksum() (objectSum, error) {
 		valid = valid && ok
 		sum, all, n = objectSum{algorithm: a, digest: string(digest)}, all+a.Name+":"+text+";", n+1
 	}
+
 	if n > 1 || !valid {
 		if n == 1 {
 			_, all, _ = strings.Cut(strings.TrimSuffix(all, ";"), ":")
@@ -266,7 +340,8 @@ func (p *completionPart) checksum() (objectSum, error) {
 	return sum, nil
 }
 
-// sum is the part's checksum by an algorithm, as the list has it; "" for none.
+// sum returns the part's checksum of an algorithm as the client sent it; ""
+// for none.
 func (p *completionPart) sum(a *checksum.Algorithm) string {
 	for _, s := range p.sums {
 		if s.algorithm == a {
@@ -276,7 +351,7 @@ func (p *completionPart) sum(a *checksum.Algorithm) string {
 	return ""
 }
 
-// combine computes the CRC of the whole from those of the parts.
+// combine computes the CRC of the object from those of the parts.
 func combine(a *checksum.Algorithm, digests [][]byte, layout crypt.Layout) []byte {
 	sum := digests[0]
 	for i, digest := range digests[1:] {

@@ -10,8 +10,8 @@ import (
 	"net/url"
 )
 
-// originQuery returns the query parameters of the operation itself, without
-// the signature's.
+// originQuery returns the query for the store: without the signature and
+// without parameters that S3 ignores.
 func (c *call) originQuery() url.Values {
 	if len(c.query) == 0 {
 		return nil
@@ -25,14 +25,20 @@ func (c *call) originQuery() url.Values {
 	return query
 }
 
-// originRequest returns the request for the store. length is that of body in
-// bytes.
+// originRequest returns a request to the store. length is the length of body
+// in bytes.
 func (c *call) originRequest(method string, header http.Header, body io.ReadCloser, length int64) *http.Request {
 	return c.originRequestTo(method, c.originQuery(), header, body, length)
 }
 
 // originRequestTo is originRequest with another query.
-func (c *call) originRequestTo(method string, query url.Values, header http.Header, body io.ReadCloser, length int64) *http.Request {
+func (c *call) originRequestTo(
+	method string,
+	query url.Values,
+	header http.Header,
+	body io.ReadCloser,
+	length int64,
+) *http.Request {
 	r := &http.Request{
 		Method: method, URL: c.objectURL(query), Header: header, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 		Body: body, ContentLength: length,
@@ -43,10 +49,9 @@ func (c *call) originRequestTo(method string, query url.Values, header http.Head
 	return r.WithContext(c.Context())
 }
 
-// send returns the store's answer if it is a good one or 304 Not Modified, and
-// an error otherwise. A request that did not come to the store in good order,
-// which the store has refused for that, is sent once more if its body is still
-// there.
+// send returns the store's answer if it is a success or 304 Not Modified,
+// and an error otherwise. If the store refuses the request as damaged in
+// transfer, send repeats it once, unless the body cannot be read again.
 func (s *Server) send(c *call, r *http.Request) (*http.Response, error) {
 	resp, err := s.sendOnce(c, r)
 	if errors.Is(err, errTransfer) && rewind(r) {
@@ -60,11 +65,13 @@ func (s *Server) sendOnce(c *call, r *http.Request) (*http.Response, error) {
 	resp, err := s.Origin.RoundTrip(r)
 	took := s.Now().Sub(start)
 	c.originTime.Add(int64(took))
+
 	if err != nil {
 		s.Metrics.Origin(c.op, 0, took)
 		return nil, fmt.Errorf("%w: %w", errOrigin, err)
 	}
 	s.Metrics.Origin(c.op, resp.StatusCode, took)
+
 	if id := resp.Header.Get("X-Amz-Request-Id"); id != "" {
 		c.originID.Store(&id)
 	}
@@ -72,12 +79,14 @@ func (s *Server) sendOnce(c *call, r *http.Request) (*http.Response, error) {
 		_ = resp.Body.Close()
 		return nil, fmt.Errorf("%w answered with the status %d", errOrigin, resp.StatusCode)
 	}
+
 	c.rememberCORS(r, resp)
 	if resp.StatusCode < 300 || resp.StatusCode == http.StatusNotModified {
 		resp.Body = &storeBody{resp.Body}
 		if resp.StatusCode == http.StatusNotModified {
 			return resp, nil
 		}
+
 		if err := s.check(r, resp); err != nil {
 			_ = resp.Body.Close()
 			return nil, err
@@ -85,15 +94,17 @@ func (s *Server) sendOnce(c *call, r *http.Request) (*http.Response, error) {
 		return resp, nil
 	}
 	defer closeBody(resp)
+
 	failure := c.originError(r, resp)
-	if resp.StatusCode == http.StatusBadRequest && r.Method == http.MethodHead && c.Method != http.MethodHead && r.URL.Query().Has("versionId") {
+	if resp.StatusCode == http.StatusBadRequest && r.Method == http.MethodHead && c.Method != http.MethodHead &&
+		r.URL.Query().Has("versionId") {
 		return nil, s.repeatAsGet(c, r, failure)
 	}
 	return nil, failure
 }
 
-// repeatAsGet asks again, with a GET, why the HEAD of a version was refused:
-// its answer has no body, and so does not say.
+// repeatAsGet returns the reason why the store refused the HEAD of a
+// version. An answer to HEAD has no body, so repeatAsGet sends a GET.
 func (s *Server) repeatAsGet(c *call, head *http.Request, failure *Error) error {
 	r := head.Clone(head.Context())
 	r.Method = http.MethodGet
@@ -106,15 +117,14 @@ func (s *Server) repeatAsGet(c *call, head *http.Request, failure *Error) error 
 	return failure
 }
 
-// lastStatus is the highest status that HTTP has.
+// lastStatus is the highest HTTP status code.
 const lastStatus = 599
 
-// maxErrorBody bounds what is read of the store's error answers.
+// maxErrorBody limits what is read of the store's error answers, in bytes.
 const maxErrorBody = 64 << 10
 
-// originFaults are the store's codes that speak of the proxy's own request:
-// its credentials, its clock, its region. The client can do nothing about
-// them.
+// originFaults are the store's error codes for the proxy's own credentials,
+// clock or region. The client cannot fix them.
 var originFaults = map[string]bool{
 	"AuthorizationHeaderMalformed": true,
 	"ExpiredToken":                 true,
@@ -129,58 +139,87 @@ var originFaults = map[string]bool{
 	"TokenRefreshRequired":         true,
 }
 
-// originError turns the store's error answer into ours: its code and message,
-// and nothing that tells of ciphertext.
+// originError converts the store's error answer. It keeps the code and the
+// message, but no details that describe ciphertext.
 func (c *call) originError(r *http.Request, resp *http.Response) *Error {
 	var doc struct {
 		Code, Message, BucketName, Condition, Method, ResourceType, ArgumentName, ArgumentValue string
 	}
-	// An answer that is no XML, as to a HEAD, leaves the fields empty.
+
+	// The fields stay empty if the body is not XML, as after a HEAD.
 	var body bytes.Buffer
 	_, _ = body.ReadFrom(io.LimitReader(resp.Body, maxErrorBody))
 	_ = xml.Unmarshal(body.Bytes(), &doc)
 	if fault := transferFault(r, resp.StatusCode, doc.Code, body.Bytes()); fault != nil {
 		return fault
 	}
+
 	cause := fmt.Errorf("%w answered %d %s: %s", errOrigin, resp.StatusCode, doc.Code, doc.Message)
 	if originFaults[doc.Code] || resp.StatusCode >= 300 && resp.StatusCode < 400 {
-		return &Error{Code: "InternalError", Message: "The store refuses the proxy's own request. Please tell the proxy's operator.", cause: cause}
+		return &Error{
+			Code:    "InternalError",
+			Message: "The store refused the proxy's own request. Please tell the proxy's operator.",
+			cause:   cause,
+		}
 	}
-	e := &Error{Code: doc.Code, Message: doc.Message, Header: make(http.Header), httpStatus: resp.StatusCode, cause: cause}
+
+	e := &Error{
+		Code:       doc.Code,
+		Message:    doc.Message,
+		Header:     make(http.Header),
+		httpStatus: resp.StatusCode,
+		cause:      cause,
+	}
 	if e.httpStatus > lastStatus {
 		e.httpStatus = http.StatusInternalServerError
 	}
+
 	if !codeForm.MatchString(e.Code) {
 		e.Code = codeOfStatus(resp.StatusCode)
 		e.Message = messages[e.Code]
 	}
-	for _, detail := range [][2]string{{"BucketName", doc.BucketName}, {"Condition", doc.Condition}, {"Method", doc.Method}, {"ResourceType", doc.ResourceType}} {
+
+	for _, detail := range [][2]string{
+		{"BucketName", doc.BucketName},
+		{"Condition", doc.Condition},
+		{"Method", doc.Method},
+		{"ResourceType", doc.ResourceType},
+	} {
 		if detail[1] != "" {
 			e.Details = append(e.Details, detail)
 		}
 	}
+
 	if c.isOwnArgument(doc.ArgumentName, doc.ArgumentValue) {
-		e.Details = append(e.Details, [2]string{"ArgumentName", doc.ArgumentName}, [2]string{"ArgumentValue", doc.ArgumentValue})
+		e.Details = append(
+			e.Details,
+			[2]string{"ArgumentName", doc.ArgumentName},
+			[2]string{"ArgumentValue", doc.ArgumentValue},
+		)
 	}
-	for _, name := range []string{"X-Amz-Delete-Marker", "X-Amz-Version-Id", "X-Amz-Bucket-Region", "Allow", "Retry-After"} {
+
+	for _, name := range []string{
+		"X-Amz-Delete-Marker", "X-Amz-Version-Id", "X-Amz-Bucket-Region", "Allow", "Retry-After",
+	} {
 		if values := resp.Header.Values(name); len(values) > 0 {
 			e.Header[name] = values
 		}
 	}
+
 	if resp.StatusCode == http.StatusServiceUnavailable && e.Header.Get("Retry-After") == "" {
 		e.RetryAfter = retryAfter
 	}
 	return e
 }
 
-// isOwnArgument reports whether an argument is the client's own, and not one
-// that the proxy has put into its request.
+// isOwnArgument reports whether an argument comes from the client, and not
+// from the proxy.
 func (c *call) isOwnArgument(name, value string) bool {
 	return value != "" && (c.Header.Get(name) == value || c.query.Get(name) == value)
 }
 
-// notFound is the code of a 404 to a HEAD: whether key or bucket is missing is
-// not said.
+// notFound is the code for a 404 to HEAD, which does not say whether the key
+// or the bucket is missing.
 const notFound = "NotFound"
 
 // codeOfStatus returns the S3 error code for a status whose response has no
@@ -206,9 +245,9 @@ func codeOfStatus(status int) string {
 	}
 }
 
-// messages are S3's for those codes.
+// messages are the messages for the codes of codeOfStatus.
 var messages = map[string]string{
-	"InvalidRequest":     "The store refuses the request.",
+	"InvalidRequest":     "The store refused the request.",
 	"AccessDenied":       "Access Denied.",
 	"MethodNotAllowed":   "The specified method is not allowed against this resource.",
 	"PreconditionFailed": "At least one of the pre-conditions you specified did not hold.",
@@ -217,19 +256,20 @@ var messages = map[string]string{
 	"InternalError":      "We encountered an internal error. Please try again.",
 }
 
-// storeBody reads the store's body. Its errors are the store's.
+// storeBody is the body of the store's answer. It wraps read errors in
+// errOrigin.
 type storeBody struct{ io.ReadCloser }
 
 func (b *storeBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
-	if err != nil && err != io.EOF { //nolint:errorlint // bare, as every io.Reader must say it
+	if err != nil && err != io.EOF { //nolint:errorlint // Read must return io.EOF unwrapped
 		err = fmt.Errorf("%w: reading: %w", errOrigin, err)
 	}
 	return n, err
 }
 
-// closeBody ends a response. What is left of a short one is read, so that the
-// connection can be used again.
+// closeBody closes a response. It reads the rest of a short body, so that
+// the connection can be reused.
 func closeBody(resp *http.Response) {
 	const worthReading = 16 << 10
 	_, _ = io.CopyN(io.Discard, resp.Body, worthReading)

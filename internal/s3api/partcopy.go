@@ -8,9 +8,9 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// uploadPartCopy reads an object, or a range of it, and encrypts it anew as a
-// part: every part has a key stream of its own, so no ciphertext can be taken
-// over.
+// uploadPartCopy reads an object, or a range of it, and encrypts it again as
+// a part. Each part has its own key stream, so the ciphertext cannot be
+// copied.
 func (s *Server) uploadPartCopy(c *call) error {
 	if _, err := partNumber(c.query.Get("partNumber")); err != nil {
 		return err
@@ -20,7 +20,7 @@ func (s *Server) uploadPartCopy(c *call) error {
 		return s.unlessNoBucket(c, err)
 	}
 	err = s.copyPart(c, q)
-	if errors.Is(err, errTransfer) { // nothing was stored, and the source is still there
+	if errors.Is(err, errTransfer) { // nothing was stored, and the source can be read again
 		err = s.copyPart(c, q)
 	}
 	return err
@@ -36,37 +36,43 @@ func (s *Server) copyPart(c *call, q stored.Request) error {
 		return err
 	}
 	defer source.Close()
+
 	if err := c.checkCustomerKey(source); err != nil {
 		return err
 	}
+
 	switch {
-	case source.NotModified: // what is a 304 to a GET fails a copy
+	case source.NotModified: // a condition that gives 304 for GET fails a copy
 		return errCondition()
 	case source.Length > crypt.MaxPartSize:
 		return sourceTooLarge(crypt.MaxPartSize)
 	case q.Range != nil && !q.Range.Is(source.Offset, source.Length):
 		return invalidSourceRange(source.Size)
 	}
+
 	sums := &checksums{}
 	c.payload = source.Reader(c.Context())
 	if created := s.uploads.sum(c.uploadID()); created.algorithm != nil {
 		c.payload = sums.computing(created.algorithm, c.payload)
 	}
+
 	resp, err := s.sealPart(c, source.Length)
 	if err != nil {
 		return err
 	}
 	defer closeBody(resp)
+
 	if version := source.Header.Get("X-Amz-Version-Id"); version != "" {
 		c.w.Header().Set("X-Amz-Copy-Source-Version-Id", version)
 	}
 	s.uploads.keepSum(c.upload.stored, resp.Header.Get("Etag"), sums)
-	delete(c.w.Header(), "ETag") // it is in the document
+	delete(c.w.Header(), "ETag") // the document has it
 	return c.answerResult("CopyPartResult", copyResult{etag: resp.Header.Get("Etag"), sums: sums.known()})
 }
 
 func invalidSourceRange(size int64) *Error {
 	return &Error{
-		Code: "InvalidArgument", Message: "Range specified is not valid for source object of size: " + strconv.FormatInt(size, 10),
+		Code:    "InvalidArgument",
+		Message: "Range specified is not valid for source object of size: " + strconv.FormatInt(size, 10),
 	}
 }

@@ -17,13 +17,13 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 )
 
-// postObject stores the file of a form, which authenticateForm has read up to
-// there. It is PutObject from then on.
+// postObject stores the file of a form. authenticateForm has already read
+// the fields before the file. From here on, it works like PutObject.
 //
 // https://docs.aws.amazon.com/AmazonS3/latest/API/RESTObjectPOST.html
 func (s *Server) postObject(c *call) error {
 	err := s.sealObject(c)
-	if errors.Is(err, errBehindFile) { // what has read the file so far has stopped at it
+	if errors.Is(err, errBehindFile) { // the file was not read to its end
 		c.discard(c.posted)
 	}
 	if err != nil {
@@ -36,41 +36,50 @@ func (s *Server) postObject(c *call) error {
 func errNotForm() error {
 	return &Error{
 		Code: "PreconditionFailed", Message: messages["PreconditionFailed"],
-		Details: [][2]string{{"Condition", "Bucket POST must be of the enclosure-type multipart/form-data"}}, httpStatus: http.StatusPreconditionFailed,
+		Details: [][2]string{
+			{"Condition", "Bucket POST must be of the enclosure-type multipart/form-data"},
+		}, httpStatus: http.StatusPreconditionFailed,
 	}
 }
 
-// isForm reports whether a request is signed by a form in its body.
+// isForm reports whether the body of a request is a form, which has the
+// signature.
 func isForm(r *http.Request) bool {
 	kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	return err == nil && kind == "multipart/form-data"
 }
 
-// authenticateForm reads a form up to its file, verifies its policy, and turns
-// the call into one that has the fields for headers and the file for a body.
+// authenticateForm reads a form up to its file, verifies its signature and
+// policy, and changes the call: its fields become headers, and the file
+// becomes the body.
 func (s *Server) authenticateForm(c *call) error {
 	if c.ContentLength < 0 {
 		return badRequest("MissingContentLength", "You must provide the Content-Length HTTP header.")
 	}
-	for name := range c.Header { // nothing signs them
+
+	for name := range c.Header { // they are not signed
 		if name = strings.ToLower(name); strings.HasPrefix(name, "x-amz-") && name != "x-amz-user-agent" {
 			return notImplemented("The header "+name+" of a form upload", changesMeaning)
 		}
 	}
+
 	f, err := readForm(c.Body, c.Header.Get("Content-Type"), c.ContentLength)
 	if err != nil {
 		return err
 	}
 	c.in.Add(c.ContentLength - f.left)
 	known := s.Clients.Now()
+
 	post, err := s.verifier(known).VerifyPost(f.fields)
 	if err != nil {
 		return err
 	}
+
 	client, ok := known.Client(post.AccessKey)
 	if !ok {
 		return badRequest("InvalidAccessKeyId", "The AWS Access Key Id you provided does not exist in our records.")
 	}
+
 	if err = f.openFile(); err == nil {
 		c.client, c.auth = client, post.Auth(f.size)
 		err = c.takeForm(f, post)
@@ -78,14 +87,15 @@ func (s *Server) authenticateForm(c *call) error {
 	if err == nil {
 		err = s.checkFormKey(c.key)
 	}
+
 	if err != nil {
 		c.discard(f)
 	}
 	return err
 }
 
-// takeForm compares a form with its policy, and puts it in the place of the
-// request's header and body.
+// takeForm checks a form against its policy, and replaces the request's
+// headers and body with it.
 func (c *call) takeForm(f *form, post *sigv4.Post) error {
 	if err := f.fill(c.bucket); err != nil {
 		return err
@@ -94,6 +104,7 @@ func (c *call) takeForm(f *form, post *sigv4.Post) error {
 	if err := post.Check(f.fields); err != nil {
 		return err
 	}
+
 	if err := post.CheckLength(f.size); err != nil {
 		return err
 	}
@@ -101,12 +112,13 @@ func (c *call) takeForm(f *form, post *sigv4.Post) error {
 	if c.Header, err = f.header(); err != nil {
 		return err
 	}
+
 	c.posted, c.Body = f, io.NopCloser(f.file)
 	return nil
 }
 
-// checkFormKey checks the key of a form. A policy says which keys it lets in by
-// what they begin with, and that must mean something.
+// checkFormKey checks the key of a form. A policy may restrict keys by
+// prefix, so ambiguous keys are refused.
 func (s *Server) checkFormKey(key string) error {
 	if s.KeyNames.Ambiguous(key) {
 		return invalidName("key", key, keyname.ErrDots)
@@ -114,55 +126,65 @@ func (s *Server) checkFormKey(key string) error {
 	return s.checkKey(key, keyname.Write)
 }
 
-// maxDiscard is how much of a form is read that has been refused, in bytes. A
-// browser that is answered while it sends, and cut off, does not show the
-// answer.
+// maxDiscard limits how much of a refused form is read, in bytes. If the
+// response comes while a browser is still sending, the browser does not show
+// it.
 const maxDiscard = 16 << 20
 
 func (c *call) discard(f *form) {
-	_, _ = io.CopyN(io.Discard, &meter{src: f.src, c: c}, maxDiscard) // what has failed is told otherwise
+	_, _ = io.CopyN(io.Discard, &meter{src: f.src, c: c}, maxDiscard) // the form was refused anyway
 }
 
-// signing are the fields that say who signed the form, and nothing of the
-// object.
+// signing are the fields of the signature, which are not about the object.
 var signing = setOf("policy x-amz-signature x-amz-algorithm x-amz-credential x-amz-date")
 
-// fill puts in what the form leaves open, as S3 does before it looks at the
-// policy: the file's name, and the bucket.
+// fill replaces ${filename} and adds the bucket, as S3 does before it checks
+// the policy.
 func (f *form) fill(bucket string) error {
 	if _, ok := f.fields["key"]; !ok {
-		return invalidField("key", "Bucket POST must contain a field named 'key'.  If it is specified, please check the order of the fields.")
+		return invalidField(
+			"key",
+			"Bucket POST must contain a field named 'key'.  If it is specified, please check the order of the fields.",
+		)
 	}
+
 	filename := f.filename[strings.LastIndexAny(f.filename, `/\`)+1:]
 	for name, value := range f.fields {
 		if !signing.has(name) {
 			f.fields[name] = strings.ReplaceAll(value, "${filename}", filename)
 		}
 	}
+
 	if said, ok := f.fields["bucket"]; ok && said != bucket {
-		return invalidField("bucket", "The form names another bucket than it is posted to.")
+		return invalidField("bucket", "The form names a different bucket than the URL.")
 	}
 	f.fields["bucket"] = bucket
+
 	switch key := f.fields["key"]; {
 	case key == "":
-		return badRequest("UserKeyMustBeSpecified", "The bucket POST must contain the specified field name. If it is specified, check the order of the fields.")
+		return badRequest(
+			"UserKeyMustBeSpecified",
+			"The bucket POST must contain the specified field name. If it is specified, check the order of the fields.",
+		)
 	case len(key) > maxKeyLength:
 		return badRequest("KeyTooLongError", "Your key is too long")
 	case !utf8.ValidString(key):
 		return invalidField("key", "The key is not UTF-8.")
 	}
+
 	return nil
 }
 
-// formHeaders are the fields that stand for headers of other names, or without
-// x-amz-.
+// formHeaders maps fields to headers with different names.
 var formHeaders = map[string]string{
-	"acl": "X-Amz-Acl", "cache-control": "Cache-Control", "content-disposition": "Content-Disposition", "content-encoding": "Content-Encoding",
-	"content-language": "Content-Language", "content-md5": "Content-Md5", "content-type": "Content-Type", "expires": "Expires",
+	"acl": "X-Amz-Acl", "cache-control": "Cache-Control", "content-disposition": "Content-Disposition",
+	"content-encoding": "Content-Encoding", "content-language": "Content-Language",
+	"content-md5": "Content-Md5", "content-type": "Content-Type",
+	"expires": "Expires",
 }
 
-// header is that of a PutObject that says what the form says. Fields that are
-// none of S3's say nothing, as the policy has to name them all the same.
+// header returns the headers of a PutObject request that is equal to the
+// form. Other fields are ignored; the policy must list them anyway.
 func (f *form) header() (http.Header, error) {
 	h := make(http.Header)
 	for field, value := range f.fields {
@@ -170,6 +192,7 @@ func (f *form) header() (http.Header, error) {
 		if !ok && strings.HasPrefix(field, "x-amz-") && !signing.has(field) {
 			name, ok = field, true
 		}
+
 		switch {
 		case field == "tagging":
 			tags, err := tagsOf(value)
@@ -180,18 +203,21 @@ func (f *form) header() (http.Header, error) {
 		case !ok:
 			continue
 		}
+
 		if !httpguts.ValidHeaderFieldName(name) || !httpguts.ValidHeaderFieldValue(value) {
-			return nil, invalidField(field, "The form field stands for a header, and cannot be one.")
+			return nil, invalidField(field, "The form field is not valid as a header.")
 		}
 		if h.Get(name) != "" {
-			return nil, invalidField(field, "Two form fields stand for one header.")
+			return nil, invalidField(field, "Two form fields set the same header.")
 		}
 		h.Set(name, value)
 	}
+
 	return h, nil
 }
 
-// tagsOf turns the document of the field tagging into the form of the header.
+// tagsOf converts the document in the field tagging to the syntax of the
+// header.
 func tagsOf(text string) (string, error) {
 	var doc struct {
 		XMLName xml.Name `xml:"Tagging"`
@@ -202,6 +228,7 @@ func tagsOf(text string) (string, error) {
 	if err := xml.Unmarshal([]byte(text), &doc); err != nil {
 		return "", malformedXML(err)
 	}
+
 	tags := make(url.Values)
 	for _, tag := range doc.Tags {
 		if tag.Key == "" || tags.Has(tag.Key) {
@@ -209,18 +236,20 @@ func tagsOf(text string) (string, error) {
 		}
 		tags.Set(tag.Key, tag.Value)
 	}
+
 	return tags.Encode(), nil
 }
 
-// answerForm says that the file is stored, in the way that the form asks for.
+// answerForm sends the response that the form asks for.
 func (c *call) answerForm() error {
-	etag := strings.Join(c.w.Header()["ETag"], "") //nolint:staticcheck // as copyHeader spells it
+	etag := strings.Join(c.w.Header()["ETag"], "") //nolint:staticcheck // copyHeader uses this spelling
 	if to := c.posted.redirect(c.bucket, c.key, etag); to != "" {
 		c.w.Header().Set("Location", to)
 		c.w.WriteHeader(http.StatusSeeOther)
 		return nil
 	}
 	c.w.Header().Set("Location", c.ownURL())
+
 	switch c.posted.fields["success_action_status"] {
 	case "200":
 		c.w.WriteHeader(http.StatusOK)
@@ -229,6 +258,7 @@ func (c *call) answerForm() error {
 	default:
 		c.w.WriteHeader(http.StatusNoContent)
 	}
+
 	return nil
 }
 
@@ -247,13 +277,14 @@ func (c *call) answerPosted(etag string) error {
 	return err
 }
 
-// redirect is where the form sends the browser, "" if nowhere: an address that
-// is none is as if it were not there.
+// redirect returns the URL to which the form sends the browser; "" for none
+// or an invalid one.
 func (f *form) redirect(bucket, key, etag string) string {
 	to := f.fields["success_action_redirect"]
 	if to == "" {
-		to = f.fields["redirect"] // its old name
+		to = f.fields["redirect"] // its former name
 	}
+
 	u, err := url.Parse(to)
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 		return ""
@@ -262,6 +293,7 @@ func (f *form) redirect(bucket, key, etag string) string {
 	query.Set("bucket", bucket)
 	query.Set("key", key)
 	query.Set("etag", etag)
+
 	u.RawQuery = query.Encode()
 	return u.String()
 }

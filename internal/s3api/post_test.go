@@ -28,50 +28,69 @@ import (
 type upload struct {
 	p          *proxy
 	fields     map[string]string
-	conditions []any // besides one for each field
+	conditions []any // in addition to one for each field
 	expires    time.Duration
 	filename   string
 	file       []byte
-	behind     func(*mimeform.Writer)  // fields behind the file
-	change     func(map[string]string) // after the policy was signed
-	cut        int                     // bytes that are missing at the end
+	behind     func(*mimeform.Writer)  // fields after the file
+	change     func(map[string]string) // applied after the policy was signed
+	cut        int                     // bytes missing at the end
 	header     http.Header
 	access     string
 }
 
 func (p *proxy) form(key string, file []byte) *upload {
-	return &upload{p: p, fields: map[string]string{"key": key}, file: file, filename: "photo.jpg", expires: time.Hour, access: clientAccess}
+	return &upload{
+		p:        p,
+		fields:   map[string]string{"key": key},
+		file:     file,
+		filename: "photo.jpg",
+		expires:  time.Hour,
+		access:   clientAccess,
+	}
 }
 
-// body signs the form, as every SDK does, and writes it.
+// body signs the form like an SDK, and writes it.
 func (u *upload) body() (*bytes.Buffer, string) {
 	now := time.Now().UTC()
 	scope := now.Format("20060102") + "/" + region + "/s3/aws4_request"
 	fields := maps.Clone(u.fields)
-	fields["x-amz-algorithm"], fields["x-amz-credential"], fields["x-amz-date"] = "AWS4-HMAC-SHA256", u.access+"/"+scope, now.Format("20060102T150405Z")
+	fields["x-amz-algorithm"], fields["x-amz-credential"], fields["x-amz-date"] = "AWS4-HMAC-SHA256", u.access+"/"+scope, now.Format(
+		"20060102T150405Z",
+	)
 	conditions := append([]any{map[string]string{"bucket": u.p.bucket}}, u.conditions...)
+
 	for name, value := range fields {
 		if strings.Contains(value, "${filename}") {
-			conditions = append(conditions, []string{"starts-with", "$" + name, strings.ReplaceAll(value, "${filename}", "")})
+			conditions = append(
+				conditions,
+				[]string{"starts-with", "$" + name, strings.ReplaceAll(value, "${filename}", "")},
+			)
 		} else {
 			conditions = append(conditions, map[string]string{name: value})
 		}
 	}
-	policy, err := json.Marshal(map[string]any{"expiration": now.Add(u.expires).Format(time.RFC3339), "conditions": conditions})
+
+	policy, err := json.Marshal(
+		map[string]any{"expiration": now.Add(u.expires).Format(time.RFC3339), "conditions": conditions},
+	)
 	if err != nil {
 		u.p.t.Fatal(err)
 	}
 	fields["policy"] = base64.StdEncoding.EncodeToString(policy)
+
 	key := []byte("AWS4" + clientSecret)
 	if u.access == readerAccess {
 		key = []byte("AWS4" + readerSecret)
 	}
+
 	for _, text := range append(strings.Split(scope, "/"), fields["policy"]) {
 		mac := hmac.New(sha256.New, key)
 		mac.Write([]byte(text))
 		key = mac.Sum(nil)
 	}
 	fields["x-amz-signature"] = hex.EncodeToString(key)
+
 	if u.change != nil {
 		u.change(fields)
 	}
@@ -86,6 +105,7 @@ func (u *upload) write(fields map[string]string) (*bytes.Buffer, string) {
 			u.p.t.Fatal(err)
 		}
 	}
+
 	if u.file != nil {
 		part, err := w.CreateFormFile("file", u.filename)
 		if err != nil {
@@ -93,6 +113,7 @@ func (u *upload) write(fields map[string]string) (*bytes.Buffer, string) {
 		}
 		part.Write(u.file)
 	}
+
 	if u.behind != nil {
 		u.behind(w)
 	}
@@ -107,7 +128,12 @@ func (u *upload) post() (*http.Response, string) {
 	return u.p.postBody(body, int64(body.Len()), contentType, u.header)
 }
 
-func (p *proxy) postBody(body io.Reader, length int64, contentType string, header http.Header) (*http.Response, string) {
+func (p *proxy) postBody(
+	body io.Reader,
+	length int64,
+	contentType string,
+	header http.Header,
+) (*http.Response, string) {
 	p.t.Helper()
 	r, err := http.NewRequestWithContext(p.t.Context(), http.MethodPost, p.url+"/"+p.bucket, body)
 	if err != nil {
@@ -115,13 +141,19 @@ func (p *proxy) postBody(body io.Reader, length int64, contentType string, heade
 	}
 	maps.Copy(r.Header, header)
 	r.Header.Set("Content-Type", contentType)
+
 	r.ContentLength = length
-	client := &http.Client{Transport: p.server.Client().Transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	client := &http.Client{
+		Transport:     p.server.Client().Transport,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+
 	resp, err := client.Do(r)
 	if err != nil {
 		p.t.Fatal(err)
 	}
 	defer resp.Body.Close()
+
 	answer, err := io.ReadAll(resp.Body)
 	if err != nil {
 		p.t.Fatal(err)
@@ -136,21 +168,27 @@ func TestPostObject(t *testing.T) {
 			text := randomText(size)
 			key := fmt.Sprintf("size/%d", size)
 			resp, answer := p.form(key, text).post()
-			if resp.StatusCode != http.StatusNoContent || answer != "" || resp.Header.Get("Location") != p.url+"/"+p.bucket+"/"+key {
+			if resp.StatusCode != http.StatusNoContent || answer != "" ||
+				resp.Header.Get("Location") != p.url+"/"+p.bucket+"/"+key {
 				t.Fatalf("%d bytes: %d %s %v", size, resp.StatusCode, answer, resp.Header)
 			}
+
 			if !bytes.Equal(p.mustGet(key), text) {
 				t.Errorf("%d bytes: other bytes come back", size)
 			}
+
 			head, err := p.client.HeadObject(t.Context(), &s3.HeadObjectInput{Bucket: &p.bucket, Key: &key})
-			if err != nil || *head.ETag != resp.Header.Get("ETag") || *head.ContentLength != int64(size) || head.ServerSideEncryption != types.ServerSideEncryptionAwsKms {
+			if err != nil || *head.ETag != resp.Header.Get("ETag") || *head.ContentLength != int64(size) ||
+				head.ServerSideEncryption != types.ServerSideEncryptionAwsKms {
 				t.Errorf("%d bytes: %+v, %v", size, head, err)
 			}
+
 			if stored, _ := p.stored(key); size > 16 && bytes.Contains(stored, text[:16]) {
 				t.Errorf("%d bytes: the store has plaintext", size)
 			}
 		})
 	}
+
 	if !strings.Contains(p.log.String(), `"operation":"PostObject"`) {
 		t.Error("it is not in the log")
 	}
@@ -162,13 +200,18 @@ func TestPostObjectFields(t *testing.T) {
 	sum := md5.Sum(text)
 	u := p.form("user/${filename}", text)
 	u.filename = `C:\Users\me\ü b.txt`
+
 	maps.Copy(u.fields, map[string]string{
-		"Content-Type": "text/plain", "Cache-Control": "no-cache", "Content-Disposition": "attachment", "Expires": "Wed, 02 Jan 2030 03:04:05 GMT",
+		"Content-Type": "text/plain", "Cache-Control": "no-cache", "Content-Disposition": "attachment",
+		"Expires":        "Wed, 02 Jan 2030 03:04:05 GMT",
 		"x-amz-meta-One": "1 & ${filename}", "acl": "private", "x-amz-server-side-encryption": "AES256",
-		"tagging":     "<Tagging><TagSet><Tag><Key>a b</Key><Value>c+d</Value></Tag></TagSet></Tagging>",
-		"content-md5": base64.StdEncoding.EncodeToString(sum[:]), "x-amz-checksum-sha256": checksum(text), "authenticity_token": "x",
+		"tagging": "<Tagging><TagSet><Tag><Key>a b</Key><Value>c+d</Value></Tag></TagSet></Tagging>",
+		"content-md5": base64.StdEncoding.EncodeToString(
+			sum[:],
+		), "x-amz-checksum-sha256": checksum(text), "authenticity_token": "x",
 		"success_action_status": "201",
 	})
+
 	u.behind = func(w *mimeform.Writer) { w.WriteField("submit", "Upload\r\nit") }
 	u.change = func(f map[string]string) { f["x-ignore-this"] = "whatever" }
 	resp, answer := u.post()
@@ -176,26 +219,48 @@ func TestPostObjectFields(t *testing.T) {
 		XMLName                     xml.Name
 		Location, Bucket, Key, ETag string
 	}
+
 	key := "user/ü b.txt"
-	if err := xml.Unmarshal([]byte(answer), &doc); err != nil || resp.StatusCode != http.StatusCreated || doc.XMLName.Local != "PostResponse" ||
-		doc.Bucket != p.bucket || doc.Key != key || doc.ETag != resp.Header.Get("ETag") || !strings.HasSuffix(doc.Location, "/user/%C3%BC%20b.txt") {
+	if err := xml.Unmarshal([]byte(answer), &doc); err != nil || resp.StatusCode != http.StatusCreated ||
+		doc.XMLName.Local != "PostResponse" ||
+		doc.Bucket != p.bucket ||
+		doc.Key != key ||
+		doc.ETag != resp.Header.Get("ETag") ||
+		!strings.HasSuffix(doc.Location, "/user/%C3%BC%20b.txt") {
 		t.Fatalf("%d %s, %v", resp.StatusCode, answer, err)
 	}
+
 	if !bytes.Equal(p.mustGet(key), text) {
 		t.Error("other bytes come back")
 	}
-	head, err := p.client.HeadObject(t.Context(), &s3.HeadObjectInput{Bucket: &p.bucket, Key: &key, ChecksumMode: types.ChecksumModeEnabled})
-	if err != nil || *head.ContentType != "text/plain" || *head.CacheControl != "no-cache" || *head.ContentDisposition != "attachment" || head.Metadata["one"] != "1 & ü b.txt" ||
-		*head.ExpiresString != "Wed, 02 Jan 2030 03:04:05 GMT" || head.ChecksumSHA256 == nil || *head.ChecksumSHA256 != checksum(text) {
+
+	head, err := p.client.HeadObject(
+		t.Context(),
+		&s3.HeadObjectInput{Bucket: &p.bucket, Key: &key, ChecksumMode: types.ChecksumModeEnabled},
+	)
+	if err != nil || *head.ContentType != "text/plain" || *head.CacheControl != "no-cache" ||
+		*head.ContentDisposition != "attachment" ||
+		head.Metadata["one"] != "1 & ü b.txt" ||
+		*head.ExpiresString != "Wed, 02 Jan 2030 03:04:05 GMT" ||
+		head.ChecksumSHA256 == nil ||
+		*head.ChecksumSHA256 != checksum(text) {
 		t.Errorf("%+v, %v", head, err)
 	}
-	r := (&http.Request{Method: http.MethodGet, URL: &url.URL{Path: "/" + p.bucket + "/" + key, RawQuery: "tagging="}, Header: make(http.Header)}).WithContext(t.Context())
+
+	r := (&http.Request{
+		Method: http.MethodGet, URL: &url.URL{Path: "/" + p.bucket + "/" + key, RawQuery: "tagging="},
+		Header: make(http.Header),
+	}).WithContext(
+		t.Context(),
+	)
 	tagging, err := p.origin.next.RoundTrip(r)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer tagging.Body.Close()
-	if tags, err := io.ReadAll(tagging.Body); err != nil || !strings.Contains(string(tags), "<Key>a b</Key><Value>c+d</Value>") {
+
+	if tags, err := io.ReadAll(tagging.Body); err != nil ||
+		!strings.Contains(string(tags), "<Key>a b</Key><Value>c+d</Value>") {
 		t.Errorf("tags: %s, %v", tags, err)
 	}
 }
@@ -212,20 +277,30 @@ func TestPostObjectAnswers(t *testing.T) {
 		status   int
 		location string
 	}{
-		"nothing":             {nil, 204, p.url + "/" + p.bucket + "/k"},
-		"200":                 {map[string]string{"success_action_status": "200"}, 200, p.url + "/" + p.bucket + "/k"},
-		"a status that is no": {map[string]string{"success_action_status": "500"}, 204, p.url + "/" + p.bucket + "/k"},
-		"redirect":            {map[string]string{"success_action_redirect": "https://example.com/done?x=y", "success_action_status": "201"}, 303, "https://example.com/done?bucket=" + p.bucket + "&etag=%22"},
-		"redirect, as before": {map[string]string{"redirect": "http://example.com/"}, 303, "http://example.com/?bucket=" + p.bucket + "&etag=%22"},
-		"no address":          {map[string]string{"success_action_redirect": "javascript:alert(1)"}, 204, p.url + "/" + p.bucket + "/k"},
+		"nothing":           {nil, 204, p.url + "/" + p.bucket + "/k"},
+		"200":               {map[string]string{"success_action_status": "200"}, 200, p.url + "/" + p.bucket + "/k"},
+		"an invalid status": {map[string]string{"success_action_status": "500"}, 204, p.url + "/" + p.bucket + "/k"},
+		"redirect": {
+			map[string]string{"success_action_redirect": "https://example.com/done?x=y", "success_action_status": "201"},
+			303,
+			"https://example.com/done?bucket=" + p.bucket + "&etag=%22",
+		},
+		"redirect, as before": {
+			map[string]string{"redirect": "http://example.com/"}, 303, "http://example.com/?bucket=" + p.bucket + "&etag=%22",
+		},
+		"no address": {
+			map[string]string{"success_action_redirect": "javascript:alert(1)"}, 204, p.url + "/" + p.bucket + "/k",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			u := p.form("k", []byte(name))
 			maps.Copy(u.fields, row.fields)
 			resp, answer := u.post()
-			if resp.StatusCode != row.status || !strings.HasPrefix(resp.Header.Get("Location"), row.location) || answer != "" && row.status != 201 {
+			if resp.StatusCode != row.status || !strings.HasPrefix(resp.Header.Get("Location"), row.location) ||
+				answer != "" && row.status != 201 {
 				t.Errorf("%d %q %s", resp.StatusCode, resp.Header.Get("Location"), answer)
 			}
+
 			if !bytes.Equal(p.mustGet("k"), []byte(name)) {
 				t.Errorf("other bytes come back")
 			}
@@ -233,16 +308,18 @@ func TestPostObjectAnswers(t *testing.T) {
 	}
 }
 
-// What is refused stores nothing.
+// Refused forms store nothing.
 func TestPostObjectIsRefused(t *testing.T) {
 	p := newProxy(t)
 	field := func(name, value string) func(*upload) { return func(u *upload) { u.fields[name] = value } }
 	later := func(name, value string) func(*upload) {
 		return func(u *upload) { u.change = func(f map[string]string) { f[name] = value } }
 	}
+
 	condition := func(list ...any) func(*upload) {
 		return func(u *upload) { u.conditions = append(u.conditions, list) }
 	}
+
 	large := func(then func(*upload)) func(*upload) {
 		return func(u *upload) {
 			u.file = randomText(2 << 20)
@@ -252,47 +329,70 @@ func TestPostObjectIsRefused(t *testing.T) {
 	for name, row := range map[string]struct {
 		change func(*upload)
 		status int
-		want   string // in the answer
+		want   string // text in the response
 	}{
-		"another key":            {later("key", "other"), 403, "Policy Condition failed: [&#34;eq&#34;, &#34;$key&#34;"},
-		"a field more":           {later("x-amz-meta-a", "b"), 403, "Invalid according to Policy: Extra input fields: x-amz-meta-a"},
+		"another key": {later("key", "other"), 403, "Policy Condition failed: [&#34;eq&#34;, &#34;$key&#34;"},
+		"a field more": {
+			later("x-amz-meta-a", "b"), 403, "Invalid according to Policy: Extra input fields: x-amz-meta-a",
+		},
 		"another signature":      {later("x-amz-signature", strings.Repeat("0", 64)), 403, "SignatureDoesNotMatch"},
 		"an unknown client":      {func(u *upload) { u.access = "nobody" }, 403, "InvalidAccessKeyId"},
 		"a client without grant": {func(u *upload) { u.access = readerAccess }, 403, "AccessDenied"},
-		"expired":                {func(u *upload) { u.expires = -time.Second }, 403, "Invalid according to Policy: Policy expired."},
+		"expired": {
+			func(u *upload) { u.expires = -time.Second }, 403, "Invalid according to Policy: Policy expired.",
+		},
 		"anonymous": {func(u *upload) {
 			u.change = func(f map[string]string) { maps.DeleteFunc(f, func(k, _ string) bool { return k != "key" }) }
 		}, 403, "AccessDenied"},
-		"too long":                            {condition("content-length-range", 0, 99), 400, "EntityTooLarge"},
-		"too short":                           {condition("content-length-range", 101, 200), 400, "EntityTooSmall"},
-		"too long, and large":                 {large(condition("content-length-range", 0, 2<<20-1)), 400, "EntityTooLarge"},
-		"a condition":                         {condition("starts-with", "$Content-Type", "image/"), 403, "Policy Condition failed"},
-		"no key":                              {func(u *upload) { delete(u.fields, "key") }, 400, "Bucket POST must contain a field named"},
-		"an empty key":                        {field("key", ""), 400, "UserKeyMustBeSpecified"},
-		"a key that is too long":              {field("key", strings.Repeat("k", 1025)), 400, "KeyTooLongError"},
-		"no file":                             {func(u *upload) { u.file = nil }, 400, "POST requires exactly one file upload per request."},
-		"two files":                           {func(u *upload) { u.behind = func(w *mimeform.Writer) { w.CreateFormFile("file", "b") } }, 400, "POST requires exactly one file upload per request."},
-		"a field behind a large":              {large(func(u *upload) { u.behind = func(w *mimeform.Writer) { w.WriteField("submit", "x") } }), 501, "make the file the last field"},
+		"too long":            {condition("content-length-range", 0, 99), 400, "EntityTooLarge"},
+		"too short":           {condition("content-length-range", 101, 200), 400, "EntityTooSmall"},
+		"too long, and large": {large(condition("content-length-range", 0, 2<<20-1)), 400, "EntityTooLarge"},
+		"a condition": {
+			condition("starts-with", "$Content-Type", "image/"), 403, "Policy Condition failed",
+		},
+		"no key": {
+			func(u *upload) { delete(u.fields, "key") }, 400, "Bucket POST must contain a field named",
+		},
+		"an empty key":           {field("key", ""), 400, "UserKeyMustBeSpecified"},
+		"a key that is too long": {field("key", strings.Repeat("k", 1025)), 400, "KeyTooLongError"},
+		"no file": {
+			func(u *upload) { u.file = nil }, 400, "POST requires exactly one file upload per request.",
+		},
+		"two files": {
+			func(u *upload) { u.behind = func(w *mimeform.Writer) { w.CreateFormFile("file", "b") } }, 400,
+			"POST requires exactly one file upload per request.",
+		},
+		"a field behind a large": {
+			large(func(u *upload) { u.behind = func(w *mimeform.Writer) { w.WriteField("submit", "x") } }), 501,
+			"make the file the last field",
+		},
 		"no line break at the end of a large": {large(func(u *upload) { u.cut = 2 }), 501, "make the file the last field"},
 		"no end":                              {func(u *upload) { u.cut = 6 }, 400, "MalformedPOSTRequest"},
 		"no end of a large":                   {large(func(u *upload) { u.cut = 6 }), 501, "NotImplemented"},
-		"fields that are too long":            {field("x-amz-meta-a", strings.Repeat("a", 21<<10)), 400, "MaxPostPreDataLengthExceeded"},
-		"another MD5":                         {field("content-md5", "AAAAAAAAAAAAAAAAAAAAAA=="), 400, "BadDigest"},
-		"another checksum":                    {field("x-amz-checksum-sha256", checksum(nil)), 400, "BadDigest"},
-		"another checksum of a large":         {large(field("x-amz-checksum-sha256", checksum(nil))), 400, "BadDigest"},
-		"tags of no XML":                      {field("tagging", "a=b"), 400, "MalformedXML"},
-		"tags of two":                         {field("tagging", "<Tagging><TagSet><Tag><Key>a</Key></Tag><Tag><Key>a</Key></Tag></TagSet></Tagging>"), 400, "InvalidTag"},
-		"a public ACL":                        {field("acl", "public-read"), 501, "The canned ACL public-read"},
-		"a field of S3's":                     {field("x-amz-object-lock-event-hold", "ON"), 501, "x-amz-object-lock-event-hold"},
-		"the envelope's own":                  {field("x-amz-meta-cmek-key", "x"), 400, "reserved for the proxy"},
-		"another encryption":                  {field("x-amz-server-side-encryption", "rot13"), 400, "InvalidEncryptionAlgorithmError"},
-		"a line break in a header":            {field("x-amz-meta-a", "b\r\nx-amz-meta-c: d"), 400, "cannot be one"},
+		"fields that are too long": {
+			field("x-amz-meta-a", strings.Repeat("a", 21<<10)), 400, "MaxPostPreDataLengthExceeded",
+		},
+		"another MD5":                 {field("content-md5", "AAAAAAAAAAAAAAAAAAAAAA=="), 400, "BadDigest"},
+		"another checksum":            {field("x-amz-checksum-sha256", checksum(nil)), 400, "BadDigest"},
+		"another checksum of a large": {large(field("x-amz-checksum-sha256", checksum(nil))), 400, "BadDigest"},
+		"tags of no XML":              {field("tagging", "a=b"), 400, "MalformedXML"},
+		"tags of two": {
+			field("tagging", "<Tagging><TagSet><Tag><Key>a</Key></Tag><Tag><Key>a</Key></Tag></TagSet></Tagging>"), 400,
+			"InvalidTag",
+		},
+		"a public ACL":             {field("acl", "public-read"), 501, "The canned ACL public-read"},
+		"a field of S3's":          {field("x-amz-object-lock-event-hold", "ON"), 501, "x-amz-object-lock-event-hold"},
+		"the envelope's own":       {field("x-amz-meta-cmek-key", "x"), 400, "reserved for the proxy"},
+		"another encryption":       {field("x-amz-server-side-encryption", "rot13"), 400, "InvalidEncryptionAlgorithmError"},
+		"a line break in a header": {field("x-amz-meta-a", "b\r\nx-amz-meta-c: d"), 400, "not valid as a header"},
 		"another bucket in a field": {func(u *upload) {
 			u.conditions = []any{map[string]string{"bucket": "other"}}
 			u.change = func(f map[string]string) { f["bucket"] = "other" }
-		}, 400, "another bucket"},
-		"a header of S3's": {func(u *upload) { u.header = http.Header{"X-Amz-Acl": {"public-read"}} }, 501, "The header x-amz-acl"},
-		"a session token":  {field("x-amz-security-token", "t"), 400, "InvalidToken"},
+		}, 400, "a different bucket"},
+		"a header of S3's": {
+			func(u *upload) { u.header = http.Header{"X-Amz-Acl": {"public-read"}} }, 501, "The header x-amz-acl",
+		},
+		"a session token": {field("x-amz-security-token", "t"), 400, "InvalidToken"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			u := p.form("refused", randomText(100))
@@ -301,6 +401,7 @@ func TestPostObjectIsRefused(t *testing.T) {
 			if resp.StatusCode != row.status || !strings.Contains(answer, row.want) {
 				t.Errorf("%d %s", resp.StatusCode, answer)
 			}
+
 			list, err := p.client.ListObjectsV2(t.Context(), &s3.ListObjectsV2Input{Bucket: &p.bucket})
 			if err != nil || len(list.Contents) > 0 {
 				t.Fatalf("something is stored: %v, %v", list.Contents, err)
@@ -310,24 +411,32 @@ func TestPostObjectIsRefused(t *testing.T) {
 }
 
 // Bodies that no form writer makes.
+// Bodies that no form library writes.
 func TestPostObjectOddBodies(t *testing.T) {
 	p := newProxy(t)
 	body, contentType := p.form("k", []byte("0123456789")).body()
 	_, boundary, _ := strings.Cut(contentType, "boundary=")
+
 	whole := body.String()
 	for name, row := range map[string]struct {
 		body, contentType string
 		status            int
 		code              string
 	}{
-		"an empty body":        {"", contentType, 400, "MalformedPOSTRequest"},
-		"another boundary":     {whole, strings.Replace(contentType, boundary, "other", 1), 400, "MalformedPOSTRequest"},
-		"no boundary":          {whole, "multipart/form-data", 400, "MalformedPOSTRequest"},
-		"no form":              {whole, "application/x-www-form-urlencoded", 412, "PreconditionFailed"},
-		"the end at once":      {"--" + boundary + "--\r\n", contentType, 400, "MalformedPOSTRequest"},
-		"a part without name":  {strings.Replace(whole, `name="key"`, `x="key"`, 1), contentType, 400, "MalformedPOSTRequest"},
-		"one in quoted":        {strings.Replace(whole, "Content-Disposition", "Content-Transfer-Encoding: quoted-printable\r\nContent-Disposition", 1), contentType, 400, "MalformedPOSTRequest"},
-		"a field twice":        {strings.Replace(whole, `name="policy"`, `name="key"`, 1), contentType, 400, "InvalidArgument"},
+		"an empty body":    {"", contentType, 400, "MalformedPOSTRequest"},
+		"another boundary": {whole, strings.Replace(contentType, boundary, "other", 1), 400, "MalformedPOSTRequest"},
+		"no boundary":      {whole, "multipart/form-data", 400, "MalformedPOSTRequest"},
+		"no form":          {whole, "application/x-www-form-urlencoded", 412, "PreconditionFailed"},
+		"the end at once":  {"--" + boundary + "--\r\n", contentType, 400, "MalformedPOSTRequest"},
+		"a part without name": {
+			strings.Replace(whole, `name="key"`, `x="key"`, 1), contentType, 400, "MalformedPOSTRequest",
+		},
+		"one in quoted": {strings.Replace(
+			whole, "Content-Disposition", "Content-Transfer-Encoding: quoted-printable\r\nContent-Disposition", 1,
+		), contentType, 400, "MalformedPOSTRequest"},
+		"a field twice": {
+			strings.Replace(whole, `name="policy"`, `name="key"`, 1), contentType, 400, "InvalidArgument",
+		},
 		"words behind the end": {whole + "and so on", contentType, 204, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -338,10 +447,15 @@ func TestPostObjectOddBodies(t *testing.T) {
 			if p.isStored("k") != (row.status == 204) {
 				t.Errorf("stored: %t", p.isStored("k"))
 			}
+
 			p.storeDo(http.MethodDelete, "k", nil, nil)
 		})
 	}
-	if resp, answer := p.postBody(strings.NewReader(whole), -1, contentType, nil); resp.StatusCode != http.StatusLengthRequired || !strings.Contains(answer, "MissingContentLength") {
+
+	if resp, answer := p.postBody(
+		strings.NewReader(whole), -1, contentType, nil,
+	); resp.StatusCode != http.StatusLengthRequired ||
+		!strings.Contains(answer, "MissingContentLength") {
 		t.Errorf("without a length: %d %s", resp.StatusCode, answer)
 	}
 	if got := p.send(request{method: "POST", path: "/" + p.bucket}); got.StatusCode != http.StatusPreconditionFailed {
@@ -349,8 +463,8 @@ func TestPostObjectOddBodies(t *testing.T) {
 	}
 }
 
-// The delimiter in a large file is found wherever reads happen to end; what
-// only looks like it is content.
+// The delimiter is found in a large file wherever reads end. Similar bytes
+// are content.
 func TestPostObjectDelimiterInTheFile(t *testing.T) {
 	p := newProxy(t)
 	for _, at := range []int{0, 1, 4000, 4096 - 30, 20<<10 - 7, 1 << 20, 2<<20 - 100} {
@@ -360,35 +474,51 @@ func TestPostObjectDelimiterInTheFile(t *testing.T) {
 			_, boundary, _ := strings.Cut(contentType, "boundary=")
 			from := bytes.Index(body.Bytes(), u.file[:64])
 			copy(body.Bytes()[from+at:], "\r\n--"+boundary)
-			if resp, answer := p.postBody(body, int64(body.Len()), contentType, nil); resp.StatusCode != http.StatusNotImplemented || p.isStored("k") {
+
+			if resp, answer := p.postBody(
+				body, int64(body.Len()), contentType, nil,
+			); resp.StatusCode != http.StatusNotImplemented ||
+				p.isStored("k") {
 				t.Errorf("at %d: %d %s", at, resp.StatusCode, answer)
 			}
 		})
 	}
+
 	u := p.form("k", randomText(2<<20))
 	body, contentType := u.body()
 	_, boundary, _ := strings.Cut(contentType, "boundary=")
 	from := bytes.Index(body.Bytes(), u.file[:64])
+
 	for _, at := range []int{100, 70_000, 2<<20 - 200} {
-		like := "\r\n--" + boundary[:len(boundary)-1] + "!" // and not, by chance, the last character of the boundary
+		like := "\r\n--" + boundary[:len(boundary)-1] + "!" // never equal to the boundary
 		copy(body.Bytes()[from+at:], like)
 		copy(u.file[at:], like)
 	}
-	if resp, answer := p.postBody(body, int64(body.Len()), contentType, nil); resp.StatusCode != http.StatusNoContent || !bytes.Equal(p.mustGet("k"), u.file) {
+
+	if resp, answer := p.postBody(body, int64(body.Len()), contentType, nil); resp.StatusCode != http.StatusNoContent ||
+		!bytes.Equal(p.mustGet("k"), u.file) {
 		t.Errorf("what only looks like it: %d %s", resp.StatusCode, answer)
 	}
 }
 
 // A client that goes away in the middle of its file stores nothing.
+// If a client disconnects within its file, nothing is stored.
 func TestPostObjectBrokenOff(t *testing.T) {
 	p := newProxy(t)
 	body, contentType := p.form("k", randomText(2<<20)).body()
 	length := int64(body.Len())
 	body.Truncate(1 << 20)
-	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, p.url+"/"+p.bucket, io.MultiReader(body, failing{}))
+
+	r, err := http.NewRequestWithContext(
+		t.Context(),
+		http.MethodPost,
+		p.url+"/"+p.bucket,
+		io.MultiReader(body, failing{}),
+	)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	r.Header.Set("Content-Type", contentType)
 	r.ContentLength = length
 	if resp, err := p.server.Client().Do(r); err == nil {
@@ -396,6 +526,7 @@ func TestPostObjectBrokenOff(t *testing.T) {
 		t.Errorf("%d", resp.StatusCode)
 	}
 	time.Sleep(300 * time.Millisecond)
+
 	if p.isStored("k") {
 		t.Error("it is stored")
 	}

@@ -17,19 +17,19 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
-// owned is a key in some KMS, and how its owner takes it away and gives it
-// back.
+// owned is a key in some KMS, with functions to revoke and restore it.
 type owned struct {
 	name       string
 	wrapper    kms.Wrapper
 	take, give func() error
-	code       string // S3's, while it is away
+	code       string // S3's code while the key is revoked
 }
 
 func done(f func()) func() error { return func() error { f(); return nil } }
 
-// allProviders is a key of each provider: those in the cloud by strict servers
-// on loopback, the HSM by SoftHSM in builds with -tags pkcs11, and a file.
+// allProviders returns a key of each provider: cloud providers use strict
+// servers on loopback, the HSM uses SoftHSM in builds with -tags pkcs11, and
+// the local key is a file.
 func allProviders(t *testing.T) []owned {
 	t.Helper()
 	amazon := kmstest.StartTest(t)
@@ -38,6 +38,7 @@ func allProviders(t *testing.T) []owned {
 	vault := hashi.NewKey(t, nil)
 	google := kmstest.StartGCP(t)
 	gcp := google.NewKey(t, nil)
+
 	microsoft := kmstest.StartAzure(t)
 	azure := microsoft.NewKey(t, "RSA-2048", nil)
 	azureName := azure.KeyID()[strings.LastIndex(azure.KeyID(), "/")+1:]
@@ -45,31 +46,48 @@ func allProviders(t *testing.T) []owned {
 	if err := kms.CreateLocalKeyFile(file); err != nil {
 		t.Fatal(err)
 	}
+
 	local, err := kms.NewLocal(file)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	list := []owned{
-		{"aws-kms", aws, func() error { return amazon.DisableKey(aws.KeyID()) }, func() error { return amazon.EnableKey(aws.KeyID()) }, "KMS.DisabledException"},
+		{
+			"aws-kms",
+			aws,
+			func() error { return amazon.DisableKey(aws.KeyID()) },
+			func() error { return amazon.EnableKey(aws.KeyID()) },
+			"KMS.DisabledException",
+		},
 		{"vault-transit", vault, done(func() { hashi.Deny(true) }), done(func() { hashi.Deny(false) }), "AccessDenied"},
 		{
 			"gcp-kms", gcp, done(func() { google.SetState(gcp.KeyID(), 1, kmspb.CryptoKeyVersion_DISABLED) }),
 			done(func() { google.SetState(gcp.KeyID(), 1, kmspb.CryptoKeyVersion_ENABLED) }), "KMS.DisabledException",
 		},
 		{
-			"azure-keyvault", azure, done(func() { microsoft.SetEnabled(azureName, 1, false) }), done(func() { microsoft.SetEnabled(azureName, 1, true) }),
+			"azure-keyvault", azure, done(func() { microsoft.SetEnabled(azureName, 1, false) }),
+			done(func() { microsoft.SetEnabled(azureName, 1, true) }),
 			"KMS.DisabledException",
 		},
-		{"local", local, func() error { return os.Rename(file, file+".gone") }, func() error { return os.Rename(file+".gone", file) }, "KMS.NotFoundException"},
+		{
+			"local",
+			local,
+			func() error { return os.Rename(file, file+".gone") },
+			func() error { return os.Rename(file+".gone", file) },
+			"KMS.NotFoundException",
+		},
 	}
+
 	if hsm := hsmKey(t); hsm != nil {
 		list = append(list, *hsm)
 	}
 	return list
 }
 
-// TestAllProvidersAtOnce serves a bucket under a key of each provider, takes
-// each key away in turn, and sees that bucket go dark and no other.
+// TestAllProvidersAtOnce serves a bucket under a key of each provider,
+// revokes each key in turn, and checks that only its bucket becomes
+// unreadable.
 func TestAllProvidersAtOnce(t *testing.T) {
 	providers := allProviders(t)
 	p := newProxy(t, func(_ *proxy, _ *s3api.Config, cfg *keyring.Config) {
@@ -80,11 +98,13 @@ func TestAllProvidersAtOnce(t *testing.T) {
 			cfg.Rules = append(cfg.Rules, keyring.Rule{Buckets: []string{o.name + "-*"}, Key: o.name})
 		}
 	})
+
 	ctx, stop := t.Context(), make(chan struct{})
 	go func() { defer close(stop); p.keys.Run(ctx) }()
 	t.Cleanup(func() { <-stop })
 	text := randomText(100_000)
 	buckets := make(map[string]string)
+
 	for _, o := range providers {
 		p.bucket = p.newBucket(o.name + "-")
 		buckets[o.name] = p.bucket
@@ -94,6 +114,7 @@ func TestAllProvidersAtOnce(t *testing.T) {
 			t.Fatalf("%s: sealed with %q, want %q; %v", o.name, id, o.wrapper.KeyID(), head)
 		}
 	}
+
 	read := func(name string) error {
 		p.bucket = buckets[name]
 		got, _, err := p.get("k")
@@ -102,25 +123,32 @@ func TestAllProvidersAtOnce(t *testing.T) {
 		}
 		return err
 	}
+
 	for _, o := range providers {
 		if err := o.take(); err != nil {
 			t.Fatal(o.name, err)
 		}
-		// A read that is under way when the purge comes is cut, which a client
-		// sees as a reset. The next one must be told why.
+
+		// A read that runs during the purge is cut, which a client sees as a
+		// reset. The next read gets the reason.
 		var err error
+
 		for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 			if err = read(o.name); err != nil && strings.Contains(err.Error(), o.code) {
 				break
 			}
 		}
+
 		if err == nil || !strings.Contains(err.Error(), o.code) {
 			t.Errorf("%s: reading without the key: %v, want %s", o.name, err, o.code)
 		}
 		bucket, key := buckets[o.name], "new"
-		if _, err := p.client.PutObject(ctx, &s3.PutObjectInput{Bucket: &bucket, Key: &key, Body: bytes.NewReader(text)}); err == nil {
+		if _, err := p.client.PutObject(ctx, &s3.PutObjectInput{
+			Bucket: &bucket, Key: &key, Body: bytes.NewReader(text),
+		}); err == nil {
 			t.Errorf("%s: stored without the key", o.name)
 		}
+
 		for _, other := range providers {
 			if other.name != o.name {
 				if err := read(other.name); err != nil {
@@ -128,6 +156,7 @@ func TestAllProvidersAtOnce(t *testing.T) {
 				}
 			}
 		}
+
 		if err := o.give(); err != nil {
 			t.Fatal(o.name, err)
 		}
@@ -135,6 +164,7 @@ func TestAllProvidersAtOnce(t *testing.T) {
 		for deadline := time.Now().Add(20 * time.Second); err != nil && time.Now().Before(deadline); err = read(o.name) {
 			time.Sleep(20 * time.Millisecond)
 		}
+
 		if err != nil {
 			t.Errorf("%s: given back: %v", o.name, err)
 		}

@@ -42,7 +42,7 @@ const (
 	region                     = proxytest.Region
 )
 
-// store is the one real store of this test process.
+// store is the real store of this test process.
 var store struct {
 	*proxytest.Store
 	transport *origin.Transport
@@ -71,14 +71,14 @@ type proxy struct {
 	keyFile  string
 	ringKeys []keyring.Key
 	log      *logBuffer
-	clock    atomic.Int64 // nanoseconds that the proxy's clock is ahead
+	clock    atomic.Int64 // nanoseconds by which the proxy's clock is ahead
 	client   *s3.Client
 	bucket   string
 }
 
 type option func(*proxy, *s3api.Config, *keyring.Config)
 
-// newProxy starts a proxy with a bucket of its own.
+// newProxy starts a proxy with a new bucket.
 func newProxy(t testing.TB, options ...option) *proxy {
 	t.Helper()
 	key, keyFile := proxytest.NewLocalKey(t)
@@ -87,23 +87,44 @@ func newProxy(t testing.TB, options ...option) *proxy {
 	p.origin = &tap{next: origin.New(proxytest.OriginConfig(store.transport))}
 	p.cache = dekcache.New(dekcache.Config{TTL: time.Minute, MaxEntries: 1000, Now: now})
 	t.Cleanup(p.cache.Close)
+
 	ringConfig := keyring.Config{
-		Keys:  []keyring.Key{{Name: "main", Wrapper: key}},
-		Rules: []keyring.Rule{{Buckets: []string{"plain-*"}, Key: "main", AllowPlaintext: true}, {Key: "main", AskedKeys: []string{"*"}}},
+		Keys: []keyring.Key{{Name: "main", Wrapper: key}},
+		Rules: []keyring.Rule{
+			{Buckets: []string{"plain-*"}, Key: "main", AllowPlaintext: true},
+			{Key: "main", AskedKeys: []string{"*"}},
+		},
 		Cache: p.cache,
 	}
+
 	clients, err := access.New([]access.Client{
-		{Name: "app", AccessKey: clientAccess, Secret: clientSecret, Allow: []access.Grant{{Buckets: []string{"*"}, Actions: everything}}},
-		{Name: "reader", AccessKey: readerAccess, Secret: readerSecret, Allow: []access.Grant{{Buckets: []string{"shared-*"}, Actions: []access.Action{access.Read, access.List}}}},
+		{
+			Name:      "app",
+			AccessKey: clientAccess,
+			Secret:    clientSecret,
+			Allow:     []access.Grant{{Buckets: []string{"*"}, Actions: everything}},
+		},
+		{
+			Name:      "reader",
+			AccessKey: readerAccess,
+			Secret:    readerSecret,
+			Allow: []access.Grant{
+				{Buckets: []string{"shared-*"}, Actions: []access.Action{access.Read, access.List}},
+			},
+		},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	cfg := s3api.Config{
-		Origin: p.origin, Clients: clients, Domain: "s3.test", ETagPartCount: true, Metrics: metrics.New(), IdleTimeout: 20 * time.Second,
-		MaxConcurrent: 96, Now: now, Random: rand.Reader, LocalTLS: true, // 72 of them for one client
+		Origin: p.origin, Clients: clients, Domain: "s3.test", ETagPartCount: true, Metrics: metrics.New(),
+		IdleTimeout: 20 * time.Second,
+		// 72 of them for one client
+		MaxConcurrent: 96, Now: now, Random: rand.Reader, LocalTLS: true,
 		Log: zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig()), p.log, zap.DebugLevel)),
 	}
+
 	for _, o := range options {
 		o(p, &cfg, &ringConfig)
 	}
@@ -111,6 +132,7 @@ func newProxy(t testing.TB, options ...option) *proxy {
 	if p.keys, err = keyring.New(ringConfig); err != nil {
 		t.Fatal(err)
 	}
+
 	cfg.Keys = p.keys
 	p.server = httptest.NewUnstartedServer(s3api.New(cfg))
 	p.server.Config.DisableGeneralOptionsHandler = true
@@ -124,6 +146,7 @@ func newProxy(t testing.TB, options ...option) *proxy {
 			}
 		}
 	})
+
 	p.url = p.server.URL
 	p.client = p.as(clientAccess, clientSecret)
 	p.bucket = p.newBucket("test-")
@@ -160,20 +183,24 @@ func (p *proxy) put(key string, text []byte, more ...func(*s3.PutObjectInput)) *
 	return out
 }
 
-// get returns the body and the error of reading it to its end.
+// get returns the body and the error of reading it to the end.
 func (p *proxy) get(key string, more ...func(*s3.GetObjectInput)) ([]byte, *s3.GetObjectOutput, error) {
 	p.t.Helper()
 	in := &s3.GetObjectInput{Bucket: &p.bucket, Key: &key}
 	for _, m := range more {
 		m(in)
 	}
+
 	out, err := p.client.GetObject(p.t.Context(), in)
 	if err != nil {
 		return nil, nil, err
 	}
 	defer out.Body.Close()
 	var text bytes.Buffer
-	text.Grow(int(max(0, *out.ContentLength)) + bytes.MinRead) // no copies of what was read: the race detector looks at each byte
+
+	text.Grow(
+		int(max(0, *out.ContentLength)) + bytes.MinRead,
+	) // read without copies, because the race detector checks each byte
 	_, err = text.ReadFrom(out.Body)
 	return text.Bytes(), out, err
 }
@@ -187,7 +214,8 @@ func (p *proxy) mustGet(key string) []byte {
 	return text
 }
 
-// storeDo speaks to the store past the proxy, as its administrator could.
+// storeDo sends a request to the store without the proxy, as the store's
+// administrator could.
 func (p *proxy) storeDo(method, key string, header http.Header, body []byte) (*http.Response, []byte) {
 	p.t.Helper()
 	u := &url.URL{Path: "/" + p.bucket + "/" + key}
@@ -195,10 +223,16 @@ func (p *proxy) storeDo(method, key string, header http.Header, body []byte) (*h
 		u.Path = "/" + p.bucket
 	}
 	u.RawPath = sigv4.EscapePath(u.Path)
+
 	if header == nil {
 		header = http.Header{}
 	}
-	r := (&http.Request{Method: method, URL: u, Header: header, Body: io.NopCloser(bytes.NewReader(body)), ContentLength: int64(len(body))}).WithContext(p.t.Context())
+	r := (&http.Request{
+		Method: method, URL: u, Header: header, Body: io.NopCloser(bytes.NewReader(body)), ContentLength: int64(len(body)),
+	}).WithContext(
+		p.t.Context(),
+	)
+
 	if len(body) == 0 {
 		r.Body = nil
 	}
@@ -207,6 +241,7 @@ func (p *proxy) storeDo(method, key string, header http.Header, body []byte) (*h
 		p.t.Fatal(err)
 	}
 	defer resp.Body.Close()
+
 	answer, err := io.ReadAll(resp.Body)
 	if err != nil {
 		p.t.Fatal(err)
@@ -214,8 +249,8 @@ func (p *proxy) storeDo(method, key string, header http.Header, body []byte) (*h
 	return resp, answer
 }
 
-// stored returns the object as the store has it: its body, and its metadata
-// ready to be put again.
+// stored returns the object as it is in the store: its body, and its
+// metadata in a form that can be stored again.
 func (p *proxy) stored(key string) ([]byte, http.Header) {
 	p.t.Helper()
 	resp, body := p.storeDo(http.MethodGet, key, nil, nil)
@@ -243,13 +278,13 @@ func (p *proxy) isStored(key string) bool {
 	return resp.StatusCode == http.StatusOK
 }
 
-// request is an HTTP request of the client's, signed with the SDK's signer.
+// request is an HTTP request of a client, signed with the SDK's signer.
 type request struct {
-	method, path string // path is raw, with its query
+	method, path string // path is raw, and includes the query
 	header       http.Header
 	body         []byte
-	hash         string // x-amz-content-sha256; "" for the body's
-	accessKey    string // "" for the client's own, as secret
+	hash         string // x-amz-content-sha256; "" for the hash of the body
+	accessKey    string // "" for the client's own; the same for secret
 	secret       string
 	at           time.Time
 	presign      bool
@@ -268,17 +303,21 @@ func (p *proxy) send(r request) answer {
 		p.t.Fatal(err)
 	}
 	defer resp.Body.Close()
+
 	a := answer{Response: resp}
 	if a.body, err = io.ReadAll(resp.Body); err != nil {
 		p.t.Fatal(err)
 	}
+
 	if resp.StatusCode >= 300 && len(a.body) > 0 {
 		var doc struct{ Code, RequestId string }
-		if err := xml.Unmarshal(a.body, &doc); err != nil || doc.RequestId != resp.Header.Get("X-Amz-Request-Id") || doc.RequestId == "" {
+		if err := xml.Unmarshal(a.body, &doc); err != nil || doc.RequestId != resp.Header.Get("X-Amz-Request-Id") ||
+			doc.RequestId == "" {
 			p.t.Errorf("%s %s: the error is not S3's XML with the request id: %s", r.method, r.path, a.body)
 		}
 		a.Code = doc.Code
 	}
+
 	return a
 }
 
@@ -290,16 +329,23 @@ func (p *proxy) sign(r request) *http.Request {
 	}
 	raw, query, _ := strings.Cut(r.path, "?")
 	u.RawQuery = query
+
 	u.Opaque = "//" + u.Host + raw
-	req := (&http.Request{Method: r.method, URL: u, Host: u.Host, Header: http.Header{}, ContentLength: int64(len(r.body))}).WithContext(p.t.Context())
+	req := (&http.Request{
+		Method: r.method, URL: u, Host: u.Host, Header: http.Header{}, ContentLength: int64(len(r.body)),
+	}).WithContext(
+		p.t.Context(),
+	)
 	if r.body != nil {
 		req.Body = io.NopCloser(bytes.NewReader(r.body))
 	}
+
 	maps.Copy(req.Header, r.header)
 	if r.hash == "" {
 		sum := sha256.Sum256(r.body)
 		r.hash = hex.EncodeToString(sum[:])
 	}
+
 	if r.at.IsZero() {
 		r.at = time.Now()
 	}
@@ -307,9 +353,11 @@ func (p *proxy) sign(r request) *http.Request {
 	if r.accessKey != "" {
 		creds.AccessKeyID = r.accessKey
 	}
+
 	if r.secret != "" {
 		creds.SecretAccessKey = r.secret
 	}
+
 	signer := v4.NewSigner(func(o *v4.SignerOptions) { o.DisableURIPathEscaping = true })
 	if !r.presign {
 		req.Header.Set("X-Amz-Content-Sha256", r.hash)
@@ -318,6 +366,7 @@ func (p *proxy) sign(r request) *http.Request {
 		}
 		return req
 	}
+
 	signed, _, err := signer.PresignHTTP(p.t.Context(), creds, req, "UNSIGNED-PAYLOAD", "s3", region, r.at)
 	if err != nil {
 		p.t.Fatal(err)
@@ -325,18 +374,21 @@ func (p *proxy) sign(r request) *http.Request {
 	if req.URL, err = url.Parse(signed); err != nil {
 		p.t.Fatal(err)
 	}
+
 	return req
 }
 
-// tap counts and can break what goes to the store.
+// tap counts the requests to the store, and can break them.
 type tap struct {
 	next http.RoundTripper
 
-	mu        sync.Mutex
-	requests  []string
-	fault     func(*http.Request) (*http.Response, error) // answers in place of the store where it is not nil and returns something
+	mu       sync.Mutex
+	requests []string
+	// If it is not nil and returns something, it answers instead of the
+	// store.
+	fault     func(*http.Request) (*http.Response, error)
 	alter     func(*http.Response)
-	condition func(*http.Request) // changes what is asked; of a clone
+	condition func(*http.Request) // changes a clone of the request
 }
 
 func (t *tap) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -344,6 +396,7 @@ func (t *tap) RoundTrip(r *http.Request) (*http.Response, error) {
 	t.requests = append(t.requests, r.Method+" "+r.URL.Path+" "+r.Header.Get("Range"))
 	fault, alter := t.fault, t.alter
 	t.mu.Unlock()
+
 	if fault != nil {
 		if resp, err := fault(r); resp != nil || err != nil {
 			if r.Body != nil {
@@ -352,10 +405,12 @@ func (t *tap) RoundTrip(r *http.Request) (*http.Response, error) {
 			return resp, err
 		}
 	}
+
 	if t.condition != nil {
 		r = r.Clone(r.Context())
 		t.condition(r)
 	}
+
 	resp, err := t.next.RoundTrip(r)
 	if err == nil && alter != nil {
 		alter(resp)
@@ -378,7 +433,7 @@ func (t *tap) set(fault func(*http.Request) (*http.Response, error), alter func(
 	t.fault, t.alter = fault, alter
 }
 
-// logBuffer holds what the proxy logged.
+// logBuffer holds the proxy's log.
 type logBuffer struct {
 	mu  sync.Mutex
 	buf bytes.Buffer

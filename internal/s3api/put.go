@@ -14,16 +14,15 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 )
 
-// maxPeek is the longest body, in bytes, that is read whole before the
-// envelope is written, so that a checksum that only comes behind the body can
-// be kept in it.
+// maxPeek is the longest body, in bytes, that is buffered so that a checksum
+// in its trailer can be stored in the envelope.
 const maxPeek = 1 << 20
 
-// objectSize is the header in which a store may say the size of a new object:
-// of ciphertext.
+// objectSize is the header in which a store may report the size of a new
+// object. The size is the ciphertext's.
 const objectSize = "X-Amz-Object-Size"
 
-// putObject stores the payload.
+// putObject handles PutObject.
 func (s *Server) putObject(c *call) error {
 	if err := s.sealObject(c); err != nil {
 		return err
@@ -32,13 +31,13 @@ func (s *Server) putObject(c *call) error {
 	return nil
 }
 
-// sealObject encrypts the payload on its way to the store, and sets the header
-// of the answer.
+// sealObject encrypts the payload, sends it to the store, and sets the
+// headers of the response.
 //
-// The envelope goes ahead of the body, as metadata. The last segment goes out
-// only once signature, length and checksums have all been verified; until then
-// the store has a body shorter than its Content-Length, which it must not
-// keep.
+// The envelope is sent first, as metadata. The last segment is sent only
+// after the signature, the length and all checksums are verified. Until then
+// the body is shorter than its Content-Length, so the store must not keep
+// it.
 func (s *Server) sealObject(c *call) error {
 	wanted, err := c.encryption()
 	if err != nil {
@@ -47,6 +46,7 @@ func (s *Server) sealObject(c *call) error {
 	if err := checkMetadata(c.Header, nil); err != nil {
 		return err
 	}
+
 	lease, err := s.Keys.Create(c.Context(), c.object(), c.client.Name, wanted)
 	if err != nil {
 		return err
@@ -54,25 +54,34 @@ func (s *Server) sealObject(c *call) error {
 	defer lease.Release()
 	c.watch(lease.Lease)
 	lease.Wrote(c.auth.DecodedLength())
+
 	if err := c.peek(); err != nil {
 		return err
 	}
+
 	size := c.auth.DecodedLength()
 	sealer, err := crypt.NewSealer(c.payload, size, lease.DEK(), s.Random)
 	if err != nil {
 		return err
 	}
+
 	header, err := s.putHeader(c, lease, sealer.Header())
 	if err != nil {
 		return errors.Join(err, sealer.Close())
 	}
-	resp, err := s.sendSealed(c, header, &upload{sealer: sealer, c: c, lease: lease.Lease, size: crypt.StoredSize(size)})
+
+	resp, err := s.sendSealed(
+		c,
+		header,
+		&upload{sealer: sealer, c: c, lease: lease.Lease, size: crypt.StoredSize(size)},
+	)
 	if err != nil {
 		return err
 	}
 	defer closeBody(resp)
+
 	c.copyHeader(resp.Header)
-	if resp.Header.Get(objectSize) != "" { // of stores that say so
+	if resp.Header.Get(objectSize) != "" { // only some stores send it
 		c.w.Header().Set(objectSize, strconv.FormatInt(size, 10))
 	}
 	c.setSealedHeaders(lease)
@@ -80,23 +89,27 @@ func (s *Server) sealObject(c *call) error {
 	return nil
 }
 
-// sendSealed sends an upload to the store, and returns the store's answer if
-// it is a good one to the whole of it.
+// sendSealed sends an upload to the store. It returns the store's answer if
+// the store has accepted the whole body.
 func (s *Server) sendSealed(c *call, header http.Header, up *upload) (*http.Response, error) {
 	body, length := io.ReadCloser(up), up.size
 	if length == crypt.StoredSize(0) && crypt.IsMarker(c.object(), 0) {
-		// The client's body is read all the same, as its end is verified.
+		// A directory marker has an empty body in the store. The client's
+		// body is read anyway, to verify its end.
 		if _, err := io.Copy(io.Discard, up); err == nil {
 			body, length = nil, 0
 		}
 	}
+
 	resp, err := s.send(c, c.originRequest(http.MethodPut, header, body, length))
 	if failure := up.failure(); failure != nil {
 		if err == nil {
 			closeBody(resp)
 		}
-		return nil, failure // the client's fault, and why the store was left with half a body
+		// Any error of the transport is only the result of this one.
+		return nil, failure
 	}
+
 	if err != nil {
 		return nil, up.clientTimeout(err)
 	}
@@ -104,10 +117,11 @@ func (s *Server) sendSealed(c *call, header http.Header, up *upload) (*http.Resp
 		closeBody(resp)
 		return nil, fmt.Errorf("%w answered %d before it had the whole body", errOrigin, resp.StatusCode)
 	}
+
 	return resp, nil
 }
 
-// peek reads a small body to its end if a checksum is in its trailer.
+// peek reads a small body into memory if its trailer has a checksum.
 func (c *call) peek() error {
 	if !c.checks.trailing() || c.auth.DecodedLength() > maxPeek {
 		return nil
@@ -124,7 +138,8 @@ func (c *call) peek() error {
 	return nil
 }
 
-// putHeader returns the header for the store, with the signed envelope in it.
+// putHeader returns the header for the store, with the signed envelope as
+// metadata.
 func (s *Server) putHeader(c *call, lease *keyring.DataKey, h crypt.Header) (http.Header, error) {
 	envelope := crypt.Envelope{Header: h, Size: c.auth.DecodedLength()}
 	if err := s.sign(c, &envelope, lease, c.checks.known()); err != nil {
@@ -133,8 +148,8 @@ func (s *Server) putHeader(c *call, lease *keyring.DataKey, h crypt.Header) (htt
 	return withEnvelope(c.requestHeader(), c.Header, &envelope)
 }
 
-// sign completes the envelope of the call's object, which is to have these
-// checksums.
+// sign completes the envelope of the call's object: it sets the data key and
+// the checksums, and computes the MAC.
 func (s *Server) sign(c *call, e *crypt.Envelope, lease *keyring.DataKey, sums digests) (err error) {
 	e.KeyID, e.WrappedDEK = lease.KeyID, lease.Wrapped
 	if e.Sum, err = crypt.SealChecksums(sums, lease.DEK(), s.Random); err != nil {
@@ -143,8 +158,8 @@ func (s *Server) sign(c *call, e *crypt.Envelope, lease *keyring.DataKey, sums d
 	return e.Sign(lease.DEK(), c.object())
 }
 
-// withEnvelope adds the envelope to a header for the store. own is what has
-// the client's user metadata.
+// withEnvelope adds the envelope to header. own has the client's user
+// metadata; S3's size limit is for both together.
 func withEnvelope(header, own http.Header, e *crypt.Envelope) (http.Header, error) {
 	metadata, err := e.Metadata()
 	if err != nil {
@@ -159,38 +174,42 @@ func withEnvelope(header, own http.Header, e *crypt.Envelope) (http.Header, erro
 	return header, nil
 }
 
-// upload is the body of the store's request. It remembers why it failed, which
-// the transport may not hand on, and whether it was read to the end.
+// upload is the body of the request to the store. It remembers whether the
+// whole body was read, and why reading failed: the transport may not pass
+// that error on.
 type upload struct {
 	sealer   io.ReadCloser
 	c        *call
 	lease    *keyring.Lease
 	size     int64 // stored size
 	failed   atomic.Pointer[error]
-	waiting  atomic.Pointer[time.Time] // since when the transport waits for the next bytes; nil if it does not
+	waiting  atomic.Pointer[time.Time] // start of the current Read; nil between reads
 	finished atomic.Bool
 	sent     int64
 }
 
-// Read hands out what was sealed only under a lease in force. The look at it
-// comes last, as the client may have taken its time with the plaintext.
+// Read returns sealed bytes only while the lease is valid. It checks the
+// lease after reading, because the client may be slow to send the plaintext.
 func (u *upload) Read(p []byte) (int, error) {
 	began := time.Now()
 	u.waiting.Store(&began)
 	n, err := u.sealer.Read(p)
 	u.waiting.Store(nil)
+
 	if n > 0 {
 		if err := u.lease.Check(u.c.Context()); err != nil {
 			return 0, u.fail(err)
 		}
 	}
+
 	u.sent += int64(n)
 	if u.sent == u.size {
 		u.finished.Store(true)
 	}
-	if err != nil && err != io.EOF && !errors.Is(err, io.ErrClosedPipe) { // bare, as above
+	if err != nil && err != io.EOF && !errors.Is(err, io.ErrClosedPipe) { // ErrClosedPipe: the transport closed the body
 		return n, u.fail(bodyError(err))
 	}
+
 	return n, err
 }
 
@@ -208,14 +227,19 @@ func (u *upload) failure() error {
 	return nil
 }
 
-// bodyError names a payload that does not have its declared length. Other
-// errors name themselves.
+// bodyError returns IncompleteBody if the payload did not have its declared
+// length. It returns other errors unchanged.
 func bodyError(err error) error {
-	if errors.Is(err, errOrigin) { // the payload is an object that is copied
+	if errors.Is(err, errOrigin) { // from the source of a copy
 		return err
 	}
-	if err == nil || errors.Is(err, crypt.ErrTrailing) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return &Error{Code: "IncompleteBody", Message: "You did not provide the number of bytes specified by the Content-Length HTTP header.", cause: err}
+	if err == nil || errors.Is(err, crypt.ErrTrailing) || errors.Is(err, io.EOF) ||
+		errors.Is(err, io.ErrUnexpectedEOF) {
+		return &Error{
+			Code:    "IncompleteBody",
+			Message: "You did not provide the number of bytes specified by the Content-Length HTTP header.",
+			cause:   err,
+		}
 	}
 	return err
 }

@@ -2,6 +2,6 @@
 
 package s3api_test
 
-// raceDetector is whether the tests run under the race detector, which is
-// several times slower.
+// raceDetector reports whether the tests run under the race detector, which
+// is several times slower.
 const raceDetector = true

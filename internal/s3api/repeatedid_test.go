@@ -11,7 +11,7 @@ import (
 var uploadIDElement = regexp.MustCompile(`<UploadId>([^<]+)</UploadId>`)
 
 // TestAnUploadIDThatIsGivenTwice: the id binds parts to their upload, so a
-// store that gives it to two could mix them.
+// store that reuses an id could mix parts.
 func TestAnUploadIDThatIsGivenTwice(t *testing.T) {
 	p := newProxy(t)
 	create := func() answer { return p.send(request{method: "POST", path: "/" + p.bucket + "/k?uploads"}) }
@@ -29,8 +29,10 @@ func TestAnUploadIDThatIsGivenTwice(t *testing.T) {
 		resp.Body.Close()
 		body = uploadIDElement.ReplaceAll(body, []byte("<UploadId>"+string(found[1])+"</UploadId>"))
 		resp.Body, resp.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+
 		resp.Header.Del("Content-Length")
 	})
+
 	if again := create(); again.StatusCode != http.StatusServiceUnavailable || again.Code != "ServiceUnavailable" {
 		t.Errorf("an id of before: %d %s", again.StatusCode, again.body)
 	}

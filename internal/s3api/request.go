@@ -16,20 +16,20 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 )
 
-// bucketName is S3's rule for general purpose buckets, less what only matters
-// when one is created.
+// bucketName is S3's rule for the names of general purpose buckets, without
+// the parts that only matter at creation.
 var bucketName = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$`)
 
-// validBucket also takes the one path of S3 that looks like a bucket and is
-// none, so that its row can refuse it.
+// validBucket also accepts WriteGetObjectResponse, S3's only path that looks
+// like a bucket but is not one, so that its row can refuse it.
 func validBucket(name string) bool {
 	return "/"+name == objectLambda || bucketName.MatchString(name) && !strings.Contains(name, "..")
 }
 
 const maxKeyLength = 1024
 
-// locate finds bucket and key: virtual-host-style if the host is below domain,
-// else path-style.
+// locate finds bucket and key. The request is virtual-host-style if its host
+// is a subdomain of domain, else path-style.
 func (c *call) locate(domain string) error {
 	rawPath, rawQuery := sigv4.RequestTarget(c.Request)
 	path, err := sigv4.UnescapePath(rawPath)
@@ -39,30 +39,40 @@ func (c *call) locate(domain string) error {
 	if !strings.HasPrefix(path, "/") {
 		return badRequest("InvalidURI", "Couldn't parse the specified URI.")
 	}
+
 	if c.query, err = url.ParseQuery(rawQuery); err != nil {
 		return badRequest("InvalidURI", "Couldn't parse the query of the specified URI.")
 	}
+
 	path = path[1:]
 	if sub, ok := bucketOfHost(c.Host, domain); ok {
 		c.bucket, c.key = sub, path
 	} else {
 		c.bucket, c.key, _ = strings.Cut(path, "/")
 	}
+
 	if c.bucket == "" && path != "" || c.bucket != "" && !validBucket(c.bucket) {
 		bucket := c.bucket
 		c.bucket, c.key = "", ""
-		return &Error{Code: "InvalidBucketName", Message: "The specified bucket is not valid.", Details: [][2]string{{"BucketName", bucket}}}
+		return &Error{
+			Code:    "InvalidBucketName",
+			Message: "The specified bucket is not valid.",
+			Details: [][2]string{{"BucketName", bucket}},
+		}
 	}
+
 	switch {
 	case len(c.key) > maxKeyLength:
 		return badRequest("KeyTooLongError", "Your key is too long")
-	case !utf8.ValidString(c.key): // S3 keys are UTF-8; no KMS takes anything else in an encryption context
+	// S3 keys are UTF-8, and a KMS takes only UTF-8 in an encryption
+	// context.
+	case !utf8.ValidString(c.key):
 		return badRequest("InvalidURI", "Couldn't parse the specified URI: the key is not UTF-8.")
 	}
 	return nil
 }
 
-// bucketOfHost returns the bucket in a Host header like
+// bucketOfHost returns the bucket of a Host header such as
 // bucket.s3.example.com:9000.
 func bucketOfHost(host, domain string) (string, bool) {
 	if domain == "" {
@@ -74,51 +84,59 @@ func bucketOfHost(host, domain string) (string, bool) {
 	return strings.CutSuffix(strings.ToLower(host), "."+strings.ToLower(domain))
 }
 
-// pathStyle returns the request as the routes expect it, whichever style the
-// client used.
+// pathStyle returns the request with a path-style URL, as the routes expect.
 func (c *call) pathStyle() *http.Request {
 	return &http.Request{Method: c.Method, Header: c.Header, URL: c.objectURL(c.query)}
 }
 
-// objectURL returns the URL of the call's bucket or object, to be completed by
-// the origin.
+// objectURL returns the URL of the call's bucket or object. The origin adds
+// scheme and host.
 func (c *call) objectURL(query url.Values) *url.URL {
 	u := &url.URL{Path: c.resource(), RawQuery: encodeQuery(query)}
 	u.RawPath = sigv4.EscapePath(u.Path)
 	return u
 }
 
-// encodeQuery writes a query as AWS does: sorted, and a space is %20.
+// encodeQuery encodes a query as AWS does: sorted, and a space as %20.
 func encodeQuery(query url.Values) string {
 	return strings.ReplaceAll(query.Encode(), "+", "%20")
 }
 
-// takeHoisted turns x-amz- parameters of a presigned URL into the headers that
-// they stand for: some signers move them into the query, where the signature
-// covers them alike.
+// takeHoisted turns x-amz- parameters of a presigned URL into headers. Some
+// signers move headers into the query, where the signature covers them as
+// well.
 func (c *call) takeHoisted() error {
 	if !c.auth.Presigned {
 		return nil
 	}
 	c.Header = c.Header.Clone()
+
 	for name, values := range c.query {
-		if signatureNames.has(name) || !c.route.allowsHeader(strings.ToLower(name)) || customerNames.has(strings.ToLower(name)) { // no key in a URL
+		if signatureNames.has(name) || !c.route.allowsHeader(strings.ToLower(name)) ||
+			customerNames.has(strings.ToLower(name)) { // keys do not belong in a URL
 			continue
 		}
-		if !httpguts.ValidHeaderFieldName(name) || slices.ContainsFunc(values, func(v string) bool { return !httpguts.ValidHeaderFieldValue(v) }) {
-			return badRequest("InvalidArgument", fmt.Sprintf("The query parameter %q stands for a header, and cannot be one.", name))
+
+		if !httpguts.ValidHeaderFieldName(name) ||
+			slices.ContainsFunc(values, func(v string) bool { return !httpguts.ValidHeaderFieldValue(v) }) {
+			return badRequest(
+				"InvalidArgument",
+				fmt.Sprintf("The query parameter %q is not valid as a header.", name),
+			)
 		}
+
 		if len(c.Header.Values(name)) > 0 && !slices.Equal(c.Header.Values(name), values) {
-			return badRequest("InvalidArgument", "The header "+name+" and the query parameter of its name differ.")
+			return badRequest("InvalidArgument", "The header "+name+" and the query parameter with the same name differ.")
 		}
 		c.Header[http.CanonicalHeaderKey(name)] = values
 		delete(c.query, name)
 	}
+
 	return nil
 }
 
 // checkNames refuses query parameters and x-amz- headers that the operation
-// does not know.
+// does not have.
 func (c *call) checkNames() error {
 	for name, values := range c.query {
 		if !c.route.allowsQuery(name) {
@@ -128,67 +146,83 @@ func (c *call) checkNames() error {
 			return badRequest("InvalidArgument", "The query parameter "+name+" occurs more than once.")
 		}
 	}
+
 	for name, values := range c.Header {
 		if !isAmz(name) && len(values) == 1 {
 			continue
 		}
+
 		name = strings.ToLower(name)
 		if isAmz(name) && !c.route.allowsHeader(name) {
 			if strings.HasPrefix(name, strings.ToLower(checksumPrefix)) {
-				return badRequest("InvalidRequest", "The algorithm type you specified in x-amz-checksum- header is invalid.")
+				return badRequest(
+					"InvalidRequest",
+					"The algorithm type you specified in x-amz-checksum- header is invalid.",
+				)
 			}
 			return notImplemented("The header "+name+" of "+c.op, changesMeaning)
 		}
-		// A signature does not tell two headers from one with a comma, so it
-		// must not matter which one is looked at.
+
+		// The signature does not distinguish two headers from one with a
+		// comma, so a header that is read once must not be repeated.
 		if len(values) > 1 && !repeatable(name) {
 			return badRequest("InvalidArgument", "The header "+name+" occurs more than once.")
 		}
 	}
+
 	if c.route.flags&checksACL != 0 {
 		return nil
 	}
 	return checkCanned(c.Header)
 }
 
-// isAmz reports whether a header is one of S3's own.
+// isAmz reports whether a header starts with x-amz-.
 func isAmz(name string) bool {
 	const prefix = "x-amz-"
 	return len(name) >= len(prefix) && strings.EqualFold(name[:len(prefix)], prefix)
 }
 
-// repeatable reports whether all values of a header, given in lower case, are
-// looked at wherever it is used.
+// repeatable reports whether every use of a header, given in lower case,
+// reads all of its values.
 func repeatable(name string) bool {
 	switch name {
 	case "range", "if-modified-since", "if-unmodified-since", "content-type", "content-md5", "expires":
 		return false
 	default:
-		return !strings.HasPrefix(name, "x-amz-") || strings.HasPrefix(name, "x-amz-meta-") || name == "x-amz-trailer" || name == "x-amz-object-attributes"
+		return !strings.HasPrefix(name, "x-amz-") || strings.HasPrefix(name, "x-amz-meta-") ||
+			name == "x-amz-trailer" ||
+			name == "x-amz-object-attributes"
 	}
 }
 
-// openBody sets payload. Nothing is read yet, so a client that waits for 100
-// Continue is not told to go on.
+// openBody sets payload. It does not read yet, so a client that waits for
+// 100 Continue is not asked to send the body.
 func (c *call) openBody() error {
 	if c.route.method == http.MethodPut || c.route.method == http.MethodPost {
 		if c.auth.DecodedLength() < 0 {
 			return badRequest("MissingContentLength", "You must provide the Content-Length HTTP header.")
 		}
 	}
+
 	stores := c.route.policy == seal && c.route.body > 0
 	if c.auth.Framed() && !stores {
 		return badRequest("InvalidRequest", "The value of x-amz-content-sha256 header is invalid.")
 	}
+
 	if c.auth.DecodedLength() > c.route.body {
 		if stores {
 			return &Error{
 				Code: "EntityTooLarge", Message: "Your proposed upload exceeds the maximum allowed object size.",
-				Details: [][2]string{{"ProposedSize", strconv.FormatInt(c.auth.DecodedLength(), 10)}, {"MaxSizeAllowed", strconv.FormatInt(c.route.body, 10)}},
+				Details: [][2]string{
+					{"ProposedSize", strconv.FormatInt(c.auth.DecodedLength(), 10)},
+					{"MaxSizeAllowed", strconv.FormatInt(c.route.body, 10)},
+				},
 			}
 		}
+
 		return badRequest("MaxMessageLengthExceeded", "Your request was too big.")
 	}
+
 	var err error
 	if c.checks, err = newChecksums(c.route.payloadHeader(c.Header)); err != nil {
 		return err

@@ -33,14 +33,39 @@ func TestSignatures(t *testing.T) {
 	}{
 		{"good", request{method: "GET", path: path}, 200, ""},
 		{"wrong secret", request{method: "GET", path: path, secret: "another"}, 403, "SignatureDoesNotMatch"},
-		{"replayed after 16 minutes", request{method: "GET", path: path, at: time.Now().Add(-16 * time.Minute)}, 403, "RequestTimeTooSkewed"},
-		{"from the future", request{method: "GET", path: path, at: time.Now().Add(16 * time.Minute)}, 403, "RequestTimeTooSkewed"},
+		{
+			"replayed after 16 minutes",
+			request{method: "GET", path: path, at: time.Now().Add(-16 * time.Minute)},
+			403,
+			"RequestTimeTooSkewed",
+		},
+		{
+			"from the future",
+			request{method: "GET", path: path, at: time.Now().Add(16 * time.Minute)},
+			403,
+			"RequestTimeTooSkewed",
+		},
 		{"good presigned", request{method: "GET", path: path + "?X-Amz-Expires=60", presign: true}, 200, ""},
 		{"presigned HEAD", request{method: "HEAD", path: path + "?X-Amz-Expires=60", presign: true}, 200, ""},
-		{"presigned PUT", request{method: "PUT", path: path + "-p?X-Amz-Expires=60", presign: true, body: []byte("y")}, 200, ""},
+		{
+			"presigned PUT",
+			request{method: "PUT", path: path + "-p?X-Amz-Expires=60", presign: true, body: []byte("y")},
+			200,
+			"",
+		},
 		{"presigned DELETE", request{method: "DELETE", path: path + "-p?X-Amz-Expires=60", presign: true}, 204, ""},
-		{"presigned, expired", request{method: "GET", path: path + "?X-Amz-Expires=60", presign: true, at: time.Now().Add(-2 * time.Minute)}, 403, "AccessDenied"},
-		{"presigned for 8 days", request{method: "GET", path: path + "?X-Amz-Expires=691200", presign: true}, 400, "AuthorizationQueryParametersError"},
+		{
+			"presigned, expired",
+			request{method: "GET", path: path + "?X-Amz-Expires=60", presign: true, at: time.Now().Add(-2 * time.Minute)},
+			403,
+			"AccessDenied",
+		},
+		{
+			"presigned for 8 days",
+			request{method: "GET", path: path + "?X-Amz-Expires=691200", presign: true},
+			400,
+			"AuthorizationQueryParametersError",
+		},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			if a := p.send(row.r); a.StatusCode != row.status || a.Code != row.code {
@@ -48,13 +73,17 @@ func TestSignatures(t *testing.T) {
 			}
 		})
 	}
-	if _, err := p.as("AKIANOBODY", "x").GetObject(t.Context(), &s3.GetObjectInput{Bucket: &p.bucket, Key: new("k")}); code(err) != "InvalidAccessKeyId" {
+
+	if _, err := p.as("AKIANOBODY", "x").GetObject(t.Context(), &s3.GetObjectInput{
+		Bucket: &p.bucket, Key: new("k"),
+	}); code(err) != "InvalidAccessKeyId" {
 		t.Errorf("unknown access key: %v", err)
 	}
 	resp, err := p.server.Client().Get(p.url + path)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	resp.Body.Close()
 	if resp.StatusCode != http.StatusForbidden {
 		t.Errorf("anonymous: %d", resp.StatusCode)
@@ -68,25 +97,33 @@ func TestPresignedBySDK(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	get, err := presign.PresignGetObject(t.Context(), &s3.GetObjectInput{Bucket: &p.bucket, Key: new("a b/ü+"), ResponseContentType: new("text/x-asked")})
+
+	get, err := presign.PresignGetObject(
+		t.Context(),
+		&s3.GetObjectInput{Bucket: &p.bucket, Key: new("a b/ü+"), ResponseContentType: new("text/x-asked")},
+	)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	do := func(method, url string, header http.Header, body string) (int, string, http.Header) {
 		r, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		for name, values := range header {
 			if name != "Host" && name != "Content-Length" {
 				r.Header[name] = values
 			}
 		}
+
 		resp, err := p.server.Client().Do(r)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer resp.Body.Close()
+
 		text, err := io.ReadAll(resp.Body)
 		if err != nil {
 			t.Fatal(err)
@@ -96,13 +133,18 @@ func TestPresignedBySDK(t *testing.T) {
 	if status, text, _ := do("PUT", put.URL, put.SignedHeader, "presigned"); status != 200 {
 		t.Fatalf("PUT: %d %s", status, text)
 	}
-	if status, text, h := do("GET", get.URL, get.SignedHeader, ""); status != 200 || text != "presigned" || h.Get("Content-Type") != "text/x-asked" {
+
+	if status, text, h := do("GET", get.URL, get.SignedHeader, ""); status != 200 || text != "presigned" ||
+		h.Get("Content-Type") != "text/x-asked" {
 		t.Errorf("GET: %d %s %s", status, text, h.Get("Content-Type"))
 	}
 	if status, _, _ := do("DELETE", get.URL, nil, ""); status != http.StatusForbidden {
 		t.Errorf("a GET URL used for DELETE: %d", status)
 	}
-	if status, _, _ := do("GET", strings.Replace(get.URL, "text%2Fx-asked", "text%2Fhtml", 1), nil, ""); status != http.StatusForbidden {
+
+	if status, _, _ := do(
+		"GET", strings.Replace(get.URL, "text%2Fx-asked", "text%2Fhtml", 1), nil, "",
+	); status != http.StatusForbidden {
 		t.Errorf("an altered override: %d", status)
 	}
 }
@@ -111,24 +153,32 @@ func TestVirtualHostStyle(t *testing.T) {
 	p := newProxy(t)
 	p.put("dir/k", []byte("virtual"))
 	port := p.url[strings.LastIndex(p.url, ":"):]
-	r := &http.Request{Method: "GET", URL: &url.URL{Scheme: "http", Host: strings.TrimPrefix(p.url, "http://"), Path: "/dir/k"}, Host: p.bucket + ".s3.test" + port, Header: http.Header{"X-Amz-Content-Sha256": {"UNSIGNED-PAYLOAD"}}}
+
+	r := &http.Request{
+		Method: "GET",
+		URL:    &url.URL{Scheme: "http", Host: strings.TrimPrefix(p.url, "http://"), Path: "/dir/k"},
+		Host:   p.bucket + ".s3.test" + port,
+		Header: http.Header{"X-Amz-Content-Sha256": {"UNSIGNED-PAYLOAD"}},
+	}
+
 	r = r.WithContext(t.Context())
 	creds := aws.Credentials{AccessKeyID: clientAccess, SecretAccessKey: clientSecret}
 	if err := v4.NewSigner().SignHTTP(t.Context(), creds, r, "UNSIGNED-PAYLOAD", "s3", region, time.Now()); err != nil {
 		t.Fatal(err)
 	}
+
 	resp, err := p.server.Client().Do(r)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
+
 	if text, err := io.ReadAll(resp.Body); err != nil || string(text) != "virtual" {
 		t.Errorf("%d %s %v", resp.StatusCode, text, err)
 	}
 }
 
-// Every operation and parameter that the table does not have is refused, and
-// by name.
+// Every operation and parameter that is not in the table is refused by name.
 func TestUnknownIsRefused(t *testing.T) {
 	p := newProxy(t)
 	p.put("k", []byte("x"))
@@ -150,7 +200,11 @@ func TestUnknownIsRefused(t *testing.T) {
 		{method: "POST", path: b + "?metadataConfiguration", body: []byte("<MetadataConfiguration/>")},
 		{method: "PUT", path: b + "/k", header: http.Header{"X-Amz-Write-Offset-Bytes": {"1"}}, body: []byte("more")},
 		{method: "PUT", path: b + "/k", header: http.Header{"X-Amz-Acl": {"public-read"}}, body: []byte("more")},
-		{method: "PUT", path: b + "/k", header: http.Header{"X-Amz-Grant-Read": {"uri=http://acs.amazonaws.com/groups/global/AllUsers"}}, body: []byte("more")},
+		{
+			method: "PUT", path: b + "/k",
+			header: http.Header{"X-Amz-Grant-Read": {"uri=http://acs.amazonaws.com/groups/global/AllUsers"}},
+			body:   []byte("more"),
+		},
 		{method: "OPTIONS", path: "/"},
 	} {
 		t.Run(row.method+" "+row.path, func(t *testing.T) {
@@ -159,9 +213,11 @@ func TestUnknownIsRefused(t *testing.T) {
 			}
 		})
 	}
+
 	if !bytes.Equal(p.mustGet("k"), []byte("x")) {
 		t.Error("the object was changed")
 	}
+
 	for _, path := range []string{b + "/k?x-id=GetObject", b + "/k?x-my-tracking=5"} {
 		t.Run(path, func(t *testing.T) {
 			if a := p.send(request{method: "GET", path: path}); a.StatusCode != 200 {
@@ -185,24 +241,47 @@ func TestMalformedRequests(t *testing.T) {
 		{request{method: "GET", path: "/" + p.bucket + "/" + strings.Repeat("k", 1025)}, 400, "KeyTooLongError"},
 		{request{method: "GET", path: "/" + p.bucket + "/%FF%FE"}, 400, "InvalidURI"},
 		{request{method: "PUT", path: "/" + p.bucket + "?list-type=2"}, 501, "NotImplemented"},
-		{request{method: "POST", path: "/" + p.bucket + "?delete", body: bytes.Repeat([]byte("x"), 3<<20)}, 400, "MaxMessageLengthExceeded"},
+		{
+			request{method: "POST", path: "/" + p.bucket + "?delete", body: bytes.Repeat([]byte("x"), 3<<20)},
+			400,
+			"MaxMessageLengthExceeded",
+		},
 		{request{method: "GET", path: "/" + p.bucket + "/k?versionId=a&versionId=b"}, 400, "InvalidArgument"},
-		{request{method: "GET", path: "/" + p.bucket + "/k", body: []byte("a GET with a body")}, 400, "MaxMessageLengthExceeded"},
-		{request{method: "PUT", path: "/" + p.bucket + "/k", header: http.Header{"X-Amz-Acl": {"invalid_acl"}}}, 400, "InvalidArgument"},
-		{request{method: "PUT", path: "/" + p.bucket + "/k", header: http.Header{"X-Amz-Checksum-Invalid": {"invalid"}}}, 400, "InvalidRequest"},
+		{
+			request{method: "GET", path: "/" + p.bucket + "/k", body: []byte("a GET with a body")},
+			400,
+			"MaxMessageLengthExceeded",
+		},
+		{
+			request{method: "PUT", path: "/" + p.bucket + "/k", header: http.Header{"X-Amz-Acl": {"invalid_acl"}}},
+			400,
+			"InvalidArgument",
+		},
+		{
+			request{method: "PUT", path: "/" + p.bucket + "/k", header: http.Header{"X-Amz-Checksum-Invalid": {"invalid"}}},
+			400, "InvalidRequest",
+		},
 		{request{method: "GET", path: "/" + p.bucket + "/k?attributes"}, 400, "InvalidRequest"},
 		{request{method: "GET", path: "/no-such-bucket/k?attributes"}, 404, "NoSuchBucket"},
 	} {
 		t.Run(row.r.method+" "+row.r.path, func(t *testing.T) {
 			if a := p.send(row.r); a.StatusCode != row.status || a.Code != row.code {
-				t.Errorf("%s %s: %d %s, want %d %s", row.r.method, row.r.path, a.StatusCode, a.Code, row.status, row.code)
+				t.Errorf(
+					"%s %s: %d %s, want %d %s",
+					row.r.method,
+					row.r.path,
+					a.StatusCode,
+					a.Code,
+					row.status,
+					row.code,
+				)
 			}
 		})
 	}
 }
 
-// Requests that no client library would send. None may bring a 5xx, a panic or
-// a hang.
+// Requests that no client library would send. None may cause a 5xx, a panic
+// or a hang.
 func TestRawNonsense(t *testing.T) {
 	p := newProxy(t)
 	addr := strings.TrimPrefix(p.url, "http://")
@@ -231,10 +310,12 @@ func TestRawNonsense(t *testing.T) {
 		if err := conn.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
 			t.Fatal(err)
 		}
+
 		fmt.Fprint(conn, raw)
 		if len(raw) < 16 {
 			fmt.Fprint(conn, "\r\n\r\n")
 		}
+
 		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 		if err != nil {
 			t.Errorf("%q: %v", raw, err)
@@ -243,21 +324,26 @@ func TestRawNonsense(t *testing.T) {
 		}
 		conn.Close()
 	}
+
 	if strings.Contains(p.log.String(), "panic") {
 		t.Error("something panicked:\n", p.log.String())
 	}
 }
 
-// dial opens a connection on which the header of a signed PUT of length bytes
-// has been sent.
+// dialPut opens a connection and sends the headers of a signed PUT with a
+// body of length bytes.
 func (p *proxy) dialPut(length int) net.Conn {
 	p.t.Helper()
-	r := p.sign(request{method: "PUT", path: "/" + p.bucket + "/slow", body: make([]byte, length), hash: "UNSIGNED-PAYLOAD"})
+	r := p.sign(
+		request{method: "PUT", path: "/" + p.bucket + "/slow", body: make([]byte, length), hash: "UNSIGNED-PAYLOAD"},
+	)
+
 	conn, err := net.Dial("tcp", strings.TrimPrefix(p.url, "http://"))
 	if err != nil {
 		p.t.Fatal(err)
 	}
 	p.t.Cleanup(func() { conn.Close() })
+
 	if err := conn.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
 		p.t.Fatal(err)
 	}
@@ -265,6 +351,7 @@ func (p *proxy) dialPut(length int) net.Conn {
 	if err := r.Header.Write(conn); err != nil {
 		p.t.Fatal(err)
 	}
+
 	fmt.Fprint(conn, "\r\n")
 	return conn
 }
@@ -278,6 +365,7 @@ func TestClientThatStalls(t *testing.T) {
 		t.Fatal(err, p.log.String())
 	}
 	defer resp.Body.Close()
+
 	body, _ := io.ReadAll(resp.Body)
 	if resp.StatusCode != http.StatusBadRequest || !bytes.Contains(body, []byte("<Code>RequestTimeout<")) {
 		t.Errorf("%d %s", resp.StatusCode, body)
@@ -295,26 +383,30 @@ func TestTooManyRequests(t *testing.T) {
 		<-release
 		return nil, errors.New("released")
 	}, nil)
+
 	first := make(chan answer, 1)
 	go func() { first <- p.send(request{method: "GET", path: "/" + p.bucket + "/k"}) }()
 	<-reached
+
 	second := p.send(request{method: "GET", path: "/" + p.bucket + "/k"})
-	if second.StatusCode != http.StatusServiceUnavailable || second.Code != "SlowDown" || second.Header.Get("Retry-After") == "" {
+	if second.StatusCode != http.StatusServiceUnavailable || second.Code != "SlowDown" ||
+		second.Header.Get("Retry-After") == "" {
 		t.Errorf("%d %s", second.StatusCode, second.Code)
 	}
 	close(release)
 	<-first
 }
 
-// A chunked payload whose last chunk was altered must not be stored, wherever
-// the body then ends: not even where all its data is there and only the
-// framing behind it, and with it the look at the signature, is missing.
+// A chunked payload with an altered last chunk must not be stored, even if
+// the body ends after its data and before the end of its framing, where the
+// signature is checked.
 func TestForgedChunkIsNotStored(t *testing.T) {
 	p := newProxy(t)
 	const text, forged = "the text that was signed", "the text that was forged"
 	chunk := func(data, signature string) string {
 		return fmt.Sprintf("%x;chunk-signature=%s\r\n%s", len(data), signature, data)
 	}
+
 	for _, tail := range []string{"", "\r", "\r\n", "\r\n0;chunk-signature=" + strings.Repeat("0", 64) + "\r\n\r\n"} {
 		const hash = "STREAMING-AWS4-HMAC-SHA256-PAYLOAD"
 		r := p.sign(request{method: "PUT", path: "/" + p.bucket + "/k", hash: hash, header: http.Header{
@@ -322,11 +414,13 @@ func TestForgedChunkIsNotStored(t *testing.T) {
 		}})
 		body := chunk(forged, strings.Repeat("a", 64)) + tail
 		r.Body, r.ContentLength = io.NopCloser(strings.NewReader(body)), int64(len(body))
+
 		resp, err := p.server.Client().Do(r)
 		if err != nil {
 			t.Fatal(err)
 		}
 		resp.Body.Close()
+
 		if resp.StatusCode < 400 || resp.StatusCode >= 500 {
 			t.Errorf("ending in %q: %d", tail, resp.StatusCode)
 		}
@@ -336,8 +430,8 @@ func TestForgedChunkIsNotStored(t *testing.T) {
 	}
 }
 
-// Framing is for the content of objects. Where it is broken, and what it is,
-// is said in S3's words.
+// Framing is allowed for object content only. S3's errors say where it is
+// wrong.
 func TestFraming(t *testing.T) {
 	p := newProxy(t)
 	const unexpected, number = "The request body terminated unexpectedly", "You did not provide the number of bytes specified by the Content-Length HTTP header"
@@ -350,36 +444,53 @@ func TestFraming(t *testing.T) {
 		{"/k", "4\r\nabcd\r\n0\r\n\r\n", "IncompleteBody", number},
 		{"?cors", "5\r\nabcde\r\n0\r\n\r\n", "InvalidRequest", "The value of x-amz-content-sha256 header is invalid."},
 		{"?delete", "5\r\nabcde\r\n0\r\n\r\n", "InvalidRequest", "The value of x-amz-content-sha256 header is invalid."},
-		{"/k?uploadId=u", "5\r\nabcde\r\n0\r\n\r\n", "InvalidRequest", "The value of x-amz-content-sha256 header is invalid."},
+		{
+			"/k?uploadId=u", "5\r\nabcde\r\n0\r\n\r\n", "InvalidRequest",
+			"The value of x-amz-content-sha256 header is invalid.",
+		},
 	} {
 		t.Run(row.body, func(t *testing.T) {
 			method := "PUT"
 			if row.path == "?delete" || strings.Contains(row.path, "uploadId") {
 				method = "POST"
 			}
+
 			a := p.send(request{
 				method: method, path: "/" + p.bucket + row.path, body: []byte(row.body), hash: "STREAMING-UNSIGNED-PAYLOAD-TRAILER",
 				header: http.Header{"X-Amz-Decoded-Content-Length": {"5"}},
 			})
-			if a.Code != row.code || row.code != "" && !bytes.Contains(a.body, []byte("<Message>"+row.message+"</Message>")) {
+			if a.Code != row.code ||
+				row.code != "" && !bytes.Contains(a.body, []byte("<Message>"+row.message+"</Message>")) {
 				t.Errorf("%s %q: %d %s", row.path, row.body, a.StatusCode, a.body)
 			}
 		})
 	}
+
 	if string(p.mustGet("k")) != "abcde" {
 		t.Error("another object is stored")
 	}
 }
 
-// A parameter that stands for a header must be able to be one.
+// A parameter that becomes a header must be valid as one.
 func TestHoistedNonsenseIsTheClientsFault(t *testing.T) {
 	p := newProxy(t)
-	for _, parameter := range []string{"x-amz-meta-a%20b=1", "x-amz-meta-a=1%0Ab", "x-amz-meta-a=%00", "x-amz-meta-%C3%BC=1", "x-amz-meta-a%0D%0Ax=1", "x-amz-meta-cmek%20v=1"} {
+	for _, parameter := range []string{
+		"x-amz-meta-a%20b=1", "x-amz-meta-a=1%0Ab", "x-amz-meta-a=%00", "x-amz-meta-%C3%BC=1", "x-amz-meta-a%0D%0Ax=1",
+		"x-amz-meta-cmek%20v=1",
+	} {
 		t.Run(parameter, func(t *testing.T) {
-			a := p.send(request{method: "PUT", path: "/" + p.bucket + "/k?X-Amz-Expires=60&" + parameter, presign: true, body: []byte("x")})
+			a := p.send(
+				request{
+					method:  "PUT",
+					path:    "/" + p.bucket + "/k?X-Amz-Expires=60&" + parameter,
+					presign: true,
+					body:    []byte("x"),
+				},
+			)
 			if a.StatusCode != http.StatusBadRequest || a.Code != "InvalidArgument" {
 				t.Errorf("%d %s", a.StatusCode, a.Code)
 			}
+
 			if p.isStored("k") {
 				t.Fatalf("stored")
 			}
@@ -391,7 +502,14 @@ func TestRepeatedHeadersAreRefused(t *testing.T) {
 	p := newProxy(t)
 	for _, name := range []string{"Range", "X-Amz-Storage-Class", "X-Amz-Server-Side-Encryption"} {
 		t.Run(name, func(t *testing.T) {
-			a := p.send(request{method: "PUT", path: "/" + p.bucket + "/k", header: http.Header{name: {"bytes=0-1", "bytes=5-6"}}, body: []byte("x")})
+			a := p.send(
+				request{
+					method: "PUT",
+					path:   "/" + p.bucket + "/k",
+					header: http.Header{name: {"bytes=0-1", "bytes=5-6"}},
+					body:   []byte("x"),
+				},
+			)
 			if a.Code != "InvalidArgument" {
 				t.Errorf("%d %s", a.StatusCode, a.Code)
 			}
@@ -399,46 +517,69 @@ func TestRepeatedHeadersAreRefused(t *testing.T) {
 	}
 }
 
-// A client that waits for 100 Continue sends no body in vain: a request that
-// is refused by its header is answered at once.
+// A client that waits for 100 Continue need not send its body in vain: a
+// request that is refused because of its headers is answered at once.
 func TestExpectContinue(t *testing.T) {
 	p := newProxy(t)
 	first := func(secret, body string) string {
-		r := p.sign(request{method: "PUT", path: "/" + p.bucket + "/k", body: []byte(body), hash: "UNSIGNED-PAYLOAD", secret: secret})
+		r := p.sign(
+			request{
+				method: "PUT",
+				path:   "/" + p.bucket + "/k",
+				body:   []byte(body),
+				hash:   "UNSIGNED-PAYLOAD",
+				secret: secret,
+			},
+		)
+
 		conn, err := net.Dial("tcp", strings.TrimPrefix(p.url, "http://"))
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer conn.Close()
+
 		if err := conn.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
 			t.Fatal(err)
 		}
-		fmt.Fprintf(conn, "PUT /%s/k HTTP/1.1\r\nHost: %s\r\nContent-Length: %d\r\nExpect: 100-continue\r\n", p.bucket, r.Host, len(body))
+
+		fmt.Fprintf(
+			conn,
+			"PUT /%s/k HTTP/1.1\r\nHost: %s\r\nContent-Length: %d\r\nExpect: 100-continue\r\n",
+			p.bucket,
+			r.Host,
+			len(body),
+		)
+
 		if err := r.Header.Write(conn); err != nil {
 			t.Fatal(err)
 		}
 		fmt.Fprint(conn, "\r\n")
 		answers := bufio.NewReader(conn)
+
 		line, err := answers.ReadString('\n')
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		if strings.Contains(line, "100 Continue") {
 			fmt.Fprint(conn, body)
 			if _, err := answers.ReadString('\n'); err != nil { // the empty line
 				t.Fatal(err)
 			}
+
 			next, err := answers.ReadString('\n')
 			if err != nil {
 				t.Fatal(err)
 			}
 			line += next
 		}
+
 		return line
 	}
 	if got := first("", ""); got != "HTTP/1.1 100 Continue\r\nHTTP/1.1 200 OK\r\n" {
 		t.Errorf("with an empty body: %q", got)
 	}
+
 	if got := first("", "body"); got != "HTTP/1.1 100 Continue\r\nHTTP/1.1 200 OK\r\n" {
 		t.Errorf("%q", got)
 	}
@@ -450,7 +591,14 @@ func TestExpectContinue(t *testing.T) {
 func TestHeaderThatIsTooLong(t *testing.T) {
 	p := newProxy(t)
 	for n, code := range map[int]string{7000: "MetadataTooLarge", 8 << 10: "RequestHeaderSectionTooLarge"} {
-		a := p.send(request{method: http.MethodPut, path: "/" + p.bucket + "/k", header: http.Header{"X-Amz-Meta-Long": {strings.Repeat("x", n)}}, body: []byte("text")})
+		a := p.send(
+			request{
+				method: http.MethodPut,
+				path:   "/" + p.bucket + "/k",
+				header: http.Header{"X-Amz-Meta-Long": {strings.Repeat("x", n)}},
+				body:   []byte("text"),
+			},
+		)
 		if a.StatusCode != http.StatusBadRequest || a.Code != code || p.isStored("k") {
 			t.Errorf("%d bytes: %d %s", n, a.StatusCode, a.Code)
 		}

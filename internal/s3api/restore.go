@@ -2,23 +2,26 @@ package s3api
 
 import "encoding/xml"
 
-// restoreObject forwards the wish to have an archived object back, in which S3
-// once took queries on its content.
+// restoreObject forwards RestoreObject. S3's former queries on archived
+// content are refused.
 // https://docs.aws.amazon.com/AmazonS3/latest/API/API_RestoreObject.html
 func (s *Server) restoreObject(c *call) error {
 	body, err := c.readBody()
 	if err != nil {
 		return err
 	}
+
 	var doc struct {
 		XMLName  xml.Name         `xml:"RestoreRequest"`
 		Elements []unknownElement `xml:",any"`
 	}
+
 	if len(body) > 0 {
 		if err := xml.Unmarshal(body, &doc); err != nil {
 			return malformedXML(err)
 		}
 	}
+
 	for _, element := range doc.Elements {
 		switch element.XMLName.Local {
 		case "Days", "GlacierJobParameters", "Tier":
@@ -26,5 +29,6 @@ func (s *Server) restoreObject(c *call) error {
 			return notImplemented("The element "+element.XMLName.Local+" of RestoreObject", changesMeaning)
 		}
 	}
+
 	return s.forwardBody(c, body)
 }

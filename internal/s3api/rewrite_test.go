@@ -31,6 +31,7 @@ func TestETags(t *testing.T) {
 			}
 		})
 	}
+
 	for shown, stored := range map[string]string{
 		`"a-0", "b-0"`: `"a", "b"`, `"a-0","b-5"`: `"a", "b-5"`, `*`: `*`, `a-0`: `a`, `"a-00"`: `"a-00"`, `"-0"`: `""`,
 	} {
@@ -42,8 +43,8 @@ func TestETags(t *testing.T) {
 	}
 }
 
-// A key may hold what an XML parser refuses, or what looks like markup once it
-// is decoded.
+// A key may contain characters that an XML parser refuses, or text that
+// looks like markup when it is decoded.
 func TestListingIsCopiedByteForByte(t *testing.T) {
 	const before = "<?xml version=\"1.0\"?>\n<ListBucketResult xmlns=\"ns\"><Name>b</Name><Size>1</Size>\n <Contents><Key>a&#x1;&lt;Size&gt;9</Key><ETag>&quot;e1&quot;</ETag><Size>66</Size><New><Thing/></New></Contents>" +
 		"<Contents><Size>15728640</Size><ETag>\"e2-3\"</ETag></Contents><Contents><Size>5</Size><ETag>e3</ETag></Contents><CommonPrefixes/></ListBucketResult>"
@@ -55,11 +56,11 @@ func TestListingIsCopiedByteForByte(t *testing.T) {
 	}
 }
 
-// listing rewrites a listing of objects that need not be asked about.
+// listing rewrites a listing whose objects need no HEAD.
 func listing(doc []byte) ([]byte, error) {
 	cache := dekcache.New(dekcache.Config{TTL: time.Minute, MaxEntries: 1, Now: time.Now})
 	defer cache.Close()
-	keys, err := keyring.New(keyring.Config{Cache: cache}) // without a rule, nothing may be plaintext
+	keys, err := keyring.New(keyring.Config{Cache: cache}) // without a rule, plaintext is not allowed
 	if err != nil {
 		return nil, err
 	}
@@ -71,6 +72,7 @@ func FuzzListing(f *testing.F) {
 	f.Add([]byte("<Contents><Size>66</Size><ETag>e</ETag></Contents>"))
 	f.Add([]byte("<Contents><Contents></Contents>"))
 	f.Add([]byte("<Contents><Size></Contents></Size>"))
+
 	f.Fuzz(func(t *testing.T, doc []byte) {
 		if got := changeElements(doc, "Contents", func(entry []byte) []byte { return entry }); !bytes.Equal(got, doc) {
 			t.Fatal("changing nothing changes something")
@@ -79,6 +81,7 @@ func FuzzListing(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		if before, after := keysOf(doc), keysOf(shown); !slices.Equal(before, after) {
 			t.Fatalf("keys come or go: %q became %q", before, after)
 		}
@@ -88,7 +91,7 @@ func FuzzListing(f *testing.F) {
 	})
 }
 
-// keysOf are the keys of a listing's entries, in their order.
+// keysOf returns the keys of a listing's entries, in order.
 func keysOf(doc []byte) (keys []string) {
 	changeElements(doc, "Contents", func(entry []byte) []byte {
 		key, _, _ := element(entry, "Key")
@@ -98,16 +101,19 @@ func keysOf(doc []byte) (keys []string) {
 	return keys
 }
 
-// FuzzHoisting checks what parameters of a presigned URL become headers: only
-// those that the operation knows, none twice, and nothing that can break a
+// FuzzHoisting checks which parameters of a presigned URL become headers:
+// only those that the operation has, none twice, and none that breaks a
 // header.
 func FuzzHoisting(f *testing.F) {
 	for _, query := range []string{
-		"X-Amz-Acl=private", "x-amz-acl=private&X-Amz-Acl=public-read", "X-Amz-Meta-A=%0d%0aInjected:1", "x-amz-meta-%00=1", "X-Amz-Signature=s&x-id=PutObject",
-		"x-amz-server-side-encryption-customer-key=k", "Host=evil", "x-amz-copy-source=/a/b", "x-amz-meta-a=1&x-amz-meta-a=2", "versionId=v&partNumber=1",
+		"X-Amz-Acl=private", "x-amz-acl=private&X-Amz-Acl=public-read", "X-Amz-Meta-A=%0d%0aInjected:1", "x-amz-meta-%00=1",
+		"X-Amz-Signature=s&x-id=PutObject",
+		"x-amz-server-side-encryption-customer-key=k", "Host=evil", "x-amz-copy-source=/a/b",
+		"x-amz-meta-a=1&x-amz-meta-a=2", "versionId=v&partNumber=1",
 	} {
 		f.Add(query, "X-Amz-Meta-A", "1", byte(0))
 	}
+
 	f.Fuzz(func(t *testing.T, rawQuery, name, value string, which byte) {
 		query, err := url.ParseQuery(rawQuery)
 		if err != nil {
@@ -115,7 +121,14 @@ func FuzzHoisting(f *testing.F) {
 		}
 		sent := http.Header{}
 		sent.Set(name, value)
-		c := &call{Request: &http.Request{Header: sent.Clone()}, auth: &sigv4.Auth{Presigned: true}, route: &routes[int(which)%len(routes)], query: maps.Clone(query)}
+
+		c := &call{
+			Request: &http.Request{Header: sent.Clone()},
+			auth:    &sigv4.Auth{Presigned: true},
+			route:   &routes[int(which)%len(routes)],
+			query:   maps.Clone(query),
+		}
+
 		original := c.Header
 		if err := c.takeHoisted(); err != nil {
 			return
@@ -123,6 +136,7 @@ func FuzzHoisting(f *testing.F) {
 		if !maps.EqualFunc(original, sent, slices.Equal[[]string]) {
 			t.Fatal("the request's own header is altered")
 		}
+
 		for parameter, values := range query {
 			if c.query.Has(parameter) {
 				continue
@@ -131,33 +145,49 @@ func FuzzHoisting(f *testing.F) {
 			if !c.route.allowsHeader(lower) || customerNames.has(lower) || signatureNames.has(parameter) {
 				t.Fatalf("%q became a header", parameter)
 			}
+
 			if got := c.Header.Values(parameter); !slices.Equal(got, values) {
 				t.Fatalf("%q is the header %q, and was the parameter %q", parameter, got, values)
 			}
+
 			for _, v := range values {
 				if strings.ContainsAny(parameter+v, "\r\n\x00") {
 					t.Fatalf("the header %q: %q", parameter, v)
 				}
 			}
 		}
+
 		for header, values := range c.Header {
-			if !slices.Equal(values, sent[header]) && !query.Has(header) && !slices.ContainsFunc(slices.Collect(maps.Keys(query)), func(q string) bool { return strings.EqualFold(q, header) }) {
+			if !slices.Equal(values, sent[header]) && !query.Has(header) &&
+				!slices.ContainsFunc(
+					slices.Collect(maps.Keys(query)),
+					func(q string) bool { return strings.EqualFold(q, header) },
+				) {
 				t.Fatalf("the header %q comes from nowhere", header)
 			}
 		}
 	})
 }
 
-// What was read of a list is what the store will be told, and nothing in it is
-// lost on the way.
+// The list that was parsed is sent to the store without losses.
 func FuzzCompletion(f *testing.F) {
-	f.Add([]byte(`<CompleteMultipartUpload><Part><PartNumber>1</PartNumber><ETag>"e-0"</ETag><ChecksumCRC32>AAAAAA==</ChecksumCRC32></Part></CompleteMultipartUpload>`))
-	f.Add([]byte(`<CompleteMultipartUpload xmlns="x"><Part><ETag>e</ETag><PartNumber>2</PartNumber></Part><Part><PartNumber>3</PartNumber><ETag>&lt;</ETag></Part></CompleteMultipartUpload>`))
+	f.Add(
+		[]byte(
+			`<CompleteMultipartUpload><Part><PartNumber>1</PartNumber><ETag>"e-0"</ETag><ChecksumCRC32>AAAAAA==</ChecksumCRC32></Part></CompleteMultipartUpload>`,
+		),
+	)
+	f.Add(
+		[]byte(
+			`<CompleteMultipartUpload xmlns="x"><Part><ETag>e</ETag><PartNumber>2</PartNumber></Part><Part><PartNumber>3</PartNumber><ETag>&lt;</ETag></Part></CompleteMultipartUpload>`,
+		),
+	)
+
 	f.Fuzz(func(t *testing.T, body []byte) {
 		list, err := parseCompletion(body)
 		if err != nil {
 			return
 		}
+
 		last := 0
 		for _, p := range list.Parts {
 			if p.PartNumber <= last || p.PartNumber > crypt.MaxPartNumber || p.ETag == "" {
@@ -165,19 +195,22 @@ func FuzzCompletion(f *testing.F) {
 			}
 			last = p.PartNumber
 		}
-		if _, _, err := list.digests(objectSum{}, func(string) (objectSum, bool) { return objectSum{}, false }); err == nil && len(list.Parts) == 0 {
+
+		if _, _, err := list.digests(objectSum{}, func(string) (objectSum, bool) { return objectSum{}, false }); err == nil &&
+			len(list.Parts) == 0 {
 			t.Fatal("an empty list")
 		}
 	})
 }
 
-// What was not deleted is added to what the store says, and said alone where
-// the store has nothing to say.
+// Refused keys are added to the store's answer. If the store's answer is
+// empty, they are sent alone.
 func TestErrorsOfDeleteObjects(t *testing.T) {
 	no := &Error{Code: "AccessDenied", Message: "Access Denied"}
 	denied := []deletionRefusal{{deletionObject{Key: "a&b"}, no}, {deletionObject{Key: "c", VersionID: "v"}, no}}
 	const errors = "<Error><Key>a&amp;b</Key><Code>AccessDenied</Code><Message>Access Denied</Message></Error>" +
 		"<Error><Key>c</Key><VersionId>v</VersionId><Code>AccessDenied</Code><Message>Access Denied</Message></Error></DeleteResult>"
+
 	const alone = xml.Header + `<DeleteResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">` + errors
 	for said, want := range map[string]string{
 		"<DeleteResult><Deleted><Key>x</Key></Deleted></DeleteResult>\n": "<DeleteResult><Deleted><Key>x</Key></Deleted>" + errors,
@@ -199,10 +232,12 @@ func FuzzDeleteDocument(f *testing.F) {
 		if err != nil {
 			return
 		}
+
 		once, err := first.encode()
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		second, err := parseDeletion(once)
 		if err != nil {
 			t.Fatalf("%q became %q, which is refused: %v", body, once, err)

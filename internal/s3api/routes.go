@@ -5,77 +5,80 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-// policy says what an operation does to the bytes that pass.
+// policy is what the proxy does with the content of an operation.
 type policy string
 
 const (
 	seal    policy = "seal"    // the body is encrypted on its way to the store
 	open    policy = "open"    // the body is decrypted on its way to the client
-	rewrite policy = "rewrite" // sizes and ETags in the answer are turned into the plaintext's
-	forward policy = "forward" // nothing of an object's content is in it
+	rewrite policy = "rewrite" // sizes and ETags in the answer become the plaintext's
+	forward policy = "forward" // the operation has no object content
 	refuse  policy = "refuse"  // 501 NotImplemented; notes says why
 )
 
-// What a path names.
+// What the path of a request names.
 const (
 	service = "/"
 	bucket  = "/{bucket}"
 	object  = "/{bucket}/{key:.+}"
 
-	objectLambda = "/WriteGetObjectResponse" // the answer of an Object Lambda function
+	objectLambda = "/WriteGetObjectResponse" // the response of an Object Lambda function
 )
 
-// anyone is the action of an operation that takes no signature, and so no
-// grant.
+// anyone is the action of an operation that needs no signature and no grant.
 const anyone access.Action = ""
 
-// scope says where a client needs a grant for the operation's action. An
-// operation without a scope is denied to every client.
+// scope says on which keys a client needs a grant for the operation's
+// action. An operation without a scope is denied to all clients.
 type scope string
 
 const (
 	byKey    scope = "key"      // on the object
 	byPrefix scope = "prefix"   // on all keys with the prefix that is listed
 	byBucket scope = "bucket"   // on the whole bucket
-	eachKey  scope = "each key" // on any key of the bucket; the handler checks each key that the body names
-	anyKey   scope = "any key"  // on any key of the bucket: the answer only says that the bucket exists, as ListBuckets does
-	bySigner scope = "signer"   // nowhere, but the request must be signed: the handler shows a client its own buckets
-	unsigned scope = "unsigned" // nowhere, and no signature is verified
+	eachKey  scope = "each key" // on any key of the bucket; the handler checks each key in the body
+	anyKey   scope = "any key"  // on any key of the bucket: it only shows that the bucket exists, as ListBuckets does
+	bySigner scope = "signer"   // on none, but the request must be signed: the handler lists only the client's buckets
+	unsigned scope = "unsigned" // on none, and the signature is not verified
 )
 
-// flags are what differs in a few operations only.
+// flags mark properties that few operations have.
 type flags uint8
 
 const (
-	sumsOfObject flags = 1 << iota // x-amz-checksum- headers speak of the object, which is not the payload
-	signedByForm                   // the signature is in a form, which is the body
-	readsSource                    // it reads the source of a copy, under the source's customer key
-	checksACL                      // it is about ACLs, and its handler checks them
+	sumsOfObject flags = 1 << iota // x-amz-checksum- headers are for the whole object, not for the payload
+	signedByForm                   // the signature is a field of a form in the body
+	readsSource                    // reads the source of a copy, with the source's customer key
+	checksACL                      // its handler checks the ACL, so checkNames does not
 
 	usual flags = 0
 )
 
-// operation is one S3 operation. What no operation matches, and any query
-// parameter or x-amz- header that the operation does not name, is refused with
-// NotImplemented: it could change the meaning of the request.
+// operation is one S3 operation, a row of the table. A request that matches
+// no row is refused with NotImplemented. So is a query parameter or x-amz-
+// header that the row does not name: it could change what the request means.
 type operation struct {
-	op      string
-	method  string
-	path    string
-	match   string // query parameters, some as name=value, or "header:" and a name, that make it this operation, space-separated
-	policy  policy
-	action  access.Action
-	scope   scope
-	body    int64  // longest request body in bytes
-	query   string // further query parameters, space-separated
-	headers string // x-amz- headers besides commonNames, space-separated; a name ending in - is a prefix
+	op     string
+	method string
+	path   string
+	// Space-separated conditions: a query parameter as name or name=value,
+	// or header:name.
+	match  string
+	policy policy
+	action access.Action
+	scope  scope
+	body   int64  // longest request body in bytes
+	query  string // further query parameters that are allowed, space-separated
+	// Space-separated x-amz- headers that are allowed besides commonNames. A
+	// - at the end makes a prefix.
+	headers string
 	flags   flags
-	answer  answer // of the store, if it has done it
+	answer  answer // what the store's answer to a successful request has
 	serve   func(*Server, *call) error
 }
 
 const (
-	maxObject = 5_367_398_664 // the largest plaintext whose body stays within S3's 5 GiB for a single PUT
+	maxObject = 5_367_398_664 // the largest plaintext whose ciphertext fits into S3's 5 GiB for a single PUT
 	maxXML    = 2 << 20       // S3's limit for DeleteObjects
 	maxList   = 4 << 20       // 10,000 parts, each with its ETag and its checksum
 	maxConfig = 64 << 10      // a bucket's configuration; S3's limit for CORS
@@ -86,21 +89,30 @@ const (
 )
 
 const (
-	sseHeaders            = "x-amz-server-side-encryption x-amz-server-side-encryption-aws-kms-key-id x-amz-server-side-encryption-context x-amz-server-side-encryption-bucket-key-enabled"
-	putHeaders            = sseHeaders + " " + customerHeaders + " x-amz-meta- x-amz-storage-class x-amz-tagging x-amz-website-redirect-location x-amz-acl" + holdHeaders
-	holdHeaders           = " x-amz-object-lock-mode x-amz-object-lock-retain-until-date x-amz-object-lock-legal-hold"
-	readHeaders           = customerHeaders + " x-amz-checksum-mode"
-	overrides             = "response-cache-control response-content-disposition response-content-encoding response-content-language response-content-type response-expires"
-	listQuery             = "prefix delimiter max-keys encoding-type"
-	listHeaders           = "x-amz-optional-object-attributes"
-	copyHeaders           = sourceCustomerHeaders + " x-amz-copy-source x-amz-copy-source-range x-amz-copy-source-if-match x-amz-copy-source-if-none-match x-amz-copy-source-if-modified-since x-amz-copy-source-if-unmodified-since x-amz-source-expected-bucket-owner"
-	customerHeaders       = "x-amz-server-side-encryption-customer-algorithm x-amz-server-side-encryption-customer-key x-amz-server-side-encryption-customer-key-md5"
-	sourceCustomerHeaders = "x-amz-copy-source-server-side-encryption-customer-algorithm x-amz-copy-source-server-side-encryption-customer-key x-amz-copy-source-server-side-encryption-customer-key-md5"
-	lockHeaders           = "x-amz-mfa x-amz-bypass-governance-retention"
+	sseHeaders = "x-amz-server-side-encryption x-amz-server-side-encryption-aws-kms-key-id" +
+		" x-amz-server-side-encryption-context x-amz-server-side-encryption-bucket-key-enabled"
+	putHeaders = sseHeaders + " " + customerHeaders +
+		" x-amz-meta- x-amz-storage-class x-amz-tagging x-amz-website-redirect-location x-amz-acl" + holdHeaders
+	holdHeaders = " x-amz-object-lock-mode x-amz-object-lock-retain-until-date x-amz-object-lock-legal-hold"
+	readHeaders = customerHeaders + " x-amz-checksum-mode"
+	overrides   = "response-cache-control response-content-disposition response-content-encoding" +
+		" response-content-language response-content-type response-expires"
+	listQuery   = "prefix delimiter max-keys encoding-type"
+	listHeaders = "x-amz-optional-object-attributes"
+	copyHeaders = sourceCustomerHeaders +
+		" x-amz-copy-source x-amz-copy-source-range x-amz-copy-source-if-match" +
+		" x-amz-copy-source-if-none-match x-amz-copy-source-if-modified-since" +
+		" x-amz-copy-source-if-unmodified-since x-amz-source-expected-bucket-owner"
+	customerHeaders = "x-amz-server-side-encryption-customer-algorithm x-amz-server-side-encryption-customer-key" +
+		" x-amz-server-side-encryption-customer-key-md5"
+	sourceCustomerHeaders = "x-amz-copy-source-server-side-encryption-customer-algorithm" +
+		" x-amz-copy-source-server-side-encryption-customer-key" +
+		" x-amz-copy-source-server-side-encryption-customer-key-md5"
+	lockHeaders = "x-amz-mfa x-amz-bypass-governance-retention"
 )
 
-// operations is the whole surface. The first row that matches wins, so rows
-// with a match come before the bare ones.
+// operations is the table of all operations. The first matching row wins, so
+// rows with conditions come before rows without.
 var operations = []operation{
 	// op, method, path, match, policy, action, scope, body, query, headers, flags, answer, serve
 	{"ListDirectoryBuckets", "GET", service, "x-id=ListDirectoryBuckets", refuse, access.List, bySigner, 0, "", "", usual, unsent, nil},
@@ -225,17 +237,23 @@ var operations = []operation{
 	{"DeleteObject", "DELETE", object, "", forward, access.Delete, byKey, 0, "versionId", lockHeaders + " x-amz-if-match-last-modified-time " + sizeCondition, usual, nothing, (*Server).deleteObject},
 }
 
-// commonNames may come with any operation. The signature, the payload's form
-// and its checksums are dealt with here and never forwarded; see
-// forwardedHeaders for what is.
-var commonNames = setOf("x-amz-date x-amz-content-sha256 x-amz-security-token x-amz-user-agent x-amz-decoded-content-length x-amz-trailer " +
-	"x-amz-sdk-checksum-algorithm x-amz-checksum-algorithm x-amz-checksum-type x-amz-checksum-crc32 x-amz-checksum-crc32c x-amz-checksum-crc64nvme x-amz-checksum-sha1 " +
-	"x-amz-checksum-sha256 x-amz-checksum-sha512 x-amz-checksum-md5 x-amz-checksum-xxhash64 x-amz-checksum-xxhash3 x-amz-checksum-xxhash128 x-amz-expected-bucket-owner x-amz-request-payer")
+// commonNames are allowed with every operation. The proxy handles the
+// signature, the framing and the checksums itself and never forwards them.
+// See forwardedHeaders for those that it forwards.
+var commonNames = setOf(
+	"x-amz-date x-amz-content-sha256 x-amz-security-token x-amz-user-agent x-amz-decoded-content-length",
+	"x-amz-trailer x-amz-sdk-checksum-algorithm x-amz-checksum-algorithm x-amz-checksum-type",
+	"x-amz-checksum-crc32 x-amz-checksum-crc32c x-amz-checksum-crc64nvme x-amz-checksum-sha1",
+	"x-amz-checksum-sha256 x-amz-checksum-sha512 x-amz-checksum-md5 x-amz-checksum-xxhash64",
+	"x-amz-checksum-xxhash3 x-amz-checksum-xxhash128 x-amz-expected-bucket-owner x-amz-request-payer",
+)
 
-// overrideNames are the parameters that choose headers of the answer.
+// overrideNames are the query parameters that set response headers.
 var overrideNames = setOf(overrides)
 
-// signatureNames are the parameters of a presigned URL. x-id is the SDKs' name
-// of the operation.
-var signatureNames = setOf("X-Amz-Algorithm X-Amz-Credential X-Amz-Date X-Amz-Expires X-Amz-SignedHeaders X-Amz-Signature " +
-	"X-Amz-Content-Sha256 X-Amz-Security-Token x-id")
+// signatureNames are the query parameters of a presigned URL, and x-id, in
+// which SDKs name the operation.
+var signatureNames = setOf(
+	"X-Amz-Algorithm X-Amz-Credential X-Amz-Date X-Amz-Expires X-Amz-SignedHeaders X-Amz-Signature",
+	"X-Amz-Content-Sha256 X-Amz-Security-Token x-id",
+)

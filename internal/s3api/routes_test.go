@@ -8,8 +8,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/access"
 )
 
-// Every operation says where a client needs the grant for it, and says so of
-// what its path names.
+// Every operation has a scope that fits its path.
 func TestEveryOperationHasAScope(t *testing.T) {
 	fitting := map[string][]scope{
 		service:      {bySigner},
@@ -17,23 +16,27 @@ func TestEveryOperationHasAScope(t *testing.T) {
 		object:       {byKey, unsigned},
 		objectLambda: {byBucket},
 	}
+
 	for _, row := range routes {
 		t.Run(row.op, func(t *testing.T) {
 			allowed := fitting[row.path]
 			if row.flags&signedByForm != 0 {
-				allowed = []scope{byKey} // which the form names
+				allowed = []scope{byKey} // the form has the key
 			}
 			if !slices.Contains(allowed, row.scope) {
 				t.Errorf("%s has the scope %q, want one of %q", row.path, row.scope, allowed)
 			}
+
 			if (row.scope == unsigned) != (row.action == anyone) {
 				t.Errorf("the scope is %q, and the action %q", row.scope, row.action)
 			}
+
 			for name := range row.headerNames.exact {
 				if !isAmz(name) {
-					t.Errorf("it names the header %s, and only x-amz- ones are looked at", name)
+					t.Errorf("it names the header %s, and only x-amz- ones are checked", name)
 				}
 			}
+
 			if row.scope == byPrefix && (row.action != access.List || !row.allowsQuery("prefix")) {
 				t.Errorf("it is granted by prefix, and does %q with the parameters %q", row.action, row.query)
 			}
@@ -42,6 +45,7 @@ func TestEveryOperationHasAScope(t *testing.T) {
 }
 
 // The scopes that let in more clients than that of the path does.
+// The scopes that are wider than the path.
 func TestScopesGolden(t *testing.T) {
 	wide := map[scope][]string{
 		byPrefix: {"ListObjectsV2", "ListMultipartUploads", "ListObjectVersions", "ListObjects"},
@@ -60,6 +64,7 @@ func TestScopesGolden(t *testing.T) {
 			}
 			slices.Sort(got)
 			slices.Sort(want)
+
 			if !slices.Equal(got, want) {
 				t.Errorf("%q, want %q", got, want)
 			}
@@ -67,19 +72,44 @@ func TestScopesGolden(t *testing.T) {
 	}
 }
 
-// What a row does not say, no grant allows.
+// An operation without a scope is denied, whatever the grants.
 func TestNoScopeIsDenied(t *testing.T) {
-	all := []access.Action{access.Read, access.Write, access.Delete, access.List, access.Admin, access.StoreAdmin, access.Lock}
-	clients, err := access.New([]access.Client{{Name: "app", AccessKey: "A", Secret: "secretsecretsecret", Allow: []access.Grant{{Buckets: []string{"*"}, Actions: all}}}})
+	all := []access.Action{
+		access.Read,
+		access.Write,
+		access.Delete,
+		access.List,
+		access.Admin,
+		access.StoreAdmin,
+		access.Lock,
+	}
+
+	clients, err := access.New(
+		[]access.Client{
+			{
+				Name:      "app",
+				AccessKey: "A",
+				Secret:    "secretsecretsecret",
+				Allow:     []access.Grant{{Buckets: []string{"*"}, Actions: all}},
+			},
+		},
+	)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	client, _ := clients.Now().Client("A")
 	for name, s := range map[string]scope{"no scope": "", "an unknown one": "all"} {
 		t.Run(name, func(t *testing.T) {
 			for _, row := range routes {
 				row.scope = s
-				c := &call{Request: &http.Request{Header: http.Header{}}, route: &row, client: client, bucket: "bucket", key: "key"}
+				c := &call{
+					Request: &http.Request{Header: http.Header{}},
+					route:   &row,
+					client:  client,
+					bucket:  "bucket",
+					key:     "key",
+				}
 				if c.authorize() == nil {
 					t.Errorf("%s is allowed", row.op)
 				}

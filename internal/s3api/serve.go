@@ -22,43 +22,46 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// Config is what a Server needs. All fields but Domain and the three that
-// speak of the store are required.
+// Config configures a Server. Fields are required unless a comment says what
+// zero or empty means; false is valid for all bools.
 type Config struct {
 	Origin        http.RoundTripper // the store
 	Keys          *keyring.Keyring
 	Clients       *access.Directory
 	Domain        string // base domain of virtual-host-style requests; empty for path-style only
-	ETagPartCount bool   // the store's multipart ETags end in the number of parts; false: listings ask for each size
-	UniformParts  bool   // the store takes no small part behind one that is shorter than the others; see appendEnd
-	VerifyHead    bool   // HEAD verifies the MAC, at the cost of the KMS
+	ETagPartCount bool   // the store's multipart ETags end in the number of parts; false: listings need a HEAD per object
+	UniformParts  bool   // the store refuses a small last part after parts of different sizes; see appendEnd
+	VerifyHead    bool   // HEAD verifies the envelope's MAC, at the cost of a KMS request
 	Log           *zap.Logger
 	Metrics       *metrics.Metrics
-	IdleTimeout   time.Duration // a transfer in which no byte moves for this long is ended
-	KeepAlive     time.Duration // what takes longer, such as a copy, is told to be under way as often; 0: 10 s
-	HeaderTimeout time.Duration // what a form may take up to its policy; 0: 10 s
-	MaxConcurrent int           // requests at a time; more get 503 SlowDown
-	MaxPerClient  int           // of those, of one client; 0: three quarters
-	MaxUnsigned   int           // requests that are not authenticated, at a time; 0: a sixteenth of MaxConcurrent
-	MinRate       int64         // bytes per second that a client must move in the time that it is waited for; 0: none
+	IdleTimeout   time.Duration // a transfer is ended when no byte moves for this long
+	KeepAlive     time.Duration // a slow operation such as a copy sends white space this often; 0: 10 s
+	HeaderTimeout time.Duration // limit for reading a form up to its file; 0: 10 s
+	MaxConcurrent int           // concurrent requests; more get 503 SlowDown
+	MaxPerClient  int           // concurrent requests of one client; 0: three quarters of MaxConcurrent
+	MaxUnsigned   int           // concurrent requests that are not authenticated; 0: MaxConcurrent/16
+	MinRate       int64         // bytes per second that a client must move while the proxy waits for it; 0: no minimum
 	Now           func() time.Time
 	Random        io.Reader // for salts and nonces
 
-	// LocalTLS says that requests over loopback came over TLS to this machine.
+	// LocalTLS treats requests from loopback addresses as if they came over
+	// TLS: a TLS terminator runs on this machine.
 	LocalTLS bool
-	KeyNames keyname.Store // how the store takes keys
+	KeyNames keyname.Store // how the store treats object keys; empty: unknown
 }
 
 // Server is the http.Handler of the S3 port.
 type Server struct {
 	Config
 	matcher matcher
-	layouts *stored.Cache // of objects, for the reader of each call
+	layouts *stored.Cache // layouts of stored objects, shared by all calls
 	uploads *uploadKeys
 
 	fast, slow, unsigned *pool
 
-	check func(*http.Request, *http.Response) error // CheckAnswer, which knows the routes, which know what calls it
+	// CheckAnswer. A direct call would be an initialization cycle: it needs
+	// the routes, and the routes need the handlers.
+	check func(*http.Request, *http.Response) error
 }
 
 // New returns a Server.
@@ -74,30 +77,34 @@ func New(cfg Config) *Server {
 	return s
 }
 
-// ServeHTTP answers one S3 request.
+// ServeHTTP serves one S3 request.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	parent := r.Context()
-	poisoned := parent.Err() != nil // by a deadline of the request before; see idle
+	poisoned := parent.Err() != nil // by a deadline of the previous request; see idle
 	if poisoned {
 		parent = context.WithoutCancel(parent)
 	}
 	ctx, cancel := context.WithCancelCause(parent)
 	defer cancel(nil)
+
 	c := newCall(s, w, r, cancel)
 	c.w.close = poisoned
-	defer s.leave(c) // behind the error's answer, which may ask the store
+	defer s.leave(c) // after the error response, which may ask the store
 	c.Request = r.WithContext(context.WithValue(ctx, callKey{}, c))
+
 	if r.Body == nil || r.Body == http.NoBody {
 		c.idle.whole = true
 	} else {
 		c.Body = &clientBody{r.Body, c.idle}
 	}
 	c.idle.beforeWrite()
+
 	s.Metrics.InFlight.Inc()
 	defer s.Metrics.InFlight.Dec()
-	// net/http says 100 Continue when a body is first read, and never for an
-	// empty one. botocore asks for it with empty bodies too, and takes the
-	// status it gets in its place for that of its next request.
+
+	// net/http sends 100 Continue when the body is first read, and never for
+	// an empty body. botocore expects it for empty bodies too. Without it,
+	// botocore takes the final status for that of its next request.
 	if r.ContentLength == 0 && strings.EqualFold(r.Header.Get("Expect"), "100-continue") {
 		w.WriteHeader(http.StatusContinue)
 	}
@@ -109,13 +116,14 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		err = errors.Join(errIdle, err)
 	}
 	c.idle.stop()
+
 	if cut := c.w.reopen(); cut != nil {
 		err = cut
 	}
 	s.finishRecovering(c, err)
 }
 
-// handleRecovering runs the call and turns a panic into an error.
+// handleRecovering calls handle and turns a panic into an error.
 func (s *Server) handleRecovering(c *call) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -125,8 +133,8 @@ func (s *Server) handleRecovering(c *call) (err error) {
 	return s.handle(c)
 }
 
-// handle does what every operation has in common, in the order in which it can
-// be refused.
+// handle runs the steps that all operations share. Each step may refuse the
+// request, so their order matters.
 func (s *Server) handle(c *call) error {
 	if err := checkHeaderSize(c.Header); err != nil {
 		return err
@@ -134,6 +142,7 @@ func (s *Server) handle(c *call) error {
 	if err := c.locate(s.Domain); err != nil {
 		return err
 	}
+
 	row := s.matcher.find(c)
 	if row != nil {
 		c.op, c.route = row.op, row
@@ -141,6 +150,7 @@ func (s *Server) handle(c *call) error {
 	if err := s.checkPathNames(c); err != nil {
 		return err
 	}
+
 	s.addCORSHeaders(c)
 	if row != nil && row.scope == unsigned {
 		if err := s.enter(c, s.unsigned, ""); err != nil {
@@ -148,44 +158,56 @@ func (s *Server) handle(c *call) error {
 		}
 		return row.serve(s, c)
 	}
+
 	if err := s.admit(c); err != nil {
 		return err
 	}
+
 	if row == nil {
-		return notImplemented("The operation "+c.Method+" on "+c.resource(), "it is not one of the operations that the proxy knows")
+		return notImplemented(
+			"The operation "+c.Method+" on "+c.resource(),
+			"the proxy does not know this operation",
+		)
 	}
-	if err := c.takeHoisted(); err != nil { // before the grants are looked at: a header may ask for more than the operation
+
+	// Before authorize, because a hoisted header may need a further grant.
+	if err := c.takeHoisted(); err != nil {
 		return err
 	}
 	if err := c.authorize(); err != nil {
 		return err
 	}
+
 	if row.policy == refuse {
 		return notImplemented(row.op, notes[row.op])
 	}
 	if err := c.checkNames(); err != nil {
 		return err
 	}
+
 	if err := c.takeUpload(); err != nil {
 		return err
 	}
 	if err := c.takeCustomerKeys(); err != nil {
 		return err
 	}
+
 	if err := c.openBody(); err != nil {
 		return err
 	}
 	return row.serve(s, c)
 }
 
-// admit authenticates the call, and gives it a slot of its client's.
+// admit authenticates the client and gives the call one of the client's
+// slots.
 func (s *Server) admit(c *call) error {
 	if c.route == nil || c.route.flags&signedByForm == 0 {
-		if err := s.authenticate(c); err != nil { // arithmetic, for which nobody is waited for
+		if err := s.authenticate(c); err != nil { // only computes, so it needs no slot
 			return err
 		}
 		return s.enter(c, s.fast, c.client.Name)
 	}
+
 	if !isForm(c.Request) {
 		return errNotForm()
 	}
@@ -196,6 +218,7 @@ func (s *Server) admit(c *call) error {
 	stop := c.within(cmp.Or(s.HeaderTimeout, defaultHeaderTimeout))
 	err := s.authenticateForm(c)
 	stop()
+
 	if err != nil {
 		return err
 	}
@@ -204,9 +227,11 @@ func (s *Server) admit(c *call) error {
 
 const defaultHeaderTimeout = 10 * time.Second
 
-// finish answers the error, if there is one, logs the request and counts it.
-// An error after the answer has begun ends the connection: the client must
-// never take what it has for the whole.
+// finish sends the error response, if err is not nil, then logs and counts
+// the request.
+//
+// If the response has already begun, an error closes the connection. The
+// client must not take a partial body for the whole one.
 func (s *Server) finish(c *call, err error) {
 	var answer *Error
 	if err != nil {
@@ -219,31 +244,41 @@ func (s *Server) finish(c *call, err error) {
 			answer.write(&c.w, c.Request, c.resource(), c.id)
 		}
 	}
+
 	s.record(c, answer)
 	if c.aborted {
-		c.reset() // the call may have found out by itself that its key is gone, before whoever watches it did
+		// The call may have noticed a revoked key before its watcher did.
+		c.reset()
 		panic(http.ErrAbortHandler)
 	}
 }
 
-// finishRecovering is finish, for which a panic is one more error: it is
-// logged here and ends the connection.
+// finishRecovering calls finish. If that panics, it logs the panic and
+// closes the connection.
 func (s *Server) finishRecovering(c *call, err error) {
 	defer func() {
 		p := recover()
 		if p == nil {
 			return
 		}
-		if p != http.ErrAbortHandler { //nolint:errorlint // the very value that net/http knows
-			s.Log.Error("request", zap.String("request_id", c.id), zap.String("operation", c.op), zap.String("cause", fmt.Sprintf("panic: %v\n%s", p, debug.Stack())))
+
+		if p != http.ErrAbortHandler { //nolint:errorlint // a sentinel value of net/http
+			s.Log.Error(
+				"request",
+				zap.String("request_id", c.id),
+				zap.String("operation", c.op),
+				zap.String("cause", fmt.Sprintf("panic: %v\n%s", p, debug.Stack())),
+			)
 		}
+
 		panic(http.ErrAbortHandler)
 	}()
+
 	s.finish(c, err)
 }
 
-// record writes the access log and the metrics. The log never holds a secret:
-// no header and no query is in it.
+// record writes the access log entry and updates the metrics. The entry has
+// no header and no query, so it never holds a secret.
 func (s *Server) record(c *call, answer *Error) {
 	took := s.Now().Sub(c.start)
 	code := ""
@@ -259,20 +294,23 @@ func (s *Server) record(c *call, answer *Error) {
 		zap.Int64("bytes_out", c.w.bytes),
 		milliseconds("total_ms", took),
 		milliseconds("kms_ms", time.Duration(c.kmsTime.Load())),
-		milliseconds("origin_ms", time.Duration(c.originTime.Load())), // up to the header of the store's answer
+		milliseconds("origin_ms", time.Duration(c.originTime.Load())), // until the headers of the store's answers
 	}
+
 	if session := c.session(); session != "" {
 		fields = append(fields, zap.String("session", session))
 	}
 	if c.keyID != "" {
 		fields = append(fields, zap.String("kms_key", c.keyID))
 	}
+
 	if id := c.originID.Load(); id != nil {
 		fields = append(fields, zap.String("origin_request_id", *id))
 	}
 	if c.aborted {
 		fields = append(fields, zap.Bool("aborted", true))
 	}
+
 	log := s.Log.Info
 	if answer != nil {
 		code = answer.Code
@@ -281,6 +319,7 @@ func (s *Server) record(c *call, answer *Error) {
 			log = s.Log.Error
 		}
 	}
+
 	log("request", fields...)
 	s.Metrics.Request(c.op, c.w.status, countedCode(code), took, c.in.Load(), c.w.bytes)
 }
@@ -296,8 +335,8 @@ func cause(e *Error) string {
 	return e.Message
 }
 
-// RecordKMS adds the time of a KMS request to the log entry of the S3 request
-// that ctx belongs to, if there is one.
+// RecordKMS adds the time of a KMS request to the log entry of the S3
+// request that ctx belongs to, if any.
 func RecordKMS(ctx context.Context, took time.Duration) {
 	if c, ok := ctx.Value(callKey{}).(*call); ok {
 		c.kmsTime.Add(int64(took))

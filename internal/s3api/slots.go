@@ -5,40 +5,43 @@ import (
 	"time"
 )
 
-// A request is served while it holds a slot of one of three pools:
+// A request holds a slot of one of three pools while it is served:
 //
-//	unsigned  what is not authenticated yet and costs more than arithmetic: forms
-//	          up to their policy, preflights, look-ups for the errors of strangers
-//	fast      all that is authenticated
-//	slow      what has turned out to wait for its client most of the time
+//	unsigned  requests that are not authenticated yet and cost more than
+//	          computing: forms up to their file, preflights, and look-ups
+//	          for the errors of unsigned requests
+//	fast      authenticated requests
+//	slow      requests that spend most of their time waiting for the client
 //
-// So strangers cannot keep clients out, slow clients cannot keep fast ones out,
-// and no client can keep another one out, as it has a share of each pool only.
+// So unsigned requests cannot block clients, and slow clients cannot block
+// fast ones. No client can block another one, because each client has only a
+// share of each pool.
 
 const (
-	// slowAfter is how often the pace of a request is looked at. It must have
-	// waited for its client for half of that.
+	// slowAfter is the interval at which the pace of a request is checked.
+	// Only a request that has waited for its client for half of that time
+	// can be slow.
 	slowAfter = time.Second
-	// slowRate is the pace, in bytes for each second of waiting for the client,
-	// below which a request is slow.
+	// slowRate is the pace below which a request is slow, in bytes per
+	// second of waiting for the client.
 	slowRate = 128 << 10
 )
 
-// pool bounds how many requests do something at a time.
+// pool limits the number of concurrent requests.
 type pool struct {
 	size  int
-	share func() int // of one client
+	share func() int // limit for one client
 
 	mu   sync.Mutex
 	used int
-	of   map[string]int // by client
+	of   map[string]int // slots by client
 }
 
 func newPool(size int, share func() int) *pool {
 	return &pool{size: size, share: share, of: make(map[string]int)}
 }
 
-// acquire reports whether there was a slot for the client, which has it then.
+// acquire takes a slot for the client, and reports whether one was free.
 func (p *pool) acquire(client string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -59,33 +62,33 @@ func (p *pool) release(client string) {
 	}
 }
 
-// nearlyFull reports whether the pool is nearly full.
+// nearlyFull reports whether at least seven eighths of the slots are in use.
 func (p *pool) nearlyFull() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return 8*p.used >= 7*p.size
 }
 
-// slot is what a call holds.
+// slot is the slot of a call.
 type slot struct {
 	mu     sync.Mutex
 	pool   *pool // nil for none
 	client string
-	timer  *time.Timer // of watchPace; nil while the pace is not watched
+	timer  *time.Timer // runs watchPace; nil while the pace is not watched
 	left   bool
 
-	pace, floor window // what tells a slow call, and one that is too slow
+	pace, floor window // to find calls that are slow, and calls that are below MinRate
 }
 
-// window is what a client has moved, and for how long it was waited for, since
-// a moment. The whole of a call would not tell: the kernel takes the first
-// megabytes of an answer at once.
+// window has how much a client has moved, and how long the proxy has waited
+// for it, since some moment. Totals of the whole call would mislead: the
+// kernel accepts the first megabytes of a response at once.
 type window struct {
 	moved  int64
 	waited time.Duration
 }
 
-// since returns what there was since the window began.
+// since returns the difference between the window and now.
 func (w window) since(now window) window { return window{now.moved - w.moved, now.waited - w.waited} }
 
 func (w window) below(rate int64) bool { return float64(w.moved) < float64(rate)*w.waited.Seconds() }
@@ -96,7 +99,7 @@ func (s *slot) held() bool {
 	return s.pool != nil
 }
 
-// move puts a slot that was taken in the place of the one that is held.
+// move replaces the slot that is held with one that was acquired.
 func (s *slot) move(to *pool, client string) {
 	if s.pool != nil {
 		s.pool.release(s.client)
@@ -104,7 +107,7 @@ func (s *slot) move(to *pool, client string) {
 	s.pool, s.client = to, client
 }
 
-// pools makes the pools of a server.
+// pools creates the pools of a server.
 func (s *Server) pools() {
 	strangers := s.MaxUnsigned
 	if strangers <= 0 {
@@ -114,8 +117,8 @@ func (s *Server) pools() {
 	s.unsigned = newPool(strangers, func() int { return strangers })
 }
 
-// share is how many slots of a pool one client may have. Where there is one
-// client only, there is nobody to keep out.
+// share returns the number of slots of a pool that one client may hold. A
+// single client may hold all of them.
 func (s *Server) share() int {
 	switch {
 	case s.MaxPerClient > 0:
@@ -127,8 +130,8 @@ func (s *Server) share() int {
 	}
 }
 
-// enter gives the call a slot in place of the one that it has. A call that gets
-// none must not cost the store a request.
+// enter exchanges the call's slot for one of p. If none is free, the call
+// must not cause a request to the store.
 func (s *Server) enter(c *call, p *pool, client string) error {
 	if !p.acquire(client) {
 		c.w.last = nil
@@ -143,7 +146,7 @@ func (s *Server) enter(c *call, p *pool, client string) error {
 	return nil
 }
 
-// leave is for the end of a call.
+// leave releases the slot at the end of a call.
 func (s *Server) leave(c *call) {
 	c.slot.mu.Lock()
 	defer c.slot.mu.Unlock()
@@ -154,8 +157,8 @@ func (s *Server) leave(c *call) {
 	c.slot.move(nil, "")
 }
 
-// watchPace looks at the pace of a call, time and again. What the store or the
-// KMS takes does not count.
+// watchPace checks the pace of a call at regular intervals. Time spent
+// waiting for the store or the KMS does not count.
 func (s *Server) watchPace(c *call) {
 	if err := s.checkPace(c); err != nil {
 		c.cut(err)
@@ -177,6 +180,7 @@ func (s *Server) checkPace(c *call) error {
 	if longer.waited >= s.IdleTimeout {
 		c.slot.floor = now
 	}
+
 	switch {
 	case longer.waited >= s.IdleTimeout && longer.below(s.MinRate):
 		return errIdle
@@ -187,10 +191,11 @@ func (s *Server) checkPace(c *call) error {
 	case s.fast.nearlyFull():
 		return errBusy()
 	}
+
 	return nil
 }
 
-// within ends the call if it is not over with something in time.
+// within cuts the call if stop is not called in time.
 func (c *call) within(limit time.Duration) (stop func()) {
 	timer := time.AfterFunc(limit, func() { c.cut(errIdle) })
 	return func() { timer.Stop() }

@@ -17,11 +17,11 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
-// soon is how long something may take that takes a moment on an idle machine.
+// soon is the timeout for something that takes a moment on an idle machine.
 const soon = time.Minute
 
-// few has the proxy serve four requests at a time: three of a client, and one
-// without a signature.
+// few limits the proxy to four concurrent requests: three per client, and
+// one without a signature.
 func few(_ *proxy, cfg *s3api.Config, _ *keyring.Config) {
 	cfg.MaxConcurrent, cfg.HeaderTimeout = 4, 500*time.Millisecond
 }
@@ -40,21 +40,27 @@ func (p *proxy) dial(text string) net.Conn {
 	return conn
 }
 
-// Forms that are sent half keep no client out that signs, and end in time.
+// Half-sent forms block no signed client, and end in time.
 func TestHalfSentForms(t *testing.T) {
 	p := newProxy(t, few)
 	p.put("k", []byte("text"))
-	form := fmt.Sprintf("POST /%s HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\nContent-Length: 100000\r\n\r\n--b\r\n", p.bucket)
+	form := fmt.Sprintf(
+		"POST /%s HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\nContent-Length: 100000\r\n\r\n--b\r\n",
+		p.bucket,
+	)
+
 	var conns []net.Conn
 	for range 20 {
 		conns = append(conns, p.dial(form))
 	}
+
 	for range 20 {
 		if a := p.send(request{method: "GET", path: "/" + p.bucket + "/k"}); a.StatusCode != http.StatusOK {
 			t.Fatalf("a client that signs: %d %s", a.StatusCode, a.Code)
 		}
 	}
 	codes := make(map[string]int)
+
 	for _, conn := range conns {
 		_ = conn.SetReadDeadline(time.Now().Add(soon))
 		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
@@ -63,19 +69,22 @@ func TestHalfSentForms(t *testing.T) {
 		}
 		body, _ := io.ReadAll(resp.Body)
 		resp.Body.Close()
+
 		for _, code := range []string{"SlowDown", "RequestTimeout"} {
 			if strings.Contains(string(body), code) {
 				codes[code]++
 			}
 		}
 	}
-	if codes["RequestTimeout"] == 0 || codes["SlowDown"] == 0 || codes["RequestTimeout"]+codes["SlowDown"] != len(conns) {
+
+	if codes["RequestTimeout"] == 0 || codes["SlowDown"] == 0 ||
+		codes["RequestTimeout"]+codes["SlowDown"] != len(conns) {
 		t.Errorf("%v", codes)
 	}
 }
 
-// held has requests for keys that begin with "held" wait for the store until
-// release is called; held is how many of them the store has.
+// hold blocks requests for keys that begin with "held" in the store until
+// release is called. held is the number of blocked requests.
 func (p *proxy) hold() (held *atomic.Int32, release func()) {
 	held, end := &atomic.Int32{}, make(chan struct{})
 	p.origin.set(func(r *http.Request) (*http.Response, error) {
@@ -98,13 +107,15 @@ func TestShareOfAClient(t *testing.T) {
 	if a := p.send(request{method: "GET", path: "/" + p.bucket + "/k"}); a.Code != "SlowDown" {
 		t.Errorf("a fourth one of the client: %d %s", a.StatusCode, a.Code)
 	}
-	if a := p.send(request{method: "GET", path: "/" + p.bucket + "/k", accessKey: readerAccess, secret: readerSecret}); a.StatusCode != http.StatusOK {
+	if a := p.send(request{
+		method: "GET", path: "/" + p.bucket + "/k", accessKey: readerAccess, secret: readerSecret,
+	}); a.StatusCode != http.StatusOK {
 		t.Errorf("another client: %d %s", a.StatusCode, a.Code)
 	}
 }
 
-// holdThree has three reads of the object "held" under way until it is told to
-// end them.
+// holdThree keeps three reads of the object "held" running until end is
+// called.
 func (p *proxy) holdThree() (end func()) {
 	held, release := p.hold()
 	var wg sync.WaitGroup
@@ -120,18 +131,25 @@ func (p *proxy) holdThree() (end func()) {
 	}
 }
 
-// TestAClientAlone may have all slots: there is nobody to keep out.
+// TestAClientAlone: a single client may have all slots.
 func TestAClientAlone(t *testing.T) {
 	p := newProxy(t, few, func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) {
 		alone, err := access.New([]access.Client{{
 			Name: "app", AccessKey: clientAccess, Secret: clientSecret,
-			Allow: []access.Grant{{Buckets: []string{"*"}, Actions: []access.Action{access.Read, access.Write, access.Delete, access.List, access.Admin}}},
+			Allow: []access.Grant{
+				{
+					Buckets: []string{"*"},
+					Actions: []access.Action{access.Read, access.Write, access.Delete, access.List, access.Admin},
+				},
+			},
 		}})
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		cfg.Clients = alone
 	})
+
 	p.put("k", []byte("text"))
 	p.put("held", []byte("text"))
 	defer p.holdThree()()
@@ -140,12 +158,14 @@ func TestAClientAlone(t *testing.T) {
 	}
 }
 
-// Those that read slowly make room for others, also for those of their client.
+// Slow readers make room for other requests, including those of the same
+// client.
 func TestSlowReadersMakeRoom(t *testing.T) {
 	p := newProxy(t, few)
 	p.bucket = p.newBucket("shared-")
 	p.put("large", randomText(32<<20))
 	p.put("k", []byte("text"))
+
 	for i := range 4 { // all slots
 		r := request{method: "GET", path: "/" + p.bucket + "/large"}
 		if i == 3 {
@@ -154,26 +174,29 @@ func TestSlowReadersMakeRoom(t *testing.T) {
 		signed := p.sign(r)
 		var text strings.Builder
 		fmt.Fprintf(&text, "GET /%s/large HTTP/1.1\r\nHost: %s\r\n", p.bucket, signed.Host)
+
 		for name, values := range signed.Header {
 			fmt.Fprintf(&text, "%s: %s\r\n", name, values[0])
 		}
 		conn := p.dial(text.String() + "\r\n")
-		if _, err := conn.Read(make([]byte, 10)); err != nil { // it is under way
+		if _, err := conn.Read(make([]byte, 10)); err != nil { // the response has begun
 			t.Fatal(err)
 		}
 	}
+
 	for deadline := time.Now().Add(15 * time.Second); ; time.Sleep(50 * time.Millisecond) { // idle_timeout is 20 s
 		a := p.send(request{method: "GET", path: "/" + p.bucket + "/k"})
 		if a.StatusCode == http.StatusOK {
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("beside clients that read nothing: %d %s", a.StatusCode, a.Code)
+			t.Fatalf("while other clients read nothing: %d %s", a.StatusCode, a.Code)
 		}
 	}
 }
 
-// An upload that drips ends, and a pause of the store's does not count.
+// An upload that is too slow ends; time spent waiting for the store does not
+// count.
 func TestLeastRate(t *testing.T) {
 	p := newProxy(t, func(_ *proxy, cfg *s3api.Config, _ *keyring.Config) {
 		cfg.IdleTimeout, cfg.MinRate = 2*time.Second, 1024
@@ -181,6 +204,7 @@ func TestLeastRate(t *testing.T) {
 	conn := p.dialPut(1000)
 	ended := make(chan struct{})
 	defer func() { <-ended }()
+
 	stop := make(chan struct{})
 	defer close(stop)
 	go func() {
@@ -191,17 +215,20 @@ func TestLeastRate(t *testing.T) {
 				return
 			case <-time.After(100 * time.Millisecond):
 			}
+
 			if _, err := conn.Write([]byte("x")); err != nil {
 				return
 			}
 		}
 	}()
+
 	_ = conn.SetReadDeadline(time.Now().Add(soon))
 	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if err != nil {
-		t.Fatalf("the upload goes on: %v", err)
+		t.Fatalf("the upload continues: %v", err)
 	}
 	defer resp.Body.Close()
+
 	body, _ := io.ReadAll(resp.Body)
 	if !strings.Contains(string(body), "RequestTimeout") {
 		t.Errorf("%d %s", resp.StatusCode, body)
@@ -215,8 +242,8 @@ func TestLeastRate(t *testing.T) {
 	}
 }
 
-// Preflights and the look-ups for errors are within a limit, and what is
-// refused for it costs the store nothing.
+// Preflights and the look-ups for errors are limited. A refused one causes
+// no request to the store.
 func TestPreflightsAreLimited(t *testing.T) {
 	p := newProxy(t, few)
 	p.put("k", []byte("text"))
@@ -225,26 +252,30 @@ func TestPreflightsAreLimited(t *testing.T) {
 	p.origin.take()
 	const n = 20
 	var refused atomic.Int32
+
 	var wg sync.WaitGroup
 	for i := range n {
 		wg.Go(func() {
 			var resp *http.Response
 			if i%2 == 0 {
 				resp, _ = p.unsigned("OPTIONS", "/"+p.bucket+"/held", preflight(page, "GET", ""))
-			} else { // the error of a stranger, which is looked up for the page
+			} else { // the error of an unsigned request, which needs a look-up for the page
 				resp, _ = p.unsigned("GET", "/"+p.bucket+"/held", http.Header{"Origin": {page}})
 			}
+
 			if resp.StatusCode == http.StatusServiceUnavailable || i%2 == 1 {
 				refused.Add(1)
 			}
 		})
 	}
+
 	for deadline := time.Now().Add(soon); refused.Load() < n-1 && time.Now().Before(deadline); {
 		time.Sleep(time.Millisecond)
-		if refused.Load() == n-2 { // the one that the store has may be a stranger's, and ends by itself
+		if refused.Load() == n-2 { // the request that the store has may be unsigned, and ends by itself
 			break
 		}
 	}
+
 	if got := held.Load(); got > 2 {
 		t.Errorf("the store has %d requests of strangers at a time", got)
 	}
@@ -252,5 +283,6 @@ func TestPreflightsAreLimited(t *testing.T) {
 		t.Errorf("a client that signs: %d %s", a.StatusCode, a.Code)
 	}
 	release()
+
 	wg.Wait()
 }

@@ -18,8 +18,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-// mustRefuse reads key whole and in ranges, and fails the test if a read
-// succeeds, or yields a byte that the plaintext does not have there.
+// mustRefuse reads an object whole and in ranges. The test fails if a read
+// succeeds, or returns a byte that differs from the plaintext.
 func mustRefuse(t *testing.T, p *proxy, name, key string, text []byte, codes ...string) {
 	t.Helper()
 	got, _, err := p.get(key)
@@ -30,6 +30,7 @@ func mustRefuse(t *testing.T, p *proxy, name, key string, text []byte, codes ...
 	if !bytes.HasPrefix(text, got) {
 		t.Errorf("%s: GET yields bytes that were never stored", name)
 	}
+
 	if len(codes) > 0 && got == nil {
 		for _, want := range codes {
 			if code(err) == want {
@@ -42,8 +43,8 @@ func mustRefuse(t *testing.T, p *proxy, name, key string, text []byte, codes ...
 
 const integrity = "ObjectIntegrityError"
 
-// Promise P2: the store can neither alter, cut, reorder, swap nor move what it
-// holds without every read failing.
+// Promise P2: if the store alters, truncates, reorders, swaps or moves what
+// it stores, every read fails.
 func TestTampering(t *testing.T) {
 	p := newProxy(t)
 	const n = crypt.StoredSegmentSize
@@ -52,9 +53,11 @@ func TestTampering(t *testing.T) {
 	p.put("other", randomText(len(text)))
 	body, meta := p.stored("k")
 	otherBody, otherMeta := p.stored("other")
+
 	seg := func(i int) []byte { return body[i*n : min((i+1)*n, len(body))] }
 	join := func(parts ...[]byte) []byte { return bytes.Join(parts, nil) }
 	flip := func(i int) []byte { b := bytes.Clone(body); b[i] ^= 1; return b }
+
 	with := func(name, value string) http.Header {
 		h := maps.Clone(meta)
 		h["X-Amz-Meta-Cmek-"+name] = []string{value}
@@ -101,6 +104,7 @@ func TestTampering(t *testing.T) {
 			mustRefuse(t, p, row.name, "k", text)
 		})
 	}
+
 	p.store("k", body, meta)
 	if !bytes.Equal(p.mustGet("k"), text) {
 		t.Error("the untouched object cannot be read any more")
@@ -119,8 +123,8 @@ func TestMovedObjects(t *testing.T) {
 	mustRefuse(t, p, "moved to another bucket", "k", nil, integrity)
 }
 
-// A store that strips the envelope must not turn the read of an encrypted
-// object into one of a plaintext object.
+// If a store removes the envelope of an encrypted object, it must not be
+// read as plaintext.
 func TestStrippedEnvelope(t *testing.T) {
 	p := newProxy(t)
 	p.put("k", randomText(1000))
@@ -129,6 +133,7 @@ func TestStrippedEnvelope(t *testing.T) {
 	mustRefuse(t, p, "envelope stripped", "k", nil, "PlaintextObject")
 	p.store("k", []byte("planted by the store"), nil)
 	mustRefuse(t, p, "plaintext planted", "k", nil, "PlaintextObject")
+
 	if a := p.send(request{method: "HEAD", path: "/" + p.bucket + "/k"}); a.StatusCode != http.StatusForbidden {
 		t.Errorf("HEAD of a stripped object: %d", a.StatusCode)
 	}
@@ -136,6 +141,7 @@ func TestStrippedEnvelope(t *testing.T) {
 	if a.StatusCode != http.StatusForbidden {
 		t.Errorf("range behind a stripped object: %d", a.StatusCode)
 	}
+
 	for name := range meta {
 		partial := maps.Clone(meta)
 		delete(partial, name)
@@ -152,6 +158,7 @@ func TestPlaintextWhereAllowed(t *testing.T) {
 	if got := p.mustGet("old"); !bytes.Equal(got, text) {
 		t.Error("the plaintext object is altered")
 	}
+
 	for _, header := range []string{"bytes=0-9", "bytes=-7", "bytes=150000-", "bytes=65530-65540", "bytes=200000-"} {
 		t.Run(header, func(t *testing.T) {
 			a := p.send(request{method: "GET", path: "/" + p.bucket + "/old", header: http.Header{"Range": {header}}})
@@ -161,6 +168,7 @@ func TestPlaintextWhereAllowed(t *testing.T) {
 			}
 		})
 	}
+
 	if a := p.send(request{method: "HEAD", path: "/" + p.bucket + "/old"}); a.ContentLength != int64(len(text)) {
 		t.Errorf("HEAD: %d", a.ContentLength)
 	}
@@ -177,25 +185,32 @@ func TestRevokedKey(t *testing.T) {
 	if err := os.Rename(p.keyFile, p.keyFile+".away"); err != nil {
 		t.Fatal(err)
 	}
+
 	if got := p.mustGet("k"); !bytes.Equal(got, text) {
 		t.Error("within the window the cached key serves")
 	}
 	p.keys.PurgeAll()
 	mustRefuse(t, p, "revoked", "k", nil, "KMS.NotFoundException")
-	_, err := p.client.PutObject(t.Context(), &s3.PutObjectInput{Bucket: &p.bucket, Key: new("new"), Body: bytes.NewReader(text)})
+
+	_, err := p.client.PutObject(
+		t.Context(),
+		&s3.PutObjectInput{Bucket: &p.bucket, Key: new("new"), Body: bytes.NewReader(text)},
+	)
 	if code(err) != "KMS.NotFoundException" || p.isStored("new") {
 		t.Errorf("PUT under a revoked key: %v", err)
 	}
+
 	if err := os.Rename(p.keyFile+".away", p.keyFile); err != nil {
 		t.Fatal(err)
 	}
-	p.clock.Add(int64(2 * time.Second)) // past the memory of the refusal
+	p.clock.Add(int64(2 * time.Second)) // after the refusal is no longer cached
 	if got := p.mustGet("k"); !bytes.Equal(got, text) {
 		t.Error("with the key back the object is readable again")
 	}
 }
 
-// The window holds for transfers that are already running, in both directions.
+// The revocation window also applies to running transfers, in both
+// directions.
 func TestRevokedInMidTransfer(t *testing.T) {
 	p := newProxy(t)
 	text := randomText(8 << 20)
@@ -205,6 +220,7 @@ func TestRevokedInMidTransfer(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer out.Body.Close()
+
 	if _, err := io.ReadFull(out.Body, make([]byte, 100_000)); err != nil {
 		t.Fatal(err)
 	}
@@ -212,6 +228,7 @@ func TestRevokedInMidTransfer(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.keys.PurgeAll()
+
 	rest, err := io.ReadAll(out.Body)
 	if err == nil {
 		t.Fatal("the download ends cleanly after its key was taken away")
@@ -224,12 +241,14 @@ func TestRevokedInMidTransfer(t *testing.T) {
 func TestUploadUnderARevokedKeyIsNotStored(t *testing.T) {
 	p := newProxy(t)
 	text := randomText(6 << 20)
-	// The key goes when the store has a MiB: the data key was made and is in
-	// use by then.
+
+	// The key is revoked when the store has received a MiB. The data key is
+	// in use by then.
 	revoke := &hook{at: 1 << 20, do: func() {
 		_ = os.Remove(p.keyFile)
 		p.keys.PurgeAll()
 	}}
+
 	p.origin.set(func(r *http.Request) (*http.Response, error) {
 		if r.Method == http.MethodPut {
 			r.Body = struct {
@@ -239,6 +258,7 @@ func TestUploadUnderARevokedKeyIsNotStored(t *testing.T) {
 		}
 		return nil, nil
 	}, nil)
+
 	a := p.send(request{method: "PUT", path: "/" + p.bucket + "/k", body: text, hash: "UNSIGNED-PAYLOAD"})
 	if a.Code != "KMS.NotFoundException" || revoke.do != nil {
 		t.Errorf("answered %d %s; revoked: %v", a.StatusCode, a.Code, revoke.do == nil)
@@ -248,7 +268,7 @@ func TestUploadUnderARevokedKeyIsNotStored(t *testing.T) {
 	}
 }
 
-// hook does something once so many bytes have passed.
+// hook calls a function after the given number of bytes.
 type hook struct {
 	n, at int
 	do    func()
@@ -263,12 +283,13 @@ func (h *hook) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// A body that breaks off on its way from the store ends the client's
-// connection, at whatever byte it breaks.
+// If the body from the store breaks at any byte, the client's connection is
+// closed.
 func TestStoreBreaksOff(t *testing.T) {
 	p := newProxy(t)
 	text := randomText(700_000)
 	p.put("k", text)
+
 	for _, at := range []int64{0, 1, 39, 40, 65551, 65552, 300_000, 262_208, 262_209, 700_100} {
 		t.Run(fmt.Sprint(at), func(t *testing.T) {
 			p.origin.set(nil, func(resp *http.Response) {
@@ -280,6 +301,7 @@ func TestStoreBreaksOff(t *testing.T) {
 			}
 		})
 	}
+
 	p.origin.set(nil, nil)
 	if !bytes.Equal(p.mustGet("k"), text) {
 		t.Error("the object does not recover")
@@ -300,14 +322,19 @@ func (b *breaking) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// The store's answers that a client cannot do anything about are not passed on
-// as its fault.
+// Errors of the store that a client cannot fix are not reported as the
+// client's fault.
 func TestStoreFaults(t *testing.T) {
 	p := newProxy(t)
 	p.put("k", []byte("x"))
 	answer := func(status int, body string) func(*http.Request) (*http.Response, error) {
 		return func(*http.Request) (*http.Response, error) {
-			return &http.Response{StatusCode: status, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(body)), ContentLength: int64(len(body))}, nil
+			return &http.Response{
+				StatusCode:    status,
+				Header:        http.Header{},
+				Body:          io.NopCloser(strings.NewReader(body)),
+				ContentLength: int64(len(body)),
+			}, nil
 		}
 	}
 	for _, row := range []struct {
@@ -316,14 +343,20 @@ func TestStoreFaults(t *testing.T) {
 		status int
 		code   string
 	}{
-		{"unreachable", func(*http.Request) (*http.Response, error) { return nil, errors.New("connection refused") }, 503, "ServiceUnavailable"},
+		{
+			"unreachable", func(*http.Request) (*http.Response, error) { return nil, errors.New("connection refused") }, 503,
+			"ServiceUnavailable",
+		},
 		{"throttling", answer(503, "<Error><Code>SlowDown</Code></Error>"), 503, "SlowDown"},
 		{"bad credentials", answer(403, "<Error><Code>InvalidAccessKeyId</Code></Error>"), 500, "InternalError"},
 		{"bad signature", answer(403, "<Error><Code>SignatureDoesNotMatch</Code></Error>"), 500, "InternalError"},
 		{"denied", answer(403, "<Error><Code>AccessDenied</Code></Error>"), 403, "AccessDenied"},
 		{"redirect", answer(301, "<Error><Code>PermanentRedirect</Code></Error>"), 500, "InternalError"},
 		{"no XML", answer(502, "<html>bad gateway"), 502, "InternalError"},
-		{"a page for what is missing", answer(404, "<!DOCTYPE html>\n<title>404 Not Found</title>"), 503, "ServiceUnavailable"},
+		{
+			"a page for what is missing", answer(404, "<!DOCTYPE html>\n<title>404 Not Found</title>"), 503,
+			"ServiceUnavailable",
+		},
 		{"a page for what is denied", answer(403, "<html><h1>Forbidden</h1></html>"), 503, "ServiceUnavailable"},
 		{"missing", answer(404, "<Error><Code>NoSuchKey</Code><Message>m</Message></Error>"), 404, "NoSuchKey"},
 	} {
@@ -336,6 +369,7 @@ func TestStoreFaults(t *testing.T) {
 			if a.StatusCode == 503 && a.Header.Get("Retry-After") == "" {
 				t.Errorf("no Retry-After")
 			}
+
 			for _, secret := range []string{storeAccess, storeSecret, clientSecret} {
 				if bytes.Contains(a.body, []byte(secret)) {
 					t.Errorf("the answer has a secret in it")
@@ -352,19 +386,27 @@ func TestSecretsAreNotLogged(t *testing.T) {
 	p.send(request{method: "GET", path: "/" + p.bucket + "/k?X-Amz-Expires=60", presign: true})
 	p.send(request{method: "GET", path: "/" + p.bucket + "/k", secret: "not the secret"})
 	log := p.log.String()
+
 	key, err := os.ReadFile(p.keyFile)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, secret := range []string{clientSecret, storeSecret, storeAccess, strings.TrimSpace(string(key)), "Credential="} {
+	for _, secret := range []string{
+		clientSecret, storeSecret, storeAccess, strings.TrimSpace(string(key)), "Credential=",
+	} {
 		if strings.Contains(log, secret) {
 			t.Errorf("the log holds %q", secret)
 		}
 	}
+
 	if found := regexp.MustCompile("[0-9a-f]{64}").FindString(log); found != "" {
 		t.Errorf("the log holds a signature: %s", found)
 	}
-	for _, want := range []string{`"operation":"PutObject"`, `"operation":"GetObject"`, `"bucket":"` + p.bucket, `"key":"k"`, `"client":"app"`, `"code":"SignatureDoesNotMatch"`, `"status":403`, `"bytes_in":`, `"total_ms":`, `"kms_ms":`, `"origin_ms":`} {
+
+	for _, want := range []string{
+		`"operation":"PutObject"`, `"operation":"GetObject"`, `"bucket":"` + p.bucket, `"key":"k"`, `"client":"app"`,
+		`"code":"SignatureDoesNotMatch"`, `"status":403`, `"bytes_in":`, `"total_ms":`, `"kms_ms":`, `"origin_ms":`,
+	} {
 		if !strings.Contains(log, want) {
 			t.Errorf("the log has no %s", want)
 		}

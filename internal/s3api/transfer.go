@@ -8,14 +8,14 @@ import (
 	"time"
 )
 
-// errTransfer says that the store has refused a request for the way in which it
-// came to the store: the connection between the two was cut or half-closed, or
-// altered what passed. The client has no part in it.
-var errTransfer = errors.New("the way to the store is at fault")
+// errTransfer is the error for a request that the store refused because of
+// the connection to the proxy: it was cut or half-closed, or altered the
+// request. It is not the client's fault.
+var errTransfer = errors.New("the connection to the store is at fault")
 
-// transferFaults are the store's codes that say so. The proxy has verified
-// length and checksums of the client's body by itself, and those that the
-// store speaks of are of what the proxy sent.
+// transferFaults are the store's codes for such errors. The proxy has
+// already verified the length and the checksums of the client's body. The
+// store's codes are about what the proxy sent.
 var transferFaults = map[string]bool{
 	"BadDigest":                   true,
 	"ClientDisconnected":          true, // of MinIO
@@ -30,9 +30,9 @@ var transferFaults = map[string]bool{
 	"XAmzContentSHA256Mismatch":   true,
 }
 
-// transferFault returns an error if a refusal has its cause between the proxy
-// and the store: by the store's code, or as what stands in between has refused
-// the request and not the store. That is told by an answer without a code.
+// transferFault returns an error if a refusal was caused by the connection
+// to the store. The store's code says so, or the answer comes from something
+// between the proxy and the store and has no code.
 func transferFault(r *http.Request, status int, code string, body []byte) *Error {
 	var why string
 	switch {
@@ -47,15 +47,18 @@ func transferFault(r *http.Request, status int, code string, body []byte) *Error
 	default:
 		return nil
 	}
+
 	return &Error{
-		Code: "ServiceUnavailable", Message: "The connection between the proxy and its store broke. Please try again.", RetryAfter: retryAfter,
-		cause: fmt.Errorf("%w: %w answered %d: %s", errTransfer, errOrigin, status, why),
+		Code:       "ServiceUnavailable",
+		Message:    "The connection between the proxy and its store broke. Please try again.",
+		RetryAfter: retryAfter,
+		cause:      fmt.Errorf("%w: %w answered %d: %s", errTransfer, errOrigin, status, why),
 	}
 }
 
-// CheckRefusal returns an error if a refusal of the store is none, as its cause
-// lies between the proxy and the store. code is that of the document in the
-// answer, "" if there is none.
+// CheckRefusal returns an error if a refusal was not the store's own
+// decision, but caused by the connection to it. code is the code of the
+// document in the answer, "" if there is none.
 func CheckRefusal(r *http.Request, status int, code string, body []byte) error {
 	if fault := transferFault(r, status, code, body); fault != nil {
 		return fault
@@ -63,14 +66,14 @@ func CheckRefusal(r *http.Request, status int, code string, body []byte) error {
 	return nil
 }
 
-// isPage reports whether an answer is HTML, which no store sends.
+// isPage reports whether an answer is HTML, which stores do not send.
 func isPage(body []byte) bool {
 	start := bytes.ToLower(bytes.TrimSpace(body[:min(len(body), 512)]))
 	return bytes.HasPrefix(start, []byte("<!doctype html")) || bytes.HasPrefix(start, []byte("<html"))
 }
 
-// rewind makes a request ready to be sent again. It reports whether it could:
-// the body of most requests is gone with the first time.
+// rewind prepares a request to be sent again. It reports whether that is
+// possible: most bodies can be read only once.
 func rewind(r *http.Request) bool {
 	if r.Body == nil || r.Body == http.NoBody {
 		return true
@@ -83,17 +86,17 @@ func rewind(r *http.Request) bool {
 	return err == nil
 }
 
-// stallTime is how long the store must have waited for the next bytes of an
-// upload, for a timeout of its own to be the fault of the one who sends them.
-// Stores wait for much longer.
+// stallTime is how long the proxy must have waited for the client before a
+// timeout of the store is the client's fault. Stores wait much longer.
 const stallTime = 2 * time.Second
 
-// clientTimeout returns the client's fault in place of a transfer fault, if the
-// store has lost patience with an upload for which the proxy waits itself.
+// clientTimeout replaces a transfer error if the store timed out while the
+// proxy waited for the client.
 func (u *upload) clientTimeout(err error) error {
 	began := u.waiting.Load()
-	if began == nil || u.c.route.flags&readsSource != 0 || time.Since(*began) < stallTime || !errors.Is(err, errTransfer) {
+	if began == nil || u.c.route.flags&readsSource != 0 || time.Since(*began) < stallTime ||
+		!errors.Is(err, errTransfer) {
 		return err
 	}
-	return errors.Join(errIdle, errors.New(err.Error())) // no longer the store's, which comes first
+	return errors.Join(errIdle, errors.New(err.Error())) // as text only, because errTransfer would take precedence
 }

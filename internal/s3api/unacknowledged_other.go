@@ -4,6 +4,6 @@ package s3api
 
 import "net"
 
-// unacknowledged returns how many bytes the kernel holds that the peer has not
-// acknowledged, or 1 if that cannot be known.
+// unacknowledged returns the number of bytes in the kernel that the peer has
+// not acknowledged, or 1 if it is not known.
 func unacknowledged(net.Conn) int { return 1 }

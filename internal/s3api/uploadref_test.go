@@ -32,8 +32,8 @@ func (k *switchedKey) Unwrap(ctx context.Context, wrapped []byte, ec kms.Encrypt
 	return k.Wrapper.Unwrap(ctx, wrapped, ec)
 }
 
-// twoReplicas are in front of the same bucket, with two keys: main, which the
-// rules have, and second.
+// twoReplicas returns two proxies for the same bucket, with two keys: main,
+// which the rules use, and second.
 func twoReplicas(t *testing.T) (a, b *proxy, second *switchedKey) {
 	t.Helper()
 	other := secondKey(t)
@@ -41,7 +41,10 @@ func twoReplicas(t *testing.T) (a, b *proxy, second *switchedKey) {
 	other.Wrapper = second
 	a = newProxy(t, func(_ *proxy, _ *s3api.Config, cfg *keyring.Config) {
 		cfg.Keys = append(cfg.Keys, other)
-		cfg.Rules = []keyring.Rule{{Prefixes: []string{"tied/"}, Key: "main", AskedKeys: []string{"main"}}, {Key: "main", AskedKeys: []string{"*"}}}
+		cfg.Rules = []keyring.Rule{
+			{Prefixes: []string{"tied/"}, Key: "main", AskedKeys: []string{"main"}},
+			{Key: "main", AskedKeys: []string{"*"}},
+		}
 	})
 	return a, a.replica(), second
 }
@@ -58,8 +61,8 @@ func asking(keyID, context string) func(*s3.CreateMultipartUploadInput) {
 	}
 }
 
-// partKeys are the key ids and encryption contexts of the parts of what is
-// stored.
+// partKeys returns the key ids and encryption contexts of the parts of a
+// stored object.
 func (p *proxy) partKeys(key string, sizes ...int) (ids []string, contexts []map[string]string) {
 	p.t.Helper()
 	body, _ := p.stored(key)
@@ -68,17 +71,19 @@ func (p *proxy) partKeys(key string, sizes ...int) (ids []string, contexts []map
 		if err != nil {
 			p.t.Fatal(err)
 		}
+
 		wrapped, err := crypt.ParseWrappedKey(part.WrappedDEK)
 		if err != nil {
 			p.t.Fatal(err)
 		}
 		ids, contexts, body = append(ids, part.KeyID), append(contexts, wrapped.Context), body[size+crypt.PartOverhead:]
 	}
+
 	return ids, contexts
 }
 
-// An upload for which the client has asked for a key of its own choice is
-// under that key and no other, whichever replicas get its parts.
+// If a client requests a key for an upload, all parts are under that key, on
+// any replica.
 func TestUploadUnderAnotherKey(t *testing.T) {
 	a, b, second := twoReplicas(t)
 	m := a.create("k", asking(second.KeyID(), `{"tenant":"acme"}`))
@@ -89,6 +94,7 @@ func TestUploadUnderAnotherKey(t *testing.T) {
 			t.Fatalf("part %d: %+v", i+1, out)
 		}
 	}
+
 	parts, err := b.client.ListParts(t.Context(), &s3.ListPartsInput{Bucket: &a.bucket, Key: &m.key, UploadId: &m.id})
 	if err != nil || len(parts.Parts) != 4 || *parts.UploadId != m.id {
 		t.Errorf("listed: %+v, %v", parts, err)
@@ -96,29 +102,33 @@ func TestUploadUnderAnotherKey(t *testing.T) {
 	if done := m.mustComplete(); *done.SSEKMSKeyId != second.KeyID() {
 		t.Errorf("completed under %s", *done.SSEKMSKeyId)
 	}
+
 	ids, contexts := a.partKeys("k", 5*mib, 5*mib, 5*mib, 5*mib, 0)
 	for i := range ids {
 		if ids[i] != second.KeyID() || contexts[i]["tenant"] != "acme" {
 			t.Errorf("part %d is under %s, %v", i+1, ids[i], contexts[i])
 		}
 	}
+
 	head, err := b.client.HeadObject(t.Context(), &s3.HeadObjectInput{Bucket: &a.bucket, Key: &m.key})
 	if err != nil || *head.SSEKMSKeyId != second.KeyID() || *head.ContentLength != 20*mib {
 		t.Errorf("HEAD: %+v, %v", head, err)
 	}
 	a.cache.PurgeAll()
+
 	if got := a.mustGet("k"); !bytes.Equal(got, m.text()) {
 		t.Error("another text")
 	}
 	second.off = &kms.Error{Kind: kms.Disabled, KeyID: second.KeyID()}
 	a.cache.PurgeAll()
+
 	if _, _, err := a.get("k"); code(err) != "KMS.DisabledException" {
 		t.Errorf("the key is disabled, and reading: %v", err)
 	}
 }
 
-// A context goes with the rules' own key too; asking for that key alone leaves
-// the store's id as it is, as clients without wishes have it.
+// A context can be used with the rules' own key. If only that key is
+// requested, the upload id is the store's.
 func TestUploadIDs(t *testing.T) {
 	a, b, second := twoReplicas(t)
 	own := a.ringKeys[0].Wrapper.KeyID()
@@ -143,19 +153,27 @@ func TestUploadIDs(t *testing.T) {
 			m.p = b
 			m.send(1, []byte("text"))
 			m.mustComplete()
+
 			if ids, _ := a.partKeys(m.key, 4); ids[0] != row.key {
 				t.Errorf("under %s", ids[0])
 			}
 			if got := a.mustGet(m.key); string(got) != "text" {
 				t.Errorf("%q", got)
 			}
+
 			gone := a.create("gone", row.ask)
 			gone.send(1, []byte("text"))
-			uploads, err := b.client.ListMultipartUploads(t.Context(), &s3.ListMultipartUploadsInput{Bucket: &a.bucket, Prefix: new("gone")})
+			uploads, err := b.client.ListMultipartUploads(
+				t.Context(),
+				&s3.ListMultipartUploadsInput{Bucket: &a.bucket, Prefix: new("gone")},
+			)
 			if err != nil || len(uploads.Uploads) != 1 || !strings.HasPrefix(gone.id, *uploads.Uploads[0].UploadId) {
 				t.Errorf("uploads: %+v, %v", uploads, err)
 			}
-			if _, err := b.client.AbortMultipartUpload(t.Context(), &s3.AbortMultipartUploadInput{Bucket: &a.bucket, Key: &gone.key, UploadId: &gone.id}); err != nil {
+
+			if _, err := b.client.AbortMultipartUpload(t.Context(), &s3.AbortMultipartUploadInput{
+				Bucket: &a.bucket, Key: &gone.key, UploadId: &gone.id,
+			}); err != nil {
 				t.Errorf("abort: %v", err)
 			}
 			if _, err := gone.complete(); code(err) != "NoSuchUpload" {
@@ -165,7 +183,7 @@ func TestUploadIDs(t *testing.T) {
 	}
 }
 
-// What an id says is judged as what headers say, at each part.
+// The contents of an id are checked like headers, for each part.
 func TestForgedUploadIDs(t *testing.T) {
 	a, _, second := twoReplicas(t)
 	m := a.create("tied/k")
@@ -181,7 +199,7 @@ func TestForgedUploadIDs(t *testing.T) {
 		"more behind it":                     {marked(`{"key":"main"}{}`), "NoSuchUpload"},
 		"no base64":                          {m.id + ".cmek.!", "NoSuchUpload"},
 		"nothing":                            {m.id + ".cmek.", "NoSuchUpload"},
-		"a customer's data key":              {marked(`{"sealed":"AAAA"}`), "InvalidRequest"}, // and no key with it
+		"a customer's data key":              {marked(`{"sealed":"AAAA"}`), "InvalidRequest"}, // without the customer key
 		"another upload":                     {"x" + marked(`{"key":"main"}`), "NoSuchUpload"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -191,54 +209,87 @@ func TestForgedUploadIDs(t *testing.T) {
 			}
 		})
 	}
+
 	parts, err := a.client.ListParts(t.Context(), &s3.ListPartsInput{Bucket: &a.bucket, Key: &m.key, UploadId: &m.id})
 	if err != nil || len(parts.Parts) != 0 {
 		t.Errorf("a part was stored: %+v, %v", parts, err)
 	}
 }
 
-// Where customers' keys are switched off, an id that says that its upload is
-// under one opens no way around that.
+// If customer keys are denied, an id that says that its upload is under one
+// does not circumvent that.
 func TestForgedUploadIDWhereCustomerKeysAreOff(t *testing.T) {
 	p := newProxy(t, func(_ *proxy, _ *s3api.Config, cfg *keyring.Config) {
 		cfg.Rules = []keyring.Rule{{Key: "main", RefuseCustomerKeys: true}}
 	})
 	m, mine := p.create("k"), newCustomer(1)
-	key, err := base64.StdEncoding.DecodeString(mine.headers(customerHeader).Get("X-Amz-Server-Side-Encryption-Customer-Key"))
+
+	key, err := base64.StdEncoding.DecodeString(
+		mine.headers(customerHeader).Get("X-Amz-Server-Side-Encryption-Customer-Key"),
+	)
 	if err != nil {
 		t.Fatal(err)
 	}
-	wrapped, err := crypt.WrapByCustomer(key, randomText(crypt.DEKSize), crypt.Object{Bucket: p.bucket, Key: "k"}, rand.Reader)
+
+	wrapped, err := crypt.WrapByCustomer(
+		key,
+		randomText(crypt.DEKSize),
+		crypt.Object{Bucket: p.bucket, Key: "k"},
+		rand.Reader,
+	)
 	if err != nil {
 		t.Fatal(err)
 	}
-	forged := m.id + ".cmek." + base64.RawURLEncoding.EncodeToString([]byte(`{"sealed":"`+base64.StdEncoding.EncodeToString(wrapped)+`"}`))
-	a := p.send(request{method: http.MethodPut, path: "/" + p.bucket + "/k?partNumber=1&uploadId=" + forged, header: mine.headers(customerHeader), body: []byte("text")})
+
+	forged := m.id + ".cmek." + base64.RawURLEncoding.EncodeToString(
+		[]byte(`{"sealed":"`+base64.StdEncoding.EncodeToString(wrapped)+`"}`),
+	)
+
+	a := p.send(
+		request{
+			method: http.MethodPut,
+			path:   "/" + p.bucket + "/k?partNumber=1&uploadId=" + forged,
+			header: mine.headers(customerHeader),
+			body:   []byte("text"),
+		},
+	)
 	if a.Code != "AccessDenied" {
 		t.Errorf("%d %s", a.StatusCode, a.Code)
 	}
+
 	parts, err := p.client.ListParts(t.Context(), &s3.ListPartsInput{Bucket: &p.bucket, Key: &m.key, UploadId: &m.id})
 	if err != nil || len(parts.Parts) != 0 {
 		t.Errorf("a part was stored: %+v, %v", parts, err)
 	}
 }
 
-// What no part header has room for is said before the first part comes.
+// A key that does not fit into part headers is refused before the first
+// part.
 func TestUploadKeyThatDoesNotFit(t *testing.T) {
 	p := newProxy(t, func(_ *proxy, _ *s3api.Config, cfg *keyring.Config) {
 		cfg.Keys[0].Wrapper = &longKey{cfg.Keys[0].Wrapper}
 	})
-	header := http.Header{"X-Amz-Server-Side-Encryption": {"aws:kms"}, "X-Amz-Server-Side-Encryption-Context": {base64.StdEncoding.EncodeToString([]byte(`{"a":"` + strings.Repeat("x", 380) + `"}`))}}
-	if a := p.send(request{method: http.MethodPost, path: "/" + p.bucket + "/k?uploads", header: header}); a.Code != "InternalError" || !strings.Contains(string(a.body), "part header") {
+
+	header := http.Header{
+		"X-Amz-Server-Side-Encryption": {"aws:kms"},
+		"X-Amz-Server-Side-Encryption-Context": {
+			base64.StdEncoding.EncodeToString([]byte(`{"a":"` + strings.Repeat("x", 380) + `"}`)),
+		},
+	}
+	if a := p.send(request{
+		method: http.MethodPost, path: "/" + p.bucket + "/k?uploads", header: header,
+	}); a.Code != "InternalError" ||
+		!strings.Contains(string(a.body), "part header") {
 		t.Errorf("%d %s", a.StatusCode, a.body)
 	}
+
 	uploads, err := p.client.ListMultipartUploads(t.Context(), &s3.ListMultipartUploadsInput{Bucket: &p.bucket})
 	if err != nil || len(uploads.Uploads) != 0 {
 		t.Errorf("an upload was begun: %+v, %v", uploads, err)
 	}
 }
 
-// longKey wraps to blobs of 512 bytes, as RSA keys of 4096 bits do.
+// longKey wraps to blobs of 512 bytes, as 4096-bit RSA keys do.
 type longKey struct{ kms.Wrapper }
 
 func (k *longKey) Wrap(ctx context.Context, dek []byte, ec kms.EncryptionContext) ([]byte, error) {

@@ -15,7 +15,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/s3api"
 )
 
-// readForms are the ways to ask for an object's bytes or its size.
+// readForms are the ways to read an object or its size.
 func readForms(path string) map[string]request {
 	form := func(query, spec string) request {
 		r := request{method: "GET", path: path + query, header: http.Header{}}
@@ -24,22 +24,27 @@ func readForms(path string) map[string]request {
 		}
 		return r
 	}
+
 	attributes := form("?attributes", "")
 	attributes.header.Set("X-Amz-Object-Attributes", "ObjectSize,ObjectParts")
 	return map[string]request{
-		"whole": form("", ""), "range": form("", "bytes=0-0"), "suffix": form("", "bytes=-5"), "all": form("", "bytes=0-"),
+		"whole": form(
+			"",
+			"",
+		), "range": form("", "bytes=0-0"), "suffix": form("", "bytes=-5"), "all": form("", "bytes=0-"),
 		"part 1": form("?partNumber=1", ""), "part 2": form("?partNumber=2", ""), "attributes": attributes,
 		"outside": form("", "bytes=999999999-"),
 	}
 }
 
-// A store that sets the size in the envelope to 0 gets no answer that vouches
-// for an empty object, in whatever form the client asks.
+// If a store sets the size in the envelope to 0, no request gets a
+// successful response for an empty object.
 func TestSizeOfZero(t *testing.T) {
 	p := newProxy(t)
 	mine := newCustomer(1)
 	p.put("single", randomText(1000))
 	p.put("customer", randomText(1000), mine.put)
+
 	p.origin.set(nil, func(resp *http.Response) {
 		if resp.Header.Get("X-Amz-Meta-Cmek-Size") == "" {
 			return
@@ -49,6 +54,7 @@ func TestSizeOfZero(t *testing.T) {
 		_ = resp.Body.Close()
 		resp.StatusCode, resp.ContentLength, resp.Body = http.StatusOK, 0, http.NoBody
 	})
+
 	for _, key := range []string{"single", "customer"} {
 		t.Run(key, func(t *testing.T) {
 			for form, r := range readForms("/" + p.bucket + "/" + key) {
@@ -64,9 +70,16 @@ func TestSizeOfZero(t *testing.T) {
 		})
 	}
 
-	manager := transfermanager.New(p.client, func(o *transfermanager.Options) { o.GetObjectType = tmtypes.GetObjectParts })
+	manager := transfermanager.New(
+		p.client,
+		func(o *transfermanager.Options) { o.GetObjectType = tmtypes.GetObjectParts },
+	)
 	var got discarded
-	out, err := manager.DownloadObject(t.Context(), &transfermanager.DownloadObjectInput{Bucket: &p.bucket, Key: new("single"), WriterAt: &got})
+
+	out, err := manager.DownloadObject(
+		t.Context(),
+		&transfermanager.DownloadObjectInput{Bucket: &p.bucket, Key: new("single"), WriterAt: &got},
+	)
 	if err == nil {
 		t.Errorf("the transfer manager: %d bytes, %+v, no error", got, out)
 	}
@@ -80,8 +93,8 @@ func (d *discarded) WriteAt(b []byte, _ int64) (int, error) {
 	return len(b), nil
 }
 
-// Nothing is said of an object whose key is gone, be it empty or not, and also
-// where the proxy remembers how the object is laid out.
+// Nothing is revealed about an object whose key is revoked, even if it is
+// empty or its layout is cached.
 func TestNoKeyNoSize(t *testing.T) {
 	p := newProxy(t)
 	p.put("single", randomText(1000))
@@ -90,6 +103,7 @@ func TestNoKeyNoSize(t *testing.T) {
 	p.upload("ended", []int{5 << 20, 5 << 20}).mustComplete()
 	p.upload("empty-parts", []int{0}).mustComplete()
 	p.upload("empty-end", []int{5 << 20, 0}).mustComplete()
+
 	keys := []string{"single", "empty", "parts", "ended", "empty-parts", "empty-end"}
 	for _, key := range keys {
 		for form, r := range readForms("/" + p.bucket + "/" + key) {
@@ -104,17 +118,24 @@ func TestNoKeyNoSize(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.keys.PurgeAll()
+
 	for _, key := range keys {
 		for form, r := range readForms("/" + p.bucket + "/" + key) {
 			a := p.send(r)
 			if a.StatusCode < 300 || a.Header.Get("Content-Range") != "" {
-				t.Errorf("the key of %s is gone, %s: %d, Content-Range %q", key, form, a.StatusCode, a.Header.Get("Content-Range"))
+				t.Errorf(
+					"the key of %s is revoked, %s: %d, Content-Range %q",
+					key,
+					form,
+					a.StatusCode,
+					a.Header.Get("Content-Range"),
+				)
 			}
 		}
 	}
 }
 
-// The same for keys that the client has to bring.
+// The same for customer keys.
 func TestNoCustomerKeyNoSize(t *testing.T) {
 	p := newProxy(t)
 	mine, other := newCustomer(1), newCustomer(2)
@@ -123,21 +144,33 @@ func TestNoCustomerKeyNoSize(t *testing.T) {
 	m := p.create("parts", func(in *s3.CreateMultipartUploadInput) {
 		in.SSECustomerAlgorithm, in.SSECustomerKey, in.SSECustomerKeyMD5 = mine.algorithm, mine.key, mine.md5
 	})
+
 	m.send(1, nil, func(in *s3.UploadPartInput) {
 		in.SSECustomerAlgorithm, in.SSECustomerKey, in.SSECustomerKeyMD5 = mine.algorithm, mine.key, mine.md5
 	})
 	m.mustComplete()
+
 	for _, key := range []string{"single", "empty", "parts"} {
 		t.Run(key, func(t *testing.T) {
 			for form, r := range readForms("/" + p.bucket + "/" + key) {
-				for name, header := range map[string]http.Header{"its": mine.headers(customerHeader), "no": nil, "another": other.headers(customerHeader)} {
+				for name, header := range map[string]http.Header{
+					"its": mine.headers(customerHeader), "no": nil, "another": other.headers(customerHeader),
+				} {
 					r := r
 					r.header = merge(r.header, header)
 					a := p.send(r)
 					good := a.StatusCode < 300 || a.StatusCode == http.StatusRequestedRangeNotSatisfiable
+
 					told := a.StatusCode < 300 || a.Header.Get("Content-Range") != ""
 					if name == "its" && !good || name != "its" && told {
-						t.Errorf("%s, with %s key: %d %s, Content-Range %q", form, name, a.StatusCode, a.Code, a.Header.Get("Content-Range"))
+						t.Errorf(
+							"%s, with %s key: %d %s, Content-Range %q",
+							form,
+							name,
+							a.StatusCode,
+							a.Code,
+							a.Header.Get("Content-Range"),
+						)
 					}
 				}
 			}
@@ -145,8 +178,8 @@ func TestNoCustomerKeyNoSize(t *testing.T) {
 	}
 }
 
-// A store that says that an object ends within its first part gets no layout
-// believed that ends there.
+// If a store says that an object ends within its first part, the layout is
+// not accepted.
 func TestTotalWithinAPart(t *testing.T) {
 	p := newProxy(t)
 	text := p.upload("k", []int{5 * mib, 1234}).text()
@@ -155,9 +188,13 @@ func TestTotalWithinAPart(t *testing.T) {
 			p.origin.set(nil, func(resp *http.Response) {
 				var from, to, size int64
 				if n, _ := fmt.Sscanf(resp.Header.Get("Content-Range"), "bytes %d-%d/%d", &from, &to, &size); n == 3 {
-					resp.Header.Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", min(from, total-1), min(to, total-1), total))
+					resp.Header.Set(
+						"Content-Range",
+						fmt.Sprintf("bytes %d-%d/%d", min(from, total-1), min(to, total-1), total),
+					)
 				}
 			})
+
 			for _, spec := range []string{"bytes=0-9", "bytes=-20", "bytes=0-", "bytes=5242870-"} {
 				p.server.Config.Handler.(*s3api.Server).Forget()
 				p.log.reset()
@@ -165,6 +202,7 @@ func TestTotalWithinAPart(t *testing.T) {
 				if err == nil && !bytes.HasSuffix([]byte(*out.ContentRange), fmt.Appendf(nil, "/%d", len(text))) {
 					t.Errorf("of %d, %s: %d bytes, Content-Range %s", total, spec, len(got), *out.ContentRange)
 				}
+
 				if strings.Contains(p.log.String(), "panic") {
 					t.Errorf("of %d, %s: a panic", total, spec)
 				}

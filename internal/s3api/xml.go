@@ -13,8 +13,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/checksum"
 )
 
-// changeElements replaces each <name>…</name> of doc. Text in XML holds no "<",
-// so tags can be found without parsing.
+// changeElements replaces each <name>…</name> of doc. Text in XML has no
+// "<", so tags can be found without a parser.
 func changeElements(doc []byte, name string, change func([]byte) []byte) []byte {
 	begin, end := []byte("<"+name+">"), []byte("</"+name+">")
 	out := make([]byte, 0, len(doc)+len(doc)/32)
@@ -23,6 +23,7 @@ func changeElements(doc []byte, name string, change func([]byte) []byte) []byte 
 		if i < 0 {
 			return append(out, doc...)
 		}
+
 		j := bytes.Index(doc[i:], end)
 		if j < 0 {
 			return append(out, doc...)
@@ -30,11 +31,12 @@ func changeElements(doc []byte, name string, change func([]byte) []byte) []byte 
 		j += i + len(end)
 		out = append(out, doc[:i]...)
 		out = append(out, change(doc[i:j])...)
+
 		doc = doc[j:]
 	}
 }
 
-// element returns the text of the first <name> in entry, and where it is.
+// element returns the text of the first <name> in entry, and its position.
 func element(entry []byte, name string) (text []byte, start, end int) {
 	start = bytes.Index(entry, []byte("<"+name+">"))
 	if start < 0 {
@@ -56,7 +58,7 @@ func replace(entry []byte, name string, change func(string) string) []byte {
 	return bytes.Join([][]byte{entry[:start], []byte(change(string(text))), entry[end:]}, nil)
 }
 
-// remove takes the first <name> out of entry.
+// remove removes the first <name> from entry.
 func remove(entry []byte, name string) []byte {
 	_, start, end := element(entry, name)
 	if start < 0 {
@@ -65,7 +67,7 @@ func remove(entry []byte, name string) []byte {
 	return bytes.Join([][]byte{entry[:start-len(name)-2], entry[end+len(name)+3:]}, nil)
 }
 
-// appendTo adds text at the end of the last element of that name.
+// appendTo adds text at the end of the last element with this name.
 func appendTo(doc []byte, name string, text []byte) []byte {
 	end := bytes.LastIndex(doc, []byte("</"+name+">"))
 	if end < 0 || len(text) == 0 {
@@ -74,8 +76,7 @@ func appendTo(doc []byte, name string, text []byte) []byte {
 	return bytes.Join([][]byte{doc[:end], text, doc[end:]}, nil)
 }
 
-// withoutChecksums takes out what the store says of checksums: they are of
-// ciphertext.
+// withoutChecksums removes the store's checksums, which are for ciphertext.
 func withoutChecksums(entry []byte) []byte {
 	for _, name := range []string{"ChecksumType", "ChecksumAlgorithm"} {
 		entry = remove(entry, name)
@@ -86,7 +87,7 @@ func withoutChecksums(entry []byte) []byte {
 	return entry
 }
 
-// showETagXML is showETag for an ETag in XML, whose quotes may be written out.
+// showETagXML is showETag for an ETag in XML, whose quotes may be escaped.
 func showETagXML(stored string) string {
 	for _, quote := range []string{"&quot;", "&#34;", `"`} {
 		if text, ok := strings.CutSuffix(stored, quote); ok {
@@ -96,22 +97,22 @@ func showETagXML(stored string) string {
 	return showETag(stored)
 }
 
-// unquote takes the quotes off an ETag, in whatever way they are written.
+// unquote removes the quotes of an ETag, escaped or not.
 func unquote(etag string) string { return strings.Trim(html.UnescapeString(etag), `"`) }
 
 func escapeXML(text string) string {
 	var b strings.Builder
-	_ = xml.EscapeText(&b, []byte(text)) // to memory
+	_ = xml.EscapeText(&b, []byte(text)) // a strings.Builder never fails
 	return b.String()
 }
 
-// namespace is that of S3's documents.
+// namespace is the XML namespace of S3's documents.
 const namespace = "http://s3.amazonaws.com/doc/2006-03-01/"
 
-// rootNamed is the XMLName of one of S3's documents.
+// rootNamed returns the XMLName of an S3 document.
 func rootNamed(name string) xml.Name { return xml.Name{Space: namespace, Local: name} }
 
-// encodeXML writes a document, with the XML declaration ahead of it.
+// encodeXML encodes a document, with the XML declaration.
 func encodeXML(doc any) ([]byte, error) {
 	text, err := xml.Marshal(doc)
 	if err != nil {
@@ -127,10 +128,11 @@ type xmlText struct {
 	Text    string `xml:",chardata"`
 }
 
-// maxAnswer bounds what is read of the store's XML for an upload: 1,000 parts.
+// maxAnswer limits what is read of the store's XML for an upload, in bytes:
+// 1,000 parts.
 const maxAnswer = 2 << 20
 
-// readListing reads a whole listing, or the result of a deletion.
+// readListing reads a whole listing, or the result of DeleteObjects.
 func readListing(resp *http.Response) ([]byte, error) {
 	var doc bytes.Buffer
 	if _, err := doc.ReadFrom(io.LimitReader(resp.Body, maxListing+1)); err != nil {
@@ -148,7 +150,7 @@ func readAnswer(resp *http.Response) ([]byte, error) {
 	return body.Bytes(), err
 }
 
-// answerDocument writes one of the proxy's own documents.
+// answerDocument sends a document of the proxy's own.
 func (c *call) answerDocument(doc any) error {
 	body, err := encodeXML(doc)
 	if err != nil {
@@ -157,7 +159,7 @@ func (c *call) answerDocument(doc any) error {
 	return c.answerXML(body)
 }
 
-// answerXML writes a body of XML, or the rest of it if the answer has begun.
+// answerXML sends an XML body, or the rest of it if the response has begun.
 func (c *call) answerXML(body []byte) error {
 	if c.w.begun() {
 		_, err := c.w.Write(bytes.TrimPrefix(body, []byte(xml.Header)))

@@ -8,27 +8,27 @@ import (
 	"strings"
 )
 
-// xmlBody reads the XML document of a request by one token after the other, so
-// that a document that is refused costs no more than what was read of it until
-// then. Package xml alone makes hundreds of bytes of each that a hostile one
-// has.
+// xmlBody reads the XML document of a request token by token. A document
+// that is refused costs no more than the part that was read. Unmarshalling a
+// whole hostile document would need hundreds of bytes of memory for each of
+// its bytes.
 type xmlBody struct {
 	decoder *xml.Decoder
 	entries int // elements that were entered
 	tokens  int
 }
 
-// Bounds of what no SDK comes near to.
+// Limits that no SDK comes near.
 const (
-	maxXMLRun        = 16 << 10 // bytes between two "<": of a tag with its attributes, or of text
+	maxXMLRun        = 16 << 10 // bytes between two "<": a tag with its attributes, or text
 	maxXMLAttributes = 8        // of one element
 	maxXMLTokens     = 64       // per element that is entered
 )
 
-var errXML = errors.New("the document has more in it than such a document can have")
+var errXML = errors.New("the document is larger than a valid one can be")
 
-// newXMLBody returns a reader that has entered the root element, which must
-// have that name.
+// newXMLBody returns a reader that has entered the root element. The root
+// element must have the given name.
 func newXMLBody(body []byte, root string) (*xmlBody, error) {
 	for rest := body; len(rest) > 0; {
 		run := bytes.IndexByte(rest, '<')
@@ -38,6 +38,7 @@ func newXMLBody(body []byte, root string) (*xmlBody, error) {
 		if run > maxXMLRun {
 			return nil, errXML
 		}
+
 		rest = rest[run+1:]
 	}
 
@@ -47,27 +48,29 @@ func newXMLBody(body []byte, root string) (*xmlBody, error) {
 		return nil, err
 	}
 	if name != root {
-		return nil, errors.New("the document is a " + name)
+		return nil, errors.New("the root element is " + name)
 	}
+
 	x.entries++
 	return x, nil
 }
 
-// enter has the element that next has returned begin: next returns its
+// enter enters the element that next has returned, so that next returns its
 // children.
 func (x *xmlBody) enter() { x.entries++ }
 
-// next returns the name of the next child of the element that was entered last,
-// or io.EOF at its end.
+// next returns the name of the next child of the current element, or io.EOF
+// at its end.
 func (x *xmlBody) next() (string, error) {
 	for {
 		token, err := x.token()
 		if errors.Is(err, io.EOF) {
-			return "", io.ErrUnexpectedEOF // io.EOF is the end of an element
+			return "", io.ErrUnexpectedEOF // io.EOF means the end of an element
 		}
 		if err != nil {
 			return "", err
 		}
+
 		switch t := token.(type) {
 		case xml.StartElement:
 			return t.Name.Local, nil
@@ -77,7 +80,8 @@ func (x *xmlBody) next() (string, error) {
 	}
 }
 
-// text reads the element that next has returned, which has nothing but text.
+// text returns the text of the element that next has returned. The element
+// must not have children.
 func (x *xmlBody) text() (string, error) {
 	var text strings.Builder
 	for {
@@ -85,11 +89,12 @@ func (x *xmlBody) text() (string, error) {
 		if err != nil {
 			return "", err
 		}
+
 		switch t := token.(type) {
 		case xml.CharData:
 			text.Write(t)
 		case xml.StartElement:
-			return "", errors.New("an element " + t.Name.Local + " where there must be text")
+			return "", errors.New("an element " + t.Name.Local + " instead of text")
 		case xml.EndElement:
 			return text.String(), nil
 		}

@@ -10,7 +10,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-// allocated returns how many bytes were allocated while f ran.
+// allocated returns how many bytes are allocated while f runs.
 func allocated(f func()) uint64 {
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
@@ -19,7 +19,7 @@ func allocated(f func()) uint64 {
 	return after.TotalAlloc - before.TotalAlloc
 }
 
-// kept returns how many bytes are held when f is done.
+// kept returns how many bytes are still in use after f.
 func kept(f func() any) uint64 {
 	var before, after runtime.MemStats
 	runtime.GC()
@@ -34,19 +34,21 @@ func kept(f func() any) uint64 {
 	return after.HeapAlloc - before.HeapAlloc
 }
 
-// filled repeats a text to the longest body that the routes allow.
+// filled repeats a text up to the longest body that the routes allow.
 func filled(before, text, after string) []byte {
 	return []byte(before + strings.Repeat(text, (maxList-len(before)-len(after))/len(text)) + after)
 }
 
-// A document that means nothing costs less than three times its size, whatever
-// is in it.
+// A useless document costs less than three times its size in memory.
 func TestXMLThatCostsMuch(t *testing.T) {
 	for _, list := range []struct {
 		root, entry, good string
 		parse             func([]byte) error
 	}{
-		{"CompleteMultipartUpload", "Part", "<PartNumber>1</PartNumber><ETag>e</ETag>", func(b []byte) error { _, err := parseCompletion(b); return err }},
+		{
+			"CompleteMultipartUpload", "Part", "<PartNumber>1</PartNumber><ETag>e</ETag>",
+			func(b []byte) error { _, err := parseCompletion(b); return err },
+		},
 		{"Delete", "Object", "<Key>k</Key>", func(b []byte) error { _, err := parseDeletion(b); return err }},
 	} {
 		t.Run(list.root, func(t *testing.T) {
@@ -79,13 +81,19 @@ func TestXMLThatCostsMuch(t *testing.T) {
 	}
 }
 
-// The longest good list is kept in less than three times its size.
+// The longest valid list takes less than three times its size in memory.
 func TestXMLOfTheLongestList(t *testing.T) {
 	var doc bytes.Buffer
 	doc.WriteString("<CompleteMultipartUpload>")
 	for i := range crypt.MaxPartNumber {
-		fmt.Fprintf(&doc, `<Part><PartNumber>%d</PartNumber><ETag>"%032x-0"</ETag><ChecksumCRC32>AAAAAA==</ChecksumCRC32><Size>5</Size><LastModified>x</LastModified></Part>`, i+1, i)
+		fmt.Fprintf(
+			&doc,
+			`<Part><PartNumber>%d</PartNumber><ETag>"%032x-0"</ETag><ChecksumCRC32>AAAAAA==</ChecksumCRC32><Size>5</Size><LastModified>x</LastModified></Part>`,
+			i+1,
+			i,
+		)
 	}
+
 	doc.WriteString("</CompleteMultipartUpload>")
 	var list *completion
 	var err error
@@ -93,19 +101,23 @@ func TestXMLOfTheLongestList(t *testing.T) {
 		list, err = parseCompletion(doc.Bytes())
 		return list
 	})
+
 	if err != nil || len(list.Parts) != crypt.MaxPartNumber {
 		t.Fatal(err)
 	}
 	if size > 3*uint64(doc.Len()) {
 		t.Errorf("%d bytes for a document of %d", size, doc.Len())
 	}
-	if last := list.Parts[crypt.MaxPartNumber-1]; last.PartNumber != crypt.MaxPartNumber || !strings.HasPrefix(last.ETag, `"`) || len(last.sums) != 1 {
+
+	if last := list.Parts[crypt.MaxPartNumber-1]; last.PartNumber != crypt.MaxPartNumber ||
+		!strings.HasPrefix(last.ETag, `"`) ||
+		len(last.sums) != 1 {
 		t.Errorf("%+v", last)
 	}
 }
 
-// What two readers could understand in two ways is refused, as is what could
-// make the request conditional.
+// Text that two parsers could understand differently is refused, and so is
+// text that could make the request conditional.
 func TestAmbiguousXML(t *testing.T) {
 	const part = "<PartNumber>1</PartNumber><ETag>e</ETag>"
 	for body, code := range map[string]string{
@@ -122,11 +134,13 @@ func TestAmbiguousXML(t *testing.T) {
 	} {
 		t.Run(body, func(t *testing.T) {
 			_, err := parseCompletion([]byte("<CompleteMultipartUpload>" + body + "</CompleteMultipartUpload>"))
-			if answer, _ := err.(*Error); code == "" && err != nil || code != "" && (answer == nil || answer.Code != code) { //nolint:errorlint // as it is returned
+			if answer, _ := err.(*Error); code == "" && err != nil || //nolint:errorlint // it is not wrapped
+				code != "" && (answer == nil || answer.Code != code) {
 				t.Errorf("%v, want %q", err, code)
 			}
 		})
 	}
+
 	for body, code := range map[string]string{
 		"<Object><Key>k</Key></Object><Quiet>true</Quiet>":    "",
 		"<Object><Key>k</Key><Key>other</Key></Object>":       "MalformedXML",
@@ -140,7 +154,8 @@ func TestAmbiguousXML(t *testing.T) {
 	} {
 		t.Run(body, func(t *testing.T) {
 			_, err := parseDeletion([]byte("<Delete>" + body + "</Delete>"))
-			if answer, _ := err.(*Error); code == "" && err != nil || code != "" && (answer == nil || answer.Code != code) { //nolint:errorlint // as it is returned
+			if answer, _ := err.(*Error); code == "" && err != nil || //nolint:errorlint // it is not wrapped
+				code != "" && (answer == nil || answer.Code != code) {
 				t.Errorf("%.80s: %v, want %q", body, err, code)
 			}
 		})

@@ -8,17 +8,16 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-// Cache remembers how objects are laid out in the store, so that a range costs
-// one request. What it says of an object is never taken without asking whether
-// the object is still the same; see errChanged. It holds no key and no
-// plaintext.
+// Cache remembers the layout of objects in the store, so that reading a
+// range takes one request. Cached values are used only if the object is
+// still the same; see errChanged. The cache has no keys and no plaintext.
 type Cache struct {
 	objects *lru.Cache[string, *known]
 	parts   *lru.Cache[partID, *crypt.Part]
 }
 
-// What a cache holds at most: about 300 bytes for an object whose layout is a
-// regular one, and 600 for a part header.
+// The size of a cache: about 300 bytes for each object with a regular
+// layout, and 600 for each part header.
 const (
 	maxObjects = 8192
 	maxParts   = 16_384
@@ -37,17 +36,19 @@ func newLRU[K comparable, V any](size int) *lru.Cache[K, V] {
 	return c
 }
 
-// known is what is known of an object. It is immutable.
+// known is what is known about an object. It is immutable.
 type known struct {
 	facts
-	layout     crypt.Layout // of a multipart object; nil if not known yet
-	verified   bool         // by the record or by every header, and not by the first and the last alone
+	layout crypt.Layout // of a multipart object; nil until it is known
+	// The layout comes from the record or from every part header, and not
+	// from the first and last part only.
+	verified   bool
 	record     *crypt.Record
 	recordPart *crypt.Part // the part that has the record
 	upload     [sha256.Size]byte
 }
 
-// partID names a part of an object in a certain state.
+// partID identifies a part of one version of an object.
 type partID struct {
 	object, etag string
 	stored       int64 // offset
@@ -57,19 +58,19 @@ func cacheID(q Request) string {
 	return q.Object.Bucket + "\x00" + q.Object.Key + "\x00" + q.Version
 }
 
-// lookup returns what is known of the object, or nil.
+// lookup returns what is known about the object, or nil.
 func (c *Cache) lookup(q Request) *known {
 	k, _ := c.objects.Get(cacheID(q))
 	return k
 }
 
-// remember remembers the facts, and keeps the layout if the object is the one
-// that it was found out of.
+// remember stores the facts about an object. It keeps the layout if the
+// object has not changed.
 func (c *Cache) remember(q Request, f facts) *known {
 	if k := c.lookup(q); k != nil && k.same(f) {
 		return k
 	}
-	f.envelope = nil // it is read again with every answer
+	f.envelope = nil // each answer has it again
 	k := &known{facts: f}
 	c.objects.Add(cacheID(q), k)
 	return k

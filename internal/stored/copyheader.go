@@ -8,24 +8,28 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-// copiedHeaders are the headers of a HEAD answer that a request to write takes
-// in the same form. The store's own encryption is not among them: what the
-// bucket says of it holds, as it did for the proxy's own requests.
+// copiedHeaders are the headers that a HEAD answer and a write request have
+// in common. The store's own encryption is left out: the bucket's default
+// applies, as it does to all requests of the proxy.
 var copiedHeaders = []string{
 	"Cache-Control", "Content-Disposition", "Content-Encoding", "Content-Language", "Content-Type", "Expires",
 	"X-Amz-Storage-Class", "X-Amz-Website-Redirect-Location",
 	"X-Amz-Object-Lock-Mode", "X-Amz-Object-Lock-Retain-Until-Date", "X-Amz-Object-Lock-Legal-Hold",
 }
 
-// envelopePrefix starts the envelope's headers.
+// envelopePrefix is the prefix of the envelope's headers.
 var envelopePrefix = http.CanonicalHeaderKey(MetaPrefix + crypt.Prefix)
 
-// Carry returns the header that gives an object what another one had, beside
-// its body and tags, with another envelope.
+// Carry returns the headers for a new version of an object: the metadata of
+// the old one with another envelope. It does not include the tags.
 func Carry(have http.Header, envelope map[string]string) (http.Header, error) {
 	if n := have.Get("X-Amz-Missing-Meta"); n != "" && n != "0" {
-		return nil, fmt.Errorf("the store does not show %s of its metadata entries, so that they cannot be carried over", n)
+		return nil, fmt.Errorf(
+			"the store does not return %s of the object's metadata entries, so they cannot be copied",
+			n,
+		)
 	}
+
 	h := make(http.Header)
 	for _, name := range copiedHeaders {
 		if values := have.Values(name); len(values) > 0 {
@@ -33,25 +37,27 @@ func Carry(have http.Header, envelope map[string]string) (http.Header, error) {
 		}
 	}
 	WithoutFraming(h)
+
 	for name, values := range have {
 		if strings.HasPrefix(name, MetaPrefix) && !strings.HasPrefix(name, envelopePrefix) {
 			h[name] = values
 		}
 	}
+
 	for name, value := range envelope {
 		h.Set(MetaPrefix+name, value)
 	}
 	return h, nil
 }
 
-// WithoutFraming takes "aws-chunked" out of Content-Encoding: it is the
-// framing of one transfer and not the content's, and some stores keep it all
-// the same.
+// WithoutFraming removes "aws-chunked" from Content-Encoding. It describes
+// the framing of one transfer and not the content, but some stores keep it.
 func WithoutFraming(h http.Header) {
 	values := h.Values("Content-Encoding")
 	if len(values) == 0 {
 		return
 	}
+
 	var kept []string
 	for _, value := range values {
 		for coding := range strings.SplitSeq(value, ",") {
@@ -60,6 +66,7 @@ func WithoutFraming(h http.Header) {
 			}
 		}
 	}
+
 	h.Del("Content-Encoding")
 	if len(kept) > 0 {
 		h.Set("Content-Encoding", strings.Join(kept, ","))

@@ -10,25 +10,30 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-// maxAttempts bounds how often a reading starts over because the object was
-// overwritten in the middle of it.
+// maxAttempts limits how often a read starts over because the object was
+// overwritten.
 const maxAttempts = 4
 
-// Get begins to read an object.
+// Get starts to read an object.
 func (s *Reader) Get(ctx context.Context, q Request) (*Object, error) {
 	return s.retryIfOverwritten(ctx, q, s.getOnce)
 }
 
-// retryIfOverwritten starts over as long as the object changes, and without
-// the range where that is what S3 does.
-func (s *Reader) retryIfOverwritten(ctx context.Context, q Request, attempt func(context.Context, Request) (*Object, error)) (*Object, error) {
+// retryIfOverwritten repeats an attempt if the object has changed. If the
+// range is a suffix of an empty object, it repeats the attempt without the
+// range, as S3 does.
+func (s *Reader) retryIfOverwritten(
+	ctx context.Context,
+	q Request,
+	attempt func(context.Context, Request) (*Object, error),
+) (*Object, error) {
 	for range maxAttempts {
 		o, err := attempt(ctx, q)
 		switch outside := (*RangeError)(nil); {
 		case errors.Is(err, errChanged):
 			s.Cache.forget(q)
 		case errors.As(err, &outside) && outside.Size == 0 && q.Range != nil && q.Range.suffix > 0:
-			q.Range = nil // the last bytes of an empty object are the whole of it
+			q.Range = nil // the last bytes of an empty object are the whole object
 		default:
 			return o, err
 		}
@@ -64,11 +69,13 @@ func (s *Reader) openWhole(ctx context.Context, q Request, resp *http.Response) 
 		CloseBody(resp)
 		return &Object{Header: resp.Header, NotModified: true}, nil
 	}
+
 	f, err := factsOf(resp.Header, resp.ContentLength)
 	if err != nil {
 		return nil, err
 	}
 	s.Cache.remember(q, f)
+
 	switch f.kind {
 	case plaintext:
 		return s.openPlaintext(q, resp)
@@ -79,12 +86,20 @@ func (s *Reader) openWhole(ctx context.Context, q Request, resp *http.Response) 
 	}
 }
 
-// openPlaintext passes an object through that was never encrypted.
+// openPlaintext returns an object that was never encrypted.
 func (s *Reader) openPlaintext(q Request, resp *http.Response) (*Object, error) {
 	if err := q.Plaintext(); err != nil {
 		return nil, err
 	}
-	o := &Object{Header: resp.Header, Plaintext: true, Size: resp.ContentLength, Length: resp.ContentLength, body: resp.Body}
+
+	o := &Object{
+		Header:    resp.Header,
+		Plaintext: true,
+		Size:      resp.ContentLength,
+		Length:    resp.ContentLength,
+		body:      resp.Body,
+	}
+
 	if resp.StatusCode == http.StatusPartialContent {
 		var ok bool
 		if o.Offset, o.Size, ok = parseContentRange(resp.Header.Get("Content-Range")); !ok {
@@ -92,6 +107,7 @@ func (s *Reader) openPlaintext(q Request, resp *http.Response) (*Object, error) 
 		}
 		o.Partial = true
 	}
+
 	remains := o.Length
 	buffer := make([]byte, 64<<10)
 	o.nextText = func() ([]byte, error) {
@@ -102,26 +118,35 @@ func (s *Reader) openPlaintext(q Request, resp *http.Response) (*Object, error) 
 		if remains -= int64(n); n > 0 {
 			return buffer[:n], nil
 		}
-		if err == io.EOF { // bare, as every io.Reader must say it
-			return nil, fmt.Errorf("%w: the body is cut short", ErrStore)
+
+		if err == io.EOF { // unwrapped, as readers return it
+			return nil, fmt.Errorf("%w: the body is truncated", ErrStore)
 		}
 		return nil, err
 	}
+
 	return o, nil
 }
 
-// openSingle reads an object that was put whole, or a range of it, from the
-// answer.
-func (s *Reader) openSingle(ctx context.Context, q Request, resp *http.Response, e *crypt.Envelope, wanted *Range) (*Object, error) {
+// openSingle reads a single-PUT object, or a range of it, from an answer.
+func (s *Reader) openSingle(
+	ctx context.Context,
+	q Request,
+	resp *http.Response,
+	e *crypt.Envelope,
+	wanted *Range,
+) (*Object, error) {
 	o := &Object{Header: resp.Header, source: s, object: q.Object, body: resp.Body}
 	o.setEnvelope(e)
 	o.keys = &keys{source: s, object: q.Object}
+
 	opened := false
 	defer func() {
 		if !opened {
 			o.keys.release()
 		}
 	}()
+
 	dek, err := o.keys.open(ctx, e.KeyID, e.WrappedDEK)
 	if err != nil {
 		return nil, err
@@ -129,19 +154,24 @@ func (s *Reader) openSingle(ctx context.Context, q Request, resp *http.Response,
 	if err := e.Verify(dek, q.Object); err != nil {
 		return nil, err
 	}
+
 	if resp.StatusCode == http.StatusOK && resp.ContentLength == 0 && e.Size == 0 {
 		opened, o.nextText = true, func() ([]byte, error) { return nil, io.EOF } // see crypt.Fits
 		return o, nil
 	}
+
 	window, skip, err := o.locate(resp, wanted)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := io.CopyN(io.Discard, resp.Body, skip); err == io.EOF { //nolint:errorlint // bare: the answer is whole, and too short
+	_, err = io.CopyN(io.Discard, resp.Body, skip)
+	if err == io.EOF { //nolint:errorlint // unwrapped: the answer is complete, but too short
 		return nil, fmt.Errorf("%w: %w", ErrIntegrity, crypt.ErrTruncated)
-	} else if err != nil {
+	}
+	if err != nil {
 		return nil, err
 	}
+
 	opener, err := crypt.NewOpener(io.LimitReader(resp.Body, o.readLimit(resp, window)), window, dek, e.Header)
 	if err != nil {
 		return nil, err
@@ -150,9 +180,10 @@ func (s *Reader) openSingle(ctx context.Context, q Request, resp *http.Response,
 	return o, nil
 }
 
-// readLimit is how much of an answer is looked at: of one to a range no more
-// than the window, as more was asked for; of a whole one all, so that what
-// follows the last segment is found.
+// readLimit returns how many bytes of an answer are used. An answer to a
+// range may have more than the window, because more was requested. From an
+// answer without a range, all bytes are read, to detect bytes after the last
+// segment.
 func (o *Object) readLimit(resp *http.Response, w crypt.Window) int64 {
 	if o.Partial {
 		return w.End - w.Start
@@ -160,23 +191,29 @@ func (o *Object) readLimit(resp *http.Response, w crypt.Window) int64 {
 	return resp.ContentLength
 }
 
-// locate compares what the store says of its body with the envelope's size,
-// and both with the range. The store sends skip bytes ahead of the window.
+// locate checks the size of the store's answer against the envelope's size
+// and the range. The store sends skip bytes before the window.
 func (o *Object) locate(resp *http.Response, wanted *Range) (w crypt.Window, skip int64, err error) {
 	start, total := int64(0), resp.ContentLength
 	if resp.StatusCode == http.StatusPartialContent {
 		var ok bool
 		if start, total, ok = parseContentRange(resp.Header.Get("Content-Range")); !ok || wanted == nil {
-			return w, 0, fmt.Errorf("%w: Content-Range %q was not asked for", ErrStore, resp.Header.Get("Content-Range"))
+			return w, 0, fmt.Errorf(
+				"%w: unexpected Content-Range %q",
+				ErrStore,
+				resp.Header.Get("Content-Range"),
+			)
 		}
 	}
+
 	if total != crypt.StoredSize(o.Size) {
 		return w, 0, fmt.Errorf("%w: %d stored bytes for a plaintext of %d", ErrIntegrity, total, o.Size)
 	}
 	if resp.StatusCode != http.StatusPartialContent {
-		o.Length = o.Size // no range, or the store found If-Range not to hold
+		o.Length = o.Size // no range, or If-Range did not match
 		return crypt.Whole(o.Size), 0, nil
 	}
+
 	var ok bool
 	if o.Offset, o.Length, ok = wanted.Of(o.Size); !ok {
 		return w, 0, &RangeError{o.Size}
@@ -184,6 +221,7 @@ func (o *Object) locate(resp *http.Response, wanted *Range) (w crypt.Window, ski
 	if w, err = crypt.Cover(o.Size, o.Offset, o.Length); err != nil {
 		return w, 0, err
 	}
+
 	if w.Start < start {
 		return w, 0, fmt.Errorf("%w sent bytes from %d, not from %d", ErrStore, start, w.Start)
 	}

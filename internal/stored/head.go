@@ -9,8 +9,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-// Head asks for an object without its body. Without the key nothing is
-// verified: it says what the store says.
+// Head returns an object without its body. It uses no key, so nothing is
+// verified.
 func (s *Reader) Head(ctx context.Context, q Request) (*Object, error) {
 	return s.retryIfOverwritten(ctx, q, s.headOnce)
 }
@@ -22,14 +22,17 @@ func (s *Reader) headOnce(ctx context.Context, q Request) (*Object, error) {
 	}
 	defer CloseBody(resp)
 	o := &Object{Header: resp.Header, source: s, object: q.Object}
+
 	if resp.StatusCode == http.StatusNotModified {
 		o.NotModified = true
 		return o, nil
 	}
+
 	f, err := factsOf(resp.Header, resp.ContentLength)
 	if err != nil {
 		return nil, err
 	}
+
 	o.known = s.Cache.remember(q, f)
 	switch f.kind {
 	case plaintext:
@@ -48,20 +51,23 @@ func (s *Reader) headOnce(ctx context.Context, q Request) (*Object, error) {
 			}
 		}
 	}
+
 	if err != nil {
 		return nil, err
 	}
 	o.Length = o.Size
+
 	err = o.applyRange(q)
 	if outside := (*RangeError)(nil); errors.As(err, &outside) {
-		if failure := s.verifySize(ctx, q, o); failure != nil { // the error tells the size
+		if failure := s.verifySize(ctx, q, o); failure != nil { // the error reveals the size
 			return nil, failure
 		}
 	}
 	return o, err
 }
 
-// applyRange applies a range or a part number to the whole.
+// applyRange sets the part of the object that a range or a part number
+// selects.
 func (o *Object) applyRange(q Request) error {
 	switch {
 	case q.Part > 0:
@@ -77,10 +83,11 @@ func (o *Object) applyRange(q Request) error {
 		}
 		o.Partial = true
 	}
+
 	return nil
 }
 
-// place finds a part. An object that was put whole is its own part 1.
+// place returns the place of a part. A single-PUT object is its own part 1.
 func (o *Object) place(number int) (crypt.Place, error) {
 	if o.known == nil || o.known.layout == nil {
 		if number != 1 {
@@ -96,9 +103,9 @@ func (o *Object) place(number int) (crypt.Place, error) {
 	return place, nil
 }
 
-// Size returns the plaintext size of an object that a listing has with this
-// ETag and stored size: from memory, or from the store. q.Plaintext is not
-// asked.
+// Size returns the plaintext size of an object with this ETag and stored
+// size, which come from a listing. The size comes from the cache or from the
+// store. Size does not call q.Plaintext.
 func (s *Reader) Size(ctx context.Context, q Request, etag string, size int64) (int64, error) {
 	q.Plaintext = func() error { return nil }
 	if k := s.Cache.lookup(q); k != nil && k.etag == etag && k.size == size {
@@ -111,6 +118,7 @@ func (s *Reader) Size(ctx context.Context, q Request, etag string, size int64) (
 			return k.layout.Size(), nil
 		}
 	}
+
 	o, err := s.Head(ctx, q)
 	if err != nil {
 		return 0, err
@@ -118,9 +126,8 @@ func (s *Reader) Size(ctx context.Context, q Request, etag string, size int64) (
 	return o.Size, nil
 }
 
-// Survey finds out what is known of a multipart object's parts, by a few
-// requests: their number, the checksum, and the layout if nothing odd is about
-// it. It does nothing for an object that was put whole.
+// Survey reads the layout of a multipart object and its checksum with a few
+// requests. It does nothing for a single-PUT object.
 func (s *Reader) Survey(ctx context.Context, q Request, o *Object) error {
 	if o.known == nil || o.known.kind != multipart {
 		return nil
@@ -136,8 +143,8 @@ func (s *Reader) Survey(ctx context.Context, q Request, o *Object) error {
 	return nil
 }
 
-// Layout returns the parts of a multipart object, each of which has been
-// looked at or is in the record. It is nil for an object that was put whole.
+// Layout returns the parts of a multipart object. Each part is verified by
+// its header or by the record. It returns nil for a single-PUT object.
 func (s *Reader) Layout(ctx context.Context, q Request, o *Object) (crypt.Layout, error) {
 	if err := s.Survey(ctx, q, o); err != nil || o.known == nil {
 		return nil, err
@@ -153,8 +160,8 @@ func (s *Reader) Layout(ctx context.Context, q Request, o *Object) (crypt.Layout
 	return k.layout, nil
 }
 
-// MadeBy reports whether an upload of that id made the object, of parts with
-// these numbers. Survey must have been called.
+// MadeBy reports whether the upload with this id made the object, from parts
+// with these numbers. The caller must call Survey first.
 func (o *Object) MadeBy(uploadID string, numbers []int) bool {
 	if o.known == nil || o.known.upload != crypt.UploadOf(uploadID) || o.known.layout.Parts() != len(numbers) {
 		return false

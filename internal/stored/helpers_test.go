@@ -26,8 +26,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// memoryStore is an S3 store on loopback that keeps objects in memory. It knows
-// GET and HEAD, ranges and conditions.
+// memoryStore is an S3 store on loopback that keeps objects in memory. It
+// supports GET and HEAD, ranges and conditions.
 type memoryStore struct {
 	url *url.URL
 
@@ -71,12 +71,12 @@ func (s *memoryStore) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.NotFound(w, r)
 		return
 	}
+
 	maps.Copy(w.Header(), o.header)
 	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(o.body))
 }
 
-// put stores an object in place of the one that has its name. Its ETag is a new
-// one; parts is 0 for a single-PUT object.
+// put stores an object, with a new ETag. parts is 0 for a single-PUT object.
 func (s *memoryStore) put(obj crypt.Object, metadata map[string]string, body []byte, parts int) {
 	header := http.Header{"Content-Type": {"application/octet-stream"}}
 	for name, value := range metadata {
@@ -92,7 +92,7 @@ func (s *memoryStore) put(obj crypt.Object, metadata map[string]string, body []b
 	s.set(obj, memoryObject{header, body})
 }
 
-// set is put for an object that is complete.
+// set stores a complete object.
 func (s *memoryStore) set(obj crypt.Object, o memoryObject) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -105,14 +105,15 @@ func (s *memoryStore) get(obj crypt.Object) memoryObject {
 	return s.objects["/"+obj.Bucket+"/"+obj.Key]
 }
 
-// beforeEach has f called before each request from now on, numbered from 1.
+// beforeEach makes the store call f before each request from now on,
+// numbered from 1.
 func (s *memoryStore) beforeEach(f func(request int)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.requests, s.before = 0, f
 }
 
-// statusError is an answer of the store that is no success.
+// statusError is an error response of the store.
 type statusError int
 
 func (e statusError) Error() string { return "the store answered " + http.StatusText(int(e)) }
@@ -132,7 +133,7 @@ func (s *memoryStore) send(r *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
-// bench is a store, and the keys of its objects.
+// bench is a store with the keys of its objects.
 type bench struct {
 	*memoryStore
 	keys    *keyring.Keyring
@@ -145,12 +146,14 @@ func newBench(t testing.TB) *bench {
 	if err := kms.CreateLocalKeyFile(path); err != nil {
 		t.Fatal(err)
 	}
+
 	kek, err := kms.NewLocal(path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	cache := dekcache.New(dekcache.Config{})
 	t.Cleanup(cache.Close)
+
 	keys, err := keyring.New(keyring.Config{
 		Keys: []keyring.Key{{Name: "k", Wrapper: kek}}, Rules: []keyring.Rule{{Key: "k"}}, Cache: cache,
 	})
@@ -160,7 +163,7 @@ func newBench(t testing.TB) *bench {
 	return &bench{newMemoryStore(t), keys, path}
 }
 
-// reader returns a Reader that remembers nothing yet.
+// reader returns a Reader with an empty cache.
 func (b *bench) reader() *stored.Reader {
 	return &stored.Reader{
 		Send: b.send,
@@ -201,6 +204,7 @@ func (b *bench) putSingle(t testing.TB, obj crypt.Object, plaintext []byte) {
 	if err := envelope.Sign(key.DEK(), obj); err != nil {
 		t.Fatal(err)
 	}
+
 	metadata, err := envelope.Metadata()
 	if err != nil {
 		t.Fatal(err)
@@ -212,13 +216,14 @@ func (b *bench) putSingle(t testing.TB, obj crypt.Object, plaintext []byte) {
 // plaintext.
 type part struct{ number, size int }
 
-// putParts stores a multipart object whose parts have the plaintext in turn. A
-// record is appended if the numbers have gaps, as the proxy does.
+// putParts stores a multipart object whose parts contain the plaintext in
+// order. If the numbers have gaps, it appends a record, as the proxy does.
 func (b *bench) putParts(t testing.TB, obj crypt.Object, plaintext []byte, parts ...part) {
 	t.Helper()
 	key := b.newKey(t, obj)
 	var upload [16]byte
 	rand.Read(upload[:])
+
 	seal := func(p crypt.Part, text []byte) []byte {
 		p.Upload, p.KeyID, p.WrappedDEK = crypt.UploadOf(string(upload[:])), key.KeyID, key.Wrapped
 		sealer, err := crypt.NewPartSealer(bytes.NewReader(text), &p, obj, key.DEK(), rand.Reader)
@@ -233,18 +238,23 @@ func (b *bench) putParts(t testing.TB, obj crypt.Object, plaintext []byte, parts
 	for _, p := range parts {
 		layout = layout.Add(p.number, int64(p.size))
 	}
+
 	var body []byte
 	for i, p := range parts {
 		final := i == len(parts)-1 && layout.Contiguous()
-		body = append(body, seal(crypt.Part{Number: p.number, Size: int64(p.size), Final: final}, plaintext[:p.size])...)
+		body = append(
+			body,
+			seal(crypt.Part{Number: p.number, Size: int64(p.size), Final: final}, plaintext[:p.size])...)
 		plaintext = plaintext[p.size:]
 	}
+
 	count := len(parts)
 	if !layout.Contiguous() {
 		record := crypt.NewRecord(layout, crypt.NoChecksum, nil)
 		body = append(body, seal(crypt.Part{Number: parts[count-1].number + 1, Final: true, Record: record}, nil)...)
 		count++
 	}
+
 	metadata, err := crypt.Mark{KeyID: key.KeyID}.Metadata()
 	if err != nil {
 		t.Fatal(err)
@@ -252,14 +262,14 @@ func (b *bench) putParts(t testing.TB, obj crypt.Object, plaintext []byte, parts
 	b.put(obj, metadata, body, count)
 }
 
-// object is a stored object of a kind, with its plaintext.
+// object is a stored object of some kind, with its plaintext.
 type object struct {
 	name      string
 	plaintext []byte
 	parts     []part // nil for a single-PUT object
 }
 
-// objects has one object of each kind that is read in a way of its own.
+// objects has one object of each kind that is read differently.
 var objects = []object{
 	{"empty", nil, nil},
 	{"one byte", text(1, 1), nil},
@@ -281,7 +291,7 @@ func (b *bench) putObject(t testing.TB, obj crypt.Object, o object) {
 	b.putParts(t, obj, o.plaintext, o.parts...)
 }
 
-// text returns n bytes that have no period, and are others for another seed.
+// text returns n bytes without a period, which differ for each seed.
 func text(n int, seed uint32) []byte {
 	out := make([]byte, n)
 	x := seed
@@ -301,15 +311,15 @@ func readAll(t testing.TB, r io.Reader) []byte {
 	return out
 }
 
-// errPlaintext refuses what was never encrypted.
+// errPlaintext refuses plaintext objects.
 var errPlaintext = errors.New("plaintext is refused")
 
 func requestFor(obj crypt.Object) stored.Request {
 	return stored.Request{Object: obj, Plaintext: func() error { return errPlaintext }}
 }
 
-// read reads an object, or what q says of it, to the end. What came before an
-// error is returned with it.
+// read reads an object, or the part that q selects, to the end. It returns
+// the bytes before an error with the error.
 func read(t testing.TB, r *stored.Reader, q stored.Request) (*stored.Object, []byte, error) {
 	t.Helper()
 	o, err := r.Get(t.Context(), q)
@@ -321,7 +331,7 @@ func read(t testing.TB, r *stored.Reader, q stored.Request) (*stored.Object, []b
 	return o, data, err
 }
 
-// objectNamed returns the one of objects that has a name.
+// objectNamed returns the entry of objects with this name.
 func objectNamed(t testing.TB, name string) object {
 	t.Helper()
 	i := slices.IndexFunc(objects, func(o object) bool { return o.name == name })
@@ -331,5 +341,5 @@ func objectNamed(t testing.TB, name string) object {
 	return objects[i]
 }
 
-// keyOf makes the name of an object fit for a URL.
+// keyOf converts the name of an object for a URL.
 func keyOf(name string) string { return strings.ReplaceAll(name, " ", "-") }

@@ -14,7 +14,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// pages answers one request after the other, and keeps their queries.
+// pages answers requests in turn, and records their queries.
 type pages struct {
 	bodies  []string
 	queries []url.Values
@@ -42,6 +42,7 @@ func TestListPages(t *testing.T) {
 		 <Contents><Key>a%0Ab+c</Key><Size>7</Size><ETag>x</ETag></Contents><Contents><Key>a%2Bb</Key><Size>8</Size></Contents></ListBucketResult>`,
 		`<ListBucketResult><IsTruncated>false</IsTruncated><Contents><Key>raw+%41</Key><Size>9</Size></Contents></ListBucketResult>`,
 	}}
+
 	var got []stored.Entry
 	for e, err := range p.store().List(t.Context(), stored.Listing{Bucket: "bucket", Prefix: "a b", After: "a c"}) {
 		if err != nil {
@@ -49,10 +50,16 @@ func TestListPages(t *testing.T) {
 		}
 		got = append(got, e)
 	}
-	want := []stored.Entry{{Key: "a\nb c", Latest: true, Size: 7}, {Key: "a+b", Latest: true, Size: 8}, {Key: "raw+%41", Latest: true, Size: 9}}
+
+	want := []stored.Entry{
+		{Key: "a\nb c", Latest: true, Size: 7},
+		{Key: "a+b", Latest: true, Size: 8},
+		{Key: "raw+%41", Latest: true, Size: 9},
+	}
 	if !slices.Equal(got, want) {
 		t.Errorf("%+v", got)
 	}
+
 	if q := p.queries[0]; q.Get("prefix") != "a b" || q.Get("start-after") != "a c" || q.Get("list-type") != "2" {
 		t.Errorf("%v", q)
 	}
@@ -70,6 +77,7 @@ func TestListVersions(t *testing.T) {
 		`<ListVersionsResult><IsTruncated>false</IsTruncated><Version><Key>n</Key><VersionId>null</VersionId><IsLatest>true</IsLatest></Version>
 		 <Version><Key>o</Key><VersionId>null</VersionId><IsLatest>false</IsLatest></Version></ListVersionsResult>`,
 	}}
+
 	var got []stored.Entry
 	for e, err := range p.store().List(t.Context(), stored.Listing{Bucket: "bucket", Versions: true}) {
 		if err != nil {
@@ -77,10 +85,17 @@ func TestListVersions(t *testing.T) {
 		}
 		got = append(got, e)
 	}
-	want := []stored.Entry{{Key: "k", Version: "v2", Latest: true, Size: 1}, {Key: "k", Version: "v1", Size: 2}, {Key: "n", Latest: true}, {Key: "o", Version: "null"}}
+
+	want := []stored.Entry{
+		{Key: "k", Version: "v2", Latest: true, Size: 1},
+		{Key: "k", Version: "v1", Size: 2},
+		{Key: "n", Latest: true},
+		{Key: "o", Version: "null"},
+	}
 	if !slices.Equal(got, want) {
 		t.Errorf("%+v", got)
 	}
+
 	if q := p.queries[1]; q.Get("key-marker") != "k" || q.Get("version-id-marker") != "v1" {
 		t.Errorf("%v", q)
 	}
@@ -104,13 +119,20 @@ func TestListFails(t *testing.T) {
 	}
 }
 
-// answers is a store that has one object.
+// answers returns a reader of a store with one object.
 func answers(header http.Header, body []byte) *stored.Reader {
 	return &stored.Reader{Cache: stored.NewCache(), Send: func(r *http.Request) (*http.Response, error) {
-		resp := &http.Response{StatusCode: http.StatusOK, Header: header.Clone(), ContentLength: int64(len(body)), Body: http.NoBody}
+		resp := &http.Response{
+			StatusCode:    http.StatusOK,
+			Header:        header.Clone(),
+			ContentLength: int64(len(body)),
+			Body:          http.NoBody,
+		}
+
 		if r.Method == http.MethodHead {
 			return resp, nil
 		}
+
 		piece := stored.ParseRange(r.Header.Get("Range"))
 		offset, length, ok := piece.Of(int64(len(body)))
 		if !ok {
@@ -119,12 +141,20 @@ func answers(header http.Header, body []byte) *stored.Reader {
 		resp.StatusCode, resp.ContentLength = http.StatusPartialContent, length
 		resp.Header.Set("Content-Range", stored.ContentRange(offset, length, int64(len(body))))
 		resp.Body = io.NopCloser(bytes.NewReader(body[offset : offset+length]))
+
 		return resp, nil
 	}}
 }
 
 func TestPartHeadersOfWhatIsNone(t *testing.T) {
-	mark := http.Header{"Etag": {`"x-2"`}, "X-Amz-Meta-Cmek-V": {"1"}, "X-Amz-Meta-Cmek-Suite": {"1"}, "X-Amz-Meta-Cmek-Type": {"multipart"}, "X-Amz-Meta-Cmek-Key": {"id"}}
+	mark := http.Header{
+		"Etag":                  {`"x-2"`},
+		"X-Amz-Meta-Cmek-V":     {"1"},
+		"X-Amz-Meta-Cmek-Suite": {"1"},
+		"X-Amz-Meta-Cmek-Type":  {"multipart"},
+		"X-Amz-Meta-Cmek-Key":   {"id"},
+	}
+
 	for name, body := range map[string][]byte{
 		"short":   make([]byte, 100),
 		"zeros":   make([]byte, 20_000),
@@ -137,6 +167,7 @@ func TestPartHeadersOfWhatIsNone(t *testing.T) {
 		}
 		var last error
 		n := 0
+
 		for _, err := range s.PartHeaders(context.Background(), stored.Request{}, seen) {
 			last = err
 			n++
@@ -150,7 +181,8 @@ func TestPartHeadersOfWhatIsNone(t *testing.T) {
 func TestPeek(t *testing.T) {
 	s := answers(http.Header{"Etag": {`"x"`}}, []byte("hello"))
 	seen, err := s.Peek(t.Context(), stored.Request{}, 3)
-	if size, sizeErr := seen.Size(); err != nil || sizeErr != nil || !seen.Plaintext || string(seen.First) != "hel" || size != 5 {
+	if size, sizeErr := seen.Size(); err != nil || sizeErr != nil || !seen.Plaintext || string(seen.First) != "hel" ||
+		size != 5 {
 		t.Errorf("%+v, %v, %v", seen, err, sizeErr)
 	}
 }

@@ -9,23 +9,26 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-// Seen is what the store says of an object. It takes no key to find it out, so
-// nothing of it is authenticated.
+// Seen is what the store says about an object. No key is used, so nothing is
+// authenticated.
 type Seen struct {
 	Header http.Header // the store's
-	// NotModified: 304, a condition did not hold; all below is empty.
+	// NotModified is true for a 304. The fields below are then empty.
 	NotModified bool
-	ETag        string // the store's
-	Stored      int64  // size in the store, in bytes
-	Plaintext   bool   // it has no envelope
+	ETag        string // the store's ETag
+	Stored      int64  // stored size, in bytes
+	Plaintext   bool   // the object has no envelope
 	Envelope    *crypt.Envelope
-	Mark        *crypt.Mark // of a multipart object; Envelope is nil
-	Parts       int         // of a multipart object, one that was appended included; -1 if its ETag does not say
-	First       []byte      // its first bytes, if they were asked for
+	Mark        *crypt.Mark // of a multipart object, which has no Envelope
+	// Parts is the number of parts of a multipart object, with an appended
+	// final part; -1 if the ETag does not have it.
+	Parts int
+	First []byte // the first bytes, if requested
 }
 
-// Size is the size of the plaintext in bytes, -1 if it takes the part headers
-// to tell. It is ErrIntegrity that the sizes cannot be true.
+// Size returns the size of the plaintext in bytes, or -1 if only the part
+// headers have it. It returns ErrIntegrity if the sizes contradict each
+// other.
 func (s *Seen) Size() (int64, error) {
 	switch {
 	case s.Plaintext:
@@ -42,8 +45,8 @@ func (s *Seen) Size() (int64, error) {
 	}
 }
 
-// KeyID is that of the KMS key that the object is under, as it says itself; ""
-// for plaintext.
+// KeyID returns the id of the KMS key that the object names; "" for
+// plaintext.
 func (s *Seen) KeyID() string {
 	switch {
 	case s.Envelope != nil:
@@ -55,7 +58,7 @@ func (s *Seen) KeyID() string {
 	}
 }
 
-// Look asks what the store says of an object.
+// Look returns what the store says about an object.
 func (s *Reader) Look(ctx context.Context, q Request) (*Seen, error) {
 	resp, err := s.request(ctx, http.MethodHead, q, q.Header)
 	if err != nil {
@@ -68,18 +71,20 @@ func (s *Reader) Look(ctx context.Context, q Request) (*Seen, error) {
 	return seenOf(resp.Header, resp.ContentLength)
 }
 
-// Peek is Look for an object that is not empty in the store, with its first n
-// bytes or all of a shorter one.
+// Peek is Look for an object that is not empty in the store. It also returns
+// the first n stored bytes, or all bytes of a shorter object.
 func (s *Reader) Peek(ctx context.Context, q Request, n int64) (*Seen, error) {
 	resp, err := s.requestRange(ctx, q, fmt.Sprintf("bytes=0-%d", n-1))
 	if err != nil {
 		return nil, err
 	}
+
 	_, total, ok := parseContentRange(resp.Header.Get("Content-Range"))
 	if !ok {
 		CloseBody(resp)
 		return nil, fmt.Errorf("%w answered %d to a range", ErrStore, resp.StatusCode)
 	}
+
 	seen, err := seenOf(resp.Header, total)
 	if err != nil {
 		CloseBody(resp)
@@ -87,6 +92,7 @@ func (s *Reader) Peek(ctx context.Context, q Request, n int64) (*Seen, error) {
 	}
 	have, err := readChunk(resp)
 	seen.First = have.bytes
+
 	return seen, err
 }
 
@@ -95,17 +101,26 @@ func seenOf(h http.Header, size int64) (*Seen, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Seen{Header: h, ETag: f.etag, Stored: size, Plaintext: f.kind == plaintext, Envelope: f.envelope, Parts: f.parts}
+
+	s := &Seen{
+		Header:    h,
+		ETag:      f.etag,
+		Stored:    size,
+		Plaintext: f.kind == plaintext,
+		Envelope:  f.envelope,
+		Parts:     f.parts,
+	}
+
 	if f.kind == multipart {
 		s.Mark = &f.mark
 	}
 	return s, nil
 }
 
-// PartHeaders reads the header of each part of a multipart object, one after
-// the other, as each says where the next one is. They are not verified. An
-// error is the last that it yields; ErrOverwritten if the object is no longer
-// the one seen.
+// PartHeaders reads the part headers of a multipart object in order, because
+// each header has the offset of the next one. They are not verified. It
+// yields an error last; the error is ErrOverwritten if the object has
+// changed since it was seen.
 func (s *Reader) PartHeaders(ctx context.Context, q Request, seen *Seen) iter.Seq2[*crypt.Part, error] {
 	return func(yield func(*crypt.Part, error) bool) {
 		for at := int64(0); at < seen.Stored; {
@@ -127,15 +142,17 @@ func (s *Reader) partHeader(ctx context.Context, q Request, seen *Seen, at int64
 		return nil, fmt.Errorf("%w: no room for a part at %d of %d", ErrIntegrity, at, seen.Stored)
 	}
 	b, err := s.fetch(ctx, q, seen.ETag, at, at+crypt.PartPrefixSize)
-	if err == errChanged { //nolint:errorlint // as fetch says it
+	if err == errChanged { //nolint:errorlint // fetch returns it unwrapped
 		return nil, ErrOverwritten
 	}
+
 	if err != nil {
 		return nil, err
 	}
 	part, err := crypt.ParsePart(b)
 	if err == nil && at+part.Size+crypt.PartOverhead > seen.Stored {
-		err = fmt.Errorf("%w: part %d is longer than what is left of the object", ErrIntegrity, part.Number)
+		err = fmt.Errorf("%w: part %d is longer than the rest of the object", ErrIntegrity, part.Number)
 	}
+
 	return part, err
 }

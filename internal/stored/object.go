@@ -12,17 +12,19 @@ import (
 
 // Object is an object of the store, or a range of it, that is being read.
 type Object struct {
-	Header      http.Header // the store's
-	NotModified bool        // 304: the client has it; all below is empty
+	Header      http.Header // the store's headers
+	NotModified bool        // 304: the client has the object; the fields below are empty
 	Plaintext   bool        // it was never encrypted
-	Partial     bool        // a range of it: 206
-	Size        int64       // of the whole plaintext, in bytes
-	Offset      int64       // of the range
+	Partial     bool        // 206: a range of the object
+	Size        int64       // size of the whole plaintext, in bytes
+	Offset      int64       // start of the range, in bytes of plaintext
 	Length      int64
-	KeyID       string // of the KMS key; "" for plaintext
-	CustomerKey bool   // it is under a key that the client brings, and in no KMS
-	BucketKey   bool   // its data key comes from one that many objects share; known of one that was put whole only
-	Parts       int    // of a multipart object that was asked for by part number; else 0
+	KeyID       string // id of the KMS key; "" for plaintext
+	CustomerKey bool   // the object is under a customer key, which is not in a KMS
+	// The object's data key is derived from one that many objects share. Set
+	// for single-PUT objects only.
+	BucketKey bool
+	Parts     int // number of parts of a multipart object that was requested by part number; else 0
 
 	source   *Reader
 	object   crypt.Object
@@ -35,9 +37,9 @@ type Object struct {
 	closeText func()
 }
 
-// Next returns the next bytes, which have verified, under a lease in force.
-// They are valid until the next call. At the end it returns io.EOF; on any
-// other error no further byte may be used.
+// Next returns the next verified bytes, while the lease is valid. They are
+// valid until the next call. At the end it returns io.EOF, unwrapped. After
+// any other error, the reading has failed.
 func (o *Object) Next(ctx context.Context) ([]byte, error) {
 	text, err := o.nextText()
 	if err != nil {
@@ -51,7 +53,7 @@ func (o *Object) Next(ctx context.Context) ([]byte, error) {
 	return text, nil
 }
 
-// Close ends the reading.
+// Close ends the reading, and releases the key.
 func (o *Object) Close() {
 	if o.closeText != nil {
 		o.closeText()
@@ -86,20 +88,21 @@ func (r *textReader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// Checksum is what the client that stored an object said of it.
+// Checksum is the checksum that was stored with an object.
 type Checksum struct {
 	Digests map[crypt.ChecksumID][]byte
 	Type    crypt.ChecksumType
-	Parts   int // of a composite one
+	Parts   int // number of parts, for a composite checksum
 }
 
-// Checksum returns the object's checksum, which may be empty. It asks for the
-// key, if nothing has yet.
+// Checksum returns the object's checksum, which may be empty. It opens the
+// data key.
 func (o *Object) Checksum(ctx context.Context) (Checksum, error) {
 	var sum []byte
 	var keyID string
 	var wrapped []byte
 	out := Checksum{Type: crypt.FullObject}
+
 	switch {
 	case o.envelope != nil:
 		sum, keyID, wrapped = o.envelope.Sum, o.envelope.KeyID, o.envelope.WrappedDEK
@@ -107,6 +110,7 @@ func (o *Object) Checksum(ctx context.Context) (Checksum, error) {
 		sum, keyID, wrapped = o.known.record.Sum, o.known.recordPart.KeyID, o.known.recordPart.WrappedDEK
 		out.Type, out.Parts = o.known.record.ChecksumType, o.known.record.Parts
 	}
+
 	if len(sum) == 0 {
 		return Checksum{}, nil
 	}
@@ -115,6 +119,7 @@ func (o *Object) Checksum(ctx context.Context) (Checksum, error) {
 		return Checksum{}, err
 	}
 	defer lease.Release()
+
 	if o.envelope != nil {
 		if err := o.envelope.Verify(lease.DEK(), o.object); err != nil {
 			return Checksum{}, err
@@ -124,8 +129,8 @@ func (o *Object) Checksum(ctx context.Context) (Checksum, error) {
 	return out, err
 }
 
-// Prove makes sure, with a key that is in force now, that an object that Head
-// has returned is of the size that the store says.
+// Prove verifies the size of an object that Head has returned, with a key
+// that is valid now.
 func (s *Reader) Prove(ctx context.Context, q Request, o *Object) error {
 	err := s.verifySize(ctx, q, o)
 	if errors.Is(err, errChanged) {
@@ -151,9 +156,9 @@ func (s *Reader) verifySize(ctx context.Context, q Request, o *Object) error {
 	}
 }
 
-// ProveCached is Prove as far as it takes neither the KMS nor the store: the
-// MAC of an object that was put whole is verified, if cached has the DEK, and
-// the size of one in parts is compared with what has verified before.
+// ProveCached is Prove without the KMS and the store. If cached returns the
+// data key of a single-PUT object, the MAC is verified. The size of a
+// multipart object is compared with its layout, if that is known.
 func (s *Reader) ProveCached(o *Object, cached func(keyID string, wrapped []byte) (Lease, error)) error {
 	switch {
 	case o.Plaintext || o.NotModified:
@@ -161,7 +166,7 @@ func (s *Reader) ProveCached(o *Object, cached func(keyID string, wrapped []byte
 	case o.envelope != nil:
 		lease, err := cached(o.envelope.KeyID, o.envelope.WrappedDEK)
 		if err != nil {
-			return nil // there is nothing to verify it with
+			return nil // without a key, nothing can be verified
 		}
 		defer lease.Release()
 		return o.envelope.Verify(lease.DEK(), o.object)
@@ -172,9 +177,9 @@ func (s *Reader) ProveCached(o *Object, cached func(keyID string, wrapped []byte
 	}
 }
 
-// verifyPartsSize makes sure that the layout that the size comes from has
-// verified. What is remembered of the parts has, but possibly with a key that
-// is gone now.
+// verifyPartsSize verifies the layout from which the size is computed. The
+// cached layout was verified before, but its key may have been revoked
+// since, so the first part's key is opened again.
 func (s *Reader) verifyPartsSize(ctx context.Context, q Request, o *Object, k *keys) error {
 	found, err := s.findLayout(ctx, q, o.known)
 	if err != nil {
@@ -183,6 +188,7 @@ func (s *Reader) verifyPartsSize(ctx context.Context, q Request, o *Object, k *k
 	if o.Size != found.layout.Size() {
 		return fmt.Errorf("%w: %d bytes by its ETag, %d by its parts", ErrIntegrity, o.Size, found.layout.Size())
 	}
+
 	o.known = found
 
 	first, err := s.partAt(ctx, q, found, chunk{}, 0, min(crypt.PartPrefixSize, found.size))
@@ -193,14 +199,15 @@ func (s *Reader) verifyPartsSize(ctx context.Context, q Request, o *Object, k *k
 	return err
 }
 
-// setEnvelope sets what the envelope of an object says of it.
+// setEnvelope sets the fields that come from the envelope.
 func (o *Object) setEnvelope(e *crypt.Envelope) {
 	o.envelope, o.KeyID, o.Size, o.CustomerKey = e, e.KeyID, e.Size, e.KeyID == crypt.CustomerKeyID
 	wrapped, err := crypt.ParseWrappedKey(e.WrappedDEK)
 	o.BucketKey = err == nil && wrapped.Salt != nil
 }
 
-// keys holds the lease of the DEK in use. Parts of one upload mostly share one.
+// keys holds the lease of the data key in use. Most parts of one upload
+// share a data key.
 type keys struct {
 	source  *Reader
 	object  crypt.Object

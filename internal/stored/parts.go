@@ -9,13 +9,13 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-// openParts reads a multipart object from its first byte to its last, from the
-// one answer.
+// openParts reads a whole multipart object from one answer.
 func (s *Reader) openParts(ctx context.Context, q Request, resp *http.Response, f facts) (*Object, error) {
 	size, err := f.plaintextSize()
 	if err != nil {
 		return nil, err
 	}
+
 	k := s.Cache.remember(q, f)
 	if size < 0 {
 		if k, err = s.findLayout(ctx, q, k); err != nil {
@@ -23,6 +23,7 @@ func (s *Reader) openParts(ctx context.Context, q Request, resp *http.Response, 
 		}
 		size = k.layout.Size()
 	}
+
 	o := s.multipartObject(q, k, resp)
 	o.Size, o.Length = size, size
 	cfg := s.config(ctx, q, o, k)
@@ -34,7 +35,8 @@ func (s *Reader) openParts(ctx context.Context, q Request, resp *http.Response, 
 
 func (s *Reader) multipartObject(q Request, k *known, resp *http.Response) *Object {
 	return &Object{
-		Header: resp.Header, KeyID: k.mark.KeyID, CustomerKey: k.mark.KeyID == crypt.CustomerKeyID, source: s, object: q.Object, known: k, body: resp.Body,
+		Header: resp.Header, KeyID: k.mark.KeyID, CustomerKey: k.mark.KeyID == crypt.CustomerKeyID,
+		source: s, object: q.Object, known: k, body: resp.Body,
 		keys: &keys{source: s, object: q.Object},
 	}
 }
@@ -56,8 +58,8 @@ func (s *Reader) config(ctx context.Context, q Request, o *Object, k *known) cry
 	}
 }
 
-// getPart reads one part of an object, or an object that was put whole as its
-// own part 1.
+// getPart reads one part of an object. A single-PUT object is its own part
+// 1.
 func (s *Reader) getPart(ctx context.Context, q Request) (*Object, error) {
 	head, err := s.headOnce(ctx, q)
 	if err != nil || head.NotModified {
@@ -65,6 +67,7 @@ func (s *Reader) getPart(ctx context.Context, q Request) (*Object, error) {
 	}
 	number := q.Part
 	q.Part = 0
+
 	if head.known.kind != multipart {
 		return s.getOnlyPart(ctx, q)
 	}
@@ -72,11 +75,13 @@ func (s *Reader) getPart(ctx context.Context, q Request) (*Object, error) {
 		return s.emptyPart(ctx, q, head, number)
 	}
 	q.Range = Bytes(head.Offset, head.Length)
+
 	o, err := s.openStretch(ctx, q, head.known, chunk{})
 	if err != nil {
 		return nil, err
 	}
 	o.Parts = head.Parts
+
 	if place, ok := o.known.layout.At(number - 1); !ok || place.Offset != o.Offset || place.Size != o.Length {
 		o.Close()
 		return nil, errChanged
@@ -84,27 +89,29 @@ func (s *Reader) getPart(ctx context.Context, q Request) (*Object, error) {
 	return o, nil
 }
 
-// getOnlyPart reads an object that was put whole. It is read as a whole object
-// is, so that an empty one is not believed without its MAC.
+// getOnlyPart reads a single-PUT object like a whole object, so that the MAC
+// of an empty object is verified too.
 func (s *Reader) getOnlyPart(ctx context.Context, q Request) (*Object, error) {
 	resp, err := s.requestRange(ctx, q, "")
 	if err != nil {
 		return nil, err
 	}
+
 	o, err := s.readWhole(ctx, q, resp)
 	if err != nil || o.NotModified {
 		return o, err
 	}
-	if o.known != nil { // it has parts by now
+	if o.known != nil { // it has become a multipart object
 		o.Close()
 		return nil, errChanged
 	}
+
 	o.Partial = o.Length > 0
 	return o, nil
 }
 
-// emptyPart reads a part without content: its header is all that there is to
-// verify, and it must be done with a key that is in force now.
+// emptyPart reads a part without content. Its header is verified with a key
+// that is valid now.
 func (s *Reader) emptyPart(ctx context.Context, q Request, head *Object, number int) (*Object, error) {
 	if err := s.verifySize(ctx, q, head); err != nil {
 		return nil, err
@@ -115,17 +122,26 @@ func (s *Reader) emptyPart(ctx context.Context, q Request, head *Object, number 
 	}
 
 	head.keys = &keys{source: s, object: q.Object}
-	part, err := s.partAt(ctx, q, head.known, chunk{}, place.Stored, min(crypt.PartPrefixSize, head.known.size-place.Stored))
+	part, err := s.partAt(
+		ctx,
+		q,
+		head.known,
+		chunk{},
+		place.Stored,
+		min(crypt.PartPrefixSize, head.known.size-place.Stored),
+	)
 	if err == nil {
 		_, err = head.keys.open(ctx, part.KeyID, part.WrappedDEK)
 	}
+
 	if err == nil && (part.Size != 0 || part.Number != place.Number) {
-		err = fmt.Errorf("%w: part %d is not the empty one that it was", ErrIntegrity, place.Number)
+		err = fmt.Errorf("%w: part %d is no longer empty", ErrIntegrity, place.Number)
 	}
 	if err != nil {
 		head.keys.release()
 		return nil, err
 	}
+
 	head.nextText = func() ([]byte, error) { return nil, io.EOF }
 	return head, nil
 }

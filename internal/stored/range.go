@@ -9,23 +9,24 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-// Range is one range of a Range header (RFC 9110, section 14.1.2), of the
-// plaintext.
+// Range is one range of the plaintext, from a Range header (RFC 9110,
+// section 14.1.2).
 type Range struct {
 	first  int64
 	last   int64 // math.MaxInt64 for "first-"
-	suffix int64 // number of bytes at the end, for "-suffix"; -1 otherwise
+	suffix int64 // number of bytes at the end, for "-suffix"; -1 for other ranges
 }
 
-// ParseRange reads a Range header. Like S3 it takes one range only; a header
-// that is malformed or has several is not there: nil, and the whole object is
-// the answer.
+// ParseRange parses a Range header. Like S3, it accepts one range only. For
+// a malformed header or several ranges it returns nil, and the whole object
+// is sent.
 func ParseRange(header string) *Range {
 	spec, ok := strings.CutPrefix(header, "bytes=")
 	from, to, dash := strings.Cut(spec, "-")
 	if !ok || !dash {
 		return nil
 	}
+
 	r := &Range{last: math.MaxInt64, suffix: -1}
 	if from == "" {
 		if r.suffix, ok = parseDigits(to); !ok {
@@ -33,9 +34,11 @@ func ParseRange(header string) *Range {
 		}
 		return r
 	}
+
 	if r.first, ok = parseDigits(from); !ok {
 		return nil
 	}
+
 	if to != "" {
 		if r.last, ok = parseDigits(to); !ok || r.last < r.first {
 			return nil
@@ -44,21 +47,22 @@ func ParseRange(header string) *Range {
 	return r
 }
 
-// Bytes is the range of length bytes from offset.
+// Bytes returns the range of length bytes that starts at offset.
 func Bytes(offset, length int64) *Range {
 	return &Range{first: offset, last: offset + length - 1, suffix: -1}
 }
 
-// Closed reports whether the range names its first byte and its last.
+// Closed reports whether the range has both a first and a last byte.
 func (r *Range) Closed() bool { return r.suffix < 0 && r.last < math.MaxInt64 }
 
-// Is reports whether the range is exactly length bytes from offset: whether no
-// byte of it lies outside the object.
+// Is reports whether the range is exactly length bytes from offset, which
+// means that the whole range is inside the object.
 func (r *Range) Is(offset, length int64) bool {
 	return r.first == offset && r.last == offset+length-1
 }
 
-// parseDigits reads a number; one that is too large is as good as the largest.
+// parseDigits parses a number. A number that is too large becomes
+// math.MaxInt64.
 func parseDigits(text string) (int64, bool) {
 	if text == "" || strings.Trim(text, "0123456789") != "" {
 		return 0, false
@@ -70,7 +74,7 @@ func parseDigits(text string) (int64, bool) {
 	return n, true
 }
 
-// String is the range as a Range header.
+// String returns the Range header.
 func (r *Range) String() string {
 	switch {
 	case r.suffix >= 0:
@@ -82,8 +86,8 @@ func (r *Range) String() string {
 	}
 }
 
-// Of returns where the range lies in size bytes. ok is false if it lies
-// outside.
+// Of returns the part of the range that is inside an object of the given
+// size. ok is false if there is none.
 func (r *Range) Of(size int64) (offset, length int64, ok bool) {
 	switch {
 	case r.suffix >= 0:
@@ -96,8 +100,8 @@ func (r *Range) Of(size int64) (offset, length int64, ok bool) {
 	}
 }
 
-// stored returns the Range header that fetches the segments of the range in an
-// object that was put whole, whatever its size, and pad bytes more.
+// stored returns the Range header for the stored segments of the range, if
+// the object is a single-PUT object of any size, plus pad bytes.
 func (r *Range) stored(pad int64) string {
 	switch {
 	case r.suffix >= 0:
@@ -109,12 +113,14 @@ func (r *Range) stored(pad int64) string {
 	}
 }
 
-// ContentRange is the header that says where length bytes from offset lie.
+// ContentRange returns the Content-Range header for length bytes from
+// offset.
 func ContentRange(offset, length, size int64) string {
 	return fmt.Sprintf("bytes %d-%d/%d", offset, offset+length-1, size)
 }
 
-// parseContentRange reads the store's "bytes start-end/total".
+// parseContentRange parses the store's Content-Range header, "bytes
+// start-end/total".
 func parseContentRange(header string) (start, total int64, ok bool) {
 	var end int64
 	n, err := fmt.Sscanf(header, "bytes %d-%d/%d", &start, &end, &total)

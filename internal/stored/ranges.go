@@ -12,10 +12,10 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-// getRange reads a range. If nothing is known of the object, the first request
-// finds out what it is: of one that was put whole it brings what is wanted.
-// Bytes that only a large object can have are more likely in one that has
-// parts, and then the request is for the header of the first part.
+// getRange reads a range. If the object is not in the cache, the first
+// request is meant for a single-PUT object. If the range starts where the
+// first part could have ended, the object is more likely a multipart object,
+// and the first request reads the header of the first part.
 func (s *Reader) getRange(ctx context.Context, q Request) (*Object, error) {
 	k := s.Cache.lookup(q)
 	if k != nil && k.kind == multipart && k.parts > 0 {
@@ -23,12 +23,14 @@ func (s *Reader) getRange(ctx context.Context, q Request) (*Object, error) {
 	}
 	probe := k == nil && q.Range.suffix < 0 && q.Range.first >= crypt.MinPartSize
 	spec := q.Range.stored(0)
+
 	switch {
 	case probe:
 		spec = fmt.Sprintf("bytes=0-%d", crypt.PartPrefixSize-1)
 	case k == nil:
 		spec = q.Range.stored(crypt.PartOverhead)
 	}
+
 	resp, err := s.requestRange(ctx, q, spec)
 	if StatusOf(err) == http.StatusRequestedRangeNotSatisfiable {
 		return nil, s.outsideError(ctx, q)
@@ -36,12 +38,15 @@ func (s *Reader) getRange(ctx context.Context, q Request) (*Object, error) {
 	if err != nil {
 		return nil, err
 	}
-	if resp.StatusCode == http.StatusOK && resp.ContentLength == 0 && q.Range.suffix <= 0 && q.Header.Get("If-Range") == "" {
+
+	if resp.StatusCode == http.StatusOK && resp.ContentLength == 0 && q.Range.suffix <= 0 &&
+		q.Header.Get("If-Range") == "" {
 		return nil, s.emptyObjectError(ctx, q, resp)
 	}
-	if resp.StatusCode != http.StatusPartialContent { // 304, or the store found If-Range not to hold
+	if resp.StatusCode != http.StatusPartialContent { // 304, or If-Range did not match
 		return s.readWhole(ctx, q, resp)
 	}
+
 	o, err := s.continueRange(ctx, q, resp, probe)
 	if err != nil {
 		_ = resp.Body.Close()
@@ -49,8 +54,8 @@ func (s *Reader) getRange(ctx context.Context, q Request) (*Object, error) {
 	return o, err
 }
 
-// outsideError answers a range that seems to lie behind the object, with the
-// object's size.
+// outsideError returns the error for a range that seems to be after the end
+// of the object.
 func (s *Reader) outsideError(ctx context.Context, q Request) error {
 	wanted := q.Range
 	q.Range = nil
@@ -61,15 +66,15 @@ func (s *Reader) outsideError(ctx context.Context, q Request) error {
 	if _, _, ok := wanted.Of(o.Size); ok {
 		return errChanged
 	}
-	if err := s.verifySize(ctx, q, o); err != nil { // the store is not believed when it says that there is nothing to read
+	if err := s.verifySize(ctx, q, o); err != nil { // the store's word that there is nothing to read is not enough
 		return err
 	}
 	return &RangeError{o.Size}
 }
 
-// emptyObjectError answers a range of an object that is empty, if that is
-// true. Stores take the last bytes of nothing for the whole of it, also where
-// none is wanted.
+// emptyObjectError returns the error for a range of an object that the store
+// says is empty. For a suffix of an empty object, stores return the whole
+// object, even for a suffix of 0 bytes.
 func (s *Reader) emptyObjectError(ctx context.Context, q Request, resp *http.Response) error {
 	o, err := s.readWhole(ctx, q, resp)
 	if err != nil {
@@ -82,13 +87,14 @@ func (s *Reader) emptyObjectError(ctx context.Context, q Request, resp *http.Res
 	return &RangeError{0}
 }
 
-// continueRange reads a range from the first answer, or asks again in the
-// terms of what the object has turned out to be.
+// continueRange reads a range from the first answer. If that answer does not
+// fit the kind of object, it sends a second request.
 func (s *Reader) continueRange(ctx context.Context, q Request, resp *http.Response, probe bool) (*Object, error) {
 	f, err := rangeFacts(resp)
 	if err != nil {
 		return nil, err
 	}
+
 	k := s.Cache.remember(q, f)
 	switch {
 	case f.kind == multipart:
@@ -100,6 +106,7 @@ func (s *Reader) continueRange(ctx context.Context, q Request, resp *http.Respon
 	case f.kind == single && !probe:
 		return s.openSingle(ctx, q, resp, f.envelope, q.Range)
 	}
+
 	CloseBody(resp)
 	spec := q.Range.stored(0)
 	if f.kind == plaintext {
@@ -108,6 +115,7 @@ func (s *Reader) continueRange(ctx context.Context, q Request, resp *http.Respon
 		}
 		spec = q.Range.String()
 	}
+
 	again, err := s.requestRange(ctx, q, spec)
 	if StatusOf(err) == http.StatusRequestedRangeNotSatisfiable {
 		return nil, s.outsideError(ctx, q)
@@ -115,6 +123,7 @@ func (s *Reader) continueRange(ctx context.Context, q Request, resp *http.Respon
 	if err != nil {
 		return nil, err
 	}
+
 	o, err := s.openAgain(ctx, q, again, f)
 	if err != nil {
 		_ = again.Body.Close()
@@ -139,22 +148,27 @@ func (s *Reader) openAgain(ctx context.Context, q Request, resp *http.Response, 
 func rangeFacts(resp *http.Response) (facts, error) {
 	_, total, ok := parseContentRange(resp.Header.Get("Content-Range"))
 	if !ok || resp.StatusCode != http.StatusPartialContent {
-		return facts{}, fmt.Errorf("%w answered %d, Content-Range %q", ErrStore, resp.StatusCode, resp.Header.Get("Content-Range"))
+		return facts{}, fmt.Errorf(
+			"%w answered %d, Content-Range %q",
+			ErrStore,
+			resp.StatusCode,
+			resp.Header.Get("Content-Range"),
+		)
 	}
 	return factsOf(resp.Header, total)
 }
 
 // openRange reads a range of a multipart object. have is what the first
-// request has already brought.
+// request has returned.
 //
-// If the layout is not known yet, it is guessed from the first part; then the
-// end of the object, the header of the part and the bytes themselves are asked
-// for at once. All must have come, and have verified, before a byte is handed
-// out.
+// If the layout is not known, it is guessed from the first part. Then the
+// end of the object, the part header and the content are requested at the
+// same time. All of them must be verified before any byte is returned.
 func (s *Reader) openRange(ctx context.Context, q Request, k *known, have chunk) (*Object, error) {
 	if k.layout != nil {
 		return s.openStretch(ctx, q, k, have)
 	}
+
 	g, err := s.guessLayout(ctx, q, k, have)
 	if errors.Is(err, errUneven) {
 		if k, err = s.walkParts(ctx, q, k); err != nil {
@@ -165,15 +179,20 @@ func (s *Reader) openRange(ctx context.Context, q Request, k *known, have chunk)
 	if err != nil {
 		return nil, err
 	}
+
 	var confirmed *known
 	confirm := func() (err error) {
 		confirmed, err = s.confirmGuess(ctx, q, g, have)
 		return err
 	}
+
 	end := startTask(confirm)
-	if g.isInLastPart(q.Range) { // the header of the last part is wanted for the bytes themselves, and once is enough
+	// The content needs the same part header, so wait for it instead of
+	// requesting it twice.
+	if g.isInLastPart(q.Range) {
 		end = finishedTask(end.wait())
 	}
+
 	o, err := s.openStretch(ctx, q, g.known, have)
 	if failure := end.wait(); failure != nil {
 		if o != nil {
@@ -182,18 +201,22 @@ func (s *Reader) openRange(ctx context.Context, q Request, k *known, have chunk)
 		if !errors.Is(failure, errUneven) {
 			return nil, failure
 		}
+
 		if k, err = s.walkParts(ctx, q, k); err != nil {
 			return nil, err
 		}
 		return s.openStretch(ctx, q, k, have)
 	}
+
 	s.Cache.put(q, confirmed)
-	if !slices.Equal(confirmed.layout, g.layout) || err != nil && confirmed.verified { // the record has set the guess right
+	if !slices.Equal(confirmed.layout, g.layout) ||
+		err != nil && confirmed.verified { // the record has corrected the guess
 		if o != nil {
 			o.Close()
 		}
 		return s.openStretch(ctx, q, confirmed, have)
 	}
+
 	if o != nil {
 		o.known = confirmed
 	}
@@ -207,14 +230,15 @@ func (g guessedLayout) isInLastPart(r *Range) bool {
 	return ok && found && at.Stored == g.end
 }
 
-// openStretch reads a range of an object with the layout of k. If that was
-// guessed and turns out to be wrong, it is found out by walking along the
-// parts.
+// openStretch reads a range of an object with the layout of k. If a guessed
+// layout turns out to be wrong, it reads the part headers one after the
+// other.
 func (s *Reader) openStretch(ctx context.Context, q Request, k *known, have chunk) (*Object, error) {
 	offset, length, ok := q.Range.Of(k.layout.Size())
 	if !ok {
 		return nil, s.outsideError(ctx, q)
 	}
+
 	o, err := s.stretch(ctx, q, k, have, offset, length)
 	if err != nil && k.mayBeWrongGuess(err) {
 		if k, err = s.walkParts(ctx, q, k); err != nil {
@@ -228,25 +252,28 @@ func (s *Reader) openStretch(ctx context.Context, q Request, k *known, have chun
 	if err != nil {
 		return nil, err
 	}
+
 	o.Size, o.Offset, o.Length, o.Partial = k.layout.Size(), offset, length, true
 	s.recoverFromWrongGuess(ctx, q, o, k)
 	return o, nil
 }
 
-// mayBeWrongGuess reports whether an error may come from a layout that was
-// guessed.
+// mayBeWrongGuess reports whether an error may come from a wrong guess of
+// the layout.
 func (k *known) mayBeWrongGuess(err error) bool {
-	return !k.verified && (errors.Is(err, crypt.ErrAuth) || errors.Is(err, crypt.ErrEnvelope) || errors.Is(err, crypt.ErrVersion) || errors.Is(err, crypt.ErrSize))
+	return !k.verified &&
+		(errors.Is(err, crypt.ErrAuth) || errors.Is(err, crypt.ErrEnvelope) ||
+			errors.Is(err, crypt.ErrVersion) || errors.Is(err, crypt.ErrSize))
 }
 
-// recoverFromWrongGuess has the object go on by itself, where a guessed layout
-// turns out to be wrong behind the first part.
+// recoverFromWrongGuess makes the object continue with the correct layout if
+// the guess turns out to be wrong after the first part.
 func (s *Reader) recoverFromWrongGuess(ctx context.Context, q Request, o *Object, k *known) {
 	var done int64
 	next := o.nextText
 	o.nextText = func() ([]byte, error) {
 		text, err := next()
-		if err != nil && err != io.EOF && k.mayBeWrongGuess(err) { //nolint:errorlint // bare: Next says so
+		if err != nil && err != io.EOF && k.mayBeWrongGuess(err) { //nolint:errorlint // Next returns io.EOF unwrapped
 			if k, err = s.walkParts(ctx, q, k); err != nil {
 				return nil, err
 			}
@@ -254,25 +281,28 @@ func (s *Reader) recoverFromWrongGuess(ctx context.Context, q Request, o *Object
 			if err != nil {
 				return nil, err
 			}
+
 			o.Close()
 			o.body, o.keys, o.closeText, next = rest.body, rest.keys, rest.closeText, rest.nextText
 			text, err = next()
 			done += int64(len(text))
 			return text, err
 		}
+
 		done += int64(len(text))
 		return text, err
 	}
 }
 
-// stretch asks for the stored bytes of a range and, at the same time, for the
-// header of the part in which it begins.
+// stretch requests the stored bytes of a range and, at the same time, the
+// header of the part in which the range begins.
 func (s *Reader) stretch(ctx context.Context, q Request, k *known, have chunk, offset, length int64) (*Object, error) {
 	first, _ := k.layout.Find(offset)
 	last, ok := k.layout.Find(offset + length - 1)
 	if !ok {
 		return nil, fmt.Errorf("%w: bytes %d+%d of %d", crypt.ErrSize, offset, length, k.layout.Size())
 	}
+
 	toEnd := offset+length == k.layout.Size()
 	from, to, err := storedStretch(first, last, offset, length)
 	if err != nil {
@@ -281,14 +311,17 @@ func (s *Reader) stretch(ctx context.Context, q Request, k *known, have chunk, o
 	if toEnd {
 		to = k.size
 	}
-	if from >= to { // the layout and the size do not go together
+
+	if from >= to { // the layout and the size contradict each other
 		return nil, fmt.Errorf("%w: stored bytes %d to %d of %d", crypt.ErrSize, from, to, k.size)
 	}
+
 	var part *crypt.Part
 	header := startTask(func() (err error) {
 		part, err = s.partAtPlace(ctx, q, k, have, first)
 		return err
 	})
+
 	resp, err := s.stretchBody(ctx, q, k, have, from, to)
 	if failure := header.wait(); failure != nil || err != nil {
 		if err == nil {
@@ -297,6 +330,7 @@ func (s *Reader) stretch(ctx context.Context, q Request, k *known, have chunk, o
 		}
 		return nil, err
 	}
+
 	o := s.multipartObject(q, k, resp)
 	r, err := crypt.NewStretchReader(resp.Body, crypt.Stretch{
 		Layout: k.layout, Place: first, Part: part, Offset: offset - first.Offset, Length: length, ToEnd: toEnd,
@@ -305,12 +339,13 @@ func (s *Reader) stretch(ctx context.Context, q Request, k *known, have chunk, o
 		o.Close()
 		return nil, err
 	}
+
 	o.nextText, o.closeText = r.Next, r.Close
 	return o, nil
 }
 
-// storedStretch returns the stored offsets that a stretch needs, from a part
-// to the same or a later one.
+// storedStretch returns the stored offsets of a range that begins in one
+// part and ends in the same or a later one.
 func storedStretch(first, last crypt.Place, offset, length int64) (from, to int64, err error) {
 	begin, end := crypt.Part{Size: first.Size}, crypt.Part{Size: last.Size}
 	head, err := begin.Cover(offset-first.Offset, 1)
@@ -324,9 +359,15 @@ func storedStretch(first, last crypt.Place, offset, length int64) (from, to int6
 	return first.Stored + crypt.PartHeaderSize + head.Start, last.Stored + crypt.PartHeaderSize + tail.End, nil
 }
 
-// stretchBody returns the stored bytes from what there is already, or from the
-// store.
-func (s *Reader) stretchBody(ctx context.Context, q Request, k *known, have chunk, from, to int64) (*http.Response, error) {
+// stretchBody returns stored bytes, from have if it has them, or else from
+// the store.
+func (s *Reader) stretchBody(
+	ctx context.Context,
+	q Request,
+	k *known,
+	have chunk,
+	from, to int64,
+) (*http.Response, error) {
 	if b := have.slice(from, to); b != nil {
 		return &http.Response{Header: have.header, Body: io.NopCloser(bytes.NewReader(b))}, nil
 	}
@@ -337,10 +378,14 @@ func (s *Reader) stretchBody(ctx context.Context, q Request, k *known, have chun
 	if err != nil {
 		return nil, err
 	}
+
 	start, total, ok := parseContentRange(resp.Header.Get("Content-Range"))
-	if resp.StatusCode != http.StatusPartialContent || !ok || total != k.size || start != from || resp.Header.Get("Etag") != k.etag {
+	if resp.StatusCode != http.StatusPartialContent || !ok || total != k.size || start != from ||
+		resp.Header.Get("Etag") != k.etag {
 		_ = resp.Body.Close()
-		return nil, errChanged // or a 304, or an If-Range that does not hold: a request that supposes nothing will tell
+		// It may also be a 304, or an If-Range that does not match. The
+		// retry finds out.
+		return nil, errChanged
 	}
 	return resp, nil
 }

@@ -1,22 +1,22 @@
-// Package stored reads objects as the store has them: whole objects and
-// ranges, put whole or in parts.
+// Package stored reads objects as they are in the store: whole objects and
+// ranges, of single-PUT objects and multipart objects.
 //
-// It knows which stored bytes a stretch of the plaintext needs, gets them, and
-// hands out nothing that has not verified. It speaks to the store and to the
-// keys through two functions, so the proxy and `cmekproxy decrypt` read alike.
+// It computes which stored bytes a range of the plaintext needs, reads them,
+// and returns only verified bytes. It uses the store and the keys through
+// two functions, so the proxy and `cmekproxy decrypt` share the same code.
 //
-//	reader.go        Reader, and what the header of an answer says of an object
+//	reader.go        Reader, and the facts in the headers of an answer
 //	get.go           whole objects; single-PUT objects
 //	parts.go         multipart objects, and single parts of them
 //	ranges.go        ranges; those of a multipart object need its layout
-//	survey.go        finding the layout
-//	head.go          all but the body
+//	survey.go        finding the layout of a multipart object
+//	head.go          objects without their bodies
 //	object.go        Object, which Get and Head return
-//	look.go          what the store says of an object, without a key
+//	look.go          what the store says about an object, without a key
 //	list.go          the objects of a bucket
 //	range.go         the headers Range and Content-Range
-//	cache.go         what is remembered of objects
-//	copyheader.go    the header of a copy, and aws-chunked in it
+//	cache.go         the cache of layouts
+//	copyheader.go    the headers of a copy, and aws-chunked in them
 //	tags.go          the tags of an object
 //	partchecksum.go  the store's checksum of a part
 package stored
@@ -37,30 +37,30 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 )
 
-// MetaPrefix starts the name of user metadata in a header.
+// MetaPrefix is the prefix of user metadata headers.
 const MetaPrefix = "X-Amz-Meta-"
 
 var (
-	// ErrIntegrity says that the stored object is not what was stored. Errors
-	// of package crypt say so too.
-	ErrIntegrity = errors.New("the stored object is not what was stored")
-	// ErrStore says that the store answered what it should not have.
+	// ErrIntegrity means that the stored object was altered. Errors of
+	// package crypt mean the same.
+	ErrIntegrity = errors.New("the stored object was altered")
+	// ErrStore means that the store sent an invalid answer.
 	ErrStore = errors.New("the store")
-	// ErrOverwritten says that the object was overwritten again and again
-	// while it was read.
+	// ErrOverwritten means that the object was overwritten repeatedly while
+	// it was read.
 	ErrOverwritten = errors.New("the object was overwritten while it was read")
-	// ErrPartNumber says that the object has no part of that number.
+	// ErrPartNumber means that the object has no part with this number.
 	ErrPartNumber = errors.New("the object has no such part")
 )
 
-// RangeError says that a range lies outside the object.
-type RangeError struct{ Size int64 } // of the plaintext
+// RangeError means that a range is outside the object.
+type RangeError struct{ Size int64 } // size of the plaintext
 
 func (e *RangeError) Error() string {
-	return fmt.Sprintf("the range lies outside the object's %d bytes", e.Size)
+	return fmt.Sprintf("the range is outside the object's %d bytes", e.Size)
 }
 
-// Lease is the right to use a DEK for a bounded time.
+// Lease is the right to use a data key for a limited time.
 type Lease interface {
 	DEK() []byte
 	Check(ctx context.Context) error
@@ -69,63 +69,66 @@ type Lease interface {
 
 // Reader reads objects. It is safe for concurrent use.
 type Reader struct {
-	// Send sends a request whose URL holds nothing but /bucket/key and the
-	// query. It returns the answer if it is a good one or 304 Not Modified,
-	// and otherwise an error, which has a method Status() int where the store
-	// has answered.
+	// Send sends a request, whose URL has only the path /bucket/key and the
+	// query. It returns the answer if it is a success or 304 Not Modified,
+	// and otherwise an error. If the store has answered, the error has a
+	// method Status() int.
 	Send func(*http.Request) (*http.Response, error)
-	// Open returns the DEK of an object or part.
+	// Open returns the data key of an object or part.
 	Open func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (Lease, error)
-	// OpenEnd accepts objects whose last part is not marked as such; see the
-	// setting origin.uniform_parts.
+	// OpenEnd accepts objects whose last part is not marked as final; see
+	// the setting origin.uniform_parts.
 	OpenEnd bool
-	// Cache remembers what is known of objects. It holds no key.
+	// Cache remembers what is known about objects. It has no keys.
 	Cache *Cache
 }
 
-// Request says what is to be read.
+// Request says what to read.
 type Request struct {
 	Object  crypt.Object
-	Version string      // version id; "" for the current one
+	Version string      // version id; "" for the current version
 	Query   url.Values  // further parameters for the store
-	Header  http.Header // for the store: conditions and so on, in the store's terms. No Range
+	Header  http.Header // conditions and other headers for the store, with the store's ETags; no Range
 	Range   *Range      // nil for the whole object
-	Part    int         // in place of a range, a part by its place among the object's, from 1, as S3 counts; 0 for none
-	// Plaintext is asked when the object was never encrypted; an error refuses
-	// it.
+	// Part reads one part instead of a range. It is counted from 1, without
+	// gaps, as S3 does; 0 for none.
+	Part int
+	// Plaintext is called if the object was never encrypted. Its error
+	// refuses the object.
 	Plaintext func() error
 }
 
-// kind is how an object was put.
+// kind says how an object is stored.
 type kind int
 
 const (
 	unknown   kind = iota
-	plaintext      // without encryption
-	single         // with one envelope
+	plaintext      // not encrypted
+	single         // single-PUT, with one envelope
 	multipart
 )
 
-// facts are what an answer's header says of an object.
+// facts are what the headers of an answer say about an object.
 type facts struct {
 	kind     kind
-	envelope *crypt.Envelope // of a single one
-	mark     crypt.Mark      // of a multipart one
+	envelope *crypt.Envelope // of a single-PUT object
+	mark     crypt.Mark      // of a multipart object
 	etag     string
-	size     int64 // stored
-	parts    int   // as the ETag has it; -1 if it does not say
+	size     int64 // stored size, in bytes
+	parts    int   // from the ETag; -1 if the ETag does not have it
 }
 
-// factsOf reads the header of a GET or HEAD answer; size is that of the whole
-// stored object.
+// factsOf parses the headers of a GET or HEAD answer. size is the size of
+// the whole stored object.
 func factsOf(h http.Header, size int64) (facts, error) {
 	f := facts{etag: h.Get("Etag"), size: size, parts: partCount(h.Get("Etag"))}
 	metadata := make(map[string]string)
 	for name, values := range h {
 		if own, ok := strings.CutPrefix(name, MetaPrefix); ok {
-			metadata[strings.ToLower(own)] = strings.Join(values, ",") // a repeated one is refused by its joined value
+			metadata[strings.ToLower(own)] = strings.Join(values, ",") // the joined value of a repeated header is not valid
 		}
 	}
+
 	var err error
 	f.envelope, err = crypt.ParseEnvelope(metadata)
 	switch {
@@ -142,7 +145,7 @@ func factsOf(h http.Header, size int64) (facts, error) {
 	}
 }
 
-// partCount reads the number at the end of a multipart ETag.
+// partCount parses the part count at the end of a multipart ETag.
 func partCount(etag string) int {
 	_, count, ok := strings.Cut(strings.Trim(etag, `"`), "-")
 	n, err := strconv.Atoi(count)
@@ -152,7 +155,8 @@ func partCount(etag string) int {
 	return n
 }
 
-// plaintextSize is the size that the part count gives, -1 if there is none.
+// plaintextSize returns the size that follows from the part count, or -1
+// without one.
 func (f facts) plaintextSize() (int64, error) {
 	if f.parts < 0 {
 		return -1, nil
@@ -160,8 +164,8 @@ func (f facts) plaintextSize() (int64, error) {
 	return MultipartSize(f.size, f.parts)
 }
 
-// MultipartSize is the plaintext size of a multipart object, or ErrIntegrity
-// if no object is of that size and number of parts.
+// MultipartSize returns the plaintext size of a multipart object. It returns
+// ErrIntegrity if the stored size is too small for the number of parts.
 func MultipartSize(stored int64, parts int) (int64, error) {
 	size := stored - int64(parts)*crypt.PartOverhead
 	if size < 0 {
@@ -170,15 +174,14 @@ func MultipartSize(stored int64, parts int) (int64, error) {
 	return size, nil
 }
 
-// MultipartETag returns the number of parts that an ETag of the store names;
-// ok is false if it is no multipart one.
+// MultipartETag returns the number of parts in a store's ETag. ok is false
+// if it is not the ETag of a multipart object.
 func MultipartETag(etag string) (parts int, ok bool) {
 	n := partCount(etag)
 	return n, n > 0
 }
 
-// request sends a request of the reading's own, in addition to those of the
-// client's.
+// request sends a request about the object, with the given headers.
 func (s *Reader) request(ctx context.Context, method string, q Request, header http.Header) (*http.Response, error) {
 	query := maps.Clone(q.Query)
 	if q.Version != "" {
@@ -187,21 +190,28 @@ func (s *Reader) request(ctx context.Context, method string, q Request, header h
 		}
 		query.Set("versionId", q.Version)
 	}
-	u := &url.URL{Path: "/" + q.Object.Bucket + "/" + q.Object.Key, RawQuery: strings.ReplaceAll(query.Encode(), "+", "%20")}
+
+	u := &url.URL{
+		Path:     "/" + q.Object.Bucket + "/" + q.Object.Key,
+		RawQuery: strings.ReplaceAll(query.Encode(), "+", "%20"),
+	}
 	u.RawPath = sigv4.EscapePath(u.Path)
+
 	if header == nil {
 		header = make(http.Header)
 	}
+
 	r := &http.Request{Method: method, URL: u, Header: header, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}
 	resp, err := s.Send(r.WithContext(ctx))
-	if err == nil && resp.StatusCode == http.StatusNotModified && header.Get("If-None-Match") == "" && header.Get("If-Modified-Since") == "" {
+	if err == nil && resp.StatusCode == http.StatusNotModified && header.Get("If-None-Match") == "" &&
+		header.Get("If-Modified-Since") == "" {
 		CloseBody(resp)
 		return nil, fmt.Errorf("%w answered 304 to a request without a condition", ErrStore)
 	}
 	return resp, err
 }
 
-// requestRange sends the client's own request, with a Range of ours.
+// requestRange sends a GET with the client's headers and the given Range.
 func (s *Reader) requestRange(ctx context.Context, q Request, bytes string) (*http.Response, error) {
 	header := maps.Clone(q.Header)
 	if header == nil {
@@ -213,7 +223,7 @@ func (s *Reader) requestRange(ctx context.Context, q Request, bytes string) (*ht
 	return s.request(ctx, http.MethodGet, q, header)
 }
 
-// fetch reads some stored bytes of the object that has this ETag into memory.
+// fetch reads stored bytes into memory, from the object with this ETag.
 func (s *Reader) fetch(ctx context.Context, q Request, etag string, start, end int64) ([]byte, error) {
 	q.Query = nil
 	resp, err := s.request(ctx, http.MethodGet, q, http.Header{
@@ -227,27 +237,29 @@ func (s *Reader) fetch(ctx context.Context, q Request, etag string, start, end i
 		return nil, err
 	}
 	defer CloseBody(resp)
+
 	from, _, ok := parseContentRange(resp.Header.Get("Content-Range"))
 	if resp.StatusCode != http.StatusPartialContent || !ok || from != start {
 		return nil, fmt.Errorf("%w answered %d to a range", ErrStore, resp.StatusCode)
 	}
+
 	out := make([]byte, end-start)
 	switch _, err := crypt.ReadFull(resp.Body, out); err {
 	case nil:
 		return out, nil
-	case io.EOF, crypt.ErrTruncated: //nolint:errorlint // bare: the answer is whole, and too short
+	case io.EOF, crypt.ErrTruncated: //nolint:errorlint // unwrapped: the answer is complete, but too short
 		return nil, fmt.Errorf("%w: %w", ErrIntegrity, crypt.ErrTruncated)
 	default:
 		return nil, err
 	}
 }
 
-// errChanged says that the object is another one than a moment ago: what was
-// found out of it is void.
+// errChanged means that the object has changed during the reading, so what
+// was learned about it is no longer valid.
 var errChanged = errors.New("the object has changed")
 
-// StatusOf returns the HTTP status of an error of Reader.Send: 0 if the store
-// has not answered.
+// StatusOf returns the HTTP status of an error of Reader.Send, or 0 if the
+// store has not answered.
 func StatusOf(err error) int {
 	var answered interface{ Status() int }
 	if errors.As(err, &answered) {
@@ -256,26 +268,26 @@ func StatusOf(err error) int {
 	return 0
 }
 
-// CloseBody ends a response. It reads the rest of a short one, so that the
-// connection can be used again.
+// CloseBody closes a response. It reads the rest of a short body, so that
+// the connection can be reused.
 func CloseBody(resp *http.Response) {
 	const worthReading = 16 << 10
 	_, _ = io.CopyN(io.Discard, resp.Body, worthReading)
 	_ = resp.Body.Close()
 }
 
-// chunk is a stretch of a stored object in memory.
+// chunk is a range of a stored object in memory.
 type chunk struct {
 	start  int64
 	bytes  []byte
-	header http.Header // of the answer that it came with
+	header http.Header // of the answer from which the bytes come
 }
 
-// maxChunk bounds what is kept of an answer that turned out to be to the wrong
-// question.
+// maxChunk limits what is kept of an answer that does not fit the kind of
+// object.
 const maxChunk = 2 << 20
 
-// readChunk reads a short answer to a range, and gives up a long one.
+// readChunk reads a short answer to a range, and discards a long one.
 func readChunk(resp *http.Response) (chunk, error) {
 	defer CloseBody(resp)
 	start, _, ok := parseContentRange(resp.Header.Get("Content-Range"))
@@ -290,8 +302,8 @@ func readChunk(resp *http.Response) (chunk, error) {
 	return chunk{start, b.Bytes(), resp.Header}, nil
 }
 
-// slice returns the stored bytes from start to end, nil if they are not all
-// there.
+// slice returns the stored bytes from start to end, or nil if the chunk does
+// not have all of them.
 func (c chunk) slice(start, end int64) []byte {
 	if start < c.start || end < start || end > c.start+int64(len(c.bytes)) {
 		return nil

@@ -22,7 +22,8 @@ func TestGetWhole(t *testing.T) {
 			obj := crypt.Object{Bucket: "bucket", Key: keyOf(o.name)}
 			b.putObject(t, obj, o)
 			r := b.reader()
-			for range 2 { // the second time with what is remembered
+
+			for range 2 { // the second time from the cache
 				got, data, err := read(t, r, requestFor(obj))
 				if err != nil {
 					t.Fatal(err)
@@ -30,8 +31,16 @@ func TestGetWhole(t *testing.T) {
 				if !bytes.Equal(data, o.plaintext) {
 					t.Errorf("read %d bytes that differ from the %d stored", len(data), len(o.plaintext))
 				}
-				if size := int64(len(o.plaintext)); got.Size != size || got.Length != size || got.Partial || got.Plaintext {
-					t.Errorf("size %d, length %d, partial %t, plaintext %t", got.Size, got.Length, got.Partial, got.Plaintext)
+
+				if size := int64(len(o.plaintext)); got.Size != size || got.Length != size || got.Partial ||
+					got.Plaintext {
+					t.Errorf(
+						"size %d, length %d, partial %t, plaintext %t",
+						got.Size,
+						got.Length,
+						got.Partial,
+						got.Plaintext,
+					)
 				}
 			}
 		})
@@ -50,6 +59,7 @@ func TestGetRange(t *testing.T) {
 		{"outside", "bytes=5242880-5242889"},
 		{"far outside", "bytes=99999999999-"},
 	}
+
 	for _, o := range objects {
 		for _, c := range ranges {
 			t.Run(o.name+"/"+c.name, func(t *testing.T) {
@@ -58,7 +68,8 @@ func TestGetRange(t *testing.T) {
 				b.putObject(t, obj, o)
 				r := b.reader()
 				q := requestFor(obj)
-				for range 2 { // the second time with what is remembered
+
+				for range 2 { // the second time from the cache
 					q.Range = stored.ParseRange(c.header)
 					got, data, err := read(t, r, q)
 					checkRange(t, o.plaintext, q.Range, got, data, err)
@@ -68,13 +79,15 @@ func TestGetRange(t *testing.T) {
 	}
 }
 
-// checkRange compares what was read with what net/http takes a range to mean.
+// checkRange compares the result with net/http's interpretation of the
+// range.
 func checkRange(t *testing.T, plaintext []byte, wanted *stored.Range, got *stored.Object, data []byte, err error) {
 	t.Helper()
 	offset, length, ok := wanted.Of(int64(len(plaintext)))
 	var outside *stored.RangeError
+
 	switch {
-	case len(plaintext) == 0 && err == nil: // the last bytes of nothing are all of it
+	case len(plaintext) == 0 && err == nil: // the last bytes of an empty object are the whole object
 		if len(data) > 0 || got.Partial {
 			t.Errorf("%d bytes of an empty object, partial: %t", len(data), got.Partial)
 		}
@@ -118,6 +131,7 @@ func TestGetPart(t *testing.T) {
 			if !errors.Is(err, c.err) {
 				t.Fatalf("error %v, want %v", err, c.err)
 			}
+
 			if !bytes.Equal(data, c.want) {
 				t.Errorf("read %d bytes that differ from the %d of the part", len(data), len(c.want))
 			}
@@ -132,6 +146,7 @@ func TestHead(t *testing.T) {
 			obj := crypt.Object{Bucket: "bucket", Key: keyOf(o.name)}
 			b.putObject(t, obj, o)
 			r := b.reader()
+
 			got, err := r.Head(t.Context(), requestFor(obj))
 			if err != nil {
 				t.Fatal(err)
@@ -139,6 +154,7 @@ func TestHead(t *testing.T) {
 			if got.Size != int64(len(o.plaintext)) {
 				t.Errorf("size %d, want %d", got.Size, len(o.plaintext))
 			}
+
 			if err := r.Prove(t.Context(), requestFor(obj), got); err != nil {
 				t.Error(err)
 			}
@@ -146,9 +162,11 @@ func TestHead(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			if layout.Parts() != len(o.parts) {
 				t.Fatalf("%d parts, want %d", layout.Parts(), len(o.parts))
 			}
+
 			for i, p := range o.parts {
 				if at, _ := layout.At(i); at.Number != p.number || at.Size != int64(p.size) {
 					t.Errorf("part %d of %d bytes, want part %d of %d", at.Number, at.Size, p.number, p.size)
@@ -175,6 +193,7 @@ func TestGetPlaintext(t *testing.T) {
 			t.Errorf("%q, %+v, %v", data, o, err)
 		}
 	})
+
 	t.Run("a range", func(t *testing.T) {
 		q := stored.Request{Object: obj, Plaintext: func() error { return nil }, Range: stored.Bytes(6, 9)}
 		o, data, err := read(t, b.reader(), q)
@@ -203,6 +222,7 @@ func TestGetOfErrors(t *testing.T) {
 			t.Errorf("%+v, %v", o, err)
 		}
 	})
+
 	t.Run("revoked key", func(t *testing.T) {
 		if err := os.Remove(b.keyFile); err != nil {
 			t.Fatal(err)
@@ -214,8 +234,8 @@ func TestGetOfErrors(t *testing.T) {
 	})
 }
 
-// TestGetTampered: whatever the store does to an object, no byte comes out that
-// is not the plaintext's, and the end is an error.
+// TestGetTampered: whatever the store does to an object, only bytes of the
+// plaintext are returned, and the read ends with an error.
 func TestGetTampered(t *testing.T) {
 	for _, c := range tampered {
 		t.Run(c.name, func(t *testing.T) {
@@ -226,6 +246,7 @@ func TestGetTampered(t *testing.T) {
 			genuine := b.get(obj)
 			altered := memoryObject{maps.Clone(genuine.header), slices.Clone(genuine.body)}
 			c.tamper(&altered)
+
 			b.set(obj, altered)
 
 			q := requestFor(obj)
@@ -235,6 +256,7 @@ func TestGetTampered(t *testing.T) {
 				return
 			}
 			q.Range = stored.Bytes(0, int64(len(o.plaintext)))
+
 			_, data, err = read(t, b.reader(), q)
 			checkTampered(t, "all as a range", o.plaintext, data, err)
 		})
@@ -251,12 +273,12 @@ func checkTampered(t *testing.T, what string, plaintext, data []byte, err error)
 	}
 }
 
-const equalPart = 150_000 + crypt.PartOverhead // a part of "equal parts", as stored
+const equalPart = 150_000 + crypt.PartOverhead // stored size of a part of "equal parts"
 
 var tampered = []struct {
 	name, object string
 	tamper       func(o *memoryObject)
-	wholeOnly    bool // a range need not read what was altered
+	wholeOnly    bool // a range may not read what was altered
 }{
 	{"header", "five segments", func(o *memoryObject) { o.body[5] ^= 1 }, false},
 	{"first segment", "five segments", func(o *memoryObject) { o.body[1000] ^= 1 }, false},
@@ -299,8 +321,8 @@ var tampered = []struct {
 	{"the fill of a part", "equal parts", func(o *memoryObject) { o.body[equalPart-1] ^= 1 }, true},
 }
 
-// TestGetMoved: an object does not verify under another name, though its key
-// opens there.
+// TestGetMoved: an object fails verification under another name, even if its
+// key can be opened there.
 func TestGetMoved(t *testing.T) {
 	for _, name := range []string{"five segments", "equal parts"} {
 		t.Run(name, func(t *testing.T) {
@@ -315,7 +337,7 @@ func TestGetMoved(t *testing.T) {
 	}
 }
 
-// TestGetOverwritten: a read that meets an overwrite returns the old object or
+// TestGetOverwritten: a read during an overwrite returns the old object or
 // the new one, and never a mix.
 func TestGetOverwritten(t *testing.T) {
 	before, after := objectNamed(t, "equal parts"), objectNamed(t, "gaps in the part numbers")
@@ -341,6 +363,7 @@ func TestGetOverwritten(t *testing.T) {
 					b.putObject(t, obj, c.old)
 					r := b.reader()
 					q := requestFor(obj)
+
 					q.Range = stored.Bytes(offset, length)
 					if kind == "warm" {
 						if _, _, err := read(t, r, q); err != nil {
@@ -353,10 +376,12 @@ func TestGetOverwritten(t *testing.T) {
 							b.set(obj, replacement)
 						}
 					})
+
 					_, data, err := read(t, r, q)
 					if err != nil {
 						t.Fatal(err)
 					}
+
 					isOld := bytes.Equal(data, c.old.plaintext[offset:offset+length])
 					isNew := bytes.Equal(data, c.new.plaintext[offset:offset+length])
 					if !isOld && !isNew {
@@ -372,6 +397,7 @@ func TestGetOverwrittenAgainAndAgain(t *testing.T) {
 	b := newBench(t)
 	obj := crypt.Object{Bucket: "bucket", Key: "key"}
 	o := objectNamed(t, "equal parts")
+
 	var versions []memoryObject
 	for range 50 {
 		b.putObject(t, obj, o)

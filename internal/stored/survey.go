@@ -8,16 +8,18 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-// errUneven says that the parts are not all of one length, as was supposed.
+// errUneven means that the parts do not all have the same length, as the
+// guess assumed.
 var errUneven = errors.New("parts of several lengths")
 
-// findLayout finds out the layout of a multipart object: from the first part
-// and the last one if all but the last have one length, from the record if
-// there is one, else from one part after the other.
+// findLayout returns the layout of a multipart object. If all parts but the
+// last have the same length, it needs the first and the last part. Otherwise
+// it needs the record, or without a record the headers of all parts.
 func (s *Reader) findLayout(ctx context.Context, q Request, k *known) (*known, error) {
 	if k.layout != nil {
 		return k, nil
 	}
+
 	var found *known
 	g, err := s.guessLayout(ctx, q, k, chunk{})
 	if err == nil {
@@ -29,12 +31,13 @@ func (s *Reader) findLayout(ctx context.Context, q Request, k *known) (*known, e
 	if err != nil {
 		return nil, err
 	}
+
 	s.Cache.put(q, found)
 	return found, nil
 }
 
-// findLayoutWithPart is findLayout, and makes sure that the part that the
-// request names is where the layout has it.
+// findLayoutWithPart is findLayout, but also verifies the place of the part in
+// the request.
 func (s *Reader) findLayoutWithPart(ctx context.Context, q Request, k *known) (*known, error) {
 	k, err := s.findLayout(ctx, q, k)
 	if err != nil || k.verified || q.Part == 0 {
@@ -48,26 +51,37 @@ func (s *Reader) findLayoutWithPart(ctx context.Context, q Request, k *known) (*
 	return s.walkParts(ctx, q, k)
 }
 
-// checkPlace looks at the header of the part at a place of the layout.
+// checkPlace checks the header of the part at a place of the layout.
 func (s *Reader) checkPlace(ctx context.Context, q Request, k *known, at crypt.Place) error {
 	part, err := s.partAtPlace(ctx, q, k, chunk{}, at)
 	if err != nil {
 		return err
 	}
+
 	if part.Number != at.Number || part.Size != at.Size {
-		return fmt.Errorf("%w: part %d of %d bytes, not part %d of %d", crypt.ErrAuth, part.Number, part.Size, at.Number, at.Size)
+		return fmt.Errorf(
+			"%w: part %d of %d bytes, not part %d of %d",
+			crypt.ErrAuth,
+			part.Number,
+			part.Size,
+			at.Number,
+			at.Size,
+		)
 	}
+
 	return nil
 }
 
-// maxHeaderRequests is how many headers are asked for at a time.
+// maxHeaderRequests is the number of concurrent requests for part headers.
 const maxHeaderRequests = 16
 
-// verifyParts looks at every part that is not in a record.
+// verifyParts verifies the header of each part, unless a record has verified
+// them.
 func (s *Reader) verifyParts(ctx context.Context, q Request, k *known) (*known, error) {
 	if k.verified || k.kind != multipart {
 		return k, nil
 	}
+
 	turns := make(chan struct{}, maxHeaderRequests)
 	tasks := make([]task, k.layout.Parts())
 	for i := range tasks {
@@ -78,49 +92,55 @@ func (s *Reader) verifyParts(ctx context.Context, q Request, k *known) (*known, 
 			return s.checkPlace(ctx, q, k, at)
 		})
 	}
+
 	var failure error
 	for _, t := range tasks {
 		if err := t.wait(); err != nil {
 			failure = err
 		}
 	}
+
 	if failure != nil {
 		if k.mayBeWrongGuess(failure) {
 			return s.walkParts(ctx, q, k)
 		}
 		return nil, failure
 	}
+
 	out := *k
 	out.verified = true
 	s.Cache.put(q, &out)
 	return &out, nil
 }
 
-// guessedLayout is a layout of parts of one length, which has still to be
-// confirmed at its end.
+// guessedLayout is a layout with parts of the same length. The end must
+// still confirm it.
 type guessedLayout struct {
 	*known
 	end    int64 // stored offset of the last part
-	length int64 // what it takes to verify the last part
+	length int64 // number of stored bytes that verify the last part
 }
 
-// guessLayout supposes that all parts but the last are as long as the first.
+// guessLayout assumes that all parts except the last are as long as the
+// first.
 func (s *Reader) guessLayout(ctx context.Context, q Request, k *known, have chunk) (guessedLayout, error) {
 	first, err := s.partAt(ctx, q, k, have, 0, crypt.PartPrefixSize)
 	if err != nil {
 		return guessedLayout{}, err
 	}
 	g := guessedLayout{known: &known{facts: k.facts, upload: first.Upload}}
+
 	size, err := k.plaintextSize()
 	if err != nil {
 		return guessedLayout{}, err
 	}
 	ahead := int64(k.parts-1) * first.Size
 	rest := size - ahead
+
 	switch {
 	case k.parts < 1, first.Number != 1, rest < 0, rest > first.Size, k.parts > 1 && first.Size == 0:
 		return guessedLayout{}, errUneven
-	case rest == 0 && k.parts > 1: // appended, or an empty one of the client's
+	case rest == 0 && k.parts > 1: // appended, or an empty part from the client
 		g.layout = crypt.Layout{{Number: 1, Count: k.parts - 1, Size: first.Size}}
 		g.end, g.length = k.size-crypt.PartOverhead, crypt.PartOverhead
 	default:
@@ -130,11 +150,12 @@ func (s *Reader) guessLayout(ctx context.Context, q Request, k *known, have chun
 		g.layout = g.layout.Add(k.parts, rest)
 		g.end, g.length = k.size-rest-crypt.PartOverhead, crypt.PartPrefixSize
 	}
+
 	return g, nil
 }
 
-// confirmGuess looks at the last part. errUneven: there is none where the
-// guess has it.
+// confirmGuess checks the last part. It returns errUneven if there is no
+// part where the guess expects it.
 func (s *Reader) confirmGuess(ctx context.Context, q Request, g guessedLayout, have chunk) (*known, error) {
 	last, err := s.partAt(ctx, q, g.known, have, g.end, g.length)
 	if errors.Is(err, crypt.ErrEnvelope) || errors.Is(err, crypt.ErrVersion) {
@@ -143,12 +164,18 @@ func (s *Reader) confirmGuess(ctx context.Context, q Request, g guessedLayout, h
 	if err != nil {
 		return nil, err
 	}
+
 	out := *g.known
 	switch {
 	case last.Upload != g.upload:
 		return nil, fmt.Errorf("%w: the last part is of another upload than the first", ErrIntegrity)
 	case !last.Final && !s.OpenEnd:
-		return nil, fmt.Errorf("%w: %w: the last part is missing: part %d is not final", ErrIntegrity, crypt.ErrTruncated, last.Number)
+		return nil, fmt.Errorf(
+			"%w: %w: the last part is missing: part %d is not final",
+			ErrIntegrity,
+			crypt.ErrTruncated,
+			last.Number,
+		)
 	case last.HasRecord():
 		return out.withRecord(last)
 	case last.Number != g.parts || g.end+last.Size+crypt.PartOverhead != g.size:
@@ -156,11 +183,12 @@ func (s *Reader) confirmGuess(ctx context.Context, q Request, g guessedLayout, h
 	case last.Size == 0 && g.parts > 1:
 		out.layout = out.layout.Add(last.Number, 0)
 	}
+
 	return &out, nil
 }
 
-// withRecord takes the layout from the record, which knows best. errUneven:
-// the record does not hold it.
+// withRecord takes the layout from the record, which is authoritative. It
+// returns errUneven if the record does not have the layout.
 func (k known) withRecord(part *crypt.Part) (*known, error) {
 	record, err := crypt.ParseRecord(part.Record)
 	if err != nil {
@@ -169,18 +197,20 @@ func (k known) withRecord(part *crypt.Part) (*known, error) {
 	if record.Layout != nil {
 		k.layout = record.Layout
 	}
+
 	if k.layout == nil || !record.Matches(k.layout) {
 		return nil, errUneven
 	}
 	if stored := k.layout.Size() + int64(k.layout.Parts()+1)*crypt.PartOverhead; stored != k.size {
-		return nil, fmt.Errorf("%w: %d stored bytes, where the record's parts have %d", ErrIntegrity, k.size, stored)
+		return nil, fmt.Errorf("%w: %d stored bytes, but the parts of the record have %d", ErrIntegrity, k.size, stored)
 	}
 	k.record, k.recordPart, k.upload, k.verified = record, part, part.Upload, true
+
 	return &k, nil
 }
 
-// walkParts reads the record at the end or, where there is none that helps,
-// the header of each part after the other.
+// walkParts finds the layout in the record at the end. Without a usable
+// record, it reads the headers of all parts in order.
 func (s *Reader) walkParts(ctx context.Context, q Request, k *known) (*known, error) {
 	out := known{facts: k.facts}
 	last, err := s.partAt(ctx, q, k, chunk{}, k.size-crypt.PartOverhead, crypt.PartOverhead)
@@ -196,11 +226,13 @@ func (s *Reader) walkParts(ctx context.Context, q Request, k *known) (*known, er
 	case err != nil && !errors.Is(err, crypt.ErrEnvelope) && !errors.Is(err, crypt.ErrVersion):
 		return nil, err
 	}
+
 	for at := int64(0); at < k.size; {
 		length := int64(crypt.PartPrefixSize)
 		if at+crypt.PartOverhead == k.size {
-			length = crypt.PartOverhead // an empty part, which may have a record
+			length = crypt.PartOverhead // an empty part may have a record
 		}
+
 		part, err := s.partAt(ctx, q, k, chunk{}, at, length)
 		if err != nil {
 			return nil, err
@@ -208,14 +240,29 @@ func (s *Reader) walkParts(ctx context.Context, q Request, k *known) (*known, er
 		if err := out.addPart(part); err != nil {
 			return nil, err
 		}
+
 		at += part.Size + crypt.PartOverhead
 		if at > k.size {
-			return nil, fmt.Errorf("%w: part %d ends behind the end of the object's %d bytes", ErrIntegrity, part.Number, k.size)
+			return nil, fmt.Errorf(
+				"%w: part %d ends after the object's %d bytes",
+				ErrIntegrity,
+				part.Number,
+				k.size,
+			)
 		}
+
 		if end := at == k.size; part.Final != end && (!end || !s.OpenEnd) {
-			return nil, fmt.Errorf("%w: part %d ends at byte %d of %d, and is final: %t", ErrIntegrity, part.Number, at, k.size, part.Final)
+			return nil, fmt.Errorf(
+				"%w: part %d ends at byte %d of %d, and is final: %t",
+				ErrIntegrity,
+				part.Number,
+				at,
+				k.size,
+				part.Final,
+			)
 		}
 	}
+
 	if out.record == nil && !out.layout.Contiguous() {
 		return nil, fmt.Errorf("%w: a part is missing: the numbers have gaps", ErrIntegrity)
 	}
@@ -224,7 +271,8 @@ func (s *Reader) walkParts(ctx context.Context, q Request, k *known) (*known, er
 	return &out, nil
 }
 
-// addPart adds a part to the layout, as the whole object would be read.
+// addPart adds a part to the layout, with the checks of reading the whole
+// object.
 func (k *known) addPart(part *crypt.Part) error {
 	if k.layout == nil {
 		k.upload = part.Upload
@@ -232,24 +280,33 @@ func (k *known) addPart(part *crypt.Part) error {
 	if part.Upload != k.upload {
 		return fmt.Errorf("%w: part %d is of another upload than the first", ErrIntegrity, part.Number)
 	}
+
 	if !part.HasRecord() {
 		k.layout = k.layout.Add(part.Number, part.Size)
 		return nil
 	}
+
 	record, err := crypt.ParseRecord(part.Record)
 	if err != nil {
 		return err
 	}
 	if !record.Matches(k.layout) {
-		return fmt.Errorf("%w: the parts are not those of the record", ErrIntegrity)
+		return fmt.Errorf("%w: the parts do not match the record", ErrIntegrity)
 	}
+
 	k.record, k.recordPart = record, part
 	return nil
 }
 
 // partAtPlace returns the header of the part at a place of the layout, from
 // the cache or the store.
-func (s *Reader) partAtPlace(ctx context.Context, q Request, k *known, have chunk, at crypt.Place) (*crypt.Part, error) {
+func (s *Reader) partAtPlace(
+	ctx context.Context,
+	q Request,
+	k *known,
+	have chunk,
+	at crypt.Place,
+) (*crypt.Part, error) {
 	id := partID{cacheID(q), k.etag, at.Stored}
 	if p, ok := s.Cache.parts.Get(id); ok {
 		return p, nil
@@ -264,8 +321,8 @@ func (s *Reader) partAtPlace(ctx context.Context, q Request, k *known, have chun
 	return part, nil
 }
 
-// partAt reads and verifies the header of the part at a stored offset, with
-// its record if length covers it.
+// partAt returns the verified header of the part at a stored offset. It
+// includes the record if length covers it.
 func (s *Reader) partAt(ctx context.Context, q Request, k *known, have chunk, at, length int64) (*crypt.Part, error) {
 	id := partID{cacheID(q), k.etag, at}
 	if p, ok := s.Cache.parts.Get(id); ok && (!p.HasRecord() || p.Record != nil) {
@@ -274,6 +331,7 @@ func (s *Reader) partAt(ctx context.Context, q Request, k *known, have chunk, at
 	if at < 0 || at+length > k.size {
 		return nil, fmt.Errorf("%w: no room for a part at %d of %d", crypt.ErrEnvelope, at, k.size)
 	}
+
 	b := have.slice(at, at+length)
 	if b == nil {
 		var err error
@@ -281,15 +339,18 @@ func (s *Reader) partAt(ctx context.Context, q Request, k *known, have chunk, at
 			return nil, err
 		}
 	}
+
 	part, err := crypt.ParsePart(b)
 	if err != nil {
 		return nil, err
 	}
+
 	lease, err := s.Open(ctx, q.Object, part.KeyID, part.WrappedDEK)
 	if err != nil {
 		return nil, err
 	}
 	defer lease.Release()
+
 	if err := part.Verify(lease.DEK(), q.Object); err != nil {
 		return nil, err
 	}
@@ -297,7 +358,7 @@ func (s *Reader) partAt(ctx context.Context, q Request, k *known, have chunk, at
 	return part, nil
 }
 
-// task is something that runs beside the rest.
+// task is a function that runs in another goroutine.
 type task struct{ done chan error }
 
 func startTask(run func() error) task {
@@ -305,7 +366,9 @@ func startTask(run func() error) task {
 	go func() {
 		err := errors.New("panic")
 		defer func() {
-			if p := recover(); p != nil { // it must not end the process, as it would not in the request's own goroutine
+			// Outside the request's own goroutine, a panic would end the
+			// process.
+			if p := recover(); p != nil {
 				err = fmt.Errorf("panic: %v", p)
 			}
 			t.done <- err
@@ -315,7 +378,7 @@ func startTask(run func() error) task {
 	return t
 }
 
-// finishedTask is a task that has ended.
+// finishedTask returns a task that has ended.
 func finishedTask(err error) task {
 	t := task{make(chan error, 1)}
 	t.done <- err

@@ -1,17 +1,22 @@
-// Package encrypt encrypts objects of the store that never were, in place.
+// Package encrypt encrypts plaintext objects of the store in place.
 //
-// On most buckets what it writes takes the place of the only copy. So no byte
-// of it leaves before it has been decrypted again, by the data key as the KMS
-// has unwrapped it, and compared with what was read; what was read is compared
-// with what the store has of its checksums; the last of it leaves only when
-// all has. A body that the store does not get whole is not kept. It is written
-// by a condition on the ETag, so that what a client stores meanwhile stays.
-// Then it is read back.
+// On most buckets it overwrites the only copy of an object. Therefore:
 //
-//	encrypt.go  one object, and what is to be done with it
+//   - Each byte is decrypted again before it is sent, with the data key as the
+//     KMS has unwrapped it, and compared with the plaintext that was read.
+//   - The plaintext is compared with the checksums that the store reports. The
+//     last bytes are sent only after all of it was verified, and a store does
+//     not keep an incomplete body.
+//   - The write has a condition on the ETag, so a concurrent write of a client
+//     is kept.
+//   - Afterwards the object is read back.
+//
+// Files:
+//
+//	encrypt.go  one object, and what to do with it
 //	write.go    writing it, and reading it back
-//	source.go   the plaintext on its way
-//	layout.go   in which parts it is uploaded
+//	source.go   reading the plaintext
+//	layout.go   choosing the parts of a multipart upload
 package encrypt
 
 import (
@@ -29,35 +34,41 @@ import (
 )
 
 // Config is what an Encrypter works with.
+// Config configures an Encrypter.
 type Config struct {
 	inplace.Config
-	// Unconditional writes also what the store holds to no condition for. What
-	// a client stores in that moment is lost.
+	// Unconditional writes even if the store does not honor a condition. A
+	// concurrent write of a client is then lost.
 	Unconditional bool
-	// Listed, if not nil, refuses an object that is not to be encrypted. What
-	// it was asked about is a condition of what is written.
+	// Listed, if not nil, returns an error for an object that must not be
+	// encrypted. The write is conditional on the state of the object that
+	// Listed has seen.
 	Listed func(obj crypt.Object, seen *stored.Seen) error
 }
 
 var (
-	// ErrLost says that what is stored now is not what was there. Nothing more
-	// is encrypted after it.
-	ErrLost = fmt.Errorf("WHAT IS STORED NOW IS NOT WHAT WAS THERE; %w", walk.ErrStop)
-	// ErrUnconditional says that the store would not hold to the condition.
-	ErrUnconditional = errors.New("the store does not hold to If-Match here, so that what a client writes in the same moment could be lost")
-	// ErrDenied says that the rules take no plaintext there. It may have been
-	// planted, and encrypting it would have readers take it for genuine.
-	ErrDenied = errors.New("it is plaintext where the rule denies that, so nothing tells whose it is: " +
-		"if it is genuine, set plaintext_objects: allow for the time of the migration")
-	// ErrSource says that what the store sends is not what it says of it.
-	ErrSource = errors.New("what the store sends does not have the checksum that the store says it has")
+	// ErrLost means that the stored object is no longer the one that was
+	// there. After it, nothing more is encrypted.
+	ErrLost = fmt.Errorf("THE STORED OBJECT DIFFERS FROM THE ORIGINAL; %w", walk.ErrStop)
+	// ErrUnconditional means that the store would ignore the condition.
+	ErrUnconditional = errors.New(
+		"the store does not honor If-Match here, so a concurrent write of a client could be lost",
+	)
+	// ErrDenied means that the rules do not allow plaintext there. The
+	// object may have been planted. After encryption, readers would take it
+	// for genuine.
+	ErrDenied = errors.New("it is plaintext where the rule denies that, so it may not be genuine: " +
+		"if it is, set plaintext_objects: allow during the migration")
+	// ErrSource means that the bytes from the store do not have the checksum
+	// that the store reports.
+	ErrSource = errors.New("the bytes from the store do not have the checksum that the store reports")
 )
 
 // Encrypter encrypts objects. It is safe for concurrent use.
 type Encrypter struct {
 	cfg    Config
 	store  *inplace.Store
-	reader *stored.Reader // reads back, through Config.Check
+	reader *stored.Reader // uses Config.Check
 	lost   atomic.Pointer[error]
 }
 
@@ -67,7 +78,8 @@ func New(cfg Config) *Encrypter {
 	return &Encrypter{cfg: cfg, store: store, reader: cfg.Reader(store, cfg.Check)}
 }
 
-// Encrypt encrypts the object of a listing's entry, unless it is.
+// Encrypt encrypts the object of a listing's entry, unless it is already
+// encrypted.
 func (e *Encrypter) Encrypt(ctx context.Context, bucket string, entry stored.Entry) walk.Result {
 	obj := crypt.Object{Bucket: bucket, Key: entry.Key}
 	var before *written
@@ -84,70 +96,80 @@ func (e *Encrypter) Encrypt(ctx context.Context, bucket string, entry stored.Ent
 	})
 }
 
-// attempt looks at an object and does with it what it takes. All that it
-// supposes of the object is a condition of what it writes, so that it can be
-// called again whatever has happened. before is what an earlier call has tried
-// to write.
+// attempt encrypts an object, if necessary. Every assumption about the
+// object is a condition of the write, so attempt can be repeated after any
+// failure. before is what an earlier attempt tried to write.
 func (e *Encrypter) attempt(ctx context.Context, obj crypt.Object, before **written) (walk.Result, error) {
-	seen, err := e.reader.Look(ctx, stored.Request{Object: obj, Header: http.Header{"X-Amz-Checksum-Mode": {"ENABLED"}}})
+	seen, err := e.reader.Look(
+		ctx,
+		stored.Request{Object: obj, Header: http.Header{"X-Amz-Checksum-Mode": {"ENABLED"}}},
+	)
 	if stored.StatusOf(err) == http.StatusNotFound {
 		return walk.Result{Outcome: walk.Gone}, err
 	}
 	if err != nil {
 		return walk.Result{}, err
 	}
+
 	r := walk.Result{Outcome: walk.Done, Size: seen.Stored, Parts: max(seen.Parts, 0)}
 	if !seen.Plaintext {
-		if w := *before; w != nil && w.isIn(ctx, e, seen) { // its answer was lost
+		if w := *before; w != nil && w.isIn(ctx, e, seen) { // the answer to the write was lost
 			r.Size, r.Parts = w.size, w.layout.Parts()
 			return r, e.readBack(ctx, w, seen.ETag)
 		}
 		return walk.Result{Outcome: walk.Current}, nil
 	}
+
 	if !e.cfg.Keys.AllowPlaintext(obj, e.cfg.Client) {
 		return r, ErrDenied
 	}
+
 	if e.cfg.Listed != nil {
 		if err := e.cfg.Listed(obj, seen); err != nil {
 			return r, err
 		}
 	}
+
 	if _, err := e.cfg.Keys.KeyID(obj, e.cfg.Client, ""); err != nil || e.cfg.DryRun {
 		return r, err
 	}
+
 	if e.cfg.Wait != nil {
 		if err := e.cfg.Wait(ctx); err != nil {
 			return r, err
 		}
 	}
+
 	layout, err := e.layout(ctx, obj, seen)
 	if err != nil {
 		return r, err
 	}
 	r.Parts = layout.Parts()
 	w := &written{original: newOriginal(obj, seen, e.cfg.Abilities.ETagIsMD5), layout: layout}
+
 	if layout == nil {
 		err = e.put(ctx, w, before)
 	} else {
 		err = e.upload(ctx, w, before)
 	}
+
 	if err != nil {
 		return r, err
 	}
 	return r, e.readBack(ctx, w, w.etag)
 }
 
-// written is what takes the place of an object.
+// written is the encrypted object that replaces the original.
 type written struct {
 	*original
-	layout crypt.Layout    // nil for an object that is put whole
-	header crypt.Header    // of the body of such a one
-	up     *inplace.Upload // of another
-	etag   string          // of what is stored; "" if the store has not said
+	layout crypt.Layout    // nil for a single-PUT object
+	header crypt.Header    // header of the body, for a single-PUT object
+	up     *inplace.Upload // for a multipart object
+	etag   string          // ETag of the stored object; "" if the store has not returned it
 }
 
-// isIn reports whether it is what is stored. Both are drawn or named anew each
-// time.
+// isIn reports whether the stored object is w. Headers and upload ids are
+// unique to each write.
 func (w *written) isIn(ctx context.Context, e *Encrypter, seen *stored.Seen) bool {
 	if w.up == nil {
 		return seen.Envelope != nil && bytes.Equal(seen.Envelope.Header[:], w.header[:])
@@ -163,13 +185,17 @@ func (w *written) isIn(ctx context.Context, e *Encrypter, seen *stored.Seen) boo
 	return err == nil && head.MadeBy(w.up.ID(), w.numbers())
 }
 
-// numbers are those of the parts, without the one that ends them.
+// numbers returns the part numbers, without the appended final part.
 func (w *written) numbers() []int {
 	return w.up.Numbers()[:w.layout.Parts()]
 }
 
-// onlyIf is a request that fails if the object is no longer the one with that
-// ETag, or never was encrypted.
+// onlyIf returns a request that fails if the object no longer has this ETag,
+// or is plaintext.
 func onlyIf(obj crypt.Object, etag string) stored.Request {
-	return stored.Request{Object: obj, Header: http.Header{"If-Match": {etag}}, Plaintext: func() error { return inplace.ErrChanged }}
+	return stored.Request{
+		Object:    obj,
+		Header:    http.Header{"If-Match": {etag}},
+		Plaintext: func() error { return inplace.ErrChanged },
+	}
 }

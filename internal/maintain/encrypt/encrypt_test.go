@@ -23,7 +23,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// store is the one real store of this test process.
+// store is the real store of this test process.
 var store *proxytest.Bucket
 
 const bucket = "bucket"
@@ -40,16 +40,23 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// send is a function that tests wrap.
+// send is a function, so that tests can wrap it.
 func send(r *http.Request) (*http.Response, error) { return store.Send(r) }
 
 func ask(method, key string, body []byte) ([]byte, error) {
 	p := &inplace.Payload{Body: bytes.NewReader(body), Length: int64(len(body))}
 	path, query, _ := strings.Cut(key, "?")
-	return (&inplace.Store{Send: send}).Ask(context.Background(), method, crypt.Object{Bucket: bucket, Key: path}, query, nil, p)
+	return (&inplace.Store{Send: send}).Ask(
+		context.Background(),
+		method,
+		crypt.Object{Bucket: bucket, Key: path},
+		query,
+		nil,
+		p,
+	)
 }
 
-// lab is a store with one object in plaintext, and an Encrypter's
+// lab is a store with one plaintext object, and an Encrypter's
 // configuration.
 type lab struct {
 	*testing.T
@@ -67,37 +74,45 @@ func newLab(t *testing.T, key kms.Wrapper, sizes ...int) *lab {
 	}
 	l := &lab{T: t, key: "dir/" + t.Name()}
 	l.cfg = encrypt.Config{Config: inplace.Config{
-		Send: send, Keys: ring(), Random: rand.Reader, Abilities: inplace.Abilities{PutIfMatch: true, CompleteIfMatch: true, ETagIsMD5: true},
-		Check: proxytest.Opening(ring()),
+		Send: send, Keys: ring(), Random: rand.Reader,
+		Abilities: inplace.Abilities{PutIfMatch: true, CompleteIfMatch: true, ETagIsMD5: true},
+		Check:     proxytest.Opening(ring()),
 	}}
 	l.store(sizes...)
 	return l
 }
 
-// store stores the object: whole, or in several parts.
+// store stores the object with one PUT, or in several parts.
 func (l *lab) store(sizes ...int) {
 	l.Helper()
 	up := &inplace.Upload{}
 	var err error
+
 	if len(sizes) > 1 {
-		if up, err = (&inplace.Store{Send: send}).Create(l.Context(), crypt.Object{Bucket: bucket, Key: l.key}, make(http.Header)); err != nil {
+		if up, err = (&inplace.Store{
+			Send: send,
+		}).Create(l.Context(), crypt.Object{Bucket: bucket, Key: l.key}, make(http.Header)); err != nil {
 			l.Fatal(err)
 		}
 	}
+
 	l.text = nil
 	for i, size := range sizes {
 		text := make([]byte, size)
 		rand.Read(text)
 		l.text = append(l.text, text...)
+
 		if len(sizes) == 1 {
 			_, err = ask(http.MethodPut, l.key, text)
 		} else {
 			err = up.Send(l.Context(), i+1, &inplace.Payload{Body: bytes.NewReader(text), Length: int64(size)})
 		}
+
 		if err != nil {
 			l.Fatal(err)
 		}
 	}
+
 	if len(sizes) > 1 {
 		if err := up.Complete(l.Context(), ""); err != nil {
 			l.Fatal(err)
@@ -109,15 +124,19 @@ func (l *lab) encrypt() walk.Result {
 	return encrypt.New(l.cfg).Encrypt(l.Context(), bucket, stored.Entry{Key: l.key})
 }
 
-// is compares the object with its text, and whether it is encrypted.
+// is checks the object's content, and whether it is encrypted.
 func (l *lab) is(encrypted bool) {
 	l.Helper()
 	s := &stored.Reader{Send: send, Cache: stored.NewCache(), Open: l.cfg.Check}
-	o, err := s.Get(l.Context(), stored.Request{Object: crypt.Object{Bucket: bucket, Key: l.key}, Plaintext: func() error { return nil }})
+	o, err := s.Get(
+		l.Context(),
+		stored.Request{Object: crypt.Object{Bucket: bucket, Key: l.key}, Plaintext: func() error { return nil }},
+	)
 	if err != nil {
 		l.Fatal(err)
 	}
 	defer o.Close()
+
 	got, err := io.ReadAll(o.Reader(l.Context()))
 	if err != nil || !bytes.Equal(got, l.text) || o.Plaintext == encrypted {
 		l.Errorf("%d of %d bytes, plaintext: %t, %v", len(got), len(l.text), o.Plaintext, err)
@@ -132,18 +151,18 @@ func localKey(t *testing.T) kms.Wrapper {
 
 const mib = 1 << 20
 
-// sizes are an object that is put whole, and one in parts.
-var sizes = map[string][]int{"whole": {300_000}, "in parts": {5 * mib, 5 * mib, 100}}
+// sizes are a single-PUT object and a multipart object.
+var sizes = map[string][]int{"whole": {300_000}, "multipart": {5 * mib, 5 * mib, 100}}
 
-// isBody reports whether a request carries ciphertext.
+// isBody reports whether a request sends ciphertext.
 func isBody(r *http.Request) bool { return r.Method == http.MethodPut && r.ContentLength > 0 }
 
-// isPlain reports whether a request is for the bytes that are to be encrypted.
+// isPlain reports whether a request reads the plaintext.
 func isPlain(r *http.Request) bool {
 	return r.Method == http.MethodGet && r.URL.RawQuery == "" && r.Header.Get("X-Amz-Checksum-Mode") == ""
 }
 
-// cut is a body that breaks off.
+// cut is a body that ends with an error.
 type cut struct {
 	io.ReadCloser
 	left int64
@@ -158,8 +177,8 @@ func (c *cut) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// A store that fails in the middle of an upload, or of the object that is
-// read, leaves the old object as it was.
+// If the store fails in the middle of an upload, or while the object is
+// read, the old object does not change.
 func TestAStoreThatFails(t *testing.T) {
 	for name, sizes := range sizes {
 		for what, fault := range map[string]func(r *http.Request) (*http.Response, error){
@@ -185,7 +204,9 @@ func TestAStoreThatFails(t *testing.T) {
 				return send(r)
 			},
 			"at the end of the upload": func(r *http.Request) (*http.Response, error) {
-				if isBody(r) && r.URL.RawQuery == "" || r.Method == http.MethodPost && strings.HasPrefix(r.URL.RawQuery, "uploadId") {
+				if isBody(
+					r,
+				) && r.URL.RawQuery == "" || r.Method == http.MethodPost && strings.HasPrefix(r.URL.RawQuery, "uploadId") {
 					io.Copy(io.Discard, r.Body)
 					r.Body.Close()
 					return nil, &inplace.StoreError{HTTPStatus: http.StatusInternalServerError, Code: "InternalError"}
@@ -206,13 +227,14 @@ func TestAStoreThatFails(t *testing.T) {
 	}
 }
 
-// A fault that passes costs another attempt, and not the object.
+// A transient error only costs another attempt.
 func TestAFaultThatPasses(t *testing.T) {
 	for name, sizes := range sizes {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			l := newLab(t, localKey(t), sizes...)
 			var faults atomic.Int64
+
 			l.cfg.Send = func(r *http.Request) (*http.Response, error) {
 				if isBody(r) && faults.Add(1) == 2 {
 					r.Body = &cut{r.Body, 200_000}
@@ -221,8 +243,10 @@ func TestAFaultThatPasses(t *testing.T) {
 				if err == nil && isPlain(r) && faults.Add(1) == 1 {
 					resp.Body = &cut{resp.Body, 200_000}
 				}
+
 				return resp, err
 			}
+
 			if r := l.encrypt(); r.Outcome != walk.Done || r.Err != nil || r.Size != int64(len(l.text)) {
 				t.Errorf("%+v", r)
 			}
@@ -231,10 +255,10 @@ func TestAFaultThatPasses(t *testing.T) {
 	}
 }
 
-// All the checksums that the store has of the whole are kept, also where a
-// part has to be read twice for them.
+// All checksums that the store has for the full object are kept, even if a
+// part has to be read twice to verify them.
 func TestChecksumsAreKept(t *testing.T) {
-	for name, sizes := range map[string][]int{"whole": {300_000}, "in parts": {5 * mib, 5 * mib}} {
+	for name, sizes := range map[string][]int{"whole": {300_000}, "multipart": {5 * mib, 5 * mib}} {
 		l := newLab(t, localKey(t), sizes...)
 		faults := 0
 		l.cfg.Send = func(r *http.Request) (*http.Response, error) {
@@ -244,6 +268,7 @@ func TestChecksumsAreKept(t *testing.T) {
 					resp.Body = &cut{resp.Body, 200_001}
 				}
 			}
+
 			if err == nil && r.Method == http.MethodHead {
 				resp.Header.Set("X-Amz-Checksum-Type", "FULL_OBJECT")
 				for _, a := range checksum.All {
@@ -252,6 +277,7 @@ func TestChecksumsAreKept(t *testing.T) {
 			}
 			return resp, err
 		}
+
 		if r := l.encrypt(); r.Outcome != walk.Done || r.Err != nil {
 			t.Fatalf("%s: %+v", name, r)
 		}
@@ -259,6 +285,7 @@ func TestChecksumsAreKept(t *testing.T) {
 		if len(sizes) > 1 && faults < 3 {
 			t.Errorf("%s: no part was read twice", name)
 		}
+
 		s := &stored.Reader{Send: send, Cache: stored.NewCache(), Open: l.cfg.Check}
 		q := stored.Request{Object: crypt.Object{Bucket: bucket, Key: l.key}}
 		o, err := s.Head(t.Context(), q)
@@ -268,10 +295,12 @@ func TestChecksumsAreKept(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		kept, err := o.Checksum(t.Context())
 		if err != nil || kept.Type != crypt.FullObject {
 			t.Errorf("%s: type %d, %v", name, kept.Type, err)
 		}
+
 		for _, a := range checksum.All {
 			if !bytes.Equal(kept.Digests[a.ID], sum(a, l.text)) {
 				t.Errorf("%s: %s is %x", name, a.Name, kept.Digests[a.ID])
@@ -286,7 +315,7 @@ func sum(a *checksum.Algorithm, text []byte) []byte {
 	return h.Sum(nil)
 }
 
-// What comes out of the store otherwise than it went in is not sealed.
+// An object that does not match the store's checksums is not encrypted.
 func TestADamagedSource(t *testing.T) {
 	for name, sizes := range sizes {
 		l := newLab(t, localKey(t), sizes...)
@@ -300,8 +329,10 @@ func TestADamagedSource(t *testing.T) {
 				resp.Header.Set(header, "AAAAAAAAAAAAAAAAAAAAAA==")
 				resp.Header.Set("X-Amz-Checksum-Type", "FULL_OBJECT")
 			}
+
 			return resp, err
 		}
+
 		if r := l.encrypt(); r.Outcome != walk.Failed || !errors.Is(r.Err, encrypt.ErrSource) {
 			t.Errorf("%s: %+v", name, r)
 		}
@@ -309,7 +340,7 @@ func TestADamagedSource(t *testing.T) {
 	}
 }
 
-// flipped has one byte changed.
+// flipped is a body with one changed byte.
 type flipped struct {
 	io.ReadCloser
 	at int64
@@ -324,9 +355,9 @@ func (f *flipped) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// A store that has other bytes than it was sent is found out: of a part before
-// the old object goes, and of an object that was put whole right after. Then
-// nothing more is written.
+// A store that alters what it receives is detected: for a part, before the
+// old object is overwritten, and for a single-PUT object, right afterwards.
+// Then nothing more is written.
 func TestAStoreThatAltersWhatItGets(t *testing.T) {
 	for name, sizes := range sizes {
 		l := newLab(t, localKey(t), sizes...)
@@ -338,6 +369,7 @@ func TestAStoreThatAltersWhatItGets(t *testing.T) {
 			}
 			return send(r)
 		}
+
 		e := encrypt.New(l.cfg)
 		r := e.Encrypt(t.Context(), bucket, stored.Entry{Key: l.key})
 		if len(sizes) > 1 {
@@ -347,19 +379,22 @@ func TestAStoreThatAltersWhatItGets(t *testing.T) {
 			l.is(false)
 			continue
 		}
-		if r.Outcome != walk.Failed || !errors.Is(r.Err, encrypt.ErrLost) || !errors.Is(r.Err, walk.ErrStop) || altered != 1 {
+
+		if r.Outcome != walk.Failed || !errors.Is(r.Err, encrypt.ErrLost) || !errors.Is(r.Err, walk.ErrStop) ||
+			altered != 1 {
 			t.Errorf("%s: %+v", name, r)
 		}
 		l.key += "-next"
 		l.store(sizes...)
+
 		if r := e.Encrypt(t.Context(), bucket, stored.Entry{Key: l.key}); r.Outcome != walk.Failed || altered != 1 {
-			t.Errorf("%s: it goes on: %+v", name, r)
+			t.Errorf("%s: it continues: %+v", name, r)
 		}
 		l.is(false)
 	}
 }
 
-// oneWay is a key that wraps, and does not unwrap what it has wrapped, or
+// oneWay is a key that can wrap, but does not unwrap what it has wrapped, or
 // unwraps it to something else.
 type oneWay struct {
 	kms.Wrapper
@@ -372,7 +407,11 @@ func (o oneWay) Unwrap(context.Context, []byte, kms.EncryptionContext) ([]byte, 
 
 func TestAKeyThatOnlyWrapsGetsNothing(t *testing.T) {
 	for what, answer := range map[string]func() ([]byte, error){
-		"denied":           func() ([]byte, error) { return nil, &kms.Error{Kind: kms.Denied, Op: "unwrap", Err: errors.New("no")} },
+		"denied": func() ([]byte, error) {
+			return nil, &kms.Error{
+				Kind: kms.Denied, Op: "unwrap", Err: errors.New("no"),
+			}
+		},
 		"another data key": func() ([]byte, error) { return bytes.Repeat([]byte{7}, kms.DEKSize), nil },
 	} {
 		for name, sizes := range sizes {
@@ -384,6 +423,7 @@ func TestAKeyThatOnlyWrapsGetsNothing(t *testing.T) {
 				}
 				return send(r)
 			}
+
 			if r := l.encrypt(); r.Outcome != walk.Failed || r.Err == nil || writes > 0 {
 				t.Errorf("%s, %s: %+v, %d writes", what, name, r, writes)
 			}
@@ -391,25 +431,28 @@ func TestAKeyThatOnlyWrapsGetsNothing(t *testing.T) {
 	}
 }
 
-// What the store has done although its answer never came is read back all the
-// same.
+// If the answer of a successful write is lost, the object is read back
+// anyway.
 func TestAnAnswerThatIsLost(t *testing.T) {
 	for name, sizes := range sizes {
 		l := newLab(t, localKey(t), sizes...)
 		lost, back := 0, 0
 		l.cfg.Send = func(r *http.Request) (*http.Response, error) {
-			last := r.Method == http.MethodPut && r.URL.RawQuery == "" || r.Method == http.MethodPost && strings.HasPrefix(r.URL.RawQuery, "uploadId")
+			last := r.Method == http.MethodPut && r.URL.RawQuery == "" ||
+				r.Method == http.MethodPost && strings.HasPrefix(r.URL.RawQuery, "uploadId")
 			resp, err := send(r)
 			if err == nil && last && lost == 0 {
 				lost++
 				resp.Body.Close()
 				return nil, io.ErrUnexpectedEOF
 			}
+
 			if err == nil && lost > 0 && isPlain(r) {
 				back += int(resp.ContentLength)
 			}
 			return resp, err
 		}
+
 		if r := l.encrypt(); r.Outcome != walk.Done || r.Err != nil || lost != 1 || back < len(l.text) {
 			t.Errorf("%s: %+v, %d bytes were read back", name, r, back)
 		}
@@ -417,7 +460,8 @@ func TestAnAnswerThatIsLost(t *testing.T) {
 	}
 }
 
-// A store that does not tell the parts of an object gets as many of one length.
+// If the store does not report the parts of an object, the upload has the
+// same number of equal parts.
 func TestAStoreThatDoesNotTellParts(t *testing.T) {
 	l := newLab(t, localKey(t), 5*mib, 6*mib, 3)
 	l.cfg.Send = func(r *http.Request) (*http.Response, error) {
@@ -426,14 +470,14 @@ func TestAStoreThatDoesNotTellParts(t *testing.T) {
 		}
 		return send(r)
 	}
-	if r := l.encrypt(); r.Outcome != walk.Done || r.Parts != 2 { // three of one length would be too short
+	if r := l.encrypt(); r.Outcome != walk.Done || r.Parts != 2 { // three equal parts would be too short
 		t.Errorf("%+v", r)
 	}
 	l.is(true)
 }
 
-// Without a condition the object is looked at when all has been read, and
-// before the last of it is written.
+// Without a condition, the object is checked after it was read completely,
+// and before the last bytes are sent.
 func TestUnconditional(t *testing.T) {
 	for name, sizes := range sizes {
 		l := newLab(t, localKey(t), sizes...)
@@ -443,11 +487,13 @@ func TestUnconditional(t *testing.T) {
 		}
 		l.is(false)
 		l.cfg.Unconditional = true
+
 		overwritten := false
 		l.cfg.Send = func(r *http.Request) (*http.Response, error) {
 			if r.Header.Get("If-Match") != "" && (isBody(r) || r.Method == http.MethodPost) {
-				t.Errorf("%s: a condition that the store does not hold to", name)
+				t.Errorf("%s: a condition that the store does not honor", name)
 			}
+
 			resp, err := send(r)
 			if err == nil && isPlain(r) && !overwritten {
 				overwritten = true
@@ -457,8 +503,10 @@ func TestUnconditional(t *testing.T) {
 				resp.Body = io.NopCloser(bytes.NewReader(text))
 				l.store(20_000)
 			}
+
 			return resp, err
 		}
+
 		if r := l.encrypt(); r.Outcome != walk.Done || !overwritten || r.Size != 20_000 {
 			t.Errorf("%s: %+v", name, r)
 		}
@@ -479,7 +527,7 @@ func TestEqual(t *testing.T) {
 		{20 * mib, 3, 3, 7 * mib},
 		{15 * mib, 3, 3, 5 * mib},
 		{10 * mib, 4, 2, 8 * mib},                     // four would be too short
-		{5*10_000*mib + 1, 10_000, 10_000, 5_242_881}, // of no whole number of MiB
+		{5*10_000*mib + 1, 10_000, 10_000, 5_242_881}, // not a whole number of MiB
 		{6 * gib, 0, 768, 8 * mib},
 		{5 * 1024 * gib, 0, 9987, 525 * mib},
 		{6 * gib, 1, 768, 8 * mib}, // one would be too long
@@ -487,7 +535,9 @@ func TestEqual(t *testing.T) {
 		l := encrypt.Equal(row.size, row.parts)
 		first, _ := l.At(0)
 		last, ok := l.At(l.Parts() - 1)
-		if l.Size() != row.size || l.Parts() != row.count || first.Size != row.length || !ok || last.Size > first.Size || !l.Contiguous() {
+		if l.Size() != row.size || l.Parts() != row.count || first.Size != row.length || !ok ||
+			last.Size > first.Size ||
+			!l.Contiguous() {
 			t.Errorf("%d in %d: %v of %d bytes", row.size, row.parts, l, l.Size())
 		}
 	}

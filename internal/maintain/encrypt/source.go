@@ -19,36 +19,50 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// original is an object that was never encrypted.
+// original is a plaintext object that is to be encrypted.
 type original struct {
 	obj    crypt.Object
-	have   http.Header // the store's
-	stored string      // its ETag
+	have   http.Header // the store's headers
+	stored string      // the store's ETag
 	size   int64
 	sums   *sums
 }
 
-func newOriginal(obj crypt.Object, seen *stored.Seen, etagIsMD5 bool) *original { //nolint:revive // what the store can do, and no mode of this
-	o := &original{obj: obj, have: seen.Header, stored: seen.ETag, size: seen.Stored, sums: &sums{whole: sha256.New().(hash.Cloner)}}
+func newOriginal( //nolint:revive // etagIsMD5 describes the store
+	obj crypt.Object,
+	seen *stored.Seen,
+	etagIsMD5 bool,
+) *original {
+	o := &original{
+		obj:    obj,
+		have:   seen.Header,
+		stored: seen.ETag,
+		size:   seen.Stored,
+		sums:   &sums{whole: sha256.New().(hash.Cloner)},
+	}
+
 	kind := seen.Header.Get("X-Amz-Checksum-Type")
 	if kind == "FULL_OBJECT" || kind == "" && seen.Parts < 0 {
 		for _, a := range checksum.All {
 			if text := seen.Header.Get(a.Header()); text != "" {
-				want, _ := a.Decode(text) // what cannot be one is that of no object
+				want, _ := a.Decode(text) // an invalid value matches no object
 				o.sums.said = append(o.sums.said, said{a.Name, a.ID, a.New(), want})
 			}
 		}
 	}
-	// Under the store's own SSE-KMS an ETag is no MD5.
+
+	// With SSE-KMS in the store, an ETag is not an MD5.
 	sse := seen.Header.Get("X-Amz-Server-Side-Encryption")
 	md5OfETag, err := hex.DecodeString(strings.Trim(seen.ETag, `"`))
 	if etagIsMD5 && (sse == "" || sse == "AES256") && err == nil && len(md5OfETag) == md5.Size {
-		o.sums.said = append(o.sums.said, said{"ETag", 0, md5.New().(hash.Cloner), md5OfETag}) //nolint:gosec // as above
+		sum := md5.New().(hash.Cloner) //nolint:gosec // S3's ETag
+		o.sums.said = append(o.sums.said, said{"ETag", 0, sum, md5OfETag})
 	}
+
 	return o
 }
 
-// checksum is what is kept with an object in parts.
+// checksum returns the checksum that is stored with a multipart object.
 func (o *original) checksum() stored.Checksum {
 	out := stored.Checksum{Digests: o.sums.digests()}
 	if len(out.Digests) > 0 {
@@ -57,17 +71,20 @@ func (o *original) checksum() stored.Checksum {
 	return out
 }
 
-// read asks for some of the object's bytes.
+// read requests a range of the object.
 func (e *Encrypter) read(ctx context.Context, o *original, offset, length int64) (io.ReadCloser, error) {
 	header := http.Header{"If-Match": {o.stored}}
 	if length < o.size {
 		header.Set("Range", stored.Bytes(offset, length).String())
 	}
+
 	resp, err := e.store.Do(inplace.NewRequest(ctx, http.MethodGet, o.obj, "", header, nil))
 	if err != nil {
 		return nil, err
 	}
-	partial := resp.StatusCode == http.StatusPartialContent && resp.Header.Get("Content-Range") == stored.ContentRange(offset, length, o.size)
+
+	partial := resp.StatusCode == http.StatusPartialContent &&
+		resp.Header.Get("Content-Range") == stored.ContentRange(offset, length, o.size)
 	if resp.Header.Get("Etag") != o.stored || resp.ContentLength != length || length < o.size && !partial {
 		_ = resp.Body.Close()
 		return nil, inplace.ErrChanged
@@ -75,16 +92,16 @@ func (e *Encrypter) read(ctx context.Context, o *original, offset, length int64)
 	return resp.Body, nil
 }
 
-// sums are of the bytes that were read.
+// sums are hashes of the bytes that were read.
 type sums struct {
-	whole hash.Cloner // SHA-256, by which what is read back is compared
+	whole hash.Cloner // SHA-256, to compare with what is read back
 	said  []said
 }
 
-// said is what the store says of the bytes.
+// said is a checksum that the store reports.
 type said struct {
 	name string
-	id   crypt.ChecksumID // 0 for what no client asks for
+	id   crypt.ChecksumID // 0 for a checksum that clients do not ask for
 	hash hash.Cloner
 	want []byte
 }
@@ -115,7 +132,7 @@ func (s *sums) digests() map[crypt.ChecksumID][]byte {
 	return out
 }
 
-// clone returns sums of what has been read so far, to go on from there again.
+// clone returns a copy of the hashes, so that a part can be read again.
 func (s *sums) clone() *sums {
 	out := &sums{whole: cloneHash(s.whole)}
 	for _, one := range s.said {
@@ -128,13 +145,13 @@ func (s *sums) clone() *sums {
 func cloneHash(h hash.Cloner) hash.Cloner {
 	c, err := h.Clone()
 	if err != nil {
-		panic(err) // for a hash of a hash only
+		panic(err) // only for hashes that embed others
 	}
 	return c
 }
 
-// source is plaintext that is being read. end, if not nil, is asked before it
-// says that it is at its end.
+// source is plaintext that is being read. If end is not nil, it is called
+// before Read returns io.EOF.
 type source struct {
 	r    io.Reader
 	sums *sums
@@ -144,7 +161,7 @@ type source struct {
 func (s *source) Read(p []byte) (int, error) {
 	n, err := s.r.Read(p)
 	s.sums.write(p[:n])
-	if err == io.EOF && s.end != nil { // bare, as every io.Reader must say it
+	if err == io.EOF && s.end != nil { // unwrapped, as readers return it
 		if refused := s.end(); refused != nil {
 			return n, refused
 		}
@@ -152,10 +169,11 @@ func (s *source) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// twin compares what is decrypted again with what was read.
+// twin compares the plaintext that is decrypted again with the plaintext
+// that was read.
 type twin struct {
 	src       io.Reader
-	unchecked bytes.Buffer // and not compared yet: no more than is sealed at a time
+	unchecked bytes.Buffer // read, but not yet compared: at most what is sealed at a time
 }
 
 func (t *twin) Read(p []byte) (int, error) {
@@ -166,7 +184,7 @@ func (t *twin) Read(p []byte) (int, error) {
 
 func (t *twin) seen(text []byte) error {
 	if !bytes.Equal(t.unchecked.Next(len(text)), text) {
-		return errors.New("what was sealed opens to other bytes than were read")
+		return errors.New("the sealed bytes decrypt to other bytes than were read")
 	}
 	return nil
 }

@@ -16,7 +16,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// put writes an object whole.
+// put writes a single-PUT object.
 func (e *Encrypter) put(ctx context.Context, w *written, before **written) error {
 	if !e.cfg.Abilities.PutIfMatch && !e.cfg.Unconditional {
 		return fmt.Errorf("PutObject: %w", ErrUnconditional)
@@ -26,65 +26,84 @@ func (e *Encrypter) put(ctx context.Context, w *written, before **written) error
 		return err
 	}
 	defer key.Release()
+
 	body, err := e.read(ctx, w.original, 0, w.size)
 	if err != nil {
 		return err
 	}
 	defer body.Close()
-	text := &twin{src: &source{r: body, sums: w.sums, end: func() error { return e.atTheEnd(ctx, w, e.cfg.Abilities.PutIfMatch) }}}
+
+	text := &twin{
+		src: &source{
+			r:    body,
+			sums: w.sums,
+			end:  func() error { return e.atTheEnd(ctx, w, e.cfg.Abilities.PutIfMatch) },
+		},
+	}
+
 	sealer, err := crypt.NewSealer(text, w.size, key.DEK(), e.cfg.Random)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = sealer.Close() }() // it only gives a buffer back
+	defer func() { _ = sealer.Close() }() // it only returns a buffer
 	w.header = sealer.Header()
+
 	header, err := e.envelope(ctx, w, key)
 	if err != nil {
 		return err
 	}
+
 	checked, err := inplace.CheckBody(ctx, sealer, w.size, w.header, key.Proof)
 	if err != nil {
 		return err
 	}
 	defer checked.Close()
 	checked.Seen = text.seen
+
 	if e.cfg.Abilities.PutIfMatch {
 		header.Set("If-Match", w.stored)
 	}
+
 	payload := &inplace.Payload{Body: checked, Length: crypt.StoredSize(w.size)}
 	if crypt.IsMarker(w.obj, w.size) {
-		if _, err := io.Copy(io.Discard, checked); err != nil { // that it is empty is verified all the same
+		if _, err := io.Copy(io.Discard, checked); err != nil { // verifies that it is empty
 			return err
 		}
 		payload = nil
 	}
 	*before = w
+
 	resp, err := e.store.Do(inplace.NewRequest(ctx, http.MethodPut, w.obj, "", header, payload))
 	if err == nil {
 		w.etag = resp.Header.Get("Etag")
 		err = resp.Body.Close()
 	}
+
 	if checked.Err != nil {
-		return checked.Err // and why the store was left with half a body
+		// The error of the request to the store is only its result.
+		return checked.Err
 	}
 	return err
 }
 
-// envelope returns the header with an envelope that verifies, and with what
-// the object had.
+// envelope returns headers with a verified envelope and the object's
+// metadata.
 func (e *Encrypter) envelope(ctx context.Context, w *written, key *inplace.Key) (http.Header, error) {
 	sum, err := crypt.SealChecksums(w.sums.digests(), key.DEK(), e.cfg.Random)
 	if err != nil {
 		return nil, err
 	}
+
 	envelope := crypt.Envelope{KeyID: key.KeyID, WrappedDEK: key.Wrapped, Header: w.header, Size: w.size, Sum: sum}
 	if err := envelope.Sign(key.DEK(), w.obj); err != nil {
 		return nil, err
 	}
+
 	metadata, err := envelope.Metadata()
 	if err != nil {
 		return nil, err
 	}
+
 	again, err := crypt.ParseEnvelope(metadata)
 	if err != nil {
 		return nil, err
@@ -92,6 +111,7 @@ func (e *Encrypter) envelope(ctx context.Context, w *written, key *inplace.Key) 
 	if err := again.Verify(key.Proof.DEK(), w.obj); err != nil {
 		return nil, err
 	}
+
 	return e.carried(ctx, w, metadata)
 }
 
@@ -103,16 +123,20 @@ func (e *Encrypter) carried(ctx context.Context, w *written, metadata map[string
 	return header, e.store.CarryTags(ctx, w.obj, header)
 }
 
-// atTheEnd is called when all has been read, and before the last of it is
-// written.
-func (e *Encrypter) atTheEnd(ctx context.Context, w *written, conditional bool) error { //nolint:revive // what the store can do, and no mode of this
+// atTheEnd is called after all bytes were read, and before the last of them
+// is sent.
+func (e *Encrypter) atTheEnd( //nolint:revive // conditional describes the store
+	ctx context.Context,
+	w *written,
+	conditional bool,
+) error {
 	if err := w.sums.check(); err != nil || conditional {
 		return err
 	}
 	return e.store.Unchanged(ctx, w.obj, w.stored)
 }
 
-// upload writes an object in parts.
+// upload writes a multipart object.
 func (e *Encrypter) upload(ctx context.Context, w *written, before **written) error {
 	if !e.cfg.Abilities.CompleteIfMatch && !e.cfg.Unconditional {
 		return fmt.Errorf("CompleteMultipartUpload: %w", ErrUnconditional)
@@ -122,10 +146,12 @@ func (e *Encrypter) upload(ctx context.Context, w *written, before **written) er
 		return err
 	}
 	defer key.Release()
+
 	mark, err := crypt.Mark{KeyID: key.KeyID}.Metadata()
 	if err != nil {
 		return err
 	}
+
 	header, err := e.carried(ctx, w, mark)
 	if err != nil {
 		return err
@@ -133,12 +159,14 @@ func (e *Encrypter) upload(ctx context.Context, w *written, before **written) er
 	if w.up, err = e.store.Create(ctx, w.obj, header); err != nil {
 		return err
 	}
+
 	if err := e.sendParts(ctx, w, key); err != nil {
 		w.up.Abort(ctx)
 		return err
 	}
 	*before = w
 	condition := w.stored
+
 	if !e.cfg.Abilities.CompleteIfMatch {
 		condition = ""
 	}
@@ -146,6 +174,7 @@ func (e *Encrypter) upload(ctx context.Context, w *written, before **written) er
 		w.up.Abort(ctx)
 		return err
 	}
+
 	w.etag = w.up.ETag
 	return nil
 }
@@ -162,13 +191,17 @@ func (e *Encrypter) sendParts(ctx context.Context, w *written, key *inplace.Key)
 			return err
 		}
 	}
+
 	if err := e.atTheEnd(ctx, w, e.cfg.Abilities.CompleteIfMatch); err != nil {
 		return err
 	}
+
 	first, _ := w.layout.At(0)
 	last, _ := w.layout.At(n - 1)
 	if crypt.IsFinal(last.Number, last.Size) || e.cfg.OpenEnd && last.Size != first.Size {
-		return nil // the end shows, or cannot: a part behind this one would be refused
+		// The end is recognizable, or the store would refuse another part
+		// after this one.
+		return nil
 	}
 	return w.up.End(ctx, w.layout, w.checksum(), key, e.cfg.Random)
 }
@@ -184,44 +217,51 @@ func (e *Encrypter) sendPart(ctx context.Context, w *written, key *inplace.Key, 
 	return w.up.Seal(ctx, part, text, key, e.cfg.Random, text.seen)
 }
 
-// readBack reads what is stored now, by the key as the KMS unwraps it, and
-// compares it with what was there.
+// readBack reads the stored object with the key as the KMS unwraps it, and
+// compares it with the original.
 func (e *Encrypter) readBack(ctx context.Context, w *written, etag string) error {
 	o, err := e.reader.Get(ctx, onlyIf(w.obj, etag))
 	switch stored.StatusOf(err) {
 	case http.StatusNotFound:
-		return nil // deleted since
+		return nil // deleted in the meantime
 	case http.StatusPreconditionFailed:
-		return inplace.ErrChanged // overwritten since: what is there now is looked at in its turn
+		// Overwritten in the meantime: the next attempt handles the new
+		// object.
+		return inplace.ErrChanged
 	}
+
 	if err == nil {
 		sum := sha256.New()
 		_, err = io.Copy(sum, o.Reader(ctx))
 		o.Close()
 		if err == nil && !bytes.Equal(sum.Sum(nil), w.sums.whole.Sum(nil)) {
-			err = errors.New("other bytes come back")
+			err = errors.New("the stored object has other bytes")
 		}
+
 		if err == nil {
 			return nil
 		}
 	}
+
 	if damaged(err) {
-		return fmt.Errorf("%w: it was encrypted, and read back: %w", ErrLost, err)
+		return fmt.Errorf("%w: after encryption, reading it back: %w", ErrLost, err)
 	}
-	return fmt.Errorf("it was encrypted, and could not be read back: %w", err)
+	return fmt.Errorf("it was encrypted, but could not be read back: %w", err)
 }
 
-// damaged reports whether an error says that the bytes are not what they were.
-// A store or a KMS that does not answer says nothing of that.
+// damaged reports whether an error means that the bytes have changed. An
+// unreachable store or KMS does not mean that.
 func damaged(err error) bool {
-	if errors.Is(err, inplace.ErrChanged) || errors.Is(err, inplace.ErrUnanswered) || errors.Is(err, stored.ErrOverwritten) || stored.StatusOf(err) != 0 {
+	if errors.Is(err, inplace.ErrChanged) || errors.Is(err, inplace.ErrUnanswered) ||
+		errors.Is(err, stored.ErrOverwritten) ||
+		stored.StatusOf(err) != 0 {
 		return false
 	}
 	return !keyFailed(err) && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded)
 }
 
-// keyFailed reports whether it was a key that could not be had, and not the
-// object.
+// keyFailed reports whether the key could not be used, through no fault of
+// the object.
 func keyFailed(err error) bool {
 	var failure *kms.Error
 	return errors.As(err, &failure) && failure.Kind != kms.InvalidCiphertext

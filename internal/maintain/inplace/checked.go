@@ -10,24 +10,24 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// Checked is a body on its way to the store. It hands stored bytes on, each
-// after its segment has verified and been decrypted. The end comes only if all
-// have.
+// Checked is a body for the store that verifies itself. It returns stored
+// bytes only after their segment was verified and decrypted. It returns
+// io.EOF only if all segments were verified.
 type Checked struct {
-	// Seen, if not nil, is given the plaintext of what is handed on next. An
-	// error keeps it back.
+	// Seen, if not nil, is called with the plaintext of the bytes that are
+	// returned next. If it returns an error, they are not returned.
 	Seen func(text []byte) error
-	// Err is why it failed, which a transport may not hand on.
+	// Err is why reading failed; a transport may not pass it on.
 	Err error
 
 	ctx    context.Context //nolint:containedctx // of the one request that reads it
 	lease  stored.Lease
 	opener *crypt.Opener
 	next   func() ([]byte, error)
-	passed bytes.Buffer // what has verified
+	passed bytes.Buffer // verified bytes
 }
 
-// CheckBody checks the body of an object that is put whole, with size bytes of
+// CheckBody checks the body of a single-PUT object with size bytes of
 // plaintext.
 func CheckBody(ctx context.Context, src io.Reader, size int64, h crypt.Header, lease stored.Lease) (*Checked, error) {
 	c := &Checked{ctx: ctx, lease: lease}
@@ -39,7 +39,7 @@ func CheckBody(ctx context.Context, src io.Reader, size int64, h crypt.Header, l
 	return c, nil
 }
 
-// CheckPart checks a part of an object, which has no record.
+// CheckPart checks a part without a record.
 func CheckPart(ctx context.Context, src io.Reader, obj crypt.Object, lease stored.Lease) (*Checked, error) {
 	c := &Checked{ctx: ctx, lease: lease}
 	src = io.TeeReader(src, &c.passed)
@@ -47,6 +47,7 @@ func CheckPart(ctx context.Context, src io.Reader, obj crypt.Object, lease store
 	if _, err := io.ReadFull(src, prefix); err != nil {
 		return nil, err
 	}
+
 	part, err := crypt.ParsePart(prefix)
 	if err != nil {
 		return nil, err
@@ -54,29 +55,32 @@ func CheckPart(ctx context.Context, src io.Reader, obj crypt.Object, lease store
 	if err := part.Verify(lease.DEK(), obj); err != nil {
 		return nil, err
 	}
+
 	window := part.Whole()
 	stream := io.LimitReader(io.MultiReader(bytes.NewReader(prefix[crypt.PartHeaderSize:]), src), window.End)
 	if c.opener, err = crypt.NewOpener(stream, window, lease.DEK(), part.Header); err != nil {
 		return nil, err
 	}
+
 	fill := part.Size + crypt.PartOverhead - crypt.PartHeaderSize - window.End
 	c.next = func() ([]byte, error) {
 		text, err := c.opener.Next()
-		if err == io.EOF && fill >= 0 { //nolint:errorlint // bare: Next says so
+		if err == io.EOF && fill >= 0 { //nolint:errorlint // Next returns io.EOF unwrapped
 			n := fill
 			fill = -1
 			return nil, expectZeros(src, n)
 		}
 		return text, err
 	}
+
 	return c, nil
 }
 
-// expectZeros reads n bytes of nothing, and the end.
+// expectZeros reads n zero bytes and the end.
 func expectZeros(src io.Reader, n int64) error {
 	fill := make([]byte, n+1)
 	got, err := crypt.ReadFull(src, fill)
-	if err != nil && err != io.EOF && err != crypt.ErrTruncated { //nolint:errorlint // bare: what wraps them is the source's
+	if err != nil && err != io.EOF && err != crypt.ErrTruncated { //nolint:errorlint // wrapped ones are from the source
 		return err
 	}
 	if int64(got) != n || !bytes.Equal(fill[:n], make([]byte, n)) {
@@ -100,10 +104,10 @@ func (c *Checked) Read(p []byte) (int, error) {
 	return c.passed.Read(p)
 }
 
-// more verifies the next bytes. There are none at the end.
+// more verifies the next bytes. At the end, there are none.
 func (c *Checked) more() error {
 	text, err := c.next()
-	if err == io.EOF { //nolint:errorlint // bare: Next says so
+	if err == io.EOF { //nolint:errorlint // Next returns io.EOF unwrapped
 		return nil
 	}
 	if err == nil {
@@ -115,5 +119,5 @@ func (c *Checked) more() error {
 	return err
 }
 
-// Close gives the buffers back.
+// Close releases the buffers.
 func (c *Checked) Close() { c.opener.Close() }

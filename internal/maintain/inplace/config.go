@@ -12,73 +12,75 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// Abilities are what a store can do; package storecheck finds it out. Most are
-// conditions that it holds to: whether it refuses to write, with 412, when the
-// object that would be overwritten does not have the ETag of If-Match.
-// x-amz-copy-source-if-match is not one of them: it is about what is read, and
-// a store may look at it long before it writes.
+// Abilities are what a store can do; package storecheck tests it. Most are
+// conditions that the store honors: it refuses a write with 412 if the
+// object that would be overwritten does not have the ETag in If-Match.
+//
+// x-amz-copy-source-if-match is not among them. It is a condition on what is
+// read, and a store may check it long before it writes.
 type Abilities struct {
 	CopyIfMatch     bool // CopyObject
 	PutIfMatch      bool // PutObject
 	CompleteIfMatch bool // CompleteMultipartUpload
-	// ETagIsMD5: the ETag of what is put, and of a part, is the MD5 of its
-	// bytes.
+	// ETagIsMD5 means that the ETag of a single-PUT object, and of a part,
+	// is the MD5 of its bytes.
 	ETagIsMD5 bool
 }
 
-// Config is what objects are written with. It is a part of the Config of each
-// package that does.
+// Config is what the packages that write objects have in common. Each of
+// them embeds it.
 type Config struct {
-	// Send sends a request to the store, as stored.Store.Send.
+	// Send sends a request to the store; see stored.Reader.Send.
 	Send Sender
-	// Keys makes data keys, or wraps those that it has unwrapped anew. Its
-	// rules choose the KMS key.
+	// Keys creates data keys, and rewraps existing ones. Its rules choose
+	// the KMS key.
 	Keys *keyring.Keyring
-	// Check unwraps what was wrapped, before anything is written and after. It
-	// must ask the KMS, and not remember what Keys has just wrapped.
+	// Check unwraps a wrapped data key, before and after the write. It must
+	// ask the KMS, and must not use a key that Keys has just cached.
 	Check Open
-	// Client is in whose name the rules are asked; "" is a client that no rule
-	// names.
+	// Client is the client for which the rules are evaluated; "" for a
+	// client that no rule names.
 	Client string
-	// OpenEnd is that of stored.Store.
+	// OpenEnd is stored.Reader.OpenEnd.
 	OpenEnd bool
-	// Abilities is what the store can do. It must be set, unless DryRun is.
+	// Abilities is what the store can do. It is required, unless DryRun is
+	// set.
 	Abilities Abilities
 	// DryRun finds out what would be written, and writes nothing.
 	DryRun bool
-	// Wait, if not nil, is called before an object is written, and holds it up.
+	// Wait, if not nil, is called before each write, to limit the rate.
 	Wait func(context.Context) error
-	// Away is that of Insist.
+	// Away is the parameter away of Insist.
 	Away func(error)
-	// Random is the source of salts and the like.
+	// Random is the source of salts and nonces.
 	Random io.Reader
 }
 
-// Open returns the data key of an object, as stored.Store.Open.
+// Open returns the data key of an object; see stored.Reader.Open.
 type Open = func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error)
 
-// Store is the store behind.
+// Store returns the store.
 func (c *Config) Store() *Store { return &Store{Send: c.Send, ETagIsMD5: c.Abilities.ETagIsMD5} }
 
-// Reader reads from a store with data keys from open.
+// Reader returns a reader of the store that gets data keys from open.
 func (c *Config) Reader(s *Store, open Open) *stored.Reader {
 	return &stored.Reader{Send: s.Do, Open: open, OpenEnd: c.OpenEnd, Cache: stored.NewCache()}
 }
 
-// Key is a new data key of an object, and the same one as the KMS has
-// unwrapped it again: as whoever reads the object will get it.
+// Key is a new data key of an object. Proof is the same key as the KMS has
+// unwrapped it, which is how readers will get it.
 type Key struct {
 	*keyring.DataKey
 	Proof stored.Lease
 }
 
-// Release ends the use of both.
+// Release releases both leases.
 func (k *Key) Release() {
 	k.Proof.Release()
 	k.DataKey.Release()
 }
 
-// NewKey makes a data key; see keyring.Keyring.Create.
+// NewKey creates a data key; see keyring.Keyring.Create.
 func (c *Config) NewKey(ctx context.Context, obj crypt.Object, want keyring.Choice) (*Key, error) {
 	sealed, err := c.Keys.Create(ctx, obj, c.Client, want)
 	if err != nil {
@@ -92,16 +94,16 @@ func (c *Config) NewKey(ctx context.Context, obj crypt.Object, want keyring.Choi
 	return &Key{sealed, proof}, nil
 }
 
-// Prove has the KMS unwrap what it has just wrapped, and compares. The lease
-// is of the data key as whoever reads the object will get it.
+// Prove makes the KMS unwrap what it has just wrapped, and compares the two.
+// It returns the lease of the unwrapped data key.
 func (c *Config) Prove(ctx context.Context, obj crypt.Object, sealed *keyring.DataKey) (stored.Lease, error) {
 	lease, err := c.Check(ctx, obj, sealed.KeyID, sealed.Wrapped)
 	if err != nil {
-		return nil, fmt.Errorf("the new key wraps and does not unwrap: %w", err)
+		return nil, fmt.Errorf("the new key can wrap, but not unwrap: %w", err)
 	}
 	if subtle.ConstantTimeCompare(lease.DEK(), sealed.DEK()) != 1 {
 		lease.Release()
-		return nil, errors.New("the new key unwraps another data key than it has wrapped")
+		return nil, errors.New("the new key unwraps to another data key than it wrapped")
 	}
 	return lease, nil
 }

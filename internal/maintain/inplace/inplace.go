@@ -1,18 +1,18 @@
-// Package inplace writes stored objects anew under their own names. It is what
-// the commands have in common that move objects to another key and that
-// encrypt what never was.
+// Package inplace rewrites stored objects under their own names. It is shared
+// by the commands that move objects to another key and that encrypt plaintext
+// objects.
 //
-// What they write replaces the only copy that there may be. So it is written
-// only after it has been read again by a key that the KMS has unwrapped, and
-// only over the very object that it was made of: by a condition that the store
-// holds to, see Abilities. What a client stores meanwhile stays.
+// The only copy of an object may be overwritten. So the new object is written
+// only after it was read again with a key that the KMS has unwrapped, and only
+// over the object from which it was made. The store must honor a condition for
+// that; see Abilities. A concurrent write of a client is kept.
 //
-//	config.go   what an object is written with: the store, the keys
-//	inplace.go  requests to the store, and when they are made again
-//	tags.go     what of an object is carried over beside its body
-//	checked.go  bodies that verify on their way to the store
-//	upload.go   objects in parts
-//	send.go     requests as they go out, and what is no answer of the store
+//	config.go   Config: the store, the keys, and options
+//	inplace.go  requests to the store, and when they are repeated
+//	tags.go     copying an object's tags
+//	checked.go  bodies that are verified before they are sent
+//	upload.go   multipart uploads
+//	send.go     sending requests, and recognizing answers that are not the store's
 package inplace
 
 import (
@@ -37,40 +37,49 @@ import (
 )
 
 var (
-	// ErrChanged says that the object is another one than a moment ago.
+	// ErrChanged means that the object has changed since it was read.
 	ErrChanged = errors.New("the object has changed")
-	// ErrUnanswered says that the store could not be reached or broke off.
+	// ErrUnanswered means that the store could not be reached, or broke the
+	// connection.
 	ErrUnanswered = errors.New("the store does not answer")
 )
 
-// tries is how often an object is tried that changes meanwhile or whose store
-// falters; pause is the first one between.
+// tries is how many attempts an object gets if it changes or the store
+// fails. pause is the first pause between attempts.
 const (
 	tries = 4
 	pause = 250 * time.Millisecond
 )
 
-// awayPause is the first pause before a KMS is asked again that does not
-// answer, longAwayPause the longest.
+// awayPause is the first pause while a KMS does not answer, longAwayPause
+// the longest.
 const (
 	awayPause     = time.Second
 	longAwayPause = 30 * time.Second
 )
 
-// Insist makes attempts at an object until one of them succeeds or fails for
-// good. An attempt that finds no object returns the outcome Gone and the
-// store's answer.
+// Insist repeats attempts at an object until one succeeds or fails
+// permanently. If the object does not exist, attempt returns the outcome
+// Gone and the store's answer.
 //
-// A KMS that does not answer says nothing of the object: Insist waits for it
-// until ctx ends. away, if not nil, is called with the error at each such wait.
-func Insist(ctx context.Context, e stored.Entry, away func(error), attempt func(context.Context) (walk.Result, error)) walk.Result {
+// If a KMS does not answer, the object is not at fault: Insist waits until
+// the KMS answers or ctx ends. away, if not nil, is called with the error
+// before each such wait.
+func Insist(
+	ctx context.Context,
+	e stored.Entry,
+	away func(error),
+	attempt func(context.Context) (walk.Result, error),
+) walk.Result {
 	var r walk.Result
 	var err error
 	wait := awayPause
+
 	for i := 0; i < tries; {
 		if r, err = attempt(ctx); r.Outcome == walk.Gone || !again(err) || ctx.Err() != nil {
 			break
 		}
+
 		next := pause << i
 		if isAway(err) {
 			if away != nil {
@@ -80,16 +89,18 @@ func Insist(ctx context.Context, e stored.Entry, away func(error), attempt func(
 		} else {
 			i++
 		}
+
 		select {
 		case <-ctx.Done():
 		case <-time.After(next):
 		}
 	}
+
 	r.Key, r.Version = e.Key, e.Version
 	if stored.StatusOf(err) == http.StatusNotFound && r.Outcome == walk.Gone {
 		err = nil
 		if strings.ContainsRune(e.Key, '\uFFFD') {
-			err = errors.New("not found by the name that the listing gives, which has characters that XML cannot hold")
+			err = errors.New("not found under its listed name, which has characters that XML does not allow")
 		}
 	}
 	if err != nil {
@@ -98,8 +109,8 @@ func Insist(ctx context.Context, e stored.Entry, away func(error), attempt func(
 	return r
 }
 
-// again reports whether an error may pass, or the object be another one now.
-// Not found, but for the first look at it, is what was deleted meanwhile.
+// again reports whether another attempt may succeed. After the first
+// request, a 404 means that the object was deleted in the meantime.
 func again(err error) bool {
 	if errors.Is(err, errTried) {
 		return false
@@ -111,24 +122,27 @@ func again(err error) bool {
 	return errors.Is(err, ErrChanged) || errors.Is(err, stored.ErrOverwritten) || falters(err) || isAway(err)
 }
 
-// isAway reports whether err is a KMS that does not answer, or not now.
+// isAway reports whether a KMS does not answer, or is throttling.
 func isAway(err error) bool { return kms.IsUnreachable(err) || kms.IsThrottled(err) }
 
-// falters reports whether it is the store that has no time or cannot be
-// reached.
+// falters reports whether the store is overloaded or cannot be reached.
 func falters(err error) bool {
 	switch stored.StatusOf(err) {
-	case http.StatusTooManyRequests, http.StatusInternalServerError, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+	case http.StatusTooManyRequests,
+		http.StatusInternalServerError,
+		http.StatusBadGateway,
+		http.StatusServiceUnavailable,
+		http.StatusGatewayTimeout:
 		return true
 	}
 	return errors.Is(err, ErrUnanswered)
 }
 
-// errTried says that a piece was tried often enough, so that the whole need
-// not be.
+// errTried means that a part of the work was tried often enough, so that the
+// whole need not be repeated.
 var errTried = fmt.Errorf("%d attempts", tries)
 
-// Retry makes attempts at a piece of an object as long as the store falters.
+// Retry repeats attempts at a part of an object while the store fails.
 func Retry(ctx context.Context, attempt func() error) error {
 	for i := 0; ; i++ {
 		err := attempt()
@@ -145,35 +159,36 @@ func Retry(ctx context.Context, attempt func() error) error {
 	}
 }
 
-// Store is the store behind.
+// Store sends requests to the store.
 type Store struct {
 	Send      Sender
 	ETagIsMD5 bool // see Abilities
 }
 
-// Do sends a request, and tells a store that has not answered from one that
-// has said no.
+// Do sends a request. If the store has not answered, the error wraps
+// ErrUnanswered.
 func (s *Store) Do(r *http.Request) (*http.Response, error) {
 	resp, err := s.Send(r)
 	if body, ok := r.Body.(*outgoing); ok && err == nil && !body.ended.Load() {
 		_ = resp.Body.Close()
 		err = fmt.Errorf("%w answered %d before it had the whole body", stored.ErrStore, resp.StatusCode)
 	}
+
 	if body, ok := r.Body.(*outgoing); ok {
 		body.wait(r.Context())
 	}
 	if err != nil && stored.StatusOf(err) == 0 {
 		return nil, fmt.Errorf("%w: %w", ErrUnanswered, err)
 	}
+
 	if err == nil {
 		resp.Body = &answer{resp.Body}
 	}
 	return resp, err
 }
 
-// outgoing is the body of a request. A transport may go on to read it after
-// the store has answered; what it is made of can be used again once it is
-// closed.
+// outgoing is the body of a request. A transport may still read it after the
+// store has answered. What it reads from can be reused after Close.
 type outgoing struct {
 	io.Reader
 	ended   atomic.Bool
@@ -183,13 +198,13 @@ type outgoing struct {
 
 func (o *outgoing) Read(p []byte) (int, error) {
 	n, err := o.Reader.Read(p)
-	if err == io.EOF { // bare, as every io.Reader must say it
+	if err == io.EOF { // unwrapped, as readers return it
 		o.ended.Store(true)
 	}
 	return n, err
 }
 
-// Close keeps the promise of http.RoundTripper, to close the body in any case.
+// Close is always called: http.RoundTripper guarantees it.
 func (o *outgoing) Close() error {
 	o.closing.Do(func() { close(o.closed) })
 	return nil
@@ -202,22 +217,21 @@ func (o *outgoing) wait(ctx context.Context) {
 	}
 }
 
-// answer is a body that tells a connection that broke from a stored object
-// that is too short. The cause is not wrapped: an unexpected EOF is what
-// readers take for the latter.
+// answer is the body of an answer. It distinguishes a broken connection from
+// a stored object that is too short. It does not wrap the cause, because
+// readers take an unexpected EOF for the latter.
 type answer struct{ io.ReadCloser }
 
 func (a *answer) Read(p []byte) (int, error) {
 	n, err := a.ReadCloser.Read(p)
-	if err != nil && err != io.EOF { //nolint:errorlint // bare, as every io.Reader must say it
-		err = fmt.Errorf("%w: it broke off: %s", ErrUnanswered, err.Error())
+	if err != nil && err != io.EOF { //nolint:errorlint // Read must return io.EOF unwrapped
+		err = fmt.Errorf("%w: the connection broke: %s", ErrUnanswered, err.Error())
 	}
 	return n, err
 }
 
-// Unchanged looks at the object right before it is overwritten, where the
-// store knows no condition. What a client writes in between is overwritten
-// too.
+// Unchanged checks the object right before it is overwritten, if the store
+// does not honor a condition. A client's write in between is lost.
 func (s *Store) Unchanged(ctx context.Context, obj crypt.Object, etag string) error {
 	resp, err := s.Do(NewRequest(ctx, http.MethodHead, obj, "", nil, nil))
 	if err != nil {
@@ -236,9 +250,15 @@ type Payload struct {
 	Length int64
 }
 
-// NewRequest returns a request for an object, with a query that is encoded
-// already.
-func NewRequest(ctx context.Context, method string, obj crypt.Object, query string, header http.Header, p *Payload) *http.Request {
+// NewRequest returns a request for an object. query must be encoded.
+func NewRequest(
+	ctx context.Context,
+	method string,
+	obj crypt.Object,
+	query string,
+	header http.Header,
+	p *Payload,
+) *http.Request {
 	u := &url.URL{Path: "/" + obj.Bucket + "/" + obj.Key, RawQuery: query}
 	u.RawPath = sigv4.EscapePath(u.Path)
 	if header == nil {
@@ -251,13 +271,20 @@ func NewRequest(ctx context.Context, method string, obj crypt.Object, query stri
 	return r.WithContext(ctx)
 }
 
-// maxAnswer bounds the store's documents, in bytes.
+// maxAnswer limits the store's documents, in bytes.
 const maxAnswer = 1 << 20
 
 // Ask sends a request and returns the document in the answer. S3 begins to
-// answer copies and completions before it is done with them, so that a failure
-// can come with status 200.
-func (s *Store) Ask(ctx context.Context, method string, obj crypt.Object, query string, header http.Header, p *Payload) ([]byte, error) {
+// answer copies and completions before they are done, so a failure can come
+// with status 200.
+func (s *Store) Ask(
+	ctx context.Context,
+	method string,
+	obj crypt.Object,
+	query string,
+	header http.Header,
+	p *Payload,
+) ([]byte, error) {
 	resp, err := s.Do(NewRequest(ctx, method, obj, query, header, p))
 	if err != nil {
 		return nil, err
@@ -270,8 +297,8 @@ func (s *Store) Ask(ctx context.Context, method string, obj crypt.Object, query 
 	return body.Bytes(), lateError(body.Bytes())
 }
 
-// lateError reads an error document that came with a good status. Whatever it
-// says, the request can be made again.
+// lateError returns the error in a document that came with status 200. The
+// request can always be repeated.
 func lateError(body []byte) error {
 	var doc struct {
 		XMLName       xml.Name
@@ -283,7 +310,7 @@ func lateError(body []byte) error {
 	return fmt.Errorf("%w: %s %s", ErrUnanswered, doc.Code, doc.Message)
 }
 
-// ETagOf reads the ETag element of a document.
+// ETagOf parses the ETag element of a document.
 func ETagOf(body []byte) (string, error) {
 	var doc struct{ ETag string }
 	if err := xml.Unmarshal(body, &doc); err != nil || doc.ETag == "" {

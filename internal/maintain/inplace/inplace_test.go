@@ -22,7 +22,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// store is the one real store of this test process.
+// store is the real store of this test process.
 var store *proxytest.Bucket
 
 const bucket = "bucket"
@@ -39,12 +39,15 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// newConfig is a Config for the store, whose keys are under one local key.
+// newConfig returns a Config for the store, with keys under one local key.
 func newConfig(t *testing.T) *inplace.Config {
 	t.Helper()
 	key, _ := proxytest.NewLocalKey(t)
 	ring := func() *keyring.Keyring {
-		return proxytest.NewKeyring(t, keyring.Config{Keys: []keyring.Key{{Name: "key", Wrapper: key}}, Rules: []keyring.Rule{{Key: "key"}}})
+		return proxytest.NewKeyring(
+			t,
+			keyring.Config{Keys: []keyring.Key{{Name: "key", Wrapper: key}}, Rules: []keyring.Rule{{Key: "key"}}},
+		)
 	}
 	return &inplace.Config{
 		Send: store.Send, Keys: ring(), Check: proxytest.Opening(ring()), Random: rand.Reader,
@@ -62,7 +65,7 @@ func newKey(t *testing.T, cfg *inplace.Config, obj crypt.Object) *inplace.Key {
 	return key
 }
 
-// What an upload seals and sends can be read with the key as the KMS has
+// The sealed and uploaded object can be read with the key as the KMS has
 // unwrapped it.
 func TestUpload(t *testing.T) {
 	cfg, obj := newConfig(t), crypt.Object{Bucket: bucket, Key: t.Name()}
@@ -81,6 +84,7 @@ func TestUpload(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+
 	if err := up.Complete(t.Context(), ""); err != nil {
 		t.Fatal(err)
 	}
@@ -90,12 +94,13 @@ func TestUpload(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer o.Close()
+
 	if got, err := io.ReadAll(o.Reader(t.Context())); err != nil || !bytes.Equal(got, text) {
 		t.Errorf("read %d of %d bytes: %v", len(got), len(text), err)
 	}
 }
 
-// markOf is the header that a multipart object under a key is created with.
+// markOf returns the headers for creating a multipart object under a key.
 func markOf(t *testing.T, key *inplace.Key) http.Header {
 	t.Helper()
 	metadata, err := crypt.Mark{KeyID: key.KeyID}.Metadata()
@@ -109,17 +114,19 @@ func markOf(t *testing.T, key *inplace.Key) http.Header {
 	return h
 }
 
-// No byte reaches the store that does not decrypt again: neither of a
-// single-PUT body nor of a part.
+// Bytes that cannot be decrypted again never reach the store, neither from a
+// single-PUT body nor from a part.
 func TestAlteredOnTheWay(t *testing.T) {
 	cfg, obj := newConfig(t), crypt.Object{Bucket: bucket, Key: t.Name()}
 	key := newKey(t, cfg, obj)
 	text := make([]byte, 300_000)
 	rand.Read(text)
+
 	sealer, err := crypt.NewSealer(bytes.NewReader(text), int64(len(text)), key.DEK(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	body, err := io.ReadAll(sealer)
 	if err != nil {
 		t.Fatal(err)
@@ -127,7 +134,7 @@ func TestAlteredOnTheWay(t *testing.T) {
 
 	for name, row := range map[string]struct {
 		change func(body []byte) []byte
-		most   int // bytes that may pass before it is noticed
+		most   int // bytes that may be sent before it is noticed
 	}{
 		"first byte": {func(b []byte) []byte { b[0] ^= 1; return b }, 0},
 		"last byte":  {func(b []byte) []byte { b[len(b)-1] ^= 1; return b }, len(body) - 1},
@@ -136,11 +143,18 @@ func TestAlteredOnTheWay(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			altered := row.change(bytes.Clone(body))
-			checked, err := inplace.CheckBody(t.Context(), bytes.NewReader(altered), int64(len(text)), sealer.Header(), key.Proof)
+			checked, err := inplace.CheckBody(
+				t.Context(),
+				bytes.NewReader(altered),
+				int64(len(text)),
+				sealer.Header(),
+				key.Proof,
+			)
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer checked.Close()
+
 			passed, err := io.ReadAll(checked)
 			if err == nil || checked.Err == nil {
 				t.Fatal("the end came as if all were well")
@@ -152,7 +166,7 @@ func TestAlteredOnTheWay(t *testing.T) {
 	}
 }
 
-// A plaintext that the caller refuses is kept back with its ciphertext.
+// If the caller refuses a plaintext, its ciphertext is not sent.
 func TestSeenKeepsBack(t *testing.T) {
 	cfg, obj := newConfig(t), crypt.Object{Bucket: bucket, Key: t.Name()}
 	key := newKey(t, cfg, obj)
@@ -160,6 +174,7 @@ func TestSeenKeepsBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	checked, err := inplace.CheckBody(t.Context(), sealer, 8, sealer.Header(), key.Proof)
 	if err != nil {
 		t.Fatal(err)
@@ -167,6 +182,7 @@ func TestSeenKeepsBack(t *testing.T) {
 	defer checked.Close()
 	refused := errors.New("refused")
 	checked.Seen = func([]byte) error { return refused }
+
 	if passed, err := io.ReadAll(checked); len(passed) > 0 || !errors.Is(err, refused) {
 		t.Errorf("%d bytes passed, %v", len(passed), err)
 	}
@@ -183,19 +199,23 @@ func (w otherDEK) Unwrap(ctx context.Context, wrapped []byte, ec kms.EncryptionC
 	return dek, err
 }
 
-// Nothing is written under a key that does not give back what it has wrapped.
+// Nothing is written under a key that does not unwrap what it has wrapped.
 func TestNewKeyIsProved(t *testing.T) {
 	local, _ := proxytest.NewLocalKey(t)
 	ring := func(w kms.Wrapper) *keyring.Keyring {
-		return proxytest.NewKeyring(t, keyring.Config{Keys: []keyring.Key{{Name: "key", Wrapper: w}}, Rules: []keyring.Rule{{Key: "key"}}})
+		return proxytest.NewKeyring(
+			t,
+			keyring.Config{Keys: []keyring.Key{{Name: "key", Wrapper: w}}, Rules: []keyring.Rule{{Key: "key"}}},
+		)
 	}
+
 	foreign, _ := proxytest.NewLocalKey(t)
 	for name, row := range map[string]struct {
 		check kms.Wrapper
 		want  string
 	}{
 		"unwraps another data key": {otherDEK{local}, "another data key"},
-		"does not unwrap":          {foreign, "does not unwrap"},
+		"does not unwrap":          {foreign, "can wrap, but not unwrap"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg := &inplace.Config{Keys: ring(local), Check: proxytest.Opening(ring(row.check))}
@@ -207,17 +227,28 @@ func TestNewKeyIsProved(t *testing.T) {
 	}
 }
 
-// A write by a condition leaves alone what has changed meanwhile.
+// A conditional write does not overwrite an object that has changed.
 func TestConditions(t *testing.T) {
 	cfg, obj := newConfig(t), crypt.Object{Bucket: bucket, Key: t.Name()}
 	s := cfg.Store()
 	put := func(text string, header http.Header) (string, error) {
-		resp, err := s.Do(inplace.NewRequest(t.Context(), http.MethodPut, obj, "", header, &inplace.Payload{Body: strings.NewReader(text), Length: int64(len(text))}))
+		resp, err := s.Do(
+			inplace.NewRequest(
+				t.Context(),
+				http.MethodPut,
+				obj,
+				"",
+				header,
+				&inplace.Payload{Body: strings.NewReader(text), Length: int64(len(text))},
+			),
+		)
 		if err != nil {
 			return "", err
 		}
+
 		return resp.Header.Get("Etag"), resp.Body.Close()
 	}
+
 	first, err := put("first", nil)
 	if err != nil {
 		t.Fatal(err)
@@ -225,18 +256,20 @@ func TestConditions(t *testing.T) {
 	if err := s.Unchanged(t.Context(), obj, first); err != nil {
 		t.Errorf("unchanged: %v", err)
 	}
+
 	if _, err := put("second", nil); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Unchanged(t.Context(), obj, first); !errors.Is(err, inplace.ErrChanged) {
 		t.Errorf("changed: %v", err)
 	}
+
 	if _, err := put("third", http.Header{"If-Match": {first}}); stored.StatusOf(err) != http.StatusPreconditionFailed {
 		t.Errorf("If-Match of what is not there any more: %v", err)
 	}
 }
 
-// toServer sends to a server on loopback what is for the store.
+// toServer sends requests for the store to a server on loopback.
 type toServer struct{ address string }
 
 func (s toServer) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -249,13 +282,13 @@ func (s toServer) RoundTrip(r *http.Request) (*http.Response, error) {
 	return http.DefaultTransport.RoundTrip(out)
 }
 
-// A request that only reads is sent again to a store that has no time; a
-// refusal stands, and a write is never sent twice.
+// A request that only reads is repeated if the store is overloaded. A
+// refusal is final, and a write is never repeated.
 func TestSender(t *testing.T) {
 	impostor := errors.New("not the store's answer")
 	for name, row := range map[string]struct {
 		method   string
-		statuses []int // of the answers; the last one stays
+		statuses []int // statuses of the answers; the last one is repeated
 		attempts int64
 		want     int // status of the error, 0 for success
 	}{
@@ -274,35 +307,48 @@ func TestSender(t *testing.T) {
 				w.WriteHeader(row.statuses[i])
 			}))
 			defer server.Close()
+
 			send := inplace.NewSender(toServer{server.URL},
 				func(*http.Request, *http.Response) error { return nil },
 				func(*http.Request, int, string, []byte) error { return nil })
-			resp, err := send(inplace.NewRequest(t.Context(), row.method, crypt.Object{Bucket: "b", Key: "k"}, "", nil, nil))
+
+			resp, err := send(
+				inplace.NewRequest(t.Context(), row.method, crypt.Object{Bucket: "b", Key: "k"}, "", nil, nil),
+			)
 			if err == nil {
 				resp.Body.Close()
 			}
+
 			var refusal *inplace.StoreError
-			if asked.Load() != row.attempts || (row.want == 0) != (err == nil) || row.want != 0 && (!errors.As(err, &refusal) || refusal.Status() != row.want) {
+			if asked.Load() != row.attempts || (row.want == 0) != (err == nil) ||
+				row.want != 0 && (!errors.As(err, &refusal) || refusal.Status() != row.want) {
 				t.Errorf("%d attempts, want %d; %v, want status %d", asked.Load(), row.attempts, err, row.want)
 			}
 		})
 	}
+
 	for name, status := range map[string]int{"a page that says 200": 200, "a page that says 403": 403} {
 		t.Run(name, func(t *testing.T) {
-			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(status) }))
+			server := httptest.NewServer(
+				http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(status) }),
+			)
 			defer server.Close()
 			send := inplace.NewSender(toServer{server.URL},
 				func(*http.Request, *http.Response) error { return impostor },
 				func(*http.Request, int, string, []byte) error { return impostor })
-			_, err := send(inplace.NewRequest(t.Context(), http.MethodPut, crypt.Object{Bucket: "b", Key: "k"}, "", nil, nil))
+
+			_, err := send(
+				inplace.NewRequest(t.Context(), http.MethodPut, crypt.Object{Bucket: "b", Key: "k"}, "", nil, nil),
+			)
 			if !errors.Is(err, impostor) || stored.StatusOf(err) != 0 {
-				t.Errorf("%v, want an error that is no answer of the store", err)
+				t.Errorf("%v, want an error other than an answer of the store", err)
 			}
 		})
 	}
 }
 
-// A store that answers before it has the whole body has not stored it.
+// If a store answers before it has received the whole body, the object was
+// not stored.
 func TestAnswerBeforeTheBody(t *testing.T) {
 	early := func(r *http.Request) (*http.Response, error) {
 		go func() { _ = r.Body.Close() }()

@@ -14,23 +14,29 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// TestInsistWaitsForTheKMS: that a KMS is away, for however long, is no fault
-// of the object.
+// TestInsistWaitsForTheKMS: an unreachable KMS is not a fault of the object,
+// however long it lasts.
 func TestInsistWaitsForTheKMS(t *testing.T) {
 	for _, kind := range []kms.Kind{kms.Unreachable, kms.Throttled} {
 		synctest.Test(t, func(t *testing.T) {
 			back := time.Now().Add(6 * time.Hour)
 			told, attempts := 0, 0
-			r := inplace.Insist(t.Context(), stored.Entry{Key: "k"}, func(error) { told++ }, func(context.Context) (walk.Result, error) {
-				attempts++
-				if time.Now().Before(back) {
-					return walk.Result{}, fmt.Errorf("opening: %w", &kms.Error{Kind: kind})
-				}
-				return walk.Result{Outcome: walk.Done}, nil
-			})
+			r := inplace.Insist(
+				t.Context(),
+				stored.Entry{Key: "k"},
+				func(error) { told++ },
+				func(context.Context) (walk.Result, error) {
+					attempts++
+					if time.Now().Before(back) {
+						return walk.Result{}, fmt.Errorf("opening: %w", &kms.Error{Kind: kind})
+					}
+					return walk.Result{Outcome: walk.Done}, nil
+				},
+			)
 			if r.Err != nil || r.Outcome != walk.Done || told != attempts-1 {
-				t.Errorf("%v: %+v after %d attempts, told of %d", kind, r, attempts, told)
+				t.Errorf("%v: %+v after %d attempts, %d reports", kind, r, attempts, told)
 			}
+
 			if attempts > 6*3600/25 {
 				t.Errorf("%v: %d attempts in six hours", kind, attempts)
 			}
@@ -38,7 +44,8 @@ func TestInsistWaitsForTheKMS(t *testing.T) {
 	}
 }
 
-// TestInsistGivesUp on what does not pass, and when it is told to.
+// TestInsistGivesUp: permanent errors and a canceled context end the
+// attempts.
 func TestInsistGivesUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		attempts := 0
@@ -65,7 +72,7 @@ func TestInsistGivesUp(t *testing.T) {
 			return walk.Result{}, &kms.Error{Kind: kms.Unreachable}
 		})
 		if r.Outcome != walk.Failed || ctx.Err() == nil {
-			t.Errorf("when it is told to end: %+v", r)
+			t.Errorf("when ctx is canceled: %+v", r)
 		}
 	})
 }

@@ -10,13 +10,13 @@ import (
 	"time"
 )
 
-// Sender sends a request to the store, as stored.Reader.Send.
+// Sender sends a request to the store; see stored.Reader.Send.
 type Sender = func(*http.Request) (*http.Response, error)
 
-// StoreError is an error answer of the store.
+// StoreError is an error response of the store.
 type StoreError struct {
 	HTTPStatus int
-	Code       string // S3's, or the text of the status where the answer has none
+	Code       string // S3's code, or the text of the status if there is none
 	Message    string
 }
 
@@ -24,26 +24,26 @@ func (e *StoreError) Error() string {
 	return fmt.Sprintf("the store answered %d %s %s", e.HTTPStatus, e.Code, e.Message)
 }
 
-// Status is that of the answer; package stored looks at it.
+// Status returns the HTTP status; package stored uses it.
 func (e *StoreError) Status() int { return e.HTTPStatus }
 
-// How often a request without a body is sent to a store that does not answer
-// it, and the first pause in between. It doubles each time.
+// How often a request that only reads is sent if the store does not answer,
+// and the first pause. The pause doubles each time.
 const (
 	sendTries = 5
 	sendPause = 200 * time.Millisecond
 )
 
-// maxRefusal bounds what is read of an error answer, in bytes.
+// maxRefusal limits what is read of an error response, in bytes.
 const maxRefusal = 64 << 10
 
-// NewSender returns a Sender that sends through a transport. An answer that is
-// not a success is a *StoreError.
+// NewSender returns a Sender that uses a transport. If the answer is not a
+// success, the error is a *StoreError.
 //
-// checkAnswer and checkRefusal return an error for an answer that is not S3's:
-// something between here and the store has sent it. Requests that only read
-// are sent again when the store has no time for them: among millions there
-// always is one.
+// checkAnswer and checkRefusal return an error for an answer that is not
+// S3's, but comes from something between the proxy and the store. Requests
+// that only read are repeated if the store is overloaded: among millions,
+// some always fail.
 func NewSender(
 	transport http.RoundTripper,
 	checkAnswer func(*http.Request, *http.Response) error,
@@ -67,7 +67,8 @@ func NewSender(
 		var doc struct{ Code, Message string }
 		var body bytes.Buffer
 		_, _ = body.ReadFrom(io.LimitReader(resp.Body, maxRefusal))
-		_ = xml.Unmarshal(body.Bytes(), &doc) // a HEAD has none
+		_ = xml.Unmarshal(body.Bytes(), &doc) // the answer to a HEAD has no body
+
 		if err := checkRefusal(r, resp.StatusCode, doc.Code, body.Bytes()); err != nil {
 			return nil, err
 		}
@@ -78,7 +79,7 @@ func NewSender(
 	})
 }
 
-// repeated sends a request again that only reads, unless the store refused it.
+// repeated repeats a request that only reads, unless the store refused it.
 func repeated(send Sender) Sender {
 	return func(r *http.Request) (*http.Response, error) {
 		for i := 0; ; i++ {
@@ -89,7 +90,8 @@ func repeated(send Sender) Sender {
 			}
 
 			var refusal *StoreError
-			if errors.As(err, &refusal) && refusal.HTTPStatus < 500 && refusal.HTTPStatus != http.StatusTooManyRequests {
+			if errors.As(err, &refusal) && refusal.HTTPStatus < 500 &&
+				refusal.HTTPStatus != http.StatusTooManyRequests {
 				return resp, err
 			}
 

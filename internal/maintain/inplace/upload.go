@@ -19,13 +19,13 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// Upload is a multipart upload in the works.
+// Upload is a multipart upload in progress.
 type Upload struct {
 	store    *Store
 	obj      crypt.Object
 	uploadID string
 	parts    []completedPart
-	ETag     string // of the completed object
+	ETag     string // ETag of the completed object
 }
 
 type completedPart struct {
@@ -34,10 +34,10 @@ type completedPart struct {
 	ChecksumCRC32 string `xml:",omitempty"` // see stored.PartChecksum
 }
 
-// abortTimeout bounds the cleaning up behind an upload that failed.
+// abortTimeout limits the cleanup after an upload that failed.
 const abortTimeout = 10 * time.Second
 
-// Create begins an upload of an object with the header.
+// Create starts an upload with the given headers.
 func (s *Store) Create(ctx context.Context, obj crypt.Object, header http.Header) (*Upload, error) {
 	body, err := s.Ask(ctx, http.MethodPost, obj, "uploads=", header, nil)
 	if err != nil {
@@ -52,13 +52,14 @@ func (s *Store) Create(ctx context.Context, obj crypt.Object, header http.Header
 	return &Upload{store: s, obj: obj, uploadID: doc.UploadId}, nil
 }
 
-// Send sends a part. Where the ETag tells, the store has got the bytes that
-// left.
+// Send sends a part. If ETags are MD5s, it verifies that the store has
+// received the same bytes.
 func (u *Upload) Send(ctx context.Context, number int, p *Payload) error {
-	sum := md5.New() //nolint:gosec // as above
+	sum := md5.New() //nolint:gosec // the ETag is compared with it
 	if u.store.ETagIsMD5 {
 		p = &Payload{io.TeeReader(p.Body, sum), p.Length}
 	}
+
 	resp, err := u.store.Do(NewRequest(ctx, http.MethodPut, u.obj, u.query(number), nil, p))
 	if err != nil {
 		return err
@@ -66,18 +67,31 @@ func (u *Upload) Send(ctx context.Context, number int, p *Payload) error {
 	if err := resp.Body.Close(); err != nil {
 		return err
 	}
+
 	etag := resp.Header.Get("Etag")
 	if u.store.ETagIsMD5 && strings.Trim(etag, `"`) != hex.EncodeToString(sum.Sum(nil)) {
-		return fmt.Errorf("%w has other bytes of the part than it was sent, or does not hold to MD5 for the ETag: %s", stored.ErrStore, etag)
+		return fmt.Errorf(
+			"%w received other bytes of the part than were sent, or does not use MD5 for the ETag: %s",
+			stored.ErrStore,
+			etag,
+		)
 	}
+
 	u.parts = append(u.parts, completedPart{number, etag, stored.PartChecksumOf(resp.Header)})
 	return nil
 }
 
-// Seal sends a part that is encrypted on its way, and of which no byte leaves
-// that has not been decrypted again by the key that the KMS has unwrapped.
-// seen, if not nil, is Checked.Seen.
-func (u *Upload) Seal(ctx context.Context, part crypt.Part, text io.Reader, key *Key, random io.Reader, seen func([]byte) error) error {
+// Seal encrypts a part and sends it. Each byte is decrypted again before it
+// is sent, with the data key that the KMS has unwrapped. seen, if not nil,
+// is Checked.Seen.
+func (u *Upload) Seal(
+	ctx context.Context,
+	part crypt.Part,
+	text io.Reader,
+	key *Key,
+	random io.Reader,
+	seen func([]byte) error,
+) error {
 	err := u.sealPart(ctx, part, text, key, random, seen)
 	if err != nil {
 		return fmt.Errorf("part %d: %w", part.Number, err)
@@ -85,16 +99,25 @@ func (u *Upload) Seal(ctx context.Context, part crypt.Part, text io.Reader, key 
 	return nil
 }
 
-func (u *Upload) sealPart(ctx context.Context, part crypt.Part, text io.Reader, key *Key, random io.Reader, seen func([]byte) error) error {
+func (u *Upload) sealPart(
+	ctx context.Context,
+	part crypt.Part,
+	text io.Reader,
+	key *Key,
+	random io.Reader,
+	seen func([]byte) error,
+) error {
 	if err := key.Check(ctx); err != nil {
 		return err
 	}
 	part.Upload, part.KeyID, part.WrappedDEK = crypt.UploadOf(u.uploadID), key.KeyID, key.Wrapped
+
 	sealer, err := crypt.NewPartSealer(text, &part, u.obj, key.DEK(), random)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = sealer.Close() }() // it only gives a buffer back
+	defer func() { _ = sealer.Close() }() // it only returns a buffer
+
 	body, err := CheckPart(ctx, sealer, u.obj, key.Proof)
 	if err != nil {
 		return err
@@ -102,33 +125,39 @@ func (u *Upload) sealPart(ctx context.Context, part crypt.Part, text io.Reader, 
 	defer body.Close()
 	body.Seen = seen
 	err = u.Send(ctx, part.Number, &Payload{body, part.Size + crypt.PartOverhead})
+
 	if body.Err != nil {
-		return body.Err // and why the store was left with half a part
+		// The error of the request to the store is only its result.
+		return body.Err
 	}
 	return err
 }
 
-// End sends the part that ends an upload whose last part does not do so by
-// itself. It says which parts there are.
+// End sends the final part of an upload whose last part cannot be recognized
+// as the last. The final part records all parts.
 func (u *Upload) End(ctx context.Context, layout crypt.Layout, sum stored.Checksum, key *Key, random io.Reader) error {
 	sealed, err := crypt.SealChecksums(sum.Digests, key.DEK(), random)
 	if err != nil {
 		return err
 	}
+
 	last, _ := layout.At(layout.Parts() - 1)
 	part := crypt.Part{
 		Number: last.Number + 1, Final: true, Record: crypt.NewRecord(layout, sum.Type, sealed),
 		Upload: crypt.UploadOf(u.uploadID), KeyID: key.KeyID, WrappedDEK: key.Wrapped,
 	}
+
 	sealer, err := crypt.NewPartSealer(http.NoBody, &part, u.obj, key.DEK(), random)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = sealer.Close() }() // as above
+	defer func() { _ = sealer.Close() }() // it only returns a buffer
+
 	body := make([]byte, crypt.PartOverhead)
 	if _, err := io.ReadFull(sealer, body); err != nil {
 		return err
 	}
+
 	again, err := crypt.ParsePart(body)
 	if err != nil {
 		return err
@@ -136,11 +165,12 @@ func (u *Upload) End(ctx context.Context, layout crypt.Layout, sum stored.Checks
 	if err := again.Verify(key.Proof.DEK(), u.obj); err != nil {
 		return err
 	}
+
 	return u.Send(ctx, part.Number, &Payload{bytes.NewReader(body), int64(len(body))})
 }
 
-// Complete makes the object, if the one that is there has the ETag; "" for
-// whatever is there.
+// Complete completes the upload, if the current object has the ETag. An
+// empty etag means no condition.
 func (u *Upload) Complete(ctx context.Context, etag string) error {
 	doc, err := xml.Marshal(struct {
 		XMLName xml.Name        `xml:"http://s3.amazonaws.com/doc/2006-03-01/ CompleteMultipartUpload"`
@@ -149,31 +179,46 @@ func (u *Upload) Complete(ctx context.Context, etag string) error {
 	if err != nil {
 		return err
 	}
+
 	digest := sha256.Sum256(doc)
-	header := http.Header{"Content-Type": {"application/xml"}, "X-Amz-Content-Sha256": {hex.EncodeToString(digest[:])}} // in place of the framing of uploads
+	header := http.Header{
+		"Content-Type":         {"application/xml"},
+		"X-Amz-Content-Sha256": {hex.EncodeToString(digest[:])},
+	} // in place of the framing of uploads
+
 	if etag != "" {
 		header.Set("If-Match", etag)
 	}
-	body, err := u.store.Ask(ctx, http.MethodPost, u.obj, u.query(0), header, &Payload{bytes.NewReader(doc), int64(len(doc))})
+
+	body, err := u.store.Ask(
+		ctx,
+		http.MethodPost,
+		u.obj,
+		u.query(0),
+		header,
+		&Payload{bytes.NewReader(doc), int64(len(doc))},
+	)
 	if err != nil {
 		return err
 	}
+
 	u.ETag, err = ETagOf(body)
 	return err
 }
 
-// Abort removes the parts. It is tried also when the work was canceled; what
-// is left after all is the lifecycle rule's.
+// Abort removes the parts, even if ctx was canceled. If it fails, the
+// bucket's lifecycle rule must remove them.
 func (u *Upload) Abort(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), abortTimeout)
 	defer cancel()
-	_, _ = u.store.Ask(ctx, http.MethodDelete, u.obj, u.query(0), nil, nil) // the upload may be completed, or never have begun
+	// It also fails for an upload that was completed, or that never started.
+	_, _ = u.store.Ask(ctx, http.MethodDelete, u.obj, u.query(0), nil, nil)
 }
 
-// ID is the store's name of it.
+// ID returns the store's upload id.
 func (u *Upload) ID() string { return u.uploadID }
 
-// Numbers are those of the parts that were sent.
+// Numbers returns the numbers of the parts that were sent.
 func (u *Upload) Numbers() []int {
 	var out []int
 	for _, p := range u.parts {
@@ -182,7 +227,8 @@ func (u *Upload) Numbers() []int {
 	return out
 }
 
-// query names the upload, and a part of it unless number is 0.
+// query returns the query for the upload, or for a part of it if number is
+// not 0.
 func (u *Upload) query(number int) string {
 	query := url.Values{"uploadId": {u.uploadID}}
 	if number > 0 {

@@ -1,6 +1,6 @@
-// Package inventory finds out which KMS key protects which object of a bucket,
-// as the envelopes have it. It asks no KMS: it is also for the day on which a
-// key is lost. So nothing of what it says is verified.
+// Package inventory lists which KMS key protects which object of a bucket,
+// as the envelopes say. It does not use the KMS, so it also works if a key
+// is lost. Nothing that it reports is verified.
 package inventory
 
 import (
@@ -17,32 +17,32 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// The kinds of an object.
+// The kinds of objects.
 const (
-	Single    = "single"    // stored with one envelope
-	Multipart = "multipart" // each part has an envelope of its own
+	Single    = "single"    // a single-PUT object, with one envelope
+	Multipart = "multipart" // a multipart object: each part has its own header
 	Plaintext = "plaintext" // never encrypted
 	Broken    = "error"     // see Object.Error
 )
 
-// Object is an object, and what protects it.
+// Object is an object and the keys that protect it.
 type Object struct {
 	Type    string `json:"type"` // object
 	Key     string `json:"key"`
 	Version string `json:"version_id,omitempty"`
 	Latest  bool   `json:"latest"`
-	ETag    string `json:"etag,omitempty"` // the store's, without its quotes
-	Size    int64  `json:"size"`           // of the plaintext, in bytes; -1 if it is not known
+	ETag    string `json:"etag,omitempty"` // the store's, without quotes
+	Size    int64  `json:"size"`           // of the plaintext, in bytes; -1 if not known
 	Kind    string `json:"kind"`
-	Parts   int    `json:"parts,omitempty"` // in the store: one that the proxy appended is among them
+	Parts   int    `json:"parts,omitempty"` // in the store, with an appended final part
 	Keys    []Key  `json:"kms_keys"`
 	Error   string `json:"error,omitempty"`
 
-	gone bool // it was deleted since it was listed
+	gone bool // deleted after it was listed
 }
 
-// Key is a KMS key as an envelope names it. Name is that of the configuration
-// and Version that of the key; "-" for what is not known.
+// Key is a KMS key as an envelope names it. Name is its name in the
+// configuration, and Version the version of the key; "-" if not known.
 type Key struct {
 	ID      string `json:"id"`
 	Name    string `json:"name"`
@@ -53,26 +53,26 @@ type Key struct {
 type Config struct {
 	// Reader reads headers from the store.
 	Reader *stored.Reader
-	// KeyNames are the names of KMS keys, by id.
+	// KeyNames maps the ids of KMS keys to their names.
 	KeyNames map[string]string
-	// Quick believes the mark that a multipart object was created with.
+	// Quick trusts the mark from the creation of a multipart object.
 	// Otherwise the header of each part is read.
 	Quick bool
-	// Parallel is how many objects are looked at, at a time.
+	// Parallel is the number of objects that are read at the same time.
 	Parallel int
 }
 
-// Inventory looks at the objects of a bucket.
+// Inventory lists the objects of a bucket with their keys.
 type Inventory struct{ cfg Config }
 
 // New returns an Inventory.
 func New(cfg Config) *Inventory { return &Inventory{cfg} }
 
-// ahead is how many objects at most wait for an earlier one.
+// ahead is the largest number of results that wait for an earlier one.
 const ahead = 2000
 
-// Objects yields the objects of a listing, in its order, and at last the error
-// that ended it, if there was one.
+// Objects yields the objects of a listing in order. If an error ends the
+// listing, it yields the error last.
 func (i *Inventory) Objects(ctx context.Context, l stored.Listing) iter.Seq2[Object, error] {
 	look := func(ctx context.Context, e stored.Entry) Object { return i.object(ctx, l.Bucket, e) }
 	return func(yield func(Object, error) bool) {
@@ -84,7 +84,7 @@ func (i *Inventory) Objects(ctx context.Context, l stored.Listing) iter.Seq2[Obj
 	}
 }
 
-// object looks at one object.
+// object returns one object with its keys.
 func (i *Inventory) object(ctx context.Context, bucket string, e stored.Entry) Object {
 	o := Object{Type: "object", Key: e.Key, Version: e.Version, Latest: e.Latest, Size: -1, Keys: []Key{}}
 	q := stored.Request{Object: crypt.Object{Bucket: bucket, Key: e.Key}, Version: e.Version}
@@ -105,6 +105,7 @@ func (i *Inventory) look(ctx context.Context, q stored.Request, o *Object) error
 		return err
 	}
 	o.ETag = strings.Trim(seen.ETag, `"`)
+
 	if o.Size, err = seen.Size(); err != nil {
 		o.Size = -1
 		return err
@@ -123,21 +124,23 @@ func (i *Inventory) look(ctx context.Context, q stored.Request, o *Object) error
 		o.Kind = Multipart
 		return i.lookAtParts(ctx, q, seen, o)
 	}
+
 	return nil
 }
 
-// lookAtParts reads the header of each part: parts of one upload can be under
-// several keys, if the rules changed meanwhile.
+// lookAtParts reads the header of each part. Parts of one upload can be
+// under several keys, if the rules changed during the upload.
 func (i *Inventory) lookAtParts(ctx context.Context, q stored.Request, seen *stored.Seen, o *Object) error {
 	var size int64
 	for part, err := range i.cfg.Reader.PartHeaders(ctx, q, seen) {
 		if err != nil {
-			return fmt.Errorf("behind part %d: %w", o.Parts, err)
+			return fmt.Errorf("after part %d: %w", o.Parts, err)
 		}
 		o.Parts++
 		size += part.Size
 		o.add(i.key(part.KeyID, part.WrappedDEK))
 	}
+
 	if o.Size >= 0 && size != o.Size {
 		return fmt.Errorf("%w: parts of %d bytes in an object of %d", stored.ErrIntegrity, size, o.Size)
 	}
@@ -151,7 +154,7 @@ func (o *Object) add(k Key) {
 	}
 }
 
-// key is the KMS key that an envelope names.
+// key returns the KMS key that an envelope names.
 func (i *Inventory) key(id string, wrapped []byte) Key {
 	k := Key{ID: id, Name: "-", Version: "-"}
 	if name := i.cfg.KeyNames[id]; name != "" {

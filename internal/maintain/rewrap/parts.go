@@ -14,28 +14,32 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// moveParts reads a multipart object and uploads it anew, with parts of the
-// same numbers and lengths, and the one at the end that the proxy had
-// appended, if it had: sizes in listings and part numbers stay. It returns the
+// moveParts reads a multipart object and uploads it again. The parts keep
+// their numbers and lengths, and an appended final part is appended again.
+// So part numbers and the sizes in listings do not change. It returns the
 // parts.
 func (m *Mover) moveParts(ctx context.Context, obj crypt.Object, seen *stored.Seen) (crypt.Layout, error) {
 	src, err := m.survey(ctx, obj, seen)
 	if err != nil {
 		return nil, err
 	}
+
 	context, err := m.contextOf(ctx, obj, seen)
 	if err != nil {
 		return nil, err
 	}
+
 	key, err := m.cfg.NewKey(ctx, obj, keyring.Choice{KeyID: m.cfg.To, Context: context})
 	if err != nil {
 		return nil, err
 	}
 	defer key.Release()
+
 	mark, err := crypt.Mark{KeyID: key.KeyID}.Metadata()
 	if err != nil {
 		return nil, err
 	}
+
 	header, err := stored.Carry(seen.Header, mark)
 	if err != nil {
 		return nil, err
@@ -43,6 +47,7 @@ func (m *Mover) moveParts(ctx context.Context, obj crypt.Object, seen *stored.Se
 	if err := m.store.CarryTags(ctx, obj, header); err != nil {
 		return nil, err
 	}
+
 	up, err := m.store.Create(ctx, obj, header)
 	if err != nil {
 		return nil, err
@@ -51,11 +56,12 @@ func (m *Mover) moveParts(ctx context.Context, obj crypt.Object, seen *stored.Se
 		up.Abort(ctx)
 		return nil, err
 	}
+
 	return src.layout, m.confirmParts(ctx, obj, src, up)
 }
 
-// contextOf is what the client has added to the encryption context of an
-// upload. The first part says it as all others do.
+// contextOf returns what the client has added to the encryption context of
+// an upload. All parts have the same, so it reads the first.
 func (m *Mover) contextOf(ctx context.Context, obj crypt.Object, seen *stored.Seen) (map[string]string, error) {
 	for part, err := range m.reader.PartHeaders(ctx, onlyIf(obj, seen.ETag), seen) {
 		if err != nil {
@@ -67,17 +73,17 @@ func (m *Mover) contextOf(ctx context.Context, obj crypt.Object, seen *stored.Se
 	return nil, inplace.ErrChanged
 }
 
-// source is a multipart object that is to be uploaded anew.
+// source is a multipart object that is to be uploaded again.
 type source struct {
-	request  stored.Request // fails if the object is another one
+	request  stored.Request // fails if the object has changed
 	seen     *stored.Seen
 	layout   crypt.Layout
-	appended bool // the object ends with a part that is in no layout
+	appended bool // the object has an appended final part, which is not in the layout
 	checksum stored.Checksum
 }
 
-// survey finds out the parts of an object, each of which verifies or is in the
-// record.
+// survey reads the parts of an object. Each part is verified by its header
+// or by the record.
 func (m *Mover) survey(ctx context.Context, obj crypt.Object, seen *stored.Seen) (*source, error) {
 	s := &source{request: onlyIf(obj, seen.ETag), seen: seen}
 	head, err := m.reader.Head(ctx, s.request)
@@ -87,6 +93,7 @@ func (m *Mover) survey(ctx context.Context, obj crypt.Object, seen *stored.Seen)
 	if s.layout, err = m.reader.Layout(ctx, s.request, head); err != nil {
 		return nil, err
 	}
+
 	if len(s.layout) == 0 {
 		return nil, inplace.ErrChanged
 	}
@@ -96,13 +103,20 @@ func (m *Mover) survey(ctx context.Context, obj crypt.Object, seen *stored.Seen)
 }
 
 // reupload sends all parts and completes the upload.
-func (m *Mover) reupload(ctx context.Context, obj crypt.Object, src *source, key *inplace.Key, up *inplace.Upload) error {
+func (m *Mover) reupload(
+	ctx context.Context,
+	obj crypt.Object,
+	src *source,
+	key *inplace.Key,
+	up *inplace.Upload,
+) error {
 	o, err := m.reader.Get(ctx, src.request)
 	if err != nil {
 		return err
 	}
 	defer o.Close()
 	text := o.Reader(ctx)
+
 	for i := range src.layout.Parts() {
 		at, _ := src.layout.At(i)
 		part := crypt.Part{Number: at.Number, Size: at.Size, Final: crypt.IsFinal(at.Number, at.Size)}
@@ -110,15 +124,18 @@ func (m *Mover) reupload(ctx context.Context, obj crypt.Object, src *source, key
 			return err
 		}
 	}
-	// The object's end is verified behind its last byte.
-	if n, err := io.ReadFull(text, make([]byte, 1)); n > 0 || err != io.EOF { // bare: Reader says so
-		return errors.Join(fmt.Errorf("%w: it does not end with its last part", stored.ErrIntegrity), err)
+
+	// The end of the object is verified after its last byte.
+	if n, err := io.ReadFull(text, make([]byte, 1)); n > 0 || err != io.EOF { // Reader returns io.EOF unwrapped
+		return errors.Join(fmt.Errorf("%w: it does not end after its last part", stored.ErrIntegrity), err)
 	}
+
 	if src.appended {
 		if err := up.End(ctx, src.layout, src.checksum, key, m.cfg.Random); err != nil {
 			return err
 		}
 	}
+
 	if !m.cfg.Abilities.CompleteIfMatch {
 		if err := m.store.Unchanged(ctx, obj, src.seen.ETag); err != nil {
 			return err
@@ -128,30 +145,35 @@ func (m *Mover) reupload(ctx context.Context, obj crypt.Object, src *source, key
 	return up.Complete(ctx, src.seen.ETag)
 }
 
-// confirmParts reads what is stored now through the new key: the record, or
-// else the header of each part.
+// confirmParts reads the new object through the new key: the record, or else
+// the header of each part.
 func (m *Mover) confirmParts(ctx context.Context, obj crypt.Object, src *source, up *inplace.Upload) error {
 	q := request(obj)
 	seen, err := m.check.Look(ctx, q)
 	if stored.StatusOf(err) == http.StatusNotFound {
-		return nil // deleted since
+		return nil // deleted in the meantime
 	}
 	if err != nil {
-		return fmt.Errorf("it was moved, and could not be looked at after: %w", err)
+		return fmt.Errorf("it was moved, but could not be checked afterwards: %w", err)
 	}
+
 	if seen.ETag != up.ETag {
-		return inplace.ErrChanged // overwritten since: what is there now is looked at in its turn
+		// Overwritten in the meantime: the next attempt handles the new
+		// object.
+		return inplace.ErrChanged
 	}
+
 	var layout crypt.Layout
 	head, err := m.check.Head(ctx, q)
 	if err == nil {
 		layout, err = m.check.Layout(ctx, q, head)
 	}
+
 	switch {
 	case err != nil:
-		return fmt.Errorf("it was moved, and does not verify after: %w", err)
+		return fmt.Errorf("it was moved, but fails verification afterwards: %w", err)
 	case !slices.Equal(layout, src.layout):
-		return fmt.Errorf("%w: it was moved, and has other parts than before", stored.ErrIntegrity)
+		return fmt.Errorf("%w: it was moved, but has other parts than before", stored.ErrIntegrity)
 	}
 	return nil
 }

@@ -1,19 +1,19 @@
 // Package rewrap moves stored objects to another KMS key, or to the newest
-// version of the one they are under.
+// version of their key.
 //
-// Of an object that was put whole only the envelope changes: its data key is
-// unwrapped by the old KMS key and wrapped by the new one, and the body stays
-// as it is. An object in parts, each of which has a header of its own in the
-// body, is read, verified and uploaded anew with the same parts.
+// For a single-PUT object, only the envelope changes: the old KMS key unwraps
+// its data key, the new one wraps it, and the body stays as it is. A multipart
+// object has a header in each part of its body. It is read, verified, and
+// uploaded again with the same parts.
 //
-// An envelope is the only way to its object. So a new one is written only
-// after the KMS has unwrapped it again, and only over the very object that it
-// was made for: by a condition that the store holds to, see inplace.Abilities.
-// What a client stores meanwhile stays.
+// Without its envelope, an object is lost. So a new envelope is written only
+// after the KMS has unwrapped its data key, and only over the object for which
+// it was made. The store must honor a condition for that; see
+// inplace.Abilities. A concurrent write of a client is kept.
 //
-//	rewrap.go  one object, and what is to be done with it
-//	single.go  those that were put whole
-//	parts.go   those in parts
+//	rewrap.go  one object, and what to do with it
+//	single.go  single-PUT objects
+//	parts.go   multipart objects
 package rewrap
 
 import (
@@ -29,29 +29,30 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// Config is what a Mover works with.
+// Config configures a Mover.
 type Config struct {
 	inplace.Config
-	// To is the name or id of the key to move to; "" for the one of the rules.
+	// To is the name or id of the key to move to; "" for the key of the
+	// rules.
 	To string
-	// All moves objects that are under the key already too, unless
-	// kms.VersionOf tells that they are under its newest version.
+	// All also moves objects that are already under the key, unless
+	// kms.VersionOf shows that they are under its newest version.
 	All bool
-	// Bind moves also what nothing proves to be genuine, see
-	// keyring.Lease.Unbound: whoever sets it vouches for the objects.
+	// Bind also moves objects that nothing proves to be genuine; see
+	// keyring.Lease.Unbound. The operator vouches for them.
 	Bind bool
-	// Method is how an object that was put whole gets its envelope. It must be
-	// set, unless DryRun is.
+	// Method is how a single-PUT object gets its new envelope. It is
+	// required, unless DryRun is set.
 	Method Method
 }
 
-// Method is how an object that was put whole gets its new envelope.
+// Method is how a single-PUT object gets its new envelope.
 type Method int
 
 // The methods.
 const (
 	NoMethod Method = iota
-	Copy            // the store copies the object onto itself; the body does not leave it
+	Copy            // the store copies the object onto itself, so the body does not leave the store
 	Put             // the stored body is read and sent back
 )
 
@@ -59,8 +60,8 @@ func (m Method) String() string {
 	return [...]string{"none", "copy", "put"}[m]
 }
 
-// Safest is the method by which nothing is lost that clients write meanwhile,
-// the cheaper one of two. NoMethod if there is none.
+// Safest returns the method that loses no concurrent write of a client. If
+// both do, it returns the cheaper one; if neither does, NoMethod.
 func Safest(a inplace.Abilities) Method {
 	switch {
 	case a.CopyIfMatch:
@@ -77,10 +78,10 @@ type Mover struct {
 	cfg    Config
 	store  *inplace.Store
 	reader *stored.Reader
-	check  *stored.Reader // the same through Config.Check
+	check  *stored.Reader // the same, but uses Config.Check
 
 	mu     sync.Mutex
-	newest map[string][]byte // what the keys that were moved to have wrapped
+	newest map[string][]byte // a data key wrapped by each target key in this run
 }
 
 // New returns a Mover.
@@ -91,24 +92,36 @@ func New(cfg Config) *Mover {
 		if err != nil {
 			return nil, err
 		}
-		if lease.Unbound() && !cfg.Bind { // it is read to be sealed under a new data key
+		if lease.Unbound() && !cfg.Bind { // reading it means to seal it under a new data key
 			lease.Release()
 			return nil, keyring.ErrUnbound
 		}
+
 		return lease, nil
 	}
-	return &Mover{cfg: cfg, store: store, reader: cfg.Reader(store, open), check: cfg.Reader(store, cfg.Check), newest: make(map[string][]byte)}
+
+	return &Mover{
+		cfg:    cfg,
+		store:  store,
+		reader: cfg.Reader(store, open),
+		check:  cfg.Reader(store, cfg.Check),
+		newest: make(map[string][]byte),
+	}
 }
 
 // Move moves the object of a listing's entry.
 func (m *Mover) Move(ctx context.Context, bucket string, e stored.Entry) walk.Result {
 	obj := crypt.Object{Bucket: bucket, Key: e.Key}
-	return inplace.Insist(ctx, e, m.cfg.Away, func(ctx context.Context) (walk.Result, error) { return m.attempt(ctx, obj) })
+	return inplace.Insist(
+		ctx,
+		e,
+		m.cfg.Away,
+		func(ctx context.Context) (walk.Result, error) { return m.attempt(ctx, obj) },
+	)
 }
 
-// attempt looks at an object and does with it what it takes. All that it
-// supposes of the object is a condition of what it writes, so that it can be
-// called again whatever has happened.
+// attempt moves an object, if necessary. Every assumption about the object
+// is a condition of the write, so attempt can be repeated after any failure.
 func (m *Mover) attempt(ctx context.Context, obj crypt.Object) (walk.Result, error) {
 	q := request(obj)
 	seen, err := m.reader.Look(ctx, q)
@@ -118,20 +131,24 @@ func (m *Mover) attempt(ctx context.Context, obj crypt.Object) (walk.Result, err
 	if err != nil {
 		return walk.Result{}, err
 	}
+
 	if seen.Plaintext {
 		return walk.Result{Outcome: walk.Plaintext}, nil
 	}
 	if seen.KeyID() == crypt.CustomerKeyID {
 		return walk.Result{Outcome: walk.Customer}, nil
 	}
+
 	current, err := m.current(ctx, q, seen)
 	if current || err != nil {
 		return walk.Result{Outcome: walk.Current}, err
 	}
+
 	size, err := seen.Size()
 	if err != nil {
 		return walk.Result{}, err
 	}
+
 	r := walk.Result{Outcome: walk.Done, Size: size}
 	if seen.Envelope == nil {
 		r.Parts = seen.Parts
@@ -139,11 +156,13 @@ func (m *Mover) attempt(ctx context.Context, obj crypt.Object) (walk.Result, err
 	if m.cfg.DryRun {
 		return r, nil
 	}
+
 	if m.cfg.Wait != nil {
 		if err := m.cfg.Wait(ctx); err != nil {
 			return r, err
 		}
 	}
+
 	if seen.Envelope != nil {
 		return r, m.moveSingle(ctx, obj, seen)
 	}
@@ -152,8 +171,7 @@ func (m *Mover) attempt(ctx context.Context, obj crypt.Object) (walk.Result, err
 	return r, err
 }
 
-// current reports whether all of an object is under the key that it is to be
-// under.
+// current reports whether the whole object is already under the target key.
 func (m *Mover) current(ctx context.Context, q stored.Request, seen *stored.Seen) (bool, error) {
 	target, err := m.cfg.Keys.KeyID(q.Object, m.cfg.Client, m.cfg.To)
 	if err != nil {
@@ -162,6 +180,7 @@ func (m *Mover) current(ctx context.Context, q stored.Request, seen *stored.Seen
 	if e := seen.Envelope; e != nil {
 		return m.under(ctx, q.Object, target, e.KeyID, e.WrappedDEK)
 	}
+
 	for part, err := range m.reader.PartHeaders(ctx, q, seen) {
 		if err != nil {
 			return false, err
@@ -170,11 +189,11 @@ func (m *Mover) current(ctx context.Context, q stored.Request, seen *stored.Seen
 			return false, err
 		}
 	}
+
 	return true, nil
 }
 
-// under reports whether a wrapped data key is as it would be if it were
-// wrapped now.
+// under reports whether a wrapped data key needs no rewrapping.
 func (m *Mover) under(ctx context.Context, obj crypt.Object, target, keyID string, wrapped []byte) (bool, error) {
 	same := kms.SameKey(keyID, target)
 	switch {
@@ -183,10 +202,12 @@ func (m *Mover) under(ctx context.Context, obj crypt.Object, target, keyID strin
 	case !same || !m.cfg.All:
 		return same, nil
 	}
+
 	of := kms.WrappingOf
 	if m.cfg.Keys.Unbound(keyID, wrapped) {
 		of = kms.VersionOf // it stays unbound
 	}
+
 	version := of(keyID, wrapped)
 	if version == "" {
 		return false, nil
@@ -195,8 +216,8 @@ func (m *Mover) under(ctx context.Context, obj crypt.Object, target, keyID strin
 	return err == nil && version == of(target, newest), err
 }
 
-// newestWrapped is a data key that a key has wrapped now. Its version is the
-// newest.
+// newestWrapped returns a data key that a key has wrapped in this run, so
+// its version is the newest.
 func (m *Mover) newestWrapped(ctx context.Context, obj crypt.Object, target string) ([]byte, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -212,13 +233,12 @@ func (m *Mover) newestWrapped(ctx context.Context, obj crypt.Object, target stri
 	return m.newest[target], nil
 }
 
-// request is one for all of an object, which must be encrypted.
+// request returns a request for the whole object, which must be encrypted.
 func request(obj crypt.Object) stored.Request {
 	return stored.Request{Object: obj, Plaintext: func() error { return inplace.ErrChanged }}
 }
 
-// onlyIf is a request that fails if the object is no longer the one with that
-// ETag.
+// onlyIf returns a request that fails if the object no longer has this ETag.
 func onlyIf(obj crypt.Object, etag string) stored.Request {
 	q := request(obj)
 	q.Header = http.Header{"If-Match": {etag}}

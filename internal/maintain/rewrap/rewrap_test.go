@@ -28,7 +28,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// store is the one real store of this test process.
+// store is the real store of this test process.
 var store *proxytest.Bucket
 
 const bucket = "bucket"
@@ -45,10 +45,10 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// send is a function that tests wrap.
+// send is a function, so that tests can wrap it.
 func send(r *http.Request) (*http.Response, error) { return store.Send(r) }
 
-// ring is a keyring with the keys old and new. The rules say old.
+// ring returns a keyring with the keys old and new. The rules name old.
 func ring(t *testing.T, old, fresh kms.Wrapper) *keyring.Keyring {
 	t.Helper()
 	return proxytest.NewKeyring(t, keyring.Config{
@@ -68,8 +68,8 @@ type lab struct {
 	*testing.T
 	obj   crypt.Object
 	text  []byte
-	keys  *keyring.Keyring  // has seen everything; the Mover has others
-	added map[string]string // to the encryption context, by the client
+	keys  *keyring.Keyring  // a keyring that has cached everything; the Mover has others
+	added map[string]string // the client's encryption context
 	cfg   rewrap.Config
 	calls *calls
 }
@@ -79,20 +79,29 @@ func newLab(t *testing.T, fresh kms.Wrapper) *lab {
 	t.Helper()
 	old := &counting{Wrapper: localKey(t), calls: &calls{}}
 	counted := &counting{Wrapper: fresh, calls: old.calls}
-	l := &lab{T: t, obj: crypt.Object{Bucket: bucket, Key: "dir/" + t.Name()}, text: make([]byte, 100_000), calls: old.calls}
+
+	l := &lab{
+		T:     t,
+		obj:   crypt.Object{Bucket: bucket, Key: "dir/" + t.Name()},
+		text:  make([]byte, 100_000),
+		calls: old.calls,
+	}
 	rand.Read(l.text)
+
 	l.keys = ring(t, old, counted)
 	again := ring(t, old, counted)
 	l.cfg = rewrap.Config{To: "new", Method: rewrap.Put, Config: inplace.Config{
-		Send: send, Keys: ring(t, old, counted), Random: rand.Reader, Abilities: inplace.Abilities{PutIfMatch: true, CompleteIfMatch: true},
-		Check: proxytest.Opening(again),
+		Send: send, Keys: ring(t, old, counted), Random: rand.Reader,
+		Abilities: inplace.Abilities{PutIfMatch: true, CompleteIfMatch: true},
+		Check:     proxytest.Opening(again),
 	}}
 	l.put(nil)
+
 	*l.calls = calls{}
 	return l
 }
 
-// put stores the object, after a change to its envelope's entries.
+// put stores the object with changes to its envelope.
 func (l *lab) put(change func(map[string]string)) {
 	l.Helper()
 	sealed, err := l.keys.Create(l.Context(), l.obj, "", keyring.Choice{KeyID: "old", Context: l.added})
@@ -100,18 +109,27 @@ func (l *lab) put(change func(map[string]string)) {
 		l.Fatal(err)
 	}
 	defer sealed.Release()
+
 	sealer, err := crypt.NewSealer(bytes.NewReader(l.text), int64(len(l.text)), sealed.DEK(), rand.Reader)
 	if err != nil {
 		l.Fatal(err)
 	}
+
 	body, err := io.ReadAll(sealer)
 	if err != nil {
 		l.Fatal(err)
 	}
-	e := crypt.Envelope{KeyID: sealed.KeyID, WrappedDEK: sealed.Wrapped, Header: sealer.Header(), Size: int64(len(l.text))}
+
+	e := crypt.Envelope{
+		KeyID:      sealed.KeyID,
+		WrappedDEK: sealed.Wrapped,
+		Header:     sealer.Header(),
+		Size:       int64(len(l.text)),
+	}
 	if err := e.Sign(sealed.DEK(), l.obj); err != nil {
 		l.Fatal(err)
 	}
+
 	metadata, err := e.Metadata()
 	if err != nil {
 		l.Fatal(err)
@@ -119,6 +137,7 @@ func (l *lab) put(change func(map[string]string)) {
 	if change != nil {
 		change(metadata)
 	}
+
 	header := http.Header{"X-Amz-Meta-Own": {"value"}}
 	for name, value := range metadata {
 		header.Set(stored.MetaPrefix+name, value)
@@ -135,15 +154,18 @@ func (l *lab) putParts() {
 	rand.Read(l.text)
 	cfg := l.cfg.Config
 	cfg.Keys = l.keys
+
 	key, err := cfg.NewKey(l.Context(), l.obj, keyring.Choice{KeyID: "old", Context: l.added})
 	if err != nil {
 		l.Fatal(err)
 	}
 	defer key.Release()
+
 	mark, err := crypt.Mark{KeyID: key.KeyID}.Metadata()
 	if err != nil {
 		l.Fatal(err)
 	}
+
 	header := http.Header{"X-Amz-Meta-Own": {"value"}}
 	for name, value := range mark {
 		header.Set(stored.MetaPrefix+name, value)
@@ -152,6 +174,7 @@ func (l *lab) putParts() {
 	if err != nil {
 		l.Fatal(err)
 	}
+
 	text := bytes.NewReader(l.text)
 	for i, size := range []int64{5 << 20, 100} {
 		part := crypt.Part{Number: i + 1, Size: size, Final: crypt.IsFinal(i+1, size)}
@@ -159,25 +182,30 @@ func (l *lab) putParts() {
 			l.Fatal(err)
 		}
 	}
+
 	if err := up.Complete(l.Context(), ""); err != nil {
 		l.Fatal(err)
 	}
 }
 
-// request is one for all of the object.
+// request returns a request for the whole object.
 func (l *lab) request() stored.Request {
 	return stored.Request{Object: l.obj, Plaintext: func() error { return errors.New("plaintext") }}
 }
 
-// reader reads through both keys.
+// reader returns a reader that uses both keys.
 func (l *lab) reader() *stored.Reader {
-	return &stored.Reader{Send: send, Cache: stored.NewCache(), Open: func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
-		return l.keys.Open(ctx, obj, keyID, wrapped)
-	}}
+	return &stored.Reader{
+		Send:  send,
+		Cache: stored.NewCache(),
+		Open: func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
+			return l.keys.Open(ctx, obj, keyID, wrapped)
+		},
+	}
 }
 
-// read reads the object through both keys, and returns the id of the one that
-// it is under.
+// read reads the object with both keys, and returns the id of the key that
+// encrypts it.
 func (l *lab) read() string {
 	l.Helper()
 	o, err := l.reader().Get(l.Context(), l.request())
@@ -193,8 +221,8 @@ func (l *lab) read() string {
 	return o.KeyID
 }
 
-// contexts are what the client has added to the encryption context, of the
-// object or of each part.
+// contexts returns the client's encryption context of the object, or of each
+// part.
 func (l *lab) contexts() (out []map[string]string) {
 	l.Helper()
 	take := func(wrapped []byte) {
@@ -204,6 +232,7 @@ func (l *lab) contexts() (out []map[string]string) {
 		}
 		out = append(out, parsed.Context)
 	}
+
 	seen, err := l.reader().Look(l.Context(), l.request())
 	if err != nil {
 		l.Fatal(err)
@@ -212,6 +241,7 @@ func (l *lab) contexts() (out []map[string]string) {
 		take(seen.Envelope.WrappedDEK)
 		return out
 	}
+
 	for part, err := range l.reader().PartHeaders(l.Context(), l.request(), seen) {
 		if err != nil {
 			l.Fatal(err)
@@ -221,8 +251,8 @@ func (l *lab) contexts() (out []map[string]string) {
 	return out
 }
 
-// forms are the first bytes of the wrapped data keys, of the object or of each
-// part.
+// forms returns the first byte of the wrapped data key of the object, or of
+// each part.
 func (l *lab) forms() (out []byte) {
 	l.Helper()
 	seen, err := l.reader().Look(l.Context(), l.request())
@@ -232,6 +262,7 @@ func (l *lab) forms() (out []byte) {
 	if seen.Envelope != nil {
 		return seen.Envelope.WrappedDEK[:1]
 	}
+
 	for part, err := range l.reader().PartHeaders(l.Context(), l.request(), seen) {
 		if err != nil {
 			l.Fatal(err)
@@ -250,7 +281,7 @@ func (l *lab) id(name string) string {
 	return id
 }
 
-// calls counts what the KMS is asked.
+// calls counts the requests to the KMS.
 type calls struct {
 	mu           sync.Mutex
 	wrap, unwrap int
@@ -276,7 +307,7 @@ func (c *counting) Unwrap(ctx context.Context, wrapped []byte, ec kms.Encryption
 	return c.Wrapper.Unwrap(ctx, wrapped, ec)
 }
 
-// oneWay is a key that wraps, and does not unwrap what it has wrapped, or
+// oneWay is a key that can wrap, but does not unwrap what it has wrapped, or
 // unwraps it to something else.
 type oneWay struct {
 	kms.Wrapper
@@ -289,34 +320,44 @@ func (o oneWay) Unwrap(context.Context, []byte, kms.EncryptionContext) ([]byte, 
 
 func TestThreeKMSCallsAnObject(t *testing.T) {
 	l := newLab(t, localKey(t))
-	if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Done || r.Err != nil || r.Size != int64(len(l.text)) {
+	if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Done ||
+		r.Err != nil ||
+		r.Size != int64(len(l.text)) {
 		t.Fatalf("%+v", r)
 	}
 	if l.calls.wrap != 1 || l.calls.unwrap != 2 {
 		t.Errorf("%d wraps and %d unwraps", l.calls.wrap, l.calls.unwrap)
 	}
+
 	if id := l.read(); id != l.id("new") {
 		t.Errorf("under %s", id)
 	}
-	if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Current || l.calls.wrap != 1 {
+	if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Current ||
+		l.calls.wrap != 1 {
 		t.Errorf("a second time: %+v, %d wraps", r, l.calls.wrap)
 	}
 }
 
-// The envelope that is there is the only way to the object. It is not given up
-// for one that nobody can open.
+// Without its envelope, the object is lost. It must not be replaced by one
+// that cannot be opened.
 func TestAKeyThatOnlyWrapsGetsNothing(t *testing.T) {
 	for name, answer := range map[string]func() ([]byte, error){
-		"denied":           func() ([]byte, error) { return nil, &kms.Error{Kind: kms.Denied, Op: "unwrap", Err: errors.New("no")} },
+		"denied": func() ([]byte, error) {
+			return nil, &kms.Error{
+				Kind: kms.Denied, Op: "unwrap", Err: errors.New("no"),
+			}
+		},
 		"another data key": func() ([]byte, error) { return bytes.Repeat([]byte{7}, kms.DEKSize), nil },
 		"a short answer":   func() ([]byte, error) { return []byte{1}, nil },
 	} {
 		l := newLab(t, oneWay{localKey(t), answer})
 		for _, method := range []rewrap.Method{rewrap.Put, rewrap.Copy} {
 			l.cfg.Method = method
-			if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Failed || r.Err == nil {
+			if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Failed ||
+				r.Err == nil {
 				t.Errorf("%s: %+v", name, r)
 			}
+
 			if id := l.read(); id != l.id("old") {
 				t.Errorf("%s: under %s", name, id)
 			}
@@ -344,45 +385,55 @@ func TestWhatDoesNotVerifyIsNotTouched(t *testing.T) {
 		l := newLab(t, localKey(t))
 		l.put(change)
 		writes := 0
+
 		l.cfg.Send = func(r *http.Request) (*http.Response, error) {
 			if r.Method != http.MethodGet && r.Method != http.MethodHead {
 				writes++
 			}
 			return send(r)
 		}
-		if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Failed || r.Err == nil || writes > 0 {
+
+		if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Failed ||
+			r.Err == nil ||
+			writes > 0 {
 			t.Errorf("%s: %+v, %d writes", name, r, writes)
 		}
 	}
 }
 
-// asCopy is a store whose CopyObject holds to If-Match, as that of S3 does.
-// before runs once, after the store has looked at the source and before it
-// looks at what it overwrites; behind runs after the copy.
+// asCopy is a store whose CopyObject honors If-Match, like S3's. before runs
+// once, after the store has checked the source and before it checks the
+// object to overwrite. behind runs after the copy.
 func asCopy(before, behind func()) func(*http.Request) (*http.Response, error) {
 	once := func(f func()) {
 		if f != nil {
 			f()
 		}
 	}
+
 	return func(r *http.Request) (*http.Response, error) {
 		if r.Header.Get("X-Amz-Copy-Source") == "" {
 			return send(r)
 		}
-		r.Header.Del("X-Amz-Copy-Source-If-Match") // it has looked at the source before
+		r.Header.Del("X-Amz-Copy-Source-If-Match") // it has checked the source already
 		once(before)
 		before = nil
+
 		if etag := r.Header.Get("If-Match"); etag != "" {
-			head := (&http.Request{Method: http.MethodHead, URL: r.URL, Header: make(http.Header)}).WithContext(r.Context())
+			head := (&http.Request{Method: http.MethodHead, URL: r.URL, Header: make(http.Header)}).WithContext(
+				r.Context(),
+			)
 			resp, err := send(head)
 			if err != nil {
 				return nil, err
 			}
+
 			resp.Body.Close()
 			if resp.Header.Get("Etag") != etag {
 				return nil, &inplace.StoreError{HTTPStatus: http.StatusPreconditionFailed, Code: "PreconditionFailed"}
 			}
 		}
+
 		resp, err := send(r)
 		once(behind)
 		behind = nil
@@ -394,6 +445,7 @@ func TestCopyMovesNoBody(t *testing.T) {
 	l := newLab(t, localKey(t))
 	to := asCopy(nil, nil)
 	sent := int64(0)
+
 	l.cfg.Send = func(r *http.Request) (*http.Response, error) {
 		sent += r.ContentLength
 		if r.Method == http.MethodGet && r.Header.Get("Range") == "" {
@@ -401,6 +453,7 @@ func TestCopyMovesNoBody(t *testing.T) {
 		}
 		return to(r)
 	}
+
 	l.cfg.Method, l.cfg.Abilities.CopyIfMatch = rewrap.Copy, true
 	if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Done {
 		t.Fatalf("%+v", r)
@@ -425,17 +478,22 @@ func TestCopyOfWhatWasOverwritten(t *testing.T) {
 	}
 }
 
-// A store that edits metadata in place can put the old object's envelope on a
-// new body. It cannot be undone, and must be said.
+// A store that edits metadata in place can put the old object's envelope on
+// a new body. This cannot be undone, so it must be reported.
 func TestAnEnvelopeOnTheWrongBodyIsNoticed(t *testing.T) {
 	l := newLab(t, localKey(t))
 	l.cfg.Method = rewrap.Copy
 	l.cfg.Send = asCopy(nil, func() {
-		r := (&http.Request{Method: http.MethodHead, URL: &url.URL{Path: "/" + bucket + "/" + l.obj.Key}, Header: make(http.Header)}).WithContext(t.Context())
+		r := (&http.Request{
+			Method: http.MethodHead, URL: &url.URL{Path: "/" + bucket + "/" + l.obj.Key}, Header: make(http.Header),
+		}).WithContext(
+			t.Context(),
+		)
 		resp, err := send(r)
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		resp.Body.Close()
 		header := make(http.Header)
 		for name, values := range resp.Header {
@@ -443,19 +501,24 @@ func TestAnEnvelopeOnTheWrongBodyIsNoticed(t *testing.T) {
 				header[name] = values
 			}
 		}
+
 		body := make([]byte, resp.ContentLength)
 		rand.Read(body)
-		if err := store.Ask(r.Context(), http.MethodPut, strings.TrimPrefix(r.URL.Path, "/"+bucket+"/"), header, body); err != nil {
+		if err := store.Ask(
+			r.Context(), http.MethodPut, strings.TrimPrefix(r.URL.Path, "/"+bucket+"/"), header, body,
+		); err != nil {
 			t.Fatal(err)
 		}
 	})
-	if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Failed || !errors.Is(r.Err, rewrap.ErrLost) {
+
+	if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Failed ||
+		!errors.Is(r.Err, rewrap.ErrLost) {
 		t.Errorf("%+v", r)
 	}
 }
 
-// What the store has done although its answer never came is not done again, or
-// undone.
+// If the answer of a successful write is lost, the write is neither repeated
+// nor undone.
 func TestAnAnswerThatIsLost(t *testing.T) {
 	l := newLab(t, localKey(t))
 	lost := 0
@@ -468,16 +531,19 @@ func TestAnAnswerThatIsLost(t *testing.T) {
 		}
 		return resp, err
 	}
-	if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Current || r.Err != nil || lost != 1 {
+
+	if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Current ||
+		r.Err != nil ||
+		lost != 1 {
 		t.Errorf("%+v", r)
 	}
+
 	if id := l.read(); id != l.id("new") || l.calls.wrap != 1 {
 		t.Errorf("under %s after %d wraps", id, l.calls.wrap)
 	}
 }
 
-// A body that is damaged on its way out of the store does not take the place
-// of the good one.
+// A body that is damaged when it is read does not replace the good one.
 func TestADamagedBodyIsNotSentBack(t *testing.T) {
 	for _, at := range []int64{0, 39, 40, 65_552, 100_000} {
 		l := newLab(t, localKey(t))
@@ -488,7 +554,9 @@ func TestADamagedBodyIsNotSentBack(t *testing.T) {
 			}
 			return resp, err
 		}
-		if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Failed || !errors.Is(r.Err, crypt.ErrAuth) {
+
+		if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Failed ||
+			!errors.Is(r.Err, crypt.ErrAuth) {
 			t.Errorf("byte %d: %+v", at, r)
 		}
 		if id := l.read(); id != l.id("old") {
@@ -497,7 +565,7 @@ func TestADamagedBodyIsNotSentBack(t *testing.T) {
 	}
 }
 
-// A connection that breaks is no damage to the object, and it is tried again.
+// A broken connection is not damage, and the object is tried again.
 func TestABrokenConnection(t *testing.T) {
 	l := newLab(t, localKey(t))
 	broken := 0
@@ -505,11 +573,16 @@ func TestABrokenConnection(t *testing.T) {
 		resp, err := send(r)
 		if err == nil && r.Method == http.MethodGet && r.URL.RawQuery == "" && broken < 2 {
 			broken++
-			resp.Body = io.NopCloser(io.MultiReader(io.LimitReader(resp.Body, 50_000), iotest.ErrReader(io.ErrUnexpectedEOF)))
+			resp.Body = io.NopCloser(
+				io.MultiReader(io.LimitReader(resp.Body, 50_000), iotest.ErrReader(io.ErrUnexpectedEOF)),
+			)
 		}
+
 		return resp, err
 	}
-	if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Done || broken != 2 {
+
+	if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Done ||
+		broken != 2 {
 		t.Errorf("%+v after %d breaks", r, broken)
 	}
 	if id := l.read(); id != l.id("new") {
@@ -517,7 +590,7 @@ func TestABrokenConnection(t *testing.T) {
 	}
 }
 
-// flipped has one byte changed.
+// flipped is a body with one changed byte.
 type flipped struct {
 	io.ReadCloser
 	at int64
@@ -546,25 +619,44 @@ func TestProbe(t *testing.T) {
 		want inplace.Abilities
 		safe rewrap.Method
 	}{
-		"versitygw":     {send, inplace.Abilities{PutIfMatch: true, CompleteIfMatch: true, ETagIsMD5: true}, rewrap.Put},
-		"as S3":         {asCopy(nil, nil), inplace.Abilities{CopyIfMatch: true, PutIfMatch: true, CompleteIfMatch: true, ETagIsMD5: true}, rewrap.Copy},
-		"no conditions": {without(func(*http.Request) bool { return true }), inplace.Abilities{ETagIsMD5: true}, rewrap.NoMethod},
+		"versitygw": {send, inplace.Abilities{PutIfMatch: true, CompleteIfMatch: true, ETagIsMD5: true}, rewrap.Put},
+		"as S3": {
+			asCopy(nil, nil),
+			inplace.Abilities{CopyIfMatch: true, PutIfMatch: true, CompleteIfMatch: true, ETagIsMD5: true},
+			rewrap.Copy,
+		},
+		"no conditions": {
+			without(func(*http.Request) bool { return true }), inplace.Abilities{ETagIsMD5: true}, rewrap.NoMethod,
+		},
 		"not on Complete": {
-			without(func(r *http.Request) bool { return r.Method == http.MethodPost }), inplace.Abilities{PutIfMatch: true, ETagIsMD5: true}, rewrap.Put,
+			without(func(r *http.Request) bool { return r.Method == http.MethodPost }),
+			inplace.Abilities{PutIfMatch: true, ETagIsMD5: true},
+			rewrap.Put,
 		},
 	} {
-		got, err := storecheck.Abilities(t.Context(), storecheck.Config{Send: row.send, Bucket: bucket, Prefix: "probe/"})
+		got, err := storecheck.Abilities(
+			t.Context(),
+			storecheck.Config{Send: row.send, Bucket: bucket, Prefix: "probe/"},
+		)
 		if err != nil || got != row.want || rewrap.Safest(got) != row.safe {
 			t.Errorf("%s: %+v, %v, %v", name, got, rewrap.Safest(got), err)
 		}
 	}
+
 	var list struct{ Contents []struct{ Key string } }
-	r := (&http.Request{Method: http.MethodGet, URL: &url.URL{Path: "/" + bucket, RawQuery: "list-type=2&prefix=probe%2F"}, Header: make(http.Header)}).WithContext(t.Context())
+	r := (&http.Request{
+		Method: http.MethodGet, URL: &url.URL{Path: "/" + bucket, RawQuery: "list-type=2&prefix=probe%2F"},
+		Header: make(http.Header),
+	}).WithContext(
+		t.Context(),
+	)
+
 	resp, err := send(r)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
+
 	if err := xml.NewDecoder(resp.Body).Decode(&list); err != nil || len(list.Contents) > 0 {
 		t.Errorf("left over: %v, %v", list, err)
 	}
@@ -573,17 +665,21 @@ func TestProbe(t *testing.T) {
 	}
 }
 
-// What an object has beside its body is sent along, whatever the way; what the
-// transfer and the envelope put there is not.
+// The metadata of an object is kept by all methods, without the headers of
+// the transfer and the old envelope.
 func TestCarriedHeaders(t *testing.T) {
 	have := map[string]string{
-		"X-Amz-Storage-Class": "STANDARD_IA", "X-Amz-Object-Lock-Mode": "COMPLIANCE", "X-Amz-Object-Lock-Retain-Until-Date": "2030-01-01T00:00:00Z",
-		"X-Amz-Object-Lock-Legal-Hold": "ON", "X-Amz-Website-Redirect-Location": "/there", "Cache-Control": "no-cache", "Expires": "Wed, 02 Jan 2030 03:04:05 GMT",
+		"X-Amz-Storage-Class": "STANDARD_IA", "X-Amz-Object-Lock-Mode": "COMPLIANCE",
+		"X-Amz-Object-Lock-Retain-Until-Date": "2030-01-01T00:00:00Z",
+		"X-Amz-Object-Lock-Legal-Hold":        "ON", "X-Amz-Website-Redirect-Location": "/there",
+		"Cache-Control": "no-cache", "Expires": "Wed, 02 Jan 2030 03:04:05 GMT",
 	}
+
 	for _, method := range []rewrap.Method{rewrap.Put, rewrap.Copy} {
 		l := newLab(t, localKey(t))
 		l.cfg.Method = method
 		var written http.Header
+
 		l.cfg.Send = func(r *http.Request) (*http.Response, error) {
 			if r.Method == http.MethodPut {
 				written = r.Header.Clone()
@@ -592,6 +688,7 @@ func TestCarriedHeaders(t *testing.T) {
 				}
 				return nil, &inplace.StoreError{HTTPStatus: http.StatusForbidden, Code: "AccessDenied"}
 			}
+
 			resp, err := send(r)
 			if err == nil && r.Method == http.MethodHead {
 				for name, value := range have {
@@ -601,21 +698,29 @@ func TestCarriedHeaders(t *testing.T) {
 				resp.Header.Set("X-Amz-Server-Side-Encryption", "AES256")
 				resp.Header.Set("X-Amz-Checksum-Crc32", "AAAAAA==")
 			}
+
 			return resp, err
 		}
-		if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Failed || written == nil {
+
+		if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Failed ||
+			written == nil {
 			t.Fatalf("%v: %+v", method, r)
 		}
+
 		for name, value := range have {
 			if written.Get(name) != value {
 				t.Errorf("%v: %s is %q", method, name, written.Get(name))
 			}
 		}
-		if written.Get("Content-Encoding") != "gzip" || written.Get("X-Amz-Meta-Own") != "value" || written.Get("X-Amz-Meta-Cmek-Key") != l.id("new") {
+
+		if written.Get("Content-Encoding") != "gzip" || written.Get("X-Amz-Meta-Own") != "value" ||
+			written.Get("X-Amz-Meta-Cmek-Key") != l.id("new") {
 			t.Errorf("%v: %v", method, written)
 		}
+
 		for name := range written {
-			if strings.HasPrefix(name, "X-Amz-Server-Side-Encryption") || strings.HasPrefix(name, "X-Amz-Checksum") || name == "Content-Md5" {
+			if strings.HasPrefix(name, "X-Amz-Server-Side-Encryption") || strings.HasPrefix(name, "X-Amz-Checksum") ||
+				name == "Content-Md5" {
 				t.Errorf("%v: %s is sent along", method, name)
 			}
 		}
@@ -631,7 +736,9 @@ func TestMetadataThatIsNotShownIsNotLost(t *testing.T) {
 		}
 		return resp, err
 	}
-	if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Failed || r.Err == nil {
+
+	if r := rewrap.New(l.cfg).Move(t.Context(), bucket, stored.Entry{Key: l.obj.Key}); r.Outcome != walk.Failed ||
+		r.Err == nil {
 		t.Errorf("%+v", r)
 	}
 	if id := l.read(); id != l.id("old") {
@@ -639,7 +746,7 @@ func TestMetadataThatIsNotShownIsNotLost(t *testing.T) {
 	}
 }
 
-// What the client has added to the encryption context goes with the object.
+// The client's encryption context is kept.
 func TestEncryptionContextIsKept(t *testing.T) {
 	for name, store := range map[string]func(*lab){"single": func(l *lab) { l.put(nil) }, "parts": (*lab).putParts} {
 		for _, added := range []map[string]string{nil, {"tenant": "acme", "ä": ""}} {
@@ -648,6 +755,7 @@ func TestEncryptionContextIsKept(t *testing.T) {
 			store(l)
 			before := l.contexts()
 			l.move(walk.Done)
+
 			after := l.contexts()
 			if len(before) == 0 || len(after) != len(before) {
 				t.Fatalf("%s: %v, and %v before", name, after, before)
@@ -661,26 +769,30 @@ func TestEncryptionContextIsKept(t *testing.T) {
 	}
 }
 
-// --all moves what is under the key, but not what is under the newest version
-// of it.
+// --all moves objects that are under the key, except those under its newest
+// version.
 func TestAllKnowsVersions(t *testing.T) {
 	key, path := proxytest.NewLocalKey(t)
 	l := newLab(t, key)
 	l.cfg.All = true
 	l.move(walk.Done)
 	l.move(walk.Current)
-	if err := kms.ChangeLocalKeyFile(path, func(f *kms.LocalKeyFile) error { _, err := f.Rotate(time.Now()); return err }); err != nil {
+
+	if err := kms.ChangeLocalKeyFile(
+		path, func(f *kms.LocalKeyFile) error { _, err := f.Rotate(time.Now()); return err },
+	); err != nil {
 		t.Fatal(err)
 	}
 	l.move(walk.Done)
 	l.move(walk.Current)
 	l = newLab(t, opaque{localKey(t)})
 	l.cfg.All = true
+
 	l.move(walk.Done)
-	l.move(walk.Done) // nobody can tell
+	l.move(walk.Done) // the version is not known
 }
 
-// move moves the object by a new Mover, and reads it.
+// move moves the object with a new Mover, and reads it.
 func (l *lab) move(want walk.Outcome) {
 	l.Helper()
 	before := l.calls.wrap
@@ -693,7 +805,7 @@ func (l *lab) move(want walk.Outcome) {
 	}
 }
 
-// opaque is a key whose blobs name no version.
+// opaque is a key whose blobs have no version.
 type opaque struct{ kms.Wrapper }
 
 func (o opaque) Wrap(ctx context.Context, dek []byte, ec kms.EncryptionContext) ([]byte, error) {

@@ -14,24 +14,28 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// maxCopy is the longest object that one CopyObject or PutObject takes, in
-// bytes.
+// maxCopy is the size limit of one CopyObject or PutObject, in bytes.
 const maxCopy = 5 << 30
 
-// ErrLost says that the store has put an envelope on an object that it does
-// not belong to.
+// ErrLost means that the store has put an envelope on an object to which it
+// does not belong.
 var ErrLost = errors.New("THE OBJECT CAN NO LONGER BE READ")
 
-// moveSingle gives an object that was put whole an envelope under the new key.
+// moveSingle gives a single-PUT object an envelope under the new key.
 func (m *Mover) moveSingle(ctx context.Context, obj crypt.Object, seen *stored.Seen) error {
 	if seen.Stored > maxCopy {
-		return fmt.Errorf("its %d stored bytes are more than one request can copy (5 GiB): download it and upload it again, in parts", seen.Stored)
+		return fmt.Errorf(
+			"its %d stored bytes are more than one request can copy (5 GiB): download it and use a multipart upload",
+			seen.Stored,
+		)
 	}
+
 	old, err := m.cfg.Keys.Open(ctx, obj, seen.Envelope.KeyID, seen.Envelope.WrappedDEK)
 	if err != nil {
 		return err
 	}
 	defer old.Release()
+
 	if err := seen.Envelope.Verify(old.DEK(), obj); err != nil {
 		return err
 	}
@@ -39,14 +43,17 @@ func (m *Mover) moveSingle(ctx context.Context, obj crypt.Object, seen *stored.S
 	if err != nil {
 		return err
 	}
+
 	metadata, err := fresh.Metadata()
 	if err != nil {
 		return err
 	}
+
 	header, err := stored.Carry(seen.Header, metadata)
 	if err != nil {
 		return err
 	}
+
 	switch {
 	case seen.Stored == 0:
 		err = m.putEmpty(ctx, obj, seen, header)
@@ -55,24 +62,38 @@ func (m *Mover) moveSingle(ctx context.Context, obj crypt.Object, seen *stored.S
 	default:
 		err = m.put(ctx, obj, seen, header, old)
 	}
+
 	if err != nil {
 		return err
 	}
 	return m.confirm(ctx, obj, fresh, seen.Stored == 0)
 }
 
-// rewrapped is the envelope under the new key, which has proved that it
-// unwraps it.
-func (m *Mover) rewrapped(ctx context.Context, obj crypt.Object, have *crypt.Envelope, old *keyring.Lease) (*crypt.Envelope, error) {
+// rewrapped returns the envelope under the new key, after the KMS has
+// unwrapped its data key.
+func (m *Mover) rewrapped(
+	ctx context.Context,
+	obj crypt.Object,
+	have *crypt.Envelope,
+	old *keyring.Lease,
+) (*crypt.Envelope, error) {
 	wrapped, err := crypt.ParseWrappedKey(have.WrappedDEK)
 	if err != nil {
 		return nil, err
 	}
-	sealed, err := m.cfg.Keys.Rewrap(ctx, old, obj, m.cfg.Client, keyring.Choice{KeyID: m.cfg.To, Context: wrapped.Context, Trust: m.cfg.Bind})
+
+	sealed, err := m.cfg.Keys.Rewrap(
+		ctx,
+		old,
+		obj,
+		m.cfg.Client,
+		keyring.Choice{KeyID: m.cfg.To, Context: wrapped.Context, Trust: m.cfg.Bind},
+	)
 	if err != nil {
 		return nil, err
 	}
 	defer sealed.Release()
+
 	proof, err := m.cfg.Prove(ctx, obj, sealed)
 	if err != nil {
 		return nil, err
@@ -80,11 +101,13 @@ func (m *Mover) rewrapped(ctx context.Context, obj crypt.Object, have *crypt.Env
 	proof.Release()
 	fresh := *have
 	fresh.KeyID, fresh.WrappedDEK = sealed.KeyID, sealed.Wrapped
+
 	return &fresh, fresh.Sign(old.DEK(), obj)
 }
 
-// copy has the store copy the object onto itself. The source is the current
-// version and not one by its id: the condition is then one on what is there.
+// copy makes the store copy the object onto itself. The source is the
+// current version, without a version id, so the condition applies to the
+// current object.
 func (m *Mover) copy(ctx context.Context, obj crypt.Object, seen *stored.Seen, header http.Header) error {
 	header.Set("X-Amz-Copy-Source", sigv4.EscapePath("/"+obj.Bucket+"/"+obj.Key))
 	header.Set("X-Amz-Copy-Source-If-Match", seen.ETag)
@@ -101,10 +124,16 @@ func (m *Mover) copy(ctx context.Context, obj crypt.Object, seen *stored.Seen, h
 	return err
 }
 
-// put sends the stored body back to the store, with the new envelope. It is
-// verified on the way, so that a body that was damaged meanwhile does not take
-// the place of a good one.
-func (m *Mover) put(ctx context.Context, obj crypt.Object, seen *stored.Seen, header http.Header, dek *keyring.Lease) error {
+// put sends the stored body back to the store, with the new envelope. The
+// body is verified before it is sent, so a damaged body cannot replace a
+// good one.
+func (m *Mover) put(
+	ctx context.Context,
+	obj crypt.Object,
+	seen *stored.Seen,
+	header http.Header,
+	dek *keyring.Lease,
+) error {
 	if err := m.store.CarryTags(ctx, obj, header); err != nil {
 		return err
 	}
@@ -113,6 +142,7 @@ func (m *Mover) put(ctx context.Context, obj crypt.Object, seen *stored.Seen, he
 		return err
 	}
 	defer resp.Body.Close()
+
 	if resp.Header.Get("Etag") != seen.ETag || resp.ContentLength != seen.Stored {
 		return inplace.ErrChanged
 	}
@@ -121,19 +151,22 @@ func (m *Mover) put(ctx context.Context, obj crypt.Object, seen *stored.Seen, he
 		return err
 	}
 	defer body.Close()
+
 	if m.cfg.Abilities.PutIfMatch {
 		header.Set("If-Match", seen.ETag)
 	} else if err := m.store.Unchanged(ctx, obj, seen.ETag); err != nil {
 		return err
 	}
 	_, err = m.store.Ask(ctx, http.MethodPut, obj, "", header, &inplace.Payload{Body: body, Length: seen.Stored})
+
 	if body.Err != nil {
-		return body.Err // and why the store was left with half a body
+		// The error of the request to the store is only its result.
+		return body.Err
 	}
 	return err
 }
 
-// putEmpty writes an object anew that has no body.
+// putEmpty rewrites an object that has no body.
 func (m *Mover) putEmpty(ctx context.Context, obj crypt.Object, seen *stored.Seen, header http.Header) error {
 	if err := m.store.CarryTags(ctx, obj, header); err != nil {
 		return err
@@ -147,38 +180,53 @@ func (m *Mover) putEmpty(ctx context.Context, obj crypt.Object, seen *stored.See
 	return err
 }
 
-// confirm looks at what is stored now. The header of the envelope is that of
-// the body, which is drawn for each one that is written: so the envelope and
-// the body are seen to belong together.
-func (m *Mover) confirm(ctx context.Context, obj crypt.Object, fresh *crypt.Envelope, empty bool) error { //nolint:revive // of the object, and no mode
+// confirm checks the stored object. The envelope has the header of the body,
+// which is random for each body. So it shows that the envelope and the body
+// belong together.
+func (m *Mover) confirm( //nolint:revive // empty describes the object
+	ctx context.Context,
+	obj crypt.Object,
+	fresh *crypt.Envelope,
+	empty bool,
+) error {
 	look := func() (*stored.Seen, error) { return m.check.Peek(ctx, request(obj), crypt.HeaderSize) }
 	if empty {
 		look = func() (*stored.Seen, error) { return m.check.Look(ctx, request(obj)) }
 	}
+
 	seen, err := look()
 	switch stored.StatusOf(err) {
 	case http.StatusNotFound:
-		return nil // deleted since
+		return nil // deleted in the meantime
 	case http.StatusRequestedRangeNotSatisfiable:
-		return inplace.ErrChanged // for something empty
+		return inplace.ErrChanged // the new object is empty
 	}
 	if err != nil {
-		return fmt.Errorf("it was moved, and could not be looked at after: %w", err)
+		return fmt.Errorf("it was moved, but could not be checked afterwards: %w", err)
 	}
+
 	have := seen.Envelope
 	if have == nil || have.KeyID != fresh.KeyID || !bytes.Equal(have.WrappedDEK, fresh.WrappedDEK) {
-		return inplace.ErrChanged // overwritten since: what is there now is looked at in its turn
+		// Overwritten in the meantime: the next attempt handles the new
+		// object.
+		return inplace.ErrChanged
 	}
+
 	if !empty && !bytes.Equal(seen.First, fresh.Header[:]) || empty && seen.Stored > 0 {
-		return fmt.Errorf("%w: it was overwritten while the store copied it, and the store put the old object's envelope on the new body", ErrLost)
+		return fmt.Errorf(
+			"%w: it was overwritten while the store copied it, and the store put the old object's envelope on the new body",
+			ErrLost,
+		)
 	}
+
 	lease, err := m.cfg.Check(ctx, obj, have.KeyID, have.WrappedDEK)
 	if err != nil {
-		return fmt.Errorf("it was moved, and could not be opened after: %w", err)
+		return fmt.Errorf("it was moved, but its key could not be opened afterwards: %w", err)
 	}
 	defer lease.Release()
+
 	if err := have.Verify(lease.DEK(), obj); err != nil {
-		return fmt.Errorf("it was moved, and does not verify after: %w", err)
+		return fmt.Errorf("it was moved, but fails verification afterwards: %w", err)
 	}
 	return nil
 }

@@ -13,7 +13,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// What nothing proves to be genuine is bound by the operator's word only.
+// An object that nothing proves to be genuine is bound only if the operator
+// asks for it.
 func TestRewrapBindsOnDemandOnly(t *testing.T) {
 	server := kmstest.StartAzure(t)
 	plain := server.NewKey(t, "RSA-2048", nil)
@@ -22,6 +23,7 @@ func TestRewrapBindsOnDemandOnly(t *testing.T) {
 		t.Fatal(err)
 	}
 	bound := server.OpenKey(t, "key-1", func(c *kms.AzureConfig) { c.Bindings = []string{binding} })
+
 	strict := server.OpenKey(t, "key-1", func(c *kms.AzureConfig) { c.Bindings, c.AcceptForm = []string{binding}, 2 })
 	second, err := plain.Bind(t.Context(), "")
 	if err != nil {
@@ -29,9 +31,10 @@ func TestRewrapBindsOnDemandOnly(t *testing.T) {
 	}
 	both := server.OpenKey(t, "key-1", func(c *kms.AzureConfig) { c.Bindings = []string{second, binding} })
 	next := server.OpenKey(t, "key-1", func(c *kms.AzureConfig) { c.Bindings, c.AcceptForm = []string{second}, 2 })
+
 	other := localKey(t)
 
-	for name, put := range map[string]func(*lab){"whole": func(*lab) {}, "in parts": (*lab).putParts} {
+	for name, put := range map[string]func(*lab){"whole": func(*lab) {}, "multipart": (*lab).putParts} {
 		t.Run(name, func(t *testing.T) {
 			l := newLab(t, localKey(t))
 			l.keys, l.cfg.Keys = ring(t, plain, other), ring(t, bound, other)
@@ -39,6 +42,7 @@ func TestRewrapBindsOnDemandOnly(t *testing.T) {
 			l.cfg.Check = proxytest.Opening(again)
 			l.put(nil)
 			put(l)
+
 			if got := l.forms(); got[0] != 1 {
 				t.Fatalf("stored in form %d", got[0])
 			}
@@ -48,6 +52,7 @@ func TestRewrapBindsOnDemandOnly(t *testing.T) {
 				t.Errorf("to another key: %+v", r)
 			}
 			l.cfg.To = "old"
+
 			if r := l.moved(); r.Outcome != walk.Current || r.Err != nil || l.forms()[0] != 1 {
 				t.Errorf("under the same key: %+v, form %d", r, l.forms()[0])
 			}
@@ -56,6 +61,7 @@ func TestRewrapBindsOnDemandOnly(t *testing.T) {
 			if r := l.moved(); r.Outcome != walk.Done || r.Err != nil {
 				t.Errorf("with --bind: %+v", r)
 			}
+
 			for _, form := range l.forms() {
 				if form != 2 {
 					t.Errorf("bound, and of form %d", form)
@@ -63,6 +69,7 @@ func TestRewrapBindsOnDemandOnly(t *testing.T) {
 			}
 			l.keys = ring(t, strict, other)
 			l.read()
+
 			if r := l.moved(); r.Outcome != walk.Current || r.Err != nil {
 				t.Errorf("a second time: %+v", r)
 			}
@@ -74,6 +81,7 @@ func TestRewrapBindsOnDemandOnly(t *testing.T) {
 			}
 			l.keys = ring(t, next, other)
 			l.read()
+
 			if r := l.moved(); r.Outcome != walk.Current || r.Err != nil {
 				t.Errorf("to the next binding a second time: %+v", r)
 			}

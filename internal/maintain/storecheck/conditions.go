@@ -13,11 +13,11 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 )
 
-// neverAnETag is of no object.
+// neverAnETag is the ETag of no object.
 const neverAnETag = `"00000000000000000000000000000000"`
 
-// Abilities finds out what a store can do where writes are concerned, and
-// removes what it has written.
+// Abilities tests which conditions on writes the store honors, and removes
+// what it has written.
 func Abilities(ctx context.Context, cfg Config) (inplace.Abilities, error) {
 	p := New(cfg)
 	a, err := p.abilities(ctx)
@@ -48,14 +48,16 @@ func (p *Probe) abilities(ctx context.Context) (a inplace.Abilities, err error) 
 	if err != nil {
 		return a, err
 	}
-	defer func() { _ = p.abort(ctx, path, upload) }() // none is left if it was completed
+	defer func() { _ = p.abort(ctx, path, upload) }() // a completed upload no longer exists
+
 	sent, err := p.sendPart(ctx, path, upload, 1, text)
 	if err != nil {
 		return a, err
 	}
-	sum := md5.Sum(text) //nolint:gosec // what stores take for an ETag
+	sum := md5.Sum(text) //nolint:gosec // ETags of most stores
 	quoted := `"` + hex.EncodeToString(sum[:]) + `"`
 	a.ETagIsMD5 = first.header.Get("Etag") == quoted && sent.ETag == quoted
+
 	got, err := p.complete(ctx, path, upload, []part{sent}, ifMatch())
 	if err != nil {
 		return a, err
@@ -66,8 +68,8 @@ func (p *Probe) abilities(ctx context.Context) (a inplace.Abilities, err error) 
 
 func ifMatch() http.Header { return http.Header{"If-Match": {neverAnETag}} }
 
-// refuses reports whether a write of the probe's object is refused for the
-// condition in header.
+// refuses reports whether a write of the probe's object is refused because
+// of the condition in header.
 func (p *Probe) refuses(ctx context.Context, method string, header http.Header, body []byte) (bool, error) {
 	got, err := p.do(ctx, method, p.path(p.name), header, bytes.NewReader(body), int64(len(body)))
 	if err != nil {
@@ -76,43 +78,54 @@ func (p *Probe) refuses(ctx context.Context, method string, header http.Header, 
 	return refused(got)
 }
 
-// refused reports whether a write was refused for its condition. A store that
-// does not know the condition may ignore it or say so.
+// refused reports whether a write was refused because of its condition. A
+// store that does not know the condition may ignore it or return an error.
 func refused(got reply) (bool, error) {
 	switch {
 	case got.status == http.StatusPreconditionFailed:
 		return true, nil
 	case got.refuse == nil,
-		got.status == http.StatusNotImplemented, got.status == http.StatusBadRequest, got.status == http.StatusMethodNotAllowed:
+		got.status == http.StatusNotImplemented,
+		got.status == http.StatusBadRequest,
+		got.status == http.StatusMethodNotAllowed:
 		return false, nil
 	default:
 		return false, got.refuse
 	}
 }
 
-// IfNoneMatch says whether the store holds to the condition by which clients
-// create an object only if it is not there.
+// IfNoneMatch tests whether the store honors the condition with which
+// clients create an object only if it does not exist.
 func (p *Probe) IfNoneMatch(ctx context.Context) (string, error) {
-	got, err := p.do(ctx, http.MethodPut, p.path(p.name), http.Header{"If-None-Match": {"*"}}, bytes.NewReader(text), int64(len(text)))
+	got, err := p.do(
+		ctx,
+		http.MethodPut,
+		p.path(p.name),
+		http.Header{"If-None-Match": {"*"}},
+		bytes.NewReader(text),
+		int64(len(text)),
+	)
+
 	switch {
 	case err != nil:
 		return "", err
 	case got.status == http.StatusPreconditionFailed:
-		return "refused as it should be", nil
+		return "honored", nil
 	case got.status == http.StatusOK:
-		return "IGNORED by this store: conditional writes do not protect anything here", nil
+		return "IGNORED by this store: conditional writes give no protection", nil
 	default:
 		return fmt.Sprintf("not supported (%d)", got.status), nil
 	}
 }
 
-// IfMatch says which writes the store refuses when the object that they would
-// overwrite is not the one of If-Match.
+// IfMatch tests which writes the store refuses if the object that they would
+// overwrite does not have the ETag in If-Match.
 func (p *Probe) IfMatch(ctx context.Context) (string, error) {
 	a, err := p.abilities(ctx)
 	if err != nil {
 		return "", err
 	}
+
 	var held, ignored []string
 	for _, write := range []struct {
 		name string
@@ -124,12 +137,13 @@ func (p *Probe) IfMatch(ctx context.Context) (string, error) {
 			ignored = append(ignored, write.name)
 		}
 	}
+
 	switch {
 	case len(ignored) == 0:
-		return "held to by all writes", nil
+		return "honored by all writes", nil
 	case len(held) == 0:
 		return "IGNORED by this store", nil
 	default:
-		return "held to by " + strings.Join(held, ", ") + "; not by " + strings.Join(ignored, ", "), nil
+		return "honored by " + strings.Join(held, ", ") + "; not by " + strings.Join(ignored, ", "), nil
 	}
 }

@@ -18,13 +18,14 @@ const (
 	literalKeys = "literal"
 )
 
-// Keys finds out how the store takes keys that look like odd paths, and whether
-// origin.keys says so. None of the keys leads out of a folder of the probe's
-// own, whatever the store makes of it.
+// Keys tests how the store treats keys that look like unusual paths, and
+// compares it with origin.keys. All keys stay below a folder of the probe,
+// whichever way the store treats them.
 func (p *Probe) Keys(ctx context.Context, configured string) (string, error) {
 	folder := p.name + "-keys/"
 	odd := []string{folder + "a/../dots", folder + "b//slashes"}
 	refused := 0
+
 	for _, key := range odd {
 		got, err := p.do(ctx, http.MethodPut, p.path(key), nil, bytes.NewReader(text), int64(len(text)))
 		switch {
@@ -46,36 +47,40 @@ func (p *Probe) Keys(ctx context.Context, configured string) (string, error) {
 			return "", err
 		}
 	}
+
 	if refused < len(odd) && len(listed) == 0 {
-		return "", errors.New("the store took odd keys, and lists none of them")
+		return "", errors.New("the store accepted unusual keys, but lists none of them")
 	}
 	literal := slices.Contains(listed, odd[0]) && slices.Contains(listed, odd[1])
 	return compareKeys(literal, configured)
 }
 
-// compareKeys compares what a store does with what the configuration says.
+// compareKeys compares the store's behavior with the configuration.
 func compareKeys(literal bool, configured string) (string, error) {
 	switch {
 	case literal && configured == literalKeys:
-		return "taken as they are", nil
+		return "taken literally", nil
 	case literal:
-		return "taken as they are: origin.keys could be literal, and no key were refused for its dots", nil
+		return "taken literally: with origin.keys: literal, no key would be refused because of its dots", nil
 	case configured == pathKeys:
 		return "taken as paths", nil
 	case configured == literalKeys:
-		return "", errors.New("the store takes keys as paths, so that a client could reach past its prefix: set origin.keys to path")
+		return "", errors.New(
+			"the store takes keys as paths, so a client could leave its prefix: set origin.keys to path",
+		)
 	default:
-		return "taken as paths: set origin.keys to path, and keys that the store takes for others are refused", nil
+		return "taken as paths: set origin.keys to path to refuse keys that the store takes for other keys", nil
 	}
 }
 
-// listed returns the keys below a prefix, as the store has them.
+// listed returns the store's keys below a prefix.
 func (p *Probe) listed(ctx context.Context, prefix string) ([]string, error) {
 	query := strings.ReplaceAll(url.Values{"list-type": {"2"}, "prefix": {prefix}}.Encode(), "+", "%20")
 	got, err := p.do(ctx, http.MethodGet, "/"+p.bucket+"?"+query, nil, nil, 0)
 	if err != nil {
 		return nil, err
 	}
+
 	var doc struct {
 		Contents []struct{ Key string }
 	}
@@ -85,7 +90,7 @@ func (p *Probe) listed(ctx context.Context, prefix string) ([]string, error) {
 
 	var keys []string
 	for _, object := range doc.Contents {
-		if strings.HasPrefix(object.Key, prefix) { // nothing else is the probe's
+		if strings.HasPrefix(object.Key, prefix) { // other objects are not the probe's
 			keys = append(keys, object.Key)
 		}
 	}

@@ -14,8 +14,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/maintain/inplace"
 )
 
-// keyStore lists the keys of what was put, as name turns them. It knows nothing
-// besides.
+// keyStore lists the stored keys, as converted by name. It supports nothing
+// else.
 type keyStore struct {
 	name func(key string) (string, bool)
 
@@ -30,6 +30,7 @@ func (s *keyStore) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("X-Amz-Request-Id", "1")
 	key, object := strings.CutPrefix(r.URL.Path, "/bucket/")
 	s.asked = append(s.asked, r.URL.Path)
+
 	switch name, ok := s.name(key); {
 	case !object:
 		type content struct{ Key string }
@@ -40,6 +41,7 @@ func (s *keyStore) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		for _, k := range s.keys {
 			doc.Contents = append(doc.Contents, content{k})
 		}
+
 		text, _ := xml.Marshal(doc)
 		w.Header().Set("Content-Type", "application/xml")
 		_, _ = w.Write(text)
@@ -59,29 +61,41 @@ func TestProbeOfKeys(t *testing.T) {
 		store                  func(string) (string, bool)
 		configured, want, fail string
 	}{
-		"as they are":                  {func(k string) (string, bool) { return k, true }, "", "origin.keys could be literal", ""},
-		"as they are, and known":       {func(k string) (string, bool) { return k, true }, "literal", "taken as they are", ""},
-		"as they are, said to be path": {func(k string) (string, bool) { return k, true }, "path", "origin.keys could be literal", ""},
-		"as paths":                     {func(k string) (string, bool) { return path.Clean(k), true }, "", "set origin.keys to path", ""},
-		"as paths, said to be literal": {func(k string) (string, bool) { return path.Clean(k), true }, "literal", "", "set origin.keys to path"},
-		"not at all":                   {func(string) (string, bool) { return "", false }, "", "set origin.keys to path", ""},
+		"as they are": {
+			func(k string) (string, bool) { return k, true }, "", "with origin.keys: literal", "",
+		},
+		"as they are, and known": {func(k string) (string, bool) { return k, true }, "literal", "taken literally", ""},
+		"as they are, said to be path": {
+			func(k string) (string, bool) { return k, true }, "path", "with origin.keys: literal", "",
+		},
+		"as paths": {
+			func(k string) (string, bool) { return path.Clean(k), true }, "", "set origin.keys to path", "",
+		},
+		"as paths, said to be literal": {
+			func(k string) (string, bool) { return path.Clean(k), true }, "literal", "", "set origin.keys to path",
+		},
+		"not at all": {func(string) (string, bool) { return "", false }, "", "set origin.keys to path", ""},
 		"slashes only": {
-			func(k string) (string, bool) { return strings.ReplaceAll(k, "//", "/"), true }, "literal", "", "set origin.keys to path",
+			func(k string) (string, bool) { return strings.ReplaceAll(k, "//", "/"), true }, "literal", "",
+			"set origin.keys to path",
 		},
 	} {
 		store := &keyStore{name: row.store}
 		server := httptest.NewServer(store)
 		probe := &Probe{send: sendTo(server.URL), bucket: "bucket", name: ".check"}
 		detail, err := probe.Keys(t.Context(), row.configured)
+
 		switch {
 		case row.fail == "" && (err != nil || !strings.Contains(detail, row.want)):
 			t.Errorf("%s: %q, %v", name, detail, err)
 		case row.fail != "" && (err == nil || !strings.Contains(err.Error(), row.fail)):
 			t.Errorf("%s: %q, %v", name, detail, err)
 		}
+
 		if len(store.keys) > 0 {
 			t.Errorf("%s: the probe leaves %q", name, store.keys)
 		}
+
 		for _, asked := range store.asked {
 			if asked != "/bucket" && !strings.HasPrefix(path.Clean(asked), "/bucket/.check-keys/") {
 				t.Errorf("%s: the probe asked for %s", name, asked)
@@ -91,14 +105,14 @@ func TestProbeOfKeys(t *testing.T) {
 	}
 }
 
-// sendTo sends to a server what is for the store.
+// sendTo sends requests for the store to a server.
 func sendTo(server string) inplace.Sender {
 	answer := func(*http.Request, *http.Response) error { return nil }
 	refusal := func(*http.Request, int, string, []byte) error { return nil }
 	return inplace.NewSender(redirected{server}, answer, refusal)
 }
 
-// redirected sends to a server what is for the store.
+// redirected sends requests for the store to a server.
 type redirected struct{ server string }
 
 func (s redirected) RoundTrip(r *http.Request) (*http.Response, error) {

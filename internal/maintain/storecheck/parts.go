@@ -17,19 +17,19 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// partNumber finds the number of parts at the end of a multipart ETag.
+// partNumber matches the number of parts at the end of a multipart ETag.
 var partNumber = regexp.MustCompile(`-3"?$`)
 
-// PartSettings are the settings of the origin that are about multipart uploads.
+// PartSettings are the settings of the origin for multipart uploads.
 type PartSettings struct {
 	ETagPartCount bool // origin.etag_part_count
 	UniformParts  bool // origin.uniform_parts
 }
 
-// Multipart stores a small multipart object as the proxy would: two parts of
-// different lengths, and the part that the proxy appends. It finds out whether
-// the ETag names the number of parts, which sizes in listings follow from, and
-// whether the settings say so.
+// Multipart stores a small multipart object like those of the proxy: two
+// parts of different lengths, and a final part. It tests whether the ETag
+// has the number of parts, from which sizes in listings follow, and compares
+// it with the settings.
 func (p *Probe) Multipart(ctx context.Context, settings PartSettings) (string, error) {
 	const size = crypt.MinPartSize + crypt.PartOverhead
 	path := p.path(p.name + "-parts")
@@ -37,6 +37,7 @@ func (p *Probe) Multipart(ctx context.Context, settings PartSettings) (string, e
 	if settings.UniformParts {
 		lengths[0] = size
 	}
+
 	etag, err := p.putParts(ctx, path, lengths)
 	if err != nil {
 		return "", err
@@ -49,16 +50,22 @@ func (p *Probe) Multipart(ctx context.Context, settings PartSettings) (string, e
 	case named && settings.ETagPartCount:
 		return "ETag " + etag, nil
 	case named:
-		return "ETag " + etag + " names the number of parts: origin.etag_part_count could be true, and listings would need no further requests", nil
+		return "ETag " + etag + " has the number of parts: with origin.etag_part_count: true, " +
+			"listings would need no further requests", nil
 	case settings.ETagPartCount:
-		return "", fmt.Errorf("the ETag %s does not name the number of parts, so sizes in listings would be wrong: set origin.etag_part_count to false", etag)
+		return "", fmt.Errorf(
+			"the ETag %s does not have the number of parts, so sizes in listings would be wrong: "+
+				"set origin.etag_part_count to false",
+			etag,
+		)
 	default:
-		return "ETag " + etag + " does not name the number of parts: each object of a listing that is not remembered costs a HEAD", nil
+		return "ETag " + etag + " does not have the number of parts: " +
+			"each object of a listing that is not cached costs a HEAD", nil
 	}
 }
 
-// putParts uploads an object of zeros in parts, and returns its ETag. An upload
-// that fails is aborted.
+// putParts uploads a multipart object of zeros, and returns its ETag. It
+// aborts an upload that fails.
 func (p *Probe) putParts(ctx context.Context, path string, sizes []int) (string, error) {
 	upload, err := p.createUpload(ctx, path)
 	if err != nil {
@@ -78,11 +85,12 @@ func (p *Probe) completeParts(ctx context.Context, path, upload string, sizes []
 		}
 	}
 
-	// As the proxy does: with what the store itself lists.
+	// Use the parts that the store lists, as the proxy does.
 	listed, err := p.do(ctx, http.MethodGet, path+"?"+upload, nil, nil, 0)
 	if err != nil {
 		return "", err
 	}
+
 	var parts struct{ Part []part }
 	if err := xml.Unmarshal(listed.body, &parts); err != nil || len(parts.Part) != len(sizes) {
 		return "", fmt.Errorf("ListParts: %s", listed)
@@ -92,10 +100,16 @@ func (p *Probe) completeParts(ctx context.Context, path, upload string, sizes []
 	if err != nil {
 		return "", err
 	}
+
 	var done struct{ ETag string }
 	if err := xml.Unmarshal(got.body, &done); err != nil || got.status != http.StatusOK || done.ETag == "" {
-		return "", fmt.Errorf("the store does not take parts of different lengths with a small one at the end, which the proxy appends (would it with origin.uniform_parts: true?): CompleteMultipartUpload: %s", got)
+		return "", fmt.Errorf(
+			"the store does not accept parts of different lengths with a small one at the end, "+
+				"which the proxy appends (does origin.uniform_parts: true help?): CompleteMultipartUpload: %s",
+			got,
+		)
 	}
+
 	return done.ETag, nil
 }
 
@@ -106,7 +120,7 @@ type part struct {
 	ChecksumCRC32 string `xml:",omitempty"` // see stored.PartChecksum
 }
 
-// createUpload begins an upload, and returns its id as a query.
+// createUpload starts an upload, and returns its id as a query.
 func (p *Probe) createUpload(ctx context.Context, path string) (string, error) {
 	got, err := p.do(ctx, http.MethodPost, path+"?uploads=", nil, nil, 0)
 	if err != nil {
@@ -120,14 +134,21 @@ func (p *Probe) createUpload(ctx context.Context, path string) (string, error) {
 }
 
 func (p *Probe) sendPart(ctx context.Context, path, upload string, number int, body []byte) (part, error) {
-	got, err := p.want(ctx, http.StatusOK, http.MethodPut, path+"?partNumber="+strconv.Itoa(number)+"&"+upload, nil, body)
+	got, err := p.want(
+		ctx,
+		http.StatusOK,
+		http.MethodPut,
+		path+"?partNumber="+strconv.Itoa(number)+"&"+upload,
+		nil,
+		body,
+	)
 	if err != nil {
 		return part{}, err
 	}
 	return part{PartNumber: number, ETag: got.header.Get("Etag"), ChecksumCRC32: stored.PartChecksumOf(got.header)}, nil
 }
 
-// complete ends an upload. header has its conditions.
+// complete completes an upload. header has the conditions.
 func (p *Probe) complete(ctx context.Context, path, upload string, parts []part, header http.Header) (reply, error) {
 	doc, err := xml.Marshal(struct {
 		XMLName xml.Name `xml:"CompleteMultipartUpload"`
@@ -137,12 +158,11 @@ func (p *Probe) complete(ctx context.Context, path, upload string, parts []part,
 		return reply{}, err
 	}
 	sum := sha256.Sum256(doc)
-	header.Set("X-Amz-Content-Sha256", hex.EncodeToString(sum[:])) // in place of the framing of uploads
+	header.Set("X-Amz-Content-Sha256", hex.EncodeToString(sum[:])) // instead of the framing of uploads
 	return p.do(ctx, http.MethodPost, path+"?"+upload, header, bytes.NewReader(doc), int64(len(doc)))
 }
 
-// abort ends an upload without a trace. One that was completed is not there any
-// more.
+// abort aborts an upload. If it was completed, the request has no effect.
 func (p *Probe) abort(ctx context.Context, path, upload string) error {
 	_, err := p.do(context.WithoutCancel(ctx), http.MethodDelete, path+"?"+upload, nil, nil, 0)
 	return err

@@ -1,11 +1,11 @@
-// Package storecheck finds out what a store can do, with small objects that it
-// removes again. `cmekproxy check` prints what it finds; `cmekproxy rewrap` and
-// `cmekproxy encrypt` choose by it how they write.
+// Package storecheck tests what a store can do, with small objects that it
+// removes afterwards. `cmekproxy check` prints the results. `cmekproxy rewrap`
+// and `cmekproxy encrypt` use them to choose how they write.
 //
 //	storecheck.go  the probe: requests for its own objects, and simple checks
-//	conditions.go  which conditions on writes the store holds to
-//	parts.go       multipart uploads, and what their ETags say
-//	keys.go        whether keys are taken as they are or as paths
+//	conditions.go  which conditions on writes the store honors
+//	parts.go       multipart uploads, and their ETags
+//	keys.go        whether the store takes keys literally or as paths
 package storecheck
 
 import (
@@ -27,38 +27,39 @@ import (
 
 // Config configures a Probe.
 type Config struct {
-	// Send sends a request to the store. An answer of the store that is not a
-	// success is an error with a method Status() int.
+	// Send sends a request to the store. If the answer is not a success, the
+	// error has a method Status() int.
 	Send inplace.Sender
-	// Bucket is where the probe's objects are. Empty: only List can be called.
+	// Bucket is where the probe's objects are. If it is empty, only List
+	// works.
 	Bucket string
-	// Prefix starts their keys.
+	// Prefix is the prefix of their keys.
 	Prefix string
 }
 
-// Probe asks a store for small things. Its checks return what is worth saying
-// of a success, which may be nothing. It is not safe for concurrent use.
+// Probe tests a store. If a check succeeds, it returns details for the user,
+// or "". Probe is not safe for concurrent use.
 type Probe struct {
 	send   inplace.Sender
 	bucket string
-	name   string // the key of its object, and the start of the others' keys
+	name   string // the key of its object, and the prefix of its other keys
 
-	versions []version // that the store has kept of its objects
+	versions []version // versions of its objects that the store has kept
 }
 
 // version is one version of an object of the probe.
 type version struct{ path, id string }
 
-// New returns a Probe whose objects have names of their own.
+// New returns a Probe whose objects have unique names.
 func New(cfg Config) *Probe {
 	return &Probe{send: cfg.Send, bucket: cfg.Bucket, name: cfg.Prefix + ".cmekproxy-check-" + rand.Text()}
 }
 
-// text is the probe's object.
-var text = []byte("written by cmekproxy to find out what the store can do, and to be removed by it")
+// text is the content of the probe's object.
+var text = []byte("written by cmekproxy to test the store; cmekproxy removes it afterwards")
 
-// List lists the bucket, or the buckets if there is none: what it takes is that
-// the credentials are right.
+// List lists the bucket, or all buckets if no bucket is set. It tests the
+// credentials.
 func (p *Probe) List(ctx context.Context) (string, error) {
 	path := "/"
 	if p.bucket != "" {
@@ -68,14 +69,22 @@ func (p *Probe) List(ctx context.Context) (string, error) {
 	return "", err
 }
 
-// Put stores the probe's object with 2 KB of metadata, which the checks below
-// need.
+// Put stores the probe's object, with 2 KB of metadata. The other checks use
+// this object.
 func (p *Probe) Put(ctx context.Context) (string, error) {
 	value := hex.EncodeToString(make([]byte, 1000))
-	stored, err := p.want(ctx, http.StatusOK, http.MethodPut, p.path(p.name), http.Header{"X-Amz-Meta-Cmek-Check": {value}}, text)
+	stored, err := p.want(
+		ctx,
+		http.StatusOK,
+		http.MethodPut,
+		p.path(p.name),
+		http.Header{"X-Amz-Meta-Cmek-Check": {value}},
+		text,
+	)
 	if err != nil {
 		return "", err
 	}
+
 	head, err := p.want(ctx, http.StatusOK, http.MethodHead, p.path(p.name), nil, nil)
 	if err != nil {
 		return "", err
@@ -83,26 +92,36 @@ func (p *Probe) Put(ctx context.Context) (string, error) {
 	if head.header.Get("X-Amz-Meta-Cmek-Check") != value {
 		return "", errors.New("metadata comes back altered")
 	}
+
 	return "ETag " + stored.header.Get("Etag"), nil
 }
 
-// Ranges reads pieces of the object that Put has stored.
+// Ranges reads ranges of the object that Put has stored.
 func (p *Probe) Ranges(ctx context.Context) (string, error) {
 	for header, want := range map[string][]byte{"bytes=3-9": text[3:10], "bytes=-5": text[len(text)-5:]} {
-		got, err := p.want(ctx, http.StatusPartialContent, http.MethodGet, p.path(p.name), http.Header{"Range": {header}}, nil)
+		got, err := p.want(
+			ctx,
+			http.StatusPartialContent,
+			http.MethodGet,
+			p.path(p.name),
+			http.Header{"Range": {header}},
+			nil,
+		)
 		if err != nil {
 			return "", err
 		}
+
 		if !bytes.Equal(got.body, want) {
 			return "", fmt.Errorf("range %s gave other bytes", header)
 		}
 	}
+
 	return "", nil
 }
 
-// Cut makes sure of what the proxy's writes depend on: a body that ends before
-// its Content-Length is not kept. Only the last bytes are missing, as when the
-// proxy finds a bad checksum at the very end.
+// Cut tests what the proxy's writes depend on: a body that ends before its
+// Content-Length is not kept. Only the last bytes are missing, as when the
+// proxy finds a wrong checksum at the end.
 func (p *Probe) Cut(ctx context.Context) (string, error) {
 	const size, missing = 1 << 20, 16
 	path := p.path(p.name + "-cut")
@@ -111,15 +130,23 @@ func (p *Probe) Cut(ctx context.Context) (string, error) {
 		return "", errors.New("the store answered before it had the whole body")
 	}
 
-	time.Sleep(time.Second) // a store that keeps it does so after the connection has ended
+	time.Sleep(time.Second) // a store that keeps the body does so after the connection has ended
 	got, err := p.do(ctx, http.MethodHead, path, nil, nil, 0)
 	if err != nil {
 		return "", err
 	}
+
 	if got.status != http.StatusNotFound {
 		_, err := p.do(ctx, http.MethodDelete, path, nil, nil, 0)
-		return "", errors.Join(fmt.Errorf("HEAD answered %d, not 404: a failed upload leaves an object behind; is origin.checksum_trailer off?", got.status), err)
+		return "", errors.Join(
+			fmt.Errorf(
+				"HEAD answered %d, not 404: a failed upload leaves an object behind; is origin.checksum_trailer off?",
+				got.status,
+			),
+			err,
+		)
 	}
+
 	return "", nil
 }
 
@@ -127,9 +154,9 @@ type failingReader struct{}
 
 func (failingReader) Read([]byte) (int, error) { return 0, errors.New("cut on purpose") }
 
-// Remove removes the object that Put has stored. Where the bucket keeps
-// versions, it also removes those of all objects of the probe, as far as it is
-// allowed to.
+// Remove removes the object that Put has stored. If the bucket keeps
+// versions, it also removes the versions of all the probe's objects, as far
+// as it is allowed to.
 func (p *Probe) Remove(ctx context.Context) (string, error) {
 	_, err := p.want(ctx, http.StatusNoContent, http.MethodDelete, p.path(p.name), nil, nil)
 	for _, v := range p.versions {
@@ -144,10 +171,10 @@ type reply struct {
 	status int
 	header http.Header
 	body   []byte
-	refuse error // why, of a refusal
+	refuse error // the error, if the store refused the request
 }
 
-// String describes an answer for an error.
+// String describes an answer in an error message.
 func (r reply) String() string {
 	if r.refuse != nil {
 		return r.refuse.Error()
@@ -155,17 +182,29 @@ func (r reply) String() string {
 	return fmt.Sprintf("the store answered %d: %.300s", r.status, r.body)
 }
 
-// maxBody bounds what is read of an answer, in bytes.
+// maxBody limits what is read of an answer, in bytes.
 const maxBody = 64 << 10
 
-// do sends a request for /bucket/key?query. An answer of the store is no error,
-// whatever it says.
-func (p *Probe) do(ctx context.Context, method, path string, header http.Header, body io.Reader, length int64) (reply, error) {
+// do sends a request for /bucket/key?query. A refusal of the store is a
+// reply and not an error.
+func (p *Probe) do(
+	ctx context.Context,
+	method, path string,
+	header http.Header,
+	body io.Reader,
+	length int64,
+) (reply, error) {
 	path, query, _ := strings.Cut(path, "?")
-	r, err := http.NewRequestWithContext(ctx, method, (&url.URL{Scheme: "http", Host: "origin", Path: path, RawQuery: query}).String(), body)
+	r, err := http.NewRequestWithContext(
+		ctx,
+		method,
+		(&url.URL{Scheme: "http", Host: "origin", Path: path, RawQuery: query}).String(),
+		body,
+	)
 	if err != nil {
 		return reply{}, err
 	}
+
 	if header != nil {
 		r.Header = header
 	}
@@ -179,6 +218,7 @@ func (p *Probe) do(ctx context.Context, method, path string, header http.Header,
 		return reply{}, err
 	}
 	defer resp.Body.Close()
+
 	if id := resp.Header.Get("X-Amz-Version-Id"); id != "" && method != http.MethodHead && method != http.MethodGet {
 		p.versions = append(p.versions, version{path, id})
 	}
@@ -190,8 +230,14 @@ func (p *Probe) do(ctx context.Context, method, path string, header http.Header,
 	return reply{status: resp.StatusCode, header: resp.Header, body: answer.Bytes()}, nil
 }
 
-// want is do for a request with one right answer.
-func (p *Probe) want(ctx context.Context, status int, method, path string, header http.Header, body []byte) (reply, error) {
+// want is do for a request that must have the given status.
+func (p *Probe) want(
+	ctx context.Context,
+	status int,
+	method, path string,
+	header http.Header,
+	body []byte,
+) (reply, error) {
 	got, err := p.do(ctx, method, path, header, bytes.NewReader(body), int64(len(body)))
 	if err != nil {
 		return reply{}, err
@@ -202,5 +248,5 @@ func (p *Probe) want(ctx context.Context, status int, method, path string, heade
 	return got, nil
 }
 
-// path is that of a request for a key, which nothing on the way should clean.
+// path returns the path of a request for a key, without cleaning it.
 func (p *Probe) path(key string) string { return "/" + p.bucket + "/" + key }

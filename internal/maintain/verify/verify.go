@@ -1,5 +1,5 @@
-// Package verify reads stored objects to their last byte, and says of those
-// that do not verify what is at fault: the object, the key or the store.
+// Package verify reads stored objects to the last byte. For objects that
+// fail, it reports whether the object, the key or the store is at fault.
 package verify
 
 import (
@@ -17,42 +17,43 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// Fault says what is wrong.
+// Fault is the cause of a failure.
 type Fault string
 
-// The faults. Only the first two are the object's own.
+// The faults. Only the first two are faults of the object.
 const (
-	Integrity      Fault = "integrity"       // it is not what was stored
-	Plaintext      Fault = "plaintext"       // it is not encrypted, where it must be
+	Integrity      Fault = "integrity"       // the stored object was altered
+	Plaintext      Fault = "plaintext"       // the object is not encrypted, but must be
 	KeyRevoked     Fault = "key-revoked"     // the KMS refuses the key: disabled, denied, destroyed
 	KeyUnknown     Fault = "key-unknown"     // no configured key has the id that the envelope names
-	KeyUnavailable Fault = "key-unavailable" // the KMS cannot be reached, or has no answer
+	KeyUnavailable Fault = "key-unavailable" // the KMS cannot be reached, or does not answer
 	Store          Fault = "store"           // the store cannot be reached, or refuses
 )
 
-// Faults are all of them, in the order in which they are told.
+// Faults are all faults, in the order of reports.
 var Faults = []Fault{Integrity, Plaintext, KeyRevoked, KeyUnknown, KeyUnavailable, Store}
 
-// ErrPlaintext says that an object has no envelope.
+// ErrPlaintext means that an object has no envelope.
 var ErrPlaintext = errors.New("it has no encryption envelope: cmekproxy did not store it, or its envelope was removed")
 
-// errCustomer says that the key is one that the client brings with each
-// request.
-var errCustomer = errors.New("under a key of the client's")
+// errCustomer means that the object is under a customer key, which only the
+// client has.
+var errCustomer = errors.New("under a customer key")
 
-// Config is what a Verifier works with.
+// Config configures a Verifier.
 type Config struct {
-	// Send sends a request to the store, as stored.Store.Send.
+	// Send sends a request to the store; see stored.Reader.Send.
 	Send func(*http.Request) (*http.Response, error)
 	// Open unwraps data keys.
 	Open inplace.Open
-	// OpenEnd is that of stored.Store.
+	// OpenEnd is stored.Reader.OpenEnd.
 	OpenEnd bool
-	// AllowPlaintext reports whether an object need not be encrypted.
+	// AllowPlaintext reports whether an object may be plaintext.
 	AllowPlaintext func(obj crypt.Object) bool
-	// Wait, if not nil, is called before an object is read, and holds it up.
+	// Wait, if not nil, is called before each object is read, to limit the
+	// rate.
 	Wait func(context.Context) error
-	// Away is that of inplace.Insist.
+	// Away is the parameter away of inplace.Insist.
 	Away func(error)
 }
 
@@ -86,7 +87,7 @@ func (v *Verifier) read(ctx context.Context, q stored.Request) (walk.Result, err
 	var keys []string
 	s := &stored.Reader{
 		Send: v.store.Do, OpenEnd: v.cfg.OpenEnd,
-		Cache: stored.NewCache(), // nothing is taken from what was read before
+		Cache: stored.NewCache(), // an empty cache: everything is read from the store
 		Open: func(ctx context.Context, obj crypt.Object, keyID string, wrapped []byte) (stored.Lease, error) {
 			if !slices.Contains(keys, keyID) {
 				keys = append(keys, keyID)
@@ -97,16 +98,19 @@ func (v *Verifier) read(ctx context.Context, q stored.Request) (walk.Result, err
 			return v.cfg.Open(ctx, obj, keyID, wrapped)
 		},
 	}
+
 	q.Plaintext = func() error {
 		if v.cfg.AllowPlaintext(q.Object) {
 			return nil
 		}
 		return ErrPlaintext
 	}
+
 	o, err := s.Get(ctx, q)
 	if stored.StatusOf(err) == http.StatusNotFound {
 		return walk.Result{Outcome: walk.Gone}, err
 	}
+
 	r := walk.Result{KeyIDs: keys}
 	if errors.Is(err, errCustomer) {
 		r.Outcome = walk.Customer
@@ -117,16 +121,19 @@ func (v *Verifier) read(ctx context.Context, q stored.Request) (walk.Result, err
 	}
 	defer o.Close()
 	r.Size = o.Size
+
 	if o.Plaintext {
 		r.Outcome = walk.Plaintext
-		return r, nil // there is nothing to compare it with
+		return r, nil // there is nothing to verify
 	}
+
 	for {
 		_, err := o.Next(ctx)
 		r.KeyIDs = keys
-		if err == io.EOF { //nolint:errorlint // bare: Next says so
+		if err == io.EOF { //nolint:errorlint // Next returns io.EOF unwrapped
 			return r, nil
 		}
+
 		if errors.Is(err, errCustomer) {
 			r.Outcome = walk.Customer
 			return r, nil
@@ -137,13 +144,14 @@ func (v *Verifier) read(ctx context.Context, q stored.Request) (walk.Result, err
 	}
 }
 
-// damage are the errors of what is not what was stored.
+// damage are the errors of altered objects.
 var damage = []error{
-	stored.ErrIntegrity, crypt.ErrAuth, crypt.ErrTruncated, crypt.ErrTrailing, crypt.ErrSize, crypt.ErrEnvelope, crypt.ErrVersion, crypt.ErrDEK,
+	stored.ErrIntegrity, crypt.ErrAuth, crypt.ErrTruncated, crypt.ErrTrailing,
+	crypt.ErrSize, crypt.ErrEnvelope, crypt.ErrVersion, crypt.ErrDEK,
 }
 
-// FaultOf says what is at fault, by the error of an object that could not be
-// read. What says nothing of the object is never called damage.
+// FaultOf returns the fault for an error. An error that is not about the
+// object itself is never Integrity.
 func FaultOf(err error) Fault {
 	var key *kms.Error
 	switch {
@@ -168,7 +176,8 @@ func FaultOf(err error) Fault {
 
 func keyFault(err *kms.Error) Fault {
 	switch {
-	case err.Kind == kms.InvalidCiphertext: // the key is there, and this is not what it has wrapped for the object
+	// The key works, but did not wrap this for the object.
+	case err.Kind == kms.InvalidCiphertext:
 		return Integrity
 	case err.Revoked():
 		return KeyRevoked

@@ -32,14 +32,21 @@ func TestFaultOf(t *testing.T) {
 	of := func(kind kms.Kind) error { return fmt.Errorf("opening: %w", &kms.Error{Kind: kind, Op: "unwrap"}) }
 	for want, errs := range map[verify.Fault][]error{
 		verify.Integrity: {
-			crypt.ErrAuth, crypt.ErrTruncated, crypt.ErrTrailing, crypt.ErrSize, crypt.ErrEnvelope, crypt.ErrVersion, crypt.ErrDEK,
+			crypt.ErrAuth, crypt.ErrTruncated, crypt.ErrTrailing, crypt.ErrSize, crypt.ErrEnvelope, crypt.ErrVersion,
+			crypt.ErrDEK,
 			fmt.Errorf("%w: %w", stored.ErrIntegrity, errors.New("x")), of(kms.InvalidCiphertext),
 		},
-		verify.Plaintext:      {fmt.Errorf("k: %w", verify.ErrPlaintext)},
-		verify.KeyRevoked:     {of(kms.Disabled), of(kms.Denied), of(kms.PendingDeletion), of(kms.NotFound)},
-		verify.KeyUnknown:     {fmt.Errorf("%w %q", keyring.ErrUnknownKey, "x")},
-		verify.KeyUnavailable: {of(kms.Unreachable), of(kms.Throttled), of(kms.Internal), of(kms.Canceled), of(kms.Invalid), keyring.ErrChanged, keyring.ErrNotOpen, errors.Join(crypt.ErrAuth, of(kms.Unreachable))},
-		verify.Store:          {answered(403), answered(503), inplace.ErrUnanswered, stored.ErrStore, stored.ErrOverwritten, fmt.Errorf("%w: %w", inplace.ErrUnanswered, crypt.ErrTruncated), errors.New("x")},
+		verify.Plaintext:  {fmt.Errorf("k: %w", verify.ErrPlaintext)},
+		verify.KeyRevoked: {of(kms.Disabled), of(kms.Denied), of(kms.PendingDeletion), of(kms.NotFound)},
+		verify.KeyUnknown: {fmt.Errorf("%w %q", keyring.ErrUnknownKey, "x")},
+		verify.KeyUnavailable: {
+			of(kms.Unreachable), of(kms.Throttled), of(kms.Internal), of(kms.Canceled), of(kms.Invalid), keyring.ErrChanged,
+			keyring.ErrNotOpen, errors.Join(crypt.ErrAuth, of(kms.Unreachable)),
+		},
+		verify.Store: {
+			answered(403), answered(503), inplace.ErrUnanswered, stored.ErrStore, stored.ErrOverwritten,
+			fmt.Errorf("%w: %w", inplace.ErrUnanswered, crypt.ErrTruncated), errors.New("x"),
+		},
 	} {
 		for _, err := range errs {
 			if got := verify.FaultOf(err); got != want {
@@ -49,13 +56,17 @@ func TestFaultOf(t *testing.T) {
 	}
 }
 
-// A store that breaks off in the middle of a body has not damaged the object.
-// It is asked again.
+// If the store's connection breaks within a body, the object is not damaged.
+// It is read again.
 func TestABrokenConnectionIsNoDamage(t *testing.T) {
 	key, _ := proxytest.NewLocalKey(t)
-	keys := proxytest.NewKeyring(t, keyring.Config{Keys: []keyring.Key{{Name: "key", Wrapper: key}}, Rules: []keyring.Rule{{Key: "key"}}})
+	keys := proxytest.NewKeyring(
+		t,
+		keyring.Config{Keys: []keyring.Key{{Name: "key", Wrapper: key}}, Rules: []keyring.Rule{{Key: "key"}}},
+	)
 	body, metadata := sealed(t, keys, crypt.Object{Bucket: "b", Key: "k"}, 300_000)
 	breaks, asked, flip := 0, 0, -1
+
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		for name, value := range metadata {
 			w.Header().Set(stored.MetaPrefix+name, value)
@@ -63,6 +74,7 @@ func TestABrokenConnectionIsNoDamage(t *testing.T) {
 		w.Header().Set("Etag", `"e"`)
 		w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 		out := bytes.Clone(body)
+
 		if flip >= 0 {
 			out[flip] ^= 1
 		}
@@ -70,13 +82,16 @@ func TestABrokenConnectionIsNoDamage(t *testing.T) {
 			w.Write(out[:200_000])
 			panic(http.ErrAbortHandler)
 		}
+
 		w.Write(out)
 	}))
 	defer server.Close()
+
 	address, err := url.Parse(server.URL)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	v := verify.New(verify.Config{
 		Send: func(r *http.Request) (*http.Response, error) {
 			r.URL.Scheme, r.URL.Host = address.Scheme, address.Host
@@ -87,6 +102,7 @@ func TestABrokenConnectionIsNoDamage(t *testing.T) {
 		},
 		AllowPlaintext: func(crypt.Object) bool { return false },
 	})
+
 	for name, row := range map[string]struct {
 		breaks, flip int
 		want         walk.Outcome
@@ -103,14 +119,16 @@ func TestABrokenConnectionIsNoDamage(t *testing.T) {
 		if name == "moved" {
 			entry.Key = "other"
 		}
+
 		r := v.Verify(t.Context(), "b", entry)
-		if r.Outcome != row.want || row.fault != "" && verify.FaultOf(r.Err) != row.fault || len(r.KeyIDs) != 1 || r.Own != (row.fault == verify.Integrity) {
+		if r.Outcome != row.want || row.fault != "" && verify.FaultOf(r.Err) != row.fault || len(r.KeyIDs) != 1 ||
+			r.Own != (row.fault == verify.Integrity) {
 			t.Errorf("%s: %+v", name, r)
 		}
 	}
 }
 
-// sealed is an object as the proxy stores it.
+// sealed returns an object as the proxy stores it.
 func sealed(t *testing.T, keys *keyring.Keyring, obj crypt.Object, size int) ([]byte, map[string]string) {
 	t.Helper()
 	dek, err := keys.Create(t.Context(), obj, "", keyring.Choice{})
@@ -118,18 +136,22 @@ func sealed(t *testing.T, keys *keyring.Keyring, obj crypt.Object, size int) ([]
 		t.Fatal(err)
 	}
 	defer dek.Release()
+
 	sealer, err := crypt.NewSealer(bytes.NewReader(make([]byte, size)), int64(size), dek.DEK(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	body, err := io.ReadAll(sealer)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	e := crypt.Envelope{KeyID: dek.KeyID, WrappedDEK: dek.Wrapped, Header: sealer.Header(), Size: int64(size)}
 	if err := e.Sign(dek.DEK(), obj); err != nil {
 		t.Fatal(err)
 	}
+
 	metadata, err := e.Metadata()
 	if err != nil {
 		t.Fatal(err)

@@ -6,20 +6,25 @@ import (
 	"sync"
 )
 
-// ordered is what became of one input.
+// ordered is the result for one input.
 type ordered[Out any] struct {
 	out Out
 	err error
 }
 
-// InOrder calls work for each value of in, up to parallel of them at a time. It
-// yields the results in the order of in, so that a position in the input is one
-// up to which all is done. Up to ahead results wait for an earlier one.
+// InOrder calls work for each value of in, up to parallel of them at a time.
+// It yields the results in the order of in, so that everything before a
+// result is done. Up to ahead results wait for an earlier one.
 //
-// An error of in, or of ctx, is yielded after everything that came before it,
-// and ends the loop. When the loop is left, the context of work is canceled,
-// and all of it has returned.
-func InOrder[In, Out any](ctx context.Context, in iter.Seq2[In, error], parallel, ahead int, work func(context.Context, In) Out) iter.Seq2[Out, error] {
+// An error of in, or of ctx, is yielded after everything before it, and ends
+// the loop. When the loop ends, the context of work is canceled, and all
+// calls of work have returned.
+func InOrder[In, Out any](
+	ctx context.Context,
+	in iter.Seq2[In, error],
+	parallel, ahead int,
+	work func(context.Context, In) Out,
+) iter.Seq2[Out, error] {
 	return func(yield func(Out, error) bool) {
 		inner, cancel := context.WithCancel(ctx)
 		var running sync.WaitGroup
@@ -27,6 +32,7 @@ func InOrder[In, Out any](ctx context.Context, in iter.Seq2[In, error], parallel
 		defer cancel()
 		pending := make(chan chan ordered[Out], ahead)
 		turns := make(chan struct{}, parallel)
+
 		running.Go(func() {
 			defer close(pending)
 			for value, err := range in {
@@ -34,22 +40,26 @@ func InOrder[In, Out any](ctx context.Context, in iter.Seq2[In, error], parallel
 				if !send(inner, turns, struct{}{}) || !send(inner, pending, slot) {
 					return
 				}
+
 				if err != nil {
 					slot <- ordered[Out]{err: err}
 					return
 				}
+
 				running.Go(func() {
 					defer func() { <-turns }()
 					slot <- ordered[Out]{out: work(inner, value)}
 				})
 			}
 		})
+
 		for slot := range pending {
 			r := <-slot
 			if !yield(r.out, r.err) || r.err != nil {
 				return
 			}
 		}
+
 		if err := ctx.Err(); err != nil {
 			var none Out
 			yield(none, err)
@@ -57,7 +67,7 @@ func InOrder[In, Out any](ctx context.Context, in iter.Seq2[In, error], parallel
 	}
 }
 
-// send reports whether the value was taken before ctx ended.
+// send sends a value, and reports whether it was received before ctx ended.
 func send[T any](ctx context.Context, to chan<- T, value T) bool {
 	select {
 	case <-ctx.Done():

@@ -36,6 +36,7 @@ func TestResultsComeInOrderWhateverTheWorkTakes(t *testing.T) {
 			time.Sleep(time.Duration(100-i%7*10) * time.Millisecond)
 			return i * i
 		}
+
 		next := 0
 		for got, err := range walk.InOrder(t.Context(), count(100, nil), 8, 20, work) {
 			if err != nil || got != next*next {
@@ -43,6 +44,7 @@ func TestResultsComeInOrderWhateverTheWorkTakes(t *testing.T) {
 			}
 			next++
 		}
+
 		if next != 100 || most.Load() != 8 {
 			t.Errorf("%d results, %d at a time", next, most.Load())
 		}
@@ -53,7 +55,9 @@ func TestErrorOfTheInputComesLast(t *testing.T) {
 	failure := errors.New("failure")
 	n := 0
 	var last error
-	for _, err := range walk.InOrder(t.Context(), count(10, failure), 3, 5, func(_ context.Context, i int) int { return i }) {
+	for _, err := range walk.InOrder(
+		t.Context(), count(10, failure), 3, 5, func(_ context.Context, i int) int { return i },
+	) {
 		if last = err; err == nil {
 			n++
 		}
@@ -79,6 +83,7 @@ func TestLeavingTheLoopEndsTheWork(t *testing.T) {
 				break
 			}
 		}
+
 		if n := running.Load(); n != 0 {
 			t.Errorf("%d still run", n)
 		}
@@ -89,6 +94,7 @@ func TestCanceledContextIsAnError(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var last error
 	n := 0
+
 	for i, err := range walk.InOrder(ctx, count(1000, nil), 2, 2, func(_ context.Context, i int) int { return i }) {
 		if last = err; err == nil && i != n {
 			t.Errorf("%d in the place of %d", i, n)
@@ -97,6 +103,7 @@ func TestCanceledContextIsAnError(t *testing.T) {
 			cancel()
 		}
 	}
+
 	if !errors.Is(last, context.Canceled) || n > 100 {
 		t.Errorf("after %d results: %v", n, last)
 	}

@@ -1,5 +1,6 @@
-// Package walk looks at all objects of a listing, several at a time and in its
-// order, and can go on where it was ended.
+// Package walk processes all objects of a listing, several at a time and in
+// the order of the listing. A walk that was interrupted can continue from
+// its position.
 package walk
 
 import (
@@ -18,97 +19,96 @@ import (
 )
 
 const (
-	// maxFailed is how many failed keys a State holds. When there are more,
-	// its position stands still, and the next run looks at all that comes
-	// after it.
+	// maxFailed is how many failed keys a State holds. If more fail, its
+	// position no longer advances, and the next run repeats everything after
+	// it.
 	maxFailed = 1000
 	// window is how many objects may be done while an earlier one, such as a
-	// large one in parts, is not.
+	// large multipart object, is not.
 	window = 2000
-	// inARow is how many failures in a row end a walk: the fault is then with
-	// a key or the store, and not with the objects.
+	// inARow is how many failures in a row end a walk. The fault is then a
+	// key or the store, and not the objects.
 	inARow = 200
-	// saveEvery is how often the state is written.
+	// saveEvery is the interval at which the state is written.
 	saveEvery = time.Second
 )
 
-// ErrInARow says that a walk was ended because nothing succeeded any more.
-var ErrInARow = fmt.Errorf("the last %d objects have all failed", inARow)
+// ErrInARow means that a walk was ended after too many failures in a row.
+var ErrInARow = fmt.Errorf("the last %d objects all failed", inARow)
 
-// ErrStop is in the error of a result after which nothing more is to be done.
-var ErrStop = errors.New("the run is ended")
+// ErrStop is wrapped by the error of a result after which the walk must end.
+var ErrStop = errors.New("the run has ended")
 
-// Outcome is what became of an object.
+// Outcome is the result for one object.
 type Outcome int
 
 // The outcomes.
 const (
-	Done      Outcome = iota // or would be, in a dry run
-	Current                  // it is as it should be already
-	Plaintext                // it was never encrypted, and is to be left so
-	Gone                     // it was deleted since it was listed
-	Customer                 // it is under a key that its client brings (SSE-C), and nobody else has
-	Failed                   // it is as it was, unless the error says otherwise
+	Done      Outcome = iota // done, or to be done after a dry run
+	Current                  // nothing was necessary
+	Plaintext                // the object is plaintext, and remains so
+	Gone                     // the object was deleted after it was listed
+	Customer                 // the object is under a customer key (SSE-C), which only the client has
+	Failed                   // the object is unchanged, unless the error says otherwise
 
 	outcomes
 )
 
-// Counts are numbers of objects, by outcome.
+// Counts are the numbers of objects, by outcome.
 type Counts [outcomes]int64
 
-// Result is what became of an object, and why.
+// Result is the result for one object.
 type Result struct {
 	Key     string
-	Version string // id, where versions were asked for
+	Version string // version id, for a listing with versions
 	Outcome Outcome
-	Size    int64    // of the plaintext, in bytes, of one that is done
-	Parts   int      // of a multipart one that is done
-	KeyIDs  []string // of the KMS keys that it is under, as far as that was looked at
-	Err     error    // of one that failed
-	// Own says that the fault is the object's own, and tells nothing of those
-	// that come after it.
+	Size    int64    // size of the plaintext in bytes, if Done
+	Parts   int      // number of parts of a multipart object, if Done
+	KeyIDs  []string // ids of the KMS keys that were found
+	Err     error    // the error, if Failed
+	// Own means that the fault is this object's own, so others need not
+	// fail.
 	Own bool
 }
 
-// Walk does something with all objects of a listing.
+// Walk processes all objects of a listing.
 type Walk struct {
-	// Do does it with one. It is called concurrently.
+	// Do processes one object. It is called concurrently.
 	Do       func(ctx context.Context, e stored.Entry) Result
 	List     func(ctx context.Context, l stored.Listing) iter.Seq2[stored.Entry, error]
 	Parallel int // objects at a time
-	// File is the path of the state, by which a walk that was ended goes on;
-	// "" for none.
+	// File is the path of the state file, from which an interrupted walk
+	// continues; "" for none.
 	File string
-	// DryRun reads the state, and does not write it.
+	// DryRun reads the state, but does not write it.
 	DryRun bool
-	// KeepGoing does not end the walk for failures in a row.
+	// KeepGoing continues after many failures in a row.
 	KeepGoing bool
-	// Report is told of each object, in the order of the listing.
+	// Report is called for each object, in the order of the listing.
 	Report func(Result)
 	// Now is the clock.
 	Now func() time.Time
 }
 
-// State is how far a walk has come. It is written now and then, and lags
-// behind what is done, never ahead of it.
+// State is the position of a walk. It is written at intervals, so it may be
+// behind what is done, but never ahead of it.
 type State struct {
 	Command string `json:"command"`
 	Bucket  string `json:"bucket"`
 	Prefix  string `json:"prefix"`
-	To      string `json:"to"` // Config.To
+	To      string `json:"to"` // To of the command's Config
 	All     bool   `json:"all"`
 	Bind    bool   `json:"bind,omitempty"`
 	Listed  string `json:"listed,omitempty"` // digest of a list of objects
 
-	After  string    `json:"after"`  // all keys up to this one are done, in the order of the listing, but for:
-	Failed []string  `json:"failed"` // they are tried again first
+	After  string    `json:"after"`  // all keys up to this one are done, in the order of the listing, except:
+	Failed []string  `json:"failed"` // keys that failed, which are tried first
 	Saved  time.Time `json:"saved"`
 }
 
-// Run walks over what of fresh.Bucket has the prefix. What fresh says of
-// itself must be what a state says that is gone on with. It returns an error
-// if it did not come to the end; that objects failed is none, and told to
-// Report only.
+// Run processes the objects of fresh.Bucket with the prefix. An existing
+// state must agree with fresh. Run returns an error if it did not reach the
+// end. Objects that failed are not an error of Run; Report gets them.
 func (w *Walk) Run(ctx context.Context, fresh State) error {
 	state, err := w.load(fresh)
 	if err != nil {
@@ -117,6 +117,7 @@ func (w *Walk) Run(ctx context.Context, fresh State) error {
 	todo, before := w.todo(ctx, state), state.Failed
 	state.Failed = nil
 	walkErr := w.doAll(ctx, &state, before, todo)
+
 	switch {
 	case w.File == "" || w.DryRun:
 		return walkErr
@@ -130,7 +131,8 @@ func (w *Walk) Run(ctx context.Context, fresh State) error {
 	}
 }
 
-// todo lists what failed before, and then what has not been looked at yet.
+// todo lists the objects that failed before, and then the rest of the
+// listing.
 func (w *Walk) todo(ctx context.Context, state State) iter.Seq2[stored.Entry, error] {
 	return func(yield func(stored.Entry, error) bool) {
 		for _, key := range state.Failed {
@@ -146,42 +148,48 @@ func (w *Walk) todo(ctx context.Context, state State) iter.Seq2[stored.Entry, er
 	}
 }
 
-// doAll does what is to be done, which begins with what failed before, and
-// notes it in state.
+// doAll processes the objects in todo, which starts with those that failed
+// before, and updates state.
 func (w *Walk) doAll(ctx context.Context, state *State, before []string, todo iter.Seq2[stored.Entry, error]) error {
 	saved, row, seen, frozen := w.Now(), 0, 0, false
 	defer func() {
 		if seen < len(before) {
-			state.Failed = append(state.Failed, before[seen:]...) // it did not even come to these
+			state.Failed = append(state.Failed, before[seen:]...) // these were not reached
 		}
 	}()
+
 	for r, err := range InOrder(ctx, todo, w.Parallel, window, w.Do) {
 		if err != nil {
 			return err
 		}
 		if ctx.Err() != nil && r.Outcome == Failed {
-			return ctx.Err() // it has not failed by itself
+			return ctx.Err() // the end of ctx made it fail
 		}
 		seen++
+
 		w.Report(r)
 		row++
 		if r.Outcome != Failed || r.Own {
 			row = 0
 		}
+
 		if r.Outcome == Failed {
 			if frozen = frozen || len(state.Failed) == maxFailed; !frozen {
 				state.Failed = append(state.Failed, r.Key)
 			}
 		}
+
 		if seen > len(before) && !frozen && utf8.ValidString(r.Key) {
 			state.After = r.Key
 		}
 		if errors.Is(r.Err, ErrStop) {
 			return r.Err
 		}
+
 		if row == inARow && !w.KeepGoing {
 			return ErrInARow
 		}
+
 		if now := w.Now(); now.Sub(saved) >= saveEvery && seen >= len(before) && w.File != "" && !w.DryRun {
 			if err := w.save(*state); err != nil {
 				return err
@@ -189,10 +197,11 @@ func (w *Walk) doAll(ctx context.Context, state *State, before []string, todo it
 			saved = now
 		}
 	}
+
 	return nil
 }
 
-// load reads the state, or begins with a fresh one.
+// load reads the state, or returns a fresh one.
 func (w *Walk) load(fresh State) (State, error) {
 	if w.File == "" {
 		return fresh, nil
@@ -204,18 +213,29 @@ func (w *Walk) load(fresh State) (State, error) {
 	if err != nil {
 		return fresh, err
 	}
+
 	var s State
 	if err := json.Unmarshal(text, &s); err != nil {
 		return fresh, fmt.Errorf("%s: %w", w.File, err)
 	}
-	if s.Command != fresh.Command || s.Bucket != fresh.Bucket || s.Prefix != fresh.Prefix || s.To != fresh.To || s.All != fresh.All ||
-		s.Bind != fresh.Bind || s.Listed != fresh.Listed {
-		return fresh, fmt.Errorf("%s is of another run, of %s s3://%s/%s to %q: go on with that one, or remove the file", w.File, s.Command, s.Bucket, s.Prefix, s.To)
+
+	if s.Command != fresh.Command || s.Bucket != fresh.Bucket || s.Prefix != fresh.Prefix ||
+		s.To != fresh.To || s.All != fresh.All || s.Bind != fresh.Bind ||
+		s.Listed != fresh.Listed {
+		return fresh, fmt.Errorf(
+			"%s belongs to another run, of %s s3://%s/%s to %q: continue that one, or remove the file",
+			w.File,
+			s.Command,
+			s.Bucket,
+			s.Prefix,
+			s.To,
+		)
 	}
+
 	return s, nil
 }
 
-// save replaces the file as a whole.
+// save replaces the file atomically.
 func (w *Walk) save(s State) error {
 	s.Saved = w.Now().UTC()
 	text, err := json.Marshal(s)

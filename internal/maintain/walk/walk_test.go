@@ -16,7 +16,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// over is a walk over n keys, which are done by do.
+// over returns a walk over n keys, which do processes.
 func over(t *testing.T, n int, do func(key string) walk.Result) (w *walk.Walk, told *[]string) {
 	t.Helper()
 	told = new([]string)
@@ -42,8 +42,8 @@ func over(t *testing.T, n int, do func(key string) walk.Result) (w *walk.Walk, t
 
 var errFailure = errors.New("it failed")
 
-// After a result that says so nothing more is done, and the state has it among
-// what failed.
+// A result with ErrStop ends the walk, and the state has its key among the
+// failed ones.
 func TestStop(t *testing.T) {
 	w, told := over(t, 100, func(key string) walk.Result {
 		if key == "k0005" {
@@ -52,24 +52,32 @@ func TestStop(t *testing.T) {
 		return walk.Result{}
 	})
 	w.KeepGoing = true
-	if err := w.Run(t.Context(), walk.State{Command: "c", Bucket: "b"}); !errors.Is(err, errFailure) || len(*told) != 6 {
+
+	if err := w.Run(t.Context(), walk.State{Command: "c", Bucket: "b"}); !errors.Is(err, errFailure) ||
+		len(*told) != 6 {
 		t.Fatalf("%v after %v", err, *told)
 	}
+
 	text, err := os.ReadFile(w.File)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	var s walk.State
 	if err := json.Unmarshal(text, &s); err != nil || !slices.Equal(s.Failed, []string{"k0005"}) || s.After != "k0005" {
 		t.Errorf("%+v, %v", s, err)
 	}
 }
 
-// Faults of objects do not end a walk, however many; those of keys and stores
-// do.
+// Faults of objects do not end a walk, however many there are. Faults of
+// keys and stores do.
 func TestFaultsInARow(t *testing.T) {
 	for _, own := range []bool{true, false} {
-		w, told := over(t, 300, func(string) walk.Result { return walk.Result{Outcome: walk.Failed, Err: errFailure, Own: own} })
+		w, told := over(
+			t,
+			300,
+			func(string) walk.Result { return walk.Result{Outcome: walk.Failed, Err: errFailure, Own: own} },
+		)
 		err := w.Run(t.Context(), walk.State{Command: "c", Bucket: "b"})
 		if own && (err != nil || len(*told) != 300) || !own && (!errors.Is(err, walk.ErrInARow) || len(*told) != 200) {
 			t.Errorf("own: %t: %v after %d", own, err, len(*told))
@@ -77,7 +85,7 @@ func TestFaultsInARow(t *testing.T) {
 	}
 }
 
-// A state is of one command, and a dry run leaves it as it is.
+// A state belongs to one command, and a dry run does not change it.
 func TestStateOfAnother(t *testing.T) {
 	w, _ := over(t, 10, func(string) walk.Result { return walk.Result{Outcome: walk.Failed, Err: errFailure} })
 	fresh := walk.State{Command: "encrypt", Bucket: "b", Prefix: "p"}
@@ -85,6 +93,7 @@ func TestStateOfAnother(t *testing.T) {
 	if err := w.Run(t.Context(), fresh); err != nil {
 		t.Fatal(err)
 	}
+
 	if _, err := os.Stat(w.File); err == nil {
 		t.Error("a dry run writes a state")
 	}
@@ -92,6 +101,7 @@ func TestStateOfAnother(t *testing.T) {
 	if err := w.Run(t.Context(), fresh); err != nil {
 		t.Fatal(err)
 	}
+
 	for _, other := range []walk.State{
 		{Command: "verify", Bucket: "b", Prefix: "p"},
 		{Command: "encrypt", Bucket: "c", Prefix: "p"},
@@ -100,9 +110,10 @@ func TestStateOfAnother(t *testing.T) {
 		{Command: "encrypt", Bucket: "b", Prefix: "p", All: true},
 	} {
 		if err := w.Run(t.Context(), other); err == nil {
-			t.Errorf("%+v goes on with it", other)
+			t.Errorf("%+v continues with it", other)
 		}
 	}
+
 	if err := w.Run(t.Context(), fresh); err != nil {
 		t.Error(err)
 	}
