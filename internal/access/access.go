@@ -118,16 +118,20 @@ func (c *Client) check() error {
 		return errors.New("no name")
 	case c.Anonymous && (c.AccessKey != "" || c.Secret != ""):
 		return errors.New("anonymous, and with an access key or a secret")
+
 	case c.Anonymous:
 	case c.AccessKey == "":
 		return errors.New("no access key")
+
 	case c.Secret == "":
 		return errors.New("no secret") // an empty one is known to all
 	}
+
 	for _, g := range c.Allow {
 		if slices.Contains(g.Buckets, "") {
 			return errors.New("an empty bucket pattern")
 		}
+
 		for _, a := range g.Actions {
 			if !slices.Contains(actions, a) {
 				return fmt.Errorf("unknown action %q", a)
@@ -137,6 +141,7 @@ func (c *Client) check() error {
 			}
 		}
 	}
+
 	return nil
 }
 
@@ -145,7 +150,9 @@ func (c *Client) clone() *Client {
 	clone := *c
 	clone.Allow = make([]Grant, len(c.Allow))
 	for i, g := range c.Allow {
-		clone.Allow[i] = Grant{Buckets: slices.Clone(g.Buckets), Prefixes: slices.Clone(g.Prefixes), Actions: slices.Clone(g.Actions)}
+		clone.Allow[i] = Grant{
+			Buckets: slices.Clone(g.Buckets), Prefixes: slices.Clone(g.Prefixes), Actions: slices.Clone(g.Actions),
+		}
 	}
 	return &clone
 }

@@ -123,8 +123,10 @@ func newClients(list []Client) (*clients, error) {
 		if set.byName[c.Name] != nil {
 			return nil, fmt.Errorf("access: two clients are named %q", c.Name)
 		}
+
 		clone := c.clone()
 		set.byName[c.Name] = clone
+
 		if c.Anonymous {
 			if set.anonymous != nil {
 				return nil, fmt.Errorf("access: clients %q and %q are both anonymous", set.anonymous.Name, c.Name)
@@ -132,10 +134,12 @@ func newClients(list []Client) (*clients, error) {
 			set.anonymous = clone
 			continue
 		}
+
 		if other := set.byAccessKey[c.AccessKey]; other != nil {
 			return nil, fmt.Errorf("access: clients %q and %q have one access key", other.Name, c.Name)
 		}
 		set.byAccessKey[c.AccessKey] = clone
 	}
+
 	return set, nil
 }

@@ -61,6 +61,7 @@ func OpenSessions(path string, now func() time.Time, report func(err error, sess
 	if err != nil {
 		return nil, fmt.Errorf("access: %w", err)
 	}
+
 	return &Sessions{file: file}, nil
 }
 
@@ -87,21 +88,25 @@ func readSessionFile(path string) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
+
 	info, err := f.Stat()
 	switch {
 	case err != nil:
 		return nil, err
 	case !info.Mode().IsRegular():
 		return nil, fmt.Errorf("%s is not a regular file", path)
+
 	case info.Mode().Perm()&0o007 != 0:
 		return nil, fmt.Errorf("%s has mode %04o: all users may access it (chmod o= it)", path, info.Mode().Perm())
 	case info.Size() > maxSessionFile:
 		return nil, fmt.Errorf("%s is larger than %d bytes", path, maxSessionFile)
 	}
+
 	var data bytes.Buffer
 	if _, err := data.ReadFrom(io.LimitReader(f, maxSessionFile)); err != nil {
 		return nil, err
 	}
+
 	return data.Bytes(), nil
 }
 
@@ -111,26 +116,33 @@ func parseSessions(data []byte) (map[string]*Session, error) {
 	var list []*Session
 	d := json.NewDecoder(bytes.NewReader(data))
 	d.DisallowUnknownFields()
+
 	if err := d.Decode(&list); err != nil {
 		return nil, errors.New("it is no JSON list of sessions with the fields access_key, secret_key, session_token, expires and client")
 	}
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
 		return nil, errors.New("something stands behind the JSON list of sessions")
 	}
+
 	if list == nil {
 		return nil, errors.New("it holds no list; for no sessions, write []")
 	}
+
 	out := make(map[string]*Session, len(list))
 	for i, session := range list {
 		switch {
 		case session == nil, session.AccessKey == "", session.Client == "", session.Expires.IsZero():
 			return nil, fmt.Errorf("session %d has no access_key, client or expires", i+1)
 		case len(session.Secret) < minSessionSecret, len(session.Token) < minSessionSecret:
-			return nil, fmt.Errorf("session %d has fewer than %d characters in secret_key or session_token", i+1, minSessionSecret)
+			return nil, fmt.Errorf("session %d has fewer than %d characters in secret_key or session_token", i+1,
+				minSessionSecret)
+
 		case out[session.AccessKey] != nil:
 			return nil, fmt.Errorf("session %d has the access_key of another one", i+1)
 		}
+
 		out[session.AccessKey] = session
 	}
+
 	return out, nil
 }

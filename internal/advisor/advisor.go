@@ -94,21 +94,25 @@ func New(cfg Config) *Recorder {
 	if cfg.Life == nil {
 		cfg.Life = func(ttl time.Duration) time.Duration { return ttl }
 	}
+
 	if cfg.ProbesPerSecond == nil {
 		cfg.ProbesPerSecond = func() float64 { return 0 }
 	}
+
 	switch {
 	case cfg.PricePer10000 == 0:
 		cfg.PricePer10000 = DefaultPricePer10000
 	case cfg.PricePer10000 < 0:
 		cfg.PricePer10000 = 0
 	}
+
 	if cfg.Currency == "" {
 		cfg.Currency = DefaultCurrency
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+
 	seed := maphash.MakeSeed()
 	r := &Recorder{
 		cfg:    cfg,
@@ -116,6 +120,7 @@ func New(cfg Config) *Recorder {
 		hash:   func(id [32]byte) uint64 { return maphash.Comparable(seed, id) },
 		sample: newSample(cfg.Life),
 	}
+
 	r.SetTTL(cfg.TTL)
 	return r
 }
@@ -128,8 +133,10 @@ func (r *Recorder) Opened(id [32]byte) {
 		r.accesses.Add(1)
 		return
 	}
+
 	r.mu.Lock()
 	defer r.mu.Unlock()
+
 	now := r.advance()
 	r.accesses.Add(1)
 	r.sample.open(h, now)
@@ -144,8 +151,10 @@ func (r *Recorder) Created(id [32]byte) {
 		r.creates.Add(1)
 		return
 	}
+
 	r.mu.Lock()
 	defer r.mu.Unlock()
+
 	now := r.advance()
 	r.creates.Add(1)
 	r.sample.create(h, now)

@@ -17,6 +17,7 @@ func (r *Recorder) Handler() http.Handler {
 			http.Error(w, "only GET and HEAD", http.StatusMethodNotAllowed)
 			return
 		}
+
 		format := req.URL.Query().Get("format")
 		if format == "" {
 			format = "html"
@@ -24,20 +25,24 @@ func (r *Recorder) Handler() http.Handler {
 				format = "json"
 			}
 		}
+
 		h := w.Header()
 		h.Set("Cache-Control", "no-store")
 		h.Set("Vary", "Accept")
 		h.Set("X-Content-Type-Options", "nosniff")
+
 		switch format {
 		case "json":
 			h.Set("Content-Type", "application/json")
 			enc := json.NewEncoder(w)
 			enc.SetIndent("", "  ")
 			_ = enc.Encode(r.Report()) // fails only if the client has gone
+
 		case "html":
 			h.Set("Content-Type", "text/html; charset=utf-8")
 			h.Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'")
 			_ = pageTemplate.Execute(w, newView(r.Report())) // as above
+
 		default:
 			http.Error(w, "format is html or json", http.StatusBadRequest)
 		}

@@ -24,15 +24,19 @@ func recorded() *advisor.Recorder {
 		ProbesPerSecond: func() float64 { return 0.2 },
 		Now:             c.Now,
 	})
+
 	for n := range 1800 {
 		r.Opened(id(n % 4))
 		r.Released(id(n % 4))
+
 		if n%100 == 0 {
 			r.Created(id(n + 4))
 			r.Released(id(n + 4))
 		}
+
 		c.sleep(time.Second)
 	}
+
 	return r
 }
 
@@ -115,6 +119,7 @@ func document(t *testing.T, page string) (rows []string, plot []string) {
 		if err != nil {
 			t.Fatalf("the page is not well-formed: %v", err)
 		}
+
 		switch token := token.(type) {
 		case xml.StartElement:
 			path = append(path, token.Name.Local)
@@ -126,14 +131,17 @@ func document(t *testing.T, page string) (rows []string, plot []string) {
 					t.Errorf("a link to %q", a.Value)
 				}
 			}
+
 			if slices.Contains([]string{"script", "link", "img", "iframe", "object"}, token.Name.Local) {
 				t.Errorf("<%s>", token.Name.Local)
 			}
+
 		case xml.EndElement:
 			path = path[:len(path)-1]
 			if token.Name.Local == "tr" {
 				rows, cells = append(rows, strings.Join(cells, "|")), nil
 			}
+
 		case xml.CharData:
 			text := strings.TrimSpace(string(token))
 			switch {
@@ -145,6 +153,7 @@ func document(t *testing.T, page string) (rows []string, plot []string) {
 			}
 		}
 	}
+
 	if len(path) != 0 {
 		t.Errorf("left open: %v", path)
 	}
@@ -156,8 +165,10 @@ func TestPage(t *testing.T) {
 	if csp := resp.Header.Get("Content-Security-Policy"); csp != "default-src 'none'; style-src 'unsafe-inline'" {
 		t.Errorf("Content-Security-Policy: %s", csp)
 	}
+
 	page := body(t, resp)
 	rows, plot := document(t, page)
+
 	want := []string{
 		"TTL|KMS calls|per second|USD|per month|Hit ratio|Dark within|Data keys|in memory",
 		"no cache|1.21|9.41|0.0 %|–|0",
@@ -172,14 +183,17 @@ func TestPage(t *testing.T) {
 	if !slices.Equal(rows, want) {
 		t.Errorf("rows:\n%s\nwant:\n%s", strings.Join(rows, "\n"), strings.Join(want, "\n"))
 	}
+
 	for _, text := range []string{"in force", "0.243", "96.6 %", "2 min", "≤ 0.212", "no cache"} {
 		if !slices.Contains(plot, text) {
 			t.Errorf("not in the plot: %q", text)
 		}
 	}
+
 	if !strings.Contains(plot[1], "2 min: 0.243 KMS calls per second, hit ratio 96.6 %, dark within 2 min; in force.") {
 		t.Errorf("the plot is described as %q", plot[1])
 	}
+
 	for _, text := range []string{
 		"Shorter, 1 min:</strong> USD 0.26 a month more, 14 % more KMS calls; dark within 1 min instead of 2 min.",
 		"Longer, 5 min:</strong> USD 0.16 a month less, 8 % fewer KMS calls; dark within 5 min instead of 2 min.",
@@ -199,7 +213,8 @@ func TestPageWithoutData(t *testing.T) {
 	c.sleep(90 * time.Second)
 	page := body(t, ask(r, "GET", "/", ""))
 	rows, plot := document(t, page)
-	if len(rows) != 0 || len(plot) != 0 || !strings.Contains(page, "No object was read or written in the last 1 min 30 s") {
+	if len(rows) != 0 || len(plot) != 0 ||
+		!strings.Contains(page, "No object was read or written in the last 1 min 30 s") {
 		t.Errorf("%d rows, %d texts in the plot\n%s", len(rows), len(plot), page)
 	}
 }
@@ -216,14 +231,18 @@ func TestPageOfASample(t *testing.T) {
 	c := newClock()
 	r := advisor.New(advisor.Config{TTL: 10 * time.Second, Now: c.Now})
 	r.SetHash(mix)
+
 	for n := range 60_000 {
 		r.Created(id(n))
 		r.Released(id(n))
 	}
+
 	c.sleep(time.Minute)
 	page := body(t, ask(r, "GET", "/", ""))
 	document(t, page)
-	if !strings.Contains(page, "Estimated from a sample of one data key in 16") || !strings.Contains(page, "1,000 new data keys") {
+
+	if !strings.Contains(page, "Estimated from a sample of one data key in 16") ||
+		!strings.Contains(page, "1,000 new data keys") {
 		t.Error(page)
 	}
 }
@@ -235,17 +254,23 @@ func TestPageWithProbes(t *testing.T) {
 		Window: func(ttl time.Duration) time.Duration { return min(ttl, 16500*time.Millisecond) },
 		Now:    c.Now,
 	})
+
 	r.Opened(id(1))
 	c.sleep(26 * time.Hour)
 	page := body(t, ask(r, "GET", "/", ""))
 	rows, _ := document(t, page)
+
 	// The stream has begun more than a day ago, and goes on: a call for each
 	// TTL.
 	want := "5 min|in force|0.003|0.03|–|16.5 s|1"
 	if len(rows) != 8 || rows[5] != want {
 		t.Errorf("rows:\n%s\nwant %s", strings.Join(rows, "\n"), want)
 	}
-	for _, text := range []string{"dark within 16.5 s as before.", "While a probe gets no answer, the TTL is the bound."} {
+
+	for _, text := range []string{
+		"dark within 16.5 s as before.",
+		"While a probe gets no answer, the TTL is the bound.",
+	} {
 		if !strings.Contains(page, text) {
 			t.Errorf("not in the page: %q", text)
 		}

@@ -45,6 +45,7 @@ func newView(rep Report) view {
 			"Come back when there has been some traffic."
 		return v
 	}
+
 	for i, row := range rep.Rows {
 		v.Rows = append(v.Rows, newViewRow(rep, row))
 		if row.Current {
@@ -52,6 +53,7 @@ func newView(rep Report) view {
 			v.Steps = steps(rep, i)
 		}
 	}
+
 	v.Warming = slices.ContainsFunc(rep.Rows, warmingUp)
 	v.Plot = newPlot(rep.Rows, v.Rows)
 	v.Notes = notes(rep)
@@ -71,6 +73,7 @@ func newViewRow(rep Report, row Row) viewRow {
 		Current:   row.Current,
 		WarmingUp: row.WarmingUp,
 	}
+
 	if row.TTL == 0 {
 		v.TTL = "no cache"
 		v.Window = "–" // a stream that has asked once is not asked again
@@ -78,6 +81,7 @@ func newViewRow(rep Report, row Row) viewRow {
 	if row.WarmingUp {
 		v.Calls, v.Cost, v.HitRatio = atMost(v.Calls), atMost(v.Cost), "≥ "+v.HitRatio
 	}
+
 	if rep.AccessesPerSecond == 0 {
 		v.HitRatio = "–"
 	}
@@ -109,8 +113,10 @@ func steps(rep Report, current int) []named {
 		if i < 1 || i >= len(rep.Rows) || rep.Rows[i].WarmingUp || rep.Rows[current].WarmingUp {
 			continue
 		}
+
 		row, now := rep.Rows[i], rep.Rows[current]
 		text := "the same cost"
+
 		if d := row.MonthlyCost - now.MonthlyCost; d >= 0.005 {
 			text = rep.Currency + " " + money(d) + " a month more"
 		} else if d <= -0.005 {
@@ -119,17 +125,22 @@ func steps(rep Report, current int) []named {
 		if now.CallsPerSecond > 0 {
 			text += ", " + compared(row.CallsPerSecond/now.CallsPerSecond) + " KMS calls"
 		}
+
 		if row.RevocationWindow == now.RevocationWindow {
 			text += "; dark within " + inWords(now.RevocationWindow) + " as before."
 		} else {
-			text += "; dark within " + inWords(row.RevocationWindow) + " instead of " + inWords(now.RevocationWindow) + "."
+			text += "; dark within " + inWords(row.RevocationWindow) + " instead of " +
+				inWords(now.RevocationWindow) + "."
 		}
+
 		name := "Shorter, "
 		if i > current {
 			name = "Longer, "
 		}
+
 		list = append(list, named{name + inWords(row.TTL), text})
 	}
+
 	return list
 }
 
@@ -141,6 +152,7 @@ func compared(ratio float64) string {
 		return "as many"
 	case change < 0:
 		return fmt.Sprintf("%.0f %% fewer", -change)
+
 	case change < 100:
 		return fmt.Sprintf("%.0f %% more", change)
 	default:
@@ -153,26 +165,32 @@ func notes(rep Report) []string {
 		fmt.Sprintf("Seen per second: %s reads, and %s new data keys, each of which is one KMS call whatever the TTL.",
 			figure(rep.AccessesPerSecond), figure(rep.CreatesPerSecond)),
 	}
+
 	if rep.ProbesPerSecond > 0 {
 		list[0] = fmt.Sprintf("Seen per second: %s reads. Whatever the TTL, KMS calls are made for %s new data keys and %s probes, "+
-			"which find out about revocations.", figure(rep.AccessesPerSecond), figure(rep.CreatesPerSecond), figure(rep.ProbesPerSecond))
+			"which find out about revocations.", figure(rep.AccessesPerSecond), figure(rep.CreatesPerSecond),
+			figure(rep.ProbesPerSecond))
 	}
+
 	list = append(list, fmt.Sprintf("A month is 30 days. 10,000 KMS calls are taken to cost %s %s; calls that are free, and what "+
 		"the keys themselves cost, are left out.", rep.Currency, strconv.FormatFloat(rep.PricePer10000, 'f', -1, 64)))
 	if slices.ContainsFunc(rep.Rows, func(row Row) bool { return row.RevocationWindow < row.TTL }) {
 		list = append(list, "Where data goes dark sooner than the TTL is over, it is because probes find a revocation first. "+
 			"While a probe gets no answer, the TTL is the bound.")
 	}
+
 	if slices.ContainsFunc(rep.Rows, warmingUp) {
 		list = append(list, "Warming up: this TTL was observed for less than itself, so that the first access of everything "+
 			"is in its figures. They are an upper bound.")
 	}
 	if rep.SampleRate < 1 {
 		list = append(list, fmt.Sprintf("Estimated from a sample of one data key in %s, now %s of them. Errors of a few per cent "+
-			"are to be expected, and of ten or so for the shortest TTLs, where few objects make most of the calls.", grouped(int64(math.Round(1/rep.SampleRate))), grouped(int64(rep.SampledBlobs))))
+			"are to be expected, and of ten or so for the shortest TTLs, where few objects make most of the calls.",
+			grouped(int64(math.Round(1/rep.SampleRate))), grouped(int64(rep.SampledBlobs))))
 	} else {
 		list = append(list, "Every data key was followed, none left out.")
 	}
+
 	return append(list,
 		"“No cache” is there to compare with: a KMS call at the beginning of each access, and none in its course.",
 		"Evictions are not simulated: dek_cache.max_entries must have room for the data keys in memory.",
@@ -188,10 +206,12 @@ func inWords(d time.Duration) string {
 	if d < time.Minute && d%time.Second != 0 {
 		return strconv.FormatFloat(d.Round(time.Millisecond).Seconds(), 'f', -1, 64) + " s"
 	}
+
 	d = d.Round(time.Second)
 	if d > time.Hour {
 		d = d.Round(time.Minute)
 	}
+
 	var words []string
 	for _, unit := range []struct {
 		size time.Duration
@@ -202,6 +222,7 @@ func inWords(d time.Duration) string {
 			d %= unit.size
 		}
 	}
+
 	return strings.Join(words, " ")
 }
 
@@ -213,10 +234,12 @@ func figure(x float64) string {
 		return "0"
 	case x < 0.001:
 		return "< 0.001"
+
 	case x >= 99.95:
 		return grouped(int64(math.Round(x)))
 	case x >= 9.995:
 		return strconv.FormatFloat(x, 'f', 1, 64)
+
 	case x >= 0.9995:
 		return strconv.FormatFloat(x, 'f', 2, 64)
 	default:

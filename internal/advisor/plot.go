@@ -55,10 +55,12 @@ func newPlot(rows []Row, words []viewRow) plot {
 		},
 		Grid: []gridLine{{plotLeft, plotWidth, barsBottom}, {plotLeft, plotWidth, ratioBottom}},
 	}
+
 	highest := 0.0
 	for _, row := range rows {
 		highest = max(highest, row.CallsPerSecond)
 	}
+
 	var text, line strings.Builder
 	for i, row := range rows {
 		c := column{viewRow: words[i], TTLY: ttlLine, WindowY: windowLine}
@@ -67,21 +69,27 @@ func newPlot(rows []Row, words []viewRow) plot {
 		c.Middle = c.Left + c.Width/2
 		c.BarWidth = c.Width / 2
 		c.BarLeft = c.Middle - c.BarWidth/2
+
 		if highest > 0 {
 			c.BarHeight = max(2, scaled(row.CallsPerSecond/highest, barsBottom-barsTop))
 		}
+
 		c.BarTop = barsBottom - c.BarHeight
 		c.CallsY = c.BarTop - 8
 		c.RatioY = ratioBottom - scaled(row.HitRatio, ratioBottom-ratioTop)
 		c.RatioTextY = c.RatioY - 12
 		p.Columns = append(p.Columns, c)
 		fmt.Fprintf(&line, "%d,%d ", c.Middle, c.RatioY)
-		fmt.Fprintf(&text, "%s: %s KMS calls per second, hit ratio %s, dark within %s", c.TTL, c.Calls, c.HitRatio, c.Window)
+
+		fmt.Fprintf(&text, "%s: %s KMS calls per second, hit ratio %s, dark within %s", c.TTL, c.Calls, c.HitRatio,
+			c.Window)
 		if c.Current {
 			text.WriteString("; in force")
 		}
+
 		text.WriteString(". ")
 	}
+
 	p.Line = strings.TrimSpace(line.String())
 	p.Description = strings.TrimSpace(text.String())
 	return p

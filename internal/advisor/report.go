@@ -47,14 +47,17 @@ func (r *Recorder) Report() Report {
 		PricePer10000:   r.cfg.PricePer10000,
 		Currency:        r.cfg.Currency,
 	}
+
 	r.measure(&rep)
 	slices.SortFunc(rep.Rows, func(a, b Row) int { return cmp.Compare(a.TTL, b.TTL) })
+
 	for i := range rep.Rows {
 		row := &rep.Rows[i]
 		row.CallsPerSecond += rep.ProbesPerSecond
 		row.MonthlyCost = row.CallsPerSecond * Month.Seconds() / 10_000 * rep.PricePer10000
 		row.RevocationWindow = r.cfg.Window(row.TTL)
 	}
+
 	return rep
 }
 
@@ -62,6 +65,7 @@ func (r *Recorder) Report() Report {
 func (r *Recorder) measure(rep *Report) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+
 	now := r.advance()
 	held := r.sample.hold(now)
 	present, oldest := r.tally(now), r.diary.oldest()
@@ -71,18 +75,22 @@ func (r *Recorder) measure(rep *Report) {
 	rep.CreatesPerSecond = seen.perSecond(seen.creates)
 	rep.SampledBlobs, rep.SampleRate = r.sample.size()
 	rep.Rows = append(rep.Rows, seen.row(0, asked{misses: seen.accesses}))
+
 	for i, ttl := range r.sample.ttls {
 		if ttl == 0 {
 			continue
 		}
+
 		s := seen
 		if i == own && r.since.at >= oldest.at {
 			s = between(r.since, present)
 		}
+
 		row := s.row(ttl, s.asked[i])
 		row.DEKsHeld = held[i]
 		rep.Rows = append(rep.Rows, row)
 	}
+
 	for i := range rep.Rows {
 		rep.Rows[i].Current = rep.Rows[i].TTL == r.ttl
 	}

@@ -71,6 +71,7 @@ func (s *sample) open(h uint64, now time.Duration) {
 	if b == nil {
 		return
 	}
+
 	weight := s.weight(b)
 	for i, life := range s.lives {
 		if life > 0 && now-b.last[i] >= life {
@@ -78,6 +79,7 @@ func (s *sample) open(h uint64, now time.Duration) {
 			s.asked[i].misses += weight
 		}
 	}
+
 	b.streams++
 }
 
@@ -110,16 +112,20 @@ func (s *sample) admit(h uint64, now time.Duration) *blob {
 		s.renew(b, now)
 		return b
 	}
+
 	for len(s.blobs) >= maxBlobs && level(h) >= s.tracked {
 		s.thin(now)
 	}
+
 	if level(h) < s.tracked {
 		return nil
 	}
+
 	b := &blob{level: level(h)}
 	for i := range b.last {
 		b.last[i] = never
 	}
+
 	s.blobs[h] = b
 	return b
 }
@@ -130,6 +136,7 @@ func (s *sample) renew(b *blob, now time.Duration) {
 	if b.streams == 0 {
 		return
 	}
+
 	weight := s.weight(b)
 	for i, life := range s.lives {
 		age := now - b.last[i]
@@ -172,12 +179,14 @@ func (s *sample) tidy(now time.Duration) {
 			delete(s.blobs, h)
 		}
 	}
+
 	if s.counted > s.tracked && now-s.lowered >= slices.Max(s.ttls[:]) {
 		s.counted = s.tracked
 	}
 	if s.counted > s.tracked {
 		return // one step after the other
 	}
+
 	for n := len(s.blobs); s.tracked > 0 && n < maxBlobs/4; n = max(2*n, 1) {
 		s.tracked--
 		s.lowered = now
@@ -229,6 +238,7 @@ func (s *sample) choose(ttl, now time.Duration) bool {
 	if ttl == s.ttls[own] {
 		return false
 	}
+
 	s.ttls[own], s.lives[own], s.asked[own] = ttl, s.life(ttl), asked{}
 	for _, b := range s.blobs {
 		b.last[own] = never
@@ -236,5 +246,6 @@ func (s *sample) choose(ttl, now time.Duration) bool {
 			b.last[own] = now // a stream under way has its DEK
 		}
 	}
+
 	return true
 }

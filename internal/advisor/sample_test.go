@@ -21,12 +21,14 @@ func plain(id [32]byte) uint64 { return binary.LittleEndian.Uint64(id[:]) << 1 }
 func thinned(c *clock) *advisor.Recorder {
 	r := advisor.New(advisor.Config{TTL: time.Minute, Now: c.Now})
 	r.SetHash(plain)
+
 	for n := range advisor.MaxBlobs {
 		r.Opened(leveled(0, n))
 		if n > 0 {
 			r.Released(leveled(0, n))
 		}
 	}
+
 	c.sleep(100 * time.Second)
 	r.Opened(leveled(1, 0))
 	r.Released(leveled(1, 0))
@@ -45,15 +47,18 @@ func TestThinning(t *testing.T) {
 	if rep := r.Report(); r.Blobs() != 1 || rep.SampledBlobs != 1 || rep.SampleRate != 0.5 {
 		t.Errorf("%d blobs, %+v", r.Blobs(), rep)
 	}
+
 	// The first blob's stream has renewed every 10 seconds before it was
 	// dropped. The last blob would stand for two, but there were not as many
 	// accesses.
 	if got, want := calls(r, 1), advisor.MaxBlobs+10+1; got != want {
 		t.Errorf("%d calls, want %d", got, want)
 	}
+
 	if rep := r.Report(); rep.Rows[1].HitRatio != 0 {
 		t.Errorf("hit ratio %v", rep.Rows[1].HitRatio)
 	}
+
 	r.Released(leveled(0, 0)) // is not in the sample any more
 	r.Opened(leveled(0, 1))   // nor is this one
 	before := calls(r, 1)
@@ -61,6 +66,7 @@ func TestThinning(t *testing.T) {
 	r.Opened(leveled(0, 1))
 	r.Opened(leveled(1, 0))
 	r.Released(leveled(1, 0))
+
 	if got := calls(r, 1) - before; got != 2 {
 		t.Errorf("%d calls for a blob that stands for two", got)
 	}
@@ -69,12 +75,15 @@ func TestThinning(t *testing.T) {
 func TestAFullSampleIsNotThinnedForAnOutsider(t *testing.T) {
 	c := newClock()
 	r := thinned(c)
+
 	for n := range advisor.MaxBlobs {
 		r.Opened(leveled(1, n))
 	}
+
 	c.sleep(10 * time.Minute) // a page of the diary is due
 	r.Opened(leveled(0, 1))
 	r.Created(leveled(0, 2))
+
 	if n := r.Blobs(); n != advisor.MaxBlobs {
 		t.Errorf("%d blobs are left, want %d", n, advisor.MaxBlobs)
 	}
@@ -90,27 +99,34 @@ func TestBlobsWithoutAPastAreNotCounted(t *testing.T) {
 		r.Opened(newcomer) // nobody else comes: what is due is done by those who are not in the sample
 		r.Released(newcomer)
 	}
+
 	before10s, before1h := calls(r, 1), calls(r, 6)
 	use()
+
 	if rep := r.Report(); r.Blobs() != 2 || rep.SampledBlobs != 1 || rep.SampleRate != 0.5 {
 		t.Errorf("%d blobs, %+v", r.Blobs(), rep)
 	}
 	if calls(r, 1) != before10s || calls(r, 6) != before1h {
 		t.Error("a blob without a past was counted")
 	}
+
 	c.sleep(50 * time.Minute)
 	use()
+
 	if calls(r, 1) != before10s || calls(r, 6) != before1h {
 		t.Error("a blob with a short past was counted")
 	}
+
 	c.sleep(8 * time.Minute) // more than an hour after the level was lowered, at 5 minutes
 	use()
+
 	if rep := r.Report(); rep.SampledBlobs != 1 || rep.SampleRate != 1 {
 		t.Errorf("%+v", rep)
 	}
 	if got := calls(r, 1) - before10s; got != 1 {
 		t.Errorf("%d calls at 10s, want 1", got)
 	}
+
 	if got := calls(r, 6) - before1h; got != 0 { // 58 minutes after its first
 		t.Errorf("%d calls at 1h, want 0", got)
 	}
@@ -119,6 +135,7 @@ func TestBlobsWithoutAPastAreNotCounted(t *testing.T) {
 func TestOutsidersTurnThePage(t *testing.T) {
 	c := newClock()
 	r := thinned(c)
+
 	for range 3 * 60 {
 		c.sleep(time.Minute)
 		for n := range 3 {
@@ -126,6 +143,7 @@ func TestOutsidersTurnThePage(t *testing.T) {
 			r.Released(leveled(0, n))
 		}
 	}
+
 	if n := r.Blobs(); n != 3 {
 		t.Fatalf("%d blobs: the level was not lowered until somebody looked", n)
 	}

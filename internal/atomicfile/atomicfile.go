@@ -27,6 +27,7 @@ func Replace(path string, data []byte, like fs.FileInfo) error {
 	if err = errors.Join(keep(like, f), fill(f, data)); err == nil {
 		err = os.Rename(f.Name(), path)
 	}
+
 	if err != nil {
 		return errors.Join(err, os.Remove(f.Name()))
 	}
@@ -45,6 +46,7 @@ func Create(path string, data []byte) error {
 	if err = fill(f, data); err == nil {
 		err = syncDir(filepath.Dir(path))
 	}
+
 	if err != nil {
 		return errors.Join(err, os.Remove(path))
 	}
@@ -58,16 +60,19 @@ func keep(like fs.FileInfo, f *os.File) error {
 	if like == nil {
 		return nil
 	}
+
 	info, err := f.Stat()
 	if err != nil {
 		return err
 	}
+
 	have, want := info.Sys().(*syscall.Stat_t), like.Sys().(*syscall.Stat_t)
 	if have.Uid != want.Uid || have.Gid != want.Gid {
 		if err := f.Chown(int(want.Uid), int(want.Gid)); err != nil {
 			return fmt.Errorf("keeping the owner of the file: %w", err)
 		}
 	}
+
 	return f.Chmod(like.Mode().Perm())
 }
 

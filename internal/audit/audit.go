@@ -97,15 +97,18 @@ func New(cfg Config) (*Log, error) {
 	if cfg.Trouble == nil {
 		cfg.Trouble = func(error) {}
 	}
+
 	l := &Log{cfg: cfg, out: cfg.Out}
 	l.encoder = json.NewEncoder(&l.line)
 	l.encoder.SetEscapeHTML(false)
+
 	if cfg.File == "" {
 		return l, nil
 	}
 	if err := l.open(); err != nil {
 		return nil, fmt.Errorf("audit: %w", err)
 	}
+
 	l.prune()
 	return l, nil
 }
@@ -126,23 +129,28 @@ func (l *Log) appendRecord(r Record) error {
 	if l.closed {
 		return ErrClosed
 	}
+
 	now := l.cfg.Now()
 	r.Time = now.UTC()
 	l.record = r
 	l.line.Reset()
 	l.line.WriteByte('\n') // ends a partial line, and is not written otherwise
+
 	if err := l.encoder.Encode(&l.record); err != nil {
 		return err
 	}
 	if err := l.prepare(now, l.line.Len()); err != nil {
 		return err
 	}
+
 	line := l.line.Bytes()
 	if !l.partialLine {
 		line = line[1:]
 	}
+
 	n, err := l.out.Write(line)
 	l.size += int64(n)
+
 	if err == nil && n < len(line) {
 		err = io.ErrShortWrite
 	}

@@ -21,6 +21,7 @@ func (l *Log) prepare(now time.Time, n int) error {
 	if l.cfg.File == "" {
 		return nil
 	}
+
 	full := l.cfg.MaxSize > 0 && l.size > 0 && l.size+int64(n) > l.cfg.MaxSize
 	if l.out == nil || full || now.Sub(l.checked) >= checkInterval {
 		if err := l.reopenIfMoved(now); err != nil {
@@ -30,6 +31,7 @@ func (l *Log) prepare(now time.Time, n int) error {
 			return l.rotate(now)
 		}
 	}
+
 	return nil
 }
 
@@ -52,16 +54,19 @@ func (l *Log) open() error {
 	if err != nil {
 		return err
 	}
+
 	info, err := file.Stat()
 	if err != nil {
 		file.Close()
 		return err
 	}
+
 	l.file, l.out, l.info, l.size, l.partialLine = file, file, info, 0, false
 	if info.Mode().IsRegular() {
 		l.size = info.Size()
 		l.partialLine = l.size > 0 && !endsWithLine(l.cfg.File, l.size)
 	}
+
 	l.checked = l.cfg.Now()
 	return nil
 }
@@ -98,12 +103,14 @@ func (l *Log) rotate(now time.Time) error {
 	if !l.info.Mode().IsRegular() {
 		return nil
 	}
+
 	head, tail := l.names()
 	renamed := head + now.UTC().Format(timeForm) + tail
 	_, err := os.Lstat(renamed)
 	if err == nil {
 		err = fs.ErrExist // a rename would put the one in place of the other
 	}
+
 	if errors.Is(err, fs.ErrNotExist) {
 		err = os.Rename(l.cfg.File, renamed)
 	}
@@ -112,6 +119,7 @@ func (l *Log) rotate(now time.Time) error {
 		l.size = 0 // until the next check
 		return nil
 	}
+
 	if err := l.open(); err != nil {
 		return err
 	}
@@ -131,13 +139,16 @@ func (l *Log) prune() {
 	if l.cfg.MaxFiles <= 0 && l.cfg.MaxAge <= 0 {
 		return
 	}
+
 	entries, err := os.ReadDir(filepath.Dir(l.cfg.File))
 	if err != nil {
 		l.cfg.Trouble(fmt.Errorf("audit: looking for old files: %w", err))
 		return
 	}
+
 	head, tail := l.names()
 	var times []time.Time
+
 	for _, entry := range entries {
 		text, isHead := strings.CutPrefix(entry.Name(), filepath.Base(head))
 		text, isTail := strings.CutSuffix(text, tail)
@@ -145,6 +156,7 @@ func (l *Log) prune() {
 			times = append(times, at)
 		}
 	}
+
 	slices.SortFunc(times, func(a, b time.Time) int { return b.Compare(a) })
 	for i, at := range times {
 		tooMany := l.cfg.MaxFiles > 0 && i >= l.cfg.MaxFiles

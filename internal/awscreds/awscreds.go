@@ -94,6 +94,7 @@ func New(ctx context.Context, cfg Config) (*Provider, error) {
 	if cfg.Timeout <= 0 {
 		cfg.Timeout = DefaultTimeout
 	}
+
 	if cfg.Files == nil {
 		var err error
 		if cfg.Files, err = SharedFiles(); err != nil {
@@ -112,8 +113,10 @@ func New(ctx context.Context, cfg Config) (*Provider, error) {
 		if provider == nil {
 			return nil, errors.New("there is no source of AWS credentials")
 		}
+
 		s := new(source)
 		s.provider.Store(&provider)
+
 		if before != nil {
 			s.old = cmp.Or(before.last.Load(), before.old)
 		}
@@ -126,6 +129,7 @@ func New(ctx context.Context, cfg Config) (*Provider, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	return p, nil
 }
 
@@ -137,10 +141,12 @@ func SharedFiles() ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the AWS settings of the environment: %w", err)
 	}
+
 	files := []string{
 		cmp.Or(env.SharedConfigFile, config.DefaultSharedConfigFilename()),
 		cmp.Or(env.SharedCredentialsFile, config.DefaultSharedCredentialsFilename()),
 	}
+
 	if env.CustomCABundle != "" {
 		files = append(files, env.CustomCABundle)
 	}
@@ -170,11 +176,13 @@ func (p *Provider) Retrieve(ctx context.Context) (aws.Credentials, error) {
 
 	timer := time.NewTimer(p.cfg.Wait)
 	defer timer.Stop()
+
 	name := fmt.Sprintf("%p", s) // a source that was replaced holds nobody up
 	select {
 	case r := <-p.flights.DoChan(name, func() (any, error) { return p.askSource(s) }):
 		creds, _ := r.Val.(aws.Credentials) // none with an error
 		return creds, r.Err
+
 	case <-timer.C:
 		return aws.Credentials{}, ErrTimeout
 	case <-ctx.Done():
@@ -185,6 +193,7 @@ func (p *Provider) Retrieve(ctx context.Context) (aws.Credentials, error) {
 func (p *Provider) askSource(s *source) (aws.Credentials, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), p.cfg.Timeout)
 	defer cancel()
+
 	creds, err := (*s.provider.Load()).Retrieve(ctx)
 	if err == nil {
 		s.last.Store(&creds)
@@ -199,6 +208,7 @@ func (p *Provider) askSource(s *source) (aws.Credentials, error) {
 	if old := s.fallback(); old != nil {
 		return *old, nil
 	}
+
 	return aws.Credentials{}, err
 }
 

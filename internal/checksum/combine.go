@@ -35,12 +35,14 @@ func appendCRC(a, b uint64, length int64, polynomial uint64, width int) uint64 {
 	for range 3 {
 		square = multiplyCRC(square, square, polynomial, width) // x^8
 	}
+
 	for ; length > 0; length >>= 1 {
 		if length&1 != 0 {
 			a = multiplyCRC(a, square, polynomial, width)
 		}
 		square = multiplyCRC(square, square, polynomial, width)
 	}
+
 	return a ^ b
 }
 
@@ -57,5 +59,6 @@ func multiplyCRC(a, b, polynomial uint64, width int) uint64 {
 			b >>= 1
 		}
 	}
+
 	return product
 }

@@ -18,6 +18,7 @@ func (d *decoder) checkListeners(c *Config) {
 		name, host string
 		port       uint64
 	}
+
 	var before []listener
 	for _, l := range []listener{
 		{field: &c.Listen, name: "listen"},
@@ -28,16 +29,19 @@ func (d *decoder) checkListeners(c *Config) {
 		if *l.field == "" && (l.name == "health_listen" || l.name == "metrics_listen") {
 			continue
 		}
+
 		var ok bool
 		if l.host, l.port, ok = d.listenAddress(l.field, l.name); !ok {
 			continue
 		}
+
 		for _, other := range before {
 			shared := *l.field == *other.field && other.name != "listen"
 			if l.port == other.port && l.port != 0 && overlap(l.host, other.host) && !shared { // port 0 is a free one
 				d.fail(l.field, "%s must be another address than %s", l.name, other.name)
 			}
 		}
+
 		before = append(before, l)
 	}
 }
@@ -75,6 +79,7 @@ func (d *decoder) checkEndpoint(field *string, name string) {
 	if *field == "" {
 		return
 	}
+
 	u, err := url.Parse(*field)
 	switch {
 	case err != nil, u.Scheme != "http" && u.Scheme != "https", u.Hostname() == "", !portOK(u):

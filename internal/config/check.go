@@ -41,12 +41,14 @@ func (d *decoder) checkServer(c *Config) {
 	if c.AdminToken != "" && len(c.AdminToken) < minAdminToken {
 		d.fail(&c.AdminToken, "admin_token has fewer than %d characters", minAdminToken)
 	}
+
 	d.checkDomain(&c.Domain)
 	d.checkTLS(&c.TLS)
 	d.checkClients(c.Clients)
 	d.checkRuleClients(c)
 	d.checkOutageWait(c)
 	d.checkAudit(&c.Audit)
+
 	d.checkLimits(&c.Limits)
 }
 
@@ -68,12 +70,14 @@ func (d *decoder) checkTLS(t *TLS) {
 func (d *decoder) checkOrigin(o *Origin) {
 	const both = "; leave both out for the AWS SDK's default credential chain"
 	d.checkEndpoint(&o.Endpoint, "origin.endpoint")
+
 	switch {
 	case o.AccessKey != "" && empty(d, &o.SecretKey):
 		d.fail(&o.AccessKey, "origin.access_key needs an origin.secret_key%s", both)
 	case empty(d, &o.AccessKey) && o.SecretKey != "":
 		d.fail(&o.SecretKey, "origin.secret_key needs an origin.access_key%s", both)
 	}
+
 	d.checkAccessKey(&o.AccessKey, "origin.access_key")
 	d.checkRange(&o.ConnectTimeout, "origin.connect_timeout", 100*time.Millisecond, time.Minute)
 	d.checkRange(&o.ResponseTimeout, "origin.response_timeout", time.Second, time.Hour)
@@ -83,21 +87,27 @@ func (d *decoder) checkOrigin(o *Origin) {
 func (d *decoder) checkClients(clients []Client) {
 	names, accessKeys := make(map[string]*string), make(map[string]*string)
 	var anonymous *Client
+
 	for i := range clients {
 		c := &clients[i]
 		if d.failed[c] {
 			continue
 		}
+
 		d.checkUnique(&c.Name, names, "a client of this name")
 		for j := range c.Allow {
 			d.checkPatterns(c.Allow[j].Buckets)
 		}
+
 		switch {
 		case !c.Anonymous:
 			d.checkUnique(&c.AccessKey, accessKeys, "a client with this access_key")
 			d.checkCredentials(c, fmt.Sprintf("clients[%d]", i))
+
 		case anonymous != nil:
-			d.fail(&c.Anonymous, "there is an anonymous client already, on line %d", d.places[&anonymous.Anonymous].line)
+			d.fail(&c.Anonymous, "there is an anonymous client already, on line %d",
+				d.places[&anonymous.Anonymous].line)
+
 		default:
 			anonymous = c
 			d.checkAnonymous(c)
@@ -113,6 +123,7 @@ func (d *decoder) checkCredentials(c *Client, path string) {
 	default:
 		d.fail(&c.AccessKey, "%q is missing in %s", "access_key", path)
 	}
+
 	d.checkAccessKey(&c.AccessKey, "access_key")
 	switch {
 	case c.SecretKey == "" && !d.given[&c.SecretKey]:
@@ -130,6 +141,7 @@ func (d *decoder) checkAnonymous(c *Client) {
 	if d.given[&c.SecretKey] {
 		d.fail(&c.SecretKey, "an anonymous client has no secret_key")
 	}
+
 	for i := range c.Allow {
 		for j := range c.Allow[i].Actions {
 			switch action := &c.Allow[i].Actions[j]; *action {
@@ -183,31 +195,38 @@ func (d *decoder) checkKeys(keys []Key) {
 	for i := range keys {
 		k := &keys[i]
 		d.checkUnique(&k.Name, names, "a key of this name")
+
 		if _, ok := providerSettings[k.Provider]; !ok {
 			continue // has been reported
 		}
+
 		d.checkSettings(k)
 		switch k.Provider {
 		case AWSKMS:
 			d.checkEndpoint(&k.Endpoint, "endpoint")
 			d.checkSecure(&k.Endpoint, "endpoint", k.Insecure)
+
 			if k.RoleARN != "" && !strings.HasPrefix(k.RoleARN, "arn:") {
 				d.fail(&k.RoleARN, "role_arn must begin with arn:")
 			}
 			if k.ExternalID != "" && k.RoleARN == "" {
 				d.fail(&k.ExternalID, "external_id needs a role_arn")
 			}
+
 			d.checkAlsoKnownAs(k)
+
 		case VaultTransit:
 			d.checkEndpoint(&k.Address, "address")
 			d.checkSecure(&k.Address, "address", k.Insecure)
 			d.checkLogin(&k.Login)
+
 		case AzureKeyVault:
 			d.checkBindings(k)
 		case PKCS11:
 			if _, err := hex.DecodeString(k.KeyID); err != nil {
 				d.fail(&k.KeyID, "key_id of a pkcs11 key must be its CKA_ID in hexadecimal")
 			}
+
 		default: // nothing besides
 		}
 	}
@@ -219,15 +238,18 @@ func (d *decoder) checkBindings(k *Key) {
 	if len(k.Bindings) > 0 && k.Algorithm == "A256KW" {
 		d.fail(&k.Bindings, "bindings are for RSA keys: only the vault itself can wrap under A256KW")
 	}
+
 	switch {
 	case k.AcceptForm < 0 || k.AcceptForm > 2:
 		d.fail(&k.AcceptForm, "accept_form must be 1 or 2")
 	case k.WriteForm < 0 || k.WriteForm > 2:
 		d.fail(&k.WriteForm, "write_form must be 1 or 2")
+
 	case k.WriteForm == 2 && len(k.Bindings) == 0:
 		d.fail(&k.WriteForm, "write_form: 2 needs bindings, which cmekproxy keys bind makes")
 	case k.WriteForm == 1 && k.AcceptForm == 2:
 		d.fail(&k.WriteForm, "write_form: 1 makes what accept_form: 2 refuses")
+
 	case k.AcceptForm == 2 && len(k.Bindings) == 0:
 		d.fail(&k.AcceptForm, "accept_form: 2 needs bindings, which cmekproxy keys bind makes")
 	}
@@ -288,16 +310,21 @@ func (d *decoder) checkSettings(k *Key) {
 
 func (d *decoder) checkLogin(l *Login) {
 	ways := 0
-	for _, given := range []bool{l.Token != "", l.TokenFile != "", l.AppRole != AppRole{}, l.Kubernetes != Kubernetes{}} {
+	for _, given := range []bool{
+		l.Token != "", l.TokenFile != "", l.AppRole != AppRole{},
+		l.Kubernetes != Kubernetes{},
+	} {
 		if given {
 			ways++
 		}
 	}
+
 	switch {
 	case ways > 1:
 		d.fail(l, "login has %d of token, token_file, approle and kubernetes; one is wanted", ways)
 	case l.AppRole != AppRole{} && l.AppRole.RoleID == "":
 		d.fail(&l.AppRole, "login.approle needs a role_id")
+
 	case l.AppRole.SecretID != "" && l.AppRole.SecretIDFile != "":
 		d.fail(&l.AppRole, "login.approle has a secret_id and a secret_id_file; one is wanted")
 	case l.Kubernetes != Kubernetes{} && l.Kubernetes.Role == "":
@@ -310,18 +337,21 @@ func (d *decoder) checkRules(c *Config) {
 	for i := range c.Keys {
 		keys[i] = c.Keys[i].Name
 	}
+
 	var catchAll *Rule
 	for i := range c.Encryption.Rules {
 		r := &c.Encryption.Rules[i]
 		if d.failed[r] {
 			continue
 		}
+
 		switch {
 		case catchAll != nil:
 			d.fail(r, "this rule is never reached: the one on line %d matches everything", d.places[catchAll].line)
 		case matchesAll(r):
 			catchAll = r
 		}
+
 		d.checkPatterns(r.Buckets)
 		d.checkName(&r.Key, keys, "key", &c.Keys)
 		d.checkKeyPatterns(r.AllowedKeys, keys)
@@ -336,11 +366,13 @@ func (d *decoder) checkRuleClients(c *Config) {
 	for i := range c.Clients {
 		clients[i] = c.Clients[i].Name
 	}
+
 	for i := range c.Encryption.Rules {
 		r := &c.Encryption.Rules[i]
 		if d.failed[r] {
 			continue
 		}
+
 		for j := range r.Clients {
 			d.checkName(&r.Clients[j], clients, "client", &c.Clients)
 		}
@@ -364,6 +396,7 @@ func (d *decoder) checkReuse(r *DEKReuse) {
 	if r.MaxAge <= 0 || r.MaxAge > maxTTL {
 		d.fail(&r.MaxAge, "dek_reuse.max_age must be above 0 and at most 24h")
 	}
+
 	if r.MaxObjects < 0 || r.MaxObjects == 0 && d.given[&r.MaxObjects] {
 		d.fail(&r.MaxObjects, "dek_reuse.max_objects must be 1 or more")
 	}
@@ -373,7 +406,8 @@ func (d *decoder) checkReuse(r *DEKReuse) {
 }
 
 func matchesAll(r *Rule) bool {
-	return slices.Contains(r.Buckets, "*") && len(r.Clients) == 0 && (len(r.Prefixes) == 0 || slices.Contains(r.Prefixes, ""))
+	return slices.Contains(r.Buckets, "*") && len(r.Clients) == 0 &&
+		(len(r.Prefixes) == 0 || slices.Contains(r.Prefixes, ""))
 }
 
 // checkName reports a name that is not among the names of a list; unless the
@@ -391,13 +425,16 @@ func (d *decoder) checkDEKCache(c *DEKCache) {
 	case c.TTL > maxTTL:
 		d.fail(&c.TTL, "dek_cache.ttl must be at most 24h")
 	}
+
 	if c.MaxEntries < 1 {
 		d.fail(&c.MaxEntries, "dek_cache.max_entries must be 1 or more")
 	}
+
 	switch {
 	case c.RevocationProbe < 0:
 		d.fail(&c.RevocationProbe, "dek_cache.revocation_probe must not be negative; 0 switches it off")
 	case c.RevocationProbe < c.TTL || c.RevocationProbe == 0 || d.failed[&c.TTL]: // fine, or not to be told
+
 	case d.given[&c.RevocationProbe]:
 		d.fail(&c.RevocationProbe, "dek_cache.revocation_probe must be shorter than ttl (%v); 0 switches it off", c.TTL)
 	default:
@@ -427,6 +464,7 @@ func (d *decoder) checkKMS(k *KMS) {
 	if k.MaxPerSecond < 1 || k.MaxPerSecond > 100_000 {
 		d.fail(&k.MaxPerSecond, "kms.max_per_second must be from 1 to 100000")
 	}
+
 	d.checkRange(&k.Timeout, "kms.timeout", minKMSTimeout, maxKMSTimeout)
 	if !(k.PricePer10000 >= 0 && k.PricePer10000 <= 1e6) { // NaN is neither
 		d.fail(&k.PricePer10000, "kms.price_per_10000 must be from 0 to 1000000")
@@ -445,6 +483,7 @@ func (d *decoder) checkAudit(a *Audit) {
 	if a.MaxSizeMB < 0 || a.MaxSizeMB > 1_000_000 {
 		d.fail(&a.MaxSizeMB, "audit.max_size_mb must be from 0 to 1000000; 0 is no bound")
 	}
+
 	if a.MaxAgeDays < 0 || a.MaxAgeDays > 36_500 {
 		d.fail(&a.MaxAgeDays, "audit.max_age_days must be from 0 to 36500; 0 is for ever")
 	}
@@ -457,23 +496,31 @@ func (d *decoder) checkLimits(l *Limits) {
 	d.checkRange(&l.HeaderTimeout, "limits.header_timeout", 100*time.Millisecond, 10*time.Minute)
 	d.checkRange(&l.IdleTimeout, "limits.idle_timeout", time.Second, 24*time.Hour)
 	d.checkRange(&l.ShutdownGrace, "limits.shutdown_grace", 0, time.Hour)
+
 	switch {
 	case l.ShutdownDelay < 0:
 		d.fail(&l.ShutdownDelay, "limits.shutdown_delay must not be negative; 0 switches it off")
 	case l.ShutdownDelay <= l.ShutdownGrace || d.failed[&l.ShutdownGrace]: // fine, or nothing to compare with
+
 	case d.given[&l.ShutdownDelay]:
-		d.fail(&l.ShutdownDelay, "limits.shutdown_delay is a part of shutdown_grace, and must be at most that (%v)", l.ShutdownGrace)
+		d.fail(&l.ShutdownDelay, "limits.shutdown_delay is a part of shutdown_grace, and must be at most that (%v)",
+			l.ShutdownGrace)
+
 	default:
 		l.ShutdownDelay = l.ShutdownGrace
 	}
+
 	if l.MaxConcurrentRequests < 1 || l.MaxConcurrentRequests > 1_000_000 {
 		d.fail(&l.MaxConcurrentRequests, "limits.max_concurrent_requests must be from 1 to 1000000")
 	}
 	if n := l.MaxConcurrentPerClient; n < 0 || n > l.MaxConcurrentRequests {
-		d.fail(&l.MaxConcurrentPerClient, "limits.max_concurrent_per_client must be from 0 to max_concurrent_requests; 0 is three quarters of it")
+		d.fail(&l.MaxConcurrentPerClient,
+			"limits.max_concurrent_per_client must be from 0 to max_concurrent_requests; 0 is three quarters of it")
 	}
+
 	if n := l.MaxConcurrentUnsigned; n < 0 || n > l.MaxConcurrentRequests {
-		d.fail(&l.MaxConcurrentUnsigned, "limits.max_concurrent_unsigned must be from 0 to max_concurrent_requests; 0 is a sixteenth of it")
+		d.fail(&l.MaxConcurrentUnsigned,
+			"limits.max_concurrent_unsigned must be from 0 to max_concurrent_requests; 0 is a sixteenth of it")
 	}
 	if l.MinBytesPerSecond < 1 || l.MinBytesPerSecond > 1_000_000_000 {
 		d.fail(&l.MinBytesPerSecond, "limits.min_bytes_per_second must be from 1 to 1000000000")

@@ -55,10 +55,12 @@ func Read(path string) ([]byte, error) {
 			return nil, fmt.Errorf("opening the config: %w", err)
 		}
 	}
+
 	text, err := io.ReadAll(io.LimitReader(f, maxFileSize+1)) //nolint:forbidigo // one byte more than may be
 	if err = errors.Join(err, f.Close()); err != nil {
 		return nil, fmt.Errorf("reading the config: %w", err)
 	}
+
 	return text, nil
 }
 
@@ -87,10 +89,12 @@ func (d *decoder) parse(data []byte) (*Config, error) {
 	if err := d.err(); err != nil {
 		return nil, err
 	}
+
 	inherit(c)
 	if c.Origin.CAFile == "" {
 		c.Origin.CAFile, _ = d.lookupEnv("AWS_CA_BUNDLE") // as for the SDK that speaks to the KMS
 	}
+
 	return c, nil
 }
 

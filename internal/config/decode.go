@@ -76,15 +76,19 @@ func (d *decoder) structure(n *yaml.Node, c *Config) bool {
 func (d *decoder) mapping(n *yaml.Node, v reflect.Value, path string) {
 	self, at := v.Addr().Interface(), place{n.Line, n.Column}
 	d.placeAll(v, at)
+
 	if n.Kind != yaml.MappingNode {
 		d.fail(self, "%s must be a mapping of keys to values, not %s", orFile(path), describe(n))
 		return
 	}
+
 	fields := fieldsOf(v.Type())
 	names := make([]string, len(fields))
+
 	for i, f := range fields {
 		names[i] = f.name
 	}
+
 	seen := make(map[string]int) // name to line
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		key, value := n.Content[i], n.Content[i+1]
@@ -95,13 +99,16 @@ func (d *decoder) mapping(n *yaml.Node, v reflect.Value, path string) {
 			d.problem(place{key.Line, key.Column}, "%q is set twice; the first is on line %d", key.Value, line)
 			continue
 		}
+
 		seen[key.Value] = key.Line
 		field := slices.Index(names, key.Value)
 		if d.skips(fields[field]) {
 			continue
 		}
+
 		d.value(value, v.Field(field), join(path, key.Value), fields[field].values)
 	}
+
 	for i, f := range fields {
 		_, ok := seen[f.name]
 		switch field := v.Field(i); {
@@ -136,16 +143,20 @@ func (d *decoder) key(key, value *yaml.Node, path string, names []string) bool {
 		d.problem(at, "anchors (&) and aliases (*) are not allowed")
 	case key.Tag == "!!merge":
 		d.problem(at, "merge keys (<<) are not allowed")
+
 	case key.Kind != yaml.ScalarNode:
 		d.problem(at, "a key must be a plain name, not %s", describe(key))
 	case slices.Contains(names, key.Value):
 		return true
+
 	case value.Tag == "!!null":
 		// It may be a value that has lost its key, and so be secret.
 		d.problem(at, "unknown key without a value in %s", orFile(path))
+
 	default:
 		d.problem(at, "unknown key %q in %s%s", clip(key.Value), orFile(path), didYouMean(key.Value, names))
 	}
+
 	return false
 }
 
@@ -155,22 +166,27 @@ func (d *decoder) value(n *yaml.Node, v reflect.Value, path string, values []str
 	field := v.Addr().Interface()
 	d.placeAll(v, place{n.Line, n.Column})
 	d.given[field] = true
+
 	switch {
 	case n.Kind == yaml.AliasNode || n.Anchor != "":
 		d.fail(field, "anchors (&) and aliases (*) are not allowed; quote a value that begins with one")
 		return
+
 	case n.Style&yaml.TaggedStyle != 0:
 		d.fail(field, "tags (!) are not allowed; quote a value that begins with one")
 		return
+
 	case n.Tag == "!!null":
 		d.fail(field, "%s has no value; leave the key out instead", path)
 		return
 	}
+
 	switch {
 	case v.Kind() == reflect.Struct:
 		d.mapping(n, v, path)
 	case v.Kind() == reflect.Slice && n.Kind == yaml.SequenceNode:
 		d.list(n.Content, v, path, values)
+
 	case v.Kind() == reflect.Slice:
 		d.fail(field, "%s must be a list, not %s", path, describe(n))
 	default:

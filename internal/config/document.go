@@ -21,6 +21,7 @@ func (d *decoder) document(data []byte) *yaml.Node {
 		d.problem(at, "a character that is no UTF-8 text")
 		return nil
 	}
+
 	// The walk finds duplicate keys itself: it knows a better position and
 	// words.
 	loader, err := yaml.NewLoader(bytes.NewReader(data), yaml.WithUniqueKeys(false))
@@ -28,6 +29,7 @@ func (d *decoder) document(data []byte) *yaml.Node {
 		d.problem(place{1, 1}, "the YAML parser does not start")
 		return nil
 	}
+
 	var first, second yaml.Node
 	switch err := loader.Load(&first); {
 	case errors.Is(err, io.EOF):
@@ -37,6 +39,7 @@ func (d *decoder) document(data []byte) *yaml.Node {
 		d.syntax(err)
 		return nil
 	}
+
 	switch err := loader.Load(&second); {
 	case err == nil:
 		d.problem(place{second.Line, second.Column}, "a second YAML document; there can be only one")
@@ -44,6 +47,7 @@ func (d *decoder) document(data []byte) *yaml.Node {
 		d.syntax(err)
 		return nil
 	}
+
 	return first.Content[0]
 }
 
@@ -55,6 +59,7 @@ func (d *decoder) syntax(err error) {
 		if e.Mark.Line > 0 {
 			at = place{e.Mark.Line, max(e.Mark.Column, 1)}
 		}
+
 		switch {
 		case strings.HasPrefix(e.Message, "unknown anchor"):
 			text = "anchors (&) and aliases (*) are not allowed; quote a value that begins with one"
@@ -63,10 +68,12 @@ func (d *decoder) syntax(err error) {
 		default:
 			text += ": " + e.Message
 		}
+
 		if inFlow(e.ContextMsg) {
 			text += "; within {} and [], a value such as ${NAME} needs quotes"
 		}
 	}
+
 	d.problem(at, "%s", text)
 }
 
@@ -88,7 +95,9 @@ func findNoText(data []byte) (place, bool) {
 		case r != '\ufeff':
 			at.column++
 		}
+
 		i += n
 	}
+
 	return place{}, false
 }

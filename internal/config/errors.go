@@ -65,19 +65,23 @@ func distance(a, b string) int {
 	for j := range row {
 		row[j] = j
 	}
+
 	for i := 1; i <= len(a); i++ {
 		before, previous, row = previous, row, before
 		row[0] = i
+
 		for j := 1; j <= len(b); j++ {
 			replace := previous[j-1]
 			if a[i-1] != b[j-1] {
 				replace++
 			}
+
 			row[j] = min(replace, previous[j]+1, row[j-1]+1)
 			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
 				row[j] = min(row[j], before[j-2]+1)
 			}
 		}
 	}
+
 	return row[len(b)]
 }

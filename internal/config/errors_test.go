@@ -35,10 +35,12 @@ func checkErrors(t *testing.T, text string, want []string) {
 	if !errors.As(err, &e) || c != nil {
 		t.Fatalf("got %v, %v", c, err)
 	}
+
 	var lines []string
 	for _, p := range e.Problems {
 		lines = append(lines, strings.TrimPrefix(p.String(), "c.yaml:"))
 	}
+
 	if got, want := strings.Join(lines, "\n"), strings.Join(want, "\n"); got != want {
 		t.Errorf("got:\n%s\nwant:\n%s", got, want)
 	}
@@ -54,19 +56,31 @@ func TestStructureErrors(t *testing.T) {
 			`1:1: unknown key "lissten" in the file (did you mean "listen"?)`,
 			`1:1: "listen" is missing in the file`,
 		}},
-		{"swapped letters", "", "dek_cahce: {ttl: 1m}\n", []string{`19:1: unknown key "dek_cahce" in the file (did you mean "dek_cache"?)`}},
-		{"unknown key, none near", "", "telemetry: on\n", []string{`19:1: unknown key "telemetry" in the file (valid: ` + topKeys + `)`}},
+		{
+			"swapped letters", "", "dek_cahce: {ttl: 1m}\n",
+			[]string{`19:1: unknown key "dek_cahce" in the file (did you mean "dek_cache"?)`},
+		},
+		{
+			"unknown key, none near", "", "telemetry: on\n",
+			[]string{`19:1: unknown key "telemetry" in the file (valid: ` + topKeys + `)`},
+		},
 		{"unknown key, deep", `actions: [read]`, `actions: [read], bucket: x`, []string{
 			`10:43: unknown key "bucket" in clients[0].allow[0] (did you mean "buckets"?)`,
 		}},
 		{"unknown key without value", "actions: [read]", "actions: [read], hunter2", []string{
 			`10:43: unknown key without a value in clients[0].allow[0]`,
 		}},
-		{"case counts", "", "Log: {level: info}\n", []string{`19:1: unknown key "Log" in the file (did you mean "log"?)`}},
+		{
+			"case counts", "", "Log: {level: info}\n",
+			[]string{`19:1: unknown key "Log" in the file (did you mean "log"?)`},
+		},
 		{"long key", "", strings.Repeat("x", 90) + ": 1\n", []string{
 			`19:1: unknown key "` + strings.Repeat("x", 60) + `..." in the file (valid: ` + topKeys + `)`,
 		}},
-		{"duplicate key", "", "listen: 127.0.0.1:9002\n", []string{`19:1: "listen" is set twice; the first is on line 1`}},
+		{
+			"duplicate key", "", "listen: 127.0.0.1:9002\n",
+			[]string{`19:1: "listen" is set twice; the first is on line 1`},
+		},
 		{"duplicate key in a list", "    access_key: AKAPP", "    name: app", []string{
 			`6:5: "access_key" is missing in clients[0]`,
 			`7:5: "name" is set twice; the first is on line 6`,
@@ -90,9 +104,18 @@ func TestStructureErrors(t *testing.T) {
 		{"unknown alias", "region: us-east-1", "region: *", []string{
 			"4:12: this is not YAML: did not find expected alphabetic or numeric character",
 		}},
-		{"tag", "region: us-east-1", "region: !!str us-east-1", []string{`4:11: tags (!) are not allowed; quote a value that begins with one`}},
-		{"no value", "region: us-east-1", "region:", []string{`4:10: origin.region has no value; leave the key out instead`}},
-		{"null", "region: us-east-1", "region: ~", []string{`4:11: origin.region has no value; leave the key out instead`}},
+		{
+			"tag", "region: us-east-1", "region: !!str us-east-1",
+			[]string{`4:11: tags (!) are not allowed; quote a value that begins with one`},
+		},
+		{
+			"no value", "region: us-east-1", "region:",
+			[]string{`4:10: origin.region has no value; leave the key out instead`},
+		},
+		{
+			"null", "region: us-east-1", "region: ~",
+			[]string{`4:11: origin.region has no value; leave the key out instead`},
+		},
 		{"second document", "", "---\nlisten: :1\n", []string{`19:1: a second YAML document; there can be only one`}},
 		{"bad second document", "", "---\nlisten: [\n", []string{
 			"21:1: this is not YAML: did not find expected node content; within {} and [], a value such as ${NAME} needs quotes",
@@ -116,6 +139,7 @@ func TestWholeFile(t *testing.T) {
 		`1:1: "keys" is missing in the file`,
 		`1:1: "encryption" is missing in the file`,
 	}
+
 	tests := []struct {
 		name, text string
 		want       []string
@@ -127,6 +151,7 @@ func TestWholeFile(t *testing.T) {
 		{"word", "a\n", []string{"1:1: the file must be a mapping of keys to values, not a string"}},
 		{"empty mapping", "{}\n", missing},
 	}
+
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) { checkErrors(t, tt.text, tt.want) })
 	}
@@ -150,7 +175,10 @@ func TestTypeErrors(t *testing.T) {
 		{"list for number", "", "dek_cache: {max_entries: [5]}\n", []string{
 			`19:26: dek_cache.max_entries must be a whole number, not a list`,
 		}},
-		{"duration without unit", "", "dek_cache: {ttl: 5}\n", []string{`19:18: dek_cache.ttl must be ` + duration + `, not "5"`}},
+		{
+			"duration without unit", "", "dek_cache: {ttl: 5}\n",
+			[]string{`19:18: dek_cache.ttl must be ` + duration + `, not "5"`},
+		},
 		{"bad duration", "", "dek_cache: {ttl: 5 minutes}\n", []string{
 			`19:18: dek_cache.ttl must be ` + duration + `, not "5 minutes"`,
 		}},
@@ -163,16 +191,28 @@ func TestTypeErrors(t *testing.T) {
 		{"quoted boolean", "  region: us-east-1", "  region: us-east-1\n  path_style: \"true\"", []string{
 			`5:15: origin.path_style must be true or false, not a string`,
 		}},
-		{"list for string", "region: us-east-1", "region: [us-east-1]", []string{`4:11: origin.region must be a string, not a list`}},
-		{"mapping for string", "region: us-east-1", "region: {a: b}", []string{`4:11: origin.region must be a string, not a mapping`}},
+		{
+			"list for string", "region: us-east-1", "region: [us-east-1]",
+			[]string{`4:11: origin.region must be a string, not a list`},
+		},
+		{
+			"mapping for string", "region: us-east-1", "region: {a: b}",
+			[]string{`4:11: origin.region must be a string, not a mapping`},
+		},
 		{"string for list", `    - buckets: ["*"]`, `    - buckets: "*"`, []string{
 			`17:16: encryption.rules[0].buckets must be a list, not a string`,
 		}},
 		{"mapping for list", "  - name: default\n    provider", "    name: default\n    provider", []string{
 			`12:5: keys must be a list, not a mapping`,
 		}},
-		{"string for mapping", "", "tls: off\n", []string{`19:6: tls must be a mapping of keys to values, not a string`}},
-		{"boolean for mapping", "", "tls: true\n", []string{`19:6: tls must be a mapping of keys to values, not a boolean`}},
+		{
+			"string for mapping", "", "tls: off\n",
+			[]string{`19:6: tls must be a mapping of keys to values, not a string`},
+		},
+		{
+			"boolean for mapping", "", "tls: true\n",
+			[]string{`19:6: tls must be a mapping of keys to values, not a boolean`},
+		},
 		{"number in a list of mappings", "      - {buckets: [\"*\"], actions: [read]}", "      - 5", []string{
 			`10:9: clients[0].allow[0] must be a mapping of keys to values, not a number`,
 		}},

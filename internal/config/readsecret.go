@@ -22,25 +22,30 @@ func (d *decoder) secret(n *yaml.Node, s *Secret, path string) {
 		d.fail(s, "%s must be a string, not %s", path, describe(n))
 		return
 	}
+
 	text, err := d.expand(n.Value)
 	if file, ok := strings.CutPrefix(text, "file:"); ok && err == nil && strings.HasPrefix(n.Value, "file:") {
 		text, err = readSecret(file)
 	}
+
 	var unset *unsetError
 	switch {
 	case errors.As(err, &unset) && n.Value != "${"+unset.name+"}":
 		// A secret in clear may hold what looks like a variable: its name is
 		// then a part of the secret.
 		err = errors.New("it names an environment variable that is not set or empty; write $${ for a literal ${")
+
 	case err == nil && text == "":
 		err = errors.New("it is empty")
 	case err == nil && strings.TrimSpace(text) != text:
 		err = errors.New("it begins or ends with white space")
 	}
+
 	if err != nil {
 		d.fail(s, "%s: %v", path, err)
 		return
 	}
+
 	*s = Secret(text)
 }
 
@@ -49,12 +54,14 @@ func readSecret(path string) (string, error) {
 	if !filepath.IsAbs(path) {
 		return "", errors.New("file: needs an absolute path")
 	}
+
 	// Without O_NONBLOCK, opening a named pipe would wait for ever.
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return "", err
 	}
 	defer f.Close()
+
 	info, err := f.Stat()
 	switch {
 	case err != nil:
@@ -64,6 +71,7 @@ func readSecret(path string) (string, error) {
 	case info.Mode().Perm()&0o007 != 0:
 		return "", fmt.Errorf("%s has mode %04o: all users may access it (chmod o= it)", path, info.Mode().Perm())
 	}
+
 	data, err := io.ReadAll(io.LimitReader(f, maxSecretFile+1)) //nolint:forbidigo // one byte more than may be
 	switch {
 	case err != nil:
@@ -71,9 +79,11 @@ func readSecret(path string) (string, error) {
 	case len(data) > maxSecretFile:
 		return "", fmt.Errorf("%s is larger than %d bytes", path, maxSecretFile)
 	}
+
 	text := strings.TrimSuffix(strings.TrimSuffix(string(data), "\n"), "\r")
 	if text == "" {
 		return "", fmt.Errorf("%s is empty", path)
 	}
+
 	return text, nil
 }

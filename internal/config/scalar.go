@@ -29,16 +29,20 @@ func (d *decoder) scalar(n *yaml.Node, v reflect.Value, path string, values []st
 		d.fail(field, "%s must be %s, not %s", path, wanted(v, values), describe(n))
 		return
 	}
+
 	text, err := d.expand(n.Value)
 	if err != nil {
 		d.fail(field, "%s: %v", path, err)
 		return
 	}
+
 	quoted := n.Style&(yaml.SingleQuotedStyle|yaml.DoubleQuotedStyle) != 0
-	if quoted && text == n.Value && (v.Kind() == reflect.Int || v.Kind() == reflect.Float64 || v.Kind() == reflect.Bool) {
+	if quoted && text == n.Value && (v.Kind() == reflect.Int || v.Kind() == reflect.Float64 ||
+		v.Kind() == reflect.Bool) {
 		d.fail(field, "%s must be %s, not a string", path, wanted(v, values))
 		return
 	}
+
 	if err := set(v, text, values); err != nil {
 		d.fail(field, "%s must be %s, not %q%s", path, wanted(v, values), clip(n.Value), suggestion(n.Value, values))
 	}
@@ -51,25 +55,30 @@ func set(v reflect.Value, text string, values []string) error {
 		duration, err := time.ParseDuration(text)
 		v.SetInt(int64(duration))
 		return err
+
 	case v.Kind() == reflect.Int:
 		number, err := strconv.Atoi(text)
 		v.SetInt(int64(number))
 		return err
+
 	case v.Kind() == reflect.Float64:
 		number, err := strconv.ParseFloat(text, 64)
 		v.SetFloat(number)
 		return err
+
 	case v.Kind() == reflect.Bool:
 		v.SetBool(text == "true")
 		if text != "true" && text != "false" {
 			return errors.New("neither true nor false")
 		}
+
 	case v.Kind() == reflect.String:
 		v.SetString(text)
 		if len(values) > 0 && !slices.Contains(values, text) {
 			return errors.New("not one of the values")
 		}
 	}
+
 	return nil
 }
 
@@ -80,10 +89,12 @@ func wanted(v reflect.Value, values []string) string {
 		return "one of " + strings.Join(values, ", ")
 	case v.Type() == durationType:
 		return "a duration such as 90s, 5m or 1h30m"
+
 	case v.Kind() == reflect.Int:
 		return "a whole number"
 	case v.Kind() == reflect.Float64:
 		return "a number"
+
 	case v.Kind() == reflect.Bool:
 		return "true or false"
 	default:
@@ -121,12 +132,15 @@ func (d *decoder) expand(text string) (string, error) {
 		if match == "$${" {
 			return "${"
 		}
+
 		value, err := d.lookup(match[len("${"):])
 		if failure == nil {
 			failure = err
 		}
+
 		return value
 	})
+
 	return expanded, failure
 }
 
@@ -137,6 +151,7 @@ func (d *decoder) lookup(rest string) (string, error) {
 	if !closed || !variableName.MatchString(name) {
 		return "", errors.New("${ must be followed by the name of an environment variable and }; write $${ for a literal ${")
 	}
+
 	value, ok := d.lookupEnv(name)
 	switch {
 	case !ok:

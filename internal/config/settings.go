@@ -275,16 +275,21 @@ const (
 var providerSettings = map[Provider]struct{ needs, takes []string }{
 	AWSKMS: {
 		[]string{"key_id"},
-		[]string{"role_arn", "external_id", "endpoint", "insecure", "region", "fips", "also_known_as", "ca_file", "timeout"},
+		[]string{
+			"role_arn", "external_id", "endpoint", "insecure", "region", "fips", "also_known_as", "ca_file", "timeout",
+		},
 	},
 	VaultTransit: {
 		[]string{"address", "key_id", "login"},
 		[]string{"insecure", "namespace", "mount", "ca_file", "envelope_id", "timeout"},
 	},
-	GCPKMS:        {[]string{"key_id"}, []string{"endpoint", "ca_file", "timeout"}},
-	AzureKeyVault: {[]string{"key_id"}, []string{"algorithm", "bindings", "write_form", "accept_form", "envelope_id", "ca_file", "timeout"}},
-	PKCS11:        {[]string{"module", "token", "key_label"}, []string{"key_id", "pin", "timeout"}},
-	Local:         {[]string{"key_file"}, nil},
+	GCPKMS: {[]string{"key_id"}, []string{"endpoint", "ca_file", "timeout"}},
+	AzureKeyVault: {
+		[]string{"key_id"},
+		[]string{"algorithm", "bindings", "write_form", "accept_form", "envelope_id", "ca_file", "timeout"},
+	},
+	PKCS11: {[]string{"module", "token", "key_label"}, []string{"key_id", "pin", "timeout"}},
+	Local:  {[]string{"key_file"}, nil},
 }
 
 // Encryption says which key protects which object.
@@ -462,10 +467,14 @@ func defaults() *Config {
 			ConnectTimeout: 5 * time.Second, ResponseTimeout: 45 * time.Second, IdleTimeout: 30 * time.Second,
 		},
 		Encryption: Encryption{PlaintextObjects: Deny, CustomerKeys: Deny},
-		DEKCache:   DEKCache{TTL: 5 * time.Minute, MaxEntries: 100_000, RevocationProbe: 10 * time.Second, OutageWait: 30 * time.Second},
-		KMS:        KMS{MaxConcurrent: 64, MaxPerSecond: 1000, Timeout: 2 * time.Second, PricePer10000: 0.03, Currency: "USD"},
-		Log:        Log{Level: "info"},
-		Audit:      Audit{MaxSizeMB: 100},
+		DEKCache: DEKCache{
+			TTL: 5 * time.Minute, MaxEntries: 100_000, RevocationProbe: 10 * time.Second, OutageWait: 30 * time.Second,
+		},
+		KMS: KMS{
+			MaxConcurrent: 64, MaxPerSecond: 1000, Timeout: 2 * time.Second, PricePer10000: 0.03, Currency: "USD",
+		},
+		Log:   Log{Level: "info"},
+		Audit: Audit{MaxSizeMB: 100},
 		Limits: Limits{
 			HeaderTimeout:         10 * time.Second,
 			IdleTimeout:           2 * time.Minute,

@@ -26,6 +26,7 @@ func fieldsOf(t reflect.Type) []field {
 			values:   strings.Fields(tag.Get("values")),
 		}
 	}
+
 	return fields
 }
 
@@ -60,11 +61,13 @@ func describe(n *yaml.Node) string {
 		return "a list"
 	default:
 	}
+
 	switch n.Tag {
 	case "!!bool":
 		return "a boolean"
 	case "!!int", "!!float":
 		return "a number"
+
 	case "!!null":
 		return "nothing"
 	default:

@@ -103,10 +103,12 @@ func newStream(dek []byte, h *Header, plaintext int64, s segmentBytes) (*stream,
 	if plaintext < 0 || plaintext > MaxPlaintextSize {
 		return nil, fmt.Errorf("%w: %d bytes of plaintext", ErrSize, plaintext)
 	}
+
 	aead, err := derivedAEAD(dek, h.salt(), infoBody)
 	if err != nil {
 		return nil, err
 	}
+
 	out := &stream{aead: aead, segmentSize: s, last: s.lastSegment(plaintext)}
 	copy(out.nonce[:], h.prefix())
 	return out, nil
@@ -140,15 +142,18 @@ func newDerivedAEAD(dek, salt []byte, info string) (cipher.AEAD, error) {
 		return nil, err
 	}
 	defer clear(key)
+
 	block, err := aes.NewCipher(key)
 	if err != nil {
 		return nil, fmt.Errorf("crypt: %w", err)
 	}
 	defer Wipe(block) // the AEAD has a copy
+
 	aead, err := cipher.NewGCM(block)
 	if err != nil {
 		return nil, fmt.Errorf("crypt: %w", err)
 	}
+
 	return aead, nil
 }
 
@@ -163,8 +168,10 @@ func hkdfKey(dek, salt []byte, info string) ([]byte, error) {
 	if err := CheckDEK(dek); err != nil {
 		return nil, err
 	}
+
 	var hashes hashWiper
 	defer hashes.wipe()
+
 	prk, err := hkdf.Extract(hashes.new, dek, salt)
 	if err != nil {
 		return nil, fmt.Errorf("crypt: %w", err)
@@ -173,6 +180,7 @@ func hkdfKey(dek, salt []byte, info string) ([]byte, error) {
 
 	expand := hmac.New(hashes.new, prk)
 	defer Wipe(expand)
+
 	expand.Write([]byte(info))
 	expand.Write([]byte{1})
 	return expand.Sum(make([]byte, 0, DEKSize)), nil
@@ -184,10 +192,12 @@ func CheckDEK(dek []byte) error {
 	if len(dek) != DEKSize {
 		return fmt.Errorf("%w: %d bytes long", ErrDEK, len(dek))
 	}
+
 	var or byte
 	for _, b := range dek {
 		or |= b
 	}
+
 	if or == 0 {
 		return fmt.Errorf("%w: all zero", ErrDEK)
 	}

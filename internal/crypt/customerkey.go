@@ -26,15 +26,18 @@ func WrapByCustomer(customerKey, dek []byte, obj Object, random io.Reader) ([]by
 	if err := CheckDEK(dek); err != nil {
 		return nil, err
 	}
+
 	salt, err := NewSalt(random)
 	if err != nil {
 		return nil, err
 	}
+
 	aead, err := derivedAEAD(customerKey, salt, infoFor(infoCustomer, obj))
 	if err != nil {
 		return nil, err
 	}
 	defer Wipe(aead)
+
 	b := append([]byte{customerForm}, salt...)
 	return aead.Seal(b, make([]byte, nonceSize), dek, nil), nil
 }
@@ -45,14 +48,17 @@ func UnwrapByCustomer(customerKey, wrapped []byte, obj Object) ([]byte, error) {
 	if len(wrapped) != customerSize || wrapped[0] != customerForm {
 		return nil, fmt.Errorf("%w: a data key under a customer's key, of %d bytes", ErrEnvelope, len(wrapped))
 	}
+
 	aead, err := derivedAEAD(customerKey, wrapped[1:1+saltSize], infoFor(infoCustomer, obj))
 	if err != nil {
 		return nil, err
 	}
 	defer Wipe(aead)
+
 	dek, err := aead.Open(nil, make([]byte, nonceSize), wrapped[1+saltSize:], nil)
 	if err != nil {
 		return nil, ErrCustomerKey // what is behind it tells nothing
 	}
+
 	return dek, nil
 }

@@ -100,7 +100,9 @@ func (e *Envelope) computeMAC(dek []byte, obj Object) ([]byte, error) {
 
 // macFields are the fields that the MACs of envelopes and part headers begin
 // with. extra is sealed checksums or a record.
-func macFields(keyID string, wrappedDEK []byte, h *Header, size int64, extra []byte, purpose string, obj Object) [][]byte {
+func macFields(
+	keyID string, wrappedDEK []byte, h *Header, size int64, extra []byte, purpose string, obj Object,
+) [][]byte {
 	return [][]byte{
 		{Version},
 		{Suite},
@@ -127,16 +129,20 @@ func hmacOf(dek []byte, fields [][]byte) ([]byte, error) {
 		return nil, err
 	}
 	defer clear(key)
+
 	var hashes hashWiper
 	defer hashes.wipe()
+
 	h := hmac.New(hashes.new, key)
 	defer Wipe(h)
+
 	for _, field := range fields {
 		var length [4]byte
 		binary.BigEndian.PutUint32(length[:], uint32(len(field))) //nolint:gosec // fields are short
 		h.Write(length[:])
 		h.Write(field)
 	}
+
 	return h.Sum(nil), nil
 }
 
@@ -153,12 +159,14 @@ func (e *Envelope) Metadata() (map[string]string, error) {
 		nameSize:    strconv.FormatInt(e.Size, 10),
 		nameMAC:     b64(e.mac[:]),
 	}
+
 	if len(e.Sum) > 0 {
 		m[nameSum] = b64(e.Sum)
 	}
 	if _, err := ParseEnvelope(m); err != nil {
 		return nil, err
 	}
+
 	return m, nil
 }
 
@@ -174,19 +182,23 @@ func ParseEnvelope(metadata map[string]string) (*Envelope, error) {
 	if _, ok := p.left[nameType]; ok {
 		return nil, ErrMultipart
 	}
+
 	e := &Envelope{
 		KeyID:      p.keyID(),
 		WrappedDEK: p.base64(nameDEK, 1, maxWrappedDEK),
 		Size:       p.size(),
 	}
+
 	copy(e.Header[:], p.base64(nameHeader, HeaderSize, HeaderSize))
 	copy(e.mac[:], p.base64(nameMAC, macSize, macSize))
+
 	if _, ok := p.left[nameSum]; ok {
 		e.Sum = p.base64(nameSum, 1, maxSum)
 	}
 	if err := p.end(); err != nil {
 		return nil, err
 	}
+
 	return e, nil
 }
 
@@ -240,12 +252,14 @@ func newParser(metadata map[string]string) (*parser, error) {
 			p.left[name] = value
 		}
 	}
+
 	if len(p.left) == 0 {
 		return nil, ErrNoEnvelope
 	}
 	if v, suite := p.take(nameVersion), p.take(nameSuite); p.err == nil && (v != "1" || suite != "1") {
 		return nil, fmt.Errorf("%w: version %.20q, suite %.20q", ErrVersion, v, suite)
 	}
+
 	return p, nil
 }
 

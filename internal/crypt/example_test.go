@@ -25,6 +25,7 @@ func ExampleSealer() {
 		log.Fatal(err)
 	}
 	defer sealer.Close()
+
 	envelope := crypt.Envelope{
 		KeyID:      "local:1234",
 		WrappedDEK: []byte("the DEK, wrapped"),
@@ -34,10 +35,12 @@ func ExampleSealer() {
 	if err := envelope.Sign(dek, obj); err != nil {
 		log.Fatal(err)
 	}
+
 	metadata, err := envelope.Metadata()
 	if err != nil {
 		log.Fatal(err)
 	}
+
 	body, err := io.ReadAll(sealer)
 	if err != nil {
 		log.Fatal(err)
@@ -65,11 +68,13 @@ func ExampleOpener() {
 	if err := envelope.Verify(dek, obj); err != nil {
 		log.Fatal(err)
 	}
+
 	opener, err := crypt.NewOpener(bytes.NewReader(body), crypt.Whole(envelope.Size), dek, envelope.Header)
 	if err != nil {
 		log.Fatal(err)
 	}
 	defer opener.Close()
+
 	for {
 		text, err := opener.Next()
 		if err == io.EOF { //nolint:errorlint // bare: an error that wraps it is not the end
@@ -78,6 +83,7 @@ func ExampleOpener() {
 		if err != nil {
 			log.Fatal(err)
 		}
+
 		fmt.Printf("%s\n", text)
 	}
 
@@ -97,6 +103,7 @@ func ExampleCover() {
 	if err != nil {
 		log.Fatal(err)
 	}
+
 	if err := envelope.Verify(dek, obj); err != nil {
 		log.Fatal(err)
 	}
@@ -105,12 +112,14 @@ func ExampleCover() {
 	if err != nil {
 		log.Fatal(err)
 	}
+
 	stored := body[window.Start:window.End] // what to ask the store for
 	opener, err := crypt.NewOpener(bytes.NewReader(stored), window, dek, envelope.Header)
 	if err != nil {
 		log.Fatal(err)
 	}
 	defer opener.Close()
+
 	text, err := opener.Next()
 	if err != nil {
 		log.Fatal(err)
@@ -134,16 +143,19 @@ func sealExample(obj crypt.Object, plaintext string) (body []byte, metadata map[
 	defer sealer.Close()
 
 	envelope := crypt.Envelope{
-		KeyID: "local:1234", WrappedDEK: []byte("the DEK, wrapped"), Header: sealer.Header(), Size: int64(len(plaintext)),
+		KeyID: "local:1234", WrappedDEK: []byte("the DEK, wrapped"), Header: sealer.Header(),
+		Size: int64(len(plaintext)),
 	}
 	if err := envelope.Sign(dek, obj); err != nil {
 		log.Fatal(err)
 	}
+
 	if metadata, err = envelope.Metadata(); err != nil {
 		log.Fatal(err)
 	}
 	if body, err = io.ReadAll(sealer); err != nil {
 		log.Fatal(err)
 	}
+
 	return body, metadata, dek
 }

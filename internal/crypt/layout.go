@@ -81,8 +81,10 @@ func (l Layout) search(step func(Run, Place) int) (Place, bool) {
 			at.Number = run.Number + n
 			return at, true
 		}
+
 		at = at.skip(run, run.Count)
 	}
+
 	return Place{}, false
 }
 
@@ -148,11 +150,13 @@ func NewRecord(l Layout, kind ChecksumType, sum []byte) []byte {
 	if len(b)+runSize*len(l) > maxRecord {
 		return b
 	}
+
 	for _, run := range l {
 		b = binary.BigEndian.AppendUint16(b, uint16(run.Number)) //nolint:gosec // part numbers
 		b = binary.BigEndian.AppendUint16(b, uint16(run.Count))  //nolint:gosec // part numbers
 		b = binary.BigEndian.AppendUint64(b, uint64(run.Size))   //nolint:gosec // never negative
 	}
+
 	return b
 }
 
@@ -163,6 +167,7 @@ func ParseRecord(b []byte) (*Record, error) {
 	if len(b) < recordFixed || len(b) < recordFixed+int(b[3]) {
 		return nil, bad
 	}
+
 	runs := b[recordFixed+int(b[3]):]
 	r := &Record{
 		Parts:        int(binary.BigEndian.Uint16(b)),
@@ -173,15 +178,19 @@ func ParseRecord(b []byte) (*Record, error) {
 	if r.ChecksumType > Composite || (r.ChecksumType == NoChecksum) != (len(r.Sum) == 0) || len(runs)%runSize != 0 {
 		return nil, bad
 	}
+
 	next := 1
 	for ; len(runs) > 0; runs = runs[runSize:] {
 		run := Run{int(binary.BigEndian.Uint16(runs)), int(binary.BigEndian.Uint16(runs[2:])), int64(binary.BigEndian.Uint64(runs[4:]))} //nolint:gosec // checked below
-		if run.Number < next || run.Count < 1 || run.Number+run.Count > MaxPartNumber || run.Size < 0 || run.Size > MaxPartSize {
+		if run.Number < next || run.Count < 1 || run.Number+run.Count > MaxPartNumber || run.Size < 0 ||
+			run.Size > MaxPartSize {
 			return nil, bad
 		}
+
 		next = run.Number + run.Count
 		r.Layout = append(r.Layout, run)
 	}
+
 	if r.Parts < 1 || r.Layout != nil && !r.Matches(r.Layout) {
 		return nil, bad
 	}

@@ -26,6 +26,7 @@ func NewOpener(src io.Reader, w Window, dek []byte, h Header) (*Opener, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	o := &Opener{
 		src: src, stream: stream, header: h, window: w,
 		nextSegment: w.first, lastSegment: (w.End - 1) / w.segmentSize.storedSegment(),
@@ -35,6 +36,7 @@ func NewOpener(src io.Reader, w Window, dek []byte, h Header) (*Opener, error) {
 	if o.buffer.batch(w.segmentSize) > 1 {
 		o.plain = plainPool.Get().(*plain)
 	}
+
 	return o, nil
 }
 
@@ -47,6 +49,7 @@ func (o *Opener) Next() ([]byte, error) {
 	if o.buffer == nil || o.done() {
 		return nil, io.EOF
 	}
+
 	segment := o.window.segmentSize.storedSegment()
 	length := min(o.window.End-o.nextSegment*segment, segment*int64(o.buffer.batch(o.window.segmentSize)))
 	stored := o.buffer.bytes[:length]
@@ -56,6 +59,7 @@ func (o *Opener) Next() ([]byte, error) {
 		}
 		return nil, err
 	}
+
 	text, err := o.openBatch(stored)
 	if err != nil {
 		return nil, err
@@ -65,6 +69,7 @@ func (o *Opener) Next() ([]byte, error) {
 			return nil, err
 		}
 	}
+
 	return o.trim(text), nil
 }
 
@@ -88,24 +93,30 @@ func (o *Opener) openBatch(stored []byte) ([]byte, error) {
 	if o.plain != nil {
 		text = o.plain[:0]
 	}
+
 	for len(stored) > 0 {
 		segment := stored[:min(len(stored), int(o.window.segmentSize.storedSegment()))]
 		stored = stored[len(segment):]
+
 		if o.nextSegment == 0 {
 			if Header(segment[:HeaderSize]) != o.header {
 				return nil, fmt.Errorf("%w: the header is not the envelope's", ErrAuth)
 			}
+
 			segment = segment[HeaderSize:]
 			if o.plain == nil {
 				text = segment[:0]
 			}
 		}
+
 		var err error
 		if text, err = o.stream.aead.Open(text, o.stream.nonceOf(o.nextSegment), segment, nil); err != nil {
 			return nil, fmt.Errorf("%w in segment %d of %d", ErrAuth, o.nextSegment, o.stream.last+1)
 		}
+
 		o.nextSegment++
 	}
+
 	return text, nil
 }
 

@@ -127,11 +127,13 @@ func (p *Part) check() error {
 		why = fmt.Sprintf("part number %d", p.Number)
 	case p.Size < 0 || p.Size > MaxPartSize:
 		why = fmt.Sprintf("%d bytes of plaintext", p.Size)
+
 	case p.recordSize > 0 && (p.Size > 0 || !p.Final || p.recordSize > maxRecord):
 		why = "a record where none may be"
 	default:
 		return CheckPartKey(p.KeyID, p.WrappedDEK)
 	}
+
 	return fmt.Errorf("%w: part header: %s", ErrEnvelope, why)
 }
 
@@ -144,11 +146,13 @@ func CheckPartKey(id string, wrapped []byte) error {
 		why = fmt.Sprintf("a key id of %d bytes, or not of printable ASCII", len(id))
 	case len(wrapped) == 0:
 		why = "no wrapped DEK"
+
 	case len(id)+len(wrapped) > maxPartFields:
 		why = fmt.Sprintf("key id and wrapped DEK of %d bytes, of which %d fit", len(id)+len(wrapped), maxPartFields)
 	default:
 		return nil
 	}
+
 	return fmt.Errorf("%w: part header: %s", ErrEnvelope, why)
 }
 
@@ -159,6 +163,7 @@ func (p *Part) encode() ([]byte, error) {
 	if err := p.check(); err != nil {
 		return nil, err
 	}
+
 	b := make([]byte, 0, PartHeaderSize)
 	b = append(b, partMagic...)
 	b = append(b, Version, Suite, p.flags(), 0)
@@ -172,6 +177,7 @@ func (p *Part) encode() ([]byte, error) {
 	b = append(b, p.mac[:]...)
 	b = append(b, p.KeyID...)
 	b = append(b, p.WrappedDEK...)
+
 	return append(b, make([]byte, PartHeaderSize-len(b))...), nil
 }
 
@@ -185,10 +191,12 @@ func ParsePart(b []byte) (*Part, error) {
 	if b[8] != Version || b[9] != Suite {
 		return nil, fmt.Errorf("%w: version %d, suite %d", ErrVersion, b[8], b[9])
 	}
+
 	keyLength, dekLength := int(binary.BigEndian.Uint16(b[28:])), int(binary.BigEndian.Uint16(b[30:]))
 	if keyLength+dekLength > maxPartFields {
 		return nil, fmt.Errorf("%w: part header: lengths", ErrEnvelope)
 	}
+
 	fields, end := b[partFixed:], keyLength+dekLength
 	p := &Part{
 		Number:     int(binary.BigEndian.Uint16(b[12:])),
@@ -204,12 +212,14 @@ func ParsePart(b []byte) (*Part, error) {
 	if err := p.check(); err != nil {
 		return nil, err
 	}
+
 	if b[10]&^flagFinal != 0 || b[11] != 0 || !allZero(fields[end:maxPartFields]) || binary.BigEndian.Uint32(b[24:]) != uint32(p.segmentSize()) { //nolint:gosec // 10 MiB at most
 		return nil, fmt.Errorf("%w: part header: flags, segment size or filling", ErrEnvelope)
 	}
 	if from := PartHeaderSize + int(p.streamSize()); p.recordSize > 0 && len(b) >= from+p.recordSize {
 		p.Record = bytes.Clone(b[from : from+p.recordSize])
 	}
+
 	return p, nil
 }
 
@@ -237,16 +247,19 @@ func NewPartSealer(src io.Reader, p *Part, obj Object, dek []byte, random io.Rea
 	if err := p.check(); err != nil {
 		return nil, err
 	}
+
 	sealer, err := newStreamSealer(src, p.Size, p.segmentSize(), dek, random)
 	if err != nil {
 		return nil, err
 	}
+
 	p.Header = sealer.Header()
 	head, err := p.signAndEncode(dek, obj)
 	if err != nil {
 		_ = sealer.Close()
 		return nil, err
 	}
+
 	tail := make([]byte, PartOverhead+p.Size-PartHeaderSize-p.streamSize())
 	copy(tail, p.Record)
 	return &PartSealer{sealer: sealer, head: head, tail: tail}, nil
@@ -267,12 +280,14 @@ func (s *PartSealer) Read(b []byte) (int, error) {
 		s.head = s.head[n:]
 		return n, nil
 	}
+
 	n, err := s.sealer.Read(b)
 	if err == io.EOF && len(s.tail) > 0 { //nolint:errorlint // bare, as every io.Reader must say it
 		n = copy(b, s.tail)
 		s.tail = s.tail[n:]
 		return n, nil
 	}
+
 	return n, err
 }
 

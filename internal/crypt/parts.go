@@ -84,18 +84,21 @@ func (r *PartsReader) Next() ([]byte, error) {
 			}
 			continue
 		}
+
 		text, err := r.opener.Next()
 		switch {
 		case err == io.EOF: //nolint:errorlint // bare: Next says so
 			if err := r.finishPart(); err != nil {
 				return nil, err
 			}
+
 		case err != nil:
 			return nil, fmt.Errorf("part %d: %w", r.current.Number, err)
 		case len(text) > 0:
 			return text, nil
 		}
 	}
+
 	return nil, io.EOF
 }
 
@@ -126,10 +129,12 @@ func (r *PartsReader) openNextPart() error {
 	case err != nil:
 		return err
 	}
+
 	part, err := ParsePart(prefix)
 	if err != nil {
 		return err
 	}
+
 	src := r.src
 	if part.HasRecord() {
 		if _, err := ReadFull(r.src, r.buf[PartPrefixSize:]); err != nil {
@@ -138,8 +143,10 @@ func (r *PartsReader) openNextPart() error {
 		if part, err = ParsePart(r.buf[:]); err != nil {
 			return err
 		}
+
 		src = bytes.NewReader(r.buf[PartPrefixSize:])
 	}
+
 	dek, err := r.cfg.Unlock(part)
 	if err != nil {
 		return err
@@ -147,15 +154,18 @@ func (r *PartsReader) openNextPart() error {
 	if err := part.Verify(dek, r.cfg.Object); err != nil {
 		return fmt.Errorf("part %d: %w", part.Number, err)
 	}
+
 	if err := r.checkOrder(part); err != nil {
 		return err
 	}
+
 	window := part.Whole()
 	if r.textLeft >= 0 && r.textLeft < part.Size {
 		if window, err = part.Cover(0, r.textLeft); err != nil {
 			return err
 		}
 	}
+
 	header := bytes.NewReader(r.current.Header[:])
 	return r.openWith(io.MultiReader(header, src), window, dek)
 }
@@ -165,11 +175,13 @@ func (r *PartsReader) checkOrder(part *Part) error {
 	previous := r.current
 	r.current = part
 	r.place.Index++
+
 	switch {
 	case previous != nil && previous.Final:
 		return fmt.Errorf("%w: part %d follows the final part %d", ErrAuth, part.Number, previous.Number)
 	case previous != nil && previous.Upload != part.Upload:
 		return fmt.Errorf("%w: part %d is of another upload than part %d", ErrAuth, part.Number, previous.Number)
+
 	case part.HasRecord():
 		return r.checkRecord(part)
 	case r.expected != nil:
@@ -180,17 +192,20 @@ func (r *PartsReader) checkOrder(part *Part) error {
 		r.place = place
 		return r.checkPlace(part, place)
 	}
+
 	r.seen = r.seen.Add(part.Number, part.Size)
 	if r.seen.Contiguous() {
 		return nil
 	}
+
 	return r.checkGap()
 }
 
 // checkPlace refuses a part that is not the one that the layout has there.
 func (r *PartsReader) checkPlace(part *Part, at Place) error {
 	if part.Number != at.Number || part.Size != at.Size {
-		return fmt.Errorf("%w: part %d of %d bytes stands where part %d of %d bytes must be", ErrAuth, part.Number, part.Size, at.Number, at.Size)
+		return fmt.Errorf("%w: part %d of %d bytes stands where part %d of %d bytes must be", ErrAuth, part.Number,
+			part.Size, at.Number, at.Size)
 	}
 	return nil
 }
@@ -201,11 +216,14 @@ func (r *PartsReader) checkRecord(part *Part) error {
 	if err != nil {
 		return err
 	}
+
 	r.record = record
 	ahead := r.seen
+
 	if r.expected != nil {
 		ahead = r.expected
 	}
+
 	last := 0
 	if n := len(ahead); n > 0 {
 		last = ahead[n-1].Number + ahead[n-1].Count - 1
@@ -213,6 +231,7 @@ func (r *PartsReader) checkRecord(part *Part) error {
 	if !record.Matches(ahead) || part.Number <= last {
 		return fmt.Errorf("%w: the parts are not those of the record", ErrAuth)
 	}
+
 	return nil
 }
 
@@ -225,6 +244,7 @@ func (r *PartsReader) checkGap() error {
 			return err
 		}
 	}
+
 	gap := fmt.Errorf("%w: a part is missing before part %d", ErrAuth, r.current.Number)
 	if r.record == nil {
 		return gap
@@ -232,10 +252,12 @@ func (r *PartsReader) checkGap() error {
 	if r.record.Layout == nil {
 		return nil // the digest tells at the end
 	}
+
 	place, ok := r.record.Layout.At(r.place.Index)
 	if !ok {
 		return gap
 	}
+
 	return r.checkPlace(r.current, place)
 }
 
@@ -260,6 +282,7 @@ func (r *PartsReader) openWith(src io.Reader, w Window, dek []byte) error {
 func (r *PartsReader) finishPart() error {
 	r.opener.Close()
 	r.opener = nil
+
 	if r.textLeft >= 0 {
 		r.textLeft -= r.window.length
 		if r.textLeft == 0 && !r.toEnd {
@@ -267,12 +290,14 @@ func (r *PartsReader) finishPart() error {
 			return nil
 		}
 	}
+
 	if r.current.HasRecord() {
 		if !allZero(r.buf[PartHeaderSize+int(r.current.streamSize())+r.current.recordSize:]) {
 			return fmt.Errorf("%w: the fill of part %d", ErrAuth, r.current.Number)
 		}
 		return nil
 	}
+
 	fill := r.buf[:PartOverhead+r.current.Size-PartHeaderSize-r.current.streamSize()]
 	if _, err := ReadFull(r.src, fill); err != nil {
 		return fillError(err, r.current)
@@ -280,6 +305,7 @@ func (r *PartsReader) finishPart() error {
 	if !allZero(fill) {
 		return fmt.Errorf("%w: the fill of part %d", ErrAuth, r.current.Number)
 	}
+
 	return nil
 }
 
@@ -290,15 +316,18 @@ func (r *PartsReader) checkEnd() error {
 		return fmt.Errorf("%w: no part at all", ErrTruncated)
 	case !r.current.Final && !r.cfg.OpenEnd:
 		return fmt.Errorf("%w: the last part is missing: part %d is not final", ErrTruncated, r.current.Number)
+
 	case r.textLeft > 0:
 		return fmt.Errorf("%w: %d bytes short", ErrTruncated, r.textLeft)
 	case r.expected == nil && r.cfg.Size >= 0 && r.seen.Size() != r.cfg.Size:
 		return fmt.Errorf("%w: parts of %d bytes in an object of %d", ErrSize, r.seen.Size(), r.cfg.Size)
+
 	case r.expected == nil && !r.seen.Contiguous() && !r.current.HasRecord():
 		return fmt.Errorf("%w: gaps in the part numbers of an object without a record", ErrAuth)
 	case r.expected != nil && !r.current.HasRecord() && r.place.Index != r.expected.Parts()-1:
 		return fmt.Errorf("%w: it ends with part %d", ErrTruncated, r.current.Number)
 	}
+
 	r.done = true
 	return nil
 }

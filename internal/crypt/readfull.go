@@ -15,6 +15,7 @@ func ReadFull(src io.Reader, b []byte) (n int, err error) {
 		more, err = src.Read(b[n:])
 		n += more
 	}
+
 	switch {
 	case n == len(b):
 		return n, nil

@@ -33,16 +33,21 @@ func NewSealer(src io.Reader, size int64, dek []byte, random io.Reader) (*Sealer
 	return newStreamSealer(src, size, defaultSegment, dek, random)
 }
 
-func newStreamSealer(src io.Reader, size int64, segmentSize segmentBytes, dek []byte, random io.Reader) (*Sealer, error) {
+func newStreamSealer(
+	src io.Reader, size int64, segmentSize segmentBytes, dek []byte, random io.Reader,
+) (*Sealer, error) {
 	s := &Sealer{src: src, textLeft: size}
 	s.streamHeader[0] = HeaderSize
+
 	if _, err := io.ReadFull(random, s.streamHeader[1:]); err != nil {
 		return nil, fmt.Errorf("crypt: drawing a salt: %w", err)
 	}
+
 	var err error
 	if s.stream, err = newStream(dek, &s.streamHeader, size, segmentSize); err != nil {
 		return nil, err
 	}
+
 	s.buffer = newBuffer(segmentSize)
 	return s, nil
 }
@@ -56,12 +61,14 @@ func (s *Sealer) Header() Header { return s.streamHeader }
 func (s *Sealer) Read(p []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+
 	if len(s.out) == 0 && s.err == nil {
 		s.err = s.sealBatch()
 	}
 	if len(s.out) == 0 {
 		return 0, s.err
 	}
+
 	n := copy(p, s.out)
 	s.out = s.out[n:]
 	return n, nil
@@ -87,27 +94,33 @@ func (s *Sealer) sealBatch() error {
 	if s.nextSegment > s.stream.last {
 		return io.EOF
 	}
+
 	end := 0
 	segmentSize := s.stream.segmentSize
 	for range s.buffer.batch(segmentSize) {
 		slot := s.buffer.bytes[end : end+int(segmentSize.storedSegment())]
 		used := 0
+
 		if s.nextSegment == 0 {
 			used = copy(slot, s.streamHeader[:])
 		}
+
 		n := int(min(s.textLeft, int64(segmentSize)-int64(used)))
 		text := slot[used : used+n]
 		if err := s.readSegment(text); err != nil {
 			return err
 		}
+
 		s.stream.aead.Seal(text[:0], s.stream.nonceOf(s.nextSegment), text, nil)
 		s.textLeft -= int64(n)
 		end += used + n + TagSize
 		s.nextSegment++
+
 		if s.nextSegment > s.stream.last {
 			break
 		}
 	}
+
 	s.out = s.buffer.bytes[:end]
 	return nil
 }

@@ -82,6 +82,7 @@ func (s segmentBytes) cover(p, offset, length int64) (Window, error) {
 	if offset < 0 || length <= 0 || length > p-offset {
 		return Window{}, fmt.Errorf("%w: bytes %d+%d of %d", ErrSize, offset, length, p)
 	}
+
 	first, last := s.segmentOf(offset), s.segmentOf(offset+length-1)
 	return Window{
 		Start:       first * s.storedSegment(),

@@ -18,12 +18,14 @@ func Wipe(keyed any) {
 	if v.Kind() != reflect.Pointer || v.IsNil() || v.Elem().Kind() != reflect.Struct {
 		return
 	}
+
 	v = v.Elem()
 	for _, f := range v.Fields() {
 		if f.Kind() == reflect.Slice && f.Type().Elem().Kind() == reflect.Uint8 {
 			clear(f.Bytes())
 		}
 	}
+
 	if v.CanSet() {
 		v.SetZero()
 	}

@@ -18,14 +18,17 @@ func TestWipe(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	aead, err := cipher.NewGCM(block)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	random, err := cipher.NewGCMWithRandomNonce(block)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for name, keyed := range map[string]any{"GCM": aead, "GCM with random nonces": random, "AES": block} {
 		t.Run(name, func(t *testing.T) {
 			data := *(*[2]unsafe.Pointer)(unsafe.Pointer(&keyed)) // of the interface: type and pointer
@@ -33,6 +36,7 @@ func TestWipe(t *testing.T) {
 			if !bytes.Contains(holds, key) {
 				t.Fatal("the key is not where it was looked for")
 			}
+
 			Wipe(keyed)
 			if bytes.Contains(holds, key[:8]) {
 				t.Error("the key is still there")
@@ -47,5 +51,6 @@ func TestWipe(t *testing.T) {
 	hashes.wipe()
 	Wipe(nil)
 	Wipe(sha256.New())
+
 	Wipe(struct{}{})
 }

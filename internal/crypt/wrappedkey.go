@@ -41,7 +41,8 @@ var reservedContext = []string{"bucket", "key"}
 func CheckContext(context map[string]string) error {
 	for name, value := range context {
 		switch {
-		case name == "" || !utf8.ValidString(name) || !utf8.ValidString(value) || len(name) > maxWrappedDEK || len(value) > maxWrappedDEK:
+		case name == "" || !utf8.ValidString(name) || !utf8.ValidString(value) || len(name) > maxWrappedDEK ||
+			len(value) > maxWrappedDEK:
 			return fmt.Errorf("%w: encryption context: an entry that is empty, too long or no text", ErrEnvelope)
 		case slices.Contains(reservedContext, name):
 			return fmt.Errorf("%w: encryption context: the name %q is the format's own", ErrEnvelope, name)
@@ -58,7 +59,8 @@ func CheckNewContext(context map[string]string) error {
 	for name := range context {
 		isOurs := func(reserved string) bool { return strings.EqualFold(name, reserved) }
 		if slices.ContainsFunc(reservedContext, isOurs) {
-			return fmt.Errorf("%w: encryption context: the name %q is the format's own, in whichever case", ErrEnvelope, name)
+			return fmt.Errorf("%w: encryption context: the name %q is the format's own, in whichever case",
+				ErrEnvelope, name)
 		}
 	}
 	return CheckContext(context)
@@ -72,21 +74,27 @@ func (w WrappedKey) Bytes() ([]byte, error) {
 	if w.Salt == nil && len(w.Context) == 0 {
 		return w.Blob, nil
 	}
+
 	if err := CheckContext(w.Context); err != nil {
 		return nil, err
 	}
+
 	b := append([]byte(wrappedMagic), wrappedVersion, w.flags())
 	b = append(b, w.Salt...)
+
 	if len(w.Context) > 0 {
 		b = binary.BigEndian.AppendUint16(b, uint16(len(w.Context))) //nolint:gosec // the whole has to be short
 		for _, name := range slices.Sorted(maps.Keys(w.Context)) {
 			b = appendText(appendText(b, name), w.Context[name])
 		}
 	}
+
 	b = append(b, w.Blob...)
 	if len(b) > maxWrappedDEK {
-		return nil, fmt.Errorf("%w: a wrapped DEK of %d bytes with its encryption context, of which %d fit", ErrEnvelope, len(b), maxWrappedDEK)
+		return nil, fmt.Errorf("%w: a wrapped DEK of %d bytes with its encryption context, of which %d fit",
+			ErrEnvelope, len(b), maxWrappedDEK)
 	}
+
 	_, err := ParseWrappedKey(b)
 	return b, err
 }
@@ -113,24 +121,29 @@ func ParseWrappedKey(wrapped []byte) (WrappedKey, error) {
 	if !compound {
 		return WrappedKey{Blob: wrapped}, nil
 	}
+
 	malformed := fmt.Errorf("%w: the wrapped DEK", ErrEnvelope)
 	if len(rest) < 2 || rest[0] != wrappedVersion || rest[1] == 0 || rest[1]&^(flagBucketKey|flagContext) != 0 {
 		return WrappedKey{}, malformed
 	}
+
 	flags, rest := rest[1], rest[2:]
 	var w WrappedKey
+
 	if flags&flagBucketKey != 0 {
 		if len(rest) < saltSize {
 			return WrappedKey{}, malformed
 		}
 		w.Salt, rest = rest[:saltSize:saltSize], rest[saltSize:]
 	}
+
 	if flags&flagContext != 0 {
 		var ok bool
 		if w.Context, rest, ok = cutContext(rest); !ok {
 			return WrappedKey{}, malformed
 		}
 	}
+
 	if len(rest) == 0 || CheckContext(w.Context) != nil {
 		return WrappedKey{}, malformed
 	}
@@ -144,9 +157,11 @@ func cutContext(b []byte) (context map[string]string, rest []byte, ok bool) {
 	if len(b) < 2 {
 		return nil, nil, false
 	}
+
 	n, b := int(binary.BigEndian.Uint16(b)), b[2:]
 	context = make(map[string]string)
 	previous := ""
+
 	for range n {
 		name, after, ok1 := cutText(b)
 		value, after, ok2 := cutText(after)
@@ -155,6 +170,7 @@ func cutContext(b []byte) (context map[string]string, rest []byte, ok bool) {
 		}
 		context[name], previous, b = value, name, after
 	}
+
 	return context, b, n > 0
 }
 

@@ -144,16 +144,23 @@ func New(cfg Config) *Cache {
 	if cfg.MaxEntries <= 0 {
 		cfg.MaxEntries = DefaultMaxEntries
 	}
+
 	if cfg.Jitter == nil {
 		cfg.Jitter = func(time.Duration) time.Duration { return 0 }
 	}
 	if cfg.Remember == nil {
 		cfg.Remember = func(error) time.Duration { return 0 }
 	}
+
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	c := &Cache{cfg: cfg, groups: make(map[Group]*groupState), purged: make(map[string]uint64), flights: make(map[flightID]*flight)}
+
+	c := &Cache{
+		cfg: cfg, groups: make(map[Group]*groupState), purged: make(map[string]uint64),
+		flights: make(map[flightID]*flight),
+	}
+
 	c.ttlNanos.Store(int64(cfg.TTL))
 	// NewLRU fails only for sizes below one.
 	c.entries, _ = simplelru.NewLRU(cfg.MaxEntries, c.wipeEvicted)
@@ -173,10 +180,12 @@ func (c *Cache) TTL() time.Duration { return time.Duration(c.ttlNanos.Load()) }
 func (c *Cache) SetTTL(ttl time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+
 	now, before := c.cfg.Now(), c.TTL()
 	if ttl == before {
 		return
 	}
+
 	limits := []limit{{now, min(ttl, before)}}
 	if old := c.limits.Load(); old != nil {
 		for _, l := range *old {
@@ -185,10 +194,12 @@ func (c *Cache) SetTTL(ttl time.Duration) {
 			}
 		}
 	}
+
 	c.limits.Store(&limits)
 	c.ttlNanos.Store(int64(ttl))
 	heap.Init(&c.byExpiry) // a limit can change the order of DEKs
 	c.expireBy(now)
+
 	for _, g := range c.groups {
 		g.recheckTerms()
 	}
@@ -218,7 +229,9 @@ func (c *Cache) Get(ctx context.Context, id ID, g Group, fetch func(context.Cont
 	return Entry{}, ErrPurged
 }
 
-func (c *Cache) getOnce(ctx context.Context, id ID, g Group, fetch func(context.Context) ([]byte, error)) (Entry, error) {
+func (c *Cache) getOnce(
+	ctx context.Context, id ID, g Group, fetch func(context.Context) ([]byte, error),
+) (Entry, error) {
 	c.mu.Lock()
 	if c.closed {
 		c.mu.Unlock()
@@ -235,6 +248,7 @@ func (c *Cache) getOnce(ctx context.Context, id ID, g Group, fetch func(context.
 			return out, nil
 		}
 	}
+
 	if f, ok := c.failures.Get(id); ok {
 		if c.cfg.Now().Before(f.until) {
 			c.counters.NegativeHits++
@@ -243,6 +257,7 @@ func (c *Cache) getOnce(ctx context.Context, id ID, g Group, fetch func(context.
 		}
 		c.failures.Remove(id)
 	}
+
 	f := c.flights[flightID{id, g}]
 	if f == nil {
 		c.counters.Misses++
@@ -250,6 +265,7 @@ func (c *Cache) getOnce(ctx context.Context, id ID, g Group, fetch func(context.
 	} else {
 		c.counters.Shared++
 	}
+
 	f.waiting++
 	c.mu.Unlock()
 	return c.wait(ctx, f)
@@ -397,6 +413,7 @@ func (c *Cache) purgeMatching(match func(Group) bool) int {
 			g.recheckTerms()
 		}
 	}
+
 	for id, f := range c.flights {
 		if match(f.term.group.Group) {
 			delete(c.flights, id) // those who come now start another
@@ -405,15 +422,18 @@ func (c *Cache) purgeMatching(match func(Group) bool) int {
 			}
 		}
 	}
+
 	for _, e := range c.entries.Values() {
 		if match(e.group.Group) {
 			c.remove(e, &c.counters.Purges)
 		}
 	}
+
 	c.removeFailures(match)
 	if c.cfg.Purged != nil && !c.closed {
 		go c.cfg.Purged()
 	}
+
 	return int(c.counters.Purges - before) //nolint:gosec // at most MaxEntries
 }
 

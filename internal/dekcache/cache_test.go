@@ -47,6 +47,7 @@ func (s *source) fetch(n int) func(context.Context) ([]byte, error) {
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
+
 		if s.err != nil {
 			return nil, s.err
 		}
@@ -92,11 +93,13 @@ func TestGet(t *testing.T) {
 	if first.Hit || !second.Hit {
 		t.Errorf("hits: %v, %v", first.Hit, second.Hit)
 	}
+
 	clear(first.DEK)
 	clear(second.DEK)
 	get(t, c, 1, s) // not wiped with the copies
 	get(t, c, 2, s)
 	wantCalls(t, s, 2)
+
 	if st := c.Stats(); st.Hits != 2 || st.Misses != 2 || st.Entries != 2 || c.Holdings()[keyID].Entries != 2 {
 		t.Errorf("%+v", st)
 	}
@@ -110,28 +113,35 @@ func TestTTLCountsFromTheRequestAndIsNotExtended(t *testing.T) {
 		if want := start.Add(time.Minute); !e.Expires().Equal(want) {
 			t.Errorf("expires %v after the request was sent, want 1m", e.Expires().Sub(start))
 		}
+
 		for time.Since(start) < 59*time.Second { // in use all the time
 			time.Sleep(time.Second)
 			if !get(t, c, 1, s).Hit {
 				t.Fatalf("gone after %v", time.Since(start))
 			}
 		}
+
 		if age := c.Stats().OldestAge; age != 59*time.Second {
 			t.Errorf("oldest age %v", age)
 		}
+
 		held := c.Held(id(1))
 		time.Sleep(time.Second - time.Nanosecond)
+
 		if !e.InForce() || !bytes.Equal(held, dekOf(1)) {
 			t.Error("over before its time")
 		}
+
 		time.Sleep(time.Nanosecond)
 		if e.InForce() {
 			t.Error("in force after the TTL")
 		}
+
 		synctest.Wait()
 		if !bytes.Equal(held, make([]byte, 32)) || c.Stats().Entries != 0 || c.Stats().Expirations != 1 {
 			t.Error("not wiped at its expiry, though nobody asked for it")
 		}
+
 		get(t, c, 1, s)
 		wantCalls(t, s, 2)
 	})
@@ -141,10 +151,12 @@ func TestExpiryInAnyOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCache(t, dekcache.Config{TTL: time.Minute})
 		var wg sync.WaitGroup
+
 		for n := range 20 { // the first to start is the last to come
 			wg.Go(func() { get(t, c, n, &source{delay: time.Duration(20-n) * time.Second}) })
 			time.Sleep(100 * time.Millisecond)
 		}
+
 		wg.Wait()
 		for left := 20; left > 0; left-- {
 			synctest.Wait()
@@ -160,10 +172,12 @@ func TestWallClockEndsTheTermToo(t *testing.T) {
 	now := time.Now()
 	c := newCache(t, dekcache.Config{TTL: time.Minute, Now: func() time.Time { return now }})
 	e := get(t, c, 1, &source{})
+
 	// The monotonic clock stood still, as in a suspended machine. It is the
 	// second word of a time.Time, which has no other way to set it.
 	now = now.Add(time.Minute)
 	*(*time.Duration)(unsafe.Add(unsafe.Pointer(&now), 8)) -= time.Minute
+
 	if !now.Before(e.Expires()) || now.Round(0).Before(e.Expires().Round(0)) {
 		t.Fatal("the two clocks do not differ: the test needs another way to set them")
 	}
@@ -188,11 +202,14 @@ func TestSingleFlight(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, s := newCache(t, dekcache.Config{}), &source{delay: time.Second}
 		var wg sync.WaitGroup
+
 		for range 100 {
 			wg.Go(func() { clear(get(t, c, 1, s).DEK) })
 		}
+
 		wg.Wait()
 		wantCalls(t, s, 1)
+
 		if st := c.Stats(); st.Misses != 1 || st.Shared != 99 {
 			t.Errorf("%+v", st)
 		}
@@ -215,12 +232,14 @@ func TestWaiterLeavesAndTheFlightGoesOn(t *testing.T) {
 				t.Errorf("the one who left got %v", err)
 			}
 		})
+
 		synctest.Wait()
 		wg.Go(func() { get(t, c, 1, s) })
 		time.Sleep(time.Second)
 		cancel()
 		wg.Wait()
 		wantCalls(t, s, 1)
+
 		if value != "request 1" {
 			t.Errorf("the fetch has no values of its caller: %v", value)
 		}
@@ -245,6 +264,7 @@ func TestFailuresAreRemembered(t *testing.T) {
 			}
 			return 100 * time.Millisecond
 		}})
+
 		no, down := &source{err: fmt.Errorf("wrapped: %w", errNo)}, &source{err: errDown}
 		ask := func(n int, s *source) {
 			t.Helper()
@@ -252,16 +272,20 @@ func TestFailuresAreRemembered(t *testing.T) {
 				t.Errorf("%v, want %v", err, s.err)
 			}
 		}
+
 		get(t, c, 100, &source{})
 		for range 5 {
 			ask(1, no)
 			ask(2, down)
 		}
+
 		wantCalls(t, no, 1)
 		wantCalls(t, down, 1)
+
 		if n := c.Stats().NegativeHits; n != 8 {
 			t.Errorf("%d negative hits, want 8", n)
 		}
+
 		time.Sleep(100 * time.Millisecond) // each has a time of its own
 		ask(1, no)
 		ask(2, down)
@@ -280,9 +304,11 @@ func TestFailuresAreRemembered(t *testing.T) {
 		ask(1, no)
 		wantCalls(t, no, 4)
 		get(t, c, 101, &source{})
+
 		for n := range 50 { // failures push out failures only
 			ask(n, no)
 		}
+
 		if c.Held(id(101)) == nil {
 			t.Error("failures pushed out a DEK")
 		}
@@ -294,9 +320,11 @@ func TestEvictionWipes(t *testing.T) {
 	for n := range 2 {
 		get(t, c, n, s)
 	}
+
 	held := c.Held(id(1))
 	get(t, c, 0, s) // 1 is now the least recently used
 	get(t, c, 2, s)
+
 	if !bytes.Equal(held, make([]byte, 32)) {
 		t.Error("an evicted DEK was not wiped")
 	}
@@ -312,6 +340,7 @@ func TestPurge(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	held := c.Held(id(1))
 	if n := c.Purge(keyID); n != 1 {
 		t.Errorf("%d purged, want 1", n)
@@ -319,12 +348,14 @@ func TestPurge(t *testing.T) {
 	if mine.InForce() || !other.InForce() {
 		t.Error("a purge ends the terms of its key, and of no other")
 	}
+
 	if !bytes.Equal(held, make([]byte, 32)) {
 		t.Error("a purged DEK was not wiped")
 	}
 	if again := get(t, c, 1, s); again.Hit || !again.InForce() {
 		t.Error("after a purge, the DEK is fetched anew")
 	}
+
 	if n := c.PurgeAll(); n != 2 || other.InForce() {
 		t.Errorf("%d purged, want 2", n)
 	}
@@ -346,6 +377,7 @@ func TestPurgeGroup(t *testing.T) {
 	if c.Busy(other) || !c.Busy(group) {
 		t.Error("Busy does not tell a purged group from the other one")
 	}
+
 	if n := c.Purge(keyID); n != 1 || mine.InForce() {
 		t.Errorf("%d purged with the key", n)
 	}
@@ -363,7 +395,9 @@ func TestPurgeBeforeTheGroupIsKnown(t *testing.T) {
 			c := newCache(t, dekcache.Config{})
 			m := c.Mark()
 			purge(c)
-			if e := c.Put(id(1), dekcache.Group{KeyID: keyID, Part: 7}, m, dekOf(1)); e.InForce() || c.Held(id(1)) != nil {
+
+			if e := c.Put(id(1), dekcache.Group{KeyID: keyID, Part: 7}, m, dekOf(1)); e.InForce() ||
+				c.Held(id(1)) != nil {
 				t.Error("a DEK from before the purge is in force")
 			}
 			if e := c.Put(id(1), dekcache.Group{KeyID: keyID, Part: 7}, c.Mark(), dekOf(1)); !e.InForce() {
@@ -382,6 +416,7 @@ func TestADEKInTwoGroups(t *testing.T) {
 	if err != nil || theirs.Hit {
 		t.Fatalf("the DEK of another group was a hit: %v, %v", theirs.Hit, err)
 	}
+
 	again, err := c.Get(t.Context(), id(1), other, s.fetch(1))
 	if err != nil || !again.Hit {
 		t.Errorf("the group that fetched it last has no hit: %v", err)
@@ -407,9 +442,11 @@ func TestBusyDuringAFlight(t *testing.T) {
 			return dekOf(1), nil
 		})
 	}()
+
 	<-asked
 	cancel()
 	<-landed
+
 	if !c.Busy(group) {
 		t.Error("a group is not busy while a fetch is under way")
 	}
@@ -425,6 +462,7 @@ func TestPurgeDuringAFlight(t *testing.T) {
 				t.Error("the answer to a request from before the purge was given out")
 			}
 		})
+
 		time.Sleep(time.Second)
 		c.Purge(keyID)
 		wg.Go(func() { get(t, c, 1, s) }) // must not join the flight from before the purge
@@ -432,6 +470,7 @@ func TestPurgeDuringAFlight(t *testing.T) {
 		wantCalls(t, s, 2)
 		time.Sleep(time.Minute - time.Second)
 		synctest.Wait()
+
 		if c.Stats().Entries != 0 {
 			t.Error("the flight from before the purge stored its answer")
 		}
@@ -459,13 +498,16 @@ func TestPut(t *testing.T) {
 		dek := dekOf(1)
 		e := c.Put(id(1), group, m, dek)
 		clear(dek)
+
 		if !bytes.Equal(e.DEK, dekOf(1)) || !e.InForce() {
 			t.Error("put gives no copy of its own")
 		}
+
 		time.Sleep(50*time.Second - time.Nanosecond)
 		if !get(t, c, 1, s).Hit {
 			t.Error("not a hit")
 		}
+
 		time.Sleep(time.Nanosecond)
 		if e.InForce() {
 			t.Error("in force a minute after the request was sent")
@@ -473,6 +515,7 @@ func TestPut(t *testing.T) {
 
 		m = c.Mark()
 		c.Purge(keyID)
+
 		if e := c.Put(id(2), group, m, dekOf(2)); e.InForce() || c.Held(id(2)) != nil {
 			t.Error("a DEK from before the purge was stored")
 		}
@@ -482,6 +525,7 @@ func TestPut(t *testing.T) {
 		newer := c.Mark()
 		c.Put(id(3), group, newer, dekOf(3))
 		c.Put(id(3), group, older, dekOf(3))
+
 		if age := c.Stats().OldestAge; age != 0 {
 			t.Errorf("an older answer replaced a newer one: age %v", age)
 		}
@@ -497,9 +541,11 @@ func TestClose(t *testing.T) {
 		_, err := c.Get(t.Context(), id(2), group, s.fetch(2))
 		errs <- err
 	}()
+
 	for s.calls.Load() == 0 {
 		time.Sleep(time.Millisecond)
 	}
+
 	c.Close()
 	if err := <-errs; !errors.Is(err, context.Canceled) && !errors.Is(err, dekcache.ErrClosed) {
 		t.Errorf("the waiter got %v", err)
@@ -507,12 +553,14 @@ func TestClose(t *testing.T) {
 	if e.InForce() || !bytes.Equal(held, make([]byte, 32)) || !c.Bare() {
 		t.Error("Close left a DEK")
 	}
+
 	if _, err := c.Get(t.Context(), id(1), group, s.fetch(1)); !errors.Is(err, dekcache.ErrClosed) {
 		t.Errorf("%v, want ErrClosed", err)
 	}
 	if e := c.Put(id(1), group, c.Mark(), dekOf(1)); c.Held(id(1)) != nil || len(e.DEK) != 32 {
 		t.Error("put after Close")
 	}
+
 	c.Close()
 }
 
@@ -536,6 +584,7 @@ func TestConcurrent(t *testing.T) {
 	c := newCache(t, dekcache.Config{
 		TTL: 2 * time.Millisecond, MaxEntries: 20, Remember: func(error) time.Duration { return time.Millisecond },
 	})
+
 	var wg sync.WaitGroup
 	for g := range 8 {
 		wg.Go(func() {
@@ -544,18 +593,22 @@ func TestConcurrent(t *testing.T) {
 				if i%10 == 0 {
 					s.err = errNo
 				}
+
 				ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 				e, err := c.Get(ctx, id(n), group, s.fetch(n))
 				cancel()
+
 				if err == nil && !bytes.Equal(e.DEK, dekOf(n)) {
 					t.Errorf("wrong DEK")
 				}
+
 				clear(e.DEK)
 				switch i % 50 {
 				case 0:
 					c.Purge(keyID)
 				case 1:
 					c.PurgeAll()
+
 				case 2:
 					c.Stats()
 				case 3:
@@ -564,6 +617,7 @@ func TestConcurrent(t *testing.T) {
 			}
 		})
 	}
+
 	wg.Wait()
 }
 
@@ -573,6 +627,7 @@ func BenchmarkGetHit(b *testing.B) {
 	if _, err := c.Get(b.Context(), id(1), group, fetch); err != nil {
 		b.Fatal(err)
 	}
+
 	b.ReportAllocs()
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {

@@ -26,10 +26,12 @@ func (c *Cache) insert(id ID, t Term, dek []byte) {
 		}
 		c.entries.Remove(id)
 	}
+
 	c.failures.Remove(id)
 	e := &cachedDEK{Term: t, id: id, dek: dek}
 	t.group.entries++
 	heap.Push(&c.byExpiry, e)
+
 	if c.entries.Add(id, e) {
 		c.counters.Evictions++
 	}
@@ -60,11 +62,13 @@ func (c *Cache) schedule() {
 		}
 		return
 	}
+
 	wait := c.byExpiry[0].Expires().Sub(c.cfg.Now())
 	if c.timer == nil {
 		c.timer = time.AfterFunc(wait, c.expire)
 		return
 	}
+
 	c.timer.Reset(wait)
 }
 

@@ -35,11 +35,13 @@ func (c *Cache) startFlight(ctx context.Context, id ID, g Group, fetch func(cont
 	f.term.group = c.group(g)
 	f.term.group.flights++
 	c.flights[flightID{id, g}] = f
+
 	c.running.Go(func() {
 		defer cancel()
 		dek, err := run(ctx, fetch)
 		c.endFlight(id, f, dek, err)
 	})
+
 	return f
 }
 
@@ -56,9 +58,11 @@ func run(ctx context.Context, fetch func(context.Context) ([]byte, error)) (dek 
 func (c *Cache) endFlight(id ID, f *flight, dek []byte, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+
 	if own := (flightID{id, f.term.group.Group}); c.flights[own] == f {
 		delete(c.flights, own)
 	}
+
 	f.term.group.flights--
 	switch {
 	case err != nil:
@@ -67,15 +71,18 @@ func (c *Cache) endFlight(id ID, f *flight, dek []byte, err error) {
 		if life := c.cfg.Remember(err); life > 0 && c.current(&f.term) {
 			c.failures.Add(id, failure{f.term.group.Group, err, c.cfg.Now().Add(life)})
 		}
+
 	case !c.current(&f.term):
 		clear(dek)
 		f.err = errStale
 		if c.closed {
 			f.err = ErrClosed
 		}
+
 	case !f.term.InForce():
 		clear(dek)
 		f.err = ErrTooLate
+
 	default:
 		c.insert(id, f.term, bytes.Clone(dek))
 		f.dek = dek
@@ -83,6 +90,7 @@ func (c *Cache) endFlight(id ID, f *flight, dek []byte, err error) {
 			clear(dek)
 		}
 	}
+
 	close(f.done)
 }
 
@@ -97,22 +105,28 @@ func (c *Cache) wait(ctx context.Context, f *flight) (Entry, error) {
 	case <-ctx.Done():
 		gone = context.Cause(ctx)
 	}
+
 	c.mu.Lock()
 	defer c.mu.Unlock()
+
 	f.waiting--
 	if gone == nil && f.err == nil {
 		e := Entry{DEK: bytes.Clone(f.dek), Term: f.term}
 		f.wipe()
+
 		if !c.current(&f.term) {
 			clear(e.DEK)
 			return Entry{}, errStale
 		}
+
 		return e, nil
 	}
+
 	f.wipe()
 	if gone != nil {
 		return Entry{}, gone
 	}
+
 	return Entry{}, f.err
 }
 

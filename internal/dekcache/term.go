@@ -40,6 +40,7 @@ func (t *Term) Wait(ctx context.Context) error {
 		if !t.InForce() {
 			return nil
 		}
+
 		timer := time.NewTimer(t.Expires().Sub(t.cache.cfg.Now()))
 		select {
 		case <-timer.C:
@@ -48,6 +49,7 @@ func (t *Term) Wait(ctx context.Context) error {
 			timer.Stop()
 			return ctx.Err()
 		}
+
 		timer.Stop()
 	}
 }

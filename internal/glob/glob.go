@@ -13,15 +13,18 @@ func Match(pattern, name string) bool {
 	if !ok || !wild {
 		return ok && name == ""
 	}
+
 	for {
 		piece, after, more := strings.Cut(rest, "*")
 		if !more {
 			return strings.HasSuffix(name, piece)
 		}
+
 		i := strings.Index(name, piece)
 		if i < 0 {
 			return false
 		}
+
 		name, rest = name[i+len(piece):], after
 	}
 }

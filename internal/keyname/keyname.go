@@ -98,11 +98,13 @@ func climbs(segments iter.Seq[string], use Use) bool {
 			if depth--; depth < 0 {
 				return true
 			}
+
 		case ".":
 		default:
 			depth++
 		}
 	}
+
 	return depth == 0 && use != Listed
 }
 

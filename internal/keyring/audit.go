@@ -81,10 +81,12 @@ func (a *useTrace) source() Source {
 		return ""
 	case a == customerTrace:
 		return Customer
+
 	case a.kms.Load():
 		return FromKMS
 	case a.cached.Load():
 		return FromCache
+
 	default:
 		return Joined
 	}
@@ -103,10 +105,13 @@ func (k *Keyring) audit(ctx context.Context, l *Lease, action Action, a *useTrac
 	if k.cfg.Auditor == nil {
 		return err
 	}
+
 	failure := k.cfg.Auditor.Audit(ctx, Event{
-		Action: action, KeyName: l.key.Name, KeyID: l.service.id, KeyVersion: kms.VersionOf(l.service.id, l.wrapped.Blob),
-		Object: l.obj, Source: a.source(), KMSRequestID: a.requestID(), Err: err,
+		Action: action, KeyName: l.key.Name, KeyID: l.service.id,
+		KeyVersion: kms.VersionOf(l.service.id, l.wrapped.Blob),
+		Object:     l.obj, Source: a.source(), KMSRequestID: a.requestID(), Err: err,
 	})
+
 	switch {
 	case failure == nil:
 		return err
@@ -124,10 +129,12 @@ func (k *Keyring) auditRevoked(ctx context.Context, key *keyState, v probeResult
 	if k.cfg.Auditor == nil {
 		return
 	}
+
 	e := Event{
 		Action: ActionProbeRevoked, KeyName: key.Name, KeyID: key.kms.Load().id,
 		Source: v.trace.source(), KMSRequestID: v.trace.requestID(), Err: v.err, Purged: purged,
 	}
+
 	if p != nil {
 		e.Object.Bucket, e.KeyVersion = p.bucket, kms.VersionOf(e.KeyID, v.sample.wrapped)
 	}

@@ -76,14 +76,17 @@ func (k *Keyring) createFromBucketKey(ctx context.Context, l *Lease, limits Reus
 	if err != nil {
 		return nil, err
 	}
+
 	l.wrapped.Salt = salt
 	shared := k.bucketKeyFor(bucketKeyName{l.key.Name, l.obj.Bucket})
 	for {
 		made := &useTrace{}
-		l.wrapped.Blob, err = shared.useForOne(ctx, k.now, limits, func(ctx context.Context) ([]byte, error) { return k.makeBucketKey(ctx, l, made) })
+		l.wrapped.Blob, err = shared.useForOne(ctx, k.now, limits,
+			func(ctx context.Context) ([]byte, error) { return k.makeBucketKey(ctx, l, made) })
 		if err != nil {
 			return nil, fmt.Errorf("making a bucket key: %w", k.audit(ctx, l, ActionCreate, made, err))
 		}
+
 		l.id = cacheID(l)
 		k.joinPart(l)
 		entry, a, err := k.fetch(ctx, l, OpUnwrap)
@@ -92,6 +95,7 @@ func (k *Keyring) createFromBucketKey(ctx context.Context, l *Lease, limits Reus
 			shared.discard(l.wrapped.Blob) // a version of the KMS key that is gone takes its bucket keys along; the next one may do
 			continue
 		}
+
 		use := Opened // to the cache, it is the bucket key
 		if made.kms.Load() {
 			a, use = made, Created
@@ -101,6 +105,7 @@ func (k *Keyring) createFromBucketKey(ctx context.Context, l *Lease, limits Reus
 			l.leavePart()
 			return nil, fmt.Errorf("making a data key: %w", err)
 		}
+
 		return k.dataKeyOf(l, entry, use)
 	}
 }
@@ -111,15 +116,18 @@ func (k *Keyring) makeBucketKey(ctx context.Context, l *Lease, a *useTrace) ([]b
 	fresh := Lease{key: l.key, service: l.service, obj: l.obj, wrapped: crypt.WrappedKey{Salt: l.wrapped.Salt}}
 	var bucketKey []byte
 	err := k.call(ctx, l.key, l.key.rest, OpGenerate, a, func(ctx context.Context) (err error) {
-		bucketKey, fresh.wrapped.Blob, err = kms.Generate(ctx, l.service.wrapper, encryptionContext(l.obj, fresh.wrapped))
+		bucketKey, fresh.wrapped.Blob, err = kms.Generate(ctx, l.service.wrapper,
+			encryptionContext(l.obj, fresh.wrapped))
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
 	defer clear(bucketKey)
+
 	k.joinPart(&fresh)
 	defer fresh.leavePart()
+
 	entry := k.cfg.Cache.Put(cacheID(&fresh), fresh.part.group, mark, bucketKey)
 	clear(entry.DEK)
 	fresh.recordSample(encryptionContext(l.obj, fresh.wrapped))
@@ -128,21 +136,26 @@ func (k *Keyring) makeBucketKey(ctx context.Context, l *Lease, a *useTrace) ([]b
 
 // useForOne returns the wrapped bucket key for one more object. Those that
 // come while a new one is made wait for it.
-func (s *bucketKey) useForOne(ctx context.Context, now func() time.Time, limits Reuse, produce func(context.Context) ([]byte, error)) ([]byte, error) {
+func (s *bucketKey) useForOne(
+	ctx context.Context, now func() time.Time, limits Reuse, produce func(context.Context) ([]byte, error),
+) ([]byte, error) {
 	for {
 		s.mu.Lock()
-		if s.blob != nil && now().Sub(s.made) < limits.MaxAge && s.objects < limits.MaxObjects && s.bytes < limits.MaxBytes {
+		if s.blob != nil && now().Sub(s.made) < limits.MaxAge && s.objects < limits.MaxObjects &&
+			s.bytes < limits.MaxBytes {
 			s.objects++
 			blob := s.blob
 			s.mu.Unlock()
 			return blob, nil
 		}
+
 		flight := s.flight
 		mine := flight == nil
 		if mine {
 			flight = &bucketKeyFlight{done: make(chan struct{})}
 			s.flight = flight
 		}
+
 		s.mu.Unlock()
 		if mine {
 			s.makeNew(ctx, flight, now(), produce)
@@ -151,11 +164,13 @@ func (s *bucketKey) useForOne(ctx context.Context, now func() time.Time, limits 
 			}
 			continue
 		}
+
 		select {
 		case <-flight.done:
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		}
+
 		var failure *kms.Error
 		if errors.As(flight.err, &failure) && failure.Kind != kms.Canceled { // that of the one who went away is not ours
 			return nil, flight.err
@@ -164,18 +179,23 @@ func (s *bucketKey) useForOne(ctx context.Context, now func() time.Time, limits 
 }
 
 // makeNew makes a new bucket key. Its age counts from before the KMS was asked.
-func (s *bucketKey) makeNew(ctx context.Context, flight *bucketKeyFlight, start time.Time, produce func(context.Context) ([]byte, error)) {
+func (s *bucketKey) makeNew(
+	ctx context.Context, flight *bucketKeyFlight, start time.Time, produce func(context.Context) ([]byte, error),
+) {
 	var blob []byte
 	flight.err = errors.New("panic")
 	defer func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
+
 		s.flight = nil
 		if flight.err == nil {
 			s.blob, s.made, s.objects, s.bytes = blob, start, 0, 0
 		}
+
 		close(flight.done)
 	}()
+
 	blob, flight.err = produce(ctx)
 }
 

@@ -20,14 +20,18 @@ func newCustomer() *keyState {
 	return k
 }
 
-func (k *Keyring) createForCustomer(ctx context.Context, obj Object, client string, customerKey []byte) (*DataKey, error) {
+func (k *Keyring) createForCustomer(
+	ctx context.Context, obj Object, client string, customerKey []byte,
+) (*DataKey, error) {
 	dek := make([]byte, crypt.DEKSize)
 	rand.Read(dek) // never fails: it ends the program instead
 	defer clear(dek)
 	return k.wrapForCustomer(ctx, obj, client, customerKey, dek)
 }
 
-func (k *Keyring) wrapForCustomer(ctx context.Context, obj Object, client string, customerKey, dek []byte) (*DataKey, error) {
+func (k *Keyring) wrapForCustomer(
+	ctx context.Context, obj Object, client string, customerKey, dek []byte,
+) (*DataKey, error) {
 	if err := k.CheckCustomerKeys(obj, client); err != nil {
 		return nil, err
 	}

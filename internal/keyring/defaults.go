@@ -82,12 +82,14 @@ func (d *Defaults) readIfChanged() {
 	case errors.Is(err, fs.ErrNotExist):
 		d.keys, d.err, d.changed, d.size = nil, nil, time.Time{}, 0
 		return
+
 	case err == nil && d.err == nil && info.ModTime().Equal(d.changed) && info.Size() == d.size:
 		return
 	case err == nil:
 		d.changed, d.size = info.ModTime(), info.Size()
 		d.keys, err = d.read()
 	}
+
 	d.err = nil
 	if err != nil {
 		d.err = fmt.Errorf("%w: %w", ErrDefaults, err)
@@ -102,6 +104,7 @@ func (d *Defaults) read() (map[string]string, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	var file defaultsFile
 	if err := json.Unmarshal(data, &file); err != nil {
 		return nil, fmt.Errorf("%s: %w", d.path, err)
@@ -109,6 +112,7 @@ func (d *Defaults) read() (map[string]string, error) {
 	if file.Version != defaultsVersion {
 		return nil, fmt.Errorf("%s: version %d, not %d", d.path, file.Version, defaultsVersion)
 	}
+
 	return file.Buckets, nil
 }
 
@@ -130,13 +134,16 @@ func (d *Defaults) writeFile(bucket, name string) error {
 		return err
 	}
 	defer lock.Close()
+
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
 		return err
 	}
+
 	keys, err := d.read()
 	if err != nil {
 		return err
 	}
+
 	keys = maps.Clone(keys)
 	if keys == nil {
 		keys = make(map[string]string)
@@ -144,9 +151,11 @@ func (d *Defaults) writeFile(bucket, name string) error {
 	if keys[bucket] = name; name == "" {
 		delete(keys, bucket)
 	}
+
 	data, err := json.MarshalIndent(defaultsFile{Version: defaultsVersion, Buckets: keys}, "", "  ")
 	if err != nil {
 		return err
 	}
+
 	return atomicfile.Replace(d.path, append(data, '\n'), nil)
 }

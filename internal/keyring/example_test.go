@@ -19,16 +19,20 @@ func Example() {
 		log.Fatal(err)
 	}
 	defer os.RemoveAll(dir)
+
 	path := filepath.Join(dir, "kek")
 	if err := kms.CreateLocalKeyFile(path); err != nil {
 		log.Fatal(err)
 	}
+
 	kek, err := kms.NewLocal(path)
 	if err != nil {
 		log.Fatal(err)
 	}
+
 	cache := dekcache.New(dekcache.Config{})
 	defer cache.Close()
+
 	keys, err := keyring.New(keyring.Config{
 		Keys:  []keyring.Key{{Name: "main", Provider: "local", Wrapper: kek}},
 		Rules: []keyring.Rule{{Buckets: []string{"photos"}, Key: "main"}},
@@ -54,12 +58,14 @@ func Example() {
 		log.Fatal(err)
 	}
 	defer opened.Release()
+
 	fmt.Println("same data key:", bytes.Equal(created.DEK(), opened.DEK()))
 
 	// A stream checks its lease as it goes. When the key is gone, it ends.
 	if err := os.Remove(path); err != nil {
 		log.Fatal(err)
 	}
+
 	keys.PurgeAll()
 	err = opened.Check(ctx)
 	fmt.Println("key removed, revoked:", kms.IsRevoked(err))

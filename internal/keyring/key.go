@@ -62,7 +62,8 @@ func (k *keyState) isTwinOf(other *keyState) bool {
 // transient reports whether a retry may succeed. It may if a use could not be
 // audited: the disk is full for now.
 func transient(err error) bool {
-	return kms.IsUnreachable(err) || kms.IsThrottled(err) || errors.Is(err, dekcache.ErrTooLate) || errors.Is(err, dekcache.ErrPurged) ||
+	return kms.IsUnreachable(err) || kms.IsThrottled(err) || errors.Is(err, dekcache.ErrTooLate) ||
+		errors.Is(err, dekcache.ErrPurged) ||
 		errors.Is(err, ErrAudit) || errors.Is(err, ErrNotOpen)
 }
 
@@ -72,11 +73,13 @@ func transient(err error) bool {
 func (k *keyState) recordAnswer(now time.Time, p *part, op string, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+
 	var failure *kms.Error
 	isKMS := errors.As(err, &failure)
 	if isKMS && failure.Kind == kms.Canceled {
 		return
 	}
+
 	k.unanswered = isKMS && failure.Kind == kms.Unreachable
 	if !k.unanswered {
 		k.answeredAt, k.outcome = now, err
@@ -88,6 +91,7 @@ func (k *keyState) recordAnswer(now time.Time, p *part, op string, err error) {
 	case kms.IsRevoked(err) && op != OpUnwrap:
 		k.recordRevoked(now, p)
 	}
+
 	if kms.IsRevoked(err) && op != OpProbe {
 		k.probeWanted.Store(true)
 		k.requestProbe()

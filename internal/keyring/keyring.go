@@ -210,23 +210,28 @@ func New(cfg Config) (*Keyring, error) {
 	if cfg.Cache == nil {
 		return nil, errors.New("keyring: no cache")
 	}
+
 	if cfg.Observer == nil {
 		cfg.Observer = noObserver{}
 	}
+
 	k := &Keyring{cfg: cfg, byName: make(map[string]*keyState), bucketKeys: newBucketKeys(), customer: newCustomer()}
 	k.byID.Store(new(map[string]*keyState))
 	k.probe.Store(int64(cfg.RevocationProbe))
 	k.outageWait.Store(int64(cfg.OutageWait))
+
 	for _, c := range cfg.Keys {
 		if err := k.add(c); err != nil {
 			return nil, err
 		}
 	}
+
 	for _, key := range k.keys {
 		if key.Successor != "" && (k.byName[key.Successor] == nil || k.byName[key.Successor].Successor != "") {
 			return nil, fmt.Errorf("keyring: the successor of key %q: %w %q", key.Name, ErrUnknownKey, key.Successor)
 		}
 	}
+
 	if err := k.SetRules(cfg.Rules); err != nil {
 		return nil, err
 	}
@@ -240,9 +245,11 @@ func (k *Keyring) add(c Key) error {
 	if k.byName[c.Name] != nil {
 		return fmt.Errorf("keyring: two keys are named %q", c.Name)
 	}
+
 	added := newKey(c)
 	k.byName[c.Name] = added
 	k.keys = append(k.keys, added)
+
 	if c.Wrapper == nil {
 		return nil
 	}
@@ -253,10 +260,12 @@ func (k *Keyring) add(c Key) error {
 func (k *Keyring) Provide(name string, w, probe kms.Wrapper) error {
 	k.providing.Lock()
 	defer k.providing.Unlock()
+
 	opened := k.byName[name]
 	if opened == nil {
 		return fmt.Errorf("%w %q", ErrUnknownKey, name)
 	}
+
 	id := w.KeyID()
 	if id == "" {
 		return fmt.Errorf("keyring: key %q has no id", name)
@@ -264,6 +273,7 @@ func (k *Keyring) Provide(name string, w, probe kms.Wrapper) error {
 	if probe == nil {
 		probe = w
 	}
+
 	opened.rest.group.KeyID = id
 	opened.kms.Store(&service{id: id, wrapper: w, probe: probe})
 	k.index()
@@ -280,6 +290,7 @@ func (k *Keyring) index() {
 			byID[id] = key
 		}
 	}
+
 	var used, earlier []*keyState
 	for _, key := range k.keys {
 		switch {
@@ -294,9 +305,11 @@ func (k *Keyring) index() {
 	for _, key := range used {
 		add(key.kms.Load().id, key)
 	}
+
 	for _, key := range used {
 		add(kms.CanonicalID(key.kms.Load().id), key)
 	}
+
 	ours := maps.Clone(byID)
 	for _, key := range earlier {
 		id := key.kms.Load().id
@@ -305,6 +318,7 @@ func (k *Keyring) index() {
 			add(kms.CanonicalID(id), key)
 		}
 	}
+
 	k.byID.Store(&byID)
 }
 
@@ -389,14 +403,17 @@ func (k *Keyring) Create(ctx context.Context, obj Object, client string, want Ch
 	if want.CustomerKey != nil {
 		return k.createForCustomer(ctx, obj, client, want.CustomerKey)
 	}
+
 	rule, key, service, err := k.keyFor(obj, client, want.KeyID)
 	if err != nil {
 		return nil, err
 	}
+
 	l := &Lease{key: key, service: service, obj: obj, wrapped: crypt.WrappedKey{Context: want.Context}}
 	if rule.Reuse != nil && len(want.Context) == 0 {
 		return k.createFromBucketKey(ctx, l, *rule.Reuse)
 	}
+
 	mark, a := k.cfg.Cache.Mark(), &useTrace{}
 	var dek []byte
 	err = k.call(ctx, key, key.rest, OpGenerate, a, func(ctx context.Context) (err error) {
@@ -404,6 +421,7 @@ func (k *Keyring) Create(ctx context.Context, obj Object, client string, want Ch
 		return err
 	})
 	defer clear(dek)
+
 	if err := k.audit(ctx, l, ActionCreate, a, err); err != nil {
 		return nil, fmt.Errorf("making a data key: %w", err)
 	}
@@ -418,6 +436,7 @@ func (k *Keyring) Rewrap(ctx context.Context, l *Lease, dst Object, client strin
 	if err := l.Check(ctx); err != nil {
 		return nil, err
 	}
+
 	unbound := l.Unbound() && !want.Trust
 	if want.CustomerKey != nil {
 		if unbound {
@@ -425,6 +444,7 @@ func (k *Keyring) Rewrap(ctx context.Context, l *Lease, dst Object, client strin
 		}
 		return k.wrapForCustomer(ctx, dst, client, want.CustomerKey, l.DEK())
 	}
+
 	_, key, service, err := k.keyFor(dst, client, want.KeyID)
 	if err != nil {
 		return nil, err
@@ -435,7 +455,12 @@ func (k *Keyring) Rewrap(ctx context.Context, l *Lease, dst Object, client strin
 		}
 		ctx = kms.KeepUnbound(ctx)
 	}
-	copied, mark, a := &Lease{key: key, service: service, obj: dst, wrapped: crypt.WrappedKey{Context: want.Context}}, k.cfg.Cache.Mark(), &useTrace{}
+
+	copied, mark, a := &Lease{
+		key: key, service: service, obj: dst,
+		wrapped: crypt.WrappedKey{Context: want.Context},
+	}, k.cfg.Cache.Mark(), &useTrace{}
+
 	err = k.call(ctx, key, key.rest, OpWrap, a, func(ctx context.Context) (err error) {
 		copied.wrapped.Blob, err = kms.Wrap(ctx, service.wrapper, l.DEK(), encryptionContext(dst, copied.wrapped))
 		return err
@@ -443,6 +468,7 @@ func (k *Keyring) Rewrap(ctx context.Context, l *Lease, dst Object, client strin
 	if err := k.audit(ctx, copied, ActionCreate, a, err); err != nil {
 		return nil, fmt.Errorf("wrapping a data key: %w", err)
 	}
+
 	return k.leaseNewDEK(copied, mark, l.DEK())
 }
 
@@ -464,10 +490,12 @@ func (k *Keyring) dataKeyOf(l *Lease, entry dekcache.Entry, use Use) (*DataKey, 
 		l.leavePart()
 		return nil, err
 	}
+
 	if err := k.startLease(l, entry); err != nil {
 		l.leavePart()
 		return nil, err
 	}
+
 	k.cfg.Observer.Used(l.key.Name, l.id, use)
 	return &DataKey{Lease: l, KeyID: l.service.id, Wrapped: bytes.Clone(given)}, nil // the caller may do with it as he likes
 }
@@ -533,11 +561,14 @@ func (k *Keyring) peek(_ context.Context, l *Lease) (dekcache.Entry, *useTrace, 
 	return entry, a, nil
 }
 
-func (k *Keyring) openLease(ctx context.Context, obj Object, key *keyState, wrapped []byte, get fetchFunc) (*Lease, error) {
+func (k *Keyring) openLease(
+	ctx context.Context, obj Object, key *keyState, wrapped []byte, get fetchFunc,
+) (*Lease, error) {
 	parsed, err := crypt.ParseWrappedKey(bytes.Clone(wrapped)) // the lease outlives the caller's buffer
 	if err != nil {
 		return nil, err
 	}
+
 	l := &Lease{key: key, service: key.kms.Load(), obj: obj, wrapped: parsed}
 	l.id = cacheID(l)
 	k.joinPart(l)
@@ -546,6 +577,7 @@ func (k *Keyring) openLease(ctx context.Context, obj Object, key *keyState, wrap
 		l.leavePart()
 		return nil, err
 	}
+
 	if err := k.audit(ctx, l, ActionOpen, a, err); err != nil {
 		clear(entry.DEK)
 		l.leavePart()
@@ -555,6 +587,7 @@ func (k *Keyring) openLease(ctx context.Context, obj Object, key *keyState, wrap
 		l.leavePart()
 		return nil, err
 	}
+
 	k.cfg.Observer.Used(key.Name, l.id, Opened)
 	return l, nil
 }
@@ -571,18 +604,23 @@ func (k *Keyring) fetch(ctx context.Context, l *Lease, op string) (dekcache.Entr
 		if err == nil {
 			l.recordSample(ec)
 		}
+
 		return dek, err
 	}
+
 	entry, err := k.cfg.Cache.Get(ctx, l.id, l.part.group, unwrap)
 	if entry.Hit {
 		a.cached.Store(true)
 	}
+
 	return entry, a, err
 }
 
 // call makes a KMS call about a part of a key, with the timeout, and reports
 // it. A key that a probe has found to be gone is asked about by probes only.
-func (k *Keyring) call(ctx context.Context, key *keyState, p *part, op string, a *useTrace, run func(context.Context) error) error {
+func (k *Keyring) call(
+	ctx context.Context, key *keyState, p *part, op string, a *useTrace, run func(context.Context) error,
+) error {
 	if err := k.refusal(ctx, key); err != nil {
 		a.cached.Store(true)
 		return err
@@ -591,7 +629,9 @@ func (k *Keyring) call(ctx context.Context, key *keyState, p *part, op string, a
 	return k.ask(kms.WithTrace(ctx, &a.Trace), key, p, op, k.timeout(key), run)
 }
 
-func (k *Keyring) ask(ctx context.Context, key *keyState, p *part, op string, timeout time.Duration, run func(context.Context) error) error {
+func (k *Keyring) ask(
+	ctx context.Context, key *keyState, p *part, op string, timeout time.Duration, run func(context.Context) error,
+) error {
 	bounded, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	start := k.now()
@@ -642,18 +682,22 @@ func encryptionContext(obj Object, w crypt.WrappedKey) kms.EncryptionContext {
 func cacheID(l *Lease) dekcache.ID {
 	b := make([]byte, 0, 1536) // on the stack; enough for the longest object key and the blobs of all providers
 	key := l.obj.Key
+
 	if l.wrapped.Salt != nil {
 		key = "" // a bucket key is one for all of the bucket
 	}
+
 	for _, s := range [...]string{l.key.Provider, l.service.id, l.obj.Bucket, key} {
 		b = appendPart(b, s)
 	}
+
 	b = binary.BigEndian.AppendUint64(b, uint64(len(l.wrapped.Context)))
 	if len(l.wrapped.Context) > 0 {
 		for _, name := range slices.Sorted(maps.Keys(l.wrapped.Context)) {
 			b = appendPart(appendPart(b, name), l.wrapped.Context[name])
 		}
 	}
+
 	return sha256.Sum256(append(b, l.wrapped.Blob...))
 }
 

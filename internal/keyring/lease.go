@@ -115,16 +115,19 @@ func (l *Lease) renewIfOver(ctx context.Context) (*useTrace, error) {
 func (l *Lease) renew(ctx context.Context) (*useTrace, error) {
 	start, patience := l.keyring.now(), time.Duration(l.keyring.outageWait.Load())
 	l.stopped.CompareAndSwap(nil, &start)
+
 	for pause := firstPause; ; pause = min(2*pause, longPause) {
 		a, err := l.askAgain(ctx)
 		if err == nil {
 			l.stopped.Store(nil)
 			return a, nil
 		}
+
 		err = fmt.Errorf("renewing a data key: %w", err)
 		if !transient(err) || l.keyring.now().Add(pause).Sub(start) > patience {
 			return a, err
 		}
+
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
@@ -140,25 +143,31 @@ func (l *Lease) askAgain(ctx context.Context) (*useTrace, error) {
 	if err != nil {
 		return a, err
 	}
+
 	dek, err := l.dekOf(entry.DEK)
 	if err != nil {
 		return a, err
 	}
 	defer clear(dek)
+
 	if subtle.ConstantTimeCompare(dek, l.unwrapped) != 1 {
 		return a, ErrChanged
 	}
+
 	l.renewal.Lock()
 	defer l.renewal.Unlock()
+
 	if l.term.Load().InForce() { // the stream and who watches it have asked at the same time
 		return a, nil
 	}
 	if err := l.keyring.audit(ctx, l, ActionRenew, a, nil); err != nil {
 		return a, err
 	}
+
 	if !entry.InForce() { // it took so long to write
 		return a, dekcache.ErrTooLate
 	}
+
 	l.term.Store(&entry.Term)
 	l.keyring.cfg.Observer.Used(l.key.Name, l.id, Renewed)
 	return a, nil
@@ -191,9 +200,11 @@ func (l *Lease) watchTerm(ctx context.Context, cut func(error), drained func() b
 		if term.Wait(ctx) != nil {
 			return
 		}
+
 		stop := l.atLimit(ctx, term, cut, drained)
 		a, err := l.renewIfOver(ctx)
 		stop()
+
 		if err != nil {
 			l.cutAndAudit(ctx, cut, a, err)
 			return
@@ -212,11 +223,15 @@ func (l *Lease) atLimit(ctx context.Context, term *dekcache.Term, cut func(error
 	if !limit.After(term.Expires()) {
 		return func() {}
 	}
+
 	timer := time.AfterFunc(limit.Sub(l.keyring.now()), func() {
 		if !l.term.Load().InForce() && !drained() {
-			l.cutAndAudit(ctx, cut, nil, &kms.Error{Kind: kms.Unreachable, Op: OpRenew, KeyID: l.service.id, Err: errUndrained})
+			l.cutAndAudit(ctx, cut, nil, &kms.Error{
+				Kind: kms.Unreachable, Op: OpRenew, KeyID: l.service.id, Err: errUndrained,
+			})
 		}
 	})
+
 	return func() { timer.Stop() }
 }
 
@@ -232,14 +247,17 @@ func (l *Lease) cutAndAudit(ctx context.Context, cut func(error), a *useTrace, e
 func (l *Lease) endStream(cut func(error), err error) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+
 	if l.released.Load() || l.unwatch == nil {
 		return false
 	}
+
 	l.unwatch()
 	l.unwatch = nil
 	cut(err)
 	l.key.recordLastUse(l.part, l.keyring.now())
 	l.keyring.cfg.Observer.Used(l.key.Name, l.id, Cut)
+
 	return true
 }
 
@@ -247,9 +265,11 @@ func (l *Lease) endStream(cut func(error), err error) bool {
 func (l *Lease) Release() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+
 	if l.released.Swap(true) {
 		return
 	}
+
 	clear(l.unwrapped)
 	if l.term.Load() == nil {
 		return
@@ -257,11 +277,14 @@ func (l *Lease) Release() {
 	if l.unwatch != nil {
 		l.unwatch()
 	}
+
 	now := l.keyring.now()
 	last := now
+
 	if stopped := l.stopped.Load(); stopped != nil {
 		last = *stopped
 	}
+
 	l.key.recordLastUse(l.part, last)
 	l.key.leases.Add(-1)
 	l.leavePart()

@@ -63,6 +63,7 @@ func (p *part) String() string {
 	if p.group.Part == 0 {
 		return "objects that are not probed by themselves"
 	}
+
 	text := fmt.Sprintf("bucket %q", p.bucket)
 	if p.prefix != "" {
 		text += fmt.Sprintf(", prefix %q", p.prefix)
@@ -70,6 +71,7 @@ func (p *part) String() string {
 	if p.context != "" {
 		text += ", an encryption context of the client's"
 	}
+
 	return text
 }
 
@@ -95,12 +97,14 @@ func (k *Keyring) prefixOf(obj Object) string {
 		if len(r.Prefixes) == 0 {
 			return ""
 		}
+
 		for _, prefix := range r.Prefixes {
 			if strings.HasPrefix(obj.Key, prefix) {
 				return prefix
 			}
 		}
 	}
+
 	return ""
 }
 
@@ -146,6 +150,7 @@ func (k *Keyring) partOf(key *keyState, a aspect) *part {
 	if p := key.parts[a]; p != nil {
 		return p
 	}
+
 	slot := slices.Index(key.slots[:], nil)
 	if now := k.now(); slot < 0 && now.Sub(key.scanned) >= minScanInterval {
 		key.scanned = now
@@ -158,6 +163,7 @@ func (k *Keyring) partOf(key *keyState, a aspect) *part {
 	if old := key.slots[slot]; old != nil {
 		delete(key.parts, old.aspect)
 	}
+
 	p := &part{aspect: a, group: dekcache.Group{KeyID: key.rest.group.KeyID, Part: slot + 1}}
 	key.parts[a], key.slots[slot] = p, p
 	return p
@@ -180,6 +186,7 @@ func (l *Lease) recordSample(ec kms.EncryptionContext) {
 func (k *Keyring) toProbe(key *keyState) (samples []*sample) {
 	key.mu.Lock()
 	defer key.mu.Unlock()
+
 	for i, p := range key.slots {
 		switch {
 		case p == nil:
@@ -190,6 +197,7 @@ func (k *Keyring) toProbe(key *keyState) (samples []*sample) {
 			key.slots[i] = nil
 		}
 	}
+
 	if !k.idle(key.rest) {
 		samples = append(samples, key.rest.sample)
 	}

@@ -72,9 +72,11 @@ func TestEachVersionIsProbed(t *testing.T) {
 			w, rotate, takeFirst := open(t)
 			k := newRing(t, w, time.Hour, func(c *keyring.Config) { c.RevocationProbe = 200 * time.Millisecond })
 			defer run(t, k)()
+
 			first := createIn(t, k, "bucket", "first", keyring.Choice{})
 			rotate()
 			second := createUnderAnother(t, k, w, first)
+
 			if s := k.Status()[0]; s.Parts != 2 || s.Unprobed || s.Window > time.Minute {
 				t.Errorf("with two versions in use: %+v", s)
 			}
@@ -83,6 +85,7 @@ func TestEachVersionIsProbed(t *testing.T) {
 			if err := untilCut(t, first.Lease, 20*time.Second); !kms.IsRevoked(err) {
 				t.Errorf("an object of the first version: %v", err)
 			}
+
 			must(t, second.Check(t.Context()))
 			if s := k.Status()[0]; s.State != keyring.Usable || s.PartsRevoked != 1 {
 				t.Errorf("with one of two versions: %+v", s)
@@ -102,16 +105,21 @@ func createUnderAnother(t *testing.T, k *keyring.Keyring, w kms.Wrapper, before 
 		}
 		return text
 	}
+
 	for i := range 200 {
-		s, err := k.Create(t.Context(), keyring.Object{Bucket: "bucket", Key: fmt.Sprint("second-", i)}, "", keyring.Choice{})
+		s, err := k.Create(t.Context(), keyring.Object{Bucket: "bucket", Key: fmt.Sprint("second-", i)}, "",
+			keyring.Choice{})
 		must(t, err)
+
 		if lineage(s.Wrapped) != lineage(before.Wrapped) {
 			t.Cleanup(s.Release)
 			return s
 		}
+
 		s.Release()
 		time.Sleep(50 * time.Millisecond)
 	}
+
 	t.Fatal("the new version is never used")
 	return nil
 }
@@ -145,6 +153,7 @@ func TestPolicyOnTheContextIsProbed(t *testing.T) {
 				}
 			})
 			defer run(t, k)()
+
 			var kept, taken []*keyring.DataKey
 			for _, o := range []struct {
 				bucket, key, tenant string
@@ -161,6 +170,7 @@ func TestPolicyOnTheContextIsProbed(t *testing.T) {
 				if o.tenant != "" {
 					want.Context = map[string]string{"tenant": o.tenant}
 				}
+
 				sealed := createIn(t, k, o.bucket, o.key, want)
 				if o.is == c.name {
 					taken = append(taken, sealed)
@@ -168,6 +178,7 @@ func TestPolicyOnTheContextIsProbed(t *testing.T) {
 					kept = append(kept, sealed)
 				}
 			}
+
 			if s := k.Status()[0]; s.Parts != 6 || s.Unprobed || s.Window > time.Minute {
 				t.Errorf("before: %+v", s)
 			}
@@ -176,10 +187,12 @@ func TestPolicyOnTheContextIsProbed(t *testing.T) {
 			if err := untilCut(t, taken[0].Lease, 20*time.Second); !isKind(err, kms.Denied) {
 				t.Errorf("what is denied: %v", err)
 			}
+
 			time.Sleep(500 * time.Millisecond) // further probes
 			for _, sealed := range kept {
 				must(t, sealed.Check(t.Context()))
 			}
+
 			if n := events.count(keyring.OpRenew); n != 1 {
 				t.Errorf("%d renewals, want only that of what is denied", n)
 			}
@@ -196,6 +209,7 @@ func TestPolicyThatDeniesEverything(t *testing.T) {
 	w := server.NewKey(t, nil)
 	k := newRing(t, w, time.Hour, func(cfg *keyring.Config) { cfg.RevocationProbe = 200 * time.Millisecond })
 	defer run(t, k)()
+
 	a, b := createIn(t, k, "a", "a", keyring.Choice{}), createIn(t, k, "b", "b", keyring.Choice{})
 
 	must(t, server.PutKeyPolicy(w.KeyID(), policyOn("StringLike", "bucket", "*")))
@@ -204,6 +218,7 @@ func TestPolicyThatDeniesEverything(t *testing.T) {
 			t.Errorf("%v, want denied", err)
 		}
 	}
+
 	for start := time.Now(); k.Status()[0].State != keyring.Revoked; time.Sleep(20 * time.Millisecond) {
 		if time.Since(start) > 20*time.Second {
 			t.Fatalf("the key is never called revoked: %+v", k.Status()[0])
@@ -216,20 +231,26 @@ func TestMorePartsThanAreProbed(t *testing.T) {
 	w, _ := newLocal(t)
 	k := newRing(t, w, time.Hour, func(c *keyring.Config) { c.RevocationProbe = 10 * time.Second })
 	var all []*keyring.DataKey
+
 	for i := range 33 {
 		if s := k.Status()[0]; s.Parts != i || s.Unprobed || s.Window != k.Window(time.Hour) {
 			t.Fatalf("with %d: %+v", i, s)
 		}
-		sealed, err := k.Create(t.Context(), keyring.Object{Bucket: fmt.Sprint("bucket-", i), Key: "k"}, "", keyring.Choice{})
+
+		sealed, err := k.Create(t.Context(), keyring.Object{Bucket: fmt.Sprint("bucket-", i), Key: "k"}, "",
+			keyring.Choice{})
 		must(t, err)
 		all = append(all, sealed)
 	}
+
 	if s := k.Status()[0]; s.Parts != 32 || !s.Unprobed || s.Window != time.Hour {
 		t.Errorf("with 33: %+v", s)
 	}
+
 	for _, sealed := range all {
 		sealed.Release()
 	}
+
 	k.PurgeAll()
 	if s := k.Status()[0]; s.Parts != 0 || s.Unprobed || s.Window != k.Window(time.Hour) {
 		t.Errorf("when none is in use: %+v", s)
@@ -244,18 +265,22 @@ func TestPartsThatAreNotInUseMakeRoom(t *testing.T) {
 		s := &choosy{Wrapper: w}
 		k := newRing(t, s, time.Hour, func(c *keyring.Config) { c.RevocationProbe = 10 * time.Second })
 		defer run(t, k)()
+
 		for i := range 100 {
 			createInBubble(t, k, fmt.Sprint("bucket-", i)).Release()
 			k.PurgeAll()
 			time.Sleep(time.Second)
 		}
+
 		late := createInBubble(t, k, "late")
 		defer late.Release()
+
 		kept := createInBubble(t, k, "kept")
 		defer kept.Release()
 
 		s.denied.Store("late")
 		time.Sleep(15 * time.Second)
+
 		if err := late.Check(t.Context()); !isKind(err, kms.Denied) {
 			t.Errorf("the late one: %v", err)
 		}
@@ -274,14 +299,21 @@ func createInBubble(t *testing.T, k *keyring.Keyring, bucket string) *keyring.Da
 func TestProbesOfSharedKeysAreByBucket(t *testing.T) {
 	w, _ := newLocal(t)
 	k := newRing(t, w, time.Hour, func(c *keyring.Config) {
-		c.Rules = []keyring.Rule{{Prefixes: []string{"a/", "b/", ""}, Key: "k", Reuse: &keyring.Reuse{MaxAge: time.Hour, MaxObjects: 100, MaxBytes: 1 << 30}}}
+		c.Rules = []keyring.Rule{
+			{
+				Prefixes: []string{"a/", "b/", ""}, Key: "k",
+				Reuse: &keyring.Reuse{MaxAge: time.Hour, MaxObjects: 100, MaxBytes: 1 << 30},
+			},
+		}
 	})
+
 	for _, key := range []string{"a/1", "b/1", "c"} {
 		t.Run(key, func(t *testing.T) {
 			createIn(t, k, "one", key, keyring.Choice{})
 			createIn(t, k, "two", key, keyring.Choice{})
 		})
 	}
+
 	if s := k.Status()[0]; s.Parts != 2 {
 		t.Errorf("%d parts, want one for each bucket", s.Parts)
 	}
@@ -320,9 +352,11 @@ func TestTheFirstRequestAfterTheReturn(t *testing.T) {
 				a := &away{Wrapper: w}
 				k := newRing(t, a, time.Minute, func(c *keyring.Config) { c.RevocationProbe = interval })
 				defer run(t, k)()
+
 				sealed := create(t, k)
 				wrapped, keyID := sealed.Wrapped, sealed.KeyID
 				defer sealed.Release() // in use, so that probes ask about it
+
 				open := func() error {
 					l, err := k.Open(t.Context(), obj, keyID, wrapped)
 					if err == nil {
@@ -334,18 +368,21 @@ func TestTheFirstRequestAfterTheReturn(t *testing.T) {
 				a.no.Store(true)
 				k.PurgeAll()
 				a.calls.Store(0)
+
 				for range 1000 { // ten seconds
 					if err := open(); !isKind(err, kms.Disabled) {
 						t.Fatalf("while the key is away: %v", err)
 					}
 					time.Sleep(10 * time.Millisecond)
 				}
+
 				if n := a.calls.Load(); n == 0 || n > 25 {
 					t.Errorf("%d calls in ten seconds for a key that is away", n)
 				}
 
 				time.Sleep(3 * time.Second)
 				a.no.Store(false)
+
 				if err := open(); err != nil {
 					t.Errorf("the first request after the return: %v", err)
 				}
@@ -365,11 +402,14 @@ func TestServiceIsBackWithinASecond(t *testing.T) {
 			a := &away{Wrapper: w}
 			k := newRing(t, a, time.Minute, func(c *keyring.Config) { c.RevocationProbe = interval })
 			defer run(t, k)()
+
 			sealed := create(t, k)
 			wrapped, keyID := sealed.Wrapped, sealed.KeyID
 			defer sealed.Release() // in use, so that probes ask about it
+
 			a.no.Store(true)
 			k.PurgeAll()
+
 			until := func(at time.Time) {
 				for time.Now().Before(at) {
 					if l, err := k.Open(t.Context(), obj, keyID, wrapped); err == nil {
@@ -378,10 +418,12 @@ func TestServiceIsBackWithinASecond(t *testing.T) {
 					time.Sleep(10 * time.Millisecond)
 				}
 			}
+
 			until(time.Now().Add(7345 * time.Millisecond))
 
 			a.no.Store(false)
 			back := time.Now()
+
 			for {
 				l, err := k.Open(t.Context(), obj, keyID, wrapped)
 				if err == nil {
@@ -390,6 +432,7 @@ func TestServiceIsBackWithinASecond(t *testing.T) {
 				}
 				time.Sleep(time.Millisecond)
 			}
+
 			if took := time.Since(back); took > time.Second {
 				t.Errorf("probe %v: back after %v", interval, took)
 			}
@@ -405,6 +448,7 @@ func TestProbesAreSpread(t *testing.T) {
 	for i := range wrappers {
 		wrappers[i], _ = newLocal(t)
 	}
+
 	kmstest.Bubble(t, func(t *testing.T) {
 		var moments [keys]atomic.Int64
 		start := time.Now()
@@ -417,18 +461,22 @@ func TestProbesAreSpread(t *testing.T) {
 			}
 		})
 		defer run(t, k)()
+
 		for i := range wrappers {
 			defer createInBubble(t, k, fmt.Sprint("bucket-", i)).Release()
 		}
+
 		time.Sleep(11 * time.Second)
 		synctest.Wait()
 		differ := map[int64]bool{}
+
 		for i := range moments {
 			if moments[i].Load() == 0 {
 				t.Errorf("key %d was not probed within its interval", i)
 			}
 			differ[moments[i].Load()/int64(time.Second)] = true
 		}
+
 		if len(differ) < 5 {
 			t.Errorf("%d keys were probed within %d different seconds of 10", keys, len(differ))
 		}
@@ -462,18 +510,22 @@ func TestPartialRevocationIsAudited(t *testing.T) {
 		defer run(t, k)()
 		defer createInBubble(t, k, "kept").Release()
 		defer createInBubble(t, k, "taken").Release()
+
 		s.denied.Store("taken")
 		time.Sleep(15 * time.Second)
 	})
+
 	if len(events.parts) != 1 || !strings.Contains(events.parts[0], `bucket "taken"`) {
 		t.Errorf("observed: %q", events.parts)
 	}
+
 	var found keyring.Event
 	for _, e := range trail.events {
 		if e.Action == keyring.ActionProbeRevoked {
 			found = e
 		}
 	}
+
 	if found.Object.Bucket != "taken" || found.KeyVersion != "1" || found.Purged != 1 {
 		t.Errorf("audited: %+v", found)
 	}

@@ -53,6 +53,7 @@ func (k *Keyring) Run(ctx context.Context) {
 func (k *Keyring) probeAtIntervals(ctx context.Context, key *keyState) {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
+
 	last := k.now().Add(-k.randomPhase())
 	for {
 		wait := time.Hour // there is always a next look, which without an interval asks nothing
@@ -60,19 +61,23 @@ func (k *Keyring) probeAtIntervals(ctx context.Context, key *keyState) {
 		if interval > 0 {
 			wait = last.Add(interval).Sub(k.now())
 		}
+
 		timer.Reset(wait)
 		asked := false
 		select {
 		case <-ctx.Done():
 			return
 		case <-key.intervalChanged: // another interval
+
 		case <-key.probeNow:
 			asked = true
 			if !sleep(ctx, last.Add(probePause(interval)).Sub(k.now())) {
 				return
 			}
+
 		case <-timer.C:
 		}
+
 		if asked || interval > 0 && !k.now().Before(last.Add(interval)) {
 			last = k.now()
 			k.probeKey(ctx, key)
@@ -113,6 +118,7 @@ func (k *Keyring) probeKey(ctx context.Context, key *keyState) {
 	if service == nil || recent == nil {
 		return
 	}
+
 	samples := k.toProbe(key)
 	if wanted := key.probeWanted.Swap(false); wanted && len(samples) == 0 {
 		samples = []*sample{recent}
@@ -120,9 +126,11 @@ func (k *Keyring) probeKey(ctx context.Context, key *keyState) {
 
 	results := make([]probeResult, len(samples))
 	var wg sync.WaitGroup
+
 	for i, s := range samples {
 		wg.Go(func() { results[i] = k.probePart(ctx, key, service, s) })
 	}
+
 	wg.Wait()
 	if ctx.Err() == nil && len(results) > 0 {
 		k.actOnProbe(ctx, key, service, results)
@@ -154,6 +162,7 @@ func (k *Keyring) probePart(ctx context.Context, key *keyState, service *service
 		clear(dek)
 		return err
 	})
+
 	if kms.IsRevoked(v.err) {
 		v.purged = k.cfg.Cache.PurgeGroup(p.group)
 	}
@@ -165,6 +174,7 @@ func (k *Keyring) probePart(ctx context.Context, key *keyState, service *service
 func (k *Keyring) actOnProbe(ctx context.Context, key *keyState, service *service, results []probeResult) {
 	no := slices.IndexFunc(results, func(v probeResult) bool { return kms.IsRevoked(v.err) })
 	whole, gone := false, error(nil)
+
 	if no >= 0 {
 		whole, gone = k.isWhole(ctx, key, service, results)
 	}
@@ -177,6 +187,7 @@ func (k *Keyring) actOnProbe(ctx context.Context, key *keyState, service *servic
 	for _, v := range results {
 		purged += v.purged
 	}
+
 	if key.recordProbe(results, true, gone, k.now()) {
 		k.cfg.Observer.Revoked(Revocation{Key: key.Name, Err: results[no].err, Purged: purged})
 		k.auditRevoked(ctx, key, results[no], nil, purged)
@@ -187,7 +198,9 @@ func (k *Keyring) actOnProbe(ctx context.Context, key *keyState, service *servic
 // as a whole: no part of it works. gone is set if the KMS does not have to be
 // asked about each object. A caller who is denied may be so for some objects
 // only; so may a key be disabled in one of its versions.
-func (k *Keyring) isWhole(ctx context.Context, key *keyState, service *service, results []probeResult) (whole bool, gone error) {
+func (k *Keyring) isWhole(
+	ctx context.Context, key *keyState, service *service, results []probeResult,
+) (whole bool, gone error) {
 	for _, v := range results {
 		switch {
 		case v.err == nil:
@@ -197,12 +210,14 @@ func (k *Keyring) isWhole(ctx context.Context, key *keyState, service *service, 
 			gone = v.err
 		}
 	}
+
 	if gone != nil {
 		if key.isRefused() || !k.stillWraps(ctx, key, service) {
 			return true, gone
 		}
 		return false, nil
 	}
+
 	return !slices.ContainsFunc(results, func(v probeResult) bool { return !isDenied(v.err) }), nil
 }
 
@@ -210,6 +225,7 @@ func (k *Keyring) actOnParts(ctx context.Context, key *keyState, service *servic
 	if key.recordProbe(results, false, nil, k.now()) {
 		k.cfg.Cache.ForgetFailures(service.id) // the key was given back, and is to work at once
 	}
+
 	for _, v := range results {
 		p := cmp.Or(v.sample.part, key.rest)
 		switch changed := key.recordPartProbe(p, v.err); {
@@ -257,14 +273,17 @@ func isDenied(err error) bool {
 func (k *keyState) recordProbe(results []probeResult, revoked bool, gone error, now time.Time) (changed bool) { //nolint:revive // what was found, not what to do
 	k.mu.Lock()
 	defer k.mu.Unlock()
+
 	k.probedBlobs = len(results)
 	k.probeUnanswered = slices.ContainsFunc(results, func(v probeResult) bool { return !hasAnswer(v.err) })
+
 	if !revoked && !slices.ContainsFunc(results, func(v probeResult) bool { return hasAnswer(v.err) }) {
 		return false // nothing is known that was not known before
 	}
 
 	changed = revoked != k.refused
 	k.refused, k.gone, k.goneAt = revoked, gone, now
+
 	if revoked && k.revokedSince.IsZero() {
 		k.revokedSince, k.lastUse = now, 0
 		for _, v := range results {
@@ -274,6 +293,7 @@ func (k *keyState) recordProbe(results []probeResult, revoked bool, gone error, 
 			}
 		}
 	}
+
 	return changed
 }
 
@@ -326,6 +346,7 @@ func (k *Keyring) refusal(ctx context.Context, key *keyState) error {
 	if gone == nil {
 		return nil
 	}
+
 	key.probeWanted.Store(true)
 	if k.now().Sub(at) >= staleRefusal {
 		key.awaitProbe(ctx, k.timeout(key))
@@ -334,6 +355,7 @@ func (k *Keyring) refusal(ctx context.Context, key *keyState) error {
 	if gone == nil {
 		return nil
 	}
+
 	return rememberedError{gone}
 }
 
@@ -344,12 +366,14 @@ func (k *keyState) awaitProbe(ctx context.Context, atMost time.Duration) {
 	if k.nextProbe == nil {
 		k.nextProbe = make(chan struct{})
 	}
+
 	next := k.nextProbe
 	k.mu.Unlock()
 	k.requestProbe()
 
 	timer := time.NewTimer(atMost)
 	defer timer.Stop()
+
 	select {
 	case <-next:
 	case <-timer.C:

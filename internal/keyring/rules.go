@@ -108,6 +108,7 @@ func (k *Keyring) SetDefault(bucket, client, requestedKeyID string) error {
 	if k.cfg.Defaults == nil {
 		return fmt.Errorf("%w: none is configured", ErrDefaults)
 	}
+
 	name := ""
 	if requestedKeyID != "" {
 		_, key, _, err := k.keyFor(Object{Bucket: bucket}, client, requestedKeyID)
@@ -116,6 +117,7 @@ func (k *Keyring) SetDefault(bucket, client, requestedKeyID string) error {
 		}
 		name = key.Name
 	}
+
 	return k.cfg.Defaults.Set(bucket, name)
 }
 
@@ -129,12 +131,14 @@ func (k *Keyring) keyFor(obj Object, client, requested string) (Rule, *keyState,
 	if err != nil {
 		return r, nil, nil, err
 	}
+
 	byDefault := requested == ""
 	if byDefault {
 		if requested, err = k.cfg.Defaults.Key(obj.Bucket); err != nil {
 			return r, nil, nil, err
 		}
 	}
+
 	key := k.byName[cmp.Or(requested, r.Key)]
 	if key == nil {
 		key = k.lookup(requested)
@@ -145,17 +149,20 @@ func (k *Keyring) keyFor(obj Object, client, requested string) (Rule, *keyState,
 		}
 		return r, nil, nil, fmt.Errorf("%w %q", ErrUnknownKey, requested)
 	}
+
 	if key.Successor != "" {
 		key = k.byName[key.Successor]
 	}
 	if own := k.byName[r.Key]; own.isTwinOf(key) {
 		key = own // by whichever of its names it was asked for
 	}
+
 	// A bucket's key was allowed when it was chosen.
 	allowed := key.Name == r.Key || byDefault && len(r.AskedKeys) == 0 || matchName(r.AskedKeys, key.Name)
 	if !allowed {
 		return r, nil, nil, fmt.Errorf("%w: key %q in place of %q", ErrNotAllowed, key.Name, r.Key)
 	}
+
 	service := key.kms.Load()
 	switch {
 	case service != nil:
@@ -164,6 +171,7 @@ func (k *Keyring) keyFor(obj Object, client, requested string) (Rule, *keyState,
 	default:
 		return r, nil, nil, fmt.Errorf("%w: key %q: %w", ErrNotOpen, key.Name, key.Unavailable)
 	}
+
 	return r, key, service, nil
 }
 
@@ -187,7 +195,9 @@ func (k *Keyring) mayRead(obj Object, opened *keyState) error {
 	if key := k.byName[chosen]; key != nil && sameKey(key, opened) {
 		return nil
 	}
-	return fmt.Errorf("%w: bucket %q, KMS key %q; if it belongs there, name it in read_keys", ErrNotRead, obj.Bucket, opened.Name)
+
+	return fmt.Errorf("%w: bucket %q, KMS key %q; if it belongs there, name it in read_keys", ErrNotRead,
+		obj.Bucket, opened.Name)
 }
 
 // ruleNames reports whether a rule names a key, by whichever of its names.

@@ -62,6 +62,7 @@ type Status struct {
 func (k *Keyring) Status() []Status {
 	holdings := k.cfg.Cache.Holdings()
 	out := make([]Status, 0, len(k.keys))
+
 	for _, key := range k.keys {
 		s := k.statusOf(key)
 		if service := key.kms.Load(); service != nil {
@@ -69,22 +70,28 @@ func (k *Keyring) Status() []Status {
 			h := holdings[service.id]
 			s.DEKs, s.OldestAge = h.Entries, h.OldestAge
 		}
+
 		s.Window = k.windowOf(key, k.cfg.Cache.TTL())
 		if s.State == Unreachable || s.Unprobed || !key.answersProbes() {
 			s.Window = k.cfg.Cache.TTL()
 		}
+
 		out = append(out, s)
 	}
+
 	return out
 }
 
 func (k *Keyring) statusOf(key *keyState) Status {
 	key.mu.Lock()
 	defer key.mu.Unlock()
+
 	s := Status{
-		Name: key.Name, Provider: key.Provider, Answered: key.answeredAt, Outcome: key.outcome, Leases: int(key.leases.Load()),
+		Name: key.Name, Provider: key.Provider, Answered: key.answeredAt, Outcome: key.outcome,
+		Leases:       int(key.leases.Load()),
 		RevokedSince: key.revokedSince, LastUse: key.lastUse, Unprobed: !k.idle(key.rest),
 	}
+
 	for _, p := range key.parts {
 		if !k.idle(p) {
 			s.Parts++
@@ -94,18 +101,22 @@ func (k *Keyring) statusOf(key *keyState) Status {
 			s.LastUse = max(s.LastUse, p.lastUse)
 		}
 	}
+
 	switch {
 	case key.kms.Load() == nil:
 		s.State, s.Outcome = Unopened, cmp.Or(s.Outcome, key.Unavailable)
 	case key.unanswered:
 		s.State = Unreachable
+
 	case key.answeredAt.IsZero():
 		s.State = Unused
 	case !key.revokedSince.IsZero():
 		s.State = Revoked
+
 	default:
 		s.State = Usable
 	}
+
 	return s
 }
 
@@ -172,10 +183,12 @@ func (k *Keyring) Try(ctx context.Context, name string) error {
 	if key == nil {
 		return fmt.Errorf("%w %q", ErrUnknownKey, name)
 	}
+
 	service := key.kms.Load()
 	if service == nil {
 		return key.Unavailable
 	}
+
 	return k.ask(ctx, key, key.rest, OpGenerate, k.timeout(key), func(ctx context.Context) error {
 		wrapped, ec, err := kms.RoundTrip(ctx, service.wrapper)
 		if err == nil {

@@ -100,16 +100,19 @@ func NewAWS(ctx context.Context, cfg AWSConfig) (*AWS, error) {
 	if err != nil {
 		return nil, &Error{Kind: Invalid, Op: "open", KeyID: cfg.KeyID, Err: err}
 	}
+
 	sdk, err := loadAWS(ctx, cfg, region)
 	if err != nil {
 		return nil, &Error{Kind: Invalid, Op: "open", KeyID: cfg.KeyID, Err: err}
 	}
+
 	sdk.HTTPClient = reconnectingAWS(sdk.HTTPClient)
 	client := awskms.NewFromConfig(sdk, func(o *awskms.Options) {
 		if cfg.Endpoint != "" {
 			o.BaseEndpoint = &cfg.Endpoint
 		}
 	})
+
 	a := &AWS{client: client, creds: sdk.Credentials, keyARN: cfg.KeyID, named: cfg.KeyID, timeout: cfg.Timeout}
 	if a.timeout <= 0 {
 		a.timeout = DefaultAWSTimeout
@@ -117,10 +120,12 @@ func NewAWS(ctx context.Context, cfg AWSConfig) (*AWS, error) {
 	if isKeyARN {
 		return a, nil
 	}
+
 	key, err := a.describe(ctx, "open", a.named)
 	if err != nil {
 		return nil, err
 	}
+
 	a.keyARN = aws.ToString(key.Arn)
 	return a, nil
 }
@@ -134,21 +139,25 @@ func (a *AWS) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]byt
 	if err := checkWrap(ctx, a.keyARN, dek, ec); err != nil {
 		return nil, err
 	}
+
 	call, cancel, err := a.begin(ctx, "wrap")
 	if err != nil {
 		return nil, err
 	}
 	defer cancel()
+
 	out, err := a.client.Encrypt(call, &awskms.EncryptInput{
 		KeyId: &a.keyARN, Plaintext: dek, EncryptionContext: ec,
 	})
 	if err != nil {
 		return nil, a.fail(ctx, "wrap", err)
 	}
+
 	traceAWS(ctx, out.ResultMetadata)
 	if err := a.checkKey("wrap", out.KeyId); err != nil {
 		return nil, err
 	}
+
 	return out.CiphertextBlob, nil
 }
 
@@ -160,28 +169,33 @@ func (a *AWS) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext) 
 	if err := checkCall(ctx, "unwrap", a.keyARN, ec); err != nil {
 		return nil, err
 	}
+
 	// The service model's limits on CiphertextBlob. What is outside them never
 	// came from this KMS.
 	if len(wrapped) < 1 || len(wrapped) > 6144 {
 		err := fmt.Errorf("a blob of %d bytes", len(wrapped))
 		return nil, &Error{Kind: InvalidCiphertext, Op: "unwrap", KeyID: a.keyARN, Err: err}
 	}
+
 	call, cancel, err := a.begin(ctx, "unwrap")
 	if err != nil {
 		return nil, err
 	}
 	defer cancel()
+
 	out, err := a.client.Decrypt(call, &awskms.DecryptInput{
 		KeyId: &a.keyARN, CiphertextBlob: wrapped, EncryptionContext: ec,
 	})
 	if err != nil {
 		return nil, a.fail(ctx, "unwrap", err)
 	}
+
 	traceAWS(ctx, out.ResultMetadata)
 	if err := a.checkKey("unwrap", out.KeyId); err != nil {
 		clear(out.Plaintext)
 		return nil, err
 	}
+
 	return out.Plaintext, nil
 }
 
@@ -191,22 +205,26 @@ func (a *AWS) Generate(ctx context.Context, ec EncryptionContext) (dek, wrapped 
 	if err := checkCall(ctx, "generate", a.keyARN, ec); err != nil {
 		return nil, nil, err
 	}
+
 	call, cancel, err := a.begin(ctx, "generate")
 	if err != nil {
 		return nil, nil, err
 	}
 	defer cancel()
+
 	out, err := a.client.GenerateDataKey(call, &awskms.GenerateDataKeyInput{
 		KeyId: &a.keyARN, KeySpec: types.DataKeySpecAes256, EncryptionContext: ec,
 	})
 	if err != nil {
 		return nil, nil, a.fail(ctx, "generate", err)
 	}
+
 	traceAWS(ctx, out.ResultMetadata)
 	if err := a.checkKey("generate", out.KeyId); err != nil {
 		clear(out.Plaintext)
 		return nil, nil, err
 	}
+
 	return out.Plaintext, out.CiphertextBlob, nil
 }
 
@@ -265,6 +283,7 @@ func (a *AWS) describe(ctx context.Context, op, key string) (*types.KeyMetadata,
 		return nil, err
 	}
 	defer cancel()
+
 	out, err := a.client.DescribeKey(call, &awskms.DescribeKeyInput{KeyId: &key})
 	if err != nil {
 		return nil, a.fail(ctx, op, err)
@@ -272,6 +291,7 @@ func (a *AWS) describe(ctx context.Context, op, key string) (*types.KeyMetadata,
 	if out.KeyMetadata == nil || aws.ToString(out.KeyMetadata.Arn) == "" {
 		return nil, &Error{Kind: Unreachable, Op: op, KeyID: a.keyARN, Err: errUnreadable}
 	}
+
 	return out.KeyMetadata, nil
 }
 
@@ -281,18 +301,22 @@ func parseAWSKeyID(id, region string) (_ string, isKeyARN bool, _ error) {
 	if id == "" {
 		return "", false, errors.New("no key id")
 	}
+
 	for _, c := range []byte(id) {
 		if c <= ' ' || c > '~' {
 			return "", false, errors.New("the key id is not printable ASCII")
 		}
 	}
+
 	if !strings.HasPrefix(id, "arn:") {
 		return region, false, nil
 	}
+
 	a, err := arn.Parse(id)
 	if err != nil {
 		return "", false, err
 	}
+
 	isKeyARN = strings.HasPrefix(a.Resource, "key/")
 	if a.Service != "kms" || !isKeyARN && !strings.HasPrefix(a.Resource, "alias/") {
 		return "", false, errors.New("not the ARN of a KMS key or alias")
@@ -300,6 +324,7 @@ func parseAWSKeyID(id, region string) (_ string, isKeyARN bool, _ error) {
 	if region != "" && region != a.Region {
 		return "", false, fmt.Errorf("the key is in %s, the configured region is %s", a.Region, region)
 	}
+
 	return a.Region, isKeyARN, nil
 }
 
@@ -310,9 +335,11 @@ func loadAWS(ctx context.Context, cfg AWSConfig, region string) (aws.Config, err
 	if err != nil {
 		return aws.Config{}, err
 	}
+
 	load := func(ctx context.Context) (aws.Config, error) {
 		return config.LoadDefaultConfig(ctx, awsOptions(cfg, region, client)...)
 	}
+
 	sdk, err := load(ctx)
 	if err != nil {
 		return aws.Config{}, fmt.Errorf("loading the AWS configuration: %w", err)
@@ -330,6 +357,7 @@ func loadAWS(ctx context.Context, cfg AWSConfig, region string) (aws.Config, err
 			if cfg.RoleARN == "" {
 				return chain.Credentials, nil
 			}
+
 			if own != nil {
 				chain.HTTPClient = own
 			}
@@ -344,6 +372,7 @@ func loadAWS(ctx context.Context, cfg AWSConfig, region string) (aws.Config, err
 	if err != nil {
 		return aws.Config{}, fmt.Errorf("loading the AWS credentials: %w", err)
 	}
+
 	if own != nil {
 		sdk.HTTPClient = own
 	}
@@ -355,18 +384,21 @@ func awsOptions(cfg AWSConfig, region string, client aws.HTTPClient) []func(*con
 	if attempts <= 0 {
 		attempts = DefaultAWSMaxAttempts
 	}
+
 	opts := []func(*config.LoadOptions) error{
 		config.WithHTTPClient(client),
 		config.WithAPIOptions([]func(*middleware.Stack) error{addAWSEvidence}),
 		config.WithRetryMode(aws.RetryModeStandard),
 		config.WithRetryMaxAttempts(attempts),
 	}
+
 	if region != "" {
 		opts = append(opts, config.WithRegion(region))
 	}
 	if cfg.FIPS {
 		opts = append(opts, config.WithUseFIPSEndpoint(aws.FIPSEndpointStateEnabled))
 	}
+
 	if cfg.Credentials != nil {
 		opts = append(opts, config.WithCredentialsProvider(cfg.Credentials))
 	}
@@ -407,6 +439,7 @@ func awsClients(cfg AWSConfig) (client, own aws.HTTPClient, _ error) {
 	if err != nil {
 		return nil, nil, err
 	}
+
 	return buildable, &http.Client{
 		Transport:     transport,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },

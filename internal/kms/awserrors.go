@@ -114,14 +114,17 @@ func (a *AWS) fail(ctx context.Context, op string, err error) *Error {
 		api      smithy.APIError
 		stranger *intermediaryError
 	)
+
 	if resp := (*awshttp.ResponseError)(nil); errors.As(err, &resp) {
 		traceRequest(ctx, resp.ServiceRequestID())
 	}
+
 	switch {
 	case errors.Is(ctx.Err(), context.Canceled):
 		e.Kind, e.Err = Canceled, context.Canceled
 	case errors.As(err, &stranger):
 		e.Kind, e.Err = Unreachable, stranger
+
 	case isAWSCredentials(err):
 		e.Kind, e.Err = Unreachable, errors.New("the source of the credentials does not give any now")
 	case errors.As(err, &api):
@@ -129,13 +132,16 @@ func (a *AWS) fail(ctx context.Context, op string, err error) *Error {
 		if op != "wrap" { // the one request with a DEK in it, which a broken KMS might quote
 			e.Err = messageError(printable(api.ErrorMessage(), 300))
 		}
+
 		e.Kind = awsKind(api)
 		if e.Reason == awsInvalidState && op != "describe" {
 			e.Kind = a.stateKind(ctx)
 		}
+
 	default:
 		e.Kind, e.Err = a.transportKind(ctx, err)
 	}
+
 	return e
 }
 
@@ -147,6 +153,7 @@ func awsKind(api smithy.APIError) Kind {
 			return Unreachable
 		}
 	}
+
 	if kind, ok := awsKinds[api.ErrorCode()]; ok {
 		return kind
 	}
@@ -164,7 +171,8 @@ type awsEvidence struct{}
 func (awsEvidence) ID() string { return "cmekproxyEvidence" }
 
 // HandleDeserialize implements middleware.DeserializeMiddleware.
-func (awsEvidence) HandleDeserialize(ctx context.Context, in middleware.DeserializeInput, next middleware.DeserializeHandler) (
+func (awsEvidence) HandleDeserialize(ctx context.Context, in middleware.DeserializeInput,
+	next middleware.DeserializeHandler) (
 	out middleware.DeserializeOutput, metadata middleware.Metadata, err error,
 ) {
 	out, metadata, err = next.HandleDeserialize(ctx, in)
@@ -181,10 +189,12 @@ func (awsEvidence) HandleDeserialize(ctx context.Context, in middleware.Deserial
 	if !isAWSAnswer(service, resp.Header, body) {
 		return out, metadata, &intermediaryError{resp.StatusCode}
 	}
+
 	resp.Body = struct {
 		io.Reader
 		io.Closer
 	}{bytes.NewReader(body), resp.Body}
+
 	return out, metadata, nil
 }
 
@@ -199,13 +209,17 @@ func isAWSAnswer(service string, header http.Header, body []byte) bool {
 			Type string `json:"__type"`
 		}
 		return json.Unmarshal(body, &doc) == nil && doc.Type != "" && id != ""
+
 	case sts.ServiceID:
 		var doc struct {
 			XMLName xml.Name
 			ErrorID string `xml:"RequestId"`
 			ID      string `xml:"ResponseMetadata>RequestId"`
 		}
-		return xml.Unmarshal(body, &doc) == nil && strings.HasSuffix(doc.XMLName.Local, "Response") && doc.ErrorID+doc.ID+id != ""
+
+		return xml.Unmarshal(body, &doc) == nil && strings.HasSuffix(doc.XMLName.Local, "Response") &&
+			doc.ErrorID+doc.ID+id != ""
+
 	default: // a source of credentials, which no refusal of a key comes from
 		return true
 	}
@@ -242,10 +256,12 @@ func awsStateKind(state types.KeyState) Kind {
 		// The customer took out the imported material, or disconnected the key
 		// store.
 		return Disabled
+
 	case types.KeyStateEnabled, types.KeyStateCreating, types.KeyStateUpdating:
 		// Either it passed, or the key store behind the key has a trouble of
 		// its own.
 		return Unreachable
+
 	default:
 		return PendingDeletion
 	}
@@ -269,9 +285,11 @@ func (a *AWS) transportKind(ctx context.Context, err error) (Kind, error) {
 		answer *smithyhttp.ResponseError
 		send   interface{ ConnectionError() bool }
 	)
+
 	if cause := networkError(err); cause != nil {
 		return Unreachable, cause
 	}
+
 	switch {
 	case errors.As(err, &send):
 		return Unreachable, errConnectionLost
@@ -280,6 +298,7 @@ func (a *AWS) transportKind(ctx context.Context, err error) (Kind, error) {
 	case errors.As(err, &answer): // such as the instance metadata service's
 		return Unreachable, &intermediaryError{answer.HTTPStatusCode()}
 	}
+
 	if _, err := a.client.Options().Credentials.Retrieve(ctx); err != nil {
 		return Internal, messageError("no credentials: " + printable(err.Error(), 300))
 	}

@@ -128,6 +128,7 @@ func NewAzure(cfg AzureConfig) (*Azure, error) {
 		}
 		return nil, &Error{Kind: Invalid, Op: "open", KeyID: id, Err: err}
 	}
+
 	return a, nil
 }
 
@@ -139,6 +140,7 @@ func (a *Azure) open(cfg AzureConfig) error {
 	if a.id == "" {
 		a.id = a.vault + "/keys/" + a.name
 	}
+
 	var longest int
 	switch cfg.Algorithm {
 	case "", AzureRSAOAEP256:
@@ -148,6 +150,7 @@ func (a *Azure) open(cfg AzureConfig) error {
 	default:
 		return fmt.Errorf("the algorithm is neither %s nor %s", AzureRSAOAEP256, AzureA256KW)
 	}
+
 	if err := a.setBindings(cfg, longest); err != nil {
 		return err
 	}
@@ -160,6 +163,7 @@ func (a *Azure) open(cfg AzureConfig) error {
 		if err != nil {
 			return errors.New("no credentials: " + printable(err.Error(), 300))
 		}
+
 		credential = found.Get
 	}
 
@@ -167,6 +171,7 @@ func (a *Azure) open(cfg AzureConfig) error {
 	if err != nil {
 		return err
 	}
+
 	a.transport = reconnectingAzure(options.Transport)
 	options.Transport = a.transport
 	a.tokens = &azureTokens{from: credential}
@@ -180,10 +185,12 @@ func (a *Azure) setBindings(cfg AzureConfig, longest int) error {
 	if err := a.parseAzureBindings(cfg.Bindings); err != nil {
 		return err
 	}
+
 	longestForm := byte(azureBlobForm)
 	if len(a.bindings) > 0 {
 		longestForm = azureBoundForm
 	}
+
 	a.form, a.leastForm = longestForm, azureBlobForm
 	if cfg.WriteForm == azureBlobForm {
 		a.form = azureBlobForm
@@ -195,11 +202,13 @@ func (a *Azure) setBindings(cfg AzureConfig, longest int) error {
 	case max(cfg.AcceptForm, cfg.WriteForm) == azureBoundForm && len(a.bindings) == 0:
 		return errors.New("blobs are to be of form 2, and there is no binding to make them: " +
 			"add one to bindings, made by cmekproxy keys bind")
+
 	case cfg.AcceptForm == azureBoundForm && a.form != azureBoundForm:
 		return errors.New("new blobs are to be of form 1, which is not accepted")
 	case cfg.AcceptForm == azureBoundForm:
 		a.leastForm = azureBoundForm
 	}
+
 	return checkKeyID(a.id, azureBlobSize(longestForm, longest))
 }
 
@@ -228,7 +237,9 @@ func azureOptions(cfg AzureConfig) (*azkeys.ClientOptions, error) {
 		ClientOptions: azcore.ClientOptions{
 			Transport:        transport,
 			PerRetryPolicies: []policy.Policy{azureTrace{}},
-			Retry:            policy.RetryOptions{MaxRetries: retries, RetryDelay: 100 * time.Millisecond, MaxRetryDelay: time.Second},
+			Retry: policy.RetryOptions{
+				MaxRetries: retries, RetryDelay: 100 * time.Millisecond, MaxRetryDelay: time.Second,
+			},
 		},
 		DisableChallengeResourceVerification: cfg.AnyChallenge,
 	}, nil
@@ -273,6 +284,7 @@ func parseAzureKeyID(id string) (vault, name string, err error) {
 	if err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
 		return "", "", errors.New("the key id is not of the form https://NAME.vault.azure.net/keys/KEY")
 	}
+
 	name, ok := strings.CutPrefix(u.Path, "/keys/")
 	if ok && strings.Count(name, "/") == 1 {
 		return "", "", errors.New("the key id has a version: give it without, or rotation would have no effect")
@@ -280,6 +292,7 @@ func parseAzureKeyID(id string) (vault, name string, err error) {
 	if !ok || !azureNameForm.MatchString(name) {
 		return "", "", errors.New("the key id is not of the form https://NAME.vault.azure.net/keys/KEY")
 	}
+
 	return "https://" + strings.ToLower(u.Host), strings.ToLower(name), nil
 }
 
@@ -293,8 +306,10 @@ func (a *Azure) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]b
 	if err := checkWrap(ctx, a.id, dek, ec); err != nil {
 		return nil, err
 	}
+
 	blob := &azureBlob{form: azureBlobForm}
 	var secret []byte
+
 	if a.form == azureBoundForm && ctx.Value(keepUnboundKey{}) == nil {
 		blob.form, blob.binding = azureBoundForm, a.bindings[0].blob.binding
 		var err error
@@ -309,13 +324,16 @@ func (a *Azure) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]b
 		return nil, err
 	}
 	defer clear(kek)
+
 	if err := a.prove(ctx, blob, kek); err != nil {
 		return nil, err
 	}
+
 	sealed, err := blob.seal(kek, secret, dek, ec)
 	if err != nil {
 		return nil, &Error{Kind: Internal, Op: "wrap", KeyID: a.id, Err: err}
 	}
+
 	return sealed, nil
 }
 
@@ -329,6 +347,7 @@ func (a *Azure) wrapKEK(ctx context.Context, op string, blob *azureBlob) (kek []
 			clear(kek)
 		}
 	}()
+
 	var out azkeys.WrapKeyResponse
 	err = a.attempt(ctx, func(call context.Context) (err error) {
 		in := azkeys.KeyOperationParameters{Algorithm: &a.algorithm, Value: kek}
@@ -342,6 +361,7 @@ func (a *Azure) wrapKEK(ctx context.Context, op string, blob *azureBlob) (kek []
 	if out.KID == nil {
 		return nil, &Error{Kind: Unreachable, Op: op, KeyID: a.id, Err: errUnreadable}
 	}
+
 	blob.algorithm, blob.key, blob.wrapped = azureAlgorithms[a.algorithm], azureTag(a.id), out.Result
 	if blob.version, err = a.answeredVersion(out.KeyOperationResult); err == nil {
 		err = blob.check()
@@ -349,6 +369,7 @@ func (a *Azure) wrapKEK(ctx context.Context, op string, blob *azureBlob) (kek []
 	if err != nil {
 		return nil, &Error{Kind: Internal, Op: op, KeyID: a.id, Err: err}
 	}
+
 	return kek, nil
 }
 
@@ -362,15 +383,18 @@ func (a *Azure) prove(ctx context.Context, blob *azureBlob, kek []byte) error {
 	if at := a.provenAt.Load(); at != nil && time.Since(*at) < azureProof {
 		return nil
 	}
+
 	got, err := a.unwrapKEK(ctx, "wrap", blob)
 	if err != nil {
 		return err
 	}
 	defer clear(got)
+
 	if !slices.Equal(got, kek) {
 		err := errors.New("the KMS unwraps to another key than it wrapped")
 		return &Error{Kind: Internal, Op: "wrap", KeyID: a.id, Err: err}
 	}
+
 	return nil
 }
 
@@ -380,14 +404,17 @@ func (a *Azure) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext
 	if err := checkCall(ctx, "unwrap", a.id, ec); err != nil {
 		return nil, err
 	}
+
 	blob, sealed, err := parseAzureBlob(wrapped)
 	if err != nil {
 		return nil, &Error{Kind: InvalidCiphertext, Op: "unwrap", KeyID: a.id, Err: err}
 	}
+
 	binding, err := a.accept(blob)
 	if err != nil {
 		return nil, &Error{Kind: InvalidCiphertext, Op: "unwrap", KeyID: a.id, Err: err}
 	}
+
 	kek, err := a.unwrapKEK(ctx, "unwrap", blob)
 	if err != nil {
 		return nil, err
@@ -401,10 +428,12 @@ func (a *Azure) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext
 		}
 		defer clear(secret)
 	}
+
 	dek, err := blob.open(kek, secret, sealed, ec)
 	if err != nil {
 		return nil, &Error{Kind: InvalidCiphertext, Op: "unwrap", KeyID: a.id, Err: err}
 	}
+
 	return dek, nil
 }
 
@@ -416,15 +445,18 @@ func (a *Azure) accept(blob *azureBlob) (*azureBinding, error) {
 		return nil, errors.New("a blob of another key or algorithm than the configured one")
 	case blob.form == azureBindingForm:
 		return nil, errAzureBlob
+
 	case blob.form < a.leastForm:
 		return nil, errors.New("a blob of form 1, which whoever has the public key can make, and accept_form is 2")
 	case blob.form == azureBlobForm:
 		return nil, nil
 	}
+
 	binding := a.binding(blob.binding)
 	if binding == nil {
 		return nil, fmt.Errorf("a blob bound to a secret that bindings of the key does not have (id %x)", blob.binding)
 	}
+
 	return binding, nil
 }
 
@@ -433,6 +465,7 @@ func (a *Azure) unwrapKEK(ctx context.Context, op string, blob *azureBlob) ([]by
 		out   azkeys.UnwrapKeyResponse
 		start time.Time
 	)
+
 	err := a.attempt(ctx, func(call context.Context) (err error) {
 		start = time.Now()
 		in := azkeys.KeyOperationParameters{Algorithm: &a.algorithm, Value: blob.wrapped}
@@ -447,21 +480,25 @@ func (a *Azure) unwrapKEK(ctx context.Context, op string, blob *azureBlob) ([]by
 		}
 		return nil, failure
 	}
+
 	if out.KID == nil {
 		clear(out.Result)
 		return nil, &Error{Kind: Unreachable, Op: op, KeyID: a.id, Err: errUnreadable}
 	}
+
 	version, err := a.answeredVersion(out.KeyOperationResult)
 	switch {
 	case err != nil:
 	case version != blob.version:
 		err = errors.New("the KMS answered for another version of the key")
+
 	case len(out.Result) != azureKEKSize:
 		err = fmt.Errorf("the KMS answered with a key of %d bytes", len(out.Result))
 	default:
 		a.provenAt.Store(&start)
 		return out.Result, nil
 	}
+
 	clear(out.Result)
 	return nil, &Error{Kind: Internal, Op: op, KeyID: a.id, Err: err}
 }

@@ -56,6 +56,7 @@ func (a *Azure) parseAzureBindings(texts []string) error {
 	if len(texts) > 0 && azureAlgorithms[a.algorithm] != 1 {
 		return errors.New("bindings are for RSA keys: only the vault can wrap with a symmetric key")
 	}
+
 	for i, text := range texts {
 		b, err := a.parseAzureBinding(text)
 		if err != nil {
@@ -64,8 +65,10 @@ func (a *Azure) parseAzureBindings(texts []string) error {
 		if a.binding(b.blob.binding) != nil {
 			return fmt.Errorf("binding %d has the id of an earlier one: keep one of the two", i+1)
 		}
+
 		a.bindings = append(a.bindings, b)
 	}
+
 	return nil
 }
 
@@ -74,6 +77,7 @@ func (a *Azure) parseAzureBinding(text string) (*azureBinding, error) {
 	if err != nil {
 		return nil, errors.New("it is not base64: give it as cmekproxy keys bind has printed it")
 	}
+
 	blob, sealed, err := parseAzureBlob(raw)
 	switch {
 	case err != nil || blob.form != azureBindingForm:
@@ -83,6 +87,7 @@ func (a *Azure) parseAzureBinding(text string) (*azureBinding, error) {
 	case blob.algorithm != azureAlgorithms[a.algorithm]:
 		return nil, errors.New("it was made for another algorithm: make one with cmekproxy keys bind")
 	}
+
 	return &azureBinding{blob: blob, sealed: sealed, turn: make(chan struct{}, 1)}, nil
 }
 
@@ -130,6 +135,7 @@ func (a *Azure) Unbound(wrapped []byte) bool {
 func (a *Azure) Bind(ctx context.Context, again string) (string, error) {
 	blob, secret := &azureBlob{form: azureBindingForm}, make([]byte, azureKEKSize)
 	defer func() { clear(secret) }()
+
 	rand.Read(secret)
 	rand.Read(blob.binding[:])
 
@@ -141,6 +147,7 @@ func (a *Azure) Bind(ctx context.Context, again string) (string, error) {
 		if secret, err = a.secret(ctx, "bind", old); err != nil {
 			return "", err
 		}
+
 		a.forget(old)
 		blob.binding = old.blob.binding
 	}
@@ -150,10 +157,12 @@ func (a *Azure) Bind(ctx context.Context, again string) (string, error) {
 		return "", err
 	}
 	defer clear(kek)
+
 	sealed, err := blob.seal(kek, nil, secret, nil)
 	if err != nil {
 		return "", &Error{Kind: Internal, Op: "bind", KeyID: a.id, Err: err}
 	}
+
 	return a.proveBinding(ctx, base64.StdEncoding.EncodeToString(sealed), secret)
 }
 
@@ -163,16 +172,19 @@ func (a *Azure) proveBinding(ctx context.Context, text string, secret []byte) (s
 	if err != nil {
 		return "", &Error{Kind: Internal, Op: "bind", KeyID: a.id, Err: err}
 	}
+
 	got, err := a.secret(ctx, "bind", made)
 	if err != nil {
 		return "", err
 	}
 	defer clear(got)
+
 	a.forget(made)
 	if !slices.Equal(got, secret) {
 		err := errors.New("the KMS unwraps to another binding than it wrapped")
 		return "", &Error{Kind: Internal, Op: "bind", KeyID: a.id, Err: err}
 	}
+
 	return text, nil
 }
 
@@ -185,6 +197,7 @@ func (a *Azure) secret(ctx context.Context, op string, b *azureBinding) ([]byte,
 		return nil, contextError(ctx, op, a.id)
 	}
 	defer func() { <-b.turn }()
+
 	if b.secret != nil && time.Since(b.since) < azureBindingLife {
 		return slices.Clone(b.secret), nil
 	}
@@ -197,10 +210,12 @@ func (a *Azure) secret(ctx context.Context, op string, b *azureBinding) ([]byte,
 		return nil, bindingError(err)
 	}
 	defer clear(kek)
+
 	secret, err := b.blob.open(kek, nil, b.sealed, nil)
 	if err != nil {
 		return nil, bindingError(&Error{Kind: InvalidCiphertext, Op: op, KeyID: a.id, Err: err})
 	}
+
 	b.secret, b.since = secret, start
 	return slices.Clone(secret), nil
 }
@@ -212,6 +227,7 @@ func bindingError(err error) error {
 	if !ok {
 		return err
 	}
+
 	own := *e
 	if own.Kind == InvalidCiphertext {
 		own.Kind = Invalid
@@ -221,6 +237,7 @@ func bindingError(err error) error {
 	} else {
 		own.Err = fmt.Errorf("unwrapping the key's binding: %w", own.Err)
 	}
+
 	return &own
 }
 

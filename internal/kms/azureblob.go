@@ -144,11 +144,13 @@ func (b *azureBlob) aead(kek, secret []byte) (cipher.AEAD, error) {
 	case len(secret) != azureKEKSize:
 		return nil, errors.New("no secret to bind the blob to")
 	}
+
 	bound, err := boundKEK(kek, secret)
 	if err != nil {
 		return nil, err
 	}
 	defer clear(bound)
+
 	return newKEK(bound)
 }
 
@@ -166,9 +168,11 @@ func parseAzureBlob(b []byte) (_ *azureBlob, sealed []byte, _ error) {
 	if len(b) < azureFrameSize || azureLabels[b[0]] == "" {
 		return nil, nil, errAzureBlob
 	}
+
 	blob := &azureBlob{form: b[0], algorithm: b[1]}
 	rest := b[2:]
 	rest = rest[copy(blob.key[:], rest):]
+
 	if blob.form != azureBlobForm {
 		rest = rest[copy(blob.binding[:], rest):]
 	}
@@ -182,6 +186,7 @@ func parseAzureBlob(b []byte) (_ *azureBlob, sealed []byte, _ error) {
 	if len(b) != azureBlobSize(blob.form, size) {
 		return nil, nil, errAzureBlob
 	}
+
 	blob.wrapped = rest[2 : 2+size]
 	return blob, rest[2+size:], blob.check()
 }

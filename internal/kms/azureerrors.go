@@ -49,20 +49,24 @@ func (a *Azure) fail(ctx context.Context, op string, err error) *Error {
 		auth     *azidentity.AuthenticationFailedError
 		stranger *intermediaryError
 	)
+
 	switch {
 	case errors.Is(ctx.Err(), context.Canceled):
 		e.Kind, e.Err = Canceled, context.Canceled
 	case errors.Is(err, context.DeadlineExceeded):
 		e.Kind, e.Err = Unreachable, context.DeadlineExceeded
+
 	case errors.As(err, &stranger):
 		e.Kind, e.Err = Unreachable, stranger
 	case errors.As(err, &auth):
 		e.Kind, e.Err = azureLoginKind(auth)
+
 	case errors.As(err, &resp):
 		a.failResponse(e, resp)
 	default:
 		e.Kind, e.Err = azureTransportKind(err)
 	}
+
 	return e
 }
 
@@ -71,12 +75,14 @@ func (a *Azure) failResponse(e *Error, resp *azcore.ResponseError) {
 	if code == "" {
 		code = resp.ErrorCode
 	}
+
 	e.Kind = azureStatusKind(e.Op, resp.StatusCode)
 	for _, name := range []string{code, inner} { // the inner one says more
 		if kind, ok := azureKinds[name]; ok {
 			e.Kind = kind
 		}
 	}
+
 	switch {
 	case inner != "":
 		e.Reason = printable(inner, 64)
@@ -85,6 +91,7 @@ func (a *Azure) failResponse(e *Error, resp *azcore.ResponseError) {
 	default:
 		e.Reason = fmt.Sprintf("HTTP %d", resp.StatusCode)
 	}
+
 	if e.Op != "wrap" && e.Op != "bind" { // requests with a key in them, which a broken KMS might quote
 		e.Err = messageError(printable(message, 300))
 	}
@@ -112,10 +119,12 @@ func azureCodes(resp *azcore.ResponseError) (code, inner, message string) {
 	if resp.RawResponse == nil {
 		return "", "", ""
 	}
+
 	body, err := runtime.Payload(resp.RawResponse)
 	if err != nil {
 		return "", "", ""
 	}
+
 	var out struct {
 		Error struct {
 			Code       string
@@ -126,6 +135,7 @@ func azureCodes(resp *azcore.ResponseError) (code, inner, message string) {
 	if json.Unmarshal(body, &out) != nil {
 		return "", "", ""
 	}
+
 	return out.Error.Code, out.Error.InnerError.Code, out.Error.Message
 }
 
@@ -136,14 +146,17 @@ func azureStatusKind(op string, status int) Kind {
 			return InvalidCiphertext // BadParameter: the padding of another version or key, or of an altered blob
 		}
 		return Invalid
+
 	case http.StatusUnauthorized, http.StatusForbidden:
 		return Denied
 	case http.StatusNotFound:
 		return NotFound
+
 	case http.StatusConflict:
 		return PendingDeletion
 	case http.StatusTooManyRequests:
 		return Throttled
+
 	case http.StatusMethodNotAllowed, http.StatusRequestEntityTooLarge, http.StatusUnsupportedMediaType:
 		return Invalid
 	default:
@@ -186,10 +199,12 @@ func isEntraRefusal(resp *http.Response) bool {
 		Codes   []int  `json:"error_codes"`
 		TraceID string `json:"trace_id"`
 	}
+
 	body, err := runtime.Payload(resp)
 	if err != nil || json.Unmarshal(body, &doc) != nil || len(doc.Codes) == 0 || doc.TraceID == "" {
 		return false
 	}
+
 	passes := slices.ContainsFunc(doc.Codes, func(code int) bool { return slices.Contains(azureTransient, code) })
 	return slices.Contains(azureRefusals, doc.Error) && !passes
 }
@@ -200,15 +215,18 @@ func azureTransportKind(err error) (Kind, error) {
 	if cause := networkError(err); cause != nil {
 		return Unreachable, cause
 	}
+
 	var (
 		send    *url.Error
 		missing interface{ NonRetriable() }
 	)
+
 	switch {
 	case errors.As(err, &send):
 		return Unreachable, errConnectionLost
 	case errors.As(err, &missing) && isIMDSMissing(err):
 		return Unreachable, errors.New("no token: the machine's identity endpoint does not give any now")
+
 	case errors.As(err, &missing):
 		return Internal, errors.New("no credentials, or a challenge of another resource than this vault")
 	default:

@@ -53,13 +53,16 @@ func (t *azureTokens) GetToken(ctx context.Context, o policy.TokenRequestOptions
 		t.begin(o) // also for a client that goes on with the token it has
 		return azcore.AccessToken{}, &noTokenError{o}
 	}
+
 	if err := t.fetch(ctx, o); err != nil {
 		return azcore.AccessToken{}, err
 	}
+
 	token, ok := t.take(o)
 	if !ok {
 		return azcore.AccessToken{}, azureTokenError{errors.New("the token was given to another call")}
 	}
+
 	return token, nil
 }
 
@@ -68,9 +71,11 @@ func (t *azureTokens) fetch(ctx context.Context, o policy.TokenRequestOptions) e
 	t.mu.Lock()
 	_, ok := t.ready[azureTokenName(o)]
 	t.mu.Unlock()
+
 	if ok {
 		return nil
 	}
+
 	select {
 	case r := <-t.begin(o):
 		return r.Err
@@ -87,8 +92,10 @@ func (t *azureTokens) begin(o policy.TokenRequestOptions) <-chan singleflight.Re
 		if err != nil {
 			return token, azureTokenError{err}
 		}
+
 		t.mu.Lock()
 		defer t.mu.Unlock()
+
 		if t.ready == nil {
 			t.ready = make(map[string]azcore.AccessToken)
 		}
@@ -121,6 +128,7 @@ func (a *Azure) attempt(ctx context.Context, run func(call context.Context) erro
 	if err := a.tokens.fetch(ctx, missing.options); err != nil {
 		return err
 	}
+
 	// Should Key Vault refuse this token too, then the next one is waited for
 	// within the attempt.
 	return a.bounded(context.WithValue(ctx, azureWait{}, struct{}{}), run)

@@ -54,6 +54,7 @@ func Breaker(w Wrapper, cfg BreakerConfig) Wrapper {
 	if cfg.OpenFor <= 0 {
 		cfg.OpenFor = DefaultBreakerOpenFor
 	}
+
 	b := &circuitBreaker{keyID: w.KeyID()}
 	b.circuit = gobreaker.NewCircuitBreaker[struct{}](gobreaker.Settings{
 		MaxRequests:  1,
@@ -71,6 +72,7 @@ func Breaker(w Wrapper, cfg BreakerConfig) Wrapper {
 			}
 		},
 	})
+
 	return &decorator{w, b.run}
 }
 
@@ -96,10 +98,12 @@ func notAboutKMS(err error) bool {
 	if err == nil {
 		return false
 	}
+
 	var e *Error
 	if !errors.As(err, &e) || notAsked(err) {
 		return true
 	}
+
 	switch e.Kind {
 	case Canceled:
 		return true

@@ -84,6 +84,7 @@ func TestBreaker(t *testing.T) {
 			c.open(t)
 			time.Sleep(2 * time.Nanosecond)
 			c.answer(t, answer, down, down, answer) // closed, and the count begins anew
+
 			if want := []bool{true, false}; !slices.Equal(c.changes, want) {
 				t.Errorf("%v: changes %v, want %v", answer, c.changes, want)
 			}
@@ -101,6 +102,7 @@ func TestBreakerIgnoresWhatSaysNothing(t *testing.T) {
 			time.Sleep(time.Minute + time.Nanosecond)
 			c.answer(t, quiet, down) // nor does it close, but it is no trial either
 			c.open(t)
+
 			if want := []bool{true}; !slices.Equal(c.changes, want) {
 				t.Errorf("%v: changes %v, want %v", quiet, c.changes, want)
 			}
@@ -113,17 +115,21 @@ func TestBreakerLetsOneTrialThrough(t *testing.T) {
 		c := newCircuit()
 		c.answer(t, down, down, down)
 		time.Sleep(time.Minute + time.Nanosecond)
+
 		c.inner.answer = func(context.Context, int64) error {
 			time.Sleep(time.Hour)
 			return nil
 		}
+
 		trial := make(chan error)
 		go func() { trial <- unwrapOnce(t.Context(), c) }()
 		synctest.Wait()
+
 		for range 5 {
 			c.open(t)
 			time.Sleep(2 * time.Minute)
 		}
+
 		if err := <-trial; err != nil {
 			t.Error(err)
 		}
@@ -159,6 +165,7 @@ func TestBreakerOverTheWire(t *testing.T) {
 			w := kms.Breaker(key, kms.BreakerConfig{
 				Failures: 2, OpenFor: time.Second, OnChange: func(open bool) { changes <- open },
 			})
+
 			server.SetFaults(faults)
 			for range 10 {
 				_, err := w.Unwrap(t.Context(), blob, nil)
@@ -169,9 +176,11 @@ func TestBreakerOverTheWire(t *testing.T) {
 					break
 				}
 			}
+
 			if n := server.Calls()["Decrypt"]; n != 2 || !<-changes {
 				t.Errorf("the KMS was asked %d times, want 2", n)
 			}
+
 			server.SetFaults(kmstest.Faults{})
 			for range 100 { // until the trial
 				if _, err = w.Unwrap(t.Context(), blob, nil); err == nil {
@@ -179,20 +188,24 @@ func TestBreakerOverTheWire(t *testing.T) {
 				}
 				time.Sleep(50 * time.Millisecond)
 			}
+
 			if err != nil || <-changes {
 				t.Errorf("it did not close: %v", err)
 			}
 		})
 	}
+
 	server := kmstest.StartTest(t)
 	key := server.NewKey(t, func(c *kms.AWSConfig) { c.MaxAttempts = 1 })
 	w := kms.Breaker(key, kms.BreakerConfig{Failures: 1})
 	server.SetFaults(kmstest.Faults{ThrottleNext: 3})
+
 	for range 3 {
 		if _, _, err := kms.Generate(t.Context(), w, nil); !kms.IsThrottled(err) {
 			t.Errorf("%v, want throttled", err)
 		}
 	}
+
 	if _, _, err := kms.Generate(t.Context(), w, nil); err != nil {
 		t.Errorf("a KMS that throttles opened the breaker: %v", err)
 	}

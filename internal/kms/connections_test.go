@@ -31,6 +31,7 @@ func lostFlows(t *testing.T, f *kmstest.Forwarder, w kms.Wrapper) {
 	f.Lose()
 	start := time.Now()
 	var wg sync.WaitGroup
+
 	for range 4 {
 		wg.Go(func() {
 			for time.Since(start) < 30*time.Second {
@@ -40,9 +41,11 @@ func lostFlows(t *testing.T, f *kmstest.Forwarder, w kms.Wrapper) {
 					t.Errorf("%v, want unreachable", err)
 				}
 			}
+
 			t.Error("not back after 30 seconds")
 		})
 	}
+
 	wg.Wait()
 	t.Logf("back after %v", time.Since(start))
 }
@@ -52,16 +55,23 @@ func lostFlows(t *testing.T, f *kmstest.Forwarder, w kms.Wrapper) {
 func TestLostPool(t *testing.T) {
 	server := kmstest.StartTest(t)
 	f := kmstest.StartForwarder(t, strings.TrimPrefix(server.URL(), "http://"))
-	w := server.NewKey(t, func(c *kms.AWSConfig) { c.Endpoint, c.Timeout, c.MaxAttempts = "http://"+f.Addr(), attempt, 1 })
+	w := server.NewKey(t, func(c *kms.AWSConfig) {
+		c.Endpoint, c.Timeout, c.MaxAttempts = "http://"+f.Addr(),
+			attempt, 1
+	})
+
 	_, blob, err := kms.Generate(t.Context(), w, nil)
 	must(t, err)
 	server.SetFaults(kmstest.Faults{LatencyMS: 300})
 	var wg sync.WaitGroup
+
 	for range 16 {
 		wg.Go(func() { _, _ = kms.Unwrap(t.Context(), w, blob, nil) })
 	}
+
 	wg.Wait()
 	server.SetFaults(kmstest.Faults{})
+
 	if f.Flows() < 8 {
 		t.Fatalf("%d connections for 16 calls at a time", f.Flows())
 	}
@@ -87,13 +97,16 @@ func startTLS(t *testing.T, handler http.Handler, protocol string) (*kmstest.For
 		}
 		handler.ServeHTTP(w, r)
 	}))
+
 	server.EnableHTTP2 = protocol == "HTTP/2.0"
 	server.StartTLS()
 	t.Cleanup(server.Close)
 	t.Cleanup(server.CloseClientConnections)
 
 	file := t.TempDir() + "/ca.pem"
-	must(t, os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}), 0o600))
+	must(t, os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}),
+		0o600))
+
 	return kmstest.StartForwarder(t, strings.TrimPrefix(server.URL, "https://")), server.Certificate(), file
 }
 
@@ -113,7 +126,10 @@ func TestVaultLostFlows(t *testing.T) {
 	t.Parallel()
 	server := kmstest.StartVault(t)
 	f, _, ca := startTLS(t, server, "HTTP/2.0")
-	w := server.NewKey(t, func(c *kms.VaultConfig) { c.Address, c.CAFile, c.Timeout = "https://"+f.Addr(), ca, attempt })
+	w := server.NewKey(t, func(c *kms.VaultConfig) {
+		c.Address, c.CAFile, c.Timeout = "https://"+f.Addr(), ca,
+			attempt
+	})
 	lostFlows(t, f, w)
 }
 

@@ -21,7 +21,8 @@ func TestAssociatedData(t *testing.T) {
 			label + "00000002" + "0000000000000006" + "6275636b6574" + "0000000000000001" + "62" +
 				"0000000000000003" + "6b6579" + "0000000000000001" + "6b",
 		},
-		{"empty value", EncryptionContext{"a": ""}, label + "00000001" + "0000000000000001" + "61" + "0000000000000000"},
+		{"empty value", EncryptionContext{"a": ""}, label + "00000001" + "0000000000000001" + "61" +
+			"0000000000000000"},
 	} {
 		if got := hex.EncodeToString(associatedData(c.ec)); got != c.want {
 			t.Errorf("%s: %s, want %s", c.name, got, c.want)

@@ -72,9 +72,11 @@ func TestNoDecoratorRemembersADEK(t *testing.T) {
 		w := wrap(server.NewKey(t, nil))
 		dek, blob, err := kms.Generate(t.Context(), w, nil)
 		must(t, err)
+
 		if got, err := kms.Unwrap(t.Context(), w, blob, nil); err != nil || !bytes.Equal(got, dek) {
 			t.Errorf("%s: %v", name, err)
 		}
+
 		must(t, server.DisableKey(w.KeyID()))
 		if got, err := kms.Unwrap(t.Context(), w, blob, nil); got != nil || !kms.IsRevoked(err) {
 			t.Errorf("%s: after the key was disabled: %v, want revoked", name, err)

@@ -150,15 +150,18 @@ func networkError(err error) error {
 		dns  *net.DNSError
 		cert *tls.CertificateVerificationError
 	)
+
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
 		return context.DeadlineExceeded
 	case errors.As(err, &dns):
 		return dns
+
 	case errors.As(err, &op):
 		return op
 	case errors.As(err, &cert):
 		return cert
+
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		return errConnectionLost
 	default:

@@ -20,10 +20,12 @@ func Example() {
 		log.Fatal(err)
 	}
 	defer os.RemoveAll(dir)
+
 	path := filepath.Join(dir, "kek")
 	if err := kms.CreateLocalKeyFile(path); err != nil {
 		log.Fatal(err)
 	}
+
 	key, err := kms.NewLocal(path)
 	if err != nil {
 		log.Fatal(err)
@@ -36,10 +38,12 @@ func Example() {
 	if err != nil {
 		log.Fatal(err)
 	}
+
 	unwrapped, err := kms.Unwrap(ctx, key, wrapped, ec)
 	if err != nil {
 		log.Fatal(err)
 	}
+
 	fmt.Println("same data key:", bytes.Equal(dek, unwrapped))
 
 	// The wrapped key is of no use for another object.
@@ -52,6 +56,7 @@ func Example() {
 	if err := os.Remove(path); err != nil {
 		log.Fatal(err)
 	}
+
 	_, err = kms.Unwrap(ctx, key, wrapped, ec)
 	fmt.Println("key removed, revoked:", kms.IsRevoked(err))
 	// Output:

@@ -85,6 +85,7 @@ func NewGCP(ctx context.Context, cfg GCPConfig) (*GCP, error) {
 	if g.attempts <= 0 {
 		g.attempts = DefaultGCPMaxAttempts
 	}
+
 	if !gcpKeyForm.MatchString(g.name) {
 		err := errors.New("not of the form projects/P/locations/L/keyRings/R/cryptoKeys/K")
 		return nil, &Error{Kind: Invalid, Op: "open", KeyID: printable(g.name, maxKeyID), Err: err}
@@ -92,6 +93,7 @@ func NewGCP(ctx context.Context, cfg GCPConfig) (*GCP, error) {
 	if err := checkKeyID(g.name, gcpLeastBlob); err != nil {
 		return nil, &Error{Kind: Invalid, Op: "open", KeyID: printable(g.name, maxKeyID), Err: err}
 	}
+
 	// With GOOGLE_SDK_GO_LOGGING_LEVEL=debug in the environment, the client
 	// would write every request and answer to standard error, data keys and
 	// access tokens included.
@@ -104,15 +106,18 @@ func NewGCP(ctx context.Context, cfg GCPConfig) (*GCP, error) {
 				Logger: silent,
 			})
 		}
+
 		found, err := followLogin(detect, cfg.Report, gcpFileVariable,
 			".config", "gcloud", "application_default_credentials.json")
 		if err != nil {
 			err := messageError("no credentials: " + printable(err.Error(), 300))
 			return nil, &Error{Kind: Internal, Op: "open", KeyID: g.name, Err: err}
 		}
+
 		g.creds = shareGCPTokens(found.Get)
 		options = []option.ClientOption{option.WithAuthCredentials(g.creds)}
 	}
+
 	options = append(slices.Clip(options), option.WithLogger(silent))
 	if cfg.Endpoint != "" {
 		options = append(options, option.WithEndpoint(cfg.Endpoint))
@@ -124,11 +129,13 @@ func NewGCP(ctx context.Context, cfg GCPConfig) (*GCP, error) {
 		}
 		options = append(options, option.WithGRPCDialOption(grpc.WithTransportCredentials(trusted)))
 	}
+
 	var err error
 	if g.conn, err = newGCPConn(ctx, options); err != nil {
 		err := messageError(printable(err.Error(), 300))
 		return nil, &Error{Kind: Invalid, Op: "open", KeyID: g.name, Err: err}
 	}
+
 	return g, nil
 }
 
@@ -152,17 +159,20 @@ func (g *GCP) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]byt
 	if err := checkWrap(ctx, g.name, dek, ec); err != nil {
 		return nil, err
 	}
+
 	aad := associatedData(ec)
 	req := &kmspb.EncryptRequest{
 		Name: g.name, Plaintext: dek, PlaintextCrc32C: crc32c(dek),
 		AdditionalAuthenticatedData: aad, AdditionalAuthenticatedDataCrc32C: crc32c(aad),
 	}
+
 	var blob []byte
 	err := g.call(ctx, "wrap", func(call context.Context) error {
 		resp, err := g.conn.client().Encrypt(call, req, g.retry())
 		if err != nil {
 			return err
 		}
+
 		intact := resp.GetVerifiedPlaintextCrc32C() && resp.GetVerifiedAdditionalAuthenticatedDataCrc32C()
 		if !intact || !isCRC32C(resp.GetCiphertext(), resp.GetCiphertextCrc32C()) {
 			return errGCPDamaged
@@ -170,12 +180,14 @@ func (g *GCP) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]byt
 		if !isVersionOf(resp.GetName(), g.name) {
 			return errGCPOtherKey
 		}
+
 		blob = resp.GetCiphertext()
 		return nil
 	})
 	if err != nil {
 		return nil, err
 	}
+
 	if err := checkKeyID(g.name, len(blob)); err != nil { // the blobs of external keys are as long as their manager makes them
 		return nil, &Error{Kind: Invalid, Op: "wrap", KeyID: g.name, Err: err}
 	}
@@ -192,11 +204,13 @@ func (g *GCP) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext) 
 		err := fmt.Errorf("a blob of %d bytes", len(wrapped))
 		return nil, &Error{Kind: InvalidCiphertext, Op: "unwrap", KeyID: g.name, Err: err}
 	}
+
 	aad := associatedData(ec)
 	req := &kmspb.DecryptRequest{
 		Name: g.name, Ciphertext: wrapped, CiphertextCrc32C: crc32c(wrapped),
 		AdditionalAuthenticatedData: aad, AdditionalAuthenticatedDataCrc32C: crc32c(aad),
 	}
+
 	var dek []byte
 	err := g.call(ctx, "unwrap", func(call context.Context) error {
 		resp, err := g.conn.client().Decrypt(call, req, g.retry())
@@ -207,12 +221,14 @@ func (g *GCP) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext) 
 			clear(resp.GetPlaintext())
 			return errGCPDamaged
 		}
+
 		dek = resp.GetPlaintext()
 		return nil
 	})
 	if err != nil {
 		return nil, err
 	}
+
 	return dek, nil
 }
 
@@ -229,8 +245,10 @@ func (g *GCP) call(ctx context.Context, op string, run func(context.Context) err
 	if err := g.haveToken(ctx, op); err != nil {
 		return err
 	}
+
 	call, cancel := context.WithTimeout(ctx, g.timeout)
 	defer cancel()
+
 	var err error
 	for attempt := 1; ; attempt++ {
 		used, sent := g.conn.client(), clock()
@@ -242,6 +260,7 @@ func (g *GCP) call(ctx context.Context, op string, run func(context.Context) err
 			break
 		}
 	}
+
 	if err == nil {
 		return nil
 	}

@@ -86,13 +86,16 @@ func (c *gcpConn) note(used *gcpClient, sent time.Duration, err error) {
 func (c *gcpConn) replace(used *gcpClient) {
 	c.turn.Lock()
 	defer c.turn.Unlock()
+
 	if c.now.Load() != used {
 		return // by another call
 	}
+
 	next, err := c.dial(context.Background())
 	if err != nil {
 		return // the old one may do yet
 	}
+
 	c.now.Store(next)
 	_ = used.Close()
 }

@@ -24,6 +24,7 @@ func TestGCPConnIsKept(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.close()
+
 	late := status.Error(codes.DeadlineExceeded, "")
 	const past = -time.Hour // of a connection that is not being made any more
 
@@ -51,6 +52,7 @@ func TestGCPConnIsKept(t *testing.T) {
 		if replaced := now != used; replaced != c.replaced {
 			t.Errorf("%s: replaced is %v", c.name, replaced)
 		}
+
 		conn.replace(used) // again, by another call that used the same
 		if c.replaced && conn.client() != now {
 			t.Errorf("%s: replaced twice", c.name)
@@ -77,6 +79,7 @@ func (p *pool) CloseIdleConnections() { p.closed++ }
 func TestRevivingKeepsConnections(t *testing.T) {
 	expired, cancel := context.WithTimeout(t.Context(), 0)
 	defer cancel()
+
 	canceled, cancel := context.WithCancel(t.Context())
 	cancel()
 	p := &pool{}
@@ -106,6 +109,7 @@ func TestRevivingKeepsConnections(t *testing.T) {
 		if resp, err := r.RoundTrip(req); err == nil {
 			_ = resp.Body.Close()
 		}
+
 		if p.closed != c.closed {
 			t.Errorf("%s: idle connections closed %d times, want %d", c.name, p.closed, c.closed)
 		}

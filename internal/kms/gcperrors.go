@@ -59,6 +59,7 @@ func (g *GCP) isGCPError(s *status.Status) bool {
 			return false
 		}
 	}
+
 	for _, detail := range s.Details() {
 		switch d := detail.(type) {
 		case *errdetails.ErrorInfo:
@@ -67,6 +68,7 @@ func (g *GCP) isGCPError(s *status.Status) bool {
 			return true
 		}
 	}
+
 	_, key, _ := strings.Cut(g.name, "/locations/") // the project has a name and a number
 	service := s.Code() == codes.Unimplemented && strings.Contains(s.Message(), "KeyManagementService")
 	return service || strings.Contains(s.Message(), key)
@@ -92,15 +94,18 @@ func (g *GCP) fail(ctx context.Context, op string, err error) *Error {
 		e.Kind, e.Err = Canceled, context.Canceled
 	case errors.Is(err, errGCPDamaged):
 		e.Kind, e.Err = Unreachable, errGCPDamaged // one cannot talk to the KMS
+
 	case errors.Is(err, errGCPOtherKey):
 		e.Kind, e.Err = Internal, errGCPOtherKey
 	case errors.Is(err, context.DeadlineExceeded), ok && s.Code() == codes.DeadlineExceeded:
 		e.Kind, e.Err = Unreachable, context.DeadlineExceeded
+
 	case !ok:
 		e.Kind, e.Err = Unreachable, errors.New("the request was not sent, or its answer cannot be read")
 	default:
 		g.failStatus(ctx, e, s)
 	}
+
 	return e
 }
 
@@ -117,15 +122,18 @@ func (g *GCP) failStatus(ctx context.Context, e *Error, s *status.Status) {
 	if e.Op != "wrap" { // the one request with a DEK in it, which a broken KMS might quote
 		e.Err = messageError(printable(s.Message(), 300))
 	}
+
 	switch s.Code() {
 	case codes.InvalidArgument:
 		if e.Op == "unwrap" {
 			e.Kind = InvalidCiphertext
 		}
+
 	case codes.FailedPrecondition:
 		e.Kind = gcpState(e, s)
 	case codes.Unauthenticated:
 		e.Kind, e.Err = g.credentialsKind(ctx, s)
+
 	default:
 	}
 }
@@ -141,6 +149,7 @@ func gcpState(e *Error, s *status.Status) Kind {
 		if !ok {
 			continue
 		}
+
 		for _, v := range failure.GetViolations() {
 			e.Reason = printable(v.GetType(), 64)
 			if known, ok := gcpStates[v.GetType()]; ok {
@@ -151,6 +160,7 @@ func gcpState(e *Error, s *status.Status) Kind {
 			}
 		}
 	}
+
 	return kind
 }
 
@@ -179,6 +189,7 @@ func (g *GCP) credentialsKind(ctx context.Context, s *status.Status) (Kind, erro
 			return kind, errors.New("the KMS refused the credentials: " + info.GetReason())
 		}
 	}
+
 	switch {
 	case g.creds == nil && g.isGCPError(s):
 		return Internal, errors.New("the credentials were refused")
@@ -188,12 +199,14 @@ func (g *GCP) credentialsKind(ctx context.Context, s *status.Status) (Kind, erro
 
 	call, cancel := context.WithTimeout(ctx, g.timeout)
 	defer cancel()
+
 	_, err := g.creds.Token(call)
 	switch {
 	case err == nil && g.isGCPError(s):
 		// A token that was got and is refused: the account was deleted or
 		// disabled since.
 		return Denied, errors.New("the KMS refused the credentials")
+
 	case err == nil:
 		return Unreachable, &intermediaryError{}
 	default:
@@ -215,12 +228,14 @@ func gcpTokenKind(err error) (Kind, error) {
 		_, text, _ = strings.Cut(text, ": ")
 		body = []byte(text)
 	}
+
 	cause := networkError(err)
 	switch {
 	case isGCPRefusal(body):
 		return Denied, errors.New("no token: the credentials were refused")
 	case cause != nil:
 		return Unreachable, cause
+
 	case errors.Is(err, fs.ErrNotExist):
 		return Internal, errors.New("no token: a file of the credentials is missing")
 	default:
@@ -235,8 +250,10 @@ func gcpTokenKind(err error) (Kind, error) {
 func isGCPRefusal(body []byte) bool {
 	var oauth struct{ Error string }
 	if json.Unmarshal(body, &oauth) == nil {
-		return slices.Contains([]string{"invalid_grant", "invalid_client", "unauthorized_client", "access_denied"}, oauth.Error)
+		return slices.Contains([]string{"invalid_grant", "invalid_client", "unauthorized_client", "access_denied"},
+			oauth.Error)
 	}
 	var api struct{ Error struct{ Status string } }
-	return json.Unmarshal(body, &api) == nil && slices.Contains([]string{"PERMISSION_DENIED", "NOT_FOUND"}, api.Error.Status)
+	return json.Unmarshal(body, &api) == nil &&
+		slices.Contains([]string{"PERMISSION_DENIED", "NOT_FOUND"}, api.Error.Status)
 }

@@ -37,6 +37,7 @@ func (g *GCP) haveToken(ctx context.Context, op string) error {
 	if g.creds == nil {
 		return nil
 	}
+
 	_, err := g.creds.Token(ctx)
 	switch {
 	case err == nil:
@@ -44,6 +45,7 @@ func (g *GCP) haveToken(ctx context.Context, op string) error {
 	case ctx.Err() != nil:
 		return contextError(ctx, op, g.name)
 	}
+
 	kind, cause := gcpTokenKind(err)
 	return &Error{Kind: kind, Op: op, KeyID: g.name, Err: cause}
 }

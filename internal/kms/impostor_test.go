@@ -22,6 +22,7 @@ func TestVaultImpostors(t *testing.T) {
 func TestVaultImpostorsAtLogin(t *testing.T) {
 	server := kmstest.StartVault(t)
 	server.AddAppRole("role", "secret", kmstest.VaultToken{})
+
 	for name, login := range map[string]kms.VaultLogin{
 		"token":   {Token: server.NewToken(kmstest.VaultToken{})},
 		"AppRole": {AppRole: &kms.VaultAppRole{RoleID: "role", SecretID: "secret"}},
@@ -30,11 +31,13 @@ func TestVaultImpostorsAtLogin(t *testing.T) {
 			if i.Own == "vault" {
 				continue
 			}
+
 			server.SetImpostor(&i)
 			w := server.NewKey(t, func(c *kms.VaultConfig) { c.Login = login })
 			_, _, err := kms.Generate(t.Context(), w, nil)
 			wantKind(t, name+": "+i.Name, err, kms.Unreachable)
 			server.SetImpostor(nil)
+
 			if _, _, err := kms.Generate(t.Context(), w, nil); err != nil {
 				t.Errorf("%s: after %s: %v", name, i.Name, err)
 			}

@@ -83,6 +83,7 @@ func Generate(ctx context.Context, w Wrapper, ec EncryptionContext) (dek, wrappe
 		rand.Read(dek) // never fails: it ends the program instead
 		wrapped, err = Wrap(ctx, w, dek, ec)
 	}
+
 	if err == nil {
 		err = checkAnswer(w, "generate", dek, wrapped)
 	}
@@ -90,6 +91,7 @@ func Generate(ctx context.Context, w Wrapper, ec EncryptionContext) (dek, wrappe
 		clear(dek)
 		return nil, nil, err
 	}
+
 	return dek, wrapped, nil
 }
 
@@ -124,22 +126,27 @@ func RoundTrip(ctx context.Context, w Wrapper) (wrapped []byte, ec EncryptionCon
 	fault := func(text string) error {
 		return &Error{Kind: Internal, Op: "round trip", KeyID: w.KeyID(), Err: errors.New(text)}
 	}
+
 	ec = EncryptionContext{"bucket": "cmekproxy-check", "key": "object"}
 	dek, wrapped, err := Generate(ctx, w, ec)
 	if err != nil {
 		return nil, nil, err
 	}
 	defer clear(dek)
+
 	again, err := Unwrap(ctx, w, wrapped, ec)
 	if err != nil {
 		return nil, nil, err
 	}
 	defer clear(again)
+
 	if subtle.ConstantTimeCompare(dek, again) != 1 {
 		return nil, nil, fault("the KMS unwrapped another data key than it had wrapped")
 	}
+
 	other, err := Unwrap(ctx, w, wrapped, EncryptionContext{"bucket": "cmekproxy-check", "key": "another object"})
 	clear(other)
+
 	if err == nil {
 		return nil, nil, fault("the KMS ignores the encryption context: a data key unwraps for any object")
 	}
@@ -203,6 +210,7 @@ func checkKeyID(id string, blobSize int) error {
 			return errors.New("the key id is not printable ASCII")
 		}
 	}
+
 	switch {
 	case id == "":
 		return errors.New("no key id")
@@ -210,5 +218,6 @@ func checkKeyID(id string, blobSize int) error {
 		return fmt.Errorf("a key id of %d bytes, with wrapped keys of up to %d bytes, is more than an envelope holds (%d)",
 			len(id), blobSize, maxFields)
 	}
+
 	return nil
 }

@@ -48,6 +48,7 @@ func Limit(w Wrapper, cfg LimitConfig) Wrapper {
 		}
 		l.tokens = rate.NewLimiter(rate.Limit(cfg.PerSecond), burst)
 	}
+
 	return &decorator{w, l.run}
 }
 

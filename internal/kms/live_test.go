@@ -30,9 +30,15 @@ func TestLive(t *testing.T) {
 		"KMS_LIVE_GCP": func(t *testing.T, id string) (kms.Wrapper, error) {
 			return kms.NewGCP(t.Context(), kms.GCPConfig{KeyID: id})
 		},
-		"KMS_LIVE_AZURE": func(_ *testing.T, id string) (kms.Wrapper, error) { return kms.NewAzure(kms.AzureConfig{KeyID: id}) },
+		"KMS_LIVE_AZURE": func(_ *testing.T, id string) (kms.Wrapper,
+			error,
+		) {
+			return kms.NewAzure(kms.AzureConfig{KeyID: id})
+		},
 		"KMS_LIVE_VAULT": func(_ *testing.T, id string) (kms.Wrapper, error) {
-			return kms.NewVault(kms.VaultConfig{Address: os.Getenv("VAULT_ADDR"), KeyID: id, Login: kms.VaultLogin{Token: os.Getenv("VAULT_TOKEN")}})
+			return kms.NewVault(kms.VaultConfig{
+				Address: os.Getenv("VAULT_ADDR"), KeyID: id, Login: kms.VaultLogin{Token: os.Getenv("VAULT_TOKEN")},
+			})
 		},
 	} {
 		ids := strings.Fields(os.Getenv(name))
@@ -43,6 +49,7 @@ func TestLive(t *testing.T) {
 			t.Errorf("%s has %d keys, want two", name, len(ids))
 			continue
 		}
+
 		ran = true
 		t.Run(name, func(t *testing.T) {
 			var next atomic.Int64
@@ -55,6 +62,7 @@ func TestLive(t *testing.T) {
 			}, nil)
 		})
 	}
+
 	if !ran {
 		t.Fatal("no key is named: set KMS_LIVE_AWS, KMS_LIVE_GCP, KMS_LIVE_AZURE or KMS_LIVE_VAULT; see internal/kms/live_test.go")
 	}

@@ -78,26 +78,32 @@ func (l *Local) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]b
 	if err := checkWrap(ctx, l.id, dek, ec); err != nil {
 		return nil, err
 	}
+
 	file, err := l.open("wrap")
 	if err != nil {
 		return nil, err
 	}
 	defer file.Wipe()
+
 	version := file.Current()
 	if version == 0 {
 		return nil, l.noVersion("wrap", file)
 	}
+
 	aead, err := newGCM(file.Versions[version-1].key)
 	if err != nil {
 		return nil, l.fail(Internal, "wrap", "", err)
 	}
 	defer crypt.Wipe(aead)
+
 	blob := make([]byte, 1, 1+4+localSealed)
 	blob[0] = localForm1 // a file of one line may still be read by a proxy that knows no other form
+
 	if !file.single {
 		blob[0] = localForm2
 		blob = binary.BigEndian.AppendUint32(blob, uint32(version)) //nolint:gosec // at most maxLocalVersions
 	}
+
 	return aead.Seal(blob, nil, dek, l.aad(blob, ec)), nil
 }
 
@@ -106,11 +112,13 @@ func (l *Local) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext
 	if err := checkCall(ctx, "unwrap", l.id, ec); err != nil {
 		return nil, err
 	}
+
 	file, err := l.open("unwrap")
 	if err != nil {
 		return nil, err
 	}
 	defer file.Wipe()
+
 	version, prefix := localBlob(wrapped)
 	if version == 0 {
 		return nil, l.fail(InvalidCiphertext, "unwrap", "", errors.New("not a blob of a local key"))
@@ -118,15 +126,18 @@ func (l *Local) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext
 	if err := l.usable(file, version); err != nil {
 		return nil, err
 	}
+
 	aead, err := newGCM(file.Versions[version-1].key)
 	if err != nil {
 		return nil, l.fail(Internal, "unwrap", "", err)
 	}
 	defer crypt.Wipe(aead)
+
 	dek, err := aead.Open(nil, nil, wrapped[prefix:], l.aad(wrapped[:prefix], ec))
 	if err != nil {
 		return nil, l.fail(InvalidCiphertext, "unwrap", "", errors.New("authentication failed"))
 	}
+
 	return dek, nil
 }
 
@@ -160,6 +171,7 @@ func (l *Local) open(op string) (*LocalKeyFile, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	switch {
 	case file.ID != l.id:
 		err = l.fail(NotFound, op, "KeyReplaced", errors.New("the file holds another key now"))
@@ -168,6 +180,7 @@ func (l *Local) open(op string) (*LocalKeyFile, error) {
 	default:
 		return file, nil
 	}
+
 	file.Wipe()
 	return nil, err
 }
@@ -179,6 +192,7 @@ func (l *Local) usable(file *LocalKeyFile, version uint32) error {
 	if int64(version) > int64(len(file.Versions)) {
 		return l.fail(InvalidCiphertext, "unwrap", "UnknownVersion", fmt.Errorf("the key has no version %d", version))
 	}
+
 	state := file.Versions[version-1].State
 	if state == LocalKeyEnabled {
 		return nil
@@ -186,10 +200,12 @@ func (l *Local) usable(file *LocalKeyFile, version uint32) error {
 	if file.Current() == 0 {
 		return l.noVersion("unwrap", file)
 	}
+
 	reason := "VersionDisabled"
 	if state == LocalKeyDestroyed {
 		reason = "VersionDestroyed"
 	}
+
 	return l.fail(Denied, "unwrap", reason, fmt.Errorf("version %d of the key is %s", version, state))
 }
 
@@ -253,20 +269,25 @@ func readOpenLocal(f *os.File) (*LocalKeyFile, *Error) {
 	if !info.Mode().IsRegular() {
 		return nil, &Error{Kind: NotFound, Reason: "NotAFile", Err: fmt.Errorf("%s is not a regular file", f.Name())}
 	}
+
 	if mode := info.Mode().Perm(); mode&0o007 != 0 {
 		return nil, &Error{Kind: Denied, Reason: "FileMode", Err: fmt.Errorf(
 			"%s has mode %04o: all users may access it (chmod o= it)", f.Name(), mode)}
 	}
+
 	text := make([]byte, min(info.Size(), maxLocalFile)+1) // one more, to see a longer file
 	defer clear(text)
+
 	n, err := io.ReadFull(f, text)
 	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
 		return nil, localFileError(err)
 	}
+
 	file, err := ParseLocalKeyFile(text[:n])
 	if err != nil {
 		return nil, &Error{Kind: NotFound, Reason: "NoKeyInFile", Err: fmt.Errorf("%s: %w", f.Name(), err)}
 	}
+
 	return file, nil
 }
 

@@ -105,18 +105,22 @@ func (f *LocalKeyFile) SetState(version int, state LocalKeyState) error {
 	if version < 1 || version > len(f.Versions) {
 		return fmt.Errorf("there is no version %d: the newest is %d", version, len(f.Versions))
 	}
+
 	v := &f.Versions[version-1]
 	switch state {
 	case LocalKeyEnabled, LocalKeyDisabled:
 		if v.State == LocalKeyDestroyed {
 			return fmt.Errorf("version %d is destroyed, and its key is gone", version)
 		}
+
 	case LocalKeyDestroyed:
 		clear(v.key)
 		v.key = nil
+
 	default:
 		return fmt.Errorf("unknown state %q", state)
 	}
+
 	v.State = state
 	return nil
 }
@@ -134,28 +138,34 @@ func (f *LocalKeyFile) Append(b []byte) []byte {
 	start := len(b)
 	b = append(b, localHeader...)
 	b = append(b, "id "+f.ID+"\nstate "...)
+
 	if f.Disabled {
 		b = append(b, LocalKeyDisabled+"\n"...)
 	} else {
 		b = append(b, LocalKeyEnabled+"\n"...)
 	}
+
 	for i, v := range f.Versions {
 		b = append(b, "version "...)
 		b = strconv.AppendInt(b, int64(i+1), 10)
 		b = append(b, " "+string(v.State)+" "...)
+
 		if v.Created.IsZero() {
 			b = append(b, '-')
 		} else {
 			b = v.Created.AppendFormat(b, time.RFC3339)
 		}
+
 		b = append(b, ' ')
 		if v.State == LocalKeyDestroyed {
 			b = append(b, '-')
 		} else {
 			b = base64.StdEncoding.AppendEncode(b, v.key)
 		}
+
 		b = append(b, '\n')
 	}
+
 	return appendChecksum(b, start)
 }
 
@@ -179,14 +189,17 @@ func ParseLocalKeyFile(text []byte) (*LocalKeyFile, error) {
 			return nil, fmt.Errorf("not a local key: %w", err)
 		}
 		defer clear(key)
+
 		file := newLocalKeyFile(key, time.Time{})
 		file.single = true
 		return file, nil
+
 	case bytes.HasPrefix(text, []byte(localHeader)):
 		if len(text) > maxLocalFile {
 			return nil, fmt.Errorf("the key file is longer than %d bytes", maxLocalFile)
 		}
 		return parseLocalVersions(text)
+
 	default:
 		return nil, fmt.Errorf("not a local key: it does not begin with %q", localHeader[:len(localHeader)-1])
 	}
@@ -199,11 +212,14 @@ func parseLocalVersions(text []byte) (_ *LocalKeyFile, err error) {
 	if body < len(localHeader) || text[body-1] != '\n' || !bytes.HasPrefix(text[body:], []byte(localChecksum)) {
 		return nil, errors.New("the key file does not end with its checksum: it was cut or added to")
 	}
+
 	want := appendChecksum(bytes.Clone(text[:body]), 0)
 	defer clear(want)
+
 	if !bytes.Equal(want, text) {
 		return nil, errors.New("the key file does not match its checksum: it was damaged, or edited by hand")
 	}
+
 	lines := bytes.Split(bytes.TrimSuffix(text[len(localHeader):body], []byte("\n")), []byte("\n"))
 	if len(lines) < 3 {
 		return nil, errors.New("the key file lacks its id, its state, or any version")
@@ -211,15 +227,18 @@ func parseLocalVersions(text []byte) (_ *LocalKeyFile, err error) {
 	if len(lines)-2 > maxLocalVersions {
 		return nil, fmt.Errorf("the key file has more than %d versions", maxLocalVersions)
 	}
+
 	file := &LocalKeyFile{Versions: make([]LocalKeyVersion, 0, len(lines)-2)}
 	defer func() {
 		if err != nil {
 			file.Wipe()
 		}
 	}()
+
 	if file.ID, err = parseLocalID(lines[0]); err != nil {
 		return nil, err
 	}
+
 	switch string(lines[1]) {
 	case "state enabled":
 	case "state disabled":
@@ -227,6 +246,7 @@ func parseLocalVersions(text []byte) (_ *LocalKeyFile, err error) {
 	default:
 		return nil, errors.New("line 3 of the key file: neither \"state enabled\" nor \"state disabled\"")
 	}
+
 	for i, line := range lines[2:] {
 		v, err := parseLocalVersion(line, i+1)
 		if err != nil {
@@ -234,6 +254,7 @@ func parseLocalVersions(text []byte) (_ *LocalKeyFile, err error) {
 		}
 		file.Versions = append(file.Versions, v)
 	}
+
 	if first := file.Versions[0]; first.State != LocalKeyDestroyed && localKeyID(first.key) != file.ID {
 		return nil, errors.New("line 2 of the key file: the id is not that of version 1")
 	}
@@ -259,6 +280,7 @@ func parseLocalVersion(line []byte, number int) (v LocalKeyVersion, err error) {
 	if string(fields[1]) != strconv.Itoa(number) {
 		return v, fmt.Errorf("version %d is missing, or not in its place", number)
 	}
+
 	v.State = LocalKeyState(fields[2])
 	if created := string(fields[3]); created != "-" {
 		v.Created, err = time.Parse(time.RFC3339, created)
@@ -267,18 +289,22 @@ func parseLocalVersion(line []byte, number int) (v LocalKeyVersion, err error) {
 		}
 		v.Created = v.Created.UTC()
 	}
+
 	switch v.State {
 	case LocalKeyEnabled, LocalKeyDisabled:
 		if v.key, err = parseLocalSecret(fields[4]); err != nil {
 			return v, fmt.Errorf("version %d: %w", number, err)
 		}
+
 	case LocalKeyDestroyed:
 		if string(fields[4]) != "-" {
 			return v, fmt.Errorf("version %d is destroyed, and yet has a key", number)
 		}
+
 	default:
 		return v, fmt.Errorf("version %d is none of enabled, disabled, destroyed", number)
 	}
+
 	return v, nil
 }
 
@@ -290,9 +316,11 @@ func parseLocalSecret(encoded []byte) ([]byte, error) {
 		clear(key)
 		return nil, errors.New("not 32 bytes in base64")
 	}
+
 	key = key[:n]
 	if err := crypt.CheckDEK(key); err != nil { // a KEK has the size of a DEK, and is no more zero than one
 		return nil, errors.New("all zero")
 	}
+
 	return key, nil
 }

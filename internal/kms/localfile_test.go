@@ -40,18 +40,23 @@ func TestParseLocalKeyFile(t *testing.T) {
 	if !bytes.Equal(file.Append(nil), text) {
 		t.Errorf("it is written otherwise:\n%s", file.Append(nil))
 	}
+
 	created := time.Date(2026, 11, 24, 6, 11, 0, 0, time.UTC)
 	want := []kms.LocalKeyVersion{
-		{State: kms.LocalKeyEnabled}, {State: kms.LocalKeyDestroyed, Created: created}, {State: kms.LocalKeyDisabled, Created: created},
+		{State: kms.LocalKeyEnabled}, {State: kms.LocalKeyDestroyed, Created: created}, {
+			State: kms.LocalKeyDisabled, Created: created,
+		},
 	}
 	if file.ID != goldenID || file.Disabled || file.Current() != 1 || len(file.Versions) != len(want) {
 		t.Errorf("%s, disabled %v, current %d, %d versions", file.ID, file.Disabled, file.Current(), len(file.Versions))
 	}
+
 	for i, v := range file.Versions {
 		if v.State != want[i].State || !v.Created.Equal(want[i].Created) {
 			t.Errorf("version %d: %s, %v", i+1, v.State, v.Created)
 		}
 	}
+
 	file.Disabled = true
 	again, err := kms.ParseLocalKeyFile(file.Append(nil))
 	if err != nil || !again.Disabled {
@@ -98,6 +103,7 @@ func TestLocalKeyFilesOfTheNewerFormThatAreRefused(t *testing.T) {
 		if changed == goodFile {
 			t.Errorf("%s: nothing was changed", c.name)
 		}
+
 		file, err := kms.ParseLocalKeyFile(sealFile(changed))
 		if file != nil || err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: got %v, want %q", c.name, err, c.want)
@@ -118,12 +124,14 @@ func TestLocalKeyFilesThatWereDamaged(t *testing.T) {
 			t.Errorf("%s was taken", what)
 		}
 	}
+
 	for n := range text {
 		refused(fmt.Sprintf("the first %d bytes", n), text[:n])
 		flipped := bytes.Clone(text)
 		flipped[n] ^= 1 << (n % 8)
 		refused(fmt.Sprintf("bit %d of byte %d", n%8, n), flipped)
 	}
+
 	refused("a trailing line feed", append(bytes.Clone(text), '\n'))
 	refused("the file twice", append(bytes.Clone(text), text...))
 	lines := bytes.SplitAfter(text, []byte("\n"))
@@ -140,26 +148,32 @@ func FuzzParseLocalKeyFile(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
+
 	f.Add(golden)
 	f.Add([]byte(goodFile))
 	f.Add(sealFile(goodFile))
+
 	f.Fuzz(func(t *testing.T, text []byte) {
 		for _, text := range [][]byte{text, sealFile(string(text))} {
 			before := bytes.Clone(text)
 			file, err := kms.ParseLocalKeyFile(text)
+
 			if !bytes.Equal(before, text) {
 				t.Fatal("the text was changed")
 			}
 			if err != nil {
 				continue
 			}
+
 			if len(file.Versions) == 0 || file.Current() > len(file.Versions) {
 				t.Errorf("%d versions, of which %d wraps", len(file.Versions), file.Current())
 			}
+
 			written := file.Append(nil)
 			if !bytes.HasPrefix(text, []byte(localPrefix)) && !bytes.Equal(written, text) {
 				t.Errorf("%q is written as %q", text, written)
 			}
+
 			again, err := kms.ParseLocalKeyFile(written)
 			if err != nil || !bytes.Equal(again.Append(nil), written) {
 				t.Errorf("what was written is not taken: %v", err)

@@ -32,10 +32,13 @@ func ImportLocalKeyFile(path string, key []byte) error {
 	if allAlike(key) {
 		return errors.New("creating a local key: all bytes are alike, which no random key's are")
 	}
+
 	file := newLocalKeyFile(key, time.Now())
 	defer file.Wipe()
+
 	text := localText(file)
 	defer clear(text)
+
 	if err := atomicfile.Create(path, text); err != nil {
 		return fmt.Errorf("creating a local key: %w", err)
 	}
@@ -76,25 +79,31 @@ func ChangeLocalKeyFile(path string, change func(*LocalKeyFile) error) error {
 	if err != nil {
 		return opening(localFileError(err), path)
 	}
+
 	f, err := lockLocal(target)
 	if err != nil {
 		return err
 	}
 	defer f.Close() // which unlocks
+
 	file, failure := readOpenLocal(f)
 	if failure != nil {
 		return opening(failure, target)
 	}
 	defer file.Wipe()
+
 	if err := change(file); err != nil {
 		return err
 	}
+
 	info, err := f.Stat()
 	if err != nil {
 		return fmt.Errorf("changing a local key: %w", err)
 	}
+
 	text := localText(file)
 	defer clear(text)
+
 	if err := atomicfile.Replace(target, text, info); err != nil {
 		return fmt.Errorf("changing a local key: %w", err)
 	}
@@ -116,14 +125,17 @@ func lockLocal(path string) (*os.File, error) {
 		if err != nil {
 			return nil, opening(localFileError(err), path)
 		}
+
 		err = flock(f)
 		var held, there fs.FileInfo
+
 		if err == nil {
 			held, err = f.Stat()
 		}
 		if err == nil {
 			there, err = os.Stat(path)
 		}
+
 		switch {
 		case err != nil:
 			f.Close()
@@ -131,6 +143,7 @@ func lockLocal(path string) (*os.File, error) {
 		case os.SameFile(held, there):
 			return f, nil
 		}
+
 		f.Close()
 	}
 }

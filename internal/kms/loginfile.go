@@ -29,6 +29,7 @@ func followLogin[T any](load func() (T, error), report Report, variable string, 
 	if path != "" {
 		paths = []string{path}
 	}
+
 	return livefile.Open(livefile.Config[T]{Paths: paths, Load: load, Report: func(err error) {
 		if report != nil {
 			report("the credentials in "+path, err)

@@ -63,21 +63,25 @@ func NewPKCS11(ctx context.Context, cfg PKCS11Config) (Wrapper, error) {
 	if cfg.Timeout <= 0 {
 		cfg.Timeout = DefaultPKCS11Timeout
 	}
+
 	cfg.KeyID = append([]byte(nil), cfg.KeyID...)
 	h := &hsm{
 		cfg: cfg, id: cfg.uri(cfg.TokenLabel), token: cfg.TokenLabel,
 		module: moduleAt(cfg.Module), idle: make(chan *hsmSession, maxModuleCalls),
 	}
+
 	if err := cfg.check(); err != nil {
 		return nil, &Error{Kind: Invalid, Op: "open", KeyID: h.id, Err: err}
 	}
 	if err := h.open(ctx); err != nil {
 		return nil, err
 	}
+
 	canary, ec, err := RoundTrip(ctx, h)
 	if err != nil {
 		return nil, err
 	}
+
 	h.canary, h.canaryContext = canary, ec
 	return h, nil
 }
@@ -89,6 +93,7 @@ func (h *hsm) open(ctx context.Context) error {
 		if err := h.module.load(); err != nil {
 			return nil, err
 		}
+
 		return h.module.again(func() ([]byte, error) {
 			_, info, err := h.findToken()
 			return []byte(info.Label), err
@@ -97,11 +102,17 @@ func (h *hsm) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+
 	h.token = string(label)
 	h.id = h.cfg.uri(h.token)
+
 	if len(h.id) > maxPKCS11KeyID {
-		return &Error{Kind: Invalid, Op: "open", KeyID: h.id, Err: errors.New("the labels of token and key are too long together")}
+		return &Error{
+			Kind: Invalid, Op: "open", KeyID: h.id,
+			Err: errors.New("the labels of token and key are too long together"),
+		}
 	}
+
 	return nil
 }
 
@@ -127,8 +138,11 @@ func (h *hsm) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext) 
 		return nil, err
 	}
 	if len(wrapped) != hsmBlobLength || wrapped[0] != hsmVersion {
-		return nil, &Error{Kind: InvalidCiphertext, Op: "unwrap", KeyID: h.id, Err: errors.New("not a blob of a key in an HSM")}
+		return nil, &Error{
+			Kind: InvalidCiphertext, Op: "unwrap", KeyID: h.id, Err: errors.New("not a blob of a key in an HSM"),
+		}
 	}
+
 	own := append([]byte(nil), wrapped...)
 	return h.call(ctx, "unwrap", func() ([]byte, error) {
 		return h.withSession(func(s *hsmSession) ([]byte, error) {
@@ -147,15 +161,18 @@ func (h *hsm) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext) 
 func (h *hsm) call(ctx context.Context, op string, do func() ([]byte, error)) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, h.cfg.Timeout)
 	defer cancel()
+
 	select {
 	case h.module.calls <- struct{}{}:
 	case <-ctx.Done():
 		return nil, contextError(ctx, op, h.id)
 	}
+
 	type answer struct {
 		out []byte
 		err error
 	}
+
 	answers := make(chan answer)
 	go func() {
 		defer func() { <-h.module.calls }()
@@ -166,12 +183,14 @@ func (h *hsm) call(ctx context.Context, op string, do func() ([]byte, error)) ([
 			clear(out)
 		}
 	}()
+
 	select {
 	case a := <-answers:
 		if a.err != nil {
 			return nil, hsmFailure(a.err, op, h.id)
 		}
 		return a.out, nil
+
 	case <-ctx.Done():
 		return nil, contextError(ctx, op, h.id)
 	}
@@ -190,6 +209,7 @@ func (h *hsm) seal(s *hsmSession, dek []byte, ec EncryptionContext) ([]byte, err
 		}
 		clear(nonce)
 	}
+
 	blob, err := h.encrypt(s, nonce, dek, ec)
 	if err != nil {
 		return nil, err
@@ -197,6 +217,7 @@ func (h *hsm) seal(s *hsmSession, dek []byte, ec EncryptionContext) ([]byte, err
 	if [hsmNonce]byte(blob[1:]) == [hsmNonce]byte{} {
 		return nil, errors.New("the token takes no nonce, and makes none either")
 	}
+
 	h.choosesNonce.Store(true)
 	return blob, nil
 }
@@ -206,17 +227,22 @@ func (h *hsm) seal(s *hsmSession, dek []byte, ec EncryptionContext) ([]byte, err
 func (h *hsm) encrypt(s *hsmSession, nonce, dek []byte, ec EncryptionContext) ([]byte, error) {
 	params := pkcs11.NewGCMParams(nonce, hsmAAD(ec), 8*hsmTag)
 	defer params.Free()
+
 	if err := h.module.ctx.EncryptInit(s.handle, gcm(params), s.key); err != nil {
 		return nil, err
 	}
+
 	sealed, err := h.module.ctx.Encrypt(s.handle, dek)
 	if err != nil {
 		return nil, err
 	}
+
 	used := params.IV()
 	if len(used) != hsmNonce || len(sealed) != DEKSize+hsmTag {
-		return nil, fmt.Errorf("the token answered with a nonce of %d bytes and a ciphertext of %d", len(used), len(sealed))
+		return nil, fmt.Errorf("the token answered with a nonce of %d bytes and a ciphertext of %d", len(used),
+			len(sealed))
 	}
+
 	blob := append(make([]byte, 0, hsmBlobLength), hsmVersion)
 	return append(append(blob, used...), sealed...), nil
 }
@@ -246,20 +272,26 @@ func (h *hsm) intact(s *hsmSession) error {
 	if h.canary == nil { // it is being opened
 		return errHSMUntested
 	}
+
 	dek, err := h.unseal(s, h.canary, h.canaryContext)
 	clear(dek)
+
 	if err == nil || !isAmbiguous(err) && !isBadBlob(err) {
 		return err
 	}
+
 	dek = make([]byte, DEKSize)
 	defer clear(dek)
+
 	rand.Read(dek)
 	blob, sealErr := h.seal(s, dek, h.canaryContext)
 	if sealErr != nil {
 		return err
 	}
+
 	again, openErr := h.unseal(s, blob, h.canaryContext)
 	clear(again)
+
 	if openErr != nil {
 		return err
 	}

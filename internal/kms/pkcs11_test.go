@@ -37,6 +37,7 @@ func TestMain(m *testing.M) {
 	if err != nil {
 		panic(err)
 	}
+
 	hsmDir = dir
 	conf := "directories.tokendir = " + dir + "/tokens\nobjectstore.backend = file\nlog.level = ERROR\n"
 	err = errors.Join(os.Mkdir(dir+"/tokens", 0o700), os.WriteFile(dir+"/softhsm2.conf", []byte(conf), 0o600),
@@ -44,6 +45,7 @@ func TestMain(m *testing.M) {
 	if err != nil {
 		panic(err)
 	}
+
 	code := m.Run()
 	_ = os.RemoveAll(dir)
 	os.Exit(code)
@@ -55,19 +57,26 @@ const testPIN = "918273645"
 // module of keys.
 func softHSM(t *testing.T) (ctx *pkcs11.Ctx, path string) {
 	t.Helper()
-	for _, path := range []string{"/usr/lib/softhsm/libsofthsm2.so", "/usr/lib64/libsofthsm2.so", "/usr/local/lib/softhsm/libsofthsm2.so", "/opt/homebrew/lib/softhsm/libsofthsm2.so"} {
+	for _, path := range []string{
+		"/usr/lib/softhsm/libsofthsm2.so", "/usr/lib64/libsofthsm2.so",
+		"/usr/local/lib/softhsm/libsofthsm2.so", "/opt/homebrew/lib/softhsm/libsofthsm2.so",
+	} {
 		if _, err := os.Stat(path); err != nil {
 			continue
 		}
+
 		ctx := pkcs11.New(path)
 		if ctx == nil {
 			t.Fatalf("%s does not load", path)
 		}
-		if err := ctx.Initialize(); err != nil && !errors.Is(err, pkcs11.Error(pkcs11.CKR_CRYPTOKI_ALREADY_INITIALIZED)) {
+		if err := ctx.Initialize(); err != nil &&
+			!errors.Is(err, pkcs11.Error(pkcs11.CKR_CRYPTOKI_ALREADY_INITIALIZED)) {
 			t.Fatal(err)
 		}
+
 		return ctx, path
 	}
+
 	t.Skip("SoftHSM is not installed: apt-get install softhsm2")
 	return nil, ""
 }
@@ -109,6 +118,7 @@ func newToken(t *testing.T) *token {
 	must(t, ctx.Login(s, pkcs11.CKU_SO, "so-pin-1"))
 	must(t, ctx.InitPIN(s, testPIN))
 	must(t, ctx.CloseSession(s))
+
 	return tok
 }
 
@@ -117,7 +127,8 @@ func (tok *token) as(t *testing.T, pin string, do func(s pkcs11.SessionHandle)) 
 	t.Helper()
 	s, err := tok.ctx.OpenSession(tok.slot(t), pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
 	must(t, err)
-	if err := tok.ctx.Login(s, pkcs11.CKU_USER, pin); err != nil && !errors.Is(err, pkcs11.Error(pkcs11.CKR_USER_ALREADY_LOGGED_IN)) {
+	if err := tok.ctx.Login(s, pkcs11.CKU_USER, pin); err != nil &&
+		!errors.Is(err, pkcs11.Error(pkcs11.CKR_USER_ALREADY_LOGGED_IN)) {
 		t.Fatal(err)
 	}
 	do(s)
@@ -130,11 +141,16 @@ func (tok *token) makeKey(t *testing.T, label string, id, value []byte) {
 	t.Helper()
 	tok.as(t, testPIN, func(s pkcs11.SessionHandle) {
 		_, err := tok.ctx.CreateObject(s, []*pkcs11.Attribute{
-			pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY), pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_AES),
-			pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true), pkcs11.NewAttribute(pkcs11.CKA_PRIVATE, true), pkcs11.NewAttribute(pkcs11.CKA_SENSITIVE, true),
-			pkcs11.NewAttribute(pkcs11.CKA_ENCRYPT, true), pkcs11.NewAttribute(pkcs11.CKA_DECRYPT, true), pkcs11.NewAttribute(pkcs11.CKA_MODIFIABLE, true),
-			pkcs11.NewAttribute(pkcs11.CKA_LABEL, label), pkcs11.NewAttribute(pkcs11.CKA_ID, id), pkcs11.NewAttribute(pkcs11.CKA_VALUE, value),
+			pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY), pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE,
+				pkcs11.CKK_AES),
+			pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true), pkcs11.NewAttribute(pkcs11.CKA_PRIVATE,
+				true), pkcs11.NewAttribute(pkcs11.CKA_SENSITIVE, true),
+			pkcs11.NewAttribute(pkcs11.CKA_ENCRYPT, true), pkcs11.NewAttribute(pkcs11.CKA_DECRYPT,
+				true), pkcs11.NewAttribute(pkcs11.CKA_MODIFIABLE, true),
+			pkcs11.NewAttribute(pkcs11.CKA_LABEL, label), pkcs11.NewAttribute(pkcs11.CKA_ID,
+				id), pkcs11.NewAttribute(pkcs11.CKA_VALUE, value),
 		})
+
 		must(t, err)
 	})
 }
@@ -212,26 +228,34 @@ func TestPKCS11BlobForm(t *testing.T) {
 	cfg := tok.config("known")
 	cfg.KeyID = []byte{0xab, 1}
 	w := openHSM(t, cfg)
-	if want := "pkcs11:token=token%20" + tok.label[6:len(tok.label)-4] + "%3B%20%C3%BC;object=known;id=%AB%01"; w.KeyID() != want {
+	if want := "pkcs11:token=token%20" + tok.label[6:len(tok.label)-4] +
+		"%3B%20%C3%BC;object=known;id=%AB%01"; w.KeyID() != want {
 		t.Errorf("key id %s, want %s", w.KeyID(), want)
 	}
+
 	b := wrapLocal(t, w)
 	block, _ := aes.NewCipher(key)
 	aead, _ := cipher.NewGCM(block)
 	aad := append([]byte("cmekproxy pkcs11 wrap v1\x01"), 0, 0, 0, 2)
+
 	for _, s := range []string{"bucket", "b", "key", "k"} {
 		aad = append(binary.BigEndian.AppendUint64(aad, uint64(len(s))), s...)
 	}
+
 	if len(b.blob) != 61 || b.blob[0] != 1 {
 		t.Fatalf("%d bytes of version %d", len(b.blob), b.blob[0])
 	}
 	if got, err := aead.Open(nil, b.blob[1:13], b.blob[13:], aad); err != nil || !bytes.Equal(got, b.dek) {
 		t.Errorf("not the documented form: %v", err)
 	}
-	bySlot := openHSM(t, kms.PKCS11Config{Module: tok.module, Slot: tok.slot(t), KeyLabel: "known", KeyID: []byte{0xab, 1}, PIN: testPIN})
+
+	bySlot := openHSM(t, kms.PKCS11Config{
+		Module: tok.module, Slot: tok.slot(t), KeyLabel: "known", KeyID: []byte{0xab, 1}, PIN: testPIN,
+	})
 	if bySlot.KeyID() != w.KeyID() {
 		t.Errorf("by its slot the key is %s", bySlot.KeyID())
 	}
+
 	b.check(t, bySlot)
 }
 
@@ -245,9 +269,11 @@ func TestPKCS11Golden(t *testing.T) {
 	for i := range key {
 		key[i], dek[i] = byte(i+32), byte(i+1)
 	}
+
 	tok.makeKey(t, "golden", nil, key)
 	blob, _ := hex.DecodeString(goldenHSMBlob)
-	if got, err := openHSM(t, tok.config("golden")).Unwrap(t.Context(), blob, localContext); err != nil || !bytes.Equal(got, dek) {
+	if got, err := openHSM(t, tok.config("golden")).Unwrap(t.Context(), blob, localContext); err != nil ||
+		!bytes.Equal(got, dek) {
 		t.Errorf("%x, %v", got, err)
 	}
 }
@@ -256,6 +282,7 @@ func TestPKCS11Revocation(t *testing.T) {
 	tok := newToken(t)
 	w, label := newHSMKey(t, tok)
 	b := wrapLocal(t, w)
+
 	revoked := func(name string, err error, want kms.Kind) {
 		t.Helper()
 		wantErrorKind(t, name, want, err)
@@ -263,6 +290,7 @@ func TestPKCS11Revocation(t *testing.T) {
 			t.Errorf("%s: not revoked", name)
 		}
 	}
+
 	tok.set(t, label, pkcs11.CKA_DECRYPT, false)
 	revoked("CKA_DECRYPT is false", unwrapError(t, w, b.blob), kms.Disabled)
 	revoked("opened with CKA_DECRYPT false", hsmOpenError(t, tok.config(label)), kms.Disabled)
@@ -280,6 +308,7 @@ func TestPKCS11Revocation(t *testing.T) {
 	revoked("opened after it was deleted", hsmOpenError(t, tok.config(label)), kms.NotFound)
 	tok.makeKey(t, label, nil, kmstest.NewDEK())
 	revoked("replaced", unwrapError(t, w, b.blob), kms.NotFound)
+
 	revoked("replaced", wrapError(t, w), kms.NotFound)
 }
 
@@ -302,6 +331,7 @@ func TestPKCS11WrongPIN(t *testing.T) {
 	wantErrorKind(t, "wrong PIN", kms.Denied, hsmOpenError(t, cfg))
 	err := hsmOpenError(t, cfg)
 	wantErrorKind(t, "again", kms.Denied, err)
+
 	if !strings.Contains(err.Error(), "refused this PIN before") {
 		t.Errorf("again: %v", err)
 	}
@@ -342,9 +372,11 @@ func TestPKCS11SessionsAreReplaced(t *testing.T) {
 			}
 		}
 	})
+
 	for range 20 { // a blob is never taken for one of a key that is gone
 		tok.as(t, testPIN, func(pkcs11.SessionHandle) {})
 	}
+
 	close(stop)
 	wg.Wait()
 }
@@ -368,6 +400,7 @@ func (tok *token) takeAway(t *testing.T) (back func()) {
 	t.Helper()
 	dirs, err := filepath.Glob(hsmDir + "/tokens/*")
 	must(t, err)
+
 	i := slices.IndexFunc(dirs, func(dir string) bool {
 		text, _ := os.ReadFile(dir + "/token.object")
 		return bytes.Contains(text, []byte(tok.label))
@@ -375,8 +408,10 @@ func (tok *token) takeAway(t *testing.T) (back func()) {
 	if i < 0 {
 		t.Fatal("the token's directory is not found")
 	}
+
 	away := hsmDir + "/away"
 	must(t, os.Rename(dirs[i], away))
+
 	return func() {
 		t.Helper()
 		must(t, os.Rename(away, dirs[i]))
@@ -396,6 +431,7 @@ func (b wrapped) eventuallyOpens(t *testing.T, name string, w kms.Wrapper) {
 			return
 		}
 	}
+
 	t.Errorf("%s: never again: %v", name, err)
 }
 
@@ -410,6 +446,7 @@ func eventuallyWraps(t *testing.T, w kms.Wrapper) wrapped {
 			return wrapped{dek, blob}
 		}
 	}
+
 	t.Fatalf("never again: %v", err)
 	return wrapped{}
 }
@@ -434,6 +471,7 @@ func TestPKCS11TokenComesBack(t *testing.T) {
 			b3.check(t, stays)
 			wrapLocal(t, stays).check(t, stays)
 		}
+
 		back()
 		if round == 0 {
 			b.eventuallyOpens(t, "token back", w)
@@ -441,6 +479,7 @@ func TestPKCS11TokenComesBack(t *testing.T) {
 			eventuallyWraps(t, w).check(t, w)
 			b.check(t, w)
 		}
+
 		b2.eventuallyOpens(t, "token back, its other key", second)
 		wrapLocal(t, w).check(t, w)
 		b3.check(t, stays)
@@ -454,10 +493,12 @@ func TestPKCS11RestartUnderLoad(t *testing.T) {
 	w, _ := newHSMKey(t, tok)
 	second, _ := newHSMKey(t, tok)
 	b, b2 := wrapLocal(t, w), wrapLocal(t, second)
+
 	for _, fault := range []string{"C_OpenSession 0xE0 once", "C_DecryptInit 0x190 once", "C_GetSlotList 0x190 once"} {
 		must(t, tok.ctx.CloseAllSessions(tok.slot(t)))
 		control(fault)
 		var wg sync.WaitGroup
+
 		for _, c := range []struct {
 			b wrapped
 			w kms.Wrapper
@@ -466,6 +507,7 @@ func TestPKCS11RestartUnderLoad(t *testing.T) {
 				wg.Go(func() { c.b.eventuallyOpens(t, fault, c.w) })
 			}
 		}
+
 		wg.Wait()
 		control("")
 	}
@@ -476,11 +518,13 @@ func TestPKCS11Configuration(t *testing.T) {
 	tok.makeKey(t, "twin", []byte{1}, kmstest.NewDEK())
 	tok.makeKey(t, "twin", []byte{2}, kmstest.NewDEK())
 	tok.makeKey(t, "short", nil, kmstest.NewDEK()[:16])
+
 	change := func(label string, f func(*kms.PKCS11Config)) kms.PKCS11Config {
 		cfg := tok.config(label)
 		f(&cfg)
 		return cfg
 	}
+
 	for name, c := range map[string]struct {
 		cfg  kms.PKCS11Config
 		want kms.Kind
@@ -490,12 +534,18 @@ func TestPKCS11Configuration(t *testing.T) {
 		"no key of label and id": {change("twin", func(c *kms.PKCS11Config) { c.KeyID = []byte{3} }), kms.NotFound},
 		"AES-128":                {tok.config("short"), kms.Invalid},
 		"no module":              {change("twin", func(c *kms.PKCS11Config) { c.Module = "" }), kms.Invalid},
-		"module is not there":    {change("twin", func(c *kms.PKCS11Config) { c.Module = "/does/not/exist.so" }), kms.Invalid},
-		"module is no library":   {change("twin", func(c *kms.PKCS11Config) { c.Module = "/etc/passwd" }), kms.Invalid},
-		"neither label nor id":   {change("", func(*kms.PKCS11Config) {}), kms.Invalid},
-		"long label":             {change(strings.Repeat("ü", 100), func(*kms.PKCS11Config) {}), kms.Invalid},
-		"no such slot":           {change("twin", func(c *kms.PKCS11Config) { c.TokenLabel, c.Slot = "", 4711 }), kms.Unreachable},
-		"no PIN":                 {change("twin", func(c *kms.PKCS11Config) { c.PIN, c.KeyID = "", []byte{1} }), kms.NotFound},
+		"module is not there": {
+			change("twin", func(c *kms.PKCS11Config) { c.Module = "/does/not/exist.so" }), kms.Invalid,
+		},
+		"module is no library": {change("twin", func(c *kms.PKCS11Config) { c.Module = "/etc/passwd" }), kms.Invalid},
+		"neither label nor id": {change("", func(*kms.PKCS11Config) {}), kms.Invalid},
+		"long label":           {change(strings.Repeat("ü", 100), func(*kms.PKCS11Config) {}), kms.Invalid},
+		"no such slot": {
+			change("twin", func(c *kms.PKCS11Config) { c.TokenLabel, c.Slot = "", 4711 }), kms.Unreachable,
+		},
+		"no PIN": {
+			change("twin", func(c *kms.PKCS11Config) { c.PIN, c.KeyID = "", []byte{1} }), kms.NotFound,
+		},
 	} {
 		if c.cfg.PIN == "" { // which is in every string
 			_, err := kms.NewPKCS11(t.Context(), c.cfg)
@@ -504,9 +554,11 @@ func TestPKCS11Configuration(t *testing.T) {
 		}
 		wantErrorKind(t, name, c.want, hsmOpenError(t, c.cfg))
 	}
+
 	byID := func(id byte) kms.Wrapper {
 		return openHSM(t, change("twin", func(c *kms.PKCS11Config) { c.KeyID = []byte{id} }))
 	}
+
 	one, two := byID(1), byID(2)
 	wantErrorKind(t, "of the twin", kms.InvalidCiphertext, unwrapError(t, two, wrapLocal(t, one).blob))
 }
@@ -520,12 +572,15 @@ func faulty(t *testing.T) (tok *token, control func(string)) {
 	headers, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/miekg/pkcs11").Output()
 	must(t, err)
 	tok.module = filepath.Join(hsmDir, "faulty.so")
+
 	if _, err := os.Stat(tok.module); err != nil {
-		if out, err := exec.Command("cc", "-shared", "-fPIC", "-Wall", "-Werror", "-I", strings.TrimSpace(string(headers)),
+		if out, err := exec.Command("cc", "-shared", "-fPIC", "-Wall", "-Werror", "-I",
+			strings.TrimSpace(string(headers)),
 			"-o", tok.module, "testdata/pkcs11/faulty.c", "-ldl").CombinedOutput(); err != nil {
 			t.Fatalf("%v\n%s", err, out)
 		}
 	}
+
 	path := os.Getenv("FAULTY_CONTROL")
 	control = func(text string) {
 		t.Helper()
@@ -535,6 +590,7 @@ func faulty(t *testing.T) (tok *token, control func(string)) {
 			must(t, os.Rename(path+".new", path))
 		}
 	}
+
 	t.Cleanup(func() { control("") })
 	return tok, control
 }
@@ -543,6 +599,7 @@ func TestPKCS11ReturnValues(t *testing.T) {
 	tok, control := faulty(t)
 	w, _ := newHSMKey(t, tok)
 	b := wrapLocal(t, w)
+
 	for _, row := range []struct {
 		fault  string
 		unwrap kms.Kind // -1: it works
@@ -584,6 +641,7 @@ func TestPKCS11ReturnValues(t *testing.T) {
 		if !strings.HasPrefix(row.fault, "C_Decrypt") {
 			must(t, tok.ctx.CloseAllSessions(tok.slot(t)))
 		}
+
 		control(row.fault)
 		got, err := w.Unwrap(t.Context(), b.blob, localContext)
 		control("")
@@ -596,6 +654,7 @@ func TestPKCS11ReturnValues(t *testing.T) {
 		case e == nil || e.Kind != row.unwrap || e.Reason != row.reason || e.Op != "unwrap" || got != nil:
 			t.Errorf("%s: got %v, want %v (%s)", row.fault, err, row.unwrap, row.reason)
 		}
+
 		b.check(t, w)
 	}
 }
@@ -611,11 +670,13 @@ func TestPKCS11NonceOfTheToken(t *testing.T) {
 	if bytes.Equal(a.blob[1:13], b.blob[1:13]) || bytes.Equal(a.blob[1:13], make([]byte, 12)) {
 		t.Errorf("nonces %x and %x", a.blob[1:13], b.blob[1:13])
 	}
+
 	a.check(t, w)
 	b.check(t, w)
 	wrapLocal(t, plain).check(t, plain)
 	control("zeros")
 	wantErrorKind(t, "nonce of zeros", kms.Internal, wrapError(t, w))
+
 	wantErrorKind(t, "nonce of zeros", kms.Internal, hsmOpenError(t, tok.config(label)))
 }
 
@@ -634,6 +695,7 @@ func TestPKCS11Hangs(t *testing.T) {
 	var late, canceled sync.WaitGroup
 	giveUp, cancel := context.WithCancel(t.Context())
 	defer cancel()
+
 	for range callers {
 		late.Go(func() {
 			ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
@@ -641,21 +703,26 @@ func TestPKCS11Hangs(t *testing.T) {
 			_, err := w.Unwrap(ctx, b.blob, localContext)
 			wantErrorKind(t, "deadline", kms.Unreachable, err)
 		})
+
 		canceled.Go(func() {
 			_, err := w.Unwrap(giveUp, b.blob, localContext)
 			wantErrorKind(t, "given up", kms.Canceled, err)
 		})
 	}
+
 	late.Wait()
 	cancel()
 	canceled.Wait()
 	left := runtime.NumGoroutine() - before
-	for end := time.Now().Add(5 * time.Second); left > 16 && time.Now().Before(end); left = runtime.NumGoroutine() - before {
+	for end := time.Now().Add(5 * time.Second); left > 16 &&
+		time.Now().Before(end); left = runtime.NumGoroutine() - before {
 		time.Sleep(10 * time.Millisecond) // some are on their way out
 	}
+
 	if left > 16 {
 		t.Errorf("%d goroutines are left behind", left)
 	}
+
 	cfg.Timeout = 100 * time.Millisecond
 	wantErrorKind(t, "opened meanwhile", kms.Unreachable, hsmOpenError(t, cfg))
 	control("")

@@ -56,6 +56,7 @@ const maxPKCS11KeyID = 512
 func (c PKCS11Config) uri(tokenLabel string) string {
 	var b strings.Builder
 	b.WriteString("pkcs11:token=" + percentEncode(tokenLabel))
+
 	if c.KeyLabel != "" {
 		b.WriteString(";object=" + percentEncode(c.KeyLabel))
 	}
@@ -65,6 +66,7 @@ func (c PKCS11Config) uri(tokenLabel string) string {
 			fmt.Fprintf(&b, "%%%02X", octet)
 		}
 	}
+
 	return b.String()
 }
 

@@ -77,7 +77,9 @@ var hsmKinds = map[uint]Kind{
 // Errors of our own.
 var (
 	errHSMBlob     = &Error{Kind: InvalidCiphertext, Err: errors.New("the key is intact, and does not open this blob")}
-	errHSMReplaced = &Error{Kind: NotFound, Reason: "KeyReplaced", Err: errors.New("the token has another key of this label and id now")}
+	errHSMReplaced = &Error{
+		Kind: NotFound, Reason: "KeyReplaced", Err: errors.New("the token has another key of this label and id now"),
+	}
 	errHSMUntested = errors.New("the key has not been tested yet")
 )
 
@@ -87,14 +89,17 @@ func hsmFailure(err error, op, keyID string) *Error {
 	if e := (*Error)(nil); errors.As(err, &e) {
 		return &Error{Kind: e.Kind, Op: op, KeyID: keyID, Reason: e.Reason, Err: e.Err}
 	}
+
 	var code pkcs11.Error
 	if !errors.As(err, &code) {
 		return &Error{Kind: Internal, Op: op, KeyID: keyID, Err: err}
 	}
+
 	kind, ok := hsmKinds[uint(code)]
 	if !ok {
 		kind = Internal
 	}
+
 	return &Error{Kind: kind, Op: op, KeyID: keyID, Reason: ckrName(code)}
 }
 
@@ -117,7 +122,8 @@ func isCKR(err error, codes ...uint) bool {
 // isSessionLost reports whether a new session may do better.
 func isSessionLost(err error) bool {
 	return isCKR(err, pkcs11.CKR_SESSION_HANDLE_INVALID, pkcs11.CKR_SESSION_CLOSED, pkcs11.CKR_USER_NOT_LOGGED_IN,
-		pkcs11.CKR_DEVICE_REMOVED, pkcs11.CKR_TOKEN_NOT_PRESENT, pkcs11.CKR_KEY_HANDLE_INVALID, pkcs11.CKR_OBJECT_HANDLE_INVALID,
+		pkcs11.CKR_DEVICE_REMOVED, pkcs11.CKR_TOKEN_NOT_PRESENT, pkcs11.CKR_KEY_HANDLE_INVALID,
+		pkcs11.CKR_OBJECT_HANDLE_INVALID,
 		pkcs11.CKR_OPERATION_ACTIVE, pkcs11.CKR_OPERATION_NOT_INITIALIZED)
 }
 
@@ -128,8 +134,10 @@ func isModuleGone(err error) bool {
 	if e, ok := errors.AsType[*Error](err); ok {
 		return e.Reason == reasonNoToken
 	}
-	return isCKR(err, pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED, pkcs11.CKR_TOKEN_NOT_PRESENT, pkcs11.CKR_TOKEN_NOT_RECOGNIZED,
-		pkcs11.CKR_DEVICE_REMOVED, pkcs11.CKR_DEVICE_ERROR, pkcs11.CKR_SLOT_ID_INVALID, pkcs11.CKR_SESSION_HANDLE_INVALID,
+	return isCKR(err, pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED, pkcs11.CKR_TOKEN_NOT_PRESENT,
+		pkcs11.CKR_TOKEN_NOT_RECOGNIZED,
+		pkcs11.CKR_DEVICE_REMOVED, pkcs11.CKR_DEVICE_ERROR, pkcs11.CKR_SLOT_ID_INVALID,
+		pkcs11.CKR_SESSION_HANDLE_INVALID,
 		pkcs11.CKR_SESSION_CLOSED)
 }
 
@@ -145,5 +153,6 @@ func isBadBlob(err error) bool {
 // isAmbiguous reports whether err may be about the blob, as some modules have
 // no better answer to one that does not unwrap.
 func isAmbiguous(err error) bool {
-	return isCKR(err, pkcs11.CKR_GENERAL_ERROR, pkcs11.CKR_FUNCTION_FAILED, pkcs11.CKR_DATA_INVALID, pkcs11.CKR_DEVICE_ERROR)
+	return isCKR(err, pkcs11.CKR_GENERAL_ERROR, pkcs11.CKR_FUNCTION_FAILED, pkcs11.CKR_DATA_INVALID,
+		pkcs11.CKR_DEVICE_ERROR)
 }

@@ -56,20 +56,24 @@ func (m *hsmModule) restart() bool {
 		return false // another call does it, and needs the place of this one
 	}
 	defer m.restarting.Unlock()
+
 	if time.Now().Before(m.nextRestart) {
 		return false
 	}
+
 	m.rest = min(max(2*m.rest, leastModuleRest), mostModuleRest)
 	m.nextRestart = time.Now().Add(m.rest) // also where another call hangs
 
 	drain := time.NewTimer(moduleDrain)
 	defer drain.Stop()
+
 	held := 0
 	defer func() {
 		for range held {
 			<-m.calls
 		}
 	}()
+
 	for held < maxModuleCalls-1 {
 		select {
 		case m.calls <- struct{}{}:
@@ -81,9 +85,11 @@ func (m *hsmModule) restart() bool {
 
 	m.mu.Lock()
 	defer m.mu.Unlock()
+
 	if m.ctx == nil {
 		return false
 	}
+
 	m.generation.Add(1)       // whatever comes of it: handles of sessions may be given out once more
 	_ = m.ctx.Finalize()      // it may not be initialized
 	err := m.ctx.Initialize() // if this fails, calls will say so, and it is tried again
@@ -114,13 +120,16 @@ func moduleAt(path string) *hsmModule {
 	if real, err := filepath.EvalSymlinks(path); err == nil {
 		path = real // one library must not be two modules, of which one ends the sessions of the other
 	}
+
 	hsmModules.Lock()
 	defer hsmModules.Unlock()
+
 	m := hsmModules.byPath[path]
 	if m == nil {
 		m = &hsmModule{path: path, calls: make(chan struct{}, maxModuleCalls), refused: map[[sha256.Size]byte]bool{}}
 		hsmModules.byPath[path] = m
 	}
+
 	return m
 }
 
@@ -129,13 +138,18 @@ func moduleAt(path string) *hsmModule {
 func (m *hsmModule) load() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+
 	if m.ctx != nil {
 		return nil
 	}
+
 	ctx := pkcs11.New(m.path)
 	if ctx == nil {
-		return &Error{Kind: Invalid, Err: fmt.Errorf("%s is not a PKCS#11 library, or lacks another one that it needs", m.path)}
+		return &Error{
+			Kind: Invalid, Err: fmt.Errorf("%s is not a PKCS#11 library, or lacks another one that it needs", m.path),
+		}
 	}
+
 	if err := ctx.Initialize(); err != nil && !isCKR(err, pkcs11.CKR_CRYPTOKI_ALREADY_INITIALIZED) {
 		return err
 	}
@@ -149,11 +163,13 @@ func (m *hsmModule) load() error {
 func (m *hsmModule) login(s pkcs11.SessionHandle, token pkcs11.TokenInfo, pin string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+
 	attempt := sha256.Sum256(fmt.Appendf(nil, "%q %q %q", token.Label, token.SerialNumber, pin))
 	if m.refused[attempt] {
 		return &Error{Kind: Denied, Reason: "CKR_PIN_INCORRECT", Err: errors.New(
 			"the token has refused this PIN before, and is not asked again until the proxy is started anew, lest it locks itself")}
 	}
+
 	err := m.ctx.Login(s, pkcs11.CKU_USER, pin)
 	if isCKR(err, pkcs11.CKR_USER_ALREADY_LOGGED_IN) {
 		return nil
@@ -161,6 +177,7 @@ func (m *hsmModule) login(s pkcs11.SessionHandle, token pkcs11.TokenInfo, pin st
 	if isCKR(err, pkcs11.CKR_PIN_INCORRECT) {
 		m.refused[attempt] = true
 	}
+
 	return err
 }
 
@@ -197,6 +214,7 @@ func (h *hsm) useOne(use func(*hsmSession) ([]byte, error)) ([]byte, error) {
 			return nil, err
 		}
 	}
+
 	out, err := use(s)
 	if err == nil || errors.Is(err, errHSMBlob) || isBadBlob(err) {
 		select {
@@ -205,6 +223,7 @@ func (h *hsm) useOne(use func(*hsmSession) ([]byte, error)) ([]byte, error) {
 		default:
 		}
 	}
+
 	_ = h.module.ctx.CloseSession(s.handle) // after an error an operation may still be active in it
 	return out, err
 }
@@ -235,10 +254,12 @@ func (h *hsm) newSession() (*hsmSession, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	handle, err := h.module.ctx.OpenSession(slot, pkcs11.CKF_SERIAL_SESSION)
 	if err != nil {
 		return nil, err
 	}
+
 	s := &hsmSession{handle: handle, generation: h.module.generation.Load()}
 	if h.cfg.PIN != "" {
 		err = h.module.login(handle, token, h.cfg.PIN)
@@ -246,6 +267,7 @@ func (h *hsm) newSession() (*hsmSession, error) {
 	if err == nil {
 		s.key, err = h.findKey(handle)
 	}
+
 	if err == nil && h.canary != nil {
 		err = h.intact(s)
 	}
@@ -253,6 +275,7 @@ func (h *hsm) newSession() (*hsmSession, error) {
 		_ = h.module.ctx.CloseSession(handle)
 		return nil, err
 	}
+
 	return s, nil
 }
 
@@ -262,14 +285,20 @@ func (h *hsm) findToken() (slot uint, info pkcs11.TokenInfo, err error) {
 	if h.cfg.TokenLabel == "" {
 		info, err = h.module.ctx.GetTokenInfo(h.cfg.Slot)
 		if err == nil && h.token != "" && info.Label != h.token {
-			err = &Error{Kind: Unreachable, Reason: "TokenReplaced", Err: fmt.Errorf("slot %d has the token %q, not %q", h.cfg.Slot, info.Label, h.token)}
+			err = &Error{
+				Kind: Unreachable, Reason: "TokenReplaced",
+				Err: fmt.Errorf("slot %d has the token %q, not %q", h.cfg.Slot, info.Label, h.token),
+			}
 		}
+
 		return h.cfg.Slot, info, err
 	}
+
 	slots, err := h.module.ctx.GetSlotList(true)
 	if err != nil {
 		return 0, info, err
 	}
+
 	found := 0
 	for _, id := range slots {
 		if i, err := h.module.ctx.GetTokenInfo(id); err == nil && i.Label == h.cfg.TokenLabel {
@@ -277,13 +306,21 @@ func (h *hsm) findToken() (slot uint, info pkcs11.TokenInfo, err error) {
 			found++
 		}
 	}
+
 	switch found {
 	case 1:
 		return slot, info, nil
 	case 0:
-		return 0, info, &Error{Kind: Unreachable, Reason: reasonNoToken, Err: fmt.Errorf("no slot has a token of the label %q", h.cfg.TokenLabel)}
+		return 0, info, &Error{
+			Kind: Unreachable, Reason: reasonNoToken,
+			Err: fmt.Errorf("no slot has a token of the label %q", h.cfg.TokenLabel),
+		}
+
 	default:
-		return 0, info, &Error{Kind: Internal, Reason: "TokensAlike", Err: fmt.Errorf("%d tokens have the label %q", found, h.cfg.TokenLabel)}
+		return 0, info, &Error{
+			Kind: Internal, Reason: "TokensAlike",
+			Err: fmt.Errorf("%d tokens have the label %q", found, h.cfg.TokenLabel),
+		}
 	}
 }
 
@@ -294,26 +331,34 @@ func (h *hsm) findKey(s pkcs11.SessionHandle) (pkcs11.ObjectHandle, error) {
 		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
 		pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_AES),
 	}
+
 	if h.cfg.KeyLabel != "" {
 		template = append(template, pkcs11.NewAttribute(pkcs11.CKA_LABEL, h.cfg.KeyLabel))
 	}
 	if len(h.cfg.KeyID) > 0 {
 		template = append(template, pkcs11.NewAttribute(pkcs11.CKA_ID, h.cfg.KeyID))
 	}
+
 	if err := h.module.ctx.FindObjectsInit(s, template); err != nil {
 		return 0, err
 	}
+
 	keys, _, err := h.module.ctx.FindObjects(s, 2)
 	if err := errors.Join(err, h.module.ctx.FindObjectsFinal(s)); err != nil {
 		return 0, err
 	}
+
 	switch len(keys) {
 	case 1:
 		return keys[0], h.checkSize(s, keys[0])
 	case 0:
 		return 0, h.noKey(s)
+
 	default:
-		return 0, &Error{Kind: Internal, Reason: "KeysAlike", Err: errors.New("several keys of the token match; configure label and id")}
+		return 0, &Error{
+			Kind: Internal, Reason: "KeysAlike",
+			Err: errors.New("several keys of the token match; configure label and id"),
+		}
 	}
 }
 
@@ -331,13 +376,17 @@ func (h *hsm) noKey(s pkcs11.SessionHandle) error {
 // checkSize refuses AES with shorter keys. A token that does not tell is
 // believed.
 func (h *hsm) checkSize(s pkcs11.SessionHandle, key pkcs11.ObjectHandle) error {
-	attributes, err := h.module.ctx.GetAttributeValue(s, key, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_VALUE_LEN, nil)})
+	attributes, err := h.module.ctx.GetAttributeValue(s, key, []*pkcs11.Attribute{
+		pkcs11.NewAttribute(pkcs11.CKA_VALUE_LEN, nil),
+	})
 	if err != nil || len(attributes) != 1 {
 		return nil //nolint:nilerr // see above; a key that is gone will show in its use
 	}
+
 	want := pkcs11.NewAttribute(pkcs11.CKA_VALUE_LEN, 32) // a CK_ULONG, whose form is the machine's
 	if got := attributes[0].Value; len(got) == len(want.Value) && !bytes.Equal(got, want.Value) {
 		return &Error{Kind: Invalid, Reason: "KeySize", Err: errors.New("an AES key that is not of 32 bytes")}
 	}
+
 	return nil
 }

@@ -65,13 +65,18 @@ func Retry(w Wrapper, cfg RetryConfig) Wrapper {
 	if cfg.Max <= 0 {
 		cfg.Max = DefaultRetryMax
 	}
+
 	if cfg.Jitter == nil {
 		cfg.Jitter = fullJitter
 	}
 	if cfg.Budget == 0 {
 		cfg.Budget = DefaultRetryBudget
 	}
-	r := &retrier{keyID: w.KeyID(), cfg: cfg, budget: ratelimit.NewTokenRateLimit(cfg.Budget * retryCost), filled: time.Now()}
+
+	r := &retrier{
+		keyID: w.KeyID(), cfg: cfg, budget: ratelimit.NewTokenRateLimit(cfg.Budget * retryCost), filled: time.Now(),
+	}
+
 	return &decorator{w, r.run}
 }
 
@@ -93,14 +98,17 @@ func (r *retrier) run(ctx context.Context, op string, call func() error) error {
 	for attempt := 1; ; attempt++ {
 		err := call()
 		r.creditSuccess(err, attempt)
+
 		if notAsked(err) && last != nil {
 			return last
 		}
 		if !IsThrottled(err) && !IsUnreachable(err) || notAsked(err) || attempt == r.cfg.MaxAttempts {
 			return err
 		}
+
 		last = err
 		r.creditTime()
+
 		if _, empty := r.budget.GetToken(ctx, retryCost); empty != nil && ctx.Err() == nil {
 			return last
 		}
@@ -110,6 +118,7 @@ func (r *retrier) run(ctx context.Context, op string, call func() error) error {
 			}
 			return last
 		}
+
 		limit = min(2*limit, r.cfg.Max)
 	}
 }
@@ -140,8 +149,10 @@ func (r *retrier) wait(ctx context.Context, d time.Duration) bool {
 	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= d {
 		return false
 	}
+
 	timer := time.NewTimer(d)
 	defer timer.Stop()
+
 	select {
 	case <-timer.C:
 		return ctx.Err() == nil

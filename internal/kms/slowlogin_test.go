@@ -36,14 +36,17 @@ func eachSlowKey(t *testing.T, test func(t *testing.T, k slowKey)) {
 		t.Parallel()
 		server := kmstest.StartVault(t)
 		server.AddAppRole("role", "secret", kmstest.VaultToken{TTL: time.Hour})
+
 		key := server.NewKey(t, func(c *kms.VaultConfig) {
 			c.Login.AppRole, c.Timeout = &kms.VaultAppRole{RoleID: "role", SecretID: "secret"}, shortAttempt
 		})
+
 		test(t, slowKey{
 			key: key, logins: func() int { return server.Calls()["auth/approle/login"] }, expire: server.RevokeTokens,
 			slow: func(login time.Duration) { server.SetTrouble(kmstest.Trouble{LoginLatency: login}) },
 		})
 	})
+
 	t.Run("azure-keyvault", func(t *testing.T) {
 		t.Parallel()
 		server := kmstest.StartAzure(t)
@@ -53,10 +56,12 @@ func eachSlowKey(t *testing.T, test func(t *testing.T, k slowKey)) {
 			slow: func(login time.Duration) { server.SetTrouble(kmstest.Trouble{LoginLatency: login}) },
 		})
 	})
+
 	t.Run("aws-kms", func(t *testing.T) {
 		t.Parallel()
 		test(t, awsSlowKey(t))
 	})
+
 	t.Run("gcp-kms", func(t *testing.T) {
 		t.Parallel()
 		test(t, gcpSlowKey(t))
@@ -87,7 +92,9 @@ type expiring struct {
 }
 
 func (p *expiring) expire() {
-	p.cached.Store(auth.NewCredentials(&auth.CredentialsOptions{TokenProvider: auth.NewCachedTokenProvider(p.gcpTokens, nil)}))
+	p.cached.Store(auth.NewCredentials(&auth.CredentialsOptions{
+		TokenProvider: auth.NewCachedTokenProvider(p.gcpTokens, nil),
+	}))
 }
 
 // Token implements auth.TokenProvider.
@@ -113,13 +120,18 @@ func gcpSlowKey(t *testing.T) slowKey {
 	shared := kms.ShareGCPTokens(func() *auth.Credentials { return creds })
 	conn, err := grpc.NewClient(server.Endpoint(), grpc.WithPerRPCCredentials(perRPC{shared}),
 		grpc.WithTransportCredentials(insecure.NewCredentials()))
+
 	must(t, err)
 	server.NewKey(t, nil)
+
 	key, err := kms.NewGCPWithCredentials(t.Context(), kms.GCPConfig{
-		KeyID: gcpKey1, Options: []option.ClientOption{option.WithGRPCConn(conn)}, MaxAttempts: 1, Timeout: shortAttempt,
+		KeyID: gcpKey1, Options: []option.ClientOption{option.WithGRPCConn(conn)}, MaxAttempts: 1,
+		Timeout: shortAttempt,
 	}, shared)
+
 	must(t, err)
 	t.Cleanup(func() { _ = key.Close() })
+
 	return slowKey{
 		key: key, logins: func() int { return int(tokens.made.Load()) }, expire: tokens.expire,
 		slow: func(login time.Duration) { tokens.latency.Store(int64(login)) },
@@ -137,9 +149,11 @@ func awsSlowKey(t *testing.T) slowKey {
 			return aws.Credentials{}, ctx.Err()
 		}
 	})
+
 	key := kmstest.StartTest(t).NewKey(t, func(c *kms.AWSConfig) {
 		c.Credentials, c.Timeout, c.MaxAttempts = source, shortAttempt, 1
 	})
+
 	return slowKey{
 		key: key, logins: func() int { return int(made.Load()) }, expire: func() {}, // see package awscreds
 		slow: func(login time.Duration) { latency.Store(int64(login)) },
@@ -166,6 +180,7 @@ func TestLoginIsShared(t *testing.T) {
 	eachSlowKey(t, func(t *testing.T, k slowKey) {
 		k.slow(longLogin)
 		var wg sync.WaitGroup
+
 		for range 16 {
 			wg.Go(func() {
 				if _, _, err := kms.Generate(t.Context(), k.key, nil); err != nil {
@@ -173,6 +188,7 @@ func TestLoginIsShared(t *testing.T) {
 				}
 			})
 		}
+
 		wg.Wait()
 		if n := k.logins(); n != 1 {
 			t.Errorf("%d logins for 16 calls at a time, want 1", n)
@@ -186,6 +202,7 @@ func TestLoginSurvivesItsCaller(t *testing.T) {
 		k.slow(longLogin)
 		short, cancel := context.WithTimeout(t.Context(), longLogin/4)
 		defer cancel()
+
 		_, _, err := kms.Generate(short, k.key, nil)
 		wantKind(t, "a caller that does not wait for the login", err, kms.Unreachable)
 		gone, cancel := context.WithCancel(t.Context())
@@ -209,8 +226,10 @@ func TestSlowAnswerIsBounded(t *testing.T) {
 	open := func(timeout time.Duration) kms.Wrapper {
 		return server.NewKey(t, func(c *kms.VaultConfig) { c.Timeout = timeout })
 	}
+
 	patient, hasty := open(time.Minute), open(100*time.Millisecond)
 	server.SetTrouble(kmstest.Trouble{Latency: 300 * time.Millisecond})
+
 	if _, _, err := kms.Generate(t.Context(), patient, nil); err != nil {
 		t.Errorf("with a longer timeout: %v", err)
 	}

@@ -97,13 +97,16 @@ func NewVault(cfg VaultConfig) (*Vault, error) {
 	if v.mount == "" {
 		v.mount = DefaultVaultMount
 	}
+
 	if v.timeout <= 0 {
 		v.timeout = DefaultVaultTimeout
 	}
+
 	namespace := strings.Trim(cfg.Namespace, "/")
 	if v.id == "" {
 		v.id = "vault:" + strings.TrimPrefix(namespace+"/"+v.mount+"/"+v.key, "/")
 	}
+
 	err := errors.Join(checkVaultPaths(namespace, v.mount, v.key), checkKeyID(v.id, vaultMaxBlob))
 	if err == nil {
 		v.login, err = newVaultTokens(cfg, namespace)
@@ -111,6 +114,7 @@ func NewVault(cfg VaultConfig) (*Vault, error) {
 	if err != nil {
 		return nil, &Error{Kind: Invalid, Op: "open", KeyID: printable(v.id, maxKeyID), Err: err}
 	}
+
 	return v, nil
 }
 
@@ -132,6 +136,7 @@ func (v *Vault) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]b
 	if err := checkWrap(ctx, v.id, dek, ec); err != nil {
 		return nil, err
 	}
+
 	ad := associatedData(ec)
 	out, err := v.call(ctx, "wrap", "encrypt", vaultFields{Plaintext: dek, Context: ad, AssociatedData: ad})
 	if err != nil {
@@ -141,6 +146,7 @@ func (v *Vault) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]b
 		err := errors.New("the answer holds no ciphertext of a symmetric key")
 		return nil, &Error{Kind: Internal, Op: "wrap", KeyID: v.id, Err: err}
 	}
+
 	return []byte(out.Ciphertext), nil
 }
 
@@ -153,11 +159,15 @@ func (v *Vault) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext
 		err := errors.New("not a blob of a transit key")
 		return nil, &Error{Kind: InvalidCiphertext, Op: "unwrap", KeyID: v.id, Err: err}
 	}
+
 	ad := associatedData(ec)
-	out, err := v.call(ctx, "unwrap", "decrypt", vaultFields{Ciphertext: string(wrapped), Context: ad, AssociatedData: ad})
+	out, err := v.call(ctx, "unwrap", "decrypt", vaultFields{
+		Ciphertext: string(wrapped), Context: ad, AssociatedData: ad,
+	})
 	if err != nil {
 		return nil, err
 	}
+
 	return out.Plaintext, nil
 }
 
@@ -169,17 +179,20 @@ func (v *Vault) call(ctx context.Context, op, verb string, in vaultFields) (*vau
 	if err != nil {
 		return nil, v.failLogin(ctx, op, err)
 	}
+
 	out, err := v.send(ctx, s, verb, in)
 	if isVaultForbidden(err) && !v.login.isUseless() {
 		again, loginErr := v.login.session(ctx, s)
 		if loginErr != nil {
 			return nil, v.failLogin(ctx, op, loginErr)
 		}
+
 		out, err = v.send(ctx, again, verb, in)
 		if isVaultForbidden(err) {
 			v.login.markUseless()
 		}
 	}
+
 	if err != nil {
 		return nil, v.fail(ctx, op, err)
 	}
@@ -199,10 +212,12 @@ var errVaultAnswer = errors.New("the answer cannot be read")
 func (v *Vault) send(ctx context.Context, s *vaultSession, verb string, in vaultFields) (*vaultFields, error) {
 	ctx, cancel := context.WithTimeout(ctx, v.timeout)
 	defer cancel()
+
 	r := s.client.NewRequest(http.MethodPut, "/v1/"+v.mount+"/"+verb+"/"+v.key)
 	if err := r.SetJSONBody(in); err != nil {
 		return nil, errors.New("the request cannot be written")
 	}
+
 	resp, err := s.client.RawRequestWithContext(ctx, r) //nolint:staticcheck // see above
 	if resp != nil {
 		defer resp.Body.Close()
@@ -210,11 +225,14 @@ func (v *Vault) send(ctx context.Context, s *vaultSession, verb string, in vault
 	if err != nil {
 		return nil, err
 	}
+
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, vaultMaxAnswer)) //nolint:forbidigo // bounded
 	defer clear(answer)
+
 	if err != nil {
 		return nil, err
 	}
+
 	var out struct {
 		RequestID string `json:"request_id"`
 		Data      vaultFields
@@ -223,6 +241,7 @@ func (v *Vault) send(ctx context.Context, s *vaultSession, verb string, in vault
 		clear(out.Data.Plaintext)
 		return nil, errVaultAnswer
 	}
+
 	traceRequest(ctx, out.RequestID)
 	return &out.Data, nil
 }
@@ -279,6 +298,7 @@ func newVaultConfig(cfg VaultConfig) (*api.Config, error) {
 	if err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" || u.User != nil {
 		return nil, errors.New("the address is not an http or https URL")
 	}
+
 	transport := cfg.Transport
 	switch {
 	case transport != nil && cfg.CAFile != "":
@@ -288,10 +308,12 @@ func newVaultConfig(cfg VaultConfig) (*api.Config, error) {
 			return nil, err
 		}
 	}
+
 	attempts := cfg.MaxAttempts
 	if attempts <= 0 {
 		attempts = DefaultVaultMaxAttempts
 	}
+
 	return &api.Config{
 		Address: cfg.Address,
 		HttpClient: &http.Client{

@@ -105,16 +105,19 @@ func (h *VaultLogin) check() error {
 			ways++
 		}
 	}
+
 	switch {
 	case ways != 1:
 		return errors.New("give exactly one of token, token file, AppRole and Kubernetes")
 	case h.AppRole != nil && h.AppRole.RoleID == "":
 		return errors.New("no role id for AppRole")
+
 	case h.AppRole != nil && h.AppRole.SecretID != "" && h.AppRole.SecretIDFile != "":
 		return errors.New("a secret id and a file of it: give one")
 	case h.Kubernetes != nil && h.Kubernetes.Role == "":
 		return errors.New("no role for Kubernetes")
 	}
+
 	return checkVaultPaths(h.mount(), "", "any")
 }
 
@@ -127,6 +130,7 @@ func (h *VaultLogin) mount() string {
 	case h.Kubernetes != nil:
 		mount, standard = h.Kubernetes.Mount, "kubernetes"
 	}
+
 	if mount = strings.Trim(mount, "/"); mount == "" {
 		return standard
 	}
@@ -143,12 +147,15 @@ func (l *vaultTokens) client(token string) (*api.Client, error) {
 		MinRetryWait: l.config.MinRetryWait,
 		MaxRetryWait: l.config.MaxRetryWait,
 	}
+
 	c, err := api.NewClient(config)
 	if err != nil {
 		return nil, err
 	}
+
 	c.SetToken(token)
 	c.ClearNamespace()
+
 	if l.namespace != "" {
 		c.SetNamespace(l.namespace)
 	}
@@ -166,10 +173,12 @@ func (l *vaultTokens) session(ctx context.Context, refused *vaultSession) (*vaul
 		}
 		return s, nil
 	}
+
 	s, err := l.logins.wait(ctx, "", l.refresher(refused))
 	if err == nil && s == refused { // by a renewal that had begun before the refusal, and failed
 		s, err = l.logins.wait(ctx, "", l.refresher(refused))
 	}
+
 	return s, err
 }
 
@@ -195,6 +204,7 @@ func (l *vaultTokens) refresher(refused *vaultSession) func(ctx context.Context)
 		if s.works(refused) && !l.isDue(s) {
 			return s, nil // another call was faster
 		}
+
 		next, err := l.next(ctx, s, refused)
 		if err == nil {
 			l.current.Store(next)
@@ -227,6 +237,7 @@ func (l *vaultTokens) renew(ctx context.Context, s *vaultSession) (*vaultSession
 	if err != nil {
 		return nil, err
 	}
+
 	renewed, err := newVaultSession(s.client, secret, start)
 	if err != nil {
 		return nil, err
@@ -234,6 +245,7 @@ func (l *vaultTokens) renew(ctx context.Context, s *vaultSession) (*vaultSession
 	if renewed.ttl == 0 { // less than a second, and not for ever
 		return nil, errors.New("the token is at its end")
 	}
+
 	renewed.granted = s.granted
 	return renewed, nil
 }
@@ -246,20 +258,25 @@ func (l *vaultTokens) logIn(ctx context.Context) (*vaultSession, error) {
 		if err != nil {
 			return nil, err
 		}
+
 		params["role_id"] = h.AppRole.RoleID
 		if secretID != "" {
 			params["secret_id"] = secretID
 		}
+
 	case h.Kubernetes != nil:
 		file := h.Kubernetes.TokenFile
 		if file == "" {
 			file = kubernetesTokenFile
 		}
+
 		jwt, err := fileOr(file, "")
 		if err != nil {
 			return nil, err
 		}
+
 		params["role"], params["jwt"] = h.Kubernetes.Role, jwt
+
 	default:
 		token, err := fileOr(h.TokenFile, h.Token)
 		if err != nil {
@@ -267,10 +284,12 @@ func (l *vaultTokens) logIn(ctx context.Context) (*vaultSession, error) {
 		}
 		return l.lookUp(ctx, token)
 	}
+
 	c, err := l.client("")
 	if err != nil {
 		return nil, err
 	}
+
 	start := time.Now()
 	secret, err := c.Logical().WriteWithContext(ctx, "auth/"+l.how.mount()+"/login", params)
 	if err != nil {
@@ -279,6 +298,7 @@ func (l *vaultTokens) logIn(ctx context.Context) (*vaultSession, error) {
 	if secret == nil || secret.Auth == nil || secret.Auth.ClientToken == "" {
 		return nil, errors.New("the answer to the login holds no token")
 	}
+
 	if c, err = l.client(secret.Auth.ClientToken); err != nil {
 		return nil, err
 	}
@@ -292,6 +312,7 @@ func (l *vaultTokens) lookUp(ctx context.Context, token string) (*vaultSession, 
 	if err != nil {
 		return nil, err
 	}
+
 	start := time.Now()
 	secret, err := c.Auth().Token().LookupSelfWithContext(ctx)
 	if isVaultForbidden(err) {
@@ -300,6 +321,7 @@ func (l *vaultTokens) lookUp(ctx context.Context, token string) (*vaultSession, 
 	if err != nil {
 		return nil, err
 	}
+
 	return newVaultSession(c, secret, start)
 }
 
@@ -321,6 +343,7 @@ func fileOr(file, value string) (string, error) {
 	if file == "" {
 		return value, nil
 	}
+
 	text, err := os.ReadFile(file)
 	if err != nil {
 		return "", fmt.Errorf("logging in: %w", err)
@@ -328,6 +351,7 @@ func fileOr(file, value string) (string, error) {
 	if value = strings.TrimSpace(string(text)); value == "" {
 		return "", fmt.Errorf("logging in: %s is empty", file)
 	}
+
 	return value, nil
 }
 
@@ -352,11 +376,13 @@ func (v *Vault) Run(ctx context.Context) {
 	for {
 		s, err := v.login.renewed(ctx)
 		wait := vaultRetry
+
 		if err == nil && s.ttl > 0 {
 			wait = max(s.ttl*2/3-time.Since(s.since), v.login.untilRetry(), 100*time.Millisecond)
 		} else if err == nil {
 			wait = time.Hour
 		}
+
 		select {
 		case <-ctx.Done():
 			return

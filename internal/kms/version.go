@@ -31,7 +31,8 @@ func WrappingOf(keyID string, wrapped []byte) string {
 	if version == "" || err != nil {
 		return version
 	}
-	if blob, _, err := parseAzureBlob(parsed.Blob); err == nil && blob.form == azureBoundForm && blob.key == azureTag(keyID) {
+	if blob, _, err := parseAzureBlob(parsed.Blob); err == nil && blob.form == azureBoundForm &&
+		blob.key == azureTag(keyID) {
 		version += " bound by " + hex.EncodeToString(blob.binding[:])
 	}
 	return version

@@ -104,6 +104,7 @@ func (f *File[T]) reloadIfChanged() error {
 		f.report(err)
 		return err
 	}
+
 	f.current, f.read = content, now
 	f.report(nil)
 	return nil
@@ -129,11 +130,13 @@ func fingerprints(paths []string) []fingerprint {
 		if err != nil {
 			continue
 		}
+
 		out[i] = fingerprint{modified: info.ModTime(), size: info.Size()}
 		if stat, ok := info.Sys().(*syscall.Stat_t); ok {
 			out[i].inode, out[i].device = stat.Ino, stat.Dev
 		}
 	}
+
 	return out
 }
 

@@ -45,6 +45,7 @@ func open(t *testing.T, path string) *fixture {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	return f
 }
 
@@ -86,12 +87,14 @@ func TestSameSizeByRename(t *testing.T) {
 	dir := t.TempDir()
 	path, next := filepath.Join(dir, "file"), filepath.Join(dir, "next")
 	stamp := time.Now().Add(-time.Hour)
+
 	for _, f := range []struct{ path, text string }{{path, "one"}, {next, "two"}} {
 		write(t, f.path, f.text)
 		if err := os.Chtimes(f.path, stamp, stamp); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	f := open(t, path)
 
 	if err := os.Rename(next, path); err != nil {
@@ -111,12 +114,14 @@ func TestKubernetesVolume(t *testing.T) {
 		}
 		write(t, filepath.Join(dir, version, "file"), version)
 	}
+
 	link := func(target, name string) {
 		t.Helper()
 		if err := os.Symlink(target, filepath.Join(dir, name)); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	link("v1", "..data")
 	link(filepath.Join("..data", "file"), "file")
 	f := open(t, filepath.Join(dir, "file"))
@@ -141,6 +146,7 @@ func TestBadFilesChangeNothing(t *testing.T) {
 			t.Errorf("a bad file: %q", got)
 		}
 	}
+
 	write(t, path, "bad again")
 	if err := f.Check(); err == nil {
 		t.Error("Check returned no error for a bad file")
@@ -148,9 +154,11 @@ func TestBadFilesChangeNothing(t *testing.T) {
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
+
 	if got := f.later(); got != "good" {
 		t.Errorf("a missing file: %q", got)
 	}
+
 	write(t, path, "better")
 	if got := f.later(); got != "better" {
 		t.Errorf("a file that came back: %q", got)

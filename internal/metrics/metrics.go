@@ -45,32 +45,42 @@ func New() *Metrics {
 			Name: "cmekproxy_open_ends_total", Help: "Multipart objects written without an authenticated end, because the store takes parts of one length only.",
 		}),
 		Unaudited: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "cmekproxy_audit_failures_total", Help: "Records that could not be written to the audit log. What they tell of was refused.",
+			Name: "cmekproxy_audit_failures_total",
+			Help: "Records that could not be written to the audit log. What they tell of was refused.",
 		}),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "cmekproxy_requests_total", Help: "S3 requests answered, by operation, HTTP status and S3 error code.",
+			Name: "cmekproxy_requests_total",
+			Help: "S3 requests answered, by operation, HTTP status and S3 error code.",
 		}, []string{"operation", "status", "code"}),
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "cmekproxy_request_duration_seconds", Help: "Time from the header of a request to the end of its answer.", Buckets: seconds,
+			Name: "cmekproxy_request_duration_seconds",
+			Help: "Time from the header of a request to the end of its answer.", Buckets: seconds,
 		}, []string{"operation"}),
 		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "cmekproxy_bytes_total", Help: "Body bytes exchanged with clients: in or out.",
 		}, []string{"direction"}),
 		originDuration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "cmekproxy_origin_duration_seconds", Help: "Time of requests to the store up to the header of its answer; status 0 is no answer.", Buckets: seconds,
+			Name:    "cmekproxy_origin_duration_seconds",
+			Help:    "Time of requests to the store up to the header of its answer; status 0 is no answer.",
+			Buckets: seconds,
 		}, []string{"operation", "status"}),
 		kmsDuration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "cmekproxy_kms_duration_seconds", Help: "Time of requests to the KMS, by name of the key, operation and result.", Buckets: seconds,
+			Name: "cmekproxy_kms_duration_seconds",
+			Help: "Time of requests to the KMS, by name of the key, operation and result.", Buckets: seconds,
 		}, []string{"key", "operation", "result"}),
 		leases: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "cmekproxy_dek_leases_total", Help: "Leases of running transfers that ran out, by name of the key: renewed by the KMS, or cut with the transfer.",
 		}, []string{"key", "event"}),
 		breakers: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "cmekproxy_kms_breaker_open", Help: "1 while a KMS that does not answer is left alone, by id of the key.",
+			Name: "cmekproxy_kms_breaker_open",
+			Help: "1 while a KMS that does not answer is left alone, by id of the key.",
 		}, []string{"kms_key"}),
 	}
-	m.registry.MustRegister(m.InFlight, m.OpenEnds, m.Unaudited, m.requests, m.duration, m.bytes, m.originDuration, m.kmsDuration, m.leases, m.breakers,
+
+	m.registry.MustRegister(m.InFlight, m.OpenEnds, m.Unaudited, m.requests, m.duration, m.bytes, m.originDuration,
+		m.kmsDuration, m.leases, m.breakers,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+
 	return m
 }
 

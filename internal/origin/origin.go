@@ -81,13 +81,16 @@ func (o *Origin) RoundTrip(r *http.Request) (*http.Response, error) {
 	out := r.Clone(r.Context())
 	out.URL.Scheme = o.cfg.Endpoint.Scheme
 	out.URL.Host = o.cfg.Endpoint.Host
+
 	if !o.cfg.PathStyle {
 		moveBucketToHost(out.URL)
 	}
+
 	out.Host = out.URL.Host
 	if o.cfg.Trailers && out.Method == http.MethodPost && strings.HasPrefix(out.URL.RawQuery, "uploads") {
 		out.Header.Set("X-Amz-Checksum-Algorithm", trailerAlgorithm)
 	}
+
 	switch hashed := out.Header.Get("X-Amz-Content-Sha256") != ""; {
 	case hashed:
 	case o.cfg.Trailers && out.Body != nil && out.ContentLength > 0:
@@ -95,16 +98,20 @@ func (o *Origin) RoundTrip(r *http.Request) (*http.Response, error) {
 	default:
 		out.Header.Set("X-Amz-Content-Sha256", UnsignedPayload)
 	}
+
 	creds, err := o.credentials(r.Context())
 	if err != nil {
 		closeBody(r)
 		return nil, fmt.Errorf("%w: %w", ErrCredentials, err)
 	}
+
 	hash := out.Header.Get("X-Amz-Content-Sha256")
-	if err := o.signerOf(creds.SecretAccessKey).SignHTTP(r.Context(), creds, out, hash, "s3", o.cfg.Region, o.cfg.Now()); err != nil {
+	if err := o.signerOf(creds.SecretAccessKey).SignHTTP(r.Context(), creds, out, hash, "s3", o.cfg.Region,
+		o.cfg.Now()); err != nil {
 		closeBody(r)
 		return nil, fmt.Errorf("origin: signing: %w", err)
 	}
+
 	return o.cfg.Transport.RoundTrip(out)
 }
 

@@ -78,8 +78,10 @@ func (f *framed) Read(p []byte) (int, error) {
 			return 0, err
 		}
 	}
+
 	n := copy(p, f.out)
 	f.out = f.out[n:]
+
 	switch {
 	case f.out != "" || n == len(p):
 		return n, nil
@@ -88,15 +90,18 @@ func (f *framed) Read(p []byte) (int, error) {
 	case f.done:
 		return n, nil
 	}
+
 	m, err := f.body.Read(p[n:][:min(int64(len(p)-n), f.chunk)])
 	f.sum.Write(p[n : n+m])
 	f.chunk -= int64(m)
 	f.left -= int64(m)
+
 	if err == io.EOF { // bare, as every io.Reader must say it: an error that wraps it is a failure
 		if err = nil; f.left > 0 {
 			err = io.ErrUnexpectedEOF
 		}
 	}
+
 	return n + m, err
 }
 
@@ -106,11 +111,13 @@ func (f *framed) next() error {
 	if f.begun {
 		f.out = chunkEnd
 	}
+
 	f.begun = true
 	if f.chunk = min(f.left, chunkSize); f.chunk > 0 {
 		f.out += chunkHead(f.chunk)
 		return nil
 	}
+
 	var one [1]byte
 	switch n, err := io.ReadFull(f.body, one[:]); {
 	case n > 0:
@@ -118,6 +125,7 @@ func (f *framed) next() error {
 	case err != io.EOF: // bare, as above
 		return err
 	}
+
 	f.out += trailer(f.sum.Sum32())
 	f.done = true
 	return nil

@@ -64,6 +64,7 @@ func NewTransport(cfg TransportConfig) *Transport {
 	// another request then, for as long again.
 	dialer := &net.Dialer{Timeout: 2 * cfg.ConnectTimeout, KeepAlive: 30 * time.Second}
 	proxy := http.ProxyFromEnvironment
+
 	if cfg.UnixSocket != "" {
 		proxy = nil
 	}
@@ -72,10 +73,12 @@ func NewTransport(cfg TransportConfig) *Transport {
 		if cfg.UnixSocket != "" {
 			network, address = "unix", cfg.UnixSocket
 		}
+
 		conn, err := dialer.DialContext(ctx, network, address)
 		if err != nil || cfg.IdleTimeout <= 0 {
 			return conn, err
 		}
+
 		return &idleConn{conn, cfg.IdleTimeout}, nil
 	}
 
@@ -91,6 +94,7 @@ func NewTransport(cfg TransportConfig) *Transport {
 		DisableCompression:     true,
 		MaxResponseHeaderBytes: 64 << 10,
 	}
+
 	if cfg.Authorities != nil {
 		return &Transport{cfg, cfg.Authorities.Transport(base)}
 	}
@@ -106,6 +110,7 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	ctx, cancel := context.WithCancelCause(r.Context())
 	w := &watch{cancel: cancel}
 	response, idle := t.cfg.ResponseTimeout, t.cfg.IdleTimeout
+
 	if isSlow(r) {
 		response, idle = response*slowFactor, idle*slowFactor
 	}
@@ -119,8 +124,10 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 			}
 		},
 	})
+
 	resp, err := t.next.RoundTrip(r.WithContext(ctx))
 	w.answered()
+
 	if err != nil {
 		cancel(nil)
 		return nil, w.explain(err)
@@ -234,6 +241,7 @@ func (b *answerBody) Read(p []byte) (int, error) {
 		b.watch.read(b.idle)
 		defer b.watch.end()
 	}
+
 	n, err := b.src.Read(p)
 	if err == nil || err == io.EOF { //nolint:errorlint // bare, as every io.Reader must say it
 		return n, err
@@ -243,6 +251,7 @@ func (b *answerBody) Read(p []byte) (int, error) {
 	if errors.Is(err, ErrIdle) || errors.Is(err, ErrBroken) {
 		return n, err
 	}
+
 	return n, fmt.Errorf("%w: %w", ErrBroken, err)
 }
 

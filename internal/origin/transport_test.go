@@ -50,6 +50,7 @@ func deaf(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	t.Cleanup(func() { listener.Close() })
 	go func() {
 		for {
@@ -60,6 +61,7 @@ func deaf(t *testing.T) string {
 			t.Cleanup(func() { conn.Close() })
 		}
 	}()
+
 	return listener.Addr().String()
 }
 
@@ -76,6 +78,7 @@ func TestAStoreThatIsLate(t *testing.T) {
 		io.Copy(io.Discard, r.Body)
 		<-r.Context().Done()
 	})
+
 	for _, row := range []struct {
 		name    string
 		cfg     origin.TransportConfig
@@ -100,7 +103,8 @@ func TestAStoreThatIsLate(t *testing.T) {
 		{
 			"an upload that is not taken",
 			origin.TransportConfig{ConnectTimeout: long, ResponseTimeout: long, IdleTimeout: short},
-			requestTo(t, "PUT", "http://"+deaf(t)+"/b/k", bytes.NewReader(make([]byte, 64<<20)), 64<<20), origin.ErrIdle,
+			requestTo(t, "PUT", "http://"+deaf(t)+"/b/k", bytes.NewReader(make([]byte, 64<<20)),
+				64<<20), origin.ErrIdle,
 		},
 	} {
 		t.Run(row.name, func(t *testing.T) {
@@ -123,6 +127,7 @@ func TestCopiesAndCompletionsMayTakeLonger(t *testing.T) {
 	server := serverOf(t, func(http.ResponseWriter, *http.Request) { time.Sleep(pause) })
 	copied := requestTo(t, "PUT", server.URL+"/b/k", nil, 0)
 	copied.Header.Set("X-Amz-Copy-Source", "/b/source")
+
 	for _, r := range []*http.Request{copied, requestTo(t, "POST", server.URL+"/b/k?uploadId=u", nil, 0)} {
 		t.Run(r.Method, func(t *testing.T) {
 			t.Parallel()
@@ -157,11 +162,13 @@ func TestAnAnswerThatDoesNotEnd(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			server := serverOf(t, half(100_000, row.then))
-			resp, err := sendTo(t, origin.TransportConfig{ResponseTimeout: long, IdleTimeout: short}, requestTo(t, "GET", server.URL+"/b/k", nil, 0))
+			resp, err := sendTo(t, origin.TransportConfig{ResponseTimeout: long, IdleTimeout: short},
+				requestTo(t, "GET", server.URL+"/b/k", nil, 0))
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer resp.Body.Close()
+
 			got, err := io.ReadAll(resp.Body)
 			if len(got) != 50_000 || !errors.Is(err, row.want) {
 				t.Errorf("%d bytes, %v", len(got), err)
@@ -209,10 +216,12 @@ func TestTheClientsTimeIsNotTheStores(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer resp.Body.Close()
+
 		if got, err := io.ReadAll(resp.Body); string(got) != "xx" || err != nil {
 			t.Errorf("%q, %v", got, err)
 		}
 	})
+
 	t.Run("download", func(t *testing.T) {
 		t.Parallel()
 		const size = 8 << 20 // more than the kernel keeps
@@ -222,15 +231,18 @@ func TestTheClientsTimeIsNotTheStores(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer resp.Body.Close()
+
 		time.Sleep(pause)
 		if n, err := io.CopyN(io.Discard, resp.Body, size/2); err != nil {
 			t.Fatal(n, err)
 		}
+
 		time.Sleep(pause)
 		if n, err := io.Copy(io.Discard, resp.Body); n != size/2 || err != nil {
 			t.Error(n, err)
 		}
 	})
+
 	t.Run("an answer before the upload's end", func(t *testing.T) {
 		t.Parallel()
 		server := serverOf(t, func(w http.ResponseWriter, r *http.Request) {
@@ -240,13 +252,16 @@ func TestTheClientsTimeIsNotTheStores(t *testing.T) {
 			control.Flush()
 			io.Copy(w, r.Body)
 		})
+
 		resp, err := sendTo(t, all, requestTo(t, "PUT", server.URL+"/b/k", &pausing{1}, 1))
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer resp.Body.Close()
+
 		time.Sleep(pause)
 		time.Sleep(pause)
+
 		if got, err := io.ReadAll(resp.Body); string(got) != "x" || err != nil {
 			t.Errorf("%q, %v", got, err)
 		}
@@ -260,10 +275,12 @@ func TestAuthorities(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "ca.pem")
 	write := func(certificate []byte) {
 		t.Helper()
-		if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate}), 0o600); err != nil {
+		if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate}),
+			0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	try := func(transport *origin.Transport) error {
 		transport.CloseIdleConnections()
 		resp, err := transport.RoundTrip(requestTo(t, "GET", server.URL+"/b/k", nil, 0))
@@ -276,11 +293,13 @@ func TestAuthorities(t *testing.T) {
 	if try(origin.NewTransport(origin.TransportConfig{})) == nil {
 		t.Error("the system trusts the test's certificate")
 	}
+
 	write(server.Certificate().Raw)
 	pool, err := pemfile.OpenPool(file, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	transport := origin.NewTransport(origin.TransportConfig{Authorities: pool})
 	if err := try(transport); err != nil {
 		t.Error(err)

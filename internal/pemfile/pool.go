@@ -71,6 +71,7 @@ func (t *Transport) transport() *http.Transport {
 	certs := t.pool.Certs()
 	t.mu.Lock()
 	defer t.mu.Unlock()
+
 	if t.current != nil && t.trusts == certs {
 		return t.current
 	}
@@ -79,10 +80,12 @@ func (t *Transport) transport() *http.Transport {
 	if next.TLSClientConfig == nil {
 		next.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12}
 	}
+
 	next.TLSClientConfig.RootCAs = certs
 	if t.current != nil {
 		t.current.CloseIdleConnections()
 	}
+
 	t.current, t.trusts = next, certs
 	return next
 }
@@ -110,6 +113,7 @@ func readFile(path string) ([]byte, error) {
 	case info.Size() > maxFile:
 		return nil, fmt.Errorf("%s is larger than %d bytes", path, maxFile)
 	}
+
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err
@@ -117,5 +121,6 @@ func readFile(path string) ([]byte, error) {
 	if len(data) == 0 {
 		return nil, errors.New(path + " is empty")
 	}
+
 	return data, nil
 }

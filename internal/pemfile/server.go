@@ -34,6 +34,7 @@ func OpenServer(cfg ServerConfig) (*Server, error) {
 	if cfg.ClientCAFile != "" {
 		paths = append(paths, cfg.ClientCAFile)
 	}
+
 	file, err := livefile.Open(livefile.Config[*tls.Config]{
 		Paths:  paths,
 		Load:   func() (*tls.Config, error) { return readServer(cfg) },
@@ -42,6 +43,7 @@ func OpenServer(cfg ServerConfig) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	return &Server{file: file}, nil
 }
 
@@ -81,10 +83,12 @@ func readServer(cfg ServerConfig) (*tls.Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cert_file: %w", err)
 	}
+
 	keyPEM, err := readFile(cfg.KeyFile)
 	if err != nil {
 		return nil, fmt.Errorf("key_file: %w", err)
 	}
+
 	cert, err := tls.X509KeyPair(certPEM, keyPEM)
 	if err != nil {
 		return nil, fmt.Errorf("%s and %s: %w", cfg.CertFile, cfg.KeyFile, err)
@@ -93,12 +97,16 @@ func readServer(cfg ServerConfig) (*tls.Config, error) {
 		return nil, errors.New("cert_file: the certificate was not parsed")
 	}
 
-	out := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{cert}, NextProtos: []string{"http/1.1"}}
+	out := &tls.Config{
+		MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{cert}, NextProtos: []string{"http/1.1"},
+	}
+
 	if cfg.ClientCAFile != "" {
 		if out.ClientCAs, err = readPool(cfg.ClientCAFile); err != nil {
 			return nil, fmt.Errorf("client_ca_file: %w", err)
 		}
 		out.ClientAuth = tls.RequireAndVerifyClientCert
 	}
+
 	return out, nil
 }

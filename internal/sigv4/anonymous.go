@@ -10,11 +10,16 @@ func IsAnonymous(r *http.Request) bool {
 	if err != nil || len(r.Header.Values("Authorization")) > 0 {
 		return false
 	}
-	for _, name := range []string{"X-Amz-Algorithm", "X-Amz-Signature", "X-Amz-Credential", "Signature", "AWSAccessKeyId"} {
+
+	for _, name := range []string{
+		"X-Amz-Algorithm", "X-Amz-Signature", "X-Amz-Credential", "Signature",
+		"AWSAccessKeyId",
+	} {
 		if hasParameter(query, name) {
 			return false
 		}
 	}
+
 	return true
 }
 
@@ -28,19 +33,23 @@ func Anonymous(r *http.Request) (*Auth, error) {
 	case len(values) == 1:
 		hash = values[0]
 	}
+
 	switch {
 	case len(r.Header.Values(securityToken)) > 0:
 		return nil, errToken()
 	case payloads[hash].signed:
 		return nil, fail("AccessDenied", "A request that is not signed cannot have signed chunks.")
 	}
+
 	described, err := payloadOf(hash)
 	if err != nil {
 		return nil, err
 	}
+
 	a := &Auth{payload: described}
 	if err := a.describePayload(r); err != nil {
 		return nil, err
 	}
+
 	return a, nil
 }

@@ -64,12 +64,14 @@ func (b *Body) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
+
 	var n int
 	if b.auth.payload.chunked {
 		n, b.err = b.readChunked(p)
 	} else {
 		n, b.err = b.readPlain(p)
 	}
+
 	return n, b.err
 }
 
@@ -83,6 +85,7 @@ func (b *Body) readPlain(p []byte) (int, error) {
 			return 0, wrongLength(nil)
 		}
 	}
+
 	switch {
 	case err == nil:
 		return n, nil
@@ -91,12 +94,15 @@ func (b *Body) readPlain(p []byte) (int, error) {
 	case err != io.EOF:
 		return n, earlyEndError(err)
 	}
+
 	if want := b.auth.payload.sha256; want != "" {
 		if got := hex.EncodeToString(b.hash.Sum(nil)); subtle.ConstantTimeCompare([]byte(got), []byte(want)) != 1 {
-			return n, fail("XAmzContentSHA256Mismatch", "The provided 'x-amz-content-sha256' header does not match what was computed.",
+			return n, fail("XAmzContentSHA256Mismatch",
+				"The provided 'x-amz-content-sha256' header does not match what was computed.",
 				"ClientComputedContentSHA256", want, "S3ComputedContentSHA256", got)
 		}
 	}
+
 	return n, io.EOF
 }
 

@@ -60,6 +60,7 @@ func TestPlainBody(t *testing.T) {
 			if auth.Framed() {
 				t.Error("it is said to be framed")
 			}
+
 			data, _, err := decode(auth, row.body)
 			if row.code != "" {
 				wantCode(t, err, row.code)
@@ -77,6 +78,7 @@ func TestPlainBodyOfUnknownLength(t *testing.T) {
 		sign(t, r, hexSum("payload"), exampleTime)
 		return r
 	}())
+
 	auth, err := verifierAt(exampleTime).Verify(r)
 	if err != nil || auth.DecodedLength() != -1 {
 		t.Fatalf("length %d, error %v", auth.DecodedLength(), err)
@@ -84,6 +86,7 @@ func TestPlainBodyOfUnknownLength(t *testing.T) {
 	if _, _, err := decode(auth, "payload"); err != nil {
 		t.Error(err)
 	}
+
 	for _, other := range []string{"", "payloa", "payloads"} {
 		t.Run(other, func(t *testing.T) {
 			_, _, err = decode(auth, other)
@@ -111,9 +114,11 @@ func TestStreamingBody(t *testing.T) {
 			if !auth.Framed() {
 				t.Error("it is not said to be framed")
 			}
+
 			for kind, src := range map[string]io.Reader{
 				"plain": strings.NewReader(encoded), "one byte": iotest.OneByteReader(strings.NewReader(encoded)),
-				"half": iotest.HalfReader(strings.NewReader(encoded)), "data and error": iotest.DataErrReader(strings.NewReader(encoded)),
+				"half":           iotest.HalfReader(strings.NewReader(encoded)),
+				"data and error": iotest.DataErrReader(strings.NewReader(encoded)),
 			} {
 				t.Run(kind, func(t *testing.T) {
 					body := auth.Body(src)
@@ -156,6 +161,7 @@ func TestTrailerIsNilBeforeTheEnd(t *testing.T) {
 	if n, err := body.Read(nil); n != 0 || err != nil {
 		t.Errorf("an empty read gives %d, %v", n, err)
 	}
+
 	if _, trailer, err := decode(auth, strings.Replace(encoded, "sOO8", "SOO8", 1)); err == nil || trailer != nil {
 		t.Errorf("trailer %v, error %v", trailer, err)
 	}
@@ -171,6 +177,7 @@ func TestCut(t *testing.T) {
 				if wantCode(t, err, "IncompleteBody"); errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 					t.Errorf("%v can be taken for the reader's own end", err)
 				}
+
 				body := auth.Body(io.MultiReader(strings.NewReader(encoded[:n]), iotest.ErrReader(io.ErrUnexpectedEOF)))
 				_, err = io.ReadAll(body)
 				wantCode(t, err, "IncompleteBody")
@@ -191,6 +198,7 @@ func TestAlteredAndCut(t *testing.T) {
 			if _, err := io.ReadFull(body, make([]byte, auth.DecodedLength())); err != nil {
 				t.Fatal(err) // the data comes out before its signature is seen
 			}
+
 			_, err := body.Read(make([]byte, 1))
 			wantCode(t, err, "IncompleteBody")
 		})
@@ -208,6 +216,7 @@ func TestBitFlips(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			var passed []int
 			for bit := range len(encoded) * 8 {
 				flipped := []byte(encoded)
@@ -216,11 +225,14 @@ func TestBitFlips(t *testing.T) {
 				if err != nil {
 					continue
 				}
+
 				passed = append(passed, bit)
-				if u.mode != unsignedTrailer && (gotData != data || !maps.EqualFunc(gotTrailer, trailer, slices.Equal)) {
+				if u.mode != unsignedTrailer &&
+					(gotData != data || !maps.EqualFunc(gotTrailer, trailer, slices.Equal)) {
 					t.Errorf("bit %d of byte %d altered the upload", bit%8, bit/8)
 				}
 			}
+
 			if want := harmlessFlips(u, encoded); !slices.Equal(passed, want) {
 				t.Errorf("passed %v, want %v", passed, want)
 			}
@@ -241,10 +253,12 @@ func harmlessFlips(u upload, encoded string) []int {
 			}
 		}
 	}
+
 	if u.mode == unsignedTrailer {
 		add(u.chunks[0], 0, 1, 2, 3, 4, 6, 7)
 		add(u.chunks[0], 5)
 	}
+
 	for _, trailer := range u.trailers {
 		add(trailer[0], 5)
 		if u.mode == unsignedTrailer {
@@ -254,6 +268,7 @@ func harmlessFlips(u upload, encoded string) []int {
 			}
 		}
 	}
+
 	if u.mode == signedTrailer {
 		add("x-amz-trailer-signature", 5)
 	}
@@ -297,7 +312,8 @@ func TestChunksOfAnotherRequest(t *testing.T) {
 func TestDecodedLength(t *testing.T) {
 	for _, mode := range []string{signedChunks, signedTrailer, unsignedTrailer} {
 		for declared, code := range map[string]string{
-			"3": "IncompleteBody", "4": "", "5": "IncompleteBody", "0": "IncompleteBody", "9223372036854775807": "IncompleteBody",
+			"3": "IncompleteBody", "4": "", "5": "IncompleteBody", "0": "IncompleteBody",
+			"9223372036854775807": "IncompleteBody",
 		} {
 			t.Run(mode+" "+declared, func(t *testing.T) {
 				auth, encoded := upload{mode: mode, chunks: []string{"data"}, declared: declared}.encode(t)
@@ -406,6 +422,7 @@ func TestMalformedTrailers(t *testing.T) {
 				u := upload{mode: mode, chunks: []string{"data"}, announce: row.announce}
 				auth, encoded := u.withTrailer(t, row.wire)
 				_, trailer, err := decode(auth, encoded)
+
 				if codes := strings.Fields(row.code); len(codes) == 2 && mode == unsignedTrailer {
 					wantCode(t, err, codes[1])
 				} else if len(codes) > 0 {
@@ -425,6 +442,7 @@ func (u upload) withTrailer(t *testing.T, wire string) (*sigv4.Auth, string) {
 	pieces := u.pieces(seed)
 	pieces = pieces[:len(pieces)-1]
 	encoded := strings.Join(pieces, "") + wire
+
 	if u.mode == signedTrailer {
 		last := pieces[len(pieces)-1]
 		_, previous, _ := strings.Cut(strings.TrimSpace(last), "chunk-signature=")
@@ -432,6 +450,7 @@ func (u upload) withTrailer(t *testing.T, wire string) (*sigv4.Auth, string) {
 		canonical = strings.ReplaceAll(canonical, "\n\n", "\n")
 		encoded += "x-amz-trailer-signature:" + trailerSignature(previous, canonical) + "\r\n"
 	}
+
 	return auth, encoded + "\r\n"
 }
 
@@ -441,18 +460,30 @@ func TestTrailerSignature(t *testing.T) {
 	head, line, _ := strings.Cut(encoded, "x-amz-trailer-signature:")
 	signature := strings.TrimSpace(line)
 	for name, row := range map[string]struct{ encoded, code string }{
-		"missing":            {head + "\r\n", "IncompleteBody"},
-		"empty":              {head + "x-amz-trailer-signature:\r\n\r\n", "IncompleteBody"},
-		"too short":          {head + "x-amz-trailer-signature:" + signature[1:] + "\r\n\r\n", "IncompleteBody"},
-		"too long":           {head + "x-amz-trailer-signature:" + signature + "0\r\n\r\n", "IncompleteBody"},
-		"of another name":    {head + "x-amz-trailer-signatura:" + signature + "\r\n\r\n", "IncompleteBody"},
-		"another":            {head + "x-amz-trailer-signature:" + emptyHash + "\r\n\r\n", "SignatureDoesNotMatch"},
-		"in upper case":      {head + "x-amz-trailer-signature:" + strings.ToUpper(signature) + "\r\n\r\n", "SignatureDoesNotMatch"},
-		"twice":              {head + strings.Repeat("x-amz-trailer-signature:"+signature+"\r\n", 2) + "\r\n", "MalformedTrailerError"},
-		"after an empty one": {head + "x-amz-trailer-signature: \r\nX-Amz-Trailer-Signature:" + signature + "\r\n\r\n", "MalformedTrailerError"},
-		"before the trailer": {strings.Replace(encoded, "x-amz-checksum", "x-amz-trailer-signature:"+signature+"\r\nx-amz-checksum", 1), "MalformedTrailerError"},
-		"value altered":      {strings.Replace(encoded, "sOO8", "sOO9", 1), "SignatureDoesNotMatch"},
-		"trailer dropped":    {strings.Replace(encoded, "x-amz-checksum-crc32c:sOO8/Q==\r\n", "", 1), "MalformedTrailerError"},
+		"missing":         {head + "\r\n", "IncompleteBody"},
+		"empty":           {head + "x-amz-trailer-signature:\r\n\r\n", "IncompleteBody"},
+		"too short":       {head + "x-amz-trailer-signature:" + signature[1:] + "\r\n\r\n", "IncompleteBody"},
+		"too long":        {head + "x-amz-trailer-signature:" + signature + "0\r\n\r\n", "IncompleteBody"},
+		"of another name": {head + "x-amz-trailer-signatura:" + signature + "\r\n\r\n", "IncompleteBody"},
+		"another":         {head + "x-amz-trailer-signature:" + emptyHash + "\r\n\r\n", "SignatureDoesNotMatch"},
+		"in upper case": {
+			head + "x-amz-trailer-signature:" + strings.ToUpper(signature) + "\r\n\r\n", "SignatureDoesNotMatch",
+		},
+		"twice": {
+			head + strings.Repeat("x-amz-trailer-signature:"+signature+"\r\n", 2) + "\r\n", "MalformedTrailerError",
+		},
+		"after an empty one": {
+			head + "x-amz-trailer-signature: \r\nX-Amz-Trailer-Signature:" + signature + "\r\n\r\n",
+			"MalformedTrailerError",
+		},
+		"before the trailer": {
+			strings.Replace(encoded, "x-amz-checksum", "x-amz-trailer-signature:"+signature+"\r\nx-amz-checksum",
+				1), "MalformedTrailerError",
+		},
+		"value altered": {strings.Replace(encoded, "sOO8", "sOO9", 1), "SignatureDoesNotMatch"},
+		"trailer dropped": {
+			strings.Replace(encoded, "x-amz-checksum-crc32c:sOO8/Q==\r\n", "", 1), "MalformedTrailerError",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, trailer, err := decode(auth, row.encoded)
@@ -469,11 +500,15 @@ var errSource = errors.New("the source failed")
 // A failure of the source is passed on as it is, wherever it happens, and
 // again at the next read.
 func TestSourceError(t *testing.T) {
-	auths := map[*sigv4.Auth]string{plain(t, hexSum("payload"), "payload"): "payload", plain(t, unsignedPayload, "payload"): "payload"}
+	auths := map[*sigv4.Auth]string{
+		plain(t, hexSum("payload"), "payload"): "payload", plain(t, unsignedPayload, "payload"): "payload",
+	}
+
 	for _, u := range small() {
 		auth, encoded := u.encode(t)
 		auths[auth] = encoded
 	}
+
 	for auth, encoded := range auths {
 		for n := range len(encoded) + 1 {
 			for _, failure := range []error{errSource, fmt.Errorf("%w after all", errSource)} {
@@ -497,10 +532,12 @@ func TestWrappedEOF(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	lost := fmt.Errorf("connection lost: %w", io.EOF)
 	_, err = io.ReadAll(auth.Body(iotest.ErrReader(lost)))
 	wantCode(t, err, "IncompleteBody")
 	auth, encoded := small()["signed trailer"].encode(t)
 	_, err = io.ReadAll(auth.Body(io.MultiReader(strings.NewReader(encoded), iotest.ErrReader(lost))))
+
 	wantCode(t, err, "IncompleteBody")
 }

@@ -14,12 +14,15 @@ func canonicalRequest(r *http.Request, c *claim, rawPath string, query []paramet
 	if err != nil {
 		return "", err
 	}
+
 	var b strings.Builder
 	b.WriteString(r.Method + "\n" + EscapePath(path) + "\n")
 	b.WriteString(canonicalQuery(query) + "\n")
+
 	for _, name := range c.signed {
 		b.WriteString(name + ":" + canonicalHeader(r, name) + "\n")
 	}
+
 	b.WriteString("\n" + strings.Join(c.signed, ";") + "\n" + c.hash)
 	return b.String(), nil
 }
@@ -34,6 +37,7 @@ func canonicalHeader(r *http.Request, name string) string {
 		if len(r.Header.Values("Content-Length")) == 0 && r.ContentLength >= 0 {
 			return strconv.FormatInt(r.ContentLength, 10)
 		}
+
 	case "transfer-encoding":
 		return strings.Join(r.TransferEncoding, ",")
 	case "expect": // taken out for HTTP/2, where it can have had this value only
@@ -41,11 +45,14 @@ func canonicalHeader(r *http.Request, name string) string {
 			return "100-continue"
 		}
 	}
+
 	values := r.Header.Values(name)
 	out := make([]string, len(values))
+
 	for i, value := range values {
 		out[i] = collapse(value)
 	}
+
 	return strings.Join(out, ",")
 }
 
@@ -66,19 +73,23 @@ func parseQuery(raw string) ([]parameter, error) {
 	if raw == "" {
 		return nil, nil
 	}
+
 	var out []parameter
 	for pair := range strings.SplitSeq(raw, "&") {
 		if pair == "" {
 			continue
 		}
+
 		name, value, _ := strings.Cut(pair, "=")
 		n, okName := unescape(name, true)
 		v, okValue := unescape(value, true)
 		if !okName || !okValue {
 			return nil, fail("InvalidURI", "Couldn't parse the specified URI.")
 		}
+
 		out = append(out, parameter{n, v})
 	}
+
 	return out, nil
 }
 
@@ -95,16 +106,19 @@ func canonicalQuery(query []parameter) string {
 			pairs = append(pairs, parameter{escape(p.name, false), escape(p.value, false)})
 		}
 	}
+
 	slices.SortFunc(pairs, func(a, b parameter) int {
 		if n := strings.Compare(a.name, b.name); n != 0 {
 			return n
 		}
 		return strings.Compare(a.value, b.value)
 	})
+
 	out := make([]string, len(pairs))
 	for i, p := range pairs {
 		out[i] = p.name + "=" + p.value
 	}
+
 	return strings.Join(out, "&")
 }
 
@@ -132,15 +146,18 @@ const upperHex = "0123456789ABCDEF"
 func escape(text string, keepSlash bool) string {
 	var b strings.Builder
 	b.Grow(len(text))
+
 	for i := range len(text) {
 		c := text[i]
 		switch {
-		case 'A' <= c && c <= 'Z', 'a' <= c && c <= 'z', '0' <= c && c <= '9', strings.IndexByte("-._~", c) >= 0, c == '/' && keepSlash:
+		case 'A' <= c && c <= 'Z', 'a' <= c && c <= 'z', '0' <= c && c <= '9', strings.IndexByte("-._~", c) >= 0,
+			c == '/' && keepSlash:
 			b.WriteByte(c)
 		default:
 			b.Write([]byte{'%', upperHex[c>>4], upperHex[c&15]})
 		}
 	}
+
 	return b.String()
 }
 
@@ -148,6 +165,7 @@ func unescape(text string, plusIsSpace bool) (string, bool) {
 	if !strings.ContainsAny(text, "%+") {
 		return text, true
 	}
+
 	out := make([]byte, 0, len(text))
 	for i := 0; i < len(text); i++ {
 		switch c := text[i]; {
@@ -155,17 +173,21 @@ func unescape(text string, plusIsSpace bool) (string, bool) {
 			if i+2 >= len(text) {
 				return "", false
 			}
+
 			n, err := strconv.ParseUint(text[i+1:i+3], 16, 8)
 			if err != nil || text[i+1] == '+' {
 				return "", false
 			}
+
 			out = append(out, byte(n))
 			i += 2
+
 		case c == '+' && plusIsSpace:
 			out = append(out, ' ')
 		default:
 			out = append(out, c)
 		}
 	}
+
 	return string(out), true
 }

@@ -42,18 +42,22 @@ func (b *Body) readChunked(p []byte) (int, error) {
 			return 0, io.EOF
 		}
 	}
+
 	n, err := b.src.Read(p[:min(int64(len(p)), b.chunk.remains)])
 	if b.hash != nil {
 		b.hash.Write(p[:n])
 	}
+
 	b.chunk.remains -= int64(n)
 	b.remains -= int64(n)
+
 	if err != nil {
 		return n, earlyEndError(err)
 	}
 	if b.chunk.remains == 0 {
 		return n, b.endChunk()
 	}
+
 	return n, nil
 }
 
@@ -63,25 +67,30 @@ func (b *Body) nextChunk() error {
 	if err != nil {
 		return err
 	}
+
 	size, extension, signed := strings.Cut(line, ";")
 	if signed != b.auth.payload.signed {
 		return malformed("a chunk header has a signature where none belongs, or lacks one")
 	}
 	if signed {
 		var ok bool
-		if b.chunk.claimed, ok = strings.CutPrefix(extension, "chunk-signature="); !ok || len(b.chunk.claimed) != sha256.Size*2 {
+		if b.chunk.claimed, ok = strings.CutPrefix(extension, "chunk-signature="); !ok ||
+			len(b.chunk.claimed) != sha256.Size*2 {
 			return malformed("a chunk header has no chunk-signature")
 		}
 	}
+
 	n, err := strconv.ParseUint(size, 16, 63)
 	if err != nil || len(size) > 16 {
 		return malformed("a chunk size is not a hexadecimal number")
 	}
+
 	b.chunk.number++
 	if b.chunk.number > 1 && n > 0 && b.chunk.size < minChunk {
 		return fail("InvalidChunkSizeError", "Only the last chunk is allowed to have a size less than 8192 bytes",
 			"Chunk", strconv.Itoa(b.chunk.number), "BadChunkSize", strconv.FormatInt(b.chunk.size, 10))
 	}
+
 	b.chunk.size, b.chunk.remains = int64(n), int64(n)
 	switch {
 	case b.chunk.size > b.remains: // more than x-amz-decoded-content-length
@@ -91,6 +100,7 @@ func (b *Body) nextChunk() error {
 	case b.chunk.size == 0 && signed:
 		return b.verifyChunk()
 	}
+
 	return nil
 }
 
@@ -101,6 +111,7 @@ func (b *Body) overlong() error {
 	if b.chunk.size > bufferSize-int64(len("\r\n")) {
 		return wrongLength(nil)
 	}
+
 	data, err := b.src.Peek(int(b.chunk.size) + len("\r\n"))
 	switch {
 	case err != nil:
@@ -128,7 +139,8 @@ func (b *Body) endChunk() error {
 func (b *Body) verifyChunk() error {
 	var sum [sha256.Size]byte
 	hashed := hex.EncodeToString(b.hash.Sum(sum[:0]))
-	toSign := "AWS4-HMAC-SHA256-PAYLOAD\n" + b.auth.date + "\n" + b.auth.scope + "\n" + b.chunk.previous + "\n" + emptySHA256 + "\n" + hashed
+	toSign := "AWS4-HMAC-SHA256-PAYLOAD\n" + b.auth.date + "\n" + b.auth.scope + "\n" + b.chunk.previous + "\n" +
+		emptySHA256 + "\n" + hashed
 	if err := b.compare(toSign, b.chunk.claimed); err != nil {
 		return err
 	}
@@ -169,10 +181,12 @@ func (b *Body) lineFeed() (line string, crlf bool, err error) {
 	case err != nil:
 		return "", false, earlyEndError(err)
 	}
+
 	raw, crlf = bytes.CutSuffix(raw[:len(raw)-1], []byte("\r"))
 	if bytes.IndexByte(raw, '\r') >= 0 {
 		return "", false, malformed("a line has a CR in it")
 	}
+
 	return string(raw), crlf, nil
 }
 

@@ -27,37 +27,53 @@ func TestErrorWords(t *testing.T) {
 		details [][2]string
 	}{
 		{
-			"skew", later, exampleSigned, "RequestTimeTooSkewed", "The difference between the request time and the current time is too large.",
-			[][2]string{{"RequestTime", exampleDate}, {"ServerTime", "2013-05-24T01:00:00Z"}, {"MaxAllowedSkewMilliseconds", "900000"}},
+			"skew", later, exampleSigned, "RequestTimeTooSkewed",
+			"The difference between the request time and the current time is too large.",
+			[][2]string{
+				{"RequestTime", exampleDate},
+				{"ServerTime", "2013-05-24T01:00:00Z"},
+				{"MaxAllowedSkewMilliseconds", "900000"},
+			},
 		},
 		{
 			"expired", later, examplePresigned, "AccessDenied", "Request has expired.",
-			[][2]string{{"X-Amz-Expires", "60"}, {"Expires", "2013-05-24T00:01:00Z"}, {"ServerTime", "2013-05-24T01:00:00Z"}},
+			[][2]string{
+				{"X-Amz-Expires", "60"}, {"Expires", "2013-05-24T00:01:00Z"}, {"ServerTime", "2013-05-24T01:00:00Z"},
+			},
 		},
 		{
 			"not yet valid", exampleTime.Add(-time.Hour), examplePresigned, "AccessDenied", "Request is not yet valid",
-			[][2]string{{"X-Amz-Date", "1369353600000"}, {"Expires", "2013-05-24T00:01:00Z"}, {"ServerTime", "2013-05-23T23:00:00Z"}},
+			[][2]string{
+				{"X-Amz-Date", "1369353600000"},
+				{"Expires", "2013-05-24T00:01:00Z"},
+				{"ServerTime", "2013-05-23T23:00:00Z"},
+			},
 		},
 		{
-			"anonymous", exampleTime, changed(exampleSigned, delHeader("Authorization")), "AccessDenied", "Access Denied", nil,
+			"anonymous", exampleTime, changed(exampleSigned,
+				delHeader("Authorization")), "AccessDenied", "Access Denied", nil,
 		},
 		{
-			"unsigned headers", exampleTime, changed(changed(exampleSigned, setHeader("X-Amz-Tagging", "a")), setHeader("X-Amz-Meta-A", "b")),
+			"unsigned headers", exampleTime, changed(changed(exampleSigned, setHeader("X-Amz-Tagging", "a")),
+				setHeader("X-Amz-Meta-A", "b")),
 			"AccessDenied", "There were headers present in the request which were not signed",
 			[][2]string{{"HeadersNotSigned", "x-amz-meta-a, x-amz-tagging"}},
 		},
 		{
-			"unknown access key", exampleTime, changed(exampleSigned, inAuthorization(accessKey, "AKIAI44QH8DHBEXAMPLE")),
+			"unknown access key", exampleTime, changed(exampleSigned,
+				inAuthorization(accessKey, "AKIAI44QH8DHBEXAMPLE")),
 			"InvalidAccessKeyId", "The AWS Access Key Id you provided does not exist in our records.",
 			[][2]string{{"AWSAccessKeyId", "AKIAI44QH8DHBEXAMPLE"}},
 		},
 		{
-			"both mechanisms", exampleTime, changed(examplePresigned, setHeader("Authorization", "AWS4-HMAC-SHA256 a")), "InvalidArgument",
+			"both mechanisms", exampleTime, changed(examplePresigned,
+				setHeader("Authorization", "AWS4-HMAC-SHA256 a")), "InvalidArgument",
 			"Only one auth mechanism allowed; only the X-Amz-Algorithm query parameter, Signature query string parameter or the Authorization header should be specified",
 			[][2]string{{"ArgumentName", "Authorization"}, {"ArgumentValue", "AWS4-HMAC-SHA256 a"}},
 		},
 		{
-			"another scheme", exampleTime, changed(exampleSigned, setHeader("Authorization", "Bearer a")), "InvalidArgument", "Unsupported Authorization Type",
+			"another scheme", exampleTime, changed(exampleSigned,
+				setHeader("Authorization", "Bearer a")), "InvalidArgument", "Unsupported Authorization Type",
 			[][2]string{{"ArgumentName", "Authorization"}, {"ArgumentValue", "Bearer"}},
 		},
 		{
@@ -66,34 +82,43 @@ func TestErrorWords(t *testing.T) {
 			[][2]string{{"ArgumentName", "Authorization"}, {"ArgumentValue", "invalid"}},
 		},
 		{
-			"two components", exampleTime, changed(exampleSigned, setHeader("Authorization", "AWS4-HMAC-SHA256 Credential=a, Signature=b")),
+			"two components", exampleTime, changed(exampleSigned,
+				setHeader("Authorization", "AWS4-HMAC-SHA256 Credential=a, Signature=b")),
 			"AuthorizationHeaderMalformed", "The authorization header is malformed; the authorization header requires three components: Credential, SignedHeaders, and Signature.", nil,
 		},
 		{
-			"a component without a value", exampleTime, changed(exampleSigned, inAuthorization("SignedHeaders=", "SignedHeaders-")), "AuthorizationHeaderMalformed",
+			"a component without a value", exampleTime, changed(exampleSigned,
+				inAuthorization("SignedHeaders=", "SignedHeaders-")), "AuthorizationHeaderMalformed",
 			`The authorization header is malformed; the authorization component "SignedHeaders-host;x-amz-acl;x-amz-content-sha256;x-amz-date" is malformed.`, nil,
 		},
 		{
-			"a component of another name", exampleTime, changed(exampleSigned, inAuthorization("SignedHeaders=", "Headers=")),
+			"a component of another name", exampleTime, changed(exampleSigned,
+				inAuthorization("SignedHeaders=", "Headers=")),
 			"AuthorizationHeaderMalformed", "The authorization header is malformed; missing SignedHeaders.", nil,
 		},
 		{
-			"a credential of six elements", exampleTime, changed(exampleSigned, inAuthorization("/aws4_request", "/extra/things")), "AuthorizationHeaderMalformed",
+			"a credential of six elements", exampleTime, changed(exampleSigned,
+				inAuthorization("/aws4_request", "/extra/things")), "AuthorizationHeaderMalformed",
 			`The authorization header is malformed; the Credential is mal-formed; expecting "<YOUR-AKID>/YYYYMMDD/REGION/SERVICE/aws4_request".`, nil,
 		},
 		{
-			"a credential of five elements", exampleTime, changed(exampleSigned, inAuthorization("/aws4_request", "/things")), "AuthorizationHeaderMalformed",
+			"a credential of five elements", exampleTime, changed(exampleSigned,
+				inAuthorization("/aws4_request", "/things")), "AuthorizationHeaderMalformed",
 			`The authorization header is malformed; incorrect terminal "things". This endpoint uses "aws4_request".`, nil,
 		},
 		{
-			"no date", exampleTime, changed(exampleSigned, delHeader("X-Amz-Date")), "AccessDenied", "AWS authentication requires a valid Date or x-amz-date header.", nil,
+			"no date", exampleTime, changed(exampleSigned,
+				delHeader("X-Amz-Date")), "AccessDenied",
+			"AWS authentication requires a valid Date or x-amz-date header.", nil,
 		},
 		{
-			"an algorithm of no name", exampleTime, changed(examplePresigned, replaceQuery("AWS4-HMAC-SHA256", "AWS4-SHA256")), "AuthorizationQueryParametersError",
+			"an algorithm of no name", exampleTime, changed(examplePresigned,
+				replaceQuery("AWS4-HMAC-SHA256", "AWS4-SHA256")), "AuthorizationQueryParametersError",
 			`X-Amz-Algorithm only supports "AWS4-HMAC-SHA256 and AWS4-ECDSA-P256-SHA256"`, nil,
 		},
 		{
-			"SigV4A, presigned", exampleTime, changed(examplePresigned, replaceQuery("AWS4-HMAC-SHA256", "AWS4-ECDSA-P256-SHA256")), "AuthorizationQueryParametersError",
+			"SigV4A, presigned", exampleTime, changed(examplePresigned,
+				replaceQuery("AWS4-HMAC-SHA256", "AWS4-ECDSA-P256-SHA256")), "AuthorizationQueryParametersError",
 			`X-Amz-Algorithm only supports "AWS4-HMAC-SHA256"`, nil,
 		},
 		{
@@ -102,10 +127,12 @@ func TestErrorWords(t *testing.T) {
 		},
 		{
 			"empty region", exampleTime, changed(exampleSigned, inAuthorization("us-east-1", "")),
-			"AuthorizationHeaderMalformed", "The authorization header is malformed; a non-empty region must be provided in the credential.", nil,
+			"AuthorizationHeaderMalformed",
+			"The authorization header is malformed; a non-empty region must be provided in the credential.", nil,
 		},
 		{
-			"empty region, presigned", exampleTime, changed(examplePresigned, replaceQuery("us-east-1", "")), "AuthorizationQueryParametersError",
+			"empty region, presigned", exampleTime, changed(examplePresigned,
+				replaceQuery("us-east-1", "")), "AuthorizationQueryParametersError",
 			"Error parsing the X-Amz-Credential parameter; a non-empty region must be provided in the credential.", nil,
 		},
 		{
@@ -145,7 +172,9 @@ func TestBodyErrorWords(t *testing.T) {
 	if got := wantCode(t, err, "XAmzContentSHA256Mismatch").Details(); !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}
-	const unexpected, number = "The request body terminated unexpectedly", "You did not provide the number of bytes specified by the Content-Length HTTP header"
+
+	const unexpected, number = "The request body terminated unexpectedly",
+		"You did not provide the number of bytes specified by the Content-Length HTTP header"
 	for _, row := range []struct{ declared, encoded, message string }{
 		{"4", "4\r\nda", unexpected},
 		{"5", "4\r\ndata\r\n0\r\n\r\n", number},
@@ -164,9 +193,11 @@ func TestBodyErrorWords(t *testing.T) {
 			}
 		})
 	}
+
 	auth, encoded := small()["signed"].encode(t)
 	_, _, err = decode(auth, strings.Replace(encoded, "abc", "xyz", 1))
-	if e := wantCode(t, err, "SignatureDoesNotMatch"); len(e.Details()) != 4 || !strings.HasPrefix(e.Details()[1][1], "AWS4-HMAC-SHA256-PAYLOAD\n") {
+	if e := wantCode(t, err, "SignatureDoesNotMatch"); len(e.Details()) != 4 ||
+		!strings.HasPrefix(e.Details()[1][1], "AWS4-HMAC-SHA256-PAYLOAD\n") {
 		t.Errorf("details %v", e.Details())
 	}
 }
@@ -195,13 +226,17 @@ func TestSignatureErrorWords(t *testing.T) {
 	} {
 		got := make(map[string]string)
 		var names []string
+
 		for _, d := range row.details {
 			names = append(names, d[0])
 			got[d[0]] = d[1]
 		}
-		if strings.Join(names, " ") != row.names || got["AWSAccessKeyId"] != row.key || got["SignatureProvided"] != wrong || !strings.HasPrefix(got["StringToSign"], row.start) {
+
+		if strings.Join(names, " ") != row.names || got["AWSAccessKeyId"] != row.key ||
+			got["SignatureProvided"] != wrong || !strings.HasPrefix(got["StringToSign"], row.start) {
 			t.Errorf("got %v", row.details)
 		}
+
 		for name, text := range got {
 			if bytes, ok := got[name+"Bytes"]; ok {
 				back, err := hex.DecodeString(strings.ReplaceAll(bytes, " ", ""))
@@ -228,6 +263,7 @@ func TestFramingOfPlainPayload(t *testing.T) {
 			r.Header.Set("Content-Encoding", row.encoding)
 			sign(t, r, row.hash, exampleTime)
 			_, err := verifierAt(exampleTime).Verify(received(t, r))
+
 			if row.code != "" {
 				wantCode(t, err, row.code)
 			} else if err != nil {
@@ -243,7 +279,13 @@ func TestReplay(t *testing.T) {
 	for _, row := range []struct {
 		after time.Duration
 		code  string
-	}{{0, ""}, {0, ""}, {14 * time.Minute, ""}, {16 * time.Minute, "RequestTimeTooSkewed"}, {24 * time.Hour, "RequestTimeTooSkewed"}} {
+	}{
+		{0, ""},
+		{0, ""},
+		{14 * time.Minute, ""},
+		{16 * time.Minute, "RequestTimeTooSkewed"},
+		{24 * time.Hour, "RequestTimeTooSkewed"},
+	} {
 		t.Run(fmt.Sprint("after ", row.after), func(t *testing.T) {
 			_, err := verifierAt(exampleTime.Add(row.after)).Verify(r)
 			var e *sigv4.Error

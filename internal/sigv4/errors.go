@@ -45,7 +45,10 @@ func badAuthorization(message, authorization string) *Error {
 // by byte, as S3 does.
 func errSignature(accessKey, toSign, claimed string, more ...string) *Error {
 	return fail("SignatureDoesNotMatch", "The request signature we calculated does not match the signature you provided. Check your key and signing method.",
-		append([]string{"AWSAccessKeyId", accessKey, "StringToSign", toSign, "SignatureProvided", claimed, "StringToSignBytes", hexBytes(toSign)}, more...)...)
+		append([]string{
+			"AWSAccessKeyId", accessKey, "StringToSign", toSign, "SignatureProvided", claimed,
+			"StringToSignBytes", hexBytes(toSign),
+		}, more...)...)
 }
 
 // hexBytes writes text as S3 writes bytes: two hexadecimal digits each, with a

@@ -70,8 +70,10 @@ var examples = []struct {
 			"x-amz-content-sha256: STREAMING-AWS4-HMAC-SHA256-PAYLOAD\nContent-Encoding: aws-chunked\nx-amz-decoded-content-length: 66560\nContent-Length: 66824" + exampleAuth +
 			"SignedHeaders=content-encoding;content-length;host;x-amz-content-sha256;x-amz-date;x-amz-decoded-content-length;x-amz-storage-class," +
 			"Signature=4f232c4386841ef735655705268965c44a0e4690baa4adea153f7db9fa80a0a9",
-		body: "10000;chunk-signature=ad80c730a21e5b8d04586a2213dd63b9a0e99e0e2307b0ade35a65485a288648\r\n" + strings.Repeat("a", 65536) + "\r\n" +
-			"400;chunk-signature=0055627c9e194cb4542bae2aa5492e3c1575bbb81b612b7d234b86a503ef5497\r\n" + strings.Repeat("a", 1024) + "\r\n" +
+		body: "10000;chunk-signature=ad80c730a21e5b8d04586a2213dd63b9a0e99e0e2307b0ade35a65485a288648\r\n" +
+			strings.Repeat("a", 65536) + "\r\n" +
+			"400;chunk-signature=0055627c9e194cb4542bae2aa5492e3c1575bbb81b612b7d234b86a503ef5497\r\n" +
+			strings.Repeat("a", 1024) + "\r\n" +
 			"0;chunk-signature=b6c6ea8a5354eaf15b3cb7646744f4275b71ea724fed81ceb9323e279d449df9\r\n\r\n",
 		want: strings.Repeat("a", 66560),
 	},
@@ -82,8 +84,10 @@ var examples = []struct {
 			"x-amz-trailer: x-amz-checksum-crc32c\nContent-Length: 66946" + exampleAuth +
 			"SignedHeaders=content-encoding;host;x-amz-content-sha256;x-amz-date;x-amz-decoded-content-length;x-amz-storage-class;x-amz-trailer," +
 			"Signature=106e2a8a18243abcf37539882f36619c00e2dfc72633413f02d3b74544bfeb8e",
-		body: "10000;chunk-signature=b474d8862b1487a5145d686f57f013e54db672cee1c953b3010fb58501ef5aa2\r\n" + strings.Repeat("a", 65536) + "\r\n" +
-			"400;chunk-signature=1c1344b170168f8e65b41376b44b20fe354e373826ccbbe2c1d40a8cae51e5c7\r\n" + strings.Repeat("a", 1024) + "\r\n" +
+		body: "10000;chunk-signature=b474d8862b1487a5145d686f57f013e54db672cee1c953b3010fb58501ef5aa2\r\n" +
+			strings.Repeat("a", 65536) + "\r\n" +
+			"400;chunk-signature=1c1344b170168f8e65b41376b44b20fe354e373826ccbbe2c1d40a8cae51e5c7\r\n" +
+			strings.Repeat("a", 1024) + "\r\n" +
 			"0;chunk-signature=2ca2aba2005185cf7159c6277faf83795951dd77a3a99e6e65d5c9f85863f992\r\n" +
 			"x-amz-checksum-crc32c:sOO8/Q==\r\n" +
 			"x-amz-trailer-signature:d81f82fc3505edab99d459891051a732e8730629a2e4a59689829ca17fe2e435\r\n\r\n",
@@ -99,9 +103,11 @@ func TestPublishedExamples(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if auth.AccessKey != accessKey || auth.Presigned != e.presigned || auth.DecodedLength() != int64(len(e.want)) {
+			if auth.AccessKey != accessKey || auth.Presigned != e.presigned ||
+				auth.DecodedLength() != int64(len(e.want)) {
 				t.Errorf("got %s, presigned %t, length %d", auth.AccessKey, auth.Presigned, auth.DecodedLength())
 			}
+
 			body := auth.Body(r.Body)
 			data, err := io.ReadAll(body)
 			if err != nil || string(data) != e.want {
@@ -155,6 +161,7 @@ func TestUnescapePath(t *testing.T) {
 			}
 		})
 	}
+
 	for _, raw := range []string{"%", "/%4", "/%4g", "/%+4", "/%-4", "/%4_", "/%%41"} {
 		t.Run(raw, func(t *testing.T) {
 			_, err := sigv4.UnescapePath(raw)

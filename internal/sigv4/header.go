@@ -15,15 +15,19 @@ func headerClaim(r *http.Request, authorization string) (*claim, error) {
 	mechanism, rest, ok := strings.Cut(authorization, " ")
 	switch {
 	case !ok:
-		return nil, badAuthorization("Authorization header is invalid -- one and only one ' ' (space) required.", authorization)
+		return nil, badAuthorization("Authorization header is invalid -- one and only one ' ' (space) required.",
+			authorization)
+
 	case mechanism == algorithm:
 	case strings.HasPrefix(mechanism, "AWS4-ECDSA"):
 		return nil, errAsymmetric()
+
 	case mechanism == "AWS":
 		return nil, errOldSignature()
 	default:
 		return nil, badAuthorization("Unsupported Authorization Type", mechanism)
 	}
+
 	c := &claim{}
 	parts, err := authorizationParts(rest)
 	if err != nil {
@@ -32,21 +36,26 @@ func headerClaim(r *http.Request, authorization string) (*claim, error) {
 	if err := c.setCredential(parts["Credential"]); err != nil {
 		return nil, err
 	}
+
 	c.signed = strings.Split(parts["SignedHeaders"], ";")
 	c.signature = parts["Signature"]
+
 	if c.time, err = requestTime(r); err != nil {
 		return nil, err
 	}
 	if c.scope.date != c.time.Format(dateFormat) {
 		return nil, malformedClaim(c, "Invalid credential date. Date is not the same as X-Amz-Date.")
 	}
+
 	if c.token, err = tokenHeader(r); err != nil {
 		return nil, err
 	}
+
 	hashes := r.Header.Values(contentSHA256)
 	if len(hashes) != 1 {
 		return nil, fail("InvalidRequest", "Missing required header for this request: x-amz-content-sha256")
 	}
+
 	c.hash = hashes[0]
 	return c, nil
 }
@@ -58,6 +67,7 @@ func authorizationParts(text string) (map[string]string, error) {
 	if len(components) != 3 {
 		return nil, malformedHeader("the authorization header requires three components: Credential, SignedHeaders, and Signature.")
 	}
+
 	parts := make(map[string]string, 3)
 	for _, component := range components {
 		component = strings.TrimSpace(component)
@@ -67,11 +77,13 @@ func authorizationParts(text string) (map[string]string, error) {
 		}
 		parts[name] = value
 	}
+
 	for _, name := range []string{"Credential", "SignedHeaders", "Signature"} {
 		if parts[name] == "" {
 			return nil, malformedHeader("missing " + name + ".")
 		}
 	}
+
 	return parts, nil
 }
 
@@ -85,21 +97,28 @@ func (c *claim) setCredential(text string) error {
 	if n < 1 || parts[0] == "" {
 		return malformedCredential(c, unclear)
 	}
+
 	c.accessKey = strings.Join(parts[:n], "/")
 	c.scope = scope{parts[n], parts[n+1], parts[n+2], parts[n+3]}
+
 	switch {
 	case n > 1 && (c.scope.service != serviceS3 || c.scope.terminator != terminator):
 		return malformedCredential(c, unclear)
 	case c.scope.region == "":
 		return malformedCredential(c, "a non-empty region must be provided in the credential.")
+
 	case c.scope.service != serviceS3:
 		return malformedCredential(c, "incorrect service \""+c.scope.service+"\". This endpoint belongs to \"s3\".")
 	case c.scope.terminator != terminator:
-		return malformedCredential(c, "incorrect terminal \""+c.scope.terminator+"\". This endpoint uses \"aws4_request\".")
+		return malformedCredential(c, "incorrect terminal \""+c.scope.terminator+
+			"\". This endpoint uses \"aws4_request\".")
 	}
+
 	if _, err := time.Parse(dateFormat, c.scope.date); err != nil {
-		return malformedCredential(c, "incorrect date format \""+c.scope.date+"\". This date in the credential must be in the format \"yyyyMMdd\".")
+		return malformedCredential(c, "incorrect date format \""+c.scope.date+
+			"\". This date in the credential must be in the format \"yyyyMMdd\".")
 	}
+
 	return nil
 }
 
@@ -123,6 +142,7 @@ func requestTime(r *http.Request) (time.Time, error) {
 			}
 		}
 	}
+
 	return time.Time{}, fail("AccessDenied", "AWS authentication requires a valid Date or x-amz-date header.")
 }
 

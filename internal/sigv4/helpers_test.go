@@ -95,22 +95,28 @@ func presign(tb testing.TB, r *http.Request, hash string, at time.Time, lifetime
 	return presignWith(tb, r, accessKey, secretKey, hash, at, lifetime)
 }
 
-func presignWith(tb testing.TB, r *http.Request, key, secret, hash string, at time.Time, lifetime string) *http.Request {
+func presignWith(
+	tb testing.TB, r *http.Request, key, secret, hash string, at time.Time, lifetime string,
+) *http.Request {
 	tb.Helper()
 	query := r.URL.Query()
+
 	if lifetime != "" {
 		query.Set("X-Amz-Expires", lifetime)
 	}
+
 	r.URL.RawQuery = query.Encode()
 	keys := aws.Credentials{AccessKeyID: key, SecretAccessKey: secret}
 	signed, header, err := sdkSigner().PresignHTTP(tb.Context(), keys, r, hash, "s3", "us-east-1", at)
 	if err != nil {
 		tb.Fatal(err)
 	}
+
 	out := r.Clone(tb.Context())
 	if out.URL, err = url.Parse(signed); err != nil {
 		tb.Fatal(err)
 	}
+
 	out.Header = header
 	out.Header.Del("Host")
 	out.Header.Del("Content-Length")
@@ -170,12 +176,14 @@ func wantCode(tb testing.TB, err error, code string) *sigv4.Error {
 	if e.Code != code {
 		tb.Fatalf("got error %v, want %s", err, code)
 	}
+
 	if errors.Is(err, io.EOF) {
 		tb.Fatalf("%v passes for the end of the body", err)
 	}
 	if strings.Contains(fmt.Sprint(e, e.Details()), secretKey) {
 		tb.Fatal("the error holds the secret key")
 	}
+
 	return e
 }
 
@@ -194,16 +202,20 @@ func (u upload) request(tb testing.TB) *http.Request {
 	tb.Helper()
 	r := newRequest(tb, http.MethodPut, bucketURL, "/key", "", "")
 	length := strconv.Itoa(len(strings.Join(u.chunks, "")))
+
 	if u.declared != "" {
 		length = u.declared
 	}
+
 	r.Header.Set("X-Amz-Decoded-Content-Length", length)
 	names := u.announce
+
 	for i, trailer := range u.trailers {
 		if u.announce == "" {
 			names += strings.Repeat(",", min(i, 1)) + trailer[0]
 		}
 	}
+
 	if names != "" {
 		r.Header.Set("X-Amz-Trailer", names)
 	}
@@ -228,17 +240,21 @@ func (u upload) verify(tb testing.TB) (auth *sigv4.Auth, seed string) {
 func (u upload) pieces(seed string) []string {
 	var out []string
 	previous, signed := seed, u.mode != unsignedTrailer
+
 	for _, data := range append(slices.Clip(u.chunks), "") {
 		head := strconv.FormatInt(int64(len(data)), 16)
 		if signed {
-			previous = hexMAC(exampleKey(), "AWS4-HMAC-SHA256-PAYLOAD\n"+exampleDate+"\n"+scope+"\n"+previous+"\n"+emptyHash+"\n"+hexSum(data))
+			previous = hexMAC(exampleKey(), "AWS4-HMAC-SHA256-PAYLOAD\n"+exampleDate+"\n"+scope+"\n"+previous+"\n"+
+				emptyHash+"\n"+hexSum(data))
 			head += ";chunk-signature=" + previous
 		}
+
 		if data != "" {
 			data += "\r\n"
 		}
 		out = append(out, head+"\r\n"+data)
 	}
+
 	return append(out, u.trailer(previous))
 }
 
@@ -255,7 +271,8 @@ func (u upload) trailer(previous string) string {
 }
 
 func trailerSignature(previous, canonical string) string {
-	return hexMAC(exampleKey(), "AWS4-HMAC-SHA256-TRAILER\n"+exampleDate+"\n"+scope+"\n"+previous+"\n"+hexSum(canonical))
+	return hexMAC(exampleKey(), "AWS4-HMAC-SHA256-TRAILER\n"+exampleDate+"\n"+scope+"\n"+previous+"\n"+
+		hexSum(canonical))
 }
 
 // encode returns the verified request and the whole body.

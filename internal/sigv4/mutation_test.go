@@ -26,11 +26,13 @@ func signedWire(tb testing.TB) map[bool][]byte {
 		r.Header.Set("Content-Type", "text/plain")
 		return r
 	}
+
 	header := build()
 	sign(tb, header, emptyHash, exampleTime)
 	presigned := presign(tb, build(), unsignedPayload, exampleTime, "60")
 	presigned.Header.Set("User-Agent", "")
 	out := make(map[bool][]byte)
+
 	for isPresigned, r := range map[bool]*http.Request{false: header, true: presigned} {
 		var wire bytes.Buffer
 		if err := r.Write(&wire); err != nil {
@@ -38,6 +40,7 @@ func signedWire(tb testing.TB) map[bool][]byte {
 		}
 		out[isPresigned] = wire.Bytes()
 	}
+
 	return out
 }
 
@@ -47,6 +50,7 @@ func signedWire(tb testing.TB) map[bool][]byte {
 func meaning(r *http.Request) string {
 	parts := []string{r.Method, r.URL.Path, r.Host}
 	var pairs []string
+
 	for pair := range strings.SplitSeq(r.URL.RawQuery, "&") {
 		name, value, _ := strings.Cut(pair, "=")
 		name, errName := url.QueryUnescape(name)
@@ -54,10 +58,12 @@ func meaning(r *http.Request) string {
 		if errName != nil || errValue != nil {
 			return "nothing"
 		}
+
 		if pair != "" {
 			pairs = append(pairs, strconv.Quote(name)+strconv.Quote(value))
 		}
 	}
+
 	parts = append(parts, strings.Join(slices.Sorted(slices.Values(pairs)), "&"))
 	for _, name := range slices.Sorted(maps.Keys(r.Header)) {
 		if strings.HasPrefix(name, "X-Amz-") || name == "Content-Type" {
@@ -68,9 +74,11 @@ func meaning(r *http.Request) string {
 				}
 				values = append(values, value)
 			}
+
 			parts = append(parts, name+":"+strings.Join(values, ","))
 		}
 	}
+
 	return strings.Join(parts, "\n")
 }
 
@@ -82,10 +90,12 @@ func checkAltered(t *testing.T, verifier *sigv4.Verifier, original, altered []by
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	r, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(altered)))
 	if err != nil {
 		return // never gets as far as here
 	}
+
 	same := meaning(r) == meaning(want)
 	switch _, err := verifier.Verify(r); {
 	case err == nil && !same:
@@ -116,6 +126,7 @@ func FuzzVerifyMutation(f *testing.F) {
 	wires := signedWire(f)
 	verifier := verifierAt(exampleTime)
 	at := func(presigned bool, text string) uint16 { return uint16(bytes.Index(wires[presigned], []byte(text))) }
+
 	for _, presigned := range []bool{false, true} {
 		f.Add(presigned, uint16(0), uint8(3), []byte("PUT"))
 		f.Add(presigned, at(presigned, "key"), uint8(1), []byte("%6b"))  // means the same
@@ -127,8 +138,10 @@ func FuzzVerifyMutation(f *testing.F) {
 		f.Add(presigned, at(presigned, "some"), uint8(0), []byte("\t"))
 		f.Add(presigned, at(presigned, "some"), uint8(4), []byte("Some"))
 		f.Add(presigned, at(presigned, "Signature="), uint8(12), []byte("Signature=00"))
+
 		f.Add(presigned, at(presigned, "/bucket"), uint8(0), []byte("http://examplebucket.s3.amazonaws.com"))
 	}
+
 	f.Fuzz(func(t *testing.T, presigned bool, position uint16, remove uint8, insert []byte) {
 		wire := wires[presigned]
 		from := int(position) % len(wire)

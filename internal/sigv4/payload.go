@@ -33,6 +33,7 @@ func payloadOf(hash string) (payload, error) {
 		return known, nil
 	case isHexSHA256(hash):
 		return payload{sha256: hash}, nil
+
 	case strings.HasPrefix(hash, "STREAMING-AWS4-ECDSA"):
 		return payload{}, errAsymmetric()
 	default: // in S3's words, though not all of them are to be had here
@@ -50,14 +51,17 @@ func (a *Auth) describePayload(r *http.Request) error {
 		a.length = r.ContentLength
 		return a.refuseFraming(r.Header)
 	}
+
 	decoded := r.Header.Values("X-Amz-Decoded-Content-Length")
 	if len(decoded) != 1 {
 		return errNoLength()
 	}
+
 	n, err := strconv.ParseUint(decoded[0], 10, 63) // takes no sign
 	if err != nil {
 		return errNoLength() // as S3, which tells no difference
 	}
+
 	a.length = int64(n)
 	return nil
 }
@@ -69,14 +73,17 @@ func (a *Auth) refuseFraming(h http.Header) error {
 	if len(h.Values("X-Amz-Decoded-Content-Length")) > 0 {
 		return fail("InvalidRequest", "x-amz-decoded-content-length is for aws-chunked payloads only.")
 	}
+
 	for _, line := range h.Values("Content-Encoding") {
 		for encoding := range strings.SplitSeq(line, ",") {
 			if a.payload.sha256 == "" && strings.EqualFold(strings.TrimSpace(encoding), "aws-chunked") {
-				return fail("InvalidArgument", "aws-chunked encoding is not supported when x-amz-content-sha256 UNSIGNED-PAYLOAD is supplied",
+				return fail("InvalidArgument",
+					"aws-chunked encoding is not supported when x-amz-content-sha256 UNSIGNED-PAYLOAD is supplied",
 					"ArgumentName", "Content-Encoding", "ArgumentValue", line)
 			}
 		}
 	}
+
 	return nil
 }
 

@@ -27,9 +27,11 @@ func sessionVerifier(now time.Time) *sigv4.Verifier {
 		}
 		return own(key)
 	}
+
 	v.Session = func(key string) (string, time.Time, bool) {
 		return sessionToken, exampleTime.Add(time.Hour), key == sessionKey
 	}
+
 	return v
 }
 
@@ -55,16 +57,24 @@ func TestSessionToken(t *testing.T) {
 		{"twice", temporary, []string{sessionToken, sessionToken}, 0, "InvalidToken"},
 		{"with a client's own key", own, []string{sessionToken}, 0, "InvalidToken"},
 		{"another secret", credentials{sessionKey, secretKey}, []string{sessionToken}, 0, "SignatureDoesNotMatch"},
-		{"another secret, and expired", credentials{sessionKey, secretKey}, []string{sessionToken}, 2 * time.Hour, "SignatureDoesNotMatch"},
+		{
+			"another secret, and expired",
+			credentials{sessionKey, secretKey},
+			[]string{sessionToken},
+			2 * time.Hour,
+			"SignatureDoesNotMatch",
+		},
 		{"none with a client's own key", own, nil, 0, ""},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			signedAt := exampleTime.Add(row.at)
 			r := newRequest(t, http.MethodGet, bucketURL, "/key", "", "")
 			r.Header["X-Amz-Security-Token"] = row.tokens
+
 			if row.tokens == nil {
 				delete(r.Header, "X-Amz-Security-Token")
 			}
+
 			r.Header.Set("X-Amz-Content-Sha256", emptyHash)
 			signWith(t, r, row.by.key, row.by.secret, emptyHash, signedAt)
 			_, err := sessionVerifier(signedAt).Verify(received(t, r))
@@ -88,7 +98,10 @@ func TestSessionTokenOfURL(t *testing.T) {
 		{"another", "X-Amz-Security-Token=another", "", "InvalidToken"},
 		{"empty", "X-Amz-Security-Token=", "", "InvalidToken"},
 		{"missing", "", "", "InvalidAccessKeyId"},
-		{"twice", "X-Amz-Security-Token=" + token + "&X-Amz-Security-Token=" + token, "", "AuthorizationQueryParametersError"},
+		{
+			"twice", "X-Amz-Security-Token=" + token + "&X-Amz-Security-Token=" + token, "",
+			"AuthorizationQueryParametersError",
+		},
 		{"in lower case", "x-amz-security-token=" + token, "", "InvalidAccessKeyId"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
@@ -96,6 +109,7 @@ func TestSessionTokenOfURL(t *testing.T) {
 			if row.header != "" {
 				r.Header.Set("X-Amz-Security-Token", row.header)
 			}
+
 			r = presignWith(t, r, sessionKey, sessionSecret, unsignedPayload, exampleTime, "60")
 			_, err := sessionVerifier(exampleTime).Verify(received(t, r))
 			switch {
@@ -128,6 +142,7 @@ func TestIsAnonymous(t *testing.T) {
 			if got := sigv4.IsAnonymous(r); got != row.want {
 				t.Errorf("%v", got)
 			}
+
 			r.Header.Set("Authorization", "")
 			if sigv4.IsAnonymous(r) {
 				t.Error("with an empty Authorization header: anonymous")
@@ -144,8 +159,14 @@ func TestAnonymousPayload(t *testing.T) {
 	}{
 		{"nothing said", nil, ""},
 		{"hashed", http.Header{"X-Amz-Content-Sha256": {hexSum("body")}}, ""},
-		{"signed chunks", http.Header{"X-Amz-Content-Sha256": {signedChunks}, "X-Amz-Decoded-Content-Length": {"4"}}, "AccessDenied"},
-		{"a signed trailer", http.Header{"X-Amz-Content-Sha256": {signedTrailer}, "X-Amz-Decoded-Content-Length": {"4"}}, "AccessDenied"},
+		{"signed chunks", http.Header{
+			"X-Amz-Content-Sha256":         {signedChunks},
+			"X-Amz-Decoded-Content-Length": {"4"},
+		}, "AccessDenied"},
+		{"a signed trailer", http.Header{
+			"X-Amz-Content-Sha256":         {signedTrailer},
+			"X-Amz-Decoded-Content-Length": {"4"},
+		}, "AccessDenied"},
 		{"two hashes", http.Header{"X-Amz-Content-Sha256": {hexSum("body"), hexSum("body")}}, "InvalidRequest"},
 		{"a session token", http.Header{"X-Amz-Security-Token": {"token"}}, "InvalidToken"},
 		{"no hash", http.Header{"X-Amz-Content-Sha256": {"nonsense"}}, "InvalidArgument"},
@@ -174,6 +195,7 @@ func TestSessionTokenOfForm(t *testing.T) {
 		v.Session = func(string) (string, time.Time, bool) { return sessionToken, postTime.Add(time.Hour), true }
 		return v
 	}
+
 	for _, row := range []struct {
 		name, token, covered string
 		at                   time.Duration
@@ -189,19 +211,23 @@ func TestSessionTokenOfForm(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			fields := postExample()
 			for name := range fields {
-				if !strings.HasPrefix(name, "x-amz-") || strings.HasPrefix(name, "x-amz-meta-") || strings.HasPrefix(name, "x-amz-server") {
+				if !strings.HasPrefix(name, "x-amz-") || strings.HasPrefix(name, "x-amz-meta-") ||
+					strings.HasPrefix(name, "x-amz-server") {
 					delete(fields, name)
 				}
 			}
+
 			if row.token != "-" {
 				fields["x-amz-security-token"] = row.token
 			}
+
 			signPost(fields, `{"expiration":"2015-12-30T12:00:00Z","conditions":[`+conditions+row.covered+`]}`)
 			fields["bucket"] = "b"
 			post, err := verifier(postTime.Add(row.at)).VerifyPost(fields)
 			if err == nil {
 				err = post.Check(fields)
 			}
+
 			switch {
 			case row.code == "" && err != nil:
 				t.Error(err)

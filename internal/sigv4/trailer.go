@@ -18,12 +18,14 @@ const maxTrailers = 8
 func (a *Auth) announcedTrailers(h http.Header) error {
 	for _, line := range h.Values("X-Amz-Trailer") {
 		for name := range strings.SplitSeq(line, ",") {
-			if name = strings.ToLower(strings.TrimSpace(name)); name == "" || len(a.trailers) == maxTrailers || slices.Contains(a.trailers, name) {
+			if name = strings.ToLower(strings.TrimSpace(name)); name == "" || len(a.trailers) == maxTrailers ||
+				slices.Contains(a.trailers, name) {
 				return malformedTrailer("x-amz-trailer")
 			}
 			a.trailers = append(a.trailers, name)
 		}
 	}
+
 	if len(a.trailers) > 0 && !a.payload.trailer {
 		return fail("InvalidRequest", "x-amz-trailer needs a payload with a trailer in x-amz-content-sha256.")
 	}
@@ -41,12 +43,14 @@ func (b *Body) finish() error {
 	} else if err := b.expect("\r\n"); err != nil {
 		return err
 	}
+
 	switch _, err := b.src.ReadByte(); {
 	case err == nil:
 		return malformed("bytes follow the payload")
 	case err != io.EOF:
 		return earlyEndError(err)
 	}
+
 	return nil
 }
 
@@ -65,6 +69,7 @@ func (b *Body) readTrailer() error {
 		if line == "" {
 			break
 		}
+
 		name, value, ok := strings.Cut(line, ":")
 		name, value = strings.ToLower(strings.TrimSpace(name)), strings.TrimSpace(value)
 		switch {
@@ -73,24 +78,29 @@ func (b *Body) readTrailer() error {
 		case name == signatureName && b.auth.payload.signed:
 			signature, sealed = value, true
 			continue
+
 		case b.auth.payload.signed && len(b.trailerHeader) > 0 && len(b.trailerHeader) == len(b.auth.trailers):
 			return malformed("the trailer has another line where its signature belongs")
 		case !slices.Contains(b.auth.trailers, name) || b.trailerHeader.Values(name) != nil:
 			return malformedTrailer(name)
 		}
+
 		b.trailerHeader.Set(name, value)
 		signed.WriteString(name + ":" + value + "\n")
 	}
+
 	if len(b.trailerHeader) != len(b.auth.trailers) {
 		return malformedTrailer(strings.Join(b.auth.trailers, ","))
 	}
 	if !b.auth.payload.signed {
 		return nil
 	}
+
 	if len(signature) != sha256.Size*2 {
 		return malformed("the trailer has no x-amz-trailer-signature")
 	}
-	return b.compare("AWS4-HMAC-SHA256-TRAILER\n"+b.auth.date+"\n"+b.auth.scope+"\n"+b.chunk.previous+"\n"+hexSHA256(signed.String()), signature)
+	return b.compare("AWS4-HMAC-SHA256-TRAILER\n"+b.auth.date+"\n"+b.auth.scope+"\n"+b.chunk.previous+"\n"+
+		hexSHA256(signed.String()), signature)
 }
 
 // trailerLine reads up to CRLF, or up to LF CRLF: minio-go ends a header of
@@ -104,5 +114,7 @@ func (b *Body) trailerLine() (string, error) {
 }
 
 func malformedTrailer(what string) *Error {
-	return fail("MalformedTrailerError", "The request contained trailing data that was not well-formed or did not conform to our published schema.", "Trailer", what)
+	return fail("MalformedTrailerError",
+		"The request contained trailing data that was not well-formed or did not conform to our published schema.",
+		"Trailer", what)
 }

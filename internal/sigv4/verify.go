@@ -105,6 +105,7 @@ func (v *Verifier) Verify(r *http.Request) (*Auth, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	c, err := claimOf(r, query)
 	if err != nil {
 		return nil, err
@@ -112,32 +113,41 @@ func (v *Verifier) Verify(r *http.Request) (*Auth, error) {
 	if err := v.checkTime(c); err != nil {
 		return nil, err
 	}
+
 	if err := checkSigned(r, c); err != nil {
 		return nil, err
 	}
+
 	described, err := payloadOf(c.hash)
 	if err != nil {
 		return nil, err
 	}
+
 	canonical, err := canonicalRequest(r, c, rawPath, query)
 	if err != nil {
 		return nil, err
 	}
+
 	secret, known := v.Secret(c.accessKey)
 	known = known && secret != "" // anybody could sign with an empty one
 	key := signingKey(secret, c.scope)
 	toSign := stringToSign(c.time, c.scope, canonical)
 	want := hex.EncodeToString(hmacSHA256(key, toSign))
 	genuine := subtle.ConstantTimeCompare([]byte(want), []byte(c.signature)) == 1
+
 	if !known {
-		return nil, fail("InvalidAccessKeyId", "The AWS Access Key Id you provided does not exist in our records.", "AWSAccessKeyId", c.accessKey)
+		return nil, fail("InvalidAccessKeyId", "The AWS Access Key Id you provided does not exist in our records.",
+			"AWSAccessKeyId", c.accessKey)
 	}
 	if !genuine {
-		return nil, errSignature(c.accessKey, toSign, c.signature, "CanonicalRequest", canonical, "CanonicalRequestBytes", hexBytes(canonical))
+		return nil, errSignature(c.accessKey, toSign, c.signature, "CanonicalRequest", canonical,
+			"CanonicalRequestBytes", hexBytes(canonical))
 	}
+
 	if err := v.checkToken(c); err != nil {
 		return nil, err
 	}
+
 	a := &Auth{
 		AccessKey: c.accessKey, Presigned: c.presigned, payload: described,
 		signingKey: key, scope: c.scope.String(), date: c.time.Format(timeFormat), seed: c.signature,
@@ -145,6 +155,7 @@ func (v *Verifier) Verify(r *http.Request) (*Auth, error) {
 	if err := a.describePayload(r); err != nil {
 		return nil, err
 	}
+
 	return a, nil
 }
 
@@ -176,22 +187,27 @@ func RequestTarget(r *http.Request) (path, query string) {
 			return u.EscapedPath(), u.RawQuery
 		}
 	}
+
 	path, query, _ = strings.Cut(target, "?")
 	return path, query
 }
 
 func claimOf(r *http.Request, query []parameter) (*claim, error) {
 	authorization := r.Header.Values("Authorization")
-	inQuery := hasParameter(query, "X-Amz-Algorithm") || hasParameter(query, "X-Amz-Signature") || hasParameter(query, "X-Amz-Credential")
+	inQuery := hasParameter(query, "X-Amz-Algorithm") || hasParameter(query, "X-Amz-Signature") ||
+		hasParameter(query, "X-Amz-Credential")
+
 	switch {
 	case len(authorization) > 0 && inQuery:
 		return nil, badAuthorization("Only one auth mechanism allowed; only the X-Amz-Algorithm query parameter, Signature query string parameter or the Authorization header should be specified", authorization[0])
 	case len(authorization) > 1:
 		return nil, badAuthorization("Authorization header is invalid -- there is more than one", authorization[0])
+
 	case len(authorization) == 1:
 		return headerClaim(r, authorization[0])
 	case inQuery:
 		return queryClaim(r, query)
+
 	case hasParameter(query, "Signature") && hasParameter(query, "AWSAccessKeyId"):
 		return nil, errOldSignature()
 	default:
@@ -206,12 +222,15 @@ func (v *Verifier) checkTime(c *claim) error {
 	}
 	if !c.presigned {
 		if d := now.Sub(c.time); d > skew || d < -skew {
-			return fail("RequestTimeTooSkewed", "The difference between the request time and the current time is too large.",
+			return fail("RequestTimeTooSkewed",
+				"The difference between the request time and the current time is too large.",
 				"RequestTime", c.time.Format(timeFormat), "ServerTime", now.UTC().Format(time.RFC3339),
 				"MaxAllowedSkewMilliseconds", milliseconds(skew))
 		}
+
 		return nil
 	}
+
 	end := c.time.Add(c.lifetime)
 	switch {
 	case c.time.Sub(now) > skew: // S3 does print this one date in milliseconds
@@ -221,6 +240,7 @@ func (v *Verifier) checkTime(c *claim) error {
 		return fail("AccessDenied", "Request has expired.", "X-Amz-Expires", seconds(c.lifetime),
 			"Expires", end.Format(time.RFC3339), "ServerTime", now.UTC().Format(time.RFC3339))
 	}
+
 	return nil
 }
 
@@ -234,9 +254,11 @@ func checkSigned(r *http.Request, c *claim) error {
 		}
 		signed[name] = true
 	}
+
 	if !signed["host"] {
 		return malformedClaim(c, "host must be a signed header")
 	}
+
 	var missing []string
 	for name := range r.Header {
 		lower := strings.ToLower(name)
@@ -245,10 +267,13 @@ func checkSigned(r *http.Request, c *claim) error {
 			missing = append(missing, lower)
 		}
 	}
+
 	if len(missing) > 0 {
 		slices.Sort(missing)
-		return fail("AccessDenied", "There were headers present in the request which were not signed", "HeadersNotSigned", strings.Join(missing, ", "))
+		return fail("AccessDenied", "There were headers present in the request which were not signed",
+			"HeadersNotSigned", strings.Join(missing, ", "))
 	}
+
 	return nil
 }
 
@@ -259,15 +284,19 @@ func (v *Verifier) checkToken(c *claim) error {
 	if v.Session != nil {
 		want, expires, temporary = v.Session(c.accessKey)
 	}
+
 	switch {
 	case !temporary && c.token == "":
 		return nil
 	case temporary && c.token == "": // as S3, which knows such an access key only together with its token
-		return fail("InvalidAccessKeyId", "The AWS Access Key Id you provided does not exist in our records.", "AWSAccessKeyId", c.accessKey)
+		return fail("InvalidAccessKeyId", "The AWS Access Key Id you provided does not exist in our records.",
+			"AWSAccessKeyId", c.accessKey)
+
 	case !temporary || want == "" || subtle.ConstantTimeCompare([]byte(want), []byte(c.token)) != 1:
 		return errToken()
 	case !v.Now().Before(expires):
 		return fail("ExpiredToken", "The provided token has expired.")
+
 	default:
 		return nil
 	}

@@ -22,6 +22,7 @@ func (s *store) authorize(k *key, a access) error {
 	case effectAllow:
 		return nil
 	}
+
 	if slices.ContainsFunc(k.Grants, func(g *storedGrant) bool { return g.allows(a) }) {
 		return nil
 	}
@@ -83,6 +84,7 @@ func (s *store) putKeyPolicy(in policyIn) (any, error) {
 		return nil, refuse("ValidationException", "1 validation error detected: Value at 'policy' failed to satisfy "+
 			"constraint: Member must have length greater than or equal to 1")
 	}
+
 	if err := s.setPolicy(k, in.Policy); err != nil {
 		return nil, err
 	}

@@ -85,12 +85,14 @@ func (k *azureKey) rotate(t testing.TB) {
 		t.Fatalf("kmstest: no kind %q", k.kind)
 	case bits == 0:
 		v.symmetric = random(32)
+
 	default:
 		var err error
 		if v.rsa, err = rsa.GenerateKey(rand.Reader, bits); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	k.versions = append(k.versions, v)
 }
 
@@ -102,11 +104,13 @@ func (k *azureKey) find(version string) *azureVersion {
 	if version == "" {
 		return k.versions[len(k.versions)-1]
 	}
+
 	for _, v := range k.versions {
 		if v.id == version {
 			return v
 		}
 	}
+
 	return nil
 }
 
@@ -146,9 +150,11 @@ func keyWrap(kek, key []byte) ([]byte, error) {
 	if err != nil || len(key)%8 != 0 || len(key) < 16 {
 		return nil, errors.New("not a key that can be wrapped")
 	}
+
 	out := append([]byte(keyWrapIV), key...)
 	n := len(key) / 8
 	var b [16]byte
+
 	for j := range 6 {
 		for i := 1; i <= n; i++ {
 			copy(b[:8], out[:8])
@@ -159,6 +165,7 @@ func keyWrap(kek, key []byte) ([]byte, error) {
 			copy(out[8*i:], b[8:])
 		}
 	}
+
 	return out, nil
 }
 
@@ -168,6 +175,7 @@ func keyUnwrap(kek, wrapped []byte) ([]byte, error) {
 	if err != nil || len(wrapped)%8 != 0 || len(wrapped) < 24 {
 		return nil, errors.New("not a key that was wrapped")
 	}
+
 	out := append([]byte(nil), wrapped...)
 	n := len(wrapped)/8 - 1
 	var b [16]byte
@@ -181,6 +189,7 @@ func keyUnwrap(kek, wrapped []byte) ([]byte, error) {
 			copy(out[8*i:], b[8:])
 		}
 	}
+
 	if subtle.ConstantTimeCompare(out[:8], []byte(keyWrapIV)) != 1 {
 		return nil, errors.New("integrity check failed")
 	}

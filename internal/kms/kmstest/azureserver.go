@@ -94,14 +94,17 @@ func (c azureCredential) GetToken(ctx context.Context, o policy.TokenRequestOpti
 	if !c.pause(ctx, c.trouble().LoginLatency) {
 		return azcore.AccessToken{}, ctx.Err()
 	}
+
 	c.lock.Lock()
 	defer c.lock.Unlock()
+
 	if c.login != nil {
 		return azcore.AccessToken{}, c.login
 	}
 	if len(o.Scopes) != 1 || o.Scopes[0] != "https://vault.azure.net/.default" || o.TenantID != azureTenant {
 		return azcore.AccessToken{}, fmt.Errorf("kmstest: scopes %q, tenant %q", o.Scopes, o.TenantID)
 	}
+
 	c.loginCount++
 	token := hex.EncodeToString(random(16))
 	c.tokens[token] = true
@@ -140,6 +143,7 @@ func (s *AzureServer) NewKey(t testing.TB, kind string, change func(*kms.AzureCo
 	name := fmt.Sprintf("key-%d", s.created)
 	s.lock.Unlock()
 	s.CreateKey(t, name, kind)
+
 	return s.OpenKey(t, name, func(c *kms.AzureConfig) {
 		if kind == "oct-HSM" {
 			c.Algorithm = kms.AzureA256KW
@@ -157,27 +161,34 @@ func (s *AzureServer) OpenKey(t testing.TB, name string, change func(*kms.AzureC
 		KeyID: s.URL() + "/keys/" + name, Credential: s.Credential(), Transport: s.Client(), AnyChallenge: true,
 		Timeout: 5 * time.Second, MaxAttempts: 1,
 	}
+
 	if change != nil {
 		change(&cfg)
 	}
+
 	w, err := kms.NewAzure(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	return w
 }
 
 // NewBoundKey is NewKey for an RSA key whose blobs are bound to a secret. It
 // returns the binding too.
-func (s *AzureServer) NewBoundKey(t testing.TB, kind string, change func(*kms.AzureConfig)) (w *kms.Azure, binding string) {
+func (s *AzureServer) NewBoundKey(
+	t testing.TB, kind string, change func(*kms.AzureConfig),
+) (w *kms.Azure, binding string) {
 	t.Helper()
 	binding, err := s.NewKey(t, kind, change).Bind(t.Context(), "")
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	s.lock.Lock()
 	name := fmt.Sprintf("key-%d", s.created)
 	s.lock.Unlock()
+
 	return s.OpenKey(t, name, func(c *kms.AzureConfig) {
 		c.Bindings = []string{binding}
 		if change != nil {
@@ -193,6 +204,7 @@ func (s *AzureServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if s.impersonate(w) {
 		return
 	}
+
 	w.Header().Set("X-Ms-Request-Id", hex.EncodeToString(random(16)))
 	out, err := s.serve(r)
 	var refusal *azureError
@@ -204,6 +216,7 @@ func (s *AzureServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("WWW-Authenticate", `Bearer authorization="https://login.microsoftonline.com/`+azureTenant+
 				`", resource="https://vault.azure.net"`)
 		}
+
 		body := map[string]any{"code": refusal.code, "message": refusal.message}
 		if refusal.inner != "" {
 			body["innererror"] = map[string]string{"code": refusal.inner}
@@ -212,9 +225,14 @@ func (s *AzureServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			azureReply(w, refusal.status, "")
 			return
 		}
+
 		azureReply(w, refusal.status, map[string]any{"error": body})
+
 	case err != nil:
-		azureReply(w, http.StatusInternalServerError, map[string]any{"error": map[string]string{"code": "InternalServerError"}})
+		azureReply(w, http.StatusInternalServerError, map[string]any{
+			"error": map[string]string{"code": "InternalServerError"},
+		})
+
 	default:
 		azureReply(w, http.StatusOK, out)
 	}
@@ -235,19 +253,25 @@ func (s *AzureServer) serve(r *http.Request) (any, error) {
 	if trouble.Hang || trouble.Drop {
 		return nil, errDrop
 	}
+
 	token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 	s.lock.Lock()
 	known := s.tokens[token]
 	asksHSM := s.isHSM(r.URL.Path)
 	s.lock.Unlock()
+
 	switch {
 	case !ok && asksHSM: // a Managed HSM sends its challenge without a body
 		return nil, azureRefuse(http.StatusUnauthorized, "", "", "")
 	case !ok:
-		return nil, azureRefuse(http.StatusUnauthorized, "Unauthorized", "", "AKV10000: Request is missing a Bearer or PoP token.")
+		return nil, azureRefuse(http.StatusUnauthorized, "Unauthorized", "",
+			"AKV10000: Request is missing a Bearer or PoP token.")
+
 	case !known:
-		return nil, azureRefuse(http.StatusUnauthorized, "Unauthorized", "", "[TokenExpired] Error validating token: IDX10223")
+		return nil, azureRefuse(http.StatusUnauthorized, "Unauthorized", "",
+			"[TokenExpired] Error validating token: IDX10223")
 	}
+
 	parts := strings.Split(r.URL.Path, "/") // "", keys, NAME, VERSION, operation
 	if len(parts) == 4 {
 		parts = slices.Insert(parts, 3, "") // the current version
@@ -255,29 +279,38 @@ func (s *AzureServer) serve(r *http.Request) (any, error) {
 	if r.Method != http.MethodPost || len(parts) != 5 || parts[1] != "keys" || r.URL.Query().Get("api-version") == "" {
 		return nil, azureRefuse(http.StatusNotFound, "NotFound", "", "no such operation")
 	}
+
 	operation := parts[4]
 	s.count(operation)
+
 	if !s.pause(r.Context(), trouble.Latency) {
 		return nil, errDrop
 	}
+
 	switch {
 	case trouble.Answer != "":
 		return trouble.Answer, nil
 	case s.throttle():
 		return nil, azureRefuse(http.StatusTooManyRequests, "Throttled", "",
 			"Request was not processed because too many requests were received. Reason: VaultRequestTypeLimitReached")
+
 	case trouble.Deny:
-		return nil, azureRefuse(http.StatusForbidden, "Forbidden", "ForbiddenByRbac", "Caller is not authorized to perform "+
-			"action on resource.\r\nAction: 'Microsoft.KeyVault/vaults/keys/%s/action'", operation)
+		return nil, azureRefuse(http.StatusForbidden, "Forbidden", "ForbiddenByRbac",
+			"Caller is not authorized to perform "+
+				"action on resource.\r\nAction: 'Microsoft.KeyVault/vaults/keys/%s/action'", operation)
+
 	case trouble.Fail != 0:
 		return nil, azureRefuse(trouble.Fail, "Forbidden", trouble.FailCode, "%s", trouble.FailText)
 	}
+
 	in, err := decodeAzure(r)
 	if err != nil {
 		return nil, err
 	}
+
 	s.lock.Lock()
 	defer s.lock.Unlock()
+
 	return s.operate(operation, parts[2], parts[3], in)
 }
 
@@ -298,12 +331,15 @@ func decodeAzure(r *http.Request) (*azureIn, error) {
 	if err != nil {
 		return nil, azureRefuse(http.StatusBadRequest, "BadParameter", "", "body")
 	}
+
 	decoder := json.NewDecoder(bytes.NewReader(body))
 	decoder.DisallowUnknownFields()
 	in := new(azureIn)
 	if err := decoder.Decode(in); err != nil || decoder.More() || r.Header.Get("Content-Type") != "application/json" {
-		return nil, azureRefuse(http.StatusBadRequest, "BadParameter", "", "The body is not the JSON of this operation.")
+		return nil, azureRefuse(http.StatusBadRequest, "BadParameter", "",
+			"The body is not the JSON of this operation.")
 	}
+
 	return in, nil
 }
 
@@ -313,35 +349,44 @@ func (s *AzureServer) operate(operation, name, version string, in *azureIn) (any
 	if err != nil || len(value) == 0 {
 		return nil, azureRefuse(http.StatusBadRequest, "BadParameter", "", "Content of 'value' is not base64url.")
 	}
+
 	k := s.keys[name]
 	v := k.find(version)
 	if v == nil || k.deleted {
-		return nil, azureRefuse(http.StatusNotFound, "KeyNotFound", "", "A key with (name/id) %s/%s was not found in this key "+
-			"vault. If you recently deleted this key you may be able to recover it using the correct recovery command.", name, version)
+		return nil, azureRefuse(http.StatusNotFound, "KeyNotFound", "",
+			"A key with (name/id) %s/%s was not found in this key "+
+				"vault. If you recently deleted this key you may be able to recover it using the correct recovery command.", name, version)
 	}
+
 	if in.Alg != v.algorithm() {
 		return nil, azureRefuse(http.StatusBadRequest, "BadParameter", "", "Property 'alg' has an invalid value.")
 	}
+
 	disabled := azureRefuse(http.StatusForbidden, "Forbidden", "KeyDisabled",
 		"Operation %s is not allowed on a disabled key.", operation)
 	var out []byte
+
 	switch operation {
 	case "wrapkey":
 		if v.disabled && !v.isRSA() { // an RSA key has been seen to wrap all the same
 			return nil, disabled
 		}
 		out, err = v.wrap(value)
+
 	case "unwrapkey":
 		if v.disabled {
 			return nil, disabled
 		}
 		out, err = v.unwrap(value)
+
 	default:
 		return nil, azureRefuse(http.StatusNotFound, "NotFound", "", "no such operation")
 	}
+
 	if err != nil {
 		return nil, azureRefuse(http.StatusBadRequest, "BadParameter", "", "%v", err)
 	}
+
 	return map[string]string{
 		"kid": s.URL() + "/keys/" + name + "/" + v.id, "value": base64.RawURLEncoding.EncodeToString(out),
 	}, nil

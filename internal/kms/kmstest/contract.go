@@ -94,6 +94,7 @@ func testGenerate(t *testing.T, newKey func(*testing.T) kms.Wrapper) {
 	if !bytes.Equal(unwrap(t, w, blob, contractContext), dek) {
 		t.Error("the blob holds another DEK")
 	}
+
 	other, _, err := kms.Generate(t.Context(), w, contractContext)
 	if err != nil {
 		t.Fatal(err)
@@ -126,6 +127,7 @@ func testWrapsDiffer(t *testing.T, newKey func(*testing.T) kms.Wrapper) {
 func testWrongContext(t *testing.T, newKey func(*testing.T) kms.Wrapper) {
 	w := newKey(t)
 	blob := wrap(t, w, NewDEK(), Context("bu", "cket"))
+
 	for name, ec := range map[string]kms.EncryptionContext{
 		"none":            nil,
 		"other key":       Context("bu", "cket2"),
@@ -229,6 +231,7 @@ func testCanceled(t *testing.T, newKey func(*testing.T) kms.Wrapper) {
 func testConcurrent(t *testing.T, newKey func(*testing.T) kms.Wrapper) {
 	w := newKey(t)
 	var wg sync.WaitGroup
+
 	for range 16 {
 		wg.Go(func() {
 			for range 8 {
@@ -238,6 +241,7 @@ func testConcurrent(t *testing.T, newKey func(*testing.T) kms.Wrapper) {
 					t.Error(err)
 					return
 				}
+
 				got, err := w.Unwrap(t.Context(), blob, contractContext)
 				if err != nil || !bytes.Equal(got, dek) {
 					t.Errorf("wrong DEK, or %v", err)
@@ -246,6 +250,7 @@ func testConcurrent(t *testing.T, newKey func(*testing.T) kms.Wrapper) {
 			}
 		})
 	}
+
 	wg.Wait()
 }
 
@@ -256,6 +261,7 @@ func testInputsKept(t *testing.T, newKey func(*testing.T) kms.Wrapper) {
 	blobBefore := slices.Clone(blob)
 	got := unwrap(t, w, blob, contractContext)
 	clear(got) // a caller wipes what it got
+
 	if !bytes.Equal(dek, dekBefore) || !bytes.Equal(blob, blobBefore) {
 		t.Error("an argument was changed, or shares memory with a result")
 	}

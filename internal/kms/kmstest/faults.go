@@ -67,10 +67,12 @@ func (s *Server) misbehave(ctx context.Context, operation string) error {
 	if len(affected) == 0 {
 		affected = keyOperations
 	}
+
 	if !slices.Contains(affected, operation) {
 		s.mu.Unlock()
 		return nil
 	}
+
 	err := s.decide(f)
 	s.mu.Unlock()
 
@@ -81,6 +83,7 @@ func (s *Server) misbehave(ctx context.Context, operation string) error {
 		}
 		return errDrop
 	}
+
 	if f.LatencyMS > 0 {
 		select {
 		case <-time.After(time.Duration(f.LatencyMS) * time.Millisecond):
@@ -90,6 +93,7 @@ func (s *Server) misbehave(ctx context.Context, operation string) error {
 			return errDrop
 		}
 	}
+
 	return err
 }
 
@@ -103,6 +107,7 @@ func (s *Server) decide(f Faults) error {
 		s.faults.ThrottleNext--
 		return refuse("ThrottlingException", slow)
 	}
+
 	if f.MaxPerSecond > 0 {
 		if now := time.Now().Truncate(time.Second); !now.Equal(s.second) {
 			s.second, s.sent = now, 0
@@ -111,6 +116,7 @@ func (s *Server) decide(f Faults) error {
 			return refuse("ThrottlingException", slow)
 		}
 	}
+
 	if f.Deny {
 		return refuse("AccessDeniedException", "User: arn:aws:iam::%s:user/proxy is not authorized to perform this "+
 			"operation because no resource-based policy allows it", s.store.account)
@@ -118,6 +124,7 @@ func (s *Server) decide(f Faults) error {
 	if f.Fail == "" && f.Skew == "" {
 		return nil
 	}
+
 	if f.FailNext > 0 {
 		if s.faults.FailNext--; s.faults.FailNext == 0 {
 			s.faults.Fail, s.faults.Skew = "", ""
@@ -126,6 +133,7 @@ func (s *Server) decide(f Faults) error {
 	if f.Skew != "" {
 		return refuse("InvalidSignatureException", "%s", f.Skew)
 	}
+
 	return refuse(f.Fail, "as asked for")
 }
 
@@ -140,34 +148,42 @@ func (s *Server) serveControl(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "loopback clients only", http.StatusForbidden)
 		return
 	}
+
 	switch r.Method {
 	case http.MethodGet:
 	case http.MethodPut:
 		var c control
 		decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, 64<<10))
 		decoder.DisallowUnknownFields()
+
 		if err := decoder.Decode(&c); err != nil {
 			http.Error(w, err.Error(), http.StatusBadRequest)
 			return
 		}
+
 		unknown := func(name string) bool { return operations[name] == nil }
 		if i := slices.IndexFunc(c.Faults.Operations, unknown); i >= 0 { // it would never misbehave
 			http.Error(w, "no operation "+c.Faults.Operations[i], http.StatusBadRequest)
 			return
 		}
+
 		s.SetFaults(c.Faults)
+
 	default:
 		http.Error(w, "GET or PUT", http.StatusMethodNotAllowed)
 		return
 	}
+
 	s.mu.Lock()
 	c := control{s.faults, s.callCounts}
 	body, err := json.Marshal(c)
 	s.mu.Unlock()
+
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
+
 	w.Header().Set("Content-Type", "application/json")
 	_, _ = w.Write(append(body, '\n'))
 }

@@ -76,17 +76,20 @@ func (f *Forwarder) serve() {
 		if err != nil {
 			return
 		}
+
 		server, err := (&net.Dialer{}).DialContext(context.Background(), "tcp", f.target)
 		if err != nil {
 			_ = client.Close()
 			continue
 		}
+
 		made := &flow{client: client, server: server, lost: make(chan struct{})}
 		f.mu.Lock()
 		f.connections = append(f.connections, made)
 		f.all++
 		f.mu.Unlock()
 		go made.copy(server, client)
+
 		go made.copy(client, server)
 	}
 }
@@ -105,6 +108,7 @@ func (l *flow) copy(to, from net.Conn) {
 			continue
 		default:
 		}
+
 		if _, writeErr := to.Write(buffer[:n]); err != nil || writeErr != nil {
 			_, _ = to.Close(), from.Close()
 			return

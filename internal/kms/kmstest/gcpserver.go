@@ -88,12 +88,17 @@ func StartGCP(t testing.TB) *GCPServer {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	s := &GCPServer{
 		troubles: newTroubles(), keys: make(map[string]*gcpKey), grpc: grpc.NewServer(),
 		listener: &droppingListener{Listener: l},
 	}
+
 	kmspb.RegisterKeyManagementServiceServer(s.grpc, s)
-	s.http = &http.Server{Handler: http.HandlerFunc(s.serve), ReadHeaderTimeout: 10 * time.Second, Protocols: new(http.Protocols)}
+	s.http = &http.Server{
+		Handler: http.HandlerFunc(s.serve), ReadHeaderTimeout: 10 * time.Second, Protocols: new(http.Protocols),
+	}
+
 	s.http.Protocols.SetUnencryptedHTTP2(true)
 	go func() { _ = s.http.Serve(s.listener) }()
 	t.Cleanup(s.Close)
@@ -149,21 +154,27 @@ func (s *GCPServer) NewKey(t testing.TB, change func(*kms.GCPConfig)) *kms.GCP {
 // as.
 func GCPOptions() []option.ClientOption {
 	return []option.ClientOption{
-		option.WithGRPCDialOption(grpc.WithTransportCredentials(insecure.NewCredentials())), option.WithoutAuthentication(),
+		option.WithGRPCDialOption(grpc.WithTransportCredentials(insecure.NewCredentials())),
+		option.WithoutAuthentication(),
 	}
 }
 
 // OpenKey is NewKey for a key that exists, or not.
 func (s *GCPServer) OpenKey(t testing.TB, name string, change func(*kms.GCPConfig)) *kms.GCP {
 	t.Helper()
-	cfg := kms.GCPConfig{KeyID: name, Endpoint: s.Endpoint(), Timeout: 2 * time.Second, MaxAttempts: 2, Options: GCPOptions()}
+	cfg := kms.GCPConfig{
+		KeyID: name, Endpoint: s.Endpoint(), Timeout: 2 * time.Second, MaxAttempts: 2, Options: GCPOptions(),
+	}
+
 	if change != nil {
 		change(&cfg)
 	}
+
 	w, err := kms.NewGCP(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	t.Cleanup(func() { _ = w.Close() })
 	return w
 }
@@ -201,16 +212,20 @@ func (s *GCPServer) misbehave(ctx context.Context, operation, name string) error
 	s.lock.Lock()
 	tell := s.tokenHook
 	s.lock.Unlock()
+
 	if token := md.Get("authorization"); tell != nil && len(token) == 1 {
 		tell(token[0])
 	}
-	if routing := md.Get("x-goog-request-params"); len(routing) != 1 || !strings.HasPrefix(routing[0], "name=projects%2F") {
+	if routing := md.Get("x-goog-request-params"); len(routing) != 1 ||
+		!strings.HasPrefix(routing[0], "name=projects%2F") {
 		return status.Error(codes.InvalidArgument, "no routing header")
 	}
+
 	if s.throttle() {
 		return status.Error(codes.ResourceExhausted, "Quota exceeded for quota metric 'Cryptographic requests' and "+
 			"limit 'Cryptographic requests per minute' of service 'cloudkms.googleapis.com' for consumer 'project_number:1'.")
 	}
+
 	trouble := s.next(ctx)
 	switch {
 	case trouble.Hang:
@@ -218,9 +233,12 @@ func (s *GCPServer) misbehave(ctx context.Context, operation, name string) error
 	case trouble.Drop:
 		s.listener.drop()
 		return status.Error(codes.Unavailable, "dropped")
+
 	case trouble.Deny:
-		return refuseGCP(codes.PermissionDenied, "Permission 'cloudkms.cryptoKeyVersions.useTo"+operation+"' denied on resource '"+
+		return refuseGCP(codes.PermissionDenied, "Permission 'cloudkms.cryptoKeyVersions.useTo"+operation+
+			"' denied on resource '"+
 			name+"' (or it may not exist).", gcpInfo("IAM_PERMISSION_DENIED", "cloudkms.googleapis.com"))
+
 	case trouble.Fail != 0:
 		var details []protoadapt.MessageV1
 		if trouble.FailCode != "" {
@@ -228,16 +246,20 @@ func (s *GCPServer) misbehave(ctx context.Context, operation, name string) error
 				{Type: trouble.FailCode, Subject: name},
 			}})
 		}
+
 		if trouble.FailReason != "" {
 			details = append(details, gcpInfo(trouble.FailReason, "googleapis.com"))
 		}
 		return refuseGCP(codes.Code(trouble.Fail), trouble.FailText, details...) //nolint:gosec // a test's own number
 	}
+
 	return nil
 }
 
 func gcpInfo(reason, domain string) *errdetails.ErrorInfo {
-	return &errdetails.ErrorInfo{Reason: reason, Domain: domain, Metadata: map[string]string{"service": "cloudkms.googleapis.com"}}
+	return &errdetails.ErrorInfo{
+		Reason: reason, Domain: domain, Metadata: map[string]string{"service": "cloudkms.googleapis.com"},
+	}
 }
 
 // refuseGCP is an error with details.
@@ -255,16 +277,19 @@ func (s *GCPServer) find(name string, sums ...[2]string) (*gcpKey, error) {
 	if !gcpName.MatchString(name) {
 		return nil, status.Errorf(codes.InvalidArgument, "%s is not a valid resource type for this request.", name)
 	}
+
 	for _, pair := range sums {
 		if pair[0] != pair[1] || s.damage.Request {
 			s.spend()
 			return nil, status.Error(codes.InvalidArgument, "The checksum in the request did not match the data.")
 		}
 	}
+
 	k := s.keys[name]
 	if k == nil {
 		return nil, status.Errorf(codes.NotFound, "CryptoKey %s not found.", name)
 	}
+
 	return k, nil
 }
 
@@ -275,6 +300,7 @@ func (k *gcpKey) usable(name string, version int) (*gcpVersion, error) {
 	if v.state == kmspb.CryptoKeyVersion_ENABLED {
 		return v, nil
 	}
+
 	subject := fmt.Sprintf("%s/cryptoKeyVersions/%d", name, version)
 	refusal, err := status.Newf(codes.FailedPrecondition, "%s is not enabled, current state is: %s.", subject, v.state).
 		WithDetails(&errdetails.PreconditionFailure{Violations: []*errdetails.PreconditionFailure_Violation{
@@ -283,6 +309,7 @@ func (k *gcpKey) usable(name string, version int) (*gcpVersion, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	return nil, refusal.Err()
 }
 
@@ -291,27 +318,33 @@ func (s *GCPServer) Encrypt(ctx context.Context, in *kmspb.EncryptRequest) (*kms
 	if err := s.misbehave(ctx, "Encrypt", in.GetName()); err != nil {
 		return nil, err
 	}
+
 	s.lock.Lock()
 	defer s.lock.Unlock()
+
 	aad := in.GetAdditionalAuthenticatedData()
 	k, err := s.find(in.GetName(), [2]string{sum(in.GetPlaintext()), checksumText(in.GetPlaintextCrc32C())},
 		[2]string{sum(aad), checksumText(in.GetAdditionalAuthenticatedDataCrc32C())})
 	if err != nil {
 		return nil, err
 	}
+
 	if len(in.GetPlaintext()) > 64<<10 || len(in.GetPlaintext())+len(aad) > 8<<10 { // the limit of HSM keys
 		return nil, status.Error(codes.InvalidArgument, "The plaintext and additional authenticated data are too long.")
 	}
+
 	v, err := k.usable(in.GetName(), k.primary)
 	if err != nil {
 		return nil, err
 	}
+
 	blob := v.seal(in.GetName(), k.primary, in.GetPlaintext(), aad)
 	out := &kmspb.EncryptResponse{
 		Name: fmt.Sprintf("%s/cryptoKeyVersions/%d", in.GetName(), k.primary), Ciphertext: blob,
 		CiphertextCrc32C: number(blob), VerifiedPlaintextCrc32C: true, VerifiedAdditionalAuthenticatedDataCrc32C: true,
 		ProtectionLevel: kmspb.ProtectionLevel_SOFTWARE,
 	}
+
 	d := s.damage
 	if d.Unverified {
 		out.VerifiedPlaintextCrc32C, out.VerifiedAdditionalAuthenticatedDataCrc32C = false, false
@@ -319,12 +352,14 @@ func (s *GCPServer) Encrypt(ctx context.Context, in *kmspb.EncryptRequest) (*kms
 	if d.OtherKey {
 		out.Name = strings.Replace(out.GetName(), "/cryptoKeys/", "/cryptoKeys/not-", 1)
 	}
+
 	if d.NoSum {
 		out.CiphertextCrc32C = nil
 	}
 	if d.Answer {
 		out.Ciphertext[len(blob)-1] ^= 1
 	}
+
 	s.spend()
 	return out, nil
 }
@@ -334,37 +369,45 @@ func (s *GCPServer) Decrypt(ctx context.Context, in *kmspb.DecryptRequest) (*kms
 	if err := s.misbehave(ctx, "Decrypt", in.GetName()); err != nil {
 		return nil, err
 	}
+
 	s.lock.Lock()
 	defer s.lock.Unlock()
+
 	aad := in.GetAdditionalAuthenticatedData()
 	k, err := s.find(in.GetName(), [2]string{sum(in.GetCiphertext()), checksumText(in.GetCiphertextCrc32C())},
 		[2]string{sum(aad), checksumText(in.GetAdditionalAuthenticatedDataCrc32C())})
 	if err != nil {
 		return nil, err
 	}
+
 	const wrongKey = "Decryption failed: verify that 'name' refers to the correct CryptoKey."
 	version, ok := gcpBlobVersion(in.GetName(), in.GetCiphertext())
 	if !ok || version < 1 || version > len(k.versions) {
 		return nil, status.Error(codes.InvalidArgument, wrongKey)
 	}
+
 	v, err := k.usable(in.GetName(), version)
 	if err != nil {
 		return nil, err
 	}
+
 	plaintext, err := v.open(in.GetCiphertext(), aad)
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, "Decryption failed: the ciphertext is invalid.")
 	}
+
 	out := &kmspb.DecryptResponse{
 		Plaintext: plaintext, PlaintextCrc32C: number(plaintext), UsedPrimary: version == k.primary,
 		ProtectionLevel: kmspb.ProtectionLevel_SOFTWARE,
 	}
+
 	if s.damage.NoSum {
 		out.PlaintextCrc32C = nil
 	}
 	if s.damage.Answer {
 		out.Plaintext[0] ^= 1
 	}
+
 	s.spend()
 	return out, nil
 }

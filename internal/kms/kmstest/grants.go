@@ -93,7 +93,8 @@ type (
 // grantOperations is what a grant on a symmetric key can allow.
 var grantOperations = []string{
 	"CreateGrant", "Decrypt", "DescribeKey", "Encrypt", "GenerateDataKey", "GenerateDataKeyPair",
-	"GenerateDataKeyPairWithoutPlaintext", "GenerateDataKeyWithoutPlaintext", "ReEncryptFrom", "ReEncryptTo", "RetireGrant",
+	"GenerateDataKeyPairWithoutPlaintext", "GenerateDataKeyWithoutPlaintext", "ReEncryptFrom", "ReEncryptTo",
+	"RetireGrant",
 }
 
 var grantIDForm = regexp.MustCompile(`^[0-9a-f]{64}$`)
@@ -102,6 +103,7 @@ func (s *store) createGrant(in createGrantIn) (any, error) {
 	if err := in.check(); err != nil {
 		return nil, err
 	}
+
 	k, err := s.findNoAlias(in.KeyID)
 	if err == nil {
 		err = s.checkEnabled(k)
@@ -109,14 +111,17 @@ func (s *store) createGrant(in createGrantIn) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	again := func(g *storedGrant) bool { return in.Name != "" && reflect.DeepEqual(g.Grant, in.Grant) }
 	if i := slices.IndexFunc(k.Grants, again); i >= 0 {
 		return object{"GrantId": k.Grants[i].ID, "GrantToken": k.Grants[i].Token}, nil
 	}
+
 	g := &storedGrant{
 		Grant: in.clone(), ID: hex.EncodeToString(random(32)), Token: base64.StdEncoding.EncodeToString(random(96)),
 		Created: s.now(),
 	}
+
 	k.Grants = append(k.Grants, g)
 	return object{"GrantId": g.ID, "GrantToken": g.Token}, s.save()
 }
@@ -128,14 +133,17 @@ func (g *Grant) check() error {
 			return refuse("InvalidArnException", "%q is not the ARN of a principal.", p)
 		}
 	}
+
 	if len(g.Operations) == 0 {
 		return refuse("ValidationException", "A grant needs an operation.")
 	}
+
 	for _, o := range g.Operations {
 		if !slices.Contains(grantOperations, o) {
 			return refuse("ValidationException", "%s is not an operation of a grant on a symmetric key.", o)
 		}
 	}
+
 	for _, pairs := range []map[string]string{
 		g.Constraints.EncryptionContextSubset, g.Constraints.EncryptionContextEquals,
 	} {
@@ -143,6 +151,7 @@ func (g *Grant) check() error {
 			return refuse("ValidationException", "A grant constraint has 1 to 8 pairs.")
 		}
 	}
+
 	return nil
 }
 
@@ -160,27 +169,32 @@ func (s *store) listGrants(in listGrantsIn) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	entries := []object{}
 	for _, g := range k.Grants {
 		if in.GrantID != "" && in.GrantID != g.ID ||
 			in.GranteePrincipal != "" && in.GranteePrincipal != g.GranteePrincipal {
 			continue
 		}
+
 		e := object{
 			"KeyId": s.arn(k), "GrantId": g.ID, "CreationDate": g.Created.Unix(), "Operations": g.Operations,
 			"GranteePrincipal": g.GranteePrincipal, "IssuingAccount": "arn:aws:iam::" + s.account + ":root",
 		}
+
 		if g.RetiringPrincipal != "" {
 			e["RetiringPrincipal"] = g.RetiringPrincipal
 		}
 		if g.Name != "" {
 			e["Name"] = g.Name
 		}
+
 		if !reflect.ValueOf(g.Constraints).IsZero() {
 			e["Constraints"] = g.Constraints
 		}
 		entries = append(entries, e)
 	}
+
 	return object{"Grants": entries, "Truncated": false}, nil
 }
 
@@ -188,14 +202,17 @@ func (s *store) revokeGrant(in grantIn) (any, error) {
 	if !grantIDForm.MatchString(in.GrantID) {
 		return nil, refuse("InvalidGrantIdException", "%q is not a grant id.", in.GrantID)
 	}
+
 	k, err := s.findNoAlias(in.KeyID)
 	if err != nil {
 		return nil, err
 	}
+
 	i := slices.IndexFunc(k.Grants, func(g *storedGrant) bool { return g.ID == in.GrantID })
 	if i < 0 {
 		return nil, refuse("NotFoundException", "Grant %s is not found on %s.", in.GrantID, s.arn(k))
 	}
+
 	k.Grants = slices.Delete(k.Grants, i, i+1)
 	return nil, s.save()
 }
@@ -209,6 +226,7 @@ func (s *store) retireGrant(in retireGrantIn) (any, error) {
 	case byID:
 		return s.revokeGrant(grantIn{KeyID: in.KeyID, GrantID: in.GrantID})
 	}
+
 	for _, k := range s.Keys {
 		for _, g := range k.Grants {
 			if g.Token == in.GrantToken {
@@ -216,5 +234,6 @@ func (s *store) retireGrant(in retireGrantIn) (any, error) {
 			}
 		}
 	}
+
 	return nil, refuse("InvalidGrantTokenException", "")
 }

@@ -35,7 +35,10 @@ const (
 var Impostors = []Impostor{
 	{Name: "a balancer's 400", Status: 400, Type: typeHTML, Body: "<html><h1>400 Bad Request</h1></html>"},
 	{Name: "a proxy's 401", Status: 401, Type: typeHTML, Body: "<html><h1>401 Unauthorized</h1></html>"},
-	{Name: "a challenge of another kind", Status: 401, Header: map[string]string{"Www-Authenticate": `Basic realm="proxy"`}},
+	{
+		Name: "a challenge of another kind", Status: 401,
+		Header: map[string]string{"Www-Authenticate": `Basic realm="proxy"`},
+	},
 	{Name: "a firewall's 403", Status: 403, Type: typeHTML, Body: htmlForbidden},
 	{Name: "an empty 403", Status: 403},
 	{Name: "a mesh's 403", Status: 403, Type: "text/plain", Body: "RBAC: access denied"},
@@ -58,20 +61,30 @@ var Impostors = []Impostor{
 	{Name: "JSON of somebody else", Status: 200, Type: typeJSON, Body: `{"status":"ok"}`},
 	{Name: "a gateway's JSON", Status: 403, Type: typeJSON, Body: `{"message":"Forbidden"}`},
 	{
-		Name: "an API gateway of AWS", Status: 403, Type: typeJSON, Body: `{"Message":"User is not authorized to access this resource"}`,
+		Name: "an API gateway of AWS", Status: 403, Type: typeJSON,
+		Body:   `{"Message":"User is not authorized to access this resource"}`,
 		Header: map[string]string{"X-Amzn-Requestid": "1a2b", "X-Amzn-Errortype": "AccessDeniedException"},
 	},
 	{
 		Name: "an error of AWS without its request id", Status: 400, Type: "application/x-amz-json-1.1",
 		Body: `{"__type":"NotFoundException","message":"no"}`,
 	},
-	{Name: "an object store", Status: 403, Type: "application/xml", Body: "<Error><Code>AccessDenied</Code><RequestId>1</RequestId></Error>"},
-	{Name: "an API management of Azure", Status: 404, Type: typeJSON, Body: `{"statusCode":404,"message":"Resource not found"}`},
+	{
+		Name: "an object store", Status: 403, Type: "application/xml",
+		Body: "<Error><Code>AccessDenied</Code><RequestId>1</RequestId></Error>",
+	},
+	{
+		Name: "an API management of Azure", Status: 404, Type: typeJSON,
+		Body: `{"statusCode":404,"message":"Resource not found"}`,
+	},
 	{
 		Name: "an error of Azure without its request id", Status: 403, Type: typeJSON,
 		Body: `{"error":{"code":"Forbidden","message":"no","innererror":{"code":"KeyDisabled"}}}`,
 	},
-	{Name: "an API server of Kubernetes", Status: 403, Type: typeJSON, Body: `{"kind":"Status","status":"Failure","reason":"Forbidden","code":403}`},
+	{
+		Name: "an API server of Kubernetes", Status: 403, Type: typeJSON,
+		Body: `{"kind":"Status","status":"Failure","reason":"Forbidden","code":403}`,
+	},
 	{Name: "errors that are no texts", Status: 404, Type: typeJSON, Body: `{"errors":[{"code":"NOT_FOUND"}]}`},
 	{Name: "no errors", Status: 404, Type: typeJSON, Body: `{"errors":null}`},
 	{Name: "a Vault", Status: 403, Type: typeJSON, Body: `{"errors":["permission denied"]}`, Own: "vault"},
@@ -79,9 +92,15 @@ var Impostors = []Impostor{
 		Name: "a mesh that speaks gRPC", Status: 200, Type: "application/grpc",
 		Header: map[string]string{"Grpc-Status": "7", "Grpc-Message": "RBAC: access denied"},
 	},
-	{Name: "a mesh that speaks gRPC and has no route", Status: 200, Type: "application/grpc", Header: map[string]string{"Grpc-Status": "12"}},
+	{
+		Name: "a mesh that speaks gRPC and has no route", Status: 200, Type: "application/grpc",
+		Header: map[string]string{"Grpc-Status": "12"},
+	},
 	{Name: "not found over gRPC", Status: 200, Type: "application/grpc", Header: map[string]string{"Grpc-Status": "5"}},
-	{Name: "failed precondition over gRPC", Status: 200, Type: "application/grpc", Header: map[string]string{"Grpc-Status": "9"}},
+	{
+		Name: "failed precondition over gRPC", Status: 200, Type: "application/grpc",
+		Header: map[string]string{"Grpc-Status": "9"},
+	},
 }
 
 // impostorSwitch stands in front of a server while it is set.
@@ -124,19 +143,23 @@ func RunImpostors(t *testing.T, server string, w kms.Wrapper, set func(*Impostor
 		if i.Own == server {
 			continue
 		}
+
 		set(&i)
 		_, wrapErr := w.Wrap(t.Context(), dek, contractContext)
 		got, unwrapErr := w.Unwrap(t.Context(), blob, contractContext)
 		_, _, generateErr := kms.Generate(t.Context(), w, contractContext)
+
 		if got != nil {
 			t.Errorf("%s: a DEK came with the error", i.Name)
 		}
+
 		for _, err := range []error{wrapErr, unwrapErr, generateErr} {
 			if kms.IsRevoked(err) || !kms.IsUnreachable(err) {
 				t.Errorf("%s: %v, want unreachable", i.Name, err)
 			}
 		}
 	}
+
 	set(nil)
 	if again := unwrap(t, w, blob, contractContext); string(again) != string(dek) {
 		t.Error("another DEK after the impostors")

@@ -41,18 +41,22 @@ func (s *Server) Replicate(key string, to *Server) (arn string, err error) {
 	s.store.mu.Lock()
 	k, err := s.store.findNoAlias(key)
 	s.store.mu.Unlock()
+
 	switch {
 	case err != nil:
 		return "", err
 	case !strings.HasPrefix(k.ID, multiRegion):
 		return "", refuse("UnsupportedOperationException", "%s is not a multi-Region key.", key)
 	}
+
 	to.store.mu.Lock()
 	defer to.store.mu.Unlock()
+
 	replica, err := to.store.add("", multiRegion)
 	if err != nil {
 		return "", err
 	}
+
 	delete(to.store.Keys, replica.ID)
 	replica.ID, replica.Material = k.ID, slices.Clone(k.Material)
 	to.store.Keys[replica.ID] = replica
@@ -180,12 +184,15 @@ func (s *Server) OpenKey(t testing.TB, id string, change func(*kms.AWSConfig)) *
 		Timeout:     2 * time.Second,
 		MaxAttempts: 2,
 	}
+
 	if change != nil {
 		change(&cfg)
 	}
+
 	w, err := kms.NewAWS(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	return w
 }

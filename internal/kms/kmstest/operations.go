@@ -51,11 +51,14 @@ func opAs[In any](run func(*store, string, In) (any, error)) operation {
 			}
 			return nil, refuse("SerializationException", "The body is not the JSON of this operation.")
 		}
+
 		if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
 			return nil, refuse("SerializationException", "The body does not end after its object.")
 		}
+
 		s.mu.Lock()
 		defer s.mu.Unlock()
+
 		return run(s, caller, in)
 	}
 }
@@ -117,14 +120,17 @@ func (s *store) createKey(in createKeyIn) (any, error) {
 		in.Origin != "" && in.Origin != "AWS_KMS" {
 		return nil, refuse("UnsupportedOperationException", "Only symmetric keys.")
 	}
+
 	prefix := ""
 	if in.MultiRegion {
 		prefix = multiRegion
 	}
+
 	k, err := s.add(in.Policy, prefix)
 	if err != nil {
 		return nil, err
 	}
+
 	return object{"KeyMetadata": s.metadata(k)}, nil
 }
 
@@ -141,10 +147,13 @@ func (s *store) describeKey(caller string, in keyIn) (any, error) {
 
 func (s *store) metadata(k *key) object {
 	m := object{
-		"AWSAccountId": s.account, "KeyId": k.ID, "Arn": s.arn(k), "KeyState": k.State, "Enabled": k.State == stateEnabled,
+		"AWSAccountId": s.account, "KeyId": k.ID, "Arn": s.arn(k), "KeyState": k.State,
+		"Enabled":  k.State == stateEnabled,
 		"KeyUsage": "ENCRYPT_DECRYPT", "KeySpec": algorithm, "KeyManager": "CUSTOMER", "Origin": "AWS_KMS",
-		"EncryptionAlgorithms": []string{algorithm}, "CreationDate": k.Created.Unix(), "MultiRegion": strings.HasPrefix(k.ID, multiRegion),
+		"EncryptionAlgorithms": []string{algorithm}, "CreationDate": k.Created.Unix(),
+		"MultiRegion": strings.HasPrefix(k.ID, multiRegion),
 	}
+
 	if k.State == statePendingDeletion {
 		m["DeletionDate"] = k.Deletion.Unix()
 	}
@@ -189,30 +198,40 @@ func (s *store) generateDataKey(caller string, in generateIn) (any, error) {
 		return nil, refuse("ValidationException", "Please specify either number of bytes or key spec.")
 	case in.KeySpec == "AES_256":
 		size = 32
+
 	case in.KeySpec == "AES_128":
 		size = 16
 	case in.KeySpec != "" || size < 1 || size > 1024:
 		return nil, refuse("ValidationException", "KeySpec must be AES_256 or AES_128, NumberOfBytes 1 to 1024.")
 	}
+
 	k, err := s.usable(access{caller, "kms:GenerateDataKey", in.EncryptionContext}, in.KeyID, "")
 	if err != nil {
 		return nil, err
 	}
+
 	plaintext := random(size)
-	return object{"KeyId": s.arn(k), "Plaintext": plaintext, "CiphertextBlob": k.seal(plaintext, in.EncryptionContext)}, nil
+	return object{
+		"KeyId": s.arn(k), "Plaintext": plaintext,
+		"CiphertextBlob": k.seal(plaintext, in.EncryptionContext),
+	}, nil
 }
 
 func (s *store) encrypt(caller string, in encryptIn) (any, error) {
 	if n := len(in.Plaintext); n < 1 || n > 4096 {
-		return nil, refuse("ValidationException", "1 validation error detected: Value at 'plaintext' failed to satisfy "+
-			"constraint: Member must have length between 1 and 4096")
+		return nil, refuse("ValidationException",
+			"1 validation error detected: Value at 'plaintext' failed to satisfy "+
+				"constraint: Member must have length between 1 and 4096")
 	}
+
 	k, err := s.usable(access{caller, "kms:Encrypt", in.EncryptionContext}, in.KeyID, in.EncryptionAlgorithm)
 	if err != nil {
 		return nil, err
 	}
+
 	return object{
-		"KeyId": s.arn(k), "CiphertextBlob": k.seal(in.Plaintext, in.EncryptionContext), "EncryptionAlgorithm": algorithm,
+		"KeyId": s.arn(k), "CiphertextBlob": k.seal(in.Plaintext, in.EncryptionContext),
+		"EncryptionAlgorithm": algorithm,
 	}, nil
 }
 
@@ -233,13 +252,16 @@ func (s *store) reEncrypt(caller string, in reEncryptIn) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	k, err := s.usable(access{caller, "kms:ReEncryptTo", in.DestinationEncryptionContext}, in.DestinationKeyID,
 		in.DestinationEncryptionAlgorithm)
 	if err != nil {
 		return nil, err
 	}
+
 	return object{
-		"KeyId": s.arn(k), "SourceKeyId": s.arn(source), "CiphertextBlob": k.seal(plaintext, in.DestinationEncryptionContext),
+		"KeyId": s.arn(k), "SourceKeyId": s.arn(source),
+		"CiphertextBlob":            k.seal(plaintext, in.DestinationEncryptionContext),
 		"SourceEncryptionAlgorithm": algorithm, "DestinationEncryptionAlgorithm": algorithm,
 	}, nil
 }
@@ -248,16 +270,19 @@ func (s *store) reEncrypt(caller string, in reEncryptIn) (any, error) {
 // name the same key.
 func (s *store) open(a access, in decryptIn) (*key, []byte, error) {
 	if n := len(in.CiphertextBlob); n < 1 || n > 6144 {
-		return nil, nil, refuse("ValidationException", "1 validation error detected: Value at 'ciphertextBlob' failed to "+
-			"satisfy constraint: Member must have length between 1 and 6144")
+		return nil, nil, refuse("ValidationException",
+			"1 validation error detected: Value at 'ciphertextBlob' failed to "+
+				"satisfy constraint: Member must have length between 1 and 6144")
 	}
 	if err := checkParameters(in.EncryptionContext, in.EncryptionAlgorithm); err != nil {
 		return nil, nil, err
 	}
+
 	id, ok := blobKeyID(in.CiphertextBlob)
 	if !ok {
 		return nil, nil, refuse("InvalidCiphertextException", "")
 	}
+
 	k := s.Keys[id]
 	if in.KeyID != "" {
 		named, err := s.find(in.KeyID)
@@ -267,25 +292,31 @@ func (s *store) open(a access, in decryptIn) (*key, []byte, error) {
 		if err != nil {
 			return nil, nil, err
 		}
+
 		if named != k {
 			return nil, nil, refuse("IncorrectKeyException",
 				"The key ID in the request does not identify a CMK that can perform this operation.")
 		}
 	}
+
 	if k == nil {
-		return nil, nil, refuse("AccessDeniedException", "The ciphertext refers to a customer master key that does not "+
-			"exist, does not exist in this region, or you are not allowed to access.")
+		return nil, nil, refuse("AccessDeniedException",
+			"The ciphertext refers to a customer master key that does not "+
+				"exist, does not exist in this region, or you are not allowed to access.")
 	}
 	if err := s.authorize(k, a); err != nil {
 		return nil, nil, err
 	}
+
 	if err := s.checkEnabled(k); err != nil {
 		return nil, nil, err
 	}
+
 	plaintext, err := k.open(in.CiphertextBlob, in.EncryptionContext)
 	if err != nil {
 		return nil, nil, refuse("InvalidCiphertextException", "")
 	}
+
 	return k, plaintext, nil
 }
 
@@ -295,6 +326,7 @@ func (s *store) usable(a access, id, algorithm string) (*key, error) {
 	if err := checkParameters(a.context, algorithm); err != nil {
 		return nil, err
 	}
+
 	k, err := s.find(id)
 	if err != nil {
 		return nil, err
@@ -302,6 +334,7 @@ func (s *store) usable(a access, id, algorithm string) (*key, error) {
 	if err := s.authorize(k, a); err != nil {
 		return nil, err
 	}
+
 	return k, s.checkEnabled(k)
 }
 
@@ -326,12 +359,14 @@ func checkParameters(context map[string]string, name string) error {
 		}
 		size += len(k) + len(v)
 	}
+
 	if size > 8192 {
 		return refuse("ValidationException", "The encryption context is longer than 8192 bytes.")
 	}
 	if name != "" && name != algorithm {
 		return refuse("InvalidKeyUsageException", "The key does not support %s.", name)
 	}
+
 	return nil
 }
 
@@ -358,6 +393,7 @@ func (s *store) scheduleKeyDeletion(in deleteIn) (any, error) {
 	if days < 7 || days > 30 {
 		return nil, refuse("ValidationException", "PendingWindowInDays must be 7 to 30.")
 	}
+
 	k, err := s.findNoAlias(in.KeyID)
 	if err != nil {
 		return nil, err
@@ -365,6 +401,7 @@ func (s *store) scheduleKeyDeletion(in deleteIn) (any, error) {
 	if k.State == statePendingDeletion {
 		return nil, refuse("KMSInvalidStateException", "%s is pending deletion.", s.arn(k))
 	}
+
 	k.State, k.Deletion = statePendingDeletion, s.now().Add(time.Duration(days)*24*time.Hour)
 	return object{
 		"KeyId": s.arn(k), "DeletionDate": k.Deletion.Unix(), "KeyState": k.State, "PendingWindowInDays": days,

@@ -54,8 +54,10 @@ func (p *keyPolicy) decide(a access) string {
 		if s.Effect == effectDeny {
 			return effectDeny
 		}
+
 		effect = effectAllow
 	}
+
 	return effect
 }
 
@@ -65,6 +67,7 @@ func (s *statement) speaksOf(a access) bool {
 	if !slices.ContainsFunc(s.Principal, principal) || !slices.ContainsFunc(s.Action, action) {
 		return false
 	}
+
 	for operator, keys := range s.Condition {
 		for key, values := range keys {
 			if !holds(operator, values, contextValues(key, a.context)) {
@@ -72,6 +75,7 @@ func (s *statement) speaksOf(a access) bool {
 			}
 		}
 	}
+
 	return true
 }
 
@@ -103,6 +107,7 @@ func holds(operator string, wanted, got []string) bool {
 			return slices.ContainsFunc(wanted, func(w string) bool { return matches(w, g) })
 		})
 	}
+
 	equal := func(want, got string) bool { return want == got }
 	switch operator {
 	case "StringEquals":
@@ -138,6 +143,7 @@ func parsePolicy(document string) (*keyPolicy, error) {
 	if len(document) > policyLimit {
 		return nil, refuse("LimitExceededException", "The policy is longer than %d bytes.", policyLimit)
 	}
+
 	var p keyPolicy
 	decoder := json.NewDecoder(strings.NewReader(document))
 	err := decoder.Decode(&p)
@@ -146,12 +152,14 @@ func parsePolicy(document string) (*keyPolicy, error) {
 			err = errors.New("text after the policy")
 		}
 	}
+
 	if err == nil {
 		err = p.check()
 	}
 	if err != nil {
 		return nil, refuse("MalformedPolicyDocumentException", "The policy is not valid: %v.", err)
 	}
+
 	return &p, nil
 }
 
@@ -162,11 +170,13 @@ func (p *keyPolicy) check() error {
 	if len(p.Statement) == 0 {
 		return errors.New("no statement")
 	}
+
 	for i, s := range p.Statement {
 		if err := s.check(); err != nil {
 			return fmt.Errorf("statement %d: %w", i+1, err)
 		}
 	}
+
 	return nil
 }
 
@@ -177,26 +187,31 @@ func (s *statement) check() error {
 	case len(s.Principal) == 0 || len(s.Action) == 0 || len(s.Resource) == 0:
 		return errors.New("no principal, no action, or no resource")
 	}
+
 	for _, p := range s.Principal {
 		if p != "*" && !accountForm.MatchString(p) && !principalForm.MatchString(p) {
 			return fmt.Errorf("no principal %q", p)
 		}
 	}
+
 	for _, a := range s.Action {
 		if !actionForm.MatchString(a) {
 			return fmt.Errorf("no action %q", a)
 		}
 	}
+
 	for _, r := range s.Resource {
 		if r != "*" {
 			return fmt.Errorf("resource %q: in a key policy it is *, which is this key", r)
 		}
 	}
+
 	for operator, keys := range s.Condition {
 		if err := checkCondition(operator, keys); err != nil {
 			return err
 		}
 	}
+
 	return nil
 }
 
@@ -207,6 +222,7 @@ func checkCondition(operator string, keys map[string]stringList) error {
 	if len(keys) == 0 {
 		return errors.New("a condition without a key")
 	}
+
 	for key, values := range keys {
 		if len(key) <= len(contextKey) || !strings.EqualFold(key[:len(contextKey)], contextKey) {
 			return fmt.Errorf("no condition key %q", key)
@@ -214,12 +230,14 @@ func checkCondition(operator string, keys map[string]stringList) error {
 		if len(values) == 0 {
 			return fmt.Errorf("no value for %q", key)
 		}
+
 		for _, v := range values {
 			if strings.Contains(v, "${") {
 				return fmt.Errorf("no policy variables, as in %q", v)
 			}
 		}
 	}
+
 	return nil
 }
 

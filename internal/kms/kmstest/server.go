@@ -58,15 +58,18 @@ func Start(cfg Config) (*Server, error) {
 	if cfg.Listen == "" {
 		cfg.Listen = "127.0.0.1:0"
 	}
+
 	keys, err := openStore(cfg)
 	if err != nil {
 		return nil, err
 	}
+
 	var lc net.ListenConfig
 	listener, err := lc.Listen(context.Background(), "tcp", cfg.Listen)
 	if err != nil {
 		return nil, fmt.Errorf("kmstest: %w", err)
 	}
+
 	s := &Server{
 		listener:   listener,
 		served:     make(chan struct{}),
@@ -74,11 +77,13 @@ func Start(cfg Config) (*Server, error) {
 		store:      keys,
 		callCounts: make(map[string]int),
 	}
+
 	s.http = &http.Server{Handler: s, ReadHeaderTimeout: 10 * time.Second}
 	go func() {
 		defer close(s.served)
 		_ = s.http.Serve(listener) // ends with ErrServerClosed
 	}()
+
 	return s, nil
 }
 
@@ -116,6 +121,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if s.impersonate(w) {
 		return
 	}
+
 	id := make([]byte, 16)
 	rand.Read(id)
 	w.Header().Set("X-Amzn-Requestid", hex.EncodeToString(id))
@@ -127,6 +133,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case errors.As(err, &refusal):
 		w.Header().Set("X-Amzn-Errortype", refusal.code)
 		reply(w, refusal.status(), map[string]string{"__type": refusal.code, "message": refusal.message})
+
 	case err != nil:
 		reply(w, http.StatusInternalServerError, map[string]string{"__type": "KMSInternalException"})
 	default:
@@ -140,6 +147,7 @@ func (s *Server) serve(r *http.Request) (any, error) {
 	if r.Method != http.MethodPost || r.URL.Path != "/" || !ok || run == nil {
 		return nil, refuse("UnknownOperationException", "")
 	}
+
 	s.mu.Lock()
 	s.callCounts[name]++
 	s.mu.Unlock()
@@ -147,11 +155,14 @@ func (s *Server) serve(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	if r.Header.Get("Content-Type") != "application/x-amz-json-1.1" {
 		return nil, refuse("SerializationException", "Unexpected Content-Type.")
 	}
+
 	decoder := json.NewDecoder(http.MaxBytesReader(nil, r.Body, 64<<10))
 	decoder.DisallowUnknownFields()
+
 	if err := s.misbehave(r.Context(), name); err != nil {
 		return nil, err
 	}
@@ -199,18 +210,24 @@ func checkSigned(r *http.Request, region string) (accessKeyID string, err error)
 	if auth == "" {
 		return "", refuse("MissingAuthenticationTokenException", "Missing Authentication Token")
 	}
+
 	form := signedForm.FindStringSubmatch(auth)
 	if form == nil {
-		return "", refuse("IncompleteSignatureException", "Authorization header is not of the form of Signature Version 4.")
+		return "", refuse("IncompleteSignatureException",
+			"Authorization header is not of the form of Signature Version 4.")
 	}
+
 	date, scope, service, headers := form[2], form[3], form[4], ";"+form[5]+";"
 	if service != "kms" || scope != region {
-		return "", refuse("InvalidSignatureException", "Credential should be scoped to a valid region and to service 'kms'.")
+		return "", refuse("InvalidSignatureException",
+			"Credential should be scoped to a valid region and to service 'kms'.")
 	}
+
 	signed := strings.Contains(headers, ";host;") && strings.Contains(headers, ";x-amz-date;") &&
 		strings.Contains(headers, ";x-amz-target;")
 	if when := r.Header.Get("X-Amz-Date"); !signed || len(when) != len("20060102T150405Z") || when[:8] != date {
 		return "", refuse("InvalidSignatureException", "host, x-amz-date and x-amz-target must be signed.")
 	}
+
 	return form[1], nil
 }

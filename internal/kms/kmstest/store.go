@@ -56,15 +56,18 @@ func openStore(cfg Config) (*store, error) {
 	if s.account == "" {
 		s.account = "111122223333"
 	}
+
 	if s.region == "" {
 		s.region = "us-east-1"
 	}
 	if s.now == nil {
 		s.now = time.Now
 	}
+
 	if s.file == "" {
 		return s, nil
 	}
+
 	data, err := os.ReadFile(s.file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return s, nil
@@ -72,9 +75,11 @@ func openStore(cfg Config) (*store, error) {
 	if err == nil {
 		err = json.Unmarshal(data, s)
 	}
+
 	for _, k := range s.Keys {
 		err = errors.Join(err, s.setPolicy(k, k.Policy))
 	}
+
 	if err != nil {
 		return nil, fmt.Errorf("kmstest: reading the state: %w", err)
 	}
@@ -86,6 +91,7 @@ func (s *store) save() error {
 	if s.file == "" {
 		return nil
 	}
+
 	data, err := json.MarshalIndent(s, "", "  ")
 	if err != nil {
 		return err
@@ -93,6 +99,7 @@ func (s *store) save() error {
 	if err := os.WriteFile(s.file+".new", data, 0o600); err != nil {
 		return err
 	}
+
 	return os.Rename(s.file+".new", s.file)
 }
 
@@ -106,9 +113,11 @@ func (s *store) add(policy, prefix string) (*key, error) {
 	id[6], id[8] = id[6]&0x0f|0x40, id[8]&0x3f|0x80 // a random UUID, RFC 9562, section 5.4
 	h := hex.EncodeToString(id)
 	name := prefix + h
+
 	if prefix == "" {
 		name = strings.Join([]string{h[:8], h[8:12], h[12:16], h[16:20], h[20:]}, "-")
 	}
+
 	k := &key{
 		ID:       name,
 		Material: random(32),
@@ -118,6 +127,7 @@ func (s *store) add(policy, prefix string) (*key, error) {
 	if err := s.setPolicy(k, policy); err != nil {
 		return nil, err
 	}
+
 	s.Keys[k.ID] = k
 	return k, s.save()
 }
@@ -137,6 +147,7 @@ func (s *store) find(name string) (*key, error) {
 		}
 		id = strings.TrimPrefix(resource, "key/")
 	}
+
 	if strings.HasPrefix(id, "alias/") {
 		target, ok := s.Aliases[id]
 		if !ok {
@@ -144,6 +155,7 @@ func (s *store) find(name string) (*key, error) {
 		}
 		id = target
 	}
+
 	k := s.Keys[id]
 	if k != nil && k.State == statePendingDeletion && !s.now().Before(k.Deletion) {
 		delete(s.Keys, id)
@@ -152,6 +164,7 @@ func (s *store) find(name string) (*key, error) {
 	if k == nil {
 		return nil, refuse("NotFoundException", "Key '%s' does not exist", name)
 	}
+
 	return k, nil
 }
 
@@ -178,10 +191,12 @@ func (k *key) seal(plaintext []byte, context map[string]string) []byte {
 	if h, ok := strings.CutPrefix(k.ID, multiRegion); ok {
 		head, digits = blobMulti, h
 	}
+
 	id, err := hex.DecodeString(digits)
 	if err != nil || len(id) != 16 {
 		panic("kmstest: a key id that is no UUID")
 	}
+
 	blob := append([]byte(head), id...)
 	blob = append(blob, random(blobFrame)...)
 	return k.aead().Seal(blob, nil, plaintext, associatedData(blob, context))
@@ -197,6 +212,7 @@ func blobKeyID(blob []byte) (string, bool) {
 	if len(blob) < blobHeader {
 		return "", false
 	}
+
 	h := hex.EncodeToString(blob[len(blobID) : len(blobID)+16])
 	switch string(blob[:len(blobID)]) {
 	case blobID:
@@ -205,6 +221,7 @@ func blobKeyID(blob []byte) (string, bool) {
 	default:
 		return "", false
 	}
+
 	return strings.Join([]string{h[:8], h[8:12], h[12:16], h[16:20], h[20:]}, "-"), true
 }
 

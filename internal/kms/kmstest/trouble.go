@@ -100,14 +100,17 @@ func (t *troubles) pause(ctx context.Context, d time.Duration) bool {
 	if d <= 0 {
 		return true
 	}
+
 	timer := time.NewTimer(d)
 	defer timer.Stop()
+
 	select {
 	case <-timer.C:
 		return true
 	case <-ctx.Done():
 	case <-t.closing:
 	}
+
 	return false
 }
 

@@ -72,14 +72,18 @@ func (s *VaultServer) transit(r *http.Request, verb, name string, token *issuedT
 	if err := decodeVault(r, &in); err != nil {
 		return nil, err
 	}
+
 	context, err := base64.StdEncoding.DecodeString(in.Context)
 	if err != nil {
 		return nil, vaultRefuse(http.StatusBadRequest, "%v", err)
 	}
+
 	ad, err := base64.StdEncoding.DecodeString(in.AssociatedData)
 	if err != nil {
-		return nil, vaultRefuse(http.StatusInternalServerError, "unable to get associated_data/additional_data from factory[0]: %v", err)
+		return nil, vaultRefuse(http.StatusInternalServerError,
+			"unable to get associated_data/additional_data from factory[0]: %v", err)
 	}
+
 	k := s.keys[name]
 	switch verb {
 	case "encrypt":
@@ -89,15 +93,20 @@ func (s *VaultServer) transit(r *http.Request, verb, name string, token *issuedT
 			return nil, vaultRefuse(http.StatusForbidden, "1 error occurred:\n\t* permission denied\n\n")
 		}
 		if k == nil {
-			k = &vaultKey{kind: "aes256-gcm96", derived: len(context) > 0, minDecryption: 1, versions: [][]byte{random(32)}}
+			k = &vaultKey{
+				kind: "aes256-gcm96", derived: len(context) > 0, minDecryption: 1, versions: [][]byte{random(32)},
+			}
 			s.keys[name] = k
 		}
+
 		return k.encrypt(in, context, ad)
+
 	case "decrypt":
 		if k == nil {
 			return nil, vaultRefuse(http.StatusBadRequest, "encryption key not found")
 		}
 		return k.decrypt(in, context, ad)
+
 	default:
 		return nil, vaultRefuse(http.StatusNotFound, "1 error occurred:\n\t* unsupported path\n\n")
 	}
@@ -108,11 +117,13 @@ func (k *vaultKey) encrypt(in transitIn, context, ad []byte) (map[string]any, er
 	if err != nil || in.Ciphertext != "" {
 		return nil, vaultRefuse(http.StatusBadRequest, "illegal base64 data, or a ciphertext to encrypt")
 	}
+
 	version := len(k.versions)
 	aead, err := k.aead(version, context, ad)
 	if err != nil {
 		return nil, err
 	}
+
 	nonce := random(aead.NonceSize())
 	sealed := aead.Seal(nonce, nonce, plaintext, ad)
 	return map[string]any{"data": map[string]any{
@@ -128,27 +139,34 @@ func (k *vaultKey) decrypt(in transitIn, context, ad []byte) (map[string]any, er
 	if k.softDeleted {
 		return nil, vaultRefuse(http.StatusBadRequest, "refusing to use soft-deleted key")
 	}
+
 	rest, ok := strings.CutPrefix(in.Ciphertext, "vault:v")
 	if !ok {
 		return nil, vaultRefuse(http.StatusBadRequest, "invalid ciphertext: no prefix")
 	}
+
 	number, encoded, ok := strings.Cut(rest, ":")
 	if !ok {
 		return nil, vaultRefuse(http.StatusBadRequest, "invalid ciphertext: wrong number of fields")
 	}
+
 	version, err := strconv.Atoi(number)
 	switch {
 	case err != nil:
 		return nil, vaultRefuse(http.StatusBadRequest, "invalid ciphertext: version number could not be decoded")
 	case version > len(k.versions):
 		return nil, vaultRefuse(http.StatusBadRequest, "invalid ciphertext: version is too new")
+
 	case version < k.minDecryption:
-		return nil, vaultRefuse(http.StatusBadRequest, "ciphertext or signature version is disallowed by policy (too old)")
+		return nil, vaultRefuse(http.StatusBadRequest,
+			"ciphertext or signature version is disallowed by policy (too old)")
 	}
+
 	sealed, err := base64.StdEncoding.DecodeString(encoded)
 	if err != nil {
 		return nil, vaultRefuse(http.StatusBadRequest, "invalid ciphertext: could not decode base64")
 	}
+
 	aead, err := k.aead(version, context, ad)
 	if err != nil {
 		return nil, err
@@ -156,10 +174,12 @@ func (k *vaultKey) decrypt(in transitIn, context, ad []byte) (map[string]any, er
 	if len(sealed) < aead.NonceSize() {
 		return nil, vaultRefuse(http.StatusBadRequest, "invalid ciphertext length")
 	}
+
 	plaintext, err := aead.Open(nil, sealed[:aead.NonceSize()], sealed[aead.NonceSize():], ad)
 	if err != nil {
 		return nil, vaultRefuse(http.StatusBadRequest, "%v", err)
 	}
+
 	return map[string]any{"data": map[string]any{"plaintext": base64.StdEncoding.EncodeToString(plaintext)}}, nil
 }
 
@@ -170,8 +190,10 @@ func (k *vaultKey) aead(version int, context, ad []byte) (cipher.AEAD, error) {
 		return nil, vaultRefuse(http.StatusBadRequest, "refusing to use soft-deleted key")
 	}
 	if strings.HasPrefix(k.kind, "rsa-") && len(ad) > 0 {
-		return nil, vaultRefuse(http.StatusBadRequest, "'[0].associated_data' provided for non-AEAD cipher suite %s", k.kind)
+		return nil, vaultRefuse(http.StatusBadRequest,
+			"'[0].associated_data' provided for non-AEAD cipher suite %s", k.kind)
 	}
+
 	key := k.versions[version-1]
 	if k.derived {
 		if len(context) == 0 {
@@ -179,25 +201,31 @@ func (k *vaultKey) aead(version int, context, ad []byte) (cipher.AEAD, error) {
 				"missing 'context' for key derivation; the key was created using a derived key, which means additional, "+
 					"per-request information must be included in order to perform operations with the key")
 		}
+
 		var err error
 		if key, err = hkdf.Key(sha256.New, key, nil, string(context), 32); err != nil {
 			return nil, err
 		}
 	}
+
 	switch k.kind {
 	case "aes128-gcm96", "aes256-gcm96":
 		if k.kind == "aes128-gcm96" {
 			key = key[:16]
 		}
+
 		block, err := aes.NewCipher(key)
 		if err != nil {
 			return nil, err
 		}
+
 		return cipher.NewGCM(block)
+
 	case "chacha20-poly1305":
 		return chacha20poly1305.New(key)
 	case "xchacha20-poly1305":
 		return chacha20poly1305.NewX(key)
+
 	default:
 		return nil, vaultRefuse(http.StatusBadRequest, "message encryption not supported for key type %v", k.kind)
 	}

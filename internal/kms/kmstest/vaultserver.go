@@ -181,16 +181,19 @@ func (s *VaultServer) NewKey(t testing.TB, change func(*kms.VaultConfig)) *kms.V
 func (s *VaultServer) OpenKey(t testing.TB, name string, change func(*kms.VaultConfig)) *kms.Vault {
 	t.Helper()
 	cfg := kms.VaultConfig{Address: s.URL(), KeyID: name, Timeout: 2 * time.Second, MaxAttempts: 1}
+
 	if change != nil {
 		change(&cfg)
 	}
 	if cfg.Login == (kms.VaultLogin{}) {
 		cfg.Login.Token = s.NewToken(VaultToken{})
 	}
+
 	w, err := kms.NewVault(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	return w
 }
 
@@ -199,15 +202,19 @@ func (s *VaultServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if s.impersonate(w) {
 		return
 	}
+
 	path, ok := strings.CutPrefix(r.URL.Path, "/v1/")
 	operation := path
+
 	if parts := strings.Split(path, "/"); len(parts) == 3 && parts[0] == "transit" {
 		operation = parts[1]
 	}
+
 	s.count(operation)
 	out, err := map[string]any(nil), vaultRefuse(http.StatusNotFound, "unsupported path")
 	trouble := s.next(r.Context())
 	latency := trouble.Latency
+
 	if strings.HasPrefix(path, "auth/") {
 		latency = trouble.LoginLatency
 	}
@@ -219,6 +226,7 @@ func (s *VaultServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	} else if ok {
 		out, err = s.serve(r, path, trouble)
 	}
+
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
 	var refusal *vaultError
@@ -226,9 +234,11 @@ func (s *VaultServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case errors.As(err, &refusal):
 		w.WriteHeader(refusal.status)
 		_ = json.NewEncoder(w).Encode(map[string]any{"errors": []string{refusal.text}})
+
 	case err != nil:
 		w.WriteHeader(http.StatusInternalServerError)
 		_ = json.NewEncoder(w).Encode(map[string]any{"errors": []string{"internal error"}})
+
 	default:
 		answer := map[string]any{
 			"request_id": hex.EncodeToString(random(16)), "lease_id": "", "renewable": false, "lease_duration": 0,
@@ -243,28 +253,34 @@ func (s *VaultServer) serve(r *http.Request, path string, trouble Trouble) (map[
 	if r.Header.Get("X-Vault-Request") != "true" {
 		return nil, vaultRefuse(http.StatusPreconditionFailed, "missing 'X-Vault-Request' header")
 	}
+
 	s.lock.Lock()
 	defer s.lock.Unlock()
+
 	if strings.Trim(r.Header.Get("X-Vault-Namespace"), "/") != s.namespace {
 		return nil, vaultRefuse(http.StatusNotFound, "no handler for route %q. route entry not found.", path)
 	}
 	if method, ok := strings.CutSuffix(strings.TrimPrefix(path, "auth/"), "/login"); ok {
 		return s.logIn(r, method)
 	}
+
 	token, err := s.authenticate(r)
 	if err != nil {
 		return nil, err
 	}
+
 	switch path {
 	case "auth/token/lookup-self":
 		return s.lookUp(r, token)
 	case "auth/token/renew-self":
 		return s.renew(r, token)
 	}
+
 	verb, key, ok := strings.Cut(strings.TrimPrefix(path, "transit/"), "/")
 	if !strings.HasPrefix(path, "transit/") || !ok {
 		return nil, vaultRefuse(http.StatusNotFound, "no handler for route %q. route entry not found.", path)
 	}
+
 	switch {
 	case s.throttle():
 		return nil, vaultRefuse(http.StatusTooManyRequests, "request path %q: rate limit quota exceeded", path)
@@ -273,6 +289,7 @@ func (s *VaultServer) serve(r *http.Request, path string, trouble Trouble) (map[
 	case trouble.Fail != 0:
 		return nil, vaultRefuse(trouble.Fail, "%s", trouble.FailText)
 	}
+
 	return s.transit(r, verb, key, token)
 }
 
@@ -280,7 +297,8 @@ func (s *VaultServer) serve(r *http.Request, path string, trouble Trouble) (map[
 func (s *VaultServer) authenticate(r *http.Request) (*issuedToken, error) {
 	t := s.tokens[r.Header.Get("X-Vault-Token")]
 	if t == nil || !t.expires.IsZero() && !time.Now().Before(t.expires) {
-		return nil, vaultRefuse(http.StatusForbidden, "2 errors occurred:\n\t* permission denied\n\t* invalid token\n\n")
+		return nil, vaultRefuse(http.StatusForbidden,
+			"2 errors occurred:\n\t* permission denied\n\t* invalid token\n\n")
 	}
 	return t, nil
 }
@@ -292,10 +310,12 @@ func (s *VaultServer) lookUp(r *http.Request, t *issuedToken) (map[string]any, e
 	if t.NoDefaultPolicy {
 		return nil, vaultRefuse(http.StatusForbidden, "1 error occurred:\n\t* permission denied\n\n")
 	}
+
 	ttl := 0
 	if !t.expires.IsZero() {
 		ttl = int(time.Until(t.expires).Seconds())
 	}
+
 	return map[string]any{"data": map[string]any{
 		"ttl": ttl, "renewable": t.Renewable, "creation_ttl": int(t.TTL.Seconds()), "type": "service",
 	}}, nil
@@ -308,13 +328,16 @@ func (s *VaultServer) renew(r *http.Request, t *issuedToken) (map[string]any, er
 	if err := decodeVault(r, &in); err != nil {
 		return nil, err
 	}
+
 	if !t.Renewable {
 		return nil, vaultRefuse(http.StatusBadRequest, "lease is not renewable")
 	}
+
 	ttl := t.TTL
 	if left := time.Until(t.created.Add(t.MaxTTL)); t.MaxTTL > 0 && left < ttl {
 		ttl = left
 	}
+
 	t.expires = time.Now().Add(ttl)
 	return vaultAuth(r.Header.Get("X-Vault-Token"), t, ttl), nil
 }
@@ -329,24 +352,28 @@ func (s *VaultServer) logIn(r *http.Request, method string) (map[string]any, err
 	if err := decodeVault(r, &in); err != nil {
 		return nil, err
 	}
+
 	role, ok := s.logins[method+"/"+in.RoleID+in.Role+"/"+in.SecretID+in.JWT]
 	switch {
 	case r.Header.Get("X-Vault-Token") != "":
 		return nil, vaultRefuse(http.StatusBadRequest, "a token with a login")
 	case !ok && method == "approle":
 		return nil, vaultRefuse(http.StatusBadRequest, "invalid role or secret ID")
+
 	case !ok && method == "kubernetes":
 		return nil, vaultRefuse(http.StatusForbidden, "permission denied")
 	case !ok:
 		return nil, vaultRefuse(http.StatusForbidden, "1 error occurred:\n\t* permission denied\n\n")
 	}
+
 	id := s.issue(role.token)
 	return vaultAuth(id, s.tokens[id], role.token.TTL), nil
 }
 
 func vaultAuth(id string, t *issuedToken, ttl time.Duration) map[string]any {
 	return map[string]any{"auth": map[string]any{
-		"client_token": id, "policies": []string{"default", "app"}, "lease_duration": int(ttl.Seconds()), "renewable": t.Renewable,
+		"client_token": id, "policies": []string{"default", "app"}, "lease_duration": int(ttl.Seconds()),
+		"renewable": t.Renewable,
 	}}
 }
 
@@ -354,12 +381,15 @@ func decodeVault(r *http.Request, into any) error {
 	if r.Method != http.MethodPut && r.Method != http.MethodPost {
 		return vaultRefuse(http.StatusMethodNotAllowed, "1 error occurred:\n\t* unsupported operation\n\n")
 	}
+
 	body, err := io.ReadAll(http.MaxBytesReader(nil, r.Body, 64<<10)) //nolint:forbidigo // bounded
 	if err != nil {
 		return vaultRefuse(http.StatusRequestEntityTooLarge, "http: request body too large")
 	}
+
 	decoder := json.NewDecoder(bytes.NewReader(body))
 	decoder.DisallowUnknownFields()
+
 	if err := decoder.Decode(into); err != nil || decoder.More() {
 		return vaultRefuse(http.StatusBadRequest, "failed to parse JSON input")
 	}
