@@ -95,7 +95,7 @@ func TestCommandsAtAStoreThatBreaksOff(t *testing.T) {
 			var out bytes.Buffer
 			code := run(t.Context(), args, &out, &out)
 			text := out.String()
-			if code == 0 || !strings.Contains(text, "ended before its answer did") {
+			if code == 0 || !strings.Contains(text, "ended before the response was complete") {
 				t.Errorf(
 					"%v, cut after %d bytes: exit code %d: %.300s",
 					args[:2],
@@ -105,7 +105,7 @@ func TestCommandsAtAStoreThatBreaksOff(t *testing.T) {
 				)
 			}
 
-			for _, wrong := range []string{"cut short", " crypt: ", "was altered", `"integrity"`} {
+			for _, wrong := range []string{"truncated", " crypt:", "was altered", `"integrity"`} {
 				if strings.Contains(text, wrong) {
 					t.Errorf("%v, cut after %d bytes: it speaks of damage (%s)", args[:2], after, wrong)
 				}

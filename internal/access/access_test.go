@@ -51,10 +51,18 @@ func TestMay(t *testing.T) {
 		{"no grants", nothing, access.Read, "logs", false},
 		{"grant of nothing", empty, access.Read, "logs", false},
 		{"grant of no buckets", client(access.Grant{Actions: allActions}), access.Read, "logs", false},
-		{"grant for a prefix", client(access.Grant{Buckets: []string{"logs"}, Prefixes: []string{"a/"}, Actions: allActions}), access.List, "logs", false},
-		{"grant for a prefix and for all", client(access.Grant{Buckets: []string{"logs"}, Prefixes: []string{"a/", ""}, Actions: allActions}), access.List, "logs", true},
+		{"grant for a prefix", client(access.Grant{
+			Buckets: []string{"logs"}, Prefixes: []string{"a/"},
+			Actions: allActions,
+		}), access.List, "logs", false},
+		{
+			"grant for a prefix and for all",
+			client(access.Grant{Buckets: []string{"logs"}, Prefixes: []string{"a/", ""}, Actions: allActions}),
+			access.List, "logs", true,
+		},
 		{"grant of no actions", client(access.Grant{Buckets: []string{"*"}}), access.Read, "logs", false},
 	}
+
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			if got := tt.client.May(tt.action, tt.bucket); got != tt.want {
@@ -66,11 +74,15 @@ func TestMay(t *testing.T) {
 
 func TestMayObject(t *testing.T) {
 	prefixed := client(
-		access.Grant{Buckets: []string{"logs"}, Prefixes: []string{"a/", "b"}, Actions: []access.Action{access.Read, access.List}},
+		access.Grant{
+			Buckets: []string{"logs"}, Prefixes: []string{"a/", "b"},
+			Actions: []access.Action{access.Read, access.List},
+		},
 		access.Grant{Buckets: []string{"logs"}, Prefixes: []string{"up/"}, Actions: []access.Action{access.Write}},
 		access.Grant{Buckets: []string{"all"}, Actions: []access.Action{access.Read}},
 		access.Grant{Buckets: []string{"every"}, Prefixes: []string{"x", ""}, Actions: []access.Action{access.Read}},
 	)
+
 	for _, tt := range []struct {
 		name   string
 		action access.Action
@@ -103,17 +115,24 @@ func TestMayObject(t *testing.T) {
 			}
 		})
 	}
-	for prefix, want := range map[string]bool{"": false, "a": false, "a/": true, "a/b/": true, "b": true, "up/": false, "a/../": false} {
+
+	for prefix, want := range map[string]bool{
+		"": false, "a": false, "a/": true, "a/b/": true, "b": true,
+		"up/": false, "a/../": false,
+	} {
 		if got := prefixed.MayList("logs", prefix); got != want {
 			t.Errorf("MayList(%q) = %v, want %v", prefix, got, want)
 		}
 	}
+
 	for bucket, want := range map[string]bool{"logs": true, "all": true, "other": false, "": false} {
 		if got := prefixed.Sees(bucket); got != want {
 			t.Errorf("Sees(%q) = %v, want %v", bucket, got, want)
 		}
 	}
-	if !prefixed.MaySome(access.Write, "logs") || prefixed.MaySome(access.Delete, "logs") || prefixed.MaySome(access.Write, "all") {
+
+	if !prefixed.MaySome(access.Write, "logs") || prefixed.MaySome(access.Delete, "logs") ||
+		prefixed.MaySome(access.Write, "all") {
 		t.Error("MaySome of an action that is granted in part, not at all, elsewhere")
 	}
 }
@@ -143,7 +162,7 @@ var globs = []struct {
 	{"a*c", "ac", true},
 	{"a*c", "abc", true},
 	{"a*c", "abcb", false},
-	{"a*a", "a", false}, // the two ends must not overlap
+	{"a*a", "a", false}, // prefix and suffix must not overlap
 	{"ab*ba", "aba", false},
 	{"ab*ba", "abba", true},
 	{"*a*b*", "xaxb", true},
@@ -174,19 +193,22 @@ func TestGlob(t *testing.T) {
 	}
 }
 
-// FuzzGlob compares with a regular expression, the slow and obvious way.
+// FuzzGlob compares with a regular expression.
 func FuzzGlob(f *testing.F) {
 	for _, tt := range globs {
 		f.Add(tt.pattern, tt.bucket)
 	}
+
 	f.Fuzz(func(t *testing.T, pattern, bucket string) {
 		if pattern == "" || len(pattern)+len(bucket) > 200 {
 			t.Skip()
 		}
+
 		re, err := regexp.Compile(`(?s)\A` + strings.ReplaceAll(regexp.QuoteMeta(pattern), `\*`, ".*") + `\z`)
 		if err != nil || strings.ContainsRune(bucket+pattern, '\ufffd') {
-			t.Skip() // not UTF-8, which regexp treats in its own way
+			t.Skip() // not UTF-8, which regexp handles differently
 		}
+
 		c := client(grant(pattern, access.Read))
 		if got, want := c.May(access.Read, bucket), re.MatchString(bucket); got != want {
 			t.Errorf("%q matches %q: %v, want %v", pattern, bucket, got, want)
@@ -199,10 +221,12 @@ func TestDirectory(t *testing.T) {
 		client(grant("logs", access.Read)),
 		{Name: "other", AccessKey: "akapp", Secret: "another secret"},
 	}
+
 	d, err := access.New(given)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	given[0].Allow[0].Buckets[0] = "*"
 	given[0].Allow[0].Actions[0] = access.Admin
 	given[0].Secret = "changed"
@@ -214,6 +238,7 @@ func TestDirectory(t *testing.T) {
 	if got, ok := v.Secret("akapp"); got != "another secret" || !ok {
 		t.Errorf("Secret of a client in lower case: %q, %v", got, ok)
 	}
+
 	for _, unknown := range []string{"", "AKAP", "AKAPPX", "app", "*"} {
 		if got, ok := v.Secret(unknown); got != "" || ok {
 			t.Errorf("Secret(%q) = %q, %v", unknown, got, ok)
@@ -222,6 +247,7 @@ func TestDirectory(t *testing.T) {
 			t.Errorf("Client(%q) = %v, %v", unknown, got, ok)
 		}
 	}
+
 	c, ok := v.Client("AKAPP")
 	if !ok || c.Name != "app" {
 		t.Fatalf("Client: %v, %v", c, ok)
@@ -237,9 +263,11 @@ func TestNewRefuses(t *testing.T) {
 		change(&c)
 		return []access.Client{c}
 	}
+
 	other := func(name, accessKey string) []access.Client {
 		return []access.Client{client(), {Name: name, AccessKey: accessKey, Secret: secret}}
 	}
+
 	tests := []struct {
 		name    string
 		clients []access.Client
@@ -248,14 +276,35 @@ func TestNewRefuses(t *testing.T) {
 		{"no name", with(func(c *access.Client) { c.Name = "" }), `access: client "": no name`},
 		{"no access key", with(func(c *access.Client) { c.AccessKey = "" }), `access: client "app": no access key`},
 		{"no secret", with(func(c *access.Client) { c.Secret = "" }), `access: client "app": no secret`},
-		{"empty pattern", with(func(c *access.Client) { c.Allow[0].Buckets[0] = "" }), `access: client "app": an empty bucket pattern`},
-		{"unknown action", with(func(c *access.Client) { c.Allow[0].Actions[0] = "reed" }), `access: client "app": unknown action "reed"`},
-		{"anonymous with a key", with(func(c *access.Client) { c.Anonymous = true }), `access: client "app": anonymous, and with an access key or a secret`},
-		{"anonymous admin", []access.Client{{Name: "all", Anonymous: true, Allow: []access.Grant{grant("logs", access.Admin)}}}, `access: client "all": anonymous, and with the action admin`},
-		{"two anonymous", []access.Client{{Name: "all", Anonymous: true}, {Name: "more", Anonymous: true}}, `access: clients "all" and "more" are both anonymous`},
+		{
+			"empty pattern", with(func(c *access.Client) { c.Allow[0].Buckets[0] = "" }),
+			`access: client "app": an empty bucket pattern`,
+		},
+		{
+			"unknown action", with(func(c *access.Client) { c.Allow[0].Actions[0] = "reed" }),
+			`access: client "app": unknown action "reed"`,
+		},
+		{
+			"anonymous with a key", with(func(c *access.Client) { c.Anonymous = true }),
+			`access: client "app": an anonymous client cannot have an access key or a secret`,
+		},
+		{
+			"anonymous admin",
+			[]access.Client{{
+				Name: "all", Anonymous: true,
+				Allow: []access.Grant{grant("logs", access.Admin)},
+			}},
+			`access: client "all": an anonymous client cannot have the action admin`,
+		},
+		{
+			"two anonymous",
+			[]access.Client{{Name: "all", Anonymous: true}, {Name: "more", Anonymous: true}},
+			`access: clients "all" and "more" are both anonymous`,
+		},
 		{"one name twice", other("app", "AK2"), `access: two clients are named "app"`},
-		{"one access key twice", other("app2", "AKAPP"), `access: clients "app" and "app2" have one access key`},
+		{"one access key twice", other("app2", "AKAPP"), `access: clients "app" and "app2" have the same access key`},
 	}
+
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			d, err := access.New(tt.clients)
@@ -264,6 +313,7 @@ func TestNewRefuses(t *testing.T) {
 			}
 		})
 	}
+
 	if _, err := access.New(nil); err != nil {
 		t.Errorf("New of nobody: %v", err)
 	}
@@ -275,6 +325,7 @@ func TestSecretIsNotPrinted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for _, s := range []string{
 		fmt.Sprint(c), fmt.Sprint(&c), fmt.Sprintf("%+v", c), fmt.Sprintf("%#v", c), fmt.Sprintf("%#v", &c),
 		fmt.Sprintf("%v", []access.Client{c}), fmt.Sprintf("%q", c), fmt.Sprintf("%x", c), string(asJSON),
@@ -285,19 +336,24 @@ func TestSecretIsNotPrinted(t *testing.T) {
 	}
 }
 
-// Where the store takes keys as they are, dots in them mean nothing.
+// If the store treats keys literally, dots in them have no meaning.
 func TestLiteralKeys(t *testing.T) {
-	c := client(access.Grant{Buckets: []string{"logs"}, Prefixes: []string{"a/"}, Actions: []access.Action{access.Read, access.List}})
+	c := client(access.Grant{
+		Buckets: []string{"logs"}, Prefixes: []string{"a/"}, Actions: []access.Action{access.Read, access.List},
+	})
+
 	for _, key := range []string{"a/../c", "a/.", `a/..\c`} {
 		c.LiteralKeys = false
 		if c.MayObject(access.Read, "logs", key) || c.MayList("logs", key+"/") {
 			t.Errorf("%s is granted by a prefix", key)
 		}
+
 		c.LiteralKeys = true
 		if !c.MayObject(access.Read, "logs", key) || !c.MayList("logs", key+"/") {
 			t.Errorf("%s is not granted where it is literal", key)
 		}
 	}
+
 	if c.MayObject(access.Read, "logs", "b/../a/x") {
 		t.Error("another prefix is granted")
 	}

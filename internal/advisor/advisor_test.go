@@ -13,12 +13,12 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/advisor"
 )
 
-// ttls are those that are always in a report, but for 0.
+// ttls are the TTLs in every report, except 0.
 var ttls = []time.Duration{
 	10 * time.Second, 30 * time.Second, time.Minute, 5 * time.Minute, 15 * time.Minute, time.Hour,
 }
 
-// clock is set by the test.
+// clock is a clock set by the test.
 type clock struct{ now time.Time }
 
 func newClock() *clock { return &clock{now: time.Unix(1_700_000_000, 0)} }
@@ -32,8 +32,7 @@ func id(n int) (id [32]byte) {
 	return id
 }
 
-// mix is a hash that is the same in each run (the end of MurmurHash3, which
-// spreads every bit over all).
+// mix is a deterministic hash (the finalizer of MurmurHash3).
 func mix(id [32]byte) uint64 {
 	h := binary.LittleEndian.Uint64(id[:]) + 0x9e3779b97f4a7c15
 	h = (h ^ h>>33) * 0xff51afd7ed558ccd
@@ -41,7 +40,7 @@ func mix(id [32]byte) uint64 {
 	return h ^ h>>33
 }
 
-// event is something that happens to a blob in a trace.
+// event is an event of a blob in a trace.
 type event struct {
 	blob int
 	kind string // open, create or release
@@ -58,27 +57,30 @@ func tell(r *advisor.Recorder, e event) {
 	}
 }
 
-// cost is what a cache did.
+// cost counts the events of a cache.
 type cost struct{ accesses, misses, renewals, creates, held int }
 
-// replay is a cache of one TTL, simulated in the plainest way: second by
-// second, blob by blob. trace has the events of each second. What happens
-// before the second from is not counted.
+// replay simulates a cache with one TTL in the simplest way: second by
+// second, blob by blob. trace contains the events of each second. Events
+// before the second from are not counted.
 func replay(ttl time.Duration, trace [][]event, from int) cost {
 	var c cost
 	fetched, streams := map[int]int{}, map[int]int{}
 	seconds := int(ttl / time.Second)
+
 	for now, events := range trace {
 		counted := 0
 		if now >= from {
 			counted = 1
 		}
+
 		for blob := range streams {
 			if now == fetched[blob]+seconds {
 				fetched[blob] = now
 				c.renewals += counted
 			}
 		}
+
 		for _, e := range events {
 			switch e.kind {
 			case "open":
@@ -99,41 +101,48 @@ func replay(ttl time.Duration, trace [][]event, from int) cost {
 			}
 		}
 	}
+
 	for _, at := range fetched {
 		if len(trace)-1 < at+seconds {
 			c.held++
 		}
 	}
+
 	return c
 }
 
-// randomTrace has streams of all lengths, of blobs that are used often and
-// seldom.
+// randomTrace returns streams of all lengths, for blobs that are used often
+// and rarely.
 func randomTrace(seed uint64, seconds, blobs int) [][]event {
 	rng := rand.New(rand.NewPCG(seed, 0))
 	trace := make([][]event, seconds)
 	next := blobs
+
 	for now := range trace {
 		if rng.IntN(4) > 0 {
 			continue
 		}
+
 		e := event{blob: int(float64(blobs) * math.Pow(rng.Float64(), 3)), kind: "open"}
 		if rng.IntN(10) == 0 {
 			e = event{blob: next, kind: "create"}
 			next++
 		} else if rng.IntN(3) == 0 && next > blobs {
-			e.blob = blobs + rng.IntN(next-blobs) // read what was written
+			e.blob = blobs + rng.IntN(next-blobs) // read what was written before
 		}
+
 		trace[now] = append(trace[now], e)
 		length := int(math.Exp(rng.Float64() * 7)) // a second to 18 minutes
 		if end := now + length; end < seconds {
 			trace[end] = append(trace[end], event{e.blob, "release"})
 		}
 	}
+
 	return trace
 }
 
-// play tells a Recorder of a trace, and leaves the clock at its last second.
+// play sends a trace to a Recorder, and leaves the clock at its last
+// second.
 func play(r *advisor.Recorder, c *clock, trace [][]event) {
 	for now, events := range trace {
 		if now > 0 {
@@ -147,7 +156,7 @@ func play(r *advisor.Recorder, c *clock, trace [][]event) {
 
 func near(got, want float64) bool { return math.Abs(got-want) <= 1e-9*max(1, math.Abs(want)) }
 
-// wantRow compares a row with what replay found, over the time observed.
+// wantRow compares a row with a result of replay.
 func wantRow(t *testing.T, row advisor.Row, want cost, observed time.Duration) {
 	t.Helper()
 	if calls := row.CallsPerSecond * observed.Seconds(); !near(calls, float64(want.misses+want.renewals+want.creates)) {
@@ -173,20 +182,24 @@ func TestEqualsTheReplayOfATrace(t *testing.T) {
 			if rep.SampleRate != 1 || rep.Observed != 3*time.Hour-time.Second {
 				t.Fatalf("rate %v, observed %v", rep.SampleRate, rep.Observed)
 			}
+
 			want := []time.Duration{0, 10e9, 30e9, 60e9, own, 300e9, 900e9, 3600e9}
 			if len(rep.Rows) != len(want) {
 				t.Fatalf("%d rows, want %d", len(rep.Rows), len(want))
 			}
+
 			for i, row := range rep.Rows {
 				if row.TTL != want[i] || row.Current != (row.TTL == own) || row.WarmingUp {
 					t.Errorf("row %d: %+v", i, row)
 				}
+
 				found := replay(row.TTL, trace, 0)
 				if row.TTL == 0 {
 					found.renewals, found.misses, found.held = 0, found.accesses, 0
 				} else if found.renewals == 0 || found.misses == 0 || found.creates == 0 {
 					t.Errorf("TTL %v: the trace tries nothing: %+v", row.TTL, found)
 				}
+
 				wantRow(t, row, found, rep.Observed)
 			}
 		})
@@ -198,12 +211,13 @@ func TestFiguresAreOfADay(t *testing.T) {
 	trace := randomTrace(9, seconds, 40)
 	c := newClock()
 	r := advisor.New(advisor.Config{TTL: time.Minute, Now: c.Now})
-	c.sleep(time.Second / 2) // so that nothing happens at the very moment at which the window begins
+	c.sleep(time.Second / 2) // so that nothing happens exactly at the start of the window
 	play(r, c, trace)
 	rep := r.Report()
 	if rep.Observed > 24*time.Hour || rep.Observed < 24*time.Hour-5*time.Minute {
 		t.Fatalf("observed %v", rep.Observed)
 	}
+
 	from := seconds - int(rep.Observed/time.Second)
 	for _, row := range rep.Rows[1:] {
 		wantRow(t, row, replay(row.TTL, trace, from-1), rep.Observed)
@@ -217,9 +231,11 @@ func TestFiguresGoWithTheirDay(t *testing.T) {
 	c.sleep(90 * time.Second)
 	r.Released(id(1))
 	c.sleep(23 * time.Hour)
+
 	if rep := r.Report(); rep.AccessesPerSecond == 0 || rep.Rows[3].CallsPerSecond == 0 {
 		t.Errorf("gone within a day: %+v", rep)
 	}
+
 	for _, pause := range []time.Duration{time.Hour, 100 * time.Hour} {
 		c.sleep(pause)
 		rep := r.Report()
@@ -230,6 +246,7 @@ func TestFiguresGoWithTheirDay(t *testing.T) {
 			t.Errorf("observed %v", rep.Observed)
 		}
 	}
+
 	if n := r.Blobs(); n != 0 {
 		t.Errorf("%d blobs remembered that no cache would hold", n)
 	}
@@ -241,22 +258,25 @@ func TestAStreamUnderWayIsSeen(t *testing.T) {
 	r.Opened(id(1))
 	c.sleep(10*time.Minute + time.Second)
 	rep := r.Report()
+
 	for i, want := range []float64{1, 61, 21, 11, 3, 1, 1} {
 		if got := rep.Rows[i].CallsPerSecond * rep.Observed.Seconds(); !near(got, want) {
 			t.Errorf("TTL %v: %v calls, want %v", rep.Rows[i].TTL, got, want)
 		}
 	}
+
 	r.Released(id(1))
-	r.Released(id(1)) // one too many does no harm
+	r.Released(id(1)) // an extra call does no harm
 	c.sleep(time.Hour)
 	r.Opened(id(1))
+
 	if got := r.Report(); !near(got.Rows[3].CallsPerSecond*got.Observed.Seconds(), 12) {
 		t.Errorf("use went on after the release: %+v", got.Rows[3])
 	}
 }
 
-// TestSampleOfManyBlobs bounds the error at a tenth of the KMS calls, and 0.05
-// of the hit ratio.
+// TestSampleOfManyBlobs limits the error to a tenth of the KMS calls, and
+// to 0.05 of the hit ratio.
 func TestSampleOfManyBlobs(t *testing.T) {
 	const blobs, seconds, perSecond = 100_000, 3600 + 600, 200
 	rng := rand.New(rand.NewPCG(5, 6))
@@ -269,12 +289,14 @@ func TestSampleOfManyBlobs(t *testing.T) {
 	for i := range fetched {
 		fetched[i] = make([]time.Time, blobs)
 	}
+
 	for range seconds {
 		c.sleep(time.Second)
 		for range perSecond {
 			blob := int(zipf.Uint64())
 			r.Opened(id(blob))
 			r.Released(id(blob))
+
 			for i, ttl := range ttls {
 				if at := fetched[i][blob]; c.now.Sub(at) >= ttl {
 					fetched[i][blob] = c.now
@@ -283,6 +305,7 @@ func TestSampleOfManyBlobs(t *testing.T) {
 			}
 		}
 	}
+
 	rep := r.Report()
 	if rep.SampleRate > 0.25 || rep.SampledBlobs < advisor.MaxBlobs/8 || r.Blobs() > advisor.MaxBlobs {
 		t.Fatalf("%d blobs at a rate of %v; %d remembered", rep.SampledBlobs, rep.SampleRate, r.Blobs())
@@ -290,10 +313,12 @@ func TestSampleOfManyBlobs(t *testing.T) {
 	if !near(rep.AccessesPerSecond, perSecond) {
 		t.Errorf("%v accesses per second: they are counted, not estimated", rep.AccessesPerSecond)
 	}
+
 	for i, row := range rep.Rows[1:] {
 		want := float64(all[i].misses) / seconds
 		off := row.CallsPerSecond/want - 1
 		t.Logf("TTL %v: %.1f calls per second, off by %+.1f %%", row.TTL, row.CallsPerSecond, 100*off)
+
 		if math.Abs(off) > 0.1 {
 			t.Errorf("TTL %v: %v calls per second, want %v", row.TTL, row.CallsPerSecond, want)
 		}
@@ -306,16 +331,20 @@ func TestSampleOfManyBlobs(t *testing.T) {
 func TestMemoryIsBounded(t *testing.T) {
 	c := newClock()
 	r := advisor.New(advisor.Config{TTL: time.Minute, Now: c.Now})
+
 	for n := range 100_000 {
 		if n%1000 == 0 {
 			c.sleep(time.Second)
 		}
+
 		r.Created(id(2 * n))
-		r.Opened(id(2*n + 1)) // and is never released
+		r.Opened(id(2*n + 1)) // never released
+
 		if n%997 == 0 && r.Blobs() > advisor.MaxBlobs {
 			t.Fatalf("%d blobs remembered", r.Blobs())
 		}
 	}
+
 	rep := r.Report()
 	if r.Blobs() > advisor.MaxBlobs || rep.SampledBlobs < advisor.MaxBlobs/4 {
 		t.Errorf("%d blobs remembered, %d in the sample", r.Blobs(), rep.SampledBlobs)
@@ -326,13 +355,16 @@ func TestTheSampleGrowsAgain(t *testing.T) {
 	c := newClock()
 	r := advisor.New(advisor.Config{TTL: time.Minute, Now: c.Now})
 	r.SetHash(mix)
+
 	for n := range 200_000 { // once
 		r.Opened(id(1000 + n))
 		r.Released(id(1000 + n))
 	}
+
 	if rate := r.Report().SampleRate; rate > 1.0/32 {
 		t.Fatalf("rate %v", rate)
 	}
+
 	read := func(d time.Duration) { // 500 blobs, each once in 10 minutes
 		for range int(d / (10 * time.Minute)) {
 			for n := range 500 {
@@ -342,16 +374,19 @@ func TestTheSampleGrowsAgain(t *testing.T) {
 			}
 		}
 	}
+
 	read(48 * time.Hour)
 	rep := r.Report()
 	if rep.SampleRate != 1 || rep.SampledBlobs != 500 {
 		t.Errorf("rate %v, %d blobs", rep.SampleRate, rep.SampledBlobs)
 	}
+
 	// One of two accesses costs a call at 15 minutes, one of six at an hour.
 	for i, want := range map[int]float64{4: 1, 5: 0.5, 6: 1.0 / 6} {
 		got := rep.Rows[i].CallsPerSecond / rep.AccessesPerSecond
 		if math.Abs(got-want) > 0.05*want {
-			t.Errorf("TTL %v: %v calls for each access, want %v: those without a past were counted", rep.Rows[i].TTL, got, want)
+			t.Errorf("TTL %v: %v calls for each access, want %v: those without a past were counted",
+				rep.Rows[i].TTL, got, want)
 		}
 	}
 }
@@ -366,42 +401,54 @@ func TestSetTTL(t *testing.T) {
 			c.sleep(10 * time.Second)
 		}
 	}
+
 	current := func(want time.Duration) advisor.Row {
 		t.Helper()
 		var row advisor.Row
 		n := 0
+
 		for _, candidate := range r.Report().Rows {
 			if candidate.Current {
 				row = candidate
 				n++
 			}
 		}
+
 		if n != 1 || row.TTL != want {
 			t.Fatalf("%d rows are current, the last of TTL %v, want %v", n, row.TTL, want)
 		}
 		return row
 	}
+
 	use(time.Hour)
 	if row := current(2 * time.Minute); !near(row.CallsPerSecond, 1.0/120) || !near(row.HitRatio, 11.0/12) {
 		t.Errorf("%+v", row)
 	}
+
 	r.SetTTL(20 * time.Minute)
 	if row := current(20 * time.Minute); !row.WarmingUp || row.CallsPerSecond != 0 {
 		t.Errorf("has a past: %+v", row)
 	}
+
 	use(10 * time.Minute)
-	if row := current(20 * time.Minute); !row.WarmingUp || !near(row.CallsPerSecond, 1.0/600) || !near(row.HitRatio, 59.0/60) {
+	if row := current(20 * time.Minute); !row.WarmingUp || !near(row.CallsPerSecond, 1.0/600) ||
+		!near(row.HitRatio, 59.0/60) {
 		t.Errorf("%+v", row)
 	}
-	r.SetTTL(20 * time.Minute) // the same: goes on
+
+	r.SetTTL(20 * time.Minute) // no change: continues
 	use(10 * time.Minute)
+
 	if row := current(20 * time.Minute); row.WarmingUp || !near(row.CallsPerSecond, 1.0/1200) {
 		t.Errorf("%+v", row)
 	}
+
 	r.SetTTL(5 * time.Minute)
-	if row := current(5 * time.Minute); len(r.Report().Rows) != 7 || row.WarmingUp || !near(row.CallsPerSecond, 1.0/300) {
+	if row := current(5 * time.Minute); len(r.Report().Rows) != 7 || row.WarmingUp ||
+		!near(row.CallsPerSecond, 1.0/300) {
 		t.Errorf("a TTL of the list has no past: %+v", row)
 	}
+
 	r.SetTTL(0)
 	if row := current(0); !near(row.CallsPerSecond, 1.0/10) || row.HitRatio != 0 {
 		t.Errorf("%+v", row)
@@ -431,16 +478,19 @@ func TestWhatConfigTells(t *testing.T) {
 		Currency:        "EUR",
 		Now:             c.Now,
 	}
+
 	r := advisor.New(cfg)
 	for n := range 100 {
 		r.Created(id(n))
 		c.sleep(time.Second)
 	}
+
 	rep := r.Report()
 	if rep.CreatesPerSecond != 1 || rep.ProbesPerSecond != 2 || rep.Currency != "EUR" {
 		t.Errorf("%+v", rep)
 	}
-	for _, row := range rep.Rows { // 100 streams of writers are under way, and renew
+
+	for _, row := range rep.Rows { // 100 streams of writers are running, and renew
 		if row.TTL >= 5*time.Minute && (!near(row.CallsPerSecond, 3) || !near(row.MonthlyCost, 3*30*86400*0.05/10000)) {
 			t.Errorf("%+v", row)
 		}
@@ -448,12 +498,15 @@ func TestWhatConfigTells(t *testing.T) {
 			t.Errorf("%+v", row)
 		}
 	}
+
 	cfg.PricePer10000 = -1
 	if row := advisor.New(cfg).Report().Rows[0]; row.MonthlyCost != 0 {
 		t.Errorf("free calls cost %v", row.MonthlyCost)
 	}
+
 	rep = advisor.New(advisor.Config{Now: c.Now}).Report()
-	if rep.PricePer10000 != advisor.DefaultPricePer10000 || rep.Currency != advisor.DefaultCurrency || rep.Rows[6].RevocationWindow != time.Hour {
+	if rep.PricePer10000 != advisor.DefaultPricePer10000 || rep.Currency != advisor.DefaultCurrency ||
+		rep.Rows[6].RevocationWindow != time.Hour {
 		t.Errorf("defaults: %+v", rep)
 	}
 }
@@ -461,15 +514,15 @@ func TestWhatConfigTells(t *testing.T) {
 func TestNothingSeen(t *testing.T) {
 	c := newClock()
 	rep := advisor.New(advisor.Config{Now: c.Now}).Report()
-	for _, row := range rep.Rows { // no time has passed, and nothing is divided by it
+	for _, row := range rep.Rows { // no time has passed; there must be no division by zero
 		if row.CallsPerSecond != 0 || row.HitRatio != 0 || row.MonthlyCost != 0 {
 			t.Errorf("%+v", row)
 		}
 	}
 }
 
-// TestKeyedSample shows that nobody can tell from outside which blobs are in
-// the sample: it is another in each process.
+// TestKeyedSample checks that the sample is different in each process, so
+// outsiders cannot know it.
 func TestKeyedSample(t *testing.T) {
 	var sizes []int
 	for range 4 {
@@ -480,6 +533,7 @@ func TestKeyedSample(t *testing.T) {
 		}
 		sizes = append(sizes, r.Report().SampledBlobs)
 	}
+
 	slices.Sort(sizes)
 	if sizes[0] == sizes[3] {
 		t.Errorf("four samples of %d blobs each", sizes[0])
@@ -490,6 +544,7 @@ func TestConcurrentUse(t *testing.T) {
 	r := advisor.New(advisor.Config{TTL: time.Minute})
 	const each = 20_000
 	var wg sync.WaitGroup
+
 	for g := range 4 {
 		wg.Go(func() {
 			for n := range each {
@@ -499,6 +554,7 @@ func TestConcurrentUse(t *testing.T) {
 				} else {
 					r.Opened(blob)
 				}
+
 				r.Released(blob)
 				switch n % 5000 {
 				case 1000:
@@ -509,6 +565,7 @@ func TestConcurrentUse(t *testing.T) {
 			}
 		})
 	}
+
 	wg.Wait()
 	rep := r.Report()
 	for what, got := range map[string]float64{"accesses": rep.AccessesPerSecond, "creates": rep.CreatesPerSecond} {
@@ -518,7 +575,7 @@ func TestConcurrentUse(t *testing.T) {
 	}
 }
 
-// BenchmarkRecorder measures a stream: its beginning and its end.
+// BenchmarkRecorder measures the start and the end of a stream.
 func BenchmarkRecorder(b *testing.B) {
 	for _, blobs := range []int{1000, 1_000_000} {
 		b.Run(fmt.Sprintf("blobs=%d", blobs), func(b *testing.B) {
@@ -527,6 +584,7 @@ func BenchmarkRecorder(b *testing.B) {
 				r.Opened(id(n))
 				r.Released(id(n))
 			}
+
 			b.ReportAllocs()
 			n := 0
 			for b.Loop() {
@@ -544,8 +602,9 @@ func TestAllocations(t *testing.T) {
 		r.Created(id(n))
 		r.Released(id(n))
 	}
+
 	n := 0
-	perRun := testing.AllocsPerRun(10_000, func() { // known or not in the sample, which is one in dozens
+	perRun := testing.AllocsPerRun(10_000, func() { // known, or not in the sample
 		r.Opened(id(n))
 		r.Released(id(n))
 		n++

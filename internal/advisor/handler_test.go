@@ -15,8 +15,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/advisor"
 )
 
-// recorded is a Recorder that has seen a read each second of 4 blobs in turn,
-// for half an hour, and 18 new blobs. 2 minutes are in force.
+// recorded returns a Recorder after half an hour with one read per second,
+// of 4 blobs in turn, and 18 new blobs. The current TTL is 2 minutes.
 func recorded() *advisor.Recorder {
 	c := newClock()
 	r := advisor.New(advisor.Config{
@@ -24,15 +24,19 @@ func recorded() *advisor.Recorder {
 		ProbesPerSecond: func() float64 { return 0.2 },
 		Now:             c.Now,
 	})
+
 	for n := range 1800 {
 		r.Opened(id(n % 4))
 		r.Released(id(n % 4))
+
 		if n%100 == 0 {
 			r.Created(id(n + 4))
 			r.Released(id(n + 4))
 		}
+
 		c.sleep(time.Second)
 	}
+
 	return r
 }
 
@@ -97,9 +101,9 @@ func TestJSON(t *testing.T) {
 	}
 }
 
-// document reads a page as XML, which it is but for void elements, so that a
-// tag left open is found. It returns the text of each row of the table and of
-// each text of the plot.
+// document parses a page as XML, which it is except for void elements, so
+// that unclosed tags are found. It returns the texts of the table rows and
+// of the plot.
 func document(t *testing.T, page string) (rows []string, plot []string) {
 	t.Helper()
 	d := xml.NewDecoder(strings.NewReader(page))
@@ -115,6 +119,7 @@ func document(t *testing.T, page string) (rows []string, plot []string) {
 		if err != nil {
 			t.Fatalf("the page is not well-formed: %v", err)
 		}
+
 		switch token := token.(type) {
 		case xml.StartElement:
 			path = append(path, token.Name.Local)
@@ -126,6 +131,7 @@ func document(t *testing.T, page string) (rows []string, plot []string) {
 					t.Errorf("a link to %q", a.Value)
 				}
 			}
+
 			if slices.Contains([]string{"script", "link", "img", "iframe", "object"}, token.Name.Local) {
 				t.Errorf("<%s>", token.Name.Local)
 			}
@@ -145,6 +151,7 @@ func document(t *testing.T, page string) (rows []string, plot []string) {
 			}
 		}
 	}
+
 	if len(path) != 0 {
 		t.Errorf("left open: %v", path)
 	}
@@ -156,15 +163,17 @@ func TestPage(t *testing.T) {
 	if csp := resp.Header.Get("Content-Security-Policy"); csp != "default-src 'none'; style-src 'unsafe-inline'" {
 		t.Errorf("Content-Security-Policy: %s", csp)
 	}
+
 	page := body(t, resp)
 	rows, plot := document(t, page)
+
 	want := []string{
-		"TTL|KMS calls|per second|USD|per month|Hit ratio|Dark within|Data keys|in memory",
+		"TTL|KMS calls|per second|USD|per month|Hit ratio|Unreadable|within|Data keys|in memory",
 		"no cache|1.21|9.41|0.0 %|–|0",
 		"10 s|0.543|4.22|66.6 %|10 s|1",
 		"30 s|0.337|2.62|87.3 %|30 s|4",
 		"1 min|0.277|2.15|93.3 %|1 min|3",
-		"2 min|in force|0.243|1.89|96.6 %|2 min|4",
+		"2 min|current|0.243|1.89|96.6 %|2 min|4",
 		"5 min|0.223|1.74|98.6 %|5 min|5",
 		"15 min|0.214|1.67|99.5 %|15 min|11",
 		"1 h|warming up|≤ 0.212|≤ 1.65|≥ 99.7 %|1 h|22",
@@ -172,19 +181,24 @@ func TestPage(t *testing.T) {
 	if !slices.Equal(rows, want) {
 		t.Errorf("rows:\n%s\nwant:\n%s", strings.Join(rows, "\n"), strings.Join(want, "\n"))
 	}
-	for _, text := range []string{"in force", "0.243", "96.6 %", "2 min", "≤ 0.212", "no cache"} {
+
+	for _, text := range []string{"current", "0.243", "96.6 %", "2 min", "≤ 0.212", "no cache"} {
 		if !slices.Contains(plot, text) {
 			t.Errorf("not in the plot: %q", text)
 		}
 	}
-	if !strings.Contains(plot[1], "2 min: 0.243 KMS calls per second, hit ratio 96.6 %, dark within 2 min; in force.") {
+
+	if !strings.Contains(plot[1], "2 min: 0.243 KMS calls per second, hit ratio 96.6 %, unreadable within 2 "+
+		"min; current.") {
 		t.Errorf("the plot is described as %q", plot[1])
 	}
+
 	for _, text := range []string{
-		"Shorter, 1 min:</strong> USD 0.26 a month more, 14 % more KMS calls; dark within 1 min instead of 2 min.",
-		"Longer, 5 min:</strong> USD 0.16 a month less, 8 % fewer KMS calls; dark within 5 min instead of 2 min.",
+		"Shorter, 1 min:</strong> USD 0.26 a month more, 14 % more KMS calls; unreadable within 1 min instead " +
+			"of 2 min.",
+		"Longer, 5 min:</strong> USD 0.16 a month less, 8 % fewer KMS calls; unreadable within 5 min instead of 2 min.",
 		"the accesses of the last 30 min.",
-		"Every data key was followed",
+		"All data keys were observed",
 		"Warming up:",
 	} {
 		if !strings.Contains(page, text) {
@@ -199,7 +213,8 @@ func TestPageWithoutData(t *testing.T) {
 	c.sleep(90 * time.Second)
 	page := body(t, ask(r, "GET", "/", ""))
 	rows, plot := document(t, page)
-	if len(rows) != 0 || len(plot) != 0 || !strings.Contains(page, "No object was read or written in the last 1 min 30 s") {
+	if len(rows) != 0 || len(plot) != 0 ||
+		!strings.Contains(page, "No object was read or written in the last 1 min 30 s") {
 		t.Errorf("%d rows, %d texts in the plot\n%s", len(rows), len(plot), page)
 	}
 }
@@ -216,14 +231,18 @@ func TestPageOfASample(t *testing.T) {
 	c := newClock()
 	r := advisor.New(advisor.Config{TTL: 10 * time.Second, Now: c.Now})
 	r.SetHash(mix)
+
 	for n := range 60_000 {
 		r.Created(id(n))
 		r.Released(id(n))
 	}
+
 	c.sleep(time.Minute)
 	page := body(t, ask(r, "GET", "/", ""))
 	document(t, page)
-	if !strings.Contains(page, "Estimated from a sample of one data key in 16") || !strings.Contains(page, "1,000 new data keys") {
+
+	if !strings.Contains(page, "Estimated from a sample of one data key in 16") ||
+		!strings.Contains(page, "1,000 new data keys") {
 		t.Error(page)
 	}
 }
@@ -235,17 +254,23 @@ func TestPageWithProbes(t *testing.T) {
 		Window: func(ttl time.Duration) time.Duration { return min(ttl, 16500*time.Millisecond) },
 		Now:    c.Now,
 	})
+
 	r.Opened(id(1))
 	c.sleep(26 * time.Hour)
 	page := body(t, ask(r, "GET", "/", ""))
 	rows, _ := document(t, page)
-	// The stream has begun more than a day ago, and goes on: a call for each
-	// TTL.
-	want := "5 min|in force|0.003|0.03|–|16.5 s|1"
+
+	// The stream started more than a day ago and continues: one call for
+	// each TTL.
+	want := "5 min|current|0.003|0.03|–|16.5 s|1"
 	if len(rows) != 8 || rows[5] != want {
 		t.Errorf("rows:\n%s\nwant %s", strings.Join(rows, "\n"), want)
 	}
-	for _, text := range []string{"dark within 16.5 s as before.", "While a probe gets no answer, the TTL is the bound."} {
+
+	for _, text := range []string{
+		"unreadable within 16.5 s as before.",
+		"While probes get no answer, the TTL is the limit.",
+	} {
 		if !strings.Contains(page, text) {
 			t.Errorf("not in the page: %q", text)
 		}

@@ -16,16 +16,16 @@ var pageText string
 
 var pageTemplate = template.Must(template.New("page").Parse(pageText))
 
-// view is a Report in words, as page.html shows it.
+// view is a Report formatted for page.html.
 type view struct {
-	Empty    string // why there is nothing to show, if there is not
+	Empty    string // why there is no data, if so
 	Observed string
 	Currency string
-	Figures  []named // of the TTL in force
-	Steps    []named // what the next shorter and the next longer TTL would change
+	Figures  []named // for the current TTL
+	Steps    []named // the effect of the next shorter and the next longer TTL
 	Plot     plot
 	Rows     []viewRow
-	Warming  bool // some row is
+	Warming  bool // a row is warming up
 	Notes    []string
 }
 
@@ -38,13 +38,14 @@ type viewRow struct {
 
 func newView(rep Report) view {
 	v := view{Observed: inWords(rep.Observed), Currency: rep.Currency}
-	// Streams that began before the time observed may still renew, with the
-	// shortest TTL most often.
+	// Streams that started earlier may still renew, most often with the
+	// shortest TTL.
 	if rep.AccessesPerSecond == 0 && rep.CreatesPerSecond == 0 && rep.Rows[1].CallsPerSecond <= rep.ProbesPerSecond {
-		v.Empty = "No object was read or written in the last " + v.Observed + ", as long as the proxy looks back. " +
-			"Come back when there has been some traffic."
+		v.Empty = "No object was read or written in the last " + v.Observed +
+			". Come back when there has been some traffic."
 		return v
 	}
+
 	for i, row := range rep.Rows {
 		v.Rows = append(v.Rows, newViewRow(rep, row))
 		if row.Current {
@@ -52,6 +53,7 @@ func newView(rep Report) view {
 			v.Steps = steps(rep, i)
 		}
 	}
+
 	v.Warming = slices.ContainsFunc(rep.Rows, warmingUp)
 	v.Plot = newPlot(rep.Rows, v.Rows)
 	v.Notes = notes(rep)
@@ -71,13 +73,15 @@ func newViewRow(rep Report, row Row) viewRow {
 		Current:   row.Current,
 		WarmingUp: row.WarmingUp,
 	}
+
 	if row.TTL == 0 {
 		v.TTL = "no cache"
-		v.Window = "–" // a stream that has asked once is not asked again
+		v.Window = "–" // a stream asks only once
 	}
 	if row.WarmingUp {
 		v.Calls, v.Cost, v.HitRatio = atMost(v.Calls), atMost(v.Cost), "≥ "+v.HitRatio
 	}
+
 	if rep.AccessesPerSecond == 0 {
 		v.HitRatio = "–"
 	}
@@ -93,24 +97,26 @@ func atMost(number string) string {
 
 func figures(rep Report, current viewRow) []named {
 	return []named{
-		{"TTL in force", current.TTL},
-		{"dark after a revocation, within", current.Window},
+		{"current TTL", current.TTL},
+		{"unreadable after a revocation, within", current.Window},
 		{"KMS calls per second", current.Calls},
 		{rep.Currency + " per month", current.Cost},
-		{"accesses that cost no KMS call", current.HitRatio},
+		{"accesses without a KMS call", current.HitRatio},
 	}
 }
 
-// steps compares the row in force with its neighbours. With no cache there is
-// nothing to choose, and what is still warming up cannot be compared.
+// steps compares the current row with its neighbors. "No cache" is not a
+// choice, and rows that are warming up cannot be compared.
 func steps(rep Report, current int) []named {
 	var list []named
 	for _, i := range []int{current - 1, current + 1} {
 		if i < 1 || i >= len(rep.Rows) || rep.Rows[i].WarmingUp || rep.Rows[current].WarmingUp {
 			continue
 		}
+
 		row, now := rep.Rows[i], rep.Rows[current]
 		text := "the same cost"
+
 		if d := row.MonthlyCost - now.MonthlyCost; d >= 0.005 {
 			text = rep.Currency + " " + money(d) + " a month more"
 		} else if d <= -0.005 {
@@ -119,21 +125,26 @@ func steps(rep Report, current int) []named {
 		if now.CallsPerSecond > 0 {
 			text += ", " + compared(row.CallsPerSecond/now.CallsPerSecond) + " KMS calls"
 		}
+
 		if row.RevocationWindow == now.RevocationWindow {
-			text += "; dark within " + inWords(now.RevocationWindow) + " as before."
+			text += "; unreadable within " + inWords(now.RevocationWindow) + " as before."
 		} else {
-			text += "; dark within " + inWords(row.RevocationWindow) + " instead of " + inWords(now.RevocationWindow) + "."
+			text += "; unreadable within " + inWords(row.RevocationWindow) + " instead of " +
+				inWords(now.RevocationWindow) + "."
 		}
+
 		name := "Shorter, "
 		if i > current {
 			name = "Longer, "
 		}
+
 		list = append(list, named{name + inWords(row.TTL), text})
 	}
+
 	return list
 }
 
-// compared puts a ratio in words.
+// compared describes a ratio.
 func compared(ratio float64) string {
 	change := math.Round(100 * (ratio - 1))
 	switch {
@@ -149,38 +160,46 @@ func compared(ratio float64) string {
 }
 
 func notes(rep Report) []string {
-	list := []string{
-		fmt.Sprintf("Seen per second: %s reads, and %s new data keys, each of which is one KMS call whatever the TTL.",
-			figure(rep.AccessesPerSecond), figure(rep.CreatesPerSecond)),
-	}
+	accesses, creates := figure(rep.AccessesPerSecond), figure(rep.CreatesPerSecond)
+	list := []string{fmt.Sprintf("Observed per second: %s reads and %s new data keys. "+
+		"Each new data key needs one KMS call with any TTL.", accesses, creates)}
+
 	if rep.ProbesPerSecond > 0 {
-		list[0] = fmt.Sprintf("Seen per second: %s reads. Whatever the TTL, KMS calls are made for %s new data keys and %s probes, "+
-			"which find out about revocations.", figure(rep.AccessesPerSecond), figure(rep.CreatesPerSecond), figure(rep.ProbesPerSecond))
+		list[0] = fmt.Sprintf("Observed per second: %s reads. With any TTL, KMS calls are made "+
+			"for %s new data keys and %s probes, which detect revocations.",
+			accesses, creates, figure(rep.ProbesPerSecond))
 	}
-	list = append(list, fmt.Sprintf("A month is 30 days. 10,000 KMS calls are taken to cost %s %s; calls that are free, and what "+
-		"the keys themselves cost, are left out.", rep.Currency, strconv.FormatFloat(rep.PricePer10000, 'f', -1, 64)))
+
+	price := strconv.FormatFloat(rep.PricePer10000, 'f', -1, 64)
+	list = append(list, fmt.Sprintf("A month has 30 days. The price of 10,000 KMS calls is %s %s. "+
+		"Free calls and the price of the keys themselves are not included.", rep.Currency, price))
+
 	if slices.ContainsFunc(rep.Rows, func(row Row) bool { return row.RevocationWindow < row.TTL }) {
-		list = append(list, "Where data goes dark sooner than the TTL is over, it is because probes find a revocation first. "+
-			"While a probe gets no answer, the TTL is the bound.")
+		list = append(list, "Where data becomes unreadable before the TTL is over, "+
+			"probes detect the revocation first. While probes get no answer, the TTL is the limit.")
 	}
+
 	if slices.ContainsFunc(rep.Rows, warmingUp) {
-		list = append(list, "Warming up: this TTL was observed for less than itself, so that the first access of everything "+
-			"is in its figures. They are an upper bound.")
+		list = append(list, "Warming up: this TTL was observed for less than one TTL, "+
+			"so its figures include first accesses and are upper bounds.")
 	}
 	if rep.SampleRate < 1 {
-		list = append(list, fmt.Sprintf("Estimated from a sample of one data key in %s, now %s of them. Errors of a few per cent "+
-			"are to be expected, and of ten or so for the shortest TTLs, where few objects make most of the calls.", grouped(int64(math.Round(1/rep.SampleRate))), grouped(int64(rep.SampledBlobs))))
+		list = append(list, fmt.Sprintf("Estimated from a sample of one data key in %s, now %s of them. "+
+			"Expect errors of a few percent, and of about ten percent for the shortest TTLs, "+
+			"where few objects cause most of the calls.",
+			grouped(int64(math.Round(1/rep.SampleRate))), grouped(int64(rep.SampledBlobs))))
 	} else {
-		list = append(list, "Every data key was followed, none left out.")
+		list = append(list, "All data keys were observed.")
 	}
+
 	return append(list,
-		"“No cache” is there to compare with: a KMS call at the beginning of each access, and none in its course.",
-		"Evictions are not simulated: dek_cache.max_entries must have room for the data keys in memory.",
-		"The figures are of this process. Each replica asks for itself.")
+		"“No cache” is for comparison: one KMS call at the start of each access, and none during it.",
+		"Evictions are not simulated: dek_cache.max_entries must be large enough for the data keys in memory.",
+		"The figures are for this process. Each replica makes its own KMS calls.")
 }
 
-// inWords writes a duration: below a minute to the millisecond, above an hour
-// to the minute.
+// inWords formats a duration: with milliseconds below a minute, in minutes
+// above an hour.
 func inWords(d time.Duration) string {
 	if d <= 0 {
 		return "0 s"
@@ -188,10 +207,12 @@ func inWords(d time.Duration) string {
 	if d < time.Minute && d%time.Second != 0 {
 		return strconv.FormatFloat(d.Round(time.Millisecond).Seconds(), 'f', -1, 64) + " s"
 	}
+
 	d = d.Round(time.Second)
 	if d > time.Hour {
 		d = d.Round(time.Minute)
 	}
+
 	var words []string
 	for _, unit := range []struct {
 		size time.Duration
@@ -202,11 +223,12 @@ func inWords(d time.Duration) string {
 			d %= unit.size
 		}
 	}
+
 	return strings.Join(words, " ")
 }
 
-// figure writes a number of any size with three digits, or all before the
-// point.
+// figure formats a number with three digits, or more if the integer part is
+// longer.
 func figure(x float64) string {
 	switch {
 	case x == 0:
@@ -232,12 +254,13 @@ func money(x float64) string {
 	return fmt.Sprintf("%s.%02d", grouped(cents/100), cents%100)
 }
 
-// percent rounds down, as 100 % is to mean all.
+// percent rounds down, so that 100 % means all.
 func percent(x float64) string {
 	return strconv.FormatFloat(math.Floor(x*1000+1e-9)/10, 'f', 1, 64) + " %"
 }
 
-// grouped writes n, which is not negative, with commas between the thousands.
+// grouped formats n, which must not be negative, with commas between the
+// thousands.
 func grouped(n int64) string {
 	s := strconv.FormatInt(n, 10)
 	for i := len(s) - 3; i > 0; i -= 3 {

@@ -31,6 +31,7 @@ func TestReplaceKeepsModeAndOwner(t *testing.T) {
 	if err := os.Chmod(path, 0o640); err != nil {
 		t.Fatal(err)
 	}
+
 	owner := os.Getuid()
 	if owner == 0 {
 		owner = 4711
@@ -38,6 +39,7 @@ func TestReplaceKeepsModeAndOwner(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+
 	info, err := os.Stat(path)
 	if err != nil {
 		t.Fatal(err)
@@ -45,6 +47,7 @@ func TestReplaceKeepsModeAndOwner(t *testing.T) {
 	if err := atomicfile.Replace(path, []byte(fresh), info); err != nil {
 		t.Fatal(err)
 	}
+
 	expect(t, path, fresh, 0o640)
 	if info, err := os.Stat(path); err != nil || int(info.Sys().(*syscall.Stat_t).Uid) != owner {
 		t.Errorf("%+v, %v, not of user %d", info.Sys(), err, owner)
@@ -52,10 +55,11 @@ func TestReplaceKeepsModeAndOwner(t *testing.T) {
 	if err := atomicfile.Replace(path, []byte(fresh), nil); err != nil {
 		t.Fatal(err)
 	}
+
 	expect(t, path, fresh, 0o600)
 }
 
-// A reader sees one file or the other.
+// A reader sees either the old or the new file.
 func TestReplaceWhileItIsRead(t *testing.T) {
 	path := existing(t)
 	f, err := os.Open(path)
@@ -63,9 +67,11 @@ func TestReplaceWhileItIsRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
+
 	if err := atomicfile.Replace(path, []byte(fresh), nil); err != nil {
 		t.Fatal(err)
 	}
+
 	text := make([]byte, 100)
 	if n, err := f.Read(text); err != nil || string(text[:n]) != old {
 		t.Errorf("%q, %v", text[:n], err)
@@ -91,6 +97,7 @@ func TestReplaceThatCannotBeRenamed(t *testing.T) {
 	if err := atomicfile.Replace(path, []byte(fresh), nil); err == nil {
 		t.Error("a directory is replaced")
 	}
+
 	if info, err := os.Stat(path); err != nil || !info.IsDir() || !slices.Equal(names(t, dir), []string{"file"}) {
 		t.Errorf("%v, %v, left: %v", info, err, names(t, dir))
 	}
@@ -98,7 +105,8 @@ func TestReplaceThatCannotBeRenamed(t *testing.T) {
 
 func TestReplaceWithoutDirectory(t *testing.T) {
 	dir := t.TempDir()
-	if err := atomicfile.Replace(filepath.Join(dir, "missing", "file"), nil, nil); !errors.Is(err, fs.ErrNotExist) || len(names(t, dir)) > 0 {
+	if err := atomicfile.Replace(filepath.Join(dir, "missing", "file"), nil, nil); !errors.Is(err,
+		fs.ErrNotExist) || len(names(t, dir)) > 0 {
 		t.Errorf("%v, left: %v", err, names(t, dir))
 	}
 }
@@ -134,7 +142,7 @@ func existing(t *testing.T) (path string) {
 	return path
 }
 
-// expect makes sure of the file, and that it is alone in its directory.
+// expect checks the file, and that the directory contains no other file.
 func expect(t *testing.T, path, text string, mode fs.FileMode) {
 	t.Helper()
 	have, err := os.ReadFile(path)
@@ -144,6 +152,7 @@ func expect(t *testing.T, path, text string, mode fs.FileMode) {
 	if info, err := os.Stat(path); err != nil || info.Mode() != mode {
 		t.Errorf("mode %v, %v, not %v", info.Mode(), err, mode)
 	}
+
 	if left := names(t, filepath.Dir(path)); len(left) != 1 {
 		t.Errorf("left: %v", left)
 	}
@@ -161,14 +170,15 @@ func names(t *testing.T, dir string) (names []string) {
 	return names
 }
 
-// limitFiles has a write fail that makes a file longer than so many bytes,
-// until the test ends.
+// limitFiles makes writes fail beyond a file size in bytes, until the test
+// ends.
 func limitFiles(t *testing.T, bytes uint64) {
 	t.Helper()
 	var before syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_FSIZE, &before); err != nil {
 		t.Fatal(err)
 	}
+
 	signal.Ignore(syscall.SIGXFSZ)
 	t.Cleanup(func() {
 		if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &before); err != nil {
@@ -176,6 +186,7 @@ func limitFiles(t *testing.T, bytes uint64) {
 		}
 		signal.Reset(syscall.SIGXFSZ)
 	})
+
 	if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &syscall.Rlimit{Cur: bytes, Max: before.Max}); err != nil {
 		t.Fatal(err)
 	}

@@ -17,7 +17,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/audit"
 )
 
-// clock is a clock that stands still until it is told.
+// clock is a clock set by the test.
 type clock struct{ now time.Time }
 
 func newClock() *clock { return &clock{time.Date(2026, 11, 23, 10, 0, 0, 0, time.UTC)} }
@@ -29,15 +29,18 @@ func open(t testing.TB, cfg audit.Config) *audit.Log {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+
 	l, err := audit.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	t.Cleanup(func() {
 		if err := l.Close(); err != nil {
 			t.Error(err)
 		}
 	})
+
 	return l
 }
 
@@ -48,8 +51,8 @@ func write(t testing.TB, l *audit.Log, key string) {
 	}
 }
 
-// keys returns the object keys of the records in a file, in their order, and
-// how many lines are none.
+// keys returns the object keys of the records in a file in order, and the
+// number of other lines.
 func keys(t testing.TB, path string) (keys []string, others int) {
 	t.Helper()
 	text, err := os.ReadFile(path)
@@ -84,8 +87,10 @@ func TestLineIsGolden(t *testing.T) {
 	n := 3
 	for _, r := range []audit.Record{
 		{
-			Event: "open", Result: audit.OK, KMSKeyName: "default", KMSKey: "arn:k", KMSKeyVersion: "2", Source: "kms", KMSRequestID: "1-2",
-			Client: "app", Session: "ASIA1", Remote: "10.0.0.1:1", RequestID: "ab", Operation: "GetObject", Bucket: "b", Key: "a<b>&\n\"\u2028é",
+			Event: "open", Result: audit.OK, KMSKeyName: "default", KMSKey: "arn:k", KMSKeyVersion: "2",
+			Source: "kms", KMSRequestID: "1-2",
+			Client: "app", Session: "ASIA1", Remote: "10.0.0.1:1", RequestID: "ab", Operation: "GetObject",
+			Bucket: "b", Key: "a<b>&\n\"\u2028é",
 		},
 		{Event: "purge", Result: "not audited", Purged: &n, Detail: "x"},
 	} {
@@ -93,20 +98,24 @@ func TestLineIsGolden(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	want := `{"time":"2026-11-23T10:00:00Z","event":"open","result":"ok","kms_key_name":"default","kms_key":"arn:k","kms_key_version":"2",` +
-		`"source":"kms","kms_request_id":"1-2","client":"app","session":"ASIA1","remote":"10.0.0.1:1","request_id":"ab","operation":"GetObject","bucket":"b","key":"a<b>&\n\"\u2028é"}` + "\n" +
+
+	want := `{"time":"2026-11-23T10:00:00Z","event":"open","result":"ok","kms_key_name":"default",` +
+		`"kms_key":"arn:k","kms_key_version":"2",` +
+		`"source":"kms","kms_request_id":"1-2","client":"app","session":"ASIA1","remote":"10.0.0.1:1",` +
+		`"request_id":"ab","operation":"GetObject","bucket":"b","key":"a<b>&\n\"\u2028é"}` + "\n" +
 		`{"time":"2026-11-23T10:00:00Z","event":"purge","result":"not audited","purged":3,"detail":"x"}` + "\n"
 	if out.String() != want {
 		t.Errorf("%s\nwant\n%s", out.String(), want)
 	}
 }
 
-// Lines of many writers, in two processes as it were, are whole, and each is
-// there once.
+// Lines of many writers, as in two processes, are complete, and each is
+// written once.
 func TestConcurrentWriters(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.log")
 	logs := []*audit.Log{open(t, audit.Config{File: path}), open(t, audit.Config{File: path})}
 	var wg sync.WaitGroup
+
 	for w := range 8 {
 		wg.Go(func() {
 			for i := range 200 {
@@ -114,12 +123,15 @@ func TestConcurrentWriters(t *testing.T) {
 			}
 		})
 	}
+
 	wg.Wait()
 	got, others := keys(t, path)
 	seen := map[string]bool{}
+
 	for _, key := range got {
 		seen[key] = true
 	}
+
 	if len(got) != 1600 || len(seen) != 1600 || others != 0 {
 		t.Errorf("%d records, %d different ones, %d other lines", len(got), len(seen), others)
 	}
@@ -128,7 +140,7 @@ func TestConcurrentWriters(t *testing.T) {
 	}
 }
 
-// failing takes room more bytes, and then fails as a full disk does.
+// failing accepts room more bytes and then fails like a full disk.
 type failing struct {
 	bytes.Buffer
 	room  int
@@ -145,34 +157,41 @@ func (f *failing) Write(p []byte) (int, error) {
 	return n, nil
 }
 
-// Wherever a line is cut, the writer is told, and the next line is whole.
+// Wherever a line is truncated, the writer gets an error, and the next line
+// is complete.
 func TestTornLines(t *testing.T) {
 	var whole bytes.Buffer
 	write(t, open(t, audit.Config{Out: &whole, Now: newClock().Now}), "torn")
+
 	for _, short := range []bool{false, true} {
 		for cut := range whole.Len() {
 			out := &failing{room: 1 << 20, short: short}
 			l := open(t, audit.Config{Out: out, Now: newClock().Now})
 			write(t, l, "before")
 			want := syscall.ENOSPC.Error()
+
 			if short {
 				want = io.ErrShortWrite.Error()
 			}
-			for _, room := range []int{cut, 0, 0} { // it goes on to be full
+
+			for _, room := range []int{cut, 0, 0} { // the disk remains full
 				out.room = room
-				if err := l.Write(audit.Record{Event: "open", Result: audit.OK, Key: "torn"}); err == nil || !strings.Contains(err.Error(), want) {
+				if err := l.Write(audit.Record{Event: "open", Result: audit.OK, Key: "torn"}); err == nil ||
+					!strings.Contains(err.Error(), want) {
 					t.Fatalf("cut at %d: %v, want %s", cut, err, want)
 				}
 			}
+
 			out.room = 1 << 20
 			write(t, l, "after")
 			write(t, l, "later")
 			got, others := keysIn(out.String())
 			fragments := 1
+
 			if cut == 0 {
 				fragments = 0
 			}
-			if cut == whole.Len()-1 { // all but its end: it is there, and says what did not happen
+			if cut == whole.Len()-1 { // only the newline is missing: the record exists for a use that was refused
 				if len(got) != 4 {
 					t.Errorf("cut at %d: %v", cut, got)
 				}
@@ -195,7 +214,7 @@ func TestDevFull(t *testing.T) {
 	}
 }
 
-// A process that ended in the middle of a line has left a part of one.
+// A process that crashed during a write has left a partial line.
 func TestOpensAfterATornLine(t *testing.T) {
 	for _, row := range []struct {
 		name, text string
@@ -209,8 +228,10 @@ func TestOpensAfterATornLine(t *testing.T) {
 		if err := os.WriteFile(path, []byte(row.text), 0o600); err != nil {
 			t.Fatal(err)
 		}
+
 		write(t, open(t, audit.Config{File: path}), "new")
 		want := []string{"old", "new"}
+
 		if row.text == "" {
 			want = want[1:]
 		}
@@ -248,9 +269,12 @@ func TestClosed(t *testing.T) {
 
 func BenchmarkWrite(b *testing.B) {
 	record := audit.Record{
-		Event: "open", Result: audit.OK, KMSKeyName: "default", KMSKey: "arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab",
-		Source: "cache", Client: "app", Remote: "10.0.0.1:43210", RequestID: "0123456789abcdef", Operation: "GetObject", Bucket: "photos", Key: "2026/11/23/picture.jpg",
+		Event: "open", Result: audit.OK, KMSKeyName: "default",
+		KMSKey: "arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab",
+		Source: "cache", Client: "app", Remote: "10.0.0.1:43210", RequestID: "0123456789abcdef",
+		Operation: "GetObject", Bucket: "photos", Key: "2026/11/23/picture.jpg",
 	}
+
 	for name, cfg := range map[string]audit.Config{
 		"discard": {Out: io.Discard},
 		"file":    {File: filepath.Join(b.TempDir(), "audit.log"), MaxSize: 100 << 20, MaxFiles: 1},
@@ -258,6 +282,7 @@ func BenchmarkWrite(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			l := open(b, cfg)
 			b.ReportAllocs()
+
 			for b.Loop() {
 				if err := l.Write(record); err != nil {
 					b.Fatal(err)

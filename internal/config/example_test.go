@@ -18,5 +18,5 @@ encryption: {rules: [{buckets: ["*"], key: mian}]}
 	environment := func(string) (string, bool) { return "a secret of the environment", true }
 	_, err := config.Parse("config.yaml", []byte(text), environment)
 	fmt.Println(err)
-	// Output: config.yaml:6:44: there is no key of this name (did you mean "main"?)
+	// Output: config.yaml:6:44: there is no key with this name (did you mean "main"?)
 }

@@ -9,48 +9,59 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/config"
 )
 
-// FuzzParse looks for a panic, an error without a position in the file, an
-// error of more than one line, a secret in an error, and a config that breaks
-// its own rules.
+// FuzzParse looks for panics, errors without a position or with several
+// lines, secrets in errors, and configs that violate the rules.
 func FuzzParse(f *testing.F) {
 	example, err := os.ReadFile(exampleFile)
 	if err != nil {
 		f.Fatal(err)
 	}
+
 	f.Add(example)
 	f.Add([]byte(base))
+
 	for _, seed := range []string{
-		"", "a", "[]", "{}", "---\n---\n", "a: &a [*a]", "<<: {a: b}", "? {a: b}\n: c", "listen: {a: &b c}", "domain: [[a]]",
-		"keys: [{name: a, provider: local, key_file: b}, &k 5]", "tls: ${SECRET}", "origin: {secret_key: 'x${SECRET}', endpoint: '${SECRET}'}",
+		"", "a", "[]", "{}", "---\n---\n", "a: &a [*a]", "<<: {a: b}", "? {a: b}\n: c", "listen: {a: &b c}",
+		"domain: [[a]]",
+		"keys: [{name: a, provider: local, key_file: b}, &k 5]", "tls: ${SECRET}",
+		"origin: {secret_key: 'x${SECRET}', endpoint: '${SECRET}'}",
 		"\ufefflisten: a", "a: |\n  b\n", "!!map {a: b}", "%YAML 1.2\n---\na: b", "clients:\n- name: !!binary YQ==\n",
 	} {
 		f.Add([]byte(seed))
 	}
+
 	const secret = "fuzz-secret-value"
 	env := environment(map[string]string{"SECRET": secret, "APP_SECRET_KEY": secret, "ORIGIN_SECRET_KEY": secret})
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if strings.Contains(string(data), "file:") {
-			t.Skip() // reads whatever file it names
+			t.Skip() // would read any file
 		}
+
 		c, err := config.Parse("c.yaml", data, env)
 		if err == nil {
-			if c.Listen == "" || c.DEKCache.TTL <= 0 || len(c.Clients) == 0 || len(c.Keys) == 0 || len(c.Encryption.Rules) == 0 {
+			if c.Listen == "" || c.DEKCache.TTL <= 0 || len(c.Clients) == 0 || len(c.Keys) == 0 ||
+				len(c.Encryption.Rules) == 0 {
 				t.Errorf("accepted: %+v", c)
 			}
 			return
 		}
+
 		var e *config.Error
 		if !errors.As(err, &e) || len(e.Problems) == 0 || c != nil {
 			t.Fatalf("got %v, %v", c, err)
 		}
-		lines := strings.FieldsFunc(string(data), func(r rune) bool { return r == '\n' || r == '\r' || r == '\u0085' || r == '\u2028' || r == '\u2029' })
+
+		lines := strings.FieldsFunc(string(data),
+			func(r rune) bool { return r == '\n' || r == '\r' || r == '\u0085' || r == '\u2028' || r == '\u2029' })
 		for _, p := range e.Problems {
-			if p.Line < 1 || p.Column < 1 || p.Line > len(lines)+strings.Count(string(data), "\n")+strings.Count(string(data), "\r")+1 {
+			if p.Line < 1 || p.Column < 1 ||
+				p.Line > len(lines)+strings.Count(string(data), "\n")+strings.Count(string(data), "\r")+1 {
 				t.Errorf("no position in the file: %v", p)
 			}
 			if strings.ContainsAny(p.Text, "\r\n") || len(p.Text) > 1000 {
 				t.Errorf("not one line: %q", p.Text)
 			}
+
 			if strings.Contains(p.Text, secret) && !strings.Contains(string(data), secret) {
 				t.Errorf("a secret in %q", p.Text)
 			}

@@ -15,10 +15,10 @@ import (
 
 var durationType = reflect.TypeFor[time.Duration]()
 
-// scalar fills a field that is neither struct nor list.
+// scalar decodes a field that is neither a struct nor a list.
 //
-// Errors show the text as it stands in the file: what the environment put in
-// its place is not shown, nor is anything of a secret.
+// Errors show the text as it is in the file, before environment variables
+// are replaced. They never show secrets.
 func (d *decoder) scalar(n *yaml.Node, v reflect.Value, path string, values []string) {
 	field := v.Addr().Interface()
 	if secret, ok := field.(*Secret); ok {
@@ -29,16 +29,20 @@ func (d *decoder) scalar(n *yaml.Node, v reflect.Value, path string, values []st
 		d.fail(field, "%s must be %s, not %s", path, wanted(v, values), describe(n))
 		return
 	}
+
 	text, err := d.expand(n.Value)
 	if err != nil {
 		d.fail(field, "%s: %v", path, err)
 		return
 	}
+
 	quoted := n.Style&(yaml.SingleQuotedStyle|yaml.DoubleQuotedStyle) != 0
-	if quoted && text == n.Value && (v.Kind() == reflect.Int || v.Kind() == reflect.Float64 || v.Kind() == reflect.Bool) {
+	if quoted && text == n.Value && (v.Kind() == reflect.Int || v.Kind() == reflect.Float64 ||
+		v.Kind() == reflect.Bool) {
 		d.fail(field, "%s must be %s, not a string", path, wanted(v, values))
 		return
 	}
+
 	if err := set(v, text, values); err != nil {
 		d.fail(field, "%s must be %s, not %q%s", path, wanted(v, values), clip(n.Value), suggestion(n.Value, values))
 	}
@@ -70,10 +74,11 @@ func set(v reflect.Value, text string, values []string) error {
 			return errors.New("not one of the values")
 		}
 	}
+
 	return nil
 }
 
-// wanted says in plain words what v can hold.
+// wanted describes the values that v accepts.
 func wanted(v reflect.Value, values []string) string {
 	switch {
 	case len(values) > 0:
@@ -91,8 +96,8 @@ func wanted(v reflect.Value, values []string) string {
 	}
 }
 
-// suggestion is the end of a sentence that has named all values, about one
-// that is none of them.
+// suggestion returns the end of an error message that already lists all
+// values, about a value that is not one of them.
 func suggestion(text string, values []string) string {
 	if nearest(text, values) == "" {
 		return ""
@@ -100,8 +105,8 @@ func suggestion(text string, values []string) string {
 	return didYouMean(text, values)
 }
 
-// unsetError is an environment variable that is not set, or is empty: an empty
-// one could switch a protection off.
+// unsetError is the error for an environment variable that is not set, or
+// that is empty: an empty value could disable a protection.
 type unsetError struct{ name, state string }
 
 func (e *unsetError) Error() string {
@@ -114,29 +119,34 @@ var (
 )
 
 // expand replaces each ${NAME} by the environment variable NAME, and $${ by
-// ${. What it puts in is not expanded again.
+// ${. The replacement is not expanded again.
 func (d *decoder) expand(text string) (string, error) {
 	var failure error
 	expanded := variable.ReplaceAllStringFunc(text, func(match string) string {
 		if match == "$${" {
 			return "${"
 		}
+
 		value, err := d.lookup(match[len("${"):])
 		if failure == nil {
 			failure = err
 		}
+
 		return value
 	})
+
 	return expanded, failure
 }
 
-// lookup returns the environment variable whose name, with the closing brace,
-// is rest.
+// lookup returns the value of an environment variable. rest is its name
+// with the closing brace.
 func (d *decoder) lookup(rest string) (string, error) {
 	name, closed := strings.CutSuffix(rest, "}")
 	if !closed || !variableName.MatchString(name) {
-		return "", errors.New("${ must be followed by the name of an environment variable and }; write $${ for a literal ${")
+		return "", errors.New("${ must be followed by the name of an environment variable and }; " +
+			"write $${ for a literal ${")
 	}
+
 	value, ok := d.lookupEnv(name)
 	switch {
 	case !ok:

@@ -20,6 +20,7 @@ func TestSecretIsNotPrinted(t *testing.T) {
 	if s.Reveal() != value {
 		t.Fatalf("Reveal gives %q", s.Reveal())
 	}
+
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "%d", "%T and %v", "%10.3s"} {
 		args := []any{s, s}[:strings.Count(verb, "%")]
 		if strings.Contains(verb, "%10") {
@@ -29,14 +30,17 @@ func TestSecretIsNotPrinted(t *testing.T) {
 			t.Errorf("%s gives %q", verb, got)
 		}
 	}
+
 	asJSON, err := json.Marshal(c)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	asText, err := s.MarshalText()
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for _, got := range []string{
 		fmt.Sprint(c), fmt.Sprintf("%+v", *c), fmt.Sprintf("%#v", c.Clients), fmt.Sprintf("%#v", &c.Clients[0]),
 		s.String(), s.GoString(), string(asJSON), string(asText),
@@ -45,20 +49,22 @@ func TestSecretIsNotPrinted(t *testing.T) {
 			t.Errorf("the secret is in %s", got)
 		}
 	}
+
 	if got := fmt.Sprintf("%#v", *c); leaks(got, value) {
 		t.Errorf("the secret is in %s", got)
 	}
 }
 
-// leaks reports whether text holds a part of a secret that would be of use.
+// leaks reports whether text contains a useful part of a secret.
 func leaks(text, secret string) bool {
 	return strings.Contains(text, secret[:5]) || strings.Contains(strings.ToLower(text), fmt.Sprintf("%x", secret[:5]))
 }
 
-// TestSecretIsInNoError writes a secret in each way that is wrong.
+// TestSecretIsInNoError writes a secret in every wrong way.
 func TestSecretIsInNoError(t *testing.T) {
 	const value = "hunter2-hunter2"
 	env := environment(map[string]string{"HUNTER": value, "SHORT": "hunter2", "SPACES": value + "\n"})
+
 	tests := map[string]string{
 		"in a list":                "[" + value + "]",
 		"in a mapping":             "{" + value + ": x}",
@@ -85,6 +91,7 @@ func TestSecretIsInNoError(t *testing.T) {
 		"of a client twice":        value + "\n    access_key: AK2",
 		"under another name":       "[]\n    secret: " + value,
 	}
+
 	for name, text := range tests {
 		t.Run(name, func(t *testing.T) {
 			_, err := config.Parse("c.yaml", []byte(replace(t, "in-the-clear", text)), env)
@@ -96,8 +103,9 @@ func TestSecretIsInNoError(t *testing.T) {
 			}
 		})
 	}
-	// Nor is what the environment gave to settings that are not secret, for it
-	// may have been put there by mistake.
+
+	// Errors contain no environment variables either, not even in settings
+	// that are not secret: a secret may be there by mistake.
 	for _, change := range [][2]string{
 		{"http://127.0.0.1:7070", "http://user:${HUNTER}@h"},
 		{"http://127.0.0.1:7070", "${HUNTER}"},
@@ -124,26 +132,31 @@ func TestSecretFromFile(t *testing.T) {
 		if err := os.Chmod(path, mode); err != nil {
 			t.Fatal(err)
 		}
+
 		return path
 	}
+
 	pipe := filepath.Join(dir, "pipe")
 	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
 		t.Fatal(err)
 	}
+
 	gone, world, link := filepath.Join(dir, "gone"), write("world", "filesecret", 0o604), filepath.Join(dir, "link")
 	if err := os.Symlink(world, link); err != nil {
 		t.Fatal(err)
 	}
-	empty, line, big := write("empty", "", 0o600), write("line", "\n", 0o600), write("big", strings.Repeat("x", 4097), 0o600)
+
+	empty, line, big := write("empty", "", 0o600), write("line", "\n", 0o600), write("big",
+		strings.Repeat("x", 4097), 0o600)
 	execute := write("execute", "filesecret", 0o601)
 	tests := []struct{ name, path, want string }{
 		{"no line feed", write("plain", "filesecret", 0o600), ""},
 		{"line feed", write("lf", "filesecret\n", 0o400), ""},
 		{"line feed of Windows", write("crlf", "filesecret\r\n", 0o600), ""},
 		{"readable by the group", write("group", "filesecret", 0o640), ""},
-		{"readable by all", world, world + " has mode 0604: all users may access it (chmod o= it)"},
-		{"a link to one", link, link + " has mode 0604: all users may access it (chmod o= it)"},
-		{"executable by all", execute, execute + " has mode 0601: all users may access it (chmod o= it)"},
+		{"readable by all", world, world + " has mode 0604: all users can access it (fix: chmod o= FILE)"},
+		{"a link to one", link, link + " has mode 0604: all users can access it (fix: chmod o= FILE)"},
+		{"executable by all", execute, execute + " has mode 0601: all users can access it (fix: chmod o= FILE)"},
 		{"not there", gone, "open " + gone + ": no such file or directory"},
 		{"a directory", dir, dir + " is not a regular file"},
 		{"a named pipe", pipe, pipe + " is not a regular file"},
@@ -154,6 +167,7 @@ func TestSecretFromFile(t *testing.T) {
 		{"relative", "plain", "file: needs an absolute path"},
 		{"no path", "", "file: needs an absolute path"},
 	}
+
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			c, err := config.Parse("c.yaml", []byte(replace(t, "in-the-clear", `"file:`+tt.path+`"`)), environment(nil))
@@ -163,19 +177,24 @@ func TestSecretFromFile(t *testing.T) {
 				}
 				return
 			}
+
 			if want := "c.yaml:8:17: clients[0].secret_key: " + tt.want; err == nil || err.Error() != want {
 				t.Errorf("got  %v\nwant %s", err, want)
 			}
 		})
 	}
+
 	t.Run("path with a variable", func(t *testing.T) {
-		c, err := config.Parse("c.yaml", []byte(replace(t, "in-the-clear", "file:${DIR}/plain")), environment(map[string]string{"DIR": dir}))
+		c, err := config.Parse("c.yaml", []byte(replace(t, "in-the-clear", "file:${DIR}/plain")),
+			environment(map[string]string{"DIR": dir}))
 		if err != nil || c.Clients[0].SecretKey.Reveal() != "filesecret" {
 			t.Errorf("got %v, %v", c, err)
 		}
 	})
+
 	t.Run("not by way of the environment", func(t *testing.T) {
-		c, err := config.Parse("c.yaml", []byte(replace(t, "in-the-clear", "${S}")), environment(map[string]string{"S": "file:" + gone}))
+		c, err := config.Parse("c.yaml", []byte(replace(t, "in-the-clear", "${S}")),
+			environment(map[string]string{"S": "file:" + gone}))
 		if err != nil || c.Clients[0].SecretKey.Reveal() != "file:"+gone {
 			t.Errorf("got %v, %v", c, err)
 		}
@@ -184,8 +203,10 @@ func TestSecretFromFile(t *testing.T) {
 
 func TestExpansion(t *testing.T) {
 	env := environment(map[string]string{
-		"A": "aaaaaaaa", "B_2": "bb", "EMPTY": "", "NESTED": "${A}-nested", "PORT": "9100", "N": "7", "ON": "false", "TTL": "30s",
+		"A": "aaaaaaaa", "B_2": "bb", "EMPTY": "", "NESTED": "${A}-nested", "PORT": "9100", "N": "7", "ON": "false",
+		"TTL": "30s",
 	})
+
 	const missing = "${ must be followed by the name of an environment variable and }; write $${ for a literal ${"
 	tests := []struct{ text, want, wantErr string }{
 		{"${A}", "aaaaaaaa", ""},
@@ -209,12 +230,14 @@ func TestExpansion(t *testing.T) {
 		{"${A}${", "", "8:17: clients[0].secret_key: " + missing},
 		{`""`, "", "8:17: clients[0].secret_key: it is empty"},
 	}
+
 	for _, tt := range tests {
 		t.Run(tt.text, func(t *testing.T) {
 			text := replace(t, "in-the-clear", tt.text)
 			if strings.HasPrefix(tt.text, "{") {
 				text = replace(t, "in-the-clear", "{A: b}")
 			}
+
 			c, err := config.Parse("c.yaml", []byte(text), env)
 			switch {
 			case tt.wantErr == "" && (err != nil || c.Clients[0].SecretKey.Reveal() != tt.want):
@@ -224,18 +247,22 @@ func TestExpansion(t *testing.T) {
 			}
 		})
 	}
+
 	t.Run("any type", func(t *testing.T) {
-		text := replace(t, "listen: 127.0.0.1:9000", "listen: 127.0.0.1:${PORT}") + `dek_cache: {max_entries: "${N}", ttl: "${TTL}"}` + "\n"
+		text := replace(t, "listen: 127.0.0.1:9000", "listen: 127.0.0.1:${PORT}") +
+			`dek_cache: {max_entries: "${N}", ttl: "${TTL}"}` + "\n"
 		text = strings.Replace(text, "  region: us-east-1", "  region: ${A}\n  path_style: ${ON}", 1)
 		c, err := config.Parse("c.yaml", []byte(text), env)
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		if c.Listen != "127.0.0.1:9100" || c.DEKCache.MaxEntries != 7 || c.DEKCache.TTL.String() != "30s" ||
 			c.Origin.Region != "aaaaaaaa" || c.Origin.PathStyle {
 			t.Errorf("got %+v", c)
 		}
 	})
+
 	t.Run("not in keys", func(t *testing.T) {
 		_, err := config.Parse("c.yaml", []byte(base+"${A}: b\n"), env)
 		var e *config.Error
@@ -243,6 +270,7 @@ func TestExpansion(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 	})
+
 	t.Run("a setting that is not secret names its variable", func(t *testing.T) {
 		_, err := config.Parse("c.yaml", []byte(replace(t, "us-east-1", "eu-${NOPE}-1")), env)
 		if err == nil || err.Error() != "c.yaml:4:11: origin.region: the environment variable NOPE is not set" {

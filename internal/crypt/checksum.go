@@ -5,7 +5,7 @@ import (
 	"io"
 )
 
-// ChecksumID names a checksum algorithm in sealed checksums.
+// ChecksumID is the number of a checksum algorithm in the format.
 type ChecksumID byte
 
 // The algorithms of S3's x-amz-checksum-* headers.
@@ -22,7 +22,7 @@ const (
 	XXHash128 ChecksumID = 10
 )
 
-// Size returns the digest's length in bytes, 0 for an unknown id.
+// Size returns the length of the digest in bytes, or 0 for an unknown id.
 func (id ChecksumID) Size() int {
 	if int(id) < len(checksumSizes) {
 		return checksumSizes[id]
@@ -30,14 +30,18 @@ func (id ChecksumID) Size() int {
 	return 0
 }
 
-var checksumSizes = [...]int{CRC32: 4, CRC32C: 4, CRC64NVME: 8, SHA1: 20, SHA256: 32, SHA512: 64, MD5: 16, XXHash64: 8, XXHash3: 8, XXHash128: 16}
+var checksumSizes = [...]int{
+	CRC32: 4, CRC32C: 4, CRC64NVME: 8, SHA1: 20, SHA256: 32, SHA512: 64, MD5: 16, XXHash64: 8, XXHash3: 8,
+	XXHash128: 16,
+}
 
-// SealChecksums encrypts digests of the plaintext: the store must not be able
-// to confirm guesses by them. It returns nil for no digests.
+// SealChecksums encrypts digests of the plaintext, so that the store cannot
+// use them to confirm guesses. It returns nil if there are no digests.
 func SealChecksums(digests map[ChecksumID][]byte, dek []byte, random io.Reader) ([]byte, error) {
 	if len(digests) == 0 {
 		return nil, nil
 	}
+
 	var records []byte
 	for id := CRC32; id <= XXHash128; id++ {
 		if digest, ok := digests[id]; ok {
@@ -47,15 +51,18 @@ func SealChecksums(digests map[ChecksumID][]byte, dek []byte, random io.Reader) 
 			records = append(append(records, byte(id)), digest...)
 		}
 	}
+
 	aead, err := derivedAEAD(dek, nil, infoChecksum)
 	if err != nil {
 		return nil, err
 	}
 	defer Wipe(aead)
+
 	nonce := make([]byte, nonceSize, nonceSize+len(records)+TagSize)
 	if _, err := io.ReadFull(random, nonce); err != nil {
 		return nil, fmt.Errorf("crypt: drawing a nonce: %w", err)
 	}
+
 	return aead.Seal(nonce, nonce, records, nil), nil
 }
 
@@ -65,18 +72,22 @@ func OpenChecksums(sealed, dek []byte) (map[ChecksumID][]byte, error) {
 	if len(sealed) == 0 {
 		return nil, nil
 	}
+
 	aead, err := derivedAEAD(dek, nil, infoChecksum)
 	if err != nil {
 		return nil, err
 	}
 	defer Wipe(aead)
+
 	if len(sealed) < nonceSize+TagSize {
 		return nil, fmt.Errorf("%w: %s is too short", ErrEnvelope, nameSum)
 	}
+
 	records, err := aead.Open(nil, sealed[:nonceSize], sealed[nonceSize:], nil)
 	if err != nil {
 		return nil, fmt.Errorf("%w: the sealed checksums", ErrAuth)
 	}
+
 	digests := make(map[ChecksumID][]byte)
 	var previous ChecksumID
 	for len(records) > 0 {
@@ -85,8 +96,10 @@ func OpenChecksums(sealed, dek []byte) (map[ChecksumID][]byte, error) {
 		if n == 0 || id <= previous || len(records) < 1+n {
 			return nil, fmt.Errorf("%w: the records of %s", ErrEnvelope, nameSum)
 		}
+
 		digests[id] = records[1 : 1+n]
 		records, previous = records[1+n:], id
 	}
+
 	return digests, nil
 }

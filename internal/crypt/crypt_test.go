@@ -13,8 +13,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-// edges are plaintext sizes around everything that changes with size:
-// segments, batches, nothing at all.
+// edges are plaintext sizes around all boundaries: empty, segments and
+// batches.
 var edges = []int64{
 	0, 1, 15, 16, 40, 65495, 65496, 65497, 65535, 65536, 65537,
 	131031, 131032, 131033, 4*65536 - 41, 4*65536 - 40, 4*65536 - 39, 1 << 20,
@@ -40,14 +40,16 @@ func seal(t testing.TB, dek, text []byte) ([]byte, crypt.Header) {
 		t.Fatal(err)
 	}
 	defer s.Close()
+
 	body, err := io.ReadAll(s)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	return body, s.Header()
 }
 
-// open returns what was released before the error, or before io.EOF.
+// open returns what was released before the error or before io.EOF.
 func open(body []byte, w crypt.Window, dek []byte, h crypt.Header) ([]byte, error) {
 	return openFrom(bytes.NewReader(body), w, dek, h)
 }
@@ -58,6 +60,7 @@ func openFrom(src io.Reader, w crypt.Window, dek []byte, h crypt.Header) ([]byte
 		return nil, err
 	}
 	defer o.Close()
+
 	var out []byte
 	for {
 		text, err := o.Next()
@@ -67,6 +70,7 @@ func openFrom(src io.Reader, w crypt.Window, dek []byte, h crypt.Header) ([]byte
 		if err != nil {
 			return out, err
 		}
+
 		out = append(out, text...)
 	}
 }
@@ -82,6 +86,7 @@ func TestRoundTrip(t *testing.T) {
 			if size >= 16 && bytes.Contains(body, text[:16]) {
 				t.Fatal("plaintext in the body")
 			}
+
 			got, err := open(body, crypt.Whole(size), dek, h)
 			if err != nil || !bytes.Equal(got, text) {
 				t.Fatalf("got %d bytes, %v", len(got), err)
@@ -101,11 +106,14 @@ func TestSealerReadsInAnyPieces(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			body, err := io.ReadAll(iotest.HalfReader(s))
 			if err != nil {
 				t.Fatal(err)
 			}
-			got, err := openFrom(iotest.OneByteReader(bytes.NewReader(body)), crypt.Whole(int64(len(text))), dek, s.Header())
+
+			got, err := openFrom(iotest.OneByteReader(bytes.NewReader(body)), crypt.Whole(int64(len(text))), dek,
+				s.Header())
 			if err != nil || !bytes.Equal(got, text) {
 				t.Fatalf("got %d bytes, %v", len(got), err)
 			}
@@ -113,12 +121,13 @@ func TestSealerReadsInAnyPieces(t *testing.T) {
 	}
 }
 
-// A source that does not have the declared size, or fails where io.EOF was
-// due, must leave the body without its last segment, so that no store can take
-// it for whole.
+// If a source does not have the declared size, or fails instead of
+// returning io.EOF, the body must lack its last segment, so that no store
+// can take it for complete.
 func TestSealerNeverFinishesABadSource(t *testing.T) {
 	errSource := errors.New("checksum mismatch")
 	dek := newDEK(t)
+
 	for _, size := range edges {
 		text := randomText(size)
 		for name, row := range map[string]struct {
@@ -135,17 +144,21 @@ func TestSealerNeverFinishesABadSource(t *testing.T) {
 				if name == "shorter" && size == 0 {
 					return
 				}
+
 				s, err := crypt.NewSealer(row.src, size, dek, rand.Reader)
 				if err != nil {
 					t.Fatal(err)
 				}
+
 				body, err := io.ReadAll(s)
 				if !errors.Is(err, row.want) {
 					t.Errorf("%d bytes, %s: error %v, want %v", size, name, err, row.want)
 				}
 				if int64(len(body)) > crypt.StoredSize(size)-crypt.TagSize-1 {
-					t.Errorf("%d bytes, %s: %d stored bytes came out, the last segment among them", size, name, len(body))
+					t.Errorf("%d bytes, %s: %d stored bytes came out, the last segment among them", size, name,
+						len(body))
 				}
+
 				s.Close()
 			})
 		}
@@ -156,6 +169,7 @@ func TestOpenRefusesEveryCut(t *testing.T) {
 	dek, text := newDEK(t), randomText(2*65536+77)
 	body, h := seal(t, dek, text)
 	w := crypt.Whole(int64(len(text)))
+
 	for _, cut := range cuts(len(body)) {
 		got, err := open(body[:cut], w, dek, h)
 		if !errors.Is(err, crypt.ErrTruncated) {
@@ -167,9 +181,9 @@ func TestOpenRefusesEveryCut(t *testing.T) {
 	}
 }
 
-// A reader that believes a lying size must still find out: the store may cut
-// the body and shorten cmek-size's twin, Content-Length, alike. The last flag
-// in the nonce is what catches it.
+// The store may truncate the body and change the size in the metadata
+// accordingly. A reader that trusts this size must still notice: the last
+// flag in the nonce does it.
 func TestOpenRefusesEveryCutWithAMatchingSize(t *testing.T) {
 	dek, text := newDEK(t), randomText(2*65536+77)
 	body, h := seal(t, dek, text)
@@ -203,9 +217,18 @@ func TestOpenRefusesAlteredBodies(t *testing.T) {
 	other, otherHeader := seal(t, dek, randomText(4*65536))
 	seg := func(b []byte, i int) []byte { return b[i*n : min((i+1)*n, len(b))] }
 	for name, altered := range map[string][]byte{
-		"swapped segments":             bytes.Join([][]byte{seg(body, 0), seg(body, 2), seg(body, 1), seg(body, 3), seg(body, 4)}, nil),
-		"duplicated segment":           bytes.Join([][]byte{seg(body, 0), seg(body, 1), seg(body, 1), seg(body, 3), seg(body, 4)}, nil),
-		"segment of another stream":    bytes.Join([][]byte{seg(body, 0), seg(other, 1), seg(body, 2), seg(body, 3), seg(body, 4)}, nil),
+		"swapped segments": bytes.Join([][]byte{
+			seg(body, 0), seg(body, 2), seg(body, 1), seg(body, 3),
+			seg(body, 4),
+		}, nil),
+		"duplicated segment": bytes.Join([][]byte{
+			seg(body, 0), seg(body, 1), seg(body, 1), seg(body, 3),
+			seg(body, 4),
+		}, nil),
+		"segment of another stream": bytes.Join([][]byte{
+			seg(body, 0), seg(other, 1), seg(body, 2), seg(body, 3),
+			seg(body, 4),
+		}, nil),
 		"last segment of other stream": bytes.Join([][]byte{body[:4*n], seg(other, 4)}, nil),
 		"another stream":               other,
 		"all zero":                     make([]byte, len(body)),
@@ -216,13 +239,16 @@ func TestOpenRefusesAlteredBodies(t *testing.T) {
 			}
 		})
 	}
+
 	dropped := append(bytes.Clone(body[:n]), body[2*n:]...)
-	if _, err := open(dropped, crypt.Whole(4*65536), dek, h); !errors.Is(err, crypt.ErrAuth) && !errors.Is(err, crypt.ErrTruncated) {
+	if _, err := open(dropped, crypt.Whole(4*65536), dek, h); !errors.Is(err, crypt.ErrAuth) &&
+		!errors.Is(err, crypt.ErrTruncated) {
 		t.Errorf("dropped segment: error %v", err)
 	}
 	if _, err := open(body, crypt.Whole(4*65536), dek, otherHeader); !errors.Is(err, crypt.ErrAuth) {
 		t.Errorf("another header: error %v, want ErrAuth", err)
 	}
+
 	for _, size := range edges {
 		text := randomText(size)
 		body, h := seal(t, dek, text)
@@ -245,6 +271,7 @@ func TestOpenRefusesEveryFlippedBit(t *testing.T) {
 			}
 		}
 	}
+
 	for i := range h {
 		altered := h
 		altered[i] ^= 1
@@ -260,12 +287,17 @@ func TestWrongKeys(t *testing.T) {
 	if _, err := open(body, crypt.Whole(70_000), newDEK(t), h); !errors.Is(err, crypt.ErrAuth) {
 		t.Errorf("another DEK opens: %v", err)
 	}
-	for name, bad := range map[string][]byte{"zero": make([]byte, 32), "short": dek[:31], "long": append(dek[:32:32], 1), "none": nil} {
+
+	for name, bad := range map[string][]byte{
+		"zero": make([]byte, 32), "short": dek[:31],
+		"long": append(dek[:32:32], 1), "none": nil,
+	} {
 		t.Run(name, func(t *testing.T) {
 			if _, err := open(body, crypt.Whole(70_000), bad, h); !errors.Is(err, crypt.ErrDEK) {
 				t.Errorf("%s DEK opens: %v", name, err)
 			}
-			if _, err := crypt.NewSealer(bytes.NewReader(text), 70_000, bad, rand.Reader); !errors.Is(err, crypt.ErrDEK) {
+			if _, err := crypt.NewSealer(bytes.NewReader(text), 70_000, bad, rand.Reader); !errors.Is(err,
+				crypt.ErrDEK) {
 				t.Errorf("%s DEK seals: %v", name, err)
 			}
 		})
@@ -279,7 +311,8 @@ func TestEveryStreamIsFresh(t *testing.T) {
 	if ha == hb || bytes.Equal(a[crypt.HeaderSize:], b[crypt.HeaderSize:]) {
 		t.Fatal("two streams under one DEK are alike")
 	}
-	if _, err := crypt.NewSealer(bytes.NewReader(text), 100, dek, iotest.ErrReader(errors.New("no entropy"))); err == nil {
+	if _, err := crypt.NewSealer(bytes.NewReader(text), 100, dek,
+		iotest.ErrReader(errors.New("no entropy"))); err == nil {
 		t.Fatal("sealed without randomness")
 	}
 }
@@ -298,24 +331,28 @@ func TestOpenReportsTheSourcesError(t *testing.T) {
 	}
 }
 
-// Property: any range equals the slice of the plaintext, and fetches no more
-// than the segments it touches.
+// Any range must equal the slice of the plaintext, and fetch only the
+// segments that it touches.
 func TestAnyRangeIsTheSlice(t *testing.T) {
 	r := mrand.New(mrand.NewPCG(1, 2))
 	dek := newDEK(t)
+
 	for _, size := range append(edges[1:len(edges):len(edges)], 777_777) {
 		text := randomText(size)
 		body, h := seal(t, dek, text)
+
 		for range 60 {
 			offset := r.Int64N(size)
 			if r.IntN(3) == 0 { // near a boundary
 				offset = min(size-1, max(0, (r.Int64N(size/65536+1)+1)*65536-40+r.Int64N(5)-2))
 			}
+
 			length := 1 + r.Int64N(min(size-offset, 1<<uint(r.IntN(21))))
 			w, err := crypt.Cover(size, offset, length)
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			got, err := open(body[w.Start:w.End], w, dek, h)
 			if err != nil || !bytes.Equal(got, text[offset:offset+length]) {
 				t.Fatalf("size %d, %d+%d: got %d bytes, %v", size, offset, length, len(got), err)
@@ -323,6 +360,7 @@ func TestAnyRangeIsTheSlice(t *testing.T) {
 			if w.End-w.Start > length+2*crypt.StoredSegmentSize+(length/65536+2)*16 {
 				t.Fatalf("size %d, %d+%d: fetches %d bytes", size, offset, length, w.End-w.Start)
 			}
+
 			if w.Start != crypt.StoredFrom(offset) || w.End != min(crypt.StoredTo(offset+length-1), int64(len(body))) {
 				t.Fatalf("StoredFrom and StoredTo disagree with Cover")
 			}
@@ -334,7 +372,15 @@ func TestAnyRangeIsTheSlice(t *testing.T) {
 }
 
 func TestCoverRefuses(t *testing.T) {
-	for _, row := range [][3]int64{{10, -1, 1}, {10, 0, 0}, {10, 10, 1}, {10, 5, 6}, {0, 0, 1}, {10, 0, -1}, {10, 1 << 62, 1 << 62}} {
+	for _, row := range [][3]int64{
+		{10, -1, 1},
+		{10, 0, 0},
+		{10, 10, 1},
+		{10, 5, 6},
+		{0, 0, 1},
+		{10, 0, -1},
+		{10, 1 << 62, 1 << 62},
+	} {
 		t.Run(fmt.Sprint(row), func(t *testing.T) {
 			if _, err := crypt.Cover(row[0], row[1], row[2]); !errors.Is(err, crypt.ErrSize) {
 				t.Errorf("Cover(%v): %v", row, err)
@@ -348,9 +394,11 @@ func TestSizes(t *testing.T) {
 	for p := range int64(200_000) {
 		valid[crypt.StoredSize(p)] = p
 	}
+
 	if len(valid) != 200_000 {
 		t.Fatal("two plaintext sizes have one stored size")
 	}
+
 	for s := int64(-1); s < 200_000; s++ {
 		p, err := crypt.PlaintextSize(s)
 		want, ok := valid[s]
@@ -358,6 +406,7 @@ func TestSizes(t *testing.T) {
 			t.Fatalf("PlaintextSize(%d) = %d, %v; want %d, valid %v", s, p, err, want, ok)
 		}
 	}
+
 	r := mrand.New(mrand.NewPCG(3, 4))
 	for range 100_000 {
 		p := r.Int64N(crypt.MaxPlaintextSize + 1)
@@ -365,10 +414,12 @@ func TestSizes(t *testing.T) {
 			t.Fatalf("PlaintextSize(StoredSize(%d)) = %d, %v", p, got, err)
 		}
 	}
+
 	if _, err := crypt.PlaintextSize(crypt.StoredSize(crypt.MaxPlaintextSize) + 1); !errors.Is(err, crypt.ErrSize) {
 		t.Error("a body of 2^32+1 segments has a size")
 	}
-	if _, err := crypt.NewSealer(nil, crypt.MaxPlaintextSize+1, newDEK(t), rand.Reader); !errors.Is(err, crypt.ErrSize) {
+	if _, err := crypt.NewSealer(nil, crypt.MaxPlaintextSize+1, newDEK(t), rand.Reader); !errors.Is(err,
+		crypt.ErrSize) {
 		t.Error("a plaintext too long for the counter is sealed")
 	}
 }
@@ -383,6 +434,7 @@ func FuzzRange(f *testing.F) {
 		if size < 0 || size > int64(len(text)) {
 			return
 		}
+
 		w, err := crypt.Cover(size, offset, length)
 		if err != nil {
 			if offset >= 0 && length > 0 && offset < size && length <= size-offset {
@@ -390,6 +442,7 @@ func FuzzRange(f *testing.F) {
 			}
 			return
 		}
+
 		body, h := seal(t, dek, text[:size])
 		got, err := open(body[w.Start:w.End], w, dek, h)
 		if err != nil || !bytes.Equal(got, text[offset:offset+length]) {
@@ -398,8 +451,8 @@ func FuzzRange(f *testing.F) {
 	})
 }
 
-// FuzzOpen looks for a body that is not the sealed one and yet gives out a
-// byte that is not the plaintext's.
+// FuzzOpen looks for an altered body from which a wrong plaintext byte is
+// released.
 func FuzzOpen(f *testing.F) {
 	dek := bytes.Repeat([]byte{7}, 32)
 	text := bytes.Repeat([]byte("plaintext "), 7000)
@@ -407,10 +460,12 @@ func FuzzOpen(f *testing.F) {
 	f.Add(body[:100], int64(60))
 	f.Add(body, int64(len(text)))
 	f.Add([]byte{}, int64(0))
+
 	f.Fuzz(func(t *testing.T, altered []byte, size int64) {
 		if size < 0 || size > crypt.MaxPlaintextSize {
 			return
 		}
+
 		got, err := open(altered, crypt.Whole(size), dek, h)
 		if !bytes.HasPrefix(text, got) {
 			t.Fatal("released bytes that were never sealed")
@@ -428,6 +483,7 @@ func BenchmarkSeal(b *testing.B) {
 		b.Run(fmt.Sprint(size), func(b *testing.B) {
 			b.SetBytes(size)
 			b.ReportAllocs()
+
 			for b.Loop() {
 				s, err := crypt.NewSealer(bytes.NewReader(text), size, dek, rand.Reader)
 				if err != nil {
@@ -436,6 +492,7 @@ func BenchmarkSeal(b *testing.B) {
 				if _, err := io.Copy(io.Discard, onlyReader{s}); err != nil {
 					b.Fatal(err)
 				}
+
 				s.Close()
 			}
 		})
@@ -449,14 +506,17 @@ func BenchmarkOpen(b *testing.B) {
 		b.Run(fmt.Sprint(size), func(b *testing.B) {
 			b.SetBytes(size)
 			b.ReportAllocs()
+
 			for b.Loop() {
 				o, err := crypt.NewOpener(bytes.NewReader(body), crypt.Whole(size), dek, h)
 				if err != nil {
 					b.Fatal(err)
 				}
+
 				for err == nil {
 					_, err = o.Next()
 				}
+
 				if !errors.Is(err, io.EOF) {
 					b.Fatal(err)
 				}

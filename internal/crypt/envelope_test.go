@@ -17,14 +17,19 @@ var object = crypt.Object{Bucket: "records", Key: "2026/a b+c//ü.pdf"}
 func newEnvelope(t testing.TB, dek []byte) *crypt.Envelope {
 	t.Helper()
 	_, h := seal(t, dek, []byte("text"))
-	e := &crypt.Envelope{KeyID: "arn:aws:kms:eu-central-1:111122223333:key/1234", WrappedDEK: []byte("wrapped"), Header: h, Size: 4}
+	e := &crypt.Envelope{
+		KeyID: "arn:aws:kms:eu-central-1:111122223333:key/1234", WrappedDEK: []byte("wrapped"), Header: h, Size: 4,
+	}
+
 	var err error
-	if e.Sum, err = crypt.SealChecksums(map[crypt.ChecksumID][]byte{crypt.CRC32: {1, 2, 3, 4}}, dek, rand.Reader); err != nil {
+	if e.Sum, err = crypt.SealChecksums(map[crypt.ChecksumID][]byte{crypt.CRC32: {1, 2, 3, 4}}, dek,
+		rand.Reader); err != nil {
 		t.Fatal(err)
 	}
 	if err := e.Sign(dek, object); err != nil {
 		t.Fatal(err)
 	}
+
 	return e
 }
 
@@ -40,17 +45,19 @@ func metadata(t testing.TB, e *crypt.Envelope) map[string]string {
 func TestEnvelopeRoundTrip(t *testing.T) {
 	dek := newDEK(t)
 	m := metadata(t, newEnvelope(t, dek))
-	m["color"] = "blue" // the client's own metadata is none of the envelope's business
+	m["color"] = "blue" // the client's own metadata is not part of the envelope
 	e, err := crypt.ParseEnvelope(m)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	if err := e.Verify(dek, object); err != nil {
 		t.Fatal(err)
 	}
 	if e.Size != 4 || string(e.WrappedDEK) != "wrapped" {
 		t.Fatalf("read %+v", e)
 	}
+
 	sums, err := crypt.OpenChecksums(e.Sum, dek)
 	if err != nil || !bytes.Equal(sums[crypt.CRC32], []byte{1, 2, 3, 4}) || len(sums) != 1 {
 		t.Fatalf("checksums %v, %v", sums, err)
@@ -60,6 +67,7 @@ func TestEnvelopeRoundTrip(t *testing.T) {
 func TestEnvelopeIsBoundToItsObjectAndKey(t *testing.T) {
 	dek := newDEK(t)
 	e := newEnvelope(t, dek)
+
 	for name, obj := range map[string]crypt.Object{
 		"another key":          {Bucket: object.Bucket, Key: "2026/other.pdf"},
 		"another bucket":       {Bucket: "recordz", Key: object.Key},
@@ -74,33 +82,38 @@ func TestEnvelopeIsBoundToItsObjectAndKey(t *testing.T) {
 			}
 		})
 	}
+
 	if err := e.Verify(newDEK(t), object); !errors.Is(err, crypt.ErrAuth) {
 		t.Errorf("another DEK: %v", err)
 	}
 	if err := e.Verify(make([]byte, 32), object); !errors.Is(err, crypt.ErrDEK) {
 		t.Errorf("zero DEK: %v", err)
 	}
+
 	if err := e.Sign(make([]byte, 32), object); !errors.Is(err, crypt.ErrDEK) {
 		t.Errorf("signing with the zero DEK: %v", err)
 	}
 }
 
-// Every entry is covered by the MAC: one taken from another envelope, valid in
-// itself, does not verify.
+// The MAC covers every entry: a valid entry from another envelope does not
+// verify.
 func TestEnvelopeEntriesCannotBeMixed(t *testing.T) {
 	dek := newDEK(t)
 	e := newEnvelope(t, dek)
 	mine := metadata(t, e)
 	other := newEnvelope(t, dek)
 	other.KeyID, other.WrappedDEK, other.Size = "other", []byte("other"), 5
+
 	if err := other.Sign(dek, object); err != nil {
 		t.Fatal(err)
 	}
+
 	theirs := metadata(t, other)
 	for name := range mine {
 		if mine[name] == theirs[name] {
 			continue // the version and the suite
 		}
+
 		mixed := maps.Clone(mine)
 		mixed[name] = theirs[name]
 		e, err := crypt.ParseEnvelope(mixed)
@@ -108,12 +121,15 @@ func TestEnvelopeEntriesCannotBeMixed(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
+
 		if err := e.Verify(dek, object); !errors.Is(err, crypt.ErrAuth) {
 			t.Errorf("%s of another envelope: %v", name, err)
 		}
 	}
+
 	without := maps.Clone(mine)
 	delete(without, "cmek-sum")
+
 	if e, err := crypt.ParseEnvelope(without); err != nil || !errors.Is(e.Verify(dek, object), crypt.ErrAuth) {
 		t.Error("the optional entry can be taken away")
 	}
@@ -126,11 +142,13 @@ func TestParseEnvelopeRefuses(t *testing.T) {
 		m[name] = value
 		return m
 	}
+
 	without := func(name string) map[string]string {
 		m := maps.Clone(valid)
 		delete(m, name)
 		return m
 	}
+
 	b64 := base64.StdEncoding.EncodeToString
 	for _, row := range []struct {
 		name string
@@ -138,7 +156,11 @@ func TestParseEnvelopeRefuses(t *testing.T) {
 		want error
 	}{
 		{"nothing", nil, crypt.ErrNoEnvelope},
-		{"only the client's own", map[string]string{"color": "blue", "cmek": "x", "x-cmek-v": "1"}, crypt.ErrNoEnvelope},
+		{
+			"only the client's own",
+			map[string]string{"color": "blue", "cmek": "x", "x-cmek-v": "1"},
+			crypt.ErrNoEnvelope,
+		},
 		{"only the version", map[string]string{"cmek-v": "1"}, crypt.ErrEnvelope},
 		{"version 2", set("cmek-v", "2"), crypt.ErrVersion},
 		{"version 01", set("cmek-v", "01"), crypt.ErrVersion},
@@ -198,9 +220,9 @@ func TestMetadataRefusesWhatCannotBeReadBack(t *testing.T) {
 	}
 }
 
-// S3 gives an object 2 KB of user metadata; the envelope's share with AWS KMS
-// is promised to stay under 700 bytes, also where a store counts the
-// x-amz-meta- prefix of every name.
+// S3 allows 2 KB of user metadata. The envelope promises to stay below 700
+// bytes with AWS KMS, even if a store counts the x-amz-meta- prefix of each
+// name.
 func TestEnvelopeIsSmall(t *testing.T) {
 	dek := newDEK(t)
 	e := newEnvelope(t, dek)
@@ -209,9 +231,11 @@ func TestEnvelopeIsSmall(t *testing.T) {
 	e.Size = 5 << 30
 	var total int
 	e.Sum = nil
+
 	for name, value := range metadata(t, e) {
 		total += len("x-amz-meta-") + len(name) + len(value)
 	}
+
 	if total >= 700 {
 		t.Errorf("the envelope takes %d bytes", total)
 	}
@@ -224,10 +248,12 @@ func TestChecksumsAreSealed(t *testing.T) {
 		crypt.CRC32: make([]byte, 4), crypt.CRC32C: make([]byte, 4), crypt.CRC64NVME: make([]byte, 8),
 		crypt.SHA1: make([]byte, 20), crypt.SHA256: make([]byte, 32),
 	}
+
 	sealed, err := crypt.SealChecksums(all, dek, rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	again, err := crypt.SealChecksums(all, dek, rand.Reader)
 	if err != nil || bytes.Equal(sealed, again) {
 		t.Error("equal checksums are sealed alike")
@@ -235,9 +261,11 @@ func TestChecksumsAreSealed(t *testing.T) {
 	if got, err := crypt.OpenChecksums(sealed, dek); err != nil || len(got) != 5 {
 		t.Errorf("%v, %v", got, err)
 	}
+
 	if _, err := crypt.OpenChecksums(sealed, newDEK(t)); !errors.Is(err, crypt.ErrAuth) {
 		t.Errorf("another DEK: %v", err)
 	}
+
 	for i := range sealed {
 		altered := bytes.Clone(sealed)
 		altered[i] ^= 0x80
@@ -245,12 +273,15 @@ func TestChecksumsAreSealed(t *testing.T) {
 			t.Fatalf("byte %d: %v", i, err)
 		}
 	}
+
 	for n := range sealed {
 		if _, err := crypt.OpenChecksums(sealed[:n], dek); err == nil && n > 0 {
 			t.Fatalf("cut to %d opens", n)
 		}
 	}
-	if _, err := crypt.SealChecksums(map[crypt.ChecksumID][]byte{crypt.CRC32: {1}}, dek, rand.Reader); !errors.Is(err, crypt.ErrSize) {
+
+	if _, err := crypt.SealChecksums(map[crypt.ChecksumID][]byte{crypt.CRC32: {1}}, dek,
+		rand.Reader); !errors.Is(err, crypt.ErrSize) {
 		t.Errorf("a digest of the wrong length: %v", err)
 	}
 	if sealed, err := crypt.SealChecksums(nil, dek, rand.Reader); sealed != nil || err != nil {
@@ -260,19 +291,23 @@ func TestChecksumsAreSealed(t *testing.T) {
 
 func FuzzEnvelope(f *testing.F) {
 	m := metadata(f, newEnvelope(f, bytes.Repeat([]byte{9}, 32)))
-	f.Add(m["cmek-v"], m["cmek-suite"], m["cmek-key"], m["cmek-dek"], m["cmek-header"], m["cmek-size"], m["cmek-sum"], m["cmek-mac"])
+	f.Add(m["cmek-v"], m["cmek-suite"], m["cmek-key"], m["cmek-dek"], m["cmek-header"], m["cmek-size"],
+		m["cmek-sum"], m["cmek-mac"])
+
 	f.Add("2", "1", "k", "AA==", "", "007", "", "")
 	f.Fuzz(func(t *testing.T, v, suite, key, dek, header, size, sum, mac string) {
 		m := map[string]string{
 			"cmek-v": v, "cmek-suite": suite, "cmek-key": key, "cmek-dek": dek,
 			"cmek-header": header, "cmek-size": size, "cmek-sum": sum, "cmek-mac": mac,
 		}
+
 		e, err := crypt.ParseEnvelope(m)
 		if err != nil {
 			return
 		}
-		// What is accepted has one form only: writing it again gives the same
-		// entries.
+
+		// There is only one valid form: writing the envelope again gives
+		// the same entries.
 		if again := metadata(t, e); !maps.Equal(m, again) {
 			t.Fatalf("%v became %v", m, again)
 		}

@@ -12,12 +12,12 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-// Sealing gives a body, which is the object's content in the store, and an
-// envelope, which is its metadata.
+// Sealing returns a body, which becomes the content of the object in the
+// store, and an envelope, which becomes its metadata.
 func ExampleSealer() {
 	obj := crypt.Object{Bucket: "photos", Key: "cat.jpg"}
 	plaintext := "a picture of a cat"
-	dek := make([]byte, crypt.DEKSize) // in the proxy, the KMS makes it and wraps it
+	dek := make([]byte, crypt.DEKSize) // in the proxy, the KMS generates and wraps it
 	rand.Read(dek)
 
 	sealer, err := crypt.NewSealer(strings.NewReader(plaintext), int64(len(plaintext)), dek, rand.Reader)
@@ -25,6 +25,7 @@ func ExampleSealer() {
 		log.Fatal(err)
 	}
 	defer sealer.Close()
+
 	envelope := crypt.Envelope{
 		KeyID:      "local:1234",
 		WrappedDEK: []byte("the DEK, wrapped"),
@@ -34,10 +35,12 @@ func ExampleSealer() {
 	if err := envelope.Sign(dek, obj); err != nil {
 		log.Fatal(err)
 	}
+
 	metadata, err := envelope.Metadata()
 	if err != nil {
 		log.Fatal(err)
 	}
+
 	body, err := io.ReadAll(sealer)
 	if err != nil {
 		log.Fatal(err)
@@ -52,8 +55,8 @@ func ExampleSealer() {
 	// cmek-size: 18
 }
 
-// Opening verifies the envelope first, and then each segment before it returns
-// its plaintext.
+// Opening first verifies the envelope. Then it verifies each segment before
+// it returns its plaintext.
 func ExampleOpener() {
 	obj := crypt.Object{Bucket: "photos", Key: "cat.jpg"}
 	body, metadata, dek := sealExample(obj, "a picture of a cat")
@@ -65,11 +68,13 @@ func ExampleOpener() {
 	if err := envelope.Verify(dek, obj); err != nil {
 		log.Fatal(err)
 	}
+
 	opener, err := crypt.NewOpener(bytes.NewReader(body), crypt.Whole(envelope.Size), dek, envelope.Header)
 	if err != nil {
 		log.Fatal(err)
 	}
 	defer opener.Close()
+
 	for {
 		text, err := opener.Next()
 		if err == io.EOF { //nolint:errorlint // bare: an error that wraps it is not the end
@@ -78,10 +83,11 @@ func ExampleOpener() {
 		if err != nil {
 			log.Fatal(err)
 		}
+
 		fmt.Printf("%s\n", text)
 	}
 
-	// An object that the store has moved does not verify.
+	// If the store has moved an object, it does not verify.
 	err = envelope.Verify(dek, crypt.Object{Bucket: "photos", Key: "dog.jpg"})
 	fmt.Println("moved:", errors.Is(err, crypt.ErrAuth))
 	// Output:
@@ -89,7 +95,7 @@ func ExampleOpener() {
 	// moved: true
 }
 
-// A range takes only the segments that hold its bytes.
+// A range needs only the segments that contain its bytes.
 func ExampleCover() {
 	obj := crypt.Object{Bucket: "books", Key: "long.txt"}
 	body, metadata, dek := sealExample(obj, strings.Repeat("All work and no play. ", 10_000))
@@ -97,20 +103,23 @@ func ExampleCover() {
 	if err != nil {
 		log.Fatal(err)
 	}
+
 	if err := envelope.Verify(dek, obj); err != nil {
 		log.Fatal(err)
 	}
 
-	window, err := crypt.Cover(envelope.Size, 110_000, 21) // 21 bytes from byte 110,000
+	window, err := crypt.Cover(envelope.Size, 110_000, 21) // 21 bytes, starting at byte 110,000
 	if err != nil {
 		log.Fatal(err)
 	}
-	stored := body[window.Start:window.End] // what to ask the store for
+
+	stored := body[window.Start:window.End] // this range is fetched from the store
 	opener, err := crypt.NewOpener(bytes.NewReader(stored), window, dek, envelope.Header)
 	if err != nil {
 		log.Fatal(err)
 	}
 	defer opener.Close()
+
 	text, err := opener.Next()
 	if err != nil {
 		log.Fatal(err)
@@ -134,16 +143,19 @@ func sealExample(obj crypt.Object, plaintext string) (body []byte, metadata map[
 	defer sealer.Close()
 
 	envelope := crypt.Envelope{
-		KeyID: "local:1234", WrappedDEK: []byte("the DEK, wrapped"), Header: sealer.Header(), Size: int64(len(plaintext)),
+		KeyID: "local:1234", WrappedDEK: []byte("the DEK, wrapped"), Header: sealer.Header(),
+		Size: int64(len(plaintext)),
 	}
 	if err := envelope.Sign(dek, obj); err != nil {
 		log.Fatal(err)
 	}
+
 	if metadata, err = envelope.Metadata(); err != nil {
 		log.Fatal(err)
 	}
 	if body, err = io.ReadAll(sealer); err != nil {
 		log.Fatal(err)
 	}
+
 	return body, metadata, dek
 }

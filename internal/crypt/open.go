@@ -5,27 +5,29 @@ import (
 	"io"
 )
 
-// Opener decrypts a window of a body, a batch of verified segments at a time.
+// Opener decrypts a window of a body. It returns batches of verified
+// segments.
 type Opener struct {
 	src         io.Reader
 	stream      *stream
 	header      Header
 	window      Window
 	nextSegment int64 // index of the segment to open next
-	lastSegment int64 // last segment of the window
-	skip        int   // plaintext bytes to drop before the next one wanted
+	lastSegment int64 // index of the window's last segment
+	skip        int   // plaintext bytes to drop before the first one wanted
 	textLeft    int64 // plaintext bytes still wanted
 	buffer      *buffer
 	plain       *plain // nil if a batch is one segment, which is opened in place
 }
 
-// NewOpener returns an Opener of the window w, whose stored bytes src yields
-// from w.Start to w.End, under dek and the header h of the envelope.
+// NewOpener returns an Opener for the window w. src must return the stored
+// bytes from w.Start to w.End, and h must be the header from the envelope.
 func NewOpener(src io.Reader, w Window, dek []byte, h Header) (*Opener, error) {
 	stream, err := newStream(dek, &h, w.size, w.segmentSize)
 	if err != nil {
 		return nil, err
 	}
+
 	o := &Opener{
 		src: src, stream: stream, header: h, window: w,
 		nextSegment: w.first, lastSegment: (w.End - 1) / w.segmentSize.storedSegment(),
@@ -35,18 +37,20 @@ func NewOpener(src io.Reader, w Window, dek []byte, h Header) (*Opener, error) {
 	if o.buffer.batch(w.segmentSize) > 1 {
 		o.plain = plainPool.Get().(*plain)
 	}
+
 	return o, nil
 }
 
-// Next returns the next plaintext bytes, 256 KiB or one segment at most, every
-// one of them verified; they are valid until the next call. At the end it
-// returns io.EOF, after making sure that src ends there too. On any other
-// error, which is ErrAuth, ErrTruncated, ErrTrailing or src's own, no further
-// byte may be used.
+// Next returns the next plaintext bytes, all of them verified: at most 256
+// KiB or one segment, valid until the next call. At the end it checks that
+// src has ended too, and returns io.EOF. Any other error is ErrAuth,
+// ErrTruncated, ErrTrailing or src's own; after it, the object must not be
+// used any further.
 func (o *Opener) Next() ([]byte, error) {
 	if o.buffer == nil || o.done() {
 		return nil, io.EOF
 	}
+
 	segment := o.window.segmentSize.storedSegment()
 	length := min(o.window.End-o.nextSegment*segment, segment*int64(o.buffer.batch(o.window.segmentSize)))
 	stored := o.buffer.bytes[:length]
@@ -56,6 +60,7 @@ func (o *Opener) Next() ([]byte, error) {
 		}
 		return nil, err
 	}
+
 	text, err := o.openBatch(stored)
 	if err != nil {
 		return nil, err
@@ -65,11 +70,12 @@ func (o *Opener) Next() ([]byte, error) {
 			return nil, err
 		}
 	}
+
 	return o.trim(text), nil
 }
 
-// Close gives the buffers back. The Opener, and what Next returned, must not
-// be used after it.
+// Close returns the buffers to their pools. Neither the Opener nor the
+// bytes that Next returned may be used afterwards.
 func (o *Opener) Close() {
 	if o.plain != nil {
 		plainPool.Put(o.plain)
@@ -78,6 +84,7 @@ func (o *Opener) Close() {
 		o.buffer.free()
 		o.stream.wipe()
 	}
+
 	o.buffer, o.plain = nil, nil
 }
 
@@ -88,29 +95,35 @@ func (o *Opener) openBatch(stored []byte) ([]byte, error) {
 	if o.plain != nil {
 		text = o.plain[:0]
 	}
+
 	for len(stored) > 0 {
 		segment := stored[:min(len(stored), int(o.window.segmentSize.storedSegment()))]
 		stored = stored[len(segment):]
+
 		if o.nextSegment == 0 {
 			if Header(segment[:HeaderSize]) != o.header {
-				return nil, fmt.Errorf("%w: the header is not the envelope's", ErrAuth)
+				return nil, fmt.Errorf("%w: the header differs from the envelope's", ErrAuth)
 			}
+
 			segment = segment[HeaderSize:]
 			if o.plain == nil {
 				text = segment[:0]
 			}
 		}
+
 		var err error
 		if text, err = o.stream.aead.Open(text, o.stream.nonceOf(o.nextSegment), segment, nil); err != nil {
 			return nil, fmt.Errorf("%w in segment %d of %d", ErrAuth, o.nextSegment, o.stream.last+1)
 		}
+
 		o.nextSegment++
 	}
+
 	return text, nil
 }
 
-// trim cuts away what a window has before the first byte wanted and behind the
-// last.
+// trim cuts off the bytes of the window before the first byte wanted and
+// after the last one.
 func (o *Opener) trim(text []byte) []byte {
 	text = text[o.skip:]
 	o.skip = 0

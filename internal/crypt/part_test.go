@@ -23,7 +23,7 @@ import (
 
 const partVectorFile = "testdata/part-vectors.json"
 
-// partVectors holds multipart objects. What is in it never changes.
+// partVectors contains multipart objects. Existing vectors never change.
 type partVectors struct {
 	Comment []string     `json:"comment"`
 	Objects []partObject `json:"objects"`
@@ -49,8 +49,8 @@ type storedPart struct {
 	Bytes  string `json:"bytes,omitempty"` // without the zeros at its end; none for large parts
 }
 
-// refusal is an object that must not be read: the parts of another one in this
-// order, with the lowest bit of one byte flipped.
+// refusal is an object that must be refused: the parts of another object in
+// this order, with the lowest bit of one byte flipped.
 type refusal struct {
 	Name  string `json:"name"`
 	Of    string `json:"of"`
@@ -58,7 +58,7 @@ type refusal struct {
 	Flip  int64  `json:"flip"` // offset in the object; -1 for none
 }
 
-// seed is a source of randomness that gives the same bytes each time.
+// seed returns a deterministic source of randomness.
 func seed(name string) io.Reader {
 	return mathrand.NewChaCha8(sha256.Sum256([]byte(name)))
 }
@@ -68,7 +68,7 @@ func dekOf(wrapped string) []byte {
 	return dek[:]
 }
 
-// upload is an object in parts, as a test makes it.
+// upload is a multipart object made by a test.
 type upload struct {
 	obj    crypt.Object
 	id     string
@@ -77,14 +77,15 @@ type upload struct {
 	parts  [][]byte // stored
 }
 
-// newUpload seals parts of these sizes under numbers, which are 1, 2, 3 and so
-// on if nil. Only the last one is final; if appended, that is an empty one
-// with a record.
+// newUpload seals parts of these sizes. If numbers is nil, part numbers are
+// 1, 2, 3 and so on. Only the last part is final; if appended is set, that
+// is an additional empty part with a record.
 func newUpload(t testing.TB, name string, sizes []int64, numbers []int, appended bool) *upload {
 	t.Helper()
 	u := &upload{obj: crypt.Object{Bucket: "bucket", Key: "key of " + name}, id: "upload " + name}
 	random := seed(name)
 	var total int64
+
 	for i, size := range sizes {
 		number := i + 1
 		if numbers != nil {
@@ -93,26 +94,36 @@ func newUpload(t testing.TB, name string, sizes []int64, numbers []int, appended
 		u.layout = u.layout.Add(number, size)
 		total += size
 	}
+
 	u.text = pattern(total)
 	rest := u.text
+
 	for i, size := range sizes {
 		at, _ := u.layout.At(i)
-		p := crypt.Part{Number: at.Number, Size: size, Final: i == len(sizes)-1 && !appended, WrappedDEK: []byte(fmt.Sprintf("wrapped %d of %s", i%2, name))}
+		p := crypt.Part{
+			Number: at.Number, Size: size, Final: i == len(sizes)-1 && !appended,
+			WrappedDEK: []byte(fmt.Sprintf("wrapped %d of %s", i%2, name)),
+		}
+
 		u.parts = append(u.parts, u.seal(t, p, rest[:size], random))
 		rest = rest[size:]
 	}
+
 	if appended {
 		p := crypt.Part{Final: true, WrappedDEK: []byte("wrapped 0 of " + name)}
 		last, _ := u.layout.At(len(sizes) - 1)
 		p.Number = last.Number + 1
 		digest := sha256.Sum256(u.text)
-		sum, err := crypt.SealChecksums(map[crypt.ChecksumID][]byte{crypt.SHA256: digest[:]}, dekOf(string(p.WrappedDEK)), random)
+		sum, err := crypt.SealChecksums(map[crypt.ChecksumID][]byte{crypt.SHA256: digest[:]},
+			dekOf(string(p.WrappedDEK)), random)
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		p.Record = crypt.NewRecord(u.layout, crypt.FullObject, sum)
 		u.parts = append(u.parts, u.seal(t, p, nil, random))
 	}
+
 	return u
 }
 
@@ -124,6 +135,7 @@ func (u *upload) seal(t testing.TB, p crypt.Part, text []byte, random io.Reader)
 		t.Fatal(err)
 	}
 	defer s.Close()
+
 	stored, err := io.ReadAll(s)
 	if err != nil {
 		t.Fatal(err)
@@ -131,6 +143,7 @@ func (u *upload) seal(t testing.TB, p crypt.Part, text []byte, random io.Reader)
 	if int64(len(stored)) != p.Size+crypt.PartOverhead {
 		t.Fatalf("a part of %d bytes takes %d", p.Size, len(stored))
 	}
+
 	return stored
 }
 
@@ -166,6 +179,7 @@ func readAll(r *crypt.PartsReader) ([]byte, error) {
 		if err != nil {
 			return out, err
 		}
+
 		out = append(out, text...)
 	}
 }
@@ -192,6 +206,7 @@ func TestPartsRoundTrip(t *testing.T) {
 			if err != nil || !bytes.Equal(got, u.text) {
 				t.Errorf("%d of %d bytes, %v", len(got), len(u.text), err)
 			}
+
 			if !reflect.DeepEqual(r.Layout(), u.layout) {
 				t.Errorf("layout %v, want %v", r.Layout(), u.layout)
 			}
@@ -199,8 +214,8 @@ func TestPartsRoundTrip(t *testing.T) {
 	}
 }
 
-// Any stretch of any layout is that of the plaintext, and needs no more than
-// the bytes that Cover names.
+// Any stretch of any layout must equal the slice of the plaintext, and need
+// only the bytes that Cover returns.
 func TestStretches(t *testing.T) {
 	random := mathrand.New(mathrand.NewPCG(3, 4))
 	for _, u := range []*upload{
@@ -230,24 +245,32 @@ func readStretch(t *testing.T, u *upload, stored []byte, offset, length int64, t
 	if !ok {
 		t.Fatalf("no part holds byte %d", offset)
 	}
+
 	part, err := crypt.ParsePart(stored[place.Stored:])
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	window, err := part.Cover(offset-place.Offset, min(length, part.Size-(offset-place.Offset)))
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	src := bytes.NewReader(stored[place.Stored+crypt.PartHeaderSize+window.Start:])
-	r, err := crypt.NewStretchReader(src, crypt.Stretch{Layout: u.layout, Place: place, Part: part, Offset: offset - place.Offset, Length: length, ToEnd: toEnd}, u.config())
+	r, err := crypt.NewStretchReader(src,
+		crypt.Stretch{
+			Layout: u.layout, Place: place, Part: part, Offset: offset - place.Offset, Length: length,
+			ToEnd: toEnd,
+		}, u.config())
 	if err != nil {
 		return nil, err
 	}
+
 	return readAll(r)
 }
 
-// Whatever a store can do to a multipart object ends in an error, and what
-// came out before it is a piece of the plaintext.
+// Anything that a store can do to a multipart object must end in an error,
+// and the bytes released before must be a piece of the plaintext.
 func TestPartsTampering(t *testing.T) {
 	u := newUpload(t, "u", []int64{70000, 70000, 70000, 50}, nil, false)
 	end := newUpload(t, "u", []int64{70000, 70000, 70000}, nil, true)
@@ -308,7 +331,8 @@ func TestPartsTampering(t *testing.T) {
 			}
 		})
 	}
-	for i := range 8 * crypt.PartPrefixSize { // every bit of the header counts
+
+	for i := range 8 * crypt.PartPrefixSize { // every bit of the header is authenticated
 		bad := bytes.Clone(p[1][:crypt.PartPrefixSize])
 		bad[i/8] ^= 1 << (i % 8)
 		part, err := crypt.ParsePart(bad)
@@ -329,32 +353,45 @@ func TestStretchTampering(t *testing.T) {
 		{"end missing", bytes.Join([][]byte{p[0], p[1], p[2]}, nil), 209_000, 1000},
 		{"next part another", bytes.Join([][]byte{p[0], p[0], p[2], p[3]}, nil), 69_000, 2000},
 		{"next part missing", p[0], 69_000, 2000},
-		{"fill between parts altered", func() []byte { s := u.stored(); s[len(p[0])-1] ^= 1; return s }(), 69_000, 2000},
+		{
+			"fill between parts altered", func() []byte { s := u.stored(); s[len(p[0])-1] ^= 1; return s }(), 69_000,
+			2000,
+		},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			got, err := readStretch(t, u, row.stored, row.offset, row.length, row.offset+row.length == int64(len(u.text)))
+			got, err := readStretch(t, u, row.stored, row.offset, row.length,
+				row.offset+row.length == int64(len(u.text)))
 			if err == nil || !bytes.HasPrefix(u.text[row.offset:], got) {
 				t.Errorf("%d bytes, %v", len(got), err)
 			}
 		})
 	}
+
 	place, _ := u.layout.At(1)
-	part, err := crypt.ParsePart(p[0]) // a header that is not the place's
+	part, err := crypt.ParsePart(p[0]) // a header for another place
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := crypt.NewStretchReader(bytes.NewReader(p[1]), crypt.Stretch{Layout: u.layout, Place: place, Part: part, Length: 1}, u.config()); !errors.Is(err, crypt.ErrAuth) {
+	if _, err := crypt.NewStretchReader(bytes.NewReader(p[1]),
+		crypt.Stretch{Layout: u.layout, Place: place, Part: part, Length: 1},
+		u.config()); !errors.Is(err, crypt.ErrAuth) {
 		t.Errorf("the header of another part is taken: %v", err)
 	}
 }
 
-// The wrong key, bucket, key name or DEK opens no part.
+// No part opens with a wrong key, bucket, object key or DEK.
 func TestPartBinding(t *testing.T) {
 	u := newUpload(t, "u", []int64{100}, nil, false)
 	for name, change := range map[string]func(*crypt.PartsConfig){
 		"another bucket": func(c *crypt.PartsConfig) { c.Object.Bucket = "b" },
 		"another key":    func(c *crypt.PartsConfig) { c.Object.Key = "k" },
-		"another DEK":    func(c *crypt.PartsConfig) { c.Unlock = func(*crypt.Part) ([]byte, error) { return dekOf("x"), nil } },
+		"another DEK": func(c *crypt.PartsConfig) {
+			c.Unlock = func(*crypt.Part) ([]byte,
+				error,
+			) {
+				return dekOf("x"), nil
+			}
+		},
 		"a zero DEK": func(c *crypt.PartsConfig) {
 			c.Unlock = func(*crypt.Part) ([]byte, error) { return make([]byte, 32), nil }
 		},
@@ -363,15 +400,16 @@ func TestPartBinding(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			cfg := u.config()
 			change(&cfg)
-			if got, err := readAll(crypt.NewPartsReader(bytes.NewReader(u.stored()), cfg)); err == nil || len(got) > 0 && name != "another size" {
+			if got, err := readAll(crypt.NewPartsReader(bytes.NewReader(u.stored()), cfg)); err == nil ||
+				len(got) > 0 && name != "another size" {
 				t.Errorf("%d bytes, %v", len(got), err)
 			}
 		})
 	}
 }
 
-// A part that is sent twice shares neither salt nor nonce, nor any stretch of
-// ciphertext, with the first attempt.
+// If a part is sent twice, the two bodies share neither salt nor nonce nor
+// ciphertext.
 func TestPartSentAgain(t *testing.T) {
 	u := newUpload(t, "u", []int64{100}, nil, false)
 	p := crypt.Part{Number: 1, Size: 70000, Final: true, WrappedDEK: []byte("w")}
@@ -391,7 +429,8 @@ func TestPartLimits(t *testing.T) {
 		"no DEK":           {Number: 1, KeyID: "k"},
 		"too much to hold": {Number: 1, KeyID: "k", WrappedDEK: make([]byte, 888)},
 		"record, not empty": {
-			Number: 2, Size: 1, Final: true, KeyID: "k", WrappedDEK: []byte("w"), Record: crypt.NewRecord(crypt.Layout{{1, 1, 1}}, 0, nil),
+			Number: 2, Size: 1, Final: true, KeyID: "k", WrappedDEK: []byte("w"),
+			Record: crypt.NewRecord(crypt.Layout{{1, 1, 1}}, 0, nil),
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -402,7 +441,11 @@ func TestPartLimits(t *testing.T) {
 			}
 		})
 	}
-	for size, want := range map[int64]int64{0: 65536, 32<<20 - 40: 65536, 32<<20 - 39: 131_072, 64<<20 - 40: 131_072, crypt.MaxPartSize: 160 << 16} {
+
+	for size, want := range map[int64]int64{
+		0: 65536, 32<<20 - 40: 65536, 32<<20 - 39: 131_072,
+		64<<20 - 40: 131_072, crypt.MaxPartSize: 160 << 16,
+	} {
 		t.Run(fmt.Sprintf("%d bytes", size), func(t *testing.T) {
 			p := crypt.Part{Size: size}
 			w := p.Whole()
@@ -411,12 +454,13 @@ func TestPartLimits(t *testing.T) {
 			}
 		})
 	}
+
 	if !crypt.IsFinal(1, 5<<20-1) || crypt.IsFinal(1, 5<<20) || !crypt.IsFinal(10_000, 5<<30) {
 		t.Error("IsFinal")
 	}
 }
 
-// The stream of a part is one of Tink's, with its segment size.
+// The stream of a part is a Tink stream with the part's segment size.
 func TestPartIsTink(t *testing.T) {
 	for _, size := range []int64{0, 70000, 32<<20 + 1} {
 		t.Run(fmt.Sprintf("%d bytes", size), func(t *testing.T) {
@@ -426,11 +470,14 @@ func TestPartIsTink(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			n := max(1, (size+40+segment-1)/segment)
-			r, err := aead.NewDecryptingReader(bytes.NewReader(u.parts[0][984:984+size+40+16*n]), []byte("cmekproxy v1 body"))
+			r, err := aead.NewDecryptingReader(bytes.NewReader(u.parts[0][984:984+size+40+16*n]),
+				[]byte("cmekproxy v1 body"))
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, u.text) {
 				t.Errorf("%d bytes: Tink reads %d, %v", size, len(got), err)
 			}
@@ -443,19 +490,28 @@ func TestRecords(t *testing.T) {
 	for i := range 9999 {
 		long = long.Add(i+1, int64(i%2))
 	}
-	for _, l := range []crypt.Layout{{{1, 1, 5 << 20}}, {{1, 9999, 5 << 20}}, {{2, 1, 5}, {5, 2, 5}, {9000, 3, 7}}, long} {
+
+	for _, l := range []crypt.Layout{
+		{{1, 1, 5 << 20}},
+		{{1, 9999, 5 << 20}},
+		{{2, 1, 5}, {5, 2, 5}, {9000, 3, 7}},
+		long,
+	} {
 		t.Run(fmt.Sprintf("%d parts in %d runs", l.Parts(), len(l)), func(t *testing.T) {
 			b := crypt.NewRecord(l, crypt.NoChecksum, nil)
 			r, err := crypt.ParseRecord(b)
 			if err != nil || r.Parts != l.Parts() || !r.Matches(l) {
 				t.Fatalf("%d runs: %v", len(l), err)
 			}
-			if fits := len(l) < 600; fits != (r.Layout != nil) || fits && !reflect.DeepEqual(r.Layout, l) || len(b) > 8176 {
+			if fits := len(l) < 600; fits != (r.Layout != nil) || fits && !reflect.DeepEqual(r.Layout, l) ||
+				len(b) > 8176 {
 				t.Errorf("%d runs: %d bytes, layout %v", len(l), len(b), r.Layout != nil)
 			}
+
 			if r.Matches(append(slices.Clone(l), crypt.Run{Number: 9999, Count: 1, Size: 1})) {
 				t.Error("a part more matches")
 			}
+
 			for i := range min(len(b), 200) {
 				bad := bytes.Clone(b)
 				bad[i] ^= 1
@@ -473,6 +529,7 @@ func FuzzParsePart(f *testing.F) {
 		f.Add(p)
 		f.Add(p[:crypt.PartPrefixSize])
 	}
+
 	f.Fuzz(func(t *testing.T, b []byte) {
 		p, err := crypt.ParsePart(b)
 		if err != nil {
@@ -486,25 +543,28 @@ func FuzzParsePart(f *testing.F) {
 			}
 			t.Error("a header that was never signed verifies")
 		}
+
 		if _, err := crypt.ParseRecord(p.Record); err == nil && len(p.Record) < 36 {
 			t.Error("a record that is too short")
 		}
 	})
 }
 
-// No byte comes out that is not the plaintext's, and no altered object reads
-// to its end.
+// No wrong plaintext byte is released, and no altered object can be read to
+// its end.
 func FuzzPartsReader(f *testing.F) {
 	u := newUpload(f, "fuzz", []int64{70000, 10}, []int{1, 3}, true)
 	stored := u.stored()
 	f.Add(stored, 0)
 	f.Add(stored[:80000], 500)
 	f.Add(append(bytes.Clone(u.parts[1]), u.parts[2]...), 9000)
+
 	f.Fuzz(func(t *testing.T, b []byte, flip int) {
 		if flip > 0 && flip < len(b) {
 			b = bytes.Clone(b)
 			b[flip] ^= 0x10
 		}
+
 		got, err := readAll(crypt.NewPartsReader(bytes.NewReader(b), u.config()))
 		if !bytes.HasPrefix(u.text, got) {
 			t.Error("bytes that were never sealed")
@@ -518,24 +578,30 @@ func FuzzPartsReader(f *testing.F) {
 func makePartObject(t *testing.T, u *upload, name string) partObject {
 	t.Helper()
 	v := partObject{
-		Name: name, Bucket: u.obj.Bucket, Key: hex.EncodeToString([]byte(u.obj.Key)), UploadID: u.id, DEKs: make(map[string]string),
+		Name: name, Bucket: u.obj.Bucket, Key: hex.EncodeToString([]byte(u.obj.Key)), UploadID: u.id,
+		DEKs: make(map[string]string),
 		Size: int64(len(u.text)), SHA256: hexSum(u.text), Stored: hexSum(u.stored()),
 	}
+
 	for _, b := range u.parts {
 		p, err := crypt.ParsePart(b)
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		v.DEKs[hex.EncodeToString(p.WrappedDEK)] = hex.EncodeToString(dekOf(string(p.WrappedDEK)))
 		part := storedPart{Number: p.Number, Size: p.Size}
+
 		if p.Size < 1<<20 {
 			part.Bytes = base64.StdEncoding.EncodeToString(bytes.TrimRight(b, "\x00"))
 		}
+
 		v.Parts = append(v.Parts, part)
 		if p.HasRecord() {
 			v.Checksum = "FULL_OBJECT 5 " + hexSum(u.text)
 		}
 	}
+
 	return v
 }
 
@@ -547,16 +613,20 @@ func makePartVectors(t *testing.T) partVectors {
 	return partVectors{
 		Comment: []string{
 			"Vectors of docs/format.md, section 8. They never change.",
-			"Object keys, DEKs and wrapped DEKs are in hex, bytes of parts in base64, without the zeros at the end of each part, which is plaintext_size + 9216 bytes long.",
+			"Object keys, DEKs and wrapped DEKs are in hex, bytes of parts in base64, without the zeros at " +
+				"the end of each part, which is plaintext_size + 9216 bytes long.",
 			"Plaintext byte i of an object is (i*131 + (i>>8)*17) mod 256. checksum: type, id of section 4, digest.",
-			"refused: the parts of an object in that order (counted from 0), then the lowest bit of the byte at offset flip flipped, if that is not -1. They must not be read to their end without an error.",
+			"refused: the parts of an object in that order (counted from 0), then the lowest bit of the byte " +
+				"at offset flip flipped, if that is not -1. They must not be read to their end without an error.",
 		},
 		Objects: []partObject{
 			makePartObject(t, newUpload(t, "sole empty part", []int64{0}, nil, false), "sole empty part"),
 			makePartObject(t, three, "three parts, two DEKs"),
-			makePartObject(t, newUpload(t, "two equal parts and a record", []int64{1000, 1000}, nil, true), "two equal parts and a record"),
+			makePartObject(t, newUpload(t, "two equal parts and a record", []int64{1000, 1000}, nil, true),
+				"two equal parts and a record"),
 			makePartObject(t, gaps, "gaps and a record"),
-			makePartObject(t, newUpload(t, "segments of 131,072 bytes", []int64{32<<20 - 39}, nil, false), "segments of 131,072 bytes"),
+			makePartObject(t, newUpload(t, "segments of 131,072 bytes", []int64{32<<20 - 39}, nil, false),
+				"segments of 131,072 bytes"),
 		},
 		Refused: []refusal{
 			{"last part missing", "three parts, two DEKs", []int{0, 1}, -1},
@@ -590,10 +660,12 @@ func TestPartVectors(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+
 	data, err := os.ReadFile(partVectorFile)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	var kept partVectors
 	if err := json.Unmarshal(data, &kept); err != nil {
 		t.Fatal(err)
@@ -601,31 +673,35 @@ func TestPartVectors(t *testing.T) {
 	if !reflect.DeepEqual(made, kept) {
 		t.Error("what is written now is not what the vectors hold: the format has changed")
 	}
+
 	for _, row := range kept.Refused {
 		if _, err := readVector(t, kept, row.Of, row.Parts, row.Flip); err == nil {
 			t.Errorf("%s: read to its end", row.Name)
 		}
 	}
+
 	for _, v := range kept.Objects {
 		if v.Parts[0].Bytes == "" {
 			continue
 		}
+
 		all := make([]int, len(v.Parts))
 		for i := range all {
 			all[i] = i
 		}
+
 		if got, err := readVector(t, kept, v.Name, all, -1); err != nil || hexSum(got) != v.SHA256 {
 			t.Errorf("%s: %d bytes, %v", v.Name, len(got), err)
 		}
 	}
 }
 
-// readVector reads an object of the vectors from nothing but what is in the
-// file.
+// readVector reads an object using only what is in the vectors file.
 func readVector(t *testing.T, v partVectors, name string, parts []int, flip int64) ([]byte, error) {
 	t.Helper()
 	o := v.Objects[slices.IndexFunc(v.Objects, func(o partObject) bool { return o.Name == name })]
 	var stored []byte
+
 	for _, i := range parts {
 		b, err := base64.StdEncoding.DecodeString(o.Parts[i].Bytes)
 		if err != nil {
@@ -633,16 +709,26 @@ func readVector(t *testing.T, v partVectors, name string, parts []int, flip int6
 		}
 		stored = append(stored, append(b, make([]byte, o.Parts[i].Size+crypt.PartOverhead-int64(len(b)))...)...)
 	}
+
 	if flip >= 0 {
 		stored[flip] ^= 1
 	}
+
 	key, err := hex.DecodeString(o.Key)
 	if err != nil {
 		t.Fatal(err)
 	}
-	u := &upload{obj: crypt.Object{Bucket: o.Bucket, Key: string(key)}, parts: [][]byte{stored[len(stored)-crypt.PartOverhead:]}}
+
+	u := &upload{
+		obj: crypt.Object{Bucket: o.Bucket, Key: string(key)}, parts: [][]byte{stored[len(stored)-crypt.PartOverhead:]},
+	}
+
 	return readAll(crypt.NewPartsReader(bytes.NewReader(stored), crypt.PartsConfig{
 		Object: u.obj, Size: -1, Record: u.record,
-		Unlock: func(p *crypt.Part) ([]byte, error) { return hex.DecodeString(o.DEKs[hex.EncodeToString(p.WrappedDEK)]) },
+		Unlock: func(p *crypt.Part) ([]byte,
+			error,
+		) {
+			return hex.DecodeString(o.DEKs[hex.EncodeToString(p.WrappedDEK)])
+		},
 	}))
 }

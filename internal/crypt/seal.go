@@ -9,66 +9,74 @@ import (
 
 // Sealer encrypts a plaintext of known size as it is read.
 //
-// The last segment is sealed only after the source has returned io.EOF, so a
-// source that verifies what it yields, and fails instead of returning io.EOF,
-// keeps the body from becoming whole.
+// The last segment is sealed only after the source has returned io.EOF. If
+// the source verifies its data and fails instead of returning io.EOF, the
+// body never becomes complete.
 //
-// Close may be called while a Read is under way, as an HTTP transport does;
-// other calls may not overlap.
+// Close may be called during a Read, as an HTTP transport does. No other
+// calls may overlap.
 type Sealer struct {
 	mu           sync.Mutex // held by Read
 	src          io.Reader
 	stream       *stream
 	streamHeader Header
-	textLeft     int64 // plaintext not read yet
+	textLeft     int64 // plaintext not yet read
 	nextSegment  int64 // index of the segment to seal next
 	buffer       *buffer
-	out          []byte // sealed and not yet handed out
+	out          []byte // sealed, not yet returned by Read
 	err          error
 }
 
-// NewSealer returns a Sealer of the size bytes of src under dek. Salt and
-// nonce prefix come from random.
+// NewSealer returns a Sealer for the size bytes of src. The salt and the
+// nonce prefix are read from random.
 func NewSealer(src io.Reader, size int64, dek []byte, random io.Reader) (*Sealer, error) {
 	return newStreamSealer(src, size, defaultSegment, dek, random)
 }
 
-func newStreamSealer(src io.Reader, size int64, segmentSize segmentBytes, dek []byte, random io.Reader) (*Sealer, error) {
+func newStreamSealer(
+	src io.Reader, size int64, segmentSize segmentBytes, dek []byte, random io.Reader,
+) (*Sealer, error) {
 	s := &Sealer{src: src, textLeft: size}
 	s.streamHeader[0] = HeaderSize
+
 	if _, err := io.ReadFull(random, s.streamHeader[1:]); err != nil {
 		return nil, fmt.Errorf("crypt: drawing a salt: %w", err)
 	}
+
 	var err error
 	if s.stream, err = newStream(dek, &s.streamHeader, size, segmentSize); err != nil {
 		return nil, err
 	}
+
 	s.buffer = newBuffer(segmentSize)
 	return s, nil
 }
 
-// Header returns the header of the body, to be copied into the envelope.
+// Header returns the header of the body, which the envelope needs.
 func (s *Sealer) Header() Header { return s.streamHeader }
 
-// Read yields the stored body: StoredSize(size) bytes, then io.EOF. It fails
-// with io.ErrUnexpectedEOF if the source is shorter than the size, with
+// Read returns the stored body: StoredSize(size) bytes, then io.EOF. It
+// fails with io.ErrUnexpectedEOF if the source is shorter than size, with
 // ErrTrailing if it is longer, and otherwise with the source's error.
 func (s *Sealer) Read(p []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+
 	if len(s.out) == 0 && s.err == nil {
 		s.err = s.sealBatch()
 	}
 	if len(s.out) == 0 {
 		return 0, s.err
 	}
+
 	n := copy(p, s.out)
 	s.out = s.out[n:]
 	return n, nil
 }
 
-// Close gives the buffer back, or leaves it to the garbage collector if a Read
-// is still using it. Reads after it fail with io.ErrClosedPipe.
+// Close returns the buffer to its pool. If a Read is using the buffer, the
+// garbage collector frees it instead. Later Reads fail with
+// io.ErrClosedPipe.
 func (s *Sealer) Close() error {
 	if s.mu.TryLock() {
 		defer s.mu.Unlock()
@@ -78,36 +86,43 @@ func (s *Sealer) Close() error {
 			s.buffer, s.out, s.err = nil, nil, io.ErrClosedPipe
 		}
 	}
+
 	return nil
 }
 
-// sealBatch seals the next batch in place. It returns an error only if there
-// is nothing to hand out.
+// sealBatch seals the next batch of segments in place. It returns an error
+// only if there is nothing to return to the reader.
 func (s *Sealer) sealBatch() error {
 	if s.nextSegment > s.stream.last {
 		return io.EOF
 	}
+
 	end := 0
 	segmentSize := s.stream.segmentSize
 	for range s.buffer.batch(segmentSize) {
 		slot := s.buffer.bytes[end : end+int(segmentSize.storedSegment())]
 		used := 0
+
 		if s.nextSegment == 0 {
 			used = copy(slot, s.streamHeader[:])
 		}
+
 		n := int(min(s.textLeft, int64(segmentSize)-int64(used)))
 		text := slot[used : used+n]
 		if err := s.readSegment(text); err != nil {
 			return err
 		}
+
 		s.stream.aead.Seal(text[:0], s.stream.nonceOf(s.nextSegment), text, nil)
 		s.textLeft -= int64(n)
 		end += used + n + TagSize
 		s.nextSegment++
+
 		if s.nextSegment > s.stream.last {
 			break
 		}
 	}
+
 	s.out = s.buffer.bytes[:end]
 	return nil
 }
@@ -119,20 +134,21 @@ func (s *Sealer) readSegment(text []byte) error {
 		}
 		return err
 	}
+
 	if s.nextSegment == s.stream.last {
 		return expectEOF(s.src, ErrTrailing)
 	}
 	return nil
 }
 
-// expectEOF returns nil if r is at its end, more if it is not, and r's own
-// error otherwise.
+// expectEOF returns nil if r is at its end, the error more if r has more
+// bytes, and r's own error otherwise.
 func expectEOF(r io.Reader, more error) error {
 	var one [1]byte
 	switch _, err := io.ReadFull(r, one[:]); err {
 	case nil:
 		return more
-	case io.EOF: // bare: an error that wraps io.EOF is a failure, and must not pass for the end
+	case io.EOF: // ==: an error that wraps io.EOF is a failure, not the end
 		return nil
 	default:
 		return err

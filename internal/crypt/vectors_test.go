@@ -18,8 +18,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-// The vectors are part of the format: once released they never change.
-// -write-vectors adds the file where there is none.
+// The vectors are part of the format and never change once released.
+// -write-vectors creates the file if it does not exist.
 var writeVectors = flag.Bool("write-vectors", false, "write testdata/vectors.json if it does not exist")
 
 const vectorFile = "testdata/vectors.json"
@@ -62,19 +62,24 @@ func makeVector(t *testing.T, name string, obj crypt.Object, size int64, withSum
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	body, err := io.ReadAll(s)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	header := s.Header()
 	e := crypt.Envelope{
 		KeyID:      "arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab",
 		WrappedDEK: []byte("wrapped " + name), Header: header, Size: size,
 	}
+
 	v := vector{
-		Name: name, DEK: hex.EncodeToString(dek[:]), Bucket: obj.Bucket, Key: hex.EncodeToString([]byte(obj.Key)), Size: size,
+		Name: name, DEK: hex.EncodeToString(dek[:]), Bucket: obj.Bucket, Key: hex.EncodeToString([]byte(obj.Key)),
+		Size:   size,
 		SHA256: hexSum(text), Header: hex.EncodeToString(header[:]), BodySHA256: hexSum(body),
 	}
+
 	if len(body) <= 4096 {
 		v.Body = hex.EncodeToString(body)
 	}
@@ -86,6 +91,7 @@ func makeVector(t *testing.T, name string, obj crypt.Object, size int64, withSum
 			t.Fatal(err)
 		}
 	}
+
 	if err := e.Sign(dek[:], obj); err != nil {
 		t.Fatal(err)
 	}
@@ -130,10 +136,12 @@ func TestVectors(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+
 	data, err := os.ReadFile(vectorFile)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	var kept vectors
 	if err := json.Unmarshal(data, &kept); err != nil {
 		t.Fatal(err)
@@ -141,12 +149,13 @@ func TestVectors(t *testing.T) {
 	if !reflect.DeepEqual(made, kept) {
 		t.Error("what is written now is not what the vectors hold: the format has changed")
 	}
+
 	for _, v := range kept.Objects {
 		checkVector(t, v)
 	}
 }
 
-// checkVector reads a vector as a stranger would: from the file alone.
+// checkVector reads a vector using only the vectors file.
 func checkVector(t *testing.T, v vector) {
 	t.Helper()
 	dek, key := unhex(t, v.DEK), unhex(t, v.Key)
@@ -154,6 +163,7 @@ func checkVector(t *testing.T, v vector) {
 	if err != nil {
 		t.Fatalf("%s: %v", v.Name, err)
 	}
+
 	if err := e.Verify(dek, crypt.Object{Bucket: v.Bucket, Key: string(key)}); err != nil {
 		t.Errorf("%s: %v", v.Name, err)
 	}
@@ -174,7 +184,7 @@ func unhex(t *testing.T, s string) []byte {
 	return data
 }
 
-// Tink is the oracle: what we seal it opens, what it seals we open.
+// Tink must open what this package seals, and the other way round.
 func TestTinkInteroperates(t *testing.T) {
 	aad := []byte("cmekproxy v1 body")
 	for _, size := range edges {
@@ -201,9 +211,11 @@ func TestTinkInteroperates(t *testing.T) {
 		if _, err := w.Write(text); err != nil {
 			t.Fatal(err)
 		}
+
 		if err := w.Close(); err != nil {
 			t.Fatal(err)
 		}
+
 		h := crypt.Header(sealed.Bytes()[:crypt.HeaderSize])
 		if got, err := open(sealed.Bytes(), crypt.Whole(size), dek, h); err != nil || !bytes.Equal(got, text) {
 			t.Errorf("%d bytes: we read %d bytes of Tink's, %v", size, len(got), err)
@@ -211,8 +223,8 @@ func TestTinkInteroperates(t *testing.T) {
 	}
 }
 
-// Another associated data is another stream key: a Tink stream of another
-// purpose under the same DEK is refused.
+// Different associated data means a different stream key: a Tink stream for
+// another purpose under the same DEK is refused.
 func TestTinkStreamOfAnotherPurpose(t *testing.T) {
 	dek := make([]byte, 32)
 	rand.Read(dek)
@@ -220,6 +232,7 @@ func TestTinkStreamOfAnotherPurpose(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	var sealed bytes.Buffer
 	w, err := tink.NewEncryptingWriter(&sealed, []byte("another purpose"))
 	if err != nil {
@@ -228,6 +241,7 @@ func TestTinkStreamOfAnotherPurpose(t *testing.T) {
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
+
 	h := crypt.Header(sealed.Bytes()[:crypt.HeaderSize])
 	if _, err := open(sealed.Bytes(), crypt.Whole(0), dek, h); !errors.Is(err, crypt.ErrAuth) {
 		t.Error(err)

@@ -10,22 +10,25 @@ import (
 	"unsafe"
 )
 
-// Nothing of a key is left in what held it. The scan is of the very bytes, as
-// the types are not this package's.
+// Nothing of a key remains in the memory that held it. The test scans the
+// bytes of the values, because the types belong to other packages.
 func TestWipe(t *testing.T) {
 	key := bytes.Repeat([]byte{0x17, 0x2e, 0x45, 0x5c}, 8)
 	block, err := aes.NewCipher(key)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	aead, err := cipher.NewGCM(block)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	random, err := cipher.NewGCMWithRandomNonce(block)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for name, keyed := range map[string]any{"GCM": aead, "GCM with random nonces": random, "AES": block} {
 		t.Run(name, func(t *testing.T) {
 			data := *(*[2]unsafe.Pointer)(unsafe.Pointer(&keyed)) // of the interface: type and pointer
@@ -33,6 +36,7 @@ func TestWipe(t *testing.T) {
 			if !bytes.Contains(holds, key) {
 				t.Fatal("the key is not where it was looked for")
 			}
+
 			Wipe(keyed)
 			if bytes.Contains(holds, key[:8]) {
 				t.Error("the key is still there")
@@ -47,5 +51,6 @@ func TestWipe(t *testing.T) {
 	hashes.wipe()
 	Wipe(nil)
 	Wipe(sha256.New())
+
 	Wipe(struct{}{})
 }

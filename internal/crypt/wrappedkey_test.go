@@ -17,8 +17,8 @@ import (
 
 const keyVectorFile = "testdata/key-vectors.json"
 
-// keyVectors are those of docs/format.md, section 9. Binary values and object
-// keys are in hex. They never change.
+// keyVectors are the vectors for docs/format.md, section 9. Binary values
+// and object keys are in hex. They never change.
 type keyVectors struct {
 	Comment  []string         `json:"comment"`
 	Wrapped  []wrappedVector  `json:"wrapped"`
@@ -31,8 +31,7 @@ type wrappedVector struct {
 	Salt    string            `json:"salt,omitempty"`
 	Context map[string]string `json:"context,omitempty"`
 	Blob    string            `json:"blob"`
-	// Of those with a salt: what the blob unwraps to, for which object, and
-	// the DEK.
+	// Only with a salt: the unwrapped blob, the object, and the DEK.
 	BucketKey string `json:"bucket_key,omitempty"`
 	Bucket    string `json:"bucket,omitempty"`
 	Key       string `json:"key,omitempty"`
@@ -58,14 +57,23 @@ func fill(n int, from byte) []byte {
 
 func makeKeyVectors(t *testing.T) keyVectors {
 	t.Helper()
-	v := keyVectors{Comment: []string{"Vectors of docs/format.md, section 9. They never change.", "Binary values and object keys are in hex."}}
+	v := keyVectors{
+		Comment: []string{
+			"Vectors of docs/format.md, section 9. They never change.",
+			"Binary values and object keys are in hex.",
+		},
+	}
+
 	obj := crypt.Object{Bucket: "bucket", Key: "dir/k\xc3\xa9y"}
 	for _, w := range []struct {
 		name string
 		crypt.WrappedKey
 	}{
 		{"bucket key", crypt.WrappedKey{Salt: fill(32, 1), Blob: []byte("what the KMS gave")}},
-		{"context", crypt.WrappedKey{Context: map[string]string{"tenant": "acme", "classe": "secr\u00e8te", "empty": ""}, Blob: []byte("what the KMS gave")}},
+		{"context", crypt.WrappedKey{Context: map[string]string{
+			"tenant": "acme", "classe": "secr\u00e8te",
+			"empty": "",
+		}, Blob: []byte("what the KMS gave")}},
 		{"both", crypt.WrappedKey{Salt: fill(32, 9), Context: map[string]string{"a": "b"}, Blob: []byte{0}}},
 	} {
 		t.Run(w.name, func(t *testing.T) {
@@ -73,24 +81,36 @@ func makeKeyVectors(t *testing.T) keyVectors {
 			if err != nil {
 				t.Fatal(err)
 			}
-			out := wrappedVector{Name: w.name, Wrapped: hex.EncodeToString(wrapped), Salt: hex.EncodeToString(w.Salt), Context: w.Context, Blob: hex.EncodeToString(w.Blob)}
+
+			out := wrappedVector{
+				Name: w.name, Wrapped: hex.EncodeToString(wrapped), Salt: hex.EncodeToString(w.Salt),
+				Context: w.Context, Blob: hex.EncodeToString(w.Blob),
+			}
+
 			if w.Salt != nil {
 				dek, err := crypt.DeriveDEK(fill(32, 100), w.Salt, obj)
 				if err != nil {
 					t.Fatal(err)
 				}
-				out.BucketKey, out.Bucket, out.Key, out.DEK = hex.EncodeToString(fill(32, 100)), obj.Bucket, hex.EncodeToString([]byte(obj.Key)), hex.EncodeToString(dek)
+				out.BucketKey, out.Bucket, out.Key, out.DEK = hex.EncodeToString(fill(32,
+					100)), obj.Bucket, hex.EncodeToString([]byte(obj.Key)), hex.EncodeToString(dek)
 			}
+
 			v.Wrapped = append(v.Wrapped, out)
 		})
 	}
+
 	wrapped, err := crypt.WrapByCustomer(fill(32, 7), fill(32, 50), obj, bytes.NewReader(fill(32, 200)))
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	v.Customer = append(v.Customer, customerVector{
-		"customer's key", hex.EncodeToString(fill(32, 7)), obj.Bucket, hex.EncodeToString([]byte(obj.Key)), hex.EncodeToString(wrapped), hex.EncodeToString(fill(32, 50)),
+		"customer's key", hex.EncodeToString(fill(32,
+			7)), obj.Bucket, hex.EncodeToString([]byte(obj.Key)), hex.EncodeToString(wrapped),
+		hex.EncodeToString(fill(32, 50)),
 	})
+
 	return v
 }
 
@@ -104,42 +124,53 @@ func TestKeyVectors(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+
 	data, err := os.ReadFile(keyVectorFile)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	var v keyVectors
 	if err := json.Unmarshal(data, &v); err != nil {
 		t.Fatal(err)
 	}
+
 	for _, w := range v.Wrapped {
 		got, err := crypt.ParseWrappedKey(unhex(t, w.Wrapped))
-		if err != nil || hex.EncodeToString(got.Salt) != w.Salt || hex.EncodeToString(got.Blob) != w.Blob || !maps.Equal(got.Context, w.Context) {
+		if err != nil || hex.EncodeToString(got.Salt) != w.Salt || hex.EncodeToString(got.Blob) != w.Blob ||
+			!maps.Equal(got.Context, w.Context) {
 			t.Errorf("%s: %+v, %v", w.Name, got, err)
 		}
 		if again, err := got.Bytes(); err != nil || hex.EncodeToString(again) != w.Wrapped {
 			t.Errorf("%s: written again: %x, %v", w.Name, again, err)
 		}
+
 		if w.Salt == "" {
 			continue
 		}
-		dek, err := crypt.DeriveDEK(unhex(t, w.BucketKey), got.Salt, crypt.Object{Bucket: w.Bucket, Key: string(unhex(t, w.Key))})
+
+		dek, err := crypt.DeriveDEK(unhex(t, w.BucketKey), got.Salt, crypt.Object{
+			Bucket: w.Bucket, Key: string(unhex(t, w.Key)),
+		})
 		if err != nil || hex.EncodeToString(dek) != w.DEK {
 			t.Errorf("%s: DEK %x, %v", w.Name, dek, err)
 		}
 	}
+
 	for _, c := range v.Customer {
-		dek, err := crypt.UnwrapByCustomer(unhex(t, c.CustomerKey), unhex(t, c.Wrapped), crypt.Object{Bucket: c.Bucket, Key: string(unhex(t, c.Key))})
+		dek, err := crypt.UnwrapByCustomer(unhex(t, c.CustomerKey), unhex(t, c.Wrapped),
+			crypt.Object{Bucket: c.Bucket, Key: string(unhex(t, c.Key))})
 		if err != nil || hex.EncodeToString(dek) != c.DEK {
 			t.Errorf("%s: DEK %x, %v", c.Name, dek, err)
 		}
 	}
+
 	if len(v.Wrapped) < 3 || len(v.Customer) < 1 {
 		t.Error("vectors are missing")
 	}
 }
 
-// What the KMS gives is not touched where there is nothing to add to it.
+// The KMS's ciphertext is stored unchanged if there is nothing to add.
 func TestPlainWrappedKey(t *testing.T) {
 	for _, blob := range [][]byte{{0}, []byte("vault:v1:abc"), []byte("cmekwra")} {
 		t.Run(fmt.Sprintf("%q", blob), func(t *testing.T) {
@@ -182,6 +213,7 @@ func TestWrappedKeyRefusals(t *testing.T) {
 			}
 		})
 	}
+
 	for name, w := range map[string]crypt.WrappedKey{
 		"an empty name":     {Context: map[string]string{"": "x"}, Blob: []byte("b")},
 		"the name bucket":   {Context: map[string]string{"bucket": "x"}, Blob: []byte("b")},
@@ -199,14 +231,15 @@ func TestWrappedKeyRefusals(t *testing.T) {
 	}
 }
 
-// Another object, salt or bucket key means another DEK; a bucket key of zeros
-// means none.
+// A different object, salt or bucket key gives a different DEK. A bucket
+// key of zeros is refused.
 func TestDerivedDEKs(t *testing.T) {
 	obj := crypt.Object{Bucket: "b", Key: "ck"}
 	first, err := crypt.DeriveDEK(fill(32, 1), fill(32, 2), obj)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for name, got := range map[string]func() ([]byte, error){
 		"key": func() ([]byte, error) {
 			return crypt.DeriveDEK(fill(32, 1), fill(32, 2), crypt.Object{Bucket: "b", Key: "cl"})
@@ -223,6 +256,7 @@ func TestDerivedDEKs(t *testing.T) {
 			}
 		})
 	}
+
 	if _, err := crypt.DeriveDEK(make([]byte, 32), fill(32, 2), obj); !errors.Is(err, crypt.ErrDEK) {
 		t.Errorf("a bucket key of zeros: %v", err)
 	}
@@ -237,6 +271,7 @@ func TestCustomerKeyRefusals(t *testing.T) {
 	if again, err := crypt.WrapByCustomer(key, dek, obj, rand.Reader); err != nil || bytes.Equal(again, wrapped) {
 		t.Errorf("wrapped twice alike: %v", err)
 	}
+
 	for name, row := range map[string]struct {
 		key, wrapped []byte
 		obj          crypt.Object
@@ -253,11 +288,13 @@ func TestCustomerKeyRefusals(t *testing.T) {
 		"another form":   {key, append([]byte{2}, wrapped[1:]...), obj, crypt.ErrEnvelope},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if got, err := crypt.UnwrapByCustomer(row.key, row.wrapped, row.obj); !errors.Is(err, row.want) || got != nil {
+			if got, err := crypt.UnwrapByCustomer(row.key, row.wrapped, row.obj); !errors.Is(err, row.want) ||
+				got != nil {
 				t.Errorf("%x, %v", got, err)
 			}
 		})
 	}
+
 	for i := 1; i < len(wrapped); i++ {
 		flipped := bytes.Clone(wrapped)
 		flipped[i] ^= 1
@@ -265,6 +302,7 @@ func TestCustomerKeyRefusals(t *testing.T) {
 			t.Errorf("byte %d flipped: %v", i, err)
 		}
 	}
+
 	for name, bad := range map[string][]byte{"zeros": make([]byte, 32), "short": fill(31, 1)} {
 		t.Run(name, func(t *testing.T) {
 			if _, err := crypt.WrapByCustomer(bad, dek, obj, rand.Reader); !errors.Is(err, crypt.ErrDEK) {
@@ -277,13 +315,14 @@ func TestCustomerKeyRefusals(t *testing.T) {
 	}
 }
 
-// What is read is written the same again, so that the MAC, which covers it as
-// it is stored, covers one form only.
+// Encoding a decoded wrapped key gives the same bytes, so the MAC covers
+// only one form.
 func FuzzWrappedKey(f *testing.F) {
 	f.Add([]byte("blob"))
 	f.Add([]byte("cmekwrap\x01\x01" + strings.Repeat("s", 32) + "blob"))
 	f.Add([]byte("cmekwrap\x01\x02\x00\x01\x00\x01a\x00\x01bblob"))
 	f.Add([]byte("cmekwrap\x01\x03" + strings.Repeat("s", 32) + "\x00\x02\x00\x01a\x00\x01b\x00\x01c\x00\x00blob"))
+
 	f.Fuzz(func(t *testing.T, wrapped []byte) {
 		w, err := crypt.ParseWrappedKey(wrapped)
 		if err != nil {
@@ -292,9 +331,10 @@ func FuzzWrappedKey(f *testing.F) {
 			}
 			return
 		}
+
 		again, err := w.Bytes()
 		if err != nil {
-			return // too long, or a compound in a compound, which nothing writes
+			return // too long, or a nested compound, which is never written
 		}
 		if !bytes.Equal(again, wrapped) {
 			t.Fatalf("%x is written as %x", wrapped, again)
@@ -302,8 +342,8 @@ func FuzzWrappedKey(f *testing.F) {
 	})
 }
 
-// A name that differs from one of ours by case is refused for new objects, and
-// read where it is stored.
+// A name that differs from a reserved one only by case is refused for new
+// objects and accepted for stored ones.
 func TestContextNamesByCase(t *testing.T) {
 	for _, name := range []string{"Bucket", "BUCKET", "kEy", "\u212aey"} {
 		t.Run(name, func(t *testing.T) {
@@ -311,6 +351,7 @@ func TestContextNamesByCase(t *testing.T) {
 			if err := crypt.CheckNewContext(context); !errors.Is(err, crypt.ErrEnvelope) {
 				t.Errorf("%q is taken for a new object: %v", name, err)
 			}
+
 			stored, err := crypt.WrappedKey{Blob: []byte("blob"), Context: context}.Bytes()
 			if err != nil {
 				t.Fatal(err)
@@ -320,6 +361,7 @@ func TestContextNamesByCase(t *testing.T) {
 			}
 		})
 	}
+
 	for _, name := range []string{"buckets", "k", "the key"} {
 		t.Run(name, func(t *testing.T) {
 			if err := crypt.CheckNewContext(map[string]string{name: "mine"}); err != nil {

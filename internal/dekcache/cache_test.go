@@ -32,7 +32,7 @@ func id(n int) dekcache.ID { return dekcache.ID{byte(n), byte(n >> 8), byte(n >>
 
 func dekOf(n int) []byte { return bytes.Repeat([]byte{byte(n + 1)}, 32) }
 
-// source is a KMS that counts.
+// source is a KMS that counts its calls.
 type source struct {
 	calls atomic.Int64
 	delay time.Duration
@@ -47,6 +47,7 @@ func (s *source) fetch(n int) func(context.Context) ([]byte, error) {
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
+
 		if s.err != nil {
 			return nil, s.err
 		}
@@ -92,11 +93,13 @@ func TestGet(t *testing.T) {
 	if first.Hit || !second.Hit {
 		t.Errorf("hits: %v, %v", first.Hit, second.Hit)
 	}
+
 	clear(first.DEK)
 	clear(second.DEK)
-	get(t, c, 1, s) // not wiped with the copies
+	get(t, c, 1, s) // not wiped together with the copies
 	get(t, c, 2, s)
 	wantCalls(t, s, 2)
+
 	if st := c.Stats(); st.Hits != 2 || st.Misses != 2 || st.Entries != 2 || c.Holdings()[keyID].Entries != 2 {
 		t.Errorf("%+v", st)
 	}
@@ -110,28 +113,35 @@ func TestTTLCountsFromTheRequestAndIsNotExtended(t *testing.T) {
 		if want := start.Add(time.Minute); !e.Expires().Equal(want) {
 			t.Errorf("expires %v after the request was sent, want 1m", e.Expires().Sub(start))
 		}
-		for time.Since(start) < 59*time.Second { // in use all the time
+
+		for time.Since(start) < 59*time.Second { // in constant use
 			time.Sleep(time.Second)
 			if !get(t, c, 1, s).Hit {
 				t.Fatalf("gone after %v", time.Since(start))
 			}
 		}
+
 		if age := c.Stats().OldestAge; age != 59*time.Second {
 			t.Errorf("oldest age %v", age)
 		}
+
 		held := c.Held(id(1))
 		time.Sleep(time.Second - time.Nanosecond)
+
 		if !e.InForce() || !bytes.Equal(held, dekOf(1)) {
 			t.Error("over before its time")
 		}
+
 		time.Sleep(time.Nanosecond)
 		if e.InForce() {
 			t.Error("in force after the TTL")
 		}
+
 		synctest.Wait()
 		if !bytes.Equal(held, make([]byte, 32)) || c.Stats().Entries != 0 || c.Stats().Expirations != 1 {
 			t.Error("not wiped at its expiry, though nobody asked for it")
 		}
+
 		get(t, c, 1, s)
 		wantCalls(t, s, 2)
 	})
@@ -141,10 +151,12 @@ func TestExpiryInAnyOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCache(t, dekcache.Config{TTL: time.Minute})
 		var wg sync.WaitGroup
-		for n := range 20 { // the first to start is the last to come
+
+		for n := range 20 { // the first to start finishes last
 			wg.Go(func() { get(t, c, n, &source{delay: time.Duration(20-n) * time.Second}) })
 			time.Sleep(100 * time.Millisecond)
 		}
+
 		wg.Wait()
 		for left := 20; left > 0; left-- {
 			synctest.Wait()
@@ -160,10 +172,12 @@ func TestWallClockEndsTheTermToo(t *testing.T) {
 	now := time.Now()
 	c := newCache(t, dekcache.Config{TTL: time.Minute, Now: func() time.Time { return now }})
 	e := get(t, c, 1, &source{})
-	// The monotonic clock stood still, as in a suspended machine. It is the
-	// second word of a time.Time, which has no other way to set it.
+
+	// The monotonic clock stops, as on a suspended machine. It is the
+	// second word of a time.Time, and there is no other way to set it.
 	now = now.Add(time.Minute)
 	*(*time.Duration)(unsafe.Add(unsafe.Pointer(&now), 8)) -= time.Minute
+
 	if !now.Before(e.Expires()) || now.Round(0).Before(e.Expires().Round(0)) {
 		t.Fatal("the two clocks do not differ: the test needs another way to set them")
 	}
@@ -188,11 +202,14 @@ func TestSingleFlight(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, s := newCache(t, dekcache.Config{}), &source{delay: time.Second}
 		var wg sync.WaitGroup
+
 		for range 100 {
 			wg.Go(func() { clear(get(t, c, 1, s).DEK) })
 		}
+
 		wg.Wait()
 		wantCalls(t, s, 1)
+
 		if st := c.Stats(); st.Misses != 1 || st.Shared != 99 {
 			t.Errorf("%+v", st)
 		}
@@ -215,12 +232,14 @@ func TestWaiterLeavesAndTheFlightGoesOn(t *testing.T) {
 				t.Errorf("the one who left got %v", err)
 			}
 		})
+
 		synctest.Wait()
 		wg.Go(func() { get(t, c, 1, s) })
 		time.Sleep(time.Second)
 		cancel()
 		wg.Wait()
 		wantCalls(t, s, 1)
+
 		if value != "request 1" {
 			t.Errorf("the fetch has no values of its caller: %v", value)
 		}
@@ -245,6 +264,7 @@ func TestFailuresAreRemembered(t *testing.T) {
 			}
 			return 100 * time.Millisecond
 		}})
+
 		no, down := &source{err: fmt.Errorf("wrapped: %w", errNo)}, &source{err: errDown}
 		ask := func(n int, s *source) {
 			t.Helper()
@@ -252,17 +272,21 @@ func TestFailuresAreRemembered(t *testing.T) {
 				t.Errorf("%v, want %v", err, s.err)
 			}
 		}
+
 		get(t, c, 100, &source{})
 		for range 5 {
 			ask(1, no)
 			ask(2, down)
 		}
+
 		wantCalls(t, no, 1)
 		wantCalls(t, down, 1)
+
 		if n := c.Stats().NegativeHits; n != 8 {
 			t.Errorf("%d negative hits, want 8", n)
 		}
-		time.Sleep(100 * time.Millisecond) // each has a time of its own
+
+		time.Sleep(100 * time.Millisecond) // each has its own lifetime
 		ask(1, no)
 		ask(2, down)
 		wantCalls(t, no, 1)
@@ -280,9 +304,11 @@ func TestFailuresAreRemembered(t *testing.T) {
 		ask(1, no)
 		wantCalls(t, no, 4)
 		get(t, c, 101, &source{})
-		for n := range 50 { // failures push out failures only
+
+		for n := range 50 { // failures evict only failures
 			ask(n, no)
 		}
+
 		if c.Held(id(101)) == nil {
 			t.Error("failures pushed out a DEK")
 		}
@@ -294,9 +320,11 @@ func TestEvictionWipes(t *testing.T) {
 	for n := range 2 {
 		get(t, c, n, s)
 	}
+
 	held := c.Held(id(1))
 	get(t, c, 0, s) // 1 is now the least recently used
 	get(t, c, 2, s)
+
 	if !bytes.Equal(held, make([]byte, 32)) {
 		t.Error("an evicted DEK was not wiped")
 	}
@@ -312,6 +340,7 @@ func TestPurge(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	held := c.Held(id(1))
 	if n := c.Purge(keyID); n != 1 {
 		t.Errorf("%d purged, want 1", n)
@@ -319,18 +348,20 @@ func TestPurge(t *testing.T) {
 	if mine.InForce() || !other.InForce() {
 		t.Error("a purge ends the terms of its key, and of no other")
 	}
+
 	if !bytes.Equal(held, make([]byte, 32)) {
 		t.Error("a purged DEK was not wiped")
 	}
 	if again := get(t, c, 1, s); again.Hit || !again.InForce() {
 		t.Error("after a purge, the DEK is fetched anew")
 	}
+
 	if n := c.PurgeAll(); n != 2 || other.InForce() {
 		t.Errorf("%d purged, want 2", n)
 	}
 }
 
-// TestPurgeGroup takes a part of a key's DEKs away, and no other.
+// TestPurgeGroup purges some DEKs of a key but no others.
 func TestPurgeGroup(t *testing.T) {
 	c, s := newCache(t, dekcache.Config{}), &source{}
 	other := dekcache.Group{KeyID: keyID, Part: 1}
@@ -346,13 +377,14 @@ func TestPurgeGroup(t *testing.T) {
 	if c.Busy(other) || !c.Busy(group) {
 		t.Error("Busy does not tell a purged group from the other one")
 	}
+
 	if n := c.Purge(keyID); n != 1 || mine.InForce() {
 		t.Errorf("%d purged with the key", n)
 	}
 }
 
-// TestPurgeBeforeTheGroupIsKnown: a DEK that was asked for before the purge of
-// its key, or of everything, is of no use, though its group is new.
+// TestPurgeBeforeTheGroupIsKnown: a DEK requested before the purge of its
+// key, or of all keys, must not be used, even if its group is new.
 func TestPurgeBeforeTheGroupIsKnown(t *testing.T) {
 	for name, purge := range map[string]func(*dekcache.Cache){
 		"key":        func(c *dekcache.Cache) { c.Purge(keyID) },
@@ -363,7 +395,9 @@ func TestPurgeBeforeTheGroupIsKnown(t *testing.T) {
 			c := newCache(t, dekcache.Config{})
 			m := c.Mark()
 			purge(c)
-			if e := c.Put(id(1), dekcache.Group{KeyID: keyID, Part: 7}, m, dekOf(1)); e.InForce() || c.Held(id(1)) != nil {
+
+			if e := c.Put(id(1), dekcache.Group{KeyID: keyID, Part: 7}, m, dekOf(1)); e.InForce() ||
+				c.Held(id(1)) != nil {
 				t.Error("a DEK from before the purge is in force")
 			}
 			if e := c.Put(id(1), dekcache.Group{KeyID: keyID, Part: 7}, c.Mark(), dekOf(1)); !e.InForce() {
@@ -373,7 +407,8 @@ func TestPurgeBeforeTheGroupIsKnown(t *testing.T) {
 	}
 }
 
-// TestADEKInTwoGroups: a purge of either group ends what was handed out for it.
+// TestADEKInTwoGroups: a purge of either group ends the use of DEKs handed
+// out for it.
 func TestADEKInTwoGroups(t *testing.T) {
 	c, s := newCache(t, dekcache.Config{}), &source{}
 	other := dekcache.Group{KeyID: keyID, Part: 1}
@@ -382,6 +417,7 @@ func TestADEKInTwoGroups(t *testing.T) {
 	if err != nil || theirs.Hit {
 		t.Fatalf("the DEK of another group was a hit: %v, %v", theirs.Hit, err)
 	}
+
 	again, err := c.Get(t.Context(), id(1), other, s.fetch(1))
 	if err != nil || !again.Hit {
 		t.Errorf("the group that fetched it last has no hit: %v", err)
@@ -393,8 +429,8 @@ func TestADEKInTwoGroups(t *testing.T) {
 	}
 }
 
-// TestBusyDuringAFlight: the slot of a group must not be given away while a DEK
-// of it is on its way, though nobody waits for it any more.
+// TestBusyDuringAFlight: a group is busy while a DEK is being fetched for
+// it, even if no caller waits any more.
 func TestBusyDuringAFlight(t *testing.T) {
 	c := newCache(t, dekcache.Config{})
 	ctx, cancel := context.WithCancel(t.Context())
@@ -407,9 +443,11 @@ func TestBusyDuringAFlight(t *testing.T) {
 			return dekOf(1), nil
 		})
 	}()
+
 	<-asked
 	cancel()
 	<-landed
+
 	if !c.Busy(group) {
 		t.Error("a group is not busy while a fetch is under way")
 	}
@@ -425,13 +463,15 @@ func TestPurgeDuringAFlight(t *testing.T) {
 				t.Error("the answer to a request from before the purge was given out")
 			}
 		})
+
 		time.Sleep(time.Second)
 		c.Purge(keyID)
-		wg.Go(func() { get(t, c, 1, s) }) // must not join the flight from before the purge
+		wg.Go(func() { get(t, c, 1, s) }) // must not join the flight that started before the purge
 		synctest.Wait()
 		wantCalls(t, s, 2)
 		time.Sleep(time.Minute - time.Second)
 		synctest.Wait()
+
 		if c.Stats().Entries != 0 {
 			t.Error("the flight from before the purge stored its answer")
 		}
@@ -455,17 +495,20 @@ func TestPut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, s := newCache(t, dekcache.Config{TTL: time.Minute}), &source{}
 		m := c.Mark()
-		time.Sleep(10 * time.Second) // the KMS makes the DEK
+		time.Sleep(10 * time.Second) // the KMS generates the DEK
 		dek := dekOf(1)
 		e := c.Put(id(1), group, m, dek)
 		clear(dek)
+
 		if !bytes.Equal(e.DEK, dekOf(1)) || !e.InForce() {
 			t.Error("put gives no copy of its own")
 		}
+
 		time.Sleep(50*time.Second - time.Nanosecond)
 		if !get(t, c, 1, s).Hit {
 			t.Error("not a hit")
 		}
+
 		time.Sleep(time.Nanosecond)
 		if e.InForce() {
 			t.Error("in force a minute after the request was sent")
@@ -473,6 +516,7 @@ func TestPut(t *testing.T) {
 
 		m = c.Mark()
 		c.Purge(keyID)
+
 		if e := c.Put(id(2), group, m, dekOf(2)); e.InForce() || c.Held(id(2)) != nil {
 			t.Error("a DEK from before the purge was stored")
 		}
@@ -482,6 +526,7 @@ func TestPut(t *testing.T) {
 		newer := c.Mark()
 		c.Put(id(3), group, newer, dekOf(3))
 		c.Put(id(3), group, older, dekOf(3))
+
 		if age := c.Stats().OldestAge; age != 0 {
 			t.Errorf("an older answer replaced a newer one: age %v", age)
 		}
@@ -497,9 +542,11 @@ func TestClose(t *testing.T) {
 		_, err := c.Get(t.Context(), id(2), group, s.fetch(2))
 		errs <- err
 	}()
+
 	for s.calls.Load() == 0 {
 		time.Sleep(time.Millisecond)
 	}
+
 	c.Close()
 	if err := <-errs; !errors.Is(err, context.Canceled) && !errors.Is(err, dekcache.ErrClosed) {
 		t.Errorf("the waiter got %v", err)
@@ -507,12 +554,14 @@ func TestClose(t *testing.T) {
 	if e.InForce() || !bytes.Equal(held, make([]byte, 32)) || !c.Bare() {
 		t.Error("Close left a DEK")
 	}
+
 	if _, err := c.Get(t.Context(), id(1), group, s.fetch(1)); !errors.Is(err, dekcache.ErrClosed) {
 		t.Errorf("%v, want ErrClosed", err)
 	}
 	if e := c.Put(id(1), group, c.Mark(), dekOf(1)); c.Held(id(1)) != nil || len(e.DEK) != 32 {
 		t.Error("put after Close")
 	}
+
 	c.Close()
 }
 
@@ -531,11 +580,12 @@ func TestZeroTermIsOver(t *testing.T) {
 	}
 }
 
-// Everything at once, for the race detector.
+// Runs everything concurrently, for the race detector.
 func TestConcurrent(t *testing.T) {
 	c := newCache(t, dekcache.Config{
 		TTL: 2 * time.Millisecond, MaxEntries: 20, Remember: func(error) time.Duration { return time.Millisecond },
 	})
+
 	var wg sync.WaitGroup
 	for g := range 8 {
 		wg.Go(func() {
@@ -544,12 +594,15 @@ func TestConcurrent(t *testing.T) {
 				if i%10 == 0 {
 					s.err = errNo
 				}
+
 				ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 				e, err := c.Get(ctx, id(n), group, s.fetch(n))
 				cancel()
+
 				if err == nil && !bytes.Equal(e.DEK, dekOf(n)) {
 					t.Errorf("wrong DEK")
 				}
+
 				clear(e.DEK)
 				switch i % 50 {
 				case 0:
@@ -564,6 +617,7 @@ func TestConcurrent(t *testing.T) {
 			}
 		})
 	}
+
 	wg.Wait()
 }
 
@@ -573,6 +627,7 @@ func BenchmarkGetHit(b *testing.B) {
 	if _, err := c.Get(b.Context(), id(1), group, fetch); err != nil {
 		b.Fatal(err)
 	}
+
 	b.ReportAllocs()
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {

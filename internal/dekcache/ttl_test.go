@@ -22,15 +22,18 @@ func TestJitterIsDownwardsOnly(t *testing.T) {
 			}
 			return by
 		}})
+
 		start, s := time.Now(), &source{}
 		e := get(t, c, 1, s)
 		if e.Expires().Sub(start) != 50*time.Second || e.Limit().Sub(start) != time.Minute {
 			t.Errorf("expires %v, limit %v", e.Expires().Sub(start), e.Limit().Sub(start))
 		}
+
 		by = 0
-		get(t, c, 2, s) // expires later though it was fetched at the same time
+		get(t, c, 2, s) // expires later, although it was fetched at the same time
 		time.Sleep(50 * time.Second)
 		synctest.Wait()
+
 		if e.InForce() || c.Held(id(1)) != nil || c.Held(id(2)) == nil {
 			t.Error("the jitter did not end the one, or ended the other")
 		}
@@ -49,27 +52,34 @@ func TestShorterTTLHoldsAtOnce(t *testing.T) {
 		time.Sleep(5 * time.Second)
 		held := c.Held(id(1))
 		c.SetTTL(10 * time.Second)
+
 		if old.InForce() || !bytes.Equal(held, make([]byte, 32)) || c.Held(id(1)) != nil {
 			t.Error("a DEK that is older than the new TTL is still of use")
 		}
 		if !young.InForce() || c.Held(id(2)) == nil {
 			t.Error("a DEK that is younger than the new TTL is gone")
 		}
+
 		if left := time.Until(young.Expires()); left != 5*time.Second {
 			t.Errorf("the young one has %v left, want 5s", left)
 		}
+
 		time.Sleep(5 * time.Second)
 		synctest.Wait()
+
 		if young.InForce() || c.Stats().Entries != 0 {
 			t.Error("the shorter TTL does not end what it found")
 		}
+
 		c.SetTTL(time.Hour)
 		if old.InForce() || young.InForce() {
 			t.Error("a longer TTL brought a DEK back")
 		}
+
 		get(t, c, 1, s)
 		wantCalls(t, s, 3)
 		time.Sleep(59 * time.Minute)
+
 		if !get(t, c, 1, s).Hit {
 			t.Error("the longer TTL does not hold for what was fetched under it")
 		}
@@ -98,6 +108,7 @@ func TestShorterTTLDuringAFlight(t *testing.T) {
 				t.Errorf("%v, want ErrTooLate", err)
 			}
 		})
+
 		time.Sleep(time.Second)
 		c.SetTTL(5 * time.Second)
 		wg.Wait()
@@ -116,25 +127,33 @@ func TestWait(t *testing.T) {
 				}
 				ended <- time.Since(start)
 			}()
+
 			return func() time.Duration { return <-ended }
 		}
+
 		purged, cut := wait(get(t, c, 1, s)), wait(get(t, c, 2, s))
 		other, err := c.Get(t.Context(), id(3), dekcache.Group{KeyID: "other"}, s.fetch(3))
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		time.Sleep(10 * time.Second)
 		c.Purge(keyID)
+
 		if a, b := purged(), cut(); a != 10*time.Second || b != 10*time.Second {
 			t.Errorf("woken after %v and %v", a, b)
 		}
+
 		shrunk := wait(other)
 		c.SetTTL(30 * time.Second)
+
 		if whole := shrunk(); whole != 30*time.Second {
 			t.Errorf("woken after %v, want 30s", whole)
 		}
+
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
+
 		e := get(t, c, 1, s)
 		if err := e.Wait(ctx); !errors.Is(err, context.DeadlineExceeded) || !e.InForce() {
 			t.Errorf("%v", err)
@@ -147,11 +166,14 @@ func TestResize(t *testing.T) {
 	for n := range 10 {
 		get(t, c, n, s)
 	}
+
 	held := c.Held(id(0))
 	c.Resize(3)
+
 	if st := c.Stats(); st.Entries != 3 || st.Evictions != 7 || !bytes.Equal(held, make([]byte, 32)) {
 		t.Errorf("%+v, or not wiped", st)
 	}
+
 	get(t, c, 20, s)
 	if n := c.Stats().Entries; n != 3 {
 		t.Errorf("%d entries, want 3", n)
@@ -164,22 +186,24 @@ func TestHoldings(t *testing.T) {
 		get(t, c, 1, s)
 		time.Sleep(10 * time.Second)
 		get(t, c, 2, s)
+
 		if _, err := c.Get(t.Context(), id(3), dekcache.Group{KeyID: "other"}, s.fetch(3)); err != nil {
 			t.Fatal(err)
 		}
+
 		time.Sleep(time.Second)
 		h := c.Holdings()
-		if len(h) != 2 || h[keyID] != (dekcache.Holding{Entries: 2, OldestAge: 11 * time.Second}) || h["other"] != (dekcache.Holding{Entries: 1, OldestAge: time.Second}) {
+		if len(h) != 2 || h[keyID] != (dekcache.Holding{Entries: 2, OldestAge: 11 * time.Second}) ||
+			h["other"] != (dekcache.Holding{Entries: 1, OldestAge: time.Second}) {
 			t.Errorf("%+v", h)
 		}
 	})
 }
 
-// TestNoStaleRead has a KMS whose answers carry the number of the revocation
-// that they are from before, and readers, purges and changes of the TTL at
-// once. After a purge has returned, nobody may get, or have in force, a DEK of
-// a request that was sent before it; and nobody one that is older than every
-// TTL there was.
+// TestNoStaleRead runs readers, purges and TTL changes concurrently, with a
+// KMS whose answers contain the number of revocations so far. After a purge
+// has returned, no caller may get or use a DEK that was requested before
+// it, or one that is older than every TTL used.
 func TestNoStaleRead(t *testing.T) {
 	const longest = 50 * time.Millisecond
 	c := newCache(t, dekcache.Config{TTL: longest, Jitter: func(ttl time.Duration) time.Duration { return ttl / 10 }})
@@ -191,13 +215,15 @@ func TestNoStaleRead(t *testing.T) {
 			return bytes.Repeat([]byte{before + 1}, 32), nil
 		}
 	}
+
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
+
 	var wg sync.WaitGroup
 	for reader := range 8 {
 		wg.Go(func() {
 			for n := reader; ctx.Err() == nil; n++ {
-				purged := purges.Load() // all of these have returned
+				purged := purges.Load() // all these purges have returned
 				begun := time.Now()
 				e, err := c.Get(ctx, id(n%5), group, fetch(n%5))
 				if err != nil {
@@ -206,9 +232,11 @@ func TestNoStaleRead(t *testing.T) {
 					}
 					continue
 				}
-				if from := uint32(e.DEK[0]) - 1; from+1 < purged { // the last one may have taken effect, and not be counted yet
+
+				if from := uint32(e.DEK[0]) - 1; from+1 < purged { // the last purge may not be counted yet
 					t.Errorf("a DEK from before purge %d, got after purge %d", from+1, purged)
 				}
+
 				purged = purges.Load()
 				if from := uint32(e.DEK[0]) - 1; e.InForce() && from+1 < purged {
 					t.Errorf("a DEK from before purge %d is in force after purge %d", from+1, purged)
@@ -219,6 +247,7 @@ func TestNoStaleRead(t *testing.T) {
 			}
 		})
 	}
+
 	wg.Go(func() {
 		for n := 0; ctx.Err() == nil && purges.Load() < 200; n++ {
 			time.Sleep(3 * time.Millisecond)
@@ -227,5 +256,6 @@ func TestNoStaleRead(t *testing.T) {
 			purges.Add(1)
 		}
 	})
+
 	wg.Wait()
 }

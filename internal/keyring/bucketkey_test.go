@@ -18,7 +18,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
 )
 
-// sharing has the objects of each bucket share bucket keys.
+// sharing enables bucket keys for all buckets.
 func sharing(limits keyring.Reuse, seen *seen) func(*keyring.Config) {
 	return func(c *keyring.Config) {
 		c.Rules = []keyring.Rule{{Key: "k", Reuse: &limits}}
@@ -48,8 +48,10 @@ func TestReuseLimits(t *testing.T) {
 		"no limit is reached": {keyring.Reuse{MaxAge: time.Hour, MaxObjects: 100, MaxBytes: 1000}, time.Second, 1, 1},
 		"objects":             {keyring.Reuse{MaxAge: time.Hour, MaxObjects: 5, MaxBytes: 1000}, 0, 1, 3},
 		"one object":          {keyring.Reuse{MaxAge: time.Hour, MaxObjects: 1, MaxBytes: 1000}, 0, 1, 12},
-		"age":                 {keyring.Reuse{MaxAge: 4 * time.Second, MaxObjects: 100, MaxBytes: 1000}, time.Second, 1, 3},
-		"bytes":               {keyring.Reuse{MaxAge: time.Hour, MaxObjects: 100, MaxBytes: 100}, 0, 50, 6},
+		"age": {
+			keyring.Reuse{MaxAge: 4 * time.Second, MaxObjects: 100, MaxBytes: 1000}, time.Second, 1, 3,
+		},
+		"bytes": {keyring.Reuse{MaxAge: time.Hour, MaxObjects: 100, MaxBytes: 100}, 0, 50, 6},
 	} {
 		t.Run(name, func(t *testing.T) {
 			kmstest.Bubble(t, func(t *testing.T) {
@@ -57,12 +59,14 @@ func TestReuseLimits(t *testing.T) {
 				w, _ := newLocal(t)
 				k := newRing(t, w, 10*time.Minute, sharing(row.limits, seen))
 				deks := make(map[string]bool)
+
 				for i := range 12 {
 					sealed := createAs(t, k, object(i), row.size)
 					deks[string(sealed.DEK())] = true
 					sealed.Release()
 					time.Sleep(row.step)
 				}
+
 				if got := seen.count(keyring.OpGenerate); got != row.want {
 					t.Errorf("%d bucket keys, want %d", got, row.want)
 				}
@@ -74,8 +78,8 @@ func TestReuseLimits(t *testing.T) {
 	}
 }
 
-// Buckets and KMS keys share nothing with each other, and what has an
-// encryption context of its own shares with nobody.
+// Bucket keys are not shared between buckets or KMS keys, or with objects
+// that have their own encryption context.
 func TestReuseIsWithinABucket(t *testing.T) {
 	seen := &seen{}
 	w, _ := newLocal(t)
@@ -85,86 +89,106 @@ func TestReuseIsWithinABucket(t *testing.T) {
 	own, err := k.Create(t.Context(), object(2), "", keyring.Choice{Context: map[string]string{"tenant": "acme"}})
 	must(t, err)
 	own.Release()
+
 	if got := seen.count(keyring.OpGenerate); got != 3 || own.Shared() {
 		t.Errorf("%d calls, want 3; with a context: shared %t", got, own.Shared())
 	}
 }
 
-// A lost cache costs one unwrap for all, and the DEK of each object is the one
-// that it was stored with, and no other's.
+// After the cache is lost, one unwrap serves all objects. Each object gets
+// the DEK that it was stored with, which differs from all others.
 func TestReuseOpens(t *testing.T) {
 	seen := &seen{}
 	w, _ := newLocal(t)
 	k := newRing(t, w, time.Minute, sharing(keyring.Reuse{MaxAge: time.Hour, MaxObjects: 100, MaxBytes: 100}, seen))
 	wrapped, deks := make(map[int][]byte), make(map[int]string)
+
 	for i := range 5 {
 		sealed := createAs(t, k, object(i), 1)
 		wrapped[i], deks[i] = sealed.Wrapped, string(sealed.DEK())
 		sealed.Release()
 	}
+
 	k.PurgeAll()
 	for i := range 5 {
 		lease, err := k.Open(t.Context(), object(i), w.KeyID(), wrapped[i])
 		must(t, err)
+
 		if string(lease.DEK()) != deks[i] {
 			t.Errorf("object %d has another data key", i)
 		}
 		must(t, lease.Check(t.Context()))
 		lease.Release()
 	}
+
 	if got := seen.count(keyring.OpUnwrap); got != 1 {
 		t.Errorf("%d unwraps", got)
 	}
+
 	moved, err := k.Open(t.Context(), object(1), w.KeyID(), wrapped[2])
 	must(t, err)
+
 	if string(moved.DEK()) == deks[2] {
 		t.Error("another object got the data key")
 	}
+
 	moved.Release()
-	if _, err := k.Open(t.Context(), keyring.Object{Bucket: "another", Key: "object 1"}, w.KeyID(), wrapped[1]); err == nil {
+	if _, err := k.Open(t.Context(), keyring.Object{Bucket: "another", Key: "object 1"}, w.KeyID(),
+		wrapped[1]); err == nil {
 		t.Error("the KMS unwraps a bucket key for another bucket")
 	}
-	// A renewal derives again, and compares.
+
+	// A renewal derives the DEK again and compares it.
 	lease, err := k.Open(t.Context(), object(3), w.KeyID(), wrapped[3])
 	must(t, err)
 	k.PurgeAll()
 	must(t, lease.Check(t.Context()))
+
 	lease.Release()
 }
 
-// What ends the use of data keys ends that of bucket keys: a key that is taken
-// away takes new objects too once the TTL is over or a purge has come, and one
-// that is back serves again.
+// Revocation applies to bucket keys as to data keys. If the key is revoked,
+// new objects are refused after the TTL or a purge. If it is restored, the
+// bucket key can be used again.
 func TestReuseEndsWithTheKey(t *testing.T) {
 	kmstest.Bubble(t, func(t *testing.T) {
 		w, _ := newLocal(t)
 		s := &switched{Wrapper: w}
-		k := newRing(t, s, time.Minute, sharing(keyring.Reuse{MaxAge: 10 * time.Hour, MaxObjects: 1000, MaxBytes: 1000}, &seen{}))
+		k := newRing(t, s, time.Minute, sharing(keyring.Reuse{
+			MaxAge: 10 * time.Hour, MaxObjects: 1000,
+			MaxBytes: 1000,
+		}, &seen{}))
+
 		createAs(t, k, object(1), 1).Release()
 		s.fail.Store(&kms.Error{Kind: kms.Disabled, KeyID: w.KeyID()})
 		createAs(t, k, object(2), 1).Release() // the window
 		time.Sleep(time.Minute)
+
 		if _, err := k.Create(t.Context(), object(3), "", keyring.Choice{}); !kms.IsRevoked(err) {
 			t.Errorf("after the TTL: %v", err)
 		}
+
 		s.fail.Store(nil)
-		time.Sleep(2 * time.Second) // the refusal is remembered for a moment
+		time.Sleep(2 * time.Second) // the refusal is remembered briefly
 		createAs(t, k, object(4), 1).Release()
 		k.PurgeAll()
 		s.fail.Store(&kms.Error{Kind: kms.Disabled, KeyID: w.KeyID()})
+
 		if _, err := k.Create(t.Context(), object(5), "", keyring.Choice{}); !kms.IsRevoked(err) {
 			t.Errorf("after a purge: %v", err)
 		}
-		// A KMS that is out of reach takes no bucket key: the same one serves
-		// when it is back.
+
+		// An unreachable KMS does not discard the bucket key, which is used
+		// again later.
 		s.fail.Store(&kms.Error{Kind: kms.Unreachable, KeyID: w.KeyID()})
+
 		if _, err := k.Create(t.Context(), object(6), "", keyring.Choice{}); !kms.IsUnreachable(err) {
 			t.Errorf("out of reach: %v", err)
 		}
 	})
 }
 
-// switched is a key that can be taken away.
+// switched is a key that can be revoked.
 type switched struct {
 	kms.Wrapper
 	fail  atomic.Pointer[kms.Error]
@@ -192,11 +216,13 @@ func (s *switched) Unwrap(ctx context.Context, wrapped []byte, ec kms.Encryption
 	return s.Wrapper.Unwrap(ctx, wrapped, ec)
 }
 
-// A version of the KMS key that is gone takes the bucket key that it wrapped,
-// and the next object gets a new one.
+// If a version of the KMS key is disabled, the bucket key that it wrapped
+// is discarded, and the next object gets a new one.
 func TestReuseAfterARotation(t *testing.T) {
 	w, path := newLocal(t)
-	k := newRing(t, w, time.Minute, sharing(keyring.Reuse{MaxAge: time.Hour, MaxObjects: 1000, MaxBytes: 1000}, &seen{}))
+	k := newRing(t, w, time.Minute, sharing(keyring.Reuse{MaxAge: time.Hour, MaxObjects: 1000, MaxBytes: 1000},
+		&seen{}))
+
 	createAs(t, k, object(1), 1).Release()
 	must(t, kms.ChangeLocalKeyFile(path, func(f *kms.LocalKeyFile) error {
 		if _, err := f.Rotate(time.Now()); err != nil {
@@ -204,22 +230,26 @@ func TestReuseAfterARotation(t *testing.T) {
 		}
 		return f.SetState(1, kms.LocalKeyDisabled)
 	}))
+
 	k.PurgeAll()
 	sealed := createAs(t, k, object(2), 1)
 	defer sealed.Release()
+
 	k.PurgeAll()
 	lease, err := k.Open(t.Context(), object(2), w.KeyID(), sealed.Wrapped)
 	must(t, err)
 	lease.Release()
 }
 
-// Those that come while a bucket key is made wait for it, share its failure,
-// and are not taken down by the one that went away.
+// While a bucket key is being created, other objects wait for it and share
+// its failure, but not the cancellation of its client.
 func TestReuseIsMadeOnce(t *testing.T) {
 	kmstest.Bubble(t, func(t *testing.T) {
 		w, _ := newLocal(t)
 		s := &switched{Wrapper: w, delay: time.Second}
-		k := newRing(t, s, time.Hour, sharing(keyring.Reuse{MaxAge: time.Hour, MaxObjects: 1000, MaxBytes: 1000}, &seen{}))
+		k := newRing(t, s, time.Hour, sharing(keyring.Reuse{MaxAge: time.Hour, MaxObjects: 1000, MaxBytes: 1000},
+			&seen{}))
+
 		var all sync.WaitGroup
 		crowd := func(ctx context.Context, want func(error) bool) {
 			for i := range 20 {
@@ -234,12 +264,15 @@ func TestReuseIsMadeOnce(t *testing.T) {
 				})
 			}
 		}
+
 		s.fail.Store(&kms.Error{Kind: kms.Unreachable, KeyID: w.KeyID()})
 		crowd(t.Context(), kms.IsUnreachable)
 		all.Wait()
+
 		if n := s.wraps.Swap(0); n != 1 {
 			t.Errorf("%d calls for one failure", n)
 		}
+
 		s.fail.Store(nil)
 		leaving, leave := context.WithCancel(t.Context())
 		all.Go(func() {
@@ -247,11 +280,13 @@ func TestReuseIsMadeOnce(t *testing.T) {
 				t.Error("the one who left has a data key")
 			}
 		})
+
 		synctest.Wait()
 		crowd(t.Context(), func(err error) bool { return err == nil })
 		synctest.Wait()
 		leave()
 		all.Wait()
+
 		if n := s.wraps.Load(); n != 2 {
 			t.Errorf("%d calls, want that of the one who left and one for all others", n)
 		}
@@ -262,9 +297,12 @@ func TestCustomerLease(t *testing.T) {
 	w, _ := newLocal(t)
 	records := &trail{}
 	k := newRing(t, w, time.Minute, func(c *keyring.Config) {
-		c.Rules = []keyring.Rule{{Buckets: []string{"closed"}, Key: "k", RefuseCustomerKeys: true}, {Buckets: []string{"bucket"}, Key: "k"}}
+		c.Rules = []keyring.Rule{
+			{Buckets: []string{"closed"}, Key: "k", RefuseCustomerKeys: true}, {Buckets: []string{"bucket"}, Key: "k"},
+		}
 		c.Auditor = records
 	})
+
 	key := make([]byte, 32)
 	rand.Read(key)
 	sealed, err := k.Create(asRequest(t), obj, "", keyring.Choice{CustomerKey: key})
@@ -273,39 +311,51 @@ func TestCustomerLease(t *testing.T) {
 	sealed.Watch(asRequest(t), func(error) { t.Error("cut") }, func() bool { return true })
 	must(t, sealed.Check(asRequest(t)))
 	k.PurgeAll()
-	must(t, sealed.Check(asRequest(t))) // no KMS key is behind it
+	must(t, sealed.Check(asRequest(t))) // there is no KMS key
 	held := sealed.DEK()
 	sealed.Release()
 	sealed.Release()
+
 	if string(held) != string(make([]byte, 32)) || !errors.Is(sealed.Check(asRequest(t)), keyring.ErrReleased) {
 		t.Error("the data key outlives its lease")
 	}
+
 	lease, err := k.OpenForCustomer(asRequest(t), obj, sealed.Wrapped, key)
 	must(t, err)
+
 	if string(lease.DEK()) != dek || sealed.KeyID != crypt.CustomerKeyID {
 		t.Errorf("another data key, under %s", sealed.KeyID)
 	}
+
 	lease.Release()
 	key[0] ^= 1
+
 	if _, err := k.OpenForCustomer(asRequest(t), obj, sealed.Wrapped, key); !errors.Is(err, crypt.ErrCustomerKey) {
 		t.Errorf("another customer key: %v", err)
 	}
+
 	for bucket, want := range map[string]error{"closed": keyring.ErrNotAllowed, "elsewhere": keyring.ErrNoRule} {
 		t.Run(bucket, func(t *testing.T) {
-			if _, err := k.Create(asRequest(t), keyring.Object{Bucket: bucket, Key: "k"}, "", keyring.Choice{CustomerKey: key}); !errors.Is(err, want) {
+			if _, err := k.Create(asRequest(t), keyring.Object{Bucket: bucket, Key: "k"}, "",
+				keyring.Choice{CustomerKey: key}); !errors.Is(err, want) {
 				t.Errorf("in %s: %v", bucket, err)
 			}
 		})
 	}
-	if _, err := k.Open(asRequest(t), obj, crypt.CustomerKeyID, sealed.Wrapped); !errors.Is(err, keyring.ErrUnknownKey) {
+
+	if _, err := k.Open(asRequest(t), obj, crypt.CustomerKeyID, sealed.Wrapped); !errors.Is(err,
+		keyring.ErrUnknownKey) {
 		t.Errorf("opened without a key: %v", err)
 	}
+
 	for i, e := range records.events {
 		if e.KeyID != crypt.CustomerKeyID || e.Source != keyring.Customer || e.Object != obj {
 			t.Errorf("audited as %d: %+v", i, e)
 		}
 	}
-	if got := strings.Join(records.take(), ", "); !strings.HasPrefix(got, "create customer") || len(strings.Split(got, ", ")) != 3 {
+
+	if got := strings.Join(records.take(), ", "); !strings.HasPrefix(got, "create customer") ||
+		len(strings.Split(got, ", ")) != 3 {
 		t.Errorf("audited: %s", got)
 	}
 }

@@ -19,16 +19,20 @@ func Example() {
 		log.Fatal(err)
 	}
 	defer os.RemoveAll(dir)
+
 	path := filepath.Join(dir, "kek")
 	if err := kms.CreateLocalKeyFile(path); err != nil {
 		log.Fatal(err)
 	}
+
 	kek, err := kms.NewLocal(path)
 	if err != nil {
 		log.Fatal(err)
 	}
+
 	cache := dekcache.New(dekcache.Config{})
 	defer cache.Close()
+
 	keys, err := keyring.New(keyring.Config{
 		Keys:  []keyring.Key{{Name: "main", Provider: "local", Wrapper: kek}},
 		Rules: []keyring.Rule{{Buckets: []string{"photos"}, Key: "main"}},
@@ -38,8 +42,8 @@ func Example() {
 		log.Fatal(err)
 	}
 
-	// A new object gets a data key of its own. KeyID and Wrapped are stored
-	// with it.
+	// Each new object gets its own data key. KeyID and Wrapped are stored
+	// with the object.
 	ctx := context.Background()
 	obj := keyring.Object{Bucket: "photos", Key: "cat.jpg"}
 	created, err := keys.Create(ctx, obj, "alice", keyring.Choice{})
@@ -48,18 +52,21 @@ func Example() {
 	}
 	defer created.Release()
 
-	// Later, they give the data key back.
+	// Later, they return the same data key.
 	opened, err := keys.Open(ctx, obj, created.KeyID, created.Wrapped)
 	if err != nil {
 		log.Fatal(err)
 	}
 	defer opened.Release()
+
 	fmt.Println("same data key:", bytes.Equal(created.DEK(), opened.DEK()))
 
-	// A stream checks its lease as it goes. When the key is gone, it ends.
+	// A stream checks its lease regularly. It ends after the key was
+	// removed.
 	if err := os.Remove(path); err != nil {
 		log.Fatal(err)
 	}
+
 	keys.PurgeAll()
 	err = opened.Check(ctx)
 	fmt.Println("key removed, revoked:", kms.IsRevoked(err))

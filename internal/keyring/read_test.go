@@ -9,16 +9,22 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 )
 
-// tenants is a keyring of the keys a and b with some rules, and what somebody
-// who may use b, and is no client, can make: an object under b.
-func tenants(t *testing.T, defaults *keyring.Defaults, rules ...keyring.Rule) (k *keyring.Keyring, plant func(keyring.Object) (string, []byte)) {
+// tenants returns a keyring with the keys a and b and some rules. It also
+// returns an object under b, as made by an outsider who may use b.
+func tenants(
+	t *testing.T, defaults *keyring.Defaults, rules ...keyring.Rule,
+) (k *keyring.Keyring, plant func(keyring.Object) (string, []byte)) {
 	t.Helper()
 	a, _ := newLocal(t)
 	b, _ := newLocal(t)
 	keys := []keyring.Key{{Name: "a", Wrapper: a}, {Name: "b", Wrapper: b}}
 	k, err := keyring.New(keyring.Config{Cache: newCache(t, time.Minute), Keys: keys, Rules: rules, Defaults: defaults})
 	must(t, err)
-	theirs, err := keyring.New(keyring.Config{Cache: newCache(t, time.Minute), Keys: keys[1:], Rules: []keyring.Rule{{Key: "b"}}})
+
+	theirs, err := keyring.New(keyring.Config{
+		Cache: newCache(t, time.Minute), Keys: keys[1:], Rules: []keyring.Rule{{Key: "b"}},
+	})
+
 	must(t, err)
 	return k, func(obj keyring.Object) (string, []byte) {
 		t.Helper()
@@ -29,23 +35,38 @@ func tenants(t *testing.T, defaults *keyring.Defaults, rules ...keyring.Rule) (k
 	}
 }
 
-// Whoever may encrypt under one customer's key plants nothing in the bucket of
-// another one.
+// Someone who may encrypt under one customer's key cannot plant an object
+// in another customer's bucket.
 func TestKeyOpensItsOwnBucketsOnly(t *testing.T) {
 	for _, row := range []struct {
 		name  string
 		rules []keyring.Rule
 		want  error
 	}{
-		{"another bucket's key", []keyring.Rule{{Buckets: []string{"a-*"}, Key: "a"}, {Buckets: []string{"b-*"}, Key: "b"}}, keyring.ErrNotRead},
+		{"another bucket's key", []keyring.Rule{
+			{Buckets: []string{"a-*"}, Key: "a"},
+			{Buckets: []string{"b-*"}, Key: "b"},
+		}, keyring.ErrNotRead},
 		{"no rule has the bucket", []keyring.Rule{{Buckets: []string{"b-*"}, Key: "b"}}, keyring.ErrNotRead},
-		{"the key of another prefix", []keyring.Rule{{Prefixes: []string{"b/"}, Key: "b"}, {Key: "a"}}, keyring.ErrNotRead},
+		{
+			"the key of another prefix",
+			[]keyring.Rule{{Prefixes: []string{"b/"}, Key: "b"}, {Key: "a"}},
+			keyring.ErrNotRead,
+		},
 		{"it is the key", []keyring.Rule{{Buckets: []string{"a-*"}, Key: "b"}}, nil},
-		{"a later rule's key, of another client", []keyring.Rule{{Key: "a"}, {Clients: []string{"other"}, Key: "b"}}, nil},
+		{
+			"a later rule's key, of another client",
+			[]keyring.Rule{{Key: "a"}, {Clients: []string{"other"}, Key: "b"}},
+			nil,
+		},
 		{"allowed", []keyring.Rule{{Key: "a", AskedKeys: []string{"a", "b*"}}}, nil},
 		{"all are allowed", []keyring.Rule{{Key: "a", AskedKeys: []string{"*"}}}, nil},
 		{"read", []keyring.Rule{{Key: "a", ReadKeys: []string{"b"}}}, nil},
-		{"others are read", []keyring.Rule{{Key: "a", AskedKeys: []string{"a"}, ReadKeys: []string{"c*"}}}, keyring.ErrNotRead},
+		{
+			"others are read",
+			[]keyring.Rule{{Key: "a", AskedKeys: []string{"a"}, ReadKeys: []string{"c*"}}},
+			keyring.ErrNotRead,
+		},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			k, plant := tenants(t, nil, row.rules...)
@@ -55,35 +76,41 @@ func TestKeyOpensItsOwnBucketsOnly(t *testing.T) {
 			if !errors.Is(err, row.want) {
 				t.Error(err)
 			}
+
 			if err == nil {
 				l.Release()
 			}
+
 			anyway, err := k.OpenAnyKey(t.Context(), obj, id, wrapped)
 			if err != nil {
 				t.Errorf("with any key: %v", err)
 				return
 			}
+
 			anyway.Release()
 		})
 	}
 }
 
-// What a client can write it can read: a key that no rule names for the object
-// cannot be asked for.
+// A client can read what it can write: it cannot request a key that no rule
+// names for the object.
 func TestWhatIsAskedForIsRead(t *testing.T) {
 	for name, rule := range map[string]keyring.Rule{
-		"no other key": {Key: "a"}, "another key": {Key: "a", AskedKeys: []string{"b"}}, "a key to read": {Key: "a", ReadKeys: []string{"b"}},
+		"no other key": {Key: "a"}, "another key": {Key: "a", AskedKeys: []string{"b"}},
+		"a key to read": {Key: "a", ReadKeys: []string{"b"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			k, _ := tenants(t, nil, rule)
 			obj := keyring.Object{Bucket: "a-bucket", Key: "k"}
 			sealed, err := k.Create(t.Context(), obj, "", keyring.Choice{KeyID: "b"})
+
 			if len(rule.AskedKeys) == 0 {
 				if !errors.Is(err, keyring.ErrNotAllowed) {
 					t.Errorf("asking for b: %v", err)
 				}
 				return
 			}
+
 			must(t, err)
 			l, err := k.Open(t.Context(), obj, sealed.KeyID, sealed.Wrapped)
 			must(t, err)
@@ -93,12 +120,13 @@ func TestWhatIsAskedForIsRead(t *testing.T) {
 	}
 }
 
-// A key that was chosen for a bucket stays in use there, and nowhere else.
+// A key that was chosen for a bucket remains usable there, and only there.
 func TestChosenKeyIsRead(t *testing.T) {
 	defaults, err := keyring.OpenDefaults(filepath.Join(t.TempDir(), "defaults.json"), time.Now)
 	must(t, err)
 	must(t, defaults.Set("a-bucket", "b"))
 	k, plant := tenants(t, defaults, keyring.Rule{Key: "a"})
+
 	for bucket, want := range map[string]error{"a-bucket": nil, "a-nother": keyring.ErrNotRead} {
 		t.Run(bucket, func(t *testing.T) {
 			obj := keyring.Object{Bucket: bucket, Key: "k"}
@@ -106,13 +134,16 @@ func TestChosenKeyIsRead(t *testing.T) {
 			if _, err := k.Open(t.Context(), obj, id, wrapped); !errors.Is(err, want) {
 				t.Error(err)
 			}
+
 			sealed, err := k.Create(t.Context(), obj, "", keyring.Choice{})
 			must(t, err)
+
 			if isB := sealed.KeyID == id; isB != (want == nil) {
 				t.Errorf("new objects are under b: %v", isB)
 			}
 		})
 	}
+
 	if err := k.SetDefault("a-nother", "", "b"); !errors.Is(err, keyring.ErrNotAllowed) {
 		t.Errorf("choosing a key that no rule allows: %v", err)
 	}

@@ -23,6 +23,7 @@ func TestRules(t *testing.T) {
 			{Buckets: []string{"shared", "a*b*c"}, Key: "app"},
 		},
 	})
+
 	must(t, err)
 	for _, c := range []struct {
 		bucket, object, client, key string
@@ -53,6 +54,7 @@ func TestRules(t *testing.T) {
 			if k.AllowPlaintext(obj, c.client) != c.plaintext {
 				t.Errorf("%+v: plaintext is %v", c, !c.plaintext)
 			}
+
 			sealed, err := k.Create(t.Context(), obj, c.client, keyring.Choice{})
 			if (err == nil) != (c.key != "") {
 				t.Errorf("%+v: create: %v", c, err)
@@ -75,8 +77,12 @@ func TestRequestedKeys(t *testing.T) {
 		Keys:  []keyring.Key{{Name: "a", Wrapper: a}, {Name: "b", Wrapper: b}},
 		Rules: []keyring.Rule{{Buckets: []string{"bucket"}, Key: "a", AskedKeys: []string{"*"}}},
 	})
+
 	must(t, err)
-	for requested, want := range map[string]string{"": a.KeyID(), "b": b.KeyID(), b.KeyID(): b.KeyID(), "a": a.KeyID()} {
+	for requested, want := range map[string]string{
+		"": a.KeyID(), "b": b.KeyID(), b.KeyID(): b.KeyID(),
+		"a": a.KeyID(),
+	} {
 		t.Run(requested, func(t *testing.T) {
 			sealed, err := k.Create(t.Context(), obj, "", keyring.Choice{KeyID: requested})
 			if err != nil || sealed.KeyID != want {
@@ -86,10 +92,12 @@ func TestRequestedKeys(t *testing.T) {
 			sealed.Release()
 		})
 	}
+
 	if _, err := k.Create(t.Context(), obj, "", keyring.Choice{KeyID: "c"}); !errors.Is(err, keyring.ErrUnknownKey) {
 		t.Errorf("an unknown key: %v", err)
 	}
-	if _, err := k.Create(t.Context(), keyring.Object{Bucket: "x", Key: "y"}, "", keyring.Choice{KeyID: "b"}); !errors.Is(err, keyring.ErrNoRule) {
+	if _, err := k.Create(t.Context(), keyring.Object{Bucket: "x", Key: "y"}, "",
+		keyring.Choice{KeyID: "b"}); !errors.Is(err, keyring.ErrNoRule) {
 		t.Errorf("a requested key where no rule applies: %v", err)
 	}
 }
@@ -106,15 +114,18 @@ func TestConfigsThatAreRefused(t *testing.T) {
 			c.Keys = append(c.Keys, keyring.Key{Name: "b", Wrapper: b, Successor: "none"})
 		},
 		`successor of key "c"`: func(c *keyring.Config) {
-			c.Keys = append(c.Keys, keyring.Key{Name: "b", Wrapper: b, Successor: "a"}, keyring.Key{Name: "c", Wrapper: b, Successor: "b"})
+			c.Keys = append(c.Keys, keyring.Key{Name: "b", Wrapper: b, Successor: "a"},
+				keyring.Key{Name: "c", Wrapper: b, Successor: "b"})
 		},
-		"without name": func(c *keyring.Config) { c.Keys = append(c.Keys, keyring.Key{Wrapper: b}) },
-		"name or KMS":  func(c *keyring.Config) { c.Keys = append(c.Keys, keyring.Key{Name: "b"}) },
+		"a key has no name": func(c *keyring.Config) { c.Keys = append(c.Keys, keyring.Key{Wrapper: b}) },
+		"or no KMS":         func(c *keyring.Config) { c.Keys = append(c.Keys, keyring.Key{Name: "b"}) },
 	} {
 		t.Run(want, func(t *testing.T) {
 			cfg := keyring.Config{
-				Keys: []keyring.Key{{Name: "a", Wrapper: a}}, Rules: []keyring.Rule{{Key: "a"}}, Cache: newCache(t, time.Minute),
+				Keys: []keyring.Key{{Name: "a", Wrapper: a}}, Rules: []keyring.Rule{{Key: "a"}},
+				Cache: newCache(t, time.Minute),
 			}
+
 			change(&cfg)
 			if _, err := keyring.New(cfg); err == nil || !strings.Contains(err.Error(), want) {
 				t.Errorf("%v, want %q", err, want)

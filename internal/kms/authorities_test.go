@@ -15,33 +15,41 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
 )
 
-// certificate is one for 127.0.0.1, and the authority that signs it.
+// certificate returns a certificate for 127.0.0.1, and its authority.
 func certificate(t *testing.T) (tls.Certificate, []byte) {
 	t.Helper()
 	server := httptest.NewTLSServer(nil)
 	defer server.Close()
-	return server.TLS.Certificates[0], pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
+	return server.TLS.Certificates[0], pem.EncodeToMemory(&pem.Block{
+		Type: "CERTIFICATE", Bytes: server.Certificate().Raw,
+	})
 }
 
-// terminateTLS passes what it gets over TLS on to a server without, and returns
-// its address.
+// terminateTLS forwards TLS connections to a server without TLS, and
+// returns its own address.
 func terminateTLS(t *testing.T, to string) string {
 	t.Helper()
 	cert, _ := certificate(t)
-	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{cert}, NextProtos: []string{"h2"}})
+	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{
+		Certificates: []tls.Certificate{cert}, NextProtos: []string{"h2"},
+	})
+
 	must(t, err)
 	t.Cleanup(func() { _ = l.Close() })
+
 	go func() {
 		for {
 			client, err := l.Accept()
 			if err != nil {
 				return
 			}
+
 			server, err := net.Dial("tcp", to)
 			if err != nil {
 				_ = client.Close()
 				return
 			}
+
 			for _, pair := range [][2]net.Conn{{client, server}, {server, client}} {
 				go func() {
 					_, _ = io.Copy(pair[0], pair[1])
@@ -50,6 +58,7 @@ func terminateTLS(t *testing.T, to string) string {
 			}
 		}
 	}()
+
 	return l.Addr().String()
 }
 
@@ -59,18 +68,24 @@ func TestVaultAuthorities(t *testing.T) {
 	secure := httptest.NewTLSServer(plain)
 	defer secure.Close()
 	_, right := certificate(t)
-	wantAuthorities(t, filepath.Join(t.TempDir(), "ca"), right, func(t *testing.T, file string, report kms.Report) kms.Wrapper {
-		return plain.NewKey(t, func(c *kms.VaultConfig) { c.Address, c.CAFile, c.Report = secure.URL, file, report })
-	})
+	wantAuthorities(t, filepath.Join(t.TempDir(), "ca"), right,
+		func(t *testing.T, file string, report kms.Report) kms.Wrapper {
+			return plain.NewKey(t, func(c *kms.VaultConfig) {
+				c.Address, c.CAFile, c.Report = secure.URL, file, report
+			})
+		})
 }
 
 func TestAzureAuthorities(t *testing.T) {
 	t.Parallel()
 	server := kmstest.StartAzure(t)
 	_, right := certificate(t)
-	wantAuthorities(t, filepath.Join(t.TempDir(), "ca"), right, func(t *testing.T, file string, report kms.Report) kms.Wrapper {
-		return server.NewKey(t, "oct-HSM", func(c *kms.AzureConfig) { c.Transport, c.CAFile, c.Report = nil, file, report })
-	})
+	wantAuthorities(t, filepath.Join(t.TempDir(), "ca"), right,
+		func(t *testing.T, file string, report kms.Report) kms.Wrapper {
+			return server.NewKey(t, "oct-HSM",
+				func(c *kms.AzureConfig) { c.Transport, c.CAFile, c.Report = nil, file, report })
+		})
+
 	for name, cfg := range map[string]kms.AzureConfig{
 		"no CA file":       {CAFile: "/nonexistent"},
 		"transport and CA": {CAFile: "/x", Transport: server.Client()},
@@ -86,13 +101,17 @@ func TestGCPAuthorities(t *testing.T) {
 	server := kmstest.StartGCP(t)
 	address := terminateTLS(t, server.Endpoint())
 	_, right := certificate(t)
-	wantAuthorities(t, filepath.Join(t.TempDir(), "ca"), right, func(t *testing.T, file string, report kms.Report) kms.Wrapper {
-		return server.NewKey(t, func(c *kms.GCPConfig) {
-			c.Options, c.Endpoint, c.CAFile, c.Report = []option.ClientOption{option.WithoutAuthentication()}, address, file, report
+	wantAuthorities(t, filepath.Join(t.TempDir(), "ca"), right,
+		func(t *testing.T, file string, report kms.Report) kms.Wrapper {
+			return server.NewKey(t, func(c *kms.GCPConfig) {
+				c.Options, c.Endpoint, c.CAFile, c.Report = []option.ClientOption{option.WithoutAuthentication()},
+					address, file, report
+			})
 		})
-	})
+
 	_, err := kms.NewGCP(t.Context(), kms.GCPConfig{
 		KeyID: gcpKey1, CAFile: "/nonexistent", Options: []option.ClientOption{option.WithoutAuthentication()},
 	})
+
 	wantKind(t, "no CA file", err, kms.Invalid)
 }

@@ -39,7 +39,7 @@ func TestAWSContract(t *testing.T) {
 	kmstest.RunContract(t, func(t *testing.T) kms.Wrapper { return server.NewKey(t, nil) }, nil)
 }
 
-// A second opinion by an implementation that is not ours.
+// Tests the contract against an independent implementation.
 func TestAWSContractOnMoto(t *testing.T) {
 	endpoint := startMoto(t)
 	static := credentials.NewStaticCredentialsProvider("AKIDEXAMPLE", "example", "")
@@ -49,25 +49,31 @@ func TestAWSContractOnMoto(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		w, err := kms.NewAWS(t.Context(), kms.AWSConfig{
 			KeyID: aws.ToString(key.KeyMetadata.Arn), Endpoint: endpoint, Credentials: static,
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		return w
 	}
+
 	kmstest.RunContract(t, newKey, motoGaps)
 
 	a, b := newKey(t), newKey(t)
 	blob, err := a.Wrap(t.Context(), kmstest.NewDEK(), nil)
 	must(t, err)
+
 	if _, err := b.Unwrap(t.Context(), blob, nil); err == nil {
 		t.Error("another key unwrapped it")
 	}
+
 	id := a.KeyID()[strings.LastIndexByte(a.KeyID(), '/')+1:] // moto fails on ARNs here
 	_, err = client.DisableKey(t.Context(), &awskms.DisableKeyInput{KeyId: &id})
 	must(t, err)
+
 	if _, err := a.Unwrap(t.Context(), blob, nil); err != nil && !kms.IsRevoked(err) {
 		t.Errorf("disabled: %v", err)
 	} else if err == nil {
@@ -75,9 +81,9 @@ func TestAWSContractOnMoto(t *testing.T) {
 	}
 }
 
-// motoGaps is where moto answers otherwise than AWS: AccessDeniedException
-// where AWS has IncorrectKeyException or InvalidCiphertextException. It does
-// refuse.
+// motoGaps are moto's differences from AWS: it returns
+// AccessDeniedException instead of IncorrectKeyException or
+// InvalidCiphertextException. It does refuse.
 var motoGaps = map[string]string{
 	"wrong key":     "moto says AccessDeniedException; that it refuses is tested apart",
 	"foreign blobs": "moto says AccessDeniedException; that it refuses is tested apart",
@@ -92,6 +98,7 @@ func startMoto(t *testing.T) (endpoint string) {
 	if exec.CommandContext(t.Context(), python, "-c", "import moto.server, moto.kms").Run() != nil {
 		t.Skip("python3 has no moto with server and kms: the contract was not run against moto")
 	}
+
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
 	addr := l.Addr().String()
@@ -99,16 +106,19 @@ func startMoto(t *testing.T) (endpoint string) {
 	_, port, _ := net.SplitHostPort(addr)
 	cmd := exec.Command(python, "-m", "moto.server", "-H", "127.0.0.1", "-p", port)
 	must(t, cmd.Start())
+
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	})
+
 	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
 		if conn, err := net.Dial("tcp", addr); err == nil {
 			_ = conn.Close()
 			return "http://" + addr
 		}
 	}
+
 	t.Fatal("moto did not come up in 30 s")
 	return ""
 }
@@ -116,6 +126,7 @@ func startMoto(t *testing.T) (endpoint string) {
 func TestAWSErrorMap(t *testing.T) {
 	server := kmstest.StartTest(t)
 	w := server.NewKey(t, func(c *kms.AWSConfig) { c.MaxAttempts = 1 })
+
 	for name, want := range map[string]kms.Kind{
 		"DisabledException":             kms.Disabled,
 		"NotFoundException":             kms.NotFound,
@@ -164,9 +175,11 @@ func TestAWSKeyStates(t *testing.T) {
 	id, ec := w.KeyID(), kmstest.Context("b", "k")
 	_, blob, err := kms.Generate(t.Context(), w, ec)
 	must(t, err)
+
 	if want := 184; len(blob) != want {
 		t.Errorf("a blob of %d bytes; those of AWS have %d", len(blob), want)
 	}
+
 	check := func(name string, want kms.Kind, reason string) {
 		t.Helper()
 		_, err := kms.Unwrap(t.Context(), w, blob, ec)
@@ -174,16 +187,20 @@ func TestAWSKeyStates(t *testing.T) {
 			t.Errorf("%s: %v, want %v by %s", name, err, want, reason)
 		}
 	}
+
 	must(t, server.DisableKey(id))
 	check("disabled", kms.Disabled, "DisabledException")
 	must(t, server.EnableKey(id))
+
 	if _, err := kms.Unwrap(t.Context(), w, blob, ec); err != nil {
 		t.Errorf("enabled again: %v", err)
 	}
+
 	must(t, server.ScheduleKeyDeletion(id))
 	check("scheduled for deletion", kms.PendingDeletion, "KMSInvalidStateException")
 	server.SetFaults(kmstest.Faults{Operations: []string{"DescribeKey"}, Deny: true})
 	check("scheduled, and DescribeKey denied", kms.PendingDeletion, "KMSInvalidStateException")
+
 	for name, f := range map[string]kmstest.Faults{
 		"throttled": {ThrottleNext: 100}, "failing": {Fail: "KMSInternalException"}, "gone": {Drop: true},
 	} {
@@ -192,6 +209,7 @@ func TestAWSKeyStates(t *testing.T) {
 		_, err := kms.Unwrap(t.Context(), server.OpenKey(t, id, func(c *kms.AWSConfig) { c.MaxAttempts = 1 }), blob, ec)
 		wantKind(t, "scheduled, and DescribeKey is "+name, err, kms.Unreachable)
 	}
+
 	server.SetFaults(kmstest.Faults{})
 	must(t, server.CancelKeyDeletion(id))
 	check("canceled deletion", kms.Disabled, "DisabledException")
@@ -199,6 +217,7 @@ func TestAWSKeyStates(t *testing.T) {
 	check("denied", kms.Denied, "AccessDeniedException")
 	server.SetFaults(kmstest.Faults{})
 	must(t, server.DestroyKey(id))
+
 	check("destroyed", kms.NotFound, "NotFoundException")
 }
 
@@ -207,6 +226,7 @@ func TestAWSUnreachable(t *testing.T) {
 	w := server.NewKey(t, func(c *kms.AWSConfig) { c.Timeout = 300 * time.Millisecond })
 	_, blob, err := kms.Generate(t.Context(), w, nil)
 	must(t, err)
+
 	check := func(name string) {
 		t.Helper()
 		start := time.Now()
@@ -214,22 +234,28 @@ func TestAWSUnreachable(t *testing.T) {
 		if !kms.IsUnreachable(err) {
 			t.Errorf("%s: %v, want unreachable", name, err)
 		}
+
 		if d := time.Since(start); d > time.Second {
 			t.Errorf("%s: it took %v, with a timeout of 300 ms", name, d)
 		}
 	}
+
 	server.SetFaults(kmstest.Faults{Hang: true})
 	check("hang")
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
+
 	if _, err := w.Unwrap(ctx, blob, nil); !kms.IsUnreachable(err) {
 		t.Errorf("the caller's deadline: %v", err)
 	}
+
 	ctx, cancel = context.WithCancel(t.Context())
 	time.AfterFunc(50*time.Millisecond, cancel)
+
 	if _, err := w.Unwrap(ctx, blob, nil); !errors.Is(err, context.Canceled) || kms.IsUnreachable(err) {
 		t.Errorf("canceled in flight: %v", err)
 	}
+
 	server.SetFaults(kmstest.Faults{Drop: true})
 	check("dropped connection")
 	must(t, server.Close())
@@ -240,12 +266,14 @@ func TestAWSRetries(t *testing.T) {
 	server := kmstest.StartTest(t)
 	w := server.NewKey(t, func(c *kms.AWSConfig) { c.MaxAttempts = 3; c.Timeout = 10 * time.Second })
 	server.SetFaults(kmstest.Faults{ThrottleNext: 2})
+
 	if _, _, err := kms.Generate(t.Context(), w, nil); err != nil {
 		t.Errorf("throttled twice, then served: %v", err)
 	}
 	if n := server.Calls()["GenerateDataKey"]; n != 3 {
 		t.Errorf("%d attempts, want 3", n)
 	}
+
 	server.SetFaults(kmstest.Faults{Deny: true})
 	_, _, err := kms.Generate(t.Context(), w, nil)
 	if n := server.Calls()["GenerateDataKey"]; !kms.IsRevoked(err) || n != 4 {
@@ -253,7 +281,8 @@ func TestAWSRetries(t *testing.T) {
 	}
 }
 
-// With the key named in the request, a KMS that could open the blob refuses to.
+// Because the request names the key, a KMS that could open the blob refuses
+// it.
 func TestAWSPinsTheKey(t *testing.T) {
 	server := kmstest.StartTest(t)
 	a, b := server.NewKey(t, nil), server.NewKey(t, nil)
@@ -273,18 +302,22 @@ func TestAWSAlias(t *testing.T) {
 	if before.KeyID() != oldKey {
 		t.Fatalf("key id %q, want the key's ARN", before.KeyID())
 	}
+
 	_, blob, err := kms.Generate(t.Context(), before, nil)
 	must(t, err)
 	must(t, server.SetAlias("alias/app", newKey))
+
 	if _, err := kms.Unwrap(t.Context(), before, blob, nil); err != nil {
 		t.Errorf("the running proxy lost its key when the alias moved: %v", err)
 	}
 	if after := server.OpenKey(t, "alias/app", nil); after.KeyID() != newKey {
 		t.Errorf("after a restart: %q, want the new key", after.KeyID())
 	}
+
 	if _, err := kms.Unwrap(t.Context(), server.OpenKey(t, oldKey, nil), blob, nil); err != nil {
 		t.Errorf("the old key by its ARN: %v", err)
 	}
+
 	bare := oldKey[strings.LastIndexByte(oldKey, '/')+1:]
 	if w := server.OpenKey(t, bare, nil); w.KeyID() != oldKey {
 		t.Errorf("a bare key id gives %q, want the ARN", w.KeyID())
@@ -295,6 +328,7 @@ func TestAWSConfigsThatAreRefused(t *testing.T) {
 	arn := "arn:aws:kms:us-east-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
 	t.Setenv("AWS_REGION", "")
 	t.Setenv("AWS_CONFIG_FILE", "/nonexistent")
+
 	for name, cfg := range map[string]kms.AWSConfig{
 		"no key":            {Region: "us-east-1"},
 		"region of another": {KeyID: arn, Region: "eu-central-1"},
@@ -310,13 +344,14 @@ func TestAWSConfigsThatAreRefused(t *testing.T) {
 			t.Errorf("%s: %v, want invalid request", name, err)
 		}
 	}
+
 	if w, err := kms.NewAWS(t.Context(), kms.AWSConfig{KeyID: arn}); err != nil || w.KeyID() != arn {
 		t.Errorf("a key ARN alone must do, with nothing listening: %v", err)
 	}
 }
 
-// A broken or hostile server that quotes requests and answers must not get a
-// DEK into an error.
+// Even if a broken or hostile server quotes requests and responses, errors
+// must not contain a DEK.
 func TestAWSErrorsHoldNoKeys(t *testing.T) {
 	dek := kmstest.NewDEK()
 	encoded := base64.StdEncoding.EncodeToString(dek)
@@ -326,6 +361,7 @@ func TestAWSErrorsHoldNoKeys(t *testing.T) {
 		"wrong type":    `{"Plaintext":["` + encoded + `"]}`,
 		"other key":     `{"Plaintext":"` + encoded + `","KeyId":"other","CiphertextBlob":"AAAA"}`,
 	}
+
 	var body string
 	status := 400
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -334,31 +370,37 @@ func TestAWSErrorsHoldNoKeys(t *testing.T) {
 		fmt.Fprint(w, body)
 	}))
 	defer server.Close()
+
 	w, err := kms.NewAWS(t.Context(), kms.AWSConfig{
 		KeyID: "arn:aws:kms:us-east-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab", Endpoint: server.URL,
 		Credentials: credentials.NewStaticCredentialsProvider("AKIDEXAMPLE", "example", ""), MaxAttempts: 1,
 	})
+
 	must(t, err)
 	for name, b := range bodies {
 		body, status = b, 200
 		if name == "message" {
 			status = 400
 		}
+
 		_, wrapErr := w.Wrap(t.Context(), dek, nil)
 		errs := []error{wrapErr}
-		if name != "message" { // the server learns the DEK from Wrap only
+
+		if name != "message" { // only Wrap sends the DEK to the server
 			_, unwrapErr := w.Unwrap(t.Context(), []byte("blob"), nil)
 			_, _, generateErr := kms.Generate(t.Context(), w, nil)
 			errs = append(errs, unwrapErr, generateErr)
 		}
+
 		for _, err := range errs {
 			if err == nil {
 				t.Errorf("%s: no error", name)
 				continue
 			}
-			if op, ok := errors.AsType[*smithy.OperationError](err); ok { // may hold the answer's bytes
+			if op, ok := errors.AsType[*smithy.OperationError](err); ok { // may contain the response
 				t.Errorf("%s: the SDK's error was kept: %v", name, op)
 			}
+
 			deep, _ := json.Marshal(err)
 			if text := fmt.Sprintf("%v %+v %#v %s", err, err, err, deep); strings.Contains(text, encoded[:12]) {
 				t.Errorf("%s: the error holds the DEK", name)
@@ -373,6 +415,7 @@ func TestAWSAssumesARole(t *testing.T) {
 		`<AccessKeyId>ASIAEXAMPLE</AccessKeyId><SecretAccessKey>s</SecretAccessKey><SessionToken>t</SessionToken>` +
 		`<Expiration>2099-01-01T00:00:00Z</Expiration></Credentials></AssumeRoleResult>` +
 		`<ResponseMetadata><RequestId>1</RequestId></ResponseMetadata></AssumeRoleResponse>`
+
 	status, got := http.StatusOK, ""
 	sts := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		got = r.FormValue("RoleArn") + " " + r.FormValue("ExternalId")
@@ -380,6 +423,7 @@ func TestAWSAssumesARole(t *testing.T) {
 		fmt.Fprint(w, answer)
 	}))
 	defer sts.Close()
+
 	t.Setenv("AWS_ENDPOINT_URL_STS", sts.URL)
 	role := func(c *kms.AWSConfig) {
 		c.RoleARN, c.ExternalID, c.MaxAttempts = "arn:aws:iam::111122223333:role/proxy", "customer-7", 1
@@ -387,27 +431,32 @@ func TestAWSAssumesARole(t *testing.T) {
 	if _, _, err := kms.Generate(t.Context(), server.NewKey(t, role), nil); err != nil {
 		t.Errorf("with a role: %v", err)
 	}
+
 	if want := "arn:aws:iam::111122223333:role/proxy customer-7"; got != want {
 		t.Errorf("STS was asked for %q, want %q", got, want)
 	}
+
 	status = http.StatusForbidden
 	for code, want := range map[string]kms.Kind{
-		"AccessDenied":          kms.Denied, // the role may no longer be assumed
+		"AccessDenied":          kms.Denied, // the role can no longer be assumed
 		"ExpiredToken":          kms.Unreachable,
 		"IDPCommunicationError": kms.Unreachable,
 		"Throttling":            kms.Throttled,
-		"RegionDisabled":        kms.Unreachable, // by none of the names in the list
+		"RegionDisabled":        kms.Unreachable, // not in the list of names
 	} {
-		answer = `<ErrorResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><Error><Type>Sender</Type><Code>` + code +
+		answer = `<ErrorResponse ` +
+			`xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><Error><Type>Sender</Type><Code>` + code +
 			`</Code><Message>no</Message></Error><RequestId>1</RequestId></ErrorResponse>`
 		_, _, err := kms.Generate(t.Context(), server.NewKey(t, role), nil)
 		wantKind(t, code, err, want)
 	}
+
 	for _, i := range kmstest.Impostors {
 		status, answer = i.Status, i.Body
 		_, _, err := kms.Generate(t.Context(), server.NewKey(t, role), nil)
 		wantKind(t, i.Name, err, kms.Unreachable)
 	}
+
 	sts.Close()
 	if _, _, err := kms.Generate(t.Context(), server.NewKey(t, role), nil); !kms.IsUnreachable(err) {
 		t.Errorf("no STS: %v, want unreachable", err)
@@ -418,33 +467,40 @@ func TestAWSWithoutCredentials(t *testing.T) {
 	for _, name := range []string{"AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"} {
 		t.Setenv(name, "")
 	}
+
 	t.Setenv("AWS_CONFIG_FILE", "/nonexistent")
 	t.Setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
 	t.Setenv("AWS_EC2_METADATA_DISABLED", "true")
 	server := kmstest.StartTest(t)
 	w := server.NewKey(t, func(c *kms.AWSConfig) { c.Credentials = nil })
 	_, _, err := kms.Generate(t.Context(), w, nil)
-	if e, ok := errors.AsType[*kms.Error](err); !ok || e.Kind != kms.Internal || !strings.Contains(err.Error(), "no credentials") {
+	if e, ok := errors.AsType[*kms.Error](err); !ok || e.Kind != kms.Internal ||
+		!strings.Contains(err.Error(), "no credentials") {
 		t.Errorf("%v, want an internal error that tells of the credentials", err)
 	}
 }
 
-// An error of the endpoint for the credentials of containers passes, whatever
+// An error of the endpoint for container credentials is temporary, whatever
 // its name, and says nothing about the key.
 func TestAWSContainerCredentials(t *testing.T) {
 	for _, name := range []string{"AWS_ACCESS_KEY_ID", "AWS_PROFILE"} {
 		t.Setenv(name, "")
 	}
+
 	t.Setenv("AWS_CONFIG_FILE", "/nonexistent")
 	t.Setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
 	var answer kmstest.Impostor
 	agent := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { answer.Answer(w) }))
 	defer agent.Close()
+
 	t.Setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", agent.URL)
 
 	server := kmstest.StartTest(t)
 	for _, status := range []int{400, 403, 404, 429, 500, 503} {
-		for _, body := range []string{"", "<html>", `{"code":"AccessDenied","message":"no"}`, `{"code":"NotFoundException"}`} {
+		for _, body := range []string{
+			"", "<html>", `{"code":"AccessDenied","message":"no"}`,
+			`{"code":"NotFoundException"}`,
+		} {
 			answer = kmstest.Impostor{Status: status, Type: "application/json", Body: body}
 			w := server.NewKey(t, func(c *kms.AWSConfig) { c.Credentials, c.Timeout = nil, 10*time.Second })
 			_, _, err := kms.Generate(t.Context(), w, nil)
@@ -453,23 +509,29 @@ func TestAWSContainerCredentials(t *testing.T) {
 	}
 }
 
-// The SDK learns from the answer of AWS how wrong the clock is, so the next
-// attempt works.
+// The SDK learns the clock difference from AWS's response, so the next
+// attempt succeeds.
 func TestAWSClockSkew(t *testing.T) {
 	server := kmstest.StartTest(t)
-	server.SetFaults(kmstest.Faults{Skew: "Signature expired: 20261129T120000Z is now earlier than 20261129T121000Z", FailNext: 1})
+	server.SetFaults(kmstest.Faults{
+		Skew: "Signature expired: 20261129T120000Z is now earlier than 20261129T121000Z", FailNext: 1,
+	})
+
 	w := server.NewKey(t, func(c *kms.AWSConfig) { c.MaxAttempts = 1 })
 	_, _, err := kms.Generate(t.Context(), w, nil)
 	wantKind(t, "a signature by a wrong clock", err, kms.Unreachable)
 
-	server.SetFaults(kmstest.Faults{Skew: "Signature not yet current: 20261129T120000Z is still later than 20261129T115000Z", FailNext: 1})
+	server.SetFaults(kmstest.Faults{
+		Skew: "Signature not yet current: 20261129T120000Z is still later than 20261129T115000Z", FailNext: 1,
+	})
+
 	if _, _, err := kms.Generate(t.Context(), kms.Retry(w, kms.RetryConfig{}), nil); err != nil {
 		t.Errorf("with a second attempt: %v", err)
 	}
 }
 
-// Environments with a CA bundle of their own are common; the SDK then wants an
-// HTTP client it can configure.
+// Environments with their own CA bundle are common. The SDK then needs an
+// HTTP client that it can configure.
 func TestAWSWithCABundle(t *testing.T) {
 	bundle := t.TempDir() + "/ca.pem"
 	https := httptest.NewTLSServer(nil)
@@ -483,23 +545,28 @@ func TestAWSWithCABundle(t *testing.T) {
 	}
 }
 
-// Keys that are replaced in a file are used from then on: here the old ones are
-// denied.
+// Credentials that are replaced in the file are used at once: here the old
+// ones are denied.
 func TestAWSRotatedCredentials(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "credentials")
 	rotate := func(id string) {
-		must(t, os.WriteFile(file, fmt.Appendf(nil, "[default]\naws_access_key_id=%s\naws_secret_access_key=s\n", id), 0o600))
+		must(t, os.WriteFile(file, fmt.Appendf(nil, "[default]\naws_access_key_id=%s\naws_secret_access_key=s\n",
+			id), 0o600))
 	}
+
 	for _, name := range []string{"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"} {
 		t.Setenv(name, "")
 	}
+
 	t.Setenv("AWS_CONFIG_FILE", "/nonexistent")
 	t.Setenv("AWS_SHARED_CREDENTIALS_FILE", file)
 	rotate("AKIDOLD")
 	server := kmstest.StartTest(t)
 	w := server.NewKey(t, func(c *kms.AWSConfig) { c.Credentials = nil })
-	must(t, server.PutKeyPolicy(w.KeyID(), `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":{"AWS":"`+
-		server.UserARN("AKIDNEW")+`"},"Action":"kms:*","Resource":"*"}]}`))
+	must(t, server.PutKeyPolicy(w.KeyID(),
+		`{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":{"AWS":"`+
+			server.UserARN("AKIDNEW")+`"},"Action":"kms:*","Resource":"*"}]}`))
+
 	_, _, err := kms.Generate(t.Context(), w, nil)
 	wantKind(t, "the old keys", err, kms.Denied)
 
@@ -510,22 +577,27 @@ func TestAWSRotatedCredentials(t *testing.T) {
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
+
 	t.Errorf("the new keys are never used: %v", err)
 }
 
-// ca_file holds the authorities of the KMS, AWS_CA_BUNDLE those of all of AWS.
-// Both are read again.
+// ca_file contains the authorities for the KMS, AWS_CA_BUNDLE those for all
+// of AWS. Both are reloaded.
 func TestAWSAuthorities(t *testing.T) {
 	server := kmstest.StartTest(t)
 	target, err := url.Parse(server.URL())
 	must(t, err)
 	secure := httptest.NewTLSServer(httputil.NewSingleHostReverseProxy(target))
 	defer secure.Close()
+
 	right := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: secure.Certificate().Raw})
 	dir := t.TempDir()
 	for name, open := range map[string]func(t *testing.T, file string, report kms.Report) kms.Wrapper{
 		"ca_file": func(t *testing.T, file string, report kms.Report) kms.Wrapper {
-			return server.NewKey(t, func(c *kms.AWSConfig) { c.Endpoint, c.CAFile, c.Report = secure.URL, file, report })
+			return server.NewKey(t, func(c *kms.AWSConfig) {
+				c.Endpoint, c.CAFile, c.Report = secure.URL, file,
+					report
+			})
 		},
 		"AWS_CA_BUNDLE": func(t *testing.T, file string, report kms.Report) kms.Wrapper {
 			t.Setenv("AWS_CA_BUNDLE", file)
@@ -535,20 +607,26 @@ func TestAWSAuthorities(t *testing.T) {
 			other := filepath.Join(dir, "other")
 			must(t, os.WriteFile(other, otherAuthority(t), 0o600))
 			t.Setenv("AWS_CA_BUNDLE", other)
-			return server.NewKey(t, func(c *kms.AWSConfig) { c.Endpoint, c.CAFile, c.Report = secure.URL, file, report })
+
+			return server.NewKey(t, func(c *kms.AWSConfig) {
+				c.Endpoint, c.CAFile, c.Report = secure.URL, file,
+					report
+			})
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			wantAuthorities(t, filepath.Join(dir, "ca"), right, open)
 		})
 	}
+
 	_, err = kms.NewAWS(t.Context(), kms.AWSConfig{KeyID: server.NewKey(t, nil).KeyID(), CAFile: "/nonexistent"})
 	wantKind(t, "a file that is not there", err, kms.Invalid)
 }
 
-// wantAuthorities makes sure that a key trusts the file of authorities that it
-// is opened with, and sees a change of it.
-func wantAuthorities(t *testing.T, file string, right []byte, open func(t *testing.T, file string, report kms.Report) kms.Wrapper) {
+// wantAuthorities checks that a key trusts its CA file and notices changes.
+func wantAuthorities(
+	t *testing.T, file string, right []byte, open func(t *testing.T, file string, report kms.Report) kms.Wrapper,
+) {
 	t.Helper()
 	must(t, os.WriteFile(file, otherAuthority(t), 0o600))
 	var mu sync.Mutex
@@ -558,6 +636,7 @@ func wantAuthorities(t *testing.T, file string, right []byte, open func(t *testi
 		defer mu.Unlock()
 		reports = append(reports, err)
 	})
+
 	_, _, err := kms.Generate(t.Context(), w, nil)
 	wantKind(t, "another authority", err, kms.Unreachable)
 
@@ -568,22 +647,27 @@ func wantAuthorities(t *testing.T, file string, right []byte, open func(t *testi
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
+
 	if err != nil {
 		t.Fatalf("the new authority is never trusted: %v", err)
 	}
+
 	must(t, os.WriteFile(file, []byte("half a"), 0o600))
-	time.Sleep(1100 * time.Millisecond) // the file is looked at once in a second
+	time.Sleep(1100 * time.Millisecond) // the file is checked once a second
+
 	if _, _, err := kms.Generate(t.Context(), w, nil); err != nil {
 		t.Errorf("with a file that cannot be used: %v", err)
 	}
+
 	mu.Lock()
 	defer mu.Unlock()
+
 	if len(reports) == 0 || reports[0] != nil {
 		t.Errorf("reports %v, want the first one to say that the file was read again", reports)
 	}
 }
 
-// otherAuthority is a certificate that no server here has.
+// otherAuthority returns an authority that no server here uses.
 func otherAuthority(t *testing.T) []byte {
 	t.Helper()
 	key, err := rsa.GenerateKey(rand.Reader, 2048)

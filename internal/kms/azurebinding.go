@@ -12,20 +12,20 @@ import (
 	"time"
 )
 
-// azureBindingLife is how long a secret is kept before the vault has to unwrap
-// it again. No data key comes from the secret alone: each one still costs the
-// vault an unwrap of its own.
+// azureBindingLife is how long a secret is kept before the vault has to
+// unwrap it again. The secret alone does not open any data key: each one
+// still needs an unwrap by the vault.
 const azureBindingLife = time.Minute
 
-// Unbounder is a Wrapper whose KMS key has a public half. Whoever has that can
-// make blobs, unless blobs are bound to a secret as well.
+// Unbounder is a Wrapper whose KMS key has a public half. Anyone who has
+// that half can create blobs, unless blobs are also bound to a secret.
 type Unbounder interface {
-	// Unbound reports whether new blobs of the key are bound to a secret, and
-	// this one is not: so nothing proves who has made it.
+	// Unbound reports whether this blob is not bound to a secret although
+	// new blobs of the key are. Such a blob does not prove who created it.
 	Unbound(wrapped []byte) bool
 }
 
-// Unbound is that of w, and false where w needs no binding or has none.
+// Unbound calls w.Unbound. It returns false if w is not an Unbounder.
 func Unbound(w Wrapper, wrapped []byte) bool {
 	u, ok := w.(Unbounder)
 	return ok && u.Unbound(wrapped)
@@ -33,29 +33,30 @@ func Unbound(w Wrapper, wrapped []byte) bool {
 
 type keepUnboundKey struct{}
 
-// KeepUnbound returns a context in which Wrap binds a blob to no secret. It is
-// for the copy of an object whose own blob is not bound: a bound one would
-// vouch for what nobody has proved.
+// KeepUnbound returns a context with which Wrap binds the blob to no
+// secret. Use it to copy an object whose own blob is not bound: a bound
+// copy would wrongly prove its origin.
 func KeepUnbound(ctx context.Context) context.Context {
 	return context.WithValue(ctx, keepUnboundKey{}, true)
 }
 
-// azureBinding is a secret that makes blobs of form 2. Only the vault can
-// unwrap it, from a blob that the configuration pins.
+// azureBinding is a secret for blobs of form 2. Only the vault can unwrap
+// it, from a blob in the configuration.
 type azureBinding struct {
 	blob   *azureBlob
 	sealed []byte
 
-	turn   chan struct{} // holds one token: who has it may use the rest
-	secret []byte        // nil while it is not known
-	since  time.Time     // when the vault was asked for it
+	turn   chan struct{} // a semaphore that protects the fields below
+	secret []byte        // nil if unknown
+	since  time.Time     // when the vault was asked for the secret
 }
 
-// parseAzureBindings reads AzureConfig.Bindings.
+// parseAzureBindings parses AzureConfig.Bindings.
 func (a *Azure) parseAzureBindings(texts []string) error {
 	if len(texts) > 0 && azureAlgorithms[a.algorithm] != 1 {
-		return errors.New("bindings are for RSA keys: only the vault can wrap with a symmetric key")
+		return errors.New("bindings are for RSA keys; symmetric keys do not need them")
 	}
+
 	for i, text := range texts {
 		b, err := a.parseAzureBinding(text)
 		if err != nil {
@@ -64,29 +65,33 @@ func (a *Azure) parseAzureBindings(texts []string) error {
 		if a.binding(b.blob.binding) != nil {
 			return fmt.Errorf("binding %d has the id of an earlier one: keep one of the two", i+1)
 		}
+
 		a.bindings = append(a.bindings, b)
 	}
+
 	return nil
 }
 
 func (a *Azure) parseAzureBinding(text string) (*azureBinding, error) {
 	raw, err := base64.StdEncoding.Strict().DecodeString(text)
 	if err != nil {
-		return nil, errors.New("it is not base64: give it as cmekproxy keys bind has printed it")
+		return nil, errors.New("it is not base64: copy it exactly as printed by cmekproxy keys bind")
 	}
+
 	blob, sealed, err := parseAzureBlob(raw)
 	switch {
 	case err != nil || blob.form != azureBindingForm:
-		return nil, errors.New("it is not a binding: give it as cmekproxy keys bind has printed it")
+		return nil, errors.New("it is not a binding: copy it exactly as printed by cmekproxy keys bind")
 	case blob.key != azureTag(a.id):
 		return nil, errors.New("it was made for another key: make one with cmekproxy keys bind")
 	case blob.algorithm != azureAlgorithms[a.algorithm]:
 		return nil, errors.New("it was made for another algorithm: make one with cmekproxy keys bind")
 	}
+
 	return &azureBinding{blob: blob, sealed: sealed, turn: make(chan struct{}, 1)}, nil
 }
 
-// binding returns the one with that id, or nil.
+// binding returns the binding with that id, or nil.
 func (a *Azure) binding(id [azureBindingID]byte) *azureBinding {
 	i := slices.IndexFunc(a.bindings, func(b *azureBinding) bool { return b.blob.binding == id })
 	if i < 0 {
@@ -95,8 +100,9 @@ func (a *Azure) binding(id [azureBindingID]byte) *azureBinding {
 	return a.bindings[i]
 }
 
-// Bound returns the versions of the key that have wrapped the bindings, by the
-// vault's names. While one of them is disabled, nothing bound by it opens.
+// Bound returns the names of the key versions that have wrapped the
+// bindings. If one of these versions is disabled, no blob with its binding
+// can be opened.
 func (a *Azure) Bound() (versions []string) {
 	for _, b := range a.bindings {
 		versions = append(versions, b.blob.versionName())
@@ -104,7 +110,7 @@ func (a *Azure) Bound() (versions []string) {
 	return versions
 }
 
-// TryBindings has the vault unwrap each binding.
+// TryBindings asks the vault to unwrap each binding.
 func (a *Azure) TryBindings(ctx context.Context) error {
 	for _, b := range a.bindings {
 		secret, err := a.secret(ctx, "unwrap", b)
@@ -113,6 +119,7 @@ func (a *Azure) TryBindings(ctx context.Context) error {
 		}
 		clear(secret)
 	}
+
 	return nil
 }
 
@@ -124,12 +131,13 @@ func (a *Azure) Unbound(wrapped []byte) bool {
 	return a.form == azureBoundForm && (len(wrapped) == 0 || wrapped[0] == azureBlobForm)
 }
 
-// Bind makes a binding: a new secret, or where again is one of the key's
-// bindings, the same secret under the present version of the key. The vault
-// has unwrapped it once.
+// Bind returns a new binding, after the vault has unwrapped it once. If
+// again is one of the key's bindings, the new binding has the same secret,
+// wrapped by the current version of the key.
 func (a *Azure) Bind(ctx context.Context, again string) (string, error) {
 	blob, secret := &azureBlob{form: azureBindingForm}, make([]byte, azureKEKSize)
 	defer func() { clear(secret) }()
+
 	rand.Read(secret)
 	rand.Read(blob.binding[:])
 
@@ -141,6 +149,7 @@ func (a *Azure) Bind(ctx context.Context, again string) (string, error) {
 		if secret, err = a.secret(ctx, "bind", old); err != nil {
 			return "", err
 		}
+
 		a.forget(old)
 		blob.binding = old.blob.binding
 	}
@@ -150,34 +159,39 @@ func (a *Azure) Bind(ctx context.Context, again string) (string, error) {
 		return "", err
 	}
 	defer clear(kek)
+
 	sealed, err := blob.seal(kek, nil, secret, nil)
 	if err != nil {
 		return "", &Error{Kind: Internal, Op: "bind", KeyID: a.id, Err: err}
 	}
+
 	return a.proveBinding(ctx, base64.StdEncoding.EncodeToString(sealed), secret)
 }
 
-// proveBinding has the vault unwrap a binding that was just made.
+// proveBinding asks the vault to unwrap a new binding.
 func (a *Azure) proveBinding(ctx context.Context, text string, secret []byte) (string, error) {
 	made, err := a.parseAzureBinding(text)
 	if err != nil {
 		return "", &Error{Kind: Internal, Op: "bind", KeyID: a.id, Err: err}
 	}
+
 	got, err := a.secret(ctx, "bind", made)
 	if err != nil {
 		return "", err
 	}
 	defer clear(got)
+
 	a.forget(made)
 	if !slices.Equal(got, secret) {
-		err := errors.New("the KMS unwraps to another binding than it wrapped")
+		err := errors.New("the KMS unwrapped a different binding than it had wrapped")
 		return "", &Error{Kind: Internal, Op: "bind", KeyID: a.id, Err: err}
 	}
+
 	return text, nil
 }
 
-// secret returns a copy of the secret of a binding, which the caller wipes.
-// One caller asks the vault for all that wait.
+// secret returns a copy of the secret of a binding, which the caller must
+// wipe. One caller asks the vault while the others wait.
 func (a *Azure) secret(ctx context.Context, op string, b *azureBinding) ([]byte, error) {
 	select {
 	case b.turn <- struct{}{}:
@@ -185,6 +199,7 @@ func (a *Azure) secret(ctx context.Context, op string, b *azureBinding) ([]byte,
 		return nil, contextError(ctx, op, a.id)
 	}
 	defer func() { <-b.turn }()
+
 	if b.secret != nil && time.Since(b.since) < azureBindingLife {
 		return slices.Clone(b.secret), nil
 	}
@@ -197,21 +212,24 @@ func (a *Azure) secret(ctx context.Context, op string, b *azureBinding) ([]byte,
 		return nil, bindingError(err)
 	}
 	defer clear(kek)
+
 	secret, err := b.blob.open(kek, nil, b.sealed, nil)
 	if err != nil {
 		return nil, bindingError(&Error{Kind: InvalidCiphertext, Op: op, KeyID: a.id, Err: err})
 	}
+
 	b.secret, b.since = secret, start
 	return slices.Clone(secret), nil
 }
 
-// bindingError says that an error is about a binding. A binding that does not
-// unwrap is a fault of the configuration, and says nothing about an object.
+// bindingError marks an error as one about a binding. A binding that does
+// not unwrap is a configuration error and says nothing about an object.
 func bindingError(err error) error {
 	e, ok := errors.AsType[*Error](err)
 	if !ok {
 		return err
 	}
+
 	own := *e
 	if own.Kind == InvalidCiphertext {
 		own.Kind = Invalid
@@ -221,11 +239,12 @@ func bindingError(err error) error {
 	} else {
 		own.Err = fmt.Errorf("unwrapping the key's binding: %w", own.Err)
 	}
+
 	return &own
 }
 
-// forget wipes the secret of a binding, unless somebody is using it, who
-// replaces it or keeps it for less than azureBindingLife.
+// forget wipes the secret of a binding, unless it is in use. Then it is
+// replaced, or expires after azureBindingLife.
 func (a *Azure) forget(b *azureBinding) {
 	select {
 	case b.turn <- struct{}{}:
@@ -236,15 +255,15 @@ func (a *Azure) forget(b *azureBinding) {
 	}
 }
 
-// forgetAll is forget for all bindings, for a key that was taken away.
+// forgetAll forgets all bindings, after the key was revoked.
 func (a *Azure) forgetAll() {
 	for _, b := range a.bindings {
 		a.forget(b)
 	}
 }
 
-// boundKEK is the key that a blob of form 2 is sealed with. Both the vault's
-// answer for the blob and the secret are needed to know it.
+// boundKEK derives the key that seals a blob of form 2. It depends on both
+// the vault's answer for the blob and the secret.
 func boundKEK(kek, secret []byte) ([]byte, error) {
 	return hkdf.Key(sha256.New, kek, secret, azureLabels[azureBoundForm], azureKEKSize)
 }

@@ -9,19 +9,23 @@ import (
 	"testing"
 )
 
-// All of a blob is authenticated, whatever the KMS makes of it.
+// Every byte of a blob is authenticated, even if the KMS accepts
+// everything.
 func TestAzureBlobIsAuthenticated(t *testing.T) {
 	kek, dek := make([]byte, azureKEKSize), make([]byte, DEKSize)
 	rand.Read(kek)
 	rand.Read(dek)
 	ec := EncryptionContext{"bucket": "b", "key": "k"}
+
 	made := func() *azureBlob {
 		return &azureBlob{form: azureBlobForm, algorithm: 2, key: azureTag("id"), wrapped: make([]byte, azureKWSize)}
 	}
+
 	blob, err := made().seal(kek, nil, dek, ec)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	parsed, sealed, err := parseAzureBlob(blob)
 	if err != nil {
 		t.Fatal(err)
@@ -29,6 +33,7 @@ func TestAzureBlobIsAuthenticated(t *testing.T) {
 	if got, err := parsed.open(kek, nil, sealed, ec); err != nil || !bytes.Equal(got, dek) {
 		t.Fatalf("as it was: %v", err)
 	}
+
 	for name, change := range map[string]func(*azureBlob){
 		"algorithm":   func(b *azureBlob) { b.algorithm = 1 },
 		"key":         func(b *azureBlob) { b.key[0] ^= 1 },
@@ -41,19 +46,21 @@ func TestAzureBlobIsAuthenticated(t *testing.T) {
 			t.Errorf("another %s: it opens", name)
 		}
 	}
+
 	kek[0] ^= 1
 	if _, err := parsed.open(kek, nil, sealed, ec); err == nil {
 		t.Error("another key-encryption key: it opens")
 	}
 }
 
-// The vectors are part of the format: they never change. They were made by
+// The vectors are part of the format and never change. They were created by
 // another implementation of docs/format.md.
 func TestAzureVectors(t *testing.T) {
 	text, err := os.ReadFile("testdata/azure-vectors.json")
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	var file struct {
 		KeyID     string `json:"key_id"`
 		BindingID string `json:"binding_id"`
@@ -68,6 +75,7 @@ func TestAzureVectors(t *testing.T) {
 	if err := json.Unmarshal(text, &file); err != nil || len(file.Blobs) < 6 {
 		t.Fatal(len(file.Blobs), err)
 	}
+
 	unhex := func(s string) []byte {
 		b, err := hex.DecodeString(s)
 		if err != nil {
@@ -75,6 +83,7 @@ func TestAzureVectors(t *testing.T) {
 		}
 		return b
 	}
+
 	secret := unhex(file.Secret)
 	for _, v := range file.Blobs {
 		blob, sealed, err := parseAzureBlob(unhex(v.Blob))
@@ -84,6 +93,7 @@ func TestAzureVectors(t *testing.T) {
 		if v.Form != azureBlobForm && hex.EncodeToString(blob.binding[:]) != file.BindingID {
 			t.Errorf("%s: binding %x", v.Name, blob.binding)
 		}
+
 		got, err := blob.open(unhex(v.KEK), secret, sealed, v.Context)
 		if err != nil || !bytes.Equal(got, unhex(v.DEK)) {
 			t.Errorf("%s: %v", v.Name, err)
@@ -91,9 +101,11 @@ func TestAzureVectors(t *testing.T) {
 
 		wrong := bytes.Clone(secret)
 		wrong[0] ^= 1
+
 		if _, err := blob.open(unhex(v.KEK), wrong, sealed, v.Context); (err == nil) != (v.Form != azureBoundForm) {
 			t.Errorf("%s, with another secret: %v", v.Name, err)
 		}
+
 		for _, form := range []byte{azureBlobForm, azureBoundForm, azureBindingForm} {
 			other := *blob
 			other.form = form

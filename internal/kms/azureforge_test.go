@@ -29,8 +29,8 @@ func TestAzureContractWithBinding(t *testing.T) {
 	}, nil)
 }
 
-// forger is somebody who has the public key of a vault's key and no right to
-// use the vault. What it makes follows docs/format.md, section 5.
+// forger has the public key of a vault's key, but no access to the vault.
+// It creates blobs by docs/format.md, section 5.
 type forger struct {
 	keyID   string
 	version []byte
@@ -45,19 +45,21 @@ func newForger(t *testing.T, server *kmstest.AzureServer, w kms.Wrapper) *forger
 	return &forger{w.KeyID(), name, public}
 }
 
-// blob is of form 1 without a binding, of form 2 with its id and a guess of its
-// secret.
+// blob returns a blob of form 1, or if binding is given, of form 2 with a
+// guessed secret.
 func (f *forger) blob(t *testing.T, binding, secret, dek []byte, ec kms.EncryptionContext) []byte {
 	t.Helper()
 	kek := kmstest.NewDEK()
 	wrapped, err := rsa.EncryptOAEP(sha256.New(), rand.Reader, f.public, kek, nil)
 	must(t, err)
 	form, label := byte(1), "cmekproxy azure wrap v1"
+
 	if binding != nil {
 		form, label = 2, "cmekproxy azure wrap v2"
 		kek, err = hkdf.Key(sha256.New, kek, secret, label, 32)
 		must(t, err)
 	}
+
 	tag := sha256.Sum256([]byte("cmekproxy azure key v1" + f.keyID))
 	frame := slices.Concat([]byte{form, 1}, tag[:8], binding, []byte{16}, f.version,
 		[]byte{byte(len(wrapped) >> 8), byte(len(wrapped))}, wrapped)
@@ -69,7 +71,8 @@ func (f *forger) blob(t *testing.T, binding, secret, dek []byte, ec kms.Encrypti
 	return aead.Seal(frame, nil, dek, slices.Concat([]byte(label), frame, kms.AssociatedData(ec)))
 }
 
-// The public key of an RSA key forges blobs of form 1, and none of form 2.
+// With the public key of an RSA key, blobs of form 1 can be forged, but not
+// blobs of form 2.
 func TestAzurePublicKeyForgesNothing(t *testing.T) {
 	server, ec := kmstest.StartAzure(t), kmstest.Context("b", "k")
 	w, binding := server.NewBoundKey(t, "RSA-2048", nil)
@@ -78,12 +81,15 @@ func TestAzurePublicKeyForgesNothing(t *testing.T) {
 
 	old := f.blob(t, nil, nil, dek, ec)
 	wantDEK(t, "form 1, while it is accepted", w, old, ec, dek)
+
 	if !kms.Unbound(w, old) {
 		t.Error("a blob of form 1 counts as bound")
 	}
+
 	calls := server.Calls()["unwrapkey"]
 	_, err := strict.Unwrap(t.Context(), old, ec)
 	wantKind(t, "form 1, with accept_form: 2", err, kms.InvalidCiphertext)
+
 	if n := server.Calls()["unwrapkey"]; n != calls {
 		t.Error("the vault was asked about a blob that is refused anyway")
 	}
@@ -99,14 +105,15 @@ func TestAzurePublicKeyForgesNothing(t *testing.T) {
 			wantKind(t, "form 2, "+name, err, kms.InvalidCiphertext)
 		}
 	}
+
 	_, err = w.Unwrap(t.Context(), f.blob(t, kmstest.NewDEK()[:8], nil, dek, ec), ec)
 	wantKind(t, "form 2 of no binding", err, kms.InvalidCiphertext)
 	_, err = w.Unwrap(t.Context(), raw, ec)
 	wantKind(t, "the binding for a blob", err, kms.InvalidCiphertext)
 }
 
-// Whoever can ask the vault to unwrap makes the blobs that the proxy makes:
-// docs/format.md says all of it.
+// Someone who can ask the vault to unwrap can create the same blobs as the
+// proxy, as docs/format.md describes.
 func TestAzureBoundBlobByTheBook(t *testing.T) {
 	server, ec := kmstest.StartAzure(t), kmstest.Context("b", "k")
 	w, binding := server.NewBoundKey(t, "RSA-2048", nil)
@@ -126,6 +133,7 @@ func TestAzureBoundBlobByTheBook(t *testing.T) {
 	must(t, err)
 	bound, err := hkdf.Key(sha256.New, kek, secret, "cmekproxy azure wrap v2", 32)
 	must(t, err)
+
 	if got := openAzure(t, bound, blob, "cmekproxy azure wrap v2", ec); !bytes.Equal(got, dek) {
 		t.Error("the proxy's blob is not what the book says")
 	}
@@ -143,15 +151,17 @@ func openAzure(t *testing.T, key, blob []byte, label string, ec kms.EncryptionCo
 	return out
 }
 
-// A blob of form 2 opens by its own binding, key and context only.
+// A blob of form 2 opens only with its own binding, key and context.
 func TestAzureBoundBlobs(t *testing.T) {
 	server, ec := kmstest.StartAzure(t), kmstest.Context("b", "k")
 	w, binding := server.NewBoundKey(t, "RSA-2048", nil)
 	dek, blob, err := kms.Generate(t.Context(), w, ec)
 	must(t, err)
+
 	if len(blob) != 353 || blob[0] != 2 || kms.Unbound(w, blob) {
 		t.Errorf("a blob of %d bytes, form %d", len(blob), blob[0])
 	}
+
 	wantDEK(t, "as it was made", w, blob, ec, dek)
 
 	_, err = w.Unwrap(t.Context(), blob, kmstest.Context("b", "other"))
@@ -170,9 +180,11 @@ func TestAzureBoundBlobs(t *testing.T) {
 	dek1, blob1, err := kms.Generate(t.Context(), first, ec)
 	must(t, err)
 	wantDEK(t, "what it makes", without, blob1, ec, dek1)
+
 	if kms.Unbound(first, blob1) {
 		t.Error("a key that makes form 1 calls it unbound")
 	}
+
 	another, err := w.Bind(t.Context(), "")
 	must(t, err)
 	other := server.OpenKey(t, "key-1", func(c *kms.AzureConfig) { c.Bindings = []string{another} })
@@ -192,6 +204,7 @@ func TestAzureBoundBlobs(t *testing.T) {
 
 	dek3, old, err := generateUnbound(t, w, ec)
 	must(t, err)
+
 	if old[0] != 1 || !kms.Unbound(w, old) || kms.Unbound(without, old) {
 		t.Errorf("asked for form 1, got %d", old[0])
 	}
@@ -203,8 +216,8 @@ func generateUnbound(t *testing.T, w kms.Wrapper, ec kms.EncryptionContext) (dek
 	return kms.Generate(kms.KeepUnbound(t.Context()), kms.Retry(w, kms.RetryConfig{}), ec)
 }
 
-// A new version of the key takes over the binding, and an old one takes it
-// along when it goes.
+// A new version of the key can take over the binding. If the old version is
+// disabled, the old binding fails.
 func TestAzureBindingAndVersions(t *testing.T) {
 	server, ec := kmstest.StartAzure(t), kmstest.Context("b", "k")
 	w, binding := server.NewBoundKey(t, "RSA-2048", nil)
@@ -213,13 +226,16 @@ func TestAzureBindingAndVersions(t *testing.T) {
 	must(t, err)
 	again, err := w.Bind(t.Context(), binding)
 	must(t, err)
+
 	if again == binding {
 		t.Error("the binding is still under the old version")
 	}
+
 	next := server.OpenKey(t, "key-1", func(c *kms.AzureConfig) { c.Bindings = []string{again} })
 	if v, n := w.Bound(), next.Bound(); len(v) != 1 || len(n) != 1 || v[0] == n[0] {
 		t.Errorf("bound under %q, then under %q", v, n)
 	}
+
 	wantDEK(t, "the binding under the new version", next, blob, ec, dek)
 
 	server.SetEnabled("key-1", 1, false)
@@ -227,20 +243,23 @@ func TestAzureBindingAndVersions(t *testing.T) {
 	wantAll(t, "the binding's version disabled", fresh, blob, ec, kms.Disabled)
 	wantDEK(t, "the old version disabled, the binding under the new one", next, blob, ec, dek)
 	_, err = next.Bind(t.Context(), binding)
+
 	wantKind(t, "a binding under a disabled version", err, kms.Disabled)
 }
 
-// The secret of a binding gives no data key by itself: with it in memory, each
-// unwrap still asks the vault, and a no to any blob has the secret forgotten.
+// The secret of a binding alone opens no data key. Each unwrap still asks
+// the vault, and a refusal of any blob wipes the secret.
 func TestAzureBindingOutlivesNoRevocation(t *testing.T) {
 	server, ec := kmstest.StartAzure(t), kmstest.Context("b", "k")
 	w, _ := server.NewBoundKey(t, "RSA-2048", nil)
 	dek, blob, err := kms.Generate(t.Context(), w, ec)
 	must(t, err)
 	before := server.Calls()["unwrapkey"]
+
 	for range 3 {
 		wantDEK(t, "with the secret known", w, blob, ec, dek)
 	}
+
 	if n := server.Calls()["unwrapkey"] - before; n != 3 {
 		t.Errorf("%d unwraps for 3 reads with the secret known, want 3", n)
 	}
@@ -250,6 +269,7 @@ func TestAzureBindingOutlivesNoRevocation(t *testing.T) {
 	server.SetEnabled("key-1", 1, true)
 	before = server.Calls()["unwrapkey"]
 	wantDEK(t, "given back", w, blob, ec, dek)
+
 	if n := server.Calls()["unwrapkey"] - before; n != 2 {
 		t.Errorf("%d unwraps after the key was given back, want 2: blob and binding", n)
 	}
@@ -263,9 +283,12 @@ func TestAzureBindingsThatAreRefused(t *testing.T) {
 	must(t, err)
 	clear(dek)
 	const id = "https://vault.example/keys/k"
+
 	for name, change := range map[string]func(*kms.AzureConfig){
-		"no base64":            func(c *kms.AzureConfig) { c.Bindings = []string{"!" + good} },
-		"a wrapped DEK":        func(c *kms.AzureConfig) { c.Bindings = []string{base64.StdEncoding.EncodeToString(blob)} },
+		"no base64": func(c *kms.AzureConfig) { c.Bindings = []string{"!" + good} },
+		"a wrapped DEK": func(c *kms.AzureConfig) {
+			c.Bindings = []string{base64.StdEncoding.EncodeToString(blob)}
+		},
 		"cut":                  func(c *kms.AzureConfig) { c.Bindings = []string{good[:40]} },
 		"empty":                func(c *kms.AzureConfig) { c.Bindings = []string{""} },
 		"of another key":       func(c *kms.AzureConfig) { c.Bindings = []string{foreign} },
@@ -282,20 +305,24 @@ func TestAzureBindingsThatAreRefused(t *testing.T) {
 		_, err := kms.NewAzure(cfg)
 		wantKind(t, name, err, kms.Invalid)
 	}
+
 	if _, err := kms.NewAzure(kms.AzureConfig{KeyID: id, EnvelopeID: w.KeyID(), Bindings: []string{good}}); err != nil {
 		t.Errorf("a good one: %v", err)
 	}
 
-	// A binding that the vault unwraps to something else is no fault of the
-	// objects.
+	// If the vault unwraps a binding to something else, that is not an
+	// error of the objects.
 	raw, err := base64.StdEncoding.DecodeString(good)
 	must(t, err)
 	raw[len(raw)-1] ^= 1
-	broken := server.OpenKey(t, "key-1", func(c *kms.AzureConfig) { c.Bindings = []string{base64.StdEncoding.EncodeToString(raw)} })
+
+	broken := server.OpenKey(t, "key-1",
+		func(c *kms.AzureConfig) { c.Bindings = []string{base64.StdEncoding.EncodeToString(raw)} })
 	_, err = broken.Unwrap(t.Context(), blob, nil)
 	wantKind(t, "an altered binding", err, kms.Invalid)
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(errors.New("gone"))
 	_, err = w.Bind(ctx, "")
+
 	wantKind(t, "canceled", err, kms.Canceled)
 }

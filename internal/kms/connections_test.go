@@ -15,13 +15,13 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
 )
 
-// attempt is the time of an attempt in the proxy.
+// attempt is the timeout of an attempt in the proxy.
 const attempt = 2 * time.Second
 
-// lostFlows loses the connections of a key while several callers use it, and
-// makes sure that each is served again. The proxy is to be back within 10
-// seconds; what is waited for here is longer, for machines that are busy, and a
-// small part of the quarter of an hour that TCP takes.
+// lostFlows breaks the connections of a key while several callers use it,
+// and checks that each is served again. The proxy should recover within 10
+// seconds. The limit here is longer for busy machines, but much shorter
+// than the quarter of an hour that TCP needs.
 func lostFlows(t *testing.T, f *kmstest.Forwarder, w kms.Wrapper) {
 	t.Helper()
 	dek, blob, err := kms.Generate(t.Context(), w, nil)
@@ -31,6 +31,7 @@ func lostFlows(t *testing.T, f *kmstest.Forwarder, w kms.Wrapper) {
 	f.Lose()
 	start := time.Now()
 	var wg sync.WaitGroup
+
 	for range 4 {
 		wg.Go(func() {
 			for time.Since(start) < 30*time.Second {
@@ -40,28 +41,37 @@ func lostFlows(t *testing.T, f *kmstest.Forwarder, w kms.Wrapper) {
 					t.Errorf("%v, want unreachable", err)
 				}
 			}
+
 			t.Error("not back after 30 seconds")
 		})
 	}
+
 	wg.Wait()
 	t.Logf("back after %v", time.Since(start))
 }
 
-// Over HTTP/1.1 each call has a connection of its own, and a proxy that was
-// busy has many that are dead. They must not cost a call each.
+// With HTTP/1.1 each concurrent call has its own connection, so many
+// connections can be dead. They must not each fail a call.
 func TestLostPool(t *testing.T) {
 	server := kmstest.StartTest(t)
 	f := kmstest.StartForwarder(t, strings.TrimPrefix(server.URL(), "http://"))
-	w := server.NewKey(t, func(c *kms.AWSConfig) { c.Endpoint, c.Timeout, c.MaxAttempts = "http://"+f.Addr(), attempt, 1 })
+	w := server.NewKey(t, func(c *kms.AWSConfig) {
+		c.Endpoint, c.Timeout, c.MaxAttempts = "http://"+f.Addr(),
+			attempt, 1
+	})
+
 	_, blob, err := kms.Generate(t.Context(), w, nil)
 	must(t, err)
 	server.SetFaults(kmstest.Faults{LatencyMS: 300})
 	var wg sync.WaitGroup
+
 	for range 16 {
 		wg.Go(func() { _, _ = kms.Unwrap(t.Context(), w, blob, nil) })
 	}
+
 	wg.Wait()
 	server.SetFaults(kmstest.Faults{})
+
 	if f.Flows() < 8 {
 		t.Fatalf("%d connections for 16 calls at a time", f.Flows())
 	}
@@ -77,8 +87,8 @@ func TestLostPool(t *testing.T) {
 	}
 }
 
-// startTLS serves a handler over TLS and HTTP/2, behind a forwarder. It returns
-// the file of the certificate too.
+// startTLS serves a handler over TLS and HTTP/2 behind a forwarder. It also
+// returns the certificate.
 func startTLS(t *testing.T, handler http.Handler, protocol string) (*kmstest.Forwarder, *x509.Certificate, string) {
 	t.Helper()
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -87,13 +97,16 @@ func startTLS(t *testing.T, handler http.Handler, protocol string) (*kmstest.For
 		}
 		handler.ServeHTTP(w, r)
 	}))
+
 	server.EnableHTTP2 = protocol == "HTTP/2.0"
 	server.StartTLS()
 	t.Cleanup(server.Close)
 	t.Cleanup(server.CloseClientConnections)
 
 	file := t.TempDir() + "/ca.pem"
-	must(t, os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}), 0o600))
+	must(t, os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}),
+		0o600))
+
 	return kmstest.StartForwarder(t, strings.TrimPrefix(server.URL, "https://")), server.Certificate(), file
 }
 
@@ -113,7 +126,10 @@ func TestVaultLostFlows(t *testing.T) {
 	t.Parallel()
 	server := kmstest.StartVault(t)
 	f, _, ca := startTLS(t, server, "HTTP/2.0")
-	w := server.NewKey(t, func(c *kms.VaultConfig) { c.Address, c.CAFile, c.Timeout = "https://"+f.Addr(), ca, attempt })
+	w := server.NewKey(t, func(c *kms.VaultConfig) {
+		c.Address, c.CAFile, c.Timeout = "https://"+f.Addr(), ca,
+			attempt
+	})
 	lostFlows(t, f, w)
 }
 

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// The bytes are part of the format: blobs that are stored were made with them.
+// The encoding is part of the format, because stored blobs depend on it.
 func TestAssociatedData(t *testing.T) {
 	const label = "636d656b70726f787920636f6e74657874207631"
 	for _, c := range []struct {
@@ -21,7 +21,8 @@ func TestAssociatedData(t *testing.T) {
 			label + "00000002" + "0000000000000006" + "6275636b6574" + "0000000000000001" + "62" +
 				"0000000000000003" + "6b6579" + "0000000000000001" + "6b",
 		},
-		{"empty value", EncryptionContext{"a": ""}, label + "00000001" + "0000000000000001" + "61" + "0000000000000000"},
+		{"empty value", EncryptionContext{"a": ""}, label + "00000001" + "0000000000000001" + "61" +
+			"0000000000000000"},
 	} {
 		if got := hex.EncodeToString(associatedData(c.ec)); got != c.want {
 			t.Errorf("%s: %s, want %s", c.name, got, c.want)

@@ -40,6 +40,7 @@ func TestGCPKeyStates(t *testing.T) {
 	if w.KeyID() != gcpKey1 {
 		t.Errorf("key id %q", w.KeyID())
 	}
+
 	dek, blob, err := kms.Generate(t.Context(), w, ec)
 	must(t, err)
 	server.RotateKey(gcpKey1)
@@ -48,19 +49,22 @@ func TestGCPKeyStates(t *testing.T) {
 	wantDEK(t, "after a rotation", w, blob, ec, dek)
 	wantDEK(t, "under the new version", w, blob2, ec, dek2)
 	forged := append([]byte(nil), blob...)
-	forged[6] = 2 // the number of the version
+	forged[6] = 2 // the version number
 	_, err = w.Unwrap(t.Context(), forged, ec)
 	wantKind(t, "another version", err, kms.InvalidCiphertext)
 
 	server.SetState(gcpKey1, 1, kmspb.CryptoKeyVersion_DISABLED)
 	_, err = w.Unwrap(t.Context(), blob, ec)
 	wantKind(t, "the old version disabled", err, kms.Disabled)
+
 	if e, ok := errors.AsType[*kms.Error](err); !ok || e.Reason != "KEY_DISABLED" {
 		t.Errorf("%v, want the reason KEY_DISABLED", err)
 	}
+
 	wantDEK(t, "the old version disabled, a blob of the new one", w, blob2, ec, dek2)
 	server.SetState(gcpKey1, 1, kmspb.CryptoKeyVersion_ENABLED)
 	wantDEK(t, "enabled again", w, blob, ec, dek)
+
 	for state, want := range map[kmspb.CryptoKeyVersion_CryptoKeyVersionState]kms.Kind{
 		kmspb.CryptoKeyVersion_DISABLED:          kms.Disabled,
 		kmspb.CryptoKeyVersion_DESTROY_SCHEDULED: kms.PendingDeletion,
@@ -69,9 +73,12 @@ func TestGCPKeyStates(t *testing.T) {
 		server.SetState(gcpKey1, 2, state)
 		wantAll(t, state.String(), w, blob2, ec, want)
 	}
+
 	server.SetState(gcpKey1, 2, kmspb.CryptoKeyVersion_DESTROYED)
 	wantAll(t, "destroyed", w, blob2, ec, kms.NotFound)
-	wantAll(t, "no such key", server.OpenKey(t, strings.Replace(gcpKey1, "key-1", "none", 1), nil), blob2, ec, kms.NotFound)
+
+	wantAll(t, "no such key", server.OpenKey(t, strings.Replace(gcpKey1, "key-1", "none", 1), nil), blob2, ec,
+		kms.NotFound)
 }
 
 func TestGCPCodes(t *testing.T) {
@@ -79,16 +86,20 @@ func TestGCPCodes(t *testing.T) {
 	w := server.NewKey(t, func(c *kms.GCPConfig) { c.MaxAttempts = 1; c.Timeout = 300 * time.Millisecond })
 	_, blob, err := kms.Generate(t.Context(), w, nil)
 	must(t, err)
+
 	fail := func(code codes.Code) kmstest.Trouble {
 		return kmstest.Trouble{Fail: int(code), FailText: gcpKey1 + ": why"}
 	}
+
 	unnamed := func(code codes.Code) kmstest.Trouble { return kmstest.Trouble{Fail: int(code), FailText: "why"} }
 	reason := func(code codes.Code, name string) kmstest.Trouble {
 		return kmstest.Trouble{Fail: int(code), FailText: "why", FailReason: name}
 	}
+
 	violation := func(name string) kmstest.Trouble {
 		return kmstest.Trouble{Fail: int(codes.FailedPrecondition), FailCode: name}
 	}
+
 	for _, c := range []struct {
 		name    string
 		trouble kmstest.Trouble
@@ -110,7 +121,10 @@ func TestGCPCodes(t *testing.T) {
 		{"precondition, without evidence", unnamed(codes.FailedPrecondition), kms.Unreachable},
 		{"unimplemented, without evidence", unnamed(codes.Unimplemented), kms.Unreachable},
 		{"unauthenticated, without evidence", unnamed(codes.Unauthenticated), kms.Unreachable},
-		{"another gRPC server", kmstest.Trouble{Fail: int(codes.Unimplemented), FailText: "unknown service google.cloud.kms.v1.KeyManagementService"}, kms.Invalid},
+		{"another gRPC server", kmstest.Trouble{
+			Fail:     int(codes.Unimplemented),
+			FailText: "unknown service google.cloud.kms.v1.KeyManagementService",
+		}, kms.Invalid},
 		{"the API was switched off", reason(codes.PermissionDenied, "SERVICE_DISABLED"), kms.Denied},
 		{"not found, with Google's details", reason(codes.NotFound, "RESOURCE_NOT_FOUND"), kms.NotFound},
 		{"a token that has expired", reason(codes.Unauthenticated, "ACCESS_TOKEN_EXPIRED"), kms.Unreachable},
@@ -129,6 +143,7 @@ func TestGCPCodes(t *testing.T) {
 			t.Errorf("%s: it took %v, with a timeout of 300 ms", c.name, d)
 		}
 	}
+
 	server.SetTrouble(fail(codes.InvalidArgument))
 	_, err = w.Unwrap(t.Context(), blob, nil)
 	wantKind(t, "invalid argument: unwrap", err, kms.InvalidCiphertext)
@@ -141,6 +156,7 @@ func TestGCPCodes(t *testing.T) {
 	_, err = w.Unwrap(ctx, blob, nil)
 	wantKind(t, "canceled in flight", err, kms.Canceled)
 	server.Close()
+
 	wantAll(t, "nobody listens", w, blob, nil, kms.Unreachable)
 }
 
@@ -148,18 +164,22 @@ func TestGCPRetries(t *testing.T) {
 	server := kmstest.StartGCP(t)
 	w := server.NewKey(t, func(c *kms.GCPConfig) { c.MaxAttempts = 3; c.Timeout = 10 * time.Second })
 	server.SetTrouble(kmstest.Trouble{ThrottleNext: 2})
+
 	if _, _, err := kms.Generate(t.Context(), w, nil); err != nil {
 		t.Errorf("throttled twice, then served: %v", err)
 	}
 	if n := server.Calls()["Encrypt"]; n != 3 {
 		t.Errorf("%d attempts, want 3", n)
 	}
+
 	server.SetTrouble(kmstest.Trouble{ThrottleNext: -1})
 	_, _, err := kms.Generate(t.Context(), w, nil)
 	wantKind(t, "throttled for ever", err, kms.Throttled)
+
 	if n := server.Calls()["Encrypt"]; n != 6 {
 		t.Errorf("%d attempts, want 3", n-3)
 	}
+
 	server.SetTrouble(kmstest.Trouble{Deny: true})
 	_, _, err = kms.Generate(t.Context(), w, nil)
 	if n := server.Calls()["Encrypt"]; !kms.IsRevoked(err) || n != 7 {
@@ -167,16 +187,17 @@ func TestGCPRetries(t *testing.T) {
 	}
 }
 
-// What was damaged on its way is asked for again, and never used.
+// Messages damaged in transit are requested again and never used.
 func TestGCPChecksums(t *testing.T) {
 	server := kmstest.StartGCP(t)
 	w := server.NewKey(t, func(c *kms.GCPConfig) { c.MaxAttempts = 2 })
 	dek, blob, err := kms.Generate(t.Context(), w, nil)
 	must(t, err)
+
 	for _, c := range []struct {
 		name         string
 		damage       kmstest.GCPDamage
-		wrap, unwrap bool // whether it meets the operation
+		wrap, unwrap bool // which operations it affects
 		want         kms.Kind
 	}{
 		{"flags not set", kmstest.GCPDamage{Unverified: true}, true, false, kms.Unreachable},
@@ -196,24 +217,30 @@ func TestGCPChecksums(t *testing.T) {
 				t.Errorf("%s: a DEK came with the error", c.name)
 			}
 		}
+
 		if c.want == kms.Internal {
-			continue // not to be tried again
+			continue // not repeated
 		}
+
 		c.damage.Next = 1
 		server.SetDamage(c.damage)
 		again, err := w.Wrap(t.Context(), dek, nil)
 		must(t, err)
 		server.SetDamage(c.damage)
+
 		wantDEK(t, c.name+", once", w, again, nil, dek)
 	}
+
 	server.SetDamage(kmstest.GCPDamage{Request: true, Next: 1})
 	if _, err := w.Wrap(t.Context(), dek, nil); err != nil {
 		t.Errorf("request damaged once: wrap: %v", err)
 	}
+
 	server.SetDamage(kmstest.GCPDamage{Request: true, Next: 1})
 	wantDEK(t, "request damaged once", w, blob, nil, dek)
 	server.SetDamage(kmstest.GCPDamage{Request: true})
 	before := server.Calls()["Decrypt"]
+
 	if _, err := w.Unwrap(t.Context(), blob, nil); err == nil {
 		t.Error("request damaged always: it was taken")
 	}
@@ -233,31 +260,38 @@ func TestGCPConfigsThatAreRefused(t *testing.T) {
 		"a space":       strings.Replace(gcpKey1, "ring/", "my ring/", 1),
 		"long name":     gcpKey1 + strings.Repeat("x", 63),
 	} {
-		_, err := kms.NewGCP(t.Context(), kms.GCPConfig{KeyID: key, Options: []option.ClientOption{option.WithoutAuthentication()}})
+		_, err := kms.NewGCP(t.Context(), kms.GCPConfig{
+			KeyID: key, Options: []option.ClientOption{option.WithoutAuthentication()},
+		})
 		wantKind(t, name, err, kms.Invalid)
 	}
+
 	t.Setenv("GOOGLE_APPLICATION_CREDENTIALS", "/nonexistent")
 	_, err := kms.NewGCP(t.Context(), kms.GCPConfig{KeyID: gcpKey1})
 	wantKind(t, "no credentials", err, kms.Internal)
 }
 
-// serviceAccount is a credentials file whose tokens are signed right here.
+// serviceAccount returns a credentials file whose tokens are signed
+// locally.
 func serviceAccount(t *testing.T) []byte {
 	t.Helper()
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
 	must(t, err)
 	der, err := x509.MarshalPKCS8PrivateKey(key)
 	must(t, err)
+
 	file, err := json.Marshal(map[string]string{
 		"type": "service_account", "client_email": "proxy@test.iam.gserviceaccount.com", "private_key_id": "1",
-		"private_key": string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})), "token_uri": "https://127.0.0.1:1/",
+		"private_key": string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})),
+		"token_uri":   "https://127.0.0.1:1/",
 	})
+
 	must(t, err)
 	return file
 }
 
-// A token that cannot be had says different things: the account is gone, or
-// the network is.
+// If a token is not available, either the account was deleted or the
+// network failed.
 func TestGCPCredentials(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "adc.json")
 	must(t, os.WriteFile(file, serviceAccount(t), 0o600))
@@ -266,10 +300,13 @@ func TestGCPCredentials(t *testing.T) {
 	w, err := kms.NewGCP(t.Context(), kms.GCPConfig{
 		KeyID: gcpKey1, Endpoint: server.Endpoint(), Timeout: 500 * time.Millisecond, MaxAttempts: 1,
 	})
+
 	must(t, err)
 	defer w.Close()
+
 	_, _, err = kms.Generate(t.Context(), w, nil)
 	wantKind(t, "default credentials over an unencrypted connection", err, kms.Unreachable)
+
 	if server.Calls()["Encrypt"] != 0 {
 		t.Error("a request with default credentials went over an unencrypted connection")
 	}
@@ -279,13 +316,21 @@ func TestGCPCredentials(t *testing.T) {
 			return nil, err
 		})})
 	}
+
 	for name, c := range map[string]struct {
 		err  error
 		want kms.Kind
 	}{
-		"refused":     {&auth.Error{Response: &http.Response{StatusCode: 400}, Body: []byte(`{"error":"invalid_grant"}`)}, kms.Denied},
-		"a portal":    {&auth.Error{Response: &http.Response{StatusCode: 400}, Body: []byte("<html>")}, kms.Unreachable},
-		"no account":  {errors.New(`credentials: status code 404: {"error":{"code":404,"status":"NOT_FOUND"}}`), kms.Denied},
+		"refused": {
+			&auth.Error{Response: &http.Response{StatusCode: 400}, Body: []byte(`{"error":"invalid_grant"}`)},
+			kms.Denied,
+		},
+		"a portal": {
+			&auth.Error{Response: &http.Response{StatusCode: 400}, Body: []byte("<html>")}, kms.Unreachable,
+		},
+		"no account": {
+			errors.New(`credentials: status code 404: {"error":{"code":404,"status":"NOT_FOUND"}}`), kms.Denied,
+		},
 		"no metadata": {errors.New("metadata: GCE metadata \"token\" not defined"), kms.Unreachable},
 		"not now":     {&auth.Error{Response: &http.Response{StatusCode: 503}}, kms.Unreachable},
 		"too many":    {&auth.Error{Response: &http.Response{StatusCode: 429}}, kms.Unreachable},
@@ -296,6 +341,7 @@ func TestGCPCredentials(t *testing.T) {
 		w, err := kms.NewGCPWithCredentials(t.Context(), kms.GCPConfig{
 			KeyID: gcpKey1, Endpoint: server.Endpoint(), Options: kmstest.GCPOptions(), MaxAttempts: 1,
 		}, creds(c.err))
+
 		must(t, err)
 		server.SetTrouble(kmstest.Trouble{Fail: int(codes.Unauthenticated)})
 		_, _, err = kms.Generate(t.Context(), w, nil)
@@ -308,34 +354,39 @@ type tokenFunc func() (*auth.Token, error)
 
 func (f tokenFunc) Token(context.Context) (*auth.Token, error) { return f() }
 
-// A broken or hostile server that quotes requests and answers must not get a
-// DEK into an error.
+// Even if a broken or hostile server quotes requests and responses, errors
+// must not contain a DEK.
 func TestGCPErrorsHoldNoKeys(t *testing.T) {
 	server := kmstest.StartGCP(t)
 	w := server.NewKey(t, nil)
 	dek := kmstest.NewDEK()
+
 	for _, code := range []codes.Code{codes.InvalidArgument, codes.Internal, codes.FailedPrecondition, codes.Unknown} {
 		server.SetTrouble(kmstest.Trouble{Fail: int(code), FailText: "bad: " + base64.StdEncoding.EncodeToString(dek)})
 		_, err := w.Wrap(t.Context(), dek, nil)
 		wantNoKey(t, code.String(), err, dek)
 	}
+
 	server.SetTrouble(kmstest.Trouble{})
 	blob, err := w.Wrap(t.Context(), dek, nil)
 	must(t, err)
 	server.SetDamage(kmstest.GCPDamage{Answer: true})
 	_, err = w.Unwrap(t.Context(), blob, nil)
+
 	wantNoKey(t, "damaged answer", err, dek)
 }
 
-// The client's debugging would print data keys.
+// Debug logging of the client would print data keys.
 func TestGCPLogsNothing(t *testing.T) {
 	t.Setenv("GOOGLE_SDK_GO_LOGGING_LEVEL", "debug")
 	log, err := os.Create(filepath.Join(t.TempDir(), "stderr"))
 	must(t, err)
 	defer log.Close()
+
 	stderr := os.Stderr
 	os.Stderr = log
 	defer func() { os.Stderr = stderr }()
+
 	server := kmstest.StartGCP(t)
 	w := server.NewKey(t, nil)
 	dek, blob, err := kms.Generate(t.Context(), w, nil)
@@ -343,18 +394,20 @@ func TestGCPLogsNothing(t *testing.T) {
 	wantDEK(t, "as ever", w, blob, nil, dek)
 	written, err := os.ReadFile(log.Name())
 	must(t, err)
+
 	if len(written) > 0 {
 		t.Errorf("%d bytes on standard error, the DEK among them: %v", len(written),
 			strings.Contains(string(written), base64.StdEncoding.EncodeToString(dek)))
 	}
 }
 
-// A key of a service account that is replaced in its file is used from then on.
+// A service account key that is replaced in its file is used at once.
 func TestGCPRotatedCredentials(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "adc.json")
 	rotate := func(email string) {
 		must(t, os.WriteFile(file, bytes.ReplaceAll(serviceAccount(t), []byte("proxy@test"), []byte(email)), 0o600))
 	}
+
 	rotate("one@test")
 	t.Setenv("GOOGLE_APPLICATION_CREDENTIALS", file)
 	issuers := make(chan string, 1000)
@@ -366,21 +419,26 @@ func TestGCPRotatedCredentials(t *testing.T) {
 			issuers <- string(claims)
 		}
 	})
+
 	ca := filepath.Join(t.TempDir(), "ca")
 	_, authority := certificate(t)
 	must(t, os.WriteFile(ca, authority, 0o600))
+
 	w := server.NewKey(t, func(c *kms.GCPConfig) {
 		c.Options, c.Endpoint, c.CAFile = nil, terminateTLS(t, server.Endpoint()), ca
 	})
+
 	for _, email := range []string{"one@test", "two@test"} {
 		rotate(email)
 		found := false
-		for end := time.Now().Add(10 * time.Second); !found && time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		for end := time.Now().Add(10 * time.Second); !found &&
+			time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 			if _, _, err := kms.Generate(t.Context(), w, nil); err != nil {
 				t.Fatal(err)
 			}
 			found = strings.Contains(<-issuers, `"`+email)
 		}
+
 		if !found {
 			t.Errorf("the credentials of %s are never used", email)
 		}

@@ -18,10 +18,12 @@ func TestVaultImpostors(t *testing.T) {
 	kmstest.RunImpostors(t, "vault", server.NewKey(t, nil), server.SetImpostor)
 }
 
-// A login meets impostors too. Vault's own 404 without a text stays a no.
+// Impostors can answer a login, too. Vault's own 404 without a text is
+// still a refusal.
 func TestVaultImpostorsAtLogin(t *testing.T) {
 	server := kmstest.StartVault(t)
 	server.AddAppRole("role", "secret", kmstest.VaultToken{})
+
 	for name, login := range map[string]kms.VaultLogin{
 		"token":   {Token: server.NewToken(kmstest.VaultToken{})},
 		"AppRole": {AppRole: &kms.VaultAppRole{RoleID: "role", SecretID: "secret"}},
@@ -30,11 +32,13 @@ func TestVaultImpostorsAtLogin(t *testing.T) {
 			if i.Own == "vault" {
 				continue
 			}
+
 			server.SetImpostor(&i)
 			w := server.NewKey(t, func(c *kms.VaultConfig) { c.Login = login })
 			_, _, err := kms.Generate(t.Context(), w, nil)
 			wantKind(t, name+": "+i.Name, err, kms.Unreachable)
 			server.SetImpostor(nil)
+
 			if _, _, err := kms.Generate(t.Context(), w, nil); err != nil {
 				t.Errorf("%s: after %s: %v", name, i.Name, err)
 			}

@@ -10,7 +10,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-// badKMS answers with whatever it is told to.
+// badKMS returns fixed results.
 type badKMS struct{ dek, wrapped []byte }
 
 func (b badKMS) KeyID() string { return "bad" }
@@ -44,11 +44,16 @@ func TestAnswersOfABrokenKMSAreRefused(t *testing.T) {
 			t.Errorf("unwrap: %s was taken", name)
 		}
 	}
-	for name, w := range map[string]kms.Wrapper{"wrap": badKMS{good, nil}, "generate": badGenerator{badKMS{good, nil}}} {
+
+	for name, w := range map[string]kms.Wrapper{
+		"wrap":     badKMS{good, nil},
+		"generate": badGenerator{badKMS{good, nil}},
+	} {
 		if _, _, err := kms.Generate(t.Context(), w, nil); err == nil {
 			t.Errorf("%s: an empty blob was taken", name)
 		}
 	}
+
 	if _, _, err := kms.Generate(t.Context(), badGenerator{badKMS{good, blob}}, nil); err != nil {
 		t.Errorf("a good answer was refused: %v", err)
 	}
@@ -64,13 +69,16 @@ func TestErrorKinds(t *testing.T) {
 		if kms.IsThrottled(err) != (kind == kms.Throttled) || kms.IsUnreachable(err) != (kind == kms.Unreachable) {
 			t.Errorf("%v is taken for another kind", kind)
 		}
+
 		if !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("%v hides its cause", kind)
 		}
 	}
+
 	if kms.IsRevoked(nil) || kms.IsRevoked(errors.New("x")) || kms.IsUnreachable(nil) {
 		t.Error("errors of others have a kind")
 	}
+
 	err := &kms.Error{Kind: kms.Disabled, Op: "unwrap", KeyID: "k", Reason: "DisabledException", Err: errors.New("why")}
 	if got, want := err.Error(), "kms: unwrap with k: key disabled (DisabledException): why"; got != want {
 		t.Errorf("got %q, want %q", got, want)

@@ -24,8 +24,10 @@ func TestLimitConcurrency(t *testing.T) {
 			now.Add(-1)
 			return nil
 		}}
+
 		w, start := kms.Limit(inner, kms.LimitConfig{MaxConcurrent: 2}), time.Now()
 		var wg sync.WaitGroup
+
 		for range 6 {
 			wg.Go(func() {
 				if err := unwrapOnce(t.Context(), w); err != nil {
@@ -33,6 +35,7 @@ func TestLimitConcurrency(t *testing.T) {
 				}
 			})
 		}
+
 		wg.Wait()
 		if took := time.Since(start); most.Load() != 2 || took != 3*time.Second {
 			t.Errorf("%d at once, all in %v; want 2 at once, in 3 s", most.Load(), took)
@@ -61,12 +64,14 @@ func TestLimitRate(t *testing.T) {
 					got = append(got, time.Since(start).Round(time.Millisecond).Milliseconds())
 					return nil
 				}}
+
 				w := kms.Limit(inner, c.cfg)
 				for range c.want {
 					if err := unwrapOnce(t.Context(), w); err != nil {
 						t.Error(err)
 					}
 				}
+
 				if !slices.Equal(got, c.want) {
 					t.Errorf("calls at %v ms, want %v", got, c.want)
 				}
@@ -84,6 +89,7 @@ func hold(t *testing.T, inner *fakeKMS, cfg kms.LimitConfig) kms.Wrapper {
 		}
 		return nil
 	}
+
 	w := kms.Limit(inner, cfg)
 	go func() { _ = unwrapOnce(context.Background(), w) }()
 	synctest.Wait()
@@ -105,13 +111,17 @@ func TestLimitDeadline(t *testing.T) {
 				w, start := hold(t, inner, c.cfg), time.Now()
 				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 				defer cancel()
+
 				_, _, err := kms.Generate(ctx, w, nil)
 				wantError(t, err, kms.Throttled, "local limit", kms.ErrLimit)
+
 				if took := time.Since(start); took != c.want {
 					t.Errorf("answered after %v, want %v", took, c.want)
 				}
+
 				time.Sleep(10 * time.Second)
-				wantError(t, unwrapOnce(ctx, w), kms.Throttled, "local limit", kms.ErrLimit) // long over
+				wantError(t, unwrapOnce(ctx, w), kms.Throttled, "local limit", kms.ErrLimit) // the deadline has passed
+
 				if n := inner.calls.Load(); n != 1 {
 					t.Errorf("the KMS was asked %d times, want once", n)
 				}
@@ -135,11 +145,13 @@ func TestLimitCanceled(t *testing.T) {
 				ctx, cancel := context.WithCancel(t.Context())
 				time.AfterFunc(time.Second, cancel)
 				wantError(t, unwrapOnce(ctx, w), kms.Canceled, "", context.Canceled)
+
 				if took := time.Since(start); took != time.Second {
 					t.Errorf("answered after %v, want when it was canceled", took)
 				}
-				// It must have given its place back: the next one is served
-				// when the first slot or token is free.
+
+				// It must have returned its slot or token: the next call is
+				// served when the first one is free.
 				if err := unwrapOnce(t.Context(), w); err != nil || time.Since(start) > 10*time.Second {
 					t.Errorf("the next one: %v after %v", err, time.Since(start))
 				}
@@ -152,6 +164,7 @@ func TestLimitKeepsToTheRateOfAServer(t *testing.T) {
 	server := kmstest.StartTest(t)
 	key := server.NewKey(t, func(c *kms.AWSConfig) { c.MaxAttempts = 1 })
 	server.SetFaults(kmstest.Faults{MaxPerSecond: 20})
+
 	throttled := func(w kms.Wrapper, calls int) (n int) {
 		for range calls {
 			if _, _, err := kms.Generate(t.Context(), w, nil); kms.IsThrottled(err) {
@@ -160,12 +173,14 @@ func TestLimitKeepsToTheRateOfAServer(t *testing.T) {
 				t.Error(err)
 			}
 		}
+
 		return n
 	}
 	if n := throttled(key, 200); n == 0 {
 		t.Error("without a limit, the server throttled nothing")
 	}
-	time.Sleep(time.Second) // the server counts by the second
+
+	time.Sleep(time.Second) // the server counts per second
 	limited := kms.Limit(key, kms.LimitConfig{MaxConcurrent: 1, PerSecond: 12, Burst: 3})
 	if n := throttled(limited, 24); n != 0 {
 		t.Errorf("%d calls throttled within the limit", n)

@@ -12,10 +12,10 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
 )
 
-// TestLive runs the contract against the vendors' own services, for the keys
-// that the environment names: two of each kind, separated by a space, which
-// hold nothing of worth. Credentials are those of each vendor's default chain;
-// Vault's token is VAULT_TOKEN.
+// TestLive runs the contract test against the vendors' own services.
+// Environment variables name two keys of each kind, separated by a space.
+// Use keys that protect nothing. Credentials come from each vendor's
+// default chain; Vault's token is VAULT_TOKEN.
 //
 //	KMS_LIVE_AWS    two key ARNs
 //	KMS_LIVE_GCP    two resource names
@@ -30,9 +30,15 @@ func TestLive(t *testing.T) {
 		"KMS_LIVE_GCP": func(t *testing.T, id string) (kms.Wrapper, error) {
 			return kms.NewGCP(t.Context(), kms.GCPConfig{KeyID: id})
 		},
-		"KMS_LIVE_AZURE": func(_ *testing.T, id string) (kms.Wrapper, error) { return kms.NewAzure(kms.AzureConfig{KeyID: id}) },
+		"KMS_LIVE_AZURE": func(_ *testing.T, id string) (kms.Wrapper,
+			error,
+		) {
+			return kms.NewAzure(kms.AzureConfig{KeyID: id})
+		},
 		"KMS_LIVE_VAULT": func(_ *testing.T, id string) (kms.Wrapper, error) {
-			return kms.NewVault(kms.VaultConfig{Address: os.Getenv("VAULT_ADDR"), KeyID: id, Login: kms.VaultLogin{Token: os.Getenv("VAULT_TOKEN")}})
+			return kms.NewVault(kms.VaultConfig{
+				Address: os.Getenv("VAULT_ADDR"), KeyID: id, Login: kms.VaultLogin{Token: os.Getenv("VAULT_TOKEN")},
+			})
 		},
 	} {
 		ids := strings.Fields(os.Getenv(name))
@@ -43,6 +49,7 @@ func TestLive(t *testing.T) {
 			t.Errorf("%s has %d keys, want two", name, len(ids))
 			continue
 		}
+
 		ran = true
 		t.Run(name, func(t *testing.T) {
 			var next atomic.Int64
@@ -55,7 +62,9 @@ func TestLive(t *testing.T) {
 			}, nil)
 		})
 	}
+
 	if !ran {
-		t.Fatal("no key is named: set KMS_LIVE_AWS, KMS_LIVE_GCP, KMS_LIVE_AZURE or KMS_LIVE_VAULT; see internal/kms/live_test.go")
+		t.Fatal("no key is named: set KMS_LIVE_AWS, KMS_LIVE_GCP, KMS_LIVE_AZURE or KMS_LIVE_VAULT; see " +
+			"internal/kms/live_test.go")
 	}
 }

@@ -43,6 +43,7 @@ func TestCreateLocalKeyFile(t *testing.T) {
 	if info.Mode().Perm() != 0o600 {
 		t.Errorf("mode %v, want 0600", info.Mode())
 	}
+
 	before, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -55,12 +56,14 @@ checksum [0-9a-f]{64}
 $`).Match(before) {
 		t.Error("the file is not of the documented form")
 	}
+
 	if !regexp.MustCompile(`^local:[0-9a-f]{16}$`).MatchString(w.KeyID()) {
 		t.Errorf("key id %q", w.KeyID())
 	}
 	if err := kms.CreateLocalKeyFile(path); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("a second key over the first: %v", err)
 	}
+
 	if after, _ := os.ReadFile(path); !bytes.Equal(before, after) {
 		t.Error("the key was overwritten")
 	}
@@ -103,6 +106,7 @@ func TestLocalKeyFilesThatAreRefused(t *testing.T) {
 			if err := os.Chmod(path, c.mode); err != nil {
 				t.Fatal(err)
 			}
+
 			_, err := kms.NewLocal(path)
 			if e, ok := errors.AsType[*kms.Error](err); !ok || e.Kind != c.want {
 				t.Errorf("got %v, want %v", err, c.want)
@@ -112,11 +116,14 @@ func TestLocalKeyFilesThatAreRefused(t *testing.T) {
 			}
 		})
 	}
+
 	if _, err := kms.NewLocal(t.TempDir()); !kms.IsRevoked(err) {
 		t.Errorf("a directory for a key: %v", err)
 	}
+
 	path := filepath.Join(t.TempDir(), "key")
 	must(t, os.WriteFile(path, []byte(strings.TrimSuffix(good, "\n")), 0o400))
+
 	for _, mode := range []fs.FileMode{0o400, 0o440, 0o640, 0o660} { // the last three: Kubernetes with an fsGroup
 		must(t, os.Chmod(path, mode))
 		if _, err := kms.NewLocal(path); err != nil {
@@ -132,6 +139,7 @@ func TestLocalRevocation(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	check := func(name string, want kms.Kind) {
 		t.Helper()
 		_, unwrapErr := w.Unwrap(t.Context(), blob, ec)
@@ -142,6 +150,7 @@ func TestLocalRevocation(t *testing.T) {
 			}
 		}
 	}
+
 	away := path + ".away"
 	must(t, os.Rename(path, away))
 	check("moved away", kms.NotFound)
@@ -153,13 +162,14 @@ func TestLocalRevocation(t *testing.T) {
 	must(t, os.Chmod(path, 0o644))
 	check("opened to others", kms.Denied)
 	must(t, os.Chmod(path, 0o600))
+
 	if got, err := w.Unwrap(t.Context(), blob, ec); err != nil || !bytes.Equal(got, dek) {
 		t.Errorf("the key is back, but: %v", err)
 	}
 }
 
-// A blob is bound to the key id as well, which is not visible from outside;
-// this holds the form of the blob.
+// A blob is also bound to the key id, which is not visible in it. This test
+// checks the blob's form.
 func TestLocalBlobForm(t *testing.T) {
 	w, _ := newLocal(t)
 	blob, err := w.Wrap(t.Context(), kmstest.NewDEK(), nil)

@@ -16,50 +16,50 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-// A key file is lines of text, of the form that docs/format.md gives. Older
-// ones are a single line: localPrefix1, and 32 bytes in standard base64 with
-// padding. They hold one version.
+// A key file is text in the form that docs/format.md specifies. The older
+// form is a single line with localPrefix1 and 32 bytes in standard base64
+// with padding. It has one version.
 const (
 	localPrefix1     = "cmekproxy-local-key-v1:"
 	localHeader      = "cmekproxy-local-key-v2\n"
 	localLabelID     = "cmekproxy local key id v1"
 	maxLocalVersions = 1000
-	maxLocalFile     = 128 << 10 // bytes, more than maxLocalVersions take
+	maxLocalFile     = 128 << 10 // in bytes, more than maxLocalVersions need
 )
 
 // LocalKeyState is the state of one version of a local key.
 type LocalKeyState string
 
-// The states. A version that is destroyed leaves its number behind, which is
-// never used again.
+// The states of a version. The number of a destroyed version is never used
+// again.
 const (
 	LocalKeyEnabled   LocalKeyState = "enabled"
 	LocalKeyDisabled  LocalKeyState = "disabled"
 	LocalKeyDestroyed LocalKeyState = "destroyed"
 )
 
-// LocalKeyFile is what a key file of provider local holds.
+// LocalKeyFile is the content of a key file.
 type LocalKeyFile struct {
-	// ID is as Local.KeyID. It comes from the first version, and stays when
-	// that is destroyed.
+	// ID is the key id; see Local.KeyID. It is derived from the first
+	// version, and remains when that is destroyed.
 	ID string
-	// Disabled is whether the key is, whatever its versions are.
+	// Disabled disables the key regardless of its versions.
 	Disabled bool
-	// Versions are in order: version n is at n-1. There is at least one.
+	// Versions has version n at index n-1. There is at least one.
 	Versions []LocalKeyVersion
 
-	single bool // as read, it was of the older form
+	single bool // read from the older form
 }
 
 // LocalKeyVersion is one version of a local key.
 type LocalKeyVersion struct {
 	State   LocalKeyState
-	Created time.Time // to the second; zero where the file does not tell
+	Created time.Time // in whole seconds; zero if the file does not say
 
-	key []byte // nil once it is destroyed
+	key []byte // nil if destroyed
 }
 
-// newLocalKeyFile is a key of one version.
+// newLocalKeyFile returns a key with one version.
 func newLocalKeyFile(key []byte, created time.Time) *LocalKeyFile {
 	return &LocalKeyFile{
 		ID:       localKeyID(key),
@@ -67,7 +67,7 @@ func newLocalKeyFile(key []byte, created time.Time) *LocalKeyFile {
 	}
 }
 
-// localKeyID derives a name that says nothing about the key.
+// localKeyID derives the key id, which reveals nothing about the key.
 func localKeyID(key []byte) string {
 	h := sha256.New()
 	h.Write([]byte(localLabelID))
@@ -77,8 +77,8 @@ func localKeyID(key []byte) string {
 
 func toSecond(t time.Time) time.Time { return t.UTC().Truncate(time.Second) }
 
-// Current returns the number of the version that wraps, the newest that is
-// enabled; 0 if none is.
+// Current returns the number of the newest enabled version, which wraps; 0
+// if none exists.
 func (f *LocalKeyFile) Current() int {
 	for i, v := range slices.Backward(f.Versions) {
 		if v.State == LocalKeyEnabled {
@@ -99,17 +99,18 @@ func (f *LocalKeyFile) Rotate(now time.Time) (version int, err error) {
 	return len(f.Versions), nil
 }
 
-// SetState changes the state of a version. Destroying wipes its key; nothing
-// brings a destroyed version back.
+// SetState changes the state of a version. Destroying a version wipes its
+// key and cannot be undone.
 func (f *LocalKeyFile) SetState(version int, state LocalKeyState) error {
 	if version < 1 || version > len(f.Versions) {
 		return fmt.Errorf("there is no version %d: the newest is %d", version, len(f.Versions))
 	}
+
 	v := &f.Versions[version-1]
 	switch state {
 	case LocalKeyEnabled, LocalKeyDisabled:
 		if v.State == LocalKeyDestroyed {
-			return fmt.Errorf("version %d is destroyed, and its key is gone", version)
+			return fmt.Errorf("version %d is destroyed and cannot be restored", version)
 		}
 	case LocalKeyDestroyed:
 		clear(v.key)
@@ -117,11 +118,12 @@ func (f *LocalKeyFile) SetState(version int, state LocalKeyState) error {
 	default:
 		return fmt.Errorf("unknown state %q", state)
 	}
+
 	v.State = state
 	return nil
 }
 
-// Wipe clears the keys, after which f can be looked at, but not written or
+// Wipe clears the keys. Afterwards f can be inspected, but not written or
 // used.
 func (f *LocalKeyFile) Wipe() {
 	for _, v := range f.Versions {
@@ -129,33 +131,39 @@ func (f *LocalKeyFile) Wipe() {
 	}
 }
 
-// Append writes the text of the file behind b, always in the newer form.
+// Append appends the text of the file to b, always in the newer form.
 func (f *LocalKeyFile) Append(b []byte) []byte {
 	start := len(b)
 	b = append(b, localHeader...)
 	b = append(b, "id "+f.ID+"\nstate "...)
+
 	if f.Disabled {
 		b = append(b, LocalKeyDisabled+"\n"...)
 	} else {
 		b = append(b, LocalKeyEnabled+"\n"...)
 	}
+
 	for i, v := range f.Versions {
 		b = append(b, "version "...)
 		b = strconv.AppendInt(b, int64(i+1), 10)
 		b = append(b, " "+string(v.State)+" "...)
+
 		if v.Created.IsZero() {
 			b = append(b, '-')
 		} else {
 			b = v.Created.AppendFormat(b, time.RFC3339)
 		}
+
 		b = append(b, ' ')
 		if v.State == LocalKeyDestroyed {
 			b = append(b, '-')
 		} else {
 			b = base64.StdEncoding.AppendEncode(b, v.key)
 		}
+
 		b = append(b, '\n')
 	}
+
 	return appendChecksum(b, start)
 }
 
@@ -168,9 +176,9 @@ func appendChecksum(b []byte, start int) []byte {
 
 const localChecksum = "checksum "
 
-// ParseLocalKeyFile reads the text of a key file, of either form, and keeps no
-// part of it. It takes exactly what Append writes; of the older form the final
-// line feed may be missing. Its errors quote no key.
+// ParseLocalKeyFile parses a key file in either form, and does not retain
+// text. It accepts exactly what Append writes. In the older form, the final
+// newline is optional. Errors never quote a key.
 func ParseLocalKeyFile(text []byte) (*LocalKeyFile, error) {
 	switch {
 	case bytes.HasPrefix(text, []byte(localPrefix1)):
@@ -179,6 +187,7 @@ func ParseLocalKeyFile(text []byte) (*LocalKeyFile, error) {
 			return nil, fmt.Errorf("not a local key: %w", err)
 		}
 		defer clear(key)
+
 		file := newLocalKeyFile(key, time.Time{})
 		file.single = true
 		return file, nil
@@ -192,34 +201,40 @@ func ParseLocalKeyFile(text []byte) (*LocalKeyFile, error) {
 	}
 }
 
-// parseLocalVersions looks at the checksum first: what else is wrong with a
-// file that was cut, damaged or edited would only mislead.
+// parseLocalVersions checks the checksum first: if the file was truncated,
+// damaged or edited, other errors would be misleading.
 func parseLocalVersions(text []byte) (_ *LocalKeyFile, err error) {
 	body := len(text) - len(localChecksum) - 2*sha256.Size - 1
 	if body < len(localHeader) || text[body-1] != '\n' || !bytes.HasPrefix(text[body:], []byte(localChecksum)) {
-		return nil, errors.New("the key file does not end with its checksum: it was cut or added to")
+		return nil, errors.New("the key file does not end with its checksum: it was truncated or extended")
 	}
+
 	want := appendChecksum(bytes.Clone(text[:body]), 0)
 	defer clear(want)
+
 	if !bytes.Equal(want, text) {
-		return nil, errors.New("the key file does not match its checksum: it was damaged, or edited by hand")
+		return nil, errors.New("the key file does not match its checksum: it was damaged or edited")
 	}
+
 	lines := bytes.Split(bytes.TrimSuffix(text[len(localHeader):body], []byte("\n")), []byte("\n"))
 	if len(lines) < 3 {
-		return nil, errors.New("the key file lacks its id, its state, or any version")
+		return nil, errors.New("the key file has no id, no state or no version")
 	}
 	if len(lines)-2 > maxLocalVersions {
 		return nil, fmt.Errorf("the key file has more than %d versions", maxLocalVersions)
 	}
+
 	file := &LocalKeyFile{Versions: make([]LocalKeyVersion, 0, len(lines)-2)}
 	defer func() {
 		if err != nil {
 			file.Wipe()
 		}
 	}()
+
 	if file.ID, err = parseLocalID(lines[0]); err != nil {
 		return nil, err
 	}
+
 	switch string(lines[1]) {
 	case "state enabled":
 	case "state disabled":
@@ -227,6 +242,7 @@ func parseLocalVersions(text []byte) (_ *LocalKeyFile, err error) {
 	default:
 		return nil, errors.New("line 3 of the key file: neither \"state enabled\" nor \"state disabled\"")
 	}
+
 	for i, line := range lines[2:] {
 		v, err := parseLocalVersion(line, i+1)
 		if err != nil {
@@ -234,8 +250,9 @@ func parseLocalVersions(text []byte) (_ *LocalKeyFile, err error) {
 		}
 		file.Versions = append(file.Versions, v)
 	}
+
 	if first := file.Versions[0]; first.State != LocalKeyDestroyed && localKeyID(first.key) != file.ID {
-		return nil, errors.New("line 2 of the key file: the id is not that of version 1")
+		return nil, errors.New("line 2 of the key file: the id does not match version 1")
 	}
 	return file, nil
 }
@@ -250,15 +267,16 @@ func parseLocalID(line []byte) (string, error) {
 	return string(id), nil
 }
 
-// parseLocalVersion reads "version NUMBER STATE CREATED KEY".
+// parseLocalVersion parses "version NUMBER STATE CREATED KEY".
 func parseLocalVersion(line []byte, number int) (v LocalKeyVersion, err error) {
 	fields := bytes.Split(line, []byte(" "))
 	if len(fields) != 5 || string(fields[0]) != "version" {
 		return v, errors.New("not of the form \"version NUMBER STATE CREATED KEY\"")
 	}
 	if string(fields[1]) != strconv.Itoa(number) {
-		return v, fmt.Errorf("version %d is missing, or not in its place", number)
+		return v, fmt.Errorf("version %d is missing or out of order", number)
 	}
+
 	v.State = LocalKeyState(fields[2])
 	if created := string(fields[3]); created != "-" {
 		v.Created, err = time.Parse(time.RFC3339, created)
@@ -267,6 +285,7 @@ func parseLocalVersion(line []byte, number int) (v LocalKeyVersion, err error) {
 		}
 		v.Created = v.Created.UTC()
 	}
+
 	switch v.State {
 	case LocalKeyEnabled, LocalKeyDisabled:
 		if v.key, err = parseLocalSecret(fields[4]); err != nil {
@@ -274,15 +293,16 @@ func parseLocalVersion(line []byte, number int) (v LocalKeyVersion, err error) {
 		}
 	case LocalKeyDestroyed:
 		if string(fields[4]) != "-" {
-			return v, fmt.Errorf("version %d is destroyed, and yet has a key", number)
+			return v, fmt.Errorf("version %d is destroyed but has a key", number)
 		}
 	default:
-		return v, fmt.Errorf("version %d is none of enabled, disabled, destroyed", number)
+		return v, fmt.Errorf("the state of version %d is not enabled, disabled or destroyed", number)
 	}
+
 	return v, nil
 }
 
-// parseLocalSecret reads 32 bytes in standard base64 with padding.
+// parseLocalSecret decodes 32 bytes in standard base64 with padding.
 func parseLocalSecret(encoded []byte) ([]byte, error) {
 	key := make([]byte, base64.StdEncoding.DecodedLen(len(encoded)))
 	n, err := base64.StdEncoding.Strict().Decode(key, encoded)
@@ -290,9 +310,11 @@ func parseLocalSecret(encoded []byte) ([]byte, error) {
 		clear(key)
 		return nil, errors.New("not 32 bytes in base64")
 	}
+
 	key = key[:n]
-	if err := crypt.CheckDEK(key); err != nil { // a KEK has the size of a DEK, and is no more zero than one
+	if err := crypt.CheckDEK(key); err != nil { // a key has the size of a DEK, and must not be zero either
 		return nil, errors.New("all zero")
 	}
+
 	return key, nil
 }

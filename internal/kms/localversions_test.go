@@ -17,9 +17,9 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
 )
 
-// What the provider wrote: the files in testdata/local, and a blob of the DEK
-// 0x01 to 0x20 under the newest version of each. The first is from before keys
-// had versions. They never change.
+// The provider wrote these: the files in testdata/local, and for each file
+// a blob of the DEK 0x01 to 0x20 under its newest version. The first one is
+// older than versions. They never change.
 const (
 	goldenID   = "local:27b0053ddc947ad4"
 	goldenBlob = "01635ed84aa1206dd8343400ec0ad382a949beef16a0d2104725aa24654ff3dada32f35dfca35d104f73edd1f437f1a7cc0d0a287abdeb4755cf35ccfc"
@@ -35,12 +35,14 @@ func goldenLocal(t *testing.T, name string) (w *kms.Local, path string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	path = filepath.Join(t.TempDir(), "key")
 	must(t, os.WriteFile(path, text, 0o600))
 	w, err = kms.NewLocal(path)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	return w, path
 }
 
@@ -49,10 +51,12 @@ func checkGolden(t *testing.T, w kms.Wrapper, id, hexBlob string) {
 	if w.KeyID() != id {
 		t.Errorf("key id %q", w.KeyID())
 	}
+
 	want := make([]byte, 32)
 	for i := range want {
 		want[i] = byte(i + 1)
 	}
+
 	blob, _ := hex.DecodeString(hexBlob)
 	got, err := w.Unwrap(t.Context(), blob, kmstest.Context("bucket", "a//b/ü"))
 	if err != nil || !bytes.Equal(got, want) {
@@ -84,8 +88,8 @@ func TestLocalContractAfterRotation(t *testing.T) {
 	}, nil)
 }
 
-// A file of the older form is read as it is, and what is wrapped under it has
-// the older form too.
+// A file of the older form can be read, and its blobs have the older form
+// too.
 func TestLocalGolden(t *testing.T) {
 	w, path := goldenLocal(t, "v1.key")
 	checkGolden(t, w, goldenID, goldenBlob)
@@ -93,6 +97,7 @@ func TestLocalGolden(t *testing.T) {
 	if len(old.blob) != 61 || old.blob[0] != 1 {
 		t.Errorf("a new blob has %d bytes and form %d", len(old.blob), old.blob[0])
 	}
+
 	before, _ := os.ReadFile(path)
 	if golden, _ := os.ReadFile("testdata/local/v1.key"); !bytes.Equal(before, golden) {
 		t.Error("the file was changed by its use")
@@ -105,10 +110,12 @@ func TestLocalGolden(t *testing.T) {
 	if !bytes.HasPrefix(after.blob, []byte{2, 0, 0, 0, 2}) {
 		t.Errorf("after a rotation a blob begins with %x", after.blob[:5])
 	}
+
 	again, err := kms.NewLocal(path)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	checkGolden(t, again, goldenID, goldenBlob)
 	after.check(t, again)
 
@@ -118,8 +125,8 @@ func TestLocalGolden(t *testing.T) {
 	checkGolden(t, newer, goldenID2, goldenBlob2)
 }
 
-// A version that a blob names is authenticated: both versions open what they
-// wrapped, and nothing else.
+// The version in a blob is authenticated: each version opens only its own
+// blobs.
 func TestLocalVersionsAreApart(t *testing.T) {
 	w, path := newLocal(t)
 	first := wrapLocal(t, w)
@@ -127,9 +134,11 @@ func TestLocalVersionsAreApart(t *testing.T) {
 	second := wrapLocal(t, w)
 	first.check(t, w)
 	second.check(t, w)
+
 	if id := w.KeyID(); id != reopen(t, path).KeyID() {
 		t.Error("a rotation changed the key's id")
 	}
+
 	for name, blob := range map[string][]byte{
 		"first as second": append([]byte{2, 0, 0, 0, 2}, first.blob[5:]...),
 		"second as first": append([]byte{2, 0, 0, 0, 1}, second.blob[5:]...),
@@ -140,7 +149,8 @@ func TestLocalVersionsAreApart(t *testing.T) {
 	} {
 		wantErrorKind(t, name, kms.InvalidCiphertext, unwrapError(t, w, blob))
 	}
-	other, otherPath := newLocal(t) // a rotated key of another file, under the same numbers
+
+	other, otherPath := newLocal(t) // another file's rotated key, with the same version numbers
 	rotate(t, otherPath)
 	wantErrorKind(t, "another key", kms.InvalidCiphertext, unwrapError(t, other, second.blob))
 }
@@ -163,6 +173,7 @@ func TestLocalStates(t *testing.T) {
 	if third.blob[4] != 1 {
 		t.Errorf("with version 2 disabled, version %d wraps", third.blob[4])
 	}
+
 	third.check(t, w)
 
 	setState(t, path, 1, kms.LocalKeyDisabled)
@@ -174,29 +185,36 @@ func TestLocalStates(t *testing.T) {
 	setState(t, path, 2, kms.LocalKeyEnabled)
 	wantErrorKind(t, "of the destroyed version", kms.Denied, unwrapError(t, w, first.blob))
 	second.check(t, w)
+
 	if reopen(t, path).KeyID() != w.KeyID() {
 		t.Error("without its first version the key has another id")
 	}
+
 	for _, state := range []kms.LocalKeyState{kms.LocalKeyEnabled, kms.LocalKeyDisabled} {
-		if err := kms.ChangeLocalKeyFile(path, func(f *kms.LocalKeyFile) error { return f.SetState(1, state) }); err == nil {
+		if err := kms.ChangeLocalKeyFile(path,
+			func(f *kms.LocalKeyFile) error { return f.SetState(1, state) }); err == nil {
 			t.Errorf("a destroyed version became %s", state)
 		}
 	}
+
 	setState(t, path, 2, kms.LocalKeyDestroyed)
 	wantErrorKind(t, "all are destroyed", kms.NotFound, unwrapError(t, w, second.blob))
 	wantErrorKind(t, "all are destroyed", kms.NotFound, wrapError(t, w))
 	rotate(t, path)
 	wrapLocal(t, w).check(t, w)
+
 	wantErrorKind(t, "after a rotation", kms.Denied, unwrapError(t, w, second.blob))
 }
 
 func TestLocalKeyDisabled(t *testing.T) {
 	w, path := newLocal(t)
 	blob := wrapLocal(t, w)
+
 	disable := func(disabled bool) {
 		t.Helper()
 		must(t, kms.ChangeLocalKeyFile(path, func(f *kms.LocalKeyFile) error { f.Disabled = disabled; return nil }))
 	}
+
 	disable(true)
 	wantErrorKind(t, "unwrap", kms.Disabled, unwrapError(t, w, blob.blob))
 	wantErrorKind(t, "wrap", kms.Disabled, wrapError(t, w))
@@ -204,10 +222,11 @@ func TestLocalKeyDisabled(t *testing.T) {
 	wantErrorKind(t, "wrap after a rotation", kms.Disabled, wrapError(t, w))
 	wantErrorKind(t, "opened while disabled", kms.Disabled, wrapError(t, reopen(t, path)))
 	disable(false)
+
 	blob.check(t, w)
 }
 
-// The key of a destroyed version leaves the file.
+// The key of a destroyed version is removed from the file.
 func TestLocalDestroyed(t *testing.T) {
 	key := bytes.Repeat([]byte("0123"), 8)
 	path := filepath.Join(t.TempDir(), "key")
@@ -216,6 +235,7 @@ func TestLocalDestroyed(t *testing.T) {
 	if text, _ := os.ReadFile(path); !bytes.Contains(text, []byte(encoded)) {
 		t.Fatal("the file does not hold the imported key")
 	}
+
 	rotate(t, path)
 	setState(t, path, 1, kms.LocalKeyDestroyed)
 	text, _ := os.ReadFile(path)
@@ -226,8 +246,9 @@ func TestLocalDestroyed(t *testing.T) {
 
 func TestImportedKeysThatAreRefused(t *testing.T) {
 	for name, key := range map[string][]byte{
-		"none": nil, "31 bytes": bytes.Repeat([]byte("a1"), 16)[1:], "33 bytes": append(bytes.Repeat([]byte("a1"), 16), 'b'),
-		"zeros": make([]byte, 32), "one byte": bytes.Repeat([]byte{7}, 32),
+		"none": nil, "31 bytes": bytes.Repeat([]byte("a1"), 16)[1:],
+		"33 bytes": append(bytes.Repeat([]byte("a1"), 16), 'b'),
+		"zeros":    make([]byte, 32), "one byte": bytes.Repeat([]byte{7}, 32),
 	} {
 		path := filepath.Join(t.TempDir(), "key")
 		if err := kms.ImportLocalKeyFile(path, key); err == nil {
@@ -243,9 +264,11 @@ func TestLocalChangeKeepsTheFile(t *testing.T) {
 	w, path := newLocal(t)
 	before, _ := os.ReadFile(path)
 	no := errors.New("no")
-	if err := kms.ChangeLocalKeyFile(path, func(f *kms.LocalKeyFile) error { _, _ = f.Rotate(time.Now()); return no }); err != no { //nolint:errorlint // as it is
+	change := func(f *kms.LocalKeyFile) error { _, _ = f.Rotate(time.Now()); return no }
+	if err := kms.ChangeLocalKeyFile(path, change); err != no { //nolint:errorlint // returned unchanged
 		t.Errorf("got %v", err)
 	}
+
 	if after, _ := os.ReadFile(path); !bytes.Equal(before, after) {
 		t.Error("a change that failed was written")
 	}
@@ -253,15 +276,18 @@ func TestLocalChangeKeepsTheFile(t *testing.T) {
 	link := filepath.Join(t.TempDir(), "link")
 	must(t, os.Symlink(path, link))
 	rotate(t, link)
+
 	if info, err := os.Lstat(link); err != nil || info.Mode().Type() != fs.ModeSymlink {
 		t.Errorf("the link is %v now, %v", info.Mode(), err)
 	}
 	if wrapLocal(t, w).blob[4] != 2 {
 		t.Error("the file behind the link was not changed")
 	}
+
 	if os.Getuid() == 0 {
 		must(t, os.Chown(path, 12345, 23456))
 	}
+
 	must(t, os.Chmod(path, 0o400))
 	if os.Getuid() == 0 { // others may not write to such a file
 		rotate(t, path)
@@ -271,6 +297,7 @@ func TestLocalChangeKeepsTheFile(t *testing.T) {
 			t.Errorf("owner %d:%d, mode %v", stat.Uid, stat.Gid, info.Mode())
 		}
 	}
+
 	if names, _ := filepath.Glob(filepath.Join(filepath.Dir(path), ".*")); len(names) > 0 {
 		t.Errorf("left behind: %v", names)
 	}
@@ -281,6 +308,7 @@ func TestLocalChangeRefusesWhatOpeningRefuses(t *testing.T) {
 	change := func(path string) error {
 		return kms.ChangeLocalKeyFile(path, func(*kms.LocalKeyFile) error { return nil })
 	}
+
 	must(t, change(path))
 	must(t, os.Chmod(path, 0o604))
 	wantErrorKind(t, "open to all users", kms.Denied, change(path))
@@ -292,11 +320,12 @@ func TestLocalChangeRefusesWhatOpeningRefuses(t *testing.T) {
 	must(t, os.Remove(path))
 	wantErrorKind(t, "no file", kms.NotFound, change(path))
 	_, err = kms.ReadLocalKeyFile(path)
+
 	wantErrorKind(t, "no file", kms.NotFound, err)
 }
 
-// Changes of one file come one after the other: no rotation loses another's
-// version. Meanwhile readers always find a whole file.
+// Concurrent changes of a file are serialized, so no version is lost.
+// Readers always see a complete file.
 func TestLocalChangesAtOnce(t *testing.T) {
 	w, path := newLocal(t)
 	blob := wrapLocal(t, w)
@@ -313,6 +342,7 @@ func TestLocalChangesAtOnce(t *testing.T) {
 			}
 		}
 	})
+
 	for range changers {
 		changing.Go(func() {
 			for range each {
@@ -320,11 +350,13 @@ func TestLocalChangesAtOnce(t *testing.T) {
 			}
 		})
 	}
+
 	changing.Wait()
 	close(stop)
 	reading.Wait()
 	file, err := kms.ReadLocalKeyFile(path)
 	must(t, err)
+
 	if len(file.Versions) != 1+changers*each {
 		t.Errorf("%d versions are left of %d", len(file.Versions), 1+changers*each)
 	}
@@ -333,6 +365,7 @@ func TestLocalChangesAtOnce(t *testing.T) {
 func TestLocalVersionsAreBounded(t *testing.T) {
 	w, path := newLocal(t)
 	blob := wrapLocal(t, w)
+
 	fill := func(f *kms.LocalKeyFile) error {
 		for len(f.Versions) < 1000 {
 			if _, err := f.Rotate(time.Now()); err != nil {
@@ -341,6 +374,7 @@ func TestLocalVersionsAreBounded(t *testing.T) {
 		}
 		return nil
 	}
+
 	must(t, kms.ChangeLocalKeyFile(path, fill))
 	blob.check(t, w)
 	wrapLocal(t, w).check(t, w)
@@ -350,7 +384,7 @@ func TestLocalVersionsAreBounded(t *testing.T) {
 	}
 }
 
-// wrapped is a DEK, and a blob of it.
+// wrapped is a DEK with a blob of it.
 type wrapped struct{ dek, blob []byte }
 
 var localContext = kmstest.Context("b", "k")
@@ -396,7 +430,8 @@ func wantErrorKind(t *testing.T, name string, want kms.Kind, err error) {
 
 func rotate(t *testing.T, path string) {
 	t.Helper()
-	if err := kms.ChangeLocalKeyFile(path, func(f *kms.LocalKeyFile) error { _, err := f.Rotate(time.Now()); return err }); err != nil {
+	if err := kms.ChangeLocalKeyFile(path,
+		func(f *kms.LocalKeyFile) error { _, err := f.Rotate(time.Now()); return err }); err != nil {
 		t.Error(err)
 	}
 }

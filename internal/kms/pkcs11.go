@@ -12,8 +12,8 @@ import (
 	"github.com/miekg/pkcs11"
 )
 
-// A wrapped DEK is a version byte, a 12-byte nonce, the encrypted DEK, and a
-// 16-byte tag. The version byte is authenticated too.
+// A wrapped DEK is a version byte, a nonce of 12 bytes, the encrypted DEK,
+// and a tag of 16 bytes. The version byte is authenticated too.
 const (
 	hsmVersion    = 1
 	hsmNonce      = 12
@@ -23,72 +23,76 @@ const (
 )
 
 // hsm is the provider "pkcs11": an AES-256 key that never leaves a hardware
-// security module, used with CKM_AES_GCM (PKCS #11 Current Mechanisms v2.40,
-// section 2.8.2). The additional authenticated data are the encryption
-// context.
+// security module, used with CKM_AES_GCM (PKCS #11 Current Mechanisms
+// v2.40, section 2.8.2). The encryption context is the additional
+// authenticated data.
 //
-// One label and id name one key. PKCS#11 has no versions of a key, and no
-// portable way to tell which of several objects is the newest, so that two
-// that match are an error. To rotate, make another key in the token, configure
-// it beside the old one, and let the rules name it.
+// One label and id identify one key. PKCS #11 has no versions of a key, and
+// no portable way to tell which of several objects is the newest, so two
+// matches are an error. To rotate, create another key in the token,
+// configure it in addition to the old one, and name it in the rules.
 //
-// The nonce is random: the token's own where the token insists on choosing,
-// else of this process. Random nonces limit one key to 2^32 wraps (NIST SP
-// 800-38D, section 8.3).
+// The nonce is random. The process chooses it, unless the token insists on
+// choosing. Random nonces limit one key to 2^32 wraps (NIST SP 800-38D,
+// section 8.3).
 //
-// A call into a module blocks for as long as the module likes and cannot be
-// canceled. Each one therefore runs in a goroutine that the caller leaves
-// behind when its context ends; there are at most maxModuleCalls of them for
-// one module, and whoever comes when all hang waits until its own deadline,
-// and is told Unreachable.
+// A call into a module can block for any time and cannot be canceled.
+// Therefore each call runs in a goroutine, which the caller abandons when
+// its context ends. A module has at most maxModuleCalls of them. If all
+// hang, further calls wait until their deadlines and get Unreachable.
 type hsm struct {
 	cfg    PKCS11Config
 	id     string
 	token  string // label
 	module *hsmModule
 	idle   chan *hsmSession
-	// canary is a blob of this key, and canaryContext its context: what tells
-	// a key that was replaced from one that is still there, and a blob that is
-	// at fault from a token that is.
+	// canary is a wrapped DEK of this key, with its context. It shows
+	// whether the key was replaced, and whether an error is due to a blob
+	// or to the token.
 	canary        []byte
 	canaryContext EncryptionContext
-	choosesNonce  atomic.Bool // the token does
+	choosesNonce  atomic.Bool // the token chooses nonces
 }
 
-// NewPKCS11 opens a key in an HSM: it loads the module, finds the token, logs
-// in, finds the key, and makes a round trip with it. A PIN that the token
-// refuses is never tried again in this process, as a token locks itself after
-// a few.
+// NewPKCS11 opens a key in an HSM: it loads the module, finds the token,
+// logs in, finds the key, and makes a round trip. If the token refuses a
+// PIN, this process never tries that PIN again, because tokens lock
+// themselves after a few failures.
 func NewPKCS11(ctx context.Context, cfg PKCS11Config) (Wrapper, error) {
 	if cfg.Timeout <= 0 {
 		cfg.Timeout = DefaultPKCS11Timeout
 	}
+
 	cfg.KeyID = append([]byte(nil), cfg.KeyID...)
 	h := &hsm{
 		cfg: cfg, id: cfg.uri(cfg.TokenLabel), token: cfg.TokenLabel,
 		module: moduleAt(cfg.Module), idle: make(chan *hsmSession, maxModuleCalls),
 	}
+
 	if err := cfg.check(); err != nil {
 		return nil, &Error{Kind: Invalid, Op: "open", KeyID: h.id, Err: err}
 	}
 	if err := h.open(ctx); err != nil {
 		return nil, err
 	}
+
 	canary, ec, err := RoundTrip(ctx, h)
 	if err != nil {
 		return nil, err
 	}
+
 	h.canary, h.canaryContext = canary, ec
 	return h, nil
 }
 
-// open loads the module, and learns the token's label where only its slot is
+// open loads the module, and reads the token's label if only its slot is
 // configured.
 func (h *hsm) open(ctx context.Context) error {
 	label, err := h.call(ctx, "open", func() ([]byte, error) {
 		if err := h.module.load(); err != nil {
 			return nil, err
 		}
+
 		return h.module.again(func() ([]byte, error) {
 			_, info, err := h.findToken()
 			return []byte(info.Label), err
@@ -97,16 +101,22 @@ func (h *hsm) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+
 	h.token = string(label)
 	h.id = h.cfg.uri(h.token)
+
 	if len(h.id) > maxPKCS11KeyID {
-		return &Error{Kind: Invalid, Op: "open", KeyID: h.id, Err: errors.New("the labels of token and key are too long together")}
+		return &Error{
+			Kind: Invalid, Op: "open", KeyID: h.id,
+			Err: errors.New("the labels of the token and the key are too long"),
+		}
 	}
+
 	return nil
 }
 
-// KeyID is a URI by RFC 7512, of the token's label and of the key's label and
-// id as they are configured.
+// KeyID returns an RFC 7512 URI with the token's label, and with the key's
+// label and id as configured.
 func (h *hsm) KeyID() string { return h.id }
 
 // Wrap implements Wrapper.
@@ -114,7 +124,8 @@ func (h *hsm) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]byt
 	if err := checkWrap(ctx, h.id, dek, ec); err != nil {
 		return nil, err
 	}
-	own := append([]byte(nil), dek...) // the caller may wipe its own before the module is done with it
+
+	own := append([]byte(nil), dek...) // the caller may wipe its copy while the module still uses it
 	return h.call(ctx, "wrap", func() ([]byte, error) {
 		defer clear(own)
 		return h.withSession(func(s *hsmSession) ([]byte, error) { return h.seal(s, own, ec) })
@@ -127,8 +138,11 @@ func (h *hsm) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext) 
 		return nil, err
 	}
 	if len(wrapped) != hsmBlobLength || wrapped[0] != hsmVersion {
-		return nil, &Error{Kind: InvalidCiphertext, Op: "unwrap", KeyID: h.id, Err: errors.New("not a blob of a key in an HSM")}
+		return nil, &Error{
+			Kind: InvalidCiphertext, Op: "unwrap", KeyID: h.id, Err: errors.New("not a blob of a key in an HSM"),
+		}
 	}
+
 	own := append([]byte(nil), wrapped...)
 	return h.call(ctx, "unwrap", func() ([]byte, error) {
 		return h.withSession(func(s *hsmSession) ([]byte, error) {
@@ -141,21 +155,23 @@ func (h *hsm) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext) 
 	})
 }
 
-// call runs do in a goroutine of its own, as one of those that the module is
-// allowed, until it is done or ctx or the timeout ends. What comes too late is
-// wiped.
+// call runs do in a goroutine, as one of the module's calls, until do
+// returns or ctx or the timeout ends. A late result is wiped.
 func (h *hsm) call(ctx context.Context, op string, do func() ([]byte, error)) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, h.cfg.Timeout)
 	defer cancel()
+
 	select {
 	case h.module.calls <- struct{}{}:
 	case <-ctx.Done():
 		return nil, contextError(ctx, op, h.id)
 	}
+
 	type answer struct {
 		out []byte
 		err error
 	}
+
 	answers := make(chan answer)
 	go func() {
 		defer func() { <-h.module.calls }()
@@ -166,6 +182,7 @@ func (h *hsm) call(ctx context.Context, op string, do func() ([]byte, error)) ([
 			clear(out)
 		}
 	}()
+
 	select {
 	case a := <-answers:
 		if a.err != nil {
@@ -177,9 +194,10 @@ func (h *hsm) call(ctx context.Context, op string, do func() ([]byte, error)) ([
 	}
 }
 
-// seal encrypts a DEK. A token that refuses the nonce of others (those of AWS
-// CloudHSM and of some in FIPS mode do) gets zeros, which it has to replace by
-// a nonce of its own: a ciphertext under a nonce of zeros is never let out.
+// seal encrypts a DEK. Some tokens refuse nonces from outside, such as AWS
+// CloudHSM and others in FIPS mode. They get a nonce of zeros, which they
+// must replace by their own. A ciphertext with a nonce of zeros is never
+// returned.
 func (h *hsm) seal(s *hsmSession, dek []byte, ec EncryptionContext) ([]byte, error) {
 	nonce := make([]byte, hsmNonce)
 	if !h.choosesNonce.Load() {
@@ -190,33 +208,39 @@ func (h *hsm) seal(s *hsmSession, dek []byte, ec EncryptionContext) ([]byte, err
 		}
 		clear(nonce)
 	}
+
 	blob, err := h.encrypt(s, nonce, dek, ec)
 	if err != nil {
 		return nil, err
 	}
 	if [hsmNonce]byte(blob[1:]) == [hsmNonce]byte{} {
-		return nil, errors.New("the token takes no nonce, and makes none either")
+		return nil, errors.New("the token neither accepts nor generates a nonce")
 	}
+
 	h.choosesNonce.Store(true)
 	return blob, nil
 }
 
-// encrypt reads the nonce back after the token has used it: some put their own
-// in its place.
+// encrypt reads the nonce back after use, because some tokens replace it.
 func (h *hsm) encrypt(s *hsmSession, nonce, dek []byte, ec EncryptionContext) ([]byte, error) {
 	params := pkcs11.NewGCMParams(nonce, hsmAAD(ec), 8*hsmTag)
 	defer params.Free()
+
 	if err := h.module.ctx.EncryptInit(s.handle, gcm(params), s.key); err != nil {
 		return nil, err
 	}
+
 	sealed, err := h.module.ctx.Encrypt(s.handle, dek)
 	if err != nil {
 		return nil, err
 	}
+
 	used := params.IV()
 	if len(used) != hsmNonce || len(sealed) != DEKSize+hsmTag {
-		return nil, fmt.Errorf("the token answered with a nonce of %d bytes and a ciphertext of %d", len(used), len(sealed))
+		return nil, fmt.Errorf("the token returned a nonce of %d bytes and a ciphertext of %d bytes", len(used),
+			len(sealed))
 	}
+
 	blob := append(make([]byte, 0, hsmBlobLength), hsmVersion)
 	return append(append(blob, used...), sealed...), nil
 }
@@ -238,28 +262,35 @@ func hsmAAD(ec EncryptionContext) []byte {
 	return appendContext(append([]byte(hsmLabelAAD), hsmVersion), ec)
 }
 
-// intact makes sure that the key of s is the one that this hsm was opened
-// with, and that it works. A blob that does not unwrap while it is intact is
-// itself at fault: some modules answer a wrong tag with CKR_GENERAL_ERROR
-// (SoftHSM 2.6 does), which others say of a device that is broken.
+// intact checks that the session's key is the one that this hsm was opened
+// with, and that it works. If it is intact, a blob that does not unwrap is
+// itself bad. This is needed because some modules, such as SoftHSM 2.6,
+// report a wrong tag as CKR_GENERAL_ERROR, which others use for a broken
+// device.
 func (h *hsm) intact(s *hsmSession) error {
-	if h.canary == nil { // it is being opened
+	if h.canary == nil { // the key is being opened
 		return errHSMUntested
 	}
+
 	dek, err := h.unseal(s, h.canary, h.canaryContext)
 	clear(dek)
+
 	if err == nil || !isAmbiguous(err) && !isBadBlob(err) {
 		return err
 	}
+
 	dek = make([]byte, DEKSize)
 	defer clear(dek)
+
 	rand.Read(dek)
 	blob, sealErr := h.seal(s, dek, h.canaryContext)
 	if sealErr != nil {
 		return err
 	}
+
 	again, openErr := h.unseal(s, blob, h.canaryContext)
 	clear(again)
+
 	if openErr != nil {
 		return err
 	}

@@ -11,7 +11,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
 )
 
-// longest is a jitter that is none, so that times can be told beforehand.
+// longest is a jitter function that always returns the limit, so that times
+// are predictable.
 func longest(limit time.Duration) time.Duration { return limit }
 
 func TestRetryBacksOff(t *testing.T) {
@@ -26,6 +27,7 @@ func TestRetryBacksOff(t *testing.T) {
 				}
 				return failure(kind)
 			}}
+
 			w := kms.Retry(inner, kms.RetryConfig{Max: 500 * time.Millisecond, Jitter: longest})
 			if err := unwrapOnce(t.Context(), w); err != nil {
 				t.Errorf("%v: %v", kind, err)
@@ -43,6 +45,7 @@ func TestRetryLeavesOtherAnswersAlone(t *testing.T) {
 			if kind == kms.Throttled || kind == kms.Unreachable {
 				continue
 			}
+
 			inner := always(kind)
 			_, _, err := kms.Generate(t.Context(), kms.Retry(inner, kms.RetryConfig{}), nil)
 			if e, ok := errors.AsType[*kms.Error](err); !ok || e.Kind != kind || inner.calls.Load() != 1 {
@@ -59,6 +62,7 @@ func TestRetryEndsBeforeTheDeadline(t *testing.T) {
 		w, start := kms.Retry(inner, kms.RetryConfig{Base: 100 * time.Millisecond, Jitter: longest}), time.Now()
 		ctx, cancel := context.WithTimeout(t.Context(), 700*time.Millisecond) // where the third wait would end
 		defer cancel()
+
 		if err := unwrapOnce(ctx, w); !errors.Is(err, answers[2]) {
 			t.Errorf("%v, want the last answer of the KMS, %v", err, answers[2])
 		}
@@ -93,8 +97,8 @@ func TestRetryCanceled(t *testing.T) {
 	})
 }
 
-// What Breaker and Limit say for themselves is no reason to ask again, and
-// must not hide what the KMS said before.
+// Errors of Breaker and Limit are not retried, and do not hide the last
+// error of the KMS.
 func TestRetryOfWhatWasNotAsked(t *testing.T) {
 	kmstest.Bubble(t, func(t *testing.T) {
 		open := &kms.Error{Kind: kms.Unreachable, Op: "unwrap", KeyID: "fake", Reason: "circuit open", Err: kms.ErrOpen}
@@ -108,8 +112,9 @@ func TestRetryOfWhatWasNotAsked(t *testing.T) {
 					}
 					return answers[n-1]
 				}}
+
 				err := unwrapOnce(t.Context(), kms.Retry(inner, kms.RetryConfig{}))
-				if n := int(inner.calls.Load()); err != answers[0] || n != len(answers) { //nolint:errorlint // the same one
+				if n := int(inner.calls.Load()); err != answers[0] || n != len(answers) { //nolint:errorlint // same
 					t.Errorf("%d calls and %v; want %d and %v", n, err, len(answers), answers[0])
 				}
 			}
@@ -117,8 +122,8 @@ func TestRetryOfWhatWasNotAsked(t *testing.T) {
 	})
 }
 
-// TestRetryBudget: a KMS that throttles is not asked several times as often for
-// that.
+// TestRetryBudget: a KMS that throttles must not get several times as many
+// calls.
 func TestRetryBudget(t *testing.T) {
 	kmstest.Bubble(t, func(t *testing.T) {
 		const calls = 300
@@ -129,6 +134,7 @@ func TestRetryBudget(t *testing.T) {
 			}
 			return nil
 		}}
+
 		w := kms.Retry(inner, kms.RetryConfig{})
 		each := func(n int) (attempts int64) {
 			before := inner.calls.Load()
@@ -137,16 +143,19 @@ func TestRetryBudget(t *testing.T) {
 				_ = unwrapOnce(ctx, w)
 				cancel()
 			}
+
 			return inner.calls.Load() - before
 		}
 
 		if n := each(calls); n > calls+2*kms.DefaultRetryBudget { // some seconds pass as well
 			t.Errorf("%d attempts for %d calls while the KMS throttles", n, calls)
 		}
+
 		throttling = false
 		if n := each(50); n != 50 {
 			t.Errorf("%d attempts for 50 calls that succeed", n)
 		}
+
 		throttling = true
 		if n := each(1); n < 3 {
 			t.Errorf("%d attempts for a call after 50 that have succeeded", n)
@@ -154,6 +163,7 @@ func TestRetryBudget(t *testing.T) {
 		if n := each(calls); n > calls+2*10 {
 			t.Errorf("%d attempts for %d calls, with what 50 that succeeded are worth", n, calls)
 		}
+
 		time.Sleep(10 * time.Second)
 		if n := each(1); n < 3 {
 			t.Errorf("%d attempts for a call after ten quiet seconds", n)
@@ -166,6 +176,7 @@ func TestRetryJitter(t *testing.T) {
 		const draws, limit = 400, time.Second
 		w := kms.Retry(always(kms.Throttled), kms.RetryConfig{Base: limit, MaxAttempts: 2, Budget: draws})
 		var quarters [4]int
+
 		for range draws {
 			start := time.Now()
 			_ = unwrapOnce(t.Context(), w)
@@ -173,8 +184,10 @@ func TestRetryJitter(t *testing.T) {
 			if took < 0 || took >= limit {
 				t.Fatalf("a wait of %v, want from 0 to %v", took, limit)
 			}
+
 			quarters[4*took/limit]++
 		}
+
 		for i, n := range quarters { // 100 are expected, with a standard deviation of 9
 			if n < 40 {
 				t.Errorf("%d of %d waits in quarter %d: not full jitter", n, draws, i+1)
@@ -187,7 +200,7 @@ func TestRetryOverTheWire(t *testing.T) {
 	for name, c := range map[string]struct {
 		faults kmstest.Faults
 		calls  int
-		want   kms.Kind // of the error; Internal: none
+		want   kms.Kind // kind of the error; Internal: no error
 	}{
 		"throttled, then served": {kmstest.Faults{ThrottleNext: 3}, 4, kms.Internal},
 		"failed, then served":    {kmstest.Faults{Fail: "KMSInternalException", FailNext: 2}, 3, kms.Internal},
@@ -200,9 +213,11 @@ func TestRetryOverTheWire(t *testing.T) {
 			t.Parallel()
 			server := kmstest.StartTest(t)
 			key := server.NewKey(t, func(c *kms.AWSConfig) { c.MaxAttempts, c.Timeout = 1, 400*time.Millisecond })
+
 			if !c.faults.Hang {
 				key = server.OpenKey(t, key.KeyID(), func(c *kms.AWSConfig) { c.MaxAttempts = 1 })
 			}
+
 			server.SetFaults(c.faults)
 			w := kms.Retry(key, kms.RetryConfig{Base: time.Millisecond, MaxAttempts: 4})
 			_, _, err := kms.Generate(t.Context(), w, nil)
@@ -210,6 +225,7 @@ func TestRetryOverTheWire(t *testing.T) {
 			if failed != (c.want != kms.Internal) || failed && e.Kind != c.want {
 				t.Errorf("%v, want %v", err, c.want)
 			}
+
 			if n := server.Calls()["GenerateDataKey"]; n != c.calls {
 				t.Errorf("%d attempts, want %d", n, c.calls)
 			}
@@ -223,7 +239,8 @@ func TestRetryAroundBreakerAndLimit(t *testing.T) {
 		limited := kms.Limit(inner, kms.LimitConfig{PerSecond: 1, Burst: 100})
 		w := kms.Retry(kms.Breaker(limited, kms.BreakerConfig{}), kms.RetryConfig{})
 		err := unwrapOnce(t.Context(), w)
-		wantError(t, err, kms.Unreachable, "Kind9", nil) // what the KMS said
+		wantError(t, err, kms.Unreachable, "Kind9", nil) // the KMS's error
+
 		if n := inner.calls.Load(); n != kms.DefaultBreakerFailures {
 			t.Errorf("%d attempts, want %d: then the breaker is open", n, kms.DefaultBreakerFailures)
 		}

@@ -17,12 +17,12 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
 )
 
-// slowKey is a key of a KMS whose logins take longer than one attempt may.
+// slowKey is a key of a KMS whose logins take longer than an attempt.
 type slowKey struct {
 	key    kms.Wrapper
 	logins func() int
 	slow   func(login time.Duration)
-	expire func() // ends all tokens
+	expire func() // invalidates all tokens
 }
 
 const (
@@ -30,20 +30,23 @@ const (
 	longLogin    = 2 * time.Second
 )
 
-// eachSlowKey runs a test for each provider that logs in by a call of its own.
+// eachSlowKey runs a test for each provider with a separate login.
 func eachSlowKey(t *testing.T, test func(t *testing.T, k slowKey)) {
 	t.Run("vault-transit", func(t *testing.T) {
 		t.Parallel()
 		server := kmstest.StartVault(t)
 		server.AddAppRole("role", "secret", kmstest.VaultToken{TTL: time.Hour})
+
 		key := server.NewKey(t, func(c *kms.VaultConfig) {
 			c.Login.AppRole, c.Timeout = &kms.VaultAppRole{RoleID: "role", SecretID: "secret"}, shortAttempt
 		})
+
 		test(t, slowKey{
 			key: key, logins: func() int { return server.Calls()["auth/approle/login"] }, expire: server.RevokeTokens,
 			slow: func(login time.Duration) { server.SetTrouble(kmstest.Trouble{LoginLatency: login}) },
 		})
 	})
+
 	t.Run("azure-keyvault", func(t *testing.T) {
 		t.Parallel()
 		server := kmstest.StartAzure(t)
@@ -53,17 +56,19 @@ func eachSlowKey(t *testing.T, test func(t *testing.T, k slowKey)) {
 			slow: func(login time.Duration) { server.SetTrouble(kmstest.Trouble{LoginLatency: login}) },
 		})
 	})
+
 	t.Run("aws-kms", func(t *testing.T) {
 		t.Parallel()
 		test(t, awsSlowKey(t))
 	})
+
 	t.Run("gcp-kms", func(t *testing.T) {
 		t.Parallel()
 		test(t, gcpSlowKey(t))
 	})
 }
 
-// gcpTokens makes tokens, and takes its time.
+// gcpTokens issues tokens slowly.
 type gcpTokens struct {
 	latency atomic.Int64
 	made    atomic.Int64
@@ -80,20 +85,22 @@ func (p *gcpTokens) Token(ctx context.Context) (*auth.Token, error) {
 	}
 }
 
-// expiring is a cache of tokens that can be emptied.
+// expiring is a token cache that can be cleared.
 type expiring struct {
 	*gcpTokens
 	cached atomic.Pointer[auth.Credentials]
 }
 
 func (p *expiring) expire() {
-	p.cached.Store(auth.NewCredentials(&auth.CredentialsOptions{TokenProvider: auth.NewCachedTokenProvider(p.gcpTokens, nil)}))
+	p.cached.Store(auth.NewCredentials(&auth.CredentialsOptions{
+		TokenProvider: auth.NewCachedTokenProvider(p.gcpTokens, nil),
+	}))
 }
 
 // Token implements auth.TokenProvider.
 func (p *expiring) Token(ctx context.Context) (*auth.Token, error) { return p.cached.Load().Token(ctx) }
 
-// perRPC asks for a token at each call, as Google's client does over TLS.
+// perRPC gets a token for each call, as Google's client does over TLS.
 type perRPC struct{ creds *auth.Credentials }
 
 func (p perRPC) GetRequestMetadata(ctx context.Context, _ ...string) (map[string]string, error) {
@@ -113,13 +120,18 @@ func gcpSlowKey(t *testing.T) slowKey {
 	shared := kms.ShareGCPTokens(func() *auth.Credentials { return creds })
 	conn, err := grpc.NewClient(server.Endpoint(), grpc.WithPerRPCCredentials(perRPC{shared}),
 		grpc.WithTransportCredentials(insecure.NewCredentials()))
+
 	must(t, err)
 	server.NewKey(t, nil)
+
 	key, err := kms.NewGCPWithCredentials(t.Context(), kms.GCPConfig{
-		KeyID: gcpKey1, Options: []option.ClientOption{option.WithGRPCConn(conn)}, MaxAttempts: 1, Timeout: shortAttempt,
+		KeyID: gcpKey1, Options: []option.ClientOption{option.WithGRPCConn(conn)}, MaxAttempts: 1,
+		Timeout: shortAttempt,
 	}, shared)
+
 	must(t, err)
 	t.Cleanup(func() { _ = key.Close() })
+
 	return slowKey{
 		key: key, logins: func() int { return int(tokens.made.Load()) }, expire: tokens.expire,
 		slow: func(login time.Duration) { tokens.latency.Store(int64(login)) },
@@ -137,17 +149,18 @@ func awsSlowKey(t *testing.T) slowKey {
 			return aws.Credentials{}, ctx.Err()
 		}
 	})
+
 	key := kmstest.StartTest(t).NewKey(t, func(c *kms.AWSConfig) {
 		c.Credentials, c.Timeout, c.MaxAttempts = source, shortAttempt, 1
 	})
+
 	return slowKey{
 		key: key, logins: func() int { return int(made.Load()) }, expire: func() {}, // see package awscreds
 		slow: func(login time.Duration) { latency.Store(int64(login)) },
 	}
 }
 
-// A login is no part of the attempt that needs it: it may take longer than an
-// attempt may.
+// A login is not part of the attempt that needs it, and may take longer.
 func TestSlowLogin(t *testing.T) {
 	eachSlowKey(t, func(t *testing.T, k slowKey) {
 		k.slow(longLogin)
@@ -166,6 +179,7 @@ func TestLoginIsShared(t *testing.T) {
 	eachSlowKey(t, func(t *testing.T, k slowKey) {
 		k.slow(longLogin)
 		var wg sync.WaitGroup
+
 		for range 16 {
 			wg.Go(func() {
 				if _, _, err := kms.Generate(t.Context(), k.key, nil); err != nil {
@@ -173,6 +187,7 @@ func TestLoginIsShared(t *testing.T) {
 				}
 			})
 		}
+
 		wg.Wait()
 		if n := k.logins(); n != 1 {
 			t.Errorf("%d logins for 16 calls at a time, want 1", n)
@@ -180,12 +195,14 @@ func TestLoginIsShared(t *testing.T) {
 	})
 }
 
-// A login outlives the caller that needed it first, and serves the next one.
+// A login continues after its first caller has left, and serves the next
+// one.
 func TestLoginSurvivesItsCaller(t *testing.T) {
 	eachSlowKey(t, func(t *testing.T, k slowKey) {
 		k.slow(longLogin)
 		short, cancel := context.WithTimeout(t.Context(), longLogin/4)
 		defer cancel()
+
 		_, _, err := kms.Generate(short, k.key, nil)
 		wantKind(t, "a caller that does not wait for the login", err, kms.Unreachable)
 		gone, cancel := context.WithCancel(t.Context())
@@ -202,15 +219,17 @@ func TestLoginSurvivesItsCaller(t *testing.T) {
 	})
 }
 
-// An answer that takes longer than one attempt may is no answer, whatever is
-// true of logins.
+// A response that takes longer than an attempt counts as none, unlike a
+// login.
 func TestSlowAnswerIsBounded(t *testing.T) {
 	server := kmstest.StartVault(t)
 	open := func(timeout time.Duration) kms.Wrapper {
 		return server.NewKey(t, func(c *kms.VaultConfig) { c.Timeout = timeout })
 	}
+
 	patient, hasty := open(time.Minute), open(100*time.Millisecond)
 	server.SetTrouble(kmstest.Trouble{Latency: 300 * time.Millisecond})
+
 	if _, _, err := kms.Generate(t.Context(), patient, nil); err != nil {
 		t.Errorf("with a longer timeout: %v", err)
 	}

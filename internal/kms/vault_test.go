@@ -30,7 +30,7 @@ func TestVaultContract(t *testing.T) {
 	kmstest.RunContract(t, func(t *testing.T) kms.Wrapper { return server.NewKey(t, nil) }, nil)
 }
 
-// Every type of key that can do it, derived and not.
+// All suitable types of keys, derived and not.
 func TestVaultContractByKeyType(t *testing.T) {
 	for _, kind := range []string{"aes128-gcm96", "aes256-gcm96", "chacha20-poly1305", "xchacha20-poly1305"} {
 		for _, derived := range []bool{false, true} {
@@ -46,13 +46,15 @@ func TestVaultContractByKeyType(t *testing.T) {
 			})
 		}
 	}
+
 	server := kmstest.StartVault(t)
 	server.CreateKey("rsa", "rsa-2048", false)
 	_, _, err := kms.Generate(t.Context(), server.OpenKey(t, "rsa", nil), nil)
 	wantKind(t, "a key that takes no associated data", err, kms.Invalid)
 }
 
-// wantKind also makes sure that only what speaks of the key passes for revoked.
+// wantKind checks the kind of an error, and that only errors about the key
+// count as revoked.
 func wantKind(t *testing.T, name string, err error, want kms.Kind) {
 	t.Helper()
 	e, ok := errors.AsType[*kms.Error](err)
@@ -70,7 +72,7 @@ func wantAll(t *testing.T, name string, w kms.Wrapper, blob []byte, ec kms.Encry
 	wantKind(t, name+": generate", err, want)
 }
 
-// wantDEK makes sure that a blob opens, and to what.
+// wantDEK checks that a blob unwraps to a DEK.
 func wantDEK(t *testing.T, name string, w kms.Wrapper, blob []byte, ec kms.EncryptionContext, dek []byte) {
 	t.Helper()
 	if got, err := kms.Unwrap(t.Context(), w, blob, ec); err != nil || !bytes.Equal(got, dek) {
@@ -83,22 +85,30 @@ func TestVaultKeyStates(t *testing.T) {
 	w, ec := server.NewKey(t, nil), kmstest.Context("b", "k")
 	dek, blob, err := kms.Generate(t.Context(), w, ec)
 	must(t, err)
+
 	if !strings.HasPrefix(string(blob), "vault:v1:") || len(blob) != 89 {
 		t.Errorf("blob %q of %d bytes", blob, len(blob))
 	}
+
 	server.RotateKey("key-1")
 	wantDEK(t, "after a rotation", w, blob, ec, dek)
 	dek2, blob2, err := kms.Generate(t.Context(), w, ec)
 	must(t, err)
+
 	if !strings.HasPrefix(string(blob2), "vault:v2:") {
 		t.Errorf("after a rotation, blob %q", blob2)
 	}
+
 	wantDEK(t, "under the new version", w, blob2, ec, dek2)
-	for _, wrong := range []string{"vault:v1:", "vault:v3:", "vault:v02:", "vault:v0:", "vault:v-1:", "vault:v:", "vault:v99999999999:"} {
+	for _, wrong := range []string{
+		"vault:v1:", "vault:v3:", "vault:v02:", "vault:v0:", "vault:v-1:", "vault:v:",
+		"vault:v99999999999:",
+	} {
 		forged := append([]byte(wrong), blob2[len("vault:v2:"):]...)
 		_, err := w.Unwrap(t.Context(), forged, ec)
 		wantKind(t, "forged version "+wrong, err, kms.InvalidCiphertext)
 	}
+
 	server.SetMinDecryptionVersion("key-1", 2)
 	_, err = w.Unwrap(t.Context(), blob, ec)
 	wantKind(t, "below min_decryption_version", err, kms.Disabled)
@@ -120,9 +130,10 @@ func TestVaultKeyStates(t *testing.T) {
 	_, err = w.Unwrap(t.Context(), blob, ec)
 	wantKind(t, "deleted: unwrap", err, kms.NotFound)
 	_, _, err = kms.Generate(t.Context(), w, ec)
-	wantKind(t, "deleted: generate", err, kms.Denied) // it would be a create, and the policy says update
+	wantKind(t, "deleted: generate", err, kms.Denied) // this would be a create, but the policy only allows update
 	server.CreateKey("key-1", "aes256-gcm96", false)
 	_, err = w.Unwrap(t.Context(), blob, ec)
+
 	wantKind(t, "another key by the same name", err, kms.InvalidCiphertext)
 }
 
@@ -145,6 +156,7 @@ func TestVaultNamespace(t *testing.T) {
 	if _, _, err := kms.Generate(t.Context(), server.NewKey(t, nil), nil); err != nil {
 		t.Errorf("the environment was looked at: %v", err)
 	}
+
 	server.AddAppRole("role", "secret", kmstest.VaultToken{})
 	byRole := server.NewKey(t, func(c *kms.VaultConfig) {
 		c.Login.AppRole = &kms.VaultAppRole{RoleID: "role", SecretID: "secret"}
@@ -152,6 +164,7 @@ func TestVaultNamespace(t *testing.T) {
 	if _, _, err := kms.Generate(t.Context(), byRole, nil); err != nil {
 		t.Errorf("the environment's token was sent with a login: %v", err)
 	}
+
 	server.SetNamespace("team/app")
 	in := server.NewKey(t, func(c *kms.VaultConfig) { c.Namespace = "/team/app/" })
 	if _, _, err := kms.Generate(t.Context(), in, nil); err != nil {
@@ -160,6 +173,7 @@ func TestVaultNamespace(t *testing.T) {
 	if want := "vault:team/app/transit/key-3"; in.KeyID() != want {
 		t.Errorf("key id %q, want %q", in.KeyID(), want)
 	}
+
 	_, _, err := kms.Generate(t.Context(), server.NewKey(t, nil), nil)
 	wantKind(t, "another namespace", err, kms.NotFound)
 	own := server.NewKey(t, func(c *kms.VaultConfig) { c.EnvelopeID = "second-vault/hr" })
@@ -173,6 +187,7 @@ func TestVaultThrottledAndUnreachable(t *testing.T) {
 	w := server.NewKey(t, func(c *kms.VaultConfig) { c.Timeout = 300 * time.Millisecond })
 	_, blob, err := kms.Generate(t.Context(), w, nil)
 	must(t, err)
+
 	for _, c := range []struct {
 		name    string
 		trouble kmstest.Trouble
@@ -198,12 +213,14 @@ func TestVaultThrottledAndUnreachable(t *testing.T) {
 			t.Errorf("%s: it took %v, with a timeout of 300 ms", c.name, d)
 		}
 	}
+
 	server.SetTrouble(kmstest.Trouble{Hang: true})
 	ctx, cancel := context.WithCancel(t.Context())
 	time.AfterFunc(50*time.Millisecond, cancel)
 	_, err = w.Unwrap(ctx, blob, nil)
 	wantKind(t, "canceled in flight", err, kms.Canceled)
 	server.Close()
+
 	wantAll(t, "nobody listens", w, blob, nil, kms.Unreachable)
 }
 
@@ -219,8 +236,8 @@ func TestVaultRetries(t *testing.T) {
 	}
 }
 
-// login returns a server and a key that logs in by AppRole, with tokens of
-// that kind.
+// login returns a server, and a key that logs in with AppRole and gets
+// tokens of that kind.
 func login(t *testing.T, token kmstest.VaultToken) (*kmstest.VaultServer, *kms.Vault) {
 	server := kmstest.StartVault(t)
 	server.AddAppRole("role", "secret", token)
@@ -235,28 +252,37 @@ func TestVaultLogsInAgain(t *testing.T) {
 	dek, blob, err := kms.Generate(t.Context(), w, nil)
 	must(t, err)
 	wantDEK(t, "the second call", w, blob, nil, dek)
+
 	if logins() != 1 {
 		t.Errorf("%d logins for two calls", logins())
 	}
+
 	server.RevokeTokens()
 	wantDEK(t, "after the token ended", w, blob, nil, dek)
+
 	if logins() != 2 {
 		t.Errorf("%d logins, want 2", logins())
 	}
+
 	server.RevokeTokens()
 	var wg sync.WaitGroup
+
 	for range 16 {
 		wg.Go(func() { wantDEK(t, "many at a time", w, blob, nil, dek) })
 	}
+
 	wg.Wait()
 	if logins() != 3 {
 		t.Errorf("%d logins for 16 calls that met an ended token, want one more than 2", logins())
 	}
-	// A key that is denied must not become a storm of logins.
+
+	// A denied key must not cause constant logins.
 	server.Deny(true)
+
 	for range 10 {
 		wantAll(t, "denied", w, blob, nil, kms.Denied)
 	}
+
 	if logins() != 4 {
 		t.Errorf("%d logins for 20 refusals, want one more than 3", logins())
 	}
@@ -275,9 +301,11 @@ func TestVaultRefusedLogin(t *testing.T) {
 	if strings.Contains(fmt.Sprintf("%v %#v", err, err), "secret") {
 		t.Errorf("the error quotes the secret id: %v", err)
 	}
+
 	w = server.NewKey(t, func(c *kms.VaultConfig) {
 		c.Login.AppRole = &kms.VaultAppRole{RoleID: "role", SecretIDFile: "/nonexistent"}
 	})
+
 	_, _, err = kms.Generate(t.Context(), w, nil)
 	wantKind(t, "no file of the secret id", err, kms.Internal)
 }
@@ -287,19 +315,21 @@ func TestVaultRenewsTokens(t *testing.T) {
 	server, w := login(t, kmstest.VaultToken{TTL: 2 * time.Second, Renewable: true, MaxTTL: time.Hour})
 	_, blob, err := kms.Generate(t.Context(), w, nil)
 	must(t, err)
+
 	for end := time.Now().Add(4 * time.Second); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
 		if _, err := kms.Unwrap(t.Context(), w, blob, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	if calls := server.Calls(); calls["auth/approle/login"] != 1 || calls["auth/token/renew-self"] < 2 {
 		t.Errorf("%d logins and %d renewals in twice the life of a token, want 1 and 2 or 3: %v",
 			calls["auth/approle/login"], calls["auth/token/renew-self"], calls)
 	}
 }
 
-// A token that cannot be renewed, or not for long, is replaced before it ends:
-// no call meets a refusal.
+// A token that cannot be renewed, or not for long, is replaced before it
+// expires, so no call fails.
 func TestVaultReplacesTokens(t *testing.T) {
 	t.Parallel()
 	for name, token := range map[string]kmstest.VaultToken{
@@ -317,6 +347,7 @@ func TestVaultReplacesTokens(t *testing.T) {
 				must(t, err)
 				n++
 			}
+
 			calls := server.Calls()
 			if calls["decrypt"] != n {
 				t.Errorf("%d requests for %d calls: a token was used after its end", calls["decrypt"], n)
@@ -328,7 +359,7 @@ func TestVaultReplacesTokens(t *testing.T) {
 	}
 }
 
-// When Vault refuses a renewal, a token that still works is used on.
+// If Vault refuses a renewal, a token that still works remains in use.
 func TestVaultKeepsATokenThatWorks(t *testing.T) {
 	t.Parallel()
 	server, w := login(t, kmstest.VaultToken{TTL: 3 * time.Second})
@@ -358,11 +389,12 @@ func TestVaultTokens(t *testing.T) {
 	if err != nil {
 		t.Errorf("a token that may not look itself up: %v", err)
 	}
+
 	server.RevokeTokens()
 	wantAll(t, "a token that was given, and ended", w, blob, nil, kms.Denied)
 }
 
-// A token that was given is kept alive by Run, and ends without.
+// Run keeps a configured token alive. Without it, the token expires.
 func TestVaultRun(t *testing.T) {
 	t.Parallel()
 	server := kmstest.StartVault(t)
@@ -370,6 +402,7 @@ func TestVaultRun(t *testing.T) {
 		token := server.NewToken(kmstest.VaultToken{TTL: 2 * time.Second, Renewable: true})
 		return server.NewKey(t, func(c *kms.VaultConfig) { c.Login.Token = token })
 	}
+
 	kept, left := open(), open()
 	_, _, err := kms.Generate(t.Context(), left, nil)
 	must(t, err)
@@ -379,13 +412,16 @@ func TestVaultRun(t *testing.T) {
 		defer close(done)
 		kept.Run(ctx)
 	}()
+
 	time.Sleep(3500 * time.Millisecond)
 	if _, _, err := kms.Generate(t.Context(), kept, nil); err != nil {
 		t.Errorf("with Run: %v", err)
 	}
+
 	_, _, err = kms.Generate(t.Context(), left, nil)
 	wantKind(t, "without Run", err, kms.Denied)
 	cancel()
+
 	select {
 	case <-done:
 	case <-time.After(5 * time.Second):
@@ -398,21 +434,27 @@ func TestVaultKubernetes(t *testing.T) {
 	server.AddKubernetes("proxy", "jwt-1", kmstest.VaultToken{TTL: time.Hour})
 	file := filepath.Join(t.TempDir(), "token")
 	must(t, os.WriteFile(file, []byte("jwt-1"), 0o600))
+
 	w := server.NewKey(t, func(c *kms.VaultConfig) {
 		c.Login.Kubernetes = &kms.VaultKubernetes{Role: "proxy", TokenFile: file}
 	})
+
 	dek, blob, err := kms.Generate(t.Context(), w, nil)
 	must(t, err)
-	// Kubernetes replaces the token of a service account; the old one ends.
+
+	// Kubernetes replaces the token of a service account, and the old one
+	// expires.
 	server.RemoveLogins()
 	server.RevokeTokens()
 	server.AddKubernetes("proxy", "jwt-2", kmstest.VaultToken{TTL: time.Hour})
 	wantAll(t, "the old service account token", w, blob, nil, kms.Denied)
 	must(t, os.WriteFile(file, []byte("jwt-2"), 0o600))
 	wantDEK(t, "the new one", w, blob, nil, dek)
+
 	_, _, err = kms.Generate(t.Context(), server.NewKey(t, func(c *kms.VaultConfig) {
 		c.Login.Kubernetes = &kms.VaultKubernetes{Role: "another", TokenFile: file}
 	}), nil)
+
 	wantKind(t, "another role", err, kms.Denied)
 }
 
@@ -433,10 +475,12 @@ func TestVaultConfigsThatAreRefused(t *testing.T) {
 		"no login":            func(c *kms.VaultConfig) { c.Login = kms.VaultLogin{} },
 		"two logins":          func(c *kms.VaultConfig) { c.Login.TokenFile = "/t" },
 		"no role id":          func(c *kms.VaultConfig) { c.Login = kms.VaultLogin{AppRole: &kms.VaultAppRole{}} },
-		"no kubernetes role":  func(c *kms.VaultConfig) { c.Login = kms.VaultLogin{Kubernetes: &kms.VaultKubernetes{}} },
-		"no CA file":          func(c *kms.VaultConfig) { c.CAFile = "/nonexistent" },
-		"no CA in the file":   func(c *kms.VaultConfig) { c.CAFile = "vault_test.go" },
-		"transport and CA":    func(c *kms.VaultConfig) { c.CAFile, c.Transport = "x", http.DefaultTransport },
+		"no kubernetes role": func(c *kms.VaultConfig) {
+			c.Login = kms.VaultLogin{Kubernetes: &kms.VaultKubernetes{}}
+		},
+		"no CA file":        func(c *kms.VaultConfig) { c.CAFile = "/nonexistent" },
+		"no CA in the file": func(c *kms.VaultConfig) { c.CAFile = "vault_test.go" },
+		"transport and CA":  func(c *kms.VaultConfig) { c.CAFile, c.Transport = "x", http.DefaultTransport },
 		"auth method's mount": func(c *kms.VaultConfig) {
 			c.Login = kms.VaultLogin{AppRole: &kms.VaultAppRole{RoleID: "r", Mount: "../sys"}}
 		},
@@ -449,13 +493,14 @@ func TestVaultConfigsThatAreRefused(t *testing.T) {
 		_, err := kms.NewVault(cfg)
 		wantKind(t, name, err, kms.Invalid)
 	}
+
 	if w, err := kms.NewVault(good); err != nil || w.KeyID() != "vault:transit/hr" {
 		t.Errorf("a good one, with nothing listening: %v", err)
 	}
 }
 
-// A broken or hostile server that quotes requests and answers must not get a
-// DEK into an error.
+// Even if a broken or hostile server quotes requests and responses, errors
+// must not contain a DEK.
 func TestVaultErrorsHoldNoKeys(t *testing.T) {
 	server := kmstest.StartVault(t)
 	w := server.NewKey(t, nil)
@@ -463,6 +508,7 @@ func TestVaultErrorsHoldNoKeys(t *testing.T) {
 	encoded := base64.StdEncoding.EncodeToString(dek)
 	blob, err := w.Wrap(t.Context(), dek, nil)
 	must(t, err)
+
 	for name, trouble := range map[string]kmstest.Trouble{
 		"broken answer": {Answer: `{"data":{"plaintext":"` + encoded + `"`},
 		"wrong type":    {Answer: `{"data":{"plaintext":["` + encoded + `"]}}`},
@@ -472,10 +518,12 @@ func TestVaultErrorsHoldNoKeys(t *testing.T) {
 		server.SetTrouble(trouble)
 		_, wrapErr := w.Wrap(t.Context(), dek, nil)
 		errs := []error{wrapErr}
-		if trouble.Fail == 0 { // the server learns the DEK from Wrap only
+
+		if trouble.Fail == 0 { // only Wrap sends the DEK to the server
 			_, unwrapErr := w.Unwrap(t.Context(), blob, nil)
 			errs = append(errs, unwrapErr)
 		}
+
 		for _, err := range errs {
 			wantNoKey(t, name, err, dek)
 			if _, ok := errors.AsType[*api.ResponseError](err); ok {
@@ -483,26 +531,30 @@ func TestVaultErrorsHoldNoKeys(t *testing.T) {
 			}
 		}
 	}
+
 	server.SetTrouble(kmstest.Trouble{Answer: `{"request_id":"1","data":{"ciphertext":"vault:v1:AAAA"}}`})
 	_, err = w.Wrap(t.Context(), dek, nil)
 	wantKind(t, "a ciphertext that cannot be one", err, kms.Internal)
 	server.SetTrouble(kmstest.Trouble{Answer: `{"request_id":"1","data":{"plaintext":"AAAA"}}`})
 	_, err = kms.Unwrap(t.Context(), w, blob, nil)
+
 	wantKind(t, "a plaintext that is no DEK", err, kms.Internal)
 }
 
-// wantNoKey looks for the DEK in all that an error shows.
+// wantNoKey looks for the DEK in everything that an error shows.
 func wantNoKey(t *testing.T, name string, err error, dek []byte) {
 	t.Helper()
 	if err == nil {
 		t.Errorf("%s: no error", name)
 		return
 	}
+
 	deep, _ := json.Marshal(err)
 	text := fmt.Sprintf("%v %+v %#v %s", err, err, err, deep)
 	for e := errors.Unwrap(err); e != nil; e = errors.Unwrap(e) {
 		text += fmt.Sprintf("%+v %#v", e, e)
 	}
+
 	for _, form := range []string{
 		base64.StdEncoding.EncodeToString(dek)[:12], base64.RawURLEncoding.EncodeToString(dek)[:12],
 		hex.EncodeToString(dek)[:12], strings.ToUpper(hex.EncodeToString(dek))[:12], string(dek[:8]),
@@ -518,33 +570,39 @@ func TestVaultTLS(t *testing.T) {
 	plain := kmstest.StartVault(t)
 	secure := httptest.NewTLSServer(plain)
 	defer secure.Close()
+
 	ca := filepath.Join(t.TempDir(), "ca.pem")
-	must(t, os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: secure.Certificate().Raw}), 0o600))
+	must(t, os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: secure.Certificate().Raw}),
+		0o600))
+
 	w := plain.NewKey(t, func(c *kms.VaultConfig) { c.Address, c.CAFile = secure.URL, ca })
 	if _, _, err := kms.Generate(t.Context(), w, nil); err != nil {
 		t.Errorf("with the CA file: %v", err)
 	}
+
 	t.Setenv("VAULT_SKIP_VERIFY", "true")
 	w = plain.NewKey(t, func(c *kms.VaultConfig) { c.Address = secure.URL })
 	_, _, err := kms.Generate(t.Context(), w, nil)
 	wantKind(t, "an unknown certificate", err, kms.Unreachable)
 }
 
-// A standby server that does not forward requests redirects them, once.
+// A standby server that does not forward requests redirects them once.
 func TestVaultRedirects(t *testing.T) {
 	server := kmstest.StartVault(t)
 	standby := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		http.Redirect(w, r, server.URL()+r.URL.Path, http.StatusTemporaryRedirect)
 	}))
 	defer standby.Close()
+
 	w := server.NewKey(t, func(c *kms.VaultConfig) { c.Address = standby.URL })
 	dek, blob, err := kms.Generate(t.Context(), w, nil)
 	must(t, err)
 	wantDEK(t, "through a standby server", w, blob, nil, dek)
 
-	// A token does not go from https to http.
+	// A token is not sent from https to http.
 	secure := httptest.NewTLSServer(standby.Config.Handler)
 	defer secure.Close()
+
 	w = server.NewKey(t, func(c *kms.VaultConfig) { c.Address, c.Transport = secure.URL, secure.Client().Transport })
 	before := server.Calls()
 	_, _, err = kms.Generate(t.Context(), w, nil)

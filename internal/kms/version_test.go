@@ -18,15 +18,17 @@ func TestVersionOf(t *testing.T) {
 	vault, azure := vaultServer.NewKey(t, nil), azureServer.NewKey(t, "oct-HSM", nil)
 	renamed := azureServer.NewKey(t, "RSA-2048", func(c *kms.AzureConfig) { c.EnvelopeID = "an-id-of-our-own" })
 	aws := kmstest.StartTest(t).NewKey(t, nil)
-	wantVersions(t, map[kms.Wrapper]string{local: "1", vault: "1", azure: "[0-9a-f]{32}", renamed: "[0-9a-f]{32}", aws: ""})
+	wantVersions(t, map[kms.Wrapper]string{
+		local: "1", vault: "1", azure: "[0-9a-f]{32}", renamed: "[0-9a-f]{32}", aws: "",
+	})
+
 	rotate(t, localFile)
 	vaultServer.RotateKey("key-1")
 	wantVersions(t, map[kms.Wrapper]string{local: "2", vault: "2"})
 }
 
-// wantVersions makes sure of what is told of blobs of these keys, by its
-// pattern: of a blob alone, and with what an envelope adds to it; and that
-// nothing is told of one that was cut.
+// wantVersions checks the versions of blobs of these keys against patterns,
+// for a blob alone and in an envelope. A truncated blob has no version.
 func wantVersions(t *testing.T, want map[kms.Wrapper]string) {
 	t.Helper()
 	for w, pattern := range want {
@@ -34,10 +36,12 @@ func wantVersions(t *testing.T, want map[kms.Wrapper]string) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		got := kms.VersionOf(w.KeyID(), blob)
 		if !regexp.MustCompile("^" + pattern + "$").MatchString(got) {
 			t.Errorf("%s: %q, not %q", w.KeyID(), got, pattern)
 		}
+
 		stored, err := crypt.WrappedKey{Context: map[string]string{"team": "a"}, Blob: blob}.Bytes()
 		if err != nil {
 			t.Fatal(err)
@@ -45,6 +49,7 @@ func wantVersions(t *testing.T, want map[kms.Wrapper]string) {
 		if again := kms.VersionOf(w.KeyID(), stored); again != got {
 			t.Errorf("%s: %q in an envelope, %q alone", w.KeyID(), again, got)
 		}
+
 		for _, cut := range [][]byte{nil, blob[:1], blob[:20], blob[:len(blob)-1], stored[:9]} {
 			if got := kms.VersionOf(w.KeyID(), cut); got != "" {
 				t.Errorf("%s: %q of %d bytes", w.KeyID(), got, len(cut))

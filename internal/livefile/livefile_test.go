@@ -11,7 +11,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/livefile"
 )
 
-// fixture is a File of one text, with a clock that the test moves.
+// fixture is a File of one text, with a clock set by the test.
 type fixture struct {
 	*livefile.File[string]
 	path    string
@@ -45,6 +45,7 @@ func open(t *testing.T, path string) *fixture {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	return f
 }
 
@@ -55,7 +56,7 @@ func write(t *testing.T, path, text string) {
 	}
 }
 
-// later is the content after the next check.
+// later returns the content after the next check.
 func (f *fixture) later() string {
 	f.now = f.now.Add(2 * time.Second)
 	return f.Get()
@@ -80,18 +81,20 @@ func TestFileIsReadAgain(t *testing.T) {
 	}
 }
 
-// TestSameSizeByRename is what certificate renewals do: same size, and often
-// the same second.
+// TestSameSizeByRename: certificate renewals often keep the size, and
+// happen within the same second.
 func TestSameSizeByRename(t *testing.T) {
 	dir := t.TempDir()
 	path, next := filepath.Join(dir, "file"), filepath.Join(dir, "next")
 	stamp := time.Now().Add(-time.Hour)
+
 	for _, f := range []struct{ path, text string }{{path, "one"}, {next, "two"}} {
 		write(t, f.path, f.text)
 		if err := os.Chtimes(f.path, stamp, stamp); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	f := open(t, path)
 
 	if err := os.Rename(next, path); err != nil {
@@ -102,7 +105,7 @@ func TestSameSizeByRename(t *testing.T) {
 	}
 }
 
-// TestKubernetesVolume swaps the ..data link, as the kubelet does.
+// TestKubernetesVolume replaces the ..data link, like the kubelet.
 func TestKubernetesVolume(t *testing.T) {
 	dir := t.TempDir()
 	for _, version := range []string{"v1", "v2"} {
@@ -111,12 +114,14 @@ func TestKubernetesVolume(t *testing.T) {
 		}
 		write(t, filepath.Join(dir, version, "file"), version)
 	}
+
 	link := func(target, name string) {
 		t.Helper()
 		if err := os.Symlink(target, filepath.Join(dir, name)); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	link("v1", "..data")
 	link(filepath.Join("..data", "file"), "file")
 	f := open(t, filepath.Join(dir, "file"))
@@ -141,6 +146,7 @@ func TestBadFilesChangeNothing(t *testing.T) {
 			t.Errorf("a bad file: %q", got)
 		}
 	}
+
 	write(t, path, "bad again")
 	if err := f.Check(); err == nil {
 		t.Error("Check returned no error for a bad file")
@@ -148,9 +154,11 @@ func TestBadFilesChangeNothing(t *testing.T) {
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
+
 	if got := f.later(); got != "good" {
 		t.Errorf("a missing file: %q", got)
 	}
+
 	write(t, path, "better")
 	if got := f.later(); got != "better" {
 		t.Errorf("a file that came back: %q", got)
@@ -169,7 +177,7 @@ func TestOpenReturnsTheError(t *testing.T) {
 	}
 }
 
-// TestClockSetBack must not end the checks until the clock has caught up.
+// TestClockSetBack: checks must continue if the clock is set back.
 func TestClockSetBack(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "file")
 	write(t, path, "one")

@@ -21,7 +21,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 )
 
-// got is what the store received.
+// got is a request that the store received.
 type got struct {
 	host, uri string
 	header    http.Header
@@ -31,7 +31,7 @@ type got struct {
 	authErr   error
 }
 
-// recorder is a store; got may be read when no request is running.
+// recorder is a store. got may be read when no request is running.
 type recorder struct {
 	got
 	server *httptest.Server
@@ -48,17 +48,26 @@ func newStore(t *testing.T, change func(*origin.Config)) (*origin.Origin, *recor
 		if received.authErr = err; err != nil {
 			return
 		}
+
 		body := auth.Body(r.Body)
 		received.body, received.bodyErr = io.ReadAll(body)
 		received.trailer = body.Trailer()
 	}))
+
 	received.server = server
 	t.Cleanup(server.Close)
-	transport := origin.NewTransport(origin.TransportConfig{ConnectTimeout: 5 * time.Second, ResponseTimeout: 10 * time.Second, MaxConns: 2})
+
+	transport := origin.NewTransport(origin.TransportConfig{
+		ConnectTimeout: 5 * time.Second, ResponseTimeout: 10 * time.Second, MaxConns: 2,
+	})
+
 	cfg := origin.Config{
-		Endpoint: &url.URL{Scheme: "http", Host: strings.TrimPrefix(server.URL, "http://")}, Region: "eu-central-1", PathStyle: true, Trailers: true,
-		Now: time.Now, Transport: transport, Credentials: credentials.NewStaticCredentialsProvider("access", "secret", ""),
+		Endpoint: &url.URL{Scheme: "http", Host: strings.TrimPrefix(server.URL, "http://")}, Region: "eu-central-1",
+		PathStyle: true, Trailers: true,
+		Now: time.Now, Transport: transport,
+		Credentials: credentials.NewStaticCredentialsProvider("access", "secret", ""),
 	}
+
 	if change != nil {
 		change(&cfg)
 	}
@@ -67,7 +76,10 @@ func newStore(t *testing.T, change func(*origin.Config)) (*origin.Origin, *recor
 
 func newRequest(t *testing.T, method, path string, body io.Reader, length int64) *http.Request {
 	t.Helper()
-	r := &http.Request{Method: method, URL: &url.URL{Path: path, RawPath: sigv4.EscapePath(path), RawQuery: "versionId=a%20b"}, Header: http.Header{"Content-Encoding": {"gzip"}}, ContentLength: length}
+	r := &http.Request{
+		Method: method, URL: &url.URL{Path: path, RawPath: sigv4.EscapePath(path), RawQuery: "versionId=a%20b"},
+		Header: http.Header{"Content-Encoding": {"gzip"}}, ContentLength: length,
+	}
 	if body != nil {
 		r.Body = io.NopCloser(body)
 	}
@@ -78,19 +90,23 @@ func TestUploadsAreFramedWithAChecksum(t *testing.T) {
 	for _, size := range []int{1, 56, 65552, 300_000, 1 << 20, 1<<20 + 1, 3<<20 + 5} {
 		o, received := newStore(t, nil)
 		text := bytes.Repeat([]byte("c"), size)
-		resp, err := o.RoundTrip(newRequest(t, http.MethodPut, "/bucket/a b/ü//+", iotest.HalfReader(bytes.NewReader(text)), int64(size)))
+		resp, err := o.RoundTrip(newRequest(t, http.MethodPut, "/bucket/a b/ü//+",
+			iotest.HalfReader(bytes.NewReader(text)), int64(size)))
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		resp.Body.Close()
 		if received.authErr != nil || received.bodyErr != nil || !bytes.Equal(received.body, text) {
 			t.Errorf("%d bytes: %d came, %v, %v", size, len(received.body), received.authErr, received.bodyErr)
 		}
+
 		want := crc32.ChecksumIEEE(text)
 		if sum := received.trailer.Get("X-Amz-Checksum-Crc32"); sum == "" || !strings.HasPrefix(sum, encode(want)) {
 			t.Errorf("%d bytes: trailer %q", size, sum)
 		}
-		if received.uri != "/bucket/a%20b/%C3%BC//%2B?versionId=a%20b" || received.header.Get("Content-Encoding") != "aws-chunked,gzip" {
+		if received.uri != "/bucket/a%20b/%C3%BC//%2B?versionId=a%20b" ||
+			received.header.Get("Content-Encoding") != "aws-chunked,gzip" {
 			t.Errorf("%s with %v", received.uri, received.header)
 		}
 	}
@@ -98,7 +114,10 @@ func TestUploadsAreFramedWithAChecksum(t *testing.T) {
 
 func encode(sum uint32) string {
 	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
-	return string([]byte{alphabet[sum>>26], alphabet[sum>>20&63], alphabet[sum>>14&63], alphabet[sum>>8&63], alphabet[sum>>2&63], alphabet[sum&3<<4]})
+	return string([]byte{
+		alphabet[sum>>26], alphabet[sum>>20&63], alphabet[sum>>14&63], alphabet[sum>>8&63], alphabet[sum>>2&63],
+		alphabet[sum&3<<4],
+	})
 }
 
 func TestAFailingBodyIsNeverWhole(t *testing.T) {
@@ -111,6 +130,7 @@ func TestAFailingBodyIsNeverWhole(t *testing.T) {
 				resp.Body.Close()
 				t.Errorf("trailers %v, %v: the store answered %d", trailers, fail, resp.StatusCode)
 			}
+
 			received.server.Close() // waits for the handler
 			if received.host != "" && received.bodyErr == nil {
 				t.Errorf("trailers %v, %v: the store took %d bytes for the whole", trailers, fail, len(received.body))
@@ -119,17 +139,21 @@ func TestAFailingBodyIsNeverWhole(t *testing.T) {
 	}
 }
 
-// A body that fails where it should end has all its bytes, and is not whole
-// all the same; nor is one that goes on.
+// A body that fails at its end is incomplete even if all its bytes were
+// read; so is a body that is too long.
 func TestABodyIsWholeOnlyIfItSaysSo(t *testing.T) {
 	for _, size := range []int{1000, 1 << 20, 1<<20 + 7} {
-		for _, end := range []io.Reader{iotest.ErrReader(errors.New("bad checksum")), iotest.ErrReader(errors.Join(io.EOF)), strings.NewReader("x")} {
+		for _, end := range []io.Reader{
+			iotest.ErrReader(errors.New("bad checksum")),
+			iotest.ErrReader(errors.Join(io.EOF)), strings.NewReader("x"),
+		} {
 			o, received := newStore(t, nil)
 			body := io.MultiReader(strings.NewReader(strings.Repeat("c", size)), end)
 			if resp, err := o.RoundTrip(newRequest(t, http.MethodPut, "/bucket/key", body, int64(size))); err == nil {
 				resp.Body.Close()
 				t.Errorf("%d bytes: the store answered %d", size, resp.StatusCode)
 			}
+
 			received.server.Close() // waits for the handler
 			if received.host != "" && received.bodyErr == nil {
 				t.Errorf("%d bytes: the store took %d for the whole", size, len(received.body))
@@ -144,23 +168,28 @@ func TestHashedAndEmptyBodiesAreSentAsTheyAre(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	resp.Body.Close()
 	if hash := received.header.Get("X-Amz-Content-Sha256"); received.authErr != nil || hash != origin.UnsignedPayload {
 		t.Errorf("GET: %v with hash %q", received.authErr, hash)
 	}
+
 	r := newRequest(t, http.MethodPost, "/bucket", strings.NewReader("abc"), 3)
 	r.Header.Set("X-Amz-Content-Sha256", "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad")
+
 	if resp, err = o.RoundTrip(r); err != nil {
 		t.Fatal(err)
 	}
+
 	resp.Body.Close()
-	if received.authErr != nil || received.bodyErr != nil || string(received.body) != "abc" || received.header.Get("Content-Encoding") != "gzip" {
+	if received.authErr != nil || received.bodyErr != nil || string(received.body) != "abc" ||
+		received.header.Get("Content-Encoding") != "gzip" {
 		t.Errorf("%+v", received.got)
 	}
 }
 
-// Amazon S3 takes parts with a checksum of their own for an upload that was
-// created without, and then does not complete it.
+// If an upload was created without a checksum algorithm, Amazon S3 accepts
+// parts with checksums but cannot complete the upload.
 func TestUploadsAreCreatedWithTheChecksumOfTheirParts(t *testing.T) {
 	for _, row := range []struct {
 		method, query string
@@ -179,8 +208,10 @@ func TestUploadsAreCreatedWithTheChecksumOfTheirParts(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		resp.Body.Close()
-		if got := received.header.Get("X-Amz-Checksum-Algorithm"); received.authErr != nil || got != row.want || r.Header.Get("X-Amz-Checksum-Algorithm") != "" {
+		if got := received.header.Get("X-Amz-Checksum-Algorithm"); received.authErr != nil || got != row.want ||
+			r.Header.Get("X-Amz-Checksum-Algorithm") != "" {
 			t.Errorf("%s ?%s, trailers %t: %v, %q", row.method, row.query, row.trailers, received.authErr, got)
 		}
 	}
@@ -188,7 +219,8 @@ func TestUploadsAreCreatedWithTheChecksumOfTheirParts(t *testing.T) {
 
 func TestVirtualHostStyle(t *testing.T) {
 	for path, want := range map[string]string{
-		"/bucket/a/b": "/a/b", "/bucket": "/", "/bucket//x": "//x", "/bucket/bucket/k": "/bucket/k", "/bucket/ü": "/%C3%BC",
+		"/bucket/a/b": "/a/b", "/bucket": "/", "/bucket//x": "//x", "/bucket/bucket/k": "/bucket/k",
+		"/bucket/ü": "/%C3%BC",
 	} {
 		var sent *http.Request
 		o, _ := newStore(t, func(cfg *origin.Config) {
@@ -199,10 +231,12 @@ func TestVirtualHostStyle(t *testing.T) {
 				return &http.Response{StatusCode: http.StatusOK, Body: http.NoBody}, nil
 			})
 		})
+
 		resp, err := o.RoundTrip(newRequest(t, http.MethodGet, path, nil, 0))
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		resp.Body.Close()
 		if sent.Host != "bucket.s3.example.com" || sent.URL.Host != sent.Host || sent.URL.EscapedPath() != want {
 			t.Errorf("%s: %s %s, want %s", path, sent.Host, sent.URL.EscapedPath(), want)
@@ -219,19 +253,21 @@ func TestNoCredentials(t *testing.T) {
 	closed := false
 	r := newRequest(t, http.MethodPut, "/bucket/key", nil, 3)
 	r.Body = closer{strings.NewReader("abc"), func() { closed = true }}
+
 	if resp, err := o.RoundTrip(r); !errors.Is(err, origin.ErrCredentials) {
 		if err == nil {
 			resp.Body.Close()
 		}
 		t.Error(err)
 	}
+
 	if !closed {
 		t.Error("the body was not closed")
 	}
 }
 
-// A source of credentials that does not answer is the store's weather, and not
-// to be waited for.
+// A source of credentials that does not answer must not delay requests
+// indefinitely.
 func TestCredentialsThatDoNotCome(t *testing.T) {
 	o, _ := newStore(t, func(cfg *origin.Config) {
 		cfg.CredentialsTimeout = 100 * time.Millisecond
@@ -240,6 +276,7 @@ func TestCredentialsThatDoNotCome(t *testing.T) {
 			return aws.Credentials{}, ctx.Err()
 		})
 	})
+
 	resp, err := o.RoundTrip(newRequest(t, http.MethodGet, "/bucket/key", nil, 0))
 	if err == nil {
 		resp.Body.Close()

@@ -18,8 +18,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/pemfile"
 )
 
-// Times of the tests: a store that is late is later than short, one that is not
-// answers at once, and whoever is slow without the store's fault pauses.
+// Times of the tests. A store that is late takes longer than short, other
+// stores answer at once, and slow clients pause.
 const (
 	short = time.Second
 	pause = 2500 * time.Millisecond
@@ -43,13 +43,15 @@ func requestTo(t *testing.T, method, url string, body io.Reader, length int64) *
 	return r
 }
 
-// deaf is a server that accepts connections, and neither reads nor writes.
+// deaf starts a server that accepts connections but neither reads nor
+// writes.
 func deaf(t *testing.T) string {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	t.Cleanup(func() { listener.Close() })
 	go func() {
 		for {
@@ -60,6 +62,7 @@ func deaf(t *testing.T) string {
 			t.Cleanup(func() { conn.Close() })
 		}
 	}()
+
 	return listener.Addr().String()
 }
 
@@ -76,6 +79,7 @@ func TestAStoreThatIsLate(t *testing.T) {
 		io.Copy(io.Discard, r.Body)
 		<-r.Context().Done()
 	})
+
 	for _, row := range []struct {
 		name    string
 		cfg     origin.TransportConfig
@@ -100,7 +104,8 @@ func TestAStoreThatIsLate(t *testing.T) {
 		{
 			"an upload that is not taken",
 			origin.TransportConfig{ConnectTimeout: long, ResponseTimeout: long, IdleTimeout: short},
-			requestTo(t, "PUT", "http://"+deaf(t)+"/b/k", bytes.NewReader(make([]byte, 64<<20)), 64<<20), origin.ErrIdle,
+			requestTo(t, "PUT", "http://"+deaf(t)+"/b/k", bytes.NewReader(make([]byte, 64<<20)),
+				64<<20), origin.ErrIdle,
 		},
 	} {
 		t.Run(row.name, func(t *testing.T) {
@@ -116,13 +121,14 @@ func TestAStoreThatIsLate(t *testing.T) {
 	}
 }
 
-// Some stores take minutes to copy an object, or to make one of its parts, and
-// say nothing until then.
+// Some stores take minutes to copy an object or complete an upload, and
+// send nothing meanwhile.
 func TestCopiesAndCompletionsMayTakeLonger(t *testing.T) {
 	t.Parallel()
 	server := serverOf(t, func(http.ResponseWriter, *http.Request) { time.Sleep(pause) })
 	copied := requestTo(t, "PUT", server.URL+"/b/k", nil, 0)
 	copied.Header.Set("X-Amz-Copy-Source", "/b/source")
+
 	for _, r := range []*http.Request{copied, requestTo(t, "POST", server.URL+"/b/k?uploadId=u", nil, 0)} {
 		t.Run(r.Method, func(t *testing.T) {
 			t.Parallel()
@@ -135,7 +141,8 @@ func TestCopiesAndCompletionsMayTakeLonger(t *testing.T) {
 	}
 }
 
-// half answers with the first half of a body, then calls then.
+// half returns a handler that sends the first half of a body and then calls
+// then.
 func half(size int, then func(http.ResponseWriter, *http.Request)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Length", strconv.Itoa(size))
@@ -157,11 +164,13 @@ func TestAnAnswerThatDoesNotEnd(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			server := serverOf(t, half(100_000, row.then))
-			resp, err := sendTo(t, origin.TransportConfig{ResponseTimeout: long, IdleTimeout: short}, requestTo(t, "GET", server.URL+"/b/k", nil, 0))
+			resp, err := sendTo(t, origin.TransportConfig{ResponseTimeout: long, IdleTimeout: short},
+				requestTo(t, "GET", server.URL+"/b/k", nil, 0))
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer resp.Body.Close()
+
 			got, err := io.ReadAll(resp.Body)
 			if len(got) != 50_000 || !errors.Is(err, row.want) {
 				t.Errorf("%d bytes, %v", len(got), err)
@@ -184,7 +193,7 @@ func TestAConnectionThatEndsBeforeTheAnswer(t *testing.T) {
 	}
 }
 
-// pausing is a reader that pauses before each of its bytes.
+// pausing is a reader that pauses before each byte.
 type pausing struct{ left int }
 
 func (p *pausing) Read(b []byte) (int, error) {
@@ -197,7 +206,7 @@ func (p *pausing) Read(b []byte) (int, error) {
 	return 1, nil
 }
 
-// Nobody blames the store for the pauses of a client.
+// A client's pauses do not count against the store.
 func TestTheClientsTimeIsNotTheStores(t *testing.T) {
 	t.Parallel()
 	all := origin.TransportConfig{ConnectTimeout: short, ResponseTimeout: short, IdleTimeout: short}
@@ -209,28 +218,33 @@ func TestTheClientsTimeIsNotTheStores(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer resp.Body.Close()
+
 		if got, err := io.ReadAll(resp.Body); string(got) != "xx" || err != nil {
 			t.Errorf("%q, %v", got, err)
 		}
 	})
+
 	t.Run("download", func(t *testing.T) {
 		t.Parallel()
-		const size = 8 << 20 // more than the kernel keeps
+		const size = 8 << 20 // more than the kernel buffers
 		server := serverOf(t, func(w http.ResponseWriter, _ *http.Request) { w.Write(make([]byte, size)) })
 		resp, err := sendTo(t, all, requestTo(t, "GET", server.URL+"/b/k", nil, 0))
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer resp.Body.Close()
+
 		time.Sleep(pause)
 		if n, err := io.CopyN(io.Discard, resp.Body, size/2); err != nil {
 			t.Fatal(n, err)
 		}
+
 		time.Sleep(pause)
 		if n, err := io.Copy(io.Discard, resp.Body); n != size/2 || err != nil {
 			t.Error(n, err)
 		}
 	})
+
 	t.Run("an answer before the upload's end", func(t *testing.T) {
 		t.Parallel()
 		server := serverOf(t, func(w http.ResponseWriter, r *http.Request) {
@@ -240,30 +254,35 @@ func TestTheClientsTimeIsNotTheStores(t *testing.T) {
 			control.Flush()
 			io.Copy(w, r.Body)
 		})
+
 		resp, err := sendTo(t, all, requestTo(t, "PUT", server.URL+"/b/k", &pausing{1}, 1))
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer resp.Body.Close()
+
 		time.Sleep(pause)
 		time.Sleep(pause)
+
 		if got, err := io.ReadAll(resp.Body); string(got) != "x" || err != nil {
 			t.Errorf("%q, %v", got, err)
 		}
 	})
 }
 
-// Whose certificate is trusted is the file's to say.
+// The CA file decides which certificates are trusted.
 func TestAuthorities(t *testing.T) {
 	server := httptest.NewTLSServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 	t.Cleanup(server.Close)
 	file := filepath.Join(t.TempDir(), "ca.pem")
 	write := func(certificate []byte) {
 		t.Helper()
-		if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate}), 0o600); err != nil {
+		if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate}),
+			0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	try := func(transport *origin.Transport) error {
 		transport.CloseIdleConnections()
 		resp, err := transport.RoundTrip(requestTo(t, "GET", server.URL+"/b/k", nil, 0))
@@ -276,11 +295,13 @@ func TestAuthorities(t *testing.T) {
 	if try(origin.NewTransport(origin.TransportConfig{})) == nil {
 		t.Error("the system trusts the test's certificate")
 	}
+
 	write(server.Certificate().Raw)
 	pool, err := pemfile.OpenPool(file, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	transport := origin.NewTransport(origin.TransportConfig{Authorities: pool})
 	if err := try(transport); err != nil {
 		t.Error(err)

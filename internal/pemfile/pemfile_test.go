@@ -16,7 +16,10 @@ import (
 
 func newServer(t *testing.T, p pemtest.Pair) *httptest.Server {
 	t.Helper()
-	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = w.Write([]byte(r.Proto)) }))
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_,
+			_ = w.Write([]byte(r.Proto))
+	}))
 	s.TLS = &tls.Config{Certificates: []tls.Certificate{p.TLS(t)}}
 	s.EnableHTTP2 = true
 	s.StartTLS()
@@ -32,7 +35,7 @@ func get(client *http.Client, url string) error {
 	return response.Body.Close()
 }
 
-// eventually allows for the second between two checks of a file.
+// eventually waits long enough for the next check of a file.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	for range 300 {
@@ -54,13 +57,16 @@ func TestTransportTrustsTheFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	transport := pool.Transport(&http.Transport{ForceAttemptHTTP2: true})
 	defer transport.CloseIdleConnections()
+
 	client := &http.Client{Transport: transport}
 
 	if err := get(client, one.URL); err != nil {
 		t.Errorf("the authority in the file: %v", err)
 	}
+
 	unknown := &tls.CertificateVerificationError{}
 	if err := get(client, two.URL); !errors.As(err, &unknown) {
 		t.Errorf("an authority that is not in the file: %v", err)
@@ -68,6 +74,7 @@ func TestTransportTrustsTheFile(t *testing.T) {
 
 	pemtest.Replace(t, path, second.Cert)
 	eventually(t, "the new authority is trusted", func() bool { return get(client, two.URL) == nil })
+
 	if err := get(client, one.URL); !errors.As(err, &unknown) {
 		t.Errorf("the authority that was taken away: %v", err)
 	}
@@ -75,13 +82,17 @@ func TestTransportTrustsTheFile(t *testing.T) {
 
 func TestOpenPoolRefuses(t *testing.T) {
 	dir := t.TempDir()
-	for name, content := range map[string]string{"empty": "", "text": "hello", "key only": string(pemtest.New(t, "x").Key)} {
+	for name, content := range map[string]string{
+		"empty": "", "text": "hello",
+		"key only": string(pemtest.New(t, "x").Key),
+	} {
 		path := filepath.Join(dir, name)
 		pemtest.Replace(t, path, []byte(content))
 		if _, err := pemfile.OpenPool(path, nil); err == nil || !strings.Contains(err.Error(), path) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+
 	for _, path := range []string{dir, filepath.Join(dir, "missing")} {
 		if _, err := pemfile.OpenPool(path, nil); err == nil {
 			t.Errorf("%s was opened", path)
@@ -89,7 +100,7 @@ func TestOpenPoolRefuses(t *testing.T) {
 	}
 }
 
-// serverFiles are the files of a Server.
+// serverFiles contains the files of a Server.
 type serverFiles struct {
 	pemfile.ServerConfig
 	dir string
@@ -117,17 +128,19 @@ func (f *serverFiles) serve(t *testing.T) (*pemfile.Server, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	listener, err := tls.Listen("tcp", "127.0.0.1:0", server.TLS())
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	running := &http.Server{Handler: http.NotFoundHandler(), ReadHeaderTimeout: time.Minute}
 	go running.Serve(listener)
 	t.Cleanup(func() { running.Close() })
 	return server, listener.Addr().String()
 }
 
-// shown is the name in the certificate that a server shows.
+// shown returns the name in the certificate that a server presents.
 func shown(t *testing.T, address string) string {
 	t.Helper()
 	conn, err := tls.Dial("tcp", address, &tls.Config{InsecureSkipVerify: true})
@@ -146,15 +159,18 @@ func TestServerCertificateIsReplaced(t *testing.T) {
 	}
 
 	next := pemtest.New(t, "new")
-	pemtest.Replace(t, files.CertFile, next.Cert) // for a moment, the two files do not belong together
+	pemtest.Replace(t, files.CertFile, next.Cert) // for a moment, the two files do not match
+
 	if err := server.Check(); err == nil {
 		t.Error("a certificate without its key was taken")
 	}
 	if name := shown(t, address); name != "old" {
 		t.Errorf("with half of the files: the certificate of %q", name)
 	}
+
 	pemtest.Replace(t, files.KeyFile, next.Key)
 	eventually(t, "the new certificate is shown", func() bool { return shown(t, address) == "new" })
+
 	if name := server.Certificate().Subject.CommonName; name != "new" {
 		t.Errorf("Certificate: %q", name)
 	}
@@ -171,7 +187,8 @@ func TestClientCAIsReplaced(t *testing.T) {
 		if p != nil {
 			cfg.Certificates = []tls.Certificate{p.TLS(t)}
 		}
-		return get(&http.Client{Transport: &http.Transport{TLSClientConfig: cfg, DisableKeepAlives: true}}, "https://"+address)
+		return get(&http.Client{Transport: &http.Transport{TLSClientConfig: cfg, DisableKeepAlives: true}},
+			"https://"+address)
 	}
 
 	if call(nil) == nil || call(&second) == nil {
@@ -180,8 +197,10 @@ func TestClientCAIsReplaced(t *testing.T) {
 	if err := call(&first); err != nil {
 		t.Errorf("a client of the authority: %v", err)
 	}
+
 	pemtest.Replace(t, files.ClientCAFile, second.Cert)
 	eventually(t, "a client of the new authority gets in", func() bool { return call(&second) == nil })
+
 	if call(&first) == nil {
 		t.Error("a client of the old authority got in")
 	}
@@ -202,6 +221,7 @@ func TestCertificateThatIsNotValidNow(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			err = server.Valid(now)
 			if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
 				t.Errorf("got %v", err)

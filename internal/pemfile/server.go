@@ -12,28 +12,29 @@ import (
 
 // ServerConfig names the files of a TLS server.
 type ServerConfig struct {
-	// CertFile and KeyFile are the certificate with its intermediates, and its
-	// private key.
+	// CertFile and KeyFile contain the certificate with its intermediates,
+	// and its private key.
 	CertFile, KeyFile string
-	// ClientCAFile is the authorities of client certificates, which are then
-	// required. Empty: clients need no certificate.
+	// ClientCAFile contains the authorities of client certificates, which
+	// are then required. Empty means that clients need no certificate.
 	ClientCAFile string
-	// Report, if not nil, is told of each later reading: nil, or why the old
-	// files stay in force.
+	// Report is called after each reload. If its error is not nil, the old
+	// files remain in use. It may be nil.
 	Report func(error)
 }
 
-// Server is the TLS configuration of a server, from files.
+// Server is the TLS configuration of a server, loaded from files.
 type Server struct {
 	file *livefile.File[*tls.Config]
 }
 
-// OpenServer reads the files for the first time.
+// OpenServer loads the files.
 func OpenServer(cfg ServerConfig) (*Server, error) {
 	paths := []string{cfg.CertFile, cfg.KeyFile}
 	if cfg.ClientCAFile != "" {
 		paths = append(paths, cfg.ClientCAFile)
 	}
+
 	file, err := livefile.Open(livefile.Config[*tls.Config]{
 		Paths:  paths,
 		Load:   func() (*tls.Config, error) { return readServer(cfg) },
@@ -42,12 +43,13 @@ func OpenServer(cfg ServerConfig) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	return &Server{file: file}, nil
 }
 
-// TLS returns a configuration that has each handshake use the files now in
-// force. It offers HTTP/1.1 only, as S3 itself does: HTTP/2 costs CPU and has
-// nothing for an S3 client.
+// TLS returns a configuration that uses the current files for each
+// handshake. Like S3, it offers only HTTP/1.1: HTTP/2 needs more CPU and
+// has no advantage for S3 clients.
 func (s *Server) TLS() *tls.Config {
 	return &tls.Config{
 		MinVersion:         tls.VersionTLS12,
@@ -56,11 +58,11 @@ func (s *Server) TLS() *tls.Config {
 	}
 }
 
-// Check reads the files again if they have changed. An error says why the old
-// ones stay in force.
+// Check reloads the files now if they have changed. If it returns an error,
+// the old files remain in use.
 func (s *Server) Check() error { return s.file.Check() }
 
-// Certificate returns the server's certificate now in force.
+// Certificate returns the server's current certificate.
 func (s *Server) Certificate() *x509.Certificate { return s.file.Get().Certificates[0].Leaf }
 
 // Valid returns an error if the certificate is expired or not yet valid.
@@ -70,9 +72,10 @@ func (s *Server) Valid(now time.Time) error {
 	case now.After(leaf.NotAfter):
 		return fmt.Errorf("the certificate expired on %s: replace it", leaf.NotAfter.Format(time.RFC3339))
 	case now.Before(leaf.NotBefore):
-		return fmt.Errorf("the certificate is not valid before %s: replace it, or set this machine's clock",
+		return fmt.Errorf("the certificate is not valid before %s: replace it, or correct this machine's clock",
 			leaf.NotBefore.Format(time.RFC3339))
 	}
+
 	return nil
 }
 
@@ -81,10 +84,12 @@ func readServer(cfg ServerConfig) (*tls.Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cert_file: %w", err)
 	}
+
 	keyPEM, err := readFile(cfg.KeyFile)
 	if err != nil {
 		return nil, fmt.Errorf("key_file: %w", err)
 	}
+
 	cert, err := tls.X509KeyPair(certPEM, keyPEM)
 	if err != nil {
 		return nil, fmt.Errorf("%s and %s: %w", cfg.CertFile, cfg.KeyFile, err)
@@ -93,12 +98,16 @@ func readServer(cfg ServerConfig) (*tls.Config, error) {
 		return nil, errors.New("cert_file: the certificate was not parsed")
 	}
 
-	out := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{cert}, NextProtos: []string{"http/1.1"}}
+	out := &tls.Config{
+		MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{cert}, NextProtos: []string{"http/1.1"},
+	}
+
 	if cfg.ClientCAFile != "" {
 		if out.ClientCAs, err = readPool(cfg.ClientCAFile); err != nil {
 			return nil, fmt.Errorf("client_ca_file: %w", err)
 		}
 		out.ClientAuth = tls.RequireAndVerifyClientCert
 	}
+
 	return out, nil
 }

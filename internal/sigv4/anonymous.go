@@ -2,24 +2,29 @@ package sigv4
 
 import "net/http"
 
-// IsAnonymous reports whether a request claims no identity at all: there is
-// nothing in it to verify.
+// IsAnonymous reports whether a request has no credentials or signature of
+// any kind.
 func IsAnonymous(r *http.Request) bool {
 	_, rawQuery := RequestTarget(r)
 	query, err := parseQuery(rawQuery)
 	if err != nil || len(r.Header.Values("Authorization")) > 0 {
 		return false
 	}
-	for _, name := range []string{"X-Amz-Algorithm", "X-Amz-Signature", "X-Amz-Credential", "Signature", "AWSAccessKeyId"} {
+
+	for _, name := range []string{
+		"X-Amz-Algorithm", "X-Amz-Signature", "X-Amz-Credential", "Signature",
+		"AWSAccessKeyId",
+	} {
 		if hasParameter(query, name) {
 			return false
 		}
 	}
+
 	return true
 }
 
-// Anonymous describes the payload of a request that is anonymous. Every error
-// is an *Error.
+// Anonymous returns the Auth of an anonymous request, whose AccessKey is
+// empty. Every error is an *Error.
 func Anonymous(r *http.Request) (*Auth, error) {
 	hash := unsignedPayload
 	switch values := r.Header.Values(contentSHA256); {
@@ -28,19 +33,23 @@ func Anonymous(r *http.Request) (*Auth, error) {
 	case len(values) == 1:
 		hash = values[0]
 	}
+
 	switch {
 	case len(r.Header.Values(securityToken)) > 0:
 		return nil, errToken()
 	case payloads[hash].signed:
-		return nil, fail("AccessDenied", "A request that is not signed cannot have signed chunks.")
+		return nil, fail("AccessDenied", "An unsigned request cannot have signed chunks.")
 	}
+
 	described, err := payloadOf(hash)
 	if err != nil {
 		return nil, err
 	}
+
 	a := &Auth{payload: described}
 	if err := a.describePayload(r); err != nil {
 		return nil, err
 	}
+
 	return a, nil
 }

@@ -17,6 +17,7 @@ func BenchmarkVerify(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			verifier := verifierAt(exampleTime)
 			b.ReportAllocs()
+
 			for b.Loop() {
 				if _, err := verifier.Verify(r); err != nil {
 					b.Fatal(err)
@@ -33,6 +34,7 @@ func BenchmarkBody(b *testing.B) {
 	for i := range chunks {
 		chunks[i] = data[:1<<16]
 	}
+
 	signed, signedBody := upload{mode: signedChunks, chunks: chunks}.encode(b)
 	unsigned, unsignedBody := upload{mode: unsignedTrailer, chunks: chunks, trailers: crc32c}.encode(b)
 	for _, row := range []struct {
@@ -48,9 +50,11 @@ func BenchmarkBody(b *testing.B) {
 			src, buffer := strings.NewReader(row.encoded), make([]byte, 32<<10)
 			b.SetBytes(size)
 			b.ReportAllocs()
+
 			for b.Loop() {
 				src.Reset(row.encoded)
-				if n, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, row.auth.Body(src), buffer); n != size || err != nil {
+				if n, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, row.auth.Body(src),
+					buffer); n != size || err != nil {
 					b.Fatal(n, err)
 				}
 			}

@@ -16,12 +16,14 @@ import (
 
 var crc32c = [][2]string{{"x-amz-checksum-crc32c", "sOO8/Q=="}}
 
-// large are chunks that may stand anywhere; their contents differ.
+// large returns chunks that are allowed at any position, with different
+// contents.
 func large() []string {
 	return []string{strings.Repeat("a", 8192), strings.Repeat("b", 8192), strings.Repeat("c", 9000), "last"}
 }
 
-// small returns an upload in each streaming mode whose every byte can be tried.
+// small returns a small upload in each streaming mode, so that a test can
+// try every byte.
 func small() map[string]upload {
 	data := []string{"abcdefghijklmnopqrstuvwxyz"} // 1a in hex
 	return map[string]upload{
@@ -60,6 +62,7 @@ func TestPlainBody(t *testing.T) {
 			if auth.Framed() {
 				t.Error("it is said to be framed")
 			}
+
 			data, _, err := decode(auth, row.body)
 			if row.code != "" {
 				wantCode(t, err, row.code)
@@ -77,6 +80,7 @@ func TestPlainBodyOfUnknownLength(t *testing.T) {
 		sign(t, r, hexSum("payload"), exampleTime)
 		return r
 	}())
+
 	auth, err := verifierAt(exampleTime).Verify(r)
 	if err != nil || auth.DecodedLength() != -1 {
 		t.Fatalf("length %d, error %v", auth.DecodedLength(), err)
@@ -84,6 +88,7 @@ func TestPlainBodyOfUnknownLength(t *testing.T) {
 	if _, _, err := decode(auth, "payload"); err != nil {
 		t.Error(err)
 	}
+
 	for _, other := range []string{"", "payloa", "payloads"} {
 		t.Run(other, func(t *testing.T) {
 			_, _, err = decode(auth, other)
@@ -111,9 +116,11 @@ func TestStreamingBody(t *testing.T) {
 			if !auth.Framed() {
 				t.Error("it is not said to be framed")
 			}
+
 			for kind, src := range map[string]io.Reader{
 				"plain": strings.NewReader(encoded), "one byte": iotest.OneByteReader(strings.NewReader(encoded)),
-				"half": iotest.HalfReader(strings.NewReader(encoded)), "data and error": iotest.DataErrReader(strings.NewReader(encoded)),
+				"half":           iotest.HalfReader(strings.NewReader(encoded)),
+				"data and error": iotest.DataErrReader(strings.NewReader(encoded)),
 			} {
 				t.Run(kind, func(t *testing.T) {
 					body := auth.Body(src)
@@ -156,12 +163,13 @@ func TestTrailerIsNilBeforeTheEnd(t *testing.T) {
 	if n, err := body.Read(nil); n != 0 || err != nil {
 		t.Errorf("an empty read gives %d, %v", n, err)
 	}
+
 	if _, trailer, err := decode(auth, strings.Replace(encoded, "sOO8", "SOO8", 1)); err == nil || trailer != nil {
 		t.Errorf("trailer %v, error %v", trailer, err)
 	}
 }
 
-// TestCut cuts the body at every byte.
+// TestCut truncates the body at every byte.
 func TestCut(t *testing.T) {
 	for name, u := range small() {
 		t.Run(name, func(t *testing.T) {
@@ -171,6 +179,7 @@ func TestCut(t *testing.T) {
 				if wantCode(t, err, "IncompleteBody"); errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 					t.Errorf("%v can be taken for the reader's own end", err)
 				}
+
 				body := auth.Body(io.MultiReader(strings.NewReader(encoded[:n]), iotest.ErrReader(io.ErrUnexpectedEOF)))
 				_, err = io.ReadAll(body)
 				wantCode(t, err, "IncompleteBody")
@@ -179,9 +188,9 @@ func TestCut(t *testing.T) {
 	}
 }
 
-// TestAlteredAndCut alters the data and ends the body before anything that
-// would tell. A reader that takes exactly the declared length, and then looks
-// for io.EOF with errors.Is, must not be fooled.
+// TestAlteredAndCut alters the data and ends the body before anything
+// reveals that. A reader that reads exactly the declared length, and then
+// checks for io.EOF with errors.Is, must get an error.
 func TestAlteredAndCut(t *testing.T) {
 	for _, name := range []string{"signed", "signed trailer"} {
 		t.Run(name, func(t *testing.T) {
@@ -189,17 +198,19 @@ func TestAlteredAndCut(t *testing.T) {
 			encoded = strings.Replace(encoded, "abc", "xyz", 1)
 			body := auth.Body(strings.NewReader(encoded[:strings.Index(encoded, "yz\r\n")+2]))
 			if _, err := io.ReadFull(body, make([]byte, auth.DecodedLength())); err != nil {
-				t.Fatal(err) // the data comes out before its signature is seen
+				t.Fatal(err) // data is returned before its signature is checked
 			}
+
 			_, err := body.Read(make([]byte, 1))
 			wantCode(t, err, "IncompleteBody")
 		})
 	}
 }
 
-// TestBitFlips flips every bit of the body. Those that may pass without harm
-// are the case of a chunk size and of a trailer's name. Unsigned, data and
-// trailer values are another upload's, which the checksum is there to find.
+// TestBitFlips flips every bit of the body. Only the case of a chunk size
+// and of a trailer name may change without an error. In unsigned payloads,
+// data and trailer values may change too, because only the checksum
+// protects them.
 func TestBitFlips(t *testing.T) {
 	for name, u := range small() {
 		t.Run(name, func(t *testing.T) {
@@ -208,6 +219,7 @@ func TestBitFlips(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			var passed []int
 			for bit := range len(encoded) * 8 {
 				flipped := []byte(encoded)
@@ -216,11 +228,14 @@ func TestBitFlips(t *testing.T) {
 				if err != nil {
 					continue
 				}
+
 				passed = append(passed, bit)
-				if u.mode != unsignedTrailer && (gotData != data || !maps.EqualFunc(gotTrailer, trailer, slices.Equal)) {
+				if u.mode != unsignedTrailer &&
+					(gotData != data || !maps.EqualFunc(gotTrailer, trailer, slices.Equal)) {
 					t.Errorf("bit %d of byte %d altered the upload", bit%8, bit/8)
 				}
 			}
+
 			if want := harmlessFlips(u, encoded); !slices.Equal(passed, want) {
 				t.Errorf("passed %v, want %v", passed, want)
 			}
@@ -228,7 +243,7 @@ func TestBitFlips(t *testing.T) {
 	}
 }
 
-// harmlessFlips lists the bits of an encoded body of small that may be flipped.
+// harmlessFlips lists the bits of an encoded body of small that may change.
 func harmlessFlips(u upload, encoded string) []int {
 	out := []int{1*8 + 5} // the a of size 1a
 	add := func(text string, bits ...int) {
@@ -241,10 +256,12 @@ func harmlessFlips(u upload, encoded string) []int {
 			}
 		}
 	}
+
 	if u.mode == unsignedTrailer {
 		add(u.chunks[0], 0, 1, 2, 3, 4, 6, 7)
 		add(u.chunks[0], 5)
 	}
+
 	for _, trailer := range u.trailers {
 		add(trailer[0], 5)
 		if u.mode == unsignedTrailer {
@@ -254,6 +271,7 @@ func harmlessFlips(u upload, encoded string) []int {
 			}
 		}
 	}
+
 	if u.mode == signedTrailer {
 		add("x-amz-trailer-signature", 5)
 	}
@@ -261,7 +279,8 @@ func harmlessFlips(u upload, encoded string) []int {
 	return slices.Compact(out)
 }
 
-// Chunks that are genuine, each, but not what was sent.
+// Each chunk is genuine, but they are not the chunks that were sent in this
+// order.
 func TestChunksRearranged(t *testing.T) {
 	for name, change := range map[string]func(p []string) []string{
 		"swapped":           func(p []string) []string { return []string{p[1], p[0], p[2], p[3], p[4], p[5]} },
@@ -284,11 +303,11 @@ func TestChunksRearranged(t *testing.T) {
 	}
 }
 
-// TestChunksOfAnotherRequest replays a body below another seed signature.
+// TestChunksOfAnotherRequest replays a body after another seed signature.
 func TestChunksOfAnotherRequest(t *testing.T) {
 	u := small()["signed trailer"]
 	_, encoded := u.encode(t)
-	u.announce = "X-Amz-Checksum-Crc32c" // enough for another signature
+	u.announce = "X-Amz-Checksum-Crc32c" // this changes the signature
 	auth, _ := u.verify(t)
 	_, _, err := decode(auth, encoded)
 	wantCode(t, err, "SignatureDoesNotMatch")
@@ -297,7 +316,8 @@ func TestChunksOfAnotherRequest(t *testing.T) {
 func TestDecodedLength(t *testing.T) {
 	for _, mode := range []string{signedChunks, signedTrailer, unsignedTrailer} {
 		for declared, code := range map[string]string{
-			"3": "IncompleteBody", "4": "", "5": "IncompleteBody", "0": "IncompleteBody", "9223372036854775807": "IncompleteBody",
+			"3": "IncompleteBody", "4": "", "5": "IncompleteBody", "0": "IncompleteBody",
+			"9223372036854775807": "IncompleteBody",
 		} {
 			t.Run(mode+" "+declared, func(t *testing.T) {
 				auth, encoded := upload{mode: mode, chunks: []string{"data"}, declared: declared}.encode(t)
@@ -324,7 +344,7 @@ func TestSmallChunkInTheMiddle(t *testing.T) {
 	}
 }
 
-// Framing that is wrong in ways a bit flip does not bring about.
+// Malformed framing that a flipped bit does not produce.
 func TestMalformedChunks(t *testing.T) {
 	signature := ";chunk-signature=" + emptyHash
 	for name, row := range map[string]struct{ mode, encoded string }{
@@ -375,10 +395,11 @@ func TestBytesAfterTheEnd(t *testing.T) {
 	}
 }
 
-// Trailers after a payload "data", with a genuine signature where signed is
-// set and the row does not bring its own.
+// Trailers after the payload "data", correctly signed if signed is set and
+// the row has no signature.
 func TestMalformedTrailers(t *testing.T) {
-	for name, row := range map[string]struct{ announce, wire, code string }{ // code: signed, and unsigned where it is another
+	// code is the error code if signed, then if unsigned and different.
+	for name, row := range map[string]struct{ announce, wire, code string }{
 		"as announced":               {"a,b", "a:1\r\nb:2\r\n", ""},
 		"in another order":           {"a,b", "b:2\r\na:1\r\n", ""},
 		"spaces":                     {"a", " a : 1 \r\n", ""},
@@ -406,6 +427,7 @@ func TestMalformedTrailers(t *testing.T) {
 				u := upload{mode: mode, chunks: []string{"data"}, announce: row.announce}
 				auth, encoded := u.withTrailer(t, row.wire)
 				_, trailer, err := decode(auth, encoded)
+
 				if codes := strings.Fields(row.code); len(codes) == 2 && mode == unsignedTrailer {
 					wantCode(t, err, codes[1])
 				} else if len(codes) > 0 {
@@ -418,13 +440,14 @@ func TestMalformedTrailers(t *testing.T) {
 	}
 }
 
-// withTrailer encodes u with trailer lines as a test wrote them.
+// withTrailer encodes u with the given trailer lines.
 func (u upload) withTrailer(t *testing.T, wire string) (*sigv4.Auth, string) {
 	t.Helper()
 	auth, seed := u.verify(t)
 	pieces := u.pieces(seed)
 	pieces = pieces[:len(pieces)-1]
 	encoded := strings.Join(pieces, "") + wire
+
 	if u.mode == signedTrailer {
 		last := pieces[len(pieces)-1]
 		_, previous, _ := strings.Cut(strings.TrimSpace(last), "chunk-signature=")
@@ -432,6 +455,7 @@ func (u upload) withTrailer(t *testing.T, wire string) (*sigv4.Auth, string) {
 		canonical = strings.ReplaceAll(canonical, "\n\n", "\n")
 		encoded += "x-amz-trailer-signature:" + trailerSignature(previous, canonical) + "\r\n"
 	}
+
 	return auth, encoded + "\r\n"
 }
 
@@ -441,18 +465,30 @@ func TestTrailerSignature(t *testing.T) {
 	head, line, _ := strings.Cut(encoded, "x-amz-trailer-signature:")
 	signature := strings.TrimSpace(line)
 	for name, row := range map[string]struct{ encoded, code string }{
-		"missing":            {head + "\r\n", "IncompleteBody"},
-		"empty":              {head + "x-amz-trailer-signature:\r\n\r\n", "IncompleteBody"},
-		"too short":          {head + "x-amz-trailer-signature:" + signature[1:] + "\r\n\r\n", "IncompleteBody"},
-		"too long":           {head + "x-amz-trailer-signature:" + signature + "0\r\n\r\n", "IncompleteBody"},
-		"of another name":    {head + "x-amz-trailer-signatura:" + signature + "\r\n\r\n", "IncompleteBody"},
-		"another":            {head + "x-amz-trailer-signature:" + emptyHash + "\r\n\r\n", "SignatureDoesNotMatch"},
-		"in upper case":      {head + "x-amz-trailer-signature:" + strings.ToUpper(signature) + "\r\n\r\n", "SignatureDoesNotMatch"},
-		"twice":              {head + strings.Repeat("x-amz-trailer-signature:"+signature+"\r\n", 2) + "\r\n", "MalformedTrailerError"},
-		"after an empty one": {head + "x-amz-trailer-signature: \r\nX-Amz-Trailer-Signature:" + signature + "\r\n\r\n", "MalformedTrailerError"},
-		"before the trailer": {strings.Replace(encoded, "x-amz-checksum", "x-amz-trailer-signature:"+signature+"\r\nx-amz-checksum", 1), "MalformedTrailerError"},
-		"value altered":      {strings.Replace(encoded, "sOO8", "sOO9", 1), "SignatureDoesNotMatch"},
-		"trailer dropped":    {strings.Replace(encoded, "x-amz-checksum-crc32c:sOO8/Q==\r\n", "", 1), "MalformedTrailerError"},
+		"missing":         {head + "\r\n", "IncompleteBody"},
+		"empty":           {head + "x-amz-trailer-signature:\r\n\r\n", "IncompleteBody"},
+		"too short":       {head + "x-amz-trailer-signature:" + signature[1:] + "\r\n\r\n", "IncompleteBody"},
+		"too long":        {head + "x-amz-trailer-signature:" + signature + "0\r\n\r\n", "IncompleteBody"},
+		"of another name": {head + "x-amz-trailer-signatura:" + signature + "\r\n\r\n", "IncompleteBody"},
+		"another":         {head + "x-amz-trailer-signature:" + emptyHash + "\r\n\r\n", "SignatureDoesNotMatch"},
+		"in upper case": {
+			head + "x-amz-trailer-signature:" + strings.ToUpper(signature) + "\r\n\r\n", "SignatureDoesNotMatch",
+		},
+		"twice": {
+			head + strings.Repeat("x-amz-trailer-signature:"+signature+"\r\n", 2) + "\r\n", "MalformedTrailerError",
+		},
+		"after an empty one": {
+			head + "x-amz-trailer-signature: \r\nX-Amz-Trailer-Signature:" + signature + "\r\n\r\n",
+			"MalformedTrailerError",
+		},
+		"before the trailer": {
+			strings.Replace(encoded, "x-amz-checksum", "x-amz-trailer-signature:"+signature+"\r\nx-amz-checksum",
+				1), "MalformedTrailerError",
+		},
+		"value altered": {strings.Replace(encoded, "sOO8", "sOO9", 1), "SignatureDoesNotMatch"},
+		"trailer dropped": {
+			strings.Replace(encoded, "x-amz-checksum-crc32c:sOO8/Q==\r\n", "", 1), "MalformedTrailerError",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, trailer, err := decode(auth, row.encoded)
@@ -466,14 +502,18 @@ func TestTrailerSignature(t *testing.T) {
 
 var errSource = errors.New("the source failed")
 
-// A failure of the source is passed on as it is, wherever it happens, and
-// again at the next read.
+// A failure of the source is returned unchanged at any position, and again
+// at the next read.
 func TestSourceError(t *testing.T) {
-	auths := map[*sigv4.Auth]string{plain(t, hexSum("payload"), "payload"): "payload", plain(t, unsignedPayload, "payload"): "payload"}
+	auths := map[*sigv4.Auth]string{
+		plain(t, hexSum("payload"), "payload"): "payload", plain(t, unsignedPayload, "payload"): "payload",
+	}
+
 	for _, u := range small() {
 		auth, encoded := u.encode(t)
 		auths[auth] = encoded
 	}
+
 	for auth, encoded := range auths {
 		for n := range len(encoded) + 1 {
 			for _, failure := range []error{errSource, fmt.Errorf("%w after all", errSource)} {
@@ -487,8 +527,7 @@ func TestSourceError(t *testing.T) {
 	}
 }
 
-// An error that wraps io.EOF is a failure, not an end, and cannot be taken for
-// one.
+// An error that wraps io.EOF is a failure, not the end.
 func TestWrappedEOF(t *testing.T) {
 	r := newRequest(t, http.MethodPut, bucketURL, "/key", "", "payload")
 	r.ContentLength = -1
@@ -497,10 +536,12 @@ func TestWrappedEOF(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	lost := fmt.Errorf("connection lost: %w", io.EOF)
 	_, err = io.ReadAll(auth.Body(iotest.ErrReader(lost)))
 	wantCode(t, err, "IncompleteBody")
 	auth, encoded := small()["signed trailer"].encode(t)
 	_, err = io.ReadAll(auth.Body(io.MultiReader(strings.NewReader(encoded), iotest.ErrReader(lost))))
+
 	wantCode(t, err, "IncompleteBody")
 }

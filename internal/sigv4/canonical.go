@@ -7,25 +7,29 @@ import (
 	"strings"
 )
 
-// canonicalRequest is step 1 of
+// canonicalRequest returns the canonical request, step 1 of
 // https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-header-based-auth.html#canonical-request.
 func canonicalRequest(r *http.Request, c *claim, rawPath string, query []parameter) (string, error) {
 	path, err := UnescapePath(rawPath)
 	if err != nil {
 		return "", err
 	}
+
 	var b strings.Builder
 	b.WriteString(r.Method + "\n" + EscapePath(path) + "\n")
 	b.WriteString(canonicalQuery(query) + "\n")
+
 	for _, name := range c.signed {
 		b.WriteString(name + ":" + canonicalHeader(r, name) + "\n")
 	}
+
 	b.WriteString("\n" + strings.Join(c.signed, ";") + "\n" + c.hash)
 	return b.String(), nil
 }
 
-// canonicalHeader joins the values of a header, each without spaces around it
-// and with single ones inside. The server keeps some headers outside r.Header.
+// canonicalHeader joins the values of a header. Spaces around each value
+// are removed, and repeated spaces within it become one. net/http keeps
+// some headers outside r.Header.
 func canonicalHeader(r *http.Request, name string) string {
 	switch name {
 	case "host":
@@ -36,16 +40,19 @@ func canonicalHeader(r *http.Request, name string) string {
 		}
 	case "transfer-encoding":
 		return strings.Join(r.TransferEncoding, ",")
-	case "expect": // taken out for HTTP/2, where it can have had this value only
+	case "expect": // net/http removes it for HTTP/2, where no other value is possible
 		if r.ProtoMajor == 2 && len(r.Header.Values("Expect")) == 0 {
 			return "100-continue"
 		}
 	}
+
 	values := r.Header.Values(name)
 	out := make([]string, len(values))
+
 	for i, value := range values {
 		out[i] = collapse(value)
 	}
+
 	return strings.Join(out, ",")
 }
 
@@ -60,25 +67,29 @@ func collapse(value string) string {
 // parameter is a decoded query parameter.
 type parameter struct{ name, value string }
 
-// parseQuery decodes a raw query. A plus is a space here, as in every HTML
-// form; AWS's own signers write %20.
+// parseQuery decodes a raw query. A plus sign is a space, as in HTML forms;
+// AWS's own signers write %20.
 func parseQuery(raw string) ([]parameter, error) {
 	if raw == "" {
 		return nil, nil
 	}
+
 	var out []parameter
 	for pair := range strings.SplitSeq(raw, "&") {
 		if pair == "" {
 			continue
 		}
+
 		name, value, _ := strings.Cut(pair, "=")
 		n, okName := unescape(name, true)
 		v, okValue := unescape(value, true)
 		if !okName || !okValue {
 			return nil, fail("InvalidURI", "Couldn't parse the specified URI.")
 		}
+
 		out = append(out, parameter{n, v})
 	}
+
 	return out, nil
 }
 
@@ -86,8 +97,8 @@ func hasParameter(query []parameter, name string) bool {
 	return slices.ContainsFunc(query, func(p parameter) bool { return p.name == name })
 }
 
-// canonicalQuery sorts by encoded name, then by encoded value; the signature
-// itself is not part of it.
+// canonicalQuery sorts by encoded name, then by encoded value. It leaves
+// out the signature.
 func canonicalQuery(query []parameter) string {
 	pairs := make([]parameter, 0, len(query))
 	for _, p := range query {
@@ -95,21 +106,24 @@ func canonicalQuery(query []parameter) string {
 			pairs = append(pairs, parameter{escape(p.name, false), escape(p.value, false)})
 		}
 	}
+
 	slices.SortFunc(pairs, func(a, b parameter) int {
 		if n := strings.Compare(a.name, b.name); n != 0 {
 			return n
 		}
 		return strings.Compare(a.value, b.value)
 	})
+
 	out := make([]string, len(pairs))
 	for i, p := range pairs {
 		out[i] = p.name + "=" + p.value
 	}
+
 	return strings.Join(out, "&")
 }
 
-// EscapePath percent-encodes a raw path as AWS does: every byte but A-Z a-z
-// 0-9 - . _ ~ and the slash.
+// EscapePath percent-encodes a raw path as AWS does: all bytes except A-Z,
+// a-z, 0-9, "-", ".", "_", "~" and "/".
 func EscapePath(path string) string {
 	if path == "" {
 		return "/"
@@ -117,8 +131,9 @@ func EscapePath(path string) string {
 	return escape(path, true)
 }
 
-// UnescapePath decodes a path once. A plus stays a plus. It returns an *Error
-// with code InvalidURI for a percent sign without two hex digits.
+// UnescapePath decodes a path once. A plus sign stays a plus sign. It
+// returns an *Error with code InvalidURI for a percent sign without two hex
+// digits.
 func UnescapePath(raw string) (string, error) {
 	path, ok := unescape(raw, false)
 	if !ok {
@@ -132,15 +147,18 @@ const upperHex = "0123456789ABCDEF"
 func escape(text string, keepSlash bool) string {
 	var b strings.Builder
 	b.Grow(len(text))
+
 	for i := range len(text) {
 		c := text[i]
 		switch {
-		case 'A' <= c && c <= 'Z', 'a' <= c && c <= 'z', '0' <= c && c <= '9', strings.IndexByte("-._~", c) >= 0, c == '/' && keepSlash:
+		case 'A' <= c && c <= 'Z', 'a' <= c && c <= 'z', '0' <= c && c <= '9', strings.IndexByte("-._~", c) >= 0,
+			c == '/' && keepSlash:
 			b.WriteByte(c)
 		default:
 			b.Write([]byte{'%', upperHex[c>>4], upperHex[c&15]})
 		}
 	}
+
 	return b.String()
 }
 
@@ -148,6 +166,7 @@ func unescape(text string, plusIsSpace bool) (string, bool) {
 	if !strings.ContainsAny(text, "%+") {
 		return text, true
 	}
+
 	out := make([]byte, 0, len(text))
 	for i := 0; i < len(text); i++ {
 		switch c := text[i]; {
@@ -155,10 +174,12 @@ func unescape(text string, plusIsSpace bool) (string, bool) {
 			if i+2 >= len(text) {
 				return "", false
 			}
+
 			n, err := strconv.ParseUint(text[i+1:i+3], 16, 8)
 			if err != nil || text[i+1] == '+' {
 				return "", false
 			}
+
 			out = append(out, byte(n))
 			i += 2
 		case c == '+' && plusIsSpace:
@@ -167,5 +188,6 @@ func unescape(text string, plusIsSpace bool) (string, bool) {
 			out = append(out, c)
 		}
 	}
+
 	return string(out), true
 }

@@ -13,8 +13,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 )
 
-// TestErrorWords checks messages and elements that clients and people look
-// for, against those that S3 gives.
+// TestErrorWords compares messages and elements that clients and people
+// look for with those of S3.
 func TestErrorWords(t *testing.T) {
 	later := exampleTime.Add(time.Hour)
 	hash := hexSum("payload")
@@ -27,37 +27,54 @@ func TestErrorWords(t *testing.T) {
 		details [][2]string
 	}{
 		{
-			"skew", later, exampleSigned, "RequestTimeTooSkewed", "The difference between the request time and the current time is too large.",
-			[][2]string{{"RequestTime", exampleDate}, {"ServerTime", "2013-05-24T01:00:00Z"}, {"MaxAllowedSkewMilliseconds", "900000"}},
+			"skew", later, exampleSigned, "RequestTimeTooSkewed",
+			"The difference between the request time and the current time is too large.",
+			[][2]string{
+				{"RequestTime", exampleDate},
+				{"ServerTime", "2013-05-24T01:00:00Z"},
+				{"MaxAllowedSkewMilliseconds", "900000"},
+			},
 		},
 		{
 			"expired", later, examplePresigned, "AccessDenied", "Request has expired.",
-			[][2]string{{"X-Amz-Expires", "60"}, {"Expires", "2013-05-24T00:01:00Z"}, {"ServerTime", "2013-05-24T01:00:00Z"}},
+			[][2]string{
+				{"X-Amz-Expires", "60"}, {"Expires", "2013-05-24T00:01:00Z"}, {"ServerTime", "2013-05-24T01:00:00Z"},
+			},
 		},
 		{
 			"not yet valid", exampleTime.Add(-time.Hour), examplePresigned, "AccessDenied", "Request is not yet valid",
-			[][2]string{{"X-Amz-Date", "1369353600000"}, {"Expires", "2013-05-24T00:01:00Z"}, {"ServerTime", "2013-05-23T23:00:00Z"}},
+			[][2]string{
+				{"X-Amz-Date", "1369353600000"},
+				{"Expires", "2013-05-24T00:01:00Z"},
+				{"ServerTime", "2013-05-23T23:00:00Z"},
+			},
 		},
 		{
-			"anonymous", exampleTime, changed(exampleSigned, delHeader("Authorization")), "AccessDenied", "Access Denied", nil,
+			"anonymous", exampleTime, changed(exampleSigned,
+				delHeader("Authorization")), "AccessDenied", "Access Denied", nil,
 		},
 		{
-			"unsigned headers", exampleTime, changed(changed(exampleSigned, setHeader("X-Amz-Tagging", "a")), setHeader("X-Amz-Meta-A", "b")),
+			"unsigned headers", exampleTime, changed(changed(exampleSigned, setHeader("X-Amz-Tagging", "a")),
+				setHeader("X-Amz-Meta-A", "b")),
 			"AccessDenied", "There were headers present in the request which were not signed",
 			[][2]string{{"HeadersNotSigned", "x-amz-meta-a, x-amz-tagging"}},
 		},
 		{
-			"unknown access key", exampleTime, changed(exampleSigned, inAuthorization(accessKey, "AKIAI44QH8DHBEXAMPLE")),
+			"unknown access key", exampleTime, changed(exampleSigned,
+				inAuthorization(accessKey, "AKIAI44QH8DHBEXAMPLE")),
 			"InvalidAccessKeyId", "The AWS Access Key Id you provided does not exist in our records.",
 			[][2]string{{"AWSAccessKeyId", "AKIAI44QH8DHBEXAMPLE"}},
 		},
 		{
-			"both mechanisms", exampleTime, changed(examplePresigned, setHeader("Authorization", "AWS4-HMAC-SHA256 a")), "InvalidArgument",
-			"Only one auth mechanism allowed; only the X-Amz-Algorithm query parameter, Signature query string parameter or the Authorization header should be specified",
+			"both mechanisms", exampleTime, changed(examplePresigned,
+				setHeader("Authorization", "AWS4-HMAC-SHA256 a")), "InvalidArgument",
+			"Only one auth mechanism allowed; only the X-Amz-Algorithm query parameter, Signature query " +
+				"string parameter or the Authorization header should be specified",
 			[][2]string{{"ArgumentName", "Authorization"}, {"ArgumentValue", "AWS4-HMAC-SHA256 a"}},
 		},
 		{
-			"another scheme", exampleTime, changed(exampleSigned, setHeader("Authorization", "Bearer a")), "InvalidArgument", "Unsupported Authorization Type",
+			"another scheme", exampleTime, changed(exampleSigned,
+				setHeader("Authorization", "Bearer a")), "InvalidArgument", "Unsupported Authorization Type",
 			[][2]string{{"ArgumentName", "Authorization"}, {"ArgumentValue", "Bearer"}},
 		},
 		{
@@ -66,34 +83,47 @@ func TestErrorWords(t *testing.T) {
 			[][2]string{{"ArgumentName", "Authorization"}, {"ArgumentValue", "invalid"}},
 		},
 		{
-			"two components", exampleTime, changed(exampleSigned, setHeader("Authorization", "AWS4-HMAC-SHA256 Credential=a, Signature=b")),
-			"AuthorizationHeaderMalformed", "The authorization header is malformed; the authorization header requires three components: Credential, SignedHeaders, and Signature.", nil,
+			"two components", exampleTime, changed(exampleSigned,
+				setHeader("Authorization", "AWS4-HMAC-SHA256 Credential=a, Signature=b")),
+			"AuthorizationHeaderMalformed", "The authorization header is malformed; the authorization header " +
+				"requires three components: Credential, SignedHeaders, and Signature.", nil,
 		},
 		{
-			"a component without a value", exampleTime, changed(exampleSigned, inAuthorization("SignedHeaders=", "SignedHeaders-")), "AuthorizationHeaderMalformed",
-			`The authorization header is malformed; the authorization component "SignedHeaders-host;x-amz-acl;x-amz-content-sha256;x-amz-date" is malformed.`, nil,
+			"a component without a value", exampleTime, changed(exampleSigned,
+				inAuthorization("SignedHeaders=", "SignedHeaders-")), "AuthorizationHeaderMalformed",
+			`The authorization header is malformed; the authorization component "SignedHeaders-host;x-amz-acl;` +
+				`x-amz-content-sha256;x-amz-date" is malformed.`, nil,
 		},
 		{
-			"a component of another name", exampleTime, changed(exampleSigned, inAuthorization("SignedHeaders=", "Headers=")),
+			"a component of another name", exampleTime, changed(exampleSigned,
+				inAuthorization("SignedHeaders=", "Headers=")),
 			"AuthorizationHeaderMalformed", "The authorization header is malformed; missing SignedHeaders.", nil,
 		},
 		{
-			"a credential of six elements", exampleTime, changed(exampleSigned, inAuthorization("/aws4_request", "/extra/things")), "AuthorizationHeaderMalformed",
-			`The authorization header is malformed; the Credential is mal-formed; expecting "<YOUR-AKID>/YYYYMMDD/REGION/SERVICE/aws4_request".`, nil,
+			"a credential of six elements", exampleTime, changed(exampleSigned,
+				inAuthorization("/aws4_request", "/extra/things")), "AuthorizationHeaderMalformed",
+			`The authorization header is malformed; the Credential is mal-formed; expecting ` +
+				`"<YOUR-AKID>/YYYYMMDD/REGION/SERVICE/aws4_request".`, nil,
 		},
 		{
-			"a credential of five elements", exampleTime, changed(exampleSigned, inAuthorization("/aws4_request", "/things")), "AuthorizationHeaderMalformed",
-			`The authorization header is malformed; incorrect terminal "things". This endpoint uses "aws4_request".`, nil,
+			"a credential of five elements", exampleTime, changed(exampleSigned,
+				inAuthorization("/aws4_request", "/things")), "AuthorizationHeaderMalformed",
+			`The authorization header is malformed; incorrect terminal "things". This endpoint uses ` +
+				`"aws4_request".`, nil,
 		},
 		{
-			"no date", exampleTime, changed(exampleSigned, delHeader("X-Amz-Date")), "AccessDenied", "AWS authentication requires a valid Date or x-amz-date header.", nil,
+			"no date", exampleTime, changed(exampleSigned,
+				delHeader("X-Amz-Date")), "AccessDenied",
+			"AWS authentication requires a valid Date or x-amz-date header.", nil,
 		},
 		{
-			"an algorithm of no name", exampleTime, changed(examplePresigned, replaceQuery("AWS4-HMAC-SHA256", "AWS4-SHA256")), "AuthorizationQueryParametersError",
+			"an algorithm of no name", exampleTime, changed(examplePresigned,
+				replaceQuery("AWS4-HMAC-SHA256", "AWS4-SHA256")), "AuthorizationQueryParametersError",
 			`X-Amz-Algorithm only supports "AWS4-HMAC-SHA256 and AWS4-ECDSA-P256-SHA256"`, nil,
 		},
 		{
-			"SigV4A, presigned", exampleTime, changed(examplePresigned, replaceQuery("AWS4-HMAC-SHA256", "AWS4-ECDSA-P256-SHA256")), "AuthorizationQueryParametersError",
+			"SigV4A, presigned", exampleTime, changed(examplePresigned,
+				replaceQuery("AWS4-HMAC-SHA256", "AWS4-ECDSA-P256-SHA256")), "AuthorizationQueryParametersError",
 			`X-Amz-Algorithm only supports "AWS4-HMAC-SHA256"`, nil,
 		},
 		{
@@ -102,10 +132,12 @@ func TestErrorWords(t *testing.T) {
 		},
 		{
 			"empty region", exampleTime, changed(exampleSigned, inAuthorization("us-east-1", "")),
-			"AuthorizationHeaderMalformed", "The authorization header is malformed; a non-empty region must be provided in the credential.", nil,
+			"AuthorizationHeaderMalformed",
+			"The authorization header is malformed; a non-empty region must be provided in the credential.", nil,
 		},
 		{
-			"empty region, presigned", exampleTime, changed(examplePresigned, replaceQuery("us-east-1", "")), "AuthorizationQueryParametersError",
+			"empty region, presigned", exampleTime, changed(examplePresigned,
+				replaceQuery("us-east-1", "")), "AuthorizationQueryParametersError",
 			"Error parsing the X-Amz-Credential parameter; a non-empty region must be provided in the credential.", nil,
 		},
 		{
@@ -113,7 +145,10 @@ func TestErrorWords(t *testing.T) {
 				r := newRequest(t, http.MethodPut, bucketURL, "/key", "", "payload")
 				sign(t, r, strings.ToUpper(hash), exampleTime)
 				return r
-			}, "InvalidArgument", "x-amz-content-sha256 must be UNSIGNED-PAYLOAD, STREAMING-UNSIGNED-PAYLOAD-TRAILER, STREAMING-AWS4-HMAC-SHA256-PAYLOAD, STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER, STREAMING-AWS4-ECDSA-P256-SHA256-PAYLOAD, STREAMING-AWS4-ECDSA-P256-SHA256-PAYLOAD-TRAILER or a valid sha256 value.",
+			}, "InvalidArgument", "x-amz-content-sha256 must be UNSIGNED-PAYLOAD, " +
+				"STREAMING-UNSIGNED-PAYLOAD-TRAILER, STREAMING-AWS4-HMAC-SHA256-PAYLOAD, " +
+				"STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER, STREAMING-AWS4-ECDSA-P256-SHA256-PAYLOAD, " +
+				"STREAMING-AWS4-ECDSA-P256-SHA256-PAYLOAD-TRAILER or a valid sha256 value.",
 			[][2]string{{"ArgumentName", "x-amz-content-sha256"}, {"ArgumentValue", strings.ToUpper(hash)}},
 		},
 	} {
@@ -127,7 +162,7 @@ func TestErrorWords(t *testing.T) {
 	}
 }
 
-// changed returns a request that change has altered after it was signed.
+// changed returns a request that is altered after signing.
 func changed(build func(*testing.T) *http.Request, change func(*http.Request)) func(*testing.T) *http.Request {
 	return func(t *testing.T) *http.Request {
 		t.Helper()
@@ -137,7 +172,7 @@ func changed(build func(*testing.T) *http.Request, change func(*http.Request)) f
 	}
 }
 
-// A body that goes wrong says how, where S3 does.
+// Errors in a body have the same details as in S3.
 func TestBodyErrorWords(t *testing.T) {
 	hash := hexSum("payload")
 	_, _, err := decode(plain(t, hash, "payload"), "Payload")
@@ -145,16 +180,18 @@ func TestBodyErrorWords(t *testing.T) {
 	if got := wantCode(t, err, "XAmzContentSHA256Mismatch").Details(); !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}
-	const unexpected, number = "The request body terminated unexpectedly", "You did not provide the number of bytes specified by the Content-Length HTTP header"
+
+	const unexpected, number = "The request body terminated unexpectedly",
+		"You did not provide the number of bytes specified by the Content-Length HTTP header"
 	for _, row := range []struct{ declared, encoded, message string }{
 		{"4", "4\r\nda", unexpected},
 		{"5", "4\r\ndata\r\n0\r\n\r\n", number},
 		{"3", "4\r\ndata\r\n0\r\n\r\n", number},
-		{"3", "4\r\ndat\r\n0\r\n\r\n", unexpected}, // it is the size of the chunk that is wrong
+		{"3", "4\r\ndat\r\n0\r\n\r\n", unexpected}, // the chunk size itself is wrong
 		{"3", "4\r\ndat", unexpected},
 		{"3", "ffe\r\n" + strings.Repeat("a", 4094) + "\r\n0\r\n\r\n", number},
 		{"3", "ffe\r\ndata\r\n0\r\n\r\n", unexpected},
-		{"3", "fff\r\ndata\r\n0\r\n\r\n", number}, // too long to find out
+		{"3", "fff\r\ndata\r\n0\r\n\r\n", number}, // too long to check
 	} {
 		t.Run(fmt.Sprintf("%s bytes declared, %.12q", row.declared, row.encoded), func(t *testing.T) {
 			auth, _ := upload{mode: unsignedTrailer, declared: row.declared}.verify(t)
@@ -164,15 +201,17 @@ func TestBodyErrorWords(t *testing.T) {
 			}
 		})
 	}
+
 	auth, encoded := small()["signed"].encode(t)
 	_, _, err = decode(auth, strings.Replace(encoded, "abc", "xyz", 1))
-	if e := wantCode(t, err, "SignatureDoesNotMatch"); len(e.Details()) != 4 || !strings.HasPrefix(e.Details()[1][1], "AWS4-HMAC-SHA256-PAYLOAD\n") {
+	if e := wantCode(t, err, "SignatureDoesNotMatch"); len(e.Details()) != 4 ||
+		!strings.HasPrefix(e.Details()[1][1], "AWS4-HMAC-SHA256-PAYLOAD\n") {
 		t.Errorf("details %v", e.Details())
 	}
 }
 
-// A signature that does not match is answered with all that should have been
-// signed, as text and byte by byte.
+// The response to a wrong signature contains everything that should have
+// been signed, as text and as bytes.
 func TestSignatureErrorWords(t *testing.T) {
 	const wrong = "incorrect_signature"
 	r := exampleSigned(t)
@@ -190,18 +229,23 @@ func TestSignatureErrorWords(t *testing.T) {
 		key     string
 		start   string
 	}{
-		{header, "AWSAccessKeyId StringToSign SignatureProvided StringToSignBytes CanonicalRequest CanonicalRequestBytes", accessKey, "AWS4-HMAC-SHA256\n" + exampleDate},
+		{header, "AWSAccessKeyId StringToSign SignatureProvided StringToSignBytes CanonicalRequest " +
+			"CanonicalRequestBytes", accessKey, "AWS4-HMAC-SHA256\n" + exampleDate},
 		{form, "AWSAccessKeyId StringToSign SignatureProvided StringToSignBytes", postAccess, fields["policy"]},
 	} {
 		got := make(map[string]string)
 		var names []string
+
 		for _, d := range row.details {
 			names = append(names, d[0])
 			got[d[0]] = d[1]
 		}
-		if strings.Join(names, " ") != row.names || got["AWSAccessKeyId"] != row.key || got["SignatureProvided"] != wrong || !strings.HasPrefix(got["StringToSign"], row.start) {
+
+		if strings.Join(names, " ") != row.names || got["AWSAccessKeyId"] != row.key ||
+			got["SignatureProvided"] != wrong || !strings.HasPrefix(got["StringToSign"], row.start) {
 			t.Errorf("got %v", row.details)
 		}
+
 		for name, text := range got {
 			if bytes, ok := got[name+"Bytes"]; ok {
 				back, err := hex.DecodeString(strings.ReplaceAll(bytes, " ", ""))
@@ -213,7 +257,7 @@ func TestSignatureErrorWords(t *testing.T) {
 	}
 }
 
-// A plain payload that says elsewhere that it is framed must not be stored
+// A plain payload with headers of aws-chunked framing must not be stored
 // with its framing.
 func TestFramingOfPlainPayload(t *testing.T) {
 	for _, row := range []struct{ hash, encoding, code string }{
@@ -221,13 +265,14 @@ func TestFramingOfPlainPayload(t *testing.T) {
 		{unsignedPayload, "gzip, AWS-Chunked", "InvalidArgument"},
 		{unsignedPayload, "gzip", ""},
 		{unsignedPayload, "x-aws-chunked", ""},
-		{hexSum("payload"), "aws-chunked", ""}, // an encoding like any other, to S3
+		{hexSum("payload"), "aws-chunked", ""}, // for S3, an encoding like any other
 	} {
 		t.Run(row.encoding, func(t *testing.T) {
 			r := newRequest(t, http.MethodPut, bucketURL, "/key", "", "payload")
 			r.Header.Set("Content-Encoding", row.encoding)
 			sign(t, r, row.hash, exampleTime)
 			_, err := verifierAt(exampleTime).Verify(received(t, r))
+
 			if row.code != "" {
 				wantCode(t, err, row.code)
 			} else if err != nil {
@@ -237,13 +282,19 @@ func TestFramingOfPlainPayload(t *testing.T) {
 	}
 }
 
-// Replays of a genuine request are good for the skew, and no longer.
+// A genuine request can be replayed within the skew, but not later.
 func TestReplay(t *testing.T) {
 	r := received(t, exampleSigned(t))
 	for _, row := range []struct {
 		after time.Duration
 		code  string
-	}{{0, ""}, {0, ""}, {14 * time.Minute, ""}, {16 * time.Minute, "RequestTimeTooSkewed"}, {24 * time.Hour, "RequestTimeTooSkewed"}} {
+	}{
+		{0, ""},
+		{0, ""},
+		{14 * time.Minute, ""},
+		{16 * time.Minute, "RequestTimeTooSkewed"},
+		{24 * time.Hour, "RequestTimeTooSkewed"},
+	} {
 		t.Run(fmt.Sprint("after ", row.after), func(t *testing.T) {
 			_, err := verifierAt(exampleTime.Add(row.after)).Verify(r)
 			var e *sigv4.Error

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// replaceHeader replaces text in a header.
+// replaceHeader returns a function that replaces text in a header.
 func replaceHeader(name, from, to string) func(*http.Request) {
 	return func(r *http.Request) { r.Header.Set(name, strings.Replace(r.Header.Get(name), from, to, 1)) }
 }
@@ -33,7 +33,7 @@ func withQuery(query string) func(*http.Request) {
 	return func(r *http.Request) { r.URL.RawQuery = query }
 }
 
-// Requests with a genuine signature that are changed afterwards.
+// Genuine requests that were altered after signing.
 var alteredRequests = []struct {
 	name   string
 	change func(*http.Request)
@@ -42,7 +42,10 @@ var alteredRequests = []struct {
 	{"anonymous", delHeader("Authorization"), "AccessDenied"},
 	{"method", func(r *http.Request) { r.Method = http.MethodDelete }, "SignatureDoesNotMatch"},
 	{"key", func(r *http.Request) { r.URL.Path, r.URL.RawPath = "/other", "" }, "SignatureDoesNotMatch"},
-	{"key encoded twice", func(r *http.Request) { r.URL.Path, r.URL.RawPath = "/%6bey", "/%256bey" }, "SignatureDoesNotMatch"},
+	{
+		"key encoded twice", func(r *http.Request) { r.URL.Path, r.URL.RawPath = "/%6bey", "/%256bey" },
+		"SignatureDoesNotMatch",
+	},
 	{"key not clean", func(r *http.Request) { r.URL.Path, r.URL.RawPath = "/./key", "" }, "SignatureDoesNotMatch"},
 	{"query", withQuery("acl"), "SignatureDoesNotMatch"},
 	{"query not encoded", withQuery("a=%zz"), "InvalidURI"},
@@ -55,7 +58,10 @@ var alteredRequests = []struct {
 	{"unsigned x-amz- header, empty", setHeader("X-Amz-Website-Redirect-Location", ""), "AccessDenied"},
 	{"payload hash", setHeader("X-Amz-Content-Sha256", unsignedPayload), "SignatureDoesNotMatch"},
 	{"payload hash of no form", setHeader("X-Amz-Content-Sha256", "invalid"), "InvalidArgument"},
-	{"payload hash of SigV4A", setHeader("X-Amz-Content-Sha256", "STREAMING-AWS4-ECDSA-P256-SHA256-PAYLOAD"), "NotImplemented"},
+	{
+		"payload hash of SigV4A", setHeader("X-Amz-Content-Sha256", "STREAMING-AWS4-ECDSA-P256-SHA256-PAYLOAD"),
+		"NotImplemented",
+	},
 	{"payload hash missing", delHeader("X-Amz-Content-Sha256"), "InvalidRequest"},
 	{"payload hash twice", addHeader("X-Amz-Content-Sha256", emptyHash), "InvalidRequest"},
 	{"date missing", delHeader("X-Amz-Date"), "AccessDenied"},
@@ -64,7 +70,11 @@ var alteredRequests = []struct {
 	{"date with a fraction", setHeader("X-Amz-Date", "20130524T000000.5Z"), "AccessDenied"},
 	{"date empty", setHeader("X-Amz-Date", ""), "AccessDenied"},
 	{"date moved", setHeader("X-Amz-Date", "20130524T000001Z"), "SignatureDoesNotMatch"},
-	{"date malformed in Date", func(r *http.Request) { r.Header.Del("X-Amz-Date"); r.Header.Set("Date", "yesterday") }, "AccessDenied"},
+	{"date malformed in Date", func(r *http.Request) {
+		r.Header.Del("X-Amz-Date")
+		r.Header.Set("Date",
+			"yesterday")
+	}, "AccessDenied"},
 	{"both mechanisms", withQuery("X-Amz-Signature=" + emptyHash), "InvalidArgument"},
 	{"both mechanisms, algorithm", withQuery("X-Amz-Algorithm=AWS4-HMAC-SHA256"), "InvalidArgument"},
 	{"two Authorization headers", addHeader("Authorization", "AWS4-HMAC-SHA256 Credential=a"), "InvalidArgument"},
@@ -77,7 +87,8 @@ var alteredRequests = []struct {
 	{"SigV4A", inAuthorization("AWS4-HMAC-SHA256", "AWS4-ECDSA-P256-SHA256"), "NotImplemented"},
 	{"SigV2 query", func(r *http.Request) {
 		r.Header.Del("Authorization")
-		r.URL.RawQuery = "AWSAccessKeyId=" + accessKey + "&Expires=1141889120&Signature=vjbyPxybdZaNmGa%2ByT272YEAiv4%3D"
+		r.URL.RawQuery = "AWSAccessKeyId=" + accessKey +
+			"&Expires=1141889120&Signature=vjbyPxybdZaNmGa%2ByT272YEAiv4%3D"
 	}, "InvalidRequest"},
 	{"unknown access key", inAuthorization(accessKey, "AKIAI44QH8DHBEXAMPLE"), "InvalidAccessKeyId"},
 	{"scope date", inAuthorization("20130524", "20130525"), "AuthorizationHeaderMalformed"},
@@ -96,8 +107,14 @@ var alteredRequests = []struct {
 	{"no signature", inAuthorization(", Signature=", ", Sig="), "AuthorizationHeaderMalformed"},
 	{"no credential", inAuthorization("Credential=", "Credentials="), "AuthorizationHeaderMalformed"},
 	{"a fourth component", inAuthorization("Credential=", "Extra=1, Credential="), "AuthorizationHeaderMalformed"},
-	{"a component twice", inAuthorization("Credential=", "Credential=a/20130524/b/s3/aws4_request, Credential="), "AuthorizationHeaderMalformed"},
-	{"a component without value", inAuthorization("Credential=", "Credential, Credential="), "AuthorizationHeaderMalformed"},
+	{
+		"a component twice", inAuthorization("Credential=", "Credential=a/20130524/b/s3/aws4_request, Credential="),
+		"AuthorizationHeaderMalformed",
+	},
+	{
+		"a component without value", inAuthorization("Credential=", "Credential, Credential="),
+		"AuthorizationHeaderMalformed",
+	},
 	{"host not signed", inAuthorization("host;", ""), "AuthorizationHeaderMalformed"},
 	{"signed headers in upper case", inAuthorization("host;", "Host;"), "AuthorizationHeaderMalformed"},
 	{"signed header twice", inAuthorization("host;", "host;host;"), "AuthorizationHeaderMalformed"},
@@ -127,7 +144,7 @@ func TestAlteredRequests(t *testing.T) {
 	}
 }
 
-// net/http refuses such a path itself; Verify does not count on it.
+// net/http itself refuses such a path, but Verify does not rely on that.
 func TestPathNotEncoded(t *testing.T) {
 	for _, build := range []func(*testing.T) *http.Request{exampleSigned, examplePresigned} {
 		r := received(t, build(t))
@@ -156,8 +173,8 @@ func TestSecrets(t *testing.T) {
 	}
 }
 
-// Header keys that net/http would never hand out must not get past the check
-// for unsigned ones.
+// Header names that net/http never produces must not escape the check for
+// unsigned headers.
 func TestHeaderKeysNotCanonical(t *testing.T) {
 	r := received(t, exampleSigned(t))
 	r.Header["x-amz-acl"] = []string{"public-read"}
@@ -182,6 +199,7 @@ func TestSkew(t *testing.T) {
 			v := verifierAt(exampleTime.Add(row.ago))
 			v.MaxSkew = row.skew
 			_, err := v.Verify(received(t, exampleSigned(t)))
+
 			if row.code != "" {
 				wantCode(t, err, row.code)
 			} else if err != nil {
@@ -191,31 +209,39 @@ func TestSkew(t *testing.T) {
 	}
 }
 
-// Genuine signatures over a payload that is described wrongly.
+// Genuine signatures over payloads with a wrong description.
 func TestPayloadDescriptions(t *testing.T) {
 	for name, row := range map[string]struct {
 		hash, decoded, trailer, code string
 	}{
-		"malformed hash":             {hash: "abc", code: "InvalidArgument"},
-		"hash in upper case":         {hash: strings.ToUpper(emptyHash), code: "InvalidArgument"},
-		"hash too long":              {hash: emptyHash + "0", code: "InvalidArgument"},
-		"hash too short":             {hash: emptyHash[1:], code: "InvalidArgument"},
-		"hash not hex":               {hash: emptyHash[:63] + "g", code: "InvalidArgument"},
-		"unknown streaming mode":     {hash: "STREAMING-UNSIGNED-PAYLOAD", decoded: "1", code: "InvalidArgument"},
-		"SigV4A chunks":              {hash: "STREAMING-AWS4-ECDSA-P256-SHA256-PAYLOAD", decoded: "1", code: "NotImplemented"},
-		"no length, signed":          {hash: signedChunks, code: "MissingContentLength"},
-		"no length, trailer":         {hash: signedTrailer, trailer: "a", code: "MissingContentLength"},
-		"no length, unsigned":        {hash: unsignedTrailer, trailer: "a", code: "MissingContentLength"},
-		"negative length":            {hash: signedChunks, decoded: "-1", code: "MissingContentLength"},
-		"length with a sign":         {hash: signedChunks, decoded: "+1", code: "MissingContentLength"},
-		"length too large":           {hash: signedChunks, decoded: "9223372036854775808", code: "MissingContentLength"},
+		"malformed hash":         {hash: "abc", code: "InvalidArgument"},
+		"hash in upper case":     {hash: strings.ToUpper(emptyHash), code: "InvalidArgument"},
+		"hash too long":          {hash: emptyHash + "0", code: "InvalidArgument"},
+		"hash too short":         {hash: emptyHash[1:], code: "InvalidArgument"},
+		"hash not hex":           {hash: emptyHash[:63] + "g", code: "InvalidArgument"},
+		"unknown streaming mode": {hash: "STREAMING-UNSIGNED-PAYLOAD", decoded: "1", code: "InvalidArgument"},
+		"SigV4A chunks": {
+			hash: "STREAMING-AWS4-ECDSA-P256-SHA256-PAYLOAD", decoded: "1", code: "NotImplemented",
+		},
+		"no length, signed":   {hash: signedChunks, code: "MissingContentLength"},
+		"no length, trailer":  {hash: signedTrailer, trailer: "a", code: "MissingContentLength"},
+		"no length, unsigned": {hash: unsignedTrailer, trailer: "a", code: "MissingContentLength"},
+		"negative length":     {hash: signedChunks, decoded: "-1", code: "MissingContentLength"},
+		"length with a sign":  {hash: signedChunks, decoded: "+1", code: "MissingContentLength"},
+		"length too large": {
+			hash: signedChunks, decoded: "9223372036854775808", code: "MissingContentLength",
+		},
 		"length with a fraction":     {hash: signedChunks, decoded: "1.0", code: "MissingContentLength"},
 		"length in hex":              {hash: signedChunks, decoded: "0x1", code: "MissingContentLength"},
 		"length of a hashed payload": {hash: emptyHash, decoded: "0", code: "InvalidRequest"},
 		"trailer without the mode":   {hash: signedChunks, decoded: "0", trailer: "a", code: "InvalidRequest"},
-		"trailer announced twice":    {hash: signedTrailer, decoded: "0", trailer: "a,A", code: "MalformedTrailerError"},
-		"trailer without a name":     {hash: signedTrailer, decoded: "0", trailer: "a,", code: "MalformedTrailerError"},
-		"too many trailers":          {hash: signedTrailer, decoded: "0", trailer: "a,b,c,d,e,f,g,h,i", code: "MalformedTrailerError"},
+		"trailer announced twice": {
+			hash: signedTrailer, decoded: "0", trailer: "a,A", code: "MalformedTrailerError",
+		},
+		"trailer without a name": {hash: signedTrailer, decoded: "0", trailer: "a,", code: "MalformedTrailerError"},
+		"too many trailers": {
+			hash: signedTrailer, decoded: "0", trailer: "a,b,c,d,e,f,g,h,i", code: "MalformedTrailerError",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRequest(t, http.MethodPut, bucketURL, "/key", "", "")
@@ -225,6 +251,7 @@ func TestPayloadDescriptions(t *testing.T) {
 			if row.trailer != "" {
 				r.Header.Set("X-Amz-Trailer", row.trailer)
 			}
+
 			sign(t, r, row.hash, exampleTime)
 			_, err := verifierAt(exampleTime).Verify(received(t, r))
 			wantCode(t, err, row.code)
@@ -244,7 +271,7 @@ func replaceQuery(from, to string) func(*http.Request) {
 	return func(r *http.Request) { r.URL.RawQuery = strings.Replace(r.URL.RawQuery, from, to, 1) }
 }
 
-// Presigned URLs that are changed, or used otherwise than signed.
+// Presigned URLs that were altered, or used in another way than signed.
 var alteredURLs = []struct {
 	name   string
 	change func(*http.Request)
@@ -254,31 +281,66 @@ var alteredURLs = []struct {
 	{"key", func(r *http.Request) { r.URL.Path, r.URL.RawPath = "/other", "" }, "SignatureDoesNotMatch"},
 	{"host", func(r *http.Request) { r.Host = "other" }, "SignatureDoesNotMatch"},
 	{"query added", func(r *http.Request) { r.URL.RawQuery += "&acl" }, "SignatureDoesNotMatch"},
-	{"x-amz- query added", func(r *http.Request) { r.URL.RawQuery += "&X-Amz-Acl=public-read" }, "SignatureDoesNotMatch"},
-	{"x-amz- query in lower case added", func(r *http.Request) { r.URL.RawQuery += "&x-amz-acl=public-read" }, "SignatureDoesNotMatch"},
-	{"second signature in lower case", func(r *http.Request) { r.URL.RawQuery += "&x-amz-signature=a" }, "SignatureDoesNotMatch"},
-	{"signature in lower case", replaceQuery("X-Amz-Signature", "x-amz-signature"), "AuthorizationQueryParametersError"},
-	{"everything in lower case", func(r *http.Request) { r.URL.RawQuery = strings.ReplaceAll(r.URL.RawQuery, "X-Amz-", "x-amz-") }, "AccessDenied"},
+	{
+		"x-amz- query added", func(r *http.Request) { r.URL.RawQuery += "&X-Amz-Acl=public-read" },
+		"SignatureDoesNotMatch",
+	},
+	{
+		"x-amz- query in lower case added", func(r *http.Request) { r.URL.RawQuery += "&x-amz-acl=public-read" },
+		"SignatureDoesNotMatch",
+	},
+	{
+		"second signature in lower case", func(r *http.Request) { r.URL.RawQuery += "&x-amz-signature=a" },
+		"SignatureDoesNotMatch",
+	},
+	{
+		"signature in lower case", replaceQuery("X-Amz-Signature", "x-amz-signature"),
+		"AuthorizationQueryParametersError",
+	},
+	{"everything in lower case", func(r *http.Request) {
+		r.URL.RawQuery = strings.ReplaceAll(r.URL.RawQuery,
+			"X-Amz-", "x-amz-")
+	}, "AccessDenied"},
 	{"signed header", setHeader("X-Amz-Acl", "public-read"), "SignatureDoesNotMatch"},
 	{"signed header dropped", delHeader("X-Amz-Acl"), "SignatureDoesNotMatch"},
 	{"unsigned header", setHeader("X-Amz-Tagging", "a=b"), "AccessDenied"},
 	{"unsigned payload hash", setHeader("X-Amz-Content-Sha256", emptyHash), "AccessDenied"},
-	{"payload hash twice", func(r *http.Request) { r.Header["X-Amz-Content-Sha256"] = []string{unsignedPayload, emptyHash} }, "InvalidRequest"},
-	{"session token twice", func(r *http.Request) { r.Header["X-Amz-Security-Token"] = []string{"a", "b"} }, "InvalidToken"},
+	{"payload hash twice", func(r *http.Request) {
+		r.Header["X-Amz-Content-Sha256"] = []string{
+			unsignedPayload,
+			emptyHash,
+		}
+	}, "InvalidRequest"},
+	{
+		"session token twice", func(r *http.Request) { r.Header["X-Amz-Security-Token"] = []string{"a", "b"} },
+		"InvalidToken",
+	},
 	{"payload hashes differ", func(r *http.Request) {
 		r.URL.RawQuery += "&X-Amz-Content-Sha256=" + unsignedPayload
 		r.Header.Set("X-Amz-Content-Sha256", emptyHash)
 	}, "XAmzContentSHA256Mismatch"},
 	{"lifetime extended", replaceQuery("X-Amz-Expires=60", "X-Amz-Expires=61"), "SignatureDoesNotMatch"},
-	{"lifetime of 8 days", replaceQuery("X-Amz-Expires=60", "X-Amz-Expires=691200"), "AuthorizationQueryParametersError"},
+	{
+		"lifetime of 8 days", replaceQuery("X-Amz-Expires=60", "X-Amz-Expires=691200"),
+		"AuthorizationQueryParametersError",
+	},
 	{"lifetime 0", replaceQuery("X-Amz-Expires=60", "X-Amz-Expires=0"), "AuthorizationQueryParametersError"},
 	{"lifetime negative", replaceQuery("X-Amz-Expires=60", "X-Amz-Expires=-60"), "AuthorizationQueryParametersError"},
 	{"lifetime NaN", replaceQuery("X-Amz-Expires=60", "X-Amz-Expires=NaN"), "AuthorizationQueryParametersError"},
-	{"lifetime overflows", replaceQuery("X-Amz-Expires=60", "X-Amz-Expires=9223372036854775808"), "AuthorizationQueryParametersError"},
+	{
+		"lifetime overflows", replaceQuery("X-Amz-Expires=60", "X-Amz-Expires=9223372036854775808"),
+		"AuthorizationQueryParametersError",
+	},
 	{"lifetime empty", replaceQuery("X-Amz-Expires=60", "X-Amz-Expires="), "AuthorizationQueryParametersError"},
 	{"lifetime missing", replaceQuery("X-Amz-Expires=60&", ""), "AuthorizationQueryParametersError"},
-	{"lifetime twice", replaceQuery("X-Amz-Expires=60", "X-Amz-Expires=60&X-Amz-Expires=60"), "AuthorizationQueryParametersError"},
-	{"signature twice", func(r *http.Request) { r.URL.RawQuery += "&X-Amz-Signature=a" }, "AuthorizationQueryParametersError"},
+	{
+		"lifetime twice", replaceQuery("X-Amz-Expires=60", "X-Amz-Expires=60&X-Amz-Expires=60"),
+		"AuthorizationQueryParametersError",
+	},
+	{
+		"signature twice", func(r *http.Request) { r.URL.RawQuery += "&X-Amz-Signature=a" },
+		"AuthorizationQueryParametersError",
+	},
 	{"signature missing", replaceQuery("X-Amz-Signature=", "Signature="), "AuthorizationQueryParametersError"},
 	{"algorithm", replaceQuery("AWS4-HMAC-SHA256", "AWS4-HMAC-SHA1"), "AuthorizationQueryParametersError"},
 	{"algorithm missing", replaceQuery("X-Amz-Algorithm=", "Algorithm="), "AuthorizationQueryParametersError"},
@@ -288,7 +350,10 @@ var alteredURLs = []struct {
 	{"date with a fraction", replaceQuery("T000000Z", "T000000.0Z"), "AuthorizationQueryParametersError"},
 	{"scope date", replaceQuery("20130524", "20130525"), "AuthorizationQueryParametersError"},
 	{"host not signed", replaceQuery("SignedHeaders=host%3B", "SignedHeaders="), "AuthorizationQueryParametersError"},
-	{"session token, not signed", func(r *http.Request) { r.URL.RawQuery += "&X-Amz-Security-Token=a" }, "SignatureDoesNotMatch"},
+	{
+		"session token, not signed", func(r *http.Request) { r.URL.RawQuery += "&X-Amz-Security-Token=a" },
+		"SignatureDoesNotMatch",
+	},
 	{"session token in a header, not signed", setHeader("X-Amz-Security-Token", "a"), "AccessDenied"},
 	{"unknown access key", replaceQuery(accessKey, "AKIAI44QH8DHBEXAMPLE"), "InvalidAccessKeyId"},
 	{"both mechanisms", setHeader("Authorization", "AWS4-HMAC-SHA256 Credential=a"), "InvalidArgument"},
@@ -343,7 +408,7 @@ func TestPresignedLifetime(t *testing.T) {
 	}
 }
 
-// A URL may be bound to a payload, by a parameter or by a signed header.
+// A URL can be bound to a payload by a parameter or by a signed header.
 func TestPresignedPayload(t *testing.T) {
 	hash := hexSum("payload")
 	for name, prepare := range map[string]func(*http.Request){
@@ -357,6 +422,7 @@ func TestPresignedPayload(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			if _, _, err := decode(auth, "payload"); err != nil {
 				t.Error(err)
 			}
@@ -371,10 +437,13 @@ func TestErrorDetails(t *testing.T) {
 	r.Method = http.MethodPut
 	_, err := verifierAt(exampleTime).Verify(r)
 	details := make(map[string]string)
+
 	for _, detail := range wantCode(t, err, "SignatureDoesNotMatch").Details() {
 		details[detail[0]] = detail[1]
 	}
-	if details["AWSAccessKeyId"] != accessKey || !strings.HasPrefix(details["StringToSign"], "AWS4-HMAC-SHA256\n"+exampleDate+"\n"+scope+"\n") ||
+
+	if details["AWSAccessKeyId"] != accessKey ||
+		!strings.HasPrefix(details["StringToSign"], "AWS4-HMAC-SHA256\n"+exampleDate+"\n"+scope+"\n") ||
 		!strings.HasPrefix(details["CanonicalRequest"], "PUT\n/key\n\nhost:") {
 		t.Errorf("details %v", details)
 	}

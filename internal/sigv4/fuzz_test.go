@@ -13,12 +13,13 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 )
 
-// FuzzChunkedDecode reads arbitrary bytes as each kind of streaming payload. A
-// signed one can only be what was signed. An unsigned one must be what a
-// decoder without any streaming makes of it.
+// FuzzChunkedDecode reads arbitrary bytes as each kind of streaming
+// payload. A signed payload must be the one that was signed. An unsigned
+// payload must match the result of a simple decoder.
 func FuzzChunkedDecode(f *testing.F) {
 	modes := []string{"signed", "signed trailer", "unsigned trailer"}
 	auths := make([]*sigv4.Auth, len(modes))
+
 	for i, mode := range modes {
 		var encoded string
 		auths[i], encoded = small()[mode].encode(f)
@@ -27,6 +28,7 @@ func FuzzChunkedDecode(f *testing.F) {
 		f.Add(uint8(i), []byte(strings.Replace(encoded, "1a", "1A", 1)))
 		f.Add(uint8(i), []byte(strings.Replace(encoded, "==\r\n", "==\n\r\n", 1)))
 	}
+
 	f.Add(uint8(2), []byte("d\r\nabcdefghijklm\r\nd\r\nnopqrstuvwxyz\r\n0\r\nx-amz-checksum-crc32c:sOO8/Q==\r\n\r\n"))
 	wantData, wantTrailer := small()["signed"].chunks[0], crc32c[0][1]
 	f.Fuzz(func(t *testing.T, mode uint8, encoded []byte) {
@@ -38,19 +40,22 @@ func FuzzChunkedDecode(f *testing.F) {
 			}
 			return
 		}
+
 		got := trailer.Get("X-Amz-Checksum-Crc32c")
 		switch {
 		case modes[i] == "unsigned trailer":
 			if want, ok := wholeUnsigned(string(encoded)); !ok || data != want || len(data) != len(wantData) {
 				t.Errorf("%q gave %q, want %q", encoded, data, want)
 			}
-		case data != wantData, modes[i] == "signed trailer" && !maps.EqualFunc(trailer, http.Header{"X-Amz-Checksum-Crc32c": {wantTrailer}}, slices.Equal):
+
+		case data != wantData, modes[i] == "signed trailer" &&
+			!maps.EqualFunc(trailer, http.Header{"X-Amz-Checksum-Crc32c": {wantTrailer}}, slices.Equal):
 			t.Errorf("%q gave %q and %q", encoded, data, got)
 		}
 	})
 }
 
-// wholeUnsigned decodes an unsigned payload held in memory, up to its trailer.
+// wholeUnsigned decodes an unsigned payload in memory, up to its trailer.
 func wholeUnsigned(encoded string) (data string, ok bool) {
 	for {
 		head, rest, ok := strings.Cut(encoded, "\r\n")
@@ -61,10 +66,12 @@ func wholeUnsigned(encoded string) (data string, ok bool) {
 		if size == 0 {
 			return data, strings.HasSuffix(rest, "\r\n")
 		}
+
 		data += rest[:size]
 		if rest[size:size+2] != "\r\n" {
 			return "", false
 		}
+
 		encoded = rest[size+2:]
 	}
 }
@@ -82,36 +89,42 @@ func FuzzChunkedRoundTrip(f *testing.F) {
 		if u.mode != signedChunks {
 			u.trailers = crc32c
 		}
-		for i := range int(whole % 4) { // chunks that may have others behind them
+
+		for i := range int(whole % 4) { // chunks that may be followed by others
 			u.chunks = append(u.chunks, strings.Repeat(string(rune('a'+i)), 8192+len(data)))
 		}
+
 		if len(data) > 0 {
 			u.chunks = append(u.chunks, string(data))
 		}
+
 		auth, encoded := u.encode(t)
 		var got strings.Builder
 		body := auth.Body(strings.NewReader(encoded))
 		if _, err := io.CopyBuffer(&got, struct{ io.Reader }{body}, make([]byte, int(size)+1)); err != nil {
 			t.Fatal(err)
 		}
+
 		if got.String() != strings.Join(u.chunks, "") || len(body.Trailer()) != len(u.trailers) {
 			t.Errorf("%d bytes and trailer %v came back of %d", got.Len(), body.Trailer(), len(encoded))
 		}
 	})
 }
 
-// FuzzPath checks that a path survives its encoding, and that an encoding has
-// one canonical form.
+// FuzzPath checks that a path survives encoding, and has only one canonical
+// encoding.
 func FuzzPath(f *testing.F) {
 	for _, path := range []string{"", "/", "/a b", "/a+b%2F", "//.././", "/%", "/%4", "/\xff\x00", "/日本"} {
 		f.Add(path)
 	}
+
 	f.Fuzz(func(t *testing.T, path string) {
 		escaped := sigv4.EscapePath(path)
 		back, err := sigv4.UnescapePath(escaped)
 		if err != nil || back != path && path != "" {
 			t.Errorf("%q became %q, then %q, %v", path, escaped, back, err)
 		}
+
 		once, err := sigv4.UnescapePath(path)
 		want, stdErr := url.PathUnescape(path)
 		if (err == nil) != (stdErr == nil) || once != want {
@@ -132,10 +145,12 @@ func FuzzCanonicalQuery(f *testing.F) {
 		case name1 == "", name2 == "", strings.HasPrefix(name1, "X-Amz-"), strings.HasPrefix(name2, "X-Amz-"):
 			return
 		}
+
 		query := url.Values{name1: {value1}}
 		query.Add(name2, value2)
 		r := newRequest(t, http.MethodGet, bucketURL, "/key", query.Encode(), "")
 		sign(t, r, emptyHash, exampleTime)
+
 		if _, err := verifier.Verify(received(t, r)); err != nil {
 			t.Errorf("%s: %v", r.URL.RawQuery, err)
 		}

@@ -9,13 +9,14 @@ import (
 
 const contentSHA256 = "X-Amz-Content-Sha256"
 
-// headerClaim reads the Authorization header:
+// headerClaim parses the Authorization header:
 // https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-auth-using-authorization-header.html.
 func headerClaim(r *http.Request, authorization string) (*claim, error) {
 	mechanism, rest, ok := strings.Cut(authorization, " ")
 	switch {
 	case !ok:
-		return nil, badAuthorization("Authorization header is invalid -- one and only one ' ' (space) required.", authorization)
+		return nil, badAuthorization("Authorization header is invalid -- one and only one ' ' (space) required.",
+			authorization)
 	case mechanism == algorithm:
 	case strings.HasPrefix(mechanism, "AWS4-ECDSA"):
 		return nil, errAsymmetric()
@@ -24,6 +25,7 @@ func headerClaim(r *http.Request, authorization string) (*claim, error) {
 	default:
 		return nil, badAuthorization("Unsupported Authorization Type", mechanism)
 	}
+
 	c := &claim{}
 	parts, err := authorizationParts(rest)
 	if err != nil {
@@ -32,32 +34,39 @@ func headerClaim(r *http.Request, authorization string) (*claim, error) {
 	if err := c.setCredential(parts["Credential"]); err != nil {
 		return nil, err
 	}
+
 	c.signed = strings.Split(parts["SignedHeaders"], ";")
 	c.signature = parts["Signature"]
+
 	if c.time, err = requestTime(r); err != nil {
 		return nil, err
 	}
 	if c.scope.date != c.time.Format(dateFormat) {
 		return nil, malformedClaim(c, "Invalid credential date. Date is not the same as X-Amz-Date.")
 	}
+
 	if c.token, err = tokenHeader(r); err != nil {
 		return nil, err
 	}
+
 	hashes := r.Header.Values(contentSHA256)
 	if len(hashes) != 1 {
 		return nil, fail("InvalidRequest", "Missing required header for this request: x-amz-content-sha256")
 	}
+
 	c.hash = hashes[0]
 	return c, nil
 }
 
-// authorizationParts splits "Credential=…, SignedHeaders=…, Signature=…". Some
-// clients leave the spaces out.
+// authorizationParts splits "Credential=…, SignedHeaders=…, Signature=…".
+// Some clients omit the spaces.
 func authorizationParts(text string) (map[string]string, error) {
 	components := strings.Split(text, ",")
 	if len(components) != 3 {
-		return nil, malformedHeader("the authorization header requires three components: Credential, SignedHeaders, and Signature.")
+		return nil, malformedHeader("the authorization header requires three components: " +
+			"Credential, SignedHeaders, and Signature.")
 	}
+
 	parts := make(map[string]string, 3)
 	for _, component := range components {
 		component = strings.TrimSpace(component)
@@ -67,17 +76,18 @@ func authorizationParts(text string) (map[string]string, error) {
 		}
 		parts[name] = value
 	}
+
 	for _, name := range []string{"Credential", "SignedHeaders", "Signature"} {
 		if parts[name] == "" {
 			return nil, malformedHeader("missing " + name + ".")
 		}
 	}
+
 	return parts, nil
 }
 
-// setCredential reads ACCESSKEY/date/region/service/aws4_request. An access
-// key may have slashes, the rest not: where the end is wrong, nothing says
-// which of more than five elements is the access key's.
+// setCredential parses ACCESSKEY/date/region/service/aws4_request. The
+// access key may contain slashes, so the elements are counted from the end.
 func (c *claim) setCredential(text string) error {
 	const unclear = "the Credential is mal-formed; expecting \"<YOUR-AKID>/YYYYMMDD/REGION/SERVICE/aws4_request\"."
 	parts := strings.Split(text, "/")
@@ -85,8 +95,10 @@ func (c *claim) setCredential(text string) error {
 	if n < 1 || parts[0] == "" {
 		return malformedCredential(c, unclear)
 	}
+
 	c.accessKey = strings.Join(parts[:n], "/")
 	c.scope = scope{parts[n], parts[n+1], parts[n+2], parts[n+3]}
+
 	switch {
 	case n > 1 && (c.scope.service != serviceS3 || c.scope.terminator != terminator):
 		return malformedCredential(c, unclear)
@@ -95,11 +107,15 @@ func (c *claim) setCredential(text string) error {
 	case c.scope.service != serviceS3:
 		return malformedCredential(c, "incorrect service \""+c.scope.service+"\". This endpoint belongs to \"s3\".")
 	case c.scope.terminator != terminator:
-		return malformedCredential(c, "incorrect terminal \""+c.scope.terminator+"\". This endpoint uses \"aws4_request\".")
+		return malformedCredential(c, "incorrect terminal \""+c.scope.terminator+
+			"\". This endpoint uses \"aws4_request\".")
 	}
+
 	if _, err := time.Parse(dateFormat, c.scope.date); err != nil {
-		return malformedCredential(c, "incorrect date format \""+c.scope.date+"\". This date in the credential must be in the format \"yyyyMMdd\".")
+		return malformedCredential(c, "incorrect date format \""+c.scope.date+
+			"\". This date in the credential must be in the format \"yyyyMMdd\".")
 	}
+
 	return nil
 }
 
@@ -110,7 +126,8 @@ func malformedCredential(c *claim, message string) *Error {
 	return malformedClaim(c, message)
 }
 
-// requestTime reads X-Amz-Date, or Date where there is none.
+// requestTime returns the time in X-Amz-Date, or in Date if there is no
+// X-Amz-Date.
 func requestTime(r *http.Request) (time.Time, error) {
 	if values := r.Header.Values("X-Amz-Date"); len(values) == 1 {
 		if t, err := parseTime(values[0]); err == nil {
@@ -123,11 +140,12 @@ func requestTime(r *http.Request) (time.Time, error) {
 			}
 		}
 	}
+
 	return time.Time{}, fail("AccessDenied", "AWS authentication requires a valid Date or x-amz-date header.")
 }
 
-// parseTime reads a time in timeFormat. time.Parse alone would take fractions
-// of a second, too.
+// parseTime parses a time in timeFormat. It checks the length because
+// time.Parse also accepts fractions of a second.
 func parseTime(text string) (time.Time, error) {
 	if len(text) != len(timeFormat) {
 		return time.Time{}, errors.New("not of the form " + timeFormat)
@@ -135,10 +153,10 @@ func parseTime(text string) (time.Time, error) {
 	return time.Parse(timeFormat, text)
 }
 
-const securityToken = "X-Amz-Security-Token" //nolint:gosec // a name, and no credential
+const securityToken = "X-Amz-Security-Token" //nolint:gosec // a header name, not a credential
 
-// tokenHeader returns the session token, "" for none. checkSigned sees to it
-// that the header is signed.
+// tokenHeader returns the session token, or "" if none exists.
+// checkSigned checks that the header is signed.
 func tokenHeader(r *http.Request) (string, error) {
 	values := r.Header.Values(securityToken)
 	switch {

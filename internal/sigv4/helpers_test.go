@@ -24,7 +24,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 )
 
-// The credentials, time and scope of the examples in AWS's documentation.
+// Credentials, time and scope of the examples in the AWS documentation.
 const (
 	accessKey   = "AKIAIOSFODNN7EXAMPLE"
 	secretKey   = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
@@ -53,7 +53,8 @@ func verifierAt(now time.Time) *sigv4.Verifier {
 	}
 }
 
-// newRequest returns a client's request, its path encoded by AWS's own code.
+// newRequest returns a client's request, with its path encoded by AWS's
+// SDK.
 func newRequest(tb testing.TB, method, base, path, query, body string) *http.Request {
 	tb.Helper()
 	r, err := http.NewRequestWithContext(tb.Context(), method, base, nil)
@@ -71,7 +72,7 @@ func sdkSigner() *v4.Signer {
 	return v4.NewSigner(func(o *v4.SignerOptions) { o.DisableURIPathEscaping = true })
 }
 
-// sign signs r with AWS's own signer.
+// sign signs r with the signer of AWS's SDK.
 func sign(tb testing.TB, r *http.Request, hash string, at time.Time) {
 	tb.Helper()
 	if r.Header.Get("X-Amz-Content-Sha256") == "" {
@@ -88,36 +89,42 @@ func signWith(tb testing.TB, r *http.Request, key, secret, hash string, at time.
 	}
 }
 
-// presign returns r as AWS's own signer presigns it, with the headers that
-// were signed and no others.
+// presign returns r as presigned by AWS's SDK, with only the signed
+// headers.
 func presign(tb testing.TB, r *http.Request, hash string, at time.Time, lifetime string) *http.Request {
 	tb.Helper()
 	return presignWith(tb, r, accessKey, secretKey, hash, at, lifetime)
 }
 
-func presignWith(tb testing.TB, r *http.Request, key, secret, hash string, at time.Time, lifetime string) *http.Request {
+func presignWith(
+	tb testing.TB, r *http.Request, key, secret, hash string, at time.Time, lifetime string,
+) *http.Request {
 	tb.Helper()
 	query := r.URL.Query()
+
 	if lifetime != "" {
 		query.Set("X-Amz-Expires", lifetime)
 	}
+
 	r.URL.RawQuery = query.Encode()
 	keys := aws.Credentials{AccessKeyID: key, SecretAccessKey: secret}
 	signed, header, err := sdkSigner().PresignHTTP(tb.Context(), keys, r, hash, "s3", "us-east-1", at)
 	if err != nil {
 		tb.Fatal(err)
 	}
+
 	out := r.Clone(tb.Context())
 	if out.URL, err = url.Parse(signed); err != nil {
 		tb.Fatal(err)
 	}
+
 	out.Header = header
 	out.Header.Del("Host")
 	out.Header.Del("Content-Length")
 	return out
 }
 
-// received returns r as a server gets it.
+// received returns r as a server receives it.
 func received(tb testing.TB, r *http.Request) *http.Request {
 	tb.Helper()
 	var wire bytes.Buffer
@@ -131,7 +138,7 @@ func received(tb testing.TB, r *http.Request) *http.Request {
 	return out
 }
 
-// authorization signs a canonical request that a test has written down itself.
+// authorization signs a canonical request given by the test.
 func authorization(canonical, signedHeaders string) string {
 	sum := sha256.Sum256([]byte(canonical))
 	toSign := "AWS4-HMAC-SHA256\n" + exampleDate + "\n" + scope + "\n" + hex.EncodeToString(sum[:])
@@ -170,12 +177,14 @@ func wantCode(tb testing.TB, err error, code string) *sigv4.Error {
 	if e.Code != code {
 		tb.Fatalf("got error %v, want %s", err, code)
 	}
+
 	if errors.Is(err, io.EOF) {
 		tb.Fatalf("%v passes for the end of the body", err)
 	}
 	if strings.Contains(fmt.Sprint(e, e.Details()), secretKey) {
 		tb.Fatal("the error holds the secret key")
 	}
+
 	return e
 }
 
@@ -183,7 +192,7 @@ func wantCode(tb testing.TB, err error, code string) *sigv4.Error {
 // encoded.
 type upload struct {
 	mode     string
-	chunks   []string // data, without the last, empty one
+	chunks   []string // data, without the empty last chunk
 	trailers [][2]string
 	declared string // x-amz-decoded-content-length; "" means the true length
 	announce string // x-amz-trailer; "" means the names of trailers
@@ -194,16 +203,20 @@ func (u upload) request(tb testing.TB) *http.Request {
 	tb.Helper()
 	r := newRequest(tb, http.MethodPut, bucketURL, "/key", "", "")
 	length := strconv.Itoa(len(strings.Join(u.chunks, "")))
+
 	if u.declared != "" {
 		length = u.declared
 	}
+
 	r.Header.Set("X-Amz-Decoded-Content-Length", length)
 	names := u.announce
+
 	for i, trailer := range u.trailers {
 		if u.announce == "" {
 			names += strings.Repeat(",", min(i, 1)) + trailer[0]
 		}
 	}
+
 	if names != "" {
 		r.Header.Set("X-Amz-Trailer", names)
 	}
@@ -223,22 +236,26 @@ func (u upload) verify(tb testing.TB) (auth *sigv4.Auth, seed string) {
 	return auth, seed
 }
 
-// pieces returns the encoded body: a string for each chunk, the last, empty
-// one among them, and one for the trailer.
+// pieces returns the encoded body as one string for each chunk, including
+// the empty last one, and one for the trailer.
 func (u upload) pieces(seed string) []string {
 	var out []string
 	previous, signed := seed, u.mode != unsignedTrailer
+
 	for _, data := range append(slices.Clip(u.chunks), "") {
 		head := strconv.FormatInt(int64(len(data)), 16)
 		if signed {
-			previous = hexMAC(exampleKey(), "AWS4-HMAC-SHA256-PAYLOAD\n"+exampleDate+"\n"+scope+"\n"+previous+"\n"+emptyHash+"\n"+hexSum(data))
+			previous = hexMAC(exampleKey(), "AWS4-HMAC-SHA256-PAYLOAD\n"+exampleDate+"\n"+scope+"\n"+previous+"\n"+
+				emptyHash+"\n"+hexSum(data))
 			head += ";chunk-signature=" + previous
 		}
+
 		if data != "" {
 			data += "\r\n"
 		}
 		out = append(out, head+"\r\n"+data)
 	}
+
 	return append(out, u.trailer(previous))
 }
 
@@ -255,7 +272,8 @@ func (u upload) trailer(previous string) string {
 }
 
 func trailerSignature(previous, canonical string) string {
-	return hexMAC(exampleKey(), "AWS4-HMAC-SHA256-TRAILER\n"+exampleDate+"\n"+scope+"\n"+previous+"\n"+hexSum(canonical))
+	return hexMAC(exampleKey(), "AWS4-HMAC-SHA256-TRAILER\n"+exampleDate+"\n"+scope+"\n"+previous+"\n"+
+		hexSum(canonical))
 }
 
 // encode returns the verified request and the whole body.

@@ -13,7 +13,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 )
 
-// startServer verifies whatever arrives, and answers 200, or 403 with the
+// startServer verifies all requests, and responds with 200, or 403 and the
 // error.
 func startServer(t *testing.T) string {
 	t.Helper()
@@ -27,6 +27,7 @@ func startServer(t *testing.T) string {
 			http.Error(w, err.Error(), http.StatusForbidden)
 		}
 	}))
+
 	t.Cleanup(server.Close)
 	return server.URL
 }
@@ -52,7 +53,8 @@ func sendBy(t *testing.T, transport http.RoundTripper, r *http.Request) {
 func TestRoundTripKeys(t *testing.T) {
 	server := startServer(t)
 	for _, key := range []string{
-		"plain", "a b", "a+b", "a%2Fb", "a%2fb", "100%", "a//b", "//", "a/./b", "a/../b", "..", "ü/日本/🙂", "a&b", "a=b", "a?b", "a#b", "a;b", "a*b",
+		"plain", "a b", "a+b", "a%2Fb", "a%2fb", "100%", "a//b", "//", "a/./b", "a/../b", "..", "ü/日本/🙂", "a&b",
+		"a=b", "a?b", "a#b", "a;b", "a*b",
 		"~a", "a'b", "a\"b", "a(b)!$,:@[]", "trailing/", "\x7f\x01", "a\\b|c^d`e{f}<g>",
 	} {
 		t.Run(key, func(t *testing.T) {
@@ -68,7 +70,8 @@ func TestRoundTripKeys(t *testing.T) {
 func TestRoundTripQueries(t *testing.T) {
 	server := startServer(t)
 	for _, query := range []string{
-		"uploads", "uploads=", "acl&versionId=", "a=2&a=1&a=", "b=1&a=2&B=3", "prefix=a+b", "prefix=a%20b%2Bc", "delimiter=%2F&prefix=%C3%BC", "x=%3D%26%3B",
+		"uploads", "uploads=", "acl&versionId=", "a=2&a=1&a=", "b=1&a=2&B=3", "prefix=a+b", "prefix=a%20b%2Bc",
+		"delimiter=%2F&prefix=%C3%BC", "x=%3D%26%3B",
 		"a-b=1&a=2&a.b=3", "x-amz-signature=1&x-amz-algorithm=2",
 	} {
 		t.Run(query, func(t *testing.T) {
@@ -113,7 +116,7 @@ func TestRoundTripHeaders(t *testing.T) {
 	send(t, r)
 }
 
-// What clients other than AWS's own do: the signature is the same.
+// Variations of clients other than AWS's own, with the same signature.
 func TestRoundTripOddClients(t *testing.T) {
 	for name, change := range map[string]func(*http.Request){
 		"encodes more":    func(r *http.Request) { r.URL.RawPath = "/buck%65t/%7ekey%2a" },
@@ -123,8 +126,10 @@ func TestRoundTripOddClients(t *testing.T) {
 		"no spaces in Authorization": func(r *http.Request) {
 			r.Header.Set("Authorization", strings.ReplaceAll(r.Header.Get("Authorization"), ", ", ","))
 		},
-		"unsorted query":                  func(r *http.Request) { r.URL.RawQuery = "b=%7e1&&c=&a=&c=2&c=1%2A" },
-		"tabs and spaces around a header": func(r *http.Request) { r.Header["X-Amz-Acl"] = []string{" \tprivate  acl\t "} },
+		"unsorted query": func(r *http.Request) { r.URL.RawQuery = "b=%7e1&&c=&a=&c=2&c=1%2A" },
+		"tabs and spaces around a header": func(r *http.Request) {
+			r.Header["X-Amz-Acl"] = []string{" \tprivate  acl\t "}
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRequest(t, http.MethodGet, startServer(t), "/bucket/~key*", "a=&b=~1&c=&c=1%2A&c=2", "")
@@ -136,7 +141,8 @@ func TestRoundTripOddClients(t *testing.T) {
 	}
 }
 
-// Over HTTP/2 the host is a pseudo-header, and the server keeps a few headers to itself.
+// With HTTP/2 the host is a pseudo-header, and the server removes some
+// headers.
 func TestRoundTripHTTP2(t *testing.T) {
 	verifier := verifierAt(exampleTime)
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -148,6 +154,7 @@ func TestRoundTripHTTP2(t *testing.T) {
 			http.Error(w, fmt.Sprint(r.Proto, err), http.StatusForbidden)
 		}
 	}))
+
 	server.EnableHTTP2 = true
 	server.StartTLS()
 	t.Cleanup(server.Close)
@@ -156,15 +163,18 @@ func TestRoundTripHTTP2(t *testing.T) {
 	r.Header.Set("X-Amz-Content-Sha256", hexSum("payload"))
 	r.Header.Set("X-Amz-Date", exampleDate)
 	names := "content-length;expect;host;x-amz-content-sha256;x-amz-date"
-	canonical := "PUT\n/bucket/a%20b\npartNumber=1\ncontent-length:7\nexpect:100-continue\nhost:" + r.URL.Host + "\nx-amz-content-sha256:" +
+	canonical := "PUT\n/bucket/a%20b\npartNumber=1\ncontent-length:7\nexpect:100-continue\nhost:" + r.URL.Host +
+		"\nx-amz-content-sha256:" +
 		hexSum("payload") + "\nx-amz-date:" + exampleDate + "\n\n" + names + "\n" + hexSum("payload")
+
 	r.Header.Set("Authorization", authorization(canonical, names))
 	sendBy(t, server.Client().Transport, r)
 	r = newRequest(t, http.MethodGet, server.URL, "/bucket/a+b", "", "")
 	sendBy(t, server.Client().Transport, presign(t, r, unsignedPayload, exampleTime, "60"))
 }
 
-// TestRoundTripStreaming sends framed uploads, with their length and without, and cuts the connection in others.
+// TestRoundTripStreaming sends framed uploads with and without their
+// length, and closes the connection early in others.
 func TestRoundTripStreaming(t *testing.T) {
 	outcome := make(chan error, 1)
 	verifier := verifierAt(exampleTime)
@@ -175,6 +185,7 @@ func TestRoundTripStreaming(t *testing.T) {
 		}
 		outcome <- err
 	}))
+
 	t.Cleanup(server.Close)
 	for name, u := range small() {
 		_, encoded := u.encode(t)
@@ -198,7 +209,7 @@ func TestRoundTripStreaming(t *testing.T) {
 	}
 }
 
-// sendRaw sends the header of r, and body as it is, and then sends no more.
+// sendRaw sends the header of r and body unchanged, and then nothing.
 func sendRaw(t *testing.T, address string, r *http.Request, length, body string) {
 	t.Helper()
 	conn, err := net.Dial("tcp", address)
@@ -206,21 +217,25 @@ func sendRaw(t *testing.T, address string, r *http.Request, length, body string)
 		t.Fatal(err)
 	}
 	defer conn.Close()
+
 	var head bytes.Buffer
 	fmt.Fprintf(&head, "PUT /key HTTP/1.1\r\nHost: %s\r\n%s\r\n", r.Host, length)
+
 	if err := r.Header.Write(&head); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := io.WriteString(conn, head.String()+"\r\n"+body); err != nil {
 		t.Fatal(err)
 	}
+
 	if err := conn.(*net.TCPConn).CloseWrite(); err != nil {
 		t.Fatal(err)
 	}
 	_, _ = io.Copy(io.Discard, conn)
 }
 
-// A plus in a query is a space, to clients that encode forms; in a path it is a plus.
+// A plus sign in a query is a space for clients that encode forms. In a
+// path it is a plus sign.
 func TestPlus(t *testing.T) {
 	r := newRequest(t, http.MethodGet, startServer(t), "/bucket/a+b", "prefix=a%20b%2Bc", "")
 	sign(t, r, emptyHash, exampleTime)
@@ -228,7 +243,7 @@ func TestPlus(t *testing.T) {
 	send(t, r)
 }
 
-// Verify does not count on the server to have trimmed the values of headers.
+// Verify does not rely on the server to trim header values.
 func TestSpacesAroundHeaders(t *testing.T) {
 	r := exampleSigned(t)
 	r.Header.Set("X-Amz-Acl", "\t private ")
@@ -243,9 +258,12 @@ func TestDateInsteadOfXAmzDate(t *testing.T) {
 			r := newRequest(t, http.MethodGet, bucketURL, "/key", "", "")
 			r.Header.Set("Date", date)
 			r.Header.Set("X-Amz-Content-Sha256", emptyHash)
-			canonical := "GET\n/key\n\ndate:" + date + "\nhost:examplebucket.s3.amazonaws.com\nx-amz-content-sha256:" + emptyHash +
+
+			canonical := "GET\n/key\n\ndate:" + date + "\nhost:examplebucket.s3.amazonaws.com\n" +
+				"x-amz-content-sha256:" + emptyHash +
 				"\n\ndate;host;x-amz-content-sha256\n" + emptyHash
 			r.Header.Set("Authorization", authorization(canonical, "date;host;x-amz-content-sha256"))
+
 			if _, err := verifierAt(exampleTime).Verify(received(t, r)); err != nil {
 				t.Error(err)
 			}
@@ -259,30 +277,37 @@ func TestSignedTransferEncoding(t *testing.T) {
 	r.Header.Set("X-Amz-Content-Sha256", unsignedPayload)
 	r.Header.Set("X-Amz-Date", exampleDate)
 	names := "content-length;host;transfer-encoding;x-amz-content-sha256;x-amz-date"
-	canonical := "PUT\n/key\n\ncontent-length:\nhost:examplebucket.s3.amazonaws.com\ntransfer-encoding:chunked\nx-amz-content-sha256:UNSIGNED-PAYLOAD\nx-amz-date:" +
+	canonical := "PUT\n/key\n\ncontent-length:\nhost:examplebucket.s3.amazonaws.com\n" +
+		"transfer-encoding:chunked\nx-amz-content-sha256:UNSIGNED-PAYLOAD\nx-amz-date:" +
 		exampleDate + "\n\n" + names + "\nUNSIGNED-PAYLOAD"
+
 	r.Header.Set("Authorization", authorization(canonical, names))
 	if _, err := verifierAt(exampleTime).Verify(received(t, r)); err != nil {
 		t.Error(err)
 	}
 }
 
-// A signed header that is absent counts as empty, as S3 counts it, and Content-Length has its value.
+// A missing signed header counts as empty, as in S3, and Content-Length has
+// its value.
 func TestSignedHeadersOutsideTheMap(t *testing.T) {
 	r := newRequest(t, http.MethodPut, bucketURL, "/key", "", "body")
 	r.Header.Set("X-Amz-Content-Sha256", unsignedPayload)
 	r.Header.Set("X-Amz-Date", exampleDate)
 	names := "content-length;content-md5;host;x-amz-content-sha256;x-amz-date"
-	canonical := "PUT\n/key\n\ncontent-length:4\ncontent-md5:\nhost:examplebucket.s3.amazonaws.com\nx-amz-content-sha256:UNSIGNED-PAYLOAD\nx-amz-date:" +
+	canonical := "PUT\n/key\n\ncontent-length:4\ncontent-md5:\nhost:examplebucket.s3.amazonaws.com\n" +
+		"x-amz-content-sha256:UNSIGNED-PAYLOAD\nx-amz-date:" +
 		exampleDate + "\n\n" + names + "\nUNSIGNED-PAYLOAD"
+
 	r.Header.Set("Authorization", authorization(canonical, names))
 	in := received(t, r)
+
 	for range 2 {
 		if _, err := verifierAt(exampleTime).Verify(in); err != nil {
 			t.Error(err)
 		}
-		in.Header.Del("Content-Length") // a server may keep it in r.ContentLength only
+		in.Header.Del("Content-Length") // a server may keep it only in r.ContentLength
 	}
+
 	in.ContentLength = 5
 	_, err := verifierAt(exampleTime).Verify(in)
 	wantCode(t, err, "SignatureDoesNotMatch")
@@ -302,6 +327,7 @@ func TestRequestTarget(t *testing.T) {
 			}
 		})
 	}
+
 	path, query := sigv4.RequestTarget(newRequest(t, http.MethodGet, bucketURL, "/a b", "x", ""))
 	if path != "/a%20b" || query != "x" {
 		t.Errorf("without RequestURI: got %q and %q", path, query)

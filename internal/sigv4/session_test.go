@@ -17,7 +17,7 @@ const (
 )
 
 // sessionVerifier knows the credentials of the examples, and temporary ones
-// that last for an hour from then.
+// that are valid for an hour after now.
 func sessionVerifier(now time.Time) *sigv4.Verifier {
 	v := verifierAt(now)
 	own := v.Secret
@@ -27,9 +27,11 @@ func sessionVerifier(now time.Time) *sigv4.Verifier {
 		}
 		return own(key)
 	}
+
 	v.Session = func(key string) (string, time.Time, bool) {
 		return sessionToken, exampleTime.Add(time.Hour), key == sessionKey
 	}
+
 	return v
 }
 
@@ -41,7 +43,7 @@ func TestSessionToken(t *testing.T) {
 		by     credentials
 		tokens []string
 		at     time.Duration // after the signature's time
-		code   string        // "" for a good one
+		code   string        // "" for success
 	}{
 		{"good", temporary, []string{sessionToken}, 0, ""},
 		{"a moment before it expires", temporary, []string{sessionToken}, time.Hour - time.Second, ""},
@@ -55,16 +57,24 @@ func TestSessionToken(t *testing.T) {
 		{"twice", temporary, []string{sessionToken, sessionToken}, 0, "InvalidToken"},
 		{"with a client's own key", own, []string{sessionToken}, 0, "InvalidToken"},
 		{"another secret", credentials{sessionKey, secretKey}, []string{sessionToken}, 0, "SignatureDoesNotMatch"},
-		{"another secret, and expired", credentials{sessionKey, secretKey}, []string{sessionToken}, 2 * time.Hour, "SignatureDoesNotMatch"},
+		{
+			"another secret, and expired",
+			credentials{sessionKey, secretKey},
+			[]string{sessionToken},
+			2 * time.Hour,
+			"SignatureDoesNotMatch",
+		},
 		{"none with a client's own key", own, nil, 0, ""},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			signedAt := exampleTime.Add(row.at)
 			r := newRequest(t, http.MethodGet, bucketURL, "/key", "", "")
 			r.Header["X-Amz-Security-Token"] = row.tokens
+
 			if row.tokens == nil {
 				delete(r.Header, "X-Amz-Security-Token")
 			}
+
 			r.Header.Set("X-Amz-Content-Sha256", emptyHash)
 			signWith(t, r, row.by.key, row.by.secret, emptyHash, signedAt)
 			_, err := sessionVerifier(signedAt).Verify(received(t, r))
@@ -88,7 +98,10 @@ func TestSessionTokenOfURL(t *testing.T) {
 		{"another", "X-Amz-Security-Token=another", "", "InvalidToken"},
 		{"empty", "X-Amz-Security-Token=", "", "InvalidToken"},
 		{"missing", "", "", "InvalidAccessKeyId"},
-		{"twice", "X-Amz-Security-Token=" + token + "&X-Amz-Security-Token=" + token, "", "AuthorizationQueryParametersError"},
+		{
+			"twice", "X-Amz-Security-Token=" + token + "&X-Amz-Security-Token=" + token, "",
+			"AuthorizationQueryParametersError",
+		},
 		{"in lower case", "x-amz-security-token=" + token, "", "InvalidAccessKeyId"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
@@ -96,6 +109,7 @@ func TestSessionTokenOfURL(t *testing.T) {
 			if row.header != "" {
 				r.Header.Set("X-Amz-Security-Token", row.header)
 			}
+
 			r = presignWith(t, r, sessionKey, sessionSecret, unsignedPayload, exampleTime, "60")
 			_, err := sessionVerifier(exampleTime).Verify(received(t, r))
 			switch {
@@ -128,6 +142,7 @@ func TestIsAnonymous(t *testing.T) {
 			if got := sigv4.IsAnonymous(r); got != row.want {
 				t.Errorf("%v", got)
 			}
+
 			r.Header.Set("Authorization", "")
 			if sigv4.IsAnonymous(r) {
 				t.Error("with an empty Authorization header: anonymous")
@@ -144,8 +159,14 @@ func TestAnonymousPayload(t *testing.T) {
 	}{
 		{"nothing said", nil, ""},
 		{"hashed", http.Header{"X-Amz-Content-Sha256": {hexSum("body")}}, ""},
-		{"signed chunks", http.Header{"X-Amz-Content-Sha256": {signedChunks}, "X-Amz-Decoded-Content-Length": {"4"}}, "AccessDenied"},
-		{"a signed trailer", http.Header{"X-Amz-Content-Sha256": {signedTrailer}, "X-Amz-Decoded-Content-Length": {"4"}}, "AccessDenied"},
+		{"signed chunks", http.Header{
+			"X-Amz-Content-Sha256":         {signedChunks},
+			"X-Amz-Decoded-Content-Length": {"4"},
+		}, "AccessDenied"},
+		{"a signed trailer", http.Header{
+			"X-Amz-Content-Sha256":         {signedTrailer},
+			"X-Amz-Decoded-Content-Length": {"4"},
+		}, "AccessDenied"},
 		{"two hashes", http.Header{"X-Amz-Content-Sha256": {hexSum("body"), hexSum("body")}}, "InvalidRequest"},
 		{"a session token", http.Header{"X-Amz-Security-Token": {"token"}}, "InvalidToken"},
 		{"no hash", http.Header{"X-Amz-Content-Sha256": {"nonsense"}}, "InvalidArgument"},
@@ -165,15 +186,17 @@ func TestAnonymousPayload(t *testing.T) {
 	}
 }
 
-// A form of temporary credentials needs their token, as a field that the
+// A form with temporary credentials needs their token, in a field that the
 // policy names.
 func TestSessionTokenOfForm(t *testing.T) {
-	const conditions = `{"bucket":"b"},["starts-with","$x-amz-credential",""],["starts-with","$x-amz-date",""],["starts-with","$x-amz-algorithm",""]`
+	const conditions = `{"bucket":"b"},["starts-with","$x-amz-credential",""],["starts-with","$x-amz-date",` +
+		`""],["starts-with","$x-amz-algorithm",""]`
 	verifier := func(now time.Time) *sigv4.Verifier {
 		v := postVerifier(now)
 		v.Session = func(string) (string, time.Time, bool) { return sessionToken, postTime.Add(time.Hour), true }
 		return v
 	}
+
 	for _, row := range []struct {
 		name, token, covered string
 		at                   time.Duration
@@ -189,19 +212,23 @@ func TestSessionTokenOfForm(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			fields := postExample()
 			for name := range fields {
-				if !strings.HasPrefix(name, "x-amz-") || strings.HasPrefix(name, "x-amz-meta-") || strings.HasPrefix(name, "x-amz-server") {
+				if !strings.HasPrefix(name, "x-amz-") || strings.HasPrefix(name, "x-amz-meta-") ||
+					strings.HasPrefix(name, "x-amz-server") {
 					delete(fields, name)
 				}
 			}
+
 			if row.token != "-" {
 				fields["x-amz-security-token"] = row.token
 			}
+
 			signPost(fields, `{"expiration":"2015-12-30T12:00:00Z","conditions":[`+conditions+row.covered+`]}`)
 			fields["bucket"] = "b"
 			post, err := verifier(postTime.Add(row.at)).VerifyPost(fields)
 			if err == nil {
 				err = post.Check(fields)
 			}
+
 			switch {
 			case row.code == "" && err != nil:
 				t.Error(err)

@@ -10,28 +10,30 @@ import (
 
 const signatureName = "x-amz-trailer-signature"
 
-// maxTrailers bounds the headers that a trailer may have. S3 has checksums
-// only, one at a time.
+// maxTrailers is the maximum number of headers in a trailer. S3 itself uses
+// only checksums, one per request.
 const maxTrailers = 8
 
-// announcedTrailers reads x-amz-trailer.
+// announcedTrailers parses x-amz-trailer.
 func (a *Auth) announcedTrailers(h http.Header) error {
 	for _, line := range h.Values("X-Amz-Trailer") {
 		for name := range strings.SplitSeq(line, ",") {
-			if name = strings.ToLower(strings.TrimSpace(name)); name == "" || len(a.trailers) == maxTrailers || slices.Contains(a.trailers, name) {
+			if name = strings.ToLower(strings.TrimSpace(name)); name == "" || len(a.trailers) == maxTrailers ||
+				slices.Contains(a.trailers, name) {
 				return malformedTrailer("x-amz-trailer")
 			}
 			a.trailers = append(a.trailers, name)
 		}
 	}
+
 	if len(a.trailers) > 0 && !a.payload.trailer {
 		return fail("InvalidRequest", "x-amz-trailer needs a payload with a trailer in x-amz-content-sha256.")
 	}
 	return nil
 }
 
-// finish reads what follows the last chunk: the trailer, or one empty line,
-// and then nothing.
+// finish reads what follows the last chunk: the trailer or one empty line,
+// and then the end of the body.
 func (b *Body) finish() error {
 	b.trailerHeader = make(http.Header)
 	if b.auth.payload.trailer {
@@ -41,22 +43,24 @@ func (b *Body) finish() error {
 	} else if err := b.expect("\r\n"); err != nil {
 		return err
 	}
+
 	switch _, err := b.src.ReadByte(); {
 	case err == nil:
 		return malformed("bytes follow the payload")
 	case err != io.EOF:
 		return earlyEndError(err)
 	}
+
 	return nil
 }
 
 // readTrailer reads header lines up to an empty line. The signature covers
-// "name:value\n" of each:
+// "name:value\n" of each line:
 // https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-streaming-trailers.html.
 func (b *Body) readTrailer() error {
 	var signed strings.Builder
 	var signature string
-	var sealed bool // the signature has come, and must be the last line
+	var sealed bool // the signature was read, and must be the last line
 	for {
 		line, err := b.trailerLine()
 		if err != nil {
@@ -65,6 +69,7 @@ func (b *Body) readTrailer() error {
 		if line == "" {
 			break
 		}
+
 		name, value, ok := strings.Cut(line, ":")
 		name, value = strings.ToLower(strings.TrimSpace(name)), strings.TrimSpace(value)
 		switch {
@@ -78,23 +83,27 @@ func (b *Body) readTrailer() error {
 		case !slices.Contains(b.auth.trailers, name) || b.trailerHeader.Values(name) != nil:
 			return malformedTrailer(name)
 		}
+
 		b.trailerHeader.Set(name, value)
 		signed.WriteString(name + ":" + value + "\n")
 	}
+
 	if len(b.trailerHeader) != len(b.auth.trailers) {
 		return malformedTrailer(strings.Join(b.auth.trailers, ","))
 	}
 	if !b.auth.payload.signed {
 		return nil
 	}
+
 	if len(signature) != sha256.Size*2 {
 		return malformed("the trailer has no x-amz-trailer-signature")
 	}
-	return b.compare("AWS4-HMAC-SHA256-TRAILER\n"+b.auth.date+"\n"+b.auth.scope+"\n"+b.chunk.previous+"\n"+hexSHA256(signed.String()), signature)
+	return b.compare("AWS4-HMAC-SHA256-TRAILER\n"+b.auth.date+"\n"+b.auth.scope+"\n"+b.chunk.previous+"\n"+
+		hexSHA256(signed.String()), signature)
 }
 
-// trailerLine reads up to CRLF, or up to LF CRLF: minio-go ends a header of
-// the trailer so, and S3 takes it.
+// trailerLine reads a line up to CRLF, or up to LF CRLF. minio-go ends
+// trailer headers with the latter, and S3 accepts it.
 func (b *Body) trailerLine() (string, error) {
 	line, ok, err := b.lineFeed()
 	if err == nil && !ok {
@@ -104,5 +113,7 @@ func (b *Body) trailerLine() (string, error) {
 }
 
 func malformedTrailer(what string) *Error {
-	return fail("MalformedTrailerError", "The request contained trailing data that was not well-formed or did not conform to our published schema.", "Trailer", what)
+	return fail("MalformedTrailerError",
+		"The request contained trailing data that was not well-formed or did not conform to our published schema.",
+		"Trailer", what)
 }

@@ -17,7 +17,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
 )
 
-// official is the client of AWS for a key, with an access key of its own.
+// official is the AWS client for a key, with its own access key.
 type official struct {
 	*awskms.Client
 	t   *testing.T
@@ -44,7 +44,9 @@ func (o *official) generate(ec map[string]string) ([]byte, error) {
 }
 
 func (o *official) encrypt(ec map[string]string) error {
-	_, err := o.Encrypt(o.t.Context(), &awskms.EncryptInput{KeyId: o.key, Plaintext: []byte("x"), EncryptionContext: ec})
+	_, err := o.Encrypt(o.t.Context(), &awskms.EncryptInput{
+		KeyId: o.key, Plaintext: []byte("x"), EncryptionContext: ec,
+	})
 	return err
 }
 
@@ -63,7 +65,7 @@ func (o *official) putPolicy(document string) error {
 	return err
 }
 
-// code is AWS's name of an error, or "".
+// code returns AWS's name of an error, or "".
 func code(err error) string {
 	if api, ok := errors.AsType[smithy.APIError](err); ok {
 		return api.ErrorCode()
@@ -83,7 +85,7 @@ func want(t *testing.T, what string, err error, name string) {
 
 const denied = "AccessDeniedException"
 
-// policy puts statements into a policy document.
+// policyOf returns a policy document with the statements.
 func policyOf(statements ...string) string {
 	return `{"Version":"2012-10-17","Id":"x","Statement":[` + strings.Join(statements, ",") + `]}`
 }
@@ -115,32 +117,38 @@ func TestKeyPolicies(t *testing.T) {
 	allowIf := func(condition string) string {
 		return policyOf(statement("Allow", appPrincipal, allActions, condition))
 	}
+
 	denyIf := func(condition string) string {
 		return policyOf(root, statement("Deny", `"*"`, `"kms:Decrypt"`, condition))
 	}
+
 	const bucket = `"kms:EncryptionContext:bucket"`
 	for _, c := range []struct {
 		name, policy string
-		want         string // of GenerateDataKey, Decrypt, DescribeKey: Y or n for each
+		want         string // for GenerateDataKey, Decrypt, DescribeKey: Y or n each
 	}{
 		{"root", policyOf(root), "YYY"},
 		{"everyone", policyOf(statement("Allow", `"*"`, allActions, "")), "YYY"},
 		{"everyone as AWS", policyOf(statement("Allow", `{"AWS":"*"}`, allActions, "")), "YYY"},
 		{"account id", policyOf(statement("Allow", `{"AWS":"111122223333"}`, allActions, "")), "YYY"},
 		{"the user", policyOf(statement("Allow", appPrincipal, allActions, "")), "YYY"},
-		{"another user", policyOf(statement("Allow", `{"AWS":"arn:aws:iam::111122223333:user/APP2"}`, allActions, "")), "nnn"},
+		{"another user", policyOf(statement("Allow", `{"AWS":"arn:aws:iam::111122223333:user/APP2"}`, allActions,
+			"")), "nnn"},
 		{"a role", policyOf(statement("Allow", `{"AWS":"arn:aws:iam::111122223333:role/APP"}`, allActions, "")), "nnn"},
-		{"another account", policyOf(statement("Allow", `{"AWS":"arn:aws:iam::444455556666:root"}`, allActions, "")), "nnn"},
+		{"another account", policyOf(statement("Allow", `{"AWS":"arn:aws:iam::444455556666:root"}`, allActions,
+			"")), "nnn"},
 		{"one action", policyOf(statement("Allow", appPrincipal, `"kms:Decrypt"`, "")), "nYn"},
 		{"in any case", policyOf(statement("Allow", appPrincipal, `"kms:decrypt"`, "")), "nYn"},
 		{"two actions", policyOf(statement("Allow", appPrincipal, `["kms:Decrypt","kms:DescribeKey"]`, "")), "nYY"},
 		{"wildcard", policyOf(statement("Allow", appPrincipal, `"kms:De*"`, "")), "nYY"},
 		{"question mark", policyOf(statement("Allow", appPrincipal, `"kms:D?crypt"`, "")), "nYn"},
 		{"all services", policyOf(statement("Allow", appPrincipal, `"*"`, "")), "YYY"},
-		{"part of a name", policyOf(statement("Allow", appPrincipal, `["kms:Decryp","kms:ecrypt","kms:Decrypts"]`, "")), "nnn"},
+		{"part of a name", policyOf(statement("Allow", appPrincipal, `["kms:Decryp","kms:ecrypt","kms:Decrypts"]`,
+			"")), "nnn"},
 		{"deny wins", policyOf(statement("Deny", appPrincipal, `"kms:Decrypt"`, ""), root), "YnY"},
 		{"deny wins last", policyOf(root, statement("Deny", appPrincipal, `"kms:Decrypt"`, "")), "YnY"},
-		{"deny another", policyOf(root, statement("Deny", `{"AWS":"arn:aws:iam::111122223333:user/X"}`, allActions, "")), "YYY"},
+		{"deny another", policyOf(root, statement("Deny", `{"AWS":"arn:aws:iam::111122223333:user/X"}`, allActions,
+			"")), "YYY"},
 		{"deny the account", policyOf(root, statement("Deny", rootPrincipal, allActions, "")), "nnn"},
 
 		{"equal", allowIf(`{"StringEquals":{` + bucket + `:"b"}}`), "YYn"}, // DescribeKey has no context
@@ -158,7 +166,7 @@ func TestKeyPolicies(t *testing.T) {
 		{"like the end", allowIf(`{"StringLike":{"kms:EncryptionContext:key":["file","?file"]}}`), "nnn"},
 		{"like the beginning", allowIf(`{"StringLike":{"kms:EncryptionContext:key":["dir","dir?"]}}`), "nnn"},
 		{"like has no dots", allowIf(`{"StringLike":{"kms:EncryptionContext:key":"dir.file"}}`), "nnn"},
-		{"unequal", allowIf(`{"StringNotEquals":{` + bucket + `:"a"}}`), "YYY"}, // what is absent is unequal
+		{"unequal", allowIf(`{"StringNotEquals":{` + bucket + `:"a"}}`), "YYY"}, // a missing value is unequal
 		{"not unequal", allowIf(`{"StringNotEquals":{` + bucket + `:["a","b"]}}`), "nnY"},
 		{"deny one context", denyIf(`{"StringEquals":{` + bucket + `:"b"}}`), "YnY"},
 		{"deny another context", denyIf(`{"StringEquals":{` + bucket + `:"a"}}`), "YYY"},
@@ -168,6 +176,7 @@ func TestKeyPolicies(t *testing.T) {
 		must(t, admin.putPolicy(c.policy))
 		_, generateErr := app.generate(ec)
 		got := ""
+
 		for _, err := range []error{generateErr, app.decrypt(blob, ec), app.describe()} {
 			switch code(err) {
 			case "":
@@ -178,6 +187,7 @@ func TestKeyPolicies(t *testing.T) {
 				t.Errorf("%s: %v", c.name, err)
 			}
 		}
+
 		if got != c.want {
 			t.Errorf("%s: %s, want %s", c.name, got, c.want)
 		}
@@ -196,14 +206,18 @@ func TestRefusalsAreInTheWordsOfAWS(t *testing.T) {
 			t.Errorf("got %v, want %s", err, want)
 		}
 	}
-	who := "User: " + server.UserARN(kmstest.AccessKeyID) + " is not authorized to perform: kms:GenerateDataKey on resource: "
+
+	who := "User: " + server.UserARN(kmstest.AccessKeyID) +
+		" is not authorized to perform: kms:GenerateDataKey on resource: "
 	check(policyOf(statement("Allow", appPrincipal, allActions, "")),
 		who+w.KeyID()+" because no resource-based policy allows the kms:GenerateDataKey action")
-	check(policyOf(statement("Deny", `"*"`, allActions, "")), who+w.KeyID()+" with an explicit deny in a resource-based policy")
+
+	check(policyOf(statement("Deny", `"*"`, allActions, "")), who+w.KeyID()+
+		" with an explicit deny in a resource-based policy")
 }
 
-// Whoever has no rights to a key does not learn whether it is enabled, nor
-// what a blob is.
+// A caller without permission does not learn whether a key is enabled or
+// whether a blob is valid.
 func TestPolicyBeforeState(t *testing.T) {
 	server := kmstest.StartTest(t)
 	arn, err := server.CreateKey()
@@ -221,6 +235,7 @@ func TestPolicyBeforeState(t *testing.T) {
 	want(t, "another key's blob, denied", app.decrypt(blob, nil), denied)
 	must(t, server.PutKeyPolicy(other, policyOf(statement("Deny", `"*"`, allActions, ""))))
 	app.key = nil // the blob names the key
+
 	want(t, "no key named, denied", app.decrypt(blob, nil), denied)
 }
 
@@ -234,6 +249,7 @@ func TestReEncryptNeedsBothKeys(t *testing.T) {
 	ec := map[string]string{"a": "1"}
 	blob, err := app.generate(ec)
 	must(t, err)
+
 	reEncrypt := func() error {
 		_, err := app.ReEncrypt(t.Context(), &awskms.ReEncryptInput{
 			CiphertextBlob: blob, SourceEncryptionContext: ec, DestinationKeyId: &to,
@@ -241,9 +257,12 @@ func TestReEncryptNeedsBothKeys(t *testing.T) {
 		})
 		return err
 	}
+
 	only := func(action, value string) string {
-		return policyOf(statement("Allow", appPrincipal, action, `{"StringEquals":{"kms:EncryptionContext:a":"`+value+`"}}`))
+		return policyOf(statement("Allow", appPrincipal, action, `{"StringEquals":{"kms:EncryptionContext:a":"`+
+			value+`"}}`))
 	}
+
 	for _, c := range []struct{ name, from, to, want string }{
 		{"both", only(`"kms:ReEncryptFrom"`, "1"), only(`"kms:ReEncryptTo"`, "2"), ""},
 		{"wildcards", only(`"kms:ReEncrypt*"`, "1"), only(`"kms:ReEncrypt*"`, "2"), ""},
@@ -267,17 +286,18 @@ func TestPoliciesThatAreRefused(t *testing.T) {
 	swap := func(before, after string) string { return strings.Replace(good, before, after, 1) }
 	condition := func(c string) string { return policyOf(statement("Allow", `"*"`, allActions, c)) }
 	for name, document := range map[string]string{
-		"not JSON":               "x",
-		"cut":                    good[:len(good)-1],
-		"trailing":               good + "{}",
-		"list":                   "[" + good + "]",
-		"null":                   "null",
-		"no version":             swap(`"Version":"2012-10-17",`, ""),
-		"unknown version":        swap("2012-10-17", "2012-10-18"),
-		"unknown element":        swap(`"Id"`, `"Colour"`),
-		"element in lower case":  swap(`"Version"`, `"version"`),
-		"no statement":           policyOf(),
-		"one statement, no list": `{"Version":"2012-10-17","Statement":` + statement("Allow", `"*"`, allActions, "") + `}`,
+		"not JSON":              "x",
+		"cut":                   good[:len(good)-1],
+		"trailing":              good + "{}",
+		"list":                  "[" + good + "]",
+		"null":                  "null",
+		"no version":            swap(`"Version":"2012-10-17",`, ""),
+		"unknown version":       swap("2012-10-17", "2012-10-18"),
+		"unknown element":       swap(`"Id"`, `"Colour"`),
+		"element in lower case": swap(`"Version"`, `"version"`),
+		"no statement":          policyOf(),
+		"one statement, no list": `{"Version":"2012-10-17","Statement":` +
+			statement("Allow", `"*"`, allActions, "") + `}`,
 		"unknown effect":         swap("Deny", "deny"),
 		"no effect":              swap(`"Effect":"Deny",`, ""),
 		"no principal":           swap(`"Principal":"*",`, ""),
@@ -308,14 +328,17 @@ func TestPoliciesThatAreRefused(t *testing.T) {
 			t.Errorf("%s: %v, want MalformedPolicyDocumentException", name, err)
 		}
 	}
+
 	want(t, "too long", admin.putPolicy(good+strings.Repeat(" ", 32<<10)), "LimitExceededException")
 	_, err = admin.CreateKey(t.Context(), &awskms.CreateKeyInput{Policy: aws.String("x")})
 	want(t, "CreateKey", err, "MalformedPolicyDocumentException")
 	out, err := admin.GetKeyPolicy(t.Context(), &awskms.GetKeyPolicyInput{KeyId: &arn})
 	must(t, err)
+
 	if aws.ToString(out.Policy) != good || aws.ToString(out.PolicyName) != "default" {
 		t.Errorf("the policy is %q, want the last one that was taken", aws.ToString(out.Policy))
 	}
+
 	_, err = admin.GetKeyPolicy(t.Context(), &awskms.GetKeyPolicyInput{KeyId: &arn, PolicyName: aws.String("x")})
 	want(t, "another policy name", err, "NotFoundException")
 	want(t, "no such key", newOfficial(t, server, "ADMIN", arn+"x").putPolicy(good), "NotFoundException")
@@ -329,10 +352,12 @@ func TestCreateKeyWithAPolicy(t *testing.T) {
 		must(t, err)
 		return out.KeyMetadata.Arn
 	}
+
 	admin.key = create(nil)
 	want(t, "default", admin.encrypt(nil), "")
 	out, err := admin.GetKeyPolicy(t.Context(), &awskms.GetKeyPolicyInput{KeyId: admin.key})
 	must(t, err)
+
 	if !strings.Contains(aws.ToString(out.Policy), "arn:aws:iam::111122223333:root") {
 		t.Errorf("the default policy does not allow the account: %s", aws.ToString(out.Policy))
 	}
@@ -340,7 +365,7 @@ func TestCreateKeyWithAPolicy(t *testing.T) {
 	want(t, "of another's policy", admin.encrypt(nil), denied)
 }
 
-// A test that takes rights away must be able to give them back.
+// A test that removes permissions must be able to restore them.
 func TestNobodyIsLockedOut(t *testing.T) {
 	server := kmstest.StartTest(t)
 	arn, err := server.CreateKey()
@@ -353,6 +378,7 @@ func TestNobodyIsLockedOut(t *testing.T) {
 	_, err = admin.EnableKey(t.Context(), &awskms.EnableKeyInput{KeyId: &arn})
 	must(t, err)
 	must(t, admin.putPolicy(policyOf(statement("Allow", rootPrincipal, allActions, ""))))
+
 	want(t, "allowed again", admin.encrypt(nil), "")
 }
 
@@ -363,16 +389,19 @@ func TestPoliciesAndGrantsSurviveARestart(t *testing.T) {
 	arn, err := first.CreateKey()
 	must(t, err)
 	must(t, first.PutKeyPolicy(arn, policyOf(statement("Allow", appPrincipal, allActions, ""))))
+
 	_, err = first.CreateGrant(arn, kmstest.Grant{
 		GranteePrincipal: first.UserARN("GRANTEE"), Operations: []string{"Encrypt"},
 		Constraints: kmstest.GrantConstraints{EncryptionContextSubset: map[string]string{"bucket": "b"}},
 	})
+
 	must(t, err)
 	must(t, first.Close())
 
 	second, err := kmstest.Start(cfg)
 	must(t, err)
 	defer second.Close()
+
 	want(t, "the user of the policy", newOfficial(t, second, "APP", arn).encrypt(nil), "")
 	want(t, "another user", newOfficial(t, second, "OTHER", arn).encrypt(nil), denied)
 	grantee := newOfficial(t, second, "GRANTEE", arn)

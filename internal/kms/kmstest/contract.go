@@ -1,6 +1,7 @@
-// Package kmstest holds what the tests of key management need: the contract
-// that every provider of package kms must pass, and a strict server that
-// speaks the AWS KMS API.
+// Package kmstest provides what tests of key management need: a contract
+// test that every provider of package kms must pass, and strict servers
+// that implement the APIs of AWS KMS, Azure Key Vault, Google Cloud KMS and
+// Vault.
 package kmstest
 
 import (
@@ -16,10 +17,10 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-// RunContract runs the suite that every provider must pass. newKey returns a
-// Wrapper on a key that no other call returned; the keys must be able to live
-// side by side. A case named in except is skipped, for a peer that is known to
-// fall short; the value says why.
+// RunContract runs the tests that every provider must pass. Each call of
+// newKey must return a Wrapper for a new key, and the keys must exist side
+// by side. Cases in except are skipped because the peer is known to fail
+// them; the values say why.
 func RunContract(t *testing.T, newKey func(t *testing.T) kms.Wrapper, except map[string]string) {
 	t.Helper()
 	for _, c := range []struct {
@@ -52,8 +53,8 @@ func RunContract(t *testing.T, newKey func(t *testing.T) kms.Wrapper, except map
 	}
 }
 
-// Context returns the encryption context of an object, of the form that
-// package keyring uses.
+// Context returns the encryption context of an object, as package keyring
+// builds it.
 func Context(bucket, key string) kms.EncryptionContext {
 	return kms.EncryptionContext{"bucket": bucket, "key": key}
 }
@@ -94,6 +95,7 @@ func testGenerate(t *testing.T, newKey func(*testing.T) kms.Wrapper) {
 	if !bytes.Equal(unwrap(t, w, blob, contractContext), dek) {
 		t.Error("the blob holds another DEK")
 	}
+
 	other, _, err := kms.Generate(t.Context(), w, contractContext)
 	if err != nil {
 		t.Fatal(err)
@@ -126,6 +128,7 @@ func testWrapsDiffer(t *testing.T, newKey func(*testing.T) kms.Wrapper) {
 func testWrongContext(t *testing.T, newKey func(*testing.T) kms.Wrapper) {
 	w := newKey(t)
 	blob := wrap(t, w, NewDEK(), Context("bu", "cket"))
+
 	for name, ec := range map[string]kms.EncryptionContext{
 		"none":            nil,
 		"other key":       Context("bu", "cket2"),
@@ -229,6 +232,7 @@ func testCanceled(t *testing.T, newKey func(*testing.T) kms.Wrapper) {
 func testConcurrent(t *testing.T, newKey func(*testing.T) kms.Wrapper) {
 	w := newKey(t)
 	var wg sync.WaitGroup
+
 	for range 16 {
 		wg.Go(func() {
 			for range 8 {
@@ -238,6 +242,7 @@ func testConcurrent(t *testing.T, newKey func(*testing.T) kms.Wrapper) {
 					t.Error(err)
 					return
 				}
+
 				got, err := w.Unwrap(t.Context(), blob, contractContext)
 				if err != nil || !bytes.Equal(got, dek) {
 					t.Errorf("wrong DEK, or %v", err)
@@ -246,6 +251,7 @@ func testConcurrent(t *testing.T, newKey func(*testing.T) kms.Wrapper) {
 			}
 		})
 	}
+
 	wg.Wait()
 }
 
@@ -255,7 +261,8 @@ func testInputsKept(t *testing.T, newKey func(*testing.T) kms.Wrapper) {
 	blob := wrap(t, w, dek, contractContext)
 	blobBefore := slices.Clone(blob)
 	got := unwrap(t, w, blob, contractContext)
-	clear(got) // a caller wipes what it got
+	clear(got) // a caller wipes its result
+
 	if !bytes.Equal(dek, dekBefore) || !bytes.Equal(blob, blobBefore) {
 		t.Error("an argument was changed, or shares memory with a result")
 	}

@@ -10,39 +10,42 @@ import (
 	"time"
 )
 
-// controlPath serves the server's own controls, to loopback clients only: GET
-// answers with the faults and the calls so far, PUT sets the faults. The body
-// of both is JSON, with the faults under "faults".
+// controlPath is the path of the server's control API, for loopback clients
+// only. GET returns the faults and the calls so far, PUT sets the faults.
+// Both bodies are JSON with the faults under "faults".
 const controlPath = "/_control"
 
-// Faults is how a server misbehaves. The zero value behaves. Several faults at
-// once act in the order of the fields.
+// Faults describes how a server misbehaves. The zero value means no faults.
+// If there are several, they act in the order of the fields.
 type Faults struct {
-	// Operations has these faults, by their AWS names: with ["Decrypt"], a KMS
-	// that still makes new keys but opens none. Empty: all that use a key,
-	// which are GenerateDataKey, Encrypt, Decrypt, ReEncrypt.
+	// Operations are the AWS names of the affected operations. For example,
+	// ["Decrypt"] is a KMS that generates keys but does not unwrap them.
+	// Empty means all operations that use a key: GenerateDataKey, Encrypt,
+	// Decrypt and ReEncrypt.
 	Operations []string `json:"operations,omitempty"`
-	// LatencyMS is how long to wait before each answer, in milliseconds.
+	// LatencyMS is a delay before each response, in milliseconds.
 	LatencyMS int `json:"latency_ms,omitempty"`
-	// Hang never answers.
+	// Hang means that the server never responds.
 	Hang bool `json:"hang,omitempty"`
-	// Drop closes the connection without an answer.
+	// Drop closes the connection without a response.
 	Drop bool `json:"drop,omitempty"`
-	// ThrottleNext answers so many requests with ThrottlingException.
+	// ThrottleNext is the number of requests to answer with
+	// ThrottlingException.
 	ThrottleNext int `json:"throttle_next,omitempty"`
-	// MaxPerSecond answers what goes beyond it with ThrottlingException. 0: no
-	// limit.
+	// MaxPerSecond is the rate above which requests get
+	// ThrottlingException. 0 means no limit.
 	MaxPerSecond int `json:"max_per_second,omitempty"`
-	// Deny answers with AccessDeniedException, as after a change of the key
-	// policy.
+	// Deny responds with AccessDeniedException, as after a change of the
+	// key policy.
 	Deny bool `json:"deny,omitempty"`
-	// Fail answers with the error of this AWS name, such as
-	// KMSInternalException. Empty: none.
+	// Fail responds with the error of this AWS name, such as
+	// KMSInternalException. Empty means none.
 	Fail string `json:"fail,omitempty"`
-	// Skew answers with InvalidSignatureException and this message. Empty:
-	// none.
+	// Skew responds with InvalidSignatureException and this message. Empty
+	// means none.
 	Skew string `json:"skew,omitempty"`
-	// FailNext limits Fail and Skew to so many requests. 0: no limit.
+	// FailNext limits Fail and Skew to this number of requests. 0 means no
+	// limit.
 	FailNext int `json:"fail_next,omitempty"`
 }
 
@@ -53,12 +56,12 @@ func (s *Server) SetFaults(f Faults) {
 	s.faults = f
 }
 
-// errDrop asks for the connection to be closed without an answer.
+// errDrop means that the connection must be closed without a response.
 var errDrop = errors.New("drop the connection")
 
 var keyOperations = []string{"GenerateDataKey", "Encrypt", "Decrypt", "ReEncrypt"}
 
-// misbehave does what the faults say, and returns the error to answer with, if
+// misbehave applies the faults, and returns the error to respond with, if
 // any.
 func (s *Server) misbehave(ctx context.Context, operation string) error {
 	s.mu.Lock()
@@ -67,10 +70,12 @@ func (s *Server) misbehave(ctx context.Context, operation string) error {
 	if len(affected) == 0 {
 		affected = keyOperations
 	}
+
 	if !slices.Contains(affected, operation) {
 		s.mu.Unlock()
 		return nil
 	}
+
 	err := s.decide(f)
 	s.mu.Unlock()
 
@@ -81,6 +86,7 @@ func (s *Server) misbehave(ctx context.Context, operation string) error {
 		}
 		return errDrop
 	}
+
 	if f.LatencyMS > 0 {
 		select {
 		case <-time.After(time.Duration(f.LatencyMS) * time.Millisecond):
@@ -90,10 +96,12 @@ func (s *Server) misbehave(ctx context.Context, operation string) error {
 			return errDrop
 		}
 	}
+
 	return err
 }
 
-// decide counts this request against the limits. The caller holds s.mu.
+// decide applies the faults that have limits to a request. The caller holds
+// s.mu.
 func (s *Server) decide(f Faults) error {
 	const slow = "You have exceeded the rate at which you may call KMS. Reduce the frequency of your calls."
 	if f.Drop {
@@ -103,6 +111,7 @@ func (s *Server) decide(f Faults) error {
 		s.faults.ThrottleNext--
 		return refuse("ThrottlingException", slow)
 	}
+
 	if f.MaxPerSecond > 0 {
 		if now := time.Now().Truncate(time.Second); !now.Equal(s.second) {
 			s.second, s.sent = now, 0
@@ -111,6 +120,7 @@ func (s *Server) decide(f Faults) error {
 			return refuse("ThrottlingException", slow)
 		}
 	}
+
 	if f.Deny {
 		return refuse("AccessDeniedException", "User: arn:aws:iam::%s:user/proxy is not authorized to perform this "+
 			"operation because no resource-based policy allows it", s.store.account)
@@ -118,6 +128,7 @@ func (s *Server) decide(f Faults) error {
 	if f.Fail == "" && f.Skew == "" {
 		return nil
 	}
+
 	if f.FailNext > 0 {
 		if s.faults.FailNext--; s.faults.FailNext == 0 {
 			s.faults.Fail, s.faults.Skew = "", ""
@@ -126,6 +137,7 @@ func (s *Server) decide(f Faults) error {
 	if f.Skew != "" {
 		return refuse("InvalidSignatureException", "%s", f.Skew)
 	}
+
 	return refuse(f.Fail, "as asked for")
 }
 
@@ -140,34 +152,41 @@ func (s *Server) serveControl(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "loopback clients only", http.StatusForbidden)
 		return
 	}
+
 	switch r.Method {
 	case http.MethodGet:
 	case http.MethodPut:
 		var c control
 		decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, 64<<10))
 		decoder.DisallowUnknownFields()
+
 		if err := decoder.Decode(&c); err != nil {
 			http.Error(w, err.Error(), http.StatusBadRequest)
 			return
 		}
+
 		unknown := func(name string) bool { return operations[name] == nil }
-		if i := slices.IndexFunc(c.Faults.Operations, unknown); i >= 0 { // it would never misbehave
+		if i := slices.IndexFunc(c.Faults.Operations, unknown); i >= 0 { // such a fault would have no effect
 			http.Error(w, "no operation "+c.Faults.Operations[i], http.StatusBadRequest)
 			return
 		}
+
 		s.SetFaults(c.Faults)
 	default:
 		http.Error(w, "GET or PUT", http.StatusMethodNotAllowed)
 		return
 	}
+
 	s.mu.Lock()
 	c := control{s.faults, s.callCounts}
 	body, err := json.Marshal(c)
 	s.mu.Unlock()
+
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
+
 	w.Header().Set("Content-Type", "application/json")
 	_, _ = w.Write(append(body, '\n'))
 }

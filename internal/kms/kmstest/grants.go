@@ -11,32 +11,34 @@ import (
 	"time"
 )
 
-// Grant is what a grant gives, and to whom: the parameters of
+// Grant has the parameters of
 // https://docs.aws.amazon.com/kms/latest/APIReference/API_CreateGrant.html.
 type Grant struct {
-	// GranteePrincipal is the ARN of who may do the Operations. Required.
+	// GranteePrincipal is the ARN of the principal that may perform
+	// Operations. Required.
 	GranteePrincipal string
-	// RetiringPrincipal is kept and listed; who may retire a grant is not
-	// checked.
+	// RetiringPrincipal is stored and listed, but retiring a grant is not
+	// authorized.
 	RetiringPrincipal string `json:",omitempty"`
 	// Operations are names such as Decrypt. At least one.
 	Operations []string
-	// Constraints limit the encryption contexts. The zero value does not.
+	// Constraints restrict the encryption contexts. The zero value does
+	// not.
 	Constraints GrantConstraints `json:",omitzero"`
-	// Name makes a repeated CreateGrant return the first grant. Empty: each
-	// makes a new one.
+	// Name makes a repeated CreateGrant return the first grant. If it is
+	// empty, each call creates a grant.
 	Name string `json:",omitempty"`
 }
 
-// GrantConstraints are pairs that an encryption context must hold, or be equal
-// to. Their names, unlike the values, are compared without case. Empty: no
-// constraint.
+// GrantConstraints are pairs that the encryption context must contain, or
+// be equal to. Names are compared without case, values are not. Empty means
+// no constraint.
 type GrantConstraints struct {
 	EncryptionContextSubset map[string]string `json:",omitempty"`
 	EncryptionContextEquals map[string]string `json:",omitempty"`
 }
 
-// storedGrant is a Grant as the state file holds it.
+// storedGrant is a Grant in the state file.
 type storedGrant struct {
 	Grant
 	ID      string
@@ -44,8 +46,9 @@ type storedGrant struct {
 	Created time.Time
 }
 
-// allows reports whether a is what the grant is for. AWS applies constraints
-// to what has an encryption context, and so not to DescribeKey.
+// allows reports whether the grant covers a. AWS applies constraints only
+// to operations with an encryption context, and therefore not to
+// DescribeKey.
 func (g *storedGrant) allows(a access) bool {
 	operation := strings.TrimPrefix(a.action, "kms:")
 	if !isPrincipal(g.GranteePrincipal, a.caller) || !slices.Contains(g.Operations, operation) {
@@ -90,10 +93,12 @@ type (
 	}
 )
 
-// grantOperations is what a grant on a symmetric key can allow.
+// grantOperations are the operations that a grant on a symmetric key can
+// allow.
 var grantOperations = []string{
 	"CreateGrant", "Decrypt", "DescribeKey", "Encrypt", "GenerateDataKey", "GenerateDataKeyPair",
-	"GenerateDataKeyPairWithoutPlaintext", "GenerateDataKeyWithoutPlaintext", "ReEncryptFrom", "ReEncryptTo", "RetireGrant",
+	"GenerateDataKeyPairWithoutPlaintext", "GenerateDataKeyWithoutPlaintext", "ReEncryptFrom", "ReEncryptTo",
+	"RetireGrant",
 }
 
 var grantIDForm = regexp.MustCompile(`^[0-9a-f]{64}$`)
@@ -102,6 +107,7 @@ func (s *store) createGrant(in createGrantIn) (any, error) {
 	if err := in.check(); err != nil {
 		return nil, err
 	}
+
 	k, err := s.findNoAlias(in.KeyID)
 	if err == nil {
 		err = s.checkEnabled(k)
@@ -109,33 +115,40 @@ func (s *store) createGrant(in createGrantIn) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	again := func(g *storedGrant) bool { return in.Name != "" && reflect.DeepEqual(g.Grant, in.Grant) }
 	if i := slices.IndexFunc(k.Grants, again); i >= 0 {
 		return object{"GrantId": k.Grants[i].ID, "GrantToken": k.Grants[i].Token}, nil
 	}
+
 	g := &storedGrant{
 		Grant: in.clone(), ID: hex.EncodeToString(random(32)), Token: base64.StdEncoding.EncodeToString(random(96)),
 		Created: s.now(),
 	}
+
 	k.Grants = append(k.Grants, g)
 	return object{"GrantId": g.ID, "GrantToken": g.Token}, s.save()
 }
 
-// check also refuses a constraint without pairs, which would constrain nothing.
+// check validates a grant. It refuses a constraint without pairs, which
+// would have no effect.
 func (g *Grant) check() error {
 	for _, p := range []string{g.GranteePrincipal, g.RetiringPrincipal} {
 		if !principalForm.MatchString(p) && (p != "" || g.GranteePrincipal == "") {
 			return refuse("InvalidArnException", "%q is not the ARN of a principal.", p)
 		}
 	}
+
 	if len(g.Operations) == 0 {
 		return refuse("ValidationException", "A grant needs an operation.")
 	}
+
 	for _, o := range g.Operations {
 		if !slices.Contains(grantOperations, o) {
 			return refuse("ValidationException", "%s is not an operation of a grant on a symmetric key.", o)
 		}
 	}
+
 	for _, pairs := range []map[string]string{
 		g.Constraints.EncryptionContextSubset, g.Constraints.EncryptionContextEquals,
 	} {
@@ -143,6 +156,7 @@ func (g *Grant) check() error {
 			return refuse("ValidationException", "A grant constraint has 1 to 8 pairs.")
 		}
 	}
+
 	return nil
 }
 
@@ -154,33 +168,38 @@ func (g *Grant) clone() Grant {
 	return c
 }
 
-// listGrants has no pages: a key of a test has a few grants.
+// listGrants returns all grants in one page, because test keys have few.
 func (s *store) listGrants(in listGrantsIn) (any, error) {
 	k, err := s.findNoAlias(in.KeyID)
 	if err != nil {
 		return nil, err
 	}
+
 	entries := []object{}
 	for _, g := range k.Grants {
 		if in.GrantID != "" && in.GrantID != g.ID ||
 			in.GranteePrincipal != "" && in.GranteePrincipal != g.GranteePrincipal {
 			continue
 		}
+
 		e := object{
 			"KeyId": s.arn(k), "GrantId": g.ID, "CreationDate": g.Created.Unix(), "Operations": g.Operations,
 			"GranteePrincipal": g.GranteePrincipal, "IssuingAccount": "arn:aws:iam::" + s.account + ":root",
 		}
+
 		if g.RetiringPrincipal != "" {
 			e["RetiringPrincipal"] = g.RetiringPrincipal
 		}
 		if g.Name != "" {
 			e["Name"] = g.Name
 		}
+
 		if !reflect.ValueOf(g.Constraints).IsZero() {
 			e["Constraints"] = g.Constraints
 		}
 		entries = append(entries, e)
 	}
+
 	return object{"Grants": entries, "Truncated": false}, nil
 }
 
@@ -188,19 +207,22 @@ func (s *store) revokeGrant(in grantIn) (any, error) {
 	if !grantIDForm.MatchString(in.GrantID) {
 		return nil, refuse("InvalidGrantIdException", "%q is not a grant id.", in.GrantID)
 	}
+
 	k, err := s.findNoAlias(in.KeyID)
 	if err != nil {
 		return nil, err
 	}
+
 	i := slices.IndexFunc(k.Grants, func(g *storedGrant) bool { return g.ID == in.GrantID })
 	if i < 0 {
 		return nil, refuse("NotFoundException", "Grant %s is not found on %s.", in.GrantID, s.arn(k))
 	}
+
 	k.Grants = slices.Delete(k.Grants, i, i+1)
 	return nil, s.save()
 }
 
-// retireGrant takes a grant token, or a key with a grant id.
+// retireGrant accepts a grant token, or a key with a grant id.
 func (s *store) retireGrant(in retireGrantIn) (any, error) {
 	byID := in.KeyID != "" && in.GrantID != ""
 	switch {
@@ -209,6 +231,7 @@ func (s *store) retireGrant(in retireGrantIn) (any, error) {
 	case byID:
 		return s.revokeGrant(grantIn{KeyID: in.KeyID, GrantID: in.GrantID})
 	}
+
 	for _, k := range s.Keys {
 		for _, g := range k.Grants {
 			if g.Token == in.GrantToken {
@@ -216,5 +239,6 @@ func (s *store) retireGrant(in retireGrantIn) (any, error) {
 			}
 		}
 	}
+
 	return nil, refuse("InvalidGrantTokenException", "")
 }

@@ -13,8 +13,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
 )
 
-// newGranted returns a key whose policy allows ADMIN, and clients for it and
-// for APP, whom only grants can allow.
+// newGranted returns a key whose policy allows only ADMIN, with clients for
+// ADMIN and for APP, which needs grants.
 func newGranted(t *testing.T) (server *kmstest.Server, admin, app *official) {
 	t.Helper()
 	server = kmstest.StartTest(t)
@@ -39,10 +39,12 @@ func TestGrants(t *testing.T) {
 	blob, err := admin.generate(ec)
 	must(t, err)
 	want(t, "without a grant", app.decrypt(blob, ec), denied)
+
 	out := admin.grant(&awskms.CreateGrantInput{
 		GranteePrincipal: aws.String(server.UserARN("APP")),
 		Operations:       []types.GrantOperation{types.GrantOperationDecrypt, types.GrantOperationDescribeKey},
 	})
+
 	want(t, "granted", app.decrypt(blob, ec), "")
 	want(t, "granted DescribeKey", app.describe(), "")
 	want(t, "not granted", app.encrypt(ec), denied)
@@ -60,6 +62,7 @@ func TestGrants(t *testing.T) {
 	_, err = admin.RevokeGrant(t.Context(), &awskms.RevokeGrantInput{KeyId: admin.key, GrantId: out.GrantId})
 	want(t, "revoked twice", err, "NotFoundException")
 	_, err = admin.RetireGrant(t.Context(), &awskms.RetireGrantInput{GrantToken: out.GrantToken})
+
 	want(t, "retired after it was revoked", err, "InvalidGrantTokenException")
 }
 
@@ -74,15 +77,23 @@ func TestRetiredGrants(t *testing.T) {
 		},
 	} {
 		encrypt := []types.GrantOperation{types.GrantOperationEncrypt}
-		out := admin.grant(&awskms.CreateGrantInput{GranteePrincipal: aws.String(server.UserARN("APP")), Operations: encrypt})
-		other := admin.grant(&awskms.CreateGrantInput{GranteePrincipal: aws.String(server.UserARN("APP2")), Operations: encrypt})
+		out := admin.grant(&awskms.CreateGrantInput{
+			GranteePrincipal: aws.String(server.UserARN("APP")), Operations: encrypt,
+		})
+
+		other := admin.grant(&awskms.CreateGrantInput{
+			GranteePrincipal: aws.String(server.UserARN("APP2")), Operations: encrypt,
+		})
+
 		want(t, name+", before", app.encrypt(nil), "")
 		_, err := app.RetireGrant(t.Context(), retire(out))
 		must(t, err)
 		want(t, name+", after", app.encrypt(nil), denied)
 		want(t, name+", another grant", newOfficial(t, server, "APP2", *app.key).encrypt(nil), "")
+
 		must(t, server.RetireGrant(*admin.key, *other.GrantId))
 	}
+
 	_, err := app.RetireGrant(t.Context(), &awskms.RetireGrantInput{KeyId: admin.key})
 	want(t, "half a name", err, "ValidationException")
 	_, err = app.RetireGrant(t.Context(), &awskms.RetireGrantInput{GrantToken: aws.String("x"), KeyId: admin.key})
@@ -111,6 +122,7 @@ func TestGrantConstraints(t *testing.T) {
 			GranteePrincipal: aws.String(server.UserARN("APP")), Constraints: &c.constraints,
 			Operations: []types.GrantOperation{types.GrantOperationEncrypt, types.GrantOperationDescribeKey},
 		})
+
 		want(t, c.name, app.encrypt(c.ec), c.want)
 		want(t, c.name+": DescribeKey has no context to constrain", app.describe(), "")
 		must(t, server.RevokeGrant(*admin.key, *out.GrantId))
@@ -130,12 +142,15 @@ func TestListGrants(t *testing.T) {
 	constraints := subset("bucket", "b")
 	in := &awskms.CreateGrantInput{
 		GranteePrincipal: aws.String(server.UserARN("APP")), RetiringPrincipal: aws.String(server.UserARN("ADMIN")),
-		Operations: []types.GrantOperation{types.GrantOperationDecrypt}, Constraints: &constraints, Name: aws.String("one"),
+		Operations: []types.GrantOperation{types.GrantOperationDecrypt}, Constraints: &constraints,
+		Name: aws.String("one"),
 	}
+
 	one := *admin.grant(in).GrantId
 	if again := *admin.grant(in).GrantId; again != one {
 		t.Error("the same grant under the same name was made twice")
 	}
+
 	in.Operations = append(in.Operations, types.GrantOperationEncrypt)
 	two := *admin.grant(in).GrantId
 	in.Name, in.GranteePrincipal = nil, aws.String(server.UserARN("APP2"))
@@ -154,10 +169,12 @@ func TestListGrants(t *testing.T) {
 			t.Errorf("%s: %v, want %v", name, got, c.want)
 		}
 	}
+
 	out, err := admin.ListGrants(t.Context(), &awskms.ListGrantsInput{KeyId: admin.key, GrantId: &one})
 	must(t, err)
 	g := out.Grants[0]
-	if aws.ToString(g.GranteePrincipal) != server.UserARN("APP") || aws.ToString(g.RetiringPrincipal) != server.UserARN("ADMIN") ||
+	if aws.ToString(g.GranteePrincipal) != server.UserARN("APP") ||
+		aws.ToString(g.RetiringPrincipal) != server.UserARN("ADMIN") ||
 		aws.ToString(g.Name) != "one" || aws.ToString(g.KeyId) != *admin.key || g.CreationDate.IsZero() ||
 		!slices.Equal(g.Operations, []types.GrantOperation{"Decrypt"}) ||
 		g.Constraints.EncryptionContextSubset["bucket"] != "b" || out.Truncated {
@@ -182,9 +199,11 @@ func TestGrantsThatAreRefused(t *testing.T) {
 	c := newClient(t, server)
 	key, grantee := `"KeyId":"`+*admin.key+`"`, `,"GranteePrincipal":"`+server.UserARN("APP")+`"`
 	pairs := strings.TrimSuffix(strings.Repeat(`"X":"",`, 9), ",")
+
 	for i := range 9 {
 		pairs = strings.Replace(pairs, "X", string(rune('a'+i)), 1)
 	}
+
 	must(t, server.SetAlias("alias/x", *admin.key))
 	const operations = `,"Operations":["Decrypt"]`
 	for _, row := range []struct{ want, operation, body string }{
@@ -198,8 +217,10 @@ func TestGrantsThatAreRefused(t *testing.T) {
 		{"ValidationException", "CreateGrant", key + grantee + `,"Operations":["kms:Decrypt"]`},
 		{"ValidationException", "CreateGrant", key + grantee + operations + `,"Colour":"red"`},
 		{"ValidationException", "CreateGrant", key + grantee + operations + `,"Constraints":{"SourceArn":"x"}`},
-		{"ValidationException", "CreateGrant", key + grantee + operations + `,"Constraints":{"EncryptionContextEquals":{}}`},
-		{"ValidationException", "CreateGrant", key + grantee + operations + `,"Constraints":{"EncryptionContextSubset":{` + pairs + `}}`},
+		{"ValidationException", "CreateGrant", key + grantee + operations +
+			`,"Constraints":{"EncryptionContextEquals":{}}`},
+		{"ValidationException", "CreateGrant", key + grantee + operations +
+			`,"Constraints":{"EncryptionContextSubset":{` + pairs + `}}`},
 		{"NotFoundException", "CreateGrant", `"KeyId":"alias/x"` + grantee + operations},
 		{"NotFoundException", "ListGrants", `"KeyId":"1234abcd-12ab-34cd-56ef-1234567890ab"`},
 		{"InvalidGrantIdException", "RevokeGrant", key + `,"GrantId":"x"`},
@@ -208,26 +229,31 @@ func TestGrantsThatAreRefused(t *testing.T) {
 	} {
 		c.want(row.want, row.operation, "{"+row.body+"}")
 	}
+
 	must(t, server.DisableKey(*admin.key))
 	c.want("DisabledException", "CreateGrant", "{"+key+grantee+operations+"}")
 }
 
-// The whole way of a tenant who lets a proxy in by a grant, and takes it back.
+// A tenant gives a proxy access with a grant, and revokes it.
 func TestGrantToAProxy(t *testing.T) {
 	server, admin, _ := newGranted(t)
 	w := server.OpenKey(t, *admin.key, nil)
 	if _, _, err := kms.Generate(t.Context(), w, nil); !kms.IsRevoked(err) {
 		t.Errorf("without a grant: %v, want denied", err)
 	}
+
 	id, err := server.CreateGrant(w.KeyID(), kmstest.Grant{
 		GranteePrincipal: server.UserARN(kmstest.AccessKeyID), Operations: []string{"GenerateDataKey", "Decrypt"},
 	})
+
 	must(t, err)
 	_, blob, err := kms.Generate(t.Context(), w, nil)
 	must(t, err)
+
 	if _, err := w.Unwrap(t.Context(), blob, nil); err != nil {
 		t.Errorf("with a grant: %v", err)
 	}
+
 	must(t, server.RevokeGrant(w.KeyID(), id))
 	if _, err := w.Unwrap(t.Context(), blob, nil); !kms.IsRevoked(err) {
 		t.Errorf("after it was revoked: %v, want denied", err)

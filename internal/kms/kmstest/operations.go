@@ -10,12 +10,12 @@ import (
 	"unicode/utf8"
 )
 
-// operation runs with the ARN of its caller and the body of its request.
+// operation handles a request. caller is the ARN of its sender.
 type operation func(s *store, caller string, body *json.Decoder) (any, error)
 
-// operations is all that the server can do. What is not here is
-// UnknownOperationException. Those by opAs are allowed by key policy or grant;
-// those by op to everyone, see (*store).authorize.
+// operations are the supported operations. Others get
+// UnknownOperationException. Those with opAs need permission by key policy
+// or grant; those with op do not, see (*store).authorize.
 var operations = map[string]operation{
 	"DescribeKey":         opAs((*store).describeKey),
 	"GenerateDataKey":     opAs((*store).generateDataKey),
@@ -41,7 +41,8 @@ func op[In any](run func(*store, In) (any, error)) operation {
 	return opAs(func(s *store, _ string, in In) (any, error) { return run(s, in) })
 }
 
-// opAs reads the parameters that an operation has, and refuses any other.
+// opAs decodes the parameters of an operation, and refuses unknown
+// parameters.
 func opAs[In any](run func(*store, string, In) (any, error)) operation {
 	return func(s *store, caller string, decoder *json.Decoder) (any, error) {
 		var in In
@@ -51,11 +52,14 @@ func opAs[In any](run func(*store, string, In) (any, error)) operation {
 			}
 			return nil, refuse("SerializationException", "The body is not the JSON of this operation.")
 		}
+
 		if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
 			return nil, refuse("SerializationException", "The body does not end after its object.")
 		}
+
 		s.mu.Lock()
 		defer s.mu.Unlock()
+
 		return run(s, caller, in)
 	}
 }
@@ -117,14 +121,17 @@ func (s *store) createKey(in createKeyIn) (any, error) {
 		in.Origin != "" && in.Origin != "AWS_KMS" {
 		return nil, refuse("UnsupportedOperationException", "Only symmetric keys.")
 	}
+
 	prefix := ""
 	if in.MultiRegion {
 		prefix = multiRegion
 	}
+
 	k, err := s.add(in.Policy, prefix)
 	if err != nil {
 		return nil, err
 	}
+
 	return object{"KeyMetadata": s.metadata(k)}, nil
 }
 
@@ -141,10 +148,13 @@ func (s *store) describeKey(caller string, in keyIn) (any, error) {
 
 func (s *store) metadata(k *key) object {
 	m := object{
-		"AWSAccountId": s.account, "KeyId": k.ID, "Arn": s.arn(k), "KeyState": k.State, "Enabled": k.State == stateEnabled,
+		"AWSAccountId": s.account, "KeyId": k.ID, "Arn": s.arn(k), "KeyState": k.State,
+		"Enabled":  k.State == stateEnabled,
 		"KeyUsage": "ENCRYPT_DECRYPT", "KeySpec": algorithm, "KeyManager": "CUSTOMER", "Origin": "AWS_KMS",
-		"EncryptionAlgorithms": []string{algorithm}, "CreationDate": k.Created.Unix(), "MultiRegion": strings.HasPrefix(k.ID, multiRegion),
+		"EncryptionAlgorithms": []string{algorithm}, "CreationDate": k.Created.Unix(),
+		"MultiRegion": strings.HasPrefix(k.ID, multiRegion),
 	}
+
 	if k.State == statePendingDeletion {
 		m["DeletionDate"] = k.Deletion.Unix()
 	}
@@ -194,25 +204,34 @@ func (s *store) generateDataKey(caller string, in generateIn) (any, error) {
 	case in.KeySpec != "" || size < 1 || size > 1024:
 		return nil, refuse("ValidationException", "KeySpec must be AES_256 or AES_128, NumberOfBytes 1 to 1024.")
 	}
+
 	k, err := s.usable(access{caller, "kms:GenerateDataKey", in.EncryptionContext}, in.KeyID, "")
 	if err != nil {
 		return nil, err
 	}
+
 	plaintext := random(size)
-	return object{"KeyId": s.arn(k), "Plaintext": plaintext, "CiphertextBlob": k.seal(plaintext, in.EncryptionContext)}, nil
+	return object{
+		"KeyId": s.arn(k), "Plaintext": plaintext,
+		"CiphertextBlob": k.seal(plaintext, in.EncryptionContext),
+	}, nil
 }
 
 func (s *store) encrypt(caller string, in encryptIn) (any, error) {
 	if n := len(in.Plaintext); n < 1 || n > 4096 {
-		return nil, refuse("ValidationException", "1 validation error detected: Value at 'plaintext' failed to satisfy "+
-			"constraint: Member must have length between 1 and 4096")
+		return nil, refuse("ValidationException",
+			"1 validation error detected: Value at 'plaintext' failed to satisfy "+
+				"constraint: Member must have length between 1 and 4096")
 	}
+
 	k, err := s.usable(access{caller, "kms:Encrypt", in.EncryptionContext}, in.KeyID, in.EncryptionAlgorithm)
 	if err != nil {
 		return nil, err
 	}
+
 	return object{
-		"KeyId": s.arn(k), "CiphertextBlob": k.seal(in.Plaintext, in.EncryptionContext), "EncryptionAlgorithm": algorithm,
+		"KeyId": s.arn(k), "CiphertextBlob": k.seal(in.Plaintext, in.EncryptionContext),
+		"EncryptionAlgorithm": algorithm,
 	}, nil
 }
 
@@ -233,31 +252,37 @@ func (s *store) reEncrypt(caller string, in reEncryptIn) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	k, err := s.usable(access{caller, "kms:ReEncryptTo", in.DestinationEncryptionContext}, in.DestinationKeyID,
 		in.DestinationEncryptionAlgorithm)
 	if err != nil {
 		return nil, err
 	}
+
 	return object{
-		"KeyId": s.arn(k), "SourceKeyId": s.arn(source), "CiphertextBlob": k.seal(plaintext, in.DestinationEncryptionContext),
+		"KeyId": s.arn(k), "SourceKeyId": s.arn(source),
+		"CiphertextBlob":            k.seal(plaintext, in.DestinationEncryptionContext),
 		"SourceEncryptionAlgorithm": algorithm, "DestinationEncryptionAlgorithm": algorithm,
 	}, nil
 }
 
-// open decrypts. AWS goes by the key in the blob; a KeyId in the request must
-// name the same key.
+// open decrypts a blob. As in AWS, the key is the one in the blob, and a
+// KeyId in the request must name the same key.
 func (s *store) open(a access, in decryptIn) (*key, []byte, error) {
 	if n := len(in.CiphertextBlob); n < 1 || n > 6144 {
-		return nil, nil, refuse("ValidationException", "1 validation error detected: Value at 'ciphertextBlob' failed to "+
-			"satisfy constraint: Member must have length between 1 and 6144")
+		return nil, nil, refuse("ValidationException",
+			"1 validation error detected: Value at 'ciphertextBlob' failed to "+
+				"satisfy constraint: Member must have length between 1 and 6144")
 	}
 	if err := checkParameters(in.EncryptionContext, in.EncryptionAlgorithm); err != nil {
 		return nil, nil, err
 	}
+
 	id, ok := blobKeyID(in.CiphertextBlob)
 	if !ok {
 		return nil, nil, refuse("InvalidCiphertextException", "")
 	}
+
 	k := s.Keys[id]
 	if in.KeyID != "" {
 		named, err := s.find(in.KeyID)
@@ -267,34 +292,41 @@ func (s *store) open(a access, in decryptIn) (*key, []byte, error) {
 		if err != nil {
 			return nil, nil, err
 		}
+
 		if named != k {
 			return nil, nil, refuse("IncorrectKeyException",
 				"The key ID in the request does not identify a CMK that can perform this operation.")
 		}
 	}
+
 	if k == nil {
-		return nil, nil, refuse("AccessDeniedException", "The ciphertext refers to a customer master key that does not "+
-			"exist, does not exist in this region, or you are not allowed to access.")
+		return nil, nil, refuse("AccessDeniedException",
+			"The ciphertext refers to a customer master key that does not "+
+				"exist, does not exist in this region, or you are not allowed to access.")
 	}
 	if err := s.authorize(k, a); err != nil {
 		return nil, nil, err
 	}
+
 	if err := s.checkEnabled(k); err != nil {
 		return nil, nil, err
 	}
+
 	plaintext, err := k.open(in.CiphertextBlob, in.EncryptionContext)
 	if err != nil {
 		return nil, nil, refuse("InvalidCiphertextException", "")
 	}
+
 	return k, plaintext, nil
 }
 
-// usable finds a key that is to encrypt. A caller without rights does not
+// usable returns a key for encryption. A caller without permission does not
 // learn the key's state.
 func (s *store) usable(a access, id, algorithm string) (*key, error) {
 	if err := checkParameters(a.context, algorithm); err != nil {
 		return nil, err
 	}
+
 	k, err := s.find(id)
 	if err != nil {
 		return nil, err
@@ -302,6 +334,7 @@ func (s *store) usable(a access, id, algorithm string) (*key, error) {
 	if err := s.authorize(k, a); err != nil {
 		return nil, err
 	}
+
 	return k, s.checkEnabled(k)
 }
 
@@ -316,8 +349,8 @@ func (s *store) checkEnabled(k *key) error {
 	}
 }
 
-// checkParameters bounds the context by 8192 bytes. AWS documents no bound; a
-// client should stay well below this one.
+// checkParameters limits the context to 8192 bytes. AWS documents no limit,
+// but clients should stay well below this.
 func checkParameters(context map[string]string, name string) error {
 	size := 0
 	for k, v := range context {
@@ -326,12 +359,14 @@ func checkParameters(context map[string]string, name string) error {
 		}
 		size += len(k) + len(v)
 	}
+
 	if size > 8192 {
 		return refuse("ValidationException", "The encryption context is longer than 8192 bytes.")
 	}
 	if name != "" && name != algorithm {
 		return refuse("InvalidKeyUsageException", "The key does not support %s.", name)
 	}
+
 	return nil
 }
 
@@ -358,6 +393,7 @@ func (s *store) scheduleKeyDeletion(in deleteIn) (any, error) {
 	if days < 7 || days > 30 {
 		return nil, refuse("ValidationException", "PendingWindowInDays must be 7 to 30.")
 	}
+
 	k, err := s.findNoAlias(in.KeyID)
 	if err != nil {
 		return nil, err
@@ -365,6 +401,7 @@ func (s *store) scheduleKeyDeletion(in deleteIn) (any, error) {
 	if k.State == statePendingDeletion {
 		return nil, refuse("KMSInvalidStateException", "%s is pending deletion.", s.arn(k))
 	}
+
 	k.State, k.Deletion = statePendingDeletion, s.now().Add(time.Duration(days)*24*time.Hour)
 	return object{
 		"KeyId": s.arn(k), "DeletionDate": k.Deletion.Unix(), "KeyState": k.State, "PendingWindowInDays": days,
@@ -379,6 +416,6 @@ func (s *store) cancelKeyDeletion(in keyIn) (any, error) {
 	if k.State != statePendingDeletion {
 		return nil, refuse("KMSInvalidStateException", "%s is not pending deletion.", s.arn(k))
 	}
-	k.State = stateDisabled // not Enabled: that takes an EnableKey
+	k.State = stateDisabled // enabling it needs EnableKey
 	return object{"KeyId": s.arn(k)}, s.save()
 }

@@ -12,8 +12,8 @@ import (
 
 // keyPolicy is a key policy
 // (https://docs.aws.amazon.com/kms/latest/developerguide/key-policy-overview.html).
-// It knows a part of the language only, and refuses the rest: a condition that
-// was ignored would make a test pass for the wrong reason.
+// It supports only a part of the language and refuses the rest, because a
+// test could pass for the wrong reason if a condition were ignored.
 type keyPolicy struct {
 	Version   string
 	ID        string `json:"Id"`
@@ -25,8 +25,8 @@ type statement struct {
 	Effect           string
 	Principal        principals
 	Action, Resource stringList
-	// Condition is by operator and then by key, such as StringEquals and
-	// kms:EncryptionContext:bucket.
+	// Condition maps operators, such as StringEquals, to condition keys,
+	// such as kms:EncryptionContext:bucket.
 	Condition map[string]map[string]stringList
 }
 
@@ -35,16 +35,16 @@ const (
 	effectDeny  = "Deny"
 )
 
-// access is what a caller asks of a key. An action that takes no encryption
-// context has none.
+// access is a caller's request to a key. context is nil for actions without
+// an encryption context.
 type access struct {
-	caller  string // an ARN
+	caller  string // ARN
 	action  string // such as kms:Decrypt
 	context map[string]string
 }
 
-// decide returns the effect of the statements that speak of a: effectDeny if
-// any of them denies, else effectAllow if any allows, else "".
+// decide returns the effect of the statements that apply to a: effectDeny
+// if any of them denies, otherwise effectAllow if any allows, otherwise "".
 func (p *keyPolicy) decide(a access) string {
 	effect := ""
 	for _, s := range p.Statement {
@@ -54,8 +54,10 @@ func (p *keyPolicy) decide(a access) string {
 		if s.Effect == effectDeny {
 			return effectDeny
 		}
+
 		effect = effectAllow
 	}
+
 	return effect
 }
 
@@ -65,6 +67,7 @@ func (s *statement) speaksOf(a access) bool {
 	if !slices.ContainsFunc(s.Principal, principal) || !slices.ContainsFunc(s.Action, action) {
 		return false
 	}
+
 	for operator, keys := range s.Condition {
 		for key, values := range keys {
 			if !holds(operator, values, contextValues(key, a.context)) {
@@ -72,19 +75,21 @@ func (s *statement) speaksOf(a access) bool {
 			}
 		}
 	}
+
 	return true
 }
 
-// isPrincipal reports whether an ARN or account id in a policy or grant means
-// the caller. The account's root stands for all its users: AWS then asks their
-// IAM policies, which here allow everything.
+// isPrincipal reports whether an ARN or account id in a policy or grant
+// includes the caller. The account's root includes all its users: AWS then
+// evaluates their IAM policies, which are assumed to allow everything here.
 func isPrincipal(name, caller string) bool {
 	account := strings.Split(caller, ":")[4]
 	return name == caller || name == account || name == "arn:aws:iam::"+account+":root"
 }
 
-// contextValues returns the values that a condition key has in a request: one
-// at most, but that names of an encryption context are compared without case
+// contextValues returns the values of a condition key in a request. There
+// is at most one, unless several names in the encryption context differ
+// only by case
 // (https://docs.aws.amazon.com/kms/latest/developerguide/conditions-kms.html#conditions-kms-encryption-context).
 func contextValues(key string, context map[string]string) (values []string) {
 	for name, value := range context {
@@ -95,27 +100,28 @@ func contextValues(key string, context map[string]string) (values []string) {
 	return values
 }
 
-// holds evaluates one line of a condition. What is not in the request equals
-// nothing, and so is not equal either.
+// holds evaluates one line of a condition. A value that is missing from the
+// request is equal to nothing.
 func holds(operator string, wanted, got []string) bool {
 	some := func(matches func(want, got string) bool) bool {
 		return slices.ContainsFunc(got, func(g string) bool {
 			return slices.ContainsFunc(wanted, func(w string) bool { return matches(w, g) })
 		})
 	}
+
 	equal := func(want, got string) bool { return want == got }
 	switch operator {
 	case "StringEquals":
 		return some(equal)
 	case "StringNotEquals":
 		return !some(equal)
-	default: // parsePolicy knows of no other
+	default: // parsePolicy accepts no other operator
 		return some(matchesPattern)
 	}
 }
 
-// matchesPattern reports whether s has the form of a pattern with * for any
-// run of characters and ? for one.
+// matchesPattern reports whether s matches a pattern, where "*" matches any
+// run of characters and "?" matches one.
 func matchesPattern(pattern, s string) bool {
 	form := regexp.QuoteMeta(pattern)
 	form = strings.ReplaceAll(strings.ReplaceAll(form, `\*`, `.*`), `\?`, `.`)
@@ -123,7 +129,7 @@ func matchesPattern(pattern, s string) bool {
 }
 
 const (
-	policyLimit = 32 << 10 // bytes
+	policyLimit = 32 << 10 // in bytes
 	contextKey  = "kms:EncryptionContext:"
 )
 
@@ -133,11 +139,12 @@ var (
 	actionForm    = regexp.MustCompile(`^(\*|kms:[A-Za-z*?]+)$`)
 )
 
-// parsePolicy reads a policy document. Its error is an *apiError.
+// parsePolicy parses a policy document. Errors are of type *apiError.
 func parsePolicy(document string) (*keyPolicy, error) {
 	if len(document) > policyLimit {
 		return nil, refuse("LimitExceededException", "The policy is longer than %d bytes.", policyLimit)
 	}
+
 	var p keyPolicy
 	decoder := json.NewDecoder(strings.NewReader(document))
 	err := decoder.Decode(&p)
@@ -146,12 +153,14 @@ func parsePolicy(document string) (*keyPolicy, error) {
 			err = errors.New("text after the policy")
 		}
 	}
+
 	if err == nil {
 		err = p.check()
 	}
 	if err != nil {
 		return nil, refuse("MalformedPolicyDocumentException", "The policy is not valid: %v.", err)
 	}
+
 	return &p, nil
 }
 
@@ -162,11 +171,13 @@ func (p *keyPolicy) check() error {
 	if len(p.Statement) == 0 {
 		return errors.New("no statement")
 	}
+
 	for i, s := range p.Statement {
 		if err := s.check(); err != nil {
 			return fmt.Errorf("statement %d: %w", i+1, err)
 		}
 	}
+
 	return nil
 }
 
@@ -177,26 +188,31 @@ func (s *statement) check() error {
 	case len(s.Principal) == 0 || len(s.Action) == 0 || len(s.Resource) == 0:
 		return errors.New("no principal, no action, or no resource")
 	}
+
 	for _, p := range s.Principal {
 		if p != "*" && !accountForm.MatchString(p) && !principalForm.MatchString(p) {
 			return fmt.Errorf("no principal %q", p)
 		}
 	}
+
 	for _, a := range s.Action {
 		if !actionForm.MatchString(a) {
 			return fmt.Errorf("no action %q", a)
 		}
 	}
+
 	for _, r := range s.Resource {
 		if r != "*" {
 			return fmt.Errorf("resource %q: in a key policy it is *, which is this key", r)
 		}
 	}
+
 	for operator, keys := range s.Condition {
 		if err := checkCondition(operator, keys); err != nil {
 			return err
 		}
 	}
+
 	return nil
 }
 
@@ -207,6 +223,7 @@ func checkCondition(operator string, keys map[string]stringList) error {
 	if len(keys) == 0 {
 		return errors.New("a condition without a key")
 	}
+
 	for key, values := range keys {
 		if len(key) <= len(contextKey) || !strings.EqualFold(key[:len(contextKey)], contextKey) {
 			return fmt.Errorf("no condition key %q", key)
@@ -214,12 +231,14 @@ func checkCondition(operator string, keys map[string]stringList) error {
 		if len(values) == 0 {
 			return fmt.Errorf("no value for %q", key)
 		}
+
 		for _, v := range values {
 			if strings.Contains(v, "${") {
 				return fmt.Errorf("no policy variables, as in %q", v)
 			}
 		}
 	}
+
 	return nil
 }
 
@@ -235,8 +254,8 @@ func (s *statement) UnmarshalJSON(data []byte) error {
 	return readExactly(data, (*plain)(s), "Sid", "Effect", "Principal", "Action", "Resource", "Condition")
 }
 
-// readExactly reads an object that has these names and no others. Package json
-// would take them in any case, and AWS does not.
+// readExactly parses an object with these names only. Package json would
+// ignore case, but AWS does not.
 func readExactly(data []byte, to any, names ...string) error {
 	var got map[string]json.RawMessage
 	if err := json.Unmarshal(data, &got); err != nil {

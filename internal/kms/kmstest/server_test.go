@@ -33,34 +33,40 @@ func newClient(t *testing.T, s *kmstest.Server) *client {
 	}}
 }
 
-// call returns the name of the error, or "", and the answer.
+// call returns the error name, or "", and the response.
 func (c *client) call(operation, body string) (string, map[string]any) {
 	c.t.Helper()
 	r, err := http.NewRequestWithContext(c.t.Context(), http.MethodPost, c.server.URL()+"/", strings.NewReader(body))
 	if err != nil {
 		c.t.Fatal(err)
 	}
+
 	r.Header.Set("X-Amz-Target", "TrentService."+operation)
 	for name, value := range c.headers {
 		r.Header.Set(name, value)
 	}
+
 	resp, err := http.DefaultClient.Do(r)
 	if err != nil {
 		c.t.Fatal(err)
 	}
 	defer resp.Body.Close()
+
 	data, err := io.ReadAll(resp.Body)
 	if err != nil {
 		c.t.Fatal(err)
 	}
+
 	var out map[string]any
 	if err := json.Unmarshal(data, &out); err != nil && len(data) > 0 {
 		c.t.Fatalf("%s: %q", operation, data)
 	}
+
 	name, _ := out["__type"].(string)
 	if (resp.StatusCode == http.StatusOK) != (name == "") || resp.Header.Get("X-Amzn-Errortype") != name {
 		c.t.Errorf("%s: status %d with error %q", operation, resp.StatusCode, name)
 	}
+
 	return name, out
 }
 
@@ -120,7 +126,8 @@ func TestStrictness(t *testing.T) {
 		{"", "Encrypt", `{` + key + `,"Plaintext":"` + strings.Repeat("AAAA", 1365) + `"}`},
 		{"ValidationException", "Encrypt", `{` + key + `,"Plaintext":"AAAA","EncryptionContext":{"a":"` + big + `"}}`},
 		{"ValidationException", "Encrypt", `{` + key + `,"Plaintext":"AAAA","EncryptionContext":{"":"a"}}`},
-		{"InvalidKeyUsageException", "Encrypt", `{` + key + `,"Plaintext":"AAAA","EncryptionAlgorithm":"RSAES_OAEP_SHA_1"}`},
+		{"InvalidKeyUsageException", "Encrypt", `{` + key +
+			`,"Plaintext":"AAAA","EncryptionAlgorithm":"RSAES_OAEP_SHA_1"}`},
 		{"ValidationException", "Decrypt", `{` + key + `,"CiphertextBlob":""}`},
 		{"InvalidCiphertextException", "Decrypt", `{` + key + `,"CiphertextBlob":"AAAA"}`},
 		{"NotFoundException", "DescribeKey", `{"KeyId":"alias/none"}`},
@@ -155,6 +162,7 @@ func TestReEncrypt(t *testing.T) {
 		return `{"CiphertextBlob":"` + out["CiphertextBlob"].(string) + `","SourceEncryptionContext":` + ec +
 			`,"DestinationKeyId":"` + b.KeyID() + `","DestinationEncryptionContext":{"b":"2"}}`
 	}
+
 	c.want("InvalidCiphertextException", "ReEncrypt", body(`{"a":"2"}`))
 	out = c.want("", "ReEncrypt", body(`{"a":"1"}`))
 	decrypt := `{"CiphertextBlob":"` + out["CiphertextBlob"].(string) + `","EncryptionContext":{"b":"2"}`
@@ -162,6 +170,7 @@ func TestReEncrypt(t *testing.T) {
 	if out["KeyId"] != b.KeyID() || out["Plaintext"] != "c2VjcmV0" {
 		t.Errorf("%v", out)
 	}
+
 	c.want("IncorrectKeyException", "Decrypt", decrypt+`,"KeyId":"`+a.KeyID()+`"}`)
 	must(t, server.DestroyKey(b.KeyID()))
 	c.want("AccessDeniedException", "Decrypt", decrypt+`}`)
@@ -181,10 +190,12 @@ func TestStateSurvivesARestart(t *testing.T) {
 	second, err := kmstest.Start(cfg)
 	must(t, err)
 	defer second.Close()
+
 	w = second.OpenKey(t, "alias/x", nil)
 	if got, err := kms.Unwrap(t.Context(), w, blob, nil); err != nil || !bytes.Equal(got, dek) {
 		t.Errorf("after a restart: %v", err)
 	}
+
 	must(t, second.ScheduleKeyDeletion(w.KeyID()))
 	now = now.Add(7 * 24 * time.Hour)
 	newClient(t, second).want("NotFoundException", "DescribeKey", `{"KeyId":"`+w.KeyID()+`"}`)
@@ -193,52 +204,66 @@ func TestStateSurvivesARestart(t *testing.T) {
 func TestControl(t *testing.T) {
 	server := kmstest.StartTest(t)
 	w := server.NewKey(t, func(c *kms.AWSConfig) { c.MaxAttempts = 1 })
+
 	control := func(body string) int {
-		r, err := http.NewRequestWithContext(t.Context(), http.MethodPut, server.URL()+"/_control", strings.NewReader(body))
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodPut, server.URL()+"/_control",
+			strings.NewReader(body))
 		must(t, err)
 		resp, err := http.DefaultClient.Do(r)
 		must(t, err)
 		defer resp.Body.Close()
+
 		return resp.StatusCode
 	}
 	if status := control(`{"faults":{"throttle_next":1}}`); status != http.StatusOK {
 		t.Fatalf("status %d", status)
 	}
+
 	if _, _, err := kms.Generate(t.Context(), w, nil); !kms.IsThrottled(err) {
 		t.Errorf("%v, want throttled", err)
 	}
 	if _, _, err := kms.Generate(t.Context(), w, nil); err != nil {
 		t.Errorf("the next one: %v", err)
 	}
+
 	if status := control(`{"faults":{"colour":"red"}}`); status != http.StatusBadRequest {
 		t.Errorf("an unknown fault: status %d", status)
 	}
 	if status := control(`{"faults":{"hang":true,"operations":["decrypt"]}}`); status != http.StatusBadRequest {
 		t.Errorf("a fault of an unknown operation: status %d", status)
 	}
+
 	control(`{"faults":{"max_per_second":1}}`)
 	throttled := 0
+
 	for range 5 {
 		if _, _, err := kms.Generate(t.Context(), w, nil); kms.IsThrottled(err) {
 			throttled++
 		}
 	}
+
 	if throttled < 3 {
 		t.Errorf("%d of 5 throttled at one a second", throttled)
 	}
+
 	control(`{"faults":{"fail":"KMSInternalException","fail_next":1,"latency_ms":50}}`)
 	start := time.Now()
-	if _, _, err := kms.Generate(t.Context(), w, nil); !kms.IsUnreachable(err) || time.Since(start) < 50*time.Millisecond {
+	if _, _, err := kms.Generate(t.Context(), w, nil); !kms.IsUnreachable(err) ||
+		time.Since(start) < 50*time.Millisecond {
 		t.Errorf("%v after %v", err, time.Since(start))
 	}
+
 	if _, _, err := kms.Generate(t.Context(), w, nil); err != nil {
 		t.Errorf("after one failure: %v", err)
 	}
+
 	resp, err := http.Get(server.URL() + "/_control")
 	must(t, err)
 	defer resp.Body.Close()
+
 	var state struct{ Calls map[string]int }
 	must(t, json.NewDecoder(resp.Body).Decode(&state))
+
 	if state.Calls["GenerateDataKey"] != 9 {
 		t.Errorf("calls %v", state.Calls)
 	}
@@ -264,6 +289,7 @@ func TestFaultsOfDecryptAlone(t *testing.T) {
 		if _, _, err := kms.Generate(t.Context(), w, nil); err != nil {
 			t.Errorf("%s: GenerateDataKey: %v", name, err)
 		}
+
 		_, err := w.Unwrap(t.Context(), blob, nil)
 		if e, ok := errors.AsType[*kms.Error](err); !ok || e.Kind != c.want {
 			t.Errorf("%s: Decrypt: %v, want %v", name, err, c.want)

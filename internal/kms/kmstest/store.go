@@ -18,15 +18,15 @@ import (
 	"time"
 )
 
-// The key states of AWS that this server knows.
+// The AWS key states that this server supports.
 const (
 	stateEnabled         = "Enabled"
 	stateDisabled        = "Disabled"
 	statePendingDeletion = "PendingDeletion"
 )
 
-// store is the keys and aliases of a server, with their policies and grants.
-// Fields with capitals are what the state file holds.
+// store contains the keys and aliases of a server, with their policies and
+// grants. Exported fields are saved in the state file.
 type store struct {
 	account, region, file string
 	now                   func() time.Time
@@ -42,10 +42,10 @@ type key struct {
 	State    string         `json:"state"`
 	Created  time.Time      `json:"created"`
 	Deletion time.Time      `json:"deletion,omitzero"`
-	Policy   string         `json:"policy,omitempty"` // "" in a file of before there were policies
+	Policy   string         `json:"policy,omitempty"` // "" in files older than policies
 	Grants   []*storedGrant `json:"grants,omitempty"`
 
-	rules *keyPolicy // Policy, read
+	rules *keyPolicy // Policy, parsed
 }
 
 func openStore(cfg Config) (*store, error) {
@@ -56,15 +56,18 @@ func openStore(cfg Config) (*store, error) {
 	if s.account == "" {
 		s.account = "111122223333"
 	}
+
 	if s.region == "" {
 		s.region = "us-east-1"
 	}
 	if s.now == nil {
 		s.now = time.Now
 	}
+
 	if s.file == "" {
 		return s, nil
 	}
+
 	data, err := os.ReadFile(s.file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return s, nil
@@ -72,20 +75,23 @@ func openStore(cfg Config) (*store, error) {
 	if err == nil {
 		err = json.Unmarshal(data, s)
 	}
+
 	for _, k := range s.Keys {
 		err = errors.Join(err, s.setPolicy(k, k.Policy))
 	}
+
 	if err != nil {
 		return nil, fmt.Errorf("kmstest: reading the state: %w", err)
 	}
 	return s, nil
 }
 
-// save writes the state file anew, so that it is never half written.
+// save replaces the state file atomically.
 func (s *store) save() error {
 	if s.file == "" {
 		return nil
 	}
+
 	data, err := json.MarshalIndent(s, "", "  ")
 	if err != nil {
 		return err
@@ -93,22 +99,25 @@ func (s *store) save() error {
 	if err := os.WriteFile(s.file+".new", data, 0o600); err != nil {
 		return err
 	}
+
 	return os.Rename(s.file+".new", s.file)
 }
 
-// multiRegion begins the id of a multi-Region key.
+// multiRegion is the prefix of multi-Region key ids.
 const multiRegion = "mrk-"
 
-// add makes a new key with a policy, the default one for "", as one of a kind
-// of ids. The caller holds s.mu.
+// add creates a key with a policy; "" means the default policy. prefix
+// starts the key id. The caller holds s.mu.
 func (s *store) add(policy, prefix string) (*key, error) {
 	id := random(16)
 	id[6], id[8] = id[6]&0x0f|0x40, id[8]&0x3f|0x80 // a random UUID, RFC 9562, section 5.4
 	h := hex.EncodeToString(id)
 	name := prefix + h
+
 	if prefix == "" {
 		name = strings.Join([]string{h[:8], h[8:12], h[12:16], h[16:20], h[20:]}, "-")
 	}
+
 	k := &key{
 		ID:       name,
 		Material: random(32),
@@ -118,6 +127,7 @@ func (s *store) add(policy, prefix string) (*key, error) {
 	if err := s.setPolicy(k, policy); err != nil {
 		return nil, err
 	}
+
 	s.Keys[k.ID] = k
 	return k, s.save()
 }
@@ -126,8 +136,8 @@ func (s *store) arn(k *key) string {
 	return "arn:aws:kms:" + s.region + ":" + s.account + ":key/" + k.ID
 }
 
-// find takes what AWS takes for a key: id, ARN, alias name, alias ARN. The
-// caller holds s.mu.
+// find returns a key by id, ARN, alias name or alias ARN. The caller holds
+// s.mu.
 func (s *store) find(name string) (*key, error) {
 	id := name
 	if arn, ok := strings.CutPrefix(name, "arn:"); ok {
@@ -137,6 +147,7 @@ func (s *store) find(name string) (*key, error) {
 		}
 		id = strings.TrimPrefix(resource, "key/")
 	}
+
 	if strings.HasPrefix(id, "alias/") {
 		target, ok := s.Aliases[id]
 		if !ok {
@@ -144,6 +155,7 @@ func (s *store) find(name string) (*key, error) {
 		}
 		id = target
 	}
+
 	k := s.Keys[id]
 	if k != nil && k.State == statePendingDeletion && !s.now().Before(k.Deletion) {
 		delete(s.Keys, id)
@@ -152,10 +164,11 @@ func (s *store) find(name string) (*key, error) {
 	if k == nil {
 		return nil, refuse("NotFoundException", "Key '%s' does not exist", name)
 	}
+
 	return k, nil
 }
 
-// findNoAlias is find for operations on the key itself, which take no alias.
+// findNoAlias is find for operations that do not accept aliases.
 func (s *store) findNoAlias(name string) (*key, error) {
 	if strings.Contains(name, "alias/") {
 		return nil, refuse("NotFoundException", "Invalid keyId %s", name)
@@ -163,12 +176,12 @@ func (s *store) findNoAlias(name string) (*key, error) {
 	return s.find(name)
 }
 
-// A blob is a fixed header, the key's id, frame, nonce, encrypted data and
-// tag. All before the nonce is authenticated. The frame fills it up to the
-// size of AWS's blobs: 152 bytes more than the plaintext.
+// A blob is a fixed header, the key's id, padding, nonce, encrypted data
+// and tag. Everything before the nonce is authenticated. The padding makes
+// it as long as AWS's blobs: 152 bytes more than the plaintext.
 const (
 	blobID     = "\x01\x02\x02\x00\x78"
-	blobMulti  = "\x01\x02\x02\x00\x79" // of a multi-Region key
+	blobMulti  = "\x01\x02\x02\x00\x79" // for a multi-Region key
 	blobFrame  = 152 - len(blobID) - 16 - 12 - 16
 	blobHeader = len(blobID) + 16 + blobFrame
 )
@@ -178,10 +191,12 @@ func (k *key) seal(plaintext []byte, context map[string]string) []byte {
 	if h, ok := strings.CutPrefix(k.ID, multiRegion); ok {
 		head, digits = blobMulti, h
 	}
+
 	id, err := hex.DecodeString(digits)
 	if err != nil || len(id) != 16 {
 		panic("kmstest: a key id that is no UUID")
 	}
+
 	blob := append([]byte(head), id...)
 	blob = append(blob, random(blobFrame)...)
 	return k.aead().Seal(blob, nil, plaintext, associatedData(blob, context))
@@ -191,12 +206,13 @@ func (k *key) open(blob []byte, context map[string]string) ([]byte, error) {
 	return k.aead().Open(nil, nil, blob[blobHeader:], associatedData(blob[:blobHeader], context))
 }
 
-// blobKeyID returns the id of the key that a blob names, or false for what is
-// no blob.
+// blobKeyID returns the key id in a blob. ok is false if it is not a blob
+// of this server.
 func blobKeyID(blob []byte) (string, bool) {
 	if len(blob) < blobHeader {
 		return "", false
 	}
+
 	h := hex.EncodeToString(blob[len(blobID) : len(blobID)+16])
 	switch string(blob[:len(blobID)]) {
 	case blobID:
@@ -205,6 +221,7 @@ func blobKeyID(blob []byte) (string, bool) {
 	default:
 		return "", false
 	}
+
 	return strings.Join([]string{h[:8], h[8:12], h[12:16], h[16:20], h[20:]}, "-"), true
 }
 
