@@ -623,7 +623,8 @@ func TestOddKeys(t *testing.T) {
 	}
 }
 
-// Dot segments and doubled slashes are part of a key and reach the store as they are, whatever it makes of them.
+// Dot segments and doubled slashes are part of a key, and are sent to the store
+// unchanged.
 func TestPathsAreNotCleaned(t *testing.T) {
 	p := newProxy(t)
 	for sent, key := range map[string]string{
@@ -633,7 +634,7 @@ func TestPathsAreNotCleaned(t *testing.T) {
 		t.Run(sent, func(t *testing.T) {
 			p.origin.take()
 			r := p.sign(request{method: "GET", path: "/" + p.bucket + sigv4.EscapePath(key)})
-			r.URL.Opaque = "//" + r.URL.Host + "/" + p.bucket + sent // encoded in another way than was signed
+			r.URL.Opaque = "//" + r.URL.Host + "/" + p.bucket + sent // not encoded as it was signed
 			resp, err := p.server.Client().Do(r)
 			if err != nil {
 				t.Fatal(err)
@@ -847,7 +848,7 @@ func TestDeleteIfSize(t *testing.T) {
 
 	if a := p.send(request{method: http.MethodPut, path: path, body: []byte("text")}); a.Header.Get(
 		"X-Amz-Object-Size",
-	) != "4" { // which the store says of the ciphertext
+	) != "4" { // the store sends it for the ciphertext
 		t.Errorf("stored with %s bytes", a.Header.Get("X-Amz-Object-Size"))
 	}
 
