@@ -833,7 +833,8 @@ func TestAuthorization(t *testing.T) {
 	}
 }
 
-// A condition on the size is on the plaintext's, and what is deleted is what had that size.
+// A condition on the size is about the plaintext. The object that is deleted is
+// the one that had that size.
 func TestDeleteIfSize(t *testing.T) {
 	p := newProxy(t)
 	path := "/" + p.bucket + "/k"
