@@ -483,10 +483,7 @@ func TestChecksumAlgorithms(t *testing.T) {
 
 			if a := p.send(request{
 				method: "HEAD", path: path, header: http.Header{"X-Amz-Checksum-Mode": {"ENABLED"}},
-			}); a.Header.Get(
-				header,
-			) != text ||
-				a.Header.Get("X-Amz-Checksum-Type") != "FULL_OBJECT" {
+			}); a.Header.Get(header) != text || a.Header.Get("X-Amz-Checksum-Type") != "FULL_OBJECT" {
 				t.Errorf("HEAD %v", a.Header)
 			}
 		})
@@ -847,10 +844,10 @@ func TestDeleteIfSize(t *testing.T) {
 		t.Errorf("what is not there: %d %s", a.StatusCode, a.Code)
 	}
 
-	if a := p.send(request{method: http.MethodPut, path: path, body: []byte("text")}); a.Header.Get(
-		"X-Amz-Object-Size",
-	) != "4" { // the store sends it for the ciphertext
-		t.Errorf("stored with %s bytes", a.Header.Get("X-Amz-Object-Size"))
+	// The store sends it for the ciphertext.
+	a := p.send(request{method: http.MethodPut, path: path, body: []byte("text")})
+	if size := a.Header.Get("X-Amz-Object-Size"); size != "4" {
+		t.Errorf("stored with %s bytes", size)
 	}
 
 	for size, code := range map[string]string{
