@@ -357,19 +357,13 @@ func TestEncryptWithAStoreWithoutConditions(t *testing.T) {
 	})
 
 	config := m.config("hooked.yaml", hooked, "old", "old")
-	if out := m.command(1, "encrypt", "--config", config, "s3://bucket"); !strings.Contains(
-		out,
-		"does not honor If-Match in PutObject",
-	) ||
-		!maps.Equal(before, m.state()) {
+	out := m.command(1, "encrypt", "--config", config, "s3://bucket")
+	if !strings.Contains(out, "does not honor If-Match in PutObject") || !maps.Equal(before, m.state()) {
 		t.Errorf("it does not refuse:\n%s", out)
 	}
 
-	if out := m.command(0, "encrypt", "--config", config, "s3://bucket", "--unconditional"); strings.Count(
-		out,
-		"WARNING",
-	) != 2 ||
-		!strings.Contains(out, "encrypted  2 objects") {
+	out = m.command(0, "encrypt", "--config", config, "s3://bucket", "--unconditional")
+	if strings.Count(out, "WARNING") != 2 || !strings.Contains(out, "encrypted  2 objects") {
 		t.Error(out)
 	}
 

@@ -61,10 +61,8 @@ func TestInventory(t *testing.T) {
 		}
 	}
 
-	if prefix := m.command(0, "inventory", "--config", m.both, "s3://bucket/dir/", "--format", "csv"); strings.Count(
-		prefix,
-		"\r\n",
-	) != 2 {
+	prefix := m.command(0, "inventory", "--config", m.both, "s3://bucket/dir/", "--format", "csv")
+	if strings.Count(prefix, "\r\n") != 2 {
 		t.Errorf("below a prefix:\n%s", prefix)
 	}
 
@@ -89,10 +87,7 @@ func TestInventory(t *testing.T) {
 	if want := map[string]string{
 		"empty": "0 single  new 1", odd: "70000 single  old 1", "parts": "11534336 multipart 3 old 1",
 		"plain": "5 plaintext   ",
-	}; !maps.Equal(
-		kinds,
-		want,
-	) {
+	}; !maps.Equal(kinds, want) {
 		t.Errorf("%v", kinds)
 	}
 	m.broken(table)

@@ -78,7 +78,6 @@ func (s *witness) set(answer func(http.ResponseWriter, *http.Request)) {
 }
 
 // newRecorded starts a proxy in front of a witness.
-// newRecorded starts a proxy in front of a witness.
 func newRecorded(t *testing.T) (*proxy, *witness) {
 	t.Helper()
 	store := &witness{}

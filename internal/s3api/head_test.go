@@ -22,7 +22,6 @@ func shrink(resp *http.Response) {
 	}
 }
 
-// A HEAD is verified where the key is at hand, and always if that is set.
 // A HEAD is verified if the key is cached, and always if VerifyHead is set.
 func TestHeadIsVerified(t *testing.T) {
 	for _, always := range []bool{false, true} {

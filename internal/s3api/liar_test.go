@@ -635,7 +635,6 @@ func (tr *trial) run(v *victim, form readForm, script []byte, warm bool) error {
 	return err
 }
 
-// got is what a client got.
 // got is what a client has received.
 type got struct {
 	*http.Response

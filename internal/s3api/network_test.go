@@ -458,8 +458,6 @@ func TestKeepAliveAfterATimeout(t *testing.T) {
 	}
 }
 
-// refuseUploads has the store's next uploads refused with an answer, so many of
-// them, after it has taken what there is of them.
 // refuseUploads refuses the store's next uploads with an answer, after
 // reading what has arrived of them.
 func (w *network) refuseUploads(times int, status int, answer string) *atomic.Int64 {

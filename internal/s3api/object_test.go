@@ -483,10 +483,7 @@ func TestChecksumAlgorithms(t *testing.T) {
 
 			if a := p.send(request{
 				method: "HEAD", path: path, header: http.Header{"X-Amz-Checksum-Mode": {"ENABLED"}},
-			}); a.Header.Get(
-				header,
-			) != text ||
-				a.Header.Get("X-Amz-Checksum-Type") != "FULL_OBJECT" {
+			}); a.Header.Get(header) != text || a.Header.Get("X-Amz-Checksum-Type") != "FULL_OBJECT" {
 				t.Errorf("HEAD %v", a.Header)
 			}
 		})
@@ -623,7 +620,8 @@ func TestOddKeys(t *testing.T) {
 	}
 }
 
-// Dot segments and doubled slashes are part of a key and reach the store as they are, whatever it makes of them.
+// Dot segments and doubled slashes are part of a key, and are sent to the store
+// unchanged.
 func TestPathsAreNotCleaned(t *testing.T) {
 	p := newProxy(t)
 	for sent, key := range map[string]string{
@@ -633,7 +631,7 @@ func TestPathsAreNotCleaned(t *testing.T) {
 		t.Run(sent, func(t *testing.T) {
 			p.origin.take()
 			r := p.sign(request{method: "GET", path: "/" + p.bucket + sigv4.EscapePath(key)})
-			r.URL.Opaque = "//" + r.URL.Host + "/" + p.bucket + sent // encoded in another way than was signed
+			r.URL.Opaque = "//" + r.URL.Host + "/" + p.bucket + sent // not encoded as it was signed
 			resp, err := p.server.Client().Do(r)
 			if err != nil {
 				t.Fatal(err)
@@ -832,7 +830,8 @@ func TestAuthorization(t *testing.T) {
 	}
 }
 
-// A condition on the size is on the plaintext's, and what is deleted is what had that size.
+// A condition on the size is about the plaintext. The object that is deleted is
+// the one that had that size.
 func TestDeleteIfSize(t *testing.T) {
 	p := newProxy(t)
 	path := "/" + p.bucket + "/k"
@@ -845,10 +844,10 @@ func TestDeleteIfSize(t *testing.T) {
 		t.Errorf("what is not there: %d %s", a.StatusCode, a.Code)
 	}
 
-	if a := p.send(request{method: http.MethodPut, path: path, body: []byte("text")}); a.Header.Get(
-		"X-Amz-Object-Size",
-	) != "4" { // which the store says of the ciphertext
-		t.Errorf("stored with %s bytes", a.Header.Get("X-Amz-Object-Size"))
+	// The store sends it for the ciphertext.
+	a := p.send(request{method: http.MethodPut, path: path, body: []byte("text")})
+	if size := a.Header.Get("X-Amz-Object-Size"); size != "4" {
+		t.Errorf("stored with %s bytes", size)
 	}
 
 	for size, code := range map[string]string{

@@ -410,7 +410,6 @@ func TestPostObjectIsRefused(t *testing.T) {
 	}
 }
 
-// Bodies that no form writer makes.
 // Bodies that no form library writes.
 func TestPostObjectOddBodies(t *testing.T) {
 	p := newProxy(t)
@@ -501,7 +500,6 @@ func TestPostObjectDelimiterInTheFile(t *testing.T) {
 	}
 }
 
-// A client that goes away in the middle of its file stores nothing.
 // If a client disconnects within its file, nothing is stored.
 func TestPostObjectBrokenOff(t *testing.T) {
 	p := newProxy(t)

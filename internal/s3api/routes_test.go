@@ -44,7 +44,6 @@ func TestEveryOperationHasAScope(t *testing.T) {
 	}
 }
 
-// The scopes that let in more clients than that of the path does.
 // The scopes that are wider than the path.
 func TestScopesGolden(t *testing.T) {
 	wide := map[scope][]string{

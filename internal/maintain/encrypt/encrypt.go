@@ -33,7 +33,6 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/stored"
 )
 
-// Config is what an Encrypter works with.
 // Config configures an Encrypter.
 type Config struct {
 	inplace.Config

@@ -3,7 +3,7 @@ package encrypt
 import (
 	"bytes"
 	"context"
-	"crypto/md5" //nolint:gosec // what stores take for an ETag
+	"crypto/md5" //nolint:gosec // most stores use MD5 for ETags
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"

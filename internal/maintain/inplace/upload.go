@@ -3,7 +3,7 @@ package inplace
 import (
 	"bytes"
 	"context"
-	"crypto/md5" //nolint:gosec // what stores take for an ETag
+	"crypto/md5" //nolint:gosec // most stores use MD5 for ETags
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/xml"
@@ -184,7 +184,7 @@ func (u *Upload) Complete(ctx context.Context, etag string) error {
 	header := http.Header{
 		"Content-Type":         {"application/xml"},
 		"X-Amz-Content-Sha256": {hex.EncodeToString(digest[:])},
-	} // in place of the framing of uploads
+	} // instead of the framing of uploads
 
 	if etag != "" {
 		header.Set("If-Match", etag)

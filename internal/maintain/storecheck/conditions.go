@@ -3,7 +3,7 @@ package storecheck
 import (
 	"bytes"
 	"context"
-	"crypto/md5" //nolint:gosec // what stores take for an ETag
+	"crypto/md5" //nolint:gosec // most stores use MD5 for ETags
 	"encoding/hex"
 	"fmt"
 	"net/http"
