@@ -20,7 +20,10 @@ const kmsObjects = 2000
 // for each, and with dek_reuse. Counts are exact, whatever the machine does
 // meanwhile.
 func kmsCalls(ctx context.Context, l *lab) error {
-	fmt.Printf("\n| %d objects of 4 KiB, dek_cache.ttl 5m | KMS calls to write them | to read them, with nothing cached |\n|---|---|---|\n", kmsObjects)
+	fmt.Printf(
+		"\n| %d objects of 4 KiB, dek_cache.ttl 5m | KMS calls to write them | to read them, with nothing cached |\n|---|---|---|\n",
+		kmsObjects,
+	)
 	for _, row := range []struct{ name, label, rule string }{
 		{"kms-each", "a data key for each (default)", plainRule},
 		{"kms-reuse", "`dek_reuse: {max_objects: 1000}`", reuseRule},
@@ -29,17 +32,32 @@ func kmsCalls(ctx context.Context, l *lab) error {
 		if err != nil {
 			return err
 		}
-		admin := newTarget(row.name+"-admin", "http://"+address, clientAccess, clientSecret, nil) // it looks at no signature
+
+		admin := newTarget(
+			row.name+"-admin",
+			"http://"+address,
+			clientAccess,
+			clientSecret,
+			nil,
+		) // it looks at no signature
 		written, err := l.countCalls(ctx, admin, func(n int) error {
-			_, err := t.do(ctx, http.MethodPut, fmt.Sprintf("/%s/%s-%d", bucket, row.name, n), &endless{left: 4 << 10}, 4<<10)
+			_, err := t.do(
+				ctx,
+				http.MethodPut,
+				fmt.Sprintf("/%s/%s-%d", bucket, row.name, n),
+				&endless{left: 4 << 10},
+				4<<10,
+			)
 			return err
 		})
 		if err != nil {
 			return err
 		}
+
 		if _, err := admin.do(ctx, http.MethodPost, "/admin/purge", nil, 0); err != nil {
 			return err
 		}
+
 		read, err := l.countCalls(ctx, admin, func(n int) error {
 			_, err := t.do(ctx, http.MethodGet, fmt.Sprintf("/%s/%s-%d", bucket, row.name, n), nil, 0)
 			return err
@@ -49,6 +67,7 @@ func kmsCalls(ctx context.Context, l *lab) error {
 		}
 		fmt.Printf("| %s | %d | %d |\n", row.label, written, read)
 	}
+
 	return nil
 }
 
@@ -59,6 +78,7 @@ func (l *lab) countCalls(ctx context.Context, admin *target, do func(n int) erro
 	if err != nil {
 		return 0, err
 	}
+
 	const clients = 8
 	r := inParallel(clients, func(client int) (int64, error) {
 		for n := client; n < kmsObjects; n += clients {
@@ -71,6 +91,7 @@ func (l *lab) countCalls(ctx context.Context, admin *target, do func(n int) erro
 	if r.err != nil {
 		return 0, r.err
 	}
+
 	after, err := calls(ctx, admin)
 	return after - before, err
 }
@@ -83,6 +104,7 @@ func calls(ctx context.Context, admin *target) (sum int64, err error) {
 		return 0, err
 	}
 	defer resp.Body.Close()
+
 	lines := bufio.NewScanner(resp.Body)
 	for lines.Scan() {
 		name, value, _ := strings.Cut(lines.Text(), "} ")
@@ -94,5 +116,6 @@ func calls(ctx context.Context, admin *target) (sum int64, err error) {
 			sum += n
 		}
 	}
+
 	return sum, lines.Err()
 }

@@ -63,18 +63,22 @@ func (l *lab) start(ctx context.Context) error {
 	if err := l.startStore(ctx); err != nil {
 		return err
 	}
+
 	direct := newTarget("store", l.store, storeAccess, storeSecret, nil)
 	if _, err := direct.do(ctx, http.MethodPut, "/"+bucket, nil, 0); err != nil {
 		return fmt.Errorf("creating the bucket: %w", err)
 	}
+
 	plain, err := l.startPlain(ctx)
 	if err != nil {
 		return err
 	}
+
 	ours, err := l.startProxy(ctx, "cmekproxy", l.store)
 	if err != nil {
 		return err
 	}
+
 	l.targets = []*target{direct, plain, ours}
 	return nil
 }
@@ -83,7 +87,10 @@ func newTarget(name, url, access, secret string, pids func() []int) *target {
 	return &target{
 		name: name, url: url, access: access, secret: secret, pids: pids, prepared: make(map[int64]bool),
 		client: &http.Client{Transport: &http.Transport{
-			MaxIdleConnsPerHost: 128, DisableCompression: true, WriteBufferSize: 64 << 10, ResponseHeaderTimeout: 2 * time.Minute,
+			MaxIdleConnsPerHost:   128,
+			DisableCompression:    true,
+			WriteBufferSize:       64 << 10,
+			ResponseHeaderTimeout: 2 * time.Minute,
 		}},
 	}
 }
@@ -108,20 +115,38 @@ func (l *lab) startStoreIn(ctx context.Context, parent string) error {
 		return err
 	}
 	if need := l.o.space(); free < need {
-		return fmt.Errorf("%d MiB are free, %d MiB are needed; smaller -sizes or fewer -clients need less", free>>20, need>>20)
+		return fmt.Errorf(
+			"%d MiB are free, %d MiB are needed; smaller -sizes or fewer -clients need less",
+			free>>20,
+			need>>20,
+		)
 	}
+
 	dir, err := os.MkdirTemp(parent, "bench-store-")
 	if err != nil {
 		return err
 	}
+
 	addr := freeAddress()
 	// It closes a connection after each answer unless told otherwise, and then
 	// TCP handshakes are what is measured.
-	cmd := exec.CommandContext(ctx, filepath.Join(l.o.bin, "versitygw"), "--port", addr, "--region", region, "--quiet", "--keep-alive", "posix", dir)
+	cmd := exec.CommandContext(
+		ctx,
+		filepath.Join(l.o.bin, "versitygw"),
+		"--port",
+		addr,
+		"--region",
+		region,
+		"--quiet",
+		"--keep-alive",
+		"posix",
+		dir,
+	)
 	cmd.Env = append(os.Environ(), "ROOT_ACCESS_KEY="+storeAccess, "ROOT_SECRET_KEY="+storeSecret)
 	if err := l.launch(cmd, "store", addr); err != nil {
 		return errors.Join(err, os.RemoveAll(dir))
 	}
+
 	l.store, l.storeDir = "http://"+addr, dir
 	return nil
 }
@@ -166,6 +191,7 @@ func (l *lab) startNginx(ctx context.Context, nginx string) (*target, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	l.plainVersion = strings.TrimSpace(string(version))
 	addr := freeAddress()
 	conf := filepath.Join(l.dir, "nginx.conf")
@@ -186,11 +212,19 @@ http {
 	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
 		return nil, err
 	}
+
 	cmd := exec.CommandContext(ctx, nginx, "-c", conf, "-p", l.dir)
 	if err := l.launch(cmd, "nginx", addr); err != nil {
 		return nil, err
 	}
-	return newTarget("nginx", "http://"+addr, storeAccess, storeSecret, func() []int { return children(cmd.Process.Pid) }), nil
+
+	return newTarget(
+		"nginx",
+		"http://"+addr,
+		storeAccess,
+		storeSecret,
+		func() []int { return children(cmd.Process.Pid) },
+	), nil
 }
 
 // startReverseProxy is Go's own, in a process of its own, so that its CPU and
@@ -206,7 +240,13 @@ func (l *lab) startReverseProxy(ctx context.Context) (*target, error) {
 	if err := l.launch(cmd, "httputil", addr); err != nil {
 		return nil, err
 	}
-	return newTarget("httputil", "http://"+addr, storeAccess, storeSecret, func() []int { return []int{cmd.Process.Pid} }), nil
+	return newTarget(
+		"httputil",
+		"http://"+addr,
+		storeAccess,
+		storeSecret,
+		func() []int { return []int{cmd.Process.Pid} },
+	), nil
 }
 
 // plainRule is the encryption rule of the proxies that are measured.
@@ -225,9 +265,14 @@ func (l *lab) startProxyWith(ctx context.Context, name, store, rule string) (t *
 	addr := freeAddress()
 	admin = freeAddress()
 	keyFile, conf := filepath.Join(l.dir, name+".key"), filepath.Join(l.dir, name+".yaml")
-	if err := os.WriteFile(keyFile, []byte("cmekproxy-local-key-v1:"+base64.StdEncoding.EncodeToString(key)+"\n"), 0o600); err != nil {
+	if err := os.WriteFile(
+		keyFile,
+		[]byte("cmekproxy-local-key-v1:"+base64.StdEncoding.EncodeToString(key)+"\n"),
+		0o600,
+	); err != nil {
 		return nil, "", err
 	}
+
 	text := fmt.Sprintf(`listen: %s
 admin_listen: %s
 origin: {endpoint: "%s", region: %s, access_key: %s, secret_key: %s}
@@ -238,11 +283,19 @@ encryption: {rules: [%s]}
 	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
 		return nil, "", err
 	}
+
 	cmd := exec.CommandContext(ctx, filepath.Join(l.o.bin, "cmekproxy"), "serve", "--config", conf)
 	if err := l.launch(cmd, name, addr); err != nil {
 		return nil, "", err
 	}
-	return newTarget(name, "http://"+addr, clientAccess, clientSecret, func() []int { return []int{cmd.Process.Pid} }), admin, nil
+
+	return newTarget(
+		name,
+		"http://"+addr,
+		clientAccess,
+		clientSecret,
+		func() []int { return []int{cmd.Process.Pid} },
+	), admin, nil
 }
 
 // launch starts a process and waits until it listens.
@@ -252,11 +305,13 @@ func (l *lab) launch(cmd *exec.Cmd, name, addr string) error {
 		return err
 	}
 	defer log.Close()
+
 	cmd.Stdout, cmd.Stderr = log, log // cmekproxy's access log is written, as in real life
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("starting %s: %w", name, err)
 	}
+
 	l.processes = append(l.processes, cmd)
 	for range 200 {
 		if conn, err := net.Dial("tcp", addr); err == nil { //nolint:noctx // loopback
@@ -264,6 +319,7 @@ func (l *lab) launch(cmd *exec.Cmd, name, addr string) error {
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
+
 	text, err := os.ReadFile(log.Name())
 	return errors.Join(fmt.Errorf("%s does not listen: %.500s", name, text), err)
 }

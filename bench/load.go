@@ -78,6 +78,7 @@ func (c cell) measure(ctx context.Context, t, store *target, length time.Duratio
 	if err := errors.Join(c.prepare(ctx, t), warm.prepare(ctx, t)); err != nil {
 		return result{err: err}
 	}
+
 	r := warm.load(ctx, t, length/4)
 	if r.err == nil {
 		t.resetPeakRSS()
@@ -85,6 +86,7 @@ func (c cell) measure(ctx context.Context, t, store *target, length time.Duratio
 		r = c.load(ctx, t, length)
 		r.cpu, r.peakRSS = t.cpu()-before, t.peakRSS()
 	}
+
 	if c.method == http.MethodPut {
 		r.err = errors.Join(r.err, c.remove(ctx, t, store), warm.remove(ctx, t, store))
 	}
@@ -114,6 +116,7 @@ func (c cell) load(ctx context.Context, t *target, length time.Duration) result 
 			total.add(own)
 		})
 	}
+
 	wg.Wait()
 	total.took = time.Since(start)
 	return total
@@ -176,20 +179,29 @@ func (t *target) do(ctx context.Context, method, path string, body io.Reader, le
 }
 
 // send sends a signed request and returns the answer if it is one of success.
-func (t *target) send(ctx context.Context, method, path string, header http.Header, body io.Reader, length int64) (*http.Response, error) {
+func (t *target) send(
+	ctx context.Context,
+	method, path string,
+	header http.Header,
+	body io.Reader,
+	length int64,
+) (*http.Response, error) {
 	r, err := http.NewRequestWithContext(ctx, method, t.url+path, body)
 	if err != nil {
 		return nil, err
 	}
+
 	maps.Copy(r.Header, header)
 	if body != nil {
 		r.ContentLength = length
 	}
+
 	r.Header.Set("X-Amz-Content-Sha256", "UNSIGNED-PAYLOAD")
 	creds := aws.Credentials{AccessKeyID: t.access, SecretAccessKey: t.secret}
 	if err := signer.SignHTTP(ctx, creds, r, "UNSIGNED-PAYLOAD", "s3", region, time.Now()); err != nil {
 		return nil, err
 	}
+
 	resp, err := t.client.Do(r)
 	if err != nil {
 		return nil, err
@@ -200,6 +212,7 @@ func (t *target) send(ctx context.Context, method, path string, header http.Head
 		n, _ := io.ReadFull(resp.Body, text)
 		return nil, fmt.Errorf("answered %s: %s", resp.Status, text[:n])
 	}
+
 	return resp, nil
 }
 

@@ -50,15 +50,25 @@ func run(ctx context.Context) error {
 	if flag.NArg() == 3 && flag.Arg(0) == reverseProxyCommand {
 		return serveReverseProxy(ctx, flag.Arg(1), flag.Arg(2))
 	}
+
 	if flag.NArg() > 0 {
 		return errors.New("there are flags only; see -h")
 	}
+
 	lab, err := newLab(ctx, o)
 	if err != nil {
 		return err
 	}
 	defer lab.close()
-	fmt.Printf("%s, %d cores, %s, %s, load average %s\n", cpuModel(), runtime.NumCPU(), runtime.Version(), time.Now().UTC().Format("2006-01-02"), loadAverage())
+
+	fmt.Printf(
+		"%s, %d cores, %s, %s, load average %s\n",
+		cpuModel(),
+		runtime.NumCPU(),
+		runtime.Version(),
+		time.Now().UTC().Format("2006-01-02"),
+		loadAverage(),
+	)
 	fmt.Printf("%s; the store keeps its objects in %s\n\n", lab.plainVersion, lab.storeDir)
 	if len(o.clients) > 0 || o.large > 0 {
 		err = compare(ctx, lab, o)
@@ -66,6 +76,7 @@ func run(ctx context.Context) error {
 	if ctx.Err() == nil && (o.memory > 0 || o.full) {
 		err = errors.Join(err, memory(ctx, lab, o))
 	}
+
 	if ctx.Err() == nil {
 		err = errors.Join(err, kmsCalls(ctx, lab))
 	}
@@ -77,22 +88,49 @@ func parse() (options, error) {
 	var o options
 	var clients, sizes, large string
 	var short bool
-	flag.BoolVar(&short, "short", false, "a look of less than a minute: -time 200ms -clients 1,8 -sizes 4KiB,1MiB,16MiB -multipart 128MiB -memory 5s")
+	flag.BoolVar(
+		&short,
+		"short",
+		false,
+		"a look of less than a minute: -time 200ms -clients 1,8 -sizes 4KiB,1MiB,16MiB -multipart 128MiB -memory 5s",
+	)
 	flag.StringVar(&o.bin, "bin", ".cache/bin", "`DIRECTORY` of proxy and versitygw")
-	flag.StringVar(&o.plain, "plain", "auto", "the plain reverse proxy: nginx, go (net/http/httputil), or auto, nginx if there is one")
+	flag.StringVar(
+		&o.plain,
+		"plain",
+		"auto",
+		"the plain reverse proxy: nginx, go (net/http/httputil), or auto, nginx if there is one",
+	)
 	flag.DurationVar(&o.cell, "time", 2*time.Second, "time of a cell in a round, after a warm-up of a quarter of it")
 	flag.IntVar(&o.rounds, "rounds", 2, "rounds")
 	flag.StringVar(&clients, "clients", "1,8,32", "numbers of concurrent clients; empty for no comparison")
 	flag.StringVar(&sizes, "sizes", "4KiB,1MiB,64MiB", "object sizes")
-	flag.StringVar(&large, "multipart", "1GiB", "size of an object that is uploaded and read in parts of 8 MiB, 8 at a time; empty for none")
-	flag.DurationVar(&o.memory, "memory", 20*time.Second, "time for which 64 transfers of 1 GiB each way run, to see the memory they take; 0 for none")
+	flag.StringVar(
+		&large,
+		"multipart",
+		"1GiB",
+		"size of an object that is uploaded and read in parts of 8 MiB, 8 at a time; empty for none",
+	)
+	flag.DurationVar(
+		&o.memory,
+		"memory",
+		20*time.Second,
+		"time for which 64 transfers of 1 GiB each way run, to see the memory they take; 0 for none",
+	)
 	flag.BoolVar(&o.full, "full", false, "run the 64 transfers of 1 GiB to their end, whatever time it takes")
-	flag.Int64Var(&o.rate, "rate", 16, "MiB/s of each of the 64 transfers at most, so that none is done before the others")
+	flag.Int64Var(
+		&o.rate,
+		"rate",
+		16,
+		"MiB/s of each of the 64 transfers at most, so that none is done before the others",
+	)
 	flag.Parse()
 	if short {
 		given := make(map[string]bool)
 		flag.Visit(func(f *flag.Flag) { given[f.Name] = true })
-		for name, value := range map[string]string{"time": "200ms", "clients": "1,8", "sizes": "4KiB,1MiB,16MiB", "multipart": "128MiB", "memory": "5s"} {
+		for name, value := range map[string]string{
+			"time": "200ms", "clients": "1,8", "sizes": "4KiB,1MiB,16MiB", "multipart": "128MiB", "memory": "5s",
+		} {
 			if given[name] {
 				continue
 			}
@@ -101,11 +139,16 @@ func parse() (options, error) {
 			}
 		}
 	}
+
 	if o.rounds < 1 || o.rate < 1 {
 		return o, errors.New("-rounds and -rate are 1 or more")
 	}
+
 	var err error
-	if o.clients, err = parseList(clients, func(s string) (int64, error) { return strconv.ParseInt(s, 10, 64) }); err != nil {
+	if o.clients, err = parseList(
+		clients,
+		func(s string) (int64, error) { return strconv.ParseInt(s, 10, 64) },
+	); err != nil {
 		return o, err
 	}
 	if large != "" {
@@ -113,6 +156,7 @@ func parse() (options, error) {
 			return o, err
 		}
 	}
+
 	o.sizes, err = parseList(sizes, parseSize)
 	return o, err
 }
@@ -159,10 +203,14 @@ func compare(ctx context.Context, lab *lab, o options) error {
 		printRow(name, clients, results)
 		for i, r := range results {
 			if r.err != nil {
-				failures = append(failures, fmt.Errorf("%s with %d clients at %s: %w", name, clients, lab.targets[i].name, r.err))
+				failures = append(
+					failures,
+					fmt.Errorf("%s with %d clients at %s: %w", name, clients, lab.targets[i].name, r.err),
+				)
 			}
 		}
 	}
+
 	fmt.Println()
 	return errors.Join(failures...)
 }
@@ -185,7 +233,13 @@ func rows(o options) []row {
 		}
 	}
 	if o.large > 0 {
-		all = append(all, partsUpload{o.large}, partsDownload{o.large}, randomReads{o.large, 4 << 10}, randomReads{o.large, 1 << 20})
+		all = append(
+			all,
+			partsUpload{o.large},
+			partsDownload{o.large},
+			randomReads{o.large, 4 << 10},
+			randomReads{o.large, 1 << 20},
+		)
 	}
 	return all
 }

@@ -25,7 +25,13 @@ func memory(ctx context.Context, l *lab, o options) error {
 	if err != nil {
 		return err
 	}
-	if _, err := down.do(ctx, http.MethodPut, "/"+bucket+"/1GiB", &endless{left: transferred}, transferred); err != nil {
+	if _, err := down.do(
+		ctx,
+		http.MethodPut,
+		"/"+bucket+"/1GiB",
+		&endless{left: transferred},
+		transferred,
+	); err != nil {
 		return fmt.Errorf("storing the object to read: %w", err)
 	}
 	up, err := l.startProxy(ctx, "memory-put", l.newSink())
@@ -76,6 +82,7 @@ func (c *crowd) run(ctx context.Context) error {
 		how = fmt.Sprintf("cut after %v", c.options.memory)
 	}
 	defer cancel()
+
 	var wg sync.WaitGroup
 	errs := make([]error, transfers)
 	start := time.Now()
@@ -87,10 +94,12 @@ func (c *crowd) run(ctx context.Context) error {
 			p.done.Store(true)
 		})
 	}
+
 	most := c.watch(&wg)
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
+
 	var moved int64
 	for n := range c.paces {
 		moved += c.paces[n].moved.Load()
@@ -98,15 +107,34 @@ func (c *crowd) run(ctx context.Context) error {
 			errs[n] = nil
 		}
 	}
+
 	peak := c.target.peakRSS()
-	fmt.Printf("%d %s of 1 GiB, %s: %d under way at once, %.1f GiB in %.0f s, peak RSS of cmekproxy %.1f MiB (limit %d)\n", transfers, c.method, how, most,
-		float64(moved)/(1<<30), time.Since(start).Seconds(), float64(peak)/(1<<20), memoryLimit>>20)
+	fmt.Printf(
+		"%d %s of 1 GiB, %s: %d under way at once, %.1f GiB in %.0f s, peak RSS of cmekproxy %.1f MiB (limit %d)\n",
+		transfers,
+		c.method,
+		how,
+		most,
+		float64(moved)/(1<<30),
+		time.Since(start).Seconds(),
+		float64(peak)/(1<<20),
+		memoryLimit>>20,
+	)
 	if most < transfers {
-		errs = append(errs, fmt.Errorf("%s: only %d of %d transfers were ever under way at once, which proves nothing", c.method, most, transfers))
+		errs = append(
+			errs,
+			fmt.Errorf(
+				"%s: only %d of %d transfers were ever under way at once, which proves nothing",
+				c.method,
+				most,
+				transfers,
+			),
+		)
 	}
 	if peak > memoryLimit {
 		errs = append(errs, fmt.Errorf("%s: more than %d MiB", c.method, memoryLimit>>20))
 	}
+
 	return errors.Join(errs...)
 }
 
@@ -118,6 +146,7 @@ func (c *crowd) watch(wg *sync.WaitGroup) (most int) {
 		wg.Wait()
 		close(finished)
 	}()
+
 	ticker := time.NewTicker(50 * time.Millisecond)
 	defer ticker.Stop()
 	for {
@@ -126,6 +155,7 @@ func (c *crowd) watch(wg *sync.WaitGroup) (most int) {
 			return most
 		case <-ticker.C:
 		}
+
 		moving := 0
 		for n := range c.paces {
 			if c.paces[n].underWay() {

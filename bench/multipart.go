@@ -30,7 +30,13 @@ func (u partsUpload) label() (string, int) {
 func (u partsUpload) path(t *target) string { return "/" + bucket + "/" + t.name + "-parts" }
 
 func (u partsUpload) measure(ctx context.Context, t, store *target, _ time.Duration) result {
-	if _, err := store.do(ctx, http.MethodDelete, u.path(t), nil, 0); err != nil { // memory is what the store keeps it in
+	if _, err := store.do(
+		ctx,
+		http.MethodDelete,
+		u.path(t),
+		nil,
+		0,
+	); err != nil { // memory is what the store keeps it in
 		return result{err: err}
 	}
 	t.resetPeakRSS()
@@ -46,6 +52,7 @@ func (u partsUpload) upload(ctx context.Context, t *target) (result, error) {
 	if err := t.exchange(ctx, u.path(t)+"?uploads=", nil, &created); err != nil {
 		return result{}, err
 	}
+
 	etags := make([]string, (u.size+partSize-1)/partSize)
 	r := inParallel(len(etags), func(i int) (int64, error) {
 		length := min(partSize, u.size-int64(i)*partSize)
@@ -60,16 +67,19 @@ func (u partsUpload) upload(ctx context.Context, t *target) (result, error) {
 	if r.err != nil {
 		return r, r.err
 	}
+
 	list := bytes.NewBufferString("<CompleteMultipartUpload>")
 	for i, etag := range etags {
 		fmt.Fprintf(list, "<Part><PartNumber>%d</PartNumber><ETag>%s</ETag></Part>", i+1, etag)
 	}
+
 	list.WriteString("</CompleteMultipartUpload>")
 	var done struct{ ETag string }
 	err := t.exchange(ctx, u.path(t)+"?uploadId="+created.UploadId, list.Bytes(), &done)
 	if err == nil && done.ETag == "" {
 		err = errors.New("CompleteMultipartUpload gave no ETag")
 	}
+
 	return r, err
 }
 
@@ -101,6 +111,7 @@ func inParallel(n int, one func(i int) (int64, error)) result {
 			total.add(result{bytes: moved, latencies: []time.Duration{time.Since(begin)}, err: err})
 		})
 	}
+
 	all.Wait()
 	return total
 }
@@ -163,11 +174,13 @@ func (c randomReads) measure(ctx context.Context, t, _ *target, length time.Dura
 				own.bytes += moved
 				own.latencies = append(own.latencies, time.Since(begin))
 			}
+
 			mu.Lock()
 			defer mu.Unlock()
 			r.add(own)
 		})
 	}
+
 	all.Wait()
 	r.took, r.cpu, r.peakRSS = time.Since(start), t.cpu()-before, t.peakRSS()
 	return r
@@ -193,6 +206,7 @@ func partsMemory(ctx context.Context, l *lab, o options) error {
 	if err != nil {
 		return err
 	}
+
 	var all sync.WaitGroup
 	errs := make([]error, memoryParts)
 	start := time.Now()
@@ -202,24 +216,38 @@ func partsMemory(ctx context.Context, l *lab, o options) error {
 			errs[n] = up.part(ctx, n+1, p, memoryPartSize)
 		})
 	}
+
 	all.Wait()
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
+
 	peak := up.peakRSS()
-	fmt.Printf("%d UploadParts of %s at a time: peak RSS of cmekproxy %.1f MiB (limit %d)\n", memoryParts, formatSize(memoryPartSize), float64(peak)/(1<<20), memoryLimit>>20)
+	fmt.Printf(
+		"%d UploadParts of %s at a time: peak RSS of cmekproxy %.1f MiB (limit %d)\n",
+		memoryParts,
+		formatSize(memoryPartSize),
+		float64(peak)/(1<<20),
+		memoryLimit>>20,
+	)
 	if peak > memoryLimit {
 		return fmt.Errorf("UploadPart: more than %d MiB", memoryLimit>>20)
 	}
 	if !o.full {
 		return nil
 	}
+
 	up.resetPeakRSS()
 	start = time.Now()
 	if err := up.part(ctx, 1, &endless{left: largestPart}, largestPart); err != nil {
 		return err
 	}
-	fmt.Printf("one UploadPart of 5 GiB less 9,216 bytes: %.0f s, peak RSS %.1f MiB\n", time.Since(start).Seconds(), float64(up.peakRSS())/(1<<20))
+
+	fmt.Printf(
+		"one UploadPart of 5 GiB less 9,216 bytes: %.0f s, peak RSS %.1f MiB\n",
+		time.Since(start).Seconds(),
+		float64(up.peakRSS())/(1<<20),
+	)
 	return nil
 }
 

@@ -21,6 +21,7 @@ func serveReverseProxy(ctx context.Context, addr, store string) error {
 	if err != nil {
 		return err
 	}
+
 	proxy := &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.SetURL(u)
@@ -33,11 +34,13 @@ func serveReverseProxy(ctx context.Context, addr, store string) error {
 	if err != nil {
 		return err
 	}
+
 	server := &http.Server{Handler: proxy, ReadHeaderTimeout: 10 * time.Second}
 	defer context.AfterFunc(ctx, func() { _ = server.Close() })()
 	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
+
 	return nil
 }
 

@@ -18,6 +18,7 @@ func (t *target) cpu() time.Duration {
 	if t.pids == nil {
 		return 0
 	}
+
 	var total time.Duration
 	for _, pid := range t.pids() {
 		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
@@ -31,6 +32,7 @@ func (t *target) cpu() time.Duration {
 			total += time.Duration(n) * clockTick
 		}
 	}
+
 	return total
 }
 
@@ -40,7 +42,11 @@ func (t *target) resetPeakRSS() {
 		return
 	}
 	for _, pid := range t.pids() {
-		_ = os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", pid), []byte("5"), 0) // without it the peak is that of the run so far
+		_ = os.WriteFile(
+			fmt.Sprintf("/proc/%d/clear_refs", pid),
+			[]byte("5"),
+			0,
+		) // without it the peak is that of the run so far
 	}
 }
 
@@ -50,6 +56,7 @@ func (t *target) peakRSS() int64 {
 	if t.pids == nil {
 		return 0
 	}
+
 	var total int64
 	for _, pid := range t.pids() {
 		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
@@ -63,6 +70,7 @@ func (t *target) peakRSS() int64 {
 			}
 		}
 	}
+
 	return total
 }
 
@@ -98,21 +106,25 @@ func room(dir string) (int64, error) {
 	if err := syscall.Statfs(dir, &fs); err != nil {
 		return 0, err
 	}
+
 	free := int64(fs.Bavail) * fs.Bsize
 	const tmpfs = 0x01021994
 	if fs.Type != tmpfs {
 		return free, nil
 	}
+
 	data, err := os.ReadFile("/proc/meminfo")
 	if err != nil {
 		return 0, err
 	}
+
 	for line := range strings.Lines(string(data)) {
 		if text, ok := strings.CutPrefix(line, "MemAvailable:"); ok {
 			n, err := strconv.ParseInt(strings.Fields(text)[0], 10, 64)
 			return min(free, n<<10/2), err // the other half is for everything else
 		}
 	}
+
 	return free, nil
 }
 

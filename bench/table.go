@@ -31,6 +31,7 @@ func printRow(name string, clients int, results []result) {
 		p50, p99 := r.percentiles()
 		fmt.Printf(" %s | %s | %s / %s |", short(r.throughput()), short(r.requests()), ms(p50), ms(p99))
 	}
+
 	for _, r := range results[1:] {
 		if r.err != nil {
 			fmt.Print(" | | |")
@@ -38,15 +39,22 @@ func printRow(name string, clients int, results []result) {
 		}
 		fmt.Printf(" %.2f | %s | %.0f |", r.cpuPerGiB(), short(r.cpuPerRequest()), float64(r.peakRSS)/(1<<20))
 	}
+
 	plain, ours := results[len(results)-2], results[len(results)-1]
 	if plain.err != nil || ours.err != nil {
 		fmt.Println(" | | | |")
 		return
 	}
+
 	plain50, plain99 := plain.percentiles()
 	ours50, ours99 := ours.percentiles()
-	fmt.Printf(" %s | %s | %s | %s |\n", ratio(ours.throughput(), plain.throughput()), ratio(ours50.Seconds(), plain50.Seconds()),
-		ratio(ours99.Seconds(), plain99.Seconds()), ratio(ours.cpuPerRequest(), plain.cpuPerRequest()))
+	fmt.Printf(
+		" %s | %s | %s | %s |\n",
+		ratio(ours.throughput(), plain.throughput()),
+		ratio(ours50.Seconds(), plain50.Seconds()),
+		ratio(ours99.Seconds(), plain99.Seconds()),
+		ratio(ours.cpuPerRequest(), plain.cpuPerRequest()),
+	)
 }
 
 // ratio is a/b. CPU times have a resolution of 10 ms, so a short run may have

@@ -34,7 +34,7 @@ func checkMultipart(t *testing.T, s *session) {
 	same(t, "large", got, err, large.data)
 }
 
-// checkCopy has the server copy an object that was put whole and one that was
+// checkCopy has the server copy a single-PUT object and one that was
 // put in parts.
 func checkCopy(t *testing.T, s *session) {
 	c, ok := s.client.(copier)

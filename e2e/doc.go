@@ -21,8 +21,10 @@
 //	revocation_test.go  how long after a key has gone the last byte comes; load_test.go is what goes on meanwhile, and
 //	                  kmsprocess_test.go the customer who takes the key away, and the network that fails
 //	kmserrors_test.go what clients make of the KMS's errors
-//	tools_test.go     what is built on S3; backups_test.go restic, duplicity and litestream, mounts_test.go s3fs and rclone
-//	                  mount, libraries_test.go Thanos' acceptance tests and Parquet
+//	tools_test.go     what is built on S3
+//	backups_test.go   restic, duplicity and litestream
+//	mounts_test.go    s3fs and rclone mount
+//	libraries_test.go Thanos' acceptance tests and Parquet
 //	conformance_test.go  public suites, at the store and through the proxy; conformance.txt is what differs, and why
 //	scan_test.go      the search for plaintext at rest
 //	report_test.go    the table at the end; matrix_test.go writes it into docs/s3-compatibility.md

@@ -88,7 +88,7 @@ is right; nothing that it prints is about ETags, MD5 or checksums. Blank: it has
 s3cmd run over HTTP and over TLS (aws-cli over TLS only); backups, mounts and libraries run at two replicas behind a balancer.
 
 - **multipart**: a file that is too large for one request, up and down, as the client does it by itself. **copy**: by the server, of
-  objects that were put whole and in parts; also renames, and copies in parts. **sync twice**: the second run copies nothing, either way.
+  single-PUT and multipart objects; also renames, and copies of parts. **sync twice**: the second run copies nothing, either way.
 - **verify**: the client's own comparison of all content: ''rclone check --download'', ''restic check --read-data'', ''duplicity verify --compare-data''.
 - **wrong keys**: a wrong secret and an unknown access key are refused, with the code that S3 has for each.
 

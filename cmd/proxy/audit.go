@@ -32,6 +32,7 @@ func (s *server) openAudit(cfg config.Audit) (err error) {
 	case cfg.File == "":
 		return nil
 	}
+
 	s.audit, err = audit.New(out)
 	return err
 }

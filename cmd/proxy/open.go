@@ -123,7 +123,7 @@ func buildTransport(cfg *config.Config, unixSocket string, log *zap.Logger) (*or
 		ConnectTimeout:  cfg.Origin.ConnectTimeout,
 		ResponseTimeout: cfg.Origin.ResponseTimeout,
 		IdleTimeout:     cfg.Origin.IdleTimeout,
-		MaxConns:        2 * cfg.Limits.MaxConcurrentRequests, // twice, because slow requests have a pool of the same size
+		MaxConns:        2 * cfg.Limits.MaxConcurrentRequests, // slow requests have as many
 		UnixSocket:      unixSocket,
 	}
 
@@ -237,7 +237,10 @@ func (b *backend) keyringKeys(ctx context.Context) ([]keyring.Key, error) {
 	opened := b.openKeys(ctx)
 	for i, k := range b.cfg.Keys {
 		key := keyring.Key{
-			Name: k.Name, Provider: string(k.Provider), Timeout: kms.AttemptsPerCall * k.Timeout, ProbeTimeout: k.Timeout,
+			Name:         k.Name,
+			Provider:     string(k.Provider),
+			Timeout:      kms.AttemptsPerCall * k.Timeout,
+			ProbeTimeout: k.Timeout,
 		}
 
 		wrapper, err := opened[i].wrapper, opened[i].err

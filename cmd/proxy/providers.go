@@ -17,8 +17,16 @@ func buildWrapper(ctx context.Context, k config.Key, report kms.Report) (kms.Wra
 	switch k.Provider {
 	case config.AWSKMS:
 		return kms.NewAWS(ctx, kms.AWSConfig{
-			KeyID: k.KeyID, Region: k.Region, Endpoint: k.Endpoint, RoleARN: k.RoleARN, ExternalID: k.ExternalID, FIPS: k.FIPS,
-			CAFile: k.CAFile, Report: report, Timeout: k.Timeout, MaxAttempts: 1,
+			KeyID:       k.KeyID,
+			Region:      k.Region,
+			Endpoint:    k.Endpoint,
+			RoleARN:     k.RoleARN,
+			ExternalID:  k.ExternalID,
+			FIPS:        k.FIPS,
+			CAFile:      k.CAFile,
+			Report:      report,
+			Timeout:     k.Timeout,
+			MaxAttempts: 1,
 		})
 	case config.VaultTransit:
 		return kms.NewVault(kms.VaultConfig{
@@ -40,7 +48,12 @@ func buildWrapper(ctx context.Context, k config.Key, report kms.Report) (kms.Wra
 			return nil, fmt.Errorf("key_id: %w", err)
 		}
 		return kms.NewPKCS11(ctx, kms.PKCS11Config{
-			Module: k.Module, TokenLabel: k.Token, KeyLabel: k.KeyLabel, KeyID: id, PIN: k.PIN.Reveal(), Timeout: k.Timeout,
+			Module:     k.Module,
+			TokenLabel: k.Token,
+			KeyLabel:   k.KeyLabel,
+			KeyID:      id,
+			PIN:        k.PIN.Reveal(),
+			Timeout:    k.Timeout,
 		})
 	case config.Local:
 		return kms.NewLocal(k.KeyFile)

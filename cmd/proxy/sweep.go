@@ -127,7 +127,13 @@ func (s *sweep) walk(
 	s.bar = counter(s.progress, "objects")
 	state.Bucket, state.Prefix = s.bucket, s.prefix
 	w := walk.Walk{
-		Do: do, List: list, Parallel: s.parallel, File: s.state, DryRun: s.dryRun, KeepGoing: s.keepGoing, Now: time.Now,
+		Do:        do,
+		List:      list,
+		Parallel:  s.parallel,
+		File:      s.state,
+		DryRun:    s.dryRun,
+		KeepGoing: s.keepGoing,
+		Now:       time.Now,
 		Report: func(r walk.Result) {
 			_ = s.bar.Add(1)
 			s.count(r)

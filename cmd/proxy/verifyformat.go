@@ -86,6 +86,7 @@ func (t *faultTotals) print(w io.Writer) error {
 		t.Verified, t.Bytes, t.Plaintext, t.Gone, t.Customer, t.Failed); err != nil {
 		return err
 	}
+
 	for _, fault := range verify.Faults {
 		if n := t.Faults[fault]; n > 0 {
 			if _, err := fmt.Fprintf(w, "           %d %s\n", n, fault); err != nil {
@@ -93,6 +94,7 @@ func (t *faultTotals) print(w io.Writer) error {
 			}
 		}
 	}
+
 	return nil
 }
 

@@ -53,7 +53,11 @@ func (b *Bucket) Send(r *http.Request) (*http.Response, error) {
 	if _, err := body.ReadFrom(resp.Body); err != nil {
 		return nil, err
 	}
-	return nil, &inplace.StoreError{HTTPStatus: resp.StatusCode, Code: http.StatusText(resp.StatusCode), Message: body.String()}
+	return nil, &inplace.StoreError{
+		HTTPStatus: resp.StatusCode,
+		Code:       http.StatusText(resp.StatusCode),
+		Message:    body.String(),
+	}
 }
 
 // Ask sends a request for a key of the bucket, or for the bucket if key is
@@ -63,7 +67,13 @@ func (b *Bucket) Ask(ctx context.Context, method, key string, header http.Header
 	if key != "" {
 		path += "/" + key
 	}
-	r := &http.Request{Method: method, URL: &url.URL{Path: path}, Header: header, Body: io.NopCloser(bytes.NewReader(body)), ContentLength: int64(len(body))}
+	r := &http.Request{
+		Method:        method,
+		URL:           &url.URL{Path: path},
+		Header:        header,
+		Body:          io.NopCloser(bytes.NewReader(body)),
+		ContentLength: int64(len(body)),
+	}
 	if header == nil {
 		r.Header = make(http.Header)
 	}

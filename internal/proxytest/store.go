@@ -76,9 +76,12 @@ func ServeStore(t testing.TB) (address string) {
 			r.SetURL(&url.URL{Scheme: "http", Host: r.In.Host})
 			r.Out.Host = r.In.Host
 		},
-		Transport: &http.Transport{DisableCompression: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", s.socket)
-		}},
+		Transport: &http.Transport{
+			DisableCompression: true,
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				return new(net.Dialer).DialContext(ctx, "unix", s.socket)
+			},
+		},
 	})
 	t.Cleanup(server.Close)
 	return server.URL

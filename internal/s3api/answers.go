@@ -57,7 +57,8 @@ func CheckAnswer(r *http.Request, resp *http.Response) error {
 	}
 
 	return &Error{
-		Code: "ServiceUnavailable", Message: "The store behind the proxy sent an answer that is not S3's. Please try again.",
+		Code:       "ServiceUnavailable",
+		Message:    "The store behind the proxy sent an answer that is not S3's. Please try again.",
 		RetryAfter: retryAfter,
 		cause: fmt.Errorf("%w answered %d to %s with %s (Content-Type %q): something other than the store answered",
 			errOrigin, resp.StatusCode, row.op, why, resp.Header.Get("Content-Type")),

@@ -342,8 +342,12 @@ func (s *Server) appendEnd(
 	}
 
 	part := crypt.Part{
-		Number: number, Final: true, Upload: crypt.UploadOf(c.upload.stored), KeyID: lease.KeyID, WrappedDEK: lease.Wrapped,
-		Record: crypt.NewRecord(layout, sum.kind, sealed),
+		Number:     number,
+		Final:      true,
+		Upload:     crypt.UploadOf(c.upload.stored),
+		KeyID:      lease.KeyID,
+		WrappedDEK: lease.Wrapped,
+		Record:     crypt.NewRecord(layout, sum.kind, sealed),
 	}
 
 	sealer, err := crypt.NewPartSealer(http.NoBody, &part, c.object(), lease.DEK(), s.Random)

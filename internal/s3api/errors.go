@@ -217,7 +217,7 @@ func asError(ctx context.Context, err error) *Error {
 	case errors.Is(err, keyring.ErrNotRead):
 		return &Error{
 			Code:    "AccessDenied",
-			Message: "No encryption rule of the proxy for this object names the KMS key that encrypts it, so it cannot be read.",
+			Message: "No encryption rule for this object names the KMS key that encrypts it, so it cannot be read.",
 			cause:   err,
 		}
 	case errors.Is(err, keyring.ErrKeyName):
@@ -244,7 +244,7 @@ func asError(ctx context.Context, err error) *Error {
 	case errors.Is(err, keyring.ErrDefaults):
 		return &Error{
 			Code:       "ServiceUnavailable",
-			Message:    "The proxy cannot read or write the buckets' default keys. Please try again, and tell its operator.",
+			Message:    "The proxy cannot read or write the default keys of buckets. Please try again.",
 			RetryAfter: retryAfter,
 			cause:      err,
 		}

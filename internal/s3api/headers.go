@@ -96,7 +96,8 @@ func checkHeaderSize(h http.Header) error {
 	}
 	if total > maxHeader {
 		return &Error{
-			Code: "RequestHeaderSectionTooLarge", Message: "Your request header section exceeds the maximum allowed size.",
+			Code:    "RequestHeaderSectionTooLarge",
+			Message: "Your request header section exceeds the maximum allowed size.",
 			Details: [][2]string{{"MaxSizeAllowed", strconv.Itoa(maxHeader)}},
 		}
 	}

@@ -206,7 +206,8 @@ func (u *upload) Read(p []byte) (int, error) {
 	if u.sent == u.size {
 		u.finished.Store(true)
 	}
-	if err != nil && err != io.EOF && !errors.Is(err, io.ErrClosedPipe) { // ErrClosedPipe: the transport closed the body
+	if err != nil && err != io.EOF &&
+		!errors.Is(err, io.ErrClosedPipe) { // ErrClosedPipe: the transport closed the body
 		return n, u.fail(bodyError(err))
 	}
 

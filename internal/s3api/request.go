@@ -126,7 +126,10 @@ func (c *call) takeHoisted() error {
 		}
 
 		if len(c.Header.Values(name)) > 0 && !slices.Equal(c.Header.Values(name), values) {
-			return badRequest("InvalidArgument", "The header "+name+" and the query parameter with the same name differ.")
+			return badRequest(
+				"InvalidArgument",
+				"The header "+name+" and the query parameter with the same name differ.",
+			)
 		}
 		c.Header[http.CanonicalHeaderKey(name)] = values
 		delete(c.query, name)

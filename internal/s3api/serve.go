@@ -29,7 +29,7 @@ type Config struct {
 	Keys          *keyring.Keyring
 	Clients       *access.Directory
 	Domain        string // base domain of virtual-host-style requests; empty for path-style only
-	ETagPartCount bool   // the store's multipart ETags end in the number of parts; false: listings need a HEAD per object
+	ETagPartCount bool   // the store's multipart ETags end in the number of parts; else listings need HEADs
 	UniformParts  bool   // the store refuses a small last part after parts of different sizes; see appendEnd
 	VerifyHead    bool   // HEAD verifies the envelope's MAC, at the cost of a KMS request
 	Log           *zap.Logger

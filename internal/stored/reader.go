@@ -125,7 +125,10 @@ func factsOf(h http.Header, size int64) (facts, error) {
 	metadata := make(map[string]string)
 	for name, values := range h {
 		if own, ok := strings.CutPrefix(name, MetaPrefix); ok {
-			metadata[strings.ToLower(own)] = strings.Join(values, ",") // the joined value of a repeated header is not valid
+			metadata[strings.ToLower(own)] = strings.Join(
+				values,
+				",",
+			) // the joined value of a repeated header is not valid
 		}
 	}
 

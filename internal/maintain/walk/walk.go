@@ -140,7 +140,8 @@ func (w *Walk) todo(ctx context.Context, state State) iter.Seq2[stored.Entry, er
 				return
 			}
 		}
-		for e, err := range w.List(ctx, stored.Listing{Bucket: state.Bucket, Prefix: state.Prefix, After: state.After}) {
+		rest := stored.Listing{Bucket: state.Bucket, Prefix: state.Prefix, After: state.After}
+		for e, err := range w.List(ctx, rest) {
 			if !yield(e, err) {
 				return
 			}

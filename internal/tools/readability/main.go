@@ -61,6 +61,7 @@ func (r *report) readTree(dir string) error {
 		case d.IsDir():
 			return nil
 		}
+
 		text, err := readFile(path)
 		if err != nil || text == "" {
 			return err
@@ -68,6 +69,7 @@ func (r *report) readTree(dir string) error {
 		if strings.HasSuffix(path, ".go") {
 			return r.readGo(path, text)
 		}
+
 		r.readMarkdown(path, text)
 		return nil
 	})

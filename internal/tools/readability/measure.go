@@ -57,7 +57,8 @@ func (r *report) countBlank(body []string) {
 // isTableRow reports whether a line is a row of data, which reads better on one
 // line: a composite literal, or a string.
 func isTableRow(line string) bool {
-	return strings.HasPrefix(line, "{") && strings.HasSuffix(line, "},") || strings.HasPrefix(line, `"`) || strings.Contains(line, "`")
+	row, _, _ := strings.Cut(line, " // ")
+	return strings.HasPrefix(row, "{") && strings.HasSuffix(row, "},") || strings.HasPrefix(line, `"`) || strings.Contains(line, "`")
 }
 
 func (r *report) readMarkdown(path, text string) {
@@ -88,7 +89,7 @@ var dialect = []struct {
 	{regexp.MustCompile(`(?i)\bbe it\b`), "whether"},
 	{regexp.MustCompile(`(?i)\bbut for\b`), "except"},
 	{regexp.MustCompile(`(?i)\bput whole\b`), "single-PUT object"},
-	{regexp.MustCompile(`(?i)\b(is|are) no (MD5|UTF-8|JSON|XML|S3|answer|error|object|key|envelope|success)`), "is not"},
+	{regexp.MustCompile(`(?i)\b(it|that|this|which|etags?|document|text) (is|are) no (MD5|UTF-8|JSON|XML|S3|answer|error|object|key|envelope|success)`), "is not"},
 	{regexp.MustCompile(`(?i)\bholds? to (If-Match|the condition|a condition|it)\b`), "honors"},
 	{regexp.MustCompile(`(?i)\btells? of\b`), "describes, reports"},
 	{regexp.MustCompile(`(?i)\bas good as\b`), "nearly"},

@@ -40,11 +40,13 @@ func run(ctx context.Context, args []string, stdout io.Writer) error {
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
+
 	server, err := kmstest.Start(kmstest.Config{Listen: *listen, Region: *region, StateFile: *state})
 	if err != nil {
 		return err
 	}
 	defer server.Close()
+
 	ready := struct {
 		Endpoint string   `json:"endpoint"`
 		Region   string   `json:"region"`
@@ -57,9 +59,11 @@ func run(ctx context.Context, args []string, stdout io.Writer) error {
 		}
 		ready.Keys = append(ready.Keys, arn)
 	}
+
 	if err := json.NewEncoder(stdout).Encode(ready); err != nil {
 		return err
 	}
+
 	<-ctx.Done()
 	return nil
 }
