@@ -118,11 +118,9 @@ func (c *Client) check() error {
 		return errors.New("no name")
 	case c.Anonymous && (c.AccessKey != "" || c.Secret != ""):
 		return errors.New("anonymous, and with an access key or a secret")
-
 	case c.Anonymous:
 	case c.AccessKey == "":
 		return errors.New("no access key")
-
 	case c.Secret == "":
 		return errors.New("no secret") // an empty one is known to all
 	}

@@ -95,7 +95,6 @@ func readSessionFile(path string) ([]byte, error) {
 		return nil, err
 	case !info.Mode().IsRegular():
 		return nil, fmt.Errorf("%s is not a regular file", path)
-
 	case info.Mode().Perm()&0o007 != 0:
 		return nil, fmt.Errorf("%s has mode %04o: all users may access it (chmod o= it)", path, info.Mode().Perm())
 	case info.Size() > maxSessionFile:
@@ -136,7 +135,6 @@ func parseSessions(data []byte) (map[string]*Session, error) {
 		case len(session.Secret) < minSessionSecret, len(session.Token) < minSessionSecret:
 			return nil, fmt.Errorf("session %d has fewer than %d characters in secret_key or session_token", i+1,
 				minSessionSecret)
-
 		case out[session.AccessKey] != nil:
 			return nil, fmt.Errorf("session %d has the access_key of another one", i+1)
 		}

@@ -91,12 +91,10 @@ func replay(ttl time.Duration, trace [][]event, from int) cost {
 					c.misses += counted
 				}
 				streams[e.blob]++
-
 			case "create":
 				c.creates += counted
 				fetched[e.blob] = now
 				streams[e.blob]++
-
 			case "release":
 				if streams[e.blob]--; streams[e.blob] == 0 {
 					delete(streams, e.blob)

@@ -37,12 +37,10 @@ func (r *Recorder) Handler() http.Handler {
 			enc := json.NewEncoder(w)
 			enc.SetIndent("", "  ")
 			_ = enc.Encode(r.Report()) // fails only if the client has gone
-
 		case "html":
 			h.Set("Content-Type", "text/html; charset=utf-8")
 			h.Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'")
 			_ = pageTemplate.Execute(w, newView(r.Report())) // as above
-
 		default:
 			http.Error(w, "format is html or json", http.StatusBadRequest)
 		}

@@ -135,13 +135,11 @@ func document(t *testing.T, page string) (rows []string, plot []string) {
 			if slices.Contains([]string{"script", "link", "img", "iframe", "object"}, token.Name.Local) {
 				t.Errorf("<%s>", token.Name.Local)
 			}
-
 		case xml.EndElement:
 			path = path[:len(path)-1]
 			if token.Name.Local == "tr" {
 				rows, cells = append(rows, strings.Join(cells, "|")), nil
 			}
-
 		case xml.CharData:
 			text := strings.TrimSpace(string(token))
 			switch {

@@ -152,7 +152,6 @@ func compared(ratio float64) string {
 		return "as many"
 	case change < 0:
 		return fmt.Sprintf("%.0f %% fewer", -change)
-
 	case change < 100:
 		return fmt.Sprintf("%.0f %% more", change)
 	default:
@@ -234,12 +233,10 @@ func figure(x float64) string {
 		return "0"
 	case x < 0.001:
 		return "< 0.001"
-
 	case x >= 99.95:
 		return grouped(int64(math.Round(x)))
 	case x >= 9.995:
 		return strconv.FormatFloat(x, 'f', 1, 64)
-
 	case x >= 0.9995:
 		return strconv.FormatFloat(x, 'f', 2, 64)
 	default:

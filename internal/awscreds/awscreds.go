@@ -182,7 +182,6 @@ func (p *Provider) Retrieve(ctx context.Context) (aws.Credentials, error) {
 	case r := <-p.flights.DoChan(name, func() (any, error) { return p.askSource(s) }):
 		creds, _ := r.Val.(aws.Credentials) // none with an error
 		return creds, r.Err
-
 	case <-timer.C:
 		return aws.Credentials{}, ErrTimeout
 	case <-ctx.Done():

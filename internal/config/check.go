@@ -103,11 +103,9 @@ func (d *decoder) checkClients(clients []Client) {
 		case !c.Anonymous:
 			d.checkUnique(&c.AccessKey, accessKeys, "a client with this access_key")
 			d.checkCredentials(c, fmt.Sprintf("clients[%d]", i))
-
 		case anonymous != nil:
 			d.fail(&c.Anonymous, "there is an anonymous client already, on line %d",
 				d.places[&anonymous.Anonymous].line)
-
 		default:
 			anonymous = c
 			d.checkAnonymous(c)
@@ -214,19 +212,16 @@ func (d *decoder) checkKeys(keys []Key) {
 			}
 
 			d.checkAlsoKnownAs(k)
-
 		case VaultTransit:
 			d.checkEndpoint(&k.Address, "address")
 			d.checkSecure(&k.Address, "address", k.Insecure)
 			d.checkLogin(&k.Login)
-
 		case AzureKeyVault:
 			d.checkBindings(k)
 		case PKCS11:
 			if _, err := hex.DecodeString(k.KeyID); err != nil {
 				d.fail(&k.KeyID, "key_id of a pkcs11 key must be its CKA_ID in hexadecimal")
 			}
-
 		default: // nothing besides
 		}
 	}
@@ -244,12 +239,10 @@ func (d *decoder) checkBindings(k *Key) {
 		d.fail(&k.AcceptForm, "accept_form must be 1 or 2")
 	case k.WriteForm < 0 || k.WriteForm > 2:
 		d.fail(&k.WriteForm, "write_form must be 1 or 2")
-
 	case k.WriteForm == 2 && len(k.Bindings) == 0:
 		d.fail(&k.WriteForm, "write_form: 2 needs bindings, which cmekproxy keys bind makes")
 	case k.WriteForm == 1 && k.AcceptForm == 2:
 		d.fail(&k.WriteForm, "write_form: 1 makes what accept_form: 2 refuses")
-
 	case k.AcceptForm == 2 && len(k.Bindings) == 0:
 		d.fail(&k.AcceptForm, "accept_form: 2 needs bindings, which cmekproxy keys bind makes")
 	}
@@ -324,7 +317,6 @@ func (d *decoder) checkLogin(l *Login) {
 		d.fail(l, "login has %d of token, token_file, approle and kubernetes; one is wanted", ways)
 	case l.AppRole != AppRole{} && l.AppRole.RoleID == "":
 		d.fail(&l.AppRole, "login.approle needs a role_id")
-
 	case l.AppRole.SecretID != "" && l.AppRole.SecretIDFile != "":
 		d.fail(&l.AppRole, "login.approle has a secret_id and a secret_id_file; one is wanted")
 	case l.Kubernetes != Kubernetes{} && l.Kubernetes.Role == "":
@@ -434,7 +426,6 @@ func (d *decoder) checkDEKCache(c *DEKCache) {
 	case c.RevocationProbe < 0:
 		d.fail(&c.RevocationProbe, "dek_cache.revocation_probe must not be negative; 0 switches it off")
 	case c.RevocationProbe < c.TTL || c.RevocationProbe == 0 || d.failed[&c.TTL]: // fine, or not to be told
-
 	case d.given[&c.RevocationProbe]:
 		d.fail(&c.RevocationProbe, "dek_cache.revocation_probe must be shorter than ttl (%v); 0 switches it off", c.TTL)
 	default:
@@ -501,11 +492,9 @@ func (d *decoder) checkLimits(l *Limits) {
 	case l.ShutdownDelay < 0:
 		d.fail(&l.ShutdownDelay, "limits.shutdown_delay must not be negative; 0 switches it off")
 	case l.ShutdownDelay <= l.ShutdownGrace || d.failed[&l.ShutdownGrace]: // fine, or nothing to compare with
-
 	case d.given[&l.ShutdownDelay]:
 		d.fail(&l.ShutdownDelay, "limits.shutdown_delay is a part of shutdown_grace, and must be at most that (%v)",
 			l.ShutdownGrace)
-
 	default:
 		l.ShutdownDelay = l.ShutdownGrace
 	}

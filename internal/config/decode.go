@@ -143,16 +143,13 @@ func (d *decoder) key(key, value *yaml.Node, path string, names []string) bool {
 		d.problem(at, "anchors (&) and aliases (*) are not allowed")
 	case key.Tag == "!!merge":
 		d.problem(at, "merge keys (<<) are not allowed")
-
 	case key.Kind != yaml.ScalarNode:
 		d.problem(at, "a key must be a plain name, not %s", describe(key))
 	case slices.Contains(names, key.Value):
 		return true
-
 	case value.Tag == "!!null":
 		// It may be a value that has lost its key, and so be secret.
 		d.problem(at, "unknown key without a value in %s", orFile(path))
-
 	default:
 		d.problem(at, "unknown key %q in %s%s", clip(key.Value), orFile(path), didYouMean(key.Value, names))
 	}
@@ -171,11 +168,9 @@ func (d *decoder) value(n *yaml.Node, v reflect.Value, path string, values []str
 	case n.Kind == yaml.AliasNode || n.Anchor != "":
 		d.fail(field, "anchors (&) and aliases (*) are not allowed; quote a value that begins with one")
 		return
-
 	case n.Style&yaml.TaggedStyle != 0:
 		d.fail(field, "tags (!) are not allowed; quote a value that begins with one")
 		return
-
 	case n.Tag == "!!null":
 		d.fail(field, "%s has no value; leave the key out instead", path)
 		return
@@ -186,7 +181,6 @@ func (d *decoder) value(n *yaml.Node, v reflect.Value, path string, values []str
 		d.mapping(n, v, path)
 	case v.Kind() == reflect.Slice && n.Kind == yaml.SequenceNode:
 		d.list(n.Content, v, path, values)
-
 	case v.Kind() == reflect.Slice:
 		d.fail(field, "%s must be a list, not %s", path, describe(n))
 	default:

@@ -80,7 +80,6 @@ func pathsOf(node any, path string, paths map[string]bool) {
 			paths[path+"."+key] = true
 			pathsOf(value, path+"."+key, paths)
 		}
-
 	case []any:
 		for _, item := range node {
 			pathsOf(item, path, paths)

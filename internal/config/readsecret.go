@@ -34,7 +34,6 @@ func (d *decoder) secret(n *yaml.Node, s *Secret, path string) {
 		// A secret in clear may hold what looks like a variable: its name is
 		// then a part of the secret.
 		err = errors.New("it names an environment variable that is not set or empty; write $${ for a literal ${")
-
 	case err == nil && text == "":
 		err = errors.New("it is empty")
 	case err == nil && strings.TrimSpace(text) != text:

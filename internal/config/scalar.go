@@ -55,23 +55,19 @@ func set(v reflect.Value, text string, values []string) error {
 		duration, err := time.ParseDuration(text)
 		v.SetInt(int64(duration))
 		return err
-
 	case v.Kind() == reflect.Int:
 		number, err := strconv.Atoi(text)
 		v.SetInt(int64(number))
 		return err
-
 	case v.Kind() == reflect.Float64:
 		number, err := strconv.ParseFloat(text, 64)
 		v.SetFloat(number)
 		return err
-
 	case v.Kind() == reflect.Bool:
 		v.SetBool(text == "true")
 		if text != "true" && text != "false" {
 			return errors.New("neither true nor false")
 		}
-
 	case v.Kind() == reflect.String:
 		v.SetString(text)
 		if len(values) > 0 && !slices.Contains(values, text) {
@@ -89,12 +85,10 @@ func wanted(v reflect.Value, values []string) string {
 		return "one of " + strings.Join(values, ", ")
 	case v.Type() == durationType:
 		return "a duration such as 90s, 5m or 1h30m"
-
 	case v.Kind() == reflect.Int:
 		return "a whole number"
 	case v.Kind() == reflect.Float64:
 		return "a number"
-
 	case v.Kind() == reflect.Bool:
 		return "true or false"
 	default:

@@ -67,7 +67,6 @@ func describe(n *yaml.Node) string {
 		return "a boolean"
 	case "!!int", "!!float":
 		return "a number"
-
 	case "!!null":
 		return "nothing"
 	default:

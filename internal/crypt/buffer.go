@@ -2,26 +2,26 @@ package crypt
 
 import "sync"
 
-// batch is the number of segments of SegmentSize that are read, sealed or
-// opened at a time. 256 KiB reads and writes cost a quarter less CPU than 64
-// KiB ones.
+// batch is the number of segments of SegmentSize that are processed at a
+// time. Reads and writes of 256 KiB cost a quarter less CPU than those of
+// 64 KiB.
 const batch = 4
 
-// buffer holds the stored form of a batch of segments: segment i of it starts
-// at i times the size of a stored segment.
+// buffer holds the stored form of a batch of segments, one after another.
 type buffer struct {
 	bytes []byte
 	class int
 }
 
-// The pools: class c holds 4 * 2^c segments of SegmentSize, class 0 being a
-// batch and the last one the largest segment of a part, 10 MiB.
+// Pool c holds buffers of batch * 2^c segments of SegmentSize. Pool 0
+// serves batches; the last pool serves the largest segments of parts, 10
+// MiB.
 const classes = 7
 
 var pools [classes]sync.Pool
 
-// newBuffer returns a buffer for at least one stored segment of the size s, and
-// for a batch of them if they are small.
+// newBuffer returns a buffer that holds a batch of small segments, or at
+// least one segment of size s.
 func newBuffer(s segmentBytes) *buffer {
 	class := 0
 	for classSize(class) < s.storedSegment() {
@@ -37,10 +37,10 @@ func classSize(class int) int64 { return batch * StoredSegmentSize << class }
 
 func (b *buffer) free() { pools[b.class].Put(b) }
 
-// batch is the number of segments of the size s that fit.
+// batch returns how many segments of size s fit.
 func (b *buffer) batch(s segmentBytes) int { return int(int64(len(b.bytes)) / s.storedSegment()) }
 
-// plain holds the plaintext of a batch of several segments.
+// plain holds the plaintext of a batch.
 type plain [batch * SegmentSize]byte
 
 var plainPool = sync.Pool{New: func() any { return new(plain) }}

@@ -5,7 +5,7 @@ import (
 	"io"
 )
 
-// ChecksumID names a checksum algorithm in sealed checksums.
+// ChecksumID is the number of a checksum algorithm in the format.
 type ChecksumID byte
 
 // The algorithms of S3's x-amz-checksum-* headers.
@@ -22,7 +22,7 @@ const (
 	XXHash128 ChecksumID = 10
 )
 
-// Size returns the digest's length in bytes, 0 for an unknown id.
+// Size returns the length of the digest in bytes, or 0 for an unknown id.
 func (id ChecksumID) Size() int {
 	if int(id) < len(checksumSizes) {
 		return checksumSizes[id]
@@ -35,8 +35,8 @@ var checksumSizes = [...]int{
 	XXHash128: 16,
 }
 
-// SealChecksums encrypts digests of the plaintext: the store must not be able
-// to confirm guesses by them. It returns nil for no digests.
+// SealChecksums encrypts digests of the plaintext, so that the store cannot
+// use them to confirm guesses. It returns nil if there are no digests.
 func SealChecksums(digests map[ChecksumID][]byte, dek []byte, random io.Reader) ([]byte, error) {
 	if len(digests) == 0 {
 		return nil, nil

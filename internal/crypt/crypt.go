@@ -1,23 +1,39 @@
-// Package crypt is the object format: the body, the envelope, and the
-// arithmetic between plaintext and stored sizes.
+// Package crypt implements the object format, which docs/format.md
+// specifies byte by byte. The names in the code are the names on that page.
 //
-// docs/format.md is its specification, exact to the byte; names here are the
-// names there. The body is a Tink AES256_GCM_HKDF stream, so that data can be
-// read without this code. The package uses the standard library only, does no
-// I/O of its own, and takes randomness as an input.
+// A single-PUT object is a body, with its envelope in user metadata:
 //
-//	crypt.go        sizes, errors, and the keys derived from a data key (DEK)
-//	envelope.go     Envelope and Mark: what is stored as metadata
-//	seal.go         Sealer: from plaintext to a body
-//	open.go         Opener: from a body to plaintext
-//	size.go         sizes and ranges: which stored bytes hold which plaintext
-//	part.go         parts of multipart objects: header and sealing
+//	body      header 40 | segment 0 + tag 16 | … | last segment + tag 16
+//	header    length 1 (40) | salt 32 | nonce prefix 7
+//	segment   65,536 bytes of plaintext; 65,496 in segment 0, after the header
+//	nonce     prefix 7 | segment index 4 | last flag 1
+//	envelope  version, suite, KMS key id, wrapped DEK, header, plaintext size,
+//	          sealed checksums, MAC over all of these and bucket and key
+//
+// A multipart object is a sequence of parts, each with its own DEK or a
+// shared one:
+//
+//	part      part header 984 | stream, as a body | fill with zeros
+//	          (plaintext + 9,216 bytes in all; the last part may hold a Record)
+//
+// HKDF-SHA256 derives the stream key, the MAC key and the checksum key from
+// the DEK. Segments are AES-256-GCM. A stream is a Tink AES256_GCM_HKDF
+// ciphertext, so objects can be read without this code. The package imports
+// only the standard library, does no I/O of its own, and takes randomness
+// as an input.
+//
+//	crypt.go        sizes, errors, and key derivation
+//	envelope.go     Envelope and Mark: the metadata of an object
+//	seal.go         Sealer: plaintext to body
+//	open.go         Opener: body to plaintext
+//	size.go         which stored bytes hold which plaintext
+//	part.go         part headers, and sealing parts
 //	parts.go        reading multipart objects
-//	layout.go       where parts lie, and the record of it
-//	wrappedkey.go   what is stored as a wrapped DEK; bucket keys
-//	customerkey.go  keys that clients bring (SSE-C)
+//	layout.go       where parts lie, and the Record of them
+//	wrappedkey.go   the stored form of a wrapped DEK; bucket keys
+//	customerkey.go  keys that clients supply (SSE-C)
 //	checksum.go     sealed checksums
-//	readfull.go     telling an end of the source from its failure
+//	readfull.go     end of the source, or failure of the source?
 //	buffer.go       pools of buffers
 //	wipe.go         overwriting keys in memory
 package crypt
@@ -32,44 +48,46 @@ import (
 	"fmt"
 )
 
-// Sizes in bytes. A segment is what one GCM tag protects; segment 0 shares its
-// place with the header.
+// Sizes in bytes. Each segment has one GCM tag. The header takes the first
+// bytes of segment 0.
 const (
 	DEKSize           = 32
 	HeaderSize        = 1 + saltSize + prefixSize
 	TagSize           = 16
 	SegmentSize       = 64 << 10              // plaintext of a full segment
-	StoredSegmentSize = SegmentSize + TagSize // the same, stored
+	StoredSegmentSize = SegmentSize + TagSize // with its tag
 
 	saltSize   = 32
 	prefixSize = 7
 	nonceSize  = 12
 )
 
-// The info strings of HKDF keep the three keys of a DEK apart. Part of the
-// format.
+// HKDF info strings. They keep the keys that are derived from one secret
+// apart, and are part of the format.
 const (
 	infoBody     = "cmekproxy v1 body"
 	infoMAC      = "cmekproxy v1 mac"
 	infoChecksum = "cmekproxy v1 checksum"
 
-	infoBucketKey = "cmekproxy v1 bucket key" // of a bucket key, with the object's name behind it
-	infoCustomer  = "cmekproxy v1 sse-c"      // of a customer's key, likewise
+	infoBucketKey = "cmekproxy v1 bucket key" // followed by the object's name
+	infoCustomer  = "cmekproxy v1 sse-c"      // followed by the object's name
 )
 
 var (
-	// ErrAuth says that a tag or MAC did not verify: the data or the envelope
-	// was altered, cut, moved or swapped, or the DEK is another one.
+	// ErrAuth is returned when a tag or a MAC does not verify: the data or
+	// the envelope was altered, truncated, moved or swapped, or the DEK is
+	// wrong.
 	ErrAuth = errors.New("crypt: authentication failed")
-	// ErrTruncated says that the stored body ended before its last segment.
-	ErrTruncated = errors.New("crypt: body is cut short")
-	// ErrTrailing says that bytes follow the last segment.
+	// ErrTruncated is returned when the stored body ends before its last
+	// segment.
+	ErrTruncated = errors.New("crypt: body is truncated")
+	// ErrTrailing is returned when bytes follow the last segment.
 	ErrTrailing = errors.New("crypt: bytes after the last segment")
-	// ErrSize says that a size cannot be: no plaintext gives this stored size,
-	// or the two disagree.
+	// ErrSize is returned for an impossible size: no plaintext has this
+	// stored size, or two sizes disagree.
 	ErrSize = errors.New("crypt: impossible size")
-	// ErrDEK says that a DEK is not 32 bytes or is all zero, the mark of a key
-	// that was never set.
+	// ErrDEK is returned for a DEK that is not 32 bytes long or is all
+	// zeros, as a key is that was never set.
 	ErrDEK = errors.New("crypt: unusable data key")
 )
 
@@ -80,7 +98,7 @@ type Header [HeaderSize]byte
 func (h *Header) salt() []byte   { return h[1 : 1+saltSize] }
 func (h *Header) prefix() []byte { return h[1+saltSize:] }
 
-// check refuses a header whose length byte is not its length.
+// check returns ErrAuth if the first byte is not the header's length.
 func (h *Header) check() error {
 	if h[0] != HeaderSize {
 		return fmt.Errorf("%w: header length is %d, not %d", ErrAuth, h[0], HeaderSize)
@@ -114,14 +132,14 @@ func newStream(dek []byte, h *Header, plaintext int64, s segmentBytes) (*stream,
 	return out, nil
 }
 
-// wipe forgets the key. A use after it panics.
+// wipe overwrites the key. Using the stream afterwards panics.
 func (s *stream) wipe() {
 	Wipe(s.aead)
 	s.aead = nil
 }
 
-// nonceOf sets the nonce for segment i. The last flag in it is what makes a
-// cut at a segment boundary fail.
+// nonceOf returns the nonce of segment i, which is valid until the next
+// call. The last flag in it makes a cut at a segment boundary fail.
 func (s *stream) nonceOf(i int64) []byte {
 	binary.BigEndian.PutUint32(s.nonce[prefixSize:], uint32(i)) //nolint:gosec // MaxPlaintextSize keeps i below 2^32
 	s.nonce[nonceSize-1] = 0
@@ -147,7 +165,7 @@ func newDerivedAEAD(dek, salt []byte, info string) (cipher.AEAD, error) {
 	if err != nil {
 		return nil, fmt.Errorf("crypt: %w", err)
 	}
-	defer Wipe(block) // the AEAD has a copy
+	defer Wipe(block) // the AEAD has its own copy
 
 	aead, err := cipher.NewGCM(block)
 	if err != nil {
@@ -162,8 +180,9 @@ func derive(dek, salt []byte, info string) (key []byte, err error) {
 	return key, err
 }
 
-// hkdfKey is HKDF-SHA256 for as many bytes as the hash has, which is one round
-// of HKDF-Expand. hkdf.Key would leave copies of the key behind.
+// hkdfKey returns 32 bytes of HKDF-SHA256, which is one round of
+// HKDF-Expand. hkdf.Key is not used because it leaves copies of the key in
+// memory.
 func hkdfKey(dek, salt []byte, info string) ([]byte, error) {
 	if err := CheckDEK(dek); err != nil {
 		return nil, err
@@ -186,8 +205,7 @@ func hkdfKey(dek, salt []byte, info string) ([]byte, error) {
 	return expand.Sum(make([]byte, 0, DEKSize)), nil
 }
 
-// CheckDEK refuses what cannot be a data key: another length than 32 bytes, or
-// nothing but zeros.
+// CheckDEK returns ErrDEK unless dek is 32 bytes long and not all zeros.
 func CheckDEK(dek []byte) error {
 	if len(dek) != DEKSize {
 		return fmt.Errorf("%w: %d bytes long", ErrDEK, len(dek))

@@ -6,22 +6,22 @@ import (
 	"io"
 )
 
-// CustomerKeyID is the KMS key id of what is under a key that the client
-// brings with each request (SSE-C).
+// CustomerKeyID is the KMS key id in envelopes of objects that are
+// encrypted under a customer's key (SSE-C).
 const CustomerKeyID = "sse-c"
 
-// ErrCustomerKey says that a customer's key is not the one that an object is
-// under.
-var ErrCustomerKey = errors.New("crypt: another customer key")
+// ErrCustomerKey is returned if the client's key is not the one that the
+// object is encrypted under.
+var ErrCustomerKey = errors.New("crypt: wrong customer key")
 
 const (
 	customerForm = 1
 	customerSize = 1 + saltSize + DEKSize + TagSize
 )
 
-// WrapByCustomer wraps the DEK of an object with the customer's key, 32 bytes.
-// Each wrapping has an AES key of its own, so that there is no bound on how
-// many objects one customer key may have.
+// WrapByCustomer wraps the DEK of an object with the customer's key, which
+// is 32 bytes long. Each wrapping derives its own AES key from a random
+// salt, so one customer key may serve any number of objects.
 func WrapByCustomer(customerKey, dek []byte, obj Object, random io.Reader) ([]byte, error) {
 	if err := CheckDEK(dek); err != nil {
 		return nil, err
@@ -43,10 +43,10 @@ func WrapByCustomer(customerKey, dek []byte, obj Object, random io.Reader) ([]by
 }
 
 // UnwrapByCustomer is the inverse of WrapByCustomer. It returns
-// ErrCustomerKey, or ErrEnvelope for what is no such wrapping.
+// ErrCustomerKey for a wrong key, and ErrEnvelope if wrapped is malformed.
 func UnwrapByCustomer(customerKey, wrapped []byte, obj Object) ([]byte, error) {
 	if len(wrapped) != customerSize || wrapped[0] != customerForm {
-		return nil, fmt.Errorf("%w: a data key under a customer's key, of %d bytes", ErrEnvelope, len(wrapped))
+		return nil, fmt.Errorf("%w: a data key of %d bytes wrapped by a customer key", ErrEnvelope, len(wrapped))
 	}
 
 	aead, err := derivedAEAD(customerKey, wrapped[1:1+saltSize], infoFor(infoCustomer, obj))
@@ -57,7 +57,7 @@ func UnwrapByCustomer(customerKey, wrapped []byte, obj Object) ([]byte, error) {
 
 	dek, err := aead.Open(nil, make([]byte, nonceSize), wrapped[1+saltSize:], nil)
 	if err != nil {
-		return nil, ErrCustomerKey // what is behind it tells nothing
+		return nil, ErrCustomerKey
 	}
 
 	return dek, nil

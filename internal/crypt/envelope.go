@@ -11,14 +11,15 @@ import (
 	"strings"
 )
 
-// Version and Suite are the only ones this package writes and reads.
+// Version and Suite are the only version and suite that this package
+// supports.
 const (
 	Version byte = 1
 	Suite   byte = 1
 )
 
-// Prefix starts the name of every metadata entry of an envelope. Names are
-// without S3's own "x-amz-meta-".
+// Prefix starts the names of all metadata entries of an envelope. The names
+// here do not include "x-amz-meta-".
 const Prefix = "cmek-"
 
 // Names of the envelope's metadata entries.
@@ -31,7 +32,7 @@ const (
 	nameSize    = Prefix + "size"
 	nameSum     = Prefix + "sum"
 	nameMAC     = Prefix + "mac"
-	nameType    = Prefix + "type" // of a multipart object only
+	nameType    = Prefix + "type" // only for multipart objects
 )
 
 const (
@@ -42,35 +43,36 @@ const (
 )
 
 var (
-	// ErrNoEnvelope says that an object has no entry of an envelope at all:
-	// cmekproxy did not encrypt it, or all of the envelope was removed.
+	// ErrNoEnvelope is returned for metadata without any envelope entry:
+	// cmekproxy did not encrypt the object, or all the entries were
+	// removed.
 	ErrNoEnvelope = errors.New("crypt: object has no envelope")
-	// ErrEnvelope says that an envelope is malformed: an entry is missing,
-	// unknown, or not in its one valid form.
+	// ErrEnvelope is returned for a malformed envelope: an entry is
+	// missing, unknown, or not in its one valid encoding.
 	ErrEnvelope = errors.New("crypt: malformed envelope")
-	// ErrMultipart says that an object was uploaded in parts, each of which
+	// ErrMultipart is returned for a multipart object. Each of its parts
 	// has a header of its own; see ParseMark.
 	ErrMultipart = errors.New("crypt: a multipart object")
-	// ErrVersion says that an envelope is of a version or suite that this
-	// package does not know.
+	// ErrVersion is returned for a version or suite that this package does
+	// not support.
 	ErrVersion = errors.New("crypt: unknown envelope version or suite")
 )
 
-// Object names what an envelope belongs to. Key is the raw key, after
-// percent-decoding.
+// Object names the object that an envelope belongs to. Key is the raw key,
+// after percent-decoding.
 type Object struct{ Bucket, Key string }
 
-// Envelope is what is stored beside a body.
+// Envelope is the encryption metadata of a single-PUT object.
 type Envelope struct {
 	KeyID      string // id of the KMS key, printable ASCII
 	WrappedDEK []byte
 	Header     Header
-	Size       int64  // of the plaintext, in bytes
+	Size       int64  // plaintext size in bytes
 	Sum        []byte // sealed checksums, see SealChecksums; may be nil
 	mac        [macSize]byte
 }
 
-// Sign sets the MAC, for obj and under dek.
+// Sign sets the MAC, which binds the envelope to dek and obj.
 func (e *Envelope) Sign(dek []byte, obj Object) error {
 	mac, err := e.computeMAC(dek, obj)
 	if err != nil {
@@ -80,9 +82,9 @@ func (e *Envelope) Sign(dek []byte, obj Object) error {
 	return nil
 }
 
-// Verify returns ErrAuth unless the MAC is the one for obj under dek. Until it
-// has returned nil, only KeyID and WrappedDEK may be used, and only to get the
-// DEK.
+// Verify returns ErrAuth unless the MAC is correct for dek and obj. Before
+// it has returned nil, only KeyID and WrappedDEK may be used, and only to
+// get the DEK.
 func (e *Envelope) Verify(dek []byte, obj Object) error {
 	mac, err := e.computeMAC(dek, obj)
 	if err != nil {
@@ -98,8 +100,8 @@ func (e *Envelope) computeMAC(dek []byte, obj Object) ([]byte, error) {
 	return macOf(dek, macFields(e.KeyID, e.WrappedDEK, &e.Header, e.Size, e.Sum, "object", obj))
 }
 
-// macFields are the fields that the MACs of envelopes and part headers begin
-// with. extra is sealed checksums or a record.
+// macFields returns the fields that the MACs of envelopes and part headers
+// have in common. extra is the sealed checksums or the record.
 func macFields(
 	keyID string, wrappedDEK []byte, h *Header, size int64, extra []byte, purpose string, obj Object,
 ) [][]byte {
@@ -109,7 +111,7 @@ func macFields(
 		[]byte(keyID),
 		wrappedDEK,
 		h[:],
-		binary.BigEndian.AppendUint64(nil, uint64(size)), //nolint:gosec // never negative: both parsers see to it
+		binary.BigEndian.AppendUint64(nil, uint64(size)), //nolint:gosec // never negative: both parsers check it
 		extra,
 		[]byte(purpose),
 		[]byte(obj.Bucket),
@@ -117,7 +119,7 @@ func macFields(
 	}
 }
 
-// macOf is the MAC of the fields, each after its length.
+// macOf returns the MAC of the fields, each preceded by its length.
 func macOf(dek []byte, fields [][]byte) (mac []byte, err error) {
 	guard(func() { mac, err = hmacOf(dek, fields) })
 	return mac, err
@@ -146,8 +148,8 @@ func hmacOf(dek []byte, fields [][]byte) ([]byte, error) {
 	return h.Sum(nil), nil
 }
 
-// Metadata returns the entries to be stored, or ErrEnvelope for an envelope
-// that ParseEnvelope would refuse.
+// Metadata returns the metadata entries to store. It returns ErrEnvelope if
+// ParseEnvelope would refuse them.
 func (e *Envelope) Metadata() (map[string]string, error) {
 	b64 := base64.StdEncoding.EncodeToString
 	m := map[string]string{
@@ -170,10 +172,10 @@ func (e *Envelope) Metadata() (map[string]string, error) {
 	return m, nil
 }
 
-// ParseEnvelope reads an envelope out of an object's metadata, whose names are
-// in lower case and without "x-amz-meta-". Entries without Prefix are not
-// looked at. It returns ErrNoEnvelope, ErrEnvelope, ErrVersion, or
-// ErrMultipart, in which case ParseMark reads the rest.
+// ParseEnvelope reads the envelope from an object's metadata. Names must be
+// in lower case and without "x-amz-meta-"; entries without Prefix are
+// ignored. It returns ErrNoEnvelope, ErrEnvelope, ErrVersion or
+// ErrMultipart; for the last, call ParseMark.
 func ParseEnvelope(metadata map[string]string) (*Envelope, error) {
 	p, err := newParser(metadata)
 	if err != nil {
@@ -202,15 +204,17 @@ func ParseEnvelope(metadata map[string]string) (*Envelope, error) {
 	return e, nil
 }
 
-// Mark is the metadata of a multipart object. It is not authenticated.
+// Mark is the encryption metadata of a multipart object. It is not
+// authenticated.
 type Mark struct {
-	KeyID string // of the KMS key that was in force when the upload was created
+	KeyID string // id of the KMS key that was configured when the upload was created
 }
 
-// typeMultipart is the value of the entry that tells a Mark from an Envelope.
+// typeMultipart is the value of the entry that distinguishes a Mark from an
+// Envelope.
 const typeMultipart = "multipart"
 
-// Metadata returns the entries to be stored, or ErrEnvelope.
+// Metadata returns the metadata entries to store, or ErrEnvelope.
 func (m Mark) Metadata() (map[string]string, error) {
 	out := map[string]string{
 		nameVersion: strconv.Itoa(int(Version)),
@@ -224,7 +228,7 @@ func (m Mark) Metadata() (map[string]string, error) {
 	return out, nil
 }
 
-// ParseMark reads a Mark, as ParseEnvelope does an Envelope.
+// ParseMark reads the Mark from an object's metadata; see ParseEnvelope.
 func ParseMark(metadata map[string]string) (Mark, error) {
 	p, err := newParser(metadata)
 	if err != nil {
@@ -237,14 +241,15 @@ func ParseMark(metadata map[string]string) (Mark, error) {
 	return m, p.end()
 }
 
-// parser takes entries out of left and keeps the first error.
+// parser removes entries from left as they are read, and keeps the first
+// error.
 type parser struct {
 	left map[string]string
 	err  error
 }
 
-// newParser takes the entries that start with Prefix, and checks version and
-// suite.
+// newParser collects the entries that start with Prefix, and checks the
+// version and the suite.
 func newParser(metadata map[string]string) (*parser, error) {
 	p := &parser{left: make(map[string]string)}
 	for name, value := range metadata {
@@ -263,7 +268,7 @@ func newParser(metadata map[string]string) (*parser, error) {
 	return p, nil
 }
 
-// end refuses what is left.
+// end fails if any entry is left.
 func (p *parser) end() error {
 	for name := range p.left {
 		p.fail("unknown entry %.40q", name)
@@ -299,8 +304,9 @@ func isPrintable(id string) bool {
 	return id != "" && strings.IndexFunc(id, func(r rune) bool { return r < 0x21 || r > 0x7e }) < 0
 }
 
-// base64 takes an entry of min to max decoded bytes. Re-encoding finds what a
-// lenient decoder lets pass.
+// base64 returns the decoded entry, which must have least to most bytes.
+// Strict decoding still accepts line breaks, so the text is compared with
+// its re-encoding.
 func (p *parser) base64(name string, least, most int) []byte {
 	text := p.take(name)
 	data, err := base64.StdEncoding.Strict().DecodeString(text)

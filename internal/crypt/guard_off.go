@@ -2,6 +2,6 @@
 
 package crypt
 
-// guard runs f. Binaries that are built with GOEXPERIMENT=runtimesecret wipe
-// what it leaves behind.
+// guard runs f. In binaries built with GOEXPERIMENT=runtimesecret, it also
+// erases what f leaves behind.
 func guard(f func()) { f() }

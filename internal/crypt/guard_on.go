@@ -4,6 +4,6 @@ package crypt
 
 import "runtime/secret"
 
-// guard runs f so that the runtime wipes what it leaves behind: registers and
-// stack at once, and what it has allocated when that is collected.
+// guard runs f so that the runtime erases what f leaves behind: registers
+// and stack at once, and heap memory when it is collected.
 func guard(f func()) { secret.Do(f) }

@@ -6,28 +6,28 @@ import (
 	"fmt"
 )
 
-// Run is a number of parts with consecutive numbers and plaintexts of one
-// length.
+// Run is a sequence of parts with consecutive part numbers and the same
+// plaintext size.
 type Run struct {
-	Number int   // of the first of them
+	Number int   // part number of the first
 	Count  int   // 1 or more
-	Size   int64 // of the plaintext of each, in bytes
+	Size   int64 // plaintext size of each part, in bytes
 }
 
-// Layout is the parts of an object in order, without the one that the proxy
-// may have appended to them.
+// Layout lists the parts of an object in order. It does not include the
+// part that the proxy may have appended for the Record.
 type Layout []Run
 
-// Place is where a part lies in its object.
+// Place is the position of a part in its object.
 type Place struct {
-	Index  int   // counted from 0
-	Number int   // its part number
-	Size   int64 // of its plaintext
-	Offset int64 // of its plaintext in the object's
-	Stored int64 // offset of the part in the stored object
+	Index  int   // position among the parts, from 0
+	Number int   // part number
+	Size   int64 // plaintext size of the part, in bytes
+	Offset int64 // where the part's plaintext starts in the object's plaintext
+	Stored int64 // where the part starts in the stored object
 }
 
-// Add returns the layout with a part more at its end.
+// Add returns the layout with one more part at its end.
 func (l Layout) Add(number int, size int64) Layout {
 	if n := len(l); n > 0 && l[n-1].Size == size && l[n-1].Number+l[n-1].Count == number {
 		l[n-1].Count++
@@ -36,13 +36,13 @@ func (l Layout) Add(number int, size int64) Layout {
 	return append(l, Run{number, 1, size})
 }
 
-// Parts is the number of parts.
+// Parts returns the number of parts.
 func (l Layout) Parts() int { return l.end().Index }
 
-// Size is the plaintext size of the object.
+// Size returns the plaintext size of the object in bytes.
 func (l Layout) Size() int64 { return l.end().Offset }
 
-// end is the place behind the last part.
+// end returns the place after the last part.
 func (l Layout) end() Place {
 	var at Place
 	for _, run := range l {
@@ -59,19 +59,19 @@ func (at Place) skip(run Run, n int) Place {
 	return at
 }
 
-// Find returns the part that holds plaintext byte p. An empty last part holds
-// the end.
+// Find returns the part that contains plaintext byte p. The end of the
+// plaintext belongs to no part, unless the last part is empty.
 func (l Layout) Find(p int64) (Place, bool) {
 	return l.search(func(run Run, at Place) int { return int(min((p-at.Offset)/max(run.Size, 1), int64(run.Count))) })
 }
 
-// At returns the part of that index, counted from 0.
+// At returns the part at the given index, counted from 0.
 func (l Layout) At(index int) (Place, bool) {
 	return l.search(func(run Run, at Place) int { return min(index-at.Index, run.Count) })
 }
 
-// search returns the part that is step parts behind the start of a run, at the
-// first run in which there is one.
+// search returns the part that is step parts after the start of a run. It
+// takes the first run in which step is in range.
 func (l Layout) search(step func(Run, Place) int) (Place, bool) {
 	var at Place
 	for _, run := range l {
@@ -88,8 +88,8 @@ func (l Layout) search(step func(Run, Place) int) (Place, bool) {
 	return Place{}, false
 }
 
-// Contiguous reports whether the part numbers are 1, 2, 3 and so on. Without a
-// record they must be.
+// Contiguous reports whether the part numbers are 1, 2, 3 and so on. An
+// object without a Record must have such numbers.
 func (l Layout) Contiguous() bool {
 	next := 1
 	for _, run := range l {
@@ -101,19 +101,22 @@ func (l Layout) Contiguous() bool {
 	return true
 }
 
-// digest is what a record says of the parts, whatever their number.
+// digest returns the hash of all part numbers and sizes. A Record has it
+// even if the object has too many runs to list.
 func (l Layout) digest() [sha256.Size]byte {
 	h := sha256.New()
 	for _, run := range l {
 		for i := range run.Count {
-			b := binary.BigEndian.AppendUint16(make([]byte, 0, 10), uint16(run.Number+i)) //nolint:gosec // part numbers
-			h.Write(binary.BigEndian.AppendUint64(b, uint64(run.Size)))                   //nolint:gosec // never negative
+			part := make([]byte, 0, 10)
+			part = binary.BigEndian.AppendUint16(part, uint16(run.Number+i)) //nolint:gosec // part numbers
+			part = binary.BigEndian.AppendUint64(part, uint64(run.Size))     //nolint:gosec // never negative
+			h.Write(part)
 		}
 	}
 	return [sha256.Size]byte(h.Sum(nil))
 }
 
-// ChecksumType says what a checksum of a multipart object was computed of.
+// ChecksumType is the kind of checksum that a multipart object has.
 type ChecksumType byte
 
 // The values of S3's x-amz-checksum-type.
@@ -123,12 +126,14 @@ const (
 	Composite  ChecksumType = 2
 )
 
-// Record is what an appended part says of the parts ahead of it.
+// Record describes the parts before the appended part that carries it.
 type Record struct {
 	Parts        int
 	ChecksumType ChecksumType
-	Sum          []byte // the object's checksum, see SealChecksums, under the DEK of the part that has the record
-	Layout       Layout // nil if it did not fit
+	// Sum is the object's checksum, sealed by SealChecksums under the DEK
+	// of the part that carries the record.
+	Sum    []byte
+	Layout Layout // nil if it did not fit
 
 	digest [sha256.Size]byte
 }
@@ -139,8 +144,8 @@ const (
 	runSize     = 12
 )
 
-// NewRecord returns the bytes of the record of a layout, with the object's
-// checksum.
+// NewRecord returns the encoded record of a layout, with the object's
+// sealed checksum. The layout is left out if the record would be too long.
 func NewRecord(l Layout, kind ChecksumType, sum []byte) []byte {
 	digest := l.digest()
 	b := binary.BigEndian.AppendUint16(nil, uint16(l.Parts())) //nolint:gosec // 10,000 at most
@@ -160,8 +165,8 @@ func NewRecord(l Layout, kind ChecksumType, sum []byte) []byte {
 	return b
 }
 
-// ParseRecord reads the record of a part that has verified. It returns
-// ErrEnvelope.
+// ParseRecord decodes the record of a part whose MAC has been verified.
+// Every error is an ErrEnvelope.
 func ParseRecord(b []byte) (*Record, error) {
 	bad := fmt.Errorf("%w: the record of the parts", ErrEnvelope)
 	if len(b) < recordFixed || len(b) < recordFixed+int(b[3]) {
@@ -181,7 +186,11 @@ func ParseRecord(b []byte) (*Record, error) {
 
 	next := 1
 	for ; len(runs) > 0; runs = runs[runSize:] {
-		run := Run{int(binary.BigEndian.Uint16(runs)), int(binary.BigEndian.Uint16(runs[2:])), int64(binary.BigEndian.Uint64(runs[4:]))} //nolint:gosec // checked below
+		run := Run{
+			Number: int(binary.BigEndian.Uint16(runs)),
+			Count:  int(binary.BigEndian.Uint16(runs[2:])),
+			Size:   int64(binary.BigEndian.Uint64(runs[4:])), //nolint:gosec // checked below
+		}
 		if run.Number < next || run.Count < 1 || run.Number+run.Count > MaxPartNumber || run.Size < 0 ||
 			run.Size > MaxPartSize {
 			return nil, bad
@@ -197,5 +206,5 @@ func ParseRecord(b []byte) (*Record, error) {
 	return r, nil
 }
 
-// Matches reports whether the parts are those of the record.
+// Matches reports whether l has the parts that the record describes.
 func (r *Record) Matches(l Layout) bool { return r.Parts == l.Parts() && r.digest == l.digest() }

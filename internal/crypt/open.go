@@ -5,22 +5,23 @@ import (
 	"io"
 )
 
-// Opener decrypts a window of a body, a batch of verified segments at a time.
+// Opener decrypts a window of a body. It returns batches of verified
+// segments.
 type Opener struct {
 	src         io.Reader
 	stream      *stream
 	header      Header
 	window      Window
 	nextSegment int64 // index of the segment to open next
-	lastSegment int64 // last segment of the window
-	skip        int   // plaintext bytes to drop before the next one wanted
+	lastSegment int64 // index of the window's last segment
+	skip        int   // plaintext bytes to drop before the first one wanted
 	textLeft    int64 // plaintext bytes still wanted
 	buffer      *buffer
 	plain       *plain // nil if a batch is one segment, which is opened in place
 }
 
-// NewOpener returns an Opener of the window w, whose stored bytes src yields
-// from w.Start to w.End, under dek and the header h of the envelope.
+// NewOpener returns an Opener for the window w. src must return the stored
+// bytes from w.Start to w.End, and h must be the header from the envelope.
 func NewOpener(src io.Reader, w Window, dek []byte, h Header) (*Opener, error) {
 	stream, err := newStream(dek, &h, w.size, w.segmentSize)
 	if err != nil {
@@ -40,11 +41,11 @@ func NewOpener(src io.Reader, w Window, dek []byte, h Header) (*Opener, error) {
 	return o, nil
 }
 
-// Next returns the next plaintext bytes, 256 KiB or one segment at most, every
-// one of them verified; they are valid until the next call. At the end it
-// returns io.EOF, after making sure that src ends there too. On any other
-// error, which is ErrAuth, ErrTruncated, ErrTrailing or src's own, no further
-// byte may be used.
+// Next returns the next plaintext bytes, all of them verified: at most 256
+// KiB or one segment, valid until the next call. At the end it checks that
+// src has ended too, and returns io.EOF. Any other error is ErrAuth,
+// ErrTruncated, ErrTrailing or src's own; after it, the object must not be
+// used any further.
 func (o *Opener) Next() ([]byte, error) {
 	if o.buffer == nil || o.done() {
 		return nil, io.EOF
@@ -73,8 +74,8 @@ func (o *Opener) Next() ([]byte, error) {
 	return o.trim(text), nil
 }
 
-// Close gives the buffers back. The Opener, and what Next returned, must not
-// be used after it.
+// Close returns the buffers to their pools. Neither the Opener nor the
+// bytes that Next returned may be used afterwards.
 func (o *Opener) Close() {
 	if o.plain != nil {
 		plainPool.Put(o.plain)
@@ -100,7 +101,7 @@ func (o *Opener) openBatch(stored []byte) ([]byte, error) {
 
 		if o.nextSegment == 0 {
 			if Header(segment[:HeaderSize]) != o.header {
-				return nil, fmt.Errorf("%w: the header is not the envelope's", ErrAuth)
+				return nil, fmt.Errorf("%w: the header differs from the envelope's", ErrAuth)
 			}
 
 			segment = segment[HeaderSize:]
@@ -120,8 +121,8 @@ func (o *Opener) openBatch(stored []byte) ([]byte, error) {
 	return text, nil
 }
 
-// trim cuts away what a window has before the first byte wanted and behind the
-// last.
+// trim cuts off the bytes of the window before the first byte wanted and
+// after the last one.
 func (o *Opener) trim(text []byte) []byte {
 	text = text[o.skip:]
 	o.skip = 0

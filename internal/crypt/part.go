@@ -12,21 +12,22 @@ import (
 // Sizes of parts, in bytes.
 const (
 	PartHeaderSize = 984
-	// PartPrefixSize is what of a part it takes to verify its header, unless
-	// it has a record.
+	// PartPrefixSize is the number of bytes needed to verify a part header.
+	// A part with a record needs all its bytes.
 	PartPrefixSize = PartHeaderSize + HeaderSize
-	// PartOverhead is by how much every part is longer than its plaintext.
+	// PartOverhead is the difference between the stored size of a part and
+	// its plaintext size. It is the same for all parts.
 	PartOverhead  = PartPrefixSize + maxSegments*TagSize
-	MinPartSize   = 5 << 20                     // S3's least for a part that is not the last
-	MaxPartSize   = int64(5<<30) - PartOverhead // the longest plaintext whose part stays within S3's 5 GiB
+	MinPartSize   = 5 << 20                     // the minimum in S3 for all parts except the last
+	MaxPartSize   = int64(5<<30) - PartOverhead // the stored part must fit in S3's 5 GiB
 	MaxPartNumber = 10_000
 
 	maxSegments   = 512
-	maxPartFields = PartHeaderSize - partFixed // key id and wrapped DEK
+	maxPartFields = PartHeaderSize - partFixed // room for key id and wrapped DEK
 	partFixed     = 96
 )
 
-// partMagic starts each part.
+// partMagic is the first 8 bytes of each part.
 const partMagic = "cmekpart"
 
 const flagFinal = 0x01
@@ -35,26 +36,30 @@ const flagFinal = 0x01
 // WrappedDEK may be used, and only to get the DEK.
 type Part struct {
 	Number     int   // 1 to MaxPartNumber
-	Size       int64 // of the plaintext, in bytes
-	Final      bool  // it can only be the last of its object
+	Size       int64 // plaintext size in bytes
+	Final      bool  // no part can follow this one
 	Upload     [sha256.Size]byte
 	KeyID      string // id of the KMS key, printable ASCII
 	WrappedDEK []byte
-	Record     []byte // of the parts ahead; see Record. Only a final part with an empty plaintext may have one
-	Header     Header // of the stream
+	// Record describes the parts before this one; see Record. Only a final
+	// part with an empty plaintext may have a record.
+	Record []byte
+	Header Header // of the part's stream
 
 	mac        [macSize]byte
-	recordSize int // length of the record, which ParsePart may not have been given
+	recordSize int // the header's record length; Record itself may not have been parsed yet
 }
 
-// UploadOf is the Part.Upload for an upload id.
+// UploadOf returns the value of Part.Upload for an upload id.
 func UploadOf(uploadID string) [sha256.Size]byte { return sha256.Sum256([]byte(uploadID)) }
 
-// IsFinal says whether a part that a client sends can only be the last one of
+// IsFinal reports whether a part from a client can only be the last one of
 // its upload.
 func IsFinal(number int, size int64) bool { return size < MinPartSize || number == MaxPartNumber }
 
-// partSegmentSize keeps a part within its 512 segments.
+// partSegmentSize returns the segment size of a part with size bytes of
+// plaintext: the smallest multiple of SegmentSize that needs no more than
+// 512 segments.
 func partSegmentSize(size int64) segmentBytes {
 	const most = maxSegments * SegmentSize
 	return SegmentSize * segmentBytes(max(1, (size+HeaderSize+most-1)/most))
@@ -62,26 +67,26 @@ func partSegmentSize(size int64) segmentBytes {
 
 func (p *Part) segmentSize() segmentBytes { return partSegmentSize(p.Size) }
 
-// streamSize is the size of the part's stream.
+// streamSize returns the stored size of the part's stream.
 func (p *Part) streamSize() int64 { return p.segmentSize().storedSize(p.Size) }
 
-// Whole is the window of the part's whole stream, which lies PartHeaderSize
-// behind the start of the part.
+// Whole returns the window of the part's whole stream, which starts
+// PartHeaderSize bytes into the part.
 func (p *Part) Whole() Window { return p.segmentSize().wholeWindow(p.Size) }
 
-// Cover is the window for length bytes of the part's plaintext from offset;
-// see the function Cover.
+// Cover returns the window for length bytes of the part's plaintext from
+// offset; see the function Cover.
 func (p *Part) Cover(offset, length int64) (Window, error) {
 	return p.segmentSize().cover(p.Size, offset, length)
 }
 
-// HasRecord reports whether the part has a record. If ParsePart was given no
-// more than PartPrefixSize bytes, it has to be given the whole part, of
-// PartOverhead bytes, before the part can be verified.
+// HasRecord reports whether the part has a record. If it has, and ParsePart
+// was given only PartPrefixSize bytes, call ParsePart again with all
+// PartOverhead bytes of the part before Verify.
 func (p *Part) HasRecord() bool { return p.recordSize > 0 }
 
-// Sign sets the MAC, for obj and under dek. Header must be the one of the
-// stream.
+// Sign sets the MAC, which binds the header to dek and obj. Header must
+// already be that of the stream.
 func (p *Part) Sign(dek []byte, obj Object) error {
 	mac, err := p.computeMAC(dek, obj)
 	if err != nil {
@@ -91,7 +96,7 @@ func (p *Part) Sign(dek []byte, obj Object) error {
 	return nil
 }
 
-// Verify returns ErrAuth unless the MAC is the one for obj under dek.
+// Verify returns ErrAuth unless the MAC is correct for dek and obj.
 func (p *Part) Verify(dek []byte, obj Object) error {
 	mac, err := p.computeMAC(dek, obj)
 	if err != nil {
@@ -106,7 +111,7 @@ func (p *Part) Verify(dek []byte, obj Object) error {
 func (p *Part) computeMAC(dek []byte, obj Object) ([]byte, error) {
 	fields := append(macFields(p.KeyID, p.WrappedDEK, &p.Header, p.Size, p.Record, "part", obj),
 		[]byte{p.flags()},
-		binary.BigEndian.AppendUint16(nil, uint16(p.Number)),        //nolint:gosec // check sees to it
+		binary.BigEndian.AppendUint16(nil, uint16(p.Number)),        //nolint:gosec // see check
 		binary.BigEndian.AppendUint32(nil, uint32(p.segmentSize())), //nolint:gosec // 10 MiB at most
 		p.Upload[:])
 	return macOf(dek, fields)
@@ -119,7 +124,7 @@ func (p *Part) flags() byte {
 	return 0
 }
 
-// check refuses what no part can be.
+// check returns ErrEnvelope for a header with impossible values.
 func (p *Part) check() error {
 	var why string
 	switch {
@@ -127,9 +132,8 @@ func (p *Part) check() error {
 		why = fmt.Sprintf("part number %d", p.Number)
 	case p.Size < 0 || p.Size > MaxPartSize:
 		why = fmt.Sprintf("%d bytes of plaintext", p.Size)
-
 	case p.recordSize > 0 && (p.Size > 0 || !p.Final || p.recordSize > maxRecord):
-		why = "a record where none may be"
+		why = "a record in a part that may not have one"
 	default:
 		return CheckPartKey(p.KeyID, p.WrappedDEK)
 	}
@@ -137,18 +141,17 @@ func (p *Part) check() error {
 	return fmt.Errorf("%w: part header: %s", ErrEnvelope, why)
 }
 
-// CheckPartKey returns ErrEnvelope for a key id and a wrapped DEK that no part
-// header can hold.
+// CheckPartKey returns ErrEnvelope if the key id and the wrapped DEK do not
+// fit into a part header.
 func CheckPartKey(id string, wrapped []byte) error {
 	var why string
 	switch {
 	case !isPrintable(id) || len(id) > maxKeyID:
-		why = fmt.Sprintf("a key id of %d bytes, or not of printable ASCII", len(id))
+		why = fmt.Sprintf("the key id has %d bytes, or is not printable ASCII", len(id))
 	case len(wrapped) == 0:
 		why = "no wrapped DEK"
-
 	case len(id)+len(wrapped) > maxPartFields:
-		why = fmt.Sprintf("key id and wrapped DEK of %d bytes, of which %d fit", len(id)+len(wrapped), maxPartFields)
+		why = fmt.Sprintf("the key id and the wrapped DEK have %d bytes; at most %d fit", len(id)+len(wrapped), maxPartFields)
 	default:
 		return nil
 	}
@@ -156,8 +159,8 @@ func CheckPartKey(id string, wrapped []byte) error {
 	return fmt.Errorf("%w: part header: %s", ErrEnvelope, why)
 }
 
-// encode returns the part header, or ErrEnvelope for one that ParsePart would
-// refuse.
+// encode returns the part header, or ErrEnvelope if ParsePart would refuse
+// it.
 func (p *Part) encode() ([]byte, error) {
 	p.recordSize = len(p.Record)
 	if err := p.check(); err != nil {
@@ -167,7 +170,7 @@ func (p *Part) encode() ([]byte, error) {
 	b := make([]byte, 0, PartHeaderSize)
 	b = append(b, partMagic...)
 	b = append(b, Version, Suite, p.flags(), 0)
-	b = binary.BigEndian.AppendUint16(b, uint16(p.Number))          //nolint:gosec // checked, as the lengths below
+	b = binary.BigEndian.AppendUint16(b, uint16(p.Number))          //nolint:gosec // checked above, as are the lengths below
 	b = binary.BigEndian.AppendUint16(b, uint16(p.recordSize))      //nolint:gosec // as above
 	b = binary.BigEndian.AppendUint64(b, uint64(p.Size))            //nolint:gosec // as above
 	b = binary.BigEndian.AppendUint32(b, uint32(p.segmentSize()))   //nolint:gosec // 10 MiB at most
@@ -181,12 +184,13 @@ func (p *Part) encode() ([]byte, error) {
 	return append(b, make([]byte, PartHeaderSize-len(b))...), nil
 }
 
-// ParsePart reads the header of a part from its first PartPrefixSize bytes,
-// and the record if more of a part that has one are there. It returns
-// ErrEnvelope or ErrVersion. Verify has still to be called.
+// ParsePart decodes a part header from the first PartPrefixSize bytes of a
+// part. It also returns the record if the part has one and b is long
+// enough. Errors are ErrEnvelope or ErrVersion. The caller must still call
+// Verify.
 func ParsePart(b []byte) (*Part, error) {
 	if len(b) < PartPrefixSize || string(b[:8]) != partMagic {
-		return nil, fmt.Errorf("%w: no part header", ErrEnvelope)
+		return nil, fmt.Errorf("%w: not a part header", ErrEnvelope)
 	}
 	if b[8] != Version || b[9] != Suite {
 		return nil, fmt.Errorf("%w: version %d, suite %d", ErrVersion, b[8], b[9])
@@ -194,13 +198,13 @@ func ParsePart(b []byte) (*Part, error) {
 
 	keyLength, dekLength := int(binary.BigEndian.Uint16(b[28:])), int(binary.BigEndian.Uint16(b[30:]))
 	if keyLength+dekLength > maxPartFields {
-		return nil, fmt.Errorf("%w: part header: lengths", ErrEnvelope)
+		return nil, fmt.Errorf("%w: part header: the key id and the wrapped DEK are too long", ErrEnvelope)
 	}
 
 	fields, end := b[partFixed:], keyLength+dekLength
 	p := &Part{
 		Number:     int(binary.BigEndian.Uint16(b[12:])),
-		Size:       int64(binary.BigEndian.Uint64(b[16:])), //nolint:gosec // check refuses what is negative
+		Size:       int64(binary.BigEndian.Uint64(b[16:])), //nolint:gosec // check refuses negative sizes
 		Final:      b[10] == flagFinal,
 		Upload:     [sha256.Size]byte(b[32:64]),
 		KeyID:      string(fields[:keyLength]),
@@ -213,8 +217,9 @@ func ParsePart(b []byte) (*Part, error) {
 		return nil, err
 	}
 
-	if b[10]&^flagFinal != 0 || b[11] != 0 || !allZero(fields[end:maxPartFields]) || binary.BigEndian.Uint32(b[24:]) != uint32(p.segmentSize()) { //nolint:gosec // 10 MiB at most
-		return nil, fmt.Errorf("%w: part header: flags, segment size or filling", ErrEnvelope)
+	if b[10]&^flagFinal != 0 || b[11] != 0 || !allZero(fields[end:maxPartFields]) ||
+		int64(binary.BigEndian.Uint32(b[24:])) != int64(p.segmentSize()) {
+		return nil, fmt.Errorf("%w: part header: flags, segment size or padding", ErrEnvelope)
 	}
 	if from := PartHeaderSize + int(p.streamSize()); p.recordSize > 0 && len(b) >= from+p.recordSize {
 		p.Record = bytes.Clone(b[from : from+p.recordSize])
@@ -231,17 +236,17 @@ func allZero(b []byte) bool {
 	return or == 0
 }
 
-// PartSealer encrypts a part as its plaintext is read: header, stream and
-// fill. Like a Sealer it seals the last segment only after the source has
-// returned io.EOF, and Close may be called while a Read is under way.
+// PartSealer encrypts a part as its plaintext is read: part header, stream
+// and fill. Like a Sealer, it seals the last segment only after the source
+// has returned io.EOF, and Close may be called during a Read.
 type PartSealer struct {
 	sealer *Sealer
-	head   []byte // of the part, not handed out yet
+	head   []byte // part header, the bytes not yet returned
 	tail   []byte
 }
 
-// NewPartSealer returns a PartSealer of the plaintext of p, p.Size bytes of
-// src, for obj and under dek. It sets p.Header, which comes from random, and
+// NewPartSealer returns a PartSealer for part p of obj, whose plaintext is
+// the p.Size bytes of src. It sets p.Header, with bytes from random, and
 // signs p.
 func NewPartSealer(src io.Reader, p *Part, obj Object, dek []byte, random io.Reader) (*PartSealer, error) {
 	if err := p.check(); err != nil {
@@ -272,8 +277,8 @@ func (p *Part) signAndEncode(dek []byte, obj Object) ([]byte, error) {
 	return p.encode()
 }
 
-// Read yields the stored part, p.Size + PartOverhead bytes, then io.EOF.
-// Errors are those of a Sealer.
+// Read returns the stored part: p.Size + PartOverhead bytes, then io.EOF.
+// Errors are those of Sealer.Read.
 func (s *PartSealer) Read(b []byte) (int, error) {
 	if len(s.head) > 0 {
 		n := copy(b, s.head)
@@ -282,7 +287,7 @@ func (s *PartSealer) Read(b []byte) (int, error) {
 	}
 
 	n, err := s.sealer.Read(b)
-	if err == io.EOF && len(s.tail) > 0 { //nolint:errorlint // bare, as every io.Reader must say it
+	if err == io.EOF && len(s.tail) > 0 { //nolint:errorlint // io.Reader requires a bare io.EOF
 		n = copy(b, s.tail)
 		s.tail = s.tail[n:]
 		return n, nil
@@ -291,5 +296,5 @@ func (s *PartSealer) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// Close gives the buffer back; see Sealer.Close.
+// Close returns the buffer to its pool; see Sealer.Close.
 func (s *PartSealer) Close() error { return s.sealer.Close() }

@@ -6,60 +6,62 @@ import (
 	"io"
 )
 
-// PartsConfig is what a PartsReader needs to know of its object.
+// PartsConfig configures a PartsReader for one object.
 type PartsConfig struct {
 	Object Object
-	Size   int64 // of the object's plaintext, as the store's part count gives it; -1 if that is not known
-	// OpenEnd accepts a last part that is not final: whether parts were cut
-	// off behind it cannot be told then.
+	// Size is the plaintext size of the object, computed from the store's
+	// part count. -1 if unknown.
+	Size int64
+	// OpenEnd accepts a last part that is not final. Parts that were cut
+	// off after it are not noticed then.
 	OpenEnd bool
-	// Unlock returns the DEK of a part, which has not been verified yet. It
-	// stays valid until the next call.
+	// Unlock returns the DEK of a part that has not been verified yet. The
+	// DEK must stay valid until the next call.
 	Unlock func(*Part) ([]byte, error)
-	// Record returns the record of the object's last part, verified, or nil if
-	// it has none. It is asked only when a gap in the part numbers would
-	// otherwise have to be taken for a part that was cut out.
+	// Record returns the verified record of the object's last part, or nil
+	// if it has none. It is called only when the part numbers have a gap,
+	// to find out whether the gap was there from the start.
 	Record func() (*Record, error)
 }
 
-// PartsReader decrypts a multipart object, or a stretch of it, a batch of
-// verified segments at a time, and checks that its parts are those that were
-// uploaded.
+// PartsReader decrypts a multipart object, or a stretch of one. It returns
+// batches of verified segments, and checks that the parts are those of the
+// upload.
 type PartsReader struct {
 	cfg      PartsConfig
 	src      io.Reader
 	opener   *Opener
-	current  *Part  // the one that is read, or was read last
-	window   Window // of it
+	current  *Part  // the part being read, or the last one read
+	window   Window // of the current part
 	textLeft int64  // plaintext bytes still wanted; -1 for all
-	toEnd    bool   // the object's end is to be reached and checked
+	toEnd    bool   // read and check the end of the object too
 	done     bool
 
-	place    Place  // of part in layout
-	expected Layout // known beforehand; nil if not
-	seen     Layout // the parts that were read, from the first
+	place    Place  // of the current part
+	expected Layout // the known layout; nil if unknown
+	seen     Layout // the parts read so far
 	record   *Record
 	buf      [PartOverhead]byte
 }
 
-// NewPartsReader returns a PartsReader of a whole object, of which src yields
-// the stored bytes.
+// NewPartsReader returns a PartsReader for a whole object, whose stored
+// bytes src returns.
 func NewPartsReader(src io.Reader, cfg PartsConfig) *PartsReader {
 	return &PartsReader{cfg: cfg, src: src, textLeft: -1, toEnd: true, place: Place{Index: -1}}
 }
 
-// Stretch is some bytes of the plaintext of an object whose layout is known.
+// Stretch is a range of plaintext bytes of an object with known layout.
 type Stretch struct {
 	Layout Layout
-	Place  Place // of the first part that is touched
-	Part   *Part // its header, verified
-	Offset int64 // of the first byte in that part's plaintext
+	Place  Place // of the first part in the range
+	Part   *Part // header of that part, verified
+	Offset int64 // of the first byte, in that part's plaintext
 	Length int64
-	ToEnd  bool // src goes on to the end of the object, which is checked
+	ToEnd  bool // src continues to the end of the object, and the end is checked
 }
 
-// NewStretchReader returns a PartsReader of a stretch. src yields the stored
-// bytes from the start of the segment of the first byte; see Part.Cover.
+// NewStretchReader returns a PartsReader for a stretch. src must return the
+// stored bytes from the segment that holds the first byte; see Part.Cover.
 func NewStretchReader(src io.Reader, s Stretch, cfg PartsConfig) (*PartsReader, error) {
 	r := &PartsReader{cfg: cfg, src: src, textLeft: s.Length, toEnd: s.ToEnd, expected: s.Layout, place: s.Place}
 	if err := r.checkPlace(s.Part, s.Place); err != nil {
@@ -73,9 +75,10 @@ func NewStretchReader(src io.Reader, s Stretch, cfg PartsConfig) (*PartsReader, 
 	return r, r.open(src, window)
 }
 
-// Next returns the next plaintext bytes, every one of them verified; they are
-// valid until the next call. At the end it returns io.EOF. On any other error,
-// which is one of this package's or src's own, no further byte may be used.
+// Next returns the next plaintext bytes, all of them verified and valid
+// until the next call. At the end it returns io.EOF. Any other error is one
+// of this package or src's own; after it, the object must not be used any
+// further.
 func (r *PartsReader) Next() ([]byte, error) {
 	for !r.done {
 		if r.opener == nil {
@@ -87,11 +90,10 @@ func (r *PartsReader) Next() ([]byte, error) {
 
 		text, err := r.opener.Next()
 		switch {
-		case err == io.EOF: //nolint:errorlint // bare: Next says so
+		case err == io.EOF: //nolint:errorlint // Next returns a bare io.EOF
 			if err := r.finishPart(); err != nil {
 				return nil, err
 			}
-
 		case err != nil:
 			return nil, fmt.Errorf("part %d: %w", r.current.Number, err)
 		case len(text) > 0:
@@ -102,7 +104,7 @@ func (r *PartsReader) Next() ([]byte, error) {
 	return nil, io.EOF
 }
 
-// Close gives the buffers back.
+// Close returns the buffers to their pools.
 func (r *PartsReader) Close() {
 	if r.opener != nil {
 		r.opener.Close()
@@ -111,18 +113,18 @@ func (r *PartsReader) Close() {
 	r.done = true
 }
 
-// Part returns the header of the part that is read, nil before the first.
+// Part returns the header of the current part, or nil before the first one.
 func (r *PartsReader) Part() *Part { return r.current }
 
-// Layout returns the parts of the object, once a whole object was read to its
-// end.
+// Layout returns the parts of the object. It is complete once a whole
+// object has been read to its end.
 func (r *PartsReader) Layout() Layout { return r.seen }
 
-// openNextPart reads the header of the next part, or finds that there is none.
+// openNextPart reads the next part header, or checks the end of the object.
 func (r *PartsReader) openNextPart() error {
 	prefix := r.buf[:PartPrefixSize]
 	switch n, err := ReadFull(r.src, prefix); {
-	case n == 0 && err == io.EOF: //nolint:errorlint // bare, as every io.Reader must say it
+	case n == 0 && err == io.EOF: //nolint:errorlint // io.Reader requires a bare io.EOF
 		return r.checkEnd()
 	case sourceEnded(err):
 		return fmt.Errorf("%w in a part header", ErrTruncated)
@@ -170,7 +172,7 @@ func (r *PartsReader) openNextPart() error {
 	return r.openWith(io.MultiReader(header, src), window, dek)
 }
 
-// checkOrder refuses a part that does not follow the one before it.
+// checkOrder returns an error if a part does not follow the previous one.
 func (r *PartsReader) checkOrder(part *Part) error {
 	previous := r.current
 	r.current = part
@@ -180,14 +182,13 @@ func (r *PartsReader) checkOrder(part *Part) error {
 	case previous != nil && previous.Final:
 		return fmt.Errorf("%w: part %d follows the final part %d", ErrAuth, part.Number, previous.Number)
 	case previous != nil && previous.Upload != part.Upload:
-		return fmt.Errorf("%w: part %d is of another upload than part %d", ErrAuth, part.Number, previous.Number)
-
+		return fmt.Errorf("%w: part %d is from another upload than part %d", ErrAuth, part.Number, previous.Number)
 	case part.HasRecord():
 		return r.checkRecord(part)
 	case r.expected != nil:
 		place, ok := r.expected.At(r.place.Index)
 		if !ok {
-			return fmt.Errorf("%w: part %d is one too many", ErrAuth, part.Number)
+			return fmt.Errorf("%w: part %d is beyond the last part", ErrAuth, part.Number)
 		}
 		r.place = place
 		return r.checkPlace(part, place)
@@ -201,16 +202,16 @@ func (r *PartsReader) checkOrder(part *Part) error {
 	return r.checkGap()
 }
 
-// checkPlace refuses a part that is not the one that the layout has there.
+// checkPlace returns ErrAuth if the layout has another part at that place.
 func (r *PartsReader) checkPlace(part *Part, at Place) error {
 	if part.Number != at.Number || part.Size != at.Size {
-		return fmt.Errorf("%w: part %d of %d bytes stands where part %d of %d bytes must be", ErrAuth, part.Number,
+		return fmt.Errorf("%w: found part %d of %d bytes in place of part %d of %d bytes", ErrAuth, part.Number,
 			part.Size, at.Number, at.Size)
 	}
 	return nil
 }
 
-// checkRecord checks that the parts read so far are those of the record.
+// checkRecord checks the parts before the record against it.
 func (r *PartsReader) checkRecord(part *Part) error {
 	record, err := ParseRecord(part.Record)
 	if err != nil {
@@ -229,14 +230,14 @@ func (r *PartsReader) checkRecord(part *Part) error {
 		last = ahead[n-1].Number + ahead[n-1].Count - 1
 	}
 	if !record.Matches(ahead) || part.Number <= last {
-		return fmt.Errorf("%w: the parts are not those of the record", ErrAuth)
+		return fmt.Errorf("%w: the parts do not match the record", ErrAuth)
 	}
 
 	return nil
 }
 
-// checkGap asks the record whether the gap in the part numbers was there from
-// the start.
+// checkGap consults the record: was the gap in the part numbers there from
+// the start?
 func (r *PartsReader) checkGap() error {
 	if r.record == nil && r.cfg.Record != nil {
 		var err error
@@ -250,7 +251,7 @@ func (r *PartsReader) checkGap() error {
 		return gap
 	}
 	if r.record.Layout == nil {
-		return nil // the digest tells at the end
+		return nil // the digest is compared at the end
 	}
 
 	place, ok := r.record.Layout.At(r.place.Index)
@@ -278,7 +279,7 @@ func (r *PartsReader) openWith(src io.Reader, w Window, dek []byte) error {
 	return nil
 }
 
-// finishPart ends a part of which all that is wanted was read.
+// finishPart ends a part after the last wanted byte, and checks the fill.
 func (r *PartsReader) finishPart() error {
 	r.opener.Close()
 	r.opener = nil
@@ -309,19 +310,17 @@ func (r *PartsReader) finishPart() error {
 	return nil
 }
 
-// checkEnd checks that the object ends where it was ended.
+// checkEnd checks that the object ends where its upload ended.
 func (r *PartsReader) checkEnd() error {
 	switch {
 	case r.current == nil:
-		return fmt.Errorf("%w: no part at all", ErrTruncated)
+		return fmt.Errorf("%w: there are no parts", ErrTruncated)
 	case !r.current.Final && !r.cfg.OpenEnd:
 		return fmt.Errorf("%w: the last part is missing: part %d is not final", ErrTruncated, r.current.Number)
-
 	case r.textLeft > 0:
 		return fmt.Errorf("%w: %d bytes short", ErrTruncated, r.textLeft)
 	case r.expected == nil && r.cfg.Size >= 0 && r.seen.Size() != r.cfg.Size:
 		return fmt.Errorf("%w: parts of %d bytes in an object of %d", ErrSize, r.seen.Size(), r.cfg.Size)
-
 	case r.expected == nil && !r.seen.Contiguous() && !r.current.HasRecord():
 		return fmt.Errorf("%w: gaps in the part numbers of an object without a record", ErrAuth)
 	case r.expected != nil && !r.current.HasRecord() && r.place.Index != r.expected.Parts()-1:

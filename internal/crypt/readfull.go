@@ -2,13 +2,13 @@ package crypt
 
 import "io"
 
-// ReadFull fills b from src, as io.ReadFull does, but tells a source that has
-// ended from one that has failed. It returns io.EOF if src ended before the
-// first byte, and ErrTruncated if src ended within b.
+// ReadFull fills b from src like io.ReadFull, but distinguishes the end of
+// the source from its failure. It returns io.EOF if src ends before the
+// first byte, and ErrTruncated if src ends within b.
 //
-// Every other error is that of src. This includes io.ErrUnexpectedEOF: a source
-// returns it when the connection that it reads from breaks, which says nothing
-// of the object.
+// Any other error is src's own. That includes io.ErrUnexpectedEOF, which a
+// source returns when its connection breaks: that says nothing about the
+// object.
 func ReadFull(src io.Reader, b []byte) (n int, err error) {
 	for n < len(b) && err == nil {
 		var more int
@@ -19,15 +19,15 @@ func ReadFull(src io.Reader, b []byte) (n int, err error) {
 	switch {
 	case n == len(b):
 		return n, nil
-	case err == io.EOF && n > 0: // bare, as every io.Reader must say it
+	case err == io.EOF && n > 0: // io.Reader requires a bare io.EOF
 		return n, ErrTruncated
 	default:
 		return n, err
 	}
 }
 
-// sourceEnded reports whether an error of ReadFull says that the source has
+// sourceEnded reports whether an error of ReadFull means that the source
 // ended.
 func sourceEnded(err error) bool {
-	return err == io.EOF || err == ErrTruncated //nolint:errorlint // bare: an error that wraps them is the source's
+	return err == io.EOF || err == ErrTruncated //nolint:errorlint // an error that wraps one of these is the source's own
 }

@@ -9,26 +9,26 @@ import (
 
 // Sealer encrypts a plaintext of known size as it is read.
 //
-// The last segment is sealed only after the source has returned io.EOF, so a
-// source that verifies what it yields, and fails instead of returning io.EOF,
-// keeps the body from becoming whole.
+// The last segment is sealed only after the source has returned io.EOF. If
+// the source verifies its data and fails instead of returning io.EOF, the
+// body never becomes complete.
 //
-// Close may be called while a Read is under way, as an HTTP transport does;
-// other calls may not overlap.
+// Close may be called during a Read, as an HTTP transport does. No other
+// calls may overlap.
 type Sealer struct {
 	mu           sync.Mutex // held by Read
 	src          io.Reader
 	stream       *stream
 	streamHeader Header
-	textLeft     int64 // plaintext not read yet
+	textLeft     int64 // plaintext not yet read
 	nextSegment  int64 // index of the segment to seal next
 	buffer       *buffer
-	out          []byte // sealed and not yet handed out
+	out          []byte // sealed, not yet returned by Read
 	err          error
 }
 
-// NewSealer returns a Sealer of the size bytes of src under dek. Salt and
-// nonce prefix come from random.
+// NewSealer returns a Sealer for the size bytes of src. The salt and the
+// nonce prefix are read from random.
 func NewSealer(src io.Reader, size int64, dek []byte, random io.Reader) (*Sealer, error) {
 	return newStreamSealer(src, size, defaultSegment, dek, random)
 }
@@ -52,11 +52,11 @@ func newStreamSealer(
 	return s, nil
 }
 
-// Header returns the header of the body, to be copied into the envelope.
+// Header returns the header of the body, which the envelope needs.
 func (s *Sealer) Header() Header { return s.streamHeader }
 
-// Read yields the stored body: StoredSize(size) bytes, then io.EOF. It fails
-// with io.ErrUnexpectedEOF if the source is shorter than the size, with
+// Read returns the stored body: StoredSize(size) bytes, then io.EOF. It
+// fails with io.ErrUnexpectedEOF if the source is shorter than size, with
 // ErrTrailing if it is longer, and otherwise with the source's error.
 func (s *Sealer) Read(p []byte) (int, error) {
 	s.mu.Lock()
@@ -74,8 +74,9 @@ func (s *Sealer) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// Close gives the buffer back, or leaves it to the garbage collector if a Read
-// is still using it. Reads after it fail with io.ErrClosedPipe.
+// Close returns the buffer to its pool. If a Read is using the buffer, the
+// garbage collector frees it instead. Later Reads fail with
+// io.ErrClosedPipe.
 func (s *Sealer) Close() error {
 	if s.mu.TryLock() {
 		defer s.mu.Unlock()
@@ -88,8 +89,8 @@ func (s *Sealer) Close() error {
 	return nil
 }
 
-// sealBatch seals the next batch in place. It returns an error only if there
-// is nothing to hand out.
+// sealBatch seals the next batch of segments in place. It returns an error
+// only if there is nothing to return to the reader.
 func (s *Sealer) sealBatch() error {
 	if s.nextSegment > s.stream.last {
 		return io.EOF
@@ -138,14 +139,14 @@ func (s *Sealer) readSegment(text []byte) error {
 	return nil
 }
 
-// expectEOF returns nil if r is at its end, more if it is not, and r's own
-// error otherwise.
+// expectEOF returns nil if r is at its end, the error more if r has more
+// bytes, and r's own error otherwise.
 func expectEOF(r io.Reader, more error) error {
 	var one [1]byte
 	switch _, err := io.ReadFull(r, one[:]); err {
 	case nil:
 		return more
-	case io.EOF: // bare: an error that wraps io.EOF is a failure, and must not pass for the end
+	case io.EOF: // ==: an error that wraps io.EOF is a failure, not the end
 		return nil
 	default:
 		return err

@@ -6,10 +6,12 @@ import (
 	"reflect"
 )
 
-// Wipe overwrites what a cipher or a MAC holds, the expanded key among it. The
-// standard library has no such thing; both are pointers to structures, or a
-// structure with such a pointer, and a MAC has its key in slices of bytes. It
-// must not be used any more.
+// Wipe overwrites the contents of a cipher or a MAC, including the expanded
+// key. The value must not be used afterwards.
+//
+// The standard library has no such function. Ciphers and MACs are pointers
+// to structs, or structs that start with such a pointer; a MAC keeps its
+// key in byte slices. Wipe clears these slices and the struct.
 func Wipe(keyed any) {
 	v := reflect.ValueOf(keyed)
 	if v.Kind() == reflect.Struct && v.NumField() > 0 {
@@ -31,20 +33,21 @@ func Wipe(keyed any) {
 	}
 }
 
-// hashWiper makes hashes whose buffers it overwrites in the end. SHA-256 keeps
-// the last bytes that it was given, and HKDF is given the data key.
+// hashWiper creates hashes and later overwrites their buffers. SHA-256
+// keeps the last bytes of its input, and HKDF's input is the data key.
 type hashWiper []hash.Hash
 
-// new is a constructor as HMAC and HKDF want it.
+// new is a constructor of the type that HMAC and HKDF take.
 func (s *hashWiper) new() hash.Hash {
 	h := sha256.New()
 	*s = append(*s, h)
 	return h
 }
 
-// wipe overwrites what the hashes hold. They must not be used any more.
+// wipe overwrites the buffers of the hashes, which must not be used
+// afterwards.
 func (s *hashWiper) wipe() {
-	var zeros [sha256.BlockSize - 1]byte // a byte less than what would go past the buffer
+	var zeros [sha256.BlockSize - 1]byte // one byte more would be hashed instead of kept
 	for _, h := range *s {
 		h.Reset()
 		h.Write(zeros[:])

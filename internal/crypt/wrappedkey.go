@@ -11,18 +11,18 @@ import (
 	"unicode/utf8"
 )
 
-// WrappedKey is a wrapped DEK taken apart. Mostly it is what the KMS gave and
-// nothing else. It is more than that where the KMS wraps a bucket key, from
-// which the DEKs of many objects are derived, and where the client has added
-// to the encryption context. See docs/format.md, section 9.
+// WrappedKey is the decoded form of a stored wrapped DEK. Most often that
+// is just the KMS's ciphertext. It is a compound if the KMS wraps a bucket
+// key, or if the client has added to the encryption context. See
+// docs/format.md, section 9.
 type WrappedKey struct {
-	// Salt makes a DEK of a bucket key, see DeriveDEK; nil if the KMS wraps
-	// the DEK itself.
+	// Salt derives the object's DEK from the bucket key; see DeriveDEK. It
+	// is nil if the KMS wraps the DEK itself.
 	Salt []byte
-	// Context is what the client added to the encryption context. Names are
-	// not empty, and none of reservedContext.
+	// Context is what the client added to the encryption context. No name
+	// in it is empty or in reservedContext.
 	Context map[string]string
-	// Blob is what the KMS gave.
+	// Blob is the KMS's ciphertext.
 	Blob []byte
 }
 
@@ -34,42 +34,43 @@ const (
 	flagContext   = 0x02
 )
 
-// reservedContext are the names that the format itself uses.
+// reservedContext lists the names that the format itself uses.
 var reservedContext = []string{"bucket", "key"}
 
-// CheckContext refuses what a client may not add to an encryption context.
+// CheckContext returns ErrEnvelope for an encryption context that a client
+// may not add.
 func CheckContext(context map[string]string) error {
 	for name, value := range context {
 		switch {
 		case name == "" || !utf8.ValidString(name) || !utf8.ValidString(value) || len(name) > maxWrappedDEK ||
 			len(value) > maxWrappedDEK:
-			return fmt.Errorf("%w: encryption context: an entry that is empty, too long or no text", ErrEnvelope)
+			return fmt.Errorf("%w: encryption context: an entry is empty, too long or not UTF-8", ErrEnvelope)
 		case slices.Contains(reservedContext, name):
-			return fmt.Errorf("%w: encryption context: the name %q is the format's own", ErrEnvelope, name)
+			return fmt.Errorf("%w: encryption context: the name %q is reserved", ErrEnvelope, name)
 		}
 	}
 	return nil
 }
 
-// CheckNewContext is CheckContext for an object that is to be stored. It also
-// refuses a name that differs from one of the format's by case alone: the
-// conditions of AWS policies do not tell the two apart. Stored objects may have
-// such names.
+// CheckNewContext is CheckContext for an object that is about to be stored.
+// It also refuses a name that differs from a reserved one only by case,
+// because conditions in AWS policies ignore case. Objects already stored
+// may have such names.
 func CheckNewContext(context map[string]string) error {
 	for name := range context {
 		isOurs := func(reserved string) bool { return strings.EqualFold(name, reserved) }
 		if slices.ContainsFunc(reservedContext, isOurs) {
-			return fmt.Errorf("%w: encryption context: the name %q is the format's own, in whichever case",
+			return fmt.Errorf("%w: encryption context: the name %q is reserved, in upper or lower case",
 				ErrEnvelope, name)
 		}
 	}
 	return CheckContext(context)
 }
 
-// Bytes returns what is stored as the wrapped DEK, or ErrEnvelope.
+// Bytes returns the stored form of the wrapped DEK, or ErrEnvelope.
 func (w WrappedKey) Bytes() ([]byte, error) {
 	if bytes.HasPrefix(w.Blob, []byte(wrappedMagic)) {
-		return nil, fmt.Errorf("%w: what the KMS gave looks like a compound of ours", ErrEnvelope)
+		return nil, fmt.Errorf("%w: the ciphertext of the KMS looks like a compound wrapped DEK", ErrEnvelope)
 	}
 	if w.Salt == nil && len(w.Context) == 0 {
 		return w.Blob, nil
@@ -83,7 +84,7 @@ func (w WrappedKey) Bytes() ([]byte, error) {
 	b = append(b, w.Salt...)
 
 	if len(w.Context) > 0 {
-		b = binary.BigEndian.AppendUint16(b, uint16(len(w.Context))) //nolint:gosec // the whole has to be short
+		b = binary.BigEndian.AppendUint16(b, uint16(len(w.Context))) //nolint:gosec // the length of the whole is checked below
 		for _, name := range slices.Sorted(maps.Keys(w.Context)) {
 			b = appendText(appendText(b, name), w.Context[name])
 		}
@@ -91,7 +92,7 @@ func (w WrappedKey) Bytes() ([]byte, error) {
 
 	b = append(b, w.Blob...)
 	if len(b) > maxWrappedDEK {
-		return nil, fmt.Errorf("%w: a wrapped DEK of %d bytes with its encryption context, of which %d fit",
+		return nil, fmt.Errorf("%w: the wrapped DEK and its encryption context have %d bytes; at most %d fit",
 			ErrEnvelope, len(b), maxWrappedDEK)
 	}
 
@@ -114,8 +115,8 @@ func appendText(b []byte, text string) []byte {
 	return append(b, text...)
 }
 
-// ParseWrappedKey takes a stored wrapped DEK apart, or returns ErrEnvelope. It
-// shares memory with wrapped.
+// ParseWrappedKey decodes a stored wrapped DEK, or returns ErrEnvelope. The
+// result shares memory with wrapped.
 func ParseWrappedKey(wrapped []byte) (WrappedKey, error) {
 	rest, compound := bytes.CutPrefix(wrapped, []byte(wrappedMagic))
 	if !compound {
@@ -151,8 +152,8 @@ func ParseWrappedKey(wrapped []byte) (WrappedKey, error) {
 	return w, nil
 }
 
-// cutContext reads the entries of a context, which are in the order of their
-// names.
+// cutContext decodes the entries of a context, which must be sorted by
+// name.
 func cutContext(b []byte) (context map[string]string, rest []byte, ok bool) {
 	if len(b) < 2 {
 		return nil, nil, false
@@ -185,7 +186,7 @@ func cutText(b []byte) (text string, rest []byte, ok bool) {
 	return string(b[:n]), b[n:], true
 }
 
-// NewSalt draws a salt for DeriveDEK.
+// NewSalt reads a salt for DeriveDEK from random.
 func NewSalt(random io.Reader) ([]byte, error) {
 	salt := make([]byte, saltSize)
 	if _, err := io.ReadFull(random, salt); err != nil {
@@ -194,14 +195,14 @@ func NewSalt(random io.Reader) ([]byte, error) {
 	return salt, nil
 }
 
-// DeriveDEK makes the DEK of an object from a bucket key, which must itself be
-// one that CheckDEK takes. It is bound to the object's name.
+// DeriveDEK derives the DEK of an object from a bucket key, which must pass
+// CheckDEK. The DEK is bound to the object's name.
 func DeriveDEK(bucketKey, salt []byte, obj Object) ([]byte, error) {
 	return derive(bucketKey, salt, infoFor(infoBucketKey, obj))
 }
 
-// infoFor is an info string of HKDF for one object: the label, then bucket and
-// key, each after its length.
+// infoFor returns the HKDF info string for one object: the label, then
+// bucket and key, each preceded by its length.
 func infoFor(label string, obj Object) string {
 	b := []byte(label)
 	for _, s := range []string{obj.Bucket, obj.Key} {

@@ -608,7 +608,6 @@ func TestConcurrent(t *testing.T) {
 					c.Purge(keyID)
 				case 1:
 					c.PurgeAll()
-
 				case 2:
 					c.Stats()
 				case 3:

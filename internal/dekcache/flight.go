@@ -71,18 +71,15 @@ func (c *Cache) endFlight(id ID, f *flight, dek []byte, err error) {
 		if life := c.cfg.Remember(err); life > 0 && c.current(&f.term) {
 			c.failures.Add(id, failure{f.term.group.Group, err, c.cfg.Now().Add(life)})
 		}
-
 	case !c.current(&f.term):
 		clear(dek)
 		f.err = errStale
 		if c.closed {
 			f.err = ErrClosed
 		}
-
 	case !f.term.InForce():
 		clear(dek)
 		f.err = ErrTooLate
-
 	default:
 		c.insert(id, f.term, bytes.Clone(dek))
 		f.dek = dek

@@ -98,7 +98,6 @@ func climbs(segments iter.Seq[string], use Use) bool {
 			if depth--; depth < 0 {
 				return true
 			}
-
 		case ".":
 		default:
 			depth++

@@ -81,12 +81,10 @@ func (a *useTrace) source() Source {
 		return ""
 	case a == customerTrace:
 		return Customer
-
 	case a.kms.Load():
 		return FromKMS
 	case a.cached.Load():
 		return FromCache
-
 	default:
 		return Joined
 	}

@@ -82,7 +82,6 @@ func (d *Defaults) readIfChanged() {
 	case errors.Is(err, fs.ErrNotExist):
 		d.keys, d.err, d.changed, d.size = nil, nil, time.Time{}, 0
 		return
-
 	case err == nil && d.err == nil && info.ModTime().Equal(d.changed) && info.Size() == d.size:
 		return
 	case err == nil:

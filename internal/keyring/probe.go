@@ -68,13 +68,11 @@ func (k *Keyring) probeAtIntervals(ctx context.Context, key *keyState) {
 		case <-ctx.Done():
 			return
 		case <-key.intervalChanged: // another interval
-
 		case <-key.probeNow:
 			asked = true
 			if !sleep(ctx, last.Add(probePause(interval)).Sub(k.now())) {
 				return
 			}
-
 		case <-timer.C:
 		}
 

@@ -107,12 +107,10 @@ func (k *Keyring) statusOf(key *keyState) Status {
 		s.State, s.Outcome = Unopened, cmp.Or(s.Outcome, key.Unavailable)
 	case key.unanswered:
 		s.State = Unreachable
-
 	case key.answeredAt.IsZero():
 		s.State = Unused
 	case !key.revokedSince.IsZero():
 		s.State = Revoked
-
 	default:
 		s.State = Usable
 	}

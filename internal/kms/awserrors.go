@@ -124,7 +124,6 @@ func (a *AWS) fail(ctx context.Context, op string, err error) *Error {
 		e.Kind, e.Err = Canceled, context.Canceled
 	case errors.As(err, &stranger):
 		e.Kind, e.Err = Unreachable, stranger
-
 	case isAWSCredentials(err):
 		e.Kind, e.Err = Unreachable, errors.New("the source of the credentials does not give any now")
 	case errors.As(err, &api):
@@ -137,7 +136,6 @@ func (a *AWS) fail(ctx context.Context, op string, err error) *Error {
 		if e.Reason == awsInvalidState && op != "describe" {
 			e.Kind = a.stateKind(ctx)
 		}
-
 	default:
 		e.Kind, e.Err = a.transportKind(ctx, err)
 	}
@@ -209,7 +207,6 @@ func isAWSAnswer(service string, header http.Header, body []byte) bool {
 			Type string `json:"__type"`
 		}
 		return json.Unmarshal(body, &doc) == nil && doc.Type != "" && id != ""
-
 	case sts.ServiceID:
 		var doc struct {
 			XMLName xml.Name
@@ -219,7 +216,6 @@ func isAWSAnswer(service string, header http.Header, body []byte) bool {
 
 		return xml.Unmarshal(body, &doc) == nil && strings.HasSuffix(doc.XMLName.Local, "Response") &&
 			doc.ErrorID+doc.ID+id != ""
-
 	default: // a source of credentials, which no refusal of a key comes from
 		return true
 	}
@@ -256,12 +252,10 @@ func awsStateKind(state types.KeyState) Kind {
 		// The customer took out the imported material, or disconnected the key
 		// store.
 		return Disabled
-
 	case types.KeyStateEnabled, types.KeyStateCreating, types.KeyStateUpdating:
 		// Either it passed, or the key store behind the key has a trouble of
 		// its own.
 		return Unreachable
-
 	default:
 		return PendingDeletion
 	}

@@ -202,7 +202,6 @@ func (a *Azure) setBindings(cfg AzureConfig, longest int) error {
 	case max(cfg.AcceptForm, cfg.WriteForm) == azureBoundForm && len(a.bindings) == 0:
 		return errors.New("blobs are to be of form 2, and there is no binding to make them: " +
 			"add one to bindings, made by cmekproxy keys bind")
-
 	case cfg.AcceptForm == azureBoundForm && a.form != azureBoundForm:
 		return errors.New("new blobs are to be of form 1, which is not accepted")
 	case cfg.AcceptForm == azureBoundForm:
@@ -445,7 +444,6 @@ func (a *Azure) accept(blob *azureBlob) (*azureBinding, error) {
 		return nil, errors.New("a blob of another key or algorithm than the configured one")
 	case blob.form == azureBindingForm:
 		return nil, errAzureBlob
-
 	case blob.form < a.leastForm:
 		return nil, errors.New("a blob of form 1, which whoever has the public key can make, and accept_form is 2")
 	case blob.form == azureBlobForm:
@@ -491,7 +489,6 @@ func (a *Azure) unwrapKEK(ctx context.Context, op string, blob *azureBlob) ([]by
 	case err != nil:
 	case version != blob.version:
 		err = errors.New("the KMS answered for another version of the key")
-
 	case len(out.Result) != azureKEKSize:
 		err = fmt.Errorf("the KMS answered with a key of %d bytes", len(out.Result))
 	default:

@@ -55,12 +55,10 @@ func (a *Azure) fail(ctx context.Context, op string, err error) *Error {
 		e.Kind, e.Err = Canceled, context.Canceled
 	case errors.Is(err, context.DeadlineExceeded):
 		e.Kind, e.Err = Unreachable, context.DeadlineExceeded
-
 	case errors.As(err, &stranger):
 		e.Kind, e.Err = Unreachable, stranger
 	case errors.As(err, &auth):
 		e.Kind, e.Err = azureLoginKind(auth)
-
 	case errors.As(err, &resp):
 		a.failResponse(e, resp)
 	default:
@@ -146,17 +144,14 @@ func azureStatusKind(op string, status int) Kind {
 			return InvalidCiphertext // BadParameter: the padding of another version or key, or of an altered blob
 		}
 		return Invalid
-
 	case http.StatusUnauthorized, http.StatusForbidden:
 		return Denied
 	case http.StatusNotFound:
 		return NotFound
-
 	case http.StatusConflict:
 		return PendingDeletion
 	case http.StatusTooManyRequests:
 		return Throttled
-
 	case http.StatusMethodNotAllowed, http.StatusRequestEntityTooLarge, http.StatusUnsupportedMediaType:
 		return Invalid
 	default:
@@ -226,7 +221,6 @@ func azureTransportKind(err error) (Kind, error) {
 		return Unreachable, errConnectionLost
 	case errors.As(err, &missing) && isIMDSMissing(err):
 		return Unreachable, errors.New("no token: the machine's identity endpoint does not give any now")
-
 	case errors.As(err, &missing):
 		return Internal, errors.New("no credentials, or a challenge of another resource than this vault")
 	default:

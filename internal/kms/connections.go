@@ -80,7 +80,6 @@ func reconnectingAWS(client aws.HTTPClient) aws.HTTPClient {
 			Transport:     newReconnecting(c.GetTransport()),
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		}
-
 	case *http.Client:
 		return reconnectingHTTP(c)
 	default:

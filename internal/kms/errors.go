@@ -156,12 +156,10 @@ func networkError(err error) error {
 		return context.DeadlineExceeded
 	case errors.As(err, &dns):
 		return dns
-
 	case errors.As(err, &op):
 		return op
 	case errors.As(err, &cert):
 		return cert
-
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		return errConnectionLost
 	default:

@@ -94,12 +94,10 @@ func (g *GCP) fail(ctx context.Context, op string, err error) *Error {
 		e.Kind, e.Err = Canceled, context.Canceled
 	case errors.Is(err, errGCPDamaged):
 		e.Kind, e.Err = Unreachable, errGCPDamaged // one cannot talk to the KMS
-
 	case errors.Is(err, errGCPOtherKey):
 		e.Kind, e.Err = Internal, errGCPOtherKey
 	case errors.Is(err, context.DeadlineExceeded), ok && s.Code() == codes.DeadlineExceeded:
 		e.Kind, e.Err = Unreachable, context.DeadlineExceeded
-
 	case !ok:
 		e.Kind, e.Err = Unreachable, errors.New("the request was not sent, or its answer cannot be read")
 	default:
@@ -128,12 +126,10 @@ func (g *GCP) failStatus(ctx context.Context, e *Error, s *status.Status) {
 		if e.Op == "unwrap" {
 			e.Kind = InvalidCiphertext
 		}
-
 	case codes.FailedPrecondition:
 		e.Kind = gcpState(e, s)
 	case codes.Unauthenticated:
 		e.Kind, e.Err = g.credentialsKind(ctx, s)
-
 	default:
 	}
 }
@@ -206,7 +202,6 @@ func (g *GCP) credentialsKind(ctx context.Context, s *status.Status) (Kind, erro
 		// A token that was got and is refused: the account was deleted or
 		// disabled since.
 		return Denied, errors.New("the KMS refused the credentials")
-
 	case err == nil:
 		return Unreachable, &intermediaryError{}
 	default:
@@ -235,7 +230,6 @@ func gcpTokenKind(err error) (Kind, error) {
 		return Denied, errors.New("no token: the credentials were refused")
 	case cause != nil:
 		return Unreachable, cause
-
 	case errors.Is(err, fs.ErrNotExist):
 		return Internal, errors.New("no token: a file of the credentials is missing")
 	default:

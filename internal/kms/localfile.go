@@ -112,11 +112,9 @@ func (f *LocalKeyFile) SetState(version int, state LocalKeyState) error {
 		if v.State == LocalKeyDestroyed {
 			return fmt.Errorf("version %d is destroyed, and its key is gone", version)
 		}
-
 	case LocalKeyDestroyed:
 		clear(v.key)
 		v.key = nil
-
 	default:
 		return fmt.Errorf("unknown state %q", state)
 	}
@@ -193,13 +191,11 @@ func ParseLocalKeyFile(text []byte) (*LocalKeyFile, error) {
 		file := newLocalKeyFile(key, time.Time{})
 		file.single = true
 		return file, nil
-
 	case bytes.HasPrefix(text, []byte(localHeader)):
 		if len(text) > maxLocalFile {
 			return nil, fmt.Errorf("the key file is longer than %d bytes", maxLocalFile)
 		}
 		return parseLocalVersions(text)
-
 	default:
 		return nil, fmt.Errorf("not a local key: it does not begin with %q", localHeader[:len(localHeader)-1])
 	}
@@ -295,12 +291,10 @@ func parseLocalVersion(line []byte, number int) (v LocalKeyVersion, err error) {
 		if v.key, err = parseLocalSecret(fields[4]); err != nil {
 			return v, fmt.Errorf("version %d: %w", number, err)
 		}
-
 	case LocalKeyDestroyed:
 		if string(fields[4]) != "-" {
 			return v, fmt.Errorf("version %d is destroyed, and yet has a key", number)
 		}
-
 	default:
 		return v, fmt.Errorf("version %d is none of enabled, disabled, destroyed", number)
 	}

@@ -190,7 +190,6 @@ func (h *hsm) call(ctx context.Context, op string, do func() ([]byte, error)) ([
 			return nil, hsmFailure(a.err, op, h.id)
 		}
 		return a.out, nil
-
 	case <-ctx.Done():
 		return nil, contextError(ctx, op, h.id)
 	}

@@ -315,7 +315,6 @@ func (h *hsm) findToken() (slot uint, info pkcs11.TokenInfo, err error) {
 			Kind: Unreachable, Reason: reasonNoToken,
 			Err: fmt.Errorf("no slot has a token of the label %q", h.cfg.TokenLabel),
 		}
-
 	default:
 		return 0, info, &Error{
 			Kind: Internal, Reason: "TokensAlike",
@@ -353,7 +352,6 @@ func (h *hsm) findKey(s pkcs11.SessionHandle) (pkcs11.ObjectHandle, error) {
 		return keys[0], h.checkSize(s, keys[0])
 	case 0:
 		return 0, h.noKey(s)
-
 	default:
 		return 0, &Error{
 			Kind: Internal, Reason: "KeysAlike",

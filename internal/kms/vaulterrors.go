@@ -38,14 +38,12 @@ func (v *Vault) fail(ctx context.Context, op string, err error) *Error {
 		e.Kind, e.Err = Canceled, context.Canceled
 	case errors.As(err, &resp) && !isVaultError(resp):
 		e.Kind, e.Err = Unreachable, &intermediaryError{resp.StatusCode}
-
 	case errors.As(err, &resp):
 		e.Reason = fmt.Sprintf("HTTP %d", resp.StatusCode)
 		e.Kind = vaultKind(op, resp)
 		if op != "wrap" { // a wrap has a DEK in it, which a broken server might quote
 			e.Err = messageError(printable(strings.Join(resp.Errors, "; "), 300))
 		}
-
 	default:
 		e.Kind, e.Err = Unreachable, vaultTransportError(err)
 	}
@@ -72,7 +70,6 @@ func (v *Vault) failLogin(ctx context.Context, op string, err error) *Error {
 			// Kubernetes 403.
 			e.Kind = Denied
 		}
-
 	case errors.As(err, &file):
 		e.Kind, e.Err = Internal, file
 	}
@@ -103,17 +100,14 @@ func vaultKind(op string, resp *api.ResponseError) Kind {
 			return InvalidCiphertext
 		}
 		return Invalid
-
 	case http.StatusUnauthorized, http.StatusForbidden:
 		return Denied
 	case http.StatusNotFound:
 		return NotFound // the engine is not mounted, or no longer
-
 	case http.StatusTooManyRequests:
 		return Throttled
 	case http.StatusMethodNotAllowed, http.StatusRequestEntityTooLarge:
 		return Invalid
-
 	default:
 		// 412: a replica that is behind. 472, 473: a secondary that does not
 		// serve. 5xx: sealed, no leader, storage down. What Vault does not list

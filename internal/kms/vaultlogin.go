@@ -111,7 +111,6 @@ func (h *VaultLogin) check() error {
 		return errors.New("give exactly one of token, token file, AppRole and Kubernetes")
 	case h.AppRole != nil && h.AppRole.RoleID == "":
 		return errors.New("no role id for AppRole")
-
 	case h.AppRole != nil && h.AppRole.SecretID != "" && h.AppRole.SecretIDFile != "":
 		return errors.New("a secret id and a file of it: give one")
 	case h.Kubernetes != nil && h.Kubernetes.Role == "":
@@ -263,7 +262,6 @@ func (l *vaultTokens) logIn(ctx context.Context) (*vaultSession, error) {
 		if secretID != "" {
 			params["secret_id"] = secretID
 		}
-
 	case h.Kubernetes != nil:
 		file := h.Kubernetes.TokenFile
 		if file == "" {
@@ -276,7 +274,6 @@ func (l *vaultTokens) logIn(ctx context.Context) (*vaultSession, error) {
 		}
 
 		params["role"], params["jwt"] = h.Kubernetes.Role, jwt
-
 	default:
 		token, err := fileOr(h.TokenFile, h.Token)
 		if err != nil {

@@ -37,7 +37,6 @@ func canonicalHeader(r *http.Request, name string) string {
 		if len(r.Header.Values("Content-Length")) == 0 && r.ContentLength >= 0 {
 			return strconv.FormatInt(r.ContentLength, 10)
 		}
-
 	case "transfer-encoding":
 		return strings.Join(r.TransferEncoding, ",")
 	case "expect": // taken out for HTTP/2, where it can have had this value only
@@ -181,7 +180,6 @@ func unescape(text string, plusIsSpace bool) (string, bool) {
 
 			out = append(out, byte(n))
 			i += 2
-
 		case c == '+' && plusIsSpace:
 			out = append(out, ' ')
 		default:

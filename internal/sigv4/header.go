@@ -17,11 +17,9 @@ func headerClaim(r *http.Request, authorization string) (*claim, error) {
 	case !ok:
 		return nil, badAuthorization("Authorization header is invalid -- one and only one ' ' (space) required.",
 			authorization)
-
 	case mechanism == algorithm:
 	case strings.HasPrefix(mechanism, "AWS4-ECDSA"):
 		return nil, errAsymmetric()
-
 	case mechanism == "AWS":
 		return nil, errOldSignature()
 	default:
@@ -106,7 +104,6 @@ func (c *claim) setCredential(text string) error {
 		return malformedCredential(c, unclear)
 	case c.scope.region == "":
 		return malformedCredential(c, "a non-empty region must be provided in the credential.")
-
 	case c.scope.service != serviceS3:
 		return malformedCredential(c, "incorrect service \""+c.scope.service+"\". This endpoint belongs to \"s3\".")
 	case c.scope.terminator != terminator:

@@ -33,7 +33,6 @@ func payloadOf(hash string) (payload, error) {
 		return known, nil
 	case isHexSHA256(hash):
 		return payload{sha256: hash}, nil
-
 	case strings.HasPrefix(hash, "STREAMING-AWS4-ECDSA"):
 		return payload{}, errAsymmetric()
 	default: // in S3's words, though not all of them are to be had here

@@ -308,14 +308,12 @@ func (p *Post) parseCondition(text json.RawMessage) error {
 		}
 
 		return nil
-
 	case '[':
 		var list []json.RawMessage
 		if err := json.Unmarshal(text, &list); err != nil {
 			return badPolicy("Invalid JSON.")
 		}
 		return p.parseList(text, list)
-
 	default:
 		return badPolicy("Invalid condition test: must be a List or Object.")
 	}

@@ -78,7 +78,6 @@ func presignedToken(r *http.Request, values map[string]string) (string, error) {
 		return "", err
 	case !inQuery:
 		return token, nil
-
 	case parameter == "" || token != "" && token != parameter:
 		return "", errToken()
 	default:
@@ -96,12 +95,10 @@ func presignedHash(r *http.Request, values map[string]string) (string, error) {
 	case header != "" && parameter != "" && header != parameter:
 		return "", fail("XAmzContentSHA256Mismatch",
 			"The x-amz-content-sha256 header and the X-Amz-Content-Sha256 parameter differ.")
-
 	case parameter != "":
 		return parameter, nil
 	case header != "":
 		return header, nil
-
 	default:
 		return unsignedPayload, nil
 	}
@@ -115,7 +112,6 @@ func parseLifetime(text string) (time.Duration, error) {
 		return 0, fail("AuthorizationQueryParametersError", "X-Amz-Expires should be a number")
 	case n < 0:
 		return 0, fail("AuthorizationQueryParametersError", "X-Amz-Expires must be non-negative")
-
 	case n == 0: // S3 takes it, and then answers that the request has expired, but for a signer whose clock is ahead
 		return 0, fail("AuthorizationQueryParametersError", "X-Amz-Expires must be at least one second")
 	case n > int64(maxPresignedAge/time.Second):

@@ -78,7 +78,6 @@ func (b *Body) readTrailer() error {
 		case name == signatureName && b.auth.payload.signed:
 			signature, sealed = value, true
 			continue
-
 		case b.auth.payload.signed && len(b.trailerHeader) > 0 && len(b.trailerHeader) == len(b.auth.trailers):
 			return malformed("the trailer has another line where its signature belongs")
 		case !slices.Contains(b.auth.trailers, name) || b.trailerHeader.Values(name) != nil:

@@ -202,12 +202,10 @@ func claimOf(r *http.Request, query []parameter) (*claim, error) {
 		return nil, badAuthorization("Only one auth mechanism allowed; only the X-Amz-Algorithm query parameter, Signature query string parameter or the Authorization header should be specified", authorization[0])
 	case len(authorization) > 1:
 		return nil, badAuthorization("Authorization header is invalid -- there is more than one", authorization[0])
-
 	case len(authorization) == 1:
 		return headerClaim(r, authorization[0])
 	case inQuery:
 		return queryClaim(r, query)
-
 	case hasParameter(query, "Signature") && hasParameter(query, "AWSAccessKeyId"):
 		return nil, errOldSignature()
 	default:
@@ -291,12 +289,10 @@ func (v *Verifier) checkToken(c *claim) error {
 	case temporary && c.token == "": // as S3, which knows such an access key only together with its token
 		return fail("InvalidAccessKeyId", "The AWS Access Key Id you provided does not exist in our records.",
 			"AWSAccessKeyId", c.accessKey)
-
 	case !temporary || want == "" || subtle.ConstantTimeCompare([]byte(want), []byte(c.token)) != 1:
 		return errToken()
 	case !v.Now().Before(expires):
 		return fail("ExpiredToken", "The provided token has expired.")
-
 	default:
 		return nil
 	}

@@ -85,7 +85,6 @@ func (k *azureKey) rotate(t testing.TB) {
 		t.Fatalf("kmstest: no kind %q", k.kind)
 	case bits == 0:
 		v.symmetric = random(32)
-
 	default:
 		var err error
 		if v.rsa, err = rsa.GenerateKey(rand.Reader, bits); err != nil {

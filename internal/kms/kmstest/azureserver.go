@@ -227,12 +227,10 @@ func (s *AzureServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 
 		azureReply(w, refusal.status, map[string]any{"error": body})
-
 	case err != nil:
 		azureReply(w, http.StatusInternalServerError, map[string]any{
 			"error": map[string]string{"code": "InternalServerError"},
 		})
-
 	default:
 		azureReply(w, http.StatusOK, out)
 	}
@@ -266,7 +264,6 @@ func (s *AzureServer) serve(r *http.Request) (any, error) {
 	case !ok:
 		return nil, azureRefuse(http.StatusUnauthorized, "Unauthorized", "",
 			"AKV10000: Request is missing a Bearer or PoP token.")
-
 	case !known:
 		return nil, azureRefuse(http.StatusUnauthorized, "Unauthorized", "",
 			"[TokenExpired] Error validating token: IDX10223")
@@ -293,12 +290,10 @@ func (s *AzureServer) serve(r *http.Request) (any, error) {
 	case s.throttle():
 		return nil, azureRefuse(http.StatusTooManyRequests, "Throttled", "",
 			"Request was not processed because too many requests were received. Reason: VaultRequestTypeLimitReached")
-
 	case trouble.Deny:
 		return nil, azureRefuse(http.StatusForbidden, "Forbidden", "ForbiddenByRbac",
 			"Caller is not authorized to perform "+
 				"action on resource.\r\nAction: 'Microsoft.KeyVault/vaults/keys/%s/action'", operation)
-
 	case trouble.Fail != 0:
 		return nil, azureRefuse(trouble.Fail, "Forbidden", trouble.FailCode, "%s", trouble.FailText)
 	}
@@ -372,13 +367,11 @@ func (s *AzureServer) operate(operation, name, version string, in *azureIn) (any
 			return nil, disabled
 		}
 		out, err = v.wrap(value)
-
 	case "unwrapkey":
 		if v.disabled {
 			return nil, disabled
 		}
 		out, err = v.unwrap(value)
-
 	default:
 		return nil, azureRefuse(http.StatusNotFound, "NotFound", "", "no such operation")
 	}

@@ -168,7 +168,6 @@ func (s *Server) serveControl(w http.ResponseWriter, r *http.Request) {
 		}
 
 		s.SetFaults(c.Faults)
-
 	default:
 		http.Error(w, "GET or PUT", http.StatusMethodNotAllowed)
 		return

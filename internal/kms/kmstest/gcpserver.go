@@ -233,12 +233,10 @@ func (s *GCPServer) misbehave(ctx context.Context, operation, name string) error
 	case trouble.Drop:
 		s.listener.drop()
 		return status.Error(codes.Unavailable, "dropped")
-
 	case trouble.Deny:
 		return refuseGCP(codes.PermissionDenied, "Permission 'cloudkms.cryptoKeyVersions.useTo"+operation+
 			"' denied on resource '"+
 			name+"' (or it may not exist).", gcpInfo("IAM_PERMISSION_DENIED", "cloudkms.googleapis.com"))
-
 	case trouble.Fail != 0:
 		var details []protoadapt.MessageV1
 		if trouble.FailCode != "" {

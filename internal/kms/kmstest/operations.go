@@ -198,7 +198,6 @@ func (s *store) generateDataKey(caller string, in generateIn) (any, error) {
 		return nil, refuse("ValidationException", "Please specify either number of bytes or key spec.")
 	case in.KeySpec == "AES_256":
 		size = 32
-
 	case in.KeySpec == "AES_128":
 		size = 16
 	case in.KeySpec != "" || size < 1 || size > 1024:

@@ -133,7 +133,6 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case errors.As(err, &refusal):
 		w.Header().Set("X-Amzn-Errortype", refusal.code)
 		reply(w, refusal.status(), map[string]string{"__type": refusal.code, "message": refusal.message})
-
 	case err != nil:
 		reply(w, http.StatusInternalServerError, map[string]string{"__type": "KMSInternalException"})
 	default:

@@ -100,13 +100,11 @@ func (s *VaultServer) transit(r *http.Request, verb, name string, token *issuedT
 		}
 
 		return k.encrypt(in, context, ad)
-
 	case "decrypt":
 		if k == nil {
 			return nil, vaultRefuse(http.StatusBadRequest, "encryption key not found")
 		}
 		return k.decrypt(in, context, ad)
-
 	default:
 		return nil, vaultRefuse(http.StatusNotFound, "1 error occurred:\n\t* unsupported path\n\n")
 	}
@@ -156,7 +154,6 @@ func (k *vaultKey) decrypt(in transitIn, context, ad []byte) (map[string]any, er
 		return nil, vaultRefuse(http.StatusBadRequest, "invalid ciphertext: version number could not be decoded")
 	case version > len(k.versions):
 		return nil, vaultRefuse(http.StatusBadRequest, "invalid ciphertext: version is too new")
-
 	case version < k.minDecryption:
 		return nil, vaultRefuse(http.StatusBadRequest,
 			"ciphertext or signature version is disallowed by policy (too old)")
@@ -220,12 +217,10 @@ func (k *vaultKey) aead(version int, context, ad []byte) (cipher.AEAD, error) {
 		}
 
 		return cipher.NewGCM(block)
-
 	case "chacha20-poly1305":
 		return chacha20poly1305.New(key)
 	case "xchacha20-poly1305":
 		return chacha20poly1305.NewX(key)
-
 	default:
 		return nil, vaultRefuse(http.StatusBadRequest, "message encryption not supported for key type %v", k.kind)
 	}

@@ -234,11 +234,9 @@ func (s *VaultServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case errors.As(err, &refusal):
 		w.WriteHeader(refusal.status)
 		_ = json.NewEncoder(w).Encode(map[string]any{"errors": []string{refusal.text}})
-
 	case err != nil:
 		w.WriteHeader(http.StatusInternalServerError)
 		_ = json.NewEncoder(w).Encode(map[string]any{"errors": []string{"internal error"}})
-
 	default:
 		answer := map[string]any{
 			"request_id": hex.EncodeToString(random(16)), "lease_id": "", "renewable": false, "lease_duration": 0,
@@ -359,7 +357,6 @@ func (s *VaultServer) logIn(r *http.Request, method string) (map[string]any, err
 		return nil, vaultRefuse(http.StatusBadRequest, "a token with a login")
 	case !ok && method == "approle":
 		return nil, vaultRefuse(http.StatusBadRequest, "invalid role or secret ID")
-
 	case !ok && method == "kubernetes":
 		return nil, vaultRefuse(http.StatusForbidden, "permission denied")
 	case !ok:
