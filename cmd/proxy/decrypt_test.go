@@ -214,7 +214,7 @@ func TestDecryptOtherDataKeys(t *testing.T) {
 		{"context", "", 0, "text of context"},
 		{"customer", "good", 0, "text of customer"},
 		{"customer", "", 1, "--sse-customer-key"},
-		{"customer", "bad", 1, "another customer key"},
+		{"customer", "bad", 1, "wrong customer key"},
 	} {
 		args := []string{"decrypt", "s3://bucket/" + row.object, "--config", config, "-o", "-"}
 		if row.key != "" {

@@ -2,8 +2,8 @@ package sigv4
 
 import "net/http"
 
-// IsAnonymous reports whether a request claims no identity at all: there is
-// nothing in it to verify.
+// IsAnonymous reports whether a request has no credentials or signature of
+// any kind.
 func IsAnonymous(r *http.Request) bool {
 	_, rawQuery := RequestTarget(r)
 	query, err := parseQuery(rawQuery)
@@ -23,8 +23,8 @@ func IsAnonymous(r *http.Request) bool {
 	return true
 }
 
-// Anonymous describes the payload of a request that is anonymous. Every error
-// is an *Error.
+// Anonymous returns the Auth of an anonymous request, whose AccessKey is
+// empty. Every error is an *Error.
 func Anonymous(r *http.Request) (*Auth, error) {
 	hash := unsignedPayload
 	switch values := r.Header.Values(contentSHA256); {
@@ -38,7 +38,7 @@ func Anonymous(r *http.Request) (*Auth, error) {
 	case len(r.Header.Values(securityToken)) > 0:
 		return nil, errToken()
 	case payloads[hash].signed:
-		return nil, fail("AccessDenied", "A request that is not signed cannot have signed chunks.")
+		return nil, fail("AccessDenied", "An unsigned request cannot have signed chunks.")
 	}
 
 	described, err := payloadOf(hash)

@@ -15,19 +15,18 @@ import (
 const (
 	emptySHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
-	// bufferSize bounds a line of the framing, in bytes. It is no larger
-	// because payload goes past the buffer, straight into the caller's slice:
-	// copying it once more would cost more than the reads that a large buffer
-	// saves.
+	// bufferSize is the maximum length of a framing line, in bytes. A
+	// larger buffer would not help: the payload goes past it, directly into
+	// the caller's slice.
 	bufferSize = 4 << 10
 )
 
-// Body is a payload while it is read and verified. See Auth.Body.
+// Body reads and verifies a payload. See Auth.Body.
 type Body struct {
 	auth    *Auth
 	src     *bufio.Reader
-	remains int64     // payload still to come; -1 if the client did not say
-	hash    hash.Hash // of the payload, or of the current chunk; nil if nothing is promised about it
+	remains int64     // payload bytes not yet read; -1 if unknown
+	hash    hash.Hash // of the payload or of the current chunk; nil if neither is signed
 	err     error     // sticky
 
 	chunk         chunk
@@ -46,17 +45,17 @@ func newBody(a *Auth, src io.Reader) *Body {
 	return b
 }
 
-// Trailer returns the headers behind the payload, verified: it is nil until
-// Read has returned io.EOF.
+// Trailer returns the verified headers that follow the payload. It is nil
+// until Read has returned io.EOF.
 func (b *Body) Trailer() http.Header {
-	if b.err != io.EOF { //nolint:errorlint // Read's own, never wrapped
+	if b.err != io.EOF { //nolint:errorlint // set by Read, never wrapped
 		return nil
 	}
 	return b.trailerHeader
 }
 
-// Read implements io.Reader. Once it has failed, or has returned io.EOF, it
-// returns the same error again.
+// Read implements io.Reader. After an error, including io.EOF, it keeps
+// returning that error.
 func (b *Body) Read(p []byte) (int, error) {
 	if b.err != nil {
 		return 0, b.err
@@ -108,9 +107,9 @@ func (b *Body) readPlain(p []byte) (int, error) {
 
 var errEarlyEnd = errors.New("the body has ended")
 
-// earlyEndError names the end of the body in a place where it must not end.
-// Nothing that it returns is io.EOF to errors.Is, nor io.ErrUnexpectedEOF: it
-// says by itself what is wrong.
+// earlyEndError converts the end of the body, where more must follow, to an
+// *Error. The result never matches io.EOF or io.ErrUnexpectedEOF with
+// errors.Is, so callers cannot mistake it for a regular end.
 func earlyEndError(err error) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return incomplete(errEarlyEnd)
@@ -118,15 +117,16 @@ func earlyEndError(err error) error {
 	return err
 }
 
-// incomplete is S3's answer to a body that ends too early, and to framing that
-// is wrong in any way.
+// incomplete returns S3's error for a body that ends too early, or whose
+// framing is malformed.
 func incomplete(cause error) *Error {
 	e := fail("IncompleteBody", "The request body terminated unexpectedly")
 	e.cause = cause
 	return e
 }
 
-// wrongLength is S3's answer to a payload that is not as long as was declared.
+// wrongLength returns S3's error for a payload that does not have its
+// declared length.
 func wrongLength(cause error) *Error {
 	e := fail("IncompleteBody", "You did not provide the number of bytes specified by the Content-Length HTTP header")
 	e.cause = cause

@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// canonicalRequest is step 1 of
+// canonicalRequest returns the canonical request, step 1 of
 // https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-header-based-auth.html#canonical-request.
 func canonicalRequest(r *http.Request, c *claim, rawPath string, query []parameter) (string, error) {
 	path, err := UnescapePath(rawPath)
@@ -27,8 +27,9 @@ func canonicalRequest(r *http.Request, c *claim, rawPath string, query []paramet
 	return b.String(), nil
 }
 
-// canonicalHeader joins the values of a header, each without spaces around it
-// and with single ones inside. The server keeps some headers outside r.Header.
+// canonicalHeader joins the values of a header. Spaces around each value
+// are removed, and repeated spaces within it become one. net/http keeps
+// some headers outside r.Header.
 func canonicalHeader(r *http.Request, name string) string {
 	switch name {
 	case "host":
@@ -39,7 +40,7 @@ func canonicalHeader(r *http.Request, name string) string {
 		}
 	case "transfer-encoding":
 		return strings.Join(r.TransferEncoding, ",")
-	case "expect": // taken out for HTTP/2, where it can have had this value only
+	case "expect": // net/http removes it for HTTP/2, where no other value is possible
 		if r.ProtoMajor == 2 && len(r.Header.Values("Expect")) == 0 {
 			return "100-continue"
 		}
@@ -66,8 +67,8 @@ func collapse(value string) string {
 // parameter is a decoded query parameter.
 type parameter struct{ name, value string }
 
-// parseQuery decodes a raw query. A plus is a space here, as in every HTML
-// form; AWS's own signers write %20.
+// parseQuery decodes a raw query. A plus sign is a space, as in HTML forms;
+// AWS's own signers write %20.
 func parseQuery(raw string) ([]parameter, error) {
 	if raw == "" {
 		return nil, nil
@@ -96,8 +97,8 @@ func hasParameter(query []parameter, name string) bool {
 	return slices.ContainsFunc(query, func(p parameter) bool { return p.name == name })
 }
 
-// canonicalQuery sorts by encoded name, then by encoded value; the signature
-// itself is not part of it.
+// canonicalQuery sorts by encoded name, then by encoded value. It leaves
+// out the signature.
 func canonicalQuery(query []parameter) string {
 	pairs := make([]parameter, 0, len(query))
 	for _, p := range query {
@@ -121,8 +122,8 @@ func canonicalQuery(query []parameter) string {
 	return strings.Join(out, "&")
 }
 
-// EscapePath percent-encodes a raw path as AWS does: every byte but A-Z a-z
-// 0-9 - . _ ~ and the slash.
+// EscapePath percent-encodes a raw path as AWS does: all bytes except A-Z,
+// a-z, 0-9, "-", ".", "_", "~" and "/".
 func EscapePath(path string) string {
 	if path == "" {
 		return "/"
@@ -130,8 +131,9 @@ func EscapePath(path string) string {
 	return escape(path, true)
 }
 
-// UnescapePath decodes a path once. A plus stays a plus. It returns an *Error
-// with code InvalidURI for a percent sign without two hex digits.
+// UnescapePath decodes a path once. A plus sign stays a plus sign. It
+// returns an *Error with code InvalidURI for a percent sign without two hex
+// digits.
 func UnescapePath(raw string) (string, error) {
 	path, ok := unescape(raw, false)
 	if !ok {

@@ -13,23 +13,24 @@ import (
 	"strings"
 )
 
-// minChunk is what every chunk with data but the last must have, in bytes:
+// minChunk is the minimum size in bytes of all chunks except the last one
+// with data:
 // https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-streaming.html.
 const minChunk = 8 << 10
 
-// chunk is the chunk of an aws-chunked payload that is being read.
+// chunk is the current chunk of an aws-chunked payload.
 type chunk struct {
-	number  int // from 1; 0 before the first
+	number  int // counted from 1; 0 before the first
 	size    int64
-	remains int64 // of its data
+	remains int64 // data not yet read
 
-	claimed  string    // its signature, as sent
-	previous string    // the signature before it, verified
+	claimed  string    // signature in the chunk header
+	previous string    // signature of the previous chunk, verified
 	mac      hash.Hash // HMAC with the signing key
 }
 
-// readChunked reads "size[;chunk-signature=hex]\r\n data \r\n" until a chunk
-// of size 0, and what follows it.
+// readChunked reads "size[;chunk-signature=hex]\r\n data \r\n" for each
+// chunk up to the one of size 0, and then what follows that chunk.
 func (b *Body) readChunked(p []byte) (int, error) {
 	if b.chunk.remains == 0 {
 		if err := b.nextChunk(); err != nil {
@@ -61,7 +62,8 @@ func (b *Body) readChunked(p []byte) (int, error) {
 	return n, nil
 }
 
-// nextChunk reads a chunk header, and verifies the signature of an empty chunk.
+// nextChunk reads a chunk header. If the chunk is empty, it also verifies
+// the signature.
 func (b *Body) nextChunk() error {
 	line, err := b.line()
 	if err != nil {
@@ -93,9 +95,9 @@ func (b *Body) nextChunk() error {
 
 	b.chunk.size, b.chunk.remains = int64(n), int64(n)
 	switch {
-	case b.chunk.size > b.remains: // more than x-amz-decoded-content-length
+	case b.chunk.size > b.remains: // longer than x-amz-decoded-content-length
 		return b.overlong()
-	case b.chunk.size == 0 && b.remains > 0: // less
+	case b.chunk.size == 0 && b.remains > 0: // shorter
 		return wrongLength(nil)
 	case b.chunk.size == 0 && signed:
 		return b.verifyChunk()
@@ -104,9 +106,9 @@ func (b *Body) nextChunk() error {
 	return nil
 }
 
-// overlong is S3's answer to a chunk that is longer than the payload: it may
-// be that only its size is wrong, which shows in what follows. A chunk that
-// the buffer does not hold is not read for the sake of an error.
+// overlong returns S3's error for a chunk that is longer than the rest of
+// the payload. If no CRLF follows its data, the chunk size itself is wrong.
+// That is checked only for a chunk that fits in the buffer.
 func (b *Body) overlong() error {
 	if b.chunk.size > bufferSize-int64(len("\r\n")) {
 		return wrongLength(nil)
@@ -123,7 +125,7 @@ func (b *Body) overlong() error {
 	}
 }
 
-// endChunk verifies a chunk whose data has been read.
+// endChunk verifies a chunk after its data has been read.
 func (b *Body) endChunk() error {
 	if err := b.expect("\r\n"); err != nil {
 		return err
@@ -134,7 +136,7 @@ func (b *Body) endChunk() error {
 	return nil
 }
 
-// verifyChunk compares the chunk's signature:
+// verifyChunk verifies the chunk's signature:
 // https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-streaming.html#sigv4-chunked-body-definition.
 func (b *Body) verifyChunk() error {
 	var sum [sha256.Size]byte
@@ -149,13 +151,13 @@ func (b *Body) verifyChunk() error {
 	return nil
 }
 
-// compare compares the signature that a chunk or a trailer claims with the one
-// that it should have.
+// compare compares the claimed signature of a chunk or a trailer with the
+// correct one.
 func (b *Body) compare(toSign, claimed string) error {
 	var sum [sha256.Size]byte
 	var want [sha256.Size * 2]byte
 	b.chunk.mac.Reset()
-	_, _ = io.WriteString(b.chunk.mac, toSign) // a hash never fails
+	_, _ = io.WriteString(b.chunk.mac, toSign) // hashes never fail
 	hex.Encode(want[:], b.chunk.mac.Sum(sum[:0]))
 	if subtle.ConstantTimeCompare(want[:], []byte(claimed)) != 1 {
 		return errSignature(b.auth.AccessKey, toSign, claimed)
@@ -163,7 +165,7 @@ func (b *Body) compare(toSign, claimed string) error {
 	return nil
 }
 
-// line reads up to CRLF.
+// line reads a line up to CRLF.
 func (b *Body) line() (string, error) {
 	line, ok, err := b.lineFeed()
 	if err == nil && !ok {
@@ -172,7 +174,7 @@ func (b *Body) line() (string, error) {
 	return line, err
 }
 
-// lineFeed reads up to LF, and says whether a CR stood before it.
+// lineFeed reads a line up to LF, and reports whether it ended in CRLF.
 func (b *Body) lineFeed() (line string, crlf bool, err error) {
 	raw, err := b.src.ReadSlice('\n')
 	switch {
@@ -190,7 +192,7 @@ func (b *Body) lineFeed() (line string, crlf bool, err error) {
 	return string(raw), crlf, nil
 }
 
-// expect reads text, and fails if anything else stands there.
+// expect reads text, and fails if it finds anything else.
 func (b *Body) expect(text string) error {
 	for i := range len(text) {
 		c, err := b.src.ReadByte()
@@ -204,6 +206,6 @@ func (b *Body) expect(text string) error {
 	return nil
 }
 
-// malformed is a fault of the framing. S3 does not tell the client which; the
-// log does.
+// malformed returns the error for malformed framing. The client gets only
+// IncompleteBody, as in S3; the log gets the details.
 func malformed(what string) *Error { return incomplete(errors.New(what)) }

@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// Error is a failure in the words of S3, to be told to the client as it is: it
-// holds nothing secret. Codes are those of
+// Error is a failure in S3's words. It contains no secrets and can be sent
+// to the client as it is. Codes are those of
 // https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html.
 type Error struct {
 	Code     string
@@ -25,10 +25,11 @@ func (e *Error) Error() string {
 
 func (e *Error) Unwrap() error { return e.cause }
 
-// Details returns the further elements of S3's error document: names and texts.
+// Details returns additional elements of S3's error document, as pairs of
+// name and text.
 func (e *Error) Details() [][2]string { return e.elements }
 
-// fail returns an Error; details are names and texts in turn.
+// fail returns an Error. details alternate between names and texts.
 func fail(code, message string, details ...string) *Error {
 	e := &Error{Code: code, Message: message}
 	for i := 0; i+1 < len(details); i += 2 {
@@ -41,18 +42,19 @@ func badAuthorization(message, authorization string) *Error {
 	return fail("InvalidArgument", message, "ArgumentName", "Authorization", "ArgumentValue", authorization)
 }
 
-// errSignature shows the client what it should have signed: as text, and byte
-// by byte, as S3 does.
+// errSignature includes what the client should have signed, as text and as
+// bytes, like S3.
 func errSignature(accessKey, toSign, claimed string, more ...string) *Error {
-	return fail("SignatureDoesNotMatch", "The request signature we calculated does not match the signature you provided. Check your key and signing method.",
+	return fail("SignatureDoesNotMatch", "The request signature we calculated does not match the signature you "+
+		"provided. Check your key and signing method.",
 		append([]string{
 			"AWSAccessKeyId", accessKey, "StringToSign", toSign, "SignatureProvided", claimed,
 			"StringToSignBytes", hexBytes(toSign),
 		}, more...)...)
 }
 
-// hexBytes writes text as S3 writes bytes: two hexadecimal digits each, with a
-// space in between.
+// hexBytes formats text as S3 does: two hexadecimal digits for each byte,
+// separated by spaces.
 func hexBytes(text string) string { return fmt.Sprintf("% x", text) }
 
 func errAsymmetric() *Error {
@@ -60,7 +62,8 @@ func errAsymmetric() *Error {
 }
 
 func errOldSignature() *Error {
-	return fail("InvalidRequest", "The authorization mechanism you have provided is not supported. Please use AWS4-HMAC-SHA256.")
+	return fail("InvalidRequest",
+		"The authorization mechanism you have provided is not supported. Please use AWS4-HMAC-SHA256.")
 }
 
 func milliseconds(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) }

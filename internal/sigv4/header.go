@@ -9,7 +9,7 @@ import (
 
 const contentSHA256 = "X-Amz-Content-Sha256"
 
-// headerClaim reads the Authorization header:
+// headerClaim parses the Authorization header:
 // https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-auth-using-authorization-header.html.
 func headerClaim(r *http.Request, authorization string) (*claim, error) {
 	mechanism, rest, ok := strings.Cut(authorization, " ")
@@ -58,12 +58,13 @@ func headerClaim(r *http.Request, authorization string) (*claim, error) {
 	return c, nil
 }
 
-// authorizationParts splits "Credential=…, SignedHeaders=…, Signature=…". Some
-// clients leave the spaces out.
+// authorizationParts splits "Credential=…, SignedHeaders=…, Signature=…".
+// Some clients omit the spaces.
 func authorizationParts(text string) (map[string]string, error) {
 	components := strings.Split(text, ",")
 	if len(components) != 3 {
-		return nil, malformedHeader("the authorization header requires three components: Credential, SignedHeaders, and Signature.")
+		return nil, malformedHeader("the authorization header requires three components: " +
+			"Credential, SignedHeaders, and Signature.")
 	}
 
 	parts := make(map[string]string, 3)
@@ -85,9 +86,8 @@ func authorizationParts(text string) (map[string]string, error) {
 	return parts, nil
 }
 
-// setCredential reads ACCESSKEY/date/region/service/aws4_request. An access
-// key may have slashes, the rest not: where the end is wrong, nothing says
-// which of more than five elements is the access key's.
+// setCredential parses ACCESSKEY/date/region/service/aws4_request. The
+// access key may contain slashes, so the elements are counted from the end.
 func (c *claim) setCredential(text string) error {
 	const unclear = "the Credential is mal-formed; expecting \"<YOUR-AKID>/YYYYMMDD/REGION/SERVICE/aws4_request\"."
 	parts := strings.Split(text, "/")
@@ -126,7 +126,8 @@ func malformedCredential(c *claim, message string) *Error {
 	return malformedClaim(c, message)
 }
 
-// requestTime reads X-Amz-Date, or Date where there is none.
+// requestTime returns the time in X-Amz-Date, or in Date if there is no
+// X-Amz-Date.
 func requestTime(r *http.Request) (time.Time, error) {
 	if values := r.Header.Values("X-Amz-Date"); len(values) == 1 {
 		if t, err := parseTime(values[0]); err == nil {
@@ -143,8 +144,8 @@ func requestTime(r *http.Request) (time.Time, error) {
 	return time.Time{}, fail("AccessDenied", "AWS authentication requires a valid Date or x-amz-date header.")
 }
 
-// parseTime reads a time in timeFormat. time.Parse alone would take fractions
-// of a second, too.
+// parseTime parses a time in timeFormat. It checks the length because
+// time.Parse also accepts fractions of a second.
 func parseTime(text string) (time.Time, error) {
 	if len(text) != len(timeFormat) {
 		return time.Time{}, errors.New("not of the form " + timeFormat)
@@ -152,10 +153,10 @@ func parseTime(text string) (time.Time, error) {
 	return time.Parse(timeFormat, text)
 }
 
-const securityToken = "X-Amz-Security-Token" //nolint:gosec // a name, and no credential
+const securityToken = "X-Amz-Security-Token" //nolint:gosec // a header name, not a credential
 
-// tokenHeader returns the session token, "" for none. checkSigned sees to it
-// that the header is signed.
+// tokenHeader returns the session token, or "" if there is none.
+// checkSigned checks that the header is signed.
 func tokenHeader(r *http.Request) (string, error) {
 	values := r.Header.Values(securityToken)
 	switch {

@@ -8,15 +8,15 @@ import (
 
 const unsignedPayload = "UNSIGNED-PAYLOAD"
 
-// payload is what x-amz-content-sha256 says of the body.
+// payload is the kind of payload that x-amz-content-sha256 announces.
 type payload struct {
-	sha256  string // hex; "" if the body's hash is not known in advance
+	sha256  string // hex; "" if the hash is not known in advance
 	chunked bool   // aws-chunked framing
-	signed  bool   // each chunk has a signature
+	signed  bool   // each chunk is signed
 	trailer bool   // headers follow the last chunk
 }
 
-// payloads are the values of x-amz-content-sha256 besides a hash:
+// payloads are the values of x-amz-content-sha256 other than a hash:
 // https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-streaming.html.
 var payloads = map[string]payload{
 	unsignedPayload:                              {},
@@ -25,7 +25,7 @@ var payloads = map[string]payload{
 	"STREAMING-UNSIGNED-PAYLOAD-TRAILER":         {chunked: true, trailer: true},
 }
 
-// payloadOf reads a value of x-amz-content-sha256.
+// payloadOf parses a value of x-amz-content-sha256.
 func payloadOf(hash string) (payload, error) {
 	known, ok := payloads[hash]
 	switch {
@@ -35,13 +35,17 @@ func payloadOf(hash string) (payload, error) {
 		return payload{sha256: hash}, nil
 	case strings.HasPrefix(hash, "STREAMING-AWS4-ECDSA"):
 		return payload{}, errAsymmetric()
-	default: // in S3's words, though not all of them are to be had here
-		return payload{}, fail("InvalidArgument", "x-amz-content-sha256 must be UNSIGNED-PAYLOAD, STREAMING-UNSIGNED-PAYLOAD-TRAILER, STREAMING-AWS4-HMAC-SHA256-PAYLOAD, STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER, STREAMING-AWS4-ECDSA-P256-SHA256-PAYLOAD, STREAMING-AWS4-ECDSA-P256-SHA256-PAYLOAD-TRAILER or a valid sha256 value.",
+	default: // S3's message, although this proxy does not support all of these
+		return payload{}, fail("InvalidArgument", "x-amz-content-sha256 must be UNSIGNED-PAYLOAD, "+
+			"STREAMING-UNSIGNED-PAYLOAD-TRAILER, STREAMING-AWS4-HMAC-SHA256-PAYLOAD, "+
+			"STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER, STREAMING-AWS4-ECDSA-P256-SHA256-PAYLOAD, "+
+			"STREAMING-AWS4-ECDSA-P256-SHA256-PAYLOAD-TRAILER or a valid sha256 value.",
 			"ArgumentName", "x-amz-content-sha256", "ArgumentValue", hash)
 	}
 }
 
-// describePayload reads what else the header says about the payload.
+// describePayload reads the length and the trailers that the header
+// announces.
 func (a *Auth) describePayload(r *http.Request) error {
 	if err := a.announcedTrailers(r.Header); err != nil {
 		return err
@@ -56,18 +60,18 @@ func (a *Auth) describePayload(r *http.Request) error {
 		return errNoLength()
 	}
 
-	n, err := strconv.ParseUint(decoded[0], 10, 63) // takes no sign
+	n, err := strconv.ParseUint(decoded[0], 10, 63) // accepts no sign
 	if err != nil {
-		return errNoLength() // as S3, which tells no difference
+		return errNoLength() // as S3, which does not distinguish the two
 	}
 
 	a.length = int64(n)
 	return nil
 }
 
-// refuseFraming refuses a plain payload that says elsewhere that it is framed:
-// its framing would be stored as data. S3 takes the Content-Encoding if the
-// payload is hashed, and stores it as it stores any other.
+// refuseFraming refuses a plain payload with headers of aws-chunked
+// framing: the framing would be stored as data. S3 accepts such a
+// Content-Encoding if the payload is hashed, and stores it like any other.
 func (a *Auth) refuseFraming(h http.Header) error {
 	if len(h.Values("X-Amz-Decoded-Content-Length")) > 0 {
 		return fail("InvalidRequest", "x-amz-decoded-content-length is for aws-chunked payloads only.")

@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// Post is a form upload whose policy is genuine: the string to sign is the
-// policy, in base64 as it stands in the form.
+// Post is a form upload whose policy has been authenticated. The string to
+// sign is the policy in base64, exactly as in the form.
 //
 // https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-authentication-HTTPPOST.html
 type Post struct {
@@ -24,12 +24,12 @@ type Post struct {
 	ranges     []lengthRange
 }
 
-// postFields are those by which a form is signed.
+// postFields are the fields that sign a form.
 var postFields = []string{"policy", "x-amz-algorithm", "x-amz-credential", "x-amz-date", "x-amz-signature"}
 
-// VerifyPost authenticates a form by its fields, whose names are in lower
-// case. Nothing of the policy is looked at before its signature has verified.
-// Check and CheckLength have still to be called. Every error is an *Error.
+// VerifyPost authenticates a form. The names in fields are in lower case.
+// The policy is parsed only after its signature has been verified. The
+// caller must still call Check and CheckLength. Every error is an *Error.
 func (v *Verifier) VerifyPost(fields map[string]string) (*Post, error) {
 	c, err := postClaim(fields)
 	if err != nil {
@@ -45,13 +45,13 @@ func (v *Verifier) VerifyPost(fields map[string]string) (*Post, error) {
 		return nil, fail("AccessDenied", "Request is not yet valid")
 	}
 
-	if now.Sub(c.time) > maxPresignedAge { // a signing key is good for seven days
+	if now.Sub(c.time) > maxPresignedAge { // a signing key is valid for seven days
 		return nil, fail("AccessDenied", "Invalid according to Policy: Policy expired.")
 	}
 
 	policy := fields["policy"]
 	secret, known := v.Secret(c.accessKey)
-	known = known && secret != "" // anybody could sign with an empty one
+	known = known && secret != "" // anyone could sign with an empty secret
 	want := hex.EncodeToString(hmacSHA256(signingKey(secret, c.scope), policy))
 	genuine := subtle.ConstantTimeCompare([]byte(want), []byte(c.signature)) == 1
 
@@ -127,31 +127,31 @@ func postClaim(fields map[string]string) (*claim, error) {
 	}
 
 	var ok bool
-	if c.token, ok = fields["x-amz-security-token"]; ok && c.token == "" { // Check sees to it that the policy names it
+	if c.token, ok = fields["x-amz-security-token"]; ok && c.token == "" { // Check requires the policy to name the field
 		return nil, errToken()
 	}
 
 	return c, nil
 }
 
-// Auth is the form's authentication as that of a request whose payload is the
-// file, of length bytes.
+// Auth returns the form as an authenticated request, whose payload is the
+// file of length bytes.
 func (p *Post) Auth(length int64) *Auth { return &Auth{AccessKey: p.AccessKey, length: length} }
 
-// condition is one that a field must meet.
+// condition is a policy condition on one field.
 type condition struct {
 	field  string // in lower case
 	value  string
-	prefix bool // it must only begin so
+	prefix bool // value is only a prefix
 	text   string
 }
 
-// lengthRange is what the file's length in bytes must be within.
+// lengthRange is the allowed length of the file, in bytes.
 type lengthRange struct{ least, most int64 }
 
-// Check compares the form with the policy: each condition must hold, and each
-// field be named by one. The fields are those of the form, with what they are
-// to be replaced by in place; "bucket" is the one that is posted to.
+// Check compares the form with the policy. Every condition must hold, and
+// every field must have a condition. In fields, variables must already be
+// replaced, and "bucket" must be the bucket of the request.
 func (p *Post) Check(fields map[string]string) error {
 	covered := make(map[string]bool)
 	for _, c := range p.conditions {
@@ -182,8 +182,8 @@ func (p *Post) Check(fields map[string]string) error {
 	return nil
 }
 
-// holds compares a value. One of Content-Type with commas is a list, and each
-// of its entries must begin so.
+// holds reports whether a value meets the condition. A Content-Type can be
+// a list separated by commas; then each entry must have the prefix.
 func (c condition) holds(value string) bool {
 	if !c.prefix {
 		return value == c.value
@@ -206,7 +206,7 @@ func (c condition) holds(value string) bool {
 	return true
 }
 
-// CheckLength compares the file's length with the policy.
+// CheckLength compares the length of the file with the policy.
 func (p *Post) CheckLength(n int64) error {
 	proposed := strconv.FormatInt(n, 10)
 	for _, r := range p.ranges {
@@ -223,7 +223,7 @@ func (p *Post) CheckLength(n int64) error {
 	return nil
 }
 
-// parse reads the policy:
+// parse parses the policy:
 // https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-HTTPPOSTConstructPolicy.html.
 func (p *Post) parse(policy string) (expiration time.Time, err error) {
 	if policy == "" {
@@ -285,9 +285,9 @@ func parseExpiration(text json.RawMessage) (time.Time, error) {
 	return at, nil
 }
 
-// parseCondition reads {"field": "value"}, ["eq", "$field", "value"],
-// ["starts-with", "$field", "value"] or
-// ["content-length-range", least, most].
+// parseCondition parses one of {"field": "value"}, ["eq", "$field",
+// "value"], ["starts-with", "$field", "value"] and ["content-length-range",
+// least, most].
 func (p *Post) parseCondition(text json.RawMessage) error {
 	switch text[0] {
 	case '{':
@@ -366,11 +366,12 @@ func (p *Post) parseList(text json.RawMessage, list []json.RawMessage) error {
 	return nil
 }
 
-// isString tells a string from null, which encoding/json takes for one.
+// isString reports whether text is a JSON string. encoding/json would also
+// accept null for a string.
 func isString(text json.RawMessage) bool { return len(text) > 0 && text[0] == '"' }
 
-// parseStrictObject reads an object of which no name occurs twice: readers
-// differ in which of them they take.
+// parseStrictObject parses a JSON object, and fails if a name occurs twice:
+// JSON parsers disagree on which of the two values counts.
 func parseStrictObject(text []byte, into *map[string]json.RawMessage) error {
 	if err := json.Unmarshal(text, into); err != nil {
 		return err

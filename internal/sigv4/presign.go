@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// queryClaim reads the parameters of a presigned URL:
+// queryClaim parses the parameters of a presigned URL:
 // https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-query-string-auth.html.
 func queryClaim(r *http.Request, query []parameter) (*claim, error) {
 	values := make(map[string]string)
@@ -25,7 +25,7 @@ func queryClaim(r *http.Request, query []parameter) (*claim, error) {
 	switch used := values["X-Amz-Algorithm"]; {
 	case strings.HasPrefix(used, "AWS4-ECDSA"):
 		return nil, fail("AuthorizationQueryParametersError", "X-Amz-Algorithm only supports \"AWS4-HMAC-SHA256\"")
-	case used != algorithm: // in S3's words, though the second of them is not to be had here
+	case used != algorithm: // S3's message, although this proxy supports only the first algorithm
 		return nil, fail("AuthorizationQueryParametersError",
 			"X-Amz-Algorithm only supports \"AWS4-HMAC-SHA256 and AWS4-ECDSA-P256-SHA256\"")
 	}
@@ -35,7 +35,9 @@ func queryClaim(r *http.Request, query []parameter) (*claim, error) {
 		"X-Amz-Expires",
 	} {
 		if values[name] == "" {
-			return nil, fail("AuthorizationQueryParametersError", "Query-string authentication version 4 requires the X-Amz-Algorithm, X-Amz-Credential, X-Amz-Signature, X-Amz-Date, X-Amz-SignedHeaders, and X-Amz-Expires parameters.")
+			return nil, fail("AuthorizationQueryParametersError", "Query-string authentication version 4 requires "+
+				"the X-Amz-Algorithm, X-Amz-Credential, X-Amz-Signature, X-Amz-Date, X-Amz-SignedHeaders, "+
+				"and X-Amz-Expires parameters.")
 		}
 	}
 
@@ -68,8 +70,8 @@ func queryClaim(r *http.Request, query []parameter) (*claim, error) {
 	return c, err
 }
 
-// presignedToken is the session token: a parameter, or a signed header, or
-// both alike.
+// presignedToken returns the session token. It can be a parameter, a signed
+// header, or both if they are equal.
 func presignedToken(r *http.Request, values map[string]string) (string, error) {
 	token, err := tokenHeader(r)
 	parameter, inQuery := values[securityToken]
@@ -85,8 +87,9 @@ func presignedToken(r *http.Request, values map[string]string) (string, error) {
 	}
 }
 
-// presignedHash is UNSIGNED-PAYLOAD unless the signer bound the URL to a
-// payload: by a parameter, as the Go SDK does, or by a signed header.
+// presignedHash returns UNSIGNED-PAYLOAD unless the signer bound the URL to
+// a payload. The Go SDK does so with a parameter, others with a signed
+// header.
 func presignedHash(r *http.Request, values map[string]string) (string, error) {
 	header, parameter := r.Header.Get(contentSHA256), values[contentSHA256]
 	switch {
@@ -104,7 +107,7 @@ func presignedHash(r *http.Request, values map[string]string) (string, error) {
 	}
 }
 
-// parseLifetime reads X-Amz-Expires, which is in seconds.
+// parseLifetime parses X-Amz-Expires, which is in seconds.
 func parseLifetime(text string) (time.Duration, error) {
 	n, err := strconv.ParseInt(text, 10, 64)
 	switch {
@@ -112,10 +115,13 @@ func parseLifetime(text string) (time.Duration, error) {
 		return 0, fail("AuthorizationQueryParametersError", "X-Amz-Expires should be a number")
 	case n < 0:
 		return 0, fail("AuthorizationQueryParametersError", "X-Amz-Expires must be non-negative")
-	case n == 0: // S3 takes it, and then answers that the request has expired, but for a signer whose clock is ahead
+	// S3 accepts 0, but then the request has always expired, unless the
+	// signer's clock is ahead.
+	case n == 0:
 		return 0, fail("AuthorizationQueryParametersError", "X-Amz-Expires must be at least one second")
 	case n > int64(maxPresignedAge/time.Second):
-		return 0, fail("AuthorizationQueryParametersError", "X-Amz-Expires must be less than a week (in seconds); that is, the given X-Amz-Expires must be less than 604800 seconds")
+		return 0, fail("AuthorizationQueryParametersError", "X-Amz-Expires must be less than a week "+
+			"(in seconds); that is, the given X-Amz-Expires must be less than 604800 seconds")
 	}
 
 	return time.Duration(n) * time.Second, nil

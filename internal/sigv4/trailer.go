@@ -10,11 +10,11 @@ import (
 
 const signatureName = "x-amz-trailer-signature"
 
-// maxTrailers bounds the headers that a trailer may have. S3 has checksums
-// only, one at a time.
+// maxTrailers is the maximum number of headers in a trailer. S3 itself uses
+// only checksums, one per request.
 const maxTrailers = 8
 
-// announcedTrailers reads x-amz-trailer.
+// announcedTrailers parses x-amz-trailer.
 func (a *Auth) announcedTrailers(h http.Header) error {
 	for _, line := range h.Values("X-Amz-Trailer") {
 		for name := range strings.SplitSeq(line, ",") {
@@ -32,8 +32,8 @@ func (a *Auth) announcedTrailers(h http.Header) error {
 	return nil
 }
 
-// finish reads what follows the last chunk: the trailer, or one empty line,
-// and then nothing.
+// finish reads what follows the last chunk: the trailer or one empty line,
+// and then the end of the body.
 func (b *Body) finish() error {
 	b.trailerHeader = make(http.Header)
 	if b.auth.payload.trailer {
@@ -55,12 +55,12 @@ func (b *Body) finish() error {
 }
 
 // readTrailer reads header lines up to an empty line. The signature covers
-// "name:value\n" of each:
+// "name:value\n" of each line:
 // https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-streaming-trailers.html.
 func (b *Body) readTrailer() error {
 	var signed strings.Builder
 	var signature string
-	var sealed bool // the signature has come, and must be the last line
+	var sealed bool // the signature was read, and must be the last line
 	for {
 		line, err := b.trailerLine()
 		if err != nil {
@@ -102,8 +102,8 @@ func (b *Body) readTrailer() error {
 		hexSHA256(signed.String()), signature)
 }
 
-// trailerLine reads up to CRLF, or up to LF CRLF: minio-go ends a header of
-// the trailer so, and S3 takes it.
+// trailerLine reads a line up to CRLF, or up to LF CRLF. minio-go ends
+// trailer headers with the latter, and S3 accepts it.
 func (b *Body) trailerLine() (string, error) {
 	line, ok, err := b.lineFeed()
 	if err == nil && !ok {

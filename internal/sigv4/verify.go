@@ -1,21 +1,23 @@
-// Package sigv4 is the server side of AWS Signature Version 4 for S3: it
-// verifies what clients sign.
+// Package sigv4 verifies AWS Signature Version 4 on requests to S3. It is
+// the server side of the protocol.
 //
-// Header signatures, presigned URLs, hashed, unsigned and aws-chunked
-// payloads, with trailers. The words and the order of steps are those of
+// It supports header signatures, presigned URLs and browser forms. Payloads
+// may be hashed, unsigned or in aws-chunked framing, with or without a
+// trailer. Names and the order of steps follow
 // https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-authenticating-requests.html.
-// The package uses the standard library only, and takes the time as an input.
+// The package imports only the standard library, and takes the time as an
+// input.
 //
 //	verify.go     Verifier and Auth, and the steps of a verification
-//	header.go     what the Authorization header says
-//	presign.go    what the query of a presigned URL says
-//	post.go       forms of browsers: policy and signature
-//	anonymous.go  requests that nobody has signed
-//	canonical.go  the canonical request, and escaping
-//	payload.go    what x-amz-content-sha256 says of the body
+//	header.go     the Authorization header
+//	presign.go    the query of a presigned URL
+//	post.go       browser forms: policy and signature
+//	anonymous.go  requests without a signature
+//	canonical.go  the canonical request, and percent-encoding
+//	payload.go    x-amz-content-sha256
 //	body.go       Body: reading and verifying a payload
 //	chunked.go    aws-chunked framing
-//	trailer.go    headers behind the last chunk
+//	trailer.go    headers after the last chunk
 //	errors.go     Error: S3's codes and messages
 package sigv4
 
@@ -45,44 +47,45 @@ const (
 
 // Verifier checks the signatures of requests. It is safe for concurrent use.
 type Verifier struct {
-	// Now is the clock.
+	// Now returns the current time.
 	Now func() time.Time
 	// Secret returns the secret key of an access key.
 	Secret func(accessKey string) (secret string, ok bool)
-	// Session returns the token that must come with an access key of temporary
-	// credentials, and when they expire. ok is false for an access key with
-	// which no token must come. nil: for all of them.
+	// Session returns the session token that belongs to an access key of
+	// temporary credentials, and when the credentials expire. ok is false
+	// for an access key of permanent credentials. If Session is nil, all
+	// access keys are permanent.
 	Session func(accessKey string) (token string, expires time.Time, ok bool)
-	// MaxSkew is how far a request's time may be from Now, either way. 0 means
-	// 15 minutes, as S3.
+	// MaxSkew is the maximum difference between a request's time and Now. 0
+	// means 15 minutes, as in S3.
 	MaxSkew time.Duration
 }
 
-// Auth is a request whose signature is genuine. What the signature says of the
-// payload is verified while it is read.
+// Auth is an authenticated request. Its payload is verified later, as the
+// Body is read.
 type Auth struct {
 	AccessKey string
 	Presigned bool
 
 	payload    payload
-	length     int64  // decoded, -1 if not said
+	length     int64  // of the decoded payload, in bytes; -1 if unknown
 	signingKey []byte // for chunk signatures
 	scope      string
-	date       string // of the request, in timeFormat
-	seed       string // the request's signature, hex
+	date       string // the request's time, in timeFormat
+	seed       string // the request's signature, in hex
 	trailers   []string
 }
 
-// claim is what a request says about its own signature.
+// claim holds what a request says about its own signature.
 type claim struct {
 	accessKey string
 	scope     scope
-	signed    []string // signed headers, lower case, in the order given
+	signed    []string // signed headers in lower case, in the client's order
 	signature string
 	time      time.Time
 	presigned bool
 	lifetime  time.Duration // of a presigned URL
-	hash      string        // payload hash of the canonical request
+	hash      string        // payload hash in the canonical request
 	token     string        // session token; "" for none
 }
 
@@ -93,12 +96,12 @@ func (s scope) String() string {
 	return s.date + "/" + s.region + "/" + s.service + "/" + s.terminator
 }
 
-// Verify authenticates r, which is a request as net/http's server gives it. It
-// reads the header only, never the body. Every error is an *Error.
+// Verify authenticates a request that net/http's server has received. It
+// reads only the header, never the body. Every error is an *Error.
 //
-// Any region is accepted in the scope: secrets are this endpoint's own and
-// Host is always signed, so a region adds no protection, while clients have
-// all kinds of defaults for it.
+// Any region in the scope is accepted. Secret keys belong to this endpoint
+// alone and Host is always signed, so checking the region would add no
+// protection, and clients have many different defaults for it.
 func (v *Verifier) Verify(r *http.Request) (*Auth, error) {
 	rawPath, rawQuery := RequestTarget(r)
 	query, err := parseQuery(rawQuery)
@@ -129,7 +132,7 @@ func (v *Verifier) Verify(r *http.Request) (*Auth, error) {
 	}
 
 	secret, known := v.Secret(c.accessKey)
-	known = known && secret != "" // anybody could sign with an empty one
+	known = known && secret != "" // anyone could sign with an empty secret
 	key := signingKey(secret, c.scope)
 	toSign := stringToSign(c.time, c.scope, canonical)
 	want := hex.EncodeToString(hmacSHA256(key, toSign))
@@ -159,30 +162,31 @@ func (v *Verifier) Verify(r *http.Request) (*Auth, error) {
 	return a, nil
 }
 
-// DecodedLength is the length in bytes of the payload without its framing, or
-// -1 if the client did not say.
+// DecodedLength returns the length of the payload in bytes, without
+// framing, or -1 if the client did not send it.
 func (a *Auth) DecodedLength() int64 { return a.length }
 
-// Framed reports whether the payload comes in aws-chunked framing.
+// Framed reports whether the payload has aws-chunked framing.
 func (a *Auth) Framed() bool { return a.payload.chunked }
 
-// Body returns the payload of the request's body: without aws-chunked framing,
-// and with io.EOF only after length, hash or chunk signatures, and trailer
-// have all been verified. Any other end is an *Error, or the body's own.
+// Body returns a reader of the payload, with aws-chunked framing removed.
+// It returns io.EOF only after it has verified the length, the hash or all
+// chunk signatures, and the trailer. Any other error is an *Error, or
+// body's own.
 //
-// A chunk may be longer than anybody wants to hold in memory, so its bytes
-// come out before its signature has been seen: do not act upon any of them
-// before io.EOF.
+// A chunk may be too large to hold in memory, so its bytes are returned
+// before its signature is verified. Do not act on any of them before
+// io.EOF.
 func (a *Auth) Body(body io.Reader) *Body { return newBody(a, body) }
 
-// RequestTarget returns path and query as they stood in the request line, not
+// RequestTarget returns path and query exactly as in the request line, not
 // decoded.
 func RequestTarget(r *http.Request) (path, query string) {
 	target := r.RequestURI
 	if target == "" {
 		return r.URL.EscapedPath(), r.URL.RawQuery
 	}
-	if !strings.HasPrefix(target, "/") { // absolute-form, to a proxy
+	if !strings.HasPrefix(target, "/") { // absolute-form, as sent to a proxy
 		if u, err := url.Parse(target); err == nil {
 			return u.EscapedPath(), u.RawQuery
 		}
@@ -199,7 +203,8 @@ func claimOf(r *http.Request, query []parameter) (*claim, error) {
 
 	switch {
 	case len(authorization) > 0 && inQuery:
-		return nil, badAuthorization("Only one auth mechanism allowed; only the X-Amz-Algorithm query parameter, Signature query string parameter or the Authorization header should be specified", authorization[0])
+		return nil, badAuthorization("Only one auth mechanism allowed; only the X-Amz-Algorithm query parameter, "+
+			"Signature query string parameter or the Authorization header should be specified", authorization[0])
 	case len(authorization) > 1:
 		return nil, badAuthorization("Authorization header is invalid -- there is more than one", authorization[0])
 	case len(authorization) == 1:
@@ -231,7 +236,7 @@ func (v *Verifier) checkTime(c *claim) error {
 
 	end := c.time.Add(c.lifetime)
 	switch {
-	case c.time.Sub(now) > skew: // S3 does print this one date in milliseconds
+	case c.time.Sub(now) > skew: // S3 prints this one date in milliseconds, too
 		return fail("AccessDenied", "Request is not yet valid", "X-Amz-Date", strconv.FormatInt(c.time.UnixMilli(), 10),
 			"Expires", end.Format(time.RFC3339), "ServerTime", now.UTC().Format(time.RFC3339))
 	case now.After(end):
@@ -242,8 +247,8 @@ func (v *Verifier) checkTime(c *claim) error {
 	return nil
 }
 
-// checkSigned makes sure that nothing that decides what the request means was
-// left out of the signature: Host, and every x-amz- header.
+// checkSigned checks that the signature covers everything that gives the
+// request its meaning: Host, and every x-amz- header.
 func checkSigned(r *http.Request, c *claim) error {
 	signed := make(map[string]bool, len(c.signed))
 	for _, name := range c.signed {
@@ -260,7 +265,7 @@ func checkSigned(r *http.Request, c *claim) error {
 	var missing []string
 	for name := range r.Header {
 		lower := strings.ToLower(name)
-		covered := signed[lower] && name == http.CanonicalHeaderKey(name) // canonicalHeader sees canonical keys only
+		covered := signed[lower] && name == http.CanonicalHeaderKey(name) // canonicalHeader finds only canonical names
 		if strings.HasPrefix(lower, "x-amz-") && !covered {
 			missing = append(missing, lower)
 		}
@@ -275,8 +280,8 @@ func checkSigned(r *http.Request, c *claim) error {
 	return nil
 }
 
-// checkToken compares the session token of a genuine request. As a header or
-// parameter it is part of what was signed.
+// checkToken checks the session token of a request whose signature is
+// correct. The signature covers the token, in a header or in the query.
 func (v *Verifier) checkToken(c *claim) error {
 	want, expires, temporary := "", time.Time{}, false
 	if v.Session != nil {
@@ -286,7 +291,7 @@ func (v *Verifier) checkToken(c *claim) error {
 	switch {
 	case !temporary && c.token == "":
 		return nil
-	case temporary && c.token == "": // as S3, which knows such an access key only together with its token
+	case temporary && c.token == "": // as in S3, where such an access key exists only with its token
 		return fail("InvalidAccessKeyId", "The AWS Access Key Id you provided does not exist in our records.",
 			"AWSAccessKeyId", c.accessKey)
 	case !temporary || want == "" || subtle.ConstantTimeCompare([]byte(want), []byte(c.token)) != 1:
