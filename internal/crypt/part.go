@@ -151,7 +151,8 @@ func CheckPartKey(id string, wrapped []byte) error {
 	case len(wrapped) == 0:
 		why = "no wrapped DEK"
 	case len(id)+len(wrapped) > maxPartFields:
-		why = fmt.Sprintf("the key id and the wrapped DEK have %d bytes; at most %d fit", len(id)+len(wrapped), maxPartFields)
+		why = fmt.Sprintf("the key id and the wrapped DEK have %d bytes; at most %d fit",
+			len(id)+len(wrapped), maxPartFields)
 	default:
 		return nil
 	}
@@ -170,7 +171,7 @@ func (p *Part) encode() ([]byte, error) {
 	b := make([]byte, 0, PartHeaderSize)
 	b = append(b, partMagic...)
 	b = append(b, Version, Suite, p.flags(), 0)
-	b = binary.BigEndian.AppendUint16(b, uint16(p.Number))          //nolint:gosec // checked above, as are the lengths below
+	b = binary.BigEndian.AppendUint16(b, uint16(p.Number))          //nolint:gosec // checked, like the lengths below
 	b = binary.BigEndian.AppendUint16(b, uint16(p.recordSize))      //nolint:gosec // as above
 	b = binary.BigEndian.AppendUint64(b, uint64(p.Size))            //nolint:gosec // as above
 	b = binary.BigEndian.AppendUint32(b, uint32(p.segmentSize()))   //nolint:gosec // 10 MiB at most

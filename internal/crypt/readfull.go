@@ -29,5 +29,5 @@ func ReadFull(src io.Reader, b []byte) (n int, err error) {
 // sourceEnded reports whether an error of ReadFull means that the source
 // ended.
 func sourceEnded(err error) bool {
-	return err == io.EOF || err == ErrTruncated //nolint:errorlint // an error that wraps one of these is the source's own
+	return err == io.EOF || err == ErrTruncated //nolint:errorlint // a wrapped one is the source's own
 }

@@ -84,7 +84,7 @@ func (w WrappedKey) Bytes() ([]byte, error) {
 	b = append(b, w.Salt...)
 
 	if len(w.Context) > 0 {
-		b = binary.BigEndian.AppendUint16(b, uint16(len(w.Context))) //nolint:gosec // the length of the whole is checked below
+		b = binary.BigEndian.AppendUint16(b, uint16(len(w.Context))) //nolint:gosec // bounded by maxWrappedDEK
 		for _, name := range slices.Sorted(maps.Keys(w.Context)) {
 			b = appendText(appendText(b, name), w.Context[name])
 		}

@@ -9,34 +9,34 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-// ErrAudit says that a use of a key could not be written down, and so was not
-// allowed.
+// ErrAudit is returned if a use of a key could not be audited. The use was
+// refused for that reason.
 var ErrAudit = errors.New("keyring: the use of the key cannot be audited")
 
-// Auditor writes down each use of a key.
+// Auditor records each use of a key.
 type Auditor interface {
-	// Audit is called with each use before the DEK is handed out, and with
-	// each attempt that failed. If it returns an error, the DEK is not handed
-	// out. ctx has the values of the request that the use is for; it may have
-	// ended.
+	// Audit is called for each use before the DEK is handed out, and for
+	// each failed attempt. If it returns an error, the DEK is not handed
+	// out. ctx has the values of the request; it may already be canceled.
 	Audit(ctx context.Context, e Event) error
 }
 
-// Event is the use of a key.
+// Event is a use of a key.
 type Event struct {
 	Action     Action
 	KeyName    string
 	KeyID      string
-	KeyVersion string // as kms.VersionOf
+	KeyVersion string // see kms.VersionOf
 	Object     Object
-	Source     Source // "" if nobody was asked
-	// KMSRequestID is the KMS's name for the request, where Source is FromKMS
-	// and the KMS has one.
+	Source     Source // "" if neither cache nor KMS was asked
+	// KMSRequestID is the KMS's id of the request, if Source is FromKMS and
+	// the KMS returns one.
 	KMSRequestID string
-	// Err is why it was not allowed, or for Cut and ProbeRevoked why no
-	// longer. Nil for what was.
+	// Err is why the use was refused; for ActionCut and ActionProbeRevoked,
+	// why it was ended. It is nil for an allowed use.
 	Err error
-	// Purged is how many DEKs were forgotten, for ProbeRevoked.
+	// Purged is the number of DEKs that were purged, for
+	// ActionProbeRevoked.
 	Purged int
 }
 
@@ -45,34 +45,35 @@ type Action string
 
 // The actions.
 const (
-	ActionCreate       Action = "create"        // a DEK was made, or wrapped for another object
-	ActionOpen         Action = "open"          // the DEK of a stored object was given to a stream
-	ActionRenew        Action = "renew"         // its lease ran out, and the stream may go on
-	ActionCut          Action = "cut"           // its lease ran out, and the stream was ended; once for each lease at most
-	ActionProbeRevoked Action = "probe-revoked" // a probe has found the key revoked, and all its DEKs were forgotten
+	ActionCreate Action = "create" // a DEK was created, or wrapped for another object
+	ActionOpen   Action = "open"   // a stream opened the DEK of a stored object
+	ActionRenew  Action = "renew"  // a lease ran out and was renewed
+	// A lease ran out and its stream was cut. At most once for each lease.
+	ActionCut          Action = "cut"
+	ActionProbeRevoked Action = "probe-revoked" // a probe found the key revoked, and its DEKs were purged
 )
 
-// Source is where a DEK, or the refusal of one, came from.
+// Source is where a DEK, or its refusal, came from.
 type Source string
 
 // The sources.
 const (
-	FromCache Source = "cache"    // or from a refusal that is remembered
+	FromCache Source = "cache"    // or from a remembered refusal
 	FromKMS   Source = "kms"      // for this use
-	Joined    Source = "joined"   // from the KMS, which somebody else was asking already
-	Customer  Source = "customer" // from the key that the client brought
+	Joined    Source = "joined"   // from a KMS call already in progress for another use
+	Customer  Source = "customer" // from the key that the client supplied
 )
 
-// useTrace is what is known of where the answer to a use came from; nil if
-// nobody was asked. It is safe for concurrent use: a call goes on when its
-// caller has left.
+// useTrace records where the DEK for a use came from. It is safe for
+// concurrent use, because a KMS call continues after its caller has left.
+// It is nil if neither cache nor KMS was asked.
 type useTrace struct {
 	kms.Trace
-	kms    atomic.Bool // it was
-	cached atomic.Bool // there was no need
+	kms    atomic.Bool // the KMS was asked
+	cached atomic.Bool // no KMS call was needed
 }
 
-// customerTrace is where an answer came from that took no KMS.
+// customerTrace is the trace of all uses of customers' keys.
 var customerTrace = &useTrace{}
 
 func (a *useTrace) source() Source {
@@ -97,8 +98,8 @@ func (a *useTrace) requestID() string {
 	return a.RequestID()
 }
 
-// audit writes down a use. It returns the error of the use, or ErrAudit for
-// one that was allowed and could not be written down.
+// audit records a use. It returns the error of the use, or ErrAudit if an
+// allowed use could not be recorded.
 func (k *Keyring) audit(ctx context.Context, l *Lease, action Action, a *useTrace, err error) error {
 	if k.cfg.Auditor == nil {
 		return err
@@ -115,14 +116,14 @@ func (k *Keyring) audit(ctx context.Context, l *Lease, action Action, a *useTrac
 		return err
 	case err == nil:
 		return fmt.Errorf("%w: %w", ErrAudit, failure)
-	default: // it is refused in any case, and the reason for that matters more
-		return fmt.Errorf("%w; nor can it be audited: %s", err, failure.Error())
+	default: // already refused, and that error matters more
+		return fmt.Errorf("%w; and the refusal cannot be audited: %s", err, failure.Error())
 	}
 }
 
-// auditRevoked writes down what a probe has found, of a part of the key where
-// it is not the whole. What it did about it only took away, so that it is done
-// already.
+// auditRevoked records that a probe found a key, or the part p of it,
+// revoked. The DEKs have been purged already; an audit failure cannot
+// change that and is ignored.
 func (k *Keyring) auditRevoked(ctx context.Context, key *keyState, v probeResult, p *part, purged int) {
 	if k.cfg.Auditor == nil {
 		return
@@ -139,9 +140,9 @@ func (k *Keyring) auditRevoked(ctx context.Context, key *keyState, v probeResult
 	_ = k.cfg.Auditor.Audit(ctx, e)
 }
 
-// auditCut writes down the end of a lease that was not renewed, once, whoever
-// finds out: the stream, or who watches it. The stream gets nothing more in
-// any case, so that nothing follows from an error.
+// auditCut records, once for each lease, that the lease was not renewed.
+// The stream or its watcher calls it. The stream has ended in any case, so
+// an audit failure is ignored.
 func (l *Lease) auditCut(ctx context.Context, a *useTrace, err error) {
 	if !l.ended.Swap(true) {
 		_ = l.keyring.audit(ctx, l, ActionCut, a, err)

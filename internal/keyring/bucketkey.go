@@ -15,38 +15,41 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-// Reuse lets one data key that the KMS has wrapped, a bucket key, serve many
-// objects of a bucket: the DEK of each is derived from it. Objects that share
-// one cost the KMS one call to be written and one in a TTL to be read. What
-// ends the use of a DEK ends that of a bucket key just the same: it is in the
-// same cache, under the same leases.
+// Reuse allows bucket keys: one data key that the KMS has wrapped serves
+// many objects of a bucket, and the DEK of each object is derived from it.
+// These objects together need one KMS call when they are written and one
+// per TTL when they are read. A bucket key is cached and leased like a DEK,
+// and revocation applies to it in the same way.
 type Reuse struct {
-	MaxAge     time.Duration // how long new objects are put under a bucket key
-	MaxObjects int64         // how many
-	MaxBytes   int64         // of how many bytes of plaintext in all; what is under way when it is reached still belongs to it
+	MaxAge     time.Duration // how long a bucket key is used for new objects
+	MaxObjects int64         // for how many new objects
+	// MaxBytes is for how many bytes of plaintext. Objects being written
+	// when the limit is reached still use the old bucket key.
+	MaxBytes int64
 }
 
-// maxBucketKeys bounds how many bucket keys are in use, of some 300 bytes
-// each. It holds no key: what is unwrapped is the cache's.
+// maxBucketKeys limits the number of bucket keys in use, of about 300 bytes
+// each. They are wrapped; only the cache holds unwrapped keys.
 const maxBucketKeys = 4096
 
 type bucketKeyName struct{ key, bucket string }
 
-// bucketKey is the bucket key that new objects are put under.
+// bucketKey is the current bucket key for new objects.
 type bucketKey struct {
 	mu      sync.Mutex
-	blob    []byte // nil while there is none
+	blob    []byte // nil if there is none
 	made    time.Time
 	objects int64
 	bytes   int64
-	flight  *bucketKeyFlight // who makes a new one; nil if nobody does
+	flight  *bucketKeyFlight // the call that creates a new one; nil if there is none
 }
 
-// bucketKeyFlight is the making of a bucket key, and all who wait for it.
+// bucketKeyFlight is a call that creates a bucket key, and that other
+// objects wait for.
 //
-// It is not golang.org/x/sync/singleflight, which runs a call apart from its
-// callers. Here the call is that of one client, is audited as its own, and ends
-// when that client leaves; the others then make another.
+// golang.org/x/sync/singleflight would separate the call from its callers.
+// Here the call belongs to one client, is audited for that client, and ends
+// when that client leaves. Then another waiting client makes a new call.
 type bucketKeyFlight struct {
 	done chan struct{}
 	err  error
@@ -63,14 +66,14 @@ func newBucketKeys() *lru.Cache[bucketKeyName, *bucketKey] {
 func (k *Keyring) bucketKeyFor(name bucketKeyName) *bucketKey {
 	fresh := &bucketKey{}
 	if old, ok, _ := k.bucketKeys.PeekOrAdd(name, fresh); ok {
-		k.bucketKeys.Get(name) // it is in use
+		k.bucketKeys.Get(name) // mark as recently used
 		return old
 	}
 	return fresh
 }
 
-// createFromBucketKey makes a new DEK from a bucket key, and a new bucket key
-// where there is none to be used.
+// createFromBucketKey derives a new DEK from a bucket key. It creates a
+// bucket key if there is none that can be used.
 func (k *Keyring) createFromBucketKey(ctx context.Context, l *Lease, limits Reuse) (*DataKey, error) {
 	salt, err := crypt.NewSalt(rand.Reader)
 	if err != nil {
@@ -92,11 +95,13 @@ func (k *Keyring) createFromBucketKey(ctx context.Context, l *Lease, limits Reus
 		entry, a, err := k.fetch(ctx, l, OpUnwrap)
 		if err != nil && !made.kms.Load() && !transient(err) && ctx.Err() == nil {
 			l.leavePart()
-			shared.discard(l.wrapped.Blob) // a version of the KMS key that is gone takes its bucket keys along; the next one may do
+			// A disabled key version makes its bucket keys useless. A new
+			// one may work.
+			shared.discard(l.wrapped.Blob)
 			continue
 		}
 
-		use := Opened // to the cache, it is the bucket key
+		use := Opened // for the cache, the bucket key was opened
 		if made.kms.Load() {
 			a, use = made, Created
 		}
@@ -110,7 +115,7 @@ func (k *Keyring) createFromBucketKey(ctx context.Context, l *Lease, limits Reus
 	}
 }
 
-// makeBucketKey asks the KMS for a bucket key, and has the cache know it.
+// makeBucketKey gets a bucket key from the KMS and puts it into the cache.
 func (k *Keyring) makeBucketKey(ctx context.Context, l *Lease, a *useTrace) ([]byte, error) {
 	mark := k.cfg.Cache.Mark()
 	fresh := Lease{key: l.key, service: l.service, obj: l.obj, wrapped: crypt.WrappedKey{Salt: l.wrapped.Salt}}
@@ -134,8 +139,8 @@ func (k *Keyring) makeBucketKey(ctx context.Context, l *Lease, a *useTrace) ([]b
 	return fresh.wrapped.Blob, nil
 }
 
-// useForOne returns the wrapped bucket key for one more object. Those that
-// come while a new one is made wait for it.
+// useForOne returns the wrapped bucket key for one more object. While a
+// bucket key is being created, other objects wait for it.
 func (s *bucketKey) useForOne(
 	ctx context.Context, now func() time.Time, limits Reuse, produce func(context.Context) ([]byte, error),
 ) ([]byte, error) {
@@ -172,13 +177,15 @@ func (s *bucketKey) useForOne(
 		}
 
 		var failure *kms.Error
-		if errors.As(flight.err, &failure) && failure.Kind != kms.Canceled { // that of the one who went away is not ours
+		// A cancellation concerns only the client that left.
+		if errors.As(flight.err, &failure) && failure.Kind != kms.Canceled {
 			return nil, flight.err
 		}
 	}
 }
 
-// makeNew makes a new bucket key. Its age counts from before the KMS was asked.
+// makeNew creates a new bucket key. Its age counts from before the KMS was
+// asked.
 func (s *bucketKey) makeNew(
 	ctx context.Context, flight *bucketKeyFlight, start time.Time, produce func(context.Context) ([]byte, error),
 ) {
@@ -199,7 +206,7 @@ func (s *bucketKey) makeNew(
 	blob, flight.err = produce(ctx)
 }
 
-// discard has the next object get a new bucket key.
+// discard makes the next object create a new bucket key.
 func (s *bucketKey) discard(blob []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -208,10 +215,10 @@ func (s *bucketKey) discard(blob []byte) {
 	}
 }
 
-// Shared reports whether the DEK comes from a bucket key.
+// Shared reports whether the DEK is derived from a bucket key.
 func (l *Lease) Shared() bool { return l.wrapped.Salt != nil }
 
-// Wrote counts n bytes of plaintext that are written under the lease, for
+// Wrote counts n bytes of plaintext written under the lease toward
 // Reuse.MaxBytes.
 func (l *Lease) Wrote(n int64) {
 	if l.wrapped.Salt == nil {

@@ -8,12 +8,12 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-// A customer's key (SSE-C) comes with each request and wraps the DEK right
-// here. Nothing of it is remembered: the lease of such a DEK is in force until
-// it is released, and its request ends before that.
+// A customer's key (SSE-C) arrives with each request. The proxy itself
+// wraps the DEK with it and stores it nowhere. The lease of such a DEK does
+// not expire; the request releases it.
 
-// newCustomer returns what stands for all customers' keys in leases and audit
-// records. It is no key that a rule can name.
+// newCustomer returns the keyState that represents all customers' keys in
+// leases and audit records. Rules cannot name it.
 func newCustomer() *keyState {
 	k := newKey(Key{Name: crypt.CustomerKeyID, Provider: crypt.CustomerKeyID})
 	k.kms.Store(&service{id: crypt.CustomerKeyID})
@@ -24,7 +24,7 @@ func (k *Keyring) createForCustomer(
 	ctx context.Context, obj Object, client string, customerKey []byte,
 ) (*DataKey, error) {
 	dek := make([]byte, crypt.DEKSize)
-	rand.Read(dek) // never fails: it ends the program instead
+	rand.Read(dek) // never fails: it crashes the program instead
 	defer clear(dek)
 	return k.wrapForCustomer(ctx, obj, client, customerKey, dek)
 }
@@ -44,21 +44,22 @@ func (k *Keyring) wrapForCustomer(
 	return &DataKey{Lease: l, KeyID: crypt.CustomerKeyID, Wrapped: wrapped}, nil
 }
 
-// CheckCustomerKeys returns ErrNotAllowed where client may store nothing under
-// a key that it brings, and ErrNoRule where it may store nothing at all.
+// CheckCustomerKeys returns ErrNotAllowed if the rule for obj and client
+// forbids storing objects under a customer's key, and ErrNoRule if there is
+// no rule.
 func (k *Keyring) CheckCustomerKeys(obj Object, client string) error {
 	r, err := k.Rule(obj, client)
 	if err != nil {
 		return err
 	}
 	if r.RefuseCustomerKeys {
-		return fmt.Errorf("%w: a key that the client brings", ErrNotAllowed)
+		return fmt.Errorf("%w: a customer key (SSE-C)", ErrNotAllowed)
 	}
 	return nil
 }
 
-// OpenForCustomer returns the DEK of a stored object that is under a
-// customer's key. Errors: crypt.ErrCustomerKey for another key,
+// OpenForCustomer returns the DEK of an object that is encrypted under a
+// customer's key. Errors: crypt.ErrCustomerKey for a wrong key,
 // crypt.ErrEnvelope and ErrAudit.
 func (k *Keyring) OpenForCustomer(ctx context.Context, obj Object, wrapped, customerKey []byte) (*Lease, error) {
 	dek, err := crypt.UnwrapByCustomer(customerKey, wrapped, obj)

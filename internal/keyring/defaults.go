@@ -15,26 +15,26 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/atomicfile"
 )
 
-// Defaults are the keys that clients have chosen for buckets while the proxy
-// runs (PutBucketEncryption). They are in a file, which all replicas share:
-// each looks whether it has changed before it uses it, once in a second at
-// most.
+// Defaults are the keys that clients have chosen for buckets with
+// PutBucketEncryption. They are in a file that all replicas share. Each
+// replica checks for changes of the file before it uses the defaults, at
+// most once a second.
 //
-// A file that cannot be read is an error for all that is to be written, and
-// never taken for one without defaults.
+// If the file cannot be read, no object can be written. It never counts as
+// an empty file.
 type Defaults struct {
 	path string
 	now  func() time.Time
 
 	mu      sync.Mutex
 	checked time.Time
-	changed time.Time // of the file, when it was read
+	changed time.Time // modification time when the file was read
 	size    int64
-	keys    map[string]string // names, by bucket
+	keys    map[string]string // key names by bucket
 	err     error
 }
 
-// defaultsFile is the form of the file.
+// defaultsFile is the content of the file, as JSON.
 type defaultsFile struct {
 	Version int               `json:"version"`
 	Buckets map[string]string `json:"buckets"`
@@ -45,12 +45,12 @@ const (
 	checkInterval   = time.Second
 )
 
-// ErrDefaults says that the file of the buckets' keys cannot be read or
-// written.
+// ErrDefaults is returned if the file of the buckets' default keys cannot
+// be read or written.
 var ErrDefaults = errors.New("keyring: the file of the buckets' default keys")
 
-// OpenDefaults returns the defaults in a file, which need not exist yet; its
-// directory must.
+// OpenDefaults returns the defaults in the file at path. The file need not
+// exist yet, but its directory must.
 func OpenDefaults(path string, now func() time.Time) (*Defaults, error) {
 	d := &Defaults{path: path, now: now}
 	if _, err := os.Stat(filepath.Dir(path)); err != nil {
@@ -60,8 +60,8 @@ func OpenDefaults(path string, now func() time.Time) (*Defaults, error) {
 	return d, err
 }
 
-// Key returns the name of the key that was chosen for a bucket, "" if none
-// was. A nil Defaults has none.
+// Key returns the name of the key chosen for a bucket, or "" if there is
+// none. A nil *Defaults has none.
 func (d *Defaults) Key(bucket string) (string, error) {
 	if d == nil {
 		return "", nil
@@ -75,7 +75,8 @@ func (d *Defaults) Key(bucket string) (string, error) {
 	return d.keys[bucket], d.err
 }
 
-// readIfChanged reads the file if it is another one than before.
+// readIfChanged reads the file if its size or modification time has
+// changed.
 func (d *Defaults) readIfChanged() {
 	info, err := os.Stat(d.path)
 	switch {
@@ -115,15 +116,15 @@ func (d *Defaults) read() (map[string]string, error) {
 	return file.Buckets, nil
 }
 
-// Set chooses the key for a bucket by its name; "" takes the choice back.
-// Replicas that set at the same time wait for each other.
+// Set chooses the key with that name for a bucket; "" removes the choice. A
+// file lock serializes calls of all replicas.
 func (d *Defaults) Set(bucket, name string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if err := d.writeFile(bucket, name); err != nil {
 		return fmt.Errorf("%w: %w", ErrDefaults, err)
 	}
-	d.checked = time.Time{} // look at once
+	d.checked = time.Time{} // read the file at the next use
 	return nil
 }
 

@@ -10,33 +10,33 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-// keyState is a Key and what is known of its use.
+// keyState is a Key together with the state of its use.
 type keyState struct {
 	Key
-	kms             atomic.Pointer[service] // nil while it is unavailable
+	kms             atomic.Pointer[service] // nil until the key is opened
 	leases          atomic.Int64
 	probeWanted     atomic.Bool            // a use was refused since the last probe
-	newestSample    atomic.Pointer[sample] // the newest
-	probeNow        chan struct{}          // asks for a probe before its time
-	intervalChanged chan struct{}          // says that the interval of probes has changed
+	newestSample    atomic.Pointer[sample] // the newest blob known to be genuine; nil for none
+	probeNow        chan struct{}          // requests an early probe
+	intervalChanged chan struct{}          // signals a new probe interval
 
 	mu              sync.Mutex
-	answeredAt      time.Time     // of the KMS, the last one, whatever it was
-	outcome         error         // of that answer; nil for a good one
-	unanswered      bool          // the last call had no answer
-	probeUnanswered bool          // a blob of the last probe had no answer
-	probedBlobs     int           // how many blobs the last probe asked about
-	refused         bool          // as a whole, by the last probe that had an answer
-	gone            error         // what the KMS said of the whole key to a probe,
-	goneAt          time.Time     // and when
-	nextProbe       chan struct{} // closed when the next probe to begin has ended; nil if nobody waits for it
-	revokedSince    time.Time     // the first "revoked" about a genuine blob since the last good answer; zero for none
+	answeredAt      time.Time     // when the KMS last answered, with success or an error
+	outcome         error         // error of that answer; nil for success
+	unanswered      bool          // the last call got no answer
+	probeUnanswered bool          // the last probe got no answer about one of its blobs
+	probedBlobs     int           // number of blobs in the last probe
+	refused         bool          // the last answered probe found the whole key revoked
+	gone            error         // that probe's error, if it applies to all objects
+	goneAt          time.Time     // when that probe was made
+	nextProbe       chan struct{} // closed at the end of the next probe; nil if no goroutine waits
+	revokedSince    time.Time     // the first refusal of a genuine blob since the last success; zero for none
 	lastUse         time.Duration
 
 	parts   map[aspect]*part
-	slots   [maxParts]*part // the same; nil for free ones
+	slots   [maxParts]*part // the same parts by slot; nil if a slot is free
 	rest    *part
-	scanned time.Time // when a part that is not in use was last looked for
+	scanned time.Time // when slots were last searched for an idle part
 }
 
 // service is the KMS behind a key.
@@ -53,23 +53,22 @@ func newKey(c Key) *keyState {
 	}
 }
 
-// isTwinOf reports whether both are one key in the KMS.
+// isTwinOf reports whether both are the same key in the KMS.
 func (k *keyState) isTwinOf(other *keyState) bool {
 	a, b := k.kms.Load(), other.kms.Load()
 	return a != nil && b != nil && kms.SameKey(a.id, b.id)
 }
 
-// transient reports whether a retry may succeed. It may if a use could not be
-// audited: the disk is full for now.
+// transient reports whether a retry may succeed. That includes a use that
+// could not be audited: the disk may be full only for a while.
 func transient(err error) bool {
 	return kms.IsUnreachable(err) || kms.IsThrottled(err) || errors.Is(err, dekcache.ErrTooLate) ||
-		errors.Is(err, dekcache.ErrPurged) ||
-		errors.Is(err, ErrAudit) || errors.Is(err, ErrNotOpen)
+		errors.Is(err, dekcache.ErrPurged) || errors.Is(err, ErrAudit) || errors.Is(err, ErrNotOpen)
 }
 
-// recordAnswer notes the result of a KMS call about a part of the key. A
-// revoked key of one object's blob may be the blob's fault, so it only asks
-// for a probe.
+// recordAnswer records the result of a KMS call about a part of the key. If
+// the KMS refuses to unwrap an object's blob, the blob itself may be bad,
+// so that only requests a probe.
 func (k *keyState) recordAnswer(now time.Time, p *part, op string, err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -98,9 +97,9 @@ func (k *keyState) recordAnswer(now time.Time, p *part, op string, err error) {
 	}
 }
 
-// recordRevoked notes that the KMS calls a part of the key revoked. With one
-// part, it is the key; with several, a probe has to find that out. The caller
-// holds k.mu.
+// recordRevoked records that the KMS refuses a part of the key. If the key
+// has only one part, the key itself counts as revoked. Otherwise a probe
+// decides. The caller holds k.mu.
 func (k *keyState) recordRevoked(now time.Time, p *part) {
 	if p.revokedSince.IsZero() {
 		p.revokedSince, p.lastUse = now, 0
@@ -110,7 +109,7 @@ func (k *keyState) recordRevoked(now time.Time, p *part) {
 	}
 }
 
-// requestProbe asks for a probe before its time.
+// requestProbe requests an early probe.
 func (k *keyState) requestProbe() {
 	select {
 	case k.probeNow <- struct{}{}:
@@ -118,8 +117,8 @@ func (k *keyState) requestProbe() {
 	}
 }
 
-// recordLastUse notes the last moment at which a DEK of a part was of use to a
-// stream.
+// recordLastUse records the last time at which a stream used a DEK of the
+// part.
 func (k *keyState) recordLastUse(p *part, at time.Time) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -131,8 +130,8 @@ func (k *keyState) recordLastUse(p *part, at time.Time) {
 	}
 }
 
-// refusal is when a probe has found something against the use of the key as a
-// whole, and what; nil for nothing.
+// refusal returns the error with which a probe found the whole key
+// unusable, and when. The error is nil if it did not.
 func (k *keyState) refusal() (at time.Time, gone error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()

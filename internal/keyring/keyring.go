@@ -1,26 +1,28 @@
-// Package keyring decides which KMS key protects which object, and rules the
-// life of the data keys (DEKs).
+// Package keyring decides which KMS key protects an object, and how long a
+// data key (DEK) may be used.
 //
-// Every DEK that leaves this package does so in a Lease, and a Lease is in
-// force for a bounded time: until the TTL of the cache is over, counted from
-// before the KMS was asked, or until its key is purged. A stream checks its
-// lease as it goes, and has it watched, so that a stream that is stuck does
-// not outlive it either; when the lease is over, the KMS is asked again. If it
-// says no, the stream is cut; if it cannot be reached, the stream waits for a
-// while, and no byte passes. So the time from revoking a key to the last byte
-// of plaintext is bounded, for running transfers too: see Status.Window.
+// Every DEK leaves this package in a Lease, which is in force for a limited
+// time: until the TTL of the cache has passed, counted from before the KMS
+// was asked, or until the key is purged. A stream checks its lease before
+// each piece of data, and a watcher ends streams that are stuck.
 //
-//	keyring.go    Keyring: making, opening and rewrapping data keys
-//	rules.go      which key an object gets, and which it can be read under
+// When the lease runs out, the KMS is asked again. If it refuses, the
+// stream is cut. If it cannot be reached, the stream waits for a while, and
+// no byte is sent. This limits the time from the revocation of a key to the
+// last byte of plaintext, even for running transfers: see Status.Window.
+//
+//	keyring.go    Keyring: creating, opening and rewrapping data keys
+//	rules.go      which key encrypts an object, and which keys can read it
 //	defaults.go   keys that clients have chosen for buckets
 //	bucketkey.go  one wrapped key for many objects
-//	customer.go   keys that clients bring (SSE-C)
-//	lease.go      Lease: the use of a data key, its renewal, the cut
-//	key.go        what is known of each KMS key
-//	part.go       the parts of a KMS key that the KMS can refuse one by one
+//	customer.go   keys that clients supply (SSE-C)
+//	lease.go      Lease: use of a data key, renewal, cut
+//	key.go        state of each KMS key
+//	part.go       parts of a KMS key that the KMS can refuse separately
 //	probe.go      asking the KMS about keys in use
-//	status.go     the state of each key
-//	audit.go      writing down each use
+//	remember.go   how long KMS errors are remembered
+//	status.go     reported state of each key
+//	audit.go      auditing each use
 package keyring
 
 import (
@@ -44,165 +46,171 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-// DefaultTimeout bounds a KMS call where Config names no timeout. It leaves
-// room for the provider's own.
+// DefaultTimeout limits a KMS call if the configuration sets no timeout. It
+// leaves room for the provider's own timeouts.
 const DefaultTimeout = 6 * time.Second
 
-// DefaultProbeTimeout bounds a probe of a key that names no timeout of its own.
+// DefaultProbeTimeout limits a probe of a key without its own probe
+// timeout.
 const DefaultProbeTimeout = 2 * time.Second
 
-// The operations that Observer.KMSCall is told of.
+// The operations reported to Observer.KMSCall.
 const (
 	OpGenerate = "generate" // a new DEK
-	OpWrap     = "wrap"     // a DEK of an object that is copied
-	OpUnwrap   = "unwrap"   // a DEK of a stored object
-	OpRenew    = "renew"    // the same, for a lease that has run out
-	OpProbe    = "probe"    // whether the key is still ours to use
+	OpWrap     = "wrap"     // the DEK of an object being copied
+	OpUnwrap   = "unwrap"   // the DEK of a stored object
+	OpRenew    = "renew"    // the same, for a lease that ran out
+	OpProbe    = "probe"    // is the key still usable?
 )
 
 var (
-	// ErrUnknownKey says that no configured key has this id or name.
+	// ErrUnknownKey is returned if no configured key has this id or name.
 	ErrUnknownKey = errors.New("keyring: unknown key")
-	// ErrNotCached says that a DEK is not in the cache, or may not be used any
-	// more.
+	// ErrNotCached is returned if a DEK is not in the cache, or has
+	// expired.
 	ErrNotCached = errors.New("keyring: not in the cache")
-	// ErrNotOpen says that a key which is needed, or may be, could not be
-	// opened yet. It passes.
-	ErrNotOpen = errors.New("keyring: not open yet")
-	// ErrNoRule says that no rule covers the object and client. It is refused.
+	// ErrNotOpen is returned if a key that is needed, or may be needed, has
+	// not been opened yet. A retry may succeed.
+	ErrNotOpen = errors.New("keyring: key is not open yet")
+	// ErrNoRule is returned if no rule covers the object and the client.
 	ErrNoRule = errors.New("keyring: no rule covers this object")
-	// ErrNotAllowed says that the rule for the object does not allow what the
+	// ErrNotAllowed is returned if the rule for the object forbids what the
 	// client asks for.
 	ErrNotAllowed = errors.New("keyring: not allowed by the rule for this object")
-	// ErrNotRead says that no rule for the object names the key that it is
-	// under.
-	ErrNotRead = errors.New("keyring: no rule for this object names the key that it is under")
-	// ErrKeyName says that a rule has prefixes, and the key of the object has a
-	// segment . or .., so that the store may take it for another key.
-	ErrKeyName = errors.New("keyring: a key with a segment . or .. has no place among prefixes")
-	// ErrUnbound says that nothing proves who has made a data key, and that it
-	// was to be wrapped so that something would.
-	ErrUnbound = errors.New("keyring: nothing proves who has made this data key: its blob is of form 1")
-	// ErrReleased says that a lease was used after its Release.
-	ErrReleased = errors.New("keyring: lease was released")
-	// ErrChanged says that the KMS unwrapped the same blob to another DEK than
-	// before.
-	ErrChanged = errors.New("keyring: the KMS answered with another DEK")
+	// ErrNotRead is returned if no rule for the object names the key that
+	// the object is encrypted under.
+	ErrNotRead = errors.New("keyring: no rule for this object names the key that it is encrypted under")
+	// ErrKeyName is returned if a rule has prefixes and the object key has
+	// a "." or ".." segment: the store may take it for another key.
+	ErrKeyName = errors.New("keyring: rules with prefixes do not cover object keys with a . or .. segment")
+	// ErrUnbound is returned if a data key might have been made by someone
+	// without access to the KMS key (see Lease.Unbound), and the new
+	// wrapping would hide that.
+	ErrUnbound = errors.New("keyring: this data key is in form 1, which does not prove who made it")
+	// ErrReleased is returned if a lease is used after Release.
+	ErrReleased = errors.New("keyring: lease has been released")
+	// ErrChanged is returned if the KMS unwraps the same blob to a
+	// different DEK than before.
+	ErrChanged = errors.New("keyring: the KMS returned a different DEK")
 )
 
 // Config configures a Keyring.
 type Config struct {
-	// Keys are the KMS keys. Names must be unique. Of keys with one id, the
-	// first opens what names that id; see Twins.
+	// Keys are the KMS keys. Names must be unique. If several keys have the
+	// same id, the first opens objects with that id; see Twins.
 	Keys []Key
-	// Rules choose the key of a new object; the first that matches wins. What
-	// no rule matches is refused. See SetRules.
+	// Rules choose the key of a new object. The first match wins; without a
+	// match, the object is refused. See SetRules.
 	Rules []Rule
-	// LiteralKeys says that the store takes . and .. in an object's key for
-	// nothing but themselves. False: see ErrKeyName.
+	// LiteralKeys is set if the store gives "." and ".." in object keys no
+	// special meaning. If it is false, see ErrKeyName.
 	LiteralKeys bool
-	// Cache keeps the DEKs. Required. Its clock is the keyring's.
+	// Cache holds the DEKs. Required. The Keyring uses its clock.
 	Cache *dekcache.Cache
-	// RevocationProbe is how often Run asks the KMS about each key in use. 0:
-	// never; only the TTL bounds a revocation. See SetProbe.
+	// RevocationProbe is how often Run asks the KMS about each key in use.
+	// With 0 there are no probes, and only the TTL limits how long a
+	// revocation takes. See SetProbe.
 	RevocationProbe time.Duration
-	// Timeout bounds each KMS call of a key that has no Timeout of its own. 0:
-	// DefaultTimeout.
+	// Timeout limits each KMS call of a key without its own Timeout. 0
+	// means DefaultTimeout.
 	Timeout time.Duration
-	// OutageWait is how long a stream whose lease has run out waits for a KMS
-	// that cannot be reached or throttles. No byte of it passes meanwhile. 0:
-	// it is cut at the first such answer. See SetOutageWait.
+	// OutageWait is how long a stream whose lease has run out waits for a
+	// KMS that is unreachable or throttles. No byte is sent meanwhile. With
+	// 0 the stream is cut at the first such error. See SetOutageWait.
 	OutageWait time.Duration
-	// Observer, if not nil, is told what happens.
+	// Observer is notified of events. It may be nil.
 	Observer Observer
-	// Defaults, if not nil, are keys that were chosen for buckets, and take
-	// the place of the rules' keys.
+	// Defaults are keys chosen for buckets. They take precedence over the
+	// keys of the rules. It may be nil.
 	Defaults *Defaults
-	// Auditor, if not nil, writes down each use of a key, and keeps from being
-	// done what it cannot write down. A renewal that cannot be written down
-	// counts as one that the KMS did not answer.
+	// Auditor records each use of a key. A use that it cannot record is
+	// refused; a renewal that it cannot record is retried. It may be nil.
 	Auditor Auditor
 }
 
-// Observer is told what happens to keys. Its methods must not block.
+// Observer is notified of events. Its methods must not block.
 type Observer interface {
-	// KMSCall tells of a call to the KMS: the name of the key, one of the Op
-	// constants, how long it took, and its error. ctx has the values of the
-	// request that caused it.
+	// KMSCall reports a call to the KMS: the name of the key, one of the Op
+	// constants, the duration and the error. ctx has the values of the
+	// request that caused the call.
 	KMSCall(ctx context.Context, key, op string, took time.Duration, err error)
-	// Revoked tells that a probe found a key revoked, or a part of what it
-	// protects; once, until a probe finds it usable again.
+	// Revoked reports that a probe found a key or a part of it revoked. It
+	// is called once, until a probe finds the key usable again.
 	Revoked(r Revocation)
-	// Used tells of an event in the life of a DEK, which id stands for.
+	// Used reports an event in the life of a DEK. id identifies the DEK.
 	Used(key string, id [32]byte, use Use)
 }
 
-// Revocation is what a probe has found.
+// Revocation is the result of a probe that found a key revoked.
 type Revocation struct {
-	Key    string // its name
-	Part   string // of what the key protects, in words; "" for all of it
-	Err    error  // what the KMS said
-	Purged int    // how many DEKs were purged
+	Key    string // name of the key
+	Part   string // a description of the part; "" for the whole key
+	Err    error  // the KMS's error
+	Purged int    // number of DEKs purged
 }
 
-// Use is an event in the life of a DEK. Each Created and each Opened is
-// followed by one Released.
+// Use is an event in the life of a DEK. Each Created or Opened is followed
+// by one Released.
 type Use int
 
 // The events.
 const (
-	Created  Use = iota // a new DEK was made, for a stream
-	Opened              // the DEK of a stored object was given to a stream
-	Renewed             // its lease ran out, and the KMS allowed it to go on
-	Cut                 // its lease ran out, and the stream was cut
-	Released            // the stream has ended
+	Created  Use = iota // a new DEK was created for a stream
+	Opened              // a stream opened the DEK of a stored object
+	Renewed             // the lease ran out and was renewed
+	Cut                 // the lease ran out and the stream was cut
+	Released            // the stream ended
 )
 
-// Key is a KMS key under the name that the rules use.
+// Key is a KMS key with the name that rules use for it.
 type Key struct {
 	Name string
-	// Provider is the kind of KMS. Ids of different providers may be alike.
+	// Provider is the kind of KMS. Two providers may use the same id.
 	Provider string
-	// Successor is the name of the key that took the place of this one: this
-	// one opens what names its id, and whoever asks for it by that id or its
-	// name gets the successor for new objects. Empty: it has none.
+	// Successor is the name of the key that replaces this one, if any.
+	// Objects with this key's id can still be read. New objects are
+	// encrypted under the successor, even if a client asks for this key.
 	Successor string
-	// Wrapper is the key. Nil: it could not be opened yet, and what needs it
-	// fails with Unavailable; see Provide.
+	// Wrapper is the opened key. It is nil if the key could not be opened
+	// yet; then uses of the key fail with Unavailable until Provide is
+	// called.
 	Wrapper     kms.Wrapper
 	Unavailable error
-	// Timeout bounds each call with all its attempts. Half the TTL does too, as
-	// an answer that comes late is of little use. 0: Config.Timeout.
+	// Timeout limits each call including all its attempts. It is never more
+	// than half the TTL, because a late answer is of little use. 0 means
+	// Config.Timeout.
 	Timeout time.Duration
-	// ProbeTimeout bounds a probe, which is one attempt: it is what the
-	// revocation window has on top of the interval. 0: DefaultProbeTimeout.
+	// ProbeTimeout limits a probe, which is a single attempt. The
+	// revocation window is the interval plus this timeout. 0 means
+	// DefaultProbeTimeout.
 	ProbeTimeout time.Duration
-	// Probe is the same key for the probes, past whatever makes calls through
-	// Wrapper wait in a queue. Nil: Wrapper.
+	// Probe is the same key for probes, without the queues that calls
+	// through Wrapper may wait in. Nil means Wrapper.
 	Probe kms.Wrapper
 }
 
-// Object is the name of an object, which its DEK is bound to.
+// Object is the name of an object. Its DEK is bound to this name.
 type Object = crypt.Object
 
-// Keyring is safe for concurrent use.
+// Keyring holds the configured keys and rules. It is safe for concurrent
+// use.
 type Keyring struct {
 	cfg    Config
 	keys   []*keyState
 	byName map[string]*keyState
-	byID   atomic.Pointer[map[string]*keyState] // by ids and canonical ids; replaced as a whole
+	byID   atomic.Pointer[map[string]*keyState] // by id and canonical id; replaced, never modified
 	rules  atomic.Pointer[[]Rule]
 
-	probe      atomic.Int64 // the interval in nanoseconds
-	outageWait atomic.Int64 // nanoseconds
+	probe      atomic.Int64 // interval in nanoseconds
+	outageWait atomic.Int64 // in nanoseconds
 
 	bucketKeys *lru.Cache[bucketKeyName, *bucketKey] // bucket keys in use
-	customer   *keyState                             // stands for all keys that clients bring
+	customer   *keyState                             // represents all customers' keys
 
 	providing sync.Mutex
 }
 
-// New checks cfg and returns its keyring.
+// New checks cfg and returns a Keyring.
 func New(cfg Config) (*Keyring, error) {
 	if cfg.Timeout <= 0 {
 		cfg.Timeout = DefaultTimeout
@@ -240,7 +248,7 @@ func New(cfg Config) (*Keyring, error) {
 
 func (k *Keyring) add(c Key) error {
 	if c.Name == "" || c.Wrapper == nil && c.Unavailable == nil {
-		return errors.New("keyring: a key without name or KMS")
+		return errors.New("keyring: a key has no name or no KMS")
 	}
 	if k.byName[c.Name] != nil {
 		return fmt.Errorf("keyring: two keys are named %q", c.Name)
@@ -256,7 +264,8 @@ func (k *Keyring) add(c Key) error {
 	return k.Provide(c.Name, c.Wrapper, c.Probe)
 }
 
-// Provide opens a key that was unavailable. probe may be nil, as Key.Probe.
+// Provide opens a key that was unavailable. probe may be nil; see
+// Key.Probe.
 func (k *Keyring) Provide(name string, w, probe kms.Wrapper) error {
 	k.providing.Lock()
 	defer k.providing.Unlock()
@@ -280,9 +289,9 @@ func (k *Keyring) Provide(name string, w, probe kms.Wrapper) error {
 	return nil
 }
 
-// index notes which key opens what names an id. A key that names the id itself
-// comes before one with the same canonical id, a key that is in use before one
-// that has a successor, and else the one that is first in the configuration.
+// index maps ids to the keys that open them. An exact id takes precedence
+// over a canonical id, a current key over one with a successor, and
+// otherwise the first in the configuration wins.
 func (k *Keyring) index() {
 	byID := make(map[string]*keyState)
 	add := func(id string, key *keyState) {
@@ -313,7 +322,7 @@ func (k *Keyring) index() {
 	ours := maps.Clone(byID)
 	for _, key := range earlier {
 		id := key.kms.Load().id
-		if ours[kms.CanonicalID(id)] == nil { // else a key in use opens it
+		if ours[kms.CanonicalID(id)] == nil { // otherwise a current key opens it
 			add(id, key)
 			add(kms.CanonicalID(id), key)
 		}
@@ -322,7 +331,7 @@ func (k *Keyring) index() {
 	k.byID.Store(&byID)
 }
 
-// lookup returns the key that opens what names an id, or nil.
+// lookup returns the key that opens objects with this id, or nil.
 func (k *Keyring) lookup(id string) *keyState {
 	byID := *k.byID.Load()
 	if key := byID[id]; key != nil {
@@ -331,9 +340,9 @@ func (k *Keyring) lookup(id string) *keyState {
 	return byID[kms.CanonicalID(id)]
 }
 
-// Twins returns the names of keys that are one key in the KMS, two for each
-// pair: the one that opens what names its id, and the other. Keys that have a
-// successor do not count.
+// Twins returns the names of keys that are the same key in the KMS. In each
+// pair, the first opens objects with that id. Keys with a successor are not
+// included.
 func (k *Keyring) Twins() (pairs [][2]string) {
 	for _, key := range k.keys {
 		service := key.kms.Load()
@@ -347,7 +356,7 @@ func (k *Keyring) Twins() (pairs [][2]string) {
 	return pairs
 }
 
-// find returns the key whose id an envelope names.
+// find returns the key with the id in an envelope.
 func (k *Keyring) find(id string) (*keyState, error) {
 	if key := k.lookup(id); key != nil {
 		return key, nil
@@ -358,47 +367,48 @@ func (k *Keyring) find(id string) (*keyState, error) {
 	return nil, fmt.Errorf("%w %q", ErrUnknownKey, id)
 }
 
-// unopenedError returns the error for an id that no open key has. The id of a
-// key is not known before the key is opened, so an id is unknown for certain
-// only when all keys are open. It returns nil then.
+// unopenedError returns the error for an id that no open key has. The id of
+// a key is unknown until the key is opened, so only if all keys are open is
+// the id certainly unknown. Then unopenedError returns nil.
 func (k *Keyring) unopenedError() error {
 	for _, key := range k.keys {
 		switch {
 		case key.kms.Load() != nil:
 		case transient(key.Unavailable):
 			return fmt.Errorf("%w: key %q: %w", ErrNotOpen, key.Name, key.Unavailable)
-		default: // a no to this key is no answer about the id
+		default: // a refusal of this key says nothing about the id
 			return fmt.Errorf("%w: key %q: %s", ErrNotOpen, key.Name, key.Unavailable.Error())
 		}
 	}
 	return nil
 }
 
-// Choice is what a client asks for in place of what the rules say. The zero
-// Choice asks for nothing.
+// Choice is what a client requests instead of the rule's settings. The zero
+// Choice requests nothing.
 type Choice struct {
-	// KeyID is the id or the name of a configured key; "" for the one of the
-	// rule.
+	// KeyID is the id or the name of a configured key; "" for the key of
+	// the rule.
 	KeyID string
 	// Context is added to the encryption context.
 	Context map[string]string
-	// CustomerKey, 32 bytes, takes the place of a KMS key. It is used here and
-	// now, and kept nowhere.
+	// CustomerKey is a key of 32 bytes that replaces the KMS key. It is
+	// used during the call and not stored.
 	CustomerKey []byte
-	// Trust has Rewrap take a data key for genuine that nothing proves to be,
-	// see Lease.Unbound: whoever asks for that vouches for the object.
+	// Trust makes Rewrap accept an unbound data key (see Lease.Unbound).
+	// The caller thereby vouches for the object.
 	Trust bool
 }
 
-// DataKey is a new DEK: leased, and wrapped to be stored with its object.
+// DataKey is a new DEK: leased, and wrapped for storage with its object.
 type DataKey struct {
 	*Lease
 	KeyID   string // of the KMS key
 	Wrapped []byte
 }
 
-// Create makes a new DEK for obj, which client writes. Errors: ErrNoRule,
-// ErrUnknownKey, ErrNotAllowed, ErrAudit, and those of packages kms and crypt.
+// Create creates a DEK for obj, which client is writing. Errors: ErrNoRule,
+// ErrUnknownKey, ErrNotAllowed, ErrAudit, and those of packages kms and
+// crypt.
 func (k *Keyring) Create(ctx context.Context, obj Object, client string, want Choice) (*DataKey, error) {
 	if want.CustomerKey != nil {
 		return k.createForCustomer(ctx, obj, client, want.CustomerKey)
@@ -429,9 +439,9 @@ func (k *Keyring) Create(ctx context.Context, obj Object, client string, want Ch
 }
 
 // Rewrap wraps the DEK of a lease for another object, dst, so that a stored
-// body can be copied as it is. All else is as with Create. What is unbound
-// stays unbound, or fails with ErrUnbound where that cannot be, unless want
-// says Trust.
+// body can be copied without re-encryption. Otherwise it is like Create. An
+// unbound data key stays unbound. If it cannot, Rewrap fails with
+// ErrUnbound, unless want.Trust is set.
 func (k *Keyring) Rewrap(ctx context.Context, l *Lease, dst Object, client string, want Choice) (*DataKey, error) {
 	if err := l.Check(ctx); err != nil {
 		return nil, err
@@ -451,16 +461,13 @@ func (k *Keyring) Rewrap(ctx context.Context, l *Lease, dst Object, client strin
 	}
 	if unbound {
 		if key != l.key {
-			return nil, fmt.Errorf("%w, and key %q would vouch for it", ErrUnbound, key.Name)
+			return nil, fmt.Errorf("%w, and a wrapping by key %q would hide that", ErrUnbound, key.Name)
 		}
 		ctx = kms.KeepUnbound(ctx)
 	}
 
-	copied, mark, a := &Lease{
-		key: key, service: service, obj: dst,
-		wrapped: crypt.WrappedKey{Context: want.Context},
-	}, k.cfg.Cache.Mark(), &useTrace{}
-
+	copied := &Lease{key: key, service: service, obj: dst, wrapped: crypt.WrappedKey{Context: want.Context}}
+	mark, a := k.cfg.Cache.Mark(), &useTrace{}
 	err = k.call(ctx, key, key.rest, OpWrap, a, func(ctx context.Context) (err error) {
 		copied.wrapped.Blob, err = kms.Wrap(ctx, service.wrapper, l.DEK(), encryptionContext(dst, copied.wrapped))
 		return err
@@ -472,7 +479,7 @@ func (k *Keyring) Rewrap(ctx context.Context, l *Lease, dst Object, client strin
 	return k.leaseNewDEK(copied, mark, l.DEK())
 }
 
-// leaseNewDEK begins the lease of a DEK that was wrapped just now.
+// leaseNewDEK starts the lease of a DEK that has just been wrapped.
 func (k *Keyring) leaseNewDEK(l *Lease, mark dekcache.Mark, dek []byte) (*DataKey, error) {
 	l.id = cacheID(l)
 	k.joinPart(l)
@@ -481,8 +488,8 @@ func (k *Keyring) leaseNewDEK(l *Lease, mark dekcache.Mark, dek []byte) (*DataKe
 	return k.dataKeyOf(l, entry, Created)
 }
 
-// dataKeyOf is the wrapped DEK of a lease that begins with what the KMS gave.
-// The lease has joined its part.
+// dataKeyOf starts a lease with a cache entry and returns its DataKey. The
+// lease must already have joined its part.
 func (k *Keyring) dataKeyOf(l *Lease, entry dekcache.Entry, use Use) (*DataKey, error) {
 	given, err := l.wrapped.Bytes()
 	if err != nil {
@@ -497,14 +504,15 @@ func (k *Keyring) dataKeyOf(l *Lease, entry dekcache.Entry, use Use) (*DataKey, 
 	}
 
 	k.cfg.Observer.Used(l.key.Name, l.id, use)
-	return &DataKey{Lease: l, KeyID: l.service.id, Wrapped: bytes.Clone(given)}, nil // the caller may do with it as he likes
+	// The caller may modify the copy.
+	return &DataKey{Lease: l, KeyID: l.service.id, Wrapped: bytes.Clone(given)}, nil
 }
 
-// Open returns the DEK of a stored object, from the cache or by the KMS. keyID
-// and wrapped are those of its envelope. Errors: ErrUnknownKey if no
-// configured key has that id, ErrNotOpen, ErrNotRead and ErrKeyName, ErrAudit,
-// and those of packages kms, dekcache and crypt. What is under a customer's
-// key is for OpenForCustomer.
+// Open returns the DEK of a stored object, from the cache or the KMS. keyID
+// and wrapped come from the object's envelope. Errors: ErrUnknownKey if no
+// configured key has that id, ErrNotOpen, ErrNotRead, ErrKeyName, ErrAudit,
+// and those of packages kms, dekcache and crypt. For objects under a
+// customer's key, use OpenForCustomer.
 func (k *Keyring) Open(ctx context.Context, obj Object, keyID string, wrapped []byte) (*Lease, error) {
 	key, err := k.findToRead(obj, keyID)
 	if err != nil {
@@ -513,8 +521,8 @@ func (k *Keyring) Open(ctx context.Context, obj Object, keyID string, wrapped []
 	return k.openLease(ctx, obj, key, wrapped, k.fetchToOpen)
 }
 
-// OpenCached is Open for a DEK that is in the cache. It asks no KMS: the error
-// is ErrNotCached in its place.
+// OpenCached is like Open but never asks the KMS. If the DEK is not in the
+// cache, it returns ErrNotCached.
 func (k *Keyring) OpenCached(ctx context.Context, obj Object, keyID string, wrapped []byte) (*Lease, error) {
 	key, err := k.findToRead(obj, keyID)
 	if err != nil {
@@ -523,8 +531,8 @@ func (k *Keyring) OpenCached(ctx context.Context, obj Object, keyID string, wrap
 	return k.openLease(ctx, obj, key, wrapped, k.peek)
 }
 
-// OpenAnyKey is Open, also with a key that no rule for the object names. What
-// it opens may have been made by whoever may use that key.
+// OpenAnyKey is like Open, but also accepts a key that no rule for the
+// object names. Anyone who may use that key can have made the object.
 func (k *Keyring) OpenAnyKey(ctx context.Context, obj Object, keyID string, wrapped []byte) (*Lease, error) {
 	key, err := k.find(keyID)
 	if err != nil {
@@ -533,8 +541,8 @@ func (k *Keyring) OpenAnyKey(ctx context.Context, obj Object, keyID string, wrap
 	return k.openLease(ctx, obj, key, wrapped, k.fetchToOpen)
 }
 
-// findToRead returns the key whose id an envelope names, if a rule lets it be
-// read there.
+// findToRead returns the key with the id in an envelope, if a rule allows
+// reading the object with it.
 func (k *Keyring) findToRead(obj Object, keyID string) (*keyState, error) {
 	key, err := k.find(keyID)
 	if err == nil {
@@ -543,14 +551,14 @@ func (k *Keyring) findToRead(obj Object, keyID string) (*keyState, error) {
 	return key, err
 }
 
-// fetchFunc gets the DEK of a lease, by whatever way.
+// fetchFunc gets the DEK of a lease.
 type fetchFunc func(context.Context, *Lease) (dekcache.Entry, *useTrace, error)
 
 func (k *Keyring) fetchToOpen(ctx context.Context, l *Lease) (dekcache.Entry, *useTrace, error) {
 	return k.fetch(ctx, l, OpUnwrap)
 }
 
-// peek gets the DEK of a lease if it is in the cache.
+// peek gets the DEK of a lease from the cache only.
 func (k *Keyring) peek(_ context.Context, l *Lease) (dekcache.Entry, *useTrace, error) {
 	a := &useTrace{}
 	a.cached.Store(true)
@@ -573,7 +581,7 @@ func (k *Keyring) openLease(
 	l.id = cacheID(l)
 	k.joinPart(l)
 	entry, a, err := get(ctx, l)
-	if errors.Is(err, ErrNotCached) { // no use of a key, and nothing to write down
+	if errors.Is(err, ErrNotCached) { // not a use of the key, so not audited
 		l.leavePart()
 		return nil, err
 	}
@@ -616,8 +624,9 @@ func (k *Keyring) fetch(ctx context.Context, l *Lease, op string) (dekcache.Entr
 	return entry, a, err
 }
 
-// call makes a KMS call about a part of a key, with the timeout, and reports
-// it. A key that a probe has found to be gone is asked about by probes only.
+// call makes a KMS call about a part of a key. If a probe has found the
+// whole key unusable, call returns that error, because only probes ask
+// about such a key.
 func (k *Keyring) call(
 	ctx context.Context, key *keyState, p *part, op string, a *useTrace, run func(context.Context) error,
 ) error {
@@ -648,9 +657,9 @@ func (k *Keyring) timeout(key *keyState) time.Duration {
 
 func (k *Keyring) now() time.Time { return k.cfg.Cache.Now() }
 
-// Purge forgets all DEKs of the key of that name and ends its leases, which
-// ask the KMS again at their next check. It returns how many DEKs were cached.
-// Error: ErrUnknownKey.
+// Purge removes all DEKs of the named key from the cache and ends its
+// leases, which ask the KMS again at their next check. It returns the
+// number of DEKs that were cached. Error: ErrUnknownKey.
 func (k *Keyring) Purge(keyName string) (int, error) {
 	key := k.byName[keyName]
 	if key == nil {
@@ -663,11 +672,11 @@ func (k *Keyring) Purge(keyName string) (int, error) {
 	return k.cfg.Cache.Purge(service.id), nil
 }
 
-// PurgeAll is Purge for every key.
+// PurgeAll purges all keys.
 func (k *Keyring) PurgeAll() int { return k.cfg.Cache.PurgeAll() }
 
-// encryptionContext is what the KMS binds a data key to. It is part of the
-// format.
+// encryptionContext returns the encryption context that binds a data key to
+// its object. It is part of the format.
 func encryptionContext(obj Object, w crypt.WrappedKey) kms.EncryptionContext {
 	ec := kms.EncryptionContext{"bucket": obj.Bucket}
 	if w.Salt == nil {
@@ -677,14 +686,16 @@ func encryptionContext(obj Object, w crypt.WrappedKey) kms.EncryptionContext {
 	return ec
 }
 
-// cacheID hashes all that decides what a blob unwraps to, each part after its
-// length.
+// cacheID hashes everything that determines the result of unwrapping a
+// blob. Each field is preceded by its length.
 func cacheID(l *Lease) dekcache.ID {
-	b := make([]byte, 0, 1536) // on the stack; enough for the longest object key and the blobs of all providers
+	// On the stack: enough for the longest object key, and for the blobs of
+	// all providers.
+	b := make([]byte, 0, 1536)
 	key := l.obj.Key
 
 	if l.wrapped.Salt != nil {
-		key = "" // a bucket key is one for all of the bucket
+		key = "" // a bucket key does not depend on the object key
 	}
 
 	for _, s := range [...]string{l.key.Provider, l.service.id, l.obj.Bucket, key} {
@@ -706,7 +717,7 @@ func appendPart(b []byte, s string) []byte {
 	return append(b, s...)
 }
 
-// noObserver is nobody.
+// noObserver ignores all events.
 type noObserver struct{}
 
 func (noObserver) KMSCall(context.Context, string, string, time.Duration, error) {}

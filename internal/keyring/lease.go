@@ -14,36 +14,36 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-// How long a stream pauses before it asks a KMS again that it could not reach.
+// The pauses between attempts to reach a KMS that does not answer.
 const (
 	firstPause = 100 * time.Millisecond
 	longPause  = 2 * time.Second
 )
 
-// Lease is the right to use one DEK for a bounded time. It belongs to one
-// stream: Check may be called while another goroutine reads DEK, but Release
-// ends both.
+// Lease is the right to use one DEK for a limited time. It belongs to one
+// stream: Check may run in one goroutine while another reads DEK, but
+// neither may be used after Release.
 type Lease struct {
 	keyring   *Keyring
 	key       *keyState
-	part      *part // nil under a customer's key
+	part      *part // nil for a customer's key
 	service   *service
 	id        dekcache.ID
 	obj       Object
 	wrapped   crypt.WrappedKey
 	unwrapped []byte
-	term      atomic.Pointer[dekcache.Term] // nil under a customer's key, which is there for as long as the request
-	stopped   atomic.Pointer[time.Time]     // since when it is not in force; nil while it is
+	term      atomic.Pointer[dekcache.Term] // nil for a customer's key, whose lease does not expire
+	stopped   atomic.Pointer[time.Time]     // when the lease ran out; nil while it is in force
 
-	renewal sync.Mutex  // held while a renewal is written down
-	ended   atomic.Bool // it was written down that it was not renewed
+	renewal sync.Mutex  // held while a renewal is audited
+	ended   atomic.Bool // the cut has been audited
 
-	mu       sync.Mutex // held while the stream is cut, so that none is cut after its Release
+	mu       sync.Mutex // held while the stream is cut, so that no stream is cut after Release
 	released atomic.Bool
 	unwatch  context.CancelFunc
 }
 
-// startLease takes over what the KMS gave, and makes the DEK of it.
+// startLease sets the DEK and the term of a lease from a cache entry.
 func (k *Keyring) startLease(l *Lease, entry dekcache.Entry) error {
 	dek, err := l.dekOf(entry.DEK)
 	if err != nil {
@@ -55,8 +55,9 @@ func (k *Keyring) startLease(l *Lease, entry dekcache.Entry) error {
 	return nil
 }
 
-// dekOf takes over what the KMS gave, which is the DEK or the bucket key that
-// the DEK is derived from.
+// dekOf returns the DEK for an unwrapped key, which is either the DEK
+// itself or the bucket key that the DEK is derived from. It takes ownership
+// of unwrapped.
 func (l *Lease) dekOf(unwrapped []byte) ([]byte, error) {
 	if l.wrapped.Salt == nil {
 		return unwrapped, nil
@@ -65,8 +66,8 @@ func (l *Lease) dekOf(unwrapped []byte) ([]byte, error) {
 	return crypt.DeriveDEK(unwrapped, l.wrapped.Salt, l.obj)
 }
 
-// wrapper is the KMS key, as it was opened last: its secret can be another one
-// than when the lease began.
+// wrapper returns the KMS key as it was last opened. It can have newer
+// credentials than at the start of the lease.
 func (l *Lease) wrapper() kms.Wrapper {
 	if now := l.key.kms.Load(); now.id == l.service.id {
 		return now.wrapper
@@ -74,29 +75,30 @@ func (l *Lease) wrapper() kms.Wrapper {
 	return l.service.wrapper
 }
 
-// Unbound reports whether nothing proves that somebody made the data key who
-// may use the KMS key; see kms.Unbound.
+// Unbound reports whether the data key might have been made by someone
+// without access to the KMS key; see kms.Unbound.
 func (l *Lease) Unbound() bool {
 	return l.service != nil && kms.Unbound(l.wrapper(), l.wrapped.Blob)
 }
 
-// DEK returns the 32 bytes of the DEK, which belong to the lease: they are
-// zeros after Release.
+// DEK returns the 32 bytes of the DEK. They belong to the lease and are
+// zeroed by Release.
 func (l *Lease) DEK() []byte { return l.unwrapped }
 
-// Check returns nil while the lease is in force. It is cheap then, and meant
-// to be called once for every piece of a stream, before the piece goes out.
-// When the lease has run out or the key was purged, it asks the KMS again,
-// once for all leases of the DEK, and waits for one that cannot be reached,
-// for Config.OutageWait at most; ctx ends the waiting too. An error means that
-// the DEK must not be used any more: the KMS said no, was out of reach for too
-// long, or answered with another DEK (ErrChanged). A renewal that cannot be
-// audited (ErrAudit) is waited for like a KMS that is out of reach: no byte
-// passes meanwhile, and a log that cannot be written for a moment is no reason
-// to end all transfers.
+// Check returns nil while the lease is in force. It is cheap then: call it
+// for every piece of a stream, before the piece is sent.
+//
+// If the lease has run out or the key was purged, Check asks the KMS again,
+// once for all leases of the DEK. If the KMS cannot be reached, it retries
+// for up to Config.OutageWait or until ctx ends. If a renewal cannot be
+// audited (ErrAudit), it retries too: no byte is sent meanwhile, and a
+// short failure of the audit log should not end all transfers.
+//
+// After an error, the DEK must not be used: the KMS refused, was
+// unreachable for too long, or returned a different DEK (ErrChanged).
 func (l *Lease) Check(ctx context.Context) error {
 	a, err := l.renewIfOver(ctx)
-	if err != nil && a != nil && ctx.Err() == nil { // else the stream has ended by itself
+	if err != nil && a != nil && ctx.Err() == nil { // otherwise the stream has already ended
 		l.auditCut(ctx, a, err)
 	}
 	return err
@@ -136,8 +138,8 @@ func (l *Lease) renew(ctx context.Context) (*useTrace, error) {
 	}
 }
 
-// askAgain makes one attempt at a renewal. Attempts that fail are not written
-// down: there are many while a KMS is out of reach, and none is a use.
+// askAgain makes one attempt at a renewal. Failed attempts are not audited:
+// there are many during an outage, and none is a use of the key.
 func (l *Lease) askAgain(ctx context.Context) (*useTrace, error) {
 	entry, a, err := l.keyring.fetch(ctx, l, OpRenew)
 	if err != nil {
@@ -157,14 +159,14 @@ func (l *Lease) askAgain(ctx context.Context) (*useTrace, error) {
 	l.renewal.Lock()
 	defer l.renewal.Unlock()
 
-	if l.term.Load().InForce() { // the stream and who watches it have asked at the same time
+	if l.term.Load().InForce() { // the stream and its watcher asked at the same time
 		return a, nil
 	}
 	if err := l.keyring.audit(ctx, l, ActionRenew, a, nil); err != nil {
 		return a, err
 	}
 
-	if !entry.InForce() { // it took so long to write
+	if !entry.InForce() { // the audit took too long
 		return a, dekcache.ErrTooLate
 	}
 
@@ -173,18 +175,17 @@ func (l *Lease) askAgain(ctx context.Context) (*useTrace, error) {
 	return a, nil
 }
 
-// Watch looks after a stream that may be stuck, in a client that does not take
-// what was sent or sends nothing more: when the lease cannot be renewed, it
-// calls cut, once, and never after Release. cut must end the stream at once
-// and drop what is on its way; it must not call the lease.
+// Watch ends a stream that is stuck because its client neither reads nor
+// sends. If the lease cannot be renewed, Watch calls cut, at most once and
+// never after Release. cut must end the stream at once and drop data that
+// was not sent yet. It must not call the lease.
 //
-// What a stream has handed out may still be on its way when the lease runs
-// out. drained reports whether all of it has arrived; if it has not at the end
-// of the TTL, and the KMS has not renewed the lease by then, the stream is cut
-// too.
+// Data may still be in transit when the lease runs out. drained reports
+// whether all of it has arrived. If it has not by the end of the TTL, and
+// the lease has not been renewed, the stream is cut too.
 //
-// ctx gives the values of the request that the stream is for. Its end means
-// nothing here.
+// Watch uses ctx only for the values of the stream's request. It does not
+// end with ctx.
 func (l *Lease) Watch(ctx context.Context, cut func(error), drained func() bool) {
 	if l.term.Load() == nil {
 		return
@@ -212,12 +213,13 @@ func (l *Lease) watchTerm(ctx context.Context, cut func(error), drained func() b
 	}
 }
 
-// errUndrained is why a stream was cut that could have waited.
-var errUndrained = errors.New("the TTL has ended before the client took what was sent, and the lease was not renewed")
+// errUndrained is the reason for cutting a stream at the end of the TTL
+// while its lease is being renewed.
+var errUndrained = errors.New("the TTL ended before the client received all data, and the lease was not renewed")
 
-// atLimit cuts the stream at the end of the TTL if it has something on its
-// way. Where there is no time between the end of a term and its limit, there
-// was none to drain.
+// atLimit cuts the stream at the limit of the term, unless the lease is
+// renewed or the stream has drained. A term may have no time between its
+// end and its limit; then there is nothing to do.
 func (l *Lease) atLimit(ctx context.Context, term *dekcache.Term, cut func(error), drained func() bool) (stop func()) {
 	limit := term.Limit()
 	if !limit.After(term.Expires()) {
@@ -235,15 +237,15 @@ func (l *Lease) atLimit(ctx context.Context, term *dekcache.Term, cut func(error
 	return func() { timer.Stop() }
 }
 
-// cutAndAudit ends the stream, and writes it down only then: a log that hangs
-// must not keep it going.
+// cutAndAudit cuts the stream before it audits the cut: a log that blocks
+// must not keep the stream alive.
 func (l *Lease) cutAndAudit(ctx context.Context, cut func(error), a *useTrace, err error) {
 	if l.endStream(cut, err) {
 		l.auditCut(ctx, a, err)
 	}
 }
 
-// endStream reports whether there was a stream to end.
+// endStream reports whether the stream was still running.
 func (l *Lease) endStream(cut func(error), err error) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -261,7 +263,7 @@ func (l *Lease) endStream(cut func(error), err error) bool {
 	return true
 }
 
-// Release wipes the DEK. A second Release does nothing.
+// Release wipes the DEK and ends the lease. Further calls do nothing.
 func (l *Lease) Release() {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -13,55 +13,57 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-// A KMS can refuse a part of what a key protects, and go on with the rest: what
-// an older version of the key has wrapped, or what a policy denies by the
-// encryption context. A probe with one blob says nothing of the others, so each
-// part in use is probed with a blob of its own, and purged by itself.
+// A KMS can refuse some uses of a key and allow the others. It may refuse
+// blobs that an older version of the key has wrapped, or a policy may deny
+// certain encryption contexts. A probe with one blob says nothing about the
+// others, so each part in use is probed with its own blob and purged
+// separately.
 
 const (
-	// maxParts bounds the parts of a key that are probed by themselves: each
-	// costs a KMS call at each probe. What is in use beyond is the rest, of
-	// which a probe sees only the newest blob, and whose revocation window is
-	// the TTL.
+	// maxParts limits the parts of a key that are probed separately,
+	// because each costs one KMS call in every probe. All other uses belong
+	// to the rest. A probe sees only the newest blob of the rest, so its
+	// revocation window is the TTL.
 	maxParts = 32
-	// minScanInterval is the least time between two searches for a part that
-	// is not in use any more, when all are taken.
+	// minScanInterval is the minimum time between searches for an idle part
+	// when all slots are taken.
 	minScanInterval = time.Second
 )
 
-// aspect is what the KMS can tell one part of a key from another by.
+// aspect holds the properties by which a KMS can distinguish one part of a
+// key from another.
 type aspect struct {
-	version string // as kms.Lineage
+	version string // see kms.Lineage
 	bucket  string
-	prefix  string // of the rule that the object is under; "" under a bucket key
-	context string // that the client has added to the encryption context
+	prefix  string // of the object's rule; "" for a bucket key
+	context string // what the client added to the encryption context
 }
 
-// part is the DEKs of one aspect, or the rest.
+// part is a set of DEKs with the same aspect, or the rest.
 type part struct {
 	aspect
-	group dekcache.Group // in the cache; Part is 0 for the rest
+	group dekcache.Group // in the cache; group.Part is 0 for the rest
 
-	// Under key.mu.
-	uses         int       // leases, and calls that may become one
-	sample       *sample   // nil until the KMS has made or unwrapped a blob of the part
-	refused      bool      // by the last probe that had an answer
-	revokedSince time.Time // as that of key
+	// The fields below are protected by keyState.mu.
+	uses         int       // leases, and calls that may become leases
+	sample       *sample   // nil before the KMS has generated or unwrapped a blob of the part
+	refused      bool      // the last answered probe found the part revoked
+	revokedSince time.Time // see keyState.revokedSince
 	lastUse      time.Duration
 }
 
-// sample is a blob that the KMS itself made or unwrapped, so that a refusal of
-// it is about the key.
+// sample is a blob that the KMS itself has generated or unwrapped. If the
+// KMS refuses it later, the blob cannot be the reason.
 type sample struct {
 	wrapped []byte
 	ec      kms.EncryptionContext
-	part    *part // nil for a blob of no object
+	part    *part // nil if the blob belongs to no object
 }
 
-// String describes the part for a person.
+// String describes the part for people.
 func (p *part) String() string {
 	if p.group.Part == 0 {
-		return "objects that are not probed by themselves"
+		return "objects that are not probed separately"
 	}
 
 	text := fmt.Sprintf("bucket %q", p.bucket)
@@ -69,14 +71,14 @@ func (p *part) String() string {
 		text += fmt.Sprintf(", prefix %q", p.prefix)
 	}
 	if p.context != "" {
-		text += ", an encryption context of the client's"
+		text += ", with a client's encryption context"
 	}
 
 	return text
 }
 
-// aspectOf returns the aspect of a lease whose blob is known; known is false if
-// the blob does not say which version of the key has wrapped it.
+// aspectOf returns the aspect of a lease. known is false if the blob does
+// not show which version of the key has wrapped it.
 func (k *Keyring) aspectOf(l *Lease) (a aspect, known bool) {
 	a.version, known = kms.Lineage(l.service.id, l.wrapped.Blob)
 	a.bucket, a.context = l.obj.Bucket, contextText(l.wrapped)
@@ -86,8 +88,8 @@ func (k *Keyring) aspectOf(l *Lease) (a aspect, known bool) {
 	return a, known
 }
 
-// prefixOf returns the prefix by which the first rule for the object matches,
-// whoever the client is: policies of a KMS follow the rules.
+// prefixOf returns the prefix of the first rule that covers the object, for
+// any client. KMS policies are usually written along these prefixes.
 func (k *Keyring) prefixOf(obj Object) string {
 	for i := range *k.rules.Load() {
 		r := &(*k.rules.Load())[i]
@@ -108,8 +110,8 @@ func (k *Keyring) prefixOf(obj Object) string {
 	return ""
 }
 
-// contextText is what a client has added to the encryption context, without
-// ambiguity.
+// contextText encodes the client's encryption context as an unambiguous
+// string.
 func contextText(w crypt.WrappedKey) string {
 	if len(w.Context) == 0 {
 		return ""
@@ -121,8 +123,8 @@ func contextText(w crypt.WrappedKey) string {
 	return string(b)
 }
 
-// joinPart makes the lease one of its part's uses, until leavePart. The part
-// is not given away meanwhile.
+// joinPart assigns the lease to its part. The part stays in use until
+// leavePart.
 func (k *Keyring) joinPart(l *Lease) {
 	a, known := k.aspectOf(l)
 	key := l.key
@@ -136,7 +138,7 @@ func (k *Keyring) joinPart(l *Lease) {
 }
 
 func (l *Lease) leavePart() {
-	if l.part == nil { // of a customer's key
+	if l.part == nil { // a customer's key
 		return
 	}
 	l.key.mu.Lock()
@@ -144,8 +146,8 @@ func (l *Lease) leavePart() {
 	l.part.uses--
 }
 
-// partOf returns the part of an aspect: its own, or the rest. The caller holds
-// key.mu.
+// partOf returns the part for an aspect. It returns the rest if no slot is
+// free. The caller holds key.mu.
 func (k *Keyring) partOf(key *keyState, a aspect) *part {
 	if p := key.parts[a]; p != nil {
 		return p
@@ -169,10 +171,11 @@ func (k *Keyring) partOf(key *keyState, a aspect) *part {
 	return p
 }
 
-// idle reports whether nothing uses a part. The caller holds key.mu.
+// idle reports whether a part is not in use. The caller holds keyState.mu.
 func (k *Keyring) idle(p *part) bool { return p.uses == 0 && !k.cfg.Cache.Busy(p.group) }
 
-// recordSample notes a blob that the KMS made or unwrapped for a lease.
+// recordSample records the lease's blob, which the KMS has generated or
+// unwrapped.
 func (l *Lease) recordSample(ec kms.EncryptionContext) {
 	s := &sample{l.wrapped.Blob, ec, l.part}
 	l.key.newestSample.Store(s)
@@ -181,8 +184,8 @@ func (l *Lease) recordSample(ec kms.EncryptionContext) {
 	l.part.sample = s
 }
 
-// toProbe returns one blob for each part in use. Parts that are not are
-// forgotten.
+// toProbe returns one blob for each part in use. It removes idle parts that
+// are not revoked.
 func (k *Keyring) toProbe(key *keyState) (samples []*sample) {
 	key.mu.Lock()
 	defer key.mu.Unlock()

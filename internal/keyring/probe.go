@@ -13,12 +13,12 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-// minProbeInterval is the least time between two probes of a key, however
-// often they are asked for.
+// minProbeInterval is the minimum time between two probes of a key, however
+// often they are requested.
 const minProbeInterval = time.Second
 
-// SetProbe changes how often the KMS is asked about each key in use; 0 is
-// never.
+// SetProbe changes the interval at which Run asks the KMS about each key in
+// use. 0 stops the probes.
 func (k *Keyring) SetProbe(interval time.Duration) {
 	k.probe.Store(int64(interval))
 	for _, key := range k.keys {
@@ -29,22 +29,26 @@ func (k *Keyring) SetProbe(interval time.Duration) {
 	}
 }
 
-// SetOutageWait changes Config.OutageWait, for leases that run out from now on.
+// SetOutageWait changes Config.OutageWait for leases that run out from now
+// on.
 func (k *Keyring) SetOutageWait(d time.Duration) { k.outageWait.Store(int64(d)) }
 
-// Run asks the KMS about each key in use, every RevocationProbe, until ctx
-// ends; and at once when a KMS has called a key revoked. In use is a key that
-// has DEKs in the cache or leases out. It asks by unwrapping blobs that
-// unwrapped before, the only question that grants and policies have a say in:
-// one for each part of what the key protects that the KMS could refuse by
-// itself. An answer that it is revoked purges the DEKs of the part, or of the
-// key, so that leases ask again. No other answer has an effect: an unreachable
-// KMS is not a revoked key, and keeps nothing alive past its TTL either.
+// Run probes each key in use at every RevocationProbe until ctx ends, and
+// at once after a KMS has called a key revoked. A key is in use if it has
+// cached DEKs or leases.
 //
-// Run must not run twice at a time. It returns when its last probe has.
+// A probe unwraps blobs that were unwrapped before, one for each part of
+// the key that the KMS could refuse separately. No other request depends on
+// grants and policies in the same way. If the KMS answers that the key is
+// revoked, the DEKs of the part or of the whole key are purged, and leases
+// have to ask again. All other errors have no effect: an unreachable KMS
+// does not revoke a key, and it does not extend the TTL either.
+//
+// Run must not be called twice at the same time. It returns after its last
+// probe.
 func (k *Keyring) Run(ctx context.Context) {
 	var wg sync.WaitGroup
-	for _, key := range k.keys { // apart from each other: one KMS that hangs must not delay the probes of another
+	for _, key := range k.keys { // separately, so that one KMS that hangs does not delay the others
 		wg.Go(func() { k.probeAtIntervals(ctx, key) })
 	}
 	wg.Wait()
@@ -56,7 +60,7 @@ func (k *Keyring) probeAtIntervals(ctx context.Context, key *keyState) {
 
 	last := k.now().Add(-k.randomPhase())
 	for {
-		wait := time.Hour // there is always a next look, which without an interval asks nothing
+		wait := time.Hour // without an interval, the timer has no effect
 		interval := time.Duration(k.probe.Load())
 		if interval > 0 {
 			wait = last.Add(interval).Sub(k.now())
@@ -67,7 +71,7 @@ func (k *Keyring) probeAtIntervals(ctx context.Context, key *keyState) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-key.intervalChanged: // another interval
+		case <-key.intervalChanged: // recompute the wait
 		case <-key.probeNow:
 			asked = true
 			if !sleep(ctx, last.Add(probePause(interval)).Sub(k.now())) {
@@ -90,7 +94,7 @@ func probePause(interval time.Duration) time.Duration {
 	return minProbeInterval
 }
 
-// sleep sleeps, and reports whether ctx goes on.
+// sleep sleeps for d, and reports false if ctx ended first.
 func sleep(ctx context.Context, d time.Duration) bool {
 	select {
 	case <-ctx.Done():
@@ -100,7 +104,7 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// probeResult is what the KMS said to a probe about one blob.
+// probeResult is the KMS's answer to a probe about one blob.
 type probeResult struct {
 	sample *sample
 	trace  *useTrace
@@ -108,8 +112,8 @@ type probeResult struct {
 	purged int
 }
 
-// probeKey asks about all parts of a key at the same time, so that none is
-// asked about later than its interval.
+// probeKey asks about all parts of a key at the same time, so that none of
+// them is late.
 func (k *Keyring) probeKey(ctx context.Context, key *keyState) {
 	defer key.beginProbe()()
 	service, recent := key.kms.Load(), key.newestSample.Load()
@@ -135,8 +139,8 @@ func (k *Keyring) probeKey(ctx context.Context, key *keyState) {
 	}
 }
 
-// beginProbe returns what to do at the end of a probe: it tells those who were
-// waiting for one to begin.
+// beginProbe returns a function to call at the end of the probe. It wakes
+// the goroutines that wait for this probe.
 func (k *keyState) beginProbe() (end func()) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -167,8 +171,8 @@ func (k *Keyring) probePart(ctx context.Context, key *keyState, service *service
 	return v
 }
 
-// actOnProbe acts on the results of a probe: on the key, if it is revoked as a
-// whole, else on each part that is.
+// actOnProbe handles the results of a probe, for the whole key or for each
+// part.
 func (k *Keyring) actOnProbe(ctx context.Context, key *keyState, service *service, results []probeResult) {
 	no := slices.IndexFunc(results, func(v probeResult) bool { return kms.IsRevoked(v.err) })
 	whole, gone := false, error(nil)
@@ -192,10 +196,11 @@ func (k *Keyring) actOnProbe(ctx context.Context, key *keyState, service *servic
 	}
 }
 
-// isWhole reports whether results of which one is "revoked" are about the key
-// as a whole: no part of it works. gone is set if the KMS does not have to be
-// asked about each object. A caller who is denied may be so for some objects
-// only; so may a key be disabled in one of its versions.
+// isWhole reports whether the whole key is revoked, given at least one
+// result that is. It is if no part works. gone is the error for all
+// objects, and nil if the KMS has to be asked about each of them: access
+// may be denied for some objects only, and a key may be disabled in one
+// version only.
 func (k *Keyring) isWhole(
 	ctx context.Context, key *keyState, service *service, results []probeResult,
 ) (whole bool, gone error) {
@@ -203,7 +208,7 @@ func (k *Keyring) isWhole(
 		switch {
 		case v.err == nil:
 			return false, nil
-		case !kms.IsRevoked(v.err): // no answer, or a strange one
+		case !kms.IsRevoked(v.err): // no answer, or an unexpected one
 		case !isDenied(v.err):
 			gone = v.err
 		}
@@ -221,7 +226,7 @@ func (k *Keyring) isWhole(
 
 func (k *Keyring) actOnParts(ctx context.Context, key *keyState, service *service, results []probeResult) {
 	if key.recordProbe(results, false, nil, k.now()) {
-		k.cfg.Cache.ForgetFailures(service.id) // the key was given back, and is to work at once
+		k.cfg.Cache.ForgetFailures(service.id) // the key was restored and should work at once
 	}
 
 	for _, v := range results {
@@ -236,8 +241,8 @@ func (k *Keyring) actOnParts(ctx context.Context, key *keyState, service *servic
 	}
 }
 
-// probeTimeout bounds a probe, so that the next one is never late. What comes
-// later counts as no answer.
+// probeTimeout returns the time limit of a probe, so that the next probe is
+// never late. A later answer counts as none.
 func (k *Keyring) probeTimeout(key *keyState) time.Duration {
 	timeout := min(cmp.Or(key.ProbeTimeout, DefaultProbeTimeout), k.timeout(key))
 	if interval := time.Duration(k.probe.Load()); interval > 0 {
@@ -246,9 +251,9 @@ func (k *Keyring) probeTimeout(key *keyState) time.Duration {
 	return timeout
 }
 
-// stillWraps reports whether a key makes new DEKs though it does not unwrap an
-// old one: then only the version is gone that the old one is under, and probes
-// ask about the new one from now on.
+// stillWraps reports whether a key can wrap new DEKs although it cannot
+// unwrap an old one. If so, only the old version is revoked, and the next
+// probes ask about the new one.
 func (k *Keyring) stillWraps(ctx context.Context, key *keyState, service *service) bool {
 	err := k.ask(ctx, key, key.rest, OpProbe, k.probeTimeout(key), func(ctx context.Context) error {
 		wrapped, ec, err := kms.RoundTrip(ctx, service.probe)
@@ -265,10 +270,14 @@ func isDenied(err error) bool {
 	return errors.As(err, &failure) && failure.Kind == kms.Denied
 }
 
-// recordProbe notes what a probe has found of the key as a whole, and reports
-// whether the one before had found the opposite. gone, if not nil, stands for
-// all objects until the next probe.
-func (k *keyState) recordProbe(results []probeResult, revoked bool, gone error, now time.Time) (changed bool) { //nolint:revive // what was found, not what to do
+// recordProbe records the result of a probe for the whole key, and reports
+// whether the previous probe had the opposite result. gone, if not nil, is
+// the error for all objects until the next probe.
+//
+//nolint:revive // revoked is a result, not a mode
+func (k *keyState) recordProbe(
+	results []probeResult, revoked bool, gone error, now time.Time,
+) (changed bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 
@@ -276,7 +285,7 @@ func (k *keyState) recordProbe(results []probeResult, revoked bool, gone error, 
 	k.probeUnanswered = slices.ContainsFunc(results, func(v probeResult) bool { return !hasAnswer(v.err) })
 
 	if !revoked && !slices.ContainsFunc(results, func(v probeResult) bool { return hasAnswer(v.err) }) {
-		return false // nothing is known that was not known before
+		return false // no new information
 	}
 
 	changed = revoked != k.refused
@@ -295,8 +304,8 @@ func (k *keyState) recordProbe(results []probeResult, revoked bool, gone error, 
 	return changed
 }
 
-// recordPartProbe is recordProbe for a part, of a key that is not revoked as a
-// whole.
+// recordPartProbe is recordProbe for one part of a key that is not revoked
+// as a whole.
 func (k *keyState) recordPartProbe(p *part, err error) (changed bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -308,7 +317,8 @@ func (k *keyState) recordPartProbe(p *part, err error) (changed bool) {
 	return changed
 }
 
-// hasAnswer reports whether err, of a probe, is what a KMS has said.
+// hasAnswer reports whether the result of a probe is an answer from the
+// KMS.
 func hasAnswer(err error) bool {
 	var failure *kms.Error
 	return err == nil || errors.As(err, &failure) && !transient(err)
@@ -320,25 +330,26 @@ func (k *keyState) isRefused() bool {
 	return k.refused
 }
 
-// staleRefusal is how old what a probe has said against a key may be, to refuse
-// a use without asking the KMS again.
+// staleRefusal is the maximum age of a probe's result for refusing a use
+// without asking the KMS again.
 const staleRefusal = time.Second
 
-// rememberedError is the refusal of a key that a probe has found a moment ago.
+// rememberedError is the error of a recent probe, returned for other uses
+// of the key.
 type rememberedError struct{ error }
 
 func (r rememberedError) Unwrap() error { return r.error }
 
-// IsRemembered reports whether err is not the KMS's answer to a request of its
-// own: it must not be remembered again.
+// IsRemembered reports whether err is a remembered error rather than a new
+// answer from the KMS. It must not be remembered again.
 func IsRemembered(err error) bool {
 	var r rememberedError
 	return errors.As(err, &r)
 }
 
-// refusal returns why a key cannot be used, by the last probe. If that is not
-// of this moment, it has the next probe made at once, and waits for it: a key
-// that was given back works with the first request.
+// refusal returns the error with which the last probe found the key
+// unusable, or nil. If that result is stale, refusal requests a new probe
+// and waits for it, so a key that was restored works at the first request.
 func (k *Keyring) refusal(ctx context.Context, key *keyState) error {
 	at, gone := key.refusal()
 	if gone == nil {
@@ -357,8 +368,8 @@ func (k *Keyring) refusal(ctx context.Context, key *keyState) error {
 	return rememberedError{gone}
 }
 
-// awaitProbe waits until a probe that begins from now on has ended, for so long
-// at most.
+// awaitProbe waits for the end of a probe that starts after the call, for
+// at most the given time.
 func (k *keyState) awaitProbe(ctx context.Context, atMost time.Duration) {
 	k.mu.Lock()
 	if k.nextProbe == nil {
@@ -379,8 +390,8 @@ func (k *keyState) awaitProbe(ctx context.Context, atMost time.Duration) {
 	}
 }
 
-// randomPhase is how long before the start the first interval of a key begins:
-// keys are not to be asked about all at the same time.
+// randomPhase returns how much of the first interval counts as already
+// elapsed, so that the probes of different keys are spread over time.
 func (k *Keyring) randomPhase() time.Duration {
 	interval := k.probe.Load()
 	if interval <= 0 {

@@ -6,14 +6,14 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-// How long an error of a KMS stands in for an answer.
+// How long the same error is returned without asking the KMS again.
 const (
-	rememberRevoked = time.Second            // a DEK was refused
-	rememberOutage  = 250 * time.Millisecond // the KMS did not answer, or not now
+	rememberRevoked = time.Second            // the KMS refused a DEK
+	rememberOutage  = 250 * time.Millisecond // the KMS was unreachable or throttled
 )
 
-// RememberFor returns for how long the error of a KMS stands, in which the KMS
-// is not asked again for the same DEK. It is meant for
+// RememberFor returns how long to remember a KMS error. During that time
+// the KMS is not asked again for the same DEK. It is meant for
 // dekcache.Config.Remember.
 func RememberFor(err error) time.Duration {
 	switch {

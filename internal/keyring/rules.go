@@ -12,36 +12,38 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-// Rule chooses the key for objects. An empty list matches everything.
+// Rule chooses the key for matching objects. An empty list matches
+// everything.
 type Rule struct {
-	// Buckets are bucket names; '*' stands for any run of characters, also
-	// none.
+	// Buckets are bucket names; "*" matches any run of characters, even an
+	// empty one.
 	Buckets []string
-	// Prefixes are what object keys begin with, as they are.
+	// Prefixes are literal prefixes of object keys.
 	Prefixes []string
-	// Clients are client names, as they are.
+	// Clients are literal client names.
 	Clients []string
-	// Key is the name of the key that new objects are sealed with. Required.
+	// Key is the name of the key that encrypts new objects. Required.
 	Key string
-	// AskedKeys are the names of the keys that clients may ask for in place of
-	// Key; '*' stands for any run of characters. None: Key alone.
+	// AskedKeys are names of keys that clients may request instead of Key;
+	// "*" matches any run of characters. If empty, only Key is allowed.
 	AskedKeys []string
-	// ReadKeys are the names of the keys that objects may be under besides, in
-	// the same form: what is there can be read, and nothing new is put under
-	// them. For all clients; see Open.
+	// ReadKeys are names of additional keys, with "*" as above. Objects
+	// under these keys can be read, but no new objects are encrypted under
+	// them. They apply to all clients; see Open.
 	ReadKeys []string
-	// RefuseCustomerKeys keeps clients from storing objects under keys of
-	// their own (SSE-C). What is stored can be read.
+	// RefuseCustomerKeys forbids clients to store objects under their own
+	// keys (SSE-C). Existing objects can still be read.
 	RefuseCustomerKeys bool
-	// Reuse, if not nil, lets objects share what the KMS is asked for.
+	// Reuse, if not nil, allows bucket keys.
 	Reuse *Reuse
-	// AllowPlaintext lets objects be read that were never sealed, for buckets
-	// in migration.
+	// AllowPlaintext allows reading objects that are not encrypted, for
+	// buckets in migration.
 	AllowPlaintext bool
 }
 
-// Rule returns the first rule that matches. Errors: ErrNoRule, and ErrKeyName
-// if it depends on what a path in the key means.
+// Rule returns the first rule that matches. Errors: ErrNoRule, and
+// ErrKeyName if the result depends on how the store interprets "." or ".."
+// in the key.
 func (k *Keyring) Rule(obj Object, client string) (Rule, error) {
 	for _, r := range *k.rules.Load() {
 		if k.ambiguous(&r, obj) && r.matchesClient(client) {
@@ -54,8 +56,8 @@ func (k *Keyring) Rule(obj Object, client string) (Rule, error) {
 	return Rule{}, fmt.Errorf("%w: bucket %q, client %q", ErrNoRule, obj.Bucket, client)
 }
 
-// AllowPlaintext reports whether obj may be read by client though it was never
-// sealed. Without a rule it may not.
+// AllowPlaintext reports whether client may read obj if it is not
+// encrypted. Without a matching rule, it may not.
 func (k *Keyring) AllowPlaintext(obj Object, client string) bool {
 	r, err := k.Rule(obj, client)
 	return err == nil && r.AllowPlaintext
@@ -71,7 +73,8 @@ func (k *Keyring) CheckRules(rules []Rule) error {
 	return nil
 }
 
-// SetRules replaces the rules, for requests from now on. Error: ErrUnknownKey.
+// SetRules replaces the rules for subsequent requests. Error:
+// ErrUnknownKey.
 func (k *Keyring) SetRules(rules []Rule) error {
 	if err := k.CheckRules(rules); err != nil {
 		return err
@@ -81,9 +84,9 @@ func (k *Keyring) SetRules(rules []Rule) error {
 	return nil
 }
 
-// KeyID returns the id of the KMS key that Create would seal obj with. Errors:
-// ErrNoRule, ErrUnknownKey, ErrNotAllowed, and that of a key that is
-// unavailable.
+// KeyID returns the id of the KMS key that Create would use for obj.
+// Errors: ErrNoRule, ErrUnknownKey, ErrNotAllowed, and the error of an
+// unavailable key.
 func (k *Keyring) KeyID(obj Object, client, requestedKeyID string) (string, error) {
 	_, _, service, err := k.keyFor(obj, client, requestedKeyID)
 	if err != nil {
@@ -92,18 +95,18 @@ func (k *Keyring) KeyID(obj Object, client, requestedKeyID string) (string, erro
 	return service.id, nil
 }
 
-// Unbound reports whether a wrapped DEK is one of which Lease.Unbound would
-// say so. It asks no KMS. A key that is not known binds nothing.
+// Unbound is Lease.Unbound for a wrapped DEK. It does not ask the KMS. It
+// returns false if the key is unknown.
 func (k *Keyring) Unbound(keyID string, wrapped []byte) bool {
 	key := k.lookup(keyID)
 	parsed, err := crypt.ParseWrappedKey(wrapped)
 	return key != nil && err == nil && kms.Unbound(key.kms.Load().wrapper, parsed.Blob)
 }
 
-// SetDefault chooses the key for new objects in a bucket, by its id or name;
-// "" takes the choice back. It must be one that the client could ask for with
-// each object. Errors: as KeyID, and ErrDefaults, also where there is no file
-// for it.
+// SetDefault chooses the key for new objects in a bucket, by id or name; ""
+// removes the choice. The client must be allowed to request this key for
+// objects. Errors: those of KeyID, and ErrDefaults, also if no file is
+// configured.
 func (k *Keyring) SetDefault(bucket, client, requestedKeyID string) error {
 	if k.cfg.Defaults == nil {
 		return fmt.Errorf("%w: none is configured", ErrDefaults)
@@ -121,11 +124,11 @@ func (k *Keyring) SetDefault(bucket, client, requestedKeyID string) error {
 	return k.cfg.Defaults.Set(bucket, name)
 }
 
-// HasDefaults reports whether SetDefault has a file to write to.
+// HasDefaults reports whether a file for SetDefault is configured.
 func (k *Keyring) HasDefaults() bool { return k.cfg.Defaults != nil }
 
-// keyFor returns the key to seal obj with. A client can ask for another key
-// than the rule's, but not write where no rule lets it.
+// keyFor returns the key to encrypt obj with. A client may request another
+// key than the rule's, but only if a rule allows it to write.
 func (k *Keyring) keyFor(obj Object, client, requested string) (Rule, *keyState, *service, error) {
 	r, err := k.Rule(obj, client)
 	if err != nil {
@@ -154,13 +157,13 @@ func (k *Keyring) keyFor(obj Object, client, requested string) (Rule, *keyState,
 		key = k.byName[key.Successor]
 	}
 	if own := k.byName[r.Key]; own.isTwinOf(key) {
-		key = own // by whichever of its names it was asked for
+		key = own // the same KMS key under the rule's name
 	}
 
-	// A bucket's key was allowed when it was chosen.
+	// A bucket's default key was checked when it was chosen.
 	allowed := key.Name == r.Key || byDefault && len(r.AskedKeys) == 0 || matchName(r.AskedKeys, key.Name)
 	if !allowed {
-		return r, nil, nil, fmt.Errorf("%w: key %q in place of %q", ErrNotAllowed, key.Name, r.Key)
+		return r, nil, nil, fmt.Errorf("%w: key %q instead of %q", ErrNotAllowed, key.Name, r.Key)
 	}
 
 	service := key.kms.Load()
@@ -175,9 +178,9 @@ func (k *Keyring) keyFor(obj Object, client, requested string) (Rule, *keyState,
 	return r, key, service, nil
 }
 
-// mayRead returns why an object may not be read under a key: no rule for it, of
-// whichever client, names the key. Whoever may use a key in its KMS could make
-// objects that open; they are to open only where the key has its place.
+// mayRead returns an error if no rule for the object names the key,
+// whatever the client. Anyone who may use a key in its KMS can make objects
+// that open, so they must open only where the key belongs.
 func (k *Keyring) mayRead(obj Object, opened *keyState) error {
 	for _, r := range *k.rules.Load() {
 		switch {
@@ -196,11 +199,12 @@ func (k *Keyring) mayRead(obj Object, opened *keyState) error {
 		return nil
 	}
 
-	return fmt.Errorf("%w: bucket %q, KMS key %q; if it belongs there, name it in read_keys", ErrNotRead,
+	return fmt.Errorf("%w: bucket %q, KMS key %q; to allow it, add the key to read_keys", ErrNotRead,
 		obj.Bucket, opened.Name)
 }
 
-// ruleNames reports whether a rule names a key, by whichever of its names.
+// ruleNames reports whether a rule names the key, or another name of the
+// same KMS key.
 func (k *Keyring) ruleNames(r *Rule, opened *keyState) bool {
 	return slices.ContainsFunc(k.keys, func(other *keyState) bool {
 		return (r.Key == other.Name || matchName(r.AskedKeys, other.Name) || matchName(r.ReadKeys, other.Name)) &&
@@ -208,14 +212,14 @@ func (k *Keyring) ruleNames(r *Rule, opened *keyState) bool {
 	})
 }
 
-// sameKey reports whether a key of the configuration is the one that opens
-// something, has taken its place, or is the same one in the KMS.
+// sameKey reports whether a configured key is the opened key itself, its
+// successor, or the same key in the KMS.
 func sameKey(other, opened *keyState) bool {
 	return other == opened || other.Name == opened.Successor || other.isTwinOf(opened)
 }
 
-// Unread returns the names of the keys that no rule names: nothing under them
-// can be read.
+// Unread returns the names of keys that no rule names. Objects under these
+// keys cannot be read.
 func (k *Keyring) Unread() (names []string) {
 	for _, key := range k.keys {
 		isRead := func(r Rule) bool { return k.ruleNames(&r, key) }
@@ -226,8 +230,8 @@ func (k *Keyring) Unread() (names []string) {
 	return names
 }
 
-// ambiguous reports whether a rule for the object's bucket has prefixes, which
-// say nothing about the object's key.
+// ambiguous reports whether a rule for the object's bucket depends on
+// prefixes, and the object key has "." or ".." segments.
 func (k *Keyring) ambiguous(r *Rule, obj Object) bool {
 	return !k.cfg.LiteralKeys && keyname.HasDots(obj.Key) && r.matchesBucket(obj.Bucket) &&
 		len(r.Prefixes) > 0 && !slices.Contains(r.Prefixes, "")
@@ -237,7 +241,7 @@ func (r *Rule) matches(obj Object, client string) bool {
 	return r.covers(obj) && r.matchesClient(client)
 }
 
-// covers reports whether a rule is for an object, whatever the client.
+// covers reports whether a rule applies to an object, for some client.
 func (r *Rule) covers(obj Object) bool {
 	return r.matchesBucket(obj.Bucket) &&
 		matchAny(r.Prefixes, func(prefix string) bool { return strings.HasPrefix(obj.Key, prefix) })
@@ -251,7 +255,7 @@ func (r *Rule) matchesClient(client string) bool {
 	return matchAny(r.Clients, func(name string) bool { return name == client })
 }
 
-// matchName reports whether one of the patterns is that of a name.
+// matchName reports whether a name matches one of the patterns.
 func matchName(patterns []string, name string) bool {
 	return slices.ContainsFunc(patterns, func(pattern string) bool { return glob.Match(pattern, name) })
 }

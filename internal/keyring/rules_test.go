@@ -117,8 +117,8 @@ func TestConfigsThatAreRefused(t *testing.T) {
 			c.Keys = append(c.Keys, keyring.Key{Name: "b", Wrapper: b, Successor: "a"},
 				keyring.Key{Name: "c", Wrapper: b, Successor: "b"})
 		},
-		"without name": func(c *keyring.Config) { c.Keys = append(c.Keys, keyring.Key{Wrapper: b}) },
-		"name or KMS":  func(c *keyring.Config) { c.Keys = append(c.Keys, keyring.Key{Name: "b"}) },
+		"a key has no name": func(c *keyring.Config) { c.Keys = append(c.Keys, keyring.Key{Wrapper: b}) },
+		"or no KMS":         func(c *keyring.Config) { c.Keys = append(c.Keys, keyring.Key{Name: "b"}) },
 	} {
 		t.Run(want, func(t *testing.T) {
 			cfg := keyring.Config{

@@ -9,15 +9,15 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-// State is what is known of a key.
+// State summarizes the state of a key.
 type State string
 
 // The states.
 const (
-	Unused      State = "unused"      // the KMS was not asked yet
-	Usable      State = "usable"      // by its last answer
-	Revoked     State = "revoked"     // by its last answer to a probe, or about a blob that it knew before
-	Unreachable State = "unreachable" // the last call had no answer
+	Unused      State = "unused"      // the KMS has not been asked yet
+	Usable      State = "usable"      // the last answer was a success
+	Revoked     State = "revoked"     // refused in the last answer to a probe or about a genuine blob
+	Unreachable State = "unreachable" // the last call got no answer
 	Unopened    State = "unopened"    // the key could not be opened yet
 )
 
@@ -25,40 +25,41 @@ const (
 type Status struct {
 	Name     string
 	Provider string
-	ID       string // in the KMS; "" while it is unopened
+	ID       string // in the KMS; "" until the key is opened
 	State    State
-	// Answered is when the KMS last answered, whatever it said; zero for
-	// never. Outcome is that answer's error, or why the key is unopened; nil
-	// for a good one.
+	// Answered is when the KMS last answered, with success or an error;
+	// zero for never. Outcome is the error of that answer, or why the key
+	// is not open; nil for success.
 	Answered time.Time
 	Outcome  error
-	// DEKs is how many are in the cache; OldestAge is since the KMS was asked
-	// for the oldest of them. Leases is how many streams use one.
+	// DEKs is the number of cached DEKs. OldestAge is the time since the
+	// KMS was asked for the oldest of them. Leases is the number of streams
+	// that use one.
 	DEKs      int
 	OldestAge time.Duration
 	Leases    int
-	// Parts is how many parts of what the key protects are in use, and probed
-	// by themselves: by version of the key, bucket, prefix of the rule, and
-	// what clients have added to the encryption context. PartsRevoked is how
-	// many of them the KMS refuses. Unprobed is whether more are in use than
-	// are probed.
+	// Parts is the number of parts of the key that are in use and probed
+	// separately: by key version, bucket, rule prefix, and the client's
+	// encryption context. PartsRevoked is how many of them the KMS refuses.
+	// Unprobed is set if there are more parts in use than are probed.
 	Parts, PartsRevoked int
 	Unprobed            bool
-	// Window is the longest time from the moment at which the KMS begins to
-	// refuse the key, or a part, to the last moment at which a byte passes: by
-	// the probe while that is on, answered, and asks about all parts in use;
-	// else by the TTL. A KMS itself may take a while to begin: AWS calls its
-	// key states eventually consistent. A policy that denies some objects of a
-	// part is not seen by a probe that asks about another one, and then it is
-	// the TTL.
+	// Window is the longest time from the moment the KMS starts to refuse
+	// the key, or a part, to the last byte sent. It follows from the probes
+	// while they are on, are answered, and cover all parts in use;
+	// otherwise it is the TTL.
+	//
+	// The KMS itself may take time to refuse: AWS key states are eventually
+	// consistent. If a policy denies some objects of a part, the probe of
+	// another object does not see it, and the window for these is the TTL.
 	Window time.Duration
-	// RevokedSince is when the KMS first called the key revoked, zero if it
-	// does not; and LastUse how long after that a byte last passed under it.
+	// RevokedSince is when the KMS first refused the key; zero if it does
+	// not. LastUse is how long after that the last byte was sent.
 	RevokedSince time.Time
 	LastUse      time.Duration
 }
 
-// Status returns the state of each key, in the order of the configuration.
+// Status returns the state of each key, in configuration order.
 func (k *Keyring) Status() []Status {
 	holdings := k.cfg.Cache.Holdings()
 	out := make([]Status, 0, len(k.keys))
@@ -118,23 +119,23 @@ func (k *Keyring) statusOf(key *keyState) Status {
 	return s
 }
 
-// probesAtOnce is how many calls one probe of the key makes.
+// probesAtOnce returns the number of KMS calls in one probe of the key.
 func (k *keyState) probesAtOnce() int {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return max(1, k.probedBlobs)
 }
 
-// answersProbes reports whether the last probe had an answer; before the first
-// one it is taken for granted.
+// answersProbes reports whether the last probe was answered. Before the
+// first probe it returns true.
 func (k *keyState) answersProbes() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return !k.probeUnanswered
 }
 
-// Window returns the longest Status.Window of all keys for a TTL, while the KMS
-// answers probes in time.
+// Window returns the longest Status.Window of all keys for a given TTL, as
+// long as the KMS answers probes in time.
 func (k *Keyring) Window(ttl time.Duration) (longest time.Duration) {
 	if len(k.keys) == 0 {
 		return ttl
@@ -153,8 +154,8 @@ func (k *Keyring) windowOf(key *keyState, ttl time.Duration) time.Duration {
 	return min(ttl, interval+k.probeTimeout(key))
 }
 
-// ProbesPerSecond returns how many calls the probes make in a second, over all
-// keys that are in use.
+// ProbesPerSecond returns how many KMS calls per second the probes make,
+// for all keys in use.
 func (k *Keyring) ProbesPerSecond() (n float64) {
 	interval := time.Duration(k.probe.Load())
 	if interval <= 0 {
@@ -168,14 +169,14 @@ func (k *Keyring) ProbesPerSecond() (n float64) {
 	return n
 }
 
-// Unopened reports whether the key of that name is still to be opened.
+// Unopened reports whether the named key has not been opened yet.
 func (k *Keyring) Unopened(name string) bool {
 	key := k.byName[name]
 	return key != nil && key.kms.Load() == nil
 }
 
-// Try makes a round trip with the key of that name, through the KMS, and
-// returns what is wrong with it.
+// Try makes a round trip with the named key through the KMS, and returns
+// any error.
 func (k *Keyring) Try(ctx context.Context, name string) error {
 	key := k.byName[name]
 	if key == nil {

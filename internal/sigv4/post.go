@@ -127,7 +127,8 @@ func postClaim(fields map[string]string) (*claim, error) {
 	}
 
 	var ok bool
-	if c.token, ok = fields["x-amz-security-token"]; ok && c.token == "" { // Check requires the policy to name the field
+	// Check requires the policy to name this field.
+	if c.token, ok = fields["x-amz-security-token"]; ok && c.token == "" {
 		return nil, errToken()
 	}
 
