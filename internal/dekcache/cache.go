@@ -1,23 +1,24 @@
-// Package dekcache keeps unwrapped data keys (DEKs) for a bounded time.
+// Package dekcache caches unwrapped data keys (DEKs) for a limited time.
 //
-// The bound is the point of the package: a DEK is usable for at most the TTL
-// from the moment before the request that fetched it was sent, and no use
-// makes it longer. What leaves the cache, for whatever reason, is overwritten
-// with zeros, at its time and not at the next access. A purge, and a TTL that
-// is made shorter, take effect on DEKs in the cache, on those handed out (by
-// their Term), and on fetches under way.
+// A DEK can be used for at most the TTL, counted from before the request
+// that fetched it was sent. Using a DEK does not extend this time. When a
+// DEK leaves the cache for any reason, it is overwritten with zeros, and an
+// expired DEK is overwritten on time rather than at the next access. A
+// purge or a shorter TTL applies to cached DEKs, to DEKs that were handed
+// out (through their Term), and to fetches in progress.
 //
-// The DEKs of a KMS key are in groups, each of which can be purged by itself:
-// a KMS may refuse a part of what a key protects, such as what an older
-// version of it has wrapped.
+// The DEKs of a KMS key are divided into groups, which can be purged
+// separately. A KMS may refuse some uses of a key, such as those of an
+// older version, and allow the others.
 //
-// The package knows nothing of key management services: a fetch is a function,
-// and a key id a string.
+// The package does not depend on any key management service: a fetch is a
+// function, and a key id is a string.
 //
 //	cache.go   Cache: getting, putting, purging
-//	flight.go  fetches, and those who wait for them
+//	flight.go  fetches, and the callers that wait for them
 //	term.go    Term: how long a DEK may be used
-//	expiry.go  the DEKs in the cache, and wiping them in time
+//	expiry.go  the cached DEKs, and wiping them on time
+//	jitter.go  DEK lifetimes
 package dekcache
 
 import (
@@ -39,101 +40,105 @@ const (
 	DefaultMaxEntries = 100_000
 )
 
-// maxFailures bounds the remembered failures. They are apart from the DEKs, so
-// that a flood of requests for revoked objects does not push out DEKs in use.
+// maxFailures limits the remembered failures. They are stored apart from
+// the DEKs, so that requests for revoked objects cannot evict DEKs in use.
 const maxFailures = 4096
 
 var (
-	// ErrClosed says that the cache was closed.
+	// ErrClosed is returned after Close.
 	ErrClosed = errors.New("dekcache: closed")
-	// ErrTooLate says that a fetch took longer than the TTL, so that its
-	// answer is of no use.
+	// ErrTooLate is returned if a fetch took longer than the TTL: the DEK
+	// has already expired.
 	ErrTooLate = errors.New("dekcache: the DEK came after the end of its time")
-	// ErrPurged says that the key was purged during each of several fetches in
+	// ErrPurged is returned if the key was purged during several fetches in
 	// a row.
 	ErrPurged = errors.New("dekcache: purged while fetching")
 )
 
-// ID names a wrapped DEK: a hash over provider, key id, encryption context and
-// wrapped DEK, so that no two of them share one.
+// ID identifies a wrapped DEK. It is a hash of provider, key id, encryption
+// context and wrapped DEK, and must be unique.
 type ID [32]byte
 
-// Group names DEKs that are purged together: those of a KMS key, or a part of
-// them. Groups are kept for ever, so that their number must be bounded.
+// Group identifies DEKs that are purged together: all DEKs of a KMS key, or
+// some of them. The cache never removes a group, so their number must be
+// bounded.
 type Group struct {
 	KeyID string
-	Part  int // of the DEKs of the key; 0 where there are no parts
+	Part  int // a number chosen by the caller; 0 if the key has no parts
 }
 
 // Config configures a Cache.
 type Config struct {
-	// TTL is how long a DEK may be used, from before the request that fetched
-	// it. 0: DefaultTTL. See SetTTL.
+	// TTL is how long a DEK may be used, counted from before the request
+	// that fetched it. 0 means DefaultTTL. See SetTTL.
 	TTL time.Duration
-	// MaxEntries is how many DEKs are kept; beyond, the least recently used
-	// one goes. 0: DefaultMaxEntries.
+	// MaxEntries is the maximum number of cached DEKs. Beyond it, the least
+	// recently used DEK is evicted. 0 means DefaultMaxEntries.
 	MaxEntries int
-	// Jitter returns by how much shorter than the TTL the life of one DEK is
-	// to be, so that DEKs that were fetched together are not fetched together
-	// again; it must be less than the TTL, and not negative. Nil: by nothing.
+	// Jitter returns how much shorter than the TTL the lifetime of one DEK
+	// is, so that DEKs that were fetched together do not expire together.
+	// The result must be from 0 to less than the TTL. Nil means no jitter.
 	Jitter func(ttl time.Duration) time.Duration
-	// Remember returns how long the error of a fetch stands as the answer to
-	// whoever asks for the same DEK, without another fetch. It must not call
-	// the cache. Nil: not at all.
+	// Remember returns how long the error of a fetch is returned to other
+	// callers without a new fetch. It must not call the cache. Nil means 0.
 	Remember func(error) time.Duration
-	// Purged, if not nil, is called after each purge, in a goroutine of its
-	// own.
+	// Purged is called in a new goroutine after each purge. It may be nil.
 	Purged func()
-	// Now is the clock. Nil: time.Now.
+	// Now is the clock. Nil means time.Now.
 	Now func() time.Time
 }
 
-// Cache is safe for concurrent use. Make one with New, and Close it.
+// Cache is a cache of DEKs. It is safe for concurrent use. Create one with
+// New, and call Close at the end.
 type Cache struct {
 	cfg      Config
 	ttlNanos atomic.Int64            // nanoseconds
-	limits   atomic.Pointer[[]limit] // from changes of the TTL; nil for none
+	limits   atomic.Pointer[[]limit] // limits from earlier TTL changes; nil for none
 
 	mu       sync.Mutex
 	closed   bool
 	entries  *simplelru.LRU[ID, *cachedDEK]
 	byExpiry expiryHeap
-	timer    *time.Timer // at the expiry of byExpiry[0]; nil while there is none
+	timer    *time.Timer // fires at the expiry of byExpiry[0]; nil if there is none
 	groups   map[Group]*groupState
-	purges   uint64            // how many there were; each has a number
-	purged   map[string]uint64 // the last purge of a KMS key as a whole, by its id
-	cleared  uint64            // the last purge of everything
+	purges   uint64            // number of purges so far; each purge has a number
+	purged   map[string]uint64 // number of the last purge of each whole KMS key, by key id
+	cleared  uint64            // number of the last purge of all keys
 	flights  map[flightID]*flight
 	failures *simplelru.LRU[ID, failure]
 	counters Stats
 
-	running sync.WaitGroup // flights
+	running sync.WaitGroup // counts flights
 }
 
-// Entry is a DEK as handed out.
+// Entry is a DEK handed out by the cache.
 type Entry struct {
-	DEK  []byte // the caller's own copy, to be wiped by the caller
-	Term        // how long it may be used
-	Hit  bool   // from the cache, without a fetch by anyone; true with an error that is remembered too
+	DEK  []byte // a copy that the caller owns and must wipe
+	Term        // how long the DEK may be used
+	// Hit is set if the cache answered without a fetch, with a DEK or a
+	// remembered error.
+	Hit bool
 }
 
-// Stats is the cache's counters, since New, and its state.
+// Stats has counters since New, and the state of the cache.
 type Stats struct {
-	Hits         uint64        // answered from the cache
-	Misses       uint64        // fetches started
-	Shared       uint64        // answered by a fetch that another caller had started
-	NegativeHits uint64        // answered by a remembered failure
-	Evictions    uint64        // DEKs that went for lack of room
-	Expirations  uint64        // DEKs that went because their time was over
-	Purges       uint64        // DEKs that were purged
-	Entries      int           // DEKs in the cache
-	OldestAge    time.Duration // since the request that fetched the oldest DEK in the cache was sent; 0 without any
+	Hits         uint64 // answers from the cache
+	Misses       uint64 // fetches started
+	Shared       uint64 // answers from a fetch that another caller had started
+	NegativeHits uint64 // answers with a remembered failure
+	Evictions    uint64 // DEKs removed for lack of space
+	Expirations  uint64 // DEKs removed because they expired
+	Purges       uint64 // DEKs removed by purges
+	Entries      int    // cached DEKs
+	// OldestAge is the time since the request for the oldest cached DEK was
+	// sent; 0 if there is none.
+	OldestAge time.Duration
 }
 
-// Holding is the DEKs of one KMS key in the cache.
+// Holding describes the cached DEKs of one KMS key.
 type Holding struct {
 	Entries   int
-	OldestAge time.Duration // as in Stats
+	OldestAge time.Duration // see Stats
 }
 
 // New returns an empty cache.
@@ -168,15 +173,16 @@ func New(cfg Config) *Cache {
 	return c
 }
 
-// Now is the time by the cache's clock.
+// Now returns the time of the cache's clock.
 func (c *Cache) Now() time.Time { return c.cfg.Now() }
 
-// TTL is the longest time of a DEK, from before the request that fetched it.
+// TTL returns the maximum time that a DEK may be used, counted from before
+// the request that fetched it.
 func (c *Cache) TTL() time.Duration { return time.Duration(c.ttlNanos.Load()) }
 
-// SetTTL changes the TTL. A shorter one holds for all DEKs at once, those
-// handed out included; a longer one only for those that are fetched from now
-// on.
+// SetTTL changes the TTL. A shorter TTL applies to all DEKs at once,
+// including those handed out. A longer TTL applies only to DEKs fetched
+// from now on.
 func (c *Cache) SetTTL(ttl time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -189,7 +195,7 @@ func (c *Cache) SetTTL(ttl time.Duration) {
 	limits := []limit{{now, min(ttl, before)}}
 	if old := c.limits.Load(); old != nil {
 		for _, l := range *old {
-			if now.Sub(l.before) < l.ttl { // else every DEK that it holds for is over
+			if now.Sub(l.before) < l.ttl { // otherwise all DEKs under this limit have expired
 				limits = append(limits, l)
 			}
 		}
@@ -197,7 +203,7 @@ func (c *Cache) SetTTL(ttl time.Duration) {
 
 	c.limits.Store(&limits)
 	c.ttlNanos.Store(int64(ttl))
-	heap.Init(&c.byExpiry) // a limit can change the order of DEKs
+	heap.Init(&c.byExpiry) // limits can change the order of expiry
 	c.expireBy(now)
 
 	for _, g := range c.groups {
@@ -205,7 +211,7 @@ func (c *Cache) SetTTL(ttl time.Duration) {
 	}
 }
 
-// Resize changes how many DEKs are kept.
+// Resize changes the maximum number of cached DEKs.
 func (c *Cache) Resize(maxEntries int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -213,12 +219,13 @@ func (c *Cache) Resize(maxEntries int) {
 	c.schedule()
 }
 
-// Get returns the DEK of id, which belongs to the group g. If it is not in the
-// cache, fetch is called, once at a time for each id, whoever asks. fetch runs
-// with the values of one caller's ctx but without its end, and should have a
-// timeout of its own; Close ends it. A caller whose ctx ends leaves with its
-// error, and the fetch goes on for the others. The cache takes over what fetch
-// returns. An error of fetch goes to all who wait, as it is.
+// Get returns the DEK of id, which belongs to the group g. If it is not
+// cached, Get calls fetch, and concurrent callers for the same id share
+// that call. fetch runs with the values of one caller's ctx but is not
+// canceled with it, so it should have its own timeout; Close cancels it. If
+// a caller's ctx ends, Get returns its error, and the fetch continues for
+// the others. The cache takes ownership of the DEK that fetch returns. All
+// waiting callers get an error of fetch unchanged.
 func (c *Cache) Get(ctx context.Context, id ID, g Group, fetch func(context.Context) ([]byte, error)) (Entry, error) {
 	for range 3 {
 		e, err := c.getOnce(ctx, id, g, fetch)
@@ -241,7 +248,7 @@ func (c *Cache) getOnce(
 		switch {
 		case !e.InForce():
 			c.remove(e, &c.counters.Expirations)
-		case e.group.Group == g: // a purge of g must end what is handed out for it
+		case e.group.Group == g: // otherwise a purge of g would not reach this DEK
 			c.counters.Hits++
 			out := Entry{DEK: bytes.Clone(e.dek), Term: e.Term, Hit: true}
 			c.mu.Unlock()
@@ -271,8 +278,8 @@ func (c *Cache) getOnce(
 	return c.wait(ctx, f)
 }
 
-// Peek returns the DEK of id if it is in the cache and in force, and fetches
-// nothing. It is no use of the DEK that keeps it in the cache for longer.
+// Peek returns the DEK of id if it is cached and in force. It does not
+// fetch, and does not count as a use for eviction.
 func (c *Cache) Peek(id ID, g Group) (Entry, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -283,19 +290,19 @@ func (c *Cache) Peek(id ID, g Group) (Entry, bool) {
 	return Entry{DEK: bytes.Clone(e.dek), Term: e.Term, Hit: true}, true
 }
 
-// Mark is the moment before a request to a KMS that is not a fetch of Get's,
-// such as one that makes a new DEK.
+// Mark is the time before a KMS request that is not made through Get, such
+// as one that generates a DEK.
 type Mark struct{ term Term }
 
-// Mark marks the moment before a request for a DEK.
+// Mark returns the current time for a request that is about to be sent.
 func (c *Cache) Mark() Mark {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return Mark{c.term()}
 }
 
-// Put stores a copy of the DEK that the request after m answered with, unless
-// its group was purged since, and returns it as Get would.
+// Put caches a copy of the DEK returned by the request that m was taken
+// for, unless its group was purged since. It returns the DEK as Get would.
 func (c *Cache) Put(id ID, g Group, m Mark, dek []byte) Entry {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -305,9 +312,9 @@ func (c *Cache) Put(id ID, g Group, m Mark, dek []byte) Entry {
 	return Entry{DEK: bytes.Clone(dek), Term: term}
 }
 
-// Purge forgets all DEKs and failures of a KMS key, ends the Term of those
-// handed out, and returns how many DEKs were in the cache. Fetches under way
-// are made again.
+// Purge removes all DEKs and remembered failures of a KMS key, and ends the
+// Term of DEKs that were handed out. Fetches in progress are repeated. It
+// returns the number of DEKs that were cached.
 func (c *Cache) Purge(keyID string) int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -316,7 +323,7 @@ func (c *Cache) Purge(keyID string) int {
 	return c.purgeMatching(func(g Group) bool { return g.KeyID == keyID })
 }
 
-// PurgeGroup is Purge for one group.
+// PurgeGroup purges one group.
 func (c *Cache) PurgeGroup(g Group) int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -325,7 +332,7 @@ func (c *Cache) PurgeGroup(g Group) int {
 	return c.purgeMatching(func(other Group) bool { return other == g })
 }
 
-// PurgeAll is Purge for every key.
+// PurgeAll purges all keys.
 func (c *Cache) PurgeAll() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -334,21 +341,21 @@ func (c *Cache) PurgeAll() int {
 	return c.purgeMatching(func(Group) bool { return true })
 }
 
-// ForgetFailures forgets the failures of a KMS key.
+// ForgetFailures removes the remembered failures of a KMS key.
 func (c *Cache) ForgetFailures(keyID string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.removeFailures(func(g Group) bool { return g.KeyID == keyID })
 }
 
-// ForgetGroupFailures forgets the failures of a group.
+// ForgetGroupFailures removes the remembered failures of a group.
 func (c *Cache) ForgetGroupFailures(g Group) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.removeFailures(func(other Group) bool { return other == g })
 }
 
-// Busy reports whether DEKs of a group are in the cache, or on their way to it.
+// Busy reports whether a group has cached DEKs or fetches in progress.
 func (c *Cache) Busy(g Group) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -356,8 +363,8 @@ func (c *Cache) Busy(g Group) bool {
 	return known != nil && known.entries+known.flights > 0
 }
 
-// Holdings returns what the cache has of each KMS key, by its id. It looks at
-// every DEK.
+// Holdings describes the cached DEKs of each KMS key, by key id. It visits
+// every cached DEK.
 func (c *Cache) Holdings() map[string]Holding {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -370,21 +377,21 @@ func (c *Cache) Holdings() map[string]Holding {
 	return out
 }
 
-// Stats returns the counters.
+// Stats returns the statistics. It visits every cached DEK.
 func (c *Cache) Stats() Stats {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s := c.counters
 	s.Entries = c.entries.Len()
 	now := c.cfg.Now()
-	for _, e := range c.byExpiry { // not the first alone: with jitter it need not be the oldest
+	for _, e := range c.byExpiry { // with jitter, the first to expire need not be the oldest
 		s.OldestAge = max(s.OldestAge, now.Sub(e.sent))
 	}
 	return s
 }
 
-// Close purges everything, ends the fetches under way and waits for them. Get
-// then fails with ErrClosed.
+// Close purges all keys, cancels the fetches in progress and waits for
+// them. Later calls of Get return ErrClosed.
 func (c *Cache) Close() {
 	c.mu.Lock()
 	c.closed = true
@@ -403,8 +410,8 @@ type failure struct {
 	until time.Time
 }
 
-// purgeMatching purges the groups that match. The caller has counted it in
-// c.purges.
+// purgeMatching purges the groups that match. The caller holds c.mu and has
+// incremented c.purges.
 func (c *Cache) purgeMatching(match func(Group) bool) int {
 	before := c.counters.Purges
 	for name, g := range c.groups {
@@ -416,7 +423,7 @@ func (c *Cache) purgeMatching(match func(Group) bool) int {
 
 	for id, f := range c.flights {
 		if match(f.term.group.Group) {
-			delete(c.flights, id) // those who come now start another
+			delete(c.flights, id) // later callers start a new fetch
 			if c.closed {
 				f.cancel()
 			}
@@ -445,11 +452,11 @@ func (c *Cache) removeFailures(match func(Group) bool) {
 	}
 }
 
-// errStale says that the group was purged after the request was sent: the
-// answer may be from before a revocation.
+// errStale is the result of a fetch if the group was purged after the
+// request was sent. The answer may be older than a revocation.
 var errStale = errors.New("purged")
 
-// panicError is the error of a fetch that panicked. It must not end the
-// process, as the panic of a goroutine does; what it said is not kept, as it
-// may hold a DEK.
+// panicError returns the error for a fetch that panicked. A panic in the
+// fetch's goroutine would end the process. The panic's text is dropped
+// because it may contain a DEK.
 func panicError(v any) error { return fmt.Errorf("dekcache: fetch panicked (%T)", v) }

@@ -10,10 +10,11 @@ type cachedDEK struct {
 	Term
 	id    ID
 	dek   []byte
-	place int // in expiryHeap
+	place int // index in expiryHeap
 }
 
-// insert takes over dek. The caller holds c.mu.
+// insert adds a DEK to the cache and takes ownership of it. The caller
+// holds c.mu.
 func (c *Cache) insert(id ID, t Term, dek []byte) {
 	if c.closed || !t.InForce() {
 		clear(dek)
@@ -21,7 +22,7 @@ func (c *Cache) insert(id ID, t Term, dek []byte) {
 	}
 	if old, ok := c.entries.Peek(id); ok {
 		if old.group == t.group && !old.Expires().Before(t.Expires()) {
-			clear(dek) // the one in the cache lasts longer
+			clear(dek) // the cached one expires later
 			return
 		}
 		c.entries.Remove(id)
@@ -38,15 +39,15 @@ func (c *Cache) insert(id ID, t Term, dek []byte) {
 	c.schedule()
 }
 
-// remove takes a DEK out of the cache and counts it. The caller holds c.mu.
+// remove removes a DEK and increments the counter. The caller holds c.mu.
 func (c *Cache) remove(e *cachedDEK, counter *uint64) {
 	*counter++
 	c.entries.Remove(e.id)
 	c.schedule()
 }
 
-// wipeEvicted wipes a DEK that leaves the cache. The LRU calls it for each,
-// whatever the reason.
+// wipeEvicted wipes a DEK that leaves the cache. The LRU calls it for every
+// removal.
 func (c *Cache) wipeEvicted(_ ID, e *cachedDEK) {
 	clear(e.dek)
 	heap.Remove(&c.byExpiry, e.place)
@@ -72,15 +73,15 @@ func (c *Cache) schedule() {
 	c.timer.Reset(wait)
 }
 
-// expire wipes what is out of time, whether anybody asks for it or not.
+// expire wipes expired DEKs. The timer calls it.
 func (c *Cache) expire() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.expireBy(c.cfg.Now())
 }
 
-// expireBy wipes what is out of time, and sets the timer. The caller holds
-// c.mu.
+// expireBy wipes the DEKs that have expired at now, and sets the timer. The
+// caller holds c.mu.
 func (c *Cache) expireBy(now time.Time) {
 	for len(c.byExpiry) > 0 && c.byExpiry[0].isOver(now) {
 		c.counters.Expirations++
@@ -89,7 +90,7 @@ func (c *Cache) expireBy(now time.Time) {
 	c.schedule()
 }
 
-// expiryHeap has the DEK that expires first at the top.
+// expiryHeap is a heap with the next DEK to expire at the top.
 type expiryHeap []*cachedDEK
 
 func (h expiryHeap) Len() int           { return len(h) }

@@ -5,26 +5,27 @@ import (
 	"context"
 )
 
-// flightID names a fetch: two that fetch a DEK for different groups are not
-// one, as a purge of either group must end what it has fetched.
+// flightID identifies a fetch. Fetches of one DEK for different groups are
+// separate, because a purge of either group must invalidate its own fetch.
 type flightID struct {
 	id    ID
 	group Group
 }
 
-// flight is one fetch and all who wait for it.
+// flight is a fetch, with the callers that wait for it.
 //
-// It is not golang.org/x/sync/singleflight, which logins and AWS credentials
-// use. There a later caller joins a fetch that is under way, and the result is
-// left to the garbage collector. Here a purge must keep later callers from
-// joining, and the DEK is wiped when the last caller has its copy.
+// Logins and AWS credentials use golang.org/x/sync/singleflight instead.
+// With singleflight, a later caller joins a fetch in progress, and the
+// result is left to the garbage collector. Here a purge must prevent later
+// callers from joining, and the DEK is wiped after the last caller has
+// copied it.
 type flight struct {
 	term   Term
 	cancel context.CancelFunc
 	done   chan struct{}
 
-	waiting int    // under Cache.mu
-	dek     []byte // written before done is closed; wiped when nobody waits any more
+	waiting int    // number of callers; protected by Cache.mu
+	dek     []byte // set before done is closed; wiped after the last caller has copied it
 	err     error
 }
 
@@ -54,7 +55,8 @@ func run(ctx context.Context, fetch func(context.Context) ([]byte, error)) (dek 
 	return fetch(ctx)
 }
 
-// endFlight stores the result of a fetch and gives it to those who wait.
+// endFlight stores the result of a fetch and wakes the callers that wait
+// for it.
 func (c *Cache) endFlight(id ID, f *flight, dek []byte, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -91,10 +93,11 @@ func (c *Cache) endFlight(id ID, f *flight, dek []byte, err error) {
 	close(f.done)
 }
 
-// current reports whether the group was not purged since the request was sent.
+// current reports whether the group has not been purged since the request
+// was sent.
 func (c *Cache) current(t *Term) bool { return !c.closed && t.current() }
 
-// wait waits for a flight that the caller was counted into.
+// wait waits for a flight. The caller must already be counted in f.waiting.
 func (c *Cache) wait(ctx context.Context, f *flight) (Entry, error) {
 	var gone error
 	select {

@@ -6,10 +6,10 @@ import (
 	"time"
 )
 
-// A DEK lives for less than the TTL. It is shorter by a margin, so that the
-// KMS can be asked again, and what is on its way to a slow client can arrive,
-// before the TTL is over. And it is shorter by a random part, so that DEKs
-// that were fetched together are not fetched together again.
+// The lifetime of a DEK is shorter than the TTL for two reasons. A fixed
+// margin leaves time to ask the KMS again, and for data in transit to a
+// slow client to arrive, before the TTL ends. A random part prevents DEKs
+// that were fetched together from being fetched together again.
 const (
 	marginPercent = 5                      // of the TTL
 	minMargin     = 500 * time.Millisecond // or a quarter of the TTL, if that is less
@@ -20,8 +20,8 @@ func margin(ttl time.Duration) time.Duration {
 	return max(ttl*marginPercent/100, min(minMargin, ttl/4))
 }
 
-// RandomJitter returns by how much shorter than the TTL the life of a DEK is.
-// It is meant for Config.Jitter.
+// RandomJitter returns how much shorter than the TTL the lifetime of a DEK
+// is. It is meant for Config.Jitter.
 func RandomJitter(ttl time.Duration) time.Duration {
 	var random [4]byte
 	rand.Read(random[:])
@@ -29,7 +29,7 @@ func RandomJitter(ttl time.Duration) time.Duration {
 	return margin(ttl) + time.Duration(int64(ttl)/1000*thousandths*randomPercent/100)
 }
 
-// MeanLife returns how long a DEK lives on average, with RandomJitter.
+// MeanLife returns the mean lifetime of a DEK with RandomJitter.
 func MeanLife(ttl time.Duration) time.Duration {
 	return ttl - margin(ttl) - ttl*randomPercent/2/100
 }

@@ -6,37 +6,37 @@ import (
 	"time"
 )
 
-// Term is how long a DEK may be used: until its life is over or its group is
-// purged. The zero Term is over.
+// Term is the time during which a DEK may be used. It ends when the DEK
+// expires or its group is purged. The zero Term has ended.
 type Term struct {
-	sent   time.Time     // the moment before the request
-	life   time.Duration // the TTL of that moment, less the jitter
-	ttl    time.Duration // of that moment
-	purges uint64        // how many there were at that moment
-	group  *groupState   // nil until it is known
+	sent   time.Time     // the time just before the request
+	life   time.Duration // the TTL at that time, minus the jitter
+	ttl    time.Duration // the TTL at that time
+	purges uint64        // number of purges at that time
+	group  *groupState   // nil until known
 	cache  *Cache
 }
 
 // InForce reports whether the DEK may still be used. It takes no lock and
-// allocates nothing.
+// does not allocate.
 func (t *Term) InForce() bool {
 	return t.current() && !t.isOver(t.cache.cfg.Now())
 }
 
-// Expires returns the end of the DEK's life: the TTL after the request was
-// sent, less the jitter.
+// Expires returns when the DEK expires: one TTL after the request was sent,
+// minus the jitter.
 func (t *Term) Expires() time.Time { return t.sent.Add(t.capped(t.life)) }
 
-// Limit returns the end of the TTL, which no byte that was decrypted with the
-// DEK should outlive: the jitter is what there is between Expires and Limit. A
-// purge does not change it.
+// Limit returns the end of the TTL. No byte decrypted with the DEK should
+// be in transit after it. The time between Expires and Limit is the jitter.
+// A purge does not change Limit.
 func (t *Term) Limit() time.Time { return t.sent.Add(t.capped(t.ttl)) }
 
-// Wait returns nil when the term is over, and the error of ctx if that ends
-// first.
+// Wait waits for the end of the term and returns nil, or returns the error
+// of ctx if that ends first.
 func (t *Term) Wait(ctx context.Context) error {
 	for {
-		turn := t.group.changed.Load() // before the look at the term, so that a change in between closes it
+		turn := t.group.changed.Load() // loaded first, so that no change is missed
 		if !t.InForce() {
 			return nil
 		}
@@ -54,9 +54,9 @@ func (t *Term) Wait(ctx context.Context) error {
 	}
 }
 
-// limit holds for every DEK that was asked for before a change of the TTL: it
-// lasts no longer than the shorter of the two TTLs, and no later change brings
-// it back.
+// limit is the effect of a TTL change on DEKs that were requested before
+// it: they last no longer than the shorter TTL. A later change does not
+// undo this.
 type limit struct {
 	before time.Time
 	ttl    time.Duration
@@ -73,36 +73,38 @@ func (t *Term) capped(d time.Duration) time.Duration {
 	return d
 }
 
-// current reports whether the group was not purged since the request was sent.
+// current reports whether the group has not been purged since the request
+// was sent.
 func (t *Term) current() bool { return t.group != nil && t.group.purged.Load() <= t.purges }
 
-// isOver compares both clocks that a time.Time carries: the monotonic one
-// stands still while a machine is suspended or migrated, the wall clock can be
-// set back. A DEK is out of time when either says so.
+// isOver reports whether the term has expired by either clock of a
+// time.Time. The monotonic clock stops while a machine is suspended or
+// migrated, and the wall clock can be set back.
 func (t *Term) isOver(now time.Time) bool {
 	expires := t.Expires()
 	return !now.Before(expires) || now.UnixNano() >= expires.UnixNano()
 }
 
-// groupState is what the cache knows of a Group. It is never removed, as a
-// Term points to it.
+// groupState is the state of a Group. It is never removed, because Terms
+// point to it.
 type groupState struct {
 	Group
-	purged  atomic.Uint64                 // the number of its last purge
-	changed atomic.Pointer[chan struct{}] // closed, and replaced, when terms may have ended before their time
+	purged  atomic.Uint64                 // number of its last purge
+	changed atomic.Pointer[chan struct{}] // closed and replaced when terms may have ended early
 
-	entries, flights int // under Cache.mu
+	entries, flights int // protected by Cache.mu
 }
 
-// recheckTerms has all who wait for the end of a term look at it again.
+// recheckTerms wakes the callers of Wait so that they check their terms
+// again.
 func (g *groupState) recheckTerms() {
 	turn := make(chan struct{})
 	close(*g.changed.Swap(&turn))
 }
 
-// group returns the group of that name. One that is new was purged with its
-// key, as a DEK may be on its way that was asked for before. The caller holds
-// c.mu.
+// group returns the state of a group. A new group starts with the last
+// purge of its key, because a DEK requested before that purge may still
+// arrive. The caller holds c.mu.
 func (c *Cache) group(name Group) *groupState {
 	if g := c.groups[name]; g != nil {
 		return g
@@ -115,8 +117,8 @@ func (c *Cache) group(name Group) *groupState {
 	return g
 }
 
-// term is the Term of a request that is about to be sent, without its group.
-// The caller holds c.mu.
+// term returns the Term of a request that is about to be sent. Its group is
+// not yet set. The caller holds c.mu.
 func (c *Cache) term() Term {
 	ttl := c.TTL()
 	return Term{sent: c.cfg.Now(), life: ttl - c.cfg.Jitter(ttl), ttl: ttl, purges: c.purges, cache: c}

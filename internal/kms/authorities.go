@@ -12,8 +12,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/pemfile"
 )
 
-// Report is told when a file was read again: nil, or why what was read before
-// stays in force. what says which file.
+// Report is called when a file has been reloaded. what names the file. If
+// err is not nil, the reload failed and the old content remains in use.
 type Report func(what string, err error)
 
 func openPool(file string, report Report) (*pemfile.Pool, error) {
@@ -29,7 +29,8 @@ func openPool(file string, report Report) (*pemfile.Pool, error) {
 }
 
 // withAuthorities returns a transport that trusts the authorities in a PEM
-// file, and reads the file again when it changes. Without a file it is base.
+// file, and reloads the file when it changes. If file is empty, it returns
+// base.
 func withAuthorities(base *http.Transport, file string, report Report) (http.RoundTripper, error) {
 	if file == "" {
 		return base, nil
@@ -41,10 +42,10 @@ func withAuthorities(base *http.Transport, file string, report Report) (http.Rou
 	return pool.Transport(base), nil
 }
 
-// poolCredentials are the TLS of gRPC, with the authorities that are in the
-// file when a connection is made.
+// poolCredentials is TLS for gRPC. Each new connection uses the authorities
+// that are in the file at that time.
 type poolCredentials struct {
-	credentials.TransportCredentials // all but the handshake
+	credentials.TransportCredentials // for everything except the handshake
 
 	pool *pemfile.Pool
 }

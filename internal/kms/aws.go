@@ -35,66 +35,70 @@ const awsDialTimeout = 2 * time.Second
 
 // AWSConfig configures the provider "aws-kms".
 type AWSConfig struct {
-	// KeyID is a key ARN, a key id, an alias ARN, or "alias/name". Required.
-	// Give the key ARN in production: it alone needs no DescribeKey permission
-	// and no KMS at start.
+	// KeyID is a key ARN, a key id, an alias ARN, or "alias/name".
+	// Required. Use the key ARN in production: it alone needs neither the
+	// DescribeKey permission nor a reachable KMS at startup.
 	KeyID string
-	// Region of the key, such as eu-central-1. Empty: the one in KeyID, else
-	// that of the environment.
+	// Region is the region of the key, such as eu-central-1. Empty means
+	// the region in KeyID, otherwise the one in the environment.
 	Region string
-	// Endpoint is the URL of another server that speaks the AWS KMS API, or of
-	// a VPC endpoint. Empty: AWS.
+	// Endpoint is the URL of a VPC endpoint, or of another server that
+	// speaks the AWS KMS API. Empty means AWS.
 	Endpoint string
-	// RoleARN is a role to assume for every call. Empty: none.
+	// RoleARN is a role to assume for all calls. Empty means none.
 	RoleARN string
-	// ExternalID goes with RoleARN where the role's trust policy asks for one.
-	// Empty: none.
+	// ExternalID is sent with RoleARN, if the role's trust policy requires
+	// it. Empty means none.
 	ExternalID string
-	// FIPS uses the FIPS endpoint of the region. It goes with no Endpoint.
+	// FIPS selects the FIPS endpoint of the region. It cannot be combined
+	// with Endpoint.
 	FIPS bool
-	// Credentials sign the calls, those of AssumeRole included. Nil: the SDK's
-	// default chain, whose files are read again when they change.
+	// Credentials sign all calls, including AssumeRole. Nil means the SDK's
+	// default chain, whose files are reloaded when they change.
 	Credentials aws.CredentialsProvider
-	// HTTPClient sends the calls. Nil: one with HTTP keep-alive and proxy
-	// settings from the environment. A plain *http.Client makes the SDK fail
-	// where AWS_CA_BUNDLE is set; give it an awshttp.BuildableClient.
+	// HTTPClient sends the calls. Nil means a client with keep-alive, and
+	// proxy settings from the environment. The SDK fails with a plain
+	// *http.Client if AWS_CA_BUNDLE is set; use an awshttp.BuildableClient.
 	HTTPClient aws.HTTPClient
-	// CAFile is a file of PEM certificates that sign those of the KMS and of
-	// STS, where RoleARN is to be assumed. It is read again when it changes.
-	// Empty: the one that AWS_CA_BUNDLE names, else those of the system.
+	// CAFile is a PEM file with the certificate authorities for the KMS,
+	// and for STS if RoleARN is set. It is reloaded when it changes. Empty
+	// means the file in AWS_CA_BUNDLE, otherwise those of the system.
 	CAFile string
-	// Report, if not nil, is told of files that were read again.
+	// Report is called when a file has been reloaded. It may be nil.
 	Report Report
-	// Timeout bounds one Wrap, Unwrap or Generate with all its attempts and the
-	// waits between them. With MaxAttempts 1 it bounds each attempt, as Retry
-	// around this Wrapper needs it. Credentials have a time of their own, for
-	// which a call waits until its context ends. 0: DefaultAWSTimeout.
+	// Timeout limits one Wrap, Unwrap or Generate, including all attempts
+	// and the pauses between them. With MaxAttempts 1 it limits each
+	// attempt, as Retry requires. Getting credentials does not count; a
+	// call waits for them until its context ends. 0 means
+	// DefaultAWSTimeout.
 	Timeout time.Duration
-	// MaxAttempts counts the first attempt too. 1 within Retry, where more
-	// would multiply. 0: DefaultAWSMaxAttempts.
+	// MaxAttempts includes the first attempt. Set it to 1 inside Retry,
+	// because the attempts would multiply. 0 means DefaultAWSMaxAttempts.
 	MaxAttempts int
 }
 
 // AWS is the provider "aws-kms": a symmetric key of AWS KMS.
 //
-// Its KeyID is always the key's ARN. An alias is resolved once, in NewAWS: an
-// alias is a pointer that can be moved to another key, and an object whose
-// envelope named only the alias could then never be opened again, because a
-// blob unwraps with the key that wrapped it and no other. After an alias moved,
-// see Target, a restarted proxy seals under the new key; for the objects before
-// that, the old key has to be opened by its ARN. AWS's own key rotation keeps
-// the ARN and needs none of this. So does a multi-Region key, whose replicas
-// unwrap each other's blobs; see CanonicalID.
+// Its KeyID is always the key's ARN. NewAWS resolves an alias once. An
+// alias can be moved to another key, but a blob can be unwrapped only by
+// the key that wrapped it; if an envelope contained only the alias, its
+// object could become unreadable. After an alias has moved (see Target), a
+// restarted proxy encrypts under the new key, and the old key must be
+// configured by its ARN to read older objects.
+//
+// None of this concerns AWS's automatic key rotation, which keeps the ARN,
+// or multi-Region keys, whose replicas unwrap each other's blobs; see
+// CanonicalID.
 type AWS struct {
 	client  *awskms.Client
 	creds   aws.CredentialsProvider
 	keyARN  string
-	named   string // as configured, such as by an alias
+	named   string // as configured, for example an alias
 	timeout time.Duration
 }
 
-// NewAWS returns the key that cfg names. It calls the KMS only if KeyID is not
-// a key ARN.
+// NewAWS returns the key that cfg describes. It calls the KMS only if KeyID
+// is not a key ARN.
 func NewAWS(ctx context.Context, cfg AWSConfig) (*AWS, error) {
 	region, isKeyARN, err := parseAWSKeyID(cfg.KeyID, cfg.Region)
 	if err != nil {
@@ -130,7 +134,7 @@ func NewAWS(ctx context.Context, cfg AWSConfig) (*AWS, error) {
 	return a, nil
 }
 
-// KeyID is the key's ARN.
+// KeyID returns the key's ARN.
 func (a *AWS) KeyID() string { return a.keyARN }
 
 // Wrap implements Wrapper by
@@ -163,15 +167,15 @@ func (a *AWS) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]byt
 
 // Unwrap implements Wrapper by
 // https://docs.aws.amazon.com/kms/latest/APIReference/API_Decrypt.html. The
-// key is named in the request, so that AWS refuses a blob of any other key,
-// though it could have opened it.
+// request names the key, so AWS refuses blobs of other keys even if it
+// could decrypt them.
 func (a *AWS) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext) ([]byte, error) {
 	if err := checkCall(ctx, "unwrap", a.keyARN, ec); err != nil {
 		return nil, err
 	}
 
-	// The service model's limits on CiphertextBlob. What is outside them never
-	// came from this KMS.
+	// AWS's limits on CiphertextBlob. A blob outside them never came from
+	// this KMS.
 	if len(wrapped) < 1 || len(wrapped) > 6144 {
 		err := fmt.Errorf("a blob of %d bytes", len(wrapped))
 		return nil, &Error{Kind: InvalidCiphertext, Op: "unwrap", KeyID: a.keyARN, Err: err}
@@ -228,8 +232,8 @@ func (a *AWS) Generate(ctx context.Context, ec EncryptionContext) (dek, wrapped 
 	return out.Plaintext, out.CiphertextBlob, nil
 }
 
-// begin waits for credentials until ctx ends, and then begins the time of an
-// attempt.
+// begin waits for credentials until ctx ends. Then it returns a context
+// with the time limit of an attempt.
 func (a *AWS) begin(ctx context.Context, op string) (context.Context, context.CancelFunc, error) {
 	if _, err := a.creds.Retrieve(ctx); err != nil {
 		return nil, nil, a.fail(ctx, op, err)
@@ -238,14 +242,14 @@ func (a *AWS) begin(ctx context.Context, op string) (context.Context, context.Ca
 	return call, cancel, nil
 }
 
-// traceAWS reports the request id of an answer, which is the requestID of
+// traceAWS records the request id of a response, which is the requestID in
 // CloudTrail.
 func traceAWS(ctx context.Context, answer middleware.Metadata) {
 	id, _ := awsmiddleware.GetRequestIDMetadata(answer)
 	traceRequest(ctx, id)
 }
 
-// checkKey makes sure that the answer is of the key that was asked.
+// checkKey checks that a response is about the requested key.
 func (a *AWS) checkKey(op string, answered *string) error {
 	if aws.ToString(answered) == a.keyARN {
 		return nil
@@ -257,8 +261,8 @@ func (a *AWS) checkKey(op string, answered *string) error {
 	return &Error{Kind: Internal, Op: op, KeyID: a.keyARN, Err: err}
 }
 
-// Target returns the ARN of the key that AWSConfig.KeyID names now. An alias
-// may have been moved since NewAWS, which changes nothing for this Wrapper.
+// Target returns the ARN of the key that AWSConfig.KeyID now refers to. An
+// alias may have moved since NewAWS; this does not affect the Wrapper.
 func (a *AWS) Target(ctx context.Context) (string, error) {
 	key, err := a.describe(ctx, "describe", a.named)
 	if err != nil {
@@ -267,8 +271,8 @@ func (a *AWS) Target(ctx context.Context) (string, error) {
 	return aws.ToString(key.Arn), nil
 }
 
-// Enabled returns nil if the key is in force, by what DescribeKey says of it.
-// It uses no other right.
+// Enabled returns nil if the key is enabled according to DescribeKey. It
+// needs no other permission.
 func (a *AWS) Enabled(ctx context.Context) error {
 	key, err := a.describe(ctx, "describe", a.keyARN)
 	if err != nil || key.KeyState == types.KeyStateEnabled {
@@ -295,8 +299,8 @@ func (a *AWS) describe(ctx context.Context, op, key string) (*types.KeyMetadata,
 	return out.KeyMetadata, nil
 }
 
-// parseAWSKeyID returns the key's region, "" if nothing names one, and whether
-// id is the ARN of a key.
+// parseAWSKeyID returns the key's region, or "" if it is unknown, and
+// whether id is the ARN of a key.
 func parseAWSKeyID(id, region string) (_ string, isKeyARN bool, _ error) {
 	if id == "" {
 		return "", false, errors.New("no key id")
@@ -328,8 +332,8 @@ func parseAWSKeyID(id, region string) (_ string, isKeyARN bool, _ error) {
 	return a.Region, isKeyARN, nil
 }
 
-// loadAWS returns the SDK's configuration, with credentials that follow their
-// source.
+// loadAWS returns the SDK's configuration. Its credentials are reloaded
+// when their source changes.
 func loadAWS(ctx context.Context, cfg AWSConfig, region string) (aws.Config, error) {
 	client, own, err := awsClients(cfg)
 	if err != nil {
@@ -415,9 +419,9 @@ func assumeAWSRole(chain aws.Config, cfg AWSConfig) aws.CredentialsProvider {
 	return aws.NewCredentialsCache(role)
 }
 
-// awsClients returns the client for the SDK's own calls, and another one for
-// the KMS and the role where a file of authorities is named. The SDK takes
-// AWS_CA_BUNDLE into account by itself, but only once.
+// awsClients returns the client for the SDK's own calls. If there is a file
+// of authorities, it also returns another client for the KMS and for
+// AssumeRole, because the SDK reads AWS_CA_BUNDLE only once.
 func awsClients(cfg AWSConfig) (client, own aws.HTTPClient, _ error) {
 	if cfg.HTTPClient != nil {
 		if cfg.CAFile != "" {
@@ -446,8 +450,8 @@ func awsClients(cfg AWSConfig) (client, own aws.HTTPClient, _ error) {
 	}, nil
 }
 
-// newAWSClient keeps more idle connections than the SDK's 10 a host: each PUT
-// is one call, and they come in bursts.
+// newAWSClient keeps more idle connections than the SDK's default of 10 for
+// each host: each PUT makes one call, and PUTs come in bursts.
 func newAWSClient() *awshttp.BuildableClient {
 	return awshttp.NewBuildableClient().
 		WithDialerOptions(func(d *net.Dialer) { d.Timeout = awsDialTimeout }).

@@ -20,28 +20,27 @@ import (
 	smithyhttp "github.com/aws/smithy-go/transport/http"
 )
 
-// awsInvalidState stands for many states; see (*AWS).stateKind.
+// awsInvalidState is returned for several key states; see (*AWS).stateKind.
 const awsInvalidState = "KMSInvalidStateException"
 
-// awsKinds maps the error names of AWS KMS, and of AWS STS where a role is
-// assumed. Names, not HTTP codes: AWS answers 400 to nearly all of them.
-// Sources: the errors of each operation in
-// https://docs.aws.amazon.com/kms/latest/APIReference/API_Decrypt.html and
-// https://docs.aws.amazon.com/kms/latest/APIReference/CommonErrors.html, and
-// of
+// awsKinds classifies the error names of AWS KMS, and of AWS STS when a
+// role is assumed. The HTTP status is of no use: it is 400 for nearly all
+// errors. Sources: the errors of each operation, as in
+// https://docs.aws.amazon.com/kms/latest/APIReference/API_Decrypt.html,
+// https://docs.aws.amazon.com/kms/latest/APIReference/CommonErrors.html and
 // https://docs.aws.amazon.com/STS/latest/APIReference/API_AssumeRoleWithWebIdentity.html.
-// What is not here is Unreachable: a name that nobody knows is no evidence of
-// anything.
+// Other names count as Unreachable, because they are no evidence of a
+// revocation.
 var awsKinds = map[string]Kind{
 	"DisabledException": Disabled,
 	"NotFoundException": NotFound,
 
-	// The caller's rights were taken away, by key policy or with the caller
-	// itself.
+	// The caller lost its permissions through the key policy, or the caller
+	// itself was removed.
 	"AccessDeniedException":       Denied,
 	"AccessDenied":                Denied, // STS
 	"NotAuthorized":               Denied,
-	"UnrecognizedClientException": Denied, // the access key is gone
+	"UnrecognizedClientException": Denied, // the access key was deleted
 	"InvalidClientTokenId":        Denied, // the same, from STS
 	"OptInRequired":               Denied,
 
@@ -54,7 +53,7 @@ var awsKinds = map[string]Kind{
 	"TooManyRequestsException": Throttled,
 	"RequestLimitExceeded":     Throttled,
 
-	// AWS documents each of these as one that can be retried.
+	// AWS documents that these can be retried.
 	"KeyUnavailableException":    Unreachable,
 	"DependencyTimeoutException": Unreachable,
 	"KMSInternalException":       Unreachable,
@@ -63,17 +62,17 @@ var awsKinds = map[string]Kind{
 	"RequestTimeout":             Unreachable,
 	"RequestTimeoutException":    Unreachable,
 
-	// Session credentials that ran out before they were replaced, or a clock
-	// that is wrong. Both pass.
+	// Session credentials that expired before they were replaced, or a
+	// wrong clock. Both are temporary.
 	"ExpiredToken":          Unreachable, // STS
 	"ExpiredTokenException": Unreachable,
 	"RequestExpired":        Unreachable,
 	"RequestTimeTooSkewed":  Unreachable,
 	"RequestInTheFuture":    Unreachable,
 
-	// The identity provider behind the role. IDPRejectedClaim is also what an
-	// expired token gets, and InvalidIdentityToken what AWS says while it
-	// cannot fetch the provider's keys: neither is evidence of a no.
+	// The identity provider of the role. An expired token also gets
+	// IDPRejectedClaim. InvalidIdentityToken is also returned while AWS
+	// cannot fetch the provider's keys. Neither is evidence of a refusal.
 	"IDPCommunicationError": Unreachable,
 	"IDPRejectedClaim":      Unreachable,
 	"InvalidIdentityToken":  Unreachable,
@@ -84,30 +83,31 @@ var awsKinds = map[string]Kind{
 	"InvalidKeyUsageException":      Invalid,
 	"UnsupportedOperationException": Invalid,
 	"UnknownOperationException":     Invalid,
-	"MalformedPolicyDocument":       Invalid, // STS, as the next two
+	"MalformedPolicyDocument":       Invalid, // STS, like the next two
 	"PackedPolicyTooLarge":          Invalid,
 	"RegionDisabledException":       Invalid,
 
-	// A secret access key that does not belong to its id, or a proxy that
-	// rewrites requests.
+	// The secret access key does not match its id, or a proxy has changed
+	// the request.
 	"IncompleteSignature":                 Internal,
 	"IncompleteSignatureException":        Internal,
 	"MissingAuthenticationToken":          Internal,
 	"MissingAuthenticationTokenException": Internal,
-	awsBadSignature:                       Internal, // but see awsKind
+	awsBadSignature:                       Internal, // see awsKind for exceptions
 	"SignatureDoesNotMatch":               Internal,
 }
 
-// awsBadSignature stands for a wrong secret and for a wrong clock; see awsKind.
+// awsBadSignature is returned for a wrong secret and for a wrong clock; see
+// awsKind.
 const awsBadSignature = "InvalidSignatureException"
 
-// awsSkews begin the messages of AWS about a signature whose date is too far
-// from its own clock.
+// awsSkews are the prefixes of AWS's messages if the date of a signature is
+// too far from AWS's clock.
 var awsSkews = []string{"Signature expired", "Signature not yet current"}
 
-// fail turns an error of the SDK into an *Error. The SDK's error is not kept:
-// it can hold the answer's bytes, and the answer to GenerateDataKey holds a
-// DEK. ctx is the caller's, without our timeout.
+// fail converts an error of the SDK to an *Error. It drops the SDK's error,
+// which can contain the response, and a GenerateDataKey response contains a
+// DEK. ctx is the caller's context, without our timeout.
 func (a *AWS) fail(ctx context.Context, op string, err error) *Error {
 	e := &Error{Op: op, KeyID: a.keyARN}
 	var (
@@ -128,7 +128,7 @@ func (a *AWS) fail(ctx context.Context, op string, err error) *Error {
 		e.Kind, e.Err = Unreachable, errors.New("the source of the credentials does not give any now")
 	case errors.As(err, &api):
 		e.Reason = printable(api.ErrorCode(), 64)
-		if op != "wrap" { // the one request with a DEK in it, which a broken KMS might quote
+		if op != "wrap" { // a wrap request contains a DEK, which a broken KMS might quote
 			e.Err = messageError(printable(api.ErrorMessage(), 300))
 		}
 
@@ -146,8 +146,8 @@ func (a *AWS) fail(ctx context.Context, op string, err error) *Error {
 func awsKind(api smithy.APIError) Kind {
 	for _, skew := range awsSkews {
 		if strings.HasPrefix(api.ErrorMessage(), skew) {
-			// The SDK has learned the difference from this answer: the next
-			// attempt is signed by the clock of AWS.
+			// The SDK learns the clock difference from this response and
+			// corrects the next attempt.
 			return Unreachable
 		}
 	}
@@ -158,11 +158,11 @@ func awsKind(api smithy.APIError) Kind {
 	return Unreachable
 }
 
-// awsEvidence is a step in each call to KMS and STS that lets no error pass
-// which AWS did not send. KMS sends JSON that names the error in __type
-// (https://smithy.io/2.0/aws/protocols/aws-json-1_1-protocol.html), STS sends
-// XML, and both send their request id. The SDK itself also takes the name from
-// a header, by which an API gateway's 403 would pass.
+// awsEvidence is a middleware step in each call to KMS and STS. It rejects
+// errors that AWS did not send. KMS sends JSON with the error name in
+// __type (https://smithy.io/2.0/aws/protocols/aws-json-1_1-protocol.html),
+// STS sends XML, and both send their request id. The SDK alone also accepts
+// the name from a header, so it would accept a 403 from an API gateway.
 type awsEvidence struct{}
 
 // ID implements middleware.DeserializeMiddleware.
@@ -196,9 +196,9 @@ func (awsEvidence) HandleDeserialize(ctx context.Context, in middleware.Deserial
 	return out, metadata, nil
 }
 
-// isAWSAnswer reports whether body is an error of KMS, or any answer of STS,
-// from which the SDK would take a page of HTML for an answer without
-// credentials.
+// isAWSAnswer reports whether body is an error of KMS or any response of
+// STS. Successful STS responses are checked too, because the SDK would take
+// an HTML page for a response without credentials.
 func isAWSAnswer(service string, header http.Header, body []byte) bool {
 	id := header.Get("X-Amzn-Requestid") + header.Get("X-Amz-Requestid")
 	switch service {
@@ -216,23 +216,22 @@ func isAWSAnswer(service string, header http.Header, body []byte) bool {
 
 		return xml.Unmarshal(body, &doc) == nil && strings.HasSuffix(doc.XMLName.Local, "Response") &&
 			doc.ErrorID+doc.ID+id != ""
-	default: // a source of credentials, which no refusal of a key comes from
+	default: // a source of credentials, which cannot refuse a key
 		return true
 	}
 }
 
-// addAWSEvidence puts awsEvidence between the connection and whatever reads the
-// answer.
+// addAWSEvidence inserts awsEvidence directly after the connection.
 func addAWSEvidence(stack *middleware.Stack) error {
 	return stack.Deserialize.Add(awsEvidence{}, middleware.After)
 }
 
-// stateKind asks for the key's state, because KMSInvalidStateException does
-// not say which state was wrong, except in its text
-// (https://docs.aws.amazon.com/kms/latest/developerguide/key-state.html). If
-// the state may not be asked for, the answer stands as what it most often is:
-// a key on its way out. If it cannot be had just now, nothing is known yet:
-// the trouble may be that of a key store, and the next call asks again.
+// stateKind asks for the state of the key, because KMSInvalidStateException
+// reports it only in its text
+// (https://docs.aws.amazon.com/kms/latest/developerguide/key-state.html).
+// If DescribeKey is refused, stateKind assumes the most likely state: the
+// key is being deleted. If KMS cannot be reached, the state is unknown, and
+// the next call asks again.
 func (a *AWS) stateKind(ctx context.Context) Kind {
 	call, cancel := context.WithTimeout(ctx, a.timeout)
 	defer cancel()
@@ -249,21 +248,21 @@ func (a *AWS) stateKind(ctx context.Context) Kind {
 func awsStateKind(state types.KeyState) Kind {
 	switch state {
 	case types.KeyStatePendingImport, types.KeyStateUnavailable, types.KeyStateDisabled:
-		// The customer took out the imported material, or disconnected the key
-		// store.
+		// The customer removed the imported material, or disconnected the
+		// key store.
 		return Disabled
 	case types.KeyStateEnabled, types.KeyStateCreating, types.KeyStateUpdating:
-		// Either it passed, or the key store behind the key has a trouble of
-		// its own.
+		// The state has changed since, or the key store behind the key has
+		// a problem.
 		return Unreachable
 	default:
 		return PendingDeletion
 	}
 }
 
-// isAWSCredentials reports whether err is an answer of the endpoint that gives
-// containers their credentials. It is an API error by any name that the
-// endpoint likes, but no KMS sent it; its type is not exported.
+// isAWSCredentials reports whether err comes from the endpoint that gives
+// containers their credentials. Such an error is an API error with any
+// name, but KMS did not send it. Its type is not exported.
 func isAWSCredentials(err error) bool {
 	var endpoint interface {
 		smithy.APIError
@@ -272,7 +271,7 @@ func isAWSCredentials(err error) bool {
 	return errors.As(err, &endpoint)
 }
 
-// transportKind is for a call that got no answer, or none that can be read.
+// transportKind classifies a call that got no response or a malformed one.
 func (a *AWS) transportKind(ctx context.Context, err error) (Kind, error) {
 	var (
 		decode *smithy.DeserializationError
@@ -289,7 +288,7 @@ func (a *AWS) transportKind(ctx context.Context, err error) (Kind, error) {
 		return Unreachable, errConnectionLost
 	case errors.As(err, &decode):
 		return Unreachable, errUnreadable
-	case errors.As(err, &answer): // such as the instance metadata service's
+	case errors.As(err, &answer): // for example, from the instance metadata service
 		return Unreachable, &intermediaryError{answer.HTTPStatusCode()}
 	}
 

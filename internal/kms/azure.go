@@ -29,93 +29,97 @@ const (
 
 // Algorithms of AzureConfig.
 const (
-	AzureRSAOAEP256 = "RSA-OAEP-256" // RSA keys of 2048, 3072 or 4096 bits, of a vault or a Managed HSM
-	AzureA256KW     = "A256KW"       // 256-bit symmetric keys of a Managed HSM
+	AzureRSAOAEP256 = "RSA-OAEP-256" // RSA keys of 2048, 3072 or 4096 bits, in a vault or a Managed HSM
+	AzureA256KW     = "A256KW"       // 256-bit symmetric keys in a Managed HSM
 )
 
-// azureProof is how long an unwrap proves that the key is in force; see
-// (*Azure).prove.
+// azureProof is how long a successful unwrap proves that the key is
+// enabled; see (*Azure).prove.
 const azureProof = 5 * time.Second
 
 // AzureConfig configures the provider "azure-keyvault".
 type AzureConfig struct {
 	// KeyID is the identifier of a key without its version,
-	// "https://NAME.vault.azure.net/keys/KEY", or of a Managed HSM,
+	// "https://NAME.vault.azure.net/keys/KEY", or for a Managed HSM,
 	// "https://NAME.managedhsm.azure.net/keys/KEY". Required.
 	KeyID string
-	// Algorithm is AzureRSAOAEP256 or AzureA256KW, as the key is. Empty:
-	// AzureRSAOAEP256.
+	// Algorithm is AzureRSAOAEP256 or AzureA256KW and must match the key.
+	// Empty means AzureRSAOAEP256.
 	Algorithm string
-	// EnvelopeID is the key's id in the envelopes of objects, printable ASCII.
-	// Empty: KeyID in lower case. Give the old one where a key was restored
-	// into another vault, which keeps its versions; never change it otherwise.
+	// EnvelopeID is the key's id in the envelopes of objects, in printable
+	// ASCII. Empty means KeyID in lower case. If a key was restored into
+	// another vault, set it to the old id, because the key keeps its
+	// versions. Otherwise never change it.
 	EnvelopeID string
 	// Bindings bind blobs of an RSA key to secrets that only the vault can
-	// unwrap, as Bind makes them. Without, whoever has the public key can make
-	// blobs. The first one binds new blobs; blobs that any of them binds are
-	// opened.
+	// unwrap; Bind creates them. Without bindings, anyone with the public
+	// key can create blobs. New blobs use the first binding. Blobs with any
+	// of the bindings can be opened.
 	Bindings []string
-	// AcceptForm is the least form of blobs that are opened: 2 refuses those
-	// that no secret binds. 0: 1.
+	// AcceptForm is the lowest form of blobs that can be opened. 2 refuses
+	// blobs without a binding. 0 means 1.
 	AcceptForm int
-	// WriteForm 1 makes blobs that no secret binds, and opens those that one
-	// binds: for the time until all proxies have the bindings. 0: 2 with
-	// Bindings, else 1.
+	// WriteForm 1 creates blobs without a binding even if Bindings are set.
+	// Use it until all proxies have the bindings. 0 means 2 with Bindings,
+	// otherwise 1.
 	WriteForm int
-	// Credential gets the tokens. Nil: azidentity's DefaultAzureCredential.
+	// Credential provides the tokens. Nil means azidentity's
+	// DefaultAzureCredential.
 	Credential azcore.TokenCredential
-	// CAFile is a file of PEM certificates that sign Key Vault's. It is read
-	// again when it changes. Empty: those of the system.
+	// CAFile is a PEM file with the certificate authorities for Key Vault.
+	// It is reloaded when it changes. Empty means those of the system.
 	CAFile string
-	// Report, if not nil, is told of files that were read again.
+	// Report is called when a file has been reloaded. It may be nil.
 	Report Report
-	// Transport sends the calls. Nil: an HTTP client with keep-alive and proxy
-	// settings from the environment.
+	// Transport sends the calls. Nil means an HTTP client with keep-alive,
+	// and proxy settings from the environment.
 	Transport policy.Transporter
-	// AnyChallenge sends tokens also to a server whose name does not end as
-	// the resource in its challenge does. For servers that are not Azure's
-	// only: it is what keeps tokens from a server that is not the vault.
+	// AnyChallenge sends tokens even to a server whose name does not match
+	// the resource in its challenge. The check prevents sending tokens to a
+	// server that is not the vault, so disable it only for servers outside
+	// Azure.
 	AnyChallenge bool
-	// Timeout bounds one request with all its attempts. A token has 30 seconds
-	// of its own, for which a call waits until its context ends. 0:
-	// DefaultAzureTimeout.
+	// Timeout limits one request, including all its attempts. Getting a
+	// token has a separate limit of 30 seconds, and a call waits for it
+	// until its context ends. 0 means DefaultAzureTimeout.
 	Timeout time.Duration
-	// MaxAttempts counts the first attempt too. 0: DefaultAzureMaxAttempts.
+	// MaxAttempts includes the first attempt. 0 means
+	// DefaultAzureMaxAttempts.
 	MaxAttempts int
 }
 
-// Azure is the provider "azure-keyvault": a key of Azure Key Vault or of a
+// Azure is the provider "azure-keyvault": a key in Azure Key Vault or a
 // Managed HSM.
 //
-// The operations wrapKey and unwrapKey take no associated data. So the key in
-// Azure wraps a random key-encryption key made for this one blob, and that one
-// encrypts the DEK, with AES-256-GCM and the encryption context as associated
-// data. The binding to the context is therefore ours and not the KMS's:
-// Azure's logs know nothing of buckets and keys, and no policy there can
-// depend on them. It costs no further call.
+// The operations wrapKey and unwrapKey accept no associated data. Therefore
+// the key in Azure wraps a random key-encryption key (KEK) for each blob,
+// and the KEK encrypts the DEK with AES-256-GCM and the encryption context
+// as associated data. So the proxy enforces the encryption context, not the
+// KMS: Azure's logs do not show buckets and keys, and policies cannot
+// depend on them. It needs no additional call.
 //
-// The version of the key is kept in the blob, because unwrapKey has to be
-// told: after a rotation, new blobs are of the new version and old ones still
-// open while their version is enabled.
+// A blob contains the version of the key, because unwrapKey needs it. After
+// a rotation, new blobs use the new version. Old blobs can be opened as
+// long as their version is enabled.
 type Azure struct {
 	client    *azkeys.Client
 	transport policy.Transporter
 	tokens    *azureTokens
 	id        string
-	vault     string // URL without a path
+	vault     string // URL without path
 	name      string
 	algorithm azkeys.EncryptionAlgorithm
 	timeout   time.Duration
 	provenAt  atomic.Pointer[time.Time]
 	bindings  []*azureBinding
 	leastForm byte
-	form      byte // of new blobs
+	form      byte // form of new blobs
 }
 
 var azureNameForm = regexp.MustCompile(`^[0-9a-zA-Z-]{1,127}$`)
 
-// NewAzure returns the key that cfg names. It calls nobody. It refuses a key
-// whose blobs envelopes could not hold.
+// NewAzure returns the key that cfg describes. It makes no calls. It
+// refuses a key whose blobs do not fit in envelopes.
 func NewAzure(cfg AzureConfig) (*Azure, error) {
 	a := &Azure{id: cfg.EnvelopeID, timeout: cfg.Timeout}
 	if a.timeout <= 0 {
@@ -179,8 +183,8 @@ func (a *Azure) open(cfg AzureConfig) error {
 	return err
 }
 
-// setBindings reads what decides which form of blobs is made and opened.
-// longest is the size of the longest wrapped key.
+// setBindings sets the forms of blobs to create and to open. longest is the
+// maximum size of a wrapped key.
 func (a *Azure) setBindings(cfg AzureConfig, longest int) error {
 	if err := a.parseAzureBindings(cfg.Bindings); err != nil {
 		return err
@@ -217,7 +221,7 @@ func azureOptions(cfg AzureConfig) (*azkeys.ClientOptions, error) {
 		retries = int32(min(cfg.MaxAttempts, 100) - 1)
 	}
 	if retries == 0 {
-		retries = -1 // the client takes 0 for its default
+		retries = -1 // the client would use its default for 0
 	}
 
 	transport := cfg.Transport
@@ -244,8 +248,9 @@ func azureOptions(cfg AzureConfig) (*azkeys.ClientOptions, error) {
 	}, nil
 }
 
-// azureTrace reports the request id of each answer, which is the requestId of
-// Key Vault's log. It lets no error pass that Key Vault did not send.
+// azureTrace records the request id of each response, which is the
+// requestId in Key Vault's log. It rejects errors that Key Vault did not
+// send.
 type azureTrace struct{}
 
 // Do implements policy.Policy.
@@ -261,8 +266,8 @@ func (azureTrace) Do(r *policy.Request) (*http.Response, error) {
 	return resp, nil
 }
 
-// newAzureTransport keeps more idle connections than the 2 a host of net/http:
-// each PUT is one call, and they come in bursts.
+// newAzureTransport keeps more idle connections than net/http's default of
+// 2 for each host: each PUT makes one call, and PUTs come in bursts.
 func newAzureTransport(caFile string, report Report) (*http.Client, error) {
 	transport, err := withAuthorities(&http.Transport{
 		Proxy:               http.ProxyFromEnvironment,
@@ -276,8 +281,8 @@ func newAzureTransport(caFile string, report Report) (*http.Client, error) {
 	return &http.Client{Transport: transport}, err
 }
 
-// parseAzureKeyID returns URL and name in lower case: Azure does not tell the
-// cases apart, but an envelope does.
+// parseAzureKeyID returns URL and name in lower case. Azure ignores case,
+// but envelopes do not.
 func parseAzureKeyID(id string) (vault, name string, err error) {
 	u, err := url.Parse(id)
 	if err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
@@ -295,8 +300,8 @@ func parseAzureKeyID(id string) (vault, name string, err error) {
 	return "https://" + strings.ToLower(u.Host), strings.ToLower(name), nil
 }
 
-// KeyID is AzureConfig.EnvelopeID, or the key's identifier without version, in
-// lower case.
+// KeyID returns AzureConfig.EnvelopeID, or the key's identifier without
+// version, in lower case.
 func (a *Azure) KeyID() string { return a.id }
 
 // Wrap implements Wrapper by
@@ -336,8 +341,8 @@ func (a *Azure) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]b
 	return sealed, nil
 }
 
-// wrapKEK makes the key-encryption key of a blob and fills in the rest of its
-// frame, all but form and binding.
+// wrapKEK generates the KEK of a blob and sets the blob's remaining fields,
+// except form and binding.
 func (a *Azure) wrapKEK(ctx context.Context, op string, blob *azureBlob) (kek []byte, err error) {
 	kek = make([]byte, azureKEKSize)
 	rand.Read(kek)
@@ -372,12 +377,12 @@ func (a *Azure) wrapKEK(ctx context.Context, op string, blob *azureBlob) (kek []
 	return kek, nil
 }
 
-// prove unwraps what was just wrapped, unless an unwrap has succeeded within
-// the last azureProof. wrapKey needs no more of an RSA key than its public
-// half, and Azure has been seen to do it with a key that is disabled
-// (https://github.com/Azure/azure-sdk-for-python/issues/45342): without the
-// proof, a proxy would go on sealing objects under a key that was taken away,
-// and nobody could open them.
+// prove unwraps the KEK that was just wrapped, unless an unwrap has
+// succeeded within azureProof. Wrapping with an RSA key needs only its
+// public half, and Azure has been seen to wrap with a disabled key
+// (https://github.com/Azure/azure-sdk-for-python/issues/45342). Without
+// this check, a proxy would keep encrypting objects under a revoked key,
+// and those objects could not be opened.
 func (a *Azure) prove(ctx context.Context, blob *azureBlob, kek []byte) error {
 	if at := a.provenAt.Load(); at != nil && time.Since(*at) < azureProof {
 		return nil
@@ -436,8 +441,8 @@ func (a *Azure) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext
 	return dek, nil
 }
 
-// accept refuses a blob that is not to be opened, before the vault is asked. It
-// returns the binding of one of form 2.
+// accept refuses, before asking the vault, a blob that must not be opened.
+// It returns the binding of a blob of form 2.
 func (a *Azure) accept(blob *azureBlob) (*azureBinding, error) {
 	switch {
 	case blob.algorithm != azureAlgorithms[a.algorithm] || blob.key != azureTag(a.id):
@@ -471,7 +476,7 @@ func (a *Azure) unwrapKEK(ctx context.Context, op string, blob *azureBlob) ([]by
 		return err
 	})
 	if err != nil {
-		a.provenAt.Store(nil) // whatever is wrong, the key is not known to be in force any more
+		a.provenAt.Store(nil) // after any error, the key may no longer be enabled
 		failure := a.fail(ctx, op, err)
 		if IsRevoked(failure) {
 			a.forgetAll()
@@ -500,8 +505,8 @@ func (a *Azure) unwrapKEK(ctx context.Context, op string, blob *azureBlob) ([]by
 	return nil, &Error{Kind: Internal, Op: op, KeyID: a.id, Err: err}
 }
 
-// answeredVersion makes sure that an answer is of the key that was asked, and
-// returns the version.
+// answeredVersion checks that a response is about the requested key, and
+// returns the key version.
 func (a *Azure) answeredVersion(out azkeys.KeyOperationResult) (version [azureVersion]byte, _ error) {
 	name, ok := strings.CutPrefix(strings.ToLower(string(*out.KID)), a.vault+"/keys/"+a.name+"/")
 	if n, err := hex.Decode(version[:], []byte(name[:min(len(name), 2*azureVersion)])); !ok || err != nil ||

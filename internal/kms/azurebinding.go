@@ -12,20 +12,20 @@ import (
 	"time"
 )
 
-// azureBindingLife is how long a secret is kept before the vault has to unwrap
-// it again. No data key comes from the secret alone: each one still costs the
-// vault an unwrap of its own.
+// azureBindingLife is how long a secret is kept before the vault has to
+// unwrap it again. The secret alone does not open any data key: each one
+// still needs an unwrap by the vault.
 const azureBindingLife = time.Minute
 
-// Unbounder is a Wrapper whose KMS key has a public half. Whoever has that can
-// make blobs, unless blobs are bound to a secret as well.
+// Unbounder is a Wrapper whose KMS key has a public half. Anyone who has
+// that half can create blobs, unless blobs are also bound to a secret.
 type Unbounder interface {
-	// Unbound reports whether new blobs of the key are bound to a secret, and
-	// this one is not: so nothing proves who has made it.
+	// Unbound reports whether this blob is not bound to a secret although
+	// new blobs of the key are. Such a blob does not prove who created it.
 	Unbound(wrapped []byte) bool
 }
 
-// Unbound is that of w, and false where w needs no binding or has none.
+// Unbound calls w.Unbound. It returns false if w is not an Unbounder.
 func Unbound(w Wrapper, wrapped []byte) bool {
 	u, ok := w.(Unbounder)
 	return ok && u.Unbound(wrapped)
@@ -33,25 +33,25 @@ func Unbound(w Wrapper, wrapped []byte) bool {
 
 type keepUnboundKey struct{}
 
-// KeepUnbound returns a context in which Wrap binds a blob to no secret. It is
-// for the copy of an object whose own blob is not bound: a bound one would
-// vouch for what nobody has proved.
+// KeepUnbound returns a context with which Wrap binds the blob to no
+// secret. Use it to copy an object whose own blob is not bound: a bound
+// copy would wrongly prove its origin.
 func KeepUnbound(ctx context.Context) context.Context {
 	return context.WithValue(ctx, keepUnboundKey{}, true)
 }
 
-// azureBinding is a secret that makes blobs of form 2. Only the vault can
-// unwrap it, from a blob that the configuration pins.
+// azureBinding is a secret for blobs of form 2. Only the vault can unwrap
+// it, from a blob in the configuration.
 type azureBinding struct {
 	blob   *azureBlob
 	sealed []byte
 
-	turn   chan struct{} // holds one token: who has it may use the rest
-	secret []byte        // nil while it is not known
-	since  time.Time     // when the vault was asked for it
+	turn   chan struct{} // a semaphore that protects the fields below
+	secret []byte        // nil if unknown
+	since  time.Time     // when the vault was asked for the secret
 }
 
-// parseAzureBindings reads AzureConfig.Bindings.
+// parseAzureBindings parses AzureConfig.Bindings.
 func (a *Azure) parseAzureBindings(texts []string) error {
 	if len(texts) > 0 && azureAlgorithms[a.algorithm] != 1 {
 		return errors.New("bindings are for RSA keys: only the vault can wrap with a symmetric key")
@@ -91,7 +91,7 @@ func (a *Azure) parseAzureBinding(text string) (*azureBinding, error) {
 	return &azureBinding{blob: blob, sealed: sealed, turn: make(chan struct{}, 1)}, nil
 }
 
-// binding returns the one with that id, or nil.
+// binding returns the binding with that id, or nil.
 func (a *Azure) binding(id [azureBindingID]byte) *azureBinding {
 	i := slices.IndexFunc(a.bindings, func(b *azureBinding) bool { return b.blob.binding == id })
 	if i < 0 {
@@ -100,8 +100,9 @@ func (a *Azure) binding(id [azureBindingID]byte) *azureBinding {
 	return a.bindings[i]
 }
 
-// Bound returns the versions of the key that have wrapped the bindings, by the
-// vault's names. While one of them is disabled, nothing bound by it opens.
+// Bound returns the names of the key versions that have wrapped the
+// bindings. If one of these versions is disabled, no blob with its binding
+// can be opened.
 func (a *Azure) Bound() (versions []string) {
 	for _, b := range a.bindings {
 		versions = append(versions, b.blob.versionName())
@@ -109,7 +110,7 @@ func (a *Azure) Bound() (versions []string) {
 	return versions
 }
 
-// TryBindings has the vault unwrap each binding.
+// TryBindings asks the vault to unwrap each binding.
 func (a *Azure) TryBindings(ctx context.Context) error {
 	for _, b := range a.bindings {
 		secret, err := a.secret(ctx, "unwrap", b)
@@ -129,9 +130,9 @@ func (a *Azure) Unbound(wrapped []byte) bool {
 	return a.form == azureBoundForm && (len(wrapped) == 0 || wrapped[0] == azureBlobForm)
 }
 
-// Bind makes a binding: a new secret, or where again is one of the key's
-// bindings, the same secret under the present version of the key. The vault
-// has unwrapped it once.
+// Bind returns a new binding, after the vault has unwrapped it once. If
+// again is one of the key's bindings, the new binding has the same secret,
+// wrapped by the current version of the key.
 func (a *Azure) Bind(ctx context.Context, again string) (string, error) {
 	blob, secret := &azureBlob{form: azureBindingForm}, make([]byte, azureKEKSize)
 	defer func() { clear(secret) }()
@@ -166,7 +167,7 @@ func (a *Azure) Bind(ctx context.Context, again string) (string, error) {
 	return a.proveBinding(ctx, base64.StdEncoding.EncodeToString(sealed), secret)
 }
 
-// proveBinding has the vault unwrap a binding that was just made.
+// proveBinding asks the vault to unwrap a new binding.
 func (a *Azure) proveBinding(ctx context.Context, text string, secret []byte) (string, error) {
 	made, err := a.parseAzureBinding(text)
 	if err != nil {
@@ -188,8 +189,8 @@ func (a *Azure) proveBinding(ctx context.Context, text string, secret []byte) (s
 	return text, nil
 }
 
-// secret returns a copy of the secret of a binding, which the caller wipes.
-// One caller asks the vault for all that wait.
+// secret returns a copy of the secret of a binding, which the caller must
+// wipe. One caller asks the vault while the others wait.
 func (a *Azure) secret(ctx context.Context, op string, b *azureBinding) ([]byte, error) {
 	select {
 	case b.turn <- struct{}{}:
@@ -220,8 +221,8 @@ func (a *Azure) secret(ctx context.Context, op string, b *azureBinding) ([]byte,
 	return slices.Clone(secret), nil
 }
 
-// bindingError says that an error is about a binding. A binding that does not
-// unwrap is a fault of the configuration, and says nothing about an object.
+// bindingError marks an error as one about a binding. A binding that does
+// not unwrap is a configuration error and says nothing about an object.
 func bindingError(err error) error {
 	e, ok := errors.AsType[*Error](err)
 	if !ok {
@@ -241,8 +242,8 @@ func bindingError(err error) error {
 	return &own
 }
 
-// forget wipes the secret of a binding, unless somebody is using it, who
-// replaces it or keeps it for less than azureBindingLife.
+// forget wipes the secret of a binding, unless it is in use. Then it is
+// replaced, or expires after azureBindingLife.
 func (a *Azure) forget(b *azureBinding) {
 	select {
 	case b.turn <- struct{}{}:
@@ -253,15 +254,15 @@ func (a *Azure) forget(b *azureBinding) {
 	}
 }
 
-// forgetAll is forget for all bindings, for a key that was taken away.
+// forgetAll forgets all bindings, after the key was revoked.
 func (a *Azure) forgetAll() {
 	for _, b := range a.bindings {
 		a.forget(b)
 	}
 }
 
-// boundKEK is the key that a blob of form 2 is sealed with. Both the vault's
-// answer for the blob and the secret are needed to know it.
+// boundKEK derives the key that seals a blob of form 2. It depends on both
+// the vault's answer for the blob and the secret.
 func boundKEK(kek, secret []byte) ([]byte, error) {
 	return hkdf.Key(sha256.New, kek, secret, azureLabels[azureBoundForm], azureKEKSize)
 }

@@ -14,24 +14,24 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-// A wrapped DEK of Azure is
+// azureBlob is a wrapped DEK:
 //
-//	1 byte       form: 1, or 2 if it is bound to a secret; 3 is a binding
+//	1 byte       form: 1, 2 if bound to a secret, 3 if a binding
 //	1 byte       algorithm: 1 RSA-OAEP-256, 2 A256KW
-//	8 bytes      of the SHA-256 of a label and the key id, so that a blob of another key is known without asking Azure,
-//	             which would only say that it has no such version
+//	8 bytes      hash of a label and the key id; identifies blobs of other
+//	             keys without asking Azure
 //	8 bytes      id of the binding; not in form 1
-//	1 byte       length of the next, 16
-//	16 bytes     version of the key in Azure, whose name there is these in hexadecimal
-//	2 bytes      length of the next, big-endian
-//	n bytes      the key-encryption key, wrapped by Azure
+//	1 byte       length of the next field, 16
+//	16 bytes     version of the key; its name in Azure is this in hex
+//	2 bytes      length of the next field, big-endian
+//	n bytes      the KEK, wrapped by Azure
 //	12 bytes     random nonce
-//	32+16 bytes  the DEK under AES-256-GCM; associated data are all bytes up to the nonce, after a label, and then the
-//	             encryption context
+//	32+16 bytes  the DEK, under AES-256-GCM; the associated data are a label,
+//	             all bytes before the nonce, and the encryption context
 //
-// The key of AES-256-GCM is the key-encryption key in forms 1 and 3. In form 2
-// it is derived from that and the secret of the binding. docs/format.md,
-// section 5, is the specification.
+// The AES-256-GCM key is the KEK in forms 1 and 3. In form 2 it is derived
+// from the KEK and the secret of the binding. docs/format.md, section 5, is
+// the specification.
 type azureBlob struct {
 	form      byte
 	algorithm byte
@@ -55,7 +55,7 @@ const (
 	azureFrameSize   = 2 + azureTagSize + 1 + azureVersion + 2 // of form 1, without the wrapped key
 )
 
-// azureLabels begin the associated data of each form.
+// azureLabels start the associated data of each form.
 var azureLabels = map[byte]string{
 	azureBlobForm:    "cmekproxy azure wrap v1",
 	azureBoundForm:   "cmekproxy azure wrap v2",
@@ -67,13 +67,13 @@ var (
 		azkeys.EncryptionAlgorithmRSAOAEP256: 1,
 		azkeys.EncryptionAlgorithmA256KW:     2,
 	}
-	azureRSASizes = []int{256, 384, 512} // of a wrapped key, in bytes, for 2048, 3072 and 4096 bits
+	azureRSASizes = []int{256, 384, 512} // bytes of a wrapped key, for 2048, 3072 and 4096 bits
 
 	errAzureBlob = errors.New("not a blob of this provider")
 )
 
-// azureBlobSize is the size of a blob of a form, with a wrapped key of that
-// size.
+// azureBlobSize returns the size of a blob of the given form, with a
+// wrapped key of the given size.
 func azureBlobSize(form byte, wrapped int) int {
 	size := azureFrameSize + wrapped + azureSealed
 	if form != azureBlobForm {
@@ -82,7 +82,7 @@ func azureBlobSize(form byte, wrapped int) int {
 	return size
 }
 
-// check refuses what wrapKey cannot have answered with.
+// check refuses a wrapped key that wrapKey cannot have returned.
 func (b *azureBlob) check() error {
 	switch {
 	case b.algorithm == 1 && slices.Contains(azureRSASizes, len(b.wrapped)):
@@ -94,7 +94,7 @@ func (b *azureBlob) check() error {
 	}
 }
 
-// frame is all of a blob up to the nonce.
+// frame returns the bytes of a blob before the nonce.
 func (b *azureBlob) frame() []byte {
 	out := make([]byte, 0, azureBlobSize(b.form, len(b.wrapped)))
 	out = append(out, b.form, b.algorithm)
@@ -112,8 +112,8 @@ func (b *azureBlob) aad(ec EncryptionContext) []byte {
 	return append(append([]byte(azureLabels[b.form]), b.frame()...), associatedData(ec)...)
 }
 
-// seal encrypts a DEK, or the secret of a binding. secret is that of the
-// binding in form 2, and nil otherwise.
+// seal encrypts a DEK, or the secret of a binding. secret is the secret of
+// the blob's binding in form 2, and nil otherwise.
 func (b *azureBlob) seal(kek, secret, dek []byte, ec EncryptionContext) ([]byte, error) {
 	aead, err := b.aead(kek, secret)
 	if err != nil {
@@ -123,7 +123,7 @@ func (b *azureBlob) seal(kek, secret, dek []byte, ec EncryptionContext) ([]byte,
 	return aead.Seal(b.frame(), nil, dek, b.aad(ec)), nil
 }
 
-// open is the reverse of seal.
+// open is the inverse of seal.
 func (b *azureBlob) open(kek, secret, sealed []byte, ec EncryptionContext) ([]byte, error) {
 	aead, err := b.aead(kek, secret)
 	if err != nil {
@@ -159,11 +159,11 @@ func newKEK(kek []byte) (cipher.AEAD, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer crypt.Wipe(block) // the AEAD has a copy
+	defer crypt.Wipe(block) // the AEAD has its own copy
 	return cipher.NewGCMWithRandomNonce(block)
 }
 
-// parseAzureBlob returns the blob and the sealed DEK in it.
+// parseAzureBlob returns the decoded blob, and the sealed DEK in it.
 func parseAzureBlob(b []byte) (_ *azureBlob, sealed []byte, _ error) {
 	if len(b) < azureFrameSize || azureLabels[b[0]] == "" {
 		return nil, nil, errAzureBlob
@@ -191,11 +191,11 @@ func parseAzureBlob(b []byte) (_ *azureBlob, sealed []byte, _ error) {
 	return blob, rest[2+size:], blob.check()
 }
 
-// versionName is Azure's name of the version of the key.
+// versionName returns Azure's name for the key version.
 func (b *azureBlob) versionName() string { return hex.EncodeToString(b.version[:]) }
 
-// azureVersionOf is Azure's name of the version that a blob names, which must
-// be a blob of that key.
+// azureVersionOf returns Azure's name for the key version in a blob, or ""
+// if it is not a blob of that key.
 func azureVersionOf(keyID string, b []byte) string {
 	blob, _, err := parseAzureBlob(b)
 	if err != nil || blob.form == azureBindingForm || blob.key != azureTag(keyID) {
@@ -204,7 +204,7 @@ func azureVersionOf(keyID string, b []byte) string {
 	return blob.versionName()
 }
 
-// azureTag names a key in its blobs.
+// azureTag returns the hash that identifies a key in its blobs.
 func azureTag(keyID string) [azureTagSize]byte {
 	sum := sha256.Sum256([]byte(azureLabelKey + keyID))
 	return [azureTagSize]byte(sum[:])

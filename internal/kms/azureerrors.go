@@ -15,8 +15,8 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
 )
 
-// azureKinds maps the names of errors that say more than the HTTP status. They
-// stand in "innererror", below a code that is often no more than "Forbidden".
+// azureKinds classifies error names, which say more than the HTTP status.
+// They are in "innererror", below a code that is often only "Forbidden".
 // Sources:
 // https://learn.microsoft.com/en-us/azure/key-vault/general/rest-error-codes
 // and
@@ -24,14 +24,14 @@ import (
 var azureKinds = map[string]Kind{
 	"KeyDisabled": Disabled,
 
-	"KeyNotFound": NotFound, // a key that was deleted and can still be recovered is not found either
+	"KeyNotFound": NotFound, // also for a deleted key that can still be recovered
 
 	"AccessDenied":          Denied,
 	"ForbiddenByPolicy":     Denied,
 	"ForbiddenByRbac":       Denied,
 	"ForbiddenByFirewall":   Denied,
 	"ForbiddenByConnection": Denied,
-	"KeyOperationForbidden": Denied, // taken out of the key's list of operations
+	"KeyOperationForbidden": Denied, // removed from the key's list of operations
 
 	"ObjectIsBeingDeleted":          PendingDeletion,
 	"ObjectIsDeletedButRecoverable": PendingDeletion,
@@ -40,8 +40,9 @@ var azureKinds = map[string]Kind{
 	"Throttled": Throttled,
 }
 
-// fail turns an error of the SDK into an *Error. The SDK's error is not kept:
-// it prints the whole answer. ctx is the caller's, without our timeout.
+// fail converts an error of the SDK to an *Error. It drops the SDK's error,
+// which contains the whole response. ctx is the caller's context, without
+// our timeout.
 func (a *Azure) fail(ctx context.Context, op string, err error) *Error {
 	e := &Error{Op: op, KeyID: a.id}
 	var (
@@ -75,7 +76,7 @@ func (a *Azure) failResponse(e *Error, resp *azcore.ResponseError) {
 	}
 
 	e.Kind = azureStatusKind(e.Op, resp.StatusCode)
-	for _, name := range []string{code, inner} { // the inner one says more
+	for _, name := range []string{code, inner} { // the inner code is more specific
 		if kind, ok := azureKinds[name]; ok {
 			e.Kind = kind
 		}
@@ -90,16 +91,16 @@ func (a *Azure) failResponse(e *Error, resp *azcore.ResponseError) {
 		e.Reason = fmt.Sprintf("HTTP %d", resp.StatusCode)
 	}
 
-	if e.Op != "wrap" && e.Op != "bind" { // requests with a key in them, which a broken KMS might quote
+	if e.Op != "wrap" && e.Op != "bind" { // these requests contain a key, which a broken KMS might quote
 		e.Err = messageError(printable(message, 300))
 	}
 }
 
-// isAzureError reports whether Key Vault itself sent an error. It sends its
-// request id, and JSON with a code
-// (https://learn.microsoft.com/en-us/azure/key-vault/general/common-parameters-and-headers);
-// with 401 the challenge by which clients find out where to log in, and there
-// a Managed HSM sends no JSON.
+// isAzureError reports whether Key Vault itself sent the error. Key Vault
+// sends its request id, and JSON with a code
+// (https://learn.microsoft.com/en-us/azure/key-vault/general/common-parameters-and-headers).
+// With 401 it sends the challenge that says where to log in, and a Managed
+// HSM then sends no JSON.
 func isAzureError(resp *http.Response) bool {
 	if resp.Header.Get("X-Ms-Request-Id") == "" {
 		return false
@@ -112,7 +113,7 @@ func isAzureError(resp *http.Response) bool {
 	return code != ""
 }
 
-// azureCodes reads the body of an error, which the SDK has kept.
+// azureCodes parses the body of an error, which the SDK has kept.
 func azureCodes(resp *azcore.ResponseError) (code, inner, message string) {
 	if resp.RawResponse == nil {
 		return "", "", ""
@@ -141,7 +142,7 @@ func azureStatusKind(op string, status int) Kind {
 	switch status {
 	case http.StatusBadRequest:
 		if op == "unwrap" {
-			return InvalidCiphertext // BadParameter: the padding of another version or key, or of an altered blob
+			return InvalidCiphertext // BadParameter: padding of another version or key, or an altered blob
 		}
 		return Invalid
 	case http.StatusUnauthorized, http.StatusForbidden:
@@ -159,22 +160,22 @@ func azureStatusKind(op string, status int) Kind {
 	}
 }
 
-// azureRefusals are the errors of a token endpoint by which Microsoft Entra
-// says that this caller gets no token: the application was deleted or
-// disabled, or its secret has run out
+// azureRefusals are the errors with which Microsoft Entra refuses a token
+// to this caller: the application was deleted or disabled, or its secret
+// has expired
 // (https://learn.microsoft.com/en-us/entra/identity-platform/reference-error-codes#handling-error-codes-in-your-application).
 var azureRefusals = []string{"invalid_client", "invalid_grant", "unauthorized_client", "access_denied"}
 
-// azureTransient holds the numbers of Entra's errors that come with one of
-// azureRefusals but pass: "a transient error has occurred", and a federated
-// token that is not within its time, which a wrong clock or a late rotation
-// leads to.
+// azureTransient are numbers of Entra errors that are temporary although
+// their name is in azureRefusals: "a transient error has occurred", and a
+// federated token outside its validity, because of a wrong clock or a late
+// rotation.
 var azureTransient = []int{90033, 700024}
 
-// azureLoginKind is for a token that could not be got. Only Entra's own words
-// are a refusal. What the endpoints for managed identities say, on a virtual
-// machine or in an App Service, is about that machine and never about the key:
-// they answer 404 and 410 while they start or move
+// azureLoginKind classifies a failure to get a token. Only Entra can
+// refuse. The endpoints for managed identities, on a virtual machine or in
+// App Service, report the state of the machine and never that of the key:
+// they return 404 and 410 while they start or move
 // (https://learn.microsoft.com/en-us/entra/identity/managed-identities-azure-resources/how-to-use-vm-token#error-handling).
 func azureLoginKind(err *azidentity.AuthenticationFailedError) (Kind, error) {
 	if err.RawResponse == nil {
@@ -186,8 +187,8 @@ func azureLoginKind(err *azidentity.AuthenticationFailedError) (Kind, error) {
 	return Unreachable, fmt.Errorf("no token: HTTP %d", err.RawResponse.StatusCode)
 }
 
-// isEntraRefusal reads the body of an answer to a login. IMDS and App Service
-// send neither of the last two fields.
+// isEntraRefusal reports whether the response to a login is a refusal by
+// Entra. IMDS and App Service send neither error_codes nor trace_id.
 func isEntraRefusal(resp *http.Response) bool {
 	var doc struct {
 		Error   string `json:"error"`
@@ -204,8 +205,8 @@ func isEntraRefusal(resp *http.Response) bool {
 	return slices.Contains(azureRefusals, doc.Error) && !passes
 }
 
-// azureTransportKind is for a call that got no answer, or none that can be
-// read.
+// azureTransportKind classifies a call that got no response or a malformed
+// one.
 func azureTransportKind(err error) (Kind, error) {
 	if cause := networkError(err); cause != nil {
 		return Unreachable, cause
@@ -228,9 +229,9 @@ func azureTransportKind(err error) (Kind, error) {
 	}
 }
 
-// isIMDSMissing reports whether a credential gave up because the instance
-// metadata service was silent or answered with an error. The SDK has the same
-// type of error for that and for no credential at all, so the text decides.
+// isIMDSMissing reports whether a credential failed because the instance
+// metadata service did not answer or returned an error. The SDK uses the
+// same error type if there is no credential at all, so the text decides.
 func isIMDSMissing(err error) bool {
 	text := err.Error()
 	return strings.Contains(text, "managed identity timed out") || strings.Contains(text, "The endpoint responded with")

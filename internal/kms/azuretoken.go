@@ -11,46 +11,46 @@ import (
 	"golang.org/x/sync/singleflight"
 )
 
-// azureTokens stands between the client of Key Vault and a credential. The
-// client learns in the middle of an attempt which token it needs, and would
-// wait for it there. So this answers at once: with a token, or with an
-// noTokenError that says which one is missing. (*Azure).attempt then gets that
-// one in its own time, and makes the attempt again.
+// azureTokens is a credential that never blocks an attempt. The client of
+// Key Vault learns only during an attempt which token it needs, and would
+// wait for it there. azureTokens returns at once: either a token, or a
+// noTokenError that says which token is missing. (*Azure).attempt then gets
+// that token outside the time limit, and repeats the attempt.
 type azureTokens struct {
 	from   func() azcore.TokenCredential
 	logins logins[azcore.AccessToken]
 
 	mu    sync.Mutex
-	ready map[string]azcore.AccessToken // got, and not given out yet
+	ready map[string]azcore.AccessToken // fetched and not yet returned
 }
 
-// noTokenError says that there is no token yet for these options.
+// noTokenError is returned if there is no token yet for these options.
 type noTokenError struct{ options policy.TokenRequestOptions }
 
 func (*noTokenError) Error() string { return "no token yet" }
 
-// azureWait is the key of a context whose attempt waits for its tokens.
+// azureWait is the context key that makes an attempt wait for its tokens.
 type azureWait struct{}
 
-// azureTokenError is the error of a credential, which the client does not
+// azureTokenError is an error of a credential, which the client must not
 // retry.
 type azureTokenError struct{ error }
 
-// NonRetriable tells the client that it is.
+// NonRetriable marks the error for the client.
 func (azureTokenError) NonRetriable() {}
 
 // Unwrap returns the credential's own error.
 func (e azureTokenError) Unwrap() error { return e.error }
 
-// GetToken implements azcore.TokenCredential. The client keeps what it is given
-// and asks again only if that is about to expire or was refused, so each token
-// is given once.
+// GetToken implements azcore.TokenCredential. The client caches the token
+// and asks again only if it is about to expire or was refused, so each
+// token is returned once.
 func (t *azureTokens) GetToken(ctx context.Context, o policy.TokenRequestOptions) (azcore.AccessToken, error) {
 	if token, ok := t.take(o); ok {
 		return token, nil
 	}
 	if ctx.Value(azureWait{}) == nil {
-		t.begin(o) // also for a client that goes on with the token it has
+		t.begin(o) // also for a client that can continue with its current token
 		return azcore.AccessToken{}, &noTokenError{o}
 	}
 
@@ -66,7 +66,7 @@ func (t *azureTokens) GetToken(ctx context.Context, o policy.TokenRequestOptions
 	return token, nil
 }
 
-// fetch has a token ready for the client. It waits for it until ctx ends.
+// fetch gets a token for the client, and waits for it until ctx ends.
 func (t *azureTokens) fetch(ctx context.Context, o policy.TokenRequestOptions) error {
 	t.mu.Lock()
 	_, ok := t.ready[azureTokenName(o)]
@@ -84,7 +84,7 @@ func (t *azureTokens) fetch(ctx context.Context, o policy.TokenRequestOptions) e
 	}
 }
 
-// begin gets a token, or joins the login that gets it.
+// begin starts getting a token, or joins the login in progress.
 func (t *azureTokens) begin(o policy.TokenRequestOptions) <-chan singleflight.Result {
 	name := azureTokenName(o)
 	return t.logins.begin(name, func(ctx context.Context) (azcore.AccessToken, error) {
@@ -117,8 +117,8 @@ func azureTokenName(o policy.TokenRequestOptions) string {
 	return fmt.Sprintf("%q %q %q %v", o.Scopes, o.TenantID, o.Claims, o.EnableCAE)
 }
 
-// attempt makes one call within the timeout, which waiting for a token does not
-// use up.
+// attempt makes one call within the timeout. Waiting for a token does not
+// count toward the timeout.
 func (a *Azure) attempt(ctx context.Context, run func(call context.Context) error) error {
 	err := a.bounded(ctx, run)
 	var missing *noTokenError
@@ -129,8 +129,8 @@ func (a *Azure) attempt(ctx context.Context, run func(call context.Context) erro
 		return err
 	}
 
-	// Should Key Vault refuse this token too, then the next one is waited for
-	// within the attempt.
+	// If Key Vault refuses this token too, the attempt itself waits for the
+	// next one.
 	return a.bounded(context.WithValue(ctx, azureWait{}, struct{}{}), run)
 }
 

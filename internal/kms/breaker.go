@@ -8,8 +8,8 @@ import (
 	"github.com/sony/gobreaker/v2"
 )
 
-// ErrOpen is the cause of an error of Breaker that is open: the KMS was not
-// asked.
+// ErrOpen is the cause of an error when the breaker is open and the KMS was
+// not asked.
 var ErrOpen = errors.New("not asked, as it gave no answer before")
 
 // Defaults of BreakerConfig.
@@ -20,33 +20,35 @@ const (
 
 // BreakerConfig configures Breaker.
 type BreakerConfig struct {
-	// Failures is how many calls in a row must end with Unreachable to open
-	// the breaker. 0: DefaultBreakerFailures.
+	// Failures is the number of consecutive Unreachable errors that open
+	// the breaker. 0 means DefaultBreakerFailures.
 	Failures int
-	// OpenFor is how long it stays open before a trial. 0:
-	// DefaultBreakerOpenFor.
+	// OpenFor is how long the breaker stays open before a trial call. 0
+	// means DefaultBreakerOpenFor.
 	OpenFor time.Duration
-	// OnChange, if not nil, is told when the breaker opens and when it closes,
-	// in that order. A trial that fails is no change. It must not block, and
-	// must not call the Wrapper.
+	// OnChange is called when the breaker opens and when it closes, in that
+	// order. A failed trial does not count as a change. It must not block
+	// or call the Wrapper. It may be nil.
 	OnChange func(open bool)
 }
 
-// Breaker returns w, but stops to ask a KMS that does not answer: calls that
-// would hang until their deadline then fail at once and hold nothing up. After
-// so many Unreachable in a row it is open, and answers every call with
-// Unreachable, by the reason "circuit open" and the cause ErrOpen. After
-// OpenFor it lets one call through as a trial: any answer of the KMS to that
-// one closes it, another Unreachable begins OpenFor anew.
+// Breaker returns w with a circuit breaker. If the KMS does not answer,
+// calls fail at once instead of waiting for their deadlines. After
+// cfg.Failures consecutive Unreachable errors the breaker opens: all calls
+// return Unreachable, with the reason "circuit open" and the cause ErrOpen.
+// After cfg.OpenFor, it lets one trial call through. Any answer of the KMS
+// closes the breaker; another Unreachable keeps it open for another
+// OpenFor.
 //
-// Only Unreachable counts. Throttled, a revoked key or an invalid ciphertext
-// are answers of a KMS that works. Errors that say nothing of the KMS count
-// neither way: Canceled, what Limit refused, and what has no name of the KMS's
-// own among Invalid and Internal, such as a DEK that was not worth sending. A
-// caller's deadline that ends in the middle of a call is Unreachable, so a
-// caller that allows a KMS less time than it takes opens the breaker as well.
+// Only Unreachable counts as a failure. Throttled, a revoked key or an
+// invalid ciphertext are answers of a working KMS. Errors that say nothing
+// about the KMS do not count either way: Canceled, errors of Limit, and
+// Invalid or Internal errors without an error name from the KMS, such as an
+// unusable DEK. If a caller's deadline ends during a call, the error is
+// Unreachable; so callers with too short deadlines can open the breaker,
+// too.
 //
-// It remembers no DEK: open, it can serve nothing.
+// The breaker caches no DEKs. While it is open, no key can be unwrapped.
 func Breaker(w Wrapper, cfg BreakerConfig) Wrapper {
 	if cfg.Failures <= 0 {
 		cfg.Failures = DefaultBreakerFailures
@@ -82,7 +84,7 @@ type circuitBreaker struct {
 }
 
 func (b *circuitBreaker) run(ctx context.Context, op string, call func() error) error {
-	if ctx.Err() != nil { // by a provider it would be Unreachable, and count
+	if ctx.Err() != nil { // the provider would return Unreachable, which counts
 		return contextError(ctx, op, b.keyID)
 	}
 	_, err := b.circuit.Execute(func() (struct{}, error) { return struct{}{}, call() })
@@ -92,8 +94,8 @@ func (b *circuitBreaker) run(ctx context.Context, op string, call func() error) 
 	return err
 }
 
-// notAboutKMS reports whether err is none of the KMS and no lack of an answer
-// either.
+// notAboutKMS reports whether err is neither an answer of the KMS nor a
+// missing answer.
 func notAboutKMS(err error) bool {
 	if err == nil {
 		return false
@@ -108,12 +110,12 @@ func notAboutKMS(err error) bool {
 	case Canceled:
 		return true
 	case Invalid, Internal:
-		return e.Reason == "" // else it is by a name that the KMS gave
+		return e.Reason == "" // otherwise the reason is a name from the KMS
 	default:
 		return false
 	}
 }
 
-// notAsked reports whether an error is of Breaker or Limit, so that the KMS
-// was not asked.
+// notAsked reports whether an error comes from Breaker or Limit, so that
+// the KMS was not asked.
 func notAsked(err error) bool { return errors.Is(err, ErrOpen) || errors.Is(err, ErrLimit) }

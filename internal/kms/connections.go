@@ -12,11 +12,11 @@ import (
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 )
 
-// A connection can die without a word: a NAT or a firewall forgets it, or the
-// machine behind an address is replaced. TCP itself notices after a quarter of
-// an hour, and HTTP/2 sends all requests over the one dead connection until
-// then. So an HTTP/2 connection that has been silent for pingAfter is pinged,
-// and closed if that has no answer for pingTimeout.
+// A connection can fail silently: a NAT or a firewall forgets it, or the
+// machine behind an address is replaced. TCP needs a quarter of an hour to
+// notice, and until then HTTP/2 sends all requests over the dead
+// connection. Therefore an HTTP/2 connection that has been silent for
+// pingAfter is pinged, and closed if there is no answer within pingTimeout.
 const (
 	pingAfter   = 3 * time.Second
 	pingTimeout = 2 * time.Second
@@ -28,24 +28,25 @@ func http2Pings() *http.HTTP2Config {
 
 // Resetter is a Wrapper that keeps connections to its KMS.
 type Resetter interface {
-	// ResetConnections has later calls use new connections. Call it when the
-	// KMS does not answer: the connections may be dead, and the KMS well.
+	// ResetConnections makes later calls use new connections. Call it when
+	// the KMS does not answer: perhaps only the connections are dead.
 	ResetConnections()
 }
 
-// processStart is what clock counts from.
+// processStart is the zero of clock.
 var processStart = time.Now()
 
-// clock is a time that no change of the wall clock moves.
+// clock returns a monotonic time, which changes of the wall clock do not
+// affect.
 func clock() time.Duration { return time.Since(processStart) }
 
-// reconnecting is a transport that gives up its idle connections when a
-// request had no answer in time, and no other request had one meanwhile. It is
-// for HTTP/1.1, where each dead connection in the pool costs a request of its
-// own, and for HTTP/2 between two pings.
+// reconnecting is a transport that closes its idle connections when a
+// request got no response in time, and no other request got one meanwhile.
+// It helps with HTTP/1.1, where each dead connection in the pool would fail
+// one request, and with HTTP/2 between two pings.
 type reconnecting struct {
 	next  http.RoundTripper
-	heard atomic.Int64 // when the last answer came, by clock
+	heard atomic.Int64 // clock of the last response
 }
 
 func newReconnecting(next http.RoundTripper) *reconnecting { return &reconnecting{next: next} }
@@ -63,7 +64,7 @@ func (r *reconnecting) RoundTrip(req *http.Request) (*http.Response, error) {
 	return resp, err
 }
 
-// CloseIdleConnections is what http.Client looks for.
+// CloseIdleConnections is called by http.Client.
 func (r *reconnecting) CloseIdleConnections() {
 	if t, ok := r.next.(interface{ CloseIdleConnections() }); ok {
 		t.CloseIdleConnections()
@@ -71,8 +72,8 @@ func (r *reconnecting) CloseIdleConnections() {
 }
 
 // reconnectingAWS returns client with a reconnecting transport. A
-// BuildableClient has no way to give up connections, and makes a transport of
-// its own for each service.
+// BuildableClient cannot close its connections, and creates a separate
+// transport for each service.
 func reconnectingAWS(client aws.HTTPClient) aws.HTTPClient {
 	switch c := client.(type) {
 	case *awshttp.BuildableClient:
@@ -87,8 +88,7 @@ func reconnectingAWS(client aws.HTTPClient) aws.HTTPClient {
 	}
 }
 
-// reconnectingAzure is reconnectingAWS for the clients that Azure's library
-// takes.
+// reconnectingAzure is reconnectingAWS for the clients of Azure's library.
 func reconnectingAzure(client policy.Transporter) policy.Transporter {
 	if c, ok := client.(*http.Client); ok {
 		return reconnectingHTTP(c)
@@ -105,8 +105,8 @@ func reconnectingHTTP(client *http.Client) *http.Client {
 	return &own
 }
 
-// resetHTTP closes the idle connections of a client, whatever type a vendor's
-// library has for it. Those in use are closed by http2Pings if they are dead.
+// resetHTTP closes the idle connections of a client of any type. http2Pings
+// closes dead connections in use.
 func resetHTTP(client any) {
 	if c, ok := client.(interface{ CloseIdleConnections() }); ok {
 		c.CloseIdleConnections()

@@ -6,22 +6,21 @@ import (
 	"slices"
 )
 
-// contextLabel starts the associated data of providers whose KMS takes bytes,
-// and not names and values.
+// contextLabel starts the associated data for a KMS that accepts bytes
+// rather than names and values.
 const contextLabel = "cmekproxy context v1"
 
-// associatedData encodes a context for a KMS, or for our own layer of
-// encryption, as bytes. It is part of the format: blobs that are stored do not
-// unwrap with any other encoding. docs/kms.md tells it to those who unwrap by
-// hand.
+// associatedData encodes a context as bytes, for a KMS or for our own
+// encryption. It is part of the format: stored blobs can be unwrapped only
+// with this encoding. docs/kms.md describes it for unwrapping by hand.
 func associatedData(ec EncryptionContext) []byte {
 	return appendContext([]byte(contextLabel), ec)
 }
 
-// appendContext encodes a context so that no two of them give the same bytes:
-// the number of entries, then every string after its length, names in order.
+// appendContext encodes a context unambiguously: the number of entries,
+// then each string after its length, sorted by name.
 func appendContext(b []byte, ec EncryptionContext) []byte {
-	b = binary.BigEndian.AppendUint32(b, uint32(len(ec))) //nolint:gosec // an object has two entries
+	b = binary.BigEndian.AppendUint32(b, uint32(len(ec))) //nolint:gosec // a context has few entries
 	for _, name := range slices.Sorted(maps.Keys(ec)) {
 		b = appendString(b, name)
 		b = appendString(b, ec[name])

@@ -2,14 +2,14 @@ package kms
 
 import "context"
 
-// decorator is a Wrapper that makes every call of another one through run:
-// what Limit, Retry and Breaker have in common. It remembers no DEK.
+// decorator is a Wrapper that passes every call to another Wrapper through
+// run. Limit, Retry and Breaker use it. It caches no DEKs.
 type decorator struct {
 	w   Wrapper
 	run func(ctx context.Context, op string, call func() error) error
 }
 
-// KeyID is that of the Wrapper within.
+// KeyID returns the KeyID of the inner Wrapper.
 func (a *decorator) KeyID() string { return a.w.KeyID() }
 
 // Wrap implements Wrapper.
@@ -36,8 +36,8 @@ func (a *decorator) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionCon
 	return dek, nil
 }
 
-// Generate implements Generator, whether the Wrapper within does or not: it
-// takes one Wrap where it does not.
+// Generate implements Generator. If the inner Wrapper is not a Generator,
+// it makes one Wrap.
 func (a *decorator) Generate(ctx context.Context, ec EncryptionContext) (dek, wrapped []byte, err error) {
 	err = a.run(ctx, "generate", func() (err error) {
 		dek, wrapped, err = Generate(ctx, a.w, ec)
@@ -49,5 +49,5 @@ func (a *decorator) Generate(ctx context.Context, ec EncryptionContext) (dek, wr
 	return dek, wrapped, nil
 }
 
-// Unbound implements Unbounder, by the Wrapper within.
+// Unbound implements Unbounder with the inner Wrapper.
 func (a *decorator) Unbound(wrapped []byte) bool { return Unbound(a.w, wrapped) }

@@ -10,35 +10,36 @@ import (
 	"strings"
 )
 
-// Kind says what an error means for the caller, whatever the provider.
+// Kind classifies errors for callers, independently of the provider.
 type Kind int
 
 const (
-	// Internal is anything that has no kind of its own: a broken answer, bad
-	// credentials, a bug. It says nothing about the key.
+	// Internal is any other error: a malformed answer, bad credentials, a
+	// bug. It says nothing about the key.
 	Internal Kind = iota
-	// Invalid is a request that was never sent or that the KMS will not take:
-	// a DEK that cannot be one, a context that is not UTF-8, parameters the
-	// KMS does not know.
+	// Invalid is a request that was not sent, or that the KMS does not
+	// accept: an unusable DEK, a context that is not UTF-8, or parameters
+	// unknown to the KMS.
 	Invalid
-	// Canceled is a call whose caller gave up. It says nothing about the KMS.
+	// Canceled means that the caller canceled the call. It says nothing
+	// about the KMS.
 	Canceled
-	// InvalidCiphertext is a blob that does not unwrap: another context,
-	// another key, altered or cut.
+	// InvalidCiphertext means that the blob cannot be unwrapped: it belongs
+	// to another context or key, or was altered or truncated.
 	InvalidCiphertext
-	// Disabled is a key that is switched off, or whose material was taken out
-	// of the KMS.
+	// Disabled means that the key is disabled, or that its material was
+	// removed from the KMS.
 	Disabled
-	// Denied is a KMS that refuses this caller: by key policy, grant, role, or
-	// because the caller no longer exists.
+	// Denied means that the KMS refuses this caller: by key policy, grant
+	// or role, or because the caller no longer exists.
 	Denied
-	// PendingDeletion is a key that is scheduled for deletion.
+	// PendingDeletion means that the key is scheduled for deletion.
 	PendingDeletion
-	// NotFound is a key that is not there, or no longer.
+	// NotFound means that the key does not exist, or no longer exists.
 	NotFound
-	// Throttled is a KMS that asks for fewer requests. Retry later.
+	// Throttled means that the KMS asks for fewer requests. Retry later.
 	Throttled
-	// Unreachable is a KMS that gave no answer in time, or says that it cannot
+	// Unreachable means that the KMS gave no answer in time, or cannot
 	// answer now. Retry later.
 	Unreachable
 )
@@ -56,7 +57,7 @@ var kindNames = [...]string{
 	Unreachable:       "unreachable",
 }
 
-// String returns the kind in plain words.
+// String returns a description of the kind.
 func (k Kind) String() string {
 	if k < 0 || int(k) >= len(kindNames) {
 		return "unknown kind"
@@ -64,17 +65,18 @@ func (k Kind) String() string {
 	return kindNames[k]
 }
 
-// Error is the error of every provider. It holds no key material, and no text
-// of a KMS that could hold some.
+// Error is the error type of all providers. It never contains key material,
+// nor any text from a KMS that might contain some.
 type Error struct {
 	Kind   Kind
 	Op     string // wrap, unwrap, generate, open
-	KeyID  string // as Wrapper.KeyID, or as configured where that is not known yet
-	Reason string // the KMS's own name for it, such as DisabledException; "" where there is none
+	KeyID  string // see Wrapper.KeyID; as configured if not yet known
+	Reason string // the KMS's error name, such as DisabledException; may be ""
 	Err    error  // the cause; may be nil
 }
 
-// Error reads "kms: unwrap with KEY: key disabled (DisabledException): cause".
+// Error returns text like "kms: unwrap with KEY: key disabled
+// (DisabledException): cause".
 func (e *Error) Error() string {
 	var b strings.Builder
 	b.WriteString("kms: " + e.Op + " with " + e.KeyID + ": " + e.Kind.String())
@@ -90,13 +92,13 @@ func (e *Error) Error() string {
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
 
-// Revoked reports whether the KMS has answered, and the answer is that this
-// key is not to be used by this caller.
+// Revoked reports whether the KMS has answered that this caller may not use
+// the key.
 //
-// It speaks of the key only if the blob is known to be genuine: AWS and others
-// answer the same to a blob that was altered to name a key that does not
-// exist. Whoever can write to the store must not be able to make a key look
-// revoked.
+// For a blob that may be forged, this says nothing about the key: AWS and
+// others give the same answer if a blob was altered to name a key that does
+// not exist. Someone who can write to the store must not be able to make a
+// key look revoked.
 func (e *Error) Revoked() bool {
 	switch e.Kind {
 	case Disabled, Denied, PendingDeletion, NotFound:
@@ -106,16 +108,16 @@ func (e *Error) Revoked() bool {
 	}
 }
 
-// IsRevoked reports whether err holds an *Error that is Revoked.
+// IsRevoked reports whether err contains an *Error that is Revoked.
 func IsRevoked(err error) bool {
 	var e *Error
 	return errors.As(err, &e) && e.Revoked()
 }
 
-// IsThrottled reports whether err holds an *Error of kind Throttled.
+// IsThrottled reports whether err contains an *Error of kind Throttled.
 func IsThrottled(err error) bool { return hasKind(err, Throttled) }
 
-// IsUnreachable reports whether err holds an *Error of kind Unreachable.
+// IsUnreachable reports whether err contains an *Error of kind Unreachable.
 func IsUnreachable(err error) bool { return hasKind(err, Unreachable) }
 
 func hasKind(err error, k Kind) bool {
@@ -123,8 +125,8 @@ func hasKind(err error, k Kind) bool {
 	return errors.As(err, &e) && e.Kind == k
 }
 
-// contextError is the error of a call whose context has ended: a deadline is
-// the KMS's fault, a cancel the caller's.
+// contextError returns the error of a call whose context has ended. An
+// expired deadline counts against the KMS, a cancellation does not.
 func contextError(ctx context.Context, op, keyID string) *Error {
 	e := &Error{Kind: Canceled, Op: op, KeyID: keyID, Err: ctx.Err()}
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
@@ -133,17 +135,17 @@ func contextError(ctx context.Context, op, keyID string) *Error {
 	return e
 }
 
-// errConnectionLost is the cause of a call whose connection ended before an
-// answer.
+// errConnectionLost is the cause if the connection ended before a response.
 var errConnectionLost = errors.New("the connection was lost")
 
-// errUnreadable is the cause of an answer that does not parse, or lacks what
-// the KMS always sends. It is not the KMS's own then, or was damaged.
+// errUnreadable is the cause if a response is malformed, or lacks a field
+// that the KMS always sends. Then it was damaged, or the KMS did not send
+// it.
 var errUnreadable = errors.New("the answer cannot be read")
 
-// networkError returns what may be kept of an error of the network, or nil if
-// err is none. Errors of a client are not kept whole, as they can quote an
-// answer: those of package net hold addresses only.
+// networkError returns the network error in err that may be kept, or nil if
+// there is none. A client's own error may quote a response; errors of
+// package net contain only addresses.
 func networkError(err error) error {
 	var (
 		op   *net.OpError
@@ -167,11 +169,11 @@ func networkError(err error) error {
 	}
 }
 
-// intermediaryError says that an answer came from something on the way to the
-// KMS, such as a balancer, a firewall, a portal or an ingress, and not from
-// the KMS. Such an answer says nothing about the key, whatever its status: the
-// key is unreachable. Each provider has its own test of what the KMS itself
-// sends.
+// intermediaryError is the cause if the response did not come from the KMS
+// but from an intermediary, such as a load balancer, a firewall, a captive
+// portal or an ingress. Such a response says nothing about the key,
+// whatever its status, so the KMS counts as unreachable. Each provider
+// checks for evidence that the KMS itself sent a response.
 type intermediaryError struct{ status int }
 
 func (e *intermediaryError) Error() string {
@@ -181,15 +183,15 @@ func (e *intermediaryError) Error() string {
 	return fmt.Sprintf("the answer (HTTP %d) is not the KMS's own; look at what stands between", e.status)
 }
 
-// maxErrorAnswer bounds what is read of an error answer, in bytes.
+// maxErrorAnswer limits how many bytes of an error response are read.
 const maxErrorAnswer = 64 << 10
 
-// messageError is foreign text.
+// messageError is an error text from a KMS or a client.
 type messageError string
 
 func (m messageError) Error() string { return string(m) }
 
-// printable makes foreign text fit for a log line.
+// printable makes text from outside safe for a log line.
 func printable(s string, limit int) string {
 	clean := strings.Map(func(r rune) rune {
 		if r < ' ' || r > '~' {

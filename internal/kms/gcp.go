@@ -31,43 +31,45 @@ const (
 
 // GCPConfig configures the provider "gcp-kms".
 type GCPConfig struct {
-	// KeyID is the resource name of a symmetric key,
-	// "projects/P/locations/L/keyRings/R/cryptoKeys/K", without a version.
-	// Required.
+	// KeyID is the resource name of a symmetric key without a version,
+	// "projects/P/locations/L/keyRings/R/cryptoKeys/K". Required.
 	KeyID string
-	// Endpoint is the host and port of another endpoint, such as a regional or
-	// private one. Empty: that of Google.
+	// Endpoint is the host and port of another endpoint, such as a regional
+	// or private one. Empty means Google's global endpoint.
 	Endpoint string
-	// CAFile is a file of PEM certificates that sign the KMS's. It is read
-	// again when it changes. Empty: those of the system.
+	// CAFile is a PEM file with the certificate authorities for the KMS. It
+	// is reloaded when it changes. Empty means those of the system.
 	CAFile string
-	// Report, if not nil, is told of files that were read again.
+	// Report is called when a file has been reloaded. It may be nil.
 	Report Report
-	// Options are for the client, in place of the application default
-	// credentials. Not a connection: the client is made anew from them when its
-	// connection is dead. Nil: the default credentials.
+	// Options configure the client instead of the application default
+	// credentials. They must not contain a connection, because the client
+	// is recreated when its connection is dead. Nil means the default
+	// credentials.
 	Options []option.ClientOption
-	// Timeout bounds one Wrap or Unwrap with all its attempts. A token has 30
-	// seconds of its own, for which a call waits until its context ends. 0:
-	// DefaultGCPTimeout.
+	// Timeout limits one Wrap or Unwrap, including all its attempts.
+	// Getting a token has a separate limit of 30 seconds, and a call waits
+	// for it until its context ends. 0 means DefaultGCPTimeout.
 	Timeout time.Duration
-	// MaxAttempts counts the first attempt too. 0: DefaultGCPMaxAttempts.
+	// MaxAttempts includes the first attempt. 0 means
+	// DefaultGCPMaxAttempts.
 	MaxAttempts int
 }
 
-// GCP is the provider "gcp-kms": a symmetric key of Google Cloud KMS, of any
-// protection level.
+// GCP is the provider "gcp-kms": a symmetric key of Google Cloud KMS with
+// any protection level.
 //
-// Its KeyID is the name of the CryptoKey and not of a version: Encrypt uses
-// the primary version, Decrypt finds the version in the ciphertext, and so
-// rotation needs nothing. A name is never used twice, not even that of a key
-// that was deleted
+// Its KeyID is the name of the CryptoKey, not of a version. Encrypt uses
+// the primary version and Decrypt finds the version in the ciphertext, so
+// rotation needs no action here. A name is never reused, not even that of a
+// deleted key
 // (https://docs.cloud.google.com/kms/docs/delete-kms-resources).
 //
-// Google Cloud KMS makes no data keys: they are made here.
+// DEKs are generated here, because Google Cloud KMS does not generate data
+// keys.
 type GCP struct {
 	conn     *gcpConn
-	creds    *auth.Credentials // nil if Options were given
+	creds    *auth.Credentials // nil if Options were set
 	name     string
 	timeout  time.Duration
 	attempts int
@@ -75,8 +77,8 @@ type GCP struct {
 
 var gcpKeyForm = regexp.MustCompile(`^projects/[a-z0-9.:-]+/locations/[a-z0-9-]+/keyRings/[a-zA-Z0-9_-]{1,63}/cryptoKeys/[a-zA-Z0-9_-]{1,63}$`)
 
-// NewGCP returns the key that cfg names. It looks for credentials, and does
-// not call the KMS.
+// NewGCP returns the key that cfg describes. It looks for credentials, but
+// does not call the KMS.
 func NewGCP(ctx context.Context, cfg GCPConfig) (*GCP, error) {
 	g := &GCP{name: cfg.KeyID, timeout: cfg.Timeout, attempts: cfg.MaxAttempts}
 	if g.timeout <= 0 {
@@ -95,14 +97,14 @@ func NewGCP(ctx context.Context, cfg GCPConfig) (*GCP, error) {
 	}
 
 	// With GOOGLE_SDK_GO_LOGGING_LEVEL=debug in the environment, the client
-	// would write every request and answer to standard error, data keys and
-	// access tokens included.
+	// would log every request and response to standard error, including
+	// DEKs and access tokens.
 	silent := slog.New(slog.DiscardHandler)
 	options := cfg.Options
 	if options == nil {
 		detect := func() (*auth.Credentials, error) {
 			return credentials.DetectDefault(&credentials.DetectOptions{
-				Scopes: gcpkms.DefaultAuthScopes(), UseSelfSignedJWT: true, // as the client itself would
+				Scopes: gcpkms.DefaultAuthScopes(), UseSelfSignedJWT: true, // as the client itself does
 				Logger: silent,
 			})
 		}
@@ -139,18 +141,18 @@ func NewGCP(ctx context.Context, cfg GCPConfig) (*GCP, error) {
 	return g, nil
 }
 
-// KeyID is the name of the CryptoKey.
+// KeyID returns the name of the CryptoKey.
 func (g *GCP) KeyID() string { return g.name }
 
 // Close ends the connection to the KMS.
 func (g *GCP) Close() error { return g.conn.close() }
 
-// gcpLeastBlob is the least length of a ciphertext of 32 bytes: nonce and tag,
-// besides Google's own.
+// gcpLeastBlob is the minimum length of a ciphertext of 32 bytes: nonce and
+// tag, in addition to Google's own fields.
 const gcpLeastBlob = 12 + DEKSize + 16
 
-// gcpMaxCiphertext is what of a blob is sent at most. Google takes 64 KiB of
-// plaintext and what it adds.
+// gcpMaxCiphertext is the longest blob that is sent. Google accepts 64 KiB
+// of plaintext plus its overhead.
 const gcpMaxCiphertext = 64 << 10
 
 // Wrap implements Wrapper by
@@ -188,7 +190,8 @@ func (g *GCP) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]byt
 		return nil, err
 	}
 
-	if err := checkKeyID(g.name, len(blob)); err != nil { // the blobs of external keys are as long as their manager makes them
+	// External key managers can return blobs of any length.
+	if err := checkKeyID(g.name, len(blob)); err != nil {
 		return nil, &Error{Kind: Invalid, Op: "wrap", KeyID: g.name, Err: err}
 	}
 	return blob, nil
@@ -237,10 +240,10 @@ var (
 	errGCPOtherKey = errors.New("the KMS answered for another key")
 )
 
-// call makes a call again when it was damaged on its way, as
-// https://cloud.google.com/kms/docs/data-integrity-guidelines asks for. Damage
-// that the KMS finds out has the code INVALID_ARGUMENT, which a blob that is
-// not genuine has too, so that one gets a second try.
+// call repeats a call that was damaged in transit, as
+// https://cloud.google.com/kms/docs/data-integrity-guidelines asks. If the
+// KMS detects the damage, the code is INVALID_ARGUMENT. A bad blob has the
+// same code, so calls with that code are repeated once.
 func (g *GCP) call(ctx context.Context, op string, run func(context.Context) error) error {
 	if err := g.haveToken(ctx, op); err != nil {
 		return err
@@ -267,8 +270,8 @@ func (g *GCP) call(ctx context.Context, op string, run func(context.Context) err
 	return g.fail(ctx, op, err)
 }
 
-// retry bounds the attempts of a call that did not come through, which the
-// client by itself makes until the deadline.
+// retry limits the attempts of a failed call. By default the client retries
+// until the deadline.
 func (g *GCP) retry() gax.CallOption {
 	return gax.WithRetry(func() gax.Retryer {
 		again := gax.OnCodes([]codes.Code{codes.Unavailable, codes.ResourceExhausted, codes.Internal}, gax.Backoff{
@@ -298,13 +301,13 @@ func crc32c(b []byte) *wrapperspb.Int64Value {
 	return wrapperspb.Int64(int64(crc32.Checksum(b, castagnoli)))
 }
 
-// isCRC32C reports whether sum is there, and is that of b.
+// isCRC32C reports whether sum is present and is the checksum of b.
 func isCRC32C(b []byte, sum *wrapperspb.Int64Value) bool {
 	return sum != nil && sum.GetValue() == crc32c(b).GetValue()
 }
 
-// isVersionOf reports whether version is one of key. The names may differ in
-// the project, which has a number as well.
+// isVersionOf reports whether version is a version of key. The project part
+// may differ, because a project has a name and a number.
 func isVersionOf(version, key string) bool {
 	_, from, _ := strings.Cut(version, "/locations/")
 	_, of, _ := strings.Cut(key, "/locations/")

@@ -15,33 +15,33 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// gcpKeepalive has gRPC ping a connection that is silent while a call waits.
-// Google's servers allow a ping in 30 seconds
-// (https://github.com/googleapis/java-bigtable-hbase/pull/2682), and gRPC none
-// in less than 10. The timeout is also that of the kernel for what was sent and
-// is not acknowledged (TCP_USER_TIMEOUT,
-// https://github.com/grpc/proposal/blob/master/A18-tcp-user-timeout.md), which
-// ends a connection whose packets are lost long before a ping does.
+// gcpKeepalive makes gRPC ping a connection that is silent while a call
+// waits. Google's servers allow one ping in 30 seconds
+// (https://github.com/googleapis/java-bigtable-hbase/pull/2682), and gRPC
+// does not ping more often than every 10 seconds. The timeout also limits
+// how long sent data may remain unacknowledged (TCP_USER_TIMEOUT,
+// https://github.com/grpc/proposal/blob/master/A18-tcp-user-timeout.md).
+// This ends a connection that loses packets long before a ping does.
 var gcpKeepalive = keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 5 * time.Second}
 
-// gcpLeastAge is how old a connection must be before it is taken for dead: one
-// that is still being made must not be given up for another one, again and
-// again.
+// gcpLeastAge is the minimum age of a connection to be considered dead.
+// Without it, connections that are still being established would be
+// replaced again and again.
 const gcpLeastAge = 4 * time.Second
 
-// gcpConn is the client of the KMS. gRPC sends all calls over one connection,
-// and cannot be told that it is dead, so a client whose calls have no answer is
-// replaced.
+// gcpConn is the client of the KMS. gRPC sends all calls over one
+// connection, and cannot be told that the connection is dead. Therefore a
+// client whose calls get no response is replaced.
 type gcpConn struct {
 	options []option.ClientOption
 	now     atomic.Pointer[gcpClient]
-	heard   atomic.Int64 // when the last answer came, by clock
-	turn    sync.Mutex   // of who replaces the client
+	heard   atomic.Int64 // clock of the last response
+	turn    sync.Mutex   // held while the client is replaced
 }
 
 type gcpClient struct {
 	*gcpkms.KeyManagementClient
-	made time.Duration // by clock
+	made time.Duration // clock
 }
 
 func newGCPConn(ctx context.Context, options []option.ClientOption) (*gcpConn, error) {
@@ -54,7 +54,7 @@ func newGCPConn(ctx context.Context, options []option.ClientOption) (*gcpConn, e
 	return c, nil
 }
 
-// dial makes a client, which connects at the first call.
+// dial creates a client, which connects at the first call.
 func (c *gcpConn) dial(ctx context.Context) (*gcpClient, error) {
 	client, err := gcpkms.NewKeyManagementClient(ctx, c.options...)
 	if err != nil {
@@ -65,13 +65,14 @@ func (c *gcpConn) dial(ctx context.Context) (*gcpClient, error) {
 
 func (c *gcpConn) client() *gcpClient { return c.now.Load() }
 
-// note looks at the result of a call that was made with a client, and replaces
-// the client if its connection looks dead: the call had no answer in time, and
-// no other one had any meanwhile.
+// note evaluates the result of a call. It replaces the client if the
+// connection seems dead: the call got no response in time, and no other
+// call got one meanwhile.
 func (c *gcpConn) note(used *gcpClient, sent time.Duration, err error) {
 	code := status.Code(err)
 	switch {
-	case code == codes.DeadlineExceeded, errors.Is(err, context.DeadlineExceeded): // between two attempts it is the latter
+	// Between two attempts, the error is the context's.
+	case code == codes.DeadlineExceeded, errors.Is(err, context.DeadlineExceeded):
 		if c.heard.Load() < int64(sent) && clock()-used.made > gcpLeastAge {
 			c.replace(used)
 		}
@@ -81,26 +82,26 @@ func (c *gcpConn) note(used *gcpClient, sent time.Duration, err error) {
 	}
 }
 
-// replace puts a new client in the place of one that is still in use. Calls
-// that wait for the old one end with Canceled, which is Unreachable here.
+// replace replaces a client if it is still current. Calls that wait for the
+// old client end with the code Canceled, which counts as Unreachable.
 func (c *gcpConn) replace(used *gcpClient) {
 	c.turn.Lock()
 	defer c.turn.Unlock()
 
 	if c.now.Load() != used {
-		return // by another call
+		return // another call has replaced it
 	}
 
 	next, err := c.dial(context.Background())
 	if err != nil {
-		return // the old one may do yet
+		return // keep the old one
 	}
 
 	c.now.Store(next)
 	_ = used.Close()
 }
 
-// close ends the connection.
+// close closes the connection.
 func (c *gcpConn) close() error {
 	c.turn.Lock()
 	defer c.turn.Unlock()

@@ -14,18 +14,18 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// gcpKinds maps the codes of gRPC as Google uses them,
-// https://cloud.google.com/apis/design/errors, but for those that need a
-// closer look. What is not here is Unreachable.
+// gcpKinds classifies gRPC codes as Google uses them
+// (https://cloud.google.com/apis/design/errors). Codes that need more
+// context are handled in failStatus; all others count as Unreachable.
 var gcpKinds = map[codes.Code]Kind{
 	codes.NotFound:         NotFound,
-	codes.PermissionDenied: Denied, // no role on the key, no such key for this caller, or the API was switched off
+	codes.PermissionDenied: Denied, // no role on the key, no such key, or the API is disabled
 
 	codes.ResourceExhausted: Throttled,
 
 	codes.Unavailable:      Unreachable,
 	codes.DeadlineExceeded: Unreachable,
-	codes.Canceled:         Unreachable, // by the server: where it was the caller, nobody looks here
+	codes.Canceled:         Unreachable, // by the server; for the caller's cancellation see fail
 	codes.Aborted:          Unreachable,
 	codes.Internal:         Unreachable,
 	codes.DataLoss:         Unreachable,
@@ -36,23 +36,23 @@ var gcpKinds = map[codes.Code]Kind{
 	codes.Unimplemented:   Invalid,
 }
 
-// gcpNeedsEvidence are the codes that must be Google's own, because they speak
-// of the key, the caller or the configuration, and because others send them
-// too: grpc-go makes them of the HTTP status of whatever answered
+// gcpNeedsEvidence are codes that count only if Google itself sent them,
+// because they are about the key, the caller or the configuration. Others
+// send them too: grpc-go derives them from the HTTP status of any response
 // (https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md),
-// and Envoy of its own refusals.
+// and Envoy uses them for its own refusals.
 var gcpNeedsEvidence = []codes.Code{
 	codes.NotFound, codes.PermissionDenied, codes.FailedPrecondition, codes.Unimplemented,
 }
 
-// gcpFabricated begin the messages that grpc-go makes of an answer that is not
-// gRPC (internal/transport/http2_client.go).
+// gcpFabricated are prefixes of grpc-go's messages for responses that are
+// not gRPC (internal/transport/http2_client.go).
 var gcpFabricated = []string{"unexpected HTTP status code received from server", "malformed header: missing HTTP"}
 
-// isGCPError reports whether Google itself sent an error. It has details of the
-// types that Google's APIs share, such as ErrorInfo
-// (https://google.aip.dev/193), or names the key, or the service that it does
-// not have.
+// isGCPError reports whether Google itself sent the error. Such an error
+// has details of the types that Google's APIs share, such as ErrorInfo
+// (https://google.aip.dev/193), or it names the key or an unimplemented
+// service.
 func (g *GCP) isGCPError(s *status.Status) bool {
 	for _, text := range gcpFabricated {
 		if strings.HasPrefix(s.Message(), text) {
@@ -69,23 +69,22 @@ func (g *GCP) isGCPError(s *status.Status) bool {
 		}
 	}
 
-	_, key, _ := strings.Cut(g.name, "/locations/") // the project has a name and a number
+	_, key, _ := strings.Cut(g.name, "/locations/") // a project has a name and a number
 	service := s.Code() == codes.Unimplemented && strings.Contains(s.Message(), "KeyManagementService")
 	return service || strings.Contains(s.Message(), key)
 }
 
-// gcpStates maps the types of violations in a PreconditionFailure, which say
-// in what state the version of the key is
-// (https://cloud.google.com/kms/docs/key-states).
+// gcpStates classifies the violations in a PreconditionFailure by the state
+// of the key version (https://cloud.google.com/kms/docs/key-states).
 var gcpStates = map[string]Kind{
 	"KEY_DISABLED":          Disabled,
 	"KEY_DESTROY_SCHEDULED": PendingDeletion,
 	"KEY_DESTROYED":         NotFound,
 }
 
-// fail turns an error of the client into an *Error. The client's error is not
-// kept: it can hold what a server has sent. ctx is the caller's, without our
-// timeout.
+// fail converts an error of the client to an *Error. It drops the client's
+// error, which can contain what a server sent. ctx is the caller's context,
+// without our timeout.
 func (g *GCP) fail(ctx context.Context, op string, err error) *Error {
 	e := &Error{Op: op, KeyID: g.name}
 	s, ok := status.FromError(err)
@@ -93,7 +92,7 @@ func (g *GCP) fail(ctx context.Context, op string, err error) *Error {
 	case errors.Is(ctx.Err(), context.Canceled):
 		e.Kind, e.Err = Canceled, context.Canceled
 	case errors.Is(err, errGCPDamaged):
-		e.Kind, e.Err = Unreachable, errGCPDamaged // one cannot talk to the KMS
+		e.Kind, e.Err = Unreachable, errGCPDamaged // there is no reliable connection to the KMS
 	case errors.Is(err, errGCPOtherKey):
 		e.Kind, e.Err = Internal, errGCPOtherKey
 	case errors.Is(err, context.DeadlineExceeded), ok && s.Code() == codes.DeadlineExceeded:
@@ -117,7 +116,7 @@ func (g *GCP) failStatus(ctx context.Context, e *Error, s *status.Status) {
 	if kind, ok := gcpKinds[s.Code()]; ok {
 		e.Kind = kind
 	}
-	if e.Op != "wrap" { // the one request with a DEK in it, which a broken KMS might quote
+	if e.Op != "wrap" { // a wrap request contains a DEK, which a broken KMS might quote
 		e.Err = messageError(printable(s.Message(), 300))
 	}
 
@@ -134,10 +133,10 @@ func (g *GCP) failStatus(ctx context.Context, e *Error, s *status.Status) {
 	}
 }
 
-// gcpState reads the state of the key out of an error. Where there is none,
-// the answer stands as what it most often is: better dark than late. A
-// violation that is not about the key, such as one of an external key manager,
-// is none.
+// gcpState reads the state of the key from an error. Without a known state,
+// it returns Disabled, which is most likely and is the safe choice. A
+// violation that is not about the key, for example one of an external key
+// manager, is Unreachable.
 func gcpState(e *Error, s *status.Status) Kind {
 	kind := Disabled
 	for _, detail := range s.Details() {
@@ -160,10 +159,10 @@ func gcpState(e *Error, s *status.Status) Kind {
 	return kind
 }
 
-// gcpReasons map the reasons that Google gives for refusing a token
+// gcpReasons classifies Google's reasons for refusing a token
 // (https://cloud.google.com/dotnet/docs/reference/Google.Api.CommonProtos/latest/Google.Api.ErrorReason).
 var gcpReasons = map[string]Kind{
-	"ACCESS_TOKEN_EXPIRED":            Unreachable, // or a clock that is wrong
+	"ACCESS_TOKEN_EXPIRED":            Unreachable, // or a wrong clock
 	"ACCOUNT_STATE_INVALID":           Denied,
 	"ACCESS_TOKEN_SCOPE_INSUFFICIENT": Internal,
 	"ACCESS_TOKEN_TYPE_UNSUPPORTED":   Internal,
@@ -175,9 +174,10 @@ var gcpReasons = map[string]Kind{
 	"ORG_RESTRICTION_VIOLATION":       Denied,
 }
 
-// credentialsKind tells why a call was UNAUTHENTICATED. The client says so too
-// of a token that it could not get, whether the account is gone or the network
-// is, so the credentials are asked themselves.
+// credentialsKind classifies UNAUTHENTICATED. The client also returns this
+// code if it cannot get a token, because either the account was deleted or
+// the network failed. So credentialsKind asks the credentials for a token
+// to find out.
 func (g *GCP) credentialsKind(ctx context.Context, s *status.Status) (Kind, error) {
 	for _, detail := range s.Details() {
 		info, ok := detail.(*errdetails.ErrorInfo)
@@ -199,8 +199,7 @@ func (g *GCP) credentialsKind(ctx context.Context, s *status.Status) (Kind, erro
 	_, err := g.creds.Token(call)
 	switch {
 	case err == nil && g.isGCPError(s):
-		// A token that was got and is refused: the account was deleted or
-		// disabled since.
+		// A new token is refused: the account was deleted or disabled.
 		return Denied, errors.New("the KMS refused the credentials")
 	case err == nil:
 		return Unreachable, &intermediaryError{}
@@ -209,7 +208,7 @@ func (g *GCP) credentialsKind(ctx context.Context, s *status.Status) (Kind, erro
 	}
 }
 
-// gcpTokenKind is for a token that could not be got.
+// gcpTokenKind classifies a failure to get a token.
 func gcpTokenKind(err error) (Kind, error) {
 	var (
 		answer *auth.Error
@@ -218,8 +217,8 @@ func gcpTokenKind(err error) (Kind, error) {
 	if errors.As(err, &answer) {
 		body = answer.Body
 	} else if _, text, ok := strings.Cut(err.Error(), "status code "); ok {
-		// Some sources of credentials have no type for an error answer, and end
-		// their text with it.
+		// Some sources of credentials have no error type for a response,
+		// but append it to their error text.
 		_, text, _ = strings.Cut(text, ": ")
 		body = []byte(text)
 	}
@@ -237,10 +236,10 @@ func gcpTokenKind(err error) (Kind, error) {
 	}
 }
 
-// isGCPRefusal reports whether Google itself refused to give a token: by one of
-// OAuth's errors (https://www.rfc-editor.org/rfc/rfc6749#section-5.2), or by
-// the status of its own API for tokens of service accounts. A 404 of the
-// metadata server is no refusal: it has neither.
+// isGCPRefusal reports whether Google itself refused a token: with an OAuth
+// error (https://www.rfc-editor.org/rfc/rfc6749#section-5.2), or with the
+// status of the API for service account tokens. A 404 of the metadata
+// server has neither and is not a refusal.
 func isGCPRefusal(body []byte) bool {
 	var oauth struct{ Error string }
 	if json.Unmarshal(body, &oauth) == nil {

@@ -7,7 +7,8 @@ import (
 	"cloud.google.com/go/auth"
 )
 
-// gcpTokens gets tokens apart from the calls that need them; see logins.
+// gcpTokens gets tokens separately from the calls that need them; see
+// logins.
 type gcpTokens struct {
 	from   func() *auth.Credentials
 	logins logins[*auth.Token]
@@ -19,8 +20,9 @@ func (t *gcpTokens) Token(ctx context.Context) (*auth.Token, error) {
 	return t.logins.wait(ctx, fmt.Sprintf("%p", creds), creds.Token)
 }
 
-// shareGCPTokens returns the credentials that from gives now, but with tokens
-// of those that it gives later, which all callers share.
+// shareGCPTokens returns the current credentials of from. Their tokens come
+// from the credentials that from returns at the time, and all callers share
+// them.
 func shareGCPTokens(from func() *auth.Credentials) *auth.Credentials {
 	creds := from()
 	return auth.NewCredentials(&auth.CredentialsOptions{
@@ -32,7 +34,8 @@ func shareGCPTokens(from func() *auth.Credentials) *auth.Credentials {
 	})
 }
 
-// haveToken waits for a token until ctx ends, so that no attempt has to.
+// haveToken waits for a token until ctx ends, so that attempts need not
+// wait.
 func (g *GCP) haveToken(ctx context.Context, op string) error {
 	if g.creds == nil {
 		return nil

@@ -1,31 +1,31 @@
-// Package kms wraps data keys (DEKs) with a key that lives in a key management
-// service.
+// Package kms wraps data keys (DEKs) with a key in a key management service
+// (KMS).
 //
-// A Wrapper is one such key; there is one file per provider. Every provider
-// binds what it wraps to an EncryptionContext, refuses a DEK that cannot be
-// one, and answers with a typed *Error, so that callers can tell "the key was
-// taken away" from "the KMS cannot be reached". Package kmstest holds the
-// contract all providers pass.
+// A Wrapper is one such key. Every provider binds a wrapped DEK to an
+// EncryptionContext, refuses unusable DEKs, and returns errors of type
+// *Error. Its Kind distinguishes a key that was revoked from a KMS that
+// cannot be reached. Package kmstest contains the contract tests that all
+// providers pass.
 //
-// Neither an error nor a key id ever holds key material.
+// Errors and key ids never contain key material.
 //
-//	kms.go            Wrapper, and what all providers have in common
+//	kms.go            Wrapper, and what all providers share
 //	errors.go         Error and its kinds
-//	decorator.go      what retry.go, breaker.go and limit.go have in common
-//	local*.go         the provider "local": a key in a file
+//	decorator.go      what retry.go, breaker.go and limit.go share
+//	local*.go         provider "local": a key in a file
 //	aws*.go           AWS KMS
 //	gcp*.go           Google Cloud KMS
 //	azure*.go         Azure Key Vault and Managed HSM
 //	vault*.go         the transit engine of HashiCorp Vault and OpenBao
-//	pkcs11*.go        hardware security modules, with the build tag pkcs11
-//	login.go          logins and tokens, apart from the calls that need them
-//	loginfile.go      files with credentials that are read again
-//	connections.go    giving up dead connections
-//	authorities.go    certificate authorities of a KMS
+//	pkcs11*.go        hardware security modules, with build tag pkcs11
+//	login.go          logins and tokens, separate from calls
+//	loginfile.go      reloading files with credentials
+//	connections.go    closing dead connections
+//	authorities.go    certificate authorities for a KMS
 //	keyid.go          comparing key ids
 //	version.go        which version of a key has wrapped a blob
-//	context.go        the encryption context as bytes
-//	trace.go          the KMS's name for a request
+//	context.go        encoding the encryption context
+//	trace.go          the KMS's request id
 package kms
 
 import (
@@ -39,48 +39,47 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-// DEKSize is the size of every DEK in bytes.
+// DEKSize is the size of a DEK in bytes.
 const DEKSize = crypt.DEKSize
 
-// EncryptionContext is what a wrapped DEK is bound to: a DEK wrapped with one
-// context does not unwrap with another. It is authenticated, not secret: a KMS
-// may write it to its logs in clear (AWS CloudTrail does, see
-// https://docs.aws.amazon.com/kms/latest/developerguide/encrypt_context.html).
-// Names and values are UTF-8, names are not empty.
+// EncryptionContext binds a wrapped DEK: it can be unwrapped only with the
+// same context. The context is authenticated but not secret, and a KMS may
+// log it in plaintext, as AWS CloudTrail does
+// (https://docs.aws.amazon.com/kms/latest/developerguide/encrypt_context.html).
+// Names and values are UTF-8; names are not empty.
 type EncryptionContext map[string]string
 
 // Wrapper is one key of a KMS. Implementations are safe for concurrent use.
 // All errors are of type *Error.
 type Wrapper interface {
-	// KeyID names the key, as stored in each object's envelope: printable
-	// ASCII, stable for the life of the key, and no secret.
+	// KeyID identifies the key in the envelopes of objects. It is printable
+	// ASCII, never changes, and is not secret.
 	KeyID() string
-	// Wrap encrypts a DEK. The result is opaque, holds at least the DEK's size
-	// in bytes, and differs at every call.
+	// Wrap encrypts a DEK. The result is opaque, is at least as long as the
+	// DEK, and is different for each call.
 	Wrap(ctx context.Context, dek []byte, ec EncryptionContext) (wrapped []byte, err error)
-	// Unwrap decrypts what Wrap or Generate returned, for the same key and the
-	// same context only. It asks the KMS each time: a provider never remembers
-	// DEKs.
+	// Unwrap decrypts a DEK wrapped by Wrap or Generate with the same key
+	// and context. It asks the KMS every time: providers do not cache DEKs.
 	Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext) (dek []byte, err error)
 }
 
-// Generator is a Wrapper whose KMS makes data keys itself, such as AWS
-// GenerateDataKey.
+// Generator is a Wrapper whose KMS can generate data keys, as AWS KMS does
+// with GenerateDataKey.
 type Generator interface {
-	// Generate returns a new 32-byte DEK, and the same DEK wrapped as Wrap
-	// would have.
+	// Generate returns a new DEK of 32 bytes, and the same DEK wrapped.
 	Generate(ctx context.Context, ec EncryptionContext) (dek, wrapped []byte, err error)
 }
 
-// Generate makes a new 32-byte DEK under w: by the KMS where it can, else from
-// the system's random source followed by a Wrap. It refuses the answer of a
-// KMS whose DEK is not 32 bytes or is all zero.
+// Generate returns a new DEK of 32 bytes and its wrapped form. If w is a
+// Generator, the KMS generates the DEK; otherwise it comes from
+// crypto/rand. A DEK from the KMS must have 32 bytes and must not be all
+// zeros.
 func Generate(ctx context.Context, w Wrapper, ec EncryptionContext) (dek, wrapped []byte, err error) {
 	if g, ok := w.(Generator); ok {
 		dek, wrapped, err = g.Generate(ctx, ec)
 	} else {
 		dek = make([]byte, DEKSize)
-		rand.Read(dek) // never fails: it ends the program instead
+		rand.Read(dek) // never fails: it crashes the program instead
 		wrapped, err = Wrap(ctx, w, dek, ec)
 	}
 
@@ -95,8 +94,8 @@ func Generate(ctx context.Context, w Wrapper, ec EncryptionContext) (dek, wrappe
 	return dek, wrapped, nil
 }
 
-// Wrap is w.Wrap, and refuses an empty answer: what is sealed with a DEK that
-// nobody can unwrap is lost.
+// Wrap calls w.Wrap, and refuses an empty result: data encrypted under a
+// DEK that cannot be unwrapped is lost.
 func Wrap(ctx context.Context, w Wrapper, dek []byte, ec EncryptionContext) (wrapped []byte, err error) {
 	wrapped, err = w.Wrap(ctx, dek, ec)
 	if err != nil {
@@ -105,8 +104,8 @@ func Wrap(ctx context.Context, w Wrapper, dek []byte, ec EncryptionContext) (wra
 	return wrapped, checkAnswer(w, "wrap", dek, wrapped)
 }
 
-// Unwrap is w.Unwrap, and refuses an answer that is not 32 bytes or is all
-// zero, whatever the provider.
+// Unwrap calls w.Unwrap, and refuses a DEK that does not have 32 bytes or
+// is all zeros.
 func Unwrap(ctx context.Context, w Wrapper, wrapped []byte, ec EncryptionContext) (dek []byte, err error) {
 	dek, err = w.Unwrap(ctx, wrapped, ec)
 	if err == nil {
@@ -119,9 +118,9 @@ func Unwrap(ctx context.Context, w Wrapper, wrapped []byte, ec EncryptionContext
 	return dek, nil
 }
 
-// RoundTrip makes a DEK, unwraps it, and makes sure that it does not unwrap
-// with another context. It returns the wrapped DEK, whose plaintext nobody has
-// any more, and its context.
+// RoundTrip generates a DEK, unwraps it, and checks that it does not unwrap
+// with another context. It returns the wrapped DEK and its context. The
+// plaintext DEK is wiped.
 func RoundTrip(ctx context.Context, w Wrapper) (wrapped []byte, ec EncryptionContext, err error) {
 	fault := func(text string) error {
 		return &Error{Kind: Internal, Op: "round trip", KeyID: w.KeyID(), Err: errors.New(text)}
@@ -163,9 +162,9 @@ func checkAnswer(w Wrapper, op string, dek, wrapped []byte) error {
 	return nil
 }
 
-// checkContext refuses what has no unambiguous form on the wire: JSON turns
-// every invalid UTF-8 sequence into the same replacement character, which
-// would make two contexts one.
+// checkContext refuses contexts without an unambiguous encoding. JSON
+// replaces every invalid UTF-8 sequence by the same character, so two
+// contexts could become one.
 func checkContext(ec EncryptionContext) error {
 	for name, value := range ec {
 		if name == "" || !utf8.ValidString(name) || !utf8.ValidString(value) {
@@ -175,7 +174,7 @@ func checkContext(ec EncryptionContext) error {
 	return nil
 }
 
-// checkWrap is what every provider checks before it asks its KMS to wrap.
+// checkWrap makes the checks of all providers before a wrap.
 func checkWrap(ctx context.Context, keyID string, dek []byte, ec EncryptionContext) error {
 	if err := crypt.CheckDEK(dek); err != nil {
 		return &Error{Kind: Invalid, Op: "wrap", KeyID: keyID, Err: err}
@@ -183,7 +182,7 @@ func checkWrap(ctx context.Context, keyID string, dek []byte, ec EncryptionConte
 	return checkCall(ctx, "wrap", keyID, ec)
 }
 
-// checkCall is what every provider checks before any call.
+// checkCall makes the checks of all providers before any call.
 func checkCall(ctx context.Context, op, keyID string, ec EncryptionContext) error {
 	if err := checkContext(ec); err != nil {
 		return &Error{Kind: Invalid, Op: op, KeyID: keyID, Err: err}
@@ -194,16 +193,16 @@ func checkCall(ctx context.Context, op, keyID string, ec EncryptionContext) erro
 	return nil
 }
 
-// Limits of the format on a key id, and on key id and blob together: what a
-// part header has room for, which is less than an envelope has.
-// docs/format.md, sections 3 and 8.
+// The format's limits, in bytes, on a key id, and on key id and blob
+// together. The second is the space in a part header, which is less than in
+// an envelope. See docs/format.md, sections 3 and 8.
 const (
 	maxKeyID  = 512
 	maxFields = 888
 )
 
-// checkKeyID refuses an id that envelopes cannot hold, alone or with a blob of
-// blobSize bytes.
+// checkKeyID refuses an id that does not fit in envelopes, alone or
+// together with a blob of blobSize bytes.
 func checkKeyID(id string, blobSize int) error {
 	for _, c := range []byte(id) {
 		if c <= ' ' || c > '~' {

@@ -9,33 +9,33 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// ErrLimit is the cause of an error of Limit: the KMS was not asked.
+// ErrLimit is the cause of errors of Limit. The KMS was not asked.
 var ErrLimit = errors.New("no turn before the deadline")
 
 // LimitConfig configures Limit. The zero value limits nothing.
 type LimitConfig struct {
-	// MaxConcurrent bounds the calls under way. 0: no bound.
+	// MaxConcurrent limits concurrent calls. 0 means no limit.
 	MaxConcurrent int
-	// PerSecond is the rate of calls that is kept up. 0: no bound, and Burst
-	// means nothing.
+	// PerSecond limits the sustained rate of calls. 0 means no limit, and
+	// Burst is ignored.
 	PerSecond float64
-	// Burst is how many calls may come at once after a quiet time. 0: as many
-	// as PerSecond gives in a second, and at least one.
+	// Burst is the number of calls allowed at once after an idle period. 0
+	// means the calls of one second at PerSecond, and at least one.
 	Burst int
 }
 
-// Limit returns w with bounds on what one process asks of its KMS, so that a
-// busy proxy does not use up the quota that others share: AWS counts all
-// symmetric operations of an account and region together
+// Limit returns w with limits on the calls of this process, so that a busy
+// proxy does not exhaust a quota that others share. AWS, for example,
+// counts all symmetric operations of an account and region together
 // (https://docs.aws.amazon.com/kms/latest/developerguide/requests-per-second.html).
-// The bounds are of this Wrapper, and so of one key; a call that fails has
-// cost as much as any other.
+// The limits apply to this Wrapper, and therefore to one key. Failed calls
+// count too.
 //
-// Calls over the bounds wait for their turn in the order they came. A caller
-// whose turn does not come before its deadline gets Throttled, by the reason
-// "local limit" and the cause ErrLimit: as soon as the rate shows that it
-// would be late, at the latest at the deadline. One without a deadline waits
-// until it is canceled.
+// Calls over the limits wait in order of arrival. If a caller's turn does
+// not come before its deadline, it gets Throttled with the reason "local
+// limit" and the cause ErrLimit: at once if the rate already shows that it
+// would be too late, otherwise at the deadline. A caller without a deadline
+// waits until it is canceled.
 func Limit(w Wrapper, cfg LimitConfig) Wrapper {
 	l := &limiter{keyID: w.KeyID()}
 	if cfg.MaxConcurrent > 0 {
@@ -52,16 +52,16 @@ func Limit(w Wrapper, cfg LimitConfig) Wrapper {
 	return &decorator{w, l.run}
 }
 
-// limiter is the state of one Limit. What is nil is not limited.
+// limiter is the state of a Limit. A nil field means no limit.
 type limiter struct {
 	keyID  string
 	slots  *semaphore.Weighted
 	tokens *rate.Limiter
 }
 
-// run takes the slot first and the token last, so that a token is never spent
-// long before its call: callers that had theirs and then waited for a slot
-// would go on at a faster rate than was agreed.
+// run takes the slot first and the token last, so that a token is used
+// right before its call. Otherwise callers could collect tokens while they
+// wait for slots, and then exceed the rate.
 func (l *limiter) run(ctx context.Context, op string, call func() error) error {
 	if l.slots != nil {
 		if l.slots.Acquire(ctx, 1) != nil {
@@ -75,8 +75,8 @@ func (l *limiter) run(ctx context.Context, op string, call func() error) error {
 	return call()
 }
 
-// noTurnError is the error of a caller that had no turn. It is never
-// Unreachable: the KMS was not asked.
+// noTurnError returns the error of a call that was not made. It is never
+// Unreachable, because the KMS was not asked.
 func (l *limiter) noTurnError(ctx context.Context, op string) error {
 	if errors.Is(ctx.Err(), context.Canceled) {
 		return contextError(ctx, op, l.keyID)

@@ -17,49 +17,51 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-// A wrapped DEK begins with a byte that names its form, and ends with a random
-// 12-byte nonce, the encrypted DEK, and a 16-byte tag. Form 2 has the number
-// of the key's version in between, in 4 bytes; form 1 is from before keys had
-// versions, and always of version 1. All of it is authenticated.
+// A wrapped DEK starts with a byte for its form, and ends with a random
+// nonce of 12 bytes, the encrypted DEK, and a tag of 16 bytes. Form 2 has
+// the version of the key in between, in 4 bytes. Form 1 is older than
+// versions and always means version 1. All of this is authenticated.
 const (
 	localForm1  = 1
 	localForm2  = 2
 	localSealed = 12 + DEKSize + 16
 )
 
-// localKeyPrefix begins all key ids.
+// localKeyPrefix starts all key ids.
 const localKeyPrefix = "local:"
 
-// localLabelAAD keeps what is wrapped here apart from other uses of a key.
+// localLabelAAD separates wrapping from other uses of a key.
 const localLabelAAD = "cmekproxy local wrap v1"
 
-// Local is the provider "local": an AES-256-GCM key in a file, of which there
-// can be several versions. The newest one that is enabled wraps; a blob names
-// its version, so that older ones go on to unwrap what they wrapped.
+// Local is the provider "local": an AES-256-GCM key in a file, which can
+// have several versions. The newest enabled version wraps. A blob contains
+// its version, so older versions can still unwrap.
 //
-// The key is read from the file at every use and not kept in memory, so that
-// moving the file away revokes the key as a KMS would: NotFound. So does a
-// file that holds another key; one that others may read is Denied. What
-// ChangeLocalKeyFile does to the file is in force with the next use.
+// The key is read from the file for each use and not kept in memory.
+// Therefore moving the file away revokes the key with NotFound, as in a
+// KMS. A file with another key gives NotFound too, and a file that all
+// users can access gives Denied. Changes by ChangeLocalKeyFile apply from
+// the next use.
 //
-// A key that is disabled, or has only versions that are, is Disabled; one
-// whose versions are all destroyed is NotFound. A blob of a version that is
-// not enabled, while another one is, is Denied: Disabled and NotFound speak of
-// the key as a whole, and would have a caller give up all of it, the versions
-// in force too.
+// A key is Disabled if it is disabled itself, or has no enabled version and
+// at least one disabled version. It is NotFound if all its versions are
+// destroyed. If a blob's version is not enabled but another version is, the
+// error is Denied: Disabled and NotFound concern the whole key, and callers
+// would purge all versions.
 //
-// Random nonces limit one version to 2^32 wraps (NIST SP 800-38D, section 8.3).
+// Random nonces limit one version to 2^32 wraps (NIST SP 800-38D, section
+// 8.3).
 type Local struct {
 	path string
 	id   string
 }
 
-// NewLocal opens the key in the file at path. It refuses a file that all users
-// may access in any way, or that ParseLocalKeyFile refuses. The file's group
-// may have access, as it has to the files of Kubernetes secrets. A key that is
-// disabled can be opened.
+// NewLocal opens the key in the file at path. It refuses a file that other
+// users can access in any way, or that ParseLocalKeyFile refuses. The
+// file's group may have access, because Kubernetes gives it access to
+// secrets. A disabled key can be opened.
 func NewLocal(path string) (*Local, error) {
-	l := &Local{path: path, id: localKeyPrefix + path} // until the real one is known
+	l := &Local{path: path, id: localKeyPrefix + path} // until the id is known
 	file, err := l.read("open")
 	if err != nil {
 		return nil, err
@@ -69,7 +71,7 @@ func NewLocal(path string) (*Local, error) {
 	return l, nil
 }
 
-// KeyID is "local:" and 16 hexadecimal digits of a one-way hash of the key's
+// KeyID returns "local:" and 16 hexadecimal digits of a hash of the key's
 // first version.
 func (l *Local) KeyID() string { return l.id }
 
@@ -97,7 +99,7 @@ func (l *Local) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]b
 	defer crypt.Wipe(aead)
 
 	blob := make([]byte, 1, 1+4+localSealed)
-	blob[0] = localForm1 // a file of one line may still be read by a proxy that knows no other form
+	blob[0] = localForm1 // an older proxy may share a one-line file, and knows only form 1
 
 	if !file.single {
 		blob[0] = localForm2
@@ -141,8 +143,8 @@ func (l *Local) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext
 	return dek, nil
 }
 
-// localVersion is the version that a blob names. Blobs of other providers can
-// look like those of this one, which are told by the key id.
+// localVersion returns the version in a blob. Other providers' blobs can
+// look the same, so the key id decides.
 func localVersion(keyID string, blob []byte) string {
 	version, _ := localBlob(blob)
 	if version == 0 || !strings.HasPrefix(keyID, localKeyPrefix) {
@@ -151,8 +153,8 @@ func localVersion(keyID string, blob []byte) string {
 	return strconv.FormatUint(uint64(version), 10)
 }
 
-// localBlob returns the version that a blob names, 0 for what is no blob, and
-// the length of what is before the nonce.
+// localBlob returns the version in a blob and the length of the prefix
+// before the nonce. The version is 0 if it is not a blob of this provider.
 func localBlob(wrapped []byte) (version uint32, prefix int) {
 	switch {
 	case len(wrapped) == 1+localSealed && wrapped[0] == localForm1:
@@ -164,8 +166,8 @@ func localBlob(wrapped []byte) (version uint32, prefix int) {
 	}
 }
 
-// open reads the file afresh, and makes sure that it has the key that this
-// Local was opened with, and that it is not disabled.
+// open reads the file, and checks that it still contains the key that this
+// Local was opened with and that the key is enabled.
 func (l *Local) open(op string) (*LocalKeyFile, error) {
 	file, err := l.read(op)
 	if err != nil {
@@ -185,9 +187,9 @@ func (l *Local) open(op string) (*LocalKeyFile, error) {
 	return nil, err
 }
 
-// usable says what is against the use of a version that a blob names. The blob
-// may be forged, as anybody can write a number; a number that the key never
-// had is therefore the blob's fault.
+// usable returns an error if the version in a blob cannot be used. The blob
+// may be forged with any number, so an unknown version is an error of the
+// blob.
 func (l *Local) usable(file *LocalKeyFile, version uint32) error {
 	if int64(version) > int64(len(file.Versions)) {
 		return l.fail(InvalidCiphertext, "unwrap", "UnknownVersion", fmt.Errorf("the key has no version %d", version))
@@ -209,8 +211,8 @@ func (l *Local) usable(file *LocalKeyFile, version uint32) error {
 	return l.fail(Denied, "unwrap", reason, fmt.Errorf("version %d of the key is %s", version, state))
 }
 
-// noVersion is the error of a key that has no enabled version. One disabled
-// version can be enabled again, and so can the key.
+// noVersion returns the error for a key without an enabled version. It is
+// Disabled if a version could be enabled again.
 func (l *Local) noVersion(op string, file *LocalKeyFile) *Error {
 	for _, v := range file.Versions {
 		if v.State == LocalKeyDisabled {
@@ -225,14 +227,14 @@ func newGCM(key []byte) (cipher.AEAD, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer crypt.Wipe(block) // the AEAD has a copy
+	defer crypt.Wipe(block) // the AEAD has its own copy
 	return cipher.NewGCMWithRandomNonce(block)
 }
 
-// aad encodes what is before the nonce, the key id and the context so that no
-// two of them give the same bytes.
+// aad encodes the prefix before the nonce, the key id and the context
+// unambiguously.
 func (l *Local) aad(prefix []byte, ec EncryptionContext) []byte {
-	aad := append([]byte(localLabelAAD), prefix...) // the first byte says how long it is
+	aad := append([]byte(localLabelAAD), prefix...) // its first byte determines its length
 	return appendContext(appendString(aad, l.id), ec)
 }
 
@@ -249,7 +251,7 @@ func (l *Local) fail(kind Kind, op, reason string, err error) *Error {
 	return &Error{Kind: kind, Op: op, KeyID: l.id, Reason: reason, Err: err}
 }
 
-// readLocal reads a key file. The error lacks operation and key id.
+// readLocal reads a key file. The returned error has no Op and KeyID yet.
 func readLocal(path string) (*LocalKeyFile, *Error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -259,8 +261,8 @@ func readLocal(path string) (*LocalKeyFile, *Error) {
 	return readOpenLocal(f)
 }
 
-// readOpenLocal is readLocal of an open file. What it checks, it checks on
-// that: a path can change in between.
+// readOpenLocal is readLocal for an open file. The checks use the open
+// file, because the path could change between them.
 func readOpenLocal(f *os.File) (*LocalKeyFile, *Error) {
 	info, err := f.Stat()
 	if err != nil {
@@ -275,7 +277,7 @@ func readOpenLocal(f *os.File) (*LocalKeyFile, *Error) {
 			"%s has mode %04o: all users may access it (chmod o= it)", f.Name(), mode)}
 	}
 
-	text := make([]byte, min(info.Size(), maxLocalFile)+1) // one more, to see a longer file
+	text := make([]byte, min(info.Size(), maxLocalFile)+1) // one byte more, to detect longer files
 	defer clear(text)
 
 	n, err := io.ReadFull(f, text)
@@ -291,8 +293,8 @@ func readOpenLocal(f *os.File) (*LocalKeyFile, *Error) {
 	return file, nil
 }
 
-// localFileError tells a file that is gone from one that cannot be read just
-// now, such as with too many files open.
+// localFileError distinguishes a missing file from one that cannot be read
+// at the moment, for example because too many files are open.
 func localFileError(err error) *Error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR):

@@ -16,50 +16,50 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-// A key file is lines of text, of the form that docs/format.md gives. Older
-// ones are a single line: localPrefix1, and 32 bytes in standard base64 with
-// padding. They hold one version.
+// A key file is text in the form that docs/format.md specifies. The older
+// form is a single line with localPrefix1 and 32 bytes in standard base64
+// with padding. It has one version.
 const (
 	localPrefix1     = "cmekproxy-local-key-v1:"
 	localHeader      = "cmekproxy-local-key-v2\n"
 	localLabelID     = "cmekproxy local key id v1"
 	maxLocalVersions = 1000
-	maxLocalFile     = 128 << 10 // bytes, more than maxLocalVersions take
+	maxLocalFile     = 128 << 10 // in bytes, more than maxLocalVersions need
 )
 
 // LocalKeyState is the state of one version of a local key.
 type LocalKeyState string
 
-// The states. A version that is destroyed leaves its number behind, which is
-// never used again.
+// The states of a version. The number of a destroyed version is never used
+// again.
 const (
 	LocalKeyEnabled   LocalKeyState = "enabled"
 	LocalKeyDisabled  LocalKeyState = "disabled"
 	LocalKeyDestroyed LocalKeyState = "destroyed"
 )
 
-// LocalKeyFile is what a key file of provider local holds.
+// LocalKeyFile is the content of a key file.
 type LocalKeyFile struct {
-	// ID is as Local.KeyID. It comes from the first version, and stays when
-	// that is destroyed.
+	// ID is the key id; see Local.KeyID. It is derived from the first
+	// version, and remains when that is destroyed.
 	ID string
-	// Disabled is whether the key is, whatever its versions are.
+	// Disabled disables the key regardless of its versions.
 	Disabled bool
-	// Versions are in order: version n is at n-1. There is at least one.
+	// Versions has version n at index n-1. There is at least one.
 	Versions []LocalKeyVersion
 
-	single bool // as read, it was of the older form
+	single bool // read from the older form
 }
 
 // LocalKeyVersion is one version of a local key.
 type LocalKeyVersion struct {
 	State   LocalKeyState
-	Created time.Time // to the second; zero where the file does not tell
+	Created time.Time // in whole seconds; zero if the file does not say
 
-	key []byte // nil once it is destroyed
+	key []byte // nil if destroyed
 }
 
-// newLocalKeyFile is a key of one version.
+// newLocalKeyFile returns a key with one version.
 func newLocalKeyFile(key []byte, created time.Time) *LocalKeyFile {
 	return &LocalKeyFile{
 		ID:       localKeyID(key),
@@ -67,7 +67,7 @@ func newLocalKeyFile(key []byte, created time.Time) *LocalKeyFile {
 	}
 }
 
-// localKeyID derives a name that says nothing about the key.
+// localKeyID derives the key id, which reveals nothing about the key.
 func localKeyID(key []byte) string {
 	h := sha256.New()
 	h.Write([]byte(localLabelID))
@@ -77,8 +77,8 @@ func localKeyID(key []byte) string {
 
 func toSecond(t time.Time) time.Time { return t.UTC().Truncate(time.Second) }
 
-// Current returns the number of the version that wraps, the newest that is
-// enabled; 0 if none is.
+// Current returns the number of the newest enabled version, which wraps; 0
+// if there is none.
 func (f *LocalKeyFile) Current() int {
 	for i, v := range slices.Backward(f.Versions) {
 		if v.State == LocalKeyEnabled {
@@ -99,8 +99,8 @@ func (f *LocalKeyFile) Rotate(now time.Time) (version int, err error) {
 	return len(f.Versions), nil
 }
 
-// SetState changes the state of a version. Destroying wipes its key; nothing
-// brings a destroyed version back.
+// SetState changes the state of a version. Destroying a version wipes its
+// key and cannot be undone.
 func (f *LocalKeyFile) SetState(version int, state LocalKeyState) error {
 	if version < 1 || version > len(f.Versions) {
 		return fmt.Errorf("there is no version %d: the newest is %d", version, len(f.Versions))
@@ -123,7 +123,7 @@ func (f *LocalKeyFile) SetState(version int, state LocalKeyState) error {
 	return nil
 }
 
-// Wipe clears the keys, after which f can be looked at, but not written or
+// Wipe clears the keys. Afterwards f can be inspected, but not written or
 // used.
 func (f *LocalKeyFile) Wipe() {
 	for _, v := range f.Versions {
@@ -131,7 +131,7 @@ func (f *LocalKeyFile) Wipe() {
 	}
 }
 
-// Append writes the text of the file behind b, always in the newer form.
+// Append appends the text of the file to b, always in the newer form.
 func (f *LocalKeyFile) Append(b []byte) []byte {
 	start := len(b)
 	b = append(b, localHeader...)
@@ -176,9 +176,9 @@ func appendChecksum(b []byte, start int) []byte {
 
 const localChecksum = "checksum "
 
-// ParseLocalKeyFile reads the text of a key file, of either form, and keeps no
-// part of it. It takes exactly what Append writes; of the older form the final
-// line feed may be missing. Its errors quote no key.
+// ParseLocalKeyFile parses a key file in either form, and does not retain
+// text. It accepts exactly what Append writes. In the older form, the final
+// newline is optional. Errors never quote a key.
 func ParseLocalKeyFile(text []byte) (*LocalKeyFile, error) {
 	switch {
 	case bytes.HasPrefix(text, []byte(localPrefix1)):
@@ -201,8 +201,8 @@ func ParseLocalKeyFile(text []byte) (*LocalKeyFile, error) {
 	}
 }
 
-// parseLocalVersions looks at the checksum first: what else is wrong with a
-// file that was cut, damaged or edited would only mislead.
+// parseLocalVersions checks the checksum first: if the file was truncated,
+// damaged or edited, other errors would be misleading.
 func parseLocalVersions(text []byte) (_ *LocalKeyFile, err error) {
 	body := len(text) - len(localChecksum) - 2*sha256.Size - 1
 	if body < len(localHeader) || text[body-1] != '\n' || !bytes.HasPrefix(text[body:], []byte(localChecksum)) {
@@ -267,7 +267,7 @@ func parseLocalID(line []byte) (string, error) {
 	return string(id), nil
 }
 
-// parseLocalVersion reads "version NUMBER STATE CREATED KEY".
+// parseLocalVersion parses "version NUMBER STATE CREATED KEY".
 func parseLocalVersion(line []byte, number int) (v LocalKeyVersion, err error) {
 	fields := bytes.Split(line, []byte(" "))
 	if len(fields) != 5 || string(fields[0]) != "version" {
@@ -302,7 +302,7 @@ func parseLocalVersion(line []byte, number int) (v LocalKeyVersion, err error) {
 	return v, nil
 }
 
-// parseLocalSecret reads 32 bytes in standard base64 with padding.
+// parseLocalSecret decodes 32 bytes in standard base64 with padding.
 func parseLocalSecret(encoded []byte) ([]byte, error) {
 	key := make([]byte, base64.StdEncoding.DecodedLen(len(encoded)))
 	n, err := base64.StdEncoding.Strict().Decode(key, encoded)
@@ -312,7 +312,7 @@ func parseLocalSecret(encoded []byte) ([]byte, error) {
 	}
 
 	key = key[:n]
-	if err := crypt.CheckDEK(key); err != nil { // a KEK has the size of a DEK, and is no more zero than one
+	if err := crypt.CheckDEK(key); err != nil { // a key has the size of a DEK, and must not be zero either
 		return nil, errors.New("all zero")
 	}
 

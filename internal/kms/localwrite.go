@@ -13,9 +13,9 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/atomicfile"
 )
 
-// CreateLocalKeyFile writes a new random key to a new file of mode 0600, and
-// makes sure that it is on disk: what was sealed under a lost key is lost. It
-// never overwrites: an existing file is an error that is fs.ErrExist.
+// CreateLocalKeyFile writes a new random key to a new file with mode 0600.
+// The file is on disk when it returns, because losing the key would lose
+// the data. If the file exists, the error matches fs.ErrExist.
 func CreateLocalKeyFile(path string) error {
 	key := make([]byte, 32)
 	defer clear(key)
@@ -23,8 +23,8 @@ func CreateLocalKeyFile(path string) error {
 	return ImportLocalKeyFile(path, key)
 }
 
-// ImportLocalKeyFile is CreateLocalKeyFile with a key of the caller's, 32
-// bytes that are not all alike.
+// ImportLocalKeyFile is CreateLocalKeyFile with a given key of 32 bytes,
+// which must not all be the same.
 func ImportLocalKeyFile(path string, key []byte) error {
 	if len(key) != 32 {
 		return fmt.Errorf("creating a local key: %d bytes, and a key has 32", len(key))
@@ -54,8 +54,8 @@ func allAlike(key []byte) bool {
 	return true
 }
 
-// ReadLocalKeyFile reads the key file at path. It refuses what NewLocal
-// refuses; errors are of type *Error.
+// ReadLocalKeyFile reads the key file at path. It refuses the files that
+// NewLocal refuses. Errors are of type *Error.
 func ReadLocalKeyFile(path string) (*LocalKeyFile, error) {
 	file, failure := readLocal(path)
 	if failure != nil {
@@ -64,18 +64,17 @@ func ReadLocalKeyFile(path string) (*LocalKeyFile, error) {
 	return file, nil
 }
 
-// ChangeLocalKeyFile reads the key file at path, has change act on it, and
-// writes it back, in the newer form. Readers see the file as it was or as it
-// is to be, and nothing between. The new file is on disk when it returns, with
-// the mode and the owner of the old one. An error of change leaves the file as
-// it is, and is returned as it is. Of several processes that change one file,
-// one goes after the other, so that none loses a version that another has
-// added.
+// ChangeLocalKeyFile reads the key file at path, calls change, and replaces
+// the file, in the newer form. Readers see either the old or the new file.
+// The new file has the mode and owner of the old one, and is on disk when
+// ChangeLocalKeyFile returns. If change fails, the file is not modified and
+// its error is returned unchanged. A lock serializes changes by several
+// processes, so that no version is lost.
 //
-// A destroyed key is no longer in the file. That says nothing of backups,
-// snapshots, and the blocks that the old file had on the disk.
+// A destroyed key is no longer in the file, but it may still be in backups,
+// in snapshots, and in the disk blocks of the old file.
 func ChangeLocalKeyFile(path string, change func(*LocalKeyFile) error) error {
-	target, err := filepath.EvalSymlinks(path) // else the rename would put a file in the place of the link
+	target, err := filepath.EvalSymlinks(path) // otherwise the rename would replace the symbolic link
 	if err != nil {
 		return opening(localFileError(err), path)
 	}
@@ -84,7 +83,7 @@ func ChangeLocalKeyFile(path string, change func(*LocalKeyFile) error) error {
 	if err != nil {
 		return err
 	}
-	defer f.Close() // which unlocks
+	defer f.Close() // also unlocks
 
 	file, failure := readOpenLocal(f)
 	if failure != nil {
@@ -115,10 +114,10 @@ func opening(failure *Error, path string) *Error {
 	return failure
 }
 
-// lockLocal opens the file at path and locks it until it is closed. Whoever
-// waited for the lock may then hold a file that was replaced in the meantime,
-// and has to look again. It is opened for writing because NFS locks nothing
-// else.
+// lockLocal opens the file at path and locks it until it is closed. While
+// it waited for the lock, the file may have been replaced, so it checks
+// that and tries again. The file is opened for writing because NFS requires
+// this for locks.
 func lockLocal(path string) (*os.File, error) {
 	for {
 		f, err := os.OpenFile(path, os.O_RDWR, 0)
@@ -157,8 +156,8 @@ func flock(f *os.File) error {
 	}
 }
 
-// localText is the text of a key file, in a slice so large that it need not
-// grow, and leave copies.
+// localText returns the text of a key file. The slice is large enough that
+// it does not grow and leave copies behind.
 func localText(file *LocalKeyFile) []byte {
 	return file.Append(make([]byte, 0, 256+128*len(file.Versions)))
 }

@@ -7,19 +7,20 @@ import (
 	"golang.org/x/sync/singleflight"
 )
 
-// loginTimeout bounds one login, or one fetch of a token.
+// loginTimeout limits one login, or one request for a token.
 const loginTimeout = 30 * time.Second
 
-// logins runs logins apart from the calls that need them. A login has a bound
-// of its own and is no part of an attempt, so that one which takes longer than
-// an attempt may still succeeds. All callers share it, and it survives the
-// caller that started it: the next caller finds it done, or nearly so.
+// logins runs logins separately from the calls that need them. A login has
+// its own time limit, so it may take longer than an attempt at a call. All
+// callers share it. It continues when the caller that started it leaves, so
+// the next caller finds it finished or nearly finished.
 //
-// Data keys are fetched once for all callers too, but not by singleflight; see
-// flight in package dekcache.
+// Fetches of data keys are shared too, but without singleflight; see flight
+// in package dekcache.
 type logins[T any] struct{ group singleflight.Group }
 
-// begin starts a login, or joins the one by the same name that is under way.
+// begin starts a login, or joins the login with the same name that is in
+// progress.
 func (l *logins[T]) begin(name string, run func(ctx context.Context) (T, error)) <-chan singleflight.Result {
 	return l.group.DoChan(name, func() (any, error) {
 		ctx, cancel := context.WithTimeout(context.Background(), loginTimeout)
@@ -28,11 +29,11 @@ func (l *logins[T]) begin(name string, run func(ctx context.Context) (T, error))
 	})
 }
 
-// wait is begin, and waits for the login until ctx ends.
+// wait calls begin, and waits for the login until ctx ends.
 func (l *logins[T]) wait(ctx context.Context, name string, run func(ctx context.Context) (T, error)) (T, error) {
 	select {
 	case r := <-l.begin(name, run):
-		out, _ := r.Val.(T) // nil with an error
+		out, _ := r.Val.(T) // nil if there is an error
 		return out, r.Err
 	case <-ctx.Done():
 		var none T

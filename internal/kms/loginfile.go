@@ -7,20 +7,21 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/livefile"
 )
 
-// The environment of the vendors' own clients, which names the files that their
-// default credentials read.
+// Environment variables of the vendors' own clients. They name files that
+// the default credentials read.
 const (
 	gcpFileVariable   = "GOOGLE_APPLICATION_CREDENTIALS"
 	azureFileVariable = "AZURE_CLIENT_CERTIFICATE_PATH"
 )
 
-// followLogin makes credentials by load, and makes them again when the file
-// changes that a variable of the environment names, or else the one in the home
-// directory. The vendors' clients read it once.
+// followLogin creates credentials with load. It creates them again when
+// their file changes: the one that the environment variable names, or the
+// default one in the home directory. The vendors' clients read the file
+// only once.
 func followLogin[T any](load func() (T, error), report Report, variable string, inHome ...string) (
 	*livefile.File[T], error,
 ) {
-	path := os.Getenv(variable) //nolint:forbidigo // it is the vendor's, and load goes by it too
+	path := os.Getenv(variable) //nolint:forbidigo // the vendor's variable, which load uses too
 	if home, err := os.UserHomeDir(); path == "" && err == nil && len(inHome) > 0 {
 		path = filepath.Join(append([]string{home}, inHome...)...)
 	}

@@ -12,8 +12,8 @@ import (
 	"github.com/miekg/pkcs11"
 )
 
-// A wrapped DEK is a version byte, a 12-byte nonce, the encrypted DEK, and a
-// 16-byte tag. The version byte is authenticated too.
+// A wrapped DEK is a version byte, a nonce of 12 bytes, the encrypted DEK,
+// and a tag of 16 bytes. The version byte is authenticated too.
 const (
 	hsmVersion    = 1
 	hsmNonce      = 12
@@ -23,42 +23,41 @@ const (
 )
 
 // hsm is the provider "pkcs11": an AES-256 key that never leaves a hardware
-// security module, used with CKM_AES_GCM (PKCS #11 Current Mechanisms v2.40,
-// section 2.8.2). The additional authenticated data are the encryption
-// context.
+// security module, used with CKM_AES_GCM (PKCS #11 Current Mechanisms
+// v2.40, section 2.8.2). The encryption context is the additional
+// authenticated data.
 //
-// One label and id name one key. PKCS#11 has no versions of a key, and no
-// portable way to tell which of several objects is the newest, so that two
-// that match are an error. To rotate, make another key in the token, configure
-// it beside the old one, and let the rules name it.
+// One label and id identify one key. PKCS #11 has no versions of a key, and
+// no portable way to tell which of several objects is the newest, so two
+// matches are an error. To rotate, create another key in the token,
+// configure it in addition to the old one, and name it in the rules.
 //
-// The nonce is random: the token's own where the token insists on choosing,
-// else of this process. Random nonces limit one key to 2^32 wraps (NIST SP
-// 800-38D, section 8.3).
+// The nonce is random. The process chooses it, unless the token insists on
+// choosing. Random nonces limit one key to 2^32 wraps (NIST SP 800-38D,
+// section 8.3).
 //
-// A call into a module blocks for as long as the module likes and cannot be
-// canceled. Each one therefore runs in a goroutine that the caller leaves
-// behind when its context ends; there are at most maxModuleCalls of them for
-// one module, and whoever comes when all hang waits until its own deadline,
-// and is told Unreachable.
+// A call into a module can block for any time and cannot be canceled.
+// Therefore each call runs in a goroutine, which the caller abandons when
+// its context ends. A module has at most maxModuleCalls of them. If all
+// hang, further calls wait until their deadlines and get Unreachable.
 type hsm struct {
 	cfg    PKCS11Config
 	id     string
 	token  string // label
 	module *hsmModule
 	idle   chan *hsmSession
-	// canary is a blob of this key, and canaryContext its context: what tells
-	// a key that was replaced from one that is still there, and a blob that is
-	// at fault from a token that is.
+	// canary is a wrapped DEK of this key, with its context. It shows
+	// whether the key was replaced, and whether an error is due to a blob
+	// or to the token.
 	canary        []byte
 	canaryContext EncryptionContext
-	choosesNonce  atomic.Bool // the token does
+	choosesNonce  atomic.Bool // the token chooses nonces
 }
 
-// NewPKCS11 opens a key in an HSM: it loads the module, finds the token, logs
-// in, finds the key, and makes a round trip with it. A PIN that the token
-// refuses is never tried again in this process, as a token locks itself after
-// a few.
+// NewPKCS11 opens a key in an HSM: it loads the module, finds the token,
+// logs in, finds the key, and makes a round trip. If the token refuses a
+// PIN, this process never tries that PIN again, because tokens lock
+// themselves after a few failures.
 func NewPKCS11(ctx context.Context, cfg PKCS11Config) (Wrapper, error) {
 	if cfg.Timeout <= 0 {
 		cfg.Timeout = DefaultPKCS11Timeout
@@ -86,7 +85,7 @@ func NewPKCS11(ctx context.Context, cfg PKCS11Config) (Wrapper, error) {
 	return h, nil
 }
 
-// open loads the module, and learns the token's label where only its slot is
+// open loads the module, and reads the token's label if only its slot is
 // configured.
 func (h *hsm) open(ctx context.Context) error {
 	label, err := h.call(ctx, "open", func() ([]byte, error) {
@@ -116,8 +115,8 @@ func (h *hsm) open(ctx context.Context) error {
 	return nil
 }
 
-// KeyID is a URI by RFC 7512, of the token's label and of the key's label and
-// id as they are configured.
+// KeyID returns an RFC 7512 URI with the token's label, and with the key's
+// label and id as configured.
 func (h *hsm) KeyID() string { return h.id }
 
 // Wrap implements Wrapper.
@@ -125,7 +124,7 @@ func (h *hsm) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]byt
 	if err := checkWrap(ctx, h.id, dek, ec); err != nil {
 		return nil, err
 	}
-	own := append([]byte(nil), dek...) // the caller may wipe its own before the module is done with it
+	own := append([]byte(nil), dek...) // the caller may wipe its copy while the module still uses it
 	return h.call(ctx, "wrap", func() ([]byte, error) {
 		defer clear(own)
 		return h.withSession(func(s *hsmSession) ([]byte, error) { return h.seal(s, own, ec) })
@@ -155,9 +154,8 @@ func (h *hsm) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext) 
 	})
 }
 
-// call runs do in a goroutine of its own, as one of those that the module is
-// allowed, until it is done or ctx or the timeout ends. What comes too late is
-// wiped.
+// call runs do in a goroutine, as one of the module's calls, until do
+// returns or ctx or the timeout ends. A late result is wiped.
 func (h *hsm) call(ctx context.Context, op string, do func() ([]byte, error)) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, h.cfg.Timeout)
 	defer cancel()
@@ -195,9 +193,10 @@ func (h *hsm) call(ctx context.Context, op string, do func() ([]byte, error)) ([
 	}
 }
 
-// seal encrypts a DEK. A token that refuses the nonce of others (those of AWS
-// CloudHSM and of some in FIPS mode do) gets zeros, which it has to replace by
-// a nonce of its own: a ciphertext under a nonce of zeros is never let out.
+// seal encrypts a DEK. Some tokens refuse nonces from outside, such as AWS
+// CloudHSM and others in FIPS mode. They get a nonce of zeros, which they
+// must replace by their own. A ciphertext with a nonce of zeros is never
+// returned.
 func (h *hsm) seal(s *hsmSession, dek []byte, ec EncryptionContext) ([]byte, error) {
 	nonce := make([]byte, hsmNonce)
 	if !h.choosesNonce.Load() {
@@ -221,8 +220,7 @@ func (h *hsm) seal(s *hsmSession, dek []byte, ec EncryptionContext) ([]byte, err
 	return blob, nil
 }
 
-// encrypt reads the nonce back after the token has used it: some put their own
-// in its place.
+// encrypt reads the nonce back after use, because some tokens replace it.
 func (h *hsm) encrypt(s *hsmSession, nonce, dek []byte, ec EncryptionContext) ([]byte, error) {
 	params := pkcs11.NewGCMParams(nonce, hsmAAD(ec), 8*hsmTag)
 	defer params.Free()
@@ -263,12 +261,13 @@ func hsmAAD(ec EncryptionContext) []byte {
 	return appendContext(append([]byte(hsmLabelAAD), hsmVersion), ec)
 }
 
-// intact makes sure that the key of s is the one that this hsm was opened
-// with, and that it works. A blob that does not unwrap while it is intact is
-// itself at fault: some modules answer a wrong tag with CKR_GENERAL_ERROR
-// (SoftHSM 2.6 does), which others say of a device that is broken.
+// intact checks that the session's key is the one that this hsm was opened
+// with, and that it works. If it is intact, a blob that does not unwrap is
+// itself bad. This is needed because some modules, such as SoftHSM 2.6,
+// report a wrong tag as CKR_GENERAL_ERROR, which others use for a broken
+// device.
 func (h *hsm) intact(s *hsmSession) error {
-	if h.canary == nil { // it is being opened
+	if h.canary == nil { // the key is being opened
 		return errHSMUntested
 	}
 

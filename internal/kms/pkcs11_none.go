@@ -7,8 +7,8 @@ import (
 	"errors"
 )
 
-// NewPKCS11 says that this binary cannot speak to an HSM, as the modules of
-// HSMs need cgo.
+// NewPKCS11 returns an error: this binary does not support HSMs, because
+// their modules need cgo.
 func NewPKCS11(_ context.Context, cfg PKCS11Config) (Wrapper, error) {
 	err := cfg.check()
 	if err == nil {

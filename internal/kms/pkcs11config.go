@@ -7,34 +7,34 @@ import (
 	"time"
 )
 
-// DefaultPKCS11Timeout bounds one call where PKCS11Config does not.
+// DefaultPKCS11Timeout limits one call if PKCS11Config does not.
 const DefaultPKCS11Timeout = 5 * time.Second
 
 // PKCS11Config configures NewPKCS11.
 type PKCS11Config struct {
-	// Module is the path of the HSM vendor's PKCS#11 library. Required. It is
-	// loaded into this process once and stays.
+	// Module is the path of the HSM vendor's PKCS #11 library. Required. It
+	// is loaded into this process once and never unloaded.
 	Module string
-	// TokenLabel is the label of the token. Empty: the token in Slot.
+	// TokenLabel is the label of the token. Empty means the token in Slot.
 	TokenLabel string
-	// Slot is the id of the token's slot. It means nothing where TokenLabel is
-	// set, which is the better choice: many modules number their slots anew at
-	// each start.
+	// Slot is the id of the token's slot, used only if TokenLabel is empty.
+	// Prefer TokenLabel, because many modules renumber their slots at each
+	// start.
 	Slot uint
-	// KeyLabel is the key's CKA_LABEL, and KeyID its CKA_ID. One of them is
-	// required. What is empty is not looked at, so that together they must
-	// name one key only. They become part of the KeyID that is stored with
-	// each object: keep both as they are for as long as such objects exist.
+	// KeyLabel is the key's CKA_LABEL, and KeyID its CKA_ID. At least one
+	// is required; an empty one matches anything. They must match exactly
+	// one key. They are part of the key id in each object's envelope, so
+	// keep both unchanged as long as such objects exist.
 	KeyLabel string
 	KeyID    []byte
-	// PIN is that of the token's user (CKU_USER). It appears in no error.
-	// Empty: no login, for tokens that need none.
+	// PIN is the PIN of the token's user (CKU_USER). It never appears in
+	// errors. Empty means no login, for tokens that need none.
 	PIN string
-	// Timeout bounds one call. 0: DefaultPKCS11Timeout.
+	// Timeout limits one call. 0 means DefaultPKCS11Timeout.
 	Timeout time.Duration
 }
 
-// check refuses what can never work.
+// check returns an error for a configuration that cannot work.
 func (c PKCS11Config) check() error {
 	switch {
 	case c.Module == "":
@@ -47,12 +47,12 @@ func (c PKCS11Config) check() error {
 	return nil
 }
 
-// maxPKCS11KeyID is what docs/format.md allows a key id.
+// maxPKCS11KeyID is the format's limit on a key id; see docs/format.md.
 const maxPKCS11KeyID = 512
 
-// uri names the key as RFC 7512 does. What is not an unreserved character is
-// percent-encoded, so that it is printable ASCII, and two names never give one
-// URI.
+// uri returns the RFC 7512 URI of the key. All reserved characters are
+// percent-encoded, so the URI is printable ASCII, and different names give
+// different URIs.
 func (c PKCS11Config) uri(tokenLabel string) string {
 	var b strings.Builder
 	b.WriteString("pkcs11:token=" + percentEncode(tokenLabel))

@@ -11,25 +11,25 @@ import (
 	"github.com/miekg/pkcs11"
 )
 
-// Return values of PKCS #11 v3.0 that the bindings do not know.
+// Return values of PKCS #11 v3.0 that the bindings lack.
 const (
 	ckrAEADDecryptFailed = 0x42
 	ckrTokenExceeded     = 0x201
 )
 
-// hsmKinds maps return values (PKCS #11 Base v2.40, section 5.1;
-// http://docs.oasis-open.org/pkcs11/pkcs11-base/v2.40/). What is not here is
+// hsmKinds classifies return values (PKCS #11 Base v2.40, section 5.1;
+// http://docs.oasis-open.org/pkcs11/pkcs11-base/v2.40/). Others count as
 // Internal.
 var hsmKinds = map[uint]Kind{
-	// 5.1.6: the key is gone. Handles that ended otherwise, with a logout,
-	// were replaced before it comes to this.
+	// 5.1.6: the key does not exist any more. Handles that ended with a
+	// logout have been replaced before this applies.
 	pkcs11.CKR_KEY_HANDLE_INVALID:    NotFound,
 	pkcs11.CKR_OBJECT_HANDLE_INVALID: NotFound,
-	// CKA_ENCRYPT or CKA_DECRYPT was set to false, or the key is out of its
-	// dates.
+	// CKA_ENCRYPT or CKA_DECRYPT was set to false, or the key is outside
+	// its dates of validity.
 	pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED: Disabled,
 
-	// 5.1.6: this user may not, or no longer.
+	// 5.1.6: this user is not, or no longer, permitted.
 	pkcs11.CKR_PIN_INCORRECT:            Denied,
 	pkcs11.CKR_PIN_INVALID:              Denied,
 	pkcs11.CKR_PIN_LEN_RANGE:            Denied,
@@ -46,8 +46,8 @@ var hsmKinds = map[uint]Kind{
 	pkcs11.CKR_SESSION_COUNT: Throttled,
 	ckrTokenExceeded:         Throttled,
 
-	// 5.1.1 to 5.1.3: the library, the session and the token fail, whatever
-	// the key is.
+	// 5.1.1 to 5.1.3: failures of the library, the session or the token.
+	// They do not depend on the key.
 	pkcs11.CKR_GENERAL_ERROR:                  Unreachable,
 	pkcs11.CKR_HOST_MEMORY:                    Unreachable,
 	pkcs11.CKR_FUNCTION_FAILED:                Unreachable,
@@ -63,10 +63,10 @@ var hsmKinds = map[uint]Kind{
 	pkcs11.CKR_OPERATION_ACTIVE:               Unreachable,
 	pkcs11.CKR_OPERATION_NOT_INITIALIZED:      Unreachable,
 	pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED:       Unreachable,
-	pkcs11.CKR_USER_NOT_LOGGED_IN:             Unreachable, // even after a login: somebody else logs out
-	pkcs11.CKR_USER_ANOTHER_ALREADY_LOGGED_IN: Unreachable, // the security officer, who will be done some time
+	pkcs11.CKR_USER_NOT_LOGGED_IN:             Unreachable, // even after a login, because another caller may log out
+	pkcs11.CKR_USER_ANOTHER_ALREADY_LOGGED_IN: Unreachable, // the security officer, for a while
 
-	// A key or a token that cannot do AES-256-GCM.
+	// The key or the token does not support AES-256-GCM.
 	pkcs11.CKR_MECHANISM_INVALID:       Invalid,
 	pkcs11.CKR_MECHANISM_PARAM_INVALID: Invalid,
 	pkcs11.CKR_KEY_TYPE_INCONSISTENT:   Invalid,
@@ -74,7 +74,7 @@ var hsmKinds = map[uint]Kind{
 	pkcs11.CKR_FUNCTION_NOT_SUPPORTED:  Invalid,
 }
 
-// Errors of our own.
+// Errors of this provider.
 var (
 	errHSMBlob     = &Error{Kind: InvalidCiphertext, Err: errors.New("the key is intact, and does not open this blob")}
 	errHSMReplaced = &Error{
@@ -83,8 +83,8 @@ var (
 	errHSMUntested = errors.New("the key has not been tested yet")
 )
 
-// hsmFailure turns what went wrong in a call into an *Error. The bindings'
-// errors hold a number, and never data.
+// hsmFailure converts the error of a call to an *Error. Errors of the
+// bindings contain only a number.
 func hsmFailure(err error, op, keyID string) *Error {
 	if e := (*Error)(nil); errors.As(err, &e) {
 		return &Error{Kind: e.Kind, Op: op, KeyID: keyID, Reason: e.Reason, Err: e.Err}
@@ -103,8 +103,8 @@ func hsmFailure(err error, op, keyID string) *Error {
 	return &Error{Kind: kind, Op: op, KeyID: keyID, Reason: ckrName(code)}
 }
 
-// ckrName is the name of a return value, else its number. The bindings' text
-// is "pkcs11: 0x30: CKR_DEVICE_ERROR".
+// ckrName returns the name of a return value, or its number if it has no
+// name. The bindings' text is "pkcs11: 0x30: CKR_DEVICE_ERROR".
 func ckrName(code pkcs11.Error) string {
 	text := code.Error()
 	if name := text[strings.LastIndex(text, " ")+1:]; strings.HasPrefix(name, "CKR_") {
@@ -119,7 +119,7 @@ func isCKR(err error, codes ...uint) bool {
 	return errors.As(err, &code) && slices.Contains(codes, uint(code))
 }
 
-// isSessionLost reports whether a new session may do better.
+// isSessionLost reports whether a new session may help.
 func isSessionLost(err error) bool {
 	return isCKR(err, pkcs11.CKR_SESSION_HANDLE_INVALID, pkcs11.CKR_SESSION_CLOSED, pkcs11.CKR_USER_NOT_LOGGED_IN,
 		pkcs11.CKR_DEVICE_REMOVED, pkcs11.CKR_TOKEN_NOT_PRESENT, pkcs11.CKR_KEY_HANDLE_INVALID,
@@ -127,9 +127,10 @@ func isSessionLost(err error) bool {
 		pkcs11.CKR_OPERATION_ACTIVE, pkcs11.CKR_OPERATION_NOT_INITIALIZED)
 }
 
-// isModuleGone reports whether the module itself may have to be started anew
-// before it finds a token: some see the tokens that were there when they were
-// initialized, and others are lost for this process with the device.
+// isModuleGone reports whether the module may have to be restarted to find
+// a token. Some modules see only the tokens present at their
+// initialization, and some lose a token for the whole process when the
+// device disappears.
 func isModuleGone(err error) bool {
 	if e, ok := errors.AsType[*Error](err); ok {
 		return e.Reason == reasonNoToken
@@ -141,17 +142,17 @@ func isModuleGone(err error) bool {
 		pkcs11.CKR_SESSION_CLOSED)
 }
 
-// reasonNoToken is the reason of an error of our own.
+// reasonNoToken is the Reason if no token has the configured label.
 const reasonNoToken = "NoToken"
 
-// isBadBlob reports whether err is that of a blob, after which the session is
-// as good as before (section 5.9, C_Decrypt).
+// isBadBlob reports whether err is about a blob, so the session remains
+// usable (section 5.9, C_Decrypt).
 func isBadBlob(err error) bool {
 	return isCKR(err, pkcs11.CKR_ENCRYPTED_DATA_INVALID, pkcs11.CKR_ENCRYPTED_DATA_LEN_RANGE, ckrAEADDecryptFailed)
 }
 
-// isAmbiguous reports whether err may be about the blob, as some modules have
-// no better answer to one that does not unwrap.
+// isAmbiguous reports whether err may be about the blob. Some modules have
+// no specific error for a blob that does not unwrap.
 func isAmbiguous(err error) bool {
 	return isCKR(err, pkcs11.CKR_GENERAL_ERROR, pkcs11.CKR_FUNCTION_FAILED, pkcs11.CKR_DATA_INVALID,
 		pkcs11.CKR_DEVICE_ERROR)

@@ -15,45 +15,45 @@ import (
 	"github.com/miekg/pkcs11"
 )
 
-// maxModuleCalls bounds the calls into one module at a time, those that hang
-// included, and the sessions of one key.
+// maxModuleCalls limits the concurrent calls into one module, including
+// those that hang, and the idle sessions of one key.
 const maxModuleCalls = 16
 
-// hsmModule is the library of an HSM. The specification makes it one for the
-// whole process: C_Initialize may be called once, and who is logged in to a
-// token is so in all sessions (PKCS #11 Base v2.40, sections 5.4 and 5.6).
+// hsmModule is an HSM's library. The specification makes it global to the
+// process: C_Initialize may be called only once, and a login to a token
+// applies to all sessions (PKCS #11 Base v2.40, sections 5.4 and 5.6).
 type hsmModule struct {
 	path  string
 	calls chan struct{}
 
-	mu      sync.Mutex // over loading and logging in
+	mu      sync.Mutex // protects loading and logging in
 	ctx     *pkcs11.Ctx
 	refused map[[sha256.Size]byte]bool // hashes of token and PIN
 
-	restarting  sync.Mutex // held by the one call that restarts the module
+	restarting  sync.Mutex // held by the call that restarts the module
 	generation  atomic.Uint64
 	nextRestart time.Time
-	rest        time.Duration // between two restarts that did not help
+	rest        time.Duration // pause after a restart that did not help
 }
 
-// How often a module is restarted. Each restart ends the sessions of all its
-// keys, those of tokens that are well included, so that restarts that do not
-// help become rare.
+// How often a module is restarted. Each restart ends the sessions of all
+// its keys, even those of working tokens, so restarts that do not help
+// become rare.
 const (
 	leastModuleRest = time.Second
 	mostModuleRest  = 30 * time.Second
-	// moduleDrain is how long a restart waits for the other calls to end.
+	// moduleDrain is how long a restart waits for other calls to end.
 	moduleDrain = time.Second
 )
 
-// restart finalizes and initializes the library, and reports whether it has.
-// The caller is one of the module's calls; the others have to end first, as the
-// specification leaves open what becomes of calls that C_Finalize meets (PKCS
-// #11 Base v2.40, section 5.4). A call that hangs keeps the module from being
-// restarted.
+// restart finalizes and initializes the library, and reports whether it
+// did. The caller is one of the module's calls. All others must have ended,
+// because the specification does not define what C_Finalize does to running
+// calls (PKCS #11 Base v2.40, section 5.4). A call that hangs prevents the
+// restart.
 func (m *hsmModule) restart() bool {
 	if !m.restarting.TryLock() {
-		return false // another call does it, and needs the place of this one
+		return false // another call is doing it, and waits for this one to end
 	}
 	defer m.restarting.Unlock()
 
@@ -62,7 +62,7 @@ func (m *hsmModule) restart() bool {
 	}
 
 	m.rest = min(max(2*m.rest, leastModuleRest), mostModuleRest)
-	m.nextRestart = time.Now().Add(m.rest) // also where another call hangs
+	m.nextRestart = time.Now().Add(m.rest) // even if another call hangs
 
 	drain := time.NewTimer(moduleDrain)
 	defer drain.Stop()
@@ -90,20 +90,20 @@ func (m *hsmModule) restart() bool {
 		return false
 	}
 
-	m.generation.Add(1)       // whatever comes of it: handles of sessions may be given out once more
+	m.generation.Add(1)       // in any case: session handles may be reused
 	_ = m.ctx.Finalize()      // it may not be initialized
-	err := m.ctx.Initialize() // if this fails, calls will say so, and it is tried again
+	err := m.ctx.Initialize() // if this fails, the next calls fail and try again
 	return err == nil || isCKR(err, pkcs11.CKR_CRYPTOKI_ALREADY_INITIALIZED)
 }
 
-// again is do, and once more after a restart if the module says that the token
-// is gone.
+// again calls do. If the module reports that the token is gone, it restarts
+// the module and calls do once more.
 func (m *hsmModule) again(do func() ([]byte, error)) ([]byte, error) {
 	out, err := do()
 	if !isModuleGone(err) || !m.restart() {
 		return out, err
 	}
-	if out, err = do(); !isModuleGone(err) { // it has helped
+	if out, err = do(); !isModuleGone(err) { // the restart helped
 		m.restarting.Lock()
 		defer m.restarting.Unlock()
 		m.rest, m.nextRestart = 0, time.Time{}
@@ -118,7 +118,9 @@ var hsmModules = struct {
 
 func moduleAt(path string) *hsmModule {
 	if real, err := filepath.EvalSymlinks(path); err == nil {
-		path = real // one library must not be two modules, of which one ends the sessions of the other
+		// Two paths of one library must not become two modules that end
+		// each other's sessions.
+		path = real
 	}
 
 	hsmModules.Lock()
@@ -133,8 +135,8 @@ func moduleAt(path string) *hsmModule {
 	return m
 }
 
-// load loads and initializes the library, if that has not been done. It is
-// never unloaded: a module may have threads.
+// load loads and initializes the library once. It is never unloaded,
+// because a module may have threads.
 func (m *hsmModule) load() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -157,9 +159,9 @@ func (m *hsmModule) load() error {
 	return nil
 }
 
-// login logs this process in to the token of a session, unless it is already.
-// A PIN that was refused is not tried again: a few more attempts, such as
-// those of a key that is opened every ten seconds, and the token locks itself.
+// login logs this process in to the token of a session, unless it is
+// already logged in. A refused PIN is not tried again: a key may be
+// reopened every ten seconds, and the token would soon lock itself.
 func (m *hsmModule) login(s pkcs11.SessionHandle, token pkcs11.TokenInfo, pin string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -181,17 +183,19 @@ func (m *hsmModule) login(s pkcs11.SessionHandle, token pkcs11.TokenInfo, pin st
 	return err
 }
 
-// hsmSession is a session that is logged in, and the key as it is called there.
+// hsmSession is a logged-in session, with the handle of the key in it.
 type hsmSession struct {
-	handle     pkcs11.SessionHandle
-	key        pkcs11.ObjectHandle
-	generation uint64 // of the module. Of an older one, the handles mean nothing, or something else
+	handle pkcs11.SessionHandle
+	key    pkcs11.ObjectHandle
+	// generation is that of the module. With an older one, the handles are
+	// invalid or have been reused.
+	generation uint64
 }
 
-// withSession makes use of a session. One that has been lost, with the login
-// or the handle of the key that went with it, is replaced by a new one in
-// which the key is looked for anew: handles end with a logout, and with the
-// key. The new one may be lost in its turn, if somebody logs out just then.
+// withSession runs use with a session. If the session, its login or its key
+// handle is lost, it retries with a new session and looks up the key again,
+// because a logout invalidates handles. The new session may be lost too, if
+// another caller logs out at that moment.
 func (h *hsm) withSession(use func(*hsmSession) ([]byte, error)) ([]byte, error) {
 	return h.module.again(func() ([]byte, error) { return h.withNewSession(use) })
 }
@@ -224,11 +228,11 @@ func (h *hsm) useOne(use func(*hsmSession) ([]byte, error)) ([]byte, error) {
 		}
 	}
 
-	_ = h.module.ctx.CloseSession(s.handle) // after an error an operation may still be active in it
+	_ = h.module.ctx.CloseSession(s.handle) // an operation may still be active in it
 	return out, err
 }
 
-// idleSession returns a session that nobody uses, or nil.
+// idleSession returns an idle session, or nil.
 func (h *hsm) idleSession() *hsmSession {
 	for {
 		select {
@@ -242,7 +246,7 @@ func (h *hsm) idleSession() *hsmSession {
 	}
 }
 
-// closeIdle closes the sessions that nobody uses.
+// closeIdle closes the idle sessions.
 func (h *hsm) closeIdle() {
 	for s := h.idleSession(); s != nil; s = h.idleSession() {
 		_ = h.module.ctx.CloseSession(s.handle)
@@ -279,8 +283,8 @@ func (h *hsm) newSession() (*hsmSession, error) {
 	return s, nil
 }
 
-// findToken returns the slot of the token now. It is Unreachable where there
-// is none: a token that is not plugged in says nothing of its keys.
+// findToken returns the current slot of the token. If there is none, the
+// error is Unreachable: a missing token says nothing about its keys.
 func (h *hsm) findToken() (slot uint, info pkcs11.TokenInfo, err error) {
 	if h.cfg.TokenLabel == "" {
 		info, err = h.module.ctx.GetTokenInfo(h.cfg.Slot)
@@ -323,8 +327,9 @@ func (h *hsm) findToken() (slot uint, info pkcs11.TokenInfo, err error) {
 	}
 }
 
-// findKey looks for the key. None is NotFound only if the session is still
-// logged in by then: to others, the token shows no private objects.
+// findKey finds the key. If there is none, the error is NotFound only if
+// the session is still logged in: otherwise the token hides private
+// objects.
 func (h *hsm) findKey(s pkcs11.SessionHandle) (pkcs11.ObjectHandle, error) {
 	template := []*pkcs11.Attribute{
 		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
@@ -371,17 +376,17 @@ func (h *hsm) noKey(s pkcs11.SessionHandle) error {
 	return &Error{Kind: NotFound, Reason: "NoKey", Err: errors.New("the token has no AES key of this label and id")}
 }
 
-// checkSize refuses AES with shorter keys. A token that does not tell is
-// believed.
+// checkSize refuses AES keys that are not 256 bits long. If the token does
+// not report the size, the key is accepted.
 func (h *hsm) checkSize(s pkcs11.SessionHandle, key pkcs11.ObjectHandle) error {
 	attributes, err := h.module.ctx.GetAttributeValue(s, key, []*pkcs11.Attribute{
 		pkcs11.NewAttribute(pkcs11.CKA_VALUE_LEN, nil),
 	})
 	if err != nil || len(attributes) != 1 {
-		return nil //nolint:nilerr // see above; a key that is gone will show in its use
+		return nil //nolint:nilerr // see above; a missing key fails when it is used
 	}
 
-	want := pkcs11.NewAttribute(pkcs11.CKA_VALUE_LEN, 32) // a CK_ULONG, whose form is the machine's
+	want := pkcs11.NewAttribute(pkcs11.CKA_VALUE_LEN, 32) // a CK_ULONG, whose encoding depends on the machine
 	if got := attributes[0].Value; len(got) == len(want.Value) && !bytes.Equal(got, want.Value) {
 		return &Error{Kind: Invalid, Reason: "KeySize", Err: errors.New("an AES key that is not of 32 bytes")}
 	}

@@ -18,46 +18,46 @@ const (
 	DefaultRetryBudget = 20
 )
 
-// retryCost is how many calls that succeed pay for a retry.
+// retryCost is how many successful calls pay for one retry.
 const retryCost = 5
 
 // RetryConfig configures Retry. The zero value retries until the deadline.
 type RetryConfig struct {
-	// Base is the longest wait before the second attempt; it doubles with each
-	// further one. 0: DefaultRetryBase.
+	// Base is the maximum pause before the second attempt. It doubles for
+	// each further attempt. 0 means DefaultRetryBase.
 	Base time.Duration
-	// Max bounds what Base grows to. 0: DefaultRetryMax.
+	// Max limits the maximum pause. 0 means DefaultRetryMax.
 	Max time.Duration
-	// MaxAttempts bounds the attempts of one call, the first included. 0: the
-	// deadline alone does, and a context without one is retried until it is
-	// canceled.
+	// MaxAttempts limits the attempts of one call, including the first. 0
+	// means that only the deadline limits them; without a deadline, a call
+	// is retried until it is canceled.
 	MaxAttempts int
-	// Budget is how many retries there may be at the expense of calls that
-	// have not succeeded yet: a retry takes one of it, and gives it back if it
-	// succeeds; so do five calls that succeed at once, and a second that
-	// passes. With none left, calls are not retried: a KMS that throttles is
-	// not to be asked several times as often. 0: DefaultRetryBudget.
+	// Budget is the number of retries available at the start. A retry costs
+	// one, and returns it if it succeeds. Five calls that succeed at once,
+	// or one second, add one. With an empty budget, calls are not retried,
+	// so that a KMS that throttles does not get several times as many
+	// calls. 0 means DefaultRetryBudget.
 	Budget uint
-	// Jitter chooses a wait from 0 to limit. Nil: at random, all alike likely.
+	// Jitter chooses a pause from 0 to limit. Nil means a uniformly random
+	// one.
 	Jitter func(limit time.Duration) time.Duration
 }
 
-// Retry returns w with further attempts at what a KMS answers with Throttled
-// or Unreachable, and at nothing else: all other answers stay what they are.
-// Nor does it retry what never reached the KMS, which is an error of Breaker
-// or of Limit; put it around those, so that it is every attempt that counts
-// there.
+// Retry returns w with retries if the KMS returns Throttled or Unreachable.
+// All other errors are returned unchanged. Errors of Breaker and Limit are
+// not retried, because the KMS was not asked. Put Retry around these, so
+// that they see every attempt.
 //
-// The waits between attempts have exponential backoff and full jitter
+// The pauses use exponential backoff and full jitter
 // (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/).
-// A wait that would go past the deadline is not begun: the call then ends at
-// once, with the last error that came from the KMS itself. A cancel ends it at
+// If a pause would last beyond the deadline, the call ends at once with the
+// last error from the KMS. If the context is canceled, the call ends at
 // once with Canceled.
 //
-// A provider must not retry on its own, or the attempts multiply: set
-// AWSConfig.MaxAttempts to 1. Its Timeout is then that of an attempt, and
-// should be a part of the caller's deadline only, or a hanging KMS uses it up
-// in one attempt.
+// Providers must not retry themselves, or the attempts multiply: set
+// AWSConfig.MaxAttempts to 1. The provider's Timeout then limits one
+// attempt. It should be only a part of the caller's deadline, so that a KMS
+// that hangs does not use all of it in one attempt.
 func Retry(w Wrapper, cfg RetryConfig) Wrapper {
 	if cfg.Base <= 0 {
 		cfg.Base = DefaultRetryBase
@@ -80,20 +80,21 @@ func Retry(w Wrapper, cfg RetryConfig) Wrapper {
 	return &decorator{w, r.run}
 }
 
-// retrier is not github.com/cenkalti/backoff: that answers with the context's
-// error in place of the KMS's, begins waits that the deadline is going to cut,
-// and its jitter is around the interval, not from zero.
+// retrier implements Retry. It does not use github.com/cenkalti/backoff,
+// which returns the context's error instead of the KMS's, starts pauses
+// that exceed the deadline, and applies jitter around the interval instead
+// of from zero.
 type retrier struct {
 	keyID  string
 	cfg    RetryConfig
 	budget *ratelimit.TokenRateLimit
 
 	mu     sync.Mutex
-	filled time.Time // when the budget last got what time is worth
+	filled time.Time // until when the budget has been credited for time
 }
 
 func (r *retrier) run(ctx context.Context, op string, call func() error) error {
-	var last error // from the KMS
+	var last error // last error from the KMS
 	limit := min(r.cfg.Base, r.cfg.Max)
 	for attempt := 1; ; attempt++ {
 		err := call()
@@ -123,28 +124,29 @@ func (r *retrier) run(ctx context.Context, op string, call func() error) error {
 	}
 }
 
-// creditSuccess adds to the budget what an attempt that succeeded is worth.
+// creditSuccess adds the credit for a successful attempt to the budget.
 func (r *retrier) creditSuccess(err error, attempt int) {
 	switch {
 	case err != nil:
 	case attempt > 1:
-		_ = r.budget.AddTokens(retryCost) // it never fails
+		_ = r.budget.AddTokens(retryCost) // never fails
 	default:
 		_ = r.budget.AddTokens(1)
 	}
 }
 
-// creditTime adds a retry to the budget for each second that has passed.
+// creditTime adds one retry to the budget for each second that has passed.
 func (r *retrier) creditTime() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	const second = time.Second / retryCost // of one token
+	const second = time.Second / retryCost // for one token
 	tokens := uint(max(0, time.Since(r.filled)) / second)
-	r.filled = r.filled.Add(time.Duration(tokens) * second) //nolint:gosec // as long as time has passed
+	r.filled = r.filled.Add(time.Duration(tokens) * second) //nolint:gosec // bounded by the time that has passed
 	_ = r.budget.AddTokens(tokens)
 }
 
-// wait reports whether ctx goes on after d.
+// wait waits for d, and reports whether ctx is still valid. If the deadline
+// is earlier, it returns false at once.
 func (r *retrier) wait(ctx context.Context, d time.Duration) bool {
 	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= d {
 		return false
@@ -168,6 +170,6 @@ func fullJitter(limit time.Duration) time.Duration {
 	return time.Duration(fraction * float64(limit))
 }
 
-// AttemptsPerCall is how many attempts of full length a call should have time
-// for: its timeout is that many times the one of an attempt.
+// AttemptsPerCall is the number of full attempts that a call should have
+// time for: the timeout of a call is this many times that of an attempt.
 const AttemptsPerCall = 3

@@ -5,13 +5,13 @@ import (
 	"sync/atomic"
 )
 
-// Trace collects what a KMS says of a call beside its answer, for an audit
-// log. The zero value is ready for use. It is safe for concurrent use: a call
-// can go on after its caller has gone.
+// Trace collects information about a KMS call for the audit log. The zero
+// value is ready for use. It is safe for concurrent use, because a call can
+// continue after its caller has left.
 type Trace struct{ lastRequestID atomic.Pointer[string] }
 
-// RequestID is the name that the KMS gave the last request, by which its own
-// log knows it; "" where it gives none.
+// RequestID returns the KMS's id of the last request, which is also in the
+// KMS's own log. It is "" if the KMS provides none.
 func (t *Trace) RequestID() string {
 	if id := t.lastRequestID.Load(); id != nil {
 		return *id
@@ -21,17 +21,17 @@ func (t *Trace) RequestID() string {
 
 type traceKey struct{}
 
-// WithTrace has the calls made with the context it returns reported to t.
+// WithTrace returns a context whose calls are recorded in t.
 func WithTrace(ctx context.Context, t *Trace) context.Context {
 	return context.WithValue(ctx, traceKey{}, t)
 }
 
-// maxRequestID bounds what is kept of a request's name, in bytes. Real ones
-// have 36.
+// maxRequestID limits the length of a request id in bytes. Real ones have
+// 36.
 const maxRequestID = 128
 
-// traceRequest reports the name that a KMS gave a request, to whoever wants to
-// know.
+// traceRequest records the KMS's id of a request in the Trace of ctx, if
+// there is one.
 func traceRequest(ctx context.Context, id string) {
 	if t, ok := ctx.Value(traceKey{}).(*Trace); ok && id != "" {
 		clean := printable(id, maxRequestID)

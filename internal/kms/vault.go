@@ -28,55 +28,58 @@ const (
 // VaultConfig configures the provider "vault-transit".
 type VaultConfig struct {
 	// Address is the URL of the server, such as
-	// https://vault.example.com:8200. Required. The environment's VAULT_ADDR,
-	// VAULT_TOKEN, VAULT_NAMESPACE and TLS settings are not looked at.
+	// https://vault.example.com:8200. Required. VAULT_ADDR, VAULT_TOKEN,
+	// VAULT_NAMESPACE and the TLS settings in the environment are ignored.
 	Address string
-	// Namespace is that of mount and login, such as "team/app". Empty: the
-	// root namespace.
+	// Namespace is the namespace of the mount and the login, such as
+	// "team/app". Empty means the root namespace.
 	Namespace string
-	// Mount is the path of the transit engine. Empty: DefaultVaultMount.
+	// Mount is the path of the transit engine. Empty means
+	// DefaultVaultMount.
 	Mount string
 	// KeyID is the name of the transit key. Required. The key must be
 	// symmetric and not convergent.
 	KeyID string
-	// EnvelopeID is the key's id in the envelopes of objects, printable ASCII.
-	// Empty: "vault:" and the path of namespace, mount and key. Give one where
-	// two servers have a key at the same path; never change it afterwards.
+	// EnvelopeID is the key's id in the envelopes of objects, in printable
+	// ASCII. Empty means "vault:" and the path of namespace, mount and key.
+	// Set it if two servers have a key with the same path, and never change
+	// it.
 	EnvelopeID string
-	// Login is how to get a token. Required.
+	// Login says how to get a token. Required.
 	Login VaultLogin
-	// CAFile is a file of PEM certificates that sign the server's. It is read
-	// again when it changes. Empty: those of the system.
+	// CAFile is a PEM file with the certificate authorities for the server.
+	// It is reloaded when it changes. Empty means those of the system.
 	CAFile string
-	// Report, if not nil, is told of files that were read again.
+	// Report is called when a file has been reloaded. It may be nil.
 	Report Report
-	// Transport sends the calls. Nil: one of its own, with proxy settings from
-	// the environment and CAFile.
+	// Transport sends the calls. Nil means a new transport with CAFile, and
+	// proxy settings from the environment.
 	Transport http.RoundTripper
-	// Timeout bounds one request to encrypt or decrypt, with all its attempts.
-	// A login has 30 seconds of its own, for which a call waits until its
-	// context ends. 0: DefaultVaultTimeout.
+	// Timeout limits one encrypt or decrypt request, including all its
+	// attempts. A login has a separate limit of 30 seconds, and a call
+	// waits for it until its context ends. 0 means DefaultVaultTimeout.
 	Timeout time.Duration
-	// MaxAttempts counts the first attempt too. 0: DefaultVaultMaxAttempts.
+	// MaxAttempts includes the first attempt. 0 means
+	// DefaultVaultMaxAttempts.
 	MaxAttempts int
 }
 
 // Vault is the provider "vault-transit": a key of the transit engine of
 // HashiCorp Vault or OpenBao.
 //
-// Its KeyID is a path and not the server's address: what identifies a transit
-// key is where it is mounted, and a server that moves, fails over to a
-// replica, or is restored elsewhere keeps its keys and must keep the objects
-// under them.
+// Its KeyID is a path, without the server's address. A transit key is
+// identified by where it is mounted. A server that moves, fails over to a
+// replica or is restored elsewhere keeps its keys, and must still be able
+// to open its objects.
 //
-// The encryption context goes to Vault as associated data, which AES-GCM and
-// ChaCha20-Poly1305 authenticate, and as the context that derived keys are
-// derived by and other keys ignore. Blobs are Vault's own ciphertext,
-// "vault:v3:...", which names the version of the key: rotation needs nothing,
-// and min_decryption_version ends the old versions.
+// The encryption context is passed to Vault twice: as associated data,
+// which AES-GCM and ChaCha20-Poly1305 authenticate, and as the context of
+// derived keys, which other keys ignore. Blobs are Vault's own ciphertext,
+// "vault:v3:...", which names the key version. Rotation needs no action
+// here, and min_decryption_version retires old versions.
 //
-// Data keys are made here: Vault's own datakey endpoint takes no associated
-// data.
+// DEKs are generated here, because Vault's datakey endpoint accepts no
+// associated data.
 type Vault struct {
 	id      string
 	mount   string
@@ -85,8 +88,8 @@ type Vault struct {
 	login   *vaultTokens
 }
 
-// NewVault returns the key that cfg names. It calls nobody: the first login is
-// at the first use.
+// NewVault returns the key that cfg describes. It makes no calls: the first
+// use logs in.
 func NewVault(cfg VaultConfig) (*Vault, error) {
 	v := &Vault{
 		key:     cfg.KeyID,
@@ -118,12 +121,13 @@ func NewVault(cfg VaultConfig) (*Vault, error) {
 	return v, nil
 }
 
-// KeyID is VaultConfig.EnvelopeID, or "vault:" and a path.
+// KeyID returns VaultConfig.EnvelopeID, or "vault:" and a path.
 func (v *Vault) KeyID() string { return v.id }
 
-// vaultFields is what of the parameters and answers of encrypt and decrypt is
-// used here (https://developer.hashicorp.com/vault/api-docs/secret/transit).
-// Slices are base64 on the wire.
+// vaultFields has the parameters and results of encrypt and decrypt that
+// are used here
+// (https://developer.hashicorp.com/vault/api-docs/secret/transit). Byte
+// slices are base64 on the wire.
 type vaultFields struct {
 	Plaintext      []byte `json:"plaintext,omitempty"`
 	Ciphertext     string `json:"ciphertext,omitempty"`
@@ -171,9 +175,8 @@ func (v *Vault) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext
 	return out.Plaintext, nil
 }
 
-// call sends one request. A token that Vault refuses may only have expired, so
-// the first refusal leads to one login and one more request; then the answer
-// stands.
+// call sends one request. If Vault refuses the token, the token may have
+// expired, so call logs in once and repeats the request once.
 func (v *Vault) call(ctx context.Context, op, verb string, in vaultFields) (*vaultFields, error) {
 	s, err := v.login.session(ctx, nil)
 	if err != nil {
@@ -199,16 +202,17 @@ func (v *Vault) call(ctx context.Context, op, verb string, in vaultFields) (*vau
 	return out, nil
 }
 
-// vaultMaxAnswer bounds an answer, in bytes. Real ones have a few hundred.
+// vaultMaxAnswer limits the size of a response in bytes. Real ones have a
+// few hundred.
 const vaultMaxAnswer = 64 << 10
 
-// errVaultAnswer says that an answer is not what it should be. The parser's
-// own error could quote it.
+// errVaultAnswer is returned for a malformed response. The JSON parser's
+// error is not used, because it might quote the response.
 var errVaultAnswer = errors.New("the answer cannot be read")
 
-// send goes below api.Secret, whose strings cannot be wiped. The client's
-// methods for raw bodies would do, but send "null" for the body when a standby
-// server redirects them (api 1.23.0).
+// send does not use api.Secret, because its strings cannot be wiped. It
+// does not use the client's methods for raw bodies either: they send "null"
+// as the body when a standby server redirects them (api 1.23.0).
 func (v *Vault) send(ctx context.Context, s *vaultSession, verb string, in vaultFields) (*vaultFields, error) {
 	ctx, cancel := context.WithTimeout(ctx, v.timeout)
 	defer cancel()
@@ -237,7 +241,7 @@ func (v *Vault) send(ctx context.Context, s *vaultSession, verb string, in vault
 		RequestID string `json:"request_id"`
 		Data      vaultFields
 	}
-	if err := json.Unmarshal(answer, &out); err != nil || out.RequestID == "" { // which Vault always sends
+	if err := json.Unmarshal(answer, &out); err != nil || out.RequestID == "" { // Vault always sends a request id
 		clear(out.Data.Plaintext)
 		return nil, errVaultAnswer
 	}
@@ -246,15 +250,15 @@ func (v *Vault) send(ctx context.Context, s *vaultSession, verb string, in vault
 	return &out.Data, nil
 }
 
-// vaultMaxBlob is the longest that a blob can be, in bytes: a version of ten
-// digits, and XChaCha20-Poly1305.
+// vaultMaxBlob is the maximum length of a blob in bytes: ten digits of the
+// version, and XChaCha20-Poly1305.
 const vaultMaxBlob = len("vault:v:") + 10 + 96
 
 var vaultBlobForm = regexp.MustCompile(`^vault:v[1-9][0-9]{0,9}:([A-Za-z0-9+/]+={0,2})$`)
 
 // isVaultBlob reports whether s can be the ciphertext of a DEK: nonce, 32
-// bytes and tag. What cannot is not sent to Vault, whose reading of base64 and
-// numbers is lenient.
+// bytes and tag. Anything else is not sent to Vault, which parses base64
+// and numbers leniently.
 func isVaultBlob(s string) bool {
 	form := vaultBlobForm.FindStringSubmatch(s)
 	if form == nil {
@@ -264,8 +268,8 @@ func isVaultBlob(s string) bool {
 	return err == nil && (len(raw) == 12+DEKSize+16 || len(raw) == 24+DEKSize+16)
 }
 
-// vaultVersion is the version that a blob names, the 3 of "vault:v3:...". No
-// other provider's blobs look like this.
+// vaultVersion returns the version in a blob, such as "3" for
+// "vault:v3:...". No other provider's blobs look like this.
 func vaultVersion(_ string, blob []byte) string {
 	if !isVaultBlob(string(blob)) {
 		return ""
@@ -275,7 +279,7 @@ func vaultVersion(_ string, blob []byte) string {
 }
 
 var (
-	vaultKeyForm  = regexp.MustCompile(`^\w(([\w.-]+)?\w)?$`) // Vault's own
+	vaultKeyForm  = regexp.MustCompile(`^\w(([\w.-]+)?\w)?$`) // as in Vault's source
 	vaultPathForm = regexp.MustCompile(`^[\w.-]+(/[\w.-]+)*$`)
 )
 
@@ -292,7 +296,7 @@ func checkVaultPaths(namespace, mount, key string) error {
 	return nil
 }
 
-// newVaultConfig is the client's configuration without a token.
+// newVaultConfig returns the client's configuration, without a token.
 func newVaultConfig(cfg VaultConfig) (*api.Config, error) {
 	u, err := url.Parse(cfg.Address)
 	if err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" || u.User != nil {
@@ -318,14 +322,14 @@ func newVaultConfig(cfg VaultConfig) (*api.Config, error) {
 		Address: cfg.Address,
 		HttpClient: &http.Client{
 			Transport: newReconnecting(transport),
-			// The client follows redirects itself, one only, and not from
+			// The client follows redirects itself: only one, and not from
 			// https to http.
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
 		MaxRetries:   attempts - 1,
 		MinRetryWait: 100 * time.Millisecond,
 		MaxRetryWait: 400 * time.Millisecond,
-		// No Timeout: the client's own would end before the answer is read.
+		// Timeout is not set: it would end before the response is read.
 		// Every call has a deadline.
 	}, nil
 }
@@ -336,7 +340,7 @@ func newVaultTransport() *http.Transport {
 		DialContext:         (&net.Dialer{Timeout: 2 * time.Second}).DialContext,
 		TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12},
 		TLSHandshakeTimeout: 4 * time.Second,
-		MaxIdleConnsPerHost: 64, // each PUT is one call, and they come in bursts
+		MaxIdleConnsPerHost: 64, // each PUT makes one call, and PUTs come in bursts
 		IdleConnTimeout:     90 * time.Second,
 		ForceAttemptHTTP2:   true,
 		HTTP2:               http2Pings(),

@@ -12,12 +12,12 @@ import (
 	"github.com/hashicorp/vault/api"
 )
 
-// Vault's errors have no codes besides HTTP's, and 400 stands for nearly all
-// that the transit engine has to say. What it says of the key, and not of the
-// blob, is known by these texts, the same in Vault and OpenBao for many years
-// (builtin/logical/transit/path_decrypt.go and sdk/helper/keysutil/policy.go
-// of either). Should one of them change, then a refusal stays a refusal, but
-// passes for one of the blob.
+// vaultTexts identifies errors about the key rather than the blob. Vault's
+// errors have no codes except the HTTP status, and the transit engine uses
+// 400 for nearly everything. The texts have been the same in Vault and
+// OpenBao for many years (builtin/logical/transit/path_decrypt.go and
+// sdk/helper/keysutil/policy.go). If one of them changes, the error still
+// is a refusal, but it counts as one of the blob.
 var vaultTexts = []struct {
 	text string
 	kind Kind
@@ -27,9 +27,9 @@ var vaultTexts = []struct {
 	{"refusing to use soft-deleted key", PendingDeletion},
 }
 
-// fail turns an error of the client into an *Error. The client's error is not
-// kept: it holds the answer when it cannot be parsed, and the URL of the
-// server. ctx is the caller's, without our timeout.
+// fail converts an error of the client to an *Error. It drops the client's
+// error, which contains the URL of the server, and the response if that is
+// malformed. ctx is the caller's context, without our timeout.
 func (v *Vault) fail(ctx context.Context, op string, err error) *Error {
 	e := &Error{Op: op, KeyID: v.id}
 	var resp *api.ResponseError
@@ -41,7 +41,7 @@ func (v *Vault) fail(ctx context.Context, op string, err error) *Error {
 	case errors.As(err, &resp):
 		e.Reason = fmt.Sprintf("HTTP %d", resp.StatusCode)
 		e.Kind = vaultKind(op, resp)
-		if op != "wrap" { // a wrap has a DEK in it, which a broken server might quote
+		if op != "wrap" { // a wrap request contains a DEK, which a broken server might quote
 			e.Err = messageError(printable(strings.Join(resp.Errors, "; "), 300))
 		}
 	default:
@@ -51,8 +51,8 @@ func (v *Vault) fail(ctx context.Context, op string, err error) *Error {
 	return e
 }
 
-// failLogin is fail for a login. No text of the server is kept: it might quote
-// the secret.
+// failLogin is like fail, for a login. It drops the server's text, which
+// might quote the secret.
 func (v *Vault) failLogin(ctx context.Context, op string, err error) *Error {
 	e := v.fail(ctx, op, err)
 	var (
@@ -66,7 +66,7 @@ func (v *Vault) failLogin(ctx context.Context, op string, err error) *Error {
 		e.Err = errors.New("the login failed")
 		switch resp.StatusCode {
 		case http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden:
-			// The role or the secret id was taken away: AppRole says 400,
+			// The role or the secret id was removed. AppRole returns 400,
 			// Kubernetes 403.
 			e.Kind = Denied
 		}
@@ -77,13 +77,12 @@ func (v *Vault) failLogin(ctx context.Context, op string, err error) *Error {
 	return e
 }
 
-// isVaultError reports whether Vault itself sent an error. All that it says is
-// JSON with a list of texts, which may be empty: a 404 of Vault's is
-// {"errors":[]}
+// isVaultError reports whether Vault itself sent the error. Vault's errors
+// are JSON with a list of texts, which may be empty: a 404 is {"errors":[]}
 // (https://developer.hashicorp.com/vault/api-docs#error-response).
 func isVaultError(resp *api.ResponseError) bool { return !resp.RawError && resp.Errors != nil }
 
-// vaultKind goes by
+// vaultKind classifies errors by
 // https://developer.hashicorp.com/vault/api-docs#http-status-codes.
 func vaultKind(op string, resp *api.ResponseError) Kind {
 	switch resp.StatusCode {
@@ -103,29 +102,29 @@ func vaultKind(op string, resp *api.ResponseError) Kind {
 	case http.StatusUnauthorized, http.StatusForbidden:
 		return Denied
 	case http.StatusNotFound:
-		return NotFound // the engine is not mounted, or no longer
+		return NotFound // the engine is not mounted
 	case http.StatusTooManyRequests:
 		return Throttled
 	case http.StatusMethodNotAllowed, http.StatusRequestEntityTooLarge:
 		return Invalid
 	default:
-		// 412: a replica that is behind. 472, 473: a secondary that does not
-		// serve. 5xx: sealed, no leader, storage down. What Vault does not list
-		// says nothing of the key, nor of the configuration.
+		// 412: a replica lags behind. 472, 473: a secondary that does not
+		// serve requests. 5xx: sealed, no leader, or storage failure. Other
+		// statuses say nothing about the key or the configuration.
 		return Unreachable
 	}
 }
 
-// isVaultForbidden reports whether Vault refused the token: an expired one and
-// one without the right to do this get the same status
+// isVaultForbidden reports whether Vault refused the token. The status is
+// the same for an expired token and for one without permission
 // (https://developer.hashicorp.com/vault/docs/concepts/tokens).
 func isVaultForbidden(err error) bool {
 	var resp *api.ResponseError
 	return errors.As(err, &resp) && isVaultError(resp) && resp.StatusCode == http.StatusForbidden
 }
 
-// vaultTransportError is the cause of a call that got no answer, or none that
-// can be read.
+// vaultTransportError returns the cause if a call got no response or a
+// malformed one.
 func vaultTransportError(err error) error {
 	if cause := networkError(err); cause != nil {
 		return cause

@@ -12,75 +12,80 @@ import (
 	"github.com/hashicorp/vault/api"
 )
 
-// VaultLogin is how to get a token: exactly one of Token, TokenFile, AppRole
-// and Kubernetes.
+// VaultLogin says how to get a token. Exactly one field must be set.
 type VaultLogin struct {
-	// Token is used as it is, and renewed where Vault lets it be.
+	// Token is used as it is, and renewed if Vault allows that.
 	Token string
-	// TokenFile holds a token, such as the sink of a Vault Agent. It is read
-	// again when the token no longer works.
+	// TokenFile is a file with a token, such as the sink of a Vault Agent.
+	// It is read again when the token no longer works.
 	TokenFile string
-	// AppRole logs in at auth/approle.
+	// AppRole logs in with the AppRole auth method.
 	AppRole *VaultAppRole
-	// Kubernetes logs in at auth/kubernetes with a service account.
+	// Kubernetes logs in with the Kubernetes auth method and a service
+	// account.
 	Kubernetes *VaultKubernetes
 }
 
-// VaultAppRole is a login by role id and secret id.
+// VaultAppRole is a login with a role id and a secret id.
 type VaultAppRole struct {
 	// RoleID is required.
 	RoleID string
-	// SecretID, or SecretIDFile, which is read again at each login. Both
-	// empty: a role without bind_secret_id.
+	// SecretID is the secret id. SecretIDFile is a file with it, which is
+	// read at each login. Both may be empty for a role without
+	// bind_secret_id.
 	SecretID, SecretIDFile string
-	// Mount is the path of the auth method below auth/. Empty: approle.
+	// Mount is the path of the auth method below auth/. Empty means
+	// "approle".
 	Mount string
 }
 
-// VaultKubernetes is a login by the token of a Kubernetes service account.
+// VaultKubernetes is a login with the token of a Kubernetes service
+// account.
 type VaultKubernetes struct {
 	// Role is the name of a role of the auth method. Required.
 	Role string
-	// TokenFile holds the service account's token, which Kubernetes replaces:
-	// it is read again at each login. Empty: where Kubernetes mounts it.
+	// TokenFile is the file with the service account's token. It is read at
+	// each login, because Kubernetes replaces it. Empty means the path
+	// where Kubernetes mounts it.
 	TokenFile string
-	// Mount is the path of the auth method below auth/. Empty: kubernetes.
+	// Mount is the path of the auth method below auth/. Empty means
+	// "kubernetes".
 	Mount string
 }
 
 const kubernetesTokenFile = "/var/run/secrets/kubernetes.io/serviceaccount/token" //nolint:gosec // a path
 
-// How often a renewal or login that fails is tried again.
+// vaultRetry is the time between attempts after a failed renewal or login.
 const vaultRetry = 5 * time.Second
 
-// vaultTokens keeps a token that works.
+// vaultTokens logs in and keeps a valid token.
 type vaultTokens struct {
 	config    *api.Config
 	namespace string
 	how       VaultLogin
 	logins    logins[*vaultSession] // renewals too
 	current   atomic.Pointer[vaultSession]
-	retry     atomic.Pointer[time.Time] // no renewal before that, because one has just failed
+	retry     atomic.Pointer[time.Time] // no renewal before this time, after a failed one
 	uselessAt atomic.Pointer[time.Time]
 }
 
-// vaultSession is a token. A session never changes; a renewal makes another
-// one of the same token.
+// vaultSession is a token and its lifetime. It is immutable: a renewal
+// returns a new vaultSession with the same token.
 type vaultSession struct {
-	client    *api.Client // with the token
+	client    *api.Client // uses the token
 	renewable bool
 	since     time.Time
-	ttl       time.Duration // from since; 0: it does not expire, or nobody knows when
-	granted   time.Duration // ttl at the login
+	ttl       time.Duration // counted from since; 0 if the token does not expire, or this is unknown
+	granted   time.Duration // the ttl at the login
 }
 
-// works reports whether s can be used still.
+// works reports whether the session can still be used.
 func (s *vaultSession) works(refused *vaultSession) bool {
 	return s != nil && s != refused && (s.ttl == 0 || time.Since(s.since) < s.ttl)
 }
 
-// due reports whether it is time for a renewal: two thirds of the token's life
-// are over.
+// due reports whether the session should be renewed: two thirds of its
+// lifetime have passed.
 func (s *vaultSession) due() bool {
 	return s.ttl > 0 && time.Since(s.since) >= s.ttl*2/3
 }
@@ -94,7 +99,7 @@ func newVaultTokens(cfg VaultConfig, namespace string) (*vaultTokens, error) {
 	if l.config, err = newVaultConfig(cfg); err != nil {
 		return nil, err
 	}
-	_, err = l.client("") // once now, so that a configuration that the client refuses shows at start
+	_, err = l.client("") // so that a configuration error is reported at startup
 	return l, err
 }
 
@@ -120,7 +125,7 @@ func (h *VaultLogin) check() error {
 	return checkVaultPaths(h.mount(), "", "any")
 }
 
-// mount is the path of the auth method, "" for tokens.
+// mount returns the path of the auth method, or "" for tokens.
 func (h *VaultLogin) mount() string {
 	mount, standard := "", ""
 	switch {
@@ -136,8 +141,8 @@ func (h *VaultLogin) mount() string {
 	return mount
 }
 
-// client returns a client of its own for a token. The environment's token and
-// namespace do not count.
+// client returns a new client for a token. It ignores the token and the
+// namespace in the environment.
 func (l *vaultTokens) client(token string) (*api.Client, error) {
 	config := &api.Config{
 		Address:      l.config.Address,
@@ -161,10 +166,10 @@ func (l *vaultTokens) client(token string) (*api.Client, error) {
 	return c, nil
 }
 
-// session returns a token that should work: the current one, or that of a new
-// login, for which it waits until ctx ends. A renewal that is due begins, and
-// nobody waits for it. refused, if not nil, is the session that Vault has just
-// refused.
+// session returns a session that should work. If the current one does not,
+// it logs in and waits for that until ctx ends. If a renewal is due, it
+// starts one without waiting. refused is the session that Vault has just
+// refused, or nil.
 func (l *vaultTokens) session(ctx context.Context, refused *vaultSession) (*vaultSession, error) {
 	if s := l.current.Load(); s.works(refused) {
 		if l.isDue(s) {
@@ -174,14 +179,14 @@ func (l *vaultTokens) session(ctx context.Context, refused *vaultSession) (*vaul
 	}
 
 	s, err := l.logins.wait(ctx, "", l.refresher(refused))
-	if err == nil && s == refused { // by a renewal that had begun before the refusal, and failed
+	if err == nil && s == refused { // a renewal that had started before the refusal failed
 		s, err = l.logins.wait(ctx, "", l.refresher(refused))
 	}
 
 	return s, err
 }
 
-// renewed is session, but waits for a renewal that is due.
+// renewed is like session, but waits for a renewal that is due.
 func (l *vaultTokens) renewed(ctx context.Context) (*vaultSession, error) {
 	if s := l.current.Load(); s.works(nil) && !l.isDue(s) {
 		return s, nil
@@ -189,19 +194,19 @@ func (l *vaultTokens) renewed(ctx context.Context) (*vaultSession, error) {
 	return l.logins.wait(ctx, "", l.refresher(nil))
 }
 
-// isDue reports whether s is to be renewed now.
+// isDue reports whether s should be renewed now.
 func (l *vaultTokens) isDue(s *vaultSession) bool {
 	retry := l.retry.Load()
 	return s.due() && (retry == nil || !time.Now().Before(*retry))
 }
 
-// refresher returns what renews the current token or logs in, and keeps a token
-// that works where it cannot.
+// refresher returns a function that renews the current token or logs in. If
+// both fail, the function returns the current session if that still works.
 func (l *vaultTokens) refresher(refused *vaultSession) func(ctx context.Context) (*vaultSession, error) {
 	return func(ctx context.Context) (*vaultSession, error) {
 		s := l.current.Load()
 		if s.works(refused) && !l.isDue(s) {
-			return s, nil // another call was faster
+			return s, nil // another call has already renewed it
 		}
 
 		next, err := l.next(ctx, s, refused)
@@ -220,8 +225,8 @@ func (l *vaultTokens) refresher(refused *vaultSession) func(ctx context.Context)
 
 func (l *vaultTokens) next(ctx context.Context, s, refused *vaultSession) (*vaultSession, error) {
 	if s.works(refused) && s.renewable {
-		// A token can be renewed up to its max_ttl only. As that comes near,
-		// log in before it is too late.
+		// A token can be renewed only up to its max_ttl. Log in again well
+		// before that.
 		renewed, err := l.renew(ctx, s)
 		if err == nil && (renewed.ttl >= s.granted/2 || l.how.mount() == "") {
 			return renewed, nil
@@ -241,7 +246,7 @@ func (l *vaultTokens) renew(ctx context.Context, s *vaultSession) (*vaultSession
 	if err != nil {
 		return nil, err
 	}
-	if renewed.ttl == 0 { // less than a second, and not for ever
+	if renewed.ttl == 0 { // it is rounded down from less than a second
 		return nil, errors.New("the token is at its end")
 	}
 
@@ -302,8 +307,8 @@ func (l *vaultTokens) logIn(ctx context.Context) (*vaultSession, error) {
 	return newVaultSession(c, secret, start)
 }
 
-// lookUp asks how long a token lives. A token may not be allowed to ask: then
-// it is used for as long as it works.
+// lookUp asks Vault for the lifetime of a token. If the token may not look
+// itself up, it is used until it no longer works.
 func (l *vaultTokens) lookUp(ctx context.Context, token string) (*vaultSession, error) {
 	c, err := l.client(token)
 	if err != nil {
@@ -334,8 +339,8 @@ func newVaultSession(c *api.Client, secret *api.Secret, start time.Time) (*vault
 	return &vaultSession{client: c, renewable: renewable, since: start, ttl: ttl, granted: ttl}, nil
 }
 
-// fileOr returns what is in the file, without space around it, or value if no
-// file is named.
+// fileOr returns the content of the file without surrounding space, or
+// value if no file is given.
 func fileOr(file, value string) (string, error) {
 	if file == "" {
 		return value, nil
@@ -352,23 +357,24 @@ func fileOr(file, value string) (string, error) {
 	return value, nil
 }
 
-// markUseless notes that a new token was refused as the old one was: the
-// trouble is not the token.
+// markUseless records that a new token was refused like the old one, so the
+// token is not the problem.
 func (l *vaultTokens) markUseless() {
 	now := time.Now()
 	l.uselessAt.Store(&now)
 }
 
-// isUseless reports whether that was just now. A key that is denied, and asked
-// for all the time, must not become a storm of logins.
+// isUseless reports whether markUseless was called within the last
+// vaultRetry. Without this check, constant requests for a denied key would
+// cause constant logins.
 func (l *vaultTokens) isUseless() bool {
 	at := l.uselessAt.Load()
 	return at != nil && time.Since(*at) < vaultRetry
 }
 
-// Run keeps the token alive while nobody calls, until ctx ends. Without it a
-// token is renewed at calls only, which is enough where Vault can be logged in
-// to again; a token that was given, and expires, needs Run.
+// Run keeps the token alive until ctx ends, even if there are no calls.
+// Without Run, a token is renewed only during calls. That is enough for
+// auth methods that can log in again, but a configured token would expire.
 func (v *Vault) Run(ctx context.Context) {
 	for {
 		s, err := v.login.renewed(ctx)
@@ -388,7 +394,7 @@ func (v *Vault) Run(ctx context.Context) {
 	}
 }
 
-// untilRetry is the time until a renewal that has failed is tried again.
+// untilRetry returns the time until a failed renewal is retried.
 func (l *vaultTokens) untilRetry() time.Duration {
 	if retry := l.retry.Load(); retry != nil {
 		return time.Until(*retry)

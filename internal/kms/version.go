@@ -8,13 +8,13 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-// VersionOf is the version of a KMS key that a wrapped DEK names, in the words
-// of the KMS; "" if it names none: the blobs of AWS KMS and Google Cloud KMS
-// are opaque, and keys of PKCS #11 have no versions. wrapped may be the blob
-// alone, or what an envelope has of it.
+// VersionOf returns the key version in a wrapped DEK, in the KMS's
+// notation. It is "" if the blob does not show it: blobs of AWS KMS and
+// Google Cloud KMS are opaque, and PKCS #11 keys have no versions. wrapped
+// may be a blob, or the wrapped DEK in an envelope.
 //
-// The key need not be configured, nor be there any more. No KMS is asked, so
-// that the blob may be forged and its version with it.
+// The key need not be configured or exist. No KMS is asked, so the blob and
+// its version may be forged.
 func VersionOf(keyID string, wrapped []byte) string {
 	parsed, err := crypt.ParseWrappedKey(wrapped)
 	if err != nil {
@@ -23,8 +23,9 @@ func VersionOf(keyID string, wrapped []byte) string {
 	return blobVersion(keyID, parsed.Blob)
 }
 
-// WrappingOf is VersionOf, and names the binding too where there is one: what
-// it takes to open a wrapped DEK is the same for all of one WrappingOf.
+// WrappingOf is VersionOf, followed by the id of the binding if there is
+// one. Wrapped DEKs with the same WrappingOf need the same things to be
+// unwrapped.
 func WrappingOf(keyID string, wrapped []byte) string {
 	version := VersionOf(keyID, wrapped)
 	parsed, err := crypt.ParseWrappedKey(wrapped)
@@ -47,22 +48,22 @@ func blobVersion(keyID string, blob []byte) string {
 	return ""
 }
 
-// gcpPrefix begins the blobs of Google Cloud KMS, and the 4 bytes behind it are
-// the same for all blobs of one version of a key. Google does not document
-// that: https://cloud.google.com/kms/docs shows it in its examples ("CiQA" in
-// base64), as do the blobs that users publish.
+// gcpPrefix starts the blobs of Google Cloud KMS. The next 4 bytes are the
+// same for all blobs of one key version. Google does not document this. It
+// can be seen in the examples in https://cloud.google.com/kms/docs ("CiQA"
+// in base64), and in blobs that users publish.
 var gcpPrefix = []byte{0x0a, 0x24, 0x00}
 
 const (
 	gcpVersionTag = 4
-	gcpKeyPrefix  = "projects/" // of key ids
+	gcpKeyPrefix  = "projects/" // prefix of key ids
 )
 
-// Lineage tells the blobs of a key apart that its KMS could refuse apart from
-// each other, as different versions of the key have wrapped them: it is the
-// same for all blobs of a version. ok is false if a blob does not say. Where
-// versions cannot be taken away one by one, as those of AWS KMS and of PKCS
-// #11 keys, all blobs of a key have the lineage "".
+// Lineage returns a string that is the same for all blobs of one key
+// version and different for other versions, so that blobs which the KMS can
+// refuse separately are distinguished. ok is false if the blob does not
+// show its version. If versions cannot be revoked separately, as with AWS
+// KMS and PKCS #11 keys, the lineage is always "".
 func Lineage(keyID string, blob []byte) (lineage string, ok bool) {
 	if strings.HasPrefix(keyID, gcpKeyPrefix) {
 		rest, found := bytes.CutPrefix(blob, gcpPrefix)
