@@ -96,7 +96,7 @@ func readSessionFile(path string) ([]byte, error) {
 	case !info.Mode().IsRegular():
 		return nil, fmt.Errorf("%s is not a regular file", path)
 	case info.Mode().Perm()&0o007 != 0:
-		return nil, fmt.Errorf("%s has mode %04o: all users may access it (chmod o= it)", path, info.Mode().Perm())
+		return nil, fmt.Errorf("%s has mode %04o: all users can access it (fix: chmod o= FILE)", path, info.Mode().Perm())
 	case info.Size() > maxSessionFile:
 		return nil, fmt.Errorf("%s is larger than %d bytes", path, maxSessionFile)
 	}

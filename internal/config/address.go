@@ -9,9 +9,8 @@ import (
 	"strings"
 )
 
-// checkListeners checks the addresses to listen on, and that all can be
-// listened on at once. Those beside the S3 port may be the same, to the
-// letter.
+// checkListeners checks the listen addresses for conflicts. Listeners other
+// than the S3 port may share an address if the text is identical.
 func (d *decoder) checkListeners(c *Config) {
 	type listener struct {
 		field      *string
@@ -37,8 +36,8 @@ func (d *decoder) checkListeners(c *Config) {
 
 		for _, other := range before {
 			shared := *l.field == *other.field && other.name != "listen"
-			if l.port == other.port && l.port != 0 && overlap(l.host, other.host) && !shared { // port 0 is a free one
-				d.fail(l.field, "%s must be another address than %s", l.name, other.name)
+			if l.port == other.port && l.port != 0 && overlap(l.host, other.host) && !shared { // port 0: any free port
+				d.fail(l.field, "%s must be a different address than %s", l.name, other.name)
 			}
 		}
 
@@ -58,7 +57,7 @@ func (d *decoder) listenAddress(field *string, name string) (host string, port u
 	return host, port, true
 }
 
-// overlap reports whether sockets on both hosts would be in each other's way.
+// overlap reports whether sockets on the two hosts would conflict.
 func overlap(a, b string) bool {
 	return a == b || wildcard(a) || wildcard(b) || loopback(a) && loopback(b) && (a == "localhost" || b == "localhost")
 }
@@ -73,8 +72,8 @@ func loopback(host string) bool {
 	return host == "localhost" || err == nil && addr.IsLoopback()
 }
 
-// checkEndpoint checks the URL of a server. An empty one is for the caller to
-// judge.
+// checkEndpoint checks the URL of a server. The caller must check for an
+// empty one.
 func (d *decoder) checkEndpoint(field *string, name string) {
 	if *field == "" {
 		return
@@ -85,7 +84,7 @@ func (d *decoder) checkEndpoint(field *string, name string) {
 	case err != nil, u.Scheme != "http" && u.Scheme != "https", u.Hostname() == "", !portOK(u):
 		d.fail(field, "%s must be a URL such as https://s3.example.com or http://127.0.0.1:7070", name)
 	case u.User != nil:
-		d.fail(field, "%s must not hold credentials", name)
+		d.fail(field, "%s must not contain credentials", name)
 	case u.Path != "" || strings.ContainsAny(*field, "?#"):
 		d.fail(field, "%s must end after the host and port, without a path or a slash", name)
 	}

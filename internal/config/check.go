@@ -21,8 +21,8 @@ const (
 	minAdminToken   = 16
 )
 
-// check finds what each value for itself does not show. A field that could not
-// be read has a problem already, and fail leaves it at that.
+// check checks values that are valid by themselves. fail ignores fields
+// that already have a problem.
 func (d *decoder) check(c *Config) {
 	d.checkOrigin(&c.Origin)
 	d.checkKeys(c.Keys)
@@ -35,7 +35,7 @@ func (d *decoder) check(c *Config) {
 	}
 }
 
-// checkServer checks what ParseOffline skips.
+// checkServer checks the settings that ParseOffline skips.
 func (d *decoder) checkServer(c *Config) {
 	d.checkListeners(c)
 	if c.AdminToken != "" && len(c.AdminToken) < minAdminToken {
@@ -52,8 +52,8 @@ func (d *decoder) checkServer(c *Config) {
 	d.checkLimits(&c.Limits)
 }
 
-// empty reports whether a field has no value, and that is not because the
-// value could not be read.
+// empty reports whether a field has no value, for another reason than an
+// unreadable value.
 func empty[T ~string](d *decoder, field *T) bool { return *field == "" && !d.failed[field] }
 
 func (d *decoder) checkTLS(t *TLS) {
@@ -68,7 +68,7 @@ func (d *decoder) checkTLS(t *TLS) {
 }
 
 func (d *decoder) checkOrigin(o *Origin) {
-	const both = "; leave both out for the AWS SDK's default credential chain"
+	const both = "; omit both to use the AWS SDK's default credential chain"
 	d.checkEndpoint(&o.Endpoint, "origin.endpoint")
 
 	switch {
@@ -94,7 +94,7 @@ func (d *decoder) checkClients(clients []Client) {
 			continue
 		}
 
-		d.checkUnique(&c.Name, names, "a client of this name")
+		d.checkUnique(&c.Name, names, "a client with this name")
 		for j := range c.Allow {
 			d.checkPatterns(c.Allow[j].Buckets)
 		}
@@ -104,7 +104,7 @@ func (d *decoder) checkClients(clients []Client) {
 			d.checkUnique(&c.AccessKey, accessKeys, "a client with this access_key")
 			d.checkCredentials(c, fmt.Sprintf("clients[%d]", i))
 		case anonymous != nil:
-			d.fail(&c.Anonymous, "there is an anonymous client already, on line %d",
+			d.fail(&c.Anonymous, "there is already an anonymous client, on line %d",
 				d.places[&anonymous.Anonymous].line)
 		default:
 			anonymous = c
@@ -131,7 +131,7 @@ func (d *decoder) checkCredentials(c *Client, path string) {
 	}
 }
 
-// checkAnonymous: anybody at all may do what this client may.
+// checkAnonymous checks the anonymous client, which anyone can use.
 func (d *decoder) checkAnonymous(c *Client) {
 	if d.given[&c.AccessKey] {
 		d.fail(&c.AccessKey, "an anonymous client has no access_key")
@@ -150,21 +150,20 @@ func (d *decoder) checkAnonymous(c *Client) {
 	}
 }
 
-// checkUnique reports a value that an earlier field has. Values are not shown:
-// they may be from the environment.
+// checkUnique reports a value that an earlier field already has. It does
+// not show the value, which may come from the environment.
 func (d *decoder) checkUnique(field *string, earlier map[string]*string, what string) {
 	if *field == "" {
 		return
 	}
 	if first, ok := earlier[*field]; ok {
-		d.fail(field, "there is %s already, on line %d", what, d.places[first].line)
+		d.fail(field, "there is already %s, on line %d", what, d.places[first].line)
 		return
 	}
 	earlier[*field] = field
 }
 
-// An access key stands in a signature's credential scope, between slashes and
-// commas.
+// In a signature's credential scope, the access key is followed by a slash.
 var accessKeyForm = regexp.MustCompile(`^[A-Za-z0-9._-]{1,128}$`)
 
 func (d *decoder) checkAccessKey(field *string, name string) {
@@ -172,18 +171,18 @@ func (d *decoder) checkAccessKey(field *string, name string) {
 	case strings.HasPrefix(*field, "file:"):
 		d.fail(field, "%s cannot be read from a file; only secret_key can", name)
 	case *field != "" && !accessKeyForm.MatchString(*field):
-		d.fail(field, "%s may hold letters, digits, '.', '_' and '-' only, at most 128", name)
+		d.fail(field, "%s must be 1 to 128 letters, digits, '.', '_' and '-'", name)
 	}
 }
 
-// Bucket names as S3 has them, older ones with capitals and underscores
-// included, and *.
+// Bucket names as in S3, including older ones with capital letters and
+// underscores, and "*".
 var patternForm = regexp.MustCompile(`^[A-Za-z0-9._*-]{1,255}$`)
 
 func (d *decoder) checkPatterns(buckets []string) {
 	for i := range buckets {
 		if !patternForm.MatchString(buckets[i]) {
-			d.fail(&buckets[i], "not a bucket name; in one, * stands for any run of characters")
+			d.fail(&buckets[i], "not a bucket name or a pattern (* matches any run of characters)")
 		}
 	}
 }
@@ -192,10 +191,10 @@ func (d *decoder) checkKeys(keys []Key) {
 	names := make(map[string]*string)
 	for i := range keys {
 		k := &keys[i]
-		d.checkUnique(&k.Name, names, "a key of this name")
+		d.checkUnique(&k.Name, names, "a key with this name")
 
 		if _, ok := providerSettings[k.Provider]; !ok {
-			continue // has been reported
+			continue // already reported
 		}
 
 		d.checkSettings(k)
@@ -222,16 +221,16 @@ func (d *decoder) checkKeys(keys []Key) {
 			if _, err := hex.DecodeString(k.KeyID); err != nil {
 				d.fail(&k.KeyID, "key_id of a pkcs11 key must be its CKA_ID in hexadecimal")
 			}
-		default: // nothing besides
+		default: // no further checks
 		}
 	}
 }
 
-// checkBindings refuses bindings that bind nothing, and a form that nothing
-// makes.
+// checkBindings checks the bindings of an Azure key, and the forms of its
+// blobs.
 func (d *decoder) checkBindings(k *Key) {
 	if len(k.Bindings) > 0 && k.Algorithm == "A256KW" {
-		d.fail(&k.Bindings, "bindings are for RSA keys: only the vault itself can wrap under A256KW")
+		d.fail(&k.Bindings, "bindings are for RSA keys; A256KW keys do not need them")
 	}
 
 	switch {
@@ -240,25 +239,27 @@ func (d *decoder) checkBindings(k *Key) {
 	case k.WriteForm < 0 || k.WriteForm > 2:
 		d.fail(&k.WriteForm, "write_form must be 1 or 2")
 	case k.WriteForm == 2 && len(k.Bindings) == 0:
-		d.fail(&k.WriteForm, "write_form: 2 needs bindings, which cmekproxy keys bind makes")
+		d.fail(&k.WriteForm, "write_form: 2 needs bindings (make one with cmekproxy keys bind)")
 	case k.WriteForm == 1 && k.AcceptForm == 2:
-		d.fail(&k.WriteForm, "write_form: 1 makes what accept_form: 2 refuses")
+		d.fail(&k.WriteForm, "write_form: 1 creates blobs that accept_form: 2 refuses")
 	case k.AcceptForm == 2 && len(k.Bindings) == 0:
-		d.fail(&k.AcceptForm, "accept_form: 2 needs bindings, which cmekproxy keys bind makes")
+		d.fail(&k.AcceptForm, "accept_form: 2 needs bindings (make one with cmekproxy keys bind)")
 	}
 }
 
-// checkSecure refuses to send data keys in clear over a network, unless the
-// configuration says that it is meant.
-func (d *decoder) checkSecure(field *string, name string, insecure bool) { //nolint:revive // it is a setting
+// checkSecure reports a URL that would send data keys unencrypted over a
+// network, unless insecure is set.
+func (d *decoder) checkSecure(field *string, name string, insecure bool) { //nolint:revive // insecure is a setting
 	u, err := url.Parse(*field)
 	if err != nil || u.Scheme != "http" || loopback(u.Hostname()) || insecure {
 		return
 	}
-	d.fail(field, "%s is http:// and not on this machine: data keys would pass in clear; use https://, or say insecure: true", name)
+	d.fail(field, "%s is http:// and not on this machine: data keys would be sent unencrypted; "+
+		"use https:// or set insecure: true", name)
 }
 
-// checkTimeouts gives each key that names no timeout the one of all keys.
+// checkTimeouts sets the timeout of each key without one to the timeout for
+// all keys.
 func (d *decoder) checkTimeouts(c *Config) {
 	for i := range c.Keys {
 		if t := &c.Keys[i].Timeout; d.given[t] {
@@ -269,7 +270,7 @@ func (d *decoder) checkTimeouts(c *Config) {
 	}
 }
 
-// An alias could move again, and then opens nothing.
+// An alias is not allowed, because it could move again.
 var awsKeyForm = regexp.MustCompile(`^arn:[a-z0-9-]+:kms:[a-z0-9-]+:[0-9]{12}:key/[A-Za-z0-9-]+$`)
 
 func (d *decoder) checkAlsoKnownAs(k *Key) {
@@ -277,15 +278,14 @@ func (d *decoder) checkAlsoKnownAs(k *Key) {
 	for i := range k.AlsoKnownAs {
 		id := &k.AlsoKnownAs[i]
 		if !awsKeyForm.MatchString(*id) {
-			d.fail(id, "also_known_as must hold the ARNs of keys, arn:aws:kms:REGION:ACCOUNT:key/ID")
+			d.fail(id, "also_known_as must contain ARNs of keys, such as arn:aws:kms:REGION:ACCOUNT:key/ID")
 			continue
 		}
 		d.checkUnique(id, earlier, "this ARN")
 	}
 }
 
-// checkSettings compares the settings of a key with those that its provider
-// has.
+// checkSettings compares the settings of a key with those of its provider.
 func (d *decoder) checkSettings(k *Key) {
 	settings := providerSettings[k.Provider]
 	v := reflect.ValueOf(k).Elem()
@@ -294,7 +294,7 @@ func (d *decoder) checkSettings(k *Key) {
 		switch needed := slices.Contains(settings.needs, f.name); {
 		case f.required:
 		case needed && field.IsZero():
-			d.fail(field.Addr().Interface(), "provider %s needs a %s", k.Provider, f.name)
+			d.fail(field.Addr().Interface(), "provider %s needs %s", k.Provider, f.name)
 		case !needed && !field.IsZero() && !slices.Contains(settings.takes, f.name):
 			d.fail(field.Addr().Interface(), "provider %s has no %s", k.Provider, f.name)
 		}
@@ -314,11 +314,11 @@ func (d *decoder) checkLogin(l *Login) {
 
 	switch {
 	case ways > 1:
-		d.fail(l, "login has %d of token, token_file, approle and kubernetes; one is wanted", ways)
+		d.fail(l, "login has %d of token, token_file, approle and kubernetes; set exactly one", ways)
 	case l.AppRole != AppRole{} && l.AppRole.RoleID == "":
 		d.fail(&l.AppRole, "login.approle needs a role_id")
 	case l.AppRole.SecretID != "" && l.AppRole.SecretIDFile != "":
-		d.fail(&l.AppRole, "login.approle has a secret_id and a secret_id_file; one is wanted")
+		d.fail(&l.AppRole, "login.approle has both secret_id and secret_id_file; set one")
 	case l.Kubernetes != Kubernetes{} && l.Kubernetes.Role == "":
 		d.fail(&l.Kubernetes, "login.kubernetes needs a role")
 	}
@@ -352,7 +352,7 @@ func (d *decoder) checkRules(c *Config) {
 	}
 }
 
-// checkRuleClients finds rules for clients that do not exist.
+// checkRuleClients reports rules for unknown clients.
 func (d *decoder) checkRuleClients(c *Config) {
 	clients := make([]string, len(c.Clients))
 	for i := range c.Clients {
@@ -371,12 +371,12 @@ func (d *decoder) checkRuleClients(c *Config) {
 	}
 }
 
-// checkKeyPatterns finds a pattern that no key matches, which is a slip of the
-// pen.
+// checkKeyPatterns reports patterns that match no key, which are probably
+// misspelled.
 func (d *decoder) checkKeyPatterns(patterns, keys []string) {
 	for i, pattern := range patterns {
 		if !slices.ContainsFunc(keys, func(name string) bool { return glob.Match(pattern, name) }) {
-			d.fail(&patterns[i], "there is no key of this name%s", didYouMean(pattern, keys))
+			d.fail(&patterns[i], "there is no key with this name%s", didYouMean(pattern, keys))
 		}
 	}
 }
@@ -402,11 +402,11 @@ func matchesAll(r *Rule) bool {
 		(len(r.Prefixes) == 0 || slices.Contains(r.Prefixes, ""))
 }
 
-// checkName reports a name that is not among the names of a list; unless the
-// list itself could not be read.
+// checkName reports a name that is not in the list, unless the list itself
+// could not be read.
 func (d *decoder) checkName(field *string, names []string, what string, list any) {
 	if !slices.Contains(names, *field) && !d.failed[list] {
-		d.fail(field, "there is no %s of this name%s", what, didYouMean(*field, names))
+		d.fail(field, "there is no %s with this name%s", what, didYouMean(*field, names))
 	}
 }
 
@@ -424,23 +424,23 @@ func (d *decoder) checkDEKCache(c *DEKCache) {
 
 	switch {
 	case c.RevocationProbe < 0:
-		d.fail(&c.RevocationProbe, "dek_cache.revocation_probe must not be negative; 0 switches it off")
-	case c.RevocationProbe < c.TTL || c.RevocationProbe == 0 || d.failed[&c.TTL]: // fine, or not to be told
+		d.fail(&c.RevocationProbe, "dek_cache.revocation_probe must not be negative; 0 disables it")
+	case c.RevocationProbe < c.TTL || c.RevocationProbe == 0 || d.failed[&c.TTL]: // valid, or the TTL has a problem
 	case d.given[&c.RevocationProbe]:
-		d.fail(&c.RevocationProbe, "dek_cache.revocation_probe must be shorter than ttl (%v); 0 switches it off", c.TTL)
+		d.fail(&c.RevocationProbe, "dek_cache.revocation_probe must be shorter than ttl (%v); 0 disables it", c.TTL)
 	default:
 		c.RevocationProbe = 0
 	}
 }
 
-// checkOutageWait: a transfer that waits moves no byte, and is not to be ended
-// for that.
+// checkOutageWait checks that outage_wait is shorter than idle_timeout,
+// which would otherwise end the waiting transfers.
 func (d *decoder) checkOutageWait(c *Config) {
 	wait, idle := &c.DEKCache.OutageWait, c.Limits.IdleTimeout
 	switch {
 	case *wait < 0:
-		d.fail(wait, "dek_cache.outage_wait must not be negative; 0 switches it off")
-	case *wait < idle || *wait == 0 || d.failed[&c.Limits.IdleTimeout]: // fine, or not to be told
+		d.fail(wait, "dek_cache.outage_wait must not be negative; 0 disables it")
+	case *wait < idle || *wait == 0 || d.failed[&c.Limits.IdleTimeout]: // valid, or the idle timeout has a problem
 	case d.given[wait]:
 		d.fail(wait, "dek_cache.outage_wait must be shorter than limits.idle_timeout (%v)", idle)
 	default:
@@ -457,7 +457,7 @@ func (d *decoder) checkKMS(k *KMS) {
 	}
 
 	d.checkRange(&k.Timeout, "kms.timeout", minKMSTimeout, maxKMSTimeout)
-	if !(k.PricePer10000 >= 0 && k.PricePer10000 <= 1e6) { // NaN is neither
+	if !(k.PricePer10000 >= 0 && k.PricePer10000 <= 1e6) { // also false for NaN
 		d.fail(&k.PricePer10000, "kms.price_per_10000 must be from 0 to 1000000")
 	}
 	if !currencyForm.MatchString(k.Currency) {
@@ -469,17 +469,17 @@ var currencyForm = regexp.MustCompile(`^[\p{L}\p{Sc}]{1,8}$`)
 
 func (d *decoder) checkAudit(a *Audit) {
 	if a.File != "" && a.Stdout {
-		d.fail(&a.Stdout, "audit.stdout and audit.file: one of them")
+		d.fail(&a.Stdout, "audit.stdout and audit.file cannot both be set")
 	}
 	if a.MaxSizeMB < 0 || a.MaxSizeMB > 1_000_000 {
-		d.fail(&a.MaxSizeMB, "audit.max_size_mb must be from 0 to 1000000; 0 is no bound")
+		d.fail(&a.MaxSizeMB, "audit.max_size_mb must be from 0 to 1000000; 0 means no limit")
 	}
 
 	if a.MaxAgeDays < 0 || a.MaxAgeDays > 36_500 {
-		d.fail(&a.MaxAgeDays, "audit.max_age_days must be from 0 to 36500; 0 is for ever")
+		d.fail(&a.MaxAgeDays, "audit.max_age_days must be from 0 to 36500; 0 means forever")
 	}
 	if a.MaxFiles < 0 || a.MaxFiles > 100_000 {
-		d.fail(&a.MaxFiles, "audit.max_files must be from 0 to 100000; 0 is all of them")
+		d.fail(&a.MaxFiles, "audit.max_files must be from 0 to 100000; 0 means all")
 	}
 }
 
@@ -490,10 +490,10 @@ func (d *decoder) checkLimits(l *Limits) {
 
 	switch {
 	case l.ShutdownDelay < 0:
-		d.fail(&l.ShutdownDelay, "limits.shutdown_delay must not be negative; 0 switches it off")
-	case l.ShutdownDelay <= l.ShutdownGrace || d.failed[&l.ShutdownGrace]: // fine, or nothing to compare with
+		d.fail(&l.ShutdownDelay, "limits.shutdown_delay must not be negative; 0 disables it")
+	case l.ShutdownDelay <= l.ShutdownGrace || d.failed[&l.ShutdownGrace]: // valid, or the grace has a problem
 	case d.given[&l.ShutdownDelay]:
-		d.fail(&l.ShutdownDelay, "limits.shutdown_delay is a part of shutdown_grace, and must be at most that (%v)",
+		d.fail(&l.ShutdownDelay, "limits.shutdown_delay must not be longer than shutdown_grace (%v)",
 			l.ShutdownGrace)
 	default:
 		l.ShutdownDelay = l.ShutdownGrace
@@ -504,12 +504,13 @@ func (d *decoder) checkLimits(l *Limits) {
 	}
 	if n := l.MaxConcurrentPerClient; n < 0 || n > l.MaxConcurrentRequests {
 		d.fail(&l.MaxConcurrentPerClient,
-			"limits.max_concurrent_per_client must be from 0 to max_concurrent_requests; 0 is three quarters of it")
+			"limits.max_concurrent_per_client must be from 0 to max_concurrent_requests; "+
+				"0 means three quarters of that")
 	}
 
 	if n := l.MaxConcurrentUnsigned; n < 0 || n > l.MaxConcurrentRequests {
 		d.fail(&l.MaxConcurrentUnsigned,
-			"limits.max_concurrent_unsigned must be from 0 to max_concurrent_requests; 0 is a sixteenth of it")
+			"limits.max_concurrent_unsigned must be from 0 to max_concurrent_requests; 0 means a sixteenth of that")
 	}
 	if l.MinBytesPerSecond < 1 || l.MinBytesPerSecond > 1_000_000_000 {
 		d.fail(&l.MinBytesPerSecond, "limits.min_bytes_per_second must be from 1 to 1000000000")

@@ -41,7 +41,7 @@ func TestMissing(t *testing.T) {
 
 func TestListenErrors(t *testing.T) {
 	const form = ` must be HOST:PORT, such as 127.0.0.1:9000 or :9000`
-	const same = `19:15: admin_listen must be another address than listen`
+	const same = `19:15: admin_listen must be a different address than listen`
 	runErrors(t, []errorCase{
 		{"without port", "listen: 127.0.0.1:9000", "listen: 127.0.0.1", []string{`1:9: listen` + form}},
 		{"empty port", "listen: 127.0.0.1:9000", `listen: "127.0.0.1:"`, []string{`1:9: listen` + form}},
@@ -53,7 +53,7 @@ func TestListenErrors(t *testing.T) {
 		{"equal by empty host", "", "admin_listen: :9000\n", []string{same}},
 		{"equal by localhost", "", "admin_listen: localhost:9000\n", []string{same}},
 		{"default of admin_listen", "127.0.0.1:9000", "127.0.0.1:9001", []string{
-			`1:1: admin_listen must be another address than listen`,
+			`1:1: admin_listen must be a different address than listen`,
 		}},
 		{
 			"certificate without key", "", "tls: {cert_file: /c}\n",
@@ -92,8 +92,8 @@ func TestEndpointErrors(t *testing.T) {
 		"https://h?a=b":            end,
 		"https://h?":               end,
 		`"https://h#a"`:            end,
-		"https://user:pass@h":      `3:13: origin.endpoint must not hold credentials`,
-		"https://user:pass@h/":     `3:13: origin.endpoint must not hold credentials`,
+		"https://user:pass@h":      `3:13: origin.endpoint must not contain credentials`,
+		"https://user:pass@h/":     `3:13: origin.endpoint must not contain credentials`,
 		`"https://user:p:ass@h:p"`: form,
 	} {
 		t.Run(value, func(t *testing.T) {
@@ -110,24 +110,24 @@ func TestClientErrors(t *testing.T) {
 
 	runErrors(t, []errorCase{
 		{"one access key twice", "keys:", second("b", "AKAPP"), []string{
-			`11:27: there is a client with this access_key already, on line 7`,
+			`11:27: there is already a client with this access_key, on line 7`,
 		}},
 		{
 			"one name twice", "keys:", second("app", "AKB"),
-			[]string{`11:12: there is a client of this name already, on line 6`},
+			[]string{`11:12: there is already a client with this name, on line 6`},
 		},
 		{"bad access key", "AKAPP", "AK/APP", []string{
-			`7:17: access_key may hold letters, digits, '.', '_' and '-' only, at most 128`,
+			`7:17: access_key must be 1 to 128 letters, digits, '.', '_' and '-'`,
 		}},
 		{
 			"access key from a file", "AKAPP", "file:/a",
 			[]string{`7:17: access_key cannot be read from a file; only secret_key can`},
 		},
 		{"bad bucket", `buckets: ["*"], a`, `buckets: [logs, "a?"], a`, []string{
-			`10:26: not a bucket name; in one, * stands for any run of characters`,
+			`10:26: not a bucket name or a pattern (* matches any run of characters)`,
 		}},
 		{"empty bucket", `buckets: ["*"], a`, `buckets: [""], a`, []string{
-			`10:20: not a bucket name; in one, * stands for any run of characters`,
+			`10:20: not a bucket name or a pattern (* matches any run of characters)`,
 		}},
 		{"no access key", "    access_key: AKAPP\n", "", []string{`6:5: "access_key" is missing in clients[0]`}},
 		{"empty access key", "AKAPP", `""`, []string{`7:17: clients[0].access_key is empty`}},
@@ -139,17 +139,17 @@ func TestClientErrors(t *testing.T) {
 		}},
 		{"two anonymous", "keys:", "  - {name: all, anonymous: true, allow: [{buckets: [a], actions: [read]}]}\n" +
 			"  - {name: more, anonymous: true, allow: [{buckets: [a], actions: [read]}]}\nkeys:", []string{
-			`12:29: there is an anonymous client already, on line 11`,
+			`12:29: there is already an anonymous client, on line 11`,
 		}},
 		{
 			"no prefixes in the list", "actions: [read]", "actions: [read], prefixes: []",
 			[]string{`10:53: clients[0].allow[0].prefixes is empty`},
 		},
 		{"origin without secret", "  region: us-east-1", "  region: us-east-1\n  access_key: AK", []string{
-			`5:15: origin.access_key needs an origin.secret_key; leave both out for the AWS SDK's default credential chain`,
+			`5:15: origin.access_key needs an origin.secret_key; omit both to use the AWS SDK's default credential chain`,
 		}},
 		{"origin without access key", "  region: us-east-1", "  region: us-east-1\n  secret_key: SK", []string{
-			`5:15: origin.secret_key needs an origin.access_key; leave both out for the AWS SDK's default credential chain`,
+			`5:15: origin.secret_key needs an origin.access_key; omit both to use the AWS SDK's default credential chain`,
 		}},
 	})
 }
@@ -158,9 +158,9 @@ func TestKeyErrors(t *testing.T) {
 	const local = "    provider: local\n    key_file: /k\n"
 	runErrors(t, []errorCase{
 		{"one name twice", "encryption:", "  - {name: default, provider: local, key_file: /l}\nencryption:", []string{
-			`15:12: there is a key of this name already, on line 12`,
+			`15:12: there is already a key with this name, on line 12`,
 		}},
-		{"aws-kms without key_id", local, "    provider: aws-kms\n", []string{`12:5: provider aws-kms needs a key_id`}},
+		{"aws-kms without key_id", local, "    provider: aws-kms\n", []string{`12:5: provider aws-kms needs key_id`}},
 		{"aws-kms with key_file", local, "    provider: aws-kms\n    key_id: k\n    key_file: /k\n", []string{
 			`15:15: provider aws-kms has no key_file`,
 		}},
@@ -174,12 +174,12 @@ func TestKeyErrors(t *testing.T) {
 			`15:18: external_id needs a role_arn`,
 		}},
 		{"vault-transit without all it needs", local, "    provider: vault-transit\n", []string{
-			`12:5: provider vault-transit needs a key_id`,
-			`12:5: provider vault-transit needs a address`,
-			`12:5: provider vault-transit needs a login`,
+			`12:5: provider vault-transit needs key_id`,
+			`12:5: provider vault-transit needs address`,
+			`12:5: provider vault-transit needs login`,
 		}},
 		{"two logins", local, "    provider: vault-transit\n    key_id: k\n    address: https://v:8200\n    login: {token: t, token_file: /f}\n", []string{
-			`16:12: login has 2 of token, token_file, approle and kubernetes; one is wanted`,
+			`16:12: login has 2 of token, token_file, approle and kubernetes; set exactly one`,
 		}},
 		{"approle without a role_id", local, "    provider: vault-transit\n    key_id: k\n    address: https://v:8200\n    login: {approle: {secret_id: s}}\n", []string{
 			`16:22: login.approle needs a role_id`,
@@ -205,17 +205,17 @@ func TestKeyErrors(t *testing.T) {
 			"bindings that bind nothing", local,
 			"    provider: azure-keyvault\n    key_id: k\n    algorithm: A256KW\n    bindings: [AAAA]\n",
 			[]string{
-				`16:15: bindings are for RSA keys: only the vault itself can wrap under A256KW`,
+				`16:15: bindings are for RSA keys; A256KW keys do not need them`,
 			},
 		},
 		{
 			"a form that nothing makes", local, "    provider: azure-keyvault\n    key_id: k\n    accept_form: 2\n",
 			[]string{
-				`15:18: accept_form: 2 needs bindings, which cmekproxy keys bind makes`,
+				`15:18: accept_form: 2 needs bindings (make one with cmekproxy keys bind)`,
 			},
 		},
 		{"a form that is not read", local, "    provider: azure-keyvault\n    key_id: k\n    accept_form: 2\n    write_form: 1\n    bindings: [AAAA]\n", []string{
-			`16:17: write_form: 1 makes what accept_form: 2 refuses`,
+			`16:17: write_form: 1 creates blobs that accept_form: 2 refuses`,
 		}},
 		{"a form that is none", local, "    provider: azure-keyvault\n    key_id: k\n    accept_form: 3\n    bindings: [AAAA]\n", []string{
 			`15:18: accept_form must be 1 or 2`,
@@ -228,8 +228,8 @@ func TestKeyErrors(t *testing.T) {
 			},
 		},
 		{"also_known_as", local, "    provider: aws-kms\n    key_id: k\n    also_known_as: [alias/x, arn:aws:kms:eu-central-1:111122223333:key/a-1, arn:aws:kms:eu-central-1:111122223333:key/a-1]\n", []string{
-			`15:21: also_known_as must hold the ARNs of keys, arn:aws:kms:REGION:ACCOUNT:key/ID`,
-			`15:77: there is this ARN already, on line 15`,
+			`15:21: also_known_as must contain ARNs of keys, such as arn:aws:kms:REGION:ACCOUNT:key/ID`,
+			`15:77: there is already this ARN, on line 15`,
 		}},
 		{
 			"also_known_as of another provider", local,
@@ -242,7 +242,7 @@ func TestKeyErrors(t *testing.T) {
 			`15:14: timeout must be from 100ms to 30s`,
 		}},
 		{"a timeout for a file", local, local + "    timeout: 1s\n", []string{`15:14: provider local has no timeout`}},
-		{"local without key_file", local, "    provider: local\n", []string{`12:5: provider local needs a key_file`}},
+		{"local without key_file", local, "    provider: local\n", []string{`12:5: provider local needs key_file`}},
 		{
 			"local with the rest", local, local + "    key_id: a\n    role_arn: b\n    endpoint: c\n    region: d\n",
 			[]string{
@@ -259,22 +259,22 @@ func TestRuleErrors(t *testing.T) {
 	runErrors(t, []errorCase{
 		{
 			"unknown key", "key: default", "key: defualt",
-			[]string{`18:12: there is no key of this name (did you mean "default"?)`},
+			[]string{`18:12: there is no key with this name (did you mean "default"?)`},
 		},
 		{
 			"read_keys of no key", "", "      read_keys: [default, defaul]\n",
-			[]string{`19:28: there is no key of this name (did you mean "default"?)`},
+			[]string{`19:28: there is no key with this name (did you mean "default"?)`},
 		},
 		{
 			"unknown key, none near", "key: default", "key: hr",
-			[]string{`18:12: there is no key of this name (valid: default)`},
+			[]string{`18:12: there is no key with this name (valid: default)`},
 		},
 		{
 			"unknown client", "", "      clients: [app, ap]\n",
-			[]string{`19:22: there is no client of this name (did you mean "app"?)`},
+			[]string{`19:22: there is no client with this name (did you mean "app"?)`},
 		},
 		{"bad bucket", `    - buckets: ["*"]`, `    - buckets: ["a/b"]`, []string{
-			`17:17: not a bucket name; in one, * stands for any run of characters`,
+			`17:17: not a bucket name or a pattern (* matches any run of characters)`,
 		}},
 		{"never reached", "", "    - {buckets: [a], key: default}\n", []string{
 			`19:7: this rule is never reached: the one on line 17 matches everything`,
@@ -290,13 +290,13 @@ func TestRuleErrors(t *testing.T) {
 }
 
 func TestRangeErrors(t *testing.T) {
-	const probe = `dek_cache.revocation_probe must be shorter than ttl (5m0s); 0 switches it off`
+	const probe = `dek_cache.revocation_probe must be shorter than ttl (5m0s); 0 disables it`
 	runErrors(t, []errorCase{
 		{"ttl 0", "", "dek_cache: {ttl: 0}\n", []string{`19:18: dek_cache.ttl must be above 0`}},
 		{"ttl negative", "", "dek_cache: {ttl: -1s}\n", []string{`19:18: dek_cache.ttl must be above 0`}},
 		{"ttl above a day", "", "dek_cache: {ttl: 24h0m1s}\n", []string{`19:18: dek_cache.ttl must be at most 24h`}},
 		{"probe negative", "", "dek_cache: {revocation_probe: -1s}\n", []string{
-			`19:31: dek_cache.revocation_probe must not be negative; 0 switches it off`,
+			`19:31: dek_cache.revocation_probe must not be negative; 0 disables it`,
 		}},
 		{"probe equal to ttl", "", "dek_cache: {revocation_probe: 5m}\n", []string{`19:31: ` + probe}},
 		{"probe above ttl", "", "dek_cache: {revocation_probe: 6m, ttl: 5m}\n", []string{`19:31: ` + probe}},
@@ -305,7 +305,7 @@ func TestRangeErrors(t *testing.T) {
 			[]string{`19:40: dek_cache.ttl must be above 0`},
 		},
 		{"outage_wait negative", "", "dek_cache: {outage_wait: -1s}\n", []string{
-			`19:26: dek_cache.outage_wait must not be negative; 0 switches it off`,
+			`19:26: dek_cache.outage_wait must not be negative; 0 disables it`,
 		}},
 		{"outage_wait above idle_timeout", "", "dek_cache: {outage_wait: 2m}\n", []string{
 			`19:26: dek_cache.outage_wait must be shorter than limits.idle_timeout (2m0s)`,
@@ -323,10 +323,10 @@ func TestRangeErrors(t *testing.T) {
 		{
 			"audit log", "", "audit: {file: /a, stdout: true, max_size_mb: -1, max_age_days: 40000, max_files: -1}\n",
 			[]string{
-				`19:27: audit.stdout and audit.file: one of them`,
-				`19:46: audit.max_size_mb must be from 0 to 1000000; 0 is no bound`,
-				`19:64: audit.max_age_days must be from 0 to 36500; 0 is for ever`,
-				`19:82: audit.max_files must be from 0 to 100000; 0 is all of them`,
+				`19:27: audit.stdout and audit.file cannot both be set`,
+				`19:46: audit.max_size_mb must be from 0 to 1000000; 0 means no limit`,
+				`19:64: audit.max_age_days must be from 0 to 36500; 0 means forever`,
+				`19:82: audit.max_files must be from 0 to 100000; 0 means all`,
 			},
 		},
 		{
@@ -367,10 +367,10 @@ func TestRangeErrors(t *testing.T) {
 			`23:19: limits.shutdown_grace must be from 0s to 1h0m0s`,
 		}},
 		{"shutdown_delay beyond shutdown_grace", "", "limits: {shutdown_grace: 2s, shutdown_delay: 3s}\n", []string{
-			`19:46: limits.shutdown_delay is a part of shutdown_grace, and must be at most that (2s)`,
+			`19:46: limits.shutdown_delay must not be longer than shutdown_grace (2s)`,
 		}},
 		{"negative shutdown_delay", "", "limits: {shutdown_delay: -1s}\n", []string{
-			`19:26: limits.shutdown_delay must not be negative; 0 switches it off`,
+			`19:26: limits.shutdown_delay must not be negative; 0 disables it`,
 		}},
 		{"limits too large", "", "limits:\n  header_timeout: 11m\n  idle_timeout: 25h\n  max_concurrent_requests: 1000001\n  shutdown_grace: 61m\n", []string{
 			`20:19: limits.header_timeout must be from 100ms to 10m0s`,
@@ -409,7 +409,7 @@ dek_cache: {ttl: soon, ttl: 5m}
 		`4:42: secret_key has fewer than 8 characters`,
 		`4:82: clients[0].allow[0].actions[0] must be one of read, write, delete, list, admin, lock, store_admin, not "reed" (did you mean "read"?)`,
 		`6:25: keys[0].provider must be one of aws-kms, vault-transit, gcp-kms, azure-keyvault, pkcs11, local, not "kms"`,
-		`7:44: there is no key of this name (valid: k)`,
+		`7:44: there is no key with this name (valid: k)`,
 		`8:18: dek_cache.ttl must be a duration such as 90s, 5m or 1h30m, not "soon"`,
 		`8:24: "ttl" is set twice; the first is on line 8`,
 	})
@@ -422,9 +422,9 @@ func TestListeners(t *testing.T) {
 	}
 
 	for text, want := range map[string]string{
-		"health_listen: 127.0.0.1:9000\n":                                   "health_listen must be another address than listen",
-		"health_listen: 0.0.0.0:9001\n":                                     "health_listen must be another address than admin_listen",
-		"health_listen: 127.0.0.1:9002\nmetrics_listen: \"0.0.0.0:9002\"\n": "metrics_listen must be another address than health_listen",
+		"health_listen: 127.0.0.1:9000\n":                                   "health_listen must be a different address than listen",
+		"health_listen: 0.0.0.0:9001\n":                                     "health_listen must be a different address than admin_listen",
+		"health_listen: 127.0.0.1:9002\nmetrics_listen: \"0.0.0.0:9002\"\n": "metrics_listen must be a different address than health_listen",
 		"metrics_listen: here\n":                                            "metrics_listen must be HOST:PORT",
 		"admin_token: fifteen-letters\n":                                    "admin_token has fewer than 16 characters",
 	} {

@@ -1,16 +1,26 @@
-// Package config reads the YAML file that configures the proxy into a typed
+// Package config parses the YAML configuration file of the proxy into a
 // Config.
 //
-// It is strict: what it does not know is an error, and so is a value that
-// could not work. All problems are reported at once, each with its line and
-// column and, where one is near, the name that was probably meant.
-// config.example.yaml at the root of the repository is the reference of all
-// settings.
+// Parsing is strict. Unknown settings are errors, and so are values that
+// cannot work. All problems are reported together, each with its line and
+// column and, if a name is misspelled, a suggestion. config.example.yaml at
+// the root of the repository documents all settings.
 //
-// In any value, ${NAME} is replaced by the environment variable NAME; $${
-// gives a literal ${. The text file:/PATH in place of a secret reads it from
-// that file. No secret, and nothing that came from the environment, is ever
-// part of an error.
+// In any value, ${NAME} is replaced by the environment variable NAME; write
+// $${ for a literal ${. A secret written as file:/PATH is read from that
+// file. Errors never contain secrets or values of environment variables.
+//
+//	config.go      reading and parsing a file
+//	settings.go    Config: the settings, with their defaults
+//	document.go    YAML syntax
+//	decode.go      from YAML nodes to a Config
+//	scalar.go      single values, environment variables
+//	readsecret.go  secrets
+//	secret.go      Secret: a string that does not print itself
+//	check.go       checks of the values
+//	address.go     checks of addresses and URLs
+//	errors.go      Error, and suggestions for misspelled names
+//	words.go       struct tags, and words for errors
 package config
 
 import (
@@ -21,18 +31,18 @@ import (
 	"os"
 )
 
-// maxFileSize bounds a config file, in bytes. The largest sensible one is a
-// hundredth of this.
+// maxFileSize limits the size of a config file in bytes. Realistic files
+// have less than a hundredth of this.
 const maxFileSize = 1 << 20
 
-// Where the file is if nobody says otherwise.
+// Where the config file is by default.
 const (
-	PathVariable = "CMEKPROXY_CONFIG" // the environment variable with its path
+	PathVariable = "CMEKPROXY_CONFIG" // environment variable with the path of the file
 	DefaultPath  = "/etc/cmekproxy/config.yaml"
 )
 
-// Locate returns the path of the config file: the given one, else that of the
-// environment, else DefaultPath. It reports whether the path was named.
+// Locate returns the path of the config file: given, or the path in the
+// environment, or DefaultPath. named is false for DefaultPath.
 func Locate(given string, lookupEnv func(string) (string, bool)) (path string, named bool) {
 	if given != "" {
 		return given, true
@@ -43,10 +53,10 @@ func Locate(given string, lookupEnv func(string) (string, bool)) (path string, n
 	return DefaultPath, false
 }
 
-// Stdin is the path that stands for standard input.
+// Stdin is the path for standard input.
 const Stdin = "-"
 
-// Read returns the text of the file at path, for Parse.
+// Read returns the content of the file at path, for Parse.
 func Read(path string) ([]byte, error) {
 	f := os.Stdin
 	if path != Stdin {
@@ -56,7 +66,7 @@ func Read(path string) ([]byte, error) {
 		}
 	}
 
-	text, err := io.ReadAll(io.LimitReader(f, maxFileSize+1)) //nolint:forbidigo // one byte more than may be
+	text, err := io.ReadAll(io.LimitReader(f, maxFileSize+1)) //nolint:forbidigo // limited
 	if err = errors.Join(err, f.Close()); err != nil {
 		return nil, fmt.Errorf("reading the config: %w", err)
 	}
@@ -64,17 +74,17 @@ func Read(path string) ([]byte, error) {
 	return text, nil
 }
 
-// Parse reads the text of a config file; name stands for the file in errors.
-// lookupEnv is os.LookupEnv or a stand-in for it. Parse reads the files that
-// secrets name. What is wrong with the content is reported as *Error.
+// Parse parses the content of a config file. name is the file's name in
+// errors. lookupEnv is normally os.LookupEnv. Parse also reads the files
+// that secrets refer to. Problems with the content are returned as *Error.
 func Parse(name string, data []byte, lookupEnv func(string) (string, bool)) (*Config, error) {
 	return newDecoder(name, lookupEnv).parse(data)
 }
 
-// ParseOffline is Parse for commands that work on a bucket without a server: it
-// skips the settings that are for the server alone. They keep their defaults,
-// and no file or environment variable of theirs has to exist: on the day on
-// which somebody has to decrypt without the server, its files may be gone.
+// ParseOffline is Parse for commands that work on a bucket without a
+// server. It skips the settings that only the server needs; these keep
+// their defaults. Their files and environment variables need not exist,
+// because they may be lost when someone has to decrypt without the server.
 func ParseOffline(name string, data []byte, lookupEnv func(string) (string, bool)) (*Config, error) {
 	d := newDecoder(name, lookupEnv)
 	d.offline = true
@@ -92,7 +102,7 @@ func (d *decoder) parse(data []byte) (*Config, error) {
 
 	inherit(c)
 	if c.Origin.CAFile == "" {
-		c.Origin.CAFile, _ = d.lookupEnv("AWS_CA_BUNDLE") // as for the SDK that speaks to the KMS
+		c.Origin.CAFile, _ = d.lookupEnv("AWS_CA_BUNDLE") // as the SDK does for the KMS
 	}
 
 	return c, nil
@@ -104,7 +114,7 @@ const (
 	defaultReuseBytes   = 1 << 40
 )
 
-// inherit fills in what one setting takes from another.
+// inherit sets values that default to another setting.
 func inherit(c *Config) {
 	for i := range c.Encryption.Rules {
 		r := &c.Encryption.Rules[i]

@@ -8,20 +8,21 @@ import (
 	"go.yaml.in/yaml/v4"
 )
 
-// decoder walks the nodes of a YAML document and the fields of a Config side
-// by side.
+// decoder walks the nodes of a YAML document and the fields of a Config in
+// parallel.
 type decoder struct {
 	file      string
 	lookupEnv func(string) (string, bool)
-	offline   bool // settings that are for the server alone are skipped
+	offline   bool // skip the settings that only the server needs
 	problems  []Problem
-	// places says where a field was set, by the field's address: a problem
-	// found after the walk has a position too. A field that is not in the file
-	// has the place of the mapping where it belongs.
+	// places records where each field, by its address, was set, so that
+	// later checks can report a position. A field that is not in the file
+	// has the position of its mapping.
 	places map[any]place
-	// given are the fields that are in the file.
+	// given contains the fields that are in the file.
 	given map[any]bool
-	// failed are the fields that have a problem already. One is enough.
+	// failed contains the fields that already have a problem. Only the
+	// first one is reported.
 	failed map[any]bool
 }
 
@@ -37,7 +38,7 @@ func newDecoder(file string, lookupEnv func(string) (string, bool)) *decoder {
 	}
 }
 
-// err is all problems, in the order of the file.
+// err returns all problems, in file order.
 func (d *decoder) err() error {
 	if len(d.problems) == 0 {
 		return nil
@@ -55,8 +56,8 @@ func (d *decoder) problem(at place, format string, args ...any) {
 	d.problems = append(d.problems, Problem{d.file, at.line, at.column, fmt.Sprintf(format, args...)})
 }
 
-// fail reports a problem of a field, given by its address, unless the field
-// has one already.
+// fail reports a problem with the field at that address, unless it already
+// has one.
 func (d *decoder) fail(field any, format string, args ...any) {
 	if d.failed[field] {
 		return
@@ -65,14 +66,14 @@ func (d *decoder) fail(field any, format string, args ...any) {
 	d.problem(d.places[field], format, args...)
 }
 
-// structure fills c, and reports whether there was anything to fill it with.
+// structure decodes n into c, and reports whether n was a mapping.
 func (d *decoder) structure(n *yaml.Node, c *Config) bool {
 	d.mapping(n, reflect.ValueOf(c).Elem(), "")
 	return !d.failed[c]
 }
 
-// mapping fills the struct v; path is its name in the words of the file, ""
-// for the whole.
+// mapping decodes n into the struct v. path is the setting's name, "" for
+// the whole file.
 func (d *decoder) mapping(n *yaml.Node, v reflect.Value, path string) {
 	self, at := v.Addr().Interface(), place{n.Line, n.Column}
 	d.placeAll(v, at)
@@ -89,7 +90,7 @@ func (d *decoder) mapping(n *yaml.Node, v reflect.Value, path string) {
 		names[i] = f.name
 	}
 
-	seen := make(map[string]int) // name to line
+	seen := make(map[string]int) // line by name
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		key, value := n.Content[i], n.Content[i+1]
 		if !d.key(key, value, path, names) {
@@ -121,11 +122,11 @@ func (d *decoder) mapping(n *yaml.Node, v reflect.Value, path string) {
 	}
 }
 
-// skips reports whether a field is left at its default.
+// skips reports whether a field keeps its default.
 func (d *decoder) skips(f field) bool { return d.offline && f.server }
 
-// placeAll gives a field its place, and all fields within it, which may not be
-// in the file, the same for now.
+// placeAll sets the place of a field and all fields in it, until these get
+// their own.
 func (d *decoder) placeAll(v reflect.Value, at place) {
 	d.places[v.Addr().Interface()] = at
 	if v.Kind() == reflect.Struct {
@@ -148,7 +149,7 @@ func (d *decoder) key(key, value *yaml.Node, path string, names []string) bool {
 	case slices.Contains(names, key.Value):
 		return true
 	case value.Tag == "!!null":
-		// It may be a value that has lost its key, and so be secret.
+		// This may be a value without its key, and therefore a secret.
 		d.problem(at, "unknown key without a value in %s", orFile(path))
 	default:
 		d.problem(at, "unknown key %q in %s%s", clip(key.Value), orFile(path), didYouMean(key.Value, names))
@@ -157,8 +158,8 @@ func (d *decoder) key(key, value *yaml.Node, path string, names []string) bool {
 	return false
 }
 
-// value fills the field v, whose name is path, from n. values is all that it
-// can be, or empty.
+// value decodes n into the field v, whose name is path. values are the
+// allowed values, or empty for any.
 func (d *decoder) value(n *yaml.Node, v reflect.Value, path string, values []string) {
 	field := v.Addr().Interface()
 	d.placeAll(v, place{n.Line, n.Column})
@@ -172,7 +173,7 @@ func (d *decoder) value(n *yaml.Node, v reflect.Value, path string, values []str
 		d.fail(field, "tags (!) are not allowed; quote a value that begins with one")
 		return
 	case n.Tag == "!!null":
-		d.fail(field, "%s has no value; leave the key out instead", path)
+		d.fail(field, "%s has no value; omit the key instead", path)
 		return
 	}
 
@@ -188,8 +189,8 @@ func (d *decoder) value(n *yaml.Node, v reflect.Value, path string, values []str
 	}
 }
 
-// list fills the slice v. The slice has its final length before the first
-// field in it is given a place: addresses must not change.
+// list decodes items into the slice v. It allocates the whole slice first,
+// because places needs stable addresses.
 func (d *decoder) list(items []*yaml.Node, v reflect.Value, path string, values []string) {
 	v.Set(reflect.MakeSlice(v.Type(), len(items), len(items)))
 	for i, item := range items {

@@ -10,20 +10,19 @@ import (
 	"go.yaml.in/yaml/v4"
 )
 
-// document parses the one YAML document in data. It returns nil after a
-// problem that leaves nothing to walk.
+// document parses the YAML document in data. It returns nil after a problem
+// that makes decoding impossible.
 func (d *decoder) document(data []byte) *yaml.Node {
 	if len(data) > maxFileSize {
 		d.problem(place{1, 1}, "the file is larger than 1 MiB")
 		return nil
 	}
 	if at, ok := findNoText(data); ok {
-		d.problem(at, "a character that is no UTF-8 text")
+		d.problem(at, "a character that YAML does not allow")
 		return nil
 	}
 
-	// The walk finds duplicate keys itself: it knows a better position and
-	// words.
+	// Duplicate keys are found later, with a better position and message.
 	loader, err := yaml.NewLoader(bytes.NewReader(data), yaml.WithUniqueKeys(false))
 	if err != nil {
 		d.problem(place{1, 1}, "the YAML parser does not start")
@@ -51,8 +50,8 @@ func (d *decoder) document(data []byte) *yaml.Node {
 	return first.Content[0]
 }
 
-// syntax reports what the YAML parser could not read. Its words are kept
-// unless they quote the file, where a secret may stand.
+// syntax reports an error of the YAML parser. The parser's message is kept
+// unless it quotes the file, which may contain secrets.
 func (d *decoder) syntax(err error) {
 	at, text := place{1, 1}, "this is not YAML"
 	if e, ok := errors.AsType[*yaml.LoadError](err); ok {
@@ -77,12 +76,12 @@ func (d *decoder) syntax(err error) {
 	d.problem(at, "%s", text)
 }
 
-// inFlow reports whether a parser was within braces or brackets, by its own
-// words for what it was doing.
+// inFlow reports whether the parser was inside braces or brackets,
+// according to its message.
 func inFlow(context string) bool { return strings.Contains(context, "flow") }
 
-// findNoText finds the first character that YAML does not allow, for which its
-// parser gives no position.
+// findNoText finds the first character that YAML does not allow. The YAML
+// parser reports no position for it.
 func findNoText(data []byte) (place, bool) {
 	at := place{1, 1}
 	for i := 0; i < len(data); {

@@ -6,26 +6,26 @@ import (
 	"strings"
 )
 
-// Problem is one thing that is wrong with a config file.
+// Problem is a problem in a config file.
 type Problem struct {
 	File   string
-	Line   int // from 1
-	Column int // from 1, in characters
+	Line   int // counted from 1
+	Column int // counted from 1, in characters
 	Text   string
 }
 
-// String is "file:line:column: text", as compilers write it.
+// String returns "file:line:column: text", like a compiler.
 func (p Problem) String() string {
 	return fmt.Sprintf("%s:%d:%d: %s", p.File, p.Line, p.Column, p.Text)
 }
 
-// Error is all that is wrong with a config file, in the order of the file.
-// There is at least one problem.
+// Error contains all problems in a config file, in file order. There is at
+// least one.
 type Error struct {
 	Problems []Problem
 }
 
-// Error gives one line for each problem.
+// Error returns one line for each problem.
 func (e *Error) Error() string {
 	lines := make([]string, len(e.Problems))
 	for i, p := range e.Problems {
@@ -34,8 +34,8 @@ func (e *Error) Error() string {
 	return strings.Join(lines, "\n")
 }
 
-// didYouMean is the end of a sentence about a name that is not one: the
-// nearest that is, or all that there are.
+// didYouMean returns the end of an error message about an unknown name: the
+// nearest valid name, or all valid names.
 func didYouMean(name string, valid []string) string {
 	if nearest := nearest(name, valid); nearest != "" {
 		return fmt.Sprintf(" (did you mean %q?)", nearest)
@@ -43,8 +43,8 @@ func didYouMean(name string, valid []string) string {
 	return " (valid: " + strings.Join(valid, ", ") + ")"
 }
 
-// nearest is the valid name that was probably meant, or "". Half of its
-// letters must be right.
+// nearest returns the valid name that was probably meant, or "" if fewer
+// than about half of the letters match.
 func nearest(name string, valid []string) string {
 	if len(valid) == 0 {
 		return ""
@@ -56,9 +56,9 @@ func nearest(name string, valid []string) string {
 	return n
 }
 
-// distance is how many bytes to insert, delete, replace or swap with their
-// neighbour turn a into b: the optimal string alignment distance. It reads no
-// more than the first 64 bytes of a name.
+// distance returns the optimal string alignment distance: the number of
+// bytes to insert, delete, replace or swap with a neighbor to turn a into
+// b. It compares only the first 64 bytes of each name.
 func distance(a, b string) int {
 	a, b = a[:min(len(a), 64)], b[:min(len(b), 64)]
 	before, previous, row := make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)

@@ -110,11 +110,11 @@ func TestStructureErrors(t *testing.T) {
 		},
 		{
 			"no value", "region: us-east-1", "region:",
-			[]string{`4:10: origin.region has no value; leave the key out instead`},
+			[]string{`4:10: origin.region has no value; omit the key instead`},
 		},
 		{
 			"null", "region: us-east-1", "region: ~",
-			[]string{`4:11: origin.region has no value; leave the key out instead`},
+			[]string{`4:11: origin.region has no value; omit the key instead`},
 		},
 		{"second document", "", "---\nlisten: :1\n", []string{`19:1: a second YAML document; there can be only one`}},
 		{"bad second document", "", "---\nlisten: [\n", []string{
@@ -126,8 +126,8 @@ func TestStructureErrors(t *testing.T) {
 		{"unquoted variable in braces", `buckets: ["*"], a`, `buckets: ${WORD}, a`, []string{
 			"10:20: this is not YAML: did not find expected ',' or '}'; within {} and [], a value such as ${NAME} needs quotes",
 		}},
-		{"not UTF-8", "us-east-1", "ü\xff", []string{"4:12: a character that is no UTF-8 text"}},
-		{"control character", "us-east-1", "us\x01", []string{"4:13: a character that is no UTF-8 text"}},
+		{"not UTF-8", "us-east-1", "ü\xff", []string{"4:12: a character that YAML does not allow"}},
+		{"control character", "us-east-1", "us\x01", []string{"4:13: a character that YAML does not allow"}},
 	})
 }
 
@@ -244,7 +244,7 @@ func TestItemsThatAreNoMappings(t *testing.T) {
 	checkErrors(t, "listen: :1\norigin: 1\nclients: [1, ~]\nkeys: [1, {}]\nencryption: {rules: [1, &a {}]}\n", []string{
 		`2:9: origin must be a mapping of keys to values, not a number`,
 		`3:11: clients[0] must be a mapping of keys to values, not a number`,
-		`3:14: clients[1] has no value; leave the key out instead`,
+		`3:14: clients[1] has no value; omit the key instead`,
 		`4:8: keys[0] must be a mapping of keys to values, not a number`,
 		`4:11: "name" is missing in keys[1]`,
 		`4:11: "provider" is missing in keys[1]`,

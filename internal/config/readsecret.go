@@ -12,11 +12,11 @@ import (
 	"go.yaml.in/yaml/v4"
 )
 
-// maxSecretFile bounds a file that a secret is read from, in bytes.
+// maxSecretFile limits the size in bytes of a file with a secret.
 const maxSecretFile = 4096
 
-// secret fills a secret from the text, the environment, or a file. No error of
-// it holds any part of the value.
+// secret decodes a secret from the text, the environment or a file. Errors
+// never contain any part of it.
 func (d *decoder) secret(n *yaml.Node, s *Secret, path string) {
 	if n.Kind != yaml.ScalarNode {
 		d.fail(s, "%s must be a string, not %s", path, describe(n))
@@ -31,9 +31,9 @@ func (d *decoder) secret(n *yaml.Node, s *Secret, path string) {
 	var unset *unsetError
 	switch {
 	case errors.As(err, &unset) && n.Value != "${"+unset.name+"}":
-		// A secret in clear may hold what looks like a variable: its name is
-		// then a part of the secret.
-		err = errors.New("it names an environment variable that is not set or empty; write $${ for a literal ${")
+		// A plaintext secret may contain something like a variable. Then
+		// the name is part of the secret.
+		err = errors.New("it refers to an environment variable that is unset or empty; write $${ for a literal ${")
 	case err == nil && text == "":
 		err = errors.New("it is empty")
 	case err == nil && strings.TrimSpace(text) != text:
@@ -48,13 +48,13 @@ func (d *decoder) secret(n *yaml.Node, s *Secret, path string) {
 	*s = Secret(text)
 }
 
-// readSecret reads a secret from a file, without the line feed at its end.
+// readSecret reads a secret from a file, without the newline at its end.
 func readSecret(path string) (string, error) {
 	if !filepath.IsAbs(path) {
 		return "", errors.New("file: needs an absolute path")
 	}
 
-	// Without O_NONBLOCK, opening a named pipe would wait for ever.
+	// Without O_NONBLOCK, opening a named pipe would block forever.
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return "", err
@@ -68,10 +68,11 @@ func readSecret(path string) (string, error) {
 	case !info.Mode().IsRegular():
 		return "", fmt.Errorf("%s is not a regular file", path)
 	case info.Mode().Perm()&0o007 != 0:
-		return "", fmt.Errorf("%s has mode %04o: all users may access it (chmod o= it)", path, info.Mode().Perm())
+		return "", fmt.Errorf("%s has mode %04o: all users can access it (fix: chmod o= FILE)",
+			path, info.Mode().Perm())
 	}
 
-	data, err := io.ReadAll(io.LimitReader(f, maxSecretFile+1)) //nolint:forbidigo // one byte more than may be
+	data, err := io.ReadAll(io.LimitReader(f, maxSecretFile+1)) //nolint:forbidigo // limited
 	switch {
 	case err != nil:
 		return "", err

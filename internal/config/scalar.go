@@ -15,10 +15,10 @@ import (
 
 var durationType = reflect.TypeFor[time.Duration]()
 
-// scalar fills a field that is neither struct nor list.
+// scalar decodes a field that is neither a struct nor a list.
 //
-// Errors show the text as it stands in the file: what the environment put in
-// its place is not shown, nor is anything of a secret.
+// Errors show the text as it is in the file, before environment variables
+// are replaced. They never show secrets.
 func (d *decoder) scalar(n *yaml.Node, v reflect.Value, path string, values []string) {
 	field := v.Addr().Interface()
 	if secret, ok := field.(*Secret); ok {
@@ -78,7 +78,7 @@ func set(v reflect.Value, text string, values []string) error {
 	return nil
 }
 
-// wanted says in plain words what v can hold.
+// wanted describes the values that v accepts.
 func wanted(v reflect.Value, values []string) string {
 	switch {
 	case len(values) > 0:
@@ -96,8 +96,8 @@ func wanted(v reflect.Value, values []string) string {
 	}
 }
 
-// suggestion is the end of a sentence that has named all values, about one
-// that is none of them.
+// suggestion returns the end of an error message that already lists all
+// values, about a value that is not one of them.
 func suggestion(text string, values []string) string {
 	if nearest(text, values) == "" {
 		return ""
@@ -105,8 +105,8 @@ func suggestion(text string, values []string) string {
 	return didYouMean(text, values)
 }
 
-// unsetError is an environment variable that is not set, or is empty: an empty
-// one could switch a protection off.
+// unsetError is the error for an environment variable that is not set, or
+// that is empty: an empty value could disable a protection.
 type unsetError struct{ name, state string }
 
 func (e *unsetError) Error() string {
@@ -119,7 +119,7 @@ var (
 )
 
 // expand replaces each ${NAME} by the environment variable NAME, and $${ by
-// ${. What it puts in is not expanded again.
+// ${. The replacement is not expanded again.
 func (d *decoder) expand(text string) (string, error) {
 	var failure error
 	expanded := variable.ReplaceAllStringFunc(text, func(match string) string {
@@ -138,12 +138,13 @@ func (d *decoder) expand(text string) (string, error) {
 	return expanded, failure
 }
 
-// lookup returns the environment variable whose name, with the closing brace,
-// is rest.
+// lookup returns the value of an environment variable. rest is its name
+// with the closing brace.
 func (d *decoder) lookup(rest string) (string, error) {
 	name, closed := strings.CutSuffix(rest, "}")
 	if !closed || !variableName.MatchString(name) {
-		return "", errors.New("${ must be followed by the name of an environment variable and }; write $${ for a literal ${")
+		return "", errors.New("${ must be followed by the name of an environment variable and }; " +
+			"write $${ for a literal ${")
 	}
 
 	value, ok := d.lookupEnv(name)

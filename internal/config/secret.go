@@ -7,8 +7,9 @@ import (
 
 const redacted = "[redacted]"
 
-// Secret is a string that does not print itself: every verb of package fmt,
-// JSON, and whatever else uses encoding.TextMarshaler give "[redacted]".
+// Secret is a string that does not print itself. All verbs of package fmt,
+// encoding/json, and all users of encoding.TextMarshaler print
+// "[redacted]".
 type Secret string
 
 // Reveal returns the secret itself.
@@ -20,7 +21,7 @@ func (Secret) String() string { return redacted }
 // GoString implements fmt.GoStringer.
 func (Secret) GoString() string { return redacted }
 
-// Format implements fmt.Formatter, for the verbs that ask neither String nor
+// Format implements fmt.Formatter, for verbs that use neither String nor
 // GoString.
 func (Secret) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, redacted) }
 

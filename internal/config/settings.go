@@ -6,229 +6,242 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/keyname"
 )
 
-// Config is the whole file. A field's yaml tag is its key, and its values tag
-// is all that it can be. One whose config tag says "required" must be there
-// and must not be empty; the others may be left out, and then have the value
-// of defaults. One whose scope tag says "server" is for the server alone, and
-// ParseOffline skips it.
+// Config is the content of a config file. Struct tags describe the
+// settings: yaml is the key in the file, and values lists all allowed
+// values. Settings with config tag "required" must be present and not
+// empty; other settings default to the values in defaults. Settings with
+// scope tag "server" concern only the server, and ParseOffline skips them.
 type Config struct {
-	// Listen is the address of the S3 port, as HOST:PORT; an empty host is
-	// every interface.
+	// Listen is the address of the S3 port, as HOST:PORT. An empty host
+	// means all interfaces.
 	Listen string `yaml:"listen" scope:"server" config:"required"`
-	// AdminListen is the address of /admin, as HOST:PORT, and of /healthz,
-	// /readyz and /metrics unless they have their own. Default 127.0.0.1:9001.
+	// AdminListen is the address of /admin, as HOST:PORT. It also serves
+	// /healthz, /readyz and /metrics unless these have other addresses.
+	// Default 127.0.0.1:9001.
 	AdminListen string `yaml:"admin_listen" scope:"server"`
-	// HealthListen is the address of /healthz and /readyz, and MetricsListen
-	// that of /metrics. Empty: AdminListen. Two of the three may be the same.
+	// HealthListen is the address of /healthz and /readyz, and
+	// MetricsListen that of /metrics. Empty means AdminListen. They may be
+	// equal.
 	HealthListen  string `yaml:"health_listen" scope:"server"`
 	MetricsListen string `yaml:"metrics_listen" scope:"server"`
-	// AdminToken is what requests to /admin must bring as a bearer token. 16
-	// characters or more. Empty: /admin works on loopback only.
+	// AdminToken is the bearer token for requests to /admin. At least 16
+	// characters. If empty, /admin accepts requests from loopback only.
 	AdminToken Secret `yaml:"admin_token" scope:"server"`
-	// Domain is the base domain of virtual-host-style requests: with
-	// s3.example.com, a request for photos.s3.example.com is for the bucket
-	// photos. Empty: path-style requests only.
+	// Domain is the base domain of virtual-host-style requests. With
+	// s3.example.com, a request to photos.s3.example.com is for the bucket
+	// photos. If empty, only path-style requests are supported.
 	Domain string `yaml:"domain" scope:"server"`
-	// TLS serves the S3 port over TLS. Left out: plain HTTP.
+	// TLS enables TLS on the S3 port. Without it, the port uses plain HTTP.
 	TLS TLS `yaml:"tls" scope:"server"`
 	// Origin is the store behind the proxy.
 	Origin Origin `yaml:"origin" config:"required"`
-	// Clients are those who may use the proxy. At least one.
+	// Clients lists who may use the proxy. At least one.
 	Clients []Client `yaml:"clients" scope:"server" config:"required"`
-	// SessionCredentialsFile is a JSON file of temporary credentials, each of
-	// which stands for one of Clients. It is read again when it changes.
-	// Empty: there are none.
+	// SessionCredentialsFile is a JSON file with temporary credentials for
+	// Clients. It is reloaded when it changes. Empty means none.
 	SessionCredentialsFile string `yaml:"session_credentials_file" scope:"server"`
-	// Keys are the KMS keys that rules can name. At least one.
+	// Keys are the KMS keys for use in rules. At least one.
 	Keys []Key `yaml:"keys" config:"required"`
-	// Encryption says which key protects which object.
+	// Encryption determines which key protects which object.
 	Encryption Encryption `yaml:"encryption" config:"required"`
-	// DEKCache bounds how long an unwrapped data key (DEK) may be used.
+	// DEKCache limits how long an unwrapped data key (DEK) may be used.
 	DEKCache DEKCache `yaml:"dek_cache"`
-	// KMS bounds what is asked of a KMS.
+	// KMS limits the calls to a KMS.
 	KMS KMS `yaml:"kms"`
-	// Log says what is logged.
+	// Log configures logging.
 	Log Log `yaml:"log" scope:"server"`
-	// Audit is where each use of a key is written down. Left out: nowhere.
+	// Audit configures the audit log. Without it, there is none.
 	Audit Audit `yaml:"audit" scope:"server"`
 	// Limits protect the proxy from its clients.
 	Limits Limits `yaml:"limits" scope:"server"`
 }
 
-// TLS is the certificate of the S3 port. All paths empty: no TLS.
+// TLS is the certificate of the S3 port. If all paths are empty, TLS is
+// off.
 type TLS struct {
-	// CertFile and KeyFile are PEM files. Both or none.
+	// CertFile and KeyFile are PEM files. Set both or neither.
 	CertFile string `yaml:"cert_file"`
 	KeyFile  string `yaml:"key_file"`
-	// ClientCAFile is a PEM file of certificate authorities. Set: a client
-	// must show a certificate of one of them, on top of its signature.
+	// ClientCAFile is a PEM file with certificate authorities. If it is
+	// set, clients must present a certificate from one of them, in addition
+	// to their signature.
 	ClientCAFile string `yaml:"client_ca_file"`
-	// EndsOnThisMachine says that something else on this machine ends TLS for
-	// clients, and passes requests on over loopback: they then count as secure,
-	// which SSE-C needs. Default false.
+	// EndsOnThisMachine means that another process on this machine
+	// terminates TLS and forwards requests over loopback. Such requests
+	// count as secure, which SSE-C requires. Default false.
 	EndsOnThisMachine bool `yaml:"ends_on_this_machine"`
 }
 
 // Origin is the store behind the proxy.
 type Origin struct {
-	// Endpoint is the URL of the store: http or https, host and port, no path.
+	// Endpoint is the URL of the store: http or https, host and port, no
+	// path.
 	Endpoint string `yaml:"endpoint" config:"required"`
-	// Region is what requests to the store are signed for.
+	// Region is the region in signatures of requests to the store.
 	Region string `yaml:"region" config:"required"`
-	// AccessKey and SecretKey are the proxy's own credentials at the store.
-	// Both or none; none is the AWS SDK's default credential chain.
+	// AccessKey and SecretKey are the proxy's credentials for the store.
+	// Set both or neither. Without them, the AWS SDK's default credential
+	// chain is used.
 	AccessKey string `yaml:"access_key"`
 	SecretKey Secret `yaml:"secret_key"`
-	// PathStyle puts the bucket in the path and not in the host name. Default
-	// true.
+	// PathStyle puts the bucket in the path instead of the host name.
+	// Default true.
 	PathStyle bool `yaml:"path_style"`
-	// ChecksumTrailer sends uploads in aws-chunked framing with a CRC32 behind
-	// the body, by which the store finds bodies that were altered or cut on
-	// the way. Default true. False: for a store that does not know it.
+	// ChecksumTrailer sends uploads in aws-chunked framing with a CRC32
+	// after the body, so that the store detects altered or truncated
+	// bodies. Default true. Set it to false for a store that does not
+	// support this.
 	ChecksumTrailer bool `yaml:"checksum_trailer"`
-	// ETagPartCount says that the store's ETags of multipart objects end in
-	// "-" and the number of parts, so that sizes in listings need no request
-	// of their own. Default true.
+	// ETagPartCount means that the store's ETags of multipart objects end
+	// in "-" and the number of parts. Without it, each size in a listing
+	// needs a separate request. Default true.
 	ETagPartCount bool `yaml:"etag_part_count"`
-	// Keys says how the store takes the keys of objects: Path, as paths of
-	// files, or Literal, as they are. Empty: nobody has said, and keys with a
-	// segment . or .. are refused where a prefix decides anything.
+	// Keys says how the store treats object keys: "path" means like file
+	// paths, "literal" means unchanged. If empty, this is unknown, and keys
+	// with a "." or ".." segment are refused where prefixes matter.
 	Keys string `yaml:"keys" values:"path literal"`
-	// UniformParts says that the store wants all parts of an upload but the
-	// last to be of one length, and so does not take the part that would end
-	// an object whose last part is shorter than the others. Default false.
+	// UniformParts means that the store requires all parts of an upload
+	// except the last to have the same length. Such a store rejects the
+	// part that the proxy appends to an object whose last part is shorter.
+	// Default false.
 	UniformParts bool `yaml:"uniform_parts"`
-	// CAFile is a PEM file of the authorities that sign the store's
-	// certificate. It is read again when it changes. Empty: the file that the
-	// environment variable AWS_CA_BUNDLE names, else those of the system.
+	// CAFile is a PEM file with the certificate authorities for the store.
+	// It is reloaded when it changes. Empty means the file in the
+	// environment variable AWS_CA_BUNDLE, otherwise those of the system.
 	CAFile string `yaml:"ca_file"`
-	// ConnectTimeout is how long a connection to the store may take, TLS
-	// handshake included. 100ms to 1m, default 5s.
+	// ConnectTimeout limits connecting to the store, including the TLS
+	// handshake. 100ms to 1m, default 5s.
 	ConnectTimeout time.Duration `yaml:"connect_timeout"`
-	// ResponseTimeout is how long the store may take from the last byte of a
-	// request to the first of its answer. A server-side copy and the
-	// completion of a multipart upload may take ten times as long. 1s to 1h,
-	// default 45s.
+	// ResponseTimeout limits the time from the last byte of a request to
+	// the first byte of the store's response. Server-side copies and
+	// completions of multipart uploads may take ten times as long. 1s to
+	// 1h, default 45s.
 	ResponseTimeout time.Duration `yaml:"response_timeout"`
-	// IdleTimeout is how long the store may move no byte, while a request is
-	// sent to it or an answer of it is read. 1s to 1h, default 30s.
+	// IdleTimeout limits the time without any byte from or to the store
+	// during a request or a response. 1s to 1h, default 30s.
 	IdleTimeout time.Duration `yaml:"idle_timeout"`
 }
 
-// Client is one who may use the proxy, with credentials that are the proxy's
-// own.
+// Client is a user of the proxy. Its credentials are valid only at the
+// proxy.
 type Client struct {
-	// Name stands for the client in rules, the audit log and metrics. Unique.
+	// Name identifies the client in rules, the audit log and metrics.
+	// Unique.
 	Name string `yaml:"name" config:"required"`
-	// AccessKey and SecretKey are the client's credentials. The access key is
-	// unique; the secret has 8 characters or more. Both are required, but for
-	// the anonymous client, who has none.
+	// AccessKey and SecretKey are the client's credentials. The access key
+	// must be unique, and the secret must have at least 8 characters. Both
+	// are required, except for the anonymous client, which has none.
 	AccessKey string `yaml:"access_key"`
 	SecretKey Secret `yaml:"secret_key"`
-	// Anonymous is the client for all requests that are not signed. One at
-	// most. Default false; with no such client, these are refused.
+	// Anonymous makes this the client of all unsigned requests. At most one
+	// client can be anonymous. Default false. Without such a client,
+	// unsigned requests are refused.
 	Anonymous bool `yaml:"anonymous"`
-	// Allow is all that the client may do.
+	// Allow lists everything that the client may do.
 	Allow []Grant `yaml:"allow" config:"required"`
 }
 
 // Grant allows actions on buckets.
 type Grant struct {
-	// Buckets are names in which * stands for any run of characters.
+	// Buckets are bucket names; "*" matches any run of characters.
 	Buckets []string `yaml:"buckets" config:"required"`
-	// Prefixes are beginnings of object keys, taken literally. Left out, or
-	// with an empty one: all objects, and the bucket itself.
+	// Prefixes are literal prefixes of object keys. If there are none, or
+	// one is empty, the grant covers all objects and the bucket itself.
 	Prefixes []string `yaml:"prefixes"`
-	// Actions are what the client may do there:
-	//   read    object data and metadata
-	//   write   put, copy to, upload
-	//   delete  objects
-	//   list    buckets and what is in them
-	//   admin   create, delete and configure buckets
-	//   lock    keep objects in COMPLIANCE mode
-	//   store_admin  open buckets to others than the proxy
+	// Actions are the allowed actions:
+	//	read         read objects and their metadata
+	//	write        put, copy to, upload
+	//	delete       delete objects
+	//	list         list buckets and objects
+	//	admin        create, delete and configure buckets
+	//	lock         lock objects in COMPLIANCE mode
+	//	store_admin  give others direct access to buckets in the store
 	Actions []string `yaml:"actions" config:"required" values:"read write delete list admin lock store_admin"`
 }
 
-// Key is one key of a KMS. Which fields belong to which provider is in
-// providerSettings.
+// Key is a key of a KMS. providerSettings lists the settings of each
+// provider.
 type Key struct {
-	// Name stands for the key in rules. Unique.
+	// Name identifies the key in rules. Unique.
 	Name string `yaml:"name" config:"required"`
-	// Provider is the kind of KMS, and decides which of the other fields
-	// belong.
+	// Provider is the kind of KMS. It determines which other settings
+	// apply.
 	Provider Provider `yaml:"provider" config:"required" values:"aws-kms vault-transit gcp-kms azure-keyvault pkcs11 local"`
-	// KeyID is the key in the KMS, in the KMS's own way. For pkcs11, the
-	// CKA_ID in hexadecimal.
+	// KeyID identifies the key in the KMS, in the KMS's notation. For
+	// pkcs11, it is the CKA_ID in hexadecimal.
 	KeyID string `yaml:"key_id"`
-	// RoleARN is a role to assume for calls to the KMS. Empty: the proxy's own
-	// identity.
+	// RoleARN is a role to assume for calls to the KMS. Empty means the
+	// proxy's own identity.
 	RoleARN string `yaml:"role_arn"`
-	// ExternalID goes with RoleARN, where the role's trust policy asks for one.
+	// ExternalID is sent with RoleARN, if the role's trust policy requires
+	// it.
 	ExternalID string `yaml:"external_id"`
-	// Endpoint is that of the KMS: a URL for aws-kms, such as a VPC endpoint;
-	// host and port for gcp-kms. Empty: the public one.
+	// Endpoint is the endpoint of the KMS: a URL for aws-kms, such as a VPC
+	// endpoint; host and port for gcp-kms. Empty means the public endpoint.
 	Endpoint string `yaml:"endpoint"`
-	// Region is the region of the KMS. Empty: that of the key's ARN, else the
-	// SDK's default.
+	// Region is the region of the KMS. Empty means the region in the key's
+	// ARN, otherwise the SDK's default.
 	Region string `yaml:"region"`
-	// AlsoKnownAs are the ARNs of keys that KeyID has named before, or is going
-	// to name, such as an alias that is moved. What is under them is opened,
-	// and nothing new is put under them.
+	// AlsoKnownAs are ARNs of keys that KeyID referred to earlier or will
+	// refer to later, for example because an alias moves. Objects under
+	// these keys can be read, but no new objects are encrypted under them.
 	AlsoKnownAs []string `yaml:"also_known_as"`
-	// Insecure allows an http:// URL for a KMS on another machine: whoever is
-	// between sees data keys. Default false.
+	// Insecure allows an http:// URL for a KMS on another machine. Anyone
+	// on the network path can then read data keys. Default false.
 	Insecure bool `yaml:"insecure"`
 	// FIPS uses the region's FIPS endpoint.
 	FIPS bool `yaml:"fips"`
 	// Address is the URL of a Vault or OpenBao server.
 	Address string `yaml:"address"`
-	// Namespace is that of mount and login. Empty: the root namespace.
+	// Namespace is the Vault namespace of the mount and the login. Empty
+	// means the root namespace.
 	Namespace string `yaml:"namespace"`
-	// Mount is the path of the transit engine. Empty: transit.
+	// Mount is the path of the transit engine. Empty means "transit".
 	Mount string `yaml:"mount"`
-	// Login is how the proxy gets a Vault token.
+	// Login says how to get a Vault token.
 	Login Login `yaml:"login"`
-	// CAFile is a PEM file of the authorities that sign the KMS's certificate.
-	// It is read again when it changes. Empty: those of the system; for
-	// aws-kms, those that AWS_CA_BUNDLE names.
+	// CAFile is a PEM file with the certificate authorities for the KMS. It
+	// is reloaded when it changes. Empty means those of the system; for
+	// aws-kms, those in AWS_CA_BUNDLE.
 	CAFile string `yaml:"ca_file"`
-	// EnvelopeID is the key's id in the envelopes of objects. Empty: made of
-	// the other settings, see docs/kms.md.
+	// EnvelopeID is the key's id in the envelopes of objects. If empty, it
+	// is derived from other settings; see docs/kms.md.
 	EnvelopeID string `yaml:"envelope_id"`
-	// Algorithm is how an Azure key wraps. Empty: RSA-OAEP-256.
+	// Algorithm is the wrapping algorithm of an Azure key. Empty means
+	// RSA-OAEP-256.
 	Algorithm string `yaml:"algorithm" values:"RSA-OAEP-256 A256KW"`
-	// Bindings are secrets of an Azure RSA key, wrapped by it, as cmekproxy
-	// keys bind prints them. Without, whoever has the public key can make
-	// objects that are taken for genuine. The first one binds new objects;
-	// those that any of them binds are opened. Default none.
+	// Bindings are secrets wrapped by an Azure RSA key, as printed by
+	// cmekproxy keys bind. Without bindings, anyone with the public key can
+	// create objects that pass as genuine. New objects use the first
+	// binding. Objects with any of the bindings can be read. Default none.
 	Bindings []string `yaml:"bindings"`
-	// WriteForm is the form of new blobs of an Azure key. 1, until all proxies
-	// have its bindings. Default 2 with bindings, else 1.
+	// WriteForm is the form of new blobs of an Azure key. Use 1 until all
+	// proxies have its bindings. Default 2 with bindings, otherwise 1.
 	WriteForm int `yaml:"write_form"`
-	// AcceptForm is the least form of an Azure key's blobs that is opened. 2
-	// refuses all that no binding binds. Default 1.
+	// AcceptForm is the lowest form of an Azure key's blobs that is
+	// accepted. 2 refuses blobs without a binding. Default 1.
 	AcceptForm int `yaml:"accept_form"`
-	// Module is the path of the HSM vendor's PKCS#11 library.
+	// Module is the path of the HSM vendor's PKCS #11 library.
 	Module string `yaml:"module"`
-	// Token is the label of the HSM's token, KeyLabel that of the key in it
-	// (CKA_LABEL).
+	// Token is the label of the HSM's token, and KeyLabel the label of the
+	// key in it (CKA_LABEL).
 	Token    string `yaml:"token"`
 	KeyLabel string `yaml:"key_label"`
-	// PIN is that of the token's user. Empty: no login.
+	// PIN is the PIN of the token's user. Empty means no login.
 	PIN Secret `yaml:"pin"`
-	// KeyFile is the path of a file that holds the key.
+	// KeyFile is the path of a file with the key.
 	KeyFile string `yaml:"key_file"`
-	// Timeout overrides KMS.Timeout. Never 0 after Parse. Not for local keys.
+	// Timeout overrides KMS.Timeout. Parse always sets it. Not for local
+	// keys.
 	Timeout time.Duration `yaml:"timeout"`
 }
 
-// Login is how the proxy gets a Vault token. Exactly one of the four.
+// Login says how to get a Vault token. Set exactly one of the four.
 type Login struct {
 	// Token is a token.
 	Token Secret `yaml:"token"`
-	// TokenFile holds one, such as a Vault Agent's sink. It is read again at
-	// each login.
+	// TokenFile is a file with a token, such as the sink of a Vault Agent.
+	// It is read at each login.
 	TokenFile string `yaml:"token_file"`
 	// AppRole logs in with a role id and a secret id.
 	AppRole AppRole `yaml:"approle"`
@@ -236,24 +249,24 @@ type Login struct {
 	Kubernetes Kubernetes `yaml:"kubernetes"`
 }
 
-// AppRole is a login by Vault's auth method of that name.
+// AppRole is a login with Vault's AppRole auth method.
 type AppRole struct {
 	RoleID string `yaml:"role_id"`
-	// SecretID, or a file that holds it. One of them, or none where the role
-	// has no secret.
+	// SecretID is the secret id, and SecretIDFile a file with it. Set one,
+	// or neither if the role has no secret id.
 	SecretID     Secret `yaml:"secret_id"`
 	SecretIDFile string `yaml:"secret_id_file"`
-	// Mount is the path of the auth method. Empty: approle.
+	// Mount is the path of the auth method. Empty means "approle".
 	Mount string `yaml:"mount"`
 }
 
-// Kubernetes is a login by Vault's auth method of that name.
+// Kubernetes is a login with Vault's Kubernetes auth method.
 type Kubernetes struct {
 	Role string `yaml:"role"`
-	// TokenFile is the service account's token. Empty: where Kubernetes puts
-	// it.
+	// TokenFile is the file with the service account's token. Empty means
+	// the path where Kubernetes mounts it.
 	TokenFile string `yaml:"token_file"`
-	// Mount is the path of the auth method. Empty: kubernetes.
+	// Mount is the path of the auth method. Empty means "kubernetes".
 	Mount string `yaml:"mount"`
 }
 
@@ -270,8 +283,8 @@ const (
 	Local         Provider = "local"
 )
 
-// providerSettings are the settings that a key of each provider needs, and
-// those that it may have besides.
+// providerSettings lists the settings that a key of each provider needs,
+// and the optional ones.
 var providerSettings = map[Provider]struct{ needs, takes []string }{
 	AWSKMS: {
 		[]string{"key_id"},
@@ -292,61 +305,62 @@ var providerSettings = map[Provider]struct{ needs, takes []string }{
 	Local:  {[]string{"key_file"}, nil},
 }
 
-// Encryption says which key protects which object.
+// Encryption determines which key protects which object.
 type Encryption struct {
-	// Rules are tried in order: the first that matches decides, and a request
-	// that none matches is refused.
+	// Rules are tried in order, and the first match decides. A request
+	// without a match is refused.
 	Rules []Rule `yaml:"rules" config:"required"`
-	// PlaintextObjects is for rules that do not say. Deny or Allow, default
+	// PlaintextObjects is the default for rules. Deny or Allow, default
 	// Deny.
 	PlaintextObjects string `yaml:"plaintext_objects" values:"deny allow"`
-	// CustomerKeys is for rules that do not say. Deny or Allow, default Deny.
+	// CustomerKeys is the default for rules. Deny or Allow, default Deny.
 	CustomerKeys string `yaml:"customer_keys" values:"deny allow"`
-	// VerifyHead has a HEAD of an object verify its MAC, which asks the KMS
-	// for a key that is not in the cache. Default false: the MAC is verified
-	// if the key is in the cache.
+	// VerifyHead makes HEAD verify an object's MAC even if that requires
+	// asking the KMS. Default false: the MAC is verified only if the key is
+	// cached.
 	VerifyHead bool `yaml:"verify_head"`
-	// BucketDefaultsFile is the path of a file that keeps the keys which
-	// clients choose for buckets. Empty: they cannot.
+	// BucketDefaultsFile is the path of a file for the keys that clients
+	// choose for buckets. If empty, clients cannot choose.
 	BucketDefaultsFile string `yaml:"bucket_defaults_file"`
 }
 
-// Rule names the key for some objects. Conditions that are left out match
-// everything.
+// Rule determines the key for some objects. Conditions that are not set
+// match everything.
 type Rule struct {
-	// Buckets are names in which * stands for any run of characters.
+	// Buckets are bucket names; "*" matches any run of characters.
 	Buckets []string `yaml:"buckets" config:"required"`
-	// Prefixes are beginnings of object keys, taken literally.
+	// Prefixes are literal prefixes of object keys.
 	Prefixes []string `yaml:"prefixes"`
 	// Clients are names of clients.
 	Clients []string `yaml:"clients"`
 	// Key is the name of the key.
 	Key string `yaml:"key" config:"required"`
-	// PlaintextObjects overrides Encryption.PlaintextObjects. Never empty
-	// after Parse.
+	// PlaintextObjects overrides Encryption.PlaintextObjects. Parse always
+	// sets it.
 	PlaintextObjects string `yaml:"plaintext_objects" values:"deny allow"`
-	// AllowedKeys are names of keys, in which * stands for any run of
-	// characters, that clients may ask for in place of Key. Empty: Key alone.
+	// AllowedKeys are names of keys that clients may request instead of
+	// Key; "*" matches any run of characters. If empty, only Key is
+	// allowed.
 	AllowedKeys []string `yaml:"allowed_keys"`
-	// ReadKeys are names of keys, in the same form, that objects may be under
-	// besides Key and AllowedKeys: they can be read, whatever the client, and
-	// nothing new is put under these keys.
+	// ReadKeys are names of additional keys, with "*" as above. All clients
+	// can read objects under these keys, but no new objects are encrypted
+	// under them.
 	ReadKeys []string `yaml:"read_keys"`
-	// CustomerKeys overrides Encryption.CustomerKeys. Never empty after Parse.
+	// CustomerKeys overrides Encryption.CustomerKeys. Parse always sets it.
 	CustomerKeys string `yaml:"customer_keys" values:"deny allow"`
-	// DEKReuse has objects share data keys. The zero value: each has one of
-	// its own.
+	// DEKReuse makes objects share data keys. The zero value gives each
+	// object its own.
 	DEKReuse DEKReuse `yaml:"dek_reuse"`
 }
 
-// DEKReuse bounds how long new objects are put under one data key of the KMS.
-// After Parse, all are set or none.
+// DEKReuse limits how many new objects share one data key of the KMS. After
+// Parse, either all fields are set or none.
 type DEKReuse struct {
 	// MaxAge is above 0 and at most 24h. There is no default.
 	MaxAge time.Duration `yaml:"max_age"`
 	// MaxObjects is 1 or more, default 100000.
 	MaxObjects int `yaml:"max_objects"`
-	// MaxBytes of plaintext is 1 or more, default 1 TiB.
+	// MaxBytes is the limit on plaintext bytes. 1 or more, default 1 TiB.
 	MaxBytes int `yaml:"max_bytes"`
 }
 
@@ -362,103 +376,108 @@ const (
 	LiteralKeys = string(keyname.Literal)
 )
 
-// DEKCache bounds how long an unwrapped data key (DEK) may be used.
+// DEKCache limits how long an unwrapped data key (DEK) may be used.
 type DEKCache struct {
-	// TTL is the longest use of a DEK, counted from the moment the KMS was
-	// asked for it; the revocation window. Above 0, at most 24h. Default 5m.
+	// TTL is how long a DEK may be used, counted from when the KMS was
+	// asked for it. It limits how long a revocation takes. Above 0, at most
+	// 24h. Default 5m.
 	TTL time.Duration `yaml:"ttl"`
-	// MaxEntries is how many DEKs are kept at most. Default 100000.
+	// MaxEntries is the maximum number of cached DEKs. Default 100000.
 	MaxEntries int `yaml:"max_entries"`
-	// RevocationProbe is how often the KMS is asked about each key in use, so
-	// that a revocation is noticed before the TTL. 0 is never; else shorter
-	// than TTL. Default 10s, or 0 when that is not shorter than TTL.
+	// RevocationProbe is how often the KMS is asked about each key in use,
+	// to detect a revocation before the TTL ends. 0 disables it; otherwise
+	// it must be shorter than TTL. Default 10s, or 0 if that is not shorter
+	// than TTL.
 	RevocationProbe time.Duration `yaml:"revocation_probe"`
-	// OutageWait is how long a running transfer waits for a KMS that cannot be
-	// reached, when the TTL of its DEK has ended. No byte passes meanwhile. 0
-	// is not at all; else shorter than Limits.IdleTimeout. Default 30s.
+	// OutageWait is how long a transfer waits for an unreachable KMS after
+	// the TTL of its DEK has ended. No byte is sent meanwhile. 0 disables
+	// waiting; otherwise it must be shorter than Limits.IdleTimeout.
+	// Default 30s.
 	OutageWait time.Duration `yaml:"outage_wait"`
 }
 
-// KMS bounds what is asked of a KMS, for each key by itself, and says what it
-// costs.
+// KMS limits the calls to a KMS, separately for each key, and sets their
+// price.
 type KMS struct {
-	// MaxConcurrent is how many calls run at a time. 1 to 10000, default 64.
+	// MaxConcurrent limits concurrent calls. 1 to 10000, default 64.
 	MaxConcurrent int `yaml:"max_concurrent"`
-	// MaxPerSecond is how many calls are made in a second, in the long run. 1
-	// to 100000, default 1000. Not for local keys.
+	// MaxPerSecond limits the sustained rate of calls. 1 to 100000, default
+	// 1000. Not for local keys.
 	MaxPerSecond int `yaml:"max_per_second"`
-	// Timeout bounds one attempt at a call, and the answer to a revocation
-	// probe. A login or a token is no part of it. A call makes attempts until
-	// three times as long have passed. 100ms to 30s, default 2s.
+	// Timeout limits one attempt at a call, and the answer to a revocation
+	// probe. Logins do not count. A call retries for up to three times this
+	// long. 100ms to 30s, default 2s.
 	Timeout time.Duration `yaml:"timeout"`
-	// PricePer10000 is what 10,000 calls cost, in Currency, for the TTL
-	// advisor. Default 0.03 and USD, as AWS KMS has it.
+	// PricePer10000 is the price of 10,000 calls in Currency, for the TTL
+	// advisor. Default 0.03 USD, the price of AWS KMS.
 	PricePer10000 float64 `yaml:"price_per_10000"`
 	Currency      string  `yaml:"currency"`
 }
 
-// Log says what is logged.
+// Log configures logging.
 type Log struct {
-	// Level is the least severe level that is logged: debug, info, warn or
-	// error. Default info.
+	// Level is the lowest level that is logged: debug, info, warn or error.
+	// Default info.
 	Level string `yaml:"level" values:"debug info warn error"`
 }
 
-// Audit is where each use of a key is written down: to a file, to standard
-// output, or nowhere. A use that cannot be written down is refused.
+// Audit configures the audit log of each use of a key: a file, standard
+// output, or none. A use that cannot be recorded is refused.
 type Audit struct {
-	// File is the path of the audit log. Empty: none.
+	// File is the path of the audit log. Empty means no file.
 	File string `yaml:"file"`
-	// Stdout writes it to standard output. It goes with no File. Default false.
+	// Stdout writes the audit log to standard output. It cannot be combined
+	// with File. Default false.
 	Stdout bool `yaml:"stdout"`
-	// MaxSizeMB is the size of a file in MiB, beyond which it is renamed and
-	// another one begun. 0 is no bound, for files that somebody else renames;
-	// at most 1000000, default 100.
+	// MaxSizeMB is the size in MiB at which the file is renamed and a new
+	// one started. 0 means no limit, for use with an external log rotation.
+	// At most 1000000, default 100.
 	MaxSizeMB int `yaml:"max_size_mb"`
-	// MaxAgeDays is for how many days a renamed file is kept. 0, the default,
-	// is for ever; at most 36500.
+	// MaxAgeDays is how many days renamed files are kept. 0, the default,
+	// means forever. At most 36500.
 	MaxAgeDays int `yaml:"max_age_days"`
-	// MaxFiles is how many renamed files are kept. 0, the default, is all of
-	// them; at most 100000.
+	// MaxFiles is how many renamed files are kept. 0, the default, means
+	// all. At most 100000.
 	MaxFiles int `yaml:"max_files"`
 }
 
-// Limits protect the proxy from its clients. None can be switched off.
+// Limits protect the proxy from its clients. None of them can be disabled.
 type Limits struct {
-	// HeaderTimeout is how long a client may take to send a request's header.
-	// 100ms to 10m, default 10s.
+	// HeaderTimeout limits how long a client may take to send the header of
+	// a request. 100ms to 10m, default 10s.
 	HeaderTimeout time.Duration `yaml:"header_timeout"`
-	// IdleTimeout ends a request whose client neither sends nor takes a byte
-	// for that long, while the proxy waits for it. 1s to 24h, default 2m.
-	// Origin has its own for the store.
+	// IdleTimeout ends a request if the client neither sends nor receives a
+	// byte for this long while the proxy waits for it. 1s to 24h, default
+	// 2m. Origin has a separate timeout for the store.
 	IdleTimeout time.Duration `yaml:"idle_timeout"`
-	// MaxConcurrentRequests is how many requests are served at once; those
-	// above it are told to slow down. 1 to 1000000, default 1024.
+	// MaxConcurrentRequests limits concurrent requests; further ones get
+	// SlowDown. 1 to 1000000, default 1024.
 	MaxConcurrentRequests int `yaml:"max_concurrent_requests"`
-	// MaxConcurrentPerClient is how many of those one client may have. 0 to
-	// MaxConcurrentRequests; 0, the default, is three quarters of it, or all
-	// where there is one client only.
+	// MaxConcurrentPerClient limits the concurrent requests of one client.
+	// 0 to MaxConcurrentRequests. 0, the default, means three quarters of
+	// that, or all of it if there is only one client.
 	MaxConcurrentPerClient int `yaml:"max_concurrent_per_client"`
-	// MaxConcurrentUnsigned is how many requests may do more than arithmetic
-	// at once before they are authenticated, beside MaxConcurrentRequests. 0
-	// to MaxConcurrentRequests; 0, the default, is a sixteenth of it.
+	// MaxConcurrentUnsigned limits how many requests that are not yet
+	// authenticated may do expensive work at once, in addition to
+	// MaxConcurrentRequests. 0 to MaxConcurrentRequests. 0, the default,
+	// means a sixteenth of that.
 	MaxConcurrentUnsigned int `yaml:"max_concurrent_unsigned"`
-	// MinBytesPerSecond is what a client must move on average in the time for
-	// which it is waited for, once that is IdleTimeout. 1 to 1000000000,
-	// default 1024.
+	// MinBytesPerSecond is the minimum mean rate of a client while the
+	// proxy waits for it, enforced after IdleTimeout of waiting. 1 to
+	// 1000000000, default 1024.
 	MinBytesPerSecond int64 `yaml:"min_bytes_per_second"`
-	// ShutdownGrace is how long running requests may go on after a signal to
-	// stop. 0 cuts them at once; at most 1h, default 30s.
+	// ShutdownGrace is how long running requests may continue after a
+	// signal to stop. 0 ends them at once. At most 1h, default 30s.
 	ShutdownGrace time.Duration `yaml:"shutdown_grace"`
-	// ShutdownDelay is how long the S3 port still answers after a SIGTERM,
-	// while /readyz is 503, so that load balancers can take the proxy out
-	// before it refuses a connection. It is a part of ShutdownGrace, and at
-	// most that. Default 5s, or ShutdownGrace if that is shorter. 0 is not at
-	// all.
+	// ShutdownDelay is how long the S3 port keeps accepting requests after
+	// a SIGTERM while /readyz returns 503, so that load balancers can
+	// remove the proxy before it refuses connections. It is a part of
+	// ShutdownGrace and cannot exceed it. Default 5s, or ShutdownGrace if
+	// that is shorter. 0 means no delay.
 	ShutdownDelay time.Duration `yaml:"shutdown_delay"`
 }
 
-// defaults is the Config of a file that says only what it must.
+// defaults returns the Config with all defaults.
 func defaults() *Config {
 	return &Config{
 		AdminListen: "127.0.0.1:9001",

@@ -7,12 +7,12 @@ import (
 	"go.yaml.in/yaml/v4"
 )
 
-// field is what the tags of a struct's field say.
+// field is the content of a struct field's tags.
 type field struct {
 	name     string
 	required bool
-	server   bool     // for the server alone
-	values   []string // all that it can be; nil for no limit
+	server   bool     // only the server needs it
+	values   []string // all allowed values; nil for any
 }
 
 func fieldsOf(t reflect.Type) []field {
@@ -44,7 +44,7 @@ func orFile(path string) string {
 	return path
 }
 
-// clip keeps a line of errors a line.
+// clip shortens text for an error.
 func clip(s string) string {
 	if len(s) <= 60 {
 		return s
@@ -52,7 +52,8 @@ func clip(s string) string {
 	return strings.ToValidUTF8(s[:60], "") + "..."
 }
 
-// describe names the type of a node in plain words, and never its value.
+// describe returns a description of a node's type. It never contains the
+// value.
 func describe(n *yaml.Node) string {
 	switch n.Kind {
 	case yaml.MappingNode:

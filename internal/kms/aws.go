@@ -257,7 +257,7 @@ func (a *AWS) checkKey(op string, answered *string) error {
 	if aws.ToString(answered) == "" {
 		return &Error{Kind: Unreachable, Op: op, KeyID: a.keyARN, Err: errUnreadable}
 	}
-	err := fmt.Errorf("the KMS answered for another key, %q", aws.ToString(answered))
+	err := fmt.Errorf("the KMS answered about another key, %q", aws.ToString(answered))
 	return &Error{Kind: Internal, Op: op, KeyID: a.keyARN, Err: err}
 }
 
@@ -349,7 +349,7 @@ func loadAWS(ctx context.Context, cfg AWSConfig, region string) (aws.Config, err
 		return aws.Config{}, fmt.Errorf("loading the AWS configuration: %w", err)
 	}
 	if sdk.Region == "" {
-		return aws.Config{}, errors.New("no region: give the key's ARN, or a region")
+		return aws.Config{}, errors.New("no region: use the key's ARN or set a region")
 	}
 
 	sdk.Credentials, err = awscreds.New(ctx, awscreds.Config{
@@ -425,7 +425,7 @@ func assumeAWSRole(chain aws.Config, cfg AWSConfig) aws.CredentialsProvider {
 func awsClients(cfg AWSConfig) (client, own aws.HTTPClient, _ error) {
 	if cfg.HTTPClient != nil {
 		if cfg.CAFile != "" {
-			return nil, nil, errors.New("an HTTP client and a CA file: give one")
+			return nil, nil, errors.New("both an HTTP client and a CA file are set")
 		}
 		return cfg.HTTPClient, nil, nil
 	}

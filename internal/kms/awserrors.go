@@ -125,7 +125,7 @@ func (a *AWS) fail(ctx context.Context, op string, err error) *Error {
 	case errors.As(err, &stranger):
 		e.Kind, e.Err = Unreachable, stranger
 	case isAWSCredentials(err):
-		e.Kind, e.Err = Unreachable, errors.New("the source of the credentials does not give any now")
+		e.Kind, e.Err = Unreachable, errors.New("the source of the credentials is not available now")
 	case errors.As(err, &api):
 		e.Reason = printable(api.ErrorCode(), 64)
 		if op != "wrap" { // a wrap request contains a DEK, which a broken KMS might quote

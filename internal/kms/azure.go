@@ -204,10 +204,10 @@ func (a *Azure) setBindings(cfg AzureConfig, longest int) error {
 	case cfg.AcceptForm < 0 || cfg.AcceptForm > azureBoundForm || cfg.WriteForm < 0 || cfg.WriteForm > azureBoundForm:
 		return errors.New("blobs are of form 1 or 2")
 	case max(cfg.AcceptForm, cfg.WriteForm) == azureBoundForm && len(a.bindings) == 0:
-		return errors.New("blobs are to be of form 2, and there is no binding to make them: " +
+		return errors.New("blobs of form 2 need a binding: " +
 			"add one to bindings, made by cmekproxy keys bind")
 	case cfg.AcceptForm == azureBoundForm && a.form != azureBoundForm:
-		return errors.New("new blobs are to be of form 1, which is not accepted")
+		return errors.New("accept_form 2 refuses the new blobs of form 1")
 	case cfg.AcceptForm == azureBoundForm:
 		a.leastForm = azureBoundForm
 	}
@@ -227,7 +227,7 @@ func azureOptions(cfg AzureConfig) (*azkeys.ClientOptions, error) {
 	transport := cfg.Transport
 	switch {
 	case transport != nil && cfg.CAFile != "":
-		return nil, errors.New("a transport and a CA file: give one")
+		return nil, errors.New("both a transport and a CA file are set")
 	case transport == nil:
 		client, err := newAzureTransport(cfg.CAFile, cfg.Report)
 		if err != nil {
@@ -291,7 +291,7 @@ func parseAzureKeyID(id string) (vault, name string, err error) {
 
 	name, ok := strings.CutPrefix(u.Path, "/keys/")
 	if ok && strings.Count(name, "/") == 1 {
-		return "", "", errors.New("the key id has a version: give it without, or rotation would have no effect")
+		return "", "", errors.New("the key id has a version: remove it, or rotation has no effect")
 	}
 	if !ok || !azureNameForm.MatchString(name) {
 		return "", "", errors.New("the key id is not of the form https://NAME.vault.azure.net/keys/KEY")
@@ -395,7 +395,7 @@ func (a *Azure) prove(ctx context.Context, blob *azureBlob, kek []byte) error {
 	defer clear(got)
 
 	if !slices.Equal(got, kek) {
-		err := errors.New("the KMS unwraps to another key than it wrapped")
+		err := errors.New("the KMS unwrapped another key than it had wrapped")
 		return &Error{Kind: Internal, Op: "wrap", KeyID: a.id, Err: err}
 	}
 
@@ -446,18 +446,18 @@ func (a *Azure) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext
 func (a *Azure) accept(blob *azureBlob) (*azureBinding, error) {
 	switch {
 	case blob.algorithm != azureAlgorithms[a.algorithm] || blob.key != azureTag(a.id):
-		return nil, errors.New("a blob of another key or algorithm than the configured one")
+		return nil, errors.New("the blob is for another key or algorithm than configured")
 	case blob.form == azureBindingForm:
 		return nil, errAzureBlob
 	case blob.form < a.leastForm:
-		return nil, errors.New("a blob of form 1, which whoever has the public key can make, and accept_form is 2")
+		return nil, errors.New("accept_form 2 refuses blobs of form 1, which anyone with the public key can create")
 	case blob.form == azureBlobForm:
 		return nil, nil
 	}
 
 	binding := a.binding(blob.binding)
 	if binding == nil {
-		return nil, fmt.Errorf("a blob bound to a secret that bindings of the key does not have (id %x)", blob.binding)
+		return nil, fmt.Errorf("the blob has a binding that is not in bindings of the key (id %x)", blob.binding)
 	}
 
 	return binding, nil
@@ -493,7 +493,7 @@ func (a *Azure) unwrapKEK(ctx context.Context, op string, blob *azureBlob) ([]by
 	switch {
 	case err != nil:
 	case version != blob.version:
-		err = errors.New("the KMS answered for another version of the key")
+		err = errors.New("the KMS answered about another version of the key")
 	case len(out.Result) != azureKEKSize:
 		err = fmt.Errorf("the KMS answered with a key of %d bytes", len(out.Result))
 	default:
@@ -511,7 +511,7 @@ func (a *Azure) answeredVersion(out azkeys.KeyOperationResult) (version [azureVe
 	name, ok := strings.CutPrefix(strings.ToLower(string(*out.KID)), a.vault+"/keys/"+a.name+"/")
 	if n, err := hex.Decode(version[:], []byte(name[:min(len(name), 2*azureVersion)])); !ok || err != nil ||
 		n != azureVersion || len(name) != 2*azureVersion {
-		return version, fmt.Errorf("the KMS answered for another key, %q", printable(string(*out.KID), 300))
+		return version, fmt.Errorf("the KMS answered about another key, %q", printable(string(*out.KID), 300))
 	}
 	return version, nil
 }

@@ -54,7 +54,7 @@ type azureBinding struct {
 // parseAzureBindings parses AzureConfig.Bindings.
 func (a *Azure) parseAzureBindings(texts []string) error {
 	if len(texts) > 0 && azureAlgorithms[a.algorithm] != 1 {
-		return errors.New("bindings are for RSA keys: only the vault can wrap with a symmetric key")
+		return errors.New("bindings are for RSA keys; symmetric keys do not need them")
 	}
 
 	for i, text := range texts {
@@ -75,13 +75,13 @@ func (a *Azure) parseAzureBindings(texts []string) error {
 func (a *Azure) parseAzureBinding(text string) (*azureBinding, error) {
 	raw, err := base64.StdEncoding.Strict().DecodeString(text)
 	if err != nil {
-		return nil, errors.New("it is not base64: give it as cmekproxy keys bind has printed it")
+		return nil, errors.New("it is not base64: copy it exactly as printed by cmekproxy keys bind")
 	}
 
 	blob, sealed, err := parseAzureBlob(raw)
 	switch {
 	case err != nil || blob.form != azureBindingForm:
-		return nil, errors.New("it is not a binding: give it as cmekproxy keys bind has printed it")
+		return nil, errors.New("it is not a binding: copy it exactly as printed by cmekproxy keys bind")
 	case blob.key != azureTag(a.id):
 		return nil, errors.New("it was made for another key: make one with cmekproxy keys bind")
 	case blob.algorithm != azureAlgorithms[a.algorithm]:
@@ -182,7 +182,7 @@ func (a *Azure) proveBinding(ctx context.Context, text string, secret []byte) (s
 
 	a.forget(made)
 	if !slices.Equal(got, secret) {
-		err := errors.New("the KMS unwraps to another binding than it wrapped")
+		err := errors.New("the KMS unwrapped another binding than it had wrapped")
 		return "", &Error{Kind: Internal, Op: "bind", KeyID: a.id, Err: err}
 	}
 

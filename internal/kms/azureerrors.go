@@ -221,9 +221,9 @@ func azureTransportKind(err error) (Kind, error) {
 	case errors.As(err, &send):
 		return Unreachable, errConnectionLost
 	case errors.As(err, &missing) && isIMDSMissing(err):
-		return Unreachable, errors.New("no token: the machine's identity endpoint does not give any now")
+		return Unreachable, errors.New("no token: the machine's identity endpoint is not available now")
 	case errors.As(err, &missing):
-		return Internal, errors.New("no credentials, or a challenge of another resource than this vault")
+		return Internal, errors.New("no credentials, or the challenge is for another resource than this vault")
 	default:
 		return Unreachable, errUnreadable
 	}

@@ -10,7 +10,7 @@ import (
 
 // ErrOpen is the cause of an error when the breaker is open and the KMS was
 // not asked.
-var ErrOpen = errors.New("not asked, as it gave no answer before")
+var ErrOpen = errors.New("the KMS was not asked, because earlier calls got no answer")
 
 // Defaults of BreakerConfig.
 const (

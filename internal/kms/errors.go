@@ -178,9 +178,10 @@ type intermediaryError struct{ status int }
 
 func (e *intermediaryError) Error() string {
 	if e.status == 0 {
-		return "the answer is not the KMS's own"
+		return "the answer is not from the KMS"
 	}
-	return fmt.Sprintf("the answer (HTTP %d) is not the KMS's own; look at what stands between", e.status)
+	return fmt.Sprintf("the answer (HTTP %d) is not from the KMS, "+
+		"but from an intermediary such as a proxy or load balancer", e.status)
 }
 
 // maxErrorAnswer limits how many bytes of an error response are read.

@@ -75,7 +75,8 @@ type GCP struct {
 	attempts int
 }
 
-var gcpKeyForm = regexp.MustCompile(`^projects/[a-z0-9.:-]+/locations/[a-z0-9-]+/keyRings/[a-zA-Z0-9_-]{1,63}/cryptoKeys/[a-zA-Z0-9_-]{1,63}$`)
+var gcpKeyForm = regexp.MustCompile(`^projects/[a-z0-9.:-]+/locations/[a-z0-9-]+` +
+	`/keyRings/[a-zA-Z0-9_-]{1,63}/cryptoKeys/[a-zA-Z0-9_-]{1,63}$`)
 
 // NewGCP returns the key that cfg describes. It looks for credentials, but
 // does not call the KMS.
@@ -236,8 +237,8 @@ func (g *GCP) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext) 
 }
 
 var (
-	errGCPDamaged  = errors.New("request or answer was damaged on its way: the checksums differ")
-	errGCPOtherKey = errors.New("the KMS answered for another key")
+	errGCPDamaged  = errors.New("the request or the answer was damaged in transit: the checksums differ")
+	errGCPOtherKey = errors.New("the KMS answered about another key")
 )
 
 // call repeats a call that was damaged in transit, as

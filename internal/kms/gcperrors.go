@@ -232,7 +232,7 @@ func gcpTokenKind(err error) (Kind, error) {
 	case errors.Is(err, fs.ErrNotExist):
 		return Internal, errors.New("no token: a file of the credentials is missing")
 	default:
-		return Unreachable, errors.New("no token can be had now")
+		return Unreachable, errors.New("no token is available now")
 	}
 }
 

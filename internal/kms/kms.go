@@ -140,7 +140,7 @@ func RoundTrip(ctx context.Context, w Wrapper) (wrapped []byte, ec EncryptionCon
 	defer clear(again)
 
 	if subtle.ConstantTimeCompare(dek, again) != 1 {
-		return nil, nil, fault("the KMS unwrapped another data key than it had wrapped")
+		return nil, nil, fault("the KMS unwrapped a different data key than it had wrapped")
 	}
 
 	other, err := Unwrap(ctx, w, wrapped, EncryptionContext{"bucket": "cmekproxy-check", "key": "another object"})
@@ -168,7 +168,7 @@ func checkAnswer(w Wrapper, op string, dek, wrapped []byte) error {
 func checkContext(ec EncryptionContext) error {
 	for name, value := range ec {
 		if name == "" || !utf8.ValidString(name) || !utf8.ValidString(value) {
-			return errors.New("an encryption context that is not UTF-8, or has an empty name")
+			return errors.New("the encryption context is not UTF-8, or has an empty name")
 		}
 	}
 	return nil
@@ -214,7 +214,8 @@ func checkKeyID(id string, blobSize int) error {
 	case id == "":
 		return errors.New("no key id")
 	case len(id) > maxKeyID, len(id)+blobSize > maxFields:
-		return fmt.Errorf("a key id of %d bytes, with wrapped keys of up to %d bytes, is more than an envelope holds (%d)",
+		return fmt.Errorf("the key id (%d bytes) and a wrapped key (up to %d bytes) "+
+			"do not fit in an envelope (%d bytes)",
 			len(id), blobSize, maxFields)
 	}
 

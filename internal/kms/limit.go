@@ -10,7 +10,7 @@ import (
 )
 
 // ErrLimit is the cause of errors of Limit. The KMS was not asked.
-var ErrLimit = errors.New("no turn before the deadline")
+var ErrLimit = errors.New("the local rate limit left no time before the deadline")
 
 // LimitConfig configures Limit. The zero value limits nothing.
 type LimitConfig struct {

@@ -176,7 +176,7 @@ func (l *Local) open(op string) (*LocalKeyFile, error) {
 
 	switch {
 	case file.ID != l.id:
-		err = l.fail(NotFound, op, "KeyReplaced", errors.New("the file holds another key now"))
+		err = l.fail(NotFound, op, "KeyReplaced", errors.New("the file now contains another key"))
 	case file.Disabled:
 		err = l.fail(Disabled, op, "KeyDisabled", nil)
 	default:
@@ -216,7 +216,7 @@ func (l *Local) usable(file *LocalKeyFile, version uint32) error {
 func (l *Local) noVersion(op string, file *LocalKeyFile) *Error {
 	for _, v := range file.Versions {
 		if v.State == LocalKeyDisabled {
-			return l.fail(Disabled, op, "VersionDisabled", errors.New("the key has no version that is enabled"))
+			return l.fail(Disabled, op, "VersionDisabled", errors.New("the key has no enabled version"))
 		}
 	}
 	return l.fail(NotFound, op, "VersionDestroyed", errors.New("all versions of the key are destroyed"))
@@ -274,7 +274,7 @@ func readOpenLocal(f *os.File) (*LocalKeyFile, *Error) {
 
 	if mode := info.Mode().Perm(); mode&0o007 != 0 {
 		return nil, &Error{Kind: Denied, Reason: "FileMode", Err: fmt.Errorf(
-			"%s has mode %04o: all users may access it (chmod o= it)", f.Name(), mode)}
+			"%s has mode %04o: all users can access it (fix: chmod o= FILE)", f.Name(), mode)}
 	}
 
 	text := make([]byte, min(info.Size(), maxLocalFile)+1) // one byte more, to detect longer files

@@ -110,7 +110,7 @@ func (f *LocalKeyFile) SetState(version int, state LocalKeyState) error {
 	switch state {
 	case LocalKeyEnabled, LocalKeyDisabled:
 		if v.State == LocalKeyDestroyed {
-			return fmt.Errorf("version %d is destroyed, and its key is gone", version)
+			return fmt.Errorf("version %d is destroyed and cannot be restored", version)
 		}
 	case LocalKeyDestroyed:
 		clear(v.key)
@@ -206,19 +206,19 @@ func ParseLocalKeyFile(text []byte) (*LocalKeyFile, error) {
 func parseLocalVersions(text []byte) (_ *LocalKeyFile, err error) {
 	body := len(text) - len(localChecksum) - 2*sha256.Size - 1
 	if body < len(localHeader) || text[body-1] != '\n' || !bytes.HasPrefix(text[body:], []byte(localChecksum)) {
-		return nil, errors.New("the key file does not end with its checksum: it was cut or added to")
+		return nil, errors.New("the key file does not end with its checksum: it was truncated or extended")
 	}
 
 	want := appendChecksum(bytes.Clone(text[:body]), 0)
 	defer clear(want)
 
 	if !bytes.Equal(want, text) {
-		return nil, errors.New("the key file does not match its checksum: it was damaged, or edited by hand")
+		return nil, errors.New("the key file does not match its checksum: it was damaged or edited")
 	}
 
 	lines := bytes.Split(bytes.TrimSuffix(text[len(localHeader):body], []byte("\n")), []byte("\n"))
 	if len(lines) < 3 {
-		return nil, errors.New("the key file lacks its id, its state, or any version")
+		return nil, errors.New("the key file has no id, no state or no version")
 	}
 	if len(lines)-2 > maxLocalVersions {
 		return nil, fmt.Errorf("the key file has more than %d versions", maxLocalVersions)
@@ -252,7 +252,7 @@ func parseLocalVersions(text []byte) (_ *LocalKeyFile, err error) {
 	}
 
 	if first := file.Versions[0]; first.State != LocalKeyDestroyed && localKeyID(first.key) != file.ID {
-		return nil, errors.New("line 2 of the key file: the id is not that of version 1")
+		return nil, errors.New("line 2 of the key file: the id does not match version 1")
 	}
 	return file, nil
 }
@@ -274,7 +274,7 @@ func parseLocalVersion(line []byte, number int) (v LocalKeyVersion, err error) {
 		return v, errors.New("not of the form \"version NUMBER STATE CREATED KEY\"")
 	}
 	if string(fields[1]) != strconv.Itoa(number) {
-		return v, fmt.Errorf("version %d is missing, or not in its place", number)
+		return v, fmt.Errorf("version %d is missing or out of order", number)
 	}
 
 	v.State = LocalKeyState(fields[2])
@@ -293,10 +293,10 @@ func parseLocalVersion(line []byte, number int) (v LocalKeyVersion, err error) {
 		}
 	case LocalKeyDestroyed:
 		if string(fields[4]) != "-" {
-			return v, fmt.Errorf("version %d is destroyed, and yet has a key", number)
+			return v, fmt.Errorf("version %d is destroyed but has a key", number)
 		}
 	default:
-		return v, fmt.Errorf("version %d is none of enabled, disabled, destroyed", number)
+		return v, fmt.Errorf("the state of version %d is not enabled, disabled or destroyed", number)
 	}
 
 	return v, nil

@@ -27,10 +27,10 @@ func CreateLocalKeyFile(path string) error {
 // which must not all be the same.
 func ImportLocalKeyFile(path string, key []byte) error {
 	if len(key) != 32 {
-		return fmt.Errorf("creating a local key: %d bytes, and a key has 32", len(key))
+		return fmt.Errorf("creating a local key: the key has %d bytes, not 32", len(key))
 	}
 	if allAlike(key) {
-		return errors.New("creating a local key: all bytes are alike, which no random key's are")
+		return errors.New("creating a local key: all bytes of the key are the same")
 	}
 
 	file := newLocalKeyFile(key, time.Now())

@@ -108,7 +108,7 @@ func (h *hsm) open(ctx context.Context) error {
 	if len(h.id) > maxPKCS11KeyID {
 		return &Error{
 			Kind: Invalid, Op: "open", KeyID: h.id,
-			Err: errors.New("the labels of token and key are too long together"),
+			Err: errors.New("the labels of the token and the key are too long"),
 		}
 	}
 
@@ -213,7 +213,7 @@ func (h *hsm) seal(s *hsmSession, dek []byte, ec EncryptionContext) ([]byte, err
 		return nil, err
 	}
 	if [hsmNonce]byte(blob[1:]) == [hsmNonce]byte{} {
-		return nil, errors.New("the token takes no nonce, and makes none either")
+		return nil, errors.New("the token neither accepts nor generates a nonce")
 	}
 
 	h.choosesNonce.Store(true)
@@ -236,7 +236,7 @@ func (h *hsm) encrypt(s *hsmSession, nonce, dek []byte, ec EncryptionContext) ([
 
 	used := params.IV()
 	if len(used) != hsmNonce || len(sealed) != DEKSize+hsmTag {
-		return nil, fmt.Errorf("the token answered with a nonce of %d bytes and a ciphertext of %d", len(used),
+		return nil, fmt.Errorf("the token returned a nonce of %d bytes and a ciphertext of %d bytes", len(used),
 			len(sealed))
 	}
 

@@ -21,7 +21,7 @@ func TestPKCS11IsNotInThisBinary(t *testing.T) {
 	}
 
 	_, err = kms.NewPKCS11(t.Context(), kms.PKCS11Config{KeyLabel: "k"})
-	if err == nil || !strings.Contains(err.Error(), "no module is named") {
+	if err == nil || !strings.Contains(err.Error(), "no module is configured") {
 		t.Errorf("without a module: %v", err)
 	}
 }

@@ -38,11 +38,11 @@ type PKCS11Config struct {
 func (c PKCS11Config) check() error {
 	switch {
 	case c.Module == "":
-		return errors.New("no module is named")
+		return errors.New("no module is configured")
 	case c.KeyLabel == "" && len(c.KeyID) == 0:
-		return errors.New("neither a label nor an id of the key is named")
+		return errors.New("neither label nor id of the key is configured")
 	case len(c.uri(c.TokenLabel)) > maxPKCS11KeyID:
-		return errors.New("the labels of token and key are too long together")
+		return errors.New("the labels of the token and the key are too long")
 	}
 	return nil
 }

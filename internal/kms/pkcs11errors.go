@@ -76,9 +76,9 @@ var hsmKinds = map[uint]Kind{
 
 // Errors of this provider.
 var (
-	errHSMBlob     = &Error{Kind: InvalidCiphertext, Err: errors.New("the key is intact, and does not open this blob")}
+	errHSMBlob     = &Error{Kind: InvalidCiphertext, Err: errors.New("the key is intact, but cannot unwrap this blob")}
 	errHSMReplaced = &Error{
-		Kind: NotFound, Reason: "KeyReplaced", Err: errors.New("the token has another key of this label and id now"),
+		Kind: NotFound, Reason: "KeyReplaced", Err: errors.New("the token now has another key with this label and id"),
 	}
 	errHSMUntested = errors.New("the key has not been tested yet")
 )
@@ -123,8 +123,7 @@ func isCKR(err error, codes ...uint) bool {
 func isSessionLost(err error) bool {
 	return isCKR(err, pkcs11.CKR_SESSION_HANDLE_INVALID, pkcs11.CKR_SESSION_CLOSED, pkcs11.CKR_USER_NOT_LOGGED_IN,
 		pkcs11.CKR_DEVICE_REMOVED, pkcs11.CKR_TOKEN_NOT_PRESENT, pkcs11.CKR_KEY_HANDLE_INVALID,
-		pkcs11.CKR_OBJECT_HANDLE_INVALID,
-		pkcs11.CKR_OPERATION_ACTIVE, pkcs11.CKR_OPERATION_NOT_INITIALIZED)
+		pkcs11.CKR_OBJECT_HANDLE_INVALID, pkcs11.CKR_OPERATION_ACTIVE, pkcs11.CKR_OPERATION_NOT_INITIALIZED)
 }
 
 // isModuleGone reports whether the module may have to be restarted to find
@@ -136,10 +135,8 @@ func isModuleGone(err error) bool {
 		return e.Reason == reasonNoToken
 	}
 	return isCKR(err, pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED, pkcs11.CKR_TOKEN_NOT_PRESENT,
-		pkcs11.CKR_TOKEN_NOT_RECOGNIZED,
-		pkcs11.CKR_DEVICE_REMOVED, pkcs11.CKR_DEVICE_ERROR, pkcs11.CKR_SLOT_ID_INVALID,
-		pkcs11.CKR_SESSION_HANDLE_INVALID,
-		pkcs11.CKR_SESSION_CLOSED)
+		pkcs11.CKR_TOKEN_NOT_RECOGNIZED, pkcs11.CKR_DEVICE_REMOVED, pkcs11.CKR_DEVICE_ERROR, pkcs11.CKR_SLOT_ID_INVALID,
+		pkcs11.CKR_SESSION_HANDLE_INVALID, pkcs11.CKR_SESSION_CLOSED)
 }
 
 // reasonNoToken is the Reason if no token has the configured label.

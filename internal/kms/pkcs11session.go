@@ -148,7 +148,8 @@ func (m *hsmModule) load() error {
 	ctx := pkcs11.New(m.path)
 	if ctx == nil {
 		return &Error{
-			Kind: Invalid, Err: fmt.Errorf("%s is not a PKCS#11 library, or lacks another one that it needs", m.path),
+			Kind: Invalid,
+			Err:  fmt.Errorf("%s is not a PKCS #11 library, or a library that it needs is missing", m.path),
 		}
 	}
 
@@ -169,7 +170,8 @@ func (m *hsmModule) login(s pkcs11.SessionHandle, token pkcs11.TokenInfo, pin st
 	attempt := sha256.Sum256(fmt.Appendf(nil, "%q %q %q", token.Label, token.SerialNumber, pin))
 	if m.refused[attempt] {
 		return &Error{Kind: Denied, Reason: "CKR_PIN_INCORRECT", Err: errors.New(
-			"the token has refused this PIN before, and is not asked again until the proxy is started anew, lest it locks itself")}
+			"the token has refused this PIN; " +
+				"to avoid locking the token, the PIN is not tried again before a restart")}
 	}
 
 	err := m.ctx.Login(s, pkcs11.CKU_USER, pin)
@@ -291,7 +293,7 @@ func (h *hsm) findToken() (slot uint, info pkcs11.TokenInfo, err error) {
 		if err == nil && h.token != "" && info.Label != h.token {
 			err = &Error{
 				Kind: Unreachable, Reason: "TokenReplaced",
-				Err: fmt.Errorf("slot %d has the token %q, not %q", h.cfg.Slot, info.Label, h.token),
+				Err: fmt.Errorf("slot %d contains the token %q, not %q", h.cfg.Slot, info.Label, h.token),
 			}
 		}
 
@@ -317,7 +319,7 @@ func (h *hsm) findToken() (slot uint, info pkcs11.TokenInfo, err error) {
 	case 0:
 		return 0, info, &Error{
 			Kind: Unreachable, Reason: reasonNoToken,
-			Err: fmt.Errorf("no slot has a token of the label %q", h.cfg.TokenLabel),
+			Err: fmt.Errorf("no slot has a token with the label %q", h.cfg.TokenLabel),
 		}
 	default:
 		return 0, info, &Error{
@@ -360,7 +362,7 @@ func (h *hsm) findKey(s pkcs11.SessionHandle) (pkcs11.ObjectHandle, error) {
 	default:
 		return 0, &Error{
 			Kind: Internal, Reason: "KeysAlike",
-			Err: errors.New("several keys of the token match; configure label and id"),
+			Err: errors.New("several keys in the token match: configure both label and id"),
 		}
 	}
 }
@@ -373,7 +375,7 @@ func (h *hsm) noKey(s pkcs11.SessionHandle) error {
 	if h.cfg.PIN != "" && info.State != pkcs11.CKS_RO_USER_FUNCTIONS && info.State != pkcs11.CKS_RW_USER_FUNCTIONS {
 		return pkcs11.Error(pkcs11.CKR_USER_NOT_LOGGED_IN)
 	}
-	return &Error{Kind: NotFound, Reason: "NoKey", Err: errors.New("the token has no AES key of this label and id")}
+	return &Error{Kind: NotFound, Reason: "NoKey", Err: errors.New("the token has no AES key with this label and id")}
 }
 
 // checkSize refuses AES keys that are not 256 bits long. If the token does
@@ -388,7 +390,7 @@ func (h *hsm) checkSize(s pkcs11.SessionHandle, key pkcs11.ObjectHandle) error {
 
 	want := pkcs11.NewAttribute(pkcs11.CKA_VALUE_LEN, 32) // a CK_ULONG, whose encoding depends on the machine
 	if got := attributes[0].Value; len(got) == len(want.Value) && !bytes.Equal(got, want.Value) {
-		return &Error{Kind: Invalid, Reason: "KeySize", Err: errors.New("an AES key that is not of 32 bytes")}
+		return &Error{Kind: Invalid, Reason: "KeySize", Err: errors.New("the AES key is not 32 bytes long")}
 	}
 
 	return nil

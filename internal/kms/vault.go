@@ -147,7 +147,7 @@ func (v *Vault) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]b
 		return nil, err
 	}
 	if !isVaultBlob(out.Ciphertext) {
-		err := errors.New("the answer holds no ciphertext of a symmetric key")
+		err := errors.New("the answer contains no ciphertext of a symmetric key")
 		return nil, &Error{Kind: Internal, Op: "wrap", KeyID: v.id, Err: err}
 	}
 
@@ -219,7 +219,7 @@ func (v *Vault) send(ctx context.Context, s *vaultSession, verb string, in vault
 
 	r := s.client.NewRequest(http.MethodPut, "/v1/"+v.mount+"/"+verb+"/"+v.key)
 	if err := r.SetJSONBody(in); err != nil {
-		return nil, errors.New("the request cannot be written")
+		return nil, errors.New("the request cannot be encoded")
 	}
 
 	resp, err := s.client.RawRequestWithContext(ctx, r) //nolint:staticcheck // see above
@@ -306,7 +306,7 @@ func newVaultConfig(cfg VaultConfig) (*api.Config, error) {
 	transport := cfg.Transport
 	switch {
 	case transport != nil && cfg.CAFile != "":
-		return nil, errors.New("a transport and a CA file: give one")
+		return nil, errors.New("both a transport and a CA file are set")
 	case transport == nil:
 		if transport, err = withAuthorities(newVaultTransport(), cfg.CAFile, cfg.Report); err != nil {
 			return nil, err

@@ -113,11 +113,11 @@ func (h *VaultLogin) check() error {
 
 	switch {
 	case ways != 1:
-		return errors.New("give exactly one of token, token file, AppRole and Kubernetes")
+		return errors.New("set exactly one of token, token file, AppRole and Kubernetes")
 	case h.AppRole != nil && h.AppRole.RoleID == "":
 		return errors.New("no role id for AppRole")
 	case h.AppRole != nil && h.AppRole.SecretID != "" && h.AppRole.SecretIDFile != "":
-		return errors.New("a secret id and a file of it: give one")
+		return errors.New("both a secret id and a secret id file are set")
 	case h.Kubernetes != nil && h.Kubernetes.Role == "":
 		return errors.New("no role for Kubernetes")
 	}
@@ -247,7 +247,7 @@ func (l *vaultTokens) renew(ctx context.Context, s *vaultSession) (*vaultSession
 		return nil, err
 	}
 	if renewed.ttl == 0 { // it is rounded down from less than a second
-		return nil, errors.New("the token is at its end")
+		return nil, errors.New("the token is about to expire")
 	}
 
 	renewed.granted = s.granted
@@ -298,7 +298,7 @@ func (l *vaultTokens) logIn(ctx context.Context) (*vaultSession, error) {
 		return nil, err
 	}
 	if secret == nil || secret.Auth == nil || secret.Auth.ClientToken == "" {
-		return nil, errors.New("the answer to the login holds no token")
+		return nil, errors.New("the answer to the login contains no token")
 	}
 
 	if c, err = l.client(secret.Auth.ClientToken); err != nil {
@@ -330,7 +330,7 @@ func (l *vaultTokens) lookUp(ctx context.Context, token string) (*vaultSession, 
 func newVaultSession(c *api.Client, secret *api.Secret, start time.Time) (*vaultSession, error) {
 	ttl, err := secret.TokenTTL()
 	if err != nil {
-		return nil, errors.New("the answer holds no time to live of the token")
+		return nil, errors.New("the answer contains no TTL of the token")
 	}
 	renewable, err := secret.TokenIsRenewable()
 	if err != nil {
