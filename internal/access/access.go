@@ -1,13 +1,12 @@
-// Package access holds the identities of the proxy's clients and what each may
-// do.
+// Package access manages the proxy's clients and their permissions.
 //
-// What no grant allows is denied. The package knows nothing of requests: it
-// maps an access key to a client, and answers whether that client may do one
-// action on one bucket or object.
+// Everything that no grant allows is denied. The package is independent of
+// requests: it maps an access key to a client, and decides whether that
+// client may perform an action on a bucket or an object.
 //
 //	access.go     clients and their grants
-//	directory.go  who there is at a moment, replaced as a whole
-//	sessions.go   temporary credentials, from a file that is read again when it changes
+//	directory.go  the current clients and sessions
+//	sessions.go   temporary credentials, from a file that is reloaded on changes
 package access
 
 import (
@@ -20,70 +19,76 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/keyname"
 )
 
-// Action is something that a client does.
+// Action is a kind of operation.
 type Action string
 
 // The actions. None implies another.
 const (
-	Read   Action = "read"   // object data and metadata
+	Read   Action = "read"   // read objects and their metadata
 	Write  Action = "write"  // put, copy to, upload
-	Delete Action = "delete" // objects
-	List   Action = "list"   // buckets and what is in them
+	Delete Action = "delete" // delete objects
+	List   Action = "list"   // list buckets and objects
 	Admin  Action = "admin"  // create, delete and configure buckets
 
-	Lock       Action = "lock"        // keep objects in COMPLIANCE mode: nobody can delete them before their time
-	StoreAdmin Action = "store_admin" // open buckets to others than the proxy: policies, websites, notifications
+	// Lock is to lock objects in COMPLIANCE mode, so that they cannot be
+	// deleted until a date.
+	Lock Action = "lock"
+	// StoreAdmin is to give others direct access to buckets in the store:
+	// policies, websites, notifications.
+	StoreAdmin Action = "store_admin"
 )
 
 var actions = []Action{Read, Write, Delete, List, Admin, Lock, StoreAdmin}
 
-// Grant allows each of its actions on each bucket that one of its patterns
-// matches, or on some objects in it.
+// Grant allows all its actions on all buckets that match one of its
+// patterns, or on some objects in these buckets.
 type Grant struct {
-	// Buckets are names in which * stands for any run of characters, an empty
-	// one too. Nothing else is special.
+	// Buckets are bucket names; "*" matches any run of characters, even an
+	// empty one. No other character is special.
 	Buckets []string
-	// Prefixes are beginnings of object keys, taken literally. None, or one
-	// that is empty: every object, and the bucket itself.
+	// Prefixes are literal prefixes of object keys. If there are none, or
+	// one is empty, the grant covers all objects and the bucket itself.
 	Prefixes []string
 	Actions  []Action
 }
 
-// Client is an identity. It prints its name and access key, never its secret.
+// Client is a user of the proxy. Its String method does not show the
+// secret.
 type Client struct {
-	Name      string // for logs; unique
-	AccessKey string // what a request names; unique
-	Secret    string `json:"-"` // what a request is signed with
-	Anonymous bool   // those who sign nothing; there are no AccessKey and Secret then
+	Name      string // unique; used in logs
+	AccessKey string // unique; sent in requests
+	Secret    string `json:"-"` // signs requests
+	Anonymous bool   // the client of unsigned requests, which has no AccessKey and Secret
 	Allow     []Grant
-	// LiteralKeys says that the store takes . and .. in a key for nothing but
-	// themselves. False: no prefix covers a key with such a segment.
+	// LiteralKeys is set if the store gives "." and ".." in object keys no
+	// special meaning. If it is false, no prefix covers a key with such a
+	// segment.
 	LiteralKeys bool
 }
 
-// May reports whether the client may do action on a bucket as a whole, for
-// which it takes a grant without prefixes. The bucket "" stands for the
-// service itself, as in a listing of all buckets; of all patterns only those
-// made of nothing but * match it.
+// May reports whether the client may perform action on a whole bucket,
+// which requires a grant without prefixes. The bucket "" means the service,
+// as in a listing of all buckets; only patterns of nothing but "*" match
+// it.
 func (c *Client) May(action Action, bucket string) bool {
 	return c.allows(action, bucket, (*Grant).coversAll)
 }
 
-// MayObject reports whether the client may do action on an object.
+// MayObject reports whether the client may perform action on an object.
 func (c *Client) MayObject(action Action, bucket, key string) bool {
 	return c.allows(action, bucket, func(g *Grant) bool { return g.coversAll() || c.hasPrefix(g, key) })
 }
 
-// MayList reports whether the client may list all keys that begin with prefix.
+// MayList reports whether the client may list all keys with a prefix.
 func (c *Client) MayList(bucket, prefix string) bool { return c.MayObject(List, bucket, prefix) }
 
-// MaySome reports whether the client may do action on the bucket or on some
-// objects in it.
+// MaySome reports whether the client may perform action on the bucket or on
+// some objects in it.
 func (c *Client) MaySome(action Action, bucket string) bool {
 	return c.allows(action, bucket, func(*Grant) bool { return true })
 }
 
-// Sees reports whether the client may do anything at all in the bucket.
+// Sees reports whether the client may perform any action in the bucket.
 func (c *Client) Sees(bucket string) bool {
 	return slices.ContainsFunc(actions, func(a Action) bool { return c.MaySome(a, bucket) })
 }
@@ -97,8 +102,8 @@ func (c *Client) allows(action Action, bucket string, covers func(*Grant) bool) 
 
 func (g *Grant) coversAll() bool { return len(g.Prefixes) == 0 || slices.Contains(g.Prefixes, "") }
 
-// hasPrefix reports whether a key begins with one of the prefixes of a grant,
-// and whether that means anything.
+// hasPrefix reports whether a grant covers a key through one of its
+// prefixes.
 func (c *Client) hasPrefix(g *Grant, key string) bool {
 	if !c.LiteralKeys && keyname.HasDots(key) {
 		return false
@@ -106,10 +111,11 @@ func (c *Client) hasPrefix(g *Grant, key string) bool {
 	return slices.ContainsFunc(g.Prefixes, func(prefix string) bool { return strings.HasPrefix(key, prefix) })
 }
 
-// String is the client's name and access key.
+// String returns the client's name and access key.
 func (c Client) String() string { return c.Name + " (" + c.AccessKey + ")" }
 
-// GoString is String: %#v must not show the secret either.
+// GoString returns the same as String, so that %#v does not show the
+// secret.
 func (c Client) GoString() string { return c.String() }
 
 func (c *Client) check() error {
@@ -122,7 +128,7 @@ func (c *Client) check() error {
 	case c.AccessKey == "":
 		return errors.New("no access key")
 	case c.Secret == "":
-		return errors.New("no secret") // an empty one is known to all
+		return errors.New("no secret") // an empty secret is known to everyone
 	}
 
 	for _, g := range c.Allow {
@@ -143,7 +149,8 @@ func (c *Client) check() error {
 	return nil
 }
 
-// clone shares nothing with c: what is granted must not change under way.
+// clone returns a deep copy of c, so that later changes to c do not change
+// grants.
 func (c *Client) clone() *Client {
 	clone := *c
 	clone.Allow = make([]Grant, len(c.Allow))

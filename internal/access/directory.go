@@ -6,24 +6,24 @@ import (
 	"time"
 )
 
-// Directory is the clients, and those who act for one with temporary
+// Directory contains the clients, and the sessions with temporary
 // credentials. It is safe for concurrent use.
 type Directory struct {
 	current  atomic.Pointer[clients]
 	sessions *Sessions // nil for none
 }
 
-// clients is a set that does not change.
+// clients is an immutable set of clients.
 type clients struct {
 	byAccessKey map[string]*Client
 	byName      map[string]*Client
 	anonymous   *Client // nil for none
 }
 
-// New returns a Directory of copies of list. It refuses a client without name,
-// access key or secret, two of one name or access key, two that are anonymous,
-// an empty bucket pattern, and an unknown action. Errors name clients, and
-// hold no secret.
+// New returns a Directory with copies of the clients in list. It refuses
+// clients without a name, access key or secret, duplicate names or access
+// keys, more than one anonymous client, empty bucket patterns, and unknown
+// actions. Errors contain names of clients but no secrets.
 func New(list []Client) (*Directory, error) {
 	d := &Directory{}
 	if err := d.Replace(list); err != nil {
@@ -32,8 +32,8 @@ func New(list []Client) (*Directory, error) {
 	return d, nil
 }
 
-// Replace puts other clients in the place of those that there are, from the
-// next request on. After an error nothing has changed.
+// Replace replaces the clients for subsequent requests. If it returns an
+// error, nothing has changed.
 func (d *Directory) Replace(list []Client) error {
 	set, err := newClients(list)
 	if err != nil {
@@ -43,24 +43,24 @@ func (d *Directory) Replace(list []Client) error {
 	return nil
 }
 
-// UseSessions has temporary credentials looked up in s. It must be called
-// before the first request.
+// UseSessions sets the source of temporary credentials. Call it before the
+// first request.
 func (d *Directory) UseSessions(s *Sessions) { d.sessions = s }
 
-// CheckSessions reads the temporary credentials now if they have changed. What
-// is wrong with them is reported as at any other time.
+// CheckSessions reloads the temporary credentials now if their file has
+// changed. Errors are reported as usual.
 func (d *Directory) CheckSessions() {
 	if d.sessions != nil {
 		_ = d.sessions.file.Check()
 	}
 }
 
-// Clients returns how many clients there are, the anonymous one among them.
+// Clients returns the number of clients, including the anonymous one.
 func (d *Directory) Clients() int { return len(d.current.Load().byName) }
 
-// Now returns who there is at this moment. One request is judged by one View,
-// so that what is replaced meanwhile never makes the secret of one client the
-// grants of another.
+// Now returns the current clients and sessions. Use one View for a whole
+// request, so that a concurrent change cannot combine one client's secret
+// with another client's grants.
 func (d *Directory) Now() View {
 	v := View{clients: d.current.Load()}
 	if d.sessions != nil {
@@ -69,13 +69,14 @@ func (d *Directory) Now() View {
 	return v
 }
 
-// View is who there is at one moment.
+// View is an immutable snapshot of the clients and sessions.
 type View struct {
 	clients  *clients
 	sessions map[string]*Session // by access key
 }
 
-// Client returns the client of an access key; the caller must not change it.
+// Client returns the client with an access key. The caller must not modify
+// it.
 func (v View) Client(accessKey string) (*Client, bool) {
 	if c, ok := v.clients.byAccessKey[accessKey]; ok {
 		return c, true
@@ -87,7 +88,7 @@ func (v View) Client(accessKey string) (*Client, bool) {
 	return nil, false
 }
 
-// Secret returns the secret of an access key.
+// Secret returns the secret key for an access key.
 func (v View) Secret(accessKey string) (string, bool) {
 	c, ok := v.Client(accessKey)
 	switch {
@@ -100,9 +101,9 @@ func (v View) Secret(accessKey string) (string, bool) {
 	}
 }
 
-// Session returns the token that must come with an access key, and the time
-// from which on it does not help any more. ok is false for a client's own
-// access key, with which no token must come.
+// Session returns the session token that belongs to an access key, and when
+// it expires. ok is false for a client's own access key, which has no
+// token.
 func (v View) Session(accessKey string) (token string, expires time.Time, ok bool) {
 	s := v.sessions[accessKey]
 	if c, known := v.Client(accessKey); !known || c.AccessKey == accessKey {

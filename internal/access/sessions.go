@@ -13,37 +13,38 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/livefile"
 )
 
-// Session is temporary credentials, which stand for a client.
+// Session contains temporary credentials for a client.
 type Session struct {
 	AccessKey string    `json:"access_key"`
 	Secret    string    `json:"secret_key"`
 	Token     string    `json:"session_token"`
 	Expires   time.Time `json:"expires"` // RFC 3339
-	Client    string    `json:"client"`  // name
+	Client    string    `json:"client"`  // name of the client
 }
 
-// String is the access key: the rest is secret, or of the client's.
+// String returns only the access key, because the other fields are secret
+// or belong to the client.
 func (s Session) String() string { return s.AccessKey }
 
-// GoString is String.
+// GoString returns the same as String.
 func (s Session) GoString() string { return s.String() }
 
 const (
-	maxSessionFile   = 16 << 20 // in bytes, of some 10,000 sessions
-	minSessionSecret = 8        // characters, of secret and token, as in the configuration
+	maxSessionFile   = 16 << 20 // bytes, for about 10,000 sessions
+	minSessionSecret = 8        // minimum length of secrets and tokens, as in the configuration
 )
 
-// Sessions are the temporary credentials in a file: a JSON list of objects with
-// the fields of Session, all of them. The file is checked once a second at
-// most, when a session is looked up, and read again if it has changed. A file
-// that is missing or bad changes nothing: what was read before stays in force
-// until it expires.
+// Sessions are the temporary credentials in a file: a JSON list of objects
+// with all the fields of Session. When a session is looked up, the file is
+// checked at most once a second, and reloaded if it has changed. If the
+// file is missing or malformed, the previous sessions remain valid until
+// they expire.
 type Sessions struct {
 	file *livefile.File[map[string]*Session]
 }
 
-// OpenSessions reads the file for the first time. report is told of each later
-// reading: its error, or how many sessions there are. It must not be nil.
+// OpenSessions loads the file. report is called after each later reload,
+// with its error or the number of sessions. It must not be nil.
 func OpenSessions(path string, now func() time.Time, report func(err error, sessions int)) (*Sessions, error) {
 	sessions := 0
 	file, err := livefile.Open(livefile.Config[map[string]*Session]{
@@ -65,7 +66,7 @@ func OpenSessions(path string, now func() time.Time, report func(err error, sess
 	return &Sessions{file: file}, nil
 }
 
-// now returns the sessions in force. The map never changes.
+// now returns the current sessions. The map must not be modified.
 func (s *Sessions) now() map[string]*Session { return s.file.Get() }
 
 func loadSessions(path string) (map[string]*Session, error) {
@@ -80,10 +81,10 @@ func loadSessions(path string) (map[string]*Session, error) {
 	return sessions, nil
 }
 
-// readSessionFile reads the file, which holds secrets: not all users may
-// access it.
+// readSessionFile reads the file. It contains secrets, so it must not be
+// accessible to all users.
 func readSessionFile(path string) ([]byte, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a named pipe would wait for ever
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // opening a named pipe would block forever
 	if err != nil {
 		return nil, err
 	}
@@ -109,8 +110,8 @@ func readSessionFile(path string) ([]byte, error) {
 	return data.Bytes(), nil
 }
 
-// parseSessions reads the list. Errors say which entry is bad, and nothing of
-// what is in it: it may be a secret.
+// parseSessions parses the list. Errors contain the number of the bad entry
+// but none of its content, which may be secret.
 func parseSessions(data []byte) (map[string]*Session, error) {
 	var list []*Session
 	d := json.NewDecoder(bytes.NewReader(data))

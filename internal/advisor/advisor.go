@@ -1,24 +1,35 @@
-// Package advisor tells what each TTL of the data keys (DEKs) would cost, from
-// the accesses that are really made.
+// Package advisor estimates the cost of different TTLs of data keys (DEKs)
+// from the actual accesses.
 //
-// A longer TTL asks the key management service (KMS) less often; a shorter one
-// makes a revocation bite sooner. What a TTL costs depends on how often which
-// object is read, which nobody knows by heart. So the package runs, beside the
-// real cache, one simulated cache for each TTL of a short list, and counts how
-// often each would have asked the KMS. All of them follow the rule of the real
-// one: a DEK may be used for the TTL (or Config.Life of it), counted from when
-// the KMS was asked, and no use makes it longer; a stream that lasts longer
-// asks again. They have room for everything and the KMS answers at once, so
-// evictions, purges and refusals are not simulated.
+// A longer TTL needs fewer calls to the key management service (KMS). With
+// a shorter TTL, a revocation takes effect sooner. The cost of a TTL
+// depends on how often each object is read, which is hard to know.
+// Therefore the package simulates a cache for each TTL in a short list,
+// alongside the real cache, and counts how often each would have asked the
+// KMS.
 //
-// The simulation runs for a sample of the blobs (a blob is a wrapped DEK),
-// chosen by a hash of their ids as in SHARDS (Waldspurger et al., "Efficient
-// MRC Construction with SHARDS", FAST 2015,
+// The simulated caches follow the rule of the real one: a DEK may be used
+// for the TTL (or Config.Life of it), counted from when the KMS was asked.
+// Using a DEK does not extend this time, and a stream that lasts longer
+// asks again. The simulated caches have unlimited space and the KMS answers
+// at once, so evictions, purges and refusals are not simulated.
+//
+// Only a sample of the blobs (wrapped DEKs) is simulated, chosen by a hash
+// of their ids as in SHARDS (Waldspurger et al., "Efficient MRC
+// Construction with SHARDS", FAST 2015,
 // https://www.usenix.org/conference/fast15/technical-sessions/presentation/waldspurger).
-// So memory is bounded whatever the traffic, and while there are few blobs,
-// all are in the sample and the figures are exact. The hash is keyed by
-// chance, so that nobody outside can choose object names that are, or are not,
-// in the sample. Neither names nor ids are kept.
+// This limits memory for any traffic. If there are few blobs, all are in
+// the sample and the results are exact. The hash has a random key, so
+// nobody can choose object names that are in the sample or outside it.
+// Neither names nor ids are stored.
+//
+//	advisor.go  Recorder
+//	sample.go   the simulated caches
+//	diary.go    counts of the last 24 hours
+//	report.go   Report
+//	handler.go  serving the report
+//	page.go     the report as a web page
+//	plot.go     the plot on that page
 package advisor
 
 import (
@@ -31,8 +42,8 @@ import (
 
 // Defaults of Config.
 const (
-	// DefaultPricePer10000 is what AWS KMS takes in most regions, without the
-	// first 20,000 calls of a month, which are free
+	// DefaultPricePer10000 is the price of AWS KMS in most regions. It
+	// ignores the 20,000 free calls per month
 	// (https://aws.amazon.com/kms/pricing/).
 	DefaultPricePer10000 = 0.03
 	DefaultCurrency      = "USD"
@@ -40,53 +51,52 @@ const (
 
 // Config configures a Recorder.
 type Config struct {
-	// TTL is the TTL in force. 0: no cache.
+	// TTL is the current TTL. 0 means no cache.
 	TTL time.Duration
-	// Life tells how long a DEK lives under a TTL, on average, where a cache
-	// spreads its lives below the TTL; 0 of 0, else above 0. Nil: the TTL.
+	// Life returns the mean lifetime of a DEK for a TTL. It must be 0 for 0
+	// and positive otherwise. Nil means the TTL itself.
 	Life func(ttl time.Duration) time.Duration
-	// Window tells how long a revocation takes to bite with a TTL. It is
-	// called with each TTL of the report, also with 0. Nil: as long as the
-	// TTL.
+	// Window returns how long a revocation takes with a TTL. It is called
+	// for each TTL in the report, including 0. Nil means the TTL itself.
 	Window func(ttl time.Duration) time.Duration
-	// ProbesPerSecond tells how many KMS calls are made whatever the TTL, to
-	// find out about revocations. Nil: none.
+	// ProbesPerSecond returns the rate of KMS calls that detect
+	// revocations, which does not depend on the TTL. Nil means 0.
 	ProbesPerSecond func() float64
-	// PricePer10000 is the price of 10,000 KMS calls. 0: DefaultPricePer10000;
-	// below 0: they cost nothing.
+	// PricePer10000 is the price of 10,000 KMS calls. 0 means
+	// DefaultPricePer10000; a negative price means that calls are free.
 	PricePer10000 float64
-	// Currency is the label of the price. Empty: DefaultCurrency.
+	// Currency is the currency of the price. Empty means DefaultCurrency.
 	Currency string
-	// Now is the clock. Nil: time.Now.
+	// Now is the clock. Nil means time.Now.
 	Now func() time.Time
 }
 
-// Recorder is told of the uses of DEKs, and makes the Report. It is safe for
-// concurrent use. Make one with New.
+// Recorder records uses of DEKs and creates the Report. It is safe for
+// concurrent use. Create one with New.
 //
-// Each Opened and each Created is to be followed by one Released of the same
-// id: what lies between is a stream, and counts as use without a pause.
+// Each Opened or Created must be followed by one Released with the same id.
+// Between the two there is a stream, which counts as continuous use.
 type Recorder struct {
 	cfg   Config
 	start time.Time
 	hash  func(id [32]byte) uint64
 
-	// What is counted of every blob, not of the sample only.
+	// Counts of all blobs, not only of the sample.
 	accesses, creates atomic.Uint64
 
-	// Copies of sample.tracked and of when the next page of the diary is due,
-	// to be read without the lock.
+	// Copies of sample.tracked and of the time of the diary's next page,
+	// readable without the lock.
 	tracked atomic.Int32
 	due     atomic.Int64
 
 	mu     sync.Mutex
 	sample sample
 	diary  diary
-	ttl    time.Duration // in force
-	since  tally         // when the simulation of ttls[own] began
+	ttl    time.Duration // current TTL
+	since  tally         // when the simulation of ttls[own] started
 }
 
-// New returns a Recorder that has seen nothing.
+// New returns an empty Recorder.
 func New(cfg Config) *Recorder {
 	if cfg.Window == nil {
 		cfg.Window = func(ttl time.Duration) time.Duration { return ttl }
@@ -125,8 +135,8 @@ func New(cfg Config) *Recorder {
 	return r
 }
 
-// Opened says that a stream wants the DEK of the blob id now, from the cache
-// or the KMS.
+// Opened records that a stream needs the DEK of a blob, from the cache or
+// the KMS.
 func (r *Recorder) Opened(id [32]byte) {
 	h := r.hash(id)
 	if r.aside(h) {
@@ -143,8 +153,8 @@ func (r *Recorder) Opened(id [32]byte) {
 	r.tracked.Store(r.sample.tracked)
 }
 
-// Created says that the KMS made or wrapped the DEK of the new blob id now,
-// for a stream that writes. It costs one call whatever the TTL.
+// Created records that the KMS generated or wrapped the DEK of a new blob,
+// for a stream that writes. This costs one call with any TTL.
 func (r *Recorder) Created(id [32]byte) {
 	h := r.hash(id)
 	if r.aside(h) {
@@ -161,7 +171,7 @@ func (r *Recorder) Created(id [32]byte) {
 	r.tracked.Store(r.sample.tracked)
 }
 
-// Released says that a stream has come to its end.
+// Released records the end of a stream.
 func (r *Recorder) Released(id [32]byte) {
 	h := r.hash(id)
 	if level(h) < r.tracked.Load() {
@@ -172,8 +182,8 @@ func (r *Recorder) Released(id [32]byte) {
 	r.sample.release(h, r.advance())
 }
 
-// SetTTL says that another TTL is in force from now on. If it is not on the
-// list, its simulation begins now.
+// SetTTL changes the current TTL. If it is not in the list, its simulation
+// starts now.
 func (r *Recorder) SetTTL(ttl time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -184,19 +194,18 @@ func (r *Recorder) SetTTL(ttl time.Duration) {
 	}
 }
 
-// aside reports, without the lock, that a blob of this hash is not in the
-// sample, and that no page of the diary is due: then there is nothing to do
-// but to count.
+// aside reports, without the lock, that a blob is not in the sample and
+// that no page of the diary is due. Then the access is only counted.
 func (r *Recorder) aside(h uint64) bool {
 	return level(h) < r.tracked.Load() && int64(r.cfg.Now().Sub(r.start)) < r.due.Load()
 }
 
-// level of a hash: half of all blobs are of level 1 or more, a quarter of 2 or
-// more, and so on.
+// level returns the level of a hash. Half of all blobs have level 1 or
+// more, a quarter 2 or more, and so on.
 func level(h uint64) int32 { return int32(bits.LeadingZeros64(h)) } //nolint:gosec // at most 64
 
-// advance brings the diary up to the present, which it returns as the time
-// since the start. The caller holds r.mu.
+// advance updates the diary, and returns the time since the start. The
+// caller holds r.mu.
 func (r *Recorder) advance() time.Duration {
 	now := r.cfg.Now().Sub(r.start)
 	for at := r.diary.next(); at <= now; at = r.diary.next() {
@@ -208,7 +217,7 @@ func (r *Recorder) advance() time.Duration {
 	return now
 }
 
-// tally is all that was counted so far. The caller holds r.mu.
+// tally returns all counts so far. The caller holds r.mu.
 func (r *Recorder) tally(at time.Duration) tally {
 	return tally{at: at, accesses: r.accesses.Load(), creates: r.creates.Load(), asked: r.sample.asked}
 }

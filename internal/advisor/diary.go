@@ -2,36 +2,37 @@ package advisor
 
 import "time"
 
-// The figures are of the last window at most. It moves on by a page at a time.
+// The report covers at most the last window, which moves by one page at a
+// time.
 const (
 	window = 24 * time.Hour
 	page   = 5 * time.Minute
 	pages  = int(window / page)
 )
 
-// tally is what was counted from the Recorder's start to a moment, but for the
-// TTL in force, which see Recorder.since.
+// tally contains counts from the Recorder's start to a point in time. For
+// the current TTL, see Recorder.since.
 type tally struct {
 	at                time.Duration // since the start
 	accesses, creates uint64
 	asked             [slots]asked
 }
 
-// diary is the tallies at the beginning of each page: what was counted since
-// then is the difference to the present.
+// diary contains the tallies at the start of each page. The difference to
+// the current tally gives the counts since then.
 type diary struct {
 	tallies [pages]tally
-	begun   int // how many pages, besides the first
+	begun   int // number of pages started, not counting the first
 }
 
-// next returns when the next page begins.
+// next returns when the next page starts.
 func (d *diary) next() time.Duration { return time.Duration(d.begun+1) * page }
 
-// begin begins the next page.
+// begin starts the next page.
 func (d *diary) begin(t tally) {
 	d.begun++
 	d.tallies[d.begun%pages] = t
 }
 
-// oldest returns the tally at the beginning of the window.
+// oldest returns the tally at the start of the window.
 func (d *diary) oldest() tally { return d.tallies[max(0, d.begun-pages+1)%pages] }

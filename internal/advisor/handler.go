@@ -7,9 +7,8 @@ import (
 	"strings"
 )
 
-// Handler serves the Report: as JSON to whoever asks for it with "Accept:
-// application/json" or "?format=json", and else as a page that explains
-// itself.
+// Handler serves the Report: as JSON for "Accept: application/json" or
+// "?format=json", otherwise as a web page.
 func (r *Recorder) Handler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		if req.Method != http.MethodGet && req.Method != http.MethodHead {
@@ -36,7 +35,7 @@ func (r *Recorder) Handler() http.Handler {
 			h.Set("Content-Type", "application/json")
 			enc := json.NewEncoder(w)
 			enc.SetIndent("", "  ")
-			_ = enc.Encode(r.Report()) // fails only if the client has gone
+			_ = enc.Encode(r.Report()) // fails only if the client has left
 		case "html":
 			h.Set("Content-Type", "text/html; charset=utf-8")
 			h.Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'")
@@ -47,8 +46,8 @@ func (r *Recorder) Handler() http.Handler {
 	})
 }
 
-// acceptsJSON reports whether JSON is named. What a browser accepts, it names;
-// and it does not name JSON.
+// acceptsJSON reports whether an Accept header contains JSON explicitly.
+// Those of browsers do not.
 func acceptsJSON(accept []string) bool {
 	for _, line := range accept {
 		for element := range strings.SplitSeq(line, ",") {
@@ -60,7 +59,7 @@ func acceptsJSON(accept []string) bool {
 	return false
 }
 
-// MarshalJSON implements json.Marshaler. Times are in seconds.
+// MarshalJSON implements json.Marshaler. Durations are in seconds.
 func (r Report) MarshalJSON() ([]byte, error) {
 	return json.Marshal(struct {
 		Observed      float64 `json:"observed_seconds"`
@@ -79,7 +78,7 @@ func (r Report) MarshalJSON() ([]byte, error) {
 	})
 }
 
-// MarshalJSON implements json.Marshaler. Times are in seconds.
+// MarshalJSON implements json.Marshaler. Durations are in seconds.
 func (r Row) MarshalJSON() ([]byte, error) {
 	return json.Marshal(struct {
 		TTL              float64 `json:"ttl_seconds"`

@@ -16,16 +16,16 @@ var pageText string
 
 var pageTemplate = template.Must(template.New("page").Parse(pageText))
 
-// view is a Report in words, as page.html shows it.
+// view is a Report formatted for page.html.
 type view struct {
-	Empty    string // why there is nothing to show, if there is not
+	Empty    string // why there is no data, if so
 	Observed string
 	Currency string
-	Figures  []named // of the TTL in force
-	Steps    []named // what the next shorter and the next longer TTL would change
+	Figures  []named // for the current TTL
+	Steps    []named // the effect of the next shorter and the next longer TTL
 	Plot     plot
 	Rows     []viewRow
-	Warming  bool // some row is
+	Warming  bool // a row is warming up
 	Notes    []string
 }
 
@@ -38,8 +38,8 @@ type viewRow struct {
 
 func newView(rep Report) view {
 	v := view{Observed: inWords(rep.Observed), Currency: rep.Currency}
-	// Streams that began before the time observed may still renew, with the
-	// shortest TTL most often.
+	// Streams that started earlier may still renew, most often with the
+	// shortest TTL.
 	if rep.AccessesPerSecond == 0 && rep.CreatesPerSecond == 0 && rep.Rows[1].CallsPerSecond <= rep.ProbesPerSecond {
 		v.Empty = "No object was read or written in the last " + v.Observed + ", as long as the proxy looks back. " +
 			"Come back when there has been some traffic."
@@ -76,7 +76,7 @@ func newViewRow(rep Report, row Row) viewRow {
 
 	if row.TTL == 0 {
 		v.TTL = "no cache"
-		v.Window = "–" // a stream that has asked once is not asked again
+		v.Window = "–" // a stream asks only once
 	}
 	if row.WarmingUp {
 		v.Calls, v.Cost, v.HitRatio = atMost(v.Calls), atMost(v.Cost), "≥ "+v.HitRatio
@@ -105,8 +105,8 @@ func figures(rep Report, current viewRow) []named {
 	}
 }
 
-// steps compares the row in force with its neighbours. With no cache there is
-// nothing to choose, and what is still warming up cannot be compared.
+// steps compares the current row with its neighbors. "No cache" is not a
+// choice, and rows that are warming up cannot be compared.
 func steps(rep Report, current int) []named {
 	var list []named
 	for _, i := range []int{current - 1, current + 1} {
@@ -144,7 +144,7 @@ func steps(rep Report, current int) []named {
 	return list
 }
 
-// compared puts a ratio in words.
+// compared describes a ratio.
 func compared(ratio float64) string {
 	change := math.Round(100 * (ratio - 1))
 	switch {
@@ -196,8 +196,8 @@ func notes(rep Report) []string {
 		"The figures are of this process. Each replica asks for itself.")
 }
 
-// inWords writes a duration: below a minute to the millisecond, above an hour
-// to the minute.
+// inWords formats a duration: with milliseconds below a minute, in minutes
+// above an hour.
 func inWords(d time.Duration) string {
 	if d <= 0 {
 		return "0 s"
@@ -225,8 +225,8 @@ func inWords(d time.Duration) string {
 	return strings.Join(words, " ")
 }
 
-// figure writes a number of any size with three digits, or all before the
-// point.
+// figure formats a number with three digits, or more if the integer part is
+// longer.
 func figure(x float64) string {
 	switch {
 	case x == 0:
@@ -252,12 +252,13 @@ func money(x float64) string {
 	return fmt.Sprintf("%s.%02d", grouped(cents/100), cents%100)
 }
 
-// percent rounds down, as 100 % is to mean all.
+// percent rounds down, so that 100 % means all.
 func percent(x float64) string {
 	return strconv.FormatFloat(math.Floor(x*1000+1e-9)/10, 'f', 1, 64) + " %"
 }
 
-// grouped writes n, which is not negative, with commas between the thousands.
+// grouped formats n, which must not be negative, with commas between the
+// thousands.
 func grouped(n int64) string {
 	s := strconv.FormatInt(n, 10)
 	for i := len(s) - 3; i > 0; i -= 3 {

@@ -6,30 +6,30 @@ import (
 	"strings"
 )
 
-// The places of the plot, in pixels of its view box: bars of the KMS calls
-// above, dots of the hit ratio below, and a line of text each for TTL and
-// revocation window.
+// Positions in the plot, in pixels of its view box. Bars for the KMS calls
+// are above points for the hit ratio, with two lines of text below for TTL
+// and revocation window.
 const (
 	plotWidth   = 960
 	plotHeight  = 448
-	plotLeft    = 104 // the heads of the lines are left of it
+	plotLeft    = 104 // the headings are left of it
 	barsTop     = 56
 	barsBottom  = 260
-	ratioTop    = 310 // of 100 %
-	ratioBottom = 372 // of 0 %
+	ratioTop    = 310 // at 100 %
+	ratioBottom = 372 // at 0 %
 	ttlLine     = 408
 	windowLine  = 432
 )
 
-// plot is the geometry of the SVG. The TTLs are at even distances, as on a
-// logarithmic scale that also has a 0.
+// plot is the geometry of the SVG. TTLs have equal distances, like a
+// logarithmic scale that includes 0.
 type plot struct {
 	Width, Height int
-	Description   string // for those who do not see it
+	Description   string // alternative text
 	Heads         []head
 	Grid          []gridLine
 	Columns       []column
-	Line          string // the points of the hit ratios
+	Line          string // points of the hit ratios
 }
 
 type head struct {

@@ -6,41 +6,40 @@ import (
 	"time"
 )
 
-// Month is the month of MonthlyCost.
+// Month is the length of a month for MonthlyCost.
 const Month = 30 * 24 * time.Hour
 
-// Report is what each TTL would cost, from what was seen in the last 24 hours,
-// or since the start.
+// Report estimates the cost of each TTL, from the accesses of the last 24
+// hours or since the start.
 type Report struct {
-	Observed          time.Duration // how long
-	AccessesPerSecond float64       // streams that began to read
+	Observed          time.Duration // time covered
+	AccessesPerSecond float64       // streams that started to read
 	CreatesPerSecond  float64       // new DEKs
-	ProbesPerSecond   float64       // KMS calls to find out about revocations
-	SampledBlobs      int           // blobs that are simulated and counted now
-	SampleRate        float64       // the part of all blobs that they are; 1: the figures are exact
+	ProbesPerSecond   float64       // KMS calls that detect revocations
+	SampledBlobs      int           // blobs simulated and counted now
+	SampleRate        float64       // their share of all blobs; 1 means exact results
 	PricePer10000     float64       // of KMS calls, in Currency
 	Currency          string
-	Rows              []Row // from the shortest TTL, 0, to the longest
+	Rows              []Row // sorted by TTL, starting with 0
 }
 
-// Row is what one TTL would cost. With a TTL of 0 there is no cache, and each
-// stream asks the KMS once, at its beginning: a yardstick, whose window says
-// nothing of streams under way.
+// Row is the estimate for one TTL. TTL 0 is for comparison: there is no
+// cache, and each stream asks the KMS once, at its start. Its window does
+// not cover running streams.
 type Row struct {
 	TTL              time.Duration
-	Current          bool          // in force now
-	CallsPerSecond   float64       // to the KMS: for reads, creates and probes
-	HitRatio         float64       // the part of the accesses that cost no call; 0 without any
-	MonthlyCost      float64       // of CallsPerSecond, for a Month, in Currency
-	RevocationWindow time.Duration // how long a revocation takes to bite
-	DEKsHeld         float64       // how many DEKs would be in the cache now
-	// WarmingUp says that this TTL has been observed for less than itself: the
-	// first access of everything is in the figures, and they are an upper
-	// bound.
+	Current          bool          // the current TTL
+	CallsPerSecond   float64       // to the KMS, for reads, creates and probes
+	HitRatio         float64       // share of accesses without a KMS call; 0 if there are none
+	MonthlyCost      float64       // of CallsPerSecond for a Month, in Currency
+	RevocationWindow time.Duration // how long a revocation takes
+	DEKsHeld         float64       // number of DEKs in the cache now
+	// WarmingUp is set if this TTL has been observed for less than one TTL.
+	// The results then include first accesses and are upper bounds.
 	WarmingUp bool
 }
 
-// Report returns the figures of now.
+// Report returns the current estimates.
 func (r *Recorder) Report() Report {
 	rep := Report{
 		ProbesPerSecond: r.cfg.ProbesPerSecond(),
@@ -61,7 +60,7 @@ func (r *Recorder) Report() Report {
 	return rep
 }
 
-// measure fills in what is known only under the lock.
+// measure sets the fields that need the lock.
 func (r *Recorder) measure(rep *Report) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -96,7 +95,7 @@ func (r *Recorder) measure(rep *Report) {
 	}
 }
 
-// span is what was counted between two moments.
+// span contains the counts between two points in time.
 type span struct {
 	took              time.Duration
 	accesses, creates uint64
@@ -112,9 +111,9 @@ func between(from, to tally) span {
 	return s
 }
 
-// row makes the row of a TTL, without what Config tells. Misses may be
-// estimates, scaled up from the sample; accesses are always counted, and
-// cannot be fewer.
+// row returns the row of a TTL, without the fields that depend on Config.
+// Misses may be estimates from the sample; accesses are always counted, so
+// misses are limited to them.
 func (s *span) row(ttl time.Duration, a asked) Row {
 	misses := min(a.misses, s.accesses)
 	row := Row{

@@ -6,51 +6,51 @@ import (
 	"time"
 )
 
-// maxBlobs bounds the sample: about half a megabyte.
+// maxBlobs limits the sample to about half a megabyte.
 const maxBlobs = 4096
 
-// ladder is the list of TTLs that are always simulated. A TTL of 0 needs no
+// ladder contains the TTLs that are always simulated. TTL 0 needs no
 // simulation.
 var ladder = [...]time.Duration{
 	10 * time.Second, 30 * time.Second, time.Minute, 5 * time.Minute, 15 * time.Minute, time.Hour,
 }
 
-// The simulated caches: one for each TTL of the ladder, and one for the TTL in
-// force if it is not on it.
+// The simulated caches: one for each TTL in ladder, and one for the current
+// TTL if it is not in ladder.
 const (
 	own   = len(ladder)
 	slots = own + 1
 )
 
-// sample is the simulated caches, for the blobs whose hashes are of the level
-// tracked or more: one in 2^tracked of all blobs. When there are too many of
-// them, the level is raised. When there are few, it is lowered again, so that
-// a day with millions of blobs does not leave a useless sample behind for
-// ever; but the blobs that come in then have a past that nobody has seen, and
-// are not counted until the longest TTL has passed.
+// sample contains the simulated caches. It has the blobs whose hash level
+// is at least tracked, one in 2^tracked of all blobs. If there are too
+// many, the level is raised. If there are few, it is lowered again, so that
+// a busy day does not leave a useless sample behind. The history of blobs
+// added then is unknown, so they are not counted until the longest TTL has
+// passed.
 type sample struct {
-	ttls    [slots]time.Duration // 0: this cache is not simulated
-	lives   [slots]time.Duration // of a DEK under each TTL; 0 like it
+	ttls    [slots]time.Duration // 0: not simulated
+	lives   [slots]time.Duration // lifetime of a DEK for each TTL; 0 for TTL 0
 	life    func(ttl time.Duration) time.Duration
 	blobs   map[uint64]*blob // by hash
 	tracked int32
-	counted int32         // the level from which blobs are counted; never below tracked
+	counted int32         // minimum level of counted blobs; at least tracked
 	lowered time.Duration // when tracked was last lowered
-	asked   [slots]asked  // counted, and scaled up to all blobs
+	asked   [slots]asked  // counts, scaled up to all blobs
 }
 
-// blob is what the simulated caches know of a wrapped DEK. Times are since the
-// Recorder's start.
+// blob is the state of a wrapped DEK in the simulated caches. Times are
+// since the Recorder's start.
 type blob struct {
-	last    [slots]time.Duration // when the KMS was last asked for the DEK
+	last    [slots]time.Duration // last request to the KMS for the DEK
 	level   int32
-	streams int32 // under way
+	streams int32 // running streams
 }
 
-// asked is how often a simulated cache would have asked the KMS.
+// asked counts how often a simulated cache would have asked the KMS.
 type asked struct {
-	misses   uint64 // for a stream that began
-	renewals uint64 // for one under way when the TTL was over
+	misses   uint64 // for a starting stream
+	renewals uint64 // for a running stream after its TTL
 }
 
 // never is longer ago than any TTL.
@@ -65,7 +65,7 @@ func newSample(life func(ttl time.Duration) time.Duration) sample {
 	return s
 }
 
-// open begins a stream that reads.
+// open starts a stream that reads.
 func (s *sample) open(h uint64, now time.Duration) {
 	b := s.admit(h, now)
 	if b == nil {
@@ -83,8 +83,7 @@ func (s *sample) open(h uint64, now time.Duration) {
 	b.streams++
 }
 
-// create begins a stream that writes with a DEK that has just come from the
-// KMS.
+// create starts a stream that writes with a new DEK from the KMS.
 func (s *sample) create(h uint64, now time.Duration) {
 	b := s.admit(h, now)
 	if b == nil {
@@ -96,8 +95,8 @@ func (s *sample) create(h uint64, now time.Duration) {
 	b.streams++
 }
 
-// release ends a stream. One that began before its blob came into the sample
-// was not counted.
+// release ends a stream. It ignores streams that started before their blob
+// was in the sample.
 func (s *sample) release(h uint64, now time.Duration) {
 	if b := s.blobs[h]; b != nil && b.streams > 0 {
 		s.renew(b, now)
@@ -105,8 +104,8 @@ func (s *sample) release(h uint64, now time.Duration) {
 	}
 }
 
-// admit returns the blob of a hash, its streams simulated up to now, or nil if
-// it is not in the sample.
+// admit returns the blob of a hash, with its streams simulated up to now,
+// or nil if it is not in the sample.
 func (s *sample) admit(h uint64, now time.Duration) *blob {
 	if b := s.blobs[h]; b != nil {
 		s.renew(b, now)
@@ -130,8 +129,8 @@ func (s *sample) admit(h uint64, now time.Duration) *blob {
 	return b
 }
 
-// renew simulates streams under way up to and including now: they use the DEK
-// without a pause, so that each cache asks for it as soon as its time is over.
+// renew simulates running streams up to now. They use the DEK continuously,
+// so each cache asks for it as soon as it expires.
 func (s *sample) renew(b *blob, now time.Duration) {
 	if b.streams == 0 {
 		return
@@ -148,7 +147,7 @@ func (s *sample) renew(b *blob, now time.Duration) {
 	}
 }
 
-// weight is how many blobs a blob stands for.
+// weight returns how many blobs a blob in the sample represents.
 func (s *sample) weight(b *blob) uint64 {
 	if b.level < s.counted {
 		return 0
@@ -156,8 +155,8 @@ func (s *sample) weight(b *blob) uint64 {
 	return 1 << s.counted
 }
 
-// thin raises the level, and drops the blobs below it: half of them, more or
-// less.
+// thin raises the level and removes the blobs below it, which are about
+// half.
 func (s *sample) thin(now time.Duration) {
 	s.tracked++
 	for h, b := range s.blobs {
@@ -169,9 +168,9 @@ func (s *sample) thin(now time.Duration) {
 	s.counted = max(s.counted, s.tracked)
 }
 
-// tidy simulates all streams up to now, forgets the blobs that every cache has
-// forgotten, and lowers the level if that leaves room. It is called from time
-// to time.
+// tidy simulates all streams up to now, removes the blobs that are in no
+// cache, and lowers the level if there is room. It is called at every page
+// of the diary.
 func (s *sample) tidy(now time.Duration) {
 	for h, b := range s.blobs {
 		s.renew(b, now)
@@ -184,7 +183,7 @@ func (s *sample) tidy(now time.Duration) {
 		s.counted = s.tracked
 	}
 	if s.counted > s.tracked {
-		return // one step after the other
+		return // one step at a time
 	}
 
 	for n := len(s.blobs); s.tracked > 0 && n < maxBlobs/4; n = max(2*n, 1) {
@@ -193,8 +192,8 @@ func (s *sample) tidy(now time.Duration) {
 	}
 }
 
-// hold simulates all streams up to now, and returns how many DEKs each cache
-// holds.
+// hold simulates all streams up to now, and returns how many DEKs each
+// cache contains.
 func (s *sample) hold(now time.Duration) (held [slots]float64) {
 	for _, b := range s.blobs {
 		s.renew(b, now)
@@ -208,8 +207,7 @@ func (s *sample) hold(now time.Duration) (held [slots]float64) {
 	return held
 }
 
-// size returns how many blobs are counted, and which part of all blobs they
-// are.
+// size returns how many blobs are counted, and their share of all blobs.
 func (s *sample) size() (n int, rate float64) {
 	for _, b := range s.blobs {
 		if b.level >= s.counted {
@@ -219,7 +217,7 @@ func (s *sample) size() (n int, rate float64) {
 	return n, 1 / float64(uint64(1)<<s.counted)
 }
 
-// held reports whether any cache holds the DEK.
+// held reports whether any cache contains the DEK.
 func (s *sample) held(b *blob, now time.Duration) bool {
 	for i, life := range s.lives {
 		if now-b.last[i] < life {
@@ -229,8 +227,8 @@ func (s *sample) held(b *blob, now time.Duration) bool {
 	return false
 }
 
-// choose sets the TTL of the cache for the TTL in force, and reports whether
-// its simulation began afresh.
+// choose sets the TTL of the cache for the current TTL, and reports whether
+// its simulation restarted.
 func (s *sample) choose(ttl, now time.Duration) bool {
 	if slices.Contains(ladder[:], ttl) {
 		ttl = 0
@@ -243,7 +241,7 @@ func (s *sample) choose(ttl, now time.Duration) bool {
 	for _, b := range s.blobs {
 		b.last[own] = never
 		if b.streams > 0 {
-			b.last[own] = now // a stream under way has its DEK
+			b.last[own] = now // a running stream has its DEK
 		}
 	}
 

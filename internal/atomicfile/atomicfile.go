@@ -1,5 +1,5 @@
-// Package atomicfile writes files as a whole. Readers, and whoever looks after
-// a crash, see the file as it was or as it is to be, and nothing between.
+// Package atomicfile writes files atomically. Readers see either the old or
+// the new file, even after a crash.
 package atomicfile
 
 import (
@@ -11,16 +11,17 @@ import (
 	"syscall"
 )
 
-// Replace writes a file, which need not exist yet. It has mode 0600, or the
-// mode and the owner of another one that is to be taken for a model, if like
-// is not nil. File and name are on disk when it returns nil. When it returns
-// an error, the file is as it was and nothing else is left, unless only the
-// last step failed, which makes sure that the name is on disk.
+// Replace writes a file, which need not exist. The file gets mode 0600, or
+// the mode and owner of like if that is not nil. When Replace returns nil,
+// content and name are on disk. When it returns an error, the file is
+// unchanged and no other file is left, unless only the last step has
+// failed, which flushes the name to disk.
 //
-// The new file is written beside the old one, with a name that begins with a
-// dot. A symbolic link at path is replaced itself, and not what it points to.
+// The new file is first written to the same directory with a name that
+// starts with a dot. If path is a symbolic link, the link itself is
+// replaced.
 func Replace(path string, data []byte, like fs.FileInfo) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*") // of mode 0600
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*") // with mode 0600
 	if err != nil {
 		return err
 	}
@@ -34,10 +35,10 @@ func Replace(path string, data []byte, like fs.FileInfo) error {
 	return syncDir(filepath.Dir(path))
 }
 
-// Create writes a file of mode 0600 that must not exist yet; one that does is
-// an error that is fs.ErrExist. File and name are on disk when it returns nil,
-// and nothing is left when it returns an error. A crash can leave a part of
-// it.
+// Create writes a new file with mode 0600. If the file exists, the error
+// matches fs.ErrExist. When Create returns nil, content and name are on
+// disk. When it returns an error, no file is left. A crash can leave a
+// partial file.
 func Create(path string, data []byte) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
@@ -53,9 +54,9 @@ func Create(path string, data []byte) error {
 	return nil
 }
 
-// keep gives a file the mode and the owner of another. It fails where it may
-// not: a file that root has replaced, and that the proxy's user can no longer
-// read, would be one that is gone.
+// keep gives a file the mode and owner of another file. It fails if it
+// cannot: a file that root has replaced, and that the proxy's user can no
+// longer read, would be lost.
 func keep(like fs.FileInfo, f *os.File) error {
 	if like == nil {
 		return nil
@@ -76,13 +77,13 @@ func keep(like fs.FileInfo, f *os.File) error {
 	return f.Chmod(like.Mode().Perm())
 }
 
-// fill writes all of a file, and closes it.
+// fill writes data to a file, flushes it to disk, and closes it.
 func fill(f *os.File, data []byte) error {
 	_, err := f.Write(data)
 	return errors.Join(err, f.Sync(), f.Close())
 }
 
-// syncDir puts a new file's name on disk.
+// syncDir flushes the name of a new file to disk.
 func syncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {

@@ -1,10 +1,13 @@
-// Package audit keeps the log of the uses of keys: one JSON line for each,
-// whole, and written before Write returns.
+// Package audit writes the audit log: one JSON line for each use of a key,
+// written before Write returns.
 //
-// The log is there to be relied on: who cannot write a line is told so, and
-// must not use the key. What a failed write leaves of a line, or a process
-// that ended in the middle of one, stands on a line of its own and spoils no
-// other: each line that is JSON is a record, and is whole.
+// The log is reliable. If a line cannot be written, the caller gets an
+// error and must not use the key. A partial line, left by a failed write or
+// by a crash, never damages another line: every line that is valid JSON is
+// a complete record.
+//
+//	audit.go  Record and Log
+//	file.go   opening, rotating and removing files
 package audit
 
 import (
@@ -18,78 +21,77 @@ import (
 	"time"
 )
 
-// Record is one line. Fields that are empty are left out.
+// Record is a line of the log. Empty fields are omitted.
 type Record struct {
-	Time   time.Time `json:"time"` // of the writing, in UTC; set by Write
+	Time   time.Time `json:"time"` // when it is written, in UTC; set by Write
 	Event  string    `json:"event"`
-	Result string    `json:"result"` // ok, or why not
+	Result string    `json:"result"` // ok, or the reason of the refusal
 
 	KMSKeyName    string `json:"kms_key_name,omitempty"`    // in the configuration
-	KMSKey        string `json:"kms_key,omitempty"`         // its id, as in envelopes
-	KMSKeyVersion string `json:"kms_key_version,omitempty"` // where the wrapped data key names it
-	Source        string `json:"source,omitempty"`          // where the data key came from: cache, kms, joined
-	KMSRequestID  string `json:"kms_request_id,omitempty"`  // by which the KMS's own log knows the request
+	KMSKey        string `json:"kms_key,omitempty"`         // id, as in envelopes
+	KMSKeyVersion string `json:"kms_key_version,omitempty"` // if the wrapped data key shows it
+	Source        string `json:"source,omitempty"`          // source of the data key: cache, kms, joined, customer
+	KMSRequestID  string `json:"kms_request_id,omitempty"`  // the KMS's id of the request, also in the KMS's own log
 
 	Client    string `json:"client,omitempty"`
-	Session   string `json:"session,omitempty"` // access key, where it is one of temporary credentials
-	Remote    string `json:"remote,omitempty"`  // address
+	Session   string `json:"session,omitempty"` // access key of temporary credentials
+	Remote    string `json:"remote,omitempty"`  // address of the client
 	RequestID string `json:"request_id,omitempty"`
-	Operation string `json:"operation,omitempty"` // of S3, or what else caused the event
+	Operation string `json:"operation,omitempty"` // S3 operation, or what else caused the event
 	Bucket    string `json:"bucket,omitempty"`
-	Key       string `json:"key,omitempty"` // of the object
+	Key       string `json:"key,omitempty"` // object key
 
-	Purged *int   `json:"purged,omitempty"` // data keys that were forgotten
+	Purged *int   `json:"purged,omitempty"` // number of data keys purged
 	Detail string `json:"detail,omitempty"`
 }
 
-// OK is the Result of what was done.
+// OK is the Result of an allowed use.
 const OK = "ok"
 
-// Config configures a Log. File or Out is required, and not both.
+// Config configures a Log. Set either File or Out.
 type Config struct {
-	// File is the path of the log. It is made if it is not there, of mode
-	// 0600, and appended to if it is.
+	// File is the path of the log. It is created with mode 0600 if it does
+	// not exist; otherwise records are appended.
 	File string
-	// Out is where lines go in place of a file.
+	// Out is written to instead of a file.
 	Out io.Writer
-	// MaxSize is the size in bytes beyond which a file is renamed, and another
-	// one begun. 0: no bound.
+	// MaxSize is the size in bytes at which the file is renamed and a new
+	// one started. 0 means no limit.
 	MaxSize int64
-	// MaxAge is how long a renamed file is kept. 0: for ever. It is looked at
-	// when a file is begun.
+	// MaxAge is how long renamed files are kept, checked whenever a new
+	// file is started. 0 means forever.
 	MaxAge time.Duration
-	// MaxFiles is how many renamed files are kept, the newest. 0: all.
+	// MaxFiles is how many renamed files are kept. 0 means all.
 	MaxFiles int
 	// Now is the clock. Required.
 	Now func() time.Time
-	// Trouble is told of what went wrong and kept no record from being
-	// written: a file that could not be renamed or removed. It must not call
-	// the Log. Nil: nobody is.
+	// Trouble is called for errors that do not affect records: a file could
+	// not be renamed or removed. It must not call the Log. It may be nil.
 	Trouble func(error)
 }
 
-// Log is safe for concurrent use.
+// Log is an audit log. It is safe for concurrent use.
 type Log struct {
 	cfg Config
 
 	mu          sync.Mutex
 	closed      bool
-	out         io.Writer // nil while there is no file
-	partialLine bool      // what is in out may end within a line
+	out         io.Writer // nil if no file is open
+	partialLine bool      // out may end with a partial line
 	line        bytes.Buffer
-	encoder     *json.Encoder // to line
-	record      Record        // that is being written, here so that it is not allocated
+	encoder     *json.Encoder // writes to line
+	record      Record        // the record being written; kept here to avoid allocations
 
 	file    *os.File
-	info    os.FileInfo // of file, as it was opened
+	info    os.FileInfo // of file, when it was opened
 	size    int64       // of file
 	checked time.Time   // when the path was last compared with file
 }
 
-// ErrClosed says that a Log was closed.
+// ErrClosed is returned after Close.
 var ErrClosed = errors.New("audit: the log is closed")
 
-// New returns a Log. It opens the file.
+// New returns a Log and opens the file.
 func New(cfg Config) (*Log, error) {
 	if (cfg.File == "") == (cfg.Out == nil) || cfg.Now == nil {
 		return nil, errors.New("audit: a log has either a file or an output, and a clock")
@@ -113,9 +115,9 @@ func New(cfg Config) (*Log, error) {
 	return l, nil
 }
 
-// Write writes one record as one line, in one write of the system. An error
-// means that the record is not in the log, and that what it tells of must not
-// happen.
+// Write writes a record as one line, with one system call. If it returns an
+// error, the record is not in the log, and the use that it describes must
+// be refused.
 func (l *Log) Write(r Record) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -134,7 +136,7 @@ func (l *Log) appendRecord(r Record) error {
 	r.Time = now.UTC()
 	l.record = r
 	l.line.Reset()
-	l.line.WriteByte('\n') // ends a partial line, and is not written otherwise
+	l.line.WriteByte('\n') // ends a partial line; otherwise not written
 
 	if err := l.encoder.Encode(&l.record); err != nil {
 		return err
@@ -158,8 +160,8 @@ func (l *Log) appendRecord(r Record) error {
 	return err
 }
 
-// Reopen lets go of the file and opens the one that is at its path now. It is
-// for after a rotation by somebody else. On an error nothing is written until
+// Reopen closes the file and opens the file that is now at its path, for
+// use after an external log rotation. If opening fails, writes fail until
 // the file can be opened.
 func (l *Log) Reopen() error {
 	l.mu.Lock()
@@ -173,7 +175,7 @@ func (l *Log) Reopen() error {
 	return nil
 }
 
-// Close has all further writes fail.
+// Close closes the log. Later writes fail.
 func (l *Log) Close() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()

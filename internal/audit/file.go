@@ -11,12 +11,12 @@ import (
 	"time"
 )
 
-// checkInterval is how often the path is compared with the open file. What is
-// written to a file that was removed is lost, and no write of it fails.
+// checkInterval is how often the path is compared with the open file.
+// Without this check, writes to a removed file would succeed but be lost.
 const checkInterval = time.Second
 
-// prepare makes sure that a file is open, that it is the one at the path, and
-// that it has room for a line of n bytes.
+// prepare makes sure that the file at the path is open and has room for a
+// line of n bytes.
 func (l *Log) prepare(now time.Time, n int) error {
 	if l.cfg.File == "" {
 		return nil
@@ -27,7 +27,7 @@ func (l *Log) prepare(now time.Time, n int) error {
 		if err := l.reopenIfMoved(now); err != nil {
 			return err
 		}
-		if full && l.size > 0 && l.size+int64(n) > l.cfg.MaxSize { // and nobody else has renamed it
+		if full && l.size > 0 && l.size+int64(n) > l.cfg.MaxSize { // if no other process has renamed it
 			return l.rotate(now)
 		}
 	}
@@ -35,21 +35,21 @@ func (l *Log) prepare(now time.Time, n int) error {
 	return nil
 }
 
-// reopenIfMoved opens the file that is at the path, if it is not the open one.
+// reopenIfMoved opens the file at the path, unless it is already open.
 func (l *Log) reopenIfMoved(now time.Time) error {
 	there, err := os.Stat(l.cfg.File)
 	if err != nil || l.out == nil || !os.SameFile(there, l.info) {
 		err = l.open()
 	} else if there.Mode().IsRegular() {
-		l.size = there.Size() // others may append, or cut it
+		l.size = there.Size() // another process may append to it or truncate it
 	}
 	l.checked = now
 	return err
 }
 
-// open opens the file at the path in place of the open one.
+// open opens the file at the path and closes the current one.
 func (l *Log) open() error {
-	_ = l.closeFile() // each write has told by itself whether it failed
+	_ = l.closeFile() // write errors were already returned by the writes
 	file, err := os.OpenFile(l.cfg.File, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
@@ -71,7 +71,7 @@ func (l *Log) open() error {
 	return nil
 }
 
-// endsWithLine reports whether a file is known to end with the end of a line.
+// endsWithLine reports whether a file is known to end with a newline.
 func endsWithLine(path string, size int64) bool {
 	file, err := os.Open(path)
 	if err != nil {
@@ -92,13 +92,13 @@ func (l *Log) closeFile() error {
 	return file.Close()
 }
 
-// timeForm is that of the times in names of renamed files: in UTC, and in the
-// order of the alphabet.
+// timeForm is the form of the times in names of renamed files. They are in
+// UTC, and sort alphabetically.
 const timeForm = "20060102T150405.000000000Z"
 
-// rotate renames the file and begins another. A file that cannot be renamed
-// goes on to be written: it is the disk that bounds it then, and Trouble hears
-// of it once a second.
+// rotate renames the file and opens a new one. If renaming fails, the log
+// continues in the same file, without a limit on its size, and Trouble is
+// called once a second.
 func (l *Log) rotate(now time.Time) error {
 	if !l.info.Mode().IsRegular() {
 		return nil
@@ -108,7 +108,7 @@ func (l *Log) rotate(now time.Time) error {
 	renamed := head + now.UTC().Format(timeForm) + tail
 	_, err := os.Lstat(renamed)
 	if err == nil {
-		err = fs.ErrExist // a rename would put the one in place of the other
+		err = fs.ErrExist // a rename would overwrite it
 	}
 
 	if errors.Is(err, fs.ErrNotExist) {
@@ -127,8 +127,8 @@ func (l *Log) rotate(now time.Time) error {
 	return nil
 }
 
-// names returns what is before and behind the time in the path of a renamed
-// file.
+// names returns the parts before and after the time in the path of a
+// renamed file.
 func (l *Log) names() (head, tail string) {
 	tail = filepath.Ext(l.cfg.File)
 	return strings.TrimSuffix(l.cfg.File, tail) + "-", tail

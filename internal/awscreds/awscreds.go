@@ -1,10 +1,11 @@
-// Package awscreds keeps AWS credentials that follow their source.
+// Package awscreds provides AWS credentials that are reloaded when their
+// source changes.
 //
-// The SDK reads the shared config and credentials files once, when it loads its
-// configuration, and keys that stand in them never change afterwards. It also
-// waits for a source that hangs for as long as the connection lives, and has
-// all later callers wait for the same one. A Provider reads the files again
-// when they change, and gives up on a source that hangs.
+// The SDK reads the shared config and credentials files only once, so
+// static keys in them never change afterwards. It also waits for a hanging
+// source as long as the connection lives, and all later callers wait with
+// it. A Provider reloads the files when they change, and gives up on a
+// source that hangs.
 package awscreds
 
 import (
@@ -24,56 +25,60 @@ import (
 
 // Defaults of Config.
 const (
-	// DefaultWait is well below the 60 s after which SDKs give up on a request.
+	// DefaultWait is well below the 60 s after which SDKs abandon a
+	// request.
 	DefaultWait    = 10 * time.Second
 	DefaultTimeout = 30 * time.Second
 )
 
-// retryInterval is the time between two attempts at a source that fails while
-// the credentials of the one before it are used.
+// retryInterval is the time between attempts at a failing source, while the
+// credentials of the previous source are used.
 const retryInterval = time.Second
 
-// ErrTimeout says that the source of the credentials does not answer. It is a
-// context.DeadlineExceeded.
+// ErrTimeout is returned if the source of the credentials does not answer.
+// It matches context.DeadlineExceeded.
 var ErrTimeout = fmt.Errorf("the source of the AWS credentials gives no answer: %w", context.DeadlineExceeded)
 
 // Config configures a Provider.
 type Config struct {
-	// Load makes the provider of the credentials, such as the Credentials of
-	// config.LoadDefaultConfig. It is called again after a change of a file and
-	// after a timeout, and must not wait for the network. Required.
+	// Load creates the provider of the credentials, for example the
+	// Credentials of config.LoadDefaultConfig. It is called again after a
+	// file has changed and after a timeout. It must not wait for the
+	// network. Required.
 	Load func(ctx context.Context) (aws.CredentialsProvider, error)
-	// Files are those that Load reads. Nil: SharedFiles.
+	// Files are the files that Load reads. Nil means SharedFiles.
 	Files []string
-	// Wait bounds one Retrieve. 0: DefaultWait.
+	// Wait limits one Retrieve. 0 means DefaultWait.
 	Wait time.Duration
-	// Timeout bounds one attempt at the source, which goes on when a Retrieve
-	// has given up, for the next one. 0: DefaultTimeout.
+	// Timeout limits one attempt at the source. The attempt may continue
+	// after a Retrieve has given up, for the next Retrieve. 0 means
+	// DefaultTimeout.
 	Timeout time.Duration
-	// Report, if not nil, is told of each later reading of the files: nil, or
-	// why the old credentials stay in force.
+	// Report is called after each reload of the files. If the error is not
+	// nil, the old credentials remain in use. It may be nil.
 	Report func(error)
 }
 
-// Provider is an aws.CredentialsProvider that needs no cache around it. It is
-// safe for concurrent use.
+// Provider is an aws.CredentialsProvider. It includes a cache, and is safe
+// for concurrent use.
 type Provider struct {
 	cfg     Config
 	file    *livefile.File[*source]
 	flights singleflight.Group
 }
 
-// source is a provider that Load has made, and what it last gave.
+// source is a provider created by Load, with the credentials it last
+// returned.
 type source struct {
 	provider atomic.Pointer[aws.CredentialsProvider]
 	last     atomic.Pointer[aws.Credentials]
-	old      *aws.Credentials // of the source before this one, or nil
+	old      *aws.Credentials // credentials of the previous source, or nil
 	failed   atomic.Pointer[time.Time]
 }
 
-// fallback are the credentials of the source before this one, for as long as
-// this one has given none: a file may be read when it is half written. It is
-// nil if there are none that are good for now.
+// fallback returns the credentials of the previous source if this one has
+// not returned any yet, because the file may have been read while it was
+// being written. It returns nil if they have expired.
 func (s *source) fallback() *aws.Credentials {
 	if s.old == nil || s.last.Load() != nil || s.old.Expired() {
 		return nil
@@ -86,7 +91,7 @@ func (s *source) hasJustFailed() bool {
 	return failed != nil && time.Since(*failed) < retryInterval
 }
 
-// New calls Load for the first time. The error is that of Load.
+// New returns a Provider. It calls Load and returns its error.
 func New(ctx context.Context, cfg Config) (*Provider, error) {
 	if cfg.Wait <= 0 {
 		cfg.Wait = DefaultWait
@@ -133,9 +138,8 @@ func New(ctx context.Context, cfg Config) (*Provider, error) {
 	return p, nil
 }
 
-// SharedFiles are the files that the SDK reads when it loads its configuration:
-// the shared config and credentials files that the environment names, or those
-// in the home directory, and the bundle of authorities.
+// SharedFiles returns the files that the SDK reads for its configuration:
+// the shared config and credentials files, and the CA bundle.
 func SharedFiles() ([]string, error) {
 	env, err := config.NewEnvConfig()
 	if err != nil {
@@ -153,7 +157,7 @@ func SharedFiles() ([]string, error) {
 	return files, nil
 }
 
-// CABundle is the file of authorities that AWS_CA_BUNDLE names, or "".
+// CABundle returns the file in AWS_CA_BUNDLE, or "".
 func CABundle() (string, error) {
 	env, err := config.NewEnvConfig()
 	if err != nil {
@@ -162,9 +166,10 @@ func CABundle() (string, error) {
 	return env.CustomCABundle, nil
 }
 
-// Retrieve implements aws.CredentialsProvider. Credentials that are not about
-// to expire are returned at once. For others it waits until ctx ends or the
-// source has had its time; callers wait for one answer together.
+// Retrieve implements aws.CredentialsProvider. It returns cached
+// credentials unless they are about to expire. Otherwise it waits for the
+// source until ctx ends or Config.Wait has passed. Concurrent callers share
+// one request.
 func (p *Provider) Retrieve(ctx context.Context) (aws.Credentials, error) {
 	s := p.file.Get()
 	if last := s.last.Load(); last != nil && !last.Expired() {
@@ -177,10 +182,10 @@ func (p *Provider) Retrieve(ctx context.Context) (aws.Credentials, error) {
 	timer := time.NewTimer(p.cfg.Wait)
 	defer timer.Stop()
 
-	name := fmt.Sprintf("%p", s) // a source that was replaced holds nobody up
+	name := fmt.Sprintf("%p", s) // a replaced source delays no caller
 	select {
 	case r := <-p.flights.DoChan(name, func() (any, error) { return p.askSource(s) }):
-		creds, _ := r.Val.(aws.Credentials) // none with an error
+		creds, _ := r.Val.(aws.Credentials) // zero if there is an error
 		return creds, r.Err
 	case <-timer.C:
 		return aws.Credentials{}, ErrTimeout
@@ -211,10 +216,10 @@ func (p *Provider) askSource(s *source) (aws.Credentials, error) {
 	return aws.Credentials{}, err
 }
 
-// renew gives a source that hangs another provider.
+// renew replaces the provider of a source that hangs.
 func (p *Provider) renew(s *source) {
-	// The SDK's own cache still waits for the source that hangs, and would have
-	// the next attempt wait for it too.
+	// The SDK's cache is still waiting for the source, and further attempts
+	// would wait with it.
 	if provider, err := p.cfg.Load(context.Background()); err == nil && provider != nil {
 		s.provider.Store(&provider)
 	}

@@ -1,11 +1,14 @@
-// Package checksum has S3's checksum algorithms: those of the x-amz-checksum-*
-// headers.
-// https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity-upload.html
+// Package checksum implements S3's checksum algorithms, those of the
+// x-amz-checksum-* headers. See
+// https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity-upload.html.
+//
+//	checksum.go  the algorithms and their headers
+//	combine.go   CRCs of multipart objects
 package checksum
 
 import (
-	"crypto/md5"  //nolint:gosec // x-amz-checksum-md5 is S3's
-	"crypto/sha1" //nolint:gosec // x-amz-checksum-sha1 is S3's
+	"crypto/md5"  //nolint:gosec // S3 defines x-amz-checksum-md5
+	"crypto/sha1" //nolint:gosec // S3 defines x-amz-checksum-sha1
 	"crypto/sha256"
 	"crypto/sha512"
 	"encoding/base64"
@@ -21,33 +24,33 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-// Prefix is what the headers begin with that have a checksum.
+// Prefix starts the names of all checksum headers.
 const Prefix = "X-Amz-Checksum-"
 
-// Algorithm is one of the algorithms.
+// Algorithm is a checksum algorithm.
 type Algorithm struct {
-	ID   crypt.ChecksumID // in what is kept with an object
-	Name string           // as in x-amz-checksum-algorithm
+	ID   crypt.ChecksumID // number in the object format
+	Name string           // name in x-amz-checksum-algorithm
 
 	newHash    func() hash.Cloner
-	polynomial uint64 // of a CRC, reflected; 0 for a hash
+	polynomial uint64 // of a CRC, reflected; 0 for other algorithms
 }
 
-// All are the algorithms, by ID.
+// All contains all algorithms, sorted by ID.
 var All = []*Algorithm{
 	{crypt.CRC32, "CRC32", func() hash.Cloner { return crc32.NewIEEE().(hash.Cloner) }, crc32.IEEE},
 	{crypt.CRC32C, "CRC32C", func() hash.Cloner { return crc32.New(crc32.MakeTable(crc32.Castagnoli)).(hash.Cloner) }, crc32.Castagnoli},
 	{crypt.CRC64NVME, "CRC64NVME", func() hash.Cloner { return &crc64{} }, 0x9a6c9329ac4bc9b5},
-	{crypt.SHA1, "SHA1", func() hash.Cloner { return sha1.New().(hash.Cloner) }, 0}, //nolint:gosec // as above
+	{crypt.SHA1, "SHA1", func() hash.Cloner { return sha1.New().(hash.Cloner) }, 0}, //nolint:gosec // see the import
 	{crypt.SHA256, "SHA256", func() hash.Cloner { return sha256.New().(hash.Cloner) }, 0},
 	{crypt.SHA512, "SHA512", func() hash.Cloner { return sha512.New().(hash.Cloner) }, 0},
-	{crypt.MD5, "MD5", func() hash.Cloner { return md5.New().(hash.Cloner) }, 0}, //nolint:gosec // as above
+	{crypt.MD5, "MD5", func() hash.Cloner { return md5.New().(hash.Cloner) }, 0}, //nolint:gosec // see the import
 	{crypt.XXHash64, "XXHASH64", func() hash.Cloner { return xxh64{xxhash.New()} }, 0},
 	{crypt.XXHash3, "XXHASH3", func() hash.Cloner { return xxh3of64{xxh3.New()} }, 0},
 	{crypt.XXHash128, "XXHASH128", func() hash.Cloner { return xxh3of128{xxh3.New()} }, 0},
 }
 
-// Named returns the algorithm of that name, in any case; nil if there is none.
+// Named returns the algorithm with that name, ignoring case, or nil.
 func Named(name string) *Algorithm {
 	for _, a := range All {
 		if strings.EqualFold(a.Name, name) {
@@ -57,8 +60,8 @@ func Named(name string) *Algorithm {
 	return nil
 }
 
-// OfHeader returns the algorithm whose header has that name, in any case; nil
-// if there is none.
+// OfHeader returns the algorithm whose header has that name, ignoring case,
+// or nil.
 func OfHeader(name string) *Algorithm {
 	if len(name) < len(Prefix) || !strings.EqualFold(name[:len(Prefix)], Prefix) {
 		return nil
@@ -66,26 +69,24 @@ func OfHeader(name string) *Algorithm {
 	return Named(name[len(Prefix):])
 }
 
-// Header is the name of the header, in the canonical form.
+// Header returns the canonical name of the header.
 func (a *Algorithm) Header() string {
 	return Prefix + http.CanonicalHeaderKey(strings.ToLower(a.Name))
 }
 
-// New begins a checksum. What has been written so far can be kept as a clone
-// of it.
+// New returns a new hash. Clone it to keep an intermediate state.
 func (a *Algorithm) New() hash.Cloner { return a.newHash() }
 
-// Decode reads a digest as S3 writes it. ok is false for what cannot be one.
+// Decode decodes a digest from a header. ok is false if it is malformed.
 func (a *Algorithm) Decode(text string) (digest []byte, ok bool) {
 	digest, err := base64.StdEncoding.DecodeString(text)
 	return digest, err == nil && len(digest) == a.ID.Size()
 }
 
-// Encode writes a digest as S3 does.
+// Encode encodes a digest for a header.
 func Encode(digest []byte) string { return base64.StdEncoding.EncodeToString(digest) }
 
-// crc64 is CRC64NVME, which is computed on amd64 and arm64 by their own
-// instructions.
+// crc64 is CRC64NVME. It uses special instructions on amd64 and arm64.
 type crc64 struct{ crc uint64 }
 
 func (h *crc64) Write(p []byte) (int, error) {
@@ -104,7 +105,7 @@ func (h *crc64) Clone() (hash.Cloner, error) {
 	return &c, nil
 }
 
-// xxh64 can be cloned, as it is nothing but its state.
+// xxh64 is XXH64. Its state can simply be copied.
 type xxh64 struct{ *xxhash.Digest }
 
 func (h xxh64) Clone() (hash.Cloner, error) {
@@ -112,8 +113,8 @@ func (h xxh64) Clone() (hash.Cloner, error) {
 	return xxh64{&c}, nil
 }
 
-// xxh3of64 can be cloned too: all that its state points to is the key, which a
-// seed of 0 leaves alone.
+// xxh3of64 is XXH3 with 64 bits. Its state can be copied too: it contains a
+// pointer only to the key, which does not change with seed 0.
 type xxh3of64 struct{ *xxh3.Hasher }
 
 func (h xxh3of64) Clone() (hash.Cloner, error) {
@@ -121,7 +122,7 @@ func (h xxh3of64) Clone() (hash.Cloner, error) {
 	return xxh3of64{&c}, nil
 }
 
-// xxh3of128 is the variant of XXH3 with a digest of 128 bits.
+// xxh3of128 is XXH3 with 128 bits.
 type xxh3of128 struct{ *xxh3.Hasher }
 
 func (h xxh3of128) Size() int { return crypt.XXHash128.Size() }

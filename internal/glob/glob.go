@@ -1,12 +1,13 @@
-// Package glob matches names with patterns in which a star stands for any run
-// of characters, also none. Nothing else is special. Grants and key rules
-// share it, so that the two never read one pattern in two ways.
+// Package glob matches names against patterns in which "*" matches any run
+// of characters, even an empty one. No other character is special. Grants
+// and key rules share it, so that patterns mean the same in both.
 package glob
 
 import "strings"
 
-// Match reports whether name is pattern. The leftmost place for each piece
-// between two stars is as good as any other, so that nothing is tried twice.
+// Match reports whether name matches pattern. It takes the leftmost match
+// of each piece between two stars, which never prevents a match of the
+// rest, so there is no backtracking.
 func Match(pattern, name string) bool {
 	first, rest, wild := strings.Cut(pattern, "*")
 	name, ok := strings.CutPrefix(name, first)

@@ -1,8 +1,8 @@
-// Package keyname judges the names that clients send: keys of objects, and ids
-// that the store gave out. Some stores keep objects as files. They join a name
-// to a path, and a name with segments such as ".." then means another object,
-// another bucket, or a file outside of the store. All such names are refused
-// before the store sees them, by the functions of this package.
+// Package keyname checks names that clients send: object keys, and ids that
+// the store has issued. Some stores keep objects as files and use names as
+// paths. There, a name with segments such as ".." can refer to another
+// object, another bucket, or a file outside the store. This package refuses
+// such names before the store sees them.
 package keyname
 
 import (
@@ -11,14 +11,14 @@ import (
 	"strings"
 )
 
-// Store says how a store takes the keys of objects.
+// Store is how a store treats object keys.
 type Store string
 
 // The kinds of stores.
 const (
-	Unknown Store = ""        // nobody has said
+	Unknown Store = ""        // not configured
 	Path    Store = "path"    // as paths of files
-	Literal Store = "literal" // as they are: "." and ".." mean nothing
+	Literal Store = "literal" // unchanged: "." and ".." have no special meaning
 )
 
 // Use is what a request uses a name for.
@@ -26,12 +26,12 @@ type Use int
 
 // The uses of a name.
 const (
-	Read   Use = iota // the key of an object that is there, also to delete it
-	Write             // the key of an object that is stored
-	Listed            // a marker or a prefix, which need not be a whole key
+	Read   Use = iota // key of an existing object, to read or delete it
+	Write             // key of an object to be stored
+	Listed            // a marker or a prefix, which need not be a complete key
 )
 
-// The reasons to refuse a name.
+// The reasons for refusing a name.
 var (
 	ErrLeadsOut = errors.New("taken for a path, it leads out of the bucket")
 	ErrDots     = errors.New("it has a segment of one or two dots alone")
@@ -39,7 +39,7 @@ var (
 	ErrID       = errors.New("it has a segment of one or two dots alone, as no id has")
 )
 
-// Check returns why the store must not see a name, or nil.
+// Check returns an error if the store must not see the name.
 func (s Store) Check(name string, use Use) error {
 	switch {
 	case s.leadsOut(name, use):
@@ -53,8 +53,8 @@ func (s Store) Check(name string, use Use) error {
 	}
 }
 
-// CheckID returns why an id, which the store gave to an upload, a version or a
-// configuration, cannot be one. An id may hold slashes, as base64 does.
+// CheckID returns an error for an impossible id of an upload, a version or
+// a configuration. Ids may contain slashes, as in base64.
 func CheckID(id string) error {
 	if HasDots(id) {
 		return ErrID
@@ -62,12 +62,12 @@ func CheckID(id string) error {
 	return nil
 }
 
-// Ambiguous reports whether a prefix says nothing about a key: stores may take
-// uploads/../secret for secret, although it begins with uploads/.
+// Ambiguous reports whether prefixes are unreliable for a key: a store may
+// treat uploads/../secret as secret, although it starts with uploads/.
 func (s Store) Ambiguous(key string) bool { return s != Literal && HasDots(key) }
 
-// HasDots reports whether a segment of a name is "." or "..". A backslash
-// separates segments too, as in the paths of some systems.
+// HasDots reports whether a name has a segment "." or "..". A backslash
+// separates segments too, as in paths of some systems.
 func HasDots(name string) bool {
 	for segment := range strings.FieldsFuncSeq(name, isSeparator) {
 		if segment == "." || segment == ".." {
@@ -77,9 +77,9 @@ func HasDots(name string) bool {
 	return false
 }
 
-// leadsOut reports whether a name, taken for a path, leads to the bucket itself
-// or out of it. Amazon S3 refuses the latter too. Where it is not known what
-// separates segments, every answer counts.
+// leadsOut reports whether a name, used as a path, leads to the bucket
+// itself or out of it. Amazon S3 refuses the latter too. If the separators
+// are unknown, each possibility counts.
 func (s Store) leadsOut(name string, use Use) bool {
 	if s == Literal {
 		return climbs(strings.SplitSeq(name, "/"), use)
@@ -88,8 +88,8 @@ func (s Store) leadsOut(name string, use Use) bool {
 	return climbs(strings.FieldsFuncSeq(name, isSlash), use) || climbs(strings.FieldsFuncSeq(name, isSeparator), use)
 }
 
-// climbs reports whether segments lead above the folder where they begin or, if
-// they are those of a whole key, back to it.
+// climbs reports whether the segments lead above their starting folder or,
+// for a complete key, back to it.
 func climbs(segments iter.Seq[string], use Use) bool {
 	depth := 0
 	for segment := range segments {
@@ -107,8 +107,8 @@ func climbs(segments iter.Seq[string], use Use) bool {
 	return depth == 0 && use != Listed
 }
 
-// folder is a prefix without its last segment, which may be the beginning of a
-// longer one.
+// folder returns a prefix without its last segment, which may be
+// incomplete.
 func folder(prefix string) string {
 	return prefix[:strings.LastIndexFunc(prefix, isSeparator)+1]
 }

@@ -1,13 +1,13 @@
-// Package livefile keeps the parsed content of files, and parses them again
-// when they change.
+// Package livefile keeps the parsed content of files, and reloads it when
+// the files change.
 //
-// Files are checked when their content is asked for, at most once a second, so
-// that there is nothing to start and nothing to stop. A change is a change of
-// the modification time, the size, or the inode, seen through symbolic links: a
-// file that is written in place, replaced by a rename, or swapped by way of the
-// "..data" link of a Kubernetes volume is read again. Files that are missing or
-// cannot be parsed change nothing: the last good content stays in force, and
-// the failure is reported once.
+// Files are checked when their content is requested, at most once a second,
+// so there is no goroutine to start or stop. A file has changed if its
+// modification time, size or inode is different, following symbolic links.
+// This detects files that were written in place, replaced by a rename, or
+// switched through the "..data" link of a Kubernetes volume. If the files
+// are missing or malformed, the last good content remains in use, and the
+// error is reported once.
 package livefile
 
 import (
@@ -17,34 +17,35 @@ import (
 	"time"
 )
 
-// checkInterval is the least time between two checks of the files.
+// checkInterval is the minimum time between two checks of the files.
 const checkInterval = time.Second
 
 // Config configures a File.
 type Config[T any] struct {
-	// Paths are the files. A change of any of them has Load called.
+	// Paths are the files. Load is called when any of them changes.
 	Paths []string
 	// Load reads and parses the files. Required.
 	Load func() (T, error)
-	// Now is the clock. Nil: time.Now.
+	// Now is the clock. Nil means time.Now.
 	Now func() time.Time
-	// Report, if not nil, is told of each later reading: nil, or the error,
-	// which is told once until it changes. It must not call the File.
+	// Report is called after each reload, with its error or nil. The same
+	// error is not reported twice in a row. It must not call the File. It
+	// may be nil.
 	Report func(error)
 }
 
-// File is the content of some files. It is safe for concurrent use.
+// File is the content of one or more files. It is safe for concurrent use.
 type File[T any] struct {
 	cfg Config[T]
 
 	mu       sync.Mutex
 	checked  time.Time
-	read     []fingerprint // of the files, before they were last read
-	reported string        // the error that was last reported
+	read     []fingerprint // of the files, taken before the last successful load
+	reported string        // last reported error
 	current  T
 }
 
-// fingerprint tells a file from what it was before.
+// fingerprint identifies a version of a file.
 type fingerprint struct {
 	modified time.Time
 	size     int64
@@ -52,7 +53,7 @@ type fingerprint struct {
 	device   uint64
 }
 
-// Open reads the files for the first time. The error is that of Load.
+// Open loads the files and returns Load's error.
 func Open[T any](cfg Config[T]) (*File[T], error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -66,7 +67,7 @@ func Open[T any](cfg Config[T]) (*File[T], error) {
 	return f, nil
 }
 
-// Get returns the content in force. It must not be altered.
+// Get returns the current content, which must not be modified.
 func (f *File[T]) Get() T {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -76,12 +77,12 @@ func (f *File[T]) Get() T {
 		return f.current
 	}
 	f.checked = now
-	_ = f.reloadIfChanged() // it was reported
+	_ = f.reloadIfChanged() // the error was reported
 	return f.current
 }
 
-// Check looks at the files now, whenever they were last looked at. It returns
-// the error of a reading that failed; the content in force is then the old one.
+// Check checks the files now and reloads them if they have changed. If the
+// reload fails, it returns the error, and the old content remains in use.
 func (f *File[T]) Check() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -90,8 +91,8 @@ func (f *File[T]) Check() error {
 	return f.reloadIfChanged()
 }
 
-// reloadIfChanged reads the files if they have changed. A reading that fails
-// is made again at the next reloadIfChanged: files that belong together may be
+// reloadIfChanged reloads the files if they have changed. A failed reload
+// is repeated at the next call, because files that belong together may be
 // replaced one after the other.
 func (f *File[T]) reloadIfChanged() error {
 	now := fingerprints(f.cfg.Paths)
@@ -121,8 +122,9 @@ func (f *File[T]) report(err error) {
 	f.reported = text
 }
 
-// fingerprints are taken before a reading, so that a change in between is seen
-// at the next check. A missing file has the zero fingerprint.
+// fingerprints must be called before a load, so that changes during the
+// load are detected at the next check. A missing file has the zero
+// fingerprint.
 func fingerprints(paths []string) []fingerprint {
 	out := make([]fingerprint, len(paths))
 	for i, path := range paths {

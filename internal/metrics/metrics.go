@@ -1,5 +1,5 @@
-// Package metrics counts what the proxy does, for Prometheus. Names and labels
-// are documented in docs/operations.md.
+// Package metrics exports Prometheus metrics of the proxy.
+// docs/operations.md documents their names and labels.
 package metrics
 
 import (
@@ -12,11 +12,12 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// Metrics are the proxy's counters. Buckets, keys and clients are in the
-// access log, not here: their number has no bound.
+// Metrics contains the proxy's metrics. There are no labels for buckets,
+// object keys and clients, because their number is unlimited; see the
+// access log for these.
 type Metrics struct {
-	InFlight  prometheus.Gauge   // requests being served
-	OpenEnds  prometheus.Counter // multipart objects whose end is not authenticated
+	InFlight  prometheus.Gauge   // S3 requests being served
+	OpenEnds  prometheus.Counter // multipart objects without an authenticated end
 	Unaudited prometheus.Counter // records that could not be written to the audit log
 
 	registry       *prometheus.Registry
@@ -29,12 +30,12 @@ type Metrics struct {
 	breakers       *prometheus.GaugeVec
 }
 
-// seconds are the upper bounds of the histograms: from a cached small GET to a
-// large transfer.
+// seconds are the upper bounds of the histograms, from a small cached GET
+// to a large transfer.
 var seconds = []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60}
 
-// New returns Metrics with a registry of their own, which also tells of the Go
-// runtime and the process.
+// New returns Metrics with a separate registry, which includes metrics of
+// the Go runtime and the process.
 func New() *Metrics {
 	m := &Metrics{
 		registry: prometheus.NewRegistry(),
@@ -84,8 +85,7 @@ func New() *Metrics {
 	return m
 }
 
-// Request counts an answered request. code is the S3 error code, empty for
-// none.
+// Request records a finished request. code is the S3 error code, or empty.
 func (m *Metrics) Request(operation string, status int, code string, took time.Duration, in, out int64) {
 	m.requests.WithLabelValues(operation, strconv.Itoa(status), code).Inc()
 	m.duration.WithLabelValues(operation).Observe(took.Seconds())
@@ -93,24 +93,26 @@ func (m *Metrics) Request(operation string, status int, code string, took time.D
 	m.bytes.WithLabelValues("out").Add(float64(out))
 }
 
-// Origin counts a request to the store. status is 0 if there was no answer.
+// Origin records a request to the store. status is 0 if there was no
+// response.
 func (m *Metrics) Origin(operation string, status int, took time.Duration) {
 	m.originDuration.WithLabelValues(operation, strconv.Itoa(status)).Observe(took.Seconds())
 }
 
-// KMS counts a request to the KMS. result is "ok" or a kind of error.
+// KMS records a request to the KMS. result is "ok" or a kind of error.
 func (m *Metrics) KMS(key, operation, result string, took time.Duration) {
 	m.kmsDuration.WithLabelValues(key, operation, result).Observe(took.Seconds())
 }
 
-// Lease counts what became of a lease that ran out: renewed or cut.
+// Lease records what happened to a lease that ran out: it was renewed or
+// cut.
 func (m *Metrics) Lease(key, event string) { m.leases.WithLabelValues(key, event).Inc() }
 
-// Breaker returns the gauge that is 1 while the KMS of a key is left alone.
+// Breaker returns the gauge for the circuit breaker of a key.
 func (m *Metrics) Breaker(kmsKey string) prometheus.Gauge { return m.breakers.WithLabelValues(kmsKey) }
 
-// ByKey adds a value of each key, read when somebody asks. each calls its
-// function with the name of every key.
+// ByKey adds a gauge with a value for each key, read at each scrape. each
+// must call its argument for every key.
 func (m *Metrics) ByKey(name, help string, each func(func(key string, value float64))) {
 	m.registry.MustRegister(byKey{prometheus.NewDesc(name, help, []string{"key"}, nil), each})
 }
@@ -130,12 +132,12 @@ func (b byKey) Collect(ch chan<- prometheus.Metric) {
 	})
 }
 
-// Counter adds a count that is read when somebody asks.
+// Counter adds a counter that is read at each scrape.
 func (m *Metrics) Counter(name, help string, value func() float64) {
 	m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, value))
 }
 
-// Gauge adds a value that is read at each scrape.
+// Gauge adds a gauge that is read at each scrape.
 func (m *Metrics) Gauge(name, help string, value func() float64) {
 	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
 }
@@ -145,6 +147,6 @@ func (m *Metrics) Handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{Registry: m.registry})
 }
 
-// Describe sends the descriptions of all metrics, as prometheus.Collector has
-// it: also of those that have no value yet.
+// Describe implements the method of prometheus.Collector. It includes
+// metrics that have no value yet.
 func (m *Metrics) Describe(ch chan<- *prometheus.Desc) { m.registry.Describe(ch) }

@@ -1,9 +1,13 @@
 // Package origin sends requests to the store behind the proxy.
 //
-// Origin is an http.RoundTripper: it takes a request for /bucket/key,
-// addresses and signs it for the store with the store's own credentials, and
-// returns the store's answer untouched. It mirrors no S3 operation, so a
-// header or query parameter that it does not know survives.
+// Origin is an http.RoundTripper. It takes a request for /bucket/key,
+// addresses it to the store, signs it with the store's credentials, and
+// returns the store's response unchanged. It does not know S3 operations,
+// so unknown headers and query parameters pass through.
+//
+//	origin.go     addressing and signing
+//	trailer.go    uploads with a checksum in a trailer
+//	transport.go  timeouts
 package origin
 
 import (
@@ -21,34 +25,37 @@ import (
 	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
 )
 
-// UnsignedPayload is sent in place of the body's hash: hashing costs more CPU
-// than encrypting, TLS protects the bytes on the way, and whatever arrives
-// altered is refused when it is read.
+// UnsignedPayload is sent instead of the body's hash. Hashing would cost
+// more CPU than encryption, TLS protects data in transit, and altered data
+// is detected when it is read.
 const UnsignedPayload = "UNSIGNED-PAYLOAD"
 
-// Config says where the store is and how to speak to it.
+// Config configures an Origin.
 type Config struct {
-	Endpoint    *url.URL // scheme and host only
-	Region      string   // for the signature
+	Endpoint    *url.URL // only scheme and host
+	Region      string   // region in signatures
 	Credentials aws.CredentialsProvider
-	PathStyle   bool              // bucket in the path; otherwise in the host name
-	Trailers    bool              // uploads carry a checksum in a trailer; false for stores that do not know aws-chunked
-	Transport   http.RoundTripper // NewTransport's, or another
-	Now         func() time.Time
-	// CredentialsTimeout is how long Credentials may take. 0: 10 s.
+	PathStyle   bool // bucket in the path rather than in the host name
+	// Trailers sends uploads with a checksum in a trailer. False for stores
+	// that do not support aws-chunked.
+	Trailers  bool
+	Transport http.RoundTripper // normally from NewTransport
+	Now       func() time.Time
+	// CredentialsTimeout limits getting the credentials. 0 means 10 s.
 	CredentialsTimeout time.Duration
 }
 
-// Origin signs and sends. It is safe for concurrent use.
+// Origin signs and sends requests to the store. It is safe for concurrent
+// use.
 type Origin struct {
 	cfg    Config
 	signer atomic.Pointer[signer]
 }
 
-// signer signs with one secret. A v4.Signer keeps the key that it derives from
-// the secret for a day, and looks for another one only when the access key
-// changes: a secret that was replaced under the same access key needs a new
-// signer.
+// signer signs with one secret. A v4.Signer caches the key derived from the
+// secret for a day, and derives a new one only if the access key changes.
+// If the secret is replaced for the same access key, a new signer is
+// needed.
 type signer struct {
 	*v4.Signer
 	secret string
@@ -62,21 +69,22 @@ func (o *Origin) signerOf(secret string) *signer {
 		return s
 	}
 	s := &signer{secret: secret, Signer: v4.NewSigner(func(o *v4.SignerOptions) {
-		o.DisableURIPathEscaping = true // S3 alone escapes a path once, not twice
+		o.DisableURIPathEscaping = true // S3 alone escapes paths once, not twice
 	})}
 	o.signer.Store(s)
 	return s
 }
 
-// ErrCredentials says that the proxy has no credentials for the store.
+// ErrCredentials is returned if the proxy has no credentials for the store.
 var ErrCredentials = errors.New("origin: no credentials for the store")
 
-// RoundTrip sends r, whose URL holds nothing but /bucket/key (Path and
-// RawPath) and the query. A body whose hash is in X-Amz-Content-Sha256 is sent
-// as it is; another one with a checksum in its trailer, or as UnsignedPayload.
-// A multipart upload is created with the algorithm of its parts' trailers, and
-// Amazon S3 then wants the checksum of each part, see stored.PartChecksum,
-// when the upload is completed. r is not modified.
+// RoundTrip sends r. Its URL must contain only /bucket/key (Path and
+// RawPath) and the query. A body whose hash is in X-Amz-Content-Sha256 is
+// sent unchanged. Other bodies are sent with a checksum trailer or as
+// UnsignedPayload. With trailers, a multipart upload is created with their
+// checksum algorithm; Amazon S3 then requires the checksum of each part
+// when the upload is completed (see stored.PartChecksum). RoundTrip does
+// not modify r.
 func (o *Origin) RoundTrip(r *http.Request) (*http.Response, error) {
 	out := r.Clone(r.Context())
 	out.URL.Scheme = o.cfg.Endpoint.Scheme
@@ -115,8 +123,8 @@ func (o *Origin) RoundTrip(r *http.Request) (*http.Response, error) {
 	return o.cfg.Transport.RoundTrip(out)
 }
 
-// defaultCredentialsTimeout is longer than what the AWS SDK needs to ask an
-// instance's metadata service three times.
+// defaultCredentialsTimeout is enough for the AWS SDK to ask an instance's
+// metadata service three times.
 const defaultCredentialsTimeout = 10 * time.Second
 
 func (o *Origin) credentials(ctx context.Context) (aws.Credentials, error) {
@@ -129,8 +137,8 @@ func (o *Origin) credentials(ctx context.Context) (aws.Credentials, error) {
 	return o.cfg.Credentials.Retrieve(ctx)
 }
 
-// closeBody keeps the promise of http.RoundTripper to close the body also on
-// errors.
+// closeBody closes the request's body, as http.RoundTripper requires even
+// after errors.
 func closeBody(r *http.Request) {
 	if r.Body != nil {
 		_ = r.Body.Close()

@@ -16,38 +16,40 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/pemfile"
 )
 
-// The errors of a store that does not answer, or not to the end. None of them
-// says anything of the stored objects.
+// Errors if the store does not answer, or does not answer completely. They
+// say nothing about stored objects.
 var (
-	// ErrConnect says that there was no connection within the time for it.
+	// ErrConnect is returned if connecting took too long.
 	ErrConnect = errors.New("origin: no connection to the store within origin.connect_timeout")
-	// ErrResponse says that the store took the request and did not answer.
+	// ErrResponse is returned if the store received the request but did not
+	// answer.
 	ErrResponse = errors.New("origin: the store did not begin to answer within origin.response_timeout")
-	// ErrIdle says that the store neither took nor sent a byte.
+	// ErrIdle is returned if the store neither received nor sent a byte.
 	ErrIdle = errors.New("origin: the store moved no byte within origin.idle_timeout")
-	// ErrBroken says that the connection ended within an answer or before it.
+	// ErrBroken is returned if the connection ended before or during a
+	// response.
 	ErrBroken = errors.New("origin: the connection to the store ended before its answer did")
 )
 
-// slowFactor is how many times the response timeout the store has for what
-// takes it long by nature: to copy an object or to put one together from parts.
-// S3 itself begins such an answer early and sends white space, but not every
-// store does. The proxy keeps its client waiting in this way meanwhile.
+// slowFactor multiplies the response timeout for operations that take a
+// store long: copying an object and completing a multipart upload. S3
+// itself starts such a response early and sends white space, but not every
+// store does. Meanwhile the proxy sends white space to its client.
 const slowFactor = 10
 
-// TransportConfig is what NewTransport needs. A timeout of 0 is none.
+// TransportConfig configures NewTransport. A timeout of 0 means none.
 type TransportConfig struct {
-	ConnectTimeout  time.Duration // to connect, the TLS handshake included
-	ResponseTimeout time.Duration // from the last byte of a request to the first of the answer
-	IdleTimeout     time.Duration // between two bytes of a request that is sent or an answer that is read
-	MaxConns        int           // idle connections kept
-	UnixSocket      string        // if set, every connection goes to this socket
-	Authorities     *pemfile.Pool // that sign the store's certificate; nil for those of the system
+	ConnectTimeout  time.Duration // to connect, including the TLS handshake
+	ResponseTimeout time.Duration // from the last byte of a request to the first byte of the response
+	IdleTimeout     time.Duration // between two bytes of a request or a response
+	MaxConns        int           // maximum number of idle connections
+	UnixSocket      string        // if set, all connections use this socket
+	Authorities     *pemfile.Pool // authorities for the store's certificate; nil means those of the system
 }
 
-// Transport sends requests to a store and bounds how long the store may take.
-// Only the store's time counts: a client that is slow to send a body or to take
-// an answer does not make the store late.
+// Transport sends requests to a store and limits how long the store may
+// take. A client that is slow to send a body or to read a response does not
+// count against the store.
 type Transport struct {
 	cfg  TransportConfig
 	next interface {
@@ -56,12 +58,13 @@ type Transport struct {
 	}
 }
 
-// NewTransport returns the transport for a store: HTTP/1.1 only, because HTTP/2
-// was measured at 1.8 times the CPU and a quarter of the throughput; no
-// compression, because ranges and sizes must stay those of the stored bytes.
+// NewTransport returns the transport for a store. It uses only HTTP/1.1,
+// because HTTP/2 was measured to need 1.8 times the CPU for a quarter of
+// the throughput. It disables compression, because ranges and sizes must be
+// those of the stored bytes.
 func NewTransport(cfg TransportConfig) *Transport {
-	// RoundTrip holds to ConnectTimeout. The transport goes on to connect for
-	// another request then, for as long again.
+	// RoundTrip enforces ConnectTimeout. The transport may then continue to
+	// connect, for another request.
 	dialer := &net.Dialer{Timeout: 2 * cfg.ConnectTimeout, KeepAlive: 30 * time.Second}
 	proxy := http.ProxyFromEnvironment
 
@@ -83,14 +86,16 @@ func NewTransport(cfg TransportConfig) *Transport {
 	}
 
 	base := &http.Transport{
-		Proxy:                  proxy,
-		DialContext:            dial,
-		TLSHandshakeTimeout:    2 * cfg.ConnectTimeout,
-		TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12},
-		TLSNextProto:           map[string]func(string, *tls.Conn) http.RoundTripper{}, // no HTTP/2
-		MaxIdleConns:           cfg.MaxConns,
-		MaxIdleConnsPerHost:    cfg.MaxConns,
-		IdleConnTimeout:        15 * time.Second, // below the stores' own, so that a PUT does not meet a dying connection
+		Proxy:               proxy,
+		DialContext:         dial,
+		TLSHandshakeTimeout: 2 * cfg.ConnectTimeout,
+		TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12},
+		TLSNextProto:        map[string]func(string, *tls.Conn) http.RoundTripper{}, // no HTTP/2
+		MaxIdleConns:        cfg.MaxConns,
+		MaxIdleConnsPerHost: cfg.MaxConns,
+		// Shorter than the stores' own timeout, so that a PUT does not use
+		// a connection that is being closed.
+		IdleConnTimeout:        15 * time.Second,
 		DisableCompression:     true,
 		MaxResponseHeaderBytes: 64 << 10,
 	}
@@ -101,11 +106,11 @@ func NewTransport(cfg TransportConfig) *Transport {
 	return &Transport{cfg, base}
 }
 
-// CloseIdleConnections closes the connections that no request uses.
+// CloseIdleConnections closes the idle connections.
 func (t *Transport) CloseIdleConnections() { t.next.CloseIdleConnections() }
 
-// RoundTrip sends r. If it fails because the store is late, the error is
-// ErrConnect, ErrResponse or ErrIdle; so are the errors of reading the answer.
+// RoundTrip sends r. If the store takes too long, the error is ErrConnect,
+// ErrResponse or ErrIdle, also while the response is read.
 func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	ctx, cancel := context.WithCancelCause(r.Context())
 	w := &watch{cancel: cancel}
@@ -137,7 +142,7 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
-// isSlow reports whether a request is one of those that slowFactor is for.
+// isSlow reports whether slowFactor applies to a request.
 func isSlow(r *http.Request) bool {
 	switch r.Method {
 	case http.MethodPut:
@@ -149,23 +154,24 @@ func isSlow(r *http.Request) bool {
 	}
 }
 
-// watch cancels a request whose store is late. It is safe for concurrent use:
-// the transport calls its trace from several goroutines.
+// watch cancels a request if the store takes too long. It is safe for
+// concurrent use, because the transport calls its trace from several
+// goroutines.
 type watch struct {
 	cancel context.CancelCauseFunc
 
 	mu    sync.Mutex
 	timer *time.Timer
-	cause error // what the store is late with, once the timer runs
-	late  bool  // the timer has cancelled the request
-	head  bool  // the header of the answer is there
+	cause error // the error if the timer fires
+	late  bool  // the timer has canceled the request
+	head  bool  // the response header has arrived
 }
 
-// begin gives the store this long for its next step.
+// begin starts the time limit of the store's next step.
 func (w *watch) begin(limit time.Duration, cause error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if limit <= 0 || w.head { // a store may answer before it has the whole request
+	if limit <= 0 || w.head { // a store may answer before it has received the whole request
 		return
 	}
 	w.start(limit, cause)
@@ -187,7 +193,7 @@ func (w *watch) expire() {
 	w.cancel(w.cause)
 }
 
-// end says that the step was taken.
+// end stops the time limit of the current step.
 func (w *watch) end() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -196,7 +202,7 @@ func (w *watch) end() {
 	}
 }
 
-// answered ends all steps up to the answer's header.
+// answered marks the arrival of the response header.
 func (w *watch) answered() {
 	w.end()
 	w.mu.Lock()
@@ -204,16 +210,16 @@ func (w *watch) answered() {
 	w.head = true
 }
 
-// read gives the store this long for the next bytes of its answer.
+// read starts the time limit for the next bytes of the response.
 func (w *watch) read(limit time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.start(limit, ErrIdle)
 }
 
-// explain returns what the store was late with, or err. What it returns is
-// never io.EOF nor io.ErrUnexpectedEOF to errors.Is: readers of objects could
-// take these for an object that is too short.
+// explain returns the reason for which the store was too late, or err. The
+// result never matches io.EOF or io.ErrUnexpectedEOF with errors.Is:
+// callers could mistake these for an object that is too short.
 func (w *watch) explain(err error) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -227,15 +233,15 @@ func (w *watch) explain(err error) error {
 	}
 }
 
-// answerBody is the body of the store's answer.
+// answerBody is the body of the store's response.
 type answerBody struct {
 	src   io.ReadCloser
 	watch *watch
 	idle  time.Duration
 }
 
-// Read returns a bare io.EOF at the end of a whole body only. A body that ended
-// early is ErrBroken.
+// Read returns a bare io.EOF only at the end of a complete body. For an
+// incomplete body it returns ErrBroken.
 func (b *answerBody) Read(p []byte) (int, error) {
 	if b.idle > 0 {
 		b.watch.read(b.idle)
@@ -243,7 +249,7 @@ func (b *answerBody) Read(p []byte) (int, error) {
 	}
 
 	n, err := b.src.Read(p)
-	if err == nil || err == io.EOF { //nolint:errorlint // bare, as every io.Reader must say it
+	if err == nil || err == io.EOF { //nolint:errorlint // io.Reader requires a bare io.EOF
 		return n, err
 	}
 
@@ -262,9 +268,9 @@ func (b *answerBody) Close() error {
 	return err
 }
 
-// idleConn is a connection on which a write fails that takes longer than idle.
-// Reads have no such limit: the transport always reads, to find out when the
-// store closes the connection.
+// idleConn is a connection whose writes fail if they take longer than idle.
+// Reads have no such limit, because the transport always reads, in order to
+// notice when the store closes the connection.
 type idleConn struct {
 	net.Conn
 	idle time.Duration

@@ -1,6 +1,6 @@
-// Package pemfile reads the PEM files of TLS, and reads them again when they
-// change: certificate authorities (Pool) and a server's certificate with its
-// key (Server). See package livefile for what counts as a change.
+// Package pemfile loads PEM files for TLS and reloads them when they
+// change: certificate authorities (Pool), and a server's certificate with
+// its key (Server). Package livefile defines what counts as a change.
 package pemfile
 
 import (
@@ -15,17 +15,18 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/livefile"
 )
 
-// maxFile bounds a PEM file, in bytes. A bundle of all public authorities has
-// some 250 kB.
+// maxFile limits the size of a PEM file in bytes. A bundle of all public
+// authorities has about 250 kB.
 const maxFile = 8 << 20
 
-// Pool is the certificate authorities of a PEM file.
+// Pool contains the certificate authorities in a PEM file.
 type Pool struct {
 	file *livefile.File[*x509.CertPool]
 }
 
-// OpenPool reads the authorities in the file. report, if not nil, is told of
-// each later reading: nil, or why the old authorities stay in force.
+// OpenPool loads the authorities in a file. report is called after each
+// reload; if its error is not nil, the old authorities remain in use. It
+// may be nil.
 func OpenPool(path string, report func(error)) (*Pool, error) {
 	file, err := livefile.Open(livefile.Config[*x509.CertPool]{
 		Paths:  []string{path},
@@ -38,13 +39,12 @@ func OpenPool(path string, report func(error)) (*Pool, error) {
 	return &Pool{file: file}, nil
 }
 
-// Certs returns the authorities now in force.
+// Certs returns the current authorities.
 func (p *Pool) Certs() *x509.CertPool { return p.file.Get() }
 
-// Transport returns a transport that trusts the authorities of the pool, and
-// is otherwise as base. When the file has changed, new connections are verified
-// by the new authorities, and idle ones are closed. base must not be used any
-// more.
+// Transport returns a transport like base that trusts the authorities of
+// the pool. After a reload, new connections use the new authorities, and
+// idle connections are closed. base must not be used afterwards.
 func (p *Pool) Transport(base *http.Transport) *Transport {
 	return &Transport{pool: p, base: base}
 }
@@ -55,7 +55,7 @@ type Transport struct {
 	base *http.Transport
 
 	mu      sync.Mutex
-	trusts  *x509.CertPool // of current
+	trusts  *x509.CertPool // authorities of current
 	current *http.Transport
 }
 
@@ -64,7 +64,7 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	return t.transport().RoundTrip(r)
 }
 
-// CloseIdleConnections closes the connections that no request uses.
+// CloseIdleConnections closes the idle connections.
 func (t *Transport) CloseIdleConnections() { t.transport().CloseIdleConnections() }
 
 func (t *Transport) transport() *http.Transport {
@@ -102,7 +102,7 @@ func readPool(path string) (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// readFile reads a regular file of bounded size.
+// readFile reads a regular file of limited size.
 func readFile(path string) ([]byte, error) {
 	info, err := os.Stat(path)
 	switch {

@@ -12,23 +12,23 @@ import (
 
 // ServerConfig names the files of a TLS server.
 type ServerConfig struct {
-	// CertFile and KeyFile are the certificate with its intermediates, and its
-	// private key.
+	// CertFile and KeyFile contain the certificate with its intermediates,
+	// and its private key.
 	CertFile, KeyFile string
-	// ClientCAFile is the authorities of client certificates, which are then
-	// required. Empty: clients need no certificate.
+	// ClientCAFile contains the authorities of client certificates, which
+	// are then required. Empty means that clients need no certificate.
 	ClientCAFile string
-	// Report, if not nil, is told of each later reading: nil, or why the old
-	// files stay in force.
+	// Report is called after each reload. If its error is not nil, the old
+	// files remain in use. It may be nil.
 	Report func(error)
 }
 
-// Server is the TLS configuration of a server, from files.
+// Server is the TLS configuration of a server, loaded from files.
 type Server struct {
 	file *livefile.File[*tls.Config]
 }
 
-// OpenServer reads the files for the first time.
+// OpenServer loads the files.
 func OpenServer(cfg ServerConfig) (*Server, error) {
 	paths := []string{cfg.CertFile, cfg.KeyFile}
 	if cfg.ClientCAFile != "" {
@@ -47,9 +47,9 @@ func OpenServer(cfg ServerConfig) (*Server, error) {
 	return &Server{file: file}, nil
 }
 
-// TLS returns a configuration that has each handshake use the files now in
-// force. It offers HTTP/1.1 only, as S3 itself does: HTTP/2 costs CPU and has
-// nothing for an S3 client.
+// TLS returns a configuration that uses the current files for each
+// handshake. Like S3, it offers only HTTP/1.1: HTTP/2 needs more CPU and
+// has no advantage for S3 clients.
 func (s *Server) TLS() *tls.Config {
 	return &tls.Config{
 		MinVersion:         tls.VersionTLS12,
@@ -58,11 +58,11 @@ func (s *Server) TLS() *tls.Config {
 	}
 }
 
-// Check reads the files again if they have changed. An error says why the old
-// ones stay in force.
+// Check reloads the files now if they have changed. If it returns an error,
+// the old files remain in use.
 func (s *Server) Check() error { return s.file.Check() }
 
-// Certificate returns the server's certificate now in force.
+// Certificate returns the server's current certificate.
 func (s *Server) Certificate() *x509.Certificate { return s.file.Get().Certificates[0].Leaf }
 
 // Valid returns an error if the certificate is expired or not yet valid.
