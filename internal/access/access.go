@@ -123,7 +123,7 @@ func (c *Client) check() error {
 	case c.Name == "":
 		return errors.New("no name")
 	case c.Anonymous && (c.AccessKey != "" || c.Secret != ""):
-		return errors.New("anonymous, and with an access key or a secret")
+		return errors.New("an anonymous client cannot have an access key or a secret")
 	case c.Anonymous:
 	case c.AccessKey == "":
 		return errors.New("no access key")
@@ -141,7 +141,7 @@ func (c *Client) check() error {
 				return fmt.Errorf("unknown action %q", a)
 			}
 			if c.Anonymous && (a == Admin || a == Lock || a == StoreAdmin) {
-				return fmt.Errorf("anonymous, and with the action %s", a)
+				return fmt.Errorf("an anonymous client cannot have the action %s", a)
 			}
 		}
 	}

@@ -286,7 +286,7 @@ func TestNewRefuses(t *testing.T) {
 		},
 		{
 			"anonymous with a key", with(func(c *access.Client) { c.Anonymous = true }),
-			`access: client "app": anonymous, and with an access key or a secret`,
+			`access: client "app": an anonymous client cannot have an access key or a secret`,
 		},
 		{
 			"anonymous admin",
@@ -294,7 +294,7 @@ func TestNewRefuses(t *testing.T) {
 				Name: "all", Anonymous: true,
 				Allow: []access.Grant{grant("logs", access.Admin)},
 			}},
-			`access: client "all": anonymous, and with the action admin`,
+			`access: client "all": an anonymous client cannot have the action admin`,
 		},
 		{
 			"two anonymous",
@@ -302,7 +302,7 @@ func TestNewRefuses(t *testing.T) {
 			`access: clients "all" and "more" are both anonymous`,
 		},
 		{"one name twice", other("app", "AK2"), `access: two clients are named "app"`},
-		{"one access key twice", other("app2", "AKAPP"), `access: clients "app" and "app2" have one access key`},
+		{"one access key twice", other("app2", "AKAPP"), `access: clients "app" and "app2" have the same access key`},
 	}
 
 	for _, tt := range tests {

@@ -137,7 +137,7 @@ func newClients(list []Client) (*clients, error) {
 		}
 
 		if other := set.byAccessKey[c.AccessKey]; other != nil {
-			return nil, fmt.Errorf("access: clients %q and %q have one access key", other.Name, c.Name)
+			return nil, fmt.Errorf("access: clients %q and %q have the same access key", other.Name, c.Name)
 		}
 		set.byAccessKey[c.AccessKey] = clone
 	}

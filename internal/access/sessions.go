@@ -97,7 +97,8 @@ func readSessionFile(path string) ([]byte, error) {
 	case !info.Mode().IsRegular():
 		return nil, fmt.Errorf("%s is not a regular file", path)
 	case info.Mode().Perm()&0o007 != 0:
-		return nil, fmt.Errorf("%s has mode %04o: all users can access it (fix: chmod o= FILE)", path, info.Mode().Perm())
+		return nil, fmt.Errorf("%s has mode %04o: all users can access it (fix: chmod o= FILE)",
+			path, info.Mode().Perm())
 	case info.Size() > maxSessionFile:
 		return nil, fmt.Errorf("%s is larger than %d bytes", path, maxSessionFile)
 	}
@@ -118,14 +119,15 @@ func parseSessions(data []byte) (map[string]*Session, error) {
 	d.DisallowUnknownFields()
 
 	if err := d.Decode(&list); err != nil {
-		return nil, errors.New("it is no JSON list of sessions with the fields access_key, secret_key, session_token, expires and client")
+		return nil, errors.New("not a JSON list of sessions with the fields " +
+			"access_key, secret_key, session_token, expires and client")
 	}
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return nil, errors.New("something stands behind the JSON list of sessions")
+		return nil, errors.New("unexpected data after the JSON list of sessions")
 	}
 
 	if list == nil {
-		return nil, errors.New("it holds no list; for no sessions, write []")
+		return nil, errors.New("the file contains null; write [] if there are no sessions")
 	}
 
 	out := make(map[string]*Session, len(list))
@@ -137,7 +139,7 @@ func parseSessions(data []byte) (map[string]*Session, error) {
 			return nil, fmt.Errorf("session %d has fewer than %d characters in secret_key or session_token", i+1,
 				minSessionSecret)
 		case out[session.AccessKey] != nil:
-			return nil, fmt.Errorf("session %d has the access_key of another one", i+1)
+			return nil, fmt.Errorf("session %d has the same access_key as another session", i+1)
 		}
 
 		out[session.AccessKey] = session

@@ -168,12 +168,12 @@ func TestPage(t *testing.T) {
 	rows, plot := document(t, page)
 
 	want := []string{
-		"TTL|KMS calls|per second|USD|per month|Hit ratio|Dark within|Data keys|in memory",
+		"TTL|KMS calls|per second|USD|per month|Hit ratio|Unreadable|within|Data keys|in memory",
 		"no cache|1.21|9.41|0.0 %|–|0",
 		"10 s|0.543|4.22|66.6 %|10 s|1",
 		"30 s|0.337|2.62|87.3 %|30 s|4",
 		"1 min|0.277|2.15|93.3 %|1 min|3",
-		"2 min|in force|0.243|1.89|96.6 %|2 min|4",
+		"2 min|current|0.243|1.89|96.6 %|2 min|4",
 		"5 min|0.223|1.74|98.6 %|5 min|5",
 		"15 min|0.214|1.67|99.5 %|15 min|11",
 		"1 h|warming up|≤ 0.212|≤ 1.65|≥ 99.7 %|1 h|22",
@@ -182,21 +182,21 @@ func TestPage(t *testing.T) {
 		t.Errorf("rows:\n%s\nwant:\n%s", strings.Join(rows, "\n"), strings.Join(want, "\n"))
 	}
 
-	for _, text := range []string{"in force", "0.243", "96.6 %", "2 min", "≤ 0.212", "no cache"} {
+	for _, text := range []string{"current", "0.243", "96.6 %", "2 min", "≤ 0.212", "no cache"} {
 		if !slices.Contains(plot, text) {
 			t.Errorf("not in the plot: %q", text)
 		}
 	}
 
-	if !strings.Contains(plot[1], "2 min: 0.243 KMS calls per second, hit ratio 96.6 %, dark within 2 min; in force.") {
+	if !strings.Contains(plot[1], "2 min: 0.243 KMS calls per second, hit ratio 96.6 %, unreadable within 2 min; current.") {
 		t.Errorf("the plot is described as %q", plot[1])
 	}
 
 	for _, text := range []string{
-		"Shorter, 1 min:</strong> USD 0.26 a month more, 14 % more KMS calls; dark within 1 min instead of 2 min.",
-		"Longer, 5 min:</strong> USD 0.16 a month less, 8 % fewer KMS calls; dark within 5 min instead of 2 min.",
+		"Shorter, 1 min:</strong> USD 0.26 a month more, 14 % more KMS calls; unreadable within 1 min instead of 2 min.",
+		"Longer, 5 min:</strong> USD 0.16 a month less, 8 % fewer KMS calls; unreadable within 5 min instead of 2 min.",
 		"the accesses of the last 30 min.",
-		"Every data key was followed",
+		"All data keys were observed",
 		"Warming up:",
 	} {
 		if !strings.Contains(page, text) {
@@ -260,14 +260,14 @@ func TestPageWithProbes(t *testing.T) {
 
 	// The stream has begun more than a day ago, and goes on: a call for each
 	// TTL.
-	want := "5 min|in force|0.003|0.03|–|16.5 s|1"
+	want := "5 min|current|0.003|0.03|–|16.5 s|1"
 	if len(rows) != 8 || rows[5] != want {
 		t.Errorf("rows:\n%s\nwant %s", strings.Join(rows, "\n"), want)
 	}
 
 	for _, text := range []string{
-		"dark within 16.5 s as before.",
-		"While a probe gets no answer, the TTL is the bound.",
+		"unreadable within 16.5 s as before.",
+		"While probes get no answer, the TTL is the limit.",
 	} {
 		if !strings.Contains(page, text) {
 			t.Errorf("not in the page: %q", text)

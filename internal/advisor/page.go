@@ -41,8 +41,8 @@ func newView(rep Report) view {
 	// Streams that started earlier may still renew, most often with the
 	// shortest TTL.
 	if rep.AccessesPerSecond == 0 && rep.CreatesPerSecond == 0 && rep.Rows[1].CallsPerSecond <= rep.ProbesPerSecond {
-		v.Empty = "No object was read or written in the last " + v.Observed + ", as long as the proxy looks back. " +
-			"Come back when there has been some traffic."
+		v.Empty = "No object was read or written in the last " + v.Observed +
+			". Come back when there has been some traffic."
 		return v
 	}
 
@@ -97,11 +97,11 @@ func atMost(number string) string {
 
 func figures(rep Report, current viewRow) []named {
 	return []named{
-		{"TTL in force", current.TTL},
-		{"dark after a revocation, within", current.Window},
+		{"current TTL", current.TTL},
+		{"unreadable after a revocation, within", current.Window},
 		{"KMS calls per second", current.Calls},
 		{rep.Currency + " per month", current.Cost},
-		{"accesses that cost no KMS call", current.HitRatio},
+		{"accesses without a KMS call", current.HitRatio},
 	}
 }
 
@@ -127,9 +127,9 @@ func steps(rep Report, current int) []named {
 		}
 
 		if row.RevocationWindow == now.RevocationWindow {
-			text += "; dark within " + inWords(now.RevocationWindow) + " as before."
+			text += "; unreadable within " + inWords(now.RevocationWindow) + " as before."
 		} else {
-			text += "; dark within " + inWords(row.RevocationWindow) + " instead of " +
+			text += "; unreadable within " + inWords(row.RevocationWindow) + " instead of " +
 				inWords(now.RevocationWindow) + "."
 		}
 
@@ -160,40 +160,40 @@ func compared(ratio float64) string {
 }
 
 func notes(rep Report) []string {
-	list := []string{
-		fmt.Sprintf("Seen per second: %s reads, and %s new data keys, each of which is one KMS call whatever the TTL.",
-			figure(rep.AccessesPerSecond), figure(rep.CreatesPerSecond)),
-	}
-
+	accesses, creates := figure(rep.AccessesPerSecond), figure(rep.CreatesPerSecond)
+	list := []string{fmt.Sprintf("Observed per second: %s reads and %s new data keys. "+
+		"Each new data key needs one KMS call with any TTL.", accesses, creates)}
 	if rep.ProbesPerSecond > 0 {
-		list[0] = fmt.Sprintf("Seen per second: %s reads. Whatever the TTL, KMS calls are made for %s new data keys and %s probes, "+
-			"which find out about revocations.", figure(rep.AccessesPerSecond), figure(rep.CreatesPerSecond),
-			figure(rep.ProbesPerSecond))
+		list[0] = fmt.Sprintf("Observed per second: %s reads. With any TTL, KMS calls are made "+
+			"for %s new data keys and %s probes, which detect revocations.",
+			accesses, creates, figure(rep.ProbesPerSecond))
 	}
 
-	list = append(list, fmt.Sprintf("A month is 30 days. 10,000 KMS calls are taken to cost %s %s; calls that are free, and what "+
-		"the keys themselves cost, are left out.", rep.Currency, strconv.FormatFloat(rep.PricePer10000, 'f', -1, 64)))
+	price := strconv.FormatFloat(rep.PricePer10000, 'f', -1, 64)
+	list = append(list, fmt.Sprintf("A month has 30 days. The price of 10,000 KMS calls is %s %s. "+
+		"Free calls and the price of the keys themselves are not included.", rep.Currency, price))
 	if slices.ContainsFunc(rep.Rows, func(row Row) bool { return row.RevocationWindow < row.TTL }) {
-		list = append(list, "Where data goes dark sooner than the TTL is over, it is because probes find a revocation first. "+
-			"While a probe gets no answer, the TTL is the bound.")
+		list = append(list, "Where data becomes unreadable before the TTL is over, "+
+			"probes detect the revocation first. While probes get no answer, the TTL is the limit.")
 	}
 
 	if slices.ContainsFunc(rep.Rows, warmingUp) {
-		list = append(list, "Warming up: this TTL was observed for less than itself, so that the first access of everything "+
-			"is in its figures. They are an upper bound.")
+		list = append(list, "Warming up: this TTL was observed for less than one TTL, "+
+			"so its figures include first accesses and are upper bounds.")
 	}
 	if rep.SampleRate < 1 {
-		list = append(list, fmt.Sprintf("Estimated from a sample of one data key in %s, now %s of them. Errors of a few per cent "+
-			"are to be expected, and of ten or so for the shortest TTLs, where few objects make most of the calls.",
+		list = append(list, fmt.Sprintf("Estimated from a sample of one data key in %s, now %s of them. "+
+			"Expect errors of a few percent, and of about ten percent for the shortest TTLs, "+
+			"where few objects cause most of the calls.",
 			grouped(int64(math.Round(1/rep.SampleRate))), grouped(int64(rep.SampledBlobs))))
 	} else {
-		list = append(list, "Every data key was followed, none left out.")
+		list = append(list, "All data keys were observed.")
 	}
 
 	return append(list,
-		"“No cache” is there to compare with: a KMS call at the beginning of each access, and none in its course.",
-		"Evictions are not simulated: dek_cache.max_entries must have room for the data keys in memory.",
-		"The figures are of this process. Each replica asks for itself.")
+		"“No cache” is for comparison: one KMS call at the start of each access, and none during it.",
+		"Evictions are not simulated: dek_cache.max_entries must be large enough for the data keys in memory.",
+		"The figures are for this process. Each replica makes its own KMS calls.")
 }
 
 // inWords formats a duration: with milliseconds below a minute, in minutes

@@ -51,7 +51,7 @@ func newPlot(rows []Row, words []viewRow) plot {
 	p := plot{
 		Width: plotWidth, Height: plotHeight,
 		Heads: []head{
-			{barsBottom, "KMS calls/s"}, {ratioBottom, "Hit ratio"}, {ttlLine, "TTL"}, {windowLine, "Dark within"},
+			{barsBottom, "KMS calls/s"}, {ratioBottom, "Hit ratio"}, {ttlLine, "TTL"}, {windowLine, "Unreadable in"},
 		},
 		Grid: []gridLine{{plotLeft, plotWidth, barsBottom}, {plotLeft, plotWidth, ratioBottom}},
 	}
@@ -81,10 +81,10 @@ func newPlot(rows []Row, words []viewRow) plot {
 		p.Columns = append(p.Columns, c)
 		fmt.Fprintf(&line, "%d,%d ", c.Middle, c.RatioY)
 
-		fmt.Fprintf(&text, "%s: %s KMS calls per second, hit ratio %s, dark within %s", c.TTL, c.Calls, c.HitRatio,
-			c.Window)
+		fmt.Fprintf(&text, "%s: %s KMS calls per second, hit ratio %s, unreadable within %s",
+			c.TTL, c.Calls, c.HitRatio, c.Window)
 		if c.Current {
-			text.WriteString("; in force")
+			text.WriteString("; current")
 		}
 
 		text.WriteString(". ")

@@ -94,7 +94,7 @@ var ErrClosed = errors.New("audit: the log is closed")
 // New returns a Log and opens the file.
 func New(cfg Config) (*Log, error) {
 	if (cfg.File == "") == (cfg.Out == nil) || cfg.Now == nil {
-		return nil, errors.New("audit: a log has either a file or an output, and a clock")
+		return nil, errors.New("audit: a log needs either a file or an output, and a clock")
 	}
 	if cfg.Trouble == nil {
 		cfg.Trouble = func(error) {}

@@ -142,7 +142,7 @@ func (l *Log) prune() {
 
 	entries, err := os.ReadDir(filepath.Dir(l.cfg.File))
 	if err != nil {
-		l.cfg.Trouble(fmt.Errorf("audit: looking for old files: %w", err))
+		l.cfg.Trouble(fmt.Errorf("audit: listing old files: %w", err))
 		return
 	}
 

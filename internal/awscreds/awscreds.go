@@ -37,7 +37,7 @@ const retryInterval = time.Second
 
 // ErrTimeout is returned if the source of the credentials does not answer.
 // It matches context.DeadlineExceeded.
-var ErrTimeout = fmt.Errorf("the source of the AWS credentials gives no answer: %w", context.DeadlineExceeded)
+var ErrTimeout = fmt.Errorf("the source of the AWS credentials does not answer: %w", context.DeadlineExceeded)
 
 // Config configures a Provider.
 type Config struct {

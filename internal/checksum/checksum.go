@@ -39,7 +39,9 @@ type Algorithm struct {
 // All contains all algorithms, sorted by ID.
 var All = []*Algorithm{
 	{crypt.CRC32, "CRC32", func() hash.Cloner { return crc32.NewIEEE().(hash.Cloner) }, crc32.IEEE},
-	{crypt.CRC32C, "CRC32C", func() hash.Cloner { return crc32.New(crc32.MakeTable(crc32.Castagnoli)).(hash.Cloner) }, crc32.Castagnoli},
+	{crypt.CRC32C, "CRC32C", func() hash.Cloner {
+		return crc32.New(crc32.MakeTable(crc32.Castagnoli)).(hash.Cloner)
+	}, crc32.Castagnoli},
 	{crypt.CRC64NVME, "CRC64NVME", func() hash.Cloner { return &crc64{} }, 0x9a6c9329ac4bc9b5},
 	{crypt.SHA1, "SHA1", func() hash.Cloner { return sha1.New().(hash.Cloner) }, 0}, //nolint:gosec // see the import
 	{crypt.SHA256, "SHA256", func() hash.Cloner { return sha256.New().(hash.Cloner) }, 0},

@@ -33,10 +33,10 @@ const (
 
 // The reasons for refusing a name.
 var (
-	ErrLeadsOut = errors.New("taken for a path, it leads out of the bucket")
-	ErrDots     = errors.New("it has a segment of one or two dots alone")
+	ErrLeadsOut = errors.New("used as a path, it leads out of the bucket")
+	ErrDots     = errors.New(`it has a "." or ".." segment`)
 	ErrEmpty    = errors.New("it has an empty segment")
-	ErrID       = errors.New("it has a segment of one or two dots alone, as no id has")
+	ErrID       = errors.New(`it has a "." or ".." segment, which no id has`)
 )
 
 // Check returns an error if the store must not see the name.

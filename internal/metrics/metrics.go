@@ -40,29 +40,31 @@ func New() *Metrics {
 	m := &Metrics{
 		registry: prometheus.NewRegistry(),
 		InFlight: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "cmekproxy_requests_in_flight", Help: "S3 requests being served.",
+			Name: "cmekproxy_requests_in_flight", Help: "S3 requests being processed.",
 		}),
 		OpenEnds: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "cmekproxy_open_ends_total", Help: "Multipart objects written without an authenticated end, because the store takes parts of one length only.",
+			Name: "cmekproxy_open_ends_total",
+			Help: "Multipart objects written without an authenticated end, " +
+				"because the store requires parts of equal length.",
 		}),
 		Unaudited: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "cmekproxy_audit_failures_total",
-			Help: "Records that could not be written to the audit log. What they tell of was refused.",
+			Help: "Records that could not be written to the audit log. These uses were refused.",
 		}),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "cmekproxy_requests_total",
-			Help: "S3 requests answered, by operation, HTTP status and S3 error code.",
+			Help: "S3 requests, by operation, HTTP status and S3 error code.",
 		}, []string{"operation", "status", "code"}),
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "cmekproxy_request_duration_seconds",
-			Help: "Time from the header of a request to the end of its answer.", Buckets: seconds,
+			Help: "Time from the header of a request to the end of its response.", Buckets: seconds,
 		}, []string{"operation"}),
 		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "cmekproxy_bytes_total", Help: "Body bytes exchanged with clients: in or out.",
 		}, []string{"direction"}),
 		originDuration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "cmekproxy_origin_duration_seconds",
-			Help:    "Time of requests to the store up to the header of its answer; status 0 is no answer.",
+			Help:    "Time of requests to the store up to the response header; status 0 means no response.",
 			Buckets: seconds,
 		}, []string{"operation", "status"}),
 		kmsDuration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
@@ -70,11 +72,13 @@ func New() *Metrics {
 			Help: "Time of requests to the KMS, by name of the key, operation and result.", Buckets: seconds,
 		}, []string{"key", "operation", "result"}),
 		leases: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "cmekproxy_dek_leases_total", Help: "Leases of running transfers that ran out, by name of the key: renewed by the KMS, or cut with the transfer.",
+			Name: "cmekproxy_dek_leases_total",
+			Help: "Leases of running transfers that ran out, by name of the key: " +
+				"renewed by the KMS, or cut with the transfer.",
 		}, []string{"key", "event"}),
 		breakers: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "cmekproxy_kms_breaker_open",
-			Help: "1 while a KMS that does not answer is left alone, by id of the key.",
+			Help: "1 while the circuit breaker for a KMS that does not answer is open, by id of the key.",
 		}, []string{"kms_key"}),
 	}
 

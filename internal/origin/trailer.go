@@ -122,7 +122,7 @@ func (f *framed) next() error {
 	var one [1]byte
 	switch n, err := io.ReadFull(f.body, one[:]); {
 	case n > 0:
-		return errors.New("origin: the body is longer than its length")
+		return errors.New("origin: the body is longer than its declared length")
 	case err != io.EOF: // as in Read
 		return err
 	}

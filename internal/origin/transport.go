@@ -23,12 +23,12 @@ var (
 	ErrConnect = errors.New("origin: no connection to the store within origin.connect_timeout")
 	// ErrResponse is returned if the store received the request but did not
 	// answer.
-	ErrResponse = errors.New("origin: the store did not begin to answer within origin.response_timeout")
+	ErrResponse = errors.New("origin: the store did not start to respond within origin.response_timeout")
 	// ErrIdle is returned if the store neither received nor sent a byte.
-	ErrIdle = errors.New("origin: the store moved no byte within origin.idle_timeout")
+	ErrIdle = errors.New("origin: the store neither sent nor received a byte within origin.idle_timeout")
 	// ErrBroken is returned if the connection ended before or during a
 	// response.
-	ErrBroken = errors.New("origin: the connection to the store ended before its answer did")
+	ErrBroken = errors.New("origin: the connection to the store ended before the response was complete")
 )
 
 // slowFactor multiplies the response timeout for operations that take a

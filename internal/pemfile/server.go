@@ -72,7 +72,7 @@ func (s *Server) Valid(now time.Time) error {
 	case now.After(leaf.NotAfter):
 		return fmt.Errorf("the certificate expired on %s: replace it", leaf.NotAfter.Format(time.RFC3339))
 	case now.Before(leaf.NotBefore):
-		return fmt.Errorf("the certificate is not valid before %s: replace it, or set this machine's clock",
+		return fmt.Errorf("the certificate is not valid before %s: replace it, or correct this machine's clock",
 			leaf.NotBefore.Format(time.RFC3339))
 	}
 	return nil
