@@ -2,17 +2,17 @@ package kmstest
 
 import "slices"
 
-// user returns the ARN of the user that has an access key. There are no roles:
-// a temporary access key is a user too.
+// user returns the ARN of the user with an access key. There are no roles,
+// so a temporary access key belongs to a user too.
 func (s *store) user(accessKeyID string) string {
 	return "arn:aws:iam::" + s.account + ":user/" + accessKeyID
 }
 
-// authorize asks the policy of a key, and then its grants: they allow what the
-// policy does not, but not what it denies
+// authorize evaluates the policy of a key and then its grants. Grants can
+// allow what the policy does not allow, but not what it denies
 // (https://docs.aws.amazon.com/kms/latest/developerguide/policy-evaluation.html).
-// Only the operations that a proxy calls ask it; all that change a key are for
-// the test itself, which must not lock itself out.
+// Only the operations that a proxy calls are authorized. Operations that
+// change a key are for the test itself, which must not lock itself out.
 func (s *store) authorize(k *key, a access) error {
 	const refusal = "User: %s is not authorized to perform: %s on resource: %s "
 	switch k.rules.decide(a) {
@@ -30,8 +30,9 @@ func (s *store) authorize(k *key, a access) error {
 		a.caller, a.action, s.arn(k), a.action)
 }
 
-// defaultPolicy is the one that AWS gives to a key that is created without:
-// every user of the account whose IAM policies allow it.
+// defaultPolicy returns the policy that AWS gives to a key created without
+// one: it allows all users of the account whose IAM policies allow the
+// action.
 func (s *store) defaultPolicy() string {
 	return `{
   "Version" : "2012-10-17",
@@ -48,7 +49,7 @@ func (s *store) defaultPolicy() string {
 }`
 }
 
-// setPolicy gives a policy to a key: the default one for "".
+// setPolicy sets the policy of a key; "" means the default policy.
 func (s *store) setPolicy(k *key, document string) error {
 	if document == "" {
 		document = s.defaultPolicy()
@@ -65,8 +66,8 @@ type policyIn struct {
 	KeyID      string `json:"KeyId"`
 	PolicyName string
 	Policy     string
-	// BypassPolicyLockoutSafetyCheck is of no use here, where nobody can be
-	// locked out.
+	// BypassPolicyLockoutSafetyCheck is ignored, because nobody can be
+	// locked out here.
 	BypassPolicyLockoutSafetyCheck bool
 }
 
@@ -99,7 +100,7 @@ func (s *store) getKeyPolicy(in getPolicyIn) (any, error) {
 	return object{"Policy": k.Policy, "PolicyName": "default"}, nil
 }
 
-// findPolicy finds the key of a policy, of which each key has one.
+// findPolicy finds the key of a policy. Each key has one policy.
 func (s *store) findPolicy(id, name string) (*key, error) {
 	k, err := s.findNoAlias(id)
 	if err == nil && name != "" && name != "default" {

@@ -12,14 +12,15 @@ import (
 	"testing"
 )
 
-// azureKey is a key of a vault.
+// azureKey is a key in a vault.
 type azureKey struct {
 	kind     string
-	versions []*azureVersion // the last is the current one
+	versions []*azureVersion // the last one is current
 	deleted  bool
 }
 
-// azureVersion is one version: an RSA key, or a symmetric one of a Managed HSM.
+// azureVersion is a version of a key: an RSA key, or a symmetric key of a
+// Managed HSM.
 type azureVersion struct {
 	id        string
 	rsa       *rsa.PrivateKey
@@ -29,7 +30,7 @@ type azureVersion struct {
 
 var azureKinds = map[string]int{"RSA-2048": 2048, "RSA-3072": 3072, "RSA-4096": 4096, "oct-HSM": 0}
 
-// CreateKey makes a key of the kind RSA-2048, RSA-3072, RSA-4096 or oct-HSM.
+// CreateKey creates a key of kind RSA-2048, RSA-3072, RSA-4096 or oct-HSM.
 func (s *AzureServer) CreateKey(t testing.TB, name, kind string) {
 	t.Helper()
 	k := &azureKey{kind: kind}
@@ -39,7 +40,7 @@ func (s *AzureServer) CreateKey(t testing.TB, name, kind string) {
 	s.keys[name] = k
 }
 
-// RotateKey adds a version and makes it the current one.
+// RotateKey adds a version, which becomes the current one.
 func (s *AzureServer) RotateKey(t testing.TB, name string) {
 	t.Helper()
 	s.lock.Lock()
@@ -54,15 +55,15 @@ func (s *AzureServer) SetEnabled(name string, version int, enabled bool) {
 	s.keys[name].versions[version-1].disabled = !enabled
 }
 
-// SetDeleted deletes a key, or recovers it.
+// SetDeleted deletes or recovers a key.
 func (s *AzureServer) SetDeleted(name string, deleted bool) {
 	s.lock.Lock()
 	defer s.lock.Unlock()
 	s.keys[name].deleted = deleted
 }
 
-// PublicKey returns the name of the current version of an RSA key, and its
-// public half: what everybody who may read keys has.
+// PublicKey returns the current version of an RSA key and its public half,
+// which everyone with permission to read keys has.
 func (s *AzureServer) PublicKey(name string) (version string, key *rsa.PublicKey) {
 	s.lock.Lock()
 	defer s.lock.Unlock()
@@ -70,7 +71,7 @@ func (s *AzureServer) PublicKey(name string) (version string, key *rsa.PublicKey
 	return v.id, &v.rsa.PublicKey
 }
 
-// Decrypt unwraps by the current version of a key, past the API.
+// Decrypt unwraps with the current version of a key, bypassing the API.
 func (s *AzureServer) Decrypt(name string, wrapped []byte) ([]byte, error) {
 	s.lock.Lock()
 	defer s.lock.Unlock()
@@ -95,7 +96,7 @@ func (k *azureKey) rotate(t testing.TB) {
 	k.versions = append(k.versions, v)
 }
 
-// find returns a version, the current one for "", or nil.
+// find returns a version, or nil. "" means the current version.
 func (k *azureKey) find(version string) *azureVersion {
 	if k == nil {
 		return nil
@@ -135,7 +136,7 @@ func (v *azureVersion) unwrap(wrapped []byte) ([]byte, error) {
 	}
 	key, err := rsa.DecryptOAEP(sha256.New(), nil, v.rsa, wrapped, nil)
 	if err != nil {
-		return nil, errors.New("Error occurred while decoding OAEP padding.") //nolint:revive,staticcheck // Azure's words
+		return nil, errors.New("Error occurred while decoding OAEP padding.") //nolint:revive,staticcheck // Azure's message
 	}
 	return key, nil
 }
@@ -143,7 +144,7 @@ func (v *azureVersion) unwrap(wrapped []byte) ([]byte, error) {
 // keyWrapIV is the initial value of RFC 3394, section 2.2.3.1.
 const keyWrapIV = "\xa6\xa6\xa6\xa6\xa6\xa6\xa6\xa6"
 
-// keyWrap is RFC 3394, section 2.2.1.
+// keyWrap implements RFC 3394, section 2.2.1.
 func keyWrap(kek, key []byte) ([]byte, error) {
 	block, err := aes.NewCipher(kek)
 	if err != nil || len(key)%8 != 0 || len(key) < 16 {
@@ -168,7 +169,7 @@ func keyWrap(kek, key []byte) ([]byte, error) {
 	return out, nil
 }
 
-// keyUnwrap is RFC 3394, section 2.2.2.
+// keyUnwrap implements RFC 3394, section 2.2.2.
 func keyUnwrap(kek, wrapped []byte) ([]byte, error) {
 	block, err := aes.NewCipher(kek)
 	if err != nil || len(wrapped)%8 != 0 || len(wrapped) < 24 {

@@ -24,13 +24,13 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-// AzureServer is A TEST SERVER, NOT MICROSOFT'S. It speaks wrapKey and
-// unwrapKey of Azure Key Vault and of a Managed HSM
-// (https://learn.microsoft.com/en-us/rest/api/keyvault/keys/operation-groups),
-// with real keys and versions, over TLS on loopback and behind the challenge
-// that Key Vault sends. Statuses and bodies of errors are Azure's. It is
-// stricter where a client's mistake should show: unknown parameters are
-// refused. It keeps keys in memory, in clear.
+// AzureServer is A TEST SERVER, NOT MICROSOFT'S. It implements wrapKey and
+// unwrapKey of Azure Key Vault and Managed HSM
+// (https://learn.microsoft.com/en-us/rest/api/keyvault/keys/operation-groups)
+// with real keys and versions, over TLS on loopback, and with Key Vault's
+// challenge. Errors have Azure's statuses and bodies. It is stricter than
+// Azure so that mistakes of clients are noticed: it refuses unknown
+// parameters. It keeps keys in memory, unencrypted.
 type AzureServer struct {
 	*troubles
 	impostorSwitch
@@ -40,12 +40,12 @@ type AzureServer struct {
 	publicURL  string // where clients find it, if not at http.URL
 	keys       map[string]*azureKey
 	tokens     map[string]bool
-	login      error // what the credential answers with
+	login      error // error of the credential
 	loginCount int
 	created    int
 }
 
-// azureError is an error answer.
+// azureError is an error response.
 type azureError struct {
 	status               int
 	code, inner, message string
@@ -57,7 +57,7 @@ func azureRefuse(status int, code, inner, format string, args ...any) error {
 	return &azureError{status, code, inner, fmt.Sprintf(format, args...)}
 }
 
-// StartAzure starts a server for the time of a test.
+// StartAzure starts a server that runs until the end of the test.
 func StartAzure(t testing.TB) *AzureServer {
 	t.Helper()
 	s := &AzureServer{troubles: newTroubles(), keys: make(map[string]*azureKey), tokens: make(map[string]bool)}
@@ -66,24 +66,24 @@ func StartAzure(t testing.TB) *AzureServer {
 	return s
 }
 
-// URL is that of the vault.
+// URL returns the URL of the vault.
 func (s *AzureServer) URL() string { return cmp.Or(s.publicURL, s.http.URL) }
 
-// SetURL says where clients find the server, before they do, if something
-// stands in front of it.
+// SetURL sets the URL of the vault if there is a proxy in front of the
+// server. Call it before the first request.
 func (s *AzureServer) SetURL(url string) { s.publicURL = url }
 
-// Client trusts the server's certificate.
+// Client returns a client that trusts the server's certificate.
 func (s *AzureServer) Client() *http.Client { return s.http.Client() }
 
-// Close ends the server and all its connections.
+// Close stops the server and closes all connections.
 func (s *AzureServer) Close() {
 	s.release()
 	s.http.CloseClientConnections()
 	s.http.Close()
 }
 
-// Credential gets tokens that the server takes.
+// Credential returns a credential whose tokens the server accepts.
 func (s *AzureServer) Credential() azcore.TokenCredential { return azureCredential{s} }
 
 type azureCredential struct{ *AzureServer }
@@ -111,31 +111,31 @@ func (c azureCredential) GetToken(ctx context.Context, o policy.TokenRequestOpti
 	return azcore.AccessToken{Token: token, ExpiresOn: time.Now().Add(time.Hour)}, nil
 }
 
-// SetLogin makes the credential fail. Nil: it works.
+// SetLogin makes the credential fail with err, or work again if err is nil.
 func (s *AzureServer) SetLogin(err error) {
 	s.lock.Lock()
 	defer s.lock.Unlock()
 	s.login = err
 }
 
-// Logins is how many tokens were got.
+// Logins returns how many tokens were issued.
 func (s *AzureServer) Logins() int {
 	s.lock.Lock()
 	defer s.lock.Unlock()
 	return s.loginCount
 }
 
-// RevokeTokens ends all tokens, as at the end of their life.
+// RevokeTokens invalidates all tokens, as if they had expired.
 func (s *AzureServer) RevokeTokens() {
 	s.lock.Lock()
 	defer s.lock.Unlock()
 	clear(s.tokens)
 }
 
-// NewKey makes a new key of a kind of CreateKey and returns it through the
-// provider azure-keyvault. change, if not nil, edits its configuration, which
-// has one attempt and a timeout of 5 seconds: RSA is slow under the race
-// detector.
+// NewKey creates a key and returns it as a Wrapper of the provider
+// azure-keyvault. kind is as for CreateKey. change, if not nil, edits the
+// configuration, which has one attempt and a timeout of 5 seconds, because
+// RSA is slow under the race detector.
 func (s *AzureServer) NewKey(t testing.TB, kind string, change func(*kms.AzureConfig)) *kms.Azure {
 	t.Helper()
 	s.lock.Lock()
@@ -154,7 +154,7 @@ func (s *AzureServer) NewKey(t testing.TB, kind string, change func(*kms.AzureCo
 	})
 }
 
-// OpenKey is NewKey for a key that exists, or not.
+// OpenKey is NewKey without creating the key.
 func (s *AzureServer) OpenKey(t testing.TB, name string, change func(*kms.AzureConfig)) *kms.Azure {
 	t.Helper()
 	cfg := kms.AzureConfig{
@@ -174,8 +174,8 @@ func (s *AzureServer) OpenKey(t testing.TB, name string, change func(*kms.AzureC
 	return w
 }
 
-// NewBoundKey is NewKey for an RSA key whose blobs are bound to a secret. It
-// returns the binding too.
+// NewBoundKey is NewKey for an RSA key with a binding, which it also
+// returns.
 func (s *AzureServer) NewBoundKey(
 	t testing.TB, kind string, change func(*kms.AzureConfig),
 ) (w *kms.Azure, binding string) {
@@ -309,8 +309,8 @@ func (s *AzureServer) serve(r *http.Request) (any, error) {
 	return s.operate(operation, parts[2], parts[3], in)
 }
 
-// isHSM reports whether path is that of a key which only a Managed HSM has. The
-// caller holds s.lock.
+// isHSM reports whether path is the path of a symmetric key, which only a
+// Managed HSM has. The caller holds s.lock.
 func (s *AzureServer) isHSM(path string) bool {
 	parts := strings.Split(path, "/") // "", keys, NAME
 	return len(parts) > 2 && s.keys[parts[2]] != nil && s.keys[parts[2]].kind == "oct-HSM"
@@ -338,7 +338,7 @@ func decodeAzure(r *http.Request) (*azureIn, error) {
 	return in, nil
 }
 
-// operate is wrapKey and unwrapKey. The caller holds s.lock.
+// operate performs wrapKey or unwrapKey. The caller holds s.lock.
 func (s *AzureServer) operate(operation, name, version string, in *azureIn) (any, error) {
 	value, err := base64.RawURLEncoding.DecodeString(in.Value)
 	if err != nil || len(value) == 0 {
@@ -363,7 +363,7 @@ func (s *AzureServer) operate(operation, name, version string, in *azureIn) (any
 
 	switch operation {
 	case "wrapkey":
-		if v.disabled && !v.isRSA() { // an RSA key has been seen to wrap all the same
+		if v.disabled && !v.isRSA() { // a disabled RSA key has been seen to wrap
 			return nil, disabled
 		}
 		out, err = v.wrap(value)

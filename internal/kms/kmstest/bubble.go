@@ -6,10 +6,10 @@ import (
 	"testing/synctest"
 )
 
-// Bubble runs a test on a clock of its own, as synctest.Test does. Not in FIPS
-// mode: there Go seeds its random numbers with the jitter of the clock, which
-// stands still in a bubble, and panics. What bubbles test is time; the
-// algorithms of FIPS mode are for the other tests.
+// Bubble runs a test with a fake clock, like synctest.Test. In FIPS mode it
+// skips the test: Go then seeds its random numbers from clock jitter, and
+// panics because the clock of a bubble stands still. These tests are about
+// time; other tests cover the algorithms of FIPS mode.
 func Bubble(t *testing.T, test func(t *testing.T)) {
 	t.Helper()
 	if fips140.Enabled() {

@@ -1,6 +1,7 @@
-// Package kmstest holds what the tests of key management need: the contract
-// that every provider of package kms must pass, and a strict server that
-// speaks the AWS KMS API.
+// Package kmstest provides what tests of key management need: a contract
+// test that every provider of package kms must pass, and strict servers
+// that implement the APIs of AWS KMS, Azure Key Vault, Google Cloud KMS and
+// Vault.
 package kmstest
 
 import (
@@ -16,10 +17,10 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-// RunContract runs the suite that every provider must pass. newKey returns a
-// Wrapper on a key that no other call returned; the keys must be able to live
-// side by side. A case named in except is skipped, for a peer that is known to
-// fall short; the value says why.
+// RunContract runs the tests that every provider must pass. Each call of
+// newKey must return a Wrapper for a new key, and the keys must exist side
+// by side. Cases in except are skipped because the peer is known to fail
+// them; the values say why.
 func RunContract(t *testing.T, newKey func(t *testing.T) kms.Wrapper, except map[string]string) {
 	t.Helper()
 	for _, c := range []struct {
@@ -52,8 +53,8 @@ func RunContract(t *testing.T, newKey func(t *testing.T) kms.Wrapper, except map
 	}
 }
 
-// Context returns the encryption context of an object, of the form that
-// package keyring uses.
+// Context returns the encryption context of an object, as package keyring
+// builds it.
 func Context(bucket, key string) kms.EncryptionContext {
 	return kms.EncryptionContext{"bucket": bucket, "key": key}
 }
@@ -260,7 +261,7 @@ func testInputsKept(t *testing.T, newKey func(*testing.T) kms.Wrapper) {
 	blob := wrap(t, w, dek, contractContext)
 	blobBefore := slices.Clone(blob)
 	got := unwrap(t, w, blob, contractContext)
-	clear(got) // a caller wipes what it got
+	clear(got) // a caller wipes its result
 
 	if !bytes.Equal(dek, dekBefore) || !bytes.Equal(blob, blobBefore) {
 		t.Error("an argument was changed, or shares memory with a result")

@@ -10,39 +10,42 @@ import (
 	"time"
 )
 
-// controlPath serves the server's own controls, to loopback clients only: GET
-// answers with the faults and the calls so far, PUT sets the faults. The body
-// of both is JSON, with the faults under "faults".
+// controlPath is the path of the server's control API, for loopback clients
+// only. GET returns the faults and the calls so far, PUT sets the faults.
+// Both bodies are JSON with the faults under "faults".
 const controlPath = "/_control"
 
-// Faults is how a server misbehaves. The zero value behaves. Several faults at
-// once act in the order of the fields.
+// Faults describes how a server misbehaves. The zero value means no faults.
+// If there are several, they act in the order of the fields.
 type Faults struct {
-	// Operations has these faults, by their AWS names: with ["Decrypt"], a KMS
-	// that still makes new keys but opens none. Empty: all that use a key,
-	// which are GenerateDataKey, Encrypt, Decrypt, ReEncrypt.
+	// Operations are the AWS names of the affected operations. For example,
+	// ["Decrypt"] is a KMS that generates keys but does not unwrap them.
+	// Empty means all operations that use a key: GenerateDataKey, Encrypt,
+	// Decrypt and ReEncrypt.
 	Operations []string `json:"operations,omitempty"`
-	// LatencyMS is how long to wait before each answer, in milliseconds.
+	// LatencyMS is a delay before each response, in milliseconds.
 	LatencyMS int `json:"latency_ms,omitempty"`
-	// Hang never answers.
+	// Hang means that the server never responds.
 	Hang bool `json:"hang,omitempty"`
-	// Drop closes the connection without an answer.
+	// Drop closes the connection without a response.
 	Drop bool `json:"drop,omitempty"`
-	// ThrottleNext answers so many requests with ThrottlingException.
+	// ThrottleNext is the number of requests to answer with
+	// ThrottlingException.
 	ThrottleNext int `json:"throttle_next,omitempty"`
-	// MaxPerSecond answers what goes beyond it with ThrottlingException. 0: no
-	// limit.
+	// MaxPerSecond is the rate above which requests get
+	// ThrottlingException. 0 means no limit.
 	MaxPerSecond int `json:"max_per_second,omitempty"`
-	// Deny answers with AccessDeniedException, as after a change of the key
-	// policy.
+	// Deny responds with AccessDeniedException, as after a change of the
+	// key policy.
 	Deny bool `json:"deny,omitempty"`
-	// Fail answers with the error of this AWS name, such as
-	// KMSInternalException. Empty: none.
+	// Fail responds with the error of this AWS name, such as
+	// KMSInternalException. Empty means none.
 	Fail string `json:"fail,omitempty"`
-	// Skew answers with InvalidSignatureException and this message. Empty:
-	// none.
+	// Skew responds with InvalidSignatureException and this message. Empty
+	// means none.
 	Skew string `json:"skew,omitempty"`
-	// FailNext limits Fail and Skew to so many requests. 0: no limit.
+	// FailNext limits Fail and Skew to this number of requests. 0 means no
+	// limit.
 	FailNext int `json:"fail_next,omitempty"`
 }
 
@@ -53,12 +56,12 @@ func (s *Server) SetFaults(f Faults) {
 	s.faults = f
 }
 
-// errDrop asks for the connection to be closed without an answer.
+// errDrop means that the connection must be closed without a response.
 var errDrop = errors.New("drop the connection")
 
 var keyOperations = []string{"GenerateDataKey", "Encrypt", "Decrypt", "ReEncrypt"}
 
-// misbehave does what the faults say, and returns the error to answer with, if
+// misbehave applies the faults, and returns the error to respond with, if
 // any.
 func (s *Server) misbehave(ctx context.Context, operation string) error {
 	s.mu.Lock()
@@ -97,7 +100,8 @@ func (s *Server) misbehave(ctx context.Context, operation string) error {
 	return err
 }
 
-// decide counts this request against the limits. The caller holds s.mu.
+// decide applies the faults that have limits to a request. The caller holds
+// s.mu.
 func (s *Server) decide(f Faults) error {
 	const slow = "You have exceeded the rate at which you may call KMS. Reduce the frequency of your calls."
 	if f.Drop {
@@ -162,7 +166,7 @@ func (s *Server) serveControl(w http.ResponseWriter, r *http.Request) {
 		}
 
 		unknown := func(name string) bool { return operations[name] == nil }
-		if i := slices.IndexFunc(c.Faults.Operations, unknown); i >= 0 { // it would never misbehave
+		if i := slices.IndexFunc(c.Faults.Operations, unknown); i >= 0 { // such a fault would have no effect
 			http.Error(w, "no operation "+c.Faults.Operations[i], http.StatusBadRequest)
 			return
 		}

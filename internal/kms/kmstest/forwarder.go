@@ -7,9 +7,9 @@ import (
 	"testing"
 )
 
-// Forwarder forwards TCP connections, as a NAT or a firewall does, and can
-// forget those that there are: their packets are lost from then on, and nobody
-// is told.
+// Forwarder forwards TCP connections, like a NAT or a firewall. It can
+// forget its current connections: their packets are then lost without
+// notice to either side.
 type Forwarder struct {
 	listener net.Listener
 	target   string
@@ -24,7 +24,8 @@ type flow struct {
 	lost           chan struct{}
 }
 
-// StartForwarder starts one to the address target, for the time of a test.
+// StartForwarder starts a Forwarder to the address target, until the end of
+// the test.
 func StartForwarder(t testing.TB, target string) *Forwarder {
 	t.Helper()
 	var lc net.ListenConfig
@@ -38,10 +39,10 @@ func StartForwarder(t testing.TB, target string) *Forwarder {
 	return f
 }
 
-// Addr is the address to give to a client.
+// Addr returns the address for clients.
 func (f *Forwarder) Addr() string { return f.listener.Addr().String() }
 
-// Lose forgets all connections that there are. New ones are forwarded.
+// Lose forgets all current connections. New ones are forwarded.
 func (f *Forwarder) Lose() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -54,7 +55,7 @@ func (f *Forwarder) Lose() {
 	}
 }
 
-// Flows is how many connections were made so far.
+// Flows returns how many connections were made so far.
 func (f *Forwarder) Flows() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -94,8 +95,9 @@ func (f *Forwarder) serve() {
 	}
 }
 
-// copy forwards one direction. What comes after the loss is read and thrown
-// away, and an end is not told on: both sides keep their connection.
+// copy forwards data in one direction. After Lose, it discards all data and
+// does not forward the end of the stream, so both sides keep their
+// connections.
 func (l *flow) copy(to, from net.Conn) {
 	buffer := make([]byte, 32<<10)
 	for {

@@ -31,19 +31,19 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-// GCPServer is A TEST SERVER, NOT GOOGLE'S. It speaks Encrypt and Decrypt of
-// the gRPC service google.cloud.kms.v1.KeyManagementService
-// (https://cloud.google.com/kms/docs/reference/rpc/google.cloud.kms.v1), with
-// real keys and versions, over unencrypted loopback connections without
-// authentication. Codes and details of errors are Google's. It is stricter
-// where a client's mistake should show: a request without its checksums is
-// refused. It keeps keys in memory, in clear.
+// GCPServer is A TEST SERVER, NOT GOOGLE'S. It implements Encrypt and
+// Decrypt of the gRPC service google.cloud.kms.v1.KeyManagementService
+// (https://cloud.google.com/kms/docs/reference/rpc/google.cloud.kms.v1)
+// with real keys and versions, over unencrypted loopback connections
+// without authentication. Errors have Google's codes and details. It is
+// stricter than Google so that mistakes of clients are noticed: it refuses
+// requests without checksums. It keeps keys in memory, unencrypted.
 type GCPServer struct {
 	kmspb.UnimplementedKeyManagementServiceServer
 	*troubles
 	impostorSwitch
 	grpc     *grpc.Server
-	http     *http.Server // before grpc, because impostors do not speak gRPC
+	http     *http.Server // in front of grpc, because impostors do not speak gRPC
 	listener *droppingListener
 
 	lock      sync.Mutex
@@ -53,25 +53,25 @@ type GCPServer struct {
 	tokenHook func(token string)
 }
 
-// GCPDamage is what happens to messages on their way.
+// GCPDamage describes damage to messages in transit.
 type GCPDamage struct {
-	// Unverified leaves the verified flags of an answer false, as if the
+	// Unverified leaves the verified flags of a response false, as if the
 	// checksums of the request had been lost.
 	Unverified bool
-	// Request is a bit flipped in what was sent: the checksum does not match.
+	// Request flips a bit of the request, so its checksum does not match.
 	Request bool
-	// Answer is a bit flipped in the answer after its checksum was made.
+	// Answer flips a bit of the response, so its checksum does not match.
 	Answer bool
-	// NoSum takes the checksum out of the answer.
+	// NoSum removes the checksum from the response.
 	NoSum bool
-	// OtherKey names another key in the answer to Encrypt.
+	// OtherKey names another key in the response to Encrypt.
 	OtherKey bool
-	// Next bounds all that to so many requests. 0: no bound.
+	// Next limits the damage to this number of requests. 0 means no limit.
 	Next int
 }
 
 type gcpKey struct {
-	versions []*gcpVersion // from version 1
+	versions []*gcpVersion // starting with version 1
 	primary  int
 }
 
@@ -80,7 +80,7 @@ type gcpVersion struct {
 	state    kmspb.CryptoKeyVersion_CryptoKeyVersionState
 }
 
-// StartGCP starts a server for the time of a test.
+// StartGCP starts a server that runs until the end of the test.
 func StartGCP(t testing.TB) *GCPServer {
 	t.Helper()
 	var lc net.ListenConfig
@@ -105,7 +105,7 @@ func StartGCP(t testing.TB) *GCPServer {
 	return s
 }
 
-// Close ends the server and all its connections.
+// Close stops the server and closes all connections.
 func (s *GCPServer) Close() {
 	s.release()
 	_ = s.http.Close()
@@ -118,11 +118,11 @@ func (s *GCPServer) serve(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// Endpoint is the address of the server.
+// Endpoint returns the address of the server.
 func (s *GCPServer) Endpoint() string { return s.listener.Addr().String() }
 
-// OnToken has the access token of each request told to somebody. Tokens are not
-// looked at otherwise.
+// OnToken sets a function that is called with the access token of each
+// request. The server does not check tokens.
 func (s *GCPServer) OnToken(tell func(token string)) {
 	s.lock.Lock()
 	defer s.lock.Unlock()
@@ -136,9 +136,9 @@ func (s *GCPServer) SetDamage(d GCPDamage) {
 	s.damage = d
 }
 
-// NewKey makes a new key and returns it through the provider gcp-kms. change,
-// if not nil, edits its configuration, which has two attempts and a timeout of
-// 2 seconds.
+// NewKey creates a key and returns it as a Wrapper of the provider gcp-kms.
+// change, if not nil, edits the configuration, which has two attempts and a
+// timeout of 2 seconds.
 func (s *GCPServer) NewKey(t testing.TB, change func(*kms.GCPConfig)) *kms.GCP {
 	t.Helper()
 	s.lock.Lock()
@@ -150,8 +150,8 @@ func (s *GCPServer) NewKey(t testing.TB, change func(*kms.GCPConfig)) *kms.GCP {
 	return s.OpenKey(t, name, change)
 }
 
-// GCPOptions are for clients of the server: no encryption, and nobody to log in
-// as.
+// GCPOptions returns options for clients of the server: no encryption and
+// no authentication.
 func GCPOptions() []option.ClientOption {
 	return []option.ClientOption{
 		option.WithGRPCDialOption(grpc.WithTransportCredentials(insecure.NewCredentials())),
@@ -159,7 +159,7 @@ func GCPOptions() []option.ClientOption {
 	}
 }
 
-// OpenKey is NewKey for a key that exists, or not.
+// OpenKey is NewKey without creating the key.
 func (s *GCPServer) OpenKey(t testing.TB, name string, change func(*kms.GCPConfig)) *kms.GCP {
 	t.Helper()
 	cfg := kms.GCPConfig{
@@ -179,14 +179,14 @@ func (s *GCPServer) OpenKey(t testing.TB, name string, change func(*kms.GCPConfi
 	return w
 }
 
-// RotateKey adds a version and makes it the primary one.
+// RotateKey adds a version, which becomes the primary one.
 func (s *GCPServer) RotateKey(name string) {
 	s.lock.Lock()
 	defer s.lock.Unlock()
 	s.keys[name].rotate()
 }
 
-// SetState sets the state of a version. A version that is DESTROYED loses its
+// SetState sets the state of a version. DESTROYED also removes its key
 // material.
 func (s *GCPServer) SetState(name string, version int, state kmspb.CryptoKeyVersion_CryptoKeyVersionState) {
 	s.lock.Lock()
@@ -204,8 +204,7 @@ func (k *gcpKey) rotate() {
 
 var gcpName = regexp.MustCompile(`^projects/[^/]+/locations/[^/]+/keyRings/[^/]+/cryptoKeys/[^/]+$`)
 
-// misbehave does what the trouble says, and checks that the client routes its
-// requests.
+// misbehave applies the trouble, and checks the client's routing header.
 func (s *GCPServer) misbehave(ctx context.Context, operation, name string) error {
 	s.count(operation)
 	md, _ := metadata.FromIncomingContext(ctx)
@@ -248,7 +247,7 @@ func (s *GCPServer) misbehave(ctx context.Context, operation, name string) error
 		if trouble.FailReason != "" {
 			details = append(details, gcpInfo(trouble.FailReason, "googleapis.com"))
 		}
-		return refuseGCP(codes.Code(trouble.Fail), trouble.FailText, details...) //nolint:gosec // a test's own number
+		return refuseGCP(codes.Code(trouble.Fail), trouble.FailText, details...) //nolint:gosec // set by the test
 	}
 
 	return nil
@@ -260,7 +259,7 @@ func gcpInfo(reason, domain string) *errdetails.ErrorInfo {
 	}
 }
 
-// refuseGCP is an error with details.
+// refuseGCP returns an error with details.
 func refuseGCP(code codes.Code, text string, details ...protoadapt.MessageV1) error {
 	refusal, err := status.New(code, text).WithDetails(details...)
 	if err != nil {
@@ -269,8 +268,8 @@ func refuseGCP(code codes.Code, text string, details ...protoadapt.MessageV1) er
 	return refusal.Err()
 }
 
-// find returns a key if the sums of a request are as given. The caller holds
-// s.lock.
+// find returns a key, after checking the checksums of the request. The
+// caller holds s.lock.
 func (s *GCPServer) find(name string, sums ...[2]string) (*gcpKey, error) {
 	if !gcpName.MatchString(name) {
 		return nil, status.Errorf(codes.InvalidArgument, "%s is not a valid resource type for this request.", name)
@@ -291,8 +290,8 @@ func (s *GCPServer) find(name string, sums ...[2]string) (*gcpKey, error) {
 	return k, nil
 }
 
-// usable refuses a version that is not enabled, with the details that Google
-// sends.
+// usable returns a version, or Google's error with details if it is not
+// enabled.
 func (k *gcpKey) usable(name string, version int) (*gcpVersion, error) {
 	v := k.versions[version-1]
 	if v.state == kmspb.CryptoKeyVersion_ENABLED {
@@ -410,7 +409,7 @@ func (s *GCPServer) Decrypt(ctx context.Context, in *kmspb.DecryptRequest) (*kms
 	return out, nil
 }
 
-// spend counts one request of GCPDamage.Next. The caller holds s.lock.
+// spend counts a request toward GCPDamage.Next. The caller holds s.lock.
 func (s *GCPServer) spend() {
 	if s.damage.Next > 0 {
 		if s.damage.Next--; s.damage.Next == 0 {
@@ -419,16 +418,16 @@ func (s *GCPServer) spend() {
 	}
 }
 
-// A blob is three bytes that all of Google's begin with, a hash of the key's
-// name, the number of the version, nonce, encrypted data and tag; all but the
-// last three are authenticated with the data. Google's are as opaque, and have
-// 4 bytes there that differ with the version.
+// A blob has the three bytes that start all of Google's blobs, a hash of
+// the key's name, the version number, nonce, encrypted data and tag. The
+// fields before the nonce are authenticated. Google's blobs are opaque too,
+// and have 4 bytes there that depend on the version.
 const gcpBlobHeader = 3 + 2 + 2
 
 func gcpHeader(name string, version int) []byte {
 	hash := crc32.ChecksumIEEE([]byte(name))
-	header := binary.BigEndian.AppendUint16([]byte{0x0a, 0x24, 0x00}, uint16(hash)) //nolint:gosec // half of it will do
-	return binary.BigEndian.AppendUint16(header, uint16(version))                   //nolint:gosec // a test has a few
+	header := binary.BigEndian.AppendUint16([]byte{0x0a, 0x24, 0x00}, uint16(hash)) //nolint:gosec // half of the hash is enough
+	return binary.BigEndian.AppendUint16(header, uint16(version))                   //nolint:gosec // tests have few versions
 }
 
 func gcpBlobVersion(name string, blob []byte) (int, bool) {
@@ -465,8 +464,8 @@ func number(b []byte) *wrapperspb.Int64Value {
 	return wrapperspb.Int64(int64(crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli))))
 }
 
-// sum and given are a checksum as it should be and as it came; one that did
-// not come is nobody's.
+// sum returns the expected checksum as text, and given the received one. A
+// missing checksum matches nothing.
 func sum(b []byte) string { return checksumText(number(b)) }
 
 func checksumText(n *wrapperspb.Int64Value) string {

@@ -11,32 +11,34 @@ import (
 	"time"
 )
 
-// Grant is what a grant gives, and to whom: the parameters of
+// Grant has the parameters of
 // https://docs.aws.amazon.com/kms/latest/APIReference/API_CreateGrant.html.
 type Grant struct {
-	// GranteePrincipal is the ARN of who may do the Operations. Required.
+	// GranteePrincipal is the ARN of the principal that may perform
+	// Operations. Required.
 	GranteePrincipal string
-	// RetiringPrincipal is kept and listed; who may retire a grant is not
-	// checked.
+	// RetiringPrincipal is stored and listed, but retiring a grant is not
+	// authorized.
 	RetiringPrincipal string `json:",omitempty"`
 	// Operations are names such as Decrypt. At least one.
 	Operations []string
-	// Constraints limit the encryption contexts. The zero value does not.
+	// Constraints restrict the encryption contexts. The zero value does
+	// not.
 	Constraints GrantConstraints `json:",omitzero"`
-	// Name makes a repeated CreateGrant return the first grant. Empty: each
-	// makes a new one.
+	// Name makes a repeated CreateGrant return the first grant. If it is
+	// empty, each call creates a grant.
 	Name string `json:",omitempty"`
 }
 
-// GrantConstraints are pairs that an encryption context must hold, or be equal
-// to. Their names, unlike the values, are compared without case. Empty: no
-// constraint.
+// GrantConstraints are pairs that the encryption context must contain, or
+// be equal to. Names are compared without case, values are not. Empty means
+// no constraint.
 type GrantConstraints struct {
 	EncryptionContextSubset map[string]string `json:",omitempty"`
 	EncryptionContextEquals map[string]string `json:",omitempty"`
 }
 
-// storedGrant is a Grant as the state file holds it.
+// storedGrant is a Grant in the state file.
 type storedGrant struct {
 	Grant
 	ID      string
@@ -44,8 +46,9 @@ type storedGrant struct {
 	Created time.Time
 }
 
-// allows reports whether a is what the grant is for. AWS applies constraints
-// to what has an encryption context, and so not to DescribeKey.
+// allows reports whether the grant covers a. AWS applies constraints only
+// to operations with an encryption context, and therefore not to
+// DescribeKey.
 func (g *storedGrant) allows(a access) bool {
 	operation := strings.TrimPrefix(a.action, "kms:")
 	if !isPrincipal(g.GranteePrincipal, a.caller) || !slices.Contains(g.Operations, operation) {
@@ -90,7 +93,8 @@ type (
 	}
 )
 
-// grantOperations is what a grant on a symmetric key can allow.
+// grantOperations are the operations that a grant on a symmetric key can
+// allow.
 var grantOperations = []string{
 	"CreateGrant", "Decrypt", "DescribeKey", "Encrypt", "GenerateDataKey", "GenerateDataKeyPair",
 	"GenerateDataKeyPairWithoutPlaintext", "GenerateDataKeyWithoutPlaintext", "ReEncryptFrom", "ReEncryptTo",
@@ -126,7 +130,8 @@ func (s *store) createGrant(in createGrantIn) (any, error) {
 	return object{"GrantId": g.ID, "GrantToken": g.Token}, s.save()
 }
 
-// check also refuses a constraint without pairs, which would constrain nothing.
+// check validates a grant. It refuses a constraint without pairs, which
+// would have no effect.
 func (g *Grant) check() error {
 	for _, p := range []string{g.GranteePrincipal, g.RetiringPrincipal} {
 		if !principalForm.MatchString(p) && (p != "" || g.GranteePrincipal == "") {
@@ -163,7 +168,7 @@ func (g *Grant) clone() Grant {
 	return c
 }
 
-// listGrants has no pages: a key of a test has a few grants.
+// listGrants returns all grants in one page, because test keys have few.
 func (s *store) listGrants(in listGrantsIn) (any, error) {
 	k, err := s.findNoAlias(in.KeyID)
 	if err != nil {
@@ -217,7 +222,7 @@ func (s *store) revokeGrant(in grantIn) (any, error) {
 	return nil, s.save()
 }
 
-// retireGrant takes a grant token, or a key with a grant id.
+// retireGrant accepts a grant token, or a key with a grant id.
 func (s *store) retireGrant(in retireGrantIn) (any, error) {
 	byID := in.KeyID != "" && in.GrantID != ""
 	switch {

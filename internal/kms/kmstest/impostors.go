@@ -9,16 +9,17 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-// Impostor is an answer of something between the proxy and the KMS. It looks
-// like a refusal, or like any answer at all, but the KMS did not send it.
+// Impostor is a response from an intermediary between the proxy and the
+// KMS. It may look like a refusal or any other response, but the KMS did
+// not send it.
 type Impostor struct {
 	Name   string
 	Status int
 	Type   string // Content-Type
 	Body   string
 	Header map[string]string
-	// Own is the server whose own answers look like this one, which
-	// therefore cannot tell the difference.
+	// Own is the server whose own responses look like this one. That
+	// server's provider cannot tell the difference.
 	Own string
 }
 
@@ -30,8 +31,8 @@ const (
 	typeJSON  = "application/json"
 )
 
-// Impostors are what balancers, firewalls, ingresses, gateways, meshes and
-// portals answer with.
+// Impostors are responses of load balancers, firewalls, ingresses,
+// gateways, meshes and captive portals.
 var Impostors = []Impostor{
 	{Name: "a balancer's 400", Status: 400, Type: typeHTML, Body: "<html><h1>400 Bad Request</h1></html>"},
 	{Name: "a proxy's 401", Status: 401, Type: typeHTML, Body: "<html><h1>401 Unauthorized</h1></html>"},
@@ -103,13 +104,14 @@ var Impostors = []Impostor{
 	},
 }
 
-// impostorSwitch stands in front of a server while it is set.
+// impostorSwitch replaces the responses of a server while it is set.
 type impostorSwitch struct{ now atomic.Pointer[Impostor] }
 
-// SetImpostor has all requests answered by i. Nil: by the server again.
+// SetImpostor makes i the response to all requests. Nil restores the
+// server's own responses.
 func (s *impostorSwitch) SetImpostor(i *Impostor) { s.now.Store(i) }
 
-// impersonate reports whether it has answered.
+// impersonate reports whether it has sent a response.
 func (s *impostorSwitch) impersonate(w http.ResponseWriter) bool {
 	i := s.now.Load()
 	if i == nil {
@@ -119,7 +121,7 @@ func (s *impostorSwitch) impersonate(w http.ResponseWriter) bool {
 	return true
 }
 
-// Answer sends the answer.
+// Answer sends the response.
 func (i *Impostor) Answer(w http.ResponseWriter) {
 	if i.Type != "" {
 		w.Header().Set("Content-Type", i.Type)
@@ -131,9 +133,8 @@ func (i *Impostor) Answer(w http.ResponseWriter) {
 	_, _ = io.WriteString(w, i.Body)
 }
 
-// RunImpostors makes sure that no Impostor revokes a key of a server, nor
-// passes for anything else that the KMS has said, and that the key works
-// afterwards.
+// RunImpostors checks that no Impostor makes a key look revoked or counts
+// as another answer of the KMS, and that the key works afterwards.
 func RunImpostors(t *testing.T, server string, w kms.Wrapper, set func(*Impostor)) {
 	t.Helper()
 	dek := NewDEK()

@@ -11,7 +11,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-// CreateKey makes a new enabled key and returns its ARN.
+// CreateKey creates an enabled key and returns its ARN.
 func (s *Server) CreateKey() (arn string, err error) {
 	s.store.mu.Lock()
 	defer s.store.mu.Unlock()
@@ -22,8 +22,8 @@ func (s *Server) CreateKey() (arn string, err error) {
 	return s.store.arn(k), nil
 }
 
-// CreateMultiRegionKey makes a new primary key that can be replicated, and
-// returns its ARN.
+// CreateMultiRegionKey creates a multi-Region primary key and returns its
+// ARN.
 func (s *Server) CreateMultiRegionKey() (arn string, err error) {
 	s.store.mu.Lock()
 	defer s.store.mu.Unlock()
@@ -34,9 +34,9 @@ func (s *Server) CreateMultiRegionKey() (arn string, err error) {
 	return s.store.arn(k), nil
 }
 
-// Replicate is what ReplicateKey does: it makes a replica of a multi-Region key
-// in the region of another server, and returns its ARN. Its state, policy,
-// grants and aliases are its own.
+// Replicate implements ReplicateKey: it creates a replica of a multi-Region
+// key on another server, which has another region, and returns its ARN. The
+// replica has its own state, policy, grants and aliases.
 func (s *Server) Replicate(key string, to *Server) (arn string, err error) {
 	s.store.mu.Lock()
 	k, err := s.store.findNoAlias(key)
@@ -63,24 +63,26 @@ func (s *Server) Replicate(key string, to *Server) (arn string, err error) {
 	return to.store.arn(replica), to.store.save()
 }
 
-// DisableKey is the operation of that name. The key may be given as an id or
-// an ARN, as in all that follow.
+// DisableKey implements the AWS operation of that name. key is an id or an
+// ARN, also in the methods below.
 func (s *Server) DisableKey(key string) error { return s.do((*store).disableKey, key) }
 
-// EnableKey is the operation of that name.
+// EnableKey implements the AWS operation of that name.
 func (s *Server) EnableKey(key string) error { return s.do((*store).enableKey, key) }
 
-// CancelKeyDeletion is the operation of that name: the key is then disabled.
+// CancelKeyDeletion implements the AWS operation of that name. The key is
+// then disabled.
 func (s *Server) CancelKeyDeletion(key string) error { return s.do((*store).cancelKeyDeletion, key) }
 
-// ScheduleKeyDeletion is the operation of that name, with 7 days to wait.
+// ScheduleKeyDeletion implements the AWS operation of that name, with a
+// waiting period of 7 days.
 func (s *Server) ScheduleKeyDeletion(key string) error {
 	return s.do(func(st *store, in keyIn) (any, error) {
 		return st.scheduleKeyDeletion(deleteIn{KeyID: in.KeyID, PendingWindowInDays: 7})
 	}, key)
 }
 
-// DestroyKey is the end of a key whose waiting time is over.
+// DestroyKey deletes a key as at the end of its waiting period.
 func (s *Server) DestroyKey(key string) error {
 	return s.do(func(st *store, in keyIn) (any, error) {
 		k, err := st.findNoAlias(in.KeyID)
@@ -92,27 +94,27 @@ func (s *Server) DestroyKey(key string) error {
 	}, key)
 }
 
-// SetAlias points an alias, "alias/name", to a key, whether it exists yet or
-// not.
+// SetAlias creates an alias, "alias/name", or moves it to another key.
 func (s *Server) SetAlias(alias, key string) error {
 	return s.do(func(st *store, in keyIn) (any, error) {
 		return st.setAlias(aliasIn{AliasName: alias, TargetKeyID: in.KeyID})
 	}, key)
 }
 
-// UserARN is the principal, for policies and grants, that signs with an access
-// key.
+// UserARN returns the principal, for policies and grants, of the user with
+// an access key.
 func (s *Server) UserARN(accessKeyID string) string { return s.store.user(accessKeyID) }
 
-// PutKeyPolicy is the operation of that name, with a policy document in JSON.
+// PutKeyPolicy implements the AWS operation of that name. document is a
+// JSON policy.
 func (s *Server) PutKeyPolicy(key, document string) error {
 	return s.do(func(st *store, in keyIn) (any, error) {
 		return st.putKeyPolicy(policyIn{KeyID: in.KeyID, Policy: document})
 	}, key)
 }
 
-// CreateGrant is the operation of that name. The grant is in force when it
-// returns.
+// CreateGrant implements the AWS operation of that name. The grant is
+// effective at once.
 func (s *Server) CreateGrant(key string, g Grant) (id string, err error) {
 	err = s.do(func(st *store, in keyIn) (any, error) {
 		out, err := st.createGrant(createGrantIn{Grant: g, KeyID: in.KeyID})
@@ -124,13 +126,13 @@ func (s *Server) CreateGrant(key string, g Grant) (id string, err error) {
 	return id, err
 }
 
-// RevokeGrant is the operation of that name.
+// RevokeGrant implements the AWS operation of that name.
 func (s *Server) RevokeGrant(key, id string) error {
 	return s.do(func(st *store, in keyIn) (any, error) { return st.revokeGrant(grantIn{in.KeyID, id}) }, key)
 }
 
-// RetireGrant is the operation of that name, which here does as RevokeGrant
-// does.
+// RetireGrant implements the AWS operation of that name. It has the same
+// effect as RevokeGrant.
 func (s *Server) RetireGrant(key, id string) error {
 	return s.do(func(st *store, in keyIn) (any, error) {
 		return st.retireGrant(retireGrantIn{KeyID: in.KeyID, GrantID: id})
@@ -144,10 +146,11 @@ func (s *Server) do(run func(*store, keyIn) (any, error), key string) error {
 	return err
 }
 
-// StartTest starts a server for the time of a test.
+// StartTest starts a server that runs until the end of the test.
 func StartTest(t testing.TB) *Server { return StartRegion(t, Config{}) }
 
-// StartRegion is StartTest for another region or account.
+// StartRegion is StartTest with a configuration, for example for another
+// region or account.
 func StartRegion(t testing.TB, cfg Config) *Server {
 	t.Helper()
 	s, err := Start(cfg)
@@ -158,12 +161,12 @@ func StartRegion(t testing.TB, cfg Config) *Server {
 	return s
 }
 
-// AccessKeyID is what NewKey and OpenKey sign with.
+// AccessKeyID is the access key of clients from NewKey and OpenKey.
 const AccessKeyID = "AKIDEXAMPLE"
 
-// NewKey makes a new key and returns it through the provider aws-kms. change,
-// if not nil, edits its configuration, which has two attempts and a timeout of
-// 2 seconds.
+// NewKey creates a key and returns it as a Wrapper of the provider aws-kms.
+// change, if not nil, edits the configuration, which has two attempts and a
+// timeout of 2 seconds.
 func (s *Server) NewKey(t testing.TB, change func(*kms.AWSConfig)) *kms.AWS {
 	t.Helper()
 	arn, err := s.CreateKey()
@@ -173,7 +176,8 @@ func (s *Server) NewKey(t testing.TB, change func(*kms.AWSConfig)) *kms.AWS {
 	return s.OpenKey(t, arn, change)
 }
 
-// OpenKey is NewKey for a key that exists, by any name that AWS takes.
+// OpenKey is NewKey for an existing key. id is any identifier that AWS
+// accepts.
 func (s *Server) OpenKey(t testing.TB, id string, change func(*kms.AWSConfig)) *kms.AWS {
 	t.Helper()
 	cfg := kms.AWSConfig{

@@ -10,12 +10,12 @@ import (
 	"unicode/utf8"
 )
 
-// operation runs with the ARN of its caller and the body of its request.
+// operation handles a request. caller is the ARN of its sender.
 type operation func(s *store, caller string, body *json.Decoder) (any, error)
 
-// operations is all that the server can do. What is not here is
-// UnknownOperationException. Those by opAs are allowed by key policy or grant;
-// those by op to everyone, see (*store).authorize.
+// operations are the supported operations. Others get
+// UnknownOperationException. Those with opAs need permission by key policy
+// or grant; those with op do not, see (*store).authorize.
 var operations = map[string]operation{
 	"DescribeKey":         opAs((*store).describeKey),
 	"GenerateDataKey":     opAs((*store).generateDataKey),
@@ -41,7 +41,8 @@ func op[In any](run func(*store, In) (any, error)) operation {
 	return opAs(func(s *store, _ string, in In) (any, error) { return run(s, in) })
 }
 
-// opAs reads the parameters that an operation has, and refuses any other.
+// opAs decodes the parameters of an operation, and refuses unknown
+// parameters.
 func opAs[In any](run func(*store, string, In) (any, error)) operation {
 	return func(s *store, caller string, decoder *json.Decoder) (any, error) {
 		var in In
@@ -265,8 +266,8 @@ func (s *store) reEncrypt(caller string, in reEncryptIn) (any, error) {
 	}, nil
 }
 
-// open decrypts. AWS goes by the key in the blob; a KeyId in the request must
-// name the same key.
+// open decrypts a blob. As in AWS, the key is the one in the blob, and a
+// KeyId in the request must name the same key.
 func (s *store) open(a access, in decryptIn) (*key, []byte, error) {
 	if n := len(in.CiphertextBlob); n < 1 || n > 6144 {
 		return nil, nil, refuse("ValidationException",
@@ -319,7 +320,7 @@ func (s *store) open(a access, in decryptIn) (*key, []byte, error) {
 	return k, plaintext, nil
 }
 
-// usable finds a key that is to encrypt. A caller without rights does not
+// usable returns a key for encryption. A caller without permission does not
 // learn the key's state.
 func (s *store) usable(a access, id, algorithm string) (*key, error) {
 	if err := checkParameters(a.context, algorithm); err != nil {
@@ -348,8 +349,8 @@ func (s *store) checkEnabled(k *key) error {
 	}
 }
 
-// checkParameters bounds the context by 8192 bytes. AWS documents no bound; a
-// client should stay well below this one.
+// checkParameters limits the context to 8192 bytes. AWS documents no limit,
+// but clients should stay well below this.
 func checkParameters(context map[string]string, name string) error {
 	size := 0
 	for k, v := range context {
@@ -415,6 +416,6 @@ func (s *store) cancelKeyDeletion(in keyIn) (any, error) {
 	if k.State != statePendingDeletion {
 		return nil, refuse("KMSInvalidStateException", "%s is not pending deletion.", s.arn(k))
 	}
-	k.State = stateDisabled // not Enabled: that takes an EnableKey
+	k.State = stateDisabled // enabling it needs EnableKey
 	return object{"KeyId": s.arn(k)}, s.save()
 }

@@ -12,8 +12,8 @@ import (
 
 // keyPolicy is a key policy
 // (https://docs.aws.amazon.com/kms/latest/developerguide/key-policy-overview.html).
-// It knows a part of the language only, and refuses the rest: a condition that
-// was ignored would make a test pass for the wrong reason.
+// It supports only a part of the language and refuses the rest, because a
+// test could pass for the wrong reason if a condition were ignored.
 type keyPolicy struct {
 	Version   string
 	ID        string `json:"Id"`
@@ -25,8 +25,8 @@ type statement struct {
 	Effect           string
 	Principal        principals
 	Action, Resource stringList
-	// Condition is by operator and then by key, such as StringEquals and
-	// kms:EncryptionContext:bucket.
+	// Condition maps operators, such as StringEquals, to condition keys,
+	// such as kms:EncryptionContext:bucket.
 	Condition map[string]map[string]stringList
 }
 
@@ -35,16 +35,16 @@ const (
 	effectDeny  = "Deny"
 )
 
-// access is what a caller asks of a key. An action that takes no encryption
-// context has none.
+// access is a caller's request to a key. context is nil for actions without
+// an encryption context.
 type access struct {
-	caller  string // an ARN
+	caller  string // ARN
 	action  string // such as kms:Decrypt
 	context map[string]string
 }
 
-// decide returns the effect of the statements that speak of a: effectDeny if
-// any of them denies, else effectAllow if any allows, else "".
+// decide returns the effect of the statements that apply to a: effectDeny
+// if any of them denies, otherwise effectAllow if any allows, otherwise "".
 func (p *keyPolicy) decide(a access) string {
 	effect := ""
 	for _, s := range p.Statement {
@@ -79,16 +79,17 @@ func (s *statement) speaksOf(a access) bool {
 	return true
 }
 
-// isPrincipal reports whether an ARN or account id in a policy or grant means
-// the caller. The account's root stands for all its users: AWS then asks their
-// IAM policies, which here allow everything.
+// isPrincipal reports whether an ARN or account id in a policy or grant
+// includes the caller. The account's root includes all its users: AWS then
+// evaluates their IAM policies, which are assumed to allow everything here.
 func isPrincipal(name, caller string) bool {
 	account := strings.Split(caller, ":")[4]
 	return name == caller || name == account || name == "arn:aws:iam::"+account+":root"
 }
 
-// contextValues returns the values that a condition key has in a request: one
-// at most, but that names of an encryption context are compared without case
+// contextValues returns the values of a condition key in a request. There
+// is at most one, unless several names in the encryption context differ
+// only by case
 // (https://docs.aws.amazon.com/kms/latest/developerguide/conditions-kms.html#conditions-kms-encryption-context).
 func contextValues(key string, context map[string]string) (values []string) {
 	for name, value := range context {
@@ -99,8 +100,8 @@ func contextValues(key string, context map[string]string) (values []string) {
 	return values
 }
 
-// holds evaluates one line of a condition. What is not in the request equals
-// nothing, and so is not equal either.
+// holds evaluates one line of a condition. A value that is missing from the
+// request is equal to nothing.
 func holds(operator string, wanted, got []string) bool {
 	some := func(matches func(want, got string) bool) bool {
 		return slices.ContainsFunc(got, func(g string) bool {
@@ -114,13 +115,13 @@ func holds(operator string, wanted, got []string) bool {
 		return some(equal)
 	case "StringNotEquals":
 		return !some(equal)
-	default: // parsePolicy knows of no other
+	default: // parsePolicy accepts no other operator
 		return some(matchesPattern)
 	}
 }
 
-// matchesPattern reports whether s has the form of a pattern with * for any
-// run of characters and ? for one.
+// matchesPattern reports whether s matches a pattern, where "*" matches any
+// run of characters and "?" matches one.
 func matchesPattern(pattern, s string) bool {
 	form := regexp.QuoteMeta(pattern)
 	form = strings.ReplaceAll(strings.ReplaceAll(form, `\*`, `.*`), `\?`, `.`)
@@ -128,7 +129,7 @@ func matchesPattern(pattern, s string) bool {
 }
 
 const (
-	policyLimit = 32 << 10 // bytes
+	policyLimit = 32 << 10 // in bytes
 	contextKey  = "kms:EncryptionContext:"
 )
 
@@ -138,7 +139,7 @@ var (
 	actionForm    = regexp.MustCompile(`^(\*|kms:[A-Za-z*?]+)$`)
 )
 
-// parsePolicy reads a policy document. Its error is an *apiError.
+// parsePolicy parses a policy document. Errors are of type *apiError.
 func parsePolicy(document string) (*keyPolicy, error) {
 	if len(document) > policyLimit {
 		return nil, refuse("LimitExceededException", "The policy is longer than %d bytes.", policyLimit)
@@ -253,8 +254,8 @@ func (s *statement) UnmarshalJSON(data []byte) error {
 	return readExactly(data, (*plain)(s), "Sid", "Effect", "Principal", "Action", "Resource", "Condition")
 }
 
-// readExactly reads an object that has these names and no others. Package json
-// would take them in any case, and AWS does not.
+// readExactly parses an object with these names only. Package json would
+// ignore case, but AWS does not.
 func readExactly(data []byte, to any, names ...string) error {
 	var got map[string]json.RawMessage
 	if err := json.Unmarshal(data, &got); err != nil {

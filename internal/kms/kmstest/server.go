@@ -16,27 +16,30 @@ import (
 	"time"
 )
 
-// Config configures a Server. The zero value is a server on a free loopback
-// port that keeps nothing.
+// Config configures a Server. The zero value means a free loopback port and
+// no state file.
 type Config struct {
-	// Listen is the address to listen on. Empty: 127.0.0.1 and a free port.
+	// Listen is the address to listen on. Empty means 127.0.0.1 and a free
+	// port.
 	Listen string
-	// Region and AccountID stand in every ARN. Empty: us-east-1 and
+	// Region and AccountID are used in all ARNs. Empty means us-east-1 and
 	// 111122223333.
 	Region, AccountID string
-	// StateFile keeps keys, their policies and grants, and aliases across
-	// restarts. It holds key material in clear, with mode 0600. Empty: none.
+	// StateFile preserves keys with their policies and grants, and aliases,
+	// across restarts. It contains unencrypted key material and has mode
+	// 0600. Empty means none.
 	StateFile string
-	// Now is the clock that deletion dates go by. Nil: time.Now.
+	// Now is the clock for deletion dates. Nil means time.Now.
 	Now func() time.Time
 }
 
-// Server speaks the AWS KMS JSON 1.1 API
+// Server implements the AWS KMS JSON 1.1 API
 // (https://docs.aws.amazon.com/kms/latest/APIReference/Welcome.html) for
-// symmetric keys, and is stricter than AWS where a client's mistake should
-// show: unknown parameters are refused. It checks that requests are signed,
-// not that the signature is right: a caller is who has the access key id that
-// is named in it, and the user UserARN by key policies and grants.
+// symmetric keys. It is stricter than AWS so that mistakes of clients are
+// noticed: it refuses unknown parameters. It checks that requests are
+// signed but not that the signature is correct. The caller is the owner of
+// the access key id in the request, whose principal in key policies and
+// grants is UserARN.
 type Server struct {
 	impostorSwitch
 	listener  net.Listener
@@ -49,8 +52,8 @@ type Server struct {
 	mu         sync.Mutex
 	faults     Faults
 	callCounts map[string]int
-	second     time.Time // the running second of Faults.MaxPerSecond,
-	sent       int       // and what was served in it
+	second     time.Time // the current second for Faults.MaxPerSecond,
+	sent       int       // and the number of requests served in it
 }
 
 // Start starts a server.
@@ -81,20 +84,20 @@ func Start(cfg Config) (*Server, error) {
 	s.http = &http.Server{Handler: s, ReadHeaderTimeout: 10 * time.Second}
 	go func() {
 		defer close(s.served)
-		_ = s.http.Serve(listener) // ends with ErrServerClosed
+		_ = s.http.Serve(listener) // returns ErrServerClosed
 	}()
 
 	return s, nil
 }
 
-// URL is the endpoint to give to a client.
+// URL returns the endpoint for clients.
 func (s *Server) URL() string { return "http://" + s.listener.Addr().String() }
 
-// Region is the region in every ARN.
+// Region returns the region in all ARNs.
 func (s *Server) Region() string { return s.store.region }
 
-// Close ends the server and all its connections, hanging requests included. A
-// second Close does nothing.
+// Close stops the server and closes all connections, including those of
+// hanging requests. Further calls do nothing.
 func (s *Server) Close() (err error) {
 	s.closeOnce.Do(func() {
 		close(s.closing)
@@ -104,8 +107,8 @@ func (s *Server) Close() (err error) {
 	return err
 }
 
-// Calls returns how many requests each operation had, those that failed
-// included.
+// Calls returns the number of requests for each operation, including failed
+// ones.
 func (s *Server) Calls() map[string]int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -172,11 +175,11 @@ func reply(w http.ResponseWriter, status int, body any) {
 	w.Header().Set("Content-Type", "application/x-amz-json-1.1")
 	w.WriteHeader(status)
 	if body != nil {
-		_ = json.NewEncoder(w).Encode(body) // the client is gone
+		_ = json.NewEncoder(w).Encode(body) // fails only if the client has left
 	}
 }
 
-// apiError is an error by its AWS name.
+// apiError is an error with its AWS name.
 type apiError struct{ code, message string }
 
 func refuse(code, format string, args ...any) *apiError {
@@ -185,9 +188,8 @@ func refuse(code, format string, args ...any) *apiError {
 
 func (e *apiError) Error() string { return e.code + ": " + e.message }
 
-// status is 400 for every fault of the client, NotFoundException and
-// AccessDeniedException included: that is what AWS KMS sends, whatever the
-// names suggest.
+// status returns the HTTP status. It is 400 for all client errors,
+// including NotFoundException and AccessDeniedException, as in AWS KMS.
 func (e *apiError) status() int {
 	switch e.code {
 	case "KMSInternalException", "KeyUnavailableException":
@@ -202,8 +204,8 @@ func (e *apiError) status() int {
 var signedForm = regexp.MustCompile(`^AWS4-HMAC-SHA256 Credential=([^/ ,]+)/(\d{8})/([a-z0-9-]+)/([a-z0-9-]+)/aws4_request, ?` +
 	`SignedHeaders=([a-z0-9;-]+), ?Signature=[0-9a-f]{64}$`)
 
-// checkSigned checks the form of the signature, not the signature, and returns
-// whose it claims to be.
+// checkSigned checks the form of the signature but not its value, and
+// returns the access key id.
 func checkSigned(r *http.Request, region string) (accessKeyID string, err error) {
 	auth := r.Header.Get("Authorization")
 	if auth == "" {

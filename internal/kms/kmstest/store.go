@@ -18,15 +18,15 @@ import (
 	"time"
 )
 
-// The key states of AWS that this server knows.
+// The AWS key states that this server supports.
 const (
 	stateEnabled         = "Enabled"
 	stateDisabled        = "Disabled"
 	statePendingDeletion = "PendingDeletion"
 )
 
-// store is the keys and aliases of a server, with their policies and grants.
-// Fields with capitals are what the state file holds.
+// store contains the keys and aliases of a server, with their policies and
+// grants. Exported fields are saved in the state file.
 type store struct {
 	account, region, file string
 	now                   func() time.Time
@@ -42,10 +42,10 @@ type key struct {
 	State    string         `json:"state"`
 	Created  time.Time      `json:"created"`
 	Deletion time.Time      `json:"deletion,omitzero"`
-	Policy   string         `json:"policy,omitempty"` // "" in a file of before there were policies
+	Policy   string         `json:"policy,omitempty"` // "" in files older than policies
 	Grants   []*storedGrant `json:"grants,omitempty"`
 
-	rules *keyPolicy // Policy, read
+	rules *keyPolicy // Policy, parsed
 }
 
 func openStore(cfg Config) (*store, error) {
@@ -86,7 +86,7 @@ func openStore(cfg Config) (*store, error) {
 	return s, nil
 }
 
-// save writes the state file anew, so that it is never half written.
+// save replaces the state file atomically.
 func (s *store) save() error {
 	if s.file == "" {
 		return nil
@@ -103,11 +103,11 @@ func (s *store) save() error {
 	return os.Rename(s.file+".new", s.file)
 }
 
-// multiRegion begins the id of a multi-Region key.
+// multiRegion is the prefix of multi-Region key ids.
 const multiRegion = "mrk-"
 
-// add makes a new key with a policy, the default one for "", as one of a kind
-// of ids. The caller holds s.mu.
+// add creates a key with a policy; "" means the default policy. prefix
+// starts the key id. The caller holds s.mu.
 func (s *store) add(policy, prefix string) (*key, error) {
 	id := random(16)
 	id[6], id[8] = id[6]&0x0f|0x40, id[8]&0x3f|0x80 // a random UUID, RFC 9562, section 5.4
@@ -136,8 +136,8 @@ func (s *store) arn(k *key) string {
 	return "arn:aws:kms:" + s.region + ":" + s.account + ":key/" + k.ID
 }
 
-// find takes what AWS takes for a key: id, ARN, alias name, alias ARN. The
-// caller holds s.mu.
+// find returns a key by id, ARN, alias name or alias ARN. The caller holds
+// s.mu.
 func (s *store) find(name string) (*key, error) {
 	id := name
 	if arn, ok := strings.CutPrefix(name, "arn:"); ok {
@@ -168,7 +168,7 @@ func (s *store) find(name string) (*key, error) {
 	return k, nil
 }
 
-// findNoAlias is find for operations on the key itself, which take no alias.
+// findNoAlias is find for operations that do not accept aliases.
 func (s *store) findNoAlias(name string) (*key, error) {
 	if strings.Contains(name, "alias/") {
 		return nil, refuse("NotFoundException", "Invalid keyId %s", name)
@@ -176,12 +176,12 @@ func (s *store) findNoAlias(name string) (*key, error) {
 	return s.find(name)
 }
 
-// A blob is a fixed header, the key's id, frame, nonce, encrypted data and
-// tag. All before the nonce is authenticated. The frame fills it up to the
-// size of AWS's blobs: 152 bytes more than the plaintext.
+// A blob is a fixed header, the key's id, padding, nonce, encrypted data
+// and tag. Everything before the nonce is authenticated. The padding makes
+// it as long as AWS's blobs: 152 bytes more than the plaintext.
 const (
 	blobID     = "\x01\x02\x02\x00\x78"
-	blobMulti  = "\x01\x02\x02\x00\x79" // of a multi-Region key
+	blobMulti  = "\x01\x02\x02\x00\x79" // for a multi-Region key
 	blobFrame  = 152 - len(blobID) - 16 - 12 - 16
 	blobHeader = len(blobID) + 16 + blobFrame
 )
@@ -206,8 +206,8 @@ func (k *key) open(blob []byte, context map[string]string) ([]byte, error) {
 	return k.aead().Open(nil, nil, blob[blobHeader:], associatedData(blob[:blobHeader], context))
 }
 
-// blobKeyID returns the id of the key that a blob names, or false for what is
-// no blob.
+// blobKeyID returns the key id in a blob. ok is false if it is not a blob
+// of this server.
 func blobKeyID(blob []byte) (string, bool) {
 	if len(blob) < blobHeader {
 		return "", false

@@ -7,40 +7,37 @@ import (
 	"time"
 )
 
-// Trouble is how the servers of Vault, Google and Azure misbehave at
-// operations with a key. The zero value behaves. The first field that applies
-// wins.
+// Trouble describes how the servers for Vault, Google and Azure misbehave
+// in operations with a key. The zero value means no trouble. Only the first
+// field that applies has an effect.
 type Trouble struct {
-	// Latency is the time before each answer to an operation with a key. Vault
-	// and Azure only.
+	// Latency is a delay before each response. Vault and Azure only.
 	Latency time.Duration
-	// LoginLatency is the time that each login or token takes. Vault and Azure
-	// only.
+	// LoginLatency is a delay of each login or token. Vault and Azure only.
 	LoginLatency time.Duration
-	// Hang never answers.
+	// Hang means that the server never responds.
 	Hang bool
-	// Drop closes the connection without an answer.
+	// Drop closes the connection without a response.
 	Drop bool
-	// ThrottleNext answers so many requests as the vendor does to too many.
-	// -1: all.
+	// ThrottleNext is the number of requests to throttle. -1 means all.
 	ThrottleNext int
-	// Deny refuses the caller, as after a change of policy.
+	// Deny refuses the caller, as after a change of the policy.
 	Deny bool
-	// Fail answers with this HTTP status, or gRPC code for Google, and
-	// FailText. FailCode is the vendor's name of the error, for Google the
-	// type of a violated precondition. 0: it does not.
+	// Fail responds with this HTTP status, or gRPC code for Google, and
+	// with FailText. FailCode is the vendor's error name; for Google, the
+	// type of a violated precondition. 0 means no failure.
 	Fail     int
 	FailCode string
 	FailText string
-	// FailReason is the reason in an ErrorInfo of Google's, beside Fail. Empty:
-	// no ErrorInfo.
+	// FailReason is the reason in Google's ErrorInfo, in addition to Fail.
+	// Empty means no ErrorInfo.
 	FailReason string
-	// Answer is sent in place of the answer, with status 200. Not for Google.
-	// Empty: the real one.
+	// Answer replaces the body of the response, with status 200. Not for
+	// Google. Empty means the real response.
 	Answer string
 }
 
-// troubles is the Trouble of a server and its count of calls.
+// troubles contains the Trouble of a server and counts its calls.
 type troubles struct {
 	mu         sync.Mutex
 	now        Trouble
@@ -66,8 +63,8 @@ func (t *troubles) trouble() Trouble {
 	return t.now
 }
 
-// Calls returns how many requests each operation had, those that failed
-// included.
+// Calls returns the number of requests for each operation, including failed
+// ones.
 func (t *troubles) Calls() map[string]int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -80,8 +77,8 @@ func (t *troubles) count(operation string) {
 	t.callCounts[operation]++
 }
 
-// next returns what is to happen to one request. It returns after a hang has
-// ended.
+// next returns the trouble for one request. If the trouble is a hang, it
+// returns after the hang.
 func (t *troubles) next(ctx context.Context) Trouble {
 	t.mu.Lock()
 	now := t.now
@@ -95,7 +92,7 @@ func (t *troubles) next(ctx context.Context) Trouble {
 	return now
 }
 
-// pause waits for d. It reports false if ctx or the server ended before.
+// pause waits for d. It returns false if ctx or the server ended first.
 func (t *troubles) pause(ctx context.Context, d time.Duration) bool {
 	if d <= 0 {
 		return true
@@ -114,7 +111,7 @@ func (t *troubles) pause(ctx context.Context, d time.Duration) bool {
 	return false
 }
 
-// throttle reports whether to throttle one request.
+// throttle reports whether to throttle this request.
 func (t *troubles) throttle() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()

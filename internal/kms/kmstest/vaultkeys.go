@@ -20,11 +20,11 @@ type vaultKey struct {
 	derived       bool
 	softDeleted   bool
 	minDecryption int
-	versions      [][]byte // from version 1
+	versions      [][]byte // starting with version 1
 }
 
-// CreateKey makes a key of a type of Vault's, or of OpenBao's
-// xchacha20-poly1305. Of RSA types there are only refusals.
+// CreateKey creates a key of one of Vault's types, or OpenBao's
+// xchacha20-poly1305. RSA keys only return errors.
 func (s *VaultServer) CreateKey(name, kind string, derived bool) {
 	s.lock.Lock()
 	defer s.lock.Unlock()
@@ -38,21 +38,21 @@ func (s *VaultServer) RotateKey(name string) {
 	s.keys[name].versions = append(s.keys[name].versions, random(32))
 }
 
-// SetMinDecryptionVersion is the setting of that name.
+// SetMinDecryptionVersion sets min_decryption_version.
 func (s *VaultServer) SetMinDecryptionVersion(name string, version int) {
 	s.lock.Lock()
 	defer s.lock.Unlock()
 	s.keys[name].minDecryption = version
 }
 
-// DeleteKey takes a key away for good.
+// DeleteKey deletes a key permanently.
 func (s *VaultServer) DeleteKey(name string) {
 	s.lock.Lock()
 	defer s.lock.Unlock()
 	delete(s.keys, name)
 }
 
-// SoftDeleteKey is OpenBao's.
+// SoftDeleteKey soft-deletes or restores a key, as in OpenBao.
 func (s *VaultServer) SoftDeleteKey(name string, deleted bool) {
 	s.lock.Lock()
 	defer s.lock.Unlock()
@@ -66,7 +66,7 @@ type transitIn struct {
 	AssociatedData string `json:"associated_data"`
 }
 
-// transit is encrypt and decrypt. The caller holds s.lock.
+// transit performs encrypt and decrypt. The caller holds s.lock.
 func (s *VaultServer) transit(r *http.Request, verb, name string, token *issuedToken) (map[string]any, error) {
 	var in transitIn
 	if err := decodeVault(r, &in); err != nil {
@@ -88,8 +88,8 @@ func (s *VaultServer) transit(r *http.Request, verb, name string, token *issuedT
 	switch verb {
 	case "encrypt":
 		if k == nil && !token.CreateKeys {
-			// Without the key this is a create, which the policy does not
-			// allow.
+			// Without the key, this request would create it, which the
+			// policy does not allow.
 			return nil, vaultRefuse(http.StatusForbidden, "1 error occurred:\n\t* permission denied\n\n")
 		}
 		if k == nil {
@@ -180,8 +180,8 @@ func (k *vaultKey) decrypt(in transitIn, context, ad []byte) (map[string]any, er
 	return map[string]any{"data": map[string]any{"plaintext": base64.StdEncoding.EncodeToString(plaintext)}}, nil
 }
 
-// aead is the key of a version, derived where the key is (HKDF-SHA256 with the
-// context as info).
+// aead returns the AEAD for a version. Derived keys use HKDF-SHA256 with
+// the context as info.
 func (k *vaultKey) aead(version int, context, ad []byte) (cipher.AEAD, error) {
 	if k.softDeleted {
 		return nil, vaultRefuse(http.StatusBadRequest, "refusing to use soft-deleted key")

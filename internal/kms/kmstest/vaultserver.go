@@ -18,14 +18,14 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-// VaultServer is A TEST SERVER, NOT VAULT AND NOT OPENBAO. It speaks what the
-// provider vault-transit needs of their HTTP API
-// (https://developer.hashicorp.com/vault/api-docs/secret/transit): encrypt and
-// decrypt of the transit engine with real keys and versions, tokens with
-// policies and times to live, and the logins of AppRole and Kubernetes.
-// Statuses and texts of errors are Vault's. It is stricter than Vault where a
-// client's mistake should show: unknown parameters are refused. It keeps keys
-// in memory, in clear.
+// VaultServer is A TEST SERVER, NOT VAULT AND NOT OPENBAO. It implements
+// the part of their HTTP API that the provider vault-transit uses
+// (https://developer.hashicorp.com/vault/api-docs/secret/transit): encrypt
+// and decrypt of the transit engine with real keys and versions, tokens
+// with policies and TTLs, and AppRole and Kubernetes logins. Errors have
+// Vault's statuses and texts. It is stricter than Vault so that mistakes of
+// clients are noticed: it refuses unknown parameters. It keeps keys in
+// memory, unencrypted.
 type VaultServer struct {
 	*troubles
 	impostorSwitch
@@ -39,20 +39,21 @@ type VaultServer struct {
 	created   int
 }
 
-// VaultToken is what a token may do, and for how long.
+// VaultToken describes the lifetime and the permissions of a token.
 type VaultToken struct {
-	// TTL is whole seconds, as with Vault. 0: it does not expire.
+	// TTL is the lifetime in whole seconds, as in Vault. 0 means unlimited.
 	TTL time.Duration
-	// MaxTTL bounds renewals, from the making of the token. 0: no bound.
+	// MaxTTL limits renewals, counted from the creation of the token. 0
+	// means no limit.
 	MaxTTL time.Duration
-	// Renewable lets the token renew itself.
+	// Renewable allows the token to renew itself.
 	Renewable bool
-	// NoDefaultPolicy takes away the right to look itself up.
+	// NoDefaultPolicy forbids the token to look itself up.
 	NoDefaultPolicy bool
-	// NoKeys takes away the right to encrypt and decrypt.
+	// NoKeys forbids encrypt and decrypt.
 	NoKeys bool
-	// CreateKeys is the capability "create" on encrypt, by which Vault makes a
-	// key that is missing.
+	// CreateKeys is the capability "create" on encrypt, with which Vault
+	// creates a missing key.
 	CreateKeys bool
 }
 
@@ -63,7 +64,7 @@ type issuedToken struct {
 
 type vaultRole struct{ token VaultToken }
 
-// vaultError is an error answer.
+// vaultError is an error response.
 type vaultError struct {
 	status int
 	text   string
@@ -75,7 +76,7 @@ func vaultRefuse(status int, format string, args ...any) error {
 	return &vaultError{status, fmt.Sprintf(format, args...)}
 }
 
-// StartVault starts a server for the time of a test.
+// StartVault starts a server that runs until the end of the test.
 func StartVault(t testing.TB) *VaultServer {
 	t.Helper()
 	s := &VaultServer{
@@ -87,31 +88,31 @@ func StartVault(t testing.TB) *VaultServer {
 	return s
 }
 
-// URL is the address to give to a client.
+// URL returns the address for clients.
 func (s *VaultServer) URL() string { return s.http.URL }
 
-// Close ends the server and all its connections.
+// Close stops the server and closes all connections.
 func (s *VaultServer) Close() {
 	s.release()
 	s.http.CloseClientConnections()
 	s.http.Close()
 }
 
-// SetNamespace moves everything into a namespace.
+// SetNamespace moves everything to a namespace.
 func (s *VaultServer) SetNamespace(path string) {
 	s.lock.Lock()
 	defer s.lock.Unlock()
 	s.namespace = path
 }
 
-// NewToken makes a token.
+// NewToken creates a token.
 func (s *VaultServer) NewToken(token VaultToken) string {
 	s.lock.Lock()
 	defer s.lock.Unlock()
 	return s.issue(token)
 }
 
-// issue makes a token. The caller holds s.lock.
+// issue creates a token. The caller holds s.lock.
 func (s *VaultServer) issue(token VaultToken) string {
 	id := "hvs." + hex.EncodeToString(random(16))
 	made := &issuedToken{VaultToken: token, created: time.Now()}
@@ -122,15 +123,15 @@ func (s *VaultServer) issue(token VaultToken) string {
 	return id
 }
 
-// RevokeTokens ends all tokens, as at the end of their life.
+// RevokeTokens invalidates all tokens, as if they had expired.
 func (s *VaultServer) RevokeTokens() {
 	s.lock.Lock()
 	defer s.lock.Unlock()
 	clear(s.tokens)
 }
 
-// Deny takes the right to use keys from all tokens there are, and those of
-// later logins: a change of policy.
+// Deny forbids all tokens to use keys, including those of later logins, as
+// after a change of the policy.
 func (s *VaultServer) Deny(deny bool) {
 	s.lock.Lock()
 	defer s.lock.Unlock()
@@ -143,30 +144,30 @@ func (s *VaultServer) Deny(deny bool) {
 	}
 }
 
-// AddAppRole lets a role log in with a secret id.
+// AddAppRole allows a role to log in with a secret id.
 func (s *VaultServer) AddAppRole(role, secret string, token VaultToken) {
 	s.lock.Lock()
 	defer s.lock.Unlock()
 	s.logins["approle/"+role+"/"+secret] = vaultRole{token}
 }
 
-// AddKubernetes lets a role log in with a service account's token.
+// AddKubernetes allows a role to log in with a service account's token.
 func (s *VaultServer) AddKubernetes(role, jwt string, token VaultToken) {
 	s.lock.Lock()
 	defer s.lock.Unlock()
 	s.logins["kubernetes/"+role+"/"+jwt] = vaultRole{token}
 }
 
-// RemoveLogins takes all roles away.
+// RemoveLogins removes all roles.
 func (s *VaultServer) RemoveLogins() {
 	s.lock.Lock()
 	defer s.lock.Unlock()
 	clear(s.logins)
 }
 
-// NewKey makes a new key and returns it through the provider vault-transit,
-// with a token of its own. change, if not nil, edits its configuration, which
-// has one attempt and a timeout of 2 seconds.
+// NewKey creates a key and returns it as a Wrapper of the provider
+// vault-transit, with a new token. change, if not nil, edits the
+// configuration, which has one attempt and a timeout of 2 seconds.
 func (s *VaultServer) NewKey(t testing.TB, change func(*kms.VaultConfig)) *kms.Vault {
 	t.Helper()
 	s.lock.Lock()
@@ -177,7 +178,7 @@ func (s *VaultServer) NewKey(t testing.TB, change func(*kms.VaultConfig)) *kms.V
 	return s.OpenKey(t, name, change)
 }
 
-// OpenKey is NewKey for a key that exists, or not.
+// OpenKey is NewKey without creating the key.
 func (s *VaultServer) OpenKey(t testing.TB, name string, change func(*kms.VaultConfig)) *kms.Vault {
 	t.Helper()
 	cfg := kms.VaultConfig{Address: s.URL(), KeyID: name, Timeout: 2 * time.Second, MaxAttempts: 1}
@@ -291,7 +292,7 @@ func (s *VaultServer) serve(r *http.Request, path string, trouble Trouble) (map[
 	return s.transit(r, verb, key, token)
 }
 
-// authenticate finds the token of a request.
+// authenticate returns the token of a request.
 func (s *VaultServer) authenticate(r *http.Request) (*issuedToken, error) {
 	t := s.tokens[r.Header.Get("X-Vault-Token")]
 	if t == nil || !t.expires.IsZero() && !time.Now().Before(t.expires) {
