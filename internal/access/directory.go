@@ -112,7 +112,7 @@ func (v View) Session(accessKey string) (token string, expires time.Time, ok boo
 	return s.Token, s.Expires, true
 }
 
-// Anonymous returns the client that stands for those who sign nothing.
+// Anonymous returns the client for unsigned requests.
 func (v View) Anonymous() (*Client, bool) { return v.clients.anonymous, v.clients.anonymous != nil }
 
 func newClients(list []Client) (*clients, error) {

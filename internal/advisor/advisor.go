@@ -20,7 +20,7 @@
 // https://www.usenix.org/conference/fast15/technical-sessions/presentation/waldspurger).
 // This limits memory for any traffic. If there are few blobs, all are in
 // the sample and the results are exact. The hash has a random key, so
-// nobody can choose object names that are in the sample or outside it.
+// no one can choose object names that are in the sample or outside it.
 // Neither names nor ids are stored.
 //
 //	advisor.go  Recorder

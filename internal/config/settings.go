@@ -50,7 +50,7 @@ type Config struct {
 	KMS KMS `yaml:"kms"`
 	// Log configures logging.
 	Log Log `yaml:"log" scope:"server"`
-	// Audit configures the audit log. Without it, there is none.
+	// Audit configures the audit log. Without it, there is no audit log.
 	Audit Audit `yaml:"audit" scope:"server"`
 	// Limits protect the proxy from its clients.
 	Limits Limits `yaml:"limits" scope:"server"`

@@ -51,7 +51,7 @@ var (
 	// missing, unknown, or not in its one valid encoding.
 	ErrEnvelope = errors.New("crypt: malformed envelope")
 	// ErrMultipart is returned for a multipart object. Each of its parts
-	// has a header of its own; see ParseMark.
+	// has its own header; see ParseMark.
 	ErrMultipart = errors.New("crypt: a multipart object")
 	// ErrVersion is returned for a version or suite that this package does
 	// not support.

@@ -99,7 +99,7 @@ type Cache struct {
 	closed   bool
 	entries  *simplelru.LRU[ID, *cachedDEK]
 	byExpiry expiryHeap
-	timer    *time.Timer // fires at the expiry of byExpiry[0]; nil if there is none
+	timer    *time.Timer // fires at the expiry of byExpiry[0]; nil if none exists
 	groups   map[Group]*groupState
 	purges   uint64            // number of purges so far; each purge has a number
 	purged   map[string]uint64 // number of the last purge of each whole KMS key, by key id
@@ -131,7 +131,7 @@ type Stats struct {
 	Purges       uint64 // DEKs removed by purges
 	Entries      int    // cached DEKs
 	// OldestAge is the time since the request for the oldest cached DEK was
-	// sent; 0 if there is none.
+	// sent; 0 if none exists.
 	OldestAge time.Duration
 }
 

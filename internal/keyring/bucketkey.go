@@ -37,11 +37,11 @@ type bucketKeyName struct{ key, bucket string }
 // bucketKey is the current bucket key for new objects.
 type bucketKey struct {
 	mu      sync.Mutex
-	blob    []byte // nil if there is none
+	blob    []byte // nil if none exists
 	made    time.Time
 	objects int64
 	bytes   int64
-	flight  *bucketKeyFlight // the call that creates a new one; nil if there is none
+	flight  *bucketKeyFlight // the call that creates a new one; nil if none exists
 }
 
 // bucketKeyFlight is a call that creates a bucket key, and that other
@@ -73,7 +73,7 @@ func (k *Keyring) bucketKeyFor(name bucketKeyName) *bucketKey {
 }
 
 // createFromBucketKey derives a new DEK from a bucket key. It creates a
-// bucket key if there is none that can be used.
+// bucket key if no existing one can be used.
 func (k *Keyring) createFromBucketKey(ctx context.Context, l *Lease, limits Reuse) (*DataKey, error) {
 	salt, err := crypt.NewSalt(rand.Reader)
 	if err != nil {

@@ -78,7 +78,7 @@ func localKeyID(key []byte) string {
 func toSecond(t time.Time) time.Time { return t.UTC().Truncate(time.Second) }
 
 // Current returns the number of the newest enabled version, which wraps; 0
-// if there is none.
+// if none exists.
 func (f *LocalKeyFile) Current() int {
 	for i, v := range slices.Backward(f.Versions) {
 		if v.State == LocalKeyEnabled {

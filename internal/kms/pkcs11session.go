@@ -285,7 +285,7 @@ func (h *hsm) newSession() (*hsmSession, error) {
 	return s, nil
 }
 
-// findToken returns the current slot of the token. If there is none, the
+// findToken returns the current slot of the token. If none exists, the
 // error is Unreachable: a missing token says nothing about its keys.
 func (h *hsm) findToken() (slot uint, info pkcs11.TokenInfo, err error) {
 	if h.cfg.TokenLabel == "" {
@@ -329,7 +329,7 @@ func (h *hsm) findToken() (slot uint, info pkcs11.TokenInfo, err error) {
 	}
 }
 
-// findKey finds the key. If there is none, the error is NotFound only if
+// findKey finds the key. If none exists, the error is NotFound only if
 // the session is still logged in: otherwise the token hides private
 // objects.
 func (h *hsm) findKey(s pkcs11.SessionHandle) (pkcs11.ObjectHandle, error) {

@@ -155,7 +155,7 @@ func parseTime(text string) (time.Time, error) {
 
 const securityToken = "X-Amz-Security-Token" //nolint:gosec // a header name, not a credential
 
-// tokenHeader returns the session token, or "" if there is none.
+// tokenHeader returns the session token, or "" if none exists.
 // checkSigned checks that the header is signed.
 func tokenHeader(r *http.Request) (string, error) {
 	values := r.Header.Values(securityToken)

@@ -66,7 +66,7 @@ type policyIn struct {
 	KeyID      string `json:"KeyId"`
 	PolicyName string
 	Policy     string
-	// BypassPolicyLockoutSafetyCheck is ignored, because nobody can be
+	// BypassPolicyLockoutSafetyCheck is ignored, because no one can be
 	// locked out here.
 	BypassPolicyLockoutSafetyCheck bool
 }

@@ -136,7 +136,8 @@ func (v *azureVersion) unwrap(wrapped []byte) ([]byte, error) {
 	}
 	key, err := rsa.DecryptOAEP(sha256.New(), nil, v.rsa, wrapped, nil)
 	if err != nil {
-		return nil, errors.New("Error occurred while decoding OAEP padding.") //nolint:revive,staticcheck // Azure's message
+		//nolint:revive,staticcheck // Azure's message
+		return nil, errors.New("Error occurred while decoding OAEP padding.")
 	}
 	return key, nil
 }

@@ -350,7 +350,8 @@ func (s *AzureServer) operate(operation, name, version string, in *azureIn) (any
 	if v == nil || k.deleted {
 		return nil, azureRefuse(http.StatusNotFound, "KeyNotFound", "",
 			"A key with (name/id) %s/%s was not found in this key "+
-				"vault. If you recently deleted this key you may be able to recover it using the correct recovery command.", name, version)
+				"vault. If you recently deleted this key you may be able to recover it using "+
+				"the correct recovery command.", name, version)
 	}
 
 	if in.Alg != v.algorithm() {

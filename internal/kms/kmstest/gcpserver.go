@@ -222,7 +222,8 @@ func (s *GCPServer) misbehave(ctx context.Context, operation, name string) error
 
 	if s.throttle() {
 		return status.Error(codes.ResourceExhausted, "Quota exceeded for quota metric 'Cryptographic requests' and "+
-			"limit 'Cryptographic requests per minute' of service 'cloudkms.googleapis.com' for consumer 'project_number:1'.")
+			"limit 'Cryptographic requests per minute' of service 'cloudkms.googleapis.com' "+
+			"for consumer 'project_number:1'.")
 	}
 
 	trouble := s.next(ctx)
@@ -426,8 +427,8 @@ const gcpBlobHeader = 3 + 2 + 2
 
 func gcpHeader(name string, version int) []byte {
 	hash := crc32.ChecksumIEEE([]byte(name))
-	header := binary.BigEndian.AppendUint16([]byte{0x0a, 0x24, 0x00}, uint16(hash)) //nolint:gosec // half of the hash is enough
-	return binary.BigEndian.AppendUint16(header, uint16(version))                   //nolint:gosec // tests have few versions
+	header := binary.BigEndian.AppendUint16([]byte{0x0a, 0x24, 0x00}, uint16(hash)) //nolint:gosec // half is enough
+	return binary.BigEndian.AppendUint16(header, uint16(version))                   //nolint:gosec // few versions
 }
 
 func gcpBlobVersion(name string, blob []byte) (int, bool) {

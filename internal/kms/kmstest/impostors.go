@@ -24,7 +24,8 @@ type Impostor struct {
 }
 
 const (
-	htmlForbidden = "<html>\r\n<head><title>403 Forbidden</title></head>\r\n<body>\r\n<center><h1>403 Forbidden</h1></center>\r\n" +
+	htmlForbidden = "<html>\r\n<head><title>403 Forbidden</title></head>\r\n<body>\r\n" +
+		"<center><h1>403 Forbidden</h1></center>\r\n" +
 		"<hr><center>nginx</center>\r\n</body>\r\n</html>\r\n"
 	htmlLogin = "<!DOCTYPE html><html><body><form action=/login><input name=user></form></body></html>"
 	typeHTML  = "text/html"

@@ -201,7 +201,8 @@ func (e *apiError) status() int {
 	}
 }
 
-var signedForm = regexp.MustCompile(`^AWS4-HMAC-SHA256 Credential=([^/ ,]+)/(\d{8})/([a-z0-9-]+)/([a-z0-9-]+)/aws4_request, ?` +
+var signedForm = regexp.MustCompile(`^AWS4-HMAC-SHA256 ` +
+	`Credential=([^/ ,]+)/(\d{8})/([a-z0-9-]+)/([a-z0-9-]+)/aws4_request, ?` +
 	`SignedHeaders=([a-z0-9;-]+), ?Signature=[0-9a-f]{64}$`)
 
 // checkSigned checks the form of the signature but not its value, and

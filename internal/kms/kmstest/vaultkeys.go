@@ -195,7 +195,8 @@ func (k *vaultKey) aead(version int, context, ad []byte) (cipher.AEAD, error) {
 	if k.derived {
 		if len(context) == 0 {
 			return nil, vaultRefuse(http.StatusBadRequest,
-				"missing 'context' for key derivation; the key was created using a derived key, which means additional, "+
+				"missing 'context' for key derivation; the key was created using a derived key, "+
+					"which means additional, "+
 					"per-request information must be included in order to perform operations with the key")
 		}
 
