@@ -162,7 +162,7 @@ var globs = []struct {
 	{"a*c", "ac", true},
 	{"a*c", "abc", true},
 	{"a*c", "abcb", false},
-	{"a*a", "a", false}, // the two ends must not overlap
+	{"a*a", "a", false}, // prefix and suffix must not overlap
 	{"ab*ba", "aba", false},
 	{"ab*ba", "abba", true},
 	{"*a*b*", "xaxb", true},
@@ -193,7 +193,7 @@ func TestGlob(t *testing.T) {
 	}
 }
 
-// FuzzGlob compares with a regular expression, the slow and obvious way.
+// FuzzGlob compares with a regular expression.
 func FuzzGlob(f *testing.F) {
 	for _, tt := range globs {
 		f.Add(tt.pattern, tt.bucket)
@@ -206,7 +206,7 @@ func FuzzGlob(f *testing.F) {
 
 		re, err := regexp.Compile(`(?s)\A` + strings.ReplaceAll(regexp.QuoteMeta(pattern), `\*`, ".*") + `\z`)
 		if err != nil || strings.ContainsRune(bucket+pattern, '\ufffd') {
-			t.Skip() // not UTF-8, which regexp treats in its own way
+			t.Skip() // not UTF-8, which regexp handles differently
 		}
 
 		c := client(grant(pattern, access.Read))
@@ -336,7 +336,7 @@ func TestSecretIsNotPrinted(t *testing.T) {
 	}
 }
 
-// Where the store takes keys as they are, dots in them mean nothing.
+// If the store treats keys literally, dots in them have no meaning.
 func TestLiteralKeys(t *testing.T) {
 	c := client(access.Grant{
 		Buckets: []string{"logs"}, Prefixes: []string{"a/"}, Actions: []access.Action{access.Read, access.List},

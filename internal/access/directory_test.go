@@ -55,8 +55,8 @@ func TestReplace(t *testing.T) {
 	}
 }
 
-// sessionFile is a file of temporary credentials, a directory that knows it,
-// and a clock.
+// sessionFile is a file of temporary credentials, with a directory that
+// uses it and a clock.
 type sessionFile struct {
 	t         *testing.T
 	path      string
@@ -92,7 +92,7 @@ func newSessionFile(t *testing.T, text string) *sessionFile {
 	return f
 }
 
-// write replaces the file as one should: by a rename.
+// write replaces the file with a rename.
 func (f *sessionFile) write(text string) {
 	f.t.Helper()
 	if err := os.WriteFile(f.path+".new", []byte(text), 0o600); err != nil {

@@ -13,12 +13,12 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/advisor"
 )
 
-// ttls are those that are always in a report, but for 0.
+// ttls are the TTLs in every report, except 0.
 var ttls = []time.Duration{
 	10 * time.Second, 30 * time.Second, time.Minute, 5 * time.Minute, 15 * time.Minute, time.Hour,
 }
 
-// clock is set by the test.
+// clock is a clock set by the test.
 type clock struct{ now time.Time }
 
 func newClock() *clock { return &clock{now: time.Unix(1_700_000_000, 0)} }
@@ -32,8 +32,7 @@ func id(n int) (id [32]byte) {
 	return id
 }
 
-// mix is a hash that is the same in each run (the end of MurmurHash3, which
-// spreads every bit over all).
+// mix is a deterministic hash (the finalizer of MurmurHash3).
 func mix(id [32]byte) uint64 {
 	h := binary.LittleEndian.Uint64(id[:]) + 0x9e3779b97f4a7c15
 	h = (h ^ h>>33) * 0xff51afd7ed558ccd
@@ -41,7 +40,7 @@ func mix(id [32]byte) uint64 {
 	return h ^ h>>33
 }
 
-// event is something that happens to a blob in a trace.
+// event is an event of a blob in a trace.
 type event struct {
 	blob int
 	kind string // open, create or release
@@ -58,12 +57,12 @@ func tell(r *advisor.Recorder, e event) {
 	}
 }
 
-// cost is what a cache did.
+// cost counts the events of a cache.
 type cost struct{ accesses, misses, renewals, creates, held int }
 
-// replay is a cache of one TTL, simulated in the plainest way: second by
-// second, blob by blob. trace has the events of each second. What happens
-// before the second from is not counted.
+// replay simulates a cache with one TTL in the simplest way: second by
+// second, blob by blob. trace contains the events of each second. Events
+// before the second from are not counted.
 func replay(ttl time.Duration, trace [][]event, from int) cost {
 	var c cost
 	fetched, streams := map[int]int{}, map[int]int{}
@@ -112,8 +111,8 @@ func replay(ttl time.Duration, trace [][]event, from int) cost {
 	return c
 }
 
-// randomTrace has streams of all lengths, of blobs that are used often and
-// seldom.
+// randomTrace returns streams of all lengths, for blobs that are used often
+// and rarely.
 func randomTrace(seed uint64, seconds, blobs int) [][]event {
 	rng := rand.New(rand.NewPCG(seed, 0))
 	trace := make([][]event, seconds)
@@ -129,7 +128,7 @@ func randomTrace(seed uint64, seconds, blobs int) [][]event {
 			e = event{blob: next, kind: "create"}
 			next++
 		} else if rng.IntN(3) == 0 && next > blobs {
-			e.blob = blobs + rng.IntN(next-blobs) // read what was written
+			e.blob = blobs + rng.IntN(next-blobs) // read what was written before
 		}
 
 		trace[now] = append(trace[now], e)
@@ -142,7 +141,8 @@ func randomTrace(seed uint64, seconds, blobs int) [][]event {
 	return trace
 }
 
-// play tells a Recorder of a trace, and leaves the clock at its last second.
+// play sends a trace to a Recorder, and leaves the clock at its last
+// second.
 func play(r *advisor.Recorder, c *clock, trace [][]event) {
 	for now, events := range trace {
 		if now > 0 {
@@ -156,7 +156,7 @@ func play(r *advisor.Recorder, c *clock, trace [][]event) {
 
 func near(got, want float64) bool { return math.Abs(got-want) <= 1e-9*max(1, math.Abs(want)) }
 
-// wantRow compares a row with what replay found, over the time observed.
+// wantRow compares a row with a result of replay.
 func wantRow(t *testing.T, row advisor.Row, want cost, observed time.Duration) {
 	t.Helper()
 	if calls := row.CallsPerSecond * observed.Seconds(); !near(calls, float64(want.misses+want.renewals+want.creates)) {
@@ -211,7 +211,7 @@ func TestFiguresAreOfADay(t *testing.T) {
 	trace := randomTrace(9, seconds, 40)
 	c := newClock()
 	r := advisor.New(advisor.Config{TTL: time.Minute, Now: c.Now})
-	c.sleep(time.Second / 2) // so that nothing happens at the very moment at which the window begins
+	c.sleep(time.Second / 2) // so that nothing happens exactly at the start of the window
 	play(r, c, trace)
 	rep := r.Report()
 	if rep.Observed > 24*time.Hour || rep.Observed < 24*time.Hour-5*time.Minute {
@@ -266,7 +266,7 @@ func TestAStreamUnderWayIsSeen(t *testing.T) {
 	}
 
 	r.Released(id(1))
-	r.Released(id(1)) // one too many does no harm
+	r.Released(id(1)) // an extra call does no harm
 	c.sleep(time.Hour)
 	r.Opened(id(1))
 
@@ -275,8 +275,8 @@ func TestAStreamUnderWayIsSeen(t *testing.T) {
 	}
 }
 
-// TestSampleOfManyBlobs bounds the error at a tenth of the KMS calls, and 0.05
-// of the hit ratio.
+// TestSampleOfManyBlobs limits the error to a tenth of the KMS calls, and
+// to 0.05 of the hit ratio.
 func TestSampleOfManyBlobs(t *testing.T) {
 	const blobs, seconds, perSecond = 100_000, 3600 + 600, 200
 	rng := rand.New(rand.NewPCG(5, 6))
@@ -338,7 +338,7 @@ func TestMemoryIsBounded(t *testing.T) {
 		}
 
 		r.Created(id(2 * n))
-		r.Opened(id(2*n + 1)) // and is never released
+		r.Opened(id(2*n + 1)) // never released
 
 		if n%997 == 0 && r.Blobs() > advisor.MaxBlobs {
 			t.Fatalf("%d blobs remembered", r.Blobs())
@@ -436,7 +436,7 @@ func TestSetTTL(t *testing.T) {
 		t.Errorf("%+v", row)
 	}
 
-	r.SetTTL(20 * time.Minute) // the same: goes on
+	r.SetTTL(20 * time.Minute) // no change: continues
 	use(10 * time.Minute)
 
 	if row := current(20 * time.Minute); row.WarmingUp || !near(row.CallsPerSecond, 1.0/1200) {
@@ -490,7 +490,7 @@ func TestWhatConfigTells(t *testing.T) {
 		t.Errorf("%+v", rep)
 	}
 
-	for _, row := range rep.Rows { // 100 streams of writers are under way, and renew
+	for _, row := range rep.Rows { // 100 streams of writers are running, and renew
 		if row.TTL >= 5*time.Minute && (!near(row.CallsPerSecond, 3) || !near(row.MonthlyCost, 3*30*86400*0.05/10000)) {
 			t.Errorf("%+v", row)
 		}
@@ -514,15 +514,15 @@ func TestWhatConfigTells(t *testing.T) {
 func TestNothingSeen(t *testing.T) {
 	c := newClock()
 	rep := advisor.New(advisor.Config{Now: c.Now}).Report()
-	for _, row := range rep.Rows { // no time has passed, and nothing is divided by it
+	for _, row := range rep.Rows { // no time has passed; there must be no division by zero
 		if row.CallsPerSecond != 0 || row.HitRatio != 0 || row.MonthlyCost != 0 {
 			t.Errorf("%+v", row)
 		}
 	}
 }
 
-// TestKeyedSample shows that nobody can tell from outside which blobs are in
-// the sample: it is another in each process.
+// TestKeyedSample checks that the sample is different in each process, so
+// outsiders cannot know it.
 func TestKeyedSample(t *testing.T) {
 	var sizes []int
 	for range 4 {
@@ -575,7 +575,7 @@ func TestConcurrentUse(t *testing.T) {
 	}
 }
 
-// BenchmarkRecorder measures a stream: its beginning and its end.
+// BenchmarkRecorder measures the start and the end of a stream.
 func BenchmarkRecorder(b *testing.B) {
 	for _, blobs := range []int{1000, 1_000_000} {
 		b.Run(fmt.Sprintf("blobs=%d", blobs), func(b *testing.B) {
@@ -604,7 +604,7 @@ func TestAllocations(t *testing.T) {
 	}
 
 	n := 0
-	perRun := testing.AllocsPerRun(10_000, func() { // known or not in the sample, which is one in dozens
+	perRun := testing.AllocsPerRun(10_000, func() { // known, or not in the sample
 		r.Opened(id(n))
 		r.Released(id(n))
 		n++

@@ -15,8 +15,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/advisor"
 )
 
-// recorded is a Recorder that has seen a read each second of 4 blobs in turn,
-// for half an hour, and 18 new blobs. 2 minutes are in force.
+// recorded returns a Recorder after half an hour with one read per second,
+// of 4 blobs in turn, and 18 new blobs. The current TTL is 2 minutes.
 func recorded() *advisor.Recorder {
 	c := newClock()
 	r := advisor.New(advisor.Config{
@@ -101,9 +101,9 @@ func TestJSON(t *testing.T) {
 	}
 }
 
-// document reads a page as XML, which it is but for void elements, so that a
-// tag left open is found. It returns the text of each row of the table and of
-// each text of the plot.
+// document parses a page as XML, which it is except for void elements, so
+// that unclosed tags are found. It returns the texts of the table rows and
+// of the plot.
 func document(t *testing.T, page string) (rows []string, plot []string) {
 	t.Helper()
 	d := xml.NewDecoder(strings.NewReader(page))
@@ -258,8 +258,8 @@ func TestPageWithProbes(t *testing.T) {
 	page := body(t, ask(r, "GET", "/", ""))
 	rows, _ := document(t, page)
 
-	// The stream has begun more than a day ago, and goes on: a call for each
-	// TTL.
+	// The stream started more than a day ago and continues: one call for
+	// each TTL.
 	want := "5 min|current|0.003|0.03|–|16.5 s|1"
 	if len(rows) != 8 || rows[5] != want {
 		t.Errorf("rows:\n%s\nwant %s", strings.Join(rows, "\n"), want)

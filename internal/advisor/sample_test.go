@@ -9,15 +9,15 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/advisor"
 )
 
-// leveled is the id of a blob of a level, for a Recorder whose hash is plain.
-// One in two blobs is of level 0.
+// leveled returns the id of a blob with a level, for a Recorder with an
+// identity hash. Half of all blobs have level 0.
 func leveled(level, n int) [32]byte { return id(1<<(62-level) | n) }
 
 func plain(id [32]byte) uint64 { return binary.LittleEndian.Uint64(id[:]) << 1 }
 
-// thinned is a Recorder whose sample is of the blobs of level 1 and more: one,
-// for now. It has seen MaxBlobs blobs of level 0 besides, all streams of which
-// are over, but that of the first.
+// thinned returns a Recorder whose sample contains the blobs of level 1 or
+// more, which is one blob so far. It has also seen MaxBlobs blobs of level
+// 0, whose streams have all ended except the first.
 func thinned(c *clock) *advisor.Recorder {
 	r := advisor.New(advisor.Config{TTL: time.Minute, Now: c.Now})
 	r.SetHash(plain)
@@ -35,7 +35,7 @@ func thinned(c *clock) *advisor.Recorder {
 	return r
 }
 
-// calls is how many KMS calls a row has counted.
+// calls returns the number of KMS calls counted in a row.
 func calls(r *advisor.Recorder, row int) int {
 	rep := r.Report()
 	return int(math.Round(rep.Rows[row].CallsPerSecond * rep.Observed.Seconds()))
@@ -48,8 +48,8 @@ func TestThinning(t *testing.T) {
 		t.Errorf("%d blobs, %+v", r.Blobs(), rep)
 	}
 
-	// The first blob's stream has renewed every 10 seconds before it was
-	// dropped. The last blob would stand for two, but there were not as many
+	// The first blob's stream renewed every 10 seconds before the blob was
+	// removed. The last blob would represent two, but there were fewer
 	// accesses.
 	if got, want := calls(r, 1), advisor.MaxBlobs+10+1; got != want {
 		t.Errorf("%d calls, want %d", got, want)
@@ -59,8 +59,8 @@ func TestThinning(t *testing.T) {
 		t.Errorf("hit ratio %v", rep.Rows[1].HitRatio)
 	}
 
-	r.Released(leveled(0, 0)) // is not in the sample any more
-	r.Opened(leveled(0, 1))   // nor is this one
+	r.Released(leveled(0, 0)) // no longer in the sample
+	r.Opened(leveled(0, 1))   // not in the sample either
 	before := calls(r, 1)
 	c.sleep(time.Minute)
 	r.Opened(leveled(0, 1))
@@ -92,11 +92,11 @@ func TestAFullSampleIsNotThinnedForAnOutsider(t *testing.T) {
 func TestBlobsWithoutAPastAreNotCounted(t *testing.T) {
 	c := newClock()
 	r := thinned(c)
-	r.Opened(leveled(0, 2)) // in time for no sample
+	r.Opened(leveled(0, 2)) // too early for the sample
 	c.sleep(10 * time.Minute)
 	newcomer := leveled(0, 1)
 	use := func() {
-		r.Opened(newcomer) // nobody else comes: what is due is done by those who are not in the sample
+		r.Opened(newcomer) // blobs outside the sample do the pending work
 		r.Released(newcomer)
 	}
 
@@ -127,7 +127,7 @@ func TestBlobsWithoutAPastAreNotCounted(t *testing.T) {
 		t.Errorf("%d calls at 10s, want 1", got)
 	}
 
-	if got := calls(r, 6) - before1h; got != 0 { // 58 minutes after its first
+	if got := calls(r, 6) - before1h; got != 0 { // 58 minutes after its first use
 		t.Errorf("%d calls at 1h, want 0", got)
 	}
 }

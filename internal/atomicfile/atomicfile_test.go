@@ -59,7 +59,7 @@ func TestReplaceKeepsModeAndOwner(t *testing.T) {
 	expect(t, path, fresh, 0o600)
 }
 
-// A reader sees one file or the other.
+// A reader sees either the old or the new file.
 func TestReplaceWhileItIsRead(t *testing.T) {
 	path := existing(t)
 	f, err := os.Open(path)
@@ -142,7 +142,7 @@ func existing(t *testing.T) (path string) {
 	return path
 }
 
-// expect makes sure of the file, and that it is alone in its directory.
+// expect checks the file, and that the directory contains no other file.
 func expect(t *testing.T, path, text string, mode fs.FileMode) {
 	t.Helper()
 	have, err := os.ReadFile(path)
@@ -170,8 +170,8 @@ func names(t *testing.T, dir string) (names []string) {
 	return names
 }
 
-// limitFiles has a write fail that makes a file longer than so many bytes,
-// until the test ends.
+// limitFiles makes writes fail beyond a file size in bytes, until the test
+// ends.
 func limitFiles(t *testing.T, bytes uint64) {
 	t.Helper()
 	var before syscall.Rlimit

@@ -17,7 +17,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/audit"
 )
 
-// clock is a clock that stands still until it is told.
+// clock is a clock set by the test.
 type clock struct{ now time.Time }
 
 func newClock() *clock { return &clock{time.Date(2026, 11, 23, 10, 0, 0, 0, time.UTC)} }
@@ -51,8 +51,8 @@ func write(t testing.TB, l *audit.Log, key string) {
 	}
 }
 
-// keys returns the object keys of the records in a file, in their order, and
-// how many lines are none.
+// keys returns the object keys of the records in a file in order, and the
+// number of other lines.
 func keys(t testing.TB, path string) (keys []string, others int) {
 	t.Helper()
 	text, err := os.ReadFile(path)
@@ -107,8 +107,8 @@ func TestLineIsGolden(t *testing.T) {
 	}
 }
 
-// Lines of many writers, in two processes as it were, are whole, and each is
-// there once.
+// Lines of many writers, as in two processes, are complete, and each is
+// written once.
 func TestConcurrentWriters(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.log")
 	logs := []*audit.Log{open(t, audit.Config{File: path}), open(t, audit.Config{File: path})}
@@ -138,7 +138,7 @@ func TestConcurrentWriters(t *testing.T) {
 	}
 }
 
-// failing takes room more bytes, and then fails as a full disk does.
+// failing accepts room more bytes and then fails like a full disk.
 type failing struct {
 	bytes.Buffer
 	room  int
@@ -155,7 +155,8 @@ func (f *failing) Write(p []byte) (int, error) {
 	return n, nil
 }
 
-// Wherever a line is cut, the writer is told, and the next line is whole.
+// Wherever a line is truncated, the writer gets an error, and the next line
+// is complete.
 func TestTornLines(t *testing.T) {
 	var whole bytes.Buffer
 	write(t, open(t, audit.Config{Out: &whole, Now: newClock().Now}), "torn")
@@ -171,7 +172,7 @@ func TestTornLines(t *testing.T) {
 				want = io.ErrShortWrite.Error()
 			}
 
-			for _, room := range []int{cut, 0, 0} { // it goes on to be full
+			for _, room := range []int{cut, 0, 0} { // the disk remains full
 				out.room = room
 				if err := l.Write(audit.Record{Event: "open", Result: audit.OK, Key: "torn"}); err == nil ||
 					!strings.Contains(err.Error(), want) {
@@ -188,7 +189,7 @@ func TestTornLines(t *testing.T) {
 			if cut == 0 {
 				fragments = 0
 			}
-			if cut == whole.Len()-1 { // all but its end: it is there, and says what did not happen
+			if cut == whole.Len()-1 { // only the newline is missing: the record exists for a use that was refused
 				if len(got) != 4 {
 					t.Errorf("cut at %d: %v", cut, got)
 				}
@@ -211,7 +212,7 @@ func TestDevFull(t *testing.T) {
 	}
 }
 
-// A process that ended in the middle of a line has left a part of one.
+// A process that crashed during a write has left a partial line.
 func TestOpensAfterATornLine(t *testing.T) {
 	for _, row := range []struct {
 		name, text string

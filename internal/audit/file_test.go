@@ -29,7 +29,7 @@ func TestRotation(t *testing.T) {
 	dir, c := t.TempDir(), newClock()
 	path := filepath.Join(dir, "audit.log")
 
-	for _, name := range []string{"audit-notes.log", "audit-20200101T000000.000000000Z.txt", "other-20200101T000000.000000000Z.log"} { // are not ours
+	for _, name := range []string{"audit-notes.log", "audit-20200101T000000.000000000Z.txt", "other-20200101T000000.000000000Z.log"} { // not renamed logs
 		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -58,7 +58,7 @@ func TestRotation(t *testing.T) {
 	wantKeys(t, filepath.Join(dir, want[2]), 0, "5", "6")
 	wantKeys(t, path, 0, "7")
 
-	c.now = c.now.Add(59 * time.Minute) // one is older than an hour now, when the log is opened anew
+	c.now = c.now.Add(59 * time.Minute) // one file is now more than an hour old when the log is opened
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -81,8 +81,8 @@ func TestNothingIsRemovedUnasked(t *testing.T) {
 	}
 }
 
-// What cannot be renamed goes on to be written, and somebody is told, once a
-// second.
+// If the file cannot be renamed, the log continues in it, and Trouble is
+// called once a second.
 func TestRotationThatFails(t *testing.T) {
 	dir, c := t.TempDir(), newClock()
 	path := filepath.Join(dir, "audit.log")
@@ -114,8 +114,8 @@ func TestRotationThatFails(t *testing.T) {
 	wantKeys(t, filepath.Join(dir, "audit-20261123T100001.000000000Z.log"), 0, "1", "2")
 }
 
-// Whoever takes the file away, with a signal behind it or without, has the
-// next lines written to the path.
+// If the file is moved away, with or without a signal, the next lines are
+// written to a new file at the path.
 func TestFileThatIsTakenAway(t *testing.T) {
 	dir, c := t.TempDir(), newClock()
 	path := filepath.Join(dir, "audit.log")
@@ -130,7 +130,7 @@ func TestFileThatIsTakenAway(t *testing.T) {
 	}
 
 	move("moved")
-	write(t, l, "2") // nobody has looked
+	write(t, l, "2") // not noticed yet
 	wantKeys(t, filepath.Join(dir, "moved"), 0, "1", "2")
 
 	if err := l.Reopen(); err != nil {
@@ -149,7 +149,7 @@ func TestFileThatIsTakenAway(t *testing.T) {
 	wantKeys(t, path, 0, "4")
 
 	move("moved again")
-	if err := os.Mkdir(path, 0o700); err != nil { // the file cannot be made
+	if err := os.Mkdir(path, 0o700); err != nil { // the file cannot be created
 		t.Fatal(err)
 	}
 
@@ -167,11 +167,11 @@ func TestFileThatIsTakenAway(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	write(t, l, "5") // at once
+	write(t, l, "5") // without a delay
 	wantKeys(t, path, 0, "5")
 }
 
-// Of two processes with one file, one renames it and the other follows.
+// If two processes share a file, one renames it and the other follows.
 func TestTwoThatRotate(t *testing.T) {
 	dir, c := t.TempDir(), newClock()
 	path := filepath.Join(dir, "audit.log")

@@ -19,7 +19,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/awscreds"
 )
 
-// isolate has the SDK find nothing of this machine.
+// isolate hides this machine's AWS configuration from the SDK.
 func isolate(t *testing.T) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
@@ -36,7 +36,7 @@ func isolate(t *testing.T) (dir string) {
 	return dir
 }
 
-// open follows the SDK's default chain.
+// open returns a Provider for the SDK's default chain.
 func open(t *testing.T, change func(*awscreds.Config)) *awscreds.Provider {
 	t.Helper()
 	cfg := awscreds.Config{Load: func(ctx context.Context) (aws.CredentialsProvider, error) {
@@ -78,7 +78,7 @@ func wantID(t *testing.T, p aws.CredentialsProvider, want string) {
 	}
 }
 
-// eventually allows for the second between two looks at a file.
+// eventually waits long enough for the next check of a file.
 func eventually(t *testing.T, p aws.CredentialsProvider, want string) {
 	t.Helper()
 	for range 400 {
@@ -101,15 +101,16 @@ func TestRotatedFile(t *testing.T) {
 
 	for _, half := range []string{"", "[default]\naws_acc", "[default]\naws_access_key_id = THIRD\n"} {
 		write(t, path, []byte(half))
-		time.Sleep(1100 * time.Millisecond) // the file is looked at once in a second
-		wantID(t, p, "SECOND")              // until the new one can be used
+		time.Sleep(1100 * time.Millisecond) // the file is checked once a second
+		wantID(t, p, "SECOND")              // until the new one works
 	}
 
 	write(t, path, profile("THIRD"))
 	eventually(t, p, "THIRD")
 }
 
-// Kubernetes changes the files of a volume all at once, by the link "..data".
+// Kubernetes changes all files of a volume at once, through the link
+// "..data".
 func TestRotatedVolume(t *testing.T) {
 	volume := isolate(t)
 	for version, id := range map[string]string{"..1": "ONE", "..2": "TWO"} {
@@ -180,10 +181,10 @@ func (e *endpoint) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		n, time.Now().Add(e.life).UTC().Format(time.RFC3339))
 }
 
-// The token of a pod's identity is read again whenever credentials are got.
+// The token of a pod identity is read each time credentials are requested.
 func TestRotatedPodIdentityToken(t *testing.T) {
 	file := filepath.Join(isolate(t), "token")
-	e := newEndpoint(t, time.Minute) // the SDK asks again 5 minutes before the end
+	e := newEndpoint(t, time.Minute) // the SDK asks again 5 minutes before the expiry
 	t.Setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", file)
 	p := open(t, nil)
 
@@ -199,7 +200,8 @@ func TestRotatedPodIdentityToken(t *testing.T) {
 	}
 }
 
-// So is the token of a web identity, as of a Kubernetes service account.
+// The same holds for the token of a web identity, such as a Kubernetes
+// service account.
 func TestRotatedWebIdentityToken(t *testing.T) {
 	file := filepath.Join(isolate(t), "token")
 	var tokens []string
@@ -243,8 +245,8 @@ func TestCredentialsAreKept(t *testing.T) {
 	}
 }
 
-// A source that hangs is given up, and does not hold up those who ask when it
-// answers again.
+// If a source hangs, the Provider gives up, and later callers are not
+// delayed when it answers again.
 func TestSourceThatHangs(t *testing.T) {
 	isolate(t)
 	e := newEndpoint(t, time.Hour)

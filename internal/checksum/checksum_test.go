@@ -11,7 +11,7 @@ import (
 )
 
 func TestAlgorithms(t *testing.T) {
-	known := map[string]string{ // of "abc", from the algorithms' own test vectors
+	known := map[string]string{ // of "abc", from the algorithms' test vectors
 		"CRC32": "352441c2", "CRC32C": "364b3fb7", "MD5": "900150983cd24fb0d6963f7d28e17f72",
 		"SHA1":     "a9993e364706816aba3e25717850c26c9cd0d89d",
 		"SHA256":   "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
@@ -22,7 +22,7 @@ func TestAlgorithms(t *testing.T) {
 	for i, a := range checksum.All {
 		text, want := "abc", known[a.Name]
 		if a.ID == crypt.CRC64NVME {
-			text, want = "123456789", "ae8b14860a799888" // as the NVM Express specification has it
+			text, want = "123456789", "ae8b14860a799888" // from the NVM Express specification
 		}
 
 		h := a.New()
@@ -73,7 +73,7 @@ func TestText(t *testing.T) {
 	}
 }
 
-// A clone goes on from where it was made, whatever is written to the other.
+// A clone is independent of the original.
 func TestClone(t *testing.T) {
 	text := bytes.Repeat([]byte("0123456789abcdef"), 1000)
 	for _, a := range checksum.All {

@@ -435,8 +435,8 @@ func TestListeners(t *testing.T) {
 	}
 }
 
-// TestInsecureKMS: a data key passes over no network in clear unless it is said
-// so.
+// TestInsecureKMS: data keys are not sent unencrypted over a network unless
+// the configuration says so.
 func TestInsecureKMS(t *testing.T) {
 	keys := func(url, more string) string {
 		vault := "{name: default, provider: vault-transit, key_id: k, login: {token: t}, address: \"" + url + "\"" +

@@ -12,8 +12,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/config"
 )
 
-// base is the smallest config. Tests change a line of it: the line numbers are
-// part of what they expect.
+// base is the smallest config. Tests change one line of it and expect its
+// line numbers.
 const base = `listen: 127.0.0.1:9000
 origin:
   endpoint: http://127.0.0.1:7070
@@ -50,8 +50,8 @@ func parse(t testing.TB, text string) *config.Config {
 	return c
 }
 
-// replace fails the test if base has no old, so that a case cannot silently
-// test nothing.
+// replace fails the test if base does not contain old, so that no case
+// tests nothing.
 func replace(t testing.TB, old, changed string) string {
 	t.Helper()
 	if strings.Count(base, old) != 1 {
@@ -108,8 +108,8 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
-// AWS_CA_BUNDLE counts for the store as it does for every AWS SDK, unless the
-// configuration says otherwise.
+// AWS_CA_BUNDLE applies to the store, as in all AWS SDKs, unless the
+// configuration overrides it.
 func TestCABundle(t *testing.T) {
 	const own = "  region: us-east-1\n  ca_file: /own.pem\n"
 	for _, row := range []struct {

@@ -8,8 +8,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/config"
 )
 
-// A case replaces old in the base config by changed; an empty old puts changed
-// at the end. want are the errors, all of them, in order, without "c.yaml:".
+// errorCase replaces old in the base config by changed; if old is empty,
+// changed is appended. want lists all errors in order, without "c.yaml:".
 type errorCase struct {
 	name, old, changed string
 	want               []string
@@ -238,8 +238,8 @@ func TestTypeErrors(t *testing.T) {
 	})
 }
 
-// TestItemsThatAreNoMappings: a whole item that is wrong is one problem, not
-// one for each field in it.
+// TestItemsThatAreNoMappings: a malformed item is one problem, not one for
+// each of its fields.
 func TestItemsThatAreNoMappings(t *testing.T) {
 	checkErrors(t, "listen: :1\norigin: 1\nclients: [1, ~]\nkeys: [1, {}]\nencryption: {rules: [1, &a {}]}\n", []string{
 		`2:9: origin must be a mapping of keys to values, not a number`,

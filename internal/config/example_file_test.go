@@ -27,7 +27,7 @@ func TestExampleFile(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	// Where the reference shows a default, it must be the default.
+	// The defaults shown in the file must be the real defaults.
 	plain := parse(t, base)
 	if c.AdminListen != plain.AdminListen || c.DEKCache != plain.DEKCache || c.KMS != plain.KMS ||
 		c.Log != plain.Log || c.Audit != plain.Audit || c.Limits != plain.Limits ||
@@ -39,8 +39,8 @@ func TestExampleFile(t *testing.T) {
 	}
 }
 
-// TestExampleFileIsComplete holds every key of the config against the file, by
-// its path: a key of the same name in another section does not count.
+// TestExampleFileIsComplete looks for each setting in the file by its path,
+// because several sections may have the same key.
 func TestExampleFileIsComplete(t *testing.T) {
 	data, err := os.ReadFile(exampleFile)
 	if err != nil {

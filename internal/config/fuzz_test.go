@@ -9,9 +9,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/config"
 )
 
-// FuzzParse looks for a panic, an error without a position in the file, an
-// error of more than one line, a secret in an error, and a config that breaks
-// its own rules.
+// FuzzParse looks for panics, errors without a position or with several
+// lines, secrets in errors, and configs that violate the rules.
 func FuzzParse(f *testing.F) {
 	example, err := os.ReadFile(exampleFile)
 	if err != nil {
@@ -35,7 +34,7 @@ func FuzzParse(f *testing.F) {
 	env := environment(map[string]string{"SECRET": secret, "APP_SECRET_KEY": secret, "ORIGIN_SECRET_KEY": secret})
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if strings.Contains(string(data), "file:") {
-			t.Skip() // reads whatever file it names
+			t.Skip() // would read any file
 		}
 
 		c, err := config.Parse("c.yaml", data, env)

@@ -55,12 +55,12 @@ func TestSecretIsNotPrinted(t *testing.T) {
 	}
 }
 
-// leaks reports whether text holds a part of a secret that would be of use.
+// leaks reports whether text contains a useful part of a secret.
 func leaks(text, secret string) bool {
 	return strings.Contains(text, secret[:5]) || strings.Contains(strings.ToLower(text), fmt.Sprintf("%x", secret[:5]))
 }
 
-// TestSecretIsInNoError writes a secret in each way that is wrong.
+// TestSecretIsInNoError writes a secret in every wrong way.
 func TestSecretIsInNoError(t *testing.T) {
 	const value = "hunter2-hunter2"
 	env := environment(map[string]string{"HUNTER": value, "SHORT": "hunter2", "SPACES": value + "\n"})
@@ -104,8 +104,8 @@ func TestSecretIsInNoError(t *testing.T) {
 		})
 	}
 
-	// Nor is what the environment gave to settings that are not secret, for it
-	// may have been put there by mistake.
+	// Errors contain no environment variables either, not even in settings
+	// that are not secret: a secret may be there by mistake.
 	for _, change := range [][2]string{
 		{"http://127.0.0.1:7070", "http://user:${HUNTER}@h"},
 		{"http://127.0.0.1:7070", "${HUNTER}"},

@@ -13,8 +13,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-// edges are plaintext sizes around everything that changes with size:
-// segments, batches, nothing at all.
+// edges are plaintext sizes around all boundaries: empty, segments and
+// batches.
 var edges = []int64{
 	0, 1, 15, 16, 40, 65495, 65496, 65497, 65535, 65536, 65537,
 	131031, 131032, 131033, 4*65536 - 41, 4*65536 - 40, 4*65536 - 39, 1 << 20,
@@ -49,7 +49,7 @@ func seal(t testing.TB, dek, text []byte) ([]byte, crypt.Header) {
 	return body, s.Header()
 }
 
-// open returns what was released before the error, or before io.EOF.
+// open returns what was released before the error or before io.EOF.
 func open(body []byte, w crypt.Window, dek []byte, h crypt.Header) ([]byte, error) {
 	return openFrom(bytes.NewReader(body), w, dek, h)
 }
@@ -121,9 +121,9 @@ func TestSealerReadsInAnyPieces(t *testing.T) {
 	}
 }
 
-// A source that does not have the declared size, or fails where io.EOF was
-// due, must leave the body without its last segment, so that no store can take
-// it for whole.
+// If a source does not have the declared size, or fails instead of
+// returning io.EOF, the body must lack its last segment, so that no store
+// can take it for complete.
 func TestSealerNeverFinishesABadSource(t *testing.T) {
 	errSource := errors.New("checksum mismatch")
 	dek := newDEK(t)
@@ -181,9 +181,9 @@ func TestOpenRefusesEveryCut(t *testing.T) {
 	}
 }
 
-// A reader that believes a lying size must still find out: the store may cut
-// the body and shorten cmek-size's twin, Content-Length, alike. The last flag
-// in the nonce is what catches it.
+// The store may truncate the body and change the size in the metadata
+// accordingly. A reader that trusts this size must still notice: the last
+// flag in the nonce does it.
 func TestOpenRefusesEveryCutWithAMatchingSize(t *testing.T) {
 	dek, text := newDEK(t), randomText(2*65536+77)
 	body, h := seal(t, dek, text)
@@ -331,8 +331,8 @@ func TestOpenReportsTheSourcesError(t *testing.T) {
 	}
 }
 
-// Property: any range equals the slice of the plaintext, and fetches no more
-// than the segments it touches.
+// Any range must equal the slice of the plaintext, and fetch only the
+// segments that it touches.
 func TestAnyRangeIsTheSlice(t *testing.T) {
 	r := mrand.New(mrand.NewPCG(1, 2))
 	dek := newDEK(t)
@@ -451,8 +451,8 @@ func FuzzRange(f *testing.F) {
 	})
 }
 
-// FuzzOpen looks for a body that is not the sealed one and yet gives out a
-// byte that is not the plaintext's.
+// FuzzOpen looks for an altered body from which a wrong plaintext byte is
+// released.
 func FuzzOpen(f *testing.F) {
 	dek := bytes.Repeat([]byte{7}, 32)
 	text := bytes.Repeat([]byte("plaintext "), 7000)

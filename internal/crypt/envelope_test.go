@@ -45,7 +45,7 @@ func metadata(t testing.TB, e *crypt.Envelope) map[string]string {
 func TestEnvelopeRoundTrip(t *testing.T) {
 	dek := newDEK(t)
 	m := metadata(t, newEnvelope(t, dek))
-	m["color"] = "blue" // the client's own metadata is none of the envelope's business
+	m["color"] = "blue" // the client's own metadata is not part of the envelope
 	e, err := crypt.ParseEnvelope(m)
 	if err != nil {
 		t.Fatal(err)
@@ -95,8 +95,8 @@ func TestEnvelopeIsBoundToItsObjectAndKey(t *testing.T) {
 	}
 }
 
-// Every entry is covered by the MAC: one taken from another envelope, valid in
-// itself, does not verify.
+// The MAC covers every entry: a valid entry from another envelope does not
+// verify.
 func TestEnvelopeEntriesCannotBeMixed(t *testing.T) {
 	dek := newDEK(t)
 	e := newEnvelope(t, dek)
@@ -220,9 +220,9 @@ func TestMetadataRefusesWhatCannotBeReadBack(t *testing.T) {
 	}
 }
 
-// S3 gives an object 2 KB of user metadata; the envelope's share with AWS KMS
-// is promised to stay under 700 bytes, also where a store counts the
-// x-amz-meta- prefix of every name.
+// S3 allows 2 KB of user metadata. The envelope promises to stay below 700
+// bytes with AWS KMS, even if a store counts the x-amz-meta- prefix of each
+// name.
 func TestEnvelopeIsSmall(t *testing.T) {
 	dek := newDEK(t)
 	e := newEnvelope(t, dek)
@@ -306,8 +306,8 @@ func FuzzEnvelope(f *testing.F) {
 			return
 		}
 
-		// What is accepted has one form only: writing it again gives the same
-		// entries.
+		// There is only one valid form: writing the envelope again gives
+		// the same entries.
 		if again := metadata(t, e); !maps.Equal(m, again) {
 			t.Fatalf("%v became %v", m, again)
 		}

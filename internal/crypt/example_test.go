@@ -12,12 +12,12 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-// Sealing gives a body, which is the object's content in the store, and an
-// envelope, which is its metadata.
+// Sealing returns a body, which becomes the content of the object in the
+// store, and an envelope, which becomes its metadata.
 func ExampleSealer() {
 	obj := crypt.Object{Bucket: "photos", Key: "cat.jpg"}
 	plaintext := "a picture of a cat"
-	dek := make([]byte, crypt.DEKSize) // in the proxy, the KMS makes it and wraps it
+	dek := make([]byte, crypt.DEKSize) // in the proxy, the KMS generates and wraps it
 	rand.Read(dek)
 
 	sealer, err := crypt.NewSealer(strings.NewReader(plaintext), int64(len(plaintext)), dek, rand.Reader)
@@ -55,8 +55,8 @@ func ExampleSealer() {
 	// cmek-size: 18
 }
 
-// Opening verifies the envelope first, and then each segment before it returns
-// its plaintext.
+// Opening first verifies the envelope. Then it verifies each segment before
+// it returns its plaintext.
 func ExampleOpener() {
 	obj := crypt.Object{Bucket: "photos", Key: "cat.jpg"}
 	body, metadata, dek := sealExample(obj, "a picture of a cat")
@@ -87,7 +87,7 @@ func ExampleOpener() {
 		fmt.Printf("%s\n", text)
 	}
 
-	// An object that the store has moved does not verify.
+	// If the store has moved an object, it does not verify.
 	err = envelope.Verify(dek, crypt.Object{Bucket: "photos", Key: "dog.jpg"})
 	fmt.Println("moved:", errors.Is(err, crypt.ErrAuth))
 	// Output:
@@ -95,7 +95,7 @@ func ExampleOpener() {
 	// moved: true
 }
 
-// A range takes only the segments that hold its bytes.
+// A range needs only the segments that contain its bytes.
 func ExampleCover() {
 	obj := crypt.Object{Bucket: "books", Key: "long.txt"}
 	body, metadata, dek := sealExample(obj, strings.Repeat("All work and no play. ", 10_000))
@@ -108,12 +108,12 @@ func ExampleCover() {
 		log.Fatal(err)
 	}
 
-	window, err := crypt.Cover(envelope.Size, 110_000, 21) // 21 bytes from byte 110,000
+	window, err := crypt.Cover(envelope.Size, 110_000, 21) // 21 bytes, starting at byte 110,000
 	if err != nil {
 		log.Fatal(err)
 	}
 
-	stored := body[window.Start:window.End] // what to ask the store for
+	stored := body[window.Start:window.End] // this range is fetched from the store
 	opener, err := crypt.NewOpener(bytes.NewReader(stored), window, dek, envelope.Header)
 	if err != nil {
 		log.Fatal(err)

@@ -23,7 +23,7 @@ import (
 
 const partVectorFile = "testdata/part-vectors.json"
 
-// partVectors holds multipart objects. What is in it never changes.
+// partVectors contains multipart objects. Existing vectors never change.
 type partVectors struct {
 	Comment []string     `json:"comment"`
 	Objects []partObject `json:"objects"`
@@ -49,8 +49,8 @@ type storedPart struct {
 	Bytes  string `json:"bytes,omitempty"` // without the zeros at its end; none for large parts
 }
 
-// refusal is an object that must not be read: the parts of another one in this
-// order, with the lowest bit of one byte flipped.
+// refusal is an object that must be refused: the parts of another object in
+// this order, with the lowest bit of one byte flipped.
 type refusal struct {
 	Name  string `json:"name"`
 	Of    string `json:"of"`
@@ -58,7 +58,7 @@ type refusal struct {
 	Flip  int64  `json:"flip"` // offset in the object; -1 for none
 }
 
-// seed is a source of randomness that gives the same bytes each time.
+// seed returns a deterministic source of randomness.
 func seed(name string) io.Reader {
 	return mathrand.NewChaCha8(sha256.Sum256([]byte(name)))
 }
@@ -68,7 +68,7 @@ func dekOf(wrapped string) []byte {
 	return dek[:]
 }
 
-// upload is an object in parts, as a test makes it.
+// upload is a multipart object made by a test.
 type upload struct {
 	obj    crypt.Object
 	id     string
@@ -77,9 +77,9 @@ type upload struct {
 	parts  [][]byte // stored
 }
 
-// newUpload seals parts of these sizes under numbers, which are 1, 2, 3 and so
-// on if nil. Only the last one is final; if appended, that is an empty one
-// with a record.
+// newUpload seals parts of these sizes. If numbers is nil, part numbers are
+// 1, 2, 3 and so on. Only the last part is final; if appended is set, that
+// is an additional empty part with a record.
 func newUpload(t testing.TB, name string, sizes []int64, numbers []int, appended bool) *upload {
 	t.Helper()
 	u := &upload{obj: crypt.Object{Bucket: "bucket", Key: "key of " + name}, id: "upload " + name}
@@ -214,8 +214,8 @@ func TestPartsRoundTrip(t *testing.T) {
 	}
 }
 
-// Any stretch of any layout is that of the plaintext, and needs no more than
-// the bytes that Cover names.
+// Any stretch of any layout must equal the slice of the plaintext, and need
+// only the bytes that Cover returns.
 func TestStretches(t *testing.T) {
 	random := mathrand.New(mathrand.NewPCG(3, 4))
 	for _, u := range []*upload{
@@ -269,8 +269,8 @@ func readStretch(t *testing.T, u *upload, stored []byte, offset, length int64, t
 	return readAll(r)
 }
 
-// Whatever a store can do to a multipart object ends in an error, and what
-// came out before it is a piece of the plaintext.
+// Anything that a store can do to a multipart object must end in an error,
+// and the bytes released before must be a piece of the plaintext.
 func TestPartsTampering(t *testing.T) {
 	u := newUpload(t, "u", []int64{70000, 70000, 70000, 50}, nil, false)
 	end := newUpload(t, "u", []int64{70000, 70000, 70000}, nil, true)
@@ -332,7 +332,7 @@ func TestPartsTampering(t *testing.T) {
 		})
 	}
 
-	for i := range 8 * crypt.PartPrefixSize { // every bit of the header counts
+	for i := range 8 * crypt.PartPrefixSize { // every bit of the header is authenticated
 		bad := bytes.Clone(p[1][:crypt.PartPrefixSize])
 		bad[i/8] ^= 1 << (i % 8)
 		part, err := crypt.ParsePart(bad)
@@ -368,7 +368,7 @@ func TestStretchTampering(t *testing.T) {
 	}
 
 	place, _ := u.layout.At(1)
-	part, err := crypt.ParsePart(p[0]) // a header that is not the place's
+	part, err := crypt.ParsePart(p[0]) // a header for another place
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -379,7 +379,7 @@ func TestStretchTampering(t *testing.T) {
 	}
 }
 
-// The wrong key, bucket, key name or DEK opens no part.
+// No part opens with a wrong key, bucket, object key or DEK.
 func TestPartBinding(t *testing.T) {
 	u := newUpload(t, "u", []int64{100}, nil, false)
 	for name, change := range map[string]func(*crypt.PartsConfig){
@@ -408,8 +408,8 @@ func TestPartBinding(t *testing.T) {
 	}
 }
 
-// A part that is sent twice shares neither salt nor nonce, nor any stretch of
-// ciphertext, with the first attempt.
+// If a part is sent twice, the two bodies share neither salt nor nonce nor
+// ciphertext.
 func TestPartSentAgain(t *testing.T) {
 	u := newUpload(t, "u", []int64{100}, nil, false)
 	p := crypt.Part{Number: 1, Size: 70000, Final: true, WrappedDEK: []byte("w")}
@@ -460,7 +460,7 @@ func TestPartLimits(t *testing.T) {
 	}
 }
 
-// The stream of a part is one of Tink's, with its segment size.
+// The stream of a part is a Tink stream with the part's segment size.
 func TestPartIsTink(t *testing.T) {
 	for _, size := range []int64{0, 70000, 32<<20 + 1} {
 		t.Run(fmt.Sprintf("%d bytes", size), func(t *testing.T) {
@@ -550,8 +550,8 @@ func FuzzParsePart(f *testing.F) {
 	})
 }
 
-// No byte comes out that is not the plaintext's, and no altered object reads
-// to its end.
+// No wrong plaintext byte is released, and no altered object can be read to
+// its end.
 func FuzzPartsReader(f *testing.F) {
 	u := newUpload(f, "fuzz", []int64{70000, 10}, []int{1, 3}, true)
 	stored := u.stored()
@@ -694,8 +694,7 @@ func TestPartVectors(t *testing.T) {
 	}
 }
 
-// readVector reads an object of the vectors from nothing but what is in the
-// file.
+// readVector reads an object using only what is in the vectors file.
 func readVector(t *testing.T, v partVectors, name string, parts []int, flip int64) ([]byte, error) {
 	t.Helper()
 	o := v.Objects[slices.IndexFunc(v.Objects, func(o partObject) bool { return o.Name == name })]

@@ -18,8 +18,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/crypt"
 )
 
-// The vectors are part of the format: once released they never change.
-// -write-vectors adds the file where there is none.
+// The vectors are part of the format and never change once released.
+// -write-vectors creates the file if it does not exist.
 var writeVectors = flag.Bool("write-vectors", false, "write testdata/vectors.json if it does not exist")
 
 const vectorFile = "testdata/vectors.json"
@@ -155,7 +155,7 @@ func TestVectors(t *testing.T) {
 	}
 }
 
-// checkVector reads a vector as a stranger would: from the file alone.
+// checkVector reads a vector using only the vectors file.
 func checkVector(t *testing.T, v vector) {
 	t.Helper()
 	dek, key := unhex(t, v.DEK), unhex(t, v.Key)
@@ -184,7 +184,7 @@ func unhex(t *testing.T, s string) []byte {
 	return data
 }
 
-// Tink is the oracle: what we seal it opens, what it seals we open.
+// Tink must open what this package seals, and the other way round.
 func TestTinkInteroperates(t *testing.T) {
 	aad := []byte("cmekproxy v1 body")
 	for _, size := range edges {
@@ -223,8 +223,8 @@ func TestTinkInteroperates(t *testing.T) {
 	}
 }
 
-// Another associated data is another stream key: a Tink stream of another
-// purpose under the same DEK is refused.
+// Different associated data means a different stream key: a Tink stream for
+// another purpose under the same DEK is refused.
 func TestTinkStreamOfAnotherPurpose(t *testing.T) {
 	dek := make([]byte, 32)
 	rand.Read(dek)

@@ -10,8 +10,8 @@ import (
 	"unsafe"
 )
 
-// Nothing of a key is left in what held it. The scan is of the very bytes, as
-// the types are not this package's.
+// Nothing of a key remains in the memory that held it. The test scans the
+// bytes of the values, because the types belong to other packages.
 func TestWipe(t *testing.T) {
 	key := bytes.Repeat([]byte{0x17, 0x2e, 0x45, 0x5c}, 8)
 	block, err := aes.NewCipher(key)

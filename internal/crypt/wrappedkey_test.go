@@ -17,8 +17,8 @@ import (
 
 const keyVectorFile = "testdata/key-vectors.json"
 
-// keyVectors are those of docs/format.md, section 9. Binary values and object
-// keys are in hex. They never change.
+// keyVectors are the vectors for docs/format.md, section 9. Binary values
+// and object keys are in hex. They never change.
 type keyVectors struct {
 	Comment  []string         `json:"comment"`
 	Wrapped  []wrappedVector  `json:"wrapped"`
@@ -31,8 +31,7 @@ type wrappedVector struct {
 	Salt    string            `json:"salt,omitempty"`
 	Context map[string]string `json:"context,omitempty"`
 	Blob    string            `json:"blob"`
-	// Of those with a salt: what the blob unwraps to, for which object, and
-	// the DEK.
+	// Only with a salt: the unwrapped blob, the object, and the DEK.
 	BucketKey string `json:"bucket_key,omitempty"`
 	Bucket    string `json:"bucket,omitempty"`
 	Key       string `json:"key,omitempty"`
@@ -171,7 +170,7 @@ func TestKeyVectors(t *testing.T) {
 	}
 }
 
-// What the KMS gives is not touched where there is nothing to add to it.
+// The KMS's ciphertext is stored unchanged if there is nothing to add.
 func TestPlainWrappedKey(t *testing.T) {
 	for _, blob := range [][]byte{{0}, []byte("vault:v1:abc"), []byte("cmekwra")} {
 		t.Run(fmt.Sprintf("%q", blob), func(t *testing.T) {
@@ -232,8 +231,8 @@ func TestWrappedKeyRefusals(t *testing.T) {
 	}
 }
 
-// Another object, salt or bucket key means another DEK; a bucket key of zeros
-// means none.
+// A different object, salt or bucket key gives a different DEK. A bucket
+// key of zeros is refused.
 func TestDerivedDEKs(t *testing.T) {
 	obj := crypt.Object{Bucket: "b", Key: "ck"}
 	first, err := crypt.DeriveDEK(fill(32, 1), fill(32, 2), obj)
@@ -316,8 +315,8 @@ func TestCustomerKeyRefusals(t *testing.T) {
 	}
 }
 
-// What is read is written the same again, so that the MAC, which covers it as
-// it is stored, covers one form only.
+// Encoding a decoded wrapped key gives the same bytes, so the MAC covers
+// only one form.
 func FuzzWrappedKey(f *testing.F) {
 	f.Add([]byte("blob"))
 	f.Add([]byte("cmekwrap\x01\x01" + strings.Repeat("s", 32) + "blob"))
@@ -335,7 +334,7 @@ func FuzzWrappedKey(f *testing.F) {
 
 		again, err := w.Bytes()
 		if err != nil {
-			return // too long, or a compound in a compound, which nothing writes
+			return // too long, or a nested compound, which is never written
 		}
 		if !bytes.Equal(again, wrapped) {
 			t.Fatalf("%x is written as %x", wrapped, again)
@@ -343,8 +342,8 @@ func FuzzWrappedKey(f *testing.F) {
 	})
 }
 
-// A name that differs from one of ours by case is refused for new objects, and
-// read where it is stored.
+// A name that differs from a reserved one only by case is refused for new
+// objects and accepted for stored ones.
 func TestContextNamesByCase(t *testing.T) {
 	for _, name := range []string{"Bucket", "BUCKET", "kEy", "\u212aey"} {
 		t.Run(name, func(t *testing.T) {

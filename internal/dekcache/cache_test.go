@@ -32,7 +32,7 @@ func id(n int) dekcache.ID { return dekcache.ID{byte(n), byte(n >> 8), byte(n >>
 
 func dekOf(n int) []byte { return bytes.Repeat([]byte{byte(n + 1)}, 32) }
 
-// source is a KMS that counts.
+// source is a KMS that counts its calls.
 type source struct {
 	calls atomic.Int64
 	delay time.Duration
@@ -96,7 +96,7 @@ func TestGet(t *testing.T) {
 
 	clear(first.DEK)
 	clear(second.DEK)
-	get(t, c, 1, s) // not wiped with the copies
+	get(t, c, 1, s) // not wiped together with the copies
 	get(t, c, 2, s)
 	wantCalls(t, s, 2)
 
@@ -114,7 +114,7 @@ func TestTTLCountsFromTheRequestAndIsNotExtended(t *testing.T) {
 			t.Errorf("expires %v after the request was sent, want 1m", e.Expires().Sub(start))
 		}
 
-		for time.Since(start) < 59*time.Second { // in use all the time
+		for time.Since(start) < 59*time.Second { // in constant use
 			time.Sleep(time.Second)
 			if !get(t, c, 1, s).Hit {
 				t.Fatalf("gone after %v", time.Since(start))
@@ -152,7 +152,7 @@ func TestExpiryInAnyOrder(t *testing.T) {
 		c := newCache(t, dekcache.Config{TTL: time.Minute})
 		var wg sync.WaitGroup
 
-		for n := range 20 { // the first to start is the last to come
+		for n := range 20 { // the first to start finishes last
 			wg.Go(func() { get(t, c, n, &source{delay: time.Duration(20-n) * time.Second}) })
 			time.Sleep(100 * time.Millisecond)
 		}
@@ -173,8 +173,8 @@ func TestWallClockEndsTheTermToo(t *testing.T) {
 	c := newCache(t, dekcache.Config{TTL: time.Minute, Now: func() time.Time { return now }})
 	e := get(t, c, 1, &source{})
 
-	// The monotonic clock stood still, as in a suspended machine. It is the
-	// second word of a time.Time, which has no other way to set it.
+	// The monotonic clock stops, as on a suspended machine. It is the
+	// second word of a time.Time, and there is no other way to set it.
 	now = now.Add(time.Minute)
 	*(*time.Duration)(unsafe.Add(unsafe.Pointer(&now), 8)) -= time.Minute
 
@@ -286,7 +286,7 @@ func TestFailuresAreRemembered(t *testing.T) {
 			t.Errorf("%d negative hits, want 8", n)
 		}
 
-		time.Sleep(100 * time.Millisecond) // each has a time of its own
+		time.Sleep(100 * time.Millisecond) // each has its own lifetime
 		ask(1, no)
 		ask(2, down)
 		wantCalls(t, no, 1)
@@ -305,7 +305,7 @@ func TestFailuresAreRemembered(t *testing.T) {
 		wantCalls(t, no, 4)
 		get(t, c, 101, &source{})
 
-		for n := range 50 { // failures push out failures only
+		for n := range 50 { // failures evict only failures
 			ask(n, no)
 		}
 
@@ -361,7 +361,7 @@ func TestPurge(t *testing.T) {
 	}
 }
 
-// TestPurgeGroup takes a part of a key's DEKs away, and no other.
+// TestPurgeGroup purges some DEKs of a key but no others.
 func TestPurgeGroup(t *testing.T) {
 	c, s := newCache(t, dekcache.Config{}), &source{}
 	other := dekcache.Group{KeyID: keyID, Part: 1}
@@ -383,8 +383,8 @@ func TestPurgeGroup(t *testing.T) {
 	}
 }
 
-// TestPurgeBeforeTheGroupIsKnown: a DEK that was asked for before the purge of
-// its key, or of everything, is of no use, though its group is new.
+// TestPurgeBeforeTheGroupIsKnown: a DEK requested before the purge of its
+// key, or of all keys, must not be used, even if its group is new.
 func TestPurgeBeforeTheGroupIsKnown(t *testing.T) {
 	for name, purge := range map[string]func(*dekcache.Cache){
 		"key":        func(c *dekcache.Cache) { c.Purge(keyID) },
@@ -407,7 +407,8 @@ func TestPurgeBeforeTheGroupIsKnown(t *testing.T) {
 	}
 }
 
-// TestADEKInTwoGroups: a purge of either group ends what was handed out for it.
+// TestADEKInTwoGroups: a purge of either group ends the use of DEKs handed
+// out for it.
 func TestADEKInTwoGroups(t *testing.T) {
 	c, s := newCache(t, dekcache.Config{}), &source{}
 	other := dekcache.Group{KeyID: keyID, Part: 1}
@@ -428,8 +429,8 @@ func TestADEKInTwoGroups(t *testing.T) {
 	}
 }
 
-// TestBusyDuringAFlight: the slot of a group must not be given away while a DEK
-// of it is on its way, though nobody waits for it any more.
+// TestBusyDuringAFlight: a group is busy while a DEK is being fetched for
+// it, even if no caller waits any more.
 func TestBusyDuringAFlight(t *testing.T) {
 	c := newCache(t, dekcache.Config{})
 	ctx, cancel := context.WithCancel(t.Context())
@@ -465,7 +466,7 @@ func TestPurgeDuringAFlight(t *testing.T) {
 
 		time.Sleep(time.Second)
 		c.Purge(keyID)
-		wg.Go(func() { get(t, c, 1, s) }) // must not join the flight from before the purge
+		wg.Go(func() { get(t, c, 1, s) }) // must not join the flight that started before the purge
 		synctest.Wait()
 		wantCalls(t, s, 2)
 		time.Sleep(time.Minute - time.Second)
@@ -494,7 +495,7 @@ func TestPut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, s := newCache(t, dekcache.Config{TTL: time.Minute}), &source{}
 		m := c.Mark()
-		time.Sleep(10 * time.Second) // the KMS makes the DEK
+		time.Sleep(10 * time.Second) // the KMS generates the DEK
 		dek := dekOf(1)
 		e := c.Put(id(1), group, m, dek)
 		clear(dek)
@@ -579,7 +580,7 @@ func TestZeroTermIsOver(t *testing.T) {
 	}
 }
 
-// Everything at once, for the race detector.
+// Runs everything concurrently, for the race detector.
 func TestConcurrent(t *testing.T) {
 	c := newCache(t, dekcache.Config{
 		TTL: 2 * time.Millisecond, MaxEntries: 20, Remember: func(error) time.Duration { return time.Millisecond },

@@ -1,7 +1,7 @@
 package dekcache
 
-// Held returns the cache's own bytes of a DEK, not a copy, so that tests can
-// see them wiped.
+// Held returns the cache's own bytes of a DEK, so that tests can see them
+// wiped.
 func (c *Cache) Held(id ID) []byte {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -11,8 +11,8 @@ func (c *Cache) Held(id ID) []byte {
 	return nil
 }
 
-// Bare reports whether nothing is left behind: no flight, no timer, no entry
-// of any group.
+// Bare reports whether the cache is empty: no flight, no timer, no entries
+// in any group.
 func (c *Cache) Bare() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -5,8 +5,7 @@ import (
 	"time"
 )
 
-// The life of a DEK ends before the TTL, by enough for the KMS to be asked,
-// and never after it.
+// A DEK expires before the TTL, early enough to ask the KMS again.
 func TestJitter(t *testing.T) {
 	for _, ttl := range []time.Duration{
 		time.Millisecond, time.Second, 2 * time.Second, 10 * time.Second,

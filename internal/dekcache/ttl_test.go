@@ -30,7 +30,7 @@ func TestJitterIsDownwardsOnly(t *testing.T) {
 		}
 
 		by = 0
-		get(t, c, 2, s) // expires later though it was fetched at the same time
+		get(t, c, 2, s) // expires later, although it was fetched at the same time
 		time.Sleep(50 * time.Second)
 		synctest.Wait()
 
@@ -200,11 +200,10 @@ func TestHoldings(t *testing.T) {
 	})
 }
 
-// TestNoStaleRead has a KMS whose answers carry the number of the revocation
-// that they are from before, and readers, purges and changes of the TTL at
-// once. After a purge has returned, nobody may get, or have in force, a DEK of
-// a request that was sent before it; and nobody one that is older than every
-// TTL there was.
+// TestNoStaleRead runs readers, purges and TTL changes concurrently, with a
+// KMS whose answers contain the number of revocations so far. After a purge
+// has returned, no caller may get or use a DEK that was requested before
+// it, or one that is older than every TTL used.
 func TestNoStaleRead(t *testing.T) {
 	const longest = 50 * time.Millisecond
 	c := newCache(t, dekcache.Config{TTL: longest, Jitter: func(ttl time.Duration) time.Duration { return ttl / 10 }})
@@ -224,7 +223,7 @@ func TestNoStaleRead(t *testing.T) {
 	for reader := range 8 {
 		wg.Go(func() {
 			for n := reader; ctx.Err() == nil; n++ {
-				purged := purges.Load() // all of these have returned
+				purged := purges.Load() // all these purges have returned
 				begun := time.Now()
 				e, err := c.Get(ctx, id(n%5), group, fetch(n%5))
 				if err != nil {
@@ -234,7 +233,7 @@ func TestNoStaleRead(t *testing.T) {
 					continue
 				}
 
-				if from := uint32(e.DEK[0]) - 1; from+1 < purged { // the last one may have taken effect, and not be counted yet
+				if from := uint32(e.DEK[0]) - 1; from+1 < purged { // the last purge may have taken effect without being counted yet
 					t.Errorf("a DEK from before purge %d, got after purge %d", from+1, purged)
 				}
 

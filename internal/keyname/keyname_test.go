@@ -70,7 +70,7 @@ func TestCheckID(t *testing.T) {
 	}
 }
 
-// What passes stays in its bucket, also where a store makes a path of it.
+// Accepted names stay in their bucket even if a store uses them as paths.
 func FuzzCheck(f *testing.F) {
 	for _, name := range []string{
 		"a", "a/../b", "../b", `..\b`, "/..", "a//..", "./.", "/", "a/.../b",

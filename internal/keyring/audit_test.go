@@ -18,7 +18,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
 )
 
-// trail is an auditor that remembers, and can be full.
+// trail is an auditor that records events and can be full.
 type trail struct {
 	mu     sync.Mutex
 	events []keyring.Event
@@ -46,7 +46,8 @@ func (a *trail) Audit(ctx context.Context, e keyring.Event) error {
 	return nil
 }
 
-// take returns the events since the last take, each as "action source error".
+// take returns the events since the last call, each as "action source
+// error".
 func (a *trail) take() (out []string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -83,7 +84,7 @@ func withTrail(a *trail) func(*keyring.Config) {
 	return func(c *keyring.Config) { c.Auditor = a }
 }
 
-// asRequest is a context with the values of a request.
+// asRequest returns a context with the values of a request.
 func asRequest(t testing.TB) context.Context {
 	return context.WithValue(t.Context(), requestKey{}, true)
 }
@@ -133,7 +134,7 @@ func TestEachUseIsAudited(t *testing.T) {
 		t.Errorf("refused by the KMS, with its request id %q", e.KMSRequestID)
 	}
 
-	open() // the refusal is remembered for a second
+	open() // the refusal is remembered for one second
 	if _, err := k.Create(ctx, obj, "app", keyring.Choice{}); !isKind(err, kms.Denied) {
 		t.Errorf("created: %v", err)
 	}
@@ -198,8 +199,8 @@ func TestJoinedUsesAreAudited(t *testing.T) {
 	})
 }
 
-// What cannot be audited is not handed out, and what the KMS has said is not
-// covered up by that.
+// A use that cannot be audited is refused, and the KMS's error is still
+// visible.
 func TestNoDEKWithoutAudit(t *testing.T) {
 	w, _ := newLocal(t)
 	audit, events, ctx := &trail{}, &seen{}, asRequest(t)
@@ -261,7 +262,7 @@ func TestRenewalsAreAudited(t *testing.T) {
 		sealed, st := open()
 		time.Sleep(59 * time.Second)
 		audit.want(t, "create kms")
-		time.Sleep(time.Second) // who watches it asks, and so does the stream: one renewal
+		time.Sleep(time.Second) // the watcher and the stream both ask: one renewal
 		must(t, sealed.Check(ctx))
 		synctest.Wait()
 
@@ -269,7 +270,7 @@ func TestRenewalsAreAudited(t *testing.T) {
 			t.Errorf("%q", got)
 		}
 
-		audit.full.Store(true) // before the next renewal, and for less than the wait
+		audit.full.Store(true) // before the next renewal, for less than OutageWait
 		time.Sleep(time.Minute + 5*time.Second)
 
 		if st.wasCut() != nil {
@@ -295,7 +296,7 @@ func TestRenewalsAreAudited(t *testing.T) {
 		audit.want(t, "renew cache")
 		sealed.Release()
 
-		sealed, st = open() // now it stays full
+		sealed, st = open() // now it remains full
 		audit.take()
 		start := time.Now()
 		audit.full.Store(true)
@@ -311,8 +312,8 @@ func TestRenewalsAreAudited(t *testing.T) {
 	})
 }
 
-// The end of a stream is in the log once, whether the stream finds out by
-// itself, or who watches it, or both; and not if the client went away.
+// The end of a stream is audited once, whether the stream, its watcher or
+// both notice. It is not audited if the client left.
 func TestCutsAreAudited(t *testing.T) {
 	w, _ := newLocal(t)
 	kmstest.Bubble(t, func(t *testing.T) {
@@ -366,7 +367,7 @@ func TestCutsAreAudited(t *testing.T) {
 	})
 }
 
-// A log that is slow to write makes no lease longer.
+// A slow audit log does not extend a lease.
 func TestSlowAuditExtendsNothing(t *testing.T) {
 	w, _ := newLocal(t)
 	kmstest.Bubble(t, func(t *testing.T) {
@@ -398,7 +399,7 @@ func TestProbeThatFindsARevokedKeyIsAudited(t *testing.T) {
 		defer sealed.Release()
 
 		time.Sleep(25 * time.Second)
-		audit.want(t, "create kms") // probes that find nothing are no uses
+		audit.want(t, "create kms") // probes without a finding are not uses
 		s.fail.Store(&kms.Error{Kind: kms.Disabled})
 		time.Sleep(30 * time.Second)
 
@@ -409,7 +410,7 @@ func TestProbeThatFindsARevokedKeyIsAudited(t *testing.T) {
 	})
 }
 
-// The DEK that was not handed out was wiped too.
+// A DEK that was not handed out is wiped too.
 func TestDEKsThatAreNotAuditedAreWiped(t *testing.T) {
 	w, _ := newLocal(t)
 	audit := &trail{}
@@ -428,7 +429,7 @@ func TestDEKsThatAreNotAuditedAreWiped(t *testing.T) {
 	}
 }
 
-// keeping keeps the slices that it was given to wrap.
+// keeping keeps the slices that it was asked to wrap.
 type keeping struct {
 	kms.Wrapper
 	deks [][]byte
@@ -439,7 +440,7 @@ func (l *keeping) Wrap(ctx context.Context, dek []byte, ec kms.EncryptionContext
 	return l.Wrapper.Wrap(ctx, dek, ec)
 }
 
-// nobody takes everything.
+// nobody is an auditor that accepts everything.
 type nobody struct{}
 
 func (nobody) Audit(context.Context, keyring.Event) error { return nil }

@@ -18,7 +18,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
 )
 
-// sharing has the objects of each bucket share bucket keys.
+// sharing enables bucket keys for all buckets.
 func sharing(limits keyring.Reuse, seen *seen) func(*keyring.Config) {
 	return func(c *keyring.Config) {
 		c.Rules = []keyring.Rule{{Key: "k", Reuse: &limits}}
@@ -78,8 +78,8 @@ func TestReuseLimits(t *testing.T) {
 	}
 }
 
-// Buckets and KMS keys share nothing with each other, and what has an
-// encryption context of its own shares with nobody.
+// Bucket keys are not shared between buckets or KMS keys, or with objects
+// that have their own encryption context.
 func TestReuseIsWithinABucket(t *testing.T) {
 	seen := &seen{}
 	w, _ := newLocal(t)
@@ -95,8 +95,8 @@ func TestReuseIsWithinABucket(t *testing.T) {
 	}
 }
 
-// A lost cache costs one unwrap for all, and the DEK of each object is the one
-// that it was stored with, and no other's.
+// After the cache is lost, one unwrap serves all objects. Each object gets
+// the DEK that it was stored with, which differs from all others.
 func TestReuseOpens(t *testing.T) {
 	seen := &seen{}
 	w, _ := newLocal(t)
@@ -138,7 +138,7 @@ func TestReuseOpens(t *testing.T) {
 		t.Error("the KMS unwraps a bucket key for another bucket")
 	}
 
-	// A renewal derives again, and compares.
+	// A renewal derives the DEK again and compares it.
 	lease, err := k.Open(t.Context(), object(3), w.KeyID(), wrapped[3])
 	must(t, err)
 	k.PurgeAll()
@@ -147,9 +147,9 @@ func TestReuseOpens(t *testing.T) {
 	lease.Release()
 }
 
-// What ends the use of data keys ends that of bucket keys: a key that is taken
-// away takes new objects too once the TTL is over or a purge has come, and one
-// that is back serves again.
+// Revocation applies to bucket keys as to data keys. If the key is revoked,
+// new objects are refused after the TTL or a purge. If it is restored, the
+// bucket key can be used again.
 func TestReuseEndsWithTheKey(t *testing.T) {
 	kmstest.Bubble(t, func(t *testing.T) {
 		w, _ := newLocal(t)
@@ -169,7 +169,7 @@ func TestReuseEndsWithTheKey(t *testing.T) {
 		}
 
 		s.fail.Store(nil)
-		time.Sleep(2 * time.Second) // the refusal is remembered for a moment
+		time.Sleep(2 * time.Second) // the refusal is remembered briefly
 		createAs(t, k, object(4), 1).Release()
 		k.PurgeAll()
 		s.fail.Store(&kms.Error{Kind: kms.Disabled, KeyID: w.KeyID()})
@@ -178,8 +178,8 @@ func TestReuseEndsWithTheKey(t *testing.T) {
 			t.Errorf("after a purge: %v", err)
 		}
 
-		// A KMS that is out of reach takes no bucket key: the same one serves
-		// when it is back.
+		// An unreachable KMS does not discard the bucket key, which is used
+		// again later.
 		s.fail.Store(&kms.Error{Kind: kms.Unreachable, KeyID: w.KeyID()})
 
 		if _, err := k.Create(t.Context(), object(6), "", keyring.Choice{}); !kms.IsUnreachable(err) {
@@ -188,7 +188,7 @@ func TestReuseEndsWithTheKey(t *testing.T) {
 	})
 }
 
-// switched is a key that can be taken away.
+// switched is a key that can be revoked.
 type switched struct {
 	kms.Wrapper
 	fail  atomic.Pointer[kms.Error]
@@ -216,8 +216,8 @@ func (s *switched) Unwrap(ctx context.Context, wrapped []byte, ec kms.Encryption
 	return s.Wrapper.Unwrap(ctx, wrapped, ec)
 }
 
-// A version of the KMS key that is gone takes the bucket key that it wrapped,
-// and the next object gets a new one.
+// If a version of the KMS key is disabled, the bucket key that it wrapped
+// is discarded, and the next object gets a new one.
 func TestReuseAfterARotation(t *testing.T) {
 	w, path := newLocal(t)
 	k := newRing(t, w, time.Minute, sharing(keyring.Reuse{MaxAge: time.Hour, MaxObjects: 1000, MaxBytes: 1000},
@@ -241,8 +241,8 @@ func TestReuseAfterARotation(t *testing.T) {
 	lease.Release()
 }
 
-// Those that come while a bucket key is made wait for it, share its failure,
-// and are not taken down by the one that went away.
+// While a bucket key is being created, other objects wait for it and share
+// its failure, but not the cancellation of its client.
 func TestReuseIsMadeOnce(t *testing.T) {
 	kmstest.Bubble(t, func(t *testing.T) {
 		w, _ := newLocal(t)
@@ -311,7 +311,7 @@ func TestCustomerLease(t *testing.T) {
 	sealed.Watch(asRequest(t), func(error) { t.Error("cut") }, func() bool { return true })
 	must(t, sealed.Check(asRequest(t)))
 	k.PurgeAll()
-	must(t, sealed.Check(asRequest(t))) // no KMS key is behind it
+	must(t, sealed.Check(asRequest(t))) // there is no KMS key
 	held := sealed.DEK()
 	sealed.Release()
 	sealed.Release()

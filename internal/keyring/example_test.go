@@ -42,8 +42,8 @@ func Example() {
 		log.Fatal(err)
 	}
 
-	// A new object gets a data key of its own. KeyID and Wrapped are stored
-	// with it.
+	// Each new object gets its own data key. KeyID and Wrapped are stored
+	// with the object.
 	ctx := context.Background()
 	obj := keyring.Object{Bucket: "photos", Key: "cat.jpg"}
 	created, err := keys.Create(ctx, obj, "alice", keyring.Choice{})
@@ -52,7 +52,7 @@ func Example() {
 	}
 	defer created.Release()
 
-	// Later, they give the data key back.
+	// Later, they return the same data key.
 	opened, err := keys.Open(ctx, obj, created.KeyID, created.Wrapped)
 	if err != nil {
 		log.Fatal(err)
@@ -61,7 +61,8 @@ func Example() {
 
 	fmt.Println("same data key:", bytes.Equal(created.DEK(), opened.DEK()))
 
-	// A stream checks its lease as it goes. When the key is gone, it ends.
+	// A stream checks its lease regularly. It ends after the key was
+	// removed.
 	if err := os.Remove(path); err != nil {
 		log.Fatal(err)
 	}

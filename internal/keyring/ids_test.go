@@ -12,7 +12,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
 )
 
-// wantOpens makes sure that a ring opens what another one has sealed.
+// wantOpens checks that a ring opens what another ring has sealed.
 func wantOpens(t *testing.T, name string, k *keyring.Keyring, sealed *keyring.DataKey) {
 	t.Helper()
 	l, err := k.Open(t.Context(), obj, sealed.KeyID, sealed.Wrapped)
@@ -33,7 +33,7 @@ func wantUnknown(t *testing.T, name string, k *keyring.Keyring, id string, seale
 	}
 }
 
-// A multi-Region key is one key, whichever region the proxy is in.
+// A multi-Region key is the same key in every region.
 func TestMultiRegionKey(t *testing.T) {
 	frankfurt, ireland := kmstest.StartRegion(t, kmstest.Config{Region: "eu-central-1"}), kmstest.StartRegion(t,
 		kmstest.Config{Region: "eu-west-1"})
@@ -54,7 +54,7 @@ func TestMultiRegionKey(t *testing.T) {
 	wantOpens(t, "by the replica", there, one)
 	wantOpens(t, "by the primary", here, two)
 
-	// The replica has a state of its own.
+	// The replica has its own state.
 	must(t, ireland.DisableKey(replica))
 
 	if n, err := there.Purge("k"); n != 2 || err != nil {
@@ -78,7 +78,7 @@ func TestMultiRegionKey(t *testing.T) {
 	}
 }
 
-// The same material under the same id in another account is another key.
+// The same key id in another account is another key.
 func TestMultiRegionKeyOfAnotherAccount(t *testing.T) {
 	ours := kmstest.StartRegion(t, kmstest.Config{Region: "eu-central-1"})
 	theirs := kmstest.StartRegion(t, kmstest.Config{Region: "eu-west-1", AccountID: "999922223333"})
@@ -94,8 +94,8 @@ func TestMultiRegionKeyOfAnotherAccount(t *testing.T) {
 	wantUnknown(t, "theirs, here", here, sealed.KeyID, sealed)
 }
 
-// A primary and a replica that are both configured are each asked for what is
-// under it.
+// If a primary key and a replica are both configured, each is asked for its
+// own objects.
 func TestMultiRegionKeyUnderTwoNames(t *testing.T) {
 	a, b := kmstest.StartRegion(t, kmstest.Config{Region: "eu-central-1"}), kmstest.StartRegion(t,
 		kmstest.Config{Region: "eu-west-1"})
@@ -129,8 +129,8 @@ func TestMultiRegionKeyUnderTwoNames(t *testing.T) {
 	}
 }
 
-// Two names for one key are no reason not to start. Both seal, and the first
-// one opens.
+// A key may be configured under two names. Both can encrypt, and the first
+// one decrypts.
 func TestTwins(t *testing.T) {
 	w, _ := newLocal(t)
 	var log seen
@@ -153,7 +153,7 @@ func TestTwins(t *testing.T) {
 		t.Errorf("twins %q", twins)
 	}
 
-	for _, asked := range []string{"", "twin", w.KeyID()} { // each is the key of the rule
+	for _, asked := range []string{"", "twin", w.KeyID()} { // each is the rule's key
 		t.Run(asked, func(t *testing.T) {
 			sealed, err := k.Create(t.Context(), keyring.Object{Bucket: "twin", Key: "x"}, "",
 				keyring.Choice{KeyID: asked})
@@ -176,14 +176,14 @@ func TestTwins(t *testing.T) {
 	}
 }
 
-// After an alias has moved, the new key seals, and the old one opens; before
-// that too, and after the alias moved back.
+// After an alias has moved, the new key encrypts and the old one decrypts.
+// The same holds before the move and after the alias has moved back.
 func TestSuccessor(t *testing.T) {
 	server := kmstest.StartTest(t)
 	oldKey, newKey := server.NewKey(t, nil), server.NewKey(t, nil)
 
-	// What the configuration says stays the same all the time: an alias, and
-	// the two keys that it may point to.
+	// The configuration never changes: an alias, and the two keys that it
+	// may point to.
 	open := func(target kms.Wrapper) *keyring.Keyring {
 		must(t, server.SetAlias("alias/app", target.KeyID()))
 		return newRing(t, server.OpenKey(t, "alias/app", nil), time.Minute, func(c *keyring.Config) {

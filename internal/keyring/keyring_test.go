@@ -26,13 +26,13 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var obj = keyring.Object{Bucket: "bucket", Key: "a/b.txt"}
 
-// slow is a real key whose KMS counts, takes a second for each answer, and can
-// be made to fail.
+// slow is a real key whose KMS counts its calls, takes a second for each,
+// and can be made to fail.
 type slow struct {
 	kms.Wrapper
 	unwraps atomic.Int64
 	fail    atomic.Pointer[kms.Error]
-	swap    atomic.Bool // answer with another DEK
+	swap    atomic.Bool // return another DEK
 }
 
 func (s *slow) Unwrap(ctx context.Context, wrapped []byte, ec kms.EncryptionContext) ([]byte, error) {
@@ -75,8 +75,8 @@ func newCache(t testing.TB, ttl time.Duration) *dekcache.Cache {
 	return c
 }
 
-// newRing has one key named "k" for all objects. change, if not nil, edits the
-// configuration.
+// newRing returns a keyring with one key named "k" for all objects. change,
+// if not nil, edits the configuration.
 func newRing(t testing.TB, w kms.Wrapper, ttl time.Duration, change func(*keyring.Config)) *keyring.Keyring {
 	t.Helper()
 	cfg := keyring.Config{
@@ -93,12 +93,12 @@ func newRing(t testing.TB, w kms.Wrapper, ttl time.Duration, change func(*keyrin
 	return k
 }
 
-// seen is an observer that remembers.
+// seen is an observer that records its calls.
 type seen struct {
 	mu      sync.Mutex
 	calls   []string // "key op result"
 	revoked []int
-	parts   []string // of revoked
+	parts   []string // of revocations
 	used    map[keyring.Use]int
 }
 
@@ -145,8 +145,8 @@ func (s *seen) uses(kind keyring.Use) int {
 	return s.used[kind]
 }
 
-// run has the probes made until the test ends, or until the returned function
-// is called.
+// run runs the probes until the test ends or the returned function is
+// called.
 func run(t testing.TB, k *keyring.Keyring) (stop func()) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
@@ -187,7 +187,7 @@ func TestCreateAndOpen(t *testing.T) {
 		t.Error("another DEK")
 	}
 
-	counted.wantUnwraps(t, 0) // a GET right after a PUT costs nothing
+	counted.wantUnwraps(t, 0) // a GET right after a PUT needs no KMS call
 	lease.Release()
 	lease.Release()
 
@@ -198,7 +198,7 @@ func TestCreateAndOpen(t *testing.T) {
 		t.Errorf("a released lease: %v", err)
 	}
 
-	must(t, sealed.Check(t.Context())) // each lease has a DEK of its own
+	must(t, sealed.Check(t.Context())) // each lease has its own DEK
 	if bytes.Equal(sealed.DEK(), make([]byte, 32)) {
 		t.Error("releasing one lease wiped another")
 	}
@@ -224,8 +224,8 @@ func TestCreateAndOpen(t *testing.T) {
 	}
 }
 
-// The cached DEK of an object must not open another, and the KMS must be asked
-// with the object's own name.
+// The cached DEK of an object must not open another object, and the KMS
+// must be asked with the name of the requested object.
 func TestOpenIsBoundToTheObject(t *testing.T) {
 	w, _ := newLocal(t)
 	k := newRing(t, w, time.Minute, nil)
@@ -270,7 +270,8 @@ func TestWrongKey(t *testing.T) {
 	}
 }
 
-// zeroKMS is a KMS that forgot to pass the key on: everything round-trips.
+// zeroKMS is a KMS that always uses a key of zeros, so every round trip
+// succeeds.
 type zeroKMS struct{ kms.Wrapper }
 
 func (zeroKMS) Generate(context.Context, kms.EncryptionContext) (dek, wrapped []byte, err error) {
@@ -306,7 +307,7 @@ func TestLeaseEndsTTLAfterTheRequest(t *testing.T) {
 		defer lease.Release()
 
 		s.fail.Store(&kms.Error{Kind: kms.Unreachable})
-		for time.Since(start) < time.Minute-time.Millisecond { // in use all the time, the KMS being away
+		for time.Since(start) < time.Minute-time.Millisecond { // in constant use while the KMS is unreachable
 			must(t, lease.Check(t.Context()))
 			other, err := k.Open(t.Context(), obj, sealed.KeyID, sealed.Wrapped)
 			must(t, err)
@@ -389,7 +390,7 @@ func TestPurge(t *testing.T) {
 			t.Errorf("%d purged, %v", n, err)
 		}
 
-		must(t, sealed.Check(t.Context())) // the key is good: the lease goes on, with a new answer of the KMS
+		must(t, sealed.Check(t.Context())) // the key is usable: the KMS renews the lease
 		must(t, sealed.Check(t.Context()))
 		s.wantUnwraps(t, 1)
 		k.PurgeAll()
@@ -438,7 +439,7 @@ func TestProbe(t *testing.T) {
 		defer run(t, k)()
 
 		time.Sleep(time.Minute)
-		s.wantUnwraps(t, 0) // nothing is in use: nothing is asked
+		s.wantUnwraps(t, 0) // nothing is in use, so the KMS is not asked
 		sealed := create(t, k)
 		defer sealed.Release()
 
@@ -474,7 +475,7 @@ func TestProbe(t *testing.T) {
 
 		s.fail.Store(nil)
 		time.Sleep(window)
-		must(t, sealed.Check(t.Context())) // back within a probe
+		must(t, sealed.Check(t.Context())) // usable again after one probe
 		sealed.Release()
 		k.PurgeAll()
 		time.Sleep(20 * time.Second)
@@ -487,7 +488,7 @@ func TestProbe(t *testing.T) {
 	})
 }
 
-// The probe must not keep a DEK alive, even if it succeeds.
+// A probe must not extend the use of a DEK, even if it succeeds.
 func TestProbeExtendsNothing(t *testing.T) {
 	w, _ := newLocal(t)
 	kmstest.Bubble(t, func(t *testing.T) {
@@ -506,8 +507,8 @@ func TestProbeExtendsNothing(t *testing.T) {
 	})
 }
 
-// The same with a KMS on the network and real time: the key is disabled while
-// a stream runs.
+// The same over the network with real time: the key is disabled during a
+// stream.
 func TestRevocationOnTheNetwork(t *testing.T) {
 	server := kmstest.StartTest(t)
 	w := server.NewKey(t, nil)

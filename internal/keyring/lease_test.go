@@ -61,7 +61,7 @@ func TestAStreamWaitsForAnUnreachableKMS(t *testing.T) {
 			t.Errorf("%v, want the end of the caller's context", err)
 		}
 
-		for _, kind := range []kms.Kind{kms.Denied, kms.Internal, kms.InvalidCiphertext} { // "no" is not waited for
+		for _, kind := range []kms.Kind{kms.Denied, kms.Internal, kms.InvalidCiphertext} { // a refusal is not retried
 			s.fail.Store(&kms.Error{Kind: kind})
 			time.Sleep(2 * time.Second)
 			at = time.Now()
@@ -72,7 +72,7 @@ func TestAStreamWaitsForAnUnreachableKMS(t *testing.T) {
 	})
 }
 
-// stream stands for one that is stuck: it never checks its lease itself.
+// stream is a stuck stream: it never checks its lease.
 type stream struct {
 	cut     atomic.Pointer[error]
 	at      time.Time
@@ -133,8 +133,8 @@ func TestAStuckStreamIsCut(t *testing.T) {
 	})
 }
 
-// A policy can deny the key for some objects only: each DEK is asked about,
-// and only those streams are cut.
+// A policy can deny the key for some objects only. Each DEK is asked about,
+// and only the streams of those objects are cut.
 func TestDeniedForSomeObjects(t *testing.T) {
 	w, _ := newLocal(t)
 	kmstest.Bubble(t, func(t *testing.T) {
@@ -153,7 +153,7 @@ func TestDeniedForSomeObjects(t *testing.T) {
 		good, goodStream := open("good")
 		defer good.Release()
 
-		bad, badStream := open("bad") // the one that the probe asks about
+		bad, badStream := open("bad") // the probe asks about this one
 		defer bad.Release()
 
 		s.denied.Store("bad")
@@ -182,7 +182,7 @@ func (c *choosy) Unwrap(ctx context.Context, wrapped []byte, ec kms.EncryptionCo
 	return c.Wrapper.Unwrap(ctx, wrapped, ec)
 }
 
-// The end of the TTL is the end of what is on its way too, if the KMS does not
+// At the end of the TTL, data in transit is cut off too if the KMS does not
 // answer.
 func TestUndrainedStreamsAreCutAtTheTTL(t *testing.T) {
 	w, _ := newLocal(t)
@@ -207,13 +207,13 @@ func TestUndrainedStreamsAreCutAtTheTTL(t *testing.T) {
 		}
 
 		full, empty := open(false), open(true)
-		time.Sleep(59 * time.Second) // over one renewal, with an answer
+		time.Sleep(59 * time.Second) // past one successful renewal
 
 		if full.wasCut() != nil || empty.wasCut() != nil {
 			t.Fatalf("a good key: %v, %v", full.wasCut(), empty.wasCut())
 		}
 
-		s.fail.Store(&kms.Error{Kind: kms.Unreachable}) // from now until the end of the second TTL, at 54 s + 60 s
+		s.fail.Store(&kms.Error{Kind: kms.Unreachable}) // until the end of the second TTL, at 54 s + 60 s
 		time.Sleep(time.Until(start.Add(2*time.Minute - 1*time.Second)))
 
 		if err := full.wasCut(); !kms.IsUnreachable(err) {
@@ -257,7 +257,8 @@ func TestNobodyIsCutAfterRelease(t *testing.T) {
 	wg.Wait()
 }
 
-// TestALeaseIsRenewedByTheKeyAsItIsOpenNow: its secret may have been replaced.
+// TestALeaseIsRenewedByTheKeyAsItIsOpenNow checks that renewals use the key
+// as it was last opened, because its credentials may have been replaced.
 func TestALeaseIsRenewedByTheKeyAsItIsOpenNow(t *testing.T) {
 	w, _ := newLocal(t)
 	first, second := &away{Wrapper: w}, &away{Wrapper: w}

@@ -17,7 +17,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
 )
 
-// createIn makes a DEK for an object that nobody looks after but the test.
+// createIn creates a DEK for an object without a watcher.
 func createIn(t testing.TB, k *keyring.Keyring, bucket, key string, want keyring.Choice) *keyring.DataKey {
 	t.Helper()
 	s, err := k.Create(t.Context(), keyring.Object{Bucket: bucket, Key: key}, "", want)
@@ -26,7 +26,8 @@ func createIn(t testing.TB, k *keyring.Keyring, bucket, key string, want keyring
 	return s
 }
 
-// untilCut waits until a lease is not in force any more, and returns why.
+// untilCut waits until a lease is no longer in force, and returns the
+// reason.
 func untilCut(t testing.TB, l *keyring.Lease, atMost time.Duration) error {
 	t.Helper()
 	for start := time.Now(); ; time.Sleep(5 * time.Millisecond) {
@@ -39,8 +40,9 @@ func untilCut(t testing.TB, l *keyring.Lease, atMost time.Duration) error {
 	}
 }
 
-// TestEachVersionIsProbed takes an older version of the key away, at each kind
-// of KMS that can. The TTL is an hour, so that only a probe can have seen it.
+// TestEachVersionIsProbed revokes an older version of the key, with each
+// kind of KMS that supports this. The TTL is an hour, so only a probe can
+// notice it.
 func TestEachVersionIsProbed(t *testing.T) {
 	for name, open := range map[string]func(t *testing.T) (w kms.Wrapper, rotate, takeFirst func()){
 		"local": func(t *testing.T) (kms.Wrapper, func(), func()) {
@@ -94,8 +96,8 @@ func TestEachVersionIsProbed(t *testing.T) {
 	}
 }
 
-// createUnderAnother makes DEKs until one is under another version than before:
-// providers learn of a rotation after a while.
+// createUnderAnother creates DEKs until one is wrapped by another version:
+// some providers notice a rotation only after a while.
 func createUnderAnother(t *testing.T, k *keyring.Keyring, w kms.Wrapper, before *keyring.DataKey) *keyring.DataKey {
 	t.Helper()
 	lineage := func(wrapped []byte) string {
@@ -124,8 +126,8 @@ func createUnderAnother(t *testing.T, k *keyring.Keyring, w kms.Wrapper, before 
 	return nil
 }
 
-// policyOn lets the account use a key, but for one bucket or prefix or entry of
-// the encryption context.
+// policyOn allows the account to use a key, except for one bucket, prefix
+// or entry of the encryption context.
 func policyOn(operator, name, value string) string {
 	const allow = `{"Sid":"allow","Effect":"Allow","Principal":{"AWS":"arn:aws:iam::111122223333:root"},"Action":"kms:*","Resource":"*"}`
 	return fmt.Sprintf(`{"Version":"2012-10-17","Statement":[%s,
@@ -133,8 +135,8 @@ func policyOn(operator, name, value string) string {
 		 "Condition":{%q:{"kms:EncryptionContext:%s":%q}}}]}`, allow, operator, name, value)
 }
 
-// TestPolicyOnTheContextIsProbed denies a part of what the key protects. The
-// TTL is an hour, so that only a probe can have seen it.
+// TestPolicyOnTheContextIsProbed denies a part of the key. The TTL is an
+// hour, so only a probe can notice it.
 func TestPolicyOnTheContextIsProbed(t *testing.T) {
 	for _, c := range []struct{ name, operator, context, value string }{
 		{"a bucket", "StringEquals", "bucket", "taken"},
@@ -157,7 +159,7 @@ func TestPolicyOnTheContextIsProbed(t *testing.T) {
 			var kept, taken []*keyring.DataKey
 			for _, o := range []struct {
 				bucket, key, tenant string
-				is                  string // which row it is of
+				is                  string // the row that it belongs to
 			}{
 				{"kept", "a", "", ""},
 				{"taken", "a", "", "a bucket"},
@@ -203,7 +205,8 @@ func TestPolicyOnTheContextIsProbed(t *testing.T) {
 	}
 }
 
-// TestPolicyThatDeniesEverything is the key taken away, whatever is probed.
+// TestPolicyThatDeniesEverything checks that such a policy revokes the
+// whole key.
 func TestPolicyThatDeniesEverything(t *testing.T) {
 	server := kmstest.StartTest(t)
 	w := server.NewKey(t, nil)
@@ -226,7 +229,8 @@ func TestPolicyThatDeniesEverything(t *testing.T) {
 	}
 }
 
-// TestMorePartsThanAreProbed: then the window that is stated is the TTL.
+// TestMorePartsThanAreProbed checks that the reported window is then the
+// TTL.
 func TestMorePartsThanAreProbed(t *testing.T) {
 	w, _ := newLocal(t)
 	k := newRing(t, w, time.Hour, func(c *keyring.Config) { c.RevocationProbe = 10 * time.Second })
@@ -257,8 +261,8 @@ func TestMorePartsThanAreProbed(t *testing.T) {
 	}
 }
 
-// TestPartsThatAreNotInUseMakeRoom: a part that came later is probed with a
-// blob of its own, in the place of one that is not in use any more.
+// TestPartsThatAreNotInUseMakeRoom checks that a new part takes the slot of
+// an idle one, and is probed separately.
 func TestPartsThatAreNotInUseMakeRoom(t *testing.T) {
 	w, _ := newLocal(t)
 	kmstest.Bubble(t, func(t *testing.T) {
@@ -295,7 +299,8 @@ func createInBubble(t *testing.T, k *keyring.Keyring, bucket string) *keyring.Da
 	return sealed
 }
 
-// TestProbesOfSharedKeysAreByBucket: a bucket key's context has no object.
+// TestProbesOfSharedKeysAreByBucket: the context of a bucket key contains
+// no object key.
 func TestProbesOfSharedKeysAreByBucket(t *testing.T) {
 	w, _ := newLocal(t)
 	k := newRing(t, w, time.Hour, func(c *keyring.Config) {
@@ -319,7 +324,7 @@ func TestProbesOfSharedKeysAreByBucket(t *testing.T) {
 	}
 }
 
-// away is a key whose KMS says no while it is told to.
+// away is a key that can be made to refuse.
 type away struct {
 	kms.Wrapper
 	no    atomic.Bool
@@ -341,9 +346,9 @@ func (a *away) Wrap(ctx context.Context, dek []byte, ec kms.EncryptionContext) (
 	return a.Wrapper.Wrap(ctx, dek, ec)
 }
 
-// TestTheFirstRequestAfterTheReturn is not refused by what a probe said before,
-// with a probe and without one; and while the key is away, requests do not each
-// ask the KMS.
+// TestTheFirstRequestAfterTheReturn checks that the first request after a
+// key was restored succeeds, with probes and without. While the key is
+// revoked, not every request asks the KMS.
 func TestTheFirstRequestAfterTheReturn(t *testing.T) {
 	for _, interval := range []time.Duration{0, 10 * time.Second} {
 		t.Run(fmt.Sprint("probe ", interval), func(t *testing.T) {
@@ -355,7 +360,7 @@ func TestTheFirstRequestAfterTheReturn(t *testing.T) {
 
 				sealed := create(t, k)
 				wrapped, keyID := sealed.Wrapped, sealed.KeyID
-				defer sealed.Release() // in use, so that probes ask about it
+				defer sealed.Release() // in use, so that it is probed
 
 				open := func() error {
 					l, err := k.Open(t.Context(), obj, keyID, wrapped)
@@ -369,7 +374,7 @@ func TestTheFirstRequestAfterTheReturn(t *testing.T) {
 				k.PurgeAll()
 				a.calls.Store(0)
 
-				for range 1000 { // ten seconds
+				for range 1000 { // ten seconds in total
 					if err := open(); !isKind(err, kms.Disabled) {
 						t.Fatalf("while the key is away: %v", err)
 					}
@@ -394,7 +399,7 @@ func TestTheFirstRequestAfterTheReturn(t *testing.T) {
 	}
 }
 
-// TestServiceIsBackWithinASecond for those who ask all the time.
+// TestServiceIsBackWithinASecond checks this for constant requests.
 func TestServiceIsBackWithinASecond(t *testing.T) {
 	for _, interval := range []time.Duration{0, 10 * time.Second} {
 		w, _ := newLocal(t)
@@ -405,7 +410,7 @@ func TestServiceIsBackWithinASecond(t *testing.T) {
 
 			sealed := create(t, k)
 			wrapped, keyID := sealed.Wrapped, sealed.KeyID
-			defer sealed.Release() // in use, so that probes ask about it
+			defer sealed.Release() // in use, so that it is probed
 
 			a.no.Store(true)
 			k.PurgeAll()
@@ -440,8 +445,8 @@ func TestServiceIsBackWithinASecond(t *testing.T) {
 	}
 }
 
-// TestProbesAreSpread: the keys of a proxy are not asked about all at the same
-// moment.
+// TestProbesAreSpread checks that the keys of a proxy are not all probed at
+// the same time.
 func TestProbesAreSpread(t *testing.T) {
 	const keys = 40
 	wrappers := make([]*kms.Local, keys)
@@ -483,7 +488,7 @@ func TestProbesAreSpread(t *testing.T) {
 	})
 }
 
-// timed notes when it was asked first.
+// timed records when it was first asked.
 type timed struct {
 	kms.Wrapper
 	start time.Time
@@ -495,7 +500,8 @@ func (w *timed) Unwrap(ctx context.Context, wrapped []byte, ec kms.EncryptionCon
 	return w.Wrapper.Unwrap(ctx, wrapped, ec)
 }
 
-// TestPartialRevocationIsAudited with the part that it is about.
+// TestPartialRevocationIsAudited checks the audit event for a part of a
+// key.
 func TestPartialRevocationIsAudited(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "key")
 	must(t, kms.CreateLocalKeyFile(path))

@@ -9,8 +9,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/keyring"
 )
 
-// tenants is a keyring of the keys a and b with some rules, and what somebody
-// who may use b, and is no client, can make: an object under b.
+// tenants returns a keyring with the keys a and b and some rules. It also
+// returns an object under b, as made by an outsider who may use b.
 func tenants(
 	t *testing.T, defaults *keyring.Defaults, rules ...keyring.Rule,
 ) (k *keyring.Keyring, plant func(keyring.Object) (string, []byte)) {
@@ -35,8 +35,8 @@ func tenants(
 	}
 }
 
-// Whoever may encrypt under one customer's key plants nothing in the bucket of
-// another one.
+// Someone who may encrypt under one customer's key cannot plant an object
+// in another customer's bucket.
 func TestKeyOpensItsOwnBucketsOnly(t *testing.T) {
 	for _, row := range []struct {
 		name  string
@@ -92,8 +92,8 @@ func TestKeyOpensItsOwnBucketsOnly(t *testing.T) {
 	}
 }
 
-// What a client can write it can read: a key that no rule names for the object
-// cannot be asked for.
+// A client can read what it can write: it cannot request a key that no rule
+// names for the object.
 func TestWhatIsAskedForIsRead(t *testing.T) {
 	for name, rule := range map[string]keyring.Rule{
 		"no other key": {Key: "a"}, "another key": {Key: "a", AskedKeys: []string{"b"}},
@@ -120,7 +120,7 @@ func TestWhatIsAskedForIsRead(t *testing.T) {
 	}
 }
 
-// A key that was chosen for a bucket stays in use there, and nowhere else.
+// A key that was chosen for a bucket remains usable there, and only there.
 func TestChosenKeyIsRead(t *testing.T) {
 	defaults, err := keyring.OpenDefaults(filepath.Join(t.TempDir(), "defaults.json"), time.Now)
 	must(t, err)

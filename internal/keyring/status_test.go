@@ -57,7 +57,7 @@ func TestStatus(t *testing.T) {
 
 		s.fail.Store(nil)
 		time.Sleep(3 * time.Second)
-		again := create(t, k) // what a probe said before does not refuse it
+		again := create(t, k) // an earlier probe does not make it fail
 		defer again.Release()
 
 		if st := status(); st.State != keyring.Usable || !st.RevokedSince.IsZero() {
@@ -71,7 +71,7 @@ func TestStatus(t *testing.T) {
 	})
 }
 
-// Each key has the timeouts of its own KMS, and the window that follows from
+// Each key has the timeouts of its own KMS, and a window that follows from
 // them.
 func TestTimeoutsByKey(t *testing.T) {
 	w, _ := newLocal(t)
@@ -107,7 +107,7 @@ func TestTimeoutsByKey(t *testing.T) {
 	})
 }
 
-// bounded heeds its context, as the slow KMS within does not.
+// bounded honors its context, unlike the slow KMS inside.
 type bounded struct{ *slow }
 
 func (b *bounded) Unwrap(ctx context.Context, wrapped []byte, ec kms.EncryptionContext) ([]byte, error) {
@@ -122,7 +122,7 @@ func TestProbeAtOnceWhenAKeyIsCalledRevoked(t *testing.T) {
 	w, _ := newLocal(t)
 	kmstest.Bubble(t, func(t *testing.T) {
 		s, events := &slow{Wrapper: w}, &seen{}
-		k := newRing(t, s, 10*time.Minute, func(c *keyring.Config) { c.Observer = events }) // no probes of its own accord
+		k := newRing(t, s, 10*time.Minute, func(c *keyring.Config) { c.Observer = events }) // no scheduled probes
 		defer run(t, k)()
 
 		sealed := create(t, k)
@@ -137,7 +137,7 @@ func TestProbeAtOnceWhenAKeyIsCalledRevoked(t *testing.T) {
 		}
 
 		s.fail.Store(&kms.Error{Kind: kms.Disabled})
-		for range 20 { // a KMS that says no to one object is asked about the key
+		for range 20 { // a refusal for one object triggers a probe of the key
 			_, err := k.Open(t.Context(), keyring.Object{Bucket: "b", Key: "other"}, sealed.KeyID, sealed.Wrapped)
 			if !isKind(err, kms.Disabled) {
 				t.Fatal(err)
@@ -187,7 +187,7 @@ func TestABlobThatIsRefusedAloneRevokesNothing(t *testing.T) {
 		sealed := create(t, k)
 		defer sealed.Release()
 
-		s.denied.Store("forged") // as AWS answers to a blob that was altered to name another key
+		s.denied.Store("forged") // AWS's answer to a blob altered to name another key
 		for range 5 {
 			if _, err := k.Open(t.Context(), keyring.Object{Bucket: "forged"}, sealed.KeyID,
 				sealed.Wrapped); !isKind(err, kms.Denied) {
@@ -202,8 +202,8 @@ func TestABlobThatIsRefusedAloneRevokesNothing(t *testing.T) {
 	})
 }
 
-// versioned is a key of which one version can be disabled: it goes by the
-// blobs that were made before.
+// versioned is a key with a version that can be disabled: the version of
+// all blobs made so far.
 type versioned struct {
 	kms.Wrapper
 	mu       sync.Mutex
@@ -238,8 +238,8 @@ func (v *versioned) rotateAndDisable() {
 	}
 }
 
-// A version that is disabled takes its objects with it and no others, though
-// the probe was asking about one of its own.
+// A disabled version affects only its own objects, even if the probe used
+// one of its blobs.
 func TestADisabledVersionIsNotTheKey(t *testing.T) {
 	w, _ := newLocal(t)
 	kmstest.Bubble(t, func(t *testing.T) {
@@ -283,7 +283,7 @@ func TestUnopenedKeys(t *testing.T) {
 	})
 
 	late := keyring.Object{Bucket: "late", Key: "x"}
-	create(t, k).Release() // the others work
+	create(t, k).Release() // other blobs work
 
 	for name, err := range map[string]error{
 		"a new object": func() error { _, err := k.Create(t.Context(), late, "", keyring.Choice{}); return err }(),
@@ -318,7 +318,7 @@ func TestUnopenedKeys(t *testing.T) {
 	}
 }
 
-// An id may be that of a key which is not open yet, for whatever reason.
+// An unknown id may belong to a key that is not open yet, for any reason.
 func TestUnopenedKeysAreNotUnknown(t *testing.T) {
 	a, _ := newLocal(t)
 	late := keyring.Object{Bucket: "late", Key: "x"}

@@ -15,7 +15,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
 )
 
-// certificate is one for 127.0.0.1, and the authority that signs it.
+// certificate returns a certificate for 127.0.0.1, and its authority.
 func certificate(t *testing.T) (tls.Certificate, []byte) {
 	t.Helper()
 	server := httptest.NewTLSServer(nil)
@@ -25,8 +25,8 @@ func certificate(t *testing.T) (tls.Certificate, []byte) {
 	})
 }
 
-// terminateTLS passes what it gets over TLS on to a server without, and returns
-// its address.
+// terminateTLS forwards TLS connections to a server without TLS, and
+// returns its own address.
 func terminateTLS(t *testing.T, to string) string {
 	t.Helper()
 	cert, _ := certificate(t)

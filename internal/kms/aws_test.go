@@ -39,7 +39,7 @@ func TestAWSContract(t *testing.T) {
 	kmstest.RunContract(t, func(t *testing.T) kms.Wrapper { return server.NewKey(t, nil) }, nil)
 }
 
-// A second opinion by an implementation that is not ours.
+// Tests the contract against an independent implementation.
 func TestAWSContractOnMoto(t *testing.T) {
 	endpoint := startMoto(t)
 	static := credentials.NewStaticCredentialsProvider("AKIDEXAMPLE", "example", "")
@@ -81,9 +81,9 @@ func TestAWSContractOnMoto(t *testing.T) {
 	}
 }
 
-// motoGaps is where moto answers otherwise than AWS: AccessDeniedException
-// where AWS has IncorrectKeyException or InvalidCiphertextException. It does
-// refuse.
+// motoGaps are moto's differences from AWS: it returns
+// AccessDeniedException instead of IncorrectKeyException or
+// InvalidCiphertextException. It does refuse.
 var motoGaps = map[string]string{
 	"wrong key":     "moto says AccessDeniedException; that it refuses is tested apart",
 	"foreign blobs": "moto says AccessDeniedException; that it refuses is tested apart",
@@ -281,7 +281,8 @@ func TestAWSRetries(t *testing.T) {
 	}
 }
 
-// With the key named in the request, a KMS that could open the blob refuses to.
+// Because the request names the key, a KMS that could open the blob refuses
+// it.
 func TestAWSPinsTheKey(t *testing.T) {
 	server := kmstest.StartTest(t)
 	a, b := server.NewKey(t, nil), server.NewKey(t, nil)
@@ -349,8 +350,8 @@ func TestAWSConfigsThatAreRefused(t *testing.T) {
 	}
 }
 
-// A broken or hostile server that quotes requests and answers must not get a
-// DEK into an error.
+// Even if a broken or hostile server quotes requests and responses, errors
+// must not contain a DEK.
 func TestAWSErrorsHoldNoKeys(t *testing.T) {
 	dek := kmstest.NewDEK()
 	encoded := base64.StdEncoding.EncodeToString(dek)
@@ -385,7 +386,7 @@ func TestAWSErrorsHoldNoKeys(t *testing.T) {
 		_, wrapErr := w.Wrap(t.Context(), dek, nil)
 		errs := []error{wrapErr}
 
-		if name != "message" { // the server learns the DEK from Wrap only
+		if name != "message" { // only Wrap sends the DEK to the server
 			_, unwrapErr := w.Unwrap(t.Context(), []byte("blob"), nil)
 			_, _, generateErr := kms.Generate(t.Context(), w, nil)
 			errs = append(errs, unwrapErr, generateErr)
@@ -396,7 +397,7 @@ func TestAWSErrorsHoldNoKeys(t *testing.T) {
 				t.Errorf("%s: no error", name)
 				continue
 			}
-			if op, ok := errors.AsType[*smithy.OperationError](err); ok { // may hold the answer's bytes
+			if op, ok := errors.AsType[*smithy.OperationError](err); ok { // may contain the response
 				t.Errorf("%s: the SDK's error was kept: %v", name, op)
 			}
 
@@ -437,11 +438,11 @@ func TestAWSAssumesARole(t *testing.T) {
 
 	status = http.StatusForbidden
 	for code, want := range map[string]kms.Kind{
-		"AccessDenied":          kms.Denied, // the role may no longer be assumed
+		"AccessDenied":          kms.Denied, // the role can no longer be assumed
 		"ExpiredToken":          kms.Unreachable,
 		"IDPCommunicationError": kms.Unreachable,
 		"Throttling":            kms.Throttled,
-		"RegionDisabled":        kms.Unreachable, // by none of the names in the list
+		"RegionDisabled":        kms.Unreachable, // not in the list of names
 	} {
 		answer = `<ErrorResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><Error><Type>Sender</Type><Code>` + code +
 			`</Code><Message>no</Message></Error><RequestId>1</RequestId></ErrorResponse>`
@@ -478,7 +479,7 @@ func TestAWSWithoutCredentials(t *testing.T) {
 	}
 }
 
-// An error of the endpoint for the credentials of containers passes, whatever
+// An error of the endpoint for container credentials is temporary, whatever
 // its name, and says nothing about the key.
 func TestAWSContainerCredentials(t *testing.T) {
 	for _, name := range []string{"AWS_ACCESS_KEY_ID", "AWS_PROFILE"} {
@@ -507,8 +508,8 @@ func TestAWSContainerCredentials(t *testing.T) {
 	}
 }
 
-// The SDK learns from the answer of AWS how wrong the clock is, so the next
-// attempt works.
+// The SDK learns the clock difference from AWS's response, so the next
+// attempt succeeds.
 func TestAWSClockSkew(t *testing.T) {
 	server := kmstest.StartTest(t)
 	server.SetFaults(kmstest.Faults{
@@ -528,8 +529,8 @@ func TestAWSClockSkew(t *testing.T) {
 	}
 }
 
-// Environments with a CA bundle of their own are common; the SDK then wants an
-// HTTP client it can configure.
+// Environments with their own CA bundle are common. The SDK then needs an
+// HTTP client that it can configure.
 func TestAWSWithCABundle(t *testing.T) {
 	bundle := t.TempDir() + "/ca.pem"
 	https := httptest.NewTLSServer(nil)
@@ -543,8 +544,8 @@ func TestAWSWithCABundle(t *testing.T) {
 	}
 }
 
-// Keys that are replaced in a file are used from then on: here the old ones are
-// denied.
+// Credentials that are replaced in the file are used at once: here the old
+// ones are denied.
 func TestAWSRotatedCredentials(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "credentials")
 	rotate := func(id string) {
@@ -579,8 +580,8 @@ func TestAWSRotatedCredentials(t *testing.T) {
 	t.Errorf("the new keys are never used: %v", err)
 }
 
-// ca_file holds the authorities of the KMS, AWS_CA_BUNDLE those of all of AWS.
-// Both are read again.
+// ca_file contains the authorities for the KMS, AWS_CA_BUNDLE those for all
+// of AWS. Both are reloaded.
 func TestAWSAuthorities(t *testing.T) {
 	server := kmstest.StartTest(t)
 	target, err := url.Parse(server.URL())
@@ -621,8 +622,7 @@ func TestAWSAuthorities(t *testing.T) {
 	wantKind(t, "a file that is not there", err, kms.Invalid)
 }
 
-// wantAuthorities makes sure that a key trusts the file of authorities that it
-// is opened with, and sees a change of it.
+// wantAuthorities checks that a key trusts its CA file and notices changes.
 func wantAuthorities(
 	t *testing.T, file string, right []byte, open func(t *testing.T, file string, report kms.Report) kms.Wrapper,
 ) {
@@ -652,7 +652,7 @@ func wantAuthorities(
 	}
 
 	must(t, os.WriteFile(file, []byte("half a"), 0o600))
-	time.Sleep(1100 * time.Millisecond) // the file is looked at once in a second
+	time.Sleep(1100 * time.Millisecond) // the file is checked once a second
 
 	if _, _, err := kms.Generate(t.Context(), w, nil); err != nil {
 		t.Errorf("with a file that cannot be used: %v", err)
@@ -666,7 +666,7 @@ func wantAuthorities(
 	}
 }
 
-// otherAuthority is a certificate that no server here has.
+// otherAuthority returns an authority that no server here uses.
 func otherAuthority(t *testing.T) []byte {
 	t.Helper()
 	key, err := rsa.GenerateKey(rand.Reader, 2048)

@@ -33,7 +33,7 @@ func TestAzureContractOnManagedHSM(t *testing.T) {
 	kmstest.RunContract(t, func(t *testing.T) kms.Wrapper { return server.NewKey(t, "oct-HSM", nil) }, nil)
 }
 
-// Blobs of all keys fit into envelopes and part headers.
+// The blobs of all keys fit in envelopes and part headers.
 func TestAzureBlobSizes(t *testing.T) {
 	server := kmstest.StartAzure(t)
 	for kind, want := range map[string]int{"RSA-2048": 345, "RSA-3072": 473, "RSA-4096": 601, "oct-HSM": 129} {
@@ -127,8 +127,8 @@ func TestAzureKeyStates(t *testing.T) {
 	wantKind(t, "the same key by another id", err, kms.InvalidCiphertext)
 }
 
-// A disabled RSA key may wrap all the same. What can no longer be unwrapped is
-// not to be sealed.
+// A disabled RSA key may still wrap. If the result cannot be unwrapped, it
+// must not be used.
 func TestAzureWrapIsProven(t *testing.T) {
 	t.Parallel()
 	server := kmstest.StartAzure(t)
@@ -279,8 +279,8 @@ func TestAzureTokens(t *testing.T) {
 	server.SetLogin(nil)
 	wantDEK(t, "logins work again", w, blob, nil, dek)
 
-	// A server that is not the vault asks for a token of the vault's: it gets
-	// none.
+	// A server that is not the vault asks for a token for the vault, and
+	// gets none.
 	strict := server.OpenKey(t, "key-1",
 		func(c *kms.AzureConfig) { c.AnyChallenge = false; c.Algorithm = kms.AzureA256KW })
 
@@ -293,20 +293,20 @@ func TestAzureTokens(t *testing.T) {
 	}
 }
 
-// refusedLogin is an answer of a token endpoint.
+// refusedLogin returns the error for a response of a token endpoint.
 func refusedLogin(status int, body string) error {
 	return &azidentity.AuthenticationFailedError{RawResponse: &http.Response{
 		StatusCode: status, Body: io.NopCloser(strings.NewReader(body)),
 	}}
 }
 
-// entra is an error document of Microsoft Entra.
+// entra returns an error document of Microsoft Entra.
 func entra(name string, code int) string {
 	return fmt.Sprintf(`{"error":%q,"error_description":"AADSTS%d: x","error_codes":[%d],"trace_id":"1-2"}`, name,
 		code, code)
 }
 
-// An error of the machine's own token endpoint says nothing about the key.
+// An error of the machine's token endpoint says nothing about the key.
 func TestAzureManagedIdentityImpostors(t *testing.T) {
 	server := kmstest.StartAzure(t)
 	w := server.NewKey(t, "oct-HSM", nil)
@@ -366,9 +366,9 @@ func TestAzureConfigsThatAreRefused(t *testing.T) {
 	}
 }
 
-// A broken or hostile server that quotes requests and answers must not get a
-// key into an error, be it the DEK or the one that encrypts it, which is all
-// that the server ever sees.
+// Even if a broken or hostile server quotes requests and responses, errors
+// must not contain a key: neither the DEK nor the KEK, which is all that
+// the server sees.
 func TestAzureErrorsHoldNoKeys(t *testing.T) {
 	server := kmstest.StartAzure(t)
 	dek := kmstest.NewDEK()
@@ -395,7 +395,7 @@ func TestAzureErrorsHoldNoKeys(t *testing.T) {
 		_, wrapErr := w.Wrap(t.Context(), dek, nil)
 		errs := []error{wrapErr}
 
-		if trouble.Fail == 0 { // the server learns what is sent from Wrap only
+		if trouble.Fail == 0 { // only Wrap sends the KEK to the server
 			got, unwrapErr := w.Unwrap(t.Context(), blob, nil)
 			errs = append(errs, unwrapErr)
 			if got != nil {
@@ -421,7 +421,7 @@ func TestAzureErrorsHoldNoKeys(t *testing.T) {
 	wantKind(t, "an answer of another version", err, kms.Internal)
 }
 
-// recorder keeps the bodies of requests.
+// recorder records the bodies of requests.
 type recorder struct{ body []byte }
 
 type recording struct {

@@ -9,7 +9,8 @@ import (
 	"testing"
 )
 
-// All of a blob is authenticated, whatever the KMS makes of it.
+// Every byte of a blob is authenticated, even if the KMS accepts
+// everything.
 func TestAzureBlobIsAuthenticated(t *testing.T) {
 	kek, dek := make([]byte, azureKEKSize), make([]byte, DEKSize)
 	rand.Read(kek)
@@ -52,7 +53,7 @@ func TestAzureBlobIsAuthenticated(t *testing.T) {
 	}
 }
 
-// The vectors are part of the format: they never change. They were made by
+// The vectors are part of the format and never change. They were created by
 // another implementation of docs/format.md.
 func TestAzureVectors(t *testing.T) {
 	text, err := os.ReadFile("testdata/azure-vectors.json")

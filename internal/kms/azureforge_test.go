@@ -29,8 +29,8 @@ func TestAzureContractWithBinding(t *testing.T) {
 	}, nil)
 }
 
-// forger is somebody who has the public key of a vault's key and no right to
-// use the vault. What it makes follows docs/format.md, section 5.
+// forger has the public key of a vault's key, but no access to the vault.
+// It creates blobs by docs/format.md, section 5.
 type forger struct {
 	keyID   string
 	version []byte
@@ -45,8 +45,8 @@ func newForger(t *testing.T, server *kmstest.AzureServer, w kms.Wrapper) *forger
 	return &forger{w.KeyID(), name, public}
 }
 
-// blob is of form 1 without a binding, of form 2 with its id and a guess of its
-// secret.
+// blob returns a blob of form 1, or if binding is given, of form 2 with a
+// guessed secret.
 func (f *forger) blob(t *testing.T, binding, secret, dek []byte, ec kms.EncryptionContext) []byte {
 	t.Helper()
 	kek := kmstest.NewDEK()
@@ -71,7 +71,8 @@ func (f *forger) blob(t *testing.T, binding, secret, dek []byte, ec kms.Encrypti
 	return aead.Seal(frame, nil, dek, slices.Concat([]byte(label), frame, kms.AssociatedData(ec)))
 }
 
-// The public key of an RSA key forges blobs of form 1, and none of form 2.
+// With the public key of an RSA key, blobs of form 1 can be forged, but not
+// blobs of form 2.
 func TestAzurePublicKeyForgesNothing(t *testing.T) {
 	server, ec := kmstest.StartAzure(t), kmstest.Context("b", "k")
 	w, binding := server.NewBoundKey(t, "RSA-2048", nil)
@@ -111,8 +112,8 @@ func TestAzurePublicKeyForgesNothing(t *testing.T) {
 	wantKind(t, "the binding for a blob", err, kms.InvalidCiphertext)
 }
 
-// Whoever can ask the vault to unwrap makes the blobs that the proxy makes:
-// docs/format.md says all of it.
+// Someone who can ask the vault to unwrap can create the same blobs as the
+// proxy, as docs/format.md describes.
 func TestAzureBoundBlobByTheBook(t *testing.T) {
 	server, ec := kmstest.StartAzure(t), kmstest.Context("b", "k")
 	w, binding := server.NewBoundKey(t, "RSA-2048", nil)
@@ -150,7 +151,7 @@ func openAzure(t *testing.T, key, blob []byte, label string, ec kms.EncryptionCo
 	return out
 }
 
-// A blob of form 2 opens by its own binding, key and context only.
+// A blob of form 2 opens only with its own binding, key and context.
 func TestAzureBoundBlobs(t *testing.T) {
 	server, ec := kmstest.StartAzure(t), kmstest.Context("b", "k")
 	w, binding := server.NewBoundKey(t, "RSA-2048", nil)
@@ -215,8 +216,8 @@ func generateUnbound(t *testing.T, w kms.Wrapper, ec kms.EncryptionContext) (dek
 	return kms.Generate(kms.KeepUnbound(t.Context()), kms.Retry(w, kms.RetryConfig{}), ec)
 }
 
-// A new version of the key takes over the binding, and an old one takes it
-// along when it goes.
+// A new version of the key can take over the binding. If the old version is
+// disabled, the old binding fails.
 func TestAzureBindingAndVersions(t *testing.T) {
 	server, ec := kmstest.StartAzure(t), kmstest.Context("b", "k")
 	w, binding := server.NewBoundKey(t, "RSA-2048", nil)
@@ -246,8 +247,8 @@ func TestAzureBindingAndVersions(t *testing.T) {
 	wantKind(t, "a binding under a disabled version", err, kms.Disabled)
 }
 
-// The secret of a binding gives no data key by itself: with it in memory, each
-// unwrap still asks the vault, and a no to any blob has the secret forgotten.
+// The secret of a binding alone opens no data key. Each unwrap still asks
+// the vault, and a refusal of any blob wipes the secret.
 func TestAzureBindingOutlivesNoRevocation(t *testing.T) {
 	server, ec := kmstest.StartAzure(t), kmstest.Context("b", "k")
 	w, _ := server.NewBoundKey(t, "RSA-2048", nil)
@@ -307,8 +308,8 @@ func TestAzureBindingsThatAreRefused(t *testing.T) {
 		t.Errorf("a good one: %v", err)
 	}
 
-	// A binding that the vault unwraps to something else is no fault of the
-	// objects.
+	// If the vault unwraps a binding to something else, that is not an
+	// error of the objects.
 	raw, err := base64.StdEncoding.DecodeString(good)
 	must(t, err)
 	raw[len(raw)-1] ^= 1

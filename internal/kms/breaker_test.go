@@ -12,14 +12,14 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
 )
 
-// answers are what a KMS that works says.
+// answers are results of a working KMS.
 var answers = []error{
 	nil, failure(kms.Throttled), failure(kms.InvalidCiphertext), failure(kms.Disabled), failure(kms.Denied),
 	failure(kms.PendingDeletion), failure(kms.NotFound), failure(kms.Invalid), failure(kms.Internal),
 	&kms.Error{Kind: kms.InvalidCiphertext, Op: "unwrap", KeyID: "fake"},
 }
 
-// silence says nothing of the KMS.
+// silence are errors that say nothing about the KMS.
 var silence = []error{
 	failure(kms.Canceled), errors.New("of nobody"),
 	&kms.Error{Kind: kms.Invalid, Op: "unwrap", KeyID: "fake"},
@@ -27,8 +27,8 @@ var silence = []error{
 	&kms.Error{Kind: kms.Throttled, Op: "unwrap", KeyID: "fake", Reason: "local limit", Err: kms.ErrLimit},
 }
 
-// circuit is a breaker that opens after three failures, for a minute, around a
-// KMS that answers as the test says.
+// circuit is a breaker that opens for a minute after three failures, around
+// a KMS with results set by the test.
 type circuit struct {
 	kms.Wrapper
 	inner   *fakeKMS
@@ -43,8 +43,8 @@ func newCircuit() *circuit {
 	return c
 }
 
-// answer makes one call for each answer, and checks that the KMS is asked and
-// its answer comes back.
+// answer makes one call for each result, and checks that the KMS is asked
+// and its result returned.
 func (c *circuit) answer(t *testing.T, answers ...error) {
 	t.Helper()
 	for _, want := range answers {
@@ -78,12 +78,12 @@ func TestBreaker(t *testing.T) {
 			time.Sleep(time.Minute - time.Nanosecond)
 			c.open(t)
 			time.Sleep(2 * time.Nanosecond)
-			c.answer(t, down) // the trial
+			c.answer(t, down) // the trial call
 			c.open(t)
 			time.Sleep(time.Minute - time.Nanosecond)
 			c.open(t)
 			time.Sleep(2 * time.Nanosecond)
-			c.answer(t, answer, down, down, answer) // closed, and the count begins anew
+			c.answer(t, answer, down, down, answer) // closed, and counting from 0 again
 
 			if want := []bool{true, false}; !slices.Equal(c.changes, want) {
 				t.Errorf("%v: changes %v, want %v", answer, c.changes, want)
@@ -97,10 +97,10 @@ func TestBreakerIgnoresWhatSaysNothing(t *testing.T) {
 		kmstest.Bubble(t, func(t *testing.T) {
 			c := newCircuit()
 			c.answer(t, quiet, quiet, quiet, quiet) // does not open
-			c.answer(t, down, down, quiet, down)    // nor break a row
+			c.answer(t, down, down, quiet, down)    // does not interrupt a sequence of failures
 			c.open(t)
 			time.Sleep(time.Minute + time.Nanosecond)
-			c.answer(t, quiet, down) // nor does it close, but it is no trial either
+			c.answer(t, quiet, down) // does not close it, but does not count as a trial
 			c.open(t)
 
 			if want := []bool{true}; !slices.Equal(c.changes, want) {

@@ -15,13 +15,13 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
 )
 
-// attempt is the time of an attempt in the proxy.
+// attempt is the timeout of an attempt in the proxy.
 const attempt = 2 * time.Second
 
-// lostFlows loses the connections of a key while several callers use it, and
-// makes sure that each is served again. The proxy is to be back within 10
-// seconds; what is waited for here is longer, for machines that are busy, and a
-// small part of the quarter of an hour that TCP takes.
+// lostFlows breaks the connections of a key while several callers use it,
+// and checks that each is served again. The proxy should recover within 10
+// seconds. The limit here is longer for busy machines, but much shorter
+// than the quarter of an hour that TCP needs.
 func lostFlows(t *testing.T, f *kmstest.Forwarder, w kms.Wrapper) {
 	t.Helper()
 	dek, blob, err := kms.Generate(t.Context(), w, nil)
@@ -50,8 +50,8 @@ func lostFlows(t *testing.T, f *kmstest.Forwarder, w kms.Wrapper) {
 	t.Logf("back after %v", time.Since(start))
 }
 
-// Over HTTP/1.1 each call has a connection of its own, and a proxy that was
-// busy has many that are dead. They must not cost a call each.
+// With HTTP/1.1 each concurrent call has its own connection, so many
+// connections can be dead. They must not each fail a call.
 func TestLostPool(t *testing.T) {
 	server := kmstest.StartTest(t)
 	f := kmstest.StartForwarder(t, strings.TrimPrefix(server.URL(), "http://"))
@@ -87,8 +87,8 @@ func TestLostPool(t *testing.T) {
 	}
 }
 
-// startTLS serves a handler over TLS and HTTP/2, behind a forwarder. It returns
-// the file of the certificate too.
+// startTLS serves a handler over TLS and HTTP/2 behind a forwarder. It also
+// returns the certificate.
 func startTLS(t *testing.T, handler http.Handler, protocol string) (*kmstest.Forwarder, *x509.Certificate, string) {
 	t.Helper()
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// The bytes are part of the format: blobs that are stored were made with them.
+// The encoding is part of the format, because stored blobs depend on it.
 func TestAssociatedData(t *testing.T) {
 	const label = "636d656b70726f787920636f6e74657874207631"
 	for _, c := range []struct {

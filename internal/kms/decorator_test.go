@@ -12,8 +12,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
 )
 
-// decorators has each decorator on its own, and all of them in the order that
-// a proxy has them.
+// decorators contains each decorator alone, and all of them in the proxy's
+// order.
 var decorators = map[string]func(kms.Wrapper) kms.Wrapper{
 	"limit":   withLimit,
 	"retry":   withRetry,
@@ -64,8 +64,8 @@ func TestKeyIDPassesThrough(t *testing.T) {
 	}
 }
 
-// Each call must reach the KMS: a decorator that remembered a DEK would
-// outlive the key.
+// Each call must reach the KMS: a cached DEK in a decorator would outlive
+// the key.
 func TestNoDecoratorRemembersADEK(t *testing.T) {
 	for name, wrap := range decorators {
 		server := kmstest.StartTest(t)
@@ -84,8 +84,7 @@ func TestNoDecoratorRemembersADEK(t *testing.T) {
 	}
 }
 
-// fakeKMS answers the nth call, counted from 1, with answer(n); nil answers
-// well.
+// fakeKMS returns answer(n) for call n, counted from 1; nil means success.
 type fakeKMS struct {
 	calls  atomic.Int64
 	answer func(ctx context.Context, n int64) error
@@ -117,12 +116,12 @@ func (f *fakeKMS) Unwrap(ctx context.Context, _ []byte, _ kms.EncryptionContext)
 	return bytes.Clone(fakeDEK), nil
 }
 
-// always is a KMS with one answer.
+// always returns a KMS with a constant result.
 func always(kind kms.Kind) *fakeKMS {
 	return &fakeKMS{answer: func(context.Context, int64) error { return failure(kind) }}
 }
 
-// failure is an answer of a KMS, with a name as AWS gives one.
+// failure returns an error of a KMS, with an error name.
 func failure(kind kms.Kind) error {
 	return &kms.Error{Kind: kind, Op: "unwrap", KeyID: "fake", Reason: fmt.Sprintf("Kind%d", kind)}
 }

@@ -12,8 +12,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-// The provider "local" has its key in a file. Keys of a cloud are used in the
-// same way.
+// The provider "local" has its key in a file. Keys of cloud providers are
+// used in the same way.
 func Example() {
 	dir, err := os.MkdirTemp("", "kms")
 	if err != nil {
@@ -31,7 +31,7 @@ func Example() {
 		log.Fatal(err)
 	}
 
-	// A new data key, and the same key wrapped.
+	// Generate returns a new data key, and the same key wrapped.
 	ctx := context.Background()
 	ec := kms.EncryptionContext{"bucket": "photos", "key": "cat.jpg"}
 	dek, wrapped, err := kms.Generate(ctx, key, ec)
@@ -46,7 +46,7 @@ func Example() {
 
 	fmt.Println("same data key:", bytes.Equal(dek, unwrapped))
 
-	// The wrapped key is of no use for another object.
+	// The wrapped key cannot be unwrapped for another object.
 	_, err = kms.Unwrap(ctx, key, wrapped, kms.EncryptionContext{"bucket": "photos", "key": "dog.jpg"})
 	if failure, ok := errors.AsType[*kms.Error](err); ok {
 		fmt.Println("another object:", failure.Kind)

@@ -9,8 +9,8 @@ import (
 	"cloud.google.com/go/auth"
 )
 
-// NewAzureTransport is the transport of Azure's provider for a server with that
-// certificate.
+// NewAzureTransport returns the transport of the Azure provider for a
+// server with that certificate.
 func NewAzureTransport(cert *x509.Certificate) *http.Client {
 	client, err := newAzureTransport("", nil)
 	if err != nil {
@@ -22,7 +22,8 @@ func NewAzureTransport(cert *x509.Certificate) *http.Client {
 	return client
 }
 
-// NewGCPWithCredentials is NewGCP with credentials to be asked about a refusal.
+// NewGCPWithCredentials is NewGCP with credentials that are asked after a
+// refusal.
 func NewGCPWithCredentials(ctx context.Context, cfg GCPConfig, creds *auth.Credentials) (*GCP, error) {
 	g, err := NewGCP(ctx, cfg)
 	if err == nil {
@@ -31,8 +32,8 @@ func NewGCPWithCredentials(ctx context.Context, cfg GCPConfig, creds *auth.Crede
 	return g, err
 }
 
-// ShareGCPTokens is what NewGCP does to the default credentials.
+// ShareGCPTokens exports shareGCPTokens.
 var ShareGCPTokens = shareGCPTokens
 
-// AssociatedData is what blobs are bound to.
+// AssociatedData exports associatedData.
 var AssociatedData = associatedData

@@ -49,7 +49,7 @@ func TestGCPKeyStates(t *testing.T) {
 	wantDEK(t, "after a rotation", w, blob, ec, dek)
 	wantDEK(t, "under the new version", w, blob2, ec, dek2)
 	forged := append([]byte(nil), blob...)
-	forged[6] = 2 // the number of the version
+	forged[6] = 2 // the version number
 	_, err = w.Unwrap(t.Context(), forged, ec)
 	wantKind(t, "another version", err, kms.InvalidCiphertext)
 
@@ -187,7 +187,7 @@ func TestGCPRetries(t *testing.T) {
 	}
 }
 
-// What was damaged on its way is asked for again, and never used.
+// Messages damaged in transit are requested again and never used.
 func TestGCPChecksums(t *testing.T) {
 	server := kmstest.StartGCP(t)
 	w := server.NewKey(t, func(c *kms.GCPConfig) { c.MaxAttempts = 2 })
@@ -197,7 +197,7 @@ func TestGCPChecksums(t *testing.T) {
 	for _, c := range []struct {
 		name         string
 		damage       kmstest.GCPDamage
-		wrap, unwrap bool // whether it meets the operation
+		wrap, unwrap bool // which operations it affects
 		want         kms.Kind
 	}{
 		{"flags not set", kmstest.GCPDamage{Unverified: true}, true, false, kms.Unreachable},
@@ -219,7 +219,7 @@ func TestGCPChecksums(t *testing.T) {
 		}
 
 		if c.want == kms.Internal {
-			continue // not to be tried again
+			continue // not repeated
 		}
 
 		c.damage.Next = 1
@@ -271,7 +271,8 @@ func TestGCPConfigsThatAreRefused(t *testing.T) {
 	wantKind(t, "no credentials", err, kms.Internal)
 }
 
-// serviceAccount is a credentials file whose tokens are signed right here.
+// serviceAccount returns a credentials file whose tokens are signed
+// locally.
 func serviceAccount(t *testing.T) []byte {
 	t.Helper()
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
@@ -289,8 +290,8 @@ func serviceAccount(t *testing.T) []byte {
 	return file
 }
 
-// A token that cannot be had says different things: the account is gone, or
-// the network is.
+// If a token is not available, either the account was deleted or the
+// network failed.
 func TestGCPCredentials(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "adc.json")
 	must(t, os.WriteFile(file, serviceAccount(t), 0o600))
@@ -353,8 +354,8 @@ type tokenFunc func() (*auth.Token, error)
 
 func (f tokenFunc) Token(context.Context) (*auth.Token, error) { return f() }
 
-// A broken or hostile server that quotes requests and answers must not get a
-// DEK into an error.
+// Even if a broken or hostile server quotes requests and responses, errors
+// must not contain a DEK.
 func TestGCPErrorsHoldNoKeys(t *testing.T) {
 	server := kmstest.StartGCP(t)
 	w := server.NewKey(t, nil)
@@ -375,7 +376,7 @@ func TestGCPErrorsHoldNoKeys(t *testing.T) {
 	wantNoKey(t, "damaged answer", err, dek)
 }
 
-// The client's debugging would print data keys.
+// Debug logging of the client would print data keys.
 func TestGCPLogsNothing(t *testing.T) {
 	t.Setenv("GOOGLE_SDK_GO_LOGGING_LEVEL", "debug")
 	log, err := os.Create(filepath.Join(t.TempDir(), "stderr"))
@@ -400,7 +401,7 @@ func TestGCPLogsNothing(t *testing.T) {
 	}
 }
 
-// A key of a service account that is replaced in its file is used from then on.
+// A service account key that is replaced in its file is used at once.
 func TestGCPRotatedCredentials(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "adc.json")
 	rotate := func(email string) {

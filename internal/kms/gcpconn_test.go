@@ -14,7 +14,7 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// A client is replaced only if its connection looks dead.
+// A client is replaced only if its connection seems dead.
 func TestGCPConnIsKept(t *testing.T) {
 	conn, err := newGCPConn(t.Context(), []option.ClientOption{
 		option.WithEndpoint("127.0.0.1:1"), option.WithoutAuthentication(),
@@ -26,7 +26,7 @@ func TestGCPConnIsKept(t *testing.T) {
 	defer conn.close()
 
 	late := status.Error(codes.DeadlineExceeded, "")
-	const past = -time.Hour // of a connection that is not being made any more
+	const past = -time.Hour // for an established connection
 
 	for _, c := range []struct {
 		name     string
@@ -53,14 +53,14 @@ func TestGCPConnIsKept(t *testing.T) {
 			t.Errorf("%s: replaced is %v", c.name, replaced)
 		}
 
-		conn.replace(used) // again, by another call that used the same
+		conn.replace(used) // again, by another call that used the same client
 		if c.replaced && conn.client() != now {
 			t.Errorf("%s: replaced twice", c.name)
 		}
 	}
 }
 
-// pool is a transport that counts how often its idle connections were closed.
+// pool is a transport that counts calls of CloseIdleConnections.
 type pool struct {
 	answer func(*http.Request) error
 	closed int
@@ -75,7 +75,7 @@ func (p *pool) RoundTrip(r *http.Request) (*http.Response, error) {
 
 func (p *pool) CloseIdleConnections() { p.closed++ }
 
-// Idle connections are given up only if they may be dead.
+// Idle connections are closed only if they may be dead.
 func TestRevivingKeepsConnections(t *testing.T) {
 	expired, cancel := context.WithTimeout(t.Context(), 0)
 	defer cancel()

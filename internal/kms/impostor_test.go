@@ -18,7 +18,8 @@ func TestVaultImpostors(t *testing.T) {
 	kmstest.RunImpostors(t, "vault", server.NewKey(t, nil), server.SetImpostor)
 }
 
-// A login meets impostors too. Vault's own 404 without a text stays a no.
+// Impostors can answer a login, too. Vault's own 404 without a text is
+// still a refusal.
 func TestVaultImpostorsAtLogin(t *testing.T) {
 	server := kmstest.StartVault(t)
 	server.AddAppRole("role", "secret", kmstest.VaultToken{})

@@ -10,7 +10,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms"
 )
 
-// badKMS answers with whatever it is told to.
+// badKMS returns fixed results.
 type badKMS struct{ dek, wrapped []byte }
 
 func (b badKMS) KeyID() string { return "bad" }

@@ -120,7 +120,7 @@ func TestLimitDeadline(t *testing.T) {
 				}
 
 				time.Sleep(10 * time.Second)
-				wantError(t, unwrapOnce(ctx, w), kms.Throttled, "local limit", kms.ErrLimit) // long over
+				wantError(t, unwrapOnce(ctx, w), kms.Throttled, "local limit", kms.ErrLimit) // the deadline has passed
 
 				if n := inner.calls.Load(); n != 1 {
 					t.Errorf("the KMS was asked %d times, want once", n)
@@ -150,8 +150,8 @@ func TestLimitCanceled(t *testing.T) {
 					t.Errorf("answered after %v, want when it was canceled", took)
 				}
 
-				// It must have given its place back: the next one is served
-				// when the first slot or token is free.
+				// It must have returned its slot or token: the next call is
+				// served when the first one is free.
 				if err := unwrapOnce(t.Context(), w); err != nil || time.Since(start) > 10*time.Second {
 					t.Errorf("the next one: %v after %v", err, time.Since(start))
 				}
@@ -180,7 +180,7 @@ func TestLimitKeepsToTheRateOfAServer(t *testing.T) {
 		t.Error("without a limit, the server throttled nothing")
 	}
 
-	time.Sleep(time.Second) // the server counts by the second
+	time.Sleep(time.Second) // the server counts per second
 	limited := kms.Limit(key, kms.LimitConfig{MaxConcurrent: 1, PerSecond: 12, Burst: 3})
 	if n := throttled(limited, 24); n != 0 {
 		t.Errorf("%d calls throttled within the limit", n)

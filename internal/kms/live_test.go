@@ -12,10 +12,10 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
 )
 
-// TestLive runs the contract against the vendors' own services, for the keys
-// that the environment names: two of each kind, separated by a space, which
-// hold nothing of worth. Credentials are those of each vendor's default chain;
-// Vault's token is VAULT_TOKEN.
+// TestLive runs the contract test against the vendors' own services.
+// Environment variables name two keys of each kind, separated by a space.
+// Use keys that protect nothing. Credentials come from each vendor's
+// default chain; Vault's token is VAULT_TOKEN.
 //
 //	KMS_LIVE_AWS    two key ARNs
 //	KMS_LIVE_GCP    two resource names

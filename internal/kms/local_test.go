@@ -168,8 +168,8 @@ func TestLocalRevocation(t *testing.T) {
 	}
 }
 
-// A blob is bound to the key id as well, which is not visible from outside;
-// this holds the form of the blob.
+// A blob is also bound to the key id, which is not visible in it. This test
+// checks the blob's form.
 func TestLocalBlobForm(t *testing.T) {
 	w, _ := newLocal(t)
 	blob, err := w.Wrap(t.Context(), kmstest.NewDEK(), nil)

@@ -17,8 +17,8 @@ func oneLine(key []byte) []byte {
 	return []byte(localPrefix + base64.StdEncoding.EncodeToString(key) + "\n")
 }
 
-// goodFile is a file of the newer form without its checksum. Its versions 1
-// and 3 have keys.
+// goodFile is a file of the newer form without its checksum. Versions 1 and
+// 3 have keys.
 const goodFile = `cmekproxy-local-key-v2
 id local:27b0053ddc947ad4
 state enabled
@@ -114,8 +114,8 @@ func TestLocalKeyFilesOfTheNewerFormThatAreRefused(t *testing.T) {
 	}
 }
 
-// No file that was cut anywhere, that lost or gained a line or has one bit
-// wrong passes for a key.
+// A file that was truncated, lost or gained a line, or has one wrong bit is
+// refused.
 func TestLocalKeyFilesThatWereDamaged(t *testing.T) {
 	text := sealFile(goodFile)
 	refused := func(what string, damaged []byte) {
@@ -141,8 +141,8 @@ func TestLocalKeyFilesThatWereDamaged(t *testing.T) {
 	}
 }
 
-// FuzzParseLocalKeyFile gives the parser text with and without a checksum that
-// is right. What it takes, it writes as it was.
+// FuzzParseLocalKeyFile parses text with and without a correct checksum. If
+// a file is accepted, writing it gives the same text.
 func FuzzParseLocalKeyFile(f *testing.F) {
 	golden, err := os.ReadFile("testdata/local/v1.key")
 	if err != nil {

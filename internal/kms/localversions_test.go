@@ -17,9 +17,9 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
 )
 
-// What the provider wrote: the files in testdata/local, and a blob of the DEK
-// 0x01 to 0x20 under the newest version of each. The first is from before keys
-// had versions. They never change.
+// The provider wrote these: the files in testdata/local, and for each file
+// a blob of the DEK 0x01 to 0x20 under its newest version. The first one is
+// older than versions. They never change.
 const (
 	goldenID   = "local:27b0053ddc947ad4"
 	goldenBlob = "01635ed84aa1206dd8343400ec0ad382a949beef16a0d2104725aa24654ff3dada32f35dfca35d104f73edd1f437f1a7cc0d0a287abdeb4755cf35ccfc"
@@ -88,8 +88,8 @@ func TestLocalContractAfterRotation(t *testing.T) {
 	}, nil)
 }
 
-// A file of the older form is read as it is, and what is wrapped under it has
-// the older form too.
+// A file of the older form can be read, and its blobs have the older form
+// too.
 func TestLocalGolden(t *testing.T) {
 	w, path := goldenLocal(t, "v1.key")
 	checkGolden(t, w, goldenID, goldenBlob)
@@ -125,8 +125,8 @@ func TestLocalGolden(t *testing.T) {
 	checkGolden(t, newer, goldenID2, goldenBlob2)
 }
 
-// A version that a blob names is authenticated: both versions open what they
-// wrapped, and nothing else.
+// The version in a blob is authenticated: each version opens only its own
+// blobs.
 func TestLocalVersionsAreApart(t *testing.T) {
 	w, path := newLocal(t)
 	first := wrapLocal(t, w)
@@ -150,7 +150,7 @@ func TestLocalVersionsAreApart(t *testing.T) {
 		wantErrorKind(t, name, kms.InvalidCiphertext, unwrapError(t, w, blob))
 	}
 
-	other, otherPath := newLocal(t) // a rotated key of another file, under the same numbers
+	other, otherPath := newLocal(t) // another file's rotated key, with the same version numbers
 	rotate(t, otherPath)
 	wantErrorKind(t, "another key", kms.InvalidCiphertext, unwrapError(t, other, second.blob))
 }
@@ -226,7 +226,7 @@ func TestLocalKeyDisabled(t *testing.T) {
 	blob.check(t, w)
 }
 
-// The key of a destroyed version leaves the file.
+// The key of a destroyed version is removed from the file.
 func TestLocalDestroyed(t *testing.T) {
 	key := bytes.Repeat([]byte("0123"), 8)
 	path := filepath.Join(t.TempDir(), "key")
@@ -323,8 +323,8 @@ func TestLocalChangeRefusesWhatOpeningRefuses(t *testing.T) {
 	wantErrorKind(t, "no file", kms.NotFound, err)
 }
 
-// Changes of one file come one after the other: no rotation loses another's
-// version. Meanwhile readers always find a whole file.
+// Concurrent changes of a file are serialized, so no version is lost.
+// Readers always see a complete file.
 func TestLocalChangesAtOnce(t *testing.T) {
 	w, path := newLocal(t)
 	blob := wrapLocal(t, w)
@@ -383,7 +383,7 @@ func TestLocalVersionsAreBounded(t *testing.T) {
 	}
 }
 
-// wrapped is a DEK, and a blob of it.
+// wrapped is a DEK with a blob of it.
 type wrapped struct{ dek, blob []byte }
 
 var localContext = kmstest.Context("b", "k")

@@ -28,8 +28,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
 )
 
-// SoftHSM reads its configuration once in a process, so that all tests share
-// one directory of tokens.
+// SoftHSM reads its configuration once per process, so all tests share a
+// directory of tokens.
 var hsmDir string
 
 func TestMain(m *testing.M) {
@@ -53,8 +53,7 @@ func TestMain(m *testing.M) {
 
 const testPIN = "918273645"
 
-// softHSM is the library, for what the tests do to tokens; its path is the
-// module of keys.
+// softHSM returns the library, for changing tokens in tests, and its path.
 func softHSM(t *testing.T) (ctx *pkcs11.Ctx, path string) {
 	t.Helper()
 	for _, path := range []string{
@@ -81,15 +80,15 @@ func softHSM(t *testing.T) (ctx *pkcs11.Ctx, path string) {
 	return nil, ""
 }
 
-// token is one of SoftHSM's.
+// token is a token of SoftHSM.
 type token struct {
 	ctx    *pkcs11.Ctx
 	module string
 	label  string
 }
 
-// slot is that of the token now. SoftHSM gives it another one when it is
-// initialized anew.
+// slot returns the token's current slot, which changes when SoftHSM is
+// initialized again.
 func (tok *token) slot(t *testing.T) uint {
 	t.Helper()
 	slots, err := tok.ctx.GetSlotList(true)
@@ -122,7 +121,7 @@ func newToken(t *testing.T) *token {
 	return tok
 }
 
-// as does something to the token as its user would with another program.
+// as runs do as the token's user, as another program would.
 func (tok *token) as(t *testing.T, pin string, do func(s pkcs11.SessionHandle)) {
 	t.Helper()
 	s, err := tok.ctx.OpenSession(tok.slot(t), pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
@@ -135,8 +134,7 @@ func (tok *token) as(t *testing.T, pin string, do func(s pkcs11.SessionHandle)) 
 	must(t, tok.ctx.CloseSession(s))
 }
 
-// makeKey makes an AES key of value, and returns its handle for the token's
-// user.
+// makeKey creates an AES key from value in the token.
 func (tok *token) makeKey(t *testing.T, label string, id, value []byte) {
 	t.Helper()
 	tok.as(t, testPIN, func(s pkcs11.SessionHandle) {
@@ -155,7 +153,7 @@ func (tok *token) makeKey(t *testing.T, label string, id, value []byte) {
 	})
 }
 
-// onKey does something to the object of a label.
+// onKey runs do on the object with a label.
 func (tok *token) onKey(t *testing.T, label string, do func(s pkcs11.SessionHandle, key pkcs11.ObjectHandle) error) {
 	t.Helper()
 	tok.as(t, testPIN, func(s pkcs11.SessionHandle) {
@@ -185,7 +183,7 @@ func (tok *token) config(label string) kms.PKCS11Config {
 	return kms.PKCS11Config{Module: tok.module, TokenLabel: tok.label, KeyLabel: label, PIN: testPIN}
 }
 
-// newHSMKey opens a new key of the token.
+// newHSMKey creates and opens a key in the token.
 func newHSMKey(t *testing.T, tok *token) (w kms.Wrapper, label string) {
 	t.Helper()
 	label = fmt.Sprintf("key-%d", keysMade.Add(1))
@@ -202,7 +200,7 @@ func openHSM(t *testing.T, cfg kms.PKCS11Config) kms.Wrapper {
 	return w
 }
 
-// hsmOpenError opens a key that must not open.
+// hsmOpenError returns the error of opening a key, which must fail.
 func hsmOpenError(t *testing.T, cfg kms.PKCS11Config) error {
 	t.Helper()
 	w, err := kms.NewPKCS11(t.Context(), cfg)
@@ -220,8 +218,7 @@ func TestPKCS11Contract(t *testing.T) {
 	kmstest.RunContract(t, func(t *testing.T) kms.Wrapper { w, _ := newHSMKey(t, tok); return w }, nil)
 }
 
-// The form of a blob, by Go's own AES-GCM with the key that the token was
-// given.
+// Checks the form of a blob with Go's AES-GCM and the token's key.
 func TestPKCS11BlobForm(t *testing.T) {
 	tok, key := newToken(t), kmstest.NewDEK()
 	tok.makeKey(t, "known", []byte{0xab, 1}, key)
@@ -259,8 +256,8 @@ func TestPKCS11BlobForm(t *testing.T) {
 	b.check(t, bySlot)
 }
 
-// A blob of the DEK 0x01 to 0x20 under the key 0x20 to 0x3f, made from the
-// specification by other software. It never changes.
+// A blob of the DEK 0x01 to 0x20 under the key 0x20 to 0x3f, created from
+// the specification by other software. It never changes.
 const goldenHSMBlob = "01404142434445464748494a4bc356be855570c2035b385b2488445e62029c8e97e056b0c677e48f1c7df4d022908738b13d86b438e78f0eb42a7b8d0b"
 
 func TestPKCS11Golden(t *testing.T) {
@@ -312,7 +309,7 @@ func TestPKCS11Revocation(t *testing.T) {
 	revoked("replaced", wrapError(t, w), kms.NotFound)
 }
 
-// The other keys of a token live on when one is gone.
+// The other keys of a token still work after one was deleted.
 func TestPKCS11KeysAreApart(t *testing.T) {
 	tok := newToken(t)
 	a, label := newHSMKey(t, tok)
@@ -338,7 +335,7 @@ func TestPKCS11WrongPIN(t *testing.T) {
 	openHSM(t, tok.config("k"))
 }
 
-// A PIN that is changed while the proxy runs is noticed with the next login.
+// A PIN that changes while the proxy runs takes effect at the next login.
 func TestPKCS11ChangedPIN(t *testing.T) {
 	tok := newToken(t)
 	w, label := newHSMKey(t, tok)
@@ -373,7 +370,7 @@ func TestPKCS11SessionsAreReplaced(t *testing.T) {
 		}
 	})
 
-	for range 20 { // a blob is never taken for one of a key that is gone
+	for range 20 { // the error is never that of a bad blob
 		tok.as(t, testPIN, func(pkcs11.SessionHandle) {})
 	}
 
@@ -395,7 +392,7 @@ func TestPKCS11TokenGone(t *testing.T) {
 	back()
 }
 
-// takeAway removes the token, and returns what puts it back.
+// takeAway removes the token, and returns a function that restores it.
 func (tok *token) takeAway(t *testing.T) (back func()) {
 	t.Helper()
 	dirs, err := filepath.Glob(hsmDir + "/tokens/*")
@@ -418,7 +415,7 @@ func (tok *token) takeAway(t *testing.T) (back func()) {
 	}
 }
 
-// eventuallyOpens makes sure that a blob opens after a while.
+// eventuallyOpens checks that a blob can be unwrapped after a while.
 func (b wrapped) eventuallyOpens(t *testing.T, name string, w kms.Wrapper) {
 	t.Helper()
 	var err error
@@ -435,7 +432,7 @@ func (b wrapped) eventuallyOpens(t *testing.T, name string, w kms.Wrapper) {
 	t.Errorf("%s: never again: %v", name, err)
 }
 
-// eventuallyWraps wraps as soon as that works.
+// eventuallyWraps wraps as soon as that succeeds.
 func eventuallyWraps(t *testing.T, w kms.Wrapper) wrapped {
 	t.Helper()
 	dek := kmstest.NewDEK()
@@ -451,9 +448,9 @@ func eventuallyWraps(t *testing.T, w kms.Wrapper) wrapped {
 	return wrapped{}
 }
 
-// A token that was away is found again, by keys that were open and by one that
-// could not be opened; and keys of another token of the same module work all
-// the time.
+// A token that was removed is found again, both by open keys and by one
+// that could not be opened. Keys of another token of the same module work
+// all the time.
 func TestPKCS11TokenComesBack(t *testing.T) {
 	other := newToken(t)
 	tok := newToken(t)
@@ -487,7 +484,7 @@ func TestPKCS11TokenComesBack(t *testing.T) {
 	}
 }
 
-// Calls under way are not disturbed by those that start the module anew.
+// A restart of the module does not disturb calls in progress.
 func TestPKCS11RestartUnderLoad(t *testing.T) {
 	tok, control := faulty(t)
 	w, _ := newHSMKey(t, tok)
@@ -547,7 +544,7 @@ func TestPKCS11Configuration(t *testing.T) {
 			change("twin", func(c *kms.PKCS11Config) { c.PIN, c.KeyID = "", []byte{1} }), kms.NotFound,
 		},
 	} {
-		if c.cfg.PIN == "" { // which is in every string
+		if c.cfg.PIN == "" { // an empty PIN is in every string
 			_, err := kms.NewPKCS11(t.Context(), c.cfg)
 			wantErrorKind(t, name, c.want, err)
 			continue
@@ -563,12 +560,12 @@ func TestPKCS11Configuration(t *testing.T) {
 	wantErrorKind(t, "of the twin", kms.InvalidCiphertext, unwrapError(t, two, wrapLocal(t, one).blob))
 }
 
-// faulty builds testdata/pkcs11/faulty.c, and returns a token behind it, and
-// what controls it.
+// faulty builds testdata/pkcs11/faulty.c. It returns a token behind it, and
+// a function that controls it.
 func faulty(t *testing.T) (tok *token, control func(string)) {
 	t.Helper()
 	tok = newToken(t)
-	t.Setenv("FAULTY_TARGET", tok.module) // which is read when the module is loaded
+	t.Setenv("FAULTY_TARGET", tok.module) // read when the module is loaded
 	headers, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/miekg/pkcs11").Output()
 	must(t, err)
 	tok.module = filepath.Join(hsmDir, "faulty.so")
@@ -585,7 +582,7 @@ func faulty(t *testing.T) (tok *token, control func(string)) {
 	control = func(text string) {
 		t.Helper()
 		_ = os.Remove(path)
-		if text != "" { // in one piece, as a module may be looking
+		if text != "" { // written atomically, because the module may be reading
 			must(t, os.WriteFile(path+".new", []byte(text), 0o600))
 			must(t, os.Rename(path+".new", path))
 		}
@@ -602,10 +599,10 @@ func TestPKCS11ReturnValues(t *testing.T) {
 
 	for _, row := range []struct {
 		fault  string
-		unwrap kms.Kind // -1: it works
+		unwrap kms.Kind // -1 means success
 		reason string
 	}{
-		// What a new session cures.
+		// Errors that a new session cures.
 		{"C_DecryptInit 0xB3 once", -1, ""}, // CKR_SESSION_HANDLE_INVALID
 		{"C_DecryptInit 0xB0 once", -1, ""}, // CKR_SESSION_CLOSED
 		{"C_DecryptInit 0x101 once", -1, ""},
@@ -613,7 +610,7 @@ func TestPKCS11ReturnValues(t *testing.T) {
 		{"C_DecryptInit 0x60 once", -1, ""},
 		{"C_Decrypt 0x32 once", -1, ""},
 		{"C_DecryptInit 0x90 once", -1, ""},
-		// What it does not.
+		// Errors that it does not cure.
 		{"C_DecryptInit 0xB3 always", kms.Unreachable, "CKR_SESSION_HANDLE_INVALID"},
 		{"C_DecryptInit 0x101 always", kms.Unreachable, "CKR_USER_NOT_LOGGED_IN"},
 		{"C_DecryptInit 0x32 always", kms.Unreachable, "CKR_DEVICE_REMOVED"},
@@ -626,14 +623,14 @@ func TestPKCS11ReturnValues(t *testing.T) {
 		{"C_DecryptInit 0x80000001 always", kms.Internal, "CKR 0x80000001"},
 		{"C_Decrypt 0x40 once", kms.InvalidCiphertext, "CKR_ENCRYPTED_DATA_INVALID"},
 		{"C_Decrypt 0x42 once", kms.InvalidCiphertext, "CKR 0x42"},
-		{"C_Decrypt 0x5 once", kms.InvalidCiphertext, ""}, // the key is intact then, and so it is the blob
+		{"C_Decrypt 0x5 once", kms.InvalidCiphertext, ""}, // the key is intact, so the blob is bad
 		{"C_Decrypt 0x5 always", kms.Unreachable, "CKR_GENERAL_ERROR"},
 		{"C_Decrypt 0x30 always", kms.Unreachable, "CKR_DEVICE_ERROR"},
-		// Where a session is to be opened for it.
+		// Errors of opening a session.
 		{"C_OpenSession 0xB1 always", kms.Throttled, "CKR_SESSION_COUNT"},
 		{"C_OpenSession 0x30 always", kms.Unreachable, "CKR_DEVICE_ERROR"},
 		{"C_GetSlotList 0x5 always", kms.Unreachable, "CKR_GENERAL_ERROR"},
-		{"C_Login 0x100 once", -1, ""}, // somebody else was logged in, and then no longer: the key is not gone, but private
+		{"C_Login 0x100 once", -1, ""}, // after another user's login and logout, the key is not deleted but private
 		{"C_Login 0x100 always", kms.Unreachable, "CKR_USER_NOT_LOGGED_IN"},
 		{"C_Login 0xA4 always", kms.Denied, "CKR_PIN_LOCKED"},
 		{"C_Login 0xA3 always", kms.Denied, "CKR_PIN_EXPIRED"},
@@ -659,8 +656,8 @@ func TestPKCS11ReturnValues(t *testing.T) {
 	}
 }
 
-// A token that wants to choose the nonce gets its way, and one that would
-// encrypt under a nonce of zeros does not.
+// A token that insists on choosing the nonce may do so. A nonce of zeros is
+// refused.
 func TestPKCS11NonceOfTheToken(t *testing.T) {
 	tok, control := faulty(t)
 	plain, _ := newHSMKey(t, tok)
@@ -680,13 +677,13 @@ func TestPKCS11NonceOfTheToken(t *testing.T) {
 	wantErrorKind(t, "nonce of zeros", kms.Internal, hsmOpenError(t, tok.config(label)))
 }
 
-// A module that hangs holds up its callers until their deadlines, or until
-// they give up, and no more goroutines than its calls.
+// If a module hangs, callers wait until their deadlines or cancellation,
+// and the number of goroutines is limited.
 func TestPKCS11Hangs(t *testing.T) {
 	tok, control := faulty(t)
 	_, label := newHSMKey(t, tok)
 	cfg := tok.config(label)
-	cfg.Timeout = time.Minute // none of the callers' doing
+	cfg.Timeout = time.Minute // not caused by the callers
 	w := openHSM(t, cfg)
 	b := wrapLocal(t, w)
 	before := runtime.NumGoroutine()
@@ -716,7 +713,7 @@ func TestPKCS11Hangs(t *testing.T) {
 	left := runtime.NumGoroutine() - before
 	for end := time.Now().Add(5 * time.Second); left > 16 &&
 		time.Now().Before(end); left = runtime.NumGoroutine() - before {
-		time.Sleep(10 * time.Millisecond) // some are on their way out
+		time.Sleep(10 * time.Millisecond) // some are still ending
 	}
 
 	if left > 16 {

@@ -11,7 +11,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
 )
 
-// longest is a jitter that is none, so that times can be told beforehand.
+// longest is a jitter function that always returns the limit, so that times
+// are predictable.
 func longest(limit time.Duration) time.Duration { return limit }
 
 func TestRetryBacksOff(t *testing.T) {
@@ -96,8 +97,8 @@ func TestRetryCanceled(t *testing.T) {
 	})
 }
 
-// What Breaker and Limit say for themselves is no reason to ask again, and
-// must not hide what the KMS said before.
+// Errors of Breaker and Limit are not retried, and do not hide the last
+// error of the KMS.
 func TestRetryOfWhatWasNotAsked(t *testing.T) {
 	kmstest.Bubble(t, func(t *testing.T) {
 		open := &kms.Error{Kind: kms.Unreachable, Op: "unwrap", KeyID: "fake", Reason: "circuit open", Err: kms.ErrOpen}
@@ -121,8 +122,8 @@ func TestRetryOfWhatWasNotAsked(t *testing.T) {
 	})
 }
 
-// TestRetryBudget: a KMS that throttles is not asked several times as often for
-// that.
+// TestRetryBudget: a KMS that throttles must not get several times as many
+// calls.
 func TestRetryBudget(t *testing.T) {
 	kmstest.Bubble(t, func(t *testing.T) {
 		const calls = 300
@@ -199,7 +200,7 @@ func TestRetryOverTheWire(t *testing.T) {
 	for name, c := range map[string]struct {
 		faults kmstest.Faults
 		calls  int
-		want   kms.Kind // of the error; Internal: none
+		want   kms.Kind // kind of the error; Internal: no error
 	}{
 		"throttled, then served": {kmstest.Faults{ThrottleNext: 3}, 4, kms.Internal},
 		"failed, then served":    {kmstest.Faults{Fail: "KMSInternalException", FailNext: 2}, 3, kms.Internal},
@@ -238,7 +239,7 @@ func TestRetryAroundBreakerAndLimit(t *testing.T) {
 		limited := kms.Limit(inner, kms.LimitConfig{PerSecond: 1, Burst: 100})
 		w := kms.Retry(kms.Breaker(limited, kms.BreakerConfig{}), kms.RetryConfig{})
 		err := unwrapOnce(t.Context(), w)
-		wantError(t, err, kms.Unreachable, "Kind9", nil) // what the KMS said
+		wantError(t, err, kms.Unreachable, "Kind9", nil) // the KMS's error
 
 		if n := inner.calls.Load(); n != kms.DefaultBreakerFailures {
 			t.Errorf("%d attempts, want %d: then the breaker is open", n, kms.DefaultBreakerFailures)

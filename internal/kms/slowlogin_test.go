@@ -17,12 +17,12 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
 )
 
-// slowKey is a key of a KMS whose logins take longer than one attempt may.
+// slowKey is a key of a KMS whose logins take longer than an attempt.
 type slowKey struct {
 	key    kms.Wrapper
 	logins func() int
 	slow   func(login time.Duration)
-	expire func() // ends all tokens
+	expire func() // invalidates all tokens
 }
 
 const (
@@ -30,7 +30,7 @@ const (
 	longLogin    = 2 * time.Second
 )
 
-// eachSlowKey runs a test for each provider that logs in by a call of its own.
+// eachSlowKey runs a test for each provider with a separate login.
 func eachSlowKey(t *testing.T, test func(t *testing.T, k slowKey)) {
 	t.Run("vault-transit", func(t *testing.T) {
 		t.Parallel()
@@ -68,7 +68,7 @@ func eachSlowKey(t *testing.T, test func(t *testing.T, k slowKey)) {
 	})
 }
 
-// gcpTokens makes tokens, and takes its time.
+// gcpTokens issues tokens slowly.
 type gcpTokens struct {
 	latency atomic.Int64
 	made    atomic.Int64
@@ -85,7 +85,7 @@ func (p *gcpTokens) Token(ctx context.Context) (*auth.Token, error) {
 	}
 }
 
-// expiring is a cache of tokens that can be emptied.
+// expiring is a token cache that can be cleared.
 type expiring struct {
 	*gcpTokens
 	cached atomic.Pointer[auth.Credentials]
@@ -100,7 +100,7 @@ func (p *expiring) expire() {
 // Token implements auth.TokenProvider.
 func (p *expiring) Token(ctx context.Context) (*auth.Token, error) { return p.cached.Load().Token(ctx) }
 
-// perRPC asks for a token at each call, as Google's client does over TLS.
+// perRPC gets a token for each call, as Google's client does over TLS.
 type perRPC struct{ creds *auth.Credentials }
 
 func (p perRPC) GetRequestMetadata(ctx context.Context, _ ...string) (map[string]string, error) {
@@ -160,8 +160,7 @@ func awsSlowKey(t *testing.T) slowKey {
 	}
 }
 
-// A login is no part of the attempt that needs it: it may take longer than an
-// attempt may.
+// A login is not part of the attempt that needs it, and may take longer.
 func TestSlowLogin(t *testing.T) {
 	eachSlowKey(t, func(t *testing.T, k slowKey) {
 		k.slow(longLogin)
@@ -196,7 +195,8 @@ func TestLoginIsShared(t *testing.T) {
 	})
 }
 
-// A login outlives the caller that needed it first, and serves the next one.
+// A login continues after its first caller has left, and serves the next
+// one.
 func TestLoginSurvivesItsCaller(t *testing.T) {
 	eachSlowKey(t, func(t *testing.T, k slowKey) {
 		k.slow(longLogin)
@@ -219,8 +219,8 @@ func TestLoginSurvivesItsCaller(t *testing.T) {
 	})
 }
 
-// An answer that takes longer than one attempt may is no answer, whatever is
-// true of logins.
+// A response that takes longer than an attempt counts as none, unlike a
+// login.
 func TestSlowAnswerIsBounded(t *testing.T) {
 	server := kmstest.StartVault(t)
 	open := func(timeout time.Duration) kms.Wrapper {

@@ -11,8 +11,8 @@ import (
 
 var traced = kmstest.Context("b", "k")
 
-// Each KMS that names its requests has the name of the last one in the trace,
-// of refused ones too where it tells, and nobody else's request is in it.
+// If a KMS has request ids, the trace contains the last one, also after a
+// refusal if the KMS reports it, and never that of another call.
 func TestTrace(t *testing.T) {
 	aws, azure := kmstest.StartTest(t), kmstest.StartAzure(t)
 	name := regexp.MustCompile(`^[0-9a-f]{32}$`)
@@ -24,7 +24,7 @@ func TestTrace(t *testing.T) {
 	}{
 		{"aws", aws.NewKey(t, nil), func() { aws.SetFaults(kmstest.Faults{Deny: true}) }},
 		{"azure", azure.NewKey(t, "RSA-2048", nil), func() { azure.SetTrouble(kmstest.Trouble{Deny: true}) }},
-		{"vault", kmstest.StartVault(t).NewKey(t, nil), nil}, // which does not name the requests that it refuses
+		{"vault", kmstest.StartVault(t).NewKey(t, nil), nil}, // sends no request id with errors
 	} {
 		w := kms.Retry(kms.Breaker(kms.Limit(row.w, kms.LimitConfig{}), kms.BreakerConfig{}), kms.RetryConfig{})
 		seen := map[string]bool{}

@@ -30,7 +30,7 @@ func TestVaultContract(t *testing.T) {
 	kmstest.RunContract(t, func(t *testing.T) kms.Wrapper { return server.NewKey(t, nil) }, nil)
 }
 
-// Every type of key that can do it, derived and not.
+// All suitable types of keys, derived and not.
 func TestVaultContractByKeyType(t *testing.T) {
 	for _, kind := range []string{"aes128-gcm96", "aes256-gcm96", "chacha20-poly1305", "xchacha20-poly1305"} {
 		for _, derived := range []bool{false, true} {
@@ -53,7 +53,8 @@ func TestVaultContractByKeyType(t *testing.T) {
 	wantKind(t, "a key that takes no associated data", err, kms.Invalid)
 }
 
-// wantKind also makes sure that only what speaks of the key passes for revoked.
+// wantKind checks the kind of an error, and that only errors about the key
+// count as revoked.
 func wantKind(t *testing.T, name string, err error, want kms.Kind) {
 	t.Helper()
 	e, ok := errors.AsType[*kms.Error](err)
@@ -71,7 +72,7 @@ func wantAll(t *testing.T, name string, w kms.Wrapper, blob []byte, ec kms.Encry
 	wantKind(t, name+": generate", err, want)
 }
 
-// wantDEK makes sure that a blob opens, and to what.
+// wantDEK checks that a blob unwraps to a DEK.
 func wantDEK(t *testing.T, name string, w kms.Wrapper, blob []byte, ec kms.EncryptionContext, dek []byte) {
 	t.Helper()
 	if got, err := kms.Unwrap(t.Context(), w, blob, ec); err != nil || !bytes.Equal(got, dek) {
@@ -129,7 +130,7 @@ func TestVaultKeyStates(t *testing.T) {
 	_, err = w.Unwrap(t.Context(), blob, ec)
 	wantKind(t, "deleted: unwrap", err, kms.NotFound)
 	_, _, err = kms.Generate(t.Context(), w, ec)
-	wantKind(t, "deleted: generate", err, kms.Denied) // it would be a create, and the policy says update
+	wantKind(t, "deleted: generate", err, kms.Denied) // this would be a create, but the policy only allows update
 	server.CreateKey("key-1", "aes256-gcm96", false)
 	_, err = w.Unwrap(t.Context(), blob, ec)
 
@@ -235,8 +236,8 @@ func TestVaultRetries(t *testing.T) {
 	}
 }
 
-// login returns a server and a key that logs in by AppRole, with tokens of
-// that kind.
+// login returns a server, and a key that logs in with AppRole and gets
+// tokens of that kind.
 func login(t *testing.T, token kmstest.VaultToken) (*kmstest.VaultServer, *kms.Vault) {
 	server := kmstest.StartVault(t)
 	server.AddAppRole("role", "secret", token)
@@ -275,7 +276,7 @@ func TestVaultLogsInAgain(t *testing.T) {
 		t.Errorf("%d logins for 16 calls that met an ended token, want one more than 2", logins())
 	}
 
-	// A key that is denied must not become a storm of logins.
+	// A denied key must not cause constant logins.
 	server.Deny(true)
 
 	for range 10 {
@@ -327,8 +328,8 @@ func TestVaultRenewsTokens(t *testing.T) {
 	}
 }
 
-// A token that cannot be renewed, or not for long, is replaced before it ends:
-// no call meets a refusal.
+// A token that cannot be renewed, or not for long, is replaced before it
+// expires, so no call fails.
 func TestVaultReplacesTokens(t *testing.T) {
 	t.Parallel()
 	for name, token := range map[string]kmstest.VaultToken{
@@ -358,7 +359,7 @@ func TestVaultReplacesTokens(t *testing.T) {
 	}
 }
 
-// When Vault refuses a renewal, a token that still works is used on.
+// If Vault refuses a renewal, a token that still works remains in use.
 func TestVaultKeepsATokenThatWorks(t *testing.T) {
 	t.Parallel()
 	server, w := login(t, kmstest.VaultToken{TTL: 3 * time.Second})
@@ -393,7 +394,7 @@ func TestVaultTokens(t *testing.T) {
 	wantAll(t, "a token that was given, and ended", w, blob, nil, kms.Denied)
 }
 
-// A token that was given is kept alive by Run, and ends without.
+// Run keeps a configured token alive. Without it, the token expires.
 func TestVaultRun(t *testing.T) {
 	t.Parallel()
 	server := kmstest.StartVault(t)
@@ -441,7 +442,8 @@ func TestVaultKubernetes(t *testing.T) {
 	dek, blob, err := kms.Generate(t.Context(), w, nil)
 	must(t, err)
 
-	// Kubernetes replaces the token of a service account; the old one ends.
+	// Kubernetes replaces the token of a service account, and the old one
+	// expires.
 	server.RemoveLogins()
 	server.RevokeTokens()
 	server.AddKubernetes("proxy", "jwt-2", kmstest.VaultToken{TTL: time.Hour})
@@ -495,8 +497,8 @@ func TestVaultConfigsThatAreRefused(t *testing.T) {
 	}
 }
 
-// A broken or hostile server that quotes requests and answers must not get a
-// DEK into an error.
+// Even if a broken or hostile server quotes requests and responses, errors
+// must not contain a DEK.
 func TestVaultErrorsHoldNoKeys(t *testing.T) {
 	server := kmstest.StartVault(t)
 	w := server.NewKey(t, nil)
@@ -515,7 +517,7 @@ func TestVaultErrorsHoldNoKeys(t *testing.T) {
 		_, wrapErr := w.Wrap(t.Context(), dek, nil)
 		errs := []error{wrapErr}
 
-		if trouble.Fail == 0 { // the server learns the DEK from Wrap only
+		if trouble.Fail == 0 { // only Wrap sends the DEK to the server
 			_, unwrapErr := w.Unwrap(t.Context(), blob, nil)
 			errs = append(errs, unwrapErr)
 		}
@@ -537,7 +539,7 @@ func TestVaultErrorsHoldNoKeys(t *testing.T) {
 	wantKind(t, "a plaintext that is no DEK", err, kms.Internal)
 }
 
-// wantNoKey looks for the DEK in all that an error shows.
+// wantNoKey looks for the DEK in everything that an error shows.
 func wantNoKey(t *testing.T, name string, err error, dek []byte) {
 	t.Helper()
 	if err == nil {
@@ -582,7 +584,7 @@ func TestVaultTLS(t *testing.T) {
 	wantKind(t, "an unknown certificate", err, kms.Unreachable)
 }
 
-// A standby server that does not forward requests redirects them, once.
+// A standby server that does not forward requests redirects them once.
 func TestVaultRedirects(t *testing.T) {
 	server := kmstest.StartVault(t)
 	standby := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -595,7 +597,7 @@ func TestVaultRedirects(t *testing.T) {
 	must(t, err)
 	wantDEK(t, "through a standby server", w, blob, nil, dek)
 
-	// A token does not go from https to http.
+	// A token is not sent from https to http.
 	secure := httptest.NewTLSServer(standby.Config.Handler)
 	defer secure.Close()
 

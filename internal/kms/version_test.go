@@ -27,9 +27,8 @@ func TestVersionOf(t *testing.T) {
 	wantVersions(t, map[kms.Wrapper]string{local: "2", vault: "2"})
 }
 
-// wantVersions makes sure of what is told of blobs of these keys, by its
-// pattern: of a blob alone, and with what an envelope adds to it; and that
-// nothing is told of one that was cut.
+// wantVersions checks the versions of blobs of these keys against patterns,
+// for a blob alone and in an envelope. A truncated blob has no version.
 func wantVersions(t *testing.T, want map[kms.Wrapper]string) {
 	t.Helper()
 	for w, pattern := range want {

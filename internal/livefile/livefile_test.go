@@ -11,7 +11,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/livefile"
 )
 
-// fixture is a File of one text, with a clock that the test moves.
+// fixture is a File of one text, with a clock set by the test.
 type fixture struct {
 	*livefile.File[string]
 	path    string
@@ -56,7 +56,7 @@ func write(t *testing.T, path, text string) {
 	}
 }
 
-// later is the content after the next check.
+// later returns the content after the next check.
 func (f *fixture) later() string {
 	f.now = f.now.Add(2 * time.Second)
 	return f.Get()
@@ -81,8 +81,8 @@ func TestFileIsReadAgain(t *testing.T) {
 	}
 }
 
-// TestSameSizeByRename is what certificate renewals do: same size, and often
-// the same second.
+// TestSameSizeByRename: certificate renewals often keep the size, and
+// happen within the same second.
 func TestSameSizeByRename(t *testing.T) {
 	dir := t.TempDir()
 	path, next := filepath.Join(dir, "file"), filepath.Join(dir, "next")
@@ -105,7 +105,7 @@ func TestSameSizeByRename(t *testing.T) {
 	}
 }
 
-// TestKubernetesVolume swaps the ..data link, as the kubelet does.
+// TestKubernetesVolume replaces the ..data link, like the kubelet.
 func TestKubernetesVolume(t *testing.T) {
 	dir := t.TempDir()
 	for _, version := range []string{"v1", "v2"} {
@@ -177,7 +177,7 @@ func TestOpenReturnsTheError(t *testing.T) {
 	}
 }
 
-// TestClockSetBack must not end the checks until the clock has caught up.
+// TestClockSetBack: checks must continue if the clock is set back.
 func TestClockSetBack(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "file")
 	write(t, path, "one")

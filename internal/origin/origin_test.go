@@ -21,7 +21,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 )
 
-// got is what the store received.
+// got is a request that the store received.
 type got struct {
 	host, uri string
 	header    http.Header
@@ -31,7 +31,7 @@ type got struct {
 	authErr   error
 }
 
-// recorder is a store; got may be read when no request is running.
+// recorder is a store. got may be read when no request is running.
 type recorder struct {
 	got
 	server *httptest.Server
@@ -139,8 +139,8 @@ func TestAFailingBodyIsNeverWhole(t *testing.T) {
 	}
 }
 
-// A body that fails where it should end has all its bytes, and is not whole
-// all the same; nor is one that goes on.
+// A body that fails at its end is incomplete even if all its bytes were
+// read; so is a body that is too long.
 func TestABodyIsWholeOnlyIfItSaysSo(t *testing.T) {
 	for _, size := range []int{1000, 1 << 20, 1<<20 + 7} {
 		for _, end := range []io.Reader{
@@ -188,8 +188,8 @@ func TestHashedAndEmptyBodiesAreSentAsTheyAre(t *testing.T) {
 	}
 }
 
-// Amazon S3 takes parts with a checksum of their own for an upload that was
-// created without, and then does not complete it.
+// If an upload was created without a checksum algorithm, Amazon S3 accepts
+// parts with checksums but cannot complete the upload.
 func TestUploadsAreCreatedWithTheChecksumOfTheirParts(t *testing.T) {
 	for _, row := range []struct {
 		method, query string
@@ -266,8 +266,8 @@ func TestNoCredentials(t *testing.T) {
 	}
 }
 
-// A source of credentials that does not answer is the store's weather, and not
-// to be waited for.
+// A source of credentials that does not answer must not delay requests
+// indefinitely.
 func TestCredentialsThatDoNotCome(t *testing.T) {
 	o, _ := newStore(t, func(cfg *origin.Config) {
 		cfg.CredentialsTimeout = 100 * time.Millisecond

@@ -18,8 +18,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/pemfile"
 )
 
-// Times of the tests: a store that is late is later than short, one that is not
-// answers at once, and whoever is slow without the store's fault pauses.
+// Times of the tests. A store that is late takes longer than short, other
+// stores answer at once, and slow clients pause.
 const (
 	short = time.Second
 	pause = 2500 * time.Millisecond
@@ -43,7 +43,8 @@ func requestTo(t *testing.T, method, url string, body io.Reader, length int64) *
 	return r
 }
 
-// deaf is a server that accepts connections, and neither reads nor writes.
+// deaf starts a server that accepts connections but neither reads nor
+// writes.
 func deaf(t *testing.T) string {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -120,8 +121,8 @@ func TestAStoreThatIsLate(t *testing.T) {
 	}
 }
 
-// Some stores take minutes to copy an object, or to make one of its parts, and
-// say nothing until then.
+// Some stores take minutes to copy an object or complete an upload, and
+// send nothing meanwhile.
 func TestCopiesAndCompletionsMayTakeLonger(t *testing.T) {
 	t.Parallel()
 	server := serverOf(t, func(http.ResponseWriter, *http.Request) { time.Sleep(pause) })
@@ -140,7 +141,8 @@ func TestCopiesAndCompletionsMayTakeLonger(t *testing.T) {
 	}
 }
 
-// half answers with the first half of a body, then calls then.
+// half returns a handler that sends the first half of a body and then calls
+// then.
 func half(size int, then func(http.ResponseWriter, *http.Request)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Length", strconv.Itoa(size))
@@ -191,7 +193,7 @@ func TestAConnectionThatEndsBeforeTheAnswer(t *testing.T) {
 	}
 }
 
-// pausing is a reader that pauses before each of its bytes.
+// pausing is a reader that pauses before each byte.
 type pausing struct{ left int }
 
 func (p *pausing) Read(b []byte) (int, error) {
@@ -204,7 +206,7 @@ func (p *pausing) Read(b []byte) (int, error) {
 	return 1, nil
 }
 
-// Nobody blames the store for the pauses of a client.
+// A client's pauses do not count against the store.
 func TestTheClientsTimeIsNotTheStores(t *testing.T) {
 	t.Parallel()
 	all := origin.TransportConfig{ConnectTimeout: short, ResponseTimeout: short, IdleTimeout: short}
@@ -224,7 +226,7 @@ func TestTheClientsTimeIsNotTheStores(t *testing.T) {
 
 	t.Run("download", func(t *testing.T) {
 		t.Parallel()
-		const size = 8 << 20 // more than the kernel keeps
+		const size = 8 << 20 // more than the kernel buffers
 		server := serverOf(t, func(w http.ResponseWriter, _ *http.Request) { w.Write(make([]byte, size)) })
 		resp, err := sendTo(t, all, requestTo(t, "GET", server.URL+"/b/k", nil, 0))
 		if err != nil {
@@ -268,7 +270,7 @@ func TestTheClientsTimeIsNotTheStores(t *testing.T) {
 	})
 }
 
-// Whose certificate is trusted is the file's to say.
+// The CA file decides which certificates are trusted.
 func TestAuthorities(t *testing.T) {
 	server := httptest.NewTLSServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 	t.Cleanup(server.Close)

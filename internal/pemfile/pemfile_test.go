@@ -35,7 +35,7 @@ func get(client *http.Client, url string) error {
 	return response.Body.Close()
 }
 
-// eventually allows for the second between two checks of a file.
+// eventually waits long enough for the next check of a file.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	for range 300 {
@@ -100,7 +100,7 @@ func TestOpenPoolRefuses(t *testing.T) {
 	}
 }
 
-// serverFiles are the files of a Server.
+// serverFiles contains the files of a Server.
 type serverFiles struct {
 	pemfile.ServerConfig
 	dir string
@@ -140,7 +140,7 @@ func (f *serverFiles) serve(t *testing.T) (*pemfile.Server, string) {
 	return server, listener.Addr().String()
 }
 
-// shown is the name in the certificate that a server shows.
+// shown returns the name in the certificate that a server presents.
 func shown(t *testing.T, address string) string {
 	t.Helper()
 	conn, err := tls.Dial("tcp", address, &tls.Config{InsecureSkipVerify: true})
@@ -159,7 +159,7 @@ func TestServerCertificateIsReplaced(t *testing.T) {
 	}
 
 	next := pemtest.New(t, "new")
-	pemtest.Replace(t, files.CertFile, next.Cert) // for a moment, the two files do not belong together
+	pemtest.Replace(t, files.CertFile, next.Cert) // for a moment, the two files do not match
 
 	if err := server.Check(); err == nil {
 		t.Error("a certificate without its key was taken")

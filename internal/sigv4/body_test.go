@@ -16,12 +16,14 @@ import (
 
 var crc32c = [][2]string{{"x-amz-checksum-crc32c", "sOO8/Q=="}}
 
-// large are chunks that may stand anywhere; their contents differ.
+// large returns chunks that are allowed at any position, with different
+// contents.
 func large() []string {
 	return []string{strings.Repeat("a", 8192), strings.Repeat("b", 8192), strings.Repeat("c", 9000), "last"}
 }
 
-// small returns an upload in each streaming mode whose every byte can be tried.
+// small returns a small upload in each streaming mode, so that a test can
+// try every byte.
 func small() map[string]upload {
 	data := []string{"abcdefghijklmnopqrstuvwxyz"} // 1a in hex
 	return map[string]upload{
@@ -167,7 +169,7 @@ func TestTrailerIsNilBeforeTheEnd(t *testing.T) {
 	}
 }
 
-// TestCut cuts the body at every byte.
+// TestCut truncates the body at every byte.
 func TestCut(t *testing.T) {
 	for name, u := range small() {
 		t.Run(name, func(t *testing.T) {
@@ -186,9 +188,9 @@ func TestCut(t *testing.T) {
 	}
 }
 
-// TestAlteredAndCut alters the data and ends the body before anything that
-// would tell. A reader that takes exactly the declared length, and then looks
-// for io.EOF with errors.Is, must not be fooled.
+// TestAlteredAndCut alters the data and ends the body before anything
+// reveals that. A reader that reads exactly the declared length, and then
+// checks for io.EOF with errors.Is, must get an error.
 func TestAlteredAndCut(t *testing.T) {
 	for _, name := range []string{"signed", "signed trailer"} {
 		t.Run(name, func(t *testing.T) {
@@ -196,7 +198,7 @@ func TestAlteredAndCut(t *testing.T) {
 			encoded = strings.Replace(encoded, "abc", "xyz", 1)
 			body := auth.Body(strings.NewReader(encoded[:strings.Index(encoded, "yz\r\n")+2]))
 			if _, err := io.ReadFull(body, make([]byte, auth.DecodedLength())); err != nil {
-				t.Fatal(err) // the data comes out before its signature is seen
+				t.Fatal(err) // data is returned before its signature is checked
 			}
 
 			_, err := body.Read(make([]byte, 1))
@@ -205,9 +207,10 @@ func TestAlteredAndCut(t *testing.T) {
 	}
 }
 
-// TestBitFlips flips every bit of the body. Those that may pass without harm
-// are the case of a chunk size and of a trailer's name. Unsigned, data and
-// trailer values are another upload's, which the checksum is there to find.
+// TestBitFlips flips every bit of the body. Only the case of a chunk size
+// and of a trailer name may change without an error. In unsigned payloads,
+// data and trailer values may change too, because only the checksum
+// protects them.
 func TestBitFlips(t *testing.T) {
 	for name, u := range small() {
 		t.Run(name, func(t *testing.T) {
@@ -240,7 +243,7 @@ func TestBitFlips(t *testing.T) {
 	}
 }
 
-// harmlessFlips lists the bits of an encoded body of small that may be flipped.
+// harmlessFlips lists the bits of an encoded body of small that may change.
 func harmlessFlips(u upload, encoded string) []int {
 	out := []int{1*8 + 5} // the a of size 1a
 	add := func(text string, bits ...int) {
@@ -276,7 +279,8 @@ func harmlessFlips(u upload, encoded string) []int {
 	return slices.Compact(out)
 }
 
-// Chunks that are genuine, each, but not what was sent.
+// Each chunk is genuine, but they are not the chunks that were sent in this
+// order.
 func TestChunksRearranged(t *testing.T) {
 	for name, change := range map[string]func(p []string) []string{
 		"swapped":           func(p []string) []string { return []string{p[1], p[0], p[2], p[3], p[4], p[5]} },
@@ -299,11 +303,11 @@ func TestChunksRearranged(t *testing.T) {
 	}
 }
 
-// TestChunksOfAnotherRequest replays a body below another seed signature.
+// TestChunksOfAnotherRequest replays a body after another seed signature.
 func TestChunksOfAnotherRequest(t *testing.T) {
 	u := small()["signed trailer"]
 	_, encoded := u.encode(t)
-	u.announce = "X-Amz-Checksum-Crc32c" // enough for another signature
+	u.announce = "X-Amz-Checksum-Crc32c" // this changes the signature
 	auth, _ := u.verify(t)
 	_, _, err := decode(auth, encoded)
 	wantCode(t, err, "SignatureDoesNotMatch")
@@ -340,7 +344,7 @@ func TestSmallChunkInTheMiddle(t *testing.T) {
 	}
 }
 
-// Framing that is wrong in ways a bit flip does not bring about.
+// Malformed framing that a flipped bit does not produce.
 func TestMalformedChunks(t *testing.T) {
 	signature := ";chunk-signature=" + emptyHash
 	for name, row := range map[string]struct{ mode, encoded string }{
@@ -391,10 +395,10 @@ func TestBytesAfterTheEnd(t *testing.T) {
 	}
 }
 
-// Trailers after a payload "data", with a genuine signature where signed is
-// set and the row does not bring its own.
+// Trailers after the payload "data", correctly signed if signed is set and
+// the row has no signature.
 func TestMalformedTrailers(t *testing.T) {
-	for name, row := range map[string]struct{ announce, wire, code string }{ // code: signed, and unsigned where it is another
+	for name, row := range map[string]struct{ announce, wire, code string }{ // code: if signed; then if unsigned and different
 		"as announced":               {"a,b", "a:1\r\nb:2\r\n", ""},
 		"in another order":           {"a,b", "b:2\r\na:1\r\n", ""},
 		"spaces":                     {"a", " a : 1 \r\n", ""},
@@ -435,7 +439,7 @@ func TestMalformedTrailers(t *testing.T) {
 	}
 }
 
-// withTrailer encodes u with trailer lines as a test wrote them.
+// withTrailer encodes u with the given trailer lines.
 func (u upload) withTrailer(t *testing.T, wire string) (*sigv4.Auth, string) {
 	t.Helper()
 	auth, seed := u.verify(t)
@@ -497,8 +501,8 @@ func TestTrailerSignature(t *testing.T) {
 
 var errSource = errors.New("the source failed")
 
-// A failure of the source is passed on as it is, wherever it happens, and
-// again at the next read.
+// A failure of the source is returned unchanged at any position, and again
+// at the next read.
 func TestSourceError(t *testing.T) {
 	auths := map[*sigv4.Auth]string{
 		plain(t, hexSum("payload"), "payload"): "payload", plain(t, unsignedPayload, "payload"): "payload",
@@ -522,8 +526,7 @@ func TestSourceError(t *testing.T) {
 	}
 }
 
-// An error that wraps io.EOF is a failure, not an end, and cannot be taken for
-// one.
+// An error that wraps io.EOF is a failure, not the end.
 func TestWrappedEOF(t *testing.T) {
 	r := newRequest(t, http.MethodPut, bucketURL, "/key", "", "payload")
 	r.ContentLength = -1

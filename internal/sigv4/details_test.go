@@ -13,8 +13,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 )
 
-// TestErrorWords checks messages and elements that clients and people look
-// for, against those that S3 gives.
+// TestErrorWords compares messages and elements that clients and people
+// look for with those of S3.
 func TestErrorWords(t *testing.T) {
 	later := exampleTime.Add(time.Hour)
 	hash := hexSum("payload")
@@ -154,7 +154,7 @@ func TestErrorWords(t *testing.T) {
 	}
 }
 
-// changed returns a request that change has altered after it was signed.
+// changed returns a request that is altered after signing.
 func changed(build func(*testing.T) *http.Request, change func(*http.Request)) func(*testing.T) *http.Request {
 	return func(t *testing.T) *http.Request {
 		t.Helper()
@@ -164,7 +164,7 @@ func changed(build func(*testing.T) *http.Request, change func(*http.Request)) f
 	}
 }
 
-// A body that goes wrong says how, where S3 does.
+// Errors in a body have the same details as in S3.
 func TestBodyErrorWords(t *testing.T) {
 	hash := hexSum("payload")
 	_, _, err := decode(plain(t, hash, "payload"), "Payload")
@@ -179,11 +179,11 @@ func TestBodyErrorWords(t *testing.T) {
 		{"4", "4\r\nda", unexpected},
 		{"5", "4\r\ndata\r\n0\r\n\r\n", number},
 		{"3", "4\r\ndata\r\n0\r\n\r\n", number},
-		{"3", "4\r\ndat\r\n0\r\n\r\n", unexpected}, // it is the size of the chunk that is wrong
+		{"3", "4\r\ndat\r\n0\r\n\r\n", unexpected}, // the chunk size itself is wrong
 		{"3", "4\r\ndat", unexpected},
 		{"3", "ffe\r\n" + strings.Repeat("a", 4094) + "\r\n0\r\n\r\n", number},
 		{"3", "ffe\r\ndata\r\n0\r\n\r\n", unexpected},
-		{"3", "fff\r\ndata\r\n0\r\n\r\n", number}, // too long to find out
+		{"3", "fff\r\ndata\r\n0\r\n\r\n", number}, // too long to check
 	} {
 		t.Run(fmt.Sprintf("%s bytes declared, %.12q", row.declared, row.encoded), func(t *testing.T) {
 			auth, _ := upload{mode: unsignedTrailer, declared: row.declared}.verify(t)
@@ -202,8 +202,8 @@ func TestBodyErrorWords(t *testing.T) {
 	}
 }
 
-// A signature that does not match is answered with all that should have been
-// signed, as text and byte by byte.
+// The response to a wrong signature contains everything that should have
+// been signed, as text and as bytes.
 func TestSignatureErrorWords(t *testing.T) {
 	const wrong = "incorrect_signature"
 	r := exampleSigned(t)
@@ -248,7 +248,7 @@ func TestSignatureErrorWords(t *testing.T) {
 	}
 }
 
-// A plain payload that says elsewhere that it is framed must not be stored
+// A plain payload with headers of aws-chunked framing must not be stored
 // with its framing.
 func TestFramingOfPlainPayload(t *testing.T) {
 	for _, row := range []struct{ hash, encoding, code string }{
@@ -256,7 +256,7 @@ func TestFramingOfPlainPayload(t *testing.T) {
 		{unsignedPayload, "gzip, AWS-Chunked", "InvalidArgument"},
 		{unsignedPayload, "gzip", ""},
 		{unsignedPayload, "x-aws-chunked", ""},
-		{hexSum("payload"), "aws-chunked", ""}, // an encoding like any other, to S3
+		{hexSum("payload"), "aws-chunked", ""}, // for S3, an encoding like any other
 	} {
 		t.Run(row.encoding, func(t *testing.T) {
 			r := newRequest(t, http.MethodPut, bucketURL, "/key", "", "payload")
@@ -273,7 +273,7 @@ func TestFramingOfPlainPayload(t *testing.T) {
 	}
 }
 
-// Replays of a genuine request are good for the skew, and no longer.
+// A genuine request can be replayed within the skew, but not later.
 func TestReplay(t *testing.T) {
 	r := received(t, exampleSigned(t))
 	for _, row := range []struct {

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// replaceHeader replaces text in a header.
+// replaceHeader returns a function that replaces text in a header.
 func replaceHeader(name, from, to string) func(*http.Request) {
 	return func(r *http.Request) { r.Header.Set(name, strings.Replace(r.Header.Get(name), from, to, 1)) }
 }
@@ -33,7 +33,7 @@ func withQuery(query string) func(*http.Request) {
 	return func(r *http.Request) { r.URL.RawQuery = query }
 }
 
-// Requests with a genuine signature that are changed afterwards.
+// Genuine requests that were altered after signing.
 var alteredRequests = []struct {
 	name   string
 	change func(*http.Request)
@@ -144,7 +144,7 @@ func TestAlteredRequests(t *testing.T) {
 	}
 }
 
-// net/http refuses such a path itself; Verify does not count on it.
+// net/http itself refuses such a path, but Verify does not rely on that.
 func TestPathNotEncoded(t *testing.T) {
 	for _, build := range []func(*testing.T) *http.Request{exampleSigned, examplePresigned} {
 		r := received(t, build(t))
@@ -173,8 +173,8 @@ func TestSecrets(t *testing.T) {
 	}
 }
 
-// Header keys that net/http would never hand out must not get past the check
-// for unsigned ones.
+// Header names that net/http never produces must not escape the check for
+// unsigned headers.
 func TestHeaderKeysNotCanonical(t *testing.T) {
 	r := received(t, exampleSigned(t))
 	r.Header["x-amz-acl"] = []string{"public-read"}
@@ -209,7 +209,7 @@ func TestSkew(t *testing.T) {
 	}
 }
 
-// Genuine signatures over a payload that is described wrongly.
+// Genuine signatures over payloads with a wrong description.
 func TestPayloadDescriptions(t *testing.T) {
 	for name, row := range map[string]struct {
 		hash, decoded, trailer, code string
@@ -271,7 +271,7 @@ func replaceQuery(from, to string) func(*http.Request) {
 	return func(r *http.Request) { r.URL.RawQuery = strings.Replace(r.URL.RawQuery, from, to, 1) }
 }
 
-// Presigned URLs that are changed, or used otherwise than signed.
+// Presigned URLs that were altered, or used in another way than signed.
 var alteredURLs = []struct {
 	name   string
 	change func(*http.Request)
@@ -408,7 +408,7 @@ func TestPresignedLifetime(t *testing.T) {
 	}
 }
 
-// A URL may be bound to a payload, by a parameter or by a signed header.
+// A URL can be bound to a payload by a parameter or by a signed header.
 func TestPresignedPayload(t *testing.T) {
 	hash := hexSum("payload")
 	for name, prepare := range map[string]func(*http.Request){

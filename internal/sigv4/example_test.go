@@ -12,7 +12,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 )
 
-// The request and its signature are from the documentation of AWS:
+// The request and its signature are from the AWS documentation:
 // https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-header-based-auth.html.
 func ExampleVerifier_Verify() {
 	verifier := &sigv4.Verifier{
@@ -38,14 +38,14 @@ func ExampleVerifier_Verify() {
 		log.Fatal(err)
 	}
 
-	payload, err := io.ReadAll(auth.Body(r.Body)) // an error if it is not what was signed
+	payload, err := io.ReadAll(auth.Body(r.Body)) // fails if it differs from what was signed
 	if err != nil {
 		log.Fatal(err)
 	}
 
 	fmt.Println(auth.AccessKey, "sends:", string(payload))
 
-	// Nobody can change what was signed.
+	// A signed request cannot be changed.
 	r.Header.Set("X-Amz-Storage-Class", "STANDARD")
 	_, err = verifier.Verify(r)
 	if refused, ok := errors.AsType[*sigv4.Error](err); ok {

@@ -13,9 +13,9 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 )
 
-// FuzzChunkedDecode reads arbitrary bytes as each kind of streaming payload. A
-// signed one can only be what was signed. An unsigned one must be what a
-// decoder without any streaming makes of it.
+// FuzzChunkedDecode reads arbitrary bytes as each kind of streaming
+// payload. A signed payload must be the one that was signed. An unsigned
+// payload must match the result of a simple decoder.
 func FuzzChunkedDecode(f *testing.F) {
 	modes := []string{"signed", "signed trailer", "unsigned trailer"}
 	auths := make([]*sigv4.Auth, len(modes))
@@ -55,7 +55,7 @@ func FuzzChunkedDecode(f *testing.F) {
 	})
 }
 
-// wholeUnsigned decodes an unsigned payload held in memory, up to its trailer.
+// wholeUnsigned decodes an unsigned payload in memory, up to its trailer.
 func wholeUnsigned(encoded string) (data string, ok bool) {
 	for {
 		head, rest, ok := strings.Cut(encoded, "\r\n")
@@ -90,7 +90,7 @@ func FuzzChunkedRoundTrip(f *testing.F) {
 			u.trailers = crc32c
 		}
 
-		for i := range int(whole % 4) { // chunks that may have others behind them
+		for i := range int(whole % 4) { // chunks that may be followed by others
 			u.chunks = append(u.chunks, strings.Repeat(string(rune('a'+i)), 8192+len(data)))
 		}
 
@@ -111,8 +111,8 @@ func FuzzChunkedRoundTrip(f *testing.F) {
 	})
 }
 
-// FuzzPath checks that a path survives its encoding, and that an encoding has
-// one canonical form.
+// FuzzPath checks that a path survives encoding, and has only one canonical
+// encoding.
 func FuzzPath(f *testing.F) {
 	for _, path := range []string{"", "/", "/a b", "/a+b%2F", "//.././", "/%", "/%4", "/\xff\x00", "/日本"} {
 		f.Add(path)

@@ -10,7 +10,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 )
 
-// exampleRequest reads a request as AWS's documentation prints it.
+// exampleRequest parses a request as printed in the AWS documentation.
 func exampleRequest(t *testing.T, head, body string) *http.Request {
 	t.Helper()
 	wire := strings.ReplaceAll(head, "\n", "\r\n") + "\r\n\r\n" + body
@@ -23,7 +23,7 @@ func exampleRequest(t *testing.T, head, body string) *http.Request {
 
 const exampleAuth = "\nAuthorization: AWS4-HMAC-SHA256 Credential=AKIAIOSFODNN7EXAMPLE/20130524/us-east-1/s3/aws4_request,"
 
-// The published examples, none of which may ever change:
+// The published examples, which must never change:
 // https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-header-based-auth.html,
 // https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-query-string-auth.html,
 // https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-streaming.html and

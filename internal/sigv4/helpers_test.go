@@ -24,7 +24,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 )
 
-// The credentials, time and scope of the examples in AWS's documentation.
+// Credentials, time and scope of the examples in the AWS documentation.
 const (
 	accessKey   = "AKIAIOSFODNN7EXAMPLE"
 	secretKey   = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
@@ -53,7 +53,8 @@ func verifierAt(now time.Time) *sigv4.Verifier {
 	}
 }
 
-// newRequest returns a client's request, its path encoded by AWS's own code.
+// newRequest returns a client's request, with its path encoded by AWS's
+// SDK.
 func newRequest(tb testing.TB, method, base, path, query, body string) *http.Request {
 	tb.Helper()
 	r, err := http.NewRequestWithContext(tb.Context(), method, base, nil)
@@ -71,7 +72,7 @@ func sdkSigner() *v4.Signer {
 	return v4.NewSigner(func(o *v4.SignerOptions) { o.DisableURIPathEscaping = true })
 }
 
-// sign signs r with AWS's own signer.
+// sign signs r with the signer of AWS's SDK.
 func sign(tb testing.TB, r *http.Request, hash string, at time.Time) {
 	tb.Helper()
 	if r.Header.Get("X-Amz-Content-Sha256") == "" {
@@ -88,8 +89,8 @@ func signWith(tb testing.TB, r *http.Request, key, secret, hash string, at time.
 	}
 }
 
-// presign returns r as AWS's own signer presigns it, with the headers that
-// were signed and no others.
+// presign returns r as presigned by AWS's SDK, with only the signed
+// headers.
 func presign(tb testing.TB, r *http.Request, hash string, at time.Time, lifetime string) *http.Request {
 	tb.Helper()
 	return presignWith(tb, r, accessKey, secretKey, hash, at, lifetime)
@@ -123,7 +124,7 @@ func presignWith(
 	return out
 }
 
-// received returns r as a server gets it.
+// received returns r as a server receives it.
 func received(tb testing.TB, r *http.Request) *http.Request {
 	tb.Helper()
 	var wire bytes.Buffer
@@ -137,7 +138,7 @@ func received(tb testing.TB, r *http.Request) *http.Request {
 	return out
 }
 
-// authorization signs a canonical request that a test has written down itself.
+// authorization signs a canonical request given by the test.
 func authorization(canonical, signedHeaders string) string {
 	sum := sha256.Sum256([]byte(canonical))
 	toSign := "AWS4-HMAC-SHA256\n" + exampleDate + "\n" + scope + "\n" + hex.EncodeToString(sum[:])
@@ -191,7 +192,7 @@ func wantCode(tb testing.TB, err error, code string) *sigv4.Error {
 // encoded.
 type upload struct {
 	mode     string
-	chunks   []string // data, without the last, empty one
+	chunks   []string // data, without the empty last chunk
 	trailers [][2]string
 	declared string // x-amz-decoded-content-length; "" means the true length
 	announce string // x-amz-trailer; "" means the names of trailers
@@ -235,8 +236,8 @@ func (u upload) verify(tb testing.TB) (auth *sigv4.Auth, seed string) {
 	return auth, seed
 }
 
-// pieces returns the encoded body: a string for each chunk, the last, empty
-// one among them, and one for the trailer.
+// pieces returns the encoded body as one string for each chunk, including
+// the empty last one, and one for the trailer.
 func (u upload) pieces(seed string) []string {
 	var out []string
 	previous, signed := seed, u.mode != unsignedTrailer

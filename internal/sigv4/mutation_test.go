@@ -14,14 +14,14 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 )
 
-// signedWire returns a signed request as it goes over the wire, in the header
+// signedWire returns a signed request as sent over the wire, with a header
 // and presigned.
 func signedWire(tb testing.TB) map[bool][]byte {
 	tb.Helper()
 	const path, query = "/bucket/a key+/../ü~", "prefix=a%2Fb%20c&list-type=2&acl"
 	build := func() *http.Request {
 		r := newRequest(tb, http.MethodGet, bucketURL, path, query, "")
-		r.Header.Set("User-Agent", "") // not sent, then
+		r.Header.Set("User-Agent", "") // do not send it
 		r.Header.Set("X-Amz-Acl", "some  value")
 		r.Header.Set("Content-Type", "text/plain")
 		return r
@@ -44,9 +44,8 @@ func signedWire(tb testing.TB) map[bool][]byte {
 	return out
 }
 
-// meaning is all that a signature promises about a request, by the standard
-// library's lights. Headers that are neither signed nor x-amz- ones mean
-// nothing here.
+// meaning returns everything that a signature must protect, as net/http
+// sees it. Unsigned headers other than x-amz- ones have no meaning here.
 func meaning(r *http.Request) string {
 	parts := []string{r.Method, r.URL.Path, r.Host}
 	var pairs []string
@@ -82,8 +81,8 @@ func meaning(r *http.Request) string {
 	return strings.Join(parts, "\n")
 }
 
-// checkAltered verifies a request that was altered on the wire: it must be
-// refused, unless it means the same.
+// checkAltered verifies an altered request. It must be refused unless it
+// has the same meaning.
 func checkAltered(t *testing.T, verifier *sigv4.Verifier, original, altered []byte) {
 	t.Helper()
 	want, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(original)))
@@ -93,7 +92,7 @@ func checkAltered(t *testing.T, verifier *sigv4.Verifier, original, altered []by
 
 	r, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(altered)))
 	if err != nil {
-		return // never gets as far as here
+		return // net/http refuses it
 	}
 
 	same := meaning(r) == meaning(want)
@@ -105,8 +104,8 @@ func checkAltered(t *testing.T, verifier *sigv4.Verifier, original, altered []by
 	}
 }
 
-// TestEveryBit flips each single bit of signed requests: of the method, the
-// path, the query, each header, the signature.
+// TestEveryBit flips each bit of signed requests: method, path, query,
+// headers and signature.
 func TestEveryBit(t *testing.T) {
 	verifier := verifierAt(exampleTime)
 	for presigned, wire := range signedWire(t) {
@@ -121,7 +120,7 @@ func TestEveryBit(t *testing.T) {
 	}
 }
 
-// FuzzVerifyMutation replaces some bytes of a signed request by others.
+// FuzzVerifyMutation replaces some bytes of a signed request.
 func FuzzVerifyMutation(f *testing.F) {
 	wires := signedWire(f)
 	verifier := verifierAt(exampleTime)
@@ -129,8 +128,8 @@ func FuzzVerifyMutation(f *testing.F) {
 
 	for _, presigned := range []bool{false, true} {
 		f.Add(presigned, uint16(0), uint8(3), []byte("PUT"))
-		f.Add(presigned, at(presigned, "key"), uint8(1), []byte("%6b"))  // means the same
-		f.Add(presigned, at(presigned, "key"), uint8(1), []byte("%256")) // does not
+		f.Add(presigned, at(presigned, "key"), uint8(1), []byte("%6b"))  // same meaning
+		f.Add(presigned, at(presigned, "key"), uint8(1), []byte("%256")) // different meaning
 		f.Add(presigned, at(presigned, "prefix"), uint8(0), []byte("a=b&"))
 		f.Add(presigned, at(presigned, "prefix"), uint8(0), []byte("&&"))
 		f.Add(presigned, at(presigned, "Host"), uint8(0), []byte("X-Amz-Tagging: a\r\n"))

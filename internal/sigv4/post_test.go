@@ -89,7 +89,7 @@ func signPost(fields map[string]string, policy string) {
 	signPostField(fields, base64.StdEncoding.EncodeToString([]byte(policy)))
 }
 
-// signPostField is signPost with the policy as it stands in the form.
+// signPostField is signPost with the policy already encoded.
 func signPostField(fields map[string]string, policy string) {
 	mac := func(key []byte, text string) []byte {
 		h := hmac.New(sha256.New, key)
@@ -235,7 +235,7 @@ func TestPostConditions(t *testing.T) {
 	for name, row := range map[string]struct {
 		conditions string
 		fields     map[string]string
-		want       string // "" for what is taken
+		want       string // "" if it is accepted
 	}{
 		"exact": {`[{"Key": "a"}]`, map[string]string{"key": "a"}, ""},
 		"exact, and more": {
@@ -318,8 +318,8 @@ func TestPostConditions(t *testing.T) {
 	}
 }
 
-// Whatever a policy says, a form with a field that it does not name is
-// refused, and a policy that was altered is not read.
+// A form with a field that the policy does not name is refused, and an
+// altered policy is never parsed.
 func FuzzPostPolicy(f *testing.F) {
 	f.Add(postPolicy, "key", "user/user1/x", 3)
 	f.Add(`{"expiration": "2015-12-30T12:00:00Z", "conditions": [{"bucket": "b"}, ["starts-with", "$key", ""], ["content-length-range", 0, 10]]}`, "key", "a", 40)

@@ -13,7 +13,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/sigv4"
 )
 
-// startServer verifies whatever arrives, and answers 200, or 403 with the
+// startServer verifies all requests, and responds with 200, or 403 and the
 // error.
 func startServer(t *testing.T) string {
 	t.Helper()
@@ -115,7 +115,7 @@ func TestRoundTripHeaders(t *testing.T) {
 	send(t, r)
 }
 
-// What clients other than AWS's own do: the signature is the same.
+// Variations of clients other than AWS's own, with the same signature.
 func TestRoundTripOddClients(t *testing.T) {
 	for name, change := range map[string]func(*http.Request){
 		"encodes more":    func(r *http.Request) { r.URL.RawPath = "/buck%65t/%7ekey%2a" },
@@ -138,7 +138,8 @@ func TestRoundTripOddClients(t *testing.T) {
 	}
 }
 
-// Over HTTP/2 the host is a pseudo-header, and the server keeps a few headers to itself.
+// With HTTP/2 the host is a pseudo-header, and the server removes some
+// headers.
 func TestRoundTripHTTP2(t *testing.T) {
 	verifier := verifierAt(exampleTime)
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -168,7 +169,8 @@ func TestRoundTripHTTP2(t *testing.T) {
 	sendBy(t, server.Client().Transport, presign(t, r, unsignedPayload, exampleTime, "60"))
 }
 
-// TestRoundTripStreaming sends framed uploads, with their length and without, and cuts the connection in others.
+// TestRoundTripStreaming sends framed uploads with and without their
+// length, and closes the connection early in others.
 func TestRoundTripStreaming(t *testing.T) {
 	outcome := make(chan error, 1)
 	verifier := verifierAt(exampleTime)
@@ -203,7 +205,7 @@ func TestRoundTripStreaming(t *testing.T) {
 	}
 }
 
-// sendRaw sends the header of r, and body as it is, and then sends no more.
+// sendRaw sends the header of r and body unchanged, and then nothing.
 func sendRaw(t *testing.T, address string, r *http.Request, length, body string) {
 	t.Helper()
 	conn, err := net.Dial("tcp", address)
@@ -228,7 +230,8 @@ func sendRaw(t *testing.T, address string, r *http.Request, length, body string)
 	_, _ = io.Copy(io.Discard, conn)
 }
 
-// A plus in a query is a space, to clients that encode forms; in a path it is a plus.
+// A plus sign in a query is a space for clients that encode forms. In a
+// path it is a plus sign.
 func TestPlus(t *testing.T) {
 	r := newRequest(t, http.MethodGet, startServer(t), "/bucket/a+b", "prefix=a%20b%2Bc", "")
 	sign(t, r, emptyHash, exampleTime)
@@ -236,7 +239,7 @@ func TestPlus(t *testing.T) {
 	send(t, r)
 }
 
-// Verify does not count on the server to have trimmed the values of headers.
+// Verify does not rely on the server to trim header values.
 func TestSpacesAroundHeaders(t *testing.T) {
 	r := exampleSigned(t)
 	r.Header.Set("X-Amz-Acl", "\t private ")
@@ -278,7 +281,8 @@ func TestSignedTransferEncoding(t *testing.T) {
 	}
 }
 
-// A signed header that is absent counts as empty, as S3 counts it, and Content-Length has its value.
+// A missing signed header counts as empty, as in S3, and Content-Length has
+// its value.
 func TestSignedHeadersOutsideTheMap(t *testing.T) {
 	r := newRequest(t, http.MethodPut, bucketURL, "/key", "", "body")
 	r.Header.Set("X-Amz-Content-Sha256", unsignedPayload)
@@ -294,7 +298,7 @@ func TestSignedHeadersOutsideTheMap(t *testing.T) {
 		if _, err := verifierAt(exampleTime).Verify(in); err != nil {
 			t.Error(err)
 		}
-		in.Header.Del("Content-Length") // a server may keep it in r.ContentLength only
+		in.Header.Del("Content-Length") // a server may keep it only in r.ContentLength
 	}
 
 	in.ContentLength = 5

@@ -17,7 +17,7 @@ const (
 )
 
 // sessionVerifier knows the credentials of the examples, and temporary ones
-// that last for an hour from then.
+// that are valid for an hour after now.
 func sessionVerifier(now time.Time) *sigv4.Verifier {
 	v := verifierAt(now)
 	own := v.Secret
@@ -43,7 +43,7 @@ func TestSessionToken(t *testing.T) {
 		by     credentials
 		tokens []string
 		at     time.Duration // after the signature's time
-		code   string        // "" for a good one
+		code   string        // "" for success
 	}{
 		{"good", temporary, []string{sessionToken}, 0, ""},
 		{"a moment before it expires", temporary, []string{sessionToken}, time.Hour - time.Second, ""},
@@ -186,7 +186,7 @@ func TestAnonymousPayload(t *testing.T) {
 	}
 }
 
-// A form of temporary credentials needs their token, as a field that the
+// A form with temporary credentials needs their token, in a field that the
 // policy names.
 func TestSessionTokenOfForm(t *testing.T) {
 	const conditions = `{"bucket":"b"},["starts-with","$x-amz-credential",""],["starts-with","$x-amz-date",""],["starts-with","$x-amz-algorithm",""]`

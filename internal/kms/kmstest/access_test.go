@@ -17,7 +17,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
 )
 
-// official is the client of AWS for a key, with an access key of its own.
+// official is the AWS client for a key, with its own access key.
 type official struct {
 	*awskms.Client
 	t   *testing.T
@@ -65,7 +65,7 @@ func (o *official) putPolicy(document string) error {
 	return err
 }
 
-// code is AWS's name of an error, or "".
+// code returns AWS's name of an error, or "".
 func code(err error) string {
 	if api, ok := errors.AsType[smithy.APIError](err); ok {
 		return api.ErrorCode()
@@ -85,7 +85,7 @@ func want(t *testing.T, what string, err error, name string) {
 
 const denied = "AccessDeniedException"
 
-// policy puts statements into a policy document.
+// policyOf returns a policy document with the statements.
 func policyOf(statements ...string) string {
 	return `{"Version":"2012-10-17","Id":"x","Statement":[` + strings.Join(statements, ",") + `]}`
 }
@@ -125,7 +125,7 @@ func TestKeyPolicies(t *testing.T) {
 	const bucket = `"kms:EncryptionContext:bucket"`
 	for _, c := range []struct {
 		name, policy string
-		want         string // of GenerateDataKey, Decrypt, DescribeKey: Y or n for each
+		want         string // for GenerateDataKey, Decrypt, DescribeKey: Y or n each
 	}{
 		{"root", policyOf(root), "YYY"},
 		{"everyone", policyOf(statement("Allow", `"*"`, allActions, "")), "YYY"},
@@ -166,7 +166,7 @@ func TestKeyPolicies(t *testing.T) {
 		{"like the end", allowIf(`{"StringLike":{"kms:EncryptionContext:key":["file","?file"]}}`), "nnn"},
 		{"like the beginning", allowIf(`{"StringLike":{"kms:EncryptionContext:key":["dir","dir?"]}}`), "nnn"},
 		{"like has no dots", allowIf(`{"StringLike":{"kms:EncryptionContext:key":"dir.file"}}`), "nnn"},
-		{"unequal", allowIf(`{"StringNotEquals":{` + bucket + `:"a"}}`), "YYY"}, // what is absent is unequal
+		{"unequal", allowIf(`{"StringNotEquals":{` + bucket + `:"a"}}`), "YYY"}, // a missing value is unequal
 		{"not unequal", allowIf(`{"StringNotEquals":{` + bucket + `:["a","b"]}}`), "nnY"},
 		{"deny one context", denyIf(`{"StringEquals":{` + bucket + `:"b"}}`), "YnY"},
 		{"deny another context", denyIf(`{"StringEquals":{` + bucket + `:"a"}}`), "YYY"},
@@ -216,8 +216,8 @@ func TestRefusalsAreInTheWordsOfAWS(t *testing.T) {
 		" with an explicit deny in a resource-based policy")
 }
 
-// Whoever has no rights to a key does not learn whether it is enabled, nor
-// what a blob is.
+// A caller without permission does not learn whether a key is enabled or
+// whether a blob is valid.
 func TestPolicyBeforeState(t *testing.T) {
 	server := kmstest.StartTest(t)
 	arn, err := server.CreateKey()
@@ -365,7 +365,7 @@ func TestCreateKeyWithAPolicy(t *testing.T) {
 	want(t, "of another's policy", admin.encrypt(nil), denied)
 }
 
-// A test that takes rights away must be able to give them back.
+// A test that removes permissions must be able to restore them.
 func TestNobodyIsLockedOut(t *testing.T) {
 	server := kmstest.StartTest(t)
 	arn, err := server.CreateKey()

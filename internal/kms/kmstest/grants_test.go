@@ -13,8 +13,8 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/kms/kmstest"
 )
 
-// newGranted returns a key whose policy allows ADMIN, and clients for it and
-// for APP, whom only grants can allow.
+// newGranted returns a key whose policy allows only ADMIN, with clients for
+// ADMIN and for APP, which needs grants.
 func newGranted(t *testing.T) (server *kmstest.Server, admin, app *official) {
 	t.Helper()
 	server = kmstest.StartTest(t)
@@ -234,7 +234,7 @@ func TestGrantsThatAreRefused(t *testing.T) {
 	c.want("DisabledException", "CreateGrant", "{"+key+grantee+operations+"}")
 }
 
-// The whole way of a tenant who lets a proxy in by a grant, and takes it back.
+// A tenant gives a proxy access with a grant, and revokes it.
 func TestGrantToAProxy(t *testing.T) {
 	server, admin, _ := newGranted(t)
 	w := server.OpenKey(t, *admin.key, nil)

@@ -33,7 +33,7 @@ func newClient(t *testing.T, s *kmstest.Server) *client {
 	}}
 }
 
-// call returns the name of the error, or "", and the answer.
+// call returns the error name, or "", and the response.
 func (c *client) call(operation, body string) (string, map[string]any) {
 	c.t.Helper()
 	r, err := http.NewRequestWithContext(c.t.Context(), http.MethodPost, c.server.URL()+"/", strings.NewReader(body))

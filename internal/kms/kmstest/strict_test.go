@@ -104,7 +104,8 @@ func TestVaultStrictness(t *testing.T) {
 		t.Errorf("without X-Vault-Request: %d", got)
 	}
 
-	// A policy with "create" makes a missing key anew, as Vault does.
+	// With a policy that allows "create", a missing key is created, as in
+	// Vault.
 	creator := map[string]string{
 		"X-Vault-Request": "true", "X-Vault-Token": server.NewToken(kmstest.VaultToken{CreateKeys: true}),
 	}
