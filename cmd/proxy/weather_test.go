@@ -84,10 +84,10 @@ func TestCommandsAtAStoreThatBreaksOff(t *testing.T) {
 			var out bytes.Buffer
 			code := run(t.Context(), args, &out, &out)
 			text := out.String()
-			if code == 0 || !strings.Contains(text, "ended before its answer did") {
+			if code == 0 || !strings.Contains(text, "ended before the response was complete") {
 				t.Errorf("%v, cut after %d bytes: exit code %d: %.300s", args[:2], after, code, text[max(0, len(text)-300):])
 			}
-			for _, wrong := range []string{"cut short", "not what was stored", `"integrity"`} {
+			for _, wrong := range []string{"truncated", "not what was stored", `"integrity"`} {
 				if strings.Contains(text, wrong) {
 					t.Errorf("%v, cut after %d bytes: it speaks of damage (%s)", args[:2], after, wrong)
 				}

@@ -329,7 +329,7 @@ func TestPKCS11WrongPIN(t *testing.T) {
 	err := hsmOpenError(t, cfg)
 	wantErrorKind(t, "again", kms.Denied, err)
 
-	if !strings.Contains(err.Error(), "refused this PIN before") {
+	if !strings.Contains(err.Error(), "refused this PIN;") {
 		t.Errorf("again: %v", err)
 	}
 	openHSM(t, tok.config("k"))
