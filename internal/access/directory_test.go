@@ -68,7 +68,8 @@ type sessionFile struct {
 var sessionsEnd = time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
 
 func sessionText(accessKey, client string) string {
-	return fmt.Sprintf(`{"access_key":%q,"secret_key":"secret of %s","session_token":"token of %s","expires":"2026-11-24T12:00:00Z","client":%q}`, accessKey, accessKey, accessKey, client)
+	return fmt.Sprintf(`{"access_key":%q,"secret_key":"secret of %s","session_token":"token of %s",`+
+		`"expires":"2026-11-24T12:00:00Z","client":%q}`, accessKey, accessKey, accessKey, client)
 }
 
 func newSessionFile(t *testing.T, text string) *sessionFile {

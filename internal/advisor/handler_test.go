@@ -188,12 +188,14 @@ func TestPage(t *testing.T) {
 		}
 	}
 
-	if !strings.Contains(plot[1], "2 min: 0.243 KMS calls per second, hit ratio 96.6 %, unreadable within 2 min; current.") {
+	if !strings.Contains(plot[1], "2 min: 0.243 KMS calls per second, hit ratio 96.6 %, unreadable within 2 "+
+		"min; current.") {
 		t.Errorf("the plot is described as %q", plot[1])
 	}
 
 	for _, text := range []string{
-		"Shorter, 1 min:</strong> USD 0.26 a month more, 14 % more KMS calls; unreadable within 1 min instead of 2 min.",
+		"Shorter, 1 min:</strong> USD 0.26 a month more, 14 % more KMS calls; unreadable within 1 min instead " +
+			"of 2 min.",
 		"Longer, 5 min:</strong> USD 0.16 a month less, 8 % fewer KMS calls; unreadable within 5 min instead of 2 min.",
 		"the accesses of the last 30 min.",
 		"All data keys were observed",

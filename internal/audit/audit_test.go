@@ -99,8 +99,10 @@ func TestLineIsGolden(t *testing.T) {
 		}
 	}
 
-	want := `{"time":"2026-11-23T10:00:00Z","event":"open","result":"ok","kms_key_name":"default","kms_key":"arn:k","kms_key_version":"2",` +
-		`"source":"kms","kms_request_id":"1-2","client":"app","session":"ASIA1","remote":"10.0.0.1:1","request_id":"ab","operation":"GetObject","bucket":"b","key":"a<b>&\n\"\u2028é"}` + "\n" +
+	want := `{"time":"2026-11-23T10:00:00Z","event":"open","result":"ok","kms_key_name":"default",` +
+		`"kms_key":"arn:k","kms_key_version":"2",` +
+		`"source":"kms","kms_request_id":"1-2","client":"app","session":"ASIA1","remote":"10.0.0.1:1",` +
+		`"request_id":"ab","operation":"GetObject","bucket":"b","key":"a<b>&\n\"\u2028é"}` + "\n" +
 		`{"time":"2026-11-23T10:00:00Z","event":"purge","result":"not audited","purged":3,"detail":"x"}` + "\n"
 	if out.String() != want {
 		t.Errorf("%s\nwant\n%s", out.String(), want)

@@ -29,7 +29,9 @@ func TestRotation(t *testing.T) {
 	dir, c := t.TempDir(), newClock()
 	path := filepath.Join(dir, "audit.log")
 
-	for _, name := range []string{"audit-notes.log", "audit-20200101T000000.000000000Z.txt", "other-20200101T000000.000000000Z.log"} { // not renamed logs
+	for _, name := range []string{ // not renamed logs
+		"audit-notes.log", "audit-20200101T000000.000000000Z.txt", "other-20200101T000000.000000000Z.log",
+	} {
 		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}

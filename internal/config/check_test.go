@@ -134,7 +134,8 @@ func TestClientErrors(t *testing.T) {
 		{"anonymous with credentials", "    allow:", "    anonymous: true\n    allow:", []string{
 			`7:17: an anonymous client has no access_key`, `8:17: an anonymous client has no secret_key`,
 		}},
-		{"anonymous admin", "keys:", "  - {name: all, anonymous: true, allow: [{buckets: [a], actions: [read, admin]}]}\nkeys:", []string{
+		{"anonymous admin", "keys:", "  - {name: all, anonymous: true, allow: [{buckets: [a], actions: [read, " +
+			"admin]}]}\nkeys:", []string{
 			`11:73: an anonymous client cannot be allowed admin`,
 		}},
 		{"two anonymous", "keys:", "  - {name: all, anonymous: true, allow: [{buckets: [a], actions: [read]}]}\n" +
@@ -146,10 +147,12 @@ func TestClientErrors(t *testing.T) {
 			[]string{`10:53: clients[0].allow[0].prefixes is empty`},
 		},
 		{"origin without secret", "  region: us-east-1", "  region: us-east-1\n  access_key: AK", []string{
-			`5:15: origin.access_key needs an origin.secret_key; omit both to use the AWS SDK's default credential chain`,
+			`5:15: origin.access_key needs an origin.secret_key; omit both to use the AWS SDK's default ` +
+				`credential chain`,
 		}},
 		{"origin without access key", "  region: us-east-1", "  region: us-east-1\n  secret_key: SK", []string{
-			`5:15: origin.secret_key needs an origin.access_key; omit both to use the AWS SDK's default credential chain`,
+			`5:15: origin.secret_key needs an origin.access_key; omit both to use the AWS SDK's default ` +
+				`credential chain`,
 		}},
 	})
 }
@@ -178,13 +181,16 @@ func TestKeyErrors(t *testing.T) {
 			`12:5: provider vault-transit needs address`,
 			`12:5: provider vault-transit needs login`,
 		}},
-		{"two logins", local, "    provider: vault-transit\n    key_id: k\n    address: https://v:8200\n    login: {token: t, token_file: /f}\n", []string{
+		{"two logins", local, "    provider: vault-transit\n    key_id: k\n    address: https://v:8200\n" +
+			"    login: {token: t, token_file: /f}\n", []string{
 			`16:12: login has 2 of token, token_file, approle and kubernetes; set exactly one`,
 		}},
-		{"approle without a role_id", local, "    provider: vault-transit\n    key_id: k\n    address: https://v:8200\n    login: {approle: {secret_id: s}}\n", []string{
+		{"approle without a role_id", local, "    provider: vault-transit\n    key_id: k\n" +
+			"    address: https://v:8200\n    login: {approle: {secret_id: s}}\n", []string{
 			`16:22: login.approle needs a role_id`,
 		}},
-		{"kubernetes without a role", local, "    provider: vault-transit\n    key_id: k\n    address: https://v:8200\n    login: {kubernetes: {mount: m}}\n", []string{
+		{"kubernetes without a role", local, "    provider: vault-transit\n    key_id: k\n" +
+			"    address: https://v:8200\n    login: {kubernetes: {mount: m}}\n", []string{
 			`16:25: login.kubernetes needs a role`,
 		}},
 		{
@@ -214,10 +220,12 @@ func TestKeyErrors(t *testing.T) {
 				`15:18: accept_form: 2 needs bindings (make one with cmekproxy keys bind)`,
 			},
 		},
-		{"a form that is not read", local, "    provider: azure-keyvault\n    key_id: k\n    accept_form: 2\n    write_form: 1\n    bindings: [AAAA]\n", []string{
+		{"a form that is not read", local, "    provider: azure-keyvault\n    key_id: k\n    accept_form: 2\n" +
+			"    write_form: 1\n    bindings: [AAAA]\n", []string{
 			`16:17: write_form: 1 creates blobs that accept_form: 2 refuses`,
 		}},
-		{"a form that is none", local, "    provider: azure-keyvault\n    key_id: k\n    accept_form: 3\n    bindings: [AAAA]\n", []string{
+		{"a form that is none", local, "    provider: azure-keyvault\n    key_id: k\n    accept_form: 3\n" +
+			"    bindings: [AAAA]\n", []string{
 			`15:18: accept_form must be 1 or 2`,
 		}},
 		{
@@ -227,7 +235,9 @@ func TestKeyErrors(t *testing.T) {
 				`17:13: key_id of a pkcs11 key must be its CKA_ID in hexadecimal`,
 			},
 		},
-		{"also_known_as", local, "    provider: aws-kms\n    key_id: k\n    also_known_as: [alias/x, arn:aws:kms:eu-central-1:111122223333:key/a-1, arn:aws:kms:eu-central-1:111122223333:key/a-1]\n", []string{
+		{"also_known_as", local, "    provider: aws-kms\n    key_id: k\n" +
+			"    also_known_as: [alias/x, arn:aws:kms:eu-central-1:111122223333:key/a-1, " +
+			"arn:aws:kms:eu-central-1:111122223333:key/a-1]\n", []string{
 			`15:21: also_known_as must contain ARNs of keys, such as arn:aws:kms:REGION:ACCOUNT:key/ID`,
 			`15:77: there is already this ARN, on line 15`,
 		}},
@@ -360,7 +370,8 @@ func TestRangeErrors(t *testing.T) {
 				`7:17: origin.idle_timeout must be from 1s to 1h0m0s`,
 			},
 		},
-		{"limits too small", "", "limits:\n  header_timeout: 99ms\n  idle_timeout: 0\n  max_concurrent_requests: 0\n  shutdown_grace: -1s\n", []string{
+		{"limits too small", "", "limits:\n  header_timeout: 99ms\n  idle_timeout: 0\n" +
+			"  max_concurrent_requests: 0\n  shutdown_grace: -1s\n", []string{
 			`20:19: limits.header_timeout must be from 100ms to 10m0s`,
 			`21:17: limits.idle_timeout must be from 1s to 24h0m0s`,
 			`22:28: limits.max_concurrent_requests must be from 1 to 1000000`,
@@ -372,7 +383,8 @@ func TestRangeErrors(t *testing.T) {
 		{"negative shutdown_delay", "", "limits: {shutdown_delay: -1s}\n", []string{
 			`19:26: limits.shutdown_delay must not be negative; 0 disables it`,
 		}},
-		{"limits too large", "", "limits:\n  header_timeout: 11m\n  idle_timeout: 25h\n  max_concurrent_requests: 1000001\n  shutdown_grace: 61m\n", []string{
+		{"limits too large", "", "limits:\n  header_timeout: 11m\n  idle_timeout: 25h\n" +
+			"  max_concurrent_requests: 1000001\n  shutdown_grace: 61m\n", []string{
 			`20:19: limits.header_timeout must be from 100ms to 10m0s`,
 			`21:17: limits.idle_timeout must be from 1s to 24h0m0s`,
 			`22:28: limits.max_concurrent_requests must be from 1 to 1000000`,
@@ -382,7 +394,8 @@ func TestRangeErrors(t *testing.T) {
 }
 
 func TestClients(t *testing.T) {
-	c := parse(t, replace(t, "keys:", "  - {name: all, anonymous: true, allow: [{buckets: [a], prefixes: [\"\", p/], actions: [read]}]}\nsession_credentials_file: /s.json\nkeys:"))
+	c := parse(t, replace(t, "keys:", "  - {name: all, anonymous: true, allow: [{buckets: [a], prefixes: "+
+		"[\"\", p/], actions: [read]}]}\nsession_credentials_file: /s.json\nkeys:"))
 	if len(c.Clients) != 2 || c.Clients[0].Anonymous || !c.Clients[1].Anonymous ||
 		c.SessionCredentialsFile != "/s.json" {
 		t.Errorf("%+v, %q", c.Clients, c.SessionCredentialsFile)
@@ -407,8 +420,10 @@ dek_cache: {ttl: soon, ttl: 5m}
 		`2:20: origin.endpoint must be a URL such as https://s3.example.com or http://127.0.0.1:7070`,
 		`2:34: unknown key "regoin" in origin (did you mean "region"?)`,
 		`4:42: secret_key has fewer than 8 characters`,
-		`4:82: clients[0].allow[0].actions[0] must be one of read, write, delete, list, admin, lock, store_admin, not "reed" (did you mean "read"?)`,
-		`6:25: keys[0].provider must be one of aws-kms, vault-transit, gcp-kms, azure-keyvault, pkcs11, local, not "kms"`,
+		`4:82: clients[0].allow[0].actions[0] must be one of read, write, delete, list, admin, lock, ` +
+			`store_admin, not "reed" (did you mean "read"?)`,
+		`6:25: keys[0].provider must be one of aws-kms, vault-transit, gcp-kms, azure-keyvault, pkcs11, local,` +
+			` not "kms"`,
 		`7:44: there is no key with this name (valid: k)`,
 		`8:18: dek_cache.ttl must be a duration such as 90s, 5m or 1h30m, not "soon"`,
 		`8:24: "ttl" is set twice; the first is on line 8`,
@@ -422,11 +437,14 @@ func TestListeners(t *testing.T) {
 	}
 
 	for text, want := range map[string]string{
-		"health_listen: 127.0.0.1:9000\n":                                   "health_listen must be a different address than listen",
-		"health_listen: 0.0.0.0:9001\n":                                     "health_listen must be a different address than admin_listen",
-		"health_listen: 127.0.0.1:9002\nmetrics_listen: \"0.0.0.0:9002\"\n": "metrics_listen must be a different address than health_listen",
-		"metrics_listen: here\n":                                            "metrics_listen must be HOST:PORT",
-		"admin_token: fifteen-letters\n":                                    "admin_token has fewer than 16 characters",
+		"health_listen: 127.0.0.1:9000\n": "health_listen must be a " +
+			"different address than listen",
+		"health_listen: 0.0.0.0:9001\n": "health_listen must be a " +
+			"different address than admin_listen",
+		"health_listen: 127.0.0.1:9002\nmetrics_listen: \"0.0.0.0:9002\"\n": "metrics_listen must be a " +
+			"different address than health_listen",
+		"metrics_listen: here\n":         "metrics_listen must be HOST:PORT",
+		"admin_token: fifteen-letters\n": "admin_token has fewer than 16 characters",
 	} {
 		if _, err := config.Parse("config.yaml", []byte(base+text), environment(nil)); err == nil ||
 			!strings.Contains(err.Error(), want) {

@@ -50,7 +50,8 @@ func checkErrors(t *testing.T, text string, want []string) {
 }
 
 func TestStructureErrors(t *testing.T) {
-	const topKeys = "listen, admin_listen, health_listen, metrics_listen, admin_token, domain, tls, origin, clients, session_credentials_file, keys, encryption, dek_cache, kms, log, audit, limits"
+	const topKeys = "listen, admin_listen, health_listen, metrics_listen, admin_token, domain, tls, origin, " +
+		"clients, session_credentials_file, keys, encryption, dek_cache, kms, log, audit, limits"
 	runErrors(t, []errorCase{
 		{"unknown key", "listen:", "lissten:", []string{
 			`1:1: unknown key "lissten" in the file (did you mean "listen"?)`,
@@ -118,13 +119,15 @@ func TestStructureErrors(t *testing.T) {
 		},
 		{"second document", "", "---\nlisten: :1\n", []string{`19:1: a second YAML document; there can be only one`}},
 		{"bad second document", "", "---\nlisten: [\n", []string{
-			"21:1: this is not YAML: did not find expected node content; within {} and [], a value such as ${NAME} needs quotes",
+			"21:1: this is not YAML: did not find expected node content; within {} and [], a value such as " +
+				"${NAME} needs quotes",
 		}},
 		{"syntax", "region: us-east-1", "region: a: b", []string{
 			"4:12: this is not YAML: mapping values are not allowed in this context",
 		}},
 		{"unquoted variable in braces", `buckets: ["*"], a`, `buckets: ${WORD}, a`, []string{
-			"10:20: this is not YAML: did not find expected ',' or '}'; within {} and [], a value such as ${NAME} needs quotes",
+			"10:20: this is not YAML: did not find expected ',' or '}'; within {} and [], a value such as " +
+				"${NAME} needs quotes",
 		}},
 		{"not UTF-8", "us-east-1", "ü\xff", []string{"4:12: a character that YAML does not allow"}},
 		{"control character", "us-east-1", "us\x01", []string{"4:13: a character that YAML does not allow"}},
@@ -221,10 +224,12 @@ func TestTypeErrors(t *testing.T) {
 			`8:17: clients[0].secret_key must be a string, not a list`,
 		}},
 		{"unknown action", "actions: [read]", "actions: [read, wriet]", []string{
-			`10:42: clients[0].allow[0].actions[1] must be one of read, write, delete, list, admin, lock, store_admin, not "wriet" (did you mean "write"?)`,
+			`10:42: clients[0].allow[0].actions[1] must be one of read, write, delete, list, admin, lock, ` +
+				`store_admin, not "wriet" (did you mean "write"?)`,
 		}},
 		{"unknown action, none near", "actions: [read]", "actions: [everything]", []string{
-			`10:36: clients[0].allow[0].actions[0] must be one of read, write, delete, list, admin, lock, store_admin, not "everything"`,
+			`10:36: clients[0].allow[0].actions[0] must be one of read, write, delete, list, admin, lock, ` +
+				`store_admin, not "everything"`,
 		}},
 		{"unknown level", "", "log: {level: warning}\n", []string{
 			`19:14: log.level must be one of debug, info, warn, error, not "warning"`,
@@ -233,7 +238,8 @@ func TestTypeErrors(t *testing.T) {
 			`19:22: encryption.plaintext_objects must be one of deny, allow, not "no"`,
 		}},
 		{"unknown provider", "provider: local", "provider: awskms", []string{
-			`13:15: keys[0].provider must be one of aws-kms, vault-transit, gcp-kms, azure-keyvault, pkcs11, local, not "awskms" (did you mean "aws-kms"?)`,
+			`13:15: keys[0].provider must be one of aws-kms, vault-transit, gcp-kms, azure-keyvault, pkcs11, ` +
+				`local, not "awskms" (did you mean "aws-kms"?)`,
 		}},
 	})
 }

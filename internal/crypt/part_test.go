@@ -613,9 +613,11 @@ func makePartVectors(t *testing.T) partVectors {
 	return partVectors{
 		Comment: []string{
 			"Vectors of docs/format.md, section 8. They never change.",
-			"Object keys, DEKs and wrapped DEKs are in hex, bytes of parts in base64, without the zeros at the end of each part, which is plaintext_size + 9216 bytes long.",
+			"Object keys, DEKs and wrapped DEKs are in hex, bytes of parts in base64, without the zeros at " +
+				"the end of each part, which is plaintext_size + 9216 bytes long.",
 			"Plaintext byte i of an object is (i*131 + (i>>8)*17) mod 256. checksum: type, id of section 4, digest.",
-			"refused: the parts of an object in that order (counted from 0), then the lowest bit of the byte at offset flip flipped, if that is not -1. They must not be read to their end without an error.",
+			"refused: the parts of an object in that order (counted from 0), then the lowest bit of the byte " +
+				"at offset flip flipped, if that is not -1. They must not be read to their end without an error.",
 		},
 		Objects: []partObject{
 			makePartObject(t, newUpload(t, "sole empty part", []int64{0}, nil, false), "sole empty part"),

@@ -233,7 +233,7 @@ func TestNoStaleRead(t *testing.T) {
 					continue
 				}
 
-				if from := uint32(e.DEK[0]) - 1; from+1 < purged { // the last purge may have taken effect without being counted yet
+				if from := uint32(e.DEK[0]) - 1; from+1 < purged { // the last purge may not be counted yet
 					t.Errorf("a DEK from before purge %d, got after purge %d", from+1, purged)
 				}
 

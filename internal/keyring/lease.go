@@ -280,9 +280,7 @@ func (l *Lease) Release() {
 		l.unwatch()
 	}
 
-	now := l.keyring.now()
-	last := now
-
+	last := l.keyring.now()
 	if stopped := l.stopped.Load(); stopped != nil {
 		last = *stopped
 	}

@@ -129,7 +129,8 @@ func createUnderAnother(t *testing.T, k *keyring.Keyring, w kms.Wrapper, before 
 // policyOn allows the account to use a key, except for one bucket, prefix
 // or entry of the encryption context.
 func policyOn(operator, name, value string) string {
-	const allow = `{"Sid":"allow","Effect":"Allow","Principal":{"AWS":"arn:aws:iam::111122223333:root"},"Action":"kms:*","Resource":"*"}`
+	const allow = `{"Sid":"allow","Effect":"Allow","Principal":{"AWS":"arn:aws:iam::111122223333:root"},` +
+		`"Action":"kms:*","Resource":"*"}`
 	return fmt.Sprintf(`{"Version":"2012-10-17","Statement":[%s,
 		{"Sid":"deny","Effect":"Deny","Principal":{"AWS":"*"},"Action":"kms:Decrypt","Resource":"*",
 		 "Condition":{%q:{"kms:EncryptionContext:%s":%q}}}]}`, allow, operator, name, value)

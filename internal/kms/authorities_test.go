@@ -70,7 +70,9 @@ func TestVaultAuthorities(t *testing.T) {
 	_, right := certificate(t)
 	wantAuthorities(t, filepath.Join(t.TempDir(), "ca"), right,
 		func(t *testing.T, file string, report kms.Report) kms.Wrapper {
-			return plain.NewKey(t, func(c *kms.VaultConfig) { c.Address, c.CAFile, c.Report = secure.URL, file, report })
+			return plain.NewKey(t, func(c *kms.VaultConfig) {
+				c.Address, c.CAFile, c.Report = secure.URL, file, report
+			})
 		})
 }
 

@@ -444,7 +444,8 @@ func TestAWSAssumesARole(t *testing.T) {
 		"Throttling":            kms.Throttled,
 		"RegionDisabled":        kms.Unreachable, // not in the list of names
 	} {
-		answer = `<ErrorResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><Error><Type>Sender</Type><Code>` + code +
+		answer = `<ErrorResponse ` +
+			`xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><Error><Type>Sender</Type><Code>` + code +
 			`</Code><Message>no</Message></Error><RequestId>1</RequestId></ErrorResponse>`
 		_, _, err := kms.Generate(t.Context(), server.NewKey(t, role), nil)
 		wantKind(t, code, err, want)

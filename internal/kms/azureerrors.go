@@ -163,7 +163,7 @@ func azureStatusKind(op string, status int) Kind {
 // azureRefusals are the errors with which Microsoft Entra refuses a token
 // to this caller: the application was deleted or disabled, or its secret
 // has expired
-// (https://learn.microsoft.com/en-us/entra/identity-platform/reference-error-codes#handling-error-codes-in-your-application).
+// (https://learn.microsoft.com/en-us/entra/identity-platform/reference-error-codes).
 var azureRefusals = []string{"invalid_client", "invalid_grant", "unauthorized_client", "access_denied"}
 
 // azureTransient are numbers of Entra errors that are temporary although
@@ -176,7 +176,7 @@ var azureTransient = []int{90033, 700024}
 // refuse. The endpoints for managed identities, on a virtual machine or in
 // App Service, report the state of the machine and never that of the key:
 // they return 404 and 410 while they start or move
-// (https://learn.microsoft.com/en-us/entra/identity/managed-identities-azure-resources/how-to-use-vm-token#error-handling).
+// (https://learn.microsoft.com/en-us/entra/identity/managed-identities-azure-resources/how-to-use-vm-token).
 func azureLoginKind(err *azidentity.AuthenticationFailedError) (Kind, error) {
 	if err.RawResponse == nil {
 		return Unreachable, errors.New("no token: no answer to the login")

@@ -285,8 +285,10 @@ func TestAzureBindingsThatAreRefused(t *testing.T) {
 	const id = "https://vault.example/keys/k"
 
 	for name, change := range map[string]func(*kms.AzureConfig){
-		"no base64":            func(c *kms.AzureConfig) { c.Bindings = []string{"!" + good} },
-		"a wrapped DEK":        func(c *kms.AzureConfig) { c.Bindings = []string{base64.StdEncoding.EncodeToString(blob)} },
+		"no base64": func(c *kms.AzureConfig) { c.Bindings = []string{"!" + good} },
+		"a wrapped DEK": func(c *kms.AzureConfig) {
+			c.Bindings = []string{base64.StdEncoding.EncodeToString(blob)}
+		},
 		"cut":                  func(c *kms.AzureConfig) { c.Bindings = []string{good[:40]} },
 		"empty":                func(c *kms.AzureConfig) { c.Bindings = []string{""} },
 		"of another key":       func(c *kms.AzureConfig) { c.Bindings = []string{foreign} },

@@ -64,6 +64,7 @@ func TestLive(t *testing.T) {
 	}
 
 	if !ran {
-		t.Fatal("no key is named: set KMS_LIVE_AWS, KMS_LIVE_GCP, KMS_LIVE_AZURE or KMS_LIVE_VAULT; see internal/kms/live_test.go")
+		t.Fatal("no key is named: set KMS_LIVE_AWS, KMS_LIVE_GCP, KMS_LIVE_AZURE or KMS_LIVE_VAULT; see " +
+			"internal/kms/live_test.go")
 	}
 }

@@ -114,7 +114,7 @@ func TestRetryOfWhatWasNotAsked(t *testing.T) {
 				}}
 
 				err := unwrapOnce(t.Context(), kms.Retry(inner, kms.RetryConfig{}))
-				if n := int(inner.calls.Load()); err != answers[0] || n != len(answers) { //nolint:errorlint // the same one
+				if n := int(inner.calls.Load()); err != answers[0] || n != len(answers) { //nolint:errorlint // same
 					t.Errorf("%d calls and %v; want %d and %v", n, err, len(answers), answers[0])
 				}
 			}

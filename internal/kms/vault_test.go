@@ -475,10 +475,12 @@ func TestVaultConfigsThatAreRefused(t *testing.T) {
 		"no login":            func(c *kms.VaultConfig) { c.Login = kms.VaultLogin{} },
 		"two logins":          func(c *kms.VaultConfig) { c.Login.TokenFile = "/t" },
 		"no role id":          func(c *kms.VaultConfig) { c.Login = kms.VaultLogin{AppRole: &kms.VaultAppRole{}} },
-		"no kubernetes role":  func(c *kms.VaultConfig) { c.Login = kms.VaultLogin{Kubernetes: &kms.VaultKubernetes{}} },
-		"no CA file":          func(c *kms.VaultConfig) { c.CAFile = "/nonexistent" },
-		"no CA in the file":   func(c *kms.VaultConfig) { c.CAFile = "vault_test.go" },
-		"transport and CA":    func(c *kms.VaultConfig) { c.CAFile, c.Transport = "x", http.DefaultTransport },
+		"no kubernetes role": func(c *kms.VaultConfig) {
+			c.Login = kms.VaultLogin{Kubernetes: &kms.VaultKubernetes{}}
+		},
+		"no CA file":        func(c *kms.VaultConfig) { c.CAFile = "/nonexistent" },
+		"no CA in the file": func(c *kms.VaultConfig) { c.CAFile = "vault_test.go" },
+		"transport and CA":  func(c *kms.VaultConfig) { c.CAFile, c.Transport = "x", http.DefaultTransport },
 		"auth method's mount": func(c *kms.VaultConfig) {
 			c.Login = kms.VaultLogin{AppRole: &kms.VaultAppRole{RoleID: "r", Mount: "../sys"}}
 		},

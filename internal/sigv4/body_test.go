@@ -398,7 +398,8 @@ func TestBytesAfterTheEnd(t *testing.T) {
 // Trailers after the payload "data", correctly signed if signed is set and
 // the row has no signature.
 func TestMalformedTrailers(t *testing.T) {
-	for name, row := range map[string]struct{ announce, wire, code string }{ // code: if signed; then if unsigned and different
+	// code is the error code if signed, then if unsigned and different.
+	for name, row := range map[string]struct{ announce, wire, code string }{
 		"as announced":               {"a,b", "a:1\r\nb:2\r\n", ""},
 		"in another order":           {"a,b", "b:2\r\na:1\r\n", ""},
 		"spaces":                     {"a", " a : 1 \r\n", ""},

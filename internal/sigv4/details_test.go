@@ -68,7 +68,8 @@ func TestErrorWords(t *testing.T) {
 		{
 			"both mechanisms", exampleTime, changed(examplePresigned,
 				setHeader("Authorization", "AWS4-HMAC-SHA256 a")), "InvalidArgument",
-			"Only one auth mechanism allowed; only the X-Amz-Algorithm query parameter, Signature query string parameter or the Authorization header should be specified",
+			"Only one auth mechanism allowed; only the X-Amz-Algorithm query parameter, Signature query " +
+				"string parameter or the Authorization header should be specified",
 			[][2]string{{"ArgumentName", "Authorization"}, {"ArgumentValue", "AWS4-HMAC-SHA256 a"}},
 		},
 		{
@@ -84,12 +85,14 @@ func TestErrorWords(t *testing.T) {
 		{
 			"two components", exampleTime, changed(exampleSigned,
 				setHeader("Authorization", "AWS4-HMAC-SHA256 Credential=a, Signature=b")),
-			"AuthorizationHeaderMalformed", "The authorization header is malformed; the authorization header requires three components: Credential, SignedHeaders, and Signature.", nil,
+			"AuthorizationHeaderMalformed", "The authorization header is malformed; the authorization header " +
+				"requires three components: Credential, SignedHeaders, and Signature.", nil,
 		},
 		{
 			"a component without a value", exampleTime, changed(exampleSigned,
 				inAuthorization("SignedHeaders=", "SignedHeaders-")), "AuthorizationHeaderMalformed",
-			`The authorization header is malformed; the authorization component "SignedHeaders-host;x-amz-acl;x-amz-content-sha256;x-amz-date" is malformed.`, nil,
+			`The authorization header is malformed; the authorization component "SignedHeaders-host;x-amz-acl;` +
+				`x-amz-content-sha256;x-amz-date" is malformed.`, nil,
 		},
 		{
 			"a component of another name", exampleTime, changed(exampleSigned,
@@ -99,12 +102,14 @@ func TestErrorWords(t *testing.T) {
 		{
 			"a credential of six elements", exampleTime, changed(exampleSigned,
 				inAuthorization("/aws4_request", "/extra/things")), "AuthorizationHeaderMalformed",
-			`The authorization header is malformed; the Credential is mal-formed; expecting "<YOUR-AKID>/YYYYMMDD/REGION/SERVICE/aws4_request".`, nil,
+			`The authorization header is malformed; the Credential is mal-formed; expecting ` +
+				`"<YOUR-AKID>/YYYYMMDD/REGION/SERVICE/aws4_request".`, nil,
 		},
 		{
 			"a credential of five elements", exampleTime, changed(exampleSigned,
 				inAuthorization("/aws4_request", "/things")), "AuthorizationHeaderMalformed",
-			`The authorization header is malformed; incorrect terminal "things". This endpoint uses "aws4_request".`, nil,
+			`The authorization header is malformed; incorrect terminal "things". This endpoint uses ` +
+				`"aws4_request".`, nil,
 		},
 		{
 			"no date", exampleTime, changed(exampleSigned,
@@ -140,7 +145,10 @@ func TestErrorWords(t *testing.T) {
 				r := newRequest(t, http.MethodPut, bucketURL, "/key", "", "payload")
 				sign(t, r, strings.ToUpper(hash), exampleTime)
 				return r
-			}, "InvalidArgument", "x-amz-content-sha256 must be UNSIGNED-PAYLOAD, STREAMING-UNSIGNED-PAYLOAD-TRAILER, STREAMING-AWS4-HMAC-SHA256-PAYLOAD, STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER, STREAMING-AWS4-ECDSA-P256-SHA256-PAYLOAD, STREAMING-AWS4-ECDSA-P256-SHA256-PAYLOAD-TRAILER or a valid sha256 value.",
+			}, "InvalidArgument", "x-amz-content-sha256 must be UNSIGNED-PAYLOAD, " +
+				"STREAMING-UNSIGNED-PAYLOAD-TRAILER, STREAMING-AWS4-HMAC-SHA256-PAYLOAD, " +
+				"STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER, STREAMING-AWS4-ECDSA-P256-SHA256-PAYLOAD, " +
+				"STREAMING-AWS4-ECDSA-P256-SHA256-PAYLOAD-TRAILER or a valid sha256 value.",
 			[][2]string{{"ArgumentName", "x-amz-content-sha256"}, {"ArgumentValue", strings.ToUpper(hash)}},
 		},
 	} {
@@ -221,7 +229,8 @@ func TestSignatureErrorWords(t *testing.T) {
 		key     string
 		start   string
 	}{
-		{header, "AWSAccessKeyId StringToSign SignatureProvided StringToSignBytes CanonicalRequest CanonicalRequestBytes", accessKey, "AWS4-HMAC-SHA256\n" + exampleDate},
+		{header, "AWSAccessKeyId StringToSign SignatureProvided StringToSignBytes CanonicalRequest " +
+			"CanonicalRequestBytes", accessKey, "AWS4-HMAC-SHA256\n" + exampleDate},
 		{form, "AWSAccessKeyId StringToSign SignatureProvided StringToSignBytes", postAccess, fields["policy"]},
 	} {
 		got := make(map[string]string)

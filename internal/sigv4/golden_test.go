@@ -21,7 +21,8 @@ func exampleRequest(t *testing.T, head, body string) *http.Request {
 	return r
 }
 
-const exampleAuth = "\nAuthorization: AWS4-HMAC-SHA256 Credential=AKIAIOSFODNN7EXAMPLE/20130524/us-east-1/s3/aws4_request,"
+const exampleAuth = "\nAuthorization: AWS4-HMAC-SHA256 " +
+	"Credential=AKIAIOSFODNN7EXAMPLE/20130524/us-east-1/s3/aws4_request,"
 
 // The published examples, which must never change:
 // https://docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-header-based-auth.html,
@@ -37,38 +38,50 @@ var examples = []struct {
 		name: "GET object",
 		head: "GET /test.txt HTTP/1.1\nHost: examplebucket.s3.amazonaws.com\nRange: bytes=0-9\n" +
 			"x-amz-content-sha256: " + emptyHash + "\nx-amz-date: 20130524T000000Z" + exampleAuth +
-			"SignedHeaders=host;range;x-amz-content-sha256;x-amz-date,Signature=f0e8bdb87c964420e857bd35b5d6ed310bd44f0170aba48dd91039c6036bdb41",
+			"SignedHeaders=host;range;x-amz-content-sha256;x-amz-date," +
+			"Signature=f0e8bdb87c964420e857bd35b5d6ed310bd44f0170aba48dd91039c6036bdb41",
 	},
 	{
 		name: "PUT object",
-		head: "PUT /test$file.text HTTP/1.1\nHost: examplebucket.s3.amazonaws.com\nDate: Fri, 24 May 2013 00:00:00 GMT\nContent-Length: 21\n" +
+		head: "PUT /test$file.text HTTP/1.1\nHost: examplebucket.s3.amazonaws.com\nDate: Fri, 24 May 2013 " +
+			"00:00:00 GMT\nContent-Length: 21\n" +
 			"x-amz-date: 20130524T000000Z\nx-amz-storage-class: REDUCED_REDUNDANCY\n" +
 			"x-amz-content-sha256: 44ce7dd67c959e0d3524ffac1771dfbba87d2b6b4b4e99e42034a8b803f8b072" + exampleAuth +
-			"SignedHeaders=date;host;x-amz-content-sha256;x-amz-date;x-amz-storage-class,Signature=98ad721746da40c64f1a55b78f14c238d841ea1380cd77a1b5971af0ece108bd",
+			"SignedHeaders=date;host;x-amz-content-sha256;x-amz-date;x-amz-storage-class," +
+			"Signature=98ad721746da40c64f1a55b78f14c238d841ea1380cd77a1b5971af0ece108bd",
 		body: "Welcome to Amazon S3.", want: "Welcome to Amazon S3.",
 	},
 	{
 		name: "GET bucket lifecycle",
-		head: "GET /?lifecycle HTTP/1.1\nHost: examplebucket.s3.amazonaws.com\nx-amz-date: 20130524T000000Z\nx-amz-content-sha256: " + emptyHash + exampleAuth +
-			"SignedHeaders=host;x-amz-content-sha256;x-amz-date,Signature=fea454ca298b7da1c68078a5d1bdbfbbe0d65c699e0f91ac7a200a0136783543",
+		head: "GET /?lifecycle HTTP/1.1\nHost: examplebucket.s3.amazonaws.com\nx-amz-date: 20130524T000000Z\n" +
+			"x-amz-content-sha256: " + emptyHash + exampleAuth +
+			"SignedHeaders=host;x-amz-content-sha256;x-amz-date," +
+			"Signature=fea454ca298b7da1c68078a5d1bdbfbbe0d65c699e0f91ac7a200a0136783543",
 	},
 	{
 		name: "list objects",
-		head: "GET /?max-keys=2&prefix=J HTTP/1.1\nHost: examplebucket.s3.amazonaws.com\nx-amz-date: 20130524T000000Z\nx-amz-content-sha256: " + emptyHash + exampleAuth +
-			"SignedHeaders=host;x-amz-content-sha256;x-amz-date,Signature=34b48302e7b5fa45bde8084f4b7868a86f0a534bc59db6670ed5711ef69dc6f7",
+		head: "GET /?max-keys=2&prefix=J HTTP/1.1\nHost: examplebucket.s3.amazonaws.com\nx-amz-date: " +
+			"20130524T000000Z\nx-amz-content-sha256: " + emptyHash + exampleAuth +
+			"SignedHeaders=host;x-amz-content-sha256;x-amz-date," +
+			"Signature=34b48302e7b5fa45bde8084f4b7868a86f0a534bc59db6670ed5711ef69dc6f7",
 	},
 	{
 		name: "presigned URL",
-		head: "GET /test.txt?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=AKIAIOSFODNN7EXAMPLE%2F20130524%2Fus-east-1%2Fs3%2Faws4_request" +
+		head: "GET /test.txt?X-Amz-Algorithm=AWS4-HMAC-SHA256&" +
+			"X-Amz-Credential=AKIAIOSFODNN7EXAMPLE%2F20130524%2Fus-east-1%2Fs3%2Faws4_request" +
 			"&X-Amz-Date=20130524T000000Z&X-Amz-Expires=86400&X-Amz-SignedHeaders=host" +
-			"&X-Amz-Signature=aeeed9bbccd4d02ee5c0109b86d86835f995330da4c265957d157751f604d404 HTTP/1.1\nHost: examplebucket.s3.amazonaws.com",
+			"&X-Amz-Signature=aeeed9bbccd4d02ee5c0109b86d86835f995330da4c265957d157751f604d404 HTTP/1.1\n" +
+			"Host: examplebucket.s3.amazonaws.com",
 		presigned: true,
 	},
 	{
 		name: "chunked upload",
-		head: "PUT /examplebucket/chunkObject.txt HTTP/1.1\nHost: s3.amazonaws.com\nx-amz-date: 20130524T000000Z\nx-amz-storage-class: REDUCED_REDUNDANCY\n" +
-			"x-amz-content-sha256: STREAMING-AWS4-HMAC-SHA256-PAYLOAD\nContent-Encoding: aws-chunked\nx-amz-decoded-content-length: 66560\nContent-Length: 66824" + exampleAuth +
-			"SignedHeaders=content-encoding;content-length;host;x-amz-content-sha256;x-amz-date;x-amz-decoded-content-length;x-amz-storage-class," +
+		head: "PUT /examplebucket/chunkObject.txt HTTP/1.1\nHost: s3.amazonaws.com\nx-amz-date: " +
+			"20130524T000000Z\nx-amz-storage-class: REDUCED_REDUNDANCY\n" +
+			"x-amz-content-sha256: STREAMING-AWS4-HMAC-SHA256-PAYLOAD\nContent-Encoding: aws-chunked\n" +
+			"x-amz-decoded-content-length: 66560\nContent-Length: 66824" + exampleAuth +
+			"SignedHeaders=content-encoding;content-length;host;x-amz-content-sha256;x-amz-date;" +
+			"x-amz-decoded-content-length;x-amz-storage-class," +
 			"Signature=4f232c4386841ef735655705268965c44a0e4690baa4adea153f7db9fa80a0a9",
 		body: "10000;chunk-signature=ad80c730a21e5b8d04586a2213dd63b9a0e99e0e2307b0ade35a65485a288648\r\n" +
 			strings.Repeat("a", 65536) + "\r\n" +
@@ -79,10 +92,13 @@ var examples = []struct {
 	},
 	{
 		name: "chunked upload with a trailer",
-		head: "PUT /examplebucket/chunkObject.txt HTTP/1.1\nHost: s3.amazonaws.com\nx-amz-date: 20130524T000000Z\nx-amz-storage-class: REDUCED_REDUNDANCY\n" +
-			"x-amz-content-sha256: STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER\nContent-Encoding: aws-chunked\nx-amz-decoded-content-length: 66560\n" +
+		head: "PUT /examplebucket/chunkObject.txt HTTP/1.1\nHost: s3.amazonaws.com\nx-amz-date: " +
+			"20130524T000000Z\nx-amz-storage-class: REDUCED_REDUNDANCY\n" +
+			"x-amz-content-sha256: STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER\nContent-Encoding: aws-chunked\n" +
+			"x-amz-decoded-content-length: 66560\n" +
 			"x-amz-trailer: x-amz-checksum-crc32c\nContent-Length: 66946" + exampleAuth +
-			"SignedHeaders=content-encoding;host;x-amz-content-sha256;x-amz-date;x-amz-decoded-content-length;x-amz-storage-class;x-amz-trailer," +
+			"SignedHeaders=content-encoding;host;x-amz-content-sha256;x-amz-date;x-amz-decoded-content-length;" +
+			"x-amz-storage-class;x-amz-trailer," +
 			"Signature=106e2a8a18243abcf37539882f36619c00e2dfc72633413f02d3b74544bfeb8e",
 		body: "10000;chunk-signature=b474d8862b1487a5145d686f57f013e54db672cee1c953b3010fb58501ef5aa2\r\n" +
 			strings.Repeat("a", 65536) + "\r\n" +

@@ -26,7 +26,8 @@ const (
 		"    {\"bucket\": \"sigv4examplebucket\"},\r\n" +
 		"    [\"starts-with\", \"$key\", \"user/user1/\"],\r\n" +
 		"    {\"acl\": \"public-read\"},\r\n" +
-		"    {\"success_action_redirect\": \"http://sigv4examplebucket.s3.amazonaws.com/successful_upload.html\"},\r\n" +
+		"    {\"success_action_redirect\": " +
+		"\"http://sigv4examplebucket.s3.amazonaws.com/successful_upload.html\"},\r\n" +
 		"    [\"starts-with\", \"$Content-Type\", \"image/\"],\r\n" +
 		"    {\"x-amz-meta-uuid\": \"14365123651274\"},\r\n" +
 		"    {\"x-amz-server-side-encryption\": \"AES256\"},\r\n" +
@@ -42,10 +43,11 @@ func postExample() map[string]string {
 	return map[string]string{
 		"key": "user/user1/photo.jpg", "acl": "public-read",
 		"success_action_redirect": "http://sigv4examplebucket.s3.amazonaws.com/successful_upload.html",
-		"content-type":            "image/jpeg", "x-amz-meta-uuid": "14365123651274", "x-amz-server-side-encryption": "AES256",
-		"x-amz-meta-tag":   "",
-		"x-amz-credential": "AKIAIOSFODNN7EXAMPLE/20151229/us-east-1/s3/aws4_request",
-		"x-amz-algorithm":  "AWS4-HMAC-SHA256", "x-amz-date": "20151229T000000Z",
+		"content-type":            "image/jpeg", "x-amz-meta-uuid": "14365123651274",
+		"x-amz-server-side-encryption": "AES256",
+		"x-amz-meta-tag":               "",
+		"x-amz-credential":             "AKIAIOSFODNN7EXAMPLE/20151229/us-east-1/s3/aws4_request",
+		"x-amz-algorithm":              "AWS4-HMAC-SHA256", "x-amz-date": "20151229T000000Z",
 		"policy": base64.StdEncoding.EncodeToString([]byte(postPolicy)), "x-amz-signature": postSignature,
 	}
 }
@@ -298,7 +300,8 @@ func TestPostConditions(t *testing.T) {
 	}
 
 	fields := postExample()
-	signPost(fields, `{"expiration": "2015-12-30T12:00:00Z", "conditions": [["content-length-range", 2, 5], ["content-length-range", 0, 4]]}`)
+	signPost(fields, `{"expiration": "2015-12-30T12:00:00Z", "conditions": [["content-length-range", 2, 5], `+
+		`["content-length-range", 0, 4]]}`)
 	post, err := postVerifier(postTime).VerifyPost(fields)
 	if err != nil {
 		t.Fatal(err)
@@ -322,7 +325,8 @@ func TestPostConditions(t *testing.T) {
 // altered policy is never parsed.
 func FuzzPostPolicy(f *testing.F) {
 	f.Add(postPolicy, "key", "user/user1/x", 3)
-	f.Add(`{"expiration": "2015-12-30T12:00:00Z", "conditions": [{"bucket": "b"}, ["starts-with", "$key", ""], ["content-length-range", 0, 10]]}`, "key", "a", 40)
+	f.Add(`{"expiration": "2015-12-30T12:00:00Z", "conditions": [{"bucket": "b"}, ["starts-with", "$key", ""],`+
+		` ["content-length-range", 0, 10]]}`, "key", "a", 40)
 
 	f.Add(`{"expiration": "2015-12-30T12:00:00Z", "conditions": [["eq", "$bucket", "b"], {"$key": "\u0061"}]}`,
 		"$key", "a", 0)

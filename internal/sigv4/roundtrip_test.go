@@ -70,7 +70,8 @@ func TestRoundTripKeys(t *testing.T) {
 func TestRoundTripQueries(t *testing.T) {
 	server := startServer(t)
 	for _, query := range []string{
-		"uploads", "uploads=", "acl&versionId=", "a=2&a=1&a=", "b=1&a=2&B=3", "prefix=a+b", "prefix=a%20b%2Bc", "delimiter=%2F&prefix=%C3%BC", "x=%3D%26%3B",
+		"uploads", "uploads=", "acl&versionId=", "a=2&a=1&a=", "b=1&a=2&B=3", "prefix=a+b", "prefix=a%20b%2Bc",
+		"delimiter=%2F&prefix=%C3%BC", "x=%3D%26%3B",
 		"a-b=1&a=2&a.b=3", "x-amz-signature=1&x-amz-algorithm=2",
 	} {
 		t.Run(query, func(t *testing.T) {
@@ -125,8 +126,10 @@ func TestRoundTripOddClients(t *testing.T) {
 		"no spaces in Authorization": func(r *http.Request) {
 			r.Header.Set("Authorization", strings.ReplaceAll(r.Header.Get("Authorization"), ", ", ","))
 		},
-		"unsorted query":                  func(r *http.Request) { r.URL.RawQuery = "b=%7e1&&c=&a=&c=2&c=1%2A" },
-		"tabs and spaces around a header": func(r *http.Request) { r.Header["X-Amz-Acl"] = []string{" \tprivate  acl\t "} },
+		"unsorted query": func(r *http.Request) { r.URL.RawQuery = "b=%7e1&&c=&a=&c=2&c=1%2A" },
+		"tabs and spaces around a header": func(r *http.Request) {
+			r.Header["X-Amz-Acl"] = []string{" \tprivate  acl\t "}
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRequest(t, http.MethodGet, startServer(t), "/bucket/~key*", "a=&b=~1&c=&c=1%2A&c=2", "")
@@ -160,7 +163,8 @@ func TestRoundTripHTTP2(t *testing.T) {
 	r.Header.Set("X-Amz-Content-Sha256", hexSum("payload"))
 	r.Header.Set("X-Amz-Date", exampleDate)
 	names := "content-length;expect;host;x-amz-content-sha256;x-amz-date"
-	canonical := "PUT\n/bucket/a%20b\npartNumber=1\ncontent-length:7\nexpect:100-continue\nhost:" + r.URL.Host + "\nx-amz-content-sha256:" +
+	canonical := "PUT\n/bucket/a%20b\npartNumber=1\ncontent-length:7\nexpect:100-continue\nhost:" + r.URL.Host +
+		"\nx-amz-content-sha256:" +
 		hexSum("payload") + "\nx-amz-date:" + exampleDate + "\n\n" + names + "\n" + hexSum("payload")
 
 	r.Header.Set("Authorization", authorization(canonical, names))
@@ -255,7 +259,8 @@ func TestDateInsteadOfXAmzDate(t *testing.T) {
 			r.Header.Set("Date", date)
 			r.Header.Set("X-Amz-Content-Sha256", emptyHash)
 
-			canonical := "GET\n/key\n\ndate:" + date + "\nhost:examplebucket.s3.amazonaws.com\nx-amz-content-sha256:" + emptyHash +
+			canonical := "GET\n/key\n\ndate:" + date + "\nhost:examplebucket.s3.amazonaws.com\n" +
+				"x-amz-content-sha256:" + emptyHash +
 				"\n\ndate;host;x-amz-content-sha256\n" + emptyHash
 			r.Header.Set("Authorization", authorization(canonical, "date;host;x-amz-content-sha256"))
 
@@ -272,7 +277,8 @@ func TestSignedTransferEncoding(t *testing.T) {
 	r.Header.Set("X-Amz-Content-Sha256", unsignedPayload)
 	r.Header.Set("X-Amz-Date", exampleDate)
 	names := "content-length;host;transfer-encoding;x-amz-content-sha256;x-amz-date"
-	canonical := "PUT\n/key\n\ncontent-length:\nhost:examplebucket.s3.amazonaws.com\ntransfer-encoding:chunked\nx-amz-content-sha256:UNSIGNED-PAYLOAD\nx-amz-date:" +
+	canonical := "PUT\n/key\n\ncontent-length:\nhost:examplebucket.s3.amazonaws.com\n" +
+		"transfer-encoding:chunked\nx-amz-content-sha256:UNSIGNED-PAYLOAD\nx-amz-date:" +
 		exampleDate + "\n\n" + names + "\nUNSIGNED-PAYLOAD"
 
 	r.Header.Set("Authorization", authorization(canonical, names))
@@ -288,7 +294,8 @@ func TestSignedHeadersOutsideTheMap(t *testing.T) {
 	r.Header.Set("X-Amz-Content-Sha256", unsignedPayload)
 	r.Header.Set("X-Amz-Date", exampleDate)
 	names := "content-length;content-md5;host;x-amz-content-sha256;x-amz-date"
-	canonical := "PUT\n/key\n\ncontent-length:4\ncontent-md5:\nhost:examplebucket.s3.amazonaws.com\nx-amz-content-sha256:UNSIGNED-PAYLOAD\nx-amz-date:" +
+	canonical := "PUT\n/key\n\ncontent-length:4\ncontent-md5:\nhost:examplebucket.s3.amazonaws.com\n" +
+		"x-amz-content-sha256:UNSIGNED-PAYLOAD\nx-amz-date:" +
 		exampleDate + "\n\n" + names + "\nUNSIGNED-PAYLOAD"
 
 	r.Header.Set("Authorization", authorization(canonical, names))

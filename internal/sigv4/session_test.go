@@ -189,7 +189,8 @@ func TestAnonymousPayload(t *testing.T) {
 // A form with temporary credentials needs their token, in a field that the
 // policy names.
 func TestSessionTokenOfForm(t *testing.T) {
-	const conditions = `{"bucket":"b"},["starts-with","$x-amz-credential",""],["starts-with","$x-amz-date",""],["starts-with","$x-amz-algorithm",""]`
+	const conditions = `{"bucket":"b"},["starts-with","$x-amz-credential",""],["starts-with","$x-amz-date",` +
+		`""],["starts-with","$x-amz-algorithm",""]`
 	verifier := func(now time.Time) *sigv4.Verifier {
 		v := postVerifier(now)
 		v.Session = func(string) (string, time.Time, bool) { return sessionToken, postTime.Add(time.Hour), true }

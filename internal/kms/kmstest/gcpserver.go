@@ -235,14 +235,15 @@ func (s *GCPServer) misbehave(ctx context.Context, operation, name string) error
 		return status.Error(codes.Unavailable, "dropped")
 	case trouble.Deny:
 		return refuseGCP(codes.PermissionDenied, "Permission 'cloudkms.cryptoKeyVersions.useTo"+operation+
-			"' denied on resource '"+
-			name+"' (or it may not exist).", gcpInfo("IAM_PERMISSION_DENIED", "cloudkms.googleapis.com"))
+			"' denied on resource '"+name+"' (or it may not exist).",
+			gcpInfo("IAM_PERMISSION_DENIED", "cloudkms.googleapis.com"))
 	case trouble.Fail != 0:
 		var details []protoadapt.MessageV1
 		if trouble.FailCode != "" {
-			details = append(details, &errdetails.PreconditionFailure{Violations: []*errdetails.PreconditionFailure_Violation{
-				{Type: trouble.FailCode, Subject: name},
-			}})
+			violation := &errdetails.PreconditionFailure_Violation{Type: trouble.FailCode, Subject: name}
+			details = append(details, &errdetails.PreconditionFailure{
+				Violations: []*errdetails.PreconditionFailure_Violation{violation},
+			})
 		}
 
 		if trouble.FailReason != "" {
