@@ -19,8 +19,7 @@
 // HKDF-SHA256 derives the stream key, the MAC key and the checksum key from
 // the DEK. Segments are AES-256-GCM. A stream is a Tink AES256_GCM_HKDF
 // ciphertext, so objects can be read without this code. The package imports
-// only the standard library, does no I/O, and takes randomness
-// as an input.
+// only the standard library, does no I/O, and takes randomness as an input.
 //
 //	crypt.go        sizes, errors, and key derivation
 //	envelope.go     Envelope and Mark: the metadata of an object

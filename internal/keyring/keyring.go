@@ -504,7 +504,7 @@ func (k *Keyring) dataKeyOf(l *Lease, entry dekcache.Entry, use Use) (*DataKey, 
 	}
 
 	k.cfg.Observer.Used(l.key.Name, l.id, use)
-	// The caller may modify the copy.
+	// Wrapped is a copy, so that the caller may modify it.
 	return &DataKey{Lease: l, KeyID: l.service.id, Wrapped: bytes.Clone(given)}, nil
 }
 
