@@ -182,7 +182,7 @@ func (r *PartsReader) checkOrder(part *Part) error {
 	case previous != nil && previous.Final:
 		return fmt.Errorf("%w: part %d follows the final part %d", ErrAuth, part.Number, previous.Number)
 	case previous != nil && previous.Upload != part.Upload:
-		return fmt.Errorf("%w: part %d is from another upload than part %d", ErrAuth, part.Number, previous.Number)
+		return fmt.Errorf("%w: part %d is from a different upload than part %d", ErrAuth, part.Number, previous.Number)
 	case part.HasRecord():
 		return r.checkRecord(part)
 	case r.expected != nil:

@@ -169,8 +169,9 @@ type awsEvidence struct{}
 func (awsEvidence) ID() string { return "cmekproxyEvidence" }
 
 // HandleDeserialize implements middleware.DeserializeMiddleware.
-func (awsEvidence) HandleDeserialize(ctx context.Context, in middleware.DeserializeInput,
-	next middleware.DeserializeHandler) (
+func (awsEvidence) HandleDeserialize(
+	ctx context.Context, in middleware.DeserializeInput, next middleware.DeserializeHandler,
+) (
 	out middleware.DeserializeOutput, metadata middleware.Metadata, err error,
 ) {
 	out, metadata, err = next.HandleDeserialize(ctx, in)

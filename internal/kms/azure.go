@@ -395,7 +395,7 @@ func (a *Azure) prove(ctx context.Context, blob *azureBlob, kek []byte) error {
 	defer clear(got)
 
 	if !slices.Equal(got, kek) {
-		err := errors.New("the KMS unwrapped another key than it had wrapped")
+		err := errors.New("the KMS unwrapped a different key than it had wrapped")
 		return &Error{Kind: Internal, Op: "wrap", KeyID: a.id, Err: err}
 	}
 
@@ -446,7 +446,7 @@ func (a *Azure) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionContext
 func (a *Azure) accept(blob *azureBlob) (*azureBinding, error) {
 	switch {
 	case blob.algorithm != azureAlgorithms[a.algorithm] || blob.key != azureTag(a.id):
-		return nil, errors.New("the blob is for another key or algorithm than configured")
+		return nil, errors.New("the blob is for a different key or algorithm than configured")
 	case blob.form == azureBindingForm:
 		return nil, errAzureBlob
 	case blob.form < a.leastForm:

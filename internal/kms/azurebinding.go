@@ -182,7 +182,7 @@ func (a *Azure) proveBinding(ctx context.Context, text string, secret []byte) (s
 
 	a.forget(made)
 	if !slices.Equal(got, secret) {
-		err := errors.New("the KMS unwrapped another binding than it had wrapped")
+		err := errors.New("the KMS unwrapped a different binding than it had wrapped")
 		return "", &Error{Kind: Internal, Op: "bind", KeyID: a.id, Err: err}
 	}
 

@@ -223,7 +223,7 @@ func azureTransportKind(err error) (Kind, error) {
 	case errors.As(err, &missing) && isIMDSMissing(err):
 		return Unreachable, errors.New("no token: the machine's identity endpoint is not available now")
 	case errors.As(err, &missing):
-		return Internal, errors.New("no credentials, or the challenge is for another resource than this vault")
+		return Internal, errors.New("no credentials, or the challenge is for a different resource than this vault")
 	default:
 		return Unreachable, errUnreadable
 	}
