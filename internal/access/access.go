@@ -154,10 +154,12 @@ func (c *Client) check() error {
 func (c *Client) clone() *Client {
 	clone := *c
 	clone.Allow = make([]Grant, len(c.Allow))
+
 	for i, g := range c.Allow {
 		clone.Allow[i] = Grant{
 			Buckets: slices.Clone(g.Buckets), Prefixes: slices.Clone(g.Prefixes), Actions: slices.Clone(g.Actions),
 		}
 	}
+
 	return &clone
 }

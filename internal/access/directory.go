@@ -85,6 +85,7 @@ func (v View) Client(accessKey string) (*Client, bool) {
 		c, ok := v.clients.byName[s.Client]
 		return c, ok && !c.Anonymous
 	}
+
 	return nil, false
 }
 

@@ -74,10 +74,12 @@ func loadSessions(path string) (map[string]*Session, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	sessions, err := parseSessions(data)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
+
 	return sessions, nil
 }
 

@@ -212,6 +212,7 @@ func (r *Recorder) advance() time.Duration {
 		r.sample.tidy(at)
 		r.diary.begin(r.tally(at))
 	}
+
 	r.due.Store(int64(r.diary.next()))
 	r.tracked.Store(r.sample.tracked)
 	return now

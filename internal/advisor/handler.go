@@ -56,6 +56,7 @@ func acceptsJSON(accept []string) bool {
 			}
 		}
 	}
+
 	return false
 }
 

@@ -163,6 +163,7 @@ func notes(rep Report) []string {
 	accesses, creates := figure(rep.AccessesPerSecond), figure(rep.CreatesPerSecond)
 	list := []string{fmt.Sprintf("Observed per second: %s reads and %s new data keys. "+
 		"Each new data key needs one KMS call with any TTL.", accesses, creates)}
+
 	if rep.ProbesPerSecond > 0 {
 		list[0] = fmt.Sprintf("Observed per second: %s reads. With any TTL, KMS calls are made "+
 			"for %s new data keys and %s probes, which detect revocations.",
@@ -172,6 +173,7 @@ func notes(rep Report) []string {
 	price := strconv.FormatFloat(rep.PricePer10000, 'f', -1, 64)
 	list = append(list, fmt.Sprintf("A month has 30 days. The price of 10,000 KMS calls is %s %s. "+
 		"Free calls and the price of the keys themselves are not included.", rep.Currency, price))
+
 	if slices.ContainsFunc(rep.Rows, func(row Row) bool { return row.RevocationWindow < row.TTL }) {
 		list = append(list, "Where data becomes unreadable before the TTL is over, "+
 			"probes detect the revocation first. While probes get no answer, the TTL is the limit.")

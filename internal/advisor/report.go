@@ -69,6 +69,7 @@ func (r *Recorder) measure(rep *Report) {
 	held := r.sample.hold(now)
 	present, oldest := r.tally(now), r.diary.oldest()
 	seen := between(oldest, present)
+
 	rep.Observed = seen.took
 	rep.AccessesPerSecond = seen.perSecond(seen.accesses)
 	rep.CreatesPerSecond = seen.perSecond(seen.creates)
@@ -121,6 +122,7 @@ func (s *span) row(ttl time.Duration, a asked) Row {
 		CallsPerSecond: s.perSecond(misses + a.renewals + s.creates),
 		WarmingUp:      s.took < ttl,
 	}
+
 	if s.accesses > 0 {
 		row.HitRatio = float64(s.accesses-misses) / float64(s.accesses)
 	}

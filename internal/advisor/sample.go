@@ -89,9 +89,11 @@ func (s *sample) create(h uint64, now time.Duration) {
 	if b == nil {
 		return
 	}
+
 	for i := range b.last {
 		b.last[i] = now
 	}
+
 	b.streams++
 }
 
@@ -165,6 +167,7 @@ func (s *sample) thin(now time.Duration) {
 			delete(s.blobs, h)
 		}
 	}
+
 	s.counted = max(s.counted, s.tracked)
 }
 
@@ -204,6 +207,7 @@ func (s *sample) hold(now time.Duration) (held [slots]float64) {
 			}
 		}
 	}
+
 	return held
 }
 

@@ -166,12 +166,14 @@ func (l *Log) appendRecord(r Record) error {
 func (l *Log) Reopen() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+
 	if l.closed || l.cfg.File == "" {
 		return nil
 	}
 	if err := l.open(); err != nil {
 		return fmt.Errorf("audit: %w", err)
 	}
+
 	return nil
 }
 

@@ -43,6 +43,7 @@ func (l *Log) reopenIfMoved(now time.Time) error {
 	} else if there.Mode().IsRegular() {
 		l.size = there.Size() // another process may append to it or truncate it
 	}
+
 	l.checked = now
 	return err
 }
@@ -78,6 +79,7 @@ func endsWithLine(path string, size int64) bool {
 		return false
 	}
 	defer file.Close()
+
 	var last [1]byte
 	_, err = file.ReadAt(last[:], size-1)
 	return err == nil && last[0] == '\n'

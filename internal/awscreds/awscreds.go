@@ -110,6 +110,7 @@ func New(ctx context.Context, cfg Config) (*Provider, error) {
 	p := &Provider{cfg: cfg}
 	later := context.WithoutCancel(ctx)
 	var before *source
+
 	load := func() (*source, error) {
 		provider, err := cfg.Load(later)
 		if err != nil {

@@ -54,6 +54,7 @@ func (d *decoder) listenAddress(field *string, name string) (host string, port u
 		d.fail(field, "%s must be HOST:PORT, such as 127.0.0.1:9000 or :9000", name)
 		return "", 0, false
 	}
+
 	return host, port, true
 }
 

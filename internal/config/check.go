@@ -30,6 +30,7 @@ func (d *decoder) check(c *Config) {
 	d.checkRules(c)
 	d.checkDEKCache(&c.DEKCache)
 	d.checkKMS(&c.KMS)
+
 	if !d.offline {
 		d.checkServer(c)
 	}
@@ -160,6 +161,7 @@ func (d *decoder) checkUnique(field *string, earlier map[string]*string, what st
 		d.fail(field, "there is already %s, on line %d", what, d.places[first].line)
 		return
 	}
+
 	earlier[*field] = field
 }
 

@@ -43,12 +43,14 @@ func (d *decoder) err() error {
 	if len(d.problems) == 0 {
 		return nil
 	}
+
 	slices.SortStableFunc(d.problems, func(a, b Problem) int {
 		if a.Line != b.Line {
 			return a.Line - b.Line
 		}
 		return a.Column - b.Column
 	})
+
 	return &Error{Problems: d.problems}
 }
 

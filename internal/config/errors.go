@@ -49,10 +49,12 @@ func nearest(name string, valid []string) string {
 	if len(valid) == 0 {
 		return ""
 	}
+
 	n := slices.MinFunc(valid, func(a, b string) int { return distance(name, a) - distance(name, b) })
 	if distance(name, n) > min(len(n)/2, max(2, len(n)/3)) {
 		return ""
 	}
+
 	return n
 }
 

@@ -27,6 +27,7 @@ func newBuffer(s segmentBytes) *buffer {
 	for classSize(class) < s.storedSegment() {
 		class++
 	}
+
 	if b, ok := pools[class].Get().(*buffer); ok {
 		return b
 	}

@@ -93,6 +93,7 @@ func (e *Envelope) Verify(dek []byte, obj Object) error {
 	if !hmac.Equal(mac, e.mac[:]) {
 		return fmt.Errorf("%w: the envelope's MAC", ErrAuth)
 	}
+
 	return nil
 }
 
@@ -225,6 +226,7 @@ func (m Mark) Metadata() (map[string]string, error) {
 	if _, err := ParseMark(out); err != nil {
 		return nil, err
 	}
+
 	return out, nil
 }
 
@@ -237,6 +239,7 @@ func ParseMark(metadata map[string]string) (Mark, error) {
 	if kind := p.take(nameType); kind != typeMultipart {
 		p.fail("%s is %.40q", nameType, kind)
 	}
+
 	m := Mark{KeyID: p.keyID()}
 	return m, p.end()
 }

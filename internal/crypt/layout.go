@@ -98,6 +98,7 @@ func (l Layout) Contiguous() bool {
 		}
 		next += run.Count
 	}
+
 	return true
 }
 
@@ -113,6 +114,7 @@ func (l Layout) digest() [sha256.Size]byte {
 			h.Write(part)
 		}
 	}
+
 	return [sha256.Size]byte(h.Sum(nil))
 }
 

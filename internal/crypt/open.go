@@ -84,6 +84,7 @@ func (o *Opener) Close() {
 		o.buffer.free()
 		o.stream.wipe()
 	}
+
 	o.buffer, o.plain = nil, nil
 }
 

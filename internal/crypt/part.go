@@ -105,6 +105,7 @@ func (p *Part) Verify(dek []byte, obj Object) error {
 	if !hmac.Equal(mac, p.mac[:]) {
 		return fmt.Errorf("%w: the MAC of the part header", ErrAuth)
 	}
+
 	return nil
 }
 

@@ -67,11 +67,13 @@ func NewStretchReader(src io.Reader, s Stretch, cfg PartsConfig) (*PartsReader, 
 	if err := r.checkPlace(s.Part, s.Place); err != nil {
 		return nil, err
 	}
+
 	r.current = s.Part
 	window, err := s.Part.Cover(s.Offset, min(s.Length, s.Part.Size-s.Offset))
 	if err != nil {
 		return nil, err
 	}
+
 	return r, r.open(src, window)
 }
 

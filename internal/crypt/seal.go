@@ -86,6 +86,7 @@ func (s *Sealer) Close() error {
 			s.buffer, s.out, s.err = nil, nil, io.ErrClosedPipe
 		}
 	}
+
 	return nil
 }
 
@@ -133,6 +134,7 @@ func (s *Sealer) readSegment(text []byte) error {
 		}
 		return err
 	}
+
 	if s.nextSegment == s.stream.last {
 		return expectEOF(s.src, ErrTrailing)
 	}

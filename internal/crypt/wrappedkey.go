@@ -49,6 +49,7 @@ func CheckContext(context map[string]string) error {
 			return fmt.Errorf("%w: encryption context: the name %q is reserved", ErrEnvelope, name)
 		}
 	}
+
 	return nil
 }
 
@@ -64,6 +65,7 @@ func CheckNewContext(context map[string]string) error {
 				ErrEnvelope, name)
 		}
 	}
+
 	return CheckContext(context)
 }
 
@@ -179,10 +181,12 @@ func cutText(b []byte) (text string, rest []byte, ok bool) {
 	if len(b) < 2 {
 		return "", nil, false
 	}
+
 	n := int(binary.BigEndian.Uint16(b))
 	if b = b[2:]; len(b) < n {
 		return "", nil, false
 	}
+
 	return string(b[:n]), b[n:], true
 }
 

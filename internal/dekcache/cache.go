@@ -368,12 +368,15 @@ func (c *Cache) Busy(g Group) bool {
 func (c *Cache) Holdings() map[string]Holding {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+
 	now := c.cfg.Now()
 	out := make(map[string]Holding)
+
 	for _, e := range c.byExpiry {
 		h := out[e.group.KeyID]
 		out[e.group.KeyID] = Holding{h.Entries + 1, max(h.OldestAge, now.Sub(e.sent))}
 	}
+
 	return out
 }
 
@@ -381,12 +384,15 @@ func (c *Cache) Holdings() map[string]Holding {
 func (c *Cache) Stats() Stats {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+
 	s := c.counters
 	s.Entries = c.entries.Len()
 	now := c.cfg.Now()
+
 	for _, e := range c.byExpiry { // with jitter, the first to expire need not be the oldest
 		s.OldestAge = max(s.OldestAge, now.Sub(e.sent))
 	}
+
 	return s
 }
 
@@ -400,6 +406,7 @@ func (c *Cache) Close() {
 	c.purgeMatching(func(Group) bool { return true })
 	c.schedule()
 	c.mu.Unlock()
+
 	c.running.Wait()
 }
 

@@ -70,6 +70,7 @@ func (t *Term) capped(d time.Duration) time.Duration {
 			}
 		}
 	}
+
 	return d
 }
 
@@ -109,11 +110,13 @@ func (c *Cache) group(name Group) *groupState {
 	if g := c.groups[name]; g != nil {
 		return g
 	}
+
 	g := &groupState{Group: name}
 	g.purged.Store(max(c.cleared, c.purged[name.KeyID]))
 	turn := make(chan struct{})
 	g.changed.Store(&turn)
 	c.groups[name] = g
+
 	return g
 }
 

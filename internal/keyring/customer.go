@@ -35,12 +35,14 @@ func (k *Keyring) wrapForCustomer(
 	if err := k.CheckCustomerKeys(obj, client); err != nil {
 		return nil, err
 	}
+
 	wrapped, err := crypt.WrapByCustomer(customerKey, dek, obj, rand.Reader)
 	l := k.customerLease(obj, append([]byte(nil), dek...))
 	if err := k.audit(ctx, l, ActionCreate, customerTrace, err); err != nil {
 		l.Release()
 		return nil, fmt.Errorf("wrapping a data key: %w", err)
 	}
+
 	return &DataKey{Lease: l, KeyID: crypt.CustomerKeyID, Wrapped: wrapped}, nil
 }
 
@@ -55,6 +57,7 @@ func (k *Keyring) CheckCustomerKeys(obj Object, client string) error {
 	if r.RefuseCustomerKeys {
 		return fmt.Errorf("%w: a customer key (SSE-C)", ErrNotAllowed)
 	}
+
 	return nil
 }
 

@@ -66,12 +66,15 @@ func (d *Defaults) Key(bucket string) (string, error) {
 	if d == nil {
 		return "", nil
 	}
+
 	d.mu.Lock()
 	defer d.mu.Unlock()
+
 	if now := d.now(); d.checked.IsZero() || now.Sub(d.checked) >= checkInterval || now.Before(d.checked) {
 		d.checked = now
 		d.readIfChanged()
 	}
+
 	return d.keys[bucket], d.err
 }
 

@@ -122,6 +122,7 @@ func (k *keyState) requestProbe() {
 func (k *keyState) recordLastUse(p *part, at time.Time) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+
 	if !p.revokedSince.IsZero() {
 		p.lastUse = max(p.lastUse, at.Sub(p.revokedSince))
 	}

@@ -353,6 +353,7 @@ func (k *Keyring) Twins() (pairs [][2]string) {
 			pairs = append(pairs, [2]string{first.Name, key.Name})
 		}
 	}
+
 	return pairs
 }
 
@@ -380,6 +381,7 @@ func (k *Keyring) unopenedError() error {
 			return fmt.Errorf("%w: key %q: %s", ErrNotOpen, key.Name, key.Unavailable.Error())
 		}
 	}
+
 	return nil
 }
 
@@ -643,11 +645,14 @@ func (k *Keyring) ask(
 ) error {
 	bounded, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
+
 	start := k.now()
 	err := run(bounded)
 	now := k.now()
+
 	key.recordAnswer(now, p, op, err)
 	k.cfg.Observer.KMSCall(ctx, key.Name, op, now.Sub(start), err)
+
 	return err
 }
 
@@ -665,10 +670,12 @@ func (k *Keyring) Purge(keyName string) (int, error) {
 	if key == nil {
 		return 0, fmt.Errorf("%w %q", ErrUnknownKey, keyName)
 	}
+
 	service := key.kms.Load()
 	if service == nil {
 		return 0, nil
 	}
+
 	return k.cfg.Cache.Purge(service.id), nil
 }
 

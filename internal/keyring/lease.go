@@ -49,6 +49,7 @@ func (k *Keyring) startLease(l *Lease, entry dekcache.Entry) error {
 	if err != nil {
 		return err
 	}
+
 	l.keyring, l.unwrapped = k, dek
 	l.term.Store(&entry.Term)
 	l.key.leases.Add(1)

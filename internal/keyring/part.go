@@ -116,10 +116,12 @@ func contextText(w crypt.WrappedKey) string {
 	if len(w.Context) == 0 {
 		return ""
 	}
+
 	var b []byte
 	for _, name := range slices.Sorted(maps.Keys(w.Context)) {
 		b = appendPart(appendPart(b, name), w.Context[name])
 	}
+
 	return string(b)
 }
 
@@ -130,10 +132,12 @@ func (k *Keyring) joinPart(l *Lease) {
 	key := l.key
 	key.mu.Lock()
 	defer key.mu.Unlock()
+
 	l.part = key.rest
 	if known {
 		l.part = k.partOf(key, a)
 	}
+
 	l.part.uses++
 }
 

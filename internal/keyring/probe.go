@@ -144,8 +144,10 @@ func (k *Keyring) probeKey(ctx context.Context, key *keyState) {
 func (k *keyState) beginProbe() (end func()) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+
 	next := k.nextProbe
 	k.nextProbe = nil
+
 	return func() {
 		if next != nil {
 			close(next)
@@ -262,6 +264,7 @@ func (k *Keyring) stillWraps(ctx context.Context, key *keyState, service *servic
 		}
 		return err
 	})
+
 	return err == nil
 }
 
@@ -309,9 +312,11 @@ func (k *keyState) recordProbe(
 func (k *keyState) recordPartProbe(p *part, err error) (changed bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+
 	if !hasAnswer(err) {
 		return false
 	}
+
 	changed = kms.IsRevoked(err) != p.refused
 	p.refused = kms.IsRevoked(err)
 	return changed

@@ -53,6 +53,7 @@ func (k *Keyring) Rule(obj Object, client string) (Rule, error) {
 			return r, nil
 		}
 	}
+
 	return Rule{}, fmt.Errorf("%w: bucket %q, client %q", ErrNoRule, obj.Bucket, client)
 }
 

@@ -161,11 +161,13 @@ func (k *Keyring) ProbesPerSecond() (n float64) {
 	if interval <= 0 {
 		return 0
 	}
+
 	for _, key := range k.keys {
 		if key.kms.Load() != nil && key.newestSample.Load() != nil {
 			n += float64(key.probesAtOnce()) / interval.Seconds()
 		}
 	}
+
 	return n
 }
 

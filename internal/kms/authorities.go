@@ -25,6 +25,7 @@ func openPool(file string, report Report) (*pemfile.Pool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the CA file: %w", err)
 	}
+
 	return pool, nil
 }
 
@@ -35,10 +36,12 @@ func withAuthorities(base *http.Transport, file string, report Report) (http.Rou
 	if file == "" {
 		return base, nil
 	}
+
 	pool, err := openPool(file, report)
 	if err != nil {
 		return nil, err
 	}
+
 	return pool.Transport(base), nil
 }
 

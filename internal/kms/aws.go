@@ -257,6 +257,7 @@ func (a *AWS) checkKey(op string, answered *string) error {
 	if aws.ToString(answered) == "" {
 		return &Error{Kind: Unreachable, Op: op, KeyID: a.keyARN, Err: errUnreadable}
 	}
+
 	err := fmt.Errorf("the KMS answered about another key, %q", aws.ToString(answered))
 	return &Error{Kind: Internal, Op: op, KeyID: a.keyARN, Err: err}
 }

@@ -236,6 +236,7 @@ func addAWSEvidence(stack *middleware.Stack) error {
 func (a *AWS) stateKind(ctx context.Context) Kind {
 	call, cancel := context.WithTimeout(ctx, a.timeout)
 	defer cancel()
+
 	key, err := a.describe(call, "describe", a.keyARN)
 	switch {
 	case IsUnreachable(err), IsThrottled(err):
@@ -243,6 +244,7 @@ func (a *AWS) stateKind(ctx context.Context) Kind {
 	case err != nil:
 		return PendingDeletion
 	}
+
 	return awsStateKind(key.KeyState)
 }
 

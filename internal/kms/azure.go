@@ -259,10 +259,12 @@ func (azureTrace) Do(r *policy.Request) (*http.Response, error) {
 	if err != nil {
 		return resp, err
 	}
+
 	traceRequest(r.Raw().Context(), resp.Header.Get("X-Ms-Request-Id"))
 	if (resp.StatusCode < 200 || resp.StatusCode >= 300) && !isAzureError(resp) {
 		return nil, &intermediaryError{resp.StatusCode}
 	}
+
 	return resp, nil
 }
 
@@ -278,6 +280,7 @@ func newAzureTransport(caFile string, report Report) (*http.Client, error) {
 		IdleConnTimeout:     90 * time.Second,
 		ForceAttemptHTTP2:   true,
 	}, caFile, report)
+
 	return &http.Client{Transport: transport}, err
 }
 

@@ -119,6 +119,7 @@ func (a *Azure) TryBindings(ctx context.Context) error {
 		}
 		clear(secret)
 	}
+
 	return nil
 }
 

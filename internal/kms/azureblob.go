@@ -99,9 +99,11 @@ func (b *azureBlob) frame() []byte {
 	out := make([]byte, 0, azureBlobSize(b.form, len(b.wrapped)))
 	out = append(out, b.form, b.algorithm)
 	out = append(out, b.key[:]...)
+
 	if b.form != azureBlobForm {
 		out = append(out, b.binding[:]...)
 	}
+
 	out = append(out, azureVersion)
 	out = append(out, b.version[:]...)
 	out = binary.BigEndian.AppendUint16(out, uint16(len(b.wrapped))) //nolint:gosec // 512 at most
@@ -130,10 +132,12 @@ func (b *azureBlob) open(kek, secret, sealed []byte, ec EncryptionContext) ([]by
 		return nil, err
 	}
 	defer crypt.Wipe(aead)
+
 	dek, err := aead.Open(nil, nil, sealed, b.aad(ec))
 	if err != nil {
 		return nil, errors.New("authentication failed")
 	}
+
 	return dek, nil
 }
 

@@ -109,6 +109,7 @@ func isAzureError(resp *http.Response) bool {
 		challenge := resp.Header.Get("Www-Authenticate")
 		return strings.HasPrefix(challenge, "Bearer ") && strings.Contains(challenge, "authorization=")
 	}
+
 	code, _, _ := azureCodes(&azcore.ResponseError{RawResponse: resp})
 	return code != ""
 }

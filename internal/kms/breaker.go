@@ -87,10 +87,12 @@ func (b *circuitBreaker) run(ctx context.Context, op string, call func() error) 
 	if ctx.Err() != nil { // the provider would return Unreachable, which counts
 		return contextError(ctx, op, b.keyID)
 	}
+
 	_, err := b.circuit.Execute(func() (struct{}, error) { return struct{}{}, call() })
 	if errors.Is(err, gobreaker.ErrOpenState) || errors.Is(err, gobreaker.ErrTooManyRequests) {
 		return &Error{Kind: Unreachable, Op: op, KeyID: b.keyID, Reason: "circuit open", Err: ErrOpen}
 	}
+
 	return err
 }
 

@@ -61,6 +61,7 @@ func (r *reconnecting) RoundTrip(req *http.Request) (*http.Response, error) {
 	case errors.Is(req.Context().Err(), context.DeadlineExceeded) && r.heard.Load() < int64(sent):
 		r.CloseIdleConnections()
 	}
+
 	return resp, err
 }
 

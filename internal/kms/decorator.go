@@ -21,6 +21,7 @@ func (a *decorator) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) 
 	if err != nil {
 		return nil, err
 	}
+
 	return wrapped, nil
 }
 
@@ -33,6 +34,7 @@ func (a *decorator) Unwrap(ctx context.Context, wrapped []byte, ec EncryptionCon
 	if err != nil {
 		return nil, err
 	}
+
 	return dek, nil
 }
 
@@ -46,6 +48,7 @@ func (a *decorator) Generate(ctx context.Context, ec EncryptionContext) (dek, wr
 	if err != nil {
 		return nil, nil, err
 	}
+
 	return dek, wrapped, nil
 }
 

@@ -80,12 +80,14 @@ type Error struct {
 func (e *Error) Error() string {
 	var b strings.Builder
 	b.WriteString("kms: " + e.Op + " with " + e.KeyID + ": " + e.Kind.String())
+
 	if e.Reason != "" {
 		b.WriteString(" (" + e.Reason + ")")
 	}
 	if e.Err != nil {
 		b.WriteString(": " + e.Err.Error())
 	}
+
 	return b.String()
 }
 

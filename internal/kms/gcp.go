@@ -195,6 +195,7 @@ func (g *GCP) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]byt
 	if err := checkKeyID(g.name, len(blob)); err != nil {
 		return nil, &Error{Kind: Invalid, Op: "wrap", KeyID: g.name, Err: err}
 	}
+
 	return blob, nil
 }
 

@@ -246,6 +246,7 @@ func isGCPRefusal(body []byte) bool {
 		return slices.Contains([]string{"invalid_grant", "invalid_client", "unauthorized_client", "access_denied"},
 			oauth.Error)
 	}
+
 	var api struct{ Error struct{ Status string } }
 	return json.Unmarshal(body, &api) == nil &&
 		slices.Contains([]string{"PERMISSION_DENIED", "NOT_FOUND"}, api.Error.Status)

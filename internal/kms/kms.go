@@ -115,6 +115,7 @@ func Unwrap(ctx context.Context, w Wrapper, wrapped []byte, ec EncryptionContext
 		clear(dek)
 		return nil, err
 	}
+
 	return dek, nil
 }
 

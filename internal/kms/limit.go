@@ -69,6 +69,7 @@ func (l *limiter) run(ctx context.Context, op string, call func() error) error {
 		}
 		defer l.slots.Release(1)
 	}
+
 	if l.tokens != nil && l.tokens.Wait(ctx) != nil {
 		return l.noTurnError(ctx, op)
 	}

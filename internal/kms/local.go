@@ -67,6 +67,7 @@ func NewLocal(path string) (*Local, error) {
 		return nil, err
 	}
 	defer file.Wipe()
+
 	l.id = file.ID
 	return l, nil
 }

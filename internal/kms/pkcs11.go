@@ -124,6 +124,7 @@ func (h *hsm) Wrap(ctx context.Context, dek []byte, ec EncryptionContext) ([]byt
 	if err := checkWrap(ctx, h.id, dek, ec); err != nil {
 		return nil, err
 	}
+
 	own := append([]byte(nil), dek...) // the caller may wipe its copy while the module still uses it
 	return h.call(ctx, "wrap", func() ([]byte, error) {
 		defer clear(own)

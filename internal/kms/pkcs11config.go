@@ -44,6 +44,7 @@ func (c PKCS11Config) check() error {
 	case len(c.uri(c.TokenLabel)) > maxPKCS11KeyID:
 		return errors.New("the labels of the token and the key are too long")
 	}
+
 	return nil
 }
 
@@ -80,5 +81,6 @@ func percentEncode(s string) string {
 			fmt.Fprintf(&b, "%%%02X", c)
 		}
 	}
+
 	return b.String()
 }

@@ -108,6 +108,7 @@ func (m *hsmModule) again(do func() ([]byte, error)) ([]byte, error) {
 		defer m.restarting.Unlock()
 		m.rest, m.nextRestart = 0, time.Time{}
 	}
+
 	return out, err
 }
 
@@ -375,6 +376,7 @@ func (h *hsm) noKey(s pkcs11.SessionHandle) error {
 	if h.cfg.PIN != "" && info.State != pkcs11.CKS_RO_USER_FUNCTIONS && info.State != pkcs11.CKS_RW_USER_FUNCTIONS {
 		return pkcs11.Error(pkcs11.CKR_USER_NOT_LOGGED_IN)
 	}
+
 	return &Error{Kind: NotFound, Reason: "NoKey", Err: errors.New("the token has no AES key with this label and id")}
 }
 

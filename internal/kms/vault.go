@@ -287,12 +287,14 @@ func checkVaultPaths(namespace, mount, key string) error {
 	if !vaultKeyForm.MatchString(key) {
 		return fmt.Errorf("%q is not the name of a transit key", key)
 	}
+
 	for _, path := range []string{namespace, mount} {
 		dots := strings.Contains("/"+path+"/", "/./") || strings.Contains("/"+path+"/", "/../")
 		if path != "" && (dots || !vaultPathForm.MatchString(path)) {
 			return fmt.Errorf("%q is not the path of a namespace or a mount", path)
 		}
 	}
+
 	return nil
 }
 

@@ -95,10 +95,12 @@ func newVaultTokens(cfg VaultConfig, namespace string) (*vaultTokens, error) {
 	if err := l.how.check(); err != nil {
 		return nil, err
 	}
+
 	var err error
 	if l.config, err = newVaultConfig(cfg); err != nil {
 		return nil, err
 	}
+
 	_, err = l.client("") // so that a configuration error is reported at startup
 	return l, err
 }
@@ -232,6 +234,7 @@ func (l *vaultTokens) next(ctx context.Context, s, refused *vaultSession) (*vaul
 			return renewed, nil
 		}
 	}
+
 	return l.logIn(ctx)
 }
 
@@ -332,10 +335,12 @@ func newVaultSession(c *api.Client, secret *api.Secret, start time.Time) (*vault
 	if err != nil {
 		return nil, errors.New("the answer contains no TTL of the token")
 	}
+
 	renewable, err := secret.TokenIsRenewable()
 	if err != nil {
 		return nil, errors.New("the answer does not say whether the token is renewable")
 	}
+
 	return &vaultSession{client: c, renewable: renewable, since: start, ttl: ttl, granted: ttl}, nil
 }
 

@@ -36,6 +36,7 @@ func WrappingOf(keyID string, wrapped []byte) string {
 		blob.key == azureTag(keyID) {
 		version += " bound by " + hex.EncodeToString(blob.binding[:])
 	}
+
 	return version
 }
 
@@ -72,5 +73,6 @@ func Lineage(keyID string, blob []byte) (lineage string, ok bool) {
 		}
 		return hex.EncodeToString(rest[:gcpVersionTag]), true
 	}
+
 	return blobVersion(keyID, blob), true
 }

@@ -58,12 +58,14 @@ func Open[T any](cfg Config[T]) (*File[T], error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+
 	f := &File[T]{cfg: cfg, checked: cfg.Now(), read: fingerprints(cfg.Paths)}
 
 	var err error
 	if f.current, err = cfg.Load(); err != nil {
 		return nil, err
 	}
+
 	return f, nil
 }
 
@@ -76,6 +78,7 @@ func (f *File[T]) Get() T {
 	if since := now.Sub(f.checked); since >= 0 && since < checkInterval {
 		return f.current
 	}
+
 	f.checked = now
 	_ = f.reloadIfChanged() // the error was reported
 	return f.current
@@ -119,6 +122,7 @@ func (f *File[T]) report(err error) {
 	if f.cfg.Report != nil && (err == nil || text != f.reported) {
 		f.cfg.Report(err)
 	}
+
 	f.reported = text
 }
 

@@ -68,9 +68,11 @@ func (o *Origin) signerOf(secret string) *signer {
 	if s := o.signer.Load(); s != nil && subtle.ConstantTimeCompare([]byte(s.secret), []byte(secret)) == 1 {
 		return s
 	}
+
 	s := &signer{secret: secret, Signer: v4.NewSigner(func(o *v4.SignerOptions) {
 		o.DisableURIPathEscaping = true // S3 alone escapes paths once, not twice
 	})}
+
 	o.signer.Store(s)
 	return s
 }

@@ -38,6 +38,7 @@ func frame(r *http.Request) {
 	h.Set("Content-Encoding", strings.TrimSuffix("aws-chunked,"+h.Get("Content-Encoding"), ","))
 	f := &framed{body: r.Body, sum: crc32.NewIEEE(), left: r.ContentLength}
 	r.ContentLength = framedSize(r.ContentLength)
+
 	r.Body, r.GetBody = f, nil // GetBody would return the unframed body
 }
 

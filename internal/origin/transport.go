@@ -223,6 +223,7 @@ func (w *watch) read(limit time.Duration) {
 func (w *watch) explain(err error) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+
 	switch {
 	case w.late:
 		return w.cause
@@ -280,9 +281,11 @@ func (c *idleConn) Write(p []byte) (int, error) {
 	if err := c.SetWriteDeadline(time.Now().Add(c.idle)); err != nil {
 		return 0, err
 	}
+
 	n, err := c.Conn.Write(p)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		err = fmt.Errorf("%w: %w", ErrIdle, err)
 	}
+
 	return n, err
 }

@@ -36,6 +36,7 @@ func OpenPool(path string, report func(error)) (*Pool, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	return &Pool{file: file}, nil
 }
 
@@ -95,10 +96,12 @@ func readPool(path string) (*x509.CertPool, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(data) {
 		return nil, fmt.Errorf("%s contains no PEM certificate", path)
 	}
+
 	return pool, nil
 }
 

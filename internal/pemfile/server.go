@@ -75,6 +75,7 @@ func (s *Server) Valid(now time.Time) error {
 		return fmt.Errorf("the certificate is not valid before %s: replace it, or correct this machine's clock",
 			leaf.NotBefore.Format(time.RFC3339))
 	}
+
 	return nil
 }
 

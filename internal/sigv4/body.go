@@ -42,6 +42,7 @@ func newBody(a *Auth, src io.Reader) *Body {
 		b.chunk.previous = a.seed
 		b.chunk.mac = hmac.New(sha256.New, a.signingKey)
 	}
+
 	return b
 }
 

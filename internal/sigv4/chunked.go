@@ -146,6 +146,7 @@ func (b *Body) verifyChunk() error {
 	if err := b.compare(toSign, b.chunk.claimed); err != nil {
 		return err
 	}
+
 	b.chunk.previous = b.chunk.claimed
 	b.hash.Reset()
 	return nil
@@ -159,6 +160,7 @@ func (b *Body) compare(toSign, claimed string) error {
 	b.chunk.mac.Reset()
 	_, _ = io.WriteString(b.chunk.mac, toSign) // hashes never fail
 	hex.Encode(want[:], b.chunk.mac.Sum(sum[:0]))
+
 	if subtle.ConstantTimeCompare(want[:], []byte(claimed)) != 1 {
 		return errSignature(b.auth.AccessKey, toSign, claimed)
 	}
@@ -203,6 +205,7 @@ func (b *Body) expect(text string) error {
 			return malformed("a chunk is not followed by CRLF")
 		}
 	}
+
 	return nil
 }
 
