@@ -33,7 +33,7 @@ func (k *Keyring) SetProbe(interval time.Duration) {
 // on.
 func (k *Keyring) SetOutageWait(d time.Duration) { k.outageWait.Store(int64(d)) }
 
-// Run probes each key in use at every RevocationProbe until ctx ends, and
+// Run probes each key in use once per RevocationProbe until ctx ends, and
 // at once after a KMS has called a key revoked. A key is in use if it has
 // cached DEKs or leases.
 //
