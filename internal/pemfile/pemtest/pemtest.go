@@ -1,4 +1,4 @@
-// Package pemtest makes certificates for tests.
+// Package pemtest creates certificates for tests.
 package pemtest
 
 import (
@@ -19,14 +19,14 @@ import (
 // Pair is a self-signed certificate with its key, in PEM.
 type Pair struct{ Cert, Key []byte }
 
-// New returns a certificate for 127.0.0.1 and localhost, of servers and
-// clients, that is valid now.
+// New returns a certificate for 127.0.0.1 and localhost that is valid now,
+// for servers and clients.
 func New(tb testing.TB, name string) Pair {
 	tb.Helper()
 	return Between(tb, name, time.Now().Add(-time.Hour), time.Now().Add(time.Hour))
 }
 
-// Between is New with another time of validity.
+// Between is New with a given period of validity.
 func Between(tb testing.TB, name string, from, to time.Time) Pair {
 	tb.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -36,21 +36,24 @@ func Between(tb testing.TB, name string, from, to time.Time) Pair {
 
 	template := &x509.Certificate{
 		SerialNumber: serial, Subject: pkix.Name{CommonName: name}, NotBefore: from, NotAfter: to,
-		IsCA: true, BasicConstraintsValid: true, DNSNames: []string{"localhost"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		IsCA: true, BasicConstraintsValid: true, DNSNames: []string{"localhost"},
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
 		KeyUsage:    x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}
+
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	must(tb, err)
 	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
 	must(tb, err)
+
 	return Pair{
 		pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
 		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}),
 	}
 }
 
-// TLS returns the pair as package tls takes it.
+// TLS returns the pair as a tls.Certificate.
 func (p Pair) TLS(tb testing.TB) tls.Certificate {
 	tb.Helper()
 	out, err := tls.X509KeyPair(p.Cert, p.Key)
@@ -58,8 +61,8 @@ func (p Pair) TLS(tb testing.TB) tls.Certificate {
 	return out
 }
 
-// Replace writes a file beside path and renames it, as tools that renew
-// certificates do.
+// Replace writes a file next to path and renames it, like tools that renew
+// certificates.
 func Replace(tb testing.TB, path string, data []byte) {
 	tb.Helper()
 	must(tb, os.WriteFile(path+".new", data, 0o600))

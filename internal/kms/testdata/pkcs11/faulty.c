@@ -1,10 +1,11 @@
-// A PKCS#11 module in front of another one, FAULTY_TARGET, that does as the file FAULTY_CONTROL says:
+// A PKCS #11 module in front of another module, FAULTY_TARGET. The file
+// FAULTY_CONTROL controls it:
 //
-//	C_Name 0x32 once     the next call of that function returns 0x32, and is not made
-//	C_Name 0x32 always   so does every call
-//	C_Name hang          calls of it wait for the file to go
-//	nonce                C_EncryptInit takes a GCM nonce of zeros only, and puts one of its own there
-//	zeros                C_EncryptInit takes a GCM nonce of zeros only, and leaves it
+//	C_Name 0x32 once     the next call of that function returns 0x32 and is not passed on
+//	C_Name 0x32 always   the same for every call
+//	C_Name hang          calls of it wait until the file is removed
+//	nonce                C_EncryptInit accepts only a GCM nonce of zeros, and replaces it
+//	zeros                C_EncryptInit accepts only a GCM nonce of zeros, and keeps it
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -22,7 +23,7 @@
 static CK_FUNCTION_LIST list;
 static CK_FUNCTION_LIST_PTR target;
 
-// fault returns what a call is to return in place of the real one, CKR_OK for nothing.
+// fault returns the value that a call must return instead of the real one, or CKR_OK.
 static CK_RV fault(const char *name) {
 	for (;;) {
 		char function[64] = "", value[32] = "", often[16] = "";
@@ -76,7 +77,7 @@ static CK_RV decryptInit(CK_SESSION_HANDLE s, CK_MECHANISM_PTR m, CK_OBJECT_HAND
 
 static CK_RV decrypt(CK_SESSION_HANDLE s, CK_BYTE_PTR in, CK_ULONG n, CK_BYTE_PTR out, CK_ULONG_PTR m) {
 	CK_RV rv = fault("C_Decrypt");
-	if (rv != CKR_OK) { // which ends the operation, as the specification has it
+	if (rv != CKR_OK) { // this ends the operation, according to the specification
 		CK_BYTE junk[64] = {0};
 		CK_ULONG size = sizeof junk;
 		target->C_Decrypt(s, junk, 20, junk, &size);
