@@ -27,7 +27,7 @@ type Config struct {
 	Region    string
 	// Versions is a directory for old versions of objects, which must
 	// exist. If it is "", buckets have no versioning.
-	Versions  string
+	Versions string
 }
 
 // Start runs the store on a Unix socket that only this user can open. A
