@@ -85,8 +85,8 @@ var (
 	// ErrSize is returned for an impossible size: no plaintext has this
 	// stored size, or two sizes disagree.
 	ErrSize = errors.New("crypt: impossible size")
-	// ErrDEK is returned for a DEK that is not 32 bytes long or is all
-	// zeros, as a key is that was never set.
+	// ErrDEK is returned for a DEK that is not 32 bytes long, or is all zeros
+	// and therefore was never set.
 	ErrDEK = errors.New("crypt: unusable data key")
 )
 
