@@ -105,8 +105,7 @@ func NewGCP(ctx context.Context, cfg GCPConfig) (*GCP, error) {
 	if options == nil {
 		detect := func() (*auth.Credentials, error) {
 			return credentials.DetectDefault(&credentials.DetectOptions{
-				Scopes: gcpkms.DefaultAuthScopes(), UseSelfSignedJWT: true, // as the client itself does
-				Logger: silent,
+				Scopes: gcpkms.DefaultAuthScopes(), UseSelfSignedJWT: true, Logger: silent, // as the client does
 			})
 		}
 
@@ -116,7 +115,6 @@ func NewGCP(ctx context.Context, cfg GCPConfig) (*GCP, error) {
 			err := messageError("no credentials: " + printable(err.Error(), 300))
 			return nil, &Error{Kind: Internal, Op: "open", KeyID: g.name, Err: err}
 		}
-
 		g.creds = shareGCPTokens(found.Get)
 		options = []option.ClientOption{option.WithAuthCredentials(g.creds)}
 	}
@@ -138,7 +136,6 @@ func NewGCP(ctx context.Context, cfg GCPConfig) (*GCP, error) {
 		err := messageError(printable(err.Error(), 300))
 		return nil, &Error{Kind: Invalid, Op: "open", KeyID: g.name, Err: err}
 	}
-
 	return g, nil
 }
 

@@ -18,7 +18,6 @@ func queryClaim(r *http.Request, query []parameter) (*claim, error) {
 		if _, twice := values[p.name]; twice {
 			return nil, fail("AuthorizationQueryParametersError", p.name+" occurs more than once")
 		}
-
 		values[p.name] = p.value
 	}
 
@@ -31,8 +30,7 @@ func queryClaim(r *http.Request, query []parameter) (*claim, error) {
 	}
 
 	for _, name := range []string{
-		"X-Amz-Credential", "X-Amz-Signature", "X-Amz-Date", "X-Amz-SignedHeaders",
-		"X-Amz-Expires",
+		"X-Amz-Credential", "X-Amz-Signature", "X-Amz-Date", "X-Amz-SignedHeaders", "X-Amz-Expires",
 	} {
 		if values[name] == "" {
 			return nil, fail("AuthorizationQueryParametersError", "Query-string authentication version 4 requires "+

@@ -116,7 +116,6 @@ func (v *Verifier) Verify(r *http.Request) (*Auth, error) {
 	if err := v.checkTime(c); err != nil {
 		return nil, err
 	}
-
 	if err := checkSigned(r, c); err != nil {
 		return nil, err
 	}
