@@ -48,7 +48,8 @@ const (
 	ActionCreate Action = "create" // a DEK was created, or wrapped for another object
 	ActionOpen   Action = "open"   // a stream opened the DEK of a stored object
 	ActionRenew  Action = "renew"  // a lease ran out and was renewed
-	// A lease ran out and its stream was cut. At most once for each lease.
+	// ActionCut means that a lease ran out and its stream was cut. It occurs
+	// at most once for each lease.
 	ActionCut          Action = "cut"
 	ActionProbeRevoked Action = "probe-revoked" // a probe found the key revoked, and its DEKs were purged
 )
