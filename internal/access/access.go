@@ -30,7 +30,7 @@ const (
 	List   Action = "list"   // list buckets and objects
 	Admin  Action = "admin"  // create, delete and configure buckets
 
-	// Lock is to lock objects in COMPLIANCE mode, so that they cannot be
+	// Lock is to retain objects in COMPLIANCE mode, so that they cannot be
 	// deleted until a date.
 	Lock Action = "lock"
 	// StoreAdmin is to give others direct access to buckets in the store:

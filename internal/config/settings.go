@@ -149,12 +149,12 @@ type Grant struct {
 	// one is empty, the grant covers all objects and the bucket itself.
 	Prefixes []string `yaml:"prefixes"`
 	// Actions are the allowed actions:
-	//	read         read objects and their metadata
+	//	read         get objects and their metadata
 	//	write        put, copy to, upload
-	//	delete       delete objects
-	//	list         list buckets and objects
+	//	delete       remove objects
+	//	list         see buckets and the objects in them
 	//	admin        create, delete and configure buckets
-	//	lock         lock objects in COMPLIANCE mode
+	//	lock         retain objects in COMPLIANCE mode
 	//	store_admin  give others direct access to buckets in the store
 	Actions []string `yaml:"actions" config:"required" values:"read write delete list admin lock store_admin"`
 }

@@ -13,7 +13,7 @@
 // A multipart object is a sequence of parts, each with its own DEK or a
 // shared one:
 //
-//	part      part header 984 | stream, as a body | fill with zeros
+//	part      its header 984 | stream, as a body | fill with zeros
 //	          (plaintext + 9,216 bytes in all; the last part may hold a Record)
 //
 // HKDF-SHA256 derives the stream key, the MAC key and the checksum key from
