@@ -315,7 +315,7 @@ func TestNewRefuses(t *testing.T) {
 	}
 
 	if _, err := access.New(nil); err != nil {
-		t.Errorf("New of nobody: %v", err)
+		t.Errorf("New without clients: %v", err)
 	}
 }
 

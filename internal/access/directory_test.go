@@ -44,7 +44,7 @@ func TestReplace(t *testing.T) {
 		t.Error("a view has changed")
 	}
 	if _, ok := before.Anonymous(); ok {
-		t.Error("a view has changed: somebody is anonymous")
+		t.Error("a view has changed: there is an anonymous client")
 	}
 
 	if err := d.Replace([]access.Client{{Name: "bad"}}); err == nil {

@@ -68,7 +68,7 @@ func TestThinning(t *testing.T) {
 	r.Released(leveled(1, 0))
 
 	if got := calls(r, 1) - before; got != 2 {
-		t.Errorf("%d calls for a blob that stands for two", got)
+		t.Errorf("%d calls for a blob that represents two", got)
 	}
 }
 
@@ -145,6 +145,6 @@ func TestOutsidersTurnThePage(t *testing.T) {
 	}
 
 	if n := r.Blobs(); n != 3 {
-		t.Fatalf("%d blobs: the level was not lowered until somebody looked", n)
+		t.Fatalf("%d blobs: the level was not lowered before the report", n)
 	}
 }

@@ -14,7 +14,7 @@ import (
 	"github.com/cmekproxy/cmekproxy/internal/atomicfile"
 )
 
-const old, fresh = "what was there\n", "what is to be there\n"
+const old, fresh = "what was there\n", "the new content\n"
 
 func TestReplace(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "file")

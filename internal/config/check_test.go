@@ -224,7 +224,7 @@ func TestKeyErrors(t *testing.T) {
 			"    write_form: 1\n    bindings: [AAAA]\n", []string{
 			`16:17: write_form: 1 creates blobs that accept_form: 2 refuses`,
 		}},
-		{"a form that is none", local, "    provider: azure-keyvault\n    key_id: k\n    accept_form: 3\n" +
+		{"unknown accept_form", local, "    provider: azure-keyvault\n    key_id: k\n    accept_form: 3\n" +
 			"    bindings: [AAAA]\n", []string{
 			`15:18: accept_form must be 1 or 2`,
 		}},
@@ -344,7 +344,7 @@ func TestRangeErrors(t *testing.T) {
 			[]string{`19:15: audit.file must be a string, not a list`},
 		},
 		{
-			"a price that is none", "", "kms: {price_per_10000: much}\n",
+			"price is not a number", "", "kms: {price_per_10000: much}\n",
 			[]string{`19:24: kms.price_per_10000 must be a number, not "much"`},
 		},
 		{"NaN", "", "kms: {price_per_10000: NaN}\n", []string{`19:24: kms.price_per_10000 must be from 0 to 1000000`}},

@@ -139,7 +139,7 @@ func TestTTLCountsFromTheRequestAndIsNotExtended(t *testing.T) {
 
 		synctest.Wait()
 		if !bytes.Equal(held, make([]byte, 32)) || c.Stats().Entries != 0 || c.Stats().Expirations != 1 {
-			t.Error("not wiped at its expiry, though nobody asked for it")
+			t.Error("not wiped at its expiry without a request for it")
 		}
 
 		get(t, c, 1, s)
@@ -353,7 +353,7 @@ func TestPurge(t *testing.T) {
 		t.Error("a purged DEK was not wiped")
 	}
 	if again := get(t, c, 1, s); again.Hit || !again.InForce() {
-		t.Error("after a purge, the DEK is fetched anew")
+		t.Error("after a purge, the DEK is fetched again")
 	}
 
 	if n := c.PurgeAll(); n != 2 || other.InForce() {
@@ -501,7 +501,7 @@ func TestPut(t *testing.T) {
 		clear(dek)
 
 		if !bytes.Equal(e.DEK, dekOf(1)) || !e.InForce() {
-			t.Error("put gives no copy of its own")
+			t.Error("Put does not return a separate copy")
 		}
 
 		time.Sleep(50*time.Second - time.Nanosecond)

@@ -57,7 +57,7 @@ func TestShorterTTLHoldsAtOnce(t *testing.T) {
 			t.Error("a DEK that is older than the new TTL is still of use")
 		}
 		if !young.InForce() || c.Held(id(2)) == nil {
-			t.Error("a DEK that is younger than the new TTL is gone")
+			t.Error("a DEK that is younger than the new TTL was removed")
 		}
 
 		if left := time.Until(young.Expires()); left != 5*time.Second {

@@ -463,7 +463,7 @@ func TestProbe(t *testing.T) {
 		}
 
 		if d := time.Since(at); d > window {
-			t.Errorf("dark after %v, beyond the window of %v", d, window)
+			t.Errorf("unreadable after %v, beyond the window of %v", d, window)
 		}
 
 		time.Sleep(time.Minute)
@@ -535,7 +535,7 @@ func TestRevocationOnTheNetwork(t *testing.T) {
 		time.Sleep(time.Millisecond)
 	}
 
-	t.Logf("dark %v after DisableKey, window %v", time.Since(at), k.Window(time.Minute))
+	t.Logf("unreadable %v after DisableKey, window %v", time.Since(at), k.Window(time.Minute))
 	if !isKind(err, kms.Disabled) {
 		t.Errorf("%v, want disabled", err)
 	}

@@ -254,7 +254,7 @@ func TestADisabledVersionIsNotTheKey(t *testing.T) {
 		time.Sleep(12 * time.Second)
 
 		if err := old.Check(t.Context()); !isKind(err, kms.Disabled) {
-			t.Errorf("an object under the version that is gone: %v", err)
+			t.Errorf("an object under the disabled version: %v", err)
 		}
 
 		sealed := create(t, k)

@@ -259,7 +259,7 @@ func TestAWSUnreachable(t *testing.T) {
 	server.SetFaults(kmstest.Faults{Drop: true})
 	check("dropped connection")
 	must(t, server.Close())
-	check("nobody listens")
+	check("no listener")
 }
 
 func TestAWSRetries(t *testing.T) {
@@ -476,7 +476,7 @@ func TestAWSWithoutCredentials(t *testing.T) {
 	_, _, err := kms.Generate(t.Context(), w, nil)
 	if e, ok := errors.AsType[*kms.Error](err); !ok || e.Kind != kms.Internal ||
 		!strings.Contains(err.Error(), "no credentials") {
-		t.Errorf("%v, want an internal error that tells of the credentials", err)
+		t.Errorf("%v, want an internal error about the credentials", err)
 	}
 }
 

@@ -98,7 +98,7 @@ func TestAzureKeyStates(t *testing.T) {
 	wantKind(t, "another version", err, kms.InvalidCiphertext)
 	copy(forged[11:], make([]byte, 16))
 	_, err = w.Unwrap(t.Context(), forged, ec)
-	wantKind(t, "a version that is none", err, kms.NotFound)
+	wantKind(t, "an unknown version", err, kms.NotFound)
 	mixed := append(bytes.Clone(blob[:len(blob)-60]), blob2[len(blob2)-60:]...)
 	_, err = w.Unwrap(t.Context(), mixed, ec)
 	wantKind(t, "halves of two blobs", err, kms.InvalidCiphertext)
@@ -211,7 +211,7 @@ func TestAzureCodes(t *testing.T) {
 	wantKind(t, "canceled in flight", err, kms.Canceled)
 	server.Close()
 
-	wantAll(t, "nobody listens", w, blob, nil, kms.Unreachable)
+	wantAll(t, "no listener", w, blob, nil, kms.Unreachable)
 }
 
 func TestAzureRetries(t *testing.T) {

@@ -21,7 +21,7 @@ var answers = []error{
 
 // silence are errors that say nothing about the KMS.
 var silence = []error{
-	failure(kms.Canceled), errors.New("of nobody"),
+	failure(kms.Canceled), errors.New("not asked"),
 	&kms.Error{Kind: kms.Invalid, Op: "unwrap", KeyID: "fake"},
 	&kms.Error{Kind: kms.Internal, Op: "unwrap", KeyID: "fake"},
 	&kms.Error{Kind: kms.Throttled, Op: "unwrap", KeyID: "fake", Reason: "local limit", Err: kms.ErrLimit},

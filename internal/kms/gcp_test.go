@@ -157,7 +157,7 @@ func TestGCPCodes(t *testing.T) {
 	wantKind(t, "canceled in flight", err, kms.Canceled)
 	server.Close()
 
-	wantAll(t, "nobody listens", w, blob, nil, kms.Unreachable)
+	wantAll(t, "no listener", w, blob, nil, kms.Unreachable)
 }
 
 func TestGCPRetries(t *testing.T) {

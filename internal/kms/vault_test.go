@@ -221,7 +221,7 @@ func TestVaultThrottledAndUnreachable(t *testing.T) {
 	wantKind(t, "canceled in flight", err, kms.Canceled)
 	server.Close()
 
-	wantAll(t, "nobody listens", w, blob, nil, kms.Unreachable)
+	wantAll(t, "no listener", w, blob, nil, kms.Unreachable)
 }
 
 func TestVaultRetries(t *testing.T) {

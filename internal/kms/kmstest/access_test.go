@@ -170,8 +170,8 @@ func TestKeyPolicies(t *testing.T) {
 		{"not unequal", allowIf(`{"StringNotEquals":{` + bucket + `:["a","b"]}}`), "nnY"},
 		{"deny one context", denyIf(`{"StringEquals":{` + bucket + `:"b"}}`), "YnY"},
 		{"deny another context", denyIf(`{"StringEquals":{` + bucket + `:"a"}}`), "YYY"},
-		{"deny all but one", denyIf(`{"StringNotEquals":{` + bucket + `:"a"}}`), "YnY"},
-		{"deny all but this", denyIf(`{"StringNotEquals":{` + bucket + `:"b"}}`), "YYY"},
+		{"deny all except one", denyIf(`{"StringNotEquals":{` + bucket + `:"a"}}`), "YnY"},
+		{"deny all except this", denyIf(`{"StringNotEquals":{` + bucket + `:"b"}}`), "YYY"},
 	} {
 		must(t, admin.putPolicy(c.policy))
 		_, generateErr := app.generate(ec)

@@ -93,7 +93,7 @@ func testGenerate(t *testing.T, newKey func(*testing.T) kms.Wrapper) {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(unwrap(t, w, blob, contractContext), dek) {
-		t.Error("the blob holds another DEK")
+		t.Error("the blob contains another DEK")
 	}
 
 	other, _, err := kms.Generate(t.Context(), w, contractContext)
@@ -121,7 +121,7 @@ func testWrapsDiffer(t *testing.T, newKey func(*testing.T) kms.Wrapper) {
 		t.Error("two wraps of one DEK are equal")
 	}
 	if bytes.Contains(a, dek) {
-		t.Error("the blob holds the DEK in clear")
+		t.Error("the blob contains the plaintext DEK")
 	}
 }
 

@@ -80,7 +80,7 @@ func TestVaultStrictness(t *testing.T) {
 			"encryption key not found",
 		},
 		{"login with a token", "PUT", "auth/approle/login", `{"role_id":"x"}`, good, 400, "token"},
-		{"login of nobody", "PUT", "auth/approle/login", `{"role_id":"x"}`, "", 400, "invalid role or secret ID"},
+		{"login with an unknown role", "PUT", "auth/approle/login", `{"role_id":"x"}`, "", 400, "invalid role or secret ID"},
 		{
 			"renewal of a token that is not renewable", "PUT", "auth/token/renew-self", `{"increment":0}`, good, 400,
 			"not renewable",
