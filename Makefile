@@ -40,10 +40,11 @@ tidy-check:
 	$(GO) mod tidy -diff
 
 .PHONY: lint
-lint: $(BIN)/golangci-lint ## golangci-lint with .golangci.yml, and no names that differ by case only
+lint: $(BIN)/golangci-lint ## golangci-lint with .golangci.yml, names that differ by case only, and readability
 	$(BIN)/golangci-lint run --allow-parallel-runners ./...
 	cd e2e && $(BIN)/golangci-lint run --allow-parallel-runners --config ../.golangci.yml ./...
 	$(GO) run ./internal/tools/identcase
+	$(GO) run ./internal/tools/readability
 
 .PHONY: vuln
 vuln: $(BIN)/govulncheck ## known vulnerabilities; without its database a printed warning, not a pass

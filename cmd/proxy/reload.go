@@ -195,6 +195,8 @@ func needsRestart(old, next *config.Config) (names []string) {
 		b.Origin.AccessKey, b.Origin.SecretKey = a.Origin.AccessKey, a.Origin.SecretKey
 	}
 	b.AdminToken = a.AdminToken
+	// Rules have taken these two over.
+	b.Encryption.PlaintextObjects, b.Encryption.CustomerKeys = a.Encryption.PlaintextObjects, a.Encryption.CustomerKeys
 	a.Keys, b.Keys = keysWithoutSecrets(a.Keys), keysWithoutSecrets(b.Keys)
 
 	left, right := reflect.ValueOf(a), reflect.ValueOf(b)
