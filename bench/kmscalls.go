@@ -21,7 +21,8 @@ const kmsObjects = 2000
 // meanwhile.
 func kmsCalls(ctx context.Context, l *lab) error {
 	fmt.Printf(
-		"\n| %d objects of 4 KiB, dek_cache.ttl 5m | KMS calls to write them | to read them, with nothing cached |\n|---|---|---|\n",
+		"\n| %d objects of 4 KiB, dek_cache.ttl 5m | KMS calls to write them | "+
+			"to read them, with nothing cached |\n|---|---|---|\n",
 		kmsObjects,
 	)
 	for _, row := range []struct{ name, label, rule string }{

@@ -28,4 +28,6 @@
 //	conformance_test.go  public suites, at the store and through the proxy; conformance.txt is what differs, and why
 //	scan_test.go      the search for plaintext at rest
 //	report_test.go    the table at the end; matrix_test.go writes it into docs/s3-compatibility.md
+//
+// There is no example: it is tests.
 package e2e

@@ -108,7 +108,8 @@ func checkAlias(ctx context.Context, k config.Key, arn string) (string, error) {
 		case len(k.AlsoKnownAs) > 0:
 			return "", fmt.Errorf(
 				"%s points to %s, which is not in also_known_as: objects that are stored under it now "+
-					"cannot be read by proxies that were started before the alias moved, nor after it moves again; add it",
+					"cannot be read by proxies that were started before the alias moved, "+
+					"nor after it moves again; add it",
 				k.KeyID,
 				arn,
 			)

@@ -219,7 +219,8 @@ func checkBindings(ctx context.Context, key *kms.Azure, newest string) (string, 
 	for i, version := range versions {
 		if version != newest {
 			fmt.Fprintf(&detail, "; binding %d is wrapped by version %s, not the newest: "+
-				"before you disable that version, wrap the binding again (cmekproxy keys bind --again %d)", i+1, version, i+1)
+				"before you disable that version, wrap the binding again "+
+				"(cmekproxy keys bind --again %d)", i+1, version, i+1)
 		}
 	}
 

@@ -24,7 +24,8 @@ func keysBindCommand() *cobra.Command {
 	again := c.Flags().Int(
 		"again",
 		0,
-		"wrap the `N`th binding of the configuration again, with the newest version of the key (default: a new binding)",
+		"wrap the `N`th binding of the configuration again, with the newest version of the key "+
+			"(default: a new binding)",
 	)
 
 	c.RunE = func(c *cobra.Command, args []string) error {

@@ -182,7 +182,10 @@ func (b *backend) measureKeys() {
 			"Time from the KMS's first refusal of the key to the last byte under it; 0 if it is not revoked.",
 			most, func(s keyring.Status) float64 { return s.LastUse.Seconds() },
 		},
-		{"cmekproxy_key_revoked", "Number of keys with this label that the KMS reports as revoked.", sum, revokedAsNumber},
+		{
+			"cmekproxy_key_revoked", "Number of keys with this label that the KMS reports as revoked.",
+			sum, revokedAsNumber,
+		},
 	} {
 		b.metrics.ByKey(m.name, m.help, b.ofEachLabel(m.of, m.together))
 	}

@@ -30,6 +30,9 @@
 //	handler.go  serving the report
 //	page.go     the report as a web page
 //	plot.go     the plot on that page
+//
+// There is no example: its result is a page to look at, which cmekproxy dev
+// serves.
 package advisor
 
 import (

@@ -6,6 +6,8 @@
 // source as long as the connection lives, and all later callers wait with
 // it. A Provider reloads the files when they change, and gives up on a
 // source that hangs.
+//
+// There is no example: it needs a source of AWS credentials.
 package awscreds
 
 import (

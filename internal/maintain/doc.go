@@ -10,4 +10,6 @@
 //	storecheck  test what a store can do
 //
 // These packages never import the S3 API, and the S3 API never imports them.
+//
+// There is no example: it has no code.
 package maintain

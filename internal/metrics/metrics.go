@@ -1,5 +1,8 @@
 // Package metrics exports Prometheus metrics of the proxy.
 // docs/operations.md documents their names and labels.
+//
+// There is no example: its names are what matters, and docs/metrics.md
+// lists them.
 package metrics
 
 import (

@@ -8,6 +8,8 @@
 //	origin.go     addressing and signing
 //	trailer.go    uploads with a checksum in a trailer
 //	transport.go  timeouts
+//
+// There is no example: it needs a store. The tests show its use.
 package origin
 
 import (

@@ -1,6 +1,8 @@
 // Package pemfile loads PEM files for TLS and reloads them when they
 // change: certificate authorities (Pool), and a server's certificate with
 // its key (Server). Package livefile defines what counts as a change.
+//
+// There is no example: it needs certificates. The tests show its use.
 package pemfile
 
 import (

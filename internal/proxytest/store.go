@@ -1,5 +1,7 @@
 // Package proxytest starts what tests of several packages need in front of or
 // behind the proxy: a real store in a directory, and keys in files.
+//
+// There is no example: it is for tests, which show its use.
 package proxytest
 
 import (

@@ -279,7 +279,8 @@ func (v *verifier) verify() error {
 		if len(values) != 1 {
 			return badRequest(
 				"MalformedTrailerError",
-				"The request contained trailing data that was not well-formed or did not conform to our published schema.",
+				"The request contained trailing data that was not well-formed "+
+					"or did not conform to our published schema.",
 			)
 		}
 

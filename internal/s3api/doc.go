@@ -31,4 +31,7 @@
 //	XML         xml.go (answers of the store) xmlbody.go (requests of clients)
 //	keys        customerkey.go (SSE-C) audit.go
 //	connections connection.go idle.go disconnect.go keepalive.go transfer.go
+//
+// There is no example: it needs a store and a KMS. cmekproxy dev starts all
+// of them.
 package s3api

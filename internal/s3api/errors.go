@@ -103,10 +103,10 @@ var storeCodes = setOf(
 		"BucketAlreadyOwnedByYou BucketNotEmpty ConditionalRequestConflict CORSConfigurationNotFoundError " +
 		"InsufficientStorage InvalidBucketState InvalidLocationConstraint IllegalLocationConstraintException " +
 		"InvalidObjectState InvalidPolicyDocument InvalidStorageClass InvalidTag InvalidTagError MalformedACLError " +
-		"MalformedPolicy MethodNotAllowed MissingRequestBodyError NoSuchBucket NoSuchBucketPolicy NoSuchConfiguration " +
-		"NoSuchCORSConfiguration NoSuchKey NoSuchLifecycleConfiguration NoSuchObjectLockConfiguration " +
-		"NoSuchPublicAccessBlockConfiguration NoSuchTagSet NoSuchTagSetError NoSuchVersion NoSuchWebsiteConfiguration " +
-		"ObjectLockConfigurationNotFoundError ObjectNotInActiveTierError OperationAborted " +
+		"MalformedPolicy MethodNotAllowed MissingRequestBodyError NoSuchBucket NoSuchBucketPolicy " +
+		"NoSuchConfiguration NoSuchCORSConfiguration NoSuchKey NoSuchLifecycleConfiguration " +
+		"NoSuchObjectLockConfiguration NoSuchPublicAccessBlockConfiguration NoSuchTagSet NoSuchTagSetError NoSuchVersion " +
+		"NoSuchWebsiteConfiguration ObjectLockConfigurationNotFoundError ObjectNotInActiveTierError OperationAborted " +
 		"OwnershipControlsNotFoundError PreconditionFailed ReplicationConfigurationNotFoundError " +
 		"RestoreAlreadyInProgress TooManyBuckets UserKeyMustBeSpecified NotFound",
 )

@@ -19,6 +19,8 @@
 //	copyheader.go    the headers of a copy, and aws-chunked in them
 //	tags.go          the tags of an object
 //	partchecksum.go  the store's checksum of a part
+//
+// There is no example: it needs a store. The tests show its use.
 package stored
 
 import (

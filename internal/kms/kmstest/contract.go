@@ -2,6 +2,8 @@
 // test that every provider of package kms must pass, and strict servers
 // that implement the APIs of AWS KMS, Azure Key Vault, Google Cloud KMS and
 // Vault.
+//
+// There is no example: it is for tests, which show its use.
 package kmstest
 
 import (

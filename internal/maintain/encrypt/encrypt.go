@@ -17,6 +17,9 @@
 //	write.go    writing it, and reading it back
 //	source.go   reading the plaintext
 //	layout.go   choosing the parts of a multipart upload
+//
+// There is no example: it needs a store. docs/migration.md shows the
+// command.
 package encrypt
 
 import (

@@ -13,6 +13,8 @@
 //	checked.go  bodies that are verified before they are sent
 //	upload.go   multipart uploads
 //	send.go     sending requests, and recognizing answers that are not the store's
+//
+// There is no example: it needs a store. The tests show its use.
 package inplace
 
 import (

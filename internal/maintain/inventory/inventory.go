@@ -1,6 +1,8 @@
 // Package inventory lists which KMS key protects which object of a bucket,
 // as the envelopes say. It does not use the KMS, so it also works if a key
 // is lost. Nothing that it reports is verified.
+//
+// There is no example: it needs a store. docs/rewrap.md shows the command.
 package inventory
 
 import (

@@ -14,6 +14,8 @@
 //	rewrap.go  one object, and what to do with it
 //	single.go  single-PUT objects
 //	parts.go   multipart objects
+//
+// There is no example: it needs a store. docs/rewrap.md shows the command.
 package rewrap
 
 import (

@@ -214,7 +214,8 @@ func (m *Mover) confirm( //nolint:revive // empty describes the object
 
 	if !empty && !bytes.Equal(seen.First, fresh.Header[:]) || empty && seen.Stored > 0 {
 		return fmt.Errorf(
-			"%w: it was overwritten while the store copied it, and the store put the old object's envelope on the new body",
+			"%w: it was overwritten while the store copied it, "+
+				"and the store put the old object's envelope on the new body",
 			ErrLost,
 		)
 	}

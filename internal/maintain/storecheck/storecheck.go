@@ -6,6 +6,8 @@
 //	conditions.go  which conditions on writes the store honors
 //	parts.go       multipart uploads, and their ETags
 //	keys.go        whether the store takes keys literally or as paths
+//
+// There is no example: it needs a store. cmekproxy check shows its use.
 package storecheck
 
 import (

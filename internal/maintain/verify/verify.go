@@ -1,5 +1,8 @@
 // Package verify reads stored objects to the last byte. For objects that
 // fail, it reports whether the object, the key or the store is at fault.
+//
+// There is no example: it needs a store. docs/migration.md shows the
+// command.
 package verify
 
 import (

@@ -1,4 +1,6 @@
 // Package pemtest creates certificates for tests.
+//
+// There is no example: it is for tests, which show its use.
 package pemtest
 
 import (

@@ -1,6 +1,7 @@
 // Readability measures how a page of this repository reads, and fails beyond
 // the limits below: blank lines in functions, the width of comments, long
-// lines, and words of a dialect that a reader would need a dictionary for.
+// lines, words of a dialect that a reader would need a dictionary for, and
+// packages without an example.
 //
 //	readability [DIR...]
 //
@@ -16,6 +17,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -24,7 +26,6 @@ const (
 	minBlank   = 4.0 // percent of the lines in functions
 	maxComment = 65  // mean columns of a comment line
 	maxLine    = 120 // columns of a line of code
-	maxDialect = 0   // findings
 )
 
 func main() {
@@ -48,18 +49,18 @@ func main() {
 type report struct {
 	functionLines, blankLines  int
 	commentLines, commentWidth int
-	long, dialect              []string // findings, as file:line: text
+	long, dialect, unexplained []string // findings, as file:line: text
 }
 
 func (r *report) readTree(dir string) error {
-	return filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error { //nolint:gosec // any directory may be read
+	visit := func(path string, d fs.DirEntry, err error) error {
 		switch {
 		case err != nil:
 			return err
 		case d.IsDir() && path != dir && skipped(d.Name()):
 			return fs.SkipDir
 		case d.IsDir():
-			return nil
+			return r.findExamples(path)
 		}
 
 		text, err := readFile(path)
@@ -72,7 +73,8 @@ func (r *report) readTree(dir string) error {
 
 		r.readMarkdown(path, text)
 		return nil
-	})
+	}
+	return filepath.WalkDir(dir, visit) //nolint:gosec // any directory may be read
 }
 
 func skipped(name string) bool {
@@ -100,18 +102,14 @@ func (r *report) print(w io.Writer) bool {
 	fmt.Fprintf(w, "blank lines in functions  %5.1f %%  of %d, want %.1f or more\n", blank, r.functionLines, minBlank)
 	fmt.Fprintf(w, "mean comment line         %5d    columns, want %d or less\n", comment, maxComment)
 	fmt.Fprintf(w, "lines over %d columns    %5d    want 0\n", maxLine, len(r.long))
-	fmt.Fprintf(w, "words of the dialect      %5d    want %d or less\n", len(r.dialect), maxDialect)
+	fmt.Fprintf(w, "words of the dialect      %5d    want 0\n", len(r.dialect))
+	fmt.Fprintf(w, "packages without example  %5d    that do not say why, want 0\n", len(r.unexplained))
 
-	ok := blank >= minBlank && comment <= maxComment
-	if len(r.long) > 0 {
-		ok = false
-		fmt.Fprintln(w, strings.Join(r.long, "\n"))
+	findings := slices.Concat(r.long, r.dialect, r.unexplained)
+	if len(findings) > 0 {
+		fmt.Fprintln(w, strings.Join(findings, "\n"))
 	}
-	if len(r.dialect) > maxDialect {
-		ok = false
-		fmt.Fprintln(w, strings.Join(r.dialect, "\n"))
-	}
-	return ok
+	return blank >= minBlank && comment <= maxComment && len(findings) == 0
 }
 
 func percent(part, whole int) float64 { return 100 * float64(part) / float64(max(whole, 1)) }

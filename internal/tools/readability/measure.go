@@ -58,7 +58,8 @@ func (r *report) countBlank(body []string) {
 // line: a composite literal, or a string.
 func isTableRow(line string) bool {
 	row, _, _ := strings.Cut(line, " // ")
-	return strings.HasPrefix(row, "{") && strings.HasSuffix(row, "},") || strings.HasPrefix(line, `"`) || strings.Contains(line, "`")
+	return strings.HasPrefix(row, "{") && strings.HasSuffix(row, "},") ||
+		strings.HasPrefix(line, `"`) || strings.Contains(line, "`")
 }
 
 func (r *report) readMarkdown(path, text string) {
@@ -89,7 +90,7 @@ var dialect = []struct {
 	{regexp.MustCompile(`(?i)\bbe it\b`), "whether"},
 	{regexp.MustCompile(`(?i)\bbut for\b`), "except"},
 	{regexp.MustCompile(`(?i)\bput whole\b`), "single-PUT object"},
-	{regexp.MustCompile(`(?i)\b(it|that|this|which|etags?|document|text) (is|are) no (MD5|UTF-8|JSON|XML|S3|answer|error|object|key|envelope|success)`), "is not"},
+	{regexp.MustCompile(`(?i)\b(it|that|this|which|etags?) (is|are) no (MD5|JSON|XML|error|object|key)`), "is not"},
 	{regexp.MustCompile(`(?i)\bholds? to (If-Match|the condition|a condition|it)\b`), "honors"},
 	{regexp.MustCompile(`(?i)\btells? of\b`), "describes, reports"},
 	{regexp.MustCompile(`(?i)\bas good as\b`), "nearly"},
