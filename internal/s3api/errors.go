@@ -105,8 +105,8 @@ var storeCodes = setOf(
 		"InvalidObjectState InvalidPolicyDocument InvalidStorageClass InvalidTag InvalidTagError MalformedACLError " +
 		"MalformedPolicy MethodNotAllowed MissingRequestBodyError NoSuchBucket NoSuchBucketPolicy " +
 		"NoSuchConfiguration NoSuchCORSConfiguration NoSuchKey NoSuchLifecycleConfiguration " +
-		"NoSuchObjectLockConfiguration NoSuchPublicAccessBlockConfiguration NoSuchTagSet NoSuchTagSetError NoSuchVersion " +
-		"NoSuchWebsiteConfiguration ObjectLockConfigurationNotFoundError ObjectNotInActiveTierError OperationAborted " +
+		"NoSuchObjectLockConfiguration NoSuchPublicAccessBlockConfiguration NoSuchTagSet NoSuchTagSetError " +
+		"NoSuchVersion NoSuchWebsiteConfiguration ObjectLockConfigurationNotFoundError ObjectNotInActiveTierError OperationAborted " +
 		"OwnershipControlsNotFoundError PreconditionFailed ReplicationConfigurationNotFoundError " +
 		"RestoreAlreadyInProgress TooManyBuckets UserKeyMustBeSpecified NotFound",
 )
