@@ -106,8 +106,8 @@ var storeCodes = setOf(
 		"MalformedPolicy MethodNotAllowed MissingRequestBodyError NoSuchBucket NoSuchBucketPolicy " +
 		"NoSuchConfiguration NoSuchCORSConfiguration NoSuchKey NoSuchLifecycleConfiguration " +
 		"NoSuchObjectLockConfiguration NoSuchPublicAccessBlockConfiguration NoSuchTagSet NoSuchTagSetError " +
-		"NoSuchVersion NoSuchWebsiteConfiguration ObjectLockConfigurationNotFoundError ObjectNotInActiveTierError OperationAborted " +
-		"OwnershipControlsNotFoundError PreconditionFailed ReplicationConfigurationNotFoundError " +
+		"NoSuchVersion NoSuchWebsiteConfiguration ObjectLockConfigurationNotFoundError ObjectNotInActiveTierError " +
+		"OperationAborted OwnershipControlsNotFoundError PreconditionFailed ReplicationConfigurationNotFoundError " +
 		"RestoreAlreadyInProgress TooManyBuckets UserKeyMustBeSpecified NotFound",
 )
 
