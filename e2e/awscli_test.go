@@ -23,8 +23,8 @@ type awsCLI struct {
 
 func newAWSCLI(e endpoint, dir string) *awsCLI {
 	c := &awsCLI{endpoint: e, dir: dir}
-	// Version 1 presigns with Signature Version 2 unless told otherwise, which
-	// S3 itself no longer takes for new buckets.
+	// Without this setting, version 1 presigns with Signature Version 2,
+	// which S3 rejects for new buckets.
 	config := filepath.Join(dir, "aws.config")
 	if err := os.WriteFile(config, []byte("[default]\ns3 =\n  signature_version = s3v4\n"), 0o600); err != nil {
 		panic(err)
@@ -44,8 +44,8 @@ func (c *awsCLI) runIn(env []string, args ...string) (string, error) {
 	return out, toolError(err)
 }
 
-// mustRoundTrip copies a file to an object and back, each with options of its
-// own.
+// mustRoundTrip copies a file to an object and back. there and back are the
+// options of the two copies.
 func (c *awsCLI) mustRoundTrip(t *testing.T, file, object string, there, back []string) {
 	t.Helper()
 	if out, err := c.run(append([]string{"s3", "cp", "--no-progress", file, object}, there...)...); err != nil {
@@ -156,8 +156,8 @@ func (c *awsCLI) putObject(bucket, key string, data []byte, flags ...string) err
 		return err
 	}
 	defer os.Remove(file)
-	// By default, BadDigest is sent again and again, with long pauses. Where
-	// it is the right answer, once is enough.
+	// By default, the client retries BadDigest several times, with long
+	// pauses. Where BadDigest is the expected answer, one attempt is enough.
 	env := append(slices.Clone(c.env), "AWS_MAX_ATTEMPTS=1")
 	_, err = c.runIn(env, append([]string{"s3api", "put-object", "--bucket", bucket, "--key", key, "--body", file}, flags...)...)
 	return err
@@ -174,7 +174,7 @@ func (when condition) flags() []string {
 	return flags
 }
 
-// algorithms are those that need no further package.
+// algorithms are those that the client computes without an extra package.
 func (c *awsCLI) algorithms() []string { return []string{"CRC32", "SHA256"} }
 
 func (c *awsCLI) putChecksum(bucket, key string, data []byte, algorithm, value string) error {
@@ -269,7 +269,7 @@ func (c *awsCLI) move(bucket, from, to string) error {
 	return err
 }
 
-// awsTags are tags as the s3api commands take and print them.
+// awsTags is the form in which the s3api commands read and print tags.
 type awsTags struct{ TagSet []struct{ Key, Value string } }
 
 func (c *awsCLI) setTags(bucket, key string, tags map[string]string) error {
@@ -334,7 +334,7 @@ func (c *awsCLI) removeBucket(bucket string) error {
 	return err
 }
 
-// presign can GET only.
+// presign supports GET only.
 func (c *awsCLI) presign(method, bucket, key string, valid time.Duration) (string, error) {
 	if method != http.MethodGet {
 		return "", errNoPresign

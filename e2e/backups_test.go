@@ -24,7 +24,8 @@ func resticBackup(t *testing.T, u *use) {
 	u.does(t, "verify", func(t *testing.T) { must(t, env, "restic", "check", "--read-data") })
 }
 
-// duplicityBackup leaves encryption to the proxy.
+// duplicityBackup backs up a directory and restores it. Duplicity's own
+// encryption is off.
 func duplicityBackup(t *testing.T, u *use) {
 	dir, restored := t.TempDir(), filepath.Join(t.TempDir(), "restored")
 	writeRandom(t, filepath.Join(dir, "large"), 5*mib)

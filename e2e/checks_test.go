@@ -23,18 +23,18 @@ import (
 	"github.com/minio/crc64nvme"
 )
 
-// session is one client at one endpoint, with a bucket of its own.
+// session is one client at one endpoint, with its own bucket.
 type session struct {
 	*fixture
 	client   client
 	endpoint endpoint
-	judge    *goSDK // looks where the client cannot
+	judge    *goSDK // reads what the client cannot
 	bucket   string
 	proxied  bool
-	column   string // in the table
+	column   string // of the report
 }
 
-// checks are made in this order: later ones build on earlier ones.
+// checks run in this order: later ones build on earlier ones.
 var checks = []struct {
 	name string
 	run  func(*testing.T, *session)
@@ -80,7 +80,7 @@ func checkBucket(t *testing.T, s *session) {
 	}
 }
 
-// bulk is a client that is slow to start, and copies whole directories.
+// bulk is a client that starts slowly and copies whole directories.
 type bulk interface {
 	putAll(dir, bucket, prefix string) error
 	getAll(bucket, prefix, dir string) error
@@ -111,7 +111,7 @@ func checkRoundTrip(t *testing.T, s *session) {
 	}
 }
 
-// same compares without printing megabytes.
+// same compares two bodies without printing megabytes.
 func same(t *testing.T, what string, got []byte, err error, want []byte) {
 	t.Helper()
 	switch {
@@ -172,7 +172,7 @@ func checkRanges(t *testing.T, s *session) {
 		same(t, spec, got, err, want)
 	}
 	if _, ok := s.client.(*rclone); ok {
-		return // it knows the size, and does not ask for more
+		return // it knows the size and asks for no more
 	}
 	for spec, want := range map[string][]byte{"1048000-9999999": body.data[1048000:], "-9999999": body.data} {
 		got, err := r.getRange(s.bucket, key, spec)
@@ -217,8 +217,8 @@ func checkListing(t *testing.T, s *session) {
 	}
 }
 
-// checkSync is the check that sizes, times and ETags are such that a second
-// run has nothing to do.
+// checkSync checks that a second run finds nothing to copy, because sizes,
+// times and ETags match.
 func checkSync(t *testing.T, s *session) {
 	c, ok := s.client.(syncer)
 	if !ok {
@@ -228,8 +228,8 @@ func checkSync(t *testing.T, s *session) {
 	if err := os.CopyFS(dir, os.DirFS(s.Dir)); err != nil {
 		t.Fatal(err)
 	}
-	// A file that is as new as its copy may be copied again: times of objects
-	// are whole seconds.
+	// Modification times of objects are in whole seconds. A client may copy
+	// a file again if it is as new as its copy.
 	for _, body := range s.Bodies {
 		if err := os.Chtimes(filepath.Join(dir, body.Name), time.Time{}, time.Now().Add(-time.Hour)); err != nil {
 			t.Fatal(err)
@@ -272,7 +272,7 @@ func checkSync(t *testing.T, s *session) {
 func checkOddKeys(t *testing.T, s *session) {
 	keys := s.Keys
 	switch s.client.(type) {
-	case *rclone, *mc: // to these, what ends in a slash is a directory
+	case *rclone, *mc: // they take a key that ends in "/" for a directory
 		keys = slices.DeleteFunc(slices.Clone(keys), func(key string) bool { return strings.HasSuffix(key, "/") })
 	}
 	single := keys
@@ -391,7 +391,8 @@ func tampered(t *testing.T, url, what string) string {
 	return changed
 }
 
-// fetch is what any program that is handed a URL does. want nil: any body.
+// fetch sends a request to a URL as a program without an SDK does. If want
+// is nil, any body is accepted.
 func fetch(t *testing.T, c *http.Client, method, url string, body []byte, status int, want []byte) {
 	t.Helper()
 	request, err := http.NewRequestWithContext(t.Context(), method, url, bytes.NewReader(body))
@@ -487,7 +488,7 @@ func checkChecksums(t *testing.T, s *session) {
 			}
 			got, sums, err := c.getVerified(s.bucket, key)
 			same(t, algorithm+" of "+name, got, err, body.data)
-			// Not every client sends a checksum of nothing.
+			// Not every client sends a checksum for an empty body.
 			if want := checksum(t, algorithm, body.data); sums[algorithm] != want && body.Size > 0 {
 				t.Errorf("%s of %s is given as %q, not %q; all: %v", algorithm, name, sums[algorithm], want, sums)
 			}
@@ -505,7 +506,7 @@ func checkChecksums(t *testing.T, s *session) {
 	}
 }
 
-// checksum is in base64, as S3 has it.
+// checksum returns a checksum in base64, as S3 writes it.
 func checksum(t *testing.T, algorithm string, data []byte) string {
 	t.Helper()
 	hashes := map[string]func() hash.Hash{
@@ -591,8 +592,8 @@ func checkConditions(t *testing.T, s *session) {
 	same(t, "after a PUT with If-Match", got, err, []byte("replaced"))
 }
 
-// hungUp reports whether it was the store itself that closed a TLS connection
-// on a refused PUT, without an answer.
+// hungUp reports whether the store itself closed a TLS connection on a
+// rejected PUT, without a response.
 func (s *session) hungUp(err error) bool {
 	if s.proxied || err == nil || !strings.Contains(err.Error(), "EOF occurred in violation of protocol") {
 		return false

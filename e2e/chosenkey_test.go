@@ -10,9 +10,9 @@ import (
 	"testing"
 )
 
-// boto3 with a key and an encryption context of its own choice, for an object
-// of one part and for one of several, the parts of which go to two replicas in
-// turn. It prints the key of each object.
+// chosenScript uses boto3 with a chosen key and encryption context for a
+// single-PUT object and a multipart object, whose parts go to two replicas
+// in turn. It prints the key of each object.
 const chosenScript = `
 import base64, boto3, io, json, os, sys
 region, access, secret, bucket, ca = sys.argv[1:6]
@@ -35,14 +35,14 @@ for key in ("parts", "managed"):
 print(json.dumps({key: s3.head_object(Bucket=bucket, Key=key)["SSEKMSKeyId"] for key in ("whole", "parts", "managed", "rules")}))
 `
 
-// A client asks for another key than the rules', as SDKs and the command line
-// do.
+// TestChosenKeys has SDKs and the command line request a key other than the
+// one that the rules name.
 func TestChosenKeys(t *testing.T) {
 	s := startStack(t)
 	if !s.proxied {
 		t.Skip("the store has no such key")
 	}
-	e := s.endpoints[1] // TLS, and two replicas all the same
+	e := s.endpoints[1] // TLS; also has two replicas
 	const bucket = "chosen"
 	if err := newGoSDK(e).createBucket(bucket); err != nil {
 		t.Fatal(err)
@@ -60,7 +60,7 @@ func TestChosenKeys(t *testing.T) {
 	}
 	if selected("aws-cli") {
 		dir := t.TempDir()
-		text := make([]byte, 9<<20) // in parts
+		text := make([]byte, 9<<20) // large enough for a multipart upload
 		rand.Read(text)
 		file := filepath.Join(dir, "text")
 		if err := os.WriteFile(file, text, 0o600); err != nil {

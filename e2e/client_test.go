@@ -10,20 +10,22 @@ import (
 	"time"
 )
 
-// client is what every client can do. Errors of the S3 protocol are *apiError.
+// client has the operations that every client supports. Errors of the S3
+// protocol are *apiError.
 type client interface {
 	createBucket(bucket string) error
 	put(bucket, key string, data []byte) error
 	get(bucket, key string) ([]byte, error)
-	// list returns keys and sizes of all objects with a prefix, at any depth.
+	// list returns the keys and sizes of all objects with a prefix, at any
+	// depth.
 	list(bucket, prefix string) (map[string]int64, error)
 	remove(bucket, key string) error
-	// as is the same client with other credentials.
+	// as returns the same client with other credentials.
 	as(credentials) client
 }
 
-// What some clients can do besides. A check that needs more than a client can
-// do does not apply to it.
+// Optional operations. A check that needs one is skipped for clients that do
+// not have it.
 type (
 	header interface {
 		head(bucket, key string) (attributes, error)
@@ -33,13 +35,14 @@ type (
 		getRange(bucket, key, spec string) ([]byte, error)
 	}
 	pager interface {
-		// page lists in pages of some keys until the end, and returns keys
-		// with sizes, and common prefixes.
+		// page lists in pages of pageSize keys until the end. It returns the
+		// keys with their sizes, and the common prefixes.
 		page(bucket, prefix, delimiter string, pageSize int) (map[string]int64, []string, error)
 	}
 	syncer interface {
-		// sync copies what is new in a directory to bucket/prefix, or back,
-		// and returns how many files it copied.
+		// sync copies new and changed files from a directory to
+		// bucket/prefix, and syncBack copies them back. Both return the
+		// number of files copied.
 		sync(dir, bucket, prefix string) (copied int, err error)
 		syncBack(bucket, prefix, dir string) (copied int, err error)
 	}
@@ -56,11 +59,11 @@ type (
 	checksummer interface {
 		// putMD5 sends a Content-MD5, in base64.
 		putMD5(bucket, key string, data []byte, md5 string) error
-		// putChecksum has the client compute a checksum, such as SHA256; or
-		// sends value, in base64, where it is not empty.
+		// putChecksum makes the client compute a checksum, such as SHA256.
+		// If value is not empty, it sends value, in base64.
 		putChecksum(bucket, key string, data []byte, algorithm, value string) error
-		// getVerified reads with checksums, and returns those that the server
-		// gave, in base64, by algorithm.
+		// getVerified reads with checksum validation. It returns the
+		// checksums from the server, in base64, by algorithm.
 		getVerified(bucket, key string) ([]byte, map[string]string, error)
 		algorithms() []string
 	}
@@ -71,13 +74,14 @@ type (
 		removeBucket(bucket string) error
 	}
 	multiparter interface {
-		// putLarge and getLarge copy a file as the client does by default when
-		// it is too large for one request.
+		// putLarge and getLarge copy a file that is too large for one
+		// request, with the client's default settings.
 		putLarge(bucket, key, file string) error
 		getLarge(bucket, key, file string) error
 	}
 	copier interface {
-		// copy has the server copy an object, and move deletes the source then.
+		// copy makes the server copy an object. move also deletes the
+		// source.
 		copy(bucket, from, to string) error
 		move(bucket, from, to string) error
 	}
@@ -87,16 +91,17 @@ type (
 	}
 )
 
-// errNoPresign says that a client presigns other methods only.
+// errNoPresign is returned for a method that the client cannot presign.
 var errNoPresign = errors.New("the client does not presign this method")
 
-// errUnknownOption says that this version of a client cannot do it.
+// errUnknownOption is returned if this version of the client does not
+// support an option.
 var errUnknownOption = errors.New("unknown option")
 
-// condition is a condition of a request; empty fields are not sent.
+// condition holds the conditions of a request. Empty fields are not sent.
 type condition struct{ ifMatch, ifNoneMatch string }
 
-// attributes are what an object has besides its content.
+// attributes are the properties of an object besides its content.
 type attributes struct {
 	size                                                                     int64
 	etag                                                                     string
@@ -104,11 +109,11 @@ type attributes struct {
 	metadata                                                                 map[string]string // names in lower case
 }
 
-// apiError is an error of the S3 protocol. Code is "" where a client does not
-// tell.
+// apiError is an error of the S3 protocol. Code is "" if the client does not
+// report it.
 type apiError struct {
 	code   string
-	status int // 0 where a client does not tell
+	status int // 0 if the client does not report it
 	text   string
 }
 
@@ -117,8 +122,8 @@ func (e *apiError) Error() string {
 }
 
 // refusedAs reports whether err is an API error with a status and one of
-// codes. What a client does not tell is not held against it. A HEAD has no
-// body, and so no code.
+// codes. A status or code that the client does not report is not checked.
+// The response to a HEAD has no body, so it has no code.
 func refusedAs(err error, status int, codes ...string) bool {
 	var e *apiError
 	if !errors.As(err, &e) {
@@ -131,7 +136,7 @@ func refusedAs(err error, status int, codes ...string) bool {
 		e.code == strings.ReplaceAll(http.StatusText(status), " ", "") || e.code == fmt.Sprint(status, " ", http.StatusText(status)))
 }
 
-// code is the code of an API error, for messages.
+// code returns the code of an API error, for messages.
 func code(err error) string {
 	if e, ok := errors.AsType[*apiError](err); ok {
 		return e.code
@@ -139,13 +144,14 @@ func code(err error) string {
 	return ""
 }
 
-// The ways in which command-line clients print an S3 error.
+// These patterns match the ways in which command-line clients print an S3
+// error.
 var (
 	errorCode   = regexp.MustCompile(`(?:An error occurred \(|S3 error: \d{3} \(|error [A-Za-z ]*: |failed to [a-z ]+: )([A-Z][A-Za-z0-9.]+|\d{3})(?:\)|:)`)
 	errorStatus = regexp.MustCompile(`(?:S3 error: |[Ss]tatus code: |An error occurred \()(\d{3})\b`)
 )
 
-// toolError turns what a command-line client has printed into an *apiError, if
+// toolError converts the output of a command-line client to an *apiError, if
 // it looks like one.
 func toolError(err error) error {
 	if err == nil {

@@ -18,10 +18,10 @@ import (
 	"time"
 )
 
-// The store brings its own suite of conformance tests, which can be pointed at
-// any endpoint. Each case is run at the store and through the proxy; those
-// that pass at the store only are the proxy's doing, and conformance.txt must
-// name each, with a reason. See conformance.sh.
+// The store has its own conformance suite, which can run against any
+// endpoint. Each case runs at the store and through the proxy. If a case
+// passes only at the store, the proxy is the cause, and conformance.txt must
+// list the case with a reason. See conformance.sh.
 const (
 	suite          = "github.com/versity/versitygw"
 	suiteExpected  = "conformance.txt"
@@ -29,14 +29,15 @@ const (
 	suiteCaseLimit = 2 * time.Minute
 )
 
-// unexplained is the reason of new differences in conformance.txt after
-// E2E_UPDATE=1: there for a better one to be written.
+// unexplained is the reason that E2E_UPDATE=1 writes for new differences in
+// conformance.txt. Replace it with the real reason.
 const unexplained = "no reason yet"
 
-// verdict is what became of a case; empty where it has passed.
+// verdict has the errors of a case at the store and through the proxy. An
+// error is empty if the case passed.
 type verdict struct{ direct, proxied string }
 
-// lost reports whether it is the proxy's doing that a case fails.
+// lost reports whether a case fails because of the proxy.
 func (v verdict) lost() bool { return v.direct == "" && v.proxied != "" }
 
 func TestConformance(t *testing.T) {
@@ -75,8 +76,8 @@ func TestConformance(t *testing.T) {
 	checkSection(t, "conformance", conformanceSection(verdicts, expected))
 }
 
-// TestConformanceListed makes sure that the documentation names the cases of
-// conformance.txt, without running any.
+// TestConformanceListed checks that the documentation names the cases of
+// conformance.txt. It runs no case.
 func TestConformanceListed(t *testing.T) {
 	_, _, section, _ := readSection(t, "conformance")
 	listed := make(map[string]bool)
@@ -94,13 +95,15 @@ func TestConformanceListed(t *testing.T) {
 	}
 }
 
-// suiteCase is a case by its name. Some need a store that keeps versions.
+// suiteCase is a case of the suite. Some cases need a store that keeps
+// versions.
 type suiteCase struct {
 	name      string
 	versioned bool
 }
 
-// suiteCases has the suite say what it would run: without an endpoint, each case is named before it fails.
+// suiteCases lists the cases of the suite. Without an endpoint, the suite
+// prints the name of each case before the case fails.
 func suiteCases(t *testing.T) []suiteCase {
 	t.Helper()
 	var cases []suiteCase
@@ -120,7 +123,8 @@ func suiteCases(t *testing.T) []suiteCase {
 	return cases
 }
 
-// runSuite runs all cases, each in a process of its own, as one that crashes would take the others with it.
+// runSuite runs each case in a separate process, because a crash would end
+// the cases after it.
 func runSuite(t *testing.T, cases []suiteCase) map[string]verdict {
 	t.Helper()
 	queue := make(chan suiteCase)
@@ -154,8 +158,9 @@ func runSuite(t *testing.T, cases []suiteCase) map[string]verdict {
 	return verdicts
 }
 
-// runFunctional runs the functional tests that minio-go brings, which carry on after a failure, once at the store and
-// once through the proxy. The case is a test of theirs, and has failed if any of its steps has.
+// runFunctional runs the functional tests of minio-go, once at the store and
+// once through the proxy. They continue after a failure. Each test is a
+// case, which fails if any of its steps fails.
 func runFunctional(t *testing.T) map[string]verdict {
 	t.Helper()
 	env, keyConfig, _ := startKMS(t)
@@ -175,7 +180,7 @@ func runFunctional(t *testing.T) map[string]verdict {
 	return verdicts
 }
 
-// runFunctionalAt returns why each test fails, or "".
+// runFunctionalAt returns why each test failed, or "".
 func runFunctionalAt(t *testing.T, e endpoint) map[string]string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
@@ -204,7 +209,8 @@ func runFunctionalAt(t *testing.T, e endpoint) map[string]string {
 	return results
 }
 
-// lane is a store and a proxy in front of it, for one case at a time: all cases name their buckets alike.
+// lane is a store and a proxy in front of it. It runs one case at a time,
+// because all cases use the same bucket names.
 type lane struct {
 	store   *stack
 	proxied endpoint
@@ -223,7 +229,8 @@ func newLane(t *testing.T, name string, env []string, keyConfig string, versione
 	return &lane{s, s.startProxy(t, "http", client, env, keyConfig, "", "")}
 }
 
-// judge runs a case at both, and one that the proxy fails once more: it may have been the clock.
+// judge runs a case at the store and through the proxy. A case that fails
+// only through the proxy runs once more, because the cause may be timing.
 func (l *lane) judge(t *testing.T, c suiteCase) verdict {
 	v := verdict{direct: l.run(t, l.store.store, c), proxied: l.run(t, l.proxied, c)}
 	if v.lost() {
@@ -232,7 +239,8 @@ func (l *lane) judge(t *testing.T, c suiteCase) verdict {
 	return v
 }
 
-// run returns why a case fails, or "". What it leaves behind is removed.
+// run returns why a case fails, or "". It removes what the case leaves
+// behind.
 func (l *lane) run(t *testing.T, e endpoint, c suiteCase) string {
 	args := []string{c.name}
 	if c.versioned {
@@ -261,7 +269,8 @@ func (l *lane) run(t *testing.T, e endpoint, c suiteCase) string {
 
 var colors = regexp.MustCompile("\x1b\\[[0-9]*m")
 
-// runSuiteCommand runs where the store's own program is: the suite makes users of the store with it.
+// runSuiteCommand runs the suite with the store's own program in the path,
+// because the suite creates users with it.
 func runSuiteCommand(t *testing.T, e endpoint, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(t.Context(), suiteCaseLimit)
 	defer cancel()
@@ -271,13 +280,15 @@ func runSuiteCommand(t *testing.T, e endpoint, args ...string) (string, error) {
 	return colors.ReplaceAllString(string(out), ""), errors.Join(err, ctx.Err())
 }
 
-// expectations are the cases of conformance.txt: reasons in their order, and the reason of each case.
+// expectations are the contents of conformance.txt: the reasons in order,
+// and the reason of each case.
 type expectations struct {
 	order   []string
 	reasons map[string]string
 }
 
-// readExpected reads lines of "# reason", and below each the cases that it is the reason of.
+// readExpected reads conformance.txt. A line "# reason" is followed by the
+// cases that it explains.
 func readExpected(t *testing.T) expectations {
 	t.Helper()
 	text, err := os.ReadFile(suiteExpected)
@@ -324,7 +335,7 @@ func (e *expectations) write(t *testing.T) {
 	}
 }
 
-// conformanceSection is what the documentation says of the run.
+// conformanceSection returns the text of the documentation on this run.
 func conformanceSection(verdicts map[string]verdict, e expectations) string {
 	both, store, gained := 0, 0, 0
 	byReason := make(map[string][]string)

@@ -9,10 +9,10 @@ import (
 	"testing"
 )
 
-// partsETag is the ETag of an object in parts.
+// partsETag matches the ETag of a multipart object.
 var partsETag = regexp.MustCompile(`-[1-9][0-9]*"$`)
 
-// checkMultipart is about files that no client sends in one request.
+// checkMultipart copies files that are too large for one request.
 func checkMultipart(t *testing.T, s *session) {
 	c, ok := s.client.(multiparter)
 	if !ok {
@@ -34,8 +34,8 @@ func checkMultipart(t *testing.T, s *session) {
 	same(t, "large", got, err, large.data)
 }
 
-// checkCopy has the server copy a single-PUT object and one that was
-// put in parts.
+// checkCopy makes the server copy a single-PUT object and a multipart
+// object.
 func checkCopy(t *testing.T, s *session) {
 	c, ok := s.client.(copier)
 	if !ok {

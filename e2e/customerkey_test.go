@@ -11,9 +11,9 @@ import (
 	"testing"
 )
 
-// boto3 with a customer's key: a whole object, the transfer manager with
-// parts, a copy to another key and to none, and what is refused. It prints the
-// code of each refusal.
+// customerScript uses boto3 with a customer key (SSE-C): a single-PUT
+// object, a multipart object, a copy to another key and one without a key,
+// and requests that must be rejected. It prints the code of each rejection.
 const customerScript = `
 import boto3, botocore.exceptions, io, json, os, sys
 endpoint, region, access, secret, bucket, ca = sys.argv[1:]
@@ -41,7 +41,8 @@ for name, object, extra in (("none", "boto3/small", {}), ("other", "boto3/small"
 print(json.dumps(refused))
 `
 
-// Customers' keys, as SDKs and the command line send them.
+// TestCustomerKeys sends customer keys (SSE-C) with SDKs and the command
+// line.
 func TestCustomerKeys(t *testing.T) {
 	s := startStack(t)
 	for _, e := range s.endpoints {
@@ -72,7 +73,7 @@ func TestCustomerKeys(t *testing.T) {
 func awsWithCustomerKey(t *testing.T, e endpoint, bucket string) {
 	t.Helper()
 	dir := t.TempDir()
-	text := make([]byte, 9<<20) // in parts
+	text := make([]byte, 9<<20) // large enough for a multipart upload
 	rand.Read(text)
 	for name, data := range map[string][]byte{"key": bytes.Repeat([]byte{3}, 32), "other": bytes.Repeat([]byte{4}, 32), "text": text} {
 		if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {

@@ -8,9 +8,9 @@ import (
 	"testing"
 )
 
-// checkDecrypted reads live objects without a proxy: by `cmekproxy decrypt`,
-// and by the independent decryptor, which has nothing but the specification in
-// common with it.
+// checkDecrypted reads stored objects without a proxy: with `cmekproxy
+// decrypt`, and with the independent decryptor, which shares only the
+// specification with it.
 func checkDecrypted(t *testing.T, c *cluster, bucket string, text []byte) {
 	if !c.store.proxied {
 		t.Skip("nothing is encrypted")
@@ -67,7 +67,7 @@ func independent(t *testing.T, c *cluster, object, file string) *exec.Cmd {
 	return cmd
 }
 
-// decryptPython is a Python that has cryptography as well as boto3.
+// decryptPython returns a Python that has both cryptography and boto3.
 func decryptPython() string {
 	if python := os.Getenv("E2E_DECRYPT_PYTHON"); python != "" {
 		return python

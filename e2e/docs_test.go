@@ -9,8 +9,9 @@ import (
 
 const compatibility = "../docs/s3-compatibility.md"
 
-// checkSection compares a section of the documentation, between comments, with
-// what the run says. With E2E_UPDATE=1 it is written.
+// checkSection compares a section of the documentation with the result of
+// this run. Comments in the document mark the section. With E2E_UPDATE=1,
+// the section is written instead.
 func checkSection(t *testing.T, name, want string) {
 	t.Helper()
 	text, before, got, after := readSection(t, name)
@@ -26,8 +27,8 @@ func checkSection(t *testing.T, name, want string) {
 	}
 }
 
-// readSection returns the whole text, and what is between the comments of one
-// section.
+// readSection returns the whole text and one section, which lies between two
+// comments.
 func readSection(t *testing.T, name string) (text string, begin int, section string, end int) {
 	t.Helper()
 	data, err := os.ReadFile(compatibility)
@@ -43,8 +44,8 @@ func readSection(t *testing.T, name string) (text string, begin int, section str
 	return text, begin, text[begin:end], end
 }
 
-// moduleVersion is the version of a Go module that is tested with, or of the
-// program that run.sh has built from it.
+// moduleVersion returns the version of a Go module used in these tests, or
+// of the program that run.sh built from it.
 func moduleVersion(path string) string {
 	for _, command := range [][]string{
 		{"go", "list", "-m", "-f", "{{.Version}}", path},

@@ -12,17 +12,16 @@ import (
 	"testing"
 )
 
-// sizes are in bytes. 65496 is what the first segment of a stored body holds
-// beside its header, 65536 what the others hold: at their edges, arithmetic
-// goes wrong first. All are below every client's threshold for multipart
-// uploads.
+// sizes are in bytes. The first segment of a stored body holds 65,496 bytes
+// of plaintext besides its header, and the others 65,536. Arithmetic errors
+// show first at these edges. All sizes are below every client's threshold
+// for multipart uploads.
 var sizes = []int{0, 1, 65495, 65496, 65497, 64<<10 - 1, 64 << 10, 64<<10 + 1, 1 << 20, 5 << 20}
 
-// smallText is the body of objects that are about something other than their
-// content.
+// smallText is the body of objects whose content does not matter.
 const smallText = "Small object of the end-to-end tests. If the store can read this line, the proxy has failed.\n"
 
-// body is something to store.
+// body is a file to store.
 type body struct {
 	Name   string `json:"name"`
 	File   string `json:"file"` // path
@@ -31,11 +30,11 @@ type body struct {
 	data   []byte
 }
 
-// fixture is what all clients store, and where.
+// fixture is the data that all clients store.
 type fixture struct {
 	Bodies    []body   `json:"bodies"`
-	Large     body     `json:"large"` // beyond every client's threshold for uploads in parts
-	Keys      []string `json:"keys"`  // odd ones, all of which the store takes
+	Large     body     `json:"large"` // above every client's threshold for multipart uploads
+	Keys      []string `json:"keys"`  // unusual keys that the store accepts
 	SmallText string   `json:"small_text"`
 	Dir       string   `json:"-"`
 }
@@ -83,7 +82,8 @@ func (f *fixture) body(t *testing.T, name string) body {
 	return body{}
 }
 
-// plaintexts are all that clients store, for the search at the end.
+// plaintexts returns everything that clients store, for the search at the
+// end.
 func (f *fixture) plaintexts() [][]byte {
 	all := [][]byte{[]byte(smallText)}
 	for _, b := range f.Bodies {
@@ -93,8 +93,8 @@ func (f *fixture) plaintexts() [][]byte {
 	return all
 }
 
-// manifest is what a script is told, as JSON in a file. Credentials are in its
-// environment.
+// manifest is the input of a script, as JSON in a file. Credentials are
+// passed in the environment.
 type manifest struct {
 	*fixture
 	Endpoint string `json:"endpoint"`
@@ -116,7 +116,7 @@ func (m *manifest) write(t *testing.T) string {
 	return path
 }
 
-// prose is text of which every line differs.
+// prose returns text in which no two lines are equal.
 func prose(random *rand.ChaCha8, size int) []byte {
 	words := strings.Fields("the key of a lock is kept by its owner and not by who keeps the house since what is " +
 		"locked away must open for the one and stay shut for all others even while they carry it about")
@@ -131,8 +131,8 @@ func prose(random *rand.ChaCha8, size int) []byte {
 	return []byte(b.String()[:size])
 }
 
-// oddKeys are keys that some client, proxy or store gets wrong. A file system
-// as the store does not take them all.
+// oddKeys are keys that some client, proxy or store handles wrongly. A store
+// on a file system does not accept all of them.
 var oddKeys = []string{
 	"odd/with space",
 	"odd/two  spaces",

@@ -45,7 +45,7 @@ func newGoSDK(e endpoint) *goSDK {
 	})}
 }
 
-// trust is the TLS configuration that trusts an endpoint's certificate.
+// trust returns a TLS configuration that trusts an endpoint's certificate.
 func trust(e endpoint) *tls.Config {
 	pool := x509.NewCertPool()
 	if e.ca != "" {
@@ -182,7 +182,7 @@ func (c *goSDK) list(bucket, prefix string) (map[string]int64, error) {
 	return sizes, err
 }
 
-// page lists twice, with either version of the operation, and makes sure that
+// page lists twice, with both versions of the operation, and checks that
 // they agree.
 func (c *goSDK) page(bucket, prefix, delimiter string, pageSize int) (map[string]int64, []string, error) {
 	sizes, prefixes := make(map[string]int64), []string(nil)
@@ -237,8 +237,8 @@ func (c *goSDK) pageV1(bucket, prefix, delimiter string, pageSize int) (map[stri
 	}
 }
 
-// putLarge uses both transfer managers: the one that is, and the one that it
-// supersedes and most programs still use.
+// putLarge uses both transfer managers: the current one, and the older one
+// that most programs still use.
 func (c *goSDK) putLarge(bucket, key, file string) error {
 	f, err := os.Open(file)
 	if err != nil {
@@ -352,7 +352,7 @@ func (c *goSDK) presign(method, bucket, key string, valid time.Duration) (string
 	return r.URL, nil
 }
 
-// sdkError turns an error of the SDK into an *apiError.
+// sdkError converts an error of the SDK to an *apiError.
 func sdkError(err error) error {
 	var response *smithyhttp.ResponseError
 	if !errors.As(err, &response) {

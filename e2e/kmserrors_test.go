@@ -18,15 +18,16 @@ import (
 	"github.com/aws/smithy-go/middleware"
 )
 
-// outcome is what a client with default settings made of a request.
+// outcome is the result of a request from a client with default settings.
 type outcome struct {
 	Code     string
 	Status   int
 	Attempts int
 }
 
-// TestKMSErrors has clients with default settings meet each way in which a KMS
-// can fail the proxy. What a retry can help is retried, and nothing else is.
+// TestKMSErrors makes the KMS fail in each possible way, and checks what
+// clients with default settings see. A client must retry if a retry may
+// succeed, and otherwise must not.
 func TestKMSErrors(t *testing.T) {
 	t.Parallel() // with TestRevocation
 	s := newStage(t)
@@ -114,7 +115,7 @@ func attempted(meta middleware.Metadata, err error) outcome {
 	}
 }
 
-// pythonAttempts is the same with boto3.
+// pythonAttempts does the same with boto3.
 func (s *stage) pythonAttempts(t *testing.T) map[string]outcome {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), pythonCommand(), "py/attempts.py", s.endpoint.url, region, s.bucket, "small-2")

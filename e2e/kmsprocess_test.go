@@ -23,15 +23,15 @@ import (
 	kmstypes "github.com/aws/aws-sdk-go-v2/service/kms/types"
 )
 
-// The proxy's identity at the KMS. kmsd takes the access key for the name of a
-// user.
+// The credentials of the proxy at the KMS. kmsd uses the access key as the
+// name of a user.
 const (
 	kmsAccessKey = "AKIDEXAMPLE"
 	kmsUser      = "arn:aws:iam::111122223333:user/" + kmsAccessKey
 )
 
-// customer is the KMS process and who rules it: the customer, with the
-// official client.
+// customer is the KMS process and its administrator, who uses the official
+// client.
 type customer struct {
 	t       *testing.T
 	process *process
@@ -83,7 +83,7 @@ func (c *customer) cancelDeletion() {
 	c.enable()
 }
 
-// policy lets the account use the key, or nobody but whom a grant lets.
+// policy replaces the policy of the key.
 func (c *customer) policy(statements ...string) {
 	document := `{"Version":"2012-10-17","Statement":[` + strings.Join(statements, ",") + `]}`
 	c.must(c.api.PutKeyPolicy(context.Background(), &awskms.PutKeyPolicyInput{KeyId: &c.key, Policy: &document}))
@@ -95,14 +95,15 @@ const (
 	allowOther   = `{"Sid":"other","Effect":"Allow","Principal":{"AWS":"arn:aws:iam::111122223333:user/other"},"Action":"kms:*","Resource":"*"}`
 )
 
-// denyBucket denies what the encryption context says is in a bucket.
+// denyBucket returns a statement that denies requests whose encryption
+// context names a bucket.
 func denyBucket(bucket string) string {
 	return `{"Sid":"bucket","Effect":"Deny","Principal":{"AWS":"*"},"Action":"kms:*","Resource":"*",` +
 		`"Condition":{"StringEquals":{"kms:EncryptionContext:bucket":"` + bucket + `"}}}`
 }
 
-// grant gives the proxy the key by a grant alone, and returns how the grant is
-// retired.
+// grant allows the proxy to use the key by a grant alone, and returns a
+// function that retires the grant.
 func (c *customer) grant() (retire func()) {
 	out, err := c.api.CreateGrant(context.Background(), &awskms.CreateGrantInput{
 		KeyId: &c.key, GranteePrincipal: aws.String(kmsUser),
@@ -117,7 +118,8 @@ func (c *customer) grant() (retire func()) {
 	}
 }
 
-// faults sets how the KMS misbehaves, in kmsd's own words; "{}" is not at all.
+// faults sets how the KMS misbehaves, in the format of kmsd. "{}" ends all
+// faults.
 func (c *customer) faults(f string) {
 	c.t.Helper()
 	r, err := http.NewRequestWithContext(context.Background(), http.MethodPut, "http://"+c.address+"/_control", strings.NewReader(`{"faults":`+f+`}`))
@@ -134,7 +136,7 @@ func (c *customer) faults(f string) {
 	}
 }
 
-// calls returns how many calls of an operation the KMS has had.
+// calls returns how many calls of an operation the KMS has received.
 func (c *customer) calls(operation string) int {
 	c.t.Helper()
 	var out struct{ Calls map[string]int }
@@ -162,8 +164,8 @@ func pull(t *testing.T, url string) []byte {
 	return body
 }
 
-// relay passes bytes on between the proxy and the KMS, until it is told to
-// refuse connections, or to swallow everything.
+// relay forwards bytes between the proxy and the KMS. It can also refuse
+// connections, or accept data and never answer.
 type relay struct {
 	address, target string
 	swallowing      atomic.Bool
@@ -185,7 +187,7 @@ func newRelay(t *testing.T, target string) *relay {
 	return r
 }
 
-// open passes on, as at first.
+// open makes the relay forward connections again.
 func (r *relay) open() error {
 	r.fill()
 	r.swallowing.Store(false)
@@ -215,7 +217,7 @@ func (r *relay) open() error {
 	return nil
 }
 
-// refuse closes everything: connections are reset, and new ones refused.
+// refuse resets all connections, and new ones are refused.
 func (r *relay) refuse() {
 	r.mu.Lock()
 	_ = r.listener.Close()
@@ -224,8 +226,8 @@ func (r *relay) refuse() {
 	r.drop()
 }
 
-// portal answers everything with a page, as a balancer does whose backends are
-// away, or a firewall.
+// portal answers every request with a web page, as a firewall does, or a
+// load balancer without backends.
 func (r *relay) portal() error {
 	r.refuse()
 	listener, err := net.Listen("tcp", r.address)
@@ -244,9 +246,9 @@ func (r *relay) portal() error {
 	return nil
 }
 
-// swallow is a black hole: what is sent on a connection is lost without a
-// word, and the packets that ask for a new one are dropped, as the queue of
-// those that nobody has accepted is full.
+// swallow makes the relay a black hole. Data on open connections is dropped
+// silently. The queue of connections to be accepted is full, so the packets
+// that open new ones are dropped too.
 func (r *relay) swallow() error {
 	r.swallowing.Store(true)
 	r.mu.Lock()
@@ -311,7 +313,7 @@ func (r *relay) pass(client net.Conn) {
 			n, err := from.Read(buffer)
 			if r.swallowing.Load() {
 				if err != nil {
-					return // and leave the other side without a word
+					return // without closing the other side
 				}
 				continue
 			}

@@ -13,7 +13,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 )
 
-// layouts are objects by the sizes of their parts.
+// layouts are multipart objects, by the sizes of their parts.
 var layouts = []struct {
 	name    string
 	sizes   []int
@@ -29,7 +29,7 @@ var layouts = []struct {
 	{"gaps", []int{5 * mib, 6 * mib, 5 * mib}, []int32{2, 5, 9}},
 }
 
-// checkLayouts reads ranges and parts of objects of many layouts.
+// checkLayouts reads ranges and parts of objects with many layouts.
 func checkLayouts(t *testing.T, judge *goSDK, bucket string, text []byte) {
 	defer progress(t)
 	random := rand.New(rand.NewPCG(1, 1))
@@ -53,7 +53,7 @@ func checkLayouts(t *testing.T, judge *goSDK, bucket string, text []byte) {
 		}
 		at := 0
 		for i, size := range row.sizes {
-			number := int32(i + 1) // among the object's parts, whatever number it was uploaded with
+			number := int32(i + 1) // position in the object, not the number used in the upload
 			out, err := judge.s3.GetObject(t.Context(), &s3.GetObjectInput{Bucket: &bucket, Key: &key, PartNumber: &number})
 			if err != nil {
 				t.Errorf("%s: part %d: %v", row.name, number, err)
@@ -69,15 +69,15 @@ func checkLayouts(t *testing.T, judge *goSDK, bucket string, text []byte) {
 			Bucket: &bucket, Key: &key, ObjectAttributes: []types.ObjectAttributes{types.ObjectAttributesObjectParts, types.ObjectAttributesObjectSize},
 		})
 		switch {
-		case err == nil && attributes.ObjectParts == nil && os.Getenv("E2E_TARGET") == "store": // which has none
+		case err == nil && attributes.ObjectParts == nil && os.Getenv("E2E_TARGET") == "store": // versitygw returns no parts
 		case err != nil || *attributes.ObjectSize != int64(total) || *attributes.ObjectParts.TotalPartsCount != int32(len(row.sizes)):
 			t.Errorf("%s: GetObjectAttributes: %v, %v", row.name, attributes, err)
 		}
 	}
 }
 
-// putLayout uploads the beginning of text in parts of these sizes, and returns
-// its length.
+// putLayout uploads the beginning of text in parts of the given sizes. It
+// returns the number of bytes uploaded.
 func putLayout(t *testing.T, judge *goSDK, bucket, key string, text []byte, sizes []int, numbers []int32) int {
 	t.Helper()
 	created, err := judge.s3.CreateMultipartUpload(t.Context(), &s3.CreateMultipartUploadInput{Bucket: &bucket, Key: &key})

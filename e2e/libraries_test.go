@@ -16,8 +16,8 @@ import (
 	thanos "github.com/thanos-io/objstore/providers/s3"
 )
 
-// thanosAcceptance is the suite that every object store must pass that Thanos,
-// Cortex and Mimir keep blocks in.
+// thanosAcceptance is the suite that every object store for Thanos, Cortex
+// and Mimir must pass.
 func thanosAcceptance(t *testing.T, u *use) {
 	e := u.c.endpoint
 	config := thanos.DefaultConfig
@@ -28,7 +28,7 @@ func thanosAcceptance(t *testing.T, u *use) {
 		t.Fatal(err)
 	}
 	u.does(t, "round trip", func(t *testing.T) { objstore.AcceptanceTest(t, bucket) })
-	for _, row := range []string{"sizes", "ranges", "listing", "delete"} { // all of them in the one suite
+	for _, row := range []string{"sizes", "ranges", "listing", "delete"} { // the suite covers them all
 		u.does(t, row, func(t *testing.T) {
 			if table.result("round trip", u.name+" cluster") != "ok" {
 				t.Error("the acceptance test has failed")
@@ -36,7 +36,7 @@ func thanosAcceptance(t *testing.T, u *use) {
 		})
 	}
 	u.does(t, "multipart", func(t *testing.T) {
-		_, block := randomFile(t, 70*mib) // beyond the 64 MiB of a part
+		_, block := randomFile(t, 70*mib) // more than one part of 64 MiB
 		if err := bucket.Upload(t.Context(), "block", bytes.NewReader(block)); err != nil {
 			t.Fatal(err)
 		}
@@ -64,8 +64,8 @@ func newMeasurement(i int) measurement {
 	return measurement{fmt.Sprintf("station %d", i%97), int64(i), float64(i) / 7, fmt.Sprintf("measured as number %d of all", i)}
 }
 
-// parquetColumns reads a Parquet file as query engines do: its end, its index,
-// and then one column in one row group.
+// parquetColumns reads a Parquet file as query engines do: the footer, the
+// index, and then one column of one row group.
 func parquetColumns(t *testing.T, u *use) {
 	var file bytes.Buffer
 	w := parquet.NewGenericWriter[measurement](&file, parquet.MaxRowsPerRowGroup(20_000))
@@ -99,7 +99,8 @@ func parquetColumns(t *testing.T, u *use) {
 	})
 }
 
-// checkColumn reads the column "number" of a row group that begins with a row.
+// checkColumn reads the column "number" of a row group. first is the number
+// of the group's first row.
 func checkColumn(t *testing.T, group parquet.RowGroup, first int64) {
 	t.Helper()
 	column, ok := group.Schema().Lookup("number")
@@ -130,7 +131,7 @@ func checkColumn(t *testing.T, group parquet.RowGroup, first int64) {
 	}
 }
 
-// ranges is an io.ReaderAt of ranged GETs.
+// ranges is an io.ReaderAt that reads with ranged GETs.
 type ranges struct {
 	sdk         *goSDK
 	bucket, key string

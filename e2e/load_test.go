@@ -27,21 +27,21 @@ const (
 	uploadRate   = mib / 2
 )
 
-// load is what goes on while a key is taken away.
+// load is the traffic while a key is revoked.
 type load struct {
 	stage  *stage
 	bucket string
 	cancel context.CancelFunc
-	ctx    context.Context //nolint:containedctx // of all that goes on
+	ctx    context.Context //nolint:containedctx // of all traffic
 	all    sync.WaitGroup
 
 	lastByte atomic.Pointer[arrival]
 	reads    atomic.Int64
-	codes    sync.Map // S3's error codes that readers got, to true
+	codes    sync.Map // set of the S3 error codes that readers received
 
 	mu       sync.Mutex
-	finished []string // transfers that ended well, which none should
-	failed   int      // transfers that did not
+	finished []string // transfers that succeeded; none should
+	failed   int      // transfers that failed
 	uploaded atomic.Int64
 	round    string
 }
@@ -67,7 +67,7 @@ func (s *stage) startLoad(t *testing.T, bucket string) *load {
 	return l
 }
 
-// narrow has a receive buffer so small that what was sent and not read is with
+// narrow dials with a small receive buffer, so that unread data stays with
 // the sender.
 var narrow = &net.Dialer{Control: func(_, _ string, raw syscall.RawConn) error {
 	var failure error
@@ -77,7 +77,7 @@ var narrow = &net.Dialer{Control: func(_, _ string, raw syscall.RawConn) error {
 	return errors.Join(err, failure)
 }}
 
-// read reads small objects again and again.
+// read reads small objects in a loop.
 func (l *load) read(api *s3.Client, i int) {
 	for n := i; l.ctx.Err() == nil; n++ {
 		out, err := api.GetObject(l.ctx, &s3.GetObjectInput{Bucket: &l.bucket, Key: aws.String(fmt.Sprint("small-", n%smallObjects))})
@@ -93,7 +93,7 @@ func (l *load) read(api *s3.Client, i int) {
 	}
 }
 
-// download reads the big object slowly, until it breaks.
+// download reads the big object slowly until the transfer breaks.
 func (l *load) download(api *s3.Client) {
 	out, err := api.GetObject(l.ctx, &s3.GetObjectInput{Bucket: &l.bucket, Key: aws.String("big")})
 	if err == nil {
@@ -103,7 +103,7 @@ func (l *load) download(api *s3.Client) {
 	l.end("a download", err)
 }
 
-// upload sends an object slowly, until it breaks.
+// upload sends an object slowly until the transfer breaks.
 func (l *load) upload(key string) {
 	size := l.stage.big
 	signed, err := s3.NewPresignClient(l.stage.api(nil)).PresignPutObject(l.ctx, &s3.PutObjectInput{Bucket: &l.bucket, Key: &key, ContentLength: &size})
@@ -138,7 +138,7 @@ func (l *load) end(what string, err error) {
 	l.failed++
 }
 
-// mustRun makes sure that everything is going on.
+// mustRun fails the test unless all traffic is running.
 func (l *load) mustRun(t *testing.T) {
 	t.Helper()
 	l.mu.Lock()
@@ -148,7 +148,8 @@ func (l *load) mustRun(t *testing.T) {
 	}
 }
 
-// arrival is when a client last read plaintext, and of what.
+// arrival is the time when a client last read plaintext, and the source of
+// that plaintext.
 type arrival struct {
 	at time.Time
 	of string
@@ -156,15 +157,15 @@ type arrival struct {
 
 func (l *load) last() arrival { return *l.lastByte.Load() }
 
-// stop ends what still goes on, and looks at what became of it: no transfer
-// has ended well, each had ended before it was told to, nothing is stored, and
-// readers were told what it was.
+// stop ends the remaining traffic and checks the results: no transfer
+// succeeded, each one broke before stop was called, no upload was stored,
+// and readers received the right error code.
 func (l *load) stop(t *testing.T, a act) {
 	t.Helper()
 	l.mu.Lock()
 	want := downloads + uploads
 	if a.part != nil && a.part.old {
-		want = downloads // what is written is under the newest version
+		want = downloads // uploads use the newest version
 	}
 	if l.failed != want || len(l.finished) > 0 {
 		t.Errorf("%d transfers broken off, want %d; finished: %v", l.failed, want, l.finished)
@@ -174,7 +175,7 @@ func (l *load) stop(t *testing.T, a act) {
 	l.all.Wait()
 	var codes []string
 	l.codes.Range(func(code, _ any) bool { codes = append(codes, code.(string)); return true })
-	if _, ok := l.codes.Load(a.code); !a.drains && (!ok || len(codes) != 1 && !a.away) { // a port that is closed has no codes
+	if _, ok := l.codes.Load(a.code); !a.drains && (!ok || len(codes) != 1 && !a.away) { // a closed port returns no codes
 		t.Errorf("readers were answered %v, want %s", codes, a.code)
 	}
 	past := newGoSDK(l.stage.store.store)
@@ -184,7 +185,7 @@ func (l *load) stop(t *testing.T, a act) {
 	}
 }
 
-// seen notes when plaintext arrives.
+// seen records when plaintext arrives.
 type seen struct {
 	io.Reader
 	l  *load
@@ -194,12 +195,12 @@ type seen struct {
 func (s *seen) Read(p []byte) (int, error) {
 	n, err := s.Reader.Read(p)
 	if n > 0 {
-		s.l.lastByte.Store(&arrival{time.Now(), s.of}) // by one of many readers, a moment sooner or later
+		s.l.lastByte.Store(&arrival{time.Now(), s.of}) // readers race here; the difference is tiny
 	}
 	return n, err
 }
 
-// counting counts bytes.
+// counting counts the bytes read.
 type counting struct {
 	io.Reader
 	n *atomic.Int64
@@ -211,7 +212,7 @@ func (c *counting) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// paced reads so many bytes a second.
+// paced limits reads to rate bytes per second.
 type paced struct {
 	r     io.Reader
 	rate  int
@@ -243,8 +244,8 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-// TestStampede has a thousand clients ask for one object at once, of which the
-// proxy knows nothing.
+// TestStampede has 1,000 clients request one object at the same time, while
+// its data key is not cached.
 func TestStampede(t *testing.T) {
 	if !selected("go-sdk") {
 		t.Skip("not selected")
@@ -279,7 +280,7 @@ func TestStampede(t *testing.T) {
 	close(begin)
 	all.Wait()
 	n, took := calls()-before, unwraps("sum")-waited
-	if unwraps("count")-asked != 1 || n != 1 && took < 2 { // an attempt that has no answer within 2 s is made again
+	if unwraps("count")-asked != 1 || n != 1 && took < 2 { // an attempt without a response within 2 s is retried
 		t.Errorf("%v unwraps by %d KMS calls in %.1f s for 1,000 clients of one object, want 1", unwraps("count")-asked, n, took)
 	}
 	t.Logf("1,000 parallel GETs of one object: %d KMS call in %.3f s", n, took)
@@ -295,7 +296,7 @@ func purge(t *testing.T, s *stage) {
 	_ = resp.Body.Close()
 }
 
-// hotObjects reads a set of objects over and over within the TTL.
+// hotObjects reads a set of objects repeatedly within the TTL.
 func hotObjects(t *testing.T, s *stage) {
 	objects, gets := 100, 10_000
 	if s.full {
@@ -304,7 +305,7 @@ func hotObjects(t *testing.T, s *stage) {
 	set := setting{time.Minute, 10 * time.Second}
 	s.configure(set)
 	api := s.api(nil)
-	signed := make([]string, objects) // a plain client with signed URLs: an SDK takes more of the machine than the proxy
+	signed := make([]string, objects) // presigned URLs, because an SDK uses more CPU than the proxy
 	for i := range objects {
 		key := fmt.Sprint("hot-", i)
 		s.put(api, s.bucket, key, 1<<10)
@@ -340,8 +341,8 @@ func hotObjects(t *testing.T, s *stage) {
 	all.Wait()
 	took := time.Since(start)
 	calls := s.customer.calls("Decrypt") - before
-	// A DEK lives for 85 % of the TTL or more, and a probe of the one key is
-	// made every 10 s.
+	// A DEK stays in the cache for at least 85 % of the TTL, and the key is
+	// probed every 10 s.
 	lives, probes := int(took/(set.ttl*85/100))+1, int(took/set.probe)+1
 	if calls > objects*lives+probes {
 		t.Errorf("%d KMS calls for %d GETs of %d objects in %v, want at most %d", calls, gets, objects, took, objects*lives+probes)

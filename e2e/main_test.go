@@ -14,7 +14,7 @@ import (
 	"testing"
 )
 
-// table is filled by TestClients and printed at the end.
+// table is the report of all checks. It is printed at the end.
 var table = &report{}
 
 func TestMain(m *testing.M) {
@@ -29,8 +29,9 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// clients are the clients that are driven from here. E2E_CLIENTS, a
-// space-separated list, selects some of these and of the scripts.
+// clients are the clients that these tests call directly. E2E_CLIENTS is a
+// space-separated list that selects some of these clients and of the
+// scripts.
 var clients = []struct {
 	name string
 	make func(e endpoint, dir string) client
@@ -43,8 +44,8 @@ var clients = []struct {
 	{"mc", func(e endpoint, dir string) client { return newMC(e, dir) }},
 }
 
-// scripts are the clients in other languages. Each is given a manifest, makes
-// the same checks, and prints a line of JSON for each.
+// scripts are the clients in other languages. Each reads a manifest, runs
+// the same checks, and prints one line of JSON for each.
 var scripts = []struct {
 	name    string
 	command func(manifest string) []string
@@ -105,7 +106,7 @@ func TestClients(t *testing.T) {
 	t.Run("logs", func(t *testing.T) { checkLogs(t, s) })
 }
 
-// checkLogs makes sure that no secret is in a log.
+// checkLogs checks that no log contains a secret.
 func checkLogs(t *testing.T, s *stack) {
 	if len(s.logs) == 0 {
 		t.Fatal("no logs")
@@ -123,7 +124,7 @@ func checkLogs(t *testing.T, s *stack) {
 	}
 }
 
-// progress tells whoever waits.
+// progress prints the result of a test when the test ends.
 func progress(t *testing.T) {
 	result := "ok"
 	if t.Failed() {
@@ -132,8 +133,8 @@ func progress(t *testing.T) {
 	fmt.Printf("%-24s %s\n", strings.TrimPrefix(t.Name(), "TestClients/client/"), result)
 }
 
-// heavy clients take minutes to build. Only make e2e-full runs them, or who
-// names them in E2E_CLIENTS.
+// heavy clients take minutes to build. They run in make e2e-full, or if
+// E2E_CLIENTS names them.
 var heavy = []string{"mc", "litestream"}
 
 func selected(name string) bool {
@@ -144,8 +145,8 @@ func selected(name string) bool {
 	return len(list) == 0 && (os.Getenv("E2E_FULL") != "" || !slices.Contains(heavy, name))
 }
 
-// selectedAt leaves out aws-cli over plain HTTP, as it takes a second to
-// start, a hundred times over: boto3, which is the same library, runs over
+// selectedAt also skips aws-cli over plain HTTP. It needs a second to start,
+// for each of a hundred commands. boto3 uses the same library and runs over
 // both.
 func selectedAt(name string, e endpoint) bool {
 	return selected(name) && (name != "aws-cli" || e.name == "https")
@@ -201,8 +202,8 @@ func runScript(t *testing.T, e endpoint, column string, command []string) {
 	}
 }
 
-// storableKeys asks the store itself which of the odd keys it takes, and gives
-// back as they were.
+// storableKeys returns the unusual keys that the store accepts and lists
+// unchanged.
 func storableKeys(t *testing.T, s *stack) []string {
 	t.Helper()
 	const bucket = "e2e-keys"
@@ -224,8 +225,8 @@ func storableKeys(t *testing.T, s *stack) []string {
 	return keys
 }
 
-// storable puts nothing into the store that is searched for later: a store may
-// keep for a while what was deleted.
+// storable checks one key. Its body is not part of the search at the end,
+// because a store may keep deleted data for a while.
 func storable(c *goSDK, bucket, key string) error {
 	const text = "Does the store keep this key?"
 	if err := c.put(bucket, key, []byte(text)); err != nil {
@@ -245,8 +246,8 @@ func storable(c *goSDK, bucket, key string) error {
 	return c.remove(bucket, key)
 }
 
-// checkStore searches what the store has on disk. With no proxy in between it
-// must find plaintext: that is what shows that the search works.
+// checkStore searches the files of the store. Without a proxy the search
+// must find plaintext, which shows that it works.
 func checkStore(t *testing.T, s *stack, f *fixture) {
 	files, size, found, err := searchStore(s.dir, f.plaintexts())
 	if err != nil {

@@ -12,8 +12,8 @@ import (
 	"strings"
 )
 
-// operations are the columns of the matrix in the documentation, in their
-// order, by the rows of the table.
+// operations are the columns of the matrix in the documentation, in order.
+// Each names a row of the table.
 var operations = []struct{ row, title string }{
 	{"bucket", "buckets"},
 	{"round trip", "put, get"},
@@ -35,8 +35,8 @@ var operations = []struct{ row, title string }{
 	{"credentials", "wrong keys"},
 }
 
-// versions are how to ask for the version of each client, in the order of the
-// matrix.
+// versions are the functions that return the version of each client, in the
+// order of the matrix.
 var versions = []struct {
 	client, title string
 	version       func() string
@@ -59,7 +59,7 @@ var versions = []struct {
 	{"parquet-go", "parquet-go over ranged reads", module("github.com/parquet-go/parquet-go")},
 }
 
-// printed is the first word with a digit in it of what a program prints.
+// printed returns the first word with a digit in the output of a program.
 func printed(command string, args ...string) func() string {
 	return func() string {
 		out, _ := exec.Command(command, args...).CombinedOutput()
@@ -81,7 +81,7 @@ func nodeModule(name string) func() string {
 	return printed("node", "-p", fmt.Sprintf("JSON.parse(fs.readFileSync('js/node_modules/%s/package.json')).version", name))
 }
 
-// matrixNotes are below the matrix.
+// matrixNotes is the text below the matrix.
 const matrixNotes = `
 ✓: the client does this with its default settings, apart from endpoint, credentials and path style, and every byte, size and answer
 is right; nothing that it prints is about ETags, MD5 or checksums. Blank: it has no such operation, or the tests do not ask for it. The clients from aws-cli to
@@ -107,8 +107,8 @@ of boto3 and the Go SDK here), and DuckDB and Arrow (DuckDB's npm package fetche
 Parquet by ranges in their place).
 `
 
-// cell is what a client has to show for a row: "FAIL" beats "ok", which beats
-// "-".
+// cell is the result of a client in a row. "FAIL" takes precedence over
+// "ok", and "ok" over "-".
 func (r *report) cell(client, row string) string {
 	result := "-"
 	for at, one := range r.cells {
@@ -120,7 +120,7 @@ func (r *report) cell(client, row string) string {
 	return result
 }
 
-// matrix is a line for each client that has run, by client.
+// matrix returns a line for each client that ran, by client.
 func (r *report) matrix() map[string]string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -139,8 +139,9 @@ func (r *report) matrix() map[string]string {
 	return lines
 }
 
-// updateMatrix writes the lines of the clients that have run into the
-// documentation, with E2E_UPDATE=1, or compares them, but for versions.
+// updateMatrix compares the lines of the clients that ran with the
+// documentation, except for versions. With E2E_UPDATE=1, it writes them
+// instead.
 func (r *report) updateMatrix() error {
 	text, err := os.ReadFile(compatibility)
 	if err != nil {
@@ -162,7 +163,7 @@ func (r *report) updateMatrix() error {
 	return os.WriteFile(compatibility, slices.Concat(before, opening, []byte(section), closing, after), 0o600)
 }
 
-// mergeMatrix keeps the old lines of clients that have not run.
+// mergeMatrix keeps the old lines of clients that did not run.
 func mergeMatrix(old string, lines map[string]string) string {
 	head, rule := "| client | version |", "| --- | --- |"
 	for _, operation := range operations {
@@ -192,11 +193,12 @@ func withoutVersions(section string) string {
 	return b.String()
 }
 
-// matrixTests are all tests that the matrix is made of: E2E_FULL=1 E2E_UPDATE=1 e2e/run.sh -run 'TestClients|TestTools|TestRegistry'
-// writes it.
+// matrixTests selects all tests that fill the matrix. To write the matrix:
+// E2E_FULL=1 E2E_UPDATE=1 e2e/run.sh -run
+// 'TestClients|TestTools|TestRegistry'
 const matrixTests = "TestClients|TestTools|TestRegistry"
 
-// whole reports whether a run was of all that is in the matrix.
+// whole reports whether a run covered everything in the matrix.
 func whole(pattern string) bool {
 	return (pattern == "" || pattern == matrixTests) && os.Getenv("E2E_CLIENTS") == "" && os.Getenv("E2E_TARGET") != "store" && os.Getenv("STORE") == "" &&
 		filepath.IsAbs(os.Getenv("E2E_BIN"))

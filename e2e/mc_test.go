@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// mc is MinIO's command line, with an alias in the environment.
+// mc is MinIO's command-line client. Its alias is in the environment.
 type mc struct {
 	endpoint endpoint
 	dir      string
@@ -72,7 +72,7 @@ func (c *mc) plain(args ...string) (string, error) {
 	return runTool(c.env, nil, mcCommand(), append([]string{"--disable-pager"}, args...)...)
 }
 
-// mcCommand is the one that run.sh has built.
+// mcCommand is the path of the mc that run.sh built.
 func mcCommand() string { return filepath.Join(os.Getenv("E2E_BIN"), "mc") }
 
 func (c *mc) path(bucket, key string) string { return "e2e/" + bucket + "/" + key }
@@ -114,7 +114,7 @@ func (c *mc) putLarge(bucket, key, file string) error {
 
 func (c *mc) get(bucket, key string) ([]byte, error) {
 	out, err := c.plain("cat", c.path(bucket, key))
-	if err != nil { // told again, in a form that can be read
+	if err != nil { // get the error in a form that can be parsed
 		_, err = c.run("stat", c.path(bucket, key))
 		if err == nil {
 			err = errors.New("mc cat fails, mc stat does not")
@@ -191,8 +191,8 @@ func (c *mc) syncBack(bucket, prefix, dir string) (int, error) {
 	return c.mirror(c.path(bucket, prefix), dir)
 }
 
-// mirror overwrites what differs. Where that is nothing, mc diff must find
-// nothing either.
+// mirror copies and overwrites files that differ. If it copies nothing, mc
+// diff must find no difference.
 func (c *mc) mirror(from, to string) (int, error) {
 	lines, err := c.run("mirror", "--overwrite", from, to)
 	if err != nil {

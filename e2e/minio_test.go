@@ -23,7 +23,7 @@ import (
 type minioGo struct {
 	endpoint endpoint
 	api      *minio.Client
-	trailing *minio.Client // with the option that checksums of its own computing need
+	trailing *minio.Client // with the option needed for checksums that it computes
 }
 
 func newMinioGo(e endpoint) *minioGo {
@@ -48,7 +48,7 @@ func newMinioClient(e endpoint, options minio.Options) *minio.Client {
 	options.Transport = transport
 	api, err := minio.New(e.host(), &options)
 	if err != nil {
-		panic(err) // only for an endpoint that is none
+		panic(err) // only if the endpoint is malformed
 	}
 	return api
 }
@@ -90,7 +90,7 @@ func (c *minioGo) putMD5(bucket, key string, data []byte, sum string) error {
 	if sum == base64.StdEncoding.EncodeToString(right[:]) {
 		return c.write(bucket, key, data, minio.PutObjectOptions{SendContentMd5: true})
 	}
-	// The client cannot be told to send a wrong one.
+	// The client cannot be made to send a wrong checksum.
 	_, err := minio.Core{Client: c.api}.PutObject(context.Background(), bucket, key, bytes.NewReader(data), int64(len(data)),
 		sum, "", minio.PutObjectOptions{})
 	return minioError(err)
@@ -145,8 +145,8 @@ func (c *minioGo) getIf(bucket, key string, when condition) ([]byte, error) {
 	return c.read(bucket, key, options)
 }
 
-// read uses the one request that Core makes: Client.GetObject reads in ways of
-// its own.
+// read uses Core.GetObject, which sends exactly one request.
+// Client.GetObject may send several.
 func (c *minioGo) read(bucket, key string, options minio.GetObjectOptions) ([]byte, error) {
 	body, _, _, err := minio.Core{Client: c.api}.GetObject(context.Background(), bucket, key, options)
 	if err != nil {
@@ -233,7 +233,8 @@ func (c *minioGo) getLarge(bucket, key, file string) error {
 	return minioError(c.api.FGetObject(context.Background(), bucket, key, file, minio.GetObjectOptions{}))
 }
 
-// copy is CopyObject for one source; composing an object of two copies parts.
+// copy uses CopyObject with one source. Composing an object from two sources
+// copies parts.
 func (c *minioGo) copy(bucket, from, to string) error {
 	source := minio.CopySrcOptions{Bucket: bucket, Object: from}
 	if _, err := c.api.CopyObject(context.Background(), minio.CopyDestOptions{Bucket: bucket, Object: to}, source); err != nil {

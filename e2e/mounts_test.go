@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// mounted has a program mount a file system until the test ends.
+// mounted makes a program mount a file system until the test ends.
 func mounted(t *testing.T, command func(point string) (env []string, name string, args []string)) string {
 	t.Helper()
 	point := filepath.Join(t.TempDir(), "mount")
@@ -23,7 +23,7 @@ func mounted(t *testing.T, command func(point string) (env []string, name string
 	env, name, args := command(point)
 	before := device(t, point)
 	p := start(t, filepath.Base(filepath.Dir(filepath.Dir(point)))+"-mount", env, name, args...)
-	t.Cleanup(func() { // before the process is told to end
+	t.Cleanup(func() { // before the process is stopped
 		if out, err := exec.Command("fusermount", "-u", point).CombinedOutput(); err != nil {
 			t.Errorf("unmounting: %v: %s", err, out)
 		}
@@ -44,7 +44,8 @@ func mounted(t *testing.T, command func(point string) (env []string, name string
 	return point
 }
 
-// device tells file systems apart.
+// device returns the device number of a path, which differs between file
+// systems.
 func device(t *testing.T, path string) uint64 {
 	t.Helper()
 	info, err := os.Stat(path)
@@ -54,8 +55,7 @@ func device(t *testing.T, path string) uint64 {
 	return info.Sys().(*syscall.Stat_t).Dev
 }
 
-// readAtRandom reads pieces of a file as a program does that knows where to
-// look.
+// readAtRandom reads pieces at several offsets of a file.
 func readAtRandom(t *testing.T, path, original string) {
 	t.Helper()
 	want, err := os.ReadFile(original)
@@ -78,8 +78,8 @@ func readAtRandom(t *testing.T, path, original string) {
 	}
 }
 
-// s3fsMount writes, reads, renames and removes files in a mounted bucket, and
-// in a directory of it.
+// s3fsMount writes, reads, renames and removes files in a mounted bucket and
+// in a mounted directory of the bucket.
 func s3fsMount(t *testing.T, u *use) {
 	e, dir := u.c.endpoint, t.TempDir()
 	password := filepath.Join(dir, "password")

@@ -15,14 +15,15 @@ import (
 	"github.com/minio/minio-go/v7"
 )
 
-// postForm is what a server hands to a browser: where to post to, and the
-// fields.
+// postForm is what a server gives to a browser: the URL of the upload and
+// the form fields.
 type postForm struct {
 	URL    string            `json:"url"`
 	Fields map[string]string `json:"fields"`
 }
 
-// signers sign forms for uploads into a bucket below a prefix, of up to 4 MiB.
+// signers sign forms for uploads to a bucket below a prefix, of up to 4 MiB
+// each.
 var signers = map[string]func(t *testing.T, e endpoint, bucket, prefix string) postForm{
 	"minio-go": func(t *testing.T, e endpoint, bucket, prefix string) postForm {
 		t.Helper()
@@ -64,7 +65,8 @@ print(json.dumps(s3.generate_presigned_post(bucket, prefix + "${filename}", Fiel
 	},
 }
 
-// Browsers post files by forms that SDKs have signed.
+// TestPostForms uploads files as browsers do, with forms that SDKs have
+// signed.
 func TestPostForms(t *testing.T) {
 	s := startStack(t)
 	for _, e := range s.endpoints {

@@ -18,11 +18,12 @@ import (
 	"time"
 )
 
-// startTimeout bounds the start and the end of each process.
+// startTimeout limits how long each process may take to start and to end.
 const startTimeout = 30 * time.Second
 
-// environment is that of all children: the tests' own, without what would
-// change a client's default settings or lead it elsewhere, and with extra.
+// environment returns the environment of child processes: that of the tests
+// and extra, without variables that would change a client's default settings
+// or endpoint.
 func environment(extra ...string) []string {
 	var env []string
 	for _, entry := range os.Environ() {
@@ -41,8 +42,8 @@ func meddles(name string) bool {
 	}, name) || strings.HasPrefix(name, "AWS_") || strings.HasPrefix(name, "RCLONE_") || strings.HasPrefix(name, "VGW_")
 }
 
-// process is a server that runs until the test ends. Its output goes to a
-// file, whose end is printed if the test fails.
+// process is a server that runs until the test ends. It logs to a file. If
+// the test fails, the end of the file is printed.
 type process struct {
 	name string
 	cmd  *exec.Cmd
@@ -59,8 +60,8 @@ func start(t *testing.T, name string, env []string, command string, args ...stri
 	}
 	p.cmd = exec.CommandContext(context.Background(), command, args...)
 	p.cmd.Env, p.cmd.Stdout, p.cmd.Stderr = env, out, out
-	// A group of its own: Ctrl-C ends the clients first, and what they were
-	// talking to at the end.
+	// The process has its own group: Ctrl-C ends the clients first, and
+	// their servers at the end.
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if err := p.cmd.Start(); err != nil {
 		t.Fatalf("starting %s: %v", name, err)
@@ -88,7 +89,7 @@ func (p *process) stop(t *testing.T) {
 	}
 }
 
-// waitFor waits until a URL answers with a status below 500.
+// waitFor waits until a URL returns a status below 500.
 func (p *process) waitFor(t *testing.T, url string) {
 	t.Helper()
 	for deadline := time.Now().Add(startTimeout); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
@@ -138,16 +139,16 @@ func freeAddress(t *testing.T) string {
 	return ""
 }
 
-// nextPort is where freeAddress looks next. Ports below 32768 are not handed
-// out to outgoing connections, so that no client takes a port that was free a
-// moment ago.
+// nextPort is the next port that freeAddress tries. Ports below 32768 are
+// not used for outgoing connections, so no client can take a port that was
+// free a moment ago.
 var nextPort = func() *atomic.Int64 {
 	var next atomic.Int64
 	next.Store(int64(12_000 + os.Getpid()*97%18_000))
 	return &next
 }()
 
-// logDir is where the logs of a test are kept.
+// logDir is the directory for the logs of a test.
 func logDir(t *testing.T) string {
 	t.Helper()
 	dir := os.Getenv("E2E_LOGS")
@@ -179,9 +180,9 @@ func tail(path string, lines int) string {
 	return strings.Join(last, "\n")
 }
 
-// runTool runs a client to its end and returns its standard output. Its error
-// holds the standard error. A client that only warns of an ETag or a checksum
-// has failed too.
+// runTool runs a client to its end and returns its standard output. An error
+// includes the standard error. A warning about an ETag or a checksum counts
+// as a failure.
 func runTool(env []string, stdin []byte, command string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
@@ -201,8 +202,8 @@ func runTool(env []string, stdin []byte, command string, args ...string) (string
 
 var complaints = regexp.MustCompile(`(?im)^.*\b(?:e-?tags?|md5|checksums?|hash(?:es)? differ|corrupt(?:ed)?|mismatch(?:es)?)\b.*$`)
 
-// complaint is what a client that has succeeded says on its standard error
-// about the integrity of what it has copied.
+// complaint returns an error if a client that succeeded warned about the
+// integrity of its copy.
 func complaint(stderr string) error {
 	if line := complaints.FindString(stderr); line != "" {
 		return fmt.Errorf("the client complains: %s", line)

@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// rclone is rclone with its s3 backend, as "rclone config" sets it up for a
-// provider that is not listed.
+// rclone is rclone with its s3 backend, configured as "rclone config" does
+// for a provider that is not listed.
 type rclone struct {
 	endpoint endpoint
 	dir      string
@@ -35,8 +35,8 @@ func newRclone(e endpoint, dir string) *rclone {
 }
 
 func (c *rclone) run(stdin []byte, args ...string) (string, error) {
-	// Failures here are answers to be judged: without these, rclone repeats
-	// them for a minute.
+	// Without these flags, rclone retries for a minute. The tests check the
+	// first error.
 	args = append([]string{"--retries", "1", "--low-level-retries", "1"}, args...)
 	out, err := runTool(c.env, stdin, "rclone", args...)
 	return out, toolError(err)
@@ -87,16 +87,16 @@ func (c *rclone) putWith(bucket, key string, data []byte, a attributes) error {
 func (c *rclone) get(bucket, key string) ([]byte, error) {
 	file := filepath.Join(c.dir, "got")
 	defer os.Remove(file)
-	// Of an object that is not there, "cat" gives nothing, and "copyto" copies
-	// nothing; neither calls that an error.
+	// For an object that does not exist, "cat" prints nothing and "copyto"
+	// copies nothing. Neither reports an error.
 	if _, err := c.run(nil, "copyto", "e2e:"+bucket+"/"+key, file); err != nil {
 		return nil, err
 	}
 	return os.ReadFile(file)
 }
 
-// getRange is an offset and a count. A range past the end is not for rclone to
-// ask for: it knows the size.
+// getRange converts a range to an offset and a count. rclone knows the size
+// and never requests a range past the end.
 func (c *rclone) getRange(bucket, key, spec string) ([]byte, error) {
 	from, to, _ := strings.Cut(spec, "-")
 	args := []string{"cat", "e2e:" + bucket + "/" + key}
@@ -134,8 +134,8 @@ func (c *rclone) list(bucket, prefix string) (map[string]int64, error) {
 	return sizes, err
 }
 
-// page lists with either version of the operation, and makes sure that they
-// agree. To rclone, a prefix is a directory.
+// page lists with both versions of the operation, and checks that they
+// agree. rclone treats a prefix as a directory.
 func (c *rclone) page(bucket, prefix, delimiter string, pageSize int) (map[string]int64, []string, error) {
 	args := []string{"e2e:" + bucket + "/" + strings.TrimSuffix(prefix, "/"), "--s3-list-chunk", strconv.Itoa(pageSize)}
 	if delimiter == "" {
@@ -171,7 +171,7 @@ func (c *rclone) syncBack(bucket, prefix, dir string) (int, error) {
 	return c.transfers("sync", "e2e:"+bucket+"/"+prefix, dir)
 }
 
-// transfers runs a sync and reads from its log how many files it has copied.
+// transfers runs a sync and reads the number of copied files from its log.
 func (c *rclone) transfers(args ...string) (int, error) {
 	log := filepath.Join(c.dir, "rclone.log")
 	defer os.Remove(log)
@@ -197,14 +197,14 @@ func (c *rclone) transfers(args ...string) (int, error) {
 	return copied, nil
 }
 
-// compare is rclone check, which reads both sides and fails if they differ.
+// compare runs rclone check, which fails if the two sides differ.
 func (c *rclone) compare(dir, bucket, prefix, how string) error {
 	_, err := c.run(nil, "check", how, dir, "e2e:"+bucket+"/"+prefix)
 	return err
 }
 
-// putLarge asks for parts from 5 MiB on: by default, rclone makes them from
-// 200 MiB on.
+// putLarge sets the threshold for multipart uploads to 5 MiB. The default is
+// 200 MiB.
 func (c *rclone) putLarge(bucket, key, file string) error {
 	_, err := c.run(nil, "copyto", "--s3-upload-cutoff", "5Mi", file, "e2e:"+bucket+"/"+key)
 	return err
@@ -245,7 +245,7 @@ func (c *rclone) removeBucket(bucket string) error {
 	return err
 }
 
-// presign can GET only.
+// presign supports GET only.
 func (c *rclone) presign(method, bucket, key string, valid time.Duration) (string, error) {
 	if method != http.MethodGet {
 		return "", errNoPresign

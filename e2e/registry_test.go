@@ -10,9 +10,9 @@ import (
 	registry "github.com/distribution/distribution/v3/registry/storage/driver/s3-aws"
 )
 
-// TestRegistry has the container registry's own S3 driver upload blobs in
-// chunks. It keeps nothing between two chunks: each is appended by a driver
-// that finds the upload and its parts by listing them.
+// TestRegistry uploads blobs in chunks with the S3 driver of the container
+// registry. The driver keeps no state between chunks: for each chunk, a new
+// driver lists uploads and parts to find where to continue.
 func TestRegistry(t *testing.T) {
 	table.addColumn("registry replicas")
 	table.run(t, "registry replicas", "multipart", writeBlobs)
@@ -31,15 +31,15 @@ func writeBlobs(t *testing.T) {
 	for i, chunks := range [][]int{
 		{12 * mib, 12 * mib, 3},
 		{10 * mib, 17*mib + 5, 10*mib + 1, 11 * mib},
-		{1000, 12 * mib, 1},         // begins below the least size of a part
-		{100, 200, 300},             // all of it below
-		{12*mib + 5, 4 * mib, 6000}, // a short part in the middle, which the driver has to copy
+		{1000, 12 * mib, 1},         // starts below the minimum size of a part
+		{100, 200, 300},             // the whole blob is below it
+		{12*mib + 5, 4 * mib, 6000}, // a short part in the middle, which the driver copies
 		{20 * mib},
 	} {
 		path := fmt.Sprintf("/blobs/%d", i)
 		total := 0
 		for n, size := range chunks {
-			if c.store.proxied && n == 1 { // and no replica remembers anything either
+			if c.store.proxied && n == 1 { // no replica keeps state either
 				r := c.replicas[i%2]
 				r.kill(t)
 				r.process = r.start()

@@ -29,10 +29,10 @@ import (
 
 const mib = 1 << 20
 
-// cluster is two replicas of the proxy with one configuration, in front of one
-// store and one KMS, behind a balancer that sends each request to the next
-// replica. With E2E_TARGET=store the balancer has the store behind it, and
-// nothing is killed: what fails then is not the proxy's doing.
+// cluster is two replicas of the proxy with the same configuration, one
+// store and one KMS. A balancer sends each request to the next replica. With
+// E2E_TARGET=store the balancer sends them to the store, and nothing is
+// killed: failures there are not caused by the proxy.
 type cluster struct {
 	endpoint endpoint // of the balancer
 	balancer *balancer
@@ -43,7 +43,7 @@ type cluster struct {
 	env      []string // of the replicas
 }
 
-// replica is a proxy that can be killed and started again.
+// replica is a proxy that can be killed and restarted.
 type replica struct {
 	name    string
 	address string
@@ -95,8 +95,8 @@ func startCluster(t *testing.T) *cluster {
 	return c
 }
 
-// balancer sends each request to the next target, and to the one after it if
-// that does not take the connection.
+// balancer sends each request to the next target. If that target refuses the
+// connection, it tries the one after it.
 type balancer struct {
 	targets []string
 	turn    atomic.Int64
@@ -104,7 +104,7 @@ type balancer struct {
 	watch   atomic.Pointer[watch]
 }
 
-// watch calls do once, when so many bytes have been sent.
+// watch calls do once, after the given number of bytes has been sent.
 type watch struct {
 	at   int64
 	once sync.Once
@@ -117,7 +117,7 @@ func (b *balancer) serve(t *testing.T) string {
 	server := httptest.NewServer(&httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.Out.URL.Scheme, r.Out.URL.Host = "http", "replica"
-			r.Out.Host = r.In.Host // it is signed
+			r.Out.Host = r.In.Host // the signature covers it
 			if r.Out.Body != nil && r.Out.Body != http.NoBody {
 				r.Out.Body = &counted{r.Out.Body, b}
 			}
@@ -143,7 +143,7 @@ func (b *balancer) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	return nil, failures
 }
 
-// after has do called when n more bytes have gone through.
+// after arranges that do is called when n more bytes have passed.
 func (b *balancer) after(n int64, do func()) { b.watch.Store(&watch{at: b.sent.Load() + n, do: do}) }
 
 type counted struct {
@@ -161,7 +161,7 @@ func (c *counted) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// uploaders send a file in parts of 8 MiB, 8 at a time.
+// uploaders send a file in parts of 8 MiB, eight at a time.
 var uploaders = []struct {
 	name   string
 	upload func(e endpoint, dir, file, bucket, key string) error
@@ -198,7 +198,7 @@ func runUploader(e endpoint, command, script, file, bucket, key string) error {
 }
 
 // TestReplicas uploads 200 MiB with each client while one replica is killed
-// with SIGKILL and started again.
+// with SIGKILL and restarted.
 func TestReplicas(t *testing.T) {
 	c := startCluster(t)
 	judge := newGoSDK(c.endpoint)
@@ -240,7 +240,8 @@ func TestReplicas(t *testing.T) {
 	checkLogs(t, c.store)
 }
 
-// randomFile is read by the clients, and its bytes by the tests.
+// randomFile returns the path of a random file for the clients, and its
+// content for the tests.
 func randomFile(t *testing.T, size int) (path string, text []byte) {
 	t.Helper()
 	text = make([]byte, size)
@@ -252,7 +253,8 @@ func randomFile(t *testing.T, size int) (path string, text []byte) {
 	return path, text
 }
 
-// checkWhole compares every byte, and the sizes in HEAD and in a listing.
+// checkWhole compares every byte of an object, and its size in HEAD and in a
+// listing.
 func checkWhole(t *testing.T, judge *goSDK, bucket, key string, size int64, want [sha256.Size]byte) {
 	t.Helper()
 	head, err := judge.s3.HeadObject(t.Context(), &s3.HeadObjectInput{Bucket: aws.String(bucket), Key: &key})
@@ -274,8 +276,8 @@ func checkWhole(t *testing.T, judge *goSDK, bucket, key string, size int64, want
 	}
 }
 
-// resumeAfterRestart begins an upload, kills all replicas, and goes on with
-// nothing but what the store lists.
+// resumeAfterRestart begins an upload, kills all replicas, and completes the
+// upload from what the store lists.
 func resumeAfterRestart(t *testing.T, c *cluster, bucket string, text []byte) {
 	defer progress(t)
 	const key, size = "resumed", 8 * mib
@@ -314,7 +316,7 @@ func resumeAfterRestart(t *testing.T, c *cluster, bucket string, text []byte) {
 	checkWhole(t, newGoSDK(c.endpoint), bucket, key, int64(len(text)), sha256.Sum256(text))
 }
 
-// sendParts sends those parts of text that are wanted, 8 at a time.
+// sendParts sends the selected parts of text, eight at a time.
 func sendParts(t *testing.T, api *s3.Client, bucket, key, upload string, text []byte, size int, wanted func(int32) bool) {
 	t.Helper()
 	var all sync.WaitGroup
@@ -354,8 +356,7 @@ func listParts(t *testing.T, api *s3.Client, bucket, key, upload string) map[int
 	return parts
 }
 
-// checkAtRest looks for pieces of the plaintext in everything that the store
-// has written.
+// checkAtRest searches everything in the store for pieces of the plaintext.
 func checkAtRest(t *testing.T, c *cluster, text []byte) {
 	defer progress(t)
 	var pieces [][]byte

@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// report is the table of what has passed.
+// report is the table of results.
 type report struct {
 	mu      sync.Mutex
 	columns []string
@@ -18,8 +18,8 @@ type report struct {
 	notes   []string
 }
 
-// run runs one check as a subtest and keeps its result. A check that does not
-// apply calls notApplicable.
+// run runs one check as a subtest and records its result. A check that does
+// not apply calls notApplicable.
 func (r *report) run(t *testing.T, column, row string, check func(*testing.T)) {
 	t.Helper()
 	t.Run(row, func(t *testing.T) {
@@ -52,12 +52,13 @@ func (r *report) set(row, column, result string) {
 	if !slices.Contains(r.rows, row) {
 		r.rows = append(r.rows, row)
 	}
-	if r.cells[[2]string{row, column}] != "FAIL" { // a row may be made of several steps
+	if r.cells[[2]string{row, column}] != "FAIL" { // a row may have several steps
 		r.cells[[2]string{row, column}] = result
 	}
 }
 
-// addColumn fixes the order of columns: they run side by side.
+// addColumn adds a column now, to fix the order: the columns run in
+// parallel.
 func (r *report) addColumn(name string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -72,7 +73,8 @@ func (r *report) note(format string, args ...any) {
 	}
 }
 
-// print writes one table per endpoint, as columns are named "client endpoint".
+// print writes one table for each endpoint. A column is named "client
+// endpoint".
 func (r *report) print(w io.Writer) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
