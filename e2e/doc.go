@@ -1,33 +1,43 @@
-// Package e2e proves the proxy with real clients, each with its default
-// settings apart from endpoint, credentials and path style, over plain HTTP
-// and TLS: aws-cli, boto3, the Go and JavaScript SDKs of AWS with their
-// transfer managers, minio-go, minio-js, mc, rclone and s3cmd; and with what
-// is built on S3: backups, mounted buckets, databases.
+// Package e2e tests the proxy with real clients over plain HTTP and TLS.
+// Endpoint, credentials and path style are set; all other settings are the
+// client's defaults. The clients are aws-cli, boto3, the AWS SDKs for Go
+// and JavaScript with their transfer managers, minio-go, minio-js, mc,
+// rclone and s3cmd. Programs that build on S3 are tested too: backups,
+// mounted buckets and databases.
 //
-// run.sh installs and builds what is needed and runs the tests, which start a
-// store (versitygw) and a KMS (kmsd) as processes of their own, and two
-// proxies in front of them. At the end, everything the store has written to
-// disk is searched for what the clients had sent.
+// run.sh installs and builds what is needed and runs the tests. The tests
+// start a store (versitygw), a KMS (kmsd) and two proxies as separate
+// processes. At the end, they search everything that the store has written
+// to disk for the data that the clients sent.
 //
-//	stack_test.go     the processes
-//	fixture_test.go   the bodies and keys that clients store
-//	client_test.go    what a client can be asked to do; one file per client beside it, js/ and py/ for the scripts
-//	checks_test.go    what is asked, and what must come of it; copies_test.go of copies, uploads in parts and tags
-//	replicas_test.go  uploads in parts through two replicas behind a balancer, of which one is killed
-//	layouts_test.go   objects of parts of many sizes
-//	decrypt_test.go   live objects by cmekproxy decrypt and by contrib/decrypt
-//	registry_test.go  the container registry's S3 driver
-//	versions_test.go  versions of objects
-//	revocation_test.go  how long after a key has gone the last byte comes; load_test.go is what goes on meanwhile, and
-//	                  kmsprocess_test.go the customer who takes the key away, and the network that fails
-//	kmserrors_test.go what clients make of the KMS's errors
-//	tools_test.go     what is built on S3
-//	backups_test.go   restic, duplicity and litestream
-//	mounts_test.go    s3fs and rclone mount
-//	libraries_test.go Thanos' acceptance tests and Parquet
-//	conformance_test.go  public suites, at the store and through the proxy; conformance.txt is what differs, and why
-//	scan_test.go      the search for plaintext at rest
-//	report_test.go    the table at the end; matrix_test.go writes it into docs/s3-compatibility.md
+//	stack_test.go         the processes
+//	fixture_test.go       the bodies and keys that clients store
+//	client_test.go        the operations of a client; each client has its
+//	                      own file, and js/ and py/ have the scripts
+//	checks_test.go        the checks and their expected results
+//	copies_test.go        copies, multipart uploads and tags
+//	replicas_test.go      multipart uploads through two replicas behind a
+//	                      balancer, while one of them is killed
+//	layouts_test.go       multipart objects with parts of many sizes
+//	decrypt_test.go       stored objects read by cmekproxy decrypt and by
+//	                      contrib/decrypt
+//	registry_test.go      the container registry's S3 driver
+//	versions_test.go      versions of objects
+//	revocation_test.go    the time from the revocation of a key to the
+//	                      last byte of plaintext
+//	load_test.go          the traffic during a revocation
+//	kmsprocess_test.go    the customer who revokes the key, and network
+//	                      failures
+//	kmserrors_test.go     how clients react to errors of the KMS
+//	tools_test.go         programs that build on S3
+//	backups_test.go       restic, duplicity and litestream
+//	mounts_test.go        s3fs and rclone mount
+//	libraries_test.go     the acceptance tests of Thanos, and Parquet
+//	conformance_test.go   public suites, at the store and through the
+//	                      proxy; conformance.txt explains the differences
+//	scan_test.go          the search for plaintext at rest
+//	report_test.go        the table of results
+//	matrix_test.go        the matrix in docs/s3-compatibility.md
 //
-// There is no example: it is tests.
+// There is no example: the package has only tests.
 package e2e

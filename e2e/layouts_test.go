@@ -69,7 +69,7 @@ func checkLayouts(t *testing.T, judge *goSDK, bucket string, text []byte) {
 			Bucket: &bucket, Key: &key, ObjectAttributes: []types.ObjectAttributes{types.ObjectAttributesObjectParts, types.ObjectAttributesObjectSize},
 		})
 		switch {
-		case err == nil && attributes.ObjectParts == nil && os.Getenv("E2E_TARGET") == "store": // versitygw returns no parts
+		case err == nil && attributes.ObjectParts == nil && os.Getenv("E2E_TARGET") == "store": // the store returns no parts
 		case err != nil || *attributes.ObjectSize != int64(total) || *attributes.ObjectParts.TotalPartsCount != int32(len(row.sizes)):
 			t.Errorf("%s: GetObjectAttributes: %v, %v", row.name, attributes, err)
 		}

@@ -175,7 +175,7 @@ func (l *load) stop(t *testing.T, a act) {
 	l.all.Wait()
 	var codes []string
 	l.codes.Range(func(code, _ any) bool { codes = append(codes, code.(string)); return true })
-	if _, ok := l.codes.Load(a.code); !a.drains && (!ok || len(codes) != 1 && !a.away) { // a closed port returns no codes
+	if _, ok := l.codes.Load(a.code); !a.drains && (!ok || len(codes) != 1 && !a.away) { // a closed port has none
 		t.Errorf("readers were answered %v, want %s", codes, a.code)
 	}
 	past := newGoSDK(l.stage.store.store)

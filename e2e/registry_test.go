@@ -12,7 +12,7 @@ import (
 
 // TestRegistry uploads blobs in chunks with the S3 driver of the container
 // registry. The driver keeps no state between chunks: for each chunk, a new
-// driver lists uploads and parts to find where to continue.
+// driver finds the upload and its parts by listing them.
 func TestRegistry(t *testing.T) {
 	table.addColumn("registry replicas")
 	table.run(t, "registry replicas", "multipart", writeBlobs)

@@ -17,16 +17,15 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 )
 
-// TestRevocation measures what the product promises: how long after the
-// customer has taken the key away the last byte of plaintext arrives at a
-// client, while readers, slow downloads and uploads are running. It must not
-// exceed the window that /metrics states. E2E_PROOF=full is the whole of it;
-// without, the times are shortened.
+// TestRevocation measures what the product promises: how long after a key is
+// revoked the last byte of plaintext reaches a client. Readers, slow
+// downloads and uploads run meanwhile. The time must not exceed the window
+// that /metrics states. Times are shortened unless E2E_PROOF=full.
 func TestRevocation(t *testing.T) {
 	if !selected("go-sdk") {
 		t.Skip("not selected")
 	}
-	t.Parallel() // with TestKMSErrors, which waits as much
+	t.Parallel() // with TestKMSErrors, which also spends its time waiting
 	stage := newStage(t)
 	stage.prepareParts()
 	t.Cleanup(func() { t.Log("\n" + stage.table()) })
@@ -38,7 +37,7 @@ func TestRevocation(t *testing.T) {
 	}
 }
 
-// setting is what an operator chooses.
+// setting holds the settings that an operator chooses.
 type setting struct{ ttl, probe time.Duration }
 
 func settings(full bool) []setting {
@@ -54,14 +53,14 @@ func settings(full bool) []setting {
 	return []setting{{2 * time.Second, 0}, {5 * time.Second, time.Second}}
 }
 
-// act is a way in which a key goes, and comes back.
+// act is a way to revoke a key and to restore it.
 type act struct {
 	name       string
 	take, give func()
-	away       bool // the KMS is, and has not said no: the TTL alone is the bound
+	away       bool // the KMS is unreachable and has denied nothing: only the TTL limits access
 	code       string
-	drains     bool  // the proxy was told to stop before
-	part       *part // that is taken away; nil for the key as a whole
+	drains     bool  // the proxy is already draining
+	part       *part // what is revoked; nil for the whole key
 }
 
 func (s *stage) acts(set setting) []act {
@@ -102,7 +101,7 @@ func (s *stage) acts(set setting) []act {
 	case set.ttl == 2*time.Second:
 		acts = append(append(acts, more...), parts[0])
 	default:
-		acts = append(append(acts[:1], more[1:3]...), parts...) // what a probe sees, and each kind of answer
+		acts = append(append(acts[:1], more[1:3]...), parts...) // one that a probe sees, and each kind of response
 	}
 	for i := range acts {
 		if acts[i].name == "grant retired" {
@@ -128,7 +127,7 @@ func (s *stage) play(t *testing.T, set setting, a act) {
 		defer beside.mustRunOn(t)
 	}
 	load := s.startLoad(t, of)
-	time.Sleep(set.ttl + set.ttl/5) // so that leases are renewed, each at its own time
+	time.Sleep(set.ttl + set.ttl/5) // until leases have been renewed, at different times
 	load.mustRun(t)
 	window := s.window(t, key)
 	if a.drains {
@@ -139,11 +138,11 @@ func (s *stage) play(t *testing.T, set setting, a act) {
 		window = set.ttl
 	}
 	a.take()
-	taken := time.Now() // the KMS has said that it is so
+	taken := time.Now() // the KMS has confirmed the change
 	time.Sleep(time.Until(taken.Add(window + time.Second)))
 	stated := s.window(t, key)
-	// Where the KMS was too slow for a probe, on a busy machine, it is the
-	// TTL, and says so, until the next one.
+	// If the KMS was too slow for a probe, on a busy machine, the window is
+	// the TTL until the next probe. /metrics then states the TTL.
 	for i := 0; i < 20 && stated != window; i++ {
 		time.Sleep(250 * time.Millisecond)
 		stated = s.window(t, key)
@@ -173,9 +172,9 @@ func (s *stage) play(t *testing.T, set setting, a act) {
 
 const (
 	outageWait  = 3 * time.Second
-	probeAnswer = time.Second // for the answer to the probe, and for a busy machine to send it
-	// readLag is for what is in a client's own buffers when it is read at
-	// downloadRate: it has left the proxy.
+	probeAnswer = time.Second // for the probe, its response, and delays on a busy machine
+	// readLag is for data in a client's own buffers, read at downloadRate.
+	// It has already left the proxy.
 	readLag = 100 * time.Millisecond
 )
 
@@ -199,10 +198,10 @@ type stage struct {
 	admin    string
 	config   string
 	keyLine  string
-	keyFile  string // of the second key, which has versions
+	keyFile  string // of the second key, which has several versions
 	bucket   string
 	big      int64
-	before   map[string]func() // by name of an act: what has to be so for it
+	before   map[string]func() // preparation of an act, by its name
 	rows     []string
 }
 
@@ -233,7 +232,7 @@ func newStage(t *testing.T) *stage {
 	return s
 }
 
-// startProxy starts the proxy, for the first time or again.
+// startProxy starts the proxy, or restarts it.
 func (s *stage) startProxy() {
 	s.t.Helper()
 	s.starts++
@@ -244,7 +243,7 @@ func (s *stage) startProxy() {
 
 const smallObjects = 20
 
-// fill stores what will be read.
+// fill stores the objects that clients will read.
 func (s *stage) fill(bucket string) {
 	s.t.Helper()
 	api := newGoSDK(s.endpoint).s3
@@ -265,7 +264,7 @@ func (s *stage) put(api *s3.Client, bucket, key string, size int64) {
 	}
 }
 
-// pattern is a body of some size that needs no memory.
+// pattern is a body of the given size that is not held in memory.
 type pattern struct{ size, at int64 }
 
 func (p *pattern) Read(b []byte) (int, error) {
@@ -292,7 +291,7 @@ func (p *pattern) Seek(offset int64, whence int) (int64, error) {
 	return p.at, nil
 }
 
-// configure has the running proxy read a new setting.
+// configure changes the settings of the running proxy with a reload.
 func (s *stage) configure(set setting) {
 	s.t.Helper()
 	text, err := os.ReadFile(s.config)
@@ -348,8 +347,8 @@ func (s *stage) window(t *testing.T, key string) time.Duration {
 	return time.Duration(s.metric(t, "cmekproxy_revocation_window_seconds", `key="`+key+`"`) * float64(time.Second))
 }
 
-// metric returns the value of a metric, summed up over its labels; 0 if it is
-// not there.
+// metric returns the value of a metric, summed over its labels. It returns 0
+// if there is no such metric.
 func (s *stage) metric(t *testing.T, name string, labels ...string) (sum float64) {
 	t.Helper()
 	for line := range strings.Lines(string(pull(t, s.admin+"/metrics"))) {
@@ -380,7 +379,7 @@ func (s *stage) table() string {
 	return "| ttl | probe | what happens | window | last byte after | service back after |\n|---|---|---|---|---|---|\n" + strings.Join(s.rows, "\n") + "\n"
 }
 
-// api is a client that tries once only.
+// api returns a client that does not retry.
 func (s *stage) api(transport http.RoundTripper) *s3.Client {
 	return s3.New(newGoSDK(s.endpoint).s3.Options(), func(o *s3.Options) {
 		o.RetryMaxAttempts = 1

@@ -17,16 +17,16 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 )
 
-// The buckets of acts that take a part of a key away.
+// The buckets of acts that revoke a part of a key.
 const (
-	keptBucket     = "kept"     // under the key of the other bucket
-	versionsBucket = "versions" // under a key file that has two versions
+	keptBucket     = "kept"     // uses the key of the other bucket
+	versionsBucket = "versions" // uses a key file with two versions
 )
 
-// part is what an act takes away, and where reads must go on beside it.
+// part is what an act revokes, and the bucket where reads must continue.
 type part struct {
 	bucket, beside, key string
-	old                 bool // an older version of the key, which uploads are not under
+	old                 bool // an older version of the key; uploads use the newest
 }
 
 // keys runs `cmekproxy keys` with the key file.
@@ -37,7 +37,7 @@ func (s *stage) keys(args ...string) {
 	}
 }
 
-// addRule puts a rule before the others.
+// addRule inserts a rule before the others.
 func (s *stage) addRule(rule string) {
 	s.t.Helper()
 	text, err := os.ReadFile(s.config)
@@ -50,8 +50,9 @@ func (s *stage) addRule(rule string) {
 	}
 }
 
-// prepareParts stores what is read while a part of a key is taken away: objects
-// under two versions of one key, and a second bucket under the other key.
+// prepareParts stores the objects that clients read while a part of a key is
+// revoked: objects that use two versions of one key, and a second bucket
+// that uses the other key.
 func (s *stage) prepareParts() {
 	s.t.Helper()
 	s.fill(versionsBucket)
@@ -66,8 +67,9 @@ func (s *stage) prepareParts() {
 	}
 }
 
-// beside is what must go on while a part of a key is taken away. It reads new
-// data keys all the time, so that the newest blob of the key is one of its own.
+// beside is the traffic that must continue while a part of a key is revoked.
+// It keeps reading new data keys, so that the newest wrapped data key of the
+// KMS key is one of them.
 type beside struct {
 	cancel context.CancelFunc
 	all    sync.WaitGroup
@@ -94,7 +96,7 @@ func (s *stage) startBeside(t *testing.T, bucket string) *beside {
 	b.all.Go(func() {
 		for n := 0; ctx.Err() == nil; n++ {
 			key := "beside-small"
-			if n%10 == 0 { // a data key of its own
+			if n%10 == 0 { // a new object has a new data key
 				key = fmt.Sprint("beside-new-", n)
 				s.put(api, bucket, key, 1<<10)
 			}
@@ -109,7 +111,7 @@ func (s *stage) startBeside(t *testing.T, bucket string) *beside {
 		}
 	})
 	b.all.Go(func() {
-		for ctx.Err() == nil { // slowly, and again when the end is reached
+		for ctx.Err() == nil { // slowly, in a loop
 			out, err := api.GetObject(ctx, &s3.GetObjectInput{Bucket: &bucket, Key: aws.String("beside-big")})
 			if err == nil {
 				_, err = io.Copy(io.Discard, &paced{r: &counting{out.Body, &b.bytes}, rate: downloadRate, ctx: ctx})
@@ -121,7 +123,7 @@ func (s *stage) startBeside(t *testing.T, bucket string) *beside {
 	return b
 }
 
-// mustRunOn makes sure that everything has gone on, and ends it.
+// mustRunOn checks that all of the traffic has continued, and ends it.
 func (b *beside) mustRunOn(t *testing.T) {
 	t.Helper()
 	reads, bytes := b.reads.Load(), b.bytes.Load()
@@ -136,8 +138,8 @@ func (b *beside) mustRunOn(t *testing.T) {
 	}
 }
 
-// playDrain is play for a key that is taken away while the proxy drains. The
-// proxy ends when the last transfer is cut, and is started again.
+// playDrain is like play, for a key that is revoked while the proxy drains.
+// The proxy ends when the last transfer is cut, and is then restarted.
 func (s *stage) playDrain(t *testing.T, set setting, a act, load *load, window time.Duration) {
 	t.Helper()
 	if err := s.proxy.cmd.Process.Signal(syscall.SIGTERM); err != nil {

@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// s3cmd is s3cmd, as "s3cmd --configure" sets it up for an endpoint without
-// virtual hosts.
+// s3cmd is s3cmd, configured as "s3cmd --configure" does for an endpoint
+// without virtual hosts.
 type s3cmd struct {
 	endpoint endpoint
 	dir      string
@@ -81,8 +81,8 @@ func (c *s3cmd) get(bucket, key string) ([]byte, error) {
 	return os.ReadFile(file)
 }
 
-// resume continues a download of which have is there already: a range with an
-// open end.
+// resume continues a download that already has the bytes in have. It sends a
+// range with an open end.
 func (c *s3cmd) resume(bucket, key string, have []byte) ([]byte, error) {
 	file := filepath.Join(c.dir, "got")
 	defer os.Remove(file)
@@ -100,8 +100,8 @@ func (c *s3cmd) list(bucket, prefix string) (map[string]int64, error) {
 	return sizes, err
 }
 
-// page cannot choose how many keys a page has: s3cmd asks for as many as the
-// server gives.
+// page ignores the page size: s3cmd accepts pages of any size from the
+// server.
 func (c *s3cmd) page(bucket, prefix, delimiter string, _ int) (map[string]int64, []string, error) {
 	if delimiter == "" {
 		return c.ls("--recursive", "s3://"+bucket+"/"+prefix)

@@ -11,20 +11,19 @@ import (
 	"testing"
 )
 
-// runLength is how many bytes of plaintext in a row give it away, and
-// zeroLength how many zeros: fewer are the fill of a part, which is part of
-// the format.
+// runLength is how many consecutive bytes of plaintext count as a leak.
+// zeroLength is the same for zeros. Shorter runs of zeros occur in the
+// padding of a part.
 const (
 	runLength  = 16
 	zeroLength = 9_217
 )
 
-// searcher finds runs of plaintext in other data, wherever they begin in
-// either.
+// searcher finds runs of plaintext in other data, at any offset in either.
 //
-// Any run of 16 bytes holds a whole 8-byte block of the plaintext, counted
-// from its start. So the blocks are indexed, each offset of the data is looked
-// up, and a hit is extended in both directions.
+// Any run of 16 bytes contains a complete 8-byte block of the plaintext,
+// counted from its start. The searcher indexes these blocks, looks up each
+// offset of the data, and extends a hit in both directions.
 type searcher struct {
 	plaintexts [][]byte
 	blocks     map[uint64][]position
@@ -36,8 +35,8 @@ type position struct{ text, offset int }
 const (
 	blockLength = runLength / 2
 	filterBits  = 26
-	// A block that occurs more often than this, in a plaintext that repeats
-	// itself, is known well enough.
+	// A plaintext that repeats itself has the same block at many positions.
+	// This many positions are enough to find it.
 	maxPositions = 8
 )
 
@@ -47,7 +46,7 @@ func newSearcher(plaintexts [][]byte) *searcher {
 		for offset := 0; offset+blockLength <= len(data); offset += blockLength {
 			block := binary.LittleEndian.Uint64(data[offset:])
 			if block == 0 || len(s.blocks[block]) >= maxPositions {
-				continue // zeros are looked for in their own way
+				continue // find searches for zeros separately
 			}
 			s.blocks[block] = append(s.blocks[block], position{text, offset})
 			s.filter[slot(block)>>6] |= 1 << (slot(block) & 63)
@@ -60,7 +59,7 @@ func slot(block uint64) uint64 { return block * 0x9E3779B97F4A7C15 >> (64 - filt
 
 var zeros = make([]byte, zeroLength)
 
-// find returns the offset in data of a run of plaintext, or of zeros.
+// find returns the offset in data of a run of plaintext or of zeros.
 func (s *searcher) find(data []byte) (offset int, found bool) {
 	if i := bytes.Index(data, zeros); i >= 0 {
 		return i, true
@@ -79,8 +78,8 @@ func (s *searcher) find(data []byte) (offset int, found bool) {
 	return 0, false
 }
 
-// common is the length of the run around a[i] and b[j] that is the same in
-// both.
+// common returns the length of the longest common run that includes a[i] and
+// b[j].
 func common(a []byte, i int, b []byte, j int) int {
 	before, after := 0, 0
 	for i-before > 0 && j-before > 0 && a[i-before-1] == b[j-before-1] {
@@ -92,8 +91,8 @@ func common(a []byte, i int, b []byte, j int) int {
 	return before + after
 }
 
-// searchStore searches every file that the store has written. It returns how
-// many files and bytes that were, and those in which plaintext was found.
+// searchStore searches every file of the store. It returns the number of
+// files and bytes, and the files that contain plaintext.
 func searchStore(dir string, plaintexts [][]byte) (files int, size int64, found []string, err error) {
 	return searchFiles(dir, newSearcher(plaintexts).find)
 }
@@ -119,8 +118,8 @@ func searchFiles(dir string, find func([]byte) (offset int, found bool)) (files 
 	return files, size, found, err
 }
 
-// TestSearcher plants a run in noise, at all alignments: a search that finds
-// nothing must mean something.
+// TestSearcher hides a run in noise, at all alignments, to show that the
+// search finds it.
 func TestSearcher(t *testing.T) {
 	random := rand.NewChaCha8([32]byte{'s'})
 	noise, plaintext := make([]byte, 16384), make([]byte, 1000)

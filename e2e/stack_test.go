@@ -21,14 +21,14 @@ import (
 
 const region = "eu-central-1"
 
-// credentials are made afresh for each run, and never printed.
+// credentials are generated for each run and never printed.
 type credentials struct{ accessKey, secret string }
 
 func newCredentials() credentials {
 	return credentials{"AK" + rand.Text()[:18], rand.Text() + rand.Text()[:14]}
 }
 
-// endpoint is where clients are pointed at.
+// endpoint is an address that clients connect to.
 type endpoint struct {
 	name string // http or https
 	url  string
@@ -40,18 +40,18 @@ func (e endpoint) host() string { return e.url[strings.Index(e.url, "://")+3:] }
 
 // stack is the system under test.
 type stack struct {
-	endpoints []endpoint // of the proxies, or of the store
+	endpoints []endpoint // the proxies, or the store
 	store     endpoint   // the store itself, past the proxies
-	name      string     // before the names of the logs, where several are up at once
+	name      string     // prefix of the log names, if several stacks run
 	dir       string     // where the store keeps everything
-	versions  string     // where it keeps old versions; empty for none
-	iam       string     // where it keeps its own users; empty for none
-	logs      []string   // of the store and the proxies; a replica that is started again has another one
+	versions  string     // where the store keeps old versions; empty for none
+	iam       string     // where the store keeps its own users; empty for none
+	logs      []string   // of the store and the proxies; each start of a replica has its own
 	proxied   bool
 }
 
-// startStack starts everything. With E2E_TARGET=store clients talk to the
-// store itself: what fails there too is not the proxy's doing.
+// startStack starts all processes. With E2E_TARGET=store, clients connect to
+// the store itself: failures there are not caused by the proxy.
 func startStack(t *testing.T) *stack {
 	t.Helper()
 	s := &stack{dir: storeDir(t), proxied: os.Getenv("E2E_TARGET") != "store"}
@@ -66,8 +66,7 @@ func startStack(t *testing.T) *stack {
 	client := newCredentials()
 	env = append(env, "ORIGIN_ACCESS_KEY="+s.store.accessKey, "ORIGIN_SECRET_KEY="+s.store.secret,
 		"APP_ACCESS_KEY="+client.accessKey, "APP_SECRET_KEY="+client.secret)
-	// Two proxies in front of one store, which share nothing but their
-	// configuration.
+	// Two proxies use the same store. They share only their configuration.
 	s.endpoints = []endpoint{
 		s.startProxy(t, "http", client, env, keyConfig, "", ""),
 		s.startProxy(t, "https", client, env, keyConfig, cert, key),
@@ -75,8 +74,8 @@ func startStack(t *testing.T) *stack {
 	return s
 }
 
-// storeDir is on a file system with extended attributes, which a temporary
-// directory in memory may not be.
+// storeDir returns a directory on a file system with extended attributes. A
+// temporary directory in memory may not have them.
 func storeDir(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp(os.Getenv("E2E_CACHE"), "store-") //nolint:usetesting // see above
@@ -87,7 +86,7 @@ func storeDir(t *testing.T) string {
 	return dir
 }
 
-// startStore starts a versitygw, or with STORE=minio a MinIO.
+// startStore starts versitygw, or MinIO if STORE=minio.
 func (s *stack) startStore(t *testing.T, scheme string, c credentials, cert, key string) endpoint {
 	t.Helper()
 	e := endpoint{name: scheme, url: scheme + "://" + freeAddress(t), ca: cert, credentials: c}
@@ -117,8 +116,8 @@ func (s *stack) versitygw(t *testing.T, e endpoint, key string) (env []string, c
 	return environment("ROOT_ACCESS_KEY="+e.accessKey, "ROOT_SECRET_KEY="+e.secret), tool(t, "versitygw"), append(args, s.dir)
 }
 
-// minio keeps versions by itself, and wants its certificate under a name of
-// its own.
+// minio returns the command that starts MinIO. MinIO keeps versions by
+// itself and requires fixed names for its certificate files.
 func (s *stack) minio(t *testing.T, e endpoint, key string) (env []string, command string, args []string) {
 	t.Helper()
 	certs := t.TempDir()
@@ -134,8 +133,8 @@ func (s *stack) minio(t *testing.T, e endpoint, key string) (env []string, comma
 	return env, tool(t, "minio"), []string{"server", "--quiet", "--certs-dir", certs, "--address", e.host(), s.dir}
 }
 
-// startKMS returns what a proxy needs to use it: environment, and the entries
-// of two keys in its configuration; and its URL.
+// startKMS starts a KMS. It returns what a proxy needs to use it: the
+// environment, the entries of two keys for the configuration, and the URL.
 func startKMS(t *testing.T) (env []string, keyConfig, url string) {
 	t.Helper()
 	p := start(t, "kms", environment(), tool(t, "kmsd"), "-create-key", "2", "-region", region)
@@ -161,7 +160,7 @@ func (s *stack) startProxy(t *testing.T, scheme string, c credentials, env []str
 	return endpoint{name: scheme, url: scheme + "://" + address, ca: cert, credentials: c}
 }
 
-// writeConfig returns the path of a proxy's configuration.
+// writeConfig writes the configuration of a proxy and returns its path.
 func (s *stack) writeConfig(t *testing.T, name, address, admin, keyConfig, cert, key string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), name+".yaml")
@@ -192,7 +191,7 @@ encryption:
 	return path
 }
 
-// waitForPort waits until something listens.
+// waitForPort waits until a process listens at the address.
 func (p *process) waitForPort(t *testing.T, address string) {
 	t.Helper()
 	for deadline := time.Now().Add(startTimeout); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
@@ -209,7 +208,7 @@ func (p *process) waitForPort(t *testing.T, address string) {
 	t.Fatalf("%s does not listen", p.name)
 }
 
-// tool is the path of a program that run.sh has built.
+// tool returns the path of a program that run.sh built.
 func tool(t *testing.T, name string) string {
 	t.Helper()
 	dir := os.Getenv("E2E_BIN")
@@ -219,8 +218,8 @@ func tool(t *testing.T, name string) string {
 	return filepath.Join(dir, name)
 }
 
-// newCertificate makes a self-signed certificate for 127.0.0.1, and returns
-// the paths of it and its key.
+// newCertificate makes a self-signed certificate for 127.0.0.1. It returns
+// the paths of the certificate and its key.
 func newCertificate(t *testing.T) (cert, key string) {
 	t.Helper()
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// tools are programs that use S3 for something of their own. What each proves
-// is in the table, in the rows of the checks that it comes closest to.
+// tools are programs that build on S3. Their results are in the rows of the
+// checks that match best.
 var tools = []struct {
 	name string
 	run  func(t *testing.T, u *use)
@@ -28,22 +28,22 @@ var tools = []struct {
 	{"parquet-go", parquetColumns},
 }
 
-// use is a tool at the cluster, with a bucket of its own.
+// use is a tool at the cluster, with its own bucket.
 type use struct {
 	name   string
 	c      *cluster
 	bucket string
 }
 
-// does runs one step of a tool, and enters it in the table.
+// does runs one step of a tool and records its result in the table.
 func (u *use) does(t *testing.T, row string, step func(t *testing.T)) {
 	t.Helper()
 	table.run(t, u.name+" cluster", row, step)
 }
 
-// TestTools runs what people run every night: a sync that must find nothing to
-// do the second time, a comparison of every byte, backups, mounted buckets,
-// and databases.
+// TestTools runs typical nightly jobs: a sync whose second run must copy
+// nothing, a comparison of every byte, backups, mounted buckets, and
+// databases.
 func TestTools(t *testing.T) {
 	c := startCluster(t)
 	for _, tool := range tools {
@@ -79,14 +79,16 @@ func must(t *testing.T, env []string, command string, args ...string) string {
 	return out
 }
 
-// awsEnvironment is that of a program that reads credentials as AWS's own do.
+// awsEnvironment returns an environment with credentials in the variables
+// that the AWS SDKs read.
 func (u *use) awsEnvironment(extra ...string) []string {
 	e := u.c.endpoint
 	return environment(append(extra, "AWS_ACCESS_KEY_ID="+e.accessKey, "AWS_SECRET_ACCESS_KEY="+e.secret, "AWS_DEFAULT_REGION="+region,
 		"AWS_EC2_METADATA_DISABLED=true", "AWS_CONFIG_FILE=/nonexistent", "AWS_SHARED_CREDENTIALS_FILE=/nonexistent")...)
 }
 
-// newTree is files of sizes around those at which clients change their ways.
+// newTree makes a directory of files. Their sizes are close to those at
+// which clients change their behavior.
 func newTree(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()

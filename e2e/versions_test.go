@@ -10,8 +10,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 )
 
-// TestVersions reads every version of an object that was put whole and in
-// parts, in a bucket that keeps versions.
+// TestVersions reads every version of a single-PUT object and of a multipart
+// object, in a bucket that keeps versions.
 func TestVersions(t *testing.T) {
 	c := startCluster(t)
 	defer progress(t)
@@ -20,7 +20,7 @@ func TestVersions(t *testing.T) {
 	if err := judge.createBucket(bucket); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := newGoSDK(c.store.store).s3.PutBucketVersioning(t.Context(), &s3.PutBucketVersioningInput{ // past the proxy, which has no such operation
+	if _, err := newGoSDK(c.store.store).s3.PutBucketVersioning(t.Context(), &s3.PutBucketVersioningInput{ // not through the proxy, which does not support this operation
 		Bucket: aws.String(bucket), VersioningConfiguration: &types.VersioningConfiguration{Status: types.BucketVersioningStatusEnabled},
 	}); err != nil {
 		t.Fatal(err)
@@ -28,7 +28,7 @@ func TestVersions(t *testing.T) {
 	_, text := randomFile(t, 20*mib)
 	versions := make(map[string][]byte)
 	for i, sizes := range [][]int{{5 * mib, 5 * mib, 100}, {6 * mib, 5 * mib, 5 * mib}, {5 * mib, 5 * mib}, nil} {
-		own := text[i*1000:] // other bytes for each version
+		own := text[i*1000:] // different bytes for each version
 		if sizes == nil {
 			if err := judge.put(bucket, key, own[:100_000]); err != nil {
 				t.Fatal(err)
@@ -48,7 +48,7 @@ func TestVersions(t *testing.T) {
 	if _, err := judge.get(bucket, key); err == nil {
 		t.Error("the deleted object can be read")
 	}
-	for range 2 { // what is remembered of one version must not be taken for another
+	for range 2 { // what is cached for one version must not be used for another
 		for version, want := range versions {
 			checkVersion(t, judge, bucket, key, version, want)
 		}
