@@ -9,16 +9,16 @@ import (
 	"strings"
 )
 
-// reuseRule has objects share what the KMS is asked for.
+// reuseRule lets objects share data keys (dek_reuse).
 const reuseRule = `{buckets: ["*"], key: bench, dek_reuse: {max_age: 1h, max_objects: 1000}}`
 
-// kmsObjects is how many objects are written and read to count what the KMS is
-// asked.
+// kmsObjects is the number of objects that are written and read to count KMS
+// calls.
 const kmsObjects = 2000
 
-// kmsCalls counts what the KMS is asked for the same objects with a data key
-// for each, and with dek_reuse. Counts are exact, whatever the machine does
-// meanwhile.
+// kmsCalls counts the KMS calls for the same objects, once with a data key
+// for each object and once with dek_reuse. The load on the machine does not
+// change the counts.
 func kmsCalls(ctx context.Context, l *lab) error {
 	fmt.Printf(
 		"\n| %d objects of 4 KiB, dek_cache.ttl 5m | KMS calls to write them | "+
@@ -40,7 +40,7 @@ func kmsCalls(ctx context.Context, l *lab) error {
 			clientAccess,
 			clientSecret,
 			nil,
-		) // it looks at no signature
+		) // the admin port does not check signatures
 		written, err := l.countCalls(ctx, admin, func(n int) error {
 			_, err := t.do(
 				ctx,
@@ -72,8 +72,8 @@ func kmsCalls(ctx context.Context, l *lab) error {
 	return nil
 }
 
-// countCalls does something with each object, and returns how often the KMS
-// was asked meanwhile.
+// countCalls calls do with the number of each object, and returns how many
+// KMS calls were made meanwhile.
 func (l *lab) countCalls(ctx context.Context, admin *target, do func(n int) error) (int64, error) {
 	before, err := calls(ctx, admin)
 	if err != nil {
@@ -97,8 +97,8 @@ func (l *lab) countCalls(ctx context.Context, admin *target, do func(n int) erro
 	return after - before, err
 }
 
-// calls is how often the KMS was asked so far, probes aside, as the proxy's
-// metrics have it.
+// calls returns the number of KMS calls so far, without probes, from the
+// proxy's metrics.
 func calls(ctx context.Context, admin *target) (sum int64, err error) {
 	resp, err := admin.send(ctx, http.MethodGet, "/metrics", nil, nil, 0)
 	if err != nil {

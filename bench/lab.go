@@ -23,15 +23,15 @@ const (
 	clientAccess, clientSecret = "benchclient", "benchclientsecret"
 )
 
-// target is something that requests are sent to. The bare store has no pids:
-// its own CPU is not what is compared.
+// target receives requests. The bare store has no pids, because its CPU time
+// is not compared.
 type target struct {
 	name           string
 	url            string
 	access, secret string
 	pids           func() []int
 	client         *http.Client
-	prepared       map[int64]bool // sizes of which there are objects to read
+	prepared       map[int64]bool // sizes for which objects to read exist
 }
 
 // lab holds the processes of a run.
@@ -95,8 +95,9 @@ func newTarget(name, url, access, secret string, pids func() []int) *target {
 	}
 }
 
-// startStore keeps objects in memory where that is large enough and has
-// extended attributes, so that no disk is measured.
+// startStore starts the store. It keeps objects in memory, so that disk
+// speed does not matter, if memory is large enough and its file system has
+// extended attributes.
 func (l *lab) startStore(ctx context.Context) error {
 	var failures []error
 	for _, parent := range []string{"/dev/shm", l.dir} {
@@ -128,8 +129,8 @@ func (l *lab) startStoreIn(ctx context.Context, parent string) error {
 	}
 
 	addr := freeAddress()
-	// It closes a connection after each answer unless told otherwise, and then
-	// TCP handshakes are what is measured.
+	// By default, the store closes each connection after one response. The
+	// benchmark would then measure TCP handshakes.
 	cmd := exec.CommandContext(
 		ctx,
 		filepath.Join(l.o.bin, "versitygw"),
@@ -151,10 +152,10 @@ func (l *lab) startStoreIn(ctx context.Context, parent string) error {
 	return nil
 }
 
-// space is how many bytes the store may have to keep at once: objects to read
-// for each of three targets, those that one target's clients upload, twice
-// because the old one stays until the new one is complete, and the one of 1
-// GiB.
+// space returns how many bytes the store may hold at once. Each of three
+// targets has objects to read. The uploads of one target's clients count
+// twice, because the old object stays until the new one is complete. The
+// multipart object is added to these.
 func (o options) space() int64 {
 	total := int64(0)
 	if o.memory > 0 || o.full {
@@ -184,8 +185,8 @@ func (l *lab) startPlain(ctx context.Context) (*target, error) {
 	}
 }
 
-// startNginx passes Host unchanged, because it is signed. It writes no access
-// log, unlike cmekproxy.
+// startNginx starts nginx. It forwards the Host header unchanged, because
+// the signature covers it. Unlike cmekproxy, it writes no access log.
 func (l *lab) startNginx(ctx context.Context, nginx string) (*target, error) {
 	version, err := exec.CommandContext(ctx, nginx, "-v").CombinedOutput()
 	if err != nil {
@@ -227,8 +228,8 @@ http {
 	), nil
 }
 
-// startReverseProxy is Go's own, in a process of its own, so that its CPU and
-// memory can be told from ours.
+// startReverseProxy starts Go's own reverse proxy in a separate process, so
+// that its CPU time and memory are measured separately.
 func (l *lab) startReverseProxy(ctx context.Context) (*target, error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -249,7 +250,7 @@ func (l *lab) startReverseProxy(ctx context.Context) (*target, error) {
 	), nil
 }
 
-// plainRule is the encryption rule of the proxies that are measured.
+// plainRule is the encryption rule of the measured proxies.
 const plainRule = `{buckets: ["*"], key: bench}`
 
 func (l *lab) startProxy(ctx context.Context, name, store string) (*target, error) {
@@ -257,8 +258,8 @@ func (l *lab) startProxy(ctx context.Context, name, store string) (*target, erro
 	return t, err
 }
 
-// startProxyWith starts a proxy with an encryption rule, and returns the
-// address of its admin port too.
+// startProxyWith starts a proxy with an encryption rule. It also returns the
+// address of the admin port.
 func (l *lab) startProxyWith(ctx context.Context, name, store, rule string) (t *target, admin string, err error) {
 	key := make([]byte, 32)
 	rand.Read(key)
@@ -306,7 +307,7 @@ func (l *lab) launch(cmd *exec.Cmd, name, addr string) error {
 	}
 	defer log.Close()
 
-	cmd.Stdout, cmd.Stderr = log, log // cmekproxy's access log is written, as in real life
+	cmd.Stdout, cmd.Stderr = log, log // cmekproxy writes its access log, as in production
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("starting %s: %w", name, err)
@@ -350,8 +351,8 @@ func freeAddress() string {
 	return l.Addr().String()
 }
 
-// newSink is a store that takes any body and keeps none: 64 uploads of 1 GiB
-// at a time would need 64 GiB of disk.
+// newSink starts a store that accepts any body and discards it: 64
+// concurrent uploads of 1 GiB would need 64 GiB of disk.
 func (l *lab) newSink() string {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if _, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, r.Body, make([]byte, 256<<10)); err != nil {

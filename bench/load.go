@@ -32,14 +32,14 @@ type cell struct {
 
 func (c cell) label() (string, int) { return c.method + " " + formatSize(c.size), c.clients }
 
-// result is what was measured of a cell at a target, over all rounds.
+// result holds the measurements of a cell at a target, over all rounds.
 type result struct {
 	took      time.Duration
 	cpu       time.Duration // of the target's processes
 	peakRSS   int64         // of the target's processes, in bytes
 	bytes     int64
 	latencies []time.Duration
-	err       error // the first, which makes all else worthless
+	err       error // the first error; if set, the rest is invalid
 }
 
 func (r *result) add(other result) {
@@ -69,9 +69,9 @@ func (r *result) percentiles() (p50, p99 time.Duration) {
 	return r.latencies[n/2], r.latencies[n*99/100]
 }
 
-// measure loads the target for a time, after a warm-up with as many clients
-// that opens their connections. What was uploaded is removed again, at the
-// store.
+// measure loads the target for a time, after a warm-up in which the same
+// number of clients open their connections. It deletes the uploaded objects
+// directly at the store.
 func (c cell) measure(ctx context.Context, t, store *target, length time.Duration) result {
 	warm := c
 	warm.size = min(c.size, warmUpSize)
@@ -93,9 +93,9 @@ func (c cell) measure(ctx context.Context, t, store *target, length time.Duratio
 	return r
 }
 
-// load keeps the cell's clients busy for a time. Each finishes the request it
-// is at, and what all have done counts until then. A client stops at its first
-// error.
+// load keeps the cell's clients busy for a time. Each client then finishes
+// its current request, and all requests up to then count. A client stops at
+// its first error.
 func (c cell) load(ctx context.Context, t *target, length time.Duration) result {
 	var total result
 	var mu sync.Mutex
@@ -122,7 +122,7 @@ func (c cell) load(ctx context.Context, t *target, length time.Duration) result 
 	return total
 }
 
-// prepare stores what is read, through the target itself.
+// prepare stores the objects to read, through the target itself.
 func (c cell) prepare(ctx context.Context, t *target) error {
 	if c.method != http.MethodGet || t.prepared[c.size] {
 		return nil
@@ -136,8 +136,8 @@ func (c cell) prepare(ctx context.Context, t *target) error {
 	return nil
 }
 
-// remove deletes what the cell's clients have uploaded: memory is what the
-// store keeps it in.
+// remove deletes the objects that the cell's clients uploaded, because the
+// store keeps them in memory.
 func (c cell) remove(ctx context.Context, t, store *target) error {
 	for n := range c.clients {
 		if _, err := store.do(ctx, http.MethodDelete, c.path(t, n), nil, 0); err != nil {
@@ -147,7 +147,8 @@ func (c cell) remove(ctx context.Context, t, store *target) error {
 	return nil
 }
 
-// path is where client n of the cell uploads to, or downloads from.
+// path returns the path that client n of the cell uploads to or downloads
+// from.
 func (c cell) path(t *target, n int) string {
 	if c.method == http.MethodPut {
 		return fmt.Sprintf("/%s/%s-put-%d-%d", bucket, t.name, c.size, n)
@@ -167,8 +168,8 @@ func (c cell) request(ctx context.Context, t *target, n int, method string) erro
 	return err
 }
 
-// do sends a signed request and reads the answer to its end. It returns the
-// length of the answer's body.
+// do sends a signed request and reads the whole response. It returns the
+// length of the response body.
 func (t *target) do(ctx context.Context, method, path string, body io.Reader, length int64) (int64, error) {
 	resp, err := t.send(ctx, method, path, nil, body, length)
 	if err != nil {
@@ -178,7 +179,8 @@ func (t *target) do(ctx context.Context, method, path string, body io.Reader, le
 	return discard(resp.Body)
 }
 
-// send sends a signed request and returns the answer if it is one of success.
+// send sends a signed request. It returns an error unless the response
+// reports success.
 func (t *target) send(
 	ctx context.Context,
 	method, path string,
@@ -216,7 +218,7 @@ func (t *target) send(
 	return resp, nil
 }
 
-// discard reads to the end, in large pieces.
+// discard reads to the end, in large blocks.
 func discard(r io.Reader) (int64, error) {
 	buf := buffers.Get().(*[256 << 10]byte)
 	defer buffers.Put(buf)
@@ -227,14 +229,14 @@ var buffers = sync.Pool{New: func() any { return new([256 << 10]byte) }}
 
 var signer = v4.NewSigner(func(o *v4.SignerOptions) { o.DisableURIPathEscaping = true })
 
-// noise is what bodies are made of, over and over.
+// noise is the content of all bodies, repeated as needed.
 var noise = func() []byte {
 	b := make([]byte, 1<<20)
 	rand.Read(b)
 	return b
 }()
 
-// endless is a body of left bytes that takes no memory.
+// endless is a body of left bytes that is not held in memory.
 type endless struct{ left int64 }
 
 func (e *endless) Read(p []byte) (int, error) {

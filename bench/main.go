@@ -1,7 +1,7 @@
 // Command bench compares cmekproxy with the bare store and with a plain
-// reverse proxy, in one run on loopback. Cells are measured in turns, round by
-// round, so that the noise of a shared machine hits all alike; look at the
-// ratios.
+// reverse proxy, in one run on loopback. Targets take turns in each round,
+// so that noise on a shared machine affects all of them equally. Compare the
+// ratios, not the absolute figures.
 package main
 
 import (
@@ -83,7 +83,8 @@ func run(ctx context.Context) error {
 	return err
 }
 
-// parse reads the flags. Those that are given win over what -short means.
+// parse reads the flags. Explicit flags override the values that -short
+// sets.
 func parse() (options, error) {
 	var o options
 	var clients, sizes, large string
@@ -189,8 +190,8 @@ func parseSize(text string) (int64, error) {
 	return 0, fmt.Errorf("size %q has no unit", text)
 }
 
-// compare measures every cell against every target and prints the table. A
-// cell that fails does not keep the others from being measured.
+// compare measures every cell against every target and prints the table. If
+// a cell fails, it still measures the others.
 func compare(ctx context.Context, lab *lab, o options) error {
 	printHead(lab.targets)
 	var failures []error
@@ -218,7 +219,7 @@ func compare(ctx context.Context, lab *lab, o options) error {
 // row is a line of the table.
 type row interface {
 	label() (name string, clients int)
-	// measure loads a target for a time, or with one piece of work. store is
+	// measure loads a target for a time, or with one fixed task. store is
 	// the bare store.
 	measure(ctx context.Context, t, store *target, length time.Duration) result
 }
@@ -244,8 +245,8 @@ func rows(o options) []row {
 	return all
 }
 
-// compareRow measures the row against all targets, forwards and backwards in
-// turn.
+// compareRow measures the row against all targets. Every other round runs in
+// reverse order.
 func compareRow(ctx context.Context, c row, targets []*target, o options) []result {
 	results := make([]result, len(targets))
 	order := make([]int, len(targets))

@@ -17,9 +17,9 @@ const (
 	memoryLimit = 128 << 20
 )
 
-// memory runs 64 transfers of 1 GiB at a time through a fresh proxy, first
-// down, then up, and compares its peak memory with the limit. Downloads come
-// from the real store; uploads go to a sink.
+// memory runs 64 transfers of 1 GiB at a time through a new proxy, downloads
+// first and then uploads. It compares the peak memory of the proxy with the
+// limit. Downloads come from the real store. Uploads go to a sink.
 func memory(ctx context.Context, l *lab, o options) error {
 	down, err := l.startProxy(ctx, "memory-get", l.store)
 	if err != nil {
@@ -63,7 +63,7 @@ func upload(ctx context.Context, t *target, n int, p *pace) error {
 	return err
 }
 
-// crowd is transfers that run at the same time.
+// crowd is a group of concurrent transfers.
 type crowd struct {
 	method  string
 	target  *target
@@ -72,8 +72,8 @@ type crowd struct {
 	paces   [transfers]pace
 }
 
-// run fails if a transfer does, if they were never all under way at once, or
-// if the proxy took too much memory.
+// run returns an error if a transfer fails, if the transfers never all ran
+// at the same time, or if the proxy used too much memory.
 func (c *crowd) run(ctx context.Context) error {
 	cut, cancel := ctx, context.CancelFunc(func() {})
 	how := "to their end"
@@ -138,8 +138,8 @@ func (c *crowd) run(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// watch waits for the transfers and returns the most of them that it saw under
-// way at once.
+// watch waits for the transfers and returns the highest number that it saw
+// running at once.
 func (c *crowd) watch(wg *sync.WaitGroup) (most int) {
 	finished := make(chan struct{})
 	go func() {
@@ -166,7 +166,7 @@ func (c *crowd) watch(wg *sync.WaitGroup) (most int) {
 	}
 }
 
-// pace is a reader that holds back what would go faster than rate, and counts.
+// pace is a reader that limits the rate and counts bytes.
 type pace struct {
 	src   io.Reader
 	start time.Time
@@ -175,8 +175,8 @@ type pace struct {
 	done  atomic.Bool
 }
 
-// underWay reports whether more has moved than any buffers on the way could
-// hold, and not all.
+// underWay reports whether a transfer has moved more bytes than all buffers
+// on the way can hold, but not all of its bytes.
 func (p *pace) underWay() bool {
 	n := p.moved.Load()
 	return n >= 8<<20 && n < transferred && !p.done.Load()

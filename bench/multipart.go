@@ -14,13 +14,15 @@ import (
 	"time"
 )
 
-// Uploads and downloads in parts, as SDKs do them.
+// Settings of multipart uploads and ranged downloads, close to those of
+// SDKs.
 const (
 	partSize    = int64(8 << 20)
 	partClients = 8
 )
 
-// partsUpload uploads one object in parts. It is what the rows behind it read.
+// partsUpload uploads one multipart object. The rows after it read this
+// object.
 type partsUpload struct{ size int64 }
 
 func (u partsUpload) label() (string, int) {
@@ -36,7 +38,7 @@ func (u partsUpload) measure(ctx context.Context, t, store *target, _ time.Durat
 		u.path(t),
 		nil,
 		0,
-	); err != nil { // memory is what the store keeps it in
+	); err != nil { // the store keeps the object in memory
 		return result{err: err}
 	}
 	t.resetPeakRSS()
@@ -83,7 +85,7 @@ func (u partsUpload) upload(ctx context.Context, t *target) (result, error) {
 	return r, err
 }
 
-// exchange posts a document and parses the one that is answered.
+// exchange posts a document and parses the one in the response.
 func (t *target) exchange(ctx context.Context, path string, body []byte, answer any) error {
 	resp, err := t.send(ctx, http.MethodPost, path, nil, bytes.NewReader(body), int64(len(body)))
 	if err != nil {
@@ -93,8 +95,8 @@ func (t *target) exchange(ctx context.Context, path string, body []byte, answer 
 	return xml.NewDecoder(resp.Body).Decode(answer)
 }
 
-// inParallel does a number of things, partClients at a time, each of which
-// moves some bytes.
+// inParallel calls one with each number below n, partClients calls at a
+// time. Each call returns the bytes that it moved.
 func inParallel(n int, one func(i int) (int64, error)) result {
 	var total result
 	var mu sync.Mutex
@@ -149,7 +151,7 @@ func (t *target) read(ctx context.Context, path string, from, length int64) (int
 	return n, err
 }
 
-// randomReads reads short pieces at random offsets of the object of
+// randomReads reads short ranges at random offsets of the object of
 // partsUpload.
 type randomReads struct{ size, length int64 }
 
@@ -192,15 +194,15 @@ func randomBelow(n int64) int64 {
 	return int64(binary.LittleEndian.Uint64(b[:]) % uint64(n))
 }
 
-// Parts in the memory measurement.
+// Settings of the memory measurement with multipart uploads.
 const (
 	memoryParts    = 32
 	memoryPartSize = int64(64 << 20)
 	largestPart    = int64(5<<30) - 9216
 )
 
-// partsMemory sends 32 parts of 64 MiB at a time through a fresh proxy, and
-// then one of the largest size that there is. They go to a sink.
+// partsMemory sends 32 parts of 64 MiB at a time through a new proxy, and
+// then one part of the largest allowed size. The parts go to a sink.
 func partsMemory(ctx context.Context, l *lab, o options) error {
 	up, err := l.startProxy(ctx, "memory-parts", l.newSink())
 	if err != nil {

@@ -11,11 +11,12 @@ import (
 	"time"
 )
 
-// reverseProxyCommand makes this program the plain reverse proxy:
+// reverseProxyCommand runs this program as the plain reverse proxy:
 // reverse-proxy HOST:PORT STORE.
 const reverseProxyCommand = "reverse-proxy"
 
-// serveReverseProxy stands in for nginx. Host passes unchanged: it is signed.
+// serveReverseProxy replaces nginx where it is not installed. It forwards
+// the Host header unchanged, because the signature covers it.
 func serveReverseProxy(ctx context.Context, addr, store string) error {
 	u, err := url.Parse(store)
 	if err != nil {
@@ -44,7 +45,7 @@ func serveReverseProxy(ctx context.Context, addr, store string) error {
 	return nil
 }
 
-// bufferPool is a sync.Pool as httputil wants it.
+// bufferPool is a sync.Pool with the interface that httputil requires.
 type bufferPool struct{ sync.Pool }
 
 func (p *bufferPool) Get() []byte { return p.Pool.Get().([]byte) }

@@ -10,10 +10,12 @@ import (
 	"time"
 )
 
-// clockTick is the unit of CPU times in /proc: USER_HZ, 100 on every Linux.
+// clockTick is the unit of CPU times in /proc: USER_HZ, which is 100 on
+// every Linux system.
 const clockTick = 10 * time.Millisecond
 
-// cpu is the CPU time of the target's processes so far, user and system.
+// cpu returns the CPU time of the target's processes so far, user and
+// system.
 func (t *target) cpu() time.Duration {
 	if t.pids == nil {
 		return 0
@@ -25,9 +27,9 @@ func (t *target) cpu() time.Duration {
 		if err != nil {
 			continue
 		}
-		_, rest, _ := strings.Cut(string(data), ") ") // the name may have spaces in it
+		_, rest, _ := strings.Cut(string(data), ") ") // the name may contain spaces
 		fields := strings.Fields(rest)
-		for _, field := range fields[11:13] { // utime and stime, see proc(5)
+		for _, field := range fields[11:13] { // utime and stime; see proc(5)
 			n, _ := strconv.ParseInt(field, 10, 64)
 			total += time.Duration(n) * clockTick
 		}
@@ -36,7 +38,8 @@ func (t *target) cpu() time.Duration {
 	return total
 }
 
-// resetPeakRSS has peakRSS count from now on, see clear_refs in proc(5).
+// resetPeakRSS restarts the measurement of peakRSS; see clear_refs in
+// proc(5).
 func (t *target) resetPeakRSS() {
 	if t.pids == nil {
 		return
@@ -46,11 +49,11 @@ func (t *target) resetPeakRSS() {
 			fmt.Sprintf("/proc/%d/clear_refs", pid),
 			[]byte("5"),
 			0,
-		) // without it the peak is that of the run so far
+		) // if this fails, the peak covers the whole run
 	}
 }
 
-// peakRSS is the most memory that the target's processes have had in RAM, in
+// peakRSS returns the peak resident memory of the target's processes, in
 // bytes: the sum of their peaks.
 func (t *target) peakRSS() int64 {
 	if t.pids == nil {
@@ -74,7 +77,7 @@ func (t *target) peakRSS() int64 {
 	return total
 }
 
-// children returns pid and the processes it has started.
+// children returns pid and the processes that it has started.
 func children(pid int) []int {
 	out := []int{pid}
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
@@ -89,8 +92,8 @@ func children(pid int) []int {
 	return out
 }
 
-// loadAverage tells whether the machine had anything else to do: of the last
-// minute, five, and fifteen.
+// loadAverage shows whether the machine was busy otherwise: the averages
+// over one, five and fifteen minutes.
 func loadAverage() string {
 	data, err := os.ReadFile("/proc/loadavg")
 	if err != nil {
@@ -99,8 +102,9 @@ func loadAverage() string {
 	return strings.Join(strings.Fields(string(data))[:3], " ")
 }
 
-// room is how many bytes may be written to a directory, of the disk and, as it
-// may be one in memory, of that.
+// room returns how many bytes may be written to a directory. The limit is
+// the space on the file system, and for a file system in memory also the
+// available memory.
 func room(dir string) (int64, error) {
 	var fs syscall.Statfs_t
 	if err := syscall.Statfs(dir, &fs); err != nil {

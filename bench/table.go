@@ -19,8 +19,8 @@ func printHead(targets []*target) {
 	fmt.Print(strings.Repeat("---:|", 3*len(targets)+3*len(targets[1:])+4), "\n")
 }
 
-// printRow ends with the ratios of the last target to the one before:
-// cmekproxy to the plain reverse proxy.
+// printRow prints a row. It ends with the ratios of the last target to the
+// one before: cmekproxy to the plain reverse proxy.
 func printRow(name string, clients int, results []result) {
 	fmt.Printf("| %s | %d |", name, clients)
 	for _, r := range results {
@@ -57,8 +57,8 @@ func printRow(name string, clients int, results []result) {
 	)
 }
 
-// ratio is a/b. CPU times have a resolution of 10 ms, so a short run may have
-// none to divide by.
+// ratio returns a/b. CPU times have a resolution of 10 ms, so b may be zero
+// in a short run.
 func ratio(a, b float64) string {
 	if b == 0 {
 		return "?"
@@ -66,7 +66,7 @@ func ratio(a, b float64) string {
 	return strconv.FormatFloat(a/b, 'f', 2, 64)
 }
 
-// short prints three digits or more.
+// short formats a number with at least three digits.
 func short(x float64) string {
 	switch {
 	case x >= 100:

@@ -10,12 +10,16 @@
 // processes. At the end, they search everything that the store has written
 // to disk for the data that the clients sent.
 //
+//	main_test.go          the clients and scripts, and the tests of both
 //	stack_test.go         the processes
 //	fixture_test.go       the bodies and keys that clients store
 //	client_test.go        the operations of a client; each client has its
 //	                      own file, and js/ and py/ have the scripts
 //	checks_test.go        the checks and their expected results
 //	copies_test.go        copies, multipart uploads and tags
+//	post_test.go          uploads with HTML forms
+//	chosenkey_test.go     requests that choose a KMS key
+//	customerkey_test.go   customer keys (SSE-C)
 //	replicas_test.go      multipart uploads through two replicas behind a
 //	                      balancer, while one of them is killed
 //	layouts_test.go       multipart objects with parts of many sizes
@@ -25,6 +29,7 @@
 //	versions_test.go      versions of objects
 //	revocation_test.go    the time from the revocation of a key to the
 //	                      last byte of plaintext
+//	revocationparts_test.go  revocation of one version or one bucket
 //	load_test.go          the traffic during a revocation
 //	kmsprocess_test.go    the customer who revokes the key, and network
 //	                      failures
@@ -38,6 +43,7 @@
 //	scan_test.go          the search for plaintext at rest
 //	report_test.go        the table of results
 //	matrix_test.go        the matrix in docs/s3-compatibility.md
+//	docs_test.go          sections of the documentation
 //
 // There is no example: the package has only tests.
 package e2e

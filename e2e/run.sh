@@ -35,7 +35,8 @@ wanted_node() { wanted js-sdk || wanted minio-js; }
 
 has() { command -v "$1" >/dev/null 2>&1; }
 
-# Prints a Python that has these modules. Debian's own is asked too, as the first in the path may be another.
+# python_with MODULES prints a Python that has these modules. It also tries
+# Debian's own, because the first Python in PATH may be a different one.
 python_with() {
   local python
   for python in python3 /usr/bin/python3; do
@@ -55,7 +56,7 @@ install_packages() {
   if wanted s3cmd && ! has s3cmd; then missing+=(s3cmd); fi
   if wanted restic && ! has restic; then missing+=(restic); fi
   if wanted duplicity && ! has duplicity; then missing+=(duplicity); fi
-  # It is run by Debian's own Python.
+  # Debian's own Python runs it.
   if wanted duplicity && ! /usr/bin/python3 -c 'import boto3' >/dev/null 2>&1; then missing+=(python3-boto3); fi
   if wanted s3fs && ! has s3fs; then missing+=(s3fs); fi
   if { wanted s3fs || wanted rclone; } && ! has fusermount; then missing+=(fuse); fi
@@ -78,7 +79,8 @@ install_node_modules() {
   touch "$root/e2e/js/node_modules/.package-lock.json"
 }
 
-# install_go PROGRAM MODULE PACKAGE VERSION HOW-LONG builds a program, unless it is there in that version.
+# install_go PROGRAM MODULE PACKAGE VERSION HOW-LONG builds a program unless
+# this version is already there.
 install_go() {
   if has "$bin/$1" && go version -m "$bin/$1" | grep -q "[[:space:]]$2[[:space:]]$4\b"; then return 0; fi
   say "building $1 $4 ($5)"
@@ -98,7 +100,8 @@ if wanted litestream; then
   install_go litestream github.com/benbjohnson/litestream github.com/benbjohnson/litestream/cmd/litestream "$litestream" "four minutes"
 fi
 if [[ -n ${E2E_CONFORMANCE:-} ]]; then
-  # A program that only builds without the tag of its own file: with it, it lies in the folder of the library.
+  # The program builds only without the build tag in its file. With the tag,
+  # it belongs to the package of the library.
   say "building minio-go's functional tests"
   mkdir -p "$cache/e2e/functional"
   sed '/^\/\/go:build mint$/d' "$(cd "$root/e2e" && go list -m -f '{{.Dir}}' github.com/minio/minio-go/v7)/functional_tests.go" >"$cache/e2e/functional/main.go"
@@ -116,5 +119,6 @@ export E2E_BIN=$bin E2E_CACHE=$cache/e2e E2E_LOGS=$cache/e2e/logs
 rm -rf "$E2E_LOGS"
 cd "$root/e2e"
 say "running the clients (a few minutes); logs are in .cache/e2e/logs"
-# Without a package, go test prints what the tests print as they go. Four clients at a time: most of them wait a lot.
+# Without a package argument, go test prints the output of the tests at
+# once. Four clients run at a time, because most of them wait a lot.
 exec go test -count=1 -parallel 4 -timeout 20m "$@"

@@ -1,6 +1,6 @@
-// The checks of checks_test.go with @aws-sdk/client-s3. Prints one line of JSON per check; see runScript in
-// main_test.go. Credentials and the certificate to trust are in the environment, the rest in the manifest that is the
-// only argument.
+// The checks of checks_test.go with @aws-sdk/client-s3. Prints one line of
+// JSON per check; see runScript in main_test.go. Credentials and the trusted
+// certificate are in the environment. The only argument is the manifest.
 
 import { createHash, randomBytes } from "node:crypto";
 import { createReadStream, readFileSync } from "node:fs";

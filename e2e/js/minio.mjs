@@ -1,4 +1,5 @@
-// The checks of checks_test.go with minio-js, as far as it has the operations; see client.mjs.
+// The checks of checks_test.go with minio-js, for the operations that it
+// supports. See client.mjs.
 
 import { createReadStream, readFileSync } from "node:fs";
 import { mkdtemp, rm } from "node:fs/promises";
@@ -65,8 +66,10 @@ async function roundTrip(c) {
   for (const b of M.bodies) {
     await api.putObject(bucket, "bodies/" + b.name, data(b), b.size);
     c.same(b.name, await get("bodies/" + b.name), data(b));
-    // A stream whose length is not told goes in parts, of which the client calls the first number 2. Where that is the last one
-    // too, and below 5 MiB, the proxy refuses it: see docs/s3-compatibility.md.
+    // The client sends a stream of unknown length as a multipart upload,
+    // whose first part has number 2. If that part is also the last one and
+    // is smaller than 5 MiB, the proxy rejects it: see
+    // docs/s3-compatibility.md.
     if (b.size < 5 << 20) continue;
     await api.putObject(bucket, "streams/" + b.name, createReadStream(b.file));
     c.same(b.name + " as a stream", await get("streams/" + b.name), data(b));
@@ -109,7 +112,7 @@ async function listing(c) {
 
 async function oddKeys(c) {
   const want = {};
-  const keys = M.keys.filter((key) => !key.includes("%")); // the client decodes keys that nobody has encoded
+  const keys = M.keys.filter((key) => !key.includes("%")); // the client decodes keys that are not encoded
   for (const key of keys) {
     const content = Buffer.concat([small, Buffer.from(key)]);
     want[key] = content.length;
@@ -117,7 +120,8 @@ async function oddKeys(c) {
     c.same(key, await get(key), content);
   }
   const listed = sizesOf(await list("odd/"));
-  // Of keys that it lists, the client takes + for a space, and leaves out quotes.
+  // In keys that it lists, the client decodes + as a space and removes
+  // quotes.
   for (const key of keys.filter((key) => !/[+'"]/.test(key))) c.same("listed size of " + key, listed[key], want[key]);
 }
 
@@ -154,7 +158,7 @@ async function multipart(c) {
     c.same("size", stat.size, M.large.size);
     await api.fGetObject(bucket, "large", join(folder, "large"));
     c.same("large", readFileSync(join(folder, "large")), data(M.large));
-    // A stream of unknown length is always sent in parts.
+    // A stream of unknown length is always a multipart upload.
     await api.putObject(bucket, "large-stream", createReadStream(M.large.file));
     c.same("parts in the ETag", /-[1-9]/.test((await api.statObject(bucket, "large-stream")).etag), true);
     c.same("large, as a stream", await get("large-stream"), data(M.large));

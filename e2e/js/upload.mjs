@@ -1,4 +1,5 @@
-// Uploads a file with @aws-sdk/lib-storage, in parts of 8 MiB, 8 at a time: upload.mjs ENDPOINT REGION BUCKET KEY FILE.
+// Uploads a file with @aws-sdk/lib-storage, in parts of 8 MiB, eight at a
+// time: upload.mjs ENDPOINT REGION BUCKET KEY FILE.
 import { createReadStream } from "node:fs";
 import { S3Client } from "@aws-sdk/client-s3";
 import { Upload } from "@aws-sdk/lib-storage";

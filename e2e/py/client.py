@@ -41,7 +41,8 @@ def client(access_key=None, secret=None, config=None):
 
 s3 = client()
 
-# A connection that the server leaves in disorder shows as a request that is sent again, after a long wait.
+# If the server leaves a connection in a bad state, the client retries after
+# a long wait.
 retried = []
 
 
@@ -53,7 +54,8 @@ def count_retries(parsed, model, **_):
 
 s3.meta.events.register("after-call.s3", count_retries)
 
-# By default, BadDigest is sent again and again, with long pauses. Where it is the right answer, once is enough.
+# By default, the client retries BadDigest several times, with long pauses.
+# Where BadDigest is the expected answer, one attempt is enough.
 once = client(config=Config(retries={"max_attempts": 0}))
 
 
@@ -119,12 +121,15 @@ def round_trip(c):
         key = "bodies/" + b["name"]
         with open(b["file"], "rb") as f:
             answer = put(key, f)
-        # Most stores do not tell a size here; one that does must not tell that of the ciphertext.
+        # Most stores return no size here. If one does, it must not be the
+        # size of the ciphertext.
         c.same(b["name"] + ", Size in the answer to PUT", answer.get("Size", b["size"]), b["size"])
         c.same(b["name"], get(key), data(b))
-        # The transfer manager, which is what most programs use, reads a file and writes a file.
+        # Most programs use the transfer manager, which reads and writes
+        # files.
         s3.upload_file(b["file"], BUCKET, "transfer/" + b["name"])
-        # Not beside the bodies: another client may be uploading all that is in their folder.
+        # Not in the folder of the bodies: another client may be uploading
+        # all of it.
         back = os.path.join(tempfile.gettempdir(), "boto3-" + BUCKET + "-" + secrets.token_hex(8))
         s3.download_file(BUCKET, "transfer/" + b["name"], back)
         with open(back, "rb") as f:
@@ -204,7 +209,8 @@ def odd_keys(c):
 def fetch(c, what, url, status, method="GET", content=None, want=None):
     """What any program does that is handed a URL."""
     context = ssl.create_default_context(cafile=os.environ.get("AWS_CA_BUNDLE")) if url.startswith("https:") else None
-    # urllib sends a form's Content-Type with a body unless told otherwise; it is not signed, and so means nothing.
+    # By default, urllib sends the Content-Type of a form with a body. The
+    # signature does not cover it, so it has no effect.
     request = urllib.request.Request(url, method=method, data=content, headers={"Content-Type": "text/plain"} if content else {})
     try:
         with urllib.request.urlopen(request, context=context) as answer:
@@ -219,7 +225,8 @@ def fetch(c, what, url, status, method="GET", content=None, want=None):
 def presigned(c):
     signer = s3
     if "X-Amz-Signature" not in s3.generate_presigned_url("get_object", Params={"Bucket": BUCKET, "Key": "x"}):
-        # Older versions presign with Signature Version 2 by default, which S3 itself no longer takes for new buckets.
+        # Older versions presign with Signature Version 2 by default, which
+        # S3 rejects for new buckets.
         signer = client(config=Config(signature_version="s3v4"))
 
     def url(operation, key, expires=3600):
@@ -261,7 +268,7 @@ def metadata(c):
         for name, value in HEADERS.items():
             got = answer.get(name)
             if not M["proxied"] and name == "ContentEncoding":
-                continue  # the store itself shows aws-chunked
+                continue  # the store itself returns aws-chunked
             c.same(f"{what}, {name}", got, value)
         c.same(f"{what}, headers of the proxy's own", [h for h in answer["ResponseMetadata"]["HTTPHeaders"] if "cmek" in h], [])
     changed = s3.get_object(Bucket=BUCKET, Key="metadata", ResponseContentType="text/plain", ResponseCacheControl="no-store")
@@ -336,7 +343,7 @@ def conditions(c):
         put("conditions", b"replaced", IfMatch=etag)
         c.same("after PUT, If-Match", get("conditions"), b"replaced")
     except ParamValidationError:
-        pass  # an older version without conditions for writes
+        pass  # an older version does not support conditional writes
 
 
 def multipart(c):
@@ -437,7 +444,7 @@ def main():
         c, status = Check(), "ok"
         try:
             check(c)
-        except Exception as e:  # whatever it is, it belongs in the table
+        except Exception as e:  # any failure belongs in the table
             c.failures.append(f"{type(e).__name__}: {e}"[:800])
         if retried:
             c.failures.append("sent more than once: " + ", ".join(retried))
