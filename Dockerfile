@@ -1,4 +1,6 @@
-# A static binary without the embedded development store, no shell, no root, nothing to write to:
+# A static binary without the embedded development store. The image has no
+# shell, does not run as root and needs no writable directory:
+#
 #   docker build -t cmekproxy . && docker run --read-only -v $PWD/config.yaml:/config.yaml:ro -p 9000:9000 cmekproxy
 FROM golang:1.26-bookworm AS build
 WORKDIR /src

@@ -1,4 +1,4 @@
-# cmekproxy. `make help` lists the targets; `make check` is what CI runs.
+# cmekproxy. `make help` lists the targets; `make check` runs the tests and linters of CI.
 
 GO          ?= go
 CACHE       := $(CURDIR)/.cache
@@ -25,7 +25,7 @@ test: ## all unit and integration tests, with the race detector (fetches Go modu
 	$(GO) test -race -shuffle=on ./...
 
 .PHONY: check
-check: fmt-check tidy-check test lint vuln ## what CI runs, but for e2e
+check: fmt-check tidy-check test lint vuln ## the tests and linters that CI runs, without e2e and fuzzing
 
 .PHONY: fmt
 fmt: $(BIN)/golangci-lint ## format the code
@@ -40,14 +40,14 @@ tidy-check:
 	$(GO) mod tidy -diff
 
 .PHONY: lint
-lint: $(BIN)/golangci-lint ## golangci-lint with .golangci.yml, names that differ by case only, and readability
+lint: $(BIN)/golangci-lint ## golangci-lint with .golangci.yml, names that differ only by case, and readability
 	$(BIN)/golangci-lint run --allow-parallel-runners ./...
 	cd e2e && $(BIN)/golangci-lint run --allow-parallel-runners --config ../.golangci.yml ./...
 	$(GO) run ./internal/tools/identcase
 	$(GO) run ./internal/tools/readability
 
 .PHONY: vuln
-vuln: $(BIN)/govulncheck ## known vulnerabilities; without its database a printed warning, not a pass
+vuln: $(BIN)/govulncheck ## known vulnerabilities; prints a warning if the database is unreachable
 	@$(BIN)/govulncheck ./... || { s=$$?; if [ $$s -eq 3 ]; then exit 3; else \
 	  echo "WARNING: govulncheck could not run (is its database reachable?): vulnerabilities were NOT checked"; fi; }
 
@@ -56,7 +56,7 @@ cover: ## test coverage by package
 	$(GO) test -shuffle=on -cover ./...
 
 .PHONY: fuzz
-fuzz: ## every fuzz target for FUZZTIME (20s; 5000x is a number of inputs)
+fuzz: ## every fuzz target for FUZZTIME (20s by default; 5000x means 5000 inputs)
 	@for pkg in $$($(GO) list ./...); do \
 	  for target in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz'); do \
 	    time=$(FUZZTIME); case $$target in FuzzLyingStore) time=$(FUZZTIME_SLOW);; esac; \
@@ -64,35 +64,35 @@ fuzz: ## every fuzz target for FUZZTIME (20s; 5000x is a number of inputs)
 	  done; done
 
 .PHONY: model
-model: ## the model of multipart uploads for MODEL_TIME (10m), against a real store
+model: ## random multipart uploads against a model and a real store, for MODEL_TIME (10m)
 	MODEL_TIME=$${MODEL_TIME:-10m} $(GO) test -count=1 -timeout 0 -run TestMultipartModel -v ./internal/s3api
 
 .PHONY: bench
-bench: ## throughput, latency, CPU and memory, side by side with the bare store and a plain reverse proxy
+bench: ## throughput, latency, CPU and memory, compared with the bare store and a plain reverse proxy
 	bench/run.sh
 
 .PHONY: e2e
-e2e: ## real clients against cmekproxy serve in front of a separate store (installs what it needs); STORE=minio for MinIO
+e2e: ## real clients against cmekproxy serve and a separate store (installs what it needs); STORE=minio for MinIO
 	STORE=$(STORE) e2e/run.sh
 
 .PHONY: e2e-full
-e2e-full: ## e2e, and the clients that take minutes to build: mc and litestream
+e2e-full: ## e2e, plus the clients that take minutes to build: mc and litestream
 	STORE=$(STORE) E2E_FULL=1 e2e/run.sh
 
 .PHONY: conformance
-conformance: ## the store's own conformance suite, at the store and through the proxy; e2e/conformance.txt has the differences
+conformance: ## the store's conformance suite, at the store and through the proxy; e2e/conformance.txt explains the differences
 	e2e/conformance.sh
 
 .PHONY: proof
-proof: ## the revocation window at full length (20 minutes); prints the table of docs/revocation.md
+proof: ## measure the full revocation window (20 minutes) and print the table of docs/revocation.md
 	E2E_PROOF=full e2e/run.sh -run 'TestRevocation|TestStampede' -v -timeout 60m
 
 .PHONY: kms-live
-kms-live: ## the contract of the KMS providers against real accounts; internal/kms/live_test.go says which variables name keys
+kms-live: ## test the KMS providers with real accounts; internal/kms/live_test.go lists the variables for the keys
 	$(GO) test -count=1 -tags live -run TestLive -v ./internal/kms
 
 .PHONY: clean
-clean: ## remove what was built and fetched
+clean: ## remove everything built or fetched
 	rm -rf bin $(CACHE)
 
 $(BIN)/golangci-lint:

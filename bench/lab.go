@@ -152,16 +152,16 @@ func (l *lab) startStoreIn(ctx context.Context, parent string) error {
 	return nil
 }
 
-// space returns how many bytes the store may hold at once. Each of three
-// targets has objects to read. The uploads of one target's clients count
-// twice, because the old object stays until the new one is complete. The
-// multipart object is added to these.
+// space returns how many bytes the store may hold at once: the object of the
+// memory measurement, the multipart objects, and the objects to read of each
+// of three targets. The uploads of one target's clients count twice, because
+// the old object stays until the new one is complete.
 func (o options) space() int64 {
 	total := int64(0)
 	if o.memory > 0 || o.full {
 		total += transferred
 	}
-	total += 5 * o.large // one for each target, and twice while it is put together
+	total += 5 * o.large // one per target, and two while the store assembles one
 	if len(o.clients) == 0 || len(o.sizes) == 0 {
 		return total
 	}

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Side by side, in one run on loopback: the bare store, a plain reverse proxy (nginx), and cmekproxy. Installs what is
-# missing. Flags are those of the program: bench/run.sh -h
+# Compares the bare store, a plain reverse proxy (nginx) and cmekproxy, in
+# one run on loopback. Installs what is missing. Flags are passed to the
+# program: bench/run.sh -h
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bin=$PWD/.cache/bin

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# The conformance suite that the store brings, case by case, and the functional tests that minio-go brings, at the store
-# and through the proxy. A case that passes at the store only must be in conformance.txt, under the reason why; one that
-# is there and passes is an error too.
+# Runs the store's conformance suite, case by case, and the functional tests
+# of minio-go, at the store and through the proxy. A case that passes only at
+# the store must be in conformance.txt, below the reason. A case that is in
+# conformance.txt and passes through the proxy is an error too.
 #
-#   E2E_CASES=^Put  only the cases of the store's suite that match
-#   E2E_UPDATE=1    takes from conformance.txt what passes, adds what does not, without a reason, and writes the section of
+#   E2E_CASES=^Put  run only the cases of the store's suite that match
+#   E2E_UPDATE=1    remove from conformance.txt what passes, add what fails
+#                   (without a reason), and write the section of
 #                   docs/s3-compatibility.md
 
 set -euo pipefail

@@ -1,14 +1,19 @@
 #!/usr/bin/env bash
-# End-to-end tests: real clients against the proxy, in front of a store of its own. Runs on Debian with Go; whatever
-# else is missing is installed, as root or with sudo. See doc.go for what is tested.
+# End-to-end tests: real clients against the proxy, in front of a separate
+# store. Runs on Debian with Go. Anything else that is missing is installed,
+# as root or with sudo. See doc.go for what is tested.
 #
-#   E2E_CLIENTS="boto3 rclone"   only these clients
-#   E2E_TARGET=store             the clients straight at the store, without the proxy: what fails there too is not its doing
-#   E2E_FULL=1                   the clients too that take minutes to build: mc and litestream
-#   E2E_UPDATE=1                 writes the matrix of docs/s3-compatibility.md, which is compared otherwise
-#   STORE=minio                  MinIO as the store, a process of its own, which takes about ten minutes to build
+#   E2E_CLIENTS="boto3 rclone"   run only these clients
+#   E2E_TARGET=store             run the clients at the store, without the
+#                                proxy: failures there are not caused by it
+#   E2E_FULL=1                   also run the clients that take minutes to
+#                                build: mc and litestream
+#   E2E_UPDATE=1                 write the matrix of docs/s3-compatibility.md
+#                                instead of comparing it
+#   STORE=minio                  use MinIO as the store; building it takes
+#                                about ten minutes
 #
-# Everything built or fetched is kept in .cache, beside the logs of the last run.
+# .cache keeps everything built or fetched, and the logs of the last run.
 
 set -euo pipefail
 

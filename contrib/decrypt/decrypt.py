@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
-"""Decrypts an object of cmekproxy, straight from the store, without any code of the proxy's.
+"""Decrypts an object of cmekproxy, read directly from the store, without any of the proxy's code.
 
-    decrypt.py [--endpoint-url URL] [--region REGION] [--kms-endpoint-url URL | --local-key-file FILE] [--sse-customer-key FILE] s3://bucket/key [-o FILE]
+    decrypt.py [--endpoint-url URL] [--region REGION]
+               [--kms-endpoint-url URL | --local-key-file FILE]
+               [--sse-customer-key FILE] s3://bucket/key [-o FILE]
 
-Credentials are boto3's own. The output has its name only once every byte of it has verified.
+boto3 supplies the credentials. The output gets its final name when every byte is verified.
 """
 
 import argparse
@@ -26,18 +28,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("object", help="s3://bucket/key")
     parser.add_argument("-o", "--output", help="file to write (default: the last part of the key)")
-    parser.add_argument("--endpoint-url", help="of the store")
+    parser.add_argument("--endpoint-url", help="endpoint of the store")
     parser.add_argument("--region")
-    parser.add_argument("--kms-endpoint-url", help="of AWS KMS, if it is not AWS's own")
+    parser.add_argument("--kms-endpoint-url", help="endpoint of AWS KMS, if not the default")
     parser.add_argument("--local-key-file", help="the key file of provider local")
-    parser.add_argument("--sse-customer-key", metavar="FILE", help="the customer's key (SSE-C), 32 bytes")
+    parser.add_argument("--sse-customer-key", metavar="FILE", help="file with the 32 bytes of the customer key (SSE-C)")
     args = parser.parse_args()
     if not args.object.startswith("s3://") or "/" not in args.object[5:]:
         parser.error(f"{args.object} is not of the form s3://bucket/key")
     bucket, key = args.object[5:].split("/", 1)
     try:
         store = boto3.client("s3", endpoint_url=args.endpoint_url, region_name=args.region, config=Config(response_checksum_validation="when_required"))
-    except TypeError:  # botocore before 1.36 has no such setting, and validates nothing
+    except TypeError:  # botocore before 1.36 has no such setting and does not validate
         store = boto3.client("s3", endpoint_url=args.endpoint_url, region_name=args.region)
     customer_key = None
     if args.sse_customer_key:
@@ -77,7 +79,7 @@ def plaintext(store, bucket: str, key: str, unwrap: Unwrap) -> Iterator[bytes]:
 
 
 def cached(unwrap: Unwrap) -> Unwrap:
-    """Parts of one upload mostly share a data key."""
+    """Caches data keys: the parts of an upload usually share one."""
     known: dict[tuple[str, bytes], bytes] = {}
 
     def look(key_id: str, wrapped: bytes) -> bytes:
@@ -98,12 +100,12 @@ def aws_kms(args: argparse.Namespace) -> Ask:
 
 
 def local_key(path: str) -> Ask:
-    """Section 5 of docs/format.md."""
+    """Unwraps with a key file of provider local: section 5 of docs/format.md."""
     own_id, versions = local_keys(path)
 
     def ask(key_id: str, wrapped: bytes, context: dict[str, str]) -> bytes:
         if key_id != own_id:
-            raise FormatError(f"the object is under the key {key_id}, and the file has {own_id}")
+            raise FormatError(f"the object is encrypted under the key {key_id}, but the file has {own_id}")
         if len(wrapped) == 61 and wrapped[0] == 1:
             prefix, version = wrapped[:1], 1
         elif len(wrapped) == 65 and wrapped[0] == 2:
@@ -111,20 +113,23 @@ def local_key(path: str) -> Ask:
         else:
             raise FormatError("malformed wrapped data key")
         if version not in versions:
-            raise FormatError(f"the object is under version {version} of the key, which the file does not have")
+            raise FormatError(f"the object is encrypted under version {version} of the key, which the file does not have")
         sealed = wrapped[len(prefix) :]
         entries = b"".join(string(name) + string(value) for name, value in sorted(context.items(), key=lambda e: e[0].encode()))
         aad = b"cmekproxy local wrap v1" + prefix + string(own_id) + struct.pack(">I", len(context)) + entries
         try:
             return AESGCM(versions[version]).decrypt(sealed[:12], sealed[12:], aad)
         except InvalidTag:
-            raise FormatError("the data key does not unwrap for this object") from None
+            raise FormatError("authentication failed: the wrapped data key") from None
 
     return ask
 
 
 def local_keys(path: str) -> tuple[str, dict[int, bytes]]:
-    """The id of the key in a file, and its versions that are not destroyed. States are for the proxy to heed."""
+    """Returns the id of the key in a file, and the versions that are not destroyed.
+
+    Disabled versions are included: only the proxy enforces states.
+    """
     with open(path, encoding="ascii", newline="") as f:
         text = f.read()
     older, newer = "cmekproxy-local-key-v1:", "cmekproxy-local-key-v2\n"
@@ -133,7 +138,7 @@ def local_keys(path: str) -> tuple[str, dict[int, bytes]]:
         return "local:" + hashlib.sha256(b"cmekproxy local key id v1" + secret).hexdigest()[:16], {1: secret}
     body, _, checksum = text.rpartition("checksum ")
     if not text.startswith(newer) or checksum != hashlib.sha256(body.encode()).hexdigest() + "\n":
-        raise SystemExit(f"decrypt.py: {path} is not a whole key file of provider local")
+        raise SystemExit(f"decrypt.py: {path} is not a complete key file of provider local")
     lines = [line.split(" ") for line in body.splitlines()]
     return lines[1][1], {int(line[1]): base64.b64decode(line[4], validate=True) for line in lines[3:] if line[4] != "-"}
 

@@ -1,7 +1,7 @@
-"""The object format of cmekproxy, for reading: bytes and data keys in, plaintext out.
+"""Reads the object format of cmekproxy: stored bytes and data keys in, plaintext out.
 
-Written from docs/format.md, whose sections the comments name. It does no I/O but reading from the stream that it is
-given, and hands out no byte that has not been authenticated.
+Written from docs/format.md; comments name its sections. The only I/O is to read the given stream. Plaintext is
+returned only after it is authenticated.
 """
 
 import base64
@@ -30,15 +30,15 @@ CHECKSUMS = {1: ("CRC32", 4), 2: ("CRC32C", 4), 3: ("CRC64NVME", 8), 4: ("SHA1",
 
 
 class FormatError(Exception):
-    """The object is not what was stored, or not of this format."""
+    """The object was modified, or it is not in this format."""
 
 
 class NoEnvelope(FormatError):
-    """The object has no entry of an envelope at all."""
+    """The object has no envelope entries."""
 
 
-Unwrap = Callable[[str, bytes], bytes]  # KMS key id, wrapped DEK as it is stored -> DEK
-Ask = Callable[[str, bytes, dict[str, str]], bytes]  # KMS key id, what the KMS gave, encryption context -> what it has wrapped
+Unwrap = Callable[[str, bytes], bytes]  # KMS key id, stored wrapped DEK -> DEK
+Ask = Callable[[str, bytes, dict[str, str]], bytes]  # KMS key id, ciphertext of the KMS, encryption context -> its plaintext
 
 
 # Section 1: derived keys.
@@ -50,7 +50,7 @@ def derive(dek: bytes, salt: bytes | None, info: bytes) -> bytes:
     return HKDF(SHA256(), 32, salt, info).derive(dek)
 
 
-# Section 2: streams. The segment size is 65,536 but in large parts (section 8.3).
+# Section 2: streams. The segment size is 65,536, except in large parts (section 8.3).
 
 
 def segments(size: int, segment: int) -> int:
@@ -66,16 +66,16 @@ def read_exactly(src: BinaryIO, n: int) -> bytes:
     while left:
         piece = src.read(left)
         if not piece:
-            raise FormatError("the body is cut short")
+            raise FormatError("body is truncated")
         pieces.append(piece)
         left -= len(piece)
     return b"".join(pieces)
 
 
 def open_stream(src: BinaryIO, dek: bytes, header: bytes, size: int, segment: int = SEGMENT) -> Iterator[bytes]:
-    """Yields the plaintext of a stream whose header has been read from src already."""
+    """Yields the plaintext of a stream. Its header has already been read from src."""
     if header[0] != HEADER:
-        raise FormatError("the stream header's length byte")
+        raise FormatError(f"authentication failed: header length is {header[0]}, not {HEADER}")
     gcm = AESGCM(derive(dek, header[1:33], b"cmekproxy v1 body"))
     last = segments(size, segment) - 1
     left = size
@@ -86,7 +86,7 @@ def open_stream(src: BinaryIO, dek: bytes, header: bytes, size: int, segment: in
         try:
             yield gcm.decrypt(nonce, read_exactly(src, text + TAG), None)
         except InvalidTag:
-            raise FormatError(f"segment {i} of {last + 1} does not verify") from None
+            raise FormatError(f"authentication failed in segment {i} of {last + 1}") from None
         left -= text
 
 
@@ -102,7 +102,7 @@ def mac(dek: bytes, fields: list[bytes]) -> bytes:
 
 def check_mac(dek: bytes, fields: list[bytes], want: bytes) -> None:
     if not hmac.compare_digest(mac(dek, fields), want):
-        raise FormatError("the MAC does not verify")
+        raise FormatError("authentication failed: the MAC")
 
 
 @dataclass
@@ -120,10 +120,10 @@ class Envelope:
 
 
 def own_entries(metadata: dict[str, str]) -> dict[str, str]:
-    """The entries of an envelope, of a version and suite that is known."""
+    """Returns the envelope entries, after a check of version and suite."""
     own = {name: value for name, value in metadata.items() if name.startswith("cmek-")}
     if not own:
-        raise NoEnvelope("the object has no envelope")
+        raise NoEnvelope("object has no envelope")
     if own.get("cmek-v") != "1" or own.get("cmek-suite") != "1":
         raise FormatError("unknown version or suite")
     return own
@@ -160,7 +160,7 @@ def parse_envelope(metadata: dict[str, str]) -> Envelope:
     own = own_entries(metadata)
     needed = {"cmek-v", "cmek-suite", "cmek-key", "cmek-dek", "cmek-header", "cmek-size", "cmek-mac"}
     if set(own) - {"cmek-sum"} != needed:
-        raise FormatError("entries of the envelope are missing or unknown")
+        raise FormatError("malformed envelope: missing or unknown entries")
     size = own["cmek-size"]
     if not size.isascii() or not size.isdigit() or str(int(size)) != size:
         raise FormatError("malformed cmek-size")
@@ -175,7 +175,7 @@ def parse_envelope(metadata: dict[str, str]) -> Envelope:
 
 
 def open_single(src: BinaryIO, metadata: dict[str, str], bucket: str, key: bytes, unwrap: Unwrap) -> Iterator[bytes]:
-    """Yields the plaintext of an object that was put whole."""
+    """Yields the plaintext of a single-PUT object."""
     e = parse_envelope(metadata)
     dek = unwrap(e.key_id, e.wrapped_dek)
     e.verify(dek, bucket, key)
@@ -183,12 +183,12 @@ def open_single(src: BinaryIO, metadata: dict[str, str], bucket: str, key: bytes
     if not start and e.size == 0:
         return  # section 2: an empty plaintext may have no body
     if start + read_exactly(src, HEADER - 1) != e.header:
-        raise FormatError("the body's header is not the envelope's")
+        raise FormatError("authentication failed: the header differs from the envelope's")
     yield from withholding_last(open_stream(src, dek, e.header, e.size), src)
 
 
 def withholding_last(pieces: Iterator[bytes], src: BinaryIO) -> Iterator[bytes]:
-    """The pieces, the last of them only after src has turned out to end there."""
+    """Yields the pieces, but the last one only if src ends after it."""
     held = None
     for piece in pieces:
         if held is not None:
@@ -209,7 +209,7 @@ def open_checksums(sealed: bytes, dek: bytes) -> dict[int, bytes]:
     try:
         records = AESGCM(derive(dek, None, b"cmekproxy v1 checksum")).decrypt(sealed[:12], sealed[12:], None)
     except (InvalidTag, ValueError):
-        raise FormatError("the sealed checksums do not verify") from None
+        raise FormatError("authentication failed: the sealed checksums") from None
     out: dict[int, bytes] = {}
     while records:
         kind = records[0]
@@ -265,22 +265,24 @@ def part_segment(size: int) -> int:
 
 
 def parse_part(prefix: bytes, src: BinaryIO) -> tuple[Part, bytes]:
-    """Reads a part header from the first 1,024 bytes of a part. If it has a record, the rest of the part is read from
-    src, and returned."""
+    """Parses a part header, from the first 1,024 bytes of a part.
+
+    If the part has a record, the rest of the part is read from src and returned too.
+    """
     magic, version, suite, flags, zero, number, record, size, segment, k, w, upload, mac_ = struct.unpack(">8sBBBBHHQIHH32s32s", prefix[:96])
     if magic != b"cmekpart":
-        raise FormatError("no part header")
+        raise FormatError("not a part header")
     if version != 1 or suite != 1:
         raise FormatError("unknown version or suite")
     names = prefix[96:PART_HEADER]
     if flags > 1 or zero or not 1 <= number <= 10000 or size > MAX_PART or not 1 <= k <= 512 or not 1 <= w <= 888 - k or any(names[k + w :]):
         raise FormatError("malformed part header")
     if segment != part_segment(size):
-        raise FormatError("the segment size is not that of the part's length")
+        raise FormatError("malformed part header: the segment size does not match the length of the part")
     rest = b""
     if record:
         if size or not flags or record > TAG_SPACE - TAG:
-            raise FormatError("a record where none may be")
+            raise FormatError("malformed part header: a record is not allowed here")
         rest = read_exactly(src, OVERHEAD - PART_PREFIX)
     key_id = check_key_id(names[:k].decode("latin-1"))
     return Part(number, size, flags == 1, segment, upload, key_id, names[k : k + w], prefix[PART_HEADER:], rest[TAG : TAG + record], mac_), rest
@@ -297,14 +299,14 @@ def parse_record(b: bytes) -> Record:
 
 
 def check_record(record: Record, parts: list[tuple[int, int]]) -> None:
-    """parts: number and length of each part ahead, in order."""
+    """Checks a record against the number and length of each part before it, in order."""
     digest = hashlib.sha256(b"".join(struct.pack(">HQ", *p) for p in parts)).digest()
     if record.parts != len(parts) or record.digest != digest:
-        raise FormatError("the parts are not those of the record")
+        raise FormatError("authentication failed: the parts do not match the record")
     if record.runs:
         named = [(first + i, length) for first, count, length in record.runs for i in range(count)]
         if named != parts:
-            raise FormatError("the parts are not those of the record's runs")
+            raise FormatError("authentication failed: the parts do not match the runs of the record")
 
 
 @dataclass
@@ -315,14 +317,14 @@ class Multipart:
     bucket: str
     key: bytes
     unwrap: Unwrap
-    # Returns the object's last 9,216 bytes, for part numbers with gaps: whether they were there from the start is in the
-    # record. None: gaps are taken for missing parts.
+    # Returns the object's last 9,216 bytes. They are needed if part numbers have gaps: the record shows whether the
+    # upload had the same gaps. If tail is None, a gap is an error.
     tail: Callable[[], bytes] | None = None
-    checksum: tuple[int, dict[int, bytes]] | None = None  # type of section 8.4, digests by id; once all is read
+    checksum: tuple[int, dict[int, bytes]] | None = None  # type (section 8.4) and digests by id; set at the end of the object
 
     def __iter__(self) -> Iterator[bytes]:
         upload, final, ahead = None, False, []
-        numbers: list[int] | None = None  # of the record, where the numbers have gaps
+        numbers: list[int] | None = None  # from the record, if the numbers have gaps
         while prefix := self.next_prefix():
             if final:
                 raise FormatError("a part follows the final part")
@@ -330,7 +332,7 @@ class Multipart:
             dek = self.unwrap(part.key_id, part.wrapped_dek)
             part.verify(dek, self.bucket, self.key)
             if upload not in (None, part.upload):
-                raise FormatError(f"part {part.number} is of another upload")
+                raise FormatError(f"part {part.number} is from a different upload")
             upload, final = part.upload, part.final
             if part.record:
                 self.end(part, dek, rest, ahead)
@@ -353,25 +355,25 @@ class Multipart:
         return first + read_exactly(self.src, PART_PREFIX - 1) if first else b""
 
     def end(self, part: Part, dek: bytes, rest: bytes, ahead: list[tuple[int, int]]) -> None:
-        """Checks the part that was appended when the upload was completed."""
+        """Checks the part that CompleteMultipartUpload appended."""
         for _ in open_stream(Bytes(rest), dek, part.header, 0):
             pass
         if any(rest[TAG + len(part.record) :]):
-            raise FormatError("the fill behind the record is not zero")
+            raise FormatError("the fill after the record is not zero")
         record = parse_record(part.record)
         check_record(record, ahead)
         if ahead and part.number <= ahead[-1][0]:
-            raise FormatError("the number of the appended part")
+            raise FormatError("authentication failed: the number of the appended part")
         self.checksum = (record.kind, open_checksums(record.sealed_sum, dek))
 
     def recorded_numbers(self) -> list[int]:
-        """The part numbers that the record at the end of the object has; empty if it has their digest only."""
+        """Returns the part numbers in the record at the end of the object, or an empty list if it has only their digest."""
         tail = self.tail() if self.tail else b""
         if len(tail) != OVERHEAD or tail[:8] != b"cmekpart":
-            raise FormatError("a part is missing, and there is no record of gaps")
+            raise FormatError("a part is missing: no record explains the gap")
         part, _ = parse_part(tail[:PART_PREFIX], Bytes(tail[PART_PREFIX:]))
         if not part.record:
-            raise FormatError("a part is missing, and there is no record of gaps")
+            raise FormatError("a part is missing: no record explains the gap")
         part.verify(self.unwrap(part.key_id, part.wrapped_dek), self.bucket, self.key)
         return [first + i for first, count, _ in parse_record(part.record).runs for i in range(count)]
 
@@ -388,7 +390,7 @@ class Bytes:
         return piece
 
 
-# Section 9: data keys that are more than what the KMS gave.
+# Section 9: wrapped data keys with more than the ciphertext of the KMS.
 
 COMPOUND = b"cmekwrap"
 SSE_C = "sse-c"
@@ -420,7 +422,7 @@ def parse_wrapped(wrapped: bytes) -> WrappedKey:
         raise FormatError(f"malformed wrapped data key: {e}") from None
     blob = src.read(len(wrapped))
     if not blob:
-        raise FormatError("malformed wrapped data key: nothing of the KMS's")
+        raise FormatError("malformed wrapped data key: no ciphertext of the KMS")
     return WrappedKey(salt, context, blob)
 
 
@@ -437,7 +439,7 @@ def read_context(src: BinaryIO) -> dict[str, str]:
 
 
 def unwrapper(ask: Ask, bucket: str, key: bytes, customer_key: bytes | None = None) -> Unwrap:
-    """What makes DEKs of one object out of wrapped ones, by a KMS or by the customer's own key."""
+    """Returns a function that unwraps the DEKs of one object, with a KMS or with the customer key."""
 
     def unwrap(key_id: str, wrapped: bytes) -> bytes:
         if key_id == SSE_C:
@@ -452,11 +454,11 @@ def unwrapper(ask: Ask, bucket: str, key: bytes, customer_key: bytes | None = No
 
 def unwrap_by_customer(customer_key: bytes | None, wrapped: bytes, bucket: str, key: bytes) -> bytes:
     if customer_key is None:
-        raise FormatError("the object is under a key of the customer's (SSE-C), which is not given")
+        raise FormatError("the object is encrypted under a customer key (SSE-C): give --sse-customer-key FILE")
     if len(wrapped) != 81 or wrapped[0] != 1:
-        raise FormatError("malformed data key under a customer's key")
+        raise FormatError("malformed envelope: a data key wrapped by a customer key")
     kek = AESGCM(derive(customer_key, wrapped[1:33], named(b"cmekproxy v1 sse-c", bucket, key)))
     try:
         return kek.decrypt(bytes(12), wrapped[33:], None)
     except InvalidTag:
-        raise FormatError("the customer's key is another one") from None
+        raise FormatError("wrong customer key") from None

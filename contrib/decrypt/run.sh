@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The independent decryptor against the vectors of the format. Installs python3-cryptography where no Python has it.
+# Tests the independent decryptor with the test vectors of the format.
+# Installs python3-cryptography if no Python has it.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 

@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""Reads all vectors of the format, and refuses all that must be refused. Needs `cryptography` only."""
+"""Reads all test vectors of the format, and checks that malformed objects are rejected.
+
+Needs only `cryptography`.
+"""
 
 import base64
 import hashlib
@@ -26,7 +29,7 @@ def pattern(n: int) -> bytes:
 
 
 def sealed(dek: bytes, header: bytes, text: bytes, segment: int = 65536) -> bytes:
-    """The stream of a plaintext: what the vectors that have a hash only are compared with."""
+    """Returns the stream of a plaintext, for vectors that have only a hash."""
     gcm = AESGCM(derive(dek, header[1:33], b"cmekproxy v1 body"))
     last, out, at = segments(len(text), segment) - 1, [header], 0
     for i in range(last + 1):
@@ -129,8 +132,8 @@ class Parts(unittest.TestCase):
     def test_vectors(self) -> None:
         for v in PARTS["objects"]:
             if any("bytes" not in p for p in v["parts"]):
-                self.assertEqual(part_segment(v["plaintext_size"]), 131072, "the one vector of this kind")
-                print(f"{v['name']}: only its hash is kept; read live in the end-to-end tests")
+                self.assertEqual(part_segment(v["plaintext_size"]), 131072, "only one vector has no bytes")
+                print(f"{v['name']}: the vector has only a hash; the end-to-end tests read such an object")
                 continue
             with self.subTest(v["name"]):
                 stored = b"".join(self.stored(v))
@@ -167,7 +170,7 @@ class Parts(unittest.TestCase):
             for bit in range(8 * 1024):
                 bad = bytearray(stored[:OVERHEAD])
                 bad[bit // 8] ^= 1 << bit % 8
-                with self.assertRaises((FormatError, KeyError)):  # KeyError: a wrapped DEK that the vectors do not have
+                with self.assertRaises((FormatError, KeyError)):  # KeyError: a wrapped DEK that is not in the vectors
                     self.read(v, bytes(bad) + stored[OVERHEAD:])
 
 

@@ -1,4 +1,7 @@
-"""Gets and puts an object with boto3's default settings, and prints what came of it as JSON: attempts.py ENDPOINT REGION BUCKET KEY."""
+"""Gets and puts an object with boto3's default settings, and prints the results as JSON.
+
+    attempts.py ENDPOINT REGION BUCKET KEY
+"""
 
 import json
 import sys

@@ -1,6 +1,6 @@
 """The checks of checks_test.go with boto3. Prints one line of JSON per check; see runScript in main_test.go.
 
-Credentials and the certificate to trust are in the environment, the rest in the manifest that is the only argument.
+Credentials and the trusted certificate are in the environment. The only argument is the manifest.
 """
 
 import base64
@@ -28,7 +28,7 @@ SMALL = M["small_text"].encode()
 
 
 def client(access_key=None, secret=None, config=None):
-    """All defaults: boto3 uses path style by itself for an endpoint that is an address."""
+    """Returns a client with default settings. boto3 uses path style by default if the endpoint is an IP address."""
     return boto3.client(
         "s3",
         endpoint_url=M["endpoint"],
@@ -47,7 +47,7 @@ retried = []
 
 
 def count_retries(parsed, model, **_):
-    # Over TLS, the store itself may close the connection on a PUT that it refuses, without an answer.
+    # Over TLS, the store itself may close the connection on a PUT that it rejects, without a response.
     if M["proxied"] and parsed["ResponseMetadata"].get("RetryAttempts"):
         retried.append(model.name)
 
@@ -79,7 +79,7 @@ class Check:
                 self.failures.append(f"{what}: {got}, not {status} {codes}: {e}"[:600])
             return
         except (HTTPClientError, SSLError):
-            # Over TLS, the store itself may close the connection on a PUT that it refuses, without an answer.
+            # Over TLS, the store itself may close the connection on a PUT that it rejects, without a response.
             if M["proxied"]:
                 raise
             return
@@ -207,7 +207,7 @@ def odd_keys(c):
 
 
 def fetch(c, what, url, status, method="GET", content=None, want=None):
-    """What any program does that is handed a URL."""
+    """Sends a request to a URL as a program without an SDK does."""
     context = ssl.create_default_context(cafile=os.environ.get("AWS_CA_BUNDLE")) if url.startswith("https:") else None
     # By default, urllib sends the Content-Type of a form with a body. The
     # signature does not cover it, so it has no effect.
@@ -347,7 +347,7 @@ def conditions(c):
 
 
 def multipart(c):
-    """The transfer manager with its defaults: parts of 8 MiB, ten threads, up and down."""
+    """Uploads and downloads with the transfer manager and its defaults: parts of 8 MiB, ten threads."""
     large = M["large"]
     s3.upload_file(large["file"], BUCKET, "large")
     head = s3.head_object(Bucket=BUCKET, Key="large")
@@ -363,7 +363,7 @@ def multipart(c):
 
 
 def copy(c):
-    """CopyObject, and the managed copy, which copies large objects in parts."""
+    """Copies with CopyObject, and with the managed copy, which uses multipart uploads for large objects."""
     for key, want in {"bodies/random-65497": data(body("random-65497")), "large": data(M["large"])}.items():
         source = {"Bucket": BUCKET, "Key": key}
         s3.copy_object(Bucket=BUCKET, Key="copies/one-" + key, CopySource=source)

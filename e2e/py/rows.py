@@ -1,4 +1,4 @@
-"""Adds rows to an SQLite database, and prints how many it has and a digest of them: rows.py FILE [ROWS]."""
+"""Adds rows to an SQLite database, and prints the number of rows and a digest of them: rows.py FILE [ROWS]."""
 
 import hashlib
 import sqlite3
